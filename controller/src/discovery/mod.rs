@@ -1,0 +1,1 @@
+//! From Server to BareMetalHost. Writes BareMetalHost, HardwareData and Server spec.

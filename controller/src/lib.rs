@@ -1,0 +1,10 @@
+//! Boot services, enrolment and discovery: everything that one Muster controller does.
+//!
+//! See `ARCHITECTURE.md` for the map. Effects are thin loops around pure functions; [`world`] is what the loops read.
+
+pub mod agents;
+pub mod boot;
+pub mod discovery;
+pub mod events;
+pub mod metrics;
+pub mod world;

@@ -1,0 +1,33 @@
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A one-time token that was spent, and the certificate it bought. Named after the token's hash, so that it is spent once in
+/// the whole cluster, whichever replica sees it first.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "muster.dev",
+    version = "v1alpha1",
+    kind = "Enrolment",
+    plural = "enrolments",
+    namespaced,
+    derive = "PartialEq",
+    printcolumn = r#"{"name":"Server","type":"string","jsonPath":".spec.server"}"#,
+    printcolumn = r#"{"name":"Contested","type":"boolean","jsonPath":".spec.contested"}"#,
+    printcolumn = r#"{"name":"Expires","type":"date","jsonPath":".spec.expires"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EnrolmentSpec {
+    /// The Server that spent the token.
+    pub server: String,
+    /// SHA-256 of the subject public key info that the certificate is for, hexadecimal.
+    pub key: String,
+    /// The certificate chain, PEM; the same key asking again gets the same.
+    pub certificate: String,
+    /// True once another key showed the same token: the certificate is revoked.
+    pub contested: bool,
+    /// When the token and every certificate bought with it have ended (RFC 3339); the object is then removed.
+    #[schemars(regex(pattern = r"^\d{4}-\d{2}-\d{2}T.*Z$"))]
+    pub expires: String,
+}

@@ -1,0 +1,17 @@
+//! What agent and controller say to each other, and the Kubernetes kinds they are about.
+//!
+//! This crate does no IO, starts no runtime and knows no client: it is plain data, its JSON and its rules.
+//! The kinds sit behind the feature `kinds`, so that the agent pulls in no Kubernetes crate.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod identity;
+pub mod inventory;
+#[cfg(feature = "kinds")]
+pub mod kinds;
+pub mod mac;
+pub mod session;
+pub mod text;
+
+pub use mac::Mac;

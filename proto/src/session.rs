@@ -1,0 +1,186 @@
+//! The protocol between agent and controller: HTTP/1.1, JSON, TLS pinned to the controller's CA, always dialled by the agent.
+//!
+//! | call | TLS client certificate | request | answer |
+//! | --- | --- | --- | --- |
+//! | `POST /v1/enrol` | none | [`EnrolRequest`] | [`EnrolResponse`] |
+//! | `POST /v1/renew` | yes | [`RenewRequest`] | [`EnrolResponse`] |
+//! | `POST /v1/inventory` | yes | [`crate::inventory::Inventory`] | [`InventoryResponse`] |
+//! | `POST /v1/poll` | yes | [`PollRequest`] | [`PollResponse`], after [`PollResponse::command`] changes or [`POLL_SECONDS`] |
+//! | `POST /v1/log` | yes | [`LogRequest`] | empty |
+//!
+//! Every error answer is a [`Problem`]; `503` and `429` carry `Retry-After` in seconds.
+//! One minor version apart, agent and controller work together: unknown fields are ignored, new fields have defaults.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Mac, identity::Identity};
+
+/// The version of this protocol: `major.minor`. Another major version is refused with [`ProblemKind::Version`].
+pub const PROTOCOL: &str = "1.0";
+
+/// How long the controller holds a poll that has nothing to say, in seconds.
+pub const POLL_SECONDS: u64 = 25;
+
+/// The largest request body that the controller reads, in bytes; more is answered with 413.
+pub const MAX_BODY: usize = 8 << 20;
+
+/// Asks for a client certificate: "I was served on this segment, and this key is mine".
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnrolRequest {
+    /// The one-time token of [`crate::config::BootConfig`].
+    pub token: String,
+    /// PKCS #10 certificate signing request, PEM. The controller takes only the public key from it.
+    pub csr: String,
+    /// Who the machine says that it is.
+    pub identity: Identity,
+    /// [`PROTOCOL`] as the agent speaks it.
+    pub protocol: String,
+    /// The agent's own version.
+    pub agent_version: String,
+    /// The interface the firmware booted from, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_mac: Option<Mac>,
+}
+
+/// Asks for a further certificate over a session whose certificate nears its end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RenewRequest {
+    /// PKCS #10 certificate signing request, PEM.
+    pub csr: String,
+}
+
+/// A certificate and what goes with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnrolResponse {
+    /// The Server object's name: how the controller calls this machine.
+    pub server: String,
+    /// Certificate chain, PEM, leaf first.
+    pub certificate: String,
+    /// Unix seconds at which the agent should have renewed; well before the certificate ends.
+    pub renew_at: i64,
+    /// The controller's clock, unix seconds.
+    pub time: i64,
+    /// The authorities to trust from now on, PEM.
+    pub ca_pem: String,
+}
+
+/// The inventory is stored: it survives the controller from now on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InventoryResponse {
+    /// The controller's clock, unix seconds.
+    pub time: i64,
+}
+
+/// "I am here; what next?"
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PollRequest {
+    /// The id of the last command that the agent has carried out or taken up; empty before the first.
+    pub last: String,
+    /// How the command named in `last` went, once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+/// What the agent does next; the same command is answered until `last` names it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PollResponse {
+    /// The next command, or none: stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Command>,
+    /// The controller's clock, unix seconds.
+    pub time: i64,
+}
+
+/// One order to the agent, idempotent under its id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Command {
+    /// Operation id.
+    pub id: String,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What a [`Command`] asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "do")]
+pub enum Action {
+    /// Collect and send the inventory again.
+    Inspect,
+    /// Reboot; the boot services then let the firmware go on to the machine's own disk.
+    Reboot,
+    /// A command of a newer controller: answered with a failed [`Outcome`].
+    #[serde(other)]
+    Unknown,
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "result")]
+pub enum Outcome {
+    /// Done.
+    Done,
+    /// Not done; the message says what failed and on what.
+    Failed {
+        /// For people.
+        message: String,
+    },
+}
+
+/// Lines of the agent's log, oldest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogRequest {
+    /// The lines, without line ends.
+    pub lines: Vec<String>,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{kind:?}: {message}")]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// For machines.
+    pub kind: ProblemKind,
+    /// For people: what failed, on which object, and what happens next.
+    pub message: String,
+}
+
+/// The agent's reaction depends on this alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProblemKind {
+    /// The body is not what the call takes. Final for this body.
+    Malformed,
+    /// The body is larger than [`MAX_BODY`]. Final for this body.
+    TooLarge,
+    /// Another major version of the protocol. Final: the machine must boot again to get a fitting agent.
+    Version,
+    /// The token is expired, foreign, forged or spent with another key. Final: boot again for a new one.
+    Token,
+    /// The certificate is revoked, expired or names another machine. Final: boot again.
+    Certificate,
+    /// The segment takes no more machines for now. Try again after `Retry-After`.
+    Quota,
+    /// The API server cannot be reached or is busy; nothing was lost. Try again after `Retry-After`.
+    Unavailable,
+    /// Something that a newer controller knows.
+    #[serde(other)]
+    Other,
+}
+
+impl ProblemKind {
+    /// True if the same request can succeed later.
+    pub fn is_transient(self) -> bool {
+        matches!(
+            self,
+            ProblemKind::Quota | ProblemKind::Unavailable | ProblemKind::Other
+        )
+    }
+}

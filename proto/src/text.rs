@@ -1,0 +1,212 @@
+//! Text that hardware or a stranger on the network wrote, made fit to show, store and name things with.
+//!
+//! Everything that comes from firmware, a packet or an agent passes through here before it reaches a log,
+//! a terminal, an iPXE script, a label or an object's name.
+
+/// The longest hardware string that is kept, in bytes; SMBIOS strings are at most 64 by the specification.
+pub const MAX: usize = 256;
+
+/// `raw` without control characters (ANSI escapes, newlines, NULs), trimmed, inner white space folded, at most [`MAX`] bytes.
+///
+/// Bytes that are no UTF-8 become U+FFFD, so that nothing is silently dropped.
+pub fn clean(raw: &[u8]) -> String {
+    let decoded = String::from_utf8_lossy(raw);
+    let mut out = String::with_capacity(decoded.len().min(MAX));
+    for c in decoded.chars() {
+        let c = if c.is_control() || c.is_whitespace() || is_invisible(c) {
+            ' '
+        } else {
+            c
+        };
+        if c == ' ' && (out.is_empty() || out.ends_with(' ')) {
+            continue;
+        }
+        if out.len() + c.len_utf8() > MAX {
+            break;
+        }
+        out.push(c);
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+/// Format characters that change how the text around them is shown: bidirectional overrides, zero-width marks, BOM.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Values that firmware carries when nobody filled them in; compared without case, after [`clean`].
+const PLACEHOLDERS: &[&str] = &[
+    "to be filled by o.e.m.",
+    "to be filled by oem",
+    "to be set by oem",
+    "default string",
+    "default",
+    "system serial number",
+    "system product name",
+    "system manufacturer",
+    "system version",
+    "base board serial number",
+    "chassis serial number",
+    "serial number",
+    "not specified",
+    "not applicable",
+    "not available",
+    "not settable",
+    "no asset tag",
+    "none",
+    "null",
+    "n/a",
+    "na",
+    "oem",
+    "o.e.m.",
+    "unknown",
+    "invalid",
+    "empty",
+    "0123456789",
+    "123456789",
+    "1234567890",
+    "01234567",
+    "..................",
+    "xxxxxxxxxxxxxxx",
+];
+
+/// `value` if it says something about this one machine: `None` for what vendors ship unfilled (`To Be Filled By O.E.M.`,
+/// all zeros, one character repeated, empty).
+pub fn usable(value: &str) -> Option<&str> {
+    let value = value.trim();
+    let lower = value.to_lowercase();
+    let mut signs = lower.bytes().filter(u8::is_ascii_alphanumeric);
+    let first = signs.next()?;
+    let repeated = signs.all(|sign| sign == first);
+    (!repeated && !PLACEHOLDERS.contains(&lower.as_str())).then_some(value)
+}
+
+/// The usable form of an SMBIOS system UUID: lower case, 36 characters.
+///
+/// All zeros and all ones mean "not set" (SMBIOS 3.x, 7.2.1); a few board vendors ship one UUID on every board.
+pub fn usable_uuid(value: &str) -> Option<String> {
+    const SHIPPED_ON_EVERY_BOARD: &[&str] = &[
+        "03000200-0400-0500-0006-000700080009",
+        "12345678-1234-5678-90ab-cddeefaabbcc",
+    ];
+    let lower = value.trim().to_lowercase();
+    let shape = lower.len() == 36
+        && lower.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        });
+    let mut digits = lower.bytes().filter(|byte| *byte != b'-');
+    let first = digits.next()?;
+    let repeated = digits.all(|digit| digit == first);
+    (shape && !repeated && !SHIPPED_ON_EVERY_BOARD.contains(&lower.as_str())).then_some(lower)
+}
+
+/// `value` as part of a DNS-1123 label: lower case, every run of other characters one `-`, none at the ends, at most `max` bytes.
+/// Empty if nothing is left.
+pub fn dns_label(value: &str, max: usize) -> String {
+    let mut out = String::new();
+    for c in value.chars() {
+        match c.to_ascii_lowercase() {
+            c @ ('a'..='z' | '0'..='9') => out.push(c),
+            _ if out.is_empty() || out.ends_with('-') => {}
+            _ => out.push('-'),
+        }
+    }
+    out.truncate(max);
+    out.truncate(out.trim_end_matches('-').len());
+    out
+}
+
+/// `value` as a Kubernetes label value: `[A-Za-z0-9._-]`, at most 63 bytes, ends alphanumeric. Empty if nothing is left.
+pub fn label_value(value: &str) -> String {
+    let mut out = String::new();
+    for c in value.chars() {
+        match c {
+            'a'..='z' | 'A'..='Z' | '0'..='9' => out.push(c),
+            _ if out.is_empty() => {}
+            '.' | '_' | '-' => out.push(c),
+            _ if out.ends_with('-') => {}
+            _ => out.push('-'),
+        }
+    }
+    out.truncate(63);
+    out.truncate(out.trim_end_matches(['.', '_', '-']).len());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_vendors_ship_unfilled_is_not_usable() {
+        for junk in [
+            "",
+            "  ",
+            "To Be Filled By O.E.M.",
+            "00000000",
+            "0000-0000",
+            "FFFFFFFF",
+            "Default string",
+            "None",
+            ".......",
+            "System Serial Number",
+        ] {
+            assert_eq!(usable(junk), None, "{junk:?}");
+        }
+        assert_eq!(usable(" J5K2X93 "), Some("J5K2X93"));
+    }
+
+    #[test]
+    fn placeholder_uuids_are_not_usable() {
+        for junk in [
+            "00000000-0000-0000-0000-000000000000",
+            "ffffffff-ffff-ffff-ffff-ffffffffffff",
+            "03000200-0400-0500-0006-000700080009",
+            "Not Settable",
+            "",
+        ] {
+            assert_eq!(usable_uuid(junk), None, "{junk:?}");
+        }
+        assert_eq!(
+            usable_uuid("4C4C4544-0035-4B10-8032-CAC04F583933").as_deref(),
+            Some("4c4c4544-0035-4b10-8032-cac04f583933")
+        );
+    }
+
+    #[test]
+    fn escapes_and_newlines_never_survive() {
+        assert_eq!(clean(b"\x1b[31mevil\x1b[0m\n#!ipxe\0"), "[31mevil [0m #!ipxe");
+        assert_eq!(clean("a\u{202e}b".as_bytes()), "a b");
+        assert_eq!(clean(b"\xff\xfe"), "\u{fffd}\u{fffd}");
+    }
+
+    proptest! {
+        #[test]
+        fn clean_text_is_clean(raw: Vec<u8>) {
+            let text = clean(&raw);
+            prop_assert!(text.len() <= MAX);
+            prop_assert!(!text.chars().any(char::is_control));
+            prop_assert_eq!(clean(text.as_bytes()), text);
+        }
+
+        #[test]
+        fn names_are_dns_labels(value: String, max in 1_usize..63) {
+            let name = dns_label(&value, max);
+            prop_assert!(name.len() <= max);
+            prop_assert!(!name.starts_with('-') && !name.ends_with('-'));
+            prop_assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'));
+        }
+
+        #[test]
+        fn labels_are_valid(value: String) {
+            let label = label_value(&value);
+            prop_assert!(label.len() <= 63);
+            prop_assert!(label.is_empty() || label.starts_with(|c: char| c.is_ascii_alphanumeric()));
+            prop_assert!(label.is_empty() || label.ends_with(|c: char| c.is_ascii_alphanumeric()));
+        }
+    }
+}

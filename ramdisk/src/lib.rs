@@ -1,0 +1,1 @@
+//! Kernel, initramfs and boot images, byte for byte reproducible.

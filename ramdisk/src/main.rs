@@ -1,0 +1,3 @@
+//! Builds ramdisks.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The lab: QEMU hosts, the local control plane, simulated clients, fault injection.
