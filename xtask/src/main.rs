@@ -1,1 +1,88 @@
-fn main() {}
+//! `cargo xtask`: the one front door for people.
+
+#![forbid(unsafe_code)]
+
+mod artifacts;
+mod ci;
+mod codegen;
+mod command;
+mod setup;
+mod tidy;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use command::Cmd;
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  demo      discover two servers that nobody has described: [--once] [--hosts N] [--kubeconfig FILE]
+  test      run all tests: [--full] [words that cargo test takes]
+  ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
+  bench     measure and print: discovery [--runs N]
+  lab       run a part of the lab: see `cargo xtask lab help`
+  build     make what demo and test need: control plane, agent, ramdisks, controller
+  tidy      check the rules of the house that no compiler checks
+  codegen   write the generated files (CRDs, roles, benchmark page); --check compares only
+  setup     install what Debian packages are missing, or print which
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let Some(command) = args.next() else {
+        print!("{HELP}");
+        return Ok(());
+    };
+    let rest: Vec<String> = args.collect();
+    std::env::set_current_dir(root()).context("entering the repository")?;
+    match command.as_str() {
+        "help" | "--help" | "-h" => print!("{HELP}"),
+        "setup" => setup::install()?,
+        "build" => artifacts::all()?,
+        "demo" => {
+            artifacts::all()?;
+            artifacts::lab(&["demo"], &rest)?;
+        }
+        "lab" => {
+            artifacts::all()?;
+            artifacts::lab(&[], &rest)?;
+        }
+        "bench" => {
+            artifacts::all()?;
+            artifacts::release_controller()?;
+            artifacts::lab(&["bench"], &rest)?;
+            codegen::write()?;
+        }
+        "test" => ci::test(&rest)?,
+        "ci" => ci::run()?,
+        "tidy" => tidy::run(&root())?,
+        "codegen" if rest == ["--check"] => codegen::check()?,
+        "codegen" => codegen::write()?,
+        unknown => bail!("there is no command {unknown:?}; `cargo xtask` lists them"),
+    }
+    Ok(())
+}
+
+/// The repository's top directory.
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the repository")
+        .to_owned()
+}
+
+/// `cargo`, the one that runs us.
+fn cargo() -> Cmd {
+    Cmd::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
+}

@@ -1,0 +1,218 @@
+//! What the demo, the tests and the benchmarks run: built once, kept below `target/`, rebuilt only when their inputs change.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cargo, command::Cmd, root, setup};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Everything, in order, each step saying what it does and how long it may take.
+pub(crate) fn all() -> Result<()> {
+    setup::install()?;
+    step(
+        "control plane: API server and kubectl (first time 6 to 10 min, then cached)",
+        control_plane,
+    )?;
+    step("agent: static binary (first time 2 min)", agent)?;
+    step("controller and lab (first time 4 min)", controller)?;
+    step("ramdisks: lab and server (first time 2 min)", ramdisks)
+}
+
+fn step(what: &str, build: fn() -> Result<()>) -> Result<()> {
+    println!("· {what}");
+    let start = Instant::now();
+    build()?;
+    let seconds = start.elapsed().as_secs_f64();
+    if seconds >= 1.0 {
+        println!("  {seconds:.0} s");
+    }
+    Ok(())
+}
+
+/// A file below `target/logs` for a step's output.
+pub(crate) fn log(name: &str) -> Result<PathBuf> {
+    let dir = root().join("target/logs");
+    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    Ok(dir.join(format!("{name}.log")))
+}
+
+fn control_plane() -> Result<()> {
+    let out = root().join("target/controlplane");
+    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+    Cmd::new("make")
+        .dir("deploy/controlplane")
+        .args(["--no-print-directory", &format!("OUT={}", out.display())])
+        .run_logged(&log("controlplane")?)
+}
+
+/// The agent's own flags: static, so that it runs as the only program of the ramdisk.
+fn agent() -> Result<()> {
+    cargo()
+        .env(
+            "RUSTFLAGS",
+            "-C target-feature=+crt-static -C relocation-model=static",
+        )
+        .args([
+            "build",
+            "--quiet",
+            "--profile",
+            "agent",
+            "--target",
+            TARGET,
+            "--package",
+            "muster-agent",
+        ])
+        .run()
+}
+
+fn controller() -> Result<()> {
+    cargo()
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "muster-controller",
+            "--package",
+            "muster-ramdisk",
+            "--package",
+            "muster-tests",
+        ])
+        .run()
+}
+
+/// The controller as it is released; benchmarks measure this one.
+pub(crate) fn release_controller() -> Result<()> {
+    println!("· controller, release build (first time 6 min)");
+    cargo()
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--package",
+            "muster-controller",
+            "--package",
+            "muster-tests",
+        ])
+        .run()
+}
+
+/// Kernels and the EFI stub come from Debian's packages, unpacked and not installed.
+fn ramdisks() -> Result<()> {
+    let stub = package("systemd-boot-efi")?;
+    for (profile, meta) in [
+        ("lab", "linux-image-cloud-amd64"),
+        ("server", "linux-image-amd64"),
+    ] {
+        let kernel = package(&dependency(meta)?)?;
+        let agent = root().join(format!("target/{TARGET}/agent/muster-agent"));
+        let out = root().join("target/boot");
+        let inputs = [
+            kernel.as_path(),
+            stub.as_path(),
+            agent.as_path(),
+            Path::new("target/debug/muster-ramdisk"),
+        ];
+        if is_newer(&out.join(profile).join("current"), &inputs) {
+            continue;
+        }
+        Cmd::new("target/debug/muster-ramdisk")
+            .args(["build", "--profile", profile, "--agent"])
+            .arg(&agent)
+            .arg("--kernel-deb")
+            .arg(&kernel)
+            .arg("--stub-deb")
+            .arg(&stub)
+            .arg("--out")
+            .arg(&out)
+            .run_logged(&log(&format!("ramdisk-{profile}"))?)?;
+    }
+    Ok(())
+}
+
+/// True if `made` is there and younger than each of `inputs`.
+fn is_newer(made: &Path, inputs: &[&Path]) -> bool {
+    let time = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let Some(made) = time(made) else { return false };
+    inputs
+        .iter()
+        .all(|input| time(input).is_some_and(|input| input <= made))
+}
+
+/// The package that a meta package stands for.
+fn dependency(meta: &str) -> Result<String> {
+    let read = || -> Result<Option<String>> {
+        let text = Cmd::new("apt-cache")
+            .args(["depends", "--important", meta])
+            .output()?;
+        Ok(text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Depends: "))
+            .map(str::to_owned))
+    };
+    // A fresh container has no package lists yet: then apt-cache fails or finds nothing.
+    if let Ok(Some(name)) = read() {
+        return Ok(name);
+    }
+    setup::apt_update()?;
+    read()?.with_context(|| format!("{meta} depends on nothing: run `apt-get update` as root and try again"))
+}
+
+/// The path of the package's `.deb` below `target/debs`, downloaded if it is not there.
+fn package(name: &str) -> Result<PathBuf> {
+    let dir = root().join("target/debs");
+    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    let find = || -> Result<Option<PathBuf>> {
+        let prefix = format!("{name}_");
+        let mut found: Vec<PathBuf> = fs::read_dir(&dir)
+            .with_context(|| format!("listing {}", dir.display()))?
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|path| {
+                path.file_name()
+                    .is_some_and(|file| file.to_string_lossy().starts_with(&prefix))
+            })
+            .collect();
+        found.sort();
+        Ok(found.pop())
+    };
+    if let Some(path) = find()? {
+        return Ok(path);
+    }
+    let download = || {
+        Cmd::new("apt-get")
+            .dir(&dir)
+            .args(["download", "--quiet=2", name])
+            .run_logged(&log("download")?)
+    };
+    if download().is_err() {
+        setup::apt_update()?;
+        download()?;
+    }
+    match find()? {
+        Some(path) => Ok(path),
+        None => bail!("apt-get download {name} left no file in {}", dir.display()),
+    }
+}
+
+/// Runs the lab's binary, the release build for benchmarks.
+pub(crate) fn lab(first: &[&str], rest: &[String]) -> Result<()> {
+    let kind = if first == ["bench"] { "release" } else { "debug" };
+    Cmd::new(format!("target/{kind}/muster-lab"))
+        .env(
+            "MUSTER_CONTROLLER",
+            root().join(format!("target/{kind}/muster-controller")),
+        )
+        .env(
+            "MUSTER_CONTROLPLANE",
+            root().join("target/controlplane/controlplane"),
+        )
+        .env("MUSTER_BOOT_DIR", root().join("target/boot"))
+        .args(first)
+        .args(rest)
+        .run()
+}

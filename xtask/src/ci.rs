@@ -1,0 +1,74 @@
+//! What CI runs, and the tests.
+
+use std::{path::Path, time::Instant};
+
+use anyhow::Result;
+
+use crate::{artifacts, cargo, codegen, command::Cmd, root, tidy};
+
+type Step = fn() -> Result<()>;
+
+/// Everything that must hold before a change lands. Tests come last, so that the closing lines are theirs.
+pub(crate) fn run() -> Result<()> {
+    let steps: &[(&str, Step)] = &[
+        ("formatting", || cargo().args(["fmt", "--all", "--check"]).run()),
+        ("rules of the house", || tidy::run(&root())),
+        ("clippy, warnings denied", clippy),
+        ("generated files", codegen::check),
+        ("licences, bans and sources of dependencies", licences),
+        ("tests", || test(&[])),
+    ];
+    for (what, step) in steps {
+        println!("== {what}");
+        let start = Instant::now();
+        step()?;
+        println!("== {what}: {:.0} s", start.elapsed().as_secs_f64());
+    }
+    println!("{} passed, 0 failed", steps.len());
+    Ok(())
+}
+
+fn clippy() -> Result<()> {
+    cargo()
+        .args([
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--deny",
+            "warnings",
+        ])
+        .run()
+}
+
+/// The advisory database comes from outside and is checked elsewhere: this must pass without a network.
+fn licences() -> Result<()> {
+    let tools = root().join("target/tools");
+    if !tools.join("bin/cargo-deny").exists() {
+        println!("building cargo-deny (about 3 min)");
+        cargo()
+            .args(["install", "--quiet", "--locked", "cargo-deny", "--root"])
+            .arg(&tools)
+            .run_logged(&artifacts::log("cargo-deny")?)?;
+    }
+    Cmd::new(tools.join("bin/cargo-deny"))
+        .args(["--log-level", "error", "check", "bans", "licenses", "sources"])
+        .run()
+}
+
+/// Builds what the tests run and runs them all.
+pub(crate) fn test(words: &[String]) -> Result<()> {
+    artifacts::all()?;
+    let full = words.iter().any(|word| word == "--full");
+    let words = words.iter().filter(|word| *word != "--full");
+    let at = |path: &str| root().join(Path::new("target").join(path));
+    let mut command = cargo()
+        .env("MUSTER_CONTROLLER", at("debug/muster-controller"))
+        .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
+        .env("MUSTER_BOOT_DIR", at("boot"));
+    if full {
+        command = command.env("MUSTER_FULL", "1");
+    }
+    command.args(["test", "--workspace"]).args(words).run()
+}

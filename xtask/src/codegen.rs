@@ -1,0 +1,79 @@
+//! Generated files: made by the programs that know, compared by CI.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{artifacts, command::Cmd};
+
+/// Directories that hold generated files only, and the controller's word for them.
+const GENERATED: &[(&str, &str)] = &[("crds", "deploy/crds"), ("roles", "deploy/manifests/roles")];
+
+/// Writes them all.
+pub(crate) fn write() -> Result<()> {
+    build()?;
+    for (what, dir) in GENERATED {
+        generate(what, Path::new(dir))?;
+    }
+    Ok(())
+}
+
+/// Fails if one of them is not what would be written.
+pub(crate) fn check() -> Result<()> {
+    build()?;
+    for (what, dir) in GENERATED {
+        let fresh = Path::new("target/codegen").join(what);
+        if fresh.exists() {
+            fs::remove_dir_all(&fresh).with_context(|| format!("removing {}", fresh.display()))?;
+        }
+        generate(what, &fresh)?;
+        compare(Path::new(dir), &fresh)?;
+    }
+    Ok(())
+}
+
+fn build() -> Result<()> {
+    artifacts::log("codegen")?;
+    crate::cargo()
+        .args(["build", "--quiet", "--package", "muster-controller"])
+        .run()
+}
+
+fn generate(what: &str, out: &Path) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
+    Cmd::new("target/debug/muster-controller")
+        .args(["manifests", what, "--out"])
+        .arg(out)
+        .run()
+}
+
+fn compare(committed: &Path, fresh: &Path) -> Result<()> {
+    let names = |dir: &Path| -> Result<Vec<_>> {
+        let mut names: Vec<_> = fs::read_dir(dir)
+            .with_context(|| format!("listing {}", dir.display()))?
+            .filter_map(|entry| {
+                entry
+                    .ok()
+                    .filter(|entry| entry.path().is_file())
+                    .map(|entry| entry.file_name())
+            })
+            .collect();
+        names.sort();
+        Ok(names)
+    };
+    if names(committed)? != names(fresh)? {
+        bail!(
+            "{} does not hold the files that are generated: run `cargo xtask codegen`",
+            committed.display()
+        );
+    }
+    for name in names(fresh)? {
+        if fs::read(committed.join(&name)).ok() != fs::read(fresh.join(&name)).ok() {
+            bail!(
+                "{} is stale: run `cargo xtask codegen`",
+                committed.join(&name).display()
+            );
+        }
+    }
+    Ok(())
+}

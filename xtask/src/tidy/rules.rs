@@ -1,0 +1,259 @@
+//! The rules.
+
+use super::{Violation, tree::Tree};
+
+/// A rule: what breaks it.
+pub(crate) type Rule = fn(&Tree) -> Vec<Violation>;
+
+/// All rules that fail.
+pub(crate) const ALL: &[Rule] = &[
+    proto_has_no_io,
+    pure_modules_stay_pure,
+    agent_knows_no_controller,
+    only_sys_names_absolute_paths,
+    dependencies_are_sorted,
+    dependencies_are_explained,
+    nothing_is_left_undone,
+    no_machine_paths,
+    public_pages_exist,
+];
+
+/// Modules that decide: plain data in, plan out.
+const PURE: &[&str] = &[
+    "controller/src/boot/policy.rs",
+    "controller/src/boot/decide.rs",
+    "controller/src/boot/ipxe.rs",
+    "controller/src/agents/identity.rs",
+    "controller/src/discovery/next.rs",
+    "controller/src/discovery/hardware.rs",
+    "controller/src/discovery/name.rs",
+];
+
+const IO: &[&str] = &[
+    "std::fs",
+    "std::process",
+    "tokio",
+    "hyper",
+    "kube::Client",
+    "kube::client",
+    "kube::runtime",
+    "kube::Api",
+    "kube::api",
+];
+const CLOCKS: &[&str] = &["SystemTime", "Instant::now", "Timestamp::now", "Zoned::now"];
+const SOCKETS: &[&str] = &["UdpSocket", "TcpStream", "TcpListener", "socket2", "pnet"];
+
+fn found(path: &str, line: usize, what: impl Into<String>) -> Violation {
+    Violation {
+        path: path.to_owned(),
+        line,
+        what: what.into(),
+    }
+}
+
+fn forbid(tree: &Tree, prefix: &str, words: &[&str], why: &str) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (path, text) in tree.files(prefix, ".rs") {
+        for (line, code) in Tree::code(text) {
+            for word in words.iter().filter(|word| code.contains(**word)) {
+                violations.push(found(path, line, format!("`{word}`: {why}")));
+            }
+        }
+    }
+    violations
+}
+
+fn proto_has_no_io(tree: &Tree) -> Vec<Violation> {
+    let words: Vec<&str> = [IO, CLOCKS, SOCKETS].concat();
+    forbid(
+        tree,
+        "proto/src/",
+        &words,
+        "proto has no IO, no client and no clock",
+    )
+}
+
+fn pure_modules_stay_pure(tree: &Tree) -> Vec<Violation> {
+    let words: Vec<&str> = [IO, CLOCKS, SOCKETS, &["async fn"]].concat();
+    let mut violations = Vec::new();
+    for path in PURE {
+        if tree.get(path).is_none() {
+            violations.push(found(
+                path,
+                0,
+                "a module of ARCHITECTURE.md's list of pure ones is missing",
+            ));
+        }
+        violations.extend(forbid(
+            tree,
+            path,
+            &words,
+            "this module decides; effects stand elsewhere",
+        ));
+    }
+    violations
+}
+
+fn agent_knows_no_controller(tree: &Tree) -> Vec<Violation> {
+    let mut violations = forbid(
+        tree,
+        "agent/",
+        &["muster_controller"],
+        "the agent never depends on the controller",
+    );
+    let manifest = tree.get("agent/Cargo.toml").unwrap_or_default();
+    for (at, line) in manifest.lines().enumerate() {
+        if line.starts_with("muster-controller")
+            || line.starts_with("kube")
+            || line.starts_with("k8s-openapi")
+        {
+            violations.push(found(
+                "agent/Cargo.toml",
+                at + 1,
+                "the agent depends on no controller and no Kubernetes client",
+            ));
+        }
+    }
+    violations
+}
+
+fn only_sys_names_absolute_paths(tree: &Tree) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (path, text) in tree
+        .files("agent/src/", ".rs")
+        .filter(|(path, _)| !path.starts_with("agent/src/sys/"))
+    {
+        if path.ends_with("tests.rs") || path.contains("/tests/") {
+            continue;
+        }
+        for (line, code) in Tree::code(text) {
+            for root in ["\"/sys", "\"/proc", "\"/dev/", "\"/lib/", "\"/run"] {
+                // `/dev/NAME` is also how a disk is called; only opening below the real root is forbidden.
+                if code.contains(root) && !code.contains("format!(\"/dev/") {
+                    violations.push(found(
+                        path,
+                        line,
+                        format!("{root}…\": only agent/src/sys opens absolute paths"),
+                    ));
+                }
+            }
+        }
+    }
+    violations
+}
+
+fn dependencies_are_sorted(tree: &Tree) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (path, text) in tree.files("", "Cargo.toml") {
+        let mut last: Option<&str> = None;
+        let mut inside = false;
+        for (at, line) in text.lines().enumerate() {
+            if line.starts_with('[') {
+                inside = line.contains("dependencies]");
+                last = None;
+            } else if line.is_empty() {
+                last = None;
+            } else if let (true, Some((name, _))) = (inside, line.split_once(['=', '.'])) {
+                let name = name.trim();
+                if last.is_some_and(|last| last > name) {
+                    violations.push(found(
+                        path,
+                        at + 1,
+                        format!("{name} stands after {}: sort", last.unwrap_or_default()),
+                    ));
+                }
+                last = Some(name);
+            }
+        }
+    }
+    violations
+}
+
+fn dependencies_are_explained(tree: &Tree) -> Vec<Violation> {
+    let page = tree.get("docs/dependencies.md").unwrap_or_default();
+    let manifest = tree.get("Cargo.toml").unwrap_or_default();
+    let section = manifest
+        .split("[workspace.dependencies]")
+        .nth(1)
+        .and_then(|rest| rest.split("\n[").next());
+    let names = section
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.split_once('=').map(|(name, _)| name.trim()));
+    names
+        .filter(|name| !name.starts_with("muster-") && !page.contains(&format!("| `{name}` |")))
+        .map(|name| {
+            found(
+                "docs/dependencies.md",
+                0,
+                format!("no line for `{name}`: why, who keeps it, what it pulls in"),
+            )
+        })
+        .collect()
+}
+
+fn nothing_is_left_undone(tree: &Tree) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (path, text) in tree
+        .files("", ".rs")
+        .filter(|(path, _)| !path.starts_with("xtask/src/tidy/"))
+    {
+        for (at, line) in text.lines().enumerate() {
+            for mark in ["todo!(", "unimplemented!(", "TODO", "FIXME", "XXX", "#[ignore"] {
+                if line.contains(mark) {
+                    violations.push(found(
+                        path,
+                        at + 1,
+                        format!("`{mark}`: finish it, or write an issue"),
+                    ));
+                }
+            }
+        }
+    }
+    violations
+}
+
+fn no_machine_paths(tree: &Tree) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (path, text) in tree
+        .files("", "")
+        .filter(|(path, _)| !path.starts_with("xtask/src/tidy/"))
+    {
+        for (at, line) in text.lines().enumerate() {
+            for place in ["/home/", "/root/", "/work/"] {
+                if line.contains(place) {
+                    violations.push(found(path, at + 1, format!("`{place}`: a path of one machine")));
+                }
+            }
+        }
+    }
+    violations
+}
+
+fn public_pages_exist(tree: &Tree) -> Vec<Violation> {
+    [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SPECIFICATION.md",
+        "SECURITY.md",
+        "LICENSE",
+        "NOTICE",
+    ]
+    .iter()
+    .filter(|page| tree.get(page).is_none())
+    .map(|page| found(page, 0, "missing"))
+    .collect()
+}
+
+/// Rust files of more than 600 lines before their tests, the longest first: a question, no violation.
+pub(crate) fn long_files(tree: &Tree) -> Vec<(&str, usize)> {
+    let mut long: Vec<_> = tree
+        .files("", ".rs")
+        .map(|(path, text)| (path, Tree::code(text).count()))
+        .filter(|(path, lines)| *lines > 600 && !path.ends_with("tests.rs"))
+        .collect();
+    long.sort_by_key(|(_, lines)| std::cmp::Reverse(*lines));
+    long
+}

@@ -1,0 +1,111 @@
+use super::{rules, tree::Tree};
+
+fn caught(files: &[(&str, &str)], words: &str) -> bool {
+    let tree = Tree::of(files);
+    rules::ALL
+        .iter()
+        .flat_map(|rule| rule(&tree))
+        .any(|violation| violation.what.contains(words))
+}
+
+#[test]
+fn io_in_proto_is_caught() {
+    assert!(caught(&[("proto/src/a.rs", "use std::fs;\n")], "proto has no IO"));
+    assert!(!caught(
+        &[("proto/src/a.rs", "// std::fs is not used\n")],
+        "proto has no IO"
+    ));
+}
+
+#[test]
+fn a_clock_in_a_pure_module_is_caught() {
+    let at = "controller/src/boot/policy.rs";
+    assert!(caught(
+        &[(at, "fn now() { Instant::now(); }\n")],
+        "this module decides"
+    ));
+    assert!(!caught(
+        &[(at, "fn f() {}\n#[cfg(test)]\nmod tests { use tokio::test; }\n")],
+        "this module decides"
+    ));
+}
+
+#[test]
+fn a_missing_pure_module_is_caught() {
+    assert!(caught(&[("README.md", "")], "is missing"));
+}
+
+#[test]
+fn an_agent_that_knows_the_controller_is_caught() {
+    assert!(caught(
+        &[("agent/src/a.rs", "use muster_controller::x;\n")],
+        "never depends"
+    ));
+    assert!(caught(
+        &[("agent/Cargo.toml", "[dependencies]\nkube = \"1\"\n")],
+        "depends on no controller"
+    ));
+}
+
+#[test]
+fn an_absolute_path_outside_sys_is_caught() {
+    assert!(caught(
+        &[("agent/src/a.rs", "read(\"/sys/block\")\n")],
+        "only agent/src/sys"
+    ));
+    assert!(!caught(
+        &[("agent/src/sys/mod.rs", "read(\"/sys/block\")\n")],
+        "only agent/src/sys"
+    ));
+}
+
+#[test]
+fn unsorted_dependencies_are_caught() {
+    assert!(caught(
+        &[("a/Cargo.toml", "[dependencies]\nb = \"1\"\na = \"1\"\n")],
+        ": sort"
+    ));
+    assert!(!caught(
+        &[("a/Cargo.toml", "[dependencies]\na = \"1\"\nb = \"1\"\n")],
+        ": sort"
+    ));
+}
+
+#[test]
+fn an_unexplained_dependency_is_caught() {
+    let manifest = (
+        "Cargo.toml",
+        "[workspace.dependencies]\nserde = \"1\"\n\n[profile.dev]\ndebug = 1\n",
+    );
+    assert!(caught(&[manifest], "no line for `serde`"));
+    assert!(!caught(
+        &[manifest, ("docs/dependencies.md", "| `serde` | why |\n")],
+        "no line for"
+    ));
+}
+
+#[test]
+fn unfinished_code_is_caught() {
+    assert!(caught(&[("a/src/a.rs", "fn f() { todo!() }\n")], "finish it"));
+    assert!(caught(&[("a/src/a.rs", "#[ignore]\nfn f() {}\n")], "finish it"));
+}
+
+#[test]
+fn a_path_of_one_machine_is_caught() {
+    assert!(caught(
+        &[("docs/a.md", "see /home/me/x\n")],
+        "a path of one machine"
+    ));
+}
+
+#[test]
+fn a_missing_page_is_caught() {
+    assert!(caught(&[("ARCHITECTURE.md", "")], "missing"));
+}
+
+#[test]
+fn a_long_file_is_a_question() {
+    let long = "fn f() {}\n".repeat(601);
+    assert_eq!(rules::long_files(&Tree::of(&[("a.rs", &long)])), [("a.rs", 601)]);
+    assert!(rules::long_files(&Tree::of(&[("a.rs", "fn f() {}\n")])).is_empty());
+}

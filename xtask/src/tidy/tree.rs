@@ -1,0 +1,66 @@
+//! The repository as text.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Result;
+
+use crate::command::Cmd;
+
+/// Every text file that git knows or would take, by its path from the top.
+pub(crate) struct Tree(BTreeMap<String, String>);
+
+impl Tree {
+    /// Reads the repository at `root`; files that are no UTF-8 are left out.
+    pub(crate) fn read(root: &Path) -> Result<Self> {
+        let list = Cmd::new("git")
+            .dir(root)
+            .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+            .output()?;
+        let mut files = BTreeMap::new();
+        for path in list.lines() {
+            let Ok(bytes) = std::fs::read(root.join(path)) else {
+                continue;
+            };
+            if let Ok(text) = String::from_utf8(bytes) {
+                files.insert(path.to_owned(), text);
+            }
+        }
+        anyhow::ensure!(!files.is_empty(), "git lists no file in {}", root.display());
+        Ok(Tree(files))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(files: &[(&str, &str)]) -> Self {
+        Tree(
+            files
+                .iter()
+                .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))
+                .collect(),
+        )
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<&str> {
+        self.0.get(path).map(String::as_str)
+    }
+
+    /// Files whose path begins with `prefix` and ends with `suffix`.
+    pub(crate) fn files<'a>(
+        &'a self,
+        prefix: &'a str,
+        suffix: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let fits = move |path: &str| path.starts_with(prefix) && path.ends_with(suffix);
+        self.0
+            .iter()
+            .filter(move |(path, _)| fits(path))
+            .map(|(path, text)| (path.as_str(), text.as_str()))
+    }
+
+    /// The lines of a Rust file before its unit tests, without comments, numbered from 1.
+    pub(crate) fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+        text.lines()
+            .take_while(|line| line.trim() != "#[cfg(test)]")
+            .enumerate()
+            .map(|(at, line)| (at + 1, line.split_once("//").map_or(line, |(code, _)| code)))
+    }
+}
