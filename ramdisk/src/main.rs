@@ -1,3 +1,144 @@
-//! Builds ramdisks.
+//! Builds ramdisks, and shows what is in them.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use muster_ramdisk::build::build;
+use muster_ramdisk::kernel::{Kernel, stub_from_deb};
+use muster_ramdisk::profile::{self, Profile};
+use muster_ramdisk::release::{self, Release};
+
+/// Builds the kernel and initramfs that Muster boots servers with.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a release and let `current` name it.
+    Build(Build),
+    /// Check a release and show what is in it.
+    Inspect {
+        /// The directory of a profile, or the one above with all profiles.
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Build {
+    /// Which modules to include: lab (virtual machines) or server.
+    #[arg(long, value_parser = named_profile)]
+    profile: Profile,
+    /// The agent, a static program.
+    #[arg(long, value_name = "PATH")]
+    agent: PathBuf,
+    /// Debian package of the kernel, such as `linux-image-6.1.0-56-amd64_*.deb`.
+    #[arg(long, value_name = "PATH")]
+    kernel_deb: PathBuf,
+    #[command(flatten)]
+    stub: Stub,
+    /// Where profiles and releases are kept.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Stub {
+    /// Debian package systemd-boot-efi, to take the UEFI stub from.
+    #[arg(long, value_name = "PATH")]
+    stub_deb: Option<PathBuf>,
+    /// The UEFI stub itself, `linuxx64.efi.stub`.
+    #[arg(long, value_name = "PATH")]
+    stub: Option<PathBuf>,
+}
+
+fn named_profile(name: &str) -> Result<Profile, String> {
+    let names: Vec<_> = profile::ALL.iter().map(|profile| profile.name).collect();
+    Profile::named(name).ok_or_else(|| format!("the profiles are {}", names.join(", ")))
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Build(args) => make(args),
+        Command::Inspect { dir } => inspect(&dir),
+    }
+}
+
+fn make(
+    Build {
+        profile,
+        agent,
+        kernel_deb,
+        stub,
+        out,
+    }: Build,
+) -> Result<()> {
+    let agent = fs::read(&agent).with_context(|| format!("reading agent {}", agent.display()))?;
+    let stub = read_stub(stub)?;
+    let kernel = Kernel::from_deb(open(&kernel_deb)?)
+        .with_context(|| format!("reading kernel package {}", kernel_deb.display()))?;
+    let content = build(&profile, kernel, agent, stub)?;
+    release::write(&out, &content).with_context(|| format!("writing release below {}", out.display()))?;
+    show(&Release::open(&out.join(profile.name))?);
+    Ok(())
+}
+
+fn read_stub(Stub { stub_deb, stub }: Stub) -> Result<Vec<u8>> {
+    if let Some(path) = stub {
+        return fs::read(&path).with_context(|| format!("reading UEFI stub {}", path.display()));
+    }
+    let path = stub_deb.context("neither a UEFI stub nor its package is given")?;
+    stub_from_deb(open(&path)?)
+        .with_context(|| format!("reading package {}", path.display()))?
+        .with_context(|| format!("package {} has no UEFI stub", path.display()))
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("opening {}", path.display()))
+}
+
+fn inspect(dir: &Path) -> Result<()> {
+    if dir.join("current").exists() {
+        show(&Release::open(dir)?);
+        return Ok(());
+    }
+    let profiles = profile::ALL.iter().map(|profile| dir.join(profile.name));
+    let mut found = profiles.filter(|dir| dir.join("current").exists()).peekable();
+    found
+        .peek()
+        .with_context(|| format!("{} holds no release", dir.display()))?;
+    for dir in found {
+        show(&Release::open(&dir)?);
+    }
+    Ok(())
+}
+
+fn show(release: &Release) {
+    let manifest = &release.manifest;
+    println!(
+        "{} {}: kernel {}",
+        manifest.profile, release.hash, manifest.kernel_version
+    );
+    for (name, facts) in &manifest.files {
+        println!("  {name:<10} {:>12} bytes  {}", facts.size, facts.sha256);
+    }
+    println!(
+        "  {:<10} {:>12} bytes  {}",
+        "(agent)", manifest.agent.size, manifest.agent.sha256
+    );
+    println!(
+        "  {:<10} {:>12} bytes, {} modules",
+        "(unpacked)", manifest.unpacked, manifest.modules
+    );
+    for (module, files) in &manifest.firmware {
+        println!("  firmware for {module}: {}", files.join(" "));
+    }
+}

@@ -1,0 +1,56 @@
+//! From kernel, agent and stub to a release's content; pure, so that the same input gives the same bytes.
+
+use crate::elf::{self, Elf};
+use crate::initramfs;
+use crate::kernel::Kernel;
+use crate::modules;
+use crate::profile::{Absent, Profile};
+use crate::release::{Content, FileFacts};
+
+/// Why no release could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The agent is no program of the architecture.
+    #[error("check agent")]
+    Agent(#[source] elf::Error),
+    /// The ramdisk has no loader and no libraries.
+    #[error("check agent: it is linked dynamically, the ramdisk needs a static program")]
+    Dynamic,
+    /// The kernel lacks a driver that the profile needs.
+    #[error("choose modules")]
+    Choose(#[from] Absent),
+    /// The kernel lacks a module that another needs.
+    #[error("collect modules")]
+    Collect(#[from] modules::Error),
+    /// The initramfs could not be made.
+    #[error("make initramfs")]
+    Initramfs(#[from] initramfs::Error),
+}
+
+/// Makes the content of a release.
+pub fn build(profile: &Profile, kernel: Kernel, agent: Vec<u8>, stub: Vec<u8>) -> Result<Content, Error> {
+    if Elf::parse(&agent)
+        .map_err(Error::Agent)?
+        .section(".interp")
+        .is_some()
+    {
+        return Err(Error::Dynamic);
+    }
+    let facts = FileFacts::of(&agent);
+    let modules = kernel.modules.closure(profile.choose(&kernel.modules)?)?;
+    let archive = initramfs::layout(agent, &kernel.version, &modules)?;
+    Ok(Content {
+        profile: profile.name.to_owned(),
+        initramfs: initramfs::compress(&archive)?,
+        stub,
+        agent: facts,
+        modules: modules.len(),
+        unpacked: archive.byte_len(),
+        firmware: modules.firmware(),
+        kernel_version: kernel.version,
+        vmlinuz: kernel.image,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn ar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut out = AR_MAGIC.to_vec();
+    for (name, content) in members {
+        let size = content.len();
+        out.extend(format!("{name:<16}{0:<12}{0:<6}{0:<6}{1:<8}{size:<10}`\n", 0, 100_644).bytes());
+        out.extend(*content);
+        out.extend(vec![b'\n'; size % 2]);
+    }
+    out
+}
+
+fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, *content).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+const FILES: &[(&str, &[u8])] = &[
+    ("./boot/vmlinuz-6", b"kernel"),
+    ("./usr/lib/modules/6/kernel/x.ko", b"module"),
+    ("./usr/share/doc/x", b""),
+];
+
+fn check(package: &[u8]) {
+    let found = files(package, |path| !path.starts_with("usr/share")).unwrap();
+    let found: Vec<_> = found
+        .iter()
+        .map(|(path, content)| (path.as_str(), content.as_slice()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("boot/vmlinuz-6", b"kernel".as_slice()),
+            ("lib/modules/6/kernel/x.ko", b"module".as_slice())
+        ]
+    );
+}
+
+#[test]
+fn data_is_found_in_every_compression() {
+    let tar = tar_of(FILES);
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gz, &tar).unwrap();
+    // An odd member before it moves the data by one byte of padding.
+    let before = ("debian-binary", b"2.0\n\n".as_slice());
+    check(&ar(&[before, ("data.tar", &tar)]));
+    check(&ar(&[before, ("data.tar.gz", &gz.finish().unwrap())]));
+    check(&ar(&[
+        before,
+        ("data.tar.zst/", &zstd::encode_all(tar.as_slice(), 1).unwrap()),
+    ]));
+    // Made once with `xz`: the same tar, of one file.
+    check_xz();
+}
+
+/// The encoder for xz is not compiled in, so this is a recorded archive of one file, `a` with `xz\n`.
+fn check_xz() {
+    let package = include_bytes!("testdata/one-file.tar.xz");
+    let found = files(ar(&[("data.tar.xz", package)]).as_slice(), |_| true).unwrap();
+    assert_eq!(
+        found.into_iter().collect::<Vec<_>>(),
+        [("a".to_owned(), b"xz\n".to_vec())]
+    );
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    assert!(matches!(
+        files(b"PK\x03\x04....".as_slice(), |_| true),
+        Err(Error::Magic)
+    ));
+    assert!(matches!(
+        files(b"!<arch>\njunk".as_slice(), |_| true),
+        Err(Error::Header { .. })
+    ));
+    let odd = ar(&[("control.tar.xz", b""), ("data.tar.lzma", b"")]);
+    let error = files(odd.as_slice(), |_| true).unwrap_err();
+    assert!(error.to_string().contains("data.tar.lzma"), "{error}");
+    let cut = ar(&[(
+        "data.tar.zst",
+        &zstd::encode_all(tar_of(FILES).as_slice(), 1).unwrap()[..40],
+    )]);
+    assert!(matches!(
+        files(cut.as_slice(), |_| true),
+        Err(Error::Unpack { .. })
+    ));
+}
+
+proptest! {
+    #[test]
+    fn random_packages_never_panic(junk in prop::collection::vec(any::<u8>(), 0..300), packing in 0..4usize) {
+        let name = ["data.tar", "data.tar.gz", "data.tar.xz", "data.tar.zst"][packing];
+        let _ = files(ar(&[(name, &junk)]).as_slice(), |_| true);
+        let _ = files([AR_MAGIC.as_slice(), &junk].concat().as_slice(), |_| true);
+    }
+
+    #[test]
+    fn damaged_packages_never_panic(at in any::<prop::sample::Index>(), value in any::<u8>()) {
+        let mut package = ar(&[("data.tar.zst", &zstd::encode_all(tar_of(FILES).as_slice(), 1).unwrap())]);
+        let at = at.index(package.len());
+        package[at] = value;
+        let _ = files(package.as_slice(), |_| true);
+    }
+}

@@ -1,0 +1,146 @@
+use super::*;
+use crate::elf::tests::object;
+
+fn ko(modinfo: &str) -> Vec<u8> {
+    object(&[(".text", b"code"), (".modinfo", modinfo.as_bytes())])
+}
+
+fn catalogue(files: &[(&str, &str)]) -> Catalogue {
+    Catalogue::index(
+        files
+            .iter()
+            .map(|(path, info)| (format!("kernel/{path}"), ko(info))),
+    )
+    .unwrap()
+}
+
+fn closure<'a>(catalogue: &'a Catalogue, seeds: &[&str]) -> Result<Set<'a>, Error> {
+    catalogue.closure(seeds.iter().map(|&seed| seed.to_owned()))
+}
+
+/// A diamond: d needs b and c, which both need a.
+const DIAMOND: &[(&str, &str)] = &[
+    ("d.ko", "depends=b,c\0alias=pci:v1*\0firmware=d/*.bin\0"),
+    ("x/c.ko", "depends=a\0softdep=pre: sum post: nothing\0"),
+    ("x/b-b.ko", "alias=unused\0"),
+    ("b.ko", "depends=a\0"),
+    ("a.ko", "depends=\0"),
+    ("sum-intel.ko", "alias=sum\0alias=crypto-sum\0"),
+    ("sum_generic.ko", "alias=sum\0"),
+];
+
+#[test]
+fn dependencies_are_listed_to_be_loaded_from_right_to_left() {
+    let catalogue = catalogue(DIAMOND);
+    let set = closure(&catalogue, &["d"]).unwrap();
+    let table = set.dep_table().unwrap();
+    assert!(
+        table.contains("kernel/d.ko: kernel/x/c.ko kernel/b.ko kernel/a.ko\n"),
+        "{table}"
+    );
+    assert!(table.contains("kernel/a.ko:\n"), "{table}");
+    for line in table.lines() {
+        let (module, needed) = line.split_once(':').unwrap();
+        let order: Vec<_> = needed.split_whitespace().rev().chain([module]).collect();
+        for (at, path) in order.iter().enumerate() {
+            for needed in &catalogue.get(&name_of(path)).unwrap().info.depends {
+                let needed = &catalogue.get(needed).unwrap().path.as_str();
+                assert!(order[..at].contains(needed), "{path} before {needed} in {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn optional_companions_come_along_by_alias_and_absent_ones_do_no_harm() {
+    let catalogue = catalogue(DIAMOND);
+    let set = closure(&catalogue, &["d"]).unwrap();
+    let names: Vec<_> = set.iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["a", "b", "c", "d", "sum_generic", "sum_intel"]);
+    assert_eq!(set.softdep_table(), "softdep c pre: sum post: nothing\n");
+}
+
+#[test]
+fn tables_name_only_what_is_included() {
+    let catalogue = catalogue(DIAMOND);
+    let set = closure(&catalogue, &["d"]).unwrap();
+    let expected =
+        "alias pci:v1* d\nalias sum sum_generic\nalias sum sum_intel\nalias crypto-sum sum_intel\n";
+    assert_eq!(set.alias_table(), expected);
+    assert_eq!(
+        set.firmware(),
+        BTreeMap::from([("d".to_owned(), vec!["d/*.bin".to_owned()])])
+    );
+}
+
+#[test]
+fn a_missing_dependency_is_an_error_that_names_it() {
+    let catalogue = catalogue(&[("d.ko", "depends=gone\0")]);
+    let error = closure(&catalogue, &["d"]).unwrap_err();
+    assert!(matches!(&error, Error::Missing { module, missing } if module == "d" && missing == "gone"));
+    assert!(error.to_string().contains("gone") && error.to_string().contains('d'));
+    assert!(matches!(closure(&catalogue, &["e"]), Err(Error::Unknown { name }) if name == "e"));
+}
+
+#[test]
+fn modules_that_need_each_other_are_an_error() {
+    let catalogue = catalogue(&[
+        ("a.ko", "depends=b\0"),
+        ("b.ko", "depends=c\0"),
+        ("c.ko", "depends=b\0"),
+    ]);
+    let Err(Error::Cycle { cycle }) = closure(&catalogue, &["a"]) else {
+        panic!("no cycle found")
+    };
+    assert_eq!(cycle, ["b", "c"]);
+}
+
+#[test]
+fn built_in_drivers_satisfy_and_are_listed() {
+    let files = [
+        (
+            "modules.builtin".to_owned(),
+            b"kernel/drivers/nvme/host/nvme-core.ko\nkernel/x/nvme.ko\n".to_vec(),
+        ),
+        (
+            "modules.builtin.modinfo".to_owned(),
+            b"nvme.alias=pci:v*bc01sc08i02*\0nvme.license=GPL\0".to_vec(),
+        ),
+        ("kernel/fabrics.ko".to_owned(), ko("depends=nvme-core\0")),
+        ("modules.order".to_owned(), b"kernel/fabrics.ko\n".to_vec()),
+    ];
+    let catalogue = Catalogue::index(files).unwrap();
+    let set = closure(&catalogue, &["fabrics", "nvme"]).unwrap();
+    assert_eq!(set.dep_table().unwrap(), "kernel/fabrics.ko:\n");
+    assert_eq!(
+        set.builtin_table(),
+        "kernel/x/nvme.ko\nkernel/drivers/nvme/host/nvme-core.ko\n"
+    );
+    assert_eq!(set.builtin_alias_table(), "alias pci:v*bc01sc08i02* nvme\n");
+}
+
+#[test]
+fn compressed_modules_read_as_plain_ones() {
+    let plain = ko("depends=\0alias=x\0");
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gz, &plain).unwrap();
+    let packed = [
+        (
+            "kernel/a.ko.zst".to_owned(),
+            zstd::encode_all(plain.as_slice(), 1).unwrap(),
+        ),
+        ("kernel/b.ko.gz".to_owned(), gz.finish().unwrap()),
+    ];
+    let catalogue = Catalogue::index(packed).unwrap();
+    let paths: Vec<_> = catalogue.iter().map(|(_, module)| module.path.as_str()).collect();
+    assert_eq!(paths, ["kernel/a.ko", "kernel/b.ko"]);
+    assert!(catalogue.iter().all(|(_, module)| module.object == plain));
+    let broken = [("kernel/a.ko.zst".to_owned(), plain)];
+    assert!(matches!(Catalogue::index(broken), Err(Error::Unpack { .. })));
+}
+
+#[test]
+fn two_files_of_one_name_are_an_error() {
+    let files = ["kernel/x/a-b.ko", "kernel/y/a_b.ko"].map(|path| (path.to_owned(), ko("")));
+    assert!(matches!(Catalogue::index(files), Err(Error::Twice { name, .. }) if name == "a_b"));
+}

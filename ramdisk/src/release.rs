@@ -1,0 +1,410 @@
+//! A finished ramdisk on disk, under a name made from its contents.
+//!
+//! ```text
+//! OUT/PROFILE/current                  the name of the release to serve, written last
+//! OUT/PROFILE/RELEASE/manifest.json    sizes and SHA-256 of the other files; RELEASE is made from its own SHA-256
+//! OUT/PROFILE/RELEASE/{vmlinuz,initramfs,stub.efi}
+//! ```
+//!
+//! A release never changes, so a URL with its name gives the same bytes for ever, on every replica.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use ring::digest::{Context, SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+/// The manifest's layout; another number is another layout.
+const FORMAT: u32 = 1;
+const CURRENT: &str = "current";
+const MANIFEST: &str = "manifest.json";
+const VMLINUZ: &str = "vmlinuz";
+const INITRAMFS: &str = "initramfs";
+const STUB: &str = "stub.efi";
+/// Hexadecimal digits of a release's name.
+const HASH_LEN: usize = 16;
+
+/// What is in a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Version of this layout.
+    pub format: u32,
+    /// The profile that the modules were chosen by.
+    pub profile: String,
+    /// As `uname -r` prints it.
+    pub kernel_version: String,
+    /// Length and digest of each file, by name.
+    pub files: BTreeMap<String, FileFacts>,
+    /// Length and digest of the agent inside the initramfs.
+    pub agent: FileFacts,
+    /// How many modules the initramfs holds.
+    pub modules: usize,
+    /// Bytes of the initramfs when it is unpacked, all of which the machine must hold in memory.
+    pub unpacked: u64,
+    /// The firmware that each module may ask for, below `/lib/firmware`; some names are patterns.
+    pub firmware: BTreeMap<String, Vec<String>>,
+}
+
+/// A file's identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileFacts {
+    /// Length in bytes.
+    pub size: u64,
+    /// SHA-256 in lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+impl FileFacts {
+    /// The facts of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self {
+            size: bytes.len() as u64,
+            sha256: hex(digest(&SHA256, bytes).as_ref()),
+        }
+    }
+}
+
+/// Why a release cannot be written or must not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading a file failed.
+    #[error("read {path:?}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Writing a file or directory failed.
+    #[error("write {path:?}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// `current` holds something other than a release's name.
+    #[error("read {path:?}: it names no release")]
+    Name {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The manifest is not JSON of the expected shape.
+    #[error("read {path:?}: it is no manifest")]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// Where it differs.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The manifest was written by another version of this program.
+    #[error("read {path:?}: its format is {found}, this program reads {FORMAT}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The number in it.
+        found: u32,
+    },
+    /// A file is absent from the manifest.
+    #[error("read {path:?}: it does not list {name}")]
+    Unlisted {
+        /// The manifest.
+        path: PathBuf,
+        /// The file's name.
+        name: &'static str,
+    },
+    /// A file differs from what was built: half-written, damaged or exchanged.
+    #[error("check {path:?}: it is damaged, {what} is {found}, not {expected}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which of its facts differs.
+        what: &'static str,
+        /// The fact as found.
+        found: String,
+        /// The fact as built.
+        expected: String,
+    },
+}
+
+/// A release whose files were all found to be as they were built.
+#[derive(Clone, Debug)]
+pub struct Release {
+    /// The release's name, for URLs.
+    pub hash: String,
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// Its length in bytes.
+    pub kernel_len: u64,
+    /// The compressed initramfs.
+    pub initramfs: PathBuf,
+    /// Its length in bytes.
+    pub initramfs_len: u64,
+    /// The UEFI stub; [`Uki`](crate::uki::Uki) takes it.
+    pub stub: Vec<u8>,
+    /// All that is known about the release.
+    pub manifest: Manifest,
+}
+
+impl Release {
+    /// Opens and checks the release that `OUT/PROFILE/current` names.
+    pub fn open(profile_dir: &Path) -> Result<Self, Error> {
+        Self::open_named(profile_dir, &current(profile_dir)?)
+    }
+
+    /// Opens and checks the release of that name below `OUT/PROFILE`, which need not be the current one.
+    pub fn open_named(profile_dir: &Path, hash: &str) -> Result<Self, Error> {
+        if !is_name(hash) {
+            return Err(Error::Name {
+                path: profile_dir.join(hash),
+            });
+        }
+        let dir = profile_dir.join(hash);
+        let path = dir.join(MANIFEST);
+        let bytes = read(&path)?;
+        let found = name_of(&bytes);
+        if found != hash {
+            let expected = hash.to_owned();
+            return Err(Error::Damaged {
+                path,
+                what: "the name made from it",
+                found,
+                expected,
+            });
+        }
+        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|source| Error::Manifest {
+            path: path.clone(),
+            source,
+        })?;
+        if manifest.format != FORMAT {
+            return Err(Error::Format {
+                path,
+                found: manifest.format,
+            });
+        }
+        let facts = |name| {
+            manifest.files.get(name).ok_or_else(|| Error::Unlisted {
+                path: path.clone(),
+                name,
+            })
+        };
+        let kernel = dir.join(VMLINUZ);
+        check(&kernel, facts(VMLINUZ)?)?;
+        let initramfs = dir.join(INITRAMFS);
+        check(&initramfs, facts(INITRAMFS)?)?;
+        let stub_path = dir.join(STUB);
+        let stub = read(&stub_path)?;
+        compare(&stub_path, &FileFacts::of(&stub), facts(STUB)?)?;
+        let (kernel_len, initramfs_len) = (facts(VMLINUZ)?.size, facts(INITRAMFS)?.size);
+        Ok(Self {
+            hash: hash.to_owned(),
+            kernel,
+            kernel_len,
+            initramfs,
+            initramfs_len,
+            stub,
+            manifest,
+        })
+    }
+}
+
+/// The name in `OUT/PROFILE/current`, cheap enough to ask for often; whether that release is whole,
+/// [`Release::open`] tells.
+pub fn current(profile_dir: &Path) -> Result<String, Error> {
+    let path = profile_dir.join(CURRENT);
+    let name = String::from_utf8(read(&path)?).unwrap_or_default();
+    let name = name.trim_end();
+    if is_name(name) {
+        Ok(name.to_owned())
+    } else {
+        Err(Error::Name { path })
+    }
+}
+
+/// Everything that a release is made of.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// The profile's name.
+    pub profile: String,
+    /// As `uname -r` prints it.
+    pub kernel_version: String,
+    /// The kernel.
+    pub vmlinuz: Vec<u8>,
+    /// The compressed initramfs.
+    pub initramfs: Vec<u8>,
+    /// The UEFI stub.
+    pub stub: Vec<u8>,
+    /// Identity of the agent in the initramfs.
+    pub agent: FileFacts,
+    /// How many modules the initramfs holds.
+    pub modules: usize,
+    /// Bytes of the initramfs unpacked.
+    pub unpacked: u64,
+    /// The firmware that each module may ask for.
+    pub firmware: BTreeMap<String, Vec<String>>,
+}
+
+/// Writes a release below `out` and then makes it the current one; gives its name.
+///
+/// Whatever happens in between, `current` names a whole release. The same content written twice is one release.
+pub fn write(out: &Path, content: &Content) -> Result<String, Error> {
+    let files = [
+        (VMLINUZ, &content.vmlinuz),
+        (INITRAMFS, &content.initramfs),
+        (STUB, &content.stub),
+    ];
+    let manifest = Manifest {
+        format: FORMAT,
+        profile: content.profile.clone(),
+        kernel_version: content.kernel_version.clone(),
+        files: files
+            .iter()
+            .map(|(name, bytes)| ((*name).to_owned(), FileFacts::of(bytes)))
+            .collect(),
+        agent: content.agent.clone(),
+        modules: content.modules,
+        unpacked: content.unpacked,
+        firmware: content.firmware.clone(),
+    };
+    let mut manifest = serde_json::to_vec_pretty(&manifest).expect("a manifest has only string keys");
+    manifest.push(b'\n');
+    let hash = name_of(&manifest);
+    let profile_dir = out.join(&content.profile);
+    if Release::open_named(&profile_dir, &hash).is_err() {
+        let scratch = profile_dir.join(format!(".{hash}.{}", std::process::id()));
+        let written = files.into_iter().map(|(name, bytes)| (name, bytes.as_slice()));
+        let placed = write_dir(&scratch, written.chain([(MANIFEST, manifest.as_slice())]))
+            .and_then(|()| place(&scratch, &profile_dir.join(&hash)));
+        if placed.is_err() {
+            // Best effort: the first error is the one to report.
+            let _ = fs::remove_dir_all(&scratch);
+        }
+        placed?;
+        sync_dir(&profile_dir)?;
+    }
+    let path = profile_dir.join(CURRENT);
+    let scratch = profile_dir.join(format!(".{CURRENT}.{}", std::process::id()));
+    write_file(&scratch, format!("{hash}\n").as_bytes())?;
+    fs::rename(&scratch, &path).map_err(|source| Error::Write { path, source })?;
+    sync_dir(&profile_dir)?;
+    Ok(hash)
+}
+
+fn write_dir<'a>(dir: &Path, files: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<(), Error> {
+    fs::create_dir_all(dir).map_err(|source| Error::Write {
+        path: dir.to_owned(),
+        source,
+    })?;
+    for (name, bytes) in files {
+        write_file(&dir.join(name), bytes)?;
+    }
+    sync_dir(dir)
+}
+
+/// Gives the finished `scratch` its name, in place of a damaged directory of that name.
+fn place(scratch: &Path, dir: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Write {
+        path: dir.to_owned(),
+        source,
+    };
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    fs::rename(scratch, dir).map_err(failed)
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn sync_dir(dir: &Path) -> Result<(), Error> {
+    let sync = || File::open(dir)?.sync_all();
+    sync().map_err(|source| Error::Write {
+        path: dir.to_owned(),
+        source,
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Checks a file without holding it in memory.
+fn check(path: &Path, expected: &FileFacts) -> Result<(), Error> {
+    let facts = || {
+        let mut file = File::open(path)?;
+        let mut context = Context::new(&SHA256);
+        let mut chunk = vec![0; 256 << 10];
+        let mut size = 0;
+        loop {
+            match file.read(&mut chunk)? {
+                0 => break,
+                len => {
+                    context.update(&chunk[..len]);
+                    size += len as u64;
+                }
+            }
+        }
+        Ok(FileFacts {
+            size,
+            sha256: hex(context.finish().as_ref()),
+        })
+    };
+    let found = facts().map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    compare(path, &found, expected)
+}
+
+fn compare(path: &Path, found: &FileFacts, expected: &FileFacts) -> Result<(), Error> {
+    let (what, found, expected) = if found.size != expected.size {
+        ("its length", found.size.to_string(), expected.size.to_string())
+    } else if found.sha256 != expected.sha256 {
+        ("its SHA-256", found.sha256.clone(), expected.sha256.clone())
+    } else {
+        return Ok(());
+    };
+    Err(Error::Damaged {
+        path: path.to_owned(),
+        what,
+        found,
+        expected,
+    })
+}
+
+/// A release's name: the start of the SHA-256 of its manifest, which in turn holds that of every other file.
+fn name_of(manifest: &[u8]) -> String {
+    let mut name = hex(digest(&SHA256, manifest).as_ref());
+    name.truncate(HASH_LEN);
+    name
+}
+
+fn is_name(name: &str) -> bool {
+    name.len() == HASH_LEN && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn content() -> Content {
+    Content {
+        profile: "lab".to_owned(),
+        kernel_version: "6.1.0".to_owned(),
+        vmlinuz: vec![1; 3000],
+        initramfs: vec![2; 600_000],
+        stub: b"MZ".to_vec(),
+        agent: FileFacts::of(b"agent"),
+        modules: 3,
+        unpacked: 12_345,
+        firmware: BTreeMap::from([("bnx2".to_owned(), vec!["bnx2/a.fw".to_owned()])]),
+    }
+}
+
+fn written(content: &Content) -> (tempfile::TempDir, String) {
+    let out = tempfile::tempdir().unwrap();
+    let hash = write(out.path(), content).unwrap();
+    (out, hash)
+}
+
+#[test]
+fn what_is_written_opens_again() {
+    let (out, hash) = written(&content());
+    let release = Release::open(&out.path().join("lab")).unwrap();
+    assert_eq!(release.hash, hash);
+    assert_eq!((release.kernel_len, release.initramfs_len), (3000, 600_000));
+    assert_eq!(fs::read(&release.kernel).unwrap(), content().vmlinuz);
+    assert_eq!(fs::read(&release.initramfs).unwrap(), content().initramfs);
+    assert_eq!(release.stub, b"MZ");
+    assert_eq!(release.manifest.firmware, content().firmware);
+}
+
+#[test]
+fn the_name_follows_from_the_content_and_nothing_else() {
+    let (out, hash) = written(&content());
+    assert_eq!(written(&content()).1, hash);
+    assert_eq!(
+        write(out.path(), &content()).unwrap(),
+        hash,
+        "a second time in the same place"
+    );
+    for change in [
+        |c: &mut Content| c.vmlinuz[0] ^= 1,
+        |c: &mut Content| c.initramfs[0] ^= 1,
+        |c: &mut Content| c.stub[0] ^= 1,
+        |c: &mut Content| c.kernel_version.push('x'),
+    ] {
+        let mut other = content();
+        change(&mut other);
+        assert_ne!(written(&other).1, hash);
+    }
+}
+
+#[test]
+fn an_older_release_stays_and_current_moves_on() {
+    let (out, old) = written(&content());
+    let new = write(
+        out.path(),
+        &Content {
+            modules: 4,
+            ..content()
+        },
+    )
+    .unwrap();
+    let dir = out.path().join("lab");
+    assert_eq!(Release::open(&dir).unwrap().hash, new);
+    assert_eq!(Release::open_named(&dir, &old).unwrap().manifest.modules, 3);
+    let mut names: Vec<_> = fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names.len(), 3, "nothing else is left behind: {names:?}");
+}
+
+#[test]
+fn any_damaged_file_is_named() {
+    for name in [VMLINUZ, INITRAMFS, STUB, MANIFEST] {
+        let (out, hash) = written(&content());
+        let dir = out.path().join("lab");
+        let path = dir.join(&hash).join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        for damaged in [&flipped[..], &whole[..whole.len() - 1], &[]] {
+            fs::write(&path, damaged).unwrap();
+            let error = Release::open(&dir).unwrap_err();
+            assert!(
+                matches!(&error, Error::Damaged { path: found, .. } if *found == path),
+                "{error}"
+            );
+        }
+        fs::remove_file(&path).unwrap();
+        let error = Release::open(&dir).unwrap_err();
+        assert!(
+            matches!(&error, Error::Read { path: found, .. } if *found == path),
+            "{error}"
+        );
+        assert_eq!(
+            write(out.path(), &content()).unwrap(),
+            hash,
+            "building again repairs it"
+        );
+        assert_eq!(Release::open(&dir).unwrap().hash, hash);
+    }
+}
+
+#[test]
+fn current_must_name_a_release_and_cannot_leave_the_directory() {
+    let (out, _) = written(&content());
+    let dir = out.path().join("lab");
+    for bad in [
+        "",
+        "../../etc",
+        "0123456789abcdeX",
+        "0123456789abcdef0",
+        "\u{fffd}",
+    ] {
+        fs::write(dir.join(CURRENT), bad).unwrap();
+        assert!(matches!(Release::open(&dir), Err(Error::Name { .. })), "{bad:?}");
+    }
+    fs::write(dir.join(CURRENT), "0123456789abcdef\n").unwrap();
+    assert!(matches!(Release::open(&dir), Err(Error::Read { .. })));
+    assert!(matches!(Release::open(out.path()), Err(Error::Read { .. })));
+}
+
+/// A manifest that belongs to its directory's name, so that only its content can be wrong.
+fn with_manifest(manifest: &[u8]) -> Result<Release, Error> {
+    let out = tempfile::tempdir().unwrap();
+    let hash = name_of(manifest);
+    fs::create_dir(out.path().join(&hash)).unwrap();
+    fs::write(out.path().join(&hash).join(MANIFEST), manifest).unwrap();
+    Release::open_named(out.path(), &hash)
+}
+
+#[test]
+fn a_manifest_of_another_shape_is_refused() {
+    assert!(matches!(with_manifest(b"{}"), Err(Error::Manifest { .. })));
+    let (out, hash) = written(&content());
+    let text = fs::read_to_string(out.path().join("lab").join(hash).join(MANIFEST)).unwrap();
+    let newer = text.replace("\"format\": 1", "\"format\": 2");
+    assert!(matches!(
+        with_manifest(newer.as_bytes()),
+        Err(Error::Format { found: 2, .. })
+    ));
+    let unlisted = text.replace("\"vmlinuz\"", "\"vmlinux\"");
+    assert!(matches!(
+        with_manifest(unlisted.as_bytes()),
+        Err(Error::Unlisted { name: VMLINUZ, .. })
+    ));
+}
+
+proptest! {
+    #[test]
+    fn random_manifests_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(with_manifest(&bytes).is_err());
+    }
+}
