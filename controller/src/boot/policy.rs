@@ -59,6 +59,9 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
     if !server.is_some_and(is_inventoried) && free {
         return match segment.spec.unknown {
             UnknownPolicy::Ignore => Verdict::Silence("nobody has described it"),
+            UnknownPolicy::Discover | UnknownPolicy::Hold if server.is_some_and(is_contested) => {
+                Verdict::Ramdisk("two keys claim to be it: its inventory is not believed")
+            }
             UnknownPolicy::Discover | UnknownPolicy::Hold => Verdict::Ramdisk("nobody has described it"),
         };
     }
@@ -123,12 +126,17 @@ fn is_dismissed(server: &Server) -> bool {
     server.spec.dismissed && !approved
 }
 
+fn is_contested(server: &Server) -> bool {
+    server.status.as_ref().is_some_and(|status| status.contested)
+}
+
 /// True if there is an inventory and it can be believed: while two keys claim to be this machine, it cannot.
 fn is_inventoried(server: &Server) -> bool {
-    server
+    let has_inventory = server
         .status
         .as_ref()
-        .is_some_and(|status| status.inventory.is_some() && !status.contested)
+        .is_some_and(|status| status.inventory.is_some());
+    has_inventory && !is_contested(server)
 }
 
 /// True if the control role wants an inventory that has not come yet.

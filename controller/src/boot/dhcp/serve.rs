@@ -19,6 +19,7 @@ use super::{
     leases::{Leases, Pool},
     links,
     metrics::{Metrics, Of},
+    rogue::Intruder,
 };
 use crate::{
     boot::{
@@ -332,14 +333,10 @@ fn report(service: &Service, segments: &[Arc<Segment>], plan: &Plan, doors: &Doo
         let (serving, intruders) = match (planned, actives.get(&key)) {
             (Ok(net), Some(active)) => {
                 let intruders = active.watch().present(now);
-                let of = Of::segment(&key);
-                let leased = i64::try_from(active.leases().leased(now)).unwrap_or(i64::MAX);
-                service.metrics.leases.get_or_create(&of).set(leased);
-                let count = i64::try_from(intruders.len()).unwrap_or(i64::MAX);
-                service.metrics.intruders.get_or_create(&of).set(count);
+                count(service, &key, active, &intruders);
                 (
                     doors.trouble(net).map_or_else(|| Ok(status::serving(net)), Err),
-                    intruders,
+                    doors.listens(net).then_some(intruders),
                 )
             }
             (Err(invalid), _) => (Err(Trouble::from(invalid)), None),
@@ -360,4 +357,20 @@ fn report(service: &Service, segments: &[Arc<Segment>], plan: &Plan, doors: &Doo
         *former = facts;
         changed
     });
+}
+
+fn count(service: &Service, key: &str, active: &Active, intruders: &[Intruder]) {
+    let Metrics {
+        leases,
+        intruders: present,
+        ..
+    } = &service.metrics;
+    let of = Of::segment(key);
+    let leased = active.leases().leased(service.dispatch.now());
+    leases
+        .get_or_create(&of)
+        .set(i64::try_from(leased).unwrap_or(i64::MAX));
+    present
+        .get_or_create(&of)
+        .set(i64::try_from(intruders.len()).unwrap_or(i64::MAX));
 }
