@@ -1,9 +1,13 @@
-use muster_proto::inventory::{Boot, BootMode};
+use std::time::Duration;
 
-use super::BootFacts;
+use muster_proto::{
+    Mac,
+    inventory::{Boot, BootMode},
+};
+
 use crate::sys::Root;
 
-pub(super) fn collect(root: &Root, facts: &BootFacts) -> Boot {
+pub(super) fn collect(root: &Root, mac: Option<Mac>, uptime: Duration) -> Boot {
     // The kernel makes this directory if and only if UEFI handed it over.
     let mode = if root.sys("firmware/efi").is_dir() {
         BootMode::Uefi
@@ -12,7 +16,7 @@ pub(super) fn collect(root: &Root, facts: &BootFacts) -> Boot {
     };
     Boot {
         mode,
-        mac: facts.mac,
-        uptime_ms: u64::try_from(facts.uptime.as_millis()).unwrap_or(u64::MAX),
+        mac,
+        uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
     }
 }

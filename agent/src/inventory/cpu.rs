@@ -72,7 +72,9 @@ fn parse(head: &[u8]) -> Result<CpuInfo, procfs::ProcError> {
 fn highest_clock(root: &Root, warnings: &mut Warnings) -> Option<f64> {
     let policies = root.sys("devices/system/cpu/cpufreq");
     let mut subject = warnings.on("cpu", "cpufreq");
-    let names = subject.or_default(sys::absent_as_none(sys::list(&policies)))?;
+    let names = subject
+        .or_default(sys::absent_as_none(sys::list(&policies)))
+        .unwrap_or_default();
     let khz = names
         .iter()
         .filter(|name| name.starts_with("policy"))
@@ -93,47 +95,79 @@ struct Topology {
 }
 
 impl Topology {
-    /// From the online processors and the sets of them that share a core or a package: each set is read once.
     fn read(root: &Root, warnings: &mut Warnings) -> Self {
         let mut subject = warnings.on("cpu", "topology");
+        Topology::from_sysfs(root, &mut subject)
+            .or_else(|| Topology::from_cpuinfo(root, &mut subject))
+            .unwrap_or_default()
+    }
+
+    /// From the online processors and the sets of them that share a core or a package: each set is read once.
+    fn from_sysfs(root: &Root, subject: &mut Subject<'_>) -> Option<Self> {
         let directory = root.sys("devices/system/cpu");
-        let Some(online) = cpu_list(&directory.join("online"), &mut subject) else {
-            return Topology::default();
-        };
+        let online = cpu_list(&directory.join("online"), subject)?;
         let mut sets = |names: [&str; 2]| {
             let mut seen = BTreeSet::new();
-            let mut count = 0;
+            let mut found = 0;
             for cpu in &online {
                 if seen.contains(cpu) {
                     continue;
                 }
-                count += 1;
-                seen.insert(*cpu);
                 let topology = directory.join(format!("cpu{cpu}/topology"));
-                let shared = names
-                    .iter()
-                    .find_map(|name| cpu_list(&topology.join(name), &mut subject));
-                seen.extend(shared.unwrap_or_default());
+                seen.extend(
+                    names
+                        .iter()
+                        .find_map(|name| cpu_list(&topology.join(name), subject))?,
+                );
+                seen.insert(*cpu);
+                found += 1;
             }
-            count
+            Some(found)
         };
-        Topology {
+        Some(Topology {
             // The first names are those since Linux 5.2.
-            cores: sets(["core_cpus_list", "thread_siblings_list"]),
-            sockets: sets(["package_cpus_list", "core_siblings_list"]),
-            threads: u32::try_from(online.len()).unwrap_or(u32::MAX),
-        }
+            cores: sets(["core_cpus_list", "thread_siblings_list"])?,
+            sockets: sets(["package_cpus_list", "core_siblings_list"])?,
+            threads: count(online.len()),
+        })
     }
+
+    /// From all of `/proc/cpuinfo`; without packages and cores there, each thread is a core of one package.
+    fn from_cpuinfo(root: &Root, subject: &mut Subject<'_>) -> Option<Self> {
+        let raw = subject.or_default(sys::absent_as_none(sys::bytes(&root.proc("cpuinfo"))))?;
+        let info = subject.or_none(CpuInfo::from_buf_read(Cursor::new(raw)))?;
+        let threads = 0..info.num_cores();
+        let package = |thread| info.physical_id(thread);
+        let core = |thread| {
+            (
+                package(thread),
+                info.get_field(thread, "core id").map(str::to_owned),
+            )
+        };
+        let cores: BTreeSet<_> = threads.clone().map(core).collect();
+        let packages: BTreeSet<_> = threads.clone().map(package).collect();
+        let known = cores.iter().all(|(_, core)| core.is_some());
+        Some(Topology {
+            threads: count(threads.len()),
+            cores: count(if known { cores.len() } else { threads.len() }),
+            sockets: count(packages.len()),
+        })
+    }
+}
+
+fn count(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
 }
 
 /// NUMA nodes with processors or memory; a kernel without NUMA is one node.
 fn numa_nodes(root: &Root, warnings: &mut Warnings) -> u32 {
     let mut subject = warnings.on("cpu", "numa");
+    let directory = root.sys("devices/system/node");
     let mut nodes = BTreeSet::new();
-    for name in ["has_cpu", "has_memory", "has_normal_memory"] {
-        nodes.extend(cpu_list(&root.sys("devices/system/node").join(name), &mut subject).unwrap_or_default());
+    for name in ["has_cpu", "has_memory"] {
+        nodes.extend(cpu_list(&directory.join(name), &mut subject).unwrap_or_default());
     }
-    u32::try_from(nodes.len()).unwrap_or(u32::MAX).max(1)
+    count(nodes.len()).max(1)
 }
 
 /// A file that holds a list such as `0-3,8,10-11`; `None` if absent or, with a warning, if it holds something else.

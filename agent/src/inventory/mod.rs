@@ -43,6 +43,11 @@ pub struct BootFacts {
 
 /// The inventory of the machine below `root`.
 pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
+    let BootFacts {
+        mac,
+        hostname,
+        uptime,
+    } = boot;
     let mut warnings = Warnings::default();
     let smbios = smbios::read(root, &mut warnings);
     let table = smbios.table();
@@ -64,11 +69,11 @@ pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
         nics: nics.nics,
         driverless: pci::driverless(root, &mut warnings),
         missing_firmware: missing_firmware::collect(root, &mut warnings),
-        hostname: text::clean(boot.hostname.as_bytes()),
+        hostname: text::clean(hostname.as_bytes()),
         kernel: warnings
             .on("kernel", "osrelease")
             .or_default(sys::text(&root.proc("sys/kernel/osrelease"))),
-        boot: boot::collect(root, &boot),
+        boot: boot::collect(root, mac, uptime),
         system,
         warnings: warnings.finish(),
     }

@@ -1,3 +1,6 @@
+#[cfg(test)]
+pub(super) mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},

@@ -7,7 +7,7 @@ use crate::sys::{self, Root};
 
 mod records;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use records::{Identification, MemoryDevice, Processor};
 

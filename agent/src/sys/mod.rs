@@ -13,8 +13,8 @@ mod read;
 mod root;
 
 pub use read::{
-    Error, LIMIT, absent_as_none, bytes, flag, head, link_name, list, number, optional_flag, optional_number,
-    optional_text, text,
+    LIMIT, ReadError as Error, absent_as_none, bytes, flag, head, link_name, list, number, optional_flag,
+    optional_number, optional_text, text,
 };
 pub use root::Root;
 

@@ -16,7 +16,7 @@ const ATTRIBUTE: u64 = 4096;
 
 /// A file below the root did not say what was asked.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum ReadError {
     /// Opening or reading failed.
     #[error("read {}", path.display())]
     Read {
@@ -67,12 +67,14 @@ pub enum Error {
     },
 }
 
-impl Error {
+impl ReadError {
     /// True if the attribute does not exist or does not apply: no such file, or the driver answers that it has no such
     /// value (`EINVAL` for the carrier of an interface that is down, `ENODATA`, `EOPNOTSUPP`, …).
     /// Such a value is empty, and nothing is wrong.
     pub fn is_absent(&self) -> bool {
-        let (Error::Read { source, .. } | Error::List { source, .. } | Error::Follow { source, .. }) = self
+        let (ReadError::Read { source, .. }
+        | ReadError::List { source, .. }
+        | ReadError::Follow { source, .. }) = self
         else {
             return false;
         };
@@ -81,13 +83,7 @@ impl Error {
         };
         matches!(
             Errno::from_raw(code),
-            Errno::ENOENT
-                | Errno::ENOTDIR
-                | Errno::ENODEV
-                | Errno::ENXIO
-                | Errno::ENODATA
-                | Errno::EINVAL
-                | Errno::EOPNOTSUPP
+            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::ENODATA | Errno::EINVAL | Errno::EOPNOTSUPP
         )
     }
 }
@@ -96,7 +92,7 @@ impl Error {
 ///
 /// # Errors
 /// Every other error.
-pub fn absent_as_none<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+pub fn absent_as_none<T>(result: Result<T, ReadError>) -> Result<Option<T>, ReadError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.is_absent() => Ok(None),
@@ -107,12 +103,12 @@ pub fn absent_as_none<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
 /// Up to `limit` bytes from the start of a file, of which there may be more.
 ///
 /// # Errors
-/// [`Error::Read`].
-pub fn head(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
+/// [`ReadError::Read`].
+pub fn head(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-        .map_err(|source| Error::Read {
+        .map_err(|source| ReadError::Read {
             path: path.to_owned(),
             source,
         })?;
@@ -122,11 +118,11 @@ pub fn head(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
 /// A whole file of at most [`LIMIT`] bytes, as it is.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::TooLarge`].
-pub fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
+/// [`ReadError::Read`], [`ReadError::TooLarge`].
+pub fn bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
     let bytes = head(path, LIMIT + 1)?;
     if bytes.len() as u64 > LIMIT {
-        return Err(Error::TooLarge {
+        return Err(ReadError::TooLarge {
             path: path.to_owned(),
             limit: LIMIT,
         });
@@ -137,16 +133,16 @@ pub fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
 /// An attribute file as clean text: no control characters, trimmed, at most [`text::MAX`] bytes.
 ///
 /// # Errors
-/// [`Error::Read`].
-pub fn text(path: &Path) -> Result<String, Error> {
+/// [`ReadError::Read`].
+pub fn text(path: &Path) -> Result<String, ReadError> {
     head(path, ATTRIBUTE).map(|raw| text::clean(&raw))
 }
 
 /// As [`text()`]; `None` if the attribute is absent or empty.
 ///
 /// # Errors
-/// [`Error::Read`].
-pub fn optional_text(path: &Path) -> Result<Option<String>, Error> {
+/// [`ReadError::Read`].
+pub fn optional_text(path: &Path) -> Result<Option<String>, ReadError> {
     let found = absent_as_none(text(path))?;
     Ok(found.filter(|text| !text.is_empty()))
 }
@@ -154,10 +150,10 @@ pub fn optional_text(path: &Path) -> Result<Option<String>, Error> {
 /// An attribute file that holds one number.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Number`].
-pub fn number<T: FromStr>(path: &Path) -> Result<T, Error> {
+/// [`ReadError::Read`], [`ReadError::Number`].
+pub fn number<T: FromStr>(path: &Path) -> Result<T, ReadError> {
     let found = text(path)?;
-    found.parse().map_err(|_| Error::Number {
+    found.parse().map_err(|_| ReadError::Number {
         path: path.to_owned(),
         found,
     })
@@ -166,32 +162,32 @@ pub fn number<T: FromStr>(path: &Path) -> Result<T, Error> {
 /// As [`number`]; `None` if the attribute is absent.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Number`].
-pub fn optional_number<T: FromStr>(path: &Path) -> Result<Option<T>, Error> {
+/// [`ReadError::Read`], [`ReadError::Number`].
+pub fn optional_number<T: FromStr>(path: &Path) -> Result<Option<T>, ReadError> {
     absent_as_none(number(path))
 }
 
 /// An attribute file that holds `0` or another number.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Number`].
-pub fn flag(path: &Path) -> Result<bool, Error> {
+/// [`ReadError::Read`], [`ReadError::Number`].
+pub fn flag(path: &Path) -> Result<bool, ReadError> {
     number::<i64>(path).map(|number| number != 0)
 }
 
 /// As [`flag`]; false if the attribute is absent.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Number`].
-pub fn optional_flag(path: &Path) -> Result<bool, Error> {
+/// [`ReadError::Read`], [`ReadError::Number`].
+pub fn optional_flag(path: &Path) -> Result<bool, ReadError> {
     Ok(absent_as_none(flag(path))?.unwrap_or(false))
 }
 
 /// The names in a directory, sorted. Names that are no UTF-8 are left out: the kernel makes none.
 ///
 /// # Errors
-/// [`Error::List`].
-pub fn list(path: &Path) -> Result<Vec<String>, Error> {
+/// [`ReadError::List`].
+pub fn list(path: &Path) -> Result<Vec<String>, ReadError> {
     let names = || -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(path)? {
@@ -200,7 +196,7 @@ pub fn list(path: &Path) -> Result<Vec<String>, Error> {
         names.sort_unstable();
         Ok(names)
     };
-    names().map_err(|source| Error::List {
+    names().map_err(|source| ReadError::List {
         path: path.to_owned(),
         source,
     })
@@ -235,7 +231,7 @@ mod tests {
         assert!(!optional_text(&root.sys("serial")).unwrap_err().is_absent());
         assert!(matches!(
             optional_number::<u64>(&root.sys("size")),
-            Err(Error::Number { .. })
+            Err(ReadError::Number { .. })
         ));
     }
 
@@ -248,7 +244,7 @@ mod tests {
         assert_eq!(bytes(&tree.root().sys("fits")).unwrap().len(), limit);
         assert!(matches!(
             bytes(&tree.root().sys("large")),
-            Err(Error::TooLarge { .. })
+            Err(ReadError::TooLarge { .. })
         ));
     }
 

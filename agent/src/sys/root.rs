@@ -3,7 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Error;
+use super::read::ReadError;
 
 /// The directory that stands for `/`: the real one in the ramdisk, a captured or made-up tree elsewhere.
 ///
@@ -61,8 +61,8 @@ impl Root {
     /// `path` with every symbolic link followed; for a device in sysfs its place in the tree of parents.
     ///
     /// # Errors
-    /// [`Error::Follow`] if there is no such file, [`Error::Outside`] if the links lead out of this root.
-    pub fn resolve(&self, path: &Path) -> Result<PathBuf, Error> {
+    /// [`ReadError::Follow`] if there is no such file, [`ReadError::Outside`] if the links lead out of this root.
+    pub fn resolve(&self, path: &Path) -> Result<PathBuf, ReadError> {
         let (_, real) = self.follow(path)?;
         Ok(real)
     }
@@ -71,7 +71,7 @@ impl Root {
     ///
     /// # Errors
     /// As [`Root::resolve`].
-    pub fn ancestors(&self, path: &Path) -> Result<Vec<PathBuf>, Error> {
+    pub fn ancestors(&self, path: &Path) -> Result<Vec<PathBuf>, ReadError> {
         let (root, real) = self.follow(path)?;
         let devices = root.join("sys/devices");
         Ok(real
@@ -82,9 +82,9 @@ impl Root {
     }
 
     /// The root's and the file's own path, free of symbolic links.
-    fn follow(&self, path: &Path) -> Result<(PathBuf, PathBuf), Error> {
+    fn follow(&self, path: &Path) -> Result<(PathBuf, PathBuf), ReadError> {
         let real = |path: &Path| {
-            fs::canonicalize(path).map_err(|source| Error::Follow {
+            fs::canonicalize(path).map_err(|source| ReadError::Follow {
                 path: path.to_owned(),
                 source,
             })
@@ -93,7 +93,7 @@ impl Root {
         if target.starts_with(&root) {
             Ok((root, target))
         } else {
-            Err(Error::Outside {
+            Err(ReadError::Outside {
                 path: path.to_owned(),
                 target,
             })
@@ -133,6 +133,9 @@ mod tests {
             .file("sys/devices/x", "")
             .link("sys/block/sda", "/etc");
         let path = tree.root().sys("block/sda");
-        assert!(matches!(tree.root().resolve(&path), Err(Error::Outside { .. })));
+        assert!(matches!(
+            tree.root().resolve(&path),
+            Err(ReadError::Outside { .. })
+        ));
     }
 }

@@ -40,6 +40,8 @@ impl Place {
                     let unit = ScsiUnit { root, chain, hctl };
                     self.parts.push(unit.part()?);
                     self.has_transport = true;
+                    // A target across the network is a place of its own.
+                    self.has_slot |= unit.is_below(Link::IscsiSession);
                 }
                 Link::Nvme => {
                     self.parts.push(namespace(block)?);
@@ -115,20 +117,23 @@ struct ScsiUnit<'a> {
 
 impl ScsiUnit<'_> {
     fn part(&self) -> Option<String> {
-        let has = |wanted: Link| self.chain.find(|link| *link == wanted).is_some();
-        if has(Link::FibrePort) {
+        if self.is_below(Link::FibrePort) {
             self.fibre_channel()
-        } else if has(Link::SasEnd) {
+        } else if self.is_below(Link::SasEnd) {
             self.sas()
-        } else if has(Link::IscsiSession) {
+        } else if self.is_below(Link::IscsiSession) {
             self.iscsi()
-        } else if has(Link::AtaPort) {
+        } else if self.is_below(Link::AtaPort) {
             self.ata()
-        } else if has(Link::Vmbus) {
+        } else if self.is_below(Link::Vmbus) {
             None
         } else {
             self.by_host()
         }
+    }
+
+    fn is_below(&self, wanted: Link) -> bool {
+        self.chain.find(|link| *link == wanted).is_some()
     }
 
     /// Units of more than 8 bits are written as the protocol's 8 bytes.

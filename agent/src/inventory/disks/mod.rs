@@ -180,7 +180,7 @@ impl Reading<'_> {
     fn naa(&mut self, identify: Option<&Identify>) -> Option<Naa> {
         vpd::naa(&self.page("device/vpd_pg83"))
             .or_else(|| Naa::from_wwid(&self.text("device/wwid")))
-            .or(identify?.wwn)
+            .or_else(|| identify?.wwn)
     }
 
     /// NVMe has no NAA: the kernel's own choice among NGUID, EUI-64 and model with serial number.
