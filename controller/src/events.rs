@@ -9,7 +9,7 @@ pub struct Events {
 }
 
 /// One Event.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// About which object.
     pub about: ObjectReference,
