@@ -49,6 +49,11 @@ fn upstreams<K: CustomResourceExt, S: JsonSchema>(status: Option<Value>) -> Valu
             }
         });
     }
+    // Upstream's serialiser always writes these, so its schema requires them, though each has a default.
+    if let Some(Value::Array(required)) = status.as_mut().and_then(|status| status.get_mut("required")) {
+        required.extend(["errorCount", "provisioningFailCount"].map(Value::from));
+        required.sort_by_key(Value::to_string);
+    }
     crd::<K>(spec, status, &[])
 }
 
@@ -168,7 +173,11 @@ fn crd<K: CustomResourceExt>(spec: Value, status: Option<Value>, required: &[&st
     if !required.is_empty() {
         root["required"] = json!(required);
     }
-    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"] = root;
+    let version = &mut crd["spec"]["versions"][0];
+    version["schema"]["openAPIV3Schema"] = root;
+    if version.get("subresources").is_none() {
+        version["subresources"] = json!({});
+    }
     crd
 }
 

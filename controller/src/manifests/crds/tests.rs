@@ -78,6 +78,11 @@ fn differ(at: &str, theirs: &Value, ours: &Value, out: &mut BTreeSet<String>) {
                 differ(&format!("{at}/{key}"), a.get(key).unwrap_or(&none), b.get(key).unwrap_or(&none), out);
             }
         }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() && a.iter().any(Value::is_object) => {
+            for (index, (a, b)) in a.iter().zip(b).enumerate() {
+                differ(&format!("{at}/{index}"), a, b, out);
+            }
+        }
         _ if theirs != ours => {
             out.insert(format!("{at}: {theirs} against {ours}"));
         }
