@@ -2,9 +2,14 @@
 //!
 //! See `ARCHITECTURE.md` for the map. Effects are thin loops around pure functions; [`world`] is what the loops read.
 
+pub mod admin;
 pub mod agents;
+pub mod args;
 pub mod boot;
+pub mod chain;
 pub mod discovery;
 pub mod events;
+pub mod manifests;
 pub mod metrics;
+pub mod wire;
 pub mod world;

@@ -1,3 +1,48 @@
 //! The controller's binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use muster_controller::{
+    args::{Cli, Command, LogFormat},
+    chain::Chain,
+    manifests, wire,
+};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let Cli { command, run } = Cli::parse();
+    log(run.log_format);
+    let outcome = match command {
+        Some(Command::Manifests { which, out }) => manifests::write(which, &out).map_err(anyhow::Error::from),
+        None => serve(run),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", Chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().init(),
+    }
+}
+
+fn serve(args: muster_controller::args::RunArgs) -> anyhow::Result<()> {
+    // One provider for the whole process, chosen here and not by whichever crate asks first.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        anyhow::bail!("another cryptography provider is installed already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(wire::run(args));
+    // A blocking call in flight must not hold up the end.
+    runtime.shutdown_background();
+    Ok(outcome?)
+}

@@ -1,13 +1,26 @@
 //! What the controller knows of the cluster: one watched copy of each kind, shared by all loops. Reading it costs no request.
 
-use std::sync::Arc;
+use std::{fmt::Debug, pin::Pin, sync::Arc};
 
-use kube::runtime::reflector::Store;
+use futures::{Stream, StreamExt, stream};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::NamespaceResourceScope,
+    runtime::{
+        WatchStreamExt,
+        reflector::{self, Store, store::Writer},
+        watcher,
+    },
+};
 use muster_proto::{
     Mac,
     identity::Identity,
     kinds::{BareMetalHost, Enrolment, Segment, Server},
 };
+use serde::de::DeserializeOwned;
+use tokio::sync::broadcast;
+
+use crate::chain::Chain;
 
 /// The watched copies. A role that may not read a kind has an empty store of it.
 #[derive(Clone, Debug)]
@@ -22,16 +35,110 @@ pub struct World {
     pub enrolments: Store<Enrolment>,
 }
 
-/// A machine as far as the cluster knows it.
-#[derive(Clone, Debug, Default)]
-pub struct Known {
-    /// Its Server.
-    pub server: Option<Arc<Server>>,
-    /// Its BareMetalHost: the one that the Server points at, else the one that declares this MAC address.
-    pub host: Option<Arc<BareMetalHost>>,
+/// Which namespaces are watched.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// Segments, Servers and Enrolments live in this one.
+    pub namespace: String,
+    /// Hosts live in this one; none: in any.
+    pub hosts: Option<String>,
+}
+
+impl Scope {
+    /// Access to a kind that lives where the hosts do.
+    pub fn hosts_api<K>(&self, client: &Client) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        match &self.hosts {
+            Some(namespace) => Api::namespaced(client.clone(), namespace),
+            None => Api::all(client.clone()),
+        }
+    }
+}
+
+/// Something that a loop may want to look at again. The stores show it already.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A Segment came, changed or went.
+    Segment(Arc<Segment>),
+    /// A Server came, changed or went.
+    Server(Arc<Server>),
+    /// A host came, changed or went.
+    Host(Arc<BareMetalHost>),
+    /// A kind was listed anew: anything may have changed.
+    All,
+}
+
+/// Changes that a slow listener may be behind before it is told to look at everything.
+const CHANGES: usize = 1024;
+
+/// Keeps a [`World`] up to date while it runs.
+pub struct Driver {
+    changes: broadcast::Sender<Change>,
+    streams: Vec<Pin<Box<dyn Stream<Item = Change> + Send>>>,
+}
+
+impl Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Driver of {} watches", self.streams.len())
+    }
+}
+
+impl Driver {
+    /// Every change from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    /// Watches until dropped. A watch that fails is tried again, ever more slowly; the copies stay as they were.
+    pub async fn run(self) {
+        let Driver { changes, streams } = self;
+        stream::select_all(streams)
+            .for_each(|change| {
+                // An error says that nobody listens.
+                let _ = changes.send(change);
+                std::future::ready(())
+            })
+            .await;
+    }
 }
 
 impl World {
+    /// The copies, empty, and the driver that fills them once it runs.
+    pub fn start(client: &Client, scope: &Scope) -> (World, Driver) {
+        let ours = || scope.namespace.as_str();
+        let (segments, segment_changes) = watch(Api::namespaced(client.clone(), ours()), Change::Segment);
+        let (servers, server_changes) = watch(Api::namespaced(client.clone(), ours()), Change::Server);
+        let (hosts, host_changes) = watch(scope.hosts_api(client), Change::Host);
+        // Nobody decides anew because a token was spent.
+        let (enrolments, spent) = watch(Api::namespaced(client.clone(), ours()), |_| Change::All);
+        let spent = spent.filter(|_| std::future::ready(false)).boxed();
+        let world = World {
+            segments,
+            servers,
+            hosts,
+            enrolments,
+        };
+        let driver = Driver {
+            changes: broadcast::channel(CHANGES).0,
+            streams: vec![segment_changes, server_changes, host_changes, spent],
+        };
+        (world, driver)
+    }
+
+    /// Waits until every copy is complete for the first time. False if the driver ended before.
+    pub async fn ready(&self) -> bool {
+        let (segments, servers, hosts, enrolments) = tokio::join!(
+            self.segments.wait_until_ready(),
+            self.servers.wait_until_ready(),
+            self.hosts.wait_until_ready(),
+            self.enrolments.wait_until_ready(),
+        );
+        segments.is_ok() && servers.is_ok() && hosts.is_ok() && enrolments.is_ok()
+    }
+
     /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID.
     pub fn known(&self, mac: Mac, uuid: Option<&str>) -> Known {
         let by = |test: &dyn Fn(&Identity) -> bool| {
@@ -47,12 +154,7 @@ impl World {
         let pointed = server
             .as_ref()
             .and_then(|server| server.spec.host.as_ref())
-            .and_then(|at| {
-                self.hosts.find(|host| {
-                    host.metadata.namespace.as_deref() == Some(&at.namespace)
-                        && host.metadata.name.as_deref() == Some(&at.name)
-                })
-            });
+            .and_then(|at| self.hosts.get(&reflector::ObjectRef::new(&at.name).within(&at.namespace)));
         let host = pointed.or_else(|| {
             self.hosts.find(|host| {
                 host.spec
@@ -64,4 +166,42 @@ impl World {
         });
         Known { server, host }
     }
+}
+
+/// A machine as far as the cluster knows it.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Its Server.
+    pub server: Option<Arc<Server>>,
+    /// Its BareMetalHost: the one that the Server points at, else the one that declares this MAC address.
+    pub host: Option<Arc<BareMetalHost>>,
+}
+
+type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
+
+fn watch<K>(api: Api<K>, change: impl Fn(Arc<K>) -> Change + Send + Sync + 'static) -> (Store<K>, Changes)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let writer = Writer::<K>::default();
+    let store = writer.as_reader();
+    let events = watcher(api, watcher::Config::default())
+        .default_backoff()
+        .modify(|object| {
+            // Who wrote which field is half of an object, and nobody here reads it.
+            object.managed_fields_mut().clear();
+        });
+    let changes = reflector::reflector(writer, events).filter_map(move |event| {
+        std::future::ready(match event {
+            Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => Some(change(Arc::new(object))),
+            Ok(watcher::Event::InitDone) => Some(Change::All),
+            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
+            Err(error) => {
+                let kind = K::kind(&());
+                tracing::warn!(error = %Chain(&error), %kind, "watch failed; it is tried again");
+                None
+            }
+        })
+    });
+    (store, changes.boxed())
 }

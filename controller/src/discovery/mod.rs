@@ -1,1 +1,15 @@
 //! From Server to BareMetalHost. Writes BareMetalHost, HardwareData and Server spec.
+//!
+//! [`next`](next::next) decides, alone and without IO; [`reconcile`] shows it the world, [`execute`] does what it says.
+
+pub mod execute;
+pub mod hardware;
+pub mod host;
+mod link;
+pub mod name;
+pub mod next;
+mod orders;
+pub mod reconcile;
+
+pub use link::concerns;
+pub use reconcile::{Metrics, run};

@@ -1,0 +1,135 @@
+//! The command line. Every flag has an environment variable, so that a manifest can set either.
+
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Muster's controller: network boot, enrolment and discovery of bare metal.
+#[derive(Debug, Parser)]
+#[command(name = "muster-controller", version)]
+pub struct Cli {
+    /// Without a command: run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What to do instead of running.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write the generated manifests.
+    Manifests {
+        /// Which.
+        which: Which,
+        /// Directory to write to; it is made if it does not exist.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+/// Which manifests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    /// CustomResourceDefinitions.
+    Crds,
+    /// Least rights of each role.
+    Roles,
+    /// Both, in the directories `crds` and `roles`.
+    All,
+}
+
+/// What this process is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Role {
+    /// Serves machines: DHCP, TFTP, HTTP, agents.
+    Edge,
+    /// Derives hosts from what machines report.
+    Control,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How to run.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// What this process is for.
+    #[arg(long, env = "MUSTER_ROLES", value_delimiter = ',', default_value = "edge,control")]
+    pub roles: Vec<Role>,
+    /// The namespace of Segments, Servers and the controller's own Secrets.
+    #[arg(long, env = "MUSTER_NAMESPACE", default_value = "muster-system")]
+    pub namespace: String,
+    /// Watch hosts in this namespace only; without it, in all.
+    #[arg(long, env = "MUSTER_WATCH_NAMESPACE")]
+    pub watch_namespace: Option<String>,
+    /// How to reach the API server; without it, the service account's way.
+    #[arg(long, env = "KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// TCP port for agents.
+    #[arg(long, env = "MUSTER_AGENT_PORT", default_value_t = 9443)]
+    pub agent_port: u16,
+    /// TCP port for boot files.
+    #[arg(long, env = "MUSTER_HTTP_PORT", default_value_t = 8080)]
+    pub http_port: u16,
+    /// UDP port for boot files.
+    #[arg(long, env = "MUSTER_TFTP_PORT", default_value_t = 69)]
+    pub tftp_port: u16,
+    /// Directory with the ramdisk's releases.
+    #[arg(long, env = "MUSTER_BOOT_DIR", default_value = "/usr/share/muster/boot")]
+    pub boot_dir: PathBuf,
+    /// Directory with undionly.kpxe and snponly.efi.
+    #[arg(long, env = "MUSTER_IPXE_DIR", default_value = "/usr/lib/ipxe")]
+    pub ipxe_dir: PathBuf,
+    /// Directory with further firmware for the ramdisk, such as /lib/firmware; may be given several times.
+    #[arg(long = "firmware-dir", env = "MUSTER_FIRMWARE_DIRS", value_delimiter = ':')]
+    pub firmware_dirs: Vec<PathBuf>,
+    /// File with further certificate authorities for the ramdisk, PEM; may be given several times.
+    #[arg(long = "extra-ca", env = "MUSTER_EXTRA_CAS", value_delimiter = ':')]
+    pub extra_cas: Vec<PathBuf>,
+    /// Address at which agents reach this replica, `address` or `address:port`, where a Segment names none;
+    /// may be given several times. Without it, the address of the Segment's interface.
+    #[arg(long, env = "MUSTER_ADVERTISE", value_delimiter = ',')]
+    pub advertise: Vec<String>,
+    /// Where /healthz, /readyz and /metrics are served; port 0 takes any and prints it.
+    #[arg(long, env = "MUSTER_ADMIN_LISTEN", default_value = "127.0.0.1:9090")]
+    pub admin_listen: SocketAddr,
+    /// How log lines look; what is logged is set by MUSTER_LOG, such as `info,muster_controller=debug`.
+    #[arg(long, env = "MUSTER_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+impl RunArgs {
+    /// The roles, each once.
+    pub fn roles(&self) -> BTreeSet<Role> {
+        self.roles.iter().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn roles_are_split_at_commas() {
+        let cli = Cli::try_parse_from(["muster-controller", "--roles", "edge"]).unwrap();
+        assert_eq!(cli.run.roles(), [Role::Edge].into());
+        let cli = Cli::try_parse_from(["muster-controller", "--roles", "edge,control,edge"]).unwrap();
+        assert_eq!(cli.run.roles(), [Role::Edge, Role::Control].into());
+        assert!(Cli::try_parse_from(["muster-controller", "--roles", "all"]).is_err());
+    }
+}

@@ -1,0 +1,298 @@
+//! Does what a plan says, one effect after the other. Every effect is idempotent; the first that fails ends the round, and the
+//! next round plans anew.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use muster_proto::kinds::{
+    APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDataSpec, HardwareDetails,
+    HostReference, Server, ServerSpec,
+};
+use serde_json::{Value, json};
+
+use super::next::{Effect, Plan, server_name};
+use crate::events::Events;
+
+/// Under this name the API server remembers which fields are ours.
+pub const FIELD_MANAGER: &str = "muster-control";
+
+/// What could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    /// The API server refused or could not be reached.
+    #[error("{step} {subject}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// On which object.
+        subject: String,
+        /// Why not.
+        #[source]
+        source: kube::Error,
+    },
+    /// The world moved between looking and acting: look again.
+    #[error("{step} {subject}: it is not as it was seen")]
+    Behind {
+        /// What was tried.
+        step: &'static str,
+        /// On which object.
+        subject: String,
+    },
+}
+
+impl ExecuteError {
+    /// True if the API server will say the same next time, too: the object itself is refused.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, ExecuteError::Step { source: kube::Error::Api(status), .. }
+            if matches!(status.code, 400 | 403 | 422))
+    }
+}
+
+/// Carries out plans.
+#[derive(Clone)]
+pub struct Executor {
+    client: Client,
+    events: Events,
+}
+
+impl std::fmt::Debug for Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Executor")
+    }
+}
+
+impl Executor {
+    /// Acts through `client`, tells through `events`.
+    pub fn new(client: Client, events: Events) -> Self {
+        Executor { client, events }
+    }
+
+    /// Carries out `plan`, which was made for `server` as it was seen. Returns the names of the effects, for the metrics.
+    pub async fn run(&self, server: &Server, plan: Plan) -> Result<Vec<&'static str>, ExecuteError> {
+        let mut done = Vec::with_capacity(plan.effects.len());
+        for effect in plan.effects {
+            done.push(self.effect(server, effect).await?);
+        }
+        Ok(done)
+    }
+
+    async fn effect(&self, server: &Server, effect: Effect) -> Result<&'static str, ExecuteError> {
+        match effect {
+            Effect::CreateHost(host) => self.create(server, *host).await,
+            Effect::MarkHost {
+                host,
+                labels,
+                annotations,
+            } => {
+                let step = "mark host";
+                // The UID makes the API server refuse the patch if another host has taken the name.
+                let patch = json!({"metadata": {"uid": host.uid, "labels": labels, "annotations": annotations}});
+                self.merge::<BareMetalHost>(step, &host.namespace, &host.name, patch).await
+            }
+            Effect::ApplyHardwareData { host, hardware } => self.apply_hardware(&host, *hardware).await,
+            Effect::WriteHostStatus { host, version, status } => self.write_status(&host, &version, &status).await,
+            Effect::PatchServerSpec { spec, approved } => self.patch_server(server, &spec, approved).await,
+            Effect::Dismiss(host) => self.dismiss(server, &host).await,
+            Effect::RemoveAnnotation { host, name } => {
+                let patch = json!({"metadata": {"uid": host.uid, "annotations": {name: Value::Null}}});
+                self.merge::<BareMetalHost>("take annotation off host", &host.namespace, &host.name, patch)
+                    .await
+            }
+            Effect::DeleteHost { host, version } => self.delete(host, version).await,
+            Effect::Event(event) => {
+                self.events.record(event);
+                Ok("event")
+            }
+        }
+    }
+
+    fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    async fn create(&self, server: &Server, host: BareMetalHost) -> Result<&'static str, ExecuteError> {
+        let step = "create host";
+        // Our copy of the Server may be old: a host that was linked, and then deleted by its user, must not come back.
+        let at = server.metadata.namespace.as_deref().unwrap_or_default();
+        let live: Server = self
+            .api(at)
+            .get(server_name(server))
+            .await
+            .map_err(failed("read Server", server_name(server)))?;
+        let subject = format!(
+            "{}/{}",
+            host.metadata.namespace.as_deref().unwrap_or_default(),
+            host.metadata.name.as_deref().unwrap_or_default()
+        );
+        if live.spec != server.spec || live.metadata.uid != server.metadata.uid {
+            return Err(ExecuteError::Behind { step, subject });
+        }
+        let namespace = host.metadata.namespace.clone().unwrap_or_default();
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        self.api::<BareMetalHost>(&namespace)
+            .create(&params, &host)
+            .await
+            .map_err(failed(step, &subject))?;
+        Ok("create_host")
+    }
+
+    async fn apply_hardware(
+        &self,
+        host: &HostReference,
+        hardware: HardwareDetails,
+    ) -> Result<&'static str, ExecuteError> {
+        let mut data = HardwareData::new(
+            &host.name,
+            HardwareDataSpec {
+                hardware: Some(hardware),
+            },
+        );
+        data.metadata.namespace = Some(host.namespace.clone());
+        data.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: "metal3.io/v1alpha1".to_owned(),
+            kind: "BareMetalHost".to_owned(),
+            name: host.name.clone(),
+            uid: host.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        }]);
+        self.api::<HardwareData>(&host.namespace)
+            .patch(&host.name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&data))
+            .await
+            .map_err(failed("apply HardwareData", &path(host)))?;
+        Ok("apply_hardware_data")
+    }
+
+    async fn write_status(
+        &self,
+        host: &HostReference,
+        version: &str,
+        status: &BareMetalHostStatus,
+    ) -> Result<&'static str, ExecuteError> {
+        // With the resource version: whoever moved the host on in the meantime keeps what they wrote.
+        let object = json!({
+            "apiVersion": "metal3.io/v1alpha1",
+            "kind": "BareMetalHost",
+            "metadata": {"name": host.name, "uid": host.uid, "resourceVersion": version},
+            "status": status,
+        });
+        self.api::<BareMetalHost>(&host.namespace)
+            .patch_status(
+                &host.name,
+                &PatchParams::apply(FIELD_MANAGER).force(),
+                &Patch::Apply(&object),
+            )
+            .await
+            .map_err(failed("write status of host", &path(host)))?;
+        Ok("write_host_status")
+    }
+
+    async fn patch_server(
+        &self,
+        server: &Server,
+        spec: &ServerSpec,
+        approved: bool,
+    ) -> Result<&'static str, ExecuteError> {
+        // A merge patch takes away only what it names.
+        let mut wanted = json!({"host": spec.host, "dismissed": spec.dismissed, "order": spec.order});
+        if !spec.dismissed {
+            wanted["dismissed"] = Value::Null;
+        }
+        let version = server.metadata.resource_version.as_deref().unwrap_or_default();
+        let mut patch = json!({"metadata": {"resourceVersion": version}, "spec": wanted});
+        if approved {
+            patch["metadata"]["annotations"] = json!({APPROVE_ANNOTATION: Value::Null});
+        }
+        let namespace = server.metadata.namespace.as_deref().unwrap_or_default();
+        self.merge::<Server>("patch Server", namespace, server_name(server), patch).await
+    }
+
+    async fn dismiss(&self, server: &Server, host: &HostReference) -> Result<&'static str, ExecuteError> {
+        let step = "dismiss Server of host";
+        let live = self
+            .api::<BareMetalHost>(&host.namespace)
+            .get_opt(&host.name)
+            .await
+            .map_err(failed("read host", &path(host)))?;
+        if live.is_some_and(|live| host.uid.is_empty() || live.metadata.uid.as_ref() == Some(&host.uid)) {
+            return Err(ExecuteError::Behind {
+                step,
+                subject: path(host),
+            });
+        }
+        let spec = ServerSpec {
+            host: None,
+            dismissed: true,
+            order: server.spec.order.clone(),
+        };
+        self.patch_server(server, &spec, false).await?;
+        Ok("dismiss")
+    }
+
+    async fn delete(&self, host: HostReference, version: String) -> Result<&'static str, ExecuteError> {
+        let subject = path(&host);
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(host.uid),
+                resource_version: Some(version),
+            }),
+            ..DeleteParams::default()
+        };
+        match self.api::<BareMetalHost>(&host.namespace).delete(&host.name, &params).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            outcome => {
+                outcome.map_err(failed("delete host", &subject))?;
+            }
+        }
+        Ok("delete_host")
+    }
+
+    async fn merge<K>(
+        &self,
+        step: &'static str,
+        namespace: &str,
+        name: &str,
+        patch: Value,
+    ) -> Result<&'static str, ExecuteError>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+        K::DynamicType: Default,
+    {
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let subject = format!("{namespace}/{name}");
+        self.api::<K>(namespace)
+            .patch(name, &params, &Patch::Merge(&patch))
+            .await
+            .map_err(failed(step, &subject))?;
+        Ok(match step {
+            "patch Server" => "patch_server",
+            "mark host" => "mark_host",
+            _ => "remove_annotation",
+        })
+    }
+}
+
+fn path(host: &HostReference) -> String {
+    format!("{}/{}", host.namespace, host.name)
+}
+
+fn failed(step: &'static str, subject: &str) -> impl FnOnce(kube::Error) -> ExecuteError {
+    let subject = subject.to_owned();
+    move |source| match source {
+        // Not found, exists already, has changed: our copy was old.
+        kube::Error::Api(status) if matches!(status.code, 404 | 409) => ExecuteError::Behind { step, subject },
+        source => ExecuteError::Step { step, subject, source },
+    }
+}

@@ -1,0 +1,264 @@
+//! From the agent's inventory to Metal3's `HardwareDetails`, and what changed between two of them. Pure.
+//!
+//! Absent is written as absent: an empty string or a zero that means "could not be read" is left out, as upstream's
+//! serialiser does, so that a reader never takes it for a fact.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use muster_proto::{
+    Mac,
+    inventory::{Disk, Inventory, MAX_DEVICES, Nic},
+    kinds::{
+        DiskType, HardwareBios, HardwareCpu, HardwareDetails, HardwareFirmware, HardwareNic, HardwareStorage,
+        HardwareSystemVendor,
+    },
+    text,
+};
+
+/// The hardware that `inventory` reports, in Metal3's shape: at most [`MAX_DEVICES`] disks and NIC entries, all text cleaned.
+pub fn details(inventory: &Inventory) -> HardwareDetails {
+    let boot = boot_mac(inventory);
+    HardwareDetails {
+        system_vendor: Some(HardwareSystemVendor {
+            manufacturer: said(&inventory.system.manufacturer),
+            product_name: said(&inventory.system.product),
+            serial_number: said(&inventory.system.serial),
+        })
+        .filter(|vendor| *vendor != HardwareSystemVendor::default()),
+        firmware: Some(HardwareBios {
+            date: said(&inventory.firmware.date),
+            vendor: said(&inventory.firmware.vendor),
+            version: said(&inventory.firmware.version),
+        })
+        .filter(|bios| *bios != HardwareBios::default())
+        .map(|bios| HardwareFirmware { bios: Some(bios) }),
+        ram_mebibytes: counted(inventory.memory.installed_mib),
+        nics: inventory
+            .nics
+            .iter()
+            .flat_map(|nic| nic_entries(nic, boot))
+            .take(MAX_DEVICES)
+            .collect(),
+        storage: inventory.disks.iter().take(MAX_DEVICES).map(storage).collect(),
+        cpu: cpu(inventory),
+        hostname: said(&inventory.hostname),
+    }
+}
+
+/// The NIC that the machine booted from: as the firmware told; else the first one with carrier, else the first one at all.
+pub fn boot_mac(inventory: &Inventory) -> Option<Mac> {
+    let usable = |nic: &Nic| nic.mac.filter(|mac| mac.is_unicast());
+    let nics = || inventory.nics.iter();
+    inventory
+        .boot
+        .mac
+        .filter(|mac| mac.is_unicast())
+        .or_else(|| nics().filter(|nic| nic.carrier).find_map(usable))
+        .or_else(|| nics().find_map(usable))
+        .or_else(|| inventory.identity.macs.iter().copied().find(|mac| mac.is_unicast()))
+}
+
+fn said(value: &str) -> Option<String> {
+    Some(text::clean(value.as_bytes())).filter(|value| !value.is_empty())
+}
+
+fn counted(value: u64) -> Option<i64> {
+    i64::try_from(value).ok().filter(|count| *count > 0)
+}
+
+fn cpu(inventory: &Inventory) -> Option<HardwareCpu> {
+    let cpu = &inventory.cpu;
+    let mut flags: Vec<String> = cpu.flags.iter().filter_map(|flag| said(flag)).collect();
+    flags.sort();
+    flags.dedup();
+    // The schema's number is a double, but JSON has no NaN: the API server would refuse the whole object.
+    let clock = Some(cpu.max_mhz.round()).filter(|mhz| mhz.is_finite() && *mhz > 0.0);
+    Some(HardwareCpu {
+        arch: said(&cpu.arch),
+        model: said(&cpu.model),
+        clock_megahertz: clock,
+        flags,
+        count: counted(cpu.threads.into()),
+    })
+    .filter(|cpu| *cpu != HardwareCpu::default())
+}
+
+/// One entry per address family, as upstream has it; an interface without an address has one without.
+fn nic_entries(nic: &Nic, boot: Option<Mac>) -> Vec<HardwareNic> {
+    let ids: Vec<String> = [&nic.vendor_id, &nic.device_id]
+        .into_iter()
+        .filter_map(|id| said(id))
+        .collect();
+    let entry = HardwareNic {
+        name: said(&nic.name),
+        model: Some(ids.join(" ")).filter(|model| !model.is_empty()),
+        mac: nic.mac.map(|mac| mac.to_string()),
+        speed_gbps: counted(u64::from(nic.speed_mbps / 1000)),
+        pxe: (nic.mac.is_some() && nic.mac == boot).then_some(true),
+        pci_address: said(&nic.pci_address),
+        ..HardwareNic::default()
+    };
+    let addresses = || nic.addresses.iter().filter_map(|address| global(address));
+    let entries: Vec<_> = [
+        addresses().find(IpAddr::is_ipv4),
+        addresses().find(IpAddr::is_ipv6),
+    ]
+    .into_iter()
+    .flatten()
+    .map(|ip| HardwareNic {
+        ip: Some(ip.to_string()),
+        ..entry.clone()
+    })
+    .collect();
+    if entries.is_empty() { vec![entry] } else { entries }
+}
+
+/// The address before the `/`, unless it is link-local: such an address reaches nobody who reads the object.
+fn global(address: &str) -> Option<IpAddr> {
+    let bare = address.split(['/', '%']).next()?;
+    bare.parse().ok().filter(|ip| match ip {
+        IpAddr::V4(ip) => !ip.is_link_local() && !ip.is_unspecified() && !ip.is_loopback(),
+        IpAddr::V6(ip) => !ip.is_unicast_link_local() && !ip.is_unspecified() && !ip.is_loopback(),
+    })
+}
+
+fn storage(disk: &Disk) -> HardwareStorage {
+    let name = said(&disk.name);
+    let by_path = said(&disk.by_path);
+    HardwareStorage {
+        alternate_names: name.iter().chain(&by_path).cloned().collect(),
+        name: by_path.or(name),
+        rotational: Some(disk.rotational),
+        type_: Some(match (disk.name.starts_with("/dev/nvme"), disk.rotational) {
+            (true, _) => DiskType::Nvme,
+            (false, true) => DiskType::Hdd,
+            (false, false) => DiskType::Ssd,
+        }),
+        size_bytes: counted(disk.size_bytes),
+        vendor: said(&disk.vendor),
+        model: said(&disk.model),
+        serial_number: said(&disk.serial),
+        wwn: said(&disk.wwn),
+        wwn_vendor_extension: said(&disk.wwn_vendor_extension),
+        wwn_with_extension: said(&disk.wwn_with_extension),
+        hctl: said(&disk.hctl),
+    }
+}
+
+/// How many changes [`changes`] names; the rest are counted.
+const NAMED_CHANGES: usize = 12;
+
+/// What is different in `new`, one phrase each, for people; empty if a person would call it the same machine unchanged.
+/// Addresses, link speeds and kernel names come and go with every boot: they are no change.
+pub fn changes(old: &HardwareDetails, new: &HardwareDetails) -> Vec<String> {
+    let mut all = Vec::new();
+    parts(&mut all, "disk", &disks(old), &disks(new));
+    parts(&mut all, "NIC", &nics(old), &nics(new));
+    if old.ram_mebibytes != new.ram_mebibytes {
+        all.push(format!("memory {} -> {}", mebibytes(old), mebibytes(new)));
+    }
+    let processors = |of: &HardwareDetails| {
+        of.cpu.as_ref().map_or_else(String::new, |cpu| {
+            format!("{}x {}", cpu.count.unwrap_or(0), cpu.model.as_deref().unwrap_or("?"))
+        })
+    };
+    value(&mut all, "processors", &processors(old), &processors(new));
+    let vendor = |of: &HardwareDetails, field: fn(&HardwareSystemVendor) -> &Option<String>| {
+        of.system_vendor
+            .as_ref()
+            .and_then(|vendor| field(vendor).clone())
+            .unwrap_or_default()
+    };
+    for (name, field) in [
+        ("manufacturer", (|v| &v.manufacturer) as fn(&HardwareSystemVendor) -> &Option<String>),
+        ("product", |v| &v.product_name),
+        ("system serial", |v| &v.serial_number),
+    ] {
+        value(&mut all, name, &vendor(old, field), &vendor(new, field));
+    }
+    let version = |of: &HardwareDetails| {
+        let bios = of.firmware.as_ref().and_then(|firmware| firmware.bios.as_ref());
+        bios.and_then(|bios| bios.version.clone()).unwrap_or_default()
+    };
+    value(&mut all, "firmware", &version(old), &version(new));
+    if all.len() > NAMED_CHANGES {
+        let rest = all.len() - NAMED_CHANGES;
+        all.truncate(NAMED_CHANGES);
+        all.push(format!("and {rest} more"));
+    }
+    all
+}
+
+fn mebibytes(of: &HardwareDetails) -> String {
+    of.ram_mebibytes.map_or_else(|| "unknown".to_owned(), |mib| format!("{mib} MiB"))
+}
+
+fn value(all: &mut Vec<String>, name: &str, old: &str, new: &str) {
+    if old != new {
+        let shown = |value: &str| if value.is_empty() { "nothing".to_owned() } else { format!("\"{value}\"") };
+        all.push(format!("{name} {} -> {}", shown(old), shown(new)));
+    }
+}
+
+/// Parts by what identifies them, with what is worth saying of each. Two parts that cannot be told apart are counted apart.
+type Parts = BTreeMap<String, String>;
+
+fn collect(parts: impl Iterator<Item = (String, String)>) -> Parts {
+    let mut out = Parts::new();
+    for (key, shown) in parts {
+        let mut unique = key.clone();
+        let mut copy = 2;
+        while out.contains_key(&unique) {
+            unique = format!("{key} #{copy}");
+            copy += 1;
+        }
+        out.insert(unique, shown);
+    }
+    out
+}
+
+fn disks(of: &HardwareDetails) -> Parts {
+    collect(of.storage.iter().map(|disk| {
+        let id = disk
+            .wwn_with_extension
+            .as_ref()
+            .or(disk.serial_number.as_ref())
+            .or(disk.wwn.as_ref())
+            .or(disk.name.as_ref());
+        let size = disk.size_bytes.unwrap_or(0);
+        (id.cloned().unwrap_or_default(), format!("{size} bytes"))
+    }))
+}
+
+fn nics(of: &HardwareDetails) -> Parts {
+    let mut seen: Vec<(&Option<String>, &Option<String>)> = Vec::new();
+    collect(of.nics.iter().filter_map(|nic| {
+        // The second entry of an interface with two addresses.
+        if nic.mac.is_some() && seen.contains(&(&nic.name, &nic.mac)) {
+            return None;
+        }
+        seen.push((&nic.name, &nic.mac));
+        let id = nic.mac.as_ref().or(nic.name.as_ref());
+        Some((id.cloned().unwrap_or_default(), nic.model.clone().unwrap_or_default()))
+    }))
+}
+
+fn parts(all: &mut Vec<String>, what: &str, old: &Parts, new: &Parts) {
+    let phrase = |id: &str, shown: &str| match shown {
+        "" => format!("{what} {id}"),
+        shown => format!("{what} {id} ({shown})"),
+    };
+    for (id, shown) in old {
+        match new.get(id) {
+            None => all.push(format!("{} removed", phrase(id, shown))),
+            Some(now) if now != shown => all.push(format!("{} now {now}", phrase(id, shown))),
+            Some(_) => {}
+        }
+    }
+    for (id, shown) in new.iter().filter(|(id, _)| !old.contains_key(*id)) {
+        all.push(format!("{} added", phrase(id, shown)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

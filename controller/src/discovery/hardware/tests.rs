@@ -1,0 +1,181 @@
+use muster_proto::inventory::{Cpu, Memory, Transport};
+use proptest::prelude::*;
+
+use super::*;
+
+fn mac(last: u8) -> Mac {
+    Mac([0x52, 0x54, 0, 0, 0, last])
+}
+
+fn server() -> Inventory {
+    let mut inventory = Inventory {
+        cpu: Cpu {
+            arch: "x86_64".to_owned(),
+            model: "Xeon".to_owned(),
+            max_mhz: 3399.998,
+            threads: 48,
+            cores: 24,
+            flags: ["vmx", "aes", "vmx"].map(str::to_owned).into(),
+            ..Cpu::default()
+        },
+        memory: Memory {
+            installed_mib: 65536,
+            usable_bytes: 1,
+            modules: Vec::new(),
+        },
+        nics: vec![
+            Nic {
+                name: "eth0".to_owned(),
+                mac: Some(mac(1)),
+                speed_mbps: 2500,
+                carrier: true,
+                addresses: ["fe80::1/64", "10.0.0.7/24", "10.0.0.8/24", "2001:db8::7/64"].map(str::to_owned).into(),
+                vendor_id: "0x8086".to_owned(),
+                device_id: "0x1572".to_owned(),
+                pci_address: "0000:00:03.0".to_owned(),
+                ..Nic::default()
+            },
+            Nic {
+                name: "eth1".to_owned(),
+                mac: Some(mac(2)),
+                ..Nic::default()
+            },
+        ],
+        disks: vec![
+            Disk {
+                name: "/dev/nvme0n1".to_owned(),
+                by_path: "/dev/disk/by-path/pci-0000:00:04.0-nvme-1".to_owned(),
+                serial: "N1".to_owned(),
+                size_bytes: 10 << 30,
+                transport: Transport::Nvme,
+                ..Disk::default()
+            },
+            Disk {
+                name: "/dev/vda".to_owned(),
+                rotational: true,
+                size_bytes: 1 << 30,
+                transport: Transport::Virtio,
+                ..Disk::default()
+            },
+            Disk {
+                name: "/dev/sda".to_owned(),
+                ..Disk::default()
+            },
+        ],
+        ..Inventory::default()
+    };
+    inventory.boot.mac = Some(mac(1));
+    inventory
+}
+
+#[test]
+fn hardware_has_metal3s_shape() {
+    let found = details(&server());
+    let json = serde_json::to_value(&found).unwrap();
+    assert_eq!(
+        json,
+        serde_json::json!({
+            "ramMebibytes": 65536,
+            "cpu": {"arch": "x86_64", "model": "Xeon", "clockMegahertz": 3400.0, "flags": ["aes", "vmx"], "count": 48},
+            "nics": [
+                {"name": "eth0", "model": "0x8086 0x1572", "mac": "52:54:00:00:00:01", "ip": "10.0.0.7", "speedGbps": 2,
+                 "pxe": true, "pciAddress": "0000:00:03.0"},
+                {"name": "eth0", "model": "0x8086 0x1572", "mac": "52:54:00:00:00:01", "ip": "2001:db8::7", "speedGbps": 2,
+                 "pxe": true, "pciAddress": "0000:00:03.0"},
+                {"name": "eth1", "mac": "52:54:00:00:00:02"},
+            ],
+            "storage": [
+                {"name": "/dev/disk/by-path/pci-0000:00:04.0-nvme-1", "rotational": false, "type": "NVME",
+                 "alternateNames": ["/dev/nvme0n1", "/dev/disk/by-path/pci-0000:00:04.0-nvme-1"],
+                 "sizeBytes": 10_737_418_240_u64, "serialNumber": "N1"},
+                {"name": "/dev/vda", "alternateNames": ["/dev/vda"], "rotational": true, "type": "HDD",
+                 "sizeBytes": 1_073_741_824},
+                {"name": "/dev/sda", "alternateNames": ["/dev/sda"], "rotational": false, "type": "SSD"},
+            ],
+        })
+    );
+}
+
+#[test]
+fn thousands_of_disks_are_cut() {
+    let mut inventory = server();
+    inventory.disks = vec![inventory.disks[0].clone(); 5000];
+    inventory.nics = vec![inventory.nics[0].clone(); 5000];
+    let found = details(&inventory);
+    assert_eq!((found.storage.len(), found.nics.len()), (MAX_DEVICES, MAX_DEVICES));
+}
+
+#[test]
+fn changes_name_what_changed() {
+    let old = details(&server());
+    let mut inventory = server();
+    inventory.disks.remove(0);
+    inventory.disks[0].size_bytes = 2 << 30;
+    inventory.nics[1].mac = Some(mac(9));
+    inventory.memory.installed_mib = 32768;
+    assert_eq!(
+        changes(&old, &details(&inventory)),
+        [
+            "disk N1 (10737418240 bytes) removed",
+            "disk /dev/vda (1073741824 bytes) now 2147483648 bytes",
+            "NIC 52:54:00:00:00:02 removed",
+            "NIC 52:54:00:00:00:09 added",
+            "memory 65536 MiB -> 32768 MiB",
+        ]
+    );
+}
+
+#[test]
+fn another_address_or_link_is_no_change() {
+    let old = details(&server());
+    let mut inventory = server();
+    inventory.nics[0].addresses = vec!["10.0.0.99/24".to_owned()];
+    inventory.nics[0].speed_mbps = 1000;
+    inventory.hostname = "other".to_owned();
+    assert_eq!(changes(&old, &details(&inventory)), Vec::<String>::new());
+}
+
+#[test]
+fn a_firmware_that_tells_no_boot_nic_leaves_the_one_with_carrier() {
+    let mut inventory = server();
+    inventory.boot.mac = None;
+    inventory.nics[0].carrier = false;
+    inventory.nics[1].carrier = true;
+    assert_eq!(boot_mac(&inventory), Some(mac(2)));
+    inventory.nics[1].carrier = false;
+    assert_eq!(boot_mac(&inventory), Some(mac(1)));
+    inventory.nics.clear();
+    assert_eq!(boot_mac(&inventory), None);
+}
+
+proptest! {
+    #[test]
+    fn any_inventory_becomes_valid_details(
+        texts in proptest::collection::vec(any::<String>(), 8),
+        mhz: f64,
+        numbers: (u64, u32, u64, u32),
+        mac: [u8; 6],
+    ) {
+        let mut inventory = server();
+        inventory.system.serial = texts[0].clone();
+        inventory.system.manufacturer = texts[1].clone();
+        inventory.disks[0].name = texts[2].clone();
+        inventory.disks[0].by_path = texts[3].clone();
+        inventory.nics[0].addresses = vec![texts[4].clone(), texts[5].clone()];
+        inventory.nics[0].mac = Some(Mac(mac));
+        inventory.boot.mac = Some(Mac(mac));
+        inventory.cpu.flags = texts.clone();
+        inventory.cpu.max_mhz = mhz;
+        inventory.memory.installed_mib = numbers.0;
+        inventory.cpu.threads = numbers.1;
+        inventory.disks[0].size_bytes = numbers.2;
+        inventory.nics[0].speed_mbps = numbers.3;
+        let found = details(&inventory);
+        // What the API server stores and gives back is the same, or every round would write again.
+        let stored: HardwareDetails = serde_json::from_str(&serde_json::to_string(&found).unwrap()).unwrap();
+        prop_assert_eq!(&stored, &found);
+        prop_assert!(changes(&found, &stored).is_empty());
+        let shown = serde_json::to_string(&found).unwrap();
+        prop_assert!(!shown.contains("\\n") && !shown.contains("\\u00") && !shown.contains('\u{1b}'));
+    }
+}

@@ -1,0 +1,300 @@
+//! The shape of a discovered host, and what can be read off any host. Pure.
+//!
+//! A discovered host carries no finalizer: deleting it needs nobody's consent. Its HardwareData carries none either (upstream
+//! puts one on, and removes it in the controller that deletes the host); it belongs to the host and is collected with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::ObjectReference,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
+use muster_proto::{
+    Mac,
+    inventory::{BootMode, Inventory},
+    kinds::{
+        ARCH_LABEL, AutomatedCleaningMode, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec, BareMetalHostStatus,
+        HardwareDetails, HostReference, INSPECT_ANNOTATION, OperationHistory, OperationMetric, OperationalStatus,
+        PAUSED_ANNOTATION, ProvisionStatus, SEGMENT_LABEL, SERVER_ANNOTATION, Trust, VENDOR_LABEL,
+    },
+    text,
+};
+
+use super::{hardware, name};
+
+/// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
+pub const TRUST_ANNOTATION: &str = "muster.dev/trust";
+
+/// Value of the inspect annotation that forbids inspection (upstream's, deprecated there).
+const INSPECTION_DISABLED: &str = "disabled";
+
+/// Where `host` is, with its UID.
+pub fn reference(host: &BareMetalHost) -> HostReference {
+    HostReference {
+        namespace: host.metadata.namespace.clone().unwrap_or_default(),
+        name: host.metadata.name.clone().unwrap_or_default(),
+        uid: host.metadata.uid.clone().unwrap_or_default(),
+    }
+}
+
+/// `host` as the subject of an Event.
+pub fn about(host: &BareMetalHost) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("metal3.io/v1alpha1".to_owned()),
+        kind: Some("BareMetalHost".to_owned()),
+        namespace: host.metadata.namespace.clone(),
+        name: host.metadata.name.clone(),
+        uid: host.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// `namespace/name`, for people.
+pub fn path(host: &BareMetalHost) -> String {
+    let HostReference { namespace, name, .. } = reference(host);
+    format!("{namespace}/{name}")
+}
+
+fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a str> {
+    host.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// The Server that `host` was made for; none for a host that somebody else declared.
+pub fn made_for(host: &BareMetalHost) -> Option<&str> {
+    annotation(host, SERVER_ANNOTATION)
+}
+
+/// The MAC address that `host` declares.
+pub fn declared_mac(host: &BareMetalHost) -> Option<Mac> {
+    host.spec.boot_mac_address.as_deref()?.parse().ok()
+}
+
+/// Every MAC address by which `host` can be meant: the declared one and those of its inspected NICs.
+pub fn macs(host: &BareMetalHost) -> BTreeSet<Mac> {
+    let inspected = host
+        .status
+        .iter()
+        .filter_map(|status| status.hardware.as_ref())
+        .flat_map(|hardware| &hardware.nics)
+        .filter_map(|nic| nic.mac.as_deref()?.parse().ok());
+    declared_mac(host).into_iter().chain(inspected).filter(|mac: &Mac| mac.is_unicast()).collect()
+}
+
+/// The vendor and the serial number that an inspection of `host` found, if they say something.
+pub fn serial(host: &BareMetalHost) -> Option<(String, &str)> {
+    let vendor = host.status.as_ref()?.hardware.as_ref()?.system_vendor.as_ref()?;
+    let serial = text::usable(vendor.serial_number.as_deref()?)?;
+    Some((name::vendor(vendor.manufacturer.as_deref().unwrap_or_default()), serial))
+}
+
+/// True while discovery writes the status: from creation until BMC details move the host on.
+pub fn is_discovered(host: &BareMetalHost) -> bool {
+    matches!(state(host), "" | "unmanaged")
+}
+
+/// Where `host` is in its life.
+pub fn state(host: &BareMetalHost) -> &str {
+    host.status.as_ref().map_or("", |status| &status.provisioning.state)
+}
+
+/// True if nobody may touch `host` now.
+pub fn is_paused(host: &BareMetalHost) -> bool {
+    annotation(host, PAUSED_ANNOTATION).is_some()
+}
+
+/// True if somebody deleted `host` and a finalizer still holds it.
+pub fn is_leaving(host: &BareMetalHost) -> bool {
+    host.metadata.deletion_timestamp.is_some()
+}
+
+/// True if somebody asks for another inspection.
+pub fn wants_inspection(host: &BareMetalHost) -> bool {
+    annotation(host, INSPECT_ANNOTATION).is_some_and(|value| value != INSPECTION_DISABLED)
+}
+
+/// The trust behind what `host` shows; unknown where nothing was recorded.
+pub fn recorded_trust(host: &BareMetalHost) -> Trust {
+    let parse = |text: &str| serde_json::from_value(serde_json::Value::String(text.to_owned())).ok();
+    annotation(host, TRUST_ANNOTATION).and_then(parse).unwrap_or(Trust::Unknown)
+}
+
+/// `trust` as the annotation has it.
+pub fn trust_name(trust: Trust) -> &'static str {
+    match trust {
+        Trust::Unknown => "unknown",
+        Trust::Segment => "segment",
+        Trust::BmcDelivered => "bmc-delivered",
+        Trust::Tpm => "tpm",
+    }
+}
+
+/// True for a host that Muster made and nobody has laid a hand on: nothing in it would be lost with it.
+pub fn is_untouched(host: &BareMetalHost) -> bool {
+    let ours = |name: &String| {
+        [ARCH_LABEL, VENDOR_LABEL, BOOT_MODE_LABEL, SEGMENT_LABEL, SERVER_ANNOTATION, TRUST_ANNOTATION]
+            .contains(&name.as_str())
+    };
+    let only_ours = |map: &Option<BTreeMap<String, String>>| map.iter().flatten().all(|(name, _)| ours(name));
+    let as_made = BareMetalHostSpec {
+        architecture: host.spec.architecture.clone(),
+        boot_mac_address: host.spec.boot_mac_address.clone(),
+        // The schema's default, which the API server fills in.
+        automated_cleaning_mode: host
+            .spec
+            .automated_cleaning_mode
+            .filter(|mode| *mode == AutomatedCleaningMode::Metadata),
+        online: true,
+        ..BareMetalHostSpec::default()
+    };
+    made_for(host).is_some()
+        && is_discovered(host)
+        && host.spec == as_made
+        && only_ours(&host.metadata.labels)
+        && only_ours(&host.metadata.annotations)
+        && host.metadata.finalizers.iter().flatten().next().is_none()
+        && host.metadata.owner_references.iter().flatten().next().is_none()
+}
+
+/// A new host for the machine behind the Server `server`.
+pub fn fresh(
+    namespace: &str,
+    name: &str,
+    server: &str,
+    trust: Trust,
+    segment: &str,
+    inventory: &Inventory,
+) -> BareMetalHost {
+    let mut host = BareMetalHost::new(
+        name,
+        BareMetalHostSpec {
+            online: true,
+            architecture: Some(text::clean(inventory.cpu.arch.as_bytes())).filter(|arch| !arch.is_empty()),
+            boot_mac_address: hardware::boot_mac(inventory).map(|mac| mac.to_string()),
+            ..BareMetalHostSpec::default()
+        },
+    );
+    host.metadata.namespace = Some(namespace.to_owned());
+    host.metadata.labels = Some(labels(inventory, segment));
+    host.metadata.annotations = Some(annotations(server, trust));
+    host
+}
+
+/// The annotations that Muster keeps on a discovered host.
+pub fn annotations(server: &str, trust: Trust) -> BTreeMap<String, String> {
+    [(SERVER_ANNOTATION, server), (TRUST_ANNOTATION, trust_name(trust))]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+}
+
+/// The labels that Muster keeps on a discovered host; one that would be empty is left out.
+pub fn labels(inventory: &Inventory, segment: &str) -> BTreeMap<String, String> {
+    let mode = match inventory.boot.mode {
+        BootMode::Bios => "bios",
+        BootMode::Uefi => "uefi",
+    };
+    [
+        (ARCH_LABEL, text::label_value(&inventory.cpu.arch)),
+        (VENDOR_LABEL, name::vendor(&inventory.system.manufacturer)),
+        (BOOT_MODE_LABEL, mode.to_owned()),
+        (SEGMENT_LABEL, text::label_value(segment)),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect()
+}
+
+/// The entries of `wanted` that `present` lacks or has otherwise.
+pub fn missing(
+    wanted: BTreeMap<String, String>,
+    present: Option<&BTreeMap<String, String>>,
+) -> BTreeMap<String, String> {
+    wanted
+        .into_iter()
+        .filter(|(name, value)| present.and_then(|present| present.get(name)) != Some(value))
+        .collect()
+}
+
+/// When an inspection began and ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inspected {
+    /// The session began.
+    pub start: Option<Timestamp>,
+    /// The inventory arrived.
+    pub end: Timestamp,
+}
+
+/// The status of a discovered host that shows `hardware`: as upstream's for a host without BMC, and otherwise as it was.
+/// `None` if it says so already; a new inspection of unchanged hardware is no change unless `retime` asks for its times.
+pub fn status(
+    host: &BareMetalHost,
+    hardware: &HardwareDetails,
+    inspected: Inspected,
+    retime: bool,
+    now: Timestamp,
+) -> Option<BareMetalHostStatus> {
+    let old = host.status.clone().unwrap_or_default();
+    let mut new = BareMetalHostStatus {
+        conditions: conditions(&old.conditions, now),
+        error_count: 0,
+        error_message: String::new(),
+        error_type: None,
+        hardware: Some(hardware.clone()),
+        operational_status: OperationalStatus::Discovered,
+        powered_on: true,
+        provisioning: ProvisionStatus {
+            state: "unmanaged".to_owned(),
+            ..old.provisioning.clone()
+        },
+        ..old.clone()
+    };
+    let times = old.operation_history.as_ref().and_then(|history| history.inspect.as_ref());
+    if times.is_none() || retime || old.hardware != new.hardware {
+        let start = inspected.start.map_or(inspected.end, |start| start.min(inspected.end));
+        let metric = OperationMetric {
+            start: Some(whole_seconds(start)),
+            end: Some(whole_seconds(inspected.end)),
+        };
+        new.operation_history.get_or_insert_with(OperationHistory::default).inspect = Some(metric);
+    }
+    if host.status.is_some() && new == old {
+        return None;
+    }
+    new.last_updated = Some(whole_seconds(now));
+    Some(new)
+}
+
+/// Kubernetes keeps whole seconds; anything finer would differ from what is read back.
+fn whole_seconds(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+/// Upstream's conditions for an unmanaged host; those of other types stay, and the time moves only with the value.
+fn conditions(old: &[Condition], now: Timestamp) -> Vec<Condition> {
+    const UNMANAGED: [(&str, &str, &str); 6] = [
+        ("Manageable", "False", "NotManaged"),
+        ("AvailableForProvisioning", "False", "NotAvailable"),
+        ("Provisioned", "False", "NotProvisioned"),
+        ("Ready", "False", "NotProvisioned"),
+        ("Progressing", "False", "NotProgressing"),
+        ("Healthy", "Unknown", "Unknown"),
+    ];
+    let mut all = old.to_vec();
+    for (type_, status, reason) in UNMANAGED {
+        let fresh = Condition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: String::new(),
+            last_transition_time: whole_seconds(now),
+            observed_generation: None,
+        };
+        match all.iter_mut().find(|condition| condition.type_ == type_) {
+            Some(same) if same.status == status && same.reason == reason => {}
+            Some(other) => *other = fresh,
+            None => all.push(fresh),
+        }
+    }
+    all
+}

@@ -1,0 +1,206 @@
+//! Which BareMetalHost stands for the machine behind a Server. Pure.
+//!
+//! A match never proves anything: it only decides whom to ask. So a link is made where exactly one host can be meant, and every
+//! doubt changes nothing and is told on all sides.
+
+use std::collections::BTreeSet;
+
+use muster_proto::{
+    Mac,
+    kinds::{BareMetalHost, HostReference, Server},
+    text,
+};
+
+use super::{
+    host, name,
+    next::{Seen, server_name},
+};
+
+/// What the Server is to point at.
+#[derive(Debug)]
+pub(super) enum Link<'a> {
+    /// It points at this host, rightly.
+    Right(&'a BareMetalHost),
+    /// It is to point at this host, because.
+    Change(&'a BareMetalHost, &'static str),
+    /// It points at another machine's host and is to point at none.
+    Wrong(&'a BareMetalHost),
+    /// The host it points at is not to be seen any more.
+    Gone(HostReference),
+    /// These hosts may be this machine, or not; only a person can tell.
+    Doubt(Vec<&'a BareMetalHost>, &'static str),
+    /// No host has anything to do with this machine.
+    Nobody,
+}
+
+/// The unicast MAC addresses by which the machine behind `server` was ever seen.
+pub(super) fn macs(server: &Server) -> BTreeSet<Mac> {
+    let Some(status) = &server.status else {
+        return BTreeSet::new();
+    };
+    let inventory = status.inventory.as_ref();
+    let nics = inventory.iter().flat_map(|inventory| &inventory.nics).filter_map(|nic| nic.mac);
+    let known = inventory.iter().flat_map(|inventory| &inventory.identity.macs).copied();
+    let all = status.identity.macs.iter().copied().chain(nics).chain(known);
+    all.filter(|mac| mac.is_unicast()).collect()
+}
+
+/// The names that a host of the machine behind `server` may have, best first; none before its first inventory.
+pub(super) fn names(server: &Server) -> Vec<String> {
+    let inventory = server.status.as_ref().and_then(|status| status.inventory.as_ref());
+    inventory.map_or_else(Vec::new, |inventory| name::candidates(inventory, server_name(server)))
+}
+
+/// True if `host` can matter to a decision about `server`; the others need not be shown to it.
+pub fn concerns(server: &Server, host: &BareMetalHost) -> bool {
+    Signals::of(server).concern(server, host)
+}
+
+/// What [`concerns`] compares, computed once for many hosts.
+#[derive(Debug)]
+pub(super) struct Signals {
+    macs: BTreeSet<Mac>,
+    names: Vec<String>,
+    serial: Option<(String, String)>,
+}
+
+impl Signals {
+    /// The signals of the machine behind `server`.
+    pub(super) fn of(server: &Server) -> Signals {
+        Signals {
+            macs: macs(server),
+            names: names(server),
+            serial: serial(server),
+        }
+    }
+
+    /// True if `host` can matter to a decision about `server`, whose signals these are.
+    pub(super) fn concern(&self, server: &Server, host: &BareMetalHost) -> bool {
+        points_at(server, host)
+            || host::made_for(host) == Some(server_name(server))
+            || host.metadata.name.as_ref().is_some_and(|name| self.names.contains(name))
+            || !host::macs(host).is_disjoint(&self.macs)
+            || self.same_serial(host)
+    }
+
+    fn same_serial(&self, host: &BareMetalHost) -> bool {
+        matches!((&self.serial, host::serial(host)),
+            (Some((vendor, serial)), Some((other_vendor, other))) if *vendor == other_vendor && serial == other)
+    }
+}
+
+fn serial(server: &Server) -> Option<(String, String)> {
+    let system = &server.status.as_ref()?.inventory.as_ref()?.system;
+    let serial = text::clean(system.serial.as_bytes());
+    Some((name::vendor(&system.manufacturer), text::usable(&serial)?.to_owned()))
+}
+
+fn points_at(server: &Server, host: &BareMetalHost) -> bool {
+    server.spec.host.as_ref().is_some_and(|at| {
+        host.metadata.namespace.as_ref() == Some(&at.namespace) && host.metadata.name.as_ref() == Some(&at.name)
+    })
+}
+
+/// True if a Server of that name exists, whether or not it is `seen.server`.
+fn exists(seen: &Seen<'_>, server: &str) -> bool {
+    server == server_name(seen.server) || seen.servers.iter().any(|other| server_name(other) == server)
+}
+
+/// Hosts that were made for this machine and are not on their way out.
+pub(super) fn made_for_us<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
+    hosts(seen)
+        .filter(|host| host::made_for(host) == Some(server_name(seen.server)))
+        .collect()
+}
+
+fn hosts<'a>(seen: &Seen<'a>) -> impl Iterator<Item = &'a BareMetalHost> {
+    seen.hosts.iter().map(AsRef::as_ref).filter(|host| !host::is_leaving(host))
+}
+
+/// True if `host` belongs to no Server that exists: declared by hand or by GitOps, or left by a Server that was removed.
+fn is_unowned(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
+    host::made_for(host).is_none_or(|server| !exists(seen, server))
+}
+
+/// Unowned hosts that declare one of this machine's MAC addresses. A host that Muster made for a Server since removed is known
+/// again by any NIC: the declared one may have been replaced while both were there.
+pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
+    let macs = macs(seen.server);
+    hosts(seen)
+        .filter(|host| is_unowned(seen, host))
+        .filter(|host| match host::made_for(host) {
+            None => host::declared_mac(host).is_some_and(|mac| macs.contains(&mac)),
+            Some(_) => !host::macs(host).is_disjoint(&macs),
+        })
+        .collect()
+}
+
+/// Other Servers that have as good a claim to `host`: they point at it, or have the MAC address that it declares.
+pub(super) fn rivals<'a>(seen: &Seen<'a>, host: &BareMetalHost) -> Vec<&'a Server> {
+    let declared = host::declared_mac(host);
+    seen.servers
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(|other| server_name(other) != server_name(seen.server))
+        .filter(|other| points_at(other, host) || declared.is_some_and(|mac| macs(other).contains(&mac)))
+        .collect()
+}
+
+pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
+    let us = server_name(seen.server);
+    if let Some(at) = &seen.server.spec.host {
+        let pointed = seen.hosts.iter().map(AsRef::as_ref).find(|host| points_at(seen.server, host));
+        if let Some(host) = pointed {
+            let owner = host::made_for(host);
+            if owner.is_some_and(|owner| owner != us && exists(seen, owner)) {
+                return Link::Wrong(host);
+            }
+            let uid = host.metadata.uid.as_deref().unwrap_or_default();
+            if at.uid == uid {
+                return Link::Right(host);
+            }
+            let declares = host::declared_mac(host).is_some_and(|mac| macs(seen.server).contains(&mac));
+            if owner == Some(us) || at.uid.is_empty() || declares {
+                return Link::Change(host, "the host of that name was made anew: restored, moved or declared");
+            }
+        }
+        return elsewhere(seen).unwrap_or_else(|| Link::Gone(at.clone()));
+    }
+    elsewhere(seen).unwrap_or_else(|| claimed(seen, approved))
+}
+
+/// A host of this machine under another reference than the Server's.
+fn elsewhere<'a>(seen: &Seen<'a>) -> Option<Link<'a>> {
+    let ours = made_for_us(seen);
+    match ours[..] {
+        [] => {}
+        [host] => return Some(Link::Change(host, "the host was made for this machine")),
+        _ => return Some(Link::Doubt(ours, "several hosts say that they were made for one machine")),
+    }
+    let declared = declared(seen);
+    match declared[..] {
+        [] => None,
+        [host] if rivals(seen, host).is_empty() => {
+            Some(Link::Change(host, "the host declares a MAC address of this machine"))
+        }
+        [_] => Some(Link::Doubt(declared, "several machines show the MAC address that one host declares")),
+        _ => Some(Link::Doubt(declared, "several hosts declare MAC addresses of one machine")),
+    }
+}
+
+/// Hosts that somebody declared and whose name, serial number or inspected NIC this machine shows: it may be the same one, with
+/// another NIC, or one that lies. No second host is made for it until a person approves.
+fn claimed<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
+    if approved {
+        return Link::Nobody;
+    }
+    let signals = Signals::of(seen.server);
+    let claimed: Vec<_> = hosts(seen)
+        .filter(|host| host::made_for(host).is_none())
+        .filter(|host| signals.concern(seen.server, host))
+        .collect();
+    match claimed[..] {
+        [] => Link::Nobody,
+        _ => Link::Doubt(claimed, "it shows the name, serial number or a MAC address of a host that somebody declared"),
+    }
+}

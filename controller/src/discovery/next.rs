@@ -1,0 +1,606 @@
+//! What is to be done about one Server: the decision, alone. Pure: no client, no runtime, no clock.
+//!
+//! ```text
+//! Server with inventory ──> which host? (link.rs)
+//!   none          CreateHost, and in the next round link, HardwareData, status, then the order to go to its own disk
+//!   ours          whatever of it changed, as long as the host is still what discovery made of it
+//!   somebody's    nothing but an Event
+//!   gone          dismissed, until somebody approves
+//!   in doubt      nothing but Events on all sides
+//! ```
+//!
+//! Effects stand in the order in which they are safe: a crash between any two replays to the same end.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use muster_proto::{
+    inventory::Inventory,
+    kinds::{
+        APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDetails, HostReference,
+        INSPECT_ANNOTATION, Segment, Server, ServerSpec, ServerStatus, Trust, UnknownPolicy,
+    },
+    text,
+};
+
+use super::{
+    hardware,
+    host::{self, Inspected},
+    link::{self, Link},
+    orders,
+};
+use crate::events::Event;
+
+/// What a decision rests on.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// The Server in question.
+    pub server: &'a Server,
+    /// At least every host that concerns it ([`link::concerns`](super::concerns)).
+    pub hosts: &'a [Arc<BareMetalHost>],
+    /// At least the HardwareData of those hosts.
+    pub hardware: &'a [Arc<HardwareData>],
+    /// Every Server.
+    pub servers: &'a [Arc<Server>],
+    /// The Segment of its session.
+    pub segment: Option<&'a Segment>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Make this host.
+    CreateHost(Box<BareMetalHost>),
+    /// Write these labels and annotations, and no others.
+    MarkHost {
+        /// Which host.
+        host: HostReference,
+        /// Labels.
+        labels: BTreeMap<String, String>,
+        /// Annotations.
+        annotations: BTreeMap<String, String>,
+    },
+    /// Make or update the HardwareData of the host's name, owned by the host.
+    ApplyHardwareData {
+        /// Which host.
+        host: HostReference,
+        /// What it says.
+        hardware: Box<HardwareDetails>,
+    },
+    /// Write the host's status, if the host is still as it was seen.
+    WriteHostStatus {
+        /// Which host.
+        host: HostReference,
+        /// The resource version that was seen.
+        version: String,
+        /// The whole status.
+        status: Box<BareMetalHostStatus>,
+    },
+    /// Make this the Server's spec, if the Server is still as it was seen.
+    PatchServerSpec {
+        /// The whole spec.
+        spec: ServerSpec,
+        /// Take the approval off, too: it has served.
+        approved: bool,
+    },
+    /// If the API server itself says that this host is no more: the Server is dismissed.
+    Dismiss(HostReference),
+    /// Take an annotation off a host.
+    RemoveAnnotation {
+        /// Which host.
+        host: HostReference,
+        /// Its name.
+        name: &'static str,
+    },
+    /// Delete a host that nobody touched, if it is still as it was seen.
+    DeleteHost {
+        /// Which host.
+        host: HostReference,
+        /// The resource version that was seen.
+        version: String,
+    },
+    /// Tell people, once, that the step before was taken.
+    Event(Event),
+}
+
+/// What to do now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// In this order; the first that fails ends the round.
+    pub effects: Vec<Effect>,
+    /// What people should know as long as it is so: told when it begins, not in every round.
+    pub notices: Vec<Event>,
+    /// Why, for the log.
+    pub why: String,
+}
+
+impl Plan {
+    fn rest(why: impl Into<String>) -> Plan {
+        Plan {
+            why: why.into(),
+            ..Plan::default()
+        }
+    }
+}
+
+/// The Server's name.
+pub fn server_name(server: &Server) -> &str {
+    server.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// The Segment of the Server's latest session: its name, and its namespace where the session tells.
+pub fn segment_name(server: &Server) -> Option<(Option<&str>, &str)> {
+    let segment = server.status.as_ref()?.session.as_ref()?.segment.as_str();
+    match segment.split_once('/') {
+        Some((namespace, name)) => Some((Some(namespace), name)),
+        None => Some((None, segment)).filter(|(_, name)| !name.is_empty()),
+    }
+}
+
+/// What is to be done about `seen.server`. Total: whatever the world looks like, there is a plan.
+pub fn next(seen: &Seen<'_>) -> Plan {
+    if seen.server.metadata.deletion_timestamp.is_some() {
+        return Plan::rest("the Server is being deleted");
+    }
+    let approved = is_approved(seen.server);
+    let mut plan = match link::find(seen, approved) {
+        Link::Right(host) => tend(seen, host),
+        Link::Change(host, why) => relink(seen, host, why),
+        Link::Wrong(host) => unlink(seen, host),
+        Link::Gone(at) => Plan {
+            effects: vec![Effect::Dismiss(at)],
+            notices: Vec::new(),
+            why: "its host is gone".to_owned(),
+        },
+        Link::Doubt(hosts, why) => doubt(seen, &hosts, why),
+        Link::Nobody if seen.server.spec.dismissed => dismissed(seen, approved),
+        Link::Nobody => create(seen),
+    };
+    plan.notices.extend(clashes(seen));
+    plan.notices.extend(failed_order(seen));
+    plan
+}
+
+fn is_approved(server: &Server) -> bool {
+    server.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(APPROVE_ANNOTATION))
+}
+
+/// The Server as the subject of an Event.
+pub fn about_server(server: &Server) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("muster.dev/v1alpha1".to_owned()),
+        kind: Some("Server".to_owned()),
+        namespace: server.metadata.namespace.clone(),
+        name: server.metadata.name.clone(),
+        uid: server.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// The longest message of an Event that the API server takes is 1 KiB.
+const MESSAGE_MAX: usize = 1000;
+
+fn event(about: ObjectReference, warning: bool, reason: &'static str, mut message: String) -> Event {
+    if message.len() > MESSAGE_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_MAX));
+        message.push('…');
+    }
+    Event {
+        about,
+        warning,
+        reason,
+        message,
+    }
+}
+
+fn warning(about: ObjectReference, reason: &'static str, message: String) -> Event {
+    event(about, true, reason, message)
+}
+
+fn status<'a>(seen: &Seen<'a>) -> Option<&'a ServerStatus> {
+    seen.server.status.as_ref()
+}
+
+fn inventory<'a>(seen: &Seen<'a>) -> Option<&'a Inventory> {
+    status(seen)?.inventory.as_ref()
+}
+
+fn trust(seen: &Seen<'_>) -> Trust {
+    status(seen).and_then(|status| status.inventory_trust).unwrap_or(Trust::Unknown)
+}
+
+/// A machine that no host stands for.
+fn create(seen: &Seen<'_>) -> Plan {
+    let Some(inventory) = inventory(seen) else {
+        return Plan::rest("it has sent no inventory yet");
+    };
+    if status(seen).is_some_and(|status| status.contested) {
+        let message = "no host is made: two machines showed one token; boot it again to enrol alone".to_owned();
+        let mut plan = Plan::rest("it is contested");
+        plan.notices.push(warning(about_server(seen.server), "Contested", message));
+        return plan;
+    }
+    let (Some(segment), Some((_, segment_name))) = (seen.segment, segment_name(seen.server)) else {
+        return Plan::rest("its Segment does not exist");
+    };
+    if segment.spec.unknown == UnknownPolicy::Ignore {
+        return Plan::rest("its Segment ignores unknown machines");
+    }
+    let own = segment.metadata.namespace.as_deref().unwrap_or_default();
+    let namespace = segment.spec.host_namespace.as_deref().unwrap_or(own);
+    let taken = |name: &String| {
+        seen.hosts.iter().any(|host| {
+            host.metadata.name.as_ref() == Some(name) && host.metadata.namespace.as_deref() == Some(namespace)
+        })
+    };
+    let Some(name) = link::names(seen.server).into_iter().find(|name| !taken(name)) else {
+        let message = format!("no host is made: every name that fits this machine is taken in namespace {namespace}");
+        let mut plan = Plan::rest("every name is taken");
+        plan.notices.push(warning(about_server(seen.server), "NoFreeName", message));
+        return plan;
+    };
+    let host = host::fresh(namespace, &name, server_name(seen.server), trust(seen), segment_name, inventory);
+    Plan {
+        effects: vec![Effect::CreateHost(Box::new(host))],
+        notices: Vec::new(),
+        why: format!("an unknown machine: new host {namespace}/{name}"),
+    }
+}
+
+/// A machine whose discovered host somebody deleted.
+fn dismissed(seen: &Seen<'_>, approved: bool) -> Plan {
+    if approved {
+        let spec = ServerSpec {
+            dismissed: false,
+            ..seen.server.spec.clone()
+        };
+        return Plan {
+            effects: vec![Effect::PatchServerSpec { spec, approved: true }],
+            notices: Vec::new(),
+            why: "somebody approved it again".to_owned(),
+        };
+    }
+    let mut plan = Plan::rest("its host was deleted and nobody approved it again");
+    plan.effects.extend(order(seen, None, true).0);
+    plan
+}
+
+fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
+    let spec = ServerSpec {
+        host: Some(host::reference(host)),
+        dismissed: false,
+        order: seen.server.spec.order.clone(),
+    };
+    let approved = is_approved(seen.server);
+    Plan {
+        effects: vec![Effect::PatchServerSpec { spec, approved }],
+        notices: Vec::new(),
+        why: format!("{why}: {}", host::path(host)),
+    }
+}
+
+fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
+    let owner = host::made_for(host).unwrap_or_default();
+    let spec = ServerSpec {
+        host: None,
+        ..seen.server.spec.clone()
+    };
+    let told = |about, other: &str| {
+        let message = format!("Servers {} and {owner} both pointed at host {}; {other}", server_name(seen.server), host::path(host));
+        Effect::Event(warning(about, "HostClaimedTwice", message))
+    };
+    Plan {
+        effects: vec![
+            Effect::PatchServerSpec { spec, approved: false },
+            told(about_server(seen.server), "it was made for the other one"),
+            told(host::about(host), "nothing in it was changed"),
+        ],
+        notices: Vec::new(),
+        why: format!("its host {} was made for another machine", host::path(host)),
+    }
+}
+
+fn doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], why: &str) -> Plan {
+    let us = server_name(seen.server);
+    let mut plan = Plan::rest(format!("in doubt: {why}"));
+    let named: Vec<String> = hosts.iter().take(8).map(|host| host::path(host)).collect();
+    let message = format!(
+        "no host is made or changed: {why} ({}); annotate this Server with {APPROVE_ANNOTATION} for a host of its own",
+        named.join(", ")
+    );
+    plan.notices.push(warning(about_server(seen.server), "HostInDoubt", message));
+    for host in hosts {
+        let message = format!("Server {us} reported a machine that may be this host: {why}; nothing was changed");
+        plan.notices.push(warning(host::about(host), "ClaimedByReport", message));
+        plan.notices.extend(link::rivals(seen, host).into_iter().map(|rival| {
+            let message = format!("it and Server {us} both show the MAC address of host {}", host::path(host));
+            warning(about_server(rival), "HostClaimedTwice", message)
+        }));
+    }
+    if inventory(seen).is_some() {
+        plan.effects.extend(order(seen, None, true).0);
+    }
+    plan
+}
+
+/// The patch that brings the Server's order up to date, if it is not, and how a requested inspection ended.
+fn order(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> (Option<Effect>, Option<Result<(), String>>) {
+    let orders = orders::decide(seen, host, settled);
+    let patch = (orders.order != seen.server.spec.order).then(|| Effect::PatchServerSpec {
+        spec: ServerSpec {
+            order: orders.order,
+            ..seen.server.spec.clone()
+        },
+        approved: false,
+    });
+    (patch, orders.inspected)
+}
+
+/// The host is linked: ours or somebody's.
+fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
+    if host::is_leaving(host) || host::is_paused(host) {
+        return Plan::rest(format!("host {} is being deleted or paused", host::path(host)));
+    }
+    let is_ours = host::made_for(host) == Some(server_name(seen.server));
+    let (folded, mut plan) = if is_ours { twin_of_ours(seen, host) } else { twins_of_theirs(seen, host) };
+    if folded {
+        return plan;
+    }
+    let Some(inventory) = inventory(seen) else {
+        plan.why = "it has sent no inventory yet".to_owned();
+        return plan;
+    };
+    let hardware = hardware::details(inventory);
+    if let Some(refused) = refusal(seen, host) {
+        plan.notices.extend(unapplied(seen, host, &hardware, &refused));
+        plan.effects.extend(order(seen, Some(host), true).0);
+        plan.why = format!("the report changes nothing in host {}: {refused}", host::path(host));
+        return plan;
+    }
+    update(seen, host, inventory, hardware, &mut plan);
+    plan
+}
+
+/// Why a report may not change `host`; none if it may.
+fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
+    let us = server_name(seen.server);
+    match host::made_for(host) {
+        None => return Some("Muster did not make it".to_owned()),
+        // Left by a Server that was removed: ours again, as long as it is still what discovery made of it.
+        Some(server) if server != us && !host::is_discovered(host) => {
+            return Some("it was made for another Server".to_owned());
+        }
+        Some(_) => {}
+    }
+    if !host::is_discovered(host) {
+        return Some(format!("it is {}", text::clean(host::state(host).as_bytes())));
+    }
+    if status(seen).is_some_and(|status| status.contested) {
+        return Some("two machines showed one token".to_owned());
+    }
+    let had = host::recorded_trust(host);
+    let required = seen.segment.map_or(Trust::Unknown, |segment| segment.spec.required_trust);
+    // A host without hardware is one whose first report is still being written.
+    let is_first = host.status.as_ref().is_none_or(|status| status.hardware.is_none());
+    let needed = if is_first { had } else { had.max(required) };
+    (trust(seen) < needed).then(|| {
+        let [is, needs] = [trust(seen), needed].map(host::trust_name);
+        format!("the report has trust `{is}`, believed is `{needs}`")
+    })
+}
+
+/// What people should know of a report that was not applied: nothing, if the host shows the same hardware.
+fn unapplied(seen: &Seen<'_>, host: &BareMetalHost, hardware: &HardwareDetails, refused: &str) -> Option<Event> {
+    let shown = host.status.as_ref().and_then(|status| status.hardware.as_ref());
+    let differs = shown.map_or_else(
+        || vec!["hardware that it does not show".to_owned()],
+        |shown| hardware::changes(shown, hardware),
+    );
+    (!differs.is_empty()).then(|| {
+        let us = server_name(seen.server);
+        let message = format!("Server {us} reported for this host: {}; not applied: {refused}", differs.join("; "));
+        event(host::about(host), false, "ReportNotApplied", message)
+    })
+}
+
+/// Brings our discovered host up to date with the report.
+fn update(seen: &Seen<'_>, host: &BareMetalHost, inventory: &Inventory, hardware: HardwareDetails, plan: &mut Plan) {
+    let at = host::reference(host);
+    let had = host.status.as_ref().and_then(|status| status.hardware.as_ref());
+    let (patch, inspected) = order(seen, Some(host), false);
+    if !has_data(seen, &at, &hardware) {
+        plan.effects.push(Effect::ApplyHardwareData {
+            host: at.clone(),
+            hardware: Box::new(hardware.clone()),
+        });
+    }
+    let retime = matches!(inspected, Some(Ok(())));
+    if let Some(status) = host::status(host, &hardware, times(seen), retime, seen.now) {
+        plan.effects.push(Effect::WriteHostStatus {
+            host: at.clone(),
+            version: host.metadata.resource_version.clone().unwrap_or_default(),
+            status: Box::new(status),
+        });
+        plan.effects.extend(told_of_hardware(host, had, &hardware).map(Effect::Event));
+    }
+    let segment = segment_name(seen.server).map_or("", |(_, name)| name);
+    let labels = host::missing(host::labels(inventory, segment), host.metadata.labels.as_ref());
+    let trust = trust(seen).max(host::recorded_trust(host));
+    let annotations =
+        host::missing(host::annotations(server_name(seen.server), trust), host.metadata.annotations.as_ref());
+    if !labels.is_empty() || !annotations.is_empty() {
+        plan.effects.push(Effect::MarkHost {
+            host: at.clone(),
+            labels,
+            annotations,
+        });
+    }
+    // The machine leaves for its own disk only when all that it reported is stored.
+    let settled = plan.effects.is_empty();
+    plan.effects.extend(if settled { order(seen, Some(host), true).0 } else { patch });
+    if let Some(outcome) = inspected {
+        plan.effects.push(Effect::RemoveAnnotation {
+            host: at,
+            name: INSPECT_ANNOTATION,
+        });
+        plan.effects.push(Effect::Event(match outcome {
+            Ok(()) => event(host::about(host), false, "Inspected", "inspected again, as asked".to_owned()),
+            Err(error) => {
+                let error = text::clean(error.as_bytes());
+                warning(host::about(host), "InspectionFailed", format!("the requested inspection failed: {error}"))
+            }
+        }));
+    }
+    plan.why = match plan.effects.is_empty() {
+        true => format!("host {} shows all that is known", host::path(host)),
+        false => format!("host {} is brought up to date", host::path(host)),
+    };
+}
+
+fn told_of_hardware(host: &BareMetalHost, had: Option<&HardwareDetails>, now: &HardwareDetails) -> Option<Event> {
+    let about = host::about(host);
+    let Some(had) = had else {
+        let vendor = now.system_vendor.as_ref();
+        let product = vendor.and_then(|vendor| vendor.product_name.as_deref()).unwrap_or("machine");
+        let message = format!(
+            "{product}: {} disks, {} network interfaces, {} MiB of memory",
+            now.storage.len(),
+            now.nics.len(),
+            now.ram_mebibytes.unwrap_or(0),
+        );
+        return Some(event(about, false, "Discovered", message));
+    };
+    let changes = hardware::changes(had, now);
+    (!changes.is_empty()).then(|| event(about, false, "HardwareChanged", changes.join("; ")))
+}
+
+fn has_data(seen: &Seen<'_>, at: &HostReference, hardware: &HardwareDetails) -> bool {
+    seen.hardware.iter().any(|data| {
+        let meta = &data.metadata;
+        meta.name.as_ref() == Some(&at.name)
+            && meta.namespace.as_ref() == Some(&at.namespace)
+            && meta.owner_references.iter().flatten().any(|owner| owner.uid == at.uid)
+            && data.spec.hardware.as_ref() == Some(hardware)
+    })
+}
+
+fn times(seen: &Seen<'_>) -> Inspected {
+    let parse = |text: &str| text.parse::<Timestamp>().ok();
+    let status = status(seen);
+    let end = status.and_then(|status| status.inventoried.as_deref()).and_then(parse);
+    let end = end.unwrap_or(seen.now);
+    let start = status.and_then(|status| status.session.as_ref()).and_then(|session| parse(&session.since));
+    Inspected { start, end }
+}
+
+/// Our host, and the same machine declared by somebody else under another name or in another namespace.
+fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan) {
+    let mut twins = link::declared(seen);
+    let same_name = |host: &&BareMetalHost| {
+        host::made_for(host).is_none()
+            && host.metadata.name == ours.metadata.name
+            && host.metadata.namespace != ours.metadata.namespace
+            && host::declared_mac(host).is_none()
+            && !host::is_leaving(host)
+    };
+    twins.extend(seen.hosts.iter().map(AsRef::as_ref).filter(same_name));
+    match twins[..] {
+        [] => (false, Plan::default()),
+        [theirs] if host::is_untouched(ours) && link::rivals(seen, theirs).is_empty() => {
+            let spec = ServerSpec {
+                host: Some(host::reference(theirs)),
+                ..seen.server.spec.clone()
+            };
+            // Linked before ours goes: if we fall between the two, what is left of ours is found and deleted.
+            let mut effects = vec![Effect::PatchServerSpec { spec, approved: false }];
+            effects.extend(fold(ours, theirs));
+            let why = format!("{} is declared as {}", host::path(ours), host::path(theirs));
+            (true, Plan { effects, notices: Vec::new(), why })
+        }
+        _ => {
+            let notices = twins.iter().flat_map(|theirs| double(ours, theirs)).collect();
+            (false, Plan { notices, ..Plan::default() })
+        }
+    }
+}
+
+/// Somebody's host, and what is left of ours for the same machine.
+fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool, Plan) {
+    let mut plan = Plan::default();
+    for ours in link::made_for_us(seen) {
+        match host::is_untouched(ours) {
+            true => plan.effects.extend(fold(ours, theirs)),
+            false => plan.notices.extend(double(ours, theirs)),
+        }
+    }
+    plan.why = format!("what is left of the twin of {} goes", host::path(theirs));
+    let at = host::path(theirs);
+    let doubles = link::declared(seen).into_iter().filter(|other| host::path(other) != at);
+    plan.notices.extend(doubles.flat_map(|other| double(other, theirs)));
+    (!plan.effects.is_empty(), plan)
+}
+
+fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {
+    let message = format!("the discovered host {} is the same machine and was folded into this one", host::path(ours));
+    [
+        Effect::DeleteHost {
+            host: host::reference(ours),
+            version: ours.metadata.resource_version.clone().unwrap_or_default(),
+        },
+        Effect::Event(event(host::about(theirs), false, "TwinFolded", message)),
+    ]
+}
+
+fn double(one: &BareMetalHost, other: &BareMetalHost) -> [Event; 2] {
+    let told = |about: &BareMetalHost, twin: &BareMetalHost| {
+        let message = format!("host {} is the same machine; delete one of the two", host::path(twin));
+        warning(host::about(about), "SameMachine", message)
+    };
+    [told(one, other), told(other, one)]
+}
+
+/// Other Servers that share a signal with this one and are another machine: told on this one's side, as each tells on its own.
+fn clashes(seen: &Seen<'_>) -> Vec<Event> {
+    let us = server_name(seen.server);
+    let listed = |server: &Server, name: &str| {
+        server.status.as_ref().is_some_and(|status| status.clashes.iter().any(|clash| clash == name))
+    };
+    let about = || match &seen.server.spec.host {
+        Some(at) => ObjectReference {
+            api_version: Some("metal3.io/v1alpha1".to_owned()),
+            kind: Some("BareMetalHost".to_owned()),
+            namespace: Some(at.namespace.clone()),
+            name: Some(at.name.clone()),
+            uid: Some(at.uid.clone()),
+            ..ObjectReference::default()
+        },
+        None => about_server(seen.server),
+    };
+    let others = seen.servers.iter().filter(|other| {
+        let name = server_name(other);
+        name != us && (listed(seen.server, name) || listed(other, us))
+    });
+    others
+        .map(|other| {
+            let host = other.spec.host.as_ref().map_or_else(
+                || "without a host".to_owned(),
+                |at| format!("host {}/{}", at.namespace, at.name),
+            );
+            let name = server_name(other);
+            let message = format!("shares an identifying signal with Server {name} ({host}), which is another machine");
+            warning(about(), "IdentityClash", message)
+        })
+        .collect()
+}
+
+/// An order that the agent could not carry out; a failed inspection is told with its end.
+fn failed_order(seen: &Seen<'_>) -> Option<Event> {
+    let last = status(seen)?.last_order.as_ref()?;
+    (last.done && !last.error.is_empty()).then(|| {
+        let message = format!("order {} failed: {}", text::clean(last.id.as_bytes()), text::clean(last.error.as_bytes()));
+        warning(about_server(seen.server), "OrderFailed", message)
+    })
+}

@@ -1,0 +1,113 @@
+//! What the running ramdisk of a machine is told to do: inspect again, or reboot to its own disk. Pure.
+//!
+//! An order stays on the Server until the agent has taken it up, then it is removed: a later session must not meet it.
+//! Orders whose id is not ours were placed by a person and are left alone.
+
+use muster_proto::kinds::{BareMetalHost, Order, OrderAction, OrderOutcome, SessionState, UnknownPolicy};
+
+use super::{host, next::Seen};
+use crate::boot::policy::{Verdict, verdict};
+
+const INSPECT: &str = "inspect-";
+const RELEASE: &str = "release-";
+
+/// What becomes of the order, and of the request for an inspection.
+#[derive(Debug, PartialEq)]
+pub(super) struct Orders {
+    /// The order that the Server is to carry.
+    pub(super) order: Option<Order>,
+    /// The requested inspection has ended: well, or with this error.
+    pub(super) inspected: Option<Result<(), String>>,
+}
+
+/// The orders of the machine whose host is `host`; `settled` says that all else about it is decided and written.
+pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Orders {
+    let current = seen.server.spec.order.as_ref();
+    let foreign = |order: &&Order| !order.id.starts_with(INSPECT) && !order.id.starts_with(RELEASE);
+    if let Some(order) = current.filter(foreign) {
+        return Orders {
+            order: Some(order.clone()),
+            inspected: None,
+        };
+    }
+    let wanted = host.filter(|host| {
+        host::made_for(host).is_some()
+            && host::is_discovered(host)
+            && host::wants_inspection(host)
+            && !host::is_paused(host)
+    });
+    match wanted.and_then(|host| inspect_id(seen, host)) {
+        Some(id) => inspect(seen, id),
+        None => Orders {
+            order: release(seen, host, settled),
+            inspected: None,
+        },
+    }
+}
+
+/// Names one inspection: of that host, to be newer than the inventory that is there. None before the first inventory, which
+/// comes without an order.
+fn inspect_id(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
+    let status = seen.server.status.as_ref()?;
+    status.inventory.as_ref()?;
+    let inventoried = status.inventoried.as_deref().unwrap_or_default();
+    let uid = host.metadata.uid.as_deref().unwrap_or_default();
+    Some(format!("{INSPECT}{uid}-{inventoried}"))
+}
+
+/// Placed at once, connected or not: it waits for the machine's next session, whose own inventory may end it first.
+fn inspect(seen: &Seen<'_>, id: String) -> Orders {
+    // Where the last inspection brought nothing new, the next one needs another name than that one had.
+    let again = format!("{id}-again");
+    let current = seen.server.spec.order.as_ref();
+    let pending = current.filter(|order| order.id.starts_with(INSPECT));
+    let ended = |order: &Order| last(seen).filter(|last| last.id == order.id && last.done);
+    let inspected = match pending {
+        None => None,
+        // An inventory came since: that is what was asked for, whoever told the agent.
+        Some(order) if order.id != id && order.id != again => Some(Ok(())),
+        Some(order) => ended(order).map(|outcome| match outcome.error.as_str() {
+            "" => Ok(()),
+            error => Err(error.to_owned()),
+        }),
+    };
+    let order = || match pending {
+        Some(order) => order.clone(),
+        None => Order {
+            id: if last(seen).is_some_and(|last| last.id == id) { again } else { id },
+            action: OrderAction::Inspect,
+        },
+    };
+    Orders {
+        order: inspected.is_none().then(order),
+        inspected,
+    }
+}
+
+fn last<'a>(seen: &Seen<'a>) -> Option<&'a OrderOutcome> {
+    seen.server.status.as_ref()?.last_order.as_ref()
+}
+
+/// Under `discover`, once in a session: its work is done, its own disk is next.
+fn release(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Option<Order> {
+    let status = seen.server.status.as_ref()?;
+    let session = status.session.as_ref()?;
+    let segment = seen.segment?;
+    let session_id = match session.key.get(..16) {
+        Some(key) => key,
+        None => &session.since,
+    };
+    let id = format!("{RELEASE}{session_id}");
+    let may = settled
+        && session.state == SessionState::Connected
+        && segment.spec.unknown == UnknownPolicy::Discover
+        && status.inventory.is_some()
+        && !status.contested
+        && !host.is_some_and(host::is_paused)
+        && last(seen).is_none_or(|last| last.id != id)
+        && matches!(verdict(segment, Some(seen.server), host), Verdict::Disk(_));
+    may.then_some(Order {
+        id,
+        action: OrderAction::Release,
+    })
+}

@@ -1,0 +1,348 @@
+//! The loop: something changed, so decide again about every Server that it concerns.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt, StreamExt, stream};
+use jiff::Timestamp;
+use kube::{
+    Client,
+    runtime::{
+        WatchStreamExt, applier,
+        controller::{self, Action},
+        reflector::{self, ObjectRef, Store},
+        watcher,
+    },
+};
+use muster_proto::kinds::{HardwareData, Segment, Server};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+};
+use tokio::sync::broadcast;
+
+use super::{
+    execute::{ExecuteError, Executor},
+    link::Signals,
+    next::{Seen, about_server, next, segment_name, server_name},
+};
+use crate::{
+    chain::Chain,
+    events::{Event, Events},
+    metrics::Registry,
+    world::{Change, Scope, World},
+};
+
+/// Without any change, look again after this long: it heals what a lost watch event left.
+const RESYNC: Duration = Duration::from_secs(600);
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MOST: Duration = Duration::from_secs(15);
+/// Servers in work at once; each waits for the API server most of the time.
+const CONCURRENCY: u16 = 16;
+
+/// One kind of step.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EffectLabel {
+    effect: &'static str,
+}
+
+/// What discovery counts.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    effects: Family<EffectLabel, Counter>,
+    failures: Counter,
+}
+
+impl Metrics {
+    /// Registered on `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Metrics::default();
+        registry.register(
+            "muster_discovery_effects",
+            "Steps that discovery took, by kind",
+            metrics.effects.clone(),
+        );
+        registry.register(
+            "muster_discovery_failures",
+            "Rounds of discovery that failed and are tried again",
+            metrics.failures.clone(),
+        );
+        metrics
+    }
+}
+
+struct Context {
+    world: World,
+    hardware: Store<HardwareData>,
+    executor: Executor,
+    events: Events,
+    metrics: Metrics,
+    /// The namespace of Servers and Segments.
+    namespace: String,
+    told: Mutex<HashMap<String, Told>>,
+}
+
+/// What a Server's rounds remember. Lost with the process: then a notice is told once more.
+#[derive(Default)]
+struct Told {
+    notices: Vec<Event>,
+    failures: u32,
+}
+
+/// Decides and acts until dropped. `changes` are those of `world`'s driver, subscribed to before it ran.
+pub async fn run(
+    client: Client,
+    scope: Scope,
+    world: World,
+    changes: broadcast::Receiver<Change>,
+    events: Events,
+    metrics: Metrics,
+) {
+    let (hardware, writer) = reflector::store::<HardwareData>();
+    let (told, tell) = broadcast::channel(256);
+    let watched = scope
+        .hosts_api::<HardwareData>(&client)
+        .into_watcher(writer)
+        .for_each(move |data| {
+            // Nobody listens before the first round: that round looks at everything anyway.
+            let _ = told.send(data);
+            std::future::ready(())
+        });
+    let context = Arc::new(Context {
+        executor: Executor::new(client, events.clone()),
+        hardware: hardware.clone(),
+        world: world.clone(),
+        events,
+        metrics,
+        namespace: scope.namespace.clone(),
+        told: Mutex::default(),
+    });
+    let rounds = async {
+        // A decision on half of the world would make hosts that exist: wait for all of it.
+        let ready = async { tokio::join!(world.ready(), hardware.wait_until_ready()) };
+        if let (_, Err(error)) = ready.await {
+            tracing::error!(error = %Chain(&error), "discovery cannot see HardwareData");
+            return;
+        }
+        rounds(context, changes, tell).await;
+    };
+    tokio::select! {
+        () = watched => {}
+        () = rounds => {}
+    }
+}
+
+trait IntoWatcher {
+    fn into_watcher(
+        self,
+        writer: reflector::store::Writer<HardwareData>,
+    ) -> impl futures::Stream<Item = ObjectRef<HardwareData>>;
+}
+
+impl IntoWatcher for kube::Api<HardwareData> {
+    fn into_watcher(
+        self,
+        writer: reflector::store::Writer<HardwareData>,
+    ) -> impl futures::Stream<Item = ObjectRef<HardwareData>> {
+        let events = watcher(self, watcher::Config::default()).default_backoff();
+        reflector::reflector(writer, events)
+            .touched_objects()
+            .filter_map(|data| async move {
+                match data {
+                    Ok(data) => Some(ObjectRef::from_obj(&data)),
+                    Err(error) => {
+                        tracing::warn!(error = %Chain(&error), "watch of HardwareData failed; it is tried again");
+                        None
+                    }
+                }
+            })
+    }
+}
+
+async fn rounds(
+    context: Arc<Context>,
+    changes: broadcast::Receiver<Change>,
+    data: broadcast::Receiver<ObjectRef<HardwareData>>,
+) {
+    let of = context.clone();
+    let changed = receive(changes).map(move |change| concerned(&of, change.as_ref()));
+    let of = context.clone();
+    let data_changed = receive(data).map(move |data| owners_of(&of, data.as_ref()));
+    let start = stream::once(std::future::ready(all(&context)));
+    let queue = stream::select(start.chain(changed), data_changed)
+        .flat_map(stream::iter)
+        .map(Ok::<_, Infallible>);
+    let rounds = applier(
+        |server, context| round(server, context).boxed(),
+        retry,
+        context.clone(),
+        context.world.servers.clone(),
+        queue,
+        controller::Config::default().concurrency(CONCURRENCY),
+    );
+    rounds
+        .for_each(|outcome| async {
+            match outcome {
+                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                // Logged with its cause where it happened.
+                Err(controller::Error::ReconcilerFailed(..)) => {}
+                Err(error) => tracing::error!(error = %Chain(&error), "discovery's queue failed"),
+            }
+        })
+        .await;
+}
+
+/// The values of `receiver`; `None` where some were lost.
+fn receive<T: Clone + Send + 'static>(receiver: broadcast::Receiver<T>) -> impl futures::Stream<Item = Option<T>> {
+    stream::unfold(receiver, |mut receiver| async move {
+        match receiver.recv().await {
+            Ok(value) => Some((Some(value), receiver)),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some((None, receiver)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    })
+}
+
+fn all(context: &Context) -> Vec<ObjectRef<Server>> {
+    let servers = context.world.servers.state();
+    context
+        .told
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .retain(|name, _| servers.iter().any(|server| server_name(server) == name));
+    servers.iter().map(|server| ObjectRef::from_obj(server.as_ref())).collect()
+}
+
+/// The Servers about which a change may mean another decision.
+fn concerned(context: &Context, change: Option<&Change>) -> Vec<ObjectRef<Server>> {
+    let servers = |test: &dyn Fn(&Server) -> bool| -> Vec<_> {
+        let some = context.world.servers.state_filter(test);
+        some.iter().map(|server| ObjectRef::from_obj(server.as_ref())).collect()
+    };
+    match change {
+        None | Some(Change::All) => all(context),
+        Some(Change::Server(server)) => {
+            let own = ObjectRef::from_obj(server.as_ref());
+            if context.world.servers.get(&own).is_none() {
+                let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
+                told.remove(server_name(server));
+            }
+            let name = server_name(server);
+            let clashes = server.status.as_ref().map_or(&[][..], |status| &status.clashes);
+            let mut others = servers(&|other| {
+                clashes.iter().any(|clash| clash == server_name(other)) || other.spec.host == server.spec.host
+            });
+            others.retain(|other| other.name != name);
+            others.push(own);
+            others
+        }
+        Some(Change::Host(host)) => servers(&|server| Signals::of(server).concern(server, host)),
+        Some(Change::Segment(segment)) => servers(&|server| {
+            segment_name(server).is_some_and(|(_, name)| Some(name) == segment.metadata.name.as_deref())
+        }),
+    }
+}
+
+fn owners_of(context: &Context, data: Option<&ObjectRef<HardwareData>>) -> Vec<ObjectRef<Server>> {
+    let Some(data) = data else {
+        return all(context);
+    };
+    let owners = context.world.servers.state_filter(|server| {
+        let host = server.spec.host.as_ref();
+        host.is_some_and(|at| at.name == data.name && Some(&at.namespace) == data.namespace.as_ref())
+    });
+    owners.iter().map(|server| ObjectRef::from_obj(server.as_ref())).collect()
+}
+
+async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, ExecuteError> {
+    let plan = {
+        let signals = Signals::of(&server);
+        let hosts = context.world.hosts.state_filter(|host| signals.concern(&server, host));
+        let hardware = context.hardware.state_filter(|data| {
+            hosts.iter().any(|host| {
+                host.metadata.name == data.metadata.name && host.metadata.namespace == data.metadata.namespace
+            })
+        });
+        let segment = segment(&context, &server);
+        next(&Seen {
+            server: &server,
+            hosts: &hosts,
+            hardware: &hardware,
+            servers: &context.world.servers.state(),
+            segment: segment.as_deref(),
+            now: Timestamp::now(),
+        })
+    };
+    let name = server_name(&server).to_owned();
+    if !plan.effects.is_empty() {
+        tracing::info!(server = %name, why = %plan.why, effects = plan.effects.len(), "discovery acts");
+    }
+    tell(&context, &name, plan.notices.clone());
+    let outcome = context.executor.run(&server, plan).await;
+    let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
+    let memory = told.entry(name.clone()).or_default();
+    match outcome {
+        Ok(done) => {
+            memory.failures = 0;
+            for effect in done {
+                context.metrics.effects.get_or_create(&EffectLabel { effect }).inc();
+            }
+            Ok(Action::requeue(RESYNC))
+        }
+        Err(error) => {
+            memory.failures = memory.failures.saturating_add(1);
+            context.metrics.failures.inc();
+            match &error {
+                ExecuteError::Behind { .. } => tracing::debug!(server = %name, %error, "looks again"),
+                ExecuteError::Step { .. } => tracing::warn!(server = %name, error = %Chain(&error), "tried again"),
+            }
+            // Said once for a row of failures: the object is refused and stays so until somebody acts.
+            if error.is_refusal() && memory.failures == 1 {
+                context.events.record(Event {
+                    about: about_server(&server),
+                    warning: true,
+                    reason: "DiscoveryFailed",
+                    message: format!("{}; it is tried again", Chain(&error)),
+                });
+            }
+            Err(error)
+        }
+    }
+}
+
+fn segment(context: &Context, server: &Server) -> Option<Arc<Segment>> {
+    let (namespace, name) = segment_name(server)?;
+    let namespace = namespace.unwrap_or(&context.namespace);
+    context.world.segments.get(&ObjectRef::new(name).within(namespace))
+}
+
+/// Records those notices that the last round did not have.
+fn tell(context: &Context, server: &str, notices: Vec<Event>) {
+    let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
+    let memory = told.entry(server.to_owned()).or_default();
+    for notice in notices.iter().filter(|notice| !memory.notices.contains(notice)) {
+        context.events.record(notice.clone());
+    }
+    memory.notices = notices;
+}
+
+/// Waits twice as long after every failure in a row. A Server in the same state as others waits a little differently, so that
+/// an API server that comes back is not met by all at once.
+fn retry(server: Arc<Server>, error: &ExecuteError, context: Arc<Context>) -> Action {
+    let name = server_name(&server);
+    let failures = {
+        let told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.get(name).map_or(1, |memory| memory.failures)
+    };
+    let doubled = RETRY_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RETRY_MOST);
+    let spread = name.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % 256;
+    let wait = match error {
+        ExecuteError::Behind { .. } => doubled.min(Duration::from_secs(2)),
+        ExecuteError::Step { .. } => doubled,
+    };
+    Action::requeue(wait + wait * spread / 1024)
+}

@@ -1,0 +1,138 @@
+//! The least rights that each role needs. What stands here is what the tests run the controller with.
+//!
+//! Of each role two documents: a Role for the controller's own namespace, and a ClusterRole for the namespaces of hosts. Bind the
+//! latter with a RoleBinding in each such namespace, or with a ClusterRoleBinding for all of them.
+
+use serde_json::{Value, json};
+
+use super::{File, yaml};
+
+/// The controller's own namespace in the generated files.
+pub const NAMESPACE: &str = "muster-system";
+/// The two Secrets that exist: the certificate authority and the key that seals tokens.
+pub const SECRETS: [&str; 2] = ["muster-ca", "muster-token-key"];
+/// The Lease that the control role holds.
+pub const LEASE: &str = "muster-control";
+
+/// Every role as a file.
+pub fn files() -> Vec<File> {
+    vec![
+        ("edge.yaml".to_owned(), yaml(&edge())),
+        ("control.yaml".to_owned(), yaml(&control())),
+    ]
+}
+
+const LOOK: [&str; 3] = ["get", "list", "watch"];
+
+fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {
+    json!({"apiGroups": [group], "resources": resources, "verbs": verbs})
+}
+
+fn named(group: &str, resource: &str, names: &[&str], verbs: &[&str]) -> Value {
+    json!({"apiGroups": [group], "resources": [resource], "resourceNames": names, "verbs": verbs})
+}
+
+fn events() -> Value {
+    rule("events.k8s.io", &["events"], &["create", "patch"])
+}
+
+/// Rights of the role that serves machines.
+pub fn edge() -> Vec<Value> {
+    let own = vec![
+        rule("muster.dev", &["segments"], &LOOK),
+        rule("muster.dev", &["segments/status"], &["patch"]),
+        rule("muster.dev", &["servers"], &["get", "list", "watch", "create"]),
+        rule("muster.dev", &["servers/status"], &["patch"]),
+        rule("muster.dev", &["enrolments"], &["get", "list", "watch", "create", "patch"]),
+        named("", "secrets", &SECRETS, &["get", "watch"]),
+        events(),
+    ];
+    let hosts = vec![rule("metal3.io", &["baremetalhosts"], &LOOK), events()];
+    documents("edge", &own, &hosts)
+}
+
+/// Rights of the role that derives hosts.
+pub fn control() -> Vec<Value> {
+    let own = vec![
+        rule("muster.dev", &["segments"], &LOOK),
+        rule("muster.dev", &["servers"], &["get", "list", "watch", "patch"]),
+        rule("muster.dev", &["enrolments"], &["get", "list", "watch", "delete"]),
+        // A name cannot be required where the object does not exist yet.
+        rule("", &["secrets"], &["create"]),
+        named("", "secrets", &SECRETS, &["get", "update"]),
+        rule("coordination.k8s.io", &["leases"], &["create"]),
+        named("coordination.k8s.io", "leases", &[LEASE], &["get", "update"]),
+        events(),
+    ];
+    let hosts = vec![
+        rule(
+            "metal3.io",
+            &["baremetalhosts", "hardwaredata"],
+            &["get", "list", "watch", "create", "patch", "delete"],
+        ),
+        rule("metal3.io", &["baremetalhosts/status"], &["patch"]),
+        events(),
+    ];
+    documents("control", &own, &hosts)
+}
+
+fn documents(role: &str, own: &[Value], hosts: &[Value]) -> Vec<Value> {
+    let account = format!("muster-{role}");
+    vec![
+        json!({
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": account, "namespace": NAMESPACE},
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": {"name": account, "namespace": NAMESPACE},
+            "rules": own,
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": account, "namespace": NAMESPACE},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": format!("{account}-hosts")},
+            "rules": hosts,
+        }),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn committed_roles_are_fresh() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/roles");
+        for (name, text) in files() {
+            let committed = std::fs::read_to_string(directory.join(&name)).unwrap_or_default();
+            assert_eq!(committed, text, "{name}: run `muster-controller manifests roles --out deploy/manifests/roles`");
+        }
+    }
+
+    #[test]
+    fn no_role_may_list_secrets_or_read_others_than_the_two() {
+        for rule in edge().iter().chain(&control()).flat_map(|document| {
+            document.get("rules").and_then(Value::as_array).cloned().unwrap_or_default()
+        }) {
+            let has = |key: &str, value: &str| rule[key].as_array().unwrap().iter().any(|one| one == value);
+            if has("resources", "secrets") {
+                assert!(!has("verbs", "list") && !has("verbs", "delete"), "{rule}");
+                let creates_only = rule["verbs"] == json!(["create"]);
+                assert!(creates_only || rule["resourceNames"] == json!(SECRETS), "{rule}");
+            }
+            assert!(!has("verbs", "*") && !has("resources", "*") && !has("apiGroups", "*"), "{rule}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Builds everything and runs it until the process is told to stop. One function per role; no decision is made here.
+
+use std::{path::PathBuf, time::Duration};
+
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::{
+    admin::{Admin, ListenError, Readiness},
+    args::{Role, RunArgs},
+    discovery,
+    events::Events,
+    metrics::{self, Registry},
+    world::{Driver, Scope, World},
+};
+
+/// The controller could not start, or a part of it ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The kubeconfig is missing or wrong.
+    #[error("read kubeconfig {}", path.display())]
+    Kubeconfig {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: kube::config::KubeconfigError,
+    },
+    /// Neither a kubeconfig nor a service account.
+    #[error("find out how to reach the API server; name a file with --kubeconfig")]
+    Infer(#[source] kube::config::InferConfigError),
+    /// The client could not be made from the configuration.
+    #[error("make a client of the API server")]
+    Client(#[source] Box<kube::Error>),
+    /// The port for probes is taken.
+    #[error(transparent)]
+    Admin(#[from] ListenError),
+    /// No signal handler.
+    #[error("listen for signals")]
+    Signals(#[source] std::io::Error),
+    /// A part of the controller ended by itself.
+    #[error("{0} ended")]
+    Ended(&'static str),
+}
+
+/// How long parts may take to end after a signal, before they are dropped.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// True once the process is to stop.
+pub type Shutdown = watch::Receiver<bool>;
+
+/// What every role is given.
+pub struct Parts<'a> {
+    /// The command line.
+    pub args: &'a RunArgs,
+    /// The API server.
+    pub client: Client,
+    /// Which namespaces matter.
+    pub scope: Scope,
+    /// The watched copies.
+    pub world: World,
+    /// Subscribe here to hear of changes.
+    pub driver: &'a Driver,
+    /// For telling people.
+    pub events: Events,
+    /// For registering metrics.
+    pub registry: &'a mut Registry,
+    /// For parts that end in an orderly way; others are dropped.
+    pub shutdown: Shutdown,
+    /// Where parts run. A part that ends before the shutdown ends the process, under the name that it returns.
+    pub tasks: &'a mut JoinSet<&'static str>,
+}
+
+impl std::fmt::Debug for Parts<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Parts of {:?}", self.args.roles)
+    }
+}
+
+impl Parts<'_> {
+    /// Runs `part` as long as the process does.
+    pub fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(async move {
+            part.await;
+            name
+        });
+    }
+}
+
+/// Runs the controller until SIGTERM or SIGINT.
+pub async fn run(args: RunArgs) -> Result<(), RunError> {
+    let client = client(&args).await?;
+    let scope = Scope {
+        namespace: args.namespace.clone(),
+        hosts: args.watch_namespace.clone(),
+    };
+    let (world, driver) = World::start(&client, &scope);
+    let (events, write_events) = Events::start(client.clone());
+    let (stop, shutdown) = watch::channel(false);
+    let mut registry = metrics::registry();
+    let mut tasks = JoinSet::new();
+    let mut parts = Parts {
+        args: &args,
+        client,
+        scope,
+        world: world.clone(),
+        driver: &driver,
+        events,
+        registry: &mut registry,
+        shutdown,
+        tasks: &mut tasks,
+    };
+    parts.spawn("the writer of Events", write_events);
+    for role in args.roles() {
+        match role {
+            Role::Edge => edge(&mut parts),
+            Role::Control => control(&mut parts),
+        }
+    }
+    drop(parts);
+    let ready = Readiness::default();
+    let admin = Admin::bind(args.admin_listen, registry, ready.clone()).await?;
+    if let Ok(address) = admin.address() {
+        tracing::info!(%address, "probes and metrics");
+    }
+    tasks.spawn(async {
+        admin.run().await;
+        "the listener for probes"
+    });
+    tasks.spawn(async {
+        driver.run().await;
+        "the watch of the cluster"
+    });
+    let seen = ready.clone();
+    tasks.spawn(async move {
+        if world.ready().await {
+            seen.set();
+            tracing::info!("the cluster is read; ready");
+        }
+        std::future::pending().await
+    });
+    let ended = tokio::select! {
+        ended = tasks.join_next() => ended,
+        signal = stop_signal() => {
+            signal.map_err(RunError::Signals)?;
+            None
+        }
+    };
+    let _ = stop.send(true);
+    let outcome = match ended {
+        None => Ok(()),
+        Some(Ok(name)) => Err(RunError::Ended(name)),
+        Some(Err(error)) => {
+            tracing::error!(%error, "a part failed");
+            Err(RunError::Ended("a part"))
+        }
+    };
+    tracing::info!("stops");
+    stopped(tasks, &stop).await;
+    outcome
+}
+
+/// Gives those parts that listen for the shutdown the time to end; the others are dropped.
+async fn stopped(mut tasks: JoinSet<&'static str>, stop: &watch::Sender<bool>) {
+    let orderly = async {
+        while stop.receiver_count() > 0 && tasks.join_next().await.is_some() {}
+    };
+    if tokio::time::timeout(GRACE, orderly).await.is_err() {
+        tracing::warn!("parts that did not end in time are dropped");
+    }
+    tasks.shutdown().await;
+}
+
+async fn client(args: &RunArgs) -> Result<Client, RunError> {
+    let config = match &args.kubeconfig {
+        Some(path) => {
+            let failed = |source| RunError::Kubeconfig {
+                path: path.clone(),
+                source,
+            };
+            let file = Kubeconfig::read_from(path).map_err(failed)?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .map_err(failed)?
+        }
+        None => Config::infer().await.map_err(RunError::Infer)?,
+    };
+    Client::try_from(config).map_err(|source| RunError::Client(Box::new(source)))
+}
+
+/// Network boot and the agents' side.
+fn edge(_parts: &mut Parts<'_>) {}
+
+/// Hosts from what machines report.
+fn control(parts: &mut Parts<'_>) {
+    let metrics = discovery::Metrics::register(parts.registry);
+    let discovery = discovery::run(
+        parts.client.clone(),
+        parts.scope.clone(),
+        parts.world.clone(),
+        parts.driver.changes(),
+        parts.events.clone(),
+        metrics,
+    );
+    parts.spawn("discovery", discovery);
+}
+
+async fn stop_signal() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
