@@ -95,8 +95,10 @@ impl Controller {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut process = self.net.spawn(command)?;
-        self.log.follow(process.stdout.take().context("its standard output")?)?;
-        self.log.follow(process.stderr.take().context("its standard error")?)?;
+        self.log
+            .follow(process.stdout.take().context("its standard output")?)?;
+        self.log
+            .follow(process.stderr.take().context("its standard error")?)?;
         self.process = Some(process);
         Ok(())
     }

@@ -51,6 +51,11 @@ impl Netns {
         self.inner.spawner.run(job)
     }
 
+    /// The thread that lives inside; the kernel takes it for the namespace where it takes a process's id.
+    pub fn thread(&self) -> nix::unistd::Pid {
+        self.inner.spawner.thread()
+    }
+
     /// Starts `command` inside; it dies with the namespace's last owner.
     pub fn spawn(&self, command: Command) -> Result<Child> {
         let program = command.get_program().to_string_lossy().into_owned();
@@ -121,7 +126,7 @@ impl Netns {
 
     /// Lays a cable from `name` here to `far` in `other`; both ends are on, neither has an address.
     pub fn cable(&self, name: &str, other: &Netns, far: &str) -> Result<()> {
-        let there = other.inner.spawner.thread();
+        let there = other.thread();
         self.ip(&format!(
             "link add {name} type veth peer name {far} netns {there}"
         ))?;

@@ -68,7 +68,9 @@ fn total(cores: usize, free_mib: u64) -> usize {
 }
 
 fn cores() -> usize {
-    let set = env::var("MUSTER_LAB_SLOTS").ok().and_then(|text| text.parse().ok());
+    let set = env::var("MUSTER_LAB_SLOTS")
+        .ok()
+        .and_then(|text| text.parse().ok());
     set.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
