@@ -9,6 +9,7 @@ pub mod bridges;
 pub mod cluster;
 pub mod controller;
 pub mod demo;
+pub mod dnsmasq;
 pub mod forward;
 pub mod lines;
 pub mod machine;

@@ -84,6 +84,8 @@ impl Spawner {
 #[allow(unsafe_code)]
 fn die_with_parent(command: &mut Command, parent: Pid) {
     use std::os::unix::process::CommandExt;
+    // Ctrl-C reaches this process only, which then ends its children in order.
+    command.process_group(0);
     // SAFETY: between fork and exec only async-signal-safe functions may run; these are two bare system calls.
     unsafe {
         command.pre_exec(move || {

@@ -1,16 +1,11 @@
 //! The lab itself, against servers that are not ours: a PXE boot by dnsmasq, with a good cable and with a bad one.
 
-use std::{
-    fs,
-    io::Write,
-    net::SocketAddr,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, time::Duration};
 
+use anyhow::Result;
 use muster_proto::Mac;
 use muster_tests::{
-    lines::Lines,
+    dnsmasq::Dnsmasq,
     machine::{Bus, Disk, Machine, MachineSpec, Smbios},
     netns::Netns,
     ra::Router,
@@ -29,85 +24,53 @@ const MAC: Mac = Mac([0x52, 0x54, 0, 0, 7, 1]);
 const SOON: Duration = Duration::from_secs(60);
 const SERVER: &str = "10.9.0.1";
 
-/// Another server on a bridge: what firmware and our clients do is then not for our own server to say.
-struct Dnsmasq {
+/// A server on a bridge that is not ours: what firmware and our clients do with it is not for our own server to say.
+struct Foreign {
     net: Netns,
-    process: Child,
-    log: Lines,
+    dnsmasq: Dnsmasq,
     _router: Router,
 }
 
-impl Dnsmasq {
-    async fn start(scratch: &Scratch) -> Dnsmasq {
-        let net = Netns::new().unwrap();
-        net.bridge("br0", Some(&format!("{SERVER}/24"))).unwrap();
-        let router = Router::on(&net, "br0").unwrap();
-        let root = scratch.sub("tftp").unwrap();
-        fs::copy(UNDIONLY, root.join("undionly.kpxe")).unwrap();
-        let script = b"#!ipxe\necho the script runs on ${net0/mac} as ${serial}\nexit\n";
-        fs::File::create(root.join("boot.ipxe"))
-            .unwrap()
-            .write_all(script)
-            .unwrap();
-        let mut command = Command::new("dnsmasq");
-        command
-            .args([
-                "--keep-in-foreground",
-                "--conf-file=/dev/null",
-                "--user=root",
-                "--port=0",
-            ])
-            .args([
-                "--log-facility=-",
-                "--log-dhcp",
-                "--interface=br0",
-                "--bind-interfaces",
-                "--no-ping",
-            ])
-            .args([
-                "--dhcp-range=10.9.0.50,10.9.0.99",
-                "--leasefile-ro",
-                "--enable-tftp",
-            ])
-            .arg(format!("--tftp-root={}", root.display()))
-            .args(["--dhcp-match=set:ipxe,175", "--dhcp-boot=tag:!ipxe,undionly.kpxe"])
-            .arg("--dhcp-boot=tag:ipxe,boot.ipxe")
-            .arg("--dhcp-userclass=set:ipxe,iPXE")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped());
-        let mut process = net.spawn(command).unwrap();
-        let log = Lines::to(&scratch.path().join("dnsmasq.log"));
-        log.follow(process.stderr.take().unwrap()).unwrap();
-        log.wait_for("IP range", 0, SOON).await.unwrap();
-        Dnsmasq {
+impl Foreign {
+    async fn start(scratch: &Scratch) -> Result<Foreign> {
+        let net = Netns::new()?;
+        net.bridge("br0", Some(&format!("{SERVER}/24")))?;
+        let router = Router::on(&net, "br0")?;
+        let root = scratch.sub("tftp")?;
+        fs::copy(UNDIONLY, root.join("undionly.kpxe"))?;
+        let script = "#!ipxe\necho the script runs on ${net0/mac} as ${serial}\nexit\n";
+        fs::write(root.join("boot.ipxe"), script)?;
+        let arguments = [
+            "--enable-tftp",
+            &format!("--tftp-root={}", root.display()),
+            "--dhcp-match=set:ipxe,175",
+            "--dhcp-userclass=set:ipxe,iPXE",
+            "--dhcp-boot=tag:!ipxe,undionly.kpxe",
+            "--dhcp-boot=tag:ipxe,boot.ipxe",
+        ]
+        .map(str::to_owned);
+        let dnsmasq = Dnsmasq::start(&net, "br0", "10.9.0.50,10.9.0.99", scratch.path(), &arguments).await?;
+        Ok(Foreign {
             net,
-            process,
-            log,
+            dnsmasq,
             _router: router,
-        }
-    }
-}
-
-impl Drop for Dnsmasq {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        })
     }
 }
 
 fn server() -> SocketAddr {
-    format!("{SERVER}:69").parse().unwrap()
+    SocketAddr::from(([10, 9, 0, 1], 69))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bios_machine_boots_over_the_network_and_again_after_reset() {
     let _slots = Slots::take(1).await.unwrap();
     let scratch = Scratch::new().unwrap();
-    let dnsmasq = Dnsmasq::start(&scratch).await;
+    let foreign = Foreign::start(&scratch).await.unwrap();
     let spec = MachineSpec::bios("a", MAC, "br0")
         .with_smbios(Smbios::of("Lab", "One", "SER,IAL"))
         .with_disk(Disk::new(Bus::Virtio, 1, "V1"));
-    let mut machine = Machine::new(&dnsmasq.net, scratch.path(), spec).unwrap();
+    let mut machine = Machine::new(&foreign.net, scratch.path(), spec).unwrap();
     machine.power_on().unwrap();
     let said = format!("the script runs on {MAC} as SER,IAL");
     let (at, _) = machine.console().wait_for(&said, 0, SOON).await.unwrap();
@@ -129,17 +92,22 @@ async fn bios_machine_boots_over_the_network_and_again_after_reset() {
 async fn machine_boots_over_a_bad_cable_and_not_over_a_silent_one() {
     let _slots = Slots::take(1).await.unwrap();
     let scratch = Scratch::new().unwrap();
-    let dnsmasq = Dnsmasq::start(&scratch).await;
+    let foreign = Foreign::start(&scratch).await.unwrap();
     let mut spec = MachineSpec::bios("a", MAC, "br0");
     spec.nics[0].faults = Some(Faults {
         silent_for: Duration::from_secs(5),
         loss_per_mille: 20,
         ..Faults::default()
     });
-    let mut machine = Machine::new(&dnsmasq.net, scratch.path(), spec).unwrap();
+    let mut machine = Machine::new(&foreign.net, scratch.path(), spec).unwrap();
     machine.power_on().unwrap();
     let (since, _) = machine.since().unwrap();
-    let (_, line) = dnsmasq.log.wait_for("DHCPDISCOVER", 0, SOON).await.unwrap();
+    let (_, line) = foreign
+        .dnsmasq
+        .log()
+        .wait_for("DHCPDISCOVER", 0, SOON)
+        .await
+        .unwrap();
     assert!(
         line.at - since >= Duration::from_secs(5),
         "heard after {:?}",
@@ -155,8 +123,8 @@ async fn machine_boots_over_a_bad_cable_and_not_over_a_silent_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn simulated_clients_get_what_a_foreign_server_gives() {
     let scratch = Scratch::new().unwrap();
-    let dnsmasq = Dnsmasq::start(&scratch).await;
-    let clients = Clients::behind(&dnsmasq.net, "br0", "10.9.0.2/24").unwrap();
+    let foreign = Foreign::start(&scratch).await.unwrap();
+    let clients = Clients::behind(&foreign.net, "br0", "10.9.0.2/24").unwrap();
     let firmware = Client::new(&clients, MAC, Asker::Pxe(0))
         .lease(SOON)
         .await
