@@ -1,1 +1,23 @@
 //! The lab: QEMU hosts, the local control plane, simulated clients, fault injection.
+//!
+//! A test takes what it needs: [`cluster::Cluster`] is a real API server, [`netns::Netns`] a network that nobody else sees,
+//! [`machine::Machine`] a server with firmware, NICs and disks, [`controller::Controller`] the real controller binary,
+//! [`wire::Wire`] a cable with faults, [`sim`] clients that need no guest. Everything that is started is a child of this
+//! process and dies with it, even by `kill -9`; everything that is written lies in a [`scratch::Scratch`].
+
+pub mod bridges;
+pub mod cluster;
+pub mod controller;
+pub mod demo;
+pub mod dnsmasq;
+pub mod forward;
+pub mod lines;
+pub mod machine;
+pub mod netns;
+pub mod paths;
+pub mod ra;
+pub mod scratch;
+pub mod sim;
+pub mod slots;
+pub mod spawner;
+pub mod wire;

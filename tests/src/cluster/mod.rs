@@ -1,0 +1,156 @@
+//! A real Kubernetes API server: the local control plane, or the user's own cluster.
+
+mod apply;
+mod foreign;
+mod identity;
+mod local;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api, Client, Config, ResourceExt,
+    api::{ObjectMeta, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::sync::OnceCell;
+
+use crate::{paths, scratch::Scratch};
+
+pub use identity::Role;
+
+/// An API server with Muster's kinds installed.
+#[derive(Debug)]
+pub struct Cluster {
+    client: ClientDebug,
+    kubeconfig: PathBuf,
+    server: String,
+    inside_port: u16,
+    namespaces: AtomicUsize,
+    scratch: Scratch,
+    _process: Option<local::ControlPlane>,
+}
+
+struct ClientDebug(Client);
+
+impl std::fmt::Debug for ClientDebug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+static SHARED: OnceCell<Cluster> = OnceCell::const_new();
+
+impl Cluster {
+    /// This process's one local control plane, started at first use; it dies with the process.
+    pub async fn shared() -> Result<&'static Cluster> {
+        SHARED.get_or_try_init(Cluster::start).await
+    }
+
+    /// Starts a control plane of its own with Muster's kinds.
+    pub async fn start() -> Result<Cluster> {
+        let scratch = Scratch::new()?;
+        let process = local::ControlPlane::start(&scratch).await?;
+        let kubeconfig = process.kubeconfig();
+        Cluster::with(&kubeconfig, scratch, Some(process)).await
+    }
+
+    /// Uses the cluster of the kubeconfig at `path`, with its current context, and installs Muster's kinds in it.
+    pub async fn attach(path: &Path) -> Result<Cluster> {
+        Cluster::with(path, Scratch::new()?, None).await
+    }
+
+    async fn with(path: &Path, scratch: Scratch, process: Option<local::ControlPlane>) -> Result<Cluster> {
+        let written = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
+        let config = Config::from_custom_kubeconfig(written, &KubeConfigOptions::default())
+            .await
+            .with_context(|| format!("use {}", path.display()))?;
+        let (host, port) = foreign::address(&config.cluster_url)?;
+        let client = Client::try_from(config).context("make a client")?;
+        let cluster = Cluster {
+            client: ClientDebug(client),
+            kubeconfig: path.to_owned(),
+            server: format!("{host}:{port}"),
+            inside_port: port,
+            namespaces: AtomicUsize::new(0),
+            scratch,
+            _process: process,
+        };
+        cluster.install().await?;
+        Ok(cluster)
+    }
+
+    async fn install(&self) -> Result<()> {
+        let dir = paths::deploy().join("crds");
+        apply::directory(self.client(), &dir, None)
+            .await
+            .with_context(|| format!("install the kinds in {}", dir.display()))
+    }
+
+    /// A client with all rights.
+    pub fn client(&self) -> &Client {
+        &self.client.0
+    }
+
+    /// The kubeconfig with all rights, for use outside the lab's networks.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// `host:port` of the API server, as reached from outside the lab's networks.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// The port on 127.0.0.1 at which kubeconfigs made by [`Cluster::identity`] expect the server inside a lab network.
+    pub fn inside_port(&self) -> u16 {
+        self.inside_port
+    }
+
+    /// Applies every document of `text` (YAML); namespaced objects go into `namespace` if they name none.
+    pub async fn apply(&self, text: &str, namespace: &str) -> Result<()> {
+        apply::documents(self.client(), text, Some(namespace)).await
+    }
+
+    /// Makes a namespace that no other test uses; its name begins with `purpose`.
+    pub async fn namespace(&self, purpose: &str) -> Result<String> {
+        let number = self.namespaces.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{purpose}-{}-{number}", std::process::id());
+        let object = Namespace {
+            metadata: ObjectMeta {
+                name: Some(name),
+                ..ObjectMeta::default()
+            },
+            ..Namespace::default()
+        };
+        let made = Api::all(self.client().clone())
+            .create(&PostParams::default(), &object)
+            .await
+            .context("make a namespace")?;
+        Ok(made.name_any())
+    }
+
+    /// Makes the namespace `name` unless it is there.
+    pub async fn ensure_namespace(&self, name: &str) -> Result<()> {
+        let text = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}");
+        self.apply(&text, name).await
+    }
+
+    /// A kubeconfig, for use inside a lab network, of a user who has exactly the rights that Muster's manifests give `role`.
+    pub async fn identity(&self, role: Role, namespace: &str) -> Result<PathBuf> {
+        let written = Kubeconfig::read_from(&self.kubeconfig)
+            .with_context(|| format!("read {}", self.kubeconfig.display()))?;
+        let entry = foreign::inside(&written, self.inside_port)?;
+        let token = identity::token(self.client(), role, namespace).await?;
+        let path = self
+            .scratch
+            .path()
+            .join(format!("{namespace}-{}.kubeconfig", role.name()));
+        identity::write(&path, &entry, &token)?;
+        Ok(path)
+    }
+}

@@ -1,0 +1,104 @@
+//! The sources of the live lines: the controller's log, the consoles, the watch on hosts.
+
+use std::{sync::Arc, time::Instant};
+
+use futures::{StreamExt, TryStreamExt};
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt, watcher},
+};
+use muster_proto::{Mac, kinds::BareMetalHost};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::step::{self, Step};
+use crate::lines::Lines;
+
+/// A server took a step.
+#[derive(Clone, Debug)]
+pub(super) struct News {
+    /// Which server, by any of its MAC addresses.
+    pub(super) mac: Mac,
+    /// What it did.
+    pub(super) step: Step,
+    /// When.
+    pub(super) at: Instant,
+    /// Its host, with [`Step::Host`].
+    pub(super) host: Option<Arc<BareMetalHost>>,
+}
+
+impl News {
+    fn new(mac: Mac, step: Step, at: Instant) -> News {
+        News {
+            mac,
+            step,
+            at,
+            host: None,
+        }
+    }
+}
+
+/// Reads the controller's log from line `from` on, for ever or until nobody listens.
+pub(super) async fn log(lines: Lines, mut from: usize, news: UnboundedSender<News>) {
+    loop {
+        for line in lines.from(from) {
+            from += 1;
+            if let Some((mac, step)) = step::in_log(&line.text)
+                && news.send(News::new(mac, step, line.at)).is_err()
+            {
+                return;
+            }
+        }
+        lines.more_than(from).await;
+    }
+}
+
+/// Reads the console of the server with `mac`.
+pub(super) async fn console(lines: Lines, mac: Mac, news: UnboundedSender<News>) {
+    let mut from = 0;
+    loop {
+        for line in lines.from(from) {
+            from += 1;
+            if let Some(step) = step::on_console(&line.text)
+                && news.send(News::new(mac, step, line.at)).is_err()
+            {
+                return;
+            }
+        }
+        lines.more_than(from).await;
+    }
+}
+
+/// Watches the hosts of `namespace` and tells of each that has its hardware.
+pub(super) async fn hosts(client: Client, namespace: String, news: UnboundedSender<News>) {
+    let api: Api<BareMetalHost> = Api::namespaced(client, &namespace);
+    let mut changes = watcher(api, watcher::Config::default())
+        .default_backoff()
+        .applied_objects()
+        .into_stream()
+        .boxed();
+    while let Some(change) = changes.next().await {
+        // The watch begins anew by itself.
+        let Ok(host) = change else { continue };
+        let host = Arc::new(host);
+        for mac in macs(&host) {
+            let told = News {
+                host: Some(Arc::clone(&host)),
+                ..News::new(mac, Step::Host, Instant::now())
+            };
+            if news.send(told).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The MAC addresses of a host whose hardware is known.
+fn macs(host: &BareMetalHost) -> Vec<Mac> {
+    let hardware = host.status.as_ref().and_then(|status| status.hardware.as_ref());
+    let nics = hardware
+        .map(|hardware| hardware.nics.as_slice())
+        .unwrap_or_default();
+    nics.iter()
+        .filter_map(|nic| nic.mac.as_ref()?.parse().ok())
+        .collect()
+}

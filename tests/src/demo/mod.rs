@@ -1,0 +1,308 @@
+//! `muster-lab demo`: two servers that nobody has described appear in `kubectl get bmh`.
+
+mod board;
+mod follow;
+mod report;
+mod servers;
+mod step;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use kube::{Api, runtime::wait::await_condition};
+use muster_proto::kinds::{BareMetalHost, Segment};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use crate::{
+    bridges::{BR0, BR1, Network},
+    cluster::Cluster,
+    controller::{Controller, Setup},
+    machine::Machine,
+    paths,
+    scratch::Scratch,
+};
+use board::{Board, Progress};
+use follow::News;
+
+/// Where Muster and its Segments live.
+const NAMESPACE: &str = "muster-system";
+/// Where the demo's Segments make hosts.
+const HOSTS: &str = "default";
+/// The Segments of the demo's manifest.
+const SEGMENTS: [&str; 2] = ["demo-virtual", "demo-real"];
+/// All servers must be there by then.
+const DEADLINE: Duration = Duration::from_secs(180);
+/// The controller must serve by then.
+const SERVING: Duration = Duration::from_secs(30);
+/// How often the live lines are drawn.
+const FRAME: Duration = Duration::from_millis(100);
+
+/// How the demo runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// End once all servers are there.
+    pub once: bool,
+    /// How many servers.
+    pub hosts: usize,
+    /// The user's own cluster.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// What ended the wait for the servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Arrived,
+    Late,
+    Interrupted,
+}
+
+/// Everything that runs. Fields are dropped in order: machines first, the cluster last.
+struct Demo {
+    machines: Vec<Machine>,
+    controller: Controller,
+    _network: Network,
+    scratch: Scratch,
+    cluster: Cluster,
+}
+
+/// Runs the demo; true if every server arrived.
+pub async fn run(options: Options) -> Result<bool> {
+    let begun = Instant::now();
+    let mut demo = Demo::start(&options).await?;
+    println!(
+        "The controller serves after {:.1} s. Now {} servers that nobody has described are switched on.\n",
+        begun.elapsed().as_secs_f64(),
+        demo.machines.len()
+    );
+    let (mut progress, news) = demo.switch_on()?;
+    let mut found = BTreeMap::new();
+    let end = follow(&mut progress, news, &mut found).await?;
+    println!();
+    if end == End::Interrupted {
+        return Ok(false);
+    }
+    demo.show(&options, &found)?;
+    if end == End::Late {
+        demo.lament(&progress);
+    }
+    if options.once {
+        return Ok(end == End::Arrived);
+    }
+    println!("\nThe servers stay on. Ctrl-C ends everything.");
+    interrupted().await?;
+    println!();
+    Ok(end == End::Arrived)
+}
+
+impl Demo {
+    async fn start(options: &Options) -> Result<Demo> {
+        // What is missing is told before anything is started.
+        let setup = Setup::new(NAMESPACE)?;
+        paths::controller()?;
+        let manifest = paths::deploy().join("manifests/examples/segment-demo.yaml");
+        let segments =
+            fs::read_to_string(&manifest).with_context(|| format!("read {}", manifest.display()))?;
+
+        let scratch = Scratch::new()?;
+        let cluster = match &options.kubeconfig {
+            Some(path) => {
+                println!("Using the cluster of {} …", path.display());
+                Cluster::attach(path).await?
+            }
+            None => {
+                println!("Starting a local Kubernetes API server …");
+                Cluster::start().await?
+            }
+        };
+        for namespace in [NAMESPACE, HOSTS] {
+            cluster.ensure_namespace(namespace).await?;
+        }
+        let network = Network::new(&[BR0, BR1], &cluster)?;
+        let mut controller = Controller::new(&cluster, &network, scratch.path(), setup).await?;
+        controller.start()?;
+        cluster.apply(&segments, NAMESPACE).await?;
+        let mut demo = Demo {
+            machines: Vec::new(),
+            controller,
+            _network: network,
+            scratch,
+            cluster,
+        };
+        for name in SEGMENTS {
+            demo.serving(name).await?;
+        }
+        let run = if options.kubeconfig.is_some() {
+            std::process::id() % 0xffff
+        } else {
+            0
+        };
+        for spec in servers::specs(options.hosts, run) {
+            let machine = Machine::new(&demo._network.net, demo.scratch.path(), spec)?;
+            demo.machines.push(machine);
+        }
+        Ok(demo)
+    }
+
+    /// Waits until the controller serves the Segment `name`.
+    async fn serving(&mut self, name: &str) -> Result<()> {
+        let api: Api<Segment> = Api::namespaced(self.cluster.client().clone(), NAMESPACE);
+        let served = await_condition(api, name, |segment: Option<&Segment>| {
+            let conditions = segment
+                .and_then(|segment| segment.status.as_ref())
+                .map(|status| status.conditions.as_slice())
+                .unwrap_or_default();
+            conditions
+                .iter()
+                .any(|condition| condition.type_ == "Serving" && condition.status == "True")
+        });
+        match tokio::time::timeout(SERVING, served).await {
+            Ok(outcome) => {
+                outcome.context("wait for the controller")?;
+                Ok(())
+            }
+            Err(_) => bail!(
+                "the controller does not serve Segment {name} after {SERVING:?}{}; its last lines:\n  {}",
+                if self.controller.is_running() {
+                    ""
+                } else {
+                    ", it has ended"
+                },
+                self.controller.log().last(20).join("\n  ")
+            ),
+        }
+    }
+
+    fn switch_on(&mut self) -> Result<(Vec<Progress>, UnboundedReceiver<News>)> {
+        let (sender, news) = mpsc::unbounded_channel();
+        let client = self.cluster.client().clone();
+        tokio::spawn(follow::hosts(client, HOSTS.to_owned(), sender.clone()));
+        let log = self.controller.log().clone();
+        let from = log.len();
+        tokio::spawn(follow::log(log, from, sender.clone()));
+        let mut progress = Vec::new();
+        for machine in &mut self.machines {
+            machine.power_on()?;
+            let macs: Vec<_> = machine.spec().nics.iter().map(|nic| nic.mac).collect();
+            let console = machine.console().clone();
+            tokio::spawn(follow::console(console, macs[0], sender.clone()));
+            let since = machine.since().map_or_else(Instant::now, |(since, _)| since);
+            progress.push(Progress::new(&machine.spec().name, macs, since));
+        }
+        Ok((progress, news))
+    }
+
+    fn show(&self, options: &Options, found: &BTreeMap<usize, Arc<BareMetalHost>>) -> Result<()> {
+        let kubectl = paths::kubectl().unwrap_or_else(|_| "kubectl".into());
+        let kubeconfig = self.cluster.kubeconfig();
+        let shown = Command::new(&kubectl)
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .args(["get", "bmh", "-n", HOSTS, "-o", "wide"])
+            .status()
+            .with_context(|| format!("run {}", kubectl.display()))?;
+        if !shown.success() {
+            bail!("{} get bmh ended with {shown}", kubectl.display());
+        }
+        for host in found.values() {
+            println!("\n{}", report::host(host).trim_end());
+        }
+        let name = found
+            .values()
+            .next()
+            .and_then(|host| host.metadata.name.clone())
+            .unwrap_or_default();
+        let kubectl = kubectl.display();
+        println!("\nTo look further:\n  export KUBECONFIG={}", kubeconfig.display());
+        println!("  {kubectl} get servers,segments -n {NAMESPACE} -o wide");
+        println!("  {kubectl} get hardwaredata -n {HOSTS} {name} -o yaml");
+        println!("  {kubectl} get events -A --sort-by=.lastTimestamp");
+        if options.kubeconfig.is_some() {
+            println!("The demo leaves in your cluster: its kinds, the namespace {NAMESPACE} and the hosts.");
+        }
+        Ok(())
+    }
+
+    /// Says of each server that is missing what it waited for.
+    fn lament(&self, progress: &[Progress]) {
+        for (machine, server) in self.machines.iter().zip(progress) {
+            let Some(missing) = server.missing() else { continue };
+            println!(
+                "\n{} did not get to: {} (within {DEADLINE:?}). Its console ends with:",
+                server.name,
+                missing.name()
+            );
+            for line in machine.console().last(15).iter().chain(&machine.complaints()) {
+                println!("  {line}");
+            }
+        }
+        println!("\nThe controller's log ends with:");
+        for line in self.controller.log().last(15) {
+            println!("  {line}");
+        }
+    }
+}
+
+/// Shows the servers' progress until all are there, the time is up or the user has had enough.
+async fn follow(
+    progress: &mut [Progress],
+    mut news: UnboundedReceiver<News>,
+    found: &mut BTreeMap<usize, Arc<BareMetalHost>>,
+) -> Result<End> {
+    let mut board = Board::new(io::stdout().is_terminal());
+    let late = tokio::time::sleep(DEADLINE);
+    let mut frame = tokio::time::interval(FRAME);
+    let interrupt = interrupted();
+    tokio::pin!(late, interrupt);
+    loop {
+        tokio::select! {
+            Some(told) = news.recv() => take(progress, found, &board, &told)?,
+            _ = frame.tick() => {}
+            () = &mut late => return Ok(End::Late),
+            outcome = &mut interrupt => return outcome.map(|()| End::Interrupted),
+        }
+        board
+            .draw(progress, Instant::now())
+            .context("write to the terminal")?;
+        if progress.iter().all(Progress::arrived) {
+            return Ok(End::Arrived);
+        }
+    }
+}
+
+fn take(
+    progress: &mut [Progress],
+    found: &mut BTreeMap<usize, Arc<BareMetalHost>>,
+    board: &Board,
+    told: &News,
+) -> Result<()> {
+    for (number, server) in progress.iter_mut().enumerate() {
+        if !server.macs.contains(&told.mac) {
+            continue;
+        }
+        if let Some(host) = &told.host {
+            found.insert(number, Arc::clone(host));
+        }
+        if server.take(told.step, told.at) {
+            board.tell(server).context("write to the terminal")?;
+        }
+    }
+    Ok(())
+}
+
+/// Resolves at Ctrl-C or SIGTERM.
+async fn interrupted() -> Result<()> {
+    let terminate = tokio::signal::unix::SignalKind::terminate();
+    let mut terminate = tokio::signal::unix::signal(terminate).context("listen for signals")?;
+    tokio::select! {
+        outcome = tokio::signal::ctrl_c() => outcome.context("listen for signals"),
+        _ = terminate.recv() => Ok(()),
+    }
+}

@@ -1,0 +1,76 @@
+//! Where the lab finds what others built. Every place can be set by an environment variable.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, bail};
+
+/// The workspace's root: the lab always runs from the tree that it was built from.
+pub fn workspace() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_owned()
+}
+
+/// `deploy/`, or `MUSTER_DEPLOY`.
+pub fn deploy() -> PathBuf {
+    env::var_os("MUSTER_DEPLOY").map_or_else(|| workspace().join("deploy"), PathBuf::from)
+}
+
+/// The local control plane's binary, or `MUSTER_CONTROLPLANE`.
+pub fn controlplane() -> Result<PathBuf> {
+    existing(
+        "MUSTER_CONTROLPLANE",
+        &[&target().join("controlplane/controlplane")],
+    )
+}
+
+/// The kubectl that was built beside the control plane, or `MUSTER_KUBECTL`.
+pub fn kubectl() -> Result<PathBuf> {
+    existing("MUSTER_KUBECTL", &[&target().join("controlplane/kubectl")])
+}
+
+/// The controller's binary, or `MUSTER_CONTROLLER`. Of a release and a debug build the newer one.
+pub fn controller() -> Result<PathBuf> {
+    let mut built = [
+        target().join("release/muster-controller"),
+        target().join("debug/muster-controller"),
+    ];
+    built.sort_by_key(|path| {
+        std::cmp::Reverse(
+            path.metadata()
+                .and_then(|file| file.modified())
+                .ok()
+                .map_or(std::time::UNIX_EPOCH, |at| at),
+        )
+    });
+    existing("MUSTER_CONTROLLER", &[&built[0], &built[1]])
+}
+
+/// The directory of ramdisk releases and boot loaders, or `MUSTER_BOOT_DIR`.
+pub fn boot_dir() -> Result<PathBuf> {
+    existing("MUSTER_BOOT_DIR", &[&target().join("boot")])
+}
+
+/// Cargo's target directory.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+fn existing(variable: &str, candidates: &[&Path]) -> Result<PathBuf> {
+    if let Some(path) = env::var_os(variable) {
+        let path = PathBuf::from(path);
+        if !path.exists() {
+            bail!("{variable} names {}, which does not exist", path.display());
+        }
+        return Ok(path);
+    }
+    match candidates.iter().find(|path| path.exists()) {
+        Some(path) => Ok(path.to_path_buf()),
+        None => bail!(
+            "{} does not exist; build it with `cargo xtask build`, or name another by {variable}",
+            candidates[0].display()
+        ),
+    }
+}
