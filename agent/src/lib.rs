@@ -1,2 +1,13 @@
 //! The agent: inventories a server, reports it, and does what the controller orders. The library serves the binary, the
 //! simulated fleet and the tests alike.
+
+pub mod clock;
+pub mod config;
+pub mod console;
+pub mod descriptor;
+pub mod inventory;
+pub mod kmod;
+pub mod net;
+pub mod pid1;
+pub mod session;
+pub mod sys;

@@ -1,0 +1,227 @@
+//! Whole disks: what `/sys/block` shows, without udev.
+
+mod by_path;
+pub(super) mod chain;
+#[cfg(test)]
+mod tests;
+mod vpd;
+
+use std::path::{Path, PathBuf};
+
+use muster_proto::inventory::{Disk, MAX_DEVICES, Transport};
+
+use self::{
+    chain::{Chain, Hctl},
+    vpd::{Identify, Naa},
+};
+use super::warnings::{Subject, Warnings};
+use crate::sys::{self, Root};
+
+/// The unit of `/sys/block/*/size`, whatever the disk's own block size (`Documentation/ABI/stable/sysfs-block`).
+const SECTOR: u64 = 512;
+
+/// What shares a first name with disks and is none: memory, optical and floppy drives, and what software made of other disks.
+const NO_DISKS: &[&str] = &[
+    "dm-", "drbd", "fd", "loop", "md", "mtdblock", "nbd", "ram", "sr", "zram", "zd",
+];
+
+/// The disks, in the order of their kernel names: `sda`, `sdb`, …, `sdaa`.
+pub(super) fn collect(root: &Root, warnings: &mut Warnings) -> Vec<Disk> {
+    let names = sys::absent_as_none(sys::list(&root.sys("block")));
+    let mut names = warnings
+        .on("disks", "block")
+        .or_default(names)
+        .unwrap_or_default();
+    names.retain(|name| is_disk(name));
+    names.sort_by(|a, b| natural(a).cmp(&natural(b)));
+
+    let mut disks = Vec::new();
+    let mut rest = names.iter();
+    for name in rest.by_ref() {
+        let mut reading = Reading {
+            root,
+            name,
+            block: root.sys("block").join(name),
+            subject: warnings.on("disks", name),
+        };
+        disks.extend(reading.disk());
+        if disks.len() == MAX_DEVICES {
+            break;
+        }
+    }
+    if rest.len() > 0 {
+        warnings
+            .on("disks", "block")
+            .say(format!("{} more block devices are not listed", rest.len()));
+    }
+    disks
+}
+
+/// By the name alone; loop devices and their like are many.
+fn is_disk(name: &str) -> bool {
+    let numbered = |prefix: &&str| {
+        name.strip_prefix(*prefix)
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit() || c == '_'))
+    };
+    // The boot areas of an eMMC chip have block devices of their own.
+    let boot_area = name.starts_with("mmcblk") && (name.contains("boot") || name.contains("rpmb"));
+    !NO_DISKS.iter().any(numbered) && !boot_area
+}
+
+/// A sorting key: drivers apart, and within one the shorter names first.
+fn natural(name: &str) -> (&str, usize, &str) {
+    (name.get(..2).unwrap_or(name), name.len(), name)
+}
+
+/// One disk being read.
+struct Reading<'a> {
+    root: &'a Root,
+    name: &'a str,
+    block: PathBuf,
+    subject: Subject<'a>,
+}
+
+/// Who a disk says it is.
+#[derive(Debug, Default)]
+struct Names {
+    model: String,
+    vendor: String,
+    serial: String,
+    firmware: String,
+}
+
+impl Reading<'_> {
+    /// `None` for what is no disk, has no medium, or does not tell its size.
+    fn disk(&mut self) -> Option<Disk> {
+        let parents = self.root.ancestors(&self.block);
+        let chain = Chain::new(self.subject.or_default(parents));
+        // One path of several to an NVMe namespace has a block device of its own that nobody can open.
+        if chain.is_virtual() || self.flag("hidden") {
+            return None;
+        }
+        let sectors: u64 = self.subject.or_none(sys::number(&self.block.join("size")))?;
+        if sectors == 0 {
+            return None;
+        }
+        let transport = chain.transport();
+        let identify = self.identify(transport);
+        let names = self.names(&chain, transport, identify.as_ref());
+        let naa = self.naa(identify.as_ref());
+        let wwid = self.wwid(transport);
+        Some(Disk {
+            name: format!("/dev/{}", self.name.replace('!', "/")),
+            by_path: by_path::by_path(self.root, &self.block, &chain).unwrap_or_default(),
+            model: names.model,
+            vendor: names.vendor,
+            serial: names.serial,
+            wwn: naa.map_or_else(|| wwid.clone(), Naa::name),
+            wwn_vendor_extension: naa.map(Naa::vendor_extension).unwrap_or_default(),
+            wwn_with_extension: naa.map_or(wwid, Naa::with_extension),
+            firmware: names.firmware,
+            size_bytes: sectors.saturating_mul(SECTOR),
+            logical_block_bytes: self.number("queue/logical_block_size"),
+            physical_block_bytes: self.number("queue/physical_block_size"),
+            rotational: self.flag("queue/rotational"),
+            removable: self.flag("removable"),
+            read_only: self.flag("ro"),
+            hctl: self.hctl(),
+            transport,
+        })
+    }
+
+    fn names(&mut self, chain: &Chain, transport: Transport, identify: Option<&Identify>) -> Names {
+        let mut names = Names {
+            vendor: self.text("device/vendor"),
+            ..Names::default()
+        };
+        match transport {
+            Transport::Nvme => {
+                names.model = self.text("device/model");
+                names.serial = self.text("device/serial");
+                names.firmware = self.text("device/firmware_rev");
+            }
+            Transport::Mmc => {
+                names.model = self.text("device/name");
+                names.serial = self.text("device/serial");
+                names.firmware = self.text("device/fwrev");
+            }
+            Transport::Virtio | Transport::Unknown => {
+                names.model = self.text("device/model");
+                names.serial = self.text("serial");
+            }
+            Transport::Ata
+            | Transport::Sas
+            | Transport::Scsi
+            | Transport::Usb
+            | Transport::Fc
+            | Transport::Iscsi => {
+                names.model = self.text("device/model");
+                names.serial = vpd::serial(&self.page("device/vpd_pg80"));
+                names.firmware = self.text("device/rev");
+            }
+        }
+        if let Some(ata) = identify {
+            longer(&mut names.model, &ata.model);
+            longer(&mut names.serial, &ata.serial);
+            longer(&mut names.firmware, &ata.firmware);
+        }
+        if transport == Transport::Usb && names.serial.is_empty() {
+            names.serial = self.subject.or_default(chain.usb_serial()).unwrap_or_default();
+        }
+        names
+    }
+
+    /// What a SATA disk says of itself, also behind a SAS controller. A USB bridge may make it up.
+    fn identify(&mut self, transport: Transport) -> Option<Identify> {
+        matches!(transport, Transport::Ata | Transport::Sas | Transport::Scsi)
+            .then(|| vpd::identify(&self.page("device/vpd_pg89")))?
+    }
+
+    fn naa(&mut self, identify: Option<&Identify>) -> Option<Naa> {
+        vpd::naa(&self.page("device/vpd_pg83"))
+            .or_else(|| Naa::from_wwid(&self.text("device/wwid")))
+            .or(identify?.wwn)
+    }
+
+    /// NVMe has no NAA: the kernel's own choice among NGUID, EUI-64 and model with serial number.
+    fn wwid(&mut self, transport: Transport) -> String {
+        if transport == Transport::Nvme {
+            self.text("wwid")
+        } else {
+            String::new()
+        }
+    }
+
+    fn hctl(&self) -> String {
+        let name = sys::link_name(&self.block.join("device")).unwrap_or_default();
+        Hctl::parse(&name).map_or_else(String::new, |_| name)
+    }
+
+    fn text(&mut self, attribute: &str) -> String {
+        let read = sys::optional_text(&self.block.join(attribute));
+        self.subject.or_default(read).unwrap_or_default()
+    }
+
+    fn number(&mut self, attribute: &str) -> u32 {
+        let read = sys::optional_number(&self.block.join(attribute));
+        self.subject.or_default(read).unwrap_or_default()
+    }
+
+    fn flag(&mut self, attribute: &str) -> bool {
+        let read = sys::optional_flag(&self.block.join(attribute));
+        self.subject.or_default(read)
+    }
+
+    fn page(&mut self, attribute: &str) -> Vec<u8> {
+        let path: &Path = &self.block.join(attribute);
+        let read = sys::absent_as_none(sys::bytes(path));
+        self.subject.or_default(read).unwrap_or_default()
+    }
+}
+
+/// Puts `whole` in the place of `short`, which is a cut copy of it, or nothing.
+fn longer(short: &mut String, whole: &str) {
+    if whole.len() > short.len() && whole.starts_with(short.as_str()) {
+        whole.clone_into(short);
+    }
+}

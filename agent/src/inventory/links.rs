@@ -1,0 +1,136 @@
+//! What sysfs does not tell of network interfaces.
+
+mod ethtool;
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use muster_proto::{Mac, text};
+use nix::{errno::Errno, ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+
+/// Asks about the network interfaces of the machine that the inventory is of.
+pub trait Links {
+    /// The address that the hardware came with; `None` if it has none or the driver does not tell.
+    ///
+    /// # Errors
+    /// [`LinksError::PermanentMac`].
+    fn permanent_mac(&self, interface: &str) -> Result<Option<Mac>, LinksError>;
+
+    /// What the driver says of itself; empty where it says nothing.
+    ///
+    /// # Errors
+    /// [`LinksError::Driver`].
+    fn driver(&self, interface: &str) -> Result<DriverInfo, LinksError>;
+
+    /// The addresses of every interface, each as `10.0.0.7/24`.
+    ///
+    /// # Errors
+    /// [`LinksError::Addresses`].
+    fn addresses(&self) -> Result<BTreeMap<String, Vec<String>>, LinksError>;
+}
+
+/// `ETHTOOL_GDRVINFO`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DriverInfo {
+    /// Name of the driver.
+    pub driver: String,
+    /// Version of the device's firmware.
+    pub firmware: String,
+}
+
+/// The kernel did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum LinksError {
+    /// `ETHTOOL_GPERMADDR` failed.
+    #[error("ask for the permanent address")]
+    PermanentMac(#[source] Errno),
+    /// `ETHTOOL_GDRVINFO` failed.
+    #[error("ask for the driver")]
+    Driver(#[source] Errno),
+    /// Listing addresses failed.
+    #[error("list addresses")]
+    Addresses(#[source] Errno),
+}
+
+/// The running kernel, by ioctl and netlink.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelLinks;
+
+impl Links for KernelLinks {
+    fn permanent_mac(&self, interface: &str) -> Result<Option<Mac>, LinksError> {
+        let address = unsupported_as_none(ethtool::permanent_address(interface));
+        let address = address.map_err(LinksError::PermanentMac)?.unwrap_or_default();
+        // A driver without the notion answers with zeros.
+        Ok(<[u8; 6]>::try_from(address)
+            .ok()
+            .map(Mac)
+            .filter(|mac| mac.is_unicast()))
+    }
+
+    fn driver(&self, interface: &str) -> Result<DriverInfo, LinksError> {
+        let info = unsupported_as_none(ethtool::driver_info(interface));
+        Ok(info.map_err(LinksError::Driver)?.unwrap_or_default())
+    }
+
+    fn addresses(&self) -> Result<BTreeMap<String, Vec<String>>, LinksError> {
+        let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for entry in getifaddrs().map_err(LinksError::Addresses)? {
+            let Some(address) = entry.address.as_ref().and_then(ip) else {
+                continue;
+            };
+            let mask = entry.netmask.as_ref().and_then(ip);
+            let text = with_prefix(address, mask);
+            out.entry(entry.interface_name).or_default().push(text);
+        }
+        Ok(out)
+    }
+}
+
+/// `None` where the driver has no such operation or the interface no such kind of answer.
+fn unsupported_as_none<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOTTY) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+}
+
+fn with_prefix(address: IpAddr, mask: Option<IpAddr>) -> String {
+    let length = match mask {
+        Some(IpAddr::V4(mask)) => u32::from(mask).leading_ones(),
+        Some(IpAddr::V6(mask)) => u128::from(mask).leading_ones(),
+        None if address.is_ipv4() => 32,
+        None => 128,
+    };
+    text::clean(format!("{address}/{length}").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_counted_from_masks() {
+        let with =
+            |address: &str, mask: &str| with_prefix(address.parse().unwrap(), Some(mask.parse().unwrap()));
+        assert_eq!(with("10.0.0.7", "255.255.254.0"), "10.0.0.7/23");
+        assert_eq!(with("fd00::7", "ffff:ffff:ffff:ffff::"), "fd00::7/64");
+        assert_eq!(with_prefix("10.0.0.7".parse().unwrap(), None), "10.0.0.7/32");
+    }
+
+    #[test]
+    fn the_kernel_answers_for_its_own_loopback() {
+        let addresses = KernelLinks.addresses().unwrap();
+        assert!(
+            addresses["lo"].contains(&"127.0.0.1/8".to_owned()),
+            "{addresses:?}"
+        );
+        assert_eq!(KernelLinks.permanent_mac("lo").unwrap(), None);
+        assert!(KernelLinks.driver("no-such-link").is_err());
+        assert!(KernelLinks.driver("a-name-longer-than-any-interface").is_err());
+    }
+}

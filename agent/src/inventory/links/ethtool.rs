@@ -1,0 +1,112 @@
+//! The two ethtool commands that no file of sysfs replaces (`include/uapi/linux/ethtool.h`).
+#![allow(unsafe_code)] // ioctl(2) takes a pointer to a structure that holds another one.
+
+use std::{ffi::c_char, os::fd::AsRawFd};
+
+use muster_proto::text;
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
+
+use super::DriverInfo;
+
+const GDRVINFO: u32 = 0x0000_0003;
+const GPERMADDR: u32 = 0x0000_0020;
+
+/// `MAX_ADDR_LEN` of the kernel.
+const MAX_ADDRESS: usize = 32;
+
+/// `struct ethtool_perm_addr` with room for any address.
+#[repr(C)]
+struct PermanentAddress {
+    command: u32,
+    size: u32,
+    data: [u8; MAX_ADDRESS],
+}
+
+/// `struct ethtool_drvinfo`.
+#[repr(C)]
+struct Driver {
+    command: u32,
+    driver: [u8; 32],
+    version: [u8; 32],
+    firmware: [u8; 32],
+    bus_info: [u8; 32],
+    expansion_rom: [u8; 32],
+    reserved: [u8; 12],
+    counts: [u32; 5],
+}
+
+/// A structure that `SIOCETHTOOL` reads and fills.
+///
+/// # Safety
+/// It has the kernel's layout for the command in its first field, is at least as large as all that the kernel writes for that
+/// command, and is valid with any bytes in it.
+unsafe trait Command {}
+
+// SAFETY: the layout is the kernel's, `size` tells it how much room there is, and integers take any bytes.
+unsafe impl Command for PermanentAddress {}
+// SAFETY: the layout and size (196 bytes) are the kernel's, and integers take any bytes.
+unsafe impl Command for Driver {}
+
+const _: () = assert!(size_of::<Driver>() == 196);
+
+/// The hardware's address, of whatever length its kind of network has.
+pub(super) fn permanent_address(interface: &str) -> Result<Vec<u8>, Errno> {
+    let mut command = PermanentAddress {
+        command: GPERMADDR,
+        size: u32::try_from(MAX_ADDRESS).expect("32 fits"),
+        data: [0; MAX_ADDRESS],
+    };
+    run(interface, &mut command)?;
+    let size = usize::try_from(command.size).unwrap_or(MAX_ADDRESS);
+    Ok(command.data.get(..size).unwrap_or_default().to_vec())
+}
+
+/// Driver and firmware version.
+pub(super) fn driver_info(interface: &str) -> Result<DriverInfo, Errno> {
+    let mut command = Driver {
+        command: GDRVINFO,
+        driver: [0; 32],
+        version: [0; 32],
+        firmware: [0; 32],
+        bus_info: [0; 32],
+        expansion_rom: [0; 32],
+        reserved: [0; 12],
+        counts: [0; 5],
+    };
+    run(interface, &mut command)?;
+    let string = |raw: &[u8]| text::clean(raw.split(|byte| *byte == 0).next().unwrap_or_default());
+    Ok(DriverInfo {
+        driver: string(&command.driver),
+        firmware: string(&command.firmware),
+    })
+}
+
+fn run<C: Command>(interface: &str, command: &mut C) -> Result<(), Errno> {
+    let mut name: [c_char; libc::IFNAMSIZ] = [0; libc::IFNAMSIZ];
+    if interface.len() >= name.len() {
+        return Err(Errno::ENODEV);
+    }
+    for (to, from) in name.iter_mut().zip(interface.bytes()) {
+        *to = c_char::from_ne_bytes([from]);
+    }
+    let request = libc::ifreq {
+        ifr_name: name,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_data: std::ptr::from_mut(command).cast(),
+        },
+    };
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: `request` is an `ifreq` as SIOCETHTOOL takes it, and its `ifru_data` points to `command`, borrowed mutably
+    // until the call returns and large enough for what the kernel writes, as `Command` promises. The kernel keeps no pointer.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw const request) };
+    Errno::result(result).map(drop)
+}

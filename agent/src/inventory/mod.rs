@@ -1,0 +1,75 @@
+//! What this machine is made of: one file per collector, each failing alone.
+//!
+//! [`collect`] reads sysfs, procfs and the SMBIOS table below a [`Root`], and asks [`Links`] for what those do not tell of
+//! network interfaces. It runs no program and walks no more of sysfs than it needs: its time is part of every boot.
+//! A value that could not be read is left empty and becomes a [`Warning`](muster_proto::inventory::Warning);
+//! a value that the device does not have is left empty and is nothing to speak of.
+
+mod boot;
+mod cpu;
+mod disks;
+mod firmware;
+mod links;
+mod memory;
+mod missing_firmware;
+mod nics;
+mod pci;
+pub mod smbios;
+mod system;
+mod warnings;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use muster_proto::{Mac, identity::Identity, inventory::Inventory, text};
+
+pub use links::{DriverInfo, KernelLinks, Links, LinksError};
+
+use crate::sys::{self, Root};
+use warnings::Warnings;
+
+/// What the inventory says of this boot and only the caller knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BootFacts {
+    /// The interface that the firmware booted from.
+    pub mac: Option<Mac>,
+    /// The host name that DHCP gave; empty if none.
+    pub hostname: String,
+    /// Since the kernel started.
+    pub uptime: Duration,
+}
+
+/// The inventory of the machine below `root`.
+pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
+    let mut warnings = Warnings::default();
+    let smbios = smbios::read(root, &mut warnings);
+    let table = smbios.table();
+
+    let system = system::collect(root, &table, &mut warnings);
+    let nics = nics::collect(root, links, &mut warnings);
+    let identity = Identity {
+        system_uuid: Some(system.uuid.clone()),
+        system_serial: Some(system.serial.clone()),
+        board_serial: Some(system.board_serial.clone()),
+        macs: nics.identifying,
+    };
+    Inventory {
+        identity: identity.normalised(),
+        firmware: firmware::collect(root, &table, &mut warnings),
+        cpu: cpu::collect(root, &table, &mut warnings),
+        memory: memory::collect(root, &table, &mut warnings),
+        disks: disks::collect(root, &mut warnings),
+        nics: nics.nics,
+        driverless: pci::driverless(root, &mut warnings),
+        missing_firmware: missing_firmware::collect(root, &mut warnings),
+        hostname: text::clean(boot.hostname.as_bytes()),
+        kernel: warnings
+            .on("kernel", "osrelease")
+            .or_default(sys::text(&root.proc("sys/kernel/osrelease"))),
+        boot: boot::collect(root, &boot),
+        system,
+        warnings: warnings.finish(),
+    }
+}

@@ -1,0 +1,172 @@
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use muster_proto::{
+    Mac,
+    inventory::{MAX_DEVICES, Nic},
+};
+
+use super::{
+    disks::chain::{is_pci, is_usb},
+    links::Links,
+    warnings::{Subject, Warnings},
+};
+use crate::sys::{self, Root};
+
+/// More addresses on one interface are no inventory.
+const MAX_ADDRESSES: usize = 64;
+
+/// `ARPHRD_ETHER`.
+const ETHERNET: u32 = 1;
+
+/// `NET_ADDR_PERM`: the hardware's own address, neither random nor set by anybody.
+const PERMANENT: u32 = 0;
+
+/// The interfaces, and by which of their addresses the machine may be known again.
+#[derive(Debug, Default)]
+pub(super) struct Nics {
+    pub(super) nics: Vec<Nic>,
+    pub(super) identifying: BTreeSet<Mac>,
+}
+
+/// Every interface with a device behind it, in the order of kernel names.
+pub(super) fn collect(root: &Root, links: &dyn Links, warnings: &mut Warnings) -> Nics {
+    let class = root.sys("class/net");
+    let names = sys::absent_as_none(sys::list(&class));
+    let mut names = warnings.on("nics", "net").or_default(names).unwrap_or_default();
+    names.retain(|name| class.join(name).join("device").exists());
+    names.sort_by_key(|name| natural(name));
+    if names.len() > MAX_DEVICES {
+        let more = names.len() - MAX_DEVICES;
+        warnings
+            .on("nics", "net")
+            .say(format!("{more} more interfaces are not listed"));
+        names.truncate(MAX_DEVICES);
+    }
+    let mut addresses = warnings.on("nics", "addresses").or_default(links.addresses());
+
+    let mut out = Nics::default();
+    for name in &names {
+        let mut reading = Reading {
+            root,
+            links,
+            name,
+            path: class.join(name),
+            subject: warnings.on("nics", name),
+        };
+        let (nic, identifies) = reading.nic(addresses.remove(name).unwrap_or_default());
+        out.identifying.extend(nic.mac.filter(|_| identifies));
+        out.nics.push(nic);
+    }
+    warn_of_shared_addresses(&out.nics, warnings);
+    out
+}
+
+/// `eth2` before `eth10`.
+fn natural(name: &str) -> (String, u64, String) {
+    let letters = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    let number = name[letters.len()..].parse().unwrap_or(u64::MAX);
+    (letters.to_owned(), number, name.to_owned())
+}
+
+fn warn_of_shared_addresses(nics: &[Nic], warnings: &mut Warnings) {
+    let mut owners: BTreeMap<Mac, Vec<&str>> = BTreeMap::new();
+    for nic in nics {
+        if let Some(mac) = nic.mac {
+            owners.entry(mac).or_default().push(&nic.name);
+        }
+    }
+    for (mac, names) in owners.into_iter().filter(|(_, names)| names.len() > 1) {
+        let message = format!("the address of {}", names.join(" and "));
+        warnings.on("nics", &mac.to_string()).say(message);
+    }
+}
+
+/// One interface being read.
+struct Reading<'a> {
+    root: &'a Root,
+    links: &'a dyn Links,
+    name: &'a str,
+    path: PathBuf,
+    subject: Subject<'a>,
+}
+
+impl Reading<'_> {
+    /// The interface, and whether its address tells this machine from others.
+    fn nic(&mut self, mut addresses: Vec<String>) -> (Nic, bool) {
+        let ethernet = self.number("type").is_none_or(|kind| kind == ETHERNET);
+        let permanent = self.subject.or_default(self.links.permanent_mac(self.name));
+        let current: Option<Mac> = self.text("address").parse().ok();
+        let mac = permanent.or(current).filter(|_| ethernet);
+
+        let parents = self.root.ancestors(&self.path.join("device"));
+        let parents = self.subject.or_default(parents);
+        let behind_usb = parents.iter().any(|parent| is_usb(base(parent)));
+        let own = permanent.is_some()
+            || self
+                .number("addr_assign_type")
+                .is_none_or(|kind| kind == PERMANENT);
+        // The network card that a BMC pretends to be on USB often has one made-up address on every machine of a vendor.
+        let identifies = own && !(behind_usb && mac.is_some_and(Mac::is_local));
+
+        // A USB adapter's PCI parent is the USB controller.
+        let pci = parents
+            .iter()
+            .find(|parent| is_pci(base(parent)))
+            .filter(|_| !behind_usb);
+        let info = self.subject.or_default(self.links.driver(self.name));
+        let driver = sys::link_name(&self.path.join("device/driver")).unwrap_or(info.driver);
+        addresses.truncate(MAX_ADDRESSES);
+        let nic = Nic {
+            name: self.name.to_owned(),
+            mac,
+            speed_mbps: self.speed(),
+            carrier: self.flag("carrier"),
+            addresses,
+            vendor_id: pci.map(|pci| self.text(pci.join("vendor"))).unwrap_or_default(),
+            device_id: pci.map(|pci| self.text(pci.join("device"))).unwrap_or_default(),
+            pci_address: pci.map(|pci| base(pci).to_owned()).unwrap_or_default(),
+            driver,
+            firmware: Some(info.firmware)
+                .filter(|firmware| firmware != "N/A")
+                .unwrap_or_default(),
+        };
+        (nic, identifies)
+    }
+
+    /// The kernel says -1 for unknown, also as an unsigned number.
+    fn speed(&mut self) -> u32 {
+        let read = sys::optional_number::<i64>(&self.path.join("speed"));
+        let speed = self.subject.or_default(read).unwrap_or(0);
+        u32::try_from(speed)
+            .ok()
+            .filter(|speed| *speed != u32::MAX)
+            .unwrap_or(0)
+    }
+
+    fn flag(&mut self, attribute: &str) -> bool {
+        self.subject
+            .or_default(sys::optional_flag(&self.path.join(attribute)))
+    }
+
+    fn number(&mut self, attribute: &str) -> Option<u32> {
+        self.subject
+            .or_default(sys::optional_number(&self.path.join(attribute)))
+    }
+
+    fn text(&mut self, attribute: impl AsRef<Path>) -> String {
+        let read = sys::optional_text(&self.path.join(attribute));
+        self.subject.or_default(read).unwrap_or_default()
+    }
+}
+
+fn base(path: &Path) -> &str {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+}

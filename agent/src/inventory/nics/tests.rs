@@ -1,0 +1,227 @@
+use std::collections::HashMap;
+
+use muster_proto::inventory::Warning;
+use nix::errno::Errno;
+
+use super::*;
+use crate::{
+    inventory::{DriverInfo, LinksError},
+    sys::tree::Tree,
+};
+
+/// A kernel that knows what the test says.
+#[derive(Default)]
+pub(in crate::inventory) struct FakeLinks {
+    permanent: HashMap<&'static str, Mac>,
+    addresses: BTreeMap<String, Vec<String>>,
+    broken: Option<&'static str>,
+}
+
+impl FakeLinks {
+    fn check(&self, interface: &str) -> Result<(), Errno> {
+        if self.broken == Some(interface) {
+            return Err(Errno::EIO);
+        }
+        Ok(())
+    }
+}
+
+impl Links for FakeLinks {
+    fn permanent_mac(&self, interface: &str) -> Result<Option<Mac>, LinksError> {
+        self.check(interface).map_err(LinksError::PermanentMac)?;
+        Ok(self.permanent.get(interface).copied())
+    }
+
+    fn driver(&self, interface: &str) -> Result<DriverInfo, LinksError> {
+        self.check(interface).map_err(LinksError::Driver)?;
+        Ok(DriverInfo {
+            driver: "from-ethtool".to_owned(),
+            firmware: if interface == "eth0" {
+                "9.20 0x8000d95e"
+            } else {
+                "N/A"
+            }
+            .to_owned(),
+        })
+    }
+
+    fn addresses(&self) -> Result<BTreeMap<String, Vec<String>>, LinksError> {
+        Ok(self.addresses.clone())
+    }
+}
+
+/// A tree with the interface `name` at `place` below `/sys/devices`; a place for its device, if it has any.
+fn with_nic(tree: Tree, name: &str, device: &str, mac: &str) -> Tree {
+    let at = format!("sys/devices/{device}/net/{name}");
+    tree.file(&format!("{at}/address"), format!("{mac}\n"))
+        .file(&format!("{at}/type"), "1\n")
+        .file(&format!("{at}/addr_assign_type"), "0\n")
+        .file(&format!("{at}/carrier"), "1\n")
+        .file(&format!("{at}/speed"), "25000\n")
+        .link(
+            &format!("{at}/device"),
+            &format!("../../../{}", base(Path::new(device))),
+        )
+        .link(
+            &format!("sys/class/net/{name}"),
+            &format!("../../devices/{device}/net/{name}"),
+        )
+}
+
+const PCI: &str = "pci0000:00/0000:00:03.0";
+
+fn one_card() -> Tree {
+    with_nic(Tree::new(), "eth0", PCI, "52:54:00:12:34:56")
+        .file(&format!("sys/devices/{PCI}/vendor"), "0x8086\n")
+        .file(&format!("sys/devices/{PCI}/device"), "0x1572\n")
+        .link(
+            &format!("sys/devices/{PCI}/driver"),
+            "../../../bus/pci/drivers/i40e",
+        )
+}
+
+fn read(tree: &Tree, links: &FakeLinks) -> (Nics, Vec<Warning>) {
+    let mut warnings = Warnings::default();
+    let nics = collect(&tree.root(), links, &mut warnings);
+    (nics, warnings.finish())
+}
+
+fn mac(text: &str) -> Mac {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_card_is_described_by_sysfs_and_the_kernel_together() {
+    let tree = one_card()
+        .directory("sys/class/net/lo")
+        .file("sys/class/net/bonding_masters", "");
+    let links = FakeLinks {
+        permanent: HashMap::from([("eth0", mac("3c:fd:fe:00:00:01"))]),
+        addresses: BTreeMap::from([("eth0".to_owned(), vec!["10.0.0.7/24".to_owned()])]),
+        ..FakeLinks::default()
+    };
+    let (found, warnings) = read(&tree, &links);
+    assert_eq!(warnings, []);
+    assert_eq!(
+        found.nics,
+        [Nic {
+            name: "eth0".to_owned(),
+            mac: Some(mac("3c:fd:fe:00:00:01")),
+            speed_mbps: 25000,
+            carrier: true,
+            addresses: vec!["10.0.0.7/24".to_owned()],
+            vendor_id: "0x8086".to_owned(),
+            device_id: "0x1572".to_owned(),
+            pci_address: "0000:00:03.0".to_owned(),
+            driver: "i40e".to_owned(),
+            firmware: "9.20 0x8000d95e".to_owned(),
+        }]
+    );
+    assert_eq!(found.identifying, BTreeSet::from([mac("3c:fd:fe:00:00:01")]));
+}
+
+#[test]
+fn a_virtio_card_has_the_ids_of_its_pci_slot() {
+    let tree = with_nic(
+        Tree::new(),
+        "eth1",
+        &format!("{PCI}/virtio0"),
+        "52:54:00:12:34:56",
+    )
+    .file(&format!("sys/devices/{PCI}/vendor"), "0x1af4\n")
+    .file(&format!("sys/devices/{PCI}/device"), "0x1041\n")
+    .file(&format!("sys/devices/{PCI}/virtio0/device"), "0x0001\n");
+    let (found, _) = read(&tree, &FakeLinks::default());
+    let nic = &found.nics[0];
+    assert_eq!(
+        (nic.device_id.as_str(), nic.pci_address.as_str()),
+        ("0x1041", "0000:00:03.0")
+    );
+    assert_eq!((nic.driver.as_str(), nic.firmware.as_str()), ("from-ethtool", ""));
+}
+
+#[test]
+fn no_link_is_no_speed() {
+    for (file, content) in [("speed", "-1\n"), ("speed", "4294967295\n"), ("carrier", "0\n")] {
+        let tree = one_card().file(&format!("sys/devices/{PCI}/net/eth0/{file}"), content);
+        let (found, warnings) = read(&tree, &FakeLinks::default());
+        assert_eq!(warnings, []);
+        let nic = &found.nics[0];
+        assert!(nic.speed_mbps == 0 || !nic.carrier, "{nic:?}");
+    }
+}
+
+#[test]
+fn a_made_up_address_identifies_nobody() {
+    let random = one_card().file(&format!("sys/devices/{PCI}/net/eth0/addr_assign_type"), "1\n");
+    let (found, _) = read(&random, &FakeLinks::default());
+    assert_eq!(found.nics[0].mac, Some(mac("52:54:00:12:34:56")));
+    assert_eq!(found.identifying, BTreeSet::new());
+
+    let bmc = "pci0000:00/0000:00:14.0/usb1/1-14/1-14.3/1-14.3:1.0";
+    let (found, _) = read(
+        &with_nic(Tree::new(), "usb0", bmc, "be:3a:f2:b6:05:9f"),
+        &FakeLinks::default(),
+    );
+    assert_eq!(found.nics[0].pci_address, "");
+    assert_eq!(found.identifying, BTreeSet::new());
+    let (found, _) = read(
+        &with_nic(Tree::new(), "usb0", bmc, "00:50:b6:05:9f:01"),
+        &FakeLinks::default(),
+    );
+    assert_eq!(found.identifying.len(), 1);
+}
+
+#[test]
+fn an_address_that_is_not_of_ethernet_is_none() {
+    let tree = one_card()
+        .file(&format!("sys/devices/{PCI}/net/eth0/type"), "32\n")
+        .file(
+            &format!("sys/devices/{PCI}/net/eth0/address"),
+            "80:00:02:08:fe:80:00:00:00:00:00:00:f4:52:14:03:00:7b:cb:a1\n",
+        );
+    let (found, warnings) = read(&tree, &FakeLinks::default());
+    assert_eq!((found.nics[0].mac, warnings.len()), (None, 0));
+}
+
+#[test]
+fn one_address_on_two_cards_is_said_and_counted_once() {
+    let tree = with_nic(one_card(), "eth1", "pci0000:00/0000:00:04.0", "52:54:00:12:34:56");
+    let (found, warnings) = read(&tree, &FakeLinks::default());
+    assert_eq!((found.nics.len(), found.identifying.len()), (2, 1));
+    let texts: Vec<_> = warnings
+        .iter()
+        .filter(|warning| warning.subject == "52:54:00:12:34:56")
+        .map(|warning| warning.message.as_str())
+        .collect();
+    assert_eq!(texts, ["the address of eth0 and eth1"]);
+}
+
+#[test]
+fn a_card_that_does_not_answer_keeps_what_sysfs_says() {
+    let links = FakeLinks {
+        broken: Some("eth0"),
+        ..FakeLinks::default()
+    };
+    let (found, warnings) = read(&one_card(), &links);
+    assert_eq!(found.nics[0].mac, Some(mac("52:54:00:12:34:56")));
+    assert_eq!(found.nics[0].driver, "i40e");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+}
+
+#[test]
+fn more_cards_than_a_machine_has_are_bounded() {
+    let mut tree = Tree::new();
+    for number in 0..=MAX_DEVICES {
+        tree = tree.directory(&format!("sys/class/net/eth{number}/device"));
+    }
+    let (found, warnings) = read(&tree, &FakeLinks::default());
+    assert_eq!(found.nics.len(), MAX_DEVICES);
+    assert_eq!(found.nics[2].name, "eth2");
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.message.starts_with("1 more")),
+        "{warnings:?}"
+    );
+}
