@@ -2,4 +2,12 @@
 //! simulated fleet and the tests alike.
 
 pub mod inventory;
+pub mod clock;
+pub mod config;
+pub mod console;
+pub mod descriptor;
+pub mod kmod;
+pub mod net;
+pub mod pid1;
+pub mod session;
 pub mod sys;

@@ -1,0 +1,108 @@
+//! A DHCPv4 client (RFC 2131) for one interface: `client` decides, `packet` speaks, [`run`] does the IO.
+
+mod client;
+mod packet;
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use muster_proto::Mac;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::UdpSocket,
+    time::{Instant, timeout_at},
+};
+
+use super::Route;
+use client::{Client, Outcome};
+
+const SERVER_PORT: u16 = 67;
+const CLIENT_PORT: u16 = 68;
+
+/// An Ethernet frame without options; larger replies are cut off and then refused.
+const DATAGRAM: usize = 2048;
+
+/// What a server granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Our address.
+    pub address: Ipv4Addr,
+    /// Length of the netmask.
+    pub prefix: u8,
+    /// The server that granted it.
+    pub server: Ipv4Addr,
+    /// Routes beyond the own network.
+    pub routes: Vec<Route>,
+    /// DNS servers.
+    pub name_servers: Vec<Ipv4Addr>,
+    /// MTU of the link in bytes, if the server sets one.
+    pub mtu: Option<u16>,
+    /// Our host name; empty if the server names none.
+    pub hostname: String,
+    /// After this long the granting server is asked to extend it (T1).
+    pub renew: Duration,
+    /// After this long any server is asked (T2).
+    pub rebind: Duration,
+    /// After this long it is over; `None` is for ever.
+    pub duration: Option<Duration>,
+}
+
+/// What became of the lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Use it from now on.
+    Granted(Lease),
+    /// Its time is over, or the server took it back: stop using it.
+    Lost(Lease),
+}
+
+/// Asks for a lease on the interface `name` and keeps it, for ever: a switch port may stay silent for minutes.
+/// Drop the future to stop.
+///
+/// # Errors
+/// If the socket fails.
+pub async fn run(name: &str, mac: Mac, former: Option<Ipv4Addr>, mut tell: impl FnMut(Change)) -> io::Result<()> {
+    let socket = open(name)?;
+    let started = Instant::now();
+    let mut client = Client::new(mac, super::random(), former);
+    let mut datagram = [0; DATAGRAM];
+    loop {
+        if let Some(lost) = client.expire(started.elapsed()) {
+            tell(Change::Lost(lost));
+        }
+        if let Some(outgoing) = client.send(started.elapsed()) {
+            let to = SocketAddrV4::new(outgoing.to, SERVER_PORT);
+            // No route or a full queue: the next try is due anyway.
+            _ = socket.send_to(&outgoing.bytes, to).await;
+        }
+        let received = match client.wake() {
+            Some(wake) => timeout_at(started + wake, socket.recv_from(&mut datagram)).await,
+            None => Ok(socket.recv_from(&mut datagram).await),
+        };
+        let Ok(received) = received else { continue };
+        let length = match received {
+            Ok((length, _)) => length,
+            // An ICMP error to an earlier message.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+            Err(error) => return Err(error),
+        };
+        match client.receive(&datagram[..length], started.elapsed()) {
+            Some(Outcome::Granted(lease)) => tell(Change::Granted(lease)),
+            Some(Outcome::Refused(lease)) => tell(Change::Lost(lease)),
+            None => {}
+        }
+    }
+}
+
+/// A socket that hears and speaks on this one interface, before that has an address.
+fn open(name: &str) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_broadcast(true)?;
+    socket.bind_device(Some(name.as_bytes()))?;
+    socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT).into())?;
+    UdpSocket::from_std(socket.into())
+}

@@ -1,0 +1,228 @@
+//! A resolver for the few names that a controller may be reached by: A records over UDP (RFC 1035).
+//!
+//! glibc's own would open further files and libraries that a static binary in a ramdisk does not have.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{net::UdpSocket, time::timeout};
+
+/// How long one name server may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often the whole list of name servers is asked.
+const ROUNDS: usize = 2;
+
+/// UDP answers without EDNS are at most so long (RFC 1035, 4.2.1).
+const ANSWER: usize = 512;
+
+/// A name has no address that we could find.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is no host name.
+    #[error("look up {name:?}: no host name")]
+    Name {
+        /// What was asked for.
+        name: String,
+    },
+    /// DHCP gave none.
+    #[error("look up {name}: no name server is known")]
+    NoServer {
+        /// What was asked for.
+        name: String,
+    },
+    /// The name server says that there is no address.
+    #[error("look up {name}: {server} knows no address (answer code {code})")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// Who says so.
+        server: SocketAddr,
+        /// RFC 1035, 4.1.1; 0 if the name exists without an address.
+        code: u8,
+    },
+    /// No name server answered.
+    #[error("look up {name}: no answer from {server}")]
+    Silent {
+        /// What was asked for.
+        name: String,
+        /// The last one asked.
+        server: SocketAddr,
+        /// Why, if not just silence.
+        source: Option<io::Error>,
+    },
+}
+
+/// The first IPv4 address of `name`, from the first of `servers` that answers.
+///
+/// # Errors
+/// [`Error`], one variant for each way to fail.
+pub async fn resolve(name: &str, servers: &[SocketAddr]) -> Result<Ipv4Addr, Error> {
+    let id = u16::from_ne_bytes(super::random().to_ne_bytes()[..2].try_into().expect("two bytes"));
+    let query = query(id, name).ok_or_else(|| Error::Name { name: name.to_owned() })?;
+    let mut failed = Error::NoServer { name: name.to_owned() };
+    for &server in servers.iter().cycle().take(servers.len() * ROUNDS) {
+        let (silent, source) = match timeout(PATIENCE, ask(server, &query)).await {
+            Ok(Ok(Answer::Address(address))) => return Ok(address),
+            Ok(Ok(Answer::None { code })) => {
+                failed = Error::Unknown { name: name.to_owned(), server, code };
+                continue;
+            }
+            Ok(Err(source)) => (server, Some(source)),
+            Err(_elapsed) => (server, None),
+        };
+        failed = Error::Silent { name: name.to_owned(), server: silent, source };
+    }
+    Err(failed)
+}
+
+async fn ask(server: SocketAddr, query: &[u8]) -> io::Result<Answer> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(query).await?;
+    let mut datagram = [0; ANSWER];
+    loop {
+        let length = socket.recv(&mut datagram).await?;
+        if let Some(answer) = parse(&datagram[..length], query) {
+            return Ok(answer);
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Address(Ipv4Addr),
+    None { code: u8 },
+}
+
+/// `A`, and `IN`.
+const A: [u8; 4] = [0, 1, 0, 1];
+
+/// The question for `name`'s address; `None` if it is no host name.
+fn query(id: u16, name: &str) -> Option<Vec<u8>> {
+    let mut query = id.to_be_bytes().to_vec();
+    // Recursion desired; one question.
+    query.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.len() > 253 {
+        return None;
+    }
+    for label in name.split('.') {
+        let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length))?;
+        query.push(length);
+        query.extend(label.bytes());
+    }
+    query.push(0);
+    query.extend(A);
+    Some(query)
+}
+
+/// The answer to `query`; `None` if it is the answer to something else.
+fn parse(datagram: &[u8], query: &[u8]) -> Option<Answer> {
+    let header = datagram.get(..12)?;
+    let question = query.get(12..)?;
+    // Some servers answer in their own case.
+    let same = datagram.get(12..query.len())?.eq_ignore_ascii_case(question);
+    if header[..2] != query[..2] || header[2] & 0x80 == 0 || header[4..6] != [0, 1] || !same {
+        return None;
+    }
+    let code = header[3] & 0x0f;
+    let count = u16::from_be_bytes([header[6], header[7]]);
+    let mut at = query.len();
+    for _ in 0..count {
+        at = skip_name(datagram, at)?;
+        let length = usize::from(u16::from_be_bytes(datagram.get(at + 8..at + 10)?.try_into().ok()?));
+        let data = datagram.get(at + 10..at + 10 + length)?;
+        // The addresses behind an alias (CNAME) stand in the same answer.
+        if datagram[at..at + 4] == A
+            && let Ok(octets) = <[u8; 4]>::try_from(data)
+        {
+            return Some(Answer::Address(octets.into()));
+        }
+        at += 10 + length;
+    }
+    Some(Answer::None { code })
+}
+
+/// Where the record goes on behind the name at `at`.
+fn skip_name(datagram: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        match *datagram.get(at)? {
+            0 => return Some(at + 1),
+            // A pointer ends the name (RFC 1035, 4.1.4).
+            0xc0.. => return Some(at + 2),
+            length => at += 1 + usize::from(length),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn answer(query: &[u8], records: &[&[u8]], code: u8) -> Vec<u8> {
+        let mut answer = query.to_vec();
+        answer[2] |= 0x80;
+        answer[3] |= code;
+        answer[7] = u8::try_from(records.len()).unwrap();
+        answer.extend(records.concat());
+        answer
+    }
+
+    const ALIAS: &[u8] = &[0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 60, 0, 4, 1, b'x', 0xc0, 12];
+    const ADDRESS: &[u8] = &[1, b'x', 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 1, 2, 3];
+
+    #[test]
+    fn an_address_behind_an_alias_is_found() {
+        let query = query(7, "muster.example.").unwrap();
+        let datagram = answer(&query, &[ALIAS, ADDRESS], 0);
+        assert_eq!(parse(&datagram, &query), Some(Answer::Address([10, 1, 2, 3].into())));
+        assert_eq!(parse(&answer(&query, &[], 3), &query), Some(Answer::None { code: 3 }));
+    }
+
+    #[test]
+    fn the_answer_to_another_question_is_not_believed() {
+        let (ours, other) = (query(7, "muster.example").unwrap(), query(7, "master.example").unwrap());
+        assert_eq!(parse(&answer(&other, &[ADDRESS], 0), &ours), None);
+        assert_eq!(parse(&answer(&query(8, "muster.example").unwrap(), &[ADDRESS], 0), &ours), None);
+    }
+
+    #[test]
+    fn what_is_no_name_is_not_asked() {
+        for name in ["", "a..b", &"a".repeat(64), &"a.".repeat(127)] {
+            assert_eq!(query(1, name), None, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_second_name_server_is_asked_if_the_first_does_not_know() {
+        let server = || async { UdpSocket::bind("127.0.0.1:0").await.unwrap() };
+        let (ignorant, wise) = (server().await, server().await);
+        let servers = [ignorant.local_addr().unwrap(), wise.local_addr().unwrap()];
+        let serve = |socket: UdpSocket, records: &'static [&'static [u8]], code| async move {
+            let mut datagram = [0; ANSWER];
+            let (length, from) = socket.recv_from(&mut datagram).await.unwrap();
+            socket.send_to(&answer(&datagram[..length], records, code), from).await.unwrap();
+        };
+        let (found, (), ()) =
+            tokio::join!(resolve("x.example", &servers), serve(ignorant, &[], 3), serve(wise, &[ADDRESS], 0));
+        assert_eq!(found.unwrap(), Ipv4Addr::new(10, 1, 2, 3));
+        assert!(matches!(resolve("x.example", &[]).await, Err(Error::NoServer { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_answers_never_panic(tail: Vec<u8>, count: u16) {
+            let query = query(7, "muster.example").unwrap();
+            let mut datagram = answer(&query, &[&tail], 0);
+            datagram[6..8].copy_from_slice(&count.to_be_bytes());
+            parse(&datagram, &query);
+            parse(&tail, &query);
+        }
+    }
+}

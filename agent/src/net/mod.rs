@@ -1,0 +1,351 @@
+//! The network: switches every interface on, asks for an address wherever the other end is there, and resolves names.
+//!
+//! One task per interface with carrier, started and stopped by what the kernel says of the links.
+
+pub mod dhcp;
+pub mod dns;
+pub mod netlink;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher, RandomState},
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use muster_proto::Mac;
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{MsgFlags, SockFlag, recv, send},
+};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
+
+use crate::{console::Chain, descriptor};
+use dhcp::{Change, Lease};
+use netlink::{Link, Request, Said};
+
+/// The metric of routes over the interface that the firmware booted from: it is known to lead to a controller.
+const BOOT_METRIC: u32 = 50;
+
+/// The metric of routes over the others, to which the interface's index is added.
+const METRIC: u32 = 100;
+
+/// Number 53: DNS.
+const DNS_PORT: u16 = 53;
+
+/// A way to some network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The network's address.
+    pub destination: Ipv4Addr,
+    /// Its prefix length.
+    pub prefix: u8,
+    /// Over whom; unspecified if it is on the link (RFC 3442).
+    pub gateway: Ipv4Addr,
+}
+
+impl Route {
+    /// To everywhere.
+    pub fn default_over(gateway: Ipv4Addr) -> Route {
+        Route { destination: Ipv4Addr::UNSPECIFIED, prefix: 0, gateway }
+    }
+}
+
+/// What is known of the network; interfaces by their index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Interfaces with somebody at the other end.
+    pub carriers: BTreeSet<u32>,
+    /// The leases in use, with the interface's name.
+    pub leases: BTreeMap<u32, (String, Lease)>,
+}
+
+impl Network {
+    /// Every DNS server, those of the first interface first, none twice.
+    pub fn name_servers(&self) -> Vec<SocketAddr> {
+        let mut seen = BTreeSet::new();
+        let all = self.leases.values().flat_map(|(_, lease)| &lease.name_servers);
+        all.filter(|server| seen.insert(**server)).map(|server| SocketAddr::from((*server, DNS_PORT))).collect()
+    }
+
+    /// The first host name that a DHCP server gave; empty if none did.
+    pub fn hostname(&self) -> &str {
+        let mut names = self.leases.values().map(|(_, lease)| lease.hostname.as_str());
+        names.find(|name| !name.is_empty()).unwrap_or_default()
+    }
+}
+
+/// The network could not be looked after.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The rtnetlink socket failed.
+    #[error("listen to the kernel's link events")]
+    Listen {
+        /// Why.
+        source: io::Error,
+    },
+    /// An interface could not be set up.
+    #[error("{action} on {interface}")]
+    Interface {
+        /// What was tried.
+        action: &'static str,
+        /// On which.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Runs the network for as long as the machine runs; `network` tells the others. `boot` is the interface that the firmware
+/// booted from.
+///
+/// # Errors
+/// Ends only with [`Error::Listen`].
+pub async fn run(boot: Option<Mac>, network: watch::Sender<Network>) -> Result<(), Error> {
+    let links = Links::open().map_err(|source| Error::Listen { source })?;
+    let (change_tx, mut change_rx) = mpsc::unbounded_channel();
+    let mut interfaces = Interfaces { boot, known: BTreeMap::new(), change_tx, network };
+    loop {
+        tokio::select! {
+            said = links.next() => {
+                for said in said.map_err(|source| Error::Listen { source })? {
+                    match said {
+                        Said::Link(link) => interfaces.link(link),
+                        Said::Gone(index) => interfaces.gone(index),
+                        Said::Ended(_) => {}
+                    }
+                }
+            }
+            Some((index, change)) = change_rx.recv() => interfaces.lease(index, change),
+        }
+    }
+}
+
+/// What the kernel says of the links, beginning with how they are now.
+struct Links(AsyncFd<OwnedFd>);
+
+impl Links {
+    fn open() -> io::Result<Links> {
+        let fd = netlink::open(libc::RTMGRP_LINK, SockFlag::SOCK_NONBLOCK)?;
+        let links = Links(descriptor::watch(fd)?);
+        links.list()?;
+        Ok(links)
+    }
+
+    fn list(&self) -> io::Result<()> {
+        send(self.0.as_raw_fd(), &Request::list_links().bytes(), MsgFlags::empty())?;
+        Ok(())
+    }
+
+    async fn next(&self) -> io::Result<Vec<Said>> {
+        let mut datagram = vec![0; netlink::DATAGRAM];
+        loop {
+            let mut ready = self.0.readable().await?;
+            let received = ready.try_io(|fd| Ok(recv(fd.as_raw_fd(), &mut datagram, MsgFlags::empty())?));
+            match received {
+                Ok(Ok(length)) => return Ok(netlink::parse(&datagram[..length])),
+                // Some events were lost: ask how things are now.
+                Ok(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => self.list()?,
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+struct Interfaces {
+    boot: Option<Mac>,
+    known: BTreeMap<u32, Interface>,
+    change_tx: mpsc::UnboundedSender<(u32, Change)>,
+    network: watch::Sender<Network>,
+}
+
+struct Interface {
+    name: String,
+    metric: u32,
+    client: Option<AbortHandle>,
+    /// The address to ask for again when the carrier comes back.
+    former: Option<Ipv4Addr>,
+}
+
+impl Interfaces {
+    fn link(&mut self, link: Link) {
+        let Some(mac) = link.mac.filter(|mac| mac.is_unicast()) else { return };
+        let is_new = !self.known.contains_key(&link.index);
+        if is_new && !link.up {
+            let name = link.name.clone();
+            ask_aside("switch the interface on", name, Request::switch_on(link.index));
+        }
+        let metric = if self.boot == Some(mac) { BOOT_METRIC } else { METRIC.saturating_add(link.index) };
+        let interface = self.known.entry(link.index).or_insert_with(|| Interface {
+            name: String::new(),
+            metric,
+            client: None,
+            former: None,
+        });
+        interface.name = link.name;
+        let carrier = link.up && link.carrier;
+        if carrier && interface.client.is_none() {
+            tracing::info!(step = "carrier", nic = interface.name, %mac);
+            self.network.send_modify(|network| _ = network.carriers.insert(link.index));
+            let (tell, name, former) = (self.change_tx.clone(), interface.name.clone(), interface.former);
+            let task = tokio::spawn(async move {
+                // The receiver goes away only with the machine.
+                let tell = |change| _ = tell.send((link.index, change));
+                if let Err(source) = dhcp::run(&name, mac, former, tell).await {
+                    let error = Error::Interface { action: "ask for an address", interface: name, source };
+                    tracing::warn!("{}", Chain(&error));
+                }
+            });
+            interface.client = Some(task.abort_handle());
+        } else if !carrier && let Some(client) = interface.client.take() {
+            tracing::info!(nic = interface.name, "carrier lost");
+            client.abort();
+            self.drop_lease(link.index);
+            self.network.send_modify(|network| _ = network.carriers.remove(&link.index));
+        }
+    }
+
+    fn gone(&mut self, index: u32) {
+        if let Some(interface) = self.known.remove(&index) {
+            if let Some(client) = interface.client {
+                client.abort();
+            }
+            self.network.send_modify(|network| {
+                network.leases.remove(&index);
+                network.carriers.remove(&index);
+            });
+        }
+    }
+
+    fn lease(&mut self, index: u32, change: Change) {
+        let Some(interface) = self.known.get_mut(&index) else { return };
+        match change {
+            // The carrier went while the message was under way.
+            Change::Granted(_) if interface.client.is_none() => {}
+            Change::Granted(lease) => {
+                interface.former = Some(lease.address);
+                let held = self.network.borrow().leases.get(&index).map(|(_, lease)| lease.clone());
+                if held.as_ref() == Some(&lease) {
+                    return; // Renewed.
+                }
+                if let Err(error) = set_up(index, interface, held.as_ref(), &lease) {
+                    tracing::warn!("{}", Chain(&error));
+                }
+                tracing::info!(
+                    step = "dhcp",
+                    nic = interface.name,
+                    address = %format_args!("{}/{}", lease.address, lease.prefix),
+                    server = %lease.server,
+                );
+                let entry = (interface.name.clone(), lease);
+                self.network.send_modify(|network| _ = network.leases.insert(index, entry));
+            }
+            Change::Lost(lease) => {
+                tracing::warn!(nic = interface.name, address = %lease.address, "lease lost");
+                self.drop_lease(index);
+            }
+        }
+    }
+
+    fn drop_lease(&mut self, index: u32) {
+        let Some((name, lease)) = self.network.borrow().leases.get(&index).cloned() else { return };
+        if let Err(source) = netlink::ask(Request::remove_address(index, lease.address, lease.prefix)) {
+            let error = Error::Interface { action: "remove the address", interface: name, source };
+            tracing::warn!("{}", Chain(&error));
+        }
+        self.network.send_modify(|network| _ = network.leases.remove(&index));
+    }
+}
+
+/// Puts a lease to use on an interface.
+fn set_up(index: u32, interface: &Interface, held: Option<&Lease>, lease: &Lease) -> Result<(), Error> {
+    let failed = |action| {
+        move |source| Error::Interface { action, interface: interface.name.clone(), source }
+    };
+    if let Some(held) = held
+        && (held.address, held.prefix) != (lease.address, lease.prefix)
+    {
+        // The new address goes first on the list only if the old one is gone.
+        _ = netlink::ask(Request::remove_address(index, held.address, held.prefix));
+    }
+    if let Some(mtu) = lease.mtu {
+        // The hardware may take less; then the path is found out by TCP.
+        if let Err(source) = netlink::ask(Request::set_mtu(index, mtu)) {
+            let error = failed("set the MTU")(source);
+            tracing::warn!(mtu, "{}", Chain(&error));
+        }
+    }
+    netlink::ask(Request::add_address(index, lease.address, lease.prefix, interface.metric))
+        .map_err(failed("set the address"))?;
+    for route in &lease.routes {
+        netlink::ask(Request::add_route(index, lease.address, *route, interface.metric))
+            .map_err(failed("add a route"))?;
+    }
+    Ok(())
+}
+
+/// A request that may take its time: on a thread of its own, with nobody waiting.
+fn ask_aside(action: &'static str, interface: String, request: Request) {
+    tokio::task::spawn_blocking(move || {
+        if let Err(source) = netlink::ask(request) {
+            tracing::warn!("{}", Chain(&Error::Interface { action, interface, source }));
+        }
+    });
+}
+
+/// A number that nobody can foresee well; never blocks, unlike the kernel's best at an early boot.
+pub fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn lease(name_servers: Vec<Ipv4Addr>, hostname: &str) -> (String, Lease) {
+        let lease = Lease {
+            address: [10, 0, 0, 9].into(),
+            prefix: 24,
+            server: [10, 0, 0, 1].into(),
+            routes: Vec::new(),
+            name_servers,
+            mtu: None,
+            hostname: hostname.to_owned(),
+            renew: Duration::ZERO,
+            rebind: Duration::ZERO,
+            duration: None,
+        };
+        ("eth0".to_owned(), lease)
+    }
+
+    #[test]
+    fn name_servers_of_all_interfaces_are_known_once() {
+        let (a, b) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 1, 1));
+        let leases = BTreeMap::from([(3, lease(vec![b, a], "late")), (2, lease(vec![a], ""))]);
+        let network = Network { leases, ..Network::default() };
+        assert_eq!(network.name_servers(), [SocketAddr::from((a, 53)), SocketAddr::from((b, 53))]);
+        assert_eq!(network.hostname(), "late");
+    }
+
+    #[tokio::test]
+    async fn the_kernel_lists_its_links() {
+        let links = Links::open().unwrap();
+        loop {
+            // The loopback is a link, but no interface of ours.
+            let said = links.next().await.unwrap();
+            if let Some(Said::Link(link)) = said.iter().find(|said| matches!(said, Said::Link(link) if link.name == "lo")) {
+                assert_eq!((link.index, link.mac), (1, None));
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Who the machine is, before everything is found: enough to enrol while disks still appear.
+
+use muster_proto::{Mac, identity::Identity};
+
+use crate::{
+    inventory::Links,
+    sys::{self, Root},
+};
+
+/// SMBIOS signals and the permanent addresses of the interfaces that have appeared so far.
+pub(super) fn early(root: &Root, links: &dyn Links) -> Identity {
+    let dmi = |name: &str| sys::text(&root.sys("class/dmi/id").join(name)).ok();
+    let interfaces = sys::list(&root.sys("class/net")).unwrap_or_default();
+    let identity = Identity {
+        system_uuid: dmi("product_uuid"),
+        system_serial: dmi("product_serial"),
+        board_serial: dmi("board_serial"),
+        macs: interfaces.iter().filter_map(|name| address(root, links, name)).collect(),
+    };
+    identity.normalised()
+}
+
+fn address(root: &Root, links: &dyn Links, name: &str) -> Option<Mac> {
+    let directory = root.sys("class/net").join(name);
+    // Loopback and what is made of software have no hardware behind them.
+    if !directory.join("device").exists() {
+        return None;
+    }
+    let permanent = links.permanent_mac(name).ok().flatten();
+    permanent.or_else(|| sys::text(&directory.join("address")).ok()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::{
+        inventory::{DriverInfo, LinksError},
+        sys::tree::Tree,
+    };
+
+    struct Permanent;
+
+    impl Links for Permanent {
+        fn permanent_mac(&self, interface: &str) -> Result<Option<Mac>, LinksError> {
+            Ok((interface == "eth0").then_some(Mac([0x52, 0x54, 0, 0, 0, 1])))
+        }
+        fn driver(&self, _: &str) -> Result<DriverInfo, LinksError> {
+            Ok(DriverInfo::default())
+        }
+        fn addresses(&self) -> Result<BTreeMap<String, Vec<String>>, LinksError> {
+            Ok(BTreeMap::new())
+        }
+    }
+
+    #[test]
+    fn only_what_identifies_the_machine_is_sent() {
+        let tree = Tree::new()
+            .file("sys/class/dmi/id/product_serial", "SN-1\n")
+            .file("sys/class/dmi/id/product_uuid", "00000000-0000-0000-0000-000000000000\n")
+            .file("sys/class/net/eth0/address", "02:00:00:00:00:01\n")
+            .directory("sys/class/net/eth0/device")
+            .file("sys/class/net/eth1/address", "52:54:00:00:00:02\n")
+            .directory("sys/class/net/eth1/device")
+            .file("sys/class/net/bond0/address", "52:54:00:00:00:03\n");
+        let expected = Identity {
+            system_serial: Some("SN-1".to_owned()),
+            macs: BTreeSet::from([Mac([0x52, 0x54, 0, 0, 0, 1]), Mac([0x52, 0x54, 0, 0, 0, 2])]),
+            ..Identity::default()
+        };
+        assert_eq!(early(&tree.root(), &Permanent), expected);
+    }
+}

@@ -1,0 +1,136 @@
+//! Process 1 of the ramdisk: makes the system usable, then runs the network, the kernel modules and the session side by side
+//! on one thread. It never ends; where it cannot go on, the machine starts again.
+
+mod identity;
+mod mounts;
+mod orphans;
+mod ramdisk;
+
+use std::{convert::Infallible, panic, time::Duration};
+
+use muster_proto::config::BootConfig;
+use nix::{
+    sys::reboot::{RebootMode, reboot},
+    unistd,
+};
+use tokio::sync::watch;
+
+use crate::{
+    clock::Clock,
+    config,
+    console::{Chain, Console},
+    kmod::{self, Devices},
+    net::{self, Network},
+    session::{self, Context, Ended},
+    sys::Root,
+};
+use ramdisk::Ramdisk;
+
+/// Before the machine starts again for a new token or another ramdisk: time for a person to read why.
+const REBOOT_PAUSE: Duration = Duration::from_secs(60);
+
+/// How long the consoles may take for the last lines.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Runs the machine.
+pub fn run() -> ! {
+    let root = Root::default();
+    let failed_mounts = mounts::mount_all(&root);
+    let console = Console::of_the_kernel(&root);
+    // Nothing else sets one.
+    _ = tracing::subscriber::set_global_default(console.clone());
+    let last_words = console.clone();
+    panic::set_hook(Box::new(move |info| {
+        last_words.line(&format!("error: the agent broke: {info}"));
+        start_again(&last_words, REBOOT_PAUSE);
+    }));
+    tracing::info!(step = "agent", version = env!("CARGO_PKG_VERSION"));
+    for error in &failed_mounts {
+        tracing::error!("{}", Chain(error));
+    }
+    orphans::reap_for_ever();
+
+    let complete = config::is_complete(&root);
+    if !complete {
+        tracing::error!("not enough memory: the ramdisk is incomplete, the kernel could not unpack all of it");
+    }
+    let config = match config::load(&root) {
+        Ok(config) if complete => Some(config),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::error!("{}", Chain(&error));
+            None
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("start the runtime: {error}");
+            start_again(&console, REBOOT_PAUSE)
+        }
+    };
+    let pause = runtime.block_on(serve(root, config, &console));
+    start_again(&console, pause)
+}
+
+/// Runs everything until the machine must start again; returns after what pause.
+async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> Duration {
+    let (network_tx, network) = watch::channel(Network::default());
+    let (devices_tx, devices) = watch::channel(Devices::default());
+    let boot_mac = config.as_ref().and_then(|config| config.boot_mac);
+    tokio::spawn(report_failure(net::run(boot_mac, network_tx)));
+    let modules_root = root.clone();
+    tokio::spawn(report_failure(async move {
+        kmod::run(modules_root.clone(), mounts::modules(&modules_root), devices_tx).await
+    }));
+    let mounts_root = root.clone();
+    let mut settled = devices.clone();
+    tokio::spawn(async move {
+        kmod::settled(&mut settled).await;
+        mounts::mount_late(&mounts_root);
+    });
+    let Some(config) = config else {
+        // Whoever looks at the console sees how far the hardware gets.
+        let mut devices = devices;
+        kmod::settled(&mut devices).await;
+        tracing::error!("no controller to talk to: starting again in {} s", REBOOT_PAUSE.as_secs());
+        return REBOOT_PAUSE;
+    };
+    let clock = Clock::told(config.time);
+    let machine = Ramdisk::new(root, boot_mac, network, devices, console.clone());
+    match session::run(Context { config, clock, machine }).await {
+        Ended::Reboot => {
+            tracing::info!("starting again, as ordered");
+            Duration::ZERO
+        }
+        Ended::Refused(problem) => {
+            tracing::error!("the controller refuses this session: {problem}");
+            tracing::error!("starting again in {} s for a new token", REBOOT_PAUSE.as_secs());
+            REBOOT_PAUSE
+        }
+        Ended::Unusable(error) => {
+            tracing::error!("{}; starting again in {} s", Chain(&error), REBOOT_PAUSE.as_secs());
+            REBOOT_PAUSE
+        }
+    }
+}
+
+/// The session goes on without: the console must say why nothing comes.
+async fn report_failure<E: std::error::Error + 'static>(task: impl Future<Output = Result<(), E>>) {
+    if let Err(error) = task.await {
+        tracing::error!("{}", Chain(&error));
+    }
+}
+
+/// Starts the machine again, whatever happens.
+fn start_again(console: &Console, pause: Duration) -> ! {
+    std::thread::sleep(pause);
+    console.flush(FLUSH);
+    unistd::sync();
+    loop {
+        let Err(error): Result<Infallible, _> = reboot(RebootMode::RB_AUTOBOOT);
+        console.line(&format!("error: restart the machine: {error}"));
+        std::thread::sleep(REBOOT_PAUSE);
+    }
+}

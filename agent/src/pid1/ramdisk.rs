@@ -1,0 +1,152 @@
+//! The machine that process 1 speaks for.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use muster_proto::{Mac, identity::Identity, inventory::Inventory};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_settime},
+};
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use super::identity;
+use crate::{
+    clock,
+    console::Console,
+    inventory::{self, BootFacts, KernelLinks},
+    kmod::{self, Devices},
+    net::{Network, dns},
+    session::{Machine, ResolveError},
+    sys::Root,
+};
+
+/// Changes come in bursts: a disk shelf, a bond of ports. This long nothing more must have changed.
+const STILL: Duration = Duration::from_secs(1);
+
+/// A port that flaps is not reported more often than this.
+const REPORT_PAUSE: Duration = Duration::from_secs(5);
+
+pub(super) struct Ramdisk {
+    root: Root,
+    boot_mac: Option<Mac>,
+    network: watch::Receiver<Network>,
+    devices: watch::Receiver<Devices>,
+    console: Console,
+    /// What the last inventory was taken of, and when.
+    reported: (Network, Devices),
+    reported_at: Option<Instant>,
+    /// The networks at the last look.
+    tried: Network,
+    clock_set: bool,
+}
+
+impl Ramdisk {
+    pub(super) fn new(
+        root: Root,
+        boot_mac: Option<Mac>,
+        network: watch::Receiver<Network>,
+        devices: watch::Receiver<Devices>,
+        console: Console,
+    ) -> Ramdisk {
+        Ramdisk {
+            root,
+            boot_mac,
+            network,
+            devices,
+            console,
+            reported: Default::default(),
+            reported_at: None,
+            tried: Network::default(),
+            clock_set: false,
+        }
+    }
+
+    fn now(&self) -> (Network, Devices) {
+        (self.network.borrow().clone(), self.devices.borrow().clone())
+    }
+
+    /// Waits until something may have changed.
+    async fn stir(&mut self) {
+        tokio::select! {
+            Ok(()) = self.network.changed() => {}
+            Ok(()) = self.devices.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
+}
+
+impl Machine for Ramdisk {
+    async fn identity(&mut self) -> Identity {
+        let root = self.root.clone();
+        spawn_blocking(move || identity::early(&root, &KernelLinks)).await.expect("reading does not panic")
+    }
+
+    async fn inventory(&mut self) -> Inventory {
+        kmod::settled(&mut self.devices).await;
+        self.reported = self.now();
+        self.reported_at = Some(Instant::now());
+        let hostname = self.reported.0.hostname().to_owned();
+        let (root, mac) = (self.root.clone(), self.boot_mac);
+        let collect = move || {
+            let facts = BootFacts { mac, hostname, uptime: clock::uptime() };
+            inventory::collect(&root, &KernelLinks, facts)
+        };
+        // A broken disk may hold up a read for long; the network must go on.
+        spawn_blocking(collect).await.expect("collectors do not panic")
+    }
+
+    async fn changed(&mut self) {
+        loop {
+            if self.now() == self.reported {
+                self.stir().await;
+                continue;
+            }
+            let pause = self.reported_at.map_or(Duration::ZERO, |at| REPORT_PAUSE.saturating_sub(at.elapsed()));
+            sleep(pause).await;
+            while timeout(STILL, self.stir()).await.is_ok() {}
+            if self.now() != self.reported {
+                return;
+            }
+        }
+    }
+
+    async fn online(&mut self) {
+        // The sender lives as long as the machine.
+        if let Ok(network) = self.network.wait_for(|network| !network.leases.is_empty()).await {
+            self.tried = network.clone();
+        }
+    }
+
+    async fn network_changed(&mut self) {
+        let tried = self.tried.clone();
+        if self.network.wait_for(|network| *network != tried).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn resolve(&mut self, name: &str) -> Result<IpAddr, ResolveError> {
+        let servers = self.network.borrow().name_servers();
+        Ok(dns::resolve(name, &servers).await?.into())
+    }
+
+    fn told_time(&mut self, unix: i64) {
+        if !self.clock_set {
+            // For the kernel's log and what reads it; TLS has a clock of its own.
+            match clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(unix, 0)) {
+                Ok(()) => self.clock_set = true,
+                Err(error) => tracing::warn!("set the clock: {error}"),
+            }
+        }
+    }
+
+    fn log_lines(&self) -> Vec<String> {
+        self.console.recent()
+    }
+}

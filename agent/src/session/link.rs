@@ -1,0 +1,210 @@
+//! Calls that get through: connects, goes to the next controller, waits, and tries again until there is an answer.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use muster_proto::session::{POLL_SECONDS, Problem};
+use rustls::ClientConfig;
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    Ended, Error, Machine,
+    endpoint::{Endpoint, Host},
+    key::SessionKey,
+    retry::{self, Backoff, Next},
+    tls,
+    wire::{self, Connection},
+};
+use crate::{clock::Clock, console::Chain};
+
+/// Why a call did not get through and must not be repeated as it is.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Ended(Ended),
+    /// This body is never taken.
+    Dropped(Problem),
+    /// TLS does not accept our certificate.
+    CertificateRefused,
+    /// The hardware changed while the call waited.
+    Changed,
+}
+
+/// What is called, and how long it may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    path: &'static str,
+    patience: Duration,
+    /// Given up when the hardware changes.
+    gives_way: bool,
+}
+
+impl Call {
+    /// One that is answered at once, by a busy controller within a minute.
+    pub(super) const fn quick(path: &'static str) -> Call {
+        Call { path, patience: Duration::from_secs(60), gives_way: false }
+    }
+
+    /// One that is answered when there is news.
+    pub(super) const fn poll(path: &'static str) -> Call {
+        Call { path, patience: Duration::from_secs(POLL_SECONDS + 15), gives_way: true }
+    }
+}
+
+pub(super) struct Link<M> {
+    pub(super) machine: M,
+    clock: Clock,
+    endpoints: Vec<Endpoint>,
+    /// Which of them is in use.
+    at: usize,
+    authorities: String,
+    anonymous: Arc<ClientConfig>,
+    tls: Arc<ClientConfig>,
+    connection: Option<Connection>,
+    backoff: Backoff,
+}
+
+impl<M: Machine> Link<M> {
+    pub(super) fn new(
+        endpoints: &[String],
+        authorities: String,
+        clock: Clock,
+        machine: M,
+    ) -> Result<Link<M>, Error> {
+        let mut usable = Vec::new();
+        for text in endpoints {
+            match text.parse::<Endpoint>() {
+                Ok(endpoint) => usable.push(endpoint),
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        if usable.is_empty() {
+            return Err(Error::NoEndpoint { endpoints: endpoints.to_vec() });
+        }
+        let tls = tls::client(&authorities, None, &clock).map_err(|source| Error::Tls { source })?;
+        Ok(Link {
+            machine,
+            clock,
+            endpoints: usable,
+            at: 0,
+            authorities,
+            anonymous: Arc::clone(&tls),
+            tls,
+            connection: None,
+            backoff: Backoff::default(),
+        })
+    }
+
+    /// Unix seconds, as the controller counts them.
+    pub(super) fn now(&self) -> i64 {
+        self.clock.now()
+    }
+
+    pub(super) fn told_time(&mut self, unix: i64) {
+        self.clock.correct(unix);
+        self.machine.told_time(unix);
+    }
+
+    /// Connects without a certificate from now on.
+    pub(super) fn forget_certificate(&mut self) {
+        self.tls = Arc::clone(&self.anonymous);
+        self.connection = None;
+    }
+
+    /// Shows `certificate` and trusts `authorities` from now on.
+    pub(super) fn use_certificate(
+        &mut self,
+        authorities: String,
+        certificate: &str,
+        key: &SessionKey,
+    ) -> Result<(), tls::Error> {
+        let authorities = if authorities.is_empty() { self.authorities.clone() } else { authorities };
+        self.tls = tls::client(&authorities, Some((certificate, key)), &self.clock)?;
+        if authorities != self.authorities {
+            self.anonymous = tls::client(&authorities, None, &self.clock)?;
+            self.authorities = authorities;
+        }
+        self.connection = None;
+        Ok(())
+    }
+
+    /// Calls until there is an answer, or a reason not to call again.
+    pub(super) async fn call<B, A>(&mut self, call: Call, body: &B) -> Result<A, Stop>
+    where
+        B: Serialize + Sync,
+        A: DeserializeOwned + Send,
+    {
+        let mut failed_endpoints = 0;
+        loop {
+            let error = match self.once(call, body).await {
+                Ok(Some(answer)) => {
+                    self.backoff.reset();
+                    return Ok(answer);
+                }
+                Ok(None) => {
+                    // HTTP/1.1 cannot take a request back.
+                    self.connection = None;
+                    return Err(Stop::Changed);
+                }
+                Err(error) => error,
+            };
+            tracing::warn!("{}", Chain(&error));
+            if error.broke_connection() {
+                self.connection = None;
+            }
+            match retry::after(&error) {
+                Next::OtherEndpoint => {
+                    self.at = (self.at + 1) % self.endpoints.len();
+                    failed_endpoints += 1;
+                    if failed_endpoints % self.endpoints.len() == 0 {
+                        self.pause(None).await;
+                    }
+                }
+                Next::Again(asked) => self.pause(asked).await,
+                Next::Enrol => return Err(Stop::CertificateRefused),
+                Next::DropBody(problem) => return Err(Stop::Dropped(problem)),
+                Next::End(problem) => return Err(Stop::Ended(Ended::Refused(problem))),
+            }
+        }
+    }
+
+    /// Waits before the next try; less if the network changes and the controller did not ask for a pause.
+    pub(super) async fn pause(&mut self, asked: Option<Duration>) {
+        let pause = self.backoff.pause(asked, crate::net::random());
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.machine.network_changed(), if asked.is_none() => {}
+        }
+    }
+
+    /// One try; `None` if it gave way to changed hardware.
+    async fn once<B, A>(&mut self, call: Call, body: &B) -> Result<Option<A>, wire::Error>
+    where
+        B: Serialize + Sync,
+        A: DeserializeOwned + Send,
+    {
+        let mut connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        let answer = tokio::select! {
+            answer = connection.post(call.path, body, call.patience) => answer.map(Some),
+            () = self.machine.changed(), if call.gives_way => Ok(None),
+        };
+        self.connection = Some(connection);
+        answer
+    }
+
+    async fn connect(&mut self) -> Result<Connection, wire::Error> {
+        self.machine.online().await;
+        let endpoint = &self.endpoints[self.at];
+        let address = match &endpoint.host {
+            Host::Address(address) => *address,
+            Host::Name(name) => self
+                .machine
+                .resolve(name)
+                .await
+                .map_err(|source| wire::Error::Resolve { endpoint: endpoint.clone(), source })?,
+        };
+        let address = SocketAddr::new(address, endpoint.port);
+        Connection::open(endpoint, address, Arc::clone(&self.tls)).await
+    }
+}

@@ -1,0 +1,337 @@
+//! The session against a controller made here: real sockets, real TLS, scripted answers.
+
+mod controller;
+
+use std::{sync::Arc, time::Duration};
+
+use muster_proto::{
+    config::BootConfig,
+    identity::Identity,
+    inventory::{Disk, Inventory},
+    session::{Problem, ProblemKind},
+};
+use serde_json::{Value, json};
+use tokio::{sync::Notify, task::JoinHandle};
+
+use super::{Context, Ended, Machine, run};
+use crate::clock::Clock;
+use controller::{Answer, Authority, Controller, Validity};
+
+/// When the tests happen, as the boot services would write it; the machine's own clock says something else.
+const NOW: i64 = 1_894_665_600; // 2030-01-15
+const AROUND_NOW: Validity = Validity { from: (2030, 1, 1), to: (2030, 2, 1) };
+
+struct TestMachine {
+    changed: Arc<Notify>,
+    disks: usize,
+}
+
+impl Machine for TestMachine {
+    async fn identity(&mut self) -> Identity {
+        Identity { system_serial: Some("SN-1".to_owned()), ..Identity::default() }
+    }
+
+    async fn inventory(&mut self) -> Inventory {
+        let disks = vec![Disk::default(); self.disks];
+        self.disks += 1;
+        Inventory { disks, ..Inventory::default() }
+    }
+
+    async fn changed(&mut self) {
+        self.changed.notified().await;
+    }
+
+    fn log_lines(&self) -> Vec<String> {
+        vec!["the last line".to_owned()]
+    }
+}
+
+struct Agent {
+    task: JoinHandle<Ended>,
+    clock: Clock,
+    changed: Arc<Notify>,
+}
+
+impl Agent {
+    fn start(endpoints: Vec<String>, authority: &Authority, now: i64) -> Agent {
+        let config = BootConfig {
+            endpoints,
+            ca_pem: authority.pem(),
+            token: "the token".to_owned(),
+            time: now,
+            boot_mac: None,
+            proxy: None,
+        };
+        let (clock, changed) = (Clock::told(now), Arc::new(Notify::new()));
+        let machine = TestMachine { changed: Arc::clone(&changed), disks: 1 };
+        let task = tokio::spawn(run(Context { config, clock: clock.clone(), machine }));
+        Agent { task, clock, changed }
+    }
+
+    fn of(controller: &Controller) -> Agent {
+        Agent::start(vec![controller.endpoint()], controller.authority(), NOW)
+    }
+
+    async fn ended(self) -> Ended {
+        tokio::time::timeout(Duration::from_secs(60), self.task).await.expect("ends").expect("does not panic")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn order(id: &str, action: &str) -> Answer {
+    Answer::json(json!({"command": {"id": id, "action": {"do": action}}, "time": NOW}))
+}
+
+fn refuse(status: u16, kind: ProblemKind) -> Answer {
+    Answer::Problem { status, problem: Problem { kind, message: "because".to_owned() }, retry_after: Some(0) }
+}
+
+/// What the answers to polls are, one after the other; further polls are held.
+async fn controller(polls: Vec<Answer>) -> Controller {
+    Controller::start(AROUND_NOW, scripted(polls)).await
+}
+
+fn scripted(polls: Vec<Answer>) -> impl FnMut(&str) -> Answer + Send + 'static {
+    let mut polls = polls.into_iter();
+    move |path| match path {
+        "/v1/poll" => polls.next().unwrap_or(Answer::Hold),
+        other => usual(other),
+    }
+}
+
+fn usual(path: &str) -> Answer {
+    match path {
+        "/v1/enrol" | "/v1/renew" => Answer::Certificate { time: NOW, renew_at: NOW + 3600, authority: None },
+        "/v1/inventory" => Answer::json(json!({"time": NOW})),
+        "/v1/log" => Answer::json(Value::Null),
+        _ => Answer::Hold,
+    }
+}
+
+#[tokio::test]
+async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
+    let controller = controller(vec![order("op-1", "Reboot")]).await;
+    let agent = Agent::of(&controller);
+    assert!(matches!(agent.ended().await, Ended::Reboot));
+    let calls = controller.calls();
+    let paths: Vec<_> = calls.iter().map(|call| (call.path.as_str(), call.certified)).collect();
+    assert_eq!(
+        paths,
+        [("/v1/enrol", false), ("/v1/inventory", true), ("/v1/poll", true), ("/v1/poll", true)],
+        "everything but the enrolment shows the certificate"
+    );
+    assert_eq!(calls[0].body["token"], "the token");
+    assert_eq!(calls[0].body["identity"]["systemSerial"], "SN-1");
+    assert_eq!(calls[0].body["protocol"], "1.0");
+    assert_eq!(calls[1].body["disks"].as_array().unwrap().len(), 1);
+    assert_eq!(calls[2].body, json!({"last": ""}));
+    assert_eq!(calls[3].body, json!({"last": "op-1", "outcome": {"result": "Done"}}), "reported before the reboot");
+    assert_eq!(controller.connections(), 2, "one without and one with the certificate");
+}
+
+#[tokio::test]
+async fn a_controller_of_another_authority_gets_nothing() {
+    let controller = controller(vec![]).await;
+    let _agent = Agent::start(vec![controller.endpoint()], &Authority::new("other"), NOW);
+    controller.until(|controller| controller.failed_handshakes() >= 2).await;
+    assert_eq!(controller.calls().len(), 0, "neither token nor inventory");
+}
+
+#[tokio::test]
+async fn only_the_time_of_the_boot_configuration_counts() {
+    for (validity, now) in [
+        (AROUND_NOW, NOW),
+        (Validity { from: (1970, 1, 1), to: (1970, 1, 3) }, 86_400),
+        (Validity { from: (2040, 1, 1), to: (2040, 2, 1) }, 2_210_000_000),
+    ] {
+        let controller = Controller::start(validity, scripted(vec![])).await;
+        let _agent = Agent::start(vec![controller.endpoint()], controller.authority(), now);
+        controller.until_called("/v1/enrol", 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_outside_its_time_is_refused() {
+    let today = Validity { from: (2020, 1, 1), to: (2029, 1, 1) };
+    let controller = Controller::start(today, scripted(vec![])).await;
+    let _agent = Agent::of(&controller);
+    controller.until(|controller| controller.failed_handshakes() >= 2).await;
+    assert_eq!(controller.calls().len(), 0);
+}
+
+#[tokio::test]
+async fn the_controllers_time_is_believed_from_its_first_answer_on() {
+    let later = NOW + 500_000;
+    let answers = move |path: &str| match path {
+        "/v1/enrol" => Answer::Certificate { time: later, renew_at: later + 3600, authority: None },
+        other => usual(other),
+    };
+    let controller = Controller::start(AROUND_NOW, answers).await;
+    let agent = Agent::of(&controller);
+    let now = agent.clock.clone();
+    controller.until(|_| now.now() >= later).await;
+}
+
+#[tokio::test]
+async fn a_busy_controller_is_asked_again_with_the_same_key_and_token() {
+    let mut first = vec![refuse(503, ProblemKind::Unavailable), refuse(429, ProblemKind::Quota), Answer::Cut].into_iter();
+    let answers = move |path: &str| match path {
+        "/v1/enrol" => first.next().unwrap_or_else(|| usual(path)),
+        other => usual(other),
+    };
+    let controller = Controller::start(AROUND_NOW, answers).await;
+    let _agent = Agent::of(&controller);
+    controller.until_called("/v1/inventory", 1).await;
+    let enrolments: Vec<_> = controller.calls().into_iter().filter(|call| call.path == "/v1/enrol").collect();
+    assert_eq!(enrolments.len(), 4);
+    assert!(enrolments.iter().all(|call| call.body == enrolments[0].body), "a retry, not another machine");
+}
+
+#[tokio::test]
+async fn nonsense_from_the_controller_is_survived() {
+    let mut first = vec![
+        Answer::json(json!([1, 2])),
+        Answer::Raw(200, b"{".to_vec()),
+        Answer::Raw(502, b"<html>".to_vec()),
+        Answer::Certificate { time: i64::MIN, renew_at: 0, authority: None }.with_broken_certificate(),
+    ]
+    .into_iter();
+    let answers = move |path: &str| match path {
+        "/v1/enrol" => first.next().unwrap_or_else(|| usual(path)),
+        other => usual(other),
+    };
+    let controller = Controller::start(AROUND_NOW, answers).await;
+    let agent = Agent::of(&controller);
+    controller.until_called("/v1/enrol", 4).await;
+    // The time of that answer was absurd; without another the server's certificate is out of its time.
+    agent.clock.correct(NOW);
+    controller.until_called("/v1/inventory", 1).await;
+}
+
+#[tokio::test]
+async fn the_next_controller_of_the_list_is_asked_when_one_is_gone() {
+    let controller = controller(vec![]).await;
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoints = vec!["nonsense".to_owned(), format!("https://{gone}"), controller.endpoint()];
+    let _agent = Agent::start(endpoints, controller.authority(), NOW);
+    controller.until_called("/v1/poll", 1).await;
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_work_ends_at_once() {
+    let authority = Authority::new("ca");
+    let agent = Agent::start(vec!["http://10.0.0.1".to_owned()], &authority, NOW);
+    assert!(matches!(agent.ended().await, Ended::Unusable(super::Error::NoEndpoint { .. })));
+}
+
+#[tokio::test]
+async fn a_refused_token_is_final() {
+    let answers = |path: &str| match path {
+        "/v1/enrol" => refuse(403, ProblemKind::Token),
+        other => usual(other),
+    };
+    let controller = Controller::start(AROUND_NOW, answers).await;
+    let ended = Agent::of(&controller).ended().await;
+    assert!(matches!(&ended, Ended::Refused(problem) if problem.kind == ProblemKind::Token), "{ended:?}");
+    assert_eq!(controller.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_final() {
+    let controller = controller(vec![refuse(403, ProblemKind::Certificate)]).await;
+    let ended = Agent::of(&controller).ended().await;
+    assert!(matches!(&ended, Ended::Refused(problem) if problem.kind == ProblemKind::Certificate), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_connection_cut_during_a_poll_is_opened_again() {
+    let controller = controller(vec![Answer::Cut, Answer::Cut, order("op-1", "Reboot")]).await;
+    assert!(matches!(Agent::of(&controller).ended().await, Ended::Reboot));
+    assert_eq!(controller.count("/v1/enrol"), 1, "the session lives on");
+    assert_eq!(controller.count("/v1/inventory"), 1);
+    assert_eq!(controller.connections(), 4);
+}
+
+#[tokio::test]
+async fn a_certificate_that_tls_refuses_leads_to_the_same_enrolment_again() {
+    let mut first = Some(Authority::new("not the controller's"));
+    let answers = move |path: &str| match path {
+        "/v1/enrol" => Answer::Certificate { time: NOW, renew_at: NOW + 3600, authority: first.take() },
+        other => usual(other),
+    };
+    let controller = Controller::start(AROUND_NOW, answers).await;
+    let _agent = Agent::of(&controller);
+    controller.until_called("/v1/inventory", 1).await;
+    let calls = controller.calls();
+    assert_eq!((calls[0].path.as_str(), &calls[0].body), (calls[1].path.as_str(), &calls[1].body));
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_in_time_with_the_same_key() {
+    let mut enrolled = false;
+    let answers = move |path: &str| match path {
+        "/v1/enrol" if !std::mem::replace(&mut enrolled, true) => {
+            Answer::Certificate { time: NOW, renew_at: NOW, authority: None }
+        }
+        other => usual(other),
+    };
+    let controller = Controller::start(AROUND_NOW, answers).await;
+    let _agent = Agent::of(&controller);
+    controller.until_called("/v1/poll", 1).await;
+    let calls = controller.calls();
+    let paths: Vec<_> = calls.iter().map(|call| call.path.as_str()).collect();
+    assert_eq!(paths, ["/v1/enrol", "/v1/inventory", "/v1/renew", "/v1/poll"]);
+    assert_eq!(calls[2].body["csr"], calls[0].body["csr"]);
+    assert!(calls[2].certified);
+}
+
+#[tokio::test]
+async fn an_inspection_sends_a_new_inventory() {
+    let controller = controller(vec![order("op-1", "Inspect"), order("op-1", "Inspect")]).await;
+    let _agent = Agent::of(&controller);
+    controller.until_called("/v1/poll", 3).await;
+    let calls = controller.calls();
+    let disks: Vec<_> = calls.iter().filter_map(|call| Some(call.body["disks"].as_array()?.len())).collect();
+    assert_eq!(disks, [1, 2], "the order was given twice and obeyed once");
+    let polls: Vec<_> = calls.iter().filter(|call| call.path == "/v1/poll").map(|call| &call.body).collect();
+    assert_eq!(polls[1], &json!({"last": "op-1", "outcome": {"result": "Done"}}));
+    assert_eq!(polls[2], &json!({"last": "op-1"}), "an outcome is told once");
+}
+
+#[tokio::test]
+async fn an_unknown_command_fails_and_shows_the_log() {
+    let controller = controller(vec![order("op-1", "Levitate")]).await;
+    let _agent = Agent::of(&controller);
+    controller.until_called("/v1/poll", 2).await;
+    let calls = controller.calls();
+    assert_eq!(calls[3].path, "/v1/log");
+    assert_eq!(calls[3].body, json!({"lines": ["the last line"]}));
+    assert_eq!(calls[4].body["outcome"]["result"], "Failed");
+}
+
+#[tokio::test]
+async fn an_inventory_that_is_not_taken_does_not_end_the_session() {
+    let answers = |path: &str| match path {
+        "/v1/inventory" => refuse(413, ProblemKind::TooLarge),
+        other => usual(other),
+    };
+    let controller = Controller::start(AROUND_NOW, answers).await;
+    let _agent = Agent::of(&controller);
+    controller.until_called("/v1/poll", 1).await;
+    assert_eq!(controller.count("/v1/inventory"), 1);
+}
+
+#[tokio::test]
+async fn changed_hardware_is_reported_during_a_poll() {
+    let controller = controller(vec![]).await;
+    let agent = Agent::of(&controller);
+    controller.until_called("/v1/poll", 1).await;
+    agent.changed.notify_one();
+    controller.until_called("/v1/poll", 2).await;
+    assert_eq!(controller.count("/v1/inventory"), 2);
+}
