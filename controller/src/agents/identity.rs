@@ -100,10 +100,16 @@ pub fn resolve(
     if let Some((_, _, Reverse(name))) = fits.max() {
         return Ok(Resolved { name: name.to_owned(), new: false });
     }
-    let free = |name: &String| !taken.contains(name) && !machines.iter().any(|machine| machine.name == name);
     let numbered = (2_u64..).map(|number| format!("{base}-{number}"));
-    let name = std::iter::once(base.clone()).chain(numbered).find(free).expect("numbers do not end");
-    Ok(Resolved { name, new: true })
+    let owner = |name: &String| machines.iter().find(|machine| machine.name == name);
+    // A Server of which nothing is known was made by an enrolment that got no further, or by hand for this machine.
+    let blank = |machine: &Machine<'_>| machine.identity.is_empty() && !machine.live && !machine.in_use;
+    let name = std::iter::once(base.clone())
+        .chain(numbered)
+        .find(|name| !taken.contains(name) && owner(name).is_none_or(blank))
+        .expect("numbers do not end");
+    let new = owner(&name).is_none();
+    Ok(Resolved { name, new })
 }
 
 /// What follows when the Server called `name`, known as `known` until now, claims `claimed`.

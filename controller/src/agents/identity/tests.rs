@@ -199,6 +199,18 @@ fn a_name_without_nics_comes_from_the_serial() {
 }
 
 #[test]
+fn a_server_of_which_nothing_is_known_is_taken_up_under_its_name() {
+    let claimed = id(UUID_A, "A1", "", &[nic(1)]);
+    let blank = Identity::default();
+    let resolve = |machines: &[Machine<'_>]| resolve(&claimed, Some(nic(1)), machines, &BTreeSet::new()).unwrap();
+    let own = machine("mac-001b21000001", &blank);
+    assert_eq!(resolve(&[own]), Resolved { name: "mac-001b21000001".into(), new: false });
+    assert!(resolve(&[machine("mac-001b21000002", &blank)]).new);
+    let live = Machine { live: true, ..own };
+    assert_eq!(resolve(&[live]).name, "mac-001b21000001-2");
+}
+
+#[test]
 fn a_report_only_adds_what_nobody_claims() {
     let own = id(UUID_A, "A1", "", &[nic(1)]);
     let victim = id(UUID_B, "B1", "", &[nic(2)]);
