@@ -1,3 +1,209 @@
 //! The agents' side: certificates, tokens, sessions, identity. Writes Server status and Enrolments.
+//!
+//! ```text
+//! keys ── ca ── tls ─┐
+//!                    http ── body ── routes ─┬─ enrol ──┬─ identity   which machine is this? (pure)
+//! token ─────────────────────────────────────┘          ├─ sessions   who is here (memory)
+//!                                             inventory ┴─ store      Servers, Enrolments (Kubernetes)
+//! ```
+//!
+//! A session is a key: its SHA-256 stands in `Server.status.session.key`, its certificate lives for an hour and is renewed for the same
+//! key. A certificate counts as long as that Server exists, names that key and is not contested; so a newer enrolment ends an older
+//! session, deleting the Server ends all of them, and a controller that starts anew goes on with the sessions that it finds.
 
+mod body;
+pub mod ca;
+mod clock;
+mod edge;
+mod enrol;
+mod http;
+pub mod identity;
+mod inventory;
+pub mod keys;
+mod metrics;
+mod problem;
+mod routes;
+mod sessions;
+mod store;
+pub mod sweep;
+mod tls;
 pub mod token;
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use kube::Client;
+use muster_proto::kinds::SessionState;
+use tokio::{net::TcpListener, sync::watch};
+
+use self::{edge::Edge, enrol::session_of, metrics::Metrics, sessions::Sessions, store::Store};
+pub use self::{
+    keys::{BootSecrets, Keys},
+    sessions::Pace,
+    tls::{Names, TlsError},
+};
+use crate::{events::Events, metrics::Registry, world::World};
+
+/// How often held polls are compared with what the watched Servers say now, at most.
+const COMPARE: Duration = Duration::from_millis(100);
+/// How often it is looked who is gone.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What the agents' side needs.
+#[expect(missing_debug_implementations, reason = "a client has none")]
+pub struct Config {
+    /// Muster's client.
+    pub client: Client,
+    /// Muster's own namespace: where Servers and Enrolments live.
+    pub namespace: String,
+    /// The watched copies.
+    pub world: World,
+    /// Tells people.
+    pub events: Events,
+    /// As [`keys::watch`] gives them.
+    pub keys: watch::Receiver<Keys>,
+    /// Under which addresses and names agents reach this replica; they stand in its certificate.
+    pub names: Names,
+    /// How patient sessions are.
+    pub pace: Pace,
+}
+
+/// The agents' side cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentsError {
+    /// No TLS.
+    #[error("set up TLS for agents")]
+    Tls(#[source] TlsError),
+}
+
+/// The agents' side, ready to serve.
+#[derive(Debug)]
+pub struct Server {
+    edge: Arc<Edge>,
+    tls: watch::Receiver<Arc<rustls::ServerConfig>>,
+    end: watch::Sender<bool>,
+}
+
+impl Server {
+    /// Prepares certificates and metrics; serves nothing yet.
+    pub async fn new(config: Config, registry: &mut Registry) -> Result<Server, AgentsError> {
+        let tls = tls::follow(config.keys.clone(), config.names).await.map_err(AgentsError::Tls)?;
+        let metrics = Metrics::new(registry);
+        let (end, ending) = watch::channel(false);
+        let edge = Arc::new(Edge {
+            store: Store::new(config.client, &config.namespace, config.world),
+            events: config.events,
+            keys: config.keys,
+            sessions: Sessions::new(config.pace, metrics.sessions.clone()),
+            metrics,
+            pending: std::sync::Mutex::new(HashMap::new()),
+            ending,
+        });
+        Ok(Server { edge, tls, end })
+    }
+
+    /// Serves agents on `listeners` until `shutdown` ends; then answers those that wait and returns.
+    ///
+    /// Connections wait until the watched copies have been filled: before that, nothing can be refused with a reason.
+    pub async fn run(self, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
+        let Server { edge, tls, end } = self;
+        let serving = async {
+            edge.store.ready().await;
+            adopt(&edge);
+            let room = http::Room::default();
+            let serve = |listener| {
+                if let Ok(address) = TcpListener::local_addr(&listener) {
+                    tracing::info!(%address, "serving agents");
+                }
+                http::serve(listener, Arc::clone(&edge), tls.clone(), room.clone())
+            };
+            tokio::join!(
+                futures::future::join_all(listeners.into_iter().map(serve)),
+                wake(Arc::clone(&edge)),
+                reap(Arc::clone(&edge))
+            );
+        };
+        tokio::pin!(serving);
+        tokio::select! {
+            () = &mut serving => {}
+            () = shutdown => {
+                end.send_replace(true);
+                // What is under way has some seconds; `serve` bounds it.
+                let _ = tokio::time::timeout(Duration::from_secs(6), serving).await;
+            }
+        }
+    }
+}
+
+/// Binds `addresses`, or says which one failed.
+pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, std::io::Error)> {
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        listeners.push(TcpListener::bind(address).await.map_err(|error| (*address, error))?);
+    }
+    Ok(listeners)
+}
+
+/// Takes over the sessions that an earlier run of this controller had: their agents will poll, or are gone after the usual silence.
+///
+/// With several replicas this ends a session that polls at another one, once; that one writes it connected again at the next poll.
+fn adopt(edge: &Edge) {
+    for server in edge.store.servers() {
+        if let (Some(name), Some(session)) = (&server.metadata.name, session_of(&server))
+            && session.state == SessionState::Connected
+        {
+            edge.sessions.heard(name, &session.key);
+        }
+    }
+}
+
+/// Wakes held polls when their Server changes. The watched copies tell nobody what changed, so it is compared: a look-up in memory
+/// for each held poll, and never for more than a twentieth of the time.
+async fn wake(edge: Arc<Edge>) {
+    let mut ending = edge.ending.clone();
+    let mut pause = COMPARE;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = ending.wait_for(|ending| *ending) => return,
+        }
+        let began = std::time::Instant::now();
+        edge.sessions.compare(|name| sessions::View::of(edge.store.server(name).as_deref()));
+        pause = COMPARE.max(began.elapsed() * 20);
+    }
+}
+
+/// Writes the end of sessions whose agents are gone.
+async fn reap(edge: Arc<Edge>) {
+    let mut ending = edge.ending.clone();
+    let mut pause = LOOK;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = ending.wait_for(|ending| *ending) => return,
+        }
+        pause = LOOK;
+        for (name, key) in edge.sessions.gone() {
+            if routes::disconnect(&edge, &name, &key).await {
+                edge.sessions.forget(&name, &key);
+            } else {
+                pause = Duration::from_secs(2);
+                break;
+            }
+        }
+    }
+}
+
+/// An error with its causes, one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

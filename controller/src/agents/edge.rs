@@ -1,0 +1,271 @@
+//! What all calls share: the state of this replica, who a certificate speaks for, and what people are told.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
+use muster_proto::{
+    identity::Identity,
+    kinds::{BareMetalHost, Segment, Server, Session, SessionState},
+    session::{Problem, ProblemKind},
+};
+use tokio::sync::watch;
+
+use super::{
+    Chain,
+    ca::ClientCertificate,
+    identity::Machine,
+    keys::Keys,
+    metrics::Metrics,
+    problem::problem,
+    sessions::Sessions,
+    store::{Store, StoreError},
+};
+use crate::events::{Event, Events};
+
+/// This replica's side of the agents.
+#[derive(Debug)]
+pub(super) struct Edge {
+    pub(super) store: Store,
+    pub(super) events: Events,
+    pub(super) keys: watch::Receiver<Keys>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) metrics: Arc<Metrics>,
+    /// Machines whose enrolment is under way and whose Server may not exist yet, by name.
+    pub(super) pending: Mutex<HashMap<String, Pending>>,
+    /// True once this replica is to end: held polls are answered.
+    pub(super) ending: watch::Receiver<bool>,
+}
+
+/// A machine whose enrolment is under way.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) identity: Identity,
+    /// `namespace/name`.
+    pub(super) segment: String,
+}
+
+/// The other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) address: IpAddr,
+    /// The certificate that TLS accepted; `None` in it: ours, but no agent's.
+    pub(super) certificate: Option<Option<ClientCertificate>>,
+}
+
+/// A call's right to speak: the Server and its session as they stood when that was checked.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) certificate: ClientCertificate,
+    pub(super) server: Arc<Server>,
+}
+
+impl Caller {
+    pub(super) fn name(&self) -> &str {
+        &self.certificate.server
+    }
+
+    /// True if `server` still belongs to this session.
+    pub(super) fn owns(&self, server: &Server) -> bool {
+        owner(&self.certificate, server).is_some()
+    }
+}
+
+/// The session of `server`, if `certificate` is its certificate and nobody contests it.
+fn owner<'a>(certificate: &ClientCertificate, server: &'a Server) -> Option<&'a Session> {
+    let status = server.status.as_ref().filter(|status| !status.contested)?;
+    status.session.as_ref().filter(|session| session.key == certificate.fingerprint)
+}
+
+impl Edge {
+    /// Who speaks through `peer`. Every later step is bound to that Server, never to a name in a body.
+    ///
+    /// The watched copy suffices to say yes, so that sessions go on while the API server is away; no is said only by the API server.
+    pub(super) async fn authenticate(&self, peer: &Peer) -> Result<Caller, Problem> {
+        let refused = |message: &str| problem(ProblemKind::Certificate, message);
+        let certificate = match &peer.certificate {
+            Some(Some(certificate)) => certificate,
+            Some(None) => return Err(refused("this certificate is no agent's")),
+            None => return Err(refused("this call needs the certificate of an enrolment")),
+        };
+        if certificate.not_after < super::clock::now() {
+            return Err(refused("the certificate has ended; boot again for a new one"));
+        }
+        if self.store.enrolment(&certificate.session).is_some_and(|enrolment| enrolment.spec.contested) {
+            return Err(refused("the certificate is revoked: its token was shown with another key, too"));
+        }
+        let known = self.store.server(&certificate.server);
+        if let Some(server) = known.filter(|server| owner(certificate, server).is_some()) {
+            return Ok(Caller { certificate: certificate.clone(), server });
+        }
+        match self.store.fetch_server(&certificate.server).await {
+            Ok(server) if owner(certificate, &server).is_some() => {
+                Ok(Caller { certificate: certificate.clone(), server })
+            }
+            Ok(_) => Err(refused("a newer session of this machine has replaced this one")),
+            Err(StoreError::Gone { .. }) => Err(refused("the Server of this certificate was deleted")),
+            Err(error) => Err(unavailable(&error)),
+        }
+    }
+
+    /// Runs `ask` over all machines that are known: the Servers, and those whose enrolment is under way.
+    pub(super) fn with_machines<T>(&self, ask: impl FnOnce(&[Machine<'_>]) -> T) -> T {
+        let pending = self.pending().clone();
+        self.among_machines(&pending, ask)
+    }
+
+    /// The same for one who holds [`Edge::pending`] already.
+    pub(super) fn among_machines<T>(
+        &self,
+        pending: &HashMap<String, Pending>,
+        ask: impl FnOnce(&[Machine<'_>]) -> T,
+    ) -> T {
+        let servers = self.store.servers();
+        let nobody = Identity::default();
+        let mut machines: Vec<Machine<'_>> = servers
+            .iter()
+            .map(|server| {
+                let status = server.status.as_ref();
+                let session = status.and_then(|status| status.session.as_ref());
+                Machine {
+                    name: server.metadata.name.as_deref().unwrap_or_default(),
+                    identity: status.map_or(&nobody, |status| &status.identity),
+                    live: session.is_some_and(|session| session.state == SessionState::Connected),
+                    in_use: self.host_of(server).is_some_and(|host| in_use(&host)),
+                }
+            })
+            .collect();
+        // A Server that was made and has no status yet is known by what its enrolment claims.
+        for (name, pending) in pending {
+            let machine = Machine { name, identity: &pending.identity, live: true, in_use: false };
+            match machines.iter_mut().find(|machine| machine.name == name) {
+                Some(made) if made.identity.is_empty() => *made = machine,
+                Some(_) => {}
+                None => machines.push(machine),
+            }
+        }
+        ask(&machines)
+    }
+
+    pub(super) fn pending(&self) -> MutexGuard<'_, HashMap<String, Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The BareMetalHost that `server` points at.
+    pub(super) fn host_of(&self, server: &Server) -> Option<Arc<BareMetalHost>> {
+        let at = server.spec.host.as_ref()?;
+        self.store.world.hosts.get(&ObjectRef::new(&at.name).within(&at.namespace))
+    }
+
+    pub(super) fn tell(&self, about: ObjectReference, warning: bool, reason: &'static str, message: String) {
+        self.events.record(Event { about, warning, reason, message });
+    }
+
+    /// Tells about `server` and about its host.
+    pub(super) fn warn_server(&self, server: &Server, reason: &'static str, message: &str) {
+        tracing::warn!(server = %server.name_any(), reason, "{message}");
+        self.tell(server.object_ref(&()), true, reason, message.to_owned());
+        if let Some(host) = self.host_of(server) {
+            self.tell(host.object_ref(&()), true, reason, message.to_owned());
+        }
+    }
+
+    /// The Segment that `address` lies in, as well as can be told.
+    pub(super) fn segment_at(&self, address: IpAddr) -> Option<Arc<Segment>> {
+        let IpAddr::V4(address) = address else { return None };
+        self.store.world.segments.find(|segment| contains(&segment.spec.subnet, address))
+    }
+
+    /// Shares what one Server's settled identity means for others: addresses that left them, clashes that began or ended.
+    /// Repeats to the same end.
+    pub(super) async fn spread(
+        &self,
+        server: &Server,
+        before: &[String],
+        moved: &std::collections::BTreeSet<(String, muster_proto::Mac)>,
+    ) -> Result<(), StoreError> {
+        let name = server.name_any();
+        let clashes = server.status.as_ref().map(|status| status.clashes.clone()).unwrap_or_default();
+        let mut touched: Vec<String> = clashes.clone();
+        touched.extend(moved.iter().map(|(other, _)| other.clone()));
+        let shows_us = |other: &Arc<Server>| other.status.as_ref().is_some_and(|status| status.clashes.contains(&name));
+        touched.extend(self.store.servers().iter().filter(|other| shows_us(other)).map(|other| other.name_any()));
+        touched.sort_unstable();
+        touched.dedup();
+        for other in touched.iter().filter(|other| **other != name) {
+            let change = |object: &Server| {
+                let mut status = object.status.clone().unwrap_or_default();
+                status.identity.macs.retain(|mac| !moved.contains(&(other.clone(), *mac)));
+                status.clashes.retain(|clash| *clash != name);
+                if clashes.contains(other) {
+                    status.clashes.push(name.clone());
+                    status.clashes.sort_unstable();
+                }
+                Some(status)
+            };
+            match self.store.update(other, change).await {
+                Ok(updated) if clashes.contains(other) && !before.contains(other) => {
+                    let message = |with: &str| format!("shares an identity with Server {with} and is another machine");
+                    self.warn_server(&updated.server, "IdentityClash", &message(&name));
+                    self.warn_server(server, "IdentityClash", &message(other));
+                }
+                // One that was deleted or is not made yet shows nothing.
+                Ok(_) | Err(StoreError::Gone { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The answer to a call that Kubernetes kept from being carried out.
+pub(super) fn unavailable(error: &StoreError) -> Problem {
+    match error {
+        StoreError::Refused { .. } => problem(ProblemKind::Malformed, Chain(error).to_string()),
+        StoreError::CalledOff => problem(ProblemKind::Certificate, error.to_string()),
+        _ => {
+            tracing::warn!(error = %Chain(error), "a call could not be carried out");
+            problem(ProblemKind::Unavailable, "Kubernetes does not answer; nothing is lost, try again")
+        }
+    }
+}
+
+/// True for a host that carries someone's data, or that someone claimed.
+fn in_use(host: &BareMetalHost) -> bool {
+    const FREE: [&str; 8] =
+        ["", "unmanaged", "registering", "match profile", "inspecting", "preparing", "available", "ready"];
+    let state = host.status.as_ref().map_or("", |status| &status.provisioning.state);
+    host.spec.consumer_ref.is_some() || !FREE.contains(&state)
+}
+
+/// True if `address` is in `subnet` (CIDR text); false for text that is none.
+fn contains(subnet: &str, address: Ipv4Addr) -> bool {
+    let parse = || {
+        let (base, length) = subnet.split_once('/')?;
+        let (base, length): (Ipv4Addr, u32) = (base.parse().ok()?, length.parse().ok()?);
+        let mask = u32::MAX.checked_shl(32_u32.checked_sub(length)?).unwrap_or(0);
+        Some((base.to_bits() ^ address.to_bits()) & mask == 0)
+    };
+    parse().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_contain_their_addresses_only() {
+        let at = |text: &str| text.parse().unwrap();
+        assert!(contains("10.77.0.0/24", at("10.77.0.255")));
+        assert!(!contains("10.77.0.0/24", at("10.77.1.0")));
+        assert!(contains("0.0.0.0/0", at("1.2.3.4")));
+        assert!(contains("10.0.0.1/32", at("10.0.0.1")));
+        for junk in ["", "10.77.0.0", "10.77.0.0/33", "/24", "10.77.0.0/-1"] {
+            assert!(!contains(junk, at("10.77.0.1")), "{junk}");
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! Enrolment: a one-time token and a key become a session of a Server.
+//!
+//! Creating the Enrolment spends the token; all that follows can be done again. So an agent that heard no answer asks again with the
+//! same token and key, and wherever the first attempt ended, the second one ends in the same place with the same certificate:
+//!
+//! 1. open the token, find its Segment, check the quota;
+//! 2. say which machine it is ([`super::identity`]) and make its certificate;
+//! 3. create the Enrolment: who comes second with the same key goes on with what is stored, with another key it is contested;
+//! 4. make the Server, write its session, its aliases, its clashes;
+//! 5. look whether the Enrolment was contested meanwhile.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use kube::{Resource, ResourceExt};
+use muster_proto::{
+    Mac,
+    identity::Identity,
+    kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerStatus, Session, SessionState, Trust},
+    session::{EnrolRequest, EnrolResponse, PROTOCOL, Problem, ProblemKind},
+    text,
+};
+
+use super::{
+    ca::{CLIENT_LIFETIME, ClientCertificate, Request},
+    clock,
+    edge::{Edge, Pending, unavailable},
+    identity::{self, Settled, Word},
+    metrics::EnrolOutcome,
+    problem::problem,
+    store::StoreError,
+    token::{self, Claims, TokenError},
+};
+
+/// The most Enrolments of one Server that have not ended: a machine boots a few times an hour, a flood more often.
+const MAX_OF_ONE_SERVER: usize = 60;
+/// How long an Enrolment stays after all that it stands for has ended, in seconds, because clocks disagree.
+const GRACE: i64 = 300;
+
+/// An enrolment that did not come about.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) outcome: EnrolOutcome,
+    pub(super) problem: Problem,
+}
+
+impl Refused {
+    fn new(outcome: EnrolOutcome, kind: ProblemKind, message: impl Into<String>) -> Refused {
+        Refused { outcome, problem: problem(kind, message) }
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        let problem = unavailable(&error);
+        let transient = problem.kind.is_transient();
+        let outcome = if transient { EnrolOutcome::Unavailable } else { EnrolOutcome::Malformed };
+        Refused { outcome, problem }
+    }
+}
+
+/// A request whose token and key are checked.
+struct Applicant {
+    enrolment: String,
+    claims: Claims,
+    request: Request,
+    /// What it claims to be, cleaned, with the address that boots.
+    identity: Identity,
+    boot: Option<Mac>,
+    agent_version: String,
+    address: IpAddr,
+}
+
+/// Keeps others from taking a name or an identity while its enrolment is under way.
+struct Reserved<'a> {
+    edge: &'a Edge,
+    name: String,
+    /// The name is a new one.
+    new: bool,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.new {
+            return;
+        }
+        self.edge.pending().remove(&self.name);
+    }
+}
+
+/// Whether a token was spent just now, or before by the same key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spent {
+    Now,
+    Before,
+}
+
+impl Edge {
+    /// Carries out `POST /v1/enrol`, counts it and tells about refusals.
+    pub(super) async fn enrol(&self, request: EnrolRequest, address: IpAddr) -> Result<EnrolResponse, Problem> {
+        match self.try_enrol(request, address).await {
+            Ok((response, spent)) => {
+                let outcome = if spent == Spent::Now { EnrolOutcome::Accepted } else { EnrolOutcome::Retried };
+                self.metrics.enrolment(outcome);
+                tracing::info!(server = %response.server, %address, ?outcome, "enrolled");
+                Ok(response)
+            }
+            Err(Refused { outcome, problem }) => {
+                self.metrics.enrolment(outcome);
+                tracing::warn!(%address, ?outcome, "enrolment refused: {}", problem.message);
+                Err(problem)
+            }
+        }
+    }
+
+    async fn try_enrol(
+        &self,
+        request: EnrolRequest,
+        address: IpAddr,
+    ) -> Result<(EnrolResponse, Spent), Refused> {
+        let now = clock::now();
+        let applicant = self.admit(request, address, now)?;
+        let segment = self.segment_for(&applicant.claims).await?;
+        let reserved = self.recognise(&applicant).await?;
+        self.within_quota(&applicant, &segment, &reserved, now)?;
+        let (enrolment, spent) = self.spend(&applicant, &reserved.name, now).await?;
+        // Spent before, the token names its Server; what was reserved for this attempt is free again, unless it is the same.
+        let reserved = if enrolment.spec.server == reserved.name { Some(reserved) } else { None };
+        if spent == Spent::Before {
+            self.not_superseded(&enrolment)?;
+        }
+        let server = self.begin_session(&applicant, &enrolment).await?;
+        drop(reserved);
+        self.still_alone(&applicant, &server).await?;
+        self.sessions.heard(&enrolment.spec.server, &applicant.request.fingerprint);
+        if spent == Spent::Now {
+            let message = format!("agent {} enrolled from {address} on {}", applicant.agent_version, applicant.claims.segment);
+            self.tell(server.object_ref(&()), false, "Enrolled", message);
+        }
+        let certificate = ClientCertificate::parse_pem(&enrolment.spec.certificate).ok_or_else(|| {
+            Refused::new(EnrolOutcome::Forged, ProblemKind::Token, "the stored certificate is damaged; boot again")
+        })?;
+        let response = EnrolResponse {
+            server: enrolment.spec.server.clone(),
+            certificate: enrolment.spec.certificate.clone(),
+            renew_at: certificate.renew_at(),
+            time: clock::now(),
+            ca_pem: self.keys.borrow().ca.bundle.clone(),
+        };
+        Ok((response, spent))
+    }
+
+    /// Checks all that needs no request to Kubernetes.
+    fn admit(&self, request: EnrolRequest, address: IpAddr, now: i64) -> Result<Applicant, Refused> {
+        if major(&request.protocol) != major(PROTOCOL) {
+            let spoken = text::clean(request.protocol.as_bytes());
+            let message = format!("this controller speaks protocol {PROTOCOL}, the agent {spoken:?}");
+            return Err(Refused::new(EnrolOutcome::Malformed, ProblemKind::Version, message));
+        }
+        let opened = self.keys.borrow().token.open(&request.token, now);
+        let claims = opened.map_err(|error| self.token_refused(&error, address))?;
+        let key = Request::parse(&request.csr)
+            .map_err(|error| Refused::new(EnrolOutcome::Malformed, ProblemKind::Malformed, error.to_string()))?;
+        // The token says which address asked for the boot files; only if that request did not tell, the agent is asked.
+        let boot = Some(claims.mac).filter(|mac| mac.is_unicast()).or(request.boot_mac.filter(|mac| mac.is_unicast()));
+        let mut agent_version = text::clean(request.agent_version.as_bytes());
+        agent_version.truncate(agent_version.floor_char_boundary(64));
+        Ok(Applicant {
+            enrolment: token::enrolment_name(&request.token),
+            identity: identity::whole(&request.identity, boot),
+            boot,
+            claims,
+            request: key,
+            agent_version,
+            address,
+        })
+    }
+
+    fn token_refused(&self, error: &TokenError, address: IpAddr) -> Refused {
+        let outcome = match error {
+            TokenError::Forged => EnrolOutcome::Forged,
+            TokenError::Expired { .. } | TokenError::Future { .. } => EnrolOutcome::Expired,
+        };
+        let segment = match error {
+            TokenError::Forged => self.segment_at(address),
+            TokenError::Expired { claims, .. } | TokenError::Future { claims, .. } => {
+                self.store.world.segments.find(|segment| key_of(segment) == claims.segment)
+            }
+        };
+        if let Some(segment) = segment {
+            // No number and no address in it, so that a flood of them stays one Event.
+            let message = match outcome {
+                EnrolOutcome::Forged => "a token was shown that this installation did not seal",
+                _ => "a token was shown outside of its hour",
+            };
+            self.tell(segment.object_ref(&()), true, "TokenRefused", message.to_owned());
+        }
+        Refused::new(outcome, ProblemKind::Token, error.to_string())
+    }
+
+    async fn segment_for(&self, claims: &Claims) -> Result<Arc<Segment>, Refused> {
+        self.store.segment(&claims.segment).await?.ok_or_else(|| {
+            let message = format!("Segment {} of this token does not exist any more", claims.segment);
+            Refused::new(EnrolOutcome::Forged, ProblemKind::Token, message)
+        })
+    }
+
+    /// Says which machine it is and reserves its name.
+    async fn recognise(&self, applicant: &Applicant) -> Result<Reserved<'_>, Refused> {
+        let mut free = None;
+        loop {
+            match self.reserve(applicant, free.as_deref()) {
+                Ok(Ok(reserved)) => return Ok(reserved),
+                // The watched copy may not have the Server of another replica yet: a new name is asked for.
+                Ok(Err(name)) => match self.store.fetch_server(&name).await {
+                    Ok(_) => free = None,
+                    Err(StoreError::Gone { .. }) => free = Some(name),
+                    Err(error) => return Err(error.into()),
+                },
+                Err(identity::Nobody) => {
+                    let message = identity::Nobody.to_string();
+                    return Err(Refused::new(EnrolOutcome::Malformed, ProblemKind::Malformed, message));
+                }
+            }
+        }
+    }
+
+    /// Decides and reserves in one step, so that of two requests at once the second one sees the first. A new name that is not `free`
+    /// for sure is given back as an error.
+    fn reserve(
+        &self,
+        applicant: &Applicant,
+        free: Option<&str>,
+    ) -> Result<Result<Reserved<'_>, String>, identity::Nobody> {
+        let mut pending = self.pending();
+        let resolved = self.among_machines(&pending, |machines| {
+            identity::resolve(&applicant.identity, applicant.boot, machines, &BTreeSet::new())
+        })?;
+        if resolved.new {
+            if free != Some(&resolved.name) {
+                return Ok(Err(resolved.name));
+            }
+            let claim = Pending { identity: applicant.identity.clone(), segment: applicant.claims.segment.clone() };
+            pending.insert(resolved.name.clone(), claim);
+        }
+        Ok(Ok(Reserved { edge: self, name: resolved.name, new: resolved.new }))
+    }
+
+    fn within_quota(
+        &self,
+        applicant: &Applicant,
+        segment: &Segment,
+        reserved: &Reserved<'_>,
+        now: i64,
+    ) -> Result<(), Refused> {
+        let refused = |message: String| Err(Refused::new(EnrolOutcome::Quota, ProblemKind::Quota, message));
+        let name = &reserved.name;
+        if reserved.new {
+            let key = &applicant.claims.segment;
+            let here = |server: &&Arc<Server>| session_of(server).is_some_and(|session| session.segment == *key);
+            let servers = self.store.servers();
+            let made = servers.iter().filter(here).count();
+            let pending = self.pending();
+            let known = |name: &String| servers.iter().any(|server| server.metadata.name.as_ref() == Some(name) && here(&server));
+            // The machine itself is among those that are under way.
+            let coming = pending.iter().filter(|(name, one)| one.segment == *key && !known(name)).count();
+            if made + coming > usize::try_from(segment.spec.quota).unwrap_or(usize::MAX) {
+                let message = format!("Segment {key} has its quota of {} Servers", segment.spec.quota);
+                self.tell(segment.object_ref(&()), true, "QuotaReached", format!("{message}; further machines are refused"));
+                return refused(message);
+            }
+        }
+        let open = self.store.enrolments_of(name);
+        let open = open.iter().filter(|one| !super::sweep::ended(one, now) && one.name_any() != applicant.enrolment);
+        if open.count() >= MAX_OF_ONE_SERVER {
+            return refused(format!("Server {name} has enrolled {MAX_OF_ONE_SERVER} times within two hours"));
+        }
+        Ok(())
+    }
+
+    /// Creates the Enrolment, or finds the one that this key created before.
+    async fn spend(&self, applicant: &Applicant, name: &str, now: i64) -> Result<(Arc<Enrolment>, Spent), Refused> {
+        let issued = self.keys.borrow().ca.issue_client(&applicant.request, name, &applicant.enrolment, now);
+        let certificate = issued.map_err(|error| {
+            tracing::error!(error = %super::Chain(&error), "no certificate can be issued");
+            Refused::new(EnrolOutcome::Unavailable, ProblemKind::Unavailable, "no certificate can be issued now")
+        })?;
+        let ends = (applicant.claims.issued + token::LIFETIME).max(now + CLIENT_LIFETIME) + GRACE;
+        let spec = EnrolmentSpec {
+            server: name.to_owned(),
+            key: applicant.request.fingerprint.clone(),
+            certificate,
+            contested: false,
+            expires: clock::rfc3339(ends),
+        };
+        match self.store.create_enrolment(&applicant.enrolment, spec).await {
+            Ok(made) => return Ok((made, Spent::Now)),
+            Err(StoreError::Exists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let spent = match self.store.fetch_enrolment(&applicant.enrolment).await {
+            Ok(spent) => spent,
+            Err(StoreError::Gone { .. }) => {
+                return Err(Refused::new(EnrolOutcome::Expired, ProblemKind::Token, "the token has ended"));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if spent.spec.key != applicant.request.fingerprint {
+            self.contest(&spent).await?;
+            let message = "the token was spent with another key; the machine is contested, boot again";
+            return Err(Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message));
+        }
+        if spent.spec.contested {
+            self.mark_contested(&spent.spec).await?;
+            return Err(contested());
+        }
+        Ok((spent, Spent::Before))
+    }
+
+    /// Two keys showed one token: the certificate that it bought is revoked, on the Enrolment first, then on the Server.
+    async fn contest(&self, enrolment: &Enrolment) -> Result<(), Refused> {
+        self.store.contest_enrolment(&enrolment.name_any()).await?;
+        self.mark_contested(&enrolment.spec).await?;
+        Ok(())
+    }
+
+    async fn mark_contested(&self, spent: &EnrolmentSpec) -> Result<(), StoreError> {
+        // A later session of the machine has nothing to do with this token.
+        let change = |server: &Server| {
+            session_of(server).filter(|session| session.key == spent.key)?;
+            Some(ServerStatus { contested: true, ..server.status.clone().unwrap_or_default() })
+        };
+        match self.store.update(&spent.server, change).await {
+            Ok(updated) => {
+                if updated.written {
+                    let message = "two keys showed one boot token as this machine; its session is revoked until it boots again";
+                    self.warn_server(&updated.server, "Contested", message);
+                }
+                Ok(())
+            }
+            Err(StoreError::Gone { .. } | StoreError::CalledOff) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A retry of an older enrolment does not end a newer session of the same machine.
+    fn not_superseded(&self, enrolment: &Enrolment) -> Result<(), Refused> {
+        let Some(server) = self.store.server(&enrolment.spec.server) else { return Ok(()) };
+        let Some(session) = session_of(&server) else { return Ok(()) };
+        if session.key == enrolment.spec.key {
+            return Ok(());
+        }
+        let made = |enrolment: &Enrolment| enrolment.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        let of_server = self.store.enrolments_of(&enrolment.spec.server);
+        let newer = of_server.iter().any(|other| other.spec.key == session.key && made(other) > made(enrolment));
+        if newer {
+            let message = "a newer session of this machine has replaced this one";
+            return Err(Refused::new(EnrolOutcome::Expired, ProblemKind::Token, message));
+        }
+        Ok(())
+    }
+
+    /// Makes the Server if it is not there, and writes what the enrolment means for it and for others.
+    async fn begin_session(&self, applicant: &Applicant, enrolment: &Enrolment) -> Result<Arc<Server>, StoreError> {
+        let name = &enrolment.spec.server;
+        if self.store.server(name).is_none() {
+            match self.store.create_server(name).await {
+                Ok(_) => {}
+                Err(StoreError::Exists { .. }) => drop(self.store.fetch_server(name).await?),
+                Err(error) => return Err(error),
+            }
+        }
+        let mut settled = Settled::default();
+        let since = clock::rfc3339(clock::now());
+        let change = |server: &Server| {
+            let status = server.status.clone().unwrap_or_default();
+            settled = self.with_machines(|machines| {
+                let (claimed, boot) = (&applicant.identity, applicant.boot);
+                identity::settle(name, &status.identity, claimed, boot, machines, Word::Enrolment)
+            });
+            Some(enrolled(status, &settled, applicant, &since))
+        };
+        let updated = self.store.update(name, change).await?;
+        self.spread(&updated.server, &updated.before.clashes, &settled.moved).await?;
+        Ok(updated.server)
+    }
+
+    /// The other key may have come after the Enrolment was made and before the Server had a session that could be marked.
+    async fn still_alone(&self, applicant: &Applicant, server: &Server) -> Result<(), Refused> {
+        match self.store.fetch_enrolment(&applicant.enrolment).await {
+            Ok(enrolment) if enrolment.spec.contested => {
+                self.mark_contested(&enrolment.spec).await?;
+                Err(contested())
+            }
+            Ok(_) => Ok(()),
+            Err(StoreError::Gone { .. }) => {
+                let message = format!("the Enrolment of Server {} was deleted; boot again", server.name_any());
+                Err(Refused::new(EnrolOutcome::Expired, ProblemKind::Token, message))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// `status` after the enrolment.
+fn enrolled(status: ServerStatus, settled: &Settled, applicant: &Applicant, since: &str) -> ServerStatus {
+    let key = &applicant.request.fingerprint;
+    let address = applicant.address.to_string();
+    // A retry leaves the session as the first attempt wrote it.
+    let same = status.session.clone().filter(|session| {
+        session.key == *key && session.state == SessionState::Connected && session.address == address
+    });
+    let fresh = || Session {
+        state: SessionState::Connected,
+        since: since.to_owned(),
+        address,
+        segment: applicant.claims.segment.clone(),
+        trust: Trust::Segment,
+        agent_version: applicant.agent_version.clone(),
+        key: key.clone(),
+    };
+    ServerStatus {
+        identity: settled.identity.clone(),
+        session: Some(same.unwrap_or_else(fresh)),
+        contested: false,
+        clashes: settled.clashes.iter().cloned().collect(),
+        ..status
+    }
+}
+
+fn contested() -> Refused {
+    let message = "two keys showed this token; it is worth nothing any more, boot again";
+    Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message)
+}
+
+pub(super) fn session_of(server: &Server) -> Option<&Session> {
+    server.status.as_ref()?.session.as_ref()
+}
+
+fn key_of(segment: &Segment) -> String {
+    format!("{}/{}", segment.namespace().unwrap_or_default(), segment.name_any())
+}
+
+/// The major version of `major.minor`; `None` if it is no version.
+fn major(version: &str) -> Option<u32> {
+    let (major, minor) = version.split_once('.')?;
+    minor.parse::<u32>().ok()?;
+    major.parse().ok()
+}

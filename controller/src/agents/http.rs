@@ -1,0 +1,170 @@
+//! The agents' port: TCP, TLS, HTTP/1.1, with bounds on how many, how long and how much.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    ca::ClientCertificate,
+    edge::{Edge, Peer},
+    routes,
+};
+
+/// Open connections of agents with a certificate: each agent needs one, two while it reconnects.
+const MAX_AGENTS: usize = 8192;
+/// Open connections without a certificate, handshakes included: what a stranger can occupy.
+const MAX_STRANGERS: usize = 512;
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long the head of a request may take, and how long a connection may be idle.
+const HEAD: Duration = Duration::from_secs(30);
+/// How long a connection without a certificate may last in all: an enrolment with its retries.
+const STRANGER: Duration = Duration::from_secs(180);
+/// The largest head of a request, in bytes.
+const MAX_HEAD: usize = 16 << 10;
+/// How long unacknowledged data may stay on the way before a connection is given up.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Room for connections.
+#[derive(Clone, Debug)]
+pub(super) struct Room {
+    agents: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        let room = |size| Arc::new(Semaphore::new(size));
+        Room { agents: room(MAX_AGENTS), strangers: room(MAX_STRANGERS) }
+    }
+}
+
+/// Accepts connections on `listener` until `ending`; then waits until those that are open have been answered.
+pub(super) async fn serve(
+    listener: TcpListener,
+    edge: Arc<Edge>,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    room: Room,
+) {
+    let mut connections = JoinSet::new();
+    let mut ending = edge.ending.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+            _ = ending.wait_for(|ending| *ending) => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, or a peer that left while it waited: neither is helped by hurry.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&room.strangers).try_acquire_owned() else {
+            edge.metrics.turned_away.inc();
+            continue;
+        };
+        let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
+        let (edge, room) = (Arc::clone(&edge), room.clone());
+        connections.spawn(async move {
+            if let Err(error) = connection(stream, peer, acceptor, edge, room, permit).await {
+                tracing::debug!(%peer, error = %super::Chain(&error), "connection ended");
+            }
+        });
+    }
+    // Polls answer at once now; nobody waits long for the rest.
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(Duration::from_secs(5), drained).await.is_err() {
+        tracing::info!("connections that are still open are cut");
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error("set up the socket")]
+    Socket(#[source] std::io::Error),
+    #[error("TLS handshake")]
+    Handshake(#[source] std::io::Error),
+    #[error("the handshake took too long")]
+    Slow,
+    #[error("too many connections of agents")]
+    Full,
+    #[error("speak HTTP")]
+    Http(#[source] hyper::Error),
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: TlsAcceptor,
+    edge: Arc<Edge>,
+    room: Room,
+    mut permit: OwnedSemaphorePermit,
+) -> Result<(), ConnectionError> {
+    stream.set_nodelay(true).map_err(ConnectionError::Socket)?;
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT)).map_err(ConnectionError::Socket)?;
+    let keepalive = socket2::TcpKeepalive::new().with_time(HEAD).with_interval(HANDSHAKE);
+    socket.set_tcp_keepalive(&keepalive).map_err(ConnectionError::Socket)?;
+    let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))
+        .await
+        .map_err(|_| ConnectionError::Slow)?
+        .map_err(ConnectionError::Handshake)?;
+    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let certificate = leaf.map(|leaf| ClientCertificate::parse(leaf));
+    let known = certificate.is_some();
+    if known {
+        permit = Arc::clone(&room.agents).try_acquire_owned().map_err(|_| {
+            edge.metrics.turned_away.inc();
+            ConnectionError::Full
+        })?;
+    }
+    let peer = Peer { address: peer.ip().to_canonical(), certificate };
+    let mut ending = edge.ending.clone();
+    let service = service_fn(move |request| {
+        let (edge, peer) = (Arc::clone(&edge), peer.clone());
+        // On the heap: a call is large while it waits, an idle connection is not.
+        let answer = Box::pin(routes::answer(edge, peer, request));
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(http);
+    let stranger = async {
+        if known {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(STRANGER).await;
+    };
+    tokio::pin!(stranger);
+    let mut graceful = false;
+    let result = loop {
+        tokio::select! {
+            done = http.as_mut() => break done.map_err(ConnectionError::Http),
+            () = stranger.as_mut(), if !graceful => {
+                graceful = true;
+                http.as_mut().graceful_shutdown();
+            }
+            _ = ending.wait_for(|ending| *ending), if !graceful => {
+                graceful = true;
+                http.as_mut().graceful_shutdown();
+            }
+        }
+    };
+    drop(permit);
+    result
+}

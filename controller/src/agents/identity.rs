@@ -1,0 +1,245 @@
+//! Which known machine is this? One pure answer from several signals; none of them proves anything.
+//!
+//! A MAC address of a vendor identifies a NIC, and a NIC rarely moves. A locally administered one counts less: virtual machines are
+//! given them by hand, and vendors build the same one into the BMC's USB interface of every server. So two machines *meet* by
+//! MAC address if they share a vendor's one, or the one that boots now, or any one where one of them has no vendor's at all.
+//!
+//! | meet by | serial | UUID | the machine is | |
+//! | --- | --- | --- | --- | --- |
+//! | vendor's MAC | differs | differs | another | a NIC moved: its address goes to where it is now |
+//! | vendor's MAC | any other | | the same | board swapped, or the firmware's data changed |
+//! | local MAC | differs | the same | the same | |
+//! | local MAC | differs | any other | another | addresses made up twice |
+//! | local MAC | same or unusable | | the same | |
+//! | nothing | the same | | the same, unless that one is connected now | NICs or the board swapped |
+//! | nothing | unusable | the same | another, and a clash | vendors ship one UUID on many boards |
+//! | nothing | differs | the same | another, and a clash | |
+//! | nothing | unusable | the same, and no MAC address on one side | the same, unless that one is connected now | |
+//! | nothing | | | another | |
+//!
+//! If several known machines fit, the one with most signals wins: serial before vendor's MAC before UUID before local MAC.
+//! Every other machine that still shares a signal is a clash, shown on both. A MAC address that another machine has leaves it,
+//! unless that machine is connected now or its host is in use: then it stays there and is a clash.
+
+use std::{cmp::Reverse, collections::BTreeSet};
+
+use muster_proto::{Mac, identity::Identity, text};
+
+/// The most MAC addresses that are kept of one machine.
+const MAX_MACS: usize = 1024;
+
+/// A machine that is known already.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine<'a> {
+    /// Its Server's name.
+    pub name: &'a str,
+    /// Every signal by which it was ever known.
+    pub identity: &'a Identity,
+    /// Its agent is connected now.
+    pub live: bool,
+    /// Its host carries someone's data: nothing that a stranger reports takes an address from it.
+    pub in_use: bool,
+}
+
+/// Who speaks, and what its words may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// A machine that enrols: it is where it is, addresses follow it.
+    Enrolment,
+    /// A report in a session: it adds what nobody else claims.
+    Report,
+}
+
+/// Who the machine is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// Its Server's name.
+    pub name: String,
+    /// True if there is no such Server yet.
+    pub new: bool,
+}
+
+/// What is then known of it and of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Every signal by which the machine is known from now on.
+    pub identity: Identity,
+    /// Addresses that leave another Server.
+    pub moved: BTreeSet<(String, Mac)>,
+    /// Servers that share a signal and are another machine.
+    pub clashes: BTreeSet<String>,
+}
+
+/// Nothing identifies the machine: no usable serial or UUID and no NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nothing identifies this machine: no usable serial number, no usable UUID and no MAC address")]
+pub struct Nobody;
+
+/// `claimed` cleaned, within bounds, with the address that boots among the others.
+pub fn whole(claimed: &Identity, boot: Option<Mac>) -> Identity {
+    let mut claimed = claimed.normalised();
+    let boot = boot.filter(|mac| mac.is_unicast());
+    claimed.macs = boot.into_iter().chain(claimed.macs.iter().copied()).take(MAX_MACS).collect();
+    claimed
+}
+
+/// Which machine `claimed` (as [`whole`] makes it) is; `boot` is the address that asked for the boot files.
+/// `taken` are further names that a new machine must not get.
+pub fn resolve(
+    claimed: &Identity,
+    boot: Option<Mac>,
+    machines: &[Machine<'_>],
+    taken: &BTreeSet<String>,
+) -> Result<Resolved, Nobody> {
+    let base = base_name(claimed, boot).ok_or(Nobody)?;
+    let fits = machines.iter().filter_map(|machine| {
+        let score = score(claimed, boot, machine)?;
+        let shared = claimed.macs.intersection(&machine.identity.macs).count();
+        Some((score, shared, Reverse(machine.name)))
+    });
+    if let Some((_, _, Reverse(name))) = fits.max() {
+        return Ok(Resolved { name: name.to_owned(), new: false });
+    }
+    let numbered = (2_u64..).map(|number| format!("{base}-{number}"));
+    let owner = |name: &String| machines.iter().find(|machine| machine.name == name);
+    // A Server of which nothing is known was made by an enrolment that got no further, or by hand for this machine.
+    let blank = |machine: &Machine<'_>| machine.identity.is_empty() && !machine.live && !machine.in_use;
+    let name = std::iter::once(base.clone())
+        .chain(numbered)
+        .find(|name| !taken.contains(name) && owner(name).is_none_or(blank))
+        .expect("numbers do not end");
+    let new = owner(&name).is_none();
+    Ok(Resolved { name, new })
+}
+
+/// What follows when the Server called `name`, known as `known` until now, claims `claimed`.
+pub fn settle(
+    name: &str,
+    known: &Identity,
+    claimed: &Identity,
+    boot: Option<Mac>,
+    machines: &[Machine<'_>],
+    word: Word,
+) -> Settled {
+    let mut settled = Settled::default();
+    let mut withheld = BTreeSet::new();
+    for other in machines.iter().filter(|other| other.name != name) {
+        let relation = Relation::of(claimed, other.identity);
+        let shared = meeting(claimed, boot, other.identity);
+        let keeps = word == Word::Report || other.live || other.in_use;
+        let clash = relation.serial == Signal::Same
+            || relation.uuid == Signal::Same
+            || relation.board == Signal::Same
+            || (keeps && !shared.is_empty());
+        if clash {
+            settled.clashes.insert(other.name.to_owned());
+        }
+        if keeps {
+            withheld.extend(shared);
+        } else {
+            settled.moved.extend(shared.into_iter().map(|mac| (other.name.to_owned(), mac)));
+        }
+    }
+    // A machine that enrols says what it is now; a report only fills gaps.
+    let pick = |claimed: &Option<String>, known: &Option<String>| match word {
+        Word::Enrolment => claimed.clone().or_else(|| known.clone()),
+        Word::Report => known.clone().or_else(|| claimed.clone()),
+    };
+    let granted = claimed.macs.difference(&withheld);
+    settled.identity = Identity {
+        system_uuid: pick(&claimed.system_uuid, &known.system_uuid),
+        system_serial: pick(&claimed.system_serial, &known.system_serial),
+        board_serial: pick(&claimed.board_serial, &known.board_serial),
+        macs: match word {
+            Word::Enrolment => bounded(granted.chain(&known.macs)),
+            Word::Report => bounded(known.macs.iter().chain(granted)),
+        },
+    };
+    settled
+}
+
+/// The first [`MAX_MACS`] different addresses.
+fn bounded<'a>(macs: impl Iterator<Item = &'a Mac>) -> BTreeSet<Mac> {
+    let mut out = BTreeSet::new();
+    for mac in macs {
+        if out.len() == MAX_MACS {
+            break;
+        }
+        out.insert(*mac);
+    }
+    out
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Signal {
+    Same,
+    Differs,
+    /// Unusable on one side.
+    Unknown,
+}
+
+struct Relation {
+    uuid: Signal,
+    serial: Signal,
+    board: Signal,
+}
+
+impl Relation {
+    fn of(one: &Identity, other: &Identity) -> Relation {
+        let signal = |one: &Option<String>, other: &Option<String>| match (one, other) {
+            (Some(one), Some(other)) if one.eq_ignore_ascii_case(other) => Signal::Same,
+            (Some(_), Some(_)) => Signal::Differs,
+            _ => Signal::Unknown,
+        };
+        Relation {
+            uuid: signal(&one.system_uuid, &other.system_uuid),
+            serial: signal(&one.system_serial, &other.system_serial),
+            board: signal(&one.board_serial, &other.board_serial),
+        }
+    }
+}
+
+/// The shared addresses that mean anything: see the head of this module.
+fn meeting(claimed: &Identity, boot: Option<Mac>, known: &Identity) -> BTreeSet<Mac> {
+    let only_local = |identity: &Identity| identity.macs.iter().all(|mac| mac.is_local());
+    let any = only_local(claimed) || only_local(known);
+    let shared = claimed.macs.intersection(&known.macs).copied();
+    shared.filter(|mac| any || !mac.is_local() || Some(*mac) == boot).collect()
+}
+
+/// How strongly `claimed` looks like `machine`; `None` if it is another one.
+fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option<u32> {
+    let Relation { uuid, serial, .. } = Relation::of(claimed, machine.identity);
+    let shared = meeting(claimed, boot, machine.identity);
+    let vendors = shared.iter().any(|mac| !mac.is_local());
+    let same = if vendors {
+        !(serial == Signal::Differs && uuid == Signal::Differs)
+    } else if !shared.is_empty() {
+        serial != Signal::Differs || uuid == Signal::Same
+    } else {
+        let no_macs = claimed.macs.is_empty() || machine.identity.macs.is_empty();
+        let by_uuid = uuid == Signal::Same && serial == Signal::Unknown && no_macs;
+        !machine.live && (serial == Signal::Same || by_uuid)
+    };
+    let points = [(serial == Signal::Same, 8), (vendors, 5), (uuid == Signal::Same, 4), (!shared.is_empty(), 2)];
+    same.then(|| points.into_iter().filter_map(|(holds, points)| holds.then_some(points)).sum())
+}
+
+/// What a new machine is called, before a number is added: after the address that boots, else the lowest one, else the serial, else
+/// the UUID.
+fn base_name(claimed: &Identity, boot: Option<Mac>) -> Option<String> {
+    let mac = boot.filter(|mac| mac.is_unicast()).or_else(|| claimed.macs.first().copied());
+    if let Some(mac) = mac {
+        return Some(format!("mac-{}", mac.hex()));
+    }
+    let named = |kind: &str, value: &Option<String>| {
+        let label = text::dns_label(value.as_deref()?, 40);
+        (!label.is_empty()).then(|| format!("{kind}-{label}"))
+    };
+    named("serial", &claimed.system_serial)
+        .or_else(|| named("uuid", &claimed.system_uuid))
+        .or_else(|| named("board", &claimed.board_serial))
+}
+
+#[cfg(test)]
+mod tests;

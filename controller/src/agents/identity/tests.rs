@@ -1,0 +1,309 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const UUID_A: &str = "4c4c4544-0035-4b10-8032-cac04f583933";
+const UUID_B: &str = "4c4c4544-0036-4b10-8032-b2c04f583934";
+
+/// A vendor's address.
+fn nic(last: u8) -> Mac {
+    Mac([0x00, 0x1b, 0x21, 0, 0, last])
+}
+
+/// A locally administered address.
+fn local(last: u8) -> Mac {
+    Mac([0x52, 0x54, 0, 0, 0, last])
+}
+
+fn id(uuid: &str, serial: &str, board: &str, macs: &[Mac]) -> Identity {
+    let some = |text: &str| Some(text.to_owned());
+    Identity {
+        system_uuid: some(uuid),
+        system_serial: some(serial),
+        board_serial: some(board),
+        macs: macs.iter().copied().collect(),
+    }
+    .normalised()
+}
+
+fn machine<'a>(name: &'a str, identity: &'a Identity) -> Machine<'a> {
+    Machine { name, identity, live: false, in_use: false }
+}
+
+fn name(claimed: &Identity, boot: Mac, machines: &[Machine<'_>]) -> String {
+    resolve(&whole(claimed, Some(boot)), Some(boot), machines, &BTreeSet::new()).unwrap().name
+}
+
+fn settled(name: &str, claimed: &Identity, boot: Mac, machines: &[Machine<'_>]) -> Settled {
+    let nobody = Identity::default();
+    let known = machines.iter().find(|machine| machine.name == name).map_or(&nobody, |machine| machine.identity);
+    settle(name, known, &whole(claimed, Some(boot)), Some(boot), machines, Word::Enrolment)
+}
+
+#[test]
+fn a_machine_that_boots_again_is_the_same() {
+    let known = id(UUID_A, "A1", "BA1", &[nic(1), nic(2)]);
+    let live = Machine { live: true, ..machine("a", &known) };
+    assert_eq!(name(&known, nic(2), &[live]), "a");
+    assert_eq!(settled("a", &known, nic(2), &[live]), Settled { identity: known.clone(), ..Settled::default() });
+}
+
+#[test]
+fn a_swapped_nic_leaves_the_machine_and_keeps_the_old_alias() {
+    let known = id(UUID_A, "A1", "BA1", &[nic(1)]);
+    let now = id(UUID_A, "A1", "BA1", &[nic(9)]);
+    let machines = [machine("a", &known)];
+    assert_eq!(name(&now, nic(9), &machines), "a");
+    assert_eq!(settled("a", &now, nic(9), &machines).identity.macs, BTreeSet::from([nic(1), nic(9)]));
+}
+
+#[test]
+fn two_connected_machines_with_one_serial_and_uuid_clash() {
+    let known = id(UUID_A, "A1", "", &[nic(1)]);
+    let twin = id(UUID_A, "A1", "", &[nic(2)]);
+    let machines = [Machine { live: true, ..machine("mac-001b21000001", &known) }];
+    assert_eq!(name(&twin, nic(2), &machines), "mac-001b21000002");
+    let settled = settled("mac-001b21000002", &twin, nic(2), &machines);
+    assert_eq!(settled.clashes, BTreeSet::from(["mac-001b21000001".to_owned()]));
+}
+
+#[test]
+fn two_machines_with_one_uuid_are_never_one() {
+    for (serial, other) in [("A1", "B1"), ("", "To Be Filled By O.E.M."), ("A1", "")] {
+        let known = id(UUID_A, serial, "", &[nic(1)]);
+        let twin = id(UUID_A, other, "", &[nic(2)]);
+        let machines = [machine("a", &known)];
+        assert_eq!(name(&twin, nic(2), &machines), "mac-001b21000002", "{serial:?} {other:?}");
+        assert!(settled("b", &twin, nic(2), &machines).clashes.contains("a"));
+    }
+}
+
+#[test]
+fn a_swapped_board_is_the_same_machine_by_its_serial() {
+    let known = id(UUID_A, "A1", "BA1", &[nic(1), nic(2)]);
+    let now = id(UUID_B, "A1", "BB1", &[nic(3), nic(4)]);
+    assert_eq!(name(&now, nic(3), &[machine("a", &known)]), "a");
+    let settled = settled("a", &now, nic(3), &[machine("a", &known)]);
+    assert_eq!(settled.identity.system_uuid.as_deref(), Some(UUID_B));
+    assert_eq!(settled.identity.board_serial.as_deref(), Some("BB1"));
+    assert_eq!(settled.identity.macs.len(), 4);
+}
+
+#[test]
+fn a_swapped_board_is_the_same_machine_by_its_add_in_nic() {
+    let known = id(UUID_A, "", "BA1", &[nic(1), nic(9)]);
+    let now = id(UUID_B, "", "BB1", &[nic(3), nic(9)]);
+    assert_eq!(name(&now, nic(3), &[machine("a", &known)]), "a");
+}
+
+#[test]
+fn a_nic_that_moved_takes_its_address_along() {
+    let a = id(UUID_A, "A1", "BA1", &[nic(1), nic(9)]);
+    let b = id(UUID_B, "B1", "BB1", &[nic(2)]);
+    let now = id(UUID_B, "B1", "BB1", &[nic(2), nic(9)]);
+    let machines = [machine("a", &a), machine("b", &b)];
+    assert_eq!(name(&now, nic(9), &machines), "b");
+    let settled = settled("b", &now, nic(9), &machines);
+    assert_eq!(settled.moved, BTreeSet::from([("a".to_owned(), nic(9))]));
+    assert_eq!(settled.identity.macs, BTreeSet::from([nic(2), nic(9)]));
+    assert!(settled.clashes.is_empty());
+}
+
+#[test]
+fn a_nic_that_moved_into_a_new_machine_makes_a_new_one() {
+    let a = id(UUID_A, "A1", "BA1", &[nic(1)]);
+    let now = id(UUID_B, "B1", "BB1", &[nic(1)]);
+    let machines = [machine("mac-001b21000001", &a)];
+    assert_eq!(name(&now, nic(1), &machines), "mac-001b21000001-2");
+    let settled = settled("mac-001b21000001-2", &now, nic(1), &machines);
+    assert_eq!(settled.moved, BTreeSet::from([("mac-001b21000001".to_owned(), nic(1))]));
+}
+
+#[test]
+fn no_address_is_taken_from_a_machine_that_is_connected_or_in_use() {
+    let a = id(UUID_A, "A1", "BA1", &[nic(1)]);
+    let now = id(UUID_B, "B1", "BB1", &[nic(1), nic(2)]);
+    for guarded in [
+        Machine { live: true, ..machine("a", &a) },
+        Machine { in_use: true, ..machine("a", &a) },
+    ] {
+        let settled = settled("b", &now, nic(2), &[guarded]);
+        assert!(settled.moved.is_empty());
+        assert_eq!(settled.identity.macs, BTreeSet::from([nic(2)]));
+        assert_eq!(settled.clashes, BTreeSet::from(["a".to_owned()]));
+    }
+}
+
+#[test]
+fn junk_leaves_the_addresses_alone_to_speak() {
+    let junk = |macs: &[Mac]| id("00000000-0000-0000-0000-000000000000", "To Be Filled By O.E.M.", "None", macs);
+    let known = junk(&[nic(1), nic(2)]);
+    assert_eq!(name(&junk(&[nic(2)]), nic(2), &[machine("a", &known)]), "a");
+    assert_eq!(name(&junk(&[nic(3)]), nic(3), &[machine("a", &known)]), "mac-001b21000003");
+}
+
+#[test]
+fn a_machine_without_any_signal_is_nobody() {
+    let nothing = whole(&id("", "0000", "None", &[Mac([0; 6]), Mac([0xff; 6])]), Some(Mac([0; 6])));
+    assert_eq!(resolve(&nothing, None, &[], &BTreeSet::new()), Err(Nobody));
+}
+
+#[test]
+fn local_addresses_never_join_machines_with_different_serials() {
+    let a = id(UUID_A, "A1", "", &[local(1)]);
+    let b = id(UUID_B, "B1", "", &[local(1)]);
+    assert_eq!(name(&b, local(1), &[machine("mac-525400000001", &a)]), "mac-525400000001-2");
+    let unknown_uuid = id("", "B1", "", &[local(1)]);
+    assert_eq!(name(&unknown_uuid, local(1), &[machine("mac-525400000001", &a)]), "mac-525400000001-2");
+}
+
+#[test]
+fn local_addresses_suffice_where_nothing_else_is_usable() {
+    let vm = id("", "", "", &[local(1)]);
+    assert_eq!(name(&vm, local(1), &[machine("a", &vm)]), "a");
+    let same_uuid = id(UUID_A, "B1", "", &[local(1)]);
+    let known = id(UUID_A, "A1", "", &[local(1)]);
+    assert_eq!(name(&same_uuid, local(1), &[machine("a", &known)]), "a");
+}
+
+#[test]
+fn the_usb_nic_that_every_bmc_has_joins_nobody_and_clashes_with_nobody() {
+    let a = id(UUID_A, "A1", "", &[nic(1), local(7)]);
+    let b = id(UUID_B, "B1", "", &[nic(2), local(7)]);
+    let machines = [machine("a", &a)];
+    assert_eq!(name(&b, nic(2), &machines), "mac-001b21000002");
+    let settled = settled("b", &b, nic(2), &machines);
+    assert!(settled.clashes.is_empty() && settled.moved.is_empty());
+    let junk = id("", "", "", &[nic(3), local(7)]);
+    assert_eq!(name(&junk, nic(3), &machines), "mac-001b21000003");
+}
+
+#[test]
+fn most_signals_win() {
+    let by_mac = id(UUID_A, "", "", &[nic(1)]);
+    let by_serial = id("", "B1", "", &[nic(2)]);
+    let claimed = id(UUID_B, "B1", "", &[nic(1)]);
+    let machines = [machine("a", &by_mac), machine("b", &by_serial)];
+    assert_eq!(name(&claimed, nic(1), &machines), "b");
+    assert_eq!(settled("b", &claimed, nic(1), &machines).moved, BTreeSet::from([("a".to_owned(), nic(1))]));
+}
+
+#[test]
+fn a_name_without_nics_comes_from_the_serial() {
+    let claimed = id(UUID_A, "J5 K2/X93", "", &[]);
+    let resolved = resolve(&claimed, None, &[], &BTreeSet::new()).unwrap();
+    assert_eq!(resolved, Resolved { name: "serial-j5-k2-x93".into(), new: true });
+    let known = id(UUID_A, "", "", &[nic(1)]);
+    let bare = id(UUID_A, "", "", &[]);
+    assert_eq!(resolve(&bare, None, &[machine("a", &known)], &BTreeSet::new()).unwrap().name, "a");
+}
+
+#[test]
+fn a_server_of_which_nothing_is_known_is_taken_up_under_its_name() {
+    let claimed = id(UUID_A, "A1", "", &[nic(1)]);
+    let blank = Identity::default();
+    let resolve = |machines: &[Machine<'_>]| resolve(&claimed, Some(nic(1)), machines, &BTreeSet::new()).unwrap();
+    let own = machine("mac-001b21000001", &blank);
+    assert_eq!(resolve(&[own]), Resolved { name: "mac-001b21000001".into(), new: false });
+    assert!(resolve(&[machine("mac-001b21000002", &blank)]).new);
+    let live = Machine { live: true, ..own };
+    assert_eq!(resolve(&[live]).name, "mac-001b21000001-2");
+}
+
+#[test]
+fn a_report_only_adds_what_nobody_claims() {
+    let own = id(UUID_A, "A1", "", &[nic(1)]);
+    let victim = id(UUID_B, "B1", "", &[nic(2)]);
+    let report = id(UUID_B, "B1", "B9", &[nic(1), nic(2), nic(3)]);
+    let machines = [machine("own", &own), machine("victim", &victim)];
+    let settled = settle("own", &own, &whole(&report, None), None, &machines, Word::Report);
+    assert!(settled.moved.is_empty());
+    assert_eq!(settled.identity.system_serial.as_deref(), Some("A1"));
+    assert_eq!(settled.identity.system_uuid.as_deref(), Some(UUID_A));
+    assert_eq!(settled.identity.macs, BTreeSet::from([nic(1), nic(3)]));
+    assert_eq!(settled.clashes, BTreeSet::from(["victim".to_owned()]));
+}
+
+fn any_identity() -> impl Strategy<Value = Identity> {
+    let uuid = prop::sample::select(vec!["", UUID_A, UUID_B, "4c4c4544-0037-4b10-8032-b2c04f583935"]);
+    let serial = prop::sample::select(vec!["", "A1", "B1", "C1"]);
+    let board = prop::sample::select(vec!["", "BA1", "BB1"]);
+    let macs = prop::collection::vec((0_u8..6, any::<bool>()), 0..4);
+    (uuid, serial, board, macs).prop_map(|(uuid, serial, board, macs)| {
+        let macs: Vec<Mac> =
+            macs.into_iter().map(|(last, is_local)| if is_local { local(last) } else { nic(last) }).collect();
+        id(uuid, serial, board, &macs)
+    })
+}
+
+fn any_fleet() -> impl Strategy<Value = Vec<(Identity, bool, bool)>> {
+    prop::collection::vec((any_identity(), any::<bool>(), any::<bool>()), 0..6)
+}
+
+proptest! {
+    #[test]
+    fn machines_that_share_nothing_are_never_one(claimed in any_identity(), fleet in any_fleet()) {
+        let names: Vec<String> = (0..fleet.len()).map(|at| format!("m{at}")).collect();
+        let machines: Vec<Machine<'_>> = fleet.iter().zip(&names)
+            .map(|((identity, live, in_use), name)| Machine { name, identity, live: *live, in_use: *in_use })
+            .collect();
+        let boot = claimed.macs.first().copied();
+        let Ok(resolved) = resolve(&claimed, boot, &machines, &BTreeSet::new()) else {
+            prop_assert!(claimed.macs.is_empty());
+            return Ok(());
+        };
+        if let Some(chosen) = machines.iter().find(|machine| machine.name == resolved.name) {
+            let relation = Relation::of(&claimed, chosen.identity);
+            let shares_mac = !claimed.macs.is_disjoint(&chosen.identity.macs);
+            prop_assert!(shares_mac || relation.serial == Signal::Same || relation.uuid == Signal::Same);
+            prop_assert!(relation.serial != Signal::Differs || relation.uuid != Signal::Differs);
+        }
+        let known = machines.iter().find(|machine| machine.name == resolved.name).map(|machine| machine.identity.clone());
+        let settled = settle(&resolved.name, &known.unwrap_or_default(), &claimed, boot, &machines, Word::Enrolment);
+        prop_assert!(!settled.clashes.contains(&resolved.name));
+        for (from, mac) in &settled.moved {
+            let from = machines.iter().find(|machine| machine.name == from).unwrap();
+            prop_assert!(!from.live && !from.in_use && settled.identity.macs.contains(mac));
+        }
+    }
+
+    #[test]
+    fn the_order_of_machines_does_not_matter(claimed in any_identity(), fleet in any_fleet(), seed: u64) {
+        let names: Vec<String> = (0..fleet.len()).map(|at| format!("m{at}")).collect();
+        let machines: Vec<Machine<'_>> = fleet.iter().zip(&names)
+            .map(|((identity, live, in_use), name)| Machine { name, identity, live: *live, in_use: *in_use })
+            .collect();
+        let mut shuffled = machines.clone();
+        let len = shuffled.len();
+        for at in 0..len {
+            shuffled.swap(at, usize::try_from(seed.rotate_left(u32::try_from(at).unwrap() * 7) % 64).unwrap() % len);
+        }
+        let boot = claimed.macs.last().copied();
+        let taken = BTreeSet::new();
+        prop_assert_eq!(resolve(&claimed, boot, &machines, &taken), resolve(&claimed, boot, &shuffled, &taken));
+        let nobody = Identity::default();
+        prop_assert_eq!(
+            settle("x", &nobody, &claimed, boot, &machines, Word::Enrolment),
+            settle("x", &nobody, &claimed, boot, &shuffled, Word::Enrolment)
+        );
+    }
+
+    #[test]
+    fn a_machine_that_was_taken_in_is_found_again(claimed in any_identity(), fleet in any_fleet()) {
+        let names: Vec<String> = (0..fleet.len()).map(|at| format!("m{at}")).collect();
+        let machines: Vec<Machine<'_>> = fleet.iter().zip(&names)
+            .map(|((identity, ..), name)| Machine { name, identity, live: false, in_use: false })
+            .collect();
+        let boot = claimed.macs.first().copied();
+        let Ok(first) = resolve(&claimed, boot, &machines, &BTreeSet::new()) else { return Ok(()) };
+        prop_assume!(first.new && boot.is_some());
+        let settled = settle(&first.name, &Identity::default(), &claimed, boot, &machines, Word::Enrolment);
+        let mut after: Vec<(String, Identity)> = names.iter().cloned().zip(fleet.iter().map(|one| one.0.clone())).collect();
+        for (from, mac) in &settled.moved {
+            after.iter_mut().find(|one| one.0 == *from).unwrap().1.macs.remove(mac);
+        }
+        after.push((first.name.clone(), settled.identity.clone()));
+        let machines: Vec<Machine<'_>> = after.iter().map(|(name, identity)| machine(name, identity)).collect();
+        prop_assert_eq!(resolve(&claimed, boot, &machines, &BTreeSet::new()).unwrap(), Resolved { name: first.name, new: false });
+    }
+}

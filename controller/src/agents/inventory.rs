@@ -1,0 +1,240 @@
+//! A reported inventory, made fit to be stored: clean text, bounded lists, numbers that the API server takes. Pure.
+//!
+//! What is left out is said in a warning, so that nobody takes a part for the whole.
+
+use std::collections::BTreeSet;
+
+use muster_proto::{
+    inventory::{Inventory, MAX_DEVICES, Warning},
+    text,
+};
+use serde::Serialize;
+
+/// Lists that are neither disks nor NICs hold at most so many entries.
+const MAX_ENTRIES: usize = 1000;
+/// Addresses of one NIC.
+const MAX_ADDRESSES: usize = 32;
+/// The most bytes of JSON that each list may have; together well below the 1.5 MiB that etcd takes of one object.
+const DISK_BYTES: usize = 352 << 10;
+const NIC_BYTES: usize = 224 << 10;
+const LIST_BYTES: usize = 48 << 10;
+
+/// `inventory` as it is stored.
+pub(super) fn fit(mut inventory: Inventory) -> Inventory {
+    clean_facts(&mut inventory);
+    clean_devices(&mut inventory);
+    let mut left_out = Vec::new();
+    let mut cut = |subject: &str, had: usize, has: usize| {
+        if has < had {
+            left_out.push(warning(subject, format!("{} of {had} are left out", had - has)));
+        }
+    };
+    macro_rules! bound {
+        ($list:expr, $subject:literal, $entries:expr, $bytes:expr) => {{
+            let had = $list.len();
+            $list.truncate(fitting(&$list, $entries, $bytes));
+            cut($subject, had, $list.len());
+        }};
+    }
+    bound!(inventory.disks, "disks", MAX_DEVICES, DISK_BYTES);
+    bound!(inventory.nics, "nics", MAX_DEVICES, NIC_BYTES);
+    bound!(inventory.memory.modules, "memory modules", MAX_ENTRIES, LIST_BYTES);
+    bound!(inventory.cpu.flags, "cpu flags", MAX_ENTRIES, LIST_BYTES);
+    bound!(inventory.driverless, "driverless devices", MAX_ENTRIES, LIST_BYTES);
+    bound!(inventory.missing_firmware, "missing firmware", MAX_ENTRIES, LIST_BYTES);
+    bound!(inventory.warnings, "warnings", MAX_ENTRIES, LIST_BYTES);
+    let mut seen = BTreeSet::new();
+    for mac in inventory.nics.iter().filter_map(|nic| nic.mac) {
+        if !seen.insert(mac) {
+            left_out.push(warning("nics", format!("several interfaces have the address {mac}")));
+            break;
+        }
+    }
+    inventory.identity = super::identity::whole(&inventory.identity, None);
+    inventory.warnings.extend(left_out);
+    inventory
+}
+
+/// True if both say the same of the machine; the time since its start is no property of it.
+pub(super) fn same_machine_state(one: &Inventory, other: &Inventory) -> bool {
+    let timeless = |inventory: &Inventory| {
+        let mut inventory = inventory.clone();
+        inventory.boot.uptime_ms = 0;
+        inventory
+    };
+    timeless(one) == timeless(other)
+}
+
+fn warning(subject: &str, message: String) -> Warning {
+    Warning { collector: "controller".to_owned(), subject: subject.to_owned(), message }
+}
+
+/// How many entries of `list` fit into both bounds.
+fn fitting<T: Serialize>(list: &[T], entries: usize, bytes: usize) -> usize {
+    let mut left = bytes;
+    let fits = |entry: &&T| {
+        let size = serde_json::to_vec(entry).map_or(usize::MAX, |json| json.len().saturating_add(1));
+        match left.checked_sub(size) {
+            Some(rest) => {
+                left = rest;
+                true
+            }
+            None => false,
+        }
+    };
+    list.iter().take(entries).take_while(fits).count()
+}
+
+fn clean(texts: &mut [&mut String]) {
+    for text in texts {
+        **text = text::clean(text.as_bytes());
+    }
+}
+
+/// The API server's integers are signed.
+fn bound_number(number: &mut u64) {
+    *number = (*number).min(i64::MAX.unsigned_abs());
+}
+
+fn clean_facts(inventory: &mut Inventory) {
+    let Inventory { system, firmware, cpu, memory, boot, hostname, kernel, .. } = inventory;
+    clean(&mut [
+        &mut system.manufacturer,
+        &mut system.product,
+        &mut system.serial,
+        &mut system.uuid,
+        &mut system.sku,
+        &mut system.family,
+        &mut system.board,
+        &mut system.board_serial,
+        &mut system.chassis_serial,
+        &mut system.asset_tag,
+    ]);
+    clean(&mut [&mut firmware.vendor, &mut firmware.version, &mut firmware.date, hostname, kernel]);
+    clean(&mut [&mut cpu.arch, &mut cpu.model]);
+    cpu.max_mhz = if cpu.max_mhz.is_finite() { cpu.max_mhz.clamp(0.0, 1e6) } else { 0.0 };
+    cpu.flags.iter_mut().for_each(|flag| clean(&mut [flag]));
+    bound_number(&mut memory.installed_mib);
+    bound_number(&mut memory.usable_bytes);
+    bound_number(&mut boot.uptime_ms);
+}
+
+fn clean_devices(inventory: &mut Inventory) {
+    for module in &mut inventory.memory.modules {
+        clean(&mut [&mut module.locator, &mut module.manufacturer, &mut module.part, &mut module.serial]);
+        bound_number(&mut module.size_mib);
+    }
+    for disk in &mut inventory.disks {
+        clean(&mut [
+            &mut disk.name,
+            &mut disk.by_path,
+            &mut disk.model,
+            &mut disk.vendor,
+            &mut disk.serial,
+            &mut disk.wwn,
+            &mut disk.wwn_vendor_extension,
+            &mut disk.wwn_with_extension,
+            &mut disk.firmware,
+            &mut disk.hctl,
+        ]);
+        bound_number(&mut disk.size_bytes);
+    }
+    for nic in &mut inventory.nics {
+        nic.addresses.truncate(MAX_ADDRESSES);
+        nic.addresses.iter_mut().for_each(|address| clean(&mut [address]));
+        clean(&mut [
+            &mut nic.name,
+            &mut nic.vendor_id,
+            &mut nic.device_id,
+            &mut nic.pci_address,
+            &mut nic.driver,
+            &mut nic.firmware,
+        ]);
+    }
+    for device in &mut inventory.driverless {
+        clean(&mut [&mut device.address, &mut device.class, &mut device.id]);
+    }
+    inventory.missing_firmware.iter_mut().for_each(|name| clean(&mut [name]));
+    for warning in &mut inventory.warnings {
+        clean(&mut [&mut warning.collector, &mut warning.subject, &mut warning.message]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::{
+        Mac,
+        inventory::{Disk, MemoryModule, Nic},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn disks(count: usize, fill: &str) -> Inventory {
+        let disk = |at| Disk { name: format!("/dev/sd{at}"), model: fill.into(), serial: fill.into(), ..Disk::default() };
+        Inventory { disks: (0..count).map(disk).collect(), ..Inventory::default() }
+    }
+
+    #[test]
+    fn five_thousand_disks_become_a_thousand_and_a_warning() {
+        let fitted = fit(disks(5000, "x"));
+        assert_eq!(fitted.disks.len(), MAX_DEVICES);
+        assert_eq!(fitted.warnings, [warning("disks", "4000 of 5000 are left out".into())]);
+    }
+
+    #[test]
+    fn the_largest_inventory_fits_into_an_object() {
+        let long = "é".repeat(128);
+        let mut inventory = disks(1000, &long);
+        inventory.nics = (0..1000)
+            .map(|_| Nic { addresses: vec![long.clone(); 100], driver: long.clone(), ..Nic::default() })
+            .collect();
+        inventory.cpu.flags = vec![long.clone(); 5000];
+        inventory.missing_firmware = vec![long.clone(); 5000];
+        inventory.memory.modules = vec![MemoryModule { part: long.clone(), ..MemoryModule::default() }; 5000];
+        inventory.warnings = vec![warning(&long, long.clone()); 5000];
+        inventory.driverless = vec![muster_proto::inventory::Driverless { id: long, ..Default::default() }; 5000];
+        let fitted = fit(inventory);
+        let size = serde_json::to_vec(&fitted).unwrap().len();
+        assert!(size < 1 << 20, "{size}");
+        assert!(fitted.disks.len() > 100 && fitted.nics.len() > 20);
+        assert_eq!(fitted.warnings.iter().filter(|warning| warning.collector == "controller").count(), 7);
+    }
+
+    #[test]
+    fn two_interfaces_with_one_address_stay_and_are_told() {
+        let mac = Some(Mac([0, 0x1b, 0x21, 0, 0, 1]));
+        let nic = |name: &str| Nic { name: name.into(), mac, ..Nic::default() };
+        let fitted = fit(Inventory { nics: vec![nic("eth0"), nic("eth1")], ..Inventory::default() });
+        assert_eq!(fitted.nics.len(), 2);
+        assert_eq!(fitted.warnings.len(), 1);
+    }
+
+    #[test]
+    fn uptime_alone_is_no_change() {
+        let mut later = disks(1, "x");
+        later.boot.uptime_ms = 5000;
+        assert!(same_machine_state(&disks(1, "x"), &later));
+        later.disks[0].serial = "y".into();
+        assert!(!same_machine_state(&disks(1, "x"), &later));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_reported_is_stored_clean(text: String, number: u64, mhz: f64) {
+            let mut inventory = disks(2, &text);
+            inventory.system.serial = text.clone();
+            inventory.hostname = text.clone();
+            inventory.disks[0].size_bytes = number;
+            inventory.cpu.max_mhz = mhz;
+            let fitted = fit(inventory);
+            prop_assert!(i64::try_from(fitted.disks[0].size_bytes).is_ok());
+            let json = serde_json::to_value(&fitted).unwrap();
+            prop_assert!(json["cpu"]["maxMhz"].is_number());
+            for shown in [&fitted.system.serial, &fitted.hostname, &fitted.disks[1].model] {
+                prop_assert!(!shown.chars().any(char::is_control) && shown.len() <= text::MAX);
+            }
+            prop_assert_eq!(fit(fitted.clone()), fitted);
+        }
+    }
+}

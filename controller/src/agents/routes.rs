@@ -1,0 +1,357 @@
+//! The calls of `proto/src/session.rs`: who may, what comes in, what goes out.
+
+use std::{sync::Arc, time::Instant};
+
+use hyper::{Method, Request, StatusCode, body::Incoming};
+use muster_proto::{
+    inventory::Inventory,
+    kinds::{OrderAction, OrderOutcome, Server, ServerStatus, Session, SessionState},
+    session::{
+        Action, Command, EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, Outcome, PollRequest,
+        PollResponse, Problem, ProblemKind, RenewRequest,
+    },
+    text,
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+
+use super::{
+    body, ca, clock,
+    edge::{Caller, Edge, Peer, unavailable},
+    enrol::session_of,
+    identity::{self, Settled, Word},
+    inventory,
+    metrics::InventoryOutcome,
+    problem::{Answer, json, problem, refusal, with_status},
+    sessions::View,
+    store::StoreError,
+};
+
+/// What comes without a certificate may not be large: an identity with hundreds of NICs and a signing request.
+const MAX_ENROL: usize = 256 << 10;
+const MAX_SMALL: usize = 64 << 10;
+const MAX_LOG: usize = 1 << 20;
+/// Lines of one [`LogRequest`] that are shown.
+const MAX_LINES: usize = 1000;
+
+/// How many inventories are in memory at once: each is up to [`MAX_BODY`] of text and a few times that when read.
+static INVENTORIES: Semaphore = Semaphore::const_new(8);
+
+/// Answers one request of `peer`.
+pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Incoming>) -> Answer {
+    let began = Instant::now();
+    let path = request.uri().path().to_owned();
+    let (call, result) = match path.as_str() {
+        _ if !is_call(&path) => return missing(StatusCode::NOT_FOUND, "there is no such call"),
+        _ if request.method() != Method::POST => {
+            return missing(StatusCode::METHOD_NOT_ALLOWED, "every call is a POST");
+        }
+        "/v1/enrol" => ("enrol", enrol(&edge, &peer, request).await.map(|done| json(&done))),
+        "/v1/renew" => ("renew", renew(&edge, &peer, request).await.map(|done| json(&done))),
+        "/v1/inventory" => ("inventory", report(&edge, &peer, request).await.map(|done| json(&done))),
+        "/v1/poll" => ("poll", poll(&edge, &peer, request).await.map(|done| json(&done))),
+        _ => ("log", log(&edge, &peer, request).await.map(|()| Answer::default())),
+    };
+    if call != "poll" {
+        edge.metrics.took(call, began.elapsed().as_secs_f64());
+    }
+    result.unwrap_or_else(|problem| {
+        tracing::debug!(call, address = %peer.address, "{problem}");
+        refusal(&problem)
+    })
+}
+
+fn is_call(path: &str) -> bool {
+    matches!(path, "/v1/enrol" | "/v1/renew" | "/v1/inventory" | "/v1/poll" | "/v1/log")
+}
+
+fn missing(status: StatusCode, message: &str) -> Answer {
+    with_status(status, &problem(ProblemKind::Malformed, message))
+}
+
+/// The body of `request` as JSON, at most `max` bytes of it.
+async fn read<T: DeserializeOwned>(request: Request<Incoming>, max: usize) -> Result<T, Problem> {
+    let bytes = body::read(request.into_body(), max).await?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| problem(ProblemKind::Malformed, text::clean(error.to_string().as_bytes())))
+}
+
+async fn enrol(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<EnrolResponse, Problem> {
+    let request: EnrolRequest = read(request, MAX_ENROL).await?;
+    edge.enrol(request, peer.address).await
+}
+
+/// A further certificate for the key of this session: the session is the key, another key is another enrolment.
+async fn renew(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<EnrolResponse, Problem> {
+    let caller = edge.authenticate(peer).await?;
+    let request: RenewRequest = read(request, MAX_SMALL).await?;
+    let key = ca::Request::parse(&request.csr)
+        .map_err(|error| problem(ProblemKind::Malformed, error.to_string()))?;
+    if key.fingerprint != caller.certificate.fingerprint {
+        return Err(problem(ProblemKind::Malformed, "a session keeps its key: renew with the key of the certificate"));
+    }
+    let keys = edge.keys.borrow().clone();
+    let issued = keys.ca.issue_client(&key, caller.name(), &caller.certificate.session, clock::now());
+    let certificate = issued.map_err(|error| {
+        tracing::error!(error = %super::Chain(&error), "no certificate can be issued");
+        problem(ProblemKind::Unavailable, "no certificate can be issued now")
+    })?;
+    let renew_at = ca::ClientCertificate::parse_pem(&certificate).map_or(0, |read| read.renew_at());
+    edge.sessions.heard(caller.name(), &caller.certificate.fingerprint);
+    Ok(EnrolResponse {
+        server: caller.name().to_owned(),
+        certificate,
+        renew_at,
+        time: clock::now(),
+        ca_pem: keys.ca.bundle.clone(),
+    })
+}
+
+async fn report(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<InventoryResponse, Problem> {
+    let stored = async {
+        let caller = edge.authenticate(peer).await?;
+        let _room = INVENTORIES.acquire().await.expect("the semaphore is never closed");
+        let reported: Inventory = read(request, MAX_BODY).await?;
+        edge.sessions.heard(caller.name(), &caller.certificate.fingerprint);
+        let fitted = inventory::fit(reported);
+        store(edge, &caller, &fitted).await.map_err(|error| unavailable(&error))
+    };
+    match stored.await {
+        Ok(written) => {
+            edge.metrics.inventory(if written { InventoryOutcome::Stored } else { InventoryOutcome::Unchanged });
+            Ok(InventoryResponse { time: clock::now() })
+        }
+        Err(problem) => {
+            edge.metrics.inventory(InventoryOutcome::Refused);
+            Err(problem)
+        }
+    }
+}
+
+/// Stores `reported` as the inventory of the caller's Server; false if it was stored already.
+async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<bool, StoreError> {
+    let now = clock::rfc3339(clock::now());
+    let change = |server: &Server| {
+        if !caller.owns(server) {
+            return None;
+        }
+        let status = server.status.clone().unwrap_or_default();
+        let settled = edge.with_machines(|machines| {
+            identity::settle(caller.name(), &status.identity, &reported.identity, None, machines, Word::Report)
+        });
+        Some(inventoried(status, &settled, reported, &now))
+    };
+    let updated = edge.store.update(caller.name(), change).await?;
+    edge.spread(&updated.server, &updated.before.clashes, &std::collections::BTreeSet::new()).await?;
+    Ok(updated.written)
+}
+
+/// `status` with `reported` in it.
+fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory, now: &str) -> ServerStatus {
+    let trust = status.session.as_ref().map(|session| session.trust);
+    let known = status.inventory.as_ref().is_some_and(|known| inventory::same_machine_state(known, reported));
+    if !known || status.inventory_trust != trust {
+        status.inventory = Some(reported.clone());
+        status.inventoried = Some(now.to_owned());
+        status.inventory_trust = trust;
+    }
+    status.identity = settled.identity.clone();
+    // A report sees part of the machine only: it ends no clash that an enrolment found.
+    status.clashes.extend(settled.clashes.iter().cloned());
+    status.clashes.sort_unstable();
+    status.clashes.dedup();
+    status
+}
+
+async fn poll(edge: &Arc<Edge>, peer: &Peer, request: Request<Incoming>) -> Result<PollResponse, Problem> {
+    let mut caller = edge.authenticate(peer).await?;
+    let request: PollRequest = read(request, MAX_SMALL).await?;
+    let held = edge.sessions.hold(caller.name(), &caller.certificate.fingerprint);
+    acknowledge(edge, &caller, &request, peer).await?;
+    let deadline = tokio::time::Instant::now() + edge.sessions.pace.poll;
+    let mut ending = edge.ending.clone();
+    let command = loop {
+        let woken = held.wake.notified();
+        tokio::pin!(woken);
+        // From here on no change is missed.
+        woken.as_mut().enable();
+        let server = edge.store.server(caller.name()).filter(|server| caller.owns(server));
+        let server = match server {
+            Some(server) => server,
+            None => {
+                caller = edge.authenticate(peer).await?;
+                Arc::clone(&caller.server)
+            }
+        };
+        held.sees(View::of(Some(&server)));
+        if let Some(command) = next_command(&server, &request.last) {
+            break Some(command);
+        }
+        tokio::select! {
+            () = woken => {}
+            () = tokio::time::sleep_until(deadline) => break None,
+            _ = ending.wait_for(|ending| *ending) => break None,
+        }
+    };
+    held.answered();
+    Ok(PollResponse { command, time: clock::now() })
+}
+
+/// The order that the agent has not taken up.
+fn next_command(server: &Server, last: &str) -> Option<Command> {
+    let order = server.spec.order.as_ref().filter(|order| !order.id.is_empty() && order.id != last)?;
+    let action = match order.action {
+        OrderAction::Inspect => Action::Inspect,
+        OrderAction::Release => Action::Reboot,
+    };
+    Some(Command { id: order.id.clone(), action })
+}
+
+/// Writes what the poll tells: that the agent is here, and how its order went.
+async fn acknowledge(edge: &Edge, caller: &Caller, request: &PollRequest, peer: &Peer) -> Result<(), Problem> {
+    let now = clock::rfc3339(clock::now());
+    let address = peer.address.to_string();
+    let change = |server: &Server| {
+        if !caller.owns(server) {
+            return None;
+        }
+        let mut status = server.status.clone().unwrap_or_default();
+        if let Some(session) = status.session.as_mut() {
+            connect(session, &address, &now);
+        }
+        if let Some(outcome) = outcome_of(server, request) {
+            status.last_order = Some(outcome);
+        }
+        Some(status)
+    };
+    let result = edge.store.update(caller.name(), change).await;
+    match result {
+        Ok(_) => Ok(()),
+        // How an order went must not be lost; that the agent is here is seen again at its next poll.
+        Err(error) if outcome_of(&caller.server, request).is_some() => Err(unavailable(&error)),
+        Err(StoreError::CalledOff | StoreError::Gone { .. }) => Ok(()),
+        Err(error) => {
+            tracing::warn!(server = %caller.name(), error = %super::Chain(&error), "the session's state is not written");
+            Ok(())
+        }
+    }
+}
+
+fn connect(session: &mut Session, address: &str, now: &str) {
+    if session.state != SessionState::Connected {
+        session.state = SessionState::Connected;
+        now.clone_into(&mut session.since);
+    }
+    address.clone_into(&mut session.address);
+}
+
+/// What the poll says of an order that is or was this Server's; `None` if it says nothing new.
+fn outcome_of(server: &Server, request: &PollRequest) -> Option<OrderOutcome> {
+    let id = &request.last;
+    let known = server.status.as_ref().and_then(|status| status.last_order.as_ref());
+    let ordered = server.spec.order.as_ref().is_some_and(|order| order.id == *id);
+    let ours = !id.is_empty() && (ordered || known.is_some_and(|known| known.id == *id));
+    let error = match &request.outcome {
+        Some(Outcome::Failed { message }) => {
+            let message = text::clean(message.as_bytes());
+            if message.is_empty() { "the agent does not say what failed".to_owned() } else { message }
+        }
+        Some(Outcome::Done) | None => String::new(),
+    };
+    let outcome = OrderOutcome { id: id.clone(), error, done: request.outcome.is_some() };
+    // An agent that has told an outcome goes on naming the order without it.
+    let told = known.is_some_and(|known| known.id == *id && known.done && !outcome.done);
+    (ours && !told && known != Some(&outcome)).then_some(outcome)
+}
+
+async fn log(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<(), Problem> {
+    let caller = edge.authenticate(peer).await?;
+    let request: LogRequest = read(request, MAX_LOG).await?;
+    let more = request.lines.len().saturating_sub(MAX_LINES);
+    for line in request.lines.iter().take(MAX_LINES) {
+        tracing::info!(target: "agent", server = %caller.name(), "{}", text::clean(line.as_bytes()));
+    }
+    if more > 0 {
+        tracing::info!(target: "agent", server = %caller.name(), more, "lines left out");
+    }
+    Ok(())
+}
+
+/// Writes the end of the session with `key` to the Server `name`. True once there is nothing left to write.
+pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str) -> bool {
+    let now = clock::rfc3339(clock::now());
+    let change = |server: &Server| {
+        session_of(server).filter(|session| session.key == key)?;
+        let mut status = server.status.clone().unwrap_or_default();
+        if let Some(session) = status.session.as_mut().filter(|session| session.state == SessionState::Connected) {
+            session.state = SessionState::Disconnected;
+            session.since.clone_from(&now);
+        }
+        Some(status)
+    };
+    match edge.store.update(name, change).await {
+        Ok(_) | Err(StoreError::Gone { .. } | StoreError::CalledOff) => true,
+        Err(error) => {
+            tracing::warn!(server = %name, error = %super::Chain(&error), "the end of a session is not written");
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::kinds::{Order, ServerSpec};
+
+    use super::*;
+
+    fn server(order: &str, last: Option<OrderOutcome>) -> Server {
+        let order = Order { id: order.to_owned(), action: OrderAction::Inspect };
+        let mut server = Server::new("a", ServerSpec { order: Some(order), ..ServerSpec::default() });
+        server.status = Some(ServerStatus { last_order: last, ..ServerStatus::default() });
+        server
+    }
+
+    fn poll(last: &str, outcome: Option<Outcome>) -> PollRequest {
+        PollRequest { last: last.to_owned(), outcome }
+    }
+
+    fn outcome(id: &str, error: &str, done: bool) -> OrderOutcome {
+        OrderOutcome { id: id.to_owned(), error: error.to_owned(), done }
+    }
+
+    #[test]
+    fn an_order_is_answered_until_it_is_taken_up() {
+        assert_eq!(next_command(&server("1", None), "").map(|command| command.id).as_deref(), Some("1"));
+        assert_eq!(next_command(&server("1", None), "0").map(|command| command.id).as_deref(), Some("1"));
+        assert_eq!(next_command(&server("1", None), "1"), None);
+        assert_eq!(next_command(&server("", None), ""), None);
+    }
+
+    #[test]
+    fn the_outcome_of_the_order_is_told_once() {
+        let taken_up = outcome("1", "", false);
+        assert_eq!(outcome_of(&server("1", None), &poll("1", None)), Some(taken_up.clone()));
+        assert_eq!(outcome_of(&server("1", Some(taken_up.clone())), &poll("1", None)), None);
+        let done = outcome("1", "", true);
+        assert_eq!(outcome_of(&server("1", Some(taken_up)), &poll("1", Some(Outcome::Done))), Some(done.clone()));
+        assert_eq!(outcome_of(&server("1", Some(done)), &poll("1", None)), None);
+    }
+
+    #[test]
+    fn a_failure_is_told_in_clean_text() {
+        let failed = |message: &str| Some(Outcome::Failed { message: message.to_owned() });
+        assert_eq!(
+            outcome_of(&server("1", None), &poll("1", failed("no\x1b[31m\nluck"))),
+            Some(outcome("1", "no [31m luck", true))
+        );
+        assert!(!outcome_of(&server("1", None), &poll("1", failed(""))).unwrap().error.is_empty());
+    }
+
+    #[test]
+    fn an_order_that_nobody_gave_has_no_outcome() {
+        assert_eq!(outcome_of(&server("1", None), &poll("0", Some(Outcome::Done))), None);
+        assert_eq!(outcome_of(&server("", None), &poll("", Some(Outcome::Done))), None);
+        let replaced = server("2", Some(outcome("1", "", false)));
+        assert_eq!(outcome_of(&replaced, &poll("1", Some(Outcome::Done))), Some(outcome("1", "", true)));
+    }
+}

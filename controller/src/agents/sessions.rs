@@ -1,0 +1,265 @@
+//! Which agents are here, in memory only: heartbeats never reach Kubernetes, only their beginning and their end do.
+//!
+//! An agent is gone if it stayed silent for [`Pace::silent`], or for [`Pace::closed`] after its connection broke: a connection that
+//! closes proves little, because agents and networks reconnect.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use muster_proto::{kinds::Server, session::POLL_SECONDS};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::{sync::Notify, time::Instant};
+
+/// How patient the sessions are.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// How long a poll without news is held.
+    pub poll: Duration,
+    /// Silence after which an agent is gone.
+    pub silent: Duration,
+    /// Silence after a broken connection after which an agent is gone.
+    pub closed: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        let poll = Duration::from_secs(POLL_SECONDS);
+        Pace { poll, silent: poll * 3 + Duration::from_secs(15), closed: Duration::from_secs(15) }
+    }
+}
+
+/// What of a Server a held poll waits for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct View {
+    /// The order's id; empty if there is none.
+    pub(super) order: String,
+    /// The key of the latest session; empty if the Server is gone.
+    pub(super) key: String,
+    pub(super) contested: bool,
+}
+
+impl View {
+    pub(super) fn of(server: Option<&Server>) -> View {
+        let status = server.and_then(|server| server.status.as_ref());
+        let order = server.and_then(|server| server.spec.order.as_ref());
+        View {
+            order: order.map(|order| order.id.clone()).unwrap_or_default(),
+            key: status.and_then(|status| status.session.as_ref()).map(|session| session.key.clone()).unwrap_or_default(),
+            contested: status.is_some_and(|status| status.contested),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Live {
+    key: String,
+    /// Polls that are held now.
+    held: usize,
+    /// Since when it is silent, if none is held.
+    since: Instant,
+    /// Its last poll was cut off.
+    closed: bool,
+    view: View,
+    wake: Arc<Notify>,
+}
+
+impl Live {
+    fn new(key: &str) -> Live {
+        Live {
+            key: key.to_owned(),
+            held: 0,
+            since: Instant::now(),
+            closed: false,
+            view: View::default(),
+            wake: Arc::default(),
+        }
+    }
+}
+
+/// The agents that are here, by Server name. There is at most one for each Server that exists.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    pub(super) pace: Pace,
+    live: Mutex<HashMap<String, Live>>,
+    gauge: Gauge,
+}
+
+impl Sessions {
+    pub(super) fn new(pace: Pace, gauge: Gauge) -> Arc<Sessions> {
+        Arc::new(Sessions { pace, live: Mutex::default(), gauge })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The agent with `key` was heard of: its silence begins anew. A newer key replaces an older one and wakes its poll.
+    pub(super) fn heard(&self, server: &str, key: &str) {
+        let mut live = self.lock();
+        heard(&mut live, server, key);
+        self.count(&live);
+    }
+
+    /// A poll of `server` begins. What it holds ends the poll when it is dropped.
+    pub(super) fn hold(self: &Arc<Self>, server: &str, key: &str) -> Held {
+        let mut live = self.lock();
+        let session = heard(&mut live, server, key);
+        session.held += 1;
+        let wake = Arc::clone(&session.wake);
+        self.count(&live);
+        Held { sessions: Arc::clone(self), server: server.to_owned(), key: key.to_owned(), wake, answered: false }
+    }
+
+    /// Wakes the polls of those whose Server looks different from what they saw.
+    pub(super) fn compare(&self, look: impl Fn(&str) -> View) {
+        let held: Vec<String> =
+            self.lock().iter().filter(|(_, session)| session.held > 0).map(|(name, _)| name.clone()).collect();
+        for name in held {
+            let view = look(&name);
+            if let Some(session) = self.lock().get_mut(&name)
+                && session.view != view
+            {
+                session.view = view;
+                session.wake.notify_waiters();
+            }
+        }
+    }
+
+    /// Server name and key of the agents that are gone; they are listed again until [`Sessions::forget`].
+    pub(super) fn gone(&self) -> Vec<(String, String)> {
+        let over = |session: &Live| {
+            let patience = if session.closed { self.pace.closed } else { self.pace.silent };
+            session.held == 0 && session.since.elapsed() >= patience
+        };
+        let live = self.lock();
+        let gone = live.iter().filter(|(_, session)| over(session));
+        gone.map(|(name, session)| (name.clone(), session.key.clone())).collect()
+    }
+
+    /// Forgets the agent, unless it was heard of again or another one came.
+    pub(super) fn forget(&self, server: &str, key: &str) {
+        let mut live = self.lock();
+        let same = |session: &Live| session.key == key && session.held == 0 && session.since.elapsed() >= self.pace.closed;
+        if live.get(server).is_some_and(same) {
+            live.remove(server);
+        }
+        self.count(&live);
+    }
+
+    fn count(&self, live: &HashMap<String, Live>) {
+        self.gauge.set(i64::try_from(live.len()).unwrap_or(i64::MAX));
+    }
+}
+
+fn heard<'a>(live: &'a mut HashMap<String, Live>, server: &str, key: &str) -> &'a mut Live {
+    let session = live.entry(server.to_owned()).or_insert_with(|| Live::new(key));
+    if session.key != key {
+        session.wake.notify_waiters();
+        *session = Live::new(key);
+    }
+    session.since = Instant::now();
+    session.closed = false;
+    session
+}
+
+/// A poll that is held.
+#[derive(Debug)]
+pub(super) struct Held {
+    sessions: Arc<Sessions>,
+    server: String,
+    key: String,
+    /// Notified when the Server looks different from the view last given to [`Held::sees`].
+    pub(super) wake: Arc<Notify>,
+    answered: bool,
+}
+
+impl Held {
+    /// What the poll has taken into account.
+    pub(super) fn sees(&self, view: View) {
+        let mut live = self.sessions.lock();
+        if let Some(session) = live.get_mut(&self.server).filter(|session| session.key == self.key) {
+            session.view = view;
+        }
+    }
+
+    /// The poll ends with an answer; dropped without, its connection broke.
+    pub(super) fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut live = self.sessions.lock();
+        if let Some(session) = live.get_mut(&self.server).filter(|session| session.key == self.key) {
+            session.held = session.held.saturating_sub(1);
+            session.since = Instant::now();
+            session.closed = !self.answered;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sessions() -> Arc<Sessions> {
+        Sessions::new(Pace::default(), Gauge::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_is_gone_after_three_missed_polls() {
+        let sessions = sessions();
+        sessions.hold("a", "k").answered();
+        tokio::time::advance(Duration::from_secs(89)).await;
+        assert!(sessions.gone().is_empty());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(sessions.gone(), [("a".to_owned(), "k".to_owned())]);
+        sessions.forget("a", "k");
+        assert!(sessions.gone().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broken_connection_alone_is_no_end() {
+        let sessions = sessions();
+        drop(sessions.hold("a", "k"));
+        tokio::time::advance(Duration::from_secs(14)).await;
+        assert!(sessions.gone().is_empty());
+        let again = sessions.hold("a", "k");
+        tokio::time::advance(Duration::from_secs(300)).await;
+        assert!(sessions.gone().is_empty(), "a held poll is a sign of life");
+        drop(again);
+        tokio::time::advance(Duration::from_secs(15)).await;
+        assert_eq!(sessions.gone().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newer_session_replaces_an_older_one() {
+        let sessions = sessions();
+        let old = sessions.hold("a", "old");
+        sessions.heard("a", "new");
+        drop(old);
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert!(sessions.gone().is_empty(), "the end of the old poll does not touch the new session");
+        sessions.forget("a", "old");
+        assert_eq!(sessions.gauge.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_wakes_only_for_what_it_has_not_seen() {
+        let sessions = sessions();
+        let held = sessions.hold("a", "k");
+        let view = View { order: "1".into(), ..View::default() };
+        held.sees(view.clone());
+        let woken = held.wake.notified();
+        tokio::pin!(woken);
+        woken.as_mut().enable();
+        sessions.compare(|_| view.clone());
+        assert!(futures::poll!(woken.as_mut()).is_pending());
+        sessions.compare(|_| View { order: "2".into(), ..View::default() });
+        assert!(futures::poll!(woken.as_mut()).is_ready());
+    }
+}

@@ -1,0 +1,400 @@
+//! Servers and Enrolments in Kubernetes, as the agents' side reads and writes them.
+//!
+//! Reads come from the watched copies, which lag behind; so what this replica wrote or fetched itself is remembered until they have it.
+//! A write to a Server's status is a merge patch of what changed, refused by the API server if someone else wrote in between, and then
+//! computed again; nothing changed is no request.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use kube::{
+    Api, Client, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+    runtime::reflector::ObjectRef,
+};
+use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
+use serde_json::{Value, json};
+
+use crate::world::World;
+
+/// Who wrote, in `managedFields`.
+pub(super) const MANAGER: &str = "muster-edge";
+/// How long the API server has for one request.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a write of ours is believed over the watched copy; the watch is normally milliseconds behind.
+const OWN: Duration = Duration::from_secs(15);
+/// How often a write is computed again because someone else wrote in between.
+const ATTEMPTS: u32 = 10;
+
+/// What Kubernetes did not do.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StoreError {
+    #[error("the API server did not {action} within {} s", TIMEOUT.as_secs())]
+    TimedOut { action: &'static str },
+    #[error("the API server did not {action}")]
+    Failed {
+        action: &'static str,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The object does not fit the kind's rules: the same write never succeeds.
+    #[error("the API server refused to {action}")]
+    Refused {
+        action: &'static str,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("{action}: the object does not exist")]
+    Gone { action: &'static str },
+    #[error("{action}: the object exists already")]
+    Exists { action: &'static str },
+    #[error("{action}: others kept writing")]
+    Conflict { action: &'static str },
+    /// The change was called off by the function that computes it.
+    #[error("the object is no longer what it was when the call began")]
+    CalledOff,
+}
+
+/// What [`Store::update`] did.
+#[derive(Debug)]
+pub(super) struct Updated {
+    /// The status before; default if there was none.
+    pub(super) before: ServerStatus,
+    /// The Server after.
+    pub(super) server: Arc<Server>,
+    /// False if nothing had to be written.
+    pub(super) written: bool,
+}
+
+pub(super) struct Store {
+    pub(super) world: World,
+    namespace: String,
+    client: Client,
+    servers: Api<Server>,
+    enrolments: Api<Enrolment>,
+    own_servers: Mutex<HashMap<String, (Arc<Server>, Instant)>>,
+    own_enrolments: Mutex<HashMap<String, (Arc<Enrolment>, Instant)>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    pub(super) fn new(client: Client, namespace: &str, world: World) -> Store {
+        Store {
+            world,
+            namespace: namespace.to_owned(),
+            servers: Api::namespaced(client.clone(), namespace),
+            enrolments: Api::namespaced(client.clone(), namespace),
+            client,
+            own_servers: Mutex::default(),
+            own_enrolments: Mutex::default(),
+        }
+    }
+
+    /// Waits until the watched copies have been filled once: before that, an object that is missing proves nothing.
+    pub(super) async fn ready(&self) {
+        // An error means that this role does not watch the kind: its copy stays empty.
+        let _ = self.world.segments.wait_until_ready().await;
+        let _ = self.world.servers.wait_until_ready().await;
+        let _ = self.world.enrolments.wait_until_ready().await;
+        let _ = self.world.hosts.wait_until_ready().await;
+    }
+
+    /// The Server as far as known without a request.
+    pub(super) fn server(&self, name: &str) -> Option<Arc<Server>> {
+        let watched = self.world.servers.get(&ObjectRef::new(name).within(&self.namespace));
+        newer(watched, remembered(&self.own_servers, name))
+    }
+
+    /// All Servers, as far as known without a request.
+    pub(super) fn servers(&self) -> Vec<Arc<Server>> {
+        let mut own = recent(&self.own_servers);
+        let watched = self.world.servers.state();
+        let mut all = Vec::with_capacity(watched.len() + own.len());
+        for server in watched {
+            let name = server.metadata.name.as_deref().unwrap_or_default();
+            let ours = own.remove(name);
+            all.extend(newer(Some(server), ours));
+        }
+        all.extend(own.into_values());
+        all
+    }
+
+    /// The Server as the API server has it now.
+    pub(super) async fn fetch_server(&self, name: &str) -> Result<Arc<Server>, StoreError> {
+        let found = call("get the Server", self.servers.get(name)).await;
+        if let Err(StoreError::Gone { .. }) = found {
+            lock(&self.own_servers).remove(name);
+        }
+        found.map(|server| self.remember(server))
+    }
+
+    pub(super) async fn create_server(&self, name: &str) -> Result<Arc<Server>, StoreError> {
+        let server = Server::new(name, ServerSpec::default());
+        let made = call("create the Server", self.servers.create(&post(), &server)).await?;
+        Ok(self.remember(made))
+    }
+
+    /// Sets the status of the Server `name` to what `change` makes of it; `None` calls the change off.
+    pub(super) async fn update(
+        &self,
+        name: &str,
+        mut change: impl FnMut(&Server) -> Option<ServerStatus>,
+    ) -> Result<Updated, StoreError> {
+        const ACTION: &str = "write the Server's status";
+        let mut server = match self.server(name) {
+            Some(known) => known,
+            None => self.fetch_server(name).await?,
+        };
+        for _ in 0..ATTEMPTS {
+            let before = server.status.clone().unwrap_or_default();
+            let after = change(&server).ok_or(StoreError::CalledOff)?;
+            let Some(difference) = difference(&json!(before), &json!(after)) else {
+                return Ok(Updated { before, server, written: false });
+            };
+            let version = server.resource_version();
+            let patch = json!({ "metadata": { "resourceVersion": version }, "status": difference });
+            let parameters = PatchParams::apply(MANAGER);
+            let patch = Patch::Merge(&patch);
+            match call(ACTION, self.servers.patch_status(name, &parameters, &patch)).await {
+                Ok(written) => {
+                    return Ok(Updated { before, server: self.remember(written), written: true });
+                }
+                Err(StoreError::Conflict { .. }) => server = self.fetch_server(name).await?,
+                Err(error) => {
+                    if let StoreError::Gone { .. } = error {
+                        lock(&self.own_servers).remove(name);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Err(StoreError::Conflict { action: ACTION })
+    }
+
+    /// The Enrolment as far as known without a request.
+    pub(super) fn enrolment(&self, name: &str) -> Option<Arc<Enrolment>> {
+        let watched = self.world.enrolments.get(&ObjectRef::new(name).within(&self.namespace));
+        newer(watched, remembered(&self.own_enrolments, name))
+    }
+
+    /// All Enrolments of the Server `server`, as far as known without a request.
+    pub(super) fn enrolments_of(&self, server: &str) -> Vec<Arc<Enrolment>> {
+        let mut own = recent(&self.own_enrolments);
+        let mut found = self.world.enrolments.state_filter(|enrolment| enrolment.spec.server == server);
+        for enrolment in &found {
+            own.remove(enrolment.metadata.name.as_deref().unwrap_or_default());
+        }
+        found.extend(own.into_values().filter(|enrolment| enrolment.spec.server == server));
+        found
+    }
+
+    pub(super) async fn fetch_enrolment(&self, name: &str) -> Result<Arc<Enrolment>, StoreError> {
+        let found = call("get the Enrolment", self.enrolments.get(name)).await?;
+        Ok(self.remember_enrolment(found))
+    }
+
+    /// Spends a token: of all that try, in the whole cluster, one succeeds.
+    pub(super) async fn create_enrolment(
+        &self,
+        name: &str,
+        spec: EnrolmentSpec,
+    ) -> Result<Arc<Enrolment>, StoreError> {
+        let enrolment = Enrolment::new(name, spec);
+        let made = call("create the Enrolment", self.enrolments.create(&post(), &enrolment)).await?;
+        Ok(self.remember_enrolment(made))
+    }
+
+    pub(super) async fn contest_enrolment(&self, name: &str) -> Result<(), StoreError> {
+        let patch = json!({ "spec": { "contested": true } });
+        let parameters = PatchParams::apply(MANAGER);
+        let patch = Patch::Merge(&patch);
+        let patched = call("mark the Enrolment", self.enrolments.patch(name, &parameters, &patch)).await?;
+        self.remember_enrolment(patched);
+        Ok(())
+    }
+
+    /// The Segment `namespace/name`, asked of the API server if it is not known yet.
+    pub(super) async fn segment(&self, key: &str) -> Result<Option<Arc<Segment>>, StoreError> {
+        let Some((namespace, name)) = key.split_once('/') else { return Ok(None) };
+        if let Some(known) = self.world.segments.get(&ObjectRef::new(name).within(namespace)) {
+            return Ok(Some(known));
+        }
+        let segments: Api<Segment> = Api::namespaced(self.client.clone(), namespace);
+        match call("get the Segment", segments.get(name)).await {
+            Ok(found) => Ok(Some(Arc::new(found))),
+            Err(StoreError::Gone { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn remember(&self, server: Server) -> Arc<Server> {
+        let server = Arc::new(server);
+        remember(&self.own_servers, &server, |name| {
+            self.world.servers.get(&ObjectRef::new(name).within(&self.namespace))
+        });
+        server
+    }
+
+    fn remember_enrolment(&self, enrolment: Enrolment) -> Arc<Enrolment> {
+        let enrolment = Arc::new(enrolment);
+        remember(&self.own_enrolments, &enrolment, |name| {
+            self.world.enrolments.get(&ObjectRef::new(name).within(&self.namespace))
+        });
+        enrolment
+    }
+}
+
+fn post() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
+}
+
+type Own<K> = Mutex<HashMap<String, (Arc<K>, Instant)>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn remembered<K>(own: &Own<K>, name: &str) -> Option<Arc<K>> {
+    let own = lock(own);
+    let (object, at) = own.get(name)?;
+    (at.elapsed() < OWN).then(|| Arc::clone(object))
+}
+
+fn recent<K>(own: &Own<K>) -> HashMap<String, Arc<K>> {
+    let own = lock(own);
+    let young = own.iter().filter(|(_, (_, at))| at.elapsed() < OWN);
+    young.map(|(name, (object, _))| (name.clone(), Arc::clone(object))).collect()
+}
+
+/// Adds `object`, unless something newer is there, and forgets what the watched copies have caught up with.
+fn remember<K: ResourceExt>(own: &Own<K>, object: &Arc<K>, watched: impl Fn(&str) -> Option<Arc<K>>) {
+    let mut own = lock(own);
+    own.retain(|name, (mine, at)| {
+        let caught_up = watched(name).is_some_and(|seen| version(&*seen) >= version(&**mine));
+        at.elapsed() < OWN && !caught_up
+    });
+    let name = object.name_any();
+    let before = own.remove(&name).map(|(object, _)| object);
+    if let Some(newest) = newer(before, Some(Arc::clone(object))) {
+        own.insert(name, (newest, Instant::now()));
+    }
+}
+
+/// A resource version as the number that it is on every API server (and by contract since Kubernetes 1.35).
+fn version(object: &impl ResourceExt) -> u64 {
+    object.meta().resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// The later of two copies of one object; of equals the second, which is ours. A copy of a deleted and remade object is told by its
+/// version, too: versions only grow.
+fn newer<K: ResourceExt>(one: Option<Arc<K>>, ours: Option<Arc<K>>) -> Option<Arc<K>> {
+    match (one, ours) {
+        (Some(one), Some(ours)) => Some(if version(&*one) > version(&*ours) { one } else { ours }),
+        (one, ours) => one.or(ours),
+    }
+}
+
+/// Runs one request with its deadline and sorts what goes wrong by what follows from it.
+async fn call<T>(
+    action: &'static str,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, StoreError> {
+    let source = match tokio::time::timeout(TIMEOUT, request).await {
+        Ok(Ok(done)) => return Ok(done),
+        Ok(Err(source)) => source,
+        Err(_) => return Err(StoreError::TimedOut { action }),
+    };
+    let (code, exists) = match &source {
+        kube::Error::Api(status) => (status.code, status.reason == "AlreadyExists"),
+        _ => (0, false),
+    };
+    Err(match code {
+        404 => StoreError::Gone { action },
+        409 if exists => StoreError::Exists { action },
+        409 => StoreError::Conflict { action },
+        400 | 413 | 422 => StoreError::Refused { action, source: Box::new(source) },
+        _ => StoreError::Failed { action, source: Box::new(source) },
+    })
+}
+
+/// The merge patch (RFC 7396) that makes `to` of `from`; `None` if they are equal.
+fn difference(from: &Value, to: &Value) -> Option<Value> {
+    if from == to {
+        return None;
+    }
+    let (Value::Object(from), Value::Object(to)) = (from, to) else { return Some(to.clone()) };
+    let mut patch = serde_json::Map::new();
+    for (key, value) in to {
+        match from.get(key) {
+            Some(old) => patch.extend(difference(old, value).map(|changed| (key.clone(), changed))),
+            None => {
+                patch.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    for key in from.keys().filter(|key| !to.contains_key(*key)) {
+        patch.insert(key.clone(), Value::Null);
+    }
+    Some(Value::Object(patch))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// RFC 7396, section 2.
+    pub(crate) fn merge(target: &mut Value, patch: &Value) {
+        let Value::Object(patch) = patch else {
+            *target = patch.clone();
+            return;
+        };
+        if !target.is_object() {
+            *target = json!({});
+        }
+        let target = target.as_object_mut().unwrap();
+        for (key, value) in patch {
+            if value.is_null() {
+                target.remove(key);
+            } else {
+                merge(target.entry(key).or_insert(Value::Null), value);
+            }
+        }
+    }
+
+    fn any_object() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![any::<bool>().prop_map(Value::from), "[ab]{0,2}".prop_map(Value::from)];
+        let tree = leaf.prop_recursive(3, 16, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                prop::collection::btree_map("[a-c]", inner, 0..3).prop_map(|map| json!(map)),
+            ]
+        });
+        prop::collection::btree_map("[a-c]", tree, 0..4).prop_map(|map| json!(map))
+    }
+
+    proptest! {
+        #[test]
+        fn the_difference_applied_gives_the_new_object(from in any_object(), to in any_object()) {
+            match difference(&from, &to) {
+                None => prop_assert_eq!(from, to),
+                Some(patch) => {
+                    let mut patched = from;
+                    merge(&mut patched, &patch);
+                    prop_assert_eq!(patched, to);
+                }
+            }
+        }
+    }
+}
+#[cfg(test)]
+pub(super) use tests::merge;

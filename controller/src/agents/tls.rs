@@ -1,0 +1,154 @@
+//! TLS of the agents' port: our own certificate, renewed in memory; an agent's certificate optional, but ours if it comes.
+//!
+//! An agent's certificate that has ended is let in here and refused by the call ([`super::routes`]), because a refusal inside of the
+//! handshake could not tell the agent what to do about it.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    pki_types::{CertificateDer, UnixTime},
+    server::{
+        NoServerSessionStorage, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use tokio::sync::watch;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{
+    ca::{Ca, CaError, SERVER_LIFETIME},
+    keys::Keys,
+};
+
+/// TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// No server certificate.
+    #[error("issue the server certificate")]
+    Issue(#[source] CaError),
+    /// The authorities are not usable as roots.
+    #[error("trust the authority for client certificates")]
+    Roots(#[source] rustls::server::VerifierBuilderError),
+    /// rustls refuses the configuration.
+    #[error("configure TLS")]
+    Configure(#[source] Error),
+}
+
+/// Under which addresses and names agents reach this replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// IP addresses: what agents normally dial.
+    pub addresses: Vec<IpAddr>,
+    /// DNS names.
+    pub dns: Vec<String>,
+}
+
+/// The configuration for one authority and one set of names, its certificate valid from about `now` (unix seconds).
+pub fn server_config(ca: &Ca, names: &Names, now: i64) -> Result<ServerConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    for root in &ca.roots {
+        roots.add(root.clone()).map_err(TlsError::Configure)?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .allow_unauthenticated()
+        .build()
+        .map_err(TlsError::Roots)?;
+    let (chain, key) = ca.issue_server(&names.addresses, &names.dns, now).map_err(TlsError::Issue)?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(TlsError::Configure)?
+        .with_client_cert_verifier(Arc::new(Ours(verifier)))
+        .with_single_cert(chain, key)
+        .map_err(TlsError::Configure)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // A session lasts hours and dials rarely: resumption would only be memory and a way around a fresh check.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// The configuration that is right now: made anew when the keys change and when half of the certificate's life is over.
+pub(super) async fn follow(
+    mut keys: watch::Receiver<Keys>,
+    names: Names,
+) -> Result<watch::Receiver<Arc<ServerConfig>>, TlsError> {
+    let make = move |keys: &Keys| server_config(&keys.ca, &names, super::clock::now()).map(Arc::new);
+    let first = make(&keys.borrow_and_update())?;
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        let half = Duration::from_secs(SERVER_LIFETIME.unsigned_abs() / 2);
+        let mut next = half;
+        let mut followed = true;
+        loop {
+            tokio::select! {
+                () = sender.closed() => return,
+                changed = keys.changed(), if followed => followed = changed.is_ok(),
+                () = tokio::time::sleep(next) => {}
+            }
+            let made = make(&keys.borrow_and_update());
+            next = match made {
+                Ok(config) => {
+                    sender.send_replace(config);
+                    half
+                }
+                Err(error) => {
+                    tracing::error!(error = %super::Chain(&error), "the old server certificate stays in use");
+                    Duration::from_secs(60)
+                }
+            };
+        }
+    });
+    Ok(receiver)
+}
+
+/// Takes certificates that our authorities issued, ended ones included.
+#[derive(Debug)]
+struct Ours(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Ours {
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let end = X509Certificate::from_der(end_entity)
+            .ok()
+            .and_then(|(_, certificate)| u64::try_from(certificate.validity().not_after.timestamp()).ok());
+        let within = end.map_or(now, |end| UnixTime::since_unix_epoch(Duration::from_secs(end.min(now.as_secs()))));
+        self.0.verify_client_cert(end_entity, intermediates, within)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
