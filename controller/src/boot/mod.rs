@@ -1,7 +1,13 @@
 //! Network boot: DHCP, TFTP and HTTP, and what each machine is given.
 
 pub mod bind;
+pub mod config;
+pub mod files;
+pub mod http;
+pub mod ipxe;
+pub mod nonce;
 pub mod peers;
 pub mod policy;
 pub mod slots;
 pub mod tftp;
+pub mod uki;
