@@ -1,7 +1,17 @@
 //! Network boot: DHCP, TFTP and HTTP, and what each machine is given.
 
+pub mod bind;
+pub mod config;
 pub mod decide;
 pub mod dhcp;
+pub mod files;
+pub mod http;
+pub mod ipxe;
+pub mod nonce;
+pub mod peers;
 pub mod policy;
 pub mod segment;
+pub mod slots;
 pub mod status;
+pub mod tftp;
+pub mod uki;

@@ -1,0 +1,220 @@
+//! The HTTP server for boot files: plain, because firmware knows no CA of ours. What it serves is public, but for one-time
+//! tokens, each made for the machine that asks.
+//!
+//! A thousand machines that boot at once must cost no more than a good file server does: bodies are lists of [`body::Segment`]s
+//! whose files go to the network by sendfile(2), and a waiting connection holds no buffer.
+
+pub mod body;
+mod connection;
+pub mod head;
+pub mod range;
+pub mod response;
+pub mod route;
+mod send;
+pub mod site;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{Semaphore, watch},
+    time::sleep,
+};
+
+pub use self::connection::Ends;
+use self::response::{Response, Status};
+use super::{
+    bind::{self, Addresses},
+    peers::Peers,
+    slots::Slots,
+};
+
+/// The default port.
+pub const PORT: u16 = 8080;
+
+/// Connections that the kernel keeps for us until we accept them.
+const BACKLOG: u32 = 4096;
+
+/// Why HTTP does not work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The port is taken, the address is not ours, or we may not.
+    #[error("bind HTTP port {address}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Says what to serve. Blocks for no longer than a look at the disk's directory.
+pub trait Answer: Send + Sync + 'static {
+    /// The answer to a GET of `target`; HEAD and Range are made from it.
+    fn answer(&self, target: &str, ends: Ends) -> Response;
+}
+
+/// Bounds on what clients may make us do.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; more wait in the kernel.
+    pub connections: usize,
+    /// Of these, by one address; more are turned away.
+    pub each: usize,
+    /// How long a request's head may take.
+    pub head: Duration,
+    /// How long a connection may wait for a further request.
+    pub idle: Duration,
+    /// How long a client may take nothing while it is sent something.
+    pub stall: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 1024,
+            each: 32,
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(30),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The server.
+#[derive(Debug)]
+pub struct Server<A> {
+    /// What is served.
+    pub answer: A,
+    /// Where.
+    pub addresses: watch::Receiver<Addresses>,
+    /// On which port of each address.
+    pub port: u16,
+    /// How much.
+    pub limits: Limits,
+    /// Whose address is whose, for the log.
+    pub peers: Peers,
+}
+
+impl<A: Answer> Server<A> {
+    /// Serves; does not return.
+    pub async fn run(self) {
+        let Server {
+            answer,
+            addresses,
+            port,
+            limits,
+            peers,
+        } = self;
+        let shared = Arc::new(Shared::new(answer, limits, peers));
+        bind::on_each("HTTP", addresses, move |address| {
+            let shared = Arc::clone(&shared);
+            async move {
+                match listen(address, port) {
+                    Ok(listener) => accept(listener, shared).await,
+                    Err(error) => error,
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// What all connections share.
+#[derive(Debug)]
+struct Shared<A> {
+    answer: A,
+    limits: Limits,
+    places: Arc<Semaphore>,
+    slots: Slots,
+    peers: Peers,
+}
+
+impl<A> Shared<A> {
+    fn new(answer: A, limits: Limits, peers: Peers) -> Self {
+        Shared {
+            answer,
+            limits,
+            places: Arc::new(Semaphore::new(limits.connections)),
+            slots: Slots::new(usize::MAX, limits.each),
+            peers,
+        }
+    }
+}
+
+fn listen(address: IpAddr, port: u16) -> Result<TcpListener, Error> {
+    let address = SocketAddr::new(address, port);
+    let bound = |source| Error::Bind { address, source };
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }
+    .map_err(bound)?;
+    socket.set_reuseaddr(true).map_err(bound)?;
+    socket.bind(address).map_err(bound)?;
+    let listener = socket.listen(BACKLOG).map_err(bound)?;
+    tracing::info!(%address, "HTTP: serving");
+    Ok(listener)
+}
+
+async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> Error {
+    loop {
+        // Who finds no place waits before the door: a boot that takes longer beats one that fails.
+        let place = Arc::clone(&shared.places)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // The connection is gone already, or we have no file descriptor left: that passes.
+                tracing::warn!(%error, "HTTP: cannot accept a connection");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Some(slot) = shared.slots.take(peer.ip()) else {
+            turn_away(&stream);
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let _held = (place, slot);
+            // Whole responses are handed over at once; waiting to fill packets would only delay their ends.
+            let local = stream.set_nodelay(true).and_then(|()| stream.local_addr());
+            if let Ok(local) = local {
+                let Shared {
+                    answer,
+                    limits,
+                    places,
+                    peers,
+                    ..
+                } = &*shared;
+                let crowded = || places.available_permits() == 0;
+                connection::serve(stream, Ends { peer, local }, answer, limits, peers, crowded).await;
+            }
+        });
+    }
+}
+
+/// Tells a client with too many connections so, if its socket takes it.
+fn turn_away(stream: &TcpStream) {
+    let response = Response::error(Status::Unavailable, "too many connections from this address");
+    let mut message = response.head(false, jiff::Timestamp::now());
+    for segment in response.body.segments() {
+        if let body::Segment::Bytes(bytes) = segment {
+            message.extend(bytes);
+        }
+    }
+    let _ = stream.try_write(&message);
+}
+
+#[cfg(test)]
+mod tests;

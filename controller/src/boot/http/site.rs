@@ -1,0 +1,234 @@
+//! What each URL answers. Reads the watched copies of the cluster and the files on disk; waits for nothing.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddrV4},
+    sync::Arc,
+};
+
+use futures::FutureExt;
+use jiff::Timestamp;
+use muster_proto::Mac;
+use tokio::sync::watch;
+
+use super::{
+    Answer, Ends,
+    body::Body,
+    response::{Kind, Response, Status, Step},
+    route::{Boot, ReleaseName, Route, SegmentKey},
+};
+use crate::{
+    boot::{
+        config::{self, BootSecrets},
+        files::{Files, Ramdisk},
+        ipxe::{self, Parameter},
+        nonce::{Nonce, Stale},
+        policy::{Verdict, verdict},
+        segment::{Net, Plan},
+        uki,
+    },
+    world::World,
+};
+
+/// The boot files' site.
+pub struct Site {
+    /// What the cluster says.
+    pub world: World,
+    /// The Segments as they are served.
+    pub plan: watch::Receiver<Arc<Plan>>,
+    /// The ramdisks.
+    pub files: Arc<Files>,
+    /// From enrolment; `None` until it has them.
+    pub secrets: watch::Receiver<Option<Arc<BootSecrets>>>,
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site")
+            .field("files", &self.files)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Answer for Site {
+    fn answer(&self, target: &str, ends: Ends) -> Response {
+        let now = Timestamp::now().as_second();
+        let from = ends.peer.ip();
+        let response = match Route::parse(target) {
+            Some(Route::Script { segment, mac, uuid }) => {
+                self.script(&segment, mac, uuid.as_deref(), from, now)
+            }
+            Some(Route::Kernel(release)) => self.kernel(&release),
+            Some(Route::Initramfs(boot)) => self.initramfs(&boot, from, now),
+            Some(Route::Uki(boot)) => self.uki(&boot, from, now),
+            None => Err((Status::NotFound, "there is no such file")),
+        };
+        response.unwrap_or_else(|(status, why)| Response::error(status, why))
+    }
+}
+
+/// Why there is no answer; the text is for who looks at the machine's screen.
+type Refusal = (Status, &'static str);
+
+impl Site {
+    fn script(
+        &self,
+        segment: &SegmentKey,
+        mac: Mac,
+        uuid: Option<&str>,
+        from: IpAddr,
+        now: i64,
+    ) -> Result<Response, Refusal> {
+        let net = self.net(segment, from)?;
+        if !self.is_complete() {
+            return Err((Status::Unavailable, "the cluster is not known yet"));
+        }
+        let text = match self.verdict(segment, mac, uuid)? {
+            Verdict::Silence(why) | Verdict::Disk(why) => ipxe::disk(why),
+            Verdict::Ramdisk(_) => match self.files.current(net.profile) {
+                Some(ramdisk) => {
+                    let server = SocketAddrV4::new(net.boot, net.http_port);
+                    let boot = Boot {
+                        release: ramdisk
+                            .name
+                            .parse()
+                            .map_err(|_| (Status::Internal, "the release has no usable name"))?,
+                        segment: segment.clone(),
+                        mac,
+                        nonce: Nonce::fresh(now).ok_or((Status::Internal, "no random bytes, or no clock"))?,
+                    };
+                    ipxe::ramdisk(server, &boot, &parameters(&net))
+                }
+                None => {
+                    tracing::error!(segment = %segment, profile = net.profile.name(), "there is no ramdisk to boot");
+                    ipxe::disk("there is no ramdisk of this segment's profile")
+                }
+            },
+        };
+        Ok(Response::ok(
+            Kind::Text,
+            Body::of(text),
+            step("script", Some((segment, mac))),
+        ))
+    }
+
+    fn kernel(&self, release: &ReleaseName) -> Result<Response, Refusal> {
+        let ramdisk = self.ramdisk(release)?;
+        let body = Body::default().with(ramdisk.kernel.segment());
+        Ok(Response::ok(Kind::Binary, body, step("kernel", None)))
+    }
+
+    fn initramfs(&self, boot: &Boot, from: IpAddr, now: i64) -> Result<Response, Refusal> {
+        let (_, (_, body)) = self.initrd(boot, from, now)?;
+        Ok(Response::ok(
+            Kind::Binary,
+            body,
+            step("initramfs", Some((&boot.segment, boot.mac))),
+        ))
+    }
+
+    fn uki(&self, boot: &Boot, from: IpAddr, now: i64) -> Result<Response, Refusal> {
+        let (net, (ramdisk, initrd)) = self.initrd(boot, from, now)?;
+        let line = ipxe::command_line(&parameters(&net));
+        let image = uki::image(&ramdisk, &line, &initrd).map_err(|error| {
+            tracing::error!(%error, release = ramdisk.name, "no UKI can be made of the release");
+            (Status::Internal, "the ramdisk cannot be made into one file")
+        })?;
+        Ok(Response::ok(
+            Kind::Efi,
+            image,
+            step("uki", Some((&boot.segment, boot.mac))),
+        ))
+    }
+
+    /// The initrd of one boot: its configuration, the user's firmware, the ramdisk.
+    fn initrd(&self, boot: &Boot, from: IpAddr, now: i64) -> Result<(Net, (Arc<Ramdisk>, Body)), Refusal> {
+        let net = self.net(&boot.segment, from)?;
+        boot.nonce.check(now).map_err(|stale| match stale {
+            Stale::Old => (
+                Status::Gone,
+                "this URL was made for a boot of more than an hour ago",
+            ),
+            Stale::Early => (Status::Forbidden, "this URL is of the future: a clock is wrong"),
+        })?;
+        let ramdisk = self.ramdisk(&boot.release)?;
+        let secrets = self.secrets.borrow().clone();
+        let secrets = secrets.ok_or((Status::Unavailable, "enrolment is not ready yet"))?;
+        let config = config::config(&net, boot.mac, &boot.nonce, &secrets);
+        let mut body = Body::of(config::archive(&config));
+        if let Some(extras) = &ramdisk.extras {
+            body = body.with(extras.segment());
+        }
+        body = body.with(ramdisk.initramfs.segment());
+        Ok((net, (ramdisk, body)))
+    }
+
+    fn ramdisk(&self, release: &ReleaseName) -> Result<Arc<Ramdisk>, Refusal> {
+        self.files.release(release).ok_or((
+            Status::NotFound,
+            "this release of the ramdisk is no longer here; boot again",
+        ))
+    }
+
+    /// The network of `segment`, if it is served here and `from` is on it. A token says that the machine was served on that
+    /// segment; it would say nothing if any other network could fetch it.
+    fn net(&self, segment: &SegmentKey, from: IpAddr) -> Result<Net, Refusal> {
+        let plan = self.plan.borrow();
+        let Some(Ok(net)) = plan.get(&segment.to_string()) else {
+            return Err((
+                Status::NotFound,
+                "there is no such segment, or it is not served here",
+            ));
+        };
+        match from.to_canonical() {
+            IpAddr::V4(from) if net.subnet.contains(from) => Ok(net.clone()),
+            _ => Err((Status::Forbidden, "this is for machines on another segment")),
+        }
+    }
+
+    /// True once every host is known: before, a known machine would be taken for an unknown one.
+    fn is_complete(&self) -> bool {
+        let World {
+            segments,
+            servers,
+            hosts,
+            ..
+        } = &self.world;
+        let ready = |ready: Option<Result<(), _>>| matches!(ready, Some(Ok(())));
+        ready(segments.wait_until_ready().now_or_never())
+            && ready(servers.wait_until_ready().now_or_never())
+            && ready(hosts.wait_until_ready().now_or_never())
+    }
+
+    fn verdict(&self, segment: &SegmentKey, mac: Mac, uuid: Option<&str>) -> Result<Verdict, Refusal> {
+        let segment = self
+            .world
+            .segments
+            .find(|found| {
+                found.metadata.namespace.as_deref() == Some(segment.namespace())
+                    && found.metadata.name.as_deref() == Some(segment.name())
+            })
+            .ok_or((Status::NotFound, "there is no such segment"))?;
+        let known = self.world.known(mac, uuid);
+        Ok(verdict(&segment, known.server.as_deref(), known.host.as_deref()))
+    }
+}
+
+/// The Segment's kernel parameters; those that are none were reported with the Segment.
+fn parameters(net: &Net) -> Vec<Parameter> {
+    net.kernel_parameters
+        .iter()
+        .filter_map(|text| Parameter::new(text))
+        .collect()
+}
+
+fn step(what: &'static str, whose: Option<(&SegmentKey, Mac)>) -> Step {
+    Step {
+        what,
+        mac: whose.map(|(_, mac)| mac),
+        segment: whose.map(|(segment, _)| segment.to_string()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

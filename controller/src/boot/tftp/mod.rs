@@ -1,0 +1,380 @@
+//! The TFTP server: iPXE's two binaries, read-only, for firmware that speaks nothing better.
+//!
+//! It serves these names from memory and nothing else; a name is compared, never opened.
+//! [`packet`] reads and writes packets, [`transfer`] decides what to send, and this file moves them.
+
+pub mod packet;
+pub mod transfer;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use hyper::body::Bytes;
+use tokio::{
+    net::UdpSocket,
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, timeout_at},
+};
+
+use self::{
+    packet::{Code, MAX_REQUEST, ReadRequest, Reply, Request},
+    transfer::{Failure, Outgoing, Step, Transfer},
+};
+use super::{
+    bind::{self, Addresses},
+    peers::Peers,
+    slots::{Slot, Slots},
+};
+
+/// The port of RFC 1350.
+pub const PORT: u16 = 69;
+
+/// iPXE for BIOS.
+pub const BIOS: &str = "undionly.kpxe";
+/// iPXE for UEFI.
+pub const UEFI: &str = "snponly.efi";
+
+/// Why TFTP does not work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A boot file is not there.
+    #[error("read boot file {}", path.display())]
+    ReadFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The port is taken, the address is not ours, or we may not.
+    #[error("bind TFTP port {address}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket broke.
+    #[error("receive TFTP requests on {address}")]
+    Receive {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What is served, in memory: some 250 kB.
+#[derive(Clone, Debug)]
+pub struct BootFiles {
+    bios: Bytes,
+    uefi: Bytes,
+}
+
+impl BootFiles {
+    /// Both files, of given content.
+    pub fn new(bios: Bytes, uefi: Bytes) -> Self {
+        BootFiles { bios, uefi }
+    }
+
+    /// Both files from `directory`, such as Debian's `/usr/lib/ipxe`.
+    pub fn load(directory: &Path) -> Result<Self, Error> {
+        let read = |name: &str| {
+            let path = directory.join(name);
+            std::fs::read(&path)
+                .map(Bytes::from)
+                .map_err(|source| Error::ReadFile { path, source })
+        };
+        Ok(BootFiles {
+            bios: read(BIOS)?,
+            uefi: read(UEFI)?,
+        })
+    }
+
+    /// The file of exactly this name.
+    fn named(&self, name: &[u8]) -> Option<(&'static str, &Bytes)> {
+        [(BIOS, &self.bios), (UEFI, &self.uefi)]
+            .into_iter()
+            .find(|(known, _)| known.as_bytes() == name)
+    }
+}
+
+/// Bounds on what clients may make us do.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Transfers at once.
+    pub transfers: usize,
+    /// Of these, to one address.
+    pub each: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            transfers: 512,
+            each: 4,
+        }
+    }
+}
+
+/// The server.
+#[derive(Debug)]
+pub struct Server {
+    /// What is served.
+    pub files: BootFiles,
+    /// Where.
+    pub addresses: watch::Receiver<Addresses>,
+    /// [`PORT`], except in tests.
+    pub port: u16,
+    /// How much.
+    pub limits: Limits,
+    /// Whose address is whose, for the log.
+    pub peers: Peers,
+}
+
+impl Server {
+    /// Serves; does not return.
+    pub async fn run(self) {
+        let Server {
+            files,
+            addresses,
+            port,
+            limits,
+            peers,
+        } = self;
+        let slots = Slots::new(limits.transfers, limits.each);
+        bind::on_each("TFTP", addresses, move |address| {
+            let (files, slots, peers) = (files.clone(), slots.clone(), peers.clone());
+            async move {
+                match Listener::bind(SocketAddr::new(address, port), files, slots, peers).await {
+                    Ok(listener) => listener.run().await,
+                    Err(error) => error,
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// One well-known port.
+#[derive(Debug)]
+struct Listener {
+    socket: UdpSocket,
+    address: SocketAddr,
+    files: BootFiles,
+    slots: Slots,
+    running: HashMap<SocketAddr, Running>,
+    peers: Peers,
+}
+
+/// A transfer under way, as far as a further request from the same client matters to it.
+#[derive(Debug)]
+struct Running {
+    request: ReadRequest,
+    answered: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+/// What a further request of a client (same address and port) means while a transfer to it runs.
+#[derive(Debug, PartialEq, Eq)]
+enum Again {
+    /// The network doubled the request, or our answer is late: the transfer's own timer sends again.
+    Ignore,
+    /// The client began anew: the old transfer ends.
+    Replace,
+}
+
+fn again(same_request: bool, answered: bool) -> Again {
+    if same_request && !answered {
+        Again::Ignore
+    } else {
+        Again::Replace
+    }
+}
+
+impl Listener {
+    async fn bind(address: SocketAddr, files: BootFiles, slots: Slots, peers: Peers) -> Result<Self, Error> {
+        let bound = |source| Error::Bind { address, source };
+        let socket = UdpSocket::bind(address).await.map_err(bound)?;
+        let address = socket.local_addr().map_err(bound)?;
+        tracing::info!(%address, "TFTP: serving");
+        Ok(Listener {
+            socket,
+            address,
+            files,
+            slots,
+            running: HashMap::new(),
+            peers,
+        })
+    }
+
+    async fn run(mut self) -> Error {
+        // One byte more than a request may have, so that a longer one shows.
+        let mut buffer = [0; MAX_REQUEST + 1];
+        loop {
+            match self.socket.recv_from(&mut buffer).await {
+                Ok((len, client)) => self.on_request(client, &buffer[..len]).await,
+                Err(source) => {
+                    return Error::Receive {
+                        address: self.address,
+                        source,
+                    };
+                }
+            }
+        }
+    }
+
+    async fn on_request(&mut self, client: SocketAddr, packet: &[u8]) {
+        let refuse = match Request::parse(packet) {
+            Some(Request::Read(request)) => return self.on_read(client, request).await,
+            Some(Request::Mode) => packet::error(Code::NotDefined, "only octet mode is served"),
+            Some(Request::Write) => packet::error(Code::Access, "this server is read-only"),
+            Some(Request::Malformed) => packet::error(Code::Illegal, "not a read request"),
+            None => return,
+        };
+        tracing::debug!(%client, "TFTP: request refused");
+        self.send(client, &refuse).await;
+    }
+
+    async fn on_read(&mut self, client: SocketAddr, request: ReadRequest) {
+        let Some((name, file)) = self.files.named(&request.name) else {
+            let asked = muster_proto::text::clean(&request.name);
+            tracing::info!(%client, file = %asked, "TFTP: no such file");
+            self.send(client, &packet::error(Code::NotFound, "no such file"))
+                .await;
+            return;
+        };
+        self.running.retain(|_, running| !running.task.is_finished());
+        if let Some(running) = self.running.get(&client) {
+            let answered = running.answered.load(Ordering::Relaxed);
+            match again(running.request == request, answered) {
+                Again::Ignore => return,
+                Again::Replace => running.task.abort(),
+            }
+        }
+        // Nothing is said to a client that must wait: it asks again by itself, while an error would end its boot.
+        let Some(slot) = self.slots.take(client.ip()) else {
+            tracing::warn!(%client, "TFTP: too many transfers, request dropped");
+            return;
+        };
+        let answered = Arc::new(AtomicBool::new(false));
+        let (transfer, first) = Transfer::start(file.clone(), request.options);
+        let job = Job {
+            server: self.address.ip(),
+            client,
+            name,
+            transfer,
+            answered: Arc::clone(&answered),
+            peers: self.peers.clone(),
+            _slot: slot,
+        };
+        let task = tokio::spawn(job.run(first)).abort_handle();
+        self.running.insert(
+            client,
+            Running {
+                request,
+                answered,
+                task,
+            },
+        );
+    }
+
+    async fn send(&self, client: SocketAddr, packet: &[u8]) {
+        if let Err(error) = self.socket.send_to(packet, client).await {
+            tracing::debug!(%client, %error, "TFTP: answer not sent");
+        }
+    }
+}
+
+/// One transfer and its socket: the port that tells it from others (RFC 1350, 4).
+#[derive(Debug)]
+struct Job {
+    server: IpAddr,
+    client: SocketAddr,
+    name: &'static str,
+    transfer: Transfer,
+    answered: Arc<AtomicBool>,
+    peers: Peers,
+    _slot: Slot,
+}
+
+impl Job {
+    async fn run(mut self, first: Vec<Outgoing>) {
+        let begun = Instant::now();
+        let (client, file) = (self.client, self.name);
+        let mac = self.peers.mac(client.ip());
+        let mac = mac.as_ref().map(tracing::field::display);
+        let ms = || begun.elapsed().as_millis();
+        match self.transfer(first).await {
+            Ok(None) => {
+                let bytes = self.transfer.size();
+                tracing::info!(step = "tftp", mac, %client, file, bytes, ms = ms(), "boot step");
+            }
+            // 8 is how RFC 2347 ends a negotiation: firmware asks for the size first and comes back.
+            Ok(Some(Failure::Client(code))) => {
+                tracing::debug!(%client, file, code, "TFTP: client ended the transfer")
+            }
+            Ok(Some(Failure::Silent)) => {
+                tracing::warn!(mac, %client, file, ms = ms(), "TFTP: client fell silent");
+            }
+            Err(error) => tracing::warn!(mac, %client, file, %error, "TFTP: transfer broke off"),
+        }
+    }
+
+    async fn transfer(&mut self, first: Vec<Outgoing>) -> io::Result<Option<Failure>> {
+        let socket = UdpSocket::bind(SocketAddr::new(self.server, 0)).await?;
+        // From now on the kernel drops what others send to this port.
+        socket.connect(self.client).await?;
+        let mut step = Step::Send(first);
+        let mut until = Instant::now();
+        let mut packet = Vec::new();
+        // The largest reply worth reading is an ERROR, of which only the code counts.
+        let mut buffer = [0; 64];
+        loop {
+            match step {
+                Step::Send(ref outgoing) => {
+                    for one in outgoing {
+                        self.transfer.encode(*one, &mut packet);
+                        send(&socket, &packet).await?;
+                    }
+                    until = Instant::now() + self.transfer.wait();
+                }
+                Step::Ignore => {}
+                Step::Done => return Ok(None),
+                Step::Failed(failure) => return Ok(Some(failure)),
+            }
+            step = match timeout_at(until, socket.recv(&mut buffer)).await {
+                Ok(received) => match Reply::parse(&buffer[..received?]) {
+                    Some(reply) => {
+                        self.answered.store(true, Ordering::Relaxed);
+                        self.transfer.on_reply(reply)
+                    }
+                    None => Step::Ignore,
+                },
+                Err(_) => self.transfer.on_timeout(),
+            };
+        }
+    }
+}
+
+/// Sends one packet. What a full queue or a changing route swallows counts as lost; a client that has closed its port is gone.
+async fn send(socket: &UdpSocket, packet: &[u8]) -> io::Result<()> {
+    match socket.send(packet).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
