@@ -187,9 +187,7 @@ impl Archive {
 
     /// Writes the whole archive, trailer included.
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
-        let mut ino = 0;
-        for entry in &self.entries {
-            ino += 1;
+        for (ino, entry) in (1..).zip(&self.entries) {
             let (kind, links, major, minor) = match entry.node {
                 Node::Dir => (S_IFDIR, 2, 0, 0),
                 Node::File(_) => (S_IFREG, 1, 0, 0),
@@ -200,7 +198,6 @@ impl Archive {
                 mode: kind | entry.permissions,
                 links,
                 device: (major, minor),
-                ..Fields::default()
             };
             write_entry(out, &fields, &entry.path, entry.content())?;
         }
