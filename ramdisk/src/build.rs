@@ -1,18 +1,18 @@
 //! From kernel, agent and stub to a release's content; pure, so that the same input gives the same bytes.
 
-use crate::elf::{self, Elf};
-use crate::initramfs;
+use crate::elf::{Elf, ElfError};
+use crate::initramfs::{self, InitramfsError};
 use crate::kernel::Kernel;
-use crate::modules;
+use crate::modules::ModulesError;
 use crate::profile::{Absent, Profile};
 use crate::release::{Content, FileFacts};
 
 /// Why no release could be made.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum BuildError {
     /// The agent is no program of the architecture.
     #[error("check agent")]
-    Agent(#[source] elf::Error),
+    Agent(#[source] ElfError),
     /// The ramdisk has no loader and no libraries.
     #[error("check agent: it is linked dynamically, the ramdisk needs a static program")]
     Dynamic,
@@ -21,20 +21,25 @@ pub enum Error {
     Choose(#[from] Absent),
     /// The kernel lacks a module that another needs.
     #[error("collect modules")]
-    Collect(#[from] modules::Error),
+    Collect(#[from] ModulesError),
     /// The initramfs could not be made.
     #[error("make initramfs")]
-    Initramfs(#[from] initramfs::Error),
+    Initramfs(#[from] InitramfsError),
 }
 
 /// Makes the content of a release.
-pub fn build(profile: &Profile, kernel: Kernel, agent: Vec<u8>, stub: Vec<u8>) -> Result<Content, Error> {
+pub fn build(
+    profile: &Profile,
+    kernel: Kernel,
+    agent: Vec<u8>,
+    stub: Vec<u8>,
+) -> Result<Content, BuildError> {
     if Elf::parse(&agent)
-        .map_err(Error::Agent)?
+        .map_err(BuildError::Agent)?
         .section(".interp")
         .is_some()
     {
-        return Err(Error::Dynamic);
+        return Err(BuildError::Dynamic);
     }
     let facts = FileFacts::of(&agent);
     let modules = kernel.modules.closure(profile.choose(&kernel.modules)?)?;

@@ -5,6 +5,7 @@
 //! or not, may follow it directly.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
 
 /// Length of a newc header: a six-byte magic and thirteen fields of eight hexadecimal digits.
@@ -56,7 +57,7 @@ pub enum AddError {
 }
 
 /// What stands at a path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Node {
     /// A directory.
     Dir,
@@ -69,6 +70,17 @@ pub enum Node {
         /// Minor number.
         minor: u32,
     },
+}
+
+impl fmt::Debug for Node {
+    /// Without contents, which may be large or secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dir => f.write_str("Dir"),
+            Self::File(content) => write!(f, "File({} bytes)", content.len()),
+            Self::CharDevice { major, minor } => write!(f, "CharDevice({major}, {minor})"),
+        }
+    }
 }
 
 /// One path of an archive.
@@ -187,9 +199,7 @@ impl Archive {
 
     /// Writes the whole archive, trailer included.
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
-        let mut ino = 0;
-        for entry in &self.entries {
-            ino += 1;
+        for (ino, entry) in (1..).zip(&self.entries) {
             let (kind, links, major, minor) = match entry.node {
                 Node::Dir => (S_IFDIR, 2, 0, 0),
                 Node::File(_) => (S_IFREG, 1, 0, 0),
@@ -200,7 +210,6 @@ impl Archive {
                 mode: kind | entry.permissions,
                 links,
                 device: (major, minor),
-                ..Fields::default()
             };
             write_entry(out, &fields, &entry.path, entry.content())?;
         }

@@ -15,7 +15,7 @@ const MAX_FILE: u64 = 512 << 20;
 
 /// Why a package could not be read.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum DebError {
     /// The bytes do not begin as an `ar` archive.
     #[error("read package: it is no Debian package")]
     Magic,
@@ -58,11 +58,11 @@ pub enum Error {
 pub fn files(
     mut package: impl Read,
     wanted: impl Fn(&str) -> bool,
-) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+) -> Result<BTreeMap<String, Vec<u8>>, DebError> {
     let mut magic = [0; AR_MAGIC.len()];
-    package.read_exact(&mut magic).map_err(|_| Error::Magic)?;
+    package.read_exact(&mut magic).map_err(|_| DebError::Magic)?;
     if &magic != AR_MAGIC {
-        return Err(Error::Magic);
+        return Err(DebError::Magic);
     }
     let mut members = Vec::new();
     while let Some((name, size)) = next_member(&mut package)? {
@@ -71,7 +71,7 @@ pub fn files(
             let data = packing.reader((&mut package).take(size));
             return data
                 .and_then(|data| tar_files(data, wanted))
-                .map_err(|source| Error::Unpack {
+                .map_err(|source| DebError::Unpack {
                     member: name.clone(),
                     source,
                 })?;
@@ -79,21 +79,21 @@ pub fn files(
         members.push(name);
         // Members begin at even offsets.
         let skip = size + size % 2;
-        io::copy(&mut (&mut package).take(skip), &mut io::sink()).map_err(Error::Read)?;
+        io::copy(&mut (&mut package).take(skip), &mut io::sink()).map_err(DebError::Read)?;
     }
-    Err(Error::NoData { members })
+    Err(DebError::NoData { members })
 }
 
-fn next_member(package: &mut impl Read) -> Result<Option<(String, u64)>, Error> {
+fn next_member(package: &mut impl Read) -> Result<Option<(String, u64)>, DebError> {
     let mut header = Vec::with_capacity(AR_HEADER);
     package
         .take(AR_HEADER as u64)
         .read_to_end(&mut header)
-        .map_err(Error::Read)?;
+        .map_err(DebError::Read)?;
     if header.is_empty() {
         return Ok(None);
     }
-    let malformed = || Error::Header {
+    let malformed = || DebError::Header {
         header: String::from_utf8_lossy(&header).into_owned(),
     };
     if header.len() != AR_HEADER || !header.ends_with(b"`\n") {
@@ -111,7 +111,7 @@ fn next_member(package: &mut impl Read) -> Result<Option<(String, u64)>, Error> 
 fn tar_files(
     data: impl Read,
     wanted: impl Fn(&str) -> bool,
-) -> io::Result<Result<BTreeMap<String, Vec<u8>>, Error>> {
+) -> io::Result<Result<BTreeMap<String, Vec<u8>>, DebError>> {
     let mut files = BTreeMap::new();
     for entry in tar::Archive::new(data).entries()? {
         let mut entry = entry?;
@@ -128,7 +128,7 @@ fn tar_files(
             continue;
         }
         if entry.size() > MAX_FILE {
-            return Ok(Err(Error::Long { path }));
+            return Ok(Err(DebError::Long { path }));
         }
         let mut content = Vec::new();
         entry.read_to_end(&mut content)?;

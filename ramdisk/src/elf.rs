@@ -11,7 +11,7 @@ const SHT_NOBITS: u32 = 8;
 
 /// Why bytes are no object this module reads.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub enum ElfError {
     /// No ELF magic, or not 64 bits, or big-endian.
     #[error("read module: it is no little-endian ELF64 file")]
     NotElf64,
@@ -24,6 +24,9 @@ pub enum Error {
         /// Its place in the table.
         index: usize,
     },
+    /// The sections claim more bytes than there are, so some overlap.
+    #[error("read module: its sections overlap")]
+    Overlap,
     /// A section's name does not lie within the table of names.
     #[error("read module: section {index} has no readable name")]
     Name {
@@ -58,39 +61,43 @@ struct Section<'a> {
 
 impl<'a> Elf<'a> {
     /// Reads the section table of `bytes`; a signature appended after the object does no harm.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ElfError> {
         // e_ident: magic, ELFCLASS64, ELFDATA2LSB.
         if bytes.len() < HEADER || !bytes.starts_with(b"\x7fELF\x02\x01") {
-            return Err(Error::NotElf64);
+            return Err(ElfError::NotElf64);
         }
         let table = u64_at(bytes, 40)
             .and_then(|at| usize::try_from(at).ok())
-            .ok_or(Error::Table)?;
-        let entry_size = u16_at(bytes, 58).ok_or(Error::Table)?;
-        let count = usize::from(u16_at(bytes, 60).ok_or(Error::Table)?);
-        let names = usize::from(u16_at(bytes, 62).ok_or(Error::Table)?);
-        let end = table.checked_add(count * SECTION_HEADER).ok_or(Error::Table)?;
+            .ok_or(ElfError::Table)?;
+        let entry_size = u16_at(bytes, 58).ok_or(ElfError::Table)?;
+        let count = usize::from(u16_at(bytes, 60).ok_or(ElfError::Table)?);
+        let names = usize::from(u16_at(bytes, 62).ok_or(ElfError::Table)?);
+        let end = table.checked_add(count * SECTION_HEADER).ok_or(ElfError::Table)?;
         if usize::from(entry_size) != SECTION_HEADER || end > bytes.len() || names >= count {
-            return Err(Error::Table);
+            return Err(ElfError::Table);
         }
         let headers = || bytes[table..end].chunks_exact(SECTION_HEADER).enumerate();
         let mut ranges = Vec::with_capacity(count);
         for (index, header) in headers() {
-            ranges.push(data_range(header, bytes.len()).ok_or(Error::Outside { index })?);
+            ranges.push(data_range(header, bytes.len()).ok_or(ElfError::Outside { index })?);
+        }
+        // Without this, a copy of all sections could be longer than the file a thousandfold.
+        if ranges.iter().map(ExactSizeIterator::len).sum::<usize>() > bytes.len() {
+            return Err(ElfError::Overlap);
         }
         let names = &bytes[ranges[names].clone()];
         let mut sections = Vec::with_capacity(count);
         for ((index, header), data) in headers().zip(ranges) {
-            let field = |at| u32_at(header, at).ok_or(Error::Table);
+            let field = |at| u32_at(header, at).ok_or(ElfError::Table);
             let name = names
                 .get(field(0)? as usize..)
                 .and_then(c_string)
-                .ok_or(Error::Name { index })?;
-            let align = u64_at(header, 48).ok_or(Error::Table)?.max(1);
+                .ok_or(ElfError::Name { index })?;
+            let align = u64_at(header, 48).ok_or(ElfError::Table)?.max(1);
             let sane = usize::try_from(align)
                 .ok()
                 .filter(|align| align.is_power_of_two() && *align <= 1 << 21);
-            let align = sane.ok_or(Error::Align { index, align })?;
+            let align = sane.ok_or(ElfError::Align { index, align })?;
             sections.push(Section {
                 name,
                 kind: field(4)?,

@@ -21,7 +21,7 @@ const MAX_FIRMWARE: u64 = 256 << 20;
 
 /// Why the archive could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum FirmwareError {
     /// A firmware folder does not exist or cannot be listed.
     #[error("list firmware folder {path:?}")]
     List {
@@ -74,9 +74,9 @@ pub fn add_firmware(
     archive: &mut Archive,
     folders: &[PathBuf],
     table: &BTreeMap<String, Vec<String>>,
-) -> Result<Vec<Missing>, Error> {
+) -> Result<Vec<Missing>, FirmwareError> {
     for folder in folders {
-        fs::read_dir(folder).map_err(|source| Error::List {
+        fs::read_dir(folder).map_err(|source| FirmwareError::List {
             path: folder.clone(),
             source,
         })?;
@@ -102,32 +102,32 @@ pub fn add_firmware(
     }
     for (name, path) in files {
         let read = || packing(&path, &name).unpack(fs::read(&path)?, MAX_FIRMWARE);
-        let content = read().map_err(|source| Error::Read {
+        let content = read().map_err(|source| FirmwareError::Read {
             path: path.clone(),
             source,
         })?;
         archive
             .file(&format!("{FIRMWARE_DIR}/{name}"), 0o644, content)
-            .map_err(|source| Error::Add { path, source })?;
+            .map_err(|source| FirmwareError::Add { path, source })?;
     }
     Ok(missing)
 }
 
 /// Adds each file, which must hold a certificate in PEM, under its own name.
-pub fn add_authorities(archive: &mut Archive, files: &[PathBuf]) -> Result<(), Error> {
+pub fn add_authorities(archive: &mut Archive, files: &[PathBuf]) -> Result<(), FirmwareError> {
     for path in files {
-        let content = fs::read(path).map_err(|source| Error::Read {
+        let content = fs::read(path).map_err(|source| FirmwareError::Read {
             path: path.clone(),
             source,
         })?;
         const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
         if !content.windows(BEGIN.len()).any(|window| window == BEGIN) {
-            return Err(Error::NoCertificate { path: path.clone() });
+            return Err(FirmwareError::NoCertificate { path: path.clone() });
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         archive
             .file(&format!("{AUTHORITIES_DIR}/{name}"), 0o644, content)
-            .map_err(|source| Error::Add {
+            .map_err(|source| FirmwareError::Add {
                 path: path.clone(),
                 source,
             })?;
@@ -136,7 +136,7 @@ pub fn add_authorities(archive: &mut Archive, files: &[PathBuf]) -> Result<(), E
 }
 
 /// The files below `folder` that `name` means, by their names without the ending of a compression.
-fn find(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>, Error> {
+fn find(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>, FirmwareError> {
     let mut found = vec![(String::new(), folder.to_owned())];
     let parts: Vec<_> = name.split('/').collect();
     if parts.iter().any(|part| matches!(*part, "" | "." | "..")) {
@@ -161,7 +161,7 @@ fn find(folder: &Path, name: &str) -> Result<Vec<(String, PathBuf)>, Error> {
 }
 
 /// Children of `dir` that match `part`: directories, or regular files if it is the `last` part of a name.
-fn children(dir: &Path, part: &str, last: bool) -> Result<Vec<(String, PathBuf)>, Error> {
+fn children(dir: &Path, part: &str, last: bool) -> Result<Vec<(String, PathBuf)>, FirmwareError> {
     // Links are followed: firmware collections are full of them.
     let fits = |path: &Path| if last { path.is_file() } else { path.is_dir() };
     if !glob::is_pattern(part) {
@@ -178,7 +178,7 @@ fn children(dir: &Path, part: &str, last: bool) -> Result<Vec<(String, PathBuf)>
             .map(|entry| Ok(entry?.path()))
             .collect::<io::Result<Vec<_>>>()
     };
-    let mut paths = list().map_err(|source| Error::List {
+    let mut paths = list().map_err(|source| FirmwareError::List {
         path: dir.to_owned(),
         source,
     })?;

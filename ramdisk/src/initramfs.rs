@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use crate::cpio::{AddError, Archive};
-use crate::modules::{self, Set};
+use crate::modules::{ModulesError, Set};
 
 /// The file that stands last; if it is missing, the archive did not fit in memory.
 /// The same as `muster_proto::config::SENTINEL`.
@@ -23,20 +23,20 @@ const WINDOW_LOG: u32 = 23;
 
 /// Why an initramfs could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum InitramfsError {
     /// Two parts claim one path, or a path is malformed.
     #[error("lay out initramfs")]
     Layout(#[from] AddError),
     /// The modules cannot be brought into an order.
     #[error("write module tables")]
-    Modules(#[from] modules::Error),
+    Modules(#[from] ModulesError),
     /// The compressor failed.
     #[error("compress initramfs")]
     Compress(#[source] std::io::Error),
 }
 
 /// Lays out the archive: directories, devices, the agent as `/init`, modules with their tables, the sentinel.
-pub fn layout(agent: Vec<u8>, kernel_version: &str, modules: &Set<'_>) -> Result<Archive, Error> {
+pub fn layout(agent: Vec<u8>, kernel_version: &str, modules: &Set<'_>) -> Result<Archive, InitramfsError> {
     let mut archive = Archive::new();
     for dir in ["dev", "etc", "muster", "proc", "run", "sys"] {
         archive.dir(dir, 0o755)?;
@@ -78,9 +78,9 @@ fn firmware_list(modules: &Set<'_>) -> String {
 }
 
 /// The archive as one zstd frame; what carries it to the machine has checksums of its own.
-pub fn compress(archive: &Archive) -> Result<Vec<u8>, Error> {
+pub fn compress(archive: &Archive) -> Result<Vec<u8>, InitramfsError> {
     let bytes = archive.to_vec();
-    compressed(&bytes).map_err(Error::Compress)
+    compressed(&bytes).map_err(InitramfsError::Compress)
 }
 
 fn compressed(bytes: &[u8]) -> std::io::Result<Vec<u8>> {

@@ -2,15 +2,15 @@
 
 use std::io::Read;
 
-use crate::deb;
-use crate::modules::{self, Catalogue};
+use crate::deb::{self, DebError};
+use crate::modules::{Catalogue, ModulesError};
 
 /// Why a package gives no kernel.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum KernelError {
     /// The package could not be read.
     #[error("open kernel package")]
-    Package(#[from] deb::Error),
+    Package(#[from] DebError),
     /// Metapackages and packages of headers or modules alone carry none.
     #[error("find kernel: the package has no boot/vmlinuz-VERSION")]
     NoImage,
@@ -27,7 +27,7 @@ pub enum Error {
         version: String,
         /// What is wrong with them.
         #[source]
-        source: modules::Error,
+        source: ModulesError,
     },
 }
 
@@ -44,26 +44,26 @@ pub struct Kernel {
 
 impl Kernel {
     /// Reads a package such as `linux-image-6.1.0-56-amd64`; all its modules are in memory meanwhile, some 400 MB.
-    pub fn from_deb(package: impl Read) -> Result<Self, Error> {
+    pub fn from_deb(package: impl Read) -> Result<Self, KernelError> {
         let wanted = |path: &str| path.starts_with("boot/vmlinuz-") || path.starts_with("lib/modules/");
         let mut files = deb::files(package, wanted)?;
         let image_path = files
             .keys()
             .find(|path| path.starts_with("boot/"))
-            .ok_or(Error::NoImage)?
+            .ok_or(KernelError::NoImage)?
             .clone();
-        let (image_path, image) = files.remove_entry(&image_path).ok_or(Error::NoImage)?;
+        let (image_path, image) = files.remove_entry(&image_path).ok_or(KernelError::NoImage)?;
         let version = image_path.trim_start_matches("boot/vmlinuz-").to_owned();
         let base = format!("lib/modules/{version}/");
         let below = files
             .into_iter()
             .filter_map(|(path, content)| Some((path.strip_prefix(&base)?.to_owned(), content)));
-        let modules = Catalogue::index(below).map_err(|source| Error::Modules {
+        let modules = Catalogue::index(below).map_err(|source| KernelError::Modules {
             version: version.clone(),
             source,
         })?;
         if modules.iter().next().is_none() {
-            return Err(Error::NoModules { version });
+            return Err(KernelError::NoModules { version });
         }
         Ok(Self {
             version,
@@ -74,7 +74,7 @@ impl Kernel {
 }
 
 /// The UEFI stub for this architecture out of Debian's `systemd-boot-efi`.
-pub fn stub_from_deb(package: impl Read) -> Result<Option<Vec<u8>>, deb::Error> {
+pub fn stub_from_deb(package: impl Read) -> Result<Option<Vec<u8>>, DebError> {
     const STUB: &str = "lib/systemd/boot/efi/linuxx64.efi.stub";
     Ok(deb::files(package, |path| path == STUB)?.remove(STUB))
 }

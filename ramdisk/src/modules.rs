@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::elf::{self, Elf};
+use crate::elf::{Elf, ElfError};
 use crate::modinfo::{self, Modinfo, canonical};
 use crate::packed::Packing;
 
@@ -14,7 +14,7 @@ const MAX_MODULE: u64 = 256 << 20;
 
 /// Why a kernel's modules cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum ModulesError {
     /// A module could not be decompressed.
     #[error("unpack module {path}")]
     Unpack {
@@ -31,7 +31,15 @@ pub enum Error {
         path: String,
         /// What is wrong with it.
         #[source]
-        source: elf::Error,
+        source: ElfError,
+    },
+    /// A module's file and the module itself disagree, so a request by name would find the wrong one.
+    #[error("index modules: {path} calls itself {own}")]
+    Misnamed {
+        /// Below `lib/modules/VERSION`.
+        path: String,
+        /// The name it gives itself.
+        own: String,
     },
     /// Two files claim one module name.
     #[error("index modules: {first} and {second} are both named {name}")]
@@ -97,7 +105,7 @@ pub struct Catalogue {
 impl Catalogue {
     /// Indexes files by their paths below `lib/modules/VERSION`: `*.ko` with or without compression,
     /// `modules.builtin` and `modules.builtin.modinfo`; other files are passed over.
-    pub fn index(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Self, Error> {
+    pub fn index(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Self, ModulesError> {
         let mut catalogue = Self::default();
         for (path, content) in files {
             match path.as_str() {
@@ -115,7 +123,7 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    fn add(&mut self, path: &str, content: Vec<u8>) -> Result<(), Error> {
+    fn add(&mut self, path: &str, content: Vec<u8>) -> Result<(), ModulesError> {
         let (path, packing) = Packing::of(path);
         if !path.ends_with(".ko") {
             return Ok(());
@@ -123,18 +131,24 @@ impl Catalogue {
         let path = path.to_owned();
         let object = packing
             .unpack(content, MAX_MODULE)
-            .map_err(|source| Error::Unpack {
+            .map_err(|source| ModulesError::Unpack {
                 path: path.clone(),
                 source,
             })?;
-        let elf = Elf::parse(&object).map_err(|source| Error::Elf {
+        let elf = Elf::parse(&object).map_err(|source| ModulesError::Elf {
             path: path.clone(),
             source,
         })?;
         let info = modinfo::parse(elf.section(".modinfo").unwrap_or_default());
         let name = name_of(&path);
+        if let Some(own) = info.name.as_ref().filter(|own| **own != name) {
+            return Err(ModulesError::Misnamed {
+                path,
+                own: own.clone(),
+            });
+        }
         if let Some(first) = self.modules.get(&name) {
-            return Err(Error::Twice {
+            return Err(ModulesError::Twice {
                 name,
                 first: first.path.clone(),
                 second: path,
@@ -167,17 +181,20 @@ impl Catalogue {
     }
 
     /// `seeds` and everything that they need to be loaded, with those optional companions that exist.
-    pub fn closure(&self, seeds: impl IntoIterator<Item = String>) -> Result<Set<'_>, Error> {
+    pub fn closure(&self, seeds: impl IntoIterator<Item = String>) -> Result<Set<'_>, ModulesError> {
         let mut members = BTreeMap::new();
         let mut open: Vec<String> = seeds.into_iter().collect();
         while let Some(name) = open.pop() {
             if members.contains_key(name.as_str()) || self.is_builtin(&name) {
                 continue;
             }
-            let (name, module) = self.modules.get_key_value(&name).ok_or(Error::Unknown { name })?;
+            let (name, module) = self
+                .modules
+                .get_key_value(&name)
+                .ok_or(ModulesError::Unknown { name })?;
             for needed in &module.info.depends {
                 if !self.modules.contains_key(needed) && !self.is_builtin(needed) {
-                    return Err(Error::Missing {
+                    return Err(ModulesError::Missing {
                         module: name.clone(),
                         missing: needed.clone(),
                     });
@@ -242,7 +259,7 @@ impl<'a> Set<'a> {
     }
 
     /// The paths of a module and all it needs, in the order in which they must be loaded: the module comes last.
-    fn load_order(&self, name: &'a str) -> Result<Vec<&'a str>, Error> {
+    fn load_order(&self, name: &'a str) -> Result<Vec<&'a str>, ModulesError> {
         let mut order = Vec::new();
         let mut way = Vec::new();
         self.visit(name, &mut way, &mut BTreeSet::new(), &mut order)?;
@@ -255,9 +272,9 @@ impl<'a> Set<'a> {
         way: &mut Vec<&'a str>,
         done: &mut BTreeSet<&'a str>,
         order: &mut Vec<&'a str>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ModulesError> {
         if let Some(start) = way.iter().position(|earlier| *earlier == name) {
-            return Err(Error::Cycle {
+            return Err(ModulesError::Cycle {
                 cycle: way[start..].iter().map(|&name| name.to_owned()).collect(),
             });
         }
@@ -277,7 +294,7 @@ impl<'a> Set<'a> {
 
     /// `modules.dep`: each module's path, a colon, and the paths of all it needs, to be loaded from right to left
     /// (modules.dep(5)).
-    pub fn dep_table(&self) -> Result<String, Error> {
+    pub fn dep_table(&self) -> Result<String, ModulesError> {
         let mut out = String::new();
         for (name, module) in self.iter() {
             let order = self.load_order(name)?;

@@ -30,7 +30,7 @@ const READ_ONLY_DATA: u32 = 0x4000_0040;
 
 /// Why bytes are no EFI program that sections can be appended to.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub enum PeError {
     /// The file ends before a field that must be there.
     #[error("read EFI stub: it ends within its headers")]
     Short,
@@ -106,12 +106,12 @@ pub(crate) struct Pe<'a> {
 
 impl<'a> Pe<'a> {
     /// Checks every header field that [`append`](Self::append) relies on.
-    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, PeError> {
         expect("DOS magic", u16_at(bytes, 0)?, &[u16::from_le_bytes(*b"MZ")])?;
         let signature = usize_of(u32_at(bytes, 0x3c)?);
         let found = u32_at(bytes, signature)?;
         if found != u32::from_le_bytes(*b"PE\0\0") {
-            return Err(Error::Kind {
+            return Err(PeError::Kind {
                 field: "signature",
                 found: found.into(),
             });
@@ -133,19 +133,19 @@ impl<'a> Pe<'a> {
         )?;
         let directories = usize_of(u32_at(bytes, optional + DIRECTORY_COUNT)?);
         if optional_size < DIRECTORIES || (optional_size - DIRECTORIES) / 8 < directories {
-            return Err(Error::Kind {
+            return Err(PeError::Kind {
                 field: "optional header's size",
                 found: optional_size as u64,
             });
         }
         if directories > CERTIFICATES && u32_at(bytes, optional + DIRECTORIES + CERTIFICATES * 8 + 4)? != 0 {
-            return Err(Error::Signed);
+            return Err(PeError::Signed);
         }
         let section_alignment = u32_at(bytes, optional + SECTION_ALIGNMENT)?;
         let file_alignment = u32_at(bytes, optional + FILE_ALIGNMENT)?;
         let sane = |align: u32| align.is_power_of_two() && align <= MAX_ALIGNMENT;
         if !sane(section_alignment) || !sane(file_alignment) {
-            return Err(Error::Alignment {
+            return Err(PeError::Alignment {
                 section: section_alignment,
                 file: file_alignment,
             });
@@ -169,31 +169,32 @@ impl<'a> Pe<'a> {
         Ok(pe)
     }
 
-    fn read_section(&mut self, index: usize) -> Result<(), Error> {
+    fn read_section(&mut self, index: usize) -> Result<(), PeError> {
         let at = self.table + index * SECTION;
-        let entry = self.bytes.get(at..at + SECTION).ok_or(Error::Short)?;
+        let entry = self.bytes.get(at..at + SECTION).ok_or(PeError::Short)?;
         let [virtual_size, address, raw_size, raw_at] =
             [8, 12, 16, 20].map(|field| u32_at(entry, field).map(u64::from));
         let (virtual_size, address, raw_size, raw_at) = (virtual_size?, address?, raw_size?, raw_at?);
         if raw_at + raw_size > self.bytes.len() as u64 || address + virtual_size > u64::from(u32::MAX) {
-            return Err(Error::Outside { index });
+            return Err(PeError::Outside { index });
         }
         if raw_size > 0 {
             self.first_data = self.first_data.min(raw_at);
         }
         self.next_address = self.next_address.max(address + virtual_size.max(raw_size));
-        self.names.insert(*entry.first_chunk().ok_or(Error::Short)?);
+        self.names.insert(*entry.first_chunk().ok_or(PeError::Short)?);
         Ok(())
     }
 
     /// The stub's bytes with the table extended by sections of these names and lengths, and where each goes.
     ///
     /// The bytes end where the first appended section begins.
-    pub(crate) fn append(&self, new: &[(&str, u64)]) -> Result<(Vec<u8>, Vec<Placed>), Error> {
+    pub(crate) fn append(&self, new: &[(&str, u64)]) -> Result<(Vec<u8>, Vec<Placed>), PeError> {
         let table_end = (self.table + (self.sections + new.len()) * SECTION) as u64;
-        let count = u16::try_from(self.sections + new.len()).map_err(|_| Error::Room { count: new.len() })?;
+        let count =
+            u16::try_from(self.sections + new.len()).map_err(|_| PeError::Room { count: new.len() })?;
         if table_end > self.first_data.min(self.size_of_headers.into()) {
-            return Err(Error::Room { count: new.len() });
+            return Err(PeError::Room { count: new.len() });
         }
         let align = u64::from(self.file_alignment);
         let mut out = self.bytes.to_vec();
@@ -208,12 +209,14 @@ impl<'a> Pe<'a> {
             let name = padded_name(name);
             if self.names.contains(&name) {
                 let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
-                return Err(Error::Taken { name });
+                return Err(PeError::Taken { name });
             }
             let end = len
                 .checked_add(file_at)
                 .and_then(|end| end.checked_next_multiple_of(align));
-            let end = end.filter(|end| *end <= u64::from(u32::MAX)).ok_or(Error::Long)?;
+            let end = end
+                .filter(|end| *end <= u64::from(u32::MAX))
+                .ok_or(PeError::Long)?;
             let entry = [
                 u32_of(*len)?,
                 u32_of(address)?,
@@ -249,11 +252,11 @@ impl<'a> Pe<'a> {
     }
 }
 
-fn expect(field: &'static str, found: u16, wanted: &[u16]) -> Result<(), Error> {
+fn expect(field: &'static str, found: u16, wanted: &[u16]) -> Result<(), PeError> {
     if wanted.contains(&found) {
         Ok(())
     } else {
-        Err(Error::Kind {
+        Err(PeError::Kind {
             field,
             found: found.into(),
         })
@@ -272,24 +275,24 @@ fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Result<u16, Error> {
+fn u16_at(bytes: &[u8], at: usize) -> Result<u16, PeError> {
     let chunk = bytes
         .get(at..)
         .and_then(<[u8]>::first_chunk)
-        .ok_or(Error::Short)?;
+        .ok_or(PeError::Short)?;
     Ok(u16::from_le_bytes(*chunk))
 }
 
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Result<u32, Error> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Result<u32, PeError> {
     let chunk = bytes
         .get(at..)
         .and_then(<[u8]>::first_chunk)
-        .ok_or(Error::Short)?;
+        .ok_or(PeError::Short)?;
     Ok(u32::from_le_bytes(*chunk))
 }
 
-fn u32_of(value: u64) -> Result<u32, Error> {
-    u32::try_from(value).map_err(|_| Error::Long)
+fn u32_of(value: u64) -> Result<u32, PeError> {
+    u32::try_from(value).map_err(|_| PeError::Long)
 }
 
 fn usize_of(value: u32) -> usize {

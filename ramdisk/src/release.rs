@@ -69,7 +69,7 @@ impl FileFacts {
 
 /// Why a release cannot be written or must not be served.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum ReleaseError {
     /// Reading a file failed.
     #[error("read {path:?}")]
     Read {
@@ -154,14 +154,14 @@ pub struct Release {
 
 impl Release {
     /// Opens and checks the release that `OUT/PROFILE/current` names.
-    pub fn open(profile_dir: &Path) -> Result<Self, Error> {
+    pub fn open(profile_dir: &Path) -> Result<Self, ReleaseError> {
         Self::open_named(profile_dir, &current(profile_dir)?)
     }
 
     /// Opens and checks the release of that name below `OUT/PROFILE`, which need not be the current one.
-    pub fn open_named(profile_dir: &Path, hash: &str) -> Result<Self, Error> {
+    pub fn open_named(profile_dir: &Path, hash: &str) -> Result<Self, ReleaseError> {
         if !is_name(hash) {
-            return Err(Error::Name {
+            return Err(ReleaseError::Name {
                 path: profile_dir.join(hash),
             });
         }
@@ -171,25 +171,25 @@ impl Release {
         let found = name_of(&bytes);
         if found != hash {
             let expected = hash.to_owned();
-            return Err(Error::Damaged {
+            return Err(ReleaseError::Damaged {
                 path,
                 what: "the name made from it",
                 found,
                 expected,
             });
         }
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|source| Error::Manifest {
+        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|source| ReleaseError::Manifest {
             path: path.clone(),
             source,
         })?;
         if manifest.format != FORMAT {
-            return Err(Error::Format {
+            return Err(ReleaseError::Format {
                 path,
                 found: manifest.format,
             });
         }
         let facts = |name| {
-            manifest.files.get(name).ok_or_else(|| Error::Unlisted {
+            manifest.files.get(name).ok_or_else(|| ReleaseError::Unlisted {
                 path: path.clone(),
                 name,
             })
@@ -216,14 +216,14 @@ impl Release {
 
 /// The name in `OUT/PROFILE/current`, cheap enough to ask for often; whether that release is whole,
 /// [`Release::open`] tells.
-pub fn current(profile_dir: &Path) -> Result<String, Error> {
+pub fn current(profile_dir: &Path) -> Result<String, ReleaseError> {
     let path = profile_dir.join(CURRENT);
     let name = String::from_utf8(read(&path)?).unwrap_or_default();
     let name = name.trim_end();
     if is_name(name) {
         Ok(name.to_owned())
     } else {
-        Err(Error::Name { path })
+        Err(ReleaseError::Name { path })
     }
 }
 
@@ -253,7 +253,7 @@ pub struct Content {
 /// Writes a release below `out` and then makes it the current one; gives its name.
 ///
 /// Whatever happens in between, `current` names a whole release. The same content written twice is one release.
-pub fn write(out: &Path, content: &Content) -> Result<String, Error> {
+pub fn write(out: &Path, content: &Content) -> Result<String, ReleaseError> {
     let files = [
         (VMLINUZ, &content.vmlinuz),
         (INITRAMFS, &content.initramfs),
@@ -291,13 +291,13 @@ pub fn write(out: &Path, content: &Content) -> Result<String, Error> {
     let path = profile_dir.join(CURRENT);
     let scratch = profile_dir.join(format!(".{CURRENT}.{}", std::process::id()));
     write_file(&scratch, format!("{hash}\n").as_bytes())?;
-    fs::rename(&scratch, &path).map_err(|source| Error::Write { path, source })?;
+    fs::rename(&scratch, &path).map_err(|source| ReleaseError::Write { path, source })?;
     sync_dir(&profile_dir)?;
     Ok(hash)
 }
 
-fn write_dir<'a>(dir: &Path, files: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<(), Error> {
-    fs::create_dir_all(dir).map_err(|source| Error::Write {
+fn write_dir<'a>(dir: &Path, files: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<(), ReleaseError> {
+    fs::create_dir_all(dir).map_err(|source| ReleaseError::Write {
         path: dir.to_owned(),
         source,
     })?;
@@ -308,8 +308,8 @@ fn write_dir<'a>(dir: &Path, files: impl Iterator<Item = (&'a str, &'a [u8])>) -
 }
 
 /// Gives the finished `scratch` its name, in place of a damaged directory of that name.
-fn place(scratch: &Path, dir: &Path) -> Result<(), Error> {
-    let failed = |source| Error::Write {
+fn place(scratch: &Path, dir: &Path) -> Result<(), ReleaseError> {
+    let failed = |source| ReleaseError::Write {
         path: dir.to_owned(),
         source,
     };
@@ -320,35 +320,35 @@ fn place(scratch: &Path, dir: &Path) -> Result<(), Error> {
     fs::rename(scratch, dir).map_err(failed)
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ReleaseError> {
     let write = || {
         let mut file = File::create(path)?;
         file.write_all(bytes)?;
         file.sync_all()
     };
-    write().map_err(|source| Error::Write {
+    write().map_err(|source| ReleaseError::Write {
         path: path.to_owned(),
         source,
     })
 }
 
-fn sync_dir(dir: &Path) -> Result<(), Error> {
+fn sync_dir(dir: &Path) -> Result<(), ReleaseError> {
     let sync = || File::open(dir)?.sync_all();
-    sync().map_err(|source| Error::Write {
+    sync().map_err(|source| ReleaseError::Write {
         path: dir.to_owned(),
         source,
     })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|source| Error::Read {
+fn read(path: &Path) -> Result<Vec<u8>, ReleaseError> {
+    fs::read(path).map_err(|source| ReleaseError::Read {
         path: path.to_owned(),
         source,
     })
 }
 
 /// Checks a file without holding it in memory.
-fn check(path: &Path, expected: &FileFacts) -> Result<(), Error> {
+fn check(path: &Path, expected: &FileFacts) -> Result<(), ReleaseError> {
     let facts = || {
         let mut file = File::open(path)?;
         let mut context = Context::new(&SHA256);
@@ -368,14 +368,14 @@ fn check(path: &Path, expected: &FileFacts) -> Result<(), Error> {
             sha256: hex(context.finish().as_ref()),
         })
     };
-    let found = facts().map_err(|source| Error::Read {
+    let found = facts().map_err(|source| ReleaseError::Read {
         path: path.to_owned(),
         source,
     })?;
     compare(path, &found, expected)
 }
 
-fn compare(path: &Path, found: &FileFacts, expected: &FileFacts) -> Result<(), Error> {
+fn compare(path: &Path, found: &FileFacts, expected: &FileFacts) -> Result<(), ReleaseError> {
     let (what, found, expected) = if found.size != expected.size {
         ("its length", found.size.to_string(), expected.size.to_string())
     } else if found.sha256 != expected.sha256 {
@@ -383,7 +383,7 @@ fn compare(path: &Path, found: &FileFacts, expected: &FileFacts) -> Result<(), E
     } else {
         return Ok(());
     };
-    Err(Error::Damaged {
+    Err(ReleaseError::Damaged {
         path: path.to_owned(),
         what,
         found,

@@ -6,14 +6,14 @@
 
 use std::ops::Range;
 
-use crate::pe::{self, Pe};
+use crate::pe::{Pe, PeError};
 
 /// Why no image can be laid out.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub enum UkiError {
     /// The stub is malformed or not fit to be appended to.
     #[error("lay out boot image")]
-    Stub(#[from] pe::Error),
+    Stub(#[from] PeError),
     /// The command line has bytes that the kernel would not take as they are.
     #[error("lay out boot image: {0:?} is no plain ASCII command line")]
     Cmdline(String),
@@ -68,17 +68,17 @@ pub struct Uki {
 
 impl Uki {
     /// Lays out the image that `stub` and `parts` make.
-    pub fn new(stub: &[u8], parts: &Parts<'_>) -> Result<Self, Error> {
+    pub fn new(stub: &[u8], parts: &Parts<'_>) -> Result<Self, UkiError> {
         if !parts
             .cmdline
             .bytes()
             .all(|byte| byte == b' ' || byte.is_ascii_graphic())
         {
-            return Err(Error::Cmdline(parts.cmdline.to_owned()));
+            return Err(UkiError::Cmdline(parts.cmdline.to_owned()));
         }
         for (len, what) in [(parts.kernel_len, "kernel"), (parts.initrd_len, "initrd")] {
             if len == 0 {
-                return Err(Error::Empty(what));
+                return Err(UkiError::Empty(what));
             }
         }
         let small = [(".osrel", parts.os_release), (".cmdline", parts.cmdline)];
@@ -95,7 +95,7 @@ impl Uki {
             let padding = placed.end - placed.data.end;
             header.extend(std::iter::repeat_n(
                 0,
-                usize::try_from(padding).map_err(|_| pe::Error::Long)?,
+                usize::try_from(padding).map_err(|_| PeError::Long)?,
             ));
         }
         let mut segments = vec![Segment {

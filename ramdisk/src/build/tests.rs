@@ -118,11 +118,11 @@ fn a_dynamic_agent_is_refused() {
     let dynamic = object(&[(".interp", b"/lib64/ld-linux-x86-64.so.2\0")]);
     assert!(matches!(
         build(&LAB, kernel(), dynamic, vec![]),
-        Err(Error::Dynamic)
+        Err(BuildError::Dynamic)
     ));
     assert!(matches!(
         build(&LAB, kernel(), b"#!/bin/sh".to_vec(), vec![]),
-        Err(Error::Agent(_))
+        Err(BuildError::Agent(_))
     ));
 }
 

@@ -65,6 +65,19 @@ fn unsafe_paths_and_doubles_are_refused() {
 }
 
 #[test]
+fn contents_are_not_shown() {
+    let mut archive = Archive::new();
+    archive
+        .file("muster/config.json", 0o600, b"token".to_vec())
+        .unwrap();
+    let shown = format!("{archive:?}");
+    assert!(
+        shown.contains("File(5 bytes)") && !shown.contains("token") && !shown.contains("116"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn archives_follow_each_other() {
     let one = |name: &str| Archive::new().file(name, 0o600, vec![7; 5]).unwrap().to_vec();
     let both = [aligned(one("first")), one("second")].concat();

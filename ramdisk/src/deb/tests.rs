@@ -76,11 +76,11 @@ fn check_xz() {
 fn errors_say_what_is_wrong() {
     assert!(matches!(
         files(b"PK\x03\x04....".as_slice(), |_| true),
-        Err(Error::Magic)
+        Err(DebError::Magic)
     ));
     assert!(matches!(
         files(b"!<arch>\njunk".as_slice(), |_| true),
-        Err(Error::Header { .. })
+        Err(DebError::Header { .. })
     ));
     let odd = ar(&[("control.tar.xz", b""), ("data.tar.lzma", b"")]);
     let error = files(odd.as_slice(), |_| true).unwrap_err();
@@ -91,7 +91,7 @@ fn errors_say_what_is_wrong() {
     )]);
     assert!(matches!(
         files(cut.as_slice(), |_| true),
-        Err(Error::Unpack { .. })
+        Err(DebError::Unpack { .. })
     ));
 }
 

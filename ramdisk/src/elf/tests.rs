@@ -76,13 +76,16 @@ fn stripping_drops_ballast_and_signature_and_keeps_every_index() {
 
 #[test]
 fn foreign_files_are_refused() {
-    assert_eq!(Elf::parse(b"").unwrap_err(), Error::NotElf64);
-    assert_eq!(Elf::parse(&[0; 100]).unwrap_err(), Error::NotElf64);
+    assert_eq!(Elf::parse(b"").unwrap_err(), ElfError::NotElf64);
+    assert_eq!(Elf::parse(&[0; 100]).unwrap_err(), ElfError::NotElf64);
     let mut big_endian = object(MODULE);
     big_endian[5] = 2;
-    assert_eq!(Elf::parse(&big_endian).unwrap_err(), Error::NotElf64);
+    assert_eq!(Elf::parse(&big_endian).unwrap_err(), ElfError::NotElf64);
     let whole = object(MODULE);
-    assert_eq!(Elf::parse(&whole[..whole.len() - 1]).unwrap_err(), Error::Table);
+    assert_eq!(
+        Elf::parse(&whole[..whole.len() - 1]).unwrap_err(),
+        ElfError::Table
+    );
 }
 
 proptest! {

@@ -59,7 +59,7 @@ fn compressed_files_are_unpacked_under_their_plain_name() {
     let packed_file = zstd::encode_all(b"plain".as_slice(), 1).unwrap();
     let dir = folder(&[("card/a.bin.zst", &packed_file), ("card/raw.gz", b"not gzip")]);
     let plain = ("lib/firmware/card/a.bin".to_owned(), b"plain".to_vec());
-    assert_eq!(packed(&[&dir], &["card/a.bin"]).0, [plain.clone()]);
+    assert_eq!(packed(&[&dir], &["card/a.bin"]).0, vec![plain.clone()]);
     assert_eq!(packed(&[&dir], &["card/a*.bin"]).0, [plain]);
     let asked_for_by_that_name = packed(&[&dir], &["card/raw.gz"]).0;
     assert_eq!(asked_for_by_that_name[0].1, b"not gzip");
@@ -87,7 +87,7 @@ fn no_name_leads_out_of_the_folder() {
 #[test]
 fn a_folder_that_is_not_there_is_an_error() {
     let error = add_firmware(&mut Archive::new(), &["/nonexistent".into()], &table(&["a"])).unwrap_err();
-    assert!(matches!(error, Error::List { .. }), "{error}");
+    assert!(matches!(error, FirmwareError::List { .. }), "{error}");
 }
 
 #[test]
@@ -100,5 +100,5 @@ fn only_certificates_pass_as_authorities() {
     add_authorities(&mut archive, &[dir.path().join("site.pem")]).unwrap();
     assert_eq!(archive.entries().last().unwrap().path, "muster/ca/site.pem");
     let error = add_authorities(&mut archive, &[dir.path().join("key.pem")]).unwrap_err();
-    assert!(matches!(error, Error::NoCertificate { .. }), "{error}");
+    assert!(matches!(error, FirmwareError::NoCertificate { .. }), "{error}");
 }

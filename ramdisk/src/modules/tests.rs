@@ -14,7 +14,7 @@ fn catalogue(files: &[(&str, &str)]) -> Catalogue {
     .unwrap()
 }
 
-fn closure<'a>(catalogue: &'a Catalogue, seeds: &[&str]) -> Result<Set<'a>, Error> {
+fn closure<'a>(catalogue: &'a Catalogue, seeds: &[&str]) -> Result<Set<'a>, ModulesError> {
     catalogue.closure(seeds.iter().map(|&seed| seed.to_owned()))
 }
 
@@ -77,9 +77,11 @@ fn tables_name_only_what_is_included() {
 fn a_missing_dependency_is_an_error_that_names_it() {
     let catalogue = catalogue(&[("d.ko", "depends=gone\0")]);
     let error = closure(&catalogue, &["d"]).unwrap_err();
-    assert!(matches!(&error, Error::Missing { module, missing } if module == "d" && missing == "gone"));
+    assert!(
+        matches!(&error, ModulesError::Missing { module, missing } if module == "d" && missing == "gone")
+    );
     assert!(error.to_string().contains("gone") && error.to_string().contains('d'));
-    assert!(matches!(closure(&catalogue, &["e"]), Err(Error::Unknown { name }) if name == "e"));
+    assert!(matches!(closure(&catalogue, &["e"]), Err(ModulesError::Unknown { name }) if name == "e"));
 }
 
 #[test]
@@ -89,7 +91,7 @@ fn modules_that_need_each_other_are_an_error() {
         ("b.ko", "depends=c\0"),
         ("c.ko", "depends=b\0"),
     ]);
-    let Err(Error::Cycle { cycle }) = closure(&catalogue, &["a"]) else {
+    let Err(ModulesError::Cycle { cycle }) = closure(&catalogue, &["a"]) else {
         panic!("no cycle found")
     };
     assert_eq!(cycle, ["b", "c"]);
@@ -136,11 +138,20 @@ fn compressed_modules_read_as_plain_ones() {
     assert_eq!(paths, ["kernel/a.ko", "kernel/b.ko"]);
     assert!(catalogue.iter().all(|(_, module)| module.object == plain));
     let broken = [("kernel/a.ko.zst".to_owned(), plain)];
-    assert!(matches!(Catalogue::index(broken), Err(Error::Unpack { .. })));
+    assert!(matches!(
+        Catalogue::index(broken),
+        Err(ModulesError::Unpack { .. })
+    ));
+}
+
+#[test]
+fn a_module_under_a_wrong_name_is_an_error() {
+    let files = [("kernel/a.ko".to_owned(), ko("name=b\0"))];
+    assert!(matches!(Catalogue::index(files), Err(ModulesError::Misnamed { own, .. }) if own == "b"));
 }
 
 #[test]
 fn two_files_of_one_name_are_an_error() {
     let files = ["kernel/x/a-b.ko", "kernel/y/a_b.ko"].map(|path| (path.to_owned(), ko("")));
-    assert!(matches!(Catalogue::index(files), Err(Error::Twice { name, .. }) if name == "a_b"));
+    assert!(matches!(Catalogue::index(files), Err(ModulesError::Twice { name, .. }) if name == "a_b"));
 }

@@ -90,14 +90,14 @@ fn any_damaged_file_is_named() {
             fs::write(&path, damaged).unwrap();
             let error = Release::open(&dir).unwrap_err();
             assert!(
-                matches!(&error, Error::Damaged { path: found, .. } if *found == path),
+                matches!(&error, ReleaseError::Damaged { path: found, .. } if *found == path),
                 "{error}"
             );
         }
         fs::remove_file(&path).unwrap();
         let error = Release::open(&dir).unwrap_err();
         assert!(
-            matches!(&error, Error::Read { path: found, .. } if *found == path),
+            matches!(&error, ReleaseError::Read { path: found, .. } if *found == path),
             "{error}"
         );
         assert_eq!(
@@ -121,15 +121,21 @@ fn current_must_name_a_release_and_cannot_leave_the_directory() {
         "\u{fffd}",
     ] {
         fs::write(dir.join(CURRENT), bad).unwrap();
-        assert!(matches!(Release::open(&dir), Err(Error::Name { .. })), "{bad:?}");
+        assert!(
+            matches!(Release::open(&dir), Err(ReleaseError::Name { .. })),
+            "{bad:?}"
+        );
     }
     fs::write(dir.join(CURRENT), "0123456789abcdef\n").unwrap();
-    assert!(matches!(Release::open(&dir), Err(Error::Read { .. })));
-    assert!(matches!(Release::open(out.path()), Err(Error::Read { .. })));
+    assert!(matches!(Release::open(&dir), Err(ReleaseError::Read { .. })));
+    assert!(matches!(
+        Release::open(out.path()),
+        Err(ReleaseError::Read { .. })
+    ));
 }
 
 /// A manifest that belongs to its directory's name, so that only its content can be wrong.
-fn with_manifest(manifest: &[u8]) -> Result<Release, Error> {
+fn with_manifest(manifest: &[u8]) -> Result<Release, ReleaseError> {
     let out = tempfile::tempdir().unwrap();
     let hash = name_of(manifest);
     fs::create_dir(out.path().join(&hash)).unwrap();
@@ -139,18 +145,18 @@ fn with_manifest(manifest: &[u8]) -> Result<Release, Error> {
 
 #[test]
 fn a_manifest_of_another_shape_is_refused() {
-    assert!(matches!(with_manifest(b"{}"), Err(Error::Manifest { .. })));
+    assert!(matches!(with_manifest(b"{}"), Err(ReleaseError::Manifest { .. })));
     let (out, hash) = written(&content());
     let text = fs::read_to_string(out.path().join("lab").join(hash).join(MANIFEST)).unwrap();
     let newer = text.replace("\"format\": 1", "\"format\": 2");
     assert!(matches!(
         with_manifest(newer.as_bytes()),
-        Err(Error::Format { found: 2, .. })
+        Err(ReleaseError::Format { found: 2, .. })
     ));
     let unlisted = text.replace("\"vmlinuz\"", "\"vmlinux\"");
     assert!(matches!(
         with_manifest(unlisted.as_bytes()),
-        Err(Error::Unlisted { name: VMLINUZ, .. })
+        Err(ReleaseError::Unlisted { name: VMLINUZ, .. })
     ));
 }
 

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::pe::u32_at;
+use crate::pe::{self, u32_at};
 
 const COFF: usize = 0x84;
 const OPTIONAL: usize = COFF + 20;
@@ -104,7 +104,7 @@ fn a_finished_image_has_every_section() {
 fn a_signed_stub_is_refused() {
     let mut signed = stub();
     signed[OPTIONAL + 112 + 4 * 8 + 4] = 1;
-    assert_eq!(Uki::new(&signed, &PARTS), Err(Error::Stub(pe::Error::Signed)));
+    assert_eq!(Uki::new(&signed, &PARTS), Err(UkiError::Stub(PeError::Signed)));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_finished_image_is_no_stub() {
     let error = Uki::new(&image, &PARTS).unwrap_err();
     assert_eq!(
         error,
-        Error::Stub(pe::Error::Taken {
+        UkiError::Stub(PeError::Taken {
             name: ".osrel".to_owned()
         })
     );
@@ -126,7 +126,7 @@ fn headers_without_room_are_an_error() {
     full[OPTIONAL + 60..OPTIONAL + 64].copy_from_slice(&0x200u32.to_le_bytes());
     assert_eq!(
         Uki::new(&full, &PARTS),
-        Err(Error::Stub(pe::Error::Room { count: 4 }))
+        Err(UkiError::Stub(PeError::Room { count: 4 }))
     );
 }
 
@@ -143,13 +143,13 @@ fn parts_that_boot_nothing_are_refused() {
             },
         )
     };
-    assert_eq!(with("", 0, 1), Err(Error::Empty("kernel")));
-    assert_eq!(with("", 1, 0), Err(Error::Empty("initrd")));
-    assert_eq!(with("a\nb", 1, 1), Err(Error::Cmdline("a\nb".to_owned())));
-    assert_eq!(with("", u64::MAX, 1), Err(Error::Stub(pe::Error::Long)));
+    assert_eq!(with("", 0, 1), Err(UkiError::Empty("kernel")));
+    assert_eq!(with("", 1, 0), Err(UkiError::Empty("initrd")));
+    assert_eq!(with("a\nb", 1, 1), Err(UkiError::Cmdline("a\nb".to_owned())));
+    assert_eq!(with("", u64::MAX, 1), Err(UkiError::Stub(PeError::Long)));
     assert_eq!(
         with("", 1, u64::from(u32::MAX) - 100),
-        Err(Error::Stub(pe::Error::Long))
+        Err(UkiError::Stub(PeError::Long))
     );
 }
 
