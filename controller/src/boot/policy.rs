@@ -1,8 +1,27 @@
 //! Who boots what: the one place that says so, for DHCP, iPXE and HTTP boot alike. Pure.
+//!
+//! The first line that holds decides:
+//!
+//! | the machine | boots |
+//! | --- | --- |
+//! | its host is paused | its disk |
+//! | its host is inspecting, or is asked to be inspected again and carries nobody's data | the ramdisk |
+//! | it was dismissed: its discovered host was deleted and nobody approved it since | its disk |
+//! | its Server has an order to inspect that is not done, and its host carries nobody's data | the ramdisk |
+//! | no usable inventory, no host that a person made, segment says `ignore` | nothing |
+//! | no usable inventory, no host that a person made, segment says `discover` or `hold` | the ramdisk |
+//! | inventoried, no host or a discovered one that nobody laid a hand on, segment says `hold` | the ramdisk |
+//! | anything else | its disk |
+//!
+//! No table line powers anything off or lets a machine with a user's data into the ramdisk.
 
 use muster_proto::kinds::{
-    BareMetalHost, INSPECT_ANNOTATION, PAUSED_ANNOTATION, Segment, Server, UnknownPolicy,
+    APPROVE_ANNOTATION, BareMetalHost, INSPECT_ANNOTATION, InspectionMode, OrderAction, PAUSED_ANNOTATION,
+    SERVER_ANNOTATION, Segment, Server, UnknownPolicy,
 };
+
+#[cfg(test)]
+mod tests;
 
 /// What a machine is to boot, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,37 +36,49 @@ pub enum Verdict {
 
 /// What the machine that `server` and `host` speak of boots on `segment`; both absent: nobody has described it.
 pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMetalHost>) -> Verdict {
-    let annotated = |name: &str| {
-        host.and_then(|host| host.metadata.annotations.as_ref())
-            .is_some_and(|all| all.contains_key(name))
-    };
-    if annotated(PAUSED_ANNOTATION) {
+    if host.is_some_and(|host| annotation(host, PAUSED_ANNOTATION).is_some()) {
         return Verdict::Disk("its host is paused");
-    }
-    if annotated(INSPECT_ANNOTATION) && host.is_some_and(inspects_on_request) {
-        return Verdict::Ramdisk("its host is asked to be inspected again");
     }
     if host.is_some_and(|host| state(host) == "inspecting") {
         return Verdict::Ramdisk("its host is inspecting");
     }
-    let inventoried = server
-        .and_then(|server| server.status.as_ref())
-        .is_some_and(|status| status.inventory.is_some());
-    match (server, host) {
-        (Some(server), _) if server.spec.dismissed => {
-            Verdict::Disk("its host was deleted and nobody approved it again")
-        }
-        (Some(_), None) | (None, None) if !inventoried => match segment.spec.unknown {
-            UnknownPolicy::Ignore => Verdict::Silence("nobody has described it"),
-            UnknownPolicy::Discover | UnknownPolicy::Hold => Verdict::Ramdisk("nobody has described it"),
-        },
-        _ => match segment.spec.unknown {
-            UnknownPolicy::Hold if host.is_none_or(is_free) => {
-                Verdict::Ramdisk("it is held, ready for a job")
-            }
-            _ => Verdict::Disk("it is known and has no job"),
-        },
+    if host.is_some_and(|host| asks_for_inspection(host) && carries_nothing(host)) {
+        return Verdict::Ramdisk("its host is asked to be inspected again");
     }
+    if server.is_some_and(is_dismissed) {
+        return Verdict::Disk("its host was deleted and nobody approved it again");
+    }
+    if server.is_some_and(is_ordered_to_inspect) && host.is_none_or(carries_nothing) {
+        return Verdict::Ramdisk("it is ordered to be inspected again");
+    }
+    let made_by_a_person = host.is_some_and(|host| !is_discovered(host, server));
+    if made_by_a_person {
+        return Verdict::Disk("its host was made by hand and has no job");
+    }
+    let free = host.is_none_or(is_free);
+    if !server.is_some_and(is_inventoried) && free {
+        return match segment.spec.unknown {
+            UnknownPolicy::Ignore => Verdict::Silence("nobody has described it"),
+            UnknownPolicy::Discover | UnknownPolicy::Hold if server.is_some_and(is_contested) => {
+                Verdict::Ramdisk("two keys claim to be it: its inventory is not believed")
+            }
+            UnknownPolicy::Discover | UnknownPolicy::Hold => Verdict::Ramdisk("nobody has described it"),
+        };
+    }
+    match segment.spec.unknown {
+        UnknownPolicy::Hold if free => Verdict::Ramdisk("it is held, ready for a job"),
+        _ => Verdict::Disk("it is known and has no job"),
+    }
+}
+
+fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a str> {
+    host.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Upstream's annotation asks for an inspection, whatever its value, but for the old way to switch inspection off.
+fn asks_for_inspection(host: &BareMetalHost) -> bool {
+    annotation(host, INSPECT_ANNOTATION).is_some_and(|value| value != "disabled")
+        && host.spec.inspection_mode != Some(InspectionMode::Disabled)
 }
 
 fn state(host: &BareMetalHost) -> &str {
@@ -56,12 +87,67 @@ fn state(host: &BareMetalHost) -> &str {
         .map_or("", |status| &status.provisioning.state)
 }
 
-/// True for a host in whose life an inspection has a place: not one that carries a user's data.
-fn inspects_on_request(host: &BareMetalHost) -> bool {
-    matches!(state(host), "" | "unmanaged" | "available" | "ready")
+/// True for a host in whose life an inspection has a place. The spec counts beside the state, because an object that was
+/// restored or moved from another cluster has lost its state for a while.
+fn carries_nothing(host: &BareMetalHost) -> bool {
+    matches!(
+        state(host),
+        "" | "unmanaged" | "registering" | "match profile" | "available" | "ready"
+    ) && host.spec.image.is_none()
+        && host.spec.custom_deploy.is_none()
+        && host.spec.externally_provisioned != Some(true)
 }
 
 /// True for a discovered host that nobody has laid a hand on.
 fn is_free(host: &BareMetalHost) -> bool {
-    matches!(state(host), "" | "unmanaged") && host.spec.consumer_ref.is_none() && host.spec.bmc.is_none()
+    matches!(state(host), "" | "unmanaged")
+        && carries_nothing(host)
+        && host.spec.consumer_ref.is_none()
+        && host.spec.bmc.is_none()
+}
+
+/// True for a host that Muster made, or that took the place of one.
+fn is_discovered(host: &BareMetalHost, server: Option<&Server>) -> bool {
+    annotation(host, SERVER_ANNOTATION).is_some()
+        || server
+            .and_then(|server| server.spec.host.as_ref())
+            .is_some_and(|at| {
+                host.metadata.namespace.as_deref() == Some(&at.namespace)
+                    && host.metadata.name.as_deref() == Some(&at.name)
+            })
+}
+
+fn is_dismissed(server: &Server) -> bool {
+    let approved = server
+        .metadata
+        .annotations
+        .as_ref()
+        .is_some_and(|all| all.contains_key(APPROVE_ANNOTATION));
+    server.spec.dismissed && !approved
+}
+
+fn is_contested(server: &Server) -> bool {
+    server.status.as_ref().is_some_and(|status| status.contested)
+}
+
+/// True if there is an inventory and it can be believed: while two keys claim to be this machine, it cannot.
+fn is_inventoried(server: &Server) -> bool {
+    let has_inventory = server
+        .status
+        .as_ref()
+        .is_some_and(|status| status.inventory.is_some());
+    has_inventory && !is_contested(server)
+}
+
+/// True if the control role wants an inventory that has not come yet.
+fn is_ordered_to_inspect(server: &Server) -> bool {
+    let Some(order) = &server.spec.order else {
+        return false;
+    };
+    let done = server
+        .status
+        .as_ref()
+        .and_then(|status| status.last_order.as_ref())
+        .is_some_and(|last| last.id == order.id && last.done);
+    order.action == OrderAction::Inspect && !done
 }

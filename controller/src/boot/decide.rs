@@ -1,0 +1,270 @@
+//! What a DHCP request is answered with: whether its sender is heard, which boot file it is given, and the reply's options. Pure.
+//!
+//! | who asks | [`Verdict::Ramdisk`] | silence, disk |
+//! | --- | --- | --- |
+//! | firmware (`PXEClient`) | iPXE by TFTP | nothing, so that it goes on to its next boot device at once |
+//! | iPXE | the URL of its script | nothing |
+//! | UEFI HTTP boot (`HTTPClient`) | the URL of a UKI | nothing |
+//! | our agent, an installed system, anything else | an address, in server mode | the same |
+
+use std::net::Ipv4Addr;
+
+use muster_proto::kinds::{DhcpMode, Profile};
+
+use super::{
+    dhcp::wire::{Kind, Reply, Request},
+    policy::Verdict,
+    segment::Net,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// The vendor class (option 60) of Muster's own agent.
+pub const AGENT_CLASS: &[u8] = b"muster-agent";
+
+/// Knows which build of the ramdisk is served at the moment.
+pub trait Releases: Send + Sync {
+    /// The hash that stands in this profile's boot URLs; none while there is no such ramdisk.
+    fn current(&self, profile: Profile) -> Option<String>;
+}
+
+/// Who sent a request, by its classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// A PXE ROM or UEFI PXE.
+    Firmware,
+    /// iPXE, in ROM or loaded.
+    Ipxe,
+    /// UEFI HTTP boot.
+    Http,
+    /// Our agent.
+    Agent,
+    /// An operating system, or anything else that only wants an address.
+    System,
+}
+
+impl Client {
+    /// By option 60, 77 and 175.
+    pub fn of(request: &Request) -> Client {
+        if request.class.starts_with(b"HTTPClient") {
+            Client::Http
+        } else if request.ipxe {
+            Client::Ipxe
+        } else if request.class.starts_with(b"PXEClient") {
+            Client::Firmware
+        } else if request.class.starts_with(AGENT_CLASS) {
+            Client::Agent
+        } else {
+            Client::System
+        }
+    }
+
+    /// True for a client that asks for something to boot.
+    pub fn boots(self) -> bool {
+        matches!(self, Client::Firmware | Client::Ipxe | Client::Http)
+    }
+}
+
+/// What the machine is to load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum File {
+    /// Nothing: it only wants an address.
+    None,
+    /// This file by TFTP from the boot address.
+    Tftp(&'static str),
+    /// This iPXE script.
+    Script(String),
+    /// This UKI, for UEFI HTTP boot.
+    Uki(String),
+}
+
+/// What else the decision depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a> {
+    /// The segment on which the request came.
+    pub net: &'a Net,
+    /// What the machine is to boot.
+    pub verdict: Verdict,
+    /// [`Releases::current`] for the segment's profile.
+    pub release: Option<&'a str>,
+    /// Makes this boot's token unique; see [`nonce`].
+    pub nonce: &'a str,
+}
+
+/// Whether the sender is heard, and then the file that it gets; else why it hears nothing.
+pub fn decide(request: &Request, at: &Circumstances<'_>) -> Result<File, &'static str> {
+    let client = Client::of(request);
+    if at.net.mode == DhcpMode::Off {
+        return Err("DHCP is off on this segment");
+    }
+    if !client.boots() {
+        return match at.net.mode {
+            DhcpMode::Server => Ok(File::None),
+            _ => Err("it asks for no boot file, and another server gives out addresses"),
+        };
+    }
+    // Giving an address back or refusing one is no boot, and asks for no answer.
+    if matches!(request.kind, Kind::Decline | Kind::Release) {
+        return Ok(File::None);
+    }
+    if let Verdict::Silence(why) | Verdict::Disk(why) = at.verdict {
+        return Err(why);
+    }
+    let machine = Machine::of(request)?;
+    let Net {
+        boot, http_port, key, ..
+    } = at.net;
+    let mac = request.mac.hex();
+    match (client, machine) {
+        (Client::Http, _) => {
+            let release = at.release.ok_or("there is no ramdisk of its segment's profile")?;
+            let nonce = at.nonce;
+            let url = format!("http://{boot}:{http_port}/boot/{release}/{key}/{mac}/{nonce}/uki.efi");
+            Ok(File::Uki(url))
+        }
+        (Client::Ipxe, _) => {
+            let uuid = request.uuid().unwrap_or_else(|| "-".to_owned());
+            Ok(File::Script(format!(
+                "http://{boot}:{http_port}/ipxe/{key}/{mac}/{uuid}"
+            )))
+        }
+        (_, Machine::Bios) => Ok(File::Tftp("undionly.kpxe")),
+        (_, Machine::Uefi) => Ok(File::Tftp("snponly.efi")),
+    }
+}
+
+/// The firmware interfaces that we have boot files for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Machine {
+    Bios,
+    Uefi,
+}
+
+impl Machine {
+    /// Processor architecture types: <https://www.iana.org/assignments/dhcpv6-parameters/>. 9 is what RFC 4578 as printed
+    /// says for UEFI x64 (its erratum: 7); a client without any is a BIOS of before RFC 4578.
+    fn of(request: &Request) -> Result<Machine, &'static str> {
+        let known = request.architectures.iter().find_map(|number| match number {
+            0 => Some(Machine::Bios),
+            7 | 9 | 16 => Some(Machine::Uefi),
+            _ => None,
+        });
+        match (known, request.architectures.first()) {
+            (Some(machine), _) => Ok(machine),
+            (None, None) => Ok(Machine::Bios),
+            (None, Some(11 | 19)) => Err("it is an arm64 machine, for which there are no boot files yet"),
+            (None, Some(6 | 15)) => Err("its firmware is 32-bit UEFI, for which there are no boot files"),
+            (None, Some(_)) => Err("there are no boot files for its architecture"),
+        }
+    }
+}
+
+/// The 32 hexadecimal digits that make one boot's token unique: when it was made and what nobody can guess.
+pub fn nonce(unix_seconds: u32, random: [u8; 12]) -> String {
+    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{unix_seconds:08x}{random}")
+}
+
+/// What a request earned beside its boot file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// The proposal of an address.
+    Offer(Ipv4Addr),
+    /// An address.
+    Lease(Ipv4Addr),
+    /// No address: it has one (DHCPINFORM).
+    Inform,
+    /// "Not that address": why.
+    Refuse(&'static str),
+    /// A boot file only; another server gives the address (PXE 2.1, 2.2.3).
+    ProxyOffer,
+    /// The same, confirmed.
+    ProxyAck,
+}
+
+/// The reply that carries `grant` and `file`.
+pub fn reply(request: &Request, net: &Net, file: &File, grant: Grant) -> Reply {
+    let (kind, yiaddr) = match grant {
+        Grant::Offer(address) => (Kind::Offer, address),
+        Grant::Lease(address) => (Kind::Ack, address),
+        Grant::Inform | Grant::ProxyAck => (Kind::Ack, Ipv4Addr::UNSPECIFIED),
+        Grant::ProxyOffer => (Kind::Offer, Ipv4Addr::UNSPECIFIED),
+        Grant::Refuse(_) => (Kind::Nak, Ipv4Addr::UNSPECIFIED),
+    };
+    let mut reply = Reply {
+        kind,
+        yiaddr,
+        siaddr: Ipv4Addr::UNSPECIFIED,
+        file: None,
+        required: vec![(54, net.own.octets().to_vec())],
+        optional: Vec::new(),
+    };
+    if let Grant::Refuse(why) = grant {
+        reply.optional.push((56, why.as_bytes().to_vec()));
+        return reply;
+    }
+    if matches!(grant, Grant::Offer(_) | Grant::Lease(_)) {
+        lease_options(net, &mut reply);
+    }
+    let proxy = matches!(grant, Grant::ProxyOffer | Grant::ProxyAck);
+    boot_options(request, net, file, proxy, &mut reply);
+    if !proxy {
+        network_options(net, &mut reply);
+    }
+    reply
+}
+
+fn lease_options(net: &Net, reply: &mut Reply) {
+    let seconds = net.handout.lease_seconds;
+    reply.required.push((51, seconds.to_be_bytes().to_vec()));
+    reply.required.push((1, net.subnet.mask().octets().to_vec()));
+}
+
+fn boot_options(request: &Request, net: &Net, file: &File, proxy: bool, reply: &mut Reply) {
+    let name = match file {
+        File::None => return,
+        File::Tftp(name) => (*name).to_owned(),
+        File::Script(url) | File::Uki(url) => url.clone(),
+    };
+    reply.siaddr = net.boot;
+    reply.required.push((67, name.clone().into_bytes()));
+    reply.file = Some(name);
+    match file {
+        // UEFI 2.10, 24.7.3.1: an answer to HTTP boot says that it is one.
+        File::Uki(_) => reply.required.push((60, b"HTTPClient".to_vec())),
+        _ if proxy => reply.required.push((60, b"PXEClient".to_vec())),
+        _ => {}
+    }
+    match file {
+        File::Tftp(_) => {
+            reply.optional.push((66, net.boot.to_string().into_bytes()));
+            if proxy {
+                // PXE 2.1, table 2-1: PXE_DISCOVERY_CONTROL (6), bit 3: load the file named here, ask nobody else.
+                reply.required.push((43, vec![6, 1, 8, 255]));
+            }
+        }
+        // iPXE's own options: 176 no-pxedhcp, do not wait for a proxy's answer.
+        File::Script(_) if !proxy => reply.optional.push((175, vec![176, 1, 1])),
+        _ => {}
+    }
+    if let Some(id) = request.machine_id.as_ref().filter(|id| proxy && id.len() == 17) {
+        reply.optional.push((97, id.clone()));
+    }
+}
+
+fn network_options(net: &Net, reply: &mut Reply) {
+    let joined =
+        |addresses: &[Ipv4Addr]| -> Vec<u8> { addresses.iter().flat_map(Ipv4Addr::octets).collect() };
+    if let Some(router) = net.handout.router {
+        reply.optional.push((3, router.octets().to_vec()));
+    }
+    reply
+        .optional
+        .push((28, net.subnet.broadcast().octets().to_vec()));
+    reply.optional.push((6, joined(&net.handout.dns)));
+    if let Some(domain) = &net.handout.domain {
+        reply.optional.push((15, domain.clone().into_bytes()));
+    }
+    reply.optional.push((42, joined(&net.handout.ntp)));
+}

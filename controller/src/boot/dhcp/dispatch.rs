@@ -1,0 +1,371 @@
+//! From a packet to the segment it belongs to, through the engine, and back out.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Resource as _;
+use muster_proto::{Mac, kinds::Segment};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::{
+    door::Entrance,
+    engine::{self, Step},
+    frames::Frames,
+    leases::Leases,
+    log::{Log, Say},
+    metrics::{Asked, Dropped, Metrics, Of},
+    rogue::{Answer, Watch},
+    wire::Request,
+};
+use crate::{
+    boot::{
+        decide::{Circumstances, Client, Releases, nonce},
+        policy::{Verdict, verdict},
+        segment::Net,
+    },
+    events::{Event, Events},
+    world::World,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// The most probes under way at one time; a request beyond them is answered without one.
+const MAX_PROBES: usize = 64;
+/// The most addresses that are probed for one request.
+const PROBES_PER_REQUEST: usize = 8;
+
+/// A segment that is served.
+#[derive(Clone, Debug)]
+pub(super) struct Active {
+    pub(super) segment: Arc<Segment>,
+    pub(super) net: Arc<Net>,
+    pub(super) leases: Arc<Mutex<Leases>>,
+    pub(super) watch: Arc<Mutex<Watch>>,
+}
+
+impl Active {
+    pub(super) fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reference(&self) -> ObjectReference {
+        self.segment.object_ref(&())
+    }
+}
+
+/// The served segments by `namespace/name`.
+pub(super) type Actives = BTreeMap<String, Active>;
+
+/// The segment to which a request belongs that came in on `interface`.
+pub(super) fn route<'a>(
+    actives: &'a Actives,
+    interface: Option<&str>,
+    request: &Request,
+) -> Option<&'a Active> {
+    let find = |test: &dyn Fn(&Net) -> bool| actives.values().find(|active| test(&active.net));
+    if !request.giaddr.is_unspecified() {
+        let relay = request.giaddr;
+        return find(&|net| net.relays.contains(&relay)).or_else(|| find(&|net| net.relays_through(relay)));
+    }
+    let local = interface.and_then(|_| find(&|net| net.interface.as_deref() == interface));
+    let address = request.ciaddr;
+    if address.is_unspecified() || local.is_some_and(|active| active.net.subnet.contains(address)) {
+        return local;
+    }
+    // A client behind a relay agent renews its lease with us directly.
+    find(&|net| net.interface.is_none() && net.subnet.contains(address)).or(local)
+}
+
+/// Takes requests from all doors.
+#[derive(Debug)]
+pub(super) struct Dispatch {
+    world: World,
+    releases: Shared,
+    events: Events,
+    metrics: Metrics,
+    start: Instant,
+    random: SystemRandom,
+    actives: RwLock<Arc<Actives>>,
+    log: Mutex<Log>,
+    probes: Arc<Semaphore>,
+    probing: Mutex<HashSet<(String, Mac)>>,
+}
+
+/// [`Releases`] without a Debug of its own.
+struct Shared(Arc<dyn Releases>);
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Releases")
+    }
+}
+
+impl Dispatch {
+    pub(super) fn new(
+        world: World,
+        releases: Arc<dyn Releases>,
+        events: Events,
+        metrics: Metrics,
+    ) -> Dispatch {
+        Dispatch {
+            world,
+            releases: Shared(releases),
+            events,
+            metrics,
+            start: Instant::now(),
+            random: SystemRandom::new(),
+            actives: RwLock::default(),
+            log: Mutex::new(Log::new()),
+            probes: Arc::new(Semaphore::new(MAX_PROBES)),
+            probing: Mutex::default(),
+        }
+    }
+
+    /// Since this controller's start.
+    pub(super) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// What is served now.
+    pub(super) fn actives(&self) -> Arc<Actives> {
+        self.actives
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// From now on, this is served.
+    pub(super) fn serve(&self, actives: Actives) {
+        *self.actives.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(actives);
+    }
+
+    /// Counts bytes that are no request.
+    pub(super) fn drop_malformed(&self) {
+        self.dropped("malformed");
+    }
+
+    fn dropped(&self, why: &'static str) {
+        self.metrics.dropped.get_or_create(&Dropped { why }).inc();
+    }
+
+    /// One packet.
+    pub(super) fn take(self: &Arc<Self>, packet: &[u8], from: SocketAddrV4, entrance: &Arc<Entrance>) {
+        let request = match Request::parse(packet) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::debug!(%from, %error, "not a DHCP request");
+                return self.drop_malformed();
+            }
+        };
+        let actives = self.actives();
+        let Some(active) = route(&actives, entrance.interface.as_deref(), &request) else {
+            tracing::debug!(%from, mac = %request.mac, giaddr = %request.giaddr, "no segment is meant");
+            return self.dropped("stray");
+        };
+        match self.step(&request, entrance.port, active) {
+            Step::Probe(address) => self.probe(request, address, from, entrance, active),
+            step => self.finish(&request, &step, from, entrance, active),
+        }
+    }
+
+    fn step(&self, request: &Request, port: u16, active: &Active) -> Step {
+        let net = &active.net;
+        let boots = Client::of(request).boots();
+        // Whoever only wants an address gets it without being looked up.
+        let verdict = if boots {
+            let known = self.world.known(request.mac, request.uuid().as_deref());
+            verdict(&active.segment, known.server.as_deref(), known.host.as_deref())
+        } else {
+            Verdict::Silence("it boots nothing")
+        };
+        let release = boots.then(|| self.releases.0.current(net.profile)).flatten();
+        let circumstances = Circumstances {
+            net,
+            verdict,
+            release: release.as_deref(),
+            nonce: &self.nonce(),
+        };
+        let mut leases = active.leases();
+        let recycled = leases.recycled();
+        let step = engine::step(request, port, &circumstances, &mut leases, self.now());
+        let recycled = leases.recycled() - recycled;
+        if recycled > 0 {
+            self.metrics
+                .recycled
+                .get_or_create(&Of::segment(&net.key))
+                .inc_by(recycled);
+        }
+        step
+    }
+
+    /// A fresh one for every packet: only the one in the URL that the firmware really loads becomes a token.
+    fn nonce(&self) -> String {
+        let mut random = [0; 12];
+        self.random
+            .fill(&mut random)
+            .expect("the kernel's random numbers are there once the system is up");
+        let seconds = jiff::Timestamp::now().as_second();
+        nonce(u32::try_from(seconds).unwrap_or(u32::MAX), random)
+    }
+
+    /// Asks the network about `address`, beside the reading of further requests, and then answers.
+    fn probe(
+        self: &Arc<Self>,
+        request: Request,
+        address: Ipv4Addr,
+        from: SocketAddrV4,
+        entrance: &Arc<Entrance>,
+        active: &Active,
+    ) {
+        let local = request.giaddr.is_unspecified() && active.net.interface == entrance.interface;
+        let frames = entrance.frames.clone().filter(|_| local);
+        let (Some(frames), Ok(permit)) = (frames, self.probes.clone().try_acquire_owned()) else {
+            // Behind a relay agent there is no ARP; a client that finds its address taken says so (DHCPDECLINE).
+            let step = self.unprobed(&request, address, entrance.port, active);
+            return self.finish(&request, &step, from, entrance, active);
+        };
+        let token = (active.net.key.clone(), request.mac);
+        if !self.lock_probing().insert(token.clone()) {
+            // It asked again while we ask the network for it.
+            return;
+        }
+        let (dispatch, entrance, active) = (self.clone(), entrance.clone(), active.clone());
+        tokio::spawn(async move {
+            let step = dispatch
+                .settle(&request, address, &frames, entrance.port, &active)
+                .await;
+            dispatch.lock_probing().remove(&token);
+            dispatch.finish(&request, &step, from, &entrance, &active);
+            drop(permit);
+        });
+    }
+
+    /// Probes until an address is silent.
+    async fn settle(
+        &self,
+        request: &Request,
+        mut address: Ipv4Addr,
+        frames: &Frames,
+        port: u16,
+        active: &Active,
+    ) -> Step {
+        let of = Of::segment(&active.net.key);
+        for _ in 0..PROBES_PER_REQUEST {
+            let answer = match frames.probe(address).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tracing::debug!(%address, %error, "probing an address");
+                    return self.unprobed(request, address, port, active);
+                }
+            };
+            if let Some(stranger) = answer.filter(|answer| *answer != request.mac) {
+                self.metrics.conflicts.get_or_create(&of).inc();
+                tracing::warn!(segment = active.net.key, %address, %stranger, "an address of the ranges is in use");
+            }
+            active.leases().probed(request.mac, address, answer, self.now());
+            match self.step(request, port, active) {
+                Step::Probe(next) => address = next,
+                step => return step,
+            }
+        }
+        Step::Silence("all addresses that were tried for it are in use")
+    }
+
+    fn unprobed(&self, request: &Request, address: Ipv4Addr, port: u16, active: &Active) -> Step {
+        self.metrics
+            .unprobed
+            .get_or_create(&Of::segment(&active.net.key))
+            .inc();
+        active.leases().probed(request.mac, address, None, self.now());
+        self.step(request, port, active)
+    }
+
+    fn lock_probing(&self) -> MutexGuard<'_, HashSet<(String, Mac)>> {
+        self.probing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends, counts and logs.
+    fn finish(
+        &self,
+        request: &Request,
+        step: &Step,
+        from: SocketAddrV4,
+        entrance: &Entrance,
+        active: &Active,
+    ) {
+        let key = &active.net.key;
+        let answer = match step {
+            Step::Send(reply, _) => reply.kind.name(),
+            Step::Silence(_) | Step::Probe(_) => "none",
+        };
+        self.metrics
+            .requests
+            .get_or_create(&Asked {
+                segment: key.clone(),
+                request: request.kind.name(),
+                answer,
+            })
+            .inc();
+        self.say(request, step, key);
+        let Step::Send(reply, _) = step else {
+            return;
+        };
+        let Some(bytes) = reply.encode(request) else {
+            tracing::warn!(segment = key, mac = %request.mac, "the reply does not fit into what the client takes");
+            return self.dropped("reply");
+        };
+        let to = engine::destination(request, &active.net, reply, entrance.port, from);
+        // Sent at once, past the runtime's readiness: with the send buffer full the reply is lost, and the client asks again.
+        if let Err(error) = socket2::SockRef::from(&*entrance.socket).send_to(&bytes, &to.into()) {
+            tracing::debug!(segment = key, mac = %request.mac, %to, %error, "sending a DHCP reply");
+            self.dropped("send");
+        }
+    }
+
+    fn say(&self, request: &Request, step: &Step, key: &str) {
+        // Offer and acknowledgement of one address are one decision.
+        let what = engine::describe(request, step);
+        let said =
+            self.log
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .say(request.mac, &what, self.now());
+        if let Say::Line(left_out) = said {
+            tracing::info!(mac = %request.mac, segment = key, host_name = request.host_name, left_out, "{what}");
+        }
+    }
+
+    /// Listens to what other servers answer on `interface`.
+    pub(super) async fn watch(self: Arc<Self>, interface: String, mut answers: mpsc::Receiver<Answer>) {
+        while let Some(answer) = answers.recv().await {
+            let actives = self.actives();
+            let Some(active) = actives
+                .values()
+                .find(|active| active.net.interface.as_deref() == Some(&interface))
+            else {
+                continue;
+            };
+            let found = active.watch().hear(&answer, &active.net, self.now());
+            if let Some(intruder) = found {
+                tracing::warn!(segment = active.net.key, %intruder, "another server answers on this segment");
+                self.events.record(Event {
+                    about: active.reference(),
+                    warning: true,
+                    reason: "AnotherServer",
+                    message: format!("{intruder} answers on this segment, too"),
+                });
+            }
+        }
+    }
+}

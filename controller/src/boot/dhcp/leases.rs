@@ -1,0 +1,423 @@
+//! Who has which address. Pure: the time is passed in, as a duration since some start.
+//!
+//! A machine's address follows from its MAC address alone, so that ROM, iPXE, agent and installed system get the same one, before and
+//! after a restart. An offer is only a hint and may be recycled; an acknowledged lease is never given to anybody else while it lasts.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use muster_proto::Mac;
+
+use crate::boot::segment::{Net, Subnet};
+
+#[cfg(test)]
+mod tests;
+
+/// How long an offer stands.
+const OFFER: Duration = Duration::from_secs(30);
+/// How long an address on which a stranger answered is left alone.
+const QUARANTINE: Duration = Duration::from_secs(600);
+/// How long a probe's silence is believed.
+const VERIFIED: Duration = Duration::from_secs(300);
+/// The most offers at one time; an older one is recycled for a new one.
+const MAX_OFFERS: usize = 4096;
+/// How long a search that found every address taken is believed, unless one comes free.
+const FULL: Duration = Duration::from_secs(1);
+
+/// The addresses that a segment may lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    subnet: Subnet,
+    ranges: Vec<(Ipv4Addr, Ipv4Addr)>,
+}
+
+impl Pool {
+    /// A segment's pool.
+    pub fn of(net: &Net) -> Pool {
+        Pool {
+            subnet: net.subnet,
+            ranges: net.handout.ranges.clone(),
+        }
+    }
+
+    /// How many addresses.
+    pub fn len(&self) -> u32 {
+        self.ranges
+            .iter()
+            .map(|(start, end)| end.to_bits() - start.to_bits() + 1)
+            .sum()
+    }
+
+    /// True for a pool without any address.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    fn contains(&self, address: Ipv4Addr) -> bool {
+        self.ranges
+            .iter()
+            .any(|(start, end)| (*start..=*end).contains(&address))
+    }
+
+    /// The address at place `at`, counted round and round.
+    fn nth(&self, at: u32) -> Option<Ipv4Addr> {
+        let mut rest = at.checked_rem(self.len())?;
+        for (start, end) in &self.ranges {
+            let length = end.to_bits() - start.to_bits() + 1;
+            if rest < length {
+                return Some(Ipv4Addr::from_bits(start.to_bits() + rest));
+            }
+            rest -= length;
+        }
+        None
+    }
+}
+
+/// What one machine has.
+#[derive(Clone, Copy, Debug)]
+struct Holding {
+    address: Ipv4Addr,
+    until: Duration,
+    /// Acknowledged, or else offered under this number.
+    offer: Option<u64>,
+}
+
+/// What is known of one address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    owner: Option<Mac>,
+    /// Probed and found silent; believed until then.
+    verified: Duration,
+    /// In use by a stranger; left alone until then.
+    shunned: Duration,
+    /// The stranger, if it showed itself.
+    stranger: Option<Mac>,
+}
+
+/// The proposal for a machine that looks for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proposal {
+    /// Offer this.
+    Ready(Ipv4Addr),
+    /// Reserved, but ask the network first whether somebody uses it; then [`Leases::probed`], then propose again.
+    Probe(Ipv4Addr),
+    /// Every address is leased.
+    Full,
+}
+
+/// How a machine asks for a certain address (RFC 2131, 4.3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It takes our offer.
+    Selecting(Ipv4Addr),
+    /// It was off and wants its former address.
+    InitReboot(Ipv4Addr),
+    /// It has the address and wants to keep it.
+    Extending(Ipv4Addr),
+}
+
+/// The answer to a [`Claim`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ruling {
+    /// It is its own for another lease time.
+    Yes(Ipv4Addr),
+    /// It must not use it.
+    No(&'static str),
+    /// Not ours to say.
+    NotOurs(&'static str),
+}
+
+/// All leases of one segment.
+#[derive(Clone, Debug)]
+pub struct Leases {
+    pool: Pool,
+    lease: Duration,
+    holdings: HashMap<Mac, Holding>,
+    slots: HashMap<Ipv4Addr, Slot>,
+    /// Open offers, oldest first.
+    offers: BTreeMap<u64, Mac>,
+    next_offer: u64,
+    full_until: Duration,
+    recycled: u64,
+}
+
+impl Leases {
+    /// Nobody has anything.
+    pub fn new(pool: Pool, lease: Duration) -> Leases {
+        Leases {
+            pool,
+            lease,
+            holdings: HashMap::new(),
+            slots: HashMap::new(),
+            offers: BTreeMap::new(),
+            next_offer: 0,
+            full_until: Duration::ZERO,
+            recycled: 0,
+        }
+    }
+
+    /// The segment was edited: what still lies in the pool is kept.
+    pub fn reshape(&mut self, pool: Pool, lease: Duration) {
+        self.lease = lease;
+        if pool == self.pool {
+            return;
+        }
+        self.pool = pool;
+        self.full_until = Duration::ZERO;
+        let gone: Vec<Mac> = self
+            .holdings
+            .iter()
+            .filter(|(_, holding)| !self.pool.contains(holding.address))
+            .map(|(mac, _)| *mac)
+            .collect();
+        for mac in gone {
+            self.forget(mac);
+        }
+        self.slots.retain(|address, _| self.pool.contains(*address));
+    }
+
+    /// A machine that is known, from before a restart, to have this address.
+    pub fn seed(&mut self, mac: Mac, address: Ipv4Addr, now: Duration) {
+        if self.pool.contains(address)
+            && self.may_have(mac, address, now)
+            && !self.holdings.contains_key(&mac)
+        {
+            self.acknowledge(mac, address, now);
+        }
+    }
+
+    /// The addresses that are leased at the moment.
+    pub fn leased(&self, now: Duration) -> usize {
+        self.holdings
+            .values()
+            .filter(|holding| holding.offer.is_none() && holding.until > now)
+            .count()
+    }
+
+    /// How many offers were taken back for somebody else.
+    pub fn recycled(&self) -> u64 {
+        self.recycled
+    }
+
+    /// An address for `mac`, which would like `wanted`.
+    pub fn propose(&mut self, mac: Mac, wanted: Option<Ipv4Addr>, now: Duration) -> Proposal {
+        self.drop_stale_offers(now);
+        if let Some(holding) = self.holdings.get(&mac).copied() {
+            if self.may_have(mac, holding.address, now) {
+                if holding.offer.is_none() && holding.until > now {
+                    return Proposal::Ready(holding.address);
+                }
+                return self.reserve(mac, holding.address, now);
+            }
+            self.forget(mac);
+        }
+        let wanted = wanted.filter(|address| self.pool.contains(*address) && self.is_free(*address, now));
+        match wanted.or_else(|| self.search(mac, now)) {
+            Some(address) => self.reserve(mac, address, now),
+            None => Proposal::Full,
+        }
+    }
+
+    /// What a probe of `address` for `mac` brought: the MAC address that answered, or silence.
+    pub fn probed(&mut self, mac: Mac, address: Ipv4Addr, answer: Option<Mac>, now: Duration) {
+        match answer.filter(|answer| *answer != mac) {
+            None => self.slots.entry(address).or_default().verified = now + VERIFIED,
+            Some(stranger) => self.shun(mac, address, Some(stranger), now),
+        }
+    }
+
+    /// A machine asks for a certain address.
+    pub fn rule(&mut self, mac: Mac, claim: Claim, now: Duration) -> Ruling {
+        self.drop_stale_offers(now);
+        let (Claim::Selecting(address) | Claim::InitReboot(address) | Claim::Extending(address)) = claim;
+        if self.pool.contains(address) {
+            if self.may_have(mac, address, now) {
+                self.acknowledge(mac, address, now);
+                return Ruling::Yes(address);
+            }
+            return Ruling::No("another machine has this address");
+        }
+        match claim {
+            Claim::Selecting(_) => Ruling::No("this address was not offered"),
+            _ if !self.pool.subnet.contains(address) => Ruling::No("this address belongs to another network"),
+            _ if self.holdings.contains_key(&mac) => Ruling::No("this machine has another address here"),
+            _ => Ruling::NotOurs("it asks for an address outside of the ranges that is not known here"),
+        }
+    }
+
+    /// A machine found `address` in use: true if it was its own.
+    pub fn decline(&mut self, mac: Mac, address: Ipv4Addr, now: Duration) -> bool {
+        let own = self
+            .holdings
+            .get(&mac)
+            .is_some_and(|holding| holding.address == address);
+        if own {
+            self.shun(mac, address, None, now);
+        }
+        own
+    }
+
+    /// A machine gives `address` back: true if it was its own.
+    pub fn release(&mut self, mac: Mac, address: Ipv4Addr) -> bool {
+        let own = self
+            .holdings
+            .get(&mac)
+            .is_some_and(|holding| holding.address == address);
+        if own {
+            self.forget(mac);
+        }
+        own
+    }
+
+    /// A machine took another server's offer.
+    pub fn withdraw(&mut self, mac: Mac) {
+        if self
+            .holdings
+            .get(&mac)
+            .is_some_and(|holding| holding.offer.is_some())
+        {
+            self.forget(mac);
+        }
+    }
+
+    /// True if nobody has a right to `address`, not even an offer.
+    fn is_free(&self, address: Ipv4Addr, now: Duration) -> bool {
+        let Some(slot) = self.slots.get(&address) else {
+            return true;
+        };
+        slot.shunned <= now && slot.owner.is_none_or(|owner| !self.holds(owner, now))
+    }
+
+    /// True if `mac` may be given `address`: a lease of another machine stands in the way, a mere offer to one does not.
+    fn may_have(&self, mac: Mac, address: Ipv4Addr, now: Duration) -> bool {
+        let Some(slot) = self.slots.get(&address) else {
+            return true;
+        };
+        if slot.shunned > now && slot.stranger != Some(mac) {
+            return false;
+        }
+        slot.owner.is_none_or(|owner| {
+            owner == mac
+                || self
+                    .holdings
+                    .get(&owner)
+                    .is_none_or(|holding| holding.offer.is_some() || holding.until <= now)
+        })
+    }
+
+    fn holds(&self, mac: Mac, now: Duration) -> bool {
+        self.holdings.get(&mac).is_some_and(|holding| holding.until > now)
+    }
+
+    /// The first free address from the machine's own place on; if there is none, that of the oldest open offer.
+    fn search(&mut self, mac: Mac, now: Duration) -> Option<Ipv4Addr> {
+        if now >= self.full_until {
+            let home = place(mac);
+            // Past as many places as are spoken for there must be a free one.
+            let steps = u32::try_from(self.slots.len())
+                .unwrap_or(u32::MAX)
+                .saturating_add(1);
+            for step in 0..steps.min(self.pool.len()) {
+                let address = self.pool.nth((home % self.pool.len()).wrapping_add(step))?;
+                if self.is_free(address, now) {
+                    return Some(address);
+                }
+            }
+            self.full_until = now + FULL;
+        }
+        let oldest = self.offers.first_key_value().map(|(_, mac)| *mac)?;
+        let address = self.holdings.get(&oldest)?.address;
+        self.recycle(oldest);
+        Some(address)
+    }
+
+    fn reserve(&mut self, mac: Mac, address: Ipv4Addr, now: Duration) -> Proposal {
+        self.forget(mac);
+        if self.offers.len() >= MAX_OFFERS
+            && let Some(oldest) = self.offers.first_key_value().map(|(_, mac)| *mac)
+        {
+            self.recycle(oldest);
+        }
+        let offer = self.next_offer;
+        self.next_offer += 1;
+        self.offers.insert(offer, mac);
+        self.take(mac, address, now + OFFER, Some(offer));
+        if self.slots.get(&address).is_some_and(|slot| slot.verified > now) {
+            Proposal::Ready(address)
+        } else {
+            Proposal::Probe(address)
+        }
+    }
+
+    fn acknowledge(&mut self, mac: Mac, address: Ipv4Addr, now: Duration) {
+        self.forget(mac);
+        self.take(mac, address, now + self.lease, None);
+    }
+
+    /// Makes `mac` the one owner of `address`.
+    fn take(&mut self, mac: Mac, address: Ipv4Addr, until: Duration, offer: Option<u64>) {
+        if let Some(former) = self.slots.get(&address).and_then(|slot| slot.owner) {
+            self.forget(former);
+        }
+        self.slots.entry(address).or_default().owner = Some(mac);
+        self.holdings.insert(
+            mac,
+            Holding {
+                address,
+                until,
+                offer,
+            },
+        );
+    }
+
+    fn forget(&mut self, mac: Mac) {
+        let Some(holding) = self.holdings.remove(&mac) else {
+            return;
+        };
+        if let Some(offer) = holding.offer {
+            self.offers.remove(&offer);
+        }
+        if let Some(slot) = self.slots.get_mut(&holding.address) {
+            slot.owner = None;
+        }
+        self.full_until = Duration::ZERO;
+    }
+
+    fn recycle(&mut self, mac: Mac) {
+        let full_until = self.full_until;
+        self.forget(mac);
+        // Its address goes to the next one at once: the pool is as full as before.
+        self.full_until = full_until;
+        self.recycled += 1;
+    }
+
+    fn shun(&mut self, mac: Mac, address: Ipv4Addr, stranger: Option<Mac>, now: Duration) {
+        self.forget(mac);
+        let slot = self.slots.entry(address).or_default();
+        slot.verified = Duration::ZERO;
+        slot.shunned = now + QUARANTINE;
+        slot.stranger = stranger;
+    }
+
+    fn drop_stale_offers(&mut self, now: Duration) {
+        while let Some(mac) = self.offers.first_key_value().map(|(_, mac)| *mac) {
+            if self.holds(mac, now) {
+                return;
+            }
+            self.forget(mac);
+        }
+    }
+}
+
+/// Where a machine's search starts: FNV-1a of its MAC address, folded.
+fn place(mac: Mac) -> u32 {
+    let hash = mac.0.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    // The lowest bits of FNV depend on few input bits; the fold brings the higher ones down.
+    let [a, b, c, d, e, f, g, h] = hash.to_be_bytes();
+    u32::from_be_bytes([a ^ e, b ^ f, c ^ g, d ^ h])
+}

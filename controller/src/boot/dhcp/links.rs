@@ -1,0 +1,36 @@
+//! The interfaces of this machine.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use crate::boot::segment::Link;
+
+/// All interfaces with their IPv4 addresses, in the kernel's order; empty if the kernel does not tell.
+pub(super) fn links() -> Vec<Link> {
+    let entries = match nix::ifaddrs::getifaddrs() {
+        Ok(entries) => entries,
+        Err(error) => {
+            tracing::warn!(%error, "listing interfaces");
+            return Vec::new();
+        }
+    };
+    let mut links: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
+    for entry in entries {
+        let addresses = links.entry(entry.interface_name).or_default();
+        if let Some(address) = entry
+            .address
+            .as_ref()
+            .and_then(|address| address.as_sockaddr_in())
+        {
+            addresses.push(address.ip());
+        }
+    }
+    links
+        .into_iter()
+        .map(|(name, addresses)| Link { name, addresses })
+        .collect()
+}
+
+/// The kernel's number of an interface: another one after it was taken away and made again.
+pub(super) fn index(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}

@@ -1,0 +1,97 @@
+//! What DHCP counts.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+};
+
+use crate::metrics::Registry;
+
+/// DHCP's metrics; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    pub(super) requests: Family<Asked, Counter>,
+    pub(super) dropped: Family<Dropped, Counter>,
+    pub(super) leases: Family<Of, Gauge>,
+    pub(super) recycled: Family<Of, Counter>,
+    pub(super) conflicts: Family<Of, Counter>,
+    pub(super) unprobed: Family<Of, Counter>,
+    pub(super) intruders: Family<Of, Gauge>,
+}
+
+/// A request on a segment and its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Asked {
+    /// `namespace/name`.
+    pub(super) segment: String,
+    /// The request's message type.
+    pub(super) request: &'static str,
+    /// The reply's, or `none`.
+    pub(super) answer: &'static str,
+}
+
+/// Why something never came to a segment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Dropped {
+    /// `malformed`, `stray` (no segment is meant), `reply` (it does not fit) or `send`.
+    pub(super) why: &'static str,
+}
+
+/// A segment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Of {
+    /// `namespace/name`.
+    pub(super) segment: String,
+}
+
+impl Of {
+    pub(super) fn segment(key: &str) -> Of {
+        Of {
+            segment: key.to_owned(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Metrics {
+        let metrics = Metrics::default();
+        let Metrics {
+            requests,
+            dropped,
+            leases,
+            recycled,
+            conflicts,
+            unprobed,
+            intruders,
+        } = metrics.clone();
+        registry.register("muster_dhcp_requests", "DHCP requests by their answer", requests);
+        registry.register(
+            "muster_dhcp_dropped",
+            "DHCP packets that were thrown away",
+            dropped,
+        );
+        registry.register("muster_dhcp_leases", "Addresses leased at the moment", leases);
+        registry.register(
+            "muster_dhcp_offers_recycled",
+            "Open offers taken back for another machine",
+            recycled,
+        );
+        registry.register(
+            "muster_dhcp_conflicts",
+            "Addresses found in use by a stranger before they were offered",
+            conflicts,
+        );
+        registry.register(
+            "muster_dhcp_unprobed",
+            "Addresses offered without asking the network first",
+            unprobed,
+        );
+        registry.register(
+            "muster_dhcp_other_servers",
+            "Other DHCP or PXE servers heard in the last ten minutes",
+            intruders,
+        );
+        metrics
+    }
+}

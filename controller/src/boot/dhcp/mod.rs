@@ -1,0 +1,27 @@
+//! DHCPv4: one engine for server and proxy mode.
+//!
+//! ```text
+//! Segments --segment::plan--> serve --opens--> door (sockets of an interface) --requests--> dispatch
+//!                               |                 \--frames--> probe answers, other servers    | engine::step (pure)
+//!                               \--facts--> status::write --> Segment status                   v
+//!                                                                                            replies
+//! ```
+//!
+//! `wire` and `engine`, `leases`, `rogue`, and `boot::decide` are pure; `door` and `frames` hold the sockets; `dispatch` joins the two;
+//! `serve` keeps what is open in step with the Segments. Leases live in memory: after a restart they are learnt again from the
+//! known Servers, from the clients' own claims, and by asking the network before an address is offered.
+
+mod dispatch;
+mod door;
+pub mod engine;
+mod frames;
+pub mod leases;
+mod links;
+mod log;
+mod metrics;
+pub mod rogue;
+mod serve;
+pub mod wire;
+
+pub use metrics::Metrics;
+pub use serve::Dhcp;

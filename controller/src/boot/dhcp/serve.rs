@@ -1,0 +1,376 @@
+//! Keeps what is open in step with the Segments: added, edited and deleted ones, interfaces that come and go, ports that come free.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use kube::Client;
+use muster_proto::{
+    Mac,
+    kinds::{DhcpMode, Segment, Server},
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    dispatch::{Active, Actives, Dispatch},
+    door::{Door, Key},
+    leases::{Leases, Pool},
+    links,
+    metrics::{Metrics, Of},
+    rogue::Intruder,
+};
+use crate::{
+    boot::{
+        decide::Releases,
+        segment::{self, Net, Plan, Ports},
+        status::{self, Facts, Trouble},
+    },
+    events::Events,
+    world::World,
+};
+
+/// How often Segments and interfaces are looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often a port that was in use is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The DHCP side of the boot services, with everything that it needs.
+pub struct Dhcp {
+    /// What the cluster says. Nothing is answered before it is complete: a known machine must not be taken for an unknown one.
+    pub world: World,
+    /// Where the other services of this controller listen.
+    pub ports: Ports,
+    /// Which ramdisks there are.
+    pub releases: Arc<dyn Releases>,
+    /// Writes Segment status.
+    pub client: Client,
+    /// Tells people.
+    pub events: Events,
+    /// [`Metrics::register`].
+    pub metrics: Metrics,
+    /// True, or its sender gone: end.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+impl std::fmt::Debug for Dhcp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dhcp")
+            .field("ports", &self.ports)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Dhcp {
+    /// Serves all Segments until shutdown; errors become conditions of the Segment that they are about.
+    pub async fn run(self) {
+        let Dhcp {
+            world,
+            ports,
+            releases,
+            client,
+            events,
+            metrics,
+            shutdown,
+        } = self;
+        let (facts, seen) = watch::channel(BTreeMap::new());
+        let writing = tokio::spawn(status::write(
+            client,
+            world.segments.clone(),
+            events.clone(),
+            seen,
+        ));
+        serve(
+            Service {
+                dispatch: Arc::new(Dispatch::new(world.clone(), releases, events, metrics.clone())),
+                world,
+                ports,
+                metrics,
+                facts,
+            },
+            shutdown,
+        )
+        .await;
+        // With the facts' sender gone, it writes what is left and ends.
+        if let Err(error) = writing.await {
+            tracing::error!(%error, "writing the status of segments");
+        }
+    }
+}
+
+/// What the loop works with; its facts go to a channel, so that it needs no API server.
+pub(super) struct Service {
+    pub(super) dispatch: Arc<Dispatch>,
+    pub(super) world: World,
+    pub(super) ports: Ports,
+    pub(super) metrics: Metrics,
+    pub(super) facts: watch::Sender<BTreeMap<String, Facts>>,
+}
+
+/// The loop.
+pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>) {
+    let world = &service.world;
+    let complete = async {
+        tokio::join!(
+            world.segments.wait_until_ready(),
+            world.servers.wait_until_ready(),
+            world.hosts.wait_until_ready()
+        )
+    };
+    tokio::select! {
+        _ = shutdown.wait_for(|ended| *ended) => return,
+        ready = complete => {
+            if let (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) = ready {
+                tracing::error!(%error, "DHCP cannot know the cluster and stays silent");
+                return;
+            }
+        }
+    }
+    let mut doors = Doors::default();
+    let mut tick = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            _ = shutdown.wait_for(|ended| *ended) => break,
+            _ = tick.tick() => {}
+        }
+        let segments = service.world.segments.state();
+        let plan = segment::plan(segments.iter().map(AsRef::as_ref), &links::links(), service.ports);
+        activate(&service, &segments, &plan);
+        doors.follow(wanted(&plan), &service.dispatch).await;
+        report(&service, &segments, &plan, &doors);
+    }
+    service.dispatch.serve(Actives::new());
+    doors.follow(Vec::new(), &service.dispatch).await;
+}
+
+/// Hands the valid Segments to the dispatch, with the leases of those that it had before.
+fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan) {
+    let before = service.dispatch.actives();
+    let mut after = Actives::new();
+    let mut changed = false;
+    for segment in segments {
+        let key = segment::key(segment);
+        let Some(Ok(net)) = plan.get(&key) else {
+            continue;
+        };
+        let active = match before.get(&key) {
+            Some(active) if *active.net == *net && Arc::ptr_eq(&active.segment, segment) => active.clone(),
+            former => {
+                changed = true;
+                renew(service, former, segment, net)
+            }
+        };
+        after.insert(key, active);
+    }
+    if changed || before.len() != after.len() {
+        for key in before.keys().filter(|key| !after.contains_key(*key)) {
+            tracing::info!(segment = key, "no longer served");
+        }
+        service.dispatch.serve(after);
+    }
+}
+
+fn renew(service: &Service, former: Option<&Active>, segment: &Arc<Segment>, net: &Net) -> Active {
+    let now = service.dispatch.now();
+    let pool = Pool::of(net);
+    let lease = Duration::from_secs(u64::from(net.handout.lease_seconds));
+    let (leases, watch) = match former {
+        Some(former) => {
+            former.leases().reshape(pool, lease);
+            (former.leases.clone(), former.watch.clone())
+        }
+        None => {
+            let mut leases = Leases::new(pool, lease);
+            if net.mode == DhcpMode::Server {
+                for server in service.world.servers.state() {
+                    for (mac, address) in former_addresses(&server) {
+                        leases.seed(mac, address, now);
+                    }
+                }
+            }
+            (Arc::new(Mutex::new(leases)), Arc::default())
+        }
+    };
+    if former.is_none_or(|former| *former.net != *net) {
+        tracing::info!(segment = net.key, interface = net.interface, subnet = %net.subnet, mode = ?net.mode, "serving");
+    }
+    Active {
+        segment: segment.clone(),
+        net: Arc::new(net.clone()),
+        leases,
+        watch,
+    }
+}
+
+/// The addresses that a known machine had when its inventory was taken, by NIC.
+fn former_addresses(server: &Server) -> Vec<(Mac, std::net::Ipv4Addr)> {
+    let Some(inventory) = server
+        .status
+        .as_ref()
+        .and_then(|status| status.inventory.as_ref())
+    else {
+        return Vec::new();
+    };
+    inventory
+        .nics
+        .iter()
+        .filter_map(|nic| Some((nic.mac?, &nic.addresses)))
+        .flat_map(|(mac, addresses)| {
+            addresses.iter().filter_map(move |written| {
+                let address = written
+                    .split_once('/')
+                    .map_or(written.as_str(), |(address, _)| address);
+                Some((mac, address.parse().ok()?))
+            })
+        })
+        .collect()
+}
+
+/// The doors that a plan needs.
+fn wanted(plan: &Plan) -> Vec<Key> {
+    let nets = || plan.values().flatten().filter(|net| net.mode != DhcpMode::Off);
+    let relayed = nets().any(|net| net.interface.is_none());
+    let mut keys: Vec<Key> = nets().filter_map(|net| local_key(net, relayed)).collect();
+    if relayed {
+        keys.push(Key::Relayed);
+    }
+    keys
+}
+
+fn local_key(net: &Net, shared: bool) -> Option<Key> {
+    let interface = net.interface.clone()?;
+    let index = links::index(&interface)?;
+    Some(Key::Local {
+        interface,
+        index,
+        pxe: net.mode == DhcpMode::Proxy,
+        shared,
+    })
+}
+
+/// What is open, and what could not be opened when.
+#[derive(Default)]
+struct Doors {
+    open: BTreeMap<Key, Door>,
+    failed: BTreeMap<Key, (Trouble, Instant)>,
+}
+
+impl Doors {
+    async fn follow(&mut self, wanted: Vec<Key>, dispatch: &Arc<Dispatch>) {
+        let surplus: Vec<Key> = self
+            .open
+            .keys()
+            .filter(|key| !wanted.contains(key))
+            .cloned()
+            .collect();
+        for key in surplus {
+            if let Some(door) = self.open.remove(&key) {
+                door.close().await;
+            }
+        }
+        self.failed.retain(|key, _| wanted.contains(key));
+        for key in wanted {
+            let waiting = self.failed.get(&key).is_some_and(|(_, at)| at.elapsed() < RETRY);
+            if waiting || self.open.contains_key(&key) {
+                continue;
+            }
+            match Door::open(&key, dispatch) {
+                Ok(door) => {
+                    self.failed.remove(&key);
+                    self.open.insert(key, door);
+                }
+                Err(error) => {
+                    let trouble = Trouble {
+                        reason: error.reason(),
+                        message: match std::error::Error::source(&error) {
+                            Some(source) => format!("{error}: {source}"),
+                            None => error.to_string(),
+                        },
+                    };
+                    let known = self.failed.insert(key, (trouble.clone(), Instant::now()));
+                    if known.is_none_or(|(former, _)| former != trouble) {
+                        tracing::error!(reason = trouble.reason, "{}", trouble.message);
+                    }
+                }
+            }
+        }
+    }
+
+    /// True where other servers on `net` would be heard.
+    fn listens(&self, net: &Net) -> bool {
+        self.open.iter().any(|(key, door)| {
+            matches!(key, Key::Local { interface, .. } if net.interface.as_deref() == Some(interface))
+                && door.listens()
+        })
+    }
+
+    /// What stands in the way of serving `net`.
+    fn trouble(&self, net: &Net) -> Option<Trouble> {
+        if net.mode == DhcpMode::Off {
+            return None;
+        }
+        self.failed
+            .iter()
+            .find(|(key, _)| match key {
+                Key::Local { interface, .. } => net.interface.as_deref() == Some(interface),
+                Key::Relayed => net.interface.is_none(),
+            })
+            .map(|(_, (trouble, _))| trouble.clone())
+    }
+}
+
+/// Tells the status writer and the metrics how each Segment fares.
+fn report(service: &Service, segments: &[Arc<Segment>], plan: &Plan, doors: &Doors) {
+    let actives = service.dispatch.actives();
+    let now = service.dispatch.now();
+    let mut facts = BTreeMap::new();
+    for segment in segments {
+        let key = segment::key(segment);
+        let Some(planned) = plan.get(&key) else {
+            continue;
+        };
+        let (serving, intruders) = match (planned, actives.get(&key)) {
+            (Ok(net), Some(active)) => {
+                let intruders = active.watch().present(now);
+                count(service, &key, active, &intruders);
+                (
+                    doors.trouble(net).map_or_else(|| Ok(status::serving(net)), Err),
+                    doors.listens(net).then_some(intruders),
+                )
+            }
+            (Err(invalid), _) => (Err(Trouble::from(invalid)), None),
+            (Ok(_), None) => continue,
+        };
+        facts.insert(
+            key,
+            Facts {
+                generation: segment.metadata.generation,
+                serving,
+                intruders,
+                required_trust: segment.spec.required_trust,
+            },
+        );
+    }
+    service.facts.send_if_modified(|former| {
+        let changed = *former != facts;
+        *former = facts;
+        changed
+    });
+}
+
+fn count(service: &Service, key: &str, active: &Active, intruders: &[Intruder]) {
+    let Metrics {
+        leases,
+        intruders: present,
+        ..
+    } = &service.metrics;
+    let of = Of::segment(key);
+    let leased = active.leases().leased(service.dispatch.now());
+    leases
+        .get_or_create(&of)
+        .set(i64::try_from(leased).unwrap_or(i64::MAX));
+    present
+        .get_or_create(&of)
+        .set(i64::try_from(intruders.len()).unwrap_or(i64::MAX));
+}

@@ -1,0 +1,234 @@
+//! Segment status: what people and tools read about how serving goes. Written only when it changes, by server-side apply.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{
+    Api, Client, Resource as _,
+    api::{Patch, PatchParams},
+    runtime::reflector::Store,
+};
+use muster_proto::kinds::{DhcpMode, Segment, SegmentStatus, Trust};
+use tokio::sync::watch;
+
+use super::{
+    dhcp::rogue::Intruder,
+    segment::{self, Invalid, Net},
+};
+use crate::events::{Event, Events};
+
+/// The field manager of everything that the edge role writes.
+pub const FIELD_MANAGER: &str = "muster-edge";
+
+/// How long after a failed write the next one is tried.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Why a Segment is not served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// CamelCase, for machines.
+    pub reason: &'static str,
+    /// For people; stable while the trouble lasts.
+    pub message: String,
+}
+
+impl From<&Invalid> for Trouble {
+    fn from(invalid: &Invalid) -> Trouble {
+        Trouble {
+            reason: invalid.reason(),
+            message: invalid.to_string(),
+        }
+    }
+}
+
+/// How one Segment fares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// Of the spec that this speaks of.
+    pub generation: Option<i64>,
+    /// How it is served, in words, or why it is not.
+    pub serving: Result<String, Trouble>,
+    /// Other servers that answer there; none where nobody listens for them.
+    pub intruders: Option<Vec<Intruder>>,
+    /// `spec.requiredTrust`.
+    pub required_trust: Trust,
+}
+
+/// How `net` is served, in words.
+pub fn serving(net: &Net) -> String {
+    let place = match &net.interface {
+        Some(interface) => format!("on {interface} as {}", net.own),
+        None => format!("through relays as {}", net.own),
+    };
+    match net.mode {
+        DhcpMode::Server => {
+            let ranges: Vec<String> = net
+                .handout
+                .ranges
+                .iter()
+                .map(|(start, end)| format!("{start} to {end}"))
+                .collect();
+            format!("DHCP server {place}, leasing {}", ranges.join(", "))
+        }
+        DhcpMode::Proxy => format!("proxy DHCP {place}"),
+        DhcpMode::Off => format!(
+            "DHCP is off; boot files at http://{}:{} and by TFTP",
+            net.boot, net.http_port
+        ),
+    }
+}
+
+/// The status that says `facts`. A condition keeps its time of transition until its status changes.
+pub fn status(former: &SegmentStatus, facts: &Facts, now: Timestamp) -> SegmentStatus {
+    let condition = |type_: &str, (good, reason, message): (bool, &str, String)| {
+        let status = if good { "True" } else { "False" };
+        let since = former
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == type_ && condition.status == status)
+            .map_or(Time(now), |condition| condition.last_transition_time.clone());
+        Condition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: since,
+            observed_generation: facts.generation,
+        }
+    };
+    let is_serving = match &facts.serving {
+        Ok(how) => (true, "Serving", how.clone()),
+        Err(trouble) => (false, trouble.reason, trouble.message.clone()),
+    };
+    let mut conditions = vec![
+        condition("Serving", is_serving),
+        condition("SecretsProtected", secrets_protected(facts.required_trust)),
+    ];
+    if let Some(intruders) = &facts.intruders {
+        conditions.insert(0, condition("Alone", alone(intruders)));
+    }
+    SegmentStatus {
+        conditions,
+        observed_generation: facts.generation,
+    }
+}
+
+fn alone(intruders: &[Intruder]) -> (bool, &'static str, String) {
+    if intruders.is_empty() {
+        let message = "no other DHCP or PXE server answered in the last ten minutes";
+        return (true, "Alone", message.to_owned());
+    }
+    let list: Vec<String> = intruders.iter().map(ToString::to_string).collect();
+    let message = format!(
+        "machines here may boot something else: {} answers, too",
+        list.join(", ")
+    );
+    (false, "AnotherServer", message)
+}
+
+fn secrets_protected(required: Trust) -> (bool, &'static str, String) {
+    if required > Trust::Segment {
+        let message = "secrets go only to sessions that proved more than their place on the network";
+        return (true, "TrustRequired", message.to_owned());
+    }
+    let message = "whoever can send packets on this segment can be given the secrets of its machines; \
+                   requiredTrust: bmc-delivered or tpm prevents it";
+    (false, "AnyoneOnTheSegment", message.to_owned())
+}
+
+/// True if both say the same; the API server keeps conditions in its own order.
+fn same(former: &SegmentStatus, next: &SegmentStatus) -> bool {
+    former.observed_generation == next.observed_generation
+        && former.conditions.len() == next.conditions.len()
+        && next
+            .conditions
+            .iter()
+            .all(|condition| former.conditions.contains(condition))
+}
+
+/// Writes what comes through `facts` until its sender is gone.
+pub(super) async fn write(
+    client: Client,
+    segments: Store<Segment>,
+    events: Events,
+    mut facts: watch::Receiver<BTreeMap<String, Facts>>,
+) {
+    loop {
+        let all = facts.borrow_and_update().clone();
+        let mut failed = false;
+        for segment in segments.state() {
+            if let Some(facts) = all.get(&segment::key(&segment)) {
+                failed |= !write_one(&client, &segment, facts, &events).await;
+            }
+        }
+        if failed {
+            match tokio::time::timeout(RETRY, facts.changed()).await {
+                Ok(Err(_)) => return,
+                // New facts, or time to try again.
+                Ok(Ok(())) | Err(_) => {}
+            }
+        } else if facts.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// False if it must be tried again.
+async fn write_one(client: &Client, segment: &Arc<Segment>, facts: &Facts, events: &Events) -> bool {
+    let (Some(namespace), Some(name)) = (&segment.metadata.namespace, &segment.metadata.name) else {
+        return true;
+    };
+    let former = segment.status.clone().unwrap_or_default();
+    let next = status(&former, facts, Timestamp::now());
+    if same(&former, &next) {
+        return true;
+    }
+    let patch = serde_json::json!({
+        "apiVersion": Segment::api_version(&()),
+        "kind": Segment::kind(&()),
+        "metadata": { "name": name },
+        "status": next,
+    });
+    let api: Api<Segment> = Api::namespaced(client.clone(), namespace);
+    let written = api
+        .patch_status(
+            name,
+            &PatchParams::apply(FIELD_MANAGER).force(),
+            &Patch::Apply(&patch),
+        )
+        .await;
+    match written {
+        Ok(_) => {
+            announce(&former, &next, segment, events);
+            true
+        }
+        // Deleted a moment ago.
+        Err(kube::Error::Api(response)) if response.code == 404 => true,
+        Err(error) => {
+            tracing::warn!(%error, segment = segment::key(segment), "writing the status of a segment");
+            false
+        }
+    }
+}
+
+/// An Event when serving began or ended.
+fn announce(former: &SegmentStatus, next: &SegmentStatus, segment: &Segment, events: &Events) {
+    let find = |status: &SegmentStatus| {
+        status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == "Serving")
+            .map(|condition| (condition.status == "True", condition.message.clone()))
+    };
+    if let Some((good, message)) = find(next)
+        && find(former).map(|(good, _)| good) != Some(good)
+    {
+        events.record(Event {
+            about: segment.object_ref(&()),
+            warning: !good,
+            reason: if good { "Serving" } else { "NotServing" },
+            message,
+        });
+    }
+}
