@@ -11,6 +11,8 @@
 //! `serve` keeps what is open in step with the Segments. Leases live in memory: after a restart they are learnt again from the
 //! known Servers, from the clients' own claims, and by asking the network before an address is offered.
 
+#[cfg(test)]
+pub(crate) mod corpus;
 mod dispatch;
 mod door;
 pub mod engine;

@@ -1,1 +1,354 @@
+use std::collections::HashMap;
 
+use proptest::prelude::*;
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const NOW: Duration = Duration::from_secs(1000);
+
+fn ip(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, last)
+}
+
+fn mac(number: u32) -> Mac {
+    let [a, b, c, d] = number.to_be_bytes();
+    Mac([2, 0, a, b, c, d])
+}
+
+fn a_pool(start: u8, end: u8) -> Pool {
+    Pool {
+        subnet: "10.77.0.0/24".parse().unwrap(),
+        ranges: vec![(ip(start), ip(end))],
+    }
+}
+
+fn leases(start: u8, end: u8) -> Leases {
+    Leases::new(a_pool(start, end), HOUR)
+}
+
+/// Proposes, with every probe silent.
+fn offer(leases: &mut Leases, mac: Mac, now: Duration) -> Option<Ipv4Addr> {
+    loop {
+        match leases.propose(mac, None, now) {
+            Proposal::Ready(address) => return Some(address),
+            Proposal::Probe(address) => leases.probed(mac, address, None, now),
+            Proposal::Full => return None,
+        }
+    }
+}
+
+fn lease(leases: &mut Leases, mac: Mac, now: Duration) -> Option<Ipv4Addr> {
+    let address = offer(leases, mac, now)?;
+    assert_eq!(
+        leases.rule(mac, Claim::Selecting(address), now),
+        Ruling::Yes(address)
+    );
+    Some(address)
+}
+
+#[test]
+fn a_machine_gets_the_same_address_each_time_and_after_a_restart() {
+    let mut before = leases(100, 199);
+    let address = lease(&mut before, mac(7), NOW).unwrap();
+    assert_eq!(offer(&mut before, mac(7), NOW), Some(address));
+    assert_eq!(offer(&mut before, mac(7), NOW + 10 * HOUR), Some(address));
+    let mut after = leases(100, 199);
+    assert_eq!(offer(&mut after, mac(7), NOW), Some(address));
+}
+
+#[test]
+fn machines_seeded_after_a_restart_keep_what_they_had() {
+    let mut before = leases(100, 109);
+    let had: Vec<_> = (0..10)
+        .map(|n| (mac(n), lease(&mut before, mac(n), NOW).unwrap()))
+        .collect();
+    let mut after = leases(100, 109);
+    for (mac, address) in had.iter().rev() {
+        after.seed(*mac, *address, NOW);
+    }
+    for (mac, address) in had {
+        assert_eq!(offer(&mut after, mac, NOW), Some(address));
+    }
+}
+
+#[test]
+fn a_claim_nobody_contradicts_is_believed_after_a_restart() {
+    let mut leases = leases(100, 199);
+    assert_eq!(
+        leases.rule(mac(1), Claim::InitReboot(ip(150)), NOW),
+        Ruling::Yes(ip(150))
+    );
+    assert!(matches!(
+        leases.rule(mac(2), Claim::Extending(ip(150)), NOW),
+        Ruling::No(_)
+    ));
+    assert_eq!(
+        leases.rule(mac(1), Claim::Extending(ip(150)), NOW),
+        Ruling::Yes(ip(150))
+    );
+}
+
+#[test]
+fn an_active_lease_is_offered_without_another_probe() {
+    let mut leases = leases(100, 199);
+    let address = lease(&mut leases, mac(1), NOW).unwrap();
+    let later = NOW + HOUR / 2;
+    assert_eq!(leases.propose(mac(1), None, later), Proposal::Ready(address));
+    let much_later = NOW + 2 * HOUR;
+    assert_eq!(leases.propose(mac(1), None, much_later), Proposal::Probe(address));
+}
+
+#[test]
+fn an_address_in_use_is_left_alone_for_ten_minutes() {
+    let mut leases = leases(100, 101);
+    let Proposal::Probe(taken) = leases.propose(mac(1), None, NOW) else {
+        panic!("an unknown address is probed");
+    };
+    leases.probed(mac(1), taken, Some(mac(99)), NOW);
+    let other = offer(&mut leases, mac(1), NOW).unwrap();
+    assert_ne!(other, taken);
+    assert_eq!(
+        leases.rule(mac(1), Claim::Selecting(taken), NOW),
+        Ruling::No("another machine has this address")
+    );
+    // The one that answered the probe may have it: it does have it.
+    assert_eq!(
+        leases.rule(mac(99), Claim::InitReboot(taken), NOW),
+        Ruling::Yes(taken)
+    );
+    assert_eq!(
+        offer(&mut leases, mac(3), NOW + QUARANTINE),
+        Some(other),
+        "the offer to 1 is stale by then"
+    );
+}
+
+#[test]
+fn a_machine_that_answers_its_own_probe_is_no_stranger() {
+    let mut leases = leases(100, 199);
+    let Proposal::Probe(address) = leases.propose(mac(1), None, NOW) else {
+        panic!("an unknown address is probed");
+    };
+    leases.probed(mac(1), address, Some(mac(1)), NOW);
+    assert_eq!(leases.propose(mac(1), None, NOW), Proposal::Ready(address));
+}
+
+#[test]
+fn only_its_own_address_can_be_declined_or_released() {
+    let mut leases = leases(100, 101);
+    let address = lease(&mut leases, mac(1), NOW).unwrap();
+    assert!(!leases.decline(mac(2), address, NOW));
+    assert!(!leases.release(mac(2), address));
+    assert_eq!(leases.leased(NOW), 1);
+    assert!(leases.decline(mac(1), address, NOW));
+    assert_ne!(offer(&mut leases, mac(1), NOW), Some(address));
+}
+
+#[test]
+fn claims_on_foreign_addresses_are_refused_or_left_to_others() {
+    let mut leases = leases(100, 199);
+    let foreign = Ipv4Addr::new(192, 168, 1, 5);
+    assert!(matches!(
+        leases.rule(mac(1), Claim::InitReboot(foreign), NOW),
+        Ruling::No(_)
+    ));
+    assert!(matches!(
+        leases.rule(mac(1), Claim::Selecting(ip(5)), NOW),
+        Ruling::No(_)
+    ));
+    assert!(matches!(
+        leases.rule(mac(1), Claim::InitReboot(ip(5)), NOW),
+        Ruling::NotOurs(_)
+    ));
+    lease(&mut leases, mac(1), NOW).unwrap();
+    assert!(matches!(
+        leases.rule(mac(1), Claim::InitReboot(ip(5)), NOW),
+        Ruling::No(_)
+    ));
+}
+
+#[test]
+fn a_full_pool_recycles_the_oldest_offer_and_never_a_lease() {
+    let mut leases = leases(100, 103);
+    let kept = lease(&mut leases, mac(0), NOW).unwrap();
+    let first = offer(&mut leases, mac(1), NOW).unwrap();
+    offer(&mut leases, mac(2), NOW).unwrap();
+    offer(&mut leases, mac(3), NOW).unwrap();
+    assert_eq!(leases.recycled(), 0);
+    assert_eq!(offer(&mut leases, mac(4), NOW), Some(first));
+    assert_eq!(leases.recycled(), 1);
+    for number in 10..1000 {
+        assert_ne!(offer(&mut leases, mac(number), NOW), Some(kept));
+    }
+    assert_eq!(
+        leases.rule(mac(0), Claim::Extending(kept), NOW),
+        Ruling::Yes(kept)
+    );
+}
+
+#[test]
+fn leases_everywhere_leave_nothing_to_offer_until_one_ends() {
+    let mut leases = leases(100, 103);
+    for number in 0..4 {
+        lease(&mut leases, mac(number), NOW).unwrap();
+    }
+    assert_eq!(offer(&mut leases, mac(9), NOW), None);
+    leases.release(mac(2), leases.holdings[&mac(2)].address);
+    assert!(offer(&mut leases, mac(9), NOW).is_some());
+    assert!(offer(&mut leases, mac(8), NOW + 2 * HOUR).is_some());
+}
+
+#[test]
+fn a_hundred_thousand_strangers_take_bounded_memory_and_do_not_shut_a_host_out() {
+    let pool = Pool {
+        subnet: "10.0.0.0/16".parse().unwrap(),
+        ranges: vec![(Ipv4Addr::new(10, 0, 1, 0), Ipv4Addr::new(10, 0, 255, 254))],
+    };
+    let mut leases = Leases::new(pool, HOUR);
+    let host = Mac([0x52, 0x54, 0, 0, 0, 1]);
+    let offered = offer(&mut leases, host, NOW).unwrap();
+    for number in 0..100_000 {
+        offer(&mut leases, mac(number), NOW).unwrap();
+    }
+    assert!(leases.offers.len() <= MAX_OFFERS);
+    assert!(leases.holdings.len() <= MAX_OFFERS);
+    assert_eq!(
+        leases.rule(host, Claim::Selecting(offered), NOW),
+        Ruling::Yes(offered)
+    );
+}
+
+#[test]
+fn an_edited_range_keeps_the_leases_that_lie_in_it() {
+    let mut leases = leases(100, 199);
+    assert_eq!(
+        leases.rule(mac(1), Claim::InitReboot(ip(110)), NOW),
+        Ruling::Yes(ip(110))
+    );
+    assert_eq!(
+        leases.rule(mac(2), Claim::InitReboot(ip(190)), NOW),
+        Ruling::Yes(ip(190))
+    );
+    leases.reshape(a_pool(100, 150), HOUR);
+    assert_eq!(leases.leased(NOW), 1);
+    assert_eq!(offer(&mut leases, mac(1), NOW), Some(ip(110)));
+    assert!(offer(&mut leases, mac(2), NOW).unwrap() <= ip(150));
+}
+
+#[test]
+fn machines_are_spread_over_the_pool() {
+    let mut leases = leases(100, 199);
+    let homes: std::collections::HashSet<_> = (0..50)
+        .map(|number| offer(&mut leases.clone(), mac(number), NOW).unwrap())
+        .collect();
+    assert!(homes.len() > 30, "{} places for 50 machines", homes.len());
+    let _ = offer(&mut leases, mac(1), NOW);
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Propose(u8, Option<u8>),
+    Probed(u8, u8, Option<u8>),
+    Claim(u8, u8, u8),
+    Decline(u8, u8),
+    Release(u8, u8),
+    Withdraw(u8),
+    Seed(u8, u8),
+    Wait(u16),
+    Reshape(u8),
+}
+
+fn an_act() -> impl Strategy<Value = Act> {
+    let who = 0..24_u8;
+    let place = 98..116_u8;
+    prop_oneof![
+        4 => (who.clone(), proptest::option::of(place.clone())).prop_map(|(a, b)| Act::Propose(a, b)),
+        3 => (who.clone(), place.clone(), proptest::option::of(who.clone())).prop_map(|(a, b, c)| Act::Probed(a, b, c)),
+        4 => (who.clone(), place.clone(), 0..3_u8).prop_map(|(a, b, c)| Act::Claim(a, b, c)),
+        1 => (who.clone(), place.clone()).prop_map(|(a, b)| Act::Decline(a, b)),
+        1 => (who.clone(), place.clone()).prop_map(|(a, b)| Act::Release(a, b)),
+        1 => who.clone().prop_map(Act::Withdraw),
+        1 => (who, place).prop_map(|(a, b)| Act::Seed(a, b)),
+        2 => (0..900_u16).prop_map(Act::Wait),
+        1 => (104..116_u8).prop_map(Act::Reshape),
+    ]
+}
+
+proptest! {
+    /// Against a model that only remembers which yes was said to whom until when.
+    #[test]
+    fn no_two_machines_hold_one_address(acts in proptest::collection::vec(an_act(), 1..200)) {
+        let mut leases = leases(100, 111);
+        let mut now = NOW;
+        let mut promised: HashMap<Ipv4Addr, (Mac, Duration)> = HashMap::new();
+        for act in acts {
+            match act {
+                Act::Propose(who, wanted) => {
+                    let who = mac(who.into());
+                    if let Proposal::Ready(address) | Proposal::Probe(address) = leases.propose(who, wanted.map(ip), now) {
+                        prop_assert!(leases.pool.contains(address));
+                        if let Some((owner, until)) = promised.get(&address) {
+                            prop_assert!(*owner == who || *until <= now, "{address} of {owner} offered to {who}");
+                        }
+                    }
+                }
+                Act::Probed(who, place, answer) => {
+                    // As the engine does: only what was proposed is probed.
+                    let who = mac(who.into());
+                    if leases.holdings.get(&who).is_some_and(|holding| holding.address == ip(place) && holding.offer.is_some()) {
+                        leases.probed(who, ip(place), answer.map(|other| mac(other.into())), now);
+                    }
+                }
+                Act::Claim(who, place, how) => {
+                    let who = mac(who.into());
+                    let claim = match how {
+                        0 => Claim::Selecting(ip(place)),
+                        1 => Claim::InitReboot(ip(place)),
+                        _ => Claim::Extending(ip(place)),
+                    };
+                    if let Ruling::Yes(address) = leases.rule(who, claim, now) {
+                        prop_assert_eq!(address, ip(place));
+                        if let Some((owner, until)) = promised.get(&address) {
+                            prop_assert!(*owner == who || *until <= now, "{address} of {owner} given to {who}");
+                        }
+                        // Its former address is free again.
+                        promised.retain(|_, (owner, _)| *owner != who);
+                        promised.insert(address, (who, now + HOUR));
+                    }
+                }
+                Act::Decline(who, place) => {
+                    if leases.decline(mac(who.into()), ip(place), now) {
+                        promised.remove(&ip(place));
+                    }
+                }
+                Act::Release(who, place) => {
+                    if leases.release(mac(who.into()), ip(place)) {
+                        promised.remove(&ip(place));
+                    }
+                }
+                Act::Withdraw(who) => leases.withdraw(mac(who.into())),
+                Act::Seed(who, place) => {
+                    let who = mac(who.into());
+                    let before = leases.holdings.get(&who).map(|holding| holding.address);
+                    leases.seed(who, ip(place), now);
+                    if before.is_none() && leases.holdings.contains_key(&who) {
+                        promised.insert(ip(place), (who, now + HOUR));
+                    }
+                }
+                Act::Wait(seconds) => now += Duration::from_secs(seconds.into()),
+                Act::Reshape(end) => {
+                    leases.reshape(a_pool(100, end), HOUR);
+                    promised.retain(|address, _| leases.pool.contains(*address));
+                }
+            }
+            // The tables agree with each other.
+            for (who, holding) in &leases.holdings {
+                prop_assert_eq!(leases.slots[&holding.address].owner, Some(*who));
+                prop_assert_eq!(holding.offer.map(|offer| leases.offers.get(&offer)), holding.offer.map(|_| Some(who)));
+            }
+            prop_assert_eq!(leases.slots.values().filter(|slot| slot.owner.is_some()).count(), leases.holdings.len());
+            prop_assert!(leases.offers.len() <= leases.holdings.len());
+        }
+    }
+}
