@@ -18,6 +18,9 @@ use super::{
 };
 use crate::events::{Event, Events};
 
+#[cfg(test)]
+mod tests;
+
 /// The field manager of everything that the edge role writes.
 pub const FIELD_MANAGER: &str = "muster-edge";
 

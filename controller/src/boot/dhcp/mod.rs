@@ -16,6 +16,8 @@ pub(crate) mod corpus;
 mod dispatch;
 mod door;
 pub mod engine;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod frames;
 pub mod leases;
 mod links;

@@ -31,6 +31,9 @@ use crate::{
     world::World,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// How often Segments and interfaces are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often a port that was in use is tried again.
