@@ -166,10 +166,9 @@ pub(super) async fn write(
             }
         }
         if failed {
-            match tokio::time::timeout(RETRY, facts.changed()).await {
-                Ok(Err(_)) => return,
-                // New facts, or time to try again.
-                Ok(Ok(())) | Err(_) => {}
+            // Else there are new facts, or it is time to try again.
+            if let Ok(Err(_)) = tokio::time::timeout(RETRY, facts.changed()).await {
+                return;
             }
         } else if facts.changed().await.is_err() {
             return;

@@ -27,5 +27,6 @@ pub mod rogue;
 mod serve;
 pub mod wire;
 
+pub use links::links;
 pub use metrics::Metrics;
 pub use serve::Dhcp;

@@ -132,6 +132,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
     }
     let mut doors = Doors::default();
     let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = shutdown.wait_for(|ended| *ended) => break,

@@ -139,11 +139,11 @@ fn a_host_with_a_job_a_user_or_data_is_not_held() {
         discovered("a state of tomorrow"),
         specified(discovered("unmanaged"), |spec| spec.bmc = a_bmc()),
         specified(discovered("unmanaged"), |spec| {
-            spec.consumer_ref = Some(Default::default())
+            spec.consumer_ref = Some(Default::default());
         }),
         specified(discovered(""), |spec| spec.image = an_image()),
         specified(discovered(""), |spec| {
-            spec.custom_deploy = Some(Default::default())
+            spec.custom_deploy = Some(Default::default());
         }),
         specified(discovered(""), |spec| spec.externally_provisioned = Some(true)),
     ] {
