@@ -4,9 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
-    str::FromStr,
 };
 
 use muster_proto::{
@@ -14,8 +12,13 @@ use muster_proto::{
     text,
 };
 
+mod invalid;
+mod subnet;
 #[cfg(test)]
 mod tests;
+
+pub use invalid::Invalid;
+pub use subnet::Subnet;
 
 /// The most addresses that one segment leases: a /16.
 pub const MAX_ADDRESSES: u32 = 1 << 16;
@@ -25,75 +28,6 @@ const MAX_KEY: usize = 100;
 
 /// Lease time where the Segment names none, in seconds.
 const LEASE_SECONDS: u32 = 3600;
-
-/// An IPv4 subnet in canonical form: no host bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subnet {
-    /// The network's address.
-    pub network: Ipv4Addr,
-    /// Prefix length, 8 to 30.
-    pub prefix: u8,
-}
-
-impl Subnet {
-    /// The netmask, such as `255.255.255.0`.
-    pub fn mask(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(u32::MAX << (32 - u32::from(self.prefix)))
-    }
-
-    /// The subnet's broadcast address.
-    pub fn broadcast(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.network.to_bits() | !self.mask().to_bits())
-    }
-
-    /// True for an address in the subnet, its first and last included.
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        address.to_bits() & self.mask().to_bits() == self.network.to_bits()
-    }
-
-    /// True for an address that a machine in the subnet can have.
-    pub fn is_host(self, address: Ipv4Addr) -> bool {
-        self.contains(address) && address != self.network && address != self.broadcast()
-    }
-
-    fn overlaps(self, other: Subnet) -> bool {
-        self.contains(other.network) || other.contains(self.network)
-    }
-}
-
-impl fmt::Display for Subnet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.network, self.prefix)
-    }
-}
-
-impl FromStr for Subnet {
-    type Err = Invalid;
-
-    fn from_str(written: &str) -> Result<Self, Invalid> {
-        let wrong = || Invalid::Subnet {
-            written: shown(written),
-        };
-        let (address, prefix) = written.split_once('/').ok_or_else(wrong)?;
-        let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
-        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
-        if !(8..=30).contains(&prefix) {
-            return Err(Invalid::Prefix { prefix });
-        }
-        let mask = u32::MAX << (32 - u32::from(prefix));
-        let subnet = Subnet {
-            network: Ipv4Addr::from_bits(address.to_bits() & mask),
-            prefix,
-        };
-        if subnet.network != address {
-            return Err(Invalid::HostBits {
-                written: shown(written),
-                subnet,
-            });
-        }
-        Ok(subnet)
-    }
-}
 
 /// A local interface, as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,204 +111,6 @@ impl Net {
     /// True for a relay agent whose requests belong to this segment.
     pub fn relays_through(&self, giaddr: Ipv4Addr) -> bool {
         self.relays.contains(&giaddr) || (self.subnet.is_host(giaddr) && giaddr != self.own)
-    }
-}
-
-/// Why a Segment is not served. The text is for the person who wrote it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
-    /// It has no namespace or name.
-    #[error("the segment has no namespace or no name")]
-    Unnamed,
-    /// Boot URLs would not fit.
-    #[error("namespace and name together are {length} characters long; boot URLs have room for {MAX_KEY}")]
-    Name {
-        /// Characters of both.
-        length: usize,
-    },
-    /// `spec.interface` is no interface name.
-    #[error("interface `{written}` is no interface name: 1 to 15 characters without white space and `/`")]
-    InterfaceName {
-        /// As written.
-        written: String,
-    },
-    /// `spec.subnet` is no CIDR.
-    #[error("subnet `{written}` is not an IPv4 subnet such as 10.77.0.0/24")]
-    Subnet {
-        /// As written.
-        written: String,
-    },
-    /// Prefix length out of bounds.
-    #[error("a subnet of prefix length {prefix} cannot be served; it must be between 8 and 30")]
-    Prefix {
-        /// As written.
-        prefix: u8,
-    },
-    /// The subnet has host bits.
-    #[error("subnet `{written}` names an address, not a subnet; the subnet is {subnet}")]
-    HostBits {
-        /// As written.
-        written: String,
-        /// The subnet it lies in.
-        subnet: Subnet,
-    },
-    /// Some field is to be an IPv4 address.
-    #[error("{field} `{written}` is not an IPv4 address that a machine can have")]
-    Address {
-        /// Path below `spec`.
-        field: &'static str,
-        /// As written.
-        written: String,
-    },
-    /// An address that must lie in the subnet does not.
-    #[error("{field} {address} is no host address in {subnet}")]
-    Outside {
-        /// Path below `spec`.
-        field: &'static str,
-        /// The address.
-        address: Ipv4Addr,
-        /// `spec.subnet`.
-        subnet: Subnet,
-    },
-    /// A range runs backwards.
-    #[error("the range {start} to {end} ends before it starts")]
-    Backwards {
-        /// First address.
-        start: Ipv4Addr,
-        /// Last address.
-        end: Ipv4Addr,
-    },
-    /// Two ranges share addresses.
-    #[error("the ranges that start at {first} and at {second} overlap")]
-    RangesOverlap {
-        /// Start of one.
-        first: Ipv4Addr,
-        /// Start of the other.
-        second: Ipv4Addr,
-    },
-    /// A range would lease an address that is taken.
-    #[error("the range {start} to {end} contains {address}, {what}")]
-    Taken {
-        /// First address.
-        start: Ipv4Addr,
-        /// Last address.
-        end: Ipv4Addr,
-        /// The address in it.
-        address: Ipv4Addr,
-        /// Whose it is.
-        what: &'static str,
-    },
-    /// Server mode without a range.
-    #[error("dhcp.mode is server, but dhcp.ranges is empty: there is no address to lease")]
-    NoRange,
-    /// Too many addresses.
-    #[error("the ranges hold {addresses} addresses; a segment leases at most {MAX_ADDRESSES}")]
-    TooMany {
-        /// How many.
-        addresses: u64,
-    },
-    /// Lease time out of bounds.
-    #[error("dhcp.leaseSeconds is {seconds}; it must be between 60 and 604800")]
-    LeaseTime {
-        /// As written.
-        seconds: u32,
-    },
-    /// The domain is none.
-    #[error("dhcp.domain `{written}` is not a domain name")]
-    Domain {
-        /// As written.
-        written: String,
-    },
-    /// `address:port` expected.
-    #[error("{field} `{written}` is not of the form {form}")]
-    Endpoint {
-        /// Path below `spec`.
-        field: &'static str,
-        /// As written.
-        written: String,
-        /// What it should be like.
-        form: &'static str,
-    },
-    /// No name for a namespace.
-    #[error("hostNamespace `{written}` is not the name of a namespace")]
-    HostNamespace {
-        /// As written.
-        written: String,
-    },
-    /// A kernel parameter that would not survive a boot script.
-    #[error(
-        "kernelParameters: `{written}` is refused; allowed are letters, digits and `_.,:=/@+-`, at most 128"
-    )]
-    KernelParameter {
-        /// As written.
-        written: String,
-    },
-    /// More entries than the list may have.
-    #[error("{field} has {count} entries; at most {max} are allowed")]
-    TooLong {
-        /// Path below `spec`.
-        field: &'static str,
-        /// Entries.
-        count: usize,
-        /// Most allowed.
-        max: usize,
-    },
-    /// A relayed segment does not say where we are.
-    #[error("without an interface, bootAddress must say at which address machines reach this controller")]
-    NoBootAddress,
-    /// Another segment is served there.
-    #[error("segment {other} is served on interface {interface} already")]
-    SameInterface {
-        /// `namespace/name` of the older segment.
-        other: String,
-        /// The interface.
-        interface: String,
-    },
-    /// Another segment has these addresses.
-    #[error("subnet {subnet} overlaps with {theirs} of segment {other}")]
-    SameSubnet {
-        /// `namespace/name` of the older segment.
-        other: String,
-        /// Ours.
-        subnet: Subnet,
-        /// Its.
-        theirs: Subnet,
-    },
-    /// Another segment has this relay agent.
-    #[error("relay {relay} belongs to segment {other} already")]
-    SameRelay {
-        /// `namespace/name` of the older segment.
-        other: String,
-        /// The relay agent's address.
-        relay: Ipv4Addr,
-    },
-    /// The interface does not exist here (yet).
-    #[error("this machine has no interface {interface}; served as soon as there is one")]
-    NoInterface {
-        /// The interface.
-        interface: String,
-    },
-    /// The interface has no address in the subnet (yet).
-    #[error("interface {interface} has no address in {subnet}; served as soon as it has one")]
-    NoAddress {
-        /// The interface.
-        interface: String,
-        /// `spec.subnet`.
-        subnet: Subnet,
-    },
-}
-
-impl Invalid {
-    /// CamelCase, the reason of the Segment's condition.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Invalid::NoInterface { .. } => "NoInterface",
-            Invalid::NoAddress { .. } => "NoAddress",
-            Invalid::SameInterface { .. } | Invalid::SameSubnet { .. } | Invalid::SameRelay { .. } => {
-                "Conflict"
-            }
-            _ => "Invalid",
-        }
     }
 }
 

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::events::{Event, Events};
 
+#[cfg(test)]
+mod tests;
+
 /// The field manager of everything that the edge role writes.
 pub const FIELD_MANAGER: &str = "muster-edge";
 
@@ -163,10 +166,9 @@ pub(super) async fn write(
             }
         }
         if failed {
-            match tokio::time::timeout(RETRY, facts.changed()).await {
-                Ok(Err(_)) => return,
-                // New facts, or time to try again.
-                Ok(Ok(())) | Err(_) => {}
+            // Else there are new facts, or it is time to try again.
+            if let Ok(Err(_)) = tokio::time::timeout(RETRY, facts.changed()).await {
+                return;
             }
         } else if facts.changed().await.is_err() {
             return;

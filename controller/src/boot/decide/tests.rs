@@ -1,1 +1,252 @@
+use super::*;
+use crate::boot::dhcp::{
+    corpus::{all, request},
+    fixtures::a_net,
+};
 
+const RELEASE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const RAMDISK: Verdict = Verdict::Ramdisk("nobody has described it");
+
+fn decided(name: &str, mode: DhcpMode, verdict: Verdict) -> Result<File, &'static str> {
+    decide(
+        &request(name),
+        &Circumstances {
+            net: &a_net(mode),
+            verdict,
+            release: Some(RELEASE),
+            nonce: &nonce(0x6a00_0000, [0xab; 12]),
+        },
+    )
+}
+
+#[test]
+fn each_client_gets_its_file() {
+    let uki = format!(
+        "http://10.77.0.1:8080/boot/{RELEASE}/metal/rack/525400123456/6a000000abababababababababababab/uki.efi"
+    );
+    let script = "http://10.77.0.1:8080/ipxe/metal/rack/525400123456/4c4c4544-0035-4b10-8032-cac04f583933";
+    for mode in [DhcpMode::Server, DhcpMode::Proxy] {
+        for (name, file) in [
+            ("pxe-rom-bios-discover", File::Tftp("undionly.kpxe")),
+            ("ovmf-pxe-discover", File::Tftp("snponly.efi")),
+            ("uefi-pxe-4011-request", File::Tftp("snponly.efi")),
+            ("utf8-junk-host-name", File::Tftp("snponly.efi")),
+            ("ipxe-rom-bios-discover", File::Script(script.to_owned())),
+            ("ovmf-http-discover", File::Uki(uki.clone())),
+        ] {
+            assert_eq!(decided(name, mode, RAMDISK), Ok(file), "{name} {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn who_has_no_job_hears_nothing_when_it_boots_from_the_network() {
+    for verdict in [Verdict::Silence("it is nobody"), Verdict::Disk("it is nobody")] {
+        for mode in [DhcpMode::Server, DhcpMode::Proxy] {
+            for name in [
+                "pxe-rom-bios-discover",
+                "ovmf-pxe-discover",
+                "ovmf-http-discover",
+                "ipxe-rom-bios-discover",
+                "ipxe-rom-bios-request",
+                "relayed-discover",
+            ] {
+                assert_eq!(
+                    decided(name, mode, verdict),
+                    Err("it is nobody"),
+                    "{name} {mode:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn in_server_mode_systems_and_agents_get_an_address_whatever_the_verdict() {
+    for verdict in [Verdict::Silence(""), Verdict::Disk(""), RAMDISK] {
+        for name in [
+            "dhclient-discover",
+            "dhclient-renew",
+            "networkd-init-reboot",
+            "agent-discover",
+        ] {
+            assert_eq!(decided(name, DhcpMode::Server, verdict), Ok(File::None), "{name}");
+            assert!(decided(name, DhcpMode::Proxy, verdict).is_err(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn with_dhcp_off_nobody_hears_anything() {
+    for (name, bytes) in all() {
+        if Request::parse(&bytes).is_ok() {
+            assert!(decided(name, DhcpMode::Off, RAMDISK).is_err(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn architectures_without_boot_files_are_told_apart() {
+    let with = |architectures: &[u16]| {
+        let request = Request {
+            architectures: architectures.to_vec(),
+            ..request("ovmf-pxe-discover")
+        };
+        let net = a_net(DhcpMode::Server);
+        decide(
+            &request,
+            &Circumstances {
+                net: &net,
+                verdict: RAMDISK,
+                release: None,
+                nonce: "",
+            },
+        )
+    };
+    assert_eq!(with(&[]), Ok(File::Tftp("undionly.kpxe")));
+    assert_eq!(with(&[9]), Ok(File::Tftp("snponly.efi")));
+    assert_eq!(with(&[0xffff, 7]), Ok(File::Tftp("snponly.efi")));
+    for (arm, word) in [
+        (11, "arm64"),
+        (19, "arm64"),
+        (6, "32-bit"),
+        (15, "32-bit"),
+        (27, "architecture"),
+    ] {
+        let why = with(&[arm]).unwrap_err();
+        assert!(why.contains(word), "{arm}: {why}");
+    }
+    assert!(
+        decided("ipxe-efi-arm64-discover", DhcpMode::Server, RAMDISK)
+            .unwrap_err()
+            .contains("arm64")
+    );
+}
+
+#[test]
+fn http_boot_without_a_ramdisk_is_silence() {
+    let net = a_net(DhcpMode::Server);
+    let circumstances = Circumstances {
+        net: &net,
+        verdict: RAMDISK,
+        release: None,
+        nonce: "",
+    };
+    assert!(decide(&request("ovmf-http-discover"), &circumstances).is_err());
+}
+
+#[test]
+fn the_longest_boot_url_fits_into_one_option() {
+    let mut net = a_net(DhcpMode::Server);
+    net.boot = Ipv4Addr::new(255, 255, 255, 254);
+    net.http_port = 65535;
+    net.key = format!("{}/{}", "n".repeat(50), "s".repeat(50));
+    let circumstances = Circumstances {
+        net: &net,
+        verdict: RAMDISK,
+        release: Some(RELEASE),
+        nonce: &nonce(u32::MAX, [0xff; 12]),
+    };
+    let Ok(File::Uki(url)) = decide(&request("ovmf-http-discover"), &circumstances) else {
+        panic!("HTTP boot gets a UKI");
+    };
+    assert!(url.len() <= 255, "{}", url.len());
+}
+
+fn option(reply: &Reply, code: u8) -> Option<&[u8]> {
+    reply
+        .required
+        .iter()
+        .chain(&reply.optional)
+        .find(|(known, _)| *known == code)
+        .map(|(_, value)| value.as_slice())
+}
+
+#[test]
+fn a_server_offers_address_network_and_boot_file() {
+    let net = a_net(DhcpMode::Server);
+    let address = Ipv4Addr::new(10, 77, 0, 150);
+    let firmware = request("ovmf-pxe-discover");
+    let offer = reply(&firmware, &net, &File::Tftp("snponly.efi"), Grant::Offer(address));
+    assert_eq!(
+        (offer.kind, offer.yiaddr, offer.siaddr),
+        (Kind::Offer, address, net.boot)
+    );
+    for (code, value) in [
+        (54, &[10, 77, 0, 1][..]),
+        (51, &[0, 0, 14, 16]),
+        (1, &[255, 255, 255, 0]),
+        (3, &[10, 77, 0, 254]),
+        (6, &[10, 77, 0, 253]),
+        (15, b"rack.example"),
+        (66, b"10.77.0.1"),
+        (67, b"snponly.efi"),
+    ] {
+        assert_eq!(option(&offer, code), Some(value), "option {code}");
+    }
+    // With class PXEClient in the answer, ROMs would go on to look for a boot server.
+    assert_eq!(option(&offer, 60), None);
+    assert_eq!(option(&offer, 43), None);
+}
+
+#[test]
+fn a_proxy_gives_a_boot_file_and_no_address() {
+    let net = a_net(DhcpMode::Proxy);
+    let firmware = request("ovmf-pxe-discover");
+    let offer = reply(&firmware, &net, &File::Tftp("snponly.efi"), Grant::ProxyOffer);
+    assert_eq!((offer.kind, offer.yiaddr), (Kind::Offer, Ipv4Addr::UNSPECIFIED));
+    assert_eq!(option(&offer, 60), Some(&b"PXEClient"[..]));
+    assert_eq!(option(&offer, 43), Some(&[6, 1, 8, 255][..]));
+    assert_eq!(option(&offer, 97), firmware.machine_id.as_deref());
+    for code in [1, 3, 6, 15, 51] {
+        assert_eq!(option(&offer, code), None, "option {code}");
+    }
+    let ipxe = request("ipxe-rom-bios-discover");
+    let offer = reply(
+        &ipxe,
+        &net,
+        &File::Script("http://x".to_owned()),
+        Grant::ProxyOffer,
+    );
+    assert_eq!(option(&offer, 60), Some(&b"PXEClient"[..]));
+    assert_eq!(option(&offer, 43), None);
+    assert_eq!(option(&offer, 175), None);
+}
+
+#[test]
+fn ipxe_need_not_wait_for_a_proxy_beside_a_server() {
+    let net = a_net(DhcpMode::Server);
+    let grant = Grant::Lease(Ipv4Addr::new(10, 77, 0, 150));
+    let ack = reply(
+        &request("ipxe-rom-bios-request"),
+        &net,
+        &File::Script("http://x".to_owned()),
+        grant,
+    );
+    assert_eq!(option(&ack, 175), Some(&[176, 1, 1][..]));
+    assert_eq!(option(&ack, 67), Some(&b"http://x"[..]));
+}
+
+#[test]
+fn http_boot_is_answered_as_http_boot() {
+    let net = a_net(DhcpMode::Server);
+    let grant = Grant::Offer(Ipv4Addr::new(10, 77, 0, 150));
+    let offer = reply(
+        &request("ovmf-http-discover"),
+        &net,
+        &File::Uki("http://x".to_owned()),
+        grant,
+    );
+    assert_eq!(option(&offer, 60), Some(&b"HTTPClient"[..]));
+    assert_eq!(option(&offer, 66), None);
+}
+
+#[test]
+fn a_refusal_carries_nothing_but_its_reason() {
+    let net = a_net(DhcpMode::Server);
+    let nak = reply(&request("dhclient-renew"), &net, &File::None, Grant::Refuse("no"));
+    assert_eq!((nak.kind, nak.yiaddr), (Kind::Nak, Ipv4Addr::UNSPECIFIED));
+    assert_eq!(option(&nak, 56), Some(&b"no"[..]));
+    assert_eq!(option(&nak, 51), None);
+    assert_eq!(option(&nak, 1), None);
+}

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use crate::boot::segment::Link;
 
 /// All interfaces with their IPv4 addresses, in the kernel's order; empty if the kernel does not tell.
-pub(super) fn links() -> Vec<Link> {
+pub fn links() -> Vec<Link> {
     let entries = match nix::ifaddrs::getifaddrs() {
         Ok(entries) => entries,
         Err(error) => {

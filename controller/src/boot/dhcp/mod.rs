@@ -16,6 +16,8 @@ pub(crate) mod corpus;
 mod dispatch;
 mod door;
 pub mod engine;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod frames;
 pub mod leases;
 mod links;
@@ -25,5 +27,6 @@ pub mod rogue;
 mod serve;
 pub mod wire;
 
+pub use links::links;
 pub use metrics::Metrics;
 pub use serve::Dhcp;

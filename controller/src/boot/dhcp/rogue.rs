@@ -7,6 +7,9 @@ use muster_proto::{Mac, kinds::DhcpMode};
 use super::wire::{Kind, Options, address_at};
 use crate::boot::segment::Net;
 
+#[cfg(test)]
+mod tests;
+
 /// How long after its last answer another server is still reported.
 pub const QUIET: Duration = Duration::from_secs(600);
 /// The most servers that are told apart on one segment: who forges more is one finding all the same.

@@ -31,6 +31,9 @@ use crate::{
     world::World,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// How often Segments and interfaces are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often a port that was in use is tried again.
@@ -129,6 +132,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
     }
     let mut doors = Doors::default();
     let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = shutdown.wait_for(|ended| *ended) => break,

@@ -1,1 +1,307 @@
+use muster_proto::{
+    inventory::Inventory,
+    kinds::{
+        BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, Image, Order, OrderOutcome,
+        SegmentSpec, ServerSpec, ServerStatus,
+    },
+};
 
+use super::*;
+
+const POLICIES: [UnknownPolicy; 3] = [
+    UnknownPolicy::Ignore,
+    UnknownPolicy::Discover,
+    UnknownPolicy::Hold,
+];
+
+#[derive(Debug, PartialEq)]
+enum Boots {
+    Nothing,
+    Ramdisk,
+    Disk,
+}
+use Boots::{Disk, Nothing, Ramdisk};
+
+fn boots(policy: UnknownPolicy, server: Option<&Server>, host: Option<&BareMetalHost>) -> Boots {
+    let segment = Segment::new(
+        "rack",
+        SegmentSpec {
+            unknown: policy,
+            ..SegmentSpec::default()
+        },
+    );
+    match verdict(&segment, server, host) {
+        Verdict::Silence(_) => Nothing,
+        Verdict::Ramdisk(_) => Ramdisk,
+        Verdict::Disk(_) => Disk,
+    }
+}
+
+/// Under ignore, discover and hold.
+fn row(server: Option<&Server>, host: Option<&BareMetalHost>) -> [Boots; 3] {
+    POLICIES.map(|policy| boots(policy, server, host))
+}
+
+fn a_server() -> Server {
+    let mut server = Server::new("dell-1", ServerSpec::default());
+    server.status = Some(ServerStatus::default());
+    server
+}
+
+fn inventoried() -> Server {
+    let mut server = a_server();
+    server.status.as_mut().unwrap().inventory = Some(Inventory::default());
+    server
+}
+
+fn with_order(action: OrderAction, done: bool) -> Server {
+    let mut server = inventoried();
+    server.spec.order = Some(Order {
+        id: "7".to_owned(),
+        action,
+    });
+    server.status.as_mut().unwrap().last_order = Some(OrderOutcome {
+        id: "7".to_owned(),
+        done,
+        ..OrderOutcome::default()
+    });
+    server
+}
+
+fn a_host(state: &str) -> BareMetalHost {
+    let mut host = BareMetalHost::new("dell-1", BareMetalHostSpec::default());
+    host.metadata.namespace = Some("metal".to_owned());
+    let mut status = BareMetalHostStatus::default();
+    status.provisioning.state = state.to_owned();
+    host.status = Some(status);
+    host
+}
+
+fn annotated(mut host: BareMetalHost, name: &str, value: &str) -> BareMetalHost {
+    host.metadata
+        .annotations
+        .get_or_insert_default()
+        .insert(name.to_owned(), value.to_owned());
+    host
+}
+
+fn discovered(state: &str) -> BareMetalHost {
+    annotated(a_host(state), SERVER_ANNOTATION, "dell-1")
+}
+
+fn specified(mut host: BareMetalHost, change: impl FnOnce(&mut BareMetalHostSpec)) -> BareMetalHost {
+    change(&mut host.spec);
+    host
+}
+
+fn an_image() -> Option<Image> {
+    Some(Image {
+        url: "http://x/y.raw".to_owned(),
+        ..Image::default()
+    })
+}
+
+fn a_bmc() -> Option<BmcDetails> {
+    Some(BmcDetails::default())
+}
+
+#[test]
+fn unknown_machines_follow_the_segments_policy() {
+    assert_eq!(row(None, None), [Nothing, Ramdisk, Ramdisk]);
+    assert_eq!(row(Some(&a_server()), None), [Nothing, Ramdisk, Ramdisk]);
+    assert_eq!(
+        row(Some(&a_server()), Some(&discovered("unmanaged"))),
+        [Nothing, Ramdisk, Ramdisk]
+    );
+}
+
+#[test]
+fn an_inventoried_machine_boots_its_disk_unless_it_is_held() {
+    assert_eq!(row(Some(&inventoried()), None), [Disk, Disk, Ramdisk]);
+    for state in ["", "unmanaged"] {
+        assert_eq!(
+            row(Some(&inventoried()), Some(&discovered(state))),
+            [Disk, Disk, Ramdisk],
+            "{state}"
+        );
+    }
+}
+
+#[test]
+fn a_host_with_a_job_a_user_or_data_is_not_held() {
+    for host in [
+        discovered("available"),
+        discovered("provisioning"),
+        discovered("provisioned"),
+        discovered("externally provisioned"),
+        discovered("deprovisioning"),
+        discovered("registering"),
+        discovered("a state of tomorrow"),
+        specified(discovered("unmanaged"), |spec| spec.bmc = a_bmc()),
+        specified(discovered("unmanaged"), |spec| {
+            spec.consumer_ref = Some(Default::default());
+        }),
+        specified(discovered(""), |spec| spec.image = an_image()),
+        specified(discovered(""), |spec| {
+            spec.custom_deploy = Some(Default::default());
+        }),
+        specified(discovered(""), |spec| spec.externally_provisioned = Some(true)),
+    ] {
+        assert_eq!(
+            row(Some(&inventoried()), Some(&host)),
+            [Disk, Disk, Disk],
+            "{host:?}"
+        );
+        assert_eq!(
+            row(Some(&a_server()), Some(&host)),
+            [Disk, Disk, Disk],
+            "{host:?}"
+        );
+        assert_eq!(row(None, Some(&host)), [Disk, Disk, Disk], "{host:?}");
+    }
+}
+
+#[test]
+fn a_hand_made_host_boots_its_disk_until_it_is_to_be_inspected() {
+    for host in [
+        a_host(""),
+        a_host("unmanaged"),
+        a_host("available"),
+        specified(a_host("registering"), |spec| spec.bmc = a_bmc()),
+    ] {
+        assert_eq!(row(None, Some(&host)), [Disk, Disk, Disk], "{host:?}");
+        assert_eq!(
+            row(Some(&a_server()), Some(&host)),
+            [Disk, Disk, Disk],
+            "{host:?}"
+        );
+        let asked = annotated(host, INSPECT_ANNOTATION, "");
+        assert_eq!(row(None, Some(&asked)), [Ramdisk, Ramdisk, Ramdisk], "{asked:?}");
+    }
+    let inspecting = specified(a_host("inspecting"), |spec| spec.bmc = a_bmc());
+    assert_eq!(row(None, Some(&inspecting)), [Ramdisk, Ramdisk, Ramdisk]);
+}
+
+#[test]
+fn a_hand_made_host_that_took_the_twins_place_is_held_like_it() {
+    let mut server = inventoried();
+    server.spec.host = Some(HostReference {
+        namespace: "metal".to_owned(),
+        name: "dell-1".to_owned(),
+        uid: String::new(),
+    });
+    assert_eq!(
+        row(Some(&server), Some(&a_host("unmanaged"))),
+        [Disk, Disk, Ramdisk]
+    );
+    server.spec.host.as_mut().unwrap().name = "dell-2".to_owned();
+    assert_eq!(row(Some(&server), Some(&a_host("unmanaged"))), [Disk, Disk, Disk]);
+}
+
+#[test]
+fn the_inspect_annotation_never_reaches_a_users_data() {
+    for host in [
+        discovered("provisioned"),
+        discovered("provisioning"),
+        discovered("externally provisioned"),
+        specified(discovered("available"), |spec| spec.image = an_image()),
+        specified(discovered(""), |spec| spec.externally_provisioned = Some(true)),
+    ] {
+        let asked = annotated(host, INSPECT_ANNOTATION, "");
+        assert_eq!(
+            row(Some(&inventoried()), Some(&asked)),
+            [Disk, Disk, Disk],
+            "{asked:?}"
+        );
+    }
+}
+
+#[test]
+fn the_inspect_annotation_with_disabled_asks_for_nothing() {
+    for host in [
+        annotated(discovered("unmanaged"), INSPECT_ANNOTATION, "disabled"),
+        specified(
+            annotated(discovered("unmanaged"), INSPECT_ANNOTATION, ""),
+            |spec| {
+                spec.inspection_mode = Some(InspectionMode::Disabled);
+            },
+        ),
+    ] {
+        assert_eq!(
+            boots(UnknownPolicy::Discover, Some(&inventoried()), Some(&host)),
+            Disk
+        );
+    }
+}
+
+#[test]
+fn a_paused_host_is_left_alone_whatever_it_is_asked() {
+    for state in ["", "unmanaged", "inspecting", "available"] {
+        let host = annotated(discovered(state), PAUSED_ANNOTATION, "");
+        let host = annotated(host, INSPECT_ANNOTATION, "");
+        assert_eq!(row(Some(&a_server()), Some(&host)), [Disk, Disk, Disk], "{state}");
+    }
+}
+
+#[test]
+fn a_dismissed_machine_stays_away_until_approved() {
+    for mut server in [a_server(), inventoried()] {
+        server.spec.dismissed = true;
+        assert_eq!(row(Some(&server), None), [Disk, Disk, Disk]);
+        let known = server.status.as_ref().unwrap().inventory.is_some();
+        server
+            .metadata
+            .annotations
+            .get_or_insert_default()
+            .insert(APPROVE_ANNOTATION.to_owned(), String::new());
+        let expected = if known {
+            [Disk, Disk, Ramdisk]
+        } else {
+            [Nothing, Ramdisk, Ramdisk]
+        };
+        assert_eq!(row(Some(&server), None), expected);
+    }
+}
+
+#[test]
+fn an_inventory_that_two_keys_claim_is_taken_anew() {
+    let mut server = inventoried();
+    server.status.as_mut().unwrap().contested = true;
+    assert_eq!(row(Some(&server), None), [Nothing, Ramdisk, Ramdisk]);
+    assert_eq!(
+        row(Some(&server), Some(&discovered("unmanaged"))),
+        [Nothing, Ramdisk, Ramdisk]
+    );
+    assert_eq!(
+        row(Some(&server), Some(&discovered("provisioned"))),
+        [Disk, Disk, Disk]
+    );
+}
+
+#[test]
+fn an_ordered_inspection_survives_a_reboot_until_it_is_done() {
+    let open = with_order(OrderAction::Inspect, false);
+    assert_eq!(row(Some(&open), None), [Ramdisk, Ramdisk, Ramdisk]);
+    assert_eq!(
+        row(Some(&open), Some(&discovered("unmanaged"))),
+        [Ramdisk, Ramdisk, Ramdisk]
+    );
+    assert_eq!(
+        row(Some(&open), Some(&discovered("provisioned"))),
+        [Disk, Disk, Disk]
+    );
+    let done = with_order(OrderAction::Inspect, true);
+    assert_eq!(
+        row(Some(&done), Some(&discovered("unmanaged"))),
+        [Disk, Disk, Ramdisk]
+    );
+    let release = with_order(OrderAction::Release, false);
+    assert_eq!(
+        boots(
+            UnknownPolicy::Discover,
+            Some(&release),
+            Some(&discovered("unmanaged"))
+        ),
+        Disk
+    );
+}

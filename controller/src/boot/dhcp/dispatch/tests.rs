@@ -1,1 +1,85 @@
+use muster_proto::kinds::DhcpMode;
 
+use super::*;
+use crate::boot::dhcp::{
+    corpus::request,
+    fixtures::{a_net, a_segment},
+    leases::Pool,
+};
+
+fn active(name: &str, change: impl FnOnce(&mut Net)) -> (String, Active) {
+    let mut net = a_net(DhcpMode::Server);
+    net.key = name.to_owned();
+    change(&mut net);
+    let active = Active {
+        segment: Arc::new(a_segment("eth1", DhcpMode::Server)),
+        leases: Arc::new(Mutex::new(Leases::new(Pool::of(&net), Duration::from_secs(3600)))),
+        watch: Arc::default(),
+        net: Arc::new(net),
+    };
+    (name.to_owned(), active)
+}
+
+fn actives() -> Actives {
+    Actives::from([
+        active("local", |_| {}),
+        active("relayed", |net| {
+            net.interface = None;
+            net.subnet = "10.78.0.0/24".parse().unwrap();
+        }),
+        active("listed", |net| {
+            net.interface = None;
+            net.subnet = "10.79.0.0/24".parse().unwrap();
+            // A relay agent of this segment may have its address in another one.
+            net.relays = vec![Ipv4Addr::new(10, 78, 0, 9)];
+        }),
+    ])
+}
+
+fn routed(interface: Option<&str>, giaddr: [u8; 4], ciaddr: [u8; 4]) -> Option<String> {
+    let request = Request {
+        giaddr: giaddr.into(),
+        ciaddr: ciaddr.into(),
+        ..request("dhclient-discover")
+    };
+    route(&actives(), interface, &request).map(|active| active.net.key.clone())
+}
+
+#[test]
+fn a_direct_request_belongs_to_the_interfaces_segment() {
+    assert_eq!(routed(Some("eth1"), [0; 4], [0; 4]).as_deref(), Some("local"));
+    assert_eq!(routed(Some("eth2"), [0; 4], [0; 4]), None);
+    assert_eq!(routed(None, [0; 4], [0; 4]), None);
+}
+
+#[test]
+fn a_relayed_request_belongs_to_the_relays_segment() {
+    for interface in [None, Some("eth1")] {
+        assert_eq!(
+            routed(interface, [10, 78, 0, 1], [0; 4]).as_deref(),
+            Some("relayed")
+        );
+        assert_eq!(
+            routed(interface, [10, 78, 0, 9], [0; 4]).as_deref(),
+            Some("listed")
+        );
+        assert_eq!(
+            routed(interface, [10, 77, 0, 254], [0; 4]).as_deref(),
+            Some("local")
+        );
+        assert_eq!(routed(interface, [172, 16, 0, 1], [0; 4]), None);
+    }
+}
+
+#[test]
+fn a_client_behind_a_relay_renews_directly() {
+    assert_eq!(routed(None, [0; 4], [10, 78, 0, 150]).as_deref(), Some("relayed"));
+    assert_eq!(
+        routed(Some("eth1"), [0; 4], [10, 78, 0, 150]).as_deref(),
+        Some("relayed")
+    );
+    assert_eq!(
+        routed(Some("eth1"), [0; 4], [10, 77, 0, 150]).as_deref(),
+        Some("local")
+    );
+}

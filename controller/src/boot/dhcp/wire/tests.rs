@@ -118,7 +118,7 @@ fn an_independent_decoder_reads_the_reply() {
     assert_eq!(message.siaddr(), Ipv4Addr::new(10, 77, 0, 1));
     assert_eq!(message.giaddr(), request.giaddr);
     assert_eq!(message.chaddr(), request.mac.0);
-    assert_eq!(message.fname(), Some(&b"snponly.efi"[..]));
+    assert_eq!(message.fname(), Some(&b"snponly.efi\0"[..]));
     assert_eq!(message.opts().msg_type(), Some(v4::MessageType::Offer));
     assert_eq!(
         message.opts().get(OptionCode::ServerIdentifier),

@@ -1,0 +1,442 @@
+//! The real sockets, in network namespaces of their own. They need root, as the lab does.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread::JoinHandle,
+    time::Instant as Clock,
+};
+
+use kube::runtime::{
+    reflector::{self, store::Writer},
+    watcher,
+};
+use muster_proto::kinds::{BareMetalHost, Enrolment, Profile};
+use socket2::{Domain, Socket, Type};
+
+use super::*;
+use crate::{
+    boot::{
+        dhcp::{
+            corpus::packet,
+            engine::{CLIENT_PORT, PXE_PORT, SERVER_PORT},
+            fixtures::{PORTS, a_net, a_segment},
+            leases::Proposal,
+            wire::{Kind, Options, address_at},
+        },
+        segment::Net,
+    },
+    metrics::Registry,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A network namespace, held by a thread that works in it.
+struct Namespace {
+    id: i32,
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Namespace {
+    fn new() -> Namespace {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (tell, id) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("network namespaces need root");
+            tell.send(nix::unistd::gettid().as_raw()).unwrap();
+            queue.into_iter().for_each(|job| job());
+        });
+        let namespace = Namespace {
+            id: id.recv().expect("network namespaces need root"),
+            jobs: Some(jobs),
+            thread: Some(thread),
+        };
+        namespace.ip("link set lo up");
+        namespace
+    }
+
+    fn start(&self, job: impl FnOnce() + Send + 'static) {
+        self.jobs.as_ref().unwrap().send(Box::new(job)).unwrap();
+    }
+
+    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (tell, done) = mpsc::channel();
+        self.start(move || tell.send(job()).unwrap());
+        done.recv().unwrap()
+    }
+
+    fn ip(&self, arguments: &str) {
+        let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
+        let shown = arguments.join(" ");
+        let status = self.run(move || Command::new("ip").args(arguments).status().unwrap());
+        assert!(status.success(), "ip {shown}");
+    }
+
+    /// A cable from our bridge to a new port of `other`.
+    fn cable(&self, other: &Namespace, port: &str) {
+        let there = other.id;
+        self.ip(&format!(
+            "link add to-{port} type veth peer name {port} netns /proc/{there}/ns/net"
+        ));
+        self.ip(&format!("link set to-{port} master br0 up"));
+        other.ip(&format!("link set {port} up"));
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct NoReleases;
+
+impl Releases for NoReleases {
+    fn current(&self, _: Profile) -> Option<String> {
+        None
+    }
+}
+
+/// A server with its bridge `br0` (10.77.0.1), and a client with its port `eth0` on it.
+struct Site {
+    segments: Writer<Segment>,
+    facts: watch::Receiver<BTreeMap<String, Facts>>,
+    events: tokio::sync::mpsc::Receiver<crate::events::Event>,
+    registry: Registry,
+    shutdown: watch::Sender<bool>,
+    client: Namespace,
+    server: Namespace,
+}
+
+impl Site {
+    fn new(segment: Segment, before: impl FnOnce(&Namespace)) -> Site {
+        let (server, client) = (Namespace::new(), Namespace::new());
+        server.ip("link add br0 type bridge forward_delay 0 stp_state 0");
+        server.ip("link set br0 up");
+        server.ip("addr add 10.77.0.1/24 dev br0");
+        server.cable(&client, "eth0");
+        before(&server);
+        let (segments, mut writer) = reflector::store();
+        writer.apply_watcher_event(&watcher::Event::Init);
+        writer.apply_watcher_event(&watcher::Event::InitApply(segment));
+        writer.apply_watcher_event(&watcher::Event::InitDone);
+        let world = World {
+            segments,
+            servers: empty::<Server>(),
+            hosts: empty::<BareMetalHost>(),
+            enrolments: empty::<Enrolment>(),
+        };
+        let (queue, events) = tokio::sync::mpsc::channel(16);
+        let (facts, seen) = watch::channel(BTreeMap::new());
+        let (shutdown, ended) = watch::channel(false);
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let service = Service {
+            dispatch: Arc::new(Dispatch::new(
+                world.clone(),
+                Arc::new(NoReleases),
+                Events::new(queue),
+                metrics.clone(),
+            )),
+            world,
+            ports: PORTS,
+            metrics,
+            facts,
+        };
+        server.start(move || runtime().block_on(serve(service, ended)));
+        Site {
+            segments: writer,
+            facts: seen,
+            events,
+            registry,
+            shutdown,
+            client,
+            server,
+        }
+    }
+
+    /// Waits until what is said of the segment passes `test`.
+    fn wait(&self, what: &str, test: impl Fn(&Facts) -> bool) -> Facts {
+        let mut facts = self.facts.clone();
+        let waiting = async {
+            let all = facts
+                .wait_for(|all| all.get("metal/rack").is_some_and(&test))
+                .await
+                .expect("the server runs");
+            all["metal/rack"].clone()
+        };
+        runtime()
+            .block_on(async { tokio::time::timeout(PATIENCE, waiting).await })
+            .unwrap_or_else(|_| panic!("never: {what}; last: {:?}", self.facts.borrow()))
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.shutdown.send_replace(true);
+    }
+}
+
+fn empty<K>() -> kube::runtime::reflector::Store<K>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + 'static,
+{
+    let (store, mut writer) = reflector::store();
+    writer.apply_watcher_event(&watcher::Event::Init);
+    writer.apply_watcher_event(&watcher::Event::InitDone);
+    // The store would call itself unready without its writer.
+    std::mem::forget(writer);
+    store
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn socket(interface: &str, port: u16) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.set_broadcast(true)?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
+    Ok(socket.into())
+}
+
+/// Broadcasts a request from `eth0` until a reply passes `test`.
+fn ask(client: &Namespace, request: Vec<u8>, test: impl Fn(&[u8]) -> bool + Send + 'static) -> Vec<u8> {
+    ask_at(
+        client,
+        request,
+        SocketAddrV4::new(Ipv4Addr::BROADCAST, SERVER_PORT),
+        test,
+    )
+    .expect("nobody answers")
+}
+
+fn ask_at(
+    client: &Namespace,
+    request: Vec<u8>,
+    to: SocketAddrV4,
+    test: impl Fn(&[u8]) -> bool + Send + 'static,
+) -> Option<Vec<u8>> {
+    client.run(move || {
+        let socket = socket("eth0", CLIENT_PORT).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let deadline = Clock::now() + PATIENCE;
+        let mut buffer = [0; 2048];
+        while Clock::now() < deadline {
+            socket.send_to(&request, to).unwrap();
+            while let Ok(length) = socket.recv(&mut buffer) {
+                if test(&buffer[..length]) {
+                    return Some(buffer[..length].to_vec());
+                }
+            }
+        }
+        None
+    })
+}
+
+fn server_of(reply: &[u8]) -> Option<Ipv4Addr> {
+    Options::read(reply).ok()?.address(54)
+}
+
+fn from_us(reply: &[u8]) -> bool {
+    server_of(reply) == Some(Ipv4Addr::new(10, 77, 0, 1))
+}
+
+/// A DHCP server that is not ours, on a third machine (10.77.0.2).
+struct Dnsmasq {
+    child: Child,
+    namespace: Namespace,
+    _leases: tempfile::TempDir,
+}
+
+impl Dnsmasq {
+    fn beside(site: &Site) -> Dnsmasq {
+        let namespace = Namespace::new();
+        // The server's thread is busy serving; a cable can be made from this end as well.
+        let there = site.server.id;
+        namespace.ip(&format!(
+            "link add eth0 type veth peer name to-dnsmasq netns /proc/{there}/ns/net"
+        ));
+        let plug = Command::new("nsenter")
+            .args([
+                &format!("--net=/proc/{there}/ns/net"),
+                "ip",
+                "link",
+                "set",
+                "to-dnsmasq",
+                "master",
+                "br0",
+                "up",
+            ])
+            .status()
+            .unwrap();
+        assert!(plug.success());
+        namespace.ip("link set eth0 up");
+        namespace.ip("addr add 10.77.0.2/24 dev eth0");
+        let leases = tempfile::tempdir().unwrap();
+        let file = leases.path().join("leases");
+        let child = namespace.run(move || {
+            Command::new("dnsmasq")
+                .args([
+                    "--keep-in-foreground",
+                    "--conf-file=/dev/null",
+                    "--port=0",
+                    "--user=root",
+                    "--no-ping",
+                ])
+                .args(["--interface=eth0", "--bind-interfaces", "--pid-file="])
+                .args(["--dhcp-range=10.77.0.20,10.77.0.90,1h", "--dhcp-authoritative"])
+                .arg(format!("--dhcp-leasefile={}", file.display()))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("dnsmasq is installed (package dnsmasq-base)")
+        });
+        Dnsmasq {
+            child,
+            namespace,
+            _leases: leases,
+        }
+    }
+}
+
+impl Drop for Dnsmasq {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = &self.namespace;
+    }
+}
+
+/// The address that a machine is offered first where nobody uses it.
+fn home(net: &Net, mac: Mac) -> Ipv4Addr {
+    match Leases::new(Pool::of(net), Duration::from_secs(3600)).propose(mac, None, Duration::ZERO) {
+        Proposal::Probe(address) => address,
+        other => panic!("a fresh pool proposes: {other:?}"),
+    }
+}
+
+#[test]
+fn a_server_leases_what_nobody_uses_and_reports_a_second_one() {
+    let mut site = Site::new(a_segment("br0", DhcpMode::Server), |_| {});
+    site.wait("serving, alone", |facts| {
+        facts.serving.is_ok() && facts.intruders == Some(Vec::new())
+    });
+
+    let home = home(&a_net(DhcpMode::Server), "52:54:00:12:34:56".parse().unwrap());
+    site.client.ip(&format!("addr add {home}/24 dev eth0"));
+    // Here the stranger is the client's own machine: its port answers ARP with another MAC address than the packets name.
+    let offer = ask(&site.client, packet("ovmf-pxe-discover"), from_us);
+    let offered = address_at(&offer, 16);
+    assert_ne!(offered, home);
+    assert_eq!(Options::read(&offer).unwrap().kind(), Some(Kind::Offer));
+    assert_eq!(Options::read(&offer).unwrap().get(67), Some(&b"snponly.efi"[..]));
+    assert!(
+        site.metrics()
+            .contains("muster_dhcp_conflicts_total{segment=\"metal/rack\"} 1"),
+        "{}",
+        site.metrics()
+    );
+
+    let dnsmasq = Dnsmasq::beside(&site);
+    ask(&site.client, packet("agent-discover"), |reply| {
+        server_of(reply) == Some(Ipv4Addr::new(10, 77, 0, 2))
+    });
+    let facts = site.wait("a second server", |facts| {
+        facts
+            .intruders
+            .as_ref()
+            .is_some_and(|intruders| !intruders.is_empty())
+    });
+    assert_eq!(facts.intruders.unwrap()[0].server, Ipv4Addr::new(10, 77, 0, 2));
+    assert_eq!(site.events.try_recv().unwrap().reason, "AnotherServer");
+    drop(dnsmasq);
+
+    // The segment goes, and its port with it, while the server runs on.
+    let gone = a_segment("br0", DhcpMode::Server);
+    site.segments.apply_watcher_event(&watcher::Event::Delete(gone));
+    let mut facts = site.facts.clone();
+    runtime().block_on(async {
+        tokio::time::timeout(PATIENCE, facts.wait_for(BTreeMap::is_empty))
+            .await
+            .expect("the segment is let go")
+            .unwrap();
+    });
+    let free = Command::new("nsenter")
+        .args([
+            &format!("--net=/proc/{}/ns/net", site.server.id),
+            "ss",
+            "-Hlun",
+            "sport = :67",
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&free.stdout), "");
+}
+
+#[test]
+fn a_proxy_adds_boot_files_beside_dnsmasq() {
+    let site = Site::new(a_segment("br0", DhcpMode::Proxy), |_| {});
+    site.wait("serving", |facts| facts.serving.is_ok());
+    let _dnsmasq = Dnsmasq::beside(&site);
+
+    let mut broadcast = packet("ovmf-pxe-discover");
+    broadcast[10] = 0x80;
+    let address = ask(&site.client, broadcast.clone(), |reply| {
+        server_of(reply) == Some(Ipv4Addr::new(10, 77, 0, 2))
+    });
+    assert!(!address_at(&address, 16).is_unspecified());
+    let boot = ask(&site.client, broadcast, from_us);
+    assert!(address_at(&boot, 16).is_unspecified());
+    let options = Options::read(&boot).unwrap();
+    assert_eq!(options.get(60), Some(&b"PXEClient"[..]));
+    assert_eq!(options.get(67), Some(&b"snponly.efi"[..]));
+
+    site.client.ip("addr add 10.77.0.99/24 dev eth0");
+    let to = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 1), PXE_PORT);
+    let ack = ask_at(&site.client, packet("uefi-pxe-4011-request"), to, from_us).expect("port 4011 answers");
+    assert_eq!(Options::read(&ack).unwrap().kind(), Some(Kind::Ack));
+
+    // The address server was heard many times by now, and is no intruder.
+    let facts = site.facts.borrow()["metal/rack"].clone();
+    assert_eq!(facts.intruders, Some(Vec::new()));
+    assert!(facts.serving.is_ok());
+}
+
+#[test]
+fn a_taken_port_is_told_and_served_once_it_is_free() {
+    let (free, taken) = mpsc::channel();
+    let site = Site::new(a_segment("br0", DhcpMode::Server), |server| {
+        let squatter = server.run(|| socket("br0", SERVER_PORT).unwrap());
+        free.send(squatter).unwrap();
+    });
+    let facts = site.wait("the port is taken", |facts| facts.serving.is_err());
+    let trouble = facts.serving.unwrap_err();
+    assert_eq!(trouble.reason, "PortInUse");
+    assert!(
+        trouble.message.contains("UDP port 67 on interface br0"),
+        "{}",
+        trouble.message
+    );
+    drop(taken.recv().unwrap());
+    site.wait("serving after all", |facts| facts.serving.is_ok());
+    ask(&site.client, packet("dhclient-discover"), from_us);
+}
