@@ -338,7 +338,7 @@ proptest! {
         ],
         cut in 1_usize..50,
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let (address, _) = serve(Limits::default()).await;
             let (mut input, mut output) = TcpStream::connect(address).await.unwrap().into_split();
