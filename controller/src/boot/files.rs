@@ -16,8 +16,8 @@ use std::{
 use muster_proto::kinds::Profile;
 use muster_ramdisk::{
     cpio::Archive,
-    firmware,
-    release::{self, Manifest, Release},
+    firmware::{self, FirmwareError},
+    release::{self, Manifest, Release, ReleaseError},
 };
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
@@ -30,7 +30,7 @@ const PROFILES: [Profile; 2] = [Profile::Server, Profile::Lab];
 
 /// Why a ramdisk or what goes with it is not served.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum OpenError {
     /// The release is absent or damaged.
     #[error("open release of profile {}", profile.name())]
     Release {
@@ -38,7 +38,7 @@ pub enum Error {
         profile: Profile,
         /// Why.
         #[source]
-        source: release::Error,
+        source: ReleaseError,
     },
     /// One of its files cannot be opened.
     #[error("open {}", path.display())]
@@ -51,7 +51,7 @@ pub enum Error {
     },
     /// Firmware or certificates cannot be collected.
     #[error("collect firmware and certificate authorities for the ramdisk")]
-    Collect(#[source] firmware::Error),
+    Collect(#[source] FirmwareError),
     /// The collection cannot be kept.
     #[error("keep firmware for the ramdisk in {}", directory.display())]
     Keep {
@@ -80,8 +80,8 @@ pub struct Open {
 }
 
 impl Open {
-    fn path(path: &Path, len: u64) -> Result<Self, Error> {
-        let file = File::open(path).map_err(|source| Error::Open {
+    fn path(path: &Path, len: u64) -> Result<Self, OpenError> {
+        let file = File::open(path).map_err(|source| OpenError::Open {
             path: path.to_owned(),
             source,
         })?;
@@ -250,11 +250,14 @@ impl Files {
         let name = match release::current(&self.directory.join(profile.name())) {
             Ok(name) => name,
             // No ramdisk of that profile was ever built: nothing to complain about.
-            Err(release::Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(ReleaseError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return former.cloned();
             }
             Err(source) => {
-                complain(&Error::Release { profile, source }, "the former release stays");
+                complain(
+                    &OpenError::Release { profile, source },
+                    "the former release stays",
+                );
                 return former.cloned();
             }
         };
@@ -284,9 +287,9 @@ impl Files {
             .collect()
     }
 
-    fn open_named(&self, profile: Profile, name: &str) -> Result<Ramdisk, Error> {
+    fn open_named(&self, profile: Profile, name: &str) -> Result<Ramdisk, OpenError> {
         let release = Release::open_named(&self.directory.join(profile.name()), name)
-            .map_err(|source| Error::Release { profile, source })?;
+            .map_err(|source| OpenError::Release { profile, source })?;
         let extras = match self.collect(&release.manifest) {
             Ok(extras) => extras,
             // A machine without firmware may still come in; one without a ramdisk cannot.
@@ -305,7 +308,7 @@ impl Files {
     }
 
     /// The archive of the user's firmware, as far as the release's modules name it, and certificate authorities.
-    fn collect(&self, manifest: &Manifest) -> Result<Option<Open>, Error> {
+    fn collect(&self, manifest: &Manifest) -> Result<Option<Open>, OpenError> {
         let Extras {
             firmware: folders,
             authorities,
@@ -314,10 +317,10 @@ impl Files {
             return Ok(None);
         }
         let mut archive = Archive::new();
-        firmware::add_authorities(&mut archive, authorities).map_err(Error::Collect)?;
+        firmware::add_authorities(&mut archive, authorities).map_err(OpenError::Collect)?;
         if !folders.is_empty() {
-            let missing =
-                firmware::add_firmware(&mut archive, folders, &manifest.firmware).map_err(Error::Collect)?;
+            let missing = firmware::add_firmware(&mut archive, folders, &manifest.firmware)
+                .map_err(OpenError::Collect)?;
             for missing in &missing {
                 let (module, file) = (&missing.module, &missing.name);
                 tracing::debug!(module, file, "firmware that is in none of the folders");
@@ -330,7 +333,7 @@ impl Files {
                 "firmware collected"
             );
         }
-        let kept = |source| Error::Keep {
+        let kept = |source| OpenError::Keep {
             directory: self.scratch.clone(),
             source,
         };
@@ -368,7 +371,7 @@ fn nameless(directory: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn complain(error: &Error, so: &'static str) {
+fn complain(error: &OpenError, so: &'static str) {
     let source = std::iter::successors(std::error::Error::source(error), |error| error.source())
         .map(|error| format!(": {error}"))
         .collect::<String>();

@@ -1,6 +1,6 @@
 //! The UKI of one boot: stub, kernel and initramfs as one UEFI program, put together while it is sent.
 
-use muster_ramdisk::uki::{Error, Parts, Source, Uki};
+use muster_ramdisk::uki::{Parts, Source, Uki, UkiError};
 
 use super::{
     files::Ramdisk,
@@ -8,7 +8,7 @@ use super::{
 };
 
 /// The image of `ramdisk` with this command line and initrd.
-pub fn image(ramdisk: &Ramdisk, command_line: &str, initrd: &Body) -> Result<Body, Error> {
+pub fn image(ramdisk: &Ramdisk, command_line: &str, initrd: &Body) -> Result<Body, UkiError> {
     let os_release = format!(
         "ID=muster\nPRETTY_NAME=\"Muster ramdisk\"\nVERSION_ID={}\n",
         ramdisk.name

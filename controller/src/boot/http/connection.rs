@@ -166,7 +166,7 @@ async fn farewell(stream: &mut TcpStream) {
 fn log(
     request: &Request,
     response: &Response,
-    sent: &Result<(), send::Error>,
+    sent: &Result<(), send::SendError>,
     ends: Ends,
     peers: &Peers,
     begun: Instant,
@@ -191,10 +191,10 @@ fn log(
             tracing::info!(step = step.what, mac, segment, %client, bytes, ms, "boot step");
         }
         // Firmware that reads a part, resets or gives up: its own matter.
-        Err(error @ (send::Error::Socket(_) | send::Error::Stalled)) => {
+        Err(error @ (send::SendError::Socket(_) | send::SendError::Stalled)) => {
             tracing::info!(step = step.what, mac, segment, %client, ms, %error, "boot step broken off");
         }
-        Err(error @ (send::Error::File(_) | send::Error::Short { .. })) => {
+        Err(error @ (send::SendError::File(_) | send::SendError::Short { .. })) => {
             tracing::error!(step = step.what, mac, segment, %client, ms, %error, "boot file damaged");
         }
     }

@@ -42,7 +42,7 @@ const BACKLOG: u32 = 4096;
 
 /// Why HTTP does not work.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum BindError {
     /// The port is taken, the address is not ours, or we may not.
     #[error("bind HTTP port {address}")]
     Bind {
@@ -148,9 +148,9 @@ impl<A> Shared<A> {
     }
 }
 
-fn listen(address: IpAddr, port: u16) -> Result<TcpListener, Error> {
+fn listen(address: IpAddr, port: u16) -> Result<TcpListener, BindError> {
     let address = SocketAddr::new(address, port);
-    let bound = |source| Error::Bind { address, source };
+    let bound = |source| BindError::Bind { address, source };
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
     } else {
@@ -164,7 +164,7 @@ fn listen(address: IpAddr, port: u16) -> Result<TcpListener, Error> {
     Ok(listener)
 }
 
-async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> Error {
+async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> BindError {
     loop {
         // Who finds no place waits before the door: a boot that takes longer beats one that fails.
         let place = Arc::clone(&shared.places)

@@ -15,7 +15,7 @@ const CHUNK: u64 = 512 * 1024;
 
 /// Why sending stopped.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(super) enum SendError {
     /// The client took nothing for too long.
     #[error("send to a client that takes nothing")]
     Stalled,
@@ -34,7 +34,12 @@ pub(super) enum Error {
 }
 
 /// Sends `head` and then `body`; gives up once the client takes nothing for as long as `stall`.
-pub(super) async fn all(stream: &TcpStream, head: &[u8], body: &Body, stall: Duration) -> Result<(), Error> {
+pub(super) async fn all(
+    stream: &TcpStream,
+    head: &[u8],
+    body: &Body,
+    stall: Duration,
+) -> Result<(), SendError> {
     bytes(stream, head, !body.is_empty(), stall).await?;
     let mut parts = body.segments().iter().peekable();
     while let Some(part) = parts.next() {
@@ -51,7 +56,7 @@ pub(super) async fn all(stream: &TcpStream, head: &[u8], body: &Body, stall: Dur
 }
 
 /// `more` keeps a small head and what follows in one packet (send(2), `MSG_MORE`), without two more calls to cork the socket.
-async fn bytes(stream: &TcpStream, mut bytes: &[u8], more: bool, stall: Duration) -> Result<(), Error> {
+async fn bytes(stream: &TcpStream, mut bytes: &[u8], more: bool, stall: Duration) -> Result<(), SendError> {
     let mut flags = MsgFlags::MSG_NOSIGNAL;
     flags.set(MsgFlags::from_bits_retain(nix::libc::MSG_MORE), more);
     while !bytes.is_empty() {
@@ -61,14 +66,20 @@ async fn bytes(stream: &TcpStream, mut bytes: &[u8], more: bool, stall: Duration
     Ok(())
 }
 
-async fn file(stream: &TcpStream, file: &File, offset: u64, len: u64, stall: Duration) -> Result<(), Error> {
+async fn file(
+    stream: &TcpStream,
+    file: &File,
+    offset: u64,
+    len: u64,
+    stall: Duration,
+) -> Result<(), SendError> {
     // An offset beyond what files can have means a file shorter than that.
-    let mut at = i64::try_from(offset).map_err(|_| Error::Short { missing: len })?;
+    let mut at = i64::try_from(offset).map_err(|_| SendError::Short { missing: len })?;
     let mut left = len;
     while left > 0 {
         let count = usize::try_from(left.min(CHUNK)).expect("a chunk fits");
         match when_writable(stream, stall, || sendfile64(stream, file, Some(&mut at), count)).await? {
-            0 => return Err(Error::Short { missing: left }),
+            0 => return Err(SendError::Short { missing: left }),
             sent => left -= sent as u64,
         }
     }
@@ -80,7 +91,7 @@ async fn when_writable(
     stream: &TcpStream,
     stall: Duration,
     mut write: impl FnMut() -> nix::Result<usize>,
-) -> Result<usize, Error> {
+) -> Result<usize, SendError> {
     let write = stream.async_io(Interest::WRITABLE, || {
         loop {
             match write() {
@@ -91,8 +102,10 @@ async fn when_writable(
     });
     match timeout(stall, write).await {
         Ok(Ok(sent)) => Ok(sent),
-        Ok(Err(source)) if source.raw_os_error() == Some(nix::Error::EIO as i32) => Err(Error::File(source)),
-        Ok(Err(source)) => Err(Error::Socket(source)),
-        Err(_) => Err(Error::Stalled),
+        Ok(Err(source)) if source.raw_os_error() == Some(nix::Error::EIO as i32) => {
+            Err(SendError::File(source))
+        }
+        Ok(Err(source)) => Err(SendError::Socket(source)),
+        Err(_) => Err(SendError::Stalled),
     }
 }

@@ -65,10 +65,14 @@ fn body() -> Body {
         .with(Segment::Bytes(all[all.len() - 7..].to_vec().into()))
 }
 
-/// Serves on a port of its own until the test ends.
+/// Serves [`body`] on a port of its own until the test ends.
 async fn serve(limits: Limits) -> (SocketAddr, Arc<Fixed>) {
+    serve_file(limits, body()).await
+}
+
+async fn serve_file(limits: Limits, file: Body) -> (SocketAddr, Arc<Fixed>) {
     let site = Arc::new(Fixed {
-        file: Mutex::new(body()),
+        file: Mutex::new(file),
         ..Fixed::default()
     });
     let listener = listen(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
@@ -338,9 +342,9 @@ proptest! {
         ],
         cut in 1_usize..50,
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let (address, _) = serve(Limits::default()).await;
+            let (address, _) = serve_file(Limits::default(), Body::of("file")).await;
             let (mut input, mut output) = TcpStream::connect(address).await.unwrap().into_split();
             let writing = tokio::spawn(async move {
                 for piece in bytes.chunks(cut) {

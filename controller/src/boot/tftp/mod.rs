@@ -45,7 +45,7 @@ pub const UEFI: &str = "snponly.efi";
 
 /// Why TFTP does not work.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum TftpError {
     /// A boot file is not there.
     #[error("read boot file {}", path.display())]
     ReadFile {
@@ -89,12 +89,12 @@ impl BootFiles {
     }
 
     /// Both files from `directory`, such as Debian's `/usr/lib/ipxe`.
-    pub fn load(directory: &Path) -> Result<Self, Error> {
+    pub fn load(directory: &Path) -> Result<Self, TftpError> {
         let read = |name: &str| {
             let path = directory.join(name);
             std::fs::read(&path)
                 .map(Bytes::from)
-                .map_err(|source| Error::ReadFile { path, source })
+                .map_err(|source| TftpError::ReadFile { path, source })
         };
         Ok(BootFiles {
             bios: read(BIOS)?,
@@ -204,8 +204,13 @@ fn again(same_request: bool, answered: bool) -> Again {
 }
 
 impl Listener {
-    async fn bind(address: SocketAddr, files: BootFiles, slots: Slots, peers: Peers) -> Result<Self, Error> {
-        let bound = |source| Error::Bind { address, source };
+    async fn bind(
+        address: SocketAddr,
+        files: BootFiles,
+        slots: Slots,
+        peers: Peers,
+    ) -> Result<Self, TftpError> {
+        let bound = |source| TftpError::Bind { address, source };
         let socket = UdpSocket::bind(address).await.map_err(bound)?;
         let address = socket.local_addr().map_err(bound)?;
         tracing::info!(%address, "TFTP: serving");
@@ -219,14 +224,14 @@ impl Listener {
         })
     }
 
-    async fn run(mut self) -> Error {
+    async fn run(mut self) -> TftpError {
         // One byte more than a request may have, so that a longer one shows.
         let mut buffer = [0; MAX_REQUEST + 1];
         loop {
             match self.socket.recv_from(&mut buffer).await {
                 Ok((len, client)) => self.on_request(client, &buffer[..len]).await,
                 Err(source) => {
-                    return Error::Receive {
+                    return TftpError::Receive {
                         address: self.address,
                         source,
                     };
@@ -323,7 +328,7 @@ impl Job {
             }
             // 8 is how RFC 2347 ends a negotiation: firmware asks for the size first and comes back.
             Ok(Some(Failure::Client(code))) => {
-                tracing::debug!(%client, file, code, "TFTP: client ended the transfer")
+                tracing::debug!(%client, file, code, "TFTP: client ended the transfer");
             }
             Ok(Some(Failure::Silent)) => {
                 tracing::warn!(mac, %client, file, ms = ms(), "TFTP: client fell silent");
