@@ -20,4 +20,5 @@ pub mod scratch;
 pub mod sim;
 pub mod slots;
 pub mod spawner;
+pub mod stage;
 pub mod wire;

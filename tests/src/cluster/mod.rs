@@ -26,7 +26,7 @@ pub use identity::Role;
 /// An API server with Muster's kinds installed.
 #[derive(Debug)]
 pub struct Cluster {
-    client: ClientDebug,
+    client: Quiet,
     kubeconfig: PathBuf,
     server: String,
     inside_port: u16,
@@ -35,9 +35,10 @@ pub struct Cluster {
     _process: Option<local::ControlPlane>,
 }
 
-struct ClientDebug(Client);
+/// Gives the client, whose insides are no use in a panic's message, a Debug.
+struct Quiet(Client);
 
-impl std::fmt::Debug for ClientDebug {
+impl std::fmt::Debug for Quiet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Client")
     }
@@ -72,7 +73,7 @@ impl Cluster {
         let (host, port) = foreign::address(&config.cluster_url)?;
         let client = Client::try_from(config).context("make a client")?;
         let cluster = Cluster {
-            client: ClientDebug(client),
+            client: Quiet(client),
             kubeconfig: path.to_owned(),
             server: format!("{host}:{port}"),
             inside_port: port,

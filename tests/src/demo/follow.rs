@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use kube::{
     Api, Client,
     runtime::{WatchStreamExt, watcher},
@@ -11,7 +11,7 @@ use muster_proto::{Mac, kinds::BareMetalHost};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::step::{self, Step};
-use crate::lines::Lines;
+use crate::{lines::Lines, stage};
 
 /// A server took a step.
 #[derive(Clone, Debug)]
@@ -74,13 +74,12 @@ pub(super) async fn hosts(client: Client, namespace: String, news: UnboundedSend
     let mut changes = watcher(api, watcher::Config::default())
         .default_backoff()
         .applied_objects()
-        .into_stream()
         .boxed();
     while let Some(change) = changes.next().await {
         // The watch begins anew by itself.
         let Ok(host) = change else { continue };
         let host = Arc::new(host);
-        for mac in macs(&host) {
+        for mac in stage::macs(&host) {
             let told = News {
                 host: Some(Arc::clone(&host)),
                 ..News::new(mac, Step::Host, Instant::now())
@@ -90,15 +89,4 @@ pub(super) async fn hosts(client: Client, namespace: String, news: UnboundedSend
             }
         }
     }
-}
-
-/// The MAC addresses of a host whose hardware is known.
-fn macs(host: &BareMetalHost) -> Vec<Mac> {
-    let hardware = host.status.as_ref().and_then(|status| status.hardware.as_ref());
-    let nics = hardware
-        .map(|hardware| hardware.nics.as_slice())
-        .unwrap_or_default();
-    nics.iter()
-        .filter_map(|nic| nic.mac.as_ref()?.parse().ok())
-        .collect()
 }

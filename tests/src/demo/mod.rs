@@ -17,8 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use kube::{Api, runtime::wait::await_condition};
-use muster_proto::kinds::{BareMetalHost, Segment};
+use muster_proto::kinds::BareMetalHost;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::{
@@ -28,6 +27,7 @@ use crate::{
     machine::Machine,
     paths,
     scratch::Scratch,
+    stage,
 };
 use board::{Board, Progress};
 use follow::News;
@@ -137,7 +137,8 @@ impl Demo {
             cluster,
         };
         for name in SEGMENTS {
-            demo.serving(name).await?;
+            let client = demo.cluster.client();
+            stage::serving(client, NAMESPACE, name, SERVING, &mut demo.controller).await?;
         }
         let run = if options.kubeconfig.is_some() {
             std::process::id() % 0xffff
@@ -149,35 +150,6 @@ impl Demo {
             demo.machines.push(machine);
         }
         Ok(demo)
-    }
-
-    /// Waits until the controller serves the Segment `name`.
-    async fn serving(&mut self, name: &str) -> Result<()> {
-        let api: Api<Segment> = Api::namespaced(self.cluster.client().clone(), NAMESPACE);
-        let served = await_condition(api, name, |segment: Option<&Segment>| {
-            let conditions = segment
-                .and_then(|segment| segment.status.as_ref())
-                .map(|status| status.conditions.as_slice())
-                .unwrap_or_default();
-            conditions
-                .iter()
-                .any(|condition| condition.type_ == "Serving" && condition.status == "True")
-        });
-        match tokio::time::timeout(SERVING, served).await {
-            Ok(outcome) => {
-                outcome.context("wait for the controller")?;
-                Ok(())
-            }
-            Err(_) => bail!(
-                "the controller does not serve Segment {name} after {SERVING:?}{}; its last lines:\n  {}",
-                if self.controller.is_running() {
-                    ""
-                } else {
-                    ", it has ended"
-                },
-                self.controller.log().last(20).join("\n  ")
-            ),
-        }
     }
 
     fn switch_on(&mut self) -> Result<(Vec<Progress>, UnboundedReceiver<News>)> {

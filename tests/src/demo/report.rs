@@ -92,7 +92,7 @@ fn size(bytes: i64) -> String {
     let unit = UNITS.into_iter().find(|(_, unit)| bytes >= *unit);
     match unit {
         // One decimal, in whole numbers.
-        Some((name, unit)) => format!("{}.{} {name}", bytes / unit, bytes % unit / (unit / 10).max(1)),
+        Some((name, unit)) => format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
         None => format!("{bytes} B"),
     }
 }

@@ -1,0 +1,165 @@
+//! BIOS machines, from power-on to BareMetalHost.
+
+use std::time::Duration;
+
+use kube::ResourceExt;
+use muster_proto::{
+    Mac,
+    kinds::{BOOT_MODE_LABEL, DiskType, HardwareDetails, Profile, SessionState, UnknownPolicy},
+};
+use muster_tests::{
+    bridges::BR0,
+    machine::{Bus, Disk, Machine, MachineSpec, Smbios},
+    slots::Slots,
+    stage::Stage,
+};
+
+/// Generous: it takes 6 s on a quiet machine.
+const SOON: Duration = Duration::from_secs(120);
+const GIB: i64 = 1 << 30;
+
+fn spec(number: u8) -> MachineSpec {
+    let smbios = Smbios::of("Example Servers", "Pizza Box", &format!("SN{number:04}"))
+        .with_uuid(&format!("8d1f0a52-6c1e-4b7a-9e2d-0000000000{number:02x}"));
+    MachineSpec::bios(&format!("m{number}"), mac(number), BR0.name)
+        .with_smbios(smbios)
+        .with_disk(Disk::new(Bus::Nvme, 20, &format!("NVME{number:04}")))
+        .with_disk(Disk::new(Bus::Virtio, 10, &format!("VIRT{number:04}")))
+}
+
+fn mac(number: u8) -> Mac {
+    Mac([0x52, 0x54, 0, 0xb1, 0, number])
+}
+
+async fn lit(purpose: &str, unknown: UnknownPolicy) -> Stage {
+    Stage::lit(purpose, &[(BR0, Profile::Lab, unknown)])
+        .await
+        .expect("a controller that serves")
+}
+
+fn hardware(host: &muster_proto::kinds::BareMetalHost) -> &HardwareDetails {
+    let status = host.status.as_ref().expect("a status");
+    status.hardware.as_ref().expect("hardware")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_machine_appears_with_its_hardware() {
+    let _slots = Slots::take(1).await.unwrap();
+    let stage = lit("bios-new", UnknownPolicy::Hold).await;
+    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec(1)).unwrap();
+    machine.power_on().unwrap();
+    let host = stage
+        .host(mac(1), SOON, |host| host.status.is_some())
+        .await
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", machine.console().last(20).join("\n")));
+
+    assert_eq!(host.name_any(), "example-servers-sn0001");
+    assert!(host.spec.online);
+    assert_eq!(host.spec.bmc, None);
+    assert_eq!(host.spec.boot_mac_address.as_deref(), Some("52:54:00:b1:00:01"));
+    assert_eq!(
+        host.labels().get(BOOT_MODE_LABEL).map(String::as_str),
+        Some("bios")
+    );
+    assert_eq!(host.status.as_ref().unwrap().provisioning.state, "unmanaged");
+
+    let found = hardware(&host);
+    let disk = |serial: &str| {
+        let of = |disk: &&_| {
+            let disk: &muster_proto::kinds::HardwareStorage = disk;
+            disk.serial_number.as_deref() == Some(serial)
+        };
+        found
+            .storage
+            .iter()
+            .find(of)
+            .unwrap_or_else(|| panic!("no disk {serial}"))
+    };
+    assert_eq!(found.storage.len(), 2);
+    assert_eq!(disk("NVME0001").size_bytes, Some(20 * GIB));
+    assert_eq!(disk("NVME0001").type_, Some(DiskType::Nvme));
+    assert_eq!(disk("VIRT0001").size_bytes, Some(10 * GIB));
+    assert_eq!(found.nics.len(), 1);
+    assert_eq!(found.nics[0].pxe, Some(true));
+    assert!(found.nics[0].ip.as_ref().unwrap().starts_with("10.77.0.1"));
+    assert_eq!(found.nics[0].model.as_deref(), Some("0x1af4 0x1000"));
+    let cpu = found.cpu.as_ref().unwrap();
+    assert_eq!((cpu.arch.as_deref(), cpu.count), (Some("x86_64"), Some(1)));
+    assert_eq!(found.ram_mebibytes, Some(256));
+    let vendor = found.system_vendor.as_ref().unwrap();
+    assert_eq!(vendor.serial_number.as_deref(), Some("SN0001"));
+    assert_eq!(vendor.product_name.as_deref(), Some("Pizza Box"));
+
+    let servers = stage.servers().await.unwrap();
+    let (_, server) = servers.first_key_value().expect("a Server");
+    let session = server.status.as_ref().unwrap().session.as_ref().unwrap();
+    assert_eq!(session.state, SessionState::Connected);
+    assert_eq!(session.segment, BR0.name);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machine_that_boots_again_updates_its_object() {
+    let _slots = Slots::take(1).await.unwrap();
+    let stage = lit("bios-again", UnknownPolicy::Hold).await;
+    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec(2)).unwrap();
+    machine.power_on().unwrap();
+    let first = stage.host(mac(2), SOON, |_| true).await.unwrap();
+    assert_eq!(hardware(&first).ram_mebibytes, Some(256));
+
+    machine.power_off();
+    machine
+        .rebuild(|spec| {
+            spec.memory_mib = 384;
+            "NVME9999".clone_into(&mut spec.disks[0].serial);
+        })
+        .unwrap();
+    machine.power_on().unwrap();
+    let changed = |host: &_| hardware(host).ram_mebibytes == Some(384);
+    let second = stage.host(mac(2), SOON, changed).await.unwrap();
+    assert_eq!(second.uid(), first.uid());
+    let serials: Vec<_> = hardware(&second)
+        .storage
+        .iter()
+        .filter_map(|disk| disk.serial_number.as_deref())
+        .collect();
+    assert!(
+        serials.contains(&"NVME9999") && !serials.contains(&"NVME0002"),
+        "{serials:?}"
+    );
+    assert_eq!(stage.hosts().await.unwrap().len(), 1);
+    assert_eq!(stage.servers().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discovered_machine_goes_on_to_its_own_disk() {
+    let _slots = Slots::take(1).await.unwrap();
+    let stage = lit("bios-discover", UnknownPolicy::Discover).await;
+    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec(3)).unwrap();
+    machine.power_on().unwrap();
+    stage.host(mac(3), SOON, |_| true).await.unwrap();
+    let (at, _) = machine
+        .console()
+        .wait_for("step=inventory-sent", 0, SOON)
+        .await
+        .unwrap();
+    machine
+        .console()
+        .wait_for("from Hard Disk", at, SOON)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machine_boots_its_own_disk_when_the_controller_is_down() {
+    let _slots = Slots::take(1).await.unwrap();
+    let mut stage = lit("bios-down", UnknownPolicy::Hold).await;
+    stage.controller.kill();
+    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec(4)).unwrap();
+    machine.power_on().unwrap();
+    machine
+        .console()
+        .wait_for("from Hard Disk", 0, SOON)
+        .await
+        .unwrap();
+    assert!(stage.hosts().await.unwrap().is_empty());
+}
