@@ -18,7 +18,10 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// All of `body`, if it has at most `max` bytes. More is never held in memory.
 pub(super) async fn read(mut body: Incoming, max: usize) -> Result<Bytes, Problem> {
-    let announced = body.size_hint().exact().and_then(|size| usize::try_from(size).ok());
+    let announced = body
+        .size_hint()
+        .exact()
+        .and_then(|size| usize::try_from(size).ok());
     if announced.is_some_and(|size| size > max) {
         return Err(too_large(body, max).await);
     }
@@ -42,7 +45,10 @@ pub(super) async fn read(mut body: Incoming, max: usize) -> Result<Bytes, Proble
             Err(too_large(body, max).await)
         }
         Ok(Err(problem)) => Err(problem),
-        Err(_) => Err(problem(ProblemKind::Malformed, "the body took too long to arrive")),
+        Err(_) => Err(problem(
+            ProblemKind::Malformed,
+            "the body took too long to arrive",
+        )),
     }
 }
 
@@ -58,5 +64,8 @@ async fn too_large(mut body: Incoming, max: usize) -> Problem {
     };
     // Whether it ended or not, the answer is the same.
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, discard).await;
-    problem(ProblemKind::TooLarge, format!("the body has more than the {max} bytes that this call takes"))
+    problem(
+        ProblemKind::TooLarge,
+        format!("the body has more than the {max} bytes that this call takes"),
+    )
 }

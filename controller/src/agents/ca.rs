@@ -81,7 +81,9 @@ pub struct CaPem {
 
 impl std::fmt::Debug for CaPem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CaPem").field("certificate", &self.certificate).finish_non_exhaustive()
+        f.debug_struct("CaPem")
+            .field("certificate", &self.certificate)
+            .finish_non_exhaustive()
     }
 }
 
@@ -92,7 +94,12 @@ impl CaPem {
         let certificate = ca_params(&key, now)
             .self_signed(&key)
             .map_err(|source| issue_error("the authority", source))?;
-        Ok(CaPem { certificate: certificate.pem(), key: key.serialize_pem(), previous: None, cross: None })
+        Ok(CaPem {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+            previous: None,
+            cross: None,
+        })
     }
 
     /// This authority as it should stand at `now`: replaced when less than a third of its life is left, rid of a previous one
@@ -124,7 +131,11 @@ impl CaPem {
             Some(pem) => validity(&first_certificate(pem, "previous")?, "previous")?.1 <= now,
             None => false,
         };
-        Ok(previous_ended.then(|| CaPem { previous: None, cross: None, ..self.clone() }))
+        Ok(previous_ended.then(|| CaPem {
+            previous: None,
+            cross: None,
+            ..self.clone()
+        }))
     }
 }
 
@@ -159,8 +170,18 @@ impl Ca {
             roots.push(first_certificate(previous, "previous")?);
             bundle.push_str(&ensure_newline(previous));
         }
-        let cross = pem.cross.as_deref().map(|pem| first_certificate(pem, "cross")).transpose()?;
-        Ok(Ca { issuer, not_after, bundle, roots, cross })
+        let cross = pem
+            .cross
+            .as_deref()
+            .map(|pem| first_certificate(pem, "cross"))
+            .transpose()?;
+        Ok(Ca {
+            issuer,
+            not_after,
+            bundle,
+            roots,
+            cross,
+        })
     }
 
     /// A server certificate for `addresses` and `names`, its chain and key.
@@ -174,14 +195,19 @@ impl Ca {
         let key = new_key(SUBJECT)?;
         let failed = |source| issue_error(SUBJECT, source);
         let mut params = CertificateParams::new(names.to_vec()).map_err(failed)?;
-        params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
+        params
+            .subject_alt_names
+            .extend(addresses.iter().copied().map(SanType::IpAddress));
         params.distinguished_name.push(DnType::CommonName, SUBJECT);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.limit(&mut params, now, SERVER_LIFETIME);
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
         let mut chain = vec![certificate.der().clone()];
         chain.extend(self.cross.clone());
-        Ok((chain, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
+        Ok((
+            chain,
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        ))
     }
 
     /// A client certificate for the key in `request`: this `server`, in this `session`. PEM, leaf only: agents' peers know the roots.
@@ -231,7 +257,11 @@ impl Request {
         let der = rustls::pki_types::CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
             .map_err(|_| CaError::Request)?;
         let proven = CertificateSigningRequestParams::from_der(&der).map_err(|_| CaError::Request)?;
-        let allowed = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519];
+        let allowed = [
+            &rcgen::PKCS_ECDSA_P256_SHA256,
+            &rcgen::PKCS_ECDSA_P384_SHA384,
+            &rcgen::PKCS_ED25519,
+        ];
         if !allowed.contains(&proven.public_key.algorithm()) {
             return Err(CaError::Request);
         }
@@ -239,7 +269,10 @@ impl Request {
             .map_err(|_| CaError::Request)?;
         let spki = csr.certification_request_info.subject_pki.raw;
         let key = rcgen::SubjectPublicKeyInfo::from_der(spki).map_err(|_| CaError::Request)?;
-        Ok(Request { key, fingerprint: sha256_hex(spki) })
+        Ok(Request {
+            key,
+            fingerprint: sha256_hex(spki),
+        })
     }
 }
 
@@ -260,7 +293,13 @@ impl ClientCertificate {
     /// Reads a certificate that TLS has already traced to our authority. `None` if it is not one that [`Ca::issue_client`] makes.
     pub fn parse(der: &[u8]) -> Option<ClientCertificate> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let server = certificate.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
+        let server = certificate
+            .subject()
+            .iter_common_name()
+            .next()?
+            .as_str()
+            .ok()?
+            .to_owned();
         let names = certificate.subject_alternative_name().ok()??;
         let session = names.value.general_names.iter().find_map(|name| match name {
             GeneralName::URI(uri) => uri.strip_prefix(SESSION_URI),
@@ -306,7 +345,10 @@ fn new_key(subject: &str) -> Result<KeyPair, CaError> {
 }
 
 fn issue_error(subject: &str, source: rcgen::Error) -> CaError {
-    CaError::Issue { subject: subject.to_owned(), source }
+    CaError::Issue {
+        subject: subject.to_owned(),
+        source,
+    }
 }
 
 fn ca_params(key: &KeyPair, now: i64) -> CertificateParams {
@@ -314,7 +356,9 @@ fn ca_params(key: &KeyPair, now: i64) -> CertificateParams {
     // Each authority has its own name, so that no verifier mixes two of them up.
     let id = &sha256_hex(key.public_key_raw())[..12];
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, format!("Muster authority {id}"));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Muster authority {id}"));
     // Not path length 0: the next authority's cross certificate stands below this one.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

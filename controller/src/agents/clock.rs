@@ -8,10 +8,17 @@ pub(super) fn now() -> i64 {
 /// `seconds` since 1970 as RFC 3339 with whole seconds; what lies outside of jiff's range is its end.
 pub(super) fn rfc3339(seconds: i64) -> String {
     let at = jiff::Timestamp::from_second(seconds);
-    at.unwrap_or(if seconds < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX }).to_string()
+    at.unwrap_or(if seconds < 0 {
+        jiff::Timestamp::MIN
+    } else {
+        jiff::Timestamp::MAX
+    })
+    .to_string()
 }
 
 /// RFC 3339 as unix seconds.
 pub(super) fn parse(text: &str) -> Option<i64> {
-    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
+    text.parse::<jiff::Timestamp>()
+        .ok()
+        .map(jiff::Timestamp::as_second)
 }

@@ -78,7 +78,10 @@ impl Caller {
 /// The session of `server`, if `certificate` is its certificate and nobody contests it.
 fn owner<'a>(certificate: &ClientCertificate, server: &'a Server) -> Option<&'a Session> {
     let status = server.status.as_ref().filter(|status| !status.contested)?;
-    status.session.as_ref().filter(|session| session.key == certificate.fingerprint)
+    status
+        .session
+        .as_ref()
+        .filter(|session| session.key == certificate.fingerprint)
 }
 
 impl Edge {
@@ -95,17 +98,27 @@ impl Edge {
         if certificate.not_after < super::clock::now() {
             return Err(refused("the certificate has ended; boot again for a new one"));
         }
-        if self.store.enrolment(&certificate.session).is_some_and(|enrolment| enrolment.spec.contested) {
-            return Err(refused("the certificate is revoked: its token was shown with another key, too"));
+        if self
+            .store
+            .enrolment(&certificate.session)
+            .is_some_and(|enrolment| enrolment.spec.contested)
+        {
+            return Err(refused(
+                "the certificate is revoked: its token was shown with another key, too",
+            ));
         }
         let known = self.store.server(&certificate.server);
         if let Some(server) = known.filter(|server| owner(certificate, server).is_some()) {
-            return Ok(Caller { certificate: certificate.clone(), server });
+            return Ok(Caller {
+                certificate: certificate.clone(),
+                server,
+            });
         }
         match self.store.fetch_server(&certificate.server).await {
-            Ok(server) if owner(certificate, &server).is_some() => {
-                Ok(Caller { certificate: certificate.clone(), server })
-            }
+            Ok(server) if owner(certificate, &server).is_some() => Ok(Caller {
+                certificate: certificate.clone(),
+                server,
+            }),
             Ok(_) => Err(refused("a newer session of this machine has replaced this one")),
             Err(StoreError::Gone { .. }) => Err(refused("the Server of this certificate was deleted")),
             Err(error) => Err(unavailable(&error)),
@@ -141,7 +154,12 @@ impl Edge {
             .collect();
         // A Server that was made and has no status yet is known by what its enrolment claims.
         for (name, pending) in pending {
-            let machine = Machine { name, identity: &pending.identity, live: true, in_use: false };
+            let machine = Machine {
+                name,
+                identity: &pending.identity,
+                live: true,
+                in_use: false,
+            };
             match machines.iter_mut().find(|machine| machine.name == name) {
                 Some(made) if made.identity.is_empty() => *made = machine,
                 Some(_) => {}
@@ -158,11 +176,19 @@ impl Edge {
     /// The BareMetalHost that `server` points at.
     pub(super) fn host_of(&self, server: &Server) -> Option<Arc<BareMetalHost>> {
         let at = server.spec.host.as_ref()?;
-        self.store.world.hosts.get(&ObjectRef::new(&at.name).within(&at.namespace))
+        self.store
+            .world
+            .hosts
+            .get(&ObjectRef::new(&at.name).within(&at.namespace))
     }
 
     pub(super) fn tell(&self, about: ObjectReference, warning: bool, reason: &'static str, message: String) {
-        self.events.record(Event { about, warning, reason, message });
+        self.events.record(Event {
+            about,
+            warning,
+            reason,
+            message,
+        });
     }
 
     /// Tells about `server` and about its host.
@@ -177,7 +203,10 @@ impl Edge {
     /// The Segment that `address` lies in, as well as can be told.
     pub(super) fn segment_at(&self, address: IpAddr) -> Option<Arc<Segment>> {
         let IpAddr::V4(address) = address else { return None };
-        self.store.world.segments.find(|segment| contains(&segment.spec.subnet, address))
+        self.store
+            .world
+            .segments
+            .find(|segment| contains(&segment.spec.subnet, address))
     }
 
     /// Shares what one Server's settled identity means for others: addresses that left them, clashes that began or ended.
@@ -189,17 +218,35 @@ impl Edge {
         moved: &std::collections::BTreeSet<(String, muster_proto::Mac)>,
     ) -> Result<(), StoreError> {
         let name = server.name_any();
-        let clashes = server.status.as_ref().map(|status| status.clashes.clone()).unwrap_or_default();
+        let clashes = server
+            .status
+            .as_ref()
+            .map(|status| status.clashes.clone())
+            .unwrap_or_default();
         let mut touched: Vec<String> = clashes.clone();
         touched.extend(moved.iter().map(|(other, _)| other.clone()));
-        let shows_us = |other: &Arc<Server>| other.status.as_ref().is_some_and(|status| status.clashes.contains(&name));
-        touched.extend(self.store.servers().iter().filter(|other| shows_us(other)).map(|other| other.name_any()));
+        let shows_us = |other: &Arc<Server>| {
+            other
+                .status
+                .as_ref()
+                .is_some_and(|status| status.clashes.contains(&name))
+        };
+        touched.extend(
+            self.store
+                .servers()
+                .iter()
+                .filter(|other| shows_us(other))
+                .map(|other| other.name_any()),
+        );
         touched.sort_unstable();
         touched.dedup();
         for other in touched.iter().filter(|other| **other != name) {
             let change = |object: &Server| {
                 let mut status = object.status.clone().unwrap_or_default();
-                status.identity.macs.retain(|mac| !moved.contains(&(other.clone(), *mac)));
+                status
+                    .identity
+                    .macs
+                    .retain(|mac| !moved.contains(&(other.clone(), *mac)));
                 status.clashes.retain(|clash| *clash != name);
                 if clashes.contains(other) {
                     status.clashes.push(name.clone());
@@ -209,7 +256,8 @@ impl Edge {
             };
             match self.store.update(other, change).await {
                 Ok(updated) if clashes.contains(other) && !before.contains(other) => {
-                    let message = |with: &str| format!("shares an identity with Server {with} and is another machine");
+                    let message =
+                        |with: &str| format!("shares an identity with Server {with} and is another machine");
                     self.warn_server(&updated.server, "IdentityClash", &message(&name));
                     self.warn_server(server, "IdentityClash", &message(other));
                 }
@@ -222,23 +270,41 @@ impl Edge {
     }
 }
 
-/// The answer to a call that Kubernetes kept from being carried out.
+/// The answer to a call in a session that Kubernetes kept from being carried out.
 pub(super) fn unavailable(error: &StoreError) -> Problem {
     match error {
+        StoreError::Gone { .. } => problem(
+            ProblemKind::Certificate,
+            "the Server of this session was deleted; boot again",
+        ),
         StoreError::Refused { .. } => problem(ProblemKind::Malformed, Chain(error).to_string()),
         StoreError::CalledOff => problem(ProblemKind::Certificate, error.to_string()),
         _ => {
             tracing::warn!(error = %Chain(error), "a call could not be carried out");
-            problem(ProblemKind::Unavailable, "Kubernetes does not answer; nothing is lost, try again")
+            problem(
+                ProblemKind::Unavailable,
+                "Kubernetes does not answer; nothing is lost, try again",
+            )
         }
     }
 }
 
 /// True for a host that carries someone's data, or that someone claimed.
 fn in_use(host: &BareMetalHost) -> bool {
-    const FREE: [&str; 8] =
-        ["", "unmanaged", "registering", "match profile", "inspecting", "preparing", "available", "ready"];
-    let state = host.status.as_ref().map_or("", |status| &status.provisioning.state);
+    const FREE: [&str; 8] = [
+        "",
+        "unmanaged",
+        "registering",
+        "match profile",
+        "inspecting",
+        "preparing",
+        "available",
+        "ready",
+    ];
+    let state = host
+        .status
+        .as_ref()
+        .map_or("", |status| &status.provisioning.state);
     host.spec.consumer_ref.is_some() || !FREE.contains(&state)
 }
 

@@ -45,15 +45,29 @@ pub(super) struct Refused {
 
 impl Refused {
     fn new(outcome: EnrolOutcome, kind: ProblemKind, message: impl Into<String>) -> Refused {
-        Refused { outcome, problem: problem(kind, message) }
+        Refused {
+            outcome,
+            problem: problem(kind, message),
+        }
     }
 }
 
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
-        let problem = unavailable(&error);
+        let problem = match error {
+            // Someone deleted what this enrolment had just made: the next attempt makes it again.
+            StoreError::Gone { .. } => problem(
+                ProblemKind::Unavailable,
+                "the Server was deleted meanwhile; try again",
+            ),
+            error => unavailable(&error),
+        };
         let transient = problem.kind.is_transient();
-        let outcome = if transient { EnrolOutcome::Unavailable } else { EnrolOutcome::Malformed };
+        let outcome = if transient {
+            EnrolOutcome::Unavailable
+        } else {
+            EnrolOutcome::Malformed
+        };
         Refused { outcome, problem }
     }
 }
@@ -96,10 +110,18 @@ enum Spent {
 
 impl Edge {
     /// Carries out `POST /v1/enrol`, counts it and tells about refusals.
-    pub(super) async fn enrol(&self, request: EnrolRequest, address: IpAddr) -> Result<EnrolResponse, Problem> {
+    pub(super) async fn enrol(
+        &self,
+        request: EnrolRequest,
+        address: IpAddr,
+    ) -> Result<EnrolResponse, Problem> {
         match self.try_enrol(request, address).await {
             Ok((response, spent)) => {
-                let outcome = if spent == Spent::Now { EnrolOutcome::Accepted } else { EnrolOutcome::Retried };
+                let outcome = if spent == Spent::Now {
+                    EnrolOutcome::Accepted
+                } else {
+                    EnrolOutcome::Retried
+                };
                 self.metrics.enrolment(outcome);
                 tracing::info!(server = %response.server, %address, ?outcome, "enrolled");
                 Ok(response)
@@ -118,26 +140,38 @@ impl Edge {
         address: IpAddr,
     ) -> Result<(EnrolResponse, Spent), Refused> {
         let now = clock::now();
-        let applicant = self.admit(request, address, now)?;
+        let applicant = self.admit(&request, address, now)?;
         let segment = self.segment_for(&applicant.claims).await?;
         let reserved = self.recognise(&applicant).await?;
         self.within_quota(&applicant, &segment, &reserved, now)?;
         let (enrolment, spent) = self.spend(&applicant, &reserved.name, now).await?;
         // Spent before, the token names its Server; what was reserved for this attempt is free again, unless it is the same.
-        let reserved = if enrolment.spec.server == reserved.name { Some(reserved) } else { None };
+        let reserved = if enrolment.spec.server == reserved.name {
+            Some(reserved)
+        } else {
+            None
+        };
         if spent == Spent::Before {
             self.not_superseded(&enrolment)?;
         }
         let server = self.begin_session(&applicant, &enrolment).await?;
         drop(reserved);
         self.still_alone(&applicant, &server).await?;
-        self.sessions.heard(&enrolment.spec.server, &applicant.request.fingerprint);
+        self.sessions
+            .heard(&enrolment.spec.server, &applicant.request.fingerprint);
         if spent == Spent::Now {
-            let message = format!("agent {} enrolled from {address} on {}", applicant.agent_version, applicant.claims.segment);
+            let message = format!(
+                "agent {} enrolled from {address} on {}",
+                applicant.agent_version, applicant.claims.segment
+            );
             self.tell(server.object_ref(&()), false, "Enrolled", message);
         }
         let certificate = ClientCertificate::parse_pem(&enrolment.spec.certificate).ok_or_else(|| {
-            Refused::new(EnrolOutcome::Forged, ProblemKind::Token, "the stored certificate is damaged; boot again")
+            Refused::new(
+                EnrolOutcome::Forged,
+                ProblemKind::Token,
+                "the stored certificate is damaged; boot again",
+            )
         })?;
         let response = EnrolResponse {
             server: enrolment.spec.server.clone(),
@@ -150,18 +184,25 @@ impl Edge {
     }
 
     /// Checks all that needs no request to Kubernetes.
-    fn admit(&self, request: EnrolRequest, address: IpAddr, now: i64) -> Result<Applicant, Refused> {
+    fn admit(&self, request: &EnrolRequest, address: IpAddr, now: i64) -> Result<Applicant, Refused> {
         if major(&request.protocol) != major(PROTOCOL) {
             let spoken = text::clean(request.protocol.as_bytes());
             let message = format!("this controller speaks protocol {PROTOCOL}, the agent {spoken:?}");
-            return Err(Refused::new(EnrolOutcome::Malformed, ProblemKind::Version, message));
+            return Err(Refused::new(
+                EnrolOutcome::Malformed,
+                ProblemKind::Version,
+                message,
+            ));
         }
         let opened = self.keys.borrow().token.open(&request.token, now);
         let claims = opened.map_err(|error| self.token_refused(&error, address))?;
-        let key = Request::parse(&request.csr)
-            .map_err(|error| Refused::new(EnrolOutcome::Malformed, ProblemKind::Malformed, error.to_string()))?;
+        let key = Request::parse(&request.csr).map_err(|error| {
+            Refused::new(EnrolOutcome::Malformed, ProblemKind::Malformed, error.to_string())
+        })?;
         // The token says which address asked for the boot files; only if that request did not tell, the agent is asked.
-        let boot = Some(claims.mac).filter(|mac| mac.is_unicast()).or(request.boot_mac.filter(|mac| mac.is_unicast()));
+        let boot = Some(claims.mac)
+            .filter(|mac| mac.is_unicast())
+            .or(request.boot_mac.filter(|mac| mac.is_unicast()));
         let mut agent_version = text::clean(request.agent_version.as_bytes());
         agent_version.truncate(agent_version.floor_char_boundary(64));
         Ok(Applicant {
@@ -182,9 +223,11 @@ impl Edge {
         };
         let segment = match error {
             TokenError::Forged => self.segment_at(address),
-            TokenError::Expired { claims, .. } | TokenError::Future { claims, .. } => {
-                self.store.world.segments.find(|segment| key_of(segment) == claims.segment)
-            }
+            TokenError::Expired { claims, .. } | TokenError::Future { claims, .. } => self
+                .store
+                .world
+                .segments
+                .find(|segment| key_of(segment) == claims.segment),
         };
         if let Some(segment) = segment {
             // No number and no address in it, so that a flood of them stays one Event.
@@ -218,7 +261,11 @@ impl Edge {
                 },
                 Err(identity::Nobody) => {
                     let message = identity::Nobody.to_string();
-                    return Err(Refused::new(EnrolOutcome::Malformed, ProblemKind::Malformed, message));
+                    return Err(Refused::new(
+                        EnrolOutcome::Malformed,
+                        ProblemKind::Malformed,
+                        message,
+                    ));
                 }
             }
         }
@@ -239,10 +286,17 @@ impl Edge {
             if free != Some(&resolved.name) {
                 return Ok(Err(resolved.name));
             }
-            let claim = Pending { identity: applicant.identity.clone(), segment: applicant.claims.segment.clone() };
+            let claim = Pending {
+                identity: applicant.identity.clone(),
+                segment: applicant.claims.segment.clone(),
+            };
             pending.insert(resolved.name.clone(), claim);
         }
-        Ok(Ok(Reserved { edge: self, name: resolved.name, new: resolved.new }))
+        Ok(Ok(Reserved {
+            edge: self,
+            name: resolved.name,
+            new: resolved.new,
+        }))
     }
 
     fn within_quota(
@@ -256,33 +310,63 @@ impl Edge {
         let name = &reserved.name;
         if reserved.new {
             let key = &applicant.claims.segment;
-            let here = |server: &&Arc<Server>| session_of(server).is_some_and(|session| session.segment == *key);
+            let here =
+                |server: &&Arc<Server>| session_of(server).is_some_and(|session| session.segment == *key);
             let servers = self.store.servers();
             let made = servers.iter().filter(here).count();
             let pending = self.pending();
-            let known = |name: &String| servers.iter().any(|server| server.metadata.name.as_ref() == Some(name) && here(&server));
+            let known = |name: &String| {
+                servers
+                    .iter()
+                    .any(|server| server.metadata.name.as_ref() == Some(name) && here(&server))
+            };
             // The machine itself is among those that are under way.
-            let coming = pending.iter().filter(|(name, one)| one.segment == *key && !known(name)).count();
+            let coming = pending
+                .iter()
+                .filter(|(name, one)| one.segment == *key && !known(name))
+                .count();
             if made + coming > usize::try_from(segment.spec.quota).unwrap_or(usize::MAX) {
                 let message = format!("Segment {key} has its quota of {} Servers", segment.spec.quota);
-                self.tell(segment.object_ref(&()), true, "QuotaReached", format!("{message}; further machines are refused"));
+                self.tell(
+                    segment.object_ref(&()),
+                    true,
+                    "QuotaReached",
+                    format!("{message}; further machines are refused"),
+                );
                 return refused(message);
             }
         }
         let open = self.store.enrolments_of(name);
-        let open = open.iter().filter(|one| !super::sweep::ended(one, now) && one.name_any() != applicant.enrolment);
+        let open = open
+            .iter()
+            .filter(|one| !super::sweep::ended(one, now) && one.name_any() != applicant.enrolment);
         if open.count() >= MAX_OF_ONE_SERVER {
-            return refused(format!("Server {name} has enrolled {MAX_OF_ONE_SERVER} times within two hours"));
+            return refused(format!(
+                "Server {name} has enrolled {MAX_OF_ONE_SERVER} times within two hours"
+            ));
         }
         Ok(())
     }
 
     /// Creates the Enrolment, or finds the one that this key created before.
-    async fn spend(&self, applicant: &Applicant, name: &str, now: i64) -> Result<(Arc<Enrolment>, Spent), Refused> {
-        let issued = self.keys.borrow().ca.issue_client(&applicant.request, name, &applicant.enrolment, now);
+    async fn spend(
+        &self,
+        applicant: &Applicant,
+        name: &str,
+        now: i64,
+    ) -> Result<(Arc<Enrolment>, Spent), Refused> {
+        let issued = self
+            .keys
+            .borrow()
+            .ca
+            .issue_client(&applicant.request, name, &applicant.enrolment, now);
         let certificate = issued.map_err(|error| {
             tracing::error!(error = %super::Chain(&error), "no certificate can be issued");
-            Refused::new(EnrolOutcome::Unavailable, ProblemKind::Unavailable, "no certificate can be issued now")
+            Refused::new(
+                EnrolOutcome::Unavailable,
+                ProblemKind::Unavailable,
+                "no certificate can be issued now",
+            )
         })?;
         let ends = (applicant.claims.issued + token::LIFETIME).max(now + CLIENT_LIFETIME) + GRACE;
         let spec = EnrolmentSpec {
@@ -300,7 +384,11 @@ impl Edge {
         let spent = match self.store.fetch_enrolment(&applicant.enrolment).await {
             Ok(spent) => spent,
             Err(StoreError::Gone { .. }) => {
-                return Err(Refused::new(EnrolOutcome::Expired, ProblemKind::Token, "the token has ended"));
+                return Err(Refused::new(
+                    EnrolOutcome::Expired,
+                    ProblemKind::Token,
+                    "the token has ended",
+                ));
             }
             Err(error) => return Err(error.into()),
         };
@@ -327,7 +415,10 @@ impl Edge {
         // A later session of the machine has nothing to do with this token.
         let change = |server: &Server| {
             session_of(server).filter(|session| session.key == spent.key)?;
-            Some(ServerStatus { contested: true, ..server.status.clone().unwrap_or_default() })
+            Some(ServerStatus {
+                contested: true,
+                ..server.status.clone().unwrap_or_default()
+            })
         };
         match self.store.update(&spent.server, change).await {
             Ok(updated) => {
@@ -344,14 +435,20 @@ impl Edge {
 
     /// A retry of an older enrolment does not end a newer session of the same machine.
     fn not_superseded(&self, enrolment: &Enrolment) -> Result<(), Refused> {
-        let Some(server) = self.store.server(&enrolment.spec.server) else { return Ok(()) };
-        let Some(session) = session_of(&server) else { return Ok(()) };
+        let Some(server) = self.store.server(&enrolment.spec.server) else {
+            return Ok(());
+        };
+        let Some(session) = session_of(&server) else {
+            return Ok(());
+        };
         if session.key == enrolment.spec.key {
             return Ok(());
         }
         let made = |enrolment: &Enrolment| enrolment.metadata.creation_timestamp.as_ref().map(|time| time.0);
         let of_server = self.store.enrolments_of(&enrolment.spec.server);
-        let newer = of_server.iter().any(|other| other.spec.key == session.key && made(other) > made(enrolment));
+        let newer = of_server
+            .iter()
+            .any(|other| other.spec.key == session.key && made(other) > made(enrolment));
         if newer {
             let message = "a newer session of this machine has replaced this one";
             return Err(Refused::new(EnrolOutcome::Expired, ProblemKind::Token, message));
@@ -360,7 +457,11 @@ impl Edge {
     }
 
     /// Makes the Server if it is not there, and writes what the enrolment means for it and for others.
-    async fn begin_session(&self, applicant: &Applicant, enrolment: &Enrolment) -> Result<Arc<Server>, StoreError> {
+    async fn begin_session(
+        &self,
+        applicant: &Applicant,
+        enrolment: &Enrolment,
+    ) -> Result<Arc<Server>, StoreError> {
         let name = &enrolment.spec.server;
         if self.store.server(name).is_none() {
             match self.store.create_server(name).await {
@@ -380,7 +481,8 @@ impl Edge {
             Some(enrolled(status, &settled, applicant, &since))
         };
         let updated = self.store.update(name, change).await?;
-        self.spread(&updated.server, &updated.before.clashes, &settled.moved).await?;
+        self.spread(&updated.server, &updated.before.clashes, &settled.moved)
+            .await?;
         Ok(updated.server)
     }
 
@@ -393,7 +495,10 @@ impl Edge {
             }
             Ok(_) => Ok(()),
             Err(StoreError::Gone { .. }) => {
-                let message = format!("the Enrolment of Server {} was deleted; boot again", server.name_any());
+                let message = format!(
+                    "the Enrolment of Server {} was deleted; boot again",
+                    server.name_any()
+                );
                 Err(Refused::new(EnrolOutcome::Expired, ProblemKind::Token, message))
             }
             Err(error) => Err(error.into()),
@@ -437,7 +542,11 @@ pub(super) fn session_of(server: &Server) -> Option<&Session> {
 }
 
 fn key_of(segment: &Segment) -> String {
-    format!("{}/{}", segment.namespace().unwrap_or_default(), segment.name_any())
+    format!(
+        "{}/{}",
+        segment.namespace().unwrap_or_default(),
+        segment.name_any()
+    )
 }
 
 /// The major version of `major.minor`; `None` if it is no version.

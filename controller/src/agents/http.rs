@@ -43,7 +43,10 @@ pub(super) struct Room {
 impl Default for Room {
     fn default() -> Self {
         let room = |size| Arc::new(Semaphore::new(size));
-        Room { agents: room(MAX_AGENTS), strangers: room(MAX_STRANGERS) }
+        Room {
+            agents: room(MAX_AGENTS),
+            strangers: room(MAX_STRANGERS),
+        }
     }
 }
 
@@ -85,7 +88,10 @@ pub(super) async fn serve(
     }
     // Polls answer at once now; nobody waits long for the rest.
     let drained = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(Duration::from_secs(5), drained).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(5), drained)
+        .await
+        .is_err()
+    {
         tracing::info!("connections that are still open are cut");
     }
 }
@@ -114,14 +120,24 @@ async fn connection(
 ) -> Result<(), ConnectionError> {
     stream.set_nodelay(true).map_err(ConnectionError::Socket)?;
     let socket = socket2::SockRef::from(&stream);
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT)).map_err(ConnectionError::Socket)?;
-    let keepalive = socket2::TcpKeepalive::new().with_time(HEAD).with_interval(HANDSHAKE);
-    socket.set_tcp_keepalive(&keepalive).map_err(ConnectionError::Socket)?;
+    socket
+        .set_tcp_user_timeout(Some(USER_TIMEOUT))
+        .map_err(ConnectionError::Socket)?;
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(HEAD)
+        .with_interval(HANDSHAKE);
+    socket
+        .set_tcp_keepalive(&keepalive)
+        .map_err(ConnectionError::Socket)?;
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))
         .await
         .map_err(|_| ConnectionError::Slow)?
         .map_err(ConnectionError::Handshake)?;
-    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let leaf = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first());
     let certificate = leaf.map(|leaf| ClientCertificate::parse(leaf));
     let known = certificate.is_some();
     if known {
@@ -130,7 +146,10 @@ async fn connection(
             ConnectionError::Full
         })?;
     }
-    let peer = Peer { address: peer.ip().to_canonical(), certificate };
+    let peer = Peer {
+        address: peer.ip().to_canonical(),
+        certificate,
+    };
     let mut ending = edge.ending.clone();
     let service = service_fn(move |request| {
         let (edge, peer) = (Arc::clone(&edge), peer.clone());

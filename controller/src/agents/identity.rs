@@ -79,7 +79,11 @@ pub struct Nobody;
 pub fn whole(claimed: &Identity, boot: Option<Mac>) -> Identity {
     let mut claimed = claimed.normalised();
     let boot = boot.filter(|mac| mac.is_unicast());
-    claimed.macs = boot.into_iter().chain(claimed.macs.iter().copied()).take(MAX_MACS).collect();
+    claimed.macs = boot
+        .into_iter()
+        .chain(claimed.macs.iter().copied())
+        .take(MAX_MACS)
+        .collect();
     claimed
 }
 
@@ -98,7 +102,10 @@ pub fn resolve(
         Some((score, shared, Reverse(machine.name)))
     });
     if let Some((_, _, Reverse(name))) = fits.max() {
-        return Ok(Resolved { name: name.to_owned(), new: false });
+        return Ok(Resolved {
+            name: name.to_owned(),
+            new: false,
+        });
     }
     let numbered = (2_u64..).map(|number| format!("{base}-{number}"));
     let owner = |name: &String| machines.iter().find(|machine| machine.name == name);
@@ -137,9 +144,12 @@ pub fn settle(
         if keeps {
             withheld.extend(shared);
         } else {
-            settled.moved.extend(shared.into_iter().map(|mac| (other.name.to_owned(), mac)));
+            settled
+                .moved
+                .extend(shared.into_iter().map(|mac| (other.name.to_owned(), mac)));
         }
     }
+    settled.moved.retain(|(_, mac)| !withheld.contains(mac));
     // A machine that enrols says what it is now; a report only fills gaps.
     let pick = |claimed: &Option<String>, known: &Option<String>| match word {
         Word::Enrolment => claimed.clone().or_else(|| known.clone()),
@@ -204,7 +214,9 @@ fn meeting(claimed: &Identity, boot: Option<Mac>, known: &Identity) -> BTreeSet<
     let only_local = |identity: &Identity| identity.macs.iter().all(|mac| mac.is_local());
     let any = only_local(claimed) || only_local(known);
     let shared = claimed.macs.intersection(&known.macs).copied();
-    shared.filter(|mac| any || !mac.is_local() || Some(*mac) == boot).collect()
+    shared
+        .filter(|mac| any || !mac.is_local() || Some(*mac) == boot)
+        .collect()
 }
 
 /// How strongly `claimed` looks like `machine`; `None` if it is another one.
@@ -221,14 +233,26 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
         let by_uuid = uuid == Signal::Same && serial == Signal::Unknown && no_macs;
         !machine.live && (serial == Signal::Same || by_uuid)
     };
-    let points = [(serial == Signal::Same, 8), (vendors, 5), (uuid == Signal::Same, 4), (!shared.is_empty(), 2)];
-    same.then(|| points.into_iter().filter_map(|(holds, points)| holds.then_some(points)).sum())
+    let points = [
+        (serial == Signal::Same, 8),
+        (vendors, 5),
+        (uuid == Signal::Same, 4),
+        (!shared.is_empty(), 2),
+    ];
+    same.then(|| {
+        points
+            .into_iter()
+            .filter_map(|(holds, points)| holds.then_some(points))
+            .sum()
+    })
 }
 
 /// What a new machine is called, before a number is added: after the address that boots, else the lowest one, else the serial, else
 /// the UUID.
 fn base_name(claimed: &Identity, boot: Option<Mac>) -> Option<String> {
-    let mac = boot.filter(|mac| mac.is_unicast()).or_else(|| claimed.macs.first().copied());
+    let mac = boot
+        .filter(|mac| mac.is_unicast())
+        .or_else(|| claimed.macs.first().copied());
     if let Some(mac) = mac {
         return Some(format!("mac-{}", mac.hex()));
     }

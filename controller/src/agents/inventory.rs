@@ -38,15 +38,33 @@ pub(super) fn fit(mut inventory: Inventory) -> Inventory {
     }
     bound!(inventory.disks, "disks", MAX_DEVICES, DISK_BYTES);
     bound!(inventory.nics, "nics", MAX_DEVICES, NIC_BYTES);
-    bound!(inventory.memory.modules, "memory modules", MAX_ENTRIES, LIST_BYTES);
+    bound!(
+        inventory.memory.modules,
+        "memory modules",
+        MAX_ENTRIES,
+        LIST_BYTES
+    );
     bound!(inventory.cpu.flags, "cpu flags", MAX_ENTRIES, LIST_BYTES);
-    bound!(inventory.driverless, "driverless devices", MAX_ENTRIES, LIST_BYTES);
-    bound!(inventory.missing_firmware, "missing firmware", MAX_ENTRIES, LIST_BYTES);
+    bound!(
+        inventory.driverless,
+        "driverless devices",
+        MAX_ENTRIES,
+        LIST_BYTES
+    );
+    bound!(
+        inventory.missing_firmware,
+        "missing firmware",
+        MAX_ENTRIES,
+        LIST_BYTES
+    );
     bound!(inventory.warnings, "warnings", MAX_ENTRIES, LIST_BYTES);
     let mut seen = BTreeSet::new();
     for mac in inventory.nics.iter().filter_map(|nic| nic.mac) {
         if !seen.insert(mac) {
-            left_out.push(warning("nics", format!("several interfaces have the address {mac}")));
+            left_out.push(warning(
+                "nics",
+                format!("several interfaces have the address {mac}"),
+            ));
             break;
         }
     }
@@ -66,7 +84,11 @@ pub(super) fn same_machine_state(one: &Inventory, other: &Inventory) -> bool {
 }
 
 fn warning(subject: &str, message: String) -> Warning {
-    Warning { collector: "controller".to_owned(), subject: subject.to_owned(), message }
+    Warning {
+        collector: "controller".to_owned(),
+        subject: subject.to_owned(),
+        message,
+    }
 }
 
 /// How many entries of `list` fit into both bounds.
@@ -97,7 +119,16 @@ fn bound_number(number: &mut u64) {
 }
 
 fn clean_facts(inventory: &mut Inventory) {
-    let Inventory { system, firmware, cpu, memory, boot, hostname, kernel, .. } = inventory;
+    let Inventory {
+        system,
+        firmware,
+        cpu,
+        memory,
+        boot,
+        hostname,
+        kernel,
+        ..
+    } = inventory;
     clean(&mut [
         &mut system.manufacturer,
         &mut system.product,
@@ -110,9 +141,19 @@ fn clean_facts(inventory: &mut Inventory) {
         &mut system.chassis_serial,
         &mut system.asset_tag,
     ]);
-    clean(&mut [&mut firmware.vendor, &mut firmware.version, &mut firmware.date, hostname, kernel]);
+    clean(&mut [
+        &mut firmware.vendor,
+        &mut firmware.version,
+        &mut firmware.date,
+        hostname,
+        kernel,
+    ]);
     clean(&mut [&mut cpu.arch, &mut cpu.model]);
-    cpu.max_mhz = if cpu.max_mhz.is_finite() { cpu.max_mhz.clamp(0.0, 1e6) } else { 0.0 };
+    cpu.max_mhz = if cpu.max_mhz.is_finite() {
+        cpu.max_mhz.clamp(0.0, 1e6)
+    } else {
+        0.0
+    };
     cpu.flags.iter_mut().for_each(|flag| clean(&mut [flag]));
     bound_number(&mut memory.installed_mib);
     bound_number(&mut memory.usable_bytes);
@@ -121,7 +162,12 @@ fn clean_facts(inventory: &mut Inventory) {
 
 fn clean_devices(inventory: &mut Inventory) {
     for module in &mut inventory.memory.modules {
-        clean(&mut [&mut module.locator, &mut module.manufacturer, &mut module.part, &mut module.serial]);
+        clean(&mut [
+            &mut module.locator,
+            &mut module.manufacturer,
+            &mut module.part,
+            &mut module.serial,
+        ]);
         bound_number(&mut module.size_mib);
     }
     for disk in &mut inventory.disks {
@@ -154,7 +200,10 @@ fn clean_devices(inventory: &mut Inventory) {
     for device in &mut inventory.driverless {
         clean(&mut [&mut device.address, &mut device.class, &mut device.id]);
     }
-    inventory.missing_firmware.iter_mut().for_each(|name| clean(&mut [name]));
+    inventory
+        .missing_firmware
+        .iter_mut()
+        .for_each(|name| clean(&mut [name]));
     for warning in &mut inventory.warnings {
         clean(&mut [&mut warning.collector, &mut warning.subject, &mut warning.message]);
     }
@@ -171,15 +220,26 @@ mod tests {
     use super::*;
 
     fn disks(count: usize, fill: &str) -> Inventory {
-        let disk = |at| Disk { name: format!("/dev/sd{at}"), model: fill.into(), serial: fill.into(), ..Disk::default() };
-        Inventory { disks: (0..count).map(disk).collect(), ..Inventory::default() }
+        let disk = |at| Disk {
+            name: format!("/dev/sd{at}"),
+            model: fill.into(),
+            serial: fill.into(),
+            ..Disk::default()
+        };
+        Inventory {
+            disks: (0..count).map(disk).collect(),
+            ..Inventory::default()
+        }
     }
 
     #[test]
     fn five_thousand_disks_become_a_thousand_and_a_warning() {
         let fitted = fit(disks(5000, "x"));
         assert_eq!(fitted.disks.len(), MAX_DEVICES);
-        assert_eq!(fitted.warnings, [warning("disks", "4000 of 5000 are left out".into())]);
+        assert_eq!(
+            fitted.warnings,
+            [warning("disks", "4000 of 5000 are left out".into())]
+        );
     }
 
     #[test]
@@ -187,25 +247,59 @@ mod tests {
         let long = "é".repeat(128);
         let mut inventory = disks(1000, &long);
         inventory.nics = (0..1000)
-            .map(|_| Nic { addresses: vec![long.clone(); 100], driver: long.clone(), ..Nic::default() })
+            .map(|_| Nic {
+                addresses: vec![long.clone(); 100],
+                driver: long.clone(),
+                ..Nic::default()
+            })
             .collect();
         inventory.cpu.flags = vec![long.clone(); 5000];
         inventory.missing_firmware = vec![long.clone(); 5000];
-        inventory.memory.modules = vec![MemoryModule { part: long.clone(), ..MemoryModule::default() }; 5000];
-        inventory.warnings = vec![warning(&long, long.clone()); 5000];
-        inventory.driverless = vec![muster_proto::inventory::Driverless { id: long, ..Default::default() }; 5000];
+        inventory.memory.modules = vec![
+            MemoryModule {
+                part: long.clone(),
+                ..MemoryModule::default()
+            };
+            5000
+        ];
+        let agents = Warning {
+            collector: "disks".into(),
+            ..warning(&long, long.clone())
+        };
+        inventory.warnings = vec![agents; 5000];
+        inventory.driverless = vec![
+            muster_proto::inventory::Driverless {
+                id: long,
+                ..Default::default()
+            };
+            5000
+        ];
         let fitted = fit(inventory);
         let size = serde_json::to_vec(&fitted).unwrap().len();
         assert!(size < 1 << 20, "{size}");
         assert!(fitted.disks.len() > 100 && fitted.nics.len() > 20);
-        assert_eq!(fitted.warnings.iter().filter(|warning| warning.collector == "controller").count(), 7);
+        assert_eq!(
+            fitted
+                .warnings
+                .iter()
+                .filter(|warning| warning.collector == "controller")
+                .count(),
+            7
+        );
     }
 
     #[test]
     fn two_interfaces_with_one_address_stay_and_are_told() {
         let mac = Some(Mac([0, 0x1b, 0x21, 0, 0, 1]));
-        let nic = |name: &str| Nic { name: name.into(), mac, ..Nic::default() };
-        let fitted = fit(Inventory { nics: vec![nic("eth0"), nic("eth1")], ..Inventory::default() });
+        let nic = |name: &str| Nic {
+            name: name.into(),
+            mac,
+            ..Nic::default()
+        };
+        let fitted = fit(Inventory {
+            nics: vec![nic("eth0"), nic("eth1")],
+            ..Inventory::default()
+        });
         assert_eq!(fitted.nics.len(), 2);
         assert_eq!(fitted.warnings.len(), 1);
     }

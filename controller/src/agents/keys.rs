@@ -82,7 +82,10 @@ impl Keys {
     /// From the two Secrets' contents.
     pub fn new(ca: CaPem, token: Vec<u8>) -> Result<Keys, KeysError> {
         if token.len() < 32 {
-            return Err(KeysError::Entry { name: TOKEN_SECRET, entry: KEY });
+            return Err(KeysError::Entry {
+                name: TOKEN_SECRET,
+                entry: KEY,
+            });
         }
         Ok(Keys {
             ca: Arc::new(Ca::parse(&ca).map_err(KeysError::Authority)?),
@@ -93,7 +96,10 @@ impl Keys {
 
     /// The part that the boot services need.
     pub fn boot_secrets(&self) -> BootSecrets {
-        BootSecrets { ca_pem: self.ca.bundle.clone(), token_key: self.token.clone() }
+        BootSecrets {
+            ca_pem: self.ca.bundle.clone(),
+            token_key: self.token.clone(),
+        }
     }
 }
 
@@ -101,7 +107,12 @@ impl Keys {
 pub async fn ensure(client: &Client, namespace: &str) -> Result<(), KeysError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let now = super::clock::now();
-    let token = || Ok(BTreeMap::from([(KEY.to_owned(), ByteString(random::<32>().to_vec()))]));
+    let token = || {
+        Ok(BTreeMap::from([(
+            KEY.to_owned(),
+            ByteString(random::<32>().to_vec()),
+        )]))
+    };
     get_or_create(&secrets, TOKEN_SECRET, token).await?;
     let fresh = || Ok(ca_data(&CaPem::generate(now).map_err(KeysError::Authority)?));
     let mut secret = get_or_create(&secrets, CA_SECRET, fresh).await?;
@@ -135,7 +146,12 @@ pub async fn keep(client: Client, namespace: String) {
 /// Reads both Secrets once; `None` while one does not exist.
 pub async fn load(client: &Client, namespace: &str) -> Result<Option<Keys>, KeysError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let get = async |name| secrets.get_opt(name).await.map_err(|source| failed("get", name, source));
+    let get = async |name| {
+        secrets
+            .get_opt(name)
+            .await
+            .map_err(|source| failed("get", name, source))
+    };
     let (Some(ca), Some(token)) = (get(CA_SECRET).await?, get(TOKEN_SECRET).await?) else {
         return Ok(None);
     };
@@ -195,36 +211,54 @@ async fn get_or_create(
     name: &'static str,
     data: impl FnOnce() -> Result<BTreeMap<String, ByteString>, KeysError>,
 ) -> Result<Secret, KeysError> {
-    if let Some(found) = secrets.get_opt(name).await.map_err(|source| failed("get", name, source))? {
+    if let Some(found) = secrets
+        .get_opt(name)
+        .await
+        .map_err(|source| failed("get", name, source))?
+    {
         return Ok(found);
     }
-    let mut secret = Secret { data: Some(data()?), type_: Some("Opaque".to_owned()), ..Secret::default() };
+    let mut secret = Secret {
+        data: Some(data()?),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    };
     secret.metadata.name = Some(name.to_owned());
     match secrets.create(&PostParams::default(), &secret).await {
         Ok(made) => {
             tracing::info!(secret = name, "made");
             Ok(made)
         }
-        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-            secrets.get(name).await.map_err(|source| failed("get", name, source))
-        }
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => secrets
+            .get(name)
+            .await
+            .map_err(|source| failed("get", name, source)),
         Err(source) => Err(failed("create", name, source)),
     }
 }
 
 fn failed(action: &'static str, name: &'static str, source: kube::Error) -> KeysError {
-    KeysError::Kubernetes { action, name, source: Box::new(source) }
+    KeysError::Kubernetes {
+        action,
+        name,
+        source: Box::new(source),
+    }
 }
 
 fn entry<'a>(secret: &'a Secret, name: &'static str, entry: &'static str) -> Result<&'a [u8], KeysError> {
     let found = secret.data.as_ref().and_then(|data| data.get(entry));
-    found.map(|bytes| bytes.0.as_slice()).ok_or(KeysError::Entry { name, entry })
+    found
+        .map(|bytes| bytes.0.as_slice())
+        .ok_or(KeysError::Entry { name, entry })
 }
 
 fn ca_pem(secret: &Secret) -> Result<CaPem, KeysError> {
     let text = |which| {
         let bytes = entry(secret, CA_SECRET, which)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| KeysError::Entry { name: CA_SECRET, entry: which })
+        String::from_utf8(bytes.to_vec()).map_err(|_| KeysError::Entry {
+            name: CA_SECRET,
+            entry: which,
+        })
     };
     Ok(CaPem {
         certificate: text(CA_CRT)?,
@@ -242,5 +276,7 @@ fn ca_data(pem: &CaPem) -> BTreeMap<String, ByteString> {
         (CROSS_CRT, pem.cross.as_ref()),
     ];
     let present = entries.into_iter().filter_map(|(name, text)| Some((name, text?)));
-    present.map(|(name, text)| (name.to_owned(), ByteString(text.clone().into_bytes()))).collect()
+    present
+        .map(|(name, text)| (name.to_owned(), ByteString(text.clone().into_bytes())))
+        .collect()
 }

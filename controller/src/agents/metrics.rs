@@ -63,6 +63,8 @@ pub(super) struct Metrics {
     durations: Family<Call, Histogram, fn() -> Histogram>,
     /// Agents that poll here.
     pub(super) sessions: Gauge,
+    /// Polls that are held.
+    pub(super) polls: Gauge,
     /// Connections that were turned away because too many are open.
     pub(super) turned_away: Counter,
 }
@@ -77,14 +79,36 @@ impl Metrics {
             inventories: Family::default(),
             durations: Family::new_with_constructor(buckets),
             sessions: Gauge::default(),
+            polls: Gauge::default(),
             turned_away: Counter::default(),
         };
         let registry = registry.sub_registry_with_prefix("muster_agents");
         registry.register("enrolments", "Enrolments by outcome", metrics.enrolments.clone());
-        registry.register("inventories", "Inventories by outcome", metrics.inventories.clone());
-        registry.register("request_seconds", "Time to answer a call, polls left out", metrics.durations.clone());
-        registry.register("sessions", "Agents that poll this replica", metrics.sessions.clone());
-        registry.register("turned_away", "Connections refused because too many are open", metrics.turned_away.clone());
+        registry.register(
+            "inventories",
+            "Inventories by outcome",
+            metrics.inventories.clone(),
+        );
+        registry.register(
+            "request_seconds",
+            "Time to answer a call, polls left out",
+            metrics.durations.clone(),
+        );
+        registry.register(
+            "sessions",
+            "Agents that poll this replica",
+            metrics.sessions.clone(),
+        );
+        registry.register(
+            "held_polls",
+            "Polls that wait for an order",
+            metrics.polls.clone(),
+        );
+        registry.register(
+            "turned_away",
+            "Connections refused because too many are open",
+            metrics.turned_away.clone(),
+        );
         Arc::new(metrics)
     }
 
@@ -98,16 +122,5 @@ impl Metrics {
 
     pub(super) fn took(&self, call: &'static str, seconds: f64) {
         self.durations.get_or_create(&Call { call }).observe(seconds);
-    }
-}
-
-#[cfg(test)]
-impl Metrics {
-    pub(super) fn enrolments_with(&self, outcome: EnrolOutcome) -> u64 {
-        self.enrolments.get_or_create(&Enrolled { outcome }).get()
-    }
-
-    pub(super) fn inventories_with(&self, outcome: InventoryOutcome) -> u64 {
-        self.inventories.get_or_create(&Inventoried { outcome }).get()
     }
 }

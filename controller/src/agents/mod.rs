@@ -16,6 +16,8 @@ pub mod ca;
 mod clock;
 mod edge;
 mod enrol;
+#[cfg(test)]
+mod fake_api;
 mod http;
 pub mod identity;
 mod inventory;
@@ -86,14 +88,16 @@ pub struct Server {
 impl Server {
     /// Prepares certificates and metrics; serves nothing yet.
     pub async fn new(config: Config, registry: &mut Registry) -> Result<Server, AgentsError> {
-        let tls = tls::follow(config.keys.clone(), config.names).await.map_err(AgentsError::Tls)?;
+        let tls = tls::follow(config.keys.clone(), config.names)
+            .await
+            .map_err(AgentsError::Tls)?;
         let metrics = Metrics::new(registry);
         let (end, ending) = watch::channel(false);
         let edge = Arc::new(Edge {
             store: Store::new(config.client, &config.namespace, config.world),
             events: config.events,
             keys: config.keys,
-            sessions: Sessions::new(config.pace, metrics.sessions.clone()),
+            sessions: Sessions::new(config.pace, metrics.sessions.clone(), metrics.polls.clone()),
             metrics,
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
@@ -138,7 +142,11 @@ impl Server {
 pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, std::io::Error)> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for address in addresses {
-        listeners.push(TcpListener::bind(address).await.map_err(|error| (*address, error))?);
+        listeners.push(
+            TcpListener::bind(address)
+                .await
+                .map_err(|error| (*address, error))?,
+        );
     }
     Ok(listeners)
 }
@@ -167,7 +175,8 @@ async fn wake(edge: Arc<Edge>) {
             _ = ending.wait_for(|ending| *ending) => return,
         }
         let began = std::time::Instant::now();
-        edge.sessions.compare(|name| sessions::View::of(edge.store.server(name).as_deref()));
+        edge.sessions
+            .compare(|name| sessions::View::of(edge.store.server(name).as_deref()));
         pause = COMPARE.max(began.elapsed() * 20);
     }
 }
@@ -207,3 +216,6 @@ impl std::fmt::Display for Chain<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,10 @@ const UNAVAILABLE_RETRY: u16 = 2;
 const QUOTA_RETRY: u16 = 30;
 
 pub(super) fn problem(kind: ProblemKind, message: impl Into<String>) -> Problem {
-    Problem { kind, message: message.into() }
+    Problem {
+        kind,
+        message: message.into(),
+    }
 }
 
 /// `value` as JSON with 200.
@@ -34,11 +37,15 @@ pub(super) fn refusal(problem: &Problem) -> Answer {
         ProblemKind::Version => (StatusCode::UPGRADE_REQUIRED, None),
         ProblemKind::Token | ProblemKind::Certificate => (StatusCode::FORBIDDEN, None),
         ProblemKind::Quota => (StatusCode::TOO_MANY_REQUESTS, Some(QUOTA_RETRY)),
-        ProblemKind::Unavailable | ProblemKind::Other => (StatusCode::SERVICE_UNAVAILABLE, Some(UNAVAILABLE_RETRY)),
+        ProblemKind::Unavailable | ProblemKind::Other => {
+            (StatusCode::SERVICE_UNAVAILABLE, Some(UNAVAILABLE_RETRY))
+        }
     };
     let mut answer = with_status(status, problem);
     if let Some(seconds) = retry {
-        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        answer
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     answer
 }
@@ -47,6 +54,8 @@ pub(super) fn with_status(status: StatusCode, value: &impl Serialize) -> Answer 
     let body = serde_json::to_vec(value).expect("what the protocol says is plain data");
     let mut answer = Response::new(Full::new(Bytes::from(body)));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
 }

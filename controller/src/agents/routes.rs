@@ -7,8 +7,8 @@ use muster_proto::{
     inventory::Inventory,
     kinds::{OrderAction, OrderOutcome, Server, ServerStatus, Session, SessionState},
     session::{
-        Action, Command, EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, Outcome, PollRequest,
-        PollResponse, Problem, ProblemKind, RenewRequest,
+        Action, Command, EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, Outcome,
+        PollRequest, PollResponse, Problem, ProblemKind, RenewRequest,
     },
     text,
 };
@@ -46,11 +46,23 @@ pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Incomin
         _ if request.method() != Method::POST => {
             return missing(StatusCode::METHOD_NOT_ALLOWED, "every call is a POST");
         }
-        "/v1/enrol" => ("enrol", enrol(&edge, &peer, request).await.map(|done| json(&done))),
-        "/v1/renew" => ("renew", renew(&edge, &peer, request).await.map(|done| json(&done))),
-        "/v1/inventory" => ("inventory", report(&edge, &peer, request).await.map(|done| json(&done))),
+        "/v1/enrol" => (
+            "enrol",
+            enrol(&edge, &peer, request).await.map(|done| json(&done)),
+        ),
+        "/v1/renew" => (
+            "renew",
+            renew(&edge, &peer, request).await.map(|done| json(&done)),
+        ),
+        "/v1/inventory" => (
+            "inventory",
+            report(&edge, &peer, request).await.map(|done| json(&done)),
+        ),
         "/v1/poll" => ("poll", poll(&edge, &peer, request).await.map(|done| json(&done))),
-        _ => ("log", log(&edge, &peer, request).await.map(|()| Answer::default())),
+        _ => (
+            "log",
+            log(&edge, &peer, request).await.map(|()| Answer::default()),
+        ),
     };
     if call != "poll" {
         edge.metrics.took(call, began.elapsed().as_secs_f64());
@@ -62,7 +74,10 @@ pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Incomin
 }
 
 fn is_call(path: &str) -> bool {
-    matches!(path, "/v1/enrol" | "/v1/renew" | "/v1/inventory" | "/v1/poll" | "/v1/log")
+    matches!(
+        path,
+        "/v1/enrol" | "/v1/renew" | "/v1/inventory" | "/v1/poll" | "/v1/log"
+    )
 }
 
 fn missing(status: StatusCode, message: &str) -> Answer {
@@ -88,16 +103,22 @@ async fn renew(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<E
     let key = ca::Request::parse(&request.csr)
         .map_err(|error| problem(ProblemKind::Malformed, error.to_string()))?;
     if key.fingerprint != caller.certificate.fingerprint {
-        return Err(problem(ProblemKind::Malformed, "a session keeps its key: renew with the key of the certificate"));
+        return Err(problem(
+            ProblemKind::Malformed,
+            "a session keeps its key: renew with the key of the certificate",
+        ));
     }
     let keys = edge.keys.borrow().clone();
-    let issued = keys.ca.issue_client(&key, caller.name(), &caller.certificate.session, clock::now());
+    let issued = keys
+        .ca
+        .issue_client(&key, caller.name(), &caller.certificate.session, clock::now());
     let certificate = issued.map_err(|error| {
         tracing::error!(error = %super::Chain(&error), "no certificate can be issued");
         problem(ProblemKind::Unavailable, "no certificate can be issued now")
     })?;
     let renew_at = ca::ClientCertificate::parse_pem(&certificate).map_or(0, |read| read.renew_at());
-    edge.sessions.heard(caller.name(), &caller.certificate.fingerprint);
+    edge.sessions
+        .heard(caller.name(), &caller.certificate.fingerprint);
     Ok(EnrolResponse {
         server: caller.name().to_owned(),
         certificate,
@@ -110,15 +131,25 @@ async fn renew(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<E
 async fn report(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<InventoryResponse, Problem> {
     let stored = async {
         let caller = edge.authenticate(peer).await?;
-        let _room = INVENTORIES.acquire().await.expect("the semaphore is never closed");
+        let _room = INVENTORIES
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
         let reported: Inventory = read(request, MAX_BODY).await?;
-        edge.sessions.heard(caller.name(), &caller.certificate.fingerprint);
+        edge.sessions
+            .heard(caller.name(), &caller.certificate.fingerprint);
         let fitted = inventory::fit(reported);
-        store(edge, &caller, &fitted).await.map_err(|error| unavailable(&error))
+        store(edge, &caller, &fitted)
+            .await
+            .map_err(|error| unavailable(&error))
     };
     match stored.await {
         Ok(written) => {
-            edge.metrics.inventory(if written { InventoryOutcome::Stored } else { InventoryOutcome::Unchanged });
+            edge.metrics.inventory(if written {
+                InventoryOutcome::Stored
+            } else {
+                InventoryOutcome::Unchanged
+            });
             Ok(InventoryResponse { time: clock::now() })
         }
         Err(problem) => {
@@ -137,19 +168,34 @@ async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<boo
         }
         let status = server.status.clone().unwrap_or_default();
         let settled = edge.with_machines(|machines| {
-            identity::settle(caller.name(), &status.identity, &reported.identity, None, machines, Word::Report)
+            identity::settle(
+                caller.name(),
+                &status.identity,
+                &reported.identity,
+                None,
+                machines,
+                Word::Report,
+            )
         });
         Some(inventoried(status, &settled, reported, &now))
     };
     let updated = edge.store.update(caller.name(), change).await?;
-    edge.spread(&updated.server, &updated.before.clashes, &std::collections::BTreeSet::new()).await?;
+    edge.spread(
+        &updated.server,
+        &updated.before.clashes,
+        &std::collections::BTreeSet::new(),
+    )
+    .await?;
     Ok(updated.written)
 }
 
 /// `status` with `reported` in it.
 fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory, now: &str) -> ServerStatus {
     let trust = status.session.as_ref().map(|session| session.trust);
-    let known = status.inventory.as_ref().is_some_and(|known| inventory::same_machine_state(known, reported));
+    let known = status
+        .inventory
+        .as_ref()
+        .is_some_and(|known| inventory::same_machine_state(known, reported));
     if !known || status.inventory_trust != trust {
         status.inventory = Some(reported.clone());
         status.inventoried = Some(now.to_owned());
@@ -175,7 +221,10 @@ async fn poll(edge: &Arc<Edge>, peer: &Peer, request: Request<Incoming>) -> Resu
         tokio::pin!(woken);
         // From here on no change is missed.
         woken.as_mut().enable();
-        let server = edge.store.server(caller.name()).filter(|server| caller.owns(server));
+        let server = edge
+            .store
+            .server(caller.name())
+            .filter(|server| caller.owns(server));
         let server = match server {
             Some(server) => server,
             None => {
@@ -194,21 +243,36 @@ async fn poll(edge: &Arc<Edge>, peer: &Peer, request: Request<Incoming>) -> Resu
         }
     };
     held.answered();
-    Ok(PollResponse { command, time: clock::now() })
+    Ok(PollResponse {
+        command,
+        time: clock::now(),
+    })
 }
 
 /// The order that the agent has not taken up.
 fn next_command(server: &Server, last: &str) -> Option<Command> {
-    let order = server.spec.order.as_ref().filter(|order| !order.id.is_empty() && order.id != last)?;
+    let order = server
+        .spec
+        .order
+        .as_ref()
+        .filter(|order| !order.id.is_empty() && order.id != last)?;
     let action = match order.action {
         OrderAction::Inspect => Action::Inspect,
         OrderAction::Release => Action::Reboot,
     };
-    Some(Command { id: order.id.clone(), action })
+    Some(Command {
+        id: order.id.clone(),
+        action,
+    })
 }
 
 /// Writes what the poll tells: that the agent is here, and how its order went.
-async fn acknowledge(edge: &Edge, caller: &Caller, request: &PollRequest, peer: &Peer) -> Result<(), Problem> {
+async fn acknowledge(
+    edge: &Edge,
+    caller: &Caller,
+    request: &PollRequest,
+    peer: &Peer,
+) -> Result<(), Problem> {
     let now = clock::rfc3339(clock::now());
     let address = peer.address.to_string();
     let change = |server: &Server| {
@@ -248,17 +312,28 @@ fn connect(session: &mut Session, address: &str, now: &str) {
 /// What the poll says of an order that is or was this Server's; `None` if it says nothing new.
 fn outcome_of(server: &Server, request: &PollRequest) -> Option<OrderOutcome> {
     let id = &request.last;
-    let known = server.status.as_ref().and_then(|status| status.last_order.as_ref());
+    let known = server
+        .status
+        .as_ref()
+        .and_then(|status| status.last_order.as_ref());
     let ordered = server.spec.order.as_ref().is_some_and(|order| order.id == *id);
     let ours = !id.is_empty() && (ordered || known.is_some_and(|known| known.id == *id));
     let error = match &request.outcome {
         Some(Outcome::Failed { message }) => {
             let message = text::clean(message.as_bytes());
-            if message.is_empty() { "the agent does not say what failed".to_owned() } else { message }
+            if message.is_empty() {
+                "the agent does not say what failed".to_owned()
+            } else {
+                message
+            }
         }
         Some(Outcome::Done) | None => String::new(),
     };
-    let outcome = OrderOutcome { id: id.clone(), error, done: request.outcome.is_some() };
+    let outcome = OrderOutcome {
+        id: id.clone(),
+        error,
+        done: request.outcome.is_some(),
+    };
     // An agent that has told an outcome goes on naming the order without it.
     let told = known.is_some_and(|known| known.id == *id && known.done && !outcome.done);
     (ours && !told && known != Some(&outcome)).then_some(outcome)
@@ -283,7 +358,11 @@ pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str) -> bool {
     let change = |server: &Server| {
         session_of(server).filter(|session| session.key == key)?;
         let mut status = server.status.clone().unwrap_or_default();
-        if let Some(session) = status.session.as_mut().filter(|session| session.state == SessionState::Connected) {
+        if let Some(session) = status
+            .session
+            .as_mut()
+            .filter(|session| session.state == SessionState::Connected)
+        {
             session.state = SessionState::Disconnected;
             session.since.clone_from(&now);
         }
@@ -305,24 +384,53 @@ mod tests {
     use super::*;
 
     fn server(order: &str, last: Option<OrderOutcome>) -> Server {
-        let order = Order { id: order.to_owned(), action: OrderAction::Inspect };
-        let mut server = Server::new("a", ServerSpec { order: Some(order), ..ServerSpec::default() });
-        server.status = Some(ServerStatus { last_order: last, ..ServerStatus::default() });
+        let order = Order {
+            id: order.to_owned(),
+            action: OrderAction::Inspect,
+        };
+        let mut server = Server::new(
+            "a",
+            ServerSpec {
+                order: Some(order),
+                ..ServerSpec::default()
+            },
+        );
+        server.status = Some(ServerStatus {
+            last_order: last,
+            ..ServerStatus::default()
+        });
         server
     }
 
     fn poll(last: &str, outcome: Option<Outcome>) -> PollRequest {
-        PollRequest { last: last.to_owned(), outcome }
+        PollRequest {
+            last: last.to_owned(),
+            outcome,
+        }
     }
 
     fn outcome(id: &str, error: &str, done: bool) -> OrderOutcome {
-        OrderOutcome { id: id.to_owned(), error: error.to_owned(), done }
+        OrderOutcome {
+            id: id.to_owned(),
+            error: error.to_owned(),
+            done,
+        }
     }
 
     #[test]
     fn an_order_is_answered_until_it_is_taken_up() {
-        assert_eq!(next_command(&server("1", None), "").map(|command| command.id).as_deref(), Some("1"));
-        assert_eq!(next_command(&server("1", None), "0").map(|command| command.id).as_deref(), Some("1"));
+        assert_eq!(
+            next_command(&server("1", None), "")
+                .map(|command| command.id)
+                .as_deref(),
+            Some("1")
+        );
+        assert_eq!(
+            next_command(&server("1", None), "0")
+                .map(|command| command.id)
+                .as_deref(),
+            Some("1")
+        );
         assert_eq!(next_command(&server("1", None), "1"), None);
         assert_eq!(next_command(&server("", None), ""), None);
     }
@@ -330,28 +438,55 @@ mod tests {
     #[test]
     fn the_outcome_of_the_order_is_told_once() {
         let taken_up = outcome("1", "", false);
-        assert_eq!(outcome_of(&server("1", None), &poll("1", None)), Some(taken_up.clone()));
-        assert_eq!(outcome_of(&server("1", Some(taken_up.clone())), &poll("1", None)), None);
+        assert_eq!(
+            outcome_of(&server("1", None), &poll("1", None)),
+            Some(taken_up.clone())
+        );
+        assert_eq!(
+            outcome_of(&server("1", Some(taken_up.clone())), &poll("1", None)),
+            None
+        );
         let done = outcome("1", "", true);
-        assert_eq!(outcome_of(&server("1", Some(taken_up)), &poll("1", Some(Outcome::Done))), Some(done.clone()));
+        assert_eq!(
+            outcome_of(&server("1", Some(taken_up)), &poll("1", Some(Outcome::Done))),
+            Some(done.clone())
+        );
         assert_eq!(outcome_of(&server("1", Some(done)), &poll("1", None)), None);
     }
 
     #[test]
     fn a_failure_is_told_in_clean_text() {
-        let failed = |message: &str| Some(Outcome::Failed { message: message.to_owned() });
+        let failed = |message: &str| {
+            Some(Outcome::Failed {
+                message: message.to_owned(),
+            })
+        };
         assert_eq!(
             outcome_of(&server("1", None), &poll("1", failed("no\x1b[31m\nluck"))),
             Some(outcome("1", "no [31m luck", true))
         );
-        assert!(!outcome_of(&server("1", None), &poll("1", failed(""))).unwrap().error.is_empty());
+        assert!(
+            !outcome_of(&server("1", None), &poll("1", failed("")))
+                .unwrap()
+                .error
+                .is_empty()
+        );
     }
 
     #[test]
     fn an_order_that_nobody_gave_has_no_outcome() {
-        assert_eq!(outcome_of(&server("1", None), &poll("0", Some(Outcome::Done))), None);
-        assert_eq!(outcome_of(&server("", None), &poll("", Some(Outcome::Done))), None);
+        assert_eq!(
+            outcome_of(&server("1", None), &poll("0", Some(Outcome::Done))),
+            None
+        );
+        assert_eq!(
+            outcome_of(&server("", None), &poll("", Some(Outcome::Done))),
+            None
+        );
         let replaced = server("2", Some(outcome("1", "", false)));
-        assert_eq!(outcome_of(&replaced, &poll("1", Some(Outcome::Done))), Some(outcome("1", "", true)));
+        assert_eq!(
+            outcome_of(&replaced, &poll("1", Some(Outcome::Done))),
+            Some(outcome("1", "", true))
+        );
     }
 }

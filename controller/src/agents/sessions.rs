@@ -27,7 +27,11 @@ pub struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         let poll = Duration::from_secs(POLL_SECONDS);
-        Pace { poll, silent: poll * 3 + Duration::from_secs(15), closed: Duration::from_secs(15) }
+        Pace {
+            poll,
+            silent: poll * 3 + Duration::from_secs(15),
+            closed: Duration::from_secs(15),
+        }
     }
 }
 
@@ -47,7 +51,10 @@ impl View {
         let order = server.and_then(|server| server.spec.order.as_ref());
         View {
             order: order.map(|order| order.id.clone()).unwrap_or_default(),
-            key: status.and_then(|status| status.session.as_ref()).map(|session| session.key.clone()).unwrap_or_default(),
+            key: status
+                .and_then(|status| status.session.as_ref())
+                .map(|session| session.key.clone())
+                .unwrap_or_default(),
             contested: status.is_some_and(|status| status.contested),
         }
     }
@@ -84,12 +91,19 @@ impl Live {
 pub(super) struct Sessions {
     pub(super) pace: Pace,
     live: Mutex<HashMap<String, Live>>,
-    gauge: Gauge,
+    sessions: Gauge,
+    polls: Gauge,
 }
 
 impl Sessions {
-    pub(super) fn new(pace: Pace, gauge: Gauge) -> Arc<Sessions> {
-        Arc::new(Sessions { pace, live: Mutex::default(), gauge })
+    /// `sessions` shows how many agents are here, `polls` how many polls are held.
+    pub(super) fn new(pace: Pace, sessions: Gauge, polls: Gauge) -> Arc<Sessions> {
+        Arc::new(Sessions {
+            pace,
+            live: Mutex::default(),
+            sessions,
+            polls,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Live>> {
@@ -110,13 +124,24 @@ impl Sessions {
         session.held += 1;
         let wake = Arc::clone(&session.wake);
         self.count(&live);
-        Held { sessions: Arc::clone(self), server: server.to_owned(), key: key.to_owned(), wake, answered: false }
+        self.polls.inc();
+        Held {
+            sessions: Arc::clone(self),
+            server: server.to_owned(),
+            key: key.to_owned(),
+            wake,
+            answered: false,
+        }
     }
 
     /// Wakes the polls of those whose Server looks different from what they saw.
     pub(super) fn compare(&self, look: impl Fn(&str) -> View) {
-        let held: Vec<String> =
-            self.lock().iter().filter(|(_, session)| session.held > 0).map(|(name, _)| name.clone()).collect();
+        let held: Vec<String> = self
+            .lock()
+            .iter()
+            .filter(|(_, session)| session.held > 0)
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in held {
             let view = look(&name);
             if let Some(session) = self.lock().get_mut(&name)
@@ -131,18 +156,25 @@ impl Sessions {
     /// Server name and key of the agents that are gone; they are listed again until [`Sessions::forget`].
     pub(super) fn gone(&self) -> Vec<(String, String)> {
         let over = |session: &Live| {
-            let patience = if session.closed { self.pace.closed } else { self.pace.silent };
+            let patience = if session.closed {
+                self.pace.closed
+            } else {
+                self.pace.silent
+            };
             session.held == 0 && session.since.elapsed() >= patience
         };
         let live = self.lock();
         let gone = live.iter().filter(|(_, session)| over(session));
-        gone.map(|(name, session)| (name.clone(), session.key.clone())).collect()
+        gone.map(|(name, session)| (name.clone(), session.key.clone()))
+            .collect()
     }
 
     /// Forgets the agent, unless it was heard of again or another one came.
     pub(super) fn forget(&self, server: &str, key: &str) {
         let mut live = self.lock();
-        let same = |session: &Live| session.key == key && session.held == 0 && session.since.elapsed() >= self.pace.closed;
+        let same = |session: &Live| {
+            session.key == key && session.held == 0 && session.since.elapsed() >= self.pace.closed
+        };
         if live.get(server).is_some_and(same) {
             live.remove(server);
         }
@@ -150,7 +182,7 @@ impl Sessions {
     }
 
     fn count(&self, live: &HashMap<String, Live>) {
-        self.gauge.set(i64::try_from(live.len()).unwrap_or(i64::MAX));
+        self.sessions.set(i64::try_from(live.len()).unwrap_or(i64::MAX));
     }
 }
 
@@ -180,7 +212,10 @@ impl Held {
     /// What the poll has taken into account.
     pub(super) fn sees(&self, view: View) {
         let mut live = self.sessions.lock();
-        if let Some(session) = live.get_mut(&self.server).filter(|session| session.key == self.key) {
+        if let Some(session) = live
+            .get_mut(&self.server)
+            .filter(|session| session.key == self.key)
+        {
             session.view = view;
         }
     }
@@ -193,8 +228,12 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        self.sessions.polls.dec();
         let mut live = self.sessions.lock();
-        if let Some(session) = live.get_mut(&self.server).filter(|session| session.key == self.key) {
+        if let Some(session) = live
+            .get_mut(&self.server)
+            .filter(|session| session.key == self.key)
+        {
             session.held = session.held.saturating_sub(1);
             session.since = Instant::now();
             session.closed = !self.answered;
@@ -207,7 +246,7 @@ mod tests {
     use super::*;
 
     fn sessions() -> Arc<Sessions> {
-        Sessions::new(Pace::default(), Gauge::default())
+        Sessions::new(Pace::default(), Gauge::default(), Gauge::default())
     }
 
     #[tokio::test(start_paused = true)]
@@ -243,23 +282,32 @@ mod tests {
         sessions.heard("a", "new");
         drop(old);
         tokio::time::advance(Duration::from_secs(20)).await;
-        assert!(sessions.gone().is_empty(), "the end of the old poll does not touch the new session");
+        assert!(
+            sessions.gone().is_empty(),
+            "the end of the old poll does not touch the new session"
+        );
         sessions.forget("a", "old");
-        assert_eq!(sessions.gauge.get(), 1);
+        assert_eq!(sessions.sessions.get(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_poll_wakes_only_for_what_it_has_not_seen() {
         let sessions = sessions();
         let held = sessions.hold("a", "k");
-        let view = View { order: "1".into(), ..View::default() };
+        let view = View {
+            order: "1".into(),
+            ..View::default()
+        };
         held.sees(view.clone());
         let woken = held.wake.notified();
         tokio::pin!(woken);
         woken.as_mut().enable();
         sessions.compare(|_| view.clone());
         assert!(futures::poll!(woken.as_mut()).is_pending());
-        sessions.compare(|_| View { order: "2".into(), ..View::default() });
+        sessions.compare(|_| View {
+            order: "2".into(),
+            ..View::default()
+        });
         assert!(futures::poll!(woken.as_mut()).is_ready());
     }
 }

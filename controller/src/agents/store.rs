@@ -81,7 +81,9 @@ pub(super) struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("namespace", &self.namespace).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,7 +111,10 @@ impl Store {
 
     /// The Server as far as known without a request.
     pub(super) fn server(&self, name: &str) -> Option<Arc<Server>> {
-        let watched = self.world.servers.get(&ObjectRef::new(name).within(&self.namespace));
+        let watched = self
+            .world
+            .servers
+            .get(&ObjectRef::new(name).within(&self.namespace));
         newer(watched, remembered(&self.own_servers, name))
     }
 
@@ -157,7 +162,11 @@ impl Store {
             let before = server.status.clone().unwrap_or_default();
             let after = change(&server).ok_or(StoreError::CalledOff)?;
             let Some(difference) = difference(&json!(before), &json!(after)) else {
-                return Ok(Updated { before, server, written: false });
+                return Ok(Updated {
+                    before,
+                    server,
+                    written: false,
+                });
             };
             let version = server.resource_version();
             let patch = json!({ "metadata": { "resourceVersion": version }, "status": difference });
@@ -165,7 +174,11 @@ impl Store {
             let patch = Patch::Merge(&patch);
             match call(ACTION, self.servers.patch_status(name, &parameters, &patch)).await {
                 Ok(written) => {
-                    return Ok(Updated { before, server: self.remember(written), written: true });
+                    return Ok(Updated {
+                        before,
+                        server: self.remember(written),
+                        written: true,
+                    });
                 }
                 Err(StoreError::Conflict { .. }) => server = self.fetch_server(name).await?,
                 Err(error) => {
@@ -181,18 +194,27 @@ impl Store {
 
     /// The Enrolment as far as known without a request.
     pub(super) fn enrolment(&self, name: &str) -> Option<Arc<Enrolment>> {
-        let watched = self.world.enrolments.get(&ObjectRef::new(name).within(&self.namespace));
+        let watched = self
+            .world
+            .enrolments
+            .get(&ObjectRef::new(name).within(&self.namespace));
         newer(watched, remembered(&self.own_enrolments, name))
     }
 
     /// All Enrolments of the Server `server`, as far as known without a request.
     pub(super) fn enrolments_of(&self, server: &str) -> Vec<Arc<Enrolment>> {
         let mut own = recent(&self.own_enrolments);
-        let mut found = self.world.enrolments.state_filter(|enrolment| enrolment.spec.server == server);
+        let mut found = self
+            .world
+            .enrolments
+            .state_filter(|enrolment| enrolment.spec.server == server);
         for enrolment in &found {
             own.remove(enrolment.metadata.name.as_deref().unwrap_or_default());
         }
-        found.extend(own.into_values().filter(|enrolment| enrolment.spec.server == server));
+        found.extend(
+            own.into_values()
+                .filter(|enrolment| enrolment.spec.server == server),
+        );
         found
     }
 
@@ -208,7 +230,11 @@ impl Store {
         spec: EnrolmentSpec,
     ) -> Result<Arc<Enrolment>, StoreError> {
         let enrolment = Enrolment::new(name, spec);
-        let made = call("create the Enrolment", self.enrolments.create(&post(), &enrolment)).await?;
+        let made = call(
+            "create the Enrolment",
+            self.enrolments.create(&post(), &enrolment),
+        )
+        .await?;
         Ok(self.remember_enrolment(made))
     }
 
@@ -216,14 +242,20 @@ impl Store {
         let patch = json!({ "spec": { "contested": true } });
         let parameters = PatchParams::apply(MANAGER);
         let patch = Patch::Merge(&patch);
-        let patched = call("mark the Enrolment", self.enrolments.patch(name, &parameters, &patch)).await?;
+        let patched = call(
+            "mark the Enrolment",
+            self.enrolments.patch(name, &parameters, &patch),
+        )
+        .await?;
         self.remember_enrolment(patched);
         Ok(())
     }
 
     /// The Segment `namespace/name`, asked of the API server if it is not known yet.
     pub(super) async fn segment(&self, key: &str) -> Result<Option<Arc<Segment>>, StoreError> {
-        let Some((namespace, name)) = key.split_once('/') else { return Ok(None) };
+        let Some((namespace, name)) = key.split_once('/') else {
+            return Ok(None);
+        };
         if let Some(known) = self.world.segments.get(&ObjectRef::new(name).within(namespace)) {
             return Ok(Some(known));
         }
@@ -238,7 +270,9 @@ impl Store {
     fn remember(&self, server: Server) -> Arc<Server> {
         let server = Arc::new(server);
         remember(&self.own_servers, &server, |name| {
-            self.world.servers.get(&ObjectRef::new(name).within(&self.namespace))
+            self.world
+                .servers
+                .get(&ObjectRef::new(name).within(&self.namespace))
         });
         server
     }
@@ -246,14 +280,19 @@ impl Store {
     fn remember_enrolment(&self, enrolment: Enrolment) -> Arc<Enrolment> {
         let enrolment = Arc::new(enrolment);
         remember(&self.own_enrolments, &enrolment, |name| {
-            self.world.enrolments.get(&ObjectRef::new(name).within(&self.namespace))
+            self.world
+                .enrolments
+                .get(&ObjectRef::new(name).within(&self.namespace))
         });
         enrolment
     }
 }
 
 fn post() -> PostParams {
-    PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
+    PostParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PostParams::default()
+    }
 }
 
 type Own<K> = Mutex<HashMap<String, (Arc<K>, Instant)>>;
@@ -271,7 +310,9 @@ fn remembered<K>(own: &Own<K>, name: &str) -> Option<Arc<K>> {
 fn recent<K>(own: &Own<K>) -> HashMap<String, Arc<K>> {
     let own = lock(own);
     let young = own.iter().filter(|(_, (_, at))| at.elapsed() < OWN);
-    young.map(|(name, (object, _))| (name.clone(), Arc::clone(object))).collect()
+    young
+        .map(|(name, (object, _))| (name.clone(), Arc::clone(object)))
+        .collect()
 }
 
 /// Adds `object`, unless something newer is there, and forgets what the watched copies have caught up with.
@@ -290,14 +331,23 @@ fn remember<K: ResourceExt>(own: &Own<K>, object: &Arc<K>, watched: impl Fn(&str
 
 /// A resource version as the number that it is on every API server (and by contract since Kubernetes 1.35).
 fn version(object: &impl ResourceExt) -> u64 {
-    object.meta().resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
+    object
+        .meta()
+        .resource_version
+        .as_deref()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
 }
 
 /// The later of two copies of one object; of equals the second, which is ours. A copy of a deleted and remade object is told by its
 /// version, too: versions only grow.
 fn newer<K: ResourceExt>(one: Option<Arc<K>>, ours: Option<Arc<K>>) -> Option<Arc<K>> {
     match (one, ours) {
-        (Some(one), Some(ours)) => Some(if version(&*one) > version(&*ours) { one } else { ours }),
+        (Some(one), Some(ours)) => Some(if version(&*one) > version(&*ours) {
+            one
+        } else {
+            ours
+        }),
         (one, ours) => one.or(ours),
     }
 }
@@ -320,8 +370,14 @@ async fn call<T>(
         404 => StoreError::Gone { action },
         409 if exists => StoreError::Exists { action },
         409 => StoreError::Conflict { action },
-        400 | 413 | 422 => StoreError::Refused { action, source: Box::new(source) },
-        _ => StoreError::Failed { action, source: Box::new(source) },
+        400 | 413 | 422 => StoreError::Refused {
+            action,
+            source: Box::new(source),
+        },
+        _ => StoreError::Failed {
+            action,
+            source: Box::new(source),
+        },
     })
 }
 
@@ -330,7 +386,9 @@ fn difference(from: &Value, to: &Value) -> Option<Value> {
     if from == to {
         return None;
     }
-    let (Value::Object(from), Value::Object(to)) = (from, to) else { return Some(to.clone()) };
+    let (Value::Object(from), Value::Object(to)) = (from, to) else {
+        return Some(to.clone());
+    };
     let mut patch = serde_json::Map::new();
     for (key, value) in to {
         match from.get(key) {
@@ -347,13 +405,16 @@ fn difference(from: &Value, to: &Value) -> Option<Value> {
 }
 
 #[cfg(test)]
+pub(super) use tests::merge;
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
     /// RFC 7396, section 2.
-    pub(crate) fn merge(target: &mut Value, patch: &Value) {
+    pub(in crate::agents) fn merge(target: &mut Value, patch: &Value) {
         let Value::Object(patch) = patch else {
             *target = patch.clone();
             return;
@@ -372,7 +433,10 @@ mod tests {
     }
 
     fn any_object() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![any::<bool>().prop_map(Value::from), "[ab]{0,2}".prop_map(Value::from)];
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            "[ab]{0,2}".prop_map(Value::from)
+        ];
         let tree = leaf.prop_recursive(3, 16, 3, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
@@ -396,5 +460,3 @@ mod tests {
         }
     }
 }
-#[cfg(test)]
-pub(super) use tests::merge;

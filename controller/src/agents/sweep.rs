@@ -35,7 +35,9 @@ pub enum SweepError {
 /// True if `enrolment` has ended at `now` (unix seconds): neither its token nor its certificate is good for anything.
 pub fn ended(enrolment: &Enrolment, now: i64) -> bool {
     let made = || Some(enrolment.metadata.creation_timestamp.as_ref()?.0.as_second() + UNREADABLE);
-    super::clock::parse(&enrolment.spec.expires).or_else(made).is_some_and(|end| end < now)
+    super::clock::parse(&enrolment.spec.expires)
+        .or_else(made)
+        .is_some_and(|end| end < now)
 }
 
 /// Deletes the Enrolments in `namespace` that have ended at `now` (unix seconds); says how many.
@@ -44,12 +46,25 @@ pub async fn sweep(client: &Client, namespace: &str, now: i64) -> Result<usize, 
     let mut page = ListParams::default().limit(PAGE);
     let mut swept = 0;
     loop {
-        let found = enrolments.list(&page).await.map_err(|source| SweepError::List(Box::new(source)))?;
-        for name in found.items.iter().filter(|one| ended(one, now)).filter_map(|one| one.metadata.name.clone()) {
+        let found = enrolments
+            .list(&page)
+            .await
+            .map_err(|source| SweepError::List(Box::new(source)))?;
+        for name in found
+            .items
+            .iter()
+            .filter(|one| ended(one, now))
+            .filter_map(|one| one.metadata.name.clone())
+        {
             match enrolments.delete(&name, &DeleteParams::default()).await {
                 Ok(_) => swept += 1,
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(source) => return Err(SweepError::Delete { name, source: Box::new(source) }),
+                Err(source) => {
+                    return Err(SweepError::Delete {
+                        name,
+                        source: Box::new(source),
+                    });
+                }
             }
         }
         match found.metadata.continue_.filter(|token| !token.is_empty()) {

@@ -46,7 +46,7 @@ pub struct Names {
 }
 
 /// The configuration for one authority and one set of names, its certificate valid from about `now` (unix seconds).
-pub fn server_config(ca: &Ca, names: &Names, now: i64) -> Result<ServerConfig, TlsError> {
+fn server_config(ca: &Ca, names: &Names, now: i64) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     for root in &ca.roots {
@@ -56,7 +56,9 @@ pub fn server_config(ca: &Ca, names: &Names, now: i64) -> Result<ServerConfig, T
         .allow_unauthenticated()
         .build()
         .map_err(TlsError::Roots)?;
-    let (chain, key) = ca.issue_server(&names.addresses, &names.dns, now).map_err(TlsError::Issue)?;
+    let (chain, key) = ca
+        .issue_server(&names.addresses, &names.dns, now)
+        .map_err(TlsError::Issue)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(TlsError::Configure)?
@@ -126,7 +128,9 @@ impl ClientCertVerifier for Ours {
         let end = X509Certificate::from_der(end_entity)
             .ok()
             .and_then(|(_, certificate)| u64::try_from(certificate.validity().not_after.timestamp()).ok());
-        let within = end.map_or(now, |end| UnixTime::since_unix_epoch(Duration::from_secs(end.min(now.as_secs()))));
+        let within = end.map_or(now, |end| {
+            UnixTime::since_unix_epoch(Duration::from_secs(end.min(now.as_secs())))
+        });
         self.0.verify_client_cert(end_entity, intermediates, within)
     }
 

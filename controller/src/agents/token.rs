@@ -87,10 +87,16 @@ impl TokenKey {
         let claims: Claims = serde_json::from_slice(&claims).map_err(|_| TokenError::Forged)?;
         let age = now.saturating_sub(claims.issued);
         if age > LIFETIME {
-            return Err(TokenError::Expired { ago: age - LIFETIME, claims });
+            return Err(TokenError::Expired {
+                ago: age - LIFETIME,
+                claims,
+            });
         }
         if age < -SKEW {
-            return Err(TokenError::Future { ahead: age.saturating_neg(), claims });
+            return Err(TokenError::Future {
+                ahead: age.saturating_neg(),
+                claims,
+            });
         }
         Ok(claims)
     }

@@ -17,15 +17,21 @@ fn verify(bundle: &str, chain: &[CertificateDer<'_>], now: i64) -> Result<(), ru
         roots.add(root.unwrap()).unwrap();
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .unwrap();
     let name = ServerName::try_from("10.77.0.1").unwrap();
     let now = UnixTime::since_unix_epoch(Duration::from_secs(now.try_into().unwrap()));
-    verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).map(drop)
+    verifier
+        .verify_server_cert(&chain[0], &chain[1..], &name, &[], now)
+        .map(drop)
 }
 
 fn server_chain(pem: &CaPem, now: i64) -> Vec<CertificateDer<'static>> {
     let ca = Ca::parse(pem).unwrap();
-    ca.issue_server(&["10.77.0.1".parse().unwrap()], &["muster".to_owned()], now).unwrap().0
+    ca.issue_server(&["10.77.0.1".parse().unwrap()], &["muster".to_owned()], now)
+        .unwrap()
+        .0
 }
 
 fn request() -> Request {
@@ -69,7 +75,10 @@ fn a_rotation_breaks_neither_old_nor_new_agents() {
 fn the_previous_ca_leaves_the_bundle_when_it_has_ended() {
     let old = CaPem::generate(NOW).unwrap();
     let new = old.rotate(NOW + CA_LIFETIME * 3 / 4).unwrap().expect("due");
-    let alone = new.rotate(NOW + CA_LIFETIME + 1).unwrap().expect("the previous one has ended");
+    let alone = new
+        .rotate(NOW + CA_LIFETIME + 1)
+        .unwrap()
+        .expect("the previous one has ended");
     assert_eq!((alone.previous.as_ref(), alone.cross.as_ref()), (None, None));
     assert_eq!(alone.certificate, new.certificate);
 }
@@ -93,7 +102,9 @@ fn a_key_of_another_ca_is_refused() {
 fn a_client_certificate_says_what_was_put_in() {
     let ca = Ca::parse(&CaPem::generate(NOW).unwrap()).unwrap();
     let request = request();
-    let pem = ca.issue_client(&request, "mac-525400123456", "token-abc", NOW).unwrap();
+    let pem = ca
+        .issue_client(&request, "mac-525400123456", "token-abc", NOW)
+        .unwrap();
     let read = ClientCertificate::parse_pem(&pem).unwrap();
     assert_eq!(read.server, "mac-525400123456");
     assert_eq!(read.session, "token-abc");
@@ -106,12 +117,16 @@ fn a_client_certificate_says_what_was_put_in() {
 fn nothing_but_the_key_is_taken_from_a_request() {
     let key = KeyPair::generate().unwrap();
     let mut asked = CertificateParams::new(vec!["controller.muster".to_owned()]).unwrap();
-    asked.distinguished_name.push(DnType::CommonName, "mac-of-another");
+    asked
+        .distinguished_name
+        .push(DnType::CommonName, "mac-of-another");
     asked.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     asked.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let csr = asked.serialize_request(&key).unwrap().pem().unwrap();
     let ca = Ca::parse(&CaPem::generate(NOW).unwrap()).unwrap();
-    let pem = ca.issue_client(&Request::parse(&csr).unwrap(), "mac-mine", "token-abc", NOW).unwrap();
+    let pem = ca
+        .issue_client(&Request::parse(&csr).unwrap(), "mac-mine", "token-abc", NOW)
+        .unwrap();
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
     let (_, certificate) = X509Certificate::from_der(&der).unwrap();
     assert_eq!(ClientCertificate::parse(&der).unwrap().server, "mac-mine");

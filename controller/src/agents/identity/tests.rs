@@ -27,25 +27,56 @@ fn id(uuid: &str, serial: &str, board: &str, macs: &[Mac]) -> Identity {
 }
 
 fn machine<'a>(name: &'a str, identity: &'a Identity) -> Machine<'a> {
-    Machine { name, identity, live: false, in_use: false }
+    Machine {
+        name,
+        identity,
+        live: false,
+        in_use: false,
+    }
 }
 
 fn name(claimed: &Identity, boot: Mac, machines: &[Machine<'_>]) -> String {
-    resolve(&whole(claimed, Some(boot)), Some(boot), machines, &BTreeSet::new()).unwrap().name
+    resolve(
+        &whole(claimed, Some(boot)),
+        Some(boot),
+        machines,
+        &BTreeSet::new(),
+    )
+    .unwrap()
+    .name
 }
 
 fn settled(name: &str, claimed: &Identity, boot: Mac, machines: &[Machine<'_>]) -> Settled {
     let nobody = Identity::default();
-    let known = machines.iter().find(|machine| machine.name == name).map_or(&nobody, |machine| machine.identity);
-    settle(name, known, &whole(claimed, Some(boot)), Some(boot), machines, Word::Enrolment)
+    let known = machines
+        .iter()
+        .find(|machine| machine.name == name)
+        .map_or(&nobody, |machine| machine.identity);
+    settle(
+        name,
+        known,
+        &whole(claimed, Some(boot)),
+        Some(boot),
+        machines,
+        Word::Enrolment,
+    )
 }
 
 #[test]
 fn a_machine_that_boots_again_is_the_same() {
     let known = id(UUID_A, "A1", "BA1", &[nic(1), nic(2)]);
-    let live = Machine { live: true, ..machine("a", &known) };
+    let live = Machine {
+        live: true,
+        ..machine("a", &known)
+    };
     assert_eq!(name(&known, nic(2), &[live]), "a");
-    assert_eq!(settled("a", &known, nic(2), &[live]), Settled { identity: known.clone(), ..Settled::default() });
+    assert_eq!(
+        settled("a", &known, nic(2), &[live]),
+        Settled {
+            identity: known.clone(),
+            ..Settled::default()
+        }
+    );
 }
 
 #[test]
@@ -54,14 +85,20 @@ fn a_swapped_nic_leaves_the_machine_and_keeps_the_old_alias() {
     let now = id(UUID_A, "A1", "BA1", &[nic(9)]);
     let machines = [machine("a", &known)];
     assert_eq!(name(&now, nic(9), &machines), "a");
-    assert_eq!(settled("a", &now, nic(9), &machines).identity.macs, BTreeSet::from([nic(1), nic(9)]));
+    assert_eq!(
+        settled("a", &now, nic(9), &machines).identity.macs,
+        BTreeSet::from([nic(1), nic(9)])
+    );
 }
 
 #[test]
 fn two_connected_machines_with_one_serial_and_uuid_clash() {
     let known = id(UUID_A, "A1", "", &[nic(1)]);
     let twin = id(UUID_A, "A1", "", &[nic(2)]);
-    let machines = [Machine { live: true, ..machine("mac-001b21000001", &known) }];
+    let machines = [Machine {
+        live: true,
+        ..machine("mac-001b21000001", &known)
+    }];
     assert_eq!(name(&twin, nic(2), &machines), "mac-001b21000002");
     let settled = settled("mac-001b21000002", &twin, nic(2), &machines);
     assert_eq!(settled.clashes, BTreeSet::from(["mac-001b21000001".to_owned()]));
@@ -73,7 +110,11 @@ fn two_machines_with_one_uuid_are_never_one() {
         let known = id(UUID_A, serial, "", &[nic(1)]);
         let twin = id(UUID_A, other, "", &[nic(2)]);
         let machines = [machine("a", &known)];
-        assert_eq!(name(&twin, nic(2), &machines), "mac-001b21000002", "{serial:?} {other:?}");
+        assert_eq!(
+            name(&twin, nic(2), &machines),
+            "mac-001b21000002",
+            "{serial:?} {other:?}"
+        );
         assert!(settled("b", &twin, nic(2), &machines).clashes.contains("a"));
     }
 }
@@ -116,7 +157,10 @@ fn a_nic_that_moved_into_a_new_machine_makes_a_new_one() {
     let machines = [machine("mac-001b21000001", &a)];
     assert_eq!(name(&now, nic(1), &machines), "mac-001b21000001-2");
     let settled = settled("mac-001b21000001-2", &now, nic(1), &machines);
-    assert_eq!(settled.moved, BTreeSet::from([("mac-001b21000001".to_owned(), nic(1))]));
+    assert_eq!(
+        settled.moved,
+        BTreeSet::from([("mac-001b21000001".to_owned(), nic(1))])
+    );
 }
 
 #[test]
@@ -124,8 +168,14 @@ fn no_address_is_taken_from_a_machine_that_is_connected_or_in_use() {
     let a = id(UUID_A, "A1", "BA1", &[nic(1)]);
     let now = id(UUID_B, "B1", "BB1", &[nic(1), nic(2)]);
     for guarded in [
-        Machine { live: true, ..machine("a", &a) },
-        Machine { in_use: true, ..machine("a", &a) },
+        Machine {
+            live: true,
+            ..machine("a", &a)
+        },
+        Machine {
+            in_use: true,
+            ..machine("a", &a)
+        },
     ] {
         let settled = settled("b", &now, nic(2), &[guarded]);
         assert!(settled.moved.is_empty());
@@ -135,16 +185,42 @@ fn no_address_is_taken_from_a_machine_that_is_connected_or_in_use() {
 }
 
 #[test]
+fn an_address_that_one_machine_keeps_leaves_no_other_either() {
+    let a = id(UUID_A, "A1", "", &[nic(1)]);
+    let live = Machine {
+        live: true,
+        ..machine("live", &a)
+    };
+    let now = id(UUID_B, "B1", "", &[nic(1), nic(2)]);
+    let settled = settled("b", &now, nic(2), &[machine("a", &a), live]);
+    assert!(settled.moved.is_empty());
+    assert_eq!(settled.identity.macs, BTreeSet::from([nic(2)]));
+}
+
+#[test]
 fn junk_leaves_the_addresses_alone_to_speak() {
-    let junk = |macs: &[Mac]| id("00000000-0000-0000-0000-000000000000", "To Be Filled By O.E.M.", "None", macs);
+    let junk = |macs: &[Mac]| {
+        id(
+            "00000000-0000-0000-0000-000000000000",
+            "To Be Filled By O.E.M.",
+            "None",
+            macs,
+        )
+    };
     let known = junk(&[nic(1), nic(2)]);
     assert_eq!(name(&junk(&[nic(2)]), nic(2), &[machine("a", &known)]), "a");
-    assert_eq!(name(&junk(&[nic(3)]), nic(3), &[machine("a", &known)]), "mac-001b21000003");
+    assert_eq!(
+        name(&junk(&[nic(3)]), nic(3), &[machine("a", &known)]),
+        "mac-001b21000003"
+    );
 }
 
 #[test]
 fn a_machine_without_any_signal_is_nobody() {
-    let nothing = whole(&id("", "0000", "None", &[Mac([0; 6]), Mac([0xff; 6])]), Some(Mac([0; 6])));
+    let nothing = whole(
+        &id("", "0000", "None", &[Mac([0; 6]), Mac([0xff; 6])]),
+        Some(Mac([0; 6])),
+    );
     assert_eq!(resolve(&nothing, None, &[], &BTreeSet::new()), Err(Nobody));
 }
 
@@ -152,9 +228,15 @@ fn a_machine_without_any_signal_is_nobody() {
 fn local_addresses_never_join_machines_with_different_serials() {
     let a = id(UUID_A, "A1", "", &[local(1)]);
     let b = id(UUID_B, "B1", "", &[local(1)]);
-    assert_eq!(name(&b, local(1), &[machine("mac-525400000001", &a)]), "mac-525400000001-2");
+    assert_eq!(
+        name(&b, local(1), &[machine("mac-525400000001", &a)]),
+        "mac-525400000001-2"
+    );
     let unknown_uuid = id("", "B1", "", &[local(1)]);
-    assert_eq!(name(&unknown_uuid, local(1), &[machine("mac-525400000001", &a)]), "mac-525400000001-2");
+    assert_eq!(
+        name(&unknown_uuid, local(1), &[machine("mac-525400000001", &a)]),
+        "mac-525400000001-2"
+    );
 }
 
 #[test]
@@ -185,26 +267,47 @@ fn most_signals_win() {
     let claimed = id(UUID_B, "B1", "", &[nic(1)]);
     let machines = [machine("a", &by_mac), machine("b", &by_serial)];
     assert_eq!(name(&claimed, nic(1), &machines), "b");
-    assert_eq!(settled("b", &claimed, nic(1), &machines).moved, BTreeSet::from([("a".to_owned(), nic(1))]));
+    assert_eq!(
+        settled("b", &claimed, nic(1), &machines).moved,
+        BTreeSet::from([("a".to_owned(), nic(1))])
+    );
 }
 
 #[test]
 fn a_name_without_nics_comes_from_the_serial() {
     let claimed = id(UUID_A, "J5 K2/X93", "", &[]);
     let resolved = resolve(&claimed, None, &[], &BTreeSet::new()).unwrap();
-    assert_eq!(resolved, Resolved { name: "serial-j5-k2-x93".into(), new: true });
+    assert_eq!(
+        resolved,
+        Resolved {
+            name: "serial-j5-k2-x93".into(),
+            new: true
+        }
+    );
     let known = id(UUID_A, "", "", &[nic(1)]);
     let bare = id(UUID_A, "", "", &[]);
-    assert_eq!(resolve(&bare, None, &[machine("a", &known)], &BTreeSet::new()).unwrap().name, "a");
+    assert_eq!(
+        resolve(&bare, None, &[machine("a", &known)], &BTreeSet::new())
+            .unwrap()
+            .name,
+        "a"
+    );
 }
 
 #[test]
 fn a_server_of_which_nothing_is_known_is_taken_up_under_its_name() {
     let claimed = id(UUID_A, "A1", "", &[nic(1)]);
     let blank = Identity::default();
-    let resolve = |machines: &[Machine<'_>]| resolve(&claimed, Some(nic(1)), machines, &BTreeSet::new()).unwrap();
+    let resolve =
+        |machines: &[Machine<'_>]| resolve(&claimed, Some(nic(1)), machines, &BTreeSet::new()).unwrap();
     let own = machine("mac-001b21000001", &blank);
-    assert_eq!(resolve(&[own]), Resolved { name: "mac-001b21000001".into(), new: false });
+    assert_eq!(
+        resolve(&[own]),
+        Resolved {
+            name: "mac-001b21000001".into(),
+            new: false
+        }
+    );
     assert!(resolve(&[machine("mac-001b21000002", &blank)]).new);
     let live = Machine { live: true, ..own };
     assert_eq!(resolve(&[live]).name, "mac-001b21000001-2");
@@ -230,8 +333,10 @@ fn any_identity() -> impl Strategy<Value = Identity> {
     let board = prop::sample::select(vec!["", "BA1", "BB1"]);
     let macs = prop::collection::vec((0_u8..6, any::<bool>()), 0..4);
     (uuid, serial, board, macs).prop_map(|(uuid, serial, board, macs)| {
-        let macs: Vec<Mac> =
-            macs.into_iter().map(|(last, is_local)| if is_local { local(last) } else { nic(last) }).collect();
+        let macs: Vec<Mac> = macs
+            .into_iter()
+            .map(|(last, is_local)| if is_local { local(last) } else { nic(last) })
+            .collect();
         id(uuid, serial, board, &macs)
     })
 }

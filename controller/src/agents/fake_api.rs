@@ -1,0 +1,355 @@
+//! An API server for tests: objects in memory, resource versions, merge patches, status as a subresource, faults on demand.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use http_body_util::Full;
+use hyper::{Request, Response, body::Bytes};
+use kube::{
+    Client,
+    client::Body,
+    runtime::{
+        reflector::{self, store::Writer},
+        watcher,
+    },
+};
+use muster_proto::kinds::{BareMetalHost, Enrolment, Segment, Server};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::store::merge;
+use crate::world::World;
+
+/// What goes wrong with one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing is done, 500.
+    Refused,
+    /// It is done, and the answer is lost.
+    AnswerLost,
+    /// Another code, nothing is done.
+    Code(u16),
+}
+
+/// `plural`, namespace, name.
+type Key = (String, String, String);
+
+#[derive(Default)]
+struct Inner {
+    objects: BTreeMap<Key, Value>,
+    version: u64,
+    /// For the next requests, in turn; `None`: goes well.
+    faults: VecDeque<Option<Fault>>,
+    /// For every request from now on.
+    down: bool,
+    /// Changes that the watched copies have not seen.
+    unseen: Vec<(Key, Value, bool)>,
+    lagging: bool,
+    watchers: Vec<Watchers>,
+    requests: Vec<String>,
+}
+
+struct Watchers {
+    segments: Writer<Segment>,
+    servers: Writer<Server>,
+    hosts: Writer<BareMetalHost>,
+    enrolments: Writer<Enrolment>,
+}
+
+pub(super) struct FakeApi(Mutex<Inner>);
+
+impl FakeApi {
+    pub(super) fn new() -> Arc<FakeApi> {
+        Arc::new(FakeApi(Mutex::default()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+
+    pub(super) fn client(self: &Arc<Self>) -> Client {
+        let api = Arc::clone(self);
+        let serve = move |request: Request<Body>| {
+            let api = Arc::clone(&api);
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect_bytes().await.unwrap();
+                let query = head.uri.query().unwrap_or_default();
+                let (code, answer) = api
+                    .lock()
+                    .serve(head.method.as_str(), head.uri.path(), query, &body);
+                let answer = Full::new(Bytes::from(serde_json::to_vec(&answer).unwrap()));
+                Ok::<_, std::io::Error>(Response::builder().status(code).body(answer).unwrap())
+            }
+        };
+        Client::new(tower::service_fn(serve), "default")
+    }
+
+    /// Watched copies of what is stored, as a controller that starts now gets them.
+    pub(super) fn world(&self) -> World {
+        let (segments, segment_writer) = reflector::store();
+        let (servers, server_writer) = reflector::store();
+        let (hosts, host_writer) = reflector::store();
+        let (enrolments, enrolment_writer) = reflector::store();
+        let mut watchers = Watchers {
+            segments: segment_writer,
+            servers: server_writer,
+            hosts: host_writer,
+            enrolments: enrolment_writer,
+        };
+        let mut inner = self.lock();
+        fn start<K: Clone + DeserializeOwned + kube::Resource<DynamicType = ()> + 'static>(
+            writer: &mut Writer<K>,
+            plural: &str,
+            objects: &BTreeMap<Key, Value>,
+        ) {
+            writer.apply_watcher_event(&watcher::Event::Init);
+            for (_, object) in objects.iter().filter(|(key, _)| key.0 == plural) {
+                writer.apply_watcher_event(&watcher::Event::InitApply(read(object)));
+            }
+            writer.apply_watcher_event(&watcher::Event::InitDone);
+        }
+        start(&mut watchers.segments, "segments", &inner.objects);
+        start(&mut watchers.servers, "servers", &inner.objects);
+        start(&mut watchers.hosts, "baremetalhosts", &inner.objects);
+        start(&mut watchers.enrolments, "enrolments", &inner.objects);
+        inner.watchers.push(watchers);
+        World {
+            segments,
+            servers,
+            hosts,
+            enrolments,
+        }
+    }
+
+    pub(super) fn fail_next(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
+        self.lock().faults = faults.into_iter().collect();
+    }
+
+    pub(super) fn set_down(&self, down: bool) {
+        self.lock().down = down;
+    }
+
+    /// While true, the watched copies see nothing.
+    pub(super) fn set_lagging(&self, lagging: bool) {
+        let mut inner = self.lock();
+        inner.lagging = lagging;
+        inner.show();
+    }
+
+    /// What was asked since the last call: method and path.
+    pub(super) fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().requests)
+    }
+
+    /// Stores `object` as a person would, status included.
+    pub(super) fn put(&self, plural: &str, object: &impl serde::Serialize) {
+        let mut object = json!(object);
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let namespace = object["metadata"]["namespace"]
+            .as_str()
+            .unwrap_or("muster-system")
+            .to_owned();
+        object["metadata"]["namespace"] = json!(namespace);
+        self.lock().store((plural.to_owned(), namespace, name), object);
+    }
+
+    pub(super) fn delete(&self, plural: &str, name: &str) {
+        let mut inner = self.lock();
+        let key = inner
+            .objects
+            .keys()
+            .find(|key| key.0 == plural && key.2 == name)
+            .cloned()
+            .unwrap();
+        inner.remove(&key);
+    }
+
+    pub(super) fn all<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
+        let inner = self.lock();
+        inner
+            .objects
+            .iter()
+            .filter(|(key, _)| key.0 == plural)
+            .map(|(_, object)| read(object))
+            .collect()
+    }
+
+    pub(super) fn get<K: DeserializeOwned>(&self, plural: &str, name: &str) -> Option<K> {
+        let inner = self.lock();
+        inner
+            .objects
+            .iter()
+            .find(|(key, _)| key.0 == plural && key.2 == name)
+            .map(|(_, object)| read(object))
+    }
+
+    /// Changes a stored object in place.
+    pub(super) fn edit(&self, plural: &str, name: &str, patch: &Value) {
+        let mut inner = self.lock();
+        let found = inner
+            .objects
+            .iter()
+            .find(|(key, _)| key.0 == plural && key.2 == name);
+        let (key, mut object) = found.map(|(key, object)| (key.clone(), object.clone())).unwrap();
+        merge(&mut object, patch);
+        inner.store(key, object);
+    }
+}
+
+fn read<K: DeserializeOwned>(object: &Value) -> K {
+    serde_json::from_value(object.clone()).unwrap()
+}
+
+fn failure(code: u16, reason: &str) -> (u16, Value) {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {},
+        "status": "Failure", "code": code, "reason": reason, "message": reason,
+    });
+    (code, status)
+}
+
+impl Inner {
+    fn serve(&mut self, method: &str, path: &str, query: &str, body: &[u8]) -> (u16, Value) {
+        self.requests.push(format!("{method} {path}"));
+        let fault = self.faults.pop_front().flatten();
+        match fault {
+            _ if self.down => return failure(503, "Down"),
+            Some(Fault::Refused) => return failure(500, "Fault"),
+            Some(Fault::Code(code)) => return failure(code, "Fault"),
+            Some(Fault::AnswerLost) => {
+                self.carry_out(method, path, query, body);
+                return failure(500, "Fault");
+            }
+            None => {}
+        }
+        self.carry_out(method, path, query, body)
+    }
+
+    fn carry_out(&mut self, method: &str, path: &str, _query: &str, body: &[u8]) -> (u16, Value) {
+        let parts: Vec<&str> = path.trim_start_matches("/apis/").split('/').collect();
+        let at = parts.iter().position(|part| *part == "namespaces").unwrap();
+        let (namespace, plural) = (parts[at + 1], parts[at + 2]);
+        let name = parts.get(at + 3).copied();
+        let status = parts.get(at + 4) == Some(&"status");
+        let sent: Option<Value> = serde_json::from_slice(body).ok();
+        let name_of = |object: &Value| object["metadata"]["name"].as_str().unwrap().to_owned();
+        let key = |name: String| (plural.to_owned(), namespace.to_owned(), name);
+        match (method, name) {
+            ("GET", None) => {
+                let of_kind = |key: &&Key| key.0 == plural && key.1 == namespace;
+                let items: Vec<&Value> = self
+                    .objects
+                    .keys()
+                    .filter(of_kind)
+                    .map(|key| &self.objects[key])
+                    .collect();
+                (
+                    200,
+                    json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items }),
+                )
+            }
+            ("POST", None) => {
+                let mut object = sent.unwrap();
+                let key = key(name_of(&object));
+                if self.objects.contains_key(&key) {
+                    return failure(409, "AlreadyExists");
+                }
+                object.as_object_mut().unwrap().remove("status");
+                object["metadata"]["namespace"] = json!(namespace);
+                object["metadata"]["uid"] = json!(format!("uid-{}", self.version + 1));
+                object["metadata"]["creationTimestamp"] = json!(super::clock::rfc3339(super::clock::now()));
+                (201, self.store(key, object))
+            }
+            (_, Some(name)) => self.on_object(method, key(name.to_owned()), status, sent),
+            _ => failure(405, "MethodNotAllowed"),
+        }
+    }
+
+    fn on_object(&mut self, method: &str, key: Key, status: bool, sent: Option<Value>) -> (u16, Value) {
+        let Some(mut object) = self.objects.get(&key).cloned() else {
+            return failure(404, "NotFound");
+        };
+        if let Some(version) = sent
+            .as_ref()
+            .and_then(|sent| sent["metadata"]["resourceVersion"].as_str())
+            && object["metadata"]["resourceVersion"] != version
+        {
+            return failure(409, "Conflict");
+        }
+        match method {
+            "GET" => (200, object),
+            "DELETE" => {
+                self.remove(&key);
+                (200, object)
+            }
+            "PUT" => (200, self.store(key, sent.unwrap())),
+            "PATCH" => {
+                let before = object.clone();
+                merge(&mut object, &sent.unwrap());
+                // The status is written through its subresource only, and nothing else is.
+                let (kept, written) = if status {
+                    (&before, &object)
+                } else {
+                    (&object, &before)
+                };
+                let mut result = kept.clone();
+                match written.get("status") {
+                    Some(status) => result["status"] = status.clone(),
+                    None => drop(result.as_object_mut().unwrap().remove("status")),
+                }
+                (
+                    200,
+                    if result == before {
+                        before
+                    } else {
+                        self.store(key, result)
+                    },
+                )
+            }
+            _ => failure(405, "MethodNotAllowed"),
+        }
+    }
+
+    fn store(&mut self, key: Key, mut object: Value) -> Value {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.objects.insert(key.clone(), object.clone());
+        self.unseen.push((key, object.clone(), false));
+        self.show();
+        object
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.version += 1;
+        let object = self.objects.remove(key).unwrap();
+        self.unseen.push((key.clone(), object, true));
+        self.show();
+    }
+
+    fn show(&mut self) {
+        if self.lagging {
+            return;
+        }
+        fn event<K: DeserializeOwned>(object: &Value, deleted: bool) -> watcher::Event<K> {
+            if deleted {
+                watcher::Event::Delete(read(object))
+            } else {
+                watcher::Event::Apply(read(object))
+            }
+        }
+        for (key, object, deleted) in std::mem::take(&mut self.unseen) {
+            for watchers in &mut self.watchers {
+                match key.0.as_str() {
+                    "segments" => watchers.segments.apply_watcher_event(&event(&object, deleted)),
+                    "servers" => watchers.servers.apply_watcher_event(&event(&object, deleted)),
+                    "baremetalhosts" => watchers.hosts.apply_watcher_event(&event(&object, deleted)),
+                    "enrolments" => watchers.enrolments.apply_watcher_event(&event(&object, deleted)),
+                    _ => {}
+                }
+            }
+        }
+    }
+}

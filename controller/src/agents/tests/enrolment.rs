@@ -1,0 +1,445 @@
+use futures::stream;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use muster_proto::kinds::{ServerSpec, SessionState, Trust};
+
+use super::*;
+
+#[tokio::test]
+async fn a_machine_enrols_reports_and_is_known() {
+    let mut lab = Lab::new().await;
+    let (agent, response) = lab.enrolled(1).await;
+    assert_eq!(response.server, name(1));
+    assert!(response.renew_at > response.time && response.renew_at < response.time + 3600);
+    agent.report(&inventory_of(1)).await.unwrap();
+
+    let status = lab.status(&name(1));
+    let session = status.session.unwrap();
+    assert_eq!(session.state, SessionState::Connected);
+    assert_eq!(
+        (session.address.as_str(), session.segment.as_str()),
+        ("127.0.0.1", "muster-system/lab")
+    );
+    assert_eq!(
+        (session.trust, session.agent_version.as_str()),
+        (Trust::Segment, "0.1.0")
+    );
+    assert_eq!(status.identity, identity_of(1));
+    assert_eq!(status.inventory.unwrap().system.serial, "SN1");
+    assert_eq!(status.inventory_trust, Some(Trust::Segment));
+    assert_eq!(lab.enrolments()[0].spec.key, session.key);
+    assert_eq!(lab.told(), [(name(1), "Enrolled")]);
+    assert_eq!(lab.enrolments_counted("Accepted"), 1);
+}
+
+#[tokio::test]
+async fn the_same_token_and_key_buy_the_same_certificate() {
+    let lab = Lab::new().await;
+    let token = lab.token(1);
+    let mut agent = lab.agent(1);
+    let first = agent.enrol(&token).await.unwrap();
+    agent.certificate = None;
+    let second = agent.enrol(&token).await.unwrap();
+    assert_eq!(
+        (first.certificate, first.renew_at),
+        (second.certificate, second.renew_at)
+    );
+    assert_eq!(lab.servers(), [name(1)]);
+    assert_eq!(
+        (
+            lab.enrolments_counted("Accepted"),
+            lab.enrolments_counted("Retried")
+        ),
+        (1, 1)
+    );
+}
+
+#[tokio::test]
+async fn another_key_with_the_token_revokes_the_first_and_a_new_boot_heals() {
+    let mut lab = Lab::new().await;
+    let token = lab.token(1);
+    let mut agent = lab.agent(1);
+    agent.enrol(&token).await.unwrap();
+    agent.report(&inventory_of(1)).await.unwrap();
+
+    let mut thief = lab.agent(9);
+    assert_eq!(
+        thief.enrol(&token).await.unwrap_err(),
+        refused(403, ProblemKind::Token)
+    );
+    assert!(lab.status(&name(1)).contested);
+    assert!(lab.enrolments()[0].spec.contested);
+    assert_eq!(
+        agent.report(&inventory_of(1)).await,
+        Err(refused(403, ProblemKind::Certificate))
+    );
+    assert_eq!(
+        agent.poll("").await.unwrap_err(),
+        refused(403, ProblemKind::Certificate)
+    );
+    agent.certificate = None;
+    assert_eq!(
+        agent.enrol(&token).await.unwrap_err(),
+        refused(403, ProblemKind::Token),
+        "the token is worth nothing now"
+    );
+    assert_eq!(lab.servers(), [name(1)]);
+    assert!(lab.told().contains(&(name(1), "Contested")));
+    assert_eq!(lab.enrolments_counted("Reused"), 2);
+
+    let (again, _) = lab.enrolled(1).await;
+    assert!(!lab.status(&name(1)).contested);
+    again.report(&inventory_of(1)).await.unwrap();
+    // The old token, shown once more, has nothing to do with the new session.
+    assert_eq!(
+        thief.enrol(&token).await.unwrap_err(),
+        refused(403, ProblemKind::Token)
+    );
+    again.report(&inventory_of(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn expired_foreign_and_guessed_tokens_are_refused_and_told() {
+    let mut lab = Lab::new().await;
+    let mut agent = lab.agent(1);
+    let foreign = token::TokenKey::new(&[8; 32]).seal(&token::Claims {
+        segment: "muster-system/lab".into(),
+        mac: mac(1),
+        issued: clock::now(),
+        nonce: "00".into(),
+    });
+    let expired = lab.token_of(1, clock::now() - 3700);
+    let early = lab.token_of(1, clock::now() + 600);
+    for token in [expired.as_str(), &early, &foreign, "guessed", "a.b", ""] {
+        assert_eq!(
+            agent.enrol(token).await.unwrap_err(),
+            refused(403, ProblemKind::Token),
+            "{token}"
+        );
+    }
+    assert_eq!(
+        (
+            lab.enrolments_counted("Expired"),
+            lab.enrolments_counted("Forged")
+        ),
+        (2, 4)
+    );
+    assert_eq!(lab.told(), vec![("lab".to_owned(), "TokenRefused"); 6]);
+    assert!(lab.servers().is_empty() && lab.enrolments().is_empty());
+    assert_eq!(
+        lab.api.requests(),
+        Vec::<String>::new(),
+        "a stranger costs the API server nothing"
+    );
+}
+
+#[tokio::test]
+async fn a_token_of_a_deleted_segment_is_refused() {
+    let lab = Lab::new().await;
+    lab.api.delete("segments", "lab");
+    assert_eq!(
+        lab.agent(1).enrol(&lab.token(1)).await.unwrap_err(),
+        refused(403, ProblemKind::Token)
+    );
+}
+
+#[tokio::test]
+async fn another_major_version_and_a_bad_request_are_final() {
+    let lab = Lab::new().await;
+    let agent = lab.agent(1);
+    let mut request = agent.enrol_request(&lab.token(1));
+    request.protocol = "2.0".into();
+    assert_eq!(
+        agent.call("enrol", &json!(request)).await,
+        Err(refused(426, ProblemKind::Version))
+    );
+    request.protocol = "1.7".into();
+    request.csr = "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into();
+    assert_eq!(
+        agent.call("enrol", &json!(request)).await,
+        Err(refused(400, ProblemKind::Malformed))
+    );
+    assert_eq!(
+        agent.call("enrol", &json!({ "token": 5 })).await,
+        Err(refused(400, ProblemKind::Malformed))
+    );
+    for body in [&b"{\"token\": \"\xff\xfe\"}"[..], b"{", b""] {
+        let answer = agent
+            .send("POST", "/v1/enrol", Full::new(Bytes::from_static(body)))
+            .await
+            .unwrap();
+        assert_eq!(answer, Err(refused(400, ProblemKind::Malformed)));
+    }
+    let empty = || Full::new(Bytes::new());
+    assert_eq!(
+        agent
+            .send("GET", "/v1/enrol", empty())
+            .await
+            .unwrap()
+            .unwrap_err()
+            .status,
+        405
+    );
+    assert_eq!(
+        agent
+            .send("POST", "/../etc/passwd", empty())
+            .await
+            .unwrap()
+            .unwrap_err()
+            .status,
+        404
+    );
+    let mut request = agent.enrol_request(&lab.token(1));
+    request.protocol = "1.7".into();
+    agent.call("enrol", &json!(request)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_with_a_reason() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    let chunk = Bytes::from(vec![b' '; 1 << 20]);
+    let hundred_mib = || {
+        let chunk = chunk.clone();
+        StreamBody::new(stream::iter(
+            (0..100).map(move |_| Ok::<_, std::io::Error>(Frame::data(chunk.clone()))),
+        ))
+    };
+    let answer = agent.send("POST", "/v1/inventory", hundred_mib()).await.unwrap();
+    assert_eq!(answer, Err(refused(413, ProblemKind::TooLarge)));
+    let announced = Full::new(Bytes::from(vec![b' '; (8 << 20) + 1]));
+    let answer = agent.send("POST", "/v1/inventory", announced).await.unwrap();
+    assert_eq!(answer, Err(refused(413, ProblemKind::TooLarge)));
+    let answer = lab
+        .agent(2)
+        .send("POST", "/v1/enrol", Full::new(Bytes::from(vec![b' '; 1 << 20])))
+        .await
+        .unwrap();
+    assert_eq!(
+        answer,
+        Err(refused(413, ProblemKind::TooLarge)),
+        "a stranger may send less"
+    );
+    agent.report(&inventory_of(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_speaks_for_its_own_server_only() {
+    let lab = Lab::new().await;
+    let (one, _) = lab.enrolled(1).await;
+    let (two, _) = lab.enrolled(2).await;
+    one.report(&inventory_of(1)).await.unwrap();
+    let before = lab.server(&name(1));
+    two.report(&inventory_of(1)).await.unwrap();
+    let after = lab.server(&name(1));
+    assert_eq!(
+        after.status.as_ref().unwrap().identity,
+        before.status.as_ref().unwrap().identity
+    );
+    assert_eq!(
+        after.status.as_ref().unwrap().inventory,
+        before.status.as_ref().unwrap().inventory
+    );
+    assert_eq!(
+        after.status.unwrap().clashes,
+        [name(2)],
+        "what two claims is shown on both"
+    );
+    let status = lab.status(&name(2));
+    assert_eq!(status.clashes, [name(1)]);
+    assert_eq!(status.identity, identity_of(2), "and changes not who they are");
+
+    let mut mixed = lab.agent(3);
+    mixed.certificate = one.certificate.clone();
+    mixed
+        .send("POST", "/v1/poll", Full::new(Bytes::new()))
+        .await
+        .unwrap_err();
+}
+
+#[tokio::test]
+async fn without_a_certificate_of_ours_only_enrolling_is_possible() {
+    let lab = Lab::new().await;
+    let mut agent = lab.agent(1);
+    for call in ["renew", "inventory", "poll", "log"] {
+        assert_eq!(
+            agent.call(call, &json!({})).await,
+            Err(refused(403, ProblemKind::Certificate)),
+            "{call}"
+        );
+    }
+    let request = super::super::ca::Request::parse(&agent.csr()).unwrap();
+    let foreign = new_keys()
+        .1
+        .ca
+        .issue_client(&request, &name(1), "token-x", clock::now())
+        .unwrap();
+    agent.certificate = Some(foreign);
+    assert!(
+        agent
+            .send("POST", "/v1/poll", Full::new(Bytes::from_static(b"{}")))
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn an_ended_certificate_is_told_to_boot_again() {
+    let lab = Lab::new().await;
+    let (mut agent, _) = lab.enrolled(1).await;
+    let request = super::super::ca::Request::parse(&agent.csr()).unwrap();
+    let ca = Arc::clone(&lab.keys.borrow().ca);
+    agent.certificate = Some(
+        ca.issue_client(&request, &name(1), "token-x", clock::now() - 7200)
+            .unwrap(),
+    );
+    assert_eq!(
+        agent.poll("").await.unwrap_err(),
+        refused(403, ProblemKind::Certificate)
+    );
+}
+
+#[tokio::test]
+async fn a_deleted_server_ends_the_session() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    lab.api.delete("servers", &name(1));
+    assert_eq!(
+        agent.report(&inventory_of(1)).await,
+        Err(refused(403, ProblemKind::Certificate))
+    );
+    assert!(lab.servers().is_empty());
+}
+
+#[tokio::test]
+async fn two_machines_that_race_for_one_token_both_lose_it() {
+    let lab = Lab::new().await;
+    for round in 0..10 {
+        let token = lab.token(1);
+        let (mut one, mut two) = (lab.agent(1), lab.agent(2));
+        let (first, second) = tokio::join!(one.enrol(&token), two.enrol(&token));
+        assert!(first.is_err() || second.is_err(), "round {round}");
+        for (agent, result) in [(&one, &first), (&two, &second)] {
+            match result {
+                Ok(_) => assert_eq!(
+                    agent.poll("").await.unwrap_err(),
+                    refused(403, ProblemKind::Certificate)
+                ),
+                Err(refusal) => assert_eq!(*refusal, refused(403, ProblemKind::Token)),
+            }
+        }
+        let spent = lab.enrolments();
+        assert!(spent.iter().all(|enrolment| enrolment.spec.contested));
+        assert!(lab.status(&spent[0].spec.server).contested);
+    }
+}
+
+#[tokio::test]
+async fn a_full_segment_takes_known_machines_only() {
+    let mut lab = Lab::new().await;
+    for last in 1..=5 {
+        lab.enrolled(last).await;
+    }
+    lab.told();
+    let mut sixth = lab.agent(6);
+    let token = lab.token(6);
+    let refusal = sixth.enrol(&token).await.unwrap_err();
+    assert_eq!((refusal.status, refusal.kind), (429, ProblemKind::Quota));
+    assert!(refusal.retry_after.is_some());
+    assert_eq!(lab.told(), [("lab".to_owned(), "QuotaReached")]);
+    assert_eq!(lab.servers().len(), 5);
+    lab.enrolled(3).await;
+    lab.api.delete("servers", &name(1));
+    lab.crash_and_restart().await;
+    sixth.address = lab.address;
+    sixth.enrol(&token).await.unwrap();
+    assert_eq!(lab.servers().len(), 5);
+}
+
+#[tokio::test]
+async fn one_machine_cannot_fill_the_cluster_with_enrolments() {
+    let lab = Lab::new().await;
+    let mut refused = None;
+    for _ in 0..70 {
+        if let Err(refusal) = lab.agent(1).enrol(&lab.token(1)).await {
+            refused = Some(refusal.kind);
+            break;
+        }
+    }
+    assert_eq!(refused, Some(ProblemKind::Quota));
+    assert_eq!(lab.enrolments().len(), 60);
+}
+
+#[tokio::test]
+async fn one_machine_with_two_tokens_at_once_is_one_server() {
+    let lab = Lab::new().await;
+    lab.api.set_lagging(true);
+    let mut agents: Vec<Agent> = (0..8).map(|_| lab.agent(1)).collect();
+    for (at, agent) in agents.iter_mut().enumerate() {
+        // Two NICs: the machine is known by either.
+        agent.identity.macs.insert(mac(2));
+        agent.identity.system_serial = (at % 2 == 0).then(|| "SN1".to_owned());
+    }
+    let tokens: Vec<String> = (0..agents.len())
+        .map(|at| lab.token(if at % 2 == 0 { 1 } else { 2 }))
+        .collect();
+    let enrol = |(agent, token): (Agent, String)| async move {
+        let request = json!(agent.enrol_request(&token));
+        agent.call("enrol", &request).await
+    };
+    let tried = futures::future::join_all(agents.into_iter().zip(tokens).map(enrol)).await;
+    assert!(tried.iter().all(Result::is_ok), "{tried:?}");
+    assert_eq!(lab.servers().len(), 1);
+}
+
+#[tokio::test]
+async fn two_machines_with_one_uuid_are_two_servers_that_say_so() {
+    let mut lab = Lab::new().await;
+    let (mut one, mut two) = (lab.agent(1), lab.agent(2));
+    two.identity.system_uuid = one.identity.system_uuid.clone();
+    one.enrol(&lab.token(1)).await.unwrap();
+    two.enrol(&lab.token(2)).await.unwrap();
+    assert_eq!(lab.status(&name(1)).clashes, [name(2)]);
+    assert_eq!(lab.status(&name(2)).clashes, [name(1)]);
+    let clashes = |told: Vec<(String, &'static str)>| -> Vec<String> {
+        told.into_iter()
+            .filter(|(_, reason)| *reason == "IdentityClash")
+            .map(|(about, _)| about)
+            .collect()
+    };
+    let mut told = clashes(lab.told());
+    told.sort();
+    assert_eq!(told, [name(1), name(2)]);
+    two.certificate = None;
+    two.enrol(&lab.token(2)).await.unwrap();
+    assert!(clashes(lab.told()).is_empty(), "told once");
+    two.identity.system_uuid = identity_of(2).system_uuid;
+    two.certificate = None;
+    two.enrol(&lab.token(2)).await.unwrap();
+    assert!(lab.status(&name(1)).clashes.is_empty() && lab.status(&name(2)).clashes.is_empty());
+}
+
+#[tokio::test]
+async fn a_nic_that_moved_is_an_alias_of_the_machine_it_is_in() {
+    let lab = Lab::new().await;
+    let (one, _) = lab.enrolled(1).await;
+    drop(one);
+    lab.until("the first machine is gone", |lab| {
+        lab.status(&name(1)).session.unwrap().state == SessionState::Disconnected
+    })
+    .await;
+    let mut two = lab.agent(2);
+    two.identity.macs.insert(mac(1));
+    two.enrol(&lab.token(2)).await.unwrap();
+    assert!(lab.status(&name(1)).identity.macs.is_empty());
+    assert_eq!(lab.status(&name(2)).identity.macs.len(), 2);
+}
+
+#[tokio::test]
+async fn a_server_that_exists_without_a_status_is_taken_up() {
+    let lab = Lab::new().await;
+    lab.api
+        .put("servers", &ServerKind::new(&name(1), ServerSpec::default()));
+    lab.enrolled(1).await;
+    assert_eq!(lab.servers(), [name(1)]);
+}

@@ -1,0 +1,169 @@
+use super::{super::fake_api::Fault, *};
+
+/// All that a machine does up to its inventory, again and again until it is done, as an agent does; the controller dies whenever
+/// something failed.
+async fn call_the_roll(lab: &mut Lab, token: &str) -> Agent {
+    let mut agent = lab.agent(1);
+    for _ in 0..20 {
+        agent.address = lab.address;
+        agent.certificate = None;
+        let done = match agent.enrol(token).await {
+            Ok(_) => agent.report(&inventory_of(1)).await.map(drop),
+            Err(refusal) => Err(refusal),
+        };
+        match done {
+            Ok(()) => return agent,
+            Err(refusal) => {
+                assert!(
+                    refusal.kind.is_transient() && refusal.retry_after.is_some(),
+                    "{refusal:?}"
+                );
+                lab.crash_and_restart().await;
+            }
+        }
+    }
+    panic!("the machine never came in");
+}
+
+/// What must be the same, however it came about.
+fn end_state(lab: &Lab) -> Value {
+    let servers: Vec<Value> = lab
+        .api
+        .all::<ServerKind>("servers")
+        .into_iter()
+        .map(|server| {
+            let mut status = json!(server.status.unwrap());
+            let key = status["session"]["key"].take();
+            status["session"]["since"].take();
+            status["inventoried"].take();
+            json!({ "name": server.metadata.name, "status": status, "keyed": key.is_string() })
+        })
+        .collect();
+    let enrolments: Vec<Value> = lab
+        .enrolments()
+        .iter()
+        .map(|one| json!([one.spec.server, one.spec.contested]))
+        .collect();
+    json!({ "servers": servers, "enrolments": enrolments })
+}
+
+#[tokio::test]
+async fn the_controller_killed_between_any_two_steps_ends_in_the_same_state() {
+    let mut lab = Lab::new().await;
+    let token = lab.token(1);
+    call_the_roll(&mut lab, &token).await;
+    let expected = end_state(&lab);
+    let steps = lab.api.requests().len();
+    assert!(steps >= 5, "{steps}");
+
+    for fault in [Fault::Refused, Fault::AnswerLost] {
+        for step in 0..steps {
+            let mut lab = Lab::new().await;
+            let token = lab.token(1);
+            let faults = (0..step).map(|_| None).chain([Some(fault)]);
+            lab.api.fail_next(faults);
+            let agent = call_the_roll(&mut lab, &token).await;
+            assert_eq!(end_state(&lab), expected, "{fault:?} at step {step}");
+            agent.report(&inventory_of(1)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_away_nothing_is_lost() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    lab.api.set_down(true);
+    let token = lab.token(2);
+    let mut other = lab.agent(2);
+    for refusal in [
+        other.enrol(&token).await.unwrap_err(),
+        agent.report(&inventory_of(1)).await.unwrap_err(),
+    ] {
+        assert_eq!((refusal.status, refusal.kind), (503, ProblemKind::Unavailable));
+        assert!(refusal.retry_after.is_some());
+    }
+    lab.api.set_down(false);
+    other.enrol(&token).await.unwrap();
+    agent.report(&inventory_of(1)).await.unwrap();
+    assert_eq!(lab.enrolments_counted("Unavailable"), 1);
+    assert_eq!(lab.enrolments_counted("Accepted"), 2);
+}
+
+#[tokio::test]
+async fn what_the_api_server_never_takes_is_final() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    lab.api.fail_next([Some(Fault::Code(422))]);
+    assert_eq!(
+        agent.report(&inventory_of(1)).await,
+        Err(refused(400, ProblemKind::Malformed))
+    );
+}
+
+#[tokio::test]
+async fn a_write_in_between_is_not_undone() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    lab.api.set_lagging(true);
+    lab.api.edit(
+        "servers",
+        &name(1),
+        &json!({ "status": { "clashes": ["other"] } }),
+    );
+    agent.report(&inventory_of(1)).await.unwrap();
+    let status = lab.status(&name(1));
+    assert!(status.inventory.is_some());
+    assert_eq!(status.clashes, ["other"]);
+}
+
+#[tokio::test]
+async fn a_watch_that_lags_refuses_nobody() {
+    let lab = Lab::new().await;
+    lab.api.set_lagging(true);
+    let (agent, _) = lab.enrolled(1).await;
+    agent.report(&inventory_of(1)).await.unwrap();
+    // Another replica knows the session from the API server alone.
+    let mut other = Lab::new().await;
+    other.stop().await;
+    other.api = Arc::clone(&lab.api);
+    other.keys.send_replace(lab.keys.borrow().clone());
+    other.start().await;
+    let elsewhere = Agent {
+        address: other.address,
+        ..agent
+    };
+    elsewhere.report(&inventory_of(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_inventory_that_says_nothing_new_is_not_written() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    agent.report(&inventory_of(1)).await.unwrap();
+    let inventoried = lab.status(&name(1)).inventoried;
+    lab.api.requests();
+    let mut later = inventory_of(1);
+    later.boot.uptime_ms = 99_000;
+    agent.report(&later).await.unwrap();
+    assert_eq!(lab.api.requests(), Vec::<String>::new());
+    assert_eq!(lab.status(&name(1)).inventoried, inventoried);
+    assert_eq!(
+        lab.metric("muster_agents_inventories_total{outcome=\"Unchanged\"}"),
+        1
+    );
+    later.system.serial = "other".into();
+    agent.report(&later).await.unwrap();
+    assert_eq!(lab.status(&name(1)).inventory.unwrap().system.serial, "other");
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_keep_agents_out() {
+    let lab = Lab::new().await;
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(lab.address).await.unwrap());
+    }
+    lab.enrolled(1).await;
+    drop(silent);
+}

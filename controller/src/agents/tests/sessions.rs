@@ -1,0 +1,296 @@
+use muster_proto::{
+    kinds::{OrderOutcome, SessionState},
+    session::{Action, Outcome},
+};
+
+use super::*;
+
+fn state(lab: &Lab) -> SessionState {
+    lab.status(&name(1)).session.unwrap().state
+}
+
+fn order(lab: &Lab, id: &str, action: &str) {
+    lab.api.edit(
+        "servers",
+        &name(1),
+        &json!({ "spec": { "order": { "id": id, "action": action } } }),
+    );
+}
+
+#[tokio::test]
+async fn an_order_reaches_a_held_poll_at_once_and_its_outcome_is_written() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    let began = tokio::time::Instant::now();
+    let (answer, ()) = tokio::join!(agent.poll(""), async {
+        lab.until("the poll is held", |lab| {
+            lab.metric("muster_agents_held_polls") == 1
+        })
+        .await;
+        order(&lab, "op-1", "inspect");
+    });
+    let command = answer.unwrap().command.unwrap();
+    assert_eq!((command.id.as_str(), command.action), ("op-1", Action::Inspect));
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "long before the poll's own end"
+    );
+
+    order(&lab, "op-2", "release");
+    let failed = Some(Outcome::Failed {
+        message: "no\n disk".into(),
+    });
+    let answer = agent
+        .poll_with(PollRequest {
+            last: "op-1".into(),
+            outcome: failed,
+        })
+        .await
+        .unwrap();
+    assert_eq!(answer.command.unwrap().action, Action::Reboot);
+    assert_eq!(
+        lab.status(&name(1)).last_order,
+        None,
+        "an order that was replaced before it was taken up is nobody's"
+    );
+
+    let done = PollRequest {
+        last: "op-2".into(),
+        outcome: Some(Outcome::Done),
+    };
+    let polled = tokio::spawn(async move { agent.poll_with(done).await });
+    let expected = OrderOutcome {
+        id: "op-2".into(),
+        error: String::new(),
+        done: true,
+    };
+    lab.until("the outcome is written", |lab| {
+        lab.status(&name(1)).last_order.as_ref() == Some(&expected)
+    })
+    .await;
+    polled.abort();
+}
+
+#[tokio::test]
+async fn the_outcome_of_an_order_is_not_lost_while_the_api_server_is_away() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    order(&lab, "op-1", "inspect");
+    lab.api.set_down(true);
+    let done = || PollRequest {
+        last: "op-1".into(),
+        outcome: Some(Outcome::Done),
+    };
+    let refusal = agent.poll_with(done()).await.unwrap_err();
+    assert_eq!((refusal.status, refusal.kind), (503, ProblemKind::Unavailable));
+    lab.api.set_down(false);
+    order(&lab, "op-1", "inspect");
+    let polled = tokio::spawn(async move { agent.poll_with(done()).await });
+    lab.until("the outcome is written", |lab| {
+        lab.status(&name(1))
+            .last_order
+            .is_some_and(|order| order.done && order.error.is_empty())
+    })
+    .await;
+    polled.abort();
+}
+
+#[tokio::test]
+async fn a_poll_without_news_ends_empty() {
+    let lab = Lab::with(Pace {
+        poll: Duration::from_millis(50),
+        ..pace()
+    })
+    .await;
+    let (agent, _) = lab.enrolled(1).await;
+    lab.api.requests();
+    for _ in 0..3 {
+        assert_eq!(agent.poll("").await.unwrap().command, None);
+    }
+    assert_eq!(
+        lab.api.requests(),
+        Vec::<String>::new(),
+        "heartbeats stay in memory"
+    );
+}
+
+#[tokio::test]
+async fn a_silent_agent_is_shown_as_gone_and_comes_back() {
+    let lab = Lab::with(Pace {
+        poll: Duration::from_millis(50),
+        ..pace()
+    })
+    .await;
+    let (agent, _) = lab.enrolled(1).await;
+    agent.poll("").await.unwrap();
+    assert_eq!(state(&lab), SessionState::Connected);
+    lab.until("it is gone", |lab| state(lab) == SessionState::Disconnected)
+        .await;
+    lab.until("it is not counted", |lab| {
+        lab.metric("muster_agents_sessions") == 0
+    })
+    .await;
+    agent.poll("").await.unwrap();
+    assert_eq!(state(&lab), SessionState::Connected);
+}
+
+#[tokio::test]
+async fn a_held_poll_that_is_cut_off_ends_the_session() {
+    let patient = Pace {
+        silent: Duration::from_secs(3600),
+        ..pace()
+    };
+    let lab = Lab::with(patient).await;
+    let (agent, _) = lab.enrolled(1).await;
+    let poll = tokio::spawn(async move { agent.poll("").await });
+    lab.until("the poll is held", |lab| {
+        lab.metric("muster_agents_held_polls") == 1
+    })
+    .await;
+    poll.abort();
+    lab.until("it is gone", |lab| state(lab) == SessionState::Disconnected)
+        .await;
+}
+
+#[tokio::test]
+async fn a_newer_enrolment_ends_the_older_session_and_its_held_poll() {
+    let lab = Lab::new().await;
+    let (old, _) = lab.enrolled(1).await;
+    let held = tokio::spawn(async move { (old.poll("").await, old) });
+    lab.until("the poll is held", |lab| {
+        lab.metric("muster_agents_held_polls") == 1
+    })
+    .await;
+    let (new, _) = lab.enrolled(1).await;
+    let (answer, old) = held.await.unwrap();
+    assert_eq!(answer.unwrap_err(), refused(403, ProblemKind::Certificate));
+    assert_eq!(
+        old.report(&inventory_of(1)).await,
+        Err(refused(403, ProblemKind::Certificate))
+    );
+    new.report(&inventory_of(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_retry_of_an_older_enrolment_does_not_end_a_newer_session() {
+    let lab = Lab::new().await;
+    let token = lab.token(1);
+    let mut old = lab.agent(1);
+    old.enrol(&token).await.unwrap();
+    let (new, _) = lab.enrolled(1).await;
+    // Creation times have whole seconds; the older one is made older.
+    let of_old = token::enrolment_name(&token);
+    lab.api.edit(
+        "enrolments",
+        &of_old,
+        &json!({ "metadata": { "creationTimestamp": "2020-01-01T00:00:00Z" } }),
+    );
+    old.certificate = None;
+    assert_eq!(
+        old.enrol(&token).await.unwrap_err(),
+        refused(403, ProblemKind::Token)
+    );
+    new.report(&inventory_of(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restarted_controller_goes_on_with_the_session() {
+    let mut lab = Lab::with(Pace {
+        poll: Duration::from_millis(50),
+        ..pace()
+    })
+    .await;
+    let (mut agent, _) = lab.enrolled(1).await;
+    lab.api.requests();
+    lab.crash_and_restart().await;
+    agent.address = lab.address;
+    agent.poll("").await.unwrap();
+    agent.report(&inventory_of(1)).await.unwrap();
+    drop(agent);
+    lab.crash_and_restart().await;
+    lab.until("a session that nobody takes up ends", |lab| {
+        state(lab) == SessionState::Disconnected
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_the_same_key_only() {
+    let lab = Lab::new().await;
+    let (mut agent, first) = lab.enrolled(1).await;
+    let renewed = agent.call("renew", &json!({ "csr": agent.csr() })).await.unwrap();
+    let renewed: EnrolResponse = serde_json::from_value(renewed).unwrap();
+    assert_eq!(renewed.server, first.server);
+    assert_ne!(renewed.certificate, first.certificate);
+    agent.certificate = Some(renewed.certificate);
+    agent.report(&inventory_of(1)).await.unwrap();
+    let other = lab.agent(1).csr();
+    assert_eq!(
+        agent.call("renew", &json!({ "csr": other })).await,
+        Err(refused(400, ProblemKind::Malformed))
+    );
+}
+
+#[tokio::test]
+async fn agents_live_through_a_rotation_of_the_authority() {
+    let (pem, keys) = new_keys();
+    let lab = Lab::new().await;
+    lab.keys.send_replace(keys);
+    let old = lab.agent(1);
+    // The certificate follows the keys in the background.
+    let connects = async || while old.connect().await.is_err() {};
+    tokio::time::timeout(DEADLINE, connects()).await.unwrap();
+    let (old, _) = lab.enrolled(1).await;
+
+    let late = clock::now() + super::super::ca::CA_LIFETIME * 3 / 4;
+    let mut next = pem.rotate(late).unwrap().unwrap();
+    // Made "late", the new authority has not begun yet; one that begins now takes its place.
+    let young = CaPem::generate(clock::now()).unwrap();
+    next = CaPem {
+        certificate: young.certificate,
+        key: young.key,
+        cross: None,
+        ..next
+    };
+    lab.keys.send_replace(Keys::new(next, vec![7; 32]).unwrap());
+    let new = lab.agent(2);
+    let connects = async || while new.connect().await.is_err() {};
+    tokio::time::timeout(DEADLINE, connects()).await.unwrap();
+    lab.enrolled(2).await;
+    // The old certificate is still taken from an agent that was given the new bundle.
+    let told = Agent {
+        trusts: lab.keys.borrow().ca.bundle.clone(),
+        ..old
+    };
+    told.report(&inventory_of(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_agents_log_is_taken() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    assert_eq!(
+        agent
+            .call("log", &json!({ "lines": ["one", "\u{1b}[2Jtwo"] }))
+            .await,
+        Ok(Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn a_controller_that_ends_answers_held_polls() {
+    let mut lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    let held = tokio::spawn(async move { agent.poll("").await });
+    lab.until("the poll is held", |lab| {
+        lab.metric("muster_agents_held_polls") == 1
+    })
+    .await;
+    lab.stop().await;
+    assert_eq!(held.await.unwrap().unwrap().command, None);
+    assert_eq!(
+        state(&lab),
+        SessionState::Connected,
+        "the agent is there; only this replica is not"
+    );
+}
