@@ -251,10 +251,14 @@ pub fn status(
     };
     let times = old.operation_history.as_ref().and_then(|history| history.inspect.as_ref());
     if times.is_none() || retime || old.hardware != new.hardware {
-        let start = inspected.start.map_or(inspected.end, |start| start.min(inspected.end));
+        let end = whole_seconds(inspected.end);
+        // An inspection that was asked for and brought nothing new left no trace but its end.
+        let same = retime && times.is_some_and(|times| times.end.as_ref() == Some(&end));
+        let end = if same { whole_seconds(now) } else { end };
+        let start = inspected.start.map_or_else(|| end.clone(), |start| whole_seconds(start).min(end.clone()));
         let metric = OperationMetric {
-            start: Some(whole_seconds(start)),
-            end: Some(whole_seconds(inspected.end)),
+            start: Some(start),
+            end: Some(end),
         };
         new.operation_history.get_or_insert_with(OperationHistory::default).inspect = Some(metric);
     }
