@@ -1,11 +1,6 @@
 //! For operators and probes: `/healthz`, `/readyz` and `/metrics`, plain HTTP, by default on loopback only.
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -53,7 +48,11 @@ struct State {
 
 impl Admin {
     /// Listens on `address`; port 0 takes any. `ready` says whether this process does its work.
-    pub async fn bind(address: SocketAddr, registry: Registry, ready: watch::Receiver<bool>) -> Result<Self, ListenError> {
+    pub async fn bind(
+        address: SocketAddr,
+        registry: Registry,
+        ready: watch::Receiver<bool>,
+    ) -> Result<Self, ListenError> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| ListenError { address, source })?;
@@ -74,7 +73,11 @@ impl Admin {
         let Admin { listener, state } = self;
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let slot = slots
+                .clone()
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -108,7 +111,9 @@ fn answer(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, TEXT, "ok\n".to_owned()),
-        (&Method::GET | &Method::HEAD, "/readyz") if *state.ready.borrow() => (StatusCode::OK, TEXT, "ok\n".to_owned()),
+        (&Method::GET | &Method::HEAD, "/readyz") if *state.ready.borrow() => {
+            (StatusCode::OK, TEXT, "ok\n".to_owned())
+        }
         (&Method::GET | &Method::HEAD, "/readyz") => (
             StatusCode::SERVICE_UNAVAILABLE,
             TEXT,
@@ -121,11 +126,17 @@ fn answer(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
             }
         }
-        _ => (StatusCode::NOT_FOUND, TEXT, "/healthz, /readyz, /metrics\n".to_owned()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            TEXT,
+            "/healthz, /readyz, /metrics\n".to_owned(),
+        ),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
@@ -156,7 +167,11 @@ mod tests {
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 503"));
         set.send_replace(true);
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 200"));
-        assert!(get(at, "/metrics").await.contains("process_resident_memory_bytes"));
+        assert!(
+            get(at, "/metrics")
+                .await
+                .contains("process_resident_memory_bytes")
+        );
         assert!(get(at, "/secret").await.starts_with("HTTP/1.1 404"));
         serving.abort();
     }

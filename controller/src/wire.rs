@@ -169,7 +169,11 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     outcome
 }
 
-fn spawn(tasks: &mut JoinSet<&'static str>, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+fn spawn(
+    tasks: &mut JoinSet<&'static str>,
+    name: &'static str,
+    part: impl Future<Output = ()> + Send + 'static,
+) {
     tasks.spawn(async move {
         part.await;
         name
@@ -178,9 +182,7 @@ fn spawn(tasks: &mut JoinSet<&'static str>, name: &'static str, part: impl Futur
 
 /// Gives those parts that listen for the shutdown the time to end; the others are dropped.
 async fn stopped(mut tasks: JoinSet<&'static str>, stop: &watch::Sender<bool>) {
-    let orderly = async {
-        while stop.receiver_count() > 0 && tasks.join_next().await.is_some() {}
-    };
+    let orderly = async { while stop.receiver_count() > 0 && tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(GRACE, orderly).await.is_err() {
         tracing::warn!("parts that did not end in time are dropped");
     }

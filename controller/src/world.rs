@@ -163,7 +163,10 @@ impl World {
         let pointed = server
             .as_ref()
             .and_then(|server| server.spec.host.as_ref())
-            .and_then(|at| self.hosts.get(&reflector::ObjectRef::new(&at.name).within(&at.namespace)));
+            .and_then(|at| {
+                self.hosts
+                    .get(&reflector::ObjectRef::new(&at.name).within(&at.namespace))
+            });
         let host = pointed.or_else(|| {
             self.hosts.find(|host| {
                 host.spec
@@ -202,7 +205,9 @@ where
         });
     let changes = reflector::reflector(writer, events).filter_map(move |event| {
         std::future::ready(match event {
-            Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => Some(change(Arc::new(object))),
+            Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => {
+                Some(change(Arc::new(object)))
+            }
             Ok(watcher::Event::InitDone) => Some(Change::All),
             Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
             Err(error) => {
@@ -219,7 +224,13 @@ where
 mod tests {
     use super::*;
 
-    fn empty() -> (World, Writer<Segment>, Writer<Server>, Writer<BareMetalHost>, Writer<Enrolment>) {
+    fn empty() -> (
+        World,
+        Writer<Segment>,
+        Writer<Server>,
+        Writer<BareMetalHost>,
+        Writer<Enrolment>,
+    ) {
         let (segments, servers) = (Writer::default(), Writer::default());
         let (hosts, enrolments) = (Writer::default(), Writer::default());
         let world = World {
@@ -280,11 +291,17 @@ mod tests {
         hosts.apply_watcher_event(&watcher::Event::Apply(host));
         hosts.apply_watcher_event(&watcher::Event::Apply(declared));
         let names = |known: Known| {
-            (known.server.map(|one| one.name_any()), known.host.map(|one| one.name_any()))
+            (
+                known.server.map(|one| one.name_any()),
+                known.host.map(|one| one.name_any()),
+            )
         };
         let both = (Some("s".to_owned()), Some("h".to_owned()));
         assert_eq!(names(world.known(mac(2), None)), both);
-        assert_eq!(names(world.known(mac(7), Some("4c4c4544-0035-4b10-8032-cac04f583933"))), both);
+        assert_eq!(
+            names(world.known(mac(7), Some("4c4c4544-0035-4b10-8032-cac04f583933"))),
+            both
+        );
         assert_eq!(names(world.known(mac(9), None)), (None, Some("other".to_owned())));
         assert_eq!(names(world.known(mac(7), None)), (None, None));
     }
