@@ -1,14 +1,6 @@
 //! For operators and probes: `/healthz`, `/readyz` and `/metrics`, plain HTTP, by default on loopback only.
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -20,7 +12,10 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::encoding;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 
 use crate::metrics::Registry;
 
@@ -38,22 +33,6 @@ const CONNECTIONS: usize = 32;
 /// A client that sends no request for so long is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether this process does its work; shared with whoever knows.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicBool>);
-
-impl Readiness {
-    /// From now on ready.
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    /// Ready or not.
-    pub fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
 /// A listener for probes.
 #[derive(Debug)]
 pub struct Admin {
@@ -64,12 +43,16 @@ pub struct Admin {
 #[derive(Clone, Debug)]
 struct State {
     registry: Arc<Registry>,
-    ready: Readiness,
+    ready: watch::Receiver<bool>,
 }
 
 impl Admin {
-    /// Listens on `address`; port 0 takes any.
-    pub async fn bind(address: SocketAddr, registry: Registry, ready: Readiness) -> Result<Self, ListenError> {
+    /// Listens on `address`; port 0 takes any. `ready` says whether this process does its work.
+    pub async fn bind(
+        address: SocketAddr,
+        registry: Registry,
+        ready: watch::Receiver<bool>,
+    ) -> Result<Self, ListenError> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| ListenError { address, source })?;
@@ -90,7 +73,11 @@ impl Admin {
         let Admin { listener, state } = self;
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let slot = slots
+                .clone()
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -124,7 +111,9 @@ fn answer(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, TEXT, "ok\n".to_owned()),
-        (&Method::GET | &Method::HEAD, "/readyz") if state.ready.get() => (StatusCode::OK, TEXT, "ok\n".to_owned()),
+        (&Method::GET | &Method::HEAD, "/readyz") if *state.ready.borrow() => {
+            (StatusCode::OK, TEXT, "ok\n".to_owned())
+        }
         (&Method::GET | &Method::HEAD, "/readyz") => (
             StatusCode::SERVICE_UNAVAILABLE,
             TEXT,
@@ -137,11 +126,17 @@ fn answer(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
             }
         }
-        _ => (StatusCode::NOT_FOUND, TEXT, "/healthz, /readyz, /metrics\n".to_owned()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            TEXT,
+            "/healthz, /readyz, /metrics\n".to_owned(),
+        ),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
@@ -162,17 +157,21 @@ mod tests {
 
     #[tokio::test]
     async fn ready_is_said_only_when_it_is_so() {
-        let ready = Readiness::default();
-        let admin = Admin::bind(([127, 0, 0, 1], 0).into(), crate::metrics::registry(), ready.clone())
+        let (set, ready) = watch::channel(false);
+        let admin = Admin::bind(([127, 0, 0, 1], 0).into(), crate::metrics::registry(), ready)
             .await
             .unwrap();
         let at = admin.address().unwrap();
         let serving = tokio::spawn(admin.run());
         assert!(get(at, "/healthz").await.starts_with("HTTP/1.1 200"));
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 503"));
-        ready.set();
+        set.send_replace(true);
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 200"));
-        assert!(get(at, "/metrics").await.contains("process_resident_memory_bytes"));
+        assert!(
+            get(at, "/metrics")
+                .await
+                .contains("process_resident_memory_bytes")
+        );
         assert!(get(at, "/secret").await.starts_with("HTTP/1.1 404"));
         serving.abort();
     }

@@ -62,7 +62,12 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// What this process is for.
-    #[arg(long, env = "MUSTER_ROLES", value_delimiter = ',', default_value = "edge,control")]
+    #[arg(
+        long,
+        env = "MUSTER_ROLES",
+        value_delimiter = ',',
+        default_value = "edge,control"
+    )]
     pub roles: Vec<Role>,
     /// The namespace of Segments, Servers and the controller's own Secrets.
     #[arg(long, env = "MUSTER_NAMESPACE", default_value = "muster-system")]

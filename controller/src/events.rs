@@ -64,7 +64,11 @@ async fn write(client: kube::Client, mut waiting: mpsc::Receiver<Event>) {
         );
         tracing::info!(%subject, reason, %message, "event");
         let event = events::Event {
-            type_: if warning { EventType::Warning } else { EventType::Normal },
+            type_: if warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
             reason: reason.to_owned(),
             // The recorder aggregates by action: the same words are the same happening.
             action: action(reason, &message),
@@ -81,6 +85,11 @@ async fn write(client: kube::Client, mut waiting: mpsc::Receiver<Event>) {
 /// up under the first one's words.
 fn action(reason: &str, message: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, message.as_bytes());
-    let digits: String = digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let digits: String = digest
+        .as_ref()
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("{reason}-{digits}")
 }

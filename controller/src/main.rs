@@ -1,6 +1,6 @@
 //! The controller's binary.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
 use muster_controller::{
@@ -28,7 +28,10 @@ fn main() -> ExitCode {
 
 fn log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().init(),
@@ -37,7 +40,10 @@ fn log(format: LogFormat) {
 
 fn serve(args: muster_controller::args::RunArgs) -> anyhow::Result<()> {
     // One provider for the whole process, chosen here and not by whichever crate asks first.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
         anyhow::bail!("another cryptography provider is installed already");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -8,17 +8,17 @@ use kube::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{broadcast, watch},
     task::JoinSet,
 };
 
 use crate::{
-    admin::{Admin, ListenError, Readiness},
+    admin::{Admin, ListenError},
     args::{Role, RunArgs},
     discovery,
     events::Events,
     metrics::{self, Registry},
-    world::{Driver, Scope, World},
+    world::{Change, Scope, World},
 };
 
 /// The controller could not start, or a part of it ended by itself.
@@ -67,13 +67,15 @@ pub struct Parts<'a> {
     /// The watched copies.
     pub world: World,
     /// Subscribe here to hear of changes.
-    pub driver: &'a Driver,
+    pub changes: broadcast::Sender<Change>,
     /// For telling people.
     pub events: Events,
     /// For registering metrics.
     pub registry: &'a mut Registry,
     /// For parts that end in an orderly way; others are dropped.
     pub shutdown: Shutdown,
+    /// True once `world` is complete for the first time.
+    pub ready: watch::Receiver<bool>,
     /// Where parts run. A part that ends before the shutdown ends the process, under the name that it returns.
     pub tasks: &'a mut JoinSet<&'static str>,
 }
@@ -85,10 +87,15 @@ impl std::fmt::Debug for Parts<'_> {
 }
 
 impl Parts<'_> {
-    /// Runs `part` as long as the process does.
+    /// Runs `part` as long as the process does, from when the world is complete. Nothing may wait for a store before: of
+    /// several that do, kube-runtime wakes one.
     pub fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        let mut ready = self.ready.clone();
         self.tasks.spawn(async move {
-            part.await;
+            // The sender lives as long as the process.
+            if ready.wait_for(|ready| *ready).await.is_ok() {
+                part.await;
+            }
             name
         });
     }
@@ -104,47 +111,42 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let (world, driver) = World::start(&client, &scope);
     let (events, write_events) = Events::start(client.clone());
     let (stop, shutdown) = watch::channel(false);
+    let (complete, ready) = watch::channel(false);
     let mut registry = metrics::registry();
     let mut tasks = JoinSet::new();
+    let changes = driver.changes();
+    spawn(&mut tasks, "the watch of the cluster", driver.run());
+    spawn(&mut tasks, "the writer of Events", write_events);
     let mut parts = Parts {
         args: &args,
         client,
         scope,
         world: world.clone(),
-        driver: &driver,
+        changes,
         events,
         registry: &mut registry,
         shutdown,
+        ready: ready.clone(),
         tasks: &mut tasks,
     };
-    parts.spawn("the writer of Events", write_events);
     for role in args.roles() {
         match role {
-            Role::Edge => edge(&mut parts),
-            Role::Control => control(&mut parts),
+            Role::Edge => edge(&mut parts).await?,
+            Role::Control => control(&mut parts).await?,
         }
     }
     drop(parts);
-    let ready = Readiness::default();
-    let admin = Admin::bind(args.admin_listen, registry, ready.clone()).await?;
+    let admin = Admin::bind(args.admin_listen, registry, ready).await?;
     if let Ok(address) = admin.address() {
         tracing::info!(%address, "probes and metrics");
     }
-    tasks.spawn(async {
-        admin.run().await;
-        "the listener for probes"
-    });
-    tasks.spawn(async {
-        driver.run().await;
-        "the watch of the cluster"
-    });
-    let seen = ready.clone();
-    tasks.spawn(async move {
+    spawn(&mut tasks, "the listener for probes", admin.run());
+    spawn(&mut tasks, "the wait for the cluster", async move {
         if world.ready().await {
-            seen.set();
             tracing::info!("the cluster is read; ready");
+            complete.send_replace(true);
+            std::future::pending::<()>().await;
         }
-        std::future::pending().await
     });
     let ended = tokio::select! {
         ended = tasks.join_next() => ended,
@@ -167,11 +169,20 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     outcome
 }
 
+fn spawn(
+    tasks: &mut JoinSet<&'static str>,
+    name: &'static str,
+    part: impl Future<Output = ()> + Send + 'static,
+) {
+    tasks.spawn(async move {
+        part.await;
+        name
+    });
+}
+
 /// Gives those parts that listen for the shutdown the time to end; the others are dropped.
 async fn stopped(mut tasks: JoinSet<&'static str>, stop: &watch::Sender<bool>) {
-    let orderly = async {
-        while stop.receiver_count() > 0 && tasks.join_next().await.is_some() {}
-    };
+    let orderly = async { while stop.receiver_count() > 0 && tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(GRACE, orderly).await.is_err() {
         tracing::warn!("parts that did not end in time are dropped");
     }
@@ -196,20 +207,23 @@ async fn client(args: &RunArgs) -> Result<Client, RunError> {
 }
 
 /// Network boot and the agents' side.
-fn edge(_parts: &mut Parts<'_>) {}
+async fn edge(_parts: &mut Parts<'_>) -> Result<(), RunError> {
+    Ok(())
+}
 
 /// Hosts from what machines report.
-fn control(parts: &mut Parts<'_>) {
+async fn control(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let metrics = discovery::Metrics::register(parts.registry);
     let discovery = discovery::run(
         parts.client.clone(),
         parts.scope.clone(),
         parts.world.clone(),
-        parts.driver.changes(),
+        parts.changes.subscribe(),
         parts.events.clone(),
         metrics,
     );
     parts.spawn("discovery", discovery);
+    Ok(())
 }
 
 async fn stop_signal() -> std::io::Result<()> {

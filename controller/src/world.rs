@@ -71,6 +71,8 @@ pub enum Change {
     All,
 }
 
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// Changes that a slow listener may be behind before it is told to look at everything.
 const CHANGES: usize = 1024;
 
@@ -87,9 +89,9 @@ impl Debug for Driver {
 }
 
 impl Driver {
-    /// Every change from now on.
-    pub fn changes(&self) -> broadcast::Receiver<Change> {
-        self.changes.subscribe()
+    /// Where to subscribe to every change from then on.
+    pub fn changes(&self) -> broadcast::Sender<Change> {
+        self.changes.clone()
     }
 
     /// Watches until dropped. A watch that fails is tried again, ever more slowly; the copies stay as they were.
@@ -130,13 +132,20 @@ impl World {
 
     /// Waits until every copy is complete for the first time. False if the driver ended before.
     pub async fn ready(&self) -> bool {
-        let (segments, servers, hosts, enrolments) = tokio::join!(
-            self.segments.wait_until_ready(),
-            self.servers.wait_until_ready(),
-            self.hosts.wait_until_ready(),
-            self.enrolments.wait_until_ready(),
-        );
-        segments.is_ok() && servers.is_ok() && hosts.is_ok() && enrolments.is_ok()
+        loop {
+            let all = async {
+                tokio::join!(
+                    self.segments.wait_until_ready(),
+                    self.servers.wait_until_ready(),
+                    self.hosts.wait_until_ready(),
+                    self.enrolments.wait_until_ready(),
+                )
+            };
+            // A store wakes only the last of several that wait for it (kube-runtime 5.0, `DelayedInit`): look again by and by.
+            if let Ok((segments, servers, hosts, enrolments)) = tokio::time::timeout(LOOK_AGAIN, all).await {
+                return segments.is_ok() && servers.is_ok() && hosts.is_ok() && enrolments.is_ok();
+            }
+        }
     }
 
     /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID.
@@ -154,7 +163,10 @@ impl World {
         let pointed = server
             .as_ref()
             .and_then(|server| server.spec.host.as_ref())
-            .and_then(|at| self.hosts.get(&reflector::ObjectRef::new(&at.name).within(&at.namespace)));
+            .and_then(|at| {
+                self.hosts
+                    .get(&reflector::ObjectRef::new(&at.name).within(&at.namespace))
+            });
         let host = pointed.or_else(|| {
             self.hosts.find(|host| {
                 host.spec
@@ -193,7 +205,9 @@ where
         });
     let changes = reflector::reflector(writer, events).filter_map(move |event| {
         std::future::ready(match event {
-            Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => Some(change(Arc::new(object))),
+            Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => {
+                Some(change(Arc::new(object)))
+            }
             Ok(watcher::Event::InitDone) => Some(Change::All),
             Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
             Err(error) => {
@@ -204,4 +218,91 @@ where
         })
     });
     (store, changes.boxed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn empty() -> (
+        World,
+        Writer<Segment>,
+        Writer<Server>,
+        Writer<BareMetalHost>,
+        Writer<Enrolment>,
+    ) {
+        let (segments, servers) = (Writer::default(), Writer::default());
+        let (hosts, enrolments) = (Writer::default(), Writer::default());
+        let world = World {
+            segments: segments.as_reader(),
+            servers: servers.as_reader(),
+            hosts: hosts.as_reader(),
+            enrolments: enrolments.as_reader(),
+        };
+        (world, segments, servers, hosts, enrolments)
+    }
+
+    #[tokio::test]
+    async fn everyone_who_waits_for_the_world_is_woken() {
+        let (world, mut segments, mut servers, mut hosts, mut enrolments) = empty();
+        let waiting: Vec<_> = (0..4)
+            .map(|_| {
+                let world = world.clone();
+                tokio::spawn(async move { world.ready().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        segments.apply_watcher_event(&watcher::Event::InitDone);
+        servers.apply_watcher_event(&watcher::Event::InitDone);
+        hosts.apply_watcher_event(&watcher::Event::InitDone);
+        enrolments.apply_watcher_event(&watcher::Event::InitDone);
+        for one in waiting {
+            let woken = tokio::time::timeout(std::time::Duration::from_secs(20), one).await;
+            assert!(woken.expect("woken in time").unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_machine_is_known_by_any_alias_and_its_host_by_the_reference() {
+        let (world, _segments, mut servers, mut hosts, _enrolments) = empty();
+        let mac = |last| Mac([2, 0, 0, 0, 0, last]);
+        let mut server = Server::new("s", muster_proto::kinds::ServerSpec::default());
+        server.metadata.namespace = Some("muster-system".to_owned());
+        server.spec.host = Some(muster_proto::kinds::HostReference {
+            namespace: "metal".to_owned(),
+            name: "h".to_owned(),
+            uid: "1".to_owned(),
+        });
+        let identity = Identity {
+            system_uuid: Some("4c4c4544-0035-4b10-8032-cac04f583933".to_owned()),
+            macs: [mac(1), mac(2)].into(),
+            ..Identity::default()
+        };
+        server.status = Some(muster_proto::kinds::ServerStatus {
+            identity,
+            ..Default::default()
+        });
+        let mut host = BareMetalHost::new("h", muster_proto::kinds::BareMetalHostSpec::default());
+        host.metadata.namespace = Some("metal".to_owned());
+        let mut declared = BareMetalHost::new("other", muster_proto::kinds::BareMetalHostSpec::default());
+        declared.metadata.namespace = Some("metal".to_owned());
+        declared.spec.boot_mac_address = Some("02-00-00-00-00-09".to_owned());
+        servers.apply_watcher_event(&watcher::Event::Apply(server));
+        hosts.apply_watcher_event(&watcher::Event::Apply(host));
+        hosts.apply_watcher_event(&watcher::Event::Apply(declared));
+        let names = |known: Known| {
+            (
+                known.server.map(|one| one.name_any()),
+                known.host.map(|one| one.name_any()),
+            )
+        };
+        let both = (Some("s".to_owned()), Some("h".to_owned()));
+        assert_eq!(names(world.known(mac(2), None)), both);
+        assert_eq!(
+            names(world.known(mac(7), Some("4c4c4544-0035-4b10-8032-cac04f583933"))),
+            both
+        );
+        assert_eq!(names(world.known(mac(9), None)), (None, Some("other".to_owned())));
+        assert_eq!(names(world.known(mac(7), None)), (None, None));
+    }
 }

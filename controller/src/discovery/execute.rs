@@ -88,11 +88,17 @@ impl Executor {
             } => {
                 let step = "mark host";
                 // The UID makes the API server refuse the patch if another host has taken the name.
-                let patch = json!({"metadata": {"uid": host.uid, "labels": labels, "annotations": annotations}});
-                self.merge::<BareMetalHost>(step, &host.namespace, &host.name, patch).await
+                let patch =
+                    json!({"metadata": {"uid": host.uid, "labels": labels, "annotations": annotations}});
+                self.merge::<BareMetalHost>(step, &host.namespace, &host.name, patch)
+                    .await
             }
             Effect::ApplyHardwareData { host, hardware } => self.apply_hardware(&host, *hardware).await,
-            Effect::WriteHostStatus { host, version, status } => self.write_status(&host, &version, &status).await,
+            Effect::WriteHostStatus {
+                host,
+                version,
+                status,
+            } => self.write_status(&host, &version, &status).await,
             Effect::PatchServerSpec { spec, approved } => self.patch_server(server, &spec, approved).await,
             Effect::Dismiss(host) => self.dismiss(server, &host).await,
             Effect::RemoveAnnotation { host, name } => {
@@ -166,7 +172,11 @@ impl Executor {
             block_owner_deletion: None,
         }]);
         self.api::<HardwareData>(&host.namespace)
-            .patch(&host.name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&data))
+            .patch(
+                &host.name,
+                &PatchParams::apply(FIELD_MANAGER).force(),
+                &Patch::Apply(&data),
+            )
             .await
             .map_err(failed("apply HardwareData", &path(host)))?;
         Ok("apply_hardware_data")
@@ -213,7 +223,8 @@ impl Executor {
             patch["metadata"]["annotations"] = json!({APPROVE_ANNOTATION: Value::Null});
         }
         let namespace = server.metadata.namespace.as_deref().unwrap_or_default();
-        self.merge::<Server>("patch Server", namespace, server_name(server), patch).await
+        self.merge::<Server>("patch Server", namespace, server_name(server), patch)
+            .await
     }
 
     async fn dismiss(&self, server: &Server, host: &HostReference) -> Result<&'static str, ExecuteError> {
@@ -247,7 +258,11 @@ impl Executor {
             }),
             ..DeleteParams::default()
         };
-        match self.api::<BareMetalHost>(&host.namespace).delete(&host.name, &params).await {
+        match self
+            .api::<BareMetalHost>(&host.namespace)
+            .delete(&host.name, &params)
+            .await
+        {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             outcome => {
                 outcome.map_err(failed("delete host", &subject))?;
@@ -264,7 +279,10 @@ impl Executor {
         patch: Value,
     ) -> Result<&'static str, ExecuteError>
     where
-        K: kube::Resource<Scope = kube::core::NamespaceResourceScope> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + serde::de::DeserializeOwned
+            + std::fmt::Debug,
         K::DynamicType: Default,
     {
         let params = PatchParams {
@@ -292,7 +310,13 @@ fn failed(step: &'static str, subject: &str) -> impl FnOnce(kube::Error) -> Exec
     let subject = subject.to_owned();
     move |source| match source {
         // Not found, exists already, has changed: our copy was old.
-        kube::Error::Api(status) if matches!(status.code, 404 | 409) => ExecuteError::Behind { step, subject },
-        source => ExecuteError::Step { step, subject, source },
+        kube::Error::Api(status) if matches!(status.code, 404 | 409) => {
+            ExecuteError::Behind { step, subject }
+        }
+        source => ExecuteError::Step {
+            step,
+            subject,
+            source,
+        },
     }
 }

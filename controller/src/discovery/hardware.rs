@@ -55,7 +55,14 @@ pub fn boot_mac(inventory: &Inventory) -> Option<Mac> {
         .filter(|mac| mac.is_unicast())
         .or_else(|| nics().filter(|nic| nic.carrier).find_map(usable))
         .or_else(|| nics().find_map(usable))
-        .or_else(|| inventory.identity.macs.iter().copied().find(|mac| mac.is_unicast()))
+        .or_else(|| {
+            inventory
+                .identity
+                .macs
+                .iter()
+                .copied()
+                .find(|mac| mac.is_unicast())
+        })
 }
 
 fn said(value: &str) -> Option<String> {
@@ -71,8 +78,8 @@ fn cpu(inventory: &Inventory) -> Option<HardwareCpu> {
     let mut flags: Vec<String> = cpu.flags.iter().filter_map(|flag| said(flag)).collect();
     flags.sort();
     flags.dedup();
-    // The schema's number is a double, but JSON has no NaN: the API server would refuse the whole object.
-    let clock = Some(cpu.max_mhz.round()).filter(|mhz| mhz.is_finite() && *mhz > 0.0);
+    // JSON has no NaN, and a number that no processor has is no fact.
+    let clock = Some(cpu.max_mhz.round()).filter(|mhz| (1.0..1e6).contains(mhz));
     Some(HardwareCpu {
         arch: said(&cpu.arch),
         model: said(&cpu.model),
@@ -159,7 +166,11 @@ pub fn changes(old: &HardwareDetails, new: &HardwareDetails) -> Vec<String> {
     }
     let processors = |of: &HardwareDetails| {
         of.cpu.as_ref().map_or_else(String::new, |cpu| {
-            format!("{}x {}", cpu.count.unwrap_or(0), cpu.model.as_deref().unwrap_or("?"))
+            format!(
+                "{}x {}",
+                cpu.count.unwrap_or(0),
+                cpu.model.as_deref().unwrap_or("?")
+            )
         })
     };
     value(&mut all, "processors", &processors(old), &processors(new));
@@ -170,7 +181,10 @@ pub fn changes(old: &HardwareDetails, new: &HardwareDetails) -> Vec<String> {
             .unwrap_or_default()
     };
     for (name, field) in [
-        ("manufacturer", (|v| &v.manufacturer) as fn(&HardwareSystemVendor) -> &Option<String>),
+        (
+            "manufacturer",
+            (|v| &v.manufacturer) as fn(&HardwareSystemVendor) -> &Option<String>,
+        ),
         ("product", |v| &v.product_name),
         ("system serial", |v| &v.serial_number),
     ] {
@@ -190,12 +204,19 @@ pub fn changes(old: &HardwareDetails, new: &HardwareDetails) -> Vec<String> {
 }
 
 fn mebibytes(of: &HardwareDetails) -> String {
-    of.ram_mebibytes.map_or_else(|| "unknown".to_owned(), |mib| format!("{mib} MiB"))
+    of.ram_mebibytes
+        .map_or_else(|| "unknown".to_owned(), |mib| format!("{mib} MiB"))
 }
 
 fn value(all: &mut Vec<String>, name: &str, old: &str, new: &str) {
     if old != new {
-        let shown = |value: &str| if value.is_empty() { "nothing".to_owned() } else { format!("\"{value}\"") };
+        let shown = |value: &str| {
+            if value.is_empty() {
+                "nothing".to_owned()
+            } else {
+                format!("\"{value}\"")
+            }
+        };
         all.push(format!("{name} {} -> {}", shown(old), shown(new)));
     }
 }
@@ -239,7 +260,10 @@ fn nics(of: &HardwareDetails) -> Parts {
         }
         seen.push((&nic.name, &nic.mac));
         let id = nic.mac.as_ref().or(nic.name.as_ref());
-        Some((id.cloned().unwrap_or_default(), nic.model.clone().unwrap_or_default()))
+        Some((
+            id.cloned().unwrap_or_default(),
+            nic.model.clone().unwrap_or_default(),
+        ))
     }))
 }
 

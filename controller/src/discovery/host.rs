@@ -14,9 +14,10 @@ use muster_proto::{
     Mac,
     inventory::{BootMode, Inventory},
     kinds::{
-        ARCH_LABEL, AutomatedCleaningMode, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec, BareMetalHostStatus,
-        HardwareDetails, HostReference, INSPECT_ANNOTATION, OperationHistory, OperationMetric, OperationalStatus,
-        PAUSED_ANNOTATION, ProvisionStatus, SEGMENT_LABEL, SERVER_ANNOTATION, Trust, VENDOR_LABEL,
+        ARCH_LABEL, AutomatedCleaningMode, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec,
+        BareMetalHostStatus, HardwareDetails, HostReference, INSPECT_ANNOTATION, OperationHistory,
+        OperationMetric, OperationalStatus, PAUSED_ANNOTATION, ProvisionStatus, SEGMENT_LABEL,
+        SERVER_ANNOTATION, Trust, VENDOR_LABEL,
     },
     text,
 };
@@ -78,14 +79,21 @@ pub fn macs(host: &BareMetalHost) -> BTreeSet<Mac> {
         .filter_map(|status| status.hardware.as_ref())
         .flat_map(|hardware| &hardware.nics)
         .filter_map(|nic| nic.mac.as_deref()?.parse().ok());
-    declared_mac(host).into_iter().chain(inspected).filter(|mac: &Mac| mac.is_unicast()).collect()
+    declared_mac(host)
+        .into_iter()
+        .chain(inspected)
+        .filter(|mac: &Mac| mac.is_unicast())
+        .collect()
 }
 
 /// The vendor and the serial number that an inspection of `host` found, if they say something.
 pub fn serial(host: &BareMetalHost) -> Option<(String, &str)> {
     let vendor = host.status.as_ref()?.hardware.as_ref()?.system_vendor.as_ref()?;
     let serial = text::usable(vendor.serial_number.as_deref()?)?;
-    Some((name::vendor(vendor.manufacturer.as_deref().unwrap_or_default()), serial))
+    Some((
+        name::vendor(vendor.manufacturer.as_deref().unwrap_or_default()),
+        serial,
+    ))
 }
 
 /// True while discovery writes the status: from creation until BMC details move the host on.
@@ -95,7 +103,9 @@ pub fn is_discovered(host: &BareMetalHost) -> bool {
 
 /// Where `host` is in its life.
 pub fn state(host: &BareMetalHost) -> &str {
-    host.status.as_ref().map_or("", |status| &status.provisioning.state)
+    host.status
+        .as_ref()
+        .map_or("", |status| &status.provisioning.state)
 }
 
 /// True if nobody may touch `host` now.
@@ -116,7 +126,9 @@ pub fn wants_inspection(host: &BareMetalHost) -> bool {
 /// The trust behind what `host` shows; unknown where nothing was recorded.
 pub fn recorded_trust(host: &BareMetalHost) -> Trust {
     let parse = |text: &str| serde_json::from_value(serde_json::Value::String(text.to_owned())).ok();
-    annotation(host, TRUST_ANNOTATION).and_then(parse).unwrap_or(Trust::Unknown)
+    annotation(host, TRUST_ANNOTATION)
+        .and_then(parse)
+        .unwrap_or(Trust::Unknown)
 }
 
 /// `trust` as the annotation has it.
@@ -132,8 +144,15 @@ pub fn trust_name(trust: Trust) -> &'static str {
 /// True for a host that Muster made and nobody has laid a hand on: nothing in it would be lost with it.
 pub fn is_untouched(host: &BareMetalHost) -> bool {
     let ours = |name: &String| {
-        [ARCH_LABEL, VENDOR_LABEL, BOOT_MODE_LABEL, SEGMENT_LABEL, SERVER_ANNOTATION, TRUST_ANNOTATION]
-            .contains(&name.as_str())
+        [
+            ARCH_LABEL,
+            VENDOR_LABEL,
+            BOOT_MODE_LABEL,
+            SEGMENT_LABEL,
+            SERVER_ANNOTATION,
+            TRUST_ANNOTATION,
+        ]
+        .contains(&name.as_str())
     };
     let only_ours = |map: &Option<BTreeMap<String, String>>| map.iter().flatten().all(|(name, _)| ours(name));
     let as_made = BareMetalHostSpec {
@@ -249,14 +268,25 @@ pub fn status(
         },
         ..old.clone()
     };
-    let times = old.operation_history.as_ref().and_then(|history| history.inspect.as_ref());
+    let times = old
+        .operation_history
+        .as_ref()
+        .and_then(|history| history.inspect.as_ref());
     if times.is_none() || retime || old.hardware != new.hardware {
-        let start = inspected.start.map_or(inspected.end, |start| start.min(inspected.end));
+        let end = whole_seconds(inspected.end);
+        // An inspection that was asked for and brought nothing new left no trace but its end.
+        let same = retime && times.is_some_and(|times| times.end.as_ref() >= Some(&end));
+        let end = if same { whole_seconds(now) } else { end };
+        let start = inspected
+            .start
+            .map_or_else(|| end.clone(), |start| whole_seconds(start).min(end.clone()));
         let metric = OperationMetric {
-            start: Some(whole_seconds(start)),
-            end: Some(whole_seconds(inspected.end)),
+            start: Some(start),
+            end: Some(end),
         };
-        new.operation_history.get_or_insert_with(OperationHistory::default).inspect = Some(metric);
+        new.operation_history
+            .get_or_insert_with(OperationHistory::default)
+            .inspect = Some(metric);
     }
     if host.status.is_some() && new == old {
         return None;

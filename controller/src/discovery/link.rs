@@ -39,16 +39,27 @@ pub(super) fn macs(server: &Server) -> BTreeSet<Mac> {
         return BTreeSet::new();
     };
     let inventory = status.inventory.as_ref();
-    let nics = inventory.iter().flat_map(|inventory| &inventory.nics).filter_map(|nic| nic.mac);
-    let known = inventory.iter().flat_map(|inventory| &inventory.identity.macs).copied();
+    let nics = inventory
+        .iter()
+        .flat_map(|inventory| &inventory.nics)
+        .filter_map(|nic| nic.mac);
+    let known = inventory
+        .iter()
+        .flat_map(|inventory| &inventory.identity.macs)
+        .copied();
     let all = status.identity.macs.iter().copied().chain(nics).chain(known);
     all.filter(|mac| mac.is_unicast()).collect()
 }
 
 /// The names that a host of the machine behind `server` may have, best first; none before its first inventory.
 pub(super) fn names(server: &Server) -> Vec<String> {
-    let inventory = server.status.as_ref().and_then(|status| status.inventory.as_ref());
-    inventory.map_or_else(Vec::new, |inventory| name::candidates(inventory, server_name(server)))
+    let inventory = server
+        .status
+        .as_ref()
+        .and_then(|status| status.inventory.as_ref());
+    inventory.map_or_else(Vec::new, |inventory| {
+        name::candidates(inventory, server_name(server))
+    })
 }
 
 /// True if `host` can matter to a decision about `server`; the others need not be shown to it.
@@ -78,7 +89,11 @@ impl Signals {
     pub(super) fn concern(&self, server: &Server, host: &BareMetalHost) -> bool {
         points_at(server, host)
             || host::made_for(host) == Some(server_name(server))
-            || host.metadata.name.as_ref().is_some_and(|name| self.names.contains(name))
+            || host
+                .metadata
+                .name
+                .as_ref()
+                .is_some_and(|name| self.names.contains(name))
             || !host::macs(host).is_disjoint(&self.macs)
             || self.same_serial(host)
     }
@@ -92,12 +107,16 @@ impl Signals {
 fn serial(server: &Server) -> Option<(String, String)> {
     let system = &server.status.as_ref()?.inventory.as_ref()?.system;
     let serial = text::clean(system.serial.as_bytes());
-    Some((name::vendor(&system.manufacturer), text::usable(&serial)?.to_owned()))
+    Some((
+        name::vendor(&system.manufacturer),
+        text::usable(&serial)?.to_owned(),
+    ))
 }
 
 fn points_at(server: &Server, host: &BareMetalHost) -> bool {
     server.spec.host.as_ref().is_some_and(|at| {
-        host.metadata.namespace.as_ref() == Some(&at.namespace) && host.metadata.name.as_ref() == Some(&at.name)
+        host.metadata.namespace.as_ref() == Some(&at.namespace)
+            && host.metadata.name.as_ref() == Some(&at.name)
     })
 }
 
@@ -114,7 +133,10 @@ pub(super) fn made_for_us<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
 }
 
 fn hosts<'a>(seen: &Seen<'a>) -> impl Iterator<Item = &'a BareMetalHost> {
-    seen.hosts.iter().map(AsRef::as_ref).filter(|host| !host::is_leaving(host))
+    seen.hosts
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(|host| !host::is_leaving(host))
 }
 
 /// True if `host` belongs to no Server that exists: declared by hand or by GitOps, or left by a Server that was removed.
@@ -149,7 +171,11 @@ pub(super) fn rivals<'a>(seen: &Seen<'a>, host: &BareMetalHost) -> Vec<&'a Serve
 pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
     let us = server_name(seen.server);
     if let Some(at) = &seen.server.spec.host {
-        let pointed = seen.hosts.iter().map(AsRef::as_ref).find(|host| points_at(seen.server, host));
+        let pointed = seen
+            .hosts
+            .iter()
+            .map(AsRef::as_ref)
+            .find(|host| points_at(seen.server, host));
         if let Some(host) = pointed {
             let owner = host::made_for(host);
             if owner.is_some_and(|owner| owner != us && exists(seen, owner)) {
@@ -161,7 +187,10 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
             }
             let declares = host::declared_mac(host).is_some_and(|mac| macs(seen.server).contains(&mac));
             if owner == Some(us) || at.uid.is_empty() || declares {
-                return Link::Change(host, "the host of that name was made anew: restored, moved or declared");
+                return Link::Change(
+                    host,
+                    "the host of that name was made anew: restored, moved or declared",
+                );
             }
         }
         return elsewhere(seen).unwrap_or_else(|| Link::Gone(at.clone()));
@@ -175,16 +204,28 @@ fn elsewhere<'a>(seen: &Seen<'a>) -> Option<Link<'a>> {
     match ours[..] {
         [] => {}
         [host] => return Some(Link::Change(host, "the host was made for this machine")),
-        _ => return Some(Link::Doubt(ours, "several hosts say that they were made for one machine")),
+        _ => {
+            return Some(Link::Doubt(
+                ours,
+                "several hosts say that they were made for one machine",
+            ));
+        }
     }
     let declared = declared(seen);
     match declared[..] {
         [] => None,
-        [host] if rivals(seen, host).is_empty() => {
-            Some(Link::Change(host, "the host declares a MAC address of this machine"))
-        }
-        [_] => Some(Link::Doubt(declared, "several machines show the MAC address that one host declares")),
-        _ => Some(Link::Doubt(declared, "several hosts declare MAC addresses of one machine")),
+        [host] if rivals(seen, host).is_empty() => Some(Link::Change(
+            host,
+            "the host declares a MAC address of this machine",
+        )),
+        [_] => Some(Link::Doubt(
+            declared,
+            "several machines show the MAC address that one host declares",
+        )),
+        _ => Some(Link::Doubt(
+            declared,
+            "several hosts declare MAC addresses of one machine",
+        )),
     }
 }
 
@@ -201,6 +242,9 @@ fn claimed<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
         .collect();
     match claimed[..] {
         [] => Link::Nobody,
-        _ => Link::Doubt(claimed, "it shows the name, serial number or a MAC address of a host that somebody declared"),
+        _ => Link::Doubt(
+            claimed,
+            "it shows the name, serial number or a MAC address of a host that somebody declared",
+        ),
     }
 }

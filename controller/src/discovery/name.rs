@@ -12,11 +12,39 @@ const CLASH_ROOM: usize = 7;
 
 /// Words at the end of a company's name that say what it is in law and not who.
 const LEGAL: &[&str] = &[
-    "inc", "incorporated", "ltd", "limited", "llc", "co", "corp", "corporation", "company", "gmbh", "ag", "kg", "sa", "sas",
-    "spa", "bv", "nv", "ab", "oy", "plc", "pte", "pty", "kk",
+    "inc",
+    "incorporated",
+    "ltd",
+    "limited",
+    "llc",
+    "co",
+    "corp",
+    "corporation",
+    "company",
+    "gmbh",
+    "ag",
+    "kg",
+    "sa",
+    "sas",
+    "spa",
+    "bv",
+    "nv",
+    "ab",
+    "oy",
+    "plc",
+    "pte",
+    "pty",
+    "kk",
 ];
 /// Words that say what a company makes; dropped after a name of one word.
-const TRADE: &[&str] = &["technology", "technologies", "computer", "computers", "systems", "electronics"];
+const TRADE: &[&str] = &[
+    "technology",
+    "technologies",
+    "computer",
+    "computers",
+    "systems",
+    "electronics",
+];
 
 /// The short form of a vendor's name, as part of a DNS label: `Dell Inc.` is `dell`, `Hewlett Packard Enterprise` is `hpe`.
 /// Three words and more become their initials, as such companies call themselves. Empty if nothing usable is left.
@@ -39,7 +67,11 @@ pub fn vendor(manufacturer: &str) -> String {
     }
     match words.len() {
         0..3 => text::dns_label(&words.join("-"), VENDOR_MAX),
-        _ => words.iter().filter_map(|word| word.chars().next()).take(VENDOR_MAX).collect(),
+        _ => words
+            .iter()
+            .filter_map(|word| word.chars().next())
+            .take(VENDOR_MAX)
+            .collect(),
     }
 }
 
@@ -68,7 +100,11 @@ fn by_serial(inventory: &Inventory) -> Option<String> {
     name.truncate(MAX - CLASH_ROOM);
     let name = name.trim_end_matches('-').to_owned();
     // Upstream refuses names that look like a UUID: it would take them for a machine's id.
-    let name = if is_uuid_shaped(&name) { format!("m-{name}") } else { name };
+    let name = if is_uuid_shaped(&name) {
+        format!("m-{name}")
+    } else {
+        name
+    };
     (!serial.is_empty()).then_some(name)
 }
 

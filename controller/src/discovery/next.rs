@@ -165,7 +165,11 @@ pub fn next(seen: &Seen<'_>) -> Plan {
 }
 
 fn is_approved(server: &Server) -> bool {
-    server.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(APPROVE_ANNOTATION))
+    server
+        .metadata
+        .annotations
+        .as_ref()
+        .is_some_and(|all| all.contains_key(APPROVE_ANNOTATION))
 }
 
 /// The Server as the subject of an Event.
@@ -209,7 +213,9 @@ fn inventory<'a>(seen: &Seen<'a>) -> Option<&'a Inventory> {
 }
 
 fn trust(seen: &Seen<'_>) -> Trust {
-    status(seen).and_then(|status| status.inventory_trust).unwrap_or(Trust::Unknown)
+    status(seen)
+        .and_then(|status| status.inventory_trust)
+        .unwrap_or(Trust::Unknown)
 }
 
 /// A machine that no host stands for.
@@ -218,9 +224,11 @@ fn create(seen: &Seen<'_>) -> Plan {
         return Plan::rest("it has sent no inventory yet");
     };
     if status(seen).is_some_and(|status| status.contested) {
-        let message = "no host is made: two machines showed one token; boot it again to enrol alone".to_owned();
+        let message =
+            "no host is made: two machines showed one token; boot it again to enrol alone".to_owned();
         let mut plan = Plan::rest("it is contested");
-        plan.notices.push(warning(about_server(seen.server), "Contested", message));
+        plan.notices
+            .push(warning(about_server(seen.server), "Contested", message));
         return plan;
     }
     let (Some(segment), Some((_, segment_name))) = (seen.segment, segment_name(seen.server)) else {
@@ -237,12 +245,21 @@ fn create(seen: &Seen<'_>) -> Plan {
         })
     };
     let Some(name) = link::names(seen.server).into_iter().find(|name| !taken(name)) else {
-        let message = format!("no host is made: every name that fits this machine is taken in namespace {namespace}");
+        let message =
+            format!("no host is made: every name that fits this machine is taken in namespace {namespace}");
         let mut plan = Plan::rest("every name is taken");
-        plan.notices.push(warning(about_server(seen.server), "NoFreeName", message));
+        plan.notices
+            .push(warning(about_server(seen.server), "NoFreeName", message));
         return plan;
     };
-    let host = host::fresh(namespace, &name, server_name(seen.server), trust(seen), segment_name, inventory);
+    let host = host::fresh(
+        namespace,
+        &name,
+        server_name(seen.server),
+        trust(seen),
+        segment_name,
+        inventory,
+    );
     Plan {
         effects: vec![Effect::CreateHost(Box::new(host))],
         notices: Vec::new(),
@@ -268,15 +285,34 @@ fn dismissed(seen: &Seen<'_>, approved: bool) -> Plan {
     plan
 }
 
+/// The Server is to point at `host`. If the host is ours, what it lacks is written in the same round.
 fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
     let spec = ServerSpec {
         host: Some(host::reference(host)),
         dismissed: false,
         order: seen.server.spec.order.clone(),
     };
+    let mut linked = seen.server.clone();
+    linked.spec = spec.clone();
+    // Linked before anything else: from then on a deletion of the host is noticed.
     let approved = is_approved(seen.server);
+    let mut effects = vec![Effect::PatchServerSpec { spec, approved }];
+    if host::made_for(host) == Some(server_name(seen.server)) {
+        let seen = Seen {
+            server: &linked,
+            ..*seen
+        };
+        let further = tend(&seen, host).effects.into_iter();
+        effects.extend(further.take_while(|effect| {
+            // A second patch of the Server would not find it as it was seen, and what follows such a patch relies on it.
+            !matches!(
+                effect,
+                Effect::PatchServerSpec { .. } | Effect::RemoveAnnotation { .. } | Effect::DeleteHost { .. }
+            )
+        }));
+    }
     Plan {
-        effects: vec![Effect::PatchServerSpec { spec, approved }],
+        effects,
         notices: Vec::new(),
         why: format!("{why}: {}", host::path(host)),
     }
@@ -289,12 +325,19 @@ fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         ..seen.server.spec.clone()
     };
     let told = |about, other: &str| {
-        let message = format!("Servers {} and {owner} both pointed at host {}; {other}", server_name(seen.server), host::path(host));
+        let message = format!(
+            "Servers {} and {owner} both pointed at host {}; {other}",
+            server_name(seen.server),
+            host::path(host)
+        );
         Effect::Event(warning(about, "HostClaimedTwice", message))
     };
     Plan {
         effects: vec![
-            Effect::PatchServerSpec { spec, approved: false },
+            Effect::PatchServerSpec {
+                spec,
+                approved: false,
+            },
             told(about_server(seen.server), "it was made for the other one"),
             told(host::about(host), "nothing in it was changed"),
         ],
@@ -311,14 +354,21 @@ fn doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], why: &str) -> Plan {
         "no host is made or changed: {why} ({}); annotate this Server with {APPROVE_ANNOTATION} for a host of its own",
         named.join(", ")
     );
-    plan.notices.push(warning(about_server(seen.server), "HostInDoubt", message));
+    plan.notices
+        .push(warning(about_server(seen.server), "HostInDoubt", message));
     for host in hosts {
-        let message = format!("Server {us} reported a machine that may be this host: {why}; nothing was changed");
-        plan.notices.push(warning(host::about(host), "ClaimedByReport", message));
-        plan.notices.extend(link::rivals(seen, host).into_iter().map(|rival| {
-            let message = format!("it and Server {us} both show the MAC address of host {}", host::path(host));
-            warning(about_server(rival), "HostClaimedTwice", message)
-        }));
+        let message =
+            format!("Server {us} reported a machine that may be this host: {why}; nothing was changed");
+        plan.notices
+            .push(warning(host::about(host), "ClaimedByReport", message));
+        plan.notices
+            .extend(link::rivals(seen, host).into_iter().map(|rival| {
+                let message = format!(
+                    "it and Server {us} both show the MAC address of host {}",
+                    host::path(host)
+                );
+                warning(about_server(rival), "HostClaimedTwice", message)
+            }));
     }
     if inventory(seen).is_some() {
         plan.effects.extend(order(seen, None, true).0);
@@ -327,7 +377,11 @@ fn doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], why: &str) -> Plan {
 }
 
 /// The patch that brings the Server's order up to date, if it is not, and how a requested inspection ended.
-fn order(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> (Option<Effect>, Option<Result<(), String>>) {
+fn order(
+    seen: &Seen<'_>,
+    host: Option<&BareMetalHost>,
+    settled: bool,
+) -> (Option<Effect>, Option<Result<(), String>>) {
     let orders = orders::decide(seen, host, settled);
     let patch = (orders.order != seen.server.spec.order).then(|| Effect::PatchServerSpec {
         spec: ServerSpec {
@@ -345,7 +399,11 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         return Plan::rest(format!("host {} is being deleted or paused", host::path(host)));
     }
     let is_ours = host::made_for(host) == Some(server_name(seen.server));
-    let (folded, mut plan) = if is_ours { twin_of_ours(seen, host) } else { twins_of_theirs(seen, host) };
+    let (folded, mut plan) = if is_ours {
+        twin_of_ours(seen, host)
+    } else {
+        twins_of_theirs(seen, host)
+    };
     if folded {
         return plan;
     }
@@ -357,7 +415,10 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     if let Some(refused) = refusal(seen, host) {
         plan.notices.extend(unapplied(seen, host, &hardware, &refused));
         plan.effects.extend(order(seen, Some(host), true).0);
-        plan.why = format!("the report changes nothing in host {}: {refused}", host::path(host));
+        plan.why = format!(
+            "the report changes nothing in host {}: {refused}",
+            host::path(host)
+        );
         return plan;
     }
     update(seen, host, inventory, hardware, &mut plan);
@@ -382,9 +443,14 @@ fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
         return Some("two machines showed one token".to_owned());
     }
     let had = host::recorded_trust(host);
-    let required = seen.segment.map_or(Trust::Unknown, |segment| segment.spec.required_trust);
+    let required = seen
+        .segment
+        .map_or(Trust::Unknown, |segment| segment.spec.required_trust);
     // A host without hardware is one whose first report is still being written.
-    let is_first = host.status.as_ref().is_none_or(|status| status.hardware.is_none());
+    let is_first = host
+        .status
+        .as_ref()
+        .is_none_or(|status| status.hardware.is_none());
     let needed = if is_first { had } else { had.max(required) };
     (trust(seen) < needed).then(|| {
         let [is, needs] = [trust(seen), needed].map(host::trust_name);
@@ -393,7 +459,12 @@ fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
 }
 
 /// What people should know of a report that was not applied: nothing, if the host shows the same hardware.
-fn unapplied(seen: &Seen<'_>, host: &BareMetalHost, hardware: &HardwareDetails, refused: &str) -> Option<Event> {
+fn unapplied(
+    seen: &Seen<'_>,
+    host: &BareMetalHost,
+    hardware: &HardwareDetails,
+    refused: &str,
+) -> Option<Event> {
     let shown = host.status.as_ref().and_then(|status| status.hardware.as_ref());
     let differs = shown.map_or_else(
         || vec!["hardware that it does not show".to_owned()],
@@ -401,13 +472,22 @@ fn unapplied(seen: &Seen<'_>, host: &BareMetalHost, hardware: &HardwareDetails, 
     );
     (!differs.is_empty()).then(|| {
         let us = server_name(seen.server);
-        let message = format!("Server {us} reported for this host: {}; not applied: {refused}", differs.join("; "));
+        let message = format!(
+            "Server {us} reported for this host: {}; not applied: {refused}",
+            differs.join("; ")
+        );
         event(host::about(host), false, "ReportNotApplied", message)
     })
 }
 
 /// Brings our discovered host up to date with the report.
-fn update(seen: &Seen<'_>, host: &BareMetalHost, inventory: &Inventory, hardware: HardwareDetails, plan: &mut Plan) {
+fn update(
+    seen: &Seen<'_>,
+    host: &BareMetalHost,
+    inventory: &Inventory,
+    hardware: HardwareDetails,
+    plan: &mut Plan,
+) {
     let at = host::reference(host);
     let had = host.status.as_ref().and_then(|status| status.hardware.as_ref());
     let (patch, inspected) = order(seen, Some(host), false);
@@ -424,13 +504,16 @@ fn update(seen: &Seen<'_>, host: &BareMetalHost, inventory: &Inventory, hardware
             version: host.metadata.resource_version.clone().unwrap_or_default(),
             status: Box::new(status),
         });
-        plan.effects.extend(told_of_hardware(host, had, &hardware).map(Effect::Event));
+        plan.effects
+            .extend(told_of_hardware(host, had, &hardware).map(Effect::Event));
     }
     let segment = segment_name(seen.server).map_or("", |(_, name)| name);
     let labels = host::missing(host::labels(inventory, segment), host.metadata.labels.as_ref());
     let trust = trust(seen).max(host::recorded_trust(host));
-    let annotations =
-        host::missing(host::annotations(server_name(seen.server), trust), host.metadata.annotations.as_ref());
+    let annotations = host::missing(
+        host::annotations(server_name(seen.server), trust),
+        host.metadata.annotations.as_ref(),
+    );
     if !labels.is_empty() || !annotations.is_empty() {
         plan.effects.push(Effect::MarkHost {
             host: at.clone(),
@@ -440,17 +523,30 @@ fn update(seen: &Seen<'_>, host: &BareMetalHost, inventory: &Inventory, hardware
     }
     // The machine leaves for its own disk only when all that it reported is stored.
     let settled = plan.effects.is_empty();
-    plan.effects.extend(if settled { order(seen, Some(host), true).0 } else { patch });
+    plan.effects.extend(if settled {
+        order(seen, Some(host), true).0
+    } else {
+        patch
+    });
     if let Some(outcome) = inspected {
         plan.effects.push(Effect::RemoveAnnotation {
             host: at,
             name: INSPECT_ANNOTATION,
         });
         plan.effects.push(Effect::Event(match outcome {
-            Ok(()) => event(host::about(host), false, "Inspected", "inspected again, as asked".to_owned()),
+            Ok(()) => event(
+                host::about(host),
+                false,
+                "Inspected",
+                "inspected again, as asked".to_owned(),
+            ),
             Err(error) => {
                 let error = text::clean(error.as_bytes());
-                warning(host::about(host), "InspectionFailed", format!("the requested inspection failed: {error}"))
+                warning(
+                    host::about(host),
+                    "InspectionFailed",
+                    format!("the requested inspection failed: {error}"),
+                )
             }
         }));
     }
@@ -460,11 +556,17 @@ fn update(seen: &Seen<'_>, host: &BareMetalHost, inventory: &Inventory, hardware
     };
 }
 
-fn told_of_hardware(host: &BareMetalHost, had: Option<&HardwareDetails>, now: &HardwareDetails) -> Option<Event> {
+fn told_of_hardware(
+    host: &BareMetalHost,
+    had: Option<&HardwareDetails>,
+    now: &HardwareDetails,
+) -> Option<Event> {
     let about = host::about(host);
     let Some(had) = had else {
         let vendor = now.system_vendor.as_ref();
-        let product = vendor.and_then(|vendor| vendor.product_name.as_deref()).unwrap_or("machine");
+        let product = vendor
+            .and_then(|vendor| vendor.product_name.as_deref())
+            .unwrap_or("machine");
         let message = format!(
             "{product}: {} disks, {} network interfaces, {} MiB of memory",
             now.storage.len(),
@@ -482,7 +584,11 @@ fn has_data(seen: &Seen<'_>, at: &HostReference, hardware: &HardwareDetails) -> 
         let meta = &data.metadata;
         meta.name.as_ref() == Some(&at.name)
             && meta.namespace.as_ref() == Some(&at.namespace)
-            && meta.owner_references.iter().flatten().any(|owner| owner.uid == at.uid)
+            && meta
+                .owner_references
+                .iter()
+                .flatten()
+                .any(|owner| owner.uid == at.uid)
             && data.spec.hardware.as_ref() == Some(hardware)
     })
 }
@@ -490,9 +596,13 @@ fn has_data(seen: &Seen<'_>, at: &HostReference, hardware: &HardwareDetails) -> 
 fn times(seen: &Seen<'_>) -> Inspected {
     let parse = |text: &str| text.parse::<Timestamp>().ok();
     let status = status(seen);
-    let end = status.and_then(|status| status.inventoried.as_deref()).and_then(parse);
+    let end = status
+        .and_then(|status| status.inventoried.as_deref())
+        .and_then(parse);
     let end = end.unwrap_or(seen.now);
-    let start = status.and_then(|status| status.session.as_ref()).and_then(|session| parse(&session.since));
+    let start = status
+        .and_then(|status| status.session.as_ref())
+        .and_then(|session| parse(&session.since));
     Inspected { start, end }
 }
 
@@ -515,14 +625,30 @@ fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan) {
                 ..seen.server.spec.clone()
             };
             // Linked before ours goes: if we fall between the two, what is left of ours is found and deleted.
-            let mut effects = vec![Effect::PatchServerSpec { spec, approved: false }];
+            let mut effects = vec![Effect::PatchServerSpec {
+                spec,
+                approved: false,
+            }];
             effects.extend(fold(ours, theirs));
             let why = format!("{} is declared as {}", host::path(ours), host::path(theirs));
-            (true, Plan { effects, notices: Vec::new(), why })
+            (
+                true,
+                Plan {
+                    effects,
+                    notices: Vec::new(),
+                    why,
+                },
+            )
         }
         _ => {
             let notices = twins.iter().flat_map(|theirs| double(ours, theirs)).collect();
-            (false, Plan { notices, ..Plan::default() })
+            (
+                false,
+                Plan {
+                    notices,
+                    ..Plan::default()
+                },
+            )
         }
     }
 }
@@ -538,13 +664,19 @@ fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool, Plan) {
     }
     plan.why = format!("what is left of the twin of {} goes", host::path(theirs));
     let at = host::path(theirs);
-    let doubles = link::declared(seen).into_iter().filter(|other| host::path(other) != at);
-    plan.notices.extend(doubles.flat_map(|other| double(other, theirs)));
+    let doubles = link::declared(seen)
+        .into_iter()
+        .filter(|other| host::path(other) != at);
+    plan.notices
+        .extend(doubles.flat_map(|other| double(other, theirs)));
     (!plan.effects.is_empty(), plan)
 }
 
 fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {
-    let message = format!("the discovered host {} is the same machine and was folded into this one", host::path(ours));
+    let message = format!(
+        "the discovered host {} is the same machine and was folded into this one",
+        host::path(ours)
+    );
     [
         Effect::DeleteHost {
             host: host::reference(ours),
@@ -556,7 +688,10 @@ fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {
 
 fn double(one: &BareMetalHost, other: &BareMetalHost) -> [Event; 2] {
     let told = |about: &BareMetalHost, twin: &BareMetalHost| {
-        let message = format!("host {} is the same machine; delete one of the two", host::path(twin));
+        let message = format!(
+            "host {} is the same machine; delete one of the two",
+            host::path(twin)
+        );
         warning(host::about(about), "SameMachine", message)
     };
     [told(one, other), told(other, one)]
@@ -566,7 +701,10 @@ fn double(one: &BareMetalHost, other: &BareMetalHost) -> [Event; 2] {
 fn clashes(seen: &Seen<'_>) -> Vec<Event> {
     let us = server_name(seen.server);
     let listed = |server: &Server, name: &str| {
-        server.status.as_ref().is_some_and(|status| status.clashes.iter().any(|clash| clash == name))
+        server
+            .status
+            .as_ref()
+            .is_some_and(|status| status.clashes.iter().any(|clash| clash == name))
     };
     let about = || match &seen.server.spec.host {
         Some(at) => ObjectReference {
@@ -590,7 +728,8 @@ fn clashes(seen: &Seen<'_>) -> Vec<Event> {
                 |at| format!("host {}/{}", at.namespace, at.name),
             );
             let name = server_name(other);
-            let message = format!("shares an identifying signal with Server {name} ({host}), which is another machine");
+            let message =
+                format!("shares an identifying signal with Server {name} ({host}), which is another machine");
             warning(about(), "IdentityClash", message)
         })
         .collect()
@@ -600,7 +739,14 @@ fn clashes(seen: &Seen<'_>) -> Vec<Event> {
 fn failed_order(seen: &Seen<'_>) -> Option<Event> {
     let last = status(seen)?.last_order.as_ref()?;
     (last.done && !last.error.is_empty()).then(|| {
-        let message = format!("order {} failed: {}", text::clean(last.id.as_bytes()), text::clean(last.error.as_bytes()));
+        let message = format!(
+            "order {} failed: {}",
+            text::clean(last.id.as_bytes()),
+            text::clean(last.error.as_bytes())
+        );
         warning(about_server(seen.server), "OrderFailed", message)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,7 +74,11 @@ fn inspect(seen: &Seen<'_>, id: String) -> Orders {
     let order = || match pending {
         Some(order) => order.clone(),
         None => Order {
-            id: if last(seen).is_some_and(|last| last.id == id) { again } else { id },
+            id: if last(seen).is_some_and(|last| last.id == id) {
+                again
+            } else {
+                id
+            },
             action: OrderAction::Inspect,
         },
     };

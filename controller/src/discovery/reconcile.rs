@@ -197,7 +197,9 @@ async fn rounds(
 }
 
 /// The values of `receiver`; `None` where some were lost.
-fn receive<T: Clone + Send + 'static>(receiver: broadcast::Receiver<T>) -> impl futures::Stream<Item = Option<T>> {
+fn receive<T: Clone + Send + 'static>(
+    receiver: broadcast::Receiver<T>,
+) -> impl futures::Stream<Item = Option<T>> {
     stream::unfold(receiver, |mut receiver| async move {
         match receiver.recv().await {
             Ok(value) => Some((Some(value), receiver)),
@@ -214,14 +216,19 @@ fn all(context: &Context) -> Vec<ObjectRef<Server>> {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .retain(|name, _| servers.iter().any(|server| server_name(server) == name));
-    servers.iter().map(|server| ObjectRef::from_obj(server.as_ref())).collect()
+    servers
+        .iter()
+        .map(|server| ObjectRef::from_obj(server.as_ref()))
+        .collect()
 }
 
 /// The Servers about which a change may mean another decision.
 fn concerned(context: &Context, change: Option<&Change>) -> Vec<ObjectRef<Server>> {
     let servers = |test: &dyn Fn(&Server) -> bool| -> Vec<_> {
         let some = context.world.servers.state_filter(test);
-        some.iter().map(|server| ObjectRef::from_obj(server.as_ref())).collect()
+        some.iter()
+            .map(|server| ObjectRef::from_obj(server.as_ref()))
+            .collect()
     };
     match change {
         None | Some(Change::All) => all(context),
@@ -255,13 +262,19 @@ fn owners_of(context: &Context, data: Option<&ObjectRef<HardwareData>>) -> Vec<O
         let host = server.spec.host.as_ref();
         host.is_some_and(|at| at.name == data.name && Some(&at.namespace) == data.namespace.as_ref())
     });
-    owners.iter().map(|server| ObjectRef::from_obj(server.as_ref())).collect()
+    owners
+        .iter()
+        .map(|server| ObjectRef::from_obj(server.as_ref()))
+        .collect()
 }
 
 async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, ExecuteError> {
     let plan = {
         let signals = Signals::of(&server);
-        let hosts = context.world.hosts.state_filter(|host| signals.concern(&server, host));
+        let hosts = context
+            .world
+            .hosts
+            .state_filter(|host| signals.concern(&server, host));
         let hardware = context.hardware.state_filter(|data| {
             hosts.iter().any(|host| {
                 host.metadata.name == data.metadata.name && host.metadata.namespace == data.metadata.namespace
@@ -289,7 +302,11 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
         Ok(done) => {
             memory.failures = 0;
             for effect in done {
-                context.metrics.effects.get_or_create(&EffectLabel { effect }).inc();
+                context
+                    .metrics
+                    .effects
+                    .get_or_create(&EffectLabel { effect })
+                    .inc();
             }
             Ok(Action::requeue(RESYNC))
         }
@@ -298,7 +315,9 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             context.metrics.failures.inc();
             match &error {
                 ExecuteError::Behind { .. } => tracing::debug!(server = %name, %error, "looks again"),
-                ExecuteError::Step { .. } => tracing::warn!(server = %name, error = %Chain(&error), "tried again"),
+                ExecuteError::Step { .. } => {
+                    tracing::warn!(server = %name, error = %Chain(&error), "tried again")
+                }
             }
             // Said once for a row of failures: the object is refused and stays so until somebody acts.
             if error.is_refusal() && memory.failures == 1 {
@@ -317,7 +336,10 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
 fn segment(context: &Context, server: &Server) -> Option<Arc<Segment>> {
     let (namespace, name) = segment_name(server)?;
     let namespace = namespace.unwrap_or(&context.namespace);
-    context.world.segments.get(&ObjectRef::new(name).within(namespace))
+    context
+        .world
+        .segments
+        .get(&ObjectRef::new(name).within(namespace))
 }
 
 /// Records those notices that the last round did not have.
@@ -338,8 +360,13 @@ fn retry(server: Arc<Server>, error: &ExecuteError, context: Arc<Context>) -> Ac
         let told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.get(name).map_or(1, |memory| memory.failures)
     };
-    let doubled = RETRY_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RETRY_MOST);
-    let spread = name.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % 256;
+    let doubled = RETRY_FIRST
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(RETRY_MOST);
+    let spread = name
+        .bytes()
+        .fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
+        % 256;
     let wait = match error {
         ExecuteError::Behind { .. } => doubled.min(Duration::from_secs(2)),
         ExecuteError::Step { .. } => doubled,

@@ -3,8 +3,8 @@
 
 use kube::CustomResourceExt;
 use muster_proto::kinds::{
-    BareMetalHost, BareMetalHostSpec, BareMetalHostStatus, Enrolment, EnrolmentSpec, HardwareData, HardwareDataSpec,
-    Segment, SegmentSpec, SegmentStatus, Server, ServerSpec, ServerStatus,
+    BareMetalHost, BareMetalHostSpec, BareMetalHostStatus, Enrolment, EnrolmentSpec, HardwareData,
+    HardwareDataSpec, Segment, SegmentSpec, SegmentStatus, Server, ServerSpec, ServerStatus,
 };
 use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
@@ -19,7 +19,12 @@ pub fn files() -> Vec<File> {
     all()
         .into_iter()
         .map(|crd| {
-            let at = |pointer: &str| crd.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let at = |pointer: &str| {
+                crd.pointer(pointer)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+                    .to_owned()
+            };
             let name = format!("{}_{}.yaml", at("/spec/group"), at("/spec/names/plural"));
             (name, yaml(&[crd]))
         })
@@ -113,7 +118,10 @@ fn segment() -> Value {
     }
     let rule = |rule: &str, message: &str| json!({"rule": rule, "message": message});
     spec["x-kubernetes-validations"] = json!([
-        rule("isCIDR(self.subnet)", "subnet is not an IPv4 subnet such as 10.77.0.0/24"),
+        rule(
+            "isCIDR(self.subnet)",
+            "subnet is not an IPv4 subnet such as 10.77.0.0/24"
+        ),
         rule(
             "self.dhcp.mode != 'server' || (has(self.dhcp.ranges) && size(self.dhcp.ranges) > 0)",
             "dhcp.mode server needs at least one range to lease addresses from",
@@ -155,7 +163,11 @@ fn segment() -> Value {
 
 fn crd<K: CustomResourceExt>(spec: Value, status: Option<Value>, required: &[&str]) -> Value {
     let mut crd = serde_json::to_value(K::crd()).expect("a CRD is plain data");
-    let kind = crd.pointer("/spec/names/kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let kind = crd
+        .pointer("/spec/names/kind")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     if let Some(Value::Object(names)) = crd.pointer_mut("/spec/names") {
         names.insert("listKind".to_owned(), json!(format!("{kind}List")));
         names.retain(|_, value| value != &json!([]));

@@ -43,7 +43,11 @@ pub fn edge() -> Vec<Value> {
         rule("muster.dev", &["segments/status"], &["patch"]),
         rule("muster.dev", &["servers"], &["get", "list", "watch", "create"]),
         rule("muster.dev", &["servers/status"], &["patch"]),
-        rule("muster.dev", &["enrolments"], &["get", "list", "watch", "create", "patch"]),
+        rule(
+            "muster.dev",
+            &["enrolments"],
+            &["get", "list", "watch", "create", "patch"],
+        ),
         named("", "secrets", &SECRETS, &["get", "watch"]),
         events(),
     ];
@@ -117,14 +121,21 @@ mod tests {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/roles");
         for (name, text) in files() {
             let committed = std::fs::read_to_string(directory.join(&name)).unwrap_or_default();
-            assert_eq!(committed, text, "{name}: run `muster-controller manifests roles --out deploy/manifests/roles`");
+            assert_eq!(
+                committed, text,
+                "{name}: run `muster-controller manifests roles --out deploy/manifests/roles`"
+            );
         }
     }
 
     #[test]
     fn no_role_may_list_secrets_or_read_others_than_the_two() {
         for rule in edge().iter().chain(&control()).flat_map(|document| {
-            document.get("rules").and_then(Value::as_array).cloned().unwrap_or_default()
+            document
+                .get("rules")
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default()
         }) {
             let has = |key: &str, value: &str| rule[key].as_array().unwrap().iter().any(|one| one == value);
             if has("resources", "secrets") {
@@ -132,7 +143,10 @@ mod tests {
                 let creates_only = rule["verbs"] == json!(["create"]);
                 assert!(creates_only || rule["resourceNames"] == json!(SECRETS), "{rule}");
             }
-            assert!(!has("verbs", "*") && !has("resources", "*") && !has("apiGroups", "*"), "{rule}");
+            assert!(
+                !has("verbs", "*") && !has("resources", "*") && !has("apiGroups", "*"),
+                "{rule}"
+            );
         }
     }
 }

@@ -142,7 +142,10 @@ fn alternatives(map: &mut Map<String, Value>) {
         let Some(Value::Array(all)) = map.remove(key) else {
             continue;
         };
-        let all: Vec<_> = all.into_iter().filter(|one| one.get("type") != Some(&json!("null"))).collect();
+        let all: Vec<_> = all
+            .into_iter()
+            .filter(|one| one.get("type") != Some(&json!("null")))
+            .collect();
         if let [Value::Object(only)] = &all[..] {
             for (key, value) in only {
                 map.entry(key.clone()).or_insert_with(|| value.clone());
@@ -154,9 +157,16 @@ fn alternatives(map: &mut Map<String, Value>) {
         let mut told = Vec::new();
         for one in &all {
             let constants = one.get("const").into_iter().cloned();
-            let listed = one.get("enum").and_then(Value::as_array).into_iter().flatten().cloned();
+            let listed = one
+                .get("enum")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .cloned();
             let named: Vec<Value> = constants.chain(listed).collect();
-            if let (Some(text), [Value::String(name)]) = (one.get("description").and_then(Value::as_str), &named[..]) {
+            if let (Some(text), [Value::String(name)]) =
+                (one.get("description").and_then(Value::as_str), &named[..])
+            {
                 let name = if name.is_empty() { "(empty)" } else { name };
                 told.push(format!("{name}: {text}"));
             }
@@ -172,7 +182,8 @@ fn alternatives(map: &mut Map<String, Value>) {
 
 /// Kubernetes knows only signed formats.
 fn format(map: &mut Map<String, Value>) {
-    let unsigned = matches!(map.get("format").and_then(Value::as_str), Some(format) if format.starts_with("uint"));
+    let unsigned =
+        matches!(map.get("format").and_then(Value::as_str), Some(format) if format.starts_with("uint"));
     if unsigned {
         map.insert("format".to_owned(), json!("int64"));
         map.entry("minimum").or_insert(json!(0));

@@ -29,7 +29,9 @@ fn server() -> Inventory {
                 mac: Some(mac(1)),
                 speed_mbps: 2500,
                 carrier: true,
-                addresses: ["fe80::1/64", "10.0.0.7/24", "10.0.0.8/24", "2001:db8::7/64"].map(str::to_owned).into(),
+                addresses: ["fe80::1/64", "10.0.0.7/24", "10.0.0.8/24", "2001:db8::7/64"]
+                    .map(str::to_owned)
+                    .into(),
                 vendor_id: "0x8086".to_owned(),
                 device_id: "0x1572".to_owned(),
                 pci_address: "0000:00:03.0".to_owned(),
@@ -102,7 +104,10 @@ fn thousands_of_disks_are_cut() {
     inventory.disks = vec![inventory.disks[0].clone(); 5000];
     inventory.nics = vec![inventory.nics[0].clone(); 5000];
     let found = details(&inventory);
-    assert_eq!((found.storage.len(), found.nics.len()), (MAX_DEVICES, MAX_DEVICES));
+    assert_eq!(
+        (found.storage.len(), found.nics.len()),
+        (MAX_DEVICES, MAX_DEVICES)
+    );
 }
 
 #[test]
@@ -116,8 +121,8 @@ fn changes_name_what_changed() {
     assert_eq!(
         changes(&old, &details(&inventory)),
         [
-            "disk N1 (10737418240 bytes) removed",
             "disk /dev/vda (1073741824 bytes) now 2147483648 bytes",
+            "disk N1 (10737418240 bytes) removed",
             "NIC 52:54:00:00:00:02 removed",
             "NIC 52:54:00:00:00:09 added",
             "memory 65536 MiB -> 32768 MiB",
@@ -175,7 +180,16 @@ proptest! {
         let stored: HardwareDetails = serde_json::from_str(&serde_json::to_string(&found).unwrap()).unwrap();
         prop_assert_eq!(&stored, &found);
         prop_assert!(changes(&found, &stored).is_empty());
-        let shown = serde_json::to_string(&found).unwrap();
-        prop_assert!(!shown.contains("\\n") && !shown.contains("\\u00") && !shown.contains('\u{1b}'));
+        fn strings(value: &serde_json::Value, out: &mut Vec<String>) {
+            match value {
+                serde_json::Value::String(text) => out.push(text.clone()),
+                serde_json::Value::Array(all) => all.iter().for_each(|one| strings(one, out)),
+                serde_json::Value::Object(map) => map.values().for_each(|one| strings(one, out)),
+                _ => {}
+            }
+        }
+        let mut shown = Vec::new();
+        strings(&serde_json::to_value(&found).unwrap(), &mut shown);
+        prop_assert!(shown.iter().all(|text| !text.chars().any(char::is_control)));
     }
 }

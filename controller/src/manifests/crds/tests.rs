@@ -4,14 +4,24 @@ use super::*;
 
 /// Where ours says more than upstream's, and why. Each must be there: an entry that has become untrue fails, too.
 const ADDED_VALUES: &[(&str, &str, &str)] = &[
-    ("/spec/image/format", "", "upstream's Go clients write the empty string for a format that is not set"),
+    (
+        "/spec/image/format",
+        "",
+        "upstream's Go clients write the empty string for a format that is not set",
+    ),
     ("/status/lastAttemptedImage/format", "", "as in spec.image"),
     ("/status/provisioning/image/format", "", "as in spec.image"),
-    ("/status/errorType", "detach error", "upstream's code writes it and its schema refuses it"),
+    (
+        "/status/errorType",
+        "detach error",
+        "upstream's code writes it and its schema refuses it",
+    ),
 ];
 
 fn deploy(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds").join(path);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy/crds")
+        .join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -42,13 +52,20 @@ fn sort(list: Value) -> Value {
 }
 
 fn of_kind(kind: &str) -> Value {
-    all().into_iter().find(|crd| crd.pointer("/spec/names/kind") == Some(&json!(kind))).unwrap()
+    all()
+        .into_iter()
+        .find(|crd| crd.pointer("/spec/names/kind") == Some(&json!(kind)))
+        .unwrap()
 }
 
 fn property<'a>(root: &'a mut Value, path: &str) -> &'a mut Value {
-    path.split('/').filter(|part| !part.is_empty()).fold(root, |at, name| {
-        at.get_mut("properties").and_then(|all| all.get_mut(name)).unwrap_or_else(|| panic!("no property {path}"))
-    })
+    path.split('/')
+        .filter(|part| !part.is_empty())
+        .fold(root, |at, name| {
+            at.get_mut("properties")
+                .and_then(|all| all.get_mut(name))
+                .unwrap_or_else(|| panic!("no property {path}"))
+        })
 }
 
 fn compare(kind: &str, fixture: &str, added: &[(&str, &str, &str)]) {
@@ -75,7 +92,12 @@ fn differ(at: &str, theirs: &Value, ours: &Value, out: &mut BTreeSet<String>) {
         (Value::Object(a), Value::Object(b)) => {
             for key in a.keys().chain(b.keys()) {
                 let none = Value::Null;
-                differ(&format!("{at}/{key}"), a.get(key).unwrap_or(&none), b.get(key).unwrap_or(&none), out);
+                differ(
+                    &format!("{at}/{key}"),
+                    a.get(key).unwrap_or(&none),
+                    b.get(key).unwrap_or(&none),
+                    out,
+                );
             }
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() && a.iter().any(Value::is_object) => {
@@ -112,20 +134,33 @@ fn metal3_kinds_carry_no_validation_rules() {
 #[test]
 fn schemas_are_structural() {
     fn check(path: &str, schema: &Value) {
-        let map = schema.as_object().unwrap_or_else(|| panic!("{path} is no schema: {schema}"));
+        let map = schema
+            .as_object()
+            .unwrap_or_else(|| panic!("{path} is no schema: {schema}"));
         for never in ["$ref", "$defs", "anyOf", "oneOf", "allOf", "const", "title"] {
             assert!(!map.contains_key(never), "{path} has {never}");
         }
-        assert!(map.get("type").is_some_and(Value::is_string), "{path} has no type: {schema}");
+        assert!(
+            map.get("type").is_some_and(Value::is_string),
+            "{path} has no type: {schema}"
+        );
         if let Some(items) = map.get("items") {
             check(&format!("{path}[]"), items);
         }
-        for (name, property) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        for (name, property) in map
+            .get("properties")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+        {
             check(&format!("{path}.{name}"), property);
         }
     }
     for crd in all() {
-        check("", crd.pointer("/spec/versions/0/schema/openAPIV3Schema").unwrap());
+        check(
+            "",
+            crd.pointer("/spec/versions/0/schema/openAPIV3Schema").unwrap(),
+        );
     }
 }
 

@@ -1,0 +1,5 @@
+mod property;
+mod rules;
+mod sim;
+
+use super::*;

@@ -1,0 +1,605 @@
+use muster_proto::kinds::{
+    BmcDetails, OrderAction, OrderOutcome, PAUSED_ANNOTATION, SERVER_ANNOTATION, SessionState,
+};
+
+use super::{
+    sim::{HOSTS, Sim, mac, machine},
+    *,
+};
+
+fn discovered() -> Sim {
+    let mut sim = Sim::new(UnknownPolicy::Hold);
+    sim.reports("a", machine("J5K2X93", 1));
+    sim.settle();
+    sim
+}
+
+const NAME: &str = "dell-j5k2x93";
+
+#[test]
+fn an_unknown_machine_becomes_a_host_in_two_rounds() {
+    let mut sim = Sim::new(UnknownPolicy::Hold);
+    sim.reports("a", machine("J5K2X93", 1));
+    assert_eq!(sim.settle(), 2);
+    let host = sim.host(NAME);
+    assert_eq!(host.metadata.namespace.as_deref(), Some(HOSTS));
+    assert!(host.spec.online && host.spec.bmc.is_none());
+    assert_eq!(host.spec.boot_mac_address, Some(mac(1).to_string()));
+    let status = host.status.as_ref().unwrap();
+    assert_eq!(status.provisioning.state, "unmanaged");
+    assert!(status.powered_on);
+    let conditions: Vec<_> = status
+        .conditions
+        .iter()
+        .map(|one| (one.type_.as_str(), one.status.as_str(), one.reason.as_str()))
+        .collect();
+    assert_eq!(
+        conditions,
+        [
+            ("Manageable", "False", "NotManaged"),
+            ("AvailableForProvisioning", "False", "NotAvailable"),
+            ("Provisioned", "False", "NotProvisioned"),
+            ("Ready", "False", "NotProvisioned"),
+            ("Progressing", "False", "NotProgressing"),
+            ("Healthy", "Unknown", "Unknown"),
+        ]
+    );
+    assert_eq!(sim.hardware[0].spec.hardware, status.hardware);
+    assert_eq!(
+        sim.hardware[0].metadata.owner_references.as_ref().unwrap()[0].uid,
+        host.metadata.uid.clone().unwrap()
+    );
+    assert_eq!(sim.server("a").spec.host, Some(host::reference(host)));
+    assert_eq!(
+        sim.told.iter().map(|event| event.reason).collect::<Vec<_>>(),
+        ["Discovered"]
+    );
+}
+
+#[test]
+fn the_same_machine_again_changes_nothing() {
+    let mut sim = discovered();
+    sim.reports("a", machine("J5K2X93", 1));
+    assert_eq!(sim.plan_of("a").effects, []);
+}
+
+#[test]
+fn changed_hardware_shows_on_the_same_object() {
+    let mut sim = discovered();
+    let mut inventory = machine("J5K2X93", 1);
+    inventory.disks.clear();
+    inventory.memory.installed_mib = 8192;
+    sim.reports("a", inventory);
+    sim.settle();
+    assert_eq!(sim.names(), [NAME]);
+    assert_eq!(
+        sim.host(NAME)
+            .status
+            .as_ref()
+            .unwrap()
+            .hardware
+            .as_ref()
+            .unwrap()
+            .ram_mebibytes,
+        Some(8192)
+    );
+    assert_eq!(
+        sim.hardware[0].spec.hardware.as_ref().unwrap().ram_mebibytes,
+        Some(8192)
+    );
+    let event = sim.told.last().unwrap();
+    assert_eq!(event.reason, "HardwareChanged");
+    assert_eq!(
+        event.message,
+        "disk disk-1 (1099511627776 bytes) removed; memory 4096 MiB -> 8192 MiB"
+    );
+}
+
+#[test]
+fn a_replaced_nic_or_serial_keeps_the_name() {
+    let mut sim = discovered();
+    sim.reports("a", machine("OTHER1", 2));
+    sim.settle();
+    assert_eq!(sim.names(), [NAME]);
+    let nics = &sim
+        .host(NAME)
+        .status
+        .as_ref()
+        .unwrap()
+        .hardware
+        .as_ref()
+        .unwrap()
+        .nics;
+    assert_eq!(nics[0].mac, Some(mac(2).to_string()));
+}
+
+#[test]
+fn two_machines_with_one_serial_get_two_names() {
+    let mut sim = discovered();
+    sim.reports("b", machine("J5K2X93", 2));
+    sim.settle();
+    assert_eq!(sim.names(), [NAME.to_owned(), format!("{NAME}-aa0002")]);
+}
+
+#[test]
+fn a_host_that_somebody_declared_is_linked_by_its_mac_and_never_changed() {
+    let mut sim = Sim::new(UnknownPolicy::Hold);
+    sim.declare("prod", "rack1", Some(mac(1)));
+    let before = sim.host("rack1").clone();
+    sim.reports("a", machine("J5K2X93", 1));
+    sim.settle();
+    assert_eq!(sim.host("rack1"), &before);
+    assert_eq!(sim.names(), ["rack1"]);
+    assert_eq!(sim.server("a").spec.host, Some(host::reference(&before)));
+    assert_eq!(sim.notices(), [("rack1".to_owned(), "ReportNotApplied")]);
+}
+
+#[test]
+fn a_report_with_a_declared_hosts_serial_changes_nothing_until_approved() {
+    let mut sim = discovered();
+    // What inspection by others found in their host.
+    sim.change_host(NAME, |host| host.metadata.annotations = None);
+    sim.change_server("a", |server| server.metadata.name = Some("gone".to_owned()));
+    sim.servers.clear();
+    let before = sim.host(NAME).clone();
+    sim.reports("b", machine("J5K2X93", 7));
+    assert_eq!(sim.settle(), 0);
+    assert_eq!(sim.host(NAME), &before);
+    assert_eq!(
+        sim.notices(),
+        [
+            ("b".to_owned(), "HostInDoubt"),
+            (NAME.to_owned(), "ClaimedByReport")
+        ]
+    );
+    sim.annotate_server("b", APPROVE_ANNOTATION);
+    sim.settle();
+    assert_eq!(sim.names(), [NAME.to_owned(), format!("{NAME}-aa0007")]);
+    assert_eq!(sim.host(NAME), &before);
+    assert_eq!(sim.notices(), []);
+}
+
+#[test]
+fn a_host_past_inspection_is_never_changed_by_a_report() {
+    for state in [
+        "preparing",
+        "available",
+        "provisioning",
+        "provisioned",
+        "externally provisioned",
+        "deprovisioning",
+    ] {
+        let mut sim = discovered();
+        sim.set_state(NAME, state);
+        let before = sim.host(NAME).clone();
+        let mut inventory = machine("J5K2X93", 1);
+        inventory.memory.installed_mib = 1;
+        sim.reports("a", inventory);
+        sim.settle();
+        assert_eq!(sim.host(NAME), &before, "{state}");
+        assert_eq!(sim.notices(), [(NAME.to_owned(), "ReportNotApplied")], "{state}");
+    }
+}
+
+#[test]
+fn a_report_of_less_trust_changes_nothing() {
+    let mut sim = discovered();
+    sim.change_host(NAME, |host| {
+        let annotations = host.metadata.annotations.get_or_insert_default();
+        annotations.insert(host::TRUST_ANNOTATION.to_owned(), "bmc-delivered".to_owned());
+    });
+    let before = sim.host(NAME).clone();
+    let mut inventory = machine("J5K2X93", 1);
+    inventory.memory.installed_mib = 1;
+    sim.reports("a", inventory);
+    sim.settle();
+    assert_eq!(sim.host(NAME), &before);
+    assert_eq!(sim.notices(), [(NAME.to_owned(), "ReportNotApplied")]);
+}
+
+#[test]
+fn a_contested_machine_makes_and_changes_no_host() {
+    let contest = |server: &mut Server| server.status.as_mut().unwrap().contested = true;
+    let mut sim = Sim::new(UnknownPolicy::Hold);
+    sim.reports("a", machine("J5K2X93", 1));
+    sim.change_server("a", contest);
+    assert_eq!(sim.settle(), 0);
+    assert_eq!(sim.notices(), [("a".to_owned(), "Contested")]);
+    let mut sim = discovered();
+    let before = sim.host(NAME).clone();
+    sim.reports("a", machine("J5K2X93", 3));
+    sim.change_server("a", contest);
+    sim.settle();
+    assert_eq!(sim.host(NAME), &before);
+}
+
+#[test]
+fn a_deleted_host_stays_away_until_approved() {
+    let mut sim = discovered();
+    sim.delete_host(NAME);
+    sim.settle();
+    assert!(sim.server("a").spec.dismissed && sim.names().is_empty());
+    sim.reports("a", machine("J5K2X93", 4));
+    sim.settle();
+    assert!(sim.names().is_empty());
+    sim.annotate_server("a", APPROVE_ANNOTATION);
+    sim.settle();
+    assert_eq!(sim.names(), [NAME]);
+    assert!(!sim.server("a").spec.dismissed);
+    assert!(sim.server("a").metadata.annotations.as_ref().unwrap().is_empty());
+}
+
+#[test]
+fn a_restored_host_is_linked_again_and_not_made_twice() {
+    let mut sim = discovered();
+    let copy = sim.host(NAME).clone();
+    sim.delete_host(NAME);
+    sim.add_host(copy.clone());
+    sim.settle();
+    assert_eq!(sim.names(), [NAME]);
+    assert_eq!(sim.server("a").spec.host, Some(host::reference(sim.host(NAME))));
+    // And after it was away long enough to be missed.
+    sim.delete_host(NAME);
+    sim.settle();
+    assert!(sim.server("a").spec.dismissed);
+    sim.add_host(copy);
+    sim.settle();
+    assert_eq!(sim.server("a").spec.host, Some(host::reference(sim.host(NAME))));
+    assert!(!sim.server("a").spec.dismissed);
+}
+
+#[test]
+fn a_rebuilt_server_finds_its_host() {
+    let mut sim = discovered();
+    sim.servers.clear();
+    sim.reports("z", machine("J5K2X93", 1));
+    sim.settle();
+    assert_eq!(sim.names(), [NAME]);
+    assert_eq!(host::made_for(sim.host(NAME)), Some("z"));
+    assert_eq!(sim.server("z").spec.host, Some(host::reference(sim.host(NAME))));
+}
+
+#[test]
+fn an_untouched_twin_is_folded_into_the_declared_host() {
+    let mut sim = discovered();
+    sim.declare("prod", "rack1", Some(mac(1)));
+    let declared = sim.host("rack1").clone();
+    sim.settle();
+    assert_eq!(sim.names(), ["rack1"]);
+    assert_eq!(sim.host("rack1"), &declared);
+    assert!(sim.hardware.is_empty());
+    assert_eq!(sim.server("a").spec.host, Some(host::reference(&declared)));
+    assert_eq!(sim.told.last().unwrap().reason, "TwinFolded");
+}
+
+#[test]
+fn a_twin_of_the_same_name_in_another_namespace_is_folded() {
+    let mut sim = discovered();
+    sim.declare("prod", NAME, None);
+    sim.settle();
+    assert_eq!(sim.names(), [NAME]);
+    assert_eq!(sim.hosts[0].metadata.namespace.as_deref(), Some("prod"));
+}
+
+#[test]
+fn a_touched_twin_stays_and_both_are_told() {
+    type Touch = fn(&mut BareMetalHost);
+    let touches: [Touch; 5] = [
+        |host| host.spec.bmc = Some(BmcDetails::default()),
+        |host| host.spec.consumer_ref = Some(ObjectReference::default()),
+        |host| host.spec.image = Some(Default::default()),
+        |host| host.spec.online = false,
+        |host| {
+            host.metadata
+                .labels
+                .get_or_insert_default()
+                .insert("rack".to_owned(), "1".to_owned());
+        },
+    ];
+    for touch in touches {
+        let mut sim = discovered();
+        sim.change_host(NAME, touch);
+        sim.declare("prod", "rack1", Some(mac(1)));
+        sim.settle();
+        assert_eq!(sim.names(), [NAME, "rack1"]);
+        assert_eq!(
+            sim.notices(),
+            [
+                (NAME.to_owned(), "SameMachine"),
+                ("rack1".to_owned(), "SameMachine")
+            ]
+        );
+    }
+}
+
+#[test]
+fn one_declared_host_and_two_machines_with_its_mac_is_told_on_all_sides() {
+    let mut sim = Sim::new(UnknownPolicy::Hold);
+    sim.declare(HOSTS, "rack1", Some(mac(1)));
+    let before = sim.host("rack1").clone();
+    sim.reports("a", machine("J5K2X93", 1));
+    sim.reports("b", machine("OTHER1", 1));
+    sim.settle();
+    assert_eq!(sim.host("rack1"), &before);
+    assert_eq!(
+        (&sim.server("a").spec.host, &sim.server("b").spec.host),
+        (&None, &None)
+    );
+    let notices = sim.notices();
+    for name in ["a", "b", "rack1"] {
+        assert!(notices.iter().any(|(about, _)| about == name), "{notices:?}");
+    }
+}
+
+#[test]
+fn a_server_that_points_at_anothers_host_is_unlinked() {
+    let mut sim = discovered();
+    let before = sim.host(NAME).clone();
+    let at = host::reference(&before);
+    sim.reports("b", machine("OTHER1", 2));
+    sim.change_server("b", |server| server.spec.host = Some(at));
+    sim.settle();
+    assert_eq!(sim.host(NAME), &before);
+    assert_eq!(sim.server("b").spec.host.as_ref().unwrap().name, "dell-other1");
+    let told: Vec<_> = sim
+        .told
+        .iter()
+        .filter(|event| event.reason == "HostClaimedTwice")
+        .collect();
+    assert_eq!(told.len(), 2);
+}
+
+#[test]
+fn clashes_are_told_on_both_and_nothing_is_merged() {
+    let mut sim = discovered();
+    sim.reports("b", machine("OTHER1", 2));
+    sim.change_server("b", |server| {
+        server.status.as_mut().unwrap().clashes = vec!["a".to_owned()]
+    });
+    sim.settle();
+    assert_eq!(sim.names(), [NAME, "dell-other1"]);
+    assert_eq!(
+        sim.notices(),
+        [
+            ("dell-j5k2x93".to_owned(), "IdentityClash"),
+            ("dell-other1".to_owned(), "IdentityClash")
+        ]
+    );
+}
+
+#[test]
+fn a_paused_host_is_left_alone_entirely() {
+    let mut sim = discovered();
+    sim.annotate_host(NAME, PAUSED_ANNOTATION);
+    sim.segment.as_mut().unwrap().spec.unknown = UnknownPolicy::Discover;
+    let mut inventory = machine("J5K2X93", 1);
+    inventory.memory.installed_mib = 1;
+    sim.reports("a", inventory);
+    assert_eq!(sim.settle(), 0);
+}
+
+#[test]
+fn discover_sends_the_machine_to_its_disk_once_in_a_session() {
+    let mut sim = Sim::new(UnknownPolicy::Discover);
+    sim.reports("a", machine("J5K2X93", 1));
+    assert_eq!(sim.settle(), 3);
+    let order = sim.server("a").spec.order.clone().unwrap();
+    assert_eq!(order.action, OrderAction::Release);
+    taken_up(&mut sim, &order.id, "");
+    sim.settle();
+    assert_eq!(sim.server("a").spec.order, None);
+    assert_eq!(sim.plan_of("a").effects, []);
+    // The next boot is another session: its order is another one.
+    sim.reports("a", machine("J5K2X93", 1));
+    sim.settle();
+    assert_ne!(sim.server("a").spec.order.as_ref().unwrap().id, order.id);
+}
+
+#[test]
+fn a_machine_is_released_only_when_its_host_shows_everything() {
+    let mut sim = Sim::new(UnknownPolicy::Discover);
+    sim.reports("a", machine("J5K2X93", 1));
+    while sim.server("a").spec.order.is_none() {
+        assert!(!sim.round(1));
+    }
+    assert!(sim.host(NAME).status.as_ref().unwrap().hardware.is_some());
+    assert_eq!(sim.hardware.len(), 1);
+}
+
+#[test]
+fn hold_a_missing_segment_and_a_silent_agent_give_no_order() {
+    let sim = discovered();
+    assert_eq!(sim.server("a").spec.order, None);
+    let mut sim = discovered();
+    sim.segment = None;
+    assert_eq!(sim.settle(), 0);
+    let mut sim = Sim::new(UnknownPolicy::Discover);
+    sim.reports("a", machine("J5K2X93", 1));
+    sim.change_server("a", |server| {
+        server.status.as_mut().unwrap().session.as_mut().unwrap().state = SessionState::Disconnected;
+    });
+    sim.settle();
+    assert_eq!(sim.names(), [NAME]);
+    assert_eq!(sim.server("a").spec.order, None);
+}
+
+#[test]
+fn no_host_without_inventory_segment_or_permission() {
+    let mut sim = Sim::new(UnknownPolicy::Ignore);
+    sim.reports("a", machine("J5K2X93", 1));
+    assert_eq!(sim.settle(), 0);
+    sim.segment = None;
+    assert_eq!(sim.settle(), 0);
+    let mut sim = Sim::new(UnknownPolicy::Discover);
+    sim.reports("a", machine("J5K2X93", 1));
+    sim.change_server("a", |server| server.status.as_mut().unwrap().inventory = None);
+    assert_eq!(sim.settle(), 0);
+}
+
+fn taken_up(sim: &mut Sim, id: &str, error: &str) {
+    let outcome = OrderOutcome {
+        id: id.to_owned(),
+        error: error.to_owned(),
+        done: true,
+    };
+    sim.change_server("a", |server| {
+        server.status.as_mut().unwrap().last_order = Some(outcome)
+    });
+}
+
+fn has_request(sim: &Sim) -> bool {
+    host::wants_inspection(sim.host(NAME))
+}
+
+#[test]
+fn a_requested_inspection_ends_with_a_newer_inventory() {
+    let mut sim = discovered();
+    sim.annotate_host(NAME, INSPECT_ANNOTATION);
+    sim.settle();
+    assert_eq!(
+        sim.server("a").spec.order.as_ref().unwrap().action,
+        OrderAction::Inspect
+    );
+    assert!(has_request(&sim));
+    let mut inventory = machine("J5K2X93", 1);
+    inventory.memory.installed_mib = 8192;
+    sim.reports("a", inventory);
+    sim.settle();
+    assert!(!has_request(&sim));
+    assert_eq!(sim.server("a").spec.order, None);
+    assert_eq!(
+        sim.host(NAME)
+            .status
+            .as_ref()
+            .unwrap()
+            .hardware
+            .as_ref()
+            .unwrap()
+            .ram_mebibytes,
+        Some(8192)
+    );
+}
+
+#[test]
+fn a_requested_inspection_that_finds_nothing_new_ends_too_and_can_be_asked_for_again() {
+    let mut sim = discovered();
+    let mut last = String::new();
+    for _ in 0..3 {
+        let end = |sim: &Sim| {
+            let history = sim
+                .host(NAME)
+                .status
+                .as_ref()
+                .unwrap()
+                .operation_history
+                .clone()
+                .unwrap();
+            history.inspect.unwrap().end.unwrap()
+        };
+        let before = end(&sim);
+        sim.annotate_host(NAME, INSPECT_ANNOTATION);
+        sim.settle();
+        let id = sim.server("a").spec.order.as_ref().unwrap().id.clone();
+        assert_ne!(id, last);
+        taken_up(&mut sim, &id, "");
+        sim.settle();
+        assert!(!has_request(&sim));
+        assert_eq!(sim.server("a").spec.order, None);
+        assert!(end(&sim) > before);
+        last = id;
+    }
+}
+
+#[test]
+fn a_failed_inspection_is_told_and_ends() {
+    let mut sim = discovered();
+    sim.annotate_host(NAME, INSPECT_ANNOTATION);
+    sim.settle();
+    let id = sim.server("a").spec.order.as_ref().unwrap().id.clone();
+    taken_up(&mut sim, &id, "no memory\n\u{1b}[0m");
+    sim.settle();
+    assert!(!has_request(&sim));
+    let told = sim.told.last().unwrap();
+    assert_eq!((told.reason, told.warning), ("InspectionFailed", true));
+    assert!(!told.message.chars().any(char::is_control));
+}
+
+#[test]
+fn an_order_that_a_person_placed_is_left_alone() {
+    let mut sim = Sim::new(UnknownPolicy::Discover);
+    sim.reports("a", machine("J5K2X93", 1));
+    let order = muster_proto::kinds::Order {
+        id: "mine".to_owned(),
+        action: OrderAction::Inspect,
+    };
+    sim.change_server("a", |server| server.spec.order = Some(order.clone()));
+    sim.settle();
+    assert_eq!(sim.server("a").spec.order, Some(order));
+}
+
+#[test]
+fn junk_serials_name_hosts_after_the_mac() {
+    for junk in [
+        "To Be Filled By O.E.M.",
+        "00000000",
+        "",
+        "Default string",
+        "\n---\nkind: Secret",
+    ] {
+        let mut sim = Sim::new(UnknownPolicy::Hold);
+        sim.reports("a", machine(junk, 5));
+        sim.settle();
+        let name = sim.names()[0].clone();
+        match junk {
+            "\n---\nkind: Secret" => assert_eq!(name, "dell-kind-secret"),
+            _ => assert_eq!(name, "mac-525400aa0005", "{junk:?}"),
+        }
+    }
+}
+
+#[test]
+fn lost_hardware_data_is_made_again() {
+    let mut sim = discovered();
+    sim.hardware.clear();
+    sim.settle();
+    assert_eq!(sim.hardware.len(), 1);
+}
+
+#[test]
+fn our_labels_follow_the_machine_and_others_stay() {
+    let mut sim = discovered();
+    sim.change_host(NAME, |host| {
+        host.metadata
+            .labels
+            .get_or_insert_default()
+            .insert("rack".to_owned(), "1".to_owned());
+    });
+    let mut inventory = machine("J5K2X93", 1);
+    inventory.boot.mode = muster_proto::inventory::BootMode::Uefi;
+    sim.reports("a", inventory);
+    sim.settle();
+    let labels = sim.host(NAME).metadata.labels.clone().unwrap();
+    assert_eq!(labels["muster.dev/boot-mode"], "uefi");
+    assert_eq!(labels["rack"], "1");
+}
+
+#[test]
+fn two_hosts_that_claim_one_server_are_told() {
+    let mut sim = Sim::new(UnknownPolicy::Hold);
+    for name in ["one", "two"] {
+        sim.declare(HOSTS, name, None);
+        sim.change_host(name, |host| {
+            host.metadata.annotations = Some([(SERVER_ANNOTATION.to_owned(), "a".to_owned())].into());
+        });
+    }
+    sim.reports("a", machine("J5K2X93", 1));
+    assert_eq!(sim.settle(), 0);
+    assert_eq!(
+        sim.notices(),
+        [
+            ("a".to_owned(), "HostInDoubt"),
+            ("one".to_owned(), "ClaimedByReport"),
+            ("two".to_owned(), "ClaimedByReport")
+        ]
+    );
+}
