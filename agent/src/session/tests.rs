@@ -72,8 +72,8 @@ impl Agent {
         Agent::start(vec![controller.endpoint()], controller.authority(), NOW)
     }
 
-    async fn ended(self) -> Ended {
-        tokio::time::timeout(Duration::from_secs(60), self.task).await.expect("ends").expect("does not panic")
+    async fn ended(mut self) -> Ended {
+        tokio::time::timeout(Duration::from_secs(60), &mut self.task).await.expect("ends").expect("does not panic")
     }
 }
 
@@ -115,7 +115,7 @@ fn usual(path: &str) -> Answer {
 
 #[tokio::test]
 async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
-    let controller = controller(vec![order("op-1", "Reboot")]).await;
+    let controller = controller(vec![order("op-1", "reboot")]).await;
     let agent = Agent::of(&controller);
     assert!(matches!(agent.ended().await, Ended::Reboot));
     let calls = controller.calls();
@@ -130,7 +130,7 @@ async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
     assert_eq!(calls[0].body["protocol"], "1.0");
     assert_eq!(calls[1].body["disks"].as_array().unwrap().len(), 1);
     assert_eq!(calls[2].body, json!({"last": ""}));
-    assert_eq!(calls[3].body, json!({"last": "op-1", "outcome": {"result": "Done"}}), "reported before the reboot");
+    assert_eq!(calls[3].body, json!({"last": "op-1", "outcome": {"result": "done"}}), "reported before the reboot");
     assert_eq!(controller.connections(), 2, "one without and one with the certificate");
 }
 
@@ -250,7 +250,7 @@ async fn a_revoked_certificate_is_final() {
 
 #[tokio::test]
 async fn a_connection_cut_during_a_poll_is_opened_again() {
-    let controller = controller(vec![Answer::Cut, Answer::Cut, order("op-1", "Reboot")]).await;
+    let controller = controller(vec![Answer::Cut, Answer::Cut, order("op-1", "reboot")]).await;
     assert!(matches!(Agent::of(&controller).ended().await, Ended::Reboot));
     assert_eq!(controller.count("/v1/enrol"), 1, "the session lives on");
     assert_eq!(controller.count("/v1/inventory"), 1);
@@ -292,26 +292,26 @@ async fn a_certificate_is_renewed_in_time_with_the_same_key() {
 
 #[tokio::test]
 async fn an_inspection_sends_a_new_inventory() {
-    let controller = controller(vec![order("op-1", "Inspect"), order("op-1", "Inspect")]).await;
+    let controller = controller(vec![order("op-1", "inspect"), order("op-1", "inspect")]).await;
     let _agent = Agent::of(&controller);
     controller.until_called("/v1/poll", 3).await;
     let calls = controller.calls();
     let disks: Vec<_> = calls.iter().filter_map(|call| Some(call.body["disks"].as_array()?.len())).collect();
     assert_eq!(disks, [1, 2], "the order was given twice and obeyed once");
     let polls: Vec<_> = calls.iter().filter(|call| call.path == "/v1/poll").map(|call| &call.body).collect();
-    assert_eq!(polls[1], &json!({"last": "op-1", "outcome": {"result": "Done"}}));
+    assert_eq!(polls[1], &json!({"last": "op-1", "outcome": {"result": "done"}}));
     assert_eq!(polls[2], &json!({"last": "op-1"}), "an outcome is told once");
 }
 
 #[tokio::test]
 async fn an_unknown_command_fails_and_shows_the_log() {
-    let controller = controller(vec![order("op-1", "Levitate")]).await;
+    let controller = controller(vec![order("op-1", "levitate")]).await;
     let _agent = Agent::of(&controller);
     controller.until_called("/v1/poll", 2).await;
     let calls = controller.calls();
     assert_eq!(calls[3].path, "/v1/log");
     assert_eq!(calls[3].body, json!({"lines": ["the last line"]}));
-    assert_eq!(calls[4].body["outcome"]["result"], "Failed");
+    assert_eq!(calls[4].body["outcome"]["result"], "failed");
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@
 //!
 //! 1. open the token, find its Segment, check the quota;
 //! 2. say which machine it is ([`super::identity`]) and make its certificate;
-//! 3. create the Enrolment: who comes second with the same key goes on with what is stored, with another key it is contested;
+//! 3. create the Enrolment ([`super::spend`]): who comes second with the same key goes on with what is stored, with another key it is
+//!    contested;
 //! 4. make the Server, write its session, its aliases, its clashes;
 //! 5. look whether the Enrolment was contested meanwhile.
 
@@ -15,26 +16,25 @@ use kube::{Resource, ResourceExt};
 use muster_proto::{
     Mac,
     identity::Identity,
-    kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerStatus, Session, SessionState, Trust},
+    kinds::{Enrolment, Segment, Server, ServerStatus, Session, SessionState, Trust},
     session::{EnrolRequest, EnrolResponse, PROTOCOL, Problem, ProblemKind},
     text,
 };
 
 use super::{
-    ca::{CLIENT_LIFETIME, ClientCertificate, Request},
+    ca::{ClientCertificate, Request},
     clock,
     edge::{Edge, Pending, unavailable},
     identity::{self, Settled, Word},
     metrics::EnrolOutcome,
     problem::problem,
+    spend::Spent,
     store::StoreError,
     token::{self, Claims, TokenError},
 };
 
 /// The most Enrolments of one Server that have not ended: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
-/// How long an Enrolment stays after all that it stands for has ended, in seconds, because clocks disagree.
-const GRACE: i64 = 300;
 
 /// An enrolment that did not come about.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    fn new(outcome: EnrolOutcome, kind: ProblemKind, message: impl Into<String>) -> Refused {
+    pub(super) fn new(outcome: EnrolOutcome, kind: ProblemKind, message: impl Into<String>) -> Refused {
         Refused {
             outcome,
             problem: problem(kind, message),
@@ -73,10 +73,11 @@ impl From<StoreError> for Refused {
 }
 
 /// A request whose token and key are checked.
-struct Applicant {
-    enrolment: String,
-    claims: Claims,
-    request: Request,
+pub(super) struct Applicant {
+    /// Name of the Enrolment that the token is spent by.
+    pub(super) enrolment: String,
+    pub(super) claims: Claims,
+    pub(super) request: Request,
     /// What it claims to be, cleaned, with the address that boots.
     identity: Identity,
     boot: Option<Mac>,
@@ -99,13 +100,6 @@ impl Drop for Reserved<'_> {
         }
         self.edge.pending().remove(&self.name);
     }
-}
-
-/// Whether a token was spent just now, or before by the same key.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Spent {
-    Now,
-    Before,
 }
 
 impl Edge {
@@ -348,114 +342,6 @@ impl Edge {
         Ok(())
     }
 
-    /// Creates the Enrolment, or finds the one that this key created before.
-    async fn spend(
-        &self,
-        applicant: &Applicant,
-        name: &str,
-        now: i64,
-    ) -> Result<(Arc<Enrolment>, Spent), Refused> {
-        let issued = self
-            .keys
-            .borrow()
-            .ca
-            .issue_client(&applicant.request, name, &applicant.enrolment, now);
-        let certificate = issued.map_err(|error| {
-            tracing::error!(error = %super::Chain(&error), "no certificate can be issued");
-            Refused::new(
-                EnrolOutcome::Unavailable,
-                ProblemKind::Unavailable,
-                "no certificate can be issued now",
-            )
-        })?;
-        let ends = (applicant.claims.issued + token::LIFETIME).max(now + CLIENT_LIFETIME) + GRACE;
-        let spec = EnrolmentSpec {
-            server: name.to_owned(),
-            key: applicant.request.fingerprint.clone(),
-            certificate,
-            contested: false,
-            expires: clock::rfc3339(ends),
-        };
-        match self.store.create_enrolment(&applicant.enrolment, spec).await {
-            Ok(made) => return Ok((made, Spent::Now)),
-            Err(StoreError::Exists { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let spent = match self.store.fetch_enrolment(&applicant.enrolment).await {
-            Ok(spent) => spent,
-            Err(StoreError::Gone { .. }) => {
-                return Err(Refused::new(
-                    EnrolOutcome::Expired,
-                    ProblemKind::Token,
-                    "the token has ended",
-                ));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        if spent.spec.key != applicant.request.fingerprint {
-            self.contest(&spent).await?;
-            let message = "the token was spent with another key; the machine is contested, boot again";
-            return Err(Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message));
-        }
-        if spent.spec.contested {
-            self.mark_contested(&spent.spec).await?;
-            return Err(contested());
-        }
-        Ok((spent, Spent::Before))
-    }
-
-    /// Two keys showed one token: the certificate that it bought is revoked, on the Enrolment first, then on the Server.
-    async fn contest(&self, enrolment: &Enrolment) -> Result<(), Refused> {
-        self.store.contest_enrolment(&enrolment.name_any()).await?;
-        self.mark_contested(&enrolment.spec).await?;
-        Ok(())
-    }
-
-    async fn mark_contested(&self, spent: &EnrolmentSpec) -> Result<(), StoreError> {
-        // A later session of the machine has nothing to do with this token.
-        let change = |server: &Server| {
-            session_of(server).filter(|session| session.key == spent.key)?;
-            Some(ServerStatus {
-                contested: true,
-                ..server.status.clone().unwrap_or_default()
-            })
-        };
-        match self.store.update(&spent.server, change).await {
-            Ok(updated) => {
-                if updated.written {
-                    let message = "two keys showed one boot token as this machine; its session is revoked until it boots again";
-                    self.warn_server(&updated.server, "Contested", message);
-                }
-                Ok(())
-            }
-            Err(StoreError::Gone { .. } | StoreError::CalledOff) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// A retry of an older enrolment does not end a newer session of the same machine.
-    fn not_superseded(&self, enrolment: &Enrolment) -> Result<(), Refused> {
-        let Some(server) = self.store.server(&enrolment.spec.server) else {
-            return Ok(());
-        };
-        let Some(session) = session_of(&server) else {
-            return Ok(());
-        };
-        if session.key == enrolment.spec.key {
-            return Ok(());
-        }
-        let made = |enrolment: &Enrolment| enrolment.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        let of_server = self.store.enrolments_of(&enrolment.spec.server);
-        let newer = of_server
-            .iter()
-            .any(|other| other.spec.key == session.key && made(other) > made(enrolment));
-        if newer {
-            let message = "a newer session of this machine has replaced this one";
-            return Err(Refused::new(EnrolOutcome::Expired, ProblemKind::Token, message));
-        }
-        Ok(())
-    }
-
     /// Makes the Server if it is not there, and writes what the enrolment means for it and for others.
     async fn begin_session(
         &self,
@@ -485,25 +371,6 @@ impl Edge {
             .await?;
         Ok(updated.server)
     }
-
-    /// The other key may have come after the Enrolment was made and before the Server had a session that could be marked.
-    async fn still_alone(&self, applicant: &Applicant, server: &Server) -> Result<(), Refused> {
-        match self.store.fetch_enrolment(&applicant.enrolment).await {
-            Ok(enrolment) if enrolment.spec.contested => {
-                self.mark_contested(&enrolment.spec).await?;
-                Err(contested())
-            }
-            Ok(_) => Ok(()),
-            Err(StoreError::Gone { .. }) => {
-                let message = format!(
-                    "the Enrolment of Server {} was deleted; boot again",
-                    server.name_any()
-                );
-                Err(Refused::new(EnrolOutcome::Expired, ProblemKind::Token, message))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
 }
 
 /// `status` after the enrolment.
@@ -530,11 +397,6 @@ fn enrolled(status: ServerStatus, settled: &Settled, applicant: &Applicant, sinc
         clashes: settled.clashes.iter().cloned().collect(),
         ..status
     }
-}
-
-fn contested() -> Refused {
-    let message = "two keys showed this token; it is worth nothing any more, boot again";
-    Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message)
 }
 
 pub(super) fn session_of(server: &Server) -> Option<&Session> {

@@ -18,6 +18,7 @@ use kube::{
 use muster_proto::kinds::{BareMetalHost, Enrolment, Segment, Server};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::store::merge;
 use crate::world::World;
@@ -49,6 +50,7 @@ struct Inner {
     lagging: bool,
     watchers: Vec<Watchers>,
     requests: Vec<String>,
+    held: Option<(String, Arc<Semaphore>)>,
 }
 
 struct Watchers {
@@ -76,6 +78,10 @@ impl FakeApi {
             async move {
                 let (head, body) = request.into_parts();
                 let body = body.collect_bytes().await.unwrap();
+                let held = api.lock().held_by(head.method.as_str(), head.uri.path());
+                if let Some(gate) = held {
+                    gate.acquire().await.unwrap().forget();
+                }
                 let query = head.uri.query().unwrap_or_default();
                 let (code, answer) = api
                     .lock()
@@ -137,6 +143,24 @@ impl FakeApi {
         let mut inner = self.lock();
         inner.lagging = lagging;
         inner.show();
+    }
+
+    /// Lets the next request that is this method and ends with this path wait until [`FakeApi::release`].
+    pub(super) fn hold(&self, method: &str, path: &str) {
+        self.lock().held = Some((format!("{method} {path}"), Arc::new(Semaphore::new(0))));
+    }
+
+    /// True once the request is there and waits.
+    pub(super) fn is_held(&self) -> bool {
+        self.lock()
+            .held
+            .as_ref()
+            .is_some_and(|(request, _)| request.is_empty())
+    }
+
+    pub(super) fn release(&self) {
+        let (_, gate) = self.lock().held.take().unwrap();
+        gate.add_permits(1);
     }
 
     /// What was asked since the last call: method and path.
@@ -212,6 +236,18 @@ fn failure(code: u16, reason: &str) -> (u16, Value) {
 }
 
 impl Inner {
+    /// What this request has to wait for.
+    fn held_by(&mut self, method: &str, path: &str) -> Option<Arc<Semaphore>> {
+        let (request, gate) = self.held.as_mut()?;
+        let (held_method, held_path) = request.split_once(' ')?;
+        if method != held_method || !path.ends_with(held_path) {
+            return None;
+        }
+        // One request only.
+        request.clear();
+        Some(Arc::clone(gate))
+    }
+
     fn serve(&mut self, method: &str, path: &str, query: &str, body: &[u8]) -> (u16, Value) {
         self.requests.push(format!("{method} {path}"));
         let fault = self.faults.pop_front().flatten();

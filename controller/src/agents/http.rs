@@ -1,6 +1,12 @@
 //! The agents' port: TCP, TLS, HTTP/1.1, with bounds on how many, how long and how much.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,7 +27,9 @@ use super::{
 /// Open connections of agents with a certificate: each agent needs one, two while it reconnects.
 const MAX_AGENTS: usize = 8192;
 /// Open connections without a certificate, handshakes included: what a stranger can occupy.
-const MAX_STRANGERS: usize = 512;
+const MAX_STRANGERS: usize = 1024;
+/// How many of these one address may have: what a single stranger can occupy.
+const MAX_OF_ADDRESS: usize = 128;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the head of a request may take, and how long a connection may be idle.
@@ -38,6 +46,7 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct Room {
     agents: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
+    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
 impl Default for Room {
@@ -46,6 +55,62 @@ impl Default for Room {
         Room {
             agents: room(MAX_AGENTS),
             strangers: room(MAX_STRANGERS),
+            by_address: Arc::default(),
+        }
+    }
+}
+
+impl Room {
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a connection from `address` that has shown no certificate yet.
+    fn stranger(&self, address: IpAddr) -> Option<Seat> {
+        let permit = Arc::clone(&self.strangers).try_acquire_owned().ok()?;
+        let mut counts = self.counts();
+        let count = counts.entry(address).or_default();
+        if *count == MAX_OF_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        drop(counts);
+        Some(Seat {
+            _permit: permit,
+            room: self.clone(),
+            address: Some(address),
+        })
+    }
+
+    /// A place for a connection that has shown one.
+    fn agent(&self) -> Option<Seat> {
+        let permit = Arc::clone(&self.agents).try_acquire_owned().ok()?;
+        Some(Seat {
+            _permit: permit,
+            room: self.clone(),
+            address: None,
+        })
+    }
+}
+
+/// The place of one connection.
+#[derive(Debug)]
+struct Seat {
+    _permit: OwnedSemaphorePermit,
+    room: Room,
+    /// Of a stranger.
+    address: Option<IpAddr>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(address) = self.address
+            && let Entry::Occupied(mut count) = self.room.counts().entry(address)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
         }
     }
 }
@@ -74,14 +139,14 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&room.strangers).try_acquire_owned() else {
+        let Some(seat) = room.stranger(peer.ip()) else {
             edge.metrics.turned_away.inc();
             continue;
         };
         let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
         let (edge, room) = (Arc::clone(&edge), room.clone());
         connections.spawn(async move {
-            if let Err(error) = connection(stream, peer, acceptor, edge, room, permit).await {
+            if let Err(error) = connection(stream, peer, acceptor, edge, room, seat).await {
                 tracing::debug!(%peer, error = %super::Chain(&error), "connection ended");
             }
         });
@@ -116,7 +181,7 @@ async fn connection(
     acceptor: TlsAcceptor,
     edge: Arc<Edge>,
     room: Room,
-    mut permit: OwnedSemaphorePermit,
+    mut seat: Seat,
 ) -> Result<(), ConnectionError> {
     stream.set_nodelay(true).map_err(ConnectionError::Socket)?;
     let socket = socket2::SockRef::from(&stream);
@@ -141,7 +206,7 @@ async fn connection(
     let certificate = leaf.map(|leaf| ClientCertificate::parse(leaf));
     let known = certificate.is_some();
     if known {
-        permit = Arc::clone(&room.agents).try_acquire_owned().map_err(|_| {
+        seat = room.agent().ok_or_else(|| {
             edge.metrics.turned_away.inc();
             ConnectionError::Full
         })?;
@@ -184,6 +249,6 @@ async fn connection(
             }
         }
     };
-    drop(permit);
+    drop(seat);
     result
 }

@@ -159,7 +159,7 @@ pub async fn load(client: &Client, namespace: &str) -> Result<Option<Keys>, Keys
     Keys::new(ca_pem(&ca)?, token).map(Some)
 }
 
-/// Waits until the Secrets exist, then follows them: the receiver shows a change within [`LOOK`]. Needs `get` on the two names, no more.
+/// Waits until the Secrets exist, then follows them: the receiver shows a change within half a minute. Needs `get` on the two names, no more.
 pub async fn watch(client: Client, namespace: String) -> watch::Receiver<Keys> {
     let mut told = false;
     let first = loop {

@@ -1,10 +1,15 @@
 //! The agents' side: certificates, tokens, sessions, identity. Writes Server status and Enrolments.
 //!
 //! ```text
-//! keys ── ca ── tls ─┐
-//!                    http ── body ── routes ─┬─ enrol ──┬─ identity   which machine is this? (pure)
-//! token ─────────────────────────────────────┘          ├─ sessions   who is here (memory)
-//!                                             inventory ┴─ store      Servers, Enrolments (Kubernetes)
+//! keys, ca, tls, token    secrets and what is made of them
+//! http, body, problem     the port: bounds on how many, how long, how much; how a refusal looks
+//! routes                  the calls
+//!   enrol, spend          a token and a key become a session
+//!   identity, inventory   which machine is this? what of its report is stored? (pure)
+//! edge                    what the calls share: who a certificate speaks for, what people are told
+//!   sessions              who is here (memory)
+//!   store                 Servers and Enrolments (Kubernetes)
+//! sweep                   removes ended Enrolments (control role)
 //! ```
 //!
 //! A session is a key: its SHA-256 stands in `Server.status.session.key`, its certificate lives for an hour and is renewed for the same
@@ -26,6 +31,7 @@ mod metrics;
 mod problem;
 mod routes;
 mod sessions;
+mod spend;
 mod store;
 pub mod sweep;
 mod tls;
@@ -191,6 +197,7 @@ async fn reap(edge: Arc<Edge>) {
             _ = ending.wait_for(|ending| *ending) => return,
         }
         pause = LOOK;
+        edge.store.prune();
         for (name, key) in edge.sessions.gone() {
             if routes::disconnect(&edge, &name, &key).await {
                 edge.sessions.forget(&name, &key);

@@ -275,6 +275,13 @@ async fn acknowledge(
 ) -> Result<(), Problem> {
     let now = clock::rfc3339(clock::now());
     let address = peer.address.to_string();
+    // An outcome of an order that the watched copy does not show yet: the API server is asked before it is taken for nobody's.
+    if request.outcome.is_some() && !mentions(&caller.server, &request.last) {
+        match edge.store.fetch_server(caller.name()).await {
+            Ok(_) | Err(StoreError::Gone { .. }) => {}
+            Err(error) => return Err(unavailable(&error)),
+        }
+    }
     let change = |server: &Server| {
         if !caller.owns(server) {
             return None;
@@ -316,8 +323,6 @@ fn outcome_of(server: &Server, request: &PollRequest) -> Option<OrderOutcome> {
         .status
         .as_ref()
         .and_then(|status| status.last_order.as_ref());
-    let ordered = server.spec.order.as_ref().is_some_and(|order| order.id == *id);
-    let ours = !id.is_empty() && (ordered || known.is_some_and(|known| known.id == *id));
     let error = match &request.outcome {
         Some(Outcome::Failed { message }) => {
             let message = text::clean(message.as_bytes());
@@ -336,7 +341,17 @@ fn outcome_of(server: &Server, request: &PollRequest) -> Option<OrderOutcome> {
     };
     // An agent that has told an outcome goes on naming the order without it.
     let told = known.is_some_and(|known| known.id == *id && known.done && !outcome.done);
-    (ours && !told && known != Some(&outcome)).then_some(outcome)
+    (mentions(server, id) && !told && known != Some(&outcome)).then_some(outcome)
+}
+
+/// True if the order `id` is or was this Server's.
+fn mentions(server: &Server, id: &str) -> bool {
+    let last = server
+        .status
+        .as_ref()
+        .and_then(|status| status.last_order.as_ref());
+    let ordered = server.spec.order.as_ref().is_some_and(|order| order.id == id);
+    !id.is_empty() && (ordered || last.is_some_and(|last| last.id == id))
 }
 
 async fn log(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<(), Problem> {

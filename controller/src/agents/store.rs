@@ -267,23 +267,31 @@ impl Store {
         }
     }
 
-    fn remember(&self, server: Server) -> Arc<Server> {
-        let server = Arc::new(server);
-        remember(&self.own_servers, &server, |name| {
+    /// Forgets what the watched copies have caught up with.
+    pub(super) fn prune(&self) {
+        let server = |name: &str| {
             self.world
                 .servers
                 .get(&ObjectRef::new(name).within(&self.namespace))
-        });
+        };
+        prune(&self.own_servers, server);
+        let enrolment = |name: &str| {
+            self.world
+                .enrolments
+                .get(&ObjectRef::new(name).within(&self.namespace))
+        };
+        prune(&self.own_enrolments, enrolment);
+    }
+
+    fn remember(&self, server: Server) -> Arc<Server> {
+        let server = Arc::new(server);
+        remember(&self.own_servers, &server);
         server
     }
 
     fn remember_enrolment(&self, enrolment: Enrolment) -> Arc<Enrolment> {
         let enrolment = Arc::new(enrolment);
-        remember(&self.own_enrolments, &enrolment, |name| {
-            self.world
-                .enrolments
-                .get(&ObjectRef::new(name).within(&self.namespace))
-        });
+        remember(&self.own_enrolments, &enrolment);
         enrolment
     }
 }
@@ -315,18 +323,21 @@ fn recent<K>(own: &Own<K>) -> HashMap<String, Arc<K>> {
         .collect()
 }
 
-/// Adds `object`, unless something newer is there, and forgets what the watched copies have caught up with.
-fn remember<K: ResourceExt>(own: &Own<K>, object: &Arc<K>, watched: impl Fn(&str) -> Option<Arc<K>>) {
+/// Adds `object`, unless something newer is there.
+fn remember<K: ResourceExt>(own: &Own<K>, object: &Arc<K>) {
     let mut own = lock(own);
-    own.retain(|name, (mine, at)| {
-        let caught_up = watched(name).is_some_and(|seen| version(&*seen) >= version(&**mine));
-        at.elapsed() < OWN && !caught_up
-    });
     let name = object.name_any();
     let before = own.remove(&name).map(|(object, _)| object);
     if let Some(newest) = newer(before, Some(Arc::clone(object))) {
         own.insert(name, (newest, Instant::now()));
     }
+}
+
+fn prune<K: ResourceExt>(own: &Own<K>, watched: impl Fn(&str) -> Option<Arc<K>>) {
+    lock(own).retain(|name, (mine, at)| {
+        let caught_up = watched(name).is_some_and(|seen| version(&*seen) >= version(&**mine));
+        at.elapsed() < OWN && !caught_up
+    });
 }
 
 /// A resource version as the number that it is on every API server (and by contract since Kubernetes 1.35).

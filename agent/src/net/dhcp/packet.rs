@@ -20,6 +20,22 @@ const SHORTEST: usize = 300;
 /// Server addresses and routes that are kept of one reply, each.
 const MOST: usize = 32;
 
+/// What we want to know of a server.
+const WANTED: [OptionCode; 9] = [
+    OptionCode::SubnetMask,
+    OptionCode::ClasslessStaticRoute,
+    OptionCode::Router,
+    OptionCode::DomainNameServer,
+    OptionCode::Hostname,
+    OptionCode::InterfaceMtu,
+    OptionCode::AddressLeaseTime,
+    OptionCode::Renewal,
+    OptionCode::Rebinding,
+];
+
+/// Where the options begin: behind the BOOTP header and the magic cookie (RFC 2131, 3).
+const OPTIONS: usize = 240;
+
 /// What the client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ask {
@@ -66,17 +82,7 @@ pub(super) fn encode(ask: Ask, mac: Mac, xid: u32, secs: u16) -> Vec<u8> {
     options.insert(DhcpOption::ClientIdentifier(identifier));
     options.insert(DhcpOption::ClassIdentifier(CLASS.to_vec()));
     options.insert(DhcpOption::MaxMessageSize(1472));
-    options.insert(DhcpOption::ParameterRequestList(vec![
-        OptionCode::SubnetMask,
-        OptionCode::ClasslessStaticRoute,
-        OptionCode::Router,
-        OptionCode::DomainNameServer,
-        OptionCode::Hostname,
-        OptionCode::InterfaceMtu,
-        OptionCode::AddressLeaseTime,
-        OptionCode::Renewal,
-        OptionCode::Rebinding,
-    ]));
+    options.insert(DhcpOption::ParameterRequestList(WANTED.to_vec()));
     match ask {
         Ask::Discover(Some(address)) => _ = options.insert(DhcpOption::RequestedIpAddress(address)),
         Ask::Request { address, server } => {
@@ -93,7 +99,7 @@ pub(super) fn encode(ask: Ask, mac: Mac, xid: u32, secs: u16) -> Vec<u8> {
 
 /// The reply to transaction `xid` of `mac`; `None` for everything else.
 pub(super) fn decode(bytes: &[u8], mac: Mac, xid: u32) -> Option<Reply> {
-    let message = Message::decode(&mut Decoder::new(bytes)).ok()?;
+    let message = Message::decode(&mut Decoder::new(&without_strange_options(bytes)?)).ok()?;
     // `chaddr()` cuts by a length that the sender wrote.
     let ours = message.opcode() == Opcode::BootReply && message.xid() == xid && message.hlen() == 6;
     if !ours || message.chaddr() != mac.0 {
@@ -105,6 +111,28 @@ pub(super) fn decode(bytes: &[u8], mac: Mac, xid: u32) -> Option<Reply> {
         MessageType::Nak => Some(Reply::Nak),
         _ => None,
     }
+}
+
+/// The message with only the options that we read: the decoder trusts the lengths of some others.
+fn without_strange_options(bytes: &[u8]) -> Option<Vec<u8>> {
+    const PAD: u8 = 0;
+    const END: u8 = 255;
+    let (header, mut rest) = bytes.split_at_checked(OPTIONS)?;
+    let mut kept = header.to_vec();
+    while let Some((&code, behind)) = rest.split_first() {
+        if code == END {
+            break;
+        }
+        let length = if code == PAD { 1 } else { 2 + usize::from(*behind.first()?) };
+        let (option, next) = rest.split_at_checked(length)?;
+        let ours = [OptionCode::MessageType, OptionCode::ServerIdentifier];
+        if WANTED.iter().chain(&ours).any(|wanted| u8::from(*wanted) == code) {
+            kept.extend_from_slice(option);
+        }
+        rest = next;
+    }
+    kept.push(END);
+    Some(kept)
 }
 
 fn lease(message: &Message) -> Option<Lease> {

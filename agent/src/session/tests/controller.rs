@@ -36,7 +36,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.not_before = date_time_ymd(1969, 1, 1);
+        params.not_before = date_time_ymd(1970, 1, 1);
         params.not_after = date_time_ymd(2100, 1, 1);
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
@@ -47,7 +47,7 @@ impl Authority {
 
     fn sign(&self, csr: &str) -> String {
         let mut request = CertificateSigningRequestParams::from_pem(csr).unwrap();
-        request.params.not_before = date_time_ymd(1969, 1, 1);
+        request.params.not_before = date_time_ymd(1970, 1, 1);
         request.params.not_after = date_time_ymd(2100, 1, 1);
         request.signed_by(&self.0).unwrap().pem()
     }

@@ -335,6 +335,49 @@ async fn two_machines_that_race_for_one_token_both_lose_it() {
 }
 
 #[tokio::test]
+async fn a_second_key_between_any_two_steps_of_the_first_contests_it() {
+    let server = format!("/servers/{}/status", name(1));
+    let enrolment = "/enrolments/token";
+    for (method, path) in [
+        ("POST", "/servers"),
+        ("PATCH", server.as_str()),
+        ("GET", enrolment),
+    ] {
+        let lab = Lab::new().await;
+        let token = lab.token(1);
+        let path = if path == enrolment {
+            format!("/enrolments/{}", token::enrolment_name(&token))
+        } else {
+            path.to_owned()
+        };
+        lab.api.hold(method, &path);
+        let mut first = lab.agent(1);
+        let shown = token.clone();
+        let first = tokio::spawn(async move { first.enrol(&shown).await });
+        lab.until("the first has come to this step", |lab| lab.api.is_held())
+            .await;
+        let second = lab.agent(2).enrol(&token).await;
+        assert_eq!(
+            second.unwrap_err(),
+            refused(403, ProblemKind::Token),
+            "{method} {path}"
+        );
+        lab.api.release();
+        let first = first.await.unwrap();
+        assert_eq!(
+            first.unwrap_err(),
+            refused(403, ProblemKind::Token),
+            "{method} {path}"
+        );
+        assert!(
+            lab.enrolments()[0].spec.contested && lab.status(&name(1)).contested,
+            "{method} {path}"
+        );
+        assert_eq!(lab.servers(), [name(1)]);
+    }
+}
+
+#[tokio::test]
 async fn a_full_segment_takes_known_machines_only() {
     let mut lab = Lab::new().await;
     for last in 1..=5 {

@@ -158,12 +158,33 @@ async fn an_inventory_that_says_nothing_new_is_not_written() {
 }
 
 #[tokio::test]
-async fn silent_connections_do_not_keep_agents_out() {
+async fn one_address_full_of_silent_connections_keeps_no_other_out() {
     let lab = Lab::new().await;
     let mut silent = Vec::new();
-    for _ in 0..100 {
-        silent.push(TcpStream::connect(lab.address).await.unwrap());
+    while lab.metric("muster_agents_turned_away_total") < 50 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        silent.push(socket.connect(lab.address).await.unwrap());
+        assert!(silent.len() < 2000, "nobody was turned away");
     }
     lab.enrolled(1).await;
-    drop(silent);
+}
+
+#[tokio::test]
+async fn an_outcome_is_not_lost_on_a_replica_that_does_not_know_the_order_yet() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    lab.api.set_lagging(true);
+    let order = json!({ "spec": { "order": { "id": "op-1", "action": "inspect" } } });
+    lab.api.edit("servers", &name(1), &order);
+    let done = PollRequest {
+        last: "op-1".into(),
+        outcome: Some(muster_proto::session::Outcome::Done),
+    };
+    let polled = tokio::spawn(async move { agent.poll_with(done).await });
+    lab.until("the outcome is written", |lab| {
+        lab.status(&name(1)).last_order.is_some_and(|order| order.done)
+    })
+    .await;
+    polled.abort();
 }

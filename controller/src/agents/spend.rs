@@ -1,0 +1,163 @@
+//! Spending a token once: the Enrolment named after it, and what a second key that shows it does to the first.
+
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use muster_proto::{
+    kinds::{Enrolment, EnrolmentSpec, Server, ServerStatus},
+    session::ProblemKind,
+};
+
+use super::{
+    ca::CLIENT_LIFETIME,
+    clock,
+    edge::Edge,
+    enrol::{Applicant, Refused, session_of},
+    metrics::EnrolOutcome,
+    store::StoreError,
+    token,
+};
+
+/// How long an Enrolment stays after all that it stands for has ended, in seconds, because clocks disagree.
+const GRACE: i64 = 300;
+
+/// Whether a token was spent just now, or before by the same key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spent {
+    Now,
+    Before,
+}
+
+impl Edge {
+    /// Creates the Enrolment, or finds the one that this key created before.
+    pub(super) async fn spend(
+        &self,
+        applicant: &Applicant,
+        name: &str,
+        now: i64,
+    ) -> Result<(Arc<Enrolment>, Spent), Refused> {
+        let issued = self
+            .keys
+            .borrow()
+            .ca
+            .issue_client(&applicant.request, name, &applicant.enrolment, now);
+        let certificate = issued.map_err(|error| {
+            tracing::error!(error = %super::Chain(&error), "no certificate can be issued");
+            Refused::new(
+                EnrolOutcome::Unavailable,
+                ProblemKind::Unavailable,
+                "no certificate can be issued now",
+            )
+        })?;
+        let ends = (applicant.claims.issued + token::LIFETIME).max(now + CLIENT_LIFETIME) + GRACE;
+        let spec = EnrolmentSpec {
+            server: name.to_owned(),
+            key: applicant.request.fingerprint.clone(),
+            certificate,
+            contested: false,
+            expires: clock::rfc3339(ends),
+        };
+        match self.store.create_enrolment(&applicant.enrolment, spec).await {
+            Ok(made) => return Ok((made, Spent::Now)),
+            Err(StoreError::Exists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let spent = match self.store.fetch_enrolment(&applicant.enrolment).await {
+            Ok(spent) => spent,
+            Err(StoreError::Gone { .. }) => {
+                return Err(Refused::new(
+                    EnrolOutcome::Expired,
+                    ProblemKind::Token,
+                    "the token has ended",
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if spent.spec.key != applicant.request.fingerprint {
+            self.contest(&spent).await?;
+            let message = "the token was spent with another key; the machine is contested, boot again";
+            return Err(Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message));
+        }
+        if spent.spec.contested {
+            self.mark_contested(&spent.spec).await?;
+            return Err(contested());
+        }
+        Ok((spent, Spent::Before))
+    }
+
+    /// Two keys showed one token: the certificate that it bought is revoked, on the Enrolment first, then on the Server.
+    async fn contest(&self, enrolment: &Enrolment) -> Result<(), Refused> {
+        self.store.contest_enrolment(&enrolment.name_any()).await?;
+        self.mark_contested(&enrolment.spec).await?;
+        Ok(())
+    }
+
+    async fn mark_contested(&self, spent: &EnrolmentSpec) -> Result<(), StoreError> {
+        // A later session of the machine has nothing to do with this token.
+        let change = |server: &Server| {
+            session_of(server).filter(|session| session.key == spent.key)?;
+            Some(ServerStatus {
+                contested: true,
+                ..server.status.clone().unwrap_or_default()
+            })
+        };
+        match self.store.update(&spent.server, change).await {
+            Ok(updated) => {
+                if updated.written {
+                    let message = "two keys showed one boot token as this machine; its session is revoked until it boots again";
+                    self.warn_server(&updated.server, "Contested", message);
+                }
+                Ok(())
+            }
+            Err(StoreError::Gone { .. } | StoreError::CalledOff) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A retry of an older enrolment does not end a newer session of the same machine.
+    pub(super) fn not_superseded(&self, enrolment: &Enrolment) -> Result<(), Refused> {
+        let Some(server) = self.store.server(&enrolment.spec.server) else {
+            return Ok(());
+        };
+        let Some(session) = session_of(&server) else {
+            return Ok(());
+        };
+        if session.key == enrolment.spec.key {
+            return Ok(());
+        }
+        let made = |enrolment: &Enrolment| enrolment.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        let of_server = self.store.enrolments_of(&enrolment.spec.server);
+        let newer = of_server
+            .iter()
+            .any(|other| other.spec.key == session.key && made(other) > made(enrolment));
+        if newer {
+            let message = "a newer session of this machine has replaced this one";
+            return Err(Refused::new(EnrolOutcome::Expired, ProblemKind::Token, message));
+        }
+        Ok(())
+    }
+
+    /// The other key may have come after the Enrolment was made and before the Server had a session that could be marked.
+    pub(super) async fn still_alone(&self, applicant: &Applicant, server: &Server) -> Result<(), Refused> {
+        match self.store.fetch_enrolment(&applicant.enrolment).await {
+            Ok(enrolment) if enrolment.spec.contested => {
+                self.mark_contested(&enrolment.spec).await?;
+                Err(contested())
+            }
+            Ok(_) => Ok(()),
+            Err(StoreError::Gone { .. }) => {
+                let message = format!(
+                    "the Enrolment of Server {} was deleted; boot again",
+                    server.name_any()
+                );
+                Err(Refused::new(EnrolOutcome::Expired, ProblemKind::Token, message))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn contested() -> Refused {
+    let message = "two keys showed this token; it is worth nothing any more, boot again";
+    Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message)
+}
