@@ -8,8 +8,10 @@ pub mod host;
 mod link;
 pub mod name;
 pub mod next;
+mod notices;
 mod orders;
 pub mod reconcile;
+mod twins;
 
 pub use link::concerns;
 pub use reconcile::{Metrics, run};

@@ -14,7 +14,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::{
     inventory::Inventory,
     kinds::{
@@ -28,7 +27,9 @@ use super::{
     hardware,
     host::{self, Inspected},
     link::{self, Link},
+    notices::{about_server, clashes, event, failed_order, told_of_hardware, unapplied, warning},
     orders,
+    twins::{twin_of_ours, twins_of_theirs},
 };
 use crate::events::Event;
 
@@ -170,38 +171,6 @@ fn is_approved(server: &Server) -> bool {
         .annotations
         .as_ref()
         .is_some_and(|all| all.contains_key(APPROVE_ANNOTATION))
-}
-
-/// The Server as the subject of an Event.
-pub fn about_server(server: &Server) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("muster.dev/v1alpha1".to_owned()),
-        kind: Some("Server".to_owned()),
-        namespace: server.metadata.namespace.clone(),
-        name: server.metadata.name.clone(),
-        uid: server.metadata.uid.clone(),
-        ..ObjectReference::default()
-    }
-}
-
-/// The longest message of an Event that the API server takes is 1 KiB.
-const MESSAGE_MAX: usize = 1000;
-
-fn event(about: ObjectReference, warning: bool, reason: &'static str, mut message: String) -> Event {
-    if message.len() > MESSAGE_MAX {
-        message.truncate(message.floor_char_boundary(MESSAGE_MAX));
-        message.push('…');
-    }
-    Event {
-        about,
-        warning,
-        reason,
-        message,
-    }
-}
-
-fn warning(about: ObjectReference, reason: &'static str, message: String) -> Event {
-    event(about, true, reason, message)
 }
 
 fn status<'a>(seen: &Seen<'a>) -> Option<&'a ServerStatus> {
@@ -421,7 +390,7 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         );
         return plan;
     }
-    update(seen, host, inventory, hardware, &mut plan);
+    update(seen, host, inventory, &hardware, &mut plan);
     plan
 }
 
@@ -458,54 +427,32 @@ fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
     })
 }
 
-/// What people should know of a report that was not applied: nothing, if the host shows the same hardware.
-fn unapplied(
-    seen: &Seen<'_>,
-    host: &BareMetalHost,
-    hardware: &HardwareDetails,
-    refused: &str,
-) -> Option<Event> {
-    let shown = host.status.as_ref().and_then(|status| status.hardware.as_ref());
-    let differs = shown.map_or_else(
-        || vec!["hardware that it does not show".to_owned()],
-        |shown| hardware::changes(shown, hardware),
-    );
-    (!differs.is_empty()).then(|| {
-        let us = server_name(seen.server);
-        let message = format!(
-            "Server {us} reported for this host: {}; not applied: {refused}",
-            differs.join("; ")
-        );
-        event(host::about(host), false, "ReportNotApplied", message)
-    })
-}
-
 /// Brings our discovered host up to date with the report.
 fn update(
     seen: &Seen<'_>,
     host: &BareMetalHost,
     inventory: &Inventory,
-    hardware: HardwareDetails,
+    hardware: &HardwareDetails,
     plan: &mut Plan,
 ) {
     let at = host::reference(host);
     let had = host.status.as_ref().and_then(|status| status.hardware.as_ref());
     let (patch, inspected) = order(seen, Some(host), false);
-    if !has_data(seen, &at, &hardware) {
+    if !has_data(seen, &at, hardware) {
         plan.effects.push(Effect::ApplyHardwareData {
             host: at.clone(),
             hardware: Box::new(hardware.clone()),
         });
     }
     let retime = matches!(inspected, Some(Ok(())));
-    if let Some(status) = host::status(host, &hardware, times(seen), retime, seen.now) {
+    if let Some(status) = host::status(host, hardware, times(seen), retime, seen.now) {
         plan.effects.push(Effect::WriteHostStatus {
             host: at.clone(),
             version: host.metadata.resource_version.clone().unwrap_or_default(),
             status: Box::new(status),
         });
         plan.effects
-            .extend(told_of_hardware(host, had, &hardware).map(Effect::Event));
+            .extend(told_of_hardware(host, had, hardware).map(Effect::Event));
     }
     let segment = segment_name(seen.server).map_or("", |(_, name)| name);
     let labels = host::missing(host::labels(inventory, segment), host.metadata.labels.as_ref());
@@ -556,29 +503,6 @@ fn update(
     };
 }
 
-fn told_of_hardware(
-    host: &BareMetalHost,
-    had: Option<&HardwareDetails>,
-    now: &HardwareDetails,
-) -> Option<Event> {
-    let about = host::about(host);
-    let Some(had) = had else {
-        let vendor = now.system_vendor.as_ref();
-        let product = vendor
-            .and_then(|vendor| vendor.product_name.as_deref())
-            .unwrap_or("machine");
-        let message = format!(
-            "{product}: {} disks, {} network interfaces, {} MiB of memory",
-            now.storage.len(),
-            now.nics.len(),
-            now.ram_mebibytes.unwrap_or(0),
-        );
-        return Some(event(about, false, "Discovered", message));
-    };
-    let changes = hardware::changes(had, now);
-    (!changes.is_empty()).then(|| event(about, false, "HardwareChanged", changes.join("; ")))
-}
-
 fn has_data(seen: &Seen<'_>, at: &HostReference, hardware: &HardwareDetails) -> bool {
     seen.hardware.iter().any(|data| {
         let meta = &data.metadata;
@@ -604,148 +528,6 @@ fn times(seen: &Seen<'_>) -> Inspected {
         .and_then(|status| status.session.as_ref())
         .and_then(|session| parse(&session.since));
     Inspected { start, end }
-}
-
-/// Our host, and the same machine declared by somebody else under another name or in another namespace.
-fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan) {
-    let mut twins = link::declared(seen);
-    let same_name = |host: &&BareMetalHost| {
-        host::made_for(host).is_none()
-            && host.metadata.name == ours.metadata.name
-            && host.metadata.namespace != ours.metadata.namespace
-            && host::declared_mac(host).is_none()
-            && !host::is_leaving(host)
-    };
-    twins.extend(seen.hosts.iter().map(AsRef::as_ref).filter(same_name));
-    match twins[..] {
-        [] => (false, Plan::default()),
-        [theirs] if host::is_untouched(ours) && link::rivals(seen, theirs).is_empty() => {
-            let spec = ServerSpec {
-                host: Some(host::reference(theirs)),
-                ..seen.server.spec.clone()
-            };
-            // Linked before ours goes: if we fall between the two, what is left of ours is found and deleted.
-            let mut effects = vec![Effect::PatchServerSpec {
-                spec,
-                approved: false,
-            }];
-            effects.extend(fold(ours, theirs));
-            let why = format!("{} is declared as {}", host::path(ours), host::path(theirs));
-            (
-                true,
-                Plan {
-                    effects,
-                    notices: Vec::new(),
-                    why,
-                },
-            )
-        }
-        _ => {
-            let notices = twins.iter().flat_map(|theirs| double(ours, theirs)).collect();
-            (
-                false,
-                Plan {
-                    notices,
-                    ..Plan::default()
-                },
-            )
-        }
-    }
-}
-
-/// Somebody's host, and what is left of ours for the same machine.
-fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool, Plan) {
-    let mut plan = Plan::default();
-    for ours in link::made_for_us(seen) {
-        match host::is_untouched(ours) {
-            true => plan.effects.extend(fold(ours, theirs)),
-            false => plan.notices.extend(double(ours, theirs)),
-        }
-    }
-    plan.why = format!("what is left of the twin of {} goes", host::path(theirs));
-    let at = host::path(theirs);
-    let doubles = link::declared(seen)
-        .into_iter()
-        .filter(|other| host::path(other) != at);
-    plan.notices
-        .extend(doubles.flat_map(|other| double(other, theirs)));
-    (!plan.effects.is_empty(), plan)
-}
-
-fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {
-    let message = format!(
-        "the discovered host {} is the same machine and was folded into this one",
-        host::path(ours)
-    );
-    [
-        Effect::DeleteHost {
-            host: host::reference(ours),
-            version: ours.metadata.resource_version.clone().unwrap_or_default(),
-        },
-        Effect::Event(event(host::about(theirs), false, "TwinFolded", message)),
-    ]
-}
-
-fn double(one: &BareMetalHost, other: &BareMetalHost) -> [Event; 2] {
-    let told = |about: &BareMetalHost, twin: &BareMetalHost| {
-        let message = format!(
-            "host {} is the same machine; delete one of the two",
-            host::path(twin)
-        );
-        warning(host::about(about), "SameMachine", message)
-    };
-    [told(one, other), told(other, one)]
-}
-
-/// Other Servers that share a signal with this one and are another machine: told on this one's side, as each tells on its own.
-fn clashes(seen: &Seen<'_>) -> Vec<Event> {
-    let us = server_name(seen.server);
-    let listed = |server: &Server, name: &str| {
-        server
-            .status
-            .as_ref()
-            .is_some_and(|status| status.clashes.iter().any(|clash| clash == name))
-    };
-    let about = || match &seen.server.spec.host {
-        Some(at) => ObjectReference {
-            api_version: Some("metal3.io/v1alpha1".to_owned()),
-            kind: Some("BareMetalHost".to_owned()),
-            namespace: Some(at.namespace.clone()),
-            name: Some(at.name.clone()),
-            uid: Some(at.uid.clone()),
-            ..ObjectReference::default()
-        },
-        None => about_server(seen.server),
-    };
-    let others = seen.servers.iter().filter(|other| {
-        let name = server_name(other);
-        name != us && (listed(seen.server, name) || listed(other, us))
-    });
-    others
-        .map(|other| {
-            let host = other.spec.host.as_ref().map_or_else(
-                || "without a host".to_owned(),
-                |at| format!("host {}/{}", at.namespace, at.name),
-            );
-            let name = server_name(other);
-            let message =
-                format!("shares an identifying signal with Server {name} ({host}), which is another machine");
-            warning(about(), "IdentityClash", message)
-        })
-        .collect()
-}
-
-/// An order that the agent could not carry out; a failed inspection is told with its end.
-fn failed_order(seen: &Seen<'_>) -> Option<Event> {
-    let last = status(seen)?.last_order.as_ref()?;
-    (last.done && !last.error.is_empty()).then(|| {
-        let message = format!(
-            "order {} failed: {}",
-            text::clean(last.id.as_bytes()),
-            text::clean(last.error.as_bytes())
-        );
-        warning(about_server(seen.server), "OrderFailed", message)
-    })
 }
 
 #[cfg(test)]

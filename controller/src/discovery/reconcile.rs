@@ -28,7 +28,8 @@ use tokio::sync::broadcast;
 use super::{
     execute::{ExecuteError, Executor},
     link::Signals,
-    next::{Seen, about_server, next, segment_name, server_name},
+    next::{Seen, next, segment_name, server_name},
+    notices::about_server,
 };
 use crate::{
     chain::Chain,
@@ -178,7 +179,7 @@ async fn rounds(
         .map(Ok::<_, Infallible>);
     let rounds = applier(
         |server, context| round(server, context).boxed(),
-        retry,
+        |server, error, context| retry(&server, error, &context),
         context.clone(),
         context.world.servers.clone(),
         queue,
@@ -316,7 +317,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             match &error {
                 ExecuteError::Behind { .. } => tracing::debug!(server = %name, %error, "looks again"),
                 ExecuteError::Step { .. } => {
-                    tracing::warn!(server = %name, error = %Chain(&error), "tried again")
+                    tracing::warn!(server = %name, error = %Chain(&error), "tried again");
                 }
             }
             // Said once for a row of failures: the object is refused and stays so until somebody acts.
@@ -354,8 +355,8 @@ fn tell(context: &Context, server: &str, notices: Vec<Event>) {
 
 /// Waits twice as long after every failure in a row. A Server in the same state as others waits a little differently, so that
 /// an API server that comes back is not met by all at once.
-fn retry(server: Arc<Server>, error: &ExecuteError, context: Arc<Context>) -> Action {
-    let name = server_name(&server);
+fn retry(server: &Server, error: &ExecuteError, context: &Context) -> Action {
+    let name = server_name(server);
     let failures = {
         let told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.get(name).map_or(1, |memory| memory.failures)

@@ -126,7 +126,7 @@ fn take(sim: &mut Sim, step: &Step) {
             }
         }
         Step::Approve { server } if is(sim, *server) => {
-            sim.annotate_server(&format!("s{server}"), APPROVE_ANNOTATION)
+            sim.annotate_server(&format!("s{server}"), APPROVE_ANNOTATION);
         }
         Step::Forget { server } => sim.servers.retain(|one| server_name(one) != format!("s{server}")),
         Step::Clash { server, other } if is(sim, *server) => {

@@ -1,3 +1,4 @@
+use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::kinds::{
     BmcDetails, OrderAction, OrderOutcome, PAUSED_ANNOTATION, SERVER_ANNOTATION, SessionState,
 };
@@ -354,7 +355,7 @@ fn clashes_are_told_on_both_and_nothing_is_merged() {
     let mut sim = discovered();
     sim.reports("b", machine("OTHER1", 2));
     sim.change_server("b", |server| {
-        server.status.as_mut().unwrap().clashes = vec!["a".to_owned()]
+        server.status.as_mut().unwrap().clashes = vec!["a".to_owned()];
     });
     sim.settle();
     assert_eq!(sim.names(), [NAME, "dell-other1"]);
@@ -443,7 +444,7 @@ fn taken_up(sim: &mut Sim, id: &str, error: &str) {
         done: true,
     };
     sim.change_server("a", |server| {
-        server.status.as_mut().unwrap().last_order = Some(outcome)
+        server.status.as_mut().unwrap().last_order = Some(outcome);
     });
 }
 

@@ -1,0 +1,146 @@
+//! What people are told, in words. Pure.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use muster_proto::{
+    kinds::{BareMetalHost, HardwareDetails, Server},
+    text,
+};
+
+use super::{
+    hardware, host,
+    next::{Seen, server_name},
+};
+use crate::events::Event;
+
+/// The Server as the subject of an Event.
+pub(super) fn about_server(server: &Server) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("muster.dev/v1alpha1".to_owned()),
+        kind: Some("Server".to_owned()),
+        namespace: server.metadata.namespace.clone(),
+        name: server.metadata.name.clone(),
+        uid: server.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// The longest message of an Event that the API server takes is 1 KiB.
+const MESSAGE_MAX: usize = 1000;
+
+pub(super) fn event(
+    about: ObjectReference,
+    warning: bool,
+    reason: &'static str,
+    mut message: String,
+) -> Event {
+    if message.len() > MESSAGE_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_MAX));
+        message.push('…');
+    }
+    Event {
+        about,
+        warning,
+        reason,
+        message,
+    }
+}
+
+pub(super) fn warning(about: ObjectReference, reason: &'static str, message: String) -> Event {
+    event(about, true, reason, message)
+}
+
+/// What people should know of a report that was not applied: nothing, if the host shows the same hardware.
+pub(super) fn unapplied(
+    seen: &Seen<'_>,
+    host: &BareMetalHost,
+    hardware: &HardwareDetails,
+    refused: &str,
+) -> Option<Event> {
+    let shown = host.status.as_ref().and_then(|status| status.hardware.as_ref());
+    let differs = shown.map_or_else(
+        || vec!["hardware that it does not show".to_owned()],
+        |shown| hardware::changes(shown, hardware),
+    );
+    (!differs.is_empty()).then(|| {
+        let us = server_name(seen.server);
+        let message = format!(
+            "Server {us} reported for this host: {}; not applied: {refused}",
+            differs.join("; ")
+        );
+        event(host::about(host), false, "ReportNotApplied", message)
+    })
+}
+
+pub(super) fn told_of_hardware(
+    host: &BareMetalHost,
+    had: Option<&HardwareDetails>,
+    now: &HardwareDetails,
+) -> Option<Event> {
+    let about = host::about(host);
+    let Some(had) = had else {
+        let vendor = now.system_vendor.as_ref();
+        let product = vendor
+            .and_then(|vendor| vendor.product_name.as_deref())
+            .unwrap_or("machine");
+        let message = format!(
+            "{product}: {} disks, {} network interfaces, {} MiB of memory",
+            now.storage.len(),
+            now.nics.len(),
+            now.ram_mebibytes.unwrap_or(0),
+        );
+        return Some(event(about, false, "Discovered", message));
+    };
+    let changes = hardware::changes(had, now);
+    (!changes.is_empty()).then(|| event(about, false, "HardwareChanged", changes.join("; ")))
+}
+
+/// Other Servers that share a signal with this one and are another machine: told on this one's side, as each tells on its own.
+pub(super) fn clashes(seen: &Seen<'_>) -> Vec<Event> {
+    let us = server_name(seen.server);
+    let listed = |server: &Server, name: &str| {
+        server
+            .status
+            .as_ref()
+            .is_some_and(|status| status.clashes.iter().any(|clash| clash == name))
+    };
+    let about = || match &seen.server.spec.host {
+        Some(at) => ObjectReference {
+            api_version: Some("metal3.io/v1alpha1".to_owned()),
+            kind: Some("BareMetalHost".to_owned()),
+            namespace: Some(at.namespace.clone()),
+            name: Some(at.name.clone()),
+            uid: Some(at.uid.clone()),
+            ..ObjectReference::default()
+        },
+        None => about_server(seen.server),
+    };
+    let others = seen.servers.iter().filter(|other| {
+        let name = server_name(other);
+        name != us && (listed(seen.server, name) || listed(other, us))
+    });
+    others
+        .map(|other| {
+            let host = other.spec.host.as_ref().map_or_else(
+                || "without a host".to_owned(),
+                |at| format!("host {}/{}", at.namespace, at.name),
+            );
+            let name = server_name(other);
+            let message =
+                format!("shares an identifying signal with Server {name} ({host}), which is another machine");
+            warning(about(), "IdentityClash", message)
+        })
+        .collect()
+}
+
+/// An order that the agent could not carry out; a failed inspection is told with its end.
+pub(super) fn failed_order(seen: &Seen<'_>) -> Option<Event> {
+    let last = seen.server.status.as_ref()?.last_order.as_ref()?;
+    (last.done && !last.error.is_empty()).then(|| {
+        let message = format!(
+            "order {} failed: {}",
+            text::clean(last.id.as_bytes()),
+            text::clean(last.error.as_bytes())
+        );
+        warning(about_server(seen.server), "OrderFailed", message)
+    })
+}

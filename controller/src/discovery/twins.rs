@@ -1,0 +1,102 @@
+//! One machine, two hosts: the discovered one that nobody touched is folded into the declared one; any other double is told on
+//! both sides. Pure.
+
+use muster_proto::kinds::{BareMetalHost, ServerSpec};
+
+use super::{
+    host, link,
+    next::{Effect, Plan, Seen},
+    notices::{event, warning},
+};
+use crate::events::Event;
+
+/// Our host, and the same machine declared by somebody else under another name or in another namespace.
+pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan) {
+    let mut twins = link::declared(seen);
+    let same_name = |host: &&BareMetalHost| {
+        host::made_for(host).is_none()
+            && host.metadata.name == ours.metadata.name
+            && host.metadata.namespace != ours.metadata.namespace
+            && host::declared_mac(host).is_none()
+            && !host::is_leaving(host)
+    };
+    twins.extend(seen.hosts.iter().map(AsRef::as_ref).filter(same_name));
+    match twins[..] {
+        [] => (false, Plan::default()),
+        [theirs] if host::is_untouched(ours) && link::rivals(seen, theirs).is_empty() => {
+            let spec = ServerSpec {
+                host: Some(host::reference(theirs)),
+                ..seen.server.spec.clone()
+            };
+            // Linked before ours goes: if we fall between the two, what is left of ours is found and deleted.
+            let mut effects = vec![Effect::PatchServerSpec {
+                spec,
+                approved: false,
+            }];
+            effects.extend(fold(ours, theirs));
+            let why = format!("{} is declared as {}", host::path(ours), host::path(theirs));
+            (
+                true,
+                Plan {
+                    effects,
+                    notices: Vec::new(),
+                    why,
+                },
+            )
+        }
+        _ => {
+            let notices = twins.iter().flat_map(|theirs| double(ours, theirs)).collect();
+            (
+                false,
+                Plan {
+                    notices,
+                    ..Plan::default()
+                },
+            )
+        }
+    }
+}
+
+/// Somebody's host, and what is left of ours for the same machine.
+pub(super) fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool, Plan) {
+    let mut plan = Plan::default();
+    for ours in link::made_for_us(seen) {
+        match host::is_untouched(ours) {
+            true => plan.effects.extend(fold(ours, theirs)),
+            false => plan.notices.extend(double(ours, theirs)),
+        }
+    }
+    plan.why = format!("what is left of the twin of {} goes", host::path(theirs));
+    let at = host::path(theirs);
+    let doubles = link::declared(seen)
+        .into_iter()
+        .filter(|other| host::path(other) != at);
+    plan.notices
+        .extend(doubles.flat_map(|other| double(other, theirs)));
+    (!plan.effects.is_empty(), plan)
+}
+
+fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {
+    let message = format!(
+        "the discovered host {} is the same machine and was folded into this one",
+        host::path(ours)
+    );
+    [
+        Effect::DeleteHost {
+            host: host::reference(ours),
+            version: ours.metadata.resource_version.clone().unwrap_or_default(),
+        },
+        Effect::Event(event(host::about(theirs), false, "TwinFolded", message)),
+    ]
+}
+
+fn double(one: &BareMetalHost, other: &BareMetalHost) -> [Event; 2] {
+    let told = |about: &BareMetalHost, twin: &BareMetalHost| {
+        let message = format!(
+            "host {} is the same machine; delete one of the two",
+            host::path(twin)
+        );
+        warning(host::about(about), "SameMachine", message)
+    };
+    [told(one, other), told(other, one)]
+}
