@@ -18,9 +18,6 @@ pub mod smbios;
 mod system;
 mod warnings;
 
-#[cfg(test)]
-mod tests;
-
 use std::time::Duration;
 
 use muster_proto::{Mac, identity::Identity, inventory::Inventory, text};
@@ -79,3 +76,6 @@ pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
         warnings: warnings.finish(),
     }
 }
+
+#[cfg(test)]
+mod tests;
