@@ -18,9 +18,6 @@ pub mod smbios;
 mod system;
 mod warnings;
 
-#[cfg(test)]
-mod tests;
-
 use std::time::Duration;
 
 use muster_proto::{Mac, identity::Identity, inventory::Inventory, text};
@@ -51,8 +48,9 @@ pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
     let mut warnings = Warnings::default();
     let smbios = smbios::read(root, &mut warnings);
     let table = smbios.table();
+    let identification = table.identification();
 
-    let system = system::collect(root, &table, &mut warnings);
+    let system = system::collect(root, &identification, &mut warnings);
     let nics = nics::collect(root, links, &mut warnings);
     let identity = Identity {
         system_uuid: Some(system.uuid.clone()),
@@ -62,7 +60,7 @@ pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
     };
     Inventory {
         identity: identity.normalised(),
-        firmware: firmware::collect(root, &table, &mut warnings),
+        firmware: firmware::collect(root, &identification, &mut warnings),
         cpu: cpu::collect(root, &table, &mut warnings),
         memory: memory::collect(root, &table, &mut warnings),
         disks: disks::collect(root, &mut warnings),
@@ -78,3 +76,6 @@ pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
         warnings: warnings.finish(),
     }
 }
+
+#[cfg(test)]
+mod tests;

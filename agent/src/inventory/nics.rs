@@ -1,6 +1,3 @@
-#[cfg(test)]
-pub(super) mod tests;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -170,3 +167,6 @@ fn base(path: &Path) -> &str {
         .and_then(|name| name.to_str())
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -6,8 +6,6 @@ use super::warnings::Warnings;
 use crate::sys::{self, Root};
 
 mod records;
-#[cfg(test)]
-pub(super) mod tests;
 
 pub use records::{Identification, MemoryDevice, Processor};
 
@@ -167,3 +165,6 @@ impl<'a> Structure<'a> {
         text::clean(raw.unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

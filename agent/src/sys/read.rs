@@ -12,7 +12,7 @@ use nix::errno::Errno;
 pub const LIMIT: u64 = 1 << 20;
 
 /// An attribute of sysfs holds at most one page (`Documentation/filesystems/sysfs.rst`).
-const ATTRIBUTE: u64 = 4096;
+const ATTRIBUTE: usize = 4096;
 
 /// A file below the root did not say what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +105,8 @@ pub fn absent_as_none<T>(result: Result<T, ReadError>) -> Result<Option<T>, Read
 /// # Errors
 /// [`ReadError::Read`].
 pub fn head(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
-    let mut bytes = Vec::new();
+    // Room for most files in one read.
+    let mut bytes = Vec::with_capacity(ATTRIBUTE);
     File::open(path)
         .and_then(|file| file.take(limit).read_to_end(&mut bytes))
         .map_err(|source| ReadError::Read {
@@ -135,7 +136,24 @@ pub fn bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
 /// # Errors
 /// [`ReadError::Read`].
 pub fn text(path: &Path) -> Result<String, ReadError> {
-    head(path, ATTRIBUTE).map(|raw| text::clean(&raw))
+    let mut page = [0; ATTRIBUTE];
+    // One read gives the whole attribute; a second one only to see the end would double the cost of an inventory.
+    let length = File::open(path)
+        .and_then(|mut file| read_once(&mut file, &mut page))
+        .map_err(|source| ReadError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(text::clean(&page[..length]))
+}
+
+fn read_once(file: &mut File, page: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match file.read(page) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// As [`text()`]; `None` if the attribute is absent or empty.

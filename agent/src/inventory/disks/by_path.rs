@@ -187,7 +187,7 @@ impl ScsiUnit<'_> {
         Some(format!("ip-{address}:{port}-iscsi-{target}-{}", self.unit()))
     }
 
-    /// udev has `ata-1` since ever and `ata-1.0` beside it since systemd 249: the former wherever it is not ambiguous.
+    /// Older udev makes `ata-1`, newer both `ata-1.0` and `ata-1`: the name that both make, wherever it is not ambiguous.
     fn ata(&self) -> Option<String> {
         let port = base(self.chain.find(|link| *link == Link::AtaPort)?);
         let number = self.class("ata_port", port, "port_no")?;

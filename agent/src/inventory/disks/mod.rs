@@ -2,8 +2,6 @@
 
 mod by_path;
 pub(super) mod chain;
-#[cfg(test)]
-mod tests;
 mod vpd;
 
 use std::path::{Path, PathBuf};
@@ -225,3 +223,6 @@ fn longer(short: &mut String, whole: &str) {
         whole.clone_into(short);
     }
 }
+
+#[cfg(test)]
+mod tests;
