@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod agents;
 pub mod args;
+pub mod bind;
 pub mod boot;
 pub mod chain;
 pub mod discovery;

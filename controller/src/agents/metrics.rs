@@ -57,7 +57,7 @@ pub(super) struct Call {
 
 /// The metrics, cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Metrics {
+pub struct Metrics {
     enrolments: Family<Enrolled, Counter>,
     inventories: Family<Inventoried, Counter>,
     durations: Family<Call, Histogram, fn() -> Histogram>,
@@ -71,7 +71,7 @@ pub(super) struct Metrics {
 
 impl Metrics {
     /// Registers them on `registry`.
-    pub(super) fn new(registry: &mut Registry) -> Arc<Metrics> {
+    pub fn register(registry: &mut Registry) -> Arc<Metrics> {
         // A held poll is no work: it is not measured. The rest is milliseconds, or the API server's timeout.
         let buckets = || Histogram::new([0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]);
         let metrics = Metrics {

@@ -37,19 +37,24 @@ pub mod sweep;
 mod tls;
 pub mod token;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use kube::Client;
 use muster_proto::kinds::SessionState;
 use tokio::{net::TcpListener, sync::watch};
 
-use self::{edge::Edge, enrol::session_of, metrics::Metrics, sessions::Sessions, store::Store};
+use self::{edge::Edge, enrol::session_of, sessions::Sessions, store::Store};
 pub use self::{
     keys::{BootSecrets, Keys},
+    metrics::Metrics,
     sessions::Pace,
     tls::{Names, TlsError},
 };
-use crate::{events::Events, metrics::Registry, world::World};
+use crate::{
+    bind::{self, Addresses},
+    events::Events,
+    world::World,
+};
 
 /// How often held polls are compared with what the watched Servers say now, at most.
 const COMPARE: Duration = Duration::from_millis(100);
@@ -70,7 +75,9 @@ pub struct Config {
     /// As [`keys::watch`] gives them.
     pub keys: watch::Receiver<Keys>,
     /// Under which addresses and names agents reach this replica; they stand in its certificate.
-    pub names: Names,
+    pub names: watch::Receiver<Names>,
+    /// [`Metrics::register`].
+    pub metrics: Arc<Metrics>,
     /// How patient sessions are.
     pub pace: Pace,
 }
@@ -92,12 +99,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Prepares certificates and metrics; serves nothing yet.
-    pub async fn new(config: Config, registry: &mut Registry) -> Result<Server, AgentsError> {
+    /// Prepares certificates; serves nothing yet.
+    pub async fn new(config: Config) -> Result<Server, AgentsError> {
         let tls = tls::follow(config.keys.clone(), config.names)
             .await
             .map_err(AgentsError::Tls)?;
-        let metrics = Metrics::new(registry);
+        let metrics = config.metrics;
         let (end, ending) = watch::channel(false);
         let edge = Arc::new(Edge {
             store: Store::new(config.client, &config.namespace, config.world),
@@ -111,23 +118,33 @@ impl Server {
         Ok(Server { edge, tls, end })
     }
 
-    /// Serves agents on `listeners` until `shutdown` ends; then answers those that wait and returns.
+    /// Serves agents on each of `addresses` until `shutdown` ends; then answers those that wait and returns.
     ///
     /// Connections wait until the watched copies have been filled: before that, nothing can be refused with a reason.
-    pub async fn run(self, listeners: Vec<TcpListener>, shutdown: impl Future<Output = ()>) {
+    pub async fn run(self, addresses: watch::Receiver<Addresses>, port: u16, shutdown: impl Future<Output = ()>) {
         let Server { edge, tls, end } = self;
         let serving = async {
             edge.store.ready().await;
             adopt(&edge);
             let room = http::Room::default();
-            let serve = |listener| {
-                if let Ok(address) = TcpListener::local_addr(&listener) {
-                    tracing::info!(%address, "serving agents");
+            let serve = {
+                let edge = Arc::clone(&edge);
+                move |address| {
+                    let (edge, tls, room) = (Arc::clone(&edge), tls.clone(), room.clone());
+                    async move {
+                        let listener = match TcpListener::bind((address, port)).await {
+                            Ok(listener) => listener,
+                            Err(error) => return error,
+                        };
+                        tracing::info!(%address, port, "serving agents");
+                        http::serve(listener, edge, tls, room).await;
+                        // It ends with the whole process only.
+                        std::future::pending().await
+                    }
                 }
-                http::serve(listener, Arc::clone(&edge), tls.clone(), room.clone())
             };
             tokio::join!(
-                futures::future::join_all(listeners.into_iter().map(serve)),
+                bind::on_each("agents", addresses, serve),
                 wake(Arc::clone(&edge)),
                 reap(Arc::clone(&edge))
             );
@@ -142,19 +159,6 @@ impl Server {
             }
         }
     }
-}
-
-/// Binds `addresses`, or says which one failed.
-pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, std::io::Error)> {
-    let mut listeners = Vec::with_capacity(addresses.len());
-    for address in addresses {
-        listeners.push(
-            TcpListener::bind(address)
-                .await
-                .map_err(|error| (*address, error))?,
-        );
-    }
-    Ok(listeners)
 }
 
 /// Takes over the sessions that an earlier run of this controller had: their agents will poll, or are gone after the usual silence.

@@ -72,25 +72,26 @@ fn server_config(ca: &Ca, names: &Names, now: i64) -> Result<ServerConfig, TlsEr
     Ok(config)
 }
 
-/// The configuration that is right now: made anew when the keys change and when half of the certificate's life is over.
+/// The configuration that is right now: made anew when the keys or the names change and when half of the certificate's life is over.
 pub(super) async fn follow(
     mut keys: watch::Receiver<Keys>,
-    names: Names,
+    mut names: watch::Receiver<Names>,
 ) -> Result<watch::Receiver<Arc<ServerConfig>>, TlsError> {
-    let make = move |keys: &Keys| server_config(&keys.ca, &names, super::clock::now()).map(Arc::new);
-    let first = make(&keys.borrow_and_update())?;
+    let make = |keys: &Keys, names: &Names| server_config(&keys.ca, names, super::clock::now()).map(Arc::new);
+    let first = make(&keys.borrow_and_update(), &names.borrow_and_update())?;
     let (sender, receiver) = watch::channel(first);
     tokio::spawn(async move {
         let half = Duration::from_secs(SERVER_LIFETIME.unsigned_abs() / 2);
         let mut next = half;
-        let mut followed = true;
+        let (mut followed, mut named) = (true, true);
         loop {
             tokio::select! {
                 () = sender.closed() => return,
                 changed = keys.changed(), if followed => followed = changed.is_ok(),
+                changed = names.changed(), if named => named = changed.is_ok(),
                 () = tokio::time::sleep(next) => {}
             }
-            let made = make(&keys.borrow_and_update());
+            let made = make(&keys.borrow_and_update(), &names.borrow_and_update());
             next = match made {
                 Ok(config) => {
                     sender.send_replace(config);

@@ -7,16 +7,7 @@ use muster_proto::{
 use muster_ramdisk::cpio::Archive;
 
 use super::{nonce::Nonce, segment::Net};
-use crate::agents::token::{Claims, TokenKey};
-
-/// What the boot services must know of enrolment.
-#[derive(Clone, Debug)]
-pub struct BootSecrets {
-    /// The certificate authorities that agents trust, PEM; during a rotation two.
-    pub ca_pem: String,
-    /// Seals tokens.
-    pub token_key: TokenKey,
-}
+use crate::agents::{BootSecrets, token::Claims};
 
 /// The configuration of the boot that `nonce` stands for. The same nonce gives the same bytes.
 pub fn config(net: &Net, mac: Mac, nonce: &Nonce, secrets: &BootSecrets) -> BootConfig {

@@ -1,6 +1,5 @@
 //! Network boot: DHCP, TFTP and HTTP, and what each machine is given.
 
-pub mod bind;
 pub mod config;
 pub mod decide;
 pub mod dhcp;

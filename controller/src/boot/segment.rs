@@ -3,10 +3,11 @@
 //! Every rule has its own sentence, because the sentence is what the user reads in the Segment's condition `Serving`.
 
 use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
 };
 
+use crate::agents::Names;
 use muster_proto::{
     kinds::{DhcpMode, Profile, Segment, Trust, UnknownPolicy},
     text,
@@ -19,6 +20,33 @@ mod tests;
 
 pub use invalid::Invalid;
 pub use subnet::Subnet;
+
+/// Where the Segments of `plan` are served: this machine's address in each, or, behind relays only, the boot address.
+pub fn served(plan: &Plan) -> BTreeSet<IpAddr> {
+    plan.values().flatten().map(|net| net.own.into()).collect()
+}
+
+/// Under which addresses and names agents dial this replica: what stands in its certificate. `advertise` adds to it.
+pub fn names(plan: &Plan, advertise: &[String]) -> Names {
+    let mut names = Names {
+        addresses: served(plan).into_iter().collect(),
+        dns: Vec::new(),
+    };
+    let endpoints = plan.values().flatten().flat_map(|net| &net.agent_endpoints);
+    for endpoint in endpoints.chain(advertise) {
+        let host = endpoint.strip_prefix("https://").unwrap_or(endpoint);
+        let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+        match host.parse() {
+            Ok(address) => names.addresses.push(address),
+            Err(_) => names.dns.push(host.to_owned()),
+        }
+    }
+    names.addresses.sort_unstable();
+    names.addresses.dedup();
+    names.dns.sort_unstable();
+    names.dns.dedup();
+    names
+}
 
 /// The most addresses that one segment leases: a /16.
 pub const MAX_ADDRESSES: u32 = 1 << 16;

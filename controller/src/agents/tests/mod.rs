@@ -59,6 +59,12 @@ struct Lab {
     pace: Pace,
 }
 
+/// An address of this machine with a port that nobody listens on.
+async fn free_port() -> SocketAddr {
+    let taken = TcpListener::bind(([127, 0, 0, 1], 0)).await.unwrap();
+    taken.local_addr().unwrap()
+}
+
 impl Lab {
     async fn new() -> Lab {
         Lab::with(pace()).await
@@ -94,19 +100,25 @@ impl Lab {
             world: self.api.world(),
             events: Events::new(queue),
             keys: self.keys.subscribe(),
-            names: Names {
+            names: watch::channel(Names {
                 addresses: vec![[127, 0, 0, 1].into()],
                 dns: vec![],
-            },
+            })
+            .1,
+            metrics: Metrics::register(&mut self.registry),
             pace: self.pace,
         };
-        let server = Server::new(config, &mut self.registry).await.unwrap();
-        let listeners = bind(&[([127, 0, 0, 1], 0).into()]).await.unwrap();
-        self.address = listeners[0].local_addr().unwrap();
+        let server = Server::new(config).await.unwrap();
+        self.address = free_port().await;
+        let addresses = watch::channel([self.address.ip()].into()).1;
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(server.run(listeners, async {
+        let task = tokio::spawn(server.run(addresses, self.address.port(), async {
             let _ = stopped.await;
         }));
+        while TcpStream::connect(self.address).await.is_err() {
+            assert!(!task.is_finished(), "the server ended");
+            tokio::task::yield_now().await;
+        }
         self.running = Some((stop, task));
     }
 

@@ -53,6 +53,8 @@ pub struct Dhcp {
     pub events: Events,
     /// [`Metrics::register`].
     pub metrics: Metrics,
+    /// Told what the Segments mean whenever that changes; the other services follow it.
+    pub plan: watch::Sender<Arc<Plan>>,
     /// True, or its sender gone: end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -75,6 +77,7 @@ impl Dhcp {
             client,
             events,
             metrics,
+            plan,
             shutdown,
         } = self;
         let (facts, seen) = watch::channel(BTreeMap::new());
@@ -91,6 +94,7 @@ impl Dhcp {
                 ports,
                 metrics,
                 facts,
+                plan,
             },
             shutdown,
         )
@@ -109,6 +113,7 @@ pub(super) struct Service {
     pub(super) ports: Ports,
     pub(super) metrics: Metrics,
     pub(super) facts: watch::Sender<BTreeMap<String, Facts>>,
+    pub(super) plan: watch::Sender<Arc<Plan>>,
 }
 
 /// The loop.
@@ -141,6 +146,13 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
         let segments = service.world.segments.state();
         let plan = segment::plan(segments.iter().map(AsRef::as_ref), &links::links(), service.ports);
         activate(&service, &segments, &plan);
+        service.plan.send_if_modified(|known| {
+            let changed = **known != plan;
+            if changed {
+                *known = Arc::new(plan.clone());
+            }
+            changed
+        });
         doors.follow(wanted(&plan), &service.dispatch).await;
         report(&service, &segments, &plan, &doors);
     }

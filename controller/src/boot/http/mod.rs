@@ -29,10 +29,10 @@ use tokio::{
 pub use self::connection::Ends;
 use self::response::{Response, Status};
 use super::{
-    bind::{self, Addresses},
     peers::Peers,
     slots::Slots,
 };
+use crate::bind::{self, Addresses};
 
 /// The default port.
 pub const PORT: u16 = 8080;

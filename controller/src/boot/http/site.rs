@@ -18,8 +18,9 @@ use super::{
     route::{Boot, ReleaseName, Route, SegmentKey},
 };
 use crate::{
+    agents::BootSecrets,
     boot::{
-        config::{self, BootSecrets},
+        config,
         files::{Files, Ramdisk},
         ipxe::{self, Parameter},
         nonce::{Nonce, Stale},

@@ -30,10 +30,10 @@ use self::{
     transfer::{Failure, Outgoing, Step, Transfer},
 };
 use super::{
-    bind::{self, Addresses},
     peers::Peers,
     slots::{Slot, Slots},
 };
+use crate::bind::{self, Addresses};
 
 /// The port of RFC 1350.
 pub const PORT: u16 = 69;

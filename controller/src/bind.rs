@@ -12,15 +12,8 @@ use tokio::{
     time::sleep,
 };
 
-use super::segment::Plan;
-
-/// The addresses to serve on: those of the local Segments and no others.
+/// The addresses to serve on.
 pub type Addresses = BTreeSet<IpAddr>;
-
-/// Where the Segments of `plan` are served: this machine's address in each, or, behind relays only, the boot address.
-pub fn addresses(plan: &Plan) -> Addresses {
-    plan.values().flatten().map(|net| net.own.into()).collect()
-}
 
 /// How long to wait after a failure. An interface whose address is not there yet is the common case.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -88,13 +81,6 @@ mod tests {
     };
 
     use super::*;
-    use crate::boot::{http::site::tests::a_net, segment::Invalid};
-
-    #[test]
-    fn segments_that_are_not_served_bind_nothing() {
-        let plan = Plan::from([("a/b".into(), Ok(a_net())), ("a/c".into(), Err(Invalid::Unnamed))]);
-        assert_eq!(addresses(&plan), Addresses::from([a_net().own.into()]));
-    }
 
     #[tokio::test(start_paused = true)]
     async fn each_address_is_served_while_it_is_wanted_and_again_after_a_failure() {
