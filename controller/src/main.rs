@@ -26,8 +26,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// The client logs every failed request as an error; whoever made the request says so, too, and what comes of it.
+const LOG: &str = "info,kube_client=off";
+
 fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

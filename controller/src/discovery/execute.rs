@@ -32,6 +32,12 @@ pub enum ExecuteError {
         #[source]
         source: kube::Error,
     },
+    /// The API server did not answer in time; what was tried may have happened.
+    #[error("the API server gave no answer about Server {server} in time")]
+    Late {
+        /// Whose round it was.
+        server: String,
+    },
     /// The world moved between looking and acting: look again.
     #[error("{step} {subject}: it is not as it was seen")]
     Behind {

@@ -71,8 +71,8 @@ pub fn declared_mac(host: &BareMetalHost) -> Option<Mac> {
     host.spec.boot_mac_address.as_deref()?.parse().ok()
 }
 
-/// Every MAC address by which `host` can be meant: the declared one and those of its inspected NICs.
-pub fn macs(host: &BareMetalHost) -> BTreeSet<Mac> {
+/// True if one of `macs` means `host`: the declared one, or that of an inspected NIC.
+pub fn has_any_mac(host: &BareMetalHost, macs: &BTreeSet<Mac>) -> bool {
     let inspected = host
         .status
         .iter()
@@ -82,8 +82,7 @@ pub fn macs(host: &BareMetalHost) -> BTreeSet<Mac> {
     declared_mac(host)
         .into_iter()
         .chain(inspected)
-        .filter(|mac: &Mac| mac.is_unicast())
-        .collect()
+        .any(|mac| macs.contains(&mac))
 }
 
 /// The vendor and the serial number that an inspection of `host` found, if they say something.

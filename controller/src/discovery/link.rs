@@ -94,7 +94,7 @@ impl Signals {
                 .name
                 .as_ref()
                 .is_some_and(|name| self.names.contains(name))
-            || !host::macs(host).is_disjoint(&self.macs)
+            || host::has_any_mac(host, &self.macs)
             || self.same_serial(host)
     }
 
@@ -113,7 +113,7 @@ fn serial(server: &Server) -> Option<(String, String)> {
     ))
 }
 
-fn points_at(server: &Server, host: &BareMetalHost) -> bool {
+pub(super) fn points_at(server: &Server, host: &BareMetalHost) -> bool {
     server.spec.host.as_ref().is_some_and(|at| {
         host.metadata.namespace.as_ref() == Some(&at.namespace)
             && host.metadata.name.as_ref() == Some(&at.name)
@@ -152,7 +152,7 @@ pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
         .filter(|host| is_unowned(seen, host))
         .filter(|host| match host::made_for(host) {
             None => host::declared_mac(host).is_some_and(|mac| macs.contains(&mac)),
-            Some(_) => !host::macs(host).is_disjoint(&macs),
+            Some(_) => host::has_any_mac(host, &macs),
         })
         .collect()
 }

@@ -27,7 +27,8 @@ use tokio::sync::broadcast;
 
 use super::{
     execute::{ExecuteError, Executor},
-    link::Signals,
+    host,
+    link::{Signals, points_at},
     next::{Seen, next, segment_name, server_name},
     notices::about_server,
 };
@@ -42,6 +43,8 @@ use crate::{
 const RESYNC: Duration = Duration::from_secs(600);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MOST: Duration = Duration::from_secs(15);
+/// How long one round may wait for an API server that neither answers nor refuses.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Servers in work at once; each waits for the API server most of the time.
 const CONCURRENCY: u16 = 16;
 
@@ -248,7 +251,15 @@ fn concerned(context: &Context, change: Option<&Change>) -> Vec<ObjectRef<Server
             others.push(own);
             others
         }
-        Some(Change::Host(host)) => servers(&|server| Signals::of(server).concern(server, host)),
+        Some(Change::Host(host)) => {
+            // A host of ours matters to its Server, and to one that points at it wrongly: no need to compare it with all.
+            let owner = host::made_for(host);
+            let owned = servers(&|server| owner == Some(server_name(server)) || points_at(server, host));
+            match owned.iter().any(|server| Some(server.name.as_str()) == owner) {
+                true => owned,
+                false => servers(&|server| Signals::of(server).concern(server, host)),
+            }
+        }
         Some(Change::Segment(segment)) => servers(&|server| {
             segment_name(server).is_some_and(|(_, name)| Some(name) == segment.metadata.name.as_deref())
         }),
@@ -296,7 +307,9 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
         tracing::info!(server = %name, why = %plan.why, effects = plan.effects.len(), "discovery acts");
     }
     tell(&context, &name, plan.notices.clone());
-    let outcome = context.executor.run(&server, plan).await;
+    let outcome = tokio::time::timeout(PATIENCE, context.executor.run(&server, plan))
+        .await
+        .unwrap_or_else(|_| Err(ExecuteError::Late { server: name.clone() }));
     let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
     let memory = told.entry(name.clone()).or_default();
     match outcome {
@@ -316,7 +329,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             context.metrics.failures.inc();
             match &error {
                 ExecuteError::Behind { .. } => tracing::debug!(server = %name, %error, "looks again"),
-                ExecuteError::Step { .. } => {
+                ExecuteError::Step { .. } | ExecuteError::Late { .. } => {
                     tracing::warn!(server = %name, error = %Chain(&error), "tried again");
                 }
             }
@@ -370,7 +383,7 @@ fn retry(server: &Server, error: &ExecuteError, context: &Context) -> Action {
         % 256;
     let wait = match error {
         ExecuteError::Behind { .. } => doubled.min(Duration::from_secs(2)),
-        ExecuteError::Step { .. } => doubled,
+        ExecuteError::Step { .. } | ExecuteError::Late { .. } => doubled,
     };
     Action::requeue(wait + wait * spread / 1024)
 }
