@@ -145,8 +145,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     };
     for role in args.roles() {
         match role {
-            Role::Edge => edge(&mut parts).await?,
-            Role::Control => control(&mut parts).await?,
+            Role::Edge => edge(&mut parts)?,
+            Role::Control => control(&mut parts),
         }
     }
     drop(parts);
@@ -339,7 +339,7 @@ async fn hand_over(mut keys: watch::Receiver<Keys>, secrets: watch::Sender<Optio
 }
 
 /// Hosts from what machines report.
-async fn control(parts: &mut Parts<'_>) -> Result<(), RunError> {
+fn control(parts: &mut Parts<'_>) {
     let metrics = discovery::Metrics::register(parts.registry);
     let discovery = discovery::run(
         parts.client.clone(),
@@ -353,7 +353,6 @@ async fn control(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let (client, namespace) = (parts.client.clone(), parts.args.namespace.clone());
     parts.spawn("the keeper of keys", agents::keys::keep(client.clone(), namespace.clone()));
     parts.spawn("the sweeper of Enrolments", agents::sweep::keep(client, namespace));
-    Ok(())
 }
 
 async fn stop_signal() -> std::io::Result<()> {
