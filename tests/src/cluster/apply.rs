@@ -20,6 +20,8 @@ pub(super) async fn directory(client: &Client, dir: &Path, namespace: Option<&st
         .with_context(|| format!("list {}", dir.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|end| end == "yaml"))
+        // It lists the others for kustomize and is no object.
+        .filter(|path| path.file_stem().is_some_and(|name| name != "kustomization"))
         .collect();
     files.sort();
     if files.is_empty() {

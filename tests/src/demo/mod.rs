@@ -186,6 +186,9 @@ impl Demo {
         for host in found.values() {
             println!("\n{}", report::host(host).trim_end());
         }
+        if options.once && options.kubeconfig.is_none() {
+            return Ok(()); // its cluster is about to end
+        }
         let name = found
             .values()
             .next()
