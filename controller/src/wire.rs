@@ -269,7 +269,10 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
         limits: tftp::Limits::default(),
         peers,
     };
-    parts.spawn("the follower of Segments", follow(plan, advertise, tell_addresses, tell_names));
+    parts.spawn(
+        "the follower of Segments",
+        follow(plan, advertise, tell_addresses, tell_names),
+    );
     parts.spawn("DHCP", dhcp.run());
     parts.spawn("HTTP", http.run());
     parts.spawn("TFTP", tftp.run());
@@ -297,7 +300,10 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
         let stopped = async {
             let _ = shutdown.wait_for(|stopped| *stopped).await;
         };
-        tokio::join!(hand_over(keys, tell_secrets), server.run(addresses, agent_port, stopped));
+        tokio::join!(
+            hand_over(keys, tell_secrets),
+            server.run(addresses, agent_port, stopped)
+        );
     });
     Ok(())
 }
@@ -351,8 +357,14 @@ fn control(parts: &mut Parts<'_>) {
     );
     parts.spawn("discovery", discovery);
     let (client, namespace) = (parts.client.clone(), parts.args.namespace.clone());
-    parts.spawn("the keeper of keys", agents::keys::keep(client.clone(), namespace.clone()));
-    parts.spawn("the sweeper of Enrolments", agents::sweep::keep(client, namespace));
+    parts.spawn(
+        "the keeper of keys",
+        agents::keys::keep(client.clone(), namespace.clone()),
+    );
+    parts.spawn(
+        "the sweeper of Enrolments",
+        agents::sweep::keep(client, namespace),
+    );
 }
 
 async fn stop_signal() -> std::io::Result<()> {

@@ -121,7 +121,12 @@ impl Server {
     /// Serves agents on each of `addresses` until `shutdown` ends; then answers those that wait and returns.
     ///
     /// Connections wait until the watched copies have been filled: before that, nothing can be refused with a reason.
-    pub async fn run(self, addresses: watch::Receiver<Addresses>, port: u16, shutdown: impl Future<Output = ()>) {
+    pub async fn run(
+        self,
+        addresses: watch::Receiver<Addresses>,
+        port: u16,
+        shutdown: impl Future<Output = ()>,
+    ) {
         let Server { edge, tls, end } = self;
         let serving = async {
             edge.store.ready().await;
