@@ -35,7 +35,16 @@ pub struct Stage {
     pub namespace: String,
     /// Where files go.
     pub scratch: Scratch,
-    cluster: &'static Cluster,
+    client: Quiet,
+}
+
+/// Gives the client, whose insides are no use in a panic's message, a Debug.
+struct Quiet(Client);
+
+impl std::fmt::Debug for Quiet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
 }
 
 impl Stage {
@@ -54,7 +63,7 @@ impl Stage {
             network,
             namespace,
             scratch,
-            cluster,
+            client: Quiet(cluster.client()?),
         })
     }
 
@@ -78,7 +87,7 @@ impl Stage {
             .await
             .with_context(|| format!("make Segment {name}"))?;
         serving(
-            self.cluster.client(),
+            &self.client.0,
             &self.namespace,
             name,
             SERVING,
@@ -93,7 +102,7 @@ impl Stage {
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope>,
         K::DynamicType: Default,
     {
-        Api::namespaced(self.cluster.client().clone(), &self.namespace)
+        Api::namespaced(self.client.0.clone(), &self.namespace)
     }
 
     /// The host that has the NIC `mac` and for which `test` holds, as soon as there is one.

@@ -94,7 +94,7 @@ async fn unknown_machine_appears_with_its_hardware() {
     let (_, server) = servers.first_key_value().expect("a Server");
     let session = server.status.as_ref().unwrap().session.as_ref().unwrap();
     assert_eq!(session.state, SessionState::Connected);
-    assert_eq!(session.segment, BR0.name);
+    assert_eq!(session.segment, format!("{}/{}", stage.namespace, BR0.name));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -110,7 +110,7 @@ async fn manifests_are_applied_and_can_be_applied_again() {
         "apiVersion: metal3.io/v1alpha1\nkind: BareMetalHost\nmetadata: {name: a}\nspec: {online: true}";
     cluster.apply(text, &namespace).await.unwrap();
     cluster.apply(text, &namespace).await.unwrap();
-    let api: Api<BareMetalHost> = Api::namespaced(cluster.client().clone(), &namespace);
+    let api: Api<BareMetalHost> = Api::namespaced(cluster.client().unwrap(), &namespace);
     assert!(api.get("a").await.unwrap().spec.online);
     let wrong = text.replace("true", "7");
     assert!(cluster.apply(&wrong, &namespace).await.is_err());

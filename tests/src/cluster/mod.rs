@@ -26,22 +26,13 @@ pub use identity::Role;
 /// An API server with Muster's kinds installed.
 #[derive(Debug)]
 pub struct Cluster {
-    client: Quiet,
+    config: Config,
     kubeconfig: PathBuf,
     server: String,
     inside_port: u16,
     namespaces: AtomicUsize,
     scratch: Scratch,
     _process: Option<local::ControlPlane>,
-}
-
-/// Gives the client, whose insides are no use in a panic's message, a Debug.
-struct Quiet(Client);
-
-impl std::fmt::Debug for Quiet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Client")
-    }
 }
 
 static SHARED: OnceCell<Cluster> = OnceCell::const_new();
@@ -71,9 +62,8 @@ impl Cluster {
             .await
             .with_context(|| format!("use {}", path.display()))?;
         let (host, port) = foreign::address(&config.cluster_url)?;
-        let client = Client::try_from(config).context("make a client")?;
         let cluster = Cluster {
-            client: Quiet(client),
+            config,
             kubeconfig: path.to_owned(),
             server: format!("{host}:{port}"),
             inside_port: port,
@@ -87,14 +77,15 @@ impl Cluster {
 
     async fn install(&self) -> Result<()> {
         let dir = paths::deploy().join("crds");
-        apply::directory(self.client(), &dir, None)
+        apply::directory(&self.client()?, &dir, None)
             .await
             .with_context(|| format!("install the kinds in {}", dir.display()))
     }
 
-    /// A client with all rights.
-    pub fn client(&self) -> &Client {
-        &self.client.0
+    /// A new client with all rights. Its connections live in the runtime of the caller, which for a test is its own:
+    /// a client that tests shared would end with the first of them.
+    pub fn client(&self) -> Result<Client> {
+        Client::try_from(self.config.clone()).context("make a client")
     }
 
     /// The kubeconfig with all rights, for use outside the lab's networks.
@@ -114,7 +105,7 @@ impl Cluster {
 
     /// Applies every document of `text` (YAML); namespaced objects go into `namespace` if they name none.
     pub async fn apply(&self, text: &str, namespace: &str) -> Result<()> {
-        apply::documents(self.client(), text, Some(namespace)).await
+        apply::documents(&self.client()?, text, Some(namespace)).await
     }
 
     /// Makes a namespace that no other test uses; its name begins with `purpose`.
@@ -128,7 +119,7 @@ impl Cluster {
             },
             ..Namespace::default()
         };
-        let made = Api::all(self.client().clone())
+        let made = Api::all(self.client()?)
             .create(&PostParams::default(), &object)
             .await
             .context("make a namespace")?;
@@ -146,7 +137,7 @@ impl Cluster {
         let written = Kubeconfig::read_from(&self.kubeconfig)
             .with_context(|| format!("read {}", self.kubeconfig.display()))?;
         let entry = foreign::inside(&written, self.inside_port)?;
-        let token = identity::token(self.client(), role, namespace).await?;
+        let token = identity::token(&self.client()?, role, namespace).await?;
         let path = self
             .scratch
             .path()

@@ -137,8 +137,8 @@ impl Demo {
             cluster,
         };
         for name in SEGMENTS {
-            let client = demo.cluster.client();
-            stage::serving(client, NAMESPACE, name, SERVING, &mut demo.controller).await?;
+            let client = demo.cluster.client()?;
+            stage::serving(&client, NAMESPACE, name, SERVING, &mut demo.controller).await?;
         }
         let run = if options.kubeconfig.is_some() {
             std::process::id() % 0xffff
@@ -154,7 +154,7 @@ impl Demo {
 
     fn switch_on(&mut self) -> Result<(Vec<Progress>, UnboundedReceiver<News>)> {
         let (sender, news) = mpsc::unbounded_channel();
-        let client = self.cluster.client().clone();
+        let client = self.cluster.client()?;
         tokio::spawn(follow::hosts(client, HOSTS.to_owned(), sender.clone()));
         let log = self.controller.log().clone();
         let from = log.len();
