@@ -13,7 +13,9 @@ use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
 
 /// Since the kernel started, sleep included. The machine's wall clock has no part in it.
 pub fn uptime() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+    clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .map(Duration::from)
+        .unwrap_or_default()
 }
 
 /// A wall clock that was told the time once and counts on from there; clones share it.
@@ -26,14 +28,17 @@ pub struct Clock {
 impl Clock {
     /// It is `unix` seconds now.
     pub fn told(unix: i64) -> Clock {
-        let clock = Clock { origin: Arc::default() };
+        let clock = Clock {
+            origin: Arc::default(),
+        };
         clock.correct(unix);
         clock
     }
 
     /// It is `unix` seconds now: someone knows better.
     pub fn correct(&self, unix: i64) {
-        self.origin.store(unix.saturating_sub(counted()), Ordering::Relaxed);
+        self.origin
+            .store(unix.saturating_sub(counted()), Ordering::Relaxed);
     }
 
     /// Unix seconds.

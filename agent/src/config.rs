@@ -31,7 +31,11 @@ pub enum Error {
 pub fn load(root: &Root) -> Result<BootConfig, Error> {
     let bytes = sys::bytes(&root.at(config::PATH)).map_err(|source| Error::Read { source })?;
     let config: BootConfig = serde_json::from_slice(&bytes).map_err(|source| Error::Parse { source })?;
-    if config.endpoints.is_empty() { Err(Error::NoEndpoint) } else { Ok(config) }
+    if config.endpoints.is_empty() {
+        Err(Error::NoEndpoint)
+    } else {
+        Ok(config)
+    }
 }
 
 /// True if the whole ramdisk was unpacked. The kernel starts `/init` even if the rest did not fit in memory.
@@ -46,7 +50,8 @@ mod tests {
 
     #[test]
     fn a_configuration_is_read() {
-        let json = r#"{"endpoints":["https://10.0.0.1:8443"],"caPem":"x","token":"t","time":1800000000,"new":1}"#;
+        let json =
+            r#"{"endpoints":["https://10.0.0.1:8443"],"caPem":"x","token":"t","time":1800000000,"new":1}"#;
         let tree = Tree::new().file(config::PATH, json).file(config::SENTINEL, "");
         assert_eq!(load(&tree.root()).unwrap().endpoints, ["https://10.0.0.1:8443"]);
         assert!(is_complete(&tree.root()));
@@ -57,7 +62,10 @@ mod tests {
         let with = |json: &str| load(&Tree::new().file(config::PATH, json).root());
         assert!(matches!(load(&Tree::new().root()), Err(Error::Read { .. })));
         assert!(matches!(with("{"), Err(Error::Parse { .. })));
-        assert!(matches!(with(r#"{"endpoints":[],"caPem":"","token":"","time":0}"#), Err(Error::NoEndpoint)));
+        assert!(matches!(
+            with(r#"{"endpoints":[],"caPem":"","token":"","time":0}"#),
+            Err(Error::NoEndpoint)
+        ));
         assert!(!is_complete(&Tree::new().root()));
     }
 }

@@ -1,7 +1,7 @@
 //! The agent's own words: one line per event on every console of the machine, and the last lines kept for the controller.
 //!
 //! A line is `muster  12.345 message key=value …`; the number is the kernel's uptime in seconds. Lines with `step=` are
-//! stable: people, the demo and the benchmark read them.
+//! stable: people, the demo and the benchmark read them. `MUSTER_LOG=debug` on the kernel's command line shows more.
 
 use std::{
     collections::VecDeque,
@@ -54,6 +54,7 @@ impl fmt::Display for Chain<'_> {
 /// Takes the agent's events; a clone writes to the same consoles.
 #[derive(Clone, Debug)]
 pub struct Console {
+    level: Level,
     outputs: Arc<[SyncSender<Task>]>,
     recent: Arc<Mutex<VecDeque<String>>>,
 }
@@ -69,16 +70,29 @@ impl Console {
     /// broken one may block for ever.
     pub fn of_the_kernel(root: &Root) -> Console {
         let active = sys::text(&root.sys("class/tty/console/active")).unwrap_or_default();
-        let mut outputs: Vec<_> = active.split_whitespace().filter_map(|name| writer(root, name)).collect();
+        let mut outputs: Vec<_> = active
+            .split_whitespace()
+            .filter_map(|name| writer(root, name))
+            .collect();
         if outputs.is_empty() {
             outputs.extend(writer(root, "console"));
         }
-        Console { outputs: outputs.into(), recent: Arc::default() }
+        // What stands on the kernel's command line as NAME=value and is no parameter of its own becomes our environment.
+        let debug = std::env::var("MUSTER_LOG").is_ok_and(|level| level == "debug");
+        let level = if debug { Level::DEBUG } else { Level::INFO };
+        Console {
+            level,
+            outputs: outputs.into(),
+            recent: Arc::default(),
+        }
     }
 
     /// The last lines, oldest first.
     pub fn recent(&self) -> Vec<String> {
-        let recent = self.recent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let recent = self
+            .recent
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         recent.iter().cloned().collect()
     }
 
@@ -88,9 +102,14 @@ impl Console {
         let line = format!("muster {uptime:7.3} {message}");
         for output in &*self.outputs {
             // `\r`: the terminal may be in raw mode after a reset. A full queue loses the line there.
-            if let Err(TrySendError::Disconnected(_)) = output.try_send(Task::Write(format!("{line}\r\n").into())) {}
+            if let Err(TrySendError::Disconnected(_)) =
+                output.try_send(Task::Write(format!("{line}\r\n").into()))
+            {}
         }
-        let mut recent = self.recent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut recent = self
+            .recent
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if recent.len() == KEPT {
             recent.pop_front();
         }
@@ -101,9 +120,16 @@ impl Console {
     pub fn flush(&self, patience: Duration) {
         let end = Instant::now() + patience;
         let (done, written) = sync_channel(self.outputs.len());
-        let asked = self.outputs.iter().filter(|output| output.try_send(Task::Flush(done.clone())).is_ok()).count();
+        let asked = self
+            .outputs
+            .iter()
+            .filter(|output| output.try_send(Task::Flush(done.clone())).is_ok())
+            .count();
         for _ in 0..asked {
-            if written.recv_timeout(end.saturating_duration_since(Instant::now())).is_err() {
+            if written
+                .recv_timeout(end.saturating_duration_since(Instant::now()))
+                .is_err()
+            {
                 break;
             }
         }
@@ -119,7 +145,11 @@ fn writer(root: &Root, name: &str) -> Option<SyncSender<Task>> {
     let (queue, tasks) = sync_channel(BACKLOG);
     let write = move || {
         // Process 1 must not get a controlling terminal: its signals would end everything.
-        let mut device = OpenOptions::new().write(true).custom_flags(libc::O_NOCTTY).open(path).ok();
+        let mut device = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_NOCTTY)
+            .open(path)
+            .ok();
         for task in tasks {
             match task {
                 // There is nowhere to report that a console fails.
@@ -128,13 +158,16 @@ fn writer(root: &Root, name: &str) -> Option<SyncSender<Task>> {
             }
         }
     };
-    std::thread::Builder::new().name(format!("console-{name}")).spawn(write).ok()?;
+    std::thread::Builder::new()
+        .name(format!("console-{name}"))
+        .spawn(write)
+        .ok()?;
     Some(queue)
 }
 
 impl Subscriber for Console {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::INFO && metadata.target().starts_with("muster")
+        *metadata.level() <= self.level && metadata.target().starts_with("muster")
     }
 
     fn event(&self, event: &Event<'_>) {
@@ -186,16 +219,24 @@ mod tests {
     use super::*;
 
     fn lines(say: impl FnOnce()) -> Vec<String> {
-        let console = Console { outputs: Arc::from([]), recent: Arc::default() };
+        let console = Console {
+            level: Level::INFO,
+            outputs: Arc::from([]),
+            recent: Arc::default(),
+        };
         tracing::subscriber::with_default(console.clone(), say);
         let lines = console.recent();
         // Without `muster` and the time.
-        lines.iter().map(|line| line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ")).collect()
+        lines
+            .iter()
+            .map(|line| line.split_whitespace().skip(2).collect::<Vec<_>>().join(" "))
+            .collect()
     }
 
     #[test]
     fn steps_are_stable_lines() {
-        let lines = lines(|| tracing::info!(step = "dhcp", nic = "eth0", address = %"10.77.0.12/24", tries = 2));
+        let lines =
+            lines(|| tracing::info!(step = "dhcp", nic = "eth0", address = %"10.77.0.12/24", tries = 2));
         assert_eq!(lines, ["step=dhcp nic=eth0 address=10.77.0.12/24 tries=2"]);
     }
 
@@ -224,6 +265,9 @@ mod tests {
         console.line("the last words");
         console.flush(Duration::from_secs(10));
         let written = std::fs::read_to_string(tree.root().dev("console")).unwrap();
-        assert!(written.starts_with("muster ") && written.ends_with(" the last words\r\n"), "{written:?}");
+        assert!(
+            written.starts_with("muster ") && written.ends_with(" the last words\r\n"),
+            "{written:?}"
+        );
     }
 }

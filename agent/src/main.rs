@@ -23,10 +23,14 @@ fn main() -> ExitCode {
     }
 }
 
-const ABOUT: &str = "As process 1 of the ramdisk it enrols the machine with its controller and reports the inventory.";
+const ABOUT: &str =
+    "As process 1 of the ramdisk it enrols the machine with its controller and reports the inventory.";
 
 fn print_inventory() -> ExitCode {
-    let facts = BootFacts { uptime: clock::uptime(), ..BootFacts::default() };
+    let facts = BootFacts {
+        uptime: clock::uptime(),
+        ..BootFacts::default()
+    };
     let inventory = inventory::collect(&Root::default(), &KernelLinks, facts);
     let json = serde_json::to_string_pretty(&inventory).expect("an inventory has only string keys");
     println!("{json}");

@@ -104,7 +104,10 @@ impl Index {
             let whole = bus.len() < literal.len() || literal.len() == pattern.len();
             if whole { bus } else { b"" }
         });
-        let alias = Alias { pattern: pattern.into(), module };
+        let alias = Alias {
+            pattern: pattern.into(),
+            module,
+        };
         match self.aliases.get_mut(key) {
             Some(group) => group.push(alias),
             None => _ = self.aliases.insert(key.into(), vec![alias]),
@@ -117,7 +120,10 @@ impl Index {
         if words.next() != Some("softdep") {
             return;
         }
-        let Some(module) = words.next().and_then(|module| self.modules.get_mut(&name(module))) else {
+        let Some(module) = words
+            .next()
+            .and_then(|module| self.modules.get_mut(&name(module)))
+        else {
             return;
         };
         let mut post = None;
@@ -176,9 +182,18 @@ mod tests {
     fn a_device_finds_its_modules() {
         assert_eq!(serving("virtio:d00000001v00001AF4"), ["virtio_net"]);
         assert_eq!(serving("acpi:PNP0C0C:"), ["button"]);
-        assert_eq!(serving("pci:v00008086d0000105Esv00008086sd0000105Ebc02sc00i00"), ["e1000e"]);
-        assert_eq!(serving("pci:v00001B36d0000000Dsv00001AF4sd00001100bc0Csc03i30"), ["xhci_pci"]);
-        assert_eq!(serving("pci:v00008086d0000FFFFsv00008086sd0000105Ebc02sc00i00"), Vec::<String>::new());
+        assert_eq!(
+            serving("pci:v00008086d0000105Esv00008086sd0000105Ebc02sc00i00"),
+            ["e1000e"]
+        );
+        assert_eq!(
+            serving("pci:v00001B36d0000000Dsv00001AF4sd00001100bc0Csc03i30"),
+            ["xhci_pci"]
+        );
+        assert_eq!(
+            serving("pci:v00008086d0000FFFFsv00008086sd0000105Ebc02sc00i00"),
+            Vec::<String>::new()
+        );
         assert_eq!(serving("even:odd"), ["any"]);
         assert_eq!(serving("ode:x"), ["any"]);
         assert_eq!(serving(""), Vec::<String>::new());
@@ -190,7 +205,10 @@ mod tests {
         let net = index.module("virtio_net").unwrap();
         assert_eq!(*net.path, *"kernel/a/virtio_net.ko");
         assert_eq!(net.needs, [name("net_failover"), name("failover")]);
-        assert_eq!((net.before.as_slice(), net.after.as_slice()), (&[name("button")][..], &[name("any"), name("x_y")][..]));
+        assert_eq!(
+            (net.before.as_slice(), net.after.as_slice()),
+            (&[name("button")][..], &[name("any"), name("x_y")][..])
+        );
         assert_eq!(index.len(), 7);
     }
 

@@ -38,9 +38,11 @@ const PARALLEL: usize = 8;
 /// What is known of the machine's devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
+    /// True if everything seems to have been found: worth to begin with the inventory, which may turn out too early.
+    pub calm: bool,
     /// True once everything that was plugged in at the start has been found.
     pub settled: bool,
-    /// Grows with every disk or network interface that comes or goes after that.
+    /// Grows with everything that happens before that, then with every disk or network interface that comes or goes.
     pub changes: u64,
 }
 
@@ -70,19 +72,21 @@ pub enum Error {
 pub async fn run(root: Root, extra: &[&str], devices: watch::Sender<Devices>) -> Result<(), Error> {
     let events = Uevents::open().map_err(|source| Error::Listen { source })?;
     let directory = root.modules(kernel_release());
-    let (index, present) = {
-        let (root, directory) = (root.clone(), directory.clone());
-        // The sysfs walk and the parsing run while the main thread brings up what is built into the kernel.
-        tokio::task::spawn_blocking(move || (read_index(&directory), walk::modaliases(&root)))
-            .await
-            .expect("the walk does not panic")
-    };
+    // On this thread, although it blocks: nothing else can happen before the first driver is there.
+    let started = Instant::now();
+    let index = read_index(&directory);
+    let read = started.elapsed();
+    let present = walk::modaliases(&root);
+    let walk = started.elapsed() - read;
+    tracing::debug!(index = ?read, ?walk, modules = index.len(), devices = present.len());
     let (ended_tx, ended_rx) = mpsc::unbounded_channel();
     let mut loading = Loading {
         root,
         directory,
         schedule: Schedule::new(index),
-        limit: std::thread::available_parallelism().map_or(1, usize::from).min(PARALLEL),
+        limit: std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(PARALLEL),
         seen: HashSet::new(),
         loaded: 0,
         failed: 0,
@@ -101,7 +105,9 @@ pub async fn run(root: Root, extra: &[&str], devices: watch::Sender<Devices>) ->
 
 /// `uname -r`
 fn kernel_release() -> PathBuf {
-    nix::sys::utsname::uname().map(|name| PathBuf::from(name.release())).unwrap_or_default()
+    nix::sys::utsname::uname()
+        .map(|name| PathBuf::from(name.release()))
+        .unwrap_or_default()
 }
 
 fn read_index(directory: &Path) -> Index {
@@ -109,7 +115,11 @@ fn read_index(directory: &Path) -> Index {
         Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
         Err(_) => String::new(),
     };
-    Index::parse(&read("modules.dep"), &read("modules.alias"), &read("modules.softdep"))
+    Index::parse(
+        &read("modules.dep"),
+        &read("modules.alias"),
+        &read("modules.softdep"),
+    )
 }
 
 type Ended = (Start, Result<Fate, Error>);
@@ -137,15 +147,21 @@ impl Loading {
     ) -> Result<(), Error> {
         loop {
             self.start_ready();
-            let patience = if devices.borrow().settled { None } else { Some(self.patience()) };
+            let patience = if devices.borrow().settled {
+                None
+            } else {
+                Some(self.patience(devices.borrow().calm))
+            };
             tokio::select! {
                 biased;
-                Some((start, result)) = ended.recv() => self.loaded(&start, &result),
+                Some((start, result)) = ended.recv() => self.loaded(&start, &result, devices),
                 heard = events.next() => self.heard(heard.map_err(|source| Error::Listen { source })?, devices),
                 () = pause(patience) => {
                     if self.is_settled() {
                         tracing::info!(step = "modules", loaded = self.loaded, failed = self.failed);
-                        devices.send_modify(|devices| devices.settled = true);
+                        devices.send_modify(|devices| (devices.calm, devices.settled) = (true, true));
+                    } else if !devices.borrow().calm && self.is_quiet(settle::CALM) {
+                        devices.send_modify(|devices| devices.calm = true);
                     }
                 }
             }
@@ -156,15 +172,17 @@ impl Loading {
         while let Some(start) = self.schedule.next(self.limit) {
             let (ended, path) = (self.ended_tx.clone(), self.directory.join(&*start.path));
             tokio::task::spawn_blocking(move || {
+                let started = Instant::now();
                 let result = load(&start.name, &path);
+                tracing::debug!(module = %start.name, took = ?started.elapsed(), ?result);
                 // Nobody listens any more: the machine goes down.
                 _ = ended.send((start, result));
             });
         }
     }
 
-    fn loaded(&mut self, start: &Start, result: &Result<Fate, Error>) {
-        self.heard = Instant::now();
+    fn loaded(&mut self, start: &Start, result: &Result<Fate, Error>, devices: &watch::Sender<Devices>) {
+        self.stirred(devices);
         self.schedule.ended(start.entry);
         match result {
             Ok(Fate::Loaded) => self.loaded += 1,
@@ -177,24 +195,35 @@ impl Loading {
     }
 
     fn heard(&mut self, heard: Heard, devices: &watch::Sender<Devices>) {
-        self.heard = Instant::now();
-        match heard {
+        self.stirred(devices);
+        let changes = match heard {
             Heard::Event(event) => {
+                let changes = event.changes_hardware();
                 if event.action == "add" && !event.modalias.is_empty() {
-                    self.device(event.modalias.clone());
+                    self.device(event.modalias);
                 }
-                if event.changes_hardware() && devices.borrow().settled {
-                    devices.send_modify(|devices| devices.changes += 1);
-                }
+                changes
             }
             Heard::Lost => {
                 for modalias in walk::modaliases(&self.root) {
                     self.device(modalias);
                 }
-                if devices.borrow().settled {
-                    devices.send_modify(|devices| devices.changes += 1);
-                }
+                true
             }
+        };
+        if changes && devices.borrow().settled {
+            devices.send_modify(|devices| devices.changes += 1);
+        }
+    }
+
+    /// Something happened: it is not all found yet.
+    fn stirred(&mut self, devices: &watch::Sender<Devices>) {
+        self.heard = Instant::now();
+        if !devices.borrow().settled {
+            devices.send_modify(|devices| {
+                devices.calm = false;
+                devices.changes += 1;
+            });
         }
     }
 
@@ -207,23 +236,32 @@ impl Loading {
     }
 
     /// How long to wait for the next thing to happen before asking again whether all is found.
-    fn patience(&self) -> Duration {
+    fn patience(&self, calm: bool) -> Duration {
         let to_deadline = settle::DEADLINE.saturating_sub(self.started.elapsed());
-        if self.schedule.is_idle() {
-            let quiet = self.heard.elapsed();
-            let short = settle::QUIET.saturating_sub(quiet);
-            let long = settle::EMPTY_HOST.saturating_sub(quiet);
-            to_deadline.min(if short.is_zero() { long } else { short })
-        } else {
-            to_deadline
+        if !self.schedule.is_idle() {
+            return to_deadline;
         }
+        let quiet = self.heard.elapsed();
+        let next = [settle::CALM, settle::QUIET, settle::EMPTY_HOST]
+            .into_iter()
+            .skip(usize::from(calm));
+        next.map(|needed| needed.saturating_sub(quiet))
+            .find(|rest| !rest.is_zero())
+            .unwrap_or_default()
+            .min(to_deadline)
+    }
+
+    fn is_quiet(&self, needed: Duration) -> bool {
+        self.schedule.is_idle() && self.heard.elapsed() >= needed
     }
 
     fn is_settled(&self) -> bool {
-        let quiet = self.heard.elapsed();
-        let found = self.schedule.is_idle() && quiet >= settle::QUIET && quiet >= settle::quiet_needed(&self.root);
+        let found = self.is_quiet(settle::QUIET) && self.is_quiet(settle::quiet_needed(&self.root));
         if !found && self.started.elapsed() >= settle::DEADLINE {
-            tracing::warn!("devices still appear after {} s; the inventory is taken now", settle::DEADLINE.as_secs());
+            tracing::warn!(
+                "devices still appear after {} s; the inventory is taken now",
+                settle::DEADLINE.as_secs()
+            );
             return true;
         }
         found
@@ -247,7 +285,10 @@ enum Fate {
 }
 
 fn load(name: &Name, path: &Path) -> Result<Fate, Error> {
-    let failed = |source: io::Error| Error::Load { name: name.clone(), source };
+    let failed = |source: io::Error| Error::Load {
+        name: name.clone(),
+        source,
+    };
     let file = File::open(path).map_err(failed)?;
     match finit_module(&file, c"", ModuleInitFlags::empty()) {
         Ok(()) => Ok(Fate::Loaded),
@@ -256,7 +297,9 @@ fn load(name: &Name, path: &Path) -> Result<Fate, Error> {
     }
 }
 
-/// Waits until `devices` says settled, at most until every sender is gone.
+/// Waits until all devices are found; for ever if nobody looks for them.
 pub async fn settled(devices: &mut watch::Receiver<Devices>) {
-    _ = devices.wait_for(|devices| devices.settled).await;
+    if devices.wait_for(|devices| devices.settled).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }

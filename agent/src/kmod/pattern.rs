@@ -16,7 +16,9 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
                 from += 1;
             }
             Step::Differ => {
-                let Some((behind, covered)) = star else { return false };
+                let Some((behind, covered)) = star else {
+                    return false;
+                };
                 star = Some((behind, covered + 1));
                 (at, from) = (behind, covered + 1);
             }
@@ -27,7 +29,9 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
 
 /// The bytes at the start of `pattern` that every match starts with.
 pub fn literal_prefix(pattern: &[u8]) -> &[u8] {
-    let end = pattern.iter().position(|sign| matches!(sign, b'*' | b'?' | b'[' | b'\\'));
+    let end = pattern
+        .iter()
+        .position(|sign| matches!(sign, b'*' | b'?' | b'[' | b'\\'));
     &pattern[..end.unwrap_or(pattern.len())]
 }
 
@@ -39,7 +43,13 @@ enum Step {
 }
 
 fn step(pattern: &[u8], byte: u8) -> Step {
-    let literal = |sign: u8, length: usize| if sign == byte { Step::Match(length) } else { Step::Differ };
+    let literal = |sign: u8, length: usize| {
+        if sign == byte {
+            Step::Match(length)
+        } else {
+            Step::Differ
+        }
+    };
     match pattern {
         [] => Step::Differ,
         [b'*', ..] => Step::Star,
@@ -94,10 +104,22 @@ mod tests {
             ("**", "pci:v1", true),
             ("virtio:d00000001v*", "virtio:d00000001v00001AF4", true),
             ("virtio:d00000001v*", "virtio:d00000002v00001AF4", false),
-            ("pci:v*d*sv*sd*bc01sc08i02*", "pci:v00001B36d00000010sv00001AF4sd00001100bc01sc08i02", true),
-            ("pci:v*d*sv*sd*bc01sc08i02*", "pci:v00001B36d00000010sv00001AF4sd00001100bc01sc06i02", false),
+            (
+                "pci:v*d*sv*sd*bc01sc08i02*",
+                "pci:v00001B36d00000010sv00001AF4sd00001100bc01sc08i02",
+                true,
+            ),
+            (
+                "pci:v*d*sv*sd*bc01sc08i02*",
+                "pci:v00001B36d00000010sv00001AF4sd00001100bc01sc06i02",
+                false,
+            ),
             ("acpi*:PNP0C0A:*", "acpi:PNP0C0A:", true),
-            ("usb:v*p*d*dc*dsc*dp*ic08isc06ip50in*", "usb:v46F4p0001d0000dc00dsc00dp00ic08isc06ip50in00", true),
+            (
+                "usb:v*p*d*dc*dsc*dp*ic08isc06ip50in*",
+                "usb:v46F4p0001d0000dc00dsc00dp00ic08isc06ip50in00",
+                true,
+            ),
             ("usb:v045Ep028[89A]d*", "usb:v045Ep028Ad0110", true),
             ("usb:v045Ep028[89A]d*", "usb:v045Ep028Bd0110", false),
             ("a[0-9]c", "a5c", true),
@@ -114,7 +136,11 @@ mod tests {
             ("*b*d", "abbcbc", false),
             ("dmi*:svn*:", "dmi:bvnSeaBIOS:svnQEMU:", true),
         ] {
-            assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} on {text}");
+            assert_eq!(
+                matches(pattern.as_bytes(), text.as_bytes()),
+                expected,
+                "{pattern} on {text}"
+            );
         }
     }
 

@@ -9,14 +9,21 @@ use super::index::{Index, Module, Name};
 pub enum Urgency {
     /// Storage and the rest: only the inventory waits.
     Inventory,
-    /// Network drivers and the buses that devices hide behind: DHCP takes time of its own, so it starts first.
+    /// Network drivers, the buses that devices hide behind, and random numbers: DHCP and the session's key take time of
+    /// their own, so they start first.
     Network,
 }
 
 /// How urgent the module in this file is.
 pub fn urgency(path: &str) -> Urgency {
-    let network = ["/net/", "/virtio/", "/pci/", "/hv/"].iter().any(|part| path.contains(part));
-    if network { Urgency::Network } else { Urgency::Inventory }
+    let network = ["/net/", "/virtio/", "/pci/", "/hv/", "/hw_random/"]
+        .iter()
+        .any(|part| path.contains(part));
+    if network {
+        Urgency::Network
+    } else {
+        Urgency::Inventory
+    }
 }
 
 /// What is asked for, under way and done.
@@ -60,7 +67,11 @@ pub struct Start {
 impl Schedule {
     /// Nothing asked for yet.
     pub fn new(index: Index) -> Schedule {
-        Schedule { index, entries: Vec::new(), known: HashMap::new() }
+        Schedule {
+            index,
+            entries: Vec::new(),
+            known: HashMap::new(),
+        }
     }
 
     /// Asks for every module that serves a device with this modalias.
@@ -83,7 +94,12 @@ impl Schedule {
     /// for a place, because a storage driver may take seconds.
     pub fn next(&mut self, limit: usize) -> Option<Start> {
         let running = self.running();
-        let waiting = || self.entries.iter().enumerate().filter(|(_, entry)| entry.phase == Phase::Waiting);
+        let waiting = || {
+            self.entries
+                .iter()
+                .enumerate()
+                .filter(|(_, entry)| entry.phase == Phase::Waiting)
+        };
         let rank = |(at, entry): &(usize, &Entry)| (entry.urgency, std::cmp::Reverse(*at));
         let met = |at: &usize| self.entries[*at].phase == Phase::Ended;
         let (at, entry) = waiting()
@@ -91,9 +107,19 @@ impl Schedule {
             .filter(|(_, entry)| running < limit || entry.urgency == Urgency::Network)
             .max_by_key(rank)
             // Soft dependencies may form a circle: then one of it must begin.
-            .or_else(|| if running == 0 { waiting().max_by_key(rank) } else { None })?;
-        let start =
-            Start { entry: at, name: entry.name.clone(), path: entry.path.clone(), urgency: entry.urgency };
+            .or_else(|| {
+                if running == 0 {
+                    waiting().max_by_key(rank)
+                } else {
+                    None
+                }
+            })?;
+        let start = Start {
+            entry: at,
+            name: entry.name.clone(),
+            path: entry.path.clone(),
+            urgency: entry.urgency,
+        };
         self.entries[at].phase = Phase::Running;
         Some(start)
     }
@@ -107,7 +133,10 @@ impl Schedule {
 
     /// How many modules are being loaded.
     pub fn running(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.phase == Phase::Running).count()
+        self.entries
+            .iter()
+            .filter(|entry| entry.phase == Phase::Running)
+            .count()
     }
 
     /// True if nothing runs and nothing waits.
@@ -125,11 +154,26 @@ impl Schedule {
             self.hurry(at, urgency);
             return Some(at);
         }
-        let Module { path, needs, before, after } = self.index.module(name)?.clone();
+        let Module {
+            path,
+            needs,
+            before,
+            after,
+        } = self.index.module(name)?.clone();
         let at = self.entries.len();
-        self.entries.push(Entry { name: name.into(), path, urgency, first: Vec::new(), phase: Phase::Waiting });
+        self.entries.push(Entry {
+            name: name.into(),
+            path,
+            urgency,
+            first: Vec::new(),
+            phase: Phase::Waiting,
+        });
         self.known.insert(name.into(), at);
-        let first: Vec<usize> = before.iter().chain(&needs).filter_map(|name| self.insert(name, urgency)).collect();
+        let first: Vec<usize> = before
+            .iter()
+            .chain(&needs)
+            .filter_map(|name| self.insert(name, urgency))
+            .collect();
         self.entries[at].first = first;
         for name in &after {
             if let Some(follower) = self.insert(name, urgency)
@@ -169,7 +213,11 @@ mod tests {
     const SOFT: &str = "softdep a pre: b\nsoftdep b pre: a\nsoftdep c pre: virtio_blk post: net-failover";
 
     fn schedule() -> Schedule {
-        Schedule::new(Index::parse(DEPENDENCIES, "alias virtio:d2* virtio_blk\nalias virtio:d1* virtio_net", SOFT))
+        Schedule::new(Index::parse(
+            DEPENDENCIES,
+            "alias virtio:d2* virtio_blk\nalias virtio:d1* virtio_net",
+            SOFT,
+        ))
     }
 
     /// Loads one after the other until nothing is left.
@@ -195,7 +243,10 @@ mod tests {
         let mut schedule = schedule();
         schedule.want_device("virtio:d2");
         schedule.want_device("virtio:d1");
-        assert_eq!(order(&mut schedule), ["core", "net_failover", "virtio_net", "virtio_blk"]);
+        assert_eq!(
+            order(&mut schedule),
+            ["core", "net_failover", "virtio_net", "virtio_blk"]
+        );
     }
 
     #[test]

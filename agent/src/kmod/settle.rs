@@ -5,6 +5,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use crate::sys::{self, Root};
 
+/// After this long a first look at everything begins, in the hope that nothing more comes.
+pub const CALM: Duration = Duration::from_millis(20);
+
 /// As long as this the kernel must have said nothing.
 pub const QUIET: Duration = Duration::from_millis(100);
 
@@ -16,7 +19,11 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long the kernel must have been quiet, given the SCSI hosts that may be scanning.
 pub fn quiet_needed(root: &Root) -> Duration {
-    if silent_hosts(root).is_empty() { QUIET } else { EMPTY_HOST }
+    if silent_hosts(root).is_empty() {
+        QUIET
+    } else {
+        EMPTY_HOST
+    }
 }
 
 /// The numbers of the SCSI hosts without a device. Those of libata are left out: its drivers wait for their ports.
@@ -41,7 +48,8 @@ fn silent_hosts(root: &Root) -> BTreeSet<u32> {
 
 /// `ata1`
 fn is_ata_port(part: &str) -> bool {
-    part.strip_prefix("ata").is_some_and(|number| number.parse::<u32>().is_ok())
+    part.strip_prefix("ata")
+        .is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 #[cfg(test)]

@@ -43,10 +43,15 @@ impl Uevent {
     /// From the bytes of one datagram; `None` for anything else than a kernel event.
     pub fn parse(datagram: &[u8]) -> Option<Uevent> {
         let mut strings = datagram.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-        let (_action, _path) = strings.next()?.split_once('@').map(|(action, path)| (action.len(), path.len()))?;
+        let (_action, _path) = strings
+            .next()?
+            .split_once('@')
+            .map(|(action, path)| (action.len(), path.len()))?;
         let mut event = Uevent::default();
         for string in strings {
-            let Some((key, value)) = string.split_once('=') else { continue };
+            let Some((key, value)) = string.split_once('=') else {
+                continue;
+            };
             match key {
                 "ACTION" => event.action = value.to_owned(),
                 "SUBSYSTEM" => event.subsystem = value.to_owned(),
@@ -89,7 +94,12 @@ impl Uevents {
     /// As `socket(2)` and `bind(2)`.
     pub fn open() -> io::Result<Uevents> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkKObjectUEvent)?;
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Datagram,
+            flags,
+            SockProtocol::NetlinkKObjectUEvent,
+        )?;
         // Needs CAP_NET_ADMIN; without it the default must do.
         _ = setsockopt(&fd, RcvBufForce, &BUFFER);
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, KERNEL))?;
@@ -113,7 +123,9 @@ impl Uevents {
                     }
                 }
                 Ok(Ok(_)) => {}
-                Ok(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => return Ok(Heard::Lost),
+                Ok(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    return Ok(Heard::Lost);
+                }
                 Ok(Err(error)) => return Err(error),
                 Err(_would_block) => {}
             }
@@ -134,7 +146,10 @@ mod tests {
               MODALIAS=virtio:d00000001v00001AF4\0SEQNUM=1046\0",
         );
         let event = event.unwrap();
-        assert_eq!((event.action.as_str(), event.subsystem.as_str()), ("add", "virtio"));
+        assert_eq!(
+            (event.action.as_str(), event.subsystem.as_str()),
+            ("add", "virtio")
+        );
         assert_eq!(event.modalias, "virtio:d00000001v00001AF4");
         assert!(!event.changes_hardware());
     }

@@ -62,19 +62,31 @@ pub enum Error {
 /// [`Error`], one variant for each way to fail.
 pub async fn resolve(name: &str, servers: &[SocketAddr]) -> Result<Ipv4Addr, Error> {
     let id = u16::from_ne_bytes(super::random().to_ne_bytes()[..2].try_into().expect("two bytes"));
-    let query = query(id, name).ok_or_else(|| Error::Name { name: name.to_owned() })?;
-    let mut failed = Error::NoServer { name: name.to_owned() };
+    let query = query(id, name).ok_or_else(|| Error::Name {
+        name: name.to_owned(),
+    })?;
+    let mut failed = Error::NoServer {
+        name: name.to_owned(),
+    };
     for &server in servers.iter().cycle().take(servers.len() * ROUNDS) {
         let (silent, source) = match timeout(PATIENCE, ask(server, &query)).await {
             Ok(Ok(Answer::Address(address))) => return Ok(address),
             Ok(Ok(Answer::None { code })) => {
-                failed = Error::Unknown { name: name.to_owned(), server, code };
+                failed = Error::Unknown {
+                    name: name.to_owned(),
+                    server,
+                    code,
+                };
                 continue;
             }
             Ok(Err(source)) => (server, Some(source)),
             Err(_elapsed) => (server, None),
         };
-        failed = Error::Silent { name: name.to_owned(), server: silent, source };
+        failed = Error::Silent {
+            name: name.to_owned(),
+            server: silent,
+            source,
+        };
     }
     Err(failed)
 }
@@ -111,7 +123,9 @@ fn query(id: u16, name: &str) -> Option<Vec<u8>> {
         return None;
     }
     for label in name.split('.') {
-        let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length))?;
+        let length = u8::try_from(label.len())
+            .ok()
+            .filter(|length| (1..=63).contains(length))?;
         query.push(length);
         query.extend(label.bytes());
     }
@@ -134,7 +148,9 @@ fn parse(datagram: &[u8], query: &[u8]) -> Option<Answer> {
     let mut at = query.len();
     for _ in 0..count {
         at = skip_name(datagram, at)?;
-        let length = usize::from(u16::from_be_bytes(datagram.get(at + 8..at + 10)?.try_into().ok()?));
+        let length = usize::from(u16::from_be_bytes(
+            datagram.get(at + 8..at + 10)?.try_into().ok()?,
+        ));
         let data = datagram.get(at + 10..at + 10 + length)?;
         // The addresses behind an alias (CNAME) stand in the same answer.
         if datagram[at..at + 4] == A
@@ -181,15 +197,30 @@ mod tests {
     fn an_address_behind_an_alias_is_found() {
         let query = query(7, "muster.example.").unwrap();
         let datagram = answer(&query, &[ALIAS, ADDRESS], 0);
-        assert_eq!(parse(&datagram, &query), Some(Answer::Address([10, 1, 2, 3].into())));
-        assert_eq!(parse(&answer(&query, &[], 3), &query), Some(Answer::None { code: 3 }));
+        assert_eq!(
+            parse(&datagram, &query),
+            Some(Answer::Address([10, 1, 2, 3].into()))
+        );
+        assert_eq!(
+            parse(&answer(&query, &[], 3), &query),
+            Some(Answer::None { code: 3 })
+        );
     }
 
     #[test]
     fn the_answer_to_another_question_is_not_believed() {
-        let (ours, other) = (query(7, "muster.example").unwrap(), query(7, "master.example").unwrap());
+        let (ours, other) = (
+            query(7, "muster.example").unwrap(),
+            query(7, "master.example").unwrap(),
+        );
         assert_eq!(parse(&answer(&other, &[ADDRESS], 0), &ours), None);
-        assert_eq!(parse(&answer(&query(8, "muster.example").unwrap(), &[ADDRESS], 0), &ours), None);
+        assert_eq!(
+            parse(
+                &answer(&query(8, "muster.example").unwrap(), &[ADDRESS], 0),
+                &ours
+            ),
+            None
+        );
     }
 
     #[test]
@@ -207,12 +238,21 @@ mod tests {
         let serve = |socket: UdpSocket, records: &'static [&'static [u8]], code| async move {
             let mut datagram = [0; ANSWER];
             let (length, from) = socket.recv_from(&mut datagram).await.unwrap();
-            socket.send_to(&answer(&datagram[..length], records, code), from).await.unwrap();
+            socket
+                .send_to(&answer(&datagram[..length], records, code), from)
+                .await
+                .unwrap();
         };
-        let (found, (), ()) =
-            tokio::join!(resolve("x.example", &servers), serve(ignorant, &[], 3), serve(wise, &[ADDRESS], 0));
+        let (found, (), ()) = tokio::join!(
+            resolve("x.example", &servers),
+            serve(ignorant, &[], 3),
+            serve(wise, &[ADDRESS], 0)
+        );
         assert_eq!(found.unwrap(), Ipv4Addr::new(10, 1, 2, 3));
-        assert!(matches!(resolve("x.example", &[]).await, Err(Error::NoServer { .. })));
+        assert!(matches!(
+            resolve("x.example", &[]).await,
+            Err(Error::NoServer { .. })
+        ));
     }
 
     proptest! {

@@ -53,7 +53,11 @@ pub struct Route {
 impl Route {
     /// To everywhere.
     pub fn default_over(gateway: Ipv4Addr) -> Route {
-        Route { destination: Ipv4Addr::UNSPECIFIED, prefix: 0, gateway }
+        Route {
+            destination: Ipv4Addr::UNSPECIFIED,
+            prefix: 0,
+            gateway,
+        }
     }
 }
 
@@ -71,7 +75,9 @@ impl Network {
     pub fn name_servers(&self) -> Vec<SocketAddr> {
         let mut seen = BTreeSet::new();
         let all = self.leases.values().flat_map(|(_, lease)| &lease.name_servers);
-        all.filter(|server| seen.insert(**server)).map(|server| SocketAddr::from((*server, DNS_PORT))).collect()
+        all.filter(|server| seen.insert(**server))
+            .map(|server| SocketAddr::from((*server, DNS_PORT)))
+            .collect()
     }
 
     /// The first host name that a DHCP server gave; empty if none did.
@@ -110,7 +116,12 @@ pub enum Error {
 pub async fn run(boot: Option<Mac>, network: watch::Sender<Network>) -> Result<(), Error> {
     let links = Links::open().map_err(|source| Error::Listen { source })?;
     let (change_tx, mut change_rx) = mpsc::unbounded_channel();
-    let mut interfaces = Interfaces { boot, known: BTreeMap::new(), change_tx, network };
+    let mut interfaces = Interfaces {
+        boot,
+        known: BTreeMap::new(),
+        change_tx,
+        network,
+    };
     loop {
         tokio::select! {
             said = links.next() => {
@@ -139,7 +150,11 @@ impl Links {
     }
 
     fn list(&self) -> io::Result<()> {
-        send(self.0.as_raw_fd(), &Request::list_links().bytes(), MsgFlags::empty())?;
+        send(
+            self.0.as_raw_fd(),
+            &Request::list_links().bytes(),
+            MsgFlags::empty(),
+        )?;
         Ok(())
     }
 
@@ -176,13 +191,19 @@ struct Interface {
 
 impl Interfaces {
     fn link(&mut self, link: Link) {
-        let Some(mac) = link.mac.filter(|mac| mac.is_unicast()) else { return };
+        let Some(mac) = link.mac.filter(|mac| mac.is_unicast()) else {
+            return;
+        };
         let is_new = !self.known.contains_key(&link.index);
         if is_new && !link.up {
             let name = link.name.clone();
             ask_aside("switch the interface on", name, Request::switch_on(link.index));
         }
-        let metric = if self.boot == Some(mac) { BOOT_METRIC } else { METRIC.saturating_add(link.index) };
+        let metric = if self.boot == Some(mac) {
+            BOOT_METRIC
+        } else {
+            METRIC.saturating_add(link.index)
+        };
         let interface = self.known.entry(link.index).or_insert_with(|| Interface {
             name: String::new(),
             metric,
@@ -193,13 +214,18 @@ impl Interfaces {
         let carrier = link.up && link.carrier;
         if carrier && interface.client.is_none() {
             tracing::info!(step = "carrier", nic = interface.name, %mac);
-            self.network.send_modify(|network| _ = network.carriers.insert(link.index));
+            self.network
+                .send_modify(|network| _ = network.carriers.insert(link.index));
             let (tell, name, former) = (self.change_tx.clone(), interface.name.clone(), interface.former);
             let task = tokio::spawn(async move {
                 // The receiver goes away only with the machine.
                 let tell = |change| _ = tell.send((link.index, change));
                 if let Err(source) = dhcp::run(&name, mac, former, tell).await {
-                    let error = Error::Interface { action: "ask for an address", interface: name, source };
+                    let error = Error::Interface {
+                        action: "ask for an address",
+                        interface: name,
+                        source,
+                    };
                     tracing::warn!("{}", Chain(&error));
                 }
             });
@@ -208,7 +234,8 @@ impl Interfaces {
             tracing::info!(nic = interface.name, "carrier lost");
             client.abort();
             self.drop_lease(link.index);
-            self.network.send_modify(|network| _ = network.carriers.remove(&link.index));
+            self.network
+                .send_modify(|network| _ = network.carriers.remove(&link.index));
         }
     }
 
@@ -225,13 +252,20 @@ impl Interfaces {
     }
 
     fn lease(&mut self, index: u32, change: Change) {
-        let Some(interface) = self.known.get_mut(&index) else { return };
+        let Some(interface) = self.known.get_mut(&index) else {
+            return;
+        };
         match change {
             // The carrier went while the message was under way.
             Change::Granted(_) if interface.client.is_none() => {}
             Change::Granted(lease) => {
                 interface.former = Some(lease.address);
-                let held = self.network.borrow().leases.get(&index).map(|(_, lease)| lease.clone());
+                let held = self
+                    .network
+                    .borrow()
+                    .leases
+                    .get(&index)
+                    .map(|(_, lease)| lease.clone());
                 if held.as_ref() == Some(&lease) {
                     return; // Renewed.
                 }
@@ -245,7 +279,8 @@ impl Interfaces {
                     server = %lease.server,
                 );
                 let entry = (interface.name.clone(), lease);
-                self.network.send_modify(|network| _ = network.leases.insert(index, entry));
+                self.network
+                    .send_modify(|network| _ = network.leases.insert(index, entry));
             }
             Change::Lost(lease) => {
                 tracing::warn!(nic = interface.name, address = %lease.address, "lease lost");
@@ -255,19 +290,30 @@ impl Interfaces {
     }
 
     fn drop_lease(&mut self, index: u32) {
-        let Some((name, lease)) = self.network.borrow().leases.get(&index).cloned() else { return };
+        let Some((name, lease)) = self.network.borrow().leases.get(&index).cloned() else {
+            return;
+        };
         if let Err(source) = netlink::ask(Request::remove_address(index, lease.address, lease.prefix)) {
-            let error = Error::Interface { action: "remove the address", interface: name, source };
+            let error = Error::Interface {
+                action: "remove the address",
+                interface: name,
+                source,
+            };
             tracing::warn!("{}", Chain(&error));
         }
-        self.network.send_modify(|network| _ = network.leases.remove(&index));
+        self.network
+            .send_modify(|network| _ = network.leases.remove(&index));
     }
 }
 
 /// Puts a lease to use on an interface.
 fn set_up(index: u32, interface: &Interface, held: Option<&Lease>, lease: &Lease) -> Result<(), Error> {
     let failed = |action| {
-        move |source| Error::Interface { action, interface: interface.name.clone(), source }
+        move |source| Error::Interface {
+            action,
+            interface: interface.name.clone(),
+            source,
+        }
     };
     if let Some(held) = held
         && (held.address, held.prefix) != (lease.address, lease.prefix)
@@ -282,8 +328,13 @@ fn set_up(index: u32, interface: &Interface, held: Option<&Lease>, lease: &Lease
             tracing::warn!(mtu, "{}", Chain(&error));
         }
     }
-    netlink::ask(Request::add_address(index, lease.address, lease.prefix, interface.metric))
-        .map_err(failed("set the address"))?;
+    netlink::ask(Request::add_address(
+        index,
+        lease.address,
+        lease.prefix,
+        interface.metric,
+    ))
+    .map_err(failed("set the address"))?;
     for route in &lease.routes {
         netlink::ask(Request::add_route(index, lease.address, *route, interface.metric))
             .map_err(failed("add a route"))?;
@@ -295,7 +346,14 @@ fn set_up(index: u32, interface: &Interface, held: Option<&Lease>, lease: &Lease
 fn ask_aside(action: &'static str, interface: String, request: Request) {
     tokio::task::spawn_blocking(move || {
         if let Err(source) = netlink::ask(request) {
-            tracing::warn!("{}", Chain(&Error::Interface { action, interface, source }));
+            tracing::warn!(
+                "{}",
+                Chain(&Error::Interface {
+                    action,
+                    interface,
+                    source
+                })
+            );
         }
     });
 }
@@ -331,8 +389,14 @@ mod tests {
     fn name_servers_of_all_interfaces_are_known_once() {
         let (a, b) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 1, 1));
         let leases = BTreeMap::from([(3, lease(vec![b, a], "late")), (2, lease(vec![a], ""))]);
-        let network = Network { leases, ..Network::default() };
-        assert_eq!(network.name_servers(), [SocketAddr::from((a, 53)), SocketAddr::from((b, 53))]);
+        let network = Network {
+            leases,
+            ..Network::default()
+        };
+        assert_eq!(
+            network.name_servers(),
+            [SocketAddr::from((a, 53)), SocketAddr::from((b, 53))]
+        );
         assert_eq!(network.hostname(), "late");
     }
 
@@ -342,7 +406,10 @@ mod tests {
         loop {
             // The loopback is a link, but no interface of ours.
             let said = links.next().await.unwrap();
-            if let Some(Said::Link(link)) = said.iter().find(|said| matches!(said, Said::Link(link) if link.name == "lo")) {
+            if let Some(Said::Link(link)) = said
+                .iter()
+                .find(|said| matches!(said, Said::Link(link) if link.name == "lo"))
+            {
                 assert_eq!((link.index, link.mac), (1, None));
                 return;
             }

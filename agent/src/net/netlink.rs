@@ -6,8 +6,8 @@ use muster_proto::Mac;
 use nix::{
     libc,
     sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
-        sockopt::RcvBuf,
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
+        socket, sockopt::RcvBuf,
     },
 };
 
@@ -87,12 +87,15 @@ impl Request {
         const METRIC: u16 = 9;
         let host_bits = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
         let broadcast = Ipv4Addr::from(u32::from(address) | host_bits);
-        Request::new(libc::RTM_NEWADDR, libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE)
-            .fixed(&address_header(index, prefix))
-            .attribute(libc::IFA_LOCAL, &address.octets())
-            .attribute(libc::IFA_ADDRESS, &address.octets())
-            .attribute(libc::IFA_BROADCAST, &broadcast.octets())
-            .attribute(METRIC, &metric.to_ne_bytes())
+        Request::new(
+            libc::RTM_NEWADDR,
+            libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE,
+        )
+        .fixed(&address_header(index, prefix))
+        .attribute(libc::IFA_LOCAL, &address.octets())
+        .attribute(libc::IFA_ADDRESS, &address.octets())
+        .attribute(libc::IFA_BROADCAST, &broadcast.octets())
+        .attribute(METRIC, &metric.to_ne_bytes())
     }
 
     /// Takes an address from a link, and with it the routes that start there.
@@ -105,7 +108,11 @@ impl Request {
     /// Reaches `destination`/`prefix` from address `source` over `gateway`, or directly if that is unspecified.
     pub fn add_route(index: u32, source: Ipv4Addr, route: super::Route, metric: u32) -> Request {
         let direct = route.gateway.is_unspecified();
-        let scope = if direct { libc::RT_SCOPE_LINK } else { libc::RT_SCOPE_UNIVERSE };
+        let scope = if direct {
+            libc::RT_SCOPE_LINK
+        } else {
+            libc::RT_SCOPE_UNIVERSE
+        };
         // A gateway outside the own network is legal with /32 leases.
         let flags = if direct { 0 } else { ONLINK };
         let mut header = vec![
@@ -119,13 +126,20 @@ impl Request {
             libc::RTN_UNICAST,
         ];
         header.extend(flags.to_ne_bytes());
-        let request = Request::new(libc::RTM_NEWROUTE, libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE)
-            .fixed(&header)
-            .attribute(libc::RTA_DST, &route.destination.octets())
-            .attribute(libc::RTA_OIF, &index.to_ne_bytes())
-            .attribute(libc::RTA_PREFSRC, &source.octets())
-            .attribute(libc::RTA_PRIORITY, &metric.to_ne_bytes());
-        if direct { request } else { request.attribute(libc::RTA_GATEWAY, &route.gateway.octets()) }
+        let request = Request::new(
+            libc::RTM_NEWROUTE,
+            libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE,
+        )
+        .fixed(&header)
+        .attribute(libc::RTA_DST, &route.destination.octets())
+        .attribute(libc::RTA_OIF, &index.to_ne_bytes())
+        .attribute(libc::RTA_PREFSRC, &source.octets())
+        .attribute(libc::RTA_PRIORITY, &metric.to_ne_bytes());
+        if direct {
+            request
+        } else {
+            request.attribute(libc::RTA_GATEWAY, &route.gateway.octets())
+        }
     }
 
     fn fixed(mut self, header: &[u8]) -> Request {
@@ -166,7 +180,16 @@ fn link_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
 
 /// `struct ifaddrmsg`
 fn address_header(index: u32, prefix: u8) -> [u8; 8] {
-    let mut header = [byte(libc::AF_INET), prefix, 0, libc::RT_SCOPE_UNIVERSE, 0, 0, 0, 0];
+    let mut header = [
+        byte(libc::AF_INET),
+        prefix,
+        0,
+        libc::RT_SCOPE_UNIVERSE,
+        0,
+        0,
+        0,
+        0,
+    ];
     header[4..].copy_from_slice(&index.to_ne_bytes());
     header
 }
@@ -181,10 +204,13 @@ pub fn parse(datagram: &[u8]) -> Vec<Said> {
     let mut rest = datagram;
     while let Some(length) = word(rest, 0) {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let (Some(kind), Some(payload)) = (half(rest, 4), rest.get(HEADER..length)) else { break };
+        let (Some(kind), Some(payload)) = (half(rest, 4), rest.get(HEADER..length)) else {
+            break;
+        };
         match i32::from(kind) {
             libc::NLMSG_ERROR => {
-                let errno = word(payload, 0).map_or(libc::EBADMSG, |word| word.cast_signed().saturating_neg());
+                let errno =
+                    word(payload, 0).map_or(libc::EBADMSG, |word| word.cast_signed().saturating_neg());
                 said.push(Said::Ended(errno));
             }
             libc::NLMSG_DONE => said.push(Said::Ended(0)),
@@ -199,6 +225,7 @@ pub fn parse(datagram: &[u8]) -> Vec<Said> {
 
 fn link(payload: &[u8]) -> Option<Link> {
     let flags = word(payload, 8)?.cast_signed();
+    // LOWER_UP, not RUNNING: that one follows up to a second later, although packets already go through (net/core/link_watch.c).
     let ethernet = half(payload, 2)? == libc::ARPHRD_ETHER;
     let mut link = Link {
         index: word(payload, 4)?,
@@ -209,7 +236,8 @@ fn link(payload: &[u8]) -> Option<Link> {
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
             libc::IFLA_IFNAME => {
-                link.name = muster_proto::text::clean(value.split(|byte| *byte == 0).next().unwrap_or_default());
+                link.name =
+                    muster_proto::text::clean(value.split(|byte| *byte == 0).next().unwrap_or_default());
             }
             libc::IFLA_ADDRESS if ethernet => link.mac = value.try_into().ok().map(Mac),
             _ => {}
@@ -241,7 +269,12 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
 /// As `socket(2)` and `bind(2)`.
 pub fn open(groups: libc::c_int, flags: SockFlag) -> io::Result<OwnedFd> {
     let groups = u32::try_from(groups).unwrap_or(0);
-    let fd = socket(AddressFamily::Netlink, SockType::Raw, flags | SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    let fd = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        flags | SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
     _ = setsockopt(&fd, RcvBuf, &(1 << 20));
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
     Ok(fd)

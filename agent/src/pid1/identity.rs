@@ -15,7 +15,10 @@ pub(super) fn early(root: &Root, links: &dyn Links) -> Identity {
         system_uuid: dmi("product_uuid"),
         system_serial: dmi("product_serial"),
         board_serial: dmi("board_serial"),
-        macs: interfaces.iter().filter_map(|name| address(root, links, name)).collect(),
+        macs: interfaces
+            .iter()
+            .filter_map(|name| address(root, links, name))
+            .collect(),
     };
     identity.normalised()
 }
@@ -58,7 +61,10 @@ mod tests {
     fn only_what_identifies_the_machine_is_sent() {
         let tree = Tree::new()
             .file("sys/class/dmi/id/product_serial", "SN-1\n")
-            .file("sys/class/dmi/id/product_uuid", "00000000-0000-0000-0000-000000000000\n")
+            .file(
+                "sys/class/dmi/id/product_uuid",
+                "00000000-0000-0000-0000-000000000000\n",
+            )
             .file("sys/class/net/eth0/address", "02:00:00:00:00:01\n")
             .directory("sys/class/net/eth0/device")
             .file("sys/class/net/eth1/address", "52:54:00:00:00:02\n")

@@ -52,7 +52,9 @@ pub fn run() -> ! {
 
     let complete = config::is_complete(&root);
     if !complete {
-        tracing::error!("not enough memory: the ramdisk is incomplete, the kernel could not unpack all of it");
+        tracing::error!(
+            "not enough memory: the ramdisk is incomplete, the kernel could not unpack all of it"
+        );
     }
     let config = match config::load(&root) {
         Ok(config) if complete => Some(config),
@@ -79,11 +81,13 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> Dur
     let (network_tx, network) = watch::channel(Network::default());
     let (devices_tx, devices) = watch::channel(Devices::default());
     let boot_mac = config.as_ref().and_then(|config| config.boot_mac);
-    tokio::spawn(report_failure(net::run(boot_mac, network_tx)));
     let modules_root = root.clone();
     tokio::spawn(report_failure(async move {
         kmod::run(modules_root.clone(), mounts::modules(&modules_root), devices_tx).await
     }));
+    tokio::spawn(report_failure(net::run(boot_mac, network_tx)));
+    // Drivers first: on a machine with one processor everything below would delay them.
+    tokio::task::yield_now().await;
     let mounts_root = root.clone();
     let mut settled = devices.clone();
     tokio::spawn(async move {
@@ -94,12 +98,21 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> Dur
         // Whoever looks at the console sees how far the hardware gets.
         let mut devices = devices;
         kmod::settled(&mut devices).await;
-        tracing::error!("no controller to talk to: starting again in {} s", REBOOT_PAUSE.as_secs());
+        tracing::error!(
+            "no controller to talk to: starting again in {} s",
+            REBOOT_PAUSE.as_secs()
+        );
         return REBOOT_PAUSE;
     };
     let clock = Clock::told(config.time);
     let machine = Ramdisk::new(root, boot_mac, network, devices, console.clone());
-    match session::run(Context { config, clock, machine }).await {
+    match session::run(Context {
+        config,
+        clock,
+        machine,
+    })
+    .await
+    {
         Ended::Reboot => {
             tracing::info!("starting again, as ordered");
             Duration::ZERO
@@ -110,7 +123,11 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> Dur
             REBOOT_PAUSE
         }
         Ended::Unusable(error) => {
-            tracing::error!("{}; starting again in {} s", Chain(&error), REBOOT_PAUSE.as_secs());
+            tracing::error!(
+                "{}; starting again in {} s",
+                Chain(&error),
+                REBOOT_PAUSE.as_secs()
+            );
             REBOOT_PAUSE
         }
     }

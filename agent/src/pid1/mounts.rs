@@ -34,7 +34,11 @@ pub(super) fn mount_all(root: &Root) -> Vec<Error> {
 
 /// The modules that mounts need and no device asks for.
 pub(super) fn modules(root: &Root) -> &'static [&'static str] {
-    if efi_variables(root).is_dir() { &["efivarfs"] } else { &[] }
+    if efi_variables(root).is_dir() {
+        &["efivarfs"]
+    } else {
+        &[]
+    }
 }
 
 /// What needs a module.
@@ -58,6 +62,10 @@ fn mount_one(kind: &'static str, place: PathBuf, flags: MsFlags) -> Result<(), E
     match mount(Some(kind), &place, Some(kind), flags, None::<&str>) {
         // The kernel mounts devtmpfs itself if it was built to.
         Ok(()) | Err(Errno::EBUSY) => Ok(()),
-        Err(errno) => Err(Error { kind, place, source: errno.into() }),
+        Err(errno) => Err(Error {
+            kind,
+            place,
+            source: errno.into(),
+        }),
     }
 }

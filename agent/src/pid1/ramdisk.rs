@@ -21,7 +21,7 @@ use crate::{
     clock,
     console::Console,
     inventory::{self, BootFacts, KernelLinks},
-    kmod::{self, Devices},
+    kmod::Devices,
     net::{Network, dns},
     session::{Machine, ResolveError},
     sys::Root,
@@ -72,6 +72,14 @@ impl Ramdisk {
         (self.network.borrow().clone(), self.devices.borrow().clone())
     }
 
+    /// Waits until it is worth to look at everything.
+    async fn seem_found(&mut self) {
+        if self.devices.wait_for(|devices| devices.calm).await.is_err() {
+            // Nobody looks for devices: what is there now is all there will be.
+            tracing::warn!("new devices are not noticed any more");
+        }
+    }
+
     /// Waits until something may have changed.
     async fn stir(&mut self) {
         tokio::select! {
@@ -85,21 +93,42 @@ impl Ramdisk {
 impl Machine for Ramdisk {
     async fn identity(&mut self) -> Identity {
         let root = self.root.clone();
-        spawn_blocking(move || identity::early(&root, &KernelLinks)).await.expect("reading does not panic")
+        spawn_blocking(move || identity::early(&root, &KernelLinks))
+            .await
+            .expect("reading does not panic")
     }
 
     async fn inventory(&mut self) -> Inventory {
-        kmod::settled(&mut self.devices).await;
-        self.reported = self.now();
-        self.reported_at = Some(Instant::now());
-        let hostname = self.reported.0.hostname().to_owned();
-        let (root, mac) = (self.root.clone(), self.boot_mac);
-        let collect = move || {
-            let facts = BootFacts { mac, hostname, uptime: clock::uptime() };
-            inventory::collect(&root, &KernelLinks, facts)
-        };
-        // A broken disk may hold up a read for long; the network must go on.
-        spawn_blocking(collect).await.expect("collectors do not panic")
+        loop {
+            self.seem_found().await;
+            self.reported = self.now();
+            self.reported_at = Some(Instant::now());
+            let hostname = self.reported.0.hostname().to_owned();
+            let (root, mac) = (self.root.clone(), self.boot_mac);
+            let collect = move || {
+                let started = Instant::now();
+                let facts = BootFacts {
+                    mac,
+                    hostname,
+                    uptime: clock::uptime(),
+                };
+                let inventory = inventory::collect(&root, &KernelLinks, facts);
+                tracing::debug!(collecting = ?started.elapsed());
+                inventory
+            };
+            // A broken disk may hold up a read for long; the network must go on.
+            let inventory = spawn_blocking(collect).await.expect("collectors do not panic");
+            let changes = self.reported.1.changes;
+            let later = self
+                .devices
+                .wait_for(|devices| devices.settled || devices.changes != changes)
+                .await;
+            let too_early = later.is_ok_and(|devices| devices.changes != changes) && !self.reported.1.settled;
+            if !too_early {
+                self.reported.1.settled = true;
+                return inventory;
+            }
+        }
     }
 
     async fn changed(&mut self) {
@@ -108,7 +137,9 @@ impl Machine for Ramdisk {
                 self.stir().await;
                 continue;
             }
-            let pause = self.reported_at.map_or(Duration::ZERO, |at| REPORT_PAUSE.saturating_sub(at.elapsed()));
+            let pause = self
+                .reported_at
+                .map_or(Duration::ZERO, |at| REPORT_PAUSE.saturating_sub(at.elapsed()));
             sleep(pause).await;
             while timeout(STILL, self.stir()).await.is_ok() {}
             if self.now() != self.reported {

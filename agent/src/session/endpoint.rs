@@ -80,7 +80,11 @@ fn parse(text: &str) -> Option<Endpoint> {
             (host, rest)
         }
     };
-    let port = if rest.is_empty() { 443 } else { rest.strip_prefix(':')?.parse().ok()? };
+    let port = if rest.is_empty() {
+        443
+    } else {
+        rest.strip_prefix(':')?.parse().ok()?
+    };
     Some(Endpoint { host, port })
 }
 
@@ -104,7 +108,16 @@ mod tests {
 
     #[test]
     fn what_is_no_endpoint_is_refused() {
-        for text in ["", "http://10.0.0.1", "https://", "https://a b", "https://x:y", "https://x:70000", "https://u@h", "https://[1"] {
+        for text in [
+            "",
+            "http://10.0.0.1",
+            "https://",
+            "https://a b",
+            "https://x:y",
+            "https://x:70000",
+            "https://u@h",
+            "https://[1",
+        ] {
             text.parse::<Endpoint>().unwrap_err();
         }
     }

@@ -59,7 +59,10 @@ mod tests {
         let key = SessionKey::generate().unwrap();
         let text = key.fingerprint();
         assert_eq!(text.len(), 19);
-        assert!(text.split('-').all(|group| group.len() == 4 && group.bytes().all(|sign| sign.is_ascii_hexdigit())));
+        assert!(
+            text.split('-')
+                .all(|group| group.len() == 4 && group.bytes().all(|sign| sign.is_ascii_hexdigit()))
+        );
         assert_eq!(text, key.fingerprint());
         assert_ne!(text, SessionKey::generate().unwrap().fingerprint());
     }

@@ -1,6 +1,10 @@
 //! Calls that get through: connects, goes to the next controller, waits, and tries again until there is an answer.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use muster_proto::session::{POLL_SECONDS, Problem};
 use rustls::ClientConfig;
@@ -40,12 +44,20 @@ pub(super) struct Call {
 impl Call {
     /// One that is answered at once, by a busy controller within a minute.
     pub(super) const fn quick(path: &'static str) -> Call {
-        Call { path, patience: Duration::from_secs(60), gives_way: false }
+        Call {
+            path,
+            patience: Duration::from_secs(60),
+            gives_way: false,
+        }
     }
 
     /// One that is answered when there is news.
     pub(super) const fn poll(path: &'static str) -> Call {
-        Call { path, patience: Duration::from_secs(POLL_SECONDS + 15), gives_way: true }
+        Call {
+            path,
+            patience: Duration::from_secs(POLL_SECONDS + 15),
+            gives_way: true,
+        }
     }
 }
 
@@ -77,7 +89,9 @@ impl<M: Machine> Link<M> {
             }
         }
         if usable.is_empty() {
-            return Err(Error::NoEndpoint { endpoints: endpoints.to_vec() });
+            return Err(Error::NoEndpoint {
+                endpoints: endpoints.to_vec(),
+            });
         }
         let tls = tls::client(&authorities, None, &clock).map_err(|source| Error::Tls { source })?;
         Ok(Link {
@@ -116,7 +130,11 @@ impl<M: Machine> Link<M> {
         certificate: &str,
         key: &SessionKey,
     ) -> Result<(), tls::Error> {
-        let authorities = if authorities.is_empty() { self.authorities.clone() } else { authorities };
+        let authorities = if authorities.is_empty() {
+            self.authorities.clone()
+        } else {
+            authorities
+        };
         self.tls = tls::client(&authorities, Some((certificate, key)), &self.clock)?;
         if authorities != self.authorities {
             self.anonymous = tls::client(&authorities, None, &self.clock)?;
@@ -124,6 +142,12 @@ impl<M: Machine> Link<M> {
         }
         self.connection = None;
         Ok(())
+    }
+
+    /// Opens the connection that the next call takes, so that this is done while devices still appear. Whatever fails shows
+    /// itself in that call.
+    pub(super) async fn connect_early(&mut self) {
+        self.connection = self.connect().await.ok();
     }
 
     /// Calls until there is an answer, or a reason not to call again.
@@ -181,7 +205,11 @@ impl<M: Machine> Link<M> {
         B: Serialize + Sync,
         A: DeserializeOwned + Send,
     {
-        let mut connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
+        let mut connection = match self
+            .connection
+            .take()
+            .filter(|connection| !connection.is_closed())
+        {
             Some(connection) => connection,
             None => self.connect().await?,
         };
@@ -202,9 +230,15 @@ impl<M: Machine> Link<M> {
                 .machine
                 .resolve(name)
                 .await
-                .map_err(|source| wire::Error::Resolve { endpoint: endpoint.clone(), source })?,
+                .map_err(|source| wire::Error::Resolve {
+                    endpoint: endpoint.clone(),
+                    source,
+                })?,
         };
         let address = SocketAddr::new(address, endpoint.port);
-        Connection::open(endpoint, address, Arc::clone(&self.tls)).await
+        let started = Instant::now();
+        let connection = Connection::open(endpoint, address, Arc::clone(&self.tls)).await;
+        tracing::debug!(connecting = ?started.elapsed(), %endpoint);
+        connection
     }
 }

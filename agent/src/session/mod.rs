@@ -22,8 +22,8 @@ use muster_proto::{
     config::BootConfig,
     inventory::Inventory,
     session::{
-        Action, Command, EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, Outcome, PROTOCOL, PollRequest,
-        PollResponse, Problem, RenewRequest,
+        Action, Command, EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, Outcome, PROTOCOL,
+        PollRequest, PollResponse, Problem, RenewRequest,
     },
     text,
 };
@@ -114,11 +114,19 @@ struct Session<M> {
 
 impl<M: Machine> Session<M> {
     async fn begin(context: Context<M>) -> Result<Session<M>, Error> {
-        let Context { config, clock, machine } = context;
+        let Context {
+            config,
+            clock,
+            machine,
+        } = context;
         // The kernel may make us wait for random numbers; DHCP goes on meanwhile.
         let key = tokio::task::spawn_blocking(SessionKey::generate);
         let link = Link::new(&config.endpoints, config.ca_pem, clock, machine)?;
-        let key = key.await.expect("making a key does not panic").map_err(|source| Error::Key { source })?;
+        let key = key
+            .await
+            .expect("making a key does not panic")
+            .map_err(|source| Error::Key { source })?;
+        tracing::debug!("key made");
         Ok(Session {
             link,
             token: config.token,
@@ -162,6 +170,7 @@ impl<M: Machine> Session<M> {
                 let key = self.key.fingerprint();
                 tracing::info!(step = "enrolled", server, key);
                 tracing::info!("enrolled as {server}, session key {key}");
+                self.link.connect_early().await;
                 return Ok(());
             }
             self.link.pause(None).await;
@@ -171,7 +180,10 @@ impl<M: Machine> Session<M> {
     /// Uses a new certificate from now on; false if it is unusable.
     fn adopt(&mut self, response: EnrolResponse) -> bool {
         self.link.told_time(response.time);
-        match self.link.use_certificate(response.ca_pem, &response.certificate, &self.key) {
+        match self
+            .link
+            .use_certificate(response.ca_pem, &response.certificate, &self.key)
+        {
             Ok(()) => {
                 self.renew_at = response.renew_at;
                 true
@@ -187,7 +199,11 @@ impl<M: Machine> Session<M> {
     async fn serve(&mut self) -> Stop {
         let mut report = true;
         loop {
-            let turn = if report { self.report().await.map(|_| ()) } else { self.turn().await };
+            let turn = if report {
+                self.report().await.map(|_| ())
+            } else {
+                self.turn().await
+            };
             report = match turn {
                 Ok(()) => false,
                 Err(Stop::Changed) => true,
@@ -200,8 +216,16 @@ impl<M: Machine> Session<M> {
     async fn report(&mut self) -> Result<Result<(), Problem>, Stop> {
         let inventory = self.link.machine.inventory().await;
         let Inventory { disks, nics, .. } = &inventory;
-        tracing::info!(step = "inventory-collected", disks = disks.len(), nics = nics.len());
-        match self.link.call::<_, InventoryResponse>(INVENTORY, &inventory).await {
+        tracing::info!(
+            step = "inventory-collected",
+            disks = disks.len(),
+            nics = nics.len()
+        );
+        match self
+            .link
+            .call::<_, InventoryResponse>(INVENTORY, &inventory)
+            .await
+        {
             Ok(response) => {
                 self.link.told_time(response.time);
                 tracing::info!(step = "inventory-sent");
@@ -243,7 +267,10 @@ impl<M: Machine> Session<M> {
     }
 
     async fn poll(&mut self) -> Result<Option<Command>, Stop> {
-        let request = PollRequest { last: self.last.clone(), outcome: self.outcome.clone() };
+        let request = PollRequest {
+            last: self.last.clone(),
+            outcome: self.outcome.clone(),
+        };
         let response: PollResponse = self.link.call(POLL, &request).await?;
         self.outcome = None;
         self.link.told_time(response.time);
@@ -251,7 +278,9 @@ impl<M: Machine> Session<M> {
     }
 
     async fn renew(&mut self) -> Result<(), Stop> {
-        let request = RenewRequest { csr: self.key.csr().to_owned() };
+        let request = RenewRequest {
+            csr: self.key.csr().to_owned(),
+        };
         let renewed = match self.link.call(RENEW, &request).await {
             Ok(response) => self.adopt(response),
             Err(Stop::Dropped(problem)) => {
@@ -273,7 +302,9 @@ impl<M: Machine> Session<M> {
         let outcome = match action {
             Action::Inspect => match self.report().await? {
                 Ok(()) => Outcome::Done,
-                Err(problem) => Outcome::Failed { message: format!("send the inventory: {problem}") },
+                Err(problem) => Outcome::Failed {
+                    message: format!("send the inventory: {problem}"),
+                },
             },
             Action::Reboot => {
                 self.outcome = Some(Outcome::Done);
@@ -283,12 +314,16 @@ impl<M: Machine> Session<M> {
             }
             Action::Unknown => {
                 let version = env!("CARGO_PKG_VERSION");
-                Outcome::Failed { message: format!("agent {version} does not know this command") }
+                Outcome::Failed {
+                    message: format!("agent {version} does not know this command"),
+                }
             }
         };
         if let Outcome::Failed { message } = &outcome {
             tracing::error!("command failed: {message}");
-            let request = LogRequest { lines: self.link.machine.log_lines() };
+            let request = LogRequest {
+                lines: self.link.machine.log_lines(),
+            };
             match self.link.call::<_, serde_json::Value>(LOG, &request).await {
                 Ok(_) | Err(Stop::Dropped(_) | Stop::Changed) => {}
                 Err(stop) => return Err(stop),

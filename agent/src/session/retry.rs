@@ -31,8 +31,12 @@ pub enum Next {
 /// What follows `error`.
 pub fn after(error: &wire::Error) -> Next {
     match error {
-        wire::Error::Refused { problem, retry_after, .. } => match problem.kind {
-            ProblemKind::Version | ProblemKind::Token | ProblemKind::Certificate => Next::End(problem.clone()),
+        wire::Error::Refused {
+            problem, retry_after, ..
+        } => match problem.kind {
+            ProblemKind::Version | ProblemKind::Token | ProblemKind::Certificate => {
+                Next::End(problem.clone())
+            }
             ProblemKind::Malformed | ProblemKind::TooLarge => Next::DropBody(problem.clone()),
             ProblemKind::Quota | ProblemKind::Unavailable | ProblemKind::Other => Next::Again(*retry_after),
         },
@@ -54,7 +58,8 @@ impl Backoff {
     pub fn pause(&mut self, asked: Option<Duration>, random: u64) -> Duration {
         let full = SHORTEST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
-        let share = 0.5 + f64::from(u32::try_from(random >> 32).expect("32 bits are left")) / f64::from(u32::MAX) / 2.0;
+        let share = 0.5
+            + f64::from(u32::try_from(random >> 32).expect("32 bits are left")) / f64::from(u32::MAX) / 2.0;
         let jittered = full.mul_f64(share);
         match asked {
             // Those that were all told the same do not come back at the same moment.
@@ -74,8 +79,15 @@ mod tests {
     use super::*;
 
     fn refused(kind: ProblemKind, retry_after: Option<Duration>) -> wire::Error {
-        let problem = Problem { kind, message: String::new() };
-        wire::Error::Refused { path: "/v1/poll", problem, retry_after }
+        let problem = Problem {
+            kind,
+            message: String::new(),
+        };
+        wire::Error::Refused {
+            path: "/v1/poll",
+            problem,
+            retry_after,
+        }
     }
 
     #[test]
@@ -91,16 +103,24 @@ mod tests {
             ProblemKind::Other,
         ] {
             let ends = matches!(after(&refused(kind, None)), Next::End(_));
-            let session_lost = [ProblemKind::Version, ProblemKind::Token, ProblemKind::Certificate].contains(&kind);
+            let session_lost =
+                [ProblemKind::Version, ProblemKind::Token, ProblemKind::Certificate].contains(&kind);
             assert_eq!(ends, session_lost, "{kind:?}");
-            assert_eq!(matches!(after(&refused(kind, None)), Next::Again(_)), kind.is_transient(), "{kind:?}");
+            assert_eq!(
+                matches!(after(&refused(kind, None)), Next::Again(_)),
+                kind.is_transient(),
+                "{kind:?}"
+            );
         }
     }
 
     #[test]
     fn the_controllers_patience_is_honoured_within_reason() {
         let mut backoff = Backoff::default();
-        assert!(matches!(after(&refused(ProblemKind::Quota, Some(LONGEST))), Next::Again(Some(LONGEST))));
+        assert!(matches!(
+            after(&refused(ProblemKind::Quota, Some(LONGEST))),
+            Next::Again(Some(LONGEST))
+        ));
         assert!(backoff.pause(Some(LONGEST), u64::MAX) >= LONGEST);
         assert!(backoff.pause(Some(Duration::MAX), 0) <= LONGEST_ASKED + LONGEST);
     }
@@ -108,7 +128,9 @@ mod tests {
     #[test]
     fn pauses_double_up_to_ten_seconds_and_begin_anew() {
         let mut backoff = Backoff::default();
-        let full: Vec<_> = (0..8).map(|_| backoff.pause(None, u64::MAX).as_millis()).collect();
+        let full: Vec<_> = (0..8)
+            .map(|_| backoff.pause(None, u64::MAX).as_millis())
+            .collect();
         assert_eq!(full, [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
         backoff.reset();
         assert_eq!(backoff.pause(None, 0).as_millis(), 125);

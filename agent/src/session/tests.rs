@@ -19,7 +19,10 @@ use controller::{Answer, Authority, Controller, Validity};
 
 /// When the tests happen, as the boot services would write it; the machine's own clock says something else.
 const NOW: i64 = 1_894_665_600; // 2030-01-15
-const AROUND_NOW: Validity = Validity { from: (2030, 1, 1), to: (2030, 2, 1) };
+const AROUND_NOW: Validity = Validity {
+    from: (2030, 1, 1),
+    to: (2030, 2, 1),
+};
 
 struct TestMachine {
     changed: Arc<Notify>,
@@ -28,13 +31,19 @@ struct TestMachine {
 
 impl Machine for TestMachine {
     async fn identity(&mut self) -> Identity {
-        Identity { system_serial: Some("SN-1".to_owned()), ..Identity::default() }
+        Identity {
+            system_serial: Some("SN-1".to_owned()),
+            ..Identity::default()
+        }
     }
 
     async fn inventory(&mut self) -> Inventory {
         let disks = vec![Disk::default(); self.disks];
         self.disks += 1;
-        Inventory { disks, ..Inventory::default() }
+        Inventory {
+            disks,
+            ..Inventory::default()
+        }
     }
 
     async fn changed(&mut self) {
@@ -63,8 +72,15 @@ impl Agent {
             proxy: None,
         };
         let (clock, changed) = (Clock::told(now), Arc::new(Notify::new()));
-        let machine = TestMachine { changed: Arc::clone(&changed), disks: 1 };
-        let task = tokio::spawn(run(Context { config, clock: clock.clone(), machine }));
+        let machine = TestMachine {
+            changed: Arc::clone(&changed),
+            disks: 1,
+        };
+        let task = tokio::spawn(run(Context {
+            config,
+            clock: clock.clone(),
+            machine,
+        }));
         Agent { task, clock, changed }
     }
 
@@ -73,7 +89,10 @@ impl Agent {
     }
 
     async fn ended(mut self) -> Ended {
-        tokio::time::timeout(Duration::from_secs(60), &mut self.task).await.expect("ends").expect("does not panic")
+        tokio::time::timeout(Duration::from_secs(60), &mut self.task)
+            .await
+            .expect("ends")
+            .expect("does not panic")
     }
 }
 
@@ -88,7 +107,14 @@ fn order(id: &str, action: &str) -> Answer {
 }
 
 fn refuse(status: u16, kind: ProblemKind) -> Answer {
-    Answer::Problem { status, problem: Problem { kind, message: "because".to_owned() }, retry_after: Some(0) }
+    Answer::Problem {
+        status,
+        problem: Problem {
+            kind,
+            message: "because".to_owned(),
+        },
+        retry_after: Some(0),
+    }
 }
 
 /// What the answers to polls are, one after the other; further polls are held.
@@ -106,7 +132,11 @@ fn scripted(polls: Vec<Answer>) -> impl FnMut(&str) -> Answer + Send + 'static {
 
 fn usual(path: &str) -> Answer {
     match path {
-        "/v1/enrol" | "/v1/renew" => Answer::Certificate { time: NOW, renew_at: NOW + 3600, authority: None },
+        "/v1/enrol" | "/v1/renew" => Answer::Certificate {
+            time: NOW,
+            renew_at: NOW + 3600,
+            authority: None,
+        },
         "/v1/inventory" => Answer::json(json!({"time": NOW})),
         "/v1/log" => Answer::json(Value::Null),
         _ => Answer::Hold,
@@ -119,10 +149,18 @@ async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
     let agent = Agent::of(&controller);
     assert!(matches!(agent.ended().await, Ended::Reboot));
     let calls = controller.calls();
-    let paths: Vec<_> = calls.iter().map(|call| (call.path.as_str(), call.certified)).collect();
+    let paths: Vec<_> = calls
+        .iter()
+        .map(|call| (call.path.as_str(), call.certified))
+        .collect();
     assert_eq!(
         paths,
-        [("/v1/enrol", false), ("/v1/inventory", true), ("/v1/poll", true), ("/v1/poll", true)],
+        [
+            ("/v1/enrol", false),
+            ("/v1/inventory", true),
+            ("/v1/poll", true),
+            ("/v1/poll", true)
+        ],
         "everything but the enrolment shows the certificate"
     );
     assert_eq!(calls[0].body["token"], "the token");
@@ -130,15 +168,25 @@ async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
     assert_eq!(calls[0].body["protocol"], "1.0");
     assert_eq!(calls[1].body["disks"].as_array().unwrap().len(), 1);
     assert_eq!(calls[2].body, json!({"last": ""}));
-    assert_eq!(calls[3].body, json!({"last": "op-1", "outcome": {"result": "done"}}), "reported before the reboot");
-    assert_eq!(controller.connections(), 2, "one without and one with the certificate");
+    assert_eq!(
+        calls[3].body,
+        json!({"last": "op-1", "outcome": {"result": "done"}}),
+        "reported before the reboot"
+    );
+    assert_eq!(
+        controller.connections(),
+        2,
+        "one without and one with the certificate"
+    );
 }
 
 #[tokio::test]
 async fn a_controller_of_another_authority_gets_nothing() {
     let controller = controller(vec![]).await;
     let _agent = Agent::start(vec![controller.endpoint()], &Authority::new("other"), NOW);
-    controller.until(|controller| controller.failed_handshakes() >= 2).await;
+    controller
+        .until(|controller| controller.failed_handshakes() >= 2)
+        .await;
     assert_eq!(controller.calls().len(), 0, "neither token nor inventory");
 }
 
@@ -146,8 +194,20 @@ async fn a_controller_of_another_authority_gets_nothing() {
 async fn only_the_time_of_the_boot_configuration_counts() {
     for (validity, now) in [
         (AROUND_NOW, NOW),
-        (Validity { from: (1970, 1, 1), to: (1970, 1, 3) }, 86_400),
-        (Validity { from: (2040, 1, 1), to: (2040, 2, 1) }, 2_210_000_000),
+        (
+            Validity {
+                from: (1970, 1, 1),
+                to: (1970, 1, 3),
+            },
+            86_400,
+        ),
+        (
+            Validity {
+                from: (2040, 1, 1),
+                to: (2040, 2, 1),
+            },
+            2_210_000_000,
+        ),
     ] {
         let controller = Controller::start(validity, scripted(vec![])).await;
         let _agent = Agent::start(vec![controller.endpoint()], controller.authority(), now);
@@ -157,10 +217,15 @@ async fn only_the_time_of_the_boot_configuration_counts() {
 
 #[tokio::test]
 async fn a_certificate_outside_its_time_is_refused() {
-    let today = Validity { from: (2020, 1, 1), to: (2029, 1, 1) };
+    let today = Validity {
+        from: (2020, 1, 1),
+        to: (2029, 1, 1),
+    };
     let controller = Controller::start(today, scripted(vec![])).await;
     let _agent = Agent::of(&controller);
-    controller.until(|controller| controller.failed_handshakes() >= 2).await;
+    controller
+        .until(|controller| controller.failed_handshakes() >= 2)
+        .await;
     assert_eq!(controller.calls().len(), 0);
 }
 
@@ -168,7 +233,11 @@ async fn a_certificate_outside_its_time_is_refused() {
 async fn the_controllers_time_is_believed_from_its_first_answer_on() {
     let later = NOW + 500_000;
     let answers = move |path: &str| match path {
-        "/v1/enrol" => Answer::Certificate { time: later, renew_at: later + 3600, authority: None },
+        "/v1/enrol" => Answer::Certificate {
+            time: later,
+            renew_at: later + 3600,
+            authority: None,
+        },
         other => usual(other),
     };
     let controller = Controller::start(AROUND_NOW, answers).await;
@@ -179,7 +248,12 @@ async fn the_controllers_time_is_believed_from_its_first_answer_on() {
 
 #[tokio::test]
 async fn a_busy_controller_is_asked_again_with_the_same_key_and_token() {
-    let mut first = vec![refuse(503, ProblemKind::Unavailable), refuse(429, ProblemKind::Quota), Answer::Cut].into_iter();
+    let mut first = vec![
+        refuse(503, ProblemKind::Unavailable),
+        refuse(429, ProblemKind::Quota),
+        Answer::Cut,
+    ]
+    .into_iter();
     let answers = move |path: &str| match path {
         "/v1/enrol" => first.next().unwrap_or_else(|| usual(path)),
         other => usual(other),
@@ -187,9 +261,16 @@ async fn a_busy_controller_is_asked_again_with_the_same_key_and_token() {
     let controller = Controller::start(AROUND_NOW, answers).await;
     let _agent = Agent::of(&controller);
     controller.until_called("/v1/inventory", 1).await;
-    let enrolments: Vec<_> = controller.calls().into_iter().filter(|call| call.path == "/v1/enrol").collect();
+    let enrolments: Vec<_> = controller
+        .calls()
+        .into_iter()
+        .filter(|call| call.path == "/v1/enrol")
+        .collect();
     assert_eq!(enrolments.len(), 4);
-    assert!(enrolments.iter().all(|call| call.body == enrolments[0].body), "a retry, not another machine");
+    assert!(
+        enrolments.iter().all(|call| call.body == enrolments[0].body),
+        "a retry, not another machine"
+    );
 }
 
 #[tokio::test]
@@ -198,7 +279,12 @@ async fn nonsense_from_the_controller_is_survived() {
         Answer::json(json!([1, 2])),
         Answer::Raw(200, b"{".to_vec()),
         Answer::Raw(502, b"<html>".to_vec()),
-        Answer::Certificate { time: i64::MIN, renew_at: 0, authority: None }.with_broken_certificate(),
+        Answer::Certificate {
+            time: i64::MIN,
+            renew_at: 0,
+            authority: None,
+        }
+        .with_broken_certificate(),
     ]
     .into_iter();
     let answers = move |path: &str| match path {
@@ -216,8 +302,15 @@ async fn nonsense_from_the_controller_is_survived() {
 #[tokio::test]
 async fn the_next_controller_of_the_list_is_asked_when_one_is_gone() {
     let controller = controller(vec![]).await;
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let endpoints = vec!["nonsense".to_owned(), format!("https://{gone}"), controller.endpoint()];
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let endpoints = vec![
+        "nonsense".to_owned(),
+        format!("https://{gone}"),
+        controller.endpoint(),
+    ];
     let _agent = Agent::start(endpoints, controller.authority(), NOW);
     controller.until_called("/v1/poll", 1).await;
 }
@@ -226,7 +319,10 @@ async fn the_next_controller_of_the_list_is_asked_when_one_is_gone() {
 async fn a_configuration_that_cannot_work_ends_at_once() {
     let authority = Authority::new("ca");
     let agent = Agent::start(vec!["http://10.0.0.1".to_owned()], &authority, NOW);
-    assert!(matches!(agent.ended().await, Ended::Unusable(super::Error::NoEndpoint { .. })));
+    assert!(matches!(
+        agent.ended().await,
+        Ended::Unusable(super::Error::NoEndpoint { .. })
+    ));
 }
 
 #[tokio::test]
@@ -237,7 +333,10 @@ async fn a_refused_token_is_final() {
     };
     let controller = Controller::start(AROUND_NOW, answers).await;
     let ended = Agent::of(&controller).ended().await;
-    assert!(matches!(&ended, Ended::Refused(problem) if problem.kind == ProblemKind::Token), "{ended:?}");
+    assert!(
+        matches!(&ended, Ended::Refused(problem) if problem.kind == ProblemKind::Token),
+        "{ended:?}"
+    );
     assert_eq!(controller.calls().len(), 1);
 }
 
@@ -245,7 +344,10 @@ async fn a_refused_token_is_final() {
 async fn a_revoked_certificate_is_final() {
     let controller = controller(vec![refuse(403, ProblemKind::Certificate)]).await;
     let ended = Agent::of(&controller).ended().await;
-    assert!(matches!(&ended, Ended::Refused(problem) if problem.kind == ProblemKind::Certificate), "{ended:?}");
+    assert!(
+        matches!(&ended, Ended::Refused(problem) if problem.kind == ProblemKind::Certificate),
+        "{ended:?}"
+    );
 }
 
 #[tokio::test]
@@ -261,23 +363,32 @@ async fn a_connection_cut_during_a_poll_is_opened_again() {
 async fn a_certificate_that_tls_refuses_leads_to_the_same_enrolment_again() {
     let mut first = Some(Authority::new("not the controller's"));
     let answers = move |path: &str| match path {
-        "/v1/enrol" => Answer::Certificate { time: NOW, renew_at: NOW + 3600, authority: first.take() },
+        "/v1/enrol" => Answer::Certificate {
+            time: NOW,
+            renew_at: NOW + 3600,
+            authority: first.take(),
+        },
         other => usual(other),
     };
     let controller = Controller::start(AROUND_NOW, answers).await;
     let _agent = Agent::of(&controller);
     controller.until_called("/v1/inventory", 1).await;
     let calls = controller.calls();
-    assert_eq!((calls[0].path.as_str(), &calls[0].body), (calls[1].path.as_str(), &calls[1].body));
+    assert_eq!(
+        (calls[0].path.as_str(), &calls[0].body),
+        (calls[1].path.as_str(), &calls[1].body)
+    );
 }
 
 #[tokio::test]
 async fn a_certificate_is_renewed_in_time_with_the_same_key() {
     let mut enrolled = false;
     let answers = move |path: &str| match path {
-        "/v1/enrol" if !std::mem::replace(&mut enrolled, true) => {
-            Answer::Certificate { time: NOW, renew_at: NOW, authority: None }
-        }
+        "/v1/enrol" if !std::mem::replace(&mut enrolled, true) => Answer::Certificate {
+            time: NOW,
+            renew_at: NOW,
+            authority: None,
+        },
         other => usual(other),
     };
     let controller = Controller::start(AROUND_NOW, answers).await;
@@ -296,9 +407,16 @@ async fn an_inspection_sends_a_new_inventory() {
     let _agent = Agent::of(&controller);
     controller.until_called("/v1/poll", 3).await;
     let calls = controller.calls();
-    let disks: Vec<_> = calls.iter().filter_map(|call| Some(call.body["disks"].as_array()?.len())).collect();
+    let disks: Vec<_> = calls
+        .iter()
+        .filter_map(|call| Some(call.body["disks"].as_array()?.len()))
+        .collect();
     assert_eq!(disks, [1, 2], "the order was given twice and obeyed once");
-    let polls: Vec<_> = calls.iter().filter(|call| call.path == "/v1/poll").map(|call| &call.body).collect();
+    let polls: Vec<_> = calls
+        .iter()
+        .filter(|call| call.path == "/v1/poll")
+        .map(|call| &call.body)
+        .collect();
     assert_eq!(polls[1], &json!({"last": "op-1", "outcome": {"result": "done"}}));
     assert_eq!(polls[2], &json!({"last": "op-1"}), "an outcome is told once");
 }

@@ -49,18 +49,27 @@ pub fn client(
 ) -> Result<Arc<ClientConfig>, Error> {
     let mut roots = RootCertStore::empty();
     for authority in certificates(authorities, "controller's authorities")? {
-        roots.add(authority).map_err(|source| Error::Use { what: "controller's authorities", source })?;
+        roots.add(authority).map_err(|source| Error::Use {
+            what: "controller's authorities",
+            source,
+        })?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_details(provider, Arc::new(clock.clone()))
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|source| Error::Use { what: "TLS 1.3", source })?
+        .map_err(|source| Error::Use {
+            what: "TLS 1.3",
+            source,
+        })?
         .with_root_certificates(roots);
     let mut config = match certificate {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => builder
             .with_client_auth_cert(certificates(chain, "session's certificate")?, key.private())
-            .map_err(|source| Error::Use { what: "session's certificate", source })?,
+            .map_err(|source| Error::Use {
+                what: "session's certificate",
+                source,
+            })?,
     };
     // One connection lasts as long as the session.
     config.resumption = Resumption::disabled();
@@ -71,7 +80,11 @@ fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'sta
     let found: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|source| Error::Pem { what, source })?;
-    if found.is_empty() { Err(Error::Empty { what }) } else { Ok(found) }
+    if found.is_empty() {
+        Err(Error::Empty { what })
+    } else {
+        Ok(found)
+    }
 }
 
 /// True if somewhere in `error` the server says that it does not accept our certificate.
@@ -79,8 +92,12 @@ pub fn certificate_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         // tokio-rustls wraps rustls' error in an io::Error, which shows it as itself and not as its source.
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = inner.and_then(|inner| inner.downcast_ref()).or_else(|| error.downcast_ref::<rustls::Error>());
+        let inner = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        let tls = inner
+            .and_then(|inner| inner.downcast_ref())
+            .or_else(|| error.downcast_ref::<rustls::Error>());
         if let Some(rustls::Error::AlertReceived(alert)) = tls {
             return matches!(
                 alert,

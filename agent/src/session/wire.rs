@@ -125,23 +125,36 @@ impl Connection {
         tls: Arc<ClientConfig>,
     ) -> Result<Connection, Error> {
         let slow = |_| io::Error::from(io::ErrorKind::TimedOut);
-        let connect_failed = |source| Error::Connect { endpoint: endpoint.clone(), source };
+        let connect_failed = |source| Error::Connect {
+            endpoint: endpoint.clone(),
+            source,
+        };
         let stream = timeout(CONNECT, TcpStream::connect(address))
             .await
             .unwrap_or_else(|elapsed| Err(slow(elapsed)))
             .map_err(connect_failed)?;
         // A poll's answer may take long, a request never.
         stream.set_nodelay(true).map_err(connect_failed)?;
-        let failed = |source| Error::Handshake { endpoint: endpoint.clone(), source };
-        let stream = timeout(HANDSHAKE, TlsConnector::from(tls).connect(endpoint.server_name(), stream))
+        let failed = |source| Error::Handshake {
+            endpoint: endpoint.clone(),
+            source,
+        };
+        let stream = timeout(
+            HANDSHAKE,
+            TlsConnector::from(tls).connect(endpoint.server_name(), stream),
+        )
+        .await
+        .unwrap_or_else(|elapsed| Err(slow(elapsed)))
+        .map_err(failed)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .unwrap_or_else(|elapsed| Err(slow(elapsed)))
-            .map_err(failed)?;
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(io::Error::other(error)))?;
+            .map_err(|error| failed(io::Error::other(error)))?;
         // Its errors come back through the sender.
         tokio::spawn(connection);
-        Ok(Connection { sender, host: endpoint.to_string() })
+        Ok(Connection {
+            sender,
+            host: endpoint.to_string(),
+        })
     }
 
     /// True if the other end has closed it.
@@ -166,29 +179,44 @@ impl Connection {
             .body(Full::from(json))
             .expect("paths are constants and the host was parsed");
         let call = async {
-            let response =
-                self.sender.send_request(request).await.map_err(|source| Error::Http { path, source })?;
+            let response = self
+                .sender
+                .send_request(request)
+                .await
+                .map_err(|source| Error::Http { path, source })?;
             answer(path, response).await
         };
-        timeout(patience, call).await.unwrap_or(Err(Error::Silent { path, patience }))
+        timeout(patience, call)
+            .await
+            .unwrap_or(Err(Error::Silent { path, patience }))
     }
 }
 
 async fn answer<A: DeserializeOwned>(path: &'static str, response: Response<Incoming>) -> Result<A, Error> {
     let (head, body) = response.into_parts();
-    let body = Limited::new(body, LARGEST_ANSWER).collect().await.map_err(|source| Error::Body { path, source })?;
+    let body = Limited::new(body, LARGEST_ANSWER)
+        .collect()
+        .await
+        .map_err(|source| Error::Body { path, source })?;
     let body = body.to_bytes();
     let status = head.status;
     if status.is_success() {
         let text = if body.is_empty() { b"null" } else { &body[..] };
         return serde_json::from_slice(text).map_err(|source| Error::Answer { path, status, source });
     }
-    let seconds = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let seconds = head
+        .headers
+        .get(header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
     let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
         kind: kind_of(status),
         message: format!("HTTP status {status}"),
     });
-    Err(Error::Refused { path, problem, retry_after: seconds.map(Duration::from_secs) })
+    Err(Error::Refused {
+        path,
+        problem,
+        retry_after: seconds.map(Duration::from_secs),
+    })
 }
 
 /// What an answer without a [`Problem`] means: a proxy or load balancer on the way said it.
@@ -200,4 +228,3 @@ fn kind_of(status: StatusCode) -> ProblemKind {
         _ => ProblemKind::Other,
     }
 }
-

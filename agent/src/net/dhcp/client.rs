@@ -64,7 +64,14 @@ impl Client {
     /// Asks at once. `former` is the address held before, which a server may grant again.
     pub(super) fn new(mac: Mac, random: u64, former: Option<Ipv4Addr>) -> Client {
         let xid = u32::try_from(random >> 32).expect("32 bits are left");
-        Client { mac, xid, state: State::Discovering { former }, since: At::ZERO, tries: 0, next: Some(At::ZERO) }
+        Client {
+            mac,
+            xid,
+            state: State::Discovering { former },
+            since: At::ZERO,
+            tries: 0,
+            next: Some(At::ZERO),
+        }
     }
 
     /// When something is to be done without a message; `None` is never.
@@ -78,7 +85,9 @@ impl Client {
 
     /// The lease whose time is over; the client then looks for a new one.
     pub(super) fn expire(&mut self, now: At) -> Option<Lease> {
-        let State::Bound { lease, from } = &self.state else { return None };
+        let State::Bound { lease, from } = &self.state else {
+            return None;
+        };
         let over = lease.duration.is_some_and(|duration| now >= *from + duration);
         let lease = over.then(|| lease.clone())?;
         self.discover(Some(lease.address), now, now);
@@ -98,22 +107,36 @@ impl Client {
         let (ask, to, next) = match &self.state {
             State::Discovering { former } => (Ask::Discover(*former), everyone, now + self.pause()),
             State::Requesting { offer } => {
-                let ask = Ask::Request { address: offer.address, server: offer.server };
+                let ask = Ask::Request {
+                    address: offer.address,
+                    server: offer.server,
+                };
                 (ask, everyone, now + self.pause())
             }
             State::Bound { lease, from } => {
-                let (rebind, over) = (*from + lease.rebind, lease.duration.map(|duration| *from + duration));
+                let (rebind, over) = (
+                    *from + lease.rebind,
+                    lease.duration.map(|duration| *from + duration),
+                );
                 // Half of the time that is left, at least a minute (RFC 2131, 4.4.5).
                 let until = if now < rebind { Some(rebind) } else { over };
                 let left = until.map_or(RENEW_PAUSE, |until| until.saturating_sub(now));
-                let next = (now + (left / 2).max(RENEW_PAUSE)).min(if now < rebind { rebind } else { At::MAX });
-                (Ask::Renew(lease.address), if now < rebind { lease.server } else { everyone }, next)
+                let next =
+                    (now + (left / 2).max(RENEW_PAUSE)).min(if now < rebind { rebind } else { At::MAX });
+                (
+                    Ask::Renew(lease.address),
+                    if now < rebind { lease.server } else { everyone },
+                    next,
+                )
             }
         };
         let secs = u16::try_from(now.saturating_sub(self.since).as_secs()).unwrap_or(u16::MAX);
         self.tries += 1;
         self.next = Some(next);
-        Some(Outgoing { bytes: packet::encode(ask, self.mac, self.xid, secs), to })
+        Some(Outgoing {
+            bytes: packet::encode(ask, self.mac, self.xid, secs),
+            to,
+        })
     }
 
     /// Takes one datagram, whatever it is.
@@ -129,7 +152,9 @@ impl Client {
             (State::Requesting { offer }, Reply::Ack(lease)) if lease.address == offer.address => {
                 Some(self.bind(lease, now))
             }
-            (State::Bound { lease: held, .. }, Reply::Ack(lease)) if self.tries > 0 && lease.address == held.address => {
+            (State::Bound { lease: held, .. }, Reply::Ack(lease))
+                if self.tries > 0 && lease.address == held.address =>
+            {
                 Some(self.bind(lease, now))
             }
             (State::Requesting { .. }, Reply::Nak) => {
@@ -150,7 +175,10 @@ impl Client {
         self.tries = 0;
         self.next = lease.duration.map(|_| now + lease.renew);
         self.since = now + lease.renew;
-        self.state = State::Bound { lease: lease.clone(), from: now };
+        self.state = State::Bound {
+            lease: lease.clone(),
+            from: now,
+        };
         Outcome::Granted(lease)
     }
 
@@ -201,7 +229,11 @@ mod tests {
     }
 
     fn kind(outgoing: &Outgoing) -> MessageType {
-        Message::decode(&mut Decoder::new(&outgoing.bytes)).unwrap().opts().msg_type().unwrap()
+        Message::decode(&mut Decoder::new(&outgoing.bytes))
+            .unwrap()
+            .opts()
+            .msg_type()
+            .unwrap()
     }
 
     fn bound() -> Client {
@@ -221,12 +253,20 @@ mod tests {
         let mut times = Vec::new();
         for _ in 0..12 {
             let outgoing = client.send(now).unwrap();
-            assert_eq!((kind(&outgoing), outgoing.to), (MessageType::Discover, Ipv4Addr::BROADCAST));
+            assert_eq!(
+                (kind(&outgoing), outgoing.to),
+                (MessageType::Discover, Ipv4Addr::BROADCAST)
+            );
             assert_eq!(client.send(now), None, "once");
             times.push(now.as_millis());
             now = client.wake().unwrap();
         }
-        assert_eq!(times, [0, 250, 750, 1750, 3750, 7750, 15750, 23750, 31750, 39750, 47750, 55750]);
+        assert_eq!(
+            times,
+            [
+                0, 250, 750, 1750, 3750, 7750, 15750, 23750, 31750, 39750, 47750, 55750
+            ]
+        );
         // The port begins to forward after 45 s.
         let discover = client.send(now).unwrap();
         client.receive(&answer(&discover, MessageType::Offer), now);
@@ -271,7 +311,10 @@ mod tests {
         assert_eq!(client.wake(), Some(at(841_252)), "not more than once a minute");
         client.send(at(841_252)).unwrap();
         let rebind = client.send(client.wake().unwrap()).unwrap();
-        assert_eq!((client.next.map(|_| rebind.to), client.expire(at(999_999))), (Some(Ipv4Addr::BROADCAST), None));
+        assert_eq!(
+            (client.next.map(|_| rebind.to), client.expire(at(999_999))),
+            (Some(Ipv4Addr::BROADCAST), None)
+        );
         let lost = client.expire(at(1_000_002)).unwrap();
         assert_eq!(lost.address, ADDRESS);
         assert_eq!(kind(&client.send(at(1_000_002)).unwrap()), MessageType::Discover);
@@ -284,7 +327,11 @@ mod tests {
         let outcome = client.receive(&answer(&renew, MessageType::Ack), at(500_010));
         assert!(matches!(outcome, Some(Outcome::Granted(_))));
         assert_eq!(client.wake(), Some(at(1_000_010)));
-        assert_eq!(client.receive(&answer(&renew, MessageType::Ack), at(500_011)), None, "said twice");
+        assert_eq!(
+            client.receive(&answer(&renew, MessageType::Ack), at(500_011)),
+            None,
+            "said twice"
+        );
     }
 
     #[test]

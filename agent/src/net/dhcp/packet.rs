@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use dhcproto::{
     Decodable, Decoder, Encodable, Encoder,
-    v4::{DhcpOption, Flags, Message, MessageType, Opcode, OptionCode},
+    v4::{DhcpOption, DhcpOptions, Message, MessageType, Opcode, OptionCode},
 };
 use muster_proto::{Mac, text};
 
@@ -36,6 +36,9 @@ const WANTED: [OptionCode; 9] = [
 /// Where the options begin: behind the BOOTP header and the magic cookie (RFC 2131, 3).
 const OPTIONS: usize = 240;
 
+/// What tells options from the older vendor field.
+const COOKIE: [u8; 4] = [99, 130, 83, 99];
+
 /// What the client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ask {
@@ -65,21 +68,17 @@ pub(super) enum Reply {
 
 /// The message that asks, as transaction `xid`, `secs` seconds after the first try.
 pub(super) fn encode(ask: Ask, mac: Mac, xid: u32, secs: u16) -> Vec<u8> {
-    let none = Ipv4Addr::UNSPECIFIED;
-    let own = if let Ask::Renew(address) = ask { address } else { none };
-    let mut message = Message::new_with_id(xid, own, none, none, none, &mac.0);
-    message.set_secs(secs);
-    if own.is_unspecified() {
-        // We hear no unicast before the address is set.
-        message.set_flags(Flags::default().set_broadcast());
-    }
-    let identifier = [&[1], &mac.0[..]].concat();
-    let options = message.opts_mut();
+    let own = if let Ask::Renew(address) = ask {
+        address
+    } else {
+        Ipv4Addr::UNSPECIFIED
+    };
+    let mut options = DhcpOptions::new();
     options.insert(DhcpOption::MessageType(match ask {
         Ask::Discover(_) => MessageType::Discover,
         Ask::Request { .. } | Ask::Renew(_) => MessageType::Request,
     }));
-    options.insert(DhcpOption::ClientIdentifier(identifier));
+    options.insert(DhcpOption::ClientIdentifier([&[1], &mac.0[..]].concat()));
     options.insert(DhcpOption::ClassIdentifier(CLASS.to_vec()));
     options.insert(DhcpOption::MaxMessageSize(1472));
     options.insert(DhcpOption::ParameterRequestList(WANTED.to_vec()));
@@ -91,10 +90,32 @@ pub(super) fn encode(ask: Ask, mac: Mac, xid: u32, secs: u16) -> Vec<u8> {
         }
         Ask::Discover(None) | Ask::Renew(_) => {}
     }
-    let mut bytes = Vec::with_capacity(SHORTEST);
-    message.encode(&mut Encoder::new(&mut bytes)).expect("writing into memory, with short options only");
+    let mut bytes = header(mac, xid, secs, own);
+    let mut text = Vec::new();
+    options
+        .encode(&mut Encoder::new(&mut text))
+        .expect("writing into memory, with short options only");
+    bytes.extend(text);
     bytes.resize(bytes.len().max(SHORTEST), 0);
     bytes
+}
+
+/// The BOOTP header and the cookie (RFC 2131, 2). Made here and not by the codec, which asks the kernel for a random number
+/// with every message, and early in a boot the kernel lets one wait for that.
+fn header(mac: Mac, xid: u32, secs: u16, own: Ipv4Addr) -> Vec<u8> {
+    let mut header = vec![0; OPTIONS];
+    // BOOTREQUEST, Ethernet, six bytes of address.
+    header[..3].copy_from_slice(&[1, 1, 6]);
+    header[4..8].copy_from_slice(&xid.to_be_bytes());
+    header[8..10].copy_from_slice(&secs.to_be_bytes());
+    if own.is_unspecified() {
+        // Broadcast: we hear no unicast before the address is set.
+        header[10] = 0x80;
+    }
+    header[12..16].copy_from_slice(&own.octets());
+    header[28..34].copy_from_slice(&mac.0);
+    header[OPTIONS - COOKIE.len()..].copy_from_slice(&COOKIE);
+    header
 }
 
 /// The reply to transaction `xid` of `mac`; `None` for everything else.
@@ -117,13 +138,19 @@ pub(super) fn decode(bytes: &[u8], mac: Mac, xid: u32) -> Option<Reply> {
 fn without_strange_options(bytes: &[u8]) -> Option<Vec<u8>> {
     const PAD: u8 = 0;
     const END: u8 = 255;
-    let (header, mut rest) = bytes.split_at_checked(OPTIONS)?;
+    let (header, mut rest) = bytes
+        .split_at_checked(OPTIONS)
+        .filter(|(header, _)| header.ends_with(&COOKIE))?;
     let mut kept = header.to_vec();
     while let Some((&code, behind)) = rest.split_first() {
         if code == END {
             break;
         }
-        let length = if code == PAD { 1 } else { 2 + usize::from(*behind.first()?) };
+        let length = if code == PAD {
+            1
+        } else {
+            2 + usize::from(*behind.first()?)
+        };
         let (option, next) = rest.split_at_checked(length)?;
         let ours = [OptionCode::MessageType, OptionCode::ServerIdentifier];
         if WANTED.iter().chain(&ours).any(|wanted| u8::from(*wanted) == code) {
@@ -144,7 +171,9 @@ fn lease(message: &Message) -> Option<Lease> {
     let option = |code| message.opts().get(code);
     let seconds = |code| match option(code) {
         Some(
-            DhcpOption::AddressLeaseTime(seconds) | DhcpOption::Renewal(seconds) | DhcpOption::Rebinding(seconds),
+            DhcpOption::AddressLeaseTime(seconds)
+            | DhcpOption::Renewal(seconds)
+            | DhcpOption::Rebinding(seconds),
         ) => Some(*seconds),
         _ => None,
     };
@@ -162,7 +191,9 @@ fn lease(message: &Message) -> Option<Lease> {
     let within = |code, share: f64| {
         let duration = duration.unwrap_or_default();
         let asked = seconds(code).map(|seconds| Duration::from_secs(seconds.into()));
-        asked.filter(|asked| *asked < duration && !asked.is_zero()).unwrap_or(duration.mul_f64(share))
+        asked
+            .filter(|asked| *asked < duration && !asked.is_zero())
+            .unwrap_or(duration.mul_f64(share))
     };
     let rebind = within(OptionCode::Rebinding, 0.875);
     Some(Lease {
@@ -191,7 +222,9 @@ fn lease(message: &Message) -> Option<Lease> {
 
 /// RFC 3442 routes replace the routers.
 fn routes(message: &Message) -> Vec<Route> {
-    if let Some(DhcpOption::ClasslessStaticRoute(routes)) = message.opts().get(OptionCode::ClasslessStaticRoute) {
+    if let Some(DhcpOption::ClasslessStaticRoute(routes)) =
+        message.opts().get(OptionCode::ClasslessStaticRoute)
+    {
         let known = routes.iter().take(MOST);
         return known
             .map(|(network, gateway)| Route {
@@ -204,7 +237,10 @@ fn routes(message: &Message) -> Vec<Route> {
     match message.opts().get(OptionCode::Router) {
         Some(DhcpOption::Router(routers)) => {
             let gateway = routers.iter().find(|router| !router.is_unspecified());
-            gateway.map(|gateway| Route::default_over(*gateway)).into_iter().collect()
+            gateway
+                .map(|gateway| Route::default_over(*gateway))
+                .into_iter()
+                .collect()
         }
         _ => Vec::new(),
     }
@@ -287,7 +323,11 @@ mod tests {
             DhcpOption::Router(vec![[10, 77, 0, 254].into()]),
             DhcpOption::ClasslessStaticRoute(vec![("10.9.0.0/16".parse().unwrap(), [10, 77, 0, 9].into())]),
         ]);
-        let route = Route { destination: [10, 9, 0, 0].into(), prefix: 16, gateway: [10, 77, 0, 9].into() };
+        let route = Route {
+            destination: [10, 9, 0, 0].into(),
+            prefix: 16,
+            gateway: [10, 77, 0, 9].into(),
+        };
         assert_eq!(lease.routes, [route]);
     }
 
@@ -301,8 +341,14 @@ mod tests {
         ]);
         assert_eq!((lease.mtu, lease.prefix), (None, 8));
         assert_eq!((lease.renew.as_secs(), lease.rebind.as_millis()), (50, 87_500));
-        assert_eq!(acknowledged(vec![DhcpOption::AddressLeaseTime(u32::MAX)]).duration, None);
-        let holes = answer(MessageType::Ack, vec![DhcpOption::SubnetMask([255, 0, 255, 0].into())]);
+        assert_eq!(
+            acknowledged(vec![DhcpOption::AddressLeaseTime(u32::MAX)]).duration,
+            None
+        );
+        let holes = answer(
+            MessageType::Ack,
+            vec![DhcpOption::SubnetMask([255, 0, 255, 0].into())],
+        );
         assert_eq!(decode(&holes, MAC, 7), None);
     }
 
@@ -312,7 +358,11 @@ mod tests {
         assert_eq!(decode(&bytes, MAC, 7), Some(Reply::Nak));
         assert_eq!(decode(&bytes, MAC, 8), None);
         assert_eq!(decode(&bytes, Mac([2; 6]), 7), None);
-        assert_eq!(decode(&encode(Ask::Discover(None), MAC, 7, 0), MAC, 7), None, "our own echo");
+        assert_eq!(
+            decode(&encode(Ask::Discover(None), MAC, 7, 0), MAC, 7),
+            None,
+            "our own echo"
+        );
     }
 
     #[test]
@@ -328,11 +378,17 @@ mod tests {
             assert!(bytes.len() >= SHORTEST);
             let message = Message::decode(&mut Decoder::new(&bytes)).unwrap();
             assert_eq!(message.opts().msg_type(), Some(kind));
-            assert_eq!((message.xid(), message.secs(), message.chaddr()), (7, 3, &MAC.0[..]));
+            assert_eq!(
+                (message.xid(), message.secs(), message.chaddr()),
+                (7, 3, &MAC.0[..])
+            );
             assert_eq!(message.flags().broadcast(), broadcast);
             assert_eq!(message.ciaddr(), own.unwrap_or(Ipv4Addr::UNSPECIFIED));
             let identifier = DhcpOption::ClientIdentifier(vec![1, 0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-            assert_eq!(message.opts().get(OptionCode::ClientIdentifier), Some(&identifier));
+            assert_eq!(
+                message.opts().get(OptionCode::ClientIdentifier),
+                Some(&identifier)
+            );
             let asked = message.opts().get(OptionCode::RequestedIpAddress);
             assert_eq!(asked.is_some(), own.is_none(), "RFC 2131, table 5");
         }

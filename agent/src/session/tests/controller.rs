@@ -7,12 +7,14 @@ use std::{
 };
 
 use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, body::Bytes, body::Incoming, header, server::conn::http1, service::service_fn};
+use hyper::{
+    Request, Response, body::Bytes, body::Incoming, header, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use muster_proto::session::Problem;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa,
+    KeyPair, SanType, date_time_ymd,
 };
 use rustls::{RootCertStore, ServerConfig, pki_types::PrivatePkcs8KeyDer, server::WebPkiClientVerifier};
 use serde_json::{Value, json};
@@ -70,7 +72,10 @@ impl Authority {
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
             .unwrap()
     }
 }
@@ -78,10 +83,18 @@ impl Authority {
 /// How to answer one call.
 pub(super) enum Answer {
     /// A certificate for the request's key, signed by the controller's own authority or another.
-    Certificate { time: i64, renew_at: i64, authority: Option<Authority> },
+    Certificate {
+        time: i64,
+        renew_at: i64,
+        authority: Option<Authority>,
+    },
     /// A status and a body.
     Raw(u16, Vec<u8>),
-    Problem { status: u16, problem: Problem, retry_after: Option<u64> },
+    Problem {
+        status: u16,
+        problem: Problem,
+        retry_after: Option<u64>,
+    },
     /// Breaks the connection off.
     Cut,
     /// Never.
@@ -94,7 +107,9 @@ impl Answer {
     }
 
     pub(super) fn with_broken_certificate(self) -> Answer {
-        let Answer::Certificate { time, renew_at, .. } = self else { return self };
+        let Answer::Certificate { time, renew_at, .. } = self else {
+            return self;
+        };
         let body = json!({"server": "s", "certificate": "x", "renewAt": renew_at, "time": time, "caPem": ""});
         Answer::json(body)
     }
@@ -148,7 +163,11 @@ impl Controller {
         });
         let mut server = JoinSet::new();
         server.spawn(serve(listener, acceptor, Arc::clone(&state)));
-        Controller { address, state, _server: server }
+        Controller {
+            address,
+            state,
+            _server: server,
+        }
     }
 
     pub(super) fn endpoint(&self) -> String {
@@ -210,7 +229,9 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>)
     let certified = stream.get_ref().1.peer_certificates().is_some();
     let service = service_fn(|request| answer(request, certified, Arc::clone(&state)));
     // Answer::Cut ends it with an error.
-    _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    _ = http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 async fn answer(
@@ -219,11 +240,20 @@ async fn answer(
     state: Arc<State>,
 ) -> Result<Response<Full<Bytes>>, &'static str> {
     let path = request.uri().path().to_owned();
-    let body = request.into_body().collect().await.map_err(|_| "the agent broke off")?.to_bytes();
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .map_err(|_| "the agent broke off")?
+        .to_bytes();
     let body: Value = serde_json::from_slice(&body).map_err(|_| "no JSON")?;
     let answer = (state.script.lock().unwrap())(&path);
     let csr = body["csr"].as_str().map(str::to_owned);
-    state.seen.lock().unwrap().calls.push(Called { path, certified, body });
+    state.seen.lock().unwrap().calls.push(Called {
+        path,
+        certified,
+        body,
+    });
     state.news.notify_one();
     let respond = |status: u16, body: Vec<u8>, retry_after: Option<u64>| {
         let mut response = Response::builder().status(status);
@@ -233,17 +263,25 @@ async fn answer(
         Ok(response.body(Full::from(body)).unwrap())
     };
     match answer {
-        Answer::Certificate { time, renew_at, authority } => {
-            let certificate = authority.as_ref().unwrap_or(&state.authority).sign(&csr.expect("a request"));
+        Answer::Certificate {
+            time,
+            renew_at,
+            authority,
+        } => {
+            let certificate = authority
+                .as_ref()
+                .unwrap_or(&state.authority)
+                .sign(&csr.expect("a request"));
             let ca = state.authority.pem();
-            let body =
-                json!({"server": "s-1", "certificate": certificate, "renewAt": renew_at, "time": time, "caPem": ca});
+            let body = json!({"server": "s-1", "certificate": certificate, "renewAt": renew_at, "time": time, "caPem": ca});
             respond(200, body.to_string().into_bytes(), None)
         }
         Answer::Raw(status, body) => respond(status, body, None),
-        Answer::Problem { status, problem, retry_after } => {
-            respond(status, serde_json::to_vec(&problem).unwrap(), retry_after)
-        }
+        Answer::Problem {
+            status,
+            problem,
+            retry_after,
+        } => respond(status, serde_json::to_vec(&problem).unwrap(), retry_after),
         Answer::Cut => Err("cut"),
         Answer::Hold => std::future::pending().await,
     }
