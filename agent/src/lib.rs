@@ -1,11 +1,11 @@
 //! The agent: inventories a server, reports it, and does what the controller orders. The library serves the binary, the
 //! simulated fleet and the tests alike.
 
-pub mod inventory;
 pub mod clock;
 pub mod config;
 pub mod console;
 pub mod descriptor;
+pub mod inventory;
 pub mod kmod;
 pub mod net;
 pub mod pid1;

@@ -103,7 +103,7 @@ impl Drop for Agent {
 }
 
 fn order(id: &str, action: &str) -> Answer {
-    Answer::json(json!({"command": {"id": id, "action": {"do": action}}, "time": NOW}))
+    Answer::json(&json!({"command": {"id": id, "action": {"do": action}}, "time": NOW}))
 }
 
 fn refuse(status: u16, kind: ProblemKind) -> Answer {
@@ -137,8 +137,8 @@ fn usual(path: &str) -> Answer {
             renew_at: NOW + 3600,
             authority: None,
         },
-        "/v1/inventory" => Answer::json(json!({"time": NOW})),
-        "/v1/log" => Answer::json(Value::Null),
+        "/v1/inventory" => Answer::json(&json!({"time": NOW})),
+        "/v1/log" => Answer::json(&Value::Null),
         _ => Answer::Hold,
     }
 }
@@ -276,7 +276,7 @@ async fn a_busy_controller_is_asked_again_with_the_same_key_and_token() {
 #[tokio::test]
 async fn nonsense_from_the_controller_is_survived() {
     let mut first = vec![
-        Answer::json(json!([1, 2])),
+        Answer::json(&json!([1, 2])),
         Answer::Raw(200, b"{".to_vec()),
         Answer::Raw(502, b"<html>".to_vec()),
         Answer::Certificate {
@@ -366,7 +366,7 @@ async fn a_certificate_that_tls_refuses_leads_to_the_same_enrolment_again() {
         "/v1/enrol" => Answer::Certificate {
             time: NOW,
             renew_at: NOW + 3600,
-            authority: first.take(),
+            authority: first.take().map(Box::new),
         },
         other => usual(other),
     };

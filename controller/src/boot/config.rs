@@ -43,7 +43,7 @@ mod tests {
     use muster_ramdisk::cpio;
 
     use super::*;
-    use crate::boot::http::site::tests::a_net;
+    use crate::{agents::token::TokenKey, boot::http::site::tests::a_net};
 
     #[test]
     fn the_agent_finds_what_it_needs() {

@@ -86,7 +86,7 @@ pub(super) enum Answer {
     Certificate {
         time: i64,
         renew_at: i64,
-        authority: Option<Authority>,
+        authority: Option<Box<Authority>>,
     },
     /// A status and a body.
     Raw(u16, Vec<u8>),
@@ -102,7 +102,7 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    pub(super) fn json(value: Value) -> Answer {
+    pub(super) fn json(value: &Value) -> Answer {
         Answer::Raw(200, value.to_string().into_bytes())
     }
 
@@ -111,7 +111,7 @@ impl Answer {
             return self;
         };
         let body = json!({"server": "s", "certificate": "x", "renewAt": renew_at, "time": time, "caPem": ""});
-        Answer::json(body)
+        Answer::json(&body)
     }
 }
 
@@ -269,7 +269,7 @@ async fn answer(
             authority,
         } => {
             let certificate = authority
-                .as_ref()
+                .as_deref()
                 .unwrap_or(&state.authority)
                 .sign(&csr.expect("a request"));
             let ca = state.authority.pem();

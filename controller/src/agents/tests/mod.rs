@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{ca::CaPem, clock, fake_api::FakeApi, keys::Keys, *};
-use crate::events::Event;
+use crate::{events::Event, metrics::Registry};
 
 /// Long enough for a loaded machine; a test that waits so long has failed.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -61,7 +61,9 @@ struct Lab {
 
 /// An address of this machine with a port that nobody listens on.
 async fn free_port() -> SocketAddr {
-    let taken = TcpListener::bind(([127, 0, 0, 1], 0)).await.unwrap();
+    let taken = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .await
+        .unwrap();
     taken.local_addr().unwrap()
 }
 

@@ -28,10 +28,7 @@ use tokio::{
 
 pub use self::connection::Ends;
 use self::response::{Response, Status};
-use super::{
-    peers::Peers,
-    slots::Slots,
-};
+use super::{peers::Peers, slots::Slots};
 use crate::bind::{self, Addresses};
 
 /// The default port.

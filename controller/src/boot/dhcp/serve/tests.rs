@@ -150,6 +150,7 @@ impl Site {
             ports: PORTS,
             metrics,
             facts,
+            plan: watch::channel(Arc::default()).0,
         };
         server.start(move || runtime().block_on(serve(service, ended)));
         Site {
