@@ -86,22 +86,6 @@ fn controller() -> Result<()> {
         .run()
 }
 
-/// The controller as it is released; benchmarks measure this one.
-pub(crate) fn release_controller() -> Result<()> {
-    println!("· controller, release build (first time 6 min)");
-    cargo()
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "--package",
-            "muster-controller",
-            "--package",
-            "muster-tests",
-        ])
-        .run()
-}
-
 /// Kernels and the EFI stub come from Debian's packages, unpacked and not installed.
 fn ramdisks() -> Result<()> {
     let stub = package("systemd-boot-efi")?;
@@ -199,20 +183,13 @@ fn package(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Runs the lab's binary, the release build for benchmarks.
-pub(crate) fn lab(first: &[&str], rest: &[String]) -> Result<()> {
-    let kind = if first == ["bench"] { "release" } else { "debug" };
-    Cmd::new(format!("target/{kind}/muster-lab"))
-        .env(
-            "MUSTER_CONTROLLER",
-            root().join(format!("target/{kind}/muster-controller")),
-        )
-        .env(
-            "MUSTER_CONTROLPLANE",
-            root().join("target/controlplane/controlplane"),
-        )
+/// Runs the demo.
+pub(crate) fn demo(words: &[String]) -> Result<()> {
+    Cmd::new("target/debug/muster-lab")
+        .env("MUSTER_CONTROLLER", root().join("target/debug/muster-controller"))
+        .env("MUSTER_CONTROLPLANE", root().join("target/controlplane/controlplane"))
         .env("MUSTER_BOOT_DIR", root().join("target/boot"))
-        .args(first)
-        .args(rest)
+        .arg("demo")
+        .args(words)
         .run()
 }

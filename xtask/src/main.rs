@@ -20,11 +20,9 @@ cargo xtask <command>
   demo      discover two servers that nobody has described: [--once] [--hosts N] [--kubeconfig FILE]
   test      run all tests: [--full] [words that cargo test takes]
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
-  bench     measure and print: discovery [--runs N]
-  lab       run a part of the lab: see `cargo xtask lab help`
   build     make what demo and test need: control plane, agent, ramdisks, controller
   tidy      check the rules of the house that no compiler checks
-  codegen   write the generated files (CRDs, roles, benchmark page); --check compares only
+  codegen   write the generated files (CRDs, roles); --check compares only
   setup     install what Debian packages are missing, or print which
 ";
 
@@ -52,17 +50,7 @@ fn run() -> Result<()> {
         "build" => artifacts::all()?,
         "demo" => {
             artifacts::all()?;
-            artifacts::lab(&["demo"], &rest)?;
-        }
-        "lab" => {
-            artifacts::all()?;
-            artifacts::lab(&[], &rest)?;
-        }
-        "bench" => {
-            artifacts::all()?;
-            artifacts::release_controller()?;
-            artifacts::lab(&["bench"], &rest)?;
-            codegen::write()?;
+            artifacts::demo(&rest)?;
         }
         "test" => ci::test(&rest)?,
         "ci" => ci::run()?,

@@ -16,7 +16,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
     ("iproute2", "/usr/sbin/ip"),
     ("dnsmasq-base", "/usr/sbin/dnsmasq"),
-    ("nginx-light", "/usr/sbin/nginx"),
 ];
 
 /// Installs what is missing as root; otherwise fails with the command that does.
