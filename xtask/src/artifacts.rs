@@ -187,7 +187,10 @@ fn package(name: &str) -> Result<PathBuf> {
 pub(crate) fn demo(words: &[String]) -> Result<()> {
     Cmd::new("target/debug/muster-lab")
         .env("MUSTER_CONTROLLER", root().join("target/debug/muster-controller"))
-        .env("MUSTER_CONTROLPLANE", root().join("target/controlplane/controlplane"))
+        .env(
+            "MUSTER_CONTROLPLANE",
+            root().join("target/controlplane/controlplane"),
+        )
         .env("MUSTER_BOOT_DIR", root().join("target/boot"))
         .arg("demo")
         .args(words)
