@@ -9,6 +9,9 @@ use crate::{artifacts, command::Cmd};
 /// Directories that hold generated files only, and the controller's word for them.
 const GENERATED: &[(&str, &str)] = &[("crds", "deploy/crds"), ("roles", "deploy/manifests/roles")];
 
+/// The one file beside them that people write: which of them `kubectl apply -k` installs.
+const LIST: &str = "kustomization.yaml";
+
 /// Writes them all.
 pub(crate) fn write() -> Result<()> {
     build()?;
