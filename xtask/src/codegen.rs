@@ -57,7 +57,7 @@ fn compare(committed: &Path, fresh: &Path) -> Result<()> {
             .filter_map(|entry| {
                 entry
                     .ok()
-                    .filter(|entry| entry.path().is_file())
+                    .filter(|entry| entry.path().is_file() && entry.file_name() != LIST)
                     .map(|entry| entry.file_name())
             })
             .collect();
