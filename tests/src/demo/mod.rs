@@ -9,7 +9,7 @@ mod step;
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     path::PathBuf,
     process::Command,
     sync::Arc,
@@ -31,6 +31,13 @@ use crate::{
 };
 use board::{Board, Progress};
 use follow::News;
+
+/// Like `println!`, but a reader that has gone (`demo | head`) is no reason to panic: the demo goes on and ends as usual.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        let _ = writeln!(io::stdout(), $($arg)*);
+    }};
+}
 
 /// Where Muster and its Segments live.
 const NAMESPACE: &str = "muster-system";
@@ -77,7 +84,7 @@ struct Demo {
 pub async fn run(options: Options) -> Result<bool> {
     let begun = Instant::now();
     let mut demo = Demo::start(&options).await?;
-    println!(
+    say!(
         "The controller serves after {:.1} s. Now {} servers that nobody has described are switched on.\n",
         begun.elapsed().as_secs_f64(),
         demo.machines.len()
@@ -85,7 +92,7 @@ pub async fn run(options: Options) -> Result<bool> {
     let (mut progress, news) = demo.switch_on()?;
     let mut found = BTreeMap::new();
     let end = follow(&mut progress, news, &mut found).await?;
-    println!();
+    say!();
     if end == End::Interrupted {
         return Ok(false);
     }
@@ -96,9 +103,9 @@ pub async fn run(options: Options) -> Result<bool> {
     if options.once {
         return Ok(end == End::Arrived);
     }
-    println!("\nThe servers stay on. Ctrl-C ends everything.");
+    say!("\nThe servers stay on. Ctrl-C ends everything.");
     interrupted().await?;
-    println!();
+    say!();
     Ok(end == End::Arrived)
 }
 
@@ -114,11 +121,11 @@ impl Demo {
         let scratch = Scratch::new()?;
         let cluster = match &options.kubeconfig {
             Some(path) => {
-                println!("Using the cluster of {} …", path.display());
+                say!("Using the cluster of {} …", path.display());
                 Cluster::attach(path).await?
             }
             None => {
-                println!("Starting a local Kubernetes API server …");
+                say!("Starting a local Kubernetes API server …");
                 Cluster::start().await?
             }
         };
@@ -184,7 +191,7 @@ impl Demo {
             bail!("{} get bmh ended with {shown}", kubectl.display());
         }
         for host in found.values() {
-            println!("\n{}", report::host(host).trim_end());
+            say!("\n{}", report::host(host).trim_end());
         }
         if options.once && options.kubeconfig.is_none() {
             return Ok(()); // its cluster is about to end
@@ -195,12 +202,12 @@ impl Demo {
             .and_then(|host| host.metadata.name.clone())
             .unwrap_or_default();
         let kubectl = kubectl.display();
-        println!("\nTo look further:\n  export KUBECONFIG={}", kubeconfig.display());
-        println!("  {kubectl} get servers,segments -n {NAMESPACE} -o wide");
-        println!("  {kubectl} get hardwaredata -n {HOSTS} {name} -o yaml");
-        println!("  {kubectl} get events -A --sort-by=.lastTimestamp");
+        say!("\nTo look further:\n  export KUBECONFIG={}", kubeconfig.display());
+        say!("  {kubectl} get servers,segments -n {NAMESPACE} -o wide");
+        say!("  {kubectl} get hardwaredata -n {HOSTS} {name} -o yaml");
+        say!("  {kubectl} get events -A --sort-by=.lastTimestamp");
         if options.kubeconfig.is_some() {
-            println!("The demo leaves in your cluster: its kinds, the namespace {NAMESPACE} and the hosts.");
+            say!("The demo leaves in your cluster: its kinds, the namespace {NAMESPACE} and the hosts.");
         }
         Ok(())
     }
@@ -209,18 +216,18 @@ impl Demo {
     fn lament(&self, progress: &[Progress]) {
         for (machine, server) in self.machines.iter().zip(progress) {
             let Some(missing) = server.missing() else { continue };
-            println!(
+            say!(
                 "\n{} did not get to: {} (within {DEADLINE:?}). Its console ends with:",
                 server.name,
                 missing.name()
             );
             for line in machine.console().last(15).iter().chain(&machine.complaints()) {
-                println!("  {line}");
+                say!("  {line}");
             }
         }
-        println!("\nThe controller's log ends with:");
+        say!("\nThe controller's log ends with:");
         for line in self.controller.log().last(15) {
-            println!("  {line}");
+            say!("  {line}");
         }
     }
 }
