@@ -16,7 +16,7 @@ use kube::{Resource, ResourceExt};
 use muster_proto::{
     Mac,
     identity::Identity,
-    kinds::{Enrolment, Segment, Server, ServerStatus, Session, SessionState, Trust},
+    kinds::{Enrolment, Segment, Server, ServerStatus, Session, SessionState, Trust, UnknownPolicy},
     session::{EnrolRequest, EnrolResponse, PROTOCOL, Problem, ProblemKind},
     text,
 };
@@ -32,6 +32,7 @@ use super::{
     store::StoreError,
     token::{self, Claims, TokenError},
 };
+use crate::boot::policy::{Verdict, verdict};
 
 /// The most Enrolments of one Server that have not ended: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
@@ -137,6 +138,7 @@ impl Edge {
         let applicant = self.admit(&request, address, now)?;
         let segment = self.segment_for(&applicant.claims).await?;
         let reserved = self.recognise(&applicant).await?;
+        self.is_wanted(&applicant, &segment, &reserved)?;
         self.within_quota(&applicant, &segment, &reserved, now)?;
         let (enrolment, spent) = self.spend(&applicant, &reserved.name, now).await?;
         // Spent before, the token names its Server; what was reserved for this attempt is free again, unless it is the same.
@@ -291,6 +293,38 @@ impl Edge {
             name: resolved.name,
             new: resolved.new,
         }))
+    }
+
+    /// A token proves that its holder fetched boot files, and whoever guesses their address can: what the Segment says of unknown
+    /// machines must be held here, too.
+    fn is_wanted(
+        &self,
+        applicant: &Applicant,
+        segment: &Segment,
+        reserved: &Reserved<'_>,
+    ) -> Result<(), Refused> {
+        if !reserved.new {
+            return Ok(());
+        }
+        let uuid = applicant.identity.system_uuid.as_deref();
+        let silence = |mac: &Mac| {
+            let known = self.store.world.known(*mac, uuid);
+            matches!(
+                verdict(segment, known.server.as_deref(), known.host.as_deref()),
+                Verdict::Silence(_)
+            )
+        };
+        // As it was judged when it booted; only a boot that told no address is judged by all of them.
+        let unknown = segment.spec.unknown == UnknownPolicy::Ignore
+            && match &applicant.boot {
+                Some(mac) => silence(mac),
+                None => applicant.identity.macs.iter().all(silence),
+            };
+        if unknown {
+            let message = format!("Segment {} ignores unknown machines", applicant.claims.segment);
+            return Err(Refused::new(EnrolOutcome::Unwanted, ProblemKind::Token, message));
+        }
+        Ok(())
     }
 
     fn within_quota(

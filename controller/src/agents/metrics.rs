@@ -23,6 +23,8 @@ pub(super) enum EnrolOutcome {
     Reused,
     /// The segment, or one machine's enrolments, are at their limit.
     Quota,
+    /// Nobody has described the machine, and its Segment ignores such ones.
+    Unwanted,
     /// The request itself is wrong.
     Malformed,
     /// The API server did not answer.

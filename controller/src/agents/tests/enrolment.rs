@@ -486,3 +486,18 @@ async fn a_server_that_exists_without_a_status_is_taken_up() {
     lab.enrolled(1).await;
     assert_eq!(lab.servers(), [name(1)]);
 }
+
+#[tokio::test]
+async fn a_segment_that_ignores_unknown_machines_enrols_none_of_them() {
+    let lab = Lab::new().await;
+    lab.enrolled(1).await;
+    lab.api
+        .edit("segments", "lab", &json!({ "spec": { "unknown": "ignore" } }));
+    let refusal = lab.agent(2).enrol(&lab.token(2)).await.unwrap_err();
+    assert_eq!(refusal.kind, ProblemKind::Token);
+    assert_eq!(lab.servers(), [name(1)]);
+    assert_eq!(lab.enrolments().len(), 1, "nothing was spent");
+    assert_eq!(lab.enrolments_counted("Unwanted"), 1);
+    // One that is known goes on to be served.
+    lab.agent(1).enrol(&lab.token(1)).await.unwrap();
+}

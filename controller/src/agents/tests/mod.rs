@@ -74,7 +74,7 @@ impl Lab {
 
     async fn with(pace: Pace) -> Lab {
         let api = FakeApi::new();
-        let spec = json!({ "subnet": "127.0.0.0/8", "quota": 5 });
+        let spec = json!({ "subnet": "127.0.0.0/8", "quota": 5, "unknown": "discover" });
         let mut segment = Segment::new("lab", serde_json::from_value::<SegmentSpec>(spec).unwrap());
         segment.metadata.namespace = Some("muster-system".into());
         api.put("segments", &segment);
