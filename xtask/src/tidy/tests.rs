@@ -31,6 +31,26 @@ fn a_clock_in_a_pure_module_is_caught() {
 }
 
 #[test]
+fn tests_hide_nothing_that_stands_below_them() {
+    let at = "controller/src/boot/policy.rs";
+    for tests in [
+        "#[cfg(test)]\nmod tests;\n",
+        "#[cfg(test)]\nmod tests {\n    fn f() {\n    }\n}\n",
+        "#[cfg(test)]\nmod tests { fn f() {} }\n",
+        "#[cfg(test)]\nuse super::x;\n",
+    ] {
+        let below = format!("{tests}fn now() {{ Instant::now(); }}\n");
+        assert!(caught(&[(at, &below)], "this module decides"), "{tests}");
+        let clean = format!("{tests}fn now() {{}}\n");
+        assert!(!caught(&[(at, &clean)], "this module decides"), "{tests}");
+    }
+    let inline = "#[cfg(test)]\nmod tests {\n    fn now() {\n        Instant::now();\n    }\n}\nfn f() {}\n";
+    assert!(!caught(&[(at, inline)], "this module decides"));
+    let lines: Vec<usize> = Tree::code(inline).map(|(line, _)| line).collect();
+    assert_eq!(lines, [7]);
+}
+
+#[test]
 fn a_missing_pure_module_is_caught() {
     assert!(caught(&[("README.md", "")], "is missing"));
 }

@@ -56,11 +56,31 @@ impl Tree {
             .map(|(path, text)| (path.as_str(), text.as_str()))
     }
 
-    /// The lines of a Rust file before its unit tests, without comments, numbered from 1.
+    /// The lines of a Rust file without its unit tests and without comments, numbered from 1.
+    ///
+    /// Unit tests are what stands behind `#[cfg(test)]`: a `mod tests;` is one line wherever it stands, an inline `mod` goes to
+    /// the brace that closes it; anything else is code that tests share, and stays.
     pub(crate) fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-        text.lines()
-            .take_while(|line| line.trim() != "#[cfg(test)]")
-            .enumerate()
-            .map(|(at, line)| (at + 1, line.split_once("//").map_or(line, |(code, _)| code)))
+        let mut lines = text.lines().enumerate().peekable();
+        std::iter::from_fn(move || {
+            loop {
+                let (at, line) = lines.next()?;
+                let is_module = |line: &str| {
+                    line.split_whitespace()
+                        .take_while(|word| !word.starts_with("//"))
+                        .any(|word| word == "mod")
+                };
+                let follows = lines.next_if(|(_, next)| line.trim() == "#[cfg(test)]" && is_module(next));
+                let Some((_, module)) = follows else {
+                    return Some((at + 1, line.split_once("//").map_or(line, |(code, _)| code)));
+                };
+                if module.contains('{') && !module.trim_end().ends_with('}') {
+                    // Formatted code closes a block in the column where it began.
+                    let indent = module.len() - module.trim_start().len();
+                    let closes = |line: &str| line.trim_end().len() == indent + 1 && line.trim() == "}";
+                    lines.by_ref().find(|(_, line)| closes(line));
+                }
+            }
+        })
     }
 }
