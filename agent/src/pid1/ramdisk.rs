@@ -133,16 +133,15 @@ impl Machine for Ramdisk {
 
     async fn changed(&mut self) {
         loop {
-            if self.now() == self.reported {
+            while !is_news(&self.now(), &self.reported) {
                 self.stir().await;
-                continue;
             }
             let pause = self
                 .reported_at
                 .map_or(Duration::ZERO, |at| REPORT_PAUSE.saturating_sub(at.elapsed()));
             sleep(pause).await;
             while timeout(STILL, self.stir()).await.is_ok() {}
-            if self.now() != self.reported {
+            if is_news(&self.now(), &self.reported) {
                 return;
             }
         }
@@ -179,5 +178,57 @@ impl Machine for Ramdisk {
 
     fn log_lines(&self) -> Vec<String> {
         self.console.recent()
+    }
+}
+
+/// True if things are no longer as they were reported, and there is a network to tell it by: a port that comes back as it
+/// was is no news.
+fn is_news(now: &(Network, Devices), reported: &(Network, Devices)) -> bool {
+    now != reported && !now.0.leases.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::Ipv4Addr};
+
+    use super::*;
+    use crate::net::dhcp::Lease;
+
+    fn with_lease(address: Ipv4Addr) -> Network {
+        let lease = Lease {
+            address,
+            prefix: 24,
+            server: [10, 0, 0, 1].into(),
+            routes: Vec::new(),
+            name_servers: Vec::new(),
+            mtu: None,
+            hostname: String::new(),
+            renew: Duration::ZERO,
+            rebind: Duration::ZERO,
+            duration: None,
+        };
+        Network {
+            leases: BTreeMap::from([(2, ("eth0".to_owned(), lease))]),
+            carriers: [2].into(),
+        }
+    }
+
+    #[test]
+    fn a_lost_network_is_no_news_and_neither_is_the_same_one_again() {
+        let reported = (with_lease([10, 0, 0, 9].into()), Devices::default());
+        assert!(!is_news(&(Network::default(), Devices::default()), &reported));
+        assert!(!is_news(&reported.clone(), &reported));
+    }
+
+    #[test]
+    fn another_address_or_other_devices_are_news() {
+        let reported = (with_lease([10, 0, 0, 9].into()), Devices::default());
+        let moved = (with_lease([10, 0, 0, 10].into()), Devices::default());
+        let grown = Devices {
+            changes: 1,
+            ..Devices::default()
+        };
+        assert!(is_news(&moved, &reported));
+        assert!(is_news(&(reported.0.clone(), grown), &reported));
     }
 }
