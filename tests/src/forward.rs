@@ -217,7 +217,9 @@ mod tests {
 
         outwards.set(Path::Cut);
         assert!(timeout(SOON, asks(&mut stream)).await.unwrap().is_err());
-        let mut refused = connect(&target).await.unwrap();
-        assert!(timeout(SOON, asks(&mut refused)).await.unwrap().is_err());
+        // The reset may arrive before the connection counts as made, or after: nothing is ever answered.
+        if let Ok(mut refused) = connect(&target).await {
+            assert!(timeout(SOON, asks(&mut refused)).await.unwrap().is_err());
+        }
     }
 }
