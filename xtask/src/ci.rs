@@ -24,7 +24,7 @@ pub(crate) fn run() -> Result<()> {
         step()?;
         println!("== {what}: {:.0} s", start.elapsed().as_secs_f64());
     }
-    println!("{} passed, 0 failed", steps.len());
+    println!("steps: {} passed, 0 failed", steps.len());
     Ok(())
 }
 
