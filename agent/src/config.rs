@@ -6,12 +6,12 @@ use crate::sys::{self, Root};
 
 /// The configuration cannot be had: without it no controller can be reached.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum ConfigError {
     /// There is none, or it cannot be read.
     #[error("read the boot configuration")]
     Read {
         /// Why.
-        source: sys::Error,
+        source: sys::ReadError,
     },
     /// It is not what this agent understands.
     #[error("understand the boot configuration")]
@@ -27,12 +27,13 @@ pub enum Error {
 /// The configuration of this boot.
 ///
 /// # Errors
-/// [`Error`], one variant for each way to fail.
-pub fn load(root: &Root) -> Result<BootConfig, Error> {
-    let bytes = sys::bytes(&root.at(config::PATH)).map_err(|source| Error::Read { source })?;
-    let config: BootConfig = serde_json::from_slice(&bytes).map_err(|source| Error::Parse { source })?;
+/// [`ConfigError`], one variant for each way to fail.
+pub fn load(root: &Root) -> Result<BootConfig, ConfigError> {
+    let bytes = sys::bytes(&root.at(config::PATH)).map_err(|source| ConfigError::Read { source })?;
+    let config: BootConfig =
+        serde_json::from_slice(&bytes).map_err(|source| ConfigError::Parse { source })?;
     if config.endpoints.is_empty() {
-        Err(Error::NoEndpoint)
+        Err(ConfigError::NoEndpoint)
     } else {
         Ok(config)
     }
@@ -60,11 +61,11 @@ mod tests {
     #[test]
     fn what_is_wrong_with_it_is_told_apart() {
         let with = |json: &str| load(&Tree::new().file(config::PATH, json).root());
-        assert!(matches!(load(&Tree::new().root()), Err(Error::Read { .. })));
-        assert!(matches!(with("{"), Err(Error::Parse { .. })));
+        assert!(matches!(load(&Tree::new().root()), Err(ConfigError::Read { .. })));
+        assert!(matches!(with("{"), Err(ConfigError::Parse { .. })));
         assert!(matches!(
             with(r#"{"endpoints":[],"caPem":"","token":"","time":0}"#),
-            Err(Error::NoEndpoint)
+            Err(ConfigError::NoEndpoint)
         ));
         assert!(!is_complete(&Tree::new().root()));
     }

@@ -28,7 +28,7 @@ pub(super) fn driverless(root: &Root, warnings: &mut Warnings) -> Vec<Driverless
 }
 
 /// The device, if it is of a wanted class.
-fn describe(address: &str, device: &Path) -> Result<Option<Driverless>, sys::Error> {
+fn describe(address: &str, device: &Path) -> Result<Option<Driverless>, sys::ReadError> {
     let class = sys::text(&device.join("class"))?;
     if !WANTED.iter().any(|wanted| class.starts_with(wanted)) {
         return Ok(None);

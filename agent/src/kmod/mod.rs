@@ -48,7 +48,7 @@ pub struct Devices {
 
 /// Kernel modules could not be looked after.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum KmodError {
     /// The uevent socket failed.
     #[error("listen to the kernel's device events")]
     Listen {
@@ -68,9 +68,9 @@ pub enum Error {
 /// Loads modules for as long as the machine runs; `devices` tells the others. `extra` names modules that no device asks for.
 ///
 /// # Errors
-/// Ends only with [`Error::Listen`].
-pub async fn run(root: Root, extra: &[&str], devices: watch::Sender<Devices>) -> Result<(), Error> {
-    let events = Uevents::open().map_err(|source| Error::Listen { source })?;
+/// Ends only with [`KmodError::Listen`].
+pub async fn run(root: Root, extra: &[&str], devices: watch::Sender<Devices>) -> Result<(), KmodError> {
+    let events = Uevents::open().map_err(|source| KmodError::Listen { source })?;
     let directory = root.modules(kernel_release());
     // On this thread, although it blocks: nothing else can happen before the first driver is there.
     let started = Instant::now();
@@ -122,7 +122,7 @@ fn read_index(directory: &Path) -> Index {
     )
 }
 
-type Ended = (Start, Result<Fate, Error>);
+type Ended = (Start, Result<Fate, KmodError>);
 
 struct Loading {
     root: Root,
@@ -144,7 +144,7 @@ impl Loading {
         events: &Uevents,
         mut ended: mpsc::UnboundedReceiver<Ended>,
         devices: &watch::Sender<Devices>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), KmodError> {
         loop {
             self.start_ready();
             let patience = if devices.borrow().settled {
@@ -155,7 +155,7 @@ impl Loading {
             tokio::select! {
                 biased;
                 Some((start, result)) = ended.recv() => self.loaded(&start, &result, devices),
-                heard = events.next() => self.heard(heard.map_err(|source| Error::Listen { source })?, devices),
+                heard = events.next() => self.heard(heard.map_err(|source| KmodError::Listen { source })?, devices),
                 () = pause(patience) => {
                     if self.is_settled() {
                         tracing::info!(step = "modules", loaded = self.loaded, failed = self.failed);
@@ -181,7 +181,7 @@ impl Loading {
         }
     }
 
-    fn loaded(&mut self, start: &Start, result: &Result<Fate, Error>, devices: &watch::Sender<Devices>) {
+    fn loaded(&mut self, start: &Start, result: &Result<Fate, KmodError>, devices: &watch::Sender<Devices>) {
         self.stirred(devices);
         self.schedule.ended(start.entry);
         match result {
@@ -284,8 +284,8 @@ enum Fate {
     NotNeeded,
 }
 
-fn load(name: &Name, path: &Path) -> Result<Fate, Error> {
-    let failed = |source: io::Error| Error::Load {
+fn load(name: &Name, path: &Path) -> Result<Fate, KmodError> {
+    let failed = |source: io::Error| KmodError::Load {
         name: name.clone(),
         source,
     };

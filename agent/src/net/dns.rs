@@ -21,7 +21,7 @@ const ANSWER: usize = 512;
 
 /// A name has no address that we could find.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum DnsError {
     /// It is no host name.
     #[error("look up {name:?}: no host name")]
     Name {
@@ -59,20 +59,20 @@ pub enum Error {
 /// The first IPv4 address of `name`, from the first of `servers` that answers.
 ///
 /// # Errors
-/// [`Error`], one variant for each way to fail.
-pub async fn resolve(name: &str, servers: &[SocketAddr]) -> Result<Ipv4Addr, Error> {
+/// [`DnsError`], one variant for each way to fail.
+pub async fn resolve(name: &str, servers: &[SocketAddr]) -> Result<Ipv4Addr, DnsError> {
     let id = u16::from_ne_bytes(super::random().to_ne_bytes()[..2].try_into().expect("two bytes"));
-    let query = query(id, name).ok_or_else(|| Error::Name {
+    let query = query(id, name).ok_or_else(|| DnsError::Name {
         name: name.to_owned(),
     })?;
-    let mut failed = Error::NoServer {
+    let mut failed = DnsError::NoServer {
         name: name.to_owned(),
     };
     for &server in servers.iter().cycle().take(servers.len() * ROUNDS) {
         let (silent, source) = match timeout(PATIENCE, ask(server, &query)).await {
             Ok(Ok(Answer::Address(address))) => return Ok(address),
             Ok(Ok(Answer::None { code })) => {
-                failed = Error::Unknown {
+                failed = DnsError::Unknown {
                     name: name.to_owned(),
                     server,
                     code,
@@ -82,7 +82,7 @@ pub async fn resolve(name: &str, servers: &[SocketAddr]) -> Result<Ipv4Addr, Err
             Ok(Err(source)) => (server, Some(source)),
             Err(_elapsed) => (server, None),
         };
-        failed = Error::Silent {
+        failed = DnsError::Silent {
             name: name.to_owned(),
             server: silent,
             source,
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(found.unwrap(), Ipv4Addr::new(10, 1, 2, 3));
         assert!(matches!(
             resolve("x.example", &[]).await,
-            Err(Error::NoServer { .. })
+            Err(DnsError::NoServer { .. })
         ));
     }
 

@@ -89,7 +89,7 @@ impl Network {
 
 /// The network could not be looked after.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum NetworkError {
     /// The rtnetlink socket failed.
     #[error("listen to the kernel's link events")]
     Listen {
@@ -112,9 +112,9 @@ pub enum Error {
 /// booted from.
 ///
 /// # Errors
-/// Ends only with [`Error::Listen`].
-pub async fn run(boot: Option<Mac>, network: watch::Sender<Network>) -> Result<(), Error> {
-    let links = Links::open().map_err(|source| Error::Listen { source })?;
+/// Ends only with [`NetworkError::Listen`].
+pub async fn run(boot: Option<Mac>, network: watch::Sender<Network>) -> Result<(), NetworkError> {
+    let links = Links::open().map_err(|source| NetworkError::Listen { source })?;
     let (change_tx, mut change_rx) = mpsc::unbounded_channel();
     let mut interfaces = Interfaces {
         boot,
@@ -125,7 +125,7 @@ pub async fn run(boot: Option<Mac>, network: watch::Sender<Network>) -> Result<(
     loop {
         tokio::select! {
             said = links.next() => {
-                for said in said.map_err(|source| Error::Listen { source })? {
+                for said in said.map_err(|source| NetworkError::Listen { source })? {
                     match said {
                         Said::Link(link) => interfaces.link(link),
                         Said::Gone(index) => interfaces.gone(index),
@@ -221,7 +221,7 @@ impl Interfaces {
                 // The receiver goes away only with the machine.
                 let tell = |change| _ = tell.send((link.index, change));
                 if let Err(source) = dhcp::run(&name, mac, former, tell).await {
-                    let error = Error::Interface {
+                    let error = NetworkError::Interface {
                         action: "ask for an address",
                         interface: name,
                         source,
@@ -294,7 +294,7 @@ impl Interfaces {
             return;
         };
         if let Err(source) = netlink::ask(Request::remove_address(index, lease.address, lease.prefix)) {
-            let error = Error::Interface {
+            let error = NetworkError::Interface {
                 action: "remove the address",
                 interface: name,
                 source,
@@ -307,9 +307,14 @@ impl Interfaces {
 }
 
 /// Puts a lease to use on an interface.
-fn set_up(index: u32, interface: &Interface, held: Option<&Lease>, lease: &Lease) -> Result<(), Error> {
+fn set_up(
+    index: u32,
+    interface: &Interface,
+    held: Option<&Lease>,
+    lease: &Lease,
+) -> Result<(), NetworkError> {
     let failed = |action| {
-        move |source| Error::Interface {
+        move |source| NetworkError::Interface {
             action,
             interface: interface.name.clone(),
             source,
@@ -348,7 +353,7 @@ fn ask_aside(action: &'static str, interface: String, request: Request) {
         if let Err(source) = netlink::ask(request) {
             tracing::warn!(
                 "{}",
-                Chain(&Error::Interface {
+                Chain(&NetworkError::Interface {
                     action,
                     interface,
                     source

@@ -12,14 +12,14 @@ use crate::{console::Chain, sys::Root};
 /// A file system could not be mounted.
 #[derive(Debug, thiserror::Error)]
 #[error("mount {kind} on {}", place.display())]
-pub(super) struct Error {
+pub(super) struct MountError {
     kind: &'static str,
     place: PathBuf,
     source: io::Error,
 }
 
 /// What everything else needs. Returns what failed: there is no console yet to say it on.
-pub(super) fn mount_all(root: &Root) -> Vec<Error> {
+pub(super) fn mount_all(root: &Root) -> Vec<MountError> {
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     [
         ("proc", root.proc(""), quiet | MsFlags::MS_NODEV),
@@ -56,13 +56,13 @@ fn efi_variables(root: &Root) -> PathBuf {
     root.sys("firmware/efi/efivars")
 }
 
-fn mount_one(kind: &'static str, place: PathBuf, flags: MsFlags) -> Result<(), Error> {
+fn mount_one(kind: &'static str, place: PathBuf, flags: MsFlags) -> Result<(), MountError> {
     // Fails where it exists, and where it cannot be made the mount says why.
     _ = fs::create_dir_all(&place);
     match mount(Some(kind), &place, Some(kind), flags, None::<&str>) {
         // The kernel mounts devtmpfs itself if it was built to.
         Ok(()) | Err(Errno::EBUSY) => Ok(()),
-        Err(errno) => Err(Error {
+        Err(errno) => Err(MountError {
             kind,
             place,
             source: errno.into(),

@@ -11,7 +11,7 @@ use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Ended, Error, Machine,
+    Ended, Machine, SessionError,
     endpoint::{Endpoint, Host},
     key::SessionKey,
     retry::{self, Backoff, Next},
@@ -80,7 +80,7 @@ impl<M: Machine> Link<M> {
         authorities: String,
         clock: Clock,
         machine: M,
-    ) -> Result<Link<M>, Error> {
+    ) -> Result<Link<M>, SessionError> {
         let mut usable = Vec::new();
         for text in endpoints {
             match text.parse::<Endpoint>() {
@@ -89,11 +89,11 @@ impl<M: Machine> Link<M> {
             }
         }
         if usable.is_empty() {
-            return Err(Error::NoEndpoint {
+            return Err(SessionError::NoEndpoint {
                 endpoints: endpoints.to_vec(),
             });
         }
-        let tls = tls::client(&authorities, None, &clock).map_err(|source| Error::Tls { source })?;
+        let tls = tls::client(&authorities, None, &clock).map_err(|source| SessionError::Tls { source })?;
         Ok(Link {
             machine,
             clock,
@@ -129,7 +129,7 @@ impl<M: Machine> Link<M> {
         authorities: String,
         certificate: &str,
         key: &SessionKey,
-    ) -> Result<(), tls::Error> {
+    ) -> Result<(), tls::TlsError> {
         let authorities = if authorities.is_empty() {
             self.authorities.clone()
         } else {
@@ -200,7 +200,7 @@ impl<M: Machine> Link<M> {
     }
 
     /// One try; `None` if it gave way to changed hardware.
-    async fn once<B, A>(&mut self, call: Call, body: &B) -> Result<Option<A>, wire::Error>
+    async fn once<B, A>(&mut self, call: Call, body: &B) -> Result<Option<A>, wire::CallError>
     where
         B: Serialize + Sync,
         A: DeserializeOwned + Send,
@@ -221,19 +221,20 @@ impl<M: Machine> Link<M> {
         answer
     }
 
-    async fn connect(&mut self) -> Result<Connection, wire::Error> {
+    async fn connect(&mut self) -> Result<Connection, wire::CallError> {
         self.machine.online().await;
         let endpoint = &self.endpoints[self.at];
         let address = match &endpoint.host {
             Host::Address(address) => *address,
-            Host::Name(name) => self
-                .machine
-                .resolve(name)
-                .await
-                .map_err(|source| wire::Error::Resolve {
-                    endpoint: endpoint.clone(),
-                    source,
-                })?,
+            Host::Name(name) => {
+                self.machine
+                    .resolve(name)
+                    .await
+                    .map_err(|source| wire::CallError::Resolve {
+                        endpoint: endpoint.clone(),
+                        source,
+                    })?
+            }
         };
         let address = SocketAddr::new(address, endpoint.port);
         let started = Instant::now();

@@ -67,12 +67,12 @@ pub enum Ended {
     /// The controller will never take this session: boot again for a new token.
     Refused(Problem),
     /// The boot configuration cannot be used.
-    Unusable(Error),
+    Unusable(SessionError),
 }
 
 /// A session cannot begin.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum SessionError {
     /// No endpoint in the configuration can be understood.
     #[error("find a controller: no usable endpoint among {endpoints:?}")]
     NoEndpoint {
@@ -83,7 +83,7 @@ pub enum Error {
     #[error("set up TLS from the boot configuration")]
     Tls {
         /// Why.
-        source: tls::Error,
+        source: tls::TlsError,
     },
     /// No random numbers.
     #[error("make the session's key")]
@@ -113,7 +113,7 @@ struct Session<M> {
 }
 
 impl<M: Machine> Session<M> {
-    async fn begin(context: Context<M>) -> Result<Session<M>, Error> {
+    async fn begin(context: Context<M>) -> Result<Session<M>, SessionError> {
         let Context {
             config,
             clock,
@@ -125,7 +125,7 @@ impl<M: Machine> Session<M> {
         let key = key
             .await
             .expect("making a key does not panic")
-            .map_err(|source| Error::Key { source })?;
+            .map_err(|source| SessionError::Key { source })?;
         tracing::debug!("key made");
         Ok(Session {
             link,

@@ -29,9 +29,9 @@ pub enum Next {
 }
 
 /// What follows `error`.
-pub fn after(error: &wire::Error) -> Next {
+pub fn after(error: &wire::CallError) -> Next {
     match error {
-        wire::Error::Refused {
+        wire::CallError::Refused {
             problem, retry_after, ..
         } => match problem.kind {
             ProblemKind::Version | ProblemKind::Token | ProblemKind::Certificate => {
@@ -40,7 +40,7 @@ pub fn after(error: &wire::Error) -> Next {
             ProblemKind::Malformed | ProblemKind::TooLarge => Next::DropBody(problem.clone()),
             ProblemKind::Quota | ProblemKind::Unavailable | ProblemKind::Other => Next::Again(*retry_after),
         },
-        wire::Error::Answer { .. } => Next::Again(None),
+        wire::CallError::Answer { .. } => Next::Again(None),
         error if tls::certificate_refused(error) => Next::Enrol,
         _ => Next::OtherEndpoint,
     }
@@ -78,12 +78,12 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    fn refused(kind: ProblemKind, retry_after: Option<Duration>) -> wire::Error {
+    fn refused(kind: ProblemKind, retry_after: Option<Duration>) -> wire::CallError {
         let problem = Problem {
             kind,
             message: String::new(),
         };
-        wire::Error::Refused {
+        wire::CallError::Refused {
             path: "/v1/poll",
             problem,
             retry_after,

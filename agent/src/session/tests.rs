@@ -321,7 +321,7 @@ async fn a_configuration_that_cannot_work_ends_at_once() {
     let agent = Agent::start(vec!["http://10.0.0.1".to_owned()], &authority, NOW);
     assert!(matches!(
         agent.ended().await,
-        Ended::Unusable(super::Error::NoEndpoint { .. })
+        Ended::Unusable(super::SessionError::NoEndpoint { .. })
     ));
 }
 

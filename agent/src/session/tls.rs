@@ -13,7 +13,7 @@ use crate::clock::Clock;
 
 /// What TLS needs cannot be made from what we were given.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum TlsError {
     /// The PEM text cannot be read.
     #[error("read the {what}")]
     Pem {
@@ -41,15 +41,15 @@ pub enum Error {
 /// TLS that trusts `authorities` (PEM) and nothing else, and shows `certificate` (PEM chain) with its key, if there is one.
 ///
 /// # Errors
-/// [`Error`], one variant for each way to fail.
+/// [`TlsError`], one variant for each way to fail.
 pub fn client(
     authorities: &str,
     certificate: Option<(&str, &SessionKey)>,
     clock: &Clock,
-) -> Result<Arc<ClientConfig>, Error> {
+) -> Result<Arc<ClientConfig>, TlsError> {
     let mut roots = RootCertStore::empty();
     for authority in certificates(authorities, "controller's authorities")? {
-        roots.add(authority).map_err(|source| Error::Use {
+        roots.add(authority).map_err(|source| TlsError::Use {
             what: "controller's authorities",
             source,
         })?;
@@ -57,7 +57,7 @@ pub fn client(
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_details(provider, Arc::new(clock.clone()))
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|source| Error::Use {
+        .map_err(|source| TlsError::Use {
             what: "TLS 1.3",
             source,
         })?
@@ -66,7 +66,7 @@ pub fn client(
         None => builder.with_no_client_auth(),
         Some((chain, key)) => builder
             .with_client_auth_cert(certificates(chain, "session's certificate")?, key.private())
-            .map_err(|source| Error::Use {
+            .map_err(|source| TlsError::Use {
                 what: "session's certificate",
                 source,
             })?,
@@ -76,12 +76,12 @@ pub fn client(
     Ok(Arc::new(config))
 }
 
-fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, Error> {
+fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
-        .map_err(|source| Error::Pem { what, source })?;
+        .map_err(|source| TlsError::Pem { what, source })?;
     if found.is_empty() {
-        Err(Error::Empty { what })
+        Err(TlsError::Empty { what })
     } else {
         Ok(found)
     }

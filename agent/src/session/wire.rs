@@ -29,7 +29,7 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 
 /// How a call failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum CallError {
     /// The host is a name without an address.
     #[error("find controller {endpoint}")]
     Resolve {
@@ -100,10 +100,10 @@ pub enum Error {
     },
 }
 
-impl Error {
+impl CallError {
     /// True if the connection cannot be used any more.
     pub fn broke_connection(&self) -> bool {
-        !matches!(self, Error::Refused { .. } | Error::Answer { .. })
+        !matches!(self, CallError::Refused { .. } | CallError::Answer { .. })
     }
 }
 
@@ -118,14 +118,14 @@ impl Connection {
     /// Opens a connection to `endpoint`, which is at `address`.
     ///
     /// # Errors
-    /// [`Error::Connect`], [`Error::Handshake`].
+    /// [`CallError::Connect`], [`CallError::Handshake`].
     pub async fn open(
         endpoint: &Endpoint,
         address: SocketAddr,
         tls: Arc<ClientConfig>,
-    ) -> Result<Connection, Error> {
+    ) -> Result<Connection, CallError> {
         let slow = |_| io::Error::from(io::ErrorKind::TimedOut);
-        let connect_failed = |source| Error::Connect {
+        let connect_failed = |source| CallError::Connect {
             endpoint: endpoint.clone(),
             source,
         };
@@ -135,7 +135,7 @@ impl Connection {
             .map_err(connect_failed)?;
         // A poll's answer may take long, a request never.
         stream.set_nodelay(true).map_err(connect_failed)?;
-        let failed = |source| Error::Handshake {
+        let failed = |source| CallError::Handshake {
             endpoint: endpoint.clone(),
             source,
         };
@@ -171,7 +171,7 @@ impl Connection {
         path: &'static str,
         body: &B,
         patience: Duration,
-    ) -> Result<A, Error> {
+    ) -> Result<A, CallError> {
         let json = serde_json::to_vec(body).expect("the protocol's types have only string keys");
         let request = Request::post(path)
             .header(header::HOST, &self.host)
@@ -183,26 +183,29 @@ impl Connection {
                 .sender
                 .send_request(request)
                 .await
-                .map_err(|source| Error::Http { path, source })?;
+                .map_err(|source| CallError::Http { path, source })?;
             answer(path, response).await
         };
         timeout(patience, call)
             .await
-            .unwrap_or(Err(Error::Silent { path, patience }))
+            .unwrap_or(Err(CallError::Silent { path, patience }))
     }
 }
 
-async fn answer<A: DeserializeOwned>(path: &'static str, response: Response<Incoming>) -> Result<A, Error> {
+async fn answer<A: DeserializeOwned>(
+    path: &'static str,
+    response: Response<Incoming>,
+) -> Result<A, CallError> {
     let (head, body) = response.into_parts();
     let body = Limited::new(body, LARGEST_ANSWER)
         .collect()
         .await
-        .map_err(|source| Error::Body { path, source })?;
+        .map_err(|source| CallError::Body { path, source })?;
     let body = body.to_bytes();
     let status = head.status;
     if status.is_success() {
         let text = if body.is_empty() { b"null" } else { &body[..] };
-        return serde_json::from_slice(text).map_err(|source| Error::Answer { path, status, source });
+        return serde_json::from_slice(text).map_err(|source| CallError::Answer { path, status, source });
     }
     let seconds = head
         .headers
@@ -212,7 +215,7 @@ async fn answer<A: DeserializeOwned>(path: &'static str, response: Response<Inco
         kind: kind_of(status),
         message: format!("HTTP status {status}"),
     });
-    Err(Error::Refused {
+    Err(CallError::Refused {
         path,
         problem,
         retry_after: seconds.map(Duration::from_secs),

@@ -7,13 +7,13 @@
 //! ```
 //!
 //! Reads are bounded, text passes [`muster_proto::text::clean`], and an attribute that does not apply to a device
-//! ([`Error::is_absent`]) can be told from one that could not be read.
+//! ([`ReadError::is_absent`]) can be told from one that could not be read.
 
 mod read;
 mod root;
 
 pub use read::{
-    LIMIT, ReadError as Error, absent_as_none, bytes, flag, head, link_name, list, number, optional_flag,
+    LIMIT, ReadError, absent_as_none, bytes, flag, head, link_name, list, number, optional_flag,
     optional_number, optional_text, text,
 };
 pub use root::Root;

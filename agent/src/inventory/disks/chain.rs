@@ -199,7 +199,7 @@ impl Chain {
     }
 
     /// The serial number of the USB device that the disk is, or is behind.
-    pub(super) fn usb_serial(&self) -> Result<Option<String>, sys::Error> {
+    pub(super) fn usb_serial(&self) -> Result<Option<String>, sys::ReadError> {
         let device = self
             .iter()
             .find(|(path, link)| *link == Link::Usb && !base(path).contains(':'));
