@@ -5,18 +5,24 @@ use std::{
     process::Command,
 };
 
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
+    runtime::wait::await_condition,
 };
 use muster_proto::kinds::BareMetalHost;
 use muster_tests::{cluster::Cluster, paths};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 /// The cases of upstream's tests, and those of our own.
 const UPSTREAM: (&str, usize) = (include_str!("conform_validation/upstream.yaml"), 96 + 8);
 const OURS: (&str, usize) = (include_str!("conform_validation/ours.yaml"), 102);
+
+/// The namespace controller tries again every few seconds.
+const SOON: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// An inventory as it stands in an annotation.
 const HARDWARE: &str = r#"{"systemVendor":{"manufacturer":"QEMU","productName":"Standard PC (Q35 + ICH9, 2009)","serialNumber":""},"firmware":{"bios":{"date":"","vendor":"","version":""}},"ramMebibytes":4096,"nics":[{"name":"eth0","model":"0x1af4 0x0001","mac":"00:b7:8b:bb:3d:f6","ip":"172.22.0.64","speedGbps":0,"vlanId":0,"pxe":true}],"storage":[{"name":"/dev/sda","rotational":true,"sizeBytes":53687091200,"vendor":"QEMU","model":"QEMU HARDDISK","serialNumber":"drive-scsi0-0-0-0","hctl":"6:0:0:0"}],"cpu":{"arch":"x86_64","model":"Intel Xeon E3-12xx v2 (IvyBridge)","clockMegahertz":2494.224,"flags":["foo"],"count":4},"hostname":"a"}"#;
@@ -324,6 +330,45 @@ async fn a_protected_host_stays_and_one_whose_deletion_has_begun_can_end() {
     patch(json!({"spec": {"image": null}})).await.unwrap();
     patch(json!({"metadata": {"finalizers": null}})).await.unwrap();
     assert!(hosts.get_opt(name).await.unwrap().is_none());
+}
+
+/// The namespace controller deletes what is in a namespace as anybody else does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_with_a_protected_host_stays_and_says_why() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("kept").await.unwrap();
+    cluster.rules_bind(&namespace).await.unwrap();
+    let hosts = hosts(cluster, &namespace);
+    let host: Host =
+        serde_json::from_value(json!({"annotations": {"muster.dev/protected": "true"}})).unwrap();
+    hosts
+        .create(&PostParams::default(), &host.object("kept"))
+        .await
+        .unwrap();
+    let namespaces: Api<Namespace> = Api::all(cluster.client().unwrap());
+    namespaces
+        .delete(&namespace, &DeleteParams::default())
+        .await
+        .unwrap();
+    let says_why = |object: Option<&Namespace>| {
+        let status = object.and_then(|namespace| namespace.status.as_ref());
+        let mut conditions = status
+            .and_then(|status| status.conditions.as_ref())
+            .into_iter()
+            .flatten();
+        conditions.any(|condition| {
+            let why = condition.message.as_deref().unwrap_or_default();
+            condition.type_ == "NamespaceDeletionContentFailure"
+                && why.contains("\"kept\"")
+                && why.contains("first remove its annotation")
+        })
+    };
+    let said = await_condition(namespaces.clone(), &namespace, says_why);
+    timeout(SOON, said)
+        .await
+        .expect("the namespace says why it stays")
+        .unwrap();
+    assert!(hosts.get_opt("kept").await.unwrap().is_some());
 }
 
 /// A large machine's hardware in an annotation: some 100 KB of JSON stay within what the API server lets CEL spend.
