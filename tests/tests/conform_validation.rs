@@ -5,6 +5,7 @@ use std::{
     process::Command,
 };
 
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, ResourceExt,
@@ -69,21 +70,21 @@ struct Otherwise {
 
 type Hosts = Api<DynamicObject>;
 
-fn hosts(cluster: &Cluster, namespace: &str) -> Hosts {
+fn hosts(cluster: &Cluster, namespace: &str) -> Result<Hosts> {
     let kind = ApiResource::erase::<BareMetalHost>(&());
-    Api::namespaced_with(cluster.client().unwrap(), namespace, &kind)
+    Ok(Api::namespaced_with(cluster.client()?, namespace, &kind))
 }
 
-fn cases((text, count): (&str, usize), namespace: &str) -> Vec<Case> {
+fn cases((text, count): (&str, usize), namespace: &str) -> Result<Vec<Case>> {
     let hardware = HARDWARE.replace('\'', "''");
     let text = text
         .replace("NAMESPACE", namespace)
         .replace(": HARDWARE", &format!(": '{hardware}'"));
-    let cases: Vec<Case> = serde_saphyr::from_str(&text).unwrap();
+    let cases: Vec<Case> = serde_saphyr::from_str(&text)?;
     assert_eq!(cases.len(), count);
     let names: BTreeSet<_> = cases.iter().map(|case| &case.name).collect();
     assert_eq!(names.len(), count, "two cases have one name");
-    cases
+    Ok(cases)
 }
 
 impl Host {
@@ -167,7 +168,7 @@ async fn answer(hosts: &Hosts, case: &Case, name: &str) -> kube::Result<()> {
     }
 }
 
-fn verdict(case: &Case, answer: &kube::Result<()>) -> Result<(), String> {
+fn verdict(case: &Case, answer: &kube::Result<()>) -> std::result::Result<(), String> {
     if let Some(upstream) = &case.upstream
         && (upstream.refuses == case.refused.is_some() || upstream.because.is_empty())
     {
@@ -187,8 +188,8 @@ async fn hosts_are_accepted_and_refused_as_the_tables_say() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("validation").await.unwrap();
     cluster.rules_bind(&namespace).await.unwrap();
-    let hosts = hosts(cluster, &namespace);
-    let tables = [cases(UPSTREAM, &namespace), cases(OURS, &namespace)];
+    let hosts = hosts(cluster, &namespace).unwrap();
+    let tables = [UPSTREAM, OURS].map(|table| cases(table, &namespace).unwrap());
     let mut wrong = Vec::new();
     for (number, case) in tables.iter().flatten().enumerate() {
         let answer = answer(&hosts, case, &format!("host-{number}")).await;
@@ -207,7 +208,7 @@ async fn a_host_from_before_the_rules_can_be_labelled_and_corrected() {
     let namespace = cluster.namespace("before").await.unwrap();
     cluster.rules_bind(&namespace).await.unwrap();
     cluster.lift_rules(&namespace).await.unwrap();
-    let hosts = hosts(&cluster, &namespace);
+    let hosts = hosts(&cluster, &namespace).unwrap();
     let host: Host = serde_json::from_value(json!({
         "annotations": {"reboot.metal3.io": "now", "inspect.metal3.io": "disabled", "muster.dev/protected": "true"},
         "spec": {
@@ -269,7 +270,7 @@ async fn a_protected_host_stays_and_one_whose_deletion_has_begun_can_end() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("protected").await.unwrap();
     cluster.rules_bind(&namespace).await.unwrap();
-    let hosts = hosts(cluster, &namespace);
+    let hosts = hosts(cluster, &namespace).unwrap();
     let host: Host =
         serde_json::from_value(json!({"spec": {"image": {"url": "https://a/1", "checksum": "a"}}})).unwrap();
     let name = "host";
@@ -317,7 +318,7 @@ async fn a_namespace_with_a_protected_host_stays_and_says_why() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("kept").await.unwrap();
     cluster.rules_bind(&namespace).await.unwrap();
-    let hosts = hosts(cluster, &namespace);
+    let hosts = hosts(cluster, &namespace).unwrap();
     let host: Host =
         serde_json::from_value(json!({"annotations": {"muster.dev/protected": "true"}})).unwrap();
     hosts
@@ -366,7 +367,7 @@ async fn hardware_of_a_large_machine_fits_into_an_annotation() {
         }))
         .unwrap()
     };
-    let hosts = hosts(cluster, &namespace);
+    let hosts = hosts(cluster, &namespace).unwrap();
     hosts.create(&dry(), &host(&text).object("large")).await.unwrap();
     let short = hosts
         .create(&dry(), &host(&text[..text.len() - 1]).object("large"))
@@ -385,22 +386,20 @@ fn names(schema: &Value, into: &mut BTreeSet<String>) {
 }
 
 /// The words of the variable `name` of the policy on annotations.
-fn words(name: &str) -> BTreeSet<String> {
+fn words(name: &str) -> Result<BTreeSet<String>> {
     let path = paths::deploy().join("manifests/policies/host-annotations.yaml");
-    let text = std::fs::read_to_string(path).unwrap();
-    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
-    let variables = documents[0]["spec"]["variables"].as_array().unwrap();
-    let variable = variables
-        .iter()
-        .find(|variable| variable["name"] == name)
-        .unwrap();
-    let list = variable["expression"].as_str().unwrap();
-    let list = list
-        .strip_prefix('\'')
-        .unwrap()
-        .strip_suffix("'.split(' ')")
-        .unwrap();
-    list.split(' ').map(str::to_owned).collect()
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&std::fs::read_to_string(path)?)?;
+    let variables = documents[0]["spec"]["variables"].as_array();
+    let mut variables = variables.into_iter().flatten();
+    let variable = variables.find(|variable| variable["name"] == name);
+    let list = variable.and_then(|variable| variable["expression"].as_str());
+    let list = list.with_context(|| format!("no variable {name}"))?;
+    Ok(list
+        .trim_start_matches('\'')
+        .trim_end_matches("'.split(' ')")
+        .split(' ')
+        .map(str::to_owned)
+        .collect())
 }
 
 #[test]
@@ -414,7 +413,7 @@ fn names_of_fields_in_annotations_are_those_of_the_crd() {
     ] {
         let mut there = BTreeSet::new();
         names(schema, &mut there);
-        assert_eq!(words(variable), there, "{variable}");
+        assert_eq!(words(variable).unwrap(), there, "{variable}");
     }
 }
 
