@@ -4,6 +4,7 @@ mod apply;
 mod foreign;
 mod identity;
 mod local;
+mod rules;
 
 use std::{
     path::{Path, PathBuf},
@@ -23,7 +24,7 @@ use crate::{paths, scratch::Scratch};
 
 pub use identity::Role;
 
-/// An API server with Muster's kinds installed.
+/// An API server with Muster's kinds and the rules on them installed.
 #[derive(Debug)]
 pub struct Cluster {
     config: Config,
@@ -43,7 +44,7 @@ impl Cluster {
         SHARED.get_or_try_init(Cluster::start).await
     }
 
-    /// Starts a control plane of its own with Muster's kinds.
+    /// Starts a control plane of its own with Muster's kinds and rules.
     pub async fn start() -> Result<Cluster> {
         let scratch = Scratch::new()?;
         let process = local::ControlPlane::start(&scratch).await?;
@@ -51,7 +52,7 @@ impl Cluster {
         Cluster::with(&kubeconfig, scratch, Some(process)).await
     }
 
-    /// Uses the cluster of the kubeconfig at `path`, with its current context, and installs Muster's kinds in it.
+    /// Uses the cluster of the kubeconfig at `path`, with its current context, and installs Muster's kinds and rules in it.
     pub async fn attach(path: &Path) -> Result<Cluster> {
         Cluster::with(path, Scratch::new()?, None).await
     }
@@ -79,7 +80,23 @@ impl Cluster {
         let dir = paths::deploy().join("crds");
         apply::directory(&self.client()?, &dir, None)
             .await
-            .with_context(|| format!("install the kinds in {}", dir.display()))
+            .with_context(|| format!("install the kinds in {}", dir.display()))?;
+        self.install_rules().await
+    }
+
+    /// Installs the rules on hosts, as [`Cluster`] does when it is made. They bind some time later: [`Cluster::rules_bind`].
+    pub async fn install_rules(&self) -> Result<()> {
+        rules::install(&self.client()?).await
+    }
+
+    /// Waits until the API server refuses what the rules refuse; `namespace` is any that there is.
+    pub async fn rules_bind(&self, namespace: &str) -> Result<()> {
+        rules::wait(&self.client()?, namespace, true).await
+    }
+
+    /// Switches the rules off as `docs/validation.md` says, by the removal of their bindings, and waits until none binds.
+    pub async fn lift_rules(&self, namespace: &str) -> Result<()> {
+        rules::lift(&self.client()?, namespace).await
     }
 
     /// A new client with all rights. Its connections live in the runtime of the caller, which for a test is its own:
