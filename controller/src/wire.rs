@@ -242,6 +242,7 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
         world: parts.world.clone(),
         ports,
         releases: Arc::clone(&files) as _,
+        secrets: secrets.clone(),
         client: parts.client.clone(),
         events: parts.events.clone(),
         metrics: dhcp::Metrics::register(parts.registry),

@@ -295,8 +295,8 @@ impl Edge {
         }))
     }
 
-    /// A token proves that its holder fetched boot files, and whoever guesses their address can: what the Segment says of unknown
-    /// machines must be held here, too.
+    /// A token proves that its holder fetched boot files within the last hour; what the Segment says of unknown machines may have
+    /// changed since, and is held here, too.
     fn is_wanted(
         &self,
         applicant: &Applicant,

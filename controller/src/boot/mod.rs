@@ -6,7 +6,7 @@ pub mod dhcp;
 pub mod files;
 pub mod http;
 pub mod ipxe;
-pub mod nonce;
+pub mod pass;
 pub mod peers;
 pub mod policy;
 pub mod segment;

@@ -22,6 +22,7 @@ use super::{
     rogue::Intruder,
 };
 use crate::{
+    agents::BootSecrets,
     boot::{
         decide::Releases,
         segment::{self, Net, Plan, Ports},
@@ -47,6 +48,8 @@ pub struct Dhcp {
     pub ports: Ports,
     /// Which ramdisks there are.
     pub releases: Arc<dyn Releases>,
+    /// From enrolment; `None` until it has them: boot URLs are sealed with its key.
+    pub secrets: watch::Receiver<Option<Arc<BootSecrets>>>,
     /// Writes Segment status.
     pub client: Client,
     /// Tells people.
@@ -74,6 +77,7 @@ impl Dhcp {
             world,
             ports,
             releases,
+            secrets,
             client,
             events,
             metrics,
@@ -89,7 +93,13 @@ impl Dhcp {
         ));
         serve(
             Service {
-                dispatch: Arc::new(Dispatch::new(world.clone(), releases, events, metrics.clone())),
+                dispatch: Arc::new(Dispatch::new(
+                    world.clone(),
+                    releases,
+                    secrets,
+                    events,
+                    metrics.clone(),
+                )),
                 world,
                 ports,
                 metrics,

@@ -18,7 +18,7 @@ use super::{
     body::Body,
     head::{self, Method, Progress, Request},
     response::{Response, Status},
-    send,
+    route, send,
 };
 use crate::boot::peers::Peers;
 
@@ -174,8 +174,9 @@ fn log(
     let ms = begun.elapsed().as_millis();
     let client = ends.peer;
     let Some(step) = &response.step else {
-        let target = muster_proto::text::clean(request.target.as_bytes());
-        tracing::info!(%client, target, status = response.status.line(), "HTTP: nothing to serve");
+        let target = muster_proto::text::clean(route::without_passes(&request.target).as_bytes());
+        let status = response.status.line();
+        tracing::info!(%client, target, status, why = response.why, "HTTP: nothing to serve");
         return;
     };
     if let Some(mac) = step.mac {
