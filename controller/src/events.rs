@@ -2,9 +2,8 @@
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{self, EventType, Recorder, Reporter};
+use muster_proto::Chain;
 use tokio::sync::mpsc;
-
-use crate::chain::Chain;
 
 /// Records Events; never blocks and never fails the caller.
 #[derive(Clone, Debug)]

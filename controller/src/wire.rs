@@ -6,6 +6,7 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use muster_proto::Chain;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, watch},
@@ -25,7 +26,6 @@ use crate::{
         segment::{self, Plan, Ports},
         tftp,
     },
-    chain::Chain,
     discovery,
     events::Events,
     metrics::{self, Registry},

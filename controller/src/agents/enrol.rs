@@ -401,8 +401,7 @@ impl Edge {
             Some(enrolled(status, &settled, applicant, &since))
         };
         let updated = self.store.update(name, change).await?;
-        self.spread(&updated.server, &updated.before.clashes, &settled.moved)
-            .await?;
+        self.spread(&updated.server, &settled.moved).await?;
         Ok(updated.server)
     }
 }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_proto::kinds::Profile;
+use muster_proto::{Chain, kinds::Profile};
 use muster_ramdisk::{
     cpio::Archive,
     firmware::{self, FirmwareError},
@@ -372,10 +372,7 @@ fn nameless(directory: &Path) -> io::Result<File> {
 }
 
 fn complain(error: &OpenError, so: &'static str) {
-    let source = std::iter::successors(std::error::Error::source(error), |error| error.source())
-        .map(|error| format!(": {error}"))
-        .collect::<String>();
-    tracing::error!(error = %format_args!("{error}{source}"), "{so}");
+    tracing::error!(error = %Chain(error), "{so}");
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 
 use kube::Client;
 use muster_proto::{
-    Mac,
+    Chain, Mac,
     kinds::{DhcpMode, Segment, Server},
 };
 use tokio::{sync::watch, time::Instant};
@@ -309,10 +309,7 @@ impl Doors {
                 Err(error) => {
                     let trouble = Trouble {
                         reason: error.reason(),
-                        message: match std::error::Error::source(&error) {
-                            Some(source) => format!("{error}: {source}"),
-                            None => error.to_string(),
-                        },
+                        message: Chain(&error).to_string(),
                     };
                     let known = self.failed.insert(key, (trouble.clone(), Instant::now()));
                     if known.is_none_or(|(former, _)| former != trouble) {
