@@ -36,7 +36,8 @@ pub struct Boot {
 /// A URL's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// `/ipxe/{namespace}/{segment}/{mac}/{uuid or -}/{pass}`: what iPXE is to do.
+    /// `/ipxe/{namespace}/{segment}/{mac}/{uuid or -}/{pass}`: what iPXE is to do. Without a pass it is what another DHCP server
+    /// names, which can only write the same URL for all machines.
     Script {
         /// The Segment that the machine boots on.
         segment: SegmentKey,
@@ -44,8 +45,8 @@ pub enum Route {
         mac: Mac,
         /// Its SMBIOS UUID, lower case.
         uuid: Option<String>,
-        /// Which answer of DHCP led here, sealed over [`script_path`].
-        pass: Pass,
+        /// Which answer of ours led here, sealed over [`script_path`].
+        pass: Option<Pass>,
     },
     /// `/boot/{release}/vmlinuz`: the kernel, the same for all.
     Kernel(ReleaseName),
@@ -63,14 +64,18 @@ impl Route {
         }
         let parts: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
         Some(match parts.as_slice() {
-            ["ipxe", namespace, name, mac, uuid, pass] => Route::Script {
+            ["ipxe", namespace, name, mac, uuid, pass @ ..] => Route::Script {
                 segment: SegmentKey::new(namespace, name)?,
                 mac: mac_of(mac)?,
                 uuid: match *uuid {
                     "-" => None,
                     text => Some(uuid_of(text)?),
                 },
-                pass: pass.parse().ok()?,
+                pass: match pass {
+                    [] => None,
+                    [pass] => Some(pass.parse().ok()?),
+                    _ => return None,
+                },
             },
             ["boot", release, "vmlinuz"] => Route::Kernel(release.parse().ok()?),
             ["boot", release, namespace, name, mac, pass, file] => {
@@ -99,7 +104,10 @@ impl fmt::Display for Route {
                 mac,
                 uuid,
                 pass,
-            } => write!(f, "{}/{pass}", script_path(segment, *mac, uuid.as_deref())),
+            } => {
+                f.write_str(&script_path(segment, *mac, uuid.as_deref()))?;
+                pass.as_ref().map_or(Ok(()), |pass| write!(f, "/{pass}"))
+            }
             Route::Kernel(release) => write!(f, "/boot/{release}/vmlinuz"),
             Route::Initramfs(boot) => write!(f, "{}/{}/initramfs", boot.path(), boot.pass),
             Route::Uki(boot) => write!(f, "{}/{}/uki.efi", boot.path(), boot.pass),
@@ -240,6 +248,7 @@ mod tests {
     #[test]
     fn every_route_is_its_own_path() {
         for path in [
+            "/ipxe/muster-system/lab/525400123456/-".to_owned(),
             format!("/ipxe/muster-system/lab/525400123456/-/{PASS}"),
             format!("/ipxe/muster-system/lab.b/525400123456/4c4c4544-0035-4b10-8032-cac04f583933/{PASS}"),
             "/boot/0123456789abcdef/vmlinuz".to_owned(),
@@ -279,7 +288,6 @@ mod tests {
         "/boot/0123456789abcde%66/vmlinuz",
         "/boot/current/vmlinuz",
         "/ipxe/a/b/525400123456",
-        "/ipxe/a/b/525400123456/-",
         "/ipxe/a/b/525400123456/-/",
         "/ipxe/a/b/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERI",
         "/ipxe/a/b/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERI=",

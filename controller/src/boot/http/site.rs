@@ -8,7 +8,7 @@ use std::{
 
 use futures::FutureExt;
 use jiff::Timestamp;
-use muster_proto::Mac;
+use muster_proto::{Mac, kinds::DhcpMode};
 use tokio::sync::watch;
 
 use super::{
@@ -63,14 +63,9 @@ impl Answer for Site {
                 pass,
             }) => {
                 let uuid = uuid.as_deref();
-                self.admit(
-                    &route::script_path(&segment, mac, uuid),
-                    &pass,
-                    &segment,
-                    from,
-                    now,
-                )
-                .and_then(|admitted| self.script(&admitted, &segment, mac, uuid, now))
+                let path = route::script_path(&segment, mac, uuid);
+                self.admit(&path, pass.as_ref(), &segment, from, now)
+                    .and_then(|admitted| self.script(&admitted, &segment, mac, uuid, now))
             }
             Some(Route::Kernel(release)) => self.kernel(&release),
             Some(Route::Initramfs(boot)) => self.initramfs(&boot, from, now),
@@ -96,7 +91,7 @@ impl Site {
     fn admit(
         &self,
         path: &str,
-        pass: &Pass,
+        pass: Option<&Pass>,
         segment: &SegmentKey,
         from: IpAddr,
         now: i64,
@@ -112,9 +107,14 @@ impl Site {
             ),
             Refused::Early => (Status::Forbidden, "this URL is of the future: a clock is wrong"),
         };
-        PassKey::of(&secrets.token_key)
-            .check(path, pass, now)
-            .map_err(refusal)?;
+        match pass {
+            Some(pass) => PassKey::of(&secrets.token_key)
+                .check(path, pass, now)
+                .map_err(refusal)?,
+            // Where another DHCP server names our boot files, nobody gets a URL from us.
+            None if net.mode == DhcpMode::Off => {}
+            None => return Err(refusal(Refused::Forged)),
+        }
         Ok(Admitted { net, secrets })
     }
 
@@ -192,7 +192,8 @@ impl Site {
 
     /// The initrd of one boot: its configuration, the user's firmware, the ramdisk.
     fn initrd(&self, boot: &Boot, from: IpAddr, now: i64) -> Result<(Net, (Arc<Ramdisk>, Body)), Refusal> {
-        let Admitted { net, secrets } = self.admit(&boot.path(), &boot.pass, &boot.segment, from, now)?;
+        let Admitted { net, secrets } =
+            self.admit(&boot.path(), Some(&boot.pass), &boot.segment, from, now)?;
         let ramdisk = self.ramdisk(&boot.release)?;
         let config = config::config(&net, boot.mac, &boot.pass, &secrets);
         let mut body = Body::of(config::archive(&config));

@@ -31,16 +31,21 @@ fn a_segment() -> SegmentObject {
     segment.spec.subnet = "127.0.0.0/8".into();
     segment.spec.unknown = UnknownPolicy::Discover;
     segment.spec.profile = Profile::Lab;
+    segment.spec.dhcp.mode = DhcpMode::Proxy;
     segment
 }
 
 fn plan() -> Plan {
+    plan_of(&a_segment())
+}
+
+fn plan_of(segment: &SegmentObject) -> Plan {
     let links = [Link {
         name: "lo".into(),
         addresses: vec![Ipv4Addr::LOCALHOST],
     }];
     segment::plan(
-        [&a_segment()],
+        [segment],
         &links,
         Ports {
             http: 8080,
@@ -291,12 +296,8 @@ fn a_machine_on_another_network_gets_no_token() {
 fn what_dhcp_hands_out_leads_to_the_ramdisk() {
     let fixture = site();
     let release = fixture.site.files.current(Profile::Lab).unwrap().name.clone();
-    let net = Net {
-        mode: DhcpMode::Proxy,
-        ..a_net()
-    };
     let at = Circumstances {
-        net: &net,
+        net: &a_net(),
         verdict: Verdict::Ramdisk("nobody has described it"),
         release: Some(&release),
         passes: Some(&passes(0)),
@@ -325,6 +326,7 @@ fn a_url_that_was_not_handed_out_gives_no_token() {
     let foreign = foreign.unwrap().pass(&format!("/ipxe/muster-system/lab/{MAC}/-"));
     let other_boot = initramfs.replace(&pass_of(&initramfs), &pass_of(&script_url()));
     for (what, target) in [
+        ("no pass", format!("/ipxe/muster-system/lab/{MAC}/-")),
         ("a guess", ours.replace(&pass_of(&ours), &"A".repeat(32))),
         (
             "another installation's pass",
@@ -352,20 +354,26 @@ fn a_url_that_was_not_handed_out_gives_no_token() {
 }
 
 #[test]
+fn where_another_dhcp_server_names_the_script_it_needs_no_pass_and_the_files_do() {
+    let mut fixture = site();
+    let mut segment = a_segment();
+    segment.spec.dhcp.mode = DhcpMode::Off;
+    fixture.site.plan = watch::channel(Arc::new(plan_of(&segment))).1;
+    let script = get(&fixture.site, &format!("/ipxe/muster-system/lab/{MAC}/-"));
+    assert_eq!(script.status, Status::Ok);
+    let [_, initramfs] = paths(&text(&script)).try_into().unwrap();
+    assert_eq!(get(&fixture.site, &initramfs).status, Status::Ok);
+    let forged = initramfs.replace(MAC, "525400999999");
+    assert_eq!(get(&fixture.site, &forged).status, Status::Forbidden);
+}
+
+#[test]
 fn the_url_of_one_segment_is_none_on_another() {
     let mut fixture = site();
     let [_, initramfs] = paths(&script(&fixture.site)).try_into().unwrap();
     let mut other = a_segment();
     other.metadata.name = Some("other".into());
-    let ports = Ports {
-        http: 8080,
-        agents: 8443,
-    };
-    let links = [Link {
-        name: "lo".into(),
-        addresses: vec![Ipv4Addr::LOCALHOST],
-    }];
-    fixture.site.plan = watch::channel(Arc::new(segment::plan([&other], &links, ports))).1;
+    fixture.site.plan = watch::channel(Arc::new(plan_of(&other))).1;
     for target in [script_url(), initramfs] {
         let moved = target.replace("/lab/", "/other/");
         assert_eq!(get(&fixture.site, &moved).status, Status::Forbidden, "{moved}");
