@@ -25,7 +25,10 @@ use super::{
     sessions::Sessions,
     store::{Store, StoreError},
 };
-use crate::events::{Event, Events};
+use crate::{
+    boot::log::Refusals,
+    events::{Event, Events},
+};
 
 /// This replica's side of the agents.
 #[derive(Debug)]
@@ -35,6 +38,7 @@ pub(super) struct Edge {
     pub(super) keys: watch::Receiver<Keys>,
     pub(super) sessions: Arc<Sessions>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) refusals: Refusals,
     /// Machines whose enrolment is under way and whose Server may not exist yet, by name.
     pub(super) pending: Mutex<HashMap<String, Pending>>,
     /// True once this replica is to end: held polls are answered.

@@ -123,7 +123,9 @@ impl Edge {
             }
             Err(Refused { outcome, problem }) => {
                 self.metrics.enrolment(outcome);
-                tracing::warn!(%address, ?outcome, "enrolment refused: {}", problem.message);
+                if let Some(left_out) = self.refusals.say(address, &problem.message) {
+                    tracing::warn!(%address, ?outcome, left_out, "enrolment refused: {}", problem.message);
+                }
                 Err(problem)
             }
         }

@@ -52,6 +52,7 @@ pub use self::{
 };
 use crate::{
     bind::{self, Addresses},
+    boot::log::Refusals,
     events::Events,
     world::World,
 };
@@ -112,6 +113,7 @@ impl Server {
             keys: config.keys,
             sessions: Sessions::new(config.pace, metrics.sessions.clone(), metrics.polls.clone()),
             metrics,
+            refusals: Refusals::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
         });

@@ -81,7 +81,7 @@ pub async fn keep(client: Client, namespace: String) {
             Ok(0) => {}
             Ok(swept) => tracing::info!(swept, "ended Enrolments removed"),
             Err(error) => {
-                tracing::warn!(error = %muster_proto::Chain(&error), "ended Enrolments stay for now; they are looked for again")
+                tracing::warn!(error = %muster_proto::Chain(&error), "ended Enrolments stay for now; they are looked for again");
             }
         }
         tokio::time::sleep(PERIOD).await;

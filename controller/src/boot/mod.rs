@@ -6,6 +6,7 @@ pub mod dhcp;
 pub mod files;
 pub mod http;
 pub mod ipxe;
+pub mod log;
 pub mod pass;
 pub mod peers;
 pub mod policy;

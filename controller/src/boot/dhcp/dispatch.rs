@@ -17,7 +17,6 @@ use super::{
     engine::{self, Step},
     frames::Frames,
     leases::Leases,
-    log::{Log, Say},
     metrics::{Asked, Dropped, Metrics, Of},
     rogue::{Answer, Watch},
     wire::Request,
@@ -26,6 +25,7 @@ use crate::{
     agents::BootSecrets,
     boot::{
         decide::{Circumstances, Client, Releases},
+        log::{Log, Say},
         pass::{Maker, PassKey},
         policy::{Verdict, verdict},
         segment::Net,
@@ -98,7 +98,7 @@ pub(super) struct Dispatch {
     start: Instant,
     secrets: Secrets,
     actives: RwLock<Arc<Actives>>,
-    log: Mutex<Log>,
+    log: Mutex<Log<Mac>>,
     probes: Arc<Semaphore>,
     probing: Mutex<HashSet<(String, Mac)>>,
 }
@@ -131,7 +131,7 @@ impl Dispatch {
             start: Instant::now(),
             secrets,
             actives: RwLock::default(),
-            log: Mutex::new(Log::new()),
+            log: Mutex::default(),
             probes: Arc::new(Semaphore::new(MAX_PROBES)),
             probing: Mutex::default(),
         }
