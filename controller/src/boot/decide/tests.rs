@@ -176,10 +176,12 @@ fn the_longest_boot_url_fits_into_one_option() {
         release: Some(RELEASE),
         passes: Some(&passes()),
     };
-    let Ok(File::Uki(url)) = decide(&request("ovmf-http-discover"), &circumstances) else {
-        panic!("HTTP boot gets a UKI");
-    };
-    assert!(url.len() <= 255, "{}", url.len());
+    for client in ["ovmf-http-discover", "ipxe-rom-bios-discover"] {
+        let (File::Uki(url) | File::Script(url)) = decide(&request(client), &circumstances).unwrap() else {
+            panic!("{client} gets a URL");
+        };
+        assert!(url.len() <= 255, "{client}: {}", url.len());
+    }
 }
 
 fn option(reply: &Reply, code: u8) -> Option<&[u8]> {
