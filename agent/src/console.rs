@@ -35,22 +35,6 @@ const KEPT: usize = 200;
 /// How many lines a slow console may lag behind before it misses some.
 const BACKLOG: usize = 1000;
 
-/// An error with all its causes: `load kernel module x: No such file or directory`.
-#[derive(Debug)]
-pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
-}
-
 /// Takes the agent's events; a clone writes to the same consoles.
 #[derive(Clone, Debug)]
 pub struct Console {

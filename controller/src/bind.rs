@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use muster_proto::Chain;
 use tokio::{
     sync::watch,
     task::{AbortHandle, JoinSet},
@@ -63,8 +64,7 @@ where
     let mut said = String::new();
     loop {
         let error = serve(address).await;
-        let source = error.source().map(ToString::to_string).unwrap_or_default();
-        let say = format!("{error}: {source}");
+        let say = Chain(&error).to_string();
         if say != said {
             tracing::warn!(%address, error = %say, "{what}: cannot serve, trying again every {} s", AGAIN.as_secs());
             said = say;

@@ -1,15 +1,22 @@
 //! Kubernetes Events: what happened to which object, told to people. Repeated ones are aggregated by the recorder.
 
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{self, EventType, Recorder, Reporter};
-use tokio::sync::mpsc;
-
-use crate::chain::Chain;
+use muster_proto::Chain;
+use tokio::{sync::mpsc, time::Instant};
 
 /// Records Events; never blocks and never fails the caller.
 #[derive(Clone, Debug)]
 pub struct Events {
     queue: mpsc::Sender<Event>,
+    /// When each warning was last put on the queue.
+    warned: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 /// One Event.
@@ -25,26 +32,64 @@ pub struct Event {
     pub message: String,
 }
 
+/// For so long the same warning is not repeated: a stranger who shows forged tokens all day costs the API server next to nothing,
+/// and crowds out no other Event.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Warnings that are remembered for that; beyond, old ones are forgotten.
+const WARNINGS: usize = 1024;
+
 /// How many Events may wait for the API server; while it is away, the rest is only logged.
 const QUEUE: usize = 512;
 
 impl Events {
     /// A recorder that puts Events on `queue`; the loop at its other end writes them.
     pub fn new(queue: mpsc::Sender<Event>) -> Self {
-        Events { queue }
+        Events {
+            queue,
+            warned: Arc::default(),
+        }
     }
 
     /// A recorder and the loop that writes to the API server, as long as it runs.
     pub fn start(client: kube::Client) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        (Events { queue }, write(client, waiting))
+        (Events::new(queue), write(client, waiting))
     }
 
     /// Records `event`; dropped, with a log line, when the queue is full: Events are for people, not for state.
     pub fn record(&self, event: Event) {
+        if event.warning && !self.is_due(&event) {
+            return;
+        }
         if let Err(error) = self.queue.try_send(event) {
             tracing::warn!(%error, "event dropped");
         }
+    }
+
+    fn is_due(&self, event: &Event) -> bool {
+        let Event { about, reason, .. } = event;
+        let part = |part: &Option<String>| part.clone().unwrap_or_default();
+        let key = [
+            &part(&about.kind),
+            &part(&about.namespace),
+            &part(&about.name),
+            *reason,
+            &event.message,
+        ]
+        .join("/");
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.get(&key).is_some_and(|at| at.elapsed() < PAUSE) {
+            return false;
+        }
+        if warned.len() >= WARNINGS {
+            warned.retain(|_, at| at.elapsed() < PAUSE);
+        }
+        if warned.len() >= WARNINGS {
+            warned.clear();
+        }
+        warned.insert(key, Instant::now());
+        true
     }
 }
 
@@ -92,4 +137,65 @@ fn action(reason: &str, message: &str) -> String {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     format!("{reason}-{digits}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(name: &str, warning: bool, message: &str) -> Event {
+        Event {
+            about: ObjectReference {
+                name: Some(name.to_owned()),
+                ..ObjectReference::default()
+            },
+            warning,
+            reason: "Test",
+            message: message.to_owned(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_one_warning_is_one_event_and_hides_no_other() {
+        let (queue, mut waiting) = mpsc::channel(16);
+        let events = Events::new(queue);
+        for _ in 0..100_000 {
+            events.record(event("a", true, "m"));
+        }
+        events.record(event("b", true, "m"));
+        events.record(event("a", true, "other"));
+        events.record(event("a", false, "n"));
+        events.record(event("a", false, "n"));
+        tokio::time::advance(PAUSE).await;
+        events.record(event("a", true, "m"));
+        drop(events);
+        let mut told = Vec::new();
+        while let Some(event) = waiting.recv().await {
+            told.push((event.about.name.unwrap(), event.message));
+        }
+        let told: Vec<(&str, &str)> = told.iter().map(|(name, message)| (&**name, &**message)).collect();
+        let expected = [
+            ("a", "m"),
+            ("b", "m"),
+            ("a", "other"),
+            ("a", "n"),
+            ("a", "n"),
+            ("a", "m"),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn warnings_about_a_hundred_thousand_objects_are_not_all_remembered() {
+        let (queue, _waiting) = mpsc::channel(16);
+        let events = Events::new(queue);
+        for number in 0..100_000 {
+            let Event { about, .. } = event(&number.to_string(), true, "m");
+            assert!(events.is_due(&Event {
+                about,
+                ..event("", true, "m")
+            }));
+        }
+        assert!(events.warned.lock().unwrap().len() <= WARNINGS);
+    }
 }

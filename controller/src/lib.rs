@@ -7,7 +7,6 @@ pub mod agents;
 pub mod args;
 pub mod bind;
 pub mod boot;
-pub mod chain;
 pub mod discovery;
 pub mod events;
 pub mod manifests;

@@ -5,9 +5,9 @@ use std::{io::IsTerminal, process::ExitCode};
 use clap::Parser;
 use muster_controller::{
     args::{Cli, Command, LogFormat},
-    chain::Chain,
     manifests, wire,
 };
+use muster_proto::Chain;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {

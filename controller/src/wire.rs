@@ -6,6 +6,7 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use muster_proto::Chain;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, watch},
@@ -25,7 +26,6 @@ use crate::{
         segment::{self, Plan, Ports},
         tftp,
     },
-    chain::Chain,
     discovery,
     events::Events,
     metrics::{self, Registry},
@@ -66,6 +66,10 @@ pub enum RunError {
 
 /// How long parts may take to end after a signal, before they are dropped.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long the API server may stay silent in an answer. A watch is never so long without a bookmark; anything else hangs, because
+/// the other end is gone without a word, and is better tried again.
+const SILENCE: Duration = Duration::from_secs(295);
 
 /// True once the process is to stop.
 pub type Shutdown = watch::Receiver<bool>;
@@ -217,7 +221,15 @@ async fn client(args: &RunArgs) -> Result<Client, RunError> {
         }
         None => Config::infer().await.map_err(RunError::Infer)?,
     };
-    Client::try_from(config).map_err(|source| RunError::Client(Box::new(source)))
+    Client::try_from(bounded(config, SILENCE)).map_err(|source| RunError::Client(Box::new(source)))
+}
+
+/// `config` under which no answer is waited for longer than `silence`.
+fn bounded(mut config: Config, silence: Duration) -> Config {
+    config.read_timeout = Some(silence);
+    // Counted from the request on, and not from when its connection was last used.
+    config.reset_reader_on_write = true;
+    config
 }
 
 /// Network boot and the agents' side.
@@ -242,6 +254,7 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
         world: parts.world.clone(),
         ports,
         releases: Arc::clone(&files) as _,
+        secrets: secrets.clone(),
         client: parts.client.clone(),
         events: parts.events.clone(),
         metrics: dhcp::Metrics::register(parts.registry),
@@ -375,4 +388,23 @@ async fn stop_signal() -> std::io::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::kinds::Segment;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_api_server_that_went_away_without_a_word_is_not_waited_for_for_ever() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let config = bounded(Config::new(url.parse().unwrap()), Duration::from_millis(200));
+        let segments: kube::Api<Segment> = kube::Api::namespaced(Client::try_from(config).unwrap(), "a");
+        let asked = tokio::spawn(async move { segments.get("b").await });
+        let _held = silent.accept().await.unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(20), asked).await;
+        assert!(answer.expect("the request ends").unwrap().is_err());
+    }
 }

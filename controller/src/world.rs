@@ -13,14 +13,12 @@ use kube::{
     },
 };
 use muster_proto::{
-    Mac,
+    Chain, Mac,
     identity::Identity,
     kinds::{BareMetalHost, Enrolment, Segment, Server},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
-
-use crate::chain::Chain;
 
 /// The watched copies. A role that may not read a kind has an empty store of it.
 #[derive(Clone, Debug)]

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chain;
 pub mod config;
 pub mod identity;
 pub mod inventory;
@@ -14,4 +15,5 @@ pub mod mac;
 pub mod session;
 pub mod text;
 
+pub use chain::Chain;
 pub use mac::Mac;

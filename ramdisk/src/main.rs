@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -22,7 +23,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a release and let `current` name it.
+    /// Make a release and let `current` name it. Of older ones the last stays, and what was current within two hours.
     Build(Build),
     /// Check a release and show what is in it.
     Inspect {
@@ -87,7 +88,17 @@ fn make(
         .with_context(|| format!("reading kernel package {}", kernel_deb.display()))?;
     let content = build(&profile, kernel, agent, stub)?;
     release::write(&out, &content).with_context(|| format!("writing release below {}", out.display()))?;
-    show(&Release::open(&out.join(profile.name))?);
+    let dir = out.join(profile.name);
+    show(&Release::open(&dir)?);
+    match release::prune(&dir, SystemTime::now()) {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => println!("  removed, served by nobody any more: {}", removed.join(" ")),
+        // The new release is made and is the current one: room on the disk is all that is lost.
+        Err(error) => eprintln!(
+            "old releases stay until the next build: {:#}",
+            anyhow::Error::from(error)
+        ),
+    }
     Ok(())
 }
 

@@ -6,12 +6,15 @@
 //! OUT/PROFILE/RELEASE/{vmlinuz,initramfs,stub.efi}
 //! ```
 //!
+//! The directory of a release that is no longer current was last modified when it ceased to be; [`prune`] goes by that.
+//!
 //! A release never changes, so a URL with its name gives the same bytes for ever, on every replica.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -23,6 +26,8 @@ const MANIFEST: &str = "manifest.json";
 const VMLINUZ: &str = "vmlinuz";
 const INITRAMFS: &str = "initramfs";
 const STUB: &str = "stub.efi";
+/// How long after it ceased to be current a release stays in any case: twice as long as a boot URL can be used.
+const STAYS: Duration = Duration::from_secs(2 * 3600);
 /// Hexadecimal digits of a release's name.
 const HASH_LEN: usize = 16;
 
@@ -83,6 +88,15 @@ pub enum ReleaseError {
     #[error("write {path:?}")]
     Write {
         /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Removing an old release or what an interrupted build left failed.
+    #[error("remove {path:?}")]
+    Remove {
+        /// The directory or file.
         path: PathBuf,
         /// The system's reason.
         #[source]
@@ -288,12 +302,98 @@ pub fn write(out: &Path, content: &Content) -> Result<String, ReleaseError> {
         placed?;
         sync_dir(&profile_dir)?;
     }
+    if let Ok(former) = current(&profile_dir)
+        && former != hash
+    {
+        leaves(&profile_dir.join(former))?;
+    }
     let path = profile_dir.join(CURRENT);
     let scratch = profile_dir.join(format!(".{CURRENT}.{}", std::process::id()));
     write_file(&scratch, format!("{hash}\n").as_bytes())?;
     fs::rename(&scratch, &path).map_err(|source| ReleaseError::Write { path, source })?;
     sync_dir(&profile_dir)?;
     Ok(hash)
+}
+
+/// Marks `dir` as ceasing to be current now. Done before it does: a release that seems to have left long ago may be removed.
+fn leaves(dir: &Path) -> Result<(), ReleaseError> {
+    let mark = || File::open(dir)?.set_modified(SystemTime::now());
+    match mark() {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ReleaseError::Write {
+            path: dir.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Removes from `OUT/PROFILE` the releases that no machine boots any more, and what interrupted builds left; gives their names.
+///
+/// The current release and the one before it stay, and whatever was current within the last two hours before `now`: a machine
+/// may still be on its way with a URL of it.
+pub fn prune(profile_dir: &Path, now: SystemTime) -> Result<Vec<String>, ReleaseError> {
+    let current = current(profile_dir)?;
+    let failed = |source| ReleaseError::Read {
+        path: profile_dir.to_owned(),
+        source,
+    };
+    let mut releases = Vec::new();
+    let mut leftovers = Vec::new();
+    for entry in fs::read_dir(profile_dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let left = entry
+            .metadata()
+            .and_then(|data| data.modified())
+            .map_err(failed)?;
+        if is_name(&name) && name != current {
+            releases.push((left, name));
+        } else if is_scratch(&name) {
+            leftovers.push((left, name));
+        }
+    }
+    releases.sort_unstable();
+    // The last to leave is the one before the current.
+    releases.pop();
+    let old = |left: &SystemTime| now.duration_since(*left).is_ok_and(|age| age > STAYS);
+    let mut removed = Vec::new();
+    for (_, name) in leftovers
+        .into_iter()
+        .chain(releases)
+        .filter(|(left, _)| old(left))
+    {
+        remove(profile_dir, &name)?;
+        removed.push(name);
+    }
+    Ok(removed)
+}
+
+/// Removes `name` in one step as far as others see it: a release is whole or not there.
+fn remove(profile_dir: &Path, name: &str) -> Result<(), ReleaseError> {
+    let path = profile_dir.join(name);
+    let gone = match is_scratch(name) {
+        true => path.clone(),
+        false => profile_dir.join(format!(".{name}.gone")),
+    };
+    let remove = || {
+        if gone != path {
+            fs::rename(&path, &gone)?;
+        }
+        match gone.is_dir() {
+            true => fs::remove_dir_all(&gone),
+            false => fs::remove_file(&gone),
+        }
+    };
+    remove().map_err(|source| ReleaseError::Remove { path, source })
+}
+
+/// True for `.RELEASE.…` and `.current.…`, as [`write`] and [`prune`] use them on the way.
+fn is_scratch(name: &str) -> bool {
+    name.strip_prefix('.')
+        .and_then(|rest| rest.split_once('.'))
+        .is_some_and(|(of, _)| of == CURRENT || is_name(of))
 }
 
 fn write_dir<'a>(dir: &Path, files: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<(), ReleaseError> {

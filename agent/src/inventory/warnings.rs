@@ -1,6 +1,6 @@
 use std::{collections::BTreeSet, error::Error, fmt::Display};
 
-use muster_proto::{inventory::Warning, text};
+use muster_proto::{Chain, inventory::Warning, text};
 
 /// Ten thousand broken disks say no more than a hundred do.
 const MAX: usize = 100;
@@ -47,16 +47,16 @@ pub(super) struct Subject<'w> {
 
 impl Subject<'_> {
     /// The value, or a warning and the empty value.
-    pub(super) fn or_default<T: Default, E: Error>(&mut self, result: Result<T, E>) -> T {
+    pub(super) fn or_default<T: Default, E: Error + 'static>(&mut self, result: Result<T, E>) -> T {
         self.or_none(result).unwrap_or_default()
     }
 
     /// The value, or a warning and `None`.
-    pub(super) fn or_none<T, E: Error>(&mut self, result: Result<T, E>) -> Option<T> {
+    pub(super) fn or_none<T, E: Error + 'static>(&mut self, result: Result<T, E>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                self.say(chain(&error));
+                self.say(Chain(&error));
                 None
             }
         }
@@ -75,16 +75,4 @@ impl Subject<'_> {
             message: text::clean(message.to_string().as_bytes()),
         });
     }
-}
-
-/// `error` and what caused it.
-fn chain(error: &dyn Error) -> String {
-    let mut out = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        out.push_str(": ");
-        out.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    out
 }

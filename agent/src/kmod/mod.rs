@@ -189,7 +189,7 @@ impl Loading {
             Ok(Fate::NotNeeded) => {}
             Err(error) => {
                 self.failed += 1;
-                tracing::warn!("{}", crate::console::Chain(error));
+                tracing::warn!("{}", muster_proto::Chain(error));
             }
         }
     }

@@ -14,7 +14,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use muster_proto::Mac;
+use muster_proto::{Chain, Mac};
 use nix::{
     errno::Errno,
     libc,
@@ -26,7 +26,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::{console::Chain, descriptor};
+use crate::descriptor;
 use dhcp::{Change, Lease};
 use netlink::{Link, Request, Said};
 

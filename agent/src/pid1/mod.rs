@@ -8,7 +8,7 @@ mod ramdisk;
 
 use std::{convert::Infallible, panic, time::Duration};
 
-use muster_proto::config::BootConfig;
+use muster_proto::{Chain, config::BootConfig};
 use nix::{
     sys::reboot::{RebootMode, reboot},
     unistd,
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::{
     clock::Clock,
     config,
-    console::{Chain, Console},
+    console::Console,
     kmod::{self, Devices},
     net::{self, Network},
     session::{self, Context, Ended},

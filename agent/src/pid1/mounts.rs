@@ -2,12 +2,13 @@
 
 use std::{fs, io, path::PathBuf};
 
+use muster_proto::Chain;
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
 };
 
-use crate::{console::Chain, sys::Root};
+use crate::sys::Root;
 
 /// A file system could not be mounted.
 #[derive(Debug, thiserror::Error)]

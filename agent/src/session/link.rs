@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_proto::session::{POLL_SECONDS, Problem};
+use muster_proto::{
+    Chain,
+    session::{POLL_SECONDS, Problem},
+};
 use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -18,7 +21,7 @@ use super::{
     tls,
     wire::{self, Connection},
 };
-use crate::{clock::Clock, console::Chain};
+use crate::clock::Clock;
 
 /// Why a call did not get through and must not be repeated as it is.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ pub mod wire;
 use std::time::{Duration, Instant};
 
 use muster_proto::{
+    Chain,
     config::BootConfig,
     inventory::Inventory,
     session::{
@@ -28,7 +29,7 @@ use muster_proto::{
     text,
 };
 
-use crate::{clock::Clock, console::Chain};
+use crate::clock::Clock;
 use key::SessionKey;
 use link::{Call, Link, Stop};
 pub use machine::{Machine, ResolveError};

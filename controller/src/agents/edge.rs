@@ -9,6 +9,7 @@ use std::{
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
 use muster_proto::{
+    Chain,
     identity::Identity,
     kinds::{BareMetalHost, Segment, Server, Session, SessionState},
     session::{Problem, ProblemKind},
@@ -16,7 +17,6 @@ use muster_proto::{
 use tokio::sync::watch;
 
 use super::{
-    Chain,
     ca::ClientCertificate,
     identity::Machine,
     keys::Keys,
@@ -25,7 +25,10 @@ use super::{
     sessions::Sessions,
     store::{Store, StoreError},
 };
-use crate::events::{Event, Events};
+use crate::{
+    boot::log::Refusals,
+    events::{Event, Events},
+};
 
 /// This replica's side of the agents.
 #[derive(Debug)]
@@ -35,6 +38,7 @@ pub(super) struct Edge {
     pub(super) keys: watch::Receiver<Keys>,
     pub(super) sessions: Arc<Sessions>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) refusals: Refusals,
     /// Machines whose enrolment is under way and whose Server may not exist yet, by name.
     pub(super) pending: Mutex<HashMap<String, Pending>>,
     /// True once this replica is to end: held polls are answered.
@@ -210,11 +214,10 @@ impl Edge {
     }
 
     /// Shares what one Server's settled identity means for others: addresses that left them, clashes that began or ended.
-    /// Repeats to the same end.
+    /// Repeats to the same end. People are told of a clash by discovery, which sees it on both Servers and knows their hosts.
     pub(super) async fn spread(
         &self,
         server: &Server,
-        before: &[String],
         moved: &std::collections::BTreeSet<(String, muster_proto::Mac)>,
     ) -> Result<(), StoreError> {
         let name = server.name_any();
@@ -255,12 +258,6 @@ impl Edge {
                 Some(status)
             };
             match self.store.update(other, change).await {
-                Ok(updated) if clashes.contains(other) && !before.contains(other) => {
-                    let message =
-                        |with: &str| format!("shares an identity with Server {with} and is another machine");
-                    self.warn_server(&updated.server, "IdentityClash", &message(&name));
-                    self.warn_server(server, "IdentityClash", &message(other));
-                }
                 // One that was deleted or is not made yet shows nothing.
                 Ok(_) | Err(StoreError::Gone { .. }) => {}
                 Err(error) => return Err(error),

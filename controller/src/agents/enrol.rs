@@ -123,7 +123,9 @@ impl Edge {
             }
             Err(Refused { outcome, problem }) => {
                 self.metrics.enrolment(outcome);
-                tracing::warn!(%address, ?outcome, "enrolment refused: {}", problem.message);
+                if let Some(left_out) = self.refusals.say(address, &problem.message) {
+                    tracing::warn!(%address, ?outcome, left_out, "enrolment refused: {}", problem.message);
+                }
                 Err(problem)
             }
         }
@@ -295,8 +297,8 @@ impl Edge {
         }))
     }
 
-    /// A token proves that its holder fetched boot files, and whoever guesses their address can: what the Segment says of unknown
-    /// machines must be held here, too.
+    /// A token proves that its holder fetched boot files within the last hour; what the Segment says of unknown machines may have
+    /// changed since, and is held here, too.
     fn is_wanted(
         &self,
         applicant: &Applicant,
@@ -401,8 +403,7 @@ impl Edge {
             Some(enrolled(status, &settled, applicant, &since))
         };
         let updated = self.store.update(name, change).await?;
-        self.spread(&updated.server, &updated.before.clashes, &settled.moved)
-            .await?;
+        self.spread(&updated.server, &settled.moved).await?;
         Ok(updated.server)
     }
 }

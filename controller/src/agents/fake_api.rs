@@ -45,6 +45,8 @@ struct Inner {
     faults: VecDeque<Option<Fault>>,
     /// For every request from now on.
     down: bool,
+    /// Writes to these paths are invalid from now on.
+    invalid: Vec<String>,
     /// Changes that the watched copies have not seen.
     unseen: Vec<(Key, Value, bool)>,
     lagging: bool,
@@ -132,6 +134,11 @@ impl FakeApi {
 
     pub(super) fn fail_next(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
         self.lock().faults = faults.into_iter().collect();
+    }
+
+    /// From now on, the API server takes no write to a path with this end.
+    pub(super) fn refuse_writes(&self, end: String) {
+        self.lock().invalid.push(end);
     }
 
     pub(super) fn set_down(&self, down: bool) {
@@ -253,6 +260,9 @@ impl Inner {
         let fault = self.faults.pop_front().flatten();
         match fault {
             _ if self.down => return failure(503, "Down"),
+            _ if method != "GET" && self.invalid.iter().any(|end| path.ends_with(end)) => {
+                return failure(422, "Invalid");
+            }
             Some(Fault::Refused) => return failure(500, "Fault"),
             Some(Fault::Code(code)) => return failure(code, "Fault"),
             Some(Fault::AnswerLost) => {

@@ -147,7 +147,7 @@ pub(super) async fn serve(
         let (edge, room) = (Arc::clone(&edge), room.clone());
         connections.spawn(async move {
             if let Err(error) = connection(stream, peer, acceptor, edge, room, seat).await {
-                tracing::debug!(%peer, error = %super::Chain(&error), "connection ended");
+                tracing::debug!(%peer, error = %muster_proto::Chain(&error), "connection ended");
             }
         });
     }

@@ -135,7 +135,7 @@ pub async fn keep(client: Client, namespace: String) {
         let pause = match ensure(&client, &namespace).await {
             Ok(()) => KEEP,
             Err(error) => {
-                tracing::warn!(error = %super::Chain(&error), "the keys are not in order");
+                tracing::warn!(error = %muster_proto::Chain(&error), "the keys are not in order; tried again in 5 s");
                 Duration::from_secs(5)
             }
         };
@@ -171,7 +171,7 @@ pub async fn watch(client: Client, namespace: String) -> watch::Receiver<Keys> {
                 told = true;
             }
             Err(error) => {
-                tracing::warn!(error = %super::Chain(&error), "the keys cannot be read");
+                tracing::warn!(error = %muster_proto::Chain(&error), "the keys cannot be read; tried again");
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
         }
@@ -198,8 +198,12 @@ pub async fn watch(client: Client, namespace: String) -> watch::Receiver<Keys> {
                     }
                 }
                 // What we hold stays good; a Secret that is gone is the control role's to make anew.
-                Ok(None) => tracing::warn!("a Secret with keys is gone"),
-                Err(error) => tracing::warn!(error = %super::Chain(&error), "the keys cannot be read"),
+                Ok(None) => tracing::warn!(
+                    "a Secret with keys is gone; those in memory stay in use until it is made anew"
+                ),
+                Err(error) => {
+                    tracing::warn!(error = %muster_proto::Chain(&error), "the keys cannot be read anew; those in memory stay in use");
+                }
             }
         }
     });

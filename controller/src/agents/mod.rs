@@ -52,6 +52,7 @@ pub use self::{
 };
 use crate::{
     bind::{self, Addresses},
+    boot::log::Refusals,
     events::Events,
     world::World,
 };
@@ -112,6 +113,7 @@ impl Server {
             keys: config.keys,
             sessions: Sessions::new(config.pace, metrics.sessions.clone(), metrics.polls.clone()),
             metrics,
+            refusals: Refusals::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
         });
@@ -215,21 +217,6 @@ async fn reap(edge: Arc<Edge>) {
                 break;
             }
         }
-    }
-}
-
-/// An error with its causes, one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }
 

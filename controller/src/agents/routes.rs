@@ -113,7 +113,7 @@ async fn renew(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<E
         .ca
         .issue_client(&key, caller.name(), &caller.certificate.session, clock::now());
     let certificate = issued.map_err(|error| {
-        tracing::error!(error = %super::Chain(&error), "no certificate can be issued");
+        tracing::error!(error = %muster_proto::Chain(&error), "no certificate can be issued");
         problem(ProblemKind::Unavailable, "no certificate can be issued now")
     })?;
     let renew_at = ca::ClientCertificate::parse_pem(&certificate).map_or(0, |read| read.renew_at());
@@ -180,12 +180,8 @@ async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<boo
         Some(inventoried(status, &settled, reported, &now))
     };
     let updated = edge.store.update(caller.name(), change).await?;
-    edge.spread(
-        &updated.server,
-        &updated.before.clashes,
-        &std::collections::BTreeSet::new(),
-    )
-    .await?;
+    edge.spread(&updated.server, &std::collections::BTreeSet::new())
+        .await?;
     Ok(updated.written)
 }
 
@@ -302,7 +298,7 @@ async fn acknowledge(
         Err(error) if outcome_of(&caller.server, request).is_some() => Err(unavailable(&error)),
         Err(StoreError::CalledOff | StoreError::Gone { .. }) => Ok(()),
         Err(error) => {
-            tracing::warn!(server = %caller.name(), error = %super::Chain(&error), "the session's state is not written");
+            tracing::warn!(server = %caller.name(), error = %muster_proto::Chain(&error), "the session's state is not written");
             Ok(())
         }
     }
@@ -385,8 +381,13 @@ pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str) -> bool {
     };
     match edge.store.update(name, change).await {
         Ok(_) | Err(StoreError::Gone { .. } | StoreError::CalledOff) => true,
+        // The same write never succeeds, and others wait for their turn.
+        Err(error @ StoreError::Refused { .. }) => {
+            tracing::error!(server = %name, error = %muster_proto::Chain(&error), "the Server stays shown as connected until it boots again");
+            true
+        }
         Err(error) => {
-            tracing::warn!(server = %name, error = %super::Chain(&error), "the end of a session is not written");
+            tracing::warn!(server = %name, error = %muster_proto::Chain(&error), "the end of a session is not written; it is tried again");
             false
         }
     }

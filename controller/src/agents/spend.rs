@@ -42,7 +42,7 @@ impl Edge {
             .ca
             .issue_client(&applicant.request, name, &applicant.enrolment, now);
         let certificate = issued.map_err(|error| {
-            tracing::error!(error = %super::Chain(&error), "no certificate can be issued");
+            tracing::error!(error = %muster_proto::Chain(&error), "no certificate can be issued");
             Refused::new(
                 EnrolOutcome::Unavailable,
                 ProblemKind::Unavailable,

@@ -61,8 +61,6 @@ pub(super) enum StoreError {
 /// What [`Store::update`] did.
 #[derive(Debug)]
 pub(super) struct Updated {
-    /// The status before; default if there was none.
-    pub(super) before: ServerStatus,
     /// The Server after.
     pub(super) server: Arc<Server>,
     /// False if nothing had to be written.
@@ -163,7 +161,6 @@ impl Store {
             let after = change(&server).ok_or(StoreError::CalledOff)?;
             let Some(difference) = difference(&json!(before), &json!(after)) else {
                 return Ok(Updated {
-                    before,
                     server,
                     written: false,
                 });
@@ -175,7 +172,6 @@ impl Store {
             match call(ACTION, self.servers.patch_status(name, &parameters, &patch)).await {
                 Ok(written) => {
                     return Ok(Updated {
-                        before,
                         server: self.remember(written),
                         written: true,
                     });

@@ -80,7 +80,9 @@ pub async fn keep(client: Client, namespace: String) {
         match sweep(&client, &namespace, super::clock::now()).await {
             Ok(0) => {}
             Ok(swept) => tracing::info!(swept, "ended Enrolments removed"),
-            Err(error) => tracing::warn!(error = %super::Chain(&error), "Enrolments not swept"),
+            Err(error) => {
+                tracing::warn!(error = %muster_proto::Chain(&error), "ended Enrolments stay for now; they are looked for again");
+            }
         }
         tokio::time::sleep(PERIOD).await;
     }

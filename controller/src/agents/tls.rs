@@ -98,7 +98,7 @@ pub(super) async fn follow(
                     half
                 }
                 Err(error) => {
-                    tracing::error!(error = %super::Chain(&error), "the old server certificate stays in use");
+                    tracing::error!(error = %muster_proto::Chain(&error), "the old server certificate stays in use");
                     Duration::from_secs(60)
                 }
             };

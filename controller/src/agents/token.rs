@@ -22,7 +22,7 @@ pub struct Claims {
     pub mac: Mac,
     /// Unix seconds.
     pub issued: i64,
-    /// Makes the token unique: 16 random bytes, hexadecimal, chosen once for a boot.
+    /// Makes the token unique: the pass of the boot's URL, chosen once for a boot.
     pub nonce: String,
 }
 
@@ -64,6 +64,11 @@ impl TokenKey {
     /// From the key's bytes, at least 32.
     pub fn new(bytes: &[u8]) -> Self {
         TokenKey(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, bytes))
+    }
+
+    /// A key for another `purpose`, which tells nothing of this one. No token's body can be a purpose: it has a space in it.
+    pub fn derive(&self, purpose: &str) -> ring::hmac::Tag {
+        ring::hmac::sign(&self.0, purpose.as_bytes())
     }
 
     /// The token: URL-safe base64 of the claims, `.`, URL-safe base64 of their HMAC-SHA256.

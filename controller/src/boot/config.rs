@@ -6,22 +6,22 @@ use muster_proto::{
 };
 use muster_ramdisk::cpio::Archive;
 
-use super::{nonce::Nonce, segment::Net};
+use super::{pass::Pass, segment::Net};
 use crate::agents::{BootSecrets, token::Claims};
 
-/// The configuration of the boot that `nonce` stands for. The same nonce gives the same bytes.
-pub fn config(net: &Net, mac: Mac, nonce: &Nonce, secrets: &BootSecrets) -> BootConfig {
+/// The configuration of the boot that `pass` stands for. The same pass gives the same bytes.
+pub fn config(net: &Net, mac: Mac, pass: &Pass, secrets: &BootSecrets) -> BootConfig {
     let claims = Claims {
         segment: net.key.clone(),
         mac,
-        issued: nonce.issued(),
-        nonce: nonce.to_string(),
+        issued: pass.issued(),
+        nonce: pass.to_string(),
     };
     BootConfig {
         endpoints: net.agent_endpoints.clone(),
         ca_pem: secrets.ca_pem.clone(),
         token: secrets.token_key.seal(&claims),
-        time: nonce.issued(),
+        time: pass.issued(),
         boot_mac: Some(mac),
         proxy: net.proxy.clone(),
     }
@@ -43,7 +43,17 @@ mod tests {
     use muster_ramdisk::cpio;
 
     use super::*;
-    use crate::{agents::token::TokenKey, boot::http::site::tests::a_net};
+    use crate::{
+        agents::token::TokenKey,
+        boot::{
+            http::site::tests::a_net,
+            pass::{Maker, PassKey},
+        },
+    };
+
+    fn pass(salt: [u8; 4]) -> Pass {
+        Maker::new(PassKey::of(&TokenKey::new(&[7; 32])), 1_800_000_000, salt).pass("/boot")
+    }
 
     #[test]
     fn the_agent_finds_what_it_needs() {
@@ -53,12 +63,12 @@ mod tests {
             token_key: TokenKey::new(&[7; 32]),
         };
         let mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-        let nonce = Nonce::new(1_800_000_000, [9; 12]);
-        let bytes = archive(&config(&net, mac, &nonce, &secrets));
+        let pass = pass([9; 4]);
+        let bytes = archive(&config(&net, mac, &pass, &secrets));
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(
             bytes,
-            archive(&config(&net, mac, &nonce, &secrets)),
+            archive(&config(&net, mac, &pass, &secrets)),
             "the same boot, the same bytes"
         );
         let (entries, len) = cpio::read(&bytes).unwrap();
@@ -73,7 +83,7 @@ mod tests {
             segment: "muster-system/lab".into(),
             mac,
             issued: 1_800_000_000,
-            nonce: nonce.to_string(),
+            nonce: pass.to_string(),
         };
         assert_eq!(
             read,
@@ -94,7 +104,7 @@ mod tests {
             ca_pem: String::new(),
             token_key: TokenKey::new(&[7; 32]),
         };
-        let token = |random| config(&a_net(), Mac([2; 6]), &Nonce::new(1, random), &secrets).token;
-        assert_ne!(token([0; 12]), token([1; 12]));
+        let token = |random| config(&a_net(), Mac([2; 6]), &pass(random), &secrets).token;
+        assert_ne!(token([0; 4]), token([1; 4]));
     }
 }

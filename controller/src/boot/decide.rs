@@ -13,6 +13,8 @@ use muster_proto::kinds::{DhcpMode, Profile};
 
 use super::{
     dhcp::wire::{Kind, Reply, Request},
+    http::route,
+    pass::Maker,
     policy::Verdict,
     segment::Net,
 };
@@ -88,8 +90,8 @@ pub struct Circumstances<'a> {
     pub verdict: Verdict,
     /// [`Releases::current`] for the segment's profile.
     pub release: Option<&'a str>,
-    /// Makes this boot's token unique; see [`nonce`].
-    pub nonce: &'a str,
+    /// Makes the pass of the URL that is answered with; none while the key for that is not known.
+    pub passes: Option<&'a Maker>,
 }
 
 /// Whether the sender is heard, and then the file that it gets; else why it hears nothing.
@@ -112,22 +114,27 @@ pub fn decide(request: &Request, at: &Circumstances<'_>) -> Result<File, &'stati
         return Err(why);
     }
     let machine = Machine::of(request)?;
+    // A machine that began to boot would find nothing to go on with.
+    let passes = at
+        .passes
+        .ok_or("the key that boot URLs are sealed with is not known yet")?;
     let Net {
         boot, http_port, key, ..
     } = at.net;
-    let mac = request.mac.hex();
+    let url = |path: String| format!("http://{boot}:{http_port}{path}/{}", passes.pass(&path));
     match (client, machine) {
         (Client::Http, _) => {
             let release = at.release.ok_or("there is no ramdisk of its segment's profile")?;
-            let nonce = at.nonce;
-            let url = format!("http://{boot}:{http_port}/boot/{release}/{key}/{mac}/{nonce}/uki.efi");
-            Ok(File::Uki(url))
+            let url = url(route::boot_path(&release, key, request.mac));
+            Ok(File::Uki(url + "/uki.efi"))
         }
         (Client::Ipxe, _) => {
-            let uuid = request.uuid().unwrap_or_else(|| "-".to_owned());
-            Ok(File::Script(format!(
-                "http://{boot}:{http_port}/ipxe/{key}/{mac}/{uuid}"
-            )))
+            let uuid = request.uuid();
+            Ok(File::Script(url(route::script_path(
+                key,
+                request.mac,
+                uuid.as_deref(),
+            ))))
         }
         (_, Machine::Bios) => Ok(File::Tftp("undionly.kpxe")),
         (_, Machine::Uefi) => Ok(File::Tftp("snponly.efi")),
@@ -158,12 +165,6 @@ impl Machine {
             (None, Some(_)) => Err("there are no boot files for its architecture"),
         }
     }
-}
-
-/// The 32 hexadecimal digits that make one boot's token unique: when it was made and what nobody can guess.
-pub fn nonce(unix_seconds: u32, random: [u8; 12]) -> String {
-    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{unix_seconds:08x}{random}")
 }
 
 /// What a request earned beside its boot file.

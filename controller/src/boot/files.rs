@@ -6,14 +6,11 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
-use muster_proto::kinds::Profile;
+use muster_proto::{Chain, kinds::Profile};
 use muster_ramdisk::{
     cpio::Archive,
     firmware::{self, FirmwareError},
@@ -337,7 +334,8 @@ impl Files {
             directory: self.scratch.clone(),
             source,
         };
-        let mut file = nameless(&self.scratch).map_err(kept)?;
+        // Nameless: gone with its last user, even if that one is killed, and never in the way of the next one.
+        let mut file = tempfile::tempfile_in(&self.scratch).map_err(kept)?;
         let mut out = io::BufWriter::with_capacity(1 << 18, &mut file);
         archive
             .write_to(&mut out)
@@ -357,25 +355,8 @@ impl super::decide::Releases for Files {
     }
 }
 
-/// An empty file in `directory` that goes away with its last user, even if that one is killed.
-fn nameless(directory: &Path) -> io::Result<File> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let path = directory.join(format!("muster-extras-{}-{number}", std::process::id()));
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
-}
-
 fn complain(error: &OpenError, so: &'static str) {
-    let source = std::iter::successors(std::error::Error::source(error), |error| error.source())
-        .map(|error| format!(": {error}"))
-        .collect::<String>();
-    tracing::error!(error = %format_args!("{error}{source}"), "{so}");
+    tracing::error!(error = %Chain(error), "{so}");
 }
 
 #[cfg(test)]

@@ -75,14 +75,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::boot::{http::route::SegmentKey, nonce::Nonce};
+    use crate::boot::http::route::SegmentKey;
 
     fn boot() -> Boot {
         Boot {
             release: "0123456789abcdef".parse().unwrap(),
             segment: SegmentKey::new("muster-system", "lab").unwrap(),
             mac: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
-            nonce: Nonce::new(0x6ac0_ffee, [7; 12]),
+            pass: "asD_7gABAgMEBQYHCAkKCwwNDg8QERIT".parse().unwrap(),
         }
     }
 
@@ -106,7 +106,7 @@ echo Muster: the ramdisk did not arrive, trying again
 sleep ${try}
 :fetch
 kernel http://10.77.0.1:8080/boot/0123456789abcdef/vmlinuz initrd=initramfs console=tty0 console=ttyS0,115200 quiet cryptomgr.notests console=ttyS1,115200 || goto again
-initrd --name initramfs http://10.77.0.1:8080/boot/0123456789abcdef/muster-system/lab/525400123456/6ac0ffee070707070707070707070707/initramfs || goto again
+initrd --name initramfs http://10.77.0.1:8080/boot/0123456789abcdef/muster-system/lab/525400123456/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT/initramfs || goto again
 boot || goto again
 :disk
 echo Muster: going on to the next boot device

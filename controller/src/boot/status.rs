@@ -9,7 +9,10 @@ use kube::{
     api::{Patch, PatchParams},
     runtime::reflector::Store,
 };
-use muster_proto::kinds::{DhcpMode, Segment, SegmentStatus, Trust};
+use muster_proto::{
+    Chain,
+    kinds::{DhcpMode, Segment, SegmentStatus, Trust},
+};
 use tokio::sync::watch;
 
 use super::{
@@ -208,7 +211,7 @@ async fn write_one(client: &Client, segment: &Arc<Segment>, facts: &Facts, event
         // Deleted a moment ago.
         Err(kube::Error::Api(response)) if response.code == 404 => true,
         Err(error) => {
-            tracing::warn!(%error, segment = segment::key(segment), "writing the status of a segment");
+            tracing::warn!(error = %Chain(&error), segment = segment::key(segment), "the status of a Segment is not written; it is tried again");
             false
         }
     }

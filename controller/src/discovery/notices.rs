@@ -94,7 +94,8 @@ pub(super) fn told_of_hardware(
     (!changes.is_empty()).then(|| event(about, false, "HardwareChanged", changes.join("; ")))
 }
 
-/// Other Servers that share a signal with this one and are another machine: told on this one's side, as each tells on its own.
+/// Other Servers that share a signal with this one and are another machine: told on this one's side, as each tells on its own, on
+/// the Server and on its host. The words stay the same while the clash lasts, so that it is told once.
 pub(super) fn clashes(seen: &Seen<'_>) -> Vec<Event> {
     let us = server_name(seen.server);
     let listed = |server: &Server, name: &str| {
@@ -103,31 +104,26 @@ pub(super) fn clashes(seen: &Seen<'_>) -> Vec<Event> {
             .as_ref()
             .is_some_and(|status| status.clashes.iter().any(|clash| clash == name))
     };
-    let about = || match &seen.server.spec.host {
-        Some(at) => ObjectReference {
-            api_version: Some("metal3.io/v1alpha1".to_owned()),
-            kind: Some("BareMetalHost".to_owned()),
-            namespace: Some(at.namespace.clone()),
-            name: Some(at.name.clone()),
-            uid: Some(at.uid.clone()),
-            ..ObjectReference::default()
-        },
-        None => about_server(seen.server),
-    };
+    let host = seen.server.spec.host.as_ref().map(|at| ObjectReference {
+        api_version: Some("metal3.io/v1alpha1".to_owned()),
+        kind: Some("BareMetalHost".to_owned()),
+        namespace: Some(at.namespace.clone()),
+        name: Some(at.name.clone()),
+        uid: Some(at.uid.clone()),
+        ..ObjectReference::default()
+    });
     let others = seen.servers.iter().filter(|other| {
         let name = server_name(other);
         name != us && (listed(seen.server, name) || listed(other, us))
     });
     others
-        .map(|other| {
-            let host = other.spec.host.as_ref().map_or_else(
-                || "without a host".to_owned(),
-                |at| format!("host {}/{}", at.namespace, at.name),
-            );
+        .flat_map(|other| {
             let name = server_name(other);
             let message =
-                format!("shares an identifying signal with Server {name} ({host}), which is another machine");
-            warning(about(), "IdentityClash", message)
+                format!("shares an identifying signal with Server {name}, which is another machine");
+            std::iter::once(about_server(seen.server))
+                .chain(host.clone())
+                .map(move |about| warning(about, "IdentityClash", message.clone()))
         })
         .collect()
 }

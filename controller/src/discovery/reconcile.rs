@@ -18,7 +18,10 @@ use kube::{
         watcher,
     },
 };
-use muster_proto::kinds::{HardwareData, Segment, Server};
+use muster_proto::{
+    Chain,
+    kinds::{HardwareData, Segment, Server},
+};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
@@ -33,7 +36,6 @@ use super::{
     notices::about_server,
 };
 use crate::{
-    chain::Chain,
     events::{Event, Events},
     metrics::Registry,
     world::{Change, Scope, World},

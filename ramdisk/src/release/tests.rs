@@ -77,6 +77,69 @@ fn an_older_release_stays_and_current_moves_on() {
     assert_eq!(names.len(), 3, "nothing else is left behind: {names:?}");
 }
 
+/// Writes the release that has so many modules.
+fn another(out: &Path, modules: usize) -> String {
+    let content = Content { modules, ..content() };
+    write(out, &content).unwrap()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_current_and_the_previous_release_stay_and_older_ones_go() {
+    let (out, first) = written(&content());
+    let dir = out.path().join("lab");
+    let (second, third) = (another(out.path(), 4), another(out.path(), 5));
+    for leftover in [format!(".{first}.77"), format!(".{second}.gone")] {
+        fs::create_dir(dir.join(&leftover)).unwrap();
+        fs::write(dir.join(leftover).join(VMLINUZ), "half").unwrap();
+    }
+    fs::write(dir.join(".current.77"), "half").unwrap();
+    fs::write(dir.join("notes"), "of somebody").unwrap();
+    let later = SystemTime::now() + STAYS + Duration::from_secs(60);
+    let mut removed = prune(&dir, later).unwrap();
+    removed.sort();
+    let mut expected = [
+        ".current.77".to_owned(),
+        format!(".{first}.77"),
+        format!(".{second}.gone"),
+        first,
+    ];
+    expected.sort();
+    assert_eq!(removed, expected);
+    let mut left = [second, third.clone(), CURRENT.to_owned(), "notes".to_owned()];
+    left.sort();
+    assert_eq!(names(&dir), left);
+    assert_eq!(Release::open(&dir).unwrap().hash, third);
+    assert!(prune(&dir, later).unwrap().is_empty());
+}
+
+#[test]
+fn a_release_that_machines_may_still_be_booting_stays_however_old_it_is() {
+    let (out, first) = written(&content());
+    let dir = out.path().join("lab");
+    let long_ago = SystemTime::now() - Duration::from_secs(90 * 86_400);
+    let handle = File::open(dir.join(&first)).unwrap();
+    handle.set_modified(long_ago).unwrap();
+    // It was served for months; then two builds came within a moment.
+    let (second, third) = (another(out.path(), 4), another(out.path(), 5));
+    assert!(prune(&dir, SystemTime::now()).unwrap().is_empty());
+    for name in [&first, &second, &third] {
+        assert!(Release::open_named(&dir, name).is_ok(), "{name}");
+    }
+    // Back to the first: then the third is the one before.
+    assert_eq!(another(out.path(), 3), first);
+    let later = SystemTime::now() + STAYS + Duration::from_secs(60);
+    assert_eq!(prune(&dir, later).unwrap(), [second]);
+}
+
 #[test]
 fn any_damaged_file_is_named() {
     for name in [VMLINUZ, INITRAMFS, STUB, MANIFEST] {

@@ -56,6 +56,13 @@ fn a_missing_pure_module_is_caught() {
 }
 
 #[test]
+fn a_pure_module_that_the_map_does_not_list_is_caught() {
+    let words = "list of pure modules lacks boot/policy.rs";
+    assert!(caught(&[("ARCHITECTURE.md", "`boot/decide.rs`")], words));
+    assert!(!caught(&[("ARCHITECTURE.md", "`boot/policy.rs`")], words));
+}
+
+#[test]
 fn an_agent_that_knows_the_controller_is_caught() {
     assert!(caught(
         &[("agent/src/a.rs", "use muster_controller::x;\n")],

@@ -124,7 +124,8 @@ async fn expired_foreign_and_guessed_tokens_are_refused_and_told() {
         ),
         (2, 4)
     );
-    assert_eq!(lab.told(), vec![("lab".to_owned(), "TokenRefused"); 6]);
+    let told = vec![("lab".to_owned(), "TokenRefused"); 2];
+    assert_eq!(lab.told(), told, "one for forged, one for late or early ones");
     assert!(lab.servers().is_empty() && lab.enrolments().is_empty());
     assert_eq!(
         lab.api.requests(),
@@ -444,18 +445,12 @@ async fn two_machines_with_one_uuid_are_two_servers_that_say_so() {
     two.enrol(&lab.token(2)).await.unwrap();
     assert_eq!(lab.status(&name(1)).clashes, [name(2)]);
     assert_eq!(lab.status(&name(2)).clashes, [name(1)]);
-    let clashes = |told: Vec<(String, &'static str)>| -> Vec<String> {
-        told.into_iter()
-            .filter(|(_, reason)| *reason == "IdentityClash")
-            .map(|(about, _)| about)
-            .collect()
-    };
-    let mut told = clashes(lab.told());
-    told.sort();
-    assert_eq!(told, [name(1), name(2)]);
-    two.certificate = None;
-    two.enrol(&lab.token(2)).await.unwrap();
-    assert!(clashes(lab.told()).is_empty(), "told once");
+    // Discovery tells people, once and in its own words.
+    let told = lab.told();
+    assert!(
+        told.iter().all(|(_, reason)| *reason != "IdentityClash"),
+        "{told:?}"
+    );
     two.identity.system_uuid = identity_of(2).system_uuid;
     two.certificate = None;
     two.enrol(&lab.token(2)).await.unwrap();

@@ -188,3 +188,20 @@ async fn an_outcome_is_not_lost_on_a_replica_that_does_not_know_the_order_yet() 
     .await;
     polled.abort();
 }
+
+#[tokio::test]
+async fn a_server_that_cannot_be_written_keeps_no_other_shown_as_connected() {
+    let lab = Lab::new().await;
+    let mut agents = Vec::new();
+    for last in 1..=5 {
+        agents.push(lab.enrolled(last).await);
+    }
+    for last in 1..=4 {
+        lab.api.refuse_writes(format!("/{}/status", name(last)));
+    }
+    drop(agents);
+    lab.until("the end of the last one's session is written", |lab| {
+        lab.status(&name(5)).session.unwrap().state == SessionState::Disconnected
+    })
+    .await;
+}

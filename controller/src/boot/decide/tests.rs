@@ -1,11 +1,21 @@
 use super::*;
-use crate::boot::dhcp::{
-    corpus::{all, request},
-    fixtures::a_net,
+use crate::{
+    agents::token::TokenKey,
+    boot::{
+        dhcp::{
+            corpus::{all, request},
+            fixtures::a_net,
+        },
+        pass::PassKey,
+    },
 };
 
 const RELEASE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const RAMDISK: Verdict = Verdict::Ramdisk("nobody has described it");
+
+fn passes() -> Maker {
+    Maker::new(PassKey::of(&TokenKey::new(&[7; 32])), 0x6a00_0000, [0xab; 4])
+}
 
 fn decided(name: &str, mode: DhcpMode, verdict: Verdict) -> Result<File, &'static str> {
     decide(
@@ -14,24 +24,24 @@ fn decided(name: &str, mode: DhcpMode, verdict: Verdict) -> Result<File, &'stati
             net: &a_net(mode),
             verdict,
             release: Some(RELEASE),
-            nonce: &nonce(0x6a00_0000, [0xab; 12]),
+            passes: Some(&passes()),
         },
     )
 }
 
 #[test]
 fn each_client_gets_its_file() {
-    let uki = format!(
-        "http://10.77.0.1:8080/boot/{RELEASE}/metal/rack/525400123456/6a000000abababababababababababab/uki.efi"
-    );
-    let script = "http://10.77.0.1:8080/ipxe/metal/rack/525400123456/4c4c4544-0035-4b10-8032-cac04f583933";
+    let path = format!("/boot/{RELEASE}/metal/rack/525400123456");
+    let uki = format!("http://10.77.0.1:8080{path}/{}/uki.efi", passes().pass(&path));
+    let path = "/ipxe/metal/rack/525400123456/4c4c4544-0035-4b10-8032-cac04f583933";
+    let script = format!("http://10.77.0.1:8080{path}/{}", passes().pass(path));
     for mode in [DhcpMode::Server, DhcpMode::Proxy] {
         for (name, file) in [
             ("pxe-rom-bios-discover", File::Tftp("undionly.kpxe")),
             ("ovmf-pxe-discover", File::Tftp("snponly.efi")),
             ("uefi-pxe-4011-request", File::Tftp("snponly.efi")),
             ("utf8-junk-host-name", File::Tftp("snponly.efi")),
-            ("ipxe-rom-bios-discover", File::Script(script.to_owned())),
+            ("ipxe-rom-bios-discover", File::Script(script.clone())),
             ("ovmf-http-discover", File::Uki(uki.clone())),
         ] {
             assert_eq!(decided(name, mode, RAMDISK), Ok(file), "{name} {mode:?}");
@@ -99,7 +109,7 @@ fn architectures_without_boot_files_are_told_apart() {
                 net: &net,
                 verdict: RAMDISK,
                 release: None,
-                nonce: "",
+                passes: Some(&passes()),
             },
         )
     };
@@ -130,9 +140,28 @@ fn http_boot_without_a_ramdisk_is_silence() {
         net: &net,
         verdict: RAMDISK,
         release: None,
-        nonce: "",
+        passes: Some(&passes()),
     };
     assert!(decide(&request("ovmf-http-discover"), &circumstances).is_err());
+}
+
+#[test]
+fn without_the_key_for_its_url_no_boot_begins() {
+    let net = a_net(DhcpMode::Server);
+    let at = Circumstances {
+        net: &net,
+        verdict: RAMDISK,
+        release: Some(RELEASE),
+        passes: None,
+    };
+    for name in [
+        "pxe-rom-bios-discover",
+        "ipxe-rom-bios-discover",
+        "ovmf-http-discover",
+    ] {
+        assert!(decide(&request(name), &at).unwrap_err().contains("key"), "{name}");
+    }
+    assert_eq!(decide(&request("dhclient-discover"), &at), Ok(File::None));
 }
 
 #[test]
@@ -145,12 +174,14 @@ fn the_longest_boot_url_fits_into_one_option() {
         net: &net,
         verdict: RAMDISK,
         release: Some(RELEASE),
-        nonce: &nonce(u32::MAX, [0xff; 12]),
+        passes: Some(&passes()),
     };
-    let Ok(File::Uki(url)) = decide(&request("ovmf-http-discover"), &circumstances) else {
-        panic!("HTTP boot gets a UKI");
-    };
-    assert!(url.len() <= 255, "{}", url.len());
+    for client in ["ovmf-http-discover", "ipxe-rom-bios-discover"] {
+        let (File::Uki(url) | File::Script(url)) = decide(&request(client), &circumstances).unwrap() else {
+            panic!("{client} gets a URL");
+        };
+        assert!(url.len() <= 255, "{client}: {}", url.len());
+    }
 }
 
 fn option(reply: &Reply, code: u8) -> Option<&[u8]> {

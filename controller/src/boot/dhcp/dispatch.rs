@@ -10,22 +10,23 @@ use std::{
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource as _;
 use muster_proto::{Mac, kinds::Segment};
-use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{
     door::Entrance,
     engine::{self, Step},
     frames::Frames,
     leases::Leases,
-    log::{Log, Say},
     metrics::{Asked, Dropped, Metrics, Of},
     rogue::{Answer, Watch},
     wire::Request,
 };
 use crate::{
+    agents::BootSecrets,
     boot::{
-        decide::{Circumstances, Client, Releases, nonce},
+        decide::{Circumstances, Client, Releases},
+        log::{Log, Say},
+        pass::{Maker, PassKey},
         policy::{Verdict, verdict},
         segment::Net,
     },
@@ -95,12 +96,15 @@ pub(super) struct Dispatch {
     events: Events,
     metrics: Metrics,
     start: Instant,
-    random: SystemRandom,
+    secrets: Secrets,
     actives: RwLock<Arc<Actives>>,
-    log: Mutex<Log>,
+    log: Mutex<Log<Mac>>,
     probes: Arc<Semaphore>,
     probing: Mutex<HashSet<(String, Mac)>>,
 }
+
+/// From enrolment; `None` until it has them.
+pub(super) type Secrets = watch::Receiver<Option<Arc<BootSecrets>>>;
 
 /// [`Releases`] without a Debug of its own.
 struct Shared(Arc<dyn Releases>);
@@ -115,6 +119,7 @@ impl Dispatch {
     pub(super) fn new(
         world: World,
         releases: Arc<dyn Releases>,
+        secrets: Secrets,
         events: Events,
         metrics: Metrics,
     ) -> Dispatch {
@@ -124,9 +129,9 @@ impl Dispatch {
             events,
             metrics,
             start: Instant::now(),
-            random: SystemRandom::new(),
+            secrets,
             actives: RwLock::default(),
-            log: Mutex::new(Log::new()),
+            log: Mutex::default(),
             probes: Arc::new(Semaphore::new(MAX_PROBES)),
             probing: Mutex::default(),
         }
@@ -190,11 +195,12 @@ impl Dispatch {
             Verdict::Silence("it boots nothing")
         };
         let release = boots.then(|| self.releases.0.current(net.profile)).flatten();
+        let passes = boots.then(|| self.passes()).flatten();
         let circumstances = Circumstances {
             net,
             verdict,
             release: release.as_deref(),
-            nonce: &self.nonce(),
+            passes: passes.as_ref(),
         };
         let mut leases = active.leases();
         let recycled = leases.recycled();
@@ -209,14 +215,13 @@ impl Dispatch {
         step
     }
 
-    /// A fresh one for every packet: only the one in the URL that the firmware really loads becomes a token.
-    fn nonce(&self) -> String {
-        let mut random = [0; 12];
-        self.random
-            .fill(&mut random)
-            .expect("the kernel's random numbers are there once the system is up");
-        let seconds = jiff::Timestamp::now().as_second();
-        nonce(u32::try_from(seconds).unwrap_or(u32::MAX), random)
+    /// Fresh ones for every packet: only the one in the URL that the firmware really loads becomes a token.
+    fn passes(&self) -> Option<Maker> {
+        let secrets = self.secrets.borrow().clone()?;
+        Maker::fresh(
+            PassKey::of(&secrets.token_key),
+            jiff::Timestamp::now().as_second(),
+        )
     }
 
     /// Asks the network about `address`, beside the reading of further requests, and then answers.

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use muster_proto::Chain;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::UdpSocket, sync::mpsc, task::JoinHandle};
 
@@ -120,8 +121,7 @@ impl Door {
                     Some(Arc::new(frames))
                 }
                 Err(error) => {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::warn!(interface, %error, cause, "serving without probes and without looking for other servers");
+                    tracing::warn!(interface, error = %Chain(&error), "serving without probes and without looking for other servers");
                     None
                 }
             }

@@ -21,7 +21,6 @@ pub(crate) mod fixtures;
 mod frames;
 pub mod leases;
 mod links;
-mod log;
 mod metrics;
 pub mod rogue;
 mod serve;

@@ -8,7 +8,7 @@ use std::{
 
 use kube::Client;
 use muster_proto::{
-    Mac,
+    Chain, Mac,
     kinds::{DhcpMode, Segment, Server},
 };
 use tokio::{sync::watch, time::Instant};
@@ -22,6 +22,7 @@ use super::{
     rogue::Intruder,
 };
 use crate::{
+    agents::BootSecrets,
     boot::{
         decide::Releases,
         segment::{self, Net, Plan, Ports},
@@ -47,6 +48,8 @@ pub struct Dhcp {
     pub ports: Ports,
     /// Which ramdisks there are.
     pub releases: Arc<dyn Releases>,
+    /// From enrolment; `None` until it has them: boot URLs are sealed with its key.
+    pub secrets: watch::Receiver<Option<Arc<BootSecrets>>>,
     /// Writes Segment status.
     pub client: Client,
     /// Tells people.
@@ -74,6 +77,7 @@ impl Dhcp {
             world,
             ports,
             releases,
+            secrets,
             client,
             events,
             metrics,
@@ -89,7 +93,13 @@ impl Dhcp {
         ));
         serve(
             Service {
-                dispatch: Arc::new(Dispatch::new(world.clone(), releases, events, metrics.clone())),
+                dispatch: Arc::new(Dispatch::new(
+                    world.clone(),
+                    releases,
+                    secrets,
+                    events,
+                    metrics.clone(),
+                )),
                 world,
                 ports,
                 metrics,
@@ -182,6 +192,8 @@ fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan) {
     if changed || before.len() != after.len() {
         for key in before.keys().filter(|key| !after.contains_key(*key)) {
             tracing::info!(segment = key, "no longer served");
+            service.metrics.leases.remove(&Of::segment(key));
+            service.metrics.intruders.remove(&Of::segment(key));
         }
         service.dispatch.serve(after);
     }
@@ -299,10 +311,7 @@ impl Doors {
                 Err(error) => {
                     let trouble = Trouble {
                         reason: error.reason(),
-                        message: match std::error::Error::source(&error) {
-                            Some(source) => format!("{error}: {source}"),
-                            None => error.to_string(),
-                        },
+                        message: Chain(&error).to_string(),
                     };
                     let known = self.failed.insert(key, (trouble.clone(), Instant::now()));
                     if known.is_none_or(|(former, _)| former != trouble) {

@@ -1,4 +1,4 @@
-use std::{io::Read, os::unix::fs::FileExt};
+use std::os::unix::fs::FileExt;
 
 use muster_ramdisk::{
     cpio,
@@ -177,11 +177,21 @@ fn a_ramdisk_is_served_even_if_its_firmware_cannot_be_kept() {
 }
 
 #[test]
-fn a_nameless_file_can_be_written_and_read() {
-    let mut file = nameless(&std::env::temp_dir()).unwrap();
-    file.write_all(b"x").unwrap();
-    let mut read = Vec::new();
-    io::Seek::rewind(&mut file).unwrap();
-    file.read_to_end(&mut read).unwrap();
-    assert_eq!(read, b"x");
+fn what_a_killed_controller_left_stands_in_nobodys_way() {
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), Profile::Lab, "x");
+    let (firmware, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::create_dir(firmware.path().join("bnx2")).unwrap();
+    std::fs::write(firmware.path().join("bnx2/a.fw"), b"blob").unwrap();
+    // In a container every controller has the same process id.
+    for number in 0..1000 {
+        let name = format!("muster-extras-{}-{number}", std::process::id());
+        std::fs::write(scratch.path().join(name), b"").unwrap();
+    }
+    let extras = Extras {
+        firmware: vec![firmware.path().to_owned()],
+        authorities: Vec::new(),
+    };
+    let files = Files::open(directory.path(), extras, scratch.path());
+    assert!(files.current(Profile::Lab).unwrap().extras.is_some());
 }

@@ -14,13 +14,12 @@ use tokio::{
 };
 
 use super::{
-    Answer, Limits,
+    Answer, Limits, Notes,
     body::Body,
     head::{self, Method, Progress, Request},
     response::{Response, Status},
-    send,
+    route, send,
 };
-use crate::boot::peers::Peers;
 
 /// How long, and for how many bytes, a client that is being turned away is listened to, so that it reads why.
 const FAREWELL: (Duration, usize) = (Duration::from_secs(1), 64 * 1024);
@@ -48,7 +47,7 @@ pub(super) async fn serve<A: Answer>(
     ends: Ends,
     answer: &A,
     limits: &Limits,
-    peers: &Peers,
+    notes: &Notes,
     crowded: impl Fn() -> bool,
 ) {
     let mut buffer = Vec::new();
@@ -84,7 +83,7 @@ pub(super) async fn serve<A: Answer>(
             &response.body
         };
         let sent = send::all(&stream, &head, body, limits.stall).await;
-        log(&request, &response, &sent, ends, peers, begun);
+        log(&request, &response, &sent, ends, notes, begun);
         if sent.is_err() {
             return;
         }
@@ -168,14 +167,17 @@ fn log(
     response: &Response,
     sent: &Result<(), send::SendError>,
     ends: Ends,
-    peers: &Peers,
+    Notes { peers, refusals }: &Notes,
     begun: Instant,
 ) {
     let ms = begun.elapsed().as_millis();
     let client = ends.peer;
     let Some(step) = &response.step else {
-        let target = muster_proto::text::clean(request.target.as_bytes());
-        tracing::info!(%client, target, status = response.status.line(), "HTTP: nothing to serve");
+        let target = muster_proto::text::clean(route::without_passes(&request.target).as_bytes());
+        let status = response.status.line();
+        if let Some(left_out) = refusals.say(client.ip(), &format!("{status} {target}")) {
+            tracing::info!(%client, target, status, why = response.why, left_out, "HTTP: nothing to serve");
+        }
         return;
     };
     if let Some(mac) = step.mac {

@@ -28,7 +28,7 @@ use tokio::{
 
 pub use self::connection::Ends;
 use self::response::{Response, Status};
-use super::{peers::Peers, slots::Slots};
+use super::{log::Refusals, peers::Peers, slots::Slots};
 use crate::bind::{self, Addresses};
 
 /// The default port.
@@ -130,7 +130,14 @@ struct Shared<A> {
     limits: Limits,
     places: Arc<Semaphore>,
     slots: Slots,
+    notes: Notes,
+}
+
+/// What connections remember for the log.
+#[derive(Debug, Default)]
+struct Notes {
     peers: Peers,
+    refusals: Refusals,
 }
 
 impl<A> Shared<A> {
@@ -140,7 +147,10 @@ impl<A> Shared<A> {
             limits,
             places: Arc::new(Semaphore::new(limits.connections)),
             slots: Slots::new(usize::MAX, limits.each),
-            peers,
+            notes: Notes {
+                peers,
+                refusals: Refusals::default(),
+            },
         }
     }
 }
@@ -191,11 +201,11 @@ async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> Bin
                     answer,
                     limits,
                     places,
-                    peers,
+                    notes,
                     ..
                 } = &*shared;
                 let crowded = || places.available_permits() == 0;
-                connection::serve(stream, Ends { peer, local }, answer, limits, peers, crowded).await;
+                connection::serve(stream, Ends { peer, local }, answer, limits, notes, crowded).await;
             }
         });
     }

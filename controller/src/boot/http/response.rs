@@ -110,6 +110,8 @@ pub struct Response {
     part: Option<(Option<Range<u64>>, u64)>,
     /// What to log once it is sent.
     pub step: Option<Step>,
+    /// What an error's body says.
+    pub why: Option<&'static str>,
 }
 
 impl Response {
@@ -121,6 +123,7 @@ impl Response {
             body,
             part: None,
             step: Some(step),
+            why: None,
         }
     }
 
@@ -133,6 +136,7 @@ impl Response {
             body: Body::of(text),
             part: None,
             step: None,
+            why: Some(message),
         }
     }
 

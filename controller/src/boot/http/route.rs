@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use muster_proto::Mac;
 
-use crate::boot::nonce::Nonce;
+use crate::boot::pass::Pass;
 
 /// The longest path that can be one of ours.
 const MAX: usize = 512;
@@ -20,7 +20,7 @@ pub struct SegmentKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReleaseName(String);
 
-/// A file of one boot of one machine; its bytes depend on nothing else.
+/// A file of one boot of one machine; its bytes depend on nothing else. Whether we made its URL, [`Boot::pass`] tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Boot {
     /// Which build of the ramdisk.
@@ -29,14 +29,15 @@ pub struct Boot {
     pub segment: SegmentKey,
     /// The address that it booted from.
     pub mac: Mac,
-    /// Which boot.
-    pub nonce: Nonce,
+    /// Which boot, sealed over [`boot_path`].
+    pub pass: Pass,
 }
 
 /// A URL's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// `/ipxe/{namespace}/{segment}/{mac}/{uuid or -}`: what iPXE is to do.
+    /// `/ipxe/{namespace}/{segment}/{mac}/{uuid or -}/{pass}`: what iPXE is to do. Without a pass it is what another DHCP server
+    /// names, which can only write the same URL for all machines.
     Script {
         /// The Segment that the machine boots on.
         segment: SegmentKey,
@@ -44,12 +45,14 @@ pub enum Route {
         mac: Mac,
         /// Its SMBIOS UUID, lower case.
         uuid: Option<String>,
+        /// Which answer of ours led here, sealed over [`script_path`].
+        pass: Option<Pass>,
     },
     /// `/boot/{release}/vmlinuz`: the kernel, the same for all.
     Kernel(ReleaseName),
-    /// `/boot/{release}/{namespace}/{segment}/{mac}/{nonce}/initramfs`: the configuration of one boot, then the ramdisk.
+    /// `/boot/{release}/{namespace}/{segment}/{mac}/{pass}/initramfs`: the configuration of one boot, then the ramdisk.
     Initramfs(Boot),
-    /// `/boot/{release}/{namespace}/{segment}/{mac}/{nonce}/uki.efi`: kernel and initramfs as one UEFI program.
+    /// `/boot/{release}/{namespace}/{segment}/{mac}/{pass}/uki.efi`: kernel and initramfs as one UEFI program.
     Uki(Boot),
 }
 
@@ -61,21 +64,26 @@ impl Route {
         }
         let parts: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
         Some(match parts.as_slice() {
-            ["ipxe", namespace, name, mac, uuid] => Route::Script {
+            ["ipxe", namespace, name, mac, uuid, pass @ ..] => Route::Script {
                 segment: SegmentKey::new(namespace, name)?,
                 mac: mac_of(mac)?,
                 uuid: match *uuid {
                     "-" => None,
                     text => Some(uuid_of(text)?),
                 },
+                pass: match pass {
+                    [] => None,
+                    [pass] => Some(pass.parse().ok()?),
+                    _ => return None,
+                },
             },
             ["boot", release, "vmlinuz"] => Route::Kernel(release.parse().ok()?),
-            ["boot", release, namespace, name, mac, nonce, file] => {
+            ["boot", release, namespace, name, mac, pass, file] => {
                 let boot = Boot {
                     release: release.parse().ok()?,
                     segment: SegmentKey::new(namespace, name)?,
                     mac: mac_of(mac)?,
-                    nonce: nonce.parse().ok()?,
+                    pass: pass.parse().ok()?,
                 };
                 match *file {
                     "initramfs" => Route::Initramfs(boot),
@@ -91,31 +99,50 @@ impl Route {
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Route::Script { segment, mac, uuid } => {
-                write!(
-                    f,
-                    "/ipxe/{segment}/{}/{}",
-                    mac.hex(),
-                    uuid.as_deref().unwrap_or("-")
-                )
+            Route::Script {
+                segment,
+                mac,
+                uuid,
+                pass,
+            } => {
+                f.write_str(&script_path(segment, *mac, uuid.as_deref()))?;
+                pass.as_ref().map_or(Ok(()), |pass| write!(f, "/{pass}"))
             }
             Route::Kernel(release) => write!(f, "/boot/{release}/vmlinuz"),
-            Route::Initramfs(boot) => write!(f, "/boot/{boot}/initramfs"),
-            Route::Uki(boot) => write!(f, "/boot/{boot}/uki.efi"),
+            Route::Initramfs(boot) => write!(f, "{}/{}/initramfs", boot.path(), boot.pass),
+            Route::Uki(boot) => write!(f, "{}/{}/uki.efi", boot.path(), boot.pass),
         }
     }
 }
 
-impl fmt::Display for Boot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Boot {
-            release,
-            segment,
-            mac,
-            nonce,
-        } = self;
-        write!(f, "{release}/{segment}/{}/{nonce}", mac.hex())
+impl Boot {
+    /// What [`Boot::pass`] is sealed over.
+    pub fn path(&self) -> String {
+        boot_path(&self.release, &self.segment, self.mac)
     }
+}
+
+/// The start of a script's URL, which its pass is sealed over.
+pub fn script_path(segment: &impl fmt::Display, mac: Mac, uuid: Option<&str>) -> String {
+    format!("/ipxe/{segment}/{}/{}", mac.hex(), uuid.unwrap_or("-"))
+}
+
+/// The start of the URL of a boot's file, which its pass is sealed over.
+pub fn boot_path(release: &impl fmt::Display, segment: &impl fmt::Display, mac: Mac) -> String {
+    format!("/boot/{release}/{segment}/{}", mac.hex())
+}
+
+/// `target` for a log: without the passes in it, each of which buys a certificate.
+pub fn without_passes(target: &str) -> String {
+    let foreign = |c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_';
+    let parts = target.split_inclusive(foreign).map(|part| {
+        let word = part.trim_end_matches(foreign);
+        match word.parse::<Pass>() {
+            Ok(_) => part.replace(word, "(pass)"),
+            Err(_) => part.to_owned(),
+        }
+    });
+    parts.collect()
 }
 
 impl SegmentKey {
@@ -216,16 +243,17 @@ mod tests {
 
     use super::*;
 
-    const NONCE: &str = "6ac0ffee000102030405060708090a0b";
+    const PASS: &str = "asD_7gABAgMEBQYHCAkKCwwNDg8QERIT";
 
     #[test]
     fn every_route_is_its_own_path() {
         for path in [
             "/ipxe/muster-system/lab/525400123456/-".to_owned(),
-            "/ipxe/muster-system/lab.b/525400123456/4c4c4544-0035-4b10-8032-cac04f583933".to_owned(),
+            format!("/ipxe/muster-system/lab/525400123456/-/{PASS}"),
+            format!("/ipxe/muster-system/lab.b/525400123456/4c4c4544-0035-4b10-8032-cac04f583933/{PASS}"),
             "/boot/0123456789abcdef/vmlinuz".to_owned(),
-            format!("/boot/0123456789abcdef/a/b/525400123456/{NONCE}/initramfs"),
-            format!("/boot/0123456789abcdef/a/b/525400123456/{NONCE}/uki.efi"),
+            format!("/boot/0123456789abcdef/a/b/525400123456/{PASS}/initramfs"),
+            format!("/boot/0123456789abcdef/a/b/525400123456/{PASS}/uki.efi"),
         ] {
             assert_eq!(Route::parse(&path).unwrap().to_string(), path);
         }
@@ -233,11 +261,9 @@ mod tests {
 
     #[test]
     fn the_uuid_of_a_vendor_that_writes_capitals_is_the_same() {
-        let upper = Route::parse("/ipxe/a/b/525400123456/4C4C4544-0035-4B10-8032-CAC04F583933");
-        assert_eq!(
-            upper,
-            Route::parse("/ipxe/a/b/525400123456/4c4c4544-0035-4b10-8032-cac04f583933")
-        );
+        let parse = |uuid: &str| Route::parse(&format!("/ipxe/a/b/525400123456/{uuid}/{PASS}"));
+        let upper = parse("4C4C4544-0035-4B10-8032-CAC04F583933");
+        assert_eq!(upper, parse("4c4c4544-0035-4b10-8032-cac04f583933"));
         assert!(upper.is_some());
     }
 
@@ -262,21 +288,38 @@ mod tests {
         "/boot/0123456789abcde%66/vmlinuz",
         "/boot/current/vmlinuz",
         "/ipxe/a/b/525400123456",
+        "/ipxe/a/b/525400123456/-/",
+        "/ipxe/a/b/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERI",
+        "/ipxe/a/b/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERI=",
+        "/ipxe/a/b/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT/",
+        "/ipxe/a/b/525400123456/-/asD/7gABAgMEBQYHCAkKCwwNDg8QERIT",
         "/ipxe/a/b/525400123456/",
-        "/ipxe/a/b/52:54:00:12:34:56/-",
-        "/ipxe/a/b/000000000000/-",
-        "/ipxe/a/b/ffffffffffff/-",
-        "/ipxe/a/b/525400123456/${uuid}",
-        "/ipxe/a/b/525400123456/--",
-        "/ipxe/A/b/525400123456/-",
-        "/ipxe/a/-b/525400123456/-",
-        "/ipxe/a/b./525400123456/-",
-        "/ipxe/../b/525400123456/-",
-        "/ipxe/a/b\n#!ipxe/525400123456/-",
-        "/ipxe/a/b/+25400123456/-",
+        "/ipxe/a/b/52:54:00:12:34:56/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
+        "/ipxe/a/b/000000000000/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
+        "/ipxe/a/b/ffffffffffff/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
+        "/ipxe/a/b/525400123456/${uuid}/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
+        "/ipxe/a/b/525400123456/--/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
+        "/ipxe/A/b/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
+        "/ipxe/a/-b/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
+        "/ipxe/a/b./525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
+        "/ipxe/../b/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
+        "/ipxe/a/b\n#!ipxe/525400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
+        "/ipxe/a/b/+25400123456/-/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT",
         "/boot/0123456789abcdef/a/b/525400123456/6ac0ffee/initramfs",
-        "/boot/0123456789abcdef/a/b/525400123456/6ac0ffee000102030405060708090a0b/vmlinuz",
+        "/boot/0123456789abcdef/a/b/525400123456/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT/vmlinuz",
     ];
+
+    #[test]
+    fn logs_show_no_pass() {
+        for after in ["/initramfs", "?x", ""] {
+            let before = "/boot/0123456789abcdef/a/b/525400123456/";
+            assert_eq!(
+                without_passes(&format!("{before}{PASS}{after}")),
+                format!("{before}(pass){after}")
+            );
+        }
+        assert_eq!(without_passes("/../etc/passwd"), "/../etc/passwd");
+    }
 
     #[test]
     fn the_corpus_leads_nowhere() {
@@ -284,7 +327,7 @@ mod tests {
             assert_eq!(Route::parse(path), None, "{path}");
         }
         assert_eq!(
-            Route::parse(&format!("/ipxe/a/{}/525400123456/-", "b".repeat(600))),
+            Route::parse(&format!("/ipxe/a/{}/525400123456/-/{PASS}", "b".repeat(600))),
             None
         );
     }
@@ -292,11 +335,11 @@ mod tests {
     proptest! {
         #[test]
         fn a_path_is_read_without_harm_and_safe_to_repeat(
-            path in "/(ipxe|boot)(/[a-f0-9.\\-]{1,36}|/\\PC{0,8}){2,6}(/vmlinuz|/initramfs|/-)?",
+            path in "/(ipxe|boot)(/[a-f0-9.\\-]{1,36}|/\\PC{0,8}){2,6}(/-)?(/[A-Za-z0-9_-]{32})?(/vmlinuz|/initramfs)?",
         ) {
             if let Some(route) = Route::parse(&path) {
                 prop_assert_eq!(route.to_string(), path.clone());
-                prop_assert!(path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/.-".contains(&byte)));
+                prop_assert!(path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/.-_".contains(&byte)));
             }
         }
     }

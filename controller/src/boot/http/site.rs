@@ -8,14 +8,14 @@ use std::{
 
 use futures::FutureExt;
 use jiff::Timestamp;
-use muster_proto::Mac;
+use muster_proto::{Mac, kinds::DhcpMode};
 use tokio::sync::watch;
 
 use super::{
     Answer, Ends,
     body::Body,
     response::{Kind, Response, Status, Step},
-    route::{Boot, ReleaseName, Route, SegmentKey},
+    route::{self, Boot, ReleaseName, Route, SegmentKey},
 };
 use crate::{
     agents::BootSecrets,
@@ -23,7 +23,7 @@ use crate::{
         config,
         files::{Files, Ramdisk},
         ipxe::{self, Parameter},
-        nonce::{Nonce, Stale},
+        pass::{Maker, Pass, PassKey, Refused},
         policy::{Verdict, verdict},
         segment::{Net, Plan},
         uki,
@@ -56,8 +56,16 @@ impl Answer for Site {
         let now = Timestamp::now().as_second();
         let from = ends.peer.ip();
         let response = match Route::parse(target) {
-            Some(Route::Script { segment, mac, uuid }) => {
-                self.script(&segment, mac, uuid.as_deref(), from, now)
+            Some(Route::Script {
+                segment,
+                mac,
+                uuid,
+                pass,
+            }) => {
+                let uuid = uuid.as_deref();
+                let path = route::script_path(&segment, mac, uuid);
+                self.admit(&path, pass.as_ref(), &segment, from, now)
+                    .and_then(|admitted| self.script(&admitted, &segment, mac, uuid, now))
             }
             Some(Route::Kernel(release)) => self.kernel(&release),
             Some(Route::Initramfs(boot)) => self.initramfs(&boot, from, now),
@@ -71,16 +79,53 @@ impl Answer for Site {
 /// Why there is no answer; the text is for who looks at the machine's screen.
 type Refusal = (Status, &'static str);
 
+/// Who was given this URL by an answer of ours, and what the files for it are made with.
+struct Admitted {
+    net: Net,
+    secrets: Arc<BootSecrets>,
+}
+
 impl Site {
+    /// Lets pass who is on `segment` and was given this very URL by us. Without that, anybody there could ask for the token of any
+    /// machine.
+    fn admit(
+        &self,
+        path: &str,
+        pass: Option<&Pass>,
+        segment: &SegmentKey,
+        from: IpAddr,
+        now: i64,
+    ) -> Result<Admitted, Refusal> {
+        let net = self.net(segment, from)?;
+        let secrets = self.secrets.borrow().clone();
+        let secrets = secrets.ok_or((Status::Unavailable, "enrolment is not ready yet"))?;
+        let refusal = |refused| match refused {
+            Refused::Forged => (Status::Forbidden, "this URL was not made here; boot again"),
+            Refused::Old => (
+                Status::Gone,
+                "this URL was made for a boot of more than an hour ago",
+            ),
+            Refused::Early => (Status::Forbidden, "this URL is of the future: a clock is wrong"),
+        };
+        match pass {
+            Some(pass) => PassKey::of(&secrets.token_key)
+                .check(path, pass, now)
+                .map_err(refusal)?,
+            // Where another DHCP server names our boot files, nobody gets a URL from us.
+            None if net.mode == DhcpMode::Off => {}
+            None => return Err(refusal(Refused::Forged)),
+        }
+        Ok(Admitted { net, secrets })
+    }
+
     fn script(
         &self,
+        Admitted { net, secrets }: &Admitted,
         segment: &SegmentKey,
         mac: Mac,
         uuid: Option<&str>,
-        from: IpAddr,
         now: i64,
     ) -> Result<Response, Refusal> {
-        let net = self.net(segment, from)?;
         if !self.is_complete() {
             return Err((Status::Unavailable, "the cluster is not known yet"));
         }
@@ -89,16 +134,19 @@ impl Site {
             Verdict::Ramdisk(_) => match self.files.current(net.profile) {
                 Some(ramdisk) => {
                     let server = SocketAddrV4::new(net.boot, net.http_port);
+                    let release: ReleaseName = ramdisk
+                        .name
+                        .parse()
+                        .map_err(|_| (Status::Internal, "the release has no usable name"))?;
+                    let maker = Maker::fresh(PassKey::of(&secrets.token_key), now)
+                        .ok_or((Status::Internal, "no random bytes, or no clock"))?;
                     let boot = Boot {
-                        release: ramdisk
-                            .name
-                            .parse()
-                            .map_err(|_| (Status::Internal, "the release has no usable name"))?,
+                        pass: maker.pass(&route::boot_path(&release, segment, mac)),
+                        release,
                         segment: segment.clone(),
                         mac,
-                        nonce: Nonce::fresh(now).ok_or((Status::Internal, "no random bytes, or no clock"))?,
                     };
-                    ipxe::ramdisk(server, &boot, &parameters(&net))
+                    ipxe::ramdisk(server, &boot, &parameters(net))
                 }
                 None => {
                     tracing::error!(segment = %segment, profile = net.profile.name(), "there is no ramdisk to boot");
@@ -144,18 +192,10 @@ impl Site {
 
     /// The initrd of one boot: its configuration, the user's firmware, the ramdisk.
     fn initrd(&self, boot: &Boot, from: IpAddr, now: i64) -> Result<(Net, (Arc<Ramdisk>, Body)), Refusal> {
-        let net = self.net(&boot.segment, from)?;
-        boot.nonce.check(now).map_err(|stale| match stale {
-            Stale::Old => (
-                Status::Gone,
-                "this URL was made for a boot of more than an hour ago",
-            ),
-            Stale::Early => (Status::Forbidden, "this URL is of the future: a clock is wrong"),
-        })?;
+        let Admitted { net, secrets } =
+            self.admit(&boot.path(), Some(&boot.pass), &boot.segment, from, now)?;
         let ramdisk = self.ramdisk(&boot.release)?;
-        let secrets = self.secrets.borrow().clone();
-        let secrets = secrets.ok_or((Status::Unavailable, "enrolment is not ready yet"))?;
-        let config = config::config(&net, boot.mac, &boot.nonce, &secrets);
+        let config = config::config(&net, boot.mac, &boot.pass, &secrets);
         let mut body = Body::of(config::archive(&config));
         if let Some(extras) = &ramdisk.extras {
             body = body.with(extras.segment());

@@ -30,6 +30,7 @@ use self::{
     transfer::{Failure, Outgoing, Step, Transfer},
 };
 use super::{
+    log::Refusals,
     peers::Peers,
     slots::{Slot, Slots},
 };
@@ -154,10 +155,12 @@ impl Server {
             peers,
         } = self;
         let slots = Slots::new(limits.transfers, limits.each);
+        let refusals = Arc::new(Refusals::default());
         bind::on_each("TFTP", addresses, move |address| {
             let (files, slots, peers) = (files.clone(), slots.clone(), peers.clone());
+            let refusals = Arc::clone(&refusals);
             async move {
-                match Listener::bind(SocketAddr::new(address, port), files, slots, peers).await {
+                match Listener::bind(SocketAddr::new(address, port), files, slots, peers, refusals).await {
                     Ok(listener) => listener.run().await,
                     Err(error) => error,
                 }
@@ -176,6 +179,7 @@ struct Listener {
     slots: Slots,
     running: HashMap<SocketAddr, Running>,
     peers: Peers,
+    refusals: Arc<Refusals>,
 }
 
 /// A transfer under way, as far as a further request from the same client matters to it.
@@ -209,6 +213,7 @@ impl Listener {
         files: BootFiles,
         slots: Slots,
         peers: Peers,
+        refusals: Arc<Refusals>,
     ) -> Result<Self, TftpError> {
         let bound = |source| TftpError::Bind { address, source };
         let socket = UdpSocket::bind(address).await.map_err(bound)?;
@@ -221,6 +226,7 @@ impl Listener {
             slots,
             running: HashMap::new(),
             peers,
+            refusals,
         })
     }
 
@@ -255,7 +261,9 @@ impl Listener {
     async fn on_read(&mut self, client: SocketAddr, request: ReadRequest) {
         let Some((name, file)) = self.files.named(&request.name) else {
             let asked = muster_proto::text::clean(&request.name);
-            tracing::info!(%client, file = %asked, "TFTP: no such file");
+            if let Some(left_out) = self.refusals.say(client.ip(), &asked) {
+                tracing::info!(%client, file = %asked, left_out, "TFTP: no such file");
+            }
             self.send(client, &packet::error(Code::NotFound, "no such file"))
                 .await;
             return;
@@ -270,7 +278,9 @@ impl Listener {
         }
         // Nothing is said to a client that must wait: it asks again by itself, while an error would end its boot.
         let Some(slot) = self.slots.take(client.ip()) else {
-            tracing::warn!(%client, "TFTP: too many transfers, request dropped");
+            if let Some(left_out) = self.refusals.say(client.ip(), "too many transfers") {
+                tracing::warn!(%client, left_out, "TFTP: too many transfers, request dropped; the client asks again");
+            }
             return;
         };
         let answered = Arc::new(AtomicBool::new(false));

@@ -16,9 +16,15 @@ fn files() -> BootFiles {
 /// A server on a port of its own, and where it is.
 async fn serve(limits: Limits) -> SocketAddr {
     let slots = Slots::new(limits.transfers, limits.each);
-    let listener = Listener::bind(SocketAddr::new(LOOPBACK, 0), files(), slots, Peers::default())
-        .await
-        .unwrap();
+    let listener = Listener::bind(
+        SocketAddr::new(LOOPBACK, 0),
+        files(),
+        slots,
+        Peers::default(),
+        Arc::default(),
+    )
+    .await
+    .unwrap();
     let address = listener.address;
     tokio::spawn(listener.run());
     address

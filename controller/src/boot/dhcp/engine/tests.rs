@@ -1,13 +1,17 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::boot::{
-    dhcp::{
-        corpus::{all, packet, request},
-        fixtures::a_net,
-        leases::Pool,
+use crate::{
+    agents::token::TokenKey,
+    boot::{
+        dhcp::{
+            corpus::{all, packet, request},
+            fixtures::a_net,
+            leases::Pool,
+        },
+        pass::{Maker, PassKey},
+        policy::Verdict,
     },
-    policy::Verdict,
 };
 
 const NOW: Duration = Duration::from_secs(100);
@@ -26,11 +30,12 @@ impl World {
     }
 
     fn step(&mut self, request: &Request, port: u16, verdict: Verdict) -> Step {
+        let passes = Maker::new(PassKey::of(&TokenKey::new(&[7; 32])), 1, [0; 4]);
         let at = Circumstances {
             net: &self.net,
             verdict,
             release: Some("cafe"),
-            nonce: "0",
+            passes: Some(&passes),
         };
         step(request, port, &at, &mut self.leases, NOW)
     }

@@ -18,6 +18,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::*;
 use crate::{
+    agents::token::TokenKey,
     boot::{
         dhcp::{
             corpus::packet,
@@ -139,10 +140,15 @@ impl Site {
         let (shutdown, ended) = watch::channel(false);
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
+        let secrets = BootSecrets {
+            ca_pem: String::new(),
+            token_key: TokenKey::new(&[7; 32]),
+        };
         let service = Service {
             dispatch: Arc::new(Dispatch::new(
                 world.clone(),
                 Arc::new(NoReleases),
+                watch::channel(Some(Arc::new(secrets))).1,
                 Events::new(queue),
                 metrics.clone(),
             )),

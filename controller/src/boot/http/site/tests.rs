@@ -5,7 +5,7 @@ use kube::runtime::{
     watcher,
 };
 use muster_proto::kinds::{
-    BareMetalHost, Enrolment, Profile, Segment as SegmentObject, Server, UnknownPolicy,
+    BareMetalHost, DhcpMode, Enrolment, Profile, Segment as SegmentObject, Server, UnknownPolicy,
 };
 use muster_ramdisk::cpio;
 use proptest::prelude::*;
@@ -14,6 +14,8 @@ use super::*;
 use crate::{
     agents::token::TokenKey,
     boot::{
+        decide::{Circumstances, File, decide},
+        dhcp::corpus::request,
         files::{self, Extras},
         http::body,
         segment::{self, Link, Ports},
@@ -29,16 +31,21 @@ fn a_segment() -> SegmentObject {
     segment.spec.subnet = "127.0.0.0/8".into();
     segment.spec.unknown = UnknownPolicy::Discover;
     segment.spec.profile = Profile::Lab;
+    segment.spec.dhcp.mode = DhcpMode::Proxy;
     segment
 }
 
 fn plan() -> Plan {
+    plan_of(&a_segment())
+}
+
+fn plan_of(segment: &SegmentObject) -> Plan {
     let links = [Link {
         name: "lo".into(),
         addresses: vec![Ipv4Addr::LOCALHOST],
     }];
     segment::plan(
-        [&a_segment()],
+        [segment],
         &links,
         Ports {
             http: 8080,
@@ -144,8 +151,24 @@ fn text(response: &Response) -> String {
     String::from_utf8(bytes(&response.body)).unwrap()
 }
 
+/// Passes as replicas of this installation make them, `ago` seconds ago.
+fn passes(ago: i64) -> Maker {
+    let key = PassKey::of(&TokenKey::new(&[7; 32]));
+    Maker::fresh(key, Timestamp::now().as_second() - ago).unwrap()
+}
+
+/// `path` with our pass.
+fn passed(path: &str) -> String {
+    format!("{path}/{}", passes(0).pass(path))
+}
+
+/// The URL of the script that [`MAC`] is led to.
+fn script_url() -> String {
+    passed(&format!("/ipxe/muster-system/lab/{MAC}/-"))
+}
+
 fn script(site: &Site) -> String {
-    let response = get(site, &format!("/ipxe/muster-system/lab/{MAC}/-"));
+    let response = get(site, &script_url());
     assert_eq!(response.status, Status::Ok, "{}", text(&response));
     text(&response)
 }
@@ -244,7 +267,7 @@ fn a_machine_on_another_network_gets_no_token() {
     let fixture = site();
     let [kernel, initramfs] = paths(&script(&fixture.site)).try_into().unwrap();
     let uki = initramfs.replace("/initramfs", "/uki.efi");
-    let script = format!("/ipxe/muster-system/lab/{MAC}/-");
+    let script = script_url();
     for target in [&initramfs, &uki, &script] {
         assert_eq!(
             fixture.site.answer(target, ends("10.0.0.1")).status,
@@ -270,6 +293,94 @@ fn a_machine_on_another_network_gets_no_token() {
 }
 
 #[test]
+fn what_dhcp_hands_out_leads_to_the_ramdisk() {
+    let fixture = site();
+    let release = fixture.site.files.current(Profile::Lab).unwrap().name.clone();
+    let at = Circumstances {
+        net: &a_net(),
+        verdict: Verdict::Ramdisk("nobody has described it"),
+        release: Some(&release),
+        passes: Some(&passes(0)),
+    };
+    for client in ["ipxe-rom-bios-discover", "ovmf-http-discover"] {
+        let (File::Script(url) | File::Uki(url)) = decide(&request(client), &at).unwrap() else {
+            panic!("{client}")
+        };
+        let target = url.strip_prefix("http://127.0.0.1:8080").unwrap();
+        let answer = get(&fixture.site, target);
+        assert_eq!(answer.status, Status::Ok, "{client}: {}", text(&answer));
+        assert_eq!(answer.step.unwrap().mac, Some(request(client).mac));
+    }
+}
+
+#[test]
+fn a_url_that_was_not_handed_out_gives_no_token() {
+    let fixture = site();
+    let [_, initramfs] = paths(&script(&fixture.site)).try_into().unwrap();
+    let pass_of = |url: &str| url.split('/').find(|part| part.len() == 32).unwrap().to_owned();
+    let ours = script_url();
+    let foreign = Maker::fresh(
+        PassKey::of(&TokenKey::new(&[8; 32])),
+        Timestamp::now().as_second(),
+    );
+    let foreign = foreign.unwrap().pass(&format!("/ipxe/muster-system/lab/{MAC}/-"));
+    let other_boot = initramfs.replace(&pass_of(&initramfs), &pass_of(&script_url()));
+    for (what, target) in [
+        ("no pass", format!("/ipxe/muster-system/lab/{MAC}/-")),
+        ("a guess", ours.replace(&pass_of(&ours), &"A".repeat(32))),
+        (
+            "another installation's pass",
+            ours.replace(&pass_of(&ours), &foreign.to_string()),
+        ),
+        ("the script of another machine", ours.replace(MAC, "525400999999")),
+        (
+            "the script of another UUID",
+            ours.replace("/-/", "/4c4c4544-0035-4b10-8032-cac04f583933/"),
+        ),
+        (
+            "the files of another machine",
+            initramfs.replace(MAC, "525400999999"),
+        ),
+        ("the script's pass for the files", other_boot.clone()),
+        (
+            "the same as one file",
+            other_boot.replace("/initramfs", "/uki.efi"),
+        ),
+    ] {
+        let answer = get(&fixture.site, &target);
+        assert_eq!(answer.status, Status::Forbidden, "{what}: {target}");
+        assert!(text(&answer).contains("not made here"), "{what}");
+    }
+}
+
+#[test]
+fn where_another_dhcp_server_names_the_script_it_needs_no_pass_and_the_files_do() {
+    let mut fixture = site();
+    let mut segment = a_segment();
+    segment.spec.dhcp.mode = DhcpMode::Off;
+    fixture.site.plan = watch::channel(Arc::new(plan_of(&segment))).1;
+    let script = get(&fixture.site, &format!("/ipxe/muster-system/lab/{MAC}/-"));
+    assert_eq!(script.status, Status::Ok);
+    let [_, initramfs] = paths(&text(&script)).try_into().unwrap();
+    assert_eq!(get(&fixture.site, &initramfs).status, Status::Ok);
+    let forged = initramfs.replace(MAC, "525400999999");
+    assert_eq!(get(&fixture.site, &forged).status, Status::Forbidden);
+}
+
+#[test]
+fn the_url_of_one_segment_is_none_on_another() {
+    let mut fixture = site();
+    let [_, initramfs] = paths(&script(&fixture.site)).try_into().unwrap();
+    let mut other = a_segment();
+    other.metadata.name = Some("other".into());
+    fixture.site.plan = watch::channel(Arc::new(plan_of(&other))).1;
+    for target in [script_url(), initramfs] {
+        let moved = target.replace("/lab/", "/other/");
+        assert_eq!(get(&fixture.site, &moved).status, Status::Forbidden, "{moved}");
+    }
+}
+
+#[test]
 fn urls_end_after_an_hour() {
     let fixture = site();
     let release = paths(&script(&fixture.site))[0]
@@ -277,25 +388,25 @@ fn urls_end_after_an_hour() {
         .nth(2)
         .unwrap()
         .to_owned();
-    let now = Timestamp::now().as_second();
-    let at = |issued: i64| {
-        let nonce = Nonce::new(u32::try_from(issued).unwrap(), [1; 12]);
-        get(
-            &fixture.site,
-            &format!("/boot/{release}/muster-system/lab/{MAC}/{nonce}/initramfs"),
-        )
-        .status
+    let at = |ago: i64| {
+        let path = format!("/boot/{release}/muster-system/lab/{MAC}");
+        let initramfs = format!("{path}/{}/initramfs", passes(ago).pass(&path));
+        let path = format!("/ipxe/muster-system/lab/{MAC}/-");
+        let script = format!("{path}/{}", passes(ago).pass(&path));
+        let status = get(&fixture.site, &initramfs).status;
+        assert_eq!(get(&fixture.site, &script).status, status);
+        status
     };
-    assert_eq!(at(now), Status::Ok);
-    assert_eq!(at(now - 3500), Status::Ok);
-    assert_eq!(at(now - 3700), Status::Gone);
-    assert_eq!(at(now + 120), Status::Forbidden);
+    assert_eq!(at(0), Status::Ok);
+    assert_eq!(at(3500), Status::Ok);
+    assert_eq!(at(3700), Status::Gone);
+    assert_eq!(at(-120), Status::Forbidden);
 }
 
 #[test]
 fn segments_that_are_not_served_have_no_files() {
     let mut fixture = site();
-    let target = format!("/ipxe/muster-system/other/{MAC}/-");
+    let target = passed(&format!("/ipxe/muster-system/other/{MAC}/-"));
     assert_eq!(get(&fixture.site, &target).status, Status::NotFound);
     let mut broken = a_segment();
     broken.spec.subnet = "nonsense".into();
@@ -308,8 +419,7 @@ fn segments_that_are_not_served_have_no_files() {
         },
     );
     fixture.site.plan = watch::channel(Arc::new(plan)).1;
-    let target = format!("/ipxe/muster-system/lab/{MAC}/-");
-    assert_eq!(get(&fixture.site, &target).status, Status::NotFound);
+    assert_eq!(get(&fixture.site, &script_url()).status, Status::NotFound);
 }
 
 #[test]
@@ -345,7 +455,7 @@ fn nothing_is_decided_before_the_cluster_is_known() {
     let (servers, writer) = reflector::store();
     fixture.site.world.servers = servers;
     fixture.servers = writer;
-    let target = format!("/ipxe/muster-system/lab/{MAC}/-");
+    let target = script_url();
     assert_eq!(get(&fixture.site, &target).status, Status::Unavailable);
     known(&mut fixture.servers, vec![]);
     assert_eq!(get(&fixture.site, &target).status, Status::Ok);
@@ -356,7 +466,13 @@ fn without_its_secrets_the_site_asks_for_patience() {
     let fixture = site();
     let initramfs = paths(&script(&fixture.site)).remove(1);
     fixture.secrets.send_replace(None);
-    assert_eq!(get(&fixture.site, &initramfs).status, Status::Unavailable);
+    for target in [initramfs, script_url()] {
+        assert_eq!(
+            get(&fixture.site, &target).status,
+            Status::Unavailable,
+            "{target}"
+        );
+    }
 }
 
 #[test]

@@ -357,15 +357,25 @@ fn clashes_are_told_on_both_and_nothing_is_merged() {
     sim.change_server("b", |server| {
         server.status.as_mut().unwrap().clashes = vec!["a".to_owned()];
     });
+    let words = |sim: &Sim| -> Vec<String> {
+        let notices = sim.plan_of("b").notices.into_iter();
+        let about_b = notices.filter(|event| event.about.name.as_deref() == Some("b"));
+        about_b.map(|event| event.message).collect()
+    };
+    let before = words(&sim);
+    assert_eq!(before.len(), 1);
     sim.settle();
     assert_eq!(sim.names(), [NAME, "dell-other1"]);
     assert_eq!(
         sim.notices(),
         [
+            ("a".to_owned(), "IdentityClash"),
+            ("b".to_owned(), "IdentityClash"),
             ("dell-j5k2x93".to_owned(), "IdentityClash"),
             ("dell-other1".to_owned(), "IdentityClash")
         ]
     );
+    assert_eq!(words(&sim), before, "the same notice once it has a host");
 }
 
 #[test]

@@ -1,0 +1,138 @@
+//! Which decisions are worth a log line: each client's when it changes, and never more than a reader can bear, so that strangers
+//! cannot fill the disk with them.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// The most clients whose last decision is remembered.
+const MAX: usize = 4096;
+/// Lines at once, and lines a second.
+const BURST: f64 = 100.0;
+const RATE: f64 = 20.0;
+
+/// Remembers what was last said of each client.
+#[derive(Debug)]
+pub struct Log<K> {
+    last: HashMap<K, String>,
+    tokens: f64,
+    refilled: Duration,
+    suppressed: u64,
+}
+
+/// Whether to say it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Say {
+    /// Nothing new, or too much at once.
+    Nothing,
+    /// Say it, and that so many lines were left out before.
+    Line(u64),
+}
+
+impl<K> Default for Log<K> {
+    fn default() -> Self {
+        Log {
+            last: HashMap::new(),
+            tokens: BURST,
+            refilled: Duration::ZERO,
+            suppressed: 0,
+        }
+    }
+}
+
+impl<K: Eq + Hash> Log<K> {
+    /// Whether `what` of `who` is to be said now, a time since some start.
+    pub fn say(&mut self, who: K, what: &str, now: Duration) -> Say {
+        if self.last.get(&who).is_some_and(|last| last == what) {
+            return Say::Nothing;
+        }
+        if self.last.len() >= MAX {
+            self.last.clear();
+        }
+        self.tokens = (self.tokens + now.saturating_sub(self.refilled).as_secs_f64() * RATE).min(BURST);
+        self.refilled = now;
+        if self.tokens < 1.0 {
+            self.suppressed += 1;
+            return Say::Nothing;
+        }
+        self.tokens -= 1.0;
+        self.last.insert(who, what.to_owned());
+        Say::Line(std::mem::take(&mut self.suppressed))
+    }
+}
+
+/// The refusals of one service: said once a minute for each address and reason.
+#[derive(Debug)]
+pub struct Refusals {
+    start: Instant,
+    log: Mutex<Log<IpAddr>>,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Refusals {
+            start: Instant::now(),
+            log: Mutex::default(),
+        }
+    }
+}
+
+impl Refusals {
+    /// Whether that `who` is refused for `why` is to be said now, and how many such lines were left out before.
+    pub fn say(&self, who: IpAddr, why: &str) -> Option<u64> {
+        let now = self.start.elapsed();
+        let minute = now.as_secs() / 60;
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        match log.say(who, &format!("{minute} {why}"), now) {
+            Say::Nothing => None,
+            Say::Line(left_out) => Some(left_out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::Mac;
+
+    use super::*;
+
+    #[test]
+    fn refusals_of_a_flood_are_few_lines() {
+        let refusals = Refusals::default();
+        let one = IpAddr::from([10, 77, 0, 9]);
+        let lines = (0..100_000).filter(|_| refusals.say(one, "no such file").is_some());
+        // A test that stops for a minute would see a second line.
+        assert!((1..=2).contains(&lines.count()));
+        assert!(refusals.say(one, "another reason").is_some());
+        let names = (0..100_000).filter(|number| refusals.say(one, &number.to_string()).is_some());
+        assert!(names.count() < 10_000);
+    }
+
+    #[test]
+    fn a_decision_is_said_once_until_it_changes() {
+        let mut log = Log::default();
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        assert_eq!(log.say(mac, "a", Duration::ZERO), Say::Line(0));
+        assert_eq!(log.say(mac, "a", Duration::ZERO), Say::Nothing);
+        assert_eq!(log.say(mac, "b", Duration::ZERO), Say::Line(0));
+    }
+
+    #[test]
+    fn a_flood_of_strangers_is_counted_and_not_written() {
+        let mut log = Log::default();
+        let lines = (0..100_000_u32)
+            .filter(|number| {
+                let [a, b, c, d] = number.to_be_bytes();
+                log.say(Mac([2, 0, a, b, c, d]), "a", Duration::ZERO) != Say::Nothing
+            })
+            .count();
+        assert_eq!(lines, 100);
+        assert_eq!(log.last.len(), 100);
+        let late = Mac([2, 1, 0, 0, 0, 0]);
+        assert_eq!(log.say(late, "a", Duration::from_secs(1)), Say::Line(99_900));
+    }
+}
