@@ -16,6 +16,7 @@ pub(crate) const ALL: &[Rule] = &[
     nothing_is_left_undone,
     no_machine_paths,
     public_pages_exist,
+    promises_are_held,
 ];
 
 /// Modules that decide: plain data in, plan out.
@@ -256,6 +257,30 @@ fn public_pages_exist(tree: &Tree) -> Vec<Violation> {
     .filter(|page| tree.get(page).is_none())
     .map(|page| found(page, 0, "missing"))
     .collect()
+}
+
+/// What `SPECIFICATION.md` names as holding a promise is there: a test by its function, a file by its path.
+fn promises_are_held(tree: &Tree) -> Vec<Violation> {
+    let page = "SPECIFICATION.md";
+    let mut violations = Vec::new();
+    let text = tree.get(page).unwrap_or_default();
+    for (at, line) in text.lines().enumerate() {
+        let mut cells = line.split('|').skip(1);
+        let (Some(_), Some(holders)) = (cells.next(), cells.next()) else {
+            continue;
+        };
+        // Between two backticks stands every second part.
+        for holder in holders.split('`').skip(1).step_by(2) {
+            let function = format!("fn {holder}(");
+            let held = tree.get(holder).is_some()
+                || tree.files("", ".rs").any(|(_, text)| text.contains(&function));
+            if !held {
+                let what = format!("`{holder}` is no test and no file: a promise that nothing holds is not made");
+                violations.push(found(page, at + 1, what));
+            }
+        }
+    }
+    violations
 }
 
 /// Rust files of more than 600 lines before their tests, the longest first: a question, no violation.

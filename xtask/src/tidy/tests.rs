@@ -131,6 +131,18 @@ fn a_missing_page_is_caught() {
 }
 
 #[test]
+fn a_promise_that_nothing_holds_is_caught() {
+    let page = (
+        "SPECIFICATION.md",
+        "| promise | held by |\n| --- | --- |\n| It `works` | `it_works`, `a/tests.rs` |\n",
+    );
+    let words = "that nothing holds";
+    assert!(caught(&[page, ("a/tests.rs", "fn it_works_now() {}\n")], words));
+    assert!(caught(&[page, ("b.rs", "fn it_works() {}\n")], words));
+    assert!(!caught(&[page, ("a/tests.rs", "fn it_works() {}\n")], words));
+}
+
+#[test]
 fn a_long_file_is_a_question() {
     let long = "fn f() {}\n".repeat(601);
     assert_eq!(rules::long_files(&Tree::of(&[("a.rs", &long)])), [("a.rs", 601)]);
