@@ -52,12 +52,9 @@ pub fn command_line(spec: &MachineSpec, files: &Files, links: &[Link]) -> Vec<St
     line.add("-m", &spec.memory_mib.to_string());
     line.add("-smp", &spec.cpus.to_string());
     line.add("-display", "none");
-    // Without a screen to write to, firmware and boot loaders write to the serial console.
-    let chipset = match spec.firmware {
-        Firmware::Bios => "pc",
-        Firmware::Uefi(_) => "q35",
-    };
-    line.add("-machine", &format!("{chipset},graphics=off,usb=off"));
+    // QEMU's older chipset describes interrupts by a program (ACPI's `_PRT`) that takes an emulated processor a third of a second
+    // per device. Without a screen to write to, firmware and boot loaders write to the serial console.
+    line.add("-machine", "q35,graphics=off,usb=off");
     line.add("-nodefaults", "");
     line.add("-vga", "none");
     line.add("-chardev", "stdio,id=console,signal=off");
