@@ -32,7 +32,7 @@ use super::{
     store::StoreError,
     token::{self, Claims, TokenError},
 };
-use crate::boot::policy::{Verdict, verdict};
+use crate::boot::policy::Verdict;
 
 /// The most Enrolments of one Server that have not ended: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
@@ -311,10 +311,7 @@ impl Edge {
         let uuid = applicant.identity.system_uuid.as_deref();
         let silence = |mac: &Mac| {
             let known = self.store.world.known(*mac, uuid);
-            matches!(
-                verdict(segment, known.server.as_deref(), known.host.as_deref()),
-                Verdict::Silence(_)
-            )
+            matches!(known.verdict(segment), Verdict::Silence(_))
         };
         // As it was judged when it booted; only a boot that told no address is judged by all of them.
         let unknown = segment.spec.unknown == UnknownPolicy::Ignore
