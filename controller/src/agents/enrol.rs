@@ -339,9 +339,10 @@ impl Edge {
             let key = &applicant.claims.segment;
             let here =
                 |server: &&Arc<Server>| session_of(server).is_some_and(|session| session.segment == *key);
+            // In this order: an enrolment that ends in between is then counted with the Servers, and never with neither.
+            let pending = self.pending();
             let servers = self.store.servers();
             let made = servers.iter().filter(here).count();
-            let pending = self.pending();
             let known = |name: &String| {
                 servers
                     .iter()
