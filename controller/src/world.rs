@@ -20,6 +20,8 @@ use muster_proto::{
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 
+use crate::boot::policy::{Verdict, verdict, verdict_by_uuid};
+
 /// The watched copies. A role that may not read a kind has an empty store of it.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -156,8 +158,10 @@ impl World {
                     .is_some_and(|status| test(&status.identity))
             })
         };
-        let server = by(&|identity| identity.macs.contains(&mac))
-            .or_else(|| by(&|identity| uuid.is_some() && identity.system_uuid.as_deref() == uuid));
+        let by_mac = by(&|identity| identity.macs.contains(&mac));
+        let by_uuid_alone = by_mac.is_none();
+        let server =
+            by_mac.or_else(|| by(&|identity| uuid.is_some() && identity.system_uuid.as_deref() == uuid));
         let pointed = server
             .as_ref()
             .and_then(|server| server.spec.host.as_ref())
@@ -174,7 +178,11 @@ impl World {
                     == Some(mac)
             })
         });
-        Known { server, host }
+        Known {
+            by_uuid_alone: by_uuid_alone && server.is_some(),
+            server,
+            host,
+        }
     }
 }
 
@@ -185,6 +193,20 @@ pub struct Known {
     pub server: Option<Arc<Server>>,
     /// Its BareMetalHost: the one that the Server points at, else the one that declares this MAC address.
     pub host: Option<Arc<BareMetalHost>>,
+    /// Its Server has never had this MAC address.
+    pub by_uuid_alone: bool,
+}
+
+impl Known {
+    /// What it boots on `segment`.
+    pub fn verdict(&self, segment: &Segment) -> Verdict {
+        let (server, host) = (self.server.as_deref(), self.host.as_deref());
+        if self.by_uuid_alone {
+            verdict_by_uuid(segment, server, host)
+        } else {
+            verdict(segment, server, host)
+        }
+    }
 }
 
 type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
@@ -301,6 +323,12 @@ mod tests {
             both
         );
         assert_eq!(names(world.known(mac(9), None)), (None, Some("other".to_owned())));
+        let by_uuid = |last, uuid| world.known(mac(last), uuid).by_uuid_alone;
+        let uuid = Some("4c4c4544-0035-4b10-8032-cac04f583933");
+        assert_eq!(
+            [by_uuid(7, uuid), by_uuid(2, uuid), by_uuid(7, None)],
+            [true, false, false]
+        );
         assert_eq!(names(world.known(mac(7), None)), (None, None));
     }
 }

@@ -34,6 +34,10 @@ pub struct Setup {
     pub admin: SocketAddr,
     /// Further arguments.
     pub extra: Vec<String>,
+    /// Further variables of its environment.
+    pub environment: Vec<(String, String)>,
+    /// The program, with arguments, that starts it by `exec` with what follows; empty: it is started as it is.
+    pub wrapper: Vec<String>,
 }
 
 impl Setup {
@@ -45,6 +49,8 @@ impl Setup {
             boot_dir: paths::boot_dir()?,
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             extra: Vec::new(),
+            environment: Vec::new(),
+            wrapper: Vec::new(),
         })
     }
 }
@@ -80,8 +86,16 @@ impl Controller {
         if self.is_running() {
             return Ok(());
         }
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.setup.wrapper.split_first() {
+            None => Command::new(&self.binary),
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(&self.binary);
+                command
+            }
+        };
         command
+            .envs(self.setup.environment.iter().map(|(name, value)| (name, value)))
             .args(["--namespace", &self.setup.namespace])
             .args(["--roles", self.setup.role.argument()])
             .args(["--admin-listen", &self.setup.admin.to_string()])

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
 };
 
 use anyhow::{Context, Result, bail};
@@ -63,6 +64,15 @@ impl Netns {
             .spawner
             .spawn(command)
             .with_context(|| format!("start {program}"))
+    }
+
+    /// Starts a thread inside that runs `job`. The namespace lives at least as long.
+    pub fn start(&self, name: &str, job: impl FnOnce() + Send + 'static) -> Result<()> {
+        let name = name.to_owned();
+        // A thread is born into the namespaces of the one that makes it (clone(2)).
+        self.run(move || thread::Builder::new().name(name).spawn(job))
+            .map(drop)
+            .context("start a thread")
     }
 
     /// Runs `ip` inside with these blank-separated arguments.

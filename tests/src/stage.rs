@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
+use k8s_openapi::api::events::v1::Event;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{ListParams, PostParams},
@@ -11,18 +12,28 @@ use kube::{
 };
 use muster_proto::{
     Mac,
-    kinds::{BareMetalHost, Dhcp, DhcpMode, Profile, Range, Segment, SegmentSpec, Server, UnknownPolicy},
+    kinds::{
+        BareMetalHost, Dhcp, DhcpMode, Profile, Range, Segment, SegmentSpec, Server, SessionState,
+        UnknownPolicy,
+    },
 };
+use tokio::time::{Instant, sleep};
 
 use crate::{
-    bridges::{Bridge, Network},
+    bridges::{BR0, Bridge, Network},
     cluster::Cluster,
     controller::{Controller, Setup},
     scratch::Scratch,
+    sim::{
+        agent::{SimServer, Step},
+        rack::Rack,
+    },
 };
 
 /// A controller that was just started serves within this time.
 const SERVING: Duration = Duration::from_secs(60);
+/// How often something is looked for that cannot be watched.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// One test's part of the world. Dropped in order: the controller first, its files last.
 #[derive(Debug)]
@@ -50,6 +61,15 @@ impl std::fmt::Debug for Quiet {
 impl Stage {
     /// Prepares everything but starts no controller. `purpose` begins the namespace's name.
     pub async fn dark(purpose: &str, bridges: &[Bridge]) -> Result<Stage> {
+        Stage::dark_with(purpose, bridges, |_| {}).await
+    }
+
+    /// The same with a controller that is set up otherwise.
+    pub async fn dark_with(
+        purpose: &str,
+        bridges: &[Bridge],
+        change: impl FnOnce(&mut Setup),
+    ) -> Result<Stage> {
         let cluster = Cluster::shared().await?;
         let namespace = cluster.namespace(purpose).await?;
         let network = Network::new(bridges, cluster)?;
@@ -57,6 +77,7 @@ impl Stage {
         let mut setup = Setup::new(&namespace)?;
         // Tests share the API server: nobody may act on another's hosts.
         setup.extra = ["--watch-namespace", &namespace].map(str::to_owned).to_vec();
+        change(&mut setup);
         let controller = Controller::new(cluster, &network, scratch.path(), setup).await?;
         Ok(Stage {
             controller,
@@ -79,6 +100,13 @@ impl Stage {
         Ok(stage)
     }
 
+    /// A lit stage with one Segment on [`BR0`] that does this to unknown machines, and a rack of simulated servers there.
+    pub async fn with_rack(purpose: &str, unknown: UnknownPolicy) -> Result<(Stage, Rack)> {
+        let stage = Stage::lit(purpose, &[(BR0, Profile::Lab, unknown)]).await?;
+        let rack = stage.rack()?;
+        Ok((stage, rack))
+    }
+
     /// Makes the Segment `name` and waits until it is served.
     pub async fn serve(&mut self, name: &str, spec: SegmentSpec) -> Result<()> {
         let segment = Segment::new(name, spec);
@@ -94,6 +122,21 @@ impl Stage {
             &mut self.controller,
         )
         .await
+    }
+
+    /// A rack of simulated servers on [`BR0`].
+    pub fn rack(&self) -> Result<Rack> {
+        Rack::behind(&self.network.net, BR0.name, "10.77.0.2/24")
+    }
+
+    /// The host of `server`, once its agent's report is stored and the host shows hardware.
+    pub async fn discovered(&self, server: &SimServer, within: Duration) -> Result<BareMetalHost> {
+        server.reaches(Step::Reported, within).await?;
+        let shows = |host: &BareMetalHost| {
+            let status = host.status.as_ref();
+            status.is_some_and(|status| status.hardware.is_some())
+        };
+        self.host(server.hardware().boot_mac(), within, shows).await
     }
 
     /// The objects of one kind in the stage's namespace.
@@ -137,6 +180,65 @@ impl Stage {
         )
     }
 
+    /// What `look` finds, as soon as it finds something; `what` names it in the error. Looked for again and again.
+    pub async fn until<T>(
+        &self,
+        what: &str,
+        within: Duration,
+        mut look: impl AsyncFnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(found) = look().await? {
+                return Ok(found);
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "{what}: not within {within:?}; the controller's last lines:\n  {}",
+                    self.controller.log().last(20).join("\n  ")
+                );
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// What people were told about the objects of the stage.
+    pub async fn told(&self) -> Result<Vec<Told>> {
+        let list = self.api::<Event>().list(&ListParams::default()).await;
+        let told = list.context("list Events")?.items.into_iter().map(|event| {
+            let about = event.regarding.unwrap_or_default();
+            Told {
+                kind: about.kind.unwrap_or_default(),
+                name: about.name.unwrap_or_default(),
+                reason: event.reason.unwrap_or_default(),
+                note: event.note.unwrap_or_default(),
+            }
+        });
+        Ok(told.collect())
+    }
+
+    /// Waits for an Event of `reason` about the object called `name`, of whatever kind.
+    pub async fn hears(&self, name: &str, reason: &str, within: Duration) -> Result<Told> {
+        let what = format!("an Event {reason} about {name}");
+        self.until(&what, within, async || {
+            let mut told = self.told().await?.into_iter();
+            Ok(told.find(|told| told.name == name && told.reason == reason))
+        })
+        .await
+    }
+
+    /// Waits until the session of the Server `name` is over.
+    pub async fn forgets(&self, name: &str, within: Duration) -> Result<()> {
+        self.until(&format!("the end of {name}'s session"), within, async || {
+            let server = self.api::<Server>().get(name).await.context("get the Server")?;
+            let session = server.status.and_then(|status| status.session);
+            Ok(session
+                .is_none_or(|session| session.state == SessionState::Disconnected)
+                .then_some(()))
+        })
+        .await
+    }
+
     /// All hosts.
     pub async fn hosts(&self) -> Result<Vec<BareMetalHost>> {
         let list = self.api::<BareMetalHost>().list(&ListParams::default()).await;
@@ -152,6 +254,29 @@ impl Stage {
             .map(|server| (server.name_any(), server))
             .collect())
     }
+}
+
+/// An Event, as people read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The kind of the object that it is about.
+    pub kind: String,
+    /// That object's name.
+    pub name: String,
+    /// Why, for machines.
+    pub reason: String,
+    /// What, for people.
+    pub note: String,
+}
+
+/// What the Server of a machine is called that booted from `mac` when it first came.
+pub fn server_name(mac: Mac) -> String {
+    format!("mac-{}", mac.hex())
+}
+
+/// The memory in a host's hardware, in MiB.
+pub fn memory_mib(host: &BareMetalHost) -> Option<i64> {
+    host.status.as_ref()?.hardware.as_ref()?.ram_mebibytes
 }
 
 /// The MAC addresses in a host's hardware.

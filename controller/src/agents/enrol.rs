@@ -32,7 +32,7 @@ use super::{
     store::StoreError,
     token::{self, Claims, TokenError},
 };
-use crate::boot::policy::{Verdict, verdict};
+use crate::boot::policy::Verdict;
 
 /// The most Enrolments of one Server that have not ended: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
@@ -311,10 +311,7 @@ impl Edge {
         let uuid = applicant.identity.system_uuid.as_deref();
         let silence = |mac: &Mac| {
             let known = self.store.world.known(*mac, uuid);
-            matches!(
-                verdict(segment, known.server.as_deref(), known.host.as_deref()),
-                Verdict::Silence(_)
-            )
+            matches!(known.verdict(segment), Verdict::Silence(_))
         };
         // As it was judged when it booted; only a boot that told no address is judged by all of them.
         let unknown = segment.spec.unknown == UnknownPolicy::Ignore
@@ -342,9 +339,10 @@ impl Edge {
             let key = &applicant.claims.segment;
             let here =
                 |server: &&Arc<Server>| session_of(server).is_some_and(|session| session.segment == *key);
+            // In this order: an enrolment that ends in between is then counted with the Servers, and never with neither.
+            let pending = self.pending();
             let servers = self.store.servers();
             let made = servers.iter().filter(here).count();
-            let pending = self.pending();
             let known = |name: &String| {
                 servers
                     .iter()

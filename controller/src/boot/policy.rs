@@ -13,6 +13,10 @@
 //! | inventoried, no host or a discovered one that nobody laid a hand on, segment says `hold` | the ramdisk |
 //! | anything else | its disk |
 //!
+//! A machine that is known by its UUID alone, with a NIC that nobody has seen, had that NIC replaced or is another one: vendors ship
+//! one UUID on many boards. Where it would boot its disk and no user's data is at stake, it is treated as one that nobody has
+//! described, once: then its NIC is known.
+//!
 //! No table line powers anything off or lets a machine with a user's data into the ramdisk.
 
 use muster_proto::kinds::{
@@ -68,6 +72,18 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
     match segment.spec.unknown {
         UnknownPolicy::Hold if free => Verdict::Ramdisk("it is held, ready for a job"),
         _ => Verdict::Disk("it is known and has no job"),
+    }
+}
+
+/// The verdict on a machine with a NIC that nobody has seen and the UUID of the one that `server` and `host` speak of.
+pub fn verdict_by_uuid(segment: &Segment, server: Option<&Server>, host: Option<&BareMetalHost>) -> Verdict {
+    let known = verdict(segment, server, host);
+    let idle = host.is_none_or(|host| {
+        is_free(host) && is_discovered(host, server) && annotation(host, PAUSED_ANNOTATION).is_none()
+    });
+    match known {
+        Verdict::Disk(_) if idle && !server.is_some_and(is_dismissed) => verdict(segment, None, None),
+        known => known,
     }
 }
 

@@ -3,9 +3,14 @@
 //! They live in a network namespace of their own behind a cable to the bridge: traffic from the controller's own
 //! namespace would take the loopback, and a service that is bound to an interface would never see it.
 
+pub mod agent;
 pub mod dhcp;
+pub mod firmware;
+pub mod hand;
+pub mod hardware;
 pub mod http;
 mod port;
+pub mod rack;
 pub mod tftp;
 
 use std::{io, net::SocketAddr, sync::Arc};

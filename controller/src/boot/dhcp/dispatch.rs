@@ -27,7 +27,7 @@ use crate::{
         decide::{Circumstances, Client, Releases},
         log::{Log, Say},
         pass::{Maker, PassKey},
-        policy::{Verdict, verdict},
+        policy::Verdict,
         segment::Net,
     },
     events::{Event, Events},
@@ -190,7 +190,7 @@ impl Dispatch {
         // Whoever only wants an address gets it without being looked up.
         let verdict = if boots {
             let known = self.world.known(request.mac, request.uuid().as_deref());
-            verdict(&active.segment, known.server.as_deref(), known.host.as_deref())
+            known.verdict(&active.segment)
         } else {
             Verdict::Silence("it boots nothing")
         };

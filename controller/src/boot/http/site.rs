@@ -24,7 +24,7 @@ use crate::{
         files::{Files, Ramdisk},
         ipxe::{self, Parameter},
         pass::{Maker, Pass, PassKey, Refused},
-        policy::{Verdict, verdict},
+        policy::Verdict,
         segment::{Net, Plan},
         uki,
     },
@@ -250,8 +250,7 @@ impl Site {
                     && found.metadata.name.as_deref() == Some(segment.name())
             })
             .ok_or((Status::NotFound, "there is no such segment"))?;
-        let known = self.world.known(mac, uuid);
-        Ok(verdict(&segment, known.server.as_deref(), known.host.as_deref()))
+        Ok(self.world.known(mac, uuid).verdict(&segment))
     }
 }
 

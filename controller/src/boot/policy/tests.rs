@@ -23,6 +23,15 @@ enum Boots {
 use Boots::{Disk, Nothing, Ramdisk};
 
 fn boots(policy: UnknownPolicy, server: Option<&Server>, host: Option<&BareMetalHost>) -> Boots {
+    boots_by(verdict, policy, server, host)
+}
+
+fn boots_by(
+    verdict: fn(&Segment, Option<&Server>, Option<&BareMetalHost>) -> Verdict,
+    policy: UnknownPolicy,
+    server: Option<&Server>,
+    host: Option<&BareMetalHost>,
+) -> Boots {
     let segment = Segment::new(
         "rack",
         SegmentSpec {
@@ -113,6 +122,27 @@ fn unknown_machines_follow_the_segments_policy() {
         row(Some(&a_server()), Some(&discovered("unmanaged"))),
         [Nothing, Ramdisk, Ramdisk]
     );
+}
+
+#[test]
+fn a_known_uuid_behind_an_unknown_nic_is_looked_at_unless_data_is_at_stake() {
+    let row = |host: &BareMetalHost| {
+        let known = inventoried();
+        POLICIES.map(|policy| boots_by(verdict_by_uuid, policy, Some(&known), Some(host)))
+    };
+    assert_eq!(row(&discovered("unmanaged")), [Nothing, Ramdisk, Ramdisk]);
+    for host in [
+        discovered("provisioned"),
+        discovered("available"),
+        a_host("unmanaged"),
+        annotated(discovered("unmanaged"), PAUSED_ANNOTATION, ""),
+    ] {
+        assert_eq!(row(&host), [Disk, Disk, Disk]);
+    }
+    let mut dismissed = inventoried();
+    dismissed.spec.dismissed = true;
+    let boots = POLICIES.map(|policy| boots_by(verdict_by_uuid, policy, Some(&dismissed), None));
+    assert_eq!(boots, [Disk, Disk, Disk]);
 }
 
 #[test]

@@ -1,0 +1,189 @@
+//! More machines than there can be: random addresses that ask, and strangers that enrol.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Result;
+use dhcproto::{Encodable, Encoder, v4::MessageType};
+use kube::{ResourceExt, api::ListParams};
+use muster_proto::{
+    Mac,
+    kinds::{Enrolment, Profile, SegmentSpec, UnknownPolicy},
+    session::ProblemKind,
+};
+use muster_tests::{
+    bridges::BR0,
+    sim::{
+        agent::{SimServer, Step},
+        dhcp::{Asker, Client},
+        hand::Hand,
+        hardware::{Hardware, mac},
+        rack::Rack,
+    },
+    stage::{Stage, segment, server_name},
+};
+
+const SOON: Duration = Duration::from_secs(120);
+
+/// How many addresses ask.
+const ASKERS: u32 = 100_000;
+
+/// What the controller may take more than before the flood, in KiB: its tables of offers, of log lines and of names, in an
+/// unoptimised build.
+const MORE_KIB: u64 = 32 << 10;
+
+/// The most memory that the process `id` has ever had resident, in KiB.
+fn peak_kib(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("its status in /proc");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.expect("a number of KiB")
+        .split_whitespace()
+        .next()
+        .expect("a number of KiB")
+        .parse()
+        .expect("a number of KiB")
+}
+
+/// DISCOVERs from `count` addresses, each as different firmware: PXE, iPXE, UEFI HTTP boot, an installed system.
+fn flood(rack: &Rack, count: u32, ended: &AtomicBool) -> Result<()> {
+    for number in 0..count {
+        let [a, b, c, d] = number.wrapping_mul(0x9e37_79b1).to_be_bytes();
+        let mac = Mac([0x02, 0xf1, a, b, c, d]);
+        let asker = match number % 4 {
+            0 => Asker::Pxe(0),
+            1 => Asker::Ipxe(7),
+            2 => Asker::HttpBoot(16),
+            _ => Asker::Plain,
+        };
+        let mut raw = Vec::new();
+        Client::new(rack.clients(), mac, asker)
+            .message(MessageType::Discover)
+            .encode(&mut Encoder::new(&mut raw))?;
+        let from = (std::net::Ipv4Addr::UNSPECIFIED, 68);
+        rack.clients().port().broadcast(mac, from, 67, &raw)?;
+    }
+    ended.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+async fn flooded(purpose: &str, unknown: UnknownPolicy) {
+    let stage = Stage::lit(purpose, &[(BR0, Profile::Lab, unknown)])
+        .await
+        .expect("a controller that serves");
+    let rack = Arc::new(stage.rack().expect("a rack"));
+    let id = stage.controller.process().expect("a process");
+    // What it takes to serve one machine is no part of it.
+    let mut first = rack.server(Hardware::number(1));
+    first.power_on();
+    stage.host(mac(1, 0), SOON, |_| true).await.expect("a host");
+    let before = peak_kib(id);
+
+    let ended = Arc::new(AtomicBool::new(false));
+    let asking = {
+        let (rack, ended) = (Arc::clone(&rack), Arc::clone(&ended));
+        std::thread::spawn(move || flood(&rack, ASKERS, &ended))
+    };
+    let mut real = rack.server(Hardware::number(2));
+    real.power_on();
+    stage.host(mac(2, 0), SOON, |_| true).await.expect("a host");
+    asking.join().expect("the thread").expect("the thread");
+    assert!(ended.load(Ordering::Relaxed));
+    // And one after it, when every table is as full as it gets.
+    let mut late = rack.server(Hardware::number(3));
+    late.power_on();
+    stage.host(mac(3, 0), SOON, |_| true).await.expect("a host");
+
+    let after = peak_kib(id);
+    assert!(
+        after < before + MORE_KIB,
+        "{before} KiB before, {after} KiB after"
+    );
+    let names: Vec<_> = stage.servers().await.expect("the Servers").into_keys().collect();
+    let expected: Vec<_> = (1..=3).map(|number| server_name(mac(number, 0))).collect();
+    assert_eq!(names, expected, "asking makes no object");
+    assert_eq!(stage.hosts().await.expect("the hosts").len(), 3);
+    let enrolments = stage
+        .api::<Enrolment>()
+        .list(&ListParams::default())
+        .await
+        .expect("a list");
+    assert_eq!(enrolments.items.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_addresses_on_a_discover_segment_makes_no_object_and_shuts_nobody_out() {
+    flooded("flood-discover", UnknownPolicy::Discover).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_addresses_on_a_hold_segment_makes_no_object_and_shuts_nobody_out() {
+    flooded("flood-hold", UnknownPolicy::Hold).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_enrolments_ends_at_the_quota_and_known_machines_still_come_in() {
+    const QUOTA: u32 = 8;
+    let mut stage = Stage::dark("flood-enrol", &[BR0]).await.unwrap();
+    stage.controller.start().unwrap();
+    let spec = SegmentSpec {
+        quota: QUOTA,
+        ..segment(BR0, Profile::Lab, UnknownPolicy::Hold).unwrap()
+    };
+    stage.serve(BR0.name, spec).await.unwrap();
+    let rack = stage.rack().unwrap();
+    let mut known = rack.server(Hardware::number(1));
+    known.power_on();
+    let host = stage.discovered(&known, SOON).await.unwrap();
+
+    let strangers = rack.servers(100..130);
+    let attempts = strangers.iter().map(|stranger| stranger_enrols(&rack, stranger));
+    let outcomes = futures::future::join_all(attempts).await;
+    let admitted = outcomes.iter().filter(|outcome| outcome.is_none()).count();
+    assert_eq!(admitted, usize::try_from(QUOTA).unwrap() - 1);
+    let refused = outcomes.iter().flatten().all(|kind| *kind == ProblemKind::Quota);
+    assert!(refused, "{outcomes:?}");
+    assert_eq!(
+        stage.servers().await.unwrap().len(),
+        usize::try_from(QUOTA).unwrap()
+    );
+    stage.hears(BR0.name, "QuotaReached", SOON).await.unwrap();
+
+    // A known machine takes no further place.
+    known.power_on();
+    known
+        .shows("report again", SOON, |seen| {
+            seen.step == Step::Reported && seen.reports == 2
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        stage
+            .hosts()
+            .await
+            .unwrap()
+            .iter()
+            .filter(|other| other.uid() == host.uid())
+            .count(),
+        1
+    );
+    assert_eq!(
+        stage.servers().await.unwrap().len(),
+        usize::try_from(QUOTA).unwrap()
+    );
+}
+
+/// Why `stranger` was refused; none if it was admitted.
+async fn stranger_enrols(rack: &Rack, stranger: &SimServer) -> Option<ProblemKind> {
+    let config = stranger.steal_config(SOON).await.expect("a boot archive");
+    let mut hand = Hand::new(rack.clients(), config).expect("a key");
+    let reply = hand
+        .enrol(stranger.hardware().identity())
+        .await
+        .expect("an answer");
+    reply.problem().ok().map(|problem| problem.kind)
+}
