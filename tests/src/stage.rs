@@ -50,6 +50,15 @@ impl std::fmt::Debug for Quiet {
 impl Stage {
     /// Prepares everything but starts no controller. `purpose` begins the namespace's name.
     pub async fn dark(purpose: &str, bridges: &[Bridge]) -> Result<Stage> {
+        Stage::dark_with(purpose, bridges, |_| {}).await
+    }
+
+    /// The same with a controller that is set up otherwise.
+    pub async fn dark_with(
+        purpose: &str,
+        bridges: &[Bridge],
+        change: impl FnOnce(&mut Setup),
+    ) -> Result<Stage> {
         let cluster = Cluster::shared().await?;
         let namespace = cluster.namespace(purpose).await?;
         let network = Network::new(bridges, cluster)?;
@@ -57,6 +66,7 @@ impl Stage {
         let mut setup = Setup::new(&namespace)?;
         // Tests share the API server: nobody may act on another's hosts.
         setup.extra = ["--watch-namespace", &namespace].map(str::to_owned).to_vec();
+        change(&mut setup);
         let controller = Controller::new(cluster, &network, scratch.path(), setup).await?;
         Ok(Stage {
             controller,

@@ -1,0 +1,110 @@
+//! A stage whose hosts and consoles are timed.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use muster_proto::{
+    Mac,
+    kinds::{Profile, UnknownPolicy},
+};
+use tokio::{
+    sync::mpsc::{self, UnboundedReceiver},
+    time::timeout_at,
+};
+
+use crate::{
+    bridges::BR0,
+    cluster::Cluster,
+    demo::follow::{self, News},
+    machine::{Bus, Disk, Firmware, Machine, MachineSpec, Smbios},
+    stage::{self, Stage},
+};
+
+/// What an empty `/init` prints (`tests/bench/empty-init.rs`).
+pub(super) const EMPTY: &str = "muster-bench: init";
+
+/// A stage that serves [`BR0`], and the watch on its hosts.
+pub(super) struct Lit {
+    pub(super) stage: Stage,
+    news: UnboundedReceiver<News>,
+}
+
+impl Lit {
+    /// With the ramdisks of `boot_dir`, or the usual ones.
+    pub(super) async fn new(purpose: &str, profile: Profile, boot_dir: Option<PathBuf>) -> Result<Lit> {
+        let mut stage = Stage::dark_with(purpose, &[BR0], |setup| {
+            if let Some(dir) = boot_dir {
+                setup.boot_dir = dir;
+            }
+        })
+        .await?;
+        stage.controller.start()?;
+        let spec = stage::segment(BR0, profile, UnknownPolicy::Hold)?;
+        stage.serve(BR0.name, spec).await?;
+        let client = Cluster::shared().await?.client()?;
+        let (sender, news) = mpsc::unbounded_channel();
+        tokio::spawn(follow::hosts(client, stage.namespace.clone(), sender));
+        Ok(Lit { stage, news })
+    }
+
+    /// A machine that nobody has seen before; it is off.
+    pub(super) fn machine(&self, firmware: Firmware) -> Result<Machine> {
+        Machine::new(&self.stage.network.net, self.stage.scratch.path(), spec(firmware))
+    }
+
+    /// When each of `macs` was first seen as a host with its hardware; those that are not within `patience` are left out.
+    pub(super) async fn visible(&mut self, macs: &[Mac], patience: Duration) -> BTreeMap<Mac, Instant> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut seen = BTreeMap::new();
+        while seen.len() < macs.len() {
+            let Ok(Some(told)) = timeout_at(deadline, self.news.recv()).await else {
+                break;
+            };
+            if macs.contains(&told.mac) {
+                seen.entry(told.mac).or_insert(told.at);
+            }
+        }
+        seen
+    }
+}
+
+static MADE: AtomicU32 = AtomicU32::new(1);
+
+/// A machine with a NIC and two disks on [`BR0`], unlike every other.
+pub(super) fn spec(firmware: Firmware) -> MachineSpec {
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    let [_, _, high, low] = number.to_be_bytes();
+    let mac = Mac([0x52, 0x54, 0, 0xbe, high, low]);
+    let name = format!("m{number}");
+    let plain = match firmware {
+        Firmware::Bios => MachineSpec::bios(&name, mac, BR0.name),
+        Firmware::Uefi(net) => MachineSpec::uefi(&name, mac, BR0.name, net),
+    };
+    let smbios = Smbios::of("Example Servers", "Bench", &format!("BENCH{number:05}"))
+        .with_uuid(&format!("8d1f0a52-6c1e-4b7a-9e2d-0000be{number:06x}"));
+    plain
+        .with_smbios(smbios)
+        .with_disk(Disk::new(Bus::Nvme, 20, &format!("NVME{number:05}")))
+        .with_disk(Disk::new(Bus::Virtio, 10, &format!("VIRT{number:05}")))
+}
+
+/// The boot NIC's address.
+pub(super) fn mac(machine: &Machine) -> Result<Mac> {
+    let nic = machine.spec().nics.first().context("a machine without a NIC")?;
+    Ok(nic.mac)
+}
+
+/// Power-on of a machine that is off to a line with `pattern` on its console; then it is off again.
+pub(super) async fn to_line(machine: &mut Machine, pattern: &str, patience: Duration) -> Result<Duration> {
+    machine.power_on()?;
+    let (since, first) = machine.since().context("the machine is off again")?;
+    let found = machine.console().wait_for(pattern, first, patience).await;
+    machine.power_off();
+    let (_, line) = found?;
+    Ok(line.at.saturating_duration_since(since))
+}
