@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::{artifacts, cargo, codegen, command::Cmd, root, setup};
+use crate::{artifacts, codegen, command::Cmd, root, setup};
 
 /// Raw results, committed; the page `docs/benchmarks.md` is made from them.
 pub(crate) const RESULTS: &str = "docs/benchmarks/discovery.json";
