@@ -99,7 +99,7 @@ async fn direct(empty: &Lit) -> Result<Duration> {
         spec.extra = ["-kernel", &release.kernel.to_string_lossy()]
             .into_iter()
             .chain(["-initrd", &release.initramfs.to_string_lossy()])
-            .chain(["-append", "console=ttyS0,115200 quiet"])
+            .chain(["-append", "console=ttyS0,115200 quiet no_timer_check"])
             .map(str::to_owned)
             .collect();
     })?;

@@ -14,6 +14,7 @@ use muster_proto::{
 };
 use tokio::{
     sync::mpsc::{self, UnboundedReceiver},
+    task::AbortHandle,
     time::timeout_at,
 };
 
@@ -32,6 +33,14 @@ pub(super) const EMPTY: &str = "muster-bench: init";
 pub(super) struct Lit {
     pub(super) stage: Stage,
     news: UnboundedReceiver<News>,
+    watch: AbortHandle,
+}
+
+impl Drop for Lit {
+    fn drop(&mut self) {
+        // Without news it would not notice that nobody listens, and every later measurement would carry it.
+        self.watch.abort();
+    }
 }
 
 impl Lit {
@@ -48,8 +57,8 @@ impl Lit {
         stage.serve(BR0.name, spec).await?;
         let client = Cluster::shared().await?.client()?;
         let (sender, news) = mpsc::unbounded_channel();
-        tokio::spawn(follow::hosts(client, stage.namespace.clone(), sender));
-        Ok(Lit { stage, news })
+        let watch = tokio::spawn(follow::hosts(client, stage.namespace.clone(), sender)).abort_handle();
+        Ok(Lit { stage, news, watch })
     }
 
     /// A machine that nobody has seen before; it is off.
