@@ -153,11 +153,25 @@ fn parts(boots: &Boots) -> String {
     }
     text += "\nSteps of the agent are taken from its console; the serial line tells them a little late.\n";
     text += &agent(&boots.runs);
+    text += &empty("the same way", &boots.empty);
+    text += &empty("directly", &boots.direct);
     let failed = boots.runs.iter().filter_map(|run| run.failed.as_deref());
     for why in failed {
         let _ = writeln!(text, "\nFailed: {}", line(why));
     }
     text
+}
+
+fn empty(how: &str, times: &[Option<f64>]) -> String {
+    let came: Sample = times.iter().copied().flatten().collect();
+    format!(
+        "\nEmpty `/init`, {how}: {} of {} came; median {}, least {}, most {}.\n",
+        came.len(),
+        times.len(),
+        number(came.median(), 2),
+        number(came.min(), 2),
+        number(came.max(), 2),
+    )
 }
 
 /// The agent's own time, by the kernel's clock.

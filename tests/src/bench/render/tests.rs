@@ -131,6 +131,7 @@ fn page_names_machine_command_warnings_and_failures() {
         "Failed: no host after 90 s; the console ends with: a/b",
         "3 came, 1 did not.",
         "| the agent starts | 3.00 | 1.00 |",
+        "Empty `/init`, the same way: 2 of 3 came; median 2.50, least 2.00, most 3.00.",
         "| 1 | 20.00 | 25.00 | 0 | 20480 | 30000 |",
         "| `lab` | 88 | fails: not enough memory |",
     ] {
