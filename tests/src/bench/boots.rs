@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use muster_proto::kinds::Profile;
-use muster_ramdisk::release::Release;
 
 use super::{
     lit::{self, EMPTY, Lit},
@@ -14,6 +13,7 @@ use super::{
 use crate::{
     machine::{Firmware, Machine},
     paths,
+    sim::Clients,
 };
 
 /// A machine that has not come by then has failed.
@@ -32,13 +32,10 @@ pub(super) struct Counts {
 
 /// Measures machines with this `firmware` and the profile `lab`; the empty boots are spread among the others.
 pub(super) async fn measure(name: &str, firmware: Firmware, counts: Counts) -> Result<Boots> {
-    let mut lit = Lit::new(name, Profile::Lab, None).await?;
-    let empty = Lit::new(
-        &format!("{name}-empty"),
-        Profile::Lab,
-        Some(paths::empty_boot_dir()?),
-    )
-    .await?;
+    let mut lit = Lit::new(name, firmware, Profile::Lab, None).await?;
+    let boot_dir = Some(paths::empty_boot_dir()?);
+    let empty = Lit::new(&format!("{name}-empty"), firmware, Profile::Lab, boot_dir).await?;
+    let clients = empty.clients()?;
     let mut boots = Boots {
         memory_mib: lit::spec(firmware).memory_mib,
         ..Boots::default()
@@ -50,7 +47,9 @@ pub(super) async fn measure(name: &str, firmware: Firmware, counts: Counts) -> R
                 "by the same path",
                 lit::to_line(&mut machine, EMPTY, PATIENCE).await,
             ));
-            boots.direct.push(shot("directly", direct(&empty).await));
+            boots
+                .direct
+                .push(shot("directly", direct(&empty, &clients).await));
         }
         let run = run(&mut lit, firmware).await?;
         println!("  {name} {}/{}: {}", number + 1, counts.runs, told(&run));
@@ -92,21 +91,13 @@ fn last_words(machine: &Machine) -> String {
 }
 
 /// QEMU loads kernel and initramfs itself, with no network boot.
-async fn direct(empty: &Lit) -> Result<Duration> {
-    let release = Release::open(&paths::empty_boot_dir()?.join(Profile::Lab.name()))?;
+async fn direct(empty: &Lit, clients: &Clients) -> Result<Duration> {
     let mut machine = empty.machine(Firmware::Bios)?;
-    machine.rebuild(|spec| {
-        spec.extra = ["-kernel", &release.kernel.to_string_lossy()]
-            .into_iter()
-            .chain(["-initrd", &release.initramfs.to_string_lossy()])
-            .chain(["-append", "console=ttyS0,115200 quiet no_timer_check"])
-            .map(str::to_owned)
-            .collect();
-    })?;
+    empty.load_directly(&mut machine, clients).await?;
     lit::to_line(&mut machine, EMPTY, PATIENCE).await
 }
 
-pub(super) fn shot(how: &str, took: Result<Duration>) -> Option<f64> {
+fn shot(how: &str, took: Result<Duration>) -> Option<f64> {
     match took {
         Ok(took) => {
             println!("  empty /init {how}: {:.2} s", took.as_secs_f64());

@@ -2,12 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use muster_proto::{
     Mac,
     kinds::{Profile, UnknownPolicy},
@@ -18,16 +19,25 @@ use tokio::{
     time::timeout_at,
 };
 
+use super::script::{self, Script};
 use crate::{
     bridges::BR0,
     cluster::Cluster,
     demo::follow::{self, News},
     machine::{Bus, Disk, Firmware, Machine, MachineSpec, Smbios},
+    sim::{
+        Clients,
+        dhcp::{Asker, Client},
+        http,
+    },
     stage::{self, Stage},
 };
 
 /// What an empty `/init` prints (`tests/bench/empty-init.rs`).
 pub(super) const EMPTY: &str = "muster-bench: init";
+
+/// How long a simulated client waits for its lease.
+const LEASE: Duration = Duration::from_secs(60);
 
 /// A stage that serves [`BR0`], and the watch on its hosts.
 pub(super) struct Lit {
@@ -44,8 +54,13 @@ impl Drop for Lit {
 }
 
 impl Lit {
-    /// With the ramdisks of `boot_dir`, or the usual ones.
-    pub(super) async fn new(purpose: &str, profile: Profile, boot_dir: Option<PathBuf>) -> Result<Lit> {
+    /// For machines with this `firmware`, with the ramdisks of `boot_dir` or the usual ones.
+    pub(super) async fn new(
+        purpose: &str,
+        firmware: Firmware,
+        profile: Profile,
+        boot_dir: Option<PathBuf>,
+    ) -> Result<Lit> {
         let mut stage = Stage::dark_with(purpose, &[BR0], |setup| {
             if let Some(dir) = boot_dir {
                 setup.boot_dir = dir;
@@ -53,7 +68,11 @@ impl Lit {
         })
         .await?;
         stage.controller.start()?;
-        let spec = stage::segment(BR0, profile, UnknownPolicy::Hold)?;
+        let mut spec = stage::segment(BR0, profile, UnknownPolicy::Hold)?;
+        if firmware == Firmware::Bios {
+            // As the demo's Segment has it, and why.
+            spec.kernel_parameters.push("acpi=noirq".to_owned());
+        }
         stage.serve(BR0.name, spec).await?;
         let client = Cluster::shared().await?.client()?;
         let (sender, news) = mpsc::unbounded_channel();
@@ -64,6 +83,47 @@ impl Lit {
     /// A machine that nobody has seen before; it is off.
     pub(super) fn machine(&self, firmware: Firmware) -> Result<Machine> {
         Machine::new(&self.stage.network.net, self.stage.scratch.path(), spec(firmware))
+    }
+
+    /// A place for simulated clients.
+    pub(super) fn clients(&self) -> Result<Clients> {
+        Clients::behind(&self.stage.network.net, BR0.name, "10.77.0.2/24")
+    }
+
+    /// Lets QEMU load kernel and initramfs of `machine`, which is off, itself: those that the controller serves for this very boot,
+    /// fetched by a simulated client, with the parameters that it names.
+    pub(super) async fn load_directly(&self, machine: &mut Machine, clients: &Clients) -> Result<()> {
+        let lease = Client::new(clients, mac(machine)?, Asker::Ipxe(0))
+            .lease(LEASE)
+            .await?;
+        let url = lease.file.context("the answer to iPXE has no boot file")?;
+        let (server, path) = script::split(&url)?;
+        let answer = http::get(clients, server, path).await?;
+        let text = String::from_utf8_lossy(&answer.content).into_owned();
+        let script = Script::parse(&text)?;
+        let dir = self.stage.scratch.sub(&machine.spec().name)?;
+        let mut files = Vec::new();
+        for (name, (server, path)) in [("kernel", script.kernel), ("initrd", script.initrd)] {
+            let answer = http::get(clients, server, path).await?;
+            if !answer.status.is_success() {
+                bail!("{path}: {}", answer.status);
+            }
+            let file = dir.join(name);
+            fs::write(&file, &answer.content).with_context(|| format!("write {}", file.display()))?;
+            files.push(file.to_string_lossy().into_owned());
+        }
+        machine.rebuild(|spec| {
+            spec.extra = [
+                "-kernel",
+                &files[0],
+                "-initrd",
+                &files[1],
+                "-append",
+                script.parameters,
+            ]
+            .map(str::to_owned)
+            .to_vec();
+        })
     }
 
     /// When each of `macs` was first seen as a host with its hardware; those that are not within `patience` are left out.

@@ -1,28 +1,17 @@
 //! The least guest memory at which a machine gets to its inventory.
-//!
-//! QEMU loads kernel and initramfs itself: firmware and iPXE would need memory of their own. The files are those that the
-//! controller serves for this very boot, fetched by a simulated client.
+//! QEMU loads kernel and initramfs itself: firmware and iPXE would need memory of their own.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use muster_proto::{Mac, kinds::Profile};
+use muster_proto::kinds::Profile;
 
 use super::{
-    lit::{self, Lit},
+    lit::Lit,
     results::{Memory, Try, seconds},
-    script::Script,
     steps::SENT,
 };
-use crate::{
-    bridges::BR0,
-    machine::Firmware,
-    sim::{
-        Clients,
-        dhcp::{Asker, Client},
-        http,
-    },
-};
+use crate::{machine::Firmware, sim::Clients};
 
 /// A machine that has not sent its inventory by then never will.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,8 +46,9 @@ pub(super) const SERVER: Steps = Steps {
 /// Goes down from the goal to the first size that fails; up, if the goal itself fails.
 pub(super) async fn measure(steps: Steps, most: usize) -> Result<Memory> {
     let name = steps.profile.name();
-    let lit = Lit::new(&format!("memory-{name}"), steps.profile, None).await?;
-    let clients = Clients::behind(&lit.stage.network.net, BR0.name, "10.77.0.2/24")?;
+    let purpose = format!("memory-{name}");
+    let lit = Lit::new(&purpose, Firmware::Bios, steps.profile, None).await?;
+    let clients = lit.clients()?;
     let mut memory = Memory {
         profile: name.to_owned(),
         goal_mib: steps.goal,
@@ -104,27 +94,8 @@ fn next(steps: Steps, tries: &[Try]) -> Option<u32> {
 
 async fn boot(lit: &Lit, clients: &Clients, mib: u32) -> Result<Duration> {
     let mut machine = lit.machine(Firmware::Bios)?;
-    let files = fetch(clients, lit::mac(&machine)?).await?;
-    let dir = lit.stage.scratch.sub(&machine.spec().name)?;
-    let place = |name: &str, content: &[u8]| -> Result<String> {
-        let path = dir.join(name);
-        fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
-        Ok(path.to_string_lossy().into_owned())
-    };
-    let (kernel, initrd) = (place("kernel", &files.kernel)?, place("initrd", &files.initrd)?);
-    machine.rebuild(|spec| {
-        spec.memory_mib = mib;
-        spec.extra = [
-            "-kernel",
-            &kernel,
-            "-initrd",
-            &initrd,
-            "-append",
-            &files.parameters,
-        ]
-        .map(str::to_owned)
-        .to_vec();
-    })?;
+    lit.load_directly(&mut machine, clients).await?;
+    machine.rebuild(|spec| spec.memory_mib = mib)?;
     machine.power_on()?;
     let (since, first) = machine.since().context("the machine is off again")?;
     let ends = |line: &str| line.contains(SENT) || SIGNS.iter().any(|sign| line.contains(sign));
@@ -144,34 +115,6 @@ async fn boot(lit: &Lit, clients: &Clients, mib: u32) -> Result<Duration> {
         bail!("{}", muster_proto::text::clean(line.text.as_bytes()));
     }
     Ok(line.at.saturating_duration_since(since))
-}
-
-struct Files {
-    kernel: Vec<u8>,
-    initrd: Vec<u8>,
-    parameters: String,
-}
-
-/// What the machine with this address is given to boot.
-async fn fetch(clients: &Clients, mac: Mac) -> Result<Files> {
-    let lease = Client::new(clients, mac, Asker::Ipxe(0)).lease(PATIENCE).await?;
-    let url = lease.file.context("the answer to iPXE has no boot file")?;
-    let (server, path) = super::script::split(&url)?;
-    let answer = http::get(clients, server, path).await?;
-    let text = String::from_utf8_lossy(&answer.content).into_owned();
-    let script = Script::parse(&text)?;
-    let get = async |(server, path): (SocketAddr, &str)| -> Result<Vec<u8>> {
-        let answer = http::get(clients, server, path).await?;
-        if !answer.status.is_success() {
-            bail!("{path}: {}", answer.status);
-        }
-        Ok(answer.content)
-    };
-    Ok(Files {
-        kernel: get(script.kernel).await?,
-        initrd: get(script.initrd).await?,
-        parameters: script.parameters.to_owned(),
-    })
 }
 
 #[cfg(test)]
