@@ -40,7 +40,9 @@ pub(super) const LAB: Steps = Steps {
 pub(super) const SERVER: Steps = Steps {
     profile: Profile::Server,
     goal: 256,
-    mib: &[512, 448, 384, 320, 288, 256, 240, 224, 208, 192, 176, 160],
+    mib: &[
+        512, 448, 384, 320, 288, 256, 240, 224, 208, 192, 176, 160, 144, 128, 112,
+    ],
 };
 
 /// Goes down from the goal to the first size that fails; up, if the goal itself fails.
@@ -112,7 +114,10 @@ async fn boot(lit: &Lit, clients: &Clients, mib: u32) -> Result<Duration> {
         );
     };
     if !line.text.contains(SENT) {
-        bail!("{}", muster_proto::text::clean(line.text.as_bytes()));
+        // What firmware left on the line before the sign says nothing.
+        let sign = SIGNS.iter().find_map(|sign| line.text.find(sign));
+        let said = &line.text[sign.unwrap_or(0)..];
+        bail!("{}", muster_proto::text::clean(said.as_bytes()));
     }
     Ok(line.at.saturating_duration_since(since))
 }
