@@ -32,9 +32,9 @@ pub(super) struct Counts {
 
 /// Measures machines with this `firmware` and the profile `lab`; the empty boots are spread among the others.
 pub(super) async fn measure(name: &str, firmware: Firmware, counts: Counts) -> Result<Boots> {
-    let mut lit = Lit::new(name, firmware, Profile::Lab, None).await?;
+    let mut lit = Lit::new(name, Profile::Lab, None).await?;
     let boot_dir = Some(paths::empty_boot_dir()?);
-    let empty = Lit::new(&format!("{name}-empty"), firmware, Profile::Lab, boot_dir).await?;
+    let empty = Lit::new(&format!("{name}-empty"), Profile::Lab, boot_dir).await?;
     let clients = empty.clients()?;
     let mut boots = Boots {
         memory_mib: lit::spec(firmware).memory_mib,

@@ -58,7 +58,7 @@ fn rack(lit: &Lit, hosts: usize) -> Result<Vec<Machine>> {
 }
 
 async fn together(hosts: usize) -> Result<Together> {
-    let mut lit = Lit::new("fleet", Firmware::Bios, Profile::Lab, None).await?;
+    let mut lit = Lit::new("fleet", Profile::Lab, None).await?;
     let mut machines = rack(&lit, hosts)?;
     let macs: Vec<_> = machines.iter().map(lit::mac).collect::<Result<_>>()?;
     let since = Instant::now();
@@ -82,7 +82,7 @@ async fn together(hosts: usize) -> Result<Together> {
 
 async fn idle(hosts: usize) -> Result<Vec<Option<f64>>> {
     let boot_dir = Some(paths::empty_boot_dir()?);
-    let lit = Lit::new("fleet-empty", Firmware::Bios, Profile::Lab, boot_dir).await?;
+    let lit = Lit::new("fleet-empty", Profile::Lab, boot_dir).await?;
     let mut machines = rack(&lit, hosts)?;
     let since = Instant::now();
     for machine in &mut machines {

@@ -54,13 +54,8 @@ impl Drop for Lit {
 }
 
 impl Lit {
-    /// For machines with this `firmware`, with the ramdisks of `boot_dir` or the usual ones.
-    pub(super) async fn new(
-        purpose: &str,
-        firmware: Firmware,
-        profile: Profile,
-        boot_dir: Option<PathBuf>,
-    ) -> Result<Lit> {
+    /// With the ramdisks of `boot_dir` or the usual ones.
+    pub(super) async fn new(purpose: &str, profile: Profile, boot_dir: Option<PathBuf>) -> Result<Lit> {
         let mut stage = Stage::dark_with(purpose, &[BR0], |setup| {
             if let Some(dir) = boot_dir {
                 setup.boot_dir = dir;
@@ -68,11 +63,7 @@ impl Lit {
         })
         .await?;
         stage.controller.start()?;
-        let mut spec = stage::segment(BR0, profile, UnknownPolicy::Hold)?;
-        if firmware == Firmware::Bios {
-            // As the demo's Segment has it, and why.
-            spec.kernel_parameters.push("acpi=noirq".to_owned());
-        }
+        let spec = stage::segment(BR0, profile, UnknownPolicy::Hold)?;
         stage.serve(BR0.name, spec).await?;
         let client = Cluster::shared().await?.client()?;
         let (sender, news) = mpsc::unbounded_channel();

@@ -49,7 +49,7 @@ pub(super) const SERVER: Steps = Steps {
 pub(super) async fn measure(steps: Steps, most: usize) -> Result<Memory> {
     let name = steps.profile.name();
     let purpose = format!("memory-{name}");
-    let lit = Lit::new(&purpose, Firmware::Bios, steps.profile, None).await?;
+    let lit = Lit::new(&purpose, steps.profile, None).await?;
     let clients = lit.clients()?;
     let mut memory = Memory {
         profile: name.to_owned(),

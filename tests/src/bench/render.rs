@@ -64,8 +64,7 @@ const LEGEND: &str = "\n\
     *Empty `/init`* is the same kernel, with the same initramfs but for the agent, in whose place a program prints one line and sleeps; \
     the time is that of its line.\n\
     *Same way* boots it as the figure's machines do, over the network; *directly*, QEMU loads kernel and initramfs itself, under SeaBIOS.\n\
-    All kernels, the empty ones included, have the parameters that Muster gives, and `console=ttyS0,115200 no_timer_check`; \
-    those of BIOS machines also have the demo's `acpi=noirq`.\n\
+    All kernels, the empty ones included, have the parameters that Muster gives, and `console=ttyS0,115200 no_timer_check`.\n\
     *Ratio* is the result by the same way's time.\n\
     p99 is by nearest rank: of 50 runs it is the slowest.\n";
 
