@@ -22,8 +22,20 @@ pub struct Dnsmasq {
 
 impl Dnsmasq {
     /// Serves the link `link` of `net`, whose address is inside the range `range` (`first,last`), with further `arguments`;
-    /// its files lie in `dir`.
+    /// its files lie in `dir`. Its log has every option of every message.
     pub async fn start(
+        net: &Netns,
+        link: &str,
+        range: &str,
+        dir: &Path,
+        arguments: &[String],
+    ) -> Result<Dnsmasq> {
+        let arguments = [&["--log-dhcp".to_owned()], arguments].concat();
+        Dnsmasq::terse(net, link, range, dir, &arguments).await
+    }
+
+    /// The same with the log that it writes by itself.
+    pub async fn terse(
         net: &Netns,
         link: &str,
         range: &str,
@@ -38,13 +50,7 @@ impl Dnsmasq {
                 "--leasefile-ro",
                 "--no-ping",
             ])
-            .args([
-                "--port=0",
-                "--bind-interfaces",
-                "--log-facility=-",
-                "--log-dhcp",
-                "--pid-file=",
-            ])
+            .args(["--port=0", "--bind-interfaces", "--log-facility=-", "--pid-file="])
             // With another user the kernel would forget that it is to die with its parent.
             .args(["--user=root", "--group=root"])
             .arg(format!("--interface={link}"))
@@ -60,6 +66,11 @@ impl Dnsmasq {
         let dnsmasq = Dnsmasq { process, log };
         dnsmasq.log.wait_for("IP range", 0, START).await?;
         Ok(dnsmasq)
+    }
+
+    /// Its process, for its CPU time.
+    pub fn process(&self) -> u32 {
+        self.process.id()
     }
 
     /// What it says: every DHCP message and every file.

@@ -5,6 +5,7 @@
 //! [`wire::Wire`] a cable with faults, [`sim`] clients that need no guest. Everything that is started is a child of this
 //! process and dies with it, even by `kill -9`; everything that is written lies in a [`scratch::Scratch`].
 
+pub mod bench;
 pub mod bridges;
 pub mod cluster;
 pub mod controller;

@@ -53,6 +53,17 @@ pub fn boot_dir() -> Result<PathBuf> {
     existing("MUSTER_BOOT_DIR", &[&target().join("boot")])
 }
 
+/// Like [`boot_dir`], with an `/init` that does nothing in the place of the agent, or `MUSTER_EMPTY_BOOT_DIR`. Only the benchmark
+/// has it.
+pub fn empty_boot_dir() -> Result<PathBuf> {
+    existing("MUSTER_EMPTY_BOOT_DIR", &[&target().join("bench/boot")])
+}
+
+/// Debian's nginx, unpacked, or `MUSTER_NGINX`. Only the benchmark has it.
+pub fn nginx() -> Result<PathBuf> {
+    existing("MUSTER_NGINX", &[&target().join("bench/nginx/usr/sbin/nginx")])
+}
+
 /// Cargo's target directory.
 pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)

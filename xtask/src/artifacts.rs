@@ -86,37 +86,92 @@ fn controller() -> Result<()> {
         .run()
 }
 
-/// Kernels and the EFI stub come from Debian's packages, unpacked and not installed.
+/// Each profile and the meta package of its kernel.
 fn ramdisks() -> Result<()> {
-    let stub = package("systemd-boot-efi")?;
+    let agent = root().join(format!("target/{TARGET}/agent/muster-agent"));
+    let out = root().join("target/boot");
     for (profile, meta) in [
         ("lab", "linux-image-cloud-amd64"),
         ("server", "linux-image-amd64"),
     ] {
-        let kernel = package(&dependency(meta)?)?;
-        let agent = root().join(format!("target/{TARGET}/agent/muster-agent"));
-        let out = root().join("target/boot");
-        let inputs = [
-            kernel.as_path(),
-            stub.as_path(),
-            agent.as_path(),
-            Path::new("target/debug/muster-ramdisk"),
-        ];
-        if is_newer(&out.join(profile).join("current"), &inputs) {
-            continue;
-        }
-        Cmd::new("target/debug/muster-ramdisk")
-            .args(["build", "--profile", profile, "--agent"])
-            .arg(&agent)
-            .arg("--kernel-deb")
-            .arg(&kernel)
-            .arg("--stub-deb")
-            .arg(&stub)
-            .arg("--out")
-            .arg(&out)
-            .run_logged(&log(&format!("ramdisk-{profile}"))?)?;
+        ramdisk(profile, meta, &agent, &out)?;
     }
     Ok(())
+}
+
+/// Kernel and EFI stub come from Debian's packages, unpacked and not installed.
+fn ramdisk(profile: &str, meta: &str, agent: &Path, out: &Path) -> Result<()> {
+    let stub = package("systemd-boot-efi")?;
+    let kernel = package(&dependency(meta)?)?;
+    let inputs = [
+        kernel.as_path(),
+        stub.as_path(),
+        agent,
+        Path::new("target/debug/muster-ramdisk"),
+    ];
+    if is_newer(&out.join(profile).join("current"), &inputs) {
+        return Ok(());
+    }
+    let name = agent.file_name().unwrap_or_default().to_string_lossy();
+    Cmd::new("target/debug/muster-ramdisk")
+        .args(["build", "--profile", profile, "--agent"])
+        .arg(agent)
+        .arg("--kernel-deb")
+        .arg(&kernel)
+        .arg("--stub-deb")
+        .arg(&stub)
+        .arg("--out")
+        .arg(out)
+        .run_logged(&log(&format!("ramdisk-{profile}-{name}"))?)
+}
+
+/// What only the benchmark runs: controller and lab as they are released, nginx, and a ramdisk whose `/init` does nothing.
+pub(crate) fn bench() -> Result<()> {
+    step("controller and lab, release build (first time 6 min)", || {
+        cargo()
+            .args(["build", "--quiet", "--release"])
+            .args(["--package", "muster-controller", "--package", "muster-tests"])
+            .run()
+    })?;
+    step("nginx: Debian's package, unpacked and not installed", nginx)?;
+    step("ramdisk with an empty /init", empty_ramdisk)
+}
+
+/// Unpacked, so that no service is started.
+fn nginx() -> Result<()> {
+    let deb = package("nginx")?;
+    let out = root().join("target/bench/nginx");
+    if is_newer(&out.join("usr/sbin/nginx"), &[]) {
+        return Ok(());
+    }
+    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+    Cmd::new("dpkg").arg("--extract").arg(deb).arg(out).run()
+}
+
+fn empty_ramdisk() -> Result<()> {
+    let source = Path::new("tests/bench/empty-init.rs");
+    let init = root().join("target/bench/empty-init");
+    if !is_newer(&init, &[source]) {
+        Cmd::new(std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into()))
+            .args(["--edition", "2024", "--target", TARGET])
+            .args(["-C", "opt-level=z", "-C", "panic=abort", "-C", "strip=symbols"])
+            .args([
+                "-C",
+                "target-feature=+crt-static",
+                "-C",
+                "relocation-model=static",
+            ])
+            .arg(source)
+            .arg("-o")
+            .arg(&init)
+            .run()?;
+    }
+    ramdisk(
+        "lab",
+        "linux-image-cloud-amd64",
+        &init,
+        &root().join("target/bench/boot"),
+    )
 }
 
 /// True if `made` is there and younger than each of `inputs`.

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{artifacts, command::Cmd};
+use crate::{artifacts, bench, command::Cmd};
 
 /// Directories that hold generated files only, and the controller's word for them.
 const GENERATED: &[(&str, &str)] = &[("crds", "deploy/crds"), ("roles", "deploy/manifests/roles")];
@@ -12,13 +12,16 @@ const GENERATED: &[(&str, &str)] = &[("crds", "deploy/crds"), ("roles", "deploy/
 /// The one file beside them that people write: which of them `kubectl apply -k` installs.
 const LIST: &str = "kustomization.yaml";
 
+/// The page that is made from the benchmark's raw results, once there are any.
+const BENCHMARKS: &str = "docs/benchmarks.md";
+
 /// Writes them all.
 pub(crate) fn write() -> Result<()> {
     build()?;
     for (what, dir) in GENERATED {
         generate(what, Path::new(dir))?;
     }
-    Ok(())
+    benchmarks(Path::new(BENCHMARKS))
 }
 
 /// Fails if one of them is not what would be written.
@@ -32,13 +35,29 @@ pub(crate) fn check() -> Result<()> {
         generate(what, &fresh)?;
         compare(Path::new(dir), &fresh)?;
     }
-    Ok(())
+    let fresh = Path::new("target/codegen/benchmarks.md");
+    if fresh.exists() {
+        fs::remove_file(fresh).with_context(|| format!("removing {}", fresh.display()))?;
+    }
+    benchmarks(fresh)?;
+    same(Path::new(BENCHMARKS), fresh)
+}
+
+fn benchmarks(out: &Path) -> Result<()> {
+    if !Path::new(bench::RESULTS).exists() {
+        return Ok(());
+    }
+    Cmd::new("target/debug/muster-lab")
+        .args(["bench-page", "--json", bench::RESULTS, "--out"])
+        .arg(out)
+        .run()
 }
 
 fn build() -> Result<()> {
     artifacts::log("codegen")?;
     crate::cargo()
-        .args(["build", "--quiet", "--package", "muster-controller"])
+        .args(["build", "--quiet"])
+        .args(["--package", "muster-controller", "--package", "muster-tests"])
         .run()
 }
 
@@ -71,12 +90,15 @@ fn compare(committed: &Path, fresh: &Path) -> Result<()> {
         );
     }
     for name in names(fresh)? {
-        if fs::read(committed.join(&name)).ok() != fs::read(fresh.join(&name)).ok() {
-            bail!(
-                "{} is stale: run `cargo xtask codegen`",
-                committed.join(&name).display()
-            );
-        }
+        same(&committed.join(&name), &fresh.join(&name))?;
+    }
+    Ok(())
+}
+
+/// Both files have the same content, or neither is there.
+fn same(committed: &Path, fresh: &Path) -> Result<()> {
+    if fs::read(committed).ok() != fs::read(fresh).ok() {
+        bail!("{} is stale: run `cargo xtask codegen`", committed.display());
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod artifacts;
+mod bench;
 mod ci;
 mod codegen;
 mod command;
@@ -20,9 +21,10 @@ cargo xtask <command>
   demo      discover two servers that nobody has described: [--once] [--hosts N] [--kubeconfig FILE]
   test      run all tests: [--full] [words that cargo test takes]
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
+  bench     measure discovery and write docs/benchmarks.md (30 min): discovery [--quick] [--only ROW]
   build     make what demo and test need: control plane, agent, ramdisks, controller
   tidy      check the rules of the house that no compiler checks
-  codegen   write the generated files (CRDs, roles); --check compares only
+  codegen   write the generated files (CRDs, roles, benchmarks); --check compares only
   setup     install what Debian packages are missing, or print which
 ";
 
@@ -54,6 +56,7 @@ fn run() -> Result<()> {
         }
         "test" => ci::test(&rest)?,
         "ci" => ci::run()?,
+        "bench" => bench::run(&rest)?,
         "tidy" => tidy::run(&root())?,
         "codegen" if rest == ["--check"] => codegen::check()?,
         "codegen" => codegen::write()?,

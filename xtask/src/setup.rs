@@ -18,6 +18,13 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dnsmasq-base", "/usr/sbin/dnsmasq"),
 ];
 
+/// What the benchmark needs besides: the libraries of nginx, which itself is unpacked and not installed.
+const FOR_BENCH: &[(&str, &str)] = &[
+    ("libpcre2-8-0", "/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0"),
+    ("libssl3", "/usr/lib/x86_64-linux-gnu/libssl.so.3"),
+    ("util-linux", "/usr/bin/unshare"),
+];
+
 /// Installs what is missing as root; otherwise fails with the command that does.
 pub(crate) fn install() -> Result<()> {
     for tool in ["go", "gcc"] {
@@ -28,7 +35,16 @@ pub(crate) fn install() -> Result<()> {
             bail!("`{tool}` is missing: Go (1.26 or newer) builds the control plane, gcc links the rest");
         }
     }
-    let missing: Vec<&str> = PACKAGES
+    packages(PACKAGES)
+}
+
+/// The same for the benchmark, which tests and demo do not need.
+pub(crate) fn install_for_bench() -> Result<()> {
+    packages(FOR_BENCH)
+}
+
+fn packages(needed: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = needed
         .iter()
         .filter(|(_, file)| !Path::new(file).exists())
         .map(|(name, _)| *name)

@@ -158,7 +158,9 @@ impl Loading {
                 heard = events.next() => self.heard(heard.map_err(|source| KmodError::Listen { source })?, devices),
                 () = pause(patience) => {
                     if self.is_settled() {
-                        tracing::info!(step = "modules", loaded = self.loaded, failed = self.failed);
+                        // When the last device came is what a reader cannot know otherwise.
+                        let quiet_ms = self.heard.elapsed().as_millis();
+                        tracing::info!(step = "modules", loaded = self.loaded, failed = self.failed, quiet_ms);
                         devices.send_modify(|devices| (devices.calm, devices.settled) = (true, true));
                     } else if !devices.borrow().calm && self.is_quiet(settle::CALM) {
                         devices.send_modify(|devices| devices.calm = true);

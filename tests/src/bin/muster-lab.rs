@@ -2,8 +2,9 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
-use muster_tests::demo;
+use muster_tests::{bench, demo};
 
 /// Muster's lab: servers, networks and a Kubernetes API server on this computer.
 #[derive(Debug, Parser)]
@@ -27,26 +28,81 @@ enum Command {
         #[arg(long, env = "KUBECONFIG")]
         kubeconfig: Option<PathBuf>,
     },
+    /// Measures discovery; `cargo xtask bench discovery` builds what it needs and starts it.
+    Bench {
+        /// Fewer runs, to try it out.
+        #[arg(long)]
+        quick: bool,
+        /// This part only.
+        #[arg(long, value_enum)]
+        only: Option<bench::Row>,
+        /// Where the raw results go, as JSON.
+        #[arg(long)]
+        out: PathBuf,
+        /// The command to put on record.
+        #[arg(long)]
+        command: String,
+        /// The commit to put on record.
+        #[arg(long)]
+        commit: String,
+    },
+    /// Makes the page of a benchmark from its raw results.
+    BenchPage {
+        /// The raw results.
+        #[arg(long)]
+        json: PathBuf,
+        /// The page.
+        #[arg(long)]
+        out: PathBuf,
+    },
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Command::Demo {
-        once,
-        hosts,
-        kubeconfig,
-    } = Cli::parse().command;
-    let options = demo::Options {
-        once,
-        hosts: usize::from(hosts),
-        kubeconfig: kubeconfig.filter(|path| !path.as_os_str().is_empty()),
-    };
-    match demo::run(options).await {
+    match run(Cli::parse().command).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("muster-lab: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Demo {
+            once,
+            hosts,
+            kubeconfig,
+        } => {
+            let options = demo::Options {
+                once,
+                hosts: usize::from(hosts),
+                kubeconfig: kubeconfig.filter(|path| !path.as_os_str().is_empty()),
+            };
+            demo::run(options).await
+        }
+        Command::Bench {
+            quick,
+            only,
+            out,
+            command,
+            commit,
+        } => {
+            let options = bench::Options {
+                quick,
+                only,
+                out,
+                command,
+                commit,
+            };
+            bench::run(options).await?;
+            Ok(true)
+        }
+        Command::BenchPage { json, out } => {
+            bench::render_file(&json, &out)?;
+            Ok(true)
         }
     }
 }

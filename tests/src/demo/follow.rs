@@ -15,15 +15,15 @@ use crate::{lines::Lines, stage};
 
 /// A server took a step.
 #[derive(Clone, Debug)]
-pub(super) struct News {
+pub(crate) struct News {
     /// Which server, by any of its MAC addresses.
-    pub(super) mac: Mac,
+    pub(crate) mac: Mac,
     /// What it did.
-    pub(super) step: Step,
+    pub(crate) step: Step,
     /// When.
-    pub(super) at: Instant,
+    pub(crate) at: Instant,
     /// Its host, with [`Step::Host`].
-    pub(super) host: Option<Arc<BareMetalHost>>,
+    pub(crate) host: Option<Arc<BareMetalHost>>,
 }
 
 impl News {
@@ -38,7 +38,7 @@ impl News {
 }
 
 /// Reads the controller's log from line `from` on, for ever or until nobody listens.
-pub(super) async fn log(lines: Lines, mut from: usize, news: UnboundedSender<News>) {
+pub(crate) async fn log(lines: Lines, mut from: usize, news: UnboundedSender<News>) {
     loop {
         for line in lines.from(from) {
             from += 1;
@@ -53,7 +53,7 @@ pub(super) async fn log(lines: Lines, mut from: usize, news: UnboundedSender<New
 }
 
 /// Reads the console of the server with `mac`.
-pub(super) async fn console(lines: Lines, mac: Mac, news: UnboundedSender<News>) {
+pub(crate) async fn console(lines: Lines, mac: Mac, news: UnboundedSender<News>) {
     let mut from = 0;
     loop {
         for line in lines.from(from) {
@@ -69,7 +69,7 @@ pub(super) async fn console(lines: Lines, mac: Mac, news: UnboundedSender<News>)
 }
 
 /// Watches the hosts of `namespace` and tells of each that has its hardware.
-pub(super) async fn hosts(client: Client, namespace: String, news: UnboundedSender<News>) {
+pub(crate) async fn hosts(client: Client, namespace: String, news: UnboundedSender<News>) {
     let api: Api<BareMetalHost> = Api::namespaced(client, &namespace);
     let mut changes = watcher(api, watcher::Config::default())
         .default_backoff()

@@ -1,10 +1,10 @@
 //! `muster-lab demo`: two servers that nobody has described appear in `kubectl get bmh`.
 
 mod board;
-mod follow;
+pub(crate) mod follow;
 mod report;
 mod servers;
-mod step;
+pub(crate) mod step;
 
 use std::{
     collections::BTreeMap,

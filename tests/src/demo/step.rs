@@ -4,7 +4,7 @@ use muster_proto::Mac;
 
 /// The steps from power-on to `kubectl get bmh`, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// The controller heard its DHCP.
     Dhcp,
     /// It has a boot program: iPXE, its script, or the kernel image itself.
@@ -23,7 +23,7 @@ pub(super) enum Step {
 
 impl Step {
     /// All, in order.
-    pub(super) const ALL: [Step; 7] = [
+    pub(crate) const ALL: [Step; 7] = [
         Step::Dhcp,
         Step::BootFile,
         Step::Kernel,
@@ -34,7 +34,7 @@ impl Step {
     ];
 
     /// For people.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Step::Dhcp => "DHCP",
             Step::BootFile => "boot file",
@@ -48,7 +48,7 @@ impl Step {
 }
 
 /// The server that a line of the controller's log speaks of, and the step that it has taken.
-pub(super) fn in_log(line: &str) -> Option<(Mac, Step)> {
+pub(crate) fn in_log(line: &str) -> Option<(Mac, Step)> {
     let mac = field(line, "mac")?.parse().ok()?;
     let step = match field(line, "step") {
         Some("tftp" | "script") => Step::BootFile,
@@ -60,11 +60,8 @@ pub(super) fn in_log(line: &str) -> Option<(Mac, Step)> {
 }
 
 /// The step that a line on a server's console tells.
-pub(super) fn on_console(line: &str) -> Option<Step> {
-    let words = line.split_once("muster ")?.1;
-    // The agent's lines go on with the uptime; the kernel's command line, shown at its start, does not.
-    let uptime = words.split_whitespace().next()?;
-    uptime.parse::<f64>().ok()?;
+pub(crate) fn on_console(line: &str) -> Option<Step> {
+    let (_, words) = agent_line(line)?;
     Some(match field(words, "step") {
         Some("enrolled") => Step::Enrolled,
         Some("inventory-sent") => Step::Inventory,
@@ -72,8 +69,16 @@ pub(super) fn on_console(line: &str) -> Option<Step> {
     })
 }
 
+/// The uptime in seconds and the words of a line that the agent wrote on a console.
+pub(crate) fn agent_line(line: &str) -> Option<(f64, &str)> {
+    let words = line.split_once("muster ")?.1;
+    // The agent's lines go on with the uptime; the kernel's command line, shown at its start, does not.
+    let uptime = words.split_whitespace().next()?;
+    Some((uptime.parse().ok()?, words))
+}
+
 /// The value of `name=value` or `name="value"` in a log line.
-fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.match_indices(name).find_map(|(at, _)| {
         let begins = line[..at].chars().next_back().is_none_or(char::is_whitespace);
         let value = line[at + name.len()..].strip_prefix('=')?;

@@ -13,9 +13,15 @@ mod port;
 pub mod rack;
 pub mod tftp;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
+use muster_agent::net::netlink::{self, Request};
+use nix::net::if_::if_nametoindex;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 use crate::netns::Netns;
@@ -27,6 +33,29 @@ pub use port::Port;
 pub struct Clients {
     net: Netns,
     port: Arc<Port>,
+    own: Option<Arc<Own>>,
+}
+
+/// An address at the cable's end, for as long as this lives.
+#[derive(Debug)]
+struct Own {
+    net: Netns,
+    address: Ipv4Addr,
+}
+
+impl Own {
+    fn change(&self, request: impl FnOnce(u32, Ipv4Addr) -> Request + Send + 'static) -> io::Result<()> {
+        let address = self.address;
+        self.net
+            .run(move || netlink::ask(request(if_nametoindex(LINK)?, address)))
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        // Goes with the namespace otherwise.
+        let _ = self.change(|link, address| Request::remove_address(link, address, 32));
+    }
 }
 
 /// The cable's end.
@@ -41,7 +70,25 @@ impl Clients {
         lab.join(&near, bridge)?;
         net.ip(&format!("address add {address} dev {LINK}"))?;
         let port = Arc::new(Port::open(&net, LINK)?);
-        Ok(Clients { net, port })
+        Ok(Clients { net, port, own: None })
+    }
+
+    /// The same place for a client that speaks from `address`, which it has leased; the address is gone with the last of its owners.
+    pub fn at(&self, address: Ipv4Addr) -> Result<Clients> {
+        let own = Own {
+            net: self.net.clone(),
+            address,
+        };
+        own.change(|link, address| Request::add_address(link, address, 32, 0))
+            .with_context(|| format!("put {address} on {LINK}"))?;
+        Ok(Clients {
+            own: Some(Arc::new(own)),
+            ..self.clone()
+        })
+    }
+
+    fn source(&self) -> Ipv4Addr {
+        self.own.as_ref().map_or(Ipv4Addr::UNSPECIFIED, |own| own.address)
     }
 
     /// Their namespace.
@@ -56,8 +103,9 @@ impl Clients {
 
     /// A UDP socket on a free port.
     pub fn udp(&self) -> Result<UdpSocket> {
-        let made = self.net.run(|| -> io::Result<_> {
-            let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
+        let source = self.source();
+        let made = self.net.run(move || -> io::Result<_> {
+            let socket = std::net::UdpSocket::bind((source, 0))?;
             socket.set_nonblocking(true)?;
             Ok(socket)
         });
@@ -66,7 +114,15 @@ impl Clients {
 
     /// A TCP connection.
     pub async fn tcp(&self, to: SocketAddr) -> Result<TcpStream> {
-        let socket = self.net.run(TcpSocket::new_v4).context("make a TCP socket")?;
+        let source = self.source();
+        let made = self.net.run(move || -> io::Result<_> {
+            let socket = TcpSocket::new_v4()?;
+            if !source.is_unspecified() {
+                socket.bind((source, 0).into())?;
+            }
+            Ok(socket)
+        });
+        let socket = made.context("make a TCP socket")?;
         socket
             .connect(to)
             .await

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::Ipv4Addr,
+    os::fd::IntoRawFd,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -25,6 +26,7 @@ use pnet::{
     },
     util::MacAddr,
 };
+use socket2::{Domain, SockFilter, Socket, Type};
 use tokio::sync::mpsc;
 
 use crate::netns::Netns;
@@ -73,8 +75,12 @@ impl Port {
             let interface = datalink::interfaces()
                 .into_iter()
                 .find(|found| found.name == link);
+            let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+            // Before it is bound: whatever else these clients fetch does not pass through here a second time.
+            socket.attach_filter(&filter())?;
             let config = datalink::Config {
                 read_timeout: Some(Duration::from_millis(200)),
+                socket_fd: Some(socket.into_raw_fd()), // pnet closes it
                 ..datalink::Config::default()
             };
             datalink::channel(&interface.ok_or(io::ErrorKind::NotFound)?, config)
@@ -139,6 +145,23 @@ fn receive(mut receiver: Box<dyn DataLinkReceiver>, waiting: &Waiting, stopped: 
             let _ = sender.send(datagram);
         }
     }
+}
+
+/// Classic BPF: an IPv4 packet with UDP to [`CLIENT`].
+fn filter() -> [SockFilter; 9] {
+    // Opcodes of linux/bpf_common.h: LD|ABS of a half word or byte, JEQ with a constant, LDX 4*([k]&0xf), LD|IND, RET.
+    let at = SockFilter::new;
+    [
+        at(0x28, 0, 0, 12),
+        at(0x15, 0, 5, 0x0800),
+        at(0x30, 0, 0, 23),
+        at(0x15, 0, 3, 17),
+        at(0xb1, 0, 0, 14),
+        at(0x48, 0, 0, 16),
+        at(0x15, 1, 0, u32::from(CLIENT)),
+        at(0x06, 0, 0, 0),
+        at(0x06, 0, 0, 0xffff),
+    ]
 }
 
 /// The transaction id and datagram, if `frame` is UDP to BOOTP's client port.

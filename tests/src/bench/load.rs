@@ -1,0 +1,182 @@
+//! Many simulated clients against the controller, and against dnsmasq and nginx: the same clients, the same files, in turn.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use hyper::Method;
+use muster_proto::{
+    Mac,
+    kinds::{Profile, Range, UnknownPolicy},
+};
+use muster_ramdisk::release::Release;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{
+    computer::cpu_seconds,
+    peers::Peers,
+    results::{Load, LoadRound, Served, seconds},
+    script::{self, Script},
+};
+use crate::{
+    bridges::Bridge,
+    netns::Netns,
+    paths,
+    sim::{
+        Clients,
+        dhcp::{Asker, Client},
+        http::{self, Content},
+        tftp,
+    },
+    stage::{self, Stage},
+};
+
+/// Room for several thousand leases.
+const NETWORK: Bridge = Bridge {
+    name: "br0",
+    address: "10.80.0.1/20",
+};
+const SUBNET: &str = "10.80.0.0/20";
+const FIRST: &str = "10.80.1.0";
+const LAST: &str = "10.80.15.254";
+/// The clients' own end of the cable, before they have leases.
+const CLIENTS: &str = "10.80.0.2/20";
+/// How long a client waits for a lease.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a PXE ROM on Ethernet asks for, in bytes.
+const BLOCK: usize = 1456;
+
+/// How much to serve.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    pub(super) clients: usize,
+    pub(super) at_once: usize,
+    pub(super) rounds: usize,
+}
+
+/// Measures both in turn.
+pub(super) async fn measure(size: Size) -> Result<Load> {
+    let mut load = Load {
+        clients: size.clients,
+        at_once: size.at_once,
+        rounds: Vec::new(),
+    };
+    for number in 0..size.rounds {
+        let ours = ours(size).await?;
+        println!("  round {}: muster: {}", number + 1, told(&ours));
+        let theirs = theirs(size).await?;
+        println!("  round {}: dnsmasq + nginx: {}", number + 1, told(&theirs));
+        load.rounds.push(LoadRound { ours, theirs });
+    }
+    Ok(load)
+}
+
+fn told(served: &Served) -> String {
+    let error = served.error.as_deref().unwrap_or_default();
+    format!(
+        "{:.2} s of CPU, {:.1} s, {} MB, {} failed {error}",
+        served.cpu,
+        served.wall,
+        served.bytes / 1_000_000,
+        served.failed
+    )
+}
+
+async fn ours(size: Size) -> Result<Served> {
+    let mut stage = Stage::dark("load", &[NETWORK]).await?;
+    stage.controller.start()?;
+    let mut spec = stage::segment(NETWORK, Profile::Lab, UnknownPolicy::Hold)?;
+    SUBNET.clone_into(&mut spec.subnet);
+    spec.dhcp.ranges = vec![Range {
+        start: FIRST.to_owned(),
+        end: LAST.to_owned(),
+    }];
+    stage.serve(NETWORK.name, spec).await?;
+    let process = stage.controller.process().context("the controller has ended")?;
+    serve(&stage.network.net, &[process], size).await
+}
+
+async fn theirs(size: Size) -> Result<Served> {
+    let release = Release::open(&paths::boot_dir()?.join(Profile::Lab.name()))?;
+    let peers = Peers::start(NETWORK, &format!("{FIRST},{LAST}"), &release).await?;
+    serve(&peers.net, &peers.processes(), size).await
+}
+
+/// Lets the clients boot and takes the time of the `servers`.
+async fn serve(net: &Netns, servers: &[u32], size: Size) -> Result<Served> {
+    let clients = Clients::behind(net, NETWORK.name, CLIENTS)?;
+    // Whatever is read or made at first use is so before the clock runs.
+    boot(&clients, mac(usize::MAX)).await.context("a first client")?;
+    let turn = Arc::new(Semaphore::new(size.at_once));
+    let mut all = JoinSet::new();
+    let before = cpu_seconds(servers)?;
+    let begun = Instant::now();
+    for number in 0..size.clients {
+        let (clients, turn) = (clients.clone(), Arc::clone(&turn));
+        all.spawn(async move {
+            let _turn = turn.acquire().await?;
+            let begun = Instant::now();
+            let bytes = boot(&clients, mac(number)).await?;
+            anyhow::Ok((begun.elapsed(), bytes))
+        });
+    }
+    let mut served = Served::default();
+    while let Some(outcome) = all.join_next().await {
+        match outcome.context("a client broke")? {
+            Ok((took, bytes)) => {
+                served.bytes += u64::try_from(bytes)?;
+                served.milliseconds.push(u32::try_from(took.as_millis())?);
+            }
+            Err(error) => {
+                served.failed += 1;
+                served.error.get_or_insert(format!("{error:#}"));
+            }
+        }
+    }
+    served.wall = seconds(begun.elapsed());
+    served.cpu = ((cpu_seconds(servers)? - before) * 100.0).round() / 100.0;
+    served.milliseconds.sort_unstable();
+    Ok(served)
+}
+
+fn mac(number: usize) -> Mac {
+    let [.., high, low] = number.to_be_bytes();
+    Mac([0x52, 0x54, 0, 0x10, high, low])
+}
+
+/// What a BIOS machine does from its firmware to its kernel; returns the bytes of the files that it got.
+async fn boot(clients: &Clients, mac: Mac) -> Result<usize> {
+    let lease = Client::new(clients, mac, Asker::Pxe(0)).lease(PATIENCE).await?;
+    let file = lease.file.context("the answer to PXE has no boot file")?;
+    let options = tftp::Options {
+        block: Some(BLOCK),
+        size: true,
+        window: None,
+    };
+    // The firmware's address is gone when iPXE takes over: an address in use would not be given out again.
+    let firmware = clients.at(lease.address)?;
+    let server = SocketAddr::from((lease.next_server, 69));
+    let loader = tftp::get(&firmware, server, &file, options).await?;
+    drop(firmware);
+    let mut bytes = loader.content.len();
+
+    let lease = Client::new(clients, mac, Asker::Ipxe(0)).lease(PATIENCE).await?;
+    let ipxe = clients.at(lease.address)?;
+    let url = lease.file.context("the answer to iPXE has no boot file")?;
+    let (server, path) = script::split(&url)?;
+    let answer = http::get(&ipxe, server, path).await?;
+    bytes += answer.length;
+    let text = String::from_utf8_lossy(&answer.content).into_owned();
+    let script = Script::parse(&text)?;
+    for (server, path) in [script.kernel, script.initrd] {
+        let answer = http::ask(&ipxe, server, Method::GET, path, &[], Content::Count).await?;
+        if !answer.status.is_success() {
+            bail!("{path}: {}", answer.status);
+        }
+        bytes += answer.length;
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,281 @@
+//! From raw results to `docs/benchmarks.md`. Pure.
+
+mod goals;
+
+use std::fmt::Write as _;
+
+use super::results::{Boots, Fleet, Load, Memory, Results, Run, Sample, Served, last};
+
+pub use goals::table;
+
+/// The steps of a boot in their order, and what they are.
+const STEPS: &[(&str, &str)] = &[
+    ("first-dhcp", "the controller answers the firmware's DHCP"),
+    ("boot-file", "iPXE has its script"),
+    (
+        "kernel",
+        "the controller has sent all of the ramdisk: the kernel starts",
+    ),
+    ("agent", "the agent starts"),
+    ("carrier", "the NIC has a carrier"),
+    ("dhcp", "the agent has its lease"),
+    ("modules", "all devices are found"),
+    ("enrolled", "the agent has its certificate"),
+    ("inventory-collected", "the inventory is collected"),
+    ("inventory-sent", "the controller has it"),
+];
+
+/// The page. Every sentence stands on a line of its own.
+pub fn page(results: &Results) -> String {
+    let mut page = String::from(
+        "# Benchmarks: discovery\n\n\
+         Made by `cargo xtask codegen` from `docs/benchmarks/discovery.json`, which the command below measured.\n\
+         Times are in seconds, MB are 10^6 bytes, MiB are 2^20.\n\n",
+    );
+    page += &circumstances(results);
+    page += &format!("\n## Goals and results\n\n{}", table(results));
+    page += LEGEND;
+    if let Some(boots) = &results.bios {
+        page += &format!("\n## One BIOS machine, PXE, profile `lab`\n\n{}", parts(boots));
+    }
+    if let Some(boots) = &results.uefi {
+        page += &format!(
+            "\n## One UEFI machine, HTTP boot, profile `lab`\n\n{}",
+            parts(boots)
+        );
+    }
+    if let Some(fleet) = &results.fleet {
+        page += &format!(
+            "\n## {} BIOS machines at once\n\n{}",
+            fleet.hosts,
+            together(fleet)
+        );
+    }
+    if let Some(load) = &results.load {
+        page += &format!("\n## {} simulated clients\n\n{}", load.clients, clients(load));
+    }
+    if !results.memory.is_empty() {
+        page += &format!("\n## Guest memory\n\n{}", memory(&results.memory));
+    }
+    page
+}
+
+const LEGEND: &str = "\n\
+    *Empty `/init`* is the same kernel, with the same initramfs but for the agent, in whose place a program prints one line and sleeps; \
+    the time is that of its line.\n\
+    *Same way* boots it as the figure's machines do, over the network; *directly*, QEMU loads kernel and initramfs itself, under SeaBIOS.\n\
+    All kernels, the empty ones included, have the parameters that Muster gives, and `console=ttyS0,115200 no_timer_check`.\n\
+    *Ratio* is the result by the same way's time.\n\
+    p99 is by nearest rank: of 50 runs it is the slowest.\n";
+
+fn circumstances(results: &Results) -> String {
+    let computer = &results.computer;
+    let mut text = String::from("| | |\n| --- | --- |\n");
+    for (name, value) in [
+        ("command", format!("`{}`", results.command)),
+        ("commit", results.commit.clone()),
+        ("date", results.date.clone()),
+        ("took", format!("{:.1} min", results.took / 60.0)),
+        ("processors", format!("{} × {}", computer.cores, computer.cpu)),
+        ("memory", format!("{} MiB", computer.memory_mib)),
+        ("kernel", computer.kernel.clone()),
+        (
+            "QEMU",
+            format!("{}, TCG, one virtual processor a machine", computer.qemu),
+        ),
+        ("dnsmasq", computer.dnsmasq.clone()),
+        ("nginx", computer.nginx.clone()),
+        (
+            "other work at the start",
+            format!(
+                "{:.2} processors busy, load average {}",
+                computer.busy_cores, computer.load_average
+            ),
+        ),
+    ] {
+        // Writing to a String cannot fail, here and below.
+        let _ = writeln!(text, "| {name} | {} |", value.replace('|', "/"));
+    }
+    if !results.warnings.is_empty() {
+        text += "\nWarnings:\n\n";
+        for warning in &results.warnings {
+            let _ = writeln!(text, "- {}", line(warning));
+        }
+    }
+    text
+}
+
+/// A text of somewhere else, on one line of Markdown.
+fn line(text: &str) -> String {
+    let clean = muster_proto::text::clean(text.as_bytes());
+    clean.replace('|', "/").replace('<', "‹")
+}
+
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+}
+
+fn parts(boots: &Boots) -> String {
+    let visible: Sample = boots.runs.iter().filter_map(|run| run.visible).collect();
+    let mut text = format!(
+        "{} machines one after the other, each new to the cluster, off before the next; {} MiB, virtio NIC, NVMe and virtio disks.\n\
+         {} came, {} did not.\n\
+         Power-on to host: median {}, p99 {}, least {}, most {}.\n\n\
+         | step | median, since power-on | since the step before |\n| --- | --- | --- |\n",
+        boots.runs.len(),
+        boots.memory_mib,
+        visible.len(),
+        boots.runs.len() - visible.len(),
+        number(visible.median(), 2),
+        number(visible.percentile(99), 2),
+        number(visible.min(), 2),
+        number(visible.max(), 2),
+    );
+    let mut before = Some(0.0);
+    let median = |name: &str| -> Option<f64> {
+        let times = boots.runs.iter().filter_map(|run| run.steps.get(name).copied());
+        times.collect::<Sample>().median()
+    };
+    let mut steps: Vec<_> = STEPS
+        .iter()
+        .filter_map(|(name, what)| Some((*what, median(name)?)))
+        .collect();
+    steps.extend(visible.median().map(|median| {
+        (
+            "the BareMetalHost is visible in a watch, with its hardware",
+            median,
+        )
+    }));
+    steps.sort_by(|(_, one), (_, other)| one.total_cmp(other));
+    for (what, at) in steps {
+        let since = before.map(|before| at - before);
+        let _ = writeln!(text, "| {what} | {at:.2} | {} |", number(since, 2));
+        before = Some(at);
+    }
+    text += "\nSteps of the agent are taken from its console; the serial line tells them a little late.\n";
+    text += &agent(&boots.runs);
+    text += &empty("the same way", &boots.empty);
+    text += &empty("directly", &boots.direct);
+    let failed = boots.runs.iter().filter_map(|run| run.failed.as_deref());
+    for why in failed {
+        let _ = writeln!(text, "\nFailed: {}", line(why));
+    }
+    text
+}
+
+fn empty(how: &str, times: &[Option<f64>]) -> String {
+    let came: Sample = times.iter().copied().flatten().collect();
+    format!(
+        "\nEmpty `/init`, {how}: {} of {} came; median {}, least {}, most {}.\n",
+        came.len(),
+        times.len(),
+        number(came.median(), 2),
+        number(came.min(), 2),
+        number(came.max(), 2),
+    )
+}
+
+/// The agent's own time, by the kernel's clock.
+fn agent(runs: &[Run]) -> String {
+    let of = |figure: fn(&Run) -> Option<f64>| -> Sample { runs.iter().filter_map(figure).collect() };
+    let (all, beyond) = (of(Run::agent), of(Run::beyond));
+    format!(
+        "\nAgent start to inventory sent, by the uptime in its `step=agent` and `step=inventory-sent`: median {}, most {}.\n\
+         Of that, beyond module load, carrier and DHCP: median {}, most {}.\n\
+         That is the uptime of `step=inventory-sent` less the later of two: the uptime of `step=dhcp`, and the uptime of \
+         `step=modules` less its `quiet_ms`, which is when the last device appeared.\n\
+         Both waits begin with the agent, so what follows the later one is the agent's own; the pause in which it makes sure that \
+         nothing more appears (`quiet_ms`) is counted as its own.\n",
+        number(all.median(), 3),
+        number(all.max(), 3),
+        number(beyond.median(), 3),
+        number(beyond.max(), 3),
+    )
+}
+
+fn together(fleet: &Fleet) -> String {
+    let mut text = String::from(
+        "Each round has a new controller and new machines of 256 MiB.\n\
+         The controller's memory is `VmRSS` and `VmHWM` of its one process, a release build with both roles.\n\n\
+         | round | first host | last host | missing | controller now, KiB | at its most, KiB |\n| --- | --- | --- | --- | --- | --- |\n",
+    );
+    for (number_of, round) in fleet.rounds.iter().enumerate() {
+        let came: Sample = round.visible.iter().copied().flatten().collect();
+        let kib = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |kib| kib.to_string());
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} |",
+            number_of + 1,
+            number(came.min(), 2),
+            number(came.max(), 2),
+            round.visible.len() - came.len(),
+            kib(round.resident_kib),
+            kib(round.peak_kib),
+        );
+    }
+    let empty: Vec<String> = fleet.empty.iter().map(|times| number(last(times), 2)).collect();
+    let _ = writeln!(
+        text,
+        "\nThe last of as many with an empty `/init`: {}.",
+        empty.join(", ")
+    );
+    text
+}
+
+fn clients(load: &Load) -> String {
+    let mut text = format!(
+        "Each client is a BIOS machine without the machine: DHCP as PXE firmware, iPXE by TFTP (blocks of 1456 bytes), DHCP as iPXE, \
+         then script, kernel and initramfs by HTTP, each from the address that it leased; {} at once.\n\
+         The clients are the same program for both and run on the same processors.\n\
+         Muster probes each address before it offers it (80 ms); dnsmasq is told not to (`--no-ping`).\n\
+         dnsmasq and nginx write their usual logs; nginx has Debian's settings: `worker_processes auto`, `sendfile`, `tcp_nopush`.\n\
+         CPU is user and system time of all processes of the servers, from `/proc/PID/stat`.\n\n\
+         | round | servers | CPU | in all | MB | median of a client | p99 | most | failed |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+        load.at_once
+    );
+    for (round, both) in load.rounds.iter().enumerate() {
+        for (name, served) in [("Muster", &both.ours), ("dnsmasq + nginx", &both.theirs)] {
+            let _ = writeln!(text, "| {} | {name} | {} |", round + 1, served_cells(served));
+        }
+    }
+    let sides = load.rounds.iter().flat_map(|both| [&both.ours, &both.theirs]);
+    for why in sides.filter_map(|served| served.error.as_deref()) {
+        let _ = writeln!(text, "\nFailed: {}", line(why));
+    }
+    text
+}
+
+fn served_cells(served: &Served) -> String {
+    let times: Sample = goals::times(served).collect();
+    [
+        format!("{:.2}", served.cpu),
+        format!("{:.1}", served.wall),
+        (served.bytes / 1_000_000).to_string(),
+        number(times.median(), 2),
+        number(times.percentile(99), 2),
+        number(times.max(), 2),
+        served.failed.to_string(),
+    ]
+    .join(" | ")
+}
+
+fn memory(all: &[Memory]) -> String {
+    let mut text = String::from(
+        "QEMU loads the kernel and the initramfs that the controller serves for this boot; the machine then has so much memory.\n\n\
+         | profile | MiB | power-on to inventory sent |\n| --- | --- | --- |\n",
+    );
+    for memory in all {
+        for tried in &memory.tries {
+            let outcome = match (&tried.seconds, &tried.failed) {
+                (Some(seconds), _) => format!("{seconds:.2}"),
+                (None, why) => format!("fails: {}", line(why.as_deref().unwrap_or_default())),
+            };
+            let _ = writeln!(text, "| `{}` | {} | {outcome} |", memory.profile, tried.mib);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

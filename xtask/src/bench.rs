@@ -1,0 +1,55 @@
+//! `cargo xtask bench`: builds what is measured as it is released, and starts the lab's benchmark.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use crate::{artifacts, codegen, command::Cmd, root, setup};
+
+/// Raw results, committed; the page `docs/benchmarks.md` is made from them.
+pub(crate) const RESULTS: &str = "docs/benchmarks/discovery.json";
+/// Results that are not to be committed: of `--quick` and `--only`.
+const TRIED: &str = "target/bench/discovery.json";
+
+/// Measures; `words` are the benchmark's name and its options.
+pub(crate) fn run(words: &[String]) -> Result<()> {
+    let Some(("discovery", options)) = words.split_first().map(|(name, rest)| (name.as_str(), rest)) else {
+        bail!("there is one benchmark: cargo xtask bench discovery [--quick] [--only ROW]");
+    };
+    artifacts::all()?;
+    setup::install_for_bench()?;
+    artifacts::bench()?;
+    let out = if options.is_empty() { RESULTS } else { TRIED };
+    let at = |path: &str| root().join(Path::new("target").join(path));
+    println!("· measuring (about 25 min; nothing else should run meanwhile)");
+    Cmd::new("target/release/muster-lab")
+        .env("MUSTER_CONTROLLER", at("release/muster-controller"))
+        .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
+        .env("MUSTER_BOOT_DIR", at("boot"))
+        .env("MUSTER_EMPTY_BOOT_DIR", at("bench/boot"))
+        .env("MUSTER_NGINX", at("bench/nginx/usr/sbin/nginx"))
+        .args(["bench", "--out", out, "--commit", &commit()?])
+        .args(["--command", &["cargo xtask bench", &words.join(" ")].join(" ")])
+        .args(options)
+        .run()?;
+    if out == RESULTS {
+        codegen::write()?;
+    }
+    Ok(())
+}
+
+/// What is measured, and whether it differs from what is committed.
+fn commit() -> Result<String> {
+    let commit = Cmd::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .output()?;
+    let changes = Cmd::new("git")
+        .args(["status", "--porcelain", "--untracked-files=no"])
+        .output()?;
+    let changed = if changes.trim().is_empty() {
+        ""
+    } else {
+        ", with uncommitted changes"
+    };
+    Ok(format!("{}{changed}", commit.trim()))
+}
