@@ -70,5 +70,7 @@ pub(crate) fn test(words: &[String]) -> Result<()> {
     if full {
         command = command.env("MUSTER_FULL", "1");
     }
-    command.args(["test", "--workspace"]).args(words).run()
+    let one = |word: &str| word.starts_with("--package") || word.starts_with("-p");
+    let all = (!words.clone().any(|word| one(word))).then_some("--workspace");
+    command.arg("test").args(all).args(words).run()
 }

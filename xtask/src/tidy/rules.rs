@@ -272,10 +272,11 @@ fn promises_are_held(tree: &Tree) -> Vec<Violation> {
         // Between two backticks stands every second part.
         for holder in holders.split('`').skip(1).step_by(2) {
             let function = format!("fn {holder}(");
-            let held = tree.get(holder).is_some()
-                || tree.files("", ".rs").any(|(_, text)| text.contains(&function));
+            let held =
+                tree.get(holder).is_some() || tree.files("", ".rs").any(|(_, text)| text.contains(&function));
             if !held {
-                let what = format!("`{holder}` is no test and no file: a promise that nothing holds is not made");
+                let what =
+                    format!("`{holder}` is no test and no file: a promise that nothing holds is not made");
                 violations.push(found(page, at + 1, what));
             }
         }
