@@ -16,8 +16,9 @@ use muster_proto::{
 
 use crate::{
     bridges::{Bridge, Network},
-    cluster::Cluster,
+    cluster::{Cluster, Role},
     controller::{Controller, Setup},
+    netns::Netns,
     scratch::Scratch,
 };
 
@@ -57,7 +58,7 @@ impl Stage {
         let mut setup = Setup::new(&namespace)?;
         // Tests share the API server: nobody may act on another's hosts.
         setup.extra = ["--watch-namespace", &namespace].map(str::to_owned).to_vec();
-        let controller = Controller::new(cluster, &network, scratch.path(), setup).await?;
+        let controller = Controller::new(cluster, &network.net, scratch.path(), setup).await?;
         Ok(Stage {
             controller,
             network,
@@ -77,6 +78,19 @@ impl Stage {
             stage.serve(bridge.name, spec).await?;
         }
         Ok(stage)
+    }
+
+    /// Prepares one more controller of this stage, on the computer whose network is `net`, with `role` and its rights only.
+    /// Its log is that of `name`.
+    pub async fn another(&self, net: &Netns, role: Role, name: &str) -> Result<Controller> {
+        let mut setup = Setup::new(&self.namespace)?;
+        setup.role = role;
+        setup.admin.set_port(0);
+        setup.extra = ["--watch-namespace", &self.namespace]
+            .map(str::to_owned)
+            .to_vec();
+        let dir = self.scratch.sub(name)?;
+        Controller::new(Cluster::shared().await?, net, &dir, setup).await
     }
 
     /// Makes the Segment `name` and waits until it is served.

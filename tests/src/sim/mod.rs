@@ -8,7 +8,11 @@ pub mod http;
 mod port;
 pub mod tftp;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -21,6 +25,7 @@ pub use port::Port;
 #[derive(Clone, Debug)]
 pub struct Clients {
     net: Netns,
+    address: Ipv4Addr,
     port: Arc<Port>,
 }
 
@@ -30,13 +35,16 @@ const LINK: &str = "eth0";
 impl Clients {
     /// Lays a cable from `bridge` in `lab` to a new namespace whose end has `address`, such as `10.77.0.2/24`.
     pub fn behind(lab: &Netns, bridge: &str, address: &str) -> Result<Clients> {
-        let net = Netns::new()?;
-        let near = format!("c{}", net.thread());
-        lab.cable(&near, &net, LINK)?;
-        lab.join(&near, bridge)?;
-        net.ip(&format!("address add {address} dev {LINK}"))?;
+        let net = lab.neighbour(bridge, LINK, address)?;
         let port = Arc::new(Port::open(&net, LINK)?);
-        Ok(Clients { net, port })
+        let (address, _) = address.split_once('/').context("an address with its prefix length")?;
+        let address = address.parse().context("an IPv4 address")?;
+        Ok(Clients { net, address, port })
+    }
+
+    /// The address from which they speak UDP and TCP.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
     }
 
     /// Their namespace.
