@@ -68,7 +68,7 @@ pub async fn run(
     name: &str,
     mac: Mac,
     former: Option<Ipv4Addr>,
-    mut tell: impl FnMut(Change),
+    tell: impl Fn(Change),
 ) -> io::Result<()> {
     let socket = open(name)?;
     let started = Instant::now();
