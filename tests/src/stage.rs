@@ -86,9 +86,7 @@ impl Stage {
         let mut setup = Setup::new(&self.namespace)?;
         setup.role = role;
         setup.admin.set_port(0);
-        setup.extra = ["--watch-namespace", &self.namespace]
-            .map(str::to_owned)
-            .to_vec();
+        setup.extra = ["--watch-namespace", &self.namespace].map(str::to_owned).to_vec();
         let dir = self.scratch.sub(name)?;
         Controller::new(Cluster::shared().await?, net, &dir, setup).await
     }

@@ -195,11 +195,13 @@ async fn held_machine_is_inspected_again_when_asked() {
         .unwrap();
     let serials = |host: &BareMetalHost| -> Vec<_> {
         let disks = &hardware(host).storage;
-        disks.iter().filter_map(|disk| disk.serial_number.clone()).collect()
+        disks
+            .iter()
+            .filter_map(|disk| disk.serial_number.clone())
+            .collect()
     };
     let done = |host: &BareMetalHost| {
-        !host.annotations().contains_key(INSPECT_ANNOTATION)
-            && serials(host).contains(&"LATE0005".to_owned())
+        !host.annotations().contains_key(INSPECT_ANNOTATION) && serials(host).contains(&"LATE0005".to_owned())
     };
     let again = stage.host(mac(5), SOON, done).await.unwrap();
     assert_eq!(again.uid(), first.uid());

@@ -65,9 +65,13 @@ async fn appears(purpose: &str, spec: MachineSpec) -> Result<()> {
             dhcp.join("\n")
         )
     })?;
-    let hardware = host.status.and_then(|status| status.hardware).context("hardware")?;
+    let hardware = host
+        .status
+        .and_then(|status| status.hardware)
+        .context("hardware")?;
     let address = hardware.nics[0].ip.clone().context("an address")?;
-    let acknowledged = |line: &str| line.contains("DHCPACK") && line.contains(address.trim_end_matches("/24"));
+    let acknowledged =
+        |line: &str| line.contains("DHCPACK") && line.contains(address.trim_end_matches("/24"));
     dnsmasq
         .log()
         .wait_until("its own DHCPACK", 0, SOON, acknowledged)
@@ -110,7 +114,9 @@ async fn ask_pxe_port(clients: &Clients, client: &Client, within: Duration) -> R
         .await
         .context("no answer from the PXE port")??;
     anyhow::ensure!(from == server, "{from} answered");
-    Ok(Lease::from(Message::decode(&mut Decoder::new(&answer[..length]))?))
+    Ok(Lease::from(Message::decode(&mut Decoder::new(
+        &answer[..length],
+    ))?))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -137,7 +137,10 @@ async fn segments_are_told_apart_and_a_bridge_without_one_hears_nothing() {
     let clients = on(BR0.name, "10.77.0.3/24");
     let (address, script, initramfs) = boots(&clients, mac(2)).await.unwrap();
     assert!(address.starts_with("10.77.0.1"), "{address}");
-    assert!(script.contains(&format!("/{}/near/", stage.namespace)), "{script}");
+    assert!(
+        script.contains(&format!("/{}/near/", stage.namespace)),
+        "{script}"
+    );
     assert!(says(&initramfs, "https://10.77.0.9:9443"));
     assert!(!says(&initramfs, "https://10.77.0.1:443\""));
 

@@ -98,11 +98,7 @@ async fn inspect_again(stage: &Stage, host: &BareMetalHost) -> Result<()> {
     let patch = json!({"metadata": {"annotations": {INSPECT_ANNOTATION: ""}}});
     stage
         .api::<BareMetalHost>()
-        .patch(
-            &host.name_any(),
-            &PatchParams::default(),
-            &Patch::Merge(&patch),
-        )
+        .patch(&host.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
         .await
         .context("annotate the host")?;
     Ok(())

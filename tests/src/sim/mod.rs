@@ -37,7 +37,9 @@ impl Clients {
     pub fn behind(lab: &Netns, bridge: &str, address: &str) -> Result<Clients> {
         let net = lab.neighbour(bridge, LINK, address)?;
         let port = Arc::new(Port::open(&net, LINK)?);
-        let (address, _) = address.split_once('/').context("an address with its prefix length")?;
+        let (address, _) = address
+            .split_once('/')
+            .context("an address with its prefix length")?;
         let address = address.parse().context("an IPv4 address")?;
         Ok(Clients { net, address, port })
     }

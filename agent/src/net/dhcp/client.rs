@@ -333,7 +333,10 @@ mod tests {
         let outcome = client.receive(&nameless(&request, MessageType::Ack), at(2));
         assert!(matches!(outcome, Some(Outcome::Granted(_))), "{outcome:?}");
         let renew = client.send(at(500_002)).unwrap();
-        assert_eq!((kind(&renew), renew.to), (MessageType::Request, Ipv4Addr::BROADCAST));
+        assert_eq!(
+            (kind(&renew), renew.to),
+            (MessageType::Request, Ipv4Addr::BROADCAST)
+        );
     }
 
     /// Whatever a server refuses and how often: no more than a request a second.
