@@ -163,7 +163,10 @@ async fn machines_whose_clocks_are_decades_off_appear() {
 async fn held_machine_is_inspected_again_when_asked() {
     let _slots = Slots::take(1).await.unwrap();
     let stage = lit("bios-inspect", UnknownPolicy::Hold).await;
-    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec(5)).unwrap();
+    let mut spec = spec(5);
+    // A bay into which devices go while the machine runs.
+    spec.extra = ["-device", "pcie-root-port,id=bay"].map(str::to_owned).to_vec();
+    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec).unwrap();
     machine.power_on().unwrap();
     let first = stage.host(mac(5), SOON, |_| true).await.unwrap();
     let (sent, _) = machine
@@ -179,7 +182,7 @@ async fn held_machine_is_inspected_again_when_asked() {
     let mut qmp = machine.qmp().unwrap();
     let drive = json!({"driver": "raw", "node-name": "late", "file": {"driver": "file", "filename": image}});
     qmp.execute("blockdev-add", &drive).unwrap();
-    let device = json!({"driver": "virtio-blk-pci", "id": "late", "drive": "late", "serial": "LATE0005"});
+    let device = json!({"driver": "virtio-blk-pci", "bus": "bay", "id": "late", "drive": "late", "serial": "LATE0005"});
     qmp.execute("device_add", &device).unwrap();
     let ask = json!({"metadata": {"annotations": {INSPECT_ANNOTATION: ""}}});
     stage
