@@ -1,6 +1,6 @@
 //! The roles as processes of their own, each with its own rights only: killed, started again, and several of each.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kube::{
@@ -18,10 +18,6 @@ use muster_tests::{
     machine::{Machine, MachineSpec},
     netns::Netns,
     ra::Router,
-    sim::{
-        Clients,
-        dhcp::{Asker, Client},
-    },
     slots::Slots,
     stage::{Stage, segment},
 };
@@ -95,7 +91,7 @@ async fn edge_and_control_are_each_killed_and_a_machine_appears_once() {
     assert_eq!(stage.servers().await.unwrap().len(), 1);
 }
 
-/// Until somebody in `net` listens on DHCP's port: what it missed before, only ARP could tell it, which no simulated client answers.
+/// Until somebody in `net` listens on DHCP's port.
 async fn hears(net: &Netns) -> Result<()> {
     let open = || net.run(|| std::fs::read_to_string("/proc/thread-self/net/udp"));
     let heard = async {
@@ -139,22 +135,6 @@ async fn two_edges_and_two_controls_serve_one_network_as_one() {
     stage.serve(BR0.name, spec).await.unwrap();
     hears(&elsewhere).await.unwrap();
 
-    // Whoever is asked first: no address twice, and each client the same one again.
-    let clients = Clients::behind(&net, BR0.name, "10.77.0.3/24").unwrap();
-    let mut servers = BTreeSet::new();
-    let mut addresses = BTreeSet::new();
-    for number in 10..60 {
-        let client = Client::new(&clients, mac(number), Asker::Plain);
-        let lease = client.lease(SOON).await.unwrap();
-        servers.extend(lease.server);
-        assert!(
-            addresses.insert(lease.address),
-            "{} was given twice",
-            lease.address
-        );
-        let again = client.lease(SOON).await.unwrap();
-        assert_eq!(again.address, lease.address);
-    }
     let spec = MachineSpec::bios("m", mac(1), BR0.name);
     let mut machine = Machine::new(&net, stage.scratch.path(), spec).unwrap();
     machine.power_on().unwrap();
