@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::IpAddr,
+    io,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use muster_proto::Chain;
 use tokio::{
+    net::{TcpListener, TcpSocket},
     sync::watch,
     task::{AbortHandle, JoinSet},
     time::sleep,
@@ -15,6 +17,24 @@ use tokio::{
 
 /// The addresses to serve on.
 pub type Addresses = BTreeSet<IpAddr>;
+
+/// The most bytes of payload in a TCP segment, to us and from us: what goes through a path of 1400 bytes (RFC 9293, 3.7.1, less
+/// 40 bytes of headers). A path narrower than Ethernet whose routers do not say so swallows larger ones without a word, and
+/// firmware has no way to find that out.
+const SEGMENT: u32 = 1360;
+
+/// Listens on `address`; `backlog` connections may wait to be accepted.
+pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket2::SockRef::from(&socket).set_tcp_mss(SEGMENT)?;
+    socket.bind(address)?;
+    socket.listen(backlog)
+}
 
 /// How long to wait after a failure. An interface whose address is not there yet is the common case.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -75,10 +95,9 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-    };
+    use std::sync::{Arc, Mutex};
+
+    use tokio::net::TcpStream;
 
     use super::*;
 
@@ -107,5 +126,16 @@ mod tests {
         serving.abort();
         let _ = serving.await;
         assert_eq!(Arc::strong_count(&begun), 1, "nothing runs on");
+    }
+
+    #[tokio::test]
+    async fn segments_go_through_a_narrow_path_both_ways() {
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        for end in [&client, &server] {
+            let mss = socket2::SockRef::from(end).tcp_mss().unwrap();
+            assert!(mss <= SEGMENT, "{mss}: loopback would take 65,495 bytes");
+        }
     }
 }

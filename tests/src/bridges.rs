@@ -26,6 +26,13 @@ pub const BR1: Bridge = Bridge {
     address: "10.78.0.1/24",
 };
 
+/// The way from inside `net` to `cluster`, whose kubeconfigs then work there unchanged.
+pub fn api_in(net: &Netns, cluster: &Cluster) -> Result<Forwarder> {
+    let inside: IpAddr = [127, 0, 0, 1].into();
+    let listen = SocketAddr::new(inside, cluster.inside_port());
+    Forwarder::outwards(net, listen, cluster.server()).context("lead the API server's port in")
+}
+
 /// A network in which a controller and its machines live.
 #[derive(Debug)]
 pub struct Network {
@@ -33,7 +40,7 @@ pub struct Network {
     pub net: Netns,
     /// The way to the API server; tests cut it.
     pub api: Forwarder,
-    _routers: Vec<Router>,
+    routers: Vec<Router>,
 }
 
 impl Network {
@@ -45,14 +52,17 @@ impl Network {
             net.bridge(bridge.name, Some(bridge.address))?;
             routers.push(Router::on(&net, bridge.name)?);
         }
-        let inside: IpAddr = [127, 0, 0, 1].into();
-        let listen = SocketAddr::new(inside, cluster.inside_port());
-        let api =
-            Forwarder::outwards(&net, listen, cluster.server()).context("lead the API server's port in")?;
         Ok(Network {
+            api: api_in(&net, cluster)?,
             net,
-            api,
-            _routers: routers,
+            routers,
         })
+    }
+
+    /// Lays one more bridge, on which this network's own computer has no address: whoever serves there does so from elsewhere.
+    pub fn lay(&mut self, name: &str) -> Result<()> {
+        self.net.bridge(name, None)?;
+        self.routers.push(Router::on(&self.net, name)?);
+        Ok(())
     }
 }

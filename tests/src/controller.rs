@@ -14,7 +14,6 @@ use nix::{
 };
 
 use crate::{
-    bridges::Network,
     cluster::{Cluster, Role},
     lines::Lines,
     netns::Netns,
@@ -68,13 +67,13 @@ pub struct Controller {
 
 impl Controller {
     /// Prepares a controller with exactly the rights of its role; it does not run. Its log goes to `dir`.
-    pub async fn new(cluster: &Cluster, network: &Network, dir: &Path, setup: Setup) -> Result<Controller> {
+    pub async fn new(cluster: &Cluster, net: &Netns, dir: &Path, setup: Setup) -> Result<Controller> {
         let kubeconfig = cluster.identity(setup.role, &setup.namespace).await?;
         let name = format!("controller-{}.log", setup.role.name());
         Ok(Controller {
             binary: paths::controller()?,
             kubeconfig,
-            net: network.net.clone(),
+            net: net.clone(),
             log: Lines::to(&dir.join(name)),
             process: None,
             setup,

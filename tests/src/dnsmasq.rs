@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -18,6 +19,8 @@ const START: Duration = Duration::from_secs(30);
 pub struct Dnsmasq {
     process: Child,
     log: Lines,
+    /// A namespace takes its processes along when nobody holds it.
+    _net: Netns,
 }
 
 impl Dnsmasq {
@@ -42,6 +45,19 @@ impl Dnsmasq {
         dir: &Path,
         arguments: &[String],
     ) -> Result<Dnsmasq> {
+        let mut all = vec![format!("--interface={link}"), format!("--dhcp-range={range}")];
+        all.extend_from_slice(arguments);
+        Dnsmasq::spawn(net, dir, &all, "IP range").await
+    }
+
+    /// A relay agent: passes what it hears on the link that has the address `local` on to `server`, and back.
+    pub async fn relay(net: &Netns, local: Ipv4Addr, server: Ipv4Addr, dir: &Path) -> Result<Dnsmasq> {
+        let arguments = [format!("--dhcp-relay={local},{server}")];
+        Dnsmasq::spawn(net, dir, &arguments, "DHCP relay").await
+    }
+
+    /// `sign` is in the line by which it says that it serves.
+    async fn spawn(net: &Netns, dir: &Path, arguments: &[String], sign: &str) -> Result<Dnsmasq> {
         let mut command = Command::new("dnsmasq");
         command
             .args([
@@ -53,8 +69,6 @@ impl Dnsmasq {
             .args(["--port=0", "--bind-interfaces", "--log-facility=-", "--pid-file="])
             // With another user the kernel would forget that it is to die with its parent.
             .args(["--user=root", "--group=root"])
-            .arg(format!("--interface={link}"))
-            .arg(format!("--dhcp-range={range}"))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -63,8 +77,12 @@ impl Dnsmasq {
         let mut process = net.spawn(command).context("Debian's package dnsmasq-base")?;
         let log = Lines::to(&dir.join("dnsmasq.log"));
         log.follow(process.stderr.take().context("its standard error")?)?;
-        let dnsmasq = Dnsmasq { process, log };
-        dnsmasq.log.wait_for("IP range", 0, START).await?;
+        let dnsmasq = Dnsmasq {
+            process,
+            log,
+            _net: net.clone(),
+        };
+        dnsmasq.log.wait_for(sign, 0, START).await?;
         Ok(dnsmasq)
     }
 

@@ -147,6 +147,23 @@ impl Netns {
         Ok(())
     }
 
+    /// Makes another computer's network: a namespace whose link `link` leads to `bridge` here and has `address`.
+    pub fn neighbour(&self, bridge: &str, link: &str, address: &str) -> Result<Netns> {
+        let other = Netns::new()?;
+        self.plug(&other, bridge, link, address)?;
+        Ok(other)
+    }
+
+    /// Lays one more cable: from `bridge` here to `other`, where it is called `link` and has `address`.
+    pub fn plug(&self, other: &Netns, bridge: &str, link: &str, address: &str) -> Result<()> {
+        // Link names have 15 characters: the thread's number keeps those of several computers apart.
+        let near = format!("{link}.{}", other.thread());
+        self.cable(&near, other, link)?;
+        self.join(&near, bridge)?;
+        other.ip(&format!("address add {address} dev {link}"))?;
+        Ok(())
+    }
+
     /// Switches IPv6's duplicate address detection off: an address is usable at once.
     fn without_dad(&self, name: &str) -> Result<()> {
         self.sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0")
@@ -174,11 +191,9 @@ mod tests {
 
     #[test]
     fn cable_joins_two_namespaces() {
-        let (here, there) = (Netns::new().unwrap(), Netns::new().unwrap());
+        let here = Netns::new().unwrap();
         here.bridge("br0", Some("10.77.0.1/24")).unwrap();
-        here.cable("c0", &there, "eth0").unwrap();
-        here.join("c0", "br0").unwrap();
-        there.ip("address add 10.77.0.2/24 dev eth0").unwrap();
+        let there = here.neighbour("br0", "eth0", "10.77.0.2/24").unwrap();
         let listener = here.run(|| TcpListener::bind("10.77.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         there.run(move || TcpStream::connect(address)).unwrap();

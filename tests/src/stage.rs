@@ -21,8 +21,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     bridges::{BR0, Bridge, Network},
-    cluster::Cluster,
+    cluster::{Cluster, Role},
     controller::{Controller, Setup},
+    netns::Netns,
     scratch::Scratch,
     sim::{
         agent::{SimServer, Step},
@@ -78,7 +79,7 @@ impl Stage {
         // Tests share the API server: nobody may act on another's hosts.
         setup.extra = ["--watch-namespace", &namespace].map(str::to_owned).to_vec();
         change(&mut setup);
-        let controller = Controller::new(cluster, &network, scratch.path(), setup).await?;
+        let controller = Controller::new(cluster, &network.net, scratch.path(), setup).await?;
         Ok(Stage {
             controller,
             network,
@@ -105,6 +106,17 @@ impl Stage {
         let stage = Stage::lit(purpose, &[(BR0, Profile::Lab, unknown)]).await?;
         let rack = stage.rack()?;
         Ok((stage, rack))
+    }
+
+    /// Prepares one more controller of this stage, on the computer whose network is `net`, with `role` and its rights only.
+    /// Its log is that of `name`.
+    pub async fn another(&self, net: &Netns, role: Role, name: &str) -> Result<Controller> {
+        let mut setup = Setup::new(&self.namespace)?;
+        setup.role = role;
+        setup.admin.set_port(0);
+        setup.extra = ["--watch-namespace", &self.namespace].map(str::to_owned).to_vec();
+        let dir = self.scratch.sub(name)?;
+        Controller::new(Cluster::shared().await?, net, &dir, setup).await
     }
 
     /// Makes the Segment `name` and waits until it is served.

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -58,6 +58,8 @@ pub struct Wire {
 #[derive(Debug)]
 struct State {
     faults: Mutex<(Faults, Instant)>,
+    /// Broadcasts of the guest's that were lost.
+    unheard: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -80,6 +82,7 @@ impl Wire {
         net.join(&link, bridge)?;
         let state = Arc::new(State {
             faults: Mutex::new((faults, Instant::now())),
+            unheard: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         });
         let cable = Cable {
@@ -104,6 +107,11 @@ impl Wire {
     /// Changes the faults; [`Faults::silent_for`] counts from now.
     pub fn set(&self, faults: Faults) {
         *self.state.faults.lock().unwrap_or_else(PoisonError::into_inner) = (faults, Instant::now());
+    }
+
+    /// How often the guest has called to everyone and the wire lost it.
+    pub fn unheard(&self) -> u64 {
+        self.state.unheard.load(Ordering::Relaxed)
     }
 
     /// The link comes up anew: [`Faults::silent_for`] counts from now.
@@ -175,6 +183,9 @@ impl Cable {
                     let frame = &buffer[..length];
                     let (faults, since) = *self.state.faults.lock().unwrap_or_else(PoisonError::into_inner);
                     if !passes(&faults, length, since.elapsed(), self.chance.per_mille()) {
+                        if matches!(way, Way::ToBridge) && frame.starts_with(&[0xff; 6]) {
+                            self.state.unheard.fetch_add(1, Ordering::Relaxed);
+                        }
                         continue;
                     }
                     if faults.delay.is_zero() && under_way.is_empty() {

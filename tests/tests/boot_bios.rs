@@ -2,10 +2,19 @@
 
 use std::time::Duration;
 
-use kube::ResourceExt;
+use futures::StreamExt;
+use k8s_openapi::api::events::v1::Event;
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::{WatchStreamExt, watcher},
+};
 use muster_proto::{
     Mac,
-    kinds::{BOOT_MODE_LABEL, DiskType, HardwareDetails, Profile, SessionState, UnknownPolicy},
+    kinds::{
+        BOOT_MODE_LABEL, BareMetalHost, DiskType, HardwareDetails, INSPECT_ANNOTATION, Profile, SessionState,
+        UnknownPolicy,
+    },
 };
 use muster_tests::{
     bridges::BR0,
@@ -13,6 +22,7 @@ use muster_tests::{
     slots::Slots,
     stage::Stage,
 };
+use serde_json::json;
 
 /// Generous: it takes 6 s on a quiet machine.
 const SOON: Duration = Duration::from_secs(120);
@@ -128,6 +138,94 @@ async fn machine_that_boots_again_updates_its_object() {
     );
     assert_eq!(stage.hosts().await.unwrap().len(), 1);
     assert_eq!(stage.servers().await.unwrap().len(), 1);
+}
+
+/// The agent trusts no clock but the controller's: certificates hold from now to an hour from now, whatever the machine believes.
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_whose_clocks_are_decades_off_appear() {
+    let _slots = Slots::take(2).await.unwrap();
+    let stage = lit("bios-clock", UnknownPolicy::Hold).await;
+    let mut machines = Vec::new();
+    for (number, year) in [(6, "1970"), (7, "2040")] {
+        let mut spec = spec(number);
+        spec.extra = vec!["-rtc".to_owned(), format!("base={year}-01-02T00:00:00")];
+        let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec).unwrap();
+        machine.power_on().unwrap();
+        machines.push(machine);
+    }
+    for number in [6, 7] {
+        stage.host(mac(number), SOON, |_| true).await.unwrap();
+    }
+}
+
+/// A disk is plugged in while the machine is held: the inspection that somebody asks for finds it, and people are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn held_machine_is_inspected_again_when_asked() {
+    let _slots = Slots::take(1).await.unwrap();
+    let stage = lit("bios-inspect", UnknownPolicy::Hold).await;
+    let mut spec = spec(5);
+    // A bay into which devices go while the machine runs.
+    spec.extra = ["-device", "pcie-root-port,id=bay"].map(str::to_owned).to_vec();
+    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec).unwrap();
+    machine.power_on().unwrap();
+    let first = stage.host(mac(5), SOON, |_| true).await.unwrap();
+    let (sent, _) = machine
+        .console()
+        .wait_for("step=inventory-sent", 0, SOON)
+        .await
+        .unwrap();
+
+    let image = stage.scratch.path().join("late.img");
+    std::fs::File::create(&image)
+        .and_then(|file| file.set_len(1 << 30))
+        .unwrap();
+    let mut qmp = machine.qmp().unwrap();
+    let drive = json!({"driver": "raw", "node-name": "late", "file": {"driver": "file", "filename": image}});
+    qmp.execute("blockdev-add", &drive).unwrap();
+    let device = json!({"driver": "virtio-blk-pci", "bus": "bay", "id": "late", "drive": "late", "serial": "LATE0005"});
+    qmp.execute("device_add", &device).unwrap();
+    let ask = json!({"metadata": {"annotations": {INSPECT_ANNOTATION: ""}}});
+    stage
+        .api::<BareMetalHost>()
+        .patch(&first.name_any(), &PatchParams::default(), &Patch::Merge(&ask))
+        .await
+        .unwrap();
+
+    machine
+        .console()
+        .wait_for("the controller orders Inspect", sent, SOON)
+        .await
+        .unwrap();
+    let serials = |host: &BareMetalHost| -> Vec<_> {
+        let disks = &hardware(host).storage;
+        disks
+            .iter()
+            .filter_map(|disk| disk.serial_number.clone())
+            .collect()
+    };
+    let done = |host: &BareMetalHost| {
+        !host.annotations().contains_key(INSPECT_ANNOTATION) && serials(host).contains(&"LATE0005".to_owned())
+    };
+    let again = stage.host(mac(5), SOON, done).await.unwrap();
+    assert_eq!(again.uid(), first.uid());
+    assert_eq!(serials(&again).len(), 3);
+    let told = |event: &Event| {
+        event.reason.as_deref() == Some("HardwareChanged")
+            && event.note.as_ref().is_some_and(|note| note.contains("LATE0005"))
+    };
+    let events: Api<Event> = stage.api();
+    let mut news = watcher(events, watcher::Config::default())
+        .applied_objects()
+        .boxed();
+    let heard = async {
+        while let Some(event) = news.next().await {
+            if event.is_ok_and(|event| told(&event)) {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(tokio::time::timeout(SOON, heard).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use muster_proto::{
 };
 use muster_tests::{
     bridges::BR1,
-    machine::{Bus, Disk, Machine, MachineSpec, Nic, NicModel, Smbios, UefiNet},
+    machine::{Boot, Bus, Disk, Machine, MachineSpec, Nic, NicModel, Smbios, UefiNet},
     slots::Slots,
     stage::{Stage, macs},
 };
@@ -80,4 +80,35 @@ async fn unknown_machine_appears_by_http_boot() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_machine_appears_by_pxe() {
     assert_complete(&appears("uefi-pxe", 2, UefiNet::Pxe).await, 2);
+}
+
+/// Silence is all that a machine hears which is not to boot from the network; firmware takes its time to believe it
+/// (`docs/network.md`), and then goes on to the disk, here a FAT file system with a boot loader where UEFI looks for one.
+#[tokio::test(flavor = "multi_thread")]
+async fn discovered_machine_goes_on_to_its_own_disk() {
+    let _slots = Slots::take(1).await.unwrap();
+    let stage = Stage::lit("uefi-discover", &[(BR1, Profile::Lab, UnknownPolicy::Discover)])
+        .await
+        .unwrap();
+    let tree = stage.scratch.sub("esp").unwrap();
+    std::fs::create_dir_all(tree.join("EFI/BOOT")).unwrap();
+    std::fs::copy("/usr/lib/ipxe/snponly.efi", tree.join("EFI/BOOT/BOOTX64.EFI")).unwrap();
+    let mut disk = Disk::new(Bus::Virtio, 1, "OS01");
+    disk.file = Some(format!("fat:rw:{}", tree.display()).into());
+    let mut spec = MachineSpec::uefi("m", mac(3, 0), BR1.name, UefiNet::Http).with_disk(disk);
+    spec.boot = Boot::Network;
+    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec).unwrap();
+    machine.power_on().unwrap();
+    stage.host(mac(3, 0), SOON, |_| true).await.unwrap();
+    let (at, _) = machine
+        .console()
+        .wait_for("step=inventory-sent", 0, SOON)
+        .await
+        .unwrap();
+    let own_disk = |line: &str| line.contains("BdsDxe: starting") && line.contains("UEFI Misc Device");
+    machine
+        .console()
+        .wait_until("its own disk", at, SOON, own_disk)
+        .await
+        .unwrap();
 }

@@ -244,7 +244,7 @@ async fn inventory_that_was_accepted_becomes_a_host_after_a_kill() {
         .map(str::to_owned)
         .to_vec();
     let dir = stage.scratch.path();
-    let mut edge = Controller::new(cluster, &stage.network, dir, setup)
+    let mut edge = Controller::new(cluster, &stage.network.net, dir, setup)
         .await
         .unwrap();
     edge.start().unwrap();

@@ -13,6 +13,7 @@ mod links;
 mod memory;
 mod missing_firmware;
 mod nics;
+mod patience;
 mod pci;
 pub mod smbios;
 mod system;
@@ -25,6 +26,7 @@ use muster_proto::{Mac, identity::Identity, inventory::Inventory, text};
 pub use links::{DriverInfo, KernelLinks, Links, LinksError};
 
 use crate::sys::{self, Root};
+use patience::Patience;
 use warnings::Warnings;
 
 /// What the inventory says of this boot and only the caller knows.
@@ -63,7 +65,7 @@ pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
         firmware: firmware::collect(root, &identification, &mut warnings),
         cpu: cpu::collect(root, &table, &mut warnings),
         memory: memory::collect(root, &table, &mut warnings),
-        disks: disks::collect(root, &mut warnings),
+        disks: disks::collect(root, &mut Patience::default(), &mut warnings),
         nics: nics.nics,
         driverless: pci::driverless(root, &mut warnings),
         missing_firmware: missing_firmware::collect(root, &mut warnings),

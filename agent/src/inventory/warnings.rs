@@ -23,6 +23,19 @@ impl Warnings {
         }
     }
 
+    /// With those that were collected apart.
+    pub(super) fn append(&mut self, others: Warnings) {
+        for warning in others.kept {
+            if self.kept.len() == MAX {
+                self.dropped_count += 1;
+            } else {
+                self.kept.push(warning);
+            }
+        }
+        self.dropped.extend(others.dropped);
+        self.dropped_count += others.dropped_count;
+    }
+
     /// All of them, at most [`MAX`] and one that counts the others.
     pub(super) fn finish(mut self) -> Vec<Warning> {
         if self.dropped_count > 0 {

@@ -12,6 +12,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
 };
 
 use muster_proto::{Chain, Mac};
@@ -35,6 +36,9 @@ const BOOT_METRIC: u32 = 50;
 
 /// The metric of routes over the others, to which the interface's index is added.
 const METRIC: u32 = 100;
+
+/// Before a socket that failed is opened again.
+const SOCKET_PAUSE: Duration = Duration::from_secs(5);
 
 /// Number 53: DNS.
 const DNS_PORT: u16 = 53;
@@ -220,13 +224,14 @@ impl Interfaces {
             let task = tokio::spawn(async move {
                 // The receiver goes away only with the machine.
                 let tell = |change| _ = tell.send((link.index, change));
-                if let Err(source) = dhcp::run(&name, mac, former, tell).await {
+                while let Err(source) = dhcp::run(&name, mac, former, &tell).await {
                     let error = NetworkError::Interface {
                         action: "ask for an address",
-                        interface: name,
+                        interface: name.clone(),
                         source,
                     };
-                    tracing::warn!("{}", Chain(&error));
+                    tracing::warn!("{}; trying again", Chain(&error));
+                    tokio::time::sleep(SOCKET_PAUSE).await;
                 }
             });
             interface.client = Some(task.abort_handle());
@@ -370,8 +375,6 @@ pub fn random() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn lease(name_servers: Vec<Ipv4Addr>, hostname: &str) -> (String, Lease) {

@@ -37,11 +37,11 @@ pub mod sweep;
 mod tls;
 pub mod token;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
 use muster_proto::kinds::SessionState;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 
 use self::{edge::Edge, enrol::session_of, sessions::Sessions, store::Store};
 pub use self::{
@@ -99,6 +99,9 @@ pub struct Server {
     end: watch::Sender<bool>,
 }
 
+/// Connections that may wait in the kernel to be accepted: the agents of a hall that was switched on at once.
+const BACKLOG: u32 = 1024;
+
 impl Server {
     /// Prepares certificates; serves nothing yet.
     pub async fn new(config: Config) -> Result<Server, AgentsError> {
@@ -139,7 +142,7 @@ impl Server {
                 move |address| {
                     let (edge, tls, room) = (Arc::clone(&edge), tls.clone(), room.clone());
                     async move {
-                        let listener = match TcpListener::bind((address, port)).await {
+                        let listener = match bind::listen(SocketAddr::new(address, port), BACKLOG) {
                             Ok(listener) => listener,
                             Err(error) => return error,
                         };

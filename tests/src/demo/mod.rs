@@ -133,7 +133,7 @@ impl Demo {
             cluster.ensure_namespace(namespace).await?;
         }
         let network = Network::new(&[BR0, BR1], &cluster)?;
-        let mut controller = Controller::new(&cluster, &network, scratch.path(), setup).await?;
+        let mut controller = Controller::new(&cluster, &network.net, scratch.path(), setup).await?;
         controller.start()?;
         cluster.apply(&segments, NAMESPACE).await?;
         let mut demo = Demo {

@@ -32,6 +32,7 @@ pub use port::Port;
 #[derive(Clone, Debug)]
 pub struct Clients {
     net: Netns,
+    address: Ipv4Addr,
     port: Arc<Port>,
     own: Option<Arc<Own>>,
 }
@@ -64,13 +65,18 @@ const LINK: &str = "eth0";
 impl Clients {
     /// Lays a cable from `bridge` in `lab` to a new namespace whose end has `address`, such as `10.77.0.2/24`.
     pub fn behind(lab: &Netns, bridge: &str, address: &str) -> Result<Clients> {
-        let net = Netns::new()?;
-        let near = format!("c{}", net.thread());
-        lab.cable(&near, &net, LINK)?;
-        lab.join(&near, bridge)?;
-        net.ip(&format!("address add {address} dev {LINK}"))?;
+        let net = lab.neighbour(bridge, LINK, address)?;
         let port = Arc::new(Port::open(&net, LINK)?);
-        Ok(Clients { net, port, own: None })
+        let (address, _) = address
+            .split_once('/')
+            .context("an address with its prefix length")?;
+        let address = address.parse().context("an IPv4 address")?;
+        Ok(Clients {
+            net,
+            address,
+            port,
+            own: None,
+        })
     }
 
     /// The same place for a client that speaks from `address`, which it has leased; the address is gone with the last of its owners.
@@ -89,6 +95,11 @@ impl Clients {
 
     fn source(&self) -> Ipv4Addr {
         self.own.as_ref().map_or(Ipv4Addr::UNSPECIFIED, |own| own.address)
+    }
+
+    /// The address from which they speak UDP and TCP.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
     }
 
     /// Their namespace.

@@ -12,7 +12,10 @@ use self::{
     chain::{Chain, Hctl},
     vpd::{Identify, Naa},
 };
-use super::warnings::{Subject, Warnings};
+use super::{
+    patience::Patience,
+    warnings::{Subject, Warnings},
+};
 use crate::sys::{self, Root};
 
 /// The unit of `/sys/block/*/size`, whatever the disk's own block size (`Documentation/ABI/stable/sysfs-block`).
@@ -24,7 +27,7 @@ const NO_DISKS: &[&str] = &[
 ];
 
 /// The disks, in the order of their kernel names: `sda`, `sdb`, …, `sdaa`.
-pub(super) fn collect(root: &Root, warnings: &mut Warnings) -> Vec<Disk> {
+pub(super) fn collect(root: &Root, patience: &mut Patience, warnings: &mut Warnings) -> Vec<Disk> {
     let names = sys::absent_as_none(sys::list(&root.sys("block")));
     let mut names = warnings
         .on("disks", "block")
@@ -36,13 +39,14 @@ pub(super) fn collect(root: &Root, warnings: &mut Warnings) -> Vec<Disk> {
     let mut disks = Vec::new();
     let mut rest = names.iter();
     for name in rest.by_ref() {
-        let mut reading = Reading {
-            root,
-            name,
-            block: root.sys("block").join(name),
-            subject: warnings.on("disks", name),
-        };
-        disks.extend(reading.disk());
+        let (own_root, own_name) = (root.clone(), name.clone());
+        match patience.wait(move || read(&own_root, &own_name)) {
+            Some((disk, said)) => {
+                warnings.append(said);
+                disks.extend(disk);
+            }
+            None => warnings.on("disks", name).say("its driver does not answer"),
+        }
         if disks.len() == MAX_DEVICES {
             break;
         }
@@ -53,6 +57,18 @@ pub(super) fn collect(root: &Root, warnings: &mut Warnings) -> Vec<Disk> {
             .say(format!("{} more block devices are not listed", rest.len()));
     }
     disks
+}
+
+/// One disk, if it is one, and what there is to say of it.
+fn read(root: &Root, name: &str) -> (Option<Disk>, Warnings) {
+    let mut warnings = Warnings::default();
+    let mut reading = Reading {
+        root,
+        name,
+        block: root.sys("block").join(name),
+        subject: warnings.on("disks", name),
+    };
+    (reading.disk(), warnings)
 }
 
 /// By the name alone; loop devices and their like are many.

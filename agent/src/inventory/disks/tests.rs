@@ -104,7 +104,7 @@ impl Disks {
 
     fn read(&self) -> (Vec<Disk>, Vec<Warning>) {
         let mut warnings = Warnings::default();
-        let disks = collect(&self.0.root(), &mut warnings);
+        let disks = collect(&self.0.root(), &mut Patience::default(), &mut warnings);
         (disks, warnings.finish())
     }
 
@@ -408,6 +408,23 @@ fn what_a_disk_calls_itself_is_clean() {
         b"\xff\x1b[2Jevil\n#!ipxe",
     );
     assert_eq!(disks.one().serial, "\u{fffd} [2Jevil #!ipxe");
+}
+
+#[test]
+fn a_disk_that_does_not_answer_costs_a_warning_and_not_the_others() {
+    let disks = Disks::new().virtio().nvme();
+    let size = disks.0.root().sys("block/nvme0n1/size");
+    std::fs::remove_file(&size).unwrap();
+    // Opening a pipe waits for a writer, for ever.
+    nix::unistd::mkfifo(&size, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut warnings = Warnings::default();
+    let mut patience = Patience::of(std::time::Duration::from_millis(50));
+    let found = collect(&disks.0.root(), &mut patience, &mut warnings);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].name, "/dev/vda");
+    let said = warnings.finish();
+    assert_eq!((said.len(), said[0].subject.as_str()), (1, "nvme0n1"));
+    assert!(said[0].message.contains("does not answer"), "{said:?}");
 }
 
 #[test]

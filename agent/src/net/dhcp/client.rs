@@ -123,11 +123,10 @@ impl Client {
                 let left = until.map_or(RENEW_PAUSE, |until| until.saturating_sub(now));
                 let next =
                     (now + (left / 2).max(RENEW_PAUSE)).min(if now < rebind { rebind } else { At::MAX });
-                (
-                    Ask::Renew(lease.address),
-                    if now < rebind { lease.server } else { everyone },
-                    next,
-                )
+                // A server that does not say who it is can only be asked together with all others.
+                let knows_server = now < rebind && !lease.server.is_unspecified();
+                let to = if knows_server { lease.server } else { everyone };
+                (Ask::Renew(lease.address), to, next)
             }
         };
         let secs = u16::try_from(now.saturating_sub(self.since).as_secs()).unwrap_or(u16::MAX);
@@ -199,7 +198,7 @@ impl Client {
 mod tests {
     use dhcproto::{
         Decodable, Decoder, Encodable,
-        v4::{DhcpOption, Message, MessageType, Opcode},
+        v4::{DhcpOption, Message, MessageType, Opcode, OptionCode},
     };
 
     use super::*;
@@ -318,6 +317,45 @@ mod tests {
         let lost = client.expire(at(1_000_002)).unwrap();
         assert_eq!(lost.address, ADDRESS);
         assert_eq!(kind(&client.send(at(1_000_002)).unwrap()), MessageType::Discover);
+    }
+
+    #[test]
+    fn a_server_without_a_name_is_asked_by_broadcast() {
+        let mut client = client();
+        let nameless = |question: &Outgoing, kind| {
+            let mut message = Message::decode(&mut Decoder::new(&answer(question, kind))).unwrap();
+            message.opts_mut().remove(OptionCode::ServerIdentifier);
+            message.to_vec().unwrap()
+        };
+        let discover = client.send(at(0)).unwrap();
+        client.receive(&nameless(&discover, MessageType::Offer), at(1));
+        let request = client.send(at(1)).unwrap();
+        let outcome = client.receive(&nameless(&request, MessageType::Ack), at(2));
+        assert!(matches!(outcome, Some(Outcome::Granted(_))), "{outcome:?}");
+        let renew = client.send(at(500_002)).unwrap();
+        assert_eq!(
+            (kind(&renew), renew.to),
+            (MessageType::Request, Ipv4Addr::BROADCAST)
+        );
+    }
+
+    /// Whatever a server refuses and how often: no more than a request a second.
+    #[test]
+    fn a_server_that_refuses_for_ever_is_not_asked_without_pause() {
+        let mut client = client();
+        let (mut now, mut sent) = (at(0), 0);
+        while now < at(60_000) {
+            if let Some(question) = client.send(now) {
+                sent += 1;
+                let reply = match kind(&question) {
+                    MessageType::Discover => MessageType::Offer,
+                    _ => MessageType::Nak,
+                };
+                client.receive(&answer(&question, reply), now);
+            }
+            now = client.wake().unwrap().max(now);
+        }
+        assert!(sent <= 122, "{sent} messages in a minute");
     }
 
     #[test]

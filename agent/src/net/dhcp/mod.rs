@@ -64,12 +64,7 @@ pub enum Change {
 ///
 /// # Errors
 /// If the socket fails.
-pub async fn run(
-    name: &str,
-    mac: Mac,
-    former: Option<Ipv4Addr>,
-    mut tell: impl FnMut(Change),
-) -> io::Result<()> {
+pub async fn run(name: &str, mac: Mac, former: Option<Ipv4Addr>, tell: impl Fn(Change)) -> io::Result<()> {
     let socket = open(name)?;
     let started = Instant::now();
     let mut client = Client::new(mac, super::random(), former);

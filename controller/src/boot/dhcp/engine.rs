@@ -9,6 +9,7 @@ use muster_proto::kinds::DhcpMode;
 
 use super::{
     leases::{Claim, Leases, Proposal, Ruling},
+    rogue::is_ours,
     wire::{Kind, Reply, Request},
 };
 use crate::boot::{
@@ -72,8 +73,11 @@ fn serve(request: &Request, net: &Net, leases: &mut Leases, now: Duration) -> Re
         },
         Kind::Request => {
             let claim = match (request.server, request.wanted, request.ciaddr) {
-                (Some(_), _, _) if !ours => {
-                    leases.withdraw(mac);
+                (Some(server), wanted, _) if !ours => {
+                    match wanted.filter(|_| is_ours(server, net)) {
+                        Some(address) => leases.overhear(mac, address, now),
+                        None => leases.withdraw(mac),
+                    }
                     return Err(Step::Silence("it took another server's offer"));
                 }
                 (Some(_), Some(wanted), _) => Claim::Selecting(wanted),

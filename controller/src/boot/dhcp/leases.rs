@@ -272,6 +272,15 @@ impl Leases {
         own
     }
 
+    /// A machine took `address` from another replica of ours, which leases from the same ranges.
+    pub fn overhear(&mut self, mac: Mac, address: Ipv4Addr, now: Duration) {
+        if self.pool.contains(address) && self.may_have(mac, address, now) {
+            self.acknowledge(mac, address, now);
+        } else {
+            self.withdraw(mac);
+        }
+    }
+
     /// A machine took another server's offer.
     pub fn withdraw(&mut self, mac: Mac) {
         if self

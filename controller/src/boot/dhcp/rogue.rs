@@ -118,7 +118,7 @@ impl Watch {
 }
 
 /// Ourselves, and other replicas of this controller.
-fn is_ours(server: Ipv4Addr, net: &Net) -> bool {
+pub(super) fn is_ours(server: Ipv4Addr, net: &Net) -> bool {
     server == net.own
         || server == net.boot
         || net.agent_endpoints.iter().any(|endpoint| {

@@ -21,7 +21,7 @@ use std::{
 };
 
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     time::sleep,
 };
@@ -157,16 +157,7 @@ impl<A> Shared<A> {
 
 fn listen(address: IpAddr, port: u16) -> Result<TcpListener, BindError> {
     let address = SocketAddr::new(address, port);
-    let bound = |source| BindError::Bind { address, source };
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }
-    .map_err(bound)?;
-    socket.set_reuseaddr(true).map_err(bound)?;
-    socket.bind(address).map_err(bound)?;
-    let listener = socket.listen(BACKLOG).map_err(bound)?;
+    let listener = bind::listen(address, BACKLOG).map_err(|source| BindError::Bind { address, source })?;
     tracing::info!(%address, "HTTP: serving");
     Ok(listener)
 }

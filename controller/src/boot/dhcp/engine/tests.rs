@@ -270,3 +270,23 @@ fn the_corpus_is_read_but_for_bootp() {
     }
     assert!(packet("bootp").len() >= 300);
 }
+
+#[test]
+fn replicas_hear_what_each_other_leases() {
+    let mut world = World::new(DhcpMode::Server);
+    let replica = Ipv4Addr::new(10, 77, 0, 2);
+    world.net.agent_endpoints.push(format!("https://{replica}:9443"));
+    let theirs = Ipv4Addr::new(10, 77, 0, 150);
+    let taken = |server| Request {
+        server: Some(server),
+        wanted: Some(theirs),
+        ..request("ipxe-rom-bios-request")
+    };
+    let stranger = Ipv4Addr::new(10, 77, 0, 3);
+    for (server, leased) in [(stranger, 0), (replica, 1)] {
+        let step = world.step(&taken(server), SERVER_PORT, RAMDISK);
+        assert!(matches!(step, Step::Silence(_)), "{step:?}");
+        assert_eq!(world.leases.leased(NOW), leased);
+    }
+    assert_eq!(world.reply(&request("pxe-rom-bios-discover")).yiaddr, theirs);
+}

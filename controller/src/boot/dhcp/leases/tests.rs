@@ -352,3 +352,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_another_replica_leases_is_leased_here_too() {
+    let mut here = leases(100, 101);
+    let theirs = offer(&mut here, mac(1), NOW).unwrap();
+    // Ours was another offer; the machine took the other replica's of what we would give to machine 1.
+    here.overhear(mac(2), theirs, NOW);
+    assert_eq!(offer(&mut here, mac(2), NOW), Some(theirs));
+    assert_ne!(lease(&mut here, mac(1), NOW), Some(theirs));
+    // What is leased already stays whose it is.
+    here.overhear(mac(3), theirs, NOW);
+    assert_eq!(offer(&mut here, mac(2), NOW), Some(theirs));
+    here.overhear(mac(4), ip(7), NOW);
+    assert_eq!(here.leased(NOW), 2);
+}
