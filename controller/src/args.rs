@@ -103,6 +103,9 @@ pub struct RunArgs {
     /// may be given several times. Without it, the address of the Segment's interface.
     #[arg(long, env = "MUSTER_ADVERTISE", value_delimiter = ',')]
     pub advertise: Vec<String>,
+    /// What this edge is called in the status of Segments; without it, as its computer.
+    #[arg(long, env = "MUSTER_EDGE_NAME")]
+    pub edge_name: Option<String>,
     /// Where /healthz, /readyz and /metrics are served; port 0 takes any and prints it.
     #[arg(long, env = "MUSTER_ADMIN_LISTEN", default_value = "127.0.0.1:9090")]
     pub admin_listen: SocketAddr,
@@ -112,6 +115,14 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// What this edge is called.
+    pub fn edge_name(&self) -> String {
+        self.edge_name
+            .clone()
+            .or_else(|| sysinfo::System::host_name().ok())
+            .unwrap_or_default()
+    }
+
     /// The roles, each once.
     pub fn roles(&self) -> BTreeSet<Role> {
         self.roles.iter().copied().collect()

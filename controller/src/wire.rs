@@ -256,6 +256,7 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
         releases: Arc::clone(&files) as _,
         secrets: secrets.clone(),
         client: parts.client.clone(),
+        edge: args.edge_name(),
         events: parts.events.clone(),
         metrics: dhcp::Metrics::register(parts.registry),
         plan: tell_plan,

@@ -232,6 +232,10 @@ async fn poll(edge: &Arc<Edge>, peer: &Peer, request: Request<Incoming>) -> Resu
         if let Some(command) = next_command(&server, &request.last) {
             break Some(command);
         }
+        // Who tells an outcome need not wait for news: it may be about to reboot.
+        if request.outcome.is_some() {
+            break None;
+        }
         tokio::select! {
             () = woken => {}
             () = tokio::time::sleep_until(deadline) => break None,

@@ -85,8 +85,21 @@ pub fn serving(net: &Net) -> String {
     }
 }
 
-/// The status that says `facts`. A condition keeps its time of transition until its status changes.
-pub fn status(former: &SegmentStatus, facts: &Facts, now: Timestamp) -> SegmentStatus {
+/// True if another edge serves the Segment, and `edge`, which has no such interface, cannot know better.
+pub fn is_anothers(former: &SegmentStatus, facts: &Facts, edge: &str) -> bool {
+    let served = former
+        .conditions
+        .iter()
+        .any(|condition| condition.type_ == "Serving" && condition.status == "True");
+    let elsewhere = facts
+        .serving
+        .as_ref()
+        .is_err_and(|trouble| trouble.reason == segment::NO_INTERFACE);
+    elsewhere && served && !former.edge.is_empty() && former.edge != edge
+}
+
+/// The status by which `edge` says `facts`. A condition keeps its time of transition until its status changes.
+pub fn status(former: &SegmentStatus, facts: &Facts, edge: &str, now: Timestamp) -> SegmentStatus {
     let condition = |type_: &str, (good, reason, message): (bool, &str, String)| {
         let status = if good { "True" } else { "False" };
         let since = former
@@ -117,6 +130,7 @@ pub fn status(former: &SegmentStatus, facts: &Facts, now: Timestamp) -> SegmentS
     SegmentStatus {
         conditions,
         observed_generation: facts.generation,
+        edge: edge.to_owned(),
     }
 }
 
@@ -146,6 +160,7 @@ fn secrets_protected(required: Trust) -> (bool, &'static str, String) {
 /// True if both say the same; the API server keeps conditions in its own order.
 fn same(former: &SegmentStatus, next: &SegmentStatus) -> bool {
     former.observed_generation == next.observed_generation
+        && former.edge == next.edge
         && former.conditions.len() == next.conditions.len()
         && next
             .conditions
@@ -153,9 +168,10 @@ fn same(former: &SegmentStatus, next: &SegmentStatus) -> bool {
             .all(|condition| former.conditions.contains(condition))
 }
 
-/// Writes what comes through `facts` until its sender is gone.
+/// Writes what comes through `facts`, in the name of `edge`, until its sender is gone.
 pub(super) async fn write(
     client: Client,
+    edge: String,
     segments: Store<Segment>,
     events: Events,
     mut facts: watch::Receiver<BTreeMap<String, Facts>>,
@@ -165,7 +181,7 @@ pub(super) async fn write(
         let mut failed = false;
         for segment in segments.state() {
             if let Some(facts) = all.get(&segment::key(&segment)) {
-                failed |= !write_one(&client, &segment, facts, &events).await;
+                failed |= !write_one(&client, &edge, &segment, facts, &events).await;
             }
         }
         if failed {
@@ -180,13 +196,19 @@ pub(super) async fn write(
 }
 
 /// False if it must be tried again.
-async fn write_one(client: &Client, segment: &Arc<Segment>, facts: &Facts, events: &Events) -> bool {
+async fn write_one(
+    client: &Client,
+    edge: &str,
+    segment: &Arc<Segment>,
+    facts: &Facts,
+    events: &Events,
+) -> bool {
     let (Some(namespace), Some(name)) = (&segment.metadata.namespace, &segment.metadata.name) else {
         return true;
     };
     let former = segment.status.clone().unwrap_or_default();
-    let next = status(&former, facts, Timestamp::now());
-    if same(&former, &next) {
+    let next = status(&former, facts, edge, Timestamp::now());
+    if same(&former, &next) || is_anothers(&former, facts, edge) {
         return true;
     }
     let patch = serde_json::json!({

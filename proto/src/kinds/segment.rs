@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Unknown","type":"string","jsonPath":".spec.unknown"}"#,
     printcolumn = r#"{"name":"Hosts In","type":"string","jsonPath":".spec.hostNamespace"}"#,
     printcolumn = r#"{"name":"Serving","type":"string","jsonPath":".status.conditions[?(@.type=='Serving')].status"}"#,
+    printcolumn = r#"{"name":"Edge","type":"string","priority":1,"jsonPath":".status.edge"}"#,
     printcolumn = r#"{"name":"Message","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type=='Serving')].message"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
@@ -192,4 +193,7 @@ pub struct SegmentStatus {
     /// The generation of the spec that the conditions speak of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// Which edge says so: the name of its computer, or what `--edge-name` says.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub edge: String,
 }

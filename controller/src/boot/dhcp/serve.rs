@@ -52,6 +52,8 @@ pub struct Dhcp {
     pub secrets: watch::Receiver<Option<Arc<BootSecrets>>>,
     /// Writes Segment status.
     pub client: Client,
+    /// In whose name.
+    pub edge: String,
     /// Tells people.
     pub events: Events,
     /// [`Metrics::register`].
@@ -79,6 +81,7 @@ impl Dhcp {
             releases,
             secrets,
             client,
+            edge,
             events,
             metrics,
             plan,
@@ -87,6 +90,7 @@ impl Dhcp {
         let (facts, seen) = watch::channel(BTreeMap::new());
         let writing = tokio::spawn(status::write(
             client,
+            edge,
             world.segments.clone(),
             events.clone(),
             seen,

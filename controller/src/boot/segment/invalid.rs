@@ -188,11 +188,14 @@ pub enum Invalid {
     },
 }
 
+/// [`Invalid::reason`] where another computer may have the interface.
+pub const NO_INTERFACE: &str = "NoInterface";
+
 impl Invalid {
     /// CamelCase, the reason of the Segment's condition.
     pub fn reason(&self) -> &'static str {
         match self {
-            Invalid::NoInterface { .. } => "NoInterface",
+            Invalid::NoInterface { .. } => NO_INTERFACE,
             Invalid::NoAddress { .. } => "NoAddress",
             Invalid::SameInterface { .. } | Invalid::SameSubnet { .. } | Invalid::SameRelay { .. } => {
                 "Conflict"

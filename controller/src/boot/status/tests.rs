@@ -5,6 +5,8 @@ use muster_proto::Mac;
 use super::*;
 use crate::boot::dhcp::{fixtures::a_net, rogue::What};
 
+const EDGE: &str = "rack7";
+
 fn facts() -> Facts {
     Facts {
         generation: Some(3),
@@ -27,7 +29,7 @@ fn find<'a>(status: &'a SegmentStatus, type_: &str) -> Option<&'a Condition> {
 
 #[test]
 fn a_served_segment_says_how() {
-    let status = status(&SegmentStatus::default(), &facts(), at(1));
+    let status = status(&SegmentStatus::default(), &facts(), EDGE, at(1));
     let serving = find(&status, "Serving").unwrap();
     assert_eq!(
         (serving.status.as_str(), serving.message.as_str()),
@@ -52,7 +54,7 @@ fn trouble_becomes_the_condition_and_nothing_is_said_of_neighbours() {
         intruders: None,
         ..facts()
     };
-    let status = status(&SegmentStatus::default(), &facts, at(1));
+    let status = status(&SegmentStatus::default(), &facts, EDGE, at(1));
     let serving = find(&status, "Serving").unwrap();
     assert_eq!(
         (serving.status.as_str(), serving.reason.as_str()),
@@ -72,7 +74,7 @@ fn another_server_is_named() {
         intruders: Some(vec![intruder]),
         ..facts()
     };
-    let status = status(&SegmentStatus::default(), &facts, at(1));
+    let status = status(&SegmentStatus::default(), &facts, EDGE, at(1));
     let alone = find(&status, "Alone").unwrap();
     assert_eq!(
         (alone.status.as_str(), alone.reason.as_str()),
@@ -99,7 +101,7 @@ fn higher_trust_protects_secrets() {
             required_trust: trust,
             ..facts()
         };
-        let status = status(&SegmentStatus::default(), &facts, at(1));
+        let status = status(&SegmentStatus::default(), &facts, EDGE, at(1));
         assert_eq!(
             find(&status, "SecretsProtected").unwrap().status,
             expected,
@@ -110,25 +112,25 @@ fn higher_trust_protects_secrets() {
 
 #[test]
 fn nothing_new_is_nothing_to_write() {
-    let first = status(&SegmentStatus::default(), &facts(), at(1));
+    let first = status(&SegmentStatus::default(), &facts(), EDGE, at(1));
     let mut stored = first.clone();
     stored.conditions.reverse();
-    assert!(same(&stored, &status(&stored, &facts(), at(99))));
+    assert!(same(&stored, &status(&stored, &facts(), EDGE, at(99))));
     let edited = Facts {
         generation: Some(4),
         ..facts()
     };
-    assert!(!same(&stored, &status(&stored, &edited, at(99))));
+    assert!(!same(&stored, &status(&stored, &edited, EDGE, at(99))));
 }
 
 #[test]
 fn a_condition_keeps_its_time_until_its_status_changes() {
-    let first = status(&SegmentStatus::default(), &facts(), at(1));
+    let first = status(&SegmentStatus::default(), &facts(), EDGE, at(1));
     let other_words = Facts {
         serving: Ok("otherwise".to_owned()),
         ..facts()
     };
-    let second = status(&first, &other_words, at(2));
+    let second = status(&first, &other_words, EDGE, at(2));
     assert_eq!(
         find(&second, "Serving").unwrap().last_transition_time,
         Time(at(1))
@@ -140,6 +142,32 @@ fn a_condition_keeps_its_time_until_its_status_changes() {
         }),
         ..facts()
     };
-    let third = status(&second, &trouble, at(3));
+    let third = status(&second, &trouble, EDGE, at(3));
     assert_eq!(find(&third, "Serving").unwrap().last_transition_time, Time(at(3)));
+}
+
+#[test]
+fn who_lacks_the_interface_does_not_deny_what_another_edge_serves() {
+    let elsewhere = Facts {
+        serving: Err(Trouble::from(&Invalid::NoInterface {
+            interface: "eth1".to_owned(),
+        })),
+        intruders: None,
+        ..facts()
+    };
+    let served = status(&SegmentStatus::default(), &facts(), EDGE, at(1));
+    assert_eq!(served.edge, EDGE);
+    assert!(is_anothers(&served, &elsewhere, "rack8"));
+    assert!(!is_anothers(&served, &elsewhere, EDGE), "it was this one's");
+    assert!(!is_anothers(&served, &facts(), "rack8"), "two may serve");
+    let unserved = status(&served, &elsewhere, EDGE, at(2));
+    assert!(!is_anothers(&unserved, &elsewhere, "rack8"), "nobody serves it");
+    let taken = Facts {
+        serving: Err(Trouble {
+            reason: "PortInUse",
+            message: "UDP port 67 is in use".to_owned(),
+        }),
+        ..elsewhere
+    };
+    assert!(!is_anothers(&served, &taken, "rack8"), "trouble of its own");
 }
