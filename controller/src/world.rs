@@ -15,7 +15,7 @@ use kube::{
 use muster_proto::{
     Chain, Mac,
     identity::Identity,
-    kinds::{BareMetalHost, Enrolment, Segment, Server},
+    kinds::{BareMetalHost, Enrolment, SERVER_ANNOTATION, Segment, Server},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
@@ -169,15 +169,20 @@ impl World {
                 self.hosts
                     .get(&reflector::ObjectRef::new(&at.name).within(&at.namespace))
             });
-        let host = pointed.or_else(|| {
-            self.hosts.find(|host| {
-                host.spec
-                    .boot_mac_address
-                    .as_deref()
-                    .and_then(|text| text.parse().ok())
-                    == Some(mac)
-            })
-        });
+        let declares = |host: &BareMetalHost| {
+            let declared = host.spec.boot_mac_address.as_deref();
+            declared.and_then(|text| text.parse().ok()) == Some(mac)
+        };
+        let by_hand = |host: &BareMetalHost| {
+            let annotations = host.metadata.annotations.as_ref();
+            declares(host) && !annotations.is_some_and(|all| all.contains_key(SERVER_ANNOTATION))
+        };
+        // What a machine reported of itself takes no NIC from a host that a person declared with it.
+        let host = self
+            .hosts
+            .find(by_hand)
+            .or(pointed)
+            .or_else(|| self.hosts.find(declares));
         Known {
             by_uuid_alone: by_uuid_alone && server.is_some(),
             server,
@@ -330,5 +335,15 @@ mod tests {
             [true, false, false]
         );
         assert_eq!(names(world.known(mac(7), None)), (None, None));
+        let mut by_hand = BareMetalHost::new("database", muster_proto::kinds::BareMetalHostSpec::default());
+        by_hand.metadata.namespace = Some("metal".to_owned());
+        by_hand.spec.boot_mac_address = Some("02:00:00:00:00:02".to_owned());
+        hosts.apply_watcher_event(&watcher::Event::Apply(by_hand));
+        let declared = (Some("s".to_owned()), Some("database".to_owned()));
+        assert_eq!(
+            names(world.known(mac(2), None)),
+            declared,
+            "no machine's report takes a NIC from a host that a person declared with it"
+        );
     }
 }

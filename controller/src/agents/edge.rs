@@ -152,6 +152,7 @@ impl Edge {
                     name: server.metadata.name.as_deref().unwrap_or_default(),
                     identity: status.map_or(&nobody, |status| &status.identity),
                     live: session.is_some_and(|session| session.state == SessionState::Connected),
+                    booted: session.and_then(|session| session.boot_mac),
                     in_use: self.host_of(server).is_some_and(|host| in_use(&host)),
                 }
             })
@@ -162,6 +163,7 @@ impl Edge {
                 name,
                 identity: &pending.identity,
                 live: true,
+                booted: None,
                 in_use: false,
             };
             match machines.iter_mut().find(|machine| machine.name == name) {

@@ -17,6 +17,9 @@
 //! | nothing | unusable | the same, and no MAC address on one side | the same, unless that one is connected now | |
 //! | nothing | | | another | |
 //!
+//! Of all that a machine claims, only the address that boots was seen on the network. So whatever the table says, nobody takes the
+//! place of a machine that is connected now but by booting from one of its addresses, or from where its session did.
+//!
 //! If several known machines fit, the one with most signals wins: serial before vendor's MAC before UUID before local MAC.
 //! Every other machine that still shares a signal is a clash, shown on both. A MAC address that another machine has leaves it,
 //! unless that machine is connected now or its host is in use: then it stays there and is a clash.
@@ -37,6 +40,8 @@ pub struct Machine<'a> {
     pub identity: &'a Identity,
     /// Its agent is connected now.
     pub live: bool,
+    /// The address that its session booted from, which may be withheld from its identity.
+    pub booted: Option<Mac>,
     /// Its host carries someone's data: nothing that a stranger reports takes an address from it.
     pub in_use: bool,
 }
@@ -221,6 +226,11 @@ fn meeting(claimed: &Identity, boot: Option<Mac>, known: &Identity) -> BTreeSet<
 
 /// How strongly `claimed` looks like `machine`; `None` if it is another one.
 fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option<u32> {
+    // See the head of this module.
+    let boots_as_it = |boot| machine.identity.macs.contains(&boot) || machine.booted == Some(boot);
+    if machine.live && !boot.is_some_and(boots_as_it) {
+        return None;
+    }
     let Relation { uuid, serial, .. } = Relation::of(claimed, machine.identity);
     let shared = meeting(claimed, boot, machine.identity);
     let vendors = shared.iter().any(|mac| !mac.is_local());

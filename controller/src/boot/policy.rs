@@ -5,6 +5,7 @@
 //! | the machine | boots |
 //! | --- | --- |
 //! | its host is paused | its disk |
+//! | it has a host, which is not seen here | its disk |
 //! | its host is inspecting, or is asked to be inspected again and carries nobody's data | the ramdisk |
 //! | it was dismissed: its discovered host was deleted and nobody approved it since | its disk |
 //! | its Server has an order to inspect that is not done, and its host carries nobody's data | the ramdisk |
@@ -42,6 +43,10 @@ pub enum Verdict {
 pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMetalHost>) -> Verdict {
     if host.is_some_and(|host| annotation(host, PAUSED_ANNOTATION).is_some()) {
         return Verdict::Disk("its host is paused");
+    }
+    if host.is_none() && server.is_some_and(|server| server.spec.host.is_some()) {
+        // Deleted a moment ago, or in a namespace that is not watched here: not seen is not absent.
+        return Verdict::Disk("its host is not seen here");
     }
     if host.is_some_and(|host| state(host) == "inspecting") {
         return Verdict::Ramdisk("its host is inspecting");

@@ -3,7 +3,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Trust;
-use crate::{identity::Identity, inventory::Inventory};
+use crate::{Mac, identity::Identity, inventory::Inventory};
 
 /// One known machine: what BareMetalHost has no field for. `spec` is written by the control role (and people), `status` by the edge role.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -135,6 +135,10 @@ pub struct Session {
     pub agent_version: String,
     /// SHA-256 of the session's public key, hexadecimal; the machine's console shows it, too.
     pub key: String,
+    /// The MAC address that it booted from, which its token was served for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub boot_mac: Option<Mac>,
 }
 
 /// Whether the agent is there.

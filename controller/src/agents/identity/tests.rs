@@ -31,6 +31,7 @@ fn machine<'a>(name: &'a str, identity: &'a Identity) -> Machine<'a> {
         name,
         identity,
         live: false,
+        booted: None,
         in_use: false,
     }
 }
@@ -345,12 +346,40 @@ fn any_fleet() -> impl Strategy<Value = Vec<(Identity, bool, bool)>> {
     prop::collection::vec((any_identity(), any::<bool>(), any::<bool>()), 0..6)
 }
 
+#[test]
+fn nobody_takes_the_place_of_a_connected_machine_but_by_booting_from_its_address() {
+    let known = id(UUID_A, "SN1", "B1", &[nic(1), nic(2)]);
+    let connected = Machine {
+        live: true,
+        ..machine("one", &known)
+    };
+    // A thief that knows everything, and a twin by a NIC that both vendors numbered alike.
+    assert_eq!(name(&known, nic(9), &[connected]), "mac-001b21000009");
+    assert_eq!(
+        settled("mac-001b21000009", &known, nic(9), &[connected]).clashes,
+        ["one".to_owned()].into()
+    );
+    // It boots again by its other NIC before anybody noticed that it is gone.
+    assert_eq!(name(&known, nic(2), &[connected]), "one");
+    assert_eq!(
+        name(&known, nic(9), &[machine("one", &known)]),
+        "one",
+        "a NIC was added"
+    );
+    // Another machine has the address that it boots from.
+    let withheld = Machine {
+        booted: Some(nic(9)),
+        ..connected
+    };
+    assert_eq!(name(&known, nic(9), &[withheld]), "one");
+}
+
 proptest! {
     #[test]
     fn machines_that_share_nothing_are_never_one(claimed in any_identity(), fleet in any_fleet()) {
         let names: Vec<String> = (0..fleet.len()).map(|at| format!("m{at}")).collect();
         let machines: Vec<Machine<'_>> = fleet.iter().zip(&names)
-            .map(|((identity, live, in_use), name)| Machine { name, identity, live: *live, in_use: *in_use })
+            .map(|((identity, live, in_use), name)| Machine { name, identity, live: *live, booted: None, in_use: *in_use })
             .collect();
         let boot = claimed.macs.first().copied();
         let Ok(resolved) = resolve(&claimed, boot, &machines, &BTreeSet::new()) else {
@@ -376,7 +405,7 @@ proptest! {
     fn the_order_of_machines_does_not_matter(claimed in any_identity(), fleet in any_fleet(), seed: u64) {
         let names: Vec<String> = (0..fleet.len()).map(|at| format!("m{at}")).collect();
         let machines: Vec<Machine<'_>> = fleet.iter().zip(&names)
-            .map(|((identity, live, in_use), name)| Machine { name, identity, live: *live, in_use: *in_use })
+            .map(|((identity, live, in_use), name)| Machine { name, identity, live: *live, booted: None, in_use: *in_use })
             .collect();
         let mut shuffled = machines.clone();
         let len = shuffled.len();
@@ -397,7 +426,7 @@ proptest! {
     fn a_machine_that_was_taken_in_is_found_again(claimed in any_identity(), fleet in any_fleet()) {
         let names: Vec<String> = (0..fleet.len()).map(|at| format!("m{at}")).collect();
         let machines: Vec<Machine<'_>> = fleet.iter().zip(&names)
-            .map(|((identity, ..), name)| Machine { name, identity, live: false, in_use: false })
+            .map(|((identity, ..), name)| Machine { name, identity, live: false, booted: None, in_use: false })
             .collect();
         let boot = claimed.macs.first().copied();
         let Ok(first) = resolve(&claimed, boot, &machines, &BTreeSet::new()) else { return Ok(()) };

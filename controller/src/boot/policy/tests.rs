@@ -335,3 +335,16 @@ fn an_ordered_inspection_survives_a_reboot_until_it_is_done() {
         Disk
     );
 }
+
+#[test]
+fn a_host_that_is_not_seen_is_not_absent() {
+    let mut server = inventoried();
+    server.spec.host = Some(HostReference {
+        namespace: "elsewhere".to_owned(),
+        name: "database-1".to_owned(),
+        uid: "1".to_owned(),
+    });
+    assert_eq!(row(Some(&server), None), [Disk, Disk, Disk]);
+    server.spec.host = None;
+    assert_eq!(row(Some(&server), None), [Disk, Disk, Ramdisk]);
+}
