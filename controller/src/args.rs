@@ -75,8 +75,8 @@ pub struct RunArgs {
     /// Watch hosts in this namespace only; without it, in all.
     #[arg(long, env = "MUSTER_WATCH_NAMESPACE")]
     pub watch_namespace: Option<String>,
-    /// How to reach the API server; without it, the service account's way.
-    #[arg(long, env = "KUBECONFIG")]
+    /// How to reach the API server; without it, as kubectl does (KUBECONFIG, `~/.kube/config`), else the service account's way.
+    #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
     /// TCP port for agents.
     #[arg(long, env = "MUSTER_AGENT_PORT", default_value_t = 9443)]

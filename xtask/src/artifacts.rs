@@ -12,9 +12,20 @@ use crate::{cargo, command::Cmd, root, setup};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// Each profile and Debian's meta package of its kernel.
+const KERNELS: [(&str, &str); 2] = [
+    ("lab", "linux-image-cloud-amd64"),
+    ("server", "linux-image-amd64"),
+];
+
+/// Debian's package of the EFI stub.
+const STUB: &str = "systemd-boot-efi";
+
 /// Everything, in order, each step saying what it does and how long it may take.
 pub(crate) fn all() -> Result<()> {
     setup::install()?;
+    // What may be refused comes before what takes long.
+    step("kernels and EFI stub: Debian's packages (first time 1 min)", debs)?;
     step(
         "control plane: API server and kubectl (first time 6 to 10 min, then cached)",
         control_plane,
@@ -86,22 +97,24 @@ fn controller() -> Result<()> {
         .run()
 }
 
-/// Each profile and the meta package of its kernel.
+fn debs() -> Result<()> {
+    package(STUB)?;
+    KERNELS
+        .iter()
+        .try_for_each(|(_, meta)| package(&dependency(meta)?).map(drop))
+}
+
 fn ramdisks() -> Result<()> {
     let agent = root().join(format!("target/{TARGET}/agent/muster-agent"));
     let out = root().join("target/boot");
-    for (profile, meta) in [
-        ("lab", "linux-image-cloud-amd64"),
-        ("server", "linux-image-amd64"),
-    ] {
-        ramdisk(profile, meta, &agent, &out)?;
-    }
-    Ok(())
+    KERNELS
+        .iter()
+        .try_for_each(|(profile, meta)| ramdisk(profile, meta, &agent, &out))
 }
 
 /// Kernel and EFI stub come from Debian's packages, unpacked and not installed.
 fn ramdisk(profile: &str, meta: &str, agent: &Path, out: &Path) -> Result<()> {
-    let stub = package("systemd-boot-efi")?;
+    let stub = package(STUB)?;
     let kernel = package(&dependency(meta)?)?;
     let inputs = [
         kernel.as_path(),
@@ -166,12 +179,8 @@ fn empty_ramdisk() -> Result<()> {
             .arg(&init)
             .run()?;
     }
-    ramdisk(
-        "lab",
-        "linux-image-cloud-amd64",
-        &init,
-        &root().join("target/bench/boot"),
-    )
+    let [(profile, meta), _] = KERNELS;
+    ramdisk(profile, meta, &init, &root().join("target/bench/boot"))
 }
 
 /// True if `made` is there and younger than each of `inputs`.
@@ -199,7 +208,9 @@ fn dependency(meta: &str) -> Result<String> {
         return Ok(name);
     }
     setup::apt_update()?;
-    read()?.with_context(|| format!("{meta} depends on nothing: run `apt-get update` as root and try again"))
+    let advice =
+        || format!("find the package behind {meta}; if `apt-get update` was never run, run it as root");
+    read().with_context(advice)?.with_context(advice)
 }
 
 /// The path of the package's `.deb` below `target/debs`, downloaded if it is not there.
@@ -222,19 +233,30 @@ fn package(name: &str) -> Result<PathBuf> {
     if let Some(path) = find()? {
         return Ok(path);
     }
-    let download = || {
+    // Elsewhere first: what was interrupted must not pass for the package.
+    let part = dir.join("part");
+    let download = || -> Result<()> {
+        if part.exists() {
+            fs::remove_dir_all(&part).with_context(|| format!("emptying {}", part.display()))?;
+        }
+        fs::create_dir_all(&part).with_context(|| format!("creating {}", part.display()))?;
         Cmd::new("apt-get")
-            .dir(&dir)
+            .dir(&part)
             .args(["download", "--quiet=2", name])
             .run_logged(&log("download")?)
     };
     if download().is_err() {
         setup::apt_update()?;
-        download()?;
+        download().context("if `apt-get update` was never run, run it as root")?;
+    }
+    for entry in fs::read_dir(&part).with_context(|| format!("listing {}", part.display()))? {
+        let entry = entry.with_context(|| format!("listing {}", part.display()))?;
+        let whole = dir.join(entry.file_name());
+        fs::rename(entry.path(), &whole).with_context(|| format!("moving to {}", whole.display()))?;
     }
     match find()? {
         Some(path) => Ok(path),
-        None => bail!("apt-get download {name} left no file in {}", dir.display()),
+        None => bail!("apt-get download {name} left no file in {}", part.display()),
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Config, ResourceExt,
@@ -54,6 +54,12 @@ impl Cluster {
 
     /// Uses the cluster of the kubeconfig at `path`, with its current context, and installs Muster's kinds and rules in it.
     pub async fn attach(path: &Path) -> Result<Cluster> {
+        if path.to_string_lossy().contains(':') && !path.exists() {
+            bail!(
+                "{} is a list of files, which kubectl takes and the lab does not: name one with --kubeconfig",
+                path.display()
+            );
+        }
         Cluster::with(path, Scratch::new()?, None).await
     }
 
