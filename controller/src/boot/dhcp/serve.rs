@@ -19,7 +19,7 @@ use super::{
     leases::{Leases, Pool},
     links,
     metrics::{Metrics, Of},
-    rogue::Intruder,
+    rogue::{Intruder, Watch},
 };
 use crate::{
     agents::BootSecrets,
@@ -150,6 +150,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
         }
     }
     let mut doors = Doors::default();
+    let mut memories = Memories::new();
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -159,7 +160,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
         }
         let segments = service.world.segments.state();
         let plan = segment::plan(segments.iter().map(AsRef::as_ref), &links::links(), service.ports);
-        activate(&service, &segments, &plan);
+        activate(&service, &segments, &plan, &mut memories);
         service.plan.send_if_modified(|known| {
             let changed = **known != plan;
             if changed {
@@ -174,8 +175,25 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
     doors.follow(Vec::new(), &service.dispatch).await;
 }
 
-/// Hands the valid Segments to the dispatch, with the leases of those that it had before.
-fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan) {
+/// What is remembered of a Segment as long as that object exists, served or not: a typo that is corrected and an interface that
+/// blinks end no lease.
+struct Memory {
+    /// One that is deleted and made anew is another one.
+    uid: Option<String>,
+    leases: Arc<Mutex<Leases>>,
+    watch: Arc<Mutex<Watch>>,
+}
+
+/// By `namespace/name`; as many as there are Segments, at the most.
+type Memories = BTreeMap<String, Memory>;
+
+/// Hands the valid Segments to the dispatch, with what is remembered of them.
+fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan, memories: &mut Memories) {
+    let uids: BTreeMap<String, &Option<String>> = segments
+        .iter()
+        .map(|segment| (segment::key(segment), &segment.metadata.uid))
+        .collect();
+    memories.retain(|key, memory| uids.get(key).is_some_and(|uid| **uid == memory.uid));
     let before = service.dispatch.actives();
     let mut after = Actives::new();
     let mut changed = false;
@@ -188,7 +206,10 @@ fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan) {
             Some(active) if *active.net == *net && Arc::ptr_eq(&active.segment, segment) => active.clone(),
             former => {
                 changed = true;
-                renew(service, former, segment, net)
+                if former.is_none_or(|former| *former.net != *net) {
+                    tracing::info!(segment = net.key, interface = net.interface, subnet = %net.subnet, mode = ?net.mode, "serving");
+                }
+                renew(service, memories, segment, net)
             }
         };
         after.insert(key, active);
@@ -203,36 +224,35 @@ fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan) {
     }
 }
 
-fn renew(service: &Service, former: Option<&Active>, segment: &Arc<Segment>, net: &Net) -> Active {
-    let now = service.dispatch.now();
-    let pool = Pool::of(net);
+fn renew(service: &Service, memories: &mut Memories, segment: &Arc<Segment>, net: &Net) -> Active {
     let lease = Duration::from_secs(u64::from(net.handout.lease_seconds));
-    let (leases, watch) = match former {
-        Some(former) => {
-            former.leases().reshape(pool, lease);
-            (former.leases.clone(), former.watch.clone())
-        }
-        None => {
-            let mut leases = Leases::new(pool, lease);
-            if net.mode == DhcpMode::Server {
-                for server in service.world.servers.state() {
-                    for (mac, address) in former_addresses(&server) {
-                        leases.seed(mac, address, now);
-                    }
-                }
-            }
-            (Arc::new(Mutex::new(leases)), Arc::default())
-        }
-    };
-    if former.is_none_or(|former| *former.net != *net) {
-        tracing::info!(segment = net.key, interface = net.interface, subnet = %net.subnet, mode = ?net.mode, "serving");
-    }
-    Active {
+    let memory = memories.entry(net.key.clone()).or_insert_with(|| Memory {
+        uid: segment.metadata.uid.clone(),
+        leases: Arc::new(Mutex::new(first_leases(service, net, lease))),
+        watch: Arc::default(),
+    });
+    let active = Active {
         segment: segment.clone(),
         net: Arc::new(net.clone()),
-        leases,
-        watch,
+        leases: memory.leases.clone(),
+        watch: memory.watch.clone(),
+    };
+    active.leases().reshape(Pool::of(net), lease);
+    active
+}
+
+/// Those of a Segment that was not served yet since this controller's start.
+fn first_leases(service: &Service, net: &Net, lease: Duration) -> Leases {
+    let now = service.dispatch.now();
+    let mut leases = Leases::new(Pool::of(net), lease);
+    if net.mode == DhcpMode::Server {
+        for server in service.world.servers.state() {
+            for (mac, address) in former_addresses(&server) {
+                leases.seed(mac, address, now);
+            }
+        }
     }
+    leases
 }
 
 /// The addresses that a known machine had when its inventory was taken, by NIC.

@@ -185,6 +185,17 @@ impl Site {
             .unwrap_or_else(|_| panic!("never: {what}; last: {:?}", self.facts.borrow()))
     }
 
+    /// In the server's namespace, whose thread is busy serving.
+    fn ip(&self, arguments: &str) {
+        let status = Command::new("nsenter")
+            .arg(format!("--net=/proc/{}/ns/net", self.server.id))
+            .arg("ip")
+            .args(arguments.split(' '))
+            .status()
+            .unwrap();
+        assert!(status.success(), "ip {arguments}");
+    }
+
     fn metrics(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
@@ -282,20 +293,7 @@ impl Dnsmasq {
         namespace.ip(&format!(
             "link add eth0 type veth peer name to-dnsmasq netns /proc/{there}/ns/net"
         ));
-        let plug = Command::new("nsenter")
-            .args([
-                &format!("--net=/proc/{there}/ns/net"),
-                "ip",
-                "link",
-                "set",
-                "to-dnsmasq",
-                "master",
-                "br0",
-                "up",
-            ])
-            .status()
-            .unwrap();
-        assert!(plug.success());
+        site.ip("link set to-dnsmasq master br0 up");
         namespace.ip("link set eth0 up");
         namespace.ip("addr add 10.77.0.2/24 dev eth0");
         let leases = tempfile::tempdir().unwrap();
@@ -446,4 +444,54 @@ fn a_taken_port_is_told_and_served_once_it_is_free() {
     drop(taken.recv().unwrap());
     site.wait("serving after all", |facts| facts.serving.is_ok());
     ask(&site.client, packet("dhclient-discover"), from_us);
+}
+
+/// A machine that was off and asks for the address that it had (RFC 2131, 4.3.2).
+fn reboot(machine: u8, address: Ipv4Addr) -> Vec<u8> {
+    let mut bytes = vec![0; 240];
+    bytes[..4].copy_from_slice(&[1, 1, 6, 0]);
+    bytes[28..34].copy_from_slice(&[0x52, 0x54, 0, 0, 0, machine]);
+    bytes[236..].copy_from_slice(&[99, 130, 83, 99]);
+    bytes.extend([53, 1, 3, 50, 4]);
+    bytes.extend(address.octets());
+    bytes.push(255);
+    bytes
+}
+
+#[test]
+fn leases_outlive_a_typo_and_an_interface_that_blinks_but_not_their_segment() {
+    let made = |uid: &str| {
+        let mut segment = a_segment("br0", DhcpMode::Server);
+        segment.metadata.uid = Some(uid.to_owned());
+        segment
+    };
+    let mut site = Site::new(made("first"), |_| {});
+    let address = Ipv4Addr::new(10, 77, 0, 150);
+    let answer = |site: &Site, machine| {
+        site.wait("serving", |facts| facts.serving.is_ok());
+        let reply = ask(&site.client, reboot(machine, address), from_us);
+        Options::read(&reply).unwrap().kind()
+    };
+    assert_eq!(answer(&site, 1), Some(Kind::Ack));
+    assert_eq!(answer(&site, 2), Some(Kind::Nak));
+
+    let mut typo = made("first");
+    typo.spec.dhcp.router = Some("10.78.0.1".to_owned());
+    site.segments.apply_watcher_event(&watcher::Event::Apply(typo));
+    site.wait("invalid", |facts| facts.serving.is_err());
+    site.segments
+        .apply_watcher_event(&watcher::Event::Apply(made("first")));
+    assert_eq!(answer(&site, 2), Some(Kind::Nak));
+
+    site.ip("addr del 10.77.0.1/24 dev br0");
+    site.wait("no address", |facts| facts.serving.is_err());
+    site.ip("addr add 10.77.0.1/24 dev br0");
+    assert_eq!(answer(&site, 2), Some(Kind::Nak));
+
+    // As if made anew between two looks.
+    let mut anew = made("second");
+    anew.metadata.generation = Some(7);
+    site.segments.apply_watcher_event(&watcher::Event::Apply(anew));
+    site.wait("the new one", |facts| facts.generation == Some(7));
+    assert_eq!(answer(&site, 2), Some(Kind::Ack));
 }
