@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,7 +10,7 @@ use std::{
 use kube::Client;
 use muster_proto::{
     Chain, Mac,
-    kinds::{DhcpMode, Segment, Server},
+    kinds::{DhcpMode, Segment, Server, SessionState},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -246,37 +247,42 @@ fn first_leases(service: &Service, net: &Net, lease: Duration) -> Leases {
     let now = service.dispatch.now();
     let mut leases = Leases::new(Pool::of(net), lease);
     if net.mode == DhcpMode::Server {
-        for server in service.world.servers.state() {
-            for (mac, address) in former_addresses(&server) {
-                leases.seed(mac, address, now);
-            }
+        for (mac, address) in former_addresses(&service.world.servers.state(), &net.key) {
+            leases.seed(mac, address, now);
         }
     }
     leases
 }
 
-/// The addresses that a known machine had when its inventory was taken, by NIC.
-fn former_addresses(server: &Server) -> Vec<(Mac, std::net::Ipv4Addr)> {
-    let Some(inventory) = server
-        .status
-        .as_ref()
-        .and_then(|status| status.inventory.as_ref())
-    else {
-        return Vec::new();
-    };
-    inventory
-        .nics
+/// What the known machines of a Segment had, the surest first: those whose agent is there, then those who were heard last.
+///
+/// Of each the one address from which its session came, and the NIC that has it by the inventory. We saw that address ourselves, so
+/// no machine speaks for more than one; its further NICs find their addresses as everyone does who is not remembered.
+fn former_addresses(servers: &[Arc<Server>], segment: &str) -> Vec<(Mac, Ipv4Addr)> {
+    let mut known: Vec<_> = servers
         .iter()
-        .filter_map(|nic| Some((nic.mac?, &nic.addresses)))
-        .flat_map(|(mac, addresses)| {
-            addresses.iter().filter_map(move |written| {
-                let address = written
+        .filter_map(|server| {
+            let status = server.status.as_ref()?;
+            let session = status
+                .session
+                .as_ref()
+                .filter(|session| session.segment == segment)?;
+            let address: Ipv4Addr = session.address.parse().ok()?;
+            let has = |written: &String| {
+                written
                     .split_once('/')
-                    .map_or(written.as_str(), |(address, _)| address);
-                Some((mac, address.parse().ok()?))
-            })
+                    .is_some_and(|(host, _)| host == session.address)
+            };
+            let nics = &status.inventory.as_ref()?.nics;
+            let nic = nics
+                .iter()
+                .find(|nic| nic.mac.is_some() && nic.addresses.iter().any(has))?;
+            let there = session.state == SessionState::Connected;
+            Some(((there, session.since.as_str()), (nic.mac?, address)))
         })
-        .collect()
+        .collect();
+    known.sort_by(|(one, _), (other, _)| other.cmp(one));
+    known.into_iter().map(|(_, had)| had).collect()
 }
 
 /// The doors that a plan needs.

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    net::{SocketAddrV4, UdpSocket},
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread::JoinHandle,
@@ -13,7 +13,10 @@ use kube::runtime::{
     reflector::{self, store::Writer},
     watcher,
 };
-use muster_proto::kinds::{BareMetalHost, Enrolment, Profile};
+use muster_proto::{
+    inventory::{Inventory, Nic},
+    kinds::{BareMetalHost, Enrolment, Profile, ServerSpec, ServerStatus, Session},
+};
 use socket2::{Domain, Socket, Type};
 
 use super::*;
@@ -494,4 +497,48 @@ fn leases_outlive_a_typo_and_an_interface_that_blinks_but_not_their_segment() {
     site.segments.apply_watcher_event(&watcher::Event::Apply(anew));
     site.wait("the new one", |facts| facts.generation == Some(7));
     assert_eq!(answer(&site, 2), Some(Kind::Ack));
+}
+
+/// Its inventory claims every address from .100 to .199, each for another NIC.
+fn a_server(segment: &str, address: &str, state: SessionState, since: &str) -> Arc<Server> {
+    let nic = |last| Nic {
+        mac: Some(Mac([0, 0x1b, 0x21, 9, 9, last])),
+        addresses: vec![format!("fe80::{last:x}/64"), format!("10.77.0.{last}/24")],
+        ..Nic::default()
+    };
+    let mut server = Server::new("s", ServerSpec::default());
+    server.status = Some(ServerStatus {
+        session: Some(Session {
+            state,
+            since: since.to_owned(),
+            address: address.to_owned(),
+            segment: segment.to_owned(),
+            ..Session::default()
+        }),
+        inventory: Some(Inventory {
+            nics: (100..=199).map(nic).collect(),
+            ..Inventory::default()
+        }),
+        ..ServerStatus::default()
+    });
+    Arc::new(server)
+}
+
+#[test]
+fn a_machine_speaks_for_the_one_address_that_it_was_seen_with_in_its_own_segment() {
+    let (gone, there) = (SessionState::Disconnected, SessionState::Connected);
+    let servers = [
+        a_server("metal/rack", "10.77.0.101", gone, "2026-01-01T00:00:00Z"),
+        a_server("metal/rack", "10.77.0.102", there, "2026-01-01T00:00:00Z"),
+        a_server("metal/rack", "10.77.0.103", gone, "2026-01-02T00:00:00Z"),
+        a_server("metal/rack", "10.77.0.20", there, "2026-01-02T00:00:00Z"),
+        a_server("metal/far-away", "10.77.0.104", there, "2026-01-02T00:00:00Z"),
+        a_server("metal/rack", "fe80::69", there, "2026-01-02T00:00:00Z"),
+        Arc::new(Server::new("new", ServerSpec::default())),
+    ];
+    let had = |last| (Mac([0, 0x1b, 0x21, 9, 9, last]), Ipv4Addr::new(10, 77, 0, last));
+    assert_eq!(
+        former_addresses(&servers, "metal/rack"),
+        [had(102), had(103), had(101)]
+    );
 }
