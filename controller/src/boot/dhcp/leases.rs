@@ -2,6 +2,7 @@
 //!
 //! A machine's address follows from its MAC address alone, so that ROM, iPXE, agent and installed system get the same one, before and
 //! after a restart. An offer is only a hint and may be recycled; an acknowledged lease is never given to anybody else while it lasts.
+//! What a machine had before a restart is a hint, too, but one that goes to nobody else while another address is free.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -81,8 +82,8 @@ impl Pool {
 struct Holding {
     address: Ipv4Addr,
     until: Duration,
-    /// Acknowledged, or else offered under this number.
-    offer: Option<u64>,
+    /// Acknowledged, or else offered or remembered under this number.
+    hint: Option<u64>,
 }
 
 /// What is known of one address.
@@ -139,7 +140,9 @@ pub struct Leases {
     slots: HashMap<Ipv4Addr, Slot>,
     /// Open offers, oldest first.
     offers: BTreeMap<u64, Mac>,
-    next_offer: u64,
+    /// What was seeded and not heard of since, the surest first.
+    remembered: BTreeMap<u64, Mac>,
+    next_hint: u64,
     full_until: Duration,
     recycled: u64,
 }
@@ -153,7 +156,8 @@ impl Leases {
             holdings: HashMap::new(),
             slots: HashMap::new(),
             offers: BTreeMap::new(),
-            next_offer: 0,
+            remembered: BTreeMap::new(),
+            next_hint: 0,
             full_until: Duration::ZERO,
             recycled: 0,
         }
@@ -179,13 +183,15 @@ impl Leases {
         self.slots.retain(|address, _| self.pool.contains(*address));
     }
 
-    /// A machine that is known, from before a restart, to have this address.
+    /// A machine that had this address before a restart. Seed the surest first: it weighs more than what comes after it.
+    ///
+    /// Nobody else is offered the address until the machine's lease must have ended, unless no other is free and a probe finds it
+    /// silent. It is not leased: whoever has the address by now may say so and keep it.
     pub fn seed(&mut self, mac: Mac, address: Ipv4Addr, now: Duration) {
-        if self.pool.contains(address)
-            && self.may_have(mac, address, now)
-            && !self.holdings.contains_key(&mac)
-        {
-            self.acknowledge(mac, address, now);
+        if self.pool.contains(address) && self.is_free(address, now) && !self.holdings.contains_key(&mac) {
+            let hint = self.number();
+            self.remembered.insert(hint, mac);
+            self.take(mac, address, now + self.lease, Some(hint));
         }
     }
 
@@ -193,11 +199,11 @@ impl Leases {
     pub fn leased(&self, now: Duration) -> usize {
         self.holdings
             .values()
-            .filter(|holding| holding.offer.is_none() && holding.until > now)
+            .filter(|holding| holding.hint.is_none() && holding.until > now)
             .count()
     }
 
-    /// How many offers were taken back for somebody else.
+    /// How many hints were taken back for somebody else.
     pub fn recycled(&self) -> u64 {
         self.recycled
     }
@@ -207,8 +213,14 @@ impl Leases {
         self.drop_stale_offers(now);
         if let Some(holding) = self.holdings.get(&mac).copied() {
             if self.may_have(mac, holding.address, now) {
-                if holding.offer.is_none() && holding.until > now {
-                    return Proposal::Ready(holding.address);
+                match holding.hint {
+                    _ if holding.until <= now => {}
+                    None => return Proposal::Ready(holding.address),
+                    // Who asks and then takes nothing is remembered no less.
+                    Some(hint) if self.remembered.contains_key(&hint) => {
+                        return self.ask_first(holding.address, now);
+                    }
+                    Some(_) => {}
                 }
                 return self.reserve(mac, holding.address, now);
             }
@@ -286,7 +298,7 @@ impl Leases {
         if self
             .holdings
             .get(&mac)
-            .is_some_and(|holding| holding.offer.is_some())
+            .is_some_and(|holding| holding.hint.is_some())
         {
             self.forget(mac);
         }
@@ -300,7 +312,7 @@ impl Leases {
         slot.shunned <= now && slot.owner.is_none_or(|owner| !self.holds(owner, now))
     }
 
-    /// True if `mac` may be given `address`: a lease of another machine stands in the way, a mere offer to one does not.
+    /// True if `mac` may be given `address`: a lease of another machine stands in the way, a mere hint to one does not.
     fn may_have(&self, mac: Mac, address: Ipv4Addr, now: Duration) -> bool {
         let Some(slot) = self.slots.get(&address) else {
             return true;
@@ -313,7 +325,7 @@ impl Leases {
                 || self
                     .holdings
                     .get(&owner)
-                    .is_none_or(|holding| holding.offer.is_some() || holding.until <= now)
+                    .is_none_or(|holding| holding.hint.is_some() || holding.until <= now)
         })
     }
 
@@ -321,7 +333,8 @@ impl Leases {
         self.holdings.get(&mac).is_some_and(|holding| holding.until > now)
     }
 
-    /// The first free address from the machine's own place on; if there is none, that of the oldest open offer.
+    /// The first free address from the machine's own place on; if there is none, that of the oldest open offer; without one, the
+    /// least sure of those that are remembered.
     fn search(&mut self, mac: Mac, now: Duration) -> Option<Ipv4Addr> {
         if now >= self.full_until {
             let home = place(mac);
@@ -337,9 +350,12 @@ impl Leases {
             }
             self.full_until = now + FULL;
         }
-        let oldest = self.offers.first_key_value().map(|(_, mac)| *mac)?;
-        let address = self.holdings.get(&oldest)?.address;
-        self.recycle(oldest);
+        let (_, &weakest) = self
+            .offers
+            .first_key_value()
+            .or_else(|| self.remembered.last_key_value())?;
+        let address = self.holdings.get(&weakest)?.address;
+        self.recycle(weakest);
         Some(address)
     }
 
@@ -350,15 +366,25 @@ impl Leases {
         {
             self.recycle(oldest);
         }
-        let offer = self.next_offer;
-        self.next_offer += 1;
-        self.offers.insert(offer, mac);
-        self.take(mac, address, now + OFFER, Some(offer));
+        let hint = self.number();
+        self.offers.insert(hint, mac);
+        self.take(mac, address, now + OFFER, Some(hint));
+        self.ask_first(address, now)
+    }
+
+    /// Proposes `address`, by way of a probe unless one was silent lately.
+    fn ask_first(&self, address: Ipv4Addr, now: Duration) -> Proposal {
         if self.slots.get(&address).is_some_and(|slot| slot.verified > now) {
             Proposal::Ready(address)
         } else {
             Proposal::Probe(address)
         }
+    }
+
+    fn number(&mut self) -> u64 {
+        let number = self.next_hint;
+        self.next_hint += 1;
+        number
     }
 
     fn acknowledge(&mut self, mac: Mac, address: Ipv4Addr, now: Duration) {
@@ -367,27 +393,21 @@ impl Leases {
     }
 
     /// Makes `mac` the one owner of `address`.
-    fn take(&mut self, mac: Mac, address: Ipv4Addr, until: Duration, offer: Option<u64>) {
+    fn take(&mut self, mac: Mac, address: Ipv4Addr, until: Duration, hint: Option<u64>) {
         if let Some(former) = self.slots.get(&address).and_then(|slot| slot.owner) {
             self.forget(former);
         }
         self.slots.entry(address).or_default().owner = Some(mac);
-        self.holdings.insert(
-            mac,
-            Holding {
-                address,
-                until,
-                offer,
-            },
-        );
+        self.holdings.insert(mac, Holding { address, until, hint });
     }
 
     fn forget(&mut self, mac: Mac) {
         let Some(holding) = self.holdings.remove(&mac) else {
             return;
         };
-        if let Some(offer) = holding.offer {
-            self.offers.remove(&offer);
+        if let Some(hint) = holding.hint {
+            self.offers.remove(&hint);
+            self.remembered.remove(&hint);
         }
         if let Some(slot) = self.slots.get_mut(&holding.address) {
             slot.owner = None;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,7 +10,7 @@ use std::{
 use kube::Client;
 use muster_proto::{
     Chain, Mac,
-    kinds::{DhcpMode, Segment, Server},
+    kinds::{DhcpMode, Segment, Server, SessionState},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -19,7 +20,7 @@ use super::{
     leases::{Leases, Pool},
     links,
     metrics::{Metrics, Of},
-    rogue::Intruder,
+    rogue::{Intruder, Watch},
 };
 use crate::{
     agents::BootSecrets,
@@ -150,6 +151,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
         }
     }
     let mut doors = Doors::default();
+    let mut memories = Memories::new();
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -159,7 +161,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
         }
         let segments = service.world.segments.state();
         let plan = segment::plan(segments.iter().map(AsRef::as_ref), &links::links(), service.ports);
-        activate(&service, &segments, &plan);
+        activate(&service, &segments, &plan, &mut memories);
         service.plan.send_if_modified(|known| {
             let changed = **known != plan;
             if changed {
@@ -174,8 +176,25 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
     doors.follow(Vec::new(), &service.dispatch).await;
 }
 
-/// Hands the valid Segments to the dispatch, with the leases of those that it had before.
-fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan) {
+/// What is remembered of a Segment as long as that object exists, served or not: a typo that is corrected and an interface that
+/// blinks end no lease.
+struct Memory {
+    /// One that is deleted and made anew is another one.
+    uid: Option<String>,
+    leases: Arc<Mutex<Leases>>,
+    watch: Arc<Mutex<Watch>>,
+}
+
+/// By `namespace/name`; as many as there are Segments, at the most.
+type Memories = BTreeMap<String, Memory>;
+
+/// Hands the valid Segments to the dispatch, with what is remembered of them.
+fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan, memories: &mut Memories) {
+    let uids: BTreeMap<String, &Option<String>> = segments
+        .iter()
+        .map(|segment| (segment::key(segment), &segment.metadata.uid))
+        .collect();
+    memories.retain(|key, memory| uids.get(key).is_some_and(|uid| **uid == memory.uid));
     let before = service.dispatch.actives();
     let mut after = Actives::new();
     let mut changed = false;
@@ -188,7 +207,10 @@ fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan) {
             Some(active) if *active.net == *net && Arc::ptr_eq(&active.segment, segment) => active.clone(),
             former => {
                 changed = true;
-                renew(service, former, segment, net)
+                if former.is_none_or(|former| *former.net != *net) {
+                    tracing::info!(segment = net.key, interface = net.interface, subnet = %net.subnet, mode = ?net.mode, "serving");
+                }
+                renew(service, memories, segment, net)
             }
         };
         after.insert(key, active);
@@ -203,60 +225,64 @@ fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan) {
     }
 }
 
-fn renew(service: &Service, former: Option<&Active>, segment: &Arc<Segment>, net: &Net) -> Active {
-    let now = service.dispatch.now();
-    let pool = Pool::of(net);
+fn renew(service: &Service, memories: &mut Memories, segment: &Arc<Segment>, net: &Net) -> Active {
     let lease = Duration::from_secs(u64::from(net.handout.lease_seconds));
-    let (leases, watch) = match former {
-        Some(former) => {
-            former.leases().reshape(pool, lease);
-            (former.leases.clone(), former.watch.clone())
-        }
-        None => {
-            let mut leases = Leases::new(pool, lease);
-            if net.mode == DhcpMode::Server {
-                for server in service.world.servers.state() {
-                    for (mac, address) in former_addresses(&server) {
-                        leases.seed(mac, address, now);
-                    }
-                }
-            }
-            (Arc::new(Mutex::new(leases)), Arc::default())
-        }
-    };
-    if former.is_none_or(|former| *former.net != *net) {
-        tracing::info!(segment = net.key, interface = net.interface, subnet = %net.subnet, mode = ?net.mode, "serving");
-    }
-    Active {
+    let memory = memories.entry(net.key.clone()).or_insert_with(|| Memory {
+        uid: segment.metadata.uid.clone(),
+        leases: Arc::new(Mutex::new(first_leases(service, net, lease))),
+        watch: Arc::default(),
+    });
+    let active = Active {
         segment: segment.clone(),
         net: Arc::new(net.clone()),
-        leases,
-        watch,
-    }
+        leases: memory.leases.clone(),
+        watch: memory.watch.clone(),
+    };
+    active.leases().reshape(Pool::of(net), lease);
+    active
 }
 
-/// The addresses that a known machine had when its inventory was taken, by NIC.
-fn former_addresses(server: &Server) -> Vec<(Mac, std::net::Ipv4Addr)> {
-    let Some(inventory) = server
-        .status
-        .as_ref()
-        .and_then(|status| status.inventory.as_ref())
-    else {
-        return Vec::new();
-    };
-    inventory
-        .nics
+/// Those of a Segment that was not served yet since this controller's start.
+fn first_leases(service: &Service, net: &Net, lease: Duration) -> Leases {
+    let now = service.dispatch.now();
+    let mut leases = Leases::new(Pool::of(net), lease);
+    if net.mode == DhcpMode::Server {
+        for (mac, address) in former_addresses(&service.world.servers.state(), &net.key) {
+            leases.seed(mac, address, now);
+        }
+    }
+    leases
+}
+
+/// What the known machines of a Segment had, the surest first: those whose agent is there, then those who were heard last.
+///
+/// Of each the one address from which its session came, and the NIC that has it by the inventory. We saw that address ourselves, so
+/// no machine speaks for more than one; its further NICs find their addresses as everyone does who is not remembered.
+fn former_addresses(servers: &[Arc<Server>], segment: &str) -> Vec<(Mac, Ipv4Addr)> {
+    let mut known: Vec<_> = servers
         .iter()
-        .filter_map(|nic| Some((nic.mac?, &nic.addresses)))
-        .flat_map(|(mac, addresses)| {
-            addresses.iter().filter_map(move |written| {
-                let address = written
+        .filter_map(|server| {
+            let status = server.status.as_ref()?;
+            let session = status
+                .session
+                .as_ref()
+                .filter(|session| session.segment == segment)?;
+            let address: Ipv4Addr = session.address.parse().ok()?;
+            let has = |written: &String| {
+                written
                     .split_once('/')
-                    .map_or(written.as_str(), |(address, _)| address);
-                Some((mac, address.parse().ok()?))
-            })
+                    .is_some_and(|(host, _)| host == session.address)
+            };
+            let nics = &status.inventory.as_ref()?.nics;
+            let nic = nics
+                .iter()
+                .find(|nic| nic.mac.is_some() && nic.addresses.iter().any(has))?;
+            let there = session.state == SessionState::Connected;
+            Some(((there, session.since.as_str()), (nic.mac?, address)))
         })
-        .collect()
+        .collect();
+    known.sort_by(|(one, _), (other, _)| other.cmp(one));
+    known.into_iter().map(|(_, had)| had).collect()
 }
 
 /// The doors that a plan needs.

@@ -73,6 +73,64 @@ fn machines_seeded_after_a_restart_keep_what_they_had() {
 }
 
 #[test]
+fn a_machine_that_was_silent_during_a_restart_keeps_its_address_while_another_is_free() {
+    let home = offer(&mut leases(100, 109), mac(1), NOW).unwrap();
+    let mut after = leases(100, 109);
+    after.seed(mac(7), home, NOW);
+    // An offer that it does not take costs it nothing.
+    assert_eq!(offer(&mut after, mac(7), NOW), Some(home));
+    let at = NOW + HOUR / 2;
+    for number in (1..7).chain(8..10) {
+        assert_ne!(lease(&mut after, mac(number), at), Some(home));
+    }
+    let Proposal::Probe(other) = after.propose(mac(10), Some(home), at) else {
+        panic!("an unknown address is probed");
+    };
+    assert_ne!(other, home);
+    assert_eq!(after.rule(mac(7), Claim::Extending(home), at), Ruling::Yes(home));
+    assert_eq!(after.leased(at), 9);
+    let mut forgotten = leases(100, 109);
+    forgotten.seed(mac(7), home, NOW);
+    assert_eq!(offer(&mut forgotten, mac(1), NOW + HOUR), Some(home));
+}
+
+#[test]
+fn what_is_remembered_keeps_nobody_out_and_what_is_in_use_is_not_given_away() {
+    let mut leases = leases(100, 103);
+    for number in 0..4 {
+        leases.seed(mac(number), ip(100 + u8::try_from(number).unwrap()), NOW);
+    }
+    assert_eq!(leases.leased(NOW), 0);
+    // The least sure first; here its machine answers the probe.
+    assert_eq!(leases.propose(mac(9), None, NOW), Proposal::Probe(ip(103)));
+    leases.probed(mac(9), ip(103), Some(mac(3)), NOW);
+    assert_eq!(
+        leases.rule(mac(3), Claim::Extending(ip(103)), NOW),
+        Ruling::Yes(ip(103))
+    );
+    assert_eq!(lease(&mut leases, mac(9), NOW), Some(ip(102)));
+    // Strangers take offers from each other before they take what is remembered.
+    for number in 10..1000 {
+        assert_eq!(offer(&mut leases, mac(number), NOW), Some(ip(101)));
+    }
+    // Who has a remembered address by now says so.
+    assert_eq!(
+        leases.rule(mac(8), Claim::Extending(ip(100)), NOW),
+        Ruling::Yes(ip(100))
+    );
+}
+
+#[test]
+fn the_surest_memory_of_an_address_and_of_a_machine_counts() {
+    let mut leases = leases(100, 109);
+    leases.seed(mac(1), ip(105), NOW);
+    leases.seed(mac(2), ip(105), NOW);
+    leases.seed(mac(1), ip(106), NOW);
+    assert_eq!(offer(&mut leases, mac(1), NOW), Some(ip(105)));
+    assert_ne!(offer(&mut leases, mac(2), NOW), Some(ip(105)));
+}
+
+#[test]
 fn a_claim_nobody_contradicts_is_believed_after_a_restart() {
     let mut leases = leases(100, 199);
     assert_eq!(
@@ -296,7 +354,7 @@ proptest! {
                 Act::Probed(who, place, answer) => {
                     // As the engine does: only what was proposed is probed.
                     let who = mac(who.into());
-                    if leases.holdings.get(&who).is_some_and(|holding| holding.address == ip(place) && holding.offer.is_some()) {
+                    if leases.holdings.get(&who).is_some_and(|holding| holding.address == ip(place) && holding.hint.is_some()) {
                         leases.probed(who, ip(place), answer.map(|other| mac(other.into())), now);
                     }
                 }
@@ -330,11 +388,7 @@ proptest! {
                 Act::Withdraw(who) => leases.withdraw(mac(who.into())),
                 Act::Seed(who, place) => {
                     let who = mac(who.into());
-                    let before = leases.holdings.get(&who).map(|holding| holding.address);
                     leases.seed(who, ip(place), now);
-                    if before.is_none() && leases.holdings.contains_key(&who) {
-                        promised.insert(ip(place), (who, now + HOUR));
-                    }
                 }
                 Act::Wait(seconds) => now += Duration::from_secs(seconds.into()),
                 Act::Reshape(end) => {
@@ -345,10 +399,11 @@ proptest! {
             // The tables agree with each other.
             for (who, holding) in &leases.holdings {
                 prop_assert_eq!(leases.slots[&holding.address].owner, Some(*who));
-                prop_assert_eq!(holding.offer.map(|offer| leases.offers.get(&offer)), holding.offer.map(|_| Some(who)));
+                let hinted = |hint| leases.offers.get(&hint).or_else(|| leases.remembered.get(&hint));
+                prop_assert_eq!(holding.hint.map(hinted), holding.hint.map(|_| Some(who)));
             }
             prop_assert_eq!(leases.slots.values().filter(|slot| slot.owner.is_some()).count(), leases.holdings.len());
-            prop_assert!(leases.offers.len() <= leases.holdings.len());
+            prop_assert!(leases.offers.len() + leases.remembered.len() <= leases.holdings.len());
         }
     }
 }
