@@ -53,6 +53,8 @@ struct Inner {
     watchers: Vec<Watchers>,
     requests: Vec<String>,
     held: Option<(String, Arc<Semaphore>)>,
+    /// How many seconds its clock is ahead of this machine's.
+    ahead: i64,
 }
 
 struct Watchers {
@@ -85,11 +87,13 @@ impl FakeApi {
                     gate.acquire().await.unwrap().forget();
                 }
                 let query = head.uri.query().unwrap_or_default();
-                let (code, answer) = api
-                    .lock()
-                    .serve(head.method.as_str(), head.uri.path(), query, &body);
+                let mut inner = api.lock();
+                let (code, answer) = inner.serve(head.method.as_str(), head.uri.path(), query, &body);
+                let date = jiff::Timestamp::from_second(inner.now()).unwrap();
+                let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date);
                 let answer = Full::new(Bytes::from(serde_json::to_vec(&answer).unwrap()));
-                Ok::<_, std::io::Error>(Response::builder().status(code).body(answer).unwrap())
+                let head = Response::builder().status(code).header("date", date.unwrap());
+                Ok::<_, std::io::Error>(head.body(answer).unwrap())
             }
         };
         Client::new(tower::service_fn(serve), "default")
@@ -139,6 +143,11 @@ impl FakeApi {
     /// From now on, the API server takes no write to a path with this end.
     pub(super) fn refuse_writes(&self, end: String) {
         self.lock().invalid.push(end);
+    }
+
+    /// From now on, the API server's clock is so many seconds ahead.
+    pub(super) fn set_ahead(&self, seconds: i64) {
+        self.lock().ahead = seconds;
     }
 
     pub(super) fn set_down(&self, down: bool) {
@@ -243,6 +252,10 @@ fn failure(code: u16, reason: &str) -> (u16, Value) {
 }
 
 impl Inner {
+    fn now(&self) -> i64 {
+        super::clock::now() + self.ahead
+    }
+
     /// What this request has to wait for.
     fn held_by(&mut self, method: &str, path: &str) -> Option<Arc<Semaphore>> {
         let (request, gate) = self.held.as_mut()?;
@@ -306,7 +319,7 @@ impl Inner {
                 object.as_object_mut().unwrap().remove("status");
                 object["metadata"]["namespace"] = json!(namespace);
                 object["metadata"]["uid"] = json!(format!("uid-{}", self.version + 1));
-                object["metadata"]["creationTimestamp"] = json!(super::clock::rfc3339(super::clock::now()));
+                object["metadata"]["creationTimestamp"] = json!(super::clock::rfc3339(self.now()));
                 (201, self.store(key, object))
             }
             (_, Some(name)) => self.on_object(method, key(name.to_owned()), status, sent),
