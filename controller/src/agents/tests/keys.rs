@@ -2,7 +2,7 @@ use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Time
 use muster_proto::kinds::EnrolmentSpec;
 
 use super::{
-    super::keys::{CA_SECRET, KeysError, TOKEN_SECRET, ensure, load, watch},
+    super::keys::{CA_SECRET, KeysError, TOKEN_SECRET, ensure, keep, load, watch},
     *,
 };
 
@@ -83,6 +83,23 @@ async fn a_ca_that_nears_its_end_is_rotated_in_its_secret() {
     assert_eq!(keys.ca.roots.len(), 2);
     assert!(keys.ca.cross.is_some());
     assert!(keys.ca.bundle.contains(old.certificate.trim()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_secret_is_made_anew_and_the_edge_follows() {
+    let api = FakeApi::new();
+    let keeper = tokio::spawn(keep(api.client(), "muster-system".to_owned()));
+    let mut keys = watch(api.client(), "muster-system".to_owned()).await;
+    for name in [TOKEN_SECRET, CA_SECRET] {
+        let before = api.get::<Secret>("secrets", name).unwrap();
+        api.delete("secrets", name);
+        keys.borrow_and_update();
+        // Virtual time: one look of the keeper's and then one of the edge's; a keeper that looked hourly would come too late.
+        let changed = tokio::time::timeout(3 * DEADLINE, keys.changed()).await;
+        changed.expect("the keeper looks as often as the edge").unwrap();
+        assert_ne!(api.get::<Secret>("secrets", name).unwrap().data, before.data);
+    }
+    keeper.abort();
 }
 
 /// What is left after a sweep of Enrolments with these names, ages and remaining lives in seconds.
