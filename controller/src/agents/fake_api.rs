@@ -25,7 +25,7 @@ use crate::world::World;
 
 /// What goes wrong with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// Nothing is done, 500.
     Refused,
     /// It is done, and the answer is lost.
@@ -64,10 +64,10 @@ struct Watchers {
     enrolments: Writer<Enrolment>,
 }
 
-pub(super) struct FakeApi(Mutex<Inner>);
+pub(crate) struct FakeApi(Mutex<Inner>);
 
 impl FakeApi {
-    pub(super) fn new() -> Arc<FakeApi> {
+    pub(crate) fn new() -> Arc<FakeApi> {
         Arc::new(FakeApi(Mutex::default()))
     }
 
@@ -75,7 +75,7 @@ impl FakeApi {
         self.0.lock().unwrap()
     }
 
-    pub(super) fn client(self: &Arc<Self>) -> Client {
+    pub(crate) fn client(self: &Arc<Self>) -> Client {
         let api = Arc::clone(self);
         let serve = move |request: Request<Body>| {
             let api = Arc::clone(&api);
@@ -100,7 +100,7 @@ impl FakeApi {
     }
 
     /// Watched copies of what is stored, as a controller that starts now gets them.
-    pub(super) fn world(&self) -> World {
+    pub(crate) fn world(&self) -> World {
         let (segments, segment_writer) = reflector::store();
         let (servers, server_writer) = reflector::store();
         let (hosts, host_writer) = reflector::store();
@@ -136,7 +136,7 @@ impl FakeApi {
         }
     }
 
-    pub(super) fn fail_next(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
+    pub(crate) fn fail_next(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
         self.lock().faults = faults.into_iter().collect();
     }
 
@@ -180,12 +180,12 @@ impl FakeApi {
     }
 
     /// What was asked since the last call: method and path.
-    pub(super) fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().requests)
     }
 
     /// Stores `object` as a person would, status included.
-    pub(super) fn put(&self, plural: &str, object: &impl serde::Serialize) {
+    pub(crate) fn put(&self, plural: &str, object: &impl serde::Serialize) {
         let mut object = json!(object);
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         let namespace = object["metadata"]["namespace"]
@@ -207,7 +207,7 @@ impl FakeApi {
         inner.remove(&key);
     }
 
-    pub(super) fn all<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
+    pub(crate) fn all<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
         let inner = self.lock();
         inner
             .objects
@@ -217,7 +217,7 @@ impl FakeApi {
             .collect()
     }
 
-    pub(super) fn get<K: DeserializeOwned>(&self, plural: &str, name: &str) -> Option<K> {
+    pub(crate) fn get<K: DeserializeOwned>(&self, plural: &str, name: &str) -> Option<K> {
         let inner = self.lock();
         inner
             .objects

@@ -2,11 +2,13 @@
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::{
+    Chain,
     kinds::{BareMetalHost, HardwareDetails, Server},
     text,
 };
 
 use super::{
+    execute::ExecuteError,
     hardware, host,
     next::{Seen, server_name},
 };
@@ -47,6 +49,12 @@ pub(super) fn event(
 
 pub(super) fn warning(about: ObjectReference, reason: &'static str, message: String) -> Event {
     event(about, true, reason, message)
+}
+
+/// A step that the API server refuses: what failed, on which object, and what happens next.
+pub(super) fn refused(server: &Server, error: &ExecuteError) -> Event {
+    let message = format!("{}; it is tried again until it succeeds", Chain(error));
+    warning(about_server(server), "DiscoveryFailed", message)
 }
 
 /// What people should know of a report that was not applied: nothing, if the host shows the same hardware.
