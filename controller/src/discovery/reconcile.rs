@@ -89,6 +89,8 @@ struct Context {
     metrics: Metrics,
     /// The namespace of Servers and Segments.
     namespace: String,
+    /// The namespace of hosts; none: all.
+    watched: Option<String>,
     told: Mutex<HashMap<String, Told>>,
 }
 
@@ -127,6 +129,7 @@ pub async fn run(
         events,
         metrics,
         namespace: scope.namespace.clone(),
+        watched: scope.hosts.clone(),
         told: Mutex::default(),
     });
     let rounds = async {
@@ -303,6 +306,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             hardware: &hardware,
             servers: &context.world.servers.state(),
             segment: segment.as_deref(),
+            watched: context.watched.as_deref(),
             now: Timestamp::now(),
         })
     };

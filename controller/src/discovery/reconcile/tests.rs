@@ -17,7 +17,7 @@ struct Lab {
 }
 
 impl Lab {
-    fn new() -> Lab {
+    fn new(watched: Option<&str>) -> Lab {
         let api = FakeApi::new();
         let spec = SegmentSpec {
             subnet: "10.77.0.0/24".to_owned(),
@@ -47,6 +47,7 @@ impl Lab {
             events: told,
             metrics: Metrics::default(),
             namespace: "muster-system".to_owned(),
+            watched: watched.map(str::to_owned),
             told: Mutex::default(),
         };
         Lab {
@@ -84,7 +85,7 @@ fn refused(code: u16, rounds: usize) -> impl Iterator<Item = Option<Fault>> {
 
 #[tokio::test(start_paused = true)]
 async fn a_host_whose_namespace_does_not_exist_is_told_once_and_made_when_it_does() {
-    let mut lab = Lab::new();
+    let mut lab = Lab::new(None);
     // Another replica was faster, as far as this one knows: nobody's business.
     lab.api.fail_next(refused(409, 1));
     let behind = lab.round().await.unwrap_err();
@@ -104,4 +105,18 @@ async fn a_host_whose_namespace_does_not_exist_is_told_once_and_made_when_it_doe
     assert_eq!(lab.hosts(), 0);
     lab.round().await.unwrap();
     assert_eq!((lab.hosts(), lab.told()), (1, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_is_not_watched_gets_no_host_and_is_told_once() {
+    let mut lab = Lab::new(Some("elsewhere"));
+    for _ in 0..3 {
+        lab.round().await.unwrap();
+        tokio::time::advance(Duration::from_secs(60)).await;
+    }
+    let told = ["Server", "Segment"].into_iter().zip(["a", "lab"]);
+    let told: Vec<_> = told
+        .map(|(kind, name)| (kind.to_owned(), name.to_owned(), "NamespaceNotWatched"))
+        .collect();
+    assert_eq!((lab.hosts(), lab.told()), (0, told));
 }
