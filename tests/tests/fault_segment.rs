@@ -4,7 +4,10 @@ use std::{net::UdpSocket, time::Duration};
 
 use anyhow::{Result, bail};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{api::PostParams, runtime::wait::await_condition};
+use kube::{
+    api::{Patch, PatchParams, PostParams},
+    runtime::wait::await_condition,
+};
 use muster_proto::{
     Mac,
     kinds::{DhcpMode, Profile, Segment, UnknownPolicy},
@@ -16,8 +19,9 @@ use muster_tests::{
         Clients,
         dhcp::{Asker, Client},
     },
-    stage::{Stage, segment},
+    stage::{Stage, segment, server_name},
 };
+use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -127,4 +131,30 @@ async fn taken_port_is_reported_and_served_once_it_is_free() {
         .lease(SOON)
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_of_a_namespace_that_is_not_watched_are_told_and_made_when_it_is_corrected() {
+    let mut stage = Stage::dark("unwatched", &[BR0]).await.unwrap();
+    stage.controller.start().unwrap();
+    let mut spec = segment(BR0, Profile::Lab, UnknownPolicy::Hold).unwrap();
+    spec.host_namespace = Some("default".to_owned());
+    stage.serve(BR0.name, spec).await.unwrap();
+    let rack = stage.rack().unwrap();
+    let mut server = rack.servers([1]).remove(0);
+    server.power_on();
+    let name = server_name(server.hardware().boot_mac());
+    for about in [name.as_str(), BR0.name] {
+        let told = stage.hears(about, "NamespaceNotWatched", SOON).await.unwrap();
+        let words = format!("set the Segment's spec.hostNamespace to {}", stage.namespace);
+        assert!(told.note.contains(&words), "{}", told.note);
+    }
+
+    let patch = json!({"spec": {"hostNamespace": stage.namespace}});
+    let segments = stage.api::<Segment>();
+    segments
+        .patch(BR0.name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .unwrap();
+    stage.discovered(&server, SOON).await.unwrap();
 }

@@ -25,7 +25,7 @@ use crate::world::World;
 
 /// What goes wrong with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// Nothing is done, 500.
     Refused,
     /// It is done, and the answer is lost.
@@ -53,6 +53,8 @@ struct Inner {
     watchers: Vec<Watchers>,
     requests: Vec<String>,
     held: Option<(String, Arc<Semaphore>)>,
+    /// How many seconds its clock is ahead of this machine's.
+    ahead: i64,
 }
 
 struct Watchers {
@@ -62,10 +64,10 @@ struct Watchers {
     enrolments: Writer<Enrolment>,
 }
 
-pub(super) struct FakeApi(Mutex<Inner>);
+pub(crate) struct FakeApi(Mutex<Inner>);
 
 impl FakeApi {
-    pub(super) fn new() -> Arc<FakeApi> {
+    pub(crate) fn new() -> Arc<FakeApi> {
         Arc::new(FakeApi(Mutex::default()))
     }
 
@@ -73,7 +75,7 @@ impl FakeApi {
         self.0.lock().unwrap()
     }
 
-    pub(super) fn client(self: &Arc<Self>) -> Client {
+    pub(crate) fn client(self: &Arc<Self>) -> Client {
         let api = Arc::clone(self);
         let serve = move |request: Request<Body>| {
             let api = Arc::clone(&api);
@@ -85,18 +87,20 @@ impl FakeApi {
                     gate.acquire().await.unwrap().forget();
                 }
                 let query = head.uri.query().unwrap_or_default();
-                let (code, answer) = api
-                    .lock()
-                    .serve(head.method.as_str(), head.uri.path(), query, &body);
+                let mut inner = api.lock();
+                let (code, answer) = inner.serve(head.method.as_str(), head.uri.path(), query, &body);
+                let date = jiff::Timestamp::from_second(inner.now()).unwrap();
+                let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date);
                 let answer = Full::new(Bytes::from(serde_json::to_vec(&answer).unwrap()));
-                Ok::<_, std::io::Error>(Response::builder().status(code).body(answer).unwrap())
+                let head = Response::builder().status(code).header("date", date.unwrap());
+                Ok::<_, std::io::Error>(head.body(answer).unwrap())
             }
         };
         Client::new(tower::service_fn(serve), "default")
     }
 
     /// Watched copies of what is stored, as a controller that starts now gets them.
-    pub(super) fn world(&self) -> World {
+    pub(crate) fn world(&self) -> World {
         let (segments, segment_writer) = reflector::store();
         let (servers, server_writer) = reflector::store();
         let (hosts, host_writer) = reflector::store();
@@ -132,13 +136,18 @@ impl FakeApi {
         }
     }
 
-    pub(super) fn fail_next(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
+    pub(crate) fn fail_next(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
         self.lock().faults = faults.into_iter().collect();
     }
 
     /// From now on, the API server takes no write to a path with this end.
     pub(super) fn refuse_writes(&self, end: String) {
         self.lock().invalid.push(end);
+    }
+
+    /// From now on, the API server's clock is so many seconds ahead.
+    pub(super) fn set_ahead(&self, seconds: i64) {
+        self.lock().ahead = seconds;
     }
 
     pub(super) fn set_down(&self, down: bool) {
@@ -171,12 +180,12 @@ impl FakeApi {
     }
 
     /// What was asked since the last call: method and path.
-    pub(super) fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().requests)
     }
 
     /// Stores `object` as a person would, status included.
-    pub(super) fn put(&self, plural: &str, object: &impl serde::Serialize) {
+    pub(crate) fn put(&self, plural: &str, object: &impl serde::Serialize) {
         let mut object = json!(object);
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         let namespace = object["metadata"]["namespace"]
@@ -198,7 +207,7 @@ impl FakeApi {
         inner.remove(&key);
     }
 
-    pub(super) fn all<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
+    pub(crate) fn all<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
         let inner = self.lock();
         inner
             .objects
@@ -208,7 +217,7 @@ impl FakeApi {
             .collect()
     }
 
-    pub(super) fn get<K: DeserializeOwned>(&self, plural: &str, name: &str) -> Option<K> {
+    pub(crate) fn get<K: DeserializeOwned>(&self, plural: &str, name: &str) -> Option<K> {
         let inner = self.lock();
         inner
             .objects
@@ -243,6 +252,10 @@ fn failure(code: u16, reason: &str) -> (u16, Value) {
 }
 
 impl Inner {
+    fn now(&self) -> i64 {
+        super::clock::now() + self.ahead
+    }
+
     /// What this request has to wait for.
     fn held_by(&mut self, method: &str, path: &str) -> Option<Arc<Semaphore>> {
         let (request, gate) = self.held.as_mut()?;
@@ -306,7 +319,7 @@ impl Inner {
                 object.as_object_mut().unwrap().remove("status");
                 object["metadata"]["namespace"] = json!(namespace);
                 object["metadata"]["uid"] = json!(format!("uid-{}", self.version + 1));
-                object["metadata"]["creationTimestamp"] = json!(super::clock::rfc3339(super::clock::now()));
+                object["metadata"]["creationTimestamp"] = json!(super::clock::rfc3339(self.now()));
                 (201, self.store(key, object))
             }
             (_, Some(name)) => self.on_object(method, key(name.to_owned()), status, sent),

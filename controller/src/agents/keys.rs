@@ -25,11 +25,10 @@ const PREVIOUS_CRT: &str = "previous.crt";
 const CROSS_CRT: &str = "cross.crt";
 const KEY: &str = "key";
 
-/// How often [`keep`] looks whether a rotation is due.
-const KEEP: Duration = Duration::from_secs(3600);
 /// How soon a failed or still empty look is repeated.
 const AGAIN: Duration = Duration::from_millis(250);
-/// How often [`watch`] looks for a rotation. The overlap lasts months: seconds do not matter.
+/// How often [`watch`] looks for a change, and [`keep`] whether both Secrets exist and no rotation is due: two GETs. Nobody can enrol
+/// with keys that a restarted edge does not find, so a deleted Secret is not missed for long.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// What the Secrets cannot give.
@@ -133,7 +132,7 @@ pub async fn ensure(client: &Client, namespace: &str) -> Result<(), KeysError> {
 pub async fn keep(client: Client, namespace: String) {
     loop {
         let pause = match ensure(&client, &namespace).await {
-            Ok(()) => KEEP,
+            Ok(()) => LOOK,
             Err(error) => {
                 tracing::warn!(error = %muster_proto::Chain(&error), "the keys are not in order; tried again in 5 s");
                 Duration::from_secs(5)

@@ -22,7 +22,7 @@ mod clock;
 mod edge;
 mod enrol;
 #[cfg(test)]
-mod fake_api;
+pub(crate) mod fake_api;
 mod http;
 pub mod identity;
 mod inventory;

@@ -19,7 +19,7 @@ use super::{
 };
 
 /// How long an Enrolment stays after all that it stands for has ended, in seconds, because clocks disagree.
-const GRACE: i64 = 300;
+pub(super) const GRACE: i64 = 300;
 
 /// Whether a token was spent just now, or before by the same key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

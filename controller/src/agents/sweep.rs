@@ -1,12 +1,20 @@
 //! Removes Enrolments that have ended. The control role runs it.
+//!
+//! An Enrolment that is gone makes its token good again, so one wrong clock must not be enough. Its age is counted from when the API
+//! server made it, and it has to have ended by the API server's clock and by ours: a clock that is ahead alone removes nothing early,
+//! and one that is behind only keeps Enrolments for longer.
 
 use std::time::Duration;
 
+use hyper::header::DATE;
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{DeleteParams, ListParams},
+    client::Body,
 };
 use muster_proto::kinds::Enrolment;
+
+use super::{ca, spend, token};
 
 /// How often ended Enrolments are looked for.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -14,6 +22,13 @@ const PERIOD: Duration = Duration::from_secs(300);
 const PAGE: u32 = 500;
 /// How long an Enrolment whose end cannot be read is kept, in seconds from its making.
 const UNREADABLE: i64 = 86_400;
+/// How long any Enrolment is kept at least, in seconds from its making: what it stands for has ended then, whatever the clock said
+/// of the edge that wrote its end. The edge may have been as much behind the one that issued the token as tokens allow.
+const WHOLE_LIFE: i64 = token::SKEW + longer(token::LIFETIME, ca::CLIENT_LIFETIME) + spend::GRACE;
+
+const fn longer(one: i64, other: i64) -> i64 {
+    if one > other { one } else { other }
+}
 
 /// Sweeping failed.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +36,9 @@ pub enum SweepError {
     /// Listing.
     #[error("list Enrolments")]
     List(#[source] Box<kube::Error>),
+    /// Its answer has no `Date`, or none that can be read: without its clock nothing is removed.
+    #[error("the API server does not say what time it is")]
+    NoTime,
     /// Deleting one.
     #[error("delete Enrolment {name}")]
     Delete {
@@ -34,14 +52,28 @@ pub enum SweepError {
 
 /// True if `enrolment` has ended at `now` (unix seconds): neither its token nor its certificate is good for anything.
 pub fn ended(enrolment: &Enrolment, now: i64) -> bool {
-    let made = || Some(enrolment.metadata.creation_timestamp.as_ref()?.0.as_second() + UNREADABLE);
-    super::clock::parse(&enrolment.spec.expires)
-        .or_else(made)
-        .is_some_and(|end| end < now)
+    let made = enrolment.metadata.creation_timestamp.as_ref();
+    made.map(|made| made.0.as_second()).is_some_and(|made| {
+        let end = super::clock::parse(&enrolment.spec.expires).unwrap_or(made + UNREADABLE);
+        end.max(made + WHOLE_LIFE) < now
+    })
 }
 
-/// Deletes the Enrolments in `namespace` that have ended at `now` (unix seconds); says how many.
+/// What time it is by the API server's clock, in unix seconds: the `Date` of an answer (RFC 9110, section 6.6.1).
+async fn time_there(client: &Client, namespace: &str) -> Result<i64, SweepError> {
+    let list = |error| SweepError::List(Box::new(error));
+    let request = kube::core::Request::new(Enrolment::url_path(&(), Some(namespace)))
+        .list(&ListParams::default().limit(1))
+        .map_err(|error| list(kube::Error::BuildRequest(error)))?;
+    let answer = client.send(request.map(Body::from)).await.map_err(list)?;
+    let date = answer.headers().get(DATE).and_then(|date| date.to_str().ok());
+    let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
+    Ok(date.ok_or(SweepError::NoTime)?.timestamp().as_second())
+}
+
+/// Deletes the Enrolments in `namespace` that have ended both at `now` (unix seconds) and by the API server's clock; says how many.
 pub async fn sweep(client: &Client, namespace: &str, now: i64) -> Result<usize, SweepError> {
+    let now = now.min(time_there(client, namespace).await?);
     let enrolments: Api<Enrolment> = Api::namespaced(client.clone(), namespace);
     let mut page = ListParams::default().limit(PAGE);
     let mut swept = 0;

@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    core::Status,
 };
 use muster_proto::kinds::{
     APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDataSpec, HardwareDetails,
@@ -49,10 +50,11 @@ pub enum ExecuteError {
 }
 
 impl ExecuteError {
-    /// True if the API server will say the same next time, too: the object itself is refused.
+    /// True if the API server will say the same next time, too: the object itself is refused, or the place where it is to be (its
+    /// namespace, its kind) does not exist.
     pub fn is_refusal(&self) -> bool {
         matches!(self, ExecuteError::Step { source: kube::Error::Api(status), .. }
-            if matches!(status.code, 400 | 403 | 422))
+            if matches!(status.code, 400 | 403 | 404 | 422))
     }
 }
 
@@ -315,8 +317,8 @@ fn path(host: &HostReference) -> String {
 fn failed(step: &'static str, subject: &str) -> impl FnOnce(kube::Error) -> ExecuteError {
     let subject = subject.to_owned();
     move |source| match source {
-        // Not found, exists already, has changed: our copy was old.
-        kube::Error::Api(status) if matches!(status.code, 404 | 409) => {
+        // Exists already, has changed, or was deleted since: our copy was old.
+        kube::Error::Api(status) if status.code == 409 || is_gone(&status, &subject) => {
             ExecuteError::Behind { step, subject }
         }
         source => ExecuteError::Step {
@@ -324,5 +326,58 @@ fn failed(step: &'static str, subject: &str) -> impl FnOnce(kube::Error) -> Exec
             subject,
             source,
         },
+    }
+}
+
+/// True if `status` says that the object itself is not there (any more). A namespace that does not exist is found missing under its
+/// own name and kind, a kind that is not installed under none; both stay so until a person acts.
+fn is_gone(status: &Status, subject: &str) -> bool {
+    let name = subject.rsplit('/').next().unwrap_or_default();
+    status.code == 404
+        && status
+            .details
+            .as_ref()
+            .is_some_and(|missing| missing.kind != "namespaces" && missing.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: Value) -> ExecuteError {
+        let status: Status = serde_json::from_value(status).unwrap();
+        failed("mark host", "metal/h")(kube::Error::Api(status.boxed()))
+    }
+
+    /// As Kubernetes answers.
+    fn not_found(kind: &str, name: &str) -> Value {
+        json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 404, "reason": "NotFound",
+            "message": format!("{kind} \"{name}\" not found"), "details": {"name": name, "kind": kind},
+        })
+    }
+
+    #[test]
+    fn a_deleted_object_is_looked_at_again_and_a_missing_namespace_or_kind_is_a_refusal() {
+        let behind = [
+            not_found("baremetalhosts", "h"),
+            json!({"code": 409, "reason": "AlreadyExists", "message": "exists"}),
+            json!({"code": 409, "reason": "Conflict", "message": "changed"}),
+        ];
+        for status in behind {
+            let error = answered(status);
+            assert!(matches!(error, ExecuteError::Behind { .. }), "{error:?}");
+        }
+        let refused = [
+            not_found("namespaces", "metal"),
+            // Both can have one name.
+            not_found("namespaces", "h"),
+            // The kind is not installed: the client makes this of a plain `404 page not found`.
+            json!({"code": 404, "reason": "Failed to parse error data", "message": "404 page not found"}),
+        ];
+        for status in refused {
+            let error = answered(status);
+            assert!(error.is_refusal(), "{error:?}");
+        }
     }
 }

@@ -27,7 +27,10 @@ use super::{
     hardware,
     host::{self, Inspected},
     link::{self, Link},
-    notices::{about_server, clashes, event, failed_order, told_of_hardware, unapplied, warning},
+    notices::{
+        about_server, clashes, event, failed_order, told_of_hardware, unapplied, unseen_host, unwatched,
+        warning,
+    },
     orders,
     twins::{twin_of_ours, twins_of_theirs},
 };
@@ -46,8 +49,17 @@ pub struct Seen<'a> {
     pub servers: &'a [Arc<Server>],
     /// The Segment of its session.
     pub segment: Option<&'a Segment>,
+    /// The only namespace whose hosts are seen; none: all are.
+    pub watched: Option<&'a str>,
     /// The time.
     pub now: Timestamp,
+}
+
+impl<'a> Seen<'a> {
+    /// The namespace that is watched, if it is another one than `namespace`: hosts in `namespace` are not seen.
+    fn watched_instead_of(&self, namespace: &str) -> Option<&'a str> {
+        self.watched.filter(|watched| *watched != namespace)
+    }
 }
 
 /// One step.
@@ -151,11 +163,7 @@ pub fn next(seen: &Seen<'_>) -> Plan {
         Link::Right(host) => tend(seen, host),
         Link::Change(host, why) => relink(seen, host, why),
         Link::Wrong(host) => unlink(seen, host),
-        Link::Gone(at) => Plan {
-            effects: vec![Effect::Dismiss(at)],
-            notices: Vec::new(),
-            why: "its host is gone".to_owned(),
-        },
+        Link::Gone(at) => gone(seen, at),
         Link::Doubt(hosts, why) => doubt(seen, &hosts, why),
         Link::Nobody if seen.server.spec.dismissed => dismissed(seen, approved),
         Link::Nobody => create(seen),
@@ -187,6 +195,20 @@ fn trust(seen: &Seen<'_>) -> Trust {
         .unwrap_or(Trust::Unknown)
 }
 
+/// The host that the Server points at is not among those that are seen.
+fn gone(seen: &Seen<'_>, at: HostReference) -> Plan {
+    if let Some(watched) = seen.watched_instead_of(&at.namespace) {
+        let mut plan = Plan::rest("its host is where this controller does not look");
+        plan.notices.push(unseen_host(seen.server, &at, watched));
+        return plan;
+    }
+    Plan {
+        effects: vec![Effect::Dismiss(at)],
+        notices: Vec::new(),
+        why: "its host is gone".to_owned(),
+    }
+}
+
 /// A machine that no host stands for.
 fn create(seen: &Seen<'_>) -> Plan {
     let Some(inventory) = inventory(seen) else {
@@ -208,6 +230,15 @@ fn create(seen: &Seen<'_>) -> Plan {
     }
     let own = segment.metadata.namespace.as_deref().unwrap_or_default();
     let namespace = segment.spec.host_namespace.as_deref().unwrap_or(own);
+    // A host that is not seen again gets no status, and is made again and again.
+    if let Some(watched) = seen.watched_instead_of(namespace) {
+        let mut plan = Plan::rest("its Segment puts hosts where this controller does not look");
+        plan.notices
+            .extend(unwatched(seen.server, segment, namespace, watched));
+        // The inventory is kept, so the host can be made later without the machine.
+        plan.effects.extend(order(seen, None, true).0);
+        return plan;
+    }
     let taken = |name: &String| {
         seen.hosts.iter().any(|host| {
             host.metadata.name.as_ref() == Some(name) && host.metadata.namespace.as_deref() == Some(namespace)

@@ -2,11 +2,13 @@
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::{
-    kinds::{BareMetalHost, HardwareDetails, Server},
+    Chain,
+    kinds::{BareMetalHost, HardwareDetails, HostReference, Segment, Server},
     text,
 };
 
 use super::{
+    execute::ExecuteError,
     hardware, host,
     next::{Seen, server_name},
 };
@@ -20,6 +22,18 @@ pub(super) fn about_server(server: &Server) -> ObjectReference {
         namespace: server.metadata.namespace.clone(),
         name: server.metadata.name.clone(),
         uid: server.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// The Segment as the subject of an Event.
+fn about_segment(segment: &Segment) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("muster.dev/v1alpha1".to_owned()),
+        kind: Some("Segment".to_owned()),
+        namespace: segment.metadata.namespace.clone(),
+        name: segment.metadata.name.clone(),
+        uid: segment.metadata.uid.clone(),
         ..ObjectReference::default()
     }
 }
@@ -47,6 +61,40 @@ pub(super) fn event(
 
 pub(super) fn warning(about: ObjectReference, reason: &'static str, message: String) -> Event {
     event(about, true, reason, message)
+}
+
+/// A step that the API server refuses: what failed, on which object, and what happens next.
+pub(super) fn refused(server: &Server, error: &ExecuteError) -> Event {
+    let message = format!("{}; it is tried again until it succeeds", Chain(error));
+    warning(about_server(server), "DiscoveryFailed", message)
+}
+
+/// `segment` puts hosts into `namespace`, and only `watched` is watched. In the same words on the Segment for all its machines, so
+/// that many are one Event.
+pub(super) fn unwatched(server: &Server, segment: &Segment, namespace: &str, watched: &str) -> [Event; 2] {
+    let name = segment.metadata.name.as_deref().unwrap_or_default();
+    [
+        (about_server(server), format!("Segment {name}")),
+        (about_segment(segment), "this Segment".to_owned()),
+    ]
+    .map(|(about, whose)| {
+        let message = format!(
+            "no host is made: {whose} puts hosts into namespace {namespace}, and this controller watches {watched} only; \
+             set the Segment's spec.hostNamespace to {watched}, or run the controller with --watch-namespace={namespace}, \
+             or without it for all namespaces"
+        );
+        warning(about, "NamespaceNotWatched", message)
+    })
+}
+
+/// The Server's host lives outside of the namespace `watched`, the only one that is watched: nobody can say whether it is there.
+pub(super) fn unseen_host(server: &Server, at: &HostReference, watched: &str) -> Event {
+    let HostReference { namespace, name, .. } = at;
+    let message = format!(
+        "nothing is changed: its host {namespace}/{name} cannot be seen, because this controller watches namespace {watched} only; \
+         run the controller with --watch-namespace={namespace}, or without it for all namespaces"
+    );
+    warning(about_server(server), "NamespaceNotWatched", message)
 }
 
 /// What people should know of a report that was not applied: nothing, if the host shows the same hardware.

@@ -33,7 +33,7 @@ use super::{
     host,
     link::{Signals, points_at},
     next::{Seen, next, segment_name, server_name},
-    notices::about_server,
+    notices::refused,
 };
 use crate::{
     events::{Event, Events},
@@ -89,6 +89,8 @@ struct Context {
     metrics: Metrics,
     /// The namespace of Servers and Segments.
     namespace: String,
+    /// The namespace of hosts; none: all.
+    watched: Option<String>,
     told: Mutex<HashMap<String, Told>>,
 }
 
@@ -97,6 +99,8 @@ struct Context {
 struct Told {
     notices: Vec<Event>,
     failures: u32,
+    /// The refusal that was told last, until a round goes well.
+    refusal: Option<Event>,
 }
 
 /// Decides and acts until dropped. `changes` are those of `world`'s driver, subscribed to before it ran.
@@ -125,6 +129,7 @@ pub async fn run(
         events,
         metrics,
         namespace: scope.namespace.clone(),
+        watched: scope.hosts.clone(),
         told: Mutex::default(),
     });
     let rounds = async {
@@ -301,6 +306,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             hardware: &hardware,
             servers: &context.world.servers.state(),
             segment: segment.as_deref(),
+            watched: context.watched.as_deref(),
             now: Timestamp::now(),
         })
     };
@@ -317,6 +323,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
     match outcome {
         Ok(done) => {
             memory.failures = 0;
+            memory.refusal = None;
             for effect in done {
                 context
                     .metrics
@@ -335,14 +342,11 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
                     tracing::warn!(server = %name, error = %Chain(&error), "tried again");
                 }
             }
-            // Said once for a row of failures: the object is refused and stays so until somebody acts.
-            if error.is_refusal() && memory.failures == 1 {
-                context.events.record(Event {
-                    about: about_server(&server),
-                    warning: true,
-                    reason: "DiscoveryFailed",
-                    message: format!("{}; it is tried again", Chain(&error)),
-                });
+            // Said once for a row of failures: it stays so until somebody acts.
+            let refusal = error.is_refusal().then(|| refused(&server, &error));
+            if refusal.is_some() && memory.refusal != refusal {
+                memory.refusal.clone_from(&refusal);
+                refusal.into_iter().for_each(|event| context.events.record(event));
             }
             Err(error)
         }
@@ -389,3 +393,6 @@ fn retry(server: &Server, error: &ExecuteError, context: &Context) -> Action {
     };
     Action::requeue(wait + wait * spread / 1024)
 }
+
+#[cfg(test)]
+mod tests;

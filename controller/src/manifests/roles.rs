@@ -1,7 +1,7 @@
 //! The least rights that each role needs. What stands here is what the tests run the controller with.
 //!
-//! Of each role two documents: a Role for the controller's own namespace, and a ClusterRole for the namespaces of hosts. Bind the
-//! latter with a RoleBinding in each such namespace, or with a ClusterRoleBinding for all of them.
+//! Of each role two documents: a Role for the controller's own namespace, and a ClusterRole for where hosts live. Bind the
+//! latter with a RoleBinding in the one namespace that is watched, or with a ClusterRoleBinding for all of them.
 
 use serde_json::{Value, json};
 

@@ -1,8 +1,8 @@
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Time};
 use muster_proto::kinds::EnrolmentSpec;
 
 use super::{
-    super::keys::{CA_SECRET, KeysError, TOKEN_SECRET, ensure, load, watch},
+    super::keys::{CA_SECRET, KeysError, TOKEN_SECRET, ensure, keep, load, watch},
     *,
 };
 
@@ -85,32 +85,80 @@ async fn a_ca_that_nears_its_end_is_rotated_in_its_secret() {
     assert!(keys.ca.bundle.contains(old.certificate.trim()));
 }
 
-#[tokio::test]
-async fn only_ended_enrolments_are_swept() {
+#[tokio::test(start_paused = true)]
+async fn a_deleted_secret_is_made_anew_and_the_edge_follows() {
     let api = FakeApi::new();
-    let now = clock::now();
-    for (name, expires) in [
-        ("old", clock::rfc3339(now - 1)),
-        ("young", clock::rfc3339(now + 60)),
-        ("odd", "x".into()),
-    ] {
-        let enrolment = Enrolment::new(
+    let keeper = tokio::spawn(keep(api.client(), "muster-system".to_owned()));
+    let mut keys = watch(api.client(), "muster-system".to_owned()).await;
+    for name in [TOKEN_SECRET, CA_SECRET] {
+        let before = api.get::<Secret>("secrets", name).unwrap();
+        api.delete("secrets", name);
+        keys.borrow_and_update();
+        // Virtual time: one look of the keeper's and then one of the edge's; a keeper that looked hourly would come too late.
+        let changed = tokio::time::timeout(3 * DEADLINE, keys.changed()).await;
+        changed.expect("the keeper looks as often as the edge").unwrap();
+        assert_ne!(api.get::<Secret>("secrets", name).unwrap().data, before.data);
+    }
+    keeper.abort();
+}
+
+/// What is left after a sweep of Enrolments with these names, ages and remaining lives in seconds.
+async fn left_of(api: &Arc<FakeApi>, all: &[(&str, i64, Option<i64>)], now: i64) -> Vec<String> {
+    for (name, age, rest) in all {
+        let expires = rest.map_or("x".to_owned(), |rest| clock::rfc3339(clock::now() + rest));
+        let mut enrolment = Enrolment::new(
             name,
             EnrolmentSpec {
                 expires,
                 ..EnrolmentSpec::default()
             },
         );
+        let made = jiff::Timestamp::from_second(clock::now() - age).unwrap();
+        enrolment.metadata.creation_timestamp = Some(Time(made));
         api.put("enrolments", &enrolment);
     }
+    let swept = sweep::sweep(&api.client(), "muster-system", now).await.unwrap();
+    let left = api.all::<Enrolment>("enrolments").into_iter();
+    let left: Vec<_> = left.filter_map(|one| one.metadata.name).collect();
+    assert_eq!(swept + left.len(), all.len());
+    left
+}
+
+#[tokio::test]
+async fn only_ended_enrolments_are_swept() {
+    let all = [
+        ("old", 4000, Some(-1)),
+        ("young", 4000, Some(60)),
+        // An edge whose clock is behind writes an end that has passed.
+        ("of-an-edge-that-is-behind", 60, Some(-86_400)),
+        ("odd", 4000, None),
+        ("odd-and-old", 90_000, None),
+    ];
+    let left = left_of(&FakeApi::new(), &all, clock::now()).await;
+    assert_eq!(left, ["odd", "of-an-edge-that-is-behind", "young"]);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_alone_sweeps_nothing_early() {
+    let one = [("young", 60, Some(3600))];
+    let api = FakeApi::new();
+    assert_eq!(left_of(&api, &one, clock::now() + 86_400).await, ["young"]);
+    api.set_ahead(86_400);
+    assert_eq!(left_of(&api, &one, clock::now()).await, ["young"]);
     assert_eq!(
-        sweep::sweep(&api.client(), "muster-system", now).await.unwrap(),
-        1
+        left_of(&api, &one, clock::now() + 86_400).await,
+        Vec::<String>::new()
     );
-    let left: Vec<_> = api
-        .all::<Enrolment>("enrolments")
-        .into_iter()
-        .filter_map(|one| one.metadata.name)
-        .collect();
-    assert_eq!(left, ["odd", "young"]);
+}
+
+#[tokio::test]
+async fn a_sweeper_whose_clock_is_ahead_makes_no_spent_token_good_again() {
+    let lab = Lab::new().await;
+    let token = lab.token(1);
+    lab.agent(1).enrol(&token).await.unwrap();
+    let later = clock::now() + 70 * 60;
+    let swept = sweep::sweep(&lab.api.client(), "muster-system", later).await;
+    assert_eq!(swept.unwrap(), 0);
+    let refused = lab.agent(1).enrol(&token).await.unwrap_err();
+    assert_eq!(refused.kind, ProblemKind::Token);
 }

@@ -4,7 +4,7 @@ use muster_proto::kinds::{
 };
 
 use super::{
-    sim::{HOSTS, Sim, mac, machine},
+    sim::{self, HOSTS, Sim, mac, machine},
     *,
 };
 
@@ -613,4 +613,58 @@ fn two_hosts_that_claim_one_server_are_told() {
             ("two".to_owned(), "ClaimedByReport")
         ]
     );
+}
+
+#[test]
+fn no_host_is_made_where_the_controller_does_not_look_and_both_sides_are_told() {
+    // Without a namespace of its own for hosts, a Segment's is meant.
+    for namespace in [Some(HOSTS), None] {
+        let mut sim = Sim::new(UnknownPolicy::Hold);
+        sim.watched = Some("elsewhere".to_owned());
+        sim.segment.as_mut().unwrap().spec.host_namespace = namespace.map(str::to_owned);
+        sim.reports("a", machine("J5K2X93", 1));
+        assert_eq!(sim.settle(), 0);
+        let [server, segment] = &sim.plan_of("a").notices[..] else {
+            panic!("{:?}", sim.notices());
+        };
+        let namespace = namespace.unwrap_or(sim::NAMESPACE);
+        for (notice, kind) in [(server, "Server"), (segment, "Segment")] {
+            assert_eq!(notice.about.kind.as_deref(), Some(kind));
+            assert!(notice.message.contains("watches elsewhere only"), "{notice:?}");
+            assert!(
+                notice.message.contains(&format!("--watch-namespace={namespace}")),
+                "{notice:?}"
+            );
+        }
+        sim.watched = Some(namespace.to_owned());
+        sim.settle();
+        assert_eq!((sim.names(), sim.notices()), (vec![NAME.to_owned()], vec![]));
+    }
+}
+
+#[test]
+fn a_machine_whose_host_waits_for_its_namespace_goes_to_its_own_disk_meanwhile() {
+    let mut sim = Sim::new(UnknownPolicy::Discover);
+    sim.watched = Some("elsewhere".to_owned());
+    sim.reports("a", machine("J5K2X93", 1));
+    sim.settle();
+    let order = sim.server("a").spec.order.as_ref().map(|order| order.action);
+    assert_eq!(order, Some(OrderAction::Release));
+    sim.watched = Some(HOSTS.to_owned());
+    sim.settle();
+    assert_eq!(sim.names(), [NAME]);
+}
+
+#[test]
+fn a_host_that_cannot_be_seen_is_not_taken_for_deleted() {
+    let mut sim = discovered();
+    let (hosts, server) = (std::mem::take(&mut sim.hosts), sim.server("a").spec.clone());
+    sim.watched = Some("elsewhere".to_owned());
+    assert_eq!(sim.settle(), 0);
+    assert_eq!(sim.server("a").spec, server);
+    assert_eq!(sim.notices(), [("a".to_owned(), "NamespaceNotWatched")]);
+    sim.hosts = hosts;
+    sim.watched = Some(HOSTS.to_owned());
+    sim.settle();
+    assert_eq!((sim.names(), sim.notices()), (vec![NAME.to_owned()], vec![]));
 }

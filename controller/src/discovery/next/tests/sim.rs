@@ -21,6 +21,7 @@ pub(super) struct Sim {
     pub(super) hosts: Vec<Arc<BareMetalHost>>,
     pub(super) hardware: Vec<Arc<HardwareData>>,
     pub(super) segment: Option<Segment>,
+    pub(super) watched: Option<String>,
     /// Every Event that was tied to an effect.
     pub(super) told: Vec<Event>,
     now: Timestamp,
@@ -89,6 +90,7 @@ impl Sim {
             hosts: Vec::new(),
             hardware: Vec::new(),
             segment: Some(segment),
+            watched: None,
             told: Vec::new(),
             now: "2026-11-23T08:00:00Z".parse().unwrap(),
             counter: 0,
@@ -227,6 +229,7 @@ impl Sim {
             hardware: &self.hardware,
             servers: &self.servers,
             segment: self.segment.as_ref(),
+            watched: self.watched.as_deref(),
             now: self.now,
         };
         let plan = next(&seen);

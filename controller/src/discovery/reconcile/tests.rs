@@ -1,0 +1,122 @@
+//! Rounds against an API server in memory.
+
+use muster_proto::{
+    inventory::Inventory,
+    kinds::{BareMetalHost, SegmentSpec, ServerSpec, ServerStatus, Session, UnknownPolicy},
+};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::agents::fake_api::{FakeApi, Fault};
+
+/// A machine that has sent its inventory, on a Segment whose hosts are to live in `metal`.
+struct Lab {
+    api: Arc<FakeApi>,
+    context: Arc<Context>,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Lab {
+    fn new(watched: Option<&str>) -> Lab {
+        let api = FakeApi::new();
+        let spec = SegmentSpec {
+            subnet: "10.77.0.0/24".to_owned(),
+            host_namespace: Some("metal".to_owned()),
+            unknown: UnknownPolicy::Hold,
+            ..SegmentSpec::default()
+        };
+        let mut segment = Segment::new("lab", spec);
+        segment.metadata.namespace = Some("muster-system".to_owned());
+        api.put("segments", &segment);
+        let mut server = Server::new("a", ServerSpec::default());
+        server.status = Some(ServerStatus {
+            session: Some(Session {
+                segment: "muster-system/lab".to_owned(),
+                ..Session::default()
+            }),
+            inventory: Some(Inventory::default()),
+            ..ServerStatus::default()
+        });
+        api.put("servers", &server);
+        let (queue, events) = mpsc::channel(100);
+        let told = Events::new(queue);
+        let context = Context {
+            world: api.world(),
+            hardware: reflector::store().0,
+            executor: Executor::new(api.client(), told.clone()),
+            events: told,
+            metrics: Metrics::default(),
+            namespace: "muster-system".to_owned(),
+            watched: watched.map(str::to_owned),
+            told: Mutex::default(),
+        };
+        Lab {
+            api,
+            context: Arc::new(context),
+            events,
+        }
+    }
+
+    async fn round(&self) -> Result<Action, ExecuteError> {
+        let server = self.context.world.servers.state().remove(0);
+        round(server, self.context.clone()).await
+    }
+
+    /// What was told since the last call: kind, name and reason.
+    fn told(&mut self) -> Vec<(String, String, &'static str)> {
+        let events = std::iter::from_fn(|| self.events.try_recv().ok());
+        events
+            .map(|event| (event.about.kind.unwrap(), event.about.name.unwrap(), event.reason))
+            .collect()
+    }
+
+    fn hosts(&self) -> usize {
+        self.api.all::<BareMetalHost>("baremetalhosts").len()
+    }
+}
+
+/// Faults of so many rounds that read the Server and then get this for the host that they make.
+fn refused(code: u16, rounds: usize) -> impl Iterator<Item = Option<Fault>> {
+    [None, Some(Fault::Code(code))]
+        .into_iter()
+        .cycle()
+        .take(2 * rounds)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_whose_namespace_does_not_exist_is_told_once_and_made_when_it_does() {
+    let mut lab = Lab::new(None);
+    // Another replica was faster, as far as this one knows: nobody's business.
+    lab.api.fail_next(refused(409, 1));
+    let behind = lab.round().await.unwrap_err();
+    assert!(matches!(behind, ExecuteError::Behind { .. }), "{behind:?}");
+    assert_eq!(lab.told(), []);
+    lab.api.fail_next(refused(404, 3));
+    for _ in 0..3 {
+        let refused = lab.round().await.unwrap_err();
+        assert!(refused.is_refusal(), "{refused:?}");
+        // Longer than a repeated warning is held back.
+        tokio::time::advance(Duration::from_secs(60)).await;
+    }
+    assert_eq!(
+        lab.told(),
+        [("Server".to_owned(), "a".to_owned(), "DiscoveryFailed")]
+    );
+    assert_eq!(lab.hosts(), 0);
+    lab.round().await.unwrap();
+    assert_eq!((lab.hosts(), lab.told()), (1, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_is_not_watched_gets_no_host_and_is_told_once() {
+    let mut lab = Lab::new(Some("elsewhere"));
+    for _ in 0..3 {
+        lab.round().await.unwrap();
+        tokio::time::advance(Duration::from_secs(60)).await;
+    }
+    let told = ["Server", "Segment"].into_iter().zip(["a", "lab"]);
+    let told: Vec<_> = told
+        .map(|(kind, name)| (kind.to_owned(), name.to_owned(), "NamespaceNotWatched"))
+        .collect();
+    assert_eq!((lab.hosts(), lab.told()), (0, told));
+}
