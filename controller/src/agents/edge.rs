@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::{
     ca::ClientCertificate,
+    counts::Counts,
     identity::Machine,
     keys::Keys,
     metrics::Metrics,
@@ -39,6 +40,8 @@ pub(super) struct Edge {
     pub(super) sessions: Arc<Sessions>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Refusals,
+    /// Servers whose inventory is on its way: one at a time for each.
+    pub(super) reporting: Arc<Counts<String>>,
     /// Machines whose enrolment is under way and whose Server may not exist yet, by name.
     pub(super) pending: Mutex<HashMap<String, Pending>>,
     /// True once this replica is to end: held polls are answered.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! keys, ca, tls, token    secrets and what is made of them
-//! http, body, problem     the port: bounds on how many, how long, how much; how a refusal looks
+//! http, body, counts,      the port: bounds on how many, how long, how much;
+//!   problem               how a refusal looks
 //! routes                  the calls
 //!   enrol, spend          a token and a key become a session
 //!   identity, inventory   which machine is this? what of its report is stored? (pure)
@@ -19,6 +20,7 @@
 mod body;
 pub mod ca;
 mod clock;
+mod counts;
 mod edge;
 mod enrol;
 #[cfg(test)]
@@ -43,7 +45,7 @@ use kube::Client;
 use muster_proto::kinds::SessionState;
 use tokio::sync::watch;
 
-use self::{edge::Edge, enrol::session_of, sessions::Sessions, store::Store};
+use self::{counts::Counts, edge::Edge, enrol::session_of, sessions::Sessions, store::Store};
 pub use self::{
     keys::{BootSecrets, Keys},
     metrics::Metrics,
@@ -117,6 +119,7 @@ impl Server {
             sessions: Sessions::new(config.pace, metrics.sessions.clone(), metrics.polls.clone()),
             metrics,
             refusals: Refusals::default(),
+            reporting: Counts::new(1),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
         });

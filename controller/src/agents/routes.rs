@@ -29,13 +29,22 @@ use super::{
 
 /// What comes without a certificate may not be large: an identity with hundreds of NICs and a signing request.
 const MAX_ENROL: usize = 256 << 10;
-const MAX_SMALL: usize = 64 << 10;
+/// A poll or a renewal.
+const MAX_SMALL: usize = 16 << 10;
 const MAX_LOG: usize = 1 << 20;
 /// Lines of one [`LogRequest`] that are shown.
 const MAX_LINES: usize = 1000;
 
-/// How many inventories are in memory at once: each is up to [`MAX_BODY`] of text and a few times that when read.
+/// How many inventories are understood and stored at once: each is up to [`MAX_BODY`] of text and a few times that when read.
+/// Nobody holds a place while bytes arrive.
 static INVENTORIES: Semaphore = Semaphore::const_new(8);
+
+/// How many bytes of inventories and logs, arriving or arrived and not yet understood, are in memory at once.
+///
+/// One Server has at most four connections, and one of them an inventory: 8 MiB and three logs, 11 MiB of these 64. What else
+/// arrives is bounded by the connections alone: `MAX_SMALL` of each agent's, 8192 times 16 KiB; `MAX_ENROL` of each stranger's,
+/// 1024 times 256 KiB, where a real one has three.
+static ARRIVING: Semaphore = Semaphore::const_new(64 << 20);
 
 /// Answers one request of `peer`.
 pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Incoming>) -> Answer {
@@ -86,8 +95,11 @@ fn missing(status: StatusCode, message: &str) -> Answer {
 
 /// The body of `request` as JSON, at most `max` bytes of it.
 async fn read<T: DeserializeOwned>(request: Request<Incoming>, max: usize) -> Result<T, Problem> {
-    let bytes = body::read(request.into_body(), max).await?;
-    serde_json::from_slice(&bytes)
+    understand(&body::read(request.into_body(), max, None).await?)
+}
+
+fn understand<T: DeserializeOwned>(arrived: &body::Arrived<'_>) -> Result<T, Problem> {
+    serde_json::from_slice(&arrived.bytes)
         .map_err(|error| problem(ProblemKind::Malformed, text::clean(error.to_string().as_bytes())))
 }
 
@@ -131,11 +143,20 @@ async fn renew(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<E
 async fn report(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<InventoryResponse, Problem> {
     let stored = async {
         let caller = edge.authenticate(peer).await?;
+        let Some(_turn) = edge.reporting.take(caller.name().to_owned()) else {
+            let busy = problem(
+                ProblemKind::Unavailable,
+                "another inventory of this machine is on its way; try again",
+            );
+            return Err(body::refuse(request.into_body(), busy).await);
+        };
+        let arrived = body::read(request.into_body(), MAX_BODY, Some(&ARRIVING)).await?;
         let _room = INVENTORIES
             .acquire()
             .await
             .expect("the semaphore is never closed");
-        let reported: Inventory = read(request, MAX_BODY).await?;
+        let reported: Inventory = understand(&arrived)?;
+        drop(arrived);
         edge.sessions
             .heard(caller.name(), &caller.certificate.fingerprint);
         let fitted = inventory::fit(reported);
@@ -356,7 +377,7 @@ fn mentions(server: &Server, id: &str) -> bool {
 
 async fn log(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<(), Problem> {
     let caller = edge.authenticate(peer).await?;
-    let request: LogRequest = read(request, MAX_LOG).await?;
+    let request: LogRequest = understand(&body::read(request.into_body(), MAX_LOG, Some(&ARRIVING)).await?)?;
     let more = request.lines.len().saturating_sub(MAX_LINES);
     for line in request.lines.iter().take(MAX_LINES) {
         tracing::info!(target: "agent", server = %caller.name(), "{}", text::clean(line.as_bytes()));

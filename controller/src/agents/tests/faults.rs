@@ -205,3 +205,44 @@ async fn a_server_that_cannot_be_written_keeps_no_other_shown_as_connected() {
     })
     .await;
 }
+
+/// An inventory of `agent` that has begun and goes no further, and what another one is told meanwhile.
+async fn stuck(agent: &Agent, last: u8) -> (impl Sized + use<>, Refusal) {
+    use tokio::io::AsyncWriteExt;
+    let begun = b"POST /v1/inventory HTTP/1.1\r\nhost: muster\r\ncontent-length: 8000000\r\n\r\n{";
+    let reports = async {
+        loop {
+            let mut stream = agent.connect().await.unwrap();
+            stream.write_all(begun).await.unwrap();
+            stream.flush().await.unwrap();
+            // The other one may have been first, and this one is refused.
+            for _ in 0..3 {
+                if let Err(refusal) = agent.report(&inventory_of(last)).await {
+                    return (stream, refusal);
+                }
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, reports).await.unwrap()
+}
+
+#[tokio::test]
+async fn machines_whose_inventories_never_end_hold_up_only_themselves() {
+    let lab = Lab::new().await;
+    lab.api
+        .edit("segments", "lab", &json!({ "spec": { "quota": 50 } }));
+    let mut slow = Vec::new();
+    for last in 1..=9 {
+        let (agent, _) = lab.enrolled(last).await;
+        let (stream, refusal) = stuck(&agent, last).await;
+        assert_eq!((refusal.status, refusal.kind), (503, ProblemKind::Unavailable));
+        assert!(refusal.retry_after.is_some());
+        slow.push((agent, stream));
+    }
+    let (other, _) = lab.enrolled(10).await;
+    other.report(&inventory_of(10)).await.unwrap();
+    let (agent, stream) = slow.pop().unwrap();
+    drop(stream);
+    let freed = async { while agent.report(&inventory_of(9)).await.is_err() {} };
+    tokio::time::timeout(DEADLINE, freed).await.unwrap();
+}
