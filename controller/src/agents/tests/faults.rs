@@ -246,3 +246,23 @@ async fn machines_whose_inventories_never_end_hold_up_only_themselves() {
     let freed = async { while agent.report(&inventory_of(9)).await.is_err() {} };
     tokio::time::timeout(DEADLINE, freed).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_machine_with_many_connections_keeps_no_other_out() {
+    let lab = Lab::new().await;
+    let (greedy, _) = lab.enrolled(1).await;
+    let (other, _) = lab.enrolled(2).await;
+    let mut held = Vec::new();
+    while lab.metric("muster_agents_turned_away_total") < 20 {
+        // The server may close one before the client's handshake has ended.
+        held.extend(greedy.connect().await);
+        assert!(held.len() < 100, "no connection was turned away");
+    }
+    other.report(&inventory_of(2)).await.unwrap();
+    drop(held);
+    let again = async {
+        let body = || Full::new(Bytes::from_static(b"{\"last\":\"\",\"lines\":[]}"));
+        while greedy.send("POST", "/v1/log", body()).await.is_err() {}
+    };
+    tokio::time::timeout(DEADLINE, again).await.unwrap();
+}
