@@ -25,6 +25,7 @@ use super::{
     problem::problem,
     sessions::Sessions,
     store::{Store, StoreError},
+    writes::Writes,
 };
 use crate::{
     boot::log::Refusals,
@@ -40,6 +41,8 @@ pub(super) struct Edge {
     pub(super) sessions: Arc<Sessions>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Refusals,
+    /// How often each Server may have written what it says.
+    pub(super) writes: Writes,
     /// Servers whose inventory is on its way: one at a time for each.
     pub(super) reporting: Arc<Counts<String>>,
     /// Machines whose enrolment is under way and whose Server may not exist yet, by name.

@@ -8,7 +8,7 @@
 //!   enrol, spend          a token and a key become a session
 //!   identity, inventory   which machine is this? what of its report is stored? (pure)
 //! edge                    what the calls share: who a certificate speaks for, what people are told
-//!   sessions              who is here (memory)
+//!   sessions, writes      who is here, and how often it may have written what it says (memory)
 //!   store                 Servers and Enrolments (Kubernetes)
 //! sweep                   removes ended Enrolments (control role)
 //! ```
@@ -38,6 +38,7 @@ mod store;
 pub mod sweep;
 mod tls;
 pub mod token;
+mod writes;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -120,6 +121,7 @@ impl Server {
             metrics,
             refusals: Refusals::default(),
             reporting: Counts::new(1),
+            writes: writes::Writes::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
         });
@@ -215,6 +217,7 @@ async fn reap(edge: Arc<Edge>) {
         }
         pause = LOOK;
         edge.store.prune();
+        edge.writes.prune();
         for (name, key) in edge.sessions.gone() {
             if routes::disconnect(&edge, &name, &key).await {
                 edge.sessions.forget(&name, &key);

@@ -160,9 +160,7 @@ async fn report(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<
         edge.sessions
             .heard(caller.name(), &caller.certificate.fingerprint);
         let fitted = inventory::fit(reported);
-        store(edge, &caller, &fitted)
-            .await
-            .map_err(|error| unavailable(&error))
+        store(edge, &caller, &fitted).await
     };
     match stored.await {
         Ok(written) => {
@@ -181,8 +179,9 @@ async fn report(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<
 }
 
 /// Stores `reported` as the inventory of the caller's Server; false if it was stored already.
-async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<bool, StoreError> {
+async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<bool, Problem> {
     let now = clock::rfc3339(clock::now());
+    let mut write = edge.writes.one(caller.name());
     let change = |server: &Server| {
         if !caller.owns(server) {
             return None;
@@ -198,11 +197,20 @@ async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<boo
                 Word::Report,
             )
         });
-        Some(inventoried(status, &settled, reported, &now))
+        let after = inventoried(status.clone(), &settled, reported, &now);
+        (after == status || write.may()).then_some(after)
     };
-    let updated = edge.store.update(caller.name(), change).await?;
+    let updated = match edge.store.update(caller.name(), change).await {
+        Ok(updated) => updated,
+        Err(error) => {
+            let problem = write.refusal().unwrap_or_else(|| unavailable(&error));
+            write.failed();
+            return Err(problem);
+        }
+    };
     edge.spread(&updated.server, &std::collections::BTreeSet::new())
-        .await?;
+        .await
+        .map_err(|error| unavailable(&error))?;
     Ok(updated.written)
 }
 
@@ -230,7 +238,11 @@ async fn poll(edge: &Arc<Edge>, peer: &Peer, request: Request<Incoming>) -> Resu
     let mut caller = edge.authenticate(peer).await?;
     let request: PollRequest = read(request, MAX_SMALL).await?;
     let held = edge.sessions.hold(caller.name(), &caller.certificate.fingerprint);
-    acknowledge(edge, &caller, &request, peer).await?;
+    if let Err(problem) = acknowledge(edge, &caller, &request, peer).await {
+        // It hears of it, and is here.
+        held.answered();
+        return Err(problem);
+    }
     let deadline = tokio::time::Instant::now() + edge.sessions.pace.poll;
     let mut ending = edge.ending.clone();
     let command = loop {
@@ -303,6 +315,7 @@ async fn acknowledge(
             Err(error) => return Err(unavailable(&error)),
         }
     }
+    let mut write = edge.writes.one(caller.name());
     let change = |server: &Server| {
         if !caller.owns(server) {
             return None;
@@ -312,11 +325,24 @@ async fn acknowledge(
             connect(session, &address, &now);
         }
         if let Some(outcome) = outcome_of(server, request) {
-            status.last_order = Some(outcome);
+            let retold = status
+                .last_order
+                .replace(outcome)
+                .is_some_and(|known| known.id == request.last && known.done);
+            // Who orders decides how often there is a first outcome; the agent alone, how often another one of the same order.
+            if retold && !write.may() {
+                return None;
+            }
         }
         Some(status)
     };
     let result = edge.store.update(caller.name(), change).await;
+    if let Some(problem) = write.refusal() {
+        return Err(problem);
+    }
+    if result.is_err() {
+        write.failed();
+    }
     match result {
         Ok(_) => Ok(()),
         // How an order went must not be lost; that the agent is here is seen again at its next poll.

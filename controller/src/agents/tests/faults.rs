@@ -266,3 +266,40 @@ async fn a_machine_with_many_connections_keeps_no_other_out() {
     };
     tokio::time::timeout(DEADLINE, again).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_machine_that_says_ever_new_things_is_written_a_few_times() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    let called = |number: u32| Inventory {
+        hostname: format!("host{number}"),
+        ..inventory_of(1)
+    };
+    let mut taken = 0;
+    let refusal = loop {
+        assert!(taken < 100, "nothing was refused");
+        match agent.report(&called(taken)).await {
+            Ok(_) => taken += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    let expected = Refusal {
+        retry_after: Some("30".to_owned()),
+        ..refused(429, ProblemKind::Quota)
+    };
+    assert_eq!(refusal, expected);
+    agent.report(&called(taken - 1)).await.unwrap();
+
+    let order = json!({ "spec": { "order": { "id": "op-1", "action": "inspect" } } });
+    lab.api.edit("servers", &name(1), &order);
+    let failed = |message: &str| PollRequest {
+        last: "op-1".into(),
+        outcome: Some(muster_proto::session::Outcome::Failed {
+            message: message.into(),
+        }),
+    };
+    // Its first outcome is always taken.
+    agent.poll_with(failed("a")).await.unwrap();
+    assert_eq!(agent.poll_with(failed("b")).await.unwrap_err(), expected);
+    assert_eq!(lab.status(&name(1)).last_order.unwrap().error, "a");
+}
