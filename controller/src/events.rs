@@ -11,12 +11,23 @@ use kube::runtime::events::{self, EventType, Recorder, Reporter};
 use muster_proto::Chain;
 use tokio::{sync::mpsc, time::Instant};
 
+use crate::bucket::{Bucket, Rate};
+
 /// Records Events; never blocks and never fails the caller.
 #[derive(Clone, Debug)]
 pub struct Events {
     queue: mpsc::Sender<Event>,
-    /// When each warning was last put on the queue.
-    warned: Arc<Mutex<HashMap<String, Instant>>>,
+    /// What was put on the queue lately.
+    told: Arc<Mutex<Told>>,
+}
+
+/// What was told lately.
+#[derive(Debug, Default)]
+struct Told {
+    /// When each warning was.
+    warned: HashMap<String, Instant>,
+    /// How often each object and reason was, whatever the words.
+    often: HashMap<String, Bucket>,
 }
 
 /// One Event.
@@ -36,8 +47,15 @@ pub struct Event {
 /// and crowds out no other Event.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Warnings that are remembered for that; beyond, old ones are forgotten.
-const WARNINGS: usize = 1024;
+/// How often one reason is told of one object: a machine that finds ever new words for it crowds out nothing else, and a segment
+/// on which a rack is switched on is still told.
+const RATE: Rate = Rate {
+    burst: 25,
+    every: Duration::from_secs(30),
+};
+
+/// Warnings, and objects with a reason, that are remembered for that; beyond, old ones are forgotten.
+const REMEMBERED: usize = 1024;
 
 /// How many Events may wait for the API server; while it is away, the rest is only logged.
 const QUEUE: usize = 512;
@@ -47,7 +65,7 @@ impl Events {
     pub fn new(queue: mpsc::Sender<Event>) -> Self {
         Events {
             queue,
-            warned: Arc::default(),
+            told: Arc::default(),
         }
     }
 
@@ -59,7 +77,7 @@ impl Events {
 
     /// Records `event`; dropped, with a log line, when the queue is full: Events are for people, not for state.
     pub fn record(&self, event: Event) {
-        if event.warning && !self.is_due(&event) {
+        if !self.is_due(&event) {
             return;
         }
         if let Err(error) = self.queue.try_send(event) {
@@ -70,26 +88,40 @@ impl Events {
     fn is_due(&self, event: &Event) -> bool {
         let Event { about, reason, .. } = event;
         let part = |part: &Option<String>| part.clone().unwrap_or_default();
-        let key = [
+        let subject = [
             &part(&about.kind),
             &part(&about.namespace),
             &part(&about.name),
             *reason,
-            &event.message,
         ]
         .join("/");
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.get(&key).is_some_and(|at| at.elapsed() < PAUSE) {
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let Told { warned, often } = &mut *told;
+        let words = format!("{subject}/{}", event.message);
+        if event.warning && warned.get(&words).is_some_and(|at| at.elapsed() < PAUSE) {
             return false;
         }
-        if warned.len() >= WARNINGS {
-            warned.retain(|_, at| at.elapsed() < PAUSE);
+        make_room(often, |bucket| !bucket.is_full(now));
+        let bucket = often.entry(subject).or_insert_with(|| Bucket::new(now));
+        if !bucket.take(RATE, now) {
+            return false;
         }
-        if warned.len() >= WARNINGS {
-            warned.clear();
+        if event.warning {
+            make_room(warned, |at| at.elapsed() < PAUSE);
+            warned.insert(words, now);
         }
-        warned.insert(key, Instant::now());
         true
+    }
+}
+
+/// Forgets what need not be remembered once there is too much; and if all of it need be, all.
+fn make_room<T>(remembered: &mut HashMap<String, T>, needed: impl Fn(&T) -> bool) {
+    if remembered.len() >= REMEMBERED {
+        remembered.retain(|_, one| needed(one));
+    }
+    if remembered.len() >= REMEMBERED {
+        remembered.clear();
     }
 }
 
@@ -196,6 +228,30 @@ mod tests {
                 ..event("", true, "m")
             }));
         }
-        assert!(events.warned.lock().unwrap().len() <= WARNINGS);
+        let told = events.told.lock().unwrap();
+        assert!(told.warned.len() <= REMEMBERED && told.often.len() <= REMEMBERED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ever_new_words_for_one_reason_are_told_now_and_then_and_hide_no_other_reason() {
+        for warning in [true, false] {
+            let (queue, mut waiting) = mpsc::channel(QUEUE);
+            let events = Events::new(queue);
+            let mut told = |reason: &'static str| {
+                for number in 0..QUEUE {
+                    let words = number.to_string();
+                    events.record(Event {
+                        reason,
+                        ..event("a", warning, &words)
+                    });
+                }
+                std::iter::from_fn(|| waiting.try_recv().ok()).count()
+            };
+            assert_eq!(told("Flood"), 25);
+            assert_eq!(told("Flood"), 0);
+            assert_eq!(told("Other"), 25);
+            tokio::time::advance(RATE.every).await;
+            assert_eq!(told("Flood"), 1);
+        }
     }
 }

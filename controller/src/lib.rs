@@ -7,6 +7,7 @@ pub mod agents;
 pub mod args;
 pub mod bind;
 pub mod boot;
+pub mod bucket;
 pub mod discovery;
 pub mod events;
 pub mod manifests;

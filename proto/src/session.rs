@@ -166,7 +166,7 @@ pub enum ProblemKind {
     Token,
     /// The certificate is revoked, expired or names another machine. Final: boot again.
     Certificate,
-    /// The segment takes no more machines for now. Try again after `Retry-After`.
+    /// The segment takes no more machines for now, or this machine tells new things too often. Try again after `Retry-After`.
     Quota,
     /// The API server cannot be reached or is busy; nothing was lost. Try again after `Retry-After`.
     Unavailable,

@@ -18,12 +18,14 @@ use tokio::sync::watch;
 
 use super::{
     ca::ClientCertificate,
+    counts::Counts,
     identity::Machine,
     keys::Keys,
     metrics::Metrics,
     problem::problem,
     sessions::Sessions,
     store::{Store, StoreError},
+    writes::Writes,
 };
 use crate::{
     boot::log::Refusals,
@@ -39,6 +41,10 @@ pub(super) struct Edge {
     pub(super) sessions: Arc<Sessions>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Refusals,
+    /// How often each Server may have written what it says.
+    pub(super) writes: Writes,
+    /// Servers whose inventory is on its way: one at a time for each.
+    pub(super) reporting: Arc<Counts<String>>,
     /// Machines whose enrolment is under way and whose Server may not exist yet, by name.
     pub(super) pending: Mutex<HashMap<String, Pending>>,
     /// True once this replica is to end: held polls are answered.

@@ -1,10 +1,9 @@
 //! The agents' port: TCP, TLS, HTTP/1.1, with bounds on how many, how long and how much.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,12 +19,15 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     ca::ClientCertificate,
+    counts::{Counted, Counts},
     edge::{Edge, Peer},
     routes,
 };
 
 /// Open connections of agents with a certificate: each agent needs one, two while it reconnects.
 const MAX_AGENTS: usize = 8192;
+/// How many of these one Server may have: a machine that was cut off leaves one behind, and its next boot another.
+const MAX_OF_SERVER: usize = 4;
 /// Open connections without a certificate, handshakes included: what a stranger can occupy.
 const MAX_STRANGERS: usize = 1024;
 /// How many of these one address may have: what a single stranger can occupy.
@@ -46,7 +48,8 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct Room {
     agents: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
-    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    by_server: Arc<Counts<String>>,
+    by_address: Arc<Counts<IpAddr>>,
 }
 
 impl Default for Room {
@@ -55,64 +58,32 @@ impl Default for Room {
         Room {
             agents: room(MAX_AGENTS),
             strangers: room(MAX_STRANGERS),
-            by_address: Arc::default(),
+            by_server: Counts::new(MAX_OF_SERVER),
+            by_address: Counts::new(MAX_OF_ADDRESS),
         }
     }
 }
 
 impl Room {
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A place for a connection from `address` that has shown no certificate yet.
     fn stranger(&self, address: IpAddr) -> Option<Seat> {
         let permit = Arc::clone(&self.strangers).try_acquire_owned().ok()?;
-        let mut counts = self.counts();
-        let count = counts.entry(address).or_default();
-        if *count == MAX_OF_ADDRESS {
-            return None;
-        }
-        *count += 1;
-        drop(counts);
-        Some(Seat {
-            _permit: permit,
-            room: self.clone(),
-            address: Some(address),
-        })
+        Some(Seat::Stranger(permit, self.by_address.take(address)?))
     }
 
-    /// A place for a connection that has shown one.
-    fn agent(&self) -> Option<Seat> {
+    /// A place for a connection that has shown the certificate of `server`.
+    fn agent(&self, server: &str) -> Option<Seat> {
         let permit = Arc::clone(&self.agents).try_acquire_owned().ok()?;
-        Some(Seat {
-            _permit: permit,
-            room: self.clone(),
-            address: None,
-        })
+        Some(Seat::Agent(permit, self.by_server.take(server.to_owned())?))
     }
 }
 
-/// The place of one connection.
+/// The place of one connection; it is free again when this is dropped.
 #[derive(Debug)]
-struct Seat {
-    _permit: OwnedSemaphorePermit,
-    room: Room,
-    /// Of a stranger.
-    address: Option<IpAddr>,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if let Some(address) = self.address
-            && let Entry::Occupied(mut count) = self.room.counts().entry(address)
-        {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
-    }
+#[expect(dead_code, reason = "its parts are held, not read")]
+enum Seat {
+    Stranger(OwnedSemaphorePermit, Counted<IpAddr>),
+    Agent(OwnedSemaphorePermit, Counted<String>),
 }
 
 /// Accepts connections on `listener` until `ending`; then waits until those that are open have been answered.
@@ -169,7 +140,7 @@ enum ConnectionError {
     Handshake(#[source] std::io::Error),
     #[error("the handshake took too long")]
     Slow,
-    #[error("too many connections of agents")]
+    #[error("too many connections of agents, or of this one")]
     Full,
     #[error("speak HTTP")]
     Http(#[source] hyper::Error),
@@ -204,9 +175,11 @@ async fn connection(
         .peer_certificates()
         .and_then(|chain| chain.first());
     let certificate = leaf.map(|leaf| ClientCertificate::parse(leaf));
-    let known = certificate.is_some();
-    if known {
-        seat = room.agent().ok_or_else(|| {
+    // One that is ours and no agent's has no more room than none.
+    let server = certificate.iter().flatten().map(|agent| &*agent.server).next();
+    let known = server.is_some();
+    if let Some(server) = server {
+        seat = room.agent(server).ok_or_else(|| {
             edge.metrics.turned_away.inc();
             ConnectionError::Full
         })?;

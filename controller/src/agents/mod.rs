@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! keys, ca, tls, token    secrets and what is made of them
-//! http, body, problem     the port: bounds on how many, how long, how much; how a refusal looks
+//! http, body, counts,      the port: bounds on how many, how long, how much;
+//!   problem               how a refusal looks
 //! routes                  the calls
 //!   enrol, spend          a token and a key become a session
 //!   identity, inventory   which machine is this? what of its report is stored? (pure)
 //! edge                    what the calls share: who a certificate speaks for, what people are told
-//!   sessions              who is here (memory)
+//!   sessions, writes      who is here, and how often it may have written what it says (memory)
 //!   store                 Servers and Enrolments (Kubernetes)
 //! sweep                   removes ended Enrolments (control role)
 //! ```
@@ -19,6 +20,7 @@
 mod body;
 pub mod ca;
 mod clock;
+mod counts;
 mod edge;
 mod enrol;
 #[cfg(test)]
@@ -36,6 +38,7 @@ mod store;
 pub mod sweep;
 mod tls;
 pub mod token;
+mod writes;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -43,7 +46,7 @@ use kube::Client;
 use muster_proto::kinds::SessionState;
 use tokio::sync::watch;
 
-use self::{edge::Edge, enrol::session_of, sessions::Sessions, store::Store};
+use self::{counts::Counts, edge::Edge, enrol::session_of, sessions::Sessions, store::Store};
 pub use self::{
     keys::{BootSecrets, Keys},
     metrics::Metrics,
@@ -117,6 +120,8 @@ impl Server {
             sessions: Sessions::new(config.pace, metrics.sessions.clone(), metrics.polls.clone()),
             metrics,
             refusals: Refusals::default(),
+            reporting: Counts::new(1),
+            writes: writes::Writes::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
         });
@@ -212,6 +217,7 @@ async fn reap(edge: Arc<Edge>) {
         }
         pause = LOOK;
         edge.store.prune();
+        edge.writes.prune();
         for (name, key) in edge.sessions.gone() {
             if routes::disconnect(&edge, &name, &key).await {
                 edge.sessions.forget(&name, &key);

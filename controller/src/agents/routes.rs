@@ -29,13 +29,22 @@ use super::{
 
 /// What comes without a certificate may not be large: an identity with hundreds of NICs and a signing request.
 const MAX_ENROL: usize = 256 << 10;
-const MAX_SMALL: usize = 64 << 10;
+/// A poll or a renewal.
+const MAX_SMALL: usize = 16 << 10;
 const MAX_LOG: usize = 1 << 20;
 /// Lines of one [`LogRequest`] that are shown.
 const MAX_LINES: usize = 1000;
 
-/// How many inventories are in memory at once: each is up to [`MAX_BODY`] of text and a few times that when read.
+/// How many inventories are understood and stored at once: each is up to [`MAX_BODY`] of text and a few times that when read.
+/// Nobody holds a place while bytes arrive.
 static INVENTORIES: Semaphore = Semaphore::const_new(8);
+
+/// How many bytes of inventories and logs, arriving or arrived and not yet understood, are in memory at once.
+///
+/// One Server has at most four connections, and one of them an inventory: 8 MiB and three logs, 11 MiB of these 64. What else
+/// arrives is bounded by the connections alone: `MAX_SMALL` of each agent's, 8192 times 16 KiB; `MAX_ENROL` of each stranger's,
+/// 1024 times 256 KiB, where a real one has three.
+static ARRIVING: Semaphore = Semaphore::const_new(64 << 20);
 
 /// Answers one request of `peer`.
 pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Incoming>) -> Answer {
@@ -86,8 +95,11 @@ fn missing(status: StatusCode, message: &str) -> Answer {
 
 /// The body of `request` as JSON, at most `max` bytes of it.
 async fn read<T: DeserializeOwned>(request: Request<Incoming>, max: usize) -> Result<T, Problem> {
-    let bytes = body::read(request.into_body(), max).await?;
-    serde_json::from_slice(&bytes)
+    understand(&body::read(request.into_body(), max, None).await?)
+}
+
+fn understand<T: DeserializeOwned>(arrived: &body::Arrived<'_>) -> Result<T, Problem> {
+    serde_json::from_slice(&arrived.bytes)
         .map_err(|error| problem(ProblemKind::Malformed, text::clean(error.to_string().as_bytes())))
 }
 
@@ -131,17 +143,24 @@ async fn renew(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<E
 async fn report(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<InventoryResponse, Problem> {
     let stored = async {
         let caller = edge.authenticate(peer).await?;
+        let Some(_turn) = edge.reporting.take(caller.name().to_owned()) else {
+            let busy = problem(
+                ProblemKind::Unavailable,
+                "another inventory of this machine is on its way; try again",
+            );
+            return Err(body::refuse(request.into_body(), busy).await);
+        };
+        let arrived = body::read(request.into_body(), MAX_BODY, Some(&ARRIVING)).await?;
         let _room = INVENTORIES
             .acquire()
             .await
             .expect("the semaphore is never closed");
-        let reported: Inventory = read(request, MAX_BODY).await?;
+        let reported: Inventory = understand(&arrived)?;
+        drop(arrived);
         edge.sessions
             .heard(caller.name(), &caller.certificate.fingerprint);
         let fitted = inventory::fit(reported);
-        store(edge, &caller, &fitted)
-            .await
-            .map_err(|error| unavailable(&error))
+        store(edge, &caller, &fitted).await
     };
     match stored.await {
         Ok(written) => {
@@ -160,8 +179,9 @@ async fn report(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<
 }
 
 /// Stores `reported` as the inventory of the caller's Server; false if it was stored already.
-async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<bool, StoreError> {
+async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<bool, Problem> {
     let now = clock::rfc3339(clock::now());
+    let mut write = edge.writes.one(caller.name());
     let change = |server: &Server| {
         if !caller.owns(server) {
             return None;
@@ -177,11 +197,20 @@ async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<boo
                 Word::Report,
             )
         });
-        Some(inventoried(status, &settled, reported, &now))
+        let after = inventoried(status.clone(), &settled, reported, &now);
+        (after == status || write.may()).then_some(after)
     };
-    let updated = edge.store.update(caller.name(), change).await?;
+    let updated = match edge.store.update(caller.name(), change).await {
+        Ok(updated) => updated,
+        Err(error) => {
+            let problem = write.refusal().unwrap_or_else(|| unavailable(&error));
+            write.failed();
+            return Err(problem);
+        }
+    };
     edge.spread(&updated.server, &std::collections::BTreeSet::new())
-        .await?;
+        .await
+        .map_err(|error| unavailable(&error))?;
     Ok(updated.written)
 }
 
@@ -209,7 +238,11 @@ async fn poll(edge: &Arc<Edge>, peer: &Peer, request: Request<Incoming>) -> Resu
     let mut caller = edge.authenticate(peer).await?;
     let request: PollRequest = read(request, MAX_SMALL).await?;
     let held = edge.sessions.hold(caller.name(), &caller.certificate.fingerprint);
-    acknowledge(edge, &caller, &request, peer).await?;
+    if let Err(problem) = acknowledge(edge, &caller, &request, peer).await {
+        // It hears of it, and is here.
+        held.answered();
+        return Err(problem);
+    }
     let deadline = tokio::time::Instant::now() + edge.sessions.pace.poll;
     let mut ending = edge.ending.clone();
     let command = loop {
@@ -282,6 +315,7 @@ async fn acknowledge(
             Err(error) => return Err(unavailable(&error)),
         }
     }
+    let mut write = edge.writes.one(caller.name());
     let change = |server: &Server| {
         if !caller.owns(server) {
             return None;
@@ -291,11 +325,24 @@ async fn acknowledge(
             connect(session, &address, &now);
         }
         if let Some(outcome) = outcome_of(server, request) {
-            status.last_order = Some(outcome);
+            let retold = status
+                .last_order
+                .replace(outcome)
+                .is_some_and(|known| known.id == request.last && known.done);
+            // Who orders decides how often there is a first outcome; the agent alone, how often another one of the same order.
+            if retold && !write.may() {
+                return None;
+            }
         }
         Some(status)
     };
     let result = edge.store.update(caller.name(), change).await;
+    if let Some(problem) = write.refusal() {
+        return Err(problem);
+    }
+    if result.is_err() {
+        write.failed();
+    }
     match result {
         Ok(_) => Ok(()),
         // How an order went must not be lost; that the agent is here is seen again at its next poll.
@@ -356,7 +403,7 @@ fn mentions(server: &Server, id: &str) -> bool {
 
 async fn log(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<(), Problem> {
     let caller = edge.authenticate(peer).await?;
-    let request: LogRequest = read(request, MAX_LOG).await?;
+    let request: LogRequest = understand(&body::read(request.into_body(), MAX_LOG, Some(&ARRIVING)).await?)?;
     let more = request.lines.len().saturating_sub(MAX_LINES);
     for line in request.lines.iter().take(MAX_LINES) {
         tracing::info!(target: "agent", server = %caller.name(), "{}", text::clean(line.as_bytes()));
@@ -398,115 +445,4 @@ pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use muster_proto::kinds::{Order, ServerSpec};
-
-    use super::*;
-
-    fn server(order: &str, last: Option<OrderOutcome>) -> Server {
-        let order = Order {
-            id: order.to_owned(),
-            action: OrderAction::Inspect,
-        };
-        let mut server = Server::new(
-            "a",
-            ServerSpec {
-                order: Some(order),
-                ..ServerSpec::default()
-            },
-        );
-        server.status = Some(ServerStatus {
-            last_order: last,
-            ..ServerStatus::default()
-        });
-        server
-    }
-
-    fn poll(last: &str, outcome: Option<Outcome>) -> PollRequest {
-        PollRequest {
-            last: last.to_owned(),
-            outcome,
-        }
-    }
-
-    fn outcome(id: &str, error: &str, done: bool) -> OrderOutcome {
-        OrderOutcome {
-            id: id.to_owned(),
-            error: error.to_owned(),
-            done,
-        }
-    }
-
-    #[test]
-    fn an_order_is_answered_until_it_is_taken_up() {
-        assert_eq!(
-            next_command(&server("1", None), "")
-                .map(|command| command.id)
-                .as_deref(),
-            Some("1")
-        );
-        assert_eq!(
-            next_command(&server("1", None), "0")
-                .map(|command| command.id)
-                .as_deref(),
-            Some("1")
-        );
-        assert_eq!(next_command(&server("1", None), "1"), None);
-        assert_eq!(next_command(&server("", None), ""), None);
-    }
-
-    #[test]
-    fn the_outcome_of_the_order_is_told_once() {
-        let taken_up = outcome("1", "", false);
-        assert_eq!(
-            outcome_of(&server("1", None), &poll("1", None)),
-            Some(taken_up.clone())
-        );
-        assert_eq!(
-            outcome_of(&server("1", Some(taken_up.clone())), &poll("1", None)),
-            None
-        );
-        let done = outcome("1", "", true);
-        assert_eq!(
-            outcome_of(&server("1", Some(taken_up)), &poll("1", Some(Outcome::Done))),
-            Some(done.clone())
-        );
-        assert_eq!(outcome_of(&server("1", Some(done)), &poll("1", None)), None);
-    }
-
-    #[test]
-    fn a_failure_is_told_in_clean_text() {
-        let failed = |message: &str| {
-            Some(Outcome::Failed {
-                message: message.to_owned(),
-            })
-        };
-        assert_eq!(
-            outcome_of(&server("1", None), &poll("1", failed("no\x1b[31m\nluck"))),
-            Some(outcome("1", "no [31m luck", true))
-        );
-        assert!(
-            !outcome_of(&server("1", None), &poll("1", failed("")))
-                .unwrap()
-                .error
-                .is_empty()
-        );
-    }
-
-    #[test]
-    fn an_order_that_nobody_gave_has_no_outcome() {
-        assert_eq!(
-            outcome_of(&server("1", None), &poll("0", Some(Outcome::Done))),
-            None
-        );
-        assert_eq!(
-            outcome_of(&server("", None), &poll("", Some(Outcome::Done))),
-            None
-        );
-        let replaced = server("2", Some(outcome("1", "", false)));
-        assert_eq!(
-            outcome_of(&replaced, &poll("1", Some(Outcome::Done))),
-            Some(outcome("1", "", true))
-        );
-    }
-}
+mod tests;

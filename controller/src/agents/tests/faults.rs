@@ -205,3 +205,101 @@ async fn a_server_that_cannot_be_written_keeps_no_other_shown_as_connected() {
     })
     .await;
 }
+
+/// An inventory of `agent` that has begun and goes no further, and what another one is told meanwhile.
+async fn stuck(agent: &Agent, last: u8) -> (impl Sized + use<>, Refusal) {
+    use tokio::io::AsyncWriteExt;
+    let begun = b"POST /v1/inventory HTTP/1.1\r\nhost: muster\r\ncontent-length: 8000000\r\n\r\n{";
+    let reports = async {
+        loop {
+            let mut stream = agent.connect().await.unwrap();
+            stream.write_all(begun).await.unwrap();
+            stream.flush().await.unwrap();
+            // The other one may have been first, and this one is refused.
+            for _ in 0..3 {
+                if let Err(refusal) = agent.report(&inventory_of(last)).await {
+                    return (stream, refusal);
+                }
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, reports).await.unwrap()
+}
+
+#[tokio::test]
+async fn machines_whose_inventories_never_end_hold_up_only_themselves() {
+    let lab = Lab::new().await;
+    lab.api
+        .edit("segments", "lab", &json!({ "spec": { "quota": 50 } }));
+    let mut slow = Vec::new();
+    for last in 1..=9 {
+        let (agent, _) = lab.enrolled(last).await;
+        let (stream, refusal) = stuck(&agent, last).await;
+        assert_eq!((refusal.status, refusal.kind), (503, ProblemKind::Unavailable));
+        assert!(refusal.retry_after.is_some());
+        slow.push((agent, stream));
+    }
+    let (other, _) = lab.enrolled(10).await;
+    other.report(&inventory_of(10)).await.unwrap();
+    let (agent, stream) = slow.pop().unwrap();
+    drop(stream);
+    let freed = async { while agent.report(&inventory_of(9)).await.is_err() {} };
+    tokio::time::timeout(DEADLINE, freed).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_with_many_connections_keeps_no_other_out() {
+    let lab = Lab::new().await;
+    let (greedy, _) = lab.enrolled(1).await;
+    let (other, _) = lab.enrolled(2).await;
+    let mut held = Vec::new();
+    while lab.metric("muster_agents_turned_away_total") < 20 {
+        // The server may close one before the client's handshake has ended.
+        held.extend(greedy.connect().await);
+        assert!(held.len() < 100, "no connection was turned away");
+    }
+    other.report(&inventory_of(2)).await.unwrap();
+    drop(held);
+    let again = async {
+        let body = || Full::new(Bytes::from_static(b"{\"last\":\"\",\"lines\":[]}"));
+        while greedy.send("POST", "/v1/log", body()).await.is_err() {}
+    };
+    tokio::time::timeout(DEADLINE, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_that_says_ever_new_things_is_written_a_few_times() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    let called = |number: u32| Inventory {
+        hostname: format!("host{number}"),
+        ..inventory_of(1)
+    };
+    let mut taken = 0;
+    let refusal = loop {
+        assert!(taken < 100, "nothing was refused");
+        match agent.report(&called(taken)).await {
+            Ok(_) => taken += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    let expected = Refusal {
+        retry_after: Some("30".to_owned()),
+        ..refused(429, ProblemKind::Quota)
+    };
+    assert_eq!(refusal, expected);
+    agent.report(&called(taken - 1)).await.unwrap();
+
+    let order = json!({ "spec": { "order": { "id": "op-1", "action": "inspect" } } });
+    lab.api.edit("servers", &name(1), &order);
+    let failed = |message: &str| PollRequest {
+        last: "op-1".into(),
+        outcome: Some(muster_proto::session::Outcome::Failed {
+            message: message.into(),
+        }),
+    };
+    // Its first outcome is always taken.
+    agent.poll_with(failed("a")).await.unwrap();
+    assert_eq!(agent.poll_with(failed("b")).await.unwrap_err(), expected);
+    assert_eq!(lab.status(&name(1)).last_order.unwrap().error, "a");
+}

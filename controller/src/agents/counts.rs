@@ -1,0 +1,81 @@
+//! How many of something each of many has now, within a bound: what one may occupy is not taken from others.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// Counts by key; one that has none is not remembered.
+#[derive(Debug)]
+pub(super) struct Counts<K: Eq + Hash> {
+    max: usize,
+    counts: Mutex<HashMap<K, usize>>,
+}
+
+impl<K: Eq + Hash + Clone> Counts<K> {
+    /// Each key may have `max`.
+    pub(super) fn new(max: usize) -> Arc<Counts<K>> {
+        Arc::new(Counts {
+            max,
+            counts: Mutex::default(),
+        })
+    }
+
+    /// One more for `key`, until it is dropped; `None` if it has as many as it may have.
+    pub(super) fn take(self: &Arc<Self>, key: K) -> Option<Counted<K>> {
+        let mut counts = self.lock();
+        let count = counts.entry(key.clone()).or_default();
+        if *count == self.max {
+            return None;
+        }
+        *count += 1;
+        drop(counts);
+        Some(Counted {
+            counts: Arc::clone(self),
+            key,
+        })
+    }
+}
+
+impl<K: Eq + Hash> Counts<K> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One that is counted.
+#[derive(Debug)]
+pub(super) struct Counted<K: Eq + Hash> {
+    counts: Arc<Counts<K>>,
+    key: K,
+}
+
+impl<K: Eq + Hash> Drop for Counted<K> {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock();
+        if let Some(count) = counts.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_has_all_it_may_have_takes_nothing_from_another() {
+        let counts = Counts::new(2);
+        let held: Vec<_> = [counts.take("a"), counts.take("a"), counts.take("b")].into();
+        assert!(held.iter().all(Option::is_some));
+        assert!(counts.take("a").is_none());
+        assert!(counts.take("b").is_some());
+        drop(held);
+        assert!(counts.take("a").is_some());
+        assert!(counts.lock().is_empty(), "who has none is forgotten");
+    }
+}

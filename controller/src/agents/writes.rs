@@ -1,0 +1,116 @@
+//! How often one machine may have written what it says: each such write is one to etcd, up to a megabyte, and discovery writes more
+//! for it.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use muster_proto::session::{Problem, ProblemKind};
+use tokio::time::Instant;
+
+use super::problem::problem;
+use crate::bucket::{Bucket, Rate};
+
+/// Someone who changes disks by hand is not held up; a machine whose hardware flickers is. `Retry-After` says the same 30 s.
+const RATE: Rate = Rate {
+    burst: 5,
+    every: Duration::from_secs(30),
+};
+
+/// What each Server has had written lately. There is at most one bucket for each Server that exists.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    buckets: Mutex<HashMap<String, Bucket>>,
+}
+
+impl Writes {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Bucket>> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to one write for `server`.
+    pub(super) fn one<'a>(&'a self, server: &'a str) -> Write<'a> {
+        Write {
+            writes: self,
+            server,
+            taken: false,
+            refused: false,
+        }
+    }
+
+    /// Forgets those that have had nothing written lately.
+    pub(super) fn prune(&self) {
+        let now = Instant::now();
+        self.lock().retain(|_, bucket| !bucket.is_full(now));
+    }
+}
+
+/// One write, however often it is computed.
+#[derive(Debug)]
+pub(super) struct Write<'a> {
+    writes: &'a Writes,
+    server: &'a str,
+    taken: bool,
+    refused: bool,
+}
+
+impl Write<'_> {
+    /// True if it may be done.
+    pub(super) fn may(&mut self) -> bool {
+        if !self.taken {
+            let now = Instant::now();
+            let mut buckets = self.writes.lock();
+            let bucket = buckets
+                .entry(self.server.to_owned())
+                .or_insert_with(|| Bucket::new(now));
+            self.taken = bucket.take(RATE, now);
+            self.refused = !self.taken;
+        }
+        self.taken
+    }
+
+    /// What the agent is told if it may not.
+    pub(super) fn refusal(&self) -> Option<Problem> {
+        self.refused.then(|| {
+            problem(
+                ProblemKind::Quota,
+                "this machine tells new things too often; this one is taken later",
+            )
+        })
+    }
+
+    /// It was not done: a machine does not pay for the API server.
+    pub(super) fn failed(self) {
+        if self.taken
+            && let Some(bucket) = self.writes.lock().get_mut(self.server)
+        {
+            bucket.give_back(RATE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_machine_has_no_more_written_than_its_share_and_takes_none_of_anothers() {
+        let writes = Writes::default();
+        for _ in 0..100 {
+            let mut failed = writes.one("a");
+            assert!(failed.may() && failed.may());
+            failed.failed();
+        }
+        let mut refused = writes.one("a");
+        let done = (0..100).filter(|_| writes.one("a").may()).count();
+        assert_eq!(done, 5);
+        assert!(!refused.may() && refused.refusal().is_some());
+        assert!(writes.one("b").may());
+        tokio::time::advance(RATE.every * 6).await;
+        assert!(writes.one("a").may());
+        writes.prune();
+        assert_eq!(writes.lock().len(), 1, "b is forgotten");
+    }
+}
