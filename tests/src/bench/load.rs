@@ -1,7 +1,9 @@
 //! Many simulated clients against the controller, and against dnsmasq and nginx: the same clients, the same files, in turn.
 
 use std::{
+    fs,
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -57,8 +59,36 @@ pub(super) struct Size {
     pub(super) rounds: usize,
 }
 
+/// Room for the neighbours of a few rounds, while this lives. The kernel keeps 1024, of all namespaces together, and those of a
+/// round that is over are in the way for a while (`net/core/neighbour.c`).
+struct Room(Vec<(PathBuf, String)>);
+
+impl Room {
+    fn make() -> Result<Room> {
+        let mut room = Room(Vec::new());
+        for (name, entries) in [("gc_thresh3", "65536"), ("gc_thresh2", "32768")] {
+            let path = Path::new("/proc/sys/net/ipv4/neigh/default").join(name);
+            let failed = || format!("make room in {}", path.display());
+            let former = fs::read_to_string(&path).with_context(failed)?;
+            fs::write(&path, entries).with_context(failed)?;
+            room.0.push((path, former));
+        }
+        Ok(room)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        for (path, former) in &self.0 {
+            // What could be written before can be written again.
+            let _ = fs::write(path, former);
+        }
+    }
+}
+
 /// Measures both in turn.
 pub(super) async fn measure(size: Size) -> Result<Load> {
+    let _room = Room::make()?;
     let mut load = Load {
         clients: size.clients,
         at_once: size.at_once,
