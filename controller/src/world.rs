@@ -196,7 +196,8 @@ impl World {
 pub struct Known {
     /// Its Server.
     pub server: Option<Arc<Server>>,
-    /// Its BareMetalHost: the one that the Server points at, else the one that declares this MAC address.
+    /// Its BareMetalHost: the one that a person declared with this MAC address, else the one that the Server points at, else any
+    /// that declares the address.
     pub host: Option<Arc<BareMetalHost>>,
     /// Its Server has never had this MAC address.
     pub by_uuid_alone: bool,
