@@ -9,6 +9,7 @@ pub mod chain;
 pub mod config;
 pub mod identity;
 pub mod inventory;
+pub mod job;
 #[cfg(feature = "kinds")]
 pub mod kinds;
 pub mod mac;

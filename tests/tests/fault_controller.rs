@@ -106,7 +106,7 @@ fn forget(value: &mut Value) {
         "lastTransitionTime",
         "start",
         "end",
-        "order",
+        "job",
     ];
     match value {
         Value::Object(map) => {

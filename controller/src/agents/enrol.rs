@@ -422,6 +422,7 @@ fn enrolled(status: ServerStatus, settled: &Settled, applicant: &Applicant, sinc
         trust: Trust::Segment,
         agent_version: applicant.agent_version.clone(),
         key: key.clone(),
+        seal_key: String::new(),
         boot_mac: applicant.boot,
     };
     ServerStatus {

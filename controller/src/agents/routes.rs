@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use hyper::{Method, Request, StatusCode, body::Incoming};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{OrderAction, OrderOutcome, Server, ServerStatus, Session, SessionState},
+    kinds::{JobAction, JobStatus, Server, ServerStatus, Session, SessionState},
     session::{
         Action, Command, EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, Outcome,
         PollRequest, PollResponse, Problem, ProblemKind, RenewRequest,
@@ -282,24 +282,26 @@ async fn poll(edge: &Arc<Edge>, peer: &Peer, request: Request<Incoming>) -> Resu
     })
 }
 
-/// The order that the agent has not taken up.
+/// The job that the agent has not taken up.
 fn next_command(server: &Server, last: &str) -> Option<Command> {
-    let order = server
+    let job = server
         .spec
-        .order
+        .job
         .as_ref()
-        .filter(|order| !order.id.is_empty() && order.id != last)?;
-    let action = match order.action {
-        OrderAction::Inspect => Action::Inspect,
-        OrderAction::Release => Action::Reboot,
+        .filter(|job| !job.id.is_empty() && job.id != last)?;
+    let action = match job.action {
+        JobAction::Inspect => Action::Inspect,
+        JobAction::Reboot => Action::Reboot,
+        // No agent understands these yet.
+        JobAction::PowerOff | JobAction::Clean | JobAction::Write => Action::Unknown,
     };
     Some(Command {
-        id: order.id.clone(),
+        id: job.id.clone(),
         action,
     })
 }
 
-/// Writes what the poll tells: that the agent is here, and how its order went.
+/// Writes what the poll tells: that the agent is here, and how its job went.
 async fn acknowledge(
     edge: &Edge,
     caller: &Caller,
@@ -308,7 +310,7 @@ async fn acknowledge(
 ) -> Result<(), Problem> {
     let now = clock::rfc3339(clock::now());
     let address = peer.address.to_string();
-    // An outcome of an order that the watched copy does not show yet: the API server is asked before it is taken for nobody's.
+    // An outcome of a job that the watched copy does not show yet: the API server is asked before it is taken for nobody's.
     if request.outcome.is_some() && !mentions(&caller.server, &request.last) {
         match edge.store.fetch_server(caller.name()).await {
             Ok(_) | Err(StoreError::Gone { .. }) => {}
@@ -326,10 +328,10 @@ async fn acknowledge(
         }
         if let Some(outcome) = outcome_of(server, request) {
             let retold = status
-                .last_order
+                .job
                 .replace(outcome)
                 .is_some_and(|known| known.id == request.last && known.done);
-            // Who orders decides how often there is a first outcome; the agent alone, how often another one of the same order.
+            // Who gives jobs decides how often there is a first outcome; the agent alone, how often another one of the same job.
             if retold && !write.may() {
                 return None;
             }
@@ -345,7 +347,7 @@ async fn acknowledge(
     }
     match result {
         Ok(_) => Ok(()),
-        // How an order went must not be lost; that the agent is here is seen again at its next poll.
+        // How a job went must not be lost; that the agent is here is seen again at its next poll.
         Err(error) if outcome_of(&caller.server, request).is_some() => Err(unavailable(&error)),
         Err(StoreError::CalledOff | StoreError::Gone { .. }) => Ok(()),
         Err(error) => {
@@ -363,13 +365,10 @@ fn connect(session: &mut Session, address: &str, now: &str) {
     address.clone_into(&mut session.address);
 }
 
-/// What the poll says of an order that is or was this Server's; `None` if it says nothing new.
-fn outcome_of(server: &Server, request: &PollRequest) -> Option<OrderOutcome> {
+/// What the poll says of a job that is or was this Server's; `None` if it says nothing new.
+fn outcome_of(server: &Server, request: &PollRequest) -> Option<JobStatus> {
     let id = &request.last;
-    let known = server
-        .status
-        .as_ref()
-        .and_then(|status| status.last_order.as_ref());
+    let known = server.status.as_ref().and_then(|status| status.job.as_ref());
     let error = match &request.outcome {
         Some(Outcome::Failed { message }) => {
             let message = text::clean(message.as_bytes());
@@ -381,23 +380,21 @@ fn outcome_of(server: &Server, request: &PollRequest) -> Option<OrderOutcome> {
         }
         Some(Outcome::Done) | None => String::new(),
     };
-    let outcome = OrderOutcome {
+    let outcome = JobStatus {
         id: id.clone(),
         error,
         done: request.outcome.is_some(),
+        ..JobStatus::default()
     };
-    // An agent that has told an outcome goes on naming the order without it.
+    // An agent that has told an outcome goes on naming the job without it.
     let told = known.is_some_and(|known| known.id == *id && known.done && !outcome.done);
     (mentions(server, id) && !told && known != Some(&outcome)).then_some(outcome)
 }
 
-/// True if the order `id` is or was this Server's.
+/// True if the job `id` is or was this Server's.
 fn mentions(server: &Server, id: &str) -> bool {
-    let last = server
-        .status
-        .as_ref()
-        .and_then(|status| status.last_order.as_ref());
-    let ordered = server.spec.order.as_ref().is_some_and(|order| order.id == id);
+    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let ordered = server.spec.job.as_ref().is_some_and(|job| job.id == id);
     !id.is_empty() && (ordered || last.is_some_and(|last| last.id == id))
 }
 

@@ -38,8 +38,8 @@ impl Default for Pace {
 /// What of a Server a held poll waits for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct View {
-    /// The order's id; empty if there is none.
-    pub(super) order: String,
+    /// The job's id; empty if there is none.
+    pub(super) job: String,
     /// The key of the latest session; empty if the Server is gone.
     pub(super) key: String,
     pub(super) contested: bool,
@@ -48,9 +48,9 @@ pub(super) struct View {
 impl View {
     pub(super) fn of(server: Option<&Server>) -> View {
         let status = server.and_then(|server| server.status.as_ref());
-        let order = server.and_then(|server| server.spec.order.as_ref());
+        let job = server.and_then(|server| server.spec.job.as_ref());
         View {
-            order: order.map(|order| order.id.clone()).unwrap_or_default(),
+            job: job.map(|job| job.id.clone()).unwrap_or_default(),
             key: status
                 .and_then(|status| status.session.as_ref())
                 .map(|session| session.key.clone())
@@ -295,7 +295,7 @@ mod tests {
         let sessions = sessions();
         let held = sessions.hold("a", "k");
         let view = View {
-            order: "1".into(),
+            job: "1".into(),
             ..View::default()
         };
         held.sees(view.clone());
@@ -305,7 +305,7 @@ mod tests {
         sessions.compare(|_| view.clone());
         assert!(futures::poll!(woken.as_mut()).is_pending());
         sessions.compare(|_| View {
-            order: "2".into(),
+            job: "2".into(),
             ..View::default()
         });
         assert!(futures::poll!(woken.as_mut()).is_ready());

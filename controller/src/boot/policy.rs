@@ -8,7 +8,7 @@
 //! | it has a host, which is not seen here | its disk |
 //! | its host is inspecting, or is asked to be inspected again and carries nobody's data | the ramdisk |
 //! | it was dismissed: its discovered host was deleted and nobody approved it since | its disk |
-//! | its Server has an order to inspect that is not done, and its host carries nobody's data | the ramdisk |
+//! | its Server has a job to inspect that is not done, and its host carries nobody's data | the ramdisk |
 //! | no usable inventory, no host that a person made, segment says `ignore` | nothing |
 //! | no usable inventory, no host that a person made, segment says `discover` or `hold` | the ramdisk |
 //! | inventoried, no host or a discovered one that nobody laid a hand on, segment says `hold` | the ramdisk |
@@ -21,7 +21,7 @@
 //! No table line powers anything off or lets a machine with a user's data into the ramdisk.
 
 use muster_proto::kinds::{
-    APPROVE_ANNOTATION, BareMetalHost, INSPECT_ANNOTATION, InspectionMode, OrderAction, PAUSED_ANNOTATION,
+    APPROVE_ANNOTATION, BareMetalHost, INSPECT_ANNOTATION, InspectionMode, JobAction, PAUSED_ANNOTATION,
     SERVER_ANNOTATION, Segment, Server, UnknownPolicy,
 };
 
@@ -57,7 +57,7 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
     if server.is_some_and(is_dismissed) {
         return Verdict::Disk("its host was deleted and nobody approved it again");
     }
-    if server.is_some_and(is_ordered_to_inspect) && host.is_none_or(carries_nothing) {
+    if server.is_some_and(has_job_to_inspect) && host.is_none_or(carries_nothing) {
         return Verdict::Ramdisk("it is ordered to be inspected again");
     }
     let made_by_a_person = host.is_some_and(|host| !is_discovered(host, server));
@@ -161,14 +161,14 @@ fn is_inventoried(server: &Server) -> bool {
 }
 
 /// True if the control role wants an inventory that has not come yet.
-fn is_ordered_to_inspect(server: &Server) -> bool {
-    let Some(order) = &server.spec.order else {
+fn has_job_to_inspect(server: &Server) -> bool {
+    let Some(job) = &server.spec.job else {
         return false;
     };
     let done = server
         .status
         .as_ref()
-        .and_then(|status| status.last_order.as_ref())
-        .is_some_and(|last| last.id == order.id && last.done);
-    order.action == OrderAction::Inspect && !done
+        .and_then(|status| status.job.as_ref())
+        .is_some_and(|last| last.id == job.id && last.done);
+    job.action == JobAction::Inspect && !done
 }

@@ -221,7 +221,7 @@ impl Executor {
         approved: bool,
     ) -> Result<&'static str, ExecuteError> {
         // A merge patch takes away only what it names.
-        let mut wanted = json!({"host": spec.host, "dismissed": spec.dismissed, "order": spec.order});
+        let mut wanted = json!({"host": spec.host, "dismissed": spec.dismissed, "job": spec.job});
         if !spec.dismissed {
             wanted["dismissed"] = Value::Null;
         }
@@ -251,7 +251,7 @@ impl Executor {
         let spec = ServerSpec {
             host: None,
             dismissed: true,
-            order: server.spec.order.clone(),
+            job: server.spec.job.clone(),
         };
         self.patch_server(server, &spec, false).await?;
         Ok("dismiss")

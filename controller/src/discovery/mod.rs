@@ -5,11 +5,11 @@
 pub mod execute;
 pub mod hardware;
 pub mod host;
+mod jobs;
 mod link;
 pub mod name;
 pub mod next;
 mod notices;
-mod orders;
 pub mod reconcile;
 mod twins;
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Server with inventory ──> which host? (link.rs)
-//!   none          CreateHost, and in the next round link, HardwareData, status, then the order to go to its own disk
+//!   none          CreateHost, and in the next round link, HardwareData, status, then the job to go to its own disk
 //!   ours          whatever of it changed, as long as the host is still what discovery made of it
 //!   somebody's    nothing but an Event
 //!   gone          dismissed, until somebody approves
@@ -26,12 +26,12 @@ use muster_proto::{
 use super::{
     hardware,
     host::{self, Inspected},
+    jobs,
     link::{self, Link},
     notices::{
         about_server, clashes, event, failed_order, told_of_hardware, unapplied, unseen_host, unwatched,
         warning,
     },
-    orders,
     twins::{twin_of_ours, twins_of_theirs},
 };
 use crate::events::Event;
@@ -236,7 +236,7 @@ fn create(seen: &Seen<'_>) -> Plan {
         plan.notices
             .extend(unwatched(seen.server, segment, namespace, watched));
         // The inventory is kept, so the host can be made later without the machine.
-        plan.effects.extend(order(seen, None, true).0);
+        plan.effects.extend(job(seen, None, true).0);
         return plan;
     }
     let taken = |name: &String| {
@@ -281,7 +281,7 @@ fn dismissed(seen: &Seen<'_>, approved: bool) -> Plan {
         };
     }
     let mut plan = Plan::rest("its host was deleted and nobody approved it again");
-    plan.effects.extend(order(seen, None, true).0);
+    plan.effects.extend(job(seen, None, true).0);
     plan
 }
 
@@ -290,7 +290,7 @@ fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
     let spec = ServerSpec {
         host: Some(host::reference(host)),
         dismissed: false,
-        order: seen.server.spec.order.clone(),
+        job: seen.server.spec.job.clone(),
     };
     let mut linked = seen.server.clone();
     linked.spec = spec.clone();
@@ -371,26 +371,26 @@ fn doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], why: &str) -> Plan {
             }));
     }
     if inventory(seen).is_some() {
-        plan.effects.extend(order(seen, None, true).0);
+        plan.effects.extend(job(seen, None, true).0);
     }
     plan
 }
 
-/// The patch that brings the Server's order up to date, if it is not, and how a requested inspection ended.
-fn order(
+/// The patch that brings the Server's job up to date, if it is not, and how a requested inspection ended.
+fn job(
     seen: &Seen<'_>,
     host: Option<&BareMetalHost>,
     settled: bool,
 ) -> (Option<Effect>, Option<Result<(), String>>) {
-    let orders = orders::decide(seen, host, settled);
-    let patch = (orders.order != seen.server.spec.order).then(|| Effect::PatchServerSpec {
+    let jobs = jobs::decide(seen, host, settled);
+    let patch = (jobs.job != seen.server.spec.job).then(|| Effect::PatchServerSpec {
         spec: ServerSpec {
-            order: orders.order,
+            job: jobs.job,
             ..seen.server.spec.clone()
         },
         approved: false,
     });
-    (patch, orders.inspected)
+    (patch, jobs.inspected)
 }
 
 /// The host is linked: ours or somebody's.
@@ -414,7 +414,7 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     let hardware = hardware::details(inventory);
     if let Some(refused) = refusal(seen, host) {
         plan.notices.extend(unapplied(seen, host, &hardware, &refused));
-        plan.effects.extend(order(seen, Some(host), true).0);
+        plan.effects.extend(job(seen, Some(host), true).0);
         plan.why = format!(
             "the report changes nothing in host {}: {refused}",
             host::path(host)
@@ -468,7 +468,7 @@ fn update(
 ) {
     let at = host::reference(host);
     let had = host.status.as_ref().and_then(|status| status.hardware.as_ref());
-    let (patch, inspected) = order(seen, Some(host), false);
+    let (patch, inspected) = job(seen, Some(host), false);
     if !has_data(seen, &at, hardware) {
         plan.effects.push(Effect::ApplyHardwareData {
             host: at.clone(),
@@ -502,7 +502,7 @@ fn update(
     // The machine leaves for its own disk only when all that it reported is stored.
     let settled = plan.effects.is_empty();
     plan.effects.extend(if settled {
-        order(seen, Some(host), true).0
+        job(seen, Some(host), true).0
     } else {
         patch
     });

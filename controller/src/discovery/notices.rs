@@ -176,12 +176,12 @@ pub(super) fn clashes(seen: &Seen<'_>) -> Vec<Event> {
         .collect()
 }
 
-/// An order that the agent could not carry out; a failed inspection is told with its end.
+/// A job that the agent could not carry out; a failed inspection is told with its end.
 pub(super) fn failed_order(seen: &Seen<'_>) -> Option<Event> {
-    let last = seen.server.status.as_ref()?.last_order.as_ref()?;
+    let last = seen.server.status.as_ref()?.job.as_ref()?;
     (last.done && !last.error.is_empty()).then(|| {
         let message = format!(
-            "order {} failed: {}",
+            "job {} failed: {}",
             text::clean(last.id.as_bytes()),
             text::clean(last.error.as_bytes())
         );

@@ -3,7 +3,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Trust;
-use crate::{Mac, identity::Identity, inventory::Inventory};
+use crate::{
+    Mac,
+    identity::Identity,
+    inventory::Inventory,
+    job::{Clean, Progress, Write},
+};
 
 /// One known machine: what BareMetalHost has no field for. `spec` is written by the control role (and people), `status` by the edge role.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -38,7 +43,7 @@ pub struct ServerSpec {
     pub dismissed: bool,
     /// What the machine is to do next while its ramdisk runs; set by the control role.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub order: Option<Order>,
+    pub job: Option<Job>,
 }
 
 /// Points at a BareMetalHost.
@@ -54,25 +59,44 @@ pub struct HostReference {
     pub uid: String,
 }
 
-/// One order to the running ramdisk; idempotent under its id.
+/// One job to the running ramdisk; idempotent under its id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Order {
+pub struct Job {
     /// Operation id.
     pub id: String,
+    /// The term of the leader that decided it; an agent that has seen a higher one refuses the job.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub epoch: i64,
     /// What to do.
-    pub action: OrderAction,
+    pub action: JobAction,
+    /// What the action `clean` cleans.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clean: Option<Clean>,
+    /// What the action `write` writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write: Option<Write>,
 }
 
-/// What an [`Order`] asks for.
+fn is_zero(epoch: &i64) -> bool {
+    *epoch == 0
+}
+
+/// What a [`Job`] asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum OrderAction {
+pub enum JobAction {
     /// Inventory again.
     #[default]
     Inspect,
-    /// Reboot; the machine then boots its own disk.
-    Release,
+    /// Reboot; the boot services then say what the machine boots.
+    Reboot,
+    /// Switch off.
+    PowerOff,
+    /// Clear partition tables and signatures, as `clean` says.
+    Clean,
+    /// Write an image, as `write` says.
+    Write,
 }
 
 /// What is known of the machine.
@@ -99,15 +123,15 @@ pub struct ServerStatus {
     /// Trust of the session that reported the inventory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inventory_trust: Option<Trust>,
-    /// The last order that the agent took up, and how it went.
+    /// The last job that the agent took up, and how it went.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_order: Option<OrderOutcome>,
+    pub job: Option<JobStatus>,
 }
 
-/// How an order went.
+/// How a job went.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-pub struct OrderOutcome {
+pub struct JobStatus {
     /// Operation id.
     pub id: String,
     /// Empty while it runs and when it succeeded; else what failed.
@@ -115,6 +139,12 @@ pub struct OrderOutcome {
     pub error: String,
     /// True once it has ended.
     pub done: bool,
+    /// How far it is, while it runs; written at most every 10 s and 12 times a job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// The last lines of the agent's log, oldest first, after a failure; 8 KiB at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
 }
 
 /// One session of an agent.
@@ -135,6 +165,9 @@ pub struct Session {
     pub agent_version: String,
     /// SHA-256 of the session's public key, hexadecimal; the machine's console shows it, too.
     pub key: String,
+    /// The session's X25519 public key, base64: secrets for this machine are sealed to it. Empty: the agent cannot open any.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub seal_key: String,
     /// The MAC address that it booted from, which its token was served for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]

@@ -1,21 +1,22 @@
-use muster_proto::kinds::{Order, ServerSpec};
+use muster_proto::kinds::{Job, ServerSpec};
 
 use super::*;
 
-fn server(order: &str, last: Option<OrderOutcome>) -> Server {
-    let order = Order {
-        id: order.to_owned(),
-        action: OrderAction::Inspect,
+fn server(job: &str, last: Option<JobStatus>) -> Server {
+    let job = Job {
+        id: job.to_owned(),
+        action: JobAction::Inspect,
+        ..Job::default()
     };
     let mut server = Server::new(
         "a",
         ServerSpec {
-            order: Some(order),
+            job: Some(job),
             ..ServerSpec::default()
         },
     );
     server.status = Some(ServerStatus {
-        last_order: last,
+        job: last,
         ..ServerStatus::default()
     });
     server
@@ -28,11 +29,12 @@ fn poll(last: &str, outcome: Option<Outcome>) -> PollRequest {
     }
 }
 
-fn outcome(id: &str, error: &str, done: bool) -> OrderOutcome {
-    OrderOutcome {
+fn outcome(id: &str, error: &str, done: bool) -> JobStatus {
+    JobStatus {
         id: id.to_owned(),
         error: error.to_owned(),
         done,
+        ..JobStatus::default()
     }
 }
 

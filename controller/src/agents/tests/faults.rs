@@ -175,15 +175,15 @@ async fn an_outcome_is_not_lost_on_a_replica_that_does_not_know_the_order_yet() 
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
     lab.api.set_lagging(true);
-    let order = json!({ "spec": { "order": { "id": "op-1", "action": "inspect" } } });
-    lab.api.edit("servers", &name(1), &order);
+    let job = json!({ "spec": { "job": { "id": "op-1", "action": "inspect" } } });
+    lab.api.edit("servers", &name(1), &job);
     let done = PollRequest {
         last: "op-1".into(),
         outcome: Some(muster_proto::session::Outcome::Done),
     };
     let polled = tokio::spawn(async move { agent.poll_with(done).await });
     lab.until("the outcome is written", |lab| {
-        lab.status(&name(1)).last_order.is_some_and(|order| order.done)
+        lab.status(&name(1)).job.is_some_and(|job| job.done)
     })
     .await;
     polled.abort();
@@ -290,8 +290,8 @@ async fn a_machine_that_says_ever_new_things_is_written_a_few_times() {
     assert_eq!(refusal, expected);
     agent.report(&called(taken - 1)).await.unwrap();
 
-    let order = json!({ "spec": { "order": { "id": "op-1", "action": "inspect" } } });
-    lab.api.edit("servers", &name(1), &order);
+    let job = json!({ "spec": { "job": { "id": "op-1", "action": "inspect" } } });
+    lab.api.edit("servers", &name(1), &job);
     let failed = |message: &str| PollRequest {
         last: "op-1".into(),
         outcome: Some(muster_proto::session::Outcome::Failed {
@@ -301,5 +301,5 @@ async fn a_machine_that_says_ever_new_things_is_written_a_few_times() {
     // Its first outcome is always taken.
     agent.poll_with(failed("a")).await.unwrap();
     assert_eq!(agent.poll_with(failed("b")).await.unwrap_err(), expected);
-    assert_eq!(lab.status(&name(1)).last_order.unwrap().error, "a");
+    assert_eq!(lab.status(&name(1)).job.unwrap().error, "a");
 }

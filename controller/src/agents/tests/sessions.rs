@@ -1,5 +1,5 @@
 use muster_proto::{
-    kinds::{OrderOutcome, SessionState},
+    kinds::{JobStatus, SessionState},
     session::{Action, Outcome},
 };
 
@@ -9,11 +9,11 @@ fn state(lab: &Lab) -> SessionState {
     lab.status(&name(1)).session.unwrap().state
 }
 
-fn order(lab: &Lab, id: &str, action: &str) {
+fn job(lab: &Lab, id: &str, action: &str) {
     lab.api.edit(
         "servers",
         &name(1),
-        &json!({ "spec": { "order": { "id": id, "action": action } } }),
+        &json!({ "spec": { "job": { "id": id, "action": action } } }),
     );
 }
 
@@ -27,7 +27,7 @@ async fn an_order_reaches_a_held_poll_at_once_and_its_outcome_is_written() {
             lab.metric("muster_agents_held_polls") == 1
         })
         .await;
-        order(&lab, "op-1", "inspect");
+        job(&lab, "op-1", "inspect");
     });
     let command = answer.unwrap().command.unwrap();
     assert_eq!((command.id.as_str(), command.action), ("op-1", Action::Inspect));
@@ -36,7 +36,7 @@ async fn an_order_reaches_a_held_poll_at_once_and_its_outcome_is_written() {
         "long before the poll's own end"
     );
 
-    order(&lab, "op-2", "release");
+    job(&lab, "op-2", "reboot");
     let failed = Some(Outcome::Failed {
         message: "no\n disk".into(),
     });
@@ -49,31 +49,32 @@ async fn an_order_reaches_a_held_poll_at_once_and_its_outcome_is_written() {
         .unwrap();
     assert_eq!(answer.command.unwrap().action, Action::Reboot);
     assert_eq!(
-        lab.status(&name(1)).last_order,
+        lab.status(&name(1)).job,
         None,
-        "an order that was replaced before it was taken up is nobody's"
+        "a job that was replaced before it was taken up is nobody's"
     );
 
     let done = PollRequest {
         last: "op-2".into(),
         outcome: Some(Outcome::Done),
     };
-    let expected = OrderOutcome {
+    let expected = JobStatus {
         id: "op-2".into(),
         error: String::new(),
         done: true,
+        ..JobStatus::default()
     };
     // Long before the poll's own end: the machine reboots as soon as it knows that this was heard.
     let heard = tokio::time::timeout(Duration::from_secs(10), agent.poll_with(done)).await;
     assert_eq!(heard.expect("an answer at once").unwrap().command, None);
-    assert_eq!(lab.status(&name(1)).last_order, Some(expected));
+    assert_eq!(lab.status(&name(1)).job, Some(expected));
 }
 
 #[tokio::test]
 async fn the_outcome_of_an_order_is_not_lost_while_the_api_server_is_away() {
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
-    order(&lab, "op-1", "inspect");
+    job(&lab, "op-1", "inspect");
     lab.api.set_down(true);
     let done = || PollRequest {
         last: "op-1".into(),
@@ -82,10 +83,10 @@ async fn the_outcome_of_an_order_is_not_lost_while_the_api_server_is_away() {
     let refusal = agent.poll_with(done()).await.unwrap_err();
     assert_eq!((refusal.status, refusal.kind), (503, ProblemKind::Unavailable));
     lab.api.set_down(false);
-    order(&lab, "op-1", "inspect");
+    job(&lab, "op-1", "inspect");
     agent.poll_with(done()).await.unwrap();
-    let last = lab.status(&name(1)).last_order;
-    assert!(last.is_some_and(|order| order.done && order.error.is_empty()));
+    let last = lab.status(&name(1)).job;
+    assert!(last.is_some_and(|job| job.done && job.error.is_empty()));
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ impl Kind {
             Kind::Decline => "decline",
             Kind::Ack => "ack",
             Kind::Nak => "nak",
-            Kind::Release => "release",
+            Kind::Release => "reboot",
             Kind::Inform => "inform",
         }
     }

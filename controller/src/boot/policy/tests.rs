@@ -1,7 +1,7 @@
 use muster_proto::{
     inventory::Inventory,
     kinds::{
-        BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, Image, Order, OrderOutcome,
+        BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, Image, Job, JobStatus,
         SegmentSpec, ServerSpec, ServerStatus,
     },
 };
@@ -63,16 +63,17 @@ fn inventoried() -> Server {
     server
 }
 
-fn with_order(action: OrderAction, done: bool) -> Server {
+fn with_job(action: JobAction, done: bool) -> Server {
     let mut server = inventoried();
-    server.spec.order = Some(Order {
+    server.spec.job = Some(Job {
         id: "7".to_owned(),
         action,
+        ..Job::default()
     });
-    server.status.as_mut().unwrap().last_order = Some(OrderOutcome {
+    server.status.as_mut().unwrap().job = Some(JobStatus {
         id: "7".to_owned(),
         done,
-        ..OrderOutcome::default()
+        ..JobStatus::default()
     });
     server
 }
@@ -310,7 +311,7 @@ fn an_inventory_that_two_keys_claim_is_taken_anew() {
 
 #[test]
 fn an_ordered_inspection_survives_a_reboot_until_it_is_done() {
-    let open = with_order(OrderAction::Inspect, false);
+    let open = with_job(JobAction::Inspect, false);
     assert_eq!(row(Some(&open), None), [Ramdisk, Ramdisk, Ramdisk]);
     assert_eq!(
         row(Some(&open), Some(&discovered("unmanaged"))),
@@ -320,12 +321,12 @@ fn an_ordered_inspection_survives_a_reboot_until_it_is_done() {
         row(Some(&open), Some(&discovered("provisioned"))),
         [Disk, Disk, Disk]
     );
-    let done = with_order(OrderAction::Inspect, true);
+    let done = with_job(JobAction::Inspect, true);
     assert_eq!(
         row(Some(&done), Some(&discovered("unmanaged"))),
         [Disk, Disk, Ramdisk]
     );
-    let release = with_order(OrderAction::Release, false);
+    let release = with_job(JobAction::Reboot, false);
     assert_eq!(
         boots(
             UnknownPolicy::Discover,

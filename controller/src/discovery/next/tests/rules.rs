@@ -1,6 +1,6 @@
 use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::kinds::{
-    BmcDetails, OrderAction, OrderOutcome, PAUSED_ANNOTATION, SERVER_ANNOTATION, SessionState,
+    BmcDetails, JobAction, JobStatus, PAUSED_ANNOTATION, SERVER_ANNOTATION, SessionState,
 };
 
 use super::{
@@ -394,23 +394,23 @@ fn discover_sends_the_machine_to_its_disk_once_in_a_session() {
     let mut sim = Sim::new(UnknownPolicy::Discover);
     sim.reports("a", machine("J5K2X93", 1));
     assert_eq!(sim.settle(), 3);
-    let order = sim.server("a").spec.order.clone().unwrap();
-    assert_eq!(order.action, OrderAction::Release);
-    taken_up(&mut sim, &order.id, "");
+    let job = sim.server("a").spec.job.clone().unwrap();
+    assert_eq!(job.action, JobAction::Reboot);
+    taken_up(&mut sim, &job.id, "");
     sim.settle();
-    assert_eq!(sim.server("a").spec.order, None);
+    assert_eq!(sim.server("a").spec.job, None);
     assert_eq!(sim.plan_of("a").effects, []);
-    // The next boot is another session: its order is another one.
+    // The next boot is another session: its job is another one.
     sim.reports("a", machine("J5K2X93", 1));
     sim.settle();
-    assert_ne!(sim.server("a").spec.order.as_ref().unwrap().id, order.id);
+    assert_ne!(sim.server("a").spec.job.as_ref().unwrap().id, job.id);
 }
 
 #[test]
 fn a_machine_is_released_only_when_its_host_shows_everything() {
     let mut sim = Sim::new(UnknownPolicy::Discover);
     sim.reports("a", machine("J5K2X93", 1));
-    while sim.server("a").spec.order.is_none() {
+    while sim.server("a").spec.job.is_none() {
         assert!(!sim.round(1));
     }
     assert!(sim.host(NAME).status.as_ref().unwrap().hardware.is_some());
@@ -420,7 +420,7 @@ fn a_machine_is_released_only_when_its_host_shows_everything() {
 #[test]
 fn hold_a_missing_segment_and_a_silent_agent_give_no_order() {
     let sim = discovered();
-    assert_eq!(sim.server("a").spec.order, None);
+    assert_eq!(sim.server("a").spec.job, None);
     let mut sim = discovered();
     sim.segment = None;
     assert_eq!(sim.settle(), 0);
@@ -431,7 +431,7 @@ fn hold_a_missing_segment_and_a_silent_agent_give_no_order() {
     });
     sim.settle();
     assert_eq!(sim.names(), [NAME]);
-    assert_eq!(sim.server("a").spec.order, None);
+    assert_eq!(sim.server("a").spec.job, None);
 }
 
 #[test]
@@ -448,13 +448,14 @@ fn no_host_without_inventory_segment_or_permission() {
 }
 
 fn taken_up(sim: &mut Sim, id: &str, error: &str) {
-    let outcome = OrderOutcome {
+    let outcome = JobStatus {
         id: id.to_owned(),
         error: error.to_owned(),
         done: true,
+        ..JobStatus::default()
     };
     sim.change_server("a", |server| {
-        server.status.as_mut().unwrap().last_order = Some(outcome);
+        server.status.as_mut().unwrap().job = Some(outcome);
     });
 }
 
@@ -468,8 +469,8 @@ fn a_requested_inspection_ends_with_a_newer_inventory() {
     sim.annotate_host(NAME, INSPECT_ANNOTATION);
     sim.settle();
     assert_eq!(
-        sim.server("a").spec.order.as_ref().unwrap().action,
-        OrderAction::Inspect
+        sim.server("a").spec.job.as_ref().unwrap().action,
+        JobAction::Inspect
     );
     assert!(has_request(&sim));
     let mut inventory = machine("J5K2X93", 1);
@@ -477,7 +478,7 @@ fn a_requested_inspection_ends_with_a_newer_inventory() {
     sim.reports("a", inventory);
     sim.settle();
     assert!(!has_request(&sim));
-    assert_eq!(sim.server("a").spec.order, None);
+    assert_eq!(sim.server("a").spec.job, None);
     assert_eq!(
         sim.host(NAME)
             .status
@@ -510,12 +511,12 @@ fn a_requested_inspection_that_finds_nothing_new_ends_too_and_can_be_asked_for_a
         let before = end(&sim);
         sim.annotate_host(NAME, INSPECT_ANNOTATION);
         sim.settle();
-        let id = sim.server("a").spec.order.as_ref().unwrap().id.clone();
+        let id = sim.server("a").spec.job.as_ref().unwrap().id.clone();
         assert_ne!(id, last);
         taken_up(&mut sim, &id, "");
         sim.settle();
         assert!(!has_request(&sim));
-        assert_eq!(sim.server("a").spec.order, None);
+        assert_eq!(sim.server("a").spec.job, None);
         assert!(end(&sim) > before);
         last = id;
     }
@@ -526,7 +527,7 @@ fn a_failed_inspection_is_told_and_ends() {
     let mut sim = discovered();
     sim.annotate_host(NAME, INSPECT_ANNOTATION);
     sim.settle();
-    let id = sim.server("a").spec.order.as_ref().unwrap().id.clone();
+    let id = sim.server("a").spec.job.as_ref().unwrap().id.clone();
     taken_up(&mut sim, &id, "no memory\n\u{1b}[0m");
     sim.settle();
     assert!(!has_request(&sim));
@@ -539,13 +540,14 @@ fn a_failed_inspection_is_told_and_ends() {
 fn an_order_that_a_person_placed_is_left_alone() {
     let mut sim = Sim::new(UnknownPolicy::Discover);
     sim.reports("a", machine("J5K2X93", 1));
-    let order = muster_proto::kinds::Order {
+    let job = muster_proto::kinds::Job {
         id: "mine".to_owned(),
-        action: OrderAction::Inspect,
+        action: JobAction::Inspect,
+        ..muster_proto::kinds::Job::default()
     };
-    sim.change_server("a", |server| server.spec.order = Some(order.clone()));
+    sim.change_server("a", |server| server.spec.job = Some(job.clone()));
     sim.settle();
-    assert_eq!(sim.server("a").spec.order, Some(order));
+    assert_eq!(sim.server("a").spec.job, Some(job));
 }
 
 #[test]
@@ -648,8 +650,8 @@ fn a_machine_whose_host_waits_for_its_namespace_goes_to_its_own_disk_meanwhile()
     sim.watched = Some("elsewhere".to_owned());
     sim.reports("a", machine("J5K2X93", 1));
     sim.settle();
-    let order = sim.server("a").spec.order.as_ref().map(|order| order.action);
-    assert_eq!(order, Some(OrderAction::Release));
+    let job = sim.server("a").spec.job.as_ref().map(|job| job.action);
+    assert_eq!(job, Some(JobAction::Reboot));
     sim.watched = Some(HOSTS.to_owned());
     sim.settle();
     assert_eq!(sim.names(), [NAME]);

@@ -365,7 +365,7 @@ impl Sim {
                 let spec = ServerSpec {
                     host: None,
                     dismissed: true,
-                    order: server.spec.order.clone(),
+                    job: server.spec.job.clone(),
                 };
                 return self.patch(server, spec, false);
             }

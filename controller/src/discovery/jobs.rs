@@ -1,9 +1,9 @@
 //! What the running ramdisk of a machine is told to do: inspect again, or reboot to its own disk. Pure.
 //!
-//! An order stays on the Server until the agent has taken it up, then it is removed: a later session must not meet it.
-//! Orders whose id is not ours were placed by a person and are left alone.
+//! A job stays on the Server until the agent has taken it up, then it is removed: a later session must not meet it.
+//! Jobs whose id is not ours were placed by a person and are left alone.
 
-use muster_proto::kinds::{BareMetalHost, Order, OrderAction, OrderOutcome, SessionState, UnknownPolicy};
+use muster_proto::kinds::{BareMetalHost, Job, JobAction, JobStatus, SessionState, UnknownPolicy};
 
 use super::{host, next::Seen};
 use crate::boot::policy::{Verdict, verdict};
@@ -11,22 +11,22 @@ use crate::boot::policy::{Verdict, verdict};
 const INSPECT: &str = "inspect-";
 const RELEASE: &str = "release-";
 
-/// What becomes of the order, and of the request for an inspection.
+/// What becomes of the job, and of the request for an inspection.
 #[derive(Debug, PartialEq)]
-pub(super) struct Orders {
-    /// The order that the Server is to carry.
-    pub(super) order: Option<Order>,
+pub(super) struct Jobs {
+    /// The job that the Server is to carry.
+    pub(super) job: Option<Job>,
     /// The requested inspection has ended: well, or with this error.
     pub(super) inspected: Option<Result<(), String>>,
 }
 
-/// The orders of the machine whose host is `host`; `settled` says that all else about it is decided and written.
-pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Orders {
-    let current = seen.server.spec.order.as_ref();
-    let foreign = |order: &&Order| !order.id.starts_with(INSPECT) && !order.id.starts_with(RELEASE);
-    if let Some(order) = current.filter(foreign) {
-        return Orders {
-            order: Some(order.clone()),
+/// The jobs of the machine whose host is `host`; `settled` says that all else about it is decided and written.
+pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Jobs {
+    let current = seen.server.spec.job.as_ref();
+    let foreign = |job: &&Job| !job.id.starts_with(INSPECT) && !job.id.starts_with(RELEASE);
+    if let Some(job) = current.filter(foreign) {
+        return Jobs {
+            job: Some(job.clone()),
             inspected: None,
         };
     }
@@ -38,15 +38,15 @@ pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: boo
     });
     match wanted.and_then(|host| inspect_id(seen, host)) {
         Some(id) => inspect(seen, id),
-        None => Orders {
-            order: release(seen, host, settled),
+        None => Jobs {
+            job: release(seen, host, settled),
             inspected: None,
         },
     }
 }
 
 /// Names one inspection: of that host, to be newer than the inventory that is there. None before the first inventory, which
-/// comes without an order.
+/// comes without a job.
 fn inspect_id(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
     let status = seen.server.status.as_ref()?;
     status.inventory.as_ref()?;
@@ -56,44 +56,45 @@ fn inspect_id(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
 }
 
 /// Placed at once, connected or not: it waits for the machine's next session, whose own inventory may end it first.
-fn inspect(seen: &Seen<'_>, id: String) -> Orders {
+fn inspect(seen: &Seen<'_>, id: String) -> Jobs {
     // Where the last inspection brought nothing new, the next one needs another name than that one had.
     let again = format!("{id}-again");
-    let current = seen.server.spec.order.as_ref();
-    let pending = current.filter(|order| order.id.starts_with(INSPECT));
-    let ended = |order: &Order| last(seen).filter(|last| last.id == order.id && last.done);
+    let current = seen.server.spec.job.as_ref();
+    let pending = current.filter(|job| job.id.starts_with(INSPECT));
+    let ended = |job: &Job| last(seen).filter(|last| last.id == job.id && last.done);
     let inspected = match pending {
         None => None,
         // An inventory came since: that is what was asked for, whoever told the agent.
-        Some(order) if order.id != id && order.id != again => Some(Ok(())),
-        Some(order) => ended(order).map(|outcome| match outcome.error.as_str() {
+        Some(job) if job.id != id && job.id != again => Some(Ok(())),
+        Some(job) => ended(job).map(|outcome| match outcome.error.as_str() {
             "" => Ok(()),
             error => Err(error.to_owned()),
         }),
     };
-    let order = || match pending {
-        Some(order) => order.clone(),
-        None => Order {
+    let job = || match pending {
+        Some(job) => job.clone(),
+        None => Job {
             id: if last(seen).is_some_and(|last| last.id == id) {
                 again
             } else {
                 id
             },
-            action: OrderAction::Inspect,
+            action: JobAction::Inspect,
+            ..Job::default()
         },
     };
-    Orders {
-        order: inspected.is_none().then(order),
+    Jobs {
+        job: inspected.is_none().then(job),
         inspected,
     }
 }
 
-fn last<'a>(seen: &Seen<'a>) -> Option<&'a OrderOutcome> {
-    seen.server.status.as_ref()?.last_order.as_ref()
+fn last<'a>(seen: &Seen<'a>) -> Option<&'a JobStatus> {
+    seen.server.status.as_ref()?.job.as_ref()
 }
 
 /// Under `discover`, once in a session: its work is done, its own disk is next.
-fn release(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Option<Order> {
+fn release(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Option<Job> {
     let status = seen.server.status.as_ref()?;
     let session = status.session.as_ref()?;
     let segment = seen.segment?;
@@ -110,8 +111,9 @@ fn release(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Opti
         && !host.is_some_and(host::is_paused)
         && last(seen).is_none_or(|last| last.id != id)
         && matches!(verdict(segment, Some(seen.server), host), Verdict::Disk(_));
-    may.then_some(Order {
+    may.then_some(Job {
         id,
-        action: OrderAction::Release,
+        action: JobAction::Reboot,
+        ..Job::default()
     })
 }

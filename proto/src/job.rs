@@ -1,0 +1,152 @@
+//! What a running ramdisk is told to do, in detail. A job is stored on the Server before the agent hears of it, is idempotent under its
+//! id, and names the machine and the disks that it means: the agent compares before it opens anything.
+//!
+//! A job that destroys data carries what was known when it was decided. If the machine or a disk is another one, the agent fails the
+//! job and touches nothing.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{identity::Identity, inventory::Disk};
+
+/// The machine that a job means. Compared field by field; what is `None` here is not compared, but not all may be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]
+pub struct MachineId {
+    /// SMBIOS system UUID, lower case.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_uuid: Option<String>,
+    /// SMBIOS system serial number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_serial: Option<String>,
+}
+
+impl From<&Identity> for MachineId {
+    fn from(identity: &Identity) -> MachineId {
+        MachineId {
+            system_uuid: identity.system_uuid.clone(),
+            system_serial: identity.system_serial.clone(),
+        }
+    }
+}
+
+/// The disk that a job means: how to find it, and what it must be. Fields as in the inventory; empty ones are not compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]
+pub struct DiskId {
+    /// Device node, such as `/dev/sda`: a hint, since it may change from boot to boot.
+    pub name: String,
+    /// The stable name, such as `/dev/disk/by-path/pci-0000:00:04.0`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub by_path: String,
+    /// Serial number.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub serial: String,
+    /// World wide name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub wwn: String,
+    /// Size in bytes; always compared.
+    pub size_bytes: u64,
+}
+
+impl From<&Disk> for DiskId {
+    fn from(disk: &Disk) -> DiskId {
+        DiskId {
+            name: disk.name.clone(),
+            by_path: disk.by_path.clone(),
+            serial: disk.serial.clone(),
+            wwn: disk.wwn.clone(),
+            size_bytes: disk.size_bytes,
+        }
+    }
+}
+
+/// Clears partition tables and signatures of file systems and volumes, so that nothing finds or boots them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]
+pub struct Clean {
+    /// Which machine.
+    pub machine: MachineId,
+    /// Which disks; no other is touched.
+    pub disks: Vec<DiskId>,
+}
+
+/// Writes an image to a disk and makes it what the machine boots.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]
+pub struct Write {
+    /// Which machine.
+    pub machine: MachineId,
+    /// Which disk; all that is on it is lost.
+    pub disk: DiskId,
+    /// What is written.
+    pub image: ImageSource,
+    /// The contents of the config drive (`ConfigDrive` as JSON), sealed to the session's key and in base64; none: no config drive is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_drive: Option<String>,
+}
+
+/// Where an image comes from and how it is verified.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]
+pub struct ImageSource {
+    /// `http` or `https` URL of a raw image, plain or compressed with zstd or gzip (told by its first bytes).
+    pub url: String,
+    /// Digest of the bytes as they come from the URL: hexadecimal, or the URL of a list of digests (`sha256sum`'s or BSD's form) that
+    /// names the image's file.
+    pub checksum: String,
+    /// Its algorithm.
+    pub algorithm: DigestAlgorithm,
+}
+
+/// Algorithm of a digest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]
+pub enum DigestAlgorithm {
+    /// By the digest's length.
+    #[default]
+    Auto,
+    /// SHA-256 (FIPS 180-4).
+    Sha256,
+    /// SHA-512 (FIPS 180-4).
+    Sha512,
+}
+
+/// What the config drive holds, in OpenStack's layout (`openstack/latest/`): the operating system's first instructions. Secret.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConfigDrive {
+    /// `meta_data.json`.
+    pub meta_data: serde_json::Map<String, serde_json::Value>,
+    /// `network_data.json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_data: Option<serde_json::Value>,
+    /// `user_data`, byte for byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for ConfigDrive {
+    /// Shows nothing of the contents.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ConfigDrive { .. }")
+    }
+}
+
+/// How far the job of that id is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]
+pub struct Progress {
+    /// What the agent does now, for people: `write image`.
+    pub step: String,
+    /// Of the whole job, 0 to 100.
+    pub percent: u8,
+    /// Now, in bytes per second; 0 where it says nothing.
+    pub bytes_per_second: u64,
+}
