@@ -165,6 +165,11 @@ fn good_credentials(draft: &mut Draft<'_>, name: &str) {
         return;
     }
     let others = draft.status.good_credentials.is_some();
+    let former = draft.status.good_credentials.as_ref();
+    let former = former.and_then(|former| former.credentials.as_ref()?.name.clone());
+    if let Some(former) = former.filter(|former| former != name && !former.is_empty()) {
+        draft.effect(Effect::ReleaseSecret { name: former });
+    }
     // Registration's own end stands there already; other credentials of a registered host are worth a line.
     let tried = draft.status.tried_credentials.as_ref() == Some(&reference);
     if others && tried && draft.state != State::Registering {

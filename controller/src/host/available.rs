@@ -105,6 +105,7 @@ fn admit(draft: &mut Draft<'_>) -> bool {
 /// What makes the request one that cannot be fulfilled, as far as it can be known now.
 fn refusal(draft: &Draft<'_>) -> Result<(), String> {
     request(&draft.host.spec)?;
+    guard::rival(draft.seen)?;
     let status = draft.seen.server.and_then(|server| server.status.as_ref());
     if let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) {
         disk::choose(effective_hints(draft).as_ref(), &inventory.disks)?;

@@ -1,9 +1,15 @@
 //! A host that is taken out of our hands without touching the machine. Pure.
 
-use muster_proto::kinds::{DETACHED_ANNOTATION, OperationalStatus};
+use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, OperationalStatus};
 use serde::Deserialize;
 
-use super::{State, draft::Draft, jobs, observed::Bmc, plan::Effect};
+use super::{
+    State,
+    draft::{Draft, annotation},
+    jobs,
+    observed::Bmc,
+    plan::Effect,
+};
 
 /// What the annotation says beside that it is there. What cannot be read says nothing, as upstream has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -20,6 +26,17 @@ enum DeleteAction {
     #[default]
     #[serde(other)]
     Delete,
+}
+
+/// True if the host is out of our hands, or is to be at once, whatever is being done to it.
+pub(super) fn is_cut_off(host: &BareMetalHost) -> bool {
+    let detached = host
+        .status
+        .as_ref()
+        .is_some_and(|status| status.operational_status == OperationalStatus::Detached);
+    let arguments = annotation(host, DETACHED_ANNOTATION)
+        .map(|value| serde_json::from_str::<Arguments>(value).unwrap_or_default());
+    detached || arguments.is_some_and(|arguments| arguments.force)
 }
 
 /// Leaves the host alone if that is asked for and may be. True if nothing else is to be done.

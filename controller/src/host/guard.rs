@@ -3,12 +3,10 @@
 use muster_proto::{
     inventory::Disk,
     job::{DiskId, MachineId},
-    kinds::{
-        BareMetalHost, DETACHED_ANNOTATION, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, Server, SessionState,
-    },
+    kinds::{BareMetalHost, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, Server, SessionState},
 };
 
-use super::{State, disk::can_be_told, draft::annotation, observed::Observed};
+use super::{State, detached::is_cut_off, disk::can_be_told, draft::annotation, observed::Observed};
 use crate::discovery::host;
 
 /// Leave to destroy what is on these disks of this machine, given in this round and for it.
@@ -33,6 +31,23 @@ impl Permit {
 /// True if nothing on the host's disks may be destroyed, whatever its spec says.
 pub(super) fn is_protected(host: &BareMetalHost) -> bool {
     annotation(host, PROTECTED_ANNOTATION).is_some_and(|value| value != "false")
+}
+
+/// Whether another host is in the way: one that precedes this one, or whose machine may carry somebody's data.
+pub(super) fn rival(seen: &Observed<'_>) -> Result<(), String> {
+    let in_use =
+        |state: State| state.is_provisioned() || matches!(state, State::Provisioning | State::Deprovisioning);
+    match seen
+        .rivals
+        .iter()
+        .find(|rival| rival.precedes || in_use(rival.state))
+    {
+        Some(rival) => Err(format!(
+            "host {} declares the same machine: {}",
+            rival.path, rival.by
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Leave to write an image to `disk`.
@@ -65,25 +80,12 @@ fn permit(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<
             "the host is protected (annotation {PROTECTED_ANNOTATION})"
         ));
     }
-    for name in [PAUSED_ANNOTATION, DETACHED_ANNOTATION] {
-        if annotation(host, name).is_some() {
-            return Err(format!("the host is left alone (annotation {name})"));
-        }
+    if annotation(host, PAUSED_ANNOTATION).is_some() || is_cut_off(host) {
+        return Err("the host is left alone: it is paused or detached".to_owned());
     }
+    rival(seen)?;
     if host.spec.externally_provisioned == Some(true) {
         return Err("somebody else provisioned the host".to_owned());
-    }
-    let in_use =
-        |state: State| state.is_provisioned() || matches!(state, State::Provisioning | State::Deprovisioning);
-    if let Some(rival) = seen
-        .rivals
-        .iter()
-        .find(|rival| rival.precedes || in_use(rival.state))
-    {
-        return Err(format!(
-            "host {} declares the same machine: {}",
-            rival.path, rival.by
-        ));
     }
     let server = seen.server.ok_or("no machine is known to be the host's")?;
     let machine = machine(host, server)?;

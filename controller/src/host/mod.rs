@@ -40,4 +40,8 @@ pub use observed::Observed;
 pub use owner::{Owner, owner};
 pub use plan::{Effect, Plan};
 pub use rivals::rivals;
+pub use secrets::bmc_secret;
 pub use state::State;
+
+#[cfg(test)]
+mod tests;

@@ -3,10 +3,11 @@
 //! There is no switch that could be forgotten: it is armed as long as the status says that the ramdisk is needed, and that is
 //! written before the machine is told to boot.
 
-use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, OperationalStatus, PAUSED_ANNOTATION, Server};
+use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, Server};
 
 use super::{
     State,
+    detached::is_cut_off,
     draft::annotation,
     jobs::OURS,
     owner::{Owner, owner},
@@ -15,12 +16,8 @@ use super::{
 
 /// Why the machine is to boot its ramdisk for the operator's sake; none: the operator does not need that.
 pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static str> {
-    let status = host.status.as_ref()?;
-    let left_alone = [PAUSED_ANNOTATION, DETACHED_ANNOTATION]
-        .into_iter()
-        .any(|name| annotation(host, name).is_some())
-        || status.operational_status == OperationalStatus::Detached;
-    if left_alone || owner(host) != Owner::Operator {
+    let steady = State::of(host).is_steady() && annotation(host, DETACHED_ANNOTATION).is_some();
+    if steady || is_cut_off(host) || owner(host) != Owner::Operator {
         return None;
     }
     let foreign = host.spec.externally_provisioned == Some(true);

@@ -41,7 +41,7 @@ pub fn next(host: &BareMetalHost, seen: &Observed<'_>, now: Timestamp) -> Plan {
     if leaving && !held {
         return Plan::rest("it goes without us");
     }
-    if let Some(plan) = restore::status(host, seen, now).filter(|_| !leaving) {
+    if let Some(plan) = restore::status(host, seen, now) {
         return plan;
     }
     let mut draft = Draft::new(host, seen, now);

@@ -36,7 +36,7 @@ pub struct Observed<'a> {
 /// The Secrets that the host names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Secrets {
-    /// `spec.bmc.credentialsName`: both `username` and `password`, trimmed and not empty.
+    /// That of [`bmc_secret`](super::bmc_secret): both `username` and `password`, trimmed and not empty.
     pub bmc: SecretSeen,
     /// `spec.userData`: key `userData`, else `value`.
     pub user_data: SecretSeen,

@@ -99,9 +99,14 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
         draft.why("the power is unknown");
         return None;
     }
-    let fresh = reading.filter(|reading| draft.now.duration_since(reading.at) < every);
-    match fresh {
-        Some(reading) => Some(reading.power),
+    let age = reading.map(|reading| draft.now.duration_since(reading.at));
+    match reading.filter(|_| age.is_some_and(|age| age < ASK_AGAIN)) {
+        Some(reading) => {
+            if age.is_some_and(|age| age >= every) {
+                draft.effect(Effect::ReadPower);
+            }
+            Some(reading.power)
+        }
         None => {
             draft.keep_wait();
             draft.effect(Effect::ReadPower);
@@ -110,6 +115,11 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
             None
         }
     }
+}
+
+/// The time of which the last answer speaks: a deadline is over when the machine was seen after it, not when somebody looks.
+fn seen_at(draft: &Draft<'_>) -> Timestamp {
+    draft.seen.bmc.power.map_or(draft.now, |reading| reading.at)
 }
 
 /// The name of the operation that began when the host began to wait for `reason`; and whether it has just begun.
@@ -144,7 +154,7 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
         draft.tell("PowerOff", "the machine is switched off");
     }
     if gentle {
-        let patient = draft.now.duration_since(since) < SOFT_OFF;
+        let patient = seen_at(draft).duration_since(since) < SOFT_OFF;
         match tried(draft, &soft).map(|tried| &tried.result) {
             None if patient => return order(draft, &soft, PowerOrder::SoftOff),
             Some(Ok(())) if patient => return draft.again(LOOK),
@@ -171,7 +181,7 @@ fn switch(draft: &mut Draft<'_>, id: &str, how: PowerOrder, what: &str) {
     match tried(draft, id) {
         None => order(draft, id, how),
         Some(tried) => match &tried.result {
-            Ok(()) if draft.now.duration_since(tried.at) < SWITCHING => draft.again(LOOK),
+            Ok(()) if seen_at(draft).duration_since(tried.at) < SWITCHING => draft.again(LOOK),
             Ok(()) => {
                 let seconds = SWITCHING.as_secs();
                 draft.fail(

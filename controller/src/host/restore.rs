@@ -36,6 +36,8 @@ pub(super) fn status(host: &BareMetalHost, seen: &Observed<'_>, now: jiff::Times
                 status.last_updated = Some(whole_seconds(now));
                 Some(Box::new(status))
             }
+            // Whoever deletes the host gives up what the annotation says.
+            Err(_) if host.metadata.deletion_timestamp.is_some() => None,
             Err(error) => return Some(unreadable(host, seen, now, &error)),
         },
     };

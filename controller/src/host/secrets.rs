@@ -1,6 +1,6 @@
 //! The Secrets that a host names beside the BMC's credentials: whether they are there, and what becomes of them. Pure.
 
-use muster_proto::kinds::Session;
+use muster_proto::kinds::{BareMetalHost, Session};
 
 use super::{
     access,
@@ -70,11 +70,25 @@ pub(super) fn hold(draft: &mut Draft<'_>) {
     }
 }
 
+/// The Secret with the BMC's credentials: the one that the spec names, else the one that was tried last, which may still be held.
+pub fn bmc_secret(host: &BareMetalHost) -> Option<&str> {
+    let named = host.spec.bmc.as_ref().map(|bmc| bmc.credentials_name.as_str());
+    let status = host.status.as_ref();
+    let tried = status.and_then(|status| {
+        let credentials = status
+            .tried_credentials
+            .as_ref()
+            .or(status.good_credentials.as_ref());
+        credentials?.credentials.as_ref()?.name.as_deref()
+    });
+    named.filter(|name| !name.is_empty()).or(tried)
+}
+
 /// Lets go of every Secret that carries the finalizer. True if there was one.
 pub(super) fn release(draft: &mut Draft<'_>) -> bool {
     let spec = &draft.host.spec;
     let secrets = &draft.seen.secrets;
-    let bmc = spec.bmc.as_ref().map(|bmc| bmc.credentials_name.as_str());
+    let bmc = bmc_secret(draft.host);
     let network = spec.preprovisioning_network_data_name.as_deref();
     let mut names: Vec<String> = Vec::new();
     for (name, seen) in [(bmc, &secrets.bmc), (network, &secrets.preprovisioning)] {
