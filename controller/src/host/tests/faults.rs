@@ -139,6 +139,9 @@ proptest! {
         delete in proptest::option::of(0..150_usize),
         image in proptest::option::weighted(0.7, 0..2_u8),
     ) {
+        let released = before.iter().any(
+            |happening| matches!(happening, Happening::Annotate(muster_proto::kinds::RELEASE_ANNOTATION, _)),
+        );
         let mut world = World::new();
         world.machine.network_first = network_first;
         for (at, happening) in before.into_iter().enumerate() {
@@ -169,7 +172,7 @@ proptest! {
         prop_assert_eq!(world.state(), wanted);
         prop_assert_eq!((writes, cleans, boots), (world.machine.writes.len(), world.machine.cleans, world.machine.boots));
         prop_assert!(world.machine.on);
-        if image.is_none() && writes > 0 {
+        if image.is_none() && writes > 0 && !released {
             prop_assert_eq!(&world.machine.disk, &Content::Blank);
         }
     }
