@@ -82,10 +82,9 @@ pub(super) fn set(
         None => fact(WAITING, Err("Nothing"), "nothing is to be done"),
     });
     for wanted in facts {
-        let since = match wait.filter(|_| wanted.type_ == WAITING) {
-            Some(wait) => Some(whole_seconds(wait.since)),
-            None => None,
-        };
+        let since = wait
+            .filter(|_| wanted.type_ == WAITING)
+            .map(|wait| whole_seconds(wait.since));
         put(&mut status.conditions, wanted, since, now);
     }
 }

@@ -17,7 +17,7 @@ use super::{
 /// Why the machine is to boot its ramdisk for the operator's sake; none: the operator does not need that.
 pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static str> {
     let steady = State::of(host).is_steady() && annotation(host, DETACHED_ANNOTATION).is_some();
-    if steady || is_cut_off(host) || owner(host) != Owner::Operator {
+    if steady || is_cut_off(host) || owner(host) != Owner::Operator || !State::of(host).boots_ramdisk() {
         return None;
     }
     let foreign = host.spec.externally_provisioned == Some(true);

@@ -279,7 +279,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
             }
         }
         Job::Failed(error) if connected => {
-            failed(draft, &format!("the machine did not leave its ramdisk: {error}"))
+            failed(draft, &format!("the machine did not leave its ramdisk: {error}"));
         }
         _ => finish(draft, stays_off),
     }

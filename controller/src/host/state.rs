@@ -97,6 +97,40 @@ impl State {
         }
     }
 
+    /// What it means, for the page about states.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            State::New => "nobody has written a status yet",
+            State::Unmanaged => {
+                "without a BMC and without leave to use its ramdisk instead: shown, not touched"
+            }
+            State::Registering => "its BMC, or the session of its ramdisk, is asked for the first time",
+            State::Inspecting => "its hardware is found out",
+            State::Preparing => "RAID and firmware would be set up",
+            State::Available => "ready to be given an image",
+            State::Provisioning => "its disks are cleaned and an image is written",
+            State::Provisioned => "it runs its image; only its power is managed",
+            State::ExternallyProvisioned => "somebody else installed it; only its power is managed",
+            State::Deprovisioning => "what it runs is taken away: its disks are cleaned",
+            State::PoweringOffBeforeDelete => "it is being deleted and switched off for that",
+            State::Deleting => "it is being deleted, and nothing is left but to let go",
+            State::Foreign => "a name that this version does not know: nothing is done",
+        }
+    }
+
+    /// True if a machine whose host is in this state, and asks for nothing that forbids it, boots its ramdisk.
+    pub fn boots_ramdisk(self) -> bool {
+        matches!(
+            self,
+            State::Registering
+                | State::Inspecting
+                | State::Preparing
+                | State::Available
+                | State::Provisioning
+                | State::Deprovisioning
+        )
+    }
+
     /// True if a host in this state takes one of the places of hosts that are busy at once.
     pub fn is_busy(self) -> bool {
         matches!(

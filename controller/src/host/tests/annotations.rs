@@ -34,7 +34,8 @@ fn provisioned() -> World {
 #[test]
 fn reboot_annotations_mean_what_upstream_says() {
     // (annotations, only forced ones count) -> (once, stay off, hard)
-    let cases: &[(&[(&str, &str)], bool, (bool, bool, bool))] = &[
+    type Case<'a> = (&'a [(&'a str, &'a str)], bool, (bool, bool, bool));
+    let cases: &[Case<'_>] = &[
         (&[], false, (false, false, false)),
         (&[(REBOOT_ANNOTATION, "")], false, (true, false, false)),
         (

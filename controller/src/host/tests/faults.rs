@@ -69,11 +69,11 @@ fn url(which: u8) -> String {
     format!("http://images.test/{which}.raw")
 }
 
-fn happen(world: &mut World, happening: Happening) {
+fn happen(world: &mut World, happening: &Happening) {
     if world.host.is_none() {
         return;
     }
-    match happening {
+    match *happening {
         Happening::Round { crash, fault } => {
             let plan = world.plan();
             world.execute(plan, crash, fault);
@@ -146,9 +146,9 @@ proptest! {
         world.machine.network_first = network_first;
         for (at, happening) in before.into_iter().enumerate() {
             if delete == Some(at) {
-                happen(&mut world, Happening::Delete);
+                happen(&mut world, &Happening::Delete);
             }
-            happen(&mut world, happening);
+            happen(&mut world, &happening);
         }
         calm(&mut world);
         if delete.is_some() {

@@ -4,6 +4,7 @@ mod annotations;
 mod capm3;
 mod faults;
 mod life;
+mod metal;
 mod parts;
 mod refusals;
 mod transitions;

@@ -12,6 +12,9 @@ use super::{
     world::{World, disk as named},
 };
 
+/// Makes something wrong.
+type Spoil = fn(&mut World);
+
 fn hints(set: impl FnOnce(&mut RootDeviceHints)) -> RootDeviceHints {
     let mut hints = RootDeviceHints::default();
     set(&mut hints);
@@ -158,7 +161,7 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
         world.until("a session", |world| world.server.is_some());
         world
     };
-    let refused: [(fn(&mut World), &str); 9] = [
+    let refused: [(Spoil, &str); 9] = [
         (
             |world| world.server.as_mut().unwrap().spec.host.as_mut().unwrap().uid = "other".to_owned(),
             "not known",
@@ -286,18 +289,9 @@ fn the_ramdisk_boots_where_the_operator_needs_it_and_nowhere_else() {
     for state in State::ALL {
         let world = at(state);
         let Some(host) = &world.host else { continue };
-        let expected = matches!(
-            state,
-            State::Registering
-                | State::Inspecting
-                | State::Preparing
-                | State::Available
-                | State::Provisioning
-                | State::Deprovisioning
-        );
         assert_eq!(
             netboot::wanted(host, world.server.as_ref()).is_some(),
-            expected,
+            state.boots_ramdisk(),
             "{state}"
         );
     }

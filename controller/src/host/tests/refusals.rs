@@ -17,6 +17,9 @@ use super::{
     world::{Content, IMAGE, World, image},
 };
 
+/// Makes something wrong.
+type Spoil = fn(&mut World);
+
 fn error(world: &World) -> (Option<ErrorType>, String, i64) {
     let status = world.host.as_ref().unwrap().status.clone().unwrap();
     (status.error_type, status.error_message, status.error_count)
@@ -24,7 +27,7 @@ fn error(world: &World) -> (Option<ErrorType>, String, i64) {
 
 #[test]
 fn what_cannot_be_written_is_refused_before_anything_is_lost() {
-    let refused: [(fn(&mut World), &str); 7] = [
+    let refused: [(Spoil, &str); 7] = [
         (|world| world.set_image(Some("oci://images.test/os")), "oci"),
         (
             |world| world.host().spec.image.as_mut().unwrap().format = Some(ImageFormat::Qcow2),
