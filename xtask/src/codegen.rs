@@ -15,12 +15,16 @@ const LIST: &str = "kustomization.yaml";
 /// The page that is made from the benchmark's raw results, once there are any.
 const BENCHMARKS: &str = "docs/benchmarks.md";
 
+/// The page that is made from the operator's own tables.
+const STATES: &str = "docs/states.md";
+
 /// Writes them all.
 pub(crate) fn write() -> Result<()> {
     build()?;
     for (what, dir) in GENERATED {
         generate(what, Path::new(dir))?;
     }
+    generate("states", Path::new("docs"))?;
     benchmarks(Path::new(BENCHMARKS))
 }
 
@@ -35,6 +39,9 @@ pub(crate) fn check() -> Result<()> {
         generate(what, &fresh)?;
         compare(Path::new(dir), &fresh)?;
     }
+    let states = Path::new("target/codegen/states");
+    generate("states", states)?;
+    same(Path::new(STATES), &states.join("states.md"))?;
     let fresh = Path::new("target/codegen/benchmarks.md");
     if fresh.exists() {
         fs::remove_file(fresh).with_context(|| format!("removing {}", fresh.display()))?;

@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | its host is paused | its disk |
 //! | it has a host, which is not seen here | its disk |
-//! | its host is inspecting, or is asked to be inspected again and carries nobody's data | the ramdisk |
+//! | the operator works on its host ([`netboot::wanted`]): it is registering, inspecting, preparing, available and to be on, provisioning or deprovisioning | the ramdisk |
+//! | its host is asked to be inspected again and carries nobody's data | the ramdisk |
 //! | it was dismissed: its discovered host was deleted and nobody approved it since | its disk |
 //! | its Server has a job to inspect that is not done, and its host carries nobody's data | the ramdisk |
 //! | no usable inventory, no host that a person made, segment says `ignore` | nothing |
@@ -18,12 +19,14 @@
 //! one UUID on many boards. Where it would boot its disk and no user's data is at stake, it is treated as one that nobody has
 //! described, once: then its NIC is known.
 //!
-//! No table line powers anything off or lets a machine with a user's data into the ramdisk.
+//! No table line powers anything off, and none but the operator's lets a machine with a user's data into the ramdisk.
 
 use muster_proto::kinds::{
     APPROVE_ANNOTATION, BareMetalHost, INSPECT_ANNOTATION, InspectionMode, JobAction, PAUSED_ANNOTATION,
     SERVER_ANNOTATION, Segment, Server, UnknownPolicy,
 };
+
+use crate::host::netboot;
 
 #[cfg(test)]
 mod tests;
@@ -48,8 +51,8 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
         // Deleted a moment ago, or in a namespace that is not watched here: not seen is not absent.
         return Verdict::Disk("its host is not seen here");
     }
-    if host.is_some_and(|host| state(host) == "inspecting") {
-        return Verdict::Ramdisk("its host is inspecting");
+    if let Some(why) = host.and_then(|host| netboot::wanted(host, server)) {
+        return Verdict::Ramdisk(why);
     }
     if host.is_some_and(|host| asks_for_inspection(host) && carries_nothing(host)) {
         return Verdict::Ramdisk("its host is asked to be inspected again");

@@ -162,11 +162,8 @@ fn an_inventoried_machine_boots_its_disk_unless_it_is_held() {
 fn a_host_with_a_job_a_user_or_data_is_not_held() {
     for host in [
         discovered("available"),
-        discovered("provisioning"),
         discovered("provisioned"),
         discovered("externally provisioned"),
-        discovered("deprovisioning"),
-        discovered("registering"),
         discovered("a state of tomorrow"),
         specified(discovered("unmanaged"), |spec| spec.bmc = a_bmc()),
         specified(discovered("unmanaged"), |spec| {
@@ -194,12 +191,7 @@ fn a_host_with_a_job_a_user_or_data_is_not_held() {
 
 #[test]
 fn a_hand_made_host_boots_its_disk_until_it_is_to_be_inspected() {
-    for host in [
-        a_host(""),
-        a_host("unmanaged"),
-        a_host("available"),
-        specified(a_host("registering"), |spec| spec.bmc = a_bmc()),
-    ] {
+    for host in [a_host(""), a_host("unmanaged"), a_host("available")] {
         assert_eq!(row(None, Some(&host)), [Disk, Disk, Disk], "{host:?}");
         assert_eq!(
             row(Some(&a_server()), Some(&host)),
@@ -211,6 +203,32 @@ fn a_hand_made_host_boots_its_disk_until_it_is_to_be_inspected() {
     }
     let inspecting = specified(a_host("inspecting"), |spec| spec.bmc = a_bmc());
     assert_eq!(row(None, Some(&inspecting)), [Ramdisk, Ramdisk, Ramdisk]);
+}
+
+#[test]
+fn a_host_that_the_operator_works_on_boots_the_ramdisk() {
+    for host in [
+        discovered("registering"),
+        discovered("inspecting"),
+        discovered("preparing"),
+        specified(discovered("available"), |spec| spec.online = true),
+        discovered("provisioning"),
+        discovered("deprovisioning"),
+        specified(a_host("registering"), |spec| spec.bmc = a_bmc()),
+    ] {
+        for server in [None, Some(&a_server()), Some(&inventoried())] {
+            assert_eq!(row(server, Some(&host)), [Ramdisk, Ramdisk, Ramdisk], "{host:?}");
+        }
+        let paused = annotated(host.clone(), PAUSED_ANNOTATION, "");
+        assert_eq!(row(None, Some(&paused)), [Disk, Disk, Disk], "{paused:?}");
+    }
+    // The image is written: the machine is on its way out of the ramdisk.
+    let mut leaving = with_job(JobAction::Reboot, true);
+    leaving.spec.job.as_mut().unwrap().id = "host-provision-1-0-0-leave".to_owned();
+    assert_eq!(
+        row(Some(&leaving), Some(&discovered("provisioning"))),
+        [Disk, Disk, Disk]
+    );
 }
 
 #[test]
@@ -233,7 +251,6 @@ fn a_hand_made_host_that_took_the_twins_place_is_held_like_it() {
 fn the_inspect_annotation_never_reaches_a_users_data() {
     for host in [
         discovered("provisioned"),
-        discovered("provisioning"),
         discovered("externally provisioned"),
         specified(discovered("available"), |spec| spec.image = an_image()),
         specified(discovered(""), |spec| spec.externally_provisioned = Some(true)),
