@@ -31,8 +31,8 @@
 //!   any call or [`Bmcs::fence`] brought is refused, also if it waited in line meanwhile.
 //! - [`Done::Accepted`] is the BMC's word that it heard. Ask for the power afterwards.
 //!
-//! [`address`] and the modules `boot`, `choice`, `quirks` and `verdict` of [`redfish`] decide and are pure; [`pool`] keeps the line
-//! in front of each BMC.
+//! [`address`], `pause`, and of [`redfish`] the modules `boot`, `choice`, `model`, `quirks` and `verdict` decide and are pure; `pool`
+//! keeps the line in front of each BMC.
 
 mod access;
 pub mod address;

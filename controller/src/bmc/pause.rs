@@ -40,13 +40,16 @@ where
         now: T,
     ) -> Option<Pause<T>> {
         let asked = match error {
-            BmcError::Busy { retry_after, .. } => *retry_after,
+            BmcError::Busy {
+                retry_after: Some(asked),
+                ..
+            } => Some(*asked),
             // Wrong passwords lock accounts; the rest only costs time.
             BmcError::Credentials { .. }
             | BmcError::Untrusted { .. }
             | BmcError::Unreachable { .. }
             | BmcError::Answer { .. } => None,
-            // It works, and says what it thinks.
+            // It works, and says what it thinks; also that it is on its way to another power and cannot be asked for that.
             _ => return None,
         };
         let same = before.filter(|before| before.verify == verify && before.credentials == *credentials);
@@ -106,14 +109,10 @@ mod tests {
             message: String::new(),
             retry_after: seconds.map(Duration::from_secs),
         };
-        let asked = pauses(
-            &[busy(Some(90)), busy(None), busy(Some(1))],
-            &Credentials::new("a", "b"),
-        );
-        assert_eq!(
-            asked,
-            [90, 2, 4].map(|seconds| Some(Duration::from_secs(seconds)))
-        );
+        let user = Credentials::new("a", "b");
+        let asked = pauses(&[busy(Some(90)), unreachable(), busy(Some(1)), busy(None)], &user);
+        let expected = [Some(90), Some(2), Some(4), None];
+        assert_eq!(asked, expected.map(|seconds| seconds.map(Duration::from_secs)));
     }
 
     #[test]

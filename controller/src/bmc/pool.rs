@@ -39,7 +39,8 @@ pub struct Config {
     pub body: usize,
     /// The pause after a first failure; it doubles.
     pub first_pause: Duration,
-    /// The longest pause.
+    /// The longest pause. Those that are gone must not keep the places of those that are there: so many BMCs may be gone as
+    /// `concurrent * longest_pause / connect` says, some thousands.
     pub longest_pause: Duration,
     /// Authorities that count beside the system's.
     pub authorities: Vec<CertificateDer<'static>>,
@@ -48,13 +49,13 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Config {
         Config {
-            concurrent: 128,
+            concurrent: 256,
             connect: Duration::from_secs(10),
             request: Duration::from_secs(30),
             call: Duration::from_secs(90),
             body: 1 << 20,
             first_pause: Duration::from_secs(1),
-            longest_pause: Duration::from_secs(60),
+            longest_pause: Duration::from_secs(120),
             authorities: Vec::new(),
         }
     }
@@ -321,6 +322,9 @@ impl Bmcs {
             })
         });
         self.0.metrics.took(name, start.elapsed());
+        if let Err(error) = &outcome {
+            tracing::debug!(host = %access.host, bmc = %access.address, call = name, %error, "a call to a BMC failed");
+        }
         line.settle(access, outcome.as_ref().err(), self.0.pauses);
         if line.left.load(Ordering::SeqCst) {
             connection.close().await;

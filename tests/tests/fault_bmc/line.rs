@@ -183,6 +183,48 @@ async fn calls_and_failures_are_counted() {
     }
 }
 
+#[tokio::test]
+async fn what_is_remembered_of_bmcs_goes_with_their_hosts() {
+    let systems = || (0..8).map(|number| number.to_string());
+    let options = Options {
+        systems: systems().collect(),
+        ..Options::default()
+    };
+    let (service, _events) = Service::start(options).unwrap();
+    let mut registry = Registry::default();
+    let bmcs = muster_controller::bmc::Bmcs::new(&hasty(), Metrics::register(&mut registry)).unwrap();
+    let remembered = || {
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("muster_bmc_systems "))
+            .unwrap();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    let first: Vec<_> = systems()
+        .map(|name| access(&service, &name, Some(&name)))
+        .collect();
+    for access in &first {
+        bmcs.power(access).await.unwrap();
+    }
+    assert_eq!(remembered(), "8");
+    // All of them turn out to be one machine.
+    for one in &first {
+        let moved = muster_controller::bmc::Access {
+            host: one.host.clone(),
+            ..access(&service, "any", Some("3"))
+        };
+        bmcs.power(&moved).await.unwrap();
+    }
+    assert_eq!(remembered(), "1");
+    for access in &first {
+        bmcs.forget(&access.host).await;
+    }
+    assert_eq!(remembered(), "0");
+    super::until(|| service.open_sessions() == 0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_bmcs_are_switched_on_at_once() {
     let names: Vec<String> = (0..400).map(|number| format!("node-{number}")).collect();

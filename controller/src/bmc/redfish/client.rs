@@ -217,9 +217,11 @@ impl<'a> Client<'a> {
                 return Ok(());
             };
             token.set_sensitive(true);
-            let path = told
+            let origin = self.wire.origin();
+            let place = told
                 .header(&LOCATION)
-                .and_then(|location| self.session_path(location));
+                .and_then(|place| verdict::redirect(place, &origin));
+            let path = place.or_else(|| model::id(&serde_json::from_slice(&told.body).ok()?));
             self.memory.session = Some(Session {
                 token,
                 path,
@@ -238,10 +240,6 @@ impl<'a> Client<'a> {
             }
             _ => self.success(&asked, &told),
         }
-    }
-
-    fn session_path(&self, location: &str) -> Option<String> {
-        verdict::redirect(location, &self.wire.origin())
     }
 
     fn basic(&self) -> Result<HeaderValue, BmcError> {

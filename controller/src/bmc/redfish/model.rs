@@ -170,6 +170,11 @@ pub(super) fn allowed(info: &Value, parameter: &str) -> Option<Vec<String>> {
     words(one.get("AllowableValues"))
 }
 
+/// Where a resource is, by itself.
+pub(super) fn id(value: &Value) -> Option<String> {
+    link(value, "")
+}
+
 /// The ETag in a resource's body.
 pub(super) fn etag(value: &Value) -> Option<&str> {
     word(value, "/@odata.etag")
