@@ -314,4 +314,14 @@ async fn secrets_are_in_no_error_whatever_the_bmc_repeats() {
     service.expire_sessions();
     let told = check(bmcs.power(&access).await.unwrap_err().to_string());
     assert!(told.contains("***"), "{told}");
+    // Without sessions every request has user and password.
+    let sessionless = Options {
+        sessions: None,
+        ..Options::default()
+    };
+    let (service, _events, other) = one(sessionless);
+    access.address = other.address;
+    service.inject(Rule::always(Fault::Echo).path("/Systems"));
+    let told = check(bmcs.power(&access).await.unwrap_err().to_string());
+    assert!(told.contains("***"), "{told}");
 }
