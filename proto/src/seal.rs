@@ -229,10 +229,7 @@ mod tests {
     fn nothing_of_a_key_or_a_secret_is_shown() {
         let key = SealKey::generate();
         let shown = format!("{key:?}");
-        assert_eq!(
-            shown,
-            format!("SealKey {{ public: {:?}, .. }}", key.public())
-        );
+        assert_eq!(shown, format!("SealKey {{ public: {:?}, .. }}", key.public()));
     }
 
     proptest! {

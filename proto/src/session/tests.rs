@@ -119,7 +119,10 @@ fn what_a_controller_of_version_1_0_says_is_understood() {
 fn what_is_said_now_is_understood_by_a_controller_of_version_1_0() {
     let record = recorded("1.1");
     let enrol: v1_0::EnrolRequest = read(&record["requests"]["enrol"]);
-    assert_eq!((enrol.token.as_str(), enrol.protocol.as_str()), ("eyJ.c2VhbA", "1.1"));
+    assert_eq!(
+        (enrol.token.as_str(), enrol.protocol.as_str()),
+        ("eyJ.c2VhbA", "1.1")
+    );
     assert!(enrol.boot_mac.is_some());
     let polls: Vec<v1_0::PollRequest> = each(&record["requests"]["polls"]);
     assert!(polls.iter().all(|poll| !poll.last.is_empty()));
@@ -194,7 +197,10 @@ fn user_data_survives_byte_for_byte_and_no_word_of_it_is_shown() {
     };
     let text = serde_json::to_string(&drive).unwrap();
     assert!(text.len() < 450, "{}", text.len());
-    assert_eq!(serde_json::from_str::<crate::job::ConfigDrive>(&text).unwrap(), drive);
+    assert_eq!(
+        serde_json::from_str::<crate::job::ConfigDrive>(&text).unwrap(),
+        drive
+    );
     let broken = r#"{"userData":"hunter2!"}"#;
     let error = serde_json::from_str::<crate::job::ConfigDrive>(broken).unwrap_err();
     assert!(!error.to_string().contains("hunter2"), "{error}");
