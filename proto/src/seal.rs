@@ -11,6 +11,8 @@ use hpke::{
 };
 use zeroize::Zeroizing;
 
+use crate::job::ConfigDrive;
+
 /// Length of an X25519 public key, in bytes (RFC 7748, section 5).
 const KEY: usize = 32;
 
@@ -81,6 +83,15 @@ pub fn seal(to: &str, bound: &Bound<'_>, secret: &[u8]) -> Result<String, SealEr
     let (encapsulated, sealed) = seal_bytes(&key, secret, &bound.bytes())?;
     let whole = [&[VERSION][..], &key, &encapsulated, &sealed].concat();
     Ok(STANDARD.encode(whole))
+}
+
+/// Seals the contents of a config drive; their JSON is wiped from memory afterwards.
+///
+/// # Errors
+/// [`SealError::Key`].
+pub fn config_drive(to: &str, bound: &Bound<'_>, drive: &ConfigDrive) -> Result<String, SealError> {
+    let plain = serde_json::to_vec(drive).expect("a config drive has only texts as keys");
+    seal(to, bound, &Zeroizing::new(plain))
 }
 
 fn seal_bytes(key: &[u8; KEY], secret: &[u8], bound: &[u8]) -> Result<([u8; KEY], Vec<u8>), SealError> {
