@@ -155,7 +155,10 @@ mod tests {
                 tokio::time::advance(Duration::from_secs(1)).await;
             }
             assert!(written.len() <= 12 && written.len() >= 9, "{written:?}");
-            assert!(written.windows(2).all(|two| two[1].0 - two[0].0 >= 10), "{written:?}");
+            assert!(
+                written.windows(2).all(|two| two[1].0 - two[0].0 >= 10),
+                "{written:?}"
+            );
             assert!(written.last().unwrap().1 >= 90, "{written:?}");
         }
     }

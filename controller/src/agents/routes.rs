@@ -7,8 +7,8 @@ use muster_proto::{
     inventory::Inventory,
     kinds::{Server, ServerStatus},
     session::{
-        EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, PollRequest,
-        PollResponse, Problem, ProblemKind, RenewRequest,
+        EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, PollRequest, PollResponse,
+        Problem, ProblemKind, RenewRequest,
     },
     text,
 };
@@ -65,10 +65,7 @@ pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Incomin
             "inventory",
             report(&edge, &peer, request).await.map(|done| json(&done)),
         ),
-        "/v1/poll" => (
-            "poll",
-            turn(&edge, &peer, request).await.map(|done| json(&done)),
-        ),
+        "/v1/poll" => ("poll", turn(&edge, &peer, request).await.map(|done| json(&done))),
         _ => (
             "log",
             log(&edge, &peer, request).await.map(|()| Answer::default()),

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use muster_proto::{kinds::Server, session::{POLL_SECONDS, PROGRESS_SECONDS}};
+use muster_proto::{
+    kinds::Server,
+    session::{POLL_SECONDS, PROGRESS_SECONDS},
+};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{sync::Notify, time::Instant};
 

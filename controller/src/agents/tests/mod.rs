@@ -2,6 +2,7 @@
 
 mod enrolment;
 mod faults;
+mod jobs;
 mod keys;
 mod sessions;
 
