@@ -35,6 +35,7 @@ fn end_state(lab: &Lab) -> Value {
             let mut status = json!(server.status.unwrap());
             let key = status["session"]["key"].take();
             status["session"]["since"].take();
+            status["session"]["sealKey"].take();
             status["inventoried"].take();
             json!({ "name": server.metadata.name, "status": status, "keyed": key.is_string() })
         })

@@ -122,7 +122,7 @@ async fn a_poll_that_tells_progress_is_held_for_less_and_hears_a_newer_job_at_on
             lab.metric("muster_agents_held_polls") == 1
         })
         .await;
-        order(&lab, &json!({ "id": "op-2", "epoch": 8, "action": "powerOff" }));
+        order(&lab, &json!({ "id": "op-2", "epoch": 8, "action": "poweroff" }));
     });
     let command = answer.unwrap().command.unwrap();
     assert_eq!((command.epoch, command.action), (8, Action::PowerOff));
