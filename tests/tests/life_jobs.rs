@@ -51,7 +51,7 @@ async fn place(stage: &Stage, mut job: Value) {
         .expect("a patched Server");
 }
 
-fn write(server: &SimServer, id: &str, epoch: i64, drive: Option<String>) -> Value {
+fn write(server: &SimServer, id: &str, epoch: i64, drive: Option<&str>) -> Value {
     let hardware = server.hardware();
     json!({
         "id": id, "epoch": epoch, "action": "write",
@@ -121,7 +121,7 @@ async fn jobs_that_are_placed_on_a_server_are_carried_out_and_their_outcome_arri
     };
     let sealed = seal::config_drive(&session, "op-3", 1, &drive).unwrap();
     server.works(waits());
-    place(&stage, write(&server, "op-3", 1, Some(sealed.clone()))).await;
+    place(&stage, write(&server, "op-3", 1, Some(&sealed))).await;
     let halfway = half_done(&stage, "op-3").await;
     assert!(halfway.summary.contains("write image 50 %"), "{halfway:?}");
     server.works(Pace::default());
@@ -129,7 +129,7 @@ async fn jobs_that_are_placed_on_a_server_are_carried_out_and_their_outcome_arri
     assert_eq!((done.error.as_str(), done.summary.as_str()), ("", "done"));
 
     // In another job the same secret does not open.
-    place(&stage, write(&server, "op-4", 1, Some(sealed))).await;
+    place(&stage, write(&server, "op-4", 1, Some(&sealed))).await;
     let refused = ended(&stage, "op-4").await;
     assert_eq!(refused.failure, Some(Failure::Outdated), "{refused:?}");
     assert!(!refused.log.is_empty(), "why can be read with kubectl");
