@@ -10,4 +10,6 @@ pub mod kmod;
 pub mod net;
 pub mod pid1;
 pub mod session;
+pub mod steps;
 pub mod sys;
+pub mod work;

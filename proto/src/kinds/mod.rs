@@ -30,6 +30,8 @@ pub const SEGMENT_LABEL: &str = "muster.dev/segment";
 pub const APPROVE_ANNOTATION: &str = "muster.dev/approve";
 /// Upstream's annotation on a BareMetalHost that asks for another inspection.
 pub const INSPECT_ANNOTATION: &str = "inspect.metal3.io";
+/// Annotation on a BareMetalHost that is neither to be deleted nor to lose what is on its disks; any value but `false`.
+pub const PROTECTED_ANNOTATION: &str = "muster.dev/protected";
 /// Upstream's annotation that stops every controller from touching a host.
 pub const PAUSED_ANNOTATION: &str = "baremetalhost.metal3.io/paused";
 /// Upstream's annotation that takes a host out of every controller's hands without touching the machine.
