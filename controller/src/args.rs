@@ -106,6 +106,18 @@ pub struct RunArgs {
     /// What this edge is called in the status of Segments; without it, as its computer.
     #[arg(long, env = "MUSTER_EDGE_NAME")]
     pub edge_name: Option<String>,
+    /// The Lease that the acting one of several controllers with the role `control` holds, in their own namespace.
+    #[arg(long, env = "MUSTER_LEASE_NAME", default_value = "muster-control")]
+    pub lease_name: String,
+    /// Nobody else acts for so long after the acting controller was last heard of, in seconds.
+    #[arg(long, env = "LEASE_DURATION_SECONDS", default_value_t = 15)]
+    pub lease_duration_seconds: u64,
+    /// The acting controller stops when it could not renew its Lease for so long, in seconds; less than the duration.
+    #[arg(long, env = "RENEW_DEADLINE_SECONDS", default_value_t = 10)]
+    pub renew_deadline_seconds: u64,
+    /// How often the Lease is renewed, in seconds; less than the deadline.
+    #[arg(long, env = "RETRY_PERIOD_SECONDS", default_value_t = 2)]
+    pub retry_period_seconds: u64,
     /// Where /healthz, /readyz and /metrics are served; port 0 takes any and prints it.
     #[arg(long, env = "MUSTER_ADMIN_LISTEN", default_value = "127.0.0.1:9090")]
     pub admin_listen: SocketAddr,

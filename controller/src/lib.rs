@@ -10,6 +10,7 @@ pub mod boot;
 pub mod bucket;
 pub mod discovery;
 pub mod events;
+pub mod lease;
 pub mod manifests;
 pub mod metrics;
 pub mod wire;

@@ -28,6 +28,7 @@ use crate::{
     },
     discovery,
     events::Events,
+    lease::{self, Election, Identity, Leadership, Standing, Timing},
     metrics::{self, Registry},
     world::{Change, Scope, World},
 };
@@ -50,6 +51,9 @@ pub enum RunError {
     /// The client could not be made from the configuration.
     #[error("make a client of the API server")]
     Client(#[source] Box<kube::Error>),
+    /// The times of the Lease do not go together.
+    #[error(transparent)]
+    Timing(#[from] lease::TimingError),
     /// The port for probes is taken.
     #[error(transparent)]
     Admin(#[from] ListenError),
@@ -80,6 +84,8 @@ pub struct Parts<'a> {
     pub args: &'a RunArgs,
     /// The API server.
     pub client: Client,
+    /// How it is reached.
+    pub config: Config,
     /// Which namespaces matter.
     pub scope: Scope,
     /// The watched copies.
@@ -121,7 +127,8 @@ impl Parts<'_> {
 
 /// Runs the controller until SIGTERM or SIGINT.
 pub async fn run(args: RunArgs) -> Result<(), RunError> {
-    let client = client(&args).await?;
+    let config = config(&args).await?;
+    let client = Client::try_from(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
     let scope = Scope {
         namespace: args.namespace.clone(),
         hosts: args.watch_namespace.clone(),
@@ -138,6 +145,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut parts = Parts {
         args: &args,
         client,
+        config,
         scope,
         world: world.clone(),
         changes,
@@ -150,7 +158,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     for role in args.roles() {
         match role {
             Role::Edge => edge(&mut parts)?,
-            Role::Control => control(&mut parts),
+            Role::Control => control(&mut parts)?,
         }
     }
     drop(parts);
@@ -207,7 +215,7 @@ async fn stopped(mut tasks: JoinSet<&'static str>, stop: &watch::Sender<bool>) {
     tasks.shutdown().await;
 }
 
-async fn client(args: &RunArgs) -> Result<Client, RunError> {
+async fn config(args: &RunArgs) -> Result<Config, RunError> {
     let config = match &args.kubeconfig {
         Some(path) => {
             let failed = |source| RunError::Kubeconfig {
@@ -221,7 +229,7 @@ async fn client(args: &RunArgs) -> Result<Client, RunError> {
         }
         None => Config::infer().await.map_err(RunError::Infer)?,
     };
-    Client::try_from(bounded(config, SILENCE)).map_err(|source| RunError::Client(Box::new(source)))
+    Ok(bounded(config, SILENCE))
 }
 
 /// `config` under which no answer is waited for longer than `silence`.
@@ -358,27 +366,106 @@ async fn hand_over(mut keys: watch::Receiver<Keys>, secrets: watch::Sender<Optio
     }
 }
 
-/// Hosts from what machines report.
-fn control(parts: &mut Parts<'_>) {
-    let metrics = discovery::Metrics::register(parts.registry);
-    let discovery = discovery::run(
+/// Hosts from what machines report. Of all processes with this role one acts at a time.
+fn control(parts: &mut Parts<'_>) -> Result<(), RunError> {
+    let args = parts.args;
+    let timing = Timing::new(
+        args.lease_duration_seconds,
+        args.renew_deadline_seconds,
+        args.retry_period_seconds,
+    )?;
+    let (election, standing) = Election::new(
         parts.client.clone(),
-        parts.scope.clone(),
-        parts.world.clone(),
-        parts.changes.subscribe(),
-        parts.events.clone(),
-        metrics,
+        &args.namespace,
+        &args.lease_name,
+        Identity::own(),
+        timing,
     );
-    parts.spawn("discovery", discovery);
-    let (client, namespace) = (parts.client.clone(), parts.args.namespace.clone());
-    parts.spawn(
-        "the keeper of keys",
-        agents::keys::keep(client.clone(), namespace.clone()),
-    );
-    parts.spawn(
-        "the sweeper of Enrolments",
-        agents::sweep::keep(client, namespace),
-    );
+    let control = Control {
+        config: parts.config.clone(),
+        client: parts.client.clone(),
+        timing,
+        scope: parts.scope.clone(),
+        world: parts.world.clone(),
+        changes: parts.changes.clone(),
+        discovery: discovery::Metrics::register(parts.registry),
+    };
+    let mut shutdown = parts.shutdown.clone();
+    let stopped = async move {
+        let _ = shutdown.wait_for(|stopped| *stopped).await;
+    };
+    // Only one that sees the cluster may lead.
+    parts.spawn("the election", election.run(stopped));
+    parts.spawn("the control role", act(standing, control));
+    Ok(())
+}
+
+/// What the control role needs in any term.
+struct Control {
+    config: Config,
+    client: Client,
+    timing: Timing,
+    scope: Scope,
+    world: World,
+    changes: broadcast::Sender<Change>,
+    discovery: discovery::Metrics,
+}
+
+/// Runs the loops of the control role while this process leads, and drops them when it leads no more. Ends if one of them does.
+async fn act(mut standing: watch::Receiver<Standing>, control: Control) {
+    loop {
+        let next = standing.wait_for(|now| now.leadership().is_some()).await;
+        let Some(term) = next.ok().and_then(|now| now.leadership().cloned()) else {
+            // The election has ended, because the process does.
+            return std::future::pending().await;
+        };
+        let mut tasks = match control.begin(&term) {
+            Ok(tasks) => tasks,
+            Err(error) => return tracing::error!(error = %Chain(&error), "the control role cannot write"),
+        };
+        tokio::select! {
+            () = term.ended() => tasks.shutdown().await,
+            ended = tasks.join_next() => {
+                return match ended {
+                    Some(Ok(name)) => tracing::error!("{name} ended"),
+                    Some(Err(error)) => tracing::error!(%error, "a part of the control role failed"),
+                    None => {}
+                };
+            }
+        }
+    }
+}
+
+impl Control {
+    /// Starts all that acts, for one term. Whatever is written here goes through a client that stops with the term: the loops are
+    /// given no other.
+    fn begin(&self, term: &Leadership) -> kube::Result<JoinSet<&'static str>> {
+        let client = lease::client(&self.config, self.timing, term, self.client.clone())?;
+        let namespace = self.scope.namespace.clone();
+        let mut tasks = JoinSet::new();
+        let (events, write_events) = Events::start(client.clone());
+        spawn(&mut tasks, "the writer of Events", write_events);
+        let discovery = discovery::run(
+            client.clone(),
+            self.scope.clone(),
+            self.world.clone(),
+            self.changes.subscribe(),
+            events,
+            self.discovery.clone(),
+        );
+        spawn(&mut tasks, "discovery", discovery);
+        spawn(
+            &mut tasks,
+            "the keeper of keys",
+            agents::keys::keep(client.clone(), namespace.clone()),
+        );
+        spawn(
+            &mut tasks,
+            "the sweeper of Enrolments",
+            agents::sweep::keep(client, namespace),
+        );
+        Ok(tasks)
+    }
 }
 
 async fn stop_signal() -> std::io::Result<()> {

@@ -65,7 +65,12 @@ pub fn control() -> Vec<Value> {
         rule("", &["secrets"], &["create"]),
         named("", "secrets", &SECRETS, &["get", "update"]),
         rule("coordination.k8s.io", &["leases"], &["create"]),
-        named("coordination.k8s.io", "leases", &[LEASE], &["get", "update"]),
+        named(
+            "coordination.k8s.io",
+            "leases",
+            &[LEASE],
+            &["get", "list", "watch", "update"],
+        ),
         events(),
     ];
     let hosts = vec![
