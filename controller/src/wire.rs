@@ -92,8 +92,6 @@ pub struct Parts<'a> {
     pub world: World,
     /// Subscribe here to hear of changes.
     pub changes: broadcast::Sender<Change>,
-    /// For telling people.
-    pub events: Events,
     /// For registering metrics.
     pub registry: &'a mut Registry,
     /// For parts that end in an orderly way; others are dropped.
@@ -134,14 +132,12 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         hosts: args.watch_namespace.clone(),
     };
     let (world, driver) = World::start(&client, &scope);
-    let (events, write_events) = Events::start(client.clone());
     let (stop, shutdown) = watch::channel(false);
     let (complete, ready) = watch::channel(false);
     let mut registry = metrics::registry();
     let mut tasks = JoinSet::new();
     let changes = driver.changes();
     spawn(&mut tasks, "the watch of the cluster", driver.run());
-    spawn(&mut tasks, "the writer of Events", write_events);
     let mut parts = Parts {
         args: &args,
         client,
@@ -149,7 +145,6 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         scope,
         world: world.clone(),
         changes,
-        events,
         registry: &mut registry,
         shutdown,
         ready: ready.clone(),
@@ -257,6 +252,8 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let (tell_names, names) = watch::channel(Names::default());
     let (tell_secrets, secrets) = watch::channel(None);
     let peers = Peers::default();
+    let (events, write_events) = Events::start(parts.client.clone());
+    spawn(parts.tasks, "the writer of Events", write_events);
 
     let dhcp = Dhcp {
         world: parts.world.clone(),
@@ -265,7 +262,7 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
         secrets: secrets.clone(),
         client: parts.client.clone(),
         edge: args.edge_name(),
-        events: parts.events.clone(),
+        events: events.clone(),
         metrics: dhcp::Metrics::register(parts.registry),
         plan: tell_plan,
         shutdown: parts.shutdown.clone(),
@@ -300,7 +297,7 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
     parts.spawn("TFTP", tftp.run());
 
     let (client, namespace) = (parts.client.clone(), args.namespace.clone());
-    let (world, events) = (parts.world.clone(), parts.events.clone());
+    let world = parts.world.clone();
     let metrics = agents::Metrics::register(parts.registry);
     let (agent_port, mut shutdown) = (args.agent_port, parts.shutdown.clone());
     parts.spawn("the agents' side", async move {

@@ -158,3 +158,6 @@ impl rt::Write for Gated {
         Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -283,3 +283,6 @@ fn version(lease: Option<&Lease>) -> Option<(&str, &str)> {
         metadata.resource_version.as_deref().unwrap_or_default(),
     ))
 }
+
+#[cfg(test)]
+mod tests;
