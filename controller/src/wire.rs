@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use hyper::header::USER_AGENT;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -224,7 +225,18 @@ async fn config(args: &RunArgs) -> Result<Config, RunError> {
         }
         None => Config::infer().await.map_err(RunError::Infer)?,
     };
-    Ok(bounded(config, SILENCE))
+    let mut config = bounded(config, SILENCE);
+    // Which of several replicas wrote what, in the API server's audit log.
+    let agent = format!(
+        "muster-controller/{} ({}; pid {})",
+        env!("CARGO_PKG_VERSION"),
+        args.edge_name(),
+        std::process::id()
+    );
+    if let Ok(agent) = agent.parse() {
+        config.headers.push((USER_AGENT, agent));
+    }
+    Ok(config)
 }
 
 /// `config` under which no answer is waited for longer than `silence`.
