@@ -15,9 +15,9 @@ use tokio::{
 };
 
 use crate::{
-    admin::{Admin, ListenError},
+    admin::{self, Admin, ListenError},
     agents::{self, BootSecrets, Keys, Names},
-    args::{Role, RunArgs},
+    args::{self, Role, RunArgs},
     bind::Addresses,
     boot::{
         dhcp::{self, Dhcp},
@@ -61,6 +61,12 @@ pub enum RunError {
     /// No signal handler.
     #[error("listen for signals")]
     Signals(#[source] std::io::Error),
+    /// Metrics for everyone on an address that others reach.
+    #[error("--metrics plain is for a loopback address, and --admin-listen is {0}")]
+    PlainMetrics(std::net::SocketAddr),
+    /// The certificate that was given for the metrics is not usable.
+    #[error(transparent)]
+    Certificate(#[from] admin::CertificateError),
     /// iPXE's binaries are not there.
     #[error("load the boot files for TFTP; --ipxe-dir names their directory")]
     BootFiles(#[source] tftp::TftpError),
@@ -151,18 +157,21 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         ready: ready.clone(),
         tasks: &mut tasks,
     };
+    let mut standing = None;
     for role in args.roles() {
         match role {
             Role::Edge => edge(&mut parts)?,
-            Role::Control => control(&mut parts)?,
+            Role::Control => standing = Some(control(&mut parts)?),
         }
     }
+    let client = parts.client.clone();
     drop(parts);
-    let admin = Admin::bind(args.admin_listen, registry, ready).await?;
-    if let Ok(address) = admin.address() {
-        tracing::info!(%address, "probes and metrics");
-    }
-    spawn(&mut tasks, "the listener for probes", admin.run());
+    let state = admin::State {
+        registry: Arc::new(registry),
+        ready: ready.clone(),
+        standing,
+    };
+    admin(&args, client, state, &mut tasks).await?;
     spawn(&mut tasks, "the wait for the cluster", async move {
         if world.ready().await {
             tracing::info!("the cluster is read; ready");
@@ -209,6 +218,52 @@ async fn stopped(mut tasks: JoinSet<&'static str>, stop: &watch::Sender<bool>) {
         tracing::warn!("parts that did not end in time are dropped");
     }
     tasks.shutdown().await;
+}
+
+/// The listeners for probes and scrapers.
+async fn admin(
+    args: &RunArgs,
+    client: Client,
+    state: admin::State,
+    tasks: &mut JoinSet<&'static str>,
+) -> Result<(), RunError> {
+    let plain = args.metrics == args::Metrics::Plain;
+    if plain && !args.admin_listen.ip().is_loopback() {
+        return Err(RunError::PlainMetrics(args.admin_listen));
+    }
+    let probes = Admin::bind(args.admin_listen, state.clone(), plain).await?;
+    if let Ok(address) = probes.address() {
+        tracing::info!(%address, metrics = ?args.metrics, "probes");
+    }
+    spawn(tasks, "the listener for probes", probes.run());
+    if args.metrics != args::Metrics::Authenticated {
+        return Ok(());
+    }
+    let (tell, certificate) = watch::channel(None);
+    match (&args.metrics_cert, &args.metrics_key) {
+        (Some(chain), Some(key)) => {
+            let config = admin::certificate(chain.clone(), key.clone())?;
+            tell.send_replace(Some(Arc::new(config)));
+        }
+        _ => {
+            let names = Names {
+                addresses: vec![std::net::Ipv4Addr::LOCALHOST.into()],
+                dns: vec![
+                    "localhost".to_owned(),
+                    "muster-metrics".to_owned(),
+                    format!("muster-metrics.{}.svc", args.namespace),
+                ],
+            };
+            let own = agents::own_certificate(client.clone(), args.namespace.clone(), names, tell);
+            spawn(tasks, "the certificate for metrics", own);
+        }
+    }
+    let metrics = Admin::bind_metrics(args.metrics_listen, state, certificate, client).await?;
+    if let Ok(address) = metrics.address() {
+        tracing::info!(%address, "metrics");
+    }
+    spawn(tasks, "the listener for metrics", metrics.run());
+    Ok(())
 }
 
 async fn config(args: &RunArgs) -> Result<Config, RunError> {
@@ -376,7 +431,7 @@ async fn hand_over(mut keys: watch::Receiver<Keys>, secrets: watch::Sender<Optio
 }
 
 /// Hosts from what machines report. Of all processes with this role one acts at a time.
-fn control(parts: &mut Parts<'_>) -> Result<(), RunError> {
+fn control(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, RunError> {
     let args = parts.args;
     let timing = Timing::new(
         args.lease_duration_seconds,
@@ -403,10 +458,11 @@ fn control(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let stopped = async move {
         let _ = shutdown.wait_for(|stopped| *stopped).await;
     };
+    metrics::register_leader(parts.registry, &args.lease_name, standing.clone());
     // Only one that sees the cluster may lead.
     parts.spawn("the election", election.run(stopped));
-    parts.spawn("the control role", act(standing, control));
-    Ok(())
+    parts.spawn("the control role", act(standing.clone(), control));
+    Ok(standing)
 }
 
 /// What the control role needs in any term.

@@ -98,6 +98,7 @@ impl Controller {
             .args(["--namespace", &self.setup.namespace])
             .args(["--roles", self.setup.role.argument()])
             .args(["--admin-listen", &self.setup.admin.to_string()])
+            .args(["--metrics", "plain"])
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .arg("--boot-dir")

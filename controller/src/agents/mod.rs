@@ -51,7 +51,7 @@ pub use self::{
     keys::{BootSecrets, Keys},
     metrics::Metrics,
     sessions::Pace,
-    tls::{Names, TlsError},
+    tls::{Names, TlsError, own_certificate},
 };
 use crate::{
     bind::{self, Addresses},

@@ -209,11 +209,11 @@ impl Sim {
         let stopped: Vec<bool> = self.ones.iter().map(|one| one.stopped_until > now).collect();
         // A stopped process reads no answer; what it had sent arrives.
         let due = |message: &Message| message.at <= now && (message.what.is_ok() || !stopped[message.from]);
-        let (due, later) = std::mem::take(&mut self.messages).into_iter().partition(due);
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.messages).into_iter().partition(due);
         self.messages = later;
         for Message {
             from, request, what, ..
-        } in Vec::<Message>::from(due)
+        } in due
         {
             match what {
                 Ok(ask) => {
@@ -338,8 +338,9 @@ impl Sim {
             .collect();
         prop_assert!(leaders.len() <= 1, "at {}: {leaders:?} lead at once", self.now);
         let leader = leaders.first().copied();
-        if leader.is_some() && leader != self.leader {
-            let (.., epoch) = leader.unwrap();
+        if let Some((.., epoch)) = leader
+            && leader != self.leader
+        {
             prop_assert!(
                 epoch > self.highest,
                 "at {}: {leader:?} leads after {:?}",
