@@ -246,8 +246,11 @@ async fn admin(
             tell.send_replace(Some(Arc::new(config)));
         }
         _ => {
+            let listen = args.metrics_listen.ip();
+            let mut addresses = vec![std::net::Ipv4Addr::LOCALHOST.into()];
+            addresses.extend((!listen.is_unspecified() && !listen.is_loopback()).then_some(listen));
             let names = Names {
-                addresses: vec![std::net::Ipv4Addr::LOCALHOST.into()],
+                addresses,
                 dns: vec![
                     "localhost".to_owned(),
                     "muster-metrics".to_owned(),
@@ -479,7 +482,8 @@ struct Control {
 /// Runs the loops of the control role while this process leads, and drops them when it leads no more. Ends if one of them does.
 async fn act(mut standing: watch::Receiver<Standing>, control: Control) {
     loop {
-        let next = standing.wait_for(|now| now.leadership().is_some()).await;
+        let leads = |now: &Standing| now.leadership().is_some_and(Leadership::still);
+        let next = standing.wait_for(leads).await;
         let Some(term) = next.ok().and_then(|now| now.leadership().cloned()) else {
             // The election has ended, because the process does.
             return std::future::pending().await;

@@ -201,9 +201,9 @@ impl Election {
         let Some(term) = self.standing.borrow().leadership().cloned() else {
             return;
         };
+        self.standing.send_replace(Standing::Standby);
         let drained = term.drain(DRAIN).await;
         term.close();
-        self.standing.send_replace(Standing::Standby);
         if !drained {
             tracing::warn!(lease = %self.name, "a write has no answer yet: the Lease is not given up but runs out");
             return;
