@@ -186,7 +186,7 @@ fn add(tar: &mut Builder<impl Write>, path: &str, mode: u32, content: &[u8]) -> 
 
 /// The layer, compressed, and the digest of what it is before that.
 fn layer(image: &Image) -> io::Result<(Vec<u8>, String)> {
-    let mut tar = Builder::new(Hashed::new(GzEncoder::new(Vec::new(), Compression::best())));
+    let mut tar = Builder::new(Hashed::new(GzEncoder::new(Vec::new(), Compression::default())));
     let mut directories = BTreeSet::new();
     for path in image.files.keys().chain(&image.writable) {
         directories.extend(Path::new(path).ancestors().skip(1).filter_map(Path::to_str));

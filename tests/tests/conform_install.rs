@@ -1,6 +1,6 @@
 //! What an installation is: the manifests at a real API server, the rights that they give, and who may read the metrics.
 
-use std::{path::PathBuf, process::Command, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::Command, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
@@ -219,20 +219,19 @@ metadata: {{name: muster-edge}}
 }
 
 /// The answer to a scraper with this token.
-async fn scraped(at: std::net::SocketAddr, roots: &Arc<ClientConfig>, token: Option<&str>) -> String {
-    let stream = TcpStream::connect(at).await.unwrap();
+async fn scraped(at: SocketAddr, roots: &Arc<ClientConfig>, token: Option<&str>) -> std::io::Result<String> {
+    let stream = TcpStream::connect(at).await?;
     let connector = tokio_rustls::TlsConnector::from(roots.clone());
     let name = ServerName::try_from("localhost").unwrap();
-    let mut stream = connector.connect(name, stream).await.unwrap();
+    let mut stream = connector.connect(name, stream).await?;
     let token = token.map_or(String::new(), |token| {
         format!("authorization: Bearer {token}\r\n")
     });
     let request = format!("GET /metrics HTTP/1.1\r\nhost: localhost\r\n{token}connection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    // Not every server says goodbye in TLS, too.
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -297,14 +296,14 @@ subjects: [{{kind: ServiceAccount, name: scraper, namespace: {namespace}}}]
             .create_token_request(account, &PostParams::default(), &Default::default())
             .await
             .unwrap();
-        answer.status.unwrap().token
+        answer.status.unwrap().token.unwrap()
     };
     let (scraper, stranger) = (token("scraper").await, token("stranger").await);
     let at = forwarder.address();
-    // The authorizer sees a new binding a moment later, and a refusal is remembered for a while.
+    // The certificate is there a moment after the authority; a new binding is seen later, and a refusal remembered for a while.
     let answer = stage.until("an answer to the scraper", SOON, async || {
-        let answer = scraped(at, &config, Some(&scraper)).await;
-        Ok(answer.starts_with("HTTP/1.1 200").then_some(answer))
+        let answer = scraped(at, &config, Some(&scraper)).await.ok();
+        Ok(answer.filter(|answer| answer.starts_with("HTTP/1.1 200")))
     });
     let answer = answer.await.unwrap();
     assert!(answer.contains("process_resident_memory_bytes"), "{answer}");
@@ -313,7 +312,7 @@ subjects: [{{kind: ServiceAccount, name: scraper, namespace: {namespace}}}]
         "{answer}"
     );
     let refused = async |token: Option<&str>| {
-        let answer = scraped(at, &config, token).await;
+        let answer = scraped(at, &config, token).await.unwrap();
         answer.split(' ').nth(1).unwrap_or_default().to_owned()
     };
     assert_eq!(refused(None).await, "401");
