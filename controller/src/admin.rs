@@ -1,31 +1,60 @@
-//! For operators and probes: `/healthz`, `/readyz` and `/metrics`, plain HTTP, by default on loopback only.
+//! For operators and probes: `/healthz` and `/readyz`, plain HTTP, by default on loopback only; and `/metrics`, by default over TLS
+//! and only for those whom the API server lets.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{CONTENT_TYPE, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use kube::Client;
 use prometheus_client::encoding;
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
 
-use crate::metrics::Registry;
+use self::review::{Reviewer, Verdict};
+use crate::{lease::Standing, metrics::Registry};
+
+mod review;
 
 /// Could not listen.
 #[derive(Debug, thiserror::Error)]
-#[error("listen for probes on {address}")]
+#[error("listen for probes or scrapers on {address}")]
 pub struct ListenError {
     address: SocketAddr,
     #[source]
     source: std::io::Error,
+}
+
+/// The certificate that was given cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// A file cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::pki_types::pem::Error,
+    },
+    /// Certificate and key do not go together.
+    #[error("use the certificate for metrics")]
+    Use(#[source] rustls::Error),
 }
 
 /// Connections served at once; more wait.
@@ -33,33 +62,86 @@ const CONNECTIONS: usize = 32;
 /// A client that sends no request for so long is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A listener for probes.
-#[derive(Debug)]
+/// What a process tells of itself.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// What it counts.
+    pub registry: Arc<Registry>,
+    /// True once it sees the cluster.
+    pub ready: watch::Receiver<bool>,
+    /// Whether it acts; `None` for one without the control role.
+    pub standing: Option<watch::Receiver<Standing>>,
+}
+
+/// The certificate of the listener for scrapers; `None` until there is one.
+pub type Certificate = watch::Receiver<Option<Arc<ServerConfig>>>;
+
+/// What is served, and to whom.
+#[derive(Clone)]
+enum Service {
+    Probes,
+    ProbesAndMetrics,
+    /// Metrics over TLS, to those whom the API server lets.
+    Metrics(Certificate, Arc<Reviewer>),
+}
+
+/// A listener for probes or scrapers.
 pub struct Admin {
     listener: TcpListener,
     state: State,
+    service: Service,
 }
 
-#[derive(Clone, Debug)]
-struct State {
-    registry: Arc<Registry>,
-    ready: watch::Receiver<bool>,
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Admin on {:?}", self.listener)
+    }
+}
+
+/// A certificate and its key from files; what they hold is read once.
+pub fn certificate(chain: PathBuf, key: PathBuf) -> Result<ServerConfig, CertificateError> {
+    let read = |path: PathBuf| move |source| CertificateError::Read { path, source };
+    let certificates = CertificateDer::pem_file_iter(&chain)
+        .and_then(Iterator::collect)
+        .map_err(read(chain))?;
+    let key = PrivateKeyDer::from_pem_file(&key).map_err(read(key))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .and_then(|config| config.with_no_client_auth().with_single_cert(certificates, key))
+        .map_err(CertificateError::Use)
 }
 
 impl Admin {
-    /// Listens on `address`; port 0 takes any. `ready` says whether this process does its work.
-    pub async fn bind(
+    /// Listens on `address` for probes; port 0 takes any. With `metrics`, for scrapers too, whoever they are.
+    pub async fn bind(address: SocketAddr, state: State, metrics: bool) -> Result<Self, ListenError> {
+        let service = if metrics {
+            Service::ProbesAndMetrics
+        } else {
+            Service::Probes
+        };
+        Admin::listen(address, state, service).await
+    }
+
+    /// Listens on `address` for scrapers that the API server behind `client` lets read `/metrics`.
+    pub async fn bind_metrics(
         address: SocketAddr,
-        registry: Registry,
-        ready: watch::Receiver<bool>,
+        state: State,
+        certificate: Certificate,
+        client: Client,
     ) -> Result<Self, ListenError> {
+        let reviewer = Arc::new(Reviewer::new(client));
+        Admin::listen(address, state, Service::Metrics(certificate, reviewer)).await
+    }
+
+    async fn listen(address: SocketAddr, state: State, service: Service) -> Result<Self, ListenError> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| ListenError { address, source })?;
-        let registry = Arc::new(registry);
         Ok(Admin {
             listener,
-            state: State { registry, ready },
+            state,
+            service,
         })
     }
 
@@ -70,7 +152,6 @@ impl Admin {
 
     /// Serves until dropped.
     pub async fn run(self) {
-        let Admin { listener, state } = self;
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let slot = slots
@@ -78,7 +159,7 @@ impl Admin {
                 .acquire_owned()
                 .await
                 .expect("the semaphore is never closed");
-            let stream = match listener.accept().await {
+            let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of file descriptors: let some go before the next try.
@@ -87,57 +168,113 @@ impl Admin {
                     continue;
                 }
             };
-            let state = state.clone();
-            tokio::spawn(async move {
-                let answer = service_fn(move |request| {
-                    let answer = answer(&state, &request);
-                    async move { Ok::<_, Infallible>(answer) }
-                });
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(PATIENCE)
-                    .serve_connection(TokioIo::new(stream), answer);
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "probe connection ended");
-                }
-                drop(slot);
-            });
+            tokio::spawn(connection(stream, self.state.clone(), self.service.clone(), slot));
         }
     }
 }
 
-fn answer(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    const TEXT: &str = "text/plain; charset=utf-8";
-    const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let (status, kind, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, TEXT, "ok\n".to_owned()),
-        (&Method::GET | &Method::HEAD, "/readyz") if *state.ready.borrow() => {
-            (StatusCode::OK, TEXT, "ok\n".to_owned())
-        }
-        (&Method::GET | &Method::HEAD, "/readyz") => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            TEXT,
-            "the cluster has not been read yet\n".to_owned(),
-        ),
-        (&Method::GET, "/metrics") => {
-            let mut text = String::new();
-            match encoding::text::encode(&mut text, &state.registry) {
-                Ok(()) => (StatusCode::OK, METRICS, text),
-                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+async fn connection(stream: TcpStream, state: State, service: Service, _slot: OwnedSemaphorePermit) {
+    let Service::Metrics(certificate, _) = &service else {
+        return serve(stream, state, service).await;
+    };
+    let config = certificate.borrow().clone();
+    // Without a certificate yet nobody can be told anything.
+    let Some(config) = config else { return };
+    match timeout(PATIENCE, TlsAcceptor::from(config).accept(stream)).await {
+        Ok(Ok(stream)) => serve(stream, state, service).await,
+        Ok(Err(error)) => tracing::debug!(%error, "TLS with a scraper failed"),
+        Err(_) => tracing::debug!("a scraper did not finish its handshake"),
+    }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, state: State, service: Service) {
+    let answers = service_fn(move |request| {
+        let (state, service) = (state.clone(), service.clone());
+        async move { Ok::<_, Infallible>(answer(&state, &service, &request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), answers);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "probe connection ended");
+    }
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Answer = (StatusCode, &'static str, String);
+
+fn text(status: StatusCode, text: &str) -> Answer {
+    (status, TEXT, format!("{text}\n"))
+}
+
+async fn answer(state: &State, service: &Service, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let method = request.method();
+    let reads = *method == Method::GET || *method == Method::HEAD;
+    let (status, kind, body) = match (service, request.uri().path()) {
+        (Service::Probes | Service::ProbesAndMetrics, "/healthz") if reads => text(StatusCode::OK, "ok"),
+        (Service::Probes | Service::ProbesAndMetrics, "/readyz") if reads => readiness(state),
+        (Service::ProbesAndMetrics, "/metrics") if reads => metrics(&state.registry),
+        (Service::Metrics(_, reviewer), "/metrics") if reads => {
+            let token = request
+                .headers()
+                .get(AUTHORIZATION)
+                .and_then(|value| value.to_str().ok())
+                .and_then(|value| value.strip_prefix("Bearer "));
+            match token {
+                None => text(StatusCode::UNAUTHORIZED, "a bearer token is needed"),
+                Some(token) => match reviewer.verdict(token.trim(), "/metrics").await {
+                    Verdict::Allowed => metrics(&state.registry),
+                    Verdict::Unknown => text(
+                        StatusCode::UNAUTHORIZED,
+                        "the API server does not know this token",
+                    ),
+                    Verdict::Forbidden => text(StatusCode::FORBIDDEN, "no right to get /metrics"),
+                    Verdict::Unanswered => text(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "the API server cannot be asked now; try again",
+                    ),
+                },
             }
         }
-        _ => (
-            StatusCode::NOT_FOUND,
-            TEXT,
-            "/healthz, /readyz, /metrics\n".to_owned(),
-        ),
+        (Service::Probes, _) => text(StatusCode::NOT_FOUND, "/healthz, /readyz"),
+        (Service::ProbesAndMetrics, _) => text(StatusCode::NOT_FOUND, "/healthz, /readyz, /metrics"),
+        (Service::Metrics(..), _) => text(StatusCode::NOT_FOUND, "/metrics"),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
+}
+
+fn metrics(registry: &Registry) -> Answer {
+    let mut all = String::new();
+    match encoding::text::encode(&mut all, registry) {
+        Ok(()) => (StatusCode::OK, METRICS, all),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// Ready is who sees the cluster and, with the control role, acts or could follow at once.
+fn readiness(state: &State) -> Answer {
+    if !*state.ready.borrow() {
+        return text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the cluster has not been read yet",
+        );
+    }
+    match state.standing.as_ref().map(|standing| standing.borrow().clone()) {
+        None => text(StatusCode::OK, "ok"),
+        Some(Standing::Leads(term)) => text(StatusCode::OK, &format!("ok: leads, epoch {}", term.epoch())),
+        Some(Standing::Standby) => text(StatusCode::OK, "ok: stands by"),
+        Some(Standing::Unknown) => text(StatusCode::SERVICE_UNAVAILABLE, "the Lease has not been read yet"),
+    }
 }
 
 #[cfg(test)]
@@ -158,7 +295,13 @@ mod tests {
     #[tokio::test]
     async fn ready_is_said_only_when_it_is_so() {
         let (set, ready) = watch::channel(false);
-        let admin = Admin::bind(([127, 0, 0, 1], 0).into(), crate::metrics::registry(), ready)
+        let (stand, standing) = watch::channel(Standing::Unknown);
+        let state = State {
+            registry: Arc::new(crate::metrics::registry()),
+            ready,
+            standing: Some(standing),
+        };
+        let admin = Admin::bind(([127, 0, 0, 1], 0).into(), state, true)
             .await
             .unwrap();
         let at = admin.address().unwrap();
@@ -166,6 +309,8 @@ mod tests {
         assert!(get(at, "/healthz").await.starts_with("HTTP/1.1 200"));
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 503"));
         set.send_replace(true);
+        assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 503"));
+        stand.send_replace(Standing::Standby);
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 200"));
         assert!(
             get(at, "/metrics")
@@ -173,6 +318,23 @@ mod tests {
                 .contains("process_resident_memory_bytes")
         );
         assert!(get(at, "/secret").await.starts_with("HTTP/1.1 404"));
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn metrics_are_not_among_the_probes_unless_asked_for() {
+        let state = State {
+            registry: Arc::new(crate::metrics::registry()),
+            ready: watch::channel(true).1,
+            standing: None,
+        };
+        let admin = Admin::bind(([127, 0, 0, 1], 0).into(), state, false)
+            .await
+            .unwrap();
+        let at = admin.address().unwrap();
+        let serving = tokio::spawn(admin.run());
+        assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(get(at, "/metrics").await.starts_with("HTTP/1.1 404"));
         serving.abort();
     }
 }

@@ -60,6 +60,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// Who may read the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Metrics {
+    /// Whoever shows a token that the API server lets `get` the path /metrics, over TLS.
+    Authenticated,
+    /// Whoever reaches the address of the probes, which has to be a loopback one.
+    Plain,
+    /// Nobody.
+    Off,
+}
+
 /// How to run.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -108,9 +119,33 @@ pub struct RunArgs {
     /// What this edge is called in the status of Segments; without it, as its computer.
     #[arg(long, env = "MUSTER_EDGE_NAME")]
     pub edge_name: Option<String>,
-    /// Where /healthz, /readyz and /metrics are served; port 0 takes any and prints it.
+    /// The Lease that the acting one of several controllers with the role `control` holds, in their own namespace.
+    #[arg(long, env = "MUSTER_LEASE_NAME", default_value = crate::manifests::roles::LEASE)]
+    pub lease_name: String,
+    /// Nobody else acts for so long after the acting controller was last heard of, in seconds.
+    #[arg(long, env = "LEASE_DURATION_SECONDS", default_value_t = 15)]
+    pub lease_duration_seconds: u64,
+    /// The acting controller stops when it could not renew its Lease for so long, in seconds; less than the duration.
+    #[arg(long, env = "RENEW_DEADLINE_SECONDS", default_value_t = 10)]
+    pub renew_deadline_seconds: u64,
+    /// How often the Lease is renewed, in seconds; less than the deadline.
+    #[arg(long, env = "RETRY_PERIOD_SECONDS", default_value_t = 2)]
+    pub retry_period_seconds: u64,
+    /// Where /healthz and /readyz are served, without TLS; port 0 takes any and prints it.
     #[arg(long, env = "MUSTER_ADMIN_LISTEN", default_value = "127.0.0.1:9090")]
     pub admin_listen: SocketAddr,
+    /// Who may read /metrics.
+    #[arg(long, env = "MUSTER_METRICS", value_enum, default_value = "authenticated")]
+    pub metrics: Metrics,
+    /// Where /metrics is served to those who are authenticated, over TLS.
+    #[arg(long, env = "MUSTER_METRICS_LISTEN", default_value = "0.0.0.0:8443")]
+    pub metrics_listen: SocketAddr,
+    /// File with the certificate for that, PEM; without it, one of the controller's own authority (Secret muster-ca).
+    #[arg(long, env = "MUSTER_METRICS_CERT", requires = "metrics_key")]
+    pub metrics_cert: Option<PathBuf>,
+    /// File with its key, PEM.
+    #[arg(long, env = "MUSTER_METRICS_KEY", requires = "metrics_cert")]
+    pub metrics_key: Option<PathBuf>,
     /// How log lines look; what is logged is set by MUSTER_LOG, such as `info,muster_controller=debug`.
     #[arg(long, env = "MUSTER_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,

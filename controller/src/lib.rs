@@ -12,6 +12,7 @@ pub mod bucket;
 pub mod discovery;
 pub mod events;
 pub mod host;
+pub mod lease;
 pub mod manifests;
 pub mod metrics;
 pub mod wire;

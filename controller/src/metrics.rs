@@ -2,19 +2,70 @@
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        counter::ConstCounter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
     registry::Unit,
 };
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System, get_current_pid};
+use tokio::sync::watch;
+
+use crate::lease::Standing;
 
 pub use prometheus_client::registry::Registry;
+
+/// Those of the operator.
+#[path = "host/metrics.rs"]
+pub mod host;
 
 /// A registry with the process's own memory and processor time on it.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Process));
     registry
+}
+
+/// A Lease.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfLease {
+    name: String,
+}
+
+/// Whether this process leads, under the name that client-go's users know.
+#[derive(Debug)]
+struct Leader {
+    lease: OfLease,
+    standing: watch::Receiver<Standing>,
+}
+
+/// Registers on `registry` whether this process holds the Lease `name`.
+pub fn register_leader(registry: &mut Registry, name: &str, standing: watch::Receiver<Standing>) {
+    let lease = OfLease {
+        name: name.to_owned(),
+    };
+    registry.register_collector(Box::new(Leader { lease, standing }));
+}
+
+impl Collector for Leader {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let leads = self
+            .standing
+            .borrow()
+            .leadership()
+            .is_some_and(crate::lease::Leadership::still);
+        let status = Family::<OfLease, Gauge>::default();
+        status.get_or_create(&self.lease).set(i64::from(leads));
+        let descriptor = encoder.encode_descriptor(
+            "leader_election_master_status",
+            "1 for the one that acts, 0 for one that stands by",
+            None,
+            status.metric_type(),
+        )?;
+        status.encode(descriptor)
+    }
 }
 
 /// Measured when asked, not in between.
@@ -42,13 +93,22 @@ impl Collector for Process {
             Some(&Unit::Seconds),
             processor.metric_type(),
         )?;
-        processor.encode(descriptor)
+        processor.encode(descriptor)?;
+        let start = ConstGauge::new(usage.started);
+        let descriptor = encoder.encode_descriptor(
+            "process_start_time",
+            "When this process started, since 1970",
+            Some(&Unit::Seconds),
+            start.metric_type(),
+        )?;
+        start.encode(descriptor)
     }
 }
 
 struct Usage {
     resident_bytes: i64,
     cpu_seconds: f64,
+    started: i64,
 }
 
 impl Usage {
@@ -62,6 +122,7 @@ impl Usage {
         Some(Usage {
             resident_bytes: i64::try_from(process.memory()).ok()?,
             cpu_seconds,
+            started: i64::try_from(process.start_time()).ok()?,
         })
     }
 }
@@ -80,5 +141,23 @@ mod tests {
         };
         assert!(value("process_resident_memory_bytes") > 1e6, "{text}");
         assert!(value("process_cpu_seconds_total") >= 0.0, "{text}");
+        assert!(value("process_start_time_seconds") > 1e9, "{text}");
+    }
+
+    #[test]
+    fn whether_this_process_leads_is_told() {
+        let mut registry = Registry::default();
+        let (stand, standing) = watch::channel(Standing::Standby);
+        register_leader(&mut registry, "muster-control", standing);
+        let line = |value| format!("leader_election_master_status{{name=\"muster-control\"}} {value}\n");
+        let text = || {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            text
+        };
+        assert!(text().contains(&line(0)), "{}", text());
+        let until = crate::lease::now() + std::time::Duration::from_secs(3600);
+        stand.send_replace(Standing::Leads(crate::lease::Leadership::new(1, until)));
+        assert!(text().contains(&line(1)), "{}", text());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use hyper::header::USER_AGENT;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -14,9 +15,9 @@ use tokio::{
 };
 
 use crate::{
-    admin::{Admin, ListenError},
+    admin::{self, Admin, ListenError},
     agents::{self, BootSecrets, Keys, Names},
-    args::{Role, RunArgs},
+    args::{self, Role, RunArgs},
     bind::Addresses,
     boot::{
         dhcp::{self, Dhcp},
@@ -28,6 +29,7 @@ use crate::{
     },
     discovery,
     events::Events,
+    lease::{self, Election, Identity, Leadership, Standing, Timing},
     metrics::{self, Registry},
     world::{Change, Scope, World},
 };
@@ -50,12 +52,21 @@ pub enum RunError {
     /// The client could not be made from the configuration.
     #[error("make a client of the API server")]
     Client(#[source] Box<kube::Error>),
+    /// The times of the Lease do not go together.
+    #[error(transparent)]
+    Timing(#[from] lease::TimingError),
     /// The port for probes is taken.
     #[error(transparent)]
     Admin(#[from] ListenError),
     /// No signal handler.
     #[error("listen for signals")]
     Signals(#[source] std::io::Error),
+    /// Metrics for everyone on an address that others reach.
+    #[error("--metrics plain is for a loopback address, and --admin-listen is {0}")]
+    PlainMetrics(std::net::SocketAddr),
+    /// The certificate that was given for the metrics is not usable.
+    #[error(transparent)]
+    Certificate(#[from] admin::CertificateError),
     /// iPXE's binaries are not there.
     #[error("load the boot files for TFTP; --ipxe-dir names their directory")]
     BootFiles(#[source] tftp::TftpError),
@@ -80,14 +91,14 @@ pub struct Parts<'a> {
     pub args: &'a RunArgs,
     /// The API server.
     pub client: Client,
+    /// How it is reached.
+    pub config: Config,
     /// Which namespaces matter.
     pub scope: Scope,
     /// The watched copies.
     pub world: World,
     /// Subscribe here to hear of changes.
     pub changes: broadcast::Sender<Change>,
-    /// For telling people.
-    pub events: Events,
     /// For registering metrics.
     pub registry: &'a mut Registry,
     /// For parts that end in an orderly way; others are dropped.
@@ -121,44 +132,46 @@ impl Parts<'_> {
 
 /// Runs the controller until SIGTERM or SIGINT.
 pub async fn run(args: RunArgs) -> Result<(), RunError> {
-    let client = client(&args).await?;
+    let config = config(&args).await?;
+    let client = Client::try_from(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
     let scope = Scope {
         namespace: args.namespace.clone(),
         hosts: args.watch_namespace.clone(),
     };
     let (world, driver) = World::start(&client, &scope);
-    let (events, write_events) = Events::start(client.clone());
     let (stop, shutdown) = watch::channel(false);
     let (complete, ready) = watch::channel(false);
     let mut registry = metrics::registry();
     let mut tasks = JoinSet::new();
     let changes = driver.changes();
     spawn(&mut tasks, "the watch of the cluster", driver.run());
-    spawn(&mut tasks, "the writer of Events", write_events);
     let mut parts = Parts {
         args: &args,
         client,
+        config,
         scope,
         world: world.clone(),
         changes,
-        events,
         registry: &mut registry,
         shutdown,
         ready: ready.clone(),
         tasks: &mut tasks,
     };
+    let mut standing = None;
     for role in args.roles() {
         match role {
             Role::Edge => edge(&mut parts)?,
-            Role::Control => control(&mut parts),
+            Role::Control => standing = Some(control(&mut parts)?),
         }
     }
+    let client = parts.client.clone();
     drop(parts);
-    let admin = Admin::bind(args.admin_listen, registry, ready).await?;
-    if let Ok(address) = admin.address() {
-        tracing::info!(%address, "probes and metrics");
-    }
-    spawn(&mut tasks, "the listener for probes", admin.run());
+    let state = admin::State {
+        registry: Arc::new(registry),
+        ready: ready.clone(),
+        standing,
+    };
+    admin(&args, client, state, &mut tasks).await?;
     spawn(&mut tasks, "the wait for the cluster", async move {
         if world.ready().await {
             tracing::info!("the cluster is read; ready");
@@ -207,7 +220,56 @@ async fn stopped(mut tasks: JoinSet<&'static str>, stop: &watch::Sender<bool>) {
     tasks.shutdown().await;
 }
 
-async fn client(args: &RunArgs) -> Result<Client, RunError> {
+/// The listeners for probes and scrapers.
+async fn admin(
+    args: &RunArgs,
+    client: Client,
+    state: admin::State,
+    tasks: &mut JoinSet<&'static str>,
+) -> Result<(), RunError> {
+    let plain = args.metrics == args::Metrics::Plain;
+    if plain && !args.admin_listen.ip().is_loopback() {
+        return Err(RunError::PlainMetrics(args.admin_listen));
+    }
+    let probes = Admin::bind(args.admin_listen, state.clone(), plain).await?;
+    if let Ok(address) = probes.address() {
+        tracing::info!(%address, metrics = ?args.metrics, "probes");
+    }
+    spawn(tasks, "the listener for probes", probes.run());
+    if args.metrics != args::Metrics::Authenticated {
+        return Ok(());
+    }
+    let (tell, certificate) = watch::channel(None);
+    match (&args.metrics_cert, &args.metrics_key) {
+        (Some(chain), Some(key)) => {
+            let config = admin::certificate(chain.clone(), key.clone())?;
+            tell.send_replace(Some(Arc::new(config)));
+        }
+        _ => {
+            let listen = args.metrics_listen.ip();
+            let mut addresses = vec![std::net::Ipv4Addr::LOCALHOST.into()];
+            addresses.extend((!listen.is_unspecified() && !listen.is_loopback()).then_some(listen));
+            let names = Names {
+                addresses,
+                dns: vec![
+                    "localhost".to_owned(),
+                    "muster-metrics".to_owned(),
+                    format!("muster-metrics.{}.svc", args.namespace),
+                ],
+            };
+            let own = agents::own_certificate(client.clone(), args.namespace.clone(), names, tell);
+            spawn(tasks, "the certificate for metrics", own);
+        }
+    }
+    let metrics = Admin::bind_metrics(args.metrics_listen, state, certificate, client).await?;
+    if let Ok(address) = metrics.address() {
+        tracing::info!(%address, "metrics");
+    }
+    spawn(tasks, "the listener for metrics", metrics.run());
+    Ok(())
+}
+
+async fn config(args: &RunArgs) -> Result<Config, RunError> {
     let config = match &args.kubeconfig {
         Some(path) => {
             let failed = |source| RunError::Kubeconfig {
@@ -221,7 +283,18 @@ async fn client(args: &RunArgs) -> Result<Client, RunError> {
         }
         None => Config::infer().await.map_err(RunError::Infer)?,
     };
-    Client::try_from(bounded(config, SILENCE)).map_err(|source| RunError::Client(Box::new(source)))
+    let mut config = bounded(config, SILENCE);
+    // Which of several replicas wrote what, in the API server's audit log.
+    let agent = format!(
+        "muster-controller/{} ({}; pid {})",
+        env!("CARGO_PKG_VERSION"),
+        args.edge_name(),
+        std::process::id()
+    );
+    if let Ok(agent) = agent.parse() {
+        config.headers.push((USER_AGENT, agent));
+    }
+    Ok(config)
 }
 
 /// `config` under which no answer is waited for longer than `silence`.
@@ -249,6 +322,8 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let (tell_names, names) = watch::channel(Names::default());
     let (tell_secrets, secrets) = watch::channel(None);
     let peers = Peers::default();
+    let (events, write_events) = Events::start(parts.client.clone());
+    spawn(parts.tasks, "the writer of Events", write_events);
 
     let dhcp = Dhcp {
         world: parts.world.clone(),
@@ -257,7 +332,7 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
         secrets: secrets.clone(),
         client: parts.client.clone(),
         edge: args.edge_name(),
-        events: parts.events.clone(),
+        events: events.clone(),
         metrics: dhcp::Metrics::register(parts.registry),
         plan: tell_plan,
         shutdown: parts.shutdown.clone(),
@@ -292,7 +367,7 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
     parts.spawn("TFTP", tftp.run());
 
     let (client, namespace) = (parts.client.clone(), args.namespace.clone());
-    let (world, events) = (parts.world.clone(), parts.events.clone());
+    let world = parts.world.clone();
     let metrics = agents::Metrics::register(parts.registry);
     let (agent_port, mut shutdown) = (args.agent_port, parts.shutdown.clone());
     parts.spawn("the agents' side", async move {
@@ -358,27 +433,108 @@ async fn hand_over(mut keys: watch::Receiver<Keys>, secrets: watch::Sender<Optio
     }
 }
 
-/// Hosts from what machines report.
-fn control(parts: &mut Parts<'_>) {
-    let metrics = discovery::Metrics::register(parts.registry);
-    let discovery = discovery::run(
+/// Hosts from what machines report. Of all processes with this role one acts at a time.
+fn control(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, RunError> {
+    let args = parts.args;
+    let timing = Timing::new(
+        args.lease_duration_seconds,
+        args.renew_deadline_seconds,
+        args.retry_period_seconds,
+    )?;
+    let (election, standing) = Election::new(
         parts.client.clone(),
-        parts.scope.clone(),
-        parts.world.clone(),
-        parts.changes.subscribe(),
-        parts.events.clone(),
-        metrics,
+        &args.namespace,
+        &args.lease_name,
+        Identity::own(),
+        timing,
     );
-    parts.spawn("discovery", discovery);
-    let (client, namespace) = (parts.client.clone(), parts.args.namespace.clone());
-    parts.spawn(
-        "the keeper of keys",
-        agents::keys::keep(client.clone(), namespace.clone()),
-    );
-    parts.spawn(
-        "the sweeper of Enrolments",
-        agents::sweep::keep(client, namespace),
-    );
+    let control = Control {
+        config: parts.config.clone(),
+        client: parts.client.clone(),
+        timing,
+        scope: parts.scope.clone(),
+        world: parts.world.clone(),
+        changes: parts.changes.clone(),
+        discovery: discovery::Metrics::register(parts.registry),
+    };
+    let mut shutdown = parts.shutdown.clone();
+    let stopped = async move {
+        let _ = shutdown.wait_for(|stopped| *stopped).await;
+    };
+    metrics::register_leader(parts.registry, &args.lease_name, standing.clone());
+    // Only one that sees the cluster may lead.
+    parts.spawn("the election", election.run(stopped));
+    parts.spawn("the control role", act(standing.clone(), control));
+    Ok(standing)
+}
+
+/// What the control role needs in any term.
+struct Control {
+    config: Config,
+    client: Client,
+    timing: Timing,
+    scope: Scope,
+    world: World,
+    changes: broadcast::Sender<Change>,
+    discovery: discovery::Metrics,
+}
+
+/// Runs the loops of the control role while this process leads, and drops them when it leads no more. Ends if one of them does.
+async fn act(mut standing: watch::Receiver<Standing>, control: Control) {
+    loop {
+        let leads = |now: &Standing| now.leadership().is_some_and(Leadership::still);
+        let next = standing.wait_for(leads).await;
+        let Some(term) = next.ok().and_then(|now| now.leadership().cloned()) else {
+            // The election has ended, because the process does.
+            return std::future::pending().await;
+        };
+        let mut tasks = match control.begin(&term) {
+            Ok(tasks) => tasks,
+            Err(error) => return tracing::error!(error = %Chain(&error), "the control role cannot write"),
+        };
+        tokio::select! {
+            () = term.ended() => tasks.shutdown().await,
+            ended = tasks.join_next() => {
+                return match ended {
+                    Some(Ok(name)) => tracing::error!("{name} ended"),
+                    Some(Err(error)) => tracing::error!(%error, "a part of the control role failed"),
+                    None => {}
+                };
+            }
+        }
+    }
+}
+
+impl Control {
+    /// Starts all that acts, for one term. Whatever is written here goes through a client that stops with the term: the loops are
+    /// given no other.
+    fn begin(&self, term: &Leadership) -> kube::Result<JoinSet<&'static str>> {
+        let client = lease::client(&self.config, self.timing, term, self.client.clone())?;
+        let namespace = self.scope.namespace.clone();
+        let mut tasks = JoinSet::new();
+        let (events, write_events) = Events::start(client.clone());
+        spawn(&mut tasks, "the writer of Events", write_events);
+        let discovery = discovery::run(
+            client.clone(),
+            self.scope.clone(),
+            self.world.clone(),
+            self.changes.subscribe(),
+            events,
+            self.discovery.clone(),
+        );
+        spawn(&mut tasks, "discovery", discovery);
+        spawn(
+            &mut tasks,
+            "the keeper of keys",
+            agents::keys::keep(client.clone(), namespace.clone()),
+        );
+        spawn(
+            &mut tasks,
+            "the sweeper of Enrolments",
+            agents::sweep::keep(client, namespace),
+        );
+        Ok(tasks)
+    }
 }
 
 async fn stop_signal() -> std::io::Result<()> {

@@ -16,6 +16,7 @@ pub mod initramfs;
 pub mod kernel;
 pub mod modinfo;
 pub mod modules;
+pub mod oci;
 pub mod packed;
 pub mod pe;
 pub mod profile;

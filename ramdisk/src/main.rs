@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use muster_ramdisk::build::build;
 use muster_ramdisk::kernel::{Kernel, stub_from_deb};
+use muster_ramdisk::oci;
 use muster_ramdisk::profile::{self, Profile};
 use muster_ramdisk::release::{self, Release};
 
@@ -25,6 +26,8 @@ struct Cli {
 enum Command {
     /// Make a release and let `current` name it. Of older ones the last stays, and what was current within two hours.
     Build(Build),
+    /// Make the controller's container image, an OCI layout in a tar archive.
+    Image(Image),
     /// Check a release and show what is in it.
     Inspect {
         /// The directory of a profile, or the one above with all profiles.
@@ -51,6 +54,28 @@ struct Build {
 }
 
 #[derive(Debug, Args)]
+struct Image {
+    /// What it is called, `name:tag`.
+    #[arg(long)]
+    name: String,
+    /// The controller, a static program.
+    #[arg(long, value_name = "PATH")]
+    controller: PathBuf,
+    /// Directory with the ramdisks; of each profile the current release is taken.
+    #[arg(long, value_name = "DIR")]
+    boot: PathBuf,
+    /// Directory with undionly.kpxe and snponly.efi.
+    #[arg(long, value_name = "DIR", default_value = "/usr/lib/ipxe")]
+    ipxe: PathBuf,
+    /// Further files for its directory of licences; may be given several times.
+    #[arg(long = "licence", value_name = "PATH")]
+    licences: Vec<PathBuf>,
+    /// Where it is written to.
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Stub {
     /// Debian package systemd-boot-efi, to take the UEFI stub from.
@@ -69,8 +94,27 @@ fn named_profile(name: &str) -> Result<Profile, String> {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Build(args) => make(args),
+        Command::Image(args) => image(args),
         Command::Inspect { dir } => inspect(&dir),
     }
+}
+
+fn image(
+    Image {
+        name,
+        controller,
+        boot,
+        ipxe,
+        licences,
+        out,
+    }: Image,
+) -> Result<()> {
+    let contents = oci::controller(&name, &controller, &boot, &ipxe, &licences)?;
+    let file = File::create(&out).with_context(|| format!("creating {}", out.display()))?;
+    let mut file = std::io::BufWriter::new(file);
+    oci::write(&contents, &mut file).with_context(|| format!("writing {}", out.display()))?;
+    println!("{name} in {}, {} files", out.display(), contents.files.len());
+    Ok(())
 }
 
 fn make(

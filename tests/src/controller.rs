@@ -31,6 +31,8 @@ pub struct Setup {
     pub boot_dir: PathBuf,
     /// Where its admin server (health, metrics) listens, inside the network.
     pub admin: SocketAddr,
+    /// Who may read its metrics, as `--metrics` takes it; the lab reads them where health is.
+    pub metrics: &'static str,
     /// Further arguments.
     pub extra: Vec<String>,
     /// Further variables of its environment.
@@ -47,6 +49,7 @@ impl Setup {
             role: Role::Both,
             boot_dir: paths::boot_dir()?,
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            metrics: "plain",
             extra: Vec::new(),
             environment: Vec::new(),
             wrapper: Vec::new(),
@@ -98,6 +101,7 @@ impl Controller {
             .args(["--namespace", &self.setup.namespace])
             .args(["--roles", self.setup.role.argument()])
             .args(["--admin-listen", &self.setup.admin.to_string()])
+            .args(["--metrics", self.setup.metrics])
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .arg("--boot-dir")

@@ -7,6 +7,7 @@ mod bench;
 mod ci;
 mod codegen;
 mod command;
+mod dist;
 mod setup;
 mod tidy;
 
@@ -23,6 +24,7 @@ cargo xtask <command>
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
   bench     measure discovery and write docs/benchmarks.md (30 min): discovery [--quick] [--only ROW]
   build     make what demo and test need: control plane, agent, ramdisks, controller
+  dist      make a release below target/dist: binaries, ramdisks, manifests, container image, one bundle
   tidy      check the rules of the house that no compiler checks
   codegen   write the generated files (CRDs, roles, benchmarks); --check compares only
   setup     install what Debian packages are missing, or print which
@@ -57,6 +59,7 @@ fn run() -> Result<()> {
         "test" => ci::test(&rest)?,
         "ci" => ci::run()?,
         "bench" => bench::run(&rest)?,
+        "dist" => dist::run()?,
         "tidy" => tidy::run(&root())?,
         "codegen" if rest == ["--check"] => codegen::check()?,
         "codegen" => codegen::write()?,

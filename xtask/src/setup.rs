@@ -16,6 +16,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
     ("iproute2", "/usr/sbin/ip"),
     ("dnsmasq-base", "/usr/sbin/dnsmasq"),
+    ("skopeo", "/usr/bin/skopeo"),
 ];
 
 /// What the benchmark needs besides: the libraries of nginx, which itself is unpacked and not installed.

@@ -57,7 +57,7 @@ pub use self::{
     keys::{BootSecrets, Keys},
     metrics::Metrics,
     sessions::Pace,
-    tls::{Names, TlsError},
+    tls::{Names, TlsError, own_certificate},
 };
 use crate::{
     bind::{self, Addresses},

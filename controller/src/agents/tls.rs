@@ -107,6 +107,30 @@ pub(super) async fn follow(
     Ok(receiver)
 }
 
+/// Tells `sender` a configuration for `names`, of the authority of this installation, and keeps it good. Never ends.
+pub async fn own_certificate(
+    client: kube::Client,
+    namespace: String,
+    names: Names,
+    sender: watch::Sender<Option<Arc<ServerConfig>>>,
+) {
+    let keys = super::keys::watch(client, namespace).await;
+    let (_names, names) = watch::channel(names);
+    let mut made = match follow(keys, names).await {
+        Ok(made) => made,
+        Err(error) => {
+            tracing::error!(error = %muster_proto::Chain(&error), "there is no certificate");
+            return std::future::pending().await;
+        }
+    };
+    loop {
+        sender.send_replace(Some(made.borrow_and_update().clone()));
+        if made.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 /// Takes certificates that our authorities issued, ended ones included.
 #[derive(Debug)]
 struct Ours(Arc<dyn ClientCertVerifier>);

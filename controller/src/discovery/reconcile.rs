@@ -27,6 +27,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
 };
 use tokio::sync::broadcast;
+use tracing::Instrument;
 
 use super::{
     execute::{ExecuteError, Executor},
@@ -188,7 +189,11 @@ async fn rounds(
         .flat_map(stream::iter)
         .map(Ok::<_, Infallible>);
     let rounds = applier(
-        |server, context| round(server, context).boxed(),
+        |server, context| {
+            // One span a round: everything that it logs says whose it is.
+            let span = tracing::info_span!("discovery", server = %server_name(&server));
+            round(server, context).instrument(span).boxed()
+        },
         |server, error, context| retry(&server, error, &context),
         context.clone(),
         context.world.servers.clone(),

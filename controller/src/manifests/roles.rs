@@ -1,7 +1,8 @@
 //! The least rights that each role needs. What stands here is what the tests run the controller with.
 //!
-//! Of each role two documents: a Role for the controller's own namespace, and a ClusterRole for where hosts live. Bind the
-//! latter with a RoleBinding in the one namespace that is watched, or with a ClusterRoleBinding for all of them.
+//! Of each role: a Role for the controller's own namespace, bound there; a ClusterRole for where hosts live, to be bound with a
+//! RoleBinding in the one namespace that is watched, or with a ClusterRoleBinding for all of them; and a ClusterRole, bound, for
+//! asking the API server who may read the metrics.
 
 use serde_json::{Value, json};
 
@@ -65,7 +66,12 @@ pub fn control() -> Vec<Value> {
         rule("", &["secrets"], &["create"]),
         named("", "secrets", &SECRETS, &["get", "update"]),
         rule("coordination.k8s.io", &["leases"], &["create"]),
-        named("coordination.k8s.io", "leases", &[LEASE], &["get", "update"]),
+        named(
+            "coordination.k8s.io",
+            "leases",
+            &[LEASE],
+            &["get", "list", "watch", "update"],
+        ),
         events(),
     ];
     let hosts = vec![
@@ -106,6 +112,27 @@ fn documents(role: &str, own: &[Value], hosts: &[Value]) -> Vec<Value> {
             "kind": "ClusterRole",
             "metadata": {"name": format!("{account}-hosts")},
             "rules": hosts,
+        }),
+        // Who asks for the metrics, and may they? Both kinds live in no namespace; neither shows or changes anything.
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": format!("{account}-reviews")},
+            "rules": [
+                rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
+                rule("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),
+            ],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": format!("{account}-reviews")},
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": "ClusterRole",
+                "name": format!("{account}-reviews"),
+            },
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}],
         }),
     ]
 }

@@ -1,7 +1,7 @@
 //! The local control plane as a child process.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -24,18 +24,38 @@ const STOP: Duration = Duration::from_secs(5);
 pub(super) struct ControlPlane {
     process: Child,
     dir: PathBuf,
+    audit: Option<PathBuf>,
     _spawner: Spawner,
 }
 
+/// Who wrote what, without what was written.
+const AUDIT_POLICY: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - {level: Metadata, verbs: [create, update, patch, delete, deletecollection]}
+  - {level: None}
+";
+
 impl ControlPlane {
-    pub(super) async fn start(scratch: &Scratch) -> Result<ControlPlane> {
+    /// With `audited`, it keeps a list of all writes.
+    pub(super) async fn start(scratch: &Scratch, audited: bool) -> Result<ControlPlane> {
         let binary = paths::controlplane()?;
         let dir = scratch.sub("cp")?;
         let spawner = Spawner::new()?;
         let mut command = Command::new(&binary);
+        command.arg("--data-dir").arg(&dir);
+        let audit = audited.then(|| dir.join("audit.log"));
+        if let Some(log) = &audit {
+            let policy = dir.join("audit.yaml");
+            std::fs::write(&policy, AUDIT_POLICY).with_context(|| format!("write {}", policy.display()))?;
+            command
+                .arg("--")
+                .arg(format!("--audit-policy-file={}", policy.display()))
+                .arg(format!("--audit-log-path={}", log.display()));
+        }
         command
-            .arg("--data-dir")
-            .arg(&dir)
             .env("TMPDIR", scratch.sub("t")?) // etcd's sockets
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -50,6 +70,7 @@ impl ControlPlane {
         let mut control_plane = ControlPlane {
             process,
             dir,
+            audit,
             _spawner: spawner,
         };
         control_plane.ready(&said, &log).await?;
@@ -76,6 +97,11 @@ impl ControlPlane {
                 );
             }
         }
+    }
+
+    /// The list of writes, if it keeps one.
+    pub(super) fn audit(&self) -> Option<&Path> {
+        self.audit.as_deref()
     }
 
     pub(super) fn kubeconfig(&self) -> PathBuf {

@@ -1,6 +1,7 @@
 //! A real Kubernetes API server: the local control plane, or the user's own cluster.
 
 mod apply;
+mod audit;
 mod foreign;
 mod identity;
 mod local;
@@ -22,6 +23,7 @@ use tokio::sync::OnceCell;
 
 use crate::{paths, scratch::Scratch};
 
+pub use audit::Written;
 pub use identity::Role;
 
 /// An API server with Muster's kinds and the rules on them installed.
@@ -33,7 +35,7 @@ pub struct Cluster {
     inside_port: u16,
     namespaces: AtomicUsize,
     scratch: Scratch,
-    _process: Option<local::ControlPlane>,
+    process: Option<local::ControlPlane>,
 }
 
 static SHARED: OnceCell<Cluster> = OnceCell::const_new();
@@ -44,10 +46,20 @@ impl Cluster {
         SHARED.get_or_try_init(Cluster::start).await
     }
 
+    /// The same, and it tells who wrote what: [`Cluster::written`]. Every test of a process that needs this asks here first.
+    pub async fn audited() -> Result<&'static Cluster> {
+        let start = async || Cluster::start_with(true).await;
+        SHARED.get_or_try_init(start).await
+    }
+
     /// Starts a control plane of its own with Muster's kinds and rules.
     pub async fn start() -> Result<Cluster> {
+        Cluster::start_with(false).await
+    }
+
+    async fn start_with(audited: bool) -> Result<Cluster> {
         let scratch = Scratch::new()?;
-        let process = local::ControlPlane::start(&scratch).await?;
+        let process = local::ControlPlane::start(&scratch, audited).await?;
         let kubeconfig = process.kubeconfig();
         Cluster::with(&kubeconfig, scratch, Some(process)).await
     }
@@ -76,7 +88,7 @@ impl Cluster {
             inside_port: port,
             namespaces: AtomicUsize::new(0),
             scratch,
-            _process: process,
+            process,
         };
         cluster.install().await?;
         Ok(cluster)
@@ -129,6 +141,12 @@ impl Cluster {
     /// Applies every document of `text` (YAML); namespaced objects go into `namespace` if they name none.
     pub async fn apply(&self, text: &str, namespace: &str) -> Result<()> {
         apply::documents(&self.client()?, text, Some(namespace)).await
+    }
+
+    /// Every write that the API server was asked for and has answered, in the order of its answers.
+    pub fn written(&self) -> Result<Vec<Written>> {
+        let log = self.process.as_ref().and_then(local::ControlPlane::audit);
+        audit::read(log.context("this control plane keeps no list of writes")?)
     }
 
     /// Makes a namespace that no other test uses; its name begins with `purpose`.

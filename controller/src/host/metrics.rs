@@ -1,0 +1,470 @@
+//! What the operator counts, under upstream's names and labels, so that dashboards and alerts go on. `docs/metrics.md` lists them.
+//!
+//! Labels `namespace` and `host` are as many as there are hosts, as upstream has it; [`Metrics::forget`] ends those of a host that is
+//! gone, which upstream does not.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+};
+
+use crate::metrics::Registry;
+
+/// One host.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OfHost {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub host: String,
+}
+
+impl OfHost {
+    /// The labels of the host `name` in `namespace`.
+    pub fn new(namespace: &str, name: &str) -> OfHost {
+        OfHost {
+            namespace: namespace.to_owned(),
+            host: name.to_owned(),
+        }
+    }
+}
+
+/// A kind of error, as in `status.errorType`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfError {
+    error_type: String,
+}
+
+/// A Secret that could not be used: `userData`, `networkData` or `metaData`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfData {
+    host_data_type: &'static str,
+}
+
+/// A change of `status.provisioning.state`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfChange {
+    prev_state: String,
+    new_state: String,
+}
+
+/// A change of power.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPower {
+    namespace: String,
+    host: String,
+    on_off: &'static str,
+}
+
+/// Something that takes long, as in `status.operationHistory`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Registering.
+    Register,
+    /// Inspecting.
+    Inspect,
+    /// Writing.
+    Provision,
+    /// Taking it back.
+    Deprovision,
+}
+
+/// What is wrong with BMC credentials, or was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Credentials {
+    /// Their Secret does not exist.
+    Missing,
+    /// The Secret lacks something.
+    Invalid,
+    /// The Secret could not be read.
+    Unhandled,
+    /// They changed, and are used from now on.
+    Updated,
+    /// The BMC refuses them, or cannot be reached.
+    NoManagementAccess,
+}
+
+/// Why a host waits although it could go on, or goes without what should have come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    /// A round failed.
+    ReconcileError,
+    /// The BMC, or what stands for it, is not ready.
+    ProvisionerNotReady,
+    /// Deleted without deprovisioning.
+    DeletedWithoutDeprovisioning,
+    /// Deleted without being powered off.
+    DeletedWithoutPoweringOff,
+    /// Not deleted yet, because it is detached.
+    DeleteDelayedForDetached,
+}
+
+type Durations = Family<OfHost, Histogram>;
+
+/// Upstream's buckets for what takes minutes, in seconds.
+const SLOW: [f64; 6] = [30.0, 90.0, 180.0, 360.0, 720.0, 1440.0];
+
+fn slow() -> Histogram {
+    Histogram::new(SLOW)
+}
+
+/// The operator's metrics; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    reconciles: Family<OfHost, Counter>,
+    errors: Family<OfError, Counter>,
+    changes: Family<OfChange, Counter>,
+    power: Family<OfPower, Counter>,
+    data: Family<OfData, Counter>,
+    delayed: [Family<OfHost, Counter>; 2],
+    registration_required: Family<OfHost, Counter>,
+    unmanaged: Family<OfHost, Counter>,
+    operations: [Durations; 4],
+    credentials: [Counter; 5],
+    plain: [Counter; 5],
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics {
+            reconciles: Family::default(),
+            errors: Family::default(),
+            changes: Family::default(),
+            power: Family::default(),
+            data: Family::default(),
+            delayed: Default::default(),
+            registration_required: Family::default(),
+            unmanaged: Family::default(),
+            operations: std::array::from_fn(|_| Durations::new_with_constructor(slow)),
+            credentials: Default::default(),
+            plain: Default::default(),
+        }
+    }
+}
+
+fn operation(operation: Operation) -> (usize, &'static str) {
+    match operation {
+        Operation::Register => (0, "register"),
+        Operation::Inspect => (1, "inspect"),
+        Operation::Provision => (2, "provision"),
+        Operation::Deprovision => (3, "deprovision"),
+    }
+}
+
+const OPERATIONS: [Operation; 4] = [
+    Operation::Register,
+    Operation::Inspect,
+    Operation::Provision,
+    Operation::Deprovision,
+];
+
+impl Metrics {
+    /// Registers them on `registry`.
+    pub fn register(registry: &mut Registry) -> Metrics {
+        let metrics = Metrics::default();
+        metrics.register_of_hosts(registry);
+        metrics.register_plain(registry);
+        metrics
+    }
+
+    fn register_of_hosts(&self, registry: &mut Registry) {
+        let of_host = [
+            ("metal3_reconcile", "Rounds about a host", &self.reconciles),
+            (
+                "metal3_host_registration_required",
+                "Times that a host had to be registered (again)",
+                &self.registration_required,
+            ),
+            (
+                "metal3_host_unmanaged",
+                "Times that a host was found without a BMC address",
+                &self.unmanaged,
+            ),
+        ];
+        for (name, help, family) in of_host {
+            registry.register(name, help, family.clone());
+        }
+        let [provisioning, deprovisioning] = &self.delayed;
+        for (what, family) in [("provisioning", provisioning), ("deprovisioning", deprovisioning)] {
+            let help = format!("Times that {what} waited for other hosts");
+            // Upstream's has two underscores; dashboards that were written for it go on, and new ones need not know.
+            for name in [
+                format!("metal3_delayed__{what}"),
+                format!("metal3_delayed_{what}"),
+            ] {
+                registry.register(name, help.clone(), family.clone());
+            }
+        }
+        registry.register(
+            "metal3_operation_power_change",
+            "Changes of power, asked for",
+            self.power.clone(),
+        );
+        for (durations, which) in self.operations.iter().zip(OPERATIONS) {
+            let (_, word) = operation(which);
+            registry.register(
+                format!("metal3_operation_{word}_duration_seconds"),
+                format!("How long it took to {word} a host"),
+                durations.clone(),
+            );
+        }
+    }
+
+    fn register_plain(&self, registry: &mut Registry) {
+        registry.register(
+            "metal3_host_error",
+            "Errors of hosts, by type",
+            self.errors.clone(),
+        );
+        registry.register(
+            "metal3_provisioning_state_change",
+            "Changes of state",
+            self.changes.clone(),
+        );
+        registry.register(
+            "metal3_host_config_data_error",
+            "Secrets for a host's config drive that could not be used",
+            self.data.clone(),
+        );
+        let names = [
+            ("metal3_credentials_missing", "BMC Secrets that do not exist"),
+            ("metal3_credentials_invalid", "BMC Secrets that lack something"),
+            (
+                "metal3_credentials_unhandled_error",
+                "BMC Secrets that could not be read",
+            ),
+            ("metal3_credentials_updated", "BMC credentials that changed"),
+            (
+                "metal3_credentials_no_management_access",
+                "BMC credentials with which the BMC could not be used",
+            ),
+        ];
+        for ((name, help), counter) in names.into_iter().zip(&self.credentials) {
+            registry.register(name, help, counter.clone());
+        }
+        let names = [
+            ("metal3_reconcile_error", "Rounds that failed"),
+            (
+                "metal3_provisioner_not_ready",
+                "Rounds that found a BMC not ready",
+            ),
+            (
+                "metal3_delete_without_deprovisioning",
+                "Hosts deleted without deprovisioning",
+            ),
+            (
+                "metal3_delete_without_powering_off",
+                "Hosts deleted without being powered off",
+            ),
+            (
+                "metal3_delete_delayed_for_detached",
+                "Deletions that wait because the host is detached",
+            ),
+        ];
+        for ((name, help), counter) in names.into_iter().zip(&self.plain) {
+            registry.register(name, help, counter.clone());
+        }
+    }
+
+    /// A round about a host.
+    pub fn reconciled(&self, host: &OfHost) {
+        self.reconciles.get_or_create(host).inc();
+    }
+
+    /// A host has an error of this type now.
+    pub fn error(&self, error_type: &str) {
+        let error_type = error_type.to_owned();
+        self.errors.get_or_create(&OfError { error_type }).inc();
+    }
+
+    /// A host went from one state to another.
+    pub fn changed(&self, from: &str, to: &str) {
+        let change = OfChange {
+            prev_state: from.to_owned(),
+            new_state: to.to_owned(),
+        };
+        self.changes.get_or_create(&change).inc();
+    }
+
+    /// Power was asked for, or its end.
+    pub fn power(&self, host: &OfHost, on: bool) {
+        let OfHost { namespace, host } = host.clone();
+        let on_off = if on { "on" } else { "off" };
+        let power = OfPower {
+            namespace,
+            host,
+            on_off,
+        };
+        self.power.get_or_create(&power).inc();
+    }
+
+    /// A Secret of this kind could not be used.
+    pub fn data_error(&self, kind: &'static str) {
+        let host_data_type = kind;
+        self.data.get_or_create(&OfData { host_data_type }).inc();
+    }
+
+    /// Provisioning waits for its turn.
+    pub fn provisioning_delayed(&self, host: &OfHost) {
+        self.delayed[0].get_or_create(host).inc();
+    }
+
+    /// Deprovisioning waits for its turn.
+    pub fn deprovisioning_delayed(&self, host: &OfHost) {
+        self.delayed[1].get_or_create(host).inc();
+    }
+
+    /// A host has to be registered.
+    pub fn registration_required(&self, host: &OfHost) {
+        self.registration_required.get_or_create(host).inc();
+    }
+
+    /// A host has no BMC address.
+    pub fn unmanaged(&self, host: &OfHost) {
+        self.unmanaged.get_or_create(host).inc();
+    }
+
+    /// An operation is over, and took so long.
+    pub fn took(&self, which: Operation, host: &OfHost, time: Duration) {
+        let (at, _) = operation(which);
+        self.operations[at]
+            .get_or_create(host)
+            .observe(time.as_secs_f64());
+    }
+
+    /// Something about credentials.
+    pub fn credentials(&self, what: Credentials) {
+        let at = match what {
+            Credentials::Missing => 0,
+            Credentials::Invalid => 1,
+            Credentials::Unhandled => 2,
+            Credentials::Updated => 3,
+            Credentials::NoManagementAccess => 4,
+        };
+        self.credentials[at].inc();
+    }
+
+    /// Something else.
+    pub fn count(&self, what: Plain) {
+        let at = match what {
+            Plain::ReconcileError => 0,
+            Plain::ProvisionerNotReady => 1,
+            Plain::DeletedWithoutDeprovisioning => 2,
+            Plain::DeletedWithoutPoweringOff => 3,
+            Plain::DeleteDelayedForDetached => 4,
+        };
+        self.plain[at].inc();
+    }
+
+    /// The host is gone: what was counted of it alone is told no more.
+    pub fn forget(&self, host: &OfHost) {
+        let [provisioning, deprovisioning] = &self.delayed;
+        for family in [
+            &self.reconciles,
+            provisioning,
+            deprovisioning,
+            &self.registration_required,
+            &self.unmanaged,
+        ] {
+            family.remove(host);
+        }
+        for durations in &self.operations {
+            durations.remove(host);
+        }
+        for on_off in ["on", "off"] {
+            let OfHost { namespace, host } = host.clone();
+            self.power.remove(&OfPower {
+                namespace,
+                host,
+                on_off,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
+
+    fn counted() -> (Registry, Metrics) {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let host = OfHost::new("metal", "a");
+        metrics.reconciled(&host);
+        metrics.error("registration error");
+        metrics.changed("available", "provisioning");
+        metrics.power(&host, true);
+        metrics.data_error("userData");
+        metrics.provisioning_delayed(&host);
+        metrics.deprovisioning_delayed(&host);
+        metrics.registration_required(&host);
+        metrics.unmanaged(&host);
+        for which in OPERATIONS {
+            metrics.took(which, &host, Duration::from_secs(100));
+        }
+        metrics.credentials(Credentials::Updated);
+        metrics.count(Plain::DeleteDelayedForDetached);
+        (registry, metrics)
+    }
+
+    #[test]
+    fn names_and_labels_are_upstreams() {
+        let (registry, _) = counted();
+        let text = text(&registry);
+        let of_host = r#"{namespace="metal",host="a"} 1"#;
+        for line in [
+            format!("metal3_reconcile_total{of_host}"),
+            r#"metal3_host_error_total{error_type="registration error"} 1"#.to_owned(),
+            r#"metal3_provisioning_state_change_total{prev_state="available",new_state="provisioning"} 1"#
+                .to_owned(),
+            r#"metal3_operation_power_change_total{namespace="metal",host="a",on_off="on"} 1"#.to_owned(),
+            r#"metal3_host_config_data_error_total{host_data_type="userData"} 1"#.to_owned(),
+            format!("metal3_delayed__provisioning_total{of_host}"),
+            format!("metal3_delayed_provisioning_total{of_host}"),
+            format!("metal3_delayed__deprovisioning_total{of_host}"),
+            format!("metal3_delayed_deprovisioning_total{of_host}"),
+            format!("metal3_host_registration_required_total{of_host}"),
+            format!("metal3_host_unmanaged_total{of_host}"),
+            "metal3_reconcile_error_total 0".to_owned(),
+            "metal3_credentials_missing_total 0".to_owned(),
+            "metal3_credentials_invalid_total 0".to_owned(),
+            "metal3_credentials_unhandled_error_total 0".to_owned(),
+            "metal3_credentials_updated_total 1".to_owned(),
+            "metal3_credentials_no_management_access_total 0".to_owned(),
+            "metal3_provisioner_not_ready_total 0".to_owned(),
+            "metal3_delete_without_deprovisioning_total 0".to_owned(),
+            "metal3_delete_without_powering_off_total 0".to_owned(),
+            "metal3_delete_delayed_for_detached_total 1".to_owned(),
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line}\n{text}");
+        }
+        for which in ["register", "inspect", "provision", "deprovision"] {
+            let name = format!("metal3_operation_{which}_duration_seconds");
+            let bucket = |bound: &str| format!(r#"{name}_bucket{{le="{bound}",namespace="metal",host="a"}}"#);
+            let within = |bound: &str, count: u32| {
+                let line = format!("{} {count}", bucket(bound));
+                assert!(text.lines().any(|one| one == line), "{line}\n{text}");
+            };
+            within("90.0", 0);
+            within("180.0", 1);
+            within("1440.0", 1);
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_gone_leaves_nothing_of_its_own() {
+        let (registry, metrics) = counted();
+        metrics.forget(&OfHost::new("metal", "a"));
+        let text = text(&registry);
+        assert!(!text.contains(r#"host="a""#), "{text}");
+        assert!(text.contains("metal3_host_error_total"));
+    }
+}

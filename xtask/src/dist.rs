@@ -1,0 +1,169 @@
+//! `cargo xtask dist`: a release below `target/dist`, everything that an installation without internet needs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{artifacts, cargo, command::Cmd, root};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Makes the release.
+pub(crate) fn run() -> Result<()> {
+    artifacts::all()?;
+    println!("· controller: static binary, release build (first time 10 min)");
+    controller()?;
+    let out = root().join("target/dist");
+    if out.exists() {
+        fs::remove_dir_all(&out).with_context(|| format!("emptying {}", out.display()))?;
+    }
+    let tree = out.join(format!("muster-{VERSION}"));
+    fs::create_dir_all(&tree).with_context(|| format!("creating {}", tree.display()))?;
+    binaries(&tree)?;
+    ramdisks(&tree)?;
+    manifests(&tree)?;
+    println!("· image");
+    image(&tree)?;
+    sums(&tree)?;
+    bundle(&out)?;
+    println!("{}", tree.display());
+    Ok(())
+}
+
+/// Static, so that it is the only file that the image needs to start. Names are resolved by glibc's own code for files and DNS, which
+/// is part of its static library; in a cluster the API server is reached by its address.
+fn controller() -> Result<()> {
+    cargo()
+        .env(
+            "RUSTFLAGS",
+            "-C target-feature=+crt-static -C relocation-model=static",
+        )
+        .args(["build", "--quiet", "--release", "--target", TARGET])
+        .args(["--package", "muster-controller"])
+        .run()
+}
+
+fn built(profile: &str, name: &str) -> PathBuf {
+    root().join("target").join(TARGET).join(profile).join(name)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+fn binaries(tree: &Path) -> Result<()> {
+    copy(
+        &built("release", "muster-controller"),
+        &tree.join("muster-controller"),
+    )?;
+    copy(&built("agent", "muster-agent"), &tree.join("muster-agent"))?;
+    for text in ["LICENSE", "NOTICE"] {
+        copy(&root().join(text), &tree.join(text))?;
+    }
+    Ok(())
+}
+
+/// Of each profile the current release.
+fn ramdisks(tree: &Path) -> Result<()> {
+    for profile in ["lab", "server"] {
+        let from = root().join("target/boot").join(profile);
+        let current = from.join("current");
+        let release =
+            fs::read_to_string(&current).with_context(|| format!("reading {}", current.display()))?;
+        let to = tree.join("boot").join(profile);
+        let (source, target) = (from.join(release.trim()), to.join(release.trim()));
+        fs::create_dir_all(&target).with_context(|| format!("creating {}", target.display()))?;
+        copy(&current, &to.join("current"))?;
+        for entry in fs::read_dir(&source).with_context(|| format!("listing {}", source.display()))? {
+            let entry = entry.with_context(|| format!("listing {}", source.display()))?;
+            copy(&entry.path(), &target.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+/// As single files, for those who have no kustomize.
+fn manifests(tree: &Path) -> Result<()> {
+    for (name, dir) in [
+        ("crds.yaml", "deploy/crds"),
+        ("muster.yaml", "deploy"),
+        ("muster-namespaced.yaml", "deploy/namespaced"),
+    ] {
+        let text = Cmd::new(root().join("target/controlplane/kubectl"))
+            .args(["kustomize", dir])
+            .output()?;
+        let path = tree.join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn image(tree: &Path) -> Result<()> {
+    Cmd::new(root().join("target/debug/muster-ramdisk"))
+        .args(["image", "--name", &format!("muster-controller:{VERSION}")])
+        .arg("--controller")
+        .arg(tree.join("muster-controller"))
+        .arg("--boot")
+        .arg(tree.join("boot"))
+        .arg("--licence")
+        .arg(tree.join("LICENSE"))
+        .arg("--licence")
+        .arg(tree.join("NOTICE"))
+        .arg("--out")
+        .arg(tree.join("muster-image.tar"))
+        .run()
+}
+
+/// `sha256sum --check SHA256SUMS` in the directory checks all.
+fn sums(tree: &Path) -> Result<()> {
+    let mut files = Vec::new();
+    walk(tree, &mut files)?;
+    files.sort();
+    let inside = files.iter().filter_map(|path| path.strip_prefix(tree).ok());
+    let sums = Cmd::new("sha256sum").dir(tree).args(inside).output()?;
+    let path = tree.join("SHA256SUMS");
+    fs::write(&path, sums).with_context(|| format!("writing {}", path.display()))
+}
+
+fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
+        let path = entry
+            .with_context(|| format!("listing {}", dir.display()))?
+            .path();
+        if path.is_dir() {
+            walk(&path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// One file with all of it; the same release gives the same bytes.
+fn bundle(out: &Path) -> Result<()> {
+    let name = format!("muster-{VERSION}");
+    Cmd::new("tar")
+        .dir(out)
+        .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"])
+        .args([
+            "--mtime=@0",
+            "--mode=u+rw,go+r-w",
+            "--format=gnu",
+            "--create",
+            "--file",
+        ])
+        .arg(format!("{name}.tar"))
+        .arg(&name)
+        .run()?;
+    let sum = Cmd::new("sha256sum")
+        .dir(out)
+        .arg(format!("{name}.tar"))
+        .output()?;
+    let path = out.join(format!("{name}.tar.sha256"));
+    fs::write(&path, sum).with_context(|| format!("writing {}", path.display()))
+}
