@@ -7,6 +7,7 @@
 //! [`guard`] compares the machine and the disk with what the job means before anything is opened, and the opened device once
 //! more. [`clean()`] takes partition tables and signatures away; [`crate::image`] writes images.
 
+pub mod aligned;
 mod block;
 pub mod clean;
 pub mod efi;
@@ -23,7 +24,7 @@ pub use clean::{CleanError, Cleaned, clean};
 pub use guard::{Refused, Token, allow};
 
 /// A whole disk, open for writing by whoever holds this. Offsets and lengths are in bytes and multiples of
-/// [`Disk::block`]; buffers are those of [`Aligned`] or aligned as they are.
+/// [`Disk::block`]. Buffers of [`aligned::Aligned`] need no copy.
 pub trait Disk: Send {
     /// Bytes on it.
     fn size(&self) -> u64;
@@ -60,4 +61,24 @@ pub trait Disk: Send {
     /// # Errors
     /// `EBUSY` if a partition is in use.
     fn reread_table(&mut self) -> io::Result<()>;
+}
+
+/// Fills `into` from `offset`, neither of which must be a multiple of the disk's block size.
+///
+/// # Errors
+/// As [`Disk::read_at`].
+pub fn read_any(disk: &mut dyn Disk, offset: u64, into: &mut [u8]) -> io::Result<()> {
+    let block = u64::from(disk.block());
+    let (start, end) = (offset / block * block, offset.saturating_add(into.len() as u64));
+    // A device is a whole number of blocks.
+    if end > disk.size() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut whole = aligned::Aligned::zeroed(
+        usize::try_from(end.next_multiple_of(block) - start).map_err(io::Error::other)?,
+    );
+    disk.read_at(start, &mut whole)?;
+    let skip = usize::try_from(offset - start).map_err(io::Error::other)?;
+    into.copy_from_slice(&whole[skip..skip + into.len()]);
+    Ok(())
 }

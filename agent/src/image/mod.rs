@@ -20,11 +20,37 @@
 //! }
 //! ```
 
-use std::net::SocketAddr;
+pub mod boot;
+pub mod checksum;
+pub mod config_drive;
+pub mod format;
+mod held;
+pub mod iso9660;
+pub mod layout;
+mod pipeline;
+pub mod source;
+pub mod url;
+mod write;
+
+use std::{fmt, io, net::SocketAddr};
 
 use muster_proto::job::{ConfigDrive, Write};
 
-use crate::{clock::Clock, sys::Root, work::Work};
+pub use boot::BootError;
+pub use checksum::{ChecksumError, Mismatch};
+pub use config_drive::ConfigDriveError;
+pub use format::FormatError;
+pub use iso9660::IsoError;
+pub use layout::LayoutError;
+pub use source::SourceError;
+pub use url::{Url, UrlError};
+
+use crate::{
+    clock::Clock,
+    disk::{Refused, efi::EfiError},
+    sys::Root,
+    work::{Stopped, Work},
+};
 
 /// What a write needs besides its job.
 #[derive(Clone, Debug)]
@@ -65,6 +91,16 @@ pub enum After {
     Unknown,
 }
 
+impl fmt::Display for After {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            After::Untouched => "the disk is as it was",
+            After::Unbootable => "what was on the disk is lost, and it does not boot until it is written again",
+            After::Unknown => "the image is verified, but may not boot: write it again",
+        })
+    }
+}
+
 /// A write failed.
 #[derive(Debug, thiserror::Error)]
 #[error("write {url} to {disk}: {after}")]
@@ -77,6 +113,111 @@ pub struct WriteError {
     pub after: After,
     /// What failed.
     pub source: Failure,
+}
+
+/// What of a write failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The guard does not allow it.
+    #[error("check the disk")]
+    Refused {
+        /// Why.
+        source: Refused,
+    },
+    /// The disk is smaller than any system.
+    #[error("use the disk: it has {disk} bytes, and no image is that small")]
+    SmallDisk {
+        /// In bytes.
+        disk: u64,
+    },
+    /// There is no usable digest.
+    #[error("learn the image's checksum")]
+    Checksum {
+        /// Why.
+        source: ChecksumError,
+    },
+    /// The list of digests cannot be had.
+    #[error("fetch the list with the image's checksum")]
+    ChecksumList {
+        /// Why.
+        source: SourceError,
+    },
+    /// The image cannot be had.
+    #[error("fetch the image")]
+    Source {
+        /// Why.
+        source: SourceError,
+    },
+    /// It is of a format that is not written.
+    #[error("recognise the image")]
+    Format {
+        /// Why.
+        source: FormatError,
+    },
+    /// It cannot be decompressed.
+    #[error("decompress the image: it is cut off, damaged, or goes on with something else")]
+    Decode {
+        /// Why.
+        source: io::Error,
+    },
+    /// It does not fit.
+    #[error("fit the image to the disk: it has {image} bytes at least, and the disk {disk}")]
+    TooLarge {
+        /// As many bytes of the image are known.
+        image: u64,
+        /// In bytes.
+        disk: u64,
+    },
+    /// Its partitions do not fit.
+    #[error("use the image's partition table")]
+    Layout {
+        /// Why.
+        source: LayoutError,
+    },
+    /// It is not the image that was meant.
+    #[error("verify the image")]
+    Mismatch {
+        /// Why.
+        source: Mismatch,
+    },
+    /// No config drive can be made.
+    #[error("give the operating system its first instructions")]
+    ConfigDrive {
+        /// Why.
+        source: ConfigDriveError,
+    },
+    /// The firmware would find nothing to boot.
+    #[error("boot the image by UEFI")]
+    Boot {
+        /// Why.
+        source: BootError,
+    },
+    /// The firmware takes no entry, and finds the image by nothing else.
+    #[error("enter the image into the firmware's boot order")]
+    Entry {
+        /// Why.
+        source: EfiError,
+    },
+    /// The disk failed.
+    #[error("use the disk: {what}")]
+    Disk {
+        /// What was tried.
+        what: &'static str,
+        /// Why: `EIO` if it is broken.
+        source: io::Error,
+    },
+    /// There are no threads to work on.
+    #[error("start threads")]
+    Threads {
+        /// Why.
+        source: io::Error,
+    },
+    /// It was stopped from outside.
+    #[error("go on")]
+    Stopped {
+        /// By whom.
+        source: Stopped,
+    },
 }
 
 /// Writes the image that `job` means to the disk that it means, with `config_drive` on a partition at its end, and enters it
