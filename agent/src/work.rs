@@ -154,7 +154,10 @@ mod tests {
         work.advance(1, 50);
         work.step("b", 60);
         let said = said.lock().unwrap();
-        let steps: Vec<_> = said.iter().map(|progress| (progress.step.as_str(), progress.percent)).collect();
+        let steps: Vec<_> = said
+            .iter()
+            .map(|progress| (progress.step.as_str(), progress.percent))
+            .collect();
         assert!(steps.is_sorted_by_key(|(_, percent)| *percent), "{steps:?}");
         assert_eq!((steps[0], *steps.last().unwrap()), (("a", 0), ("b", 60)));
     }

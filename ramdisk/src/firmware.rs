@@ -15,9 +15,6 @@ use crate::packed::Packing;
 /// Where the kernel looks for firmware (`drivers/base/firmware_loader/main.c`, `fw_path`).
 const FIRMWARE_DIR: &str = "lib/firmware";
 
-
-
-
 /// The largest firmware file that is taken along, in bytes.
 const MAX_FIRMWARE: u64 = 256 << 20;
 

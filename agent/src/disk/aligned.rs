@@ -27,7 +27,9 @@ impl Aligned {
 
 impl fmt::Debug for Aligned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Aligned").field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("Aligned")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }
 

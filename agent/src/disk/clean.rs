@@ -102,7 +102,10 @@ pub fn clean(job: &Clean, root: &Root, work: &Work) -> Result<Vec<Cleaned>, Clea
         let percent = u8::try_from(100 * done.len() / all).unwrap_or(100);
         work.step("clean disk", percent);
         let cleaned = wipe(&mut disk, work).map_err(|failed| failed.on(&name))?;
-        done.push(Cleaned { disk: name, ..cleaned });
+        done.push(Cleaned {
+            disk: name,
+            ..cleaned
+        });
     }
     Ok(done)
 }
@@ -208,8 +211,9 @@ fn read_logical(disk: &mut dyn Disk, start: u32, places: &mut Vec<Range<u64>>) -
         }
         let sector = read(disk, offset, 512)?;
         places.push(offset..offset + block);
-        let (boxes, parts): (Vec<_>, Vec<_>) =
-            mbr::records(&sector).into_iter().partition(mbr::Record::is_extended);
+        let (boxes, parts): (Vec<_>, Vec<_>) = mbr::records(&sector)
+            .into_iter()
+            .partition(mbr::Record::is_extended);
         if let Some(part) = parts.first() {
             places.push((at + u64::from(part.first)) * block..(at + part.end()) * block);
         }

@@ -104,7 +104,13 @@ pub fn load_option(partition: &SystemPartition, path: &str) -> Vec<u8> {
     nodes.extend(length(name.len() + 4));
     nodes.extend(name);
     nodes.extend([0x7f, 0xff, 4, 0]);
-    [&ACTIVE.to_le_bytes()[..], &length(nodes.len()), &wide(LABEL), &nodes].concat()
+    [
+        &ACTIVE.to_le_bytes()[..],
+        &length(nodes.len()),
+        &wide(LABEL),
+        &nodes,
+    ]
+    .concat()
 }
 
 fn length(len: usize) -> [u8; 2] {
@@ -112,7 +118,10 @@ fn length(len: usize) -> [u8; 2] {
 }
 
 fn wide(text: &str) -> Vec<u8> {
-    text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect()
+    text.encode_utf16()
+        .chain([0])
+        .flat_map(u16::to_le_bytes)
+        .collect()
 }
 
 /// What matters of an entry.
@@ -128,7 +137,9 @@ impl<'a> LoadOption<'a> {
         let attributes = u32::from_le_bytes(*bytes.first_chunk()?);
         let nodes_len = usize::from(u16::from_le_bytes(*bytes.get(4..)?.first_chunk()?));
         let rest = bytes.get(6..)?;
-        let units = rest.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+        let units = rest
+            .chunks_exact(2)
+            .map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
         let label: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
         let start = 2 * (label.len() + 1);
         Some(LoadOption {
@@ -225,7 +236,11 @@ pub fn enter(root: &Root, option: &[u8]) -> Result<u16, EfiError> {
         write(&directory, &entry_name(plan.number), option)?;
     }
     if plan.order != variables.order {
-        let bytes: Vec<u8> = plan.order.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let bytes: Vec<u8> = plan
+            .order
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect();
         write(&directory, "BootOrder", &bytes)?;
     }
     for number in plan.remove {
@@ -298,7 +313,11 @@ fn change(directory: &Path, name: &str, change: impl Fn(&Path) -> io::Result<()>
 fn write(directory: &Path, name: &str, value: &[u8]) -> Result<(), EfiError> {
     let whole = [&ATTRIBUTES[..], value].concat();
     change(directory, name, |path| {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
         // One call is one variable.
         match file.write(&whole)? {
             len if len == whole.len() => Ok(()),

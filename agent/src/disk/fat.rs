@@ -45,7 +45,10 @@ enum Width {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// The root of FAT12 and FAT16: bytes from an offset.
-    Fixed { offset: u64, len: u64 },
+    Fixed {
+        offset: u64,
+        len: u64,
+    },
     Cluster(u32),
 }
 
@@ -88,6 +91,14 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
+impl std::fmt::Debug for Fat<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fat")
+            .field("width", &self.width)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<'a> Fat<'a> {
     /// The file system that begins where `read` does.
     ///
@@ -97,7 +108,8 @@ impl<'a> Fat<'a> {
         let mut boot = [0; 512];
         read(0, &mut boot)?;
         let (sector, per_cluster) = (short(&boot, 11), u32::from(boot[13]));
-        let sizes = sector.is_power_of_two() && (512..=4096).contains(&sector) && per_cluster.is_power_of_two();
+        let sizes =
+            sector.is_power_of_two() && (512..=4096).contains(&sector) && per_cluster.is_power_of_two();
         let (reserved, fats) = (short(&boot, 14), u32::from(boot[16]));
         if boot[510..] != [0x55, 0xaa] || !sizes || reserved == 0 || fats == 0 {
             return Err(FatError::NotFat);
@@ -108,7 +120,10 @@ impl<'a> Fat<'a> {
         // In sectors from here on.
         let root = u64::from(reserved) + u64::from(fats) * u64::from(fat_len);
         let data = root + u64::from(root_len.div_ceil(sector));
-        let clusters = u64::from(total).checked_sub(data).ok_or(FatError::Broken("size"))? / u64::from(per_cluster);
+        let clusters = u64::from(total)
+            .checked_sub(data)
+            .ok_or(FatError::Broken("size"))?
+            / u64::from(per_cluster);
         let clusters = u32::try_from(clusters).map_err(|_| FatError::Broken("size"))?;
         // By this alone, says the specification.
         let width = match clusters {
@@ -177,7 +192,8 @@ impl<'a> Fat<'a> {
         let mut reading = Listing::default();
         match place {
             Place::Fixed { offset, len } => {
-                let mut bytes = vec![0; usize::try_from(len).map_err(|_| FatError::Broken("root directory"))?];
+                let mut bytes =
+                    vec![0; usize::try_from(len).map_err(|_| FatError::Broken("root directory"))?];
                 (self.read)(offset, &mut bytes)?;
                 reading.take(&bytes);
             }
@@ -202,7 +218,10 @@ impl<'a> Fat<'a> {
         let start = bytes.len();
         let len = usize::try_from(self.cluster_len).map_err(|_| FatError::Broken("cluster size"))?;
         bytes.resize(start + len, 0);
-        (self.read)(self.data + u64::from(index) * self.cluster_len, &mut bytes[start..])?;
+        (self.read)(
+            self.data + u64::from(index) * self.cluster_len,
+            &mut bytes[start..],
+        )?;
         Ok(())
     }
 
@@ -262,7 +281,9 @@ impl Listing {
                 self.long.clear();
             }
             let units = [&entry[1..11], &entry[14..26], &entry[28..32]].concat();
-            let units = units.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+            let units = units
+                .chunks_exact(2)
+                .map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
             let part: Vec<u16> = units.take_while(|unit| *unit != 0 && *unit != 0xffff).collect();
             self.long.splice(0..0, part);
             // No name has more than 255 units.
@@ -272,9 +293,17 @@ impl Listing {
             if attributes & VOLUME == 0 && entry[0] != b'.' {
                 let part = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
                 let (stem, extension) = (part(&entry[..8]), part(&entry[8..11]));
-                let short_name = if extension.is_empty() { stem } else { format!("{stem}.{extension}") };
+                let short_name = if extension.is_empty() {
+                    stem
+                } else {
+                    format!("{stem}.{extension}")
+                };
                 self.found.push(Entry {
-                    name: if long.is_empty() { short_name.clone() } else { String::from_utf16_lossy(&long) },
+                    name: if long.is_empty() {
+                        short_name.clone()
+                    } else {
+                        String::from_utf16_lossy(&long)
+                    },
                     short: short_name,
                     is_directory: attributes & DIRECTORY != 0,
                     cluster: short(entry, 20) << 16 | short(entry, 26),
@@ -286,4 +315,4 @@ impl Listing {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

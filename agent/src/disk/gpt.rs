@@ -94,7 +94,11 @@ pub struct Partition {
 
 impl fmt::Debug for Partition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}..={} {:?}", self.number, self.first, self.last, self.name)
+        write!(
+            f,
+            "{}: {}..={} {:?}",
+            self.number, self.first, self.last, self.name
+        )
     }
 }
 
@@ -208,7 +212,11 @@ impl Header {
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
         bytes[56..72].copy_from_slice(&self.guid.0);
-        for (at, value) in [(80, self.count), (84, self.entry_len), (88, self.entries_checksum)] {
+        for (at, value) in [
+            (80, self.count),
+            (84, self.entry_len),
+            (88, self.entries_checksum),
+        ] {
             bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
         let sum = checksum(&bytes[..HEADER]);
@@ -292,7 +300,9 @@ impl Gpt {
                     guid: guid(entry, 16),
                     first: long(entry, 32),
                     last: long(entry, 40),
-                    name: name.map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect(),
+                    name: name
+                        .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
+                        .collect(),
                 }
             })
         })
@@ -332,10 +342,15 @@ impl Gpt {
     pub fn add_at_end(&mut self, len: u64, name: &str, kind: Guid, own: Guid) -> Result<Partition, GptError> {
         let block = u64::from(self.block);
         let mib = (1 << 20) / block;
-        let used = self.partitions().map(|partition| partition.last + 1).max();
+        let used = self
+            .partitions()
+            .map(|partition| partition.last.saturating_add(1))
+            .max();
         let lowest = used.unwrap_or(0).max(self.header.first_usable);
-        let end = self.header.last_usable + 1;
-        let first = end.checked_sub(len.div_ceil(block)).map(|first| first / mib * mib);
+        let end = self.header.last_usable.saturating_add(1);
+        let first = end
+            .checked_sub(len.div_ceil(block))
+            .map(|first| first / mib * mib);
         let Some(first) = first.filter(|first| *first >= lowest) else {
             return Err(GptError::NoRoom {
                 needed: len,

@@ -3,12 +3,7 @@
 //! A job names the machine and the disk that it means. [`allow`] compares both with what is here and gives a [`Token`], which
 //! nobody else can make; [`Token::open`] opens that disk, exclusively, and compares once more.
 
-use std::{
-    fs::OpenOptions,
-    io,
-    os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
-};
+use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::PathBuf};
 
 use muster_proto::{
     identity::Identity,
@@ -242,7 +237,10 @@ fn choose(meant: &DiskId, disks: Vec<Described>) -> Result<Described, Refused> {
         marks && place && disk.size_bytes == meant.size_bytes
     };
     let seen = disks.len();
-    let hint = disks.iter().find(|disk| by_path(disk) || by_name(disk)).map(shown);
+    let hint = disks
+        .iter()
+        .find(|disk| by_path(disk) || by_name(disk))
+        .map(shown);
     let mut found: Vec<Described> = disks.into_iter().filter(is_it).collect();
     for closer in [&by_path as &dyn Fn(&Described) -> bool, &by_name] {
         if found.len() > 1 && found.iter().any(closer) {
@@ -269,7 +267,11 @@ fn shown(disk: &Described) -> String {
 
 /// A disk in words.
 pub(crate) fn shown_id(disk: &DiskId) -> String {
-    let mut text = if disk.name.is_empty() { disk.by_path.clone() } else { disk.name.clone() };
+    let mut text = if disk.name.is_empty() {
+        disk.by_path.clone()
+    } else {
+        disk.name.clone()
+    };
     for (what, value) in [("serial", &disk.serial), ("WWN", &disk.wwn)] {
         if !value.is_empty() {
             text += &format!(", {what} {value}");

@@ -24,14 +24,23 @@ pub(super) fn holder(root: &Root, name: &str) -> Result<Option<String>, ReadErro
     for (name, place) in &places {
         let holders = sys::absent_as_none(sys::list(&place.join("holders")))?.unwrap_or_default();
         if let Some(holder) = holders.first() {
-            return Ok(Some(format!("{name} is part of {}", text::clean(holder.as_bytes()))));
+            return Ok(Some(format!(
+                "{name} is part of {}",
+                text::clean(holder.as_bytes())
+            )));
         }
         let number = sys::text(&place.join("dev"))?;
         let node = format!("/dev/{}", name.replace('!', "/"));
         if let Some(point) = mounts.lines().find_map(|line| mounted(line, &number, &node)) {
-            return Ok(Some(format!("{name} is mounted on {}", text::clean(point.as_bytes()))));
+            return Ok(Some(format!(
+                "{name} is mounted on {}",
+                text::clean(point.as_bytes())
+            )));
         }
-        if swaps.lines().any(|line| line.split_whitespace().next() == Some(&node)) {
+        if swaps
+            .lines()
+            .any(|line| line.split_whitespace().next() == Some(&node))
+        {
             return Ok(Some(format!("{name} is in use for swapping")));
         }
     }

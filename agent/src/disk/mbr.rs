@@ -104,12 +104,20 @@ pub fn stretch_protective(sector: &mut [u8], blocks: u64) {
 ///
 /// # Errors
 /// [`MbrError`], one variant for each way to fail.
-pub fn add_at_end(sector: &mut [u8], kind: u8, len: u64, blocks: u64, block: u32) -> Result<Record, MbrError> {
+pub fn add_at_end(
+    sector: &mut [u8],
+    kind: u8,
+    len: u64,
+    blocks: u64,
+    block: u32,
+) -> Result<Record, MbrError> {
     let used = records(sector);
     let mib = (1 << 20) / u64::from(block);
     let lowest = used.iter().map(Record::end).max().unwrap_or(0).max(mib);
     let end = blocks.min(u64::from(u32::MAX));
-    let first = end.checked_sub(len.div_ceil(block.into())).map(|first| first / mib * mib);
+    let first = end
+        .checked_sub(len.div_ceil(block.into()))
+        .map(|first| first / mib * mib);
     let Some(first) = first.filter(|first| *first >= lowest) else {
         return Err(MbrError::NoRoom {
             needed: len,

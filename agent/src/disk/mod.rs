@@ -16,6 +16,8 @@ pub mod gpt;
 pub mod guard;
 mod held;
 pub mod mbr;
+#[cfg(test)]
+pub(crate) mod sim;
 
 use std::io;
 

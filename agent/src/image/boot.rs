@@ -53,7 +53,11 @@ pub fn loader(read: &mut ReadAt<'_>) -> Result<Loader, BootError> {
     let mut named = None;
     for vendor in &vendors {
         let files = file_system.list(vendor).map_err(fat)?;
-        let file = |name: &str| files.iter().find(|file| !file.is_directory && file.is_called(name));
+        let file = |name: &str| {
+            files
+                .iter()
+                .find(|file| !file.is_directory && file.is_called(name))
+        };
         if vendor.is_called("BOOT") {
             has_fallback = file(&format!("BOOT{SUFFIX}.EFI")).is_some();
             continue;
@@ -78,12 +82,16 @@ pub fn loader(read: &mut ReadAt<'_>) -> Result<Loader, BootError> {
 }
 
 fn directory<'e>(entries: &'e [Entry], name: &str) -> Option<&'e Entry> {
-    entries.iter().find(|entry| entry.is_directory && entry.is_called(name))
+    entries
+        .iter()
+        .find(|entry| entry.is_directory && entry.is_called(name))
 }
 
 /// The file that the first line of a list names: UTF-16, `file,label,options,comment`.
 fn first_of_list(list: &[u8]) -> Option<String> {
-    let units = list.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+    let units = list
+        .chunks_exact(2)
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
     let text = String::from_utf16_lossy(&units.collect::<Vec<_>>());
     let line = text.trim_start_matches('\u{feff}').lines().next()?;
     let name = line.split(',').next()?.trim();
@@ -114,7 +122,11 @@ pub fn volume_label(read: &mut ReadAt<'_>) -> io::Result<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         result => result?,
     }
-    Ok(if descriptor.starts_with(b"\x01CD001") { trimmed(&descriptor[40..72]) } else { None })
+    Ok(if descriptor.starts_with(b"\x01CD001") {
+        trimmed(&descriptor[40..72])
+    } else {
+        None
+    })
 }
 
 #[cfg(test)]

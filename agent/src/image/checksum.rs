@@ -26,7 +26,9 @@ pub enum ChecksumError {
     #[error("verify the image: it has no checksum, and without one nothing is written")]
     None,
     /// It is neither a digest nor a URL.
-    #[error("understand the checksum {0:?}: it is neither a SHA-256 or SHA-512 digest in hexadecimal nor a URL")]
+    #[error(
+        "understand the checksum {0:?}: it is neither a SHA-256 or SHA-512 digest in hexadecimal nor a URL"
+    )]
     Malformed(String),
     /// MD5 and SHA-1 can be forged.
     #[error("verify the image by {0}: it can be forged; give a SHA-256 or SHA-512 digest")]
@@ -236,7 +238,12 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
         .chars()
         .map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
         .collect::<Option<_>>()?;
-    (digits.len() % 2 == 0).then(|| digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+    (digits.len() % 2 == 0).then(|| {
+        digits
+            .chunks_exact(2)
+            .map(|pair| pair[0] << 4 | pair[1])
+            .collect()
+    })
 }
 
 #[cfg(test)]
@@ -257,19 +264,30 @@ mod tests {
 
     #[test]
     fn a_digest_is_known_by_its_length() {
-        assert_eq!(Wanted::parse(&sha256(), AUTO).unwrap().to_string(), format!("sha256:{}", sha256()));
         assert_eq!(
-            Wanted::parse(&sha512(), DigestAlgorithm::Sha512).unwrap().to_string(),
+            Wanted::parse(&sha256(), AUTO).unwrap().to_string(),
+            format!("sha256:{}", sha256())
+        );
+        assert_eq!(
+            Wanted::parse(&sha512(), DigestAlgorithm::Sha512)
+                .unwrap()
+                .to_string(),
             format!("sha512:{}", sha512().to_lowercase())
         );
         assert!(matches!(
             Wanted::parse(&sha512(), DigestAlgorithm::Sha256),
             Err(ChecksumError::OtherAlgorithm { .. })
         ));
-        assert_eq!(Wanted::parse(&"ab".repeat(16), AUTO), Err(ChecksumError::Weak("MD5")));
+        assert_eq!(
+            Wanted::parse(&"ab".repeat(16), AUTO),
+            Err(ChecksumError::Weak("MD5"))
+        );
         assert_eq!(Wanted::parse(" ", AUTO), Err(ChecksumError::None));
         for text in ["ab", "xyz", &"a".repeat(63), "ü"] {
-            assert!(matches!(Wanted::parse(text, AUTO), Err(ChecksumError::Malformed(_))), "{text}");
+            assert!(
+                matches!(Wanted::parse(text, AUTO), Err(ChecksumError::Malformed(_))),
+                "{text}"
+            );
         }
     }
 
@@ -282,9 +300,16 @@ mod tests {
             format!("{}  b.raw\n{digest}  a.raw\n", "00".repeat(32)),
             format!("# sums\n\n{digest} *./a.raw\n{}  a.raw.sig\n", "00".repeat(32)),
             format!("SHA512 (a.raw) = {}\nSHA256 (a.raw) = {digest}\n", "0".repeat(12)),
-            format!("MD5 (a.raw) = {}\nSHA256 (dir/a.raw) = {digest}\r\n", "00".repeat(16)),
+            format!(
+                "MD5 (a.raw) = {}\nSHA256 (dir/a.raw) = {digest}\r\n",
+                "00".repeat(16)
+            ),
         ] {
-            assert_eq!(Wanted::from_list(&list, "a.raw", AUTO).as_ref(), Ok(&wanted), "{list}");
+            assert_eq!(
+                Wanted::from_list(&list, "a.raw", AUTO).as_ref(),
+                Ok(&wanted),
+                "{list}"
+            );
         }
     }
 
@@ -297,13 +322,20 @@ mod tests {
             "a name is no pattern and no suffix"
         );
         let weak = format!("{}  a.raw\n", "00".repeat(16));
-        assert_eq!(Wanted::from_list(&weak, "a.raw", AUTO), Err(ChecksumError::Weak("MD5")));
+        assert_eq!(
+            Wanted::from_list(&weak, "a.raw", AUTO),
+            Err(ChecksumError::Weak("MD5"))
+        );
     }
 
     #[test]
     fn digests_are_those_of_the_standard() {
         // FIPS 180-4, "abc".
-        let wanted = Wanted::parse("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", AUTO).unwrap();
+        let wanted = Wanted::parse(
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            AUTO,
+        )
+        .unwrap();
         let mut digest = wanted.begin();
         digest.update(b"a");
         digest.update(b"bc");

@@ -67,7 +67,12 @@ const REFUSED: &[Magic] = &[
     (0, b"\x7fELF", "a program", UNPACK),
     (0, b"<!DOCTYPE", "a web page", "check the URL"),
     (0, b"<html", "a web page", "check the URL"),
-    (0x8001, b"CD001", "an ISO 9660 image", "give an image of an installed disk"),
+    (
+        0x8001,
+        b"CD001",
+        "an ISO 9660 image",
+        "give an image of an installed disk",
+    ),
 ];
 
 fn has(bytes: &[u8], offset: usize, magic: &[u8]) -> bool {
@@ -92,7 +97,10 @@ pub fn packing(first: &[u8]) -> Packing {
 /// # Errors
 /// [`FormatError`], one variant for each way to fail.
 pub fn check(first: &[u8]) -> Result<(), FormatError> {
-    if let Some((_, _, name, instead)) = REFUSED.iter().find(|(offset, magic, ..)| has(first, *offset, magic)) {
+    if let Some((_, _, name, instead)) = REFUSED
+        .iter()
+        .find(|(offset, magic, ..)| has(first, *offset, magic))
+    {
         return Err(FormatError::Other { name, instead });
     }
     if packing(first) != Packing::None {

@@ -30,7 +30,7 @@ pub(super) struct Held<'d> {
 impl<'d> Held<'d> {
     /// Makes `disk`, of [`LEAST`] bytes or more, unbootable. What is held back begins as zeros.
     pub(super) fn begin(disk: &'d mut dyn Disk) -> io::Result<Held<'d>> {
-        let mut held = Held {
+        let held = Held {
             tail_at: disk.size() - TAIL as u64,
             head: Aligned::zeroed(HEAD),
             tail: Aligned::zeroed(TAIL),
@@ -84,7 +84,11 @@ impl<'d> Held<'d> {
         let tail = within(offset, self.tail_at, size)..within(end, self.tail_at, size);
         self.tail[tail].fill(0);
         let (start, end) = (offset.max(head_end), end.min(self.tail_at));
-        if start < end { self.disk.zero(start, end - start) } else { Ok(()) }
+        if start < end {
+            self.disk.zero(start, end - start)
+        } else {
+            Ok(())
+        }
     }
 
     /// Reads any bytes as they will be.
@@ -112,7 +116,11 @@ impl<'d> Held<'d> {
         &self,
         offset: u64,
         len: usize,
-    ) -> (std::ops::Range<usize>, std::ops::Range<usize>, std::ops::Range<usize>) {
+    ) -> (
+        std::ops::Range<usize>,
+        std::ops::Range<usize>,
+        std::ops::Range<usize>,
+    ) {
         let until = |place: u64| usize::try_from(place.saturating_sub(offset)).map_or(len, |at| at.min(len));
         let (head_end, tail_start) = (until(HEAD as u64), until(self.tail_at));
         (0..head_end, head_end..tail_start, tail_start..len)

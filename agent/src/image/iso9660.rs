@@ -55,7 +55,10 @@ impl Directory {
     }
 
     fn own_len(&self) -> u64 {
-        let files = self.files.values().map(|content| content.len().next_multiple_of(BLOCK_LEN) as u64);
+        let files = self
+            .files
+            .values()
+            .map(|content| content.len().next_multiple_of(BLOCK_LEN) as u64);
         let directories = self.directories.values().map(Directory::own_len);
         let names = self.files.len() + self.directories.len() + 2;
         files.sum::<u64>() + directories.sum::<u64>() + (names * 256).next_multiple_of(BLOCK_LEN) as u64
@@ -106,7 +109,10 @@ pub fn image(label: &str, root: &Directory) -> Result<Vec<u8>, IsoError> {
     put(PATHS_LITTLE, &little);
     put(PATHS_BIG, &big);
     for (index, node) in nodes.iter().enumerate() {
-        put(node.block, &records(&nodes, index, &mut |at, name| places[&(at, name)])?);
+        put(
+            node.block,
+            &records(&nodes, index, &mut |at, name| places[&(at, name)])?,
+        );
         for (name, content) in &node.directory.files {
             put(places[&(index, name.as_str())], content);
         }
@@ -163,7 +169,13 @@ fn byte(value: usize) -> u8 {
 /// A name as readers without Rock Ridge see it (7.5): capitals, digits and underscores, one dot.
 fn plain_name(name: &str, is_directory: bool) -> String {
     let plain = |text: &str| -> String {
-        let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        let plain = |c: char| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_uppercase()
+            } else {
+                '_'
+            }
+        };
         text.chars().map(plain).collect()
     };
     if is_directory {
@@ -184,21 +196,39 @@ fn records<'a>(
     let node = &nodes[index];
     let mut records = Vec::new();
     let here = if index == 0 { root_fields() } else { Vec::new() };
-    records.push(record(&[0], node.block, node.len, true, &[here, posix(true, subdirectories(node))].concat())?);
+    records.push(record(
+        &[0],
+        node.block,
+        node.len,
+        true,
+        &[here, posix(true, subdirectories(node))].concat(),
+    )?);
     let parent = &nodes[node.parent];
-    records.push(record(&[1], parent.block, parent.len, true, &posix(true, subdirectories(parent)))?);
+    records.push(record(
+        &[1],
+        parent.block,
+        parent.len,
+        true,
+        &posix(true, subdirectories(parent)),
+    )?);
     let mut named = Vec::new();
     for (name, content) in &node.directory.files {
         let fields = [name_field(name), posix(false, 0)].concat();
         let plain = plain_name(name, false);
         let at = if content.is_empty() { 0 } else { place(index, name) };
-        named.push((plain.clone(), record(plain.as_bytes(), at, content.len(), false, &fields)?));
+        named.push((
+            plain.clone(),
+            record(plain.as_bytes(), at, content.len(), false, &fields)?,
+        ));
     }
     for child in &node.children {
         let child = &nodes[*child];
         let fields = [name_field(child.name), posix(true, subdirectories(child))].concat();
         let plain = plain_name(child.name, true);
-        named.push((plain.clone(), record(plain.as_bytes(), child.block, child.len, true, &fields)?));
+        named.push((
+            plain.clone(),
+            record(plain.as_bytes(), child.block, child.len, true, &fields)?,
+        ));
     }
     // 9.3: by name.
     named.sort();
@@ -221,7 +251,13 @@ fn subdirectories(node: &Node<'_>) -> usize {
 }
 
 /// A directory record (9.1) with its system use fields.
-fn record(name: &[u8], block: usize, len: usize, is_directory: bool, fields: &[u8]) -> Result<Vec<u8>, IsoError> {
+fn record(
+    name: &[u8],
+    block: usize,
+    len: usize,
+    is_directory: bool,
+    fields: &[u8],
+) -> Result<Vec<u8>, IsoError> {
     let mut record = vec![0, 0];
     record.extend(both(block)?);
     record.extend(both(len)?);
@@ -246,7 +282,16 @@ fn record(name: &[u8], block: usize, len: usize, is_directory: bool, fields: &[u
 fn root_fields() -> Vec<u8> {
     let (id, text) = (b"RRIP_1991A", b"THE ROCK RIDGE INTERCHANGE PROTOCOL");
     let mut fields = vec![b'S', b'P', 7, 1, 0xbe, 0xef, 0];
-    fields.extend([b'E', b'R', byte(8 + id.len() + text.len()), 1, byte(id.len()), byte(text.len()), 0, 1]);
+    fields.extend([
+        b'E',
+        b'R',
+        byte(8 + id.len() + text.len()),
+        1,
+        byte(id.len()),
+        byte(text.len()),
+        0,
+        1,
+    ]);
     fields.extend(id);
     fields.extend(text);
     fields
@@ -254,7 +299,11 @@ fn root_fields() -> Vec<u8> {
 
 /// `PX`: mode, links, owner and group. Anyone may read: the file system is mounted by root alone.
 fn posix(is_directory: bool, subdirectories: usize) -> Vec<u8> {
-    let (mode, links) = if is_directory { (0o040_555, 2 + subdirectories) } else { (0o100_444, 1) };
+    let (mode, links) = if is_directory {
+        (0o040_555, 2 + subdirectories)
+    } else {
+        (0o100_444, 1)
+    };
     let mut field = vec![b'P', b'X', 36, 1];
     for value in [mode, links, 0, 0] {
         field.extend(both(value).expect("small numbers"));
@@ -273,12 +322,32 @@ fn name_field(name: &str) -> Vec<u8> {
 fn path_tables(nodes: &[Node<'_>]) -> Result<(Vec<u8>, Vec<u8>), IsoError> {
     let (mut little, mut big) = (Vec::new(), Vec::new());
     for (index, node) in nodes.iter().enumerate() {
-        let name = if index == 0 { "\0".to_owned() } else { plain_name(node.name, true) };
+        let name = if index == 0 {
+            "\0".to_owned()
+        } else {
+            plain_name(node.name, true)
+        };
         let block = number(node.block)?;
         let parent = u16::try_from(node.parent + 1).map_err(|_| IsoError::TooManyDirectories)?;
         let header = [byte(name.len()), 0];
-        little.extend([&header[..], &block.to_le_bytes(), &parent.to_le_bytes(), name.as_bytes()].concat());
-        big.extend([&header[..], &block.to_be_bytes(), &parent.to_be_bytes(), name.as_bytes()].concat());
+        little.extend(
+            [
+                &header[..],
+                &block.to_le_bytes(),
+                &parent.to_le_bytes(),
+                name.as_bytes(),
+            ]
+            .concat(),
+        );
+        big.extend(
+            [
+                &header[..],
+                &block.to_be_bytes(),
+                &parent.to_be_bytes(),
+                name.as_bytes(),
+            ]
+            .concat(),
+        );
         for table in [&mut little, &mut big] {
             table.resize(table.len().next_multiple_of(2), 0);
         }
@@ -311,7 +380,12 @@ fn descriptor(label: &str, blocks: usize, path_table: usize, root: &Node<'_>) ->
     let root = record(&[0], root.block, root.len, true, &[])?;
     bytes[156..156 + root.len()].copy_from_slice(&root);
     // Made and changed at midnight of 1 January 1970; no date of expiry, valid at once (8.4.26.1).
-    for (at, date) in [(813, "1970010100000000"), (830, "1970010100000000"), (847, "0000000000000000"), (864, "1970010100000000")] {
+    for (at, date) in [
+        (813, "1970010100000000"),
+        (830, "1970010100000000"),
+        (847, "0000000000000000"),
+        (864, "1970010100000000"),
+    ] {
         bytes[at..at + 16].copy_from_slice(date.as_bytes());
     }
     bytes[881] = 1;

@@ -10,7 +10,9 @@ use crate::disk::{
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// Its partition table counts in other blocks.
-    #[error("fit the image to the disk: it is made for blocks of {image} bytes and the disk has blocks of {disk}")]
+    #[error(
+        "fit the image to the disk: it is made for blocks of {image} bytes and the disk has blocks of {disk}"
+    )]
     BlockSize {
         /// Of the image, in bytes.
         image: u32,
@@ -99,7 +101,10 @@ impl Layout {
     /// [`LayoutError`] if the image cannot be written to the disk.
     pub fn fit(head: &[u8], disk: u64, block: u32) -> Result<Layout, LayoutError> {
         let other = if block == 512 { 4096 } else { 512 };
-        let has_gpt = |block: usize| head.get(block..).is_some_and(|rest| rest.starts_with(b"EFI PART"));
+        let has_gpt = |block: usize| {
+            head.get(block..)
+                .is_some_and(|rest| rest.starts_with(b"EFI PART"))
+        };
         let index = |block: u32| usize::try_from(block).unwrap_or(usize::MAX);
         let wrong = LayoutError::BlockSize {
             image: other,
@@ -137,7 +142,9 @@ impl Layout {
                 .map(|partition| Part {
                     number: partition.number,
                     start: partition.first.saturating_mul(block),
-                    len: (partition.last - partition.first).saturating_add(1).saturating_mul(block),
+                    len: (partition.last - partition.first)
+                        .saturating_add(1)
+                        .saturating_mul(block),
                     name: partition.name,
                     is_esp: partition.kind == Guid::ESP,
                     signature: Signature::Gpt(partition.guid),

@@ -95,7 +95,9 @@ impl fmt::Display for After {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             After::Untouched => "the disk is as it was",
-            After::Unbootable => "what was on the disk is lost, and it does not boot until it is written again",
+            After::Unbootable => {
+                "what was on the disk is lost, and it does not boot until it is written again"
+            }
             After::Unknown => "the image is verified, but may not boot: write it again",
         })
     }

@@ -86,7 +86,9 @@ impl Sink for Fork<'_> {
     }
 
     fn take(&mut self, bytes: Bytes) -> bool {
-        self.counters.transferred.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.counters
+            .transferred
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.digest.send(bytes.clone()).is_ok() && self.decoder.send(bytes).is_ok()
     }
 }
@@ -134,14 +136,19 @@ pub(super) fn run(
             })
             .map_err(threads)?;
         let decoding = named("image-decoder")
-            .spawn_scoped(scope, move || decode(Chunks::of(chunks), counters, disk_size, &unused, &fill))
+            .spawn_scoped(scope, move || {
+                decode(Chunks::of(chunks), counters, disk_size, &unused, &fill)
+            })
             .map_err(threads)?;
 
         let mut image = 0;
         let mut written = Ok(());
         // Until all is written, or nothing more is to be: then the channels close, and the others end.
         for (mut buffer, len) in &filled {
-            written = work.go_on().map_err(stopped).and_then(|()| write(&mut buffer, len));
+            written = work
+                .go_on()
+                .map_err(stopped)
+                .and_then(|()| write(&mut buffer, len));
             if written.is_err() {
                 break;
             }

@@ -3,12 +3,7 @@
 //! A broken connection goes on where it ended, by `Range` and, where the server gives a strong validator, `If-Range`
 //! (RFC 9110, sections 13.1.5 and 14.2). A server that knows no ranges sends everything again, and what is known is skipped.
 
-use std::{
-    fs, io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::{
@@ -26,7 +21,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Environment, url::{Url, UrlError}};
+use super::{
+    Environment,
+    url::{Url, UrlError},
+};
 use crate::{
     net::{self, dns},
     session::{endpoint::Host, retry::Backoff, tls, wire},
@@ -354,7 +352,10 @@ impl Source<'_> {
             in_a_row += 1;
             if in_a_row >= self.patience.tries || in_all >= self.patience.tries_in_all {
                 let source = Box::new(error);
-                return Err(SourceError::GivenUp { tries: in_all, source });
+                return Err(SourceError::GivenUp {
+                    tries: in_all,
+                    source,
+                });
             }
             tracing::warn!("{}; trying again", muster_proto::Chain(&error));
             sleep(backoff.pause(None, net::random())).await;
@@ -449,9 +450,13 @@ impl Source<'_> {
             let response = self.ask(&url).await?;
             let status = response.status();
             let location = response.headers().get(header::LOCATION);
-            if status.is_redirection() && let Some(location) = location {
+            if status.is_redirection()
+                && let Some(location) = location
+            {
                 let location = String::from_utf8_lossy(location.as_bytes());
-                let next = url.join(&location).map_err(|source| SourceError::Url { source })?;
+                let next = url
+                    .join(&location)
+                    .map_err(|source| SourceError::Url { source })?;
                 if url.is_tls && !next.is_tls {
                     return Err(SourceError::Downgrade { from: url, to: next });
                 }
@@ -463,7 +468,11 @@ impl Source<'_> {
             }
             // A part that nobody asked for is not the whole.
             let is_whole = status == StatusCode::OK || (self.at > 0 && status == StatusCode::PARTIAL_CONTENT);
-            return if is_whole { Ok((url, response)) } else { Err(SourceError::Status { url, status }) };
+            return if is_whole {
+                Ok((url, response))
+            } else {
+                Err(SourceError::Status { url, status })
+            };
         }
         Err(SourceError::Redirects(self.url.clone()))
     }
@@ -477,7 +486,10 @@ impl Source<'_> {
         };
         let mut request = Request::get(target)
             .header(header::HOST, url.authority())
-            .header(header::USER_AGENT, concat!("muster-agent/", env!("CARGO_PKG_VERSION")))
+            .header(
+                header::USER_AGENT,
+                concat!("muster-agent/", env!("CARGO_PKG_VERSION")),
+            )
             // The digest is of the bytes as they lie on the server.
             .header(header::ACCEPT_ENCODING, "identity");
         if self.at > 0 {
@@ -542,10 +554,12 @@ impl Source<'_> {
             Host::Address(address) => Ok((*address, port).into()),
             Host::Name(name) => {
                 let found = dns::resolve(name, &self.environment.name_servers).await;
-                found.map(|address| (address, port).into()).map_err(|source| SourceError::Resolve {
-                    url: url.clone(),
-                    source,
-                })
+                found
+                    .map(|address| (address, port).into())
+                    .map_err(|source| SourceError::Resolve {
+                        url: url.clone(),
+                        source,
+                    })
             }
         }
     }
@@ -580,7 +594,11 @@ impl Source<'_> {
             .map_err(|_elapsed| self.stalled(url))?
             .map_err(failed)?;
         let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
-        if line.split(|byte| *byte == b' ').nth(1).is_some_and(|code| code.starts_with(b"2")) {
+        if line
+            .split(|byte| *byte == b' ')
+            .nth(1)
+            .is_some_and(|code| code.starts_with(b"2"))
+        {
             return Ok(stream);
         }
         Err(SourceError::Proxy {
@@ -619,7 +637,9 @@ impl Source<'_> {
 
 /// What tells whether a file is still the same: its entity tag if that is a strong one, else its date.
 fn validator(headers: &HeaderMap) -> Option<HeaderValue> {
-    let strong = headers.get(header::ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"));
+    let strong = headers
+        .get(header::ETAG)
+        .filter(|tag| !tag.as_bytes().starts_with(b"W/"));
     strong.or_else(|| headers.get(header::LAST_MODIFIED)).cloned()
 }
 

@@ -156,20 +156,43 @@ mod tests {
 
     #[test]
     fn urls_are_taken_apart() {
-        assert_eq!(whole(" HTTP://Images.example/a.raw.zst#x "), "http://Images.example:80/a.raw.zst");
-        assert_eq!(whole("https://[fd00::1]:8443?a=b/c"), "https://[fd00::1]:8443/?a=b/c");
+        assert_eq!(
+            whole(" HTTP://Images.example/a.raw.zst#x "),
+            "http://Images.example:80/a.raw.zst"
+        );
+        assert_eq!(
+            whole("https://[fd00::1]:8443?a=b/c"),
+            "https://[fd00::1]:8443/?a=b/c"
+        );
         assert_eq!(Url::parse("http://h/a/b.raw?x=/y").unwrap().file_name(), "b.raw");
-        for text in ["ftp://h/x", "file:///dev/zero", "oci://h/x", "/x", "http://", "http://h:x/", "http://h/a b", "http://h/ü"] {
+        for text in [
+            "ftp://h/x",
+            "file:///dev/zero",
+            "oci://h/x",
+            "/x",
+            "http://",
+            "http://h:x/",
+            "http://h/a b",
+            "http://h/ü",
+        ] {
             Url::parse(text).unwrap_err();
         }
-        assert!(matches!(Url::parse("http://u:p@h/"), Err(UrlError::Credentials(_))));
+        assert!(matches!(
+            Url::parse("http://u:p@h/"),
+            Err(UrlError::Credentials(_))
+        ));
     }
 
     #[test]
     fn no_secret_of_a_url_is_shown() {
         let url = Url::parse("https://h/a.raw?X-Signature=5ec7e7").unwrap();
         let refused = Url::parse("https://me:5ec7e7@h/a.raw").unwrap_err();
-        for text in [url.to_string(), format!("{url:?}"), refused.to_string(), format!("{refused:?}")] {
+        for text in [
+            url.to_string(),
+            format!("{url:?}"),
+            refused.to_string(),
+            format!("{refused:?}"),
+        ] {
             assert!(!text.contains("5ec7e7"), "{text}");
         }
         assert_eq!(url.to_string(), "https://h:443/a.raw?…");

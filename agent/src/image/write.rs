@@ -11,8 +11,7 @@ use super::{
     After, Environment, Failure, WriteError, Written,
     boot::{self, Loader},
     checksum::Wanted,
-    config_drive,
-    format,
+    config_drive, format,
     held::{HEAD, Held, LEAST},
     layout::Layout,
     pipeline,
@@ -21,7 +20,8 @@ use super::{
 };
 use crate::{
     disk::{
-        Disk, aligned::Aligned,
+        Disk,
+        aligned::Aligned,
         efi,
         guard::{self, shown_id},
     },
@@ -58,9 +58,8 @@ pub(super) fn run(
             root: &environment.root,
             work,
         };
-        let fetch = |sink: &mut dyn Sink| {
-            source::get(&job.image.url, environment, Patience::default(), work, sink)
-        };
+        let fetch =
+            |sink: &mut dyn Sink| source::get(&job.image.url, environment, Patience::default(), work, sink);
         writing.write(&mut open, fetch, &mut after)
     })();
     match result {
@@ -110,7 +109,10 @@ impl Writing<'_> {
         if size < LEAST {
             return Err(Failure::SmallDisk { disk: size });
         }
-        let config = self.config_drive.map(|drive| config_drive::image(drive, block)).transpose();
+        let config = self
+            .config_drive
+            .map(|drive| config_drive::image(drive, block))
+            .transpose();
         let config = config.map_err(|source| Failure::ConfigDrive { source })?;
 
         self.work.step("write image", TRANSFER.0);
@@ -123,9 +125,14 @@ impl Writing<'_> {
             let span = u16::from(TRANSFER.1 - TRANSFER.0);
             TRANSFER.0 + u8::try_from(u16::from(share) * span / 100).unwrap_or(0)
         };
-        let transfer = pipeline::run(fetch, self.wanted.begin(), size, self.work, percent, |buffer, len| {
-            writer.next(buffer, len, |head| self.look(head, size, block), after)
-        })?;
+        let transfer = pipeline::run(
+            fetch,
+            self.wanted.begin(),
+            size,
+            self.work,
+            percent,
+            |buffer, len| writer.next(buffer, len, |head| self.look(head, size, block), after),
+        )?;
         self.wanted
             .compare(&transfer.digest)
             .map_err(|source| Failure::Mismatch { source })?;
@@ -145,7 +152,8 @@ impl Writing<'_> {
         let backup = layout.render(held.head());
         let end = held.size() - backup.len() as u64;
         if !backup.is_empty() {
-            held.write_at(end, &backup).map_err(disk_failed("write the backup partition table"))?;
+            held.write_at(end, &backup)
+                .map_err(disk_failed("write the backup partition table"))?;
         }
         held.sync().map_err(disk_failed("sync it"))?;
         self.prepare_boot(&mut held, &layout, &mut written.warnings)?;
@@ -156,14 +164,18 @@ impl Writing<'_> {
         let disk = held.commit().map_err(disk_failed("make it bootable"))?;
         if let Err(error) = disk.reread_table() {
             // Only this ramdisk does not see the partitions.
-            written.warnings.push(format!("the kernel did not take the new partition table: {error}"));
+            written.warnings.push(format!(
+                "the kernel did not take the new partition table: {error}"
+            ));
         }
         self.work.step("written", 100);
         Ok(written)
     }
 
     fn go_on(&self) -> Result<(), Failure> {
-        self.work.go_on().map_err(|source: Stopped| Failure::Stopped { source })
+        self.work
+            .go_on()
+            .map_err(|source: Stopped| Failure::Stopped { source })
     }
 
     /// Whether the image whose first bytes are `head` can be written to the disk, before that is touched.
@@ -173,7 +185,9 @@ impl Writing<'_> {
         whole.resize(HEAD, 0);
         let layout = Layout::fit(&whole, size, block).map_err(|source| Failure::Layout { source })?;
         if efi::is_uefi(self.root) {
-            layout.system_partition().map_err(|source| Failure::Layout { source })?;
+            layout
+                .system_partition()
+                .map_err(|source| Failure::Layout { source })?;
         }
         Ok(layout)
     }
@@ -217,7 +231,9 @@ impl Writing<'_> {
     ) -> Result<(), Failure> {
         if !efi::is_uefi(self.root) {
             if held.head()[..440].iter().all(|byte| *byte == 0) {
-                warnings.push("this machine boots by BIOS, and the image's boot sector has no program".to_owned());
+                warnings.push(
+                    "this machine boots by BIOS, and the image's boot sector has no program".to_owned(),
+                );
             }
             return Ok(());
         }
@@ -327,7 +343,9 @@ fn flush(held: &mut Held<'_>, at: u64, zeros: &mut u64) -> Result<(), Failure> {
 /// In steps that are compared at once.
 fn is_zero(bytes: &[u8]) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
-    bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])
+    bytes
+        .chunks(ZEROS.len())
+        .all(|chunk| chunk == &ZEROS[..chunk.len()])
 }
 
 #[cfg(test)]

@@ -13,7 +13,13 @@ const PARTITION: SystemPartition = SystemPartition {
 /// An entry whose path has one node.
 fn entry(attributes: u32, label: &str, kind: u8, subtype: u8) -> Vec<u8> {
     let nodes = [kind, subtype, 5, 0, 9, 0x7f, 0xff, 4, 0];
-    [&attributes.to_le_bytes()[..], &length(nodes.len()), &wide(label), &nodes].concat()
+    [
+        &attributes.to_le_bytes()[..],
+        &length(nodes.len()),
+        &wide(label),
+        &nodes,
+    ]
+    .concat()
 }
 
 fn network() -> Vec<u8> {
@@ -45,9 +51,17 @@ fn the_network_keeps_the_first_word_if_the_machine_came_in_by_it() {
     let all = [menu(), network(), network(), disk()];
     assert_eq!(order(&all, &[0, 1, 2, 3], 2), [0, 1, 2, 4, 3]);
     assert_eq!(order(&all, &[1, 0, 3], 1), [1, 4, 0, 3]);
-    assert_eq!(order(&all, &[3, 1], 1), [4, 3, 1], "a disk came first: it was told to use the network once");
+    assert_eq!(
+        order(&all, &[3, 1], 1),
+        [4, 3, 1],
+        "a disk came first: it was told to use the network once"
+    );
     assert_eq!(order(&all, &[1, 3], 3), [4, 1, 3], "it came in by its disk");
-    assert_eq!(order(&all, &[1, 3], 9), [4, 1, 3], "it came in by an entry that is gone");
+    assert_eq!(
+        order(&all, &[1, 3], 9),
+        [4, 1, 3],
+        "it came in by an entry that is gone"
+    );
     assert_eq!(order(&[], &[], 0), [0]);
 }
 
@@ -57,7 +71,10 @@ fn older_entries_of_ours_are_replaced_and_others_stay() {
     let new = load_option(&PARTITION, "\\EFI\\new.efi");
     let before = variables(&[disk(), old.clone(), old.clone()], &[1, 0, 2], 0);
     let planned = plan(&before, &new).unwrap();
-    assert_eq!((planned.number, planned.is_there, &planned.remove[..]), (1, false, &[2][..]));
+    assert_eq!(
+        (planned.number, planned.is_there, &planned.remove[..]),
+        (1, false, &[2][..])
+    );
     assert_eq!(planned.order, [1, 0]);
     assert!(plan(&before, &old).unwrap().is_there);
 }
@@ -69,7 +86,12 @@ fn an_entry_says_what_it_was_made_of() {
     assert_eq!((parsed.attributes, parsed.label.as_str()), (1, LABEL));
     assert!(!parsed.is_network() && !parsed.is_passed_over());
     // UEFI specification 2.10, table 10-52: HD(1,GPT,…,0x800,0x1000).
-    assert_eq!(parsed.nodes[..24], [4, 1, 42, 0, 1, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(
+        parsed.nodes[..24],
+        [
+            4, 1, 42, 0, 1, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0
+        ]
+    );
     assert_eq!(parsed.nodes[40..42], [2, 2]);
     assert_eq!(parsed.nodes[42..48], [4, 4, 48, 0, b'\\', 0]);
     assert!(parsed.nodes.ends_with(&[b'I', 0, 0, 0, 0x7f, 0xff, 4, 0]));
@@ -81,17 +103,26 @@ fn variables_are_written_below_the_root_and_again_without_a_change() {
     let with = |value: &[u8]| [&ATTRIBUTES[..], value].concat();
     let tree = Tree::new()
         .file(&file("Boot0000"), with(&network()))
-        .file(&file("Boot0007"), with(&load_option(&PARTITION, "a very long path that is cut off")))
+        .file(
+            &file("Boot0007"),
+            with(&load_option(&PARTITION, "a very long path that is cut off")),
+        )
         .file(&file("BootOrder"), with(&[0, 0, 7, 0, 3, 0]))
         .file(&file("BootCurrent"), with(&[0, 0]))
-        .file("sys/firmware/efi/efivars/Boot0001-00000000-0000-0000-0000-000000000000", "");
+        .file(
+            "sys/firmware/efi/efivars/Boot0001-00000000-0000-0000-0000-000000000000",
+            "",
+        );
     let root = tree.root();
     assert!(is_uefi(&root) && !is_uefi(&Tree::new().root()));
     let option = load_option(&PARTITION, "\\x");
     for _ in 0..2 {
         assert_eq!(enter(&root, &option).unwrap(), 7);
         assert_eq!(fs::read(root.at(file("Boot0007"))).unwrap(), with(&option));
-        assert_eq!(fs::read(root.at(file("BootOrder"))).unwrap(), with(&[0, 0, 7, 0, 3, 0]));
+        assert_eq!(
+            fs::read(root.at(file("BootOrder"))).unwrap(),
+            with(&[0, 0, 7, 0, 3, 0])
+        );
     }
     assert!(!root.at(file("BootNext")).exists());
 }
