@@ -2,7 +2,7 @@
 //!
 //! A test takes what it needs: [`cluster::Cluster`] is a real API server, [`netns::Netns`] a network that nobody else sees,
 //! [`machine::Machine`] a server with firmware, NICs and disks, [`controller::Controller`] the real controller binary,
-//! [`wire::Wire`] a cable with faults, [`sim`] clients that need no guest. Everything that is started is a child of this
+//! [`wire::Wire`] a cable with faults, [`sim`] clients that need no guest, [`loops::LoopDisk`] a disk. Everything that is started is a child of this
 //! process and dies with it, even by `kill -9`; everything that is written lies in a [`scratch::Scratch`].
 
 pub mod bench;
@@ -11,8 +11,10 @@ pub mod cluster;
 pub mod controller;
 pub mod demo;
 pub mod dnsmasq;
+pub mod files;
 pub mod forward;
 pub mod lines;
+pub mod loops;
 pub mod machine;
 pub mod netns;
 pub mod paths;
