@@ -213,7 +213,7 @@ fn a_disk_with_blocks_of_4096_bytes_takes_an_image_made_for_it_and_no_other() {
     let refused = bench.write(&job, None).unwrap_err();
     assert_eq!(refused.after, After::Untouched);
     assert!(matches!(
-        refused.source,
+        *refused.source,
         Failure::Layout {
             source: LayoutError::BlockSize {
                 image: 512,
@@ -239,7 +239,7 @@ fn the_digest_may_stand_in_a_list_beside_the_image() {
     fs::write(&list, line(&"0".repeat(64))).unwrap();
     let refused = bench.write(&job, None).unwrap_err();
     assert_eq!(refused.after, After::Unbootable);
-    assert!(matches!(refused.source, Failure::Mismatch { .. }));
+    assert!(matches!(*refused.source, Failure::Mismatch { .. }));
     let found = bench.bytes();
     let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
     assert!(is_zero(&found[..1 << 20]) && is_zero(&found[found.len() - 4096..]));

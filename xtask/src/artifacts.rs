@@ -145,9 +145,10 @@ fn ramdisk(profile: &str, meta: &str, agent: &Path, out: &Path) -> Result<()> {
 
 /// What the benchmark of writing runs: the lab, and the agent's example, built as the agent is.
 pub(crate) fn bench_write() -> Result<()> {
-    step("agent's example, built as the agent is (first time 2 min)", || {
-        build_agent(&["--example", "write"])
-    })?;
+    step(
+        "agent's example, built as the agent is (first time 2 min)",
+        || build_agent(&["--example", "write"]),
+    )?;
     step("controller and lab (first time 4 min)", controller)
 }
 

@@ -15,7 +15,11 @@ const LIST: &str = "kustomization.yaml";
 /// The pages that are made from benchmarks' raw results, once there are any, and the lab's word for each.
 const BENCHMARKS: [(&str, &str, &str); 2] = [
     ("docs/benchmarks.md", bench::RESULTS, "bench-page"),
-    ("docs/benchmarks-write.md", bench::WRITE_RESULTS, "bench-write-page"),
+    (
+        "docs/benchmarks-write.md",
+        bench::WRITE_RESULTS,
+        "bench-write-page",
+    ),
 ];
 
 /// Writes them all.

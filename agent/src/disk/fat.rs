@@ -127,8 +127,8 @@ impl<'a> Fat<'a> {
         let clusters = u32::try_from(clusters).map_err(|_| FatError::Broken("size"))?;
         // By this alone, says the specification.
         let width = match clusters {
-            ..4085 => Width::Fat12,
-            ..65525 => Width::Fat16,
+            0..4085 => Width::Fat12,
+            4085..65525 => Width::Fat16,
             _ => Width::Fat32,
         };
         let bytes = |sectors: u64| sectors * u64::from(sector);
@@ -237,7 +237,7 @@ impl<'a> Fat<'a> {
         (self.read)(self.fat + offset, &mut bytes[..len])?;
         let raw = u32::from_le_bytes(bytes);
         let (value, end) = match self.width {
-            Width::Fat12 if cluster % 2 == 0 => (raw & 0xfff, 0xff8),
+            Width::Fat12 if cluster.is_multiple_of(2) => (raw & 0xfff, 0xff8),
             Width::Fat12 => (raw >> 4, 0xff8),
             Width::Fat16 => (raw, 0xfff8),
             Width::Fat32 => (raw & 0x0fff_ffff, 0x0fff_fff8),

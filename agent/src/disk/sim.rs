@@ -63,7 +63,7 @@ impl SimDisk {
     fn change(&mut self, offset: u64, data: Vec<u8>) -> io::Result<()> {
         let block = u64::from(self.block);
         assert!(
-            offset % block == 0 && data.len() as u64 % block == 0,
+            offset.is_multiple_of(block) && (data.len() as u64).is_multiple_of(block),
             "whole blocks only"
         );
         let at = usize::try_from(offset).unwrap();
@@ -102,7 +102,7 @@ impl Disk for SimDisk {
     fn read_at(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.alive()?;
         let at = usize::try_from(offset).unwrap();
-        assert!(offset % u64::from(self.block) == 0, "whole blocks only");
+        assert!(offset.is_multiple_of(self.block.into()), "whole blocks only");
         into.copy_from_slice(&self.bytes[at..at + into.len()]);
         Ok(())
     }

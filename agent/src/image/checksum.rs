@@ -238,7 +238,7 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
         .chars()
         .map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
         .collect::<Option<_>>()?;
-    (digits.len() % 2 == 0).then(|| {
+    digits.len().is_multiple_of(2).then(|| {
         digits
             .chunks_exact(2)
             .map(|pair| pair[0] << 4 | pair[1])

@@ -114,7 +114,7 @@ pub struct WriteError {
     /// What is on the disk now.
     pub after: After,
     /// What failed.
-    pub source: Failure,
+    pub source: Box<Failure>,
 }
 
 /// What of a write failed.

@@ -74,18 +74,18 @@ pub enum SourceError {
     #[error("follow {from}: it leads to {to}, which is not secured by TLS")]
     Downgrade {
         /// From where.
-        from: Url,
+        from: String,
         /// Where to.
-        to: Url,
+        to: String,
     },
     /// Redirects do not end.
     #[error("follow {0}: after {MOST_REDIRECTS} redirects there are more")]
-    Redirects(Url),
+    Redirects(String),
     /// The server's name has no address.
     #[error("find {url}")]
     Resolve {
         /// What.
-        url: Url,
+        url: String,
         /// Why.
         source: dns::DnsError,
     },
@@ -93,7 +93,7 @@ pub enum SourceError {
     #[error("connect to {url}")]
     Connect {
         /// What.
-        url: Url,
+        url: String,
         /// Why.
         source: io::Error,
     },
@@ -103,7 +103,7 @@ pub enum SourceError {
     )]
     Untrusted {
         /// What.
-        url: Url,
+        url: String,
         /// Why.
         source: io::Error,
     },
@@ -113,7 +113,7 @@ pub enum SourceError {
     )]
     NoAuthorities {
         /// What.
-        url: Url,
+        url: String,
     },
     /// The authorities in the ramdisk cannot be used.
     #[error("use the certificate authorities of the ramdisk")]
@@ -131,7 +131,7 @@ pub enum SourceError {
     #[error("reach {url} through the proxy {proxy}: it answers {answer:?}")]
     Proxy {
         /// What.
-        url: Url,
+        url: String,
         /// Which proxy.
         proxy: String,
         /// Its first line.
@@ -144,7 +144,7 @@ pub enum SourceError {
     #[error("get {url}: the server answers {status}")]
     Status {
         /// What.
-        url: Url,
+        url: String,
         /// HTTP status.
         status: StatusCode,
     },
@@ -152,7 +152,7 @@ pub enum SourceError {
     #[error("get {url}: the connection broke after {at} bytes")]
     Broken {
         /// What.
-        url: Url,
+        url: String,
         /// How far it came.
         at: u64,
         /// Why.
@@ -162,7 +162,7 @@ pub enum SourceError {
     #[error("get {url}: nothing came for {} s after {at} bytes", patience.as_secs())]
     Stalled {
         /// What.
-        url: Url,
+        url: String,
         /// How far it came.
         at: u64,
         /// For how long.
@@ -172,7 +172,7 @@ pub enum SourceError {
     #[error("get {url}: {at} bytes came of {total}")]
     Length {
         /// What.
-        url: Url,
+        url: String,
         /// How many came.
         at: u64,
         /// How many the server announced.
@@ -182,7 +182,7 @@ pub enum SourceError {
     #[error("get {url}: it became another file after {at} bytes; it must be begun anew")]
     Changed {
         /// What.
-        url: Url,
+        url: String,
         /// How far it came.
         at: u64,
     },
@@ -190,7 +190,7 @@ pub enum SourceError {
     #[error("get {url}: it has more than {most} bytes")]
     TooLarge {
         /// What.
-        url: Url,
+        url: String,
         /// The limit.
         most: u64,
     },
@@ -315,6 +315,7 @@ pub fn get_small(
     get(url, environment, patience, work, &mut small)?;
     if small.is_too_large {
         let url = Url::parse(url).map_err(|source| SourceError::Url { source })?;
+        let url = url.to_string();
         return Err(SourceError::TooLarge { url, most });
     }
     Ok(small.bytes)
@@ -383,7 +384,7 @@ impl Source<'_> {
                 break;
             }
             let frame = frame.map_err(|source| SourceError::Broken {
-                url: url.clone(),
+                url: url.to_string(),
                 at: self.at,
                 source,
             })?;
@@ -401,7 +402,7 @@ impl Source<'_> {
         }
         match self.total {
             Some(total) if total != self.at => Err(SourceError::Length {
-                url,
+                url: url.to_string(),
                 at: self.at,
                 total,
             }),
@@ -411,7 +412,7 @@ impl Source<'_> {
 
     fn stalled(&self, url: &Url) -> SourceError {
         SourceError::Stalled {
-            url: url.clone(),
+            url: url.to_string(),
             at: self.at,
             patience: self.patience.stall,
         }
@@ -423,7 +424,7 @@ impl Source<'_> {
             return Ok(0);
         }
         let changed = || SourceError::Changed {
-            url: url.clone(),
+            url: url.to_string(),
             at: self.at,
         };
         let headers = response.headers();
@@ -458,23 +459,32 @@ impl Source<'_> {
                     .join(&location)
                     .map_err(|source| SourceError::Url { source })?;
                 if url.is_tls && !next.is_tls {
-                    return Err(SourceError::Downgrade { from: url, to: next });
+                    return Err(SourceError::Downgrade {
+                        from: url.to_string(),
+                        to: next.to_string(),
+                    });
                 }
                 url = next;
                 continue;
             }
             if status == StatusCode::RANGE_NOT_SATISFIABLE && self.begun {
-                return Err(SourceError::Changed { url, at: self.at });
+                return Err(SourceError::Changed {
+                    url: url.to_string(),
+                    at: self.at,
+                });
             }
             // A part that nobody asked for is not the whole.
             let is_whole = status == StatusCode::OK || (self.at > 0 && status == StatusCode::PARTIAL_CONTENT);
             return if is_whole {
                 Ok((url, response))
             } else {
-                Err(SourceError::Status { url, status })
+                Err(SourceError::Status {
+                    url: url.to_string(),
+                    status,
+                })
             };
         }
-        Err(SourceError::Redirects(self.url.clone()))
+        Err(SourceError::Redirects(self.url.to_string()))
     }
 
     async fn ask(&mut self, url: &Url) -> Result<Response<Incoming>, SourceError> {
@@ -503,7 +513,7 @@ impl Source<'_> {
             .await
             .map_err(|_elapsed| self.stalled(url))?
             .map_err(|source| SourceError::Broken {
-                url: url.clone(),
+                url: url.to_string(),
                 at: self.at,
                 source,
             })
@@ -512,7 +522,7 @@ impl Source<'_> {
     /// A connection, and whether requests on it need the whole URL, because a proxy reads them.
     async fn connect(&mut self, url: &Url) -> Result<(SendRequest<Empty<Bytes>>, bool), SourceError> {
         let failed = |source| SourceError::Connect {
-            url: url.clone(),
+            url: url.to_string(),
             source,
         };
         let stream = match self.environment.proxy.clone() {
@@ -539,7 +549,7 @@ impl Source<'_> {
         let secured = wire::secure(stream, url.host.server_name(), tls).await;
         let stream = secured.map_err(|source| match tls::cause(&source) {
             Some(rustls::Error::InvalidCertificate(_)) => SourceError::Untrusted {
-                url: url.clone(),
+                url: url.to_string(),
                 source,
             },
             _ => failed(source),
@@ -557,7 +567,7 @@ impl Source<'_> {
                 found
                     .map(|address| (address, port).into())
                     .map_err(|source| SourceError::Resolve {
-                        url: url.clone(),
+                        url: url.to_string(),
                         source,
                     })
             }
@@ -571,7 +581,7 @@ impl Source<'_> {
             .ok_or_else(|| SourceError::ProxyAddress(muster_proto::text::clean(proxy.as_bytes())))?;
         let address = self.resolve(url, &host, port).await?;
         let failed = |source| SourceError::Connect {
-            url: url.clone(),
+            url: url.to_string(),
             source,
         };
         let mut stream = wire::connect(address).await.map_err(failed)?;
@@ -602,7 +612,7 @@ impl Source<'_> {
             return Ok(stream);
         }
         Err(SourceError::Proxy {
-            url: url.clone(),
+            url: url.to_string(),
             proxy: muster_proto::text::clean(proxy.as_bytes()),
             answer: muster_proto::text::clean(line),
         })
@@ -626,7 +636,7 @@ impl Source<'_> {
             }
         }
         if pem.is_empty() {
-            return Err(SourceError::NoAuthorities { url: url.clone() });
+            return Err(SourceError::NoAuthorities { url: url.to_string() });
         }
         let tls = tls::images(&pem, &self.environment.clock)
             .map_err(|source| SourceError::Authorities { source })?;

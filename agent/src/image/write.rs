@@ -33,6 +33,9 @@ use crate::{
 /// The largest list of digests that is read, in bytes.
 const LARGEST_LIST: u64 = 1 << 20;
 
+/// As many zeros are written at once, in bytes: a disk that writes them out takes a moment, in which nobody hears of progress.
+const MOST_ZEROS: u64 = 256 << 20;
+
 /// Where the transfer begins and ends within the whole, in percent.
 const TRANSFER: (u8, u8) = (2, 92);
 
@@ -68,7 +71,7 @@ pub(super) fn run(
             url: url::shown(&job.image.url),
             disk,
             after,
-            source,
+            source: Box::new(source),
         }),
     }
 }
@@ -306,7 +309,7 @@ impl<'d> Writer<'d> {
                 disk: held.size(),
             });
         }
-        if is_zero(&buffer[..whole]) {
+        if is_zero(&buffer[..whole]) && self.zeros < MOST_ZEROS {
             self.zeros += whole as u64;
         } else {
             flush(held, self.at, &mut self.zeros)?;

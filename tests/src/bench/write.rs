@@ -105,7 +105,11 @@ impl Place {
         let packed = directory.join("image.zst");
         println!("  making the image");
         make_image(&raw)?;
-        shell(&format!("zstd -q -3 -T0 -o {} {}", packed.display(), raw.display()))?;
+        shell(&format!(
+            "zstd -q -3 -T0 -o {} {}",
+            packed.display(),
+            raw.display()
+        ))?;
         let digest = shell(&format!("sha256sum {}", packed.display()))?;
         let digest = digest.split(' ').next().unwrap_or_default().to_owned();
         let disk = LoopDisk::new(&directory.join("disk"), IMAGE + (64 << 20), 512)?;
@@ -136,7 +140,9 @@ impl Place {
             }
             _ => {
                 let raw = self.raw.display();
-                shell(&format!("dd if={raw} of={device} bs=4M oflag=direct conv=fsync status=none"))?;
+                shell(&format!(
+                    "dd if={raw} of={device} bs=4M oflag=direct conv=fsync status=none"
+                ))?;
                 None
             }
         };
@@ -221,7 +227,8 @@ fn make_image(path: &Path) -> Result<()> {
     let places = (2..IMAGE / MIB as u64 - 2).step_by(2);
     for (index, mib) in places.enumerate() {
         let start = index * MIB % PATTERN;
-        std::io::Seek::seek(&mut output, std::io::SeekFrom::Start(mib * MIB as u64)).context("find a place")?;
+        std::io::Seek::seek(&mut output, std::io::SeekFrom::Start(mib * MIB as u64))
+            .context("find a place")?;
         output
             .write_all(&pattern[start..start + MIB])
             .context("fill the image")?;
@@ -281,9 +288,16 @@ fn page(results: &WriteResults) -> String {
         ("processors busy before", format!("{:.2}", computer.busy_cores)),
         (
             "image",
-            format!("{} MiB raw, {} MiB in zstd", results.image >> 20, results.packed >> 20),
+            format!(
+                "{} MiB raw, {} MiB in zstd",
+                results.image >> 20,
+                results.packed >> 20
+            ),
         ),
-        ("disk", "loop device over a file in memory, full of other data".to_owned()),
+        (
+            "disk",
+            "loop device over a file in memory, full of other data".to_owned(),
+        ),
     ] {
         page += &format!("| {name} | {value} |\n");
     }

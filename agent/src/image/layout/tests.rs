@@ -89,7 +89,7 @@ fn the_backup_goes_to_the_end_and_the_config_drive_before_it() {
         let backup = layout.render(&mut whole[..1 << 20]);
         let end = whole.len() - backup.len();
         whole[end..].copy_from_slice(&backup);
-        assert!(at + 3 * MIB <= end as u64 && at % MIB == 0, "{at}");
+        assert!(at + 3 * MIB <= end as u64 && at.is_multiple_of(MIB), "{at}");
         let primary = Gpt::primary(&whole, block).unwrap();
         let second = backup_of(&whole, block).unwrap();
         let names = |gpt: &Gpt| {
