@@ -5,6 +5,8 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod descriptor;
+pub mod disk;
+pub mod image;
 pub mod inventory;
 pub mod kmod;
 pub mod net;

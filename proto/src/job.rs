@@ -31,6 +31,8 @@ impl From<&Identity> for MachineId {
 }
 
 /// The disk that a job means: how to find it, and what it must be. Fields as in the inventory; empty ones are not compared.
+/// Serial number and WWN decide which disk it is; path and name only where there is neither, or for one of several paths to
+/// the same disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]

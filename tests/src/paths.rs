@@ -59,6 +59,12 @@ pub fn empty_boot_dir() -> Result<PathBuf> {
     existing("MUSTER_EMPTY_BOOT_DIR", &[&target().join("bench/boot")])
 }
 
+/// The agent's example that writes an image, built as the agent is, or `MUSTER_WRITE`. Only the benchmark has it.
+pub fn write_example() -> Result<PathBuf> {
+    let built = target().join("x86_64-unknown-linux-gnu/agent/examples/write");
+    existing("MUSTER_WRITE", &[&built])
+}
+
 /// Debian's nginx, unpacked, or `MUSTER_NGINX`. Only the benchmark has it.
 pub fn nginx() -> Result<PathBuf> {
     existing("MUSTER_NGINX", &[&target().join("bench/nginx/usr/sbin/nginx")])

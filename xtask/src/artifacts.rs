@@ -62,8 +62,12 @@ fn control_plane() -> Result<()> {
         .run_logged(&log("controlplane")?)
 }
 
-/// The agent's own flags: static, so that it runs as the only program of the ramdisk.
 fn agent() -> Result<()> {
+    build_agent(&[])
+}
+
+/// The agent's own flags: static, so that it runs as the only program of the ramdisk.
+fn build_agent(what: &[&str]) -> Result<()> {
     cargo()
         .env(
             "RUSTFLAGS",
@@ -79,6 +83,7 @@ fn agent() -> Result<()> {
             "--package",
             "muster-agent",
         ])
+        .args(what)
         .run()
 }
 
@@ -136,6 +141,15 @@ fn ramdisk(profile: &str, meta: &str, agent: &Path, out: &Path) -> Result<()> {
         .arg("--out")
         .arg(out)
         .run_logged(&log(&format!("ramdisk-{profile}-{name}"))?)
+}
+
+/// What the benchmark of writing runs: the lab, and the agent's example, built as the agent is.
+pub(crate) fn bench_write() -> Result<()> {
+    step(
+        "agent's example, built as the agent is (first time 2 min)",
+        || build_agent(&["--example", "write"]),
+    )?;
+    step("controller and lab (first time 4 min)", controller)
 }
 
 /// What only the benchmark runs: controller and lab as they are released, nginx, and a ramdisk whose `/init` does nothing.

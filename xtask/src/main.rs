@@ -22,7 +22,7 @@ cargo xtask <command>
   demo      discover two servers that nobody has described: [--once] [--hosts N] [--kubeconfig FILE]
   test      run all tests: [--full] [words that cargo test takes]
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
-  bench     measure discovery and write docs/benchmarks.md (30 min): discovery [--quick] [--only ROW]
+  bench     measure and write docs/benchmarks*.md: discovery [--quick] [--only ROW] (30 min), or write (4 min, root)
   build     make what demo and test need: control plane, agent, ramdisks, controller
   dist      make a release below target/dist: binaries, ramdisks, manifests, container image, one bundle
   tidy      check the rules of the house that no compiler checks

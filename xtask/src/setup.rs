@@ -17,6 +17,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "/usr/sbin/ip"),
     ("dnsmasq-base", "/usr/sbin/dnsmasq"),
     ("skopeo", "/usr/bin/skopeo"),
+    // What reads and makes disks without anything of ours.
+    ("util-linux", "/usr/sbin/blkid"),
+    ("e2fsprogs", "/usr/sbin/mkfs.ext4"),
+    ("gdisk", "/usr/sbin/sgdisk"),
+    ("genisoimage", "/usr/bin/isoinfo"),
 ];
 
 /// What the benchmark needs besides: the libraries of nginx, which itself is unpacked and not installed.
@@ -24,6 +29,7 @@ const FOR_BENCH: &[(&str, &str)] = &[
     ("libpcre2-8-0", "/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0"),
     ("libssl3", "/usr/lib/x86_64-linux-gnu/libssl.so.3"),
     ("util-linux", "/usr/bin/unshare"),
+    ("zstd", "/usr/bin/zstd"),
 ];
 
 /// Installs what is missing as root; otherwise fails with the command that does.

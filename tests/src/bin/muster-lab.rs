@@ -46,6 +46,27 @@ enum Command {
         #[arg(long)]
         commit: String,
     },
+    /// Measures how fast images are written; `cargo xtask bench write` builds what it needs and starts it.
+    BenchWrite {
+        /// Where the raw results go, as JSON.
+        #[arg(long)]
+        out: PathBuf,
+        /// The command to put on record.
+        #[arg(long)]
+        command: String,
+        /// The commit to put on record.
+        #[arg(long)]
+        commit: String,
+    },
+    /// Makes the page of `bench-write` from its raw results.
+    BenchWritePage {
+        /// The raw results.
+        #[arg(long)]
+        json: PathBuf,
+        /// The page.
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// Makes the page of a benchmark from its raw results.
     BenchPage {
         /// The raw results.
@@ -98,6 +119,14 @@ async fn run(command: Command) -> Result<bool> {
                 commit,
             };
             bench::run(options).await?;
+            Ok(true)
+        }
+        Command::BenchWrite { out, command, commit } => {
+            bench::write::run(&out, command, commit).await?;
+            Ok(true)
+        }
+        Command::BenchWritePage { json, out } => {
+            bench::write::render_file(&json, &out)?;
             Ok(true)
         }
         Command::BenchPage { json, out } => {
