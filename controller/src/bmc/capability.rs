@@ -108,6 +108,15 @@ pub struct Identity {
     pub macs: Option<Vec<Mac>>,
 }
 
+/// What a first look tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The power.
+    pub power: PowerState,
+    /// Whose it is.
+    pub identity: Identity,
+}
+
 /// Reads and changes the power of one system.
 pub trait Power: Send {
     /// How it is now.
@@ -124,8 +133,8 @@ pub trait BootDevice: Send {
 
 /// Tells which machine it is.
 pub trait Identify: Send {
-    /// Reads it.
-    fn identity<'a>(&'a mut self, access: &'a Access) -> Answer<'a, Identity>;
+    /// Reads it, and the power with it.
+    fn probe<'a>(&'a mut self, access: &'a Access) -> Answer<'a, Probe>;
 }
 
 /// One system behind one BMC: what its driver remembers between calls, and what it can do.

@@ -67,8 +67,8 @@ pub enum BmcError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A newer leader has spoken to this BMC: whoever made this call must not act any more.
-    #[error("epoch {epoch} is over: epoch {seen} has spoken to this BMC")]
+    /// There is a newer leadership: whoever made this call must not act any more.
+    #[error("epoch {epoch} is over: this is epoch {seen}")]
     Fenced {
         /// The call's.
         epoch: Epoch,
