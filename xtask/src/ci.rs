@@ -4,7 +4,7 @@ use std::{path::Path, time::Instant};
 
 use anyhow::Result;
 
-use crate::{artifacts, cargo, codegen, command::Cmd, root, tidy};
+use crate::{artifacts, cargo, codegen, command::Cmd, root, setup, tidy};
 
 type Step = fn() -> Result<()>;
 
@@ -60,6 +60,7 @@ fn licences() -> Result<()> {
 /// Builds what the tests run and runs them all.
 pub(crate) fn test(words: &[String]) -> Result<()> {
     artifacts::all()?;
+    setup::install_for_tests()?;
     let full = words.iter().any(|word| word == "--full");
     let words = words.iter().filter(|word| *word != "--full");
     let at = |path: &str| root().join(Path::new("target").join(path));
