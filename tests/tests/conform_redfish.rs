@@ -30,24 +30,26 @@ fn access(sushy: &Sushy, scheme: &str, path: &str) -> Access {
             name: "host".to_owned(),
             uid: path.to_owned(),
         },
-        address: format!("{scheme}://{}{path}", sushy.address()).parse().unwrap(),
+        address: format!("{scheme}://{}{path}", sushy.address())
+            .parse()
+            .expect("an address"),
         credentials: Credentials::new(USER.0, USER.1),
         verify: Verify::Certificate,
     }
 }
 
-fn bmcs(config: Config) -> Bmcs {
+fn bmcs(config: &Config) -> Bmcs {
     let quick = Config {
         first_pause: Duration::ZERO,
         longest_pause: Duration::ZERO,
-        ..config
+        ..config.clone()
     };
-    Bmcs::new(quick, Metrics::register(&mut Registry::default())).unwrap()
+    Bmcs::new(&quick, Metrics::register(&mut Registry::default())).expect("fit authorities")
 }
 
 async fn until_power(bmcs: &Bmcs, access: &Access, wanted: PowerState) {
     let reached = async {
-        while bmcs.power(access).await.unwrap() != wanted {
+        while bmcs.power(access).await.expect("it answers") != wanted {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -59,7 +61,7 @@ async fn until_power(bmcs: &Bmcs, access: &Access, wanted: PowerState) {
 #[tokio::test]
 async fn power_follows_orders() {
     let sushy = Sushy::start(&[system(1)], None).await.unwrap();
-    let bmcs = bmcs(Config::default());
+    let bmcs = bmcs(&Config::default());
     let path = format!("/redfish/v1/Systems/{}", system(1).uuid);
     let access = access(&sushy, "redfish+http", &path);
     assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
@@ -91,7 +93,7 @@ async fn power_follows_orders() {
 #[tokio::test]
 async fn boot_device_and_mode_are_set() {
     let sushy = Sushy::start(&[system(1)], None).await.unwrap();
-    let bmcs = bmcs(Config::default());
+    let bmcs = bmcs(&Config::default());
     // By its other name, from which it redirects.
     let access = access(&sushy, "redfish-virtualmedia+http", "/redfish/v1/Systems/node-1");
     let pxe = |mode| Boot {
@@ -127,7 +129,7 @@ async fn boot_device_and_mode_are_set() {
 #[tokio::test]
 async fn a_probe_knows_the_machine_again() {
     let sushy = Sushy::start(&[system(7)], None).await.unwrap();
-    let probe = bmcs(Config::default())
+    let probe = bmcs(&Config::default())
         .probe(&access(&sushy, "redfish+http", ""))
         .await
         .unwrap();
@@ -139,7 +141,7 @@ async fn a_probe_knows_the_machine_again() {
 #[tokio::test]
 async fn credentials_and_systems_that_are_wrong_are_told_apart() {
     let sushy = Sushy::start(&[system(1), system(2)], None).await.unwrap();
-    let bmcs = bmcs(Config::default());
+    let bmcs = bmcs(&Config::default());
     let mut unnamed = access(&sushy, "redfish+http", "");
     assert!(matches!(
         bmcs.power(&unnamed).await,
@@ -161,12 +163,12 @@ async fn its_certificate_counts() {
         .await
         .unwrap();
     let mut access = access(&sushy, "redfish", "");
-    let trusting = bmcs(Config {
+    let trusting = bmcs(&Config {
         authorities: vec![authority.certificate()],
         ..Config::default()
     });
     assert_eq!(trusting.power(&access).await.unwrap(), PowerState::Off);
-    let strict = bmcs(Config::default());
+    let strict = bmcs(&Config::default());
     assert!(matches!(
         strict.power(&access).await,
         Err(BmcError::Untrusted { .. })

@@ -129,7 +129,7 @@ impl Bmcs {
     ///
     /// # Errors
     /// rustls', for what is no certificate among the authorities.
-    pub fn new(config: Config, metrics: Arc<Metrics>) -> Result<Bmcs, rustls::Error> {
+    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Result<Bmcs, rustls::Error> {
         Ok(Bmcs(Arc::new(Inner {
             means: Means {
                 trust: Arc::new(Trust::new(&config.authorities)?),

@@ -28,7 +28,7 @@ pub(super) fn root(options: &Options) -> Value {
     root
 }
 
-pub(super) fn collection(path: &str, kind: &str, members: Vec<Value>) -> Value {
+pub(super) fn collection(path: &str, kind: &str, members: &[Value]) -> Value {
     json!({
         "@odata.id": path,
         "@odata.type": format!("#{kind}.{kind}"),

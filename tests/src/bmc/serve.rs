@@ -314,13 +314,13 @@ fn route(
     if path == SYSTEMS {
         let mut names: Vec<&String> = state.machines.keys().collect();
         names.sort();
-        let members = names
+        let members: Vec<Value> = names
             .iter()
             .map(|name| resources::link(&format!("{SYSTEMS}/{name}")))
             .collect();
         return Answer::of(
             200,
-            resources::collection(SYSTEMS, "ComputerSystemCollection", members),
+            resources::collection(SYSTEMS, "ComputerSystemCollection", &members),
         );
     }
     if let Some(number) = path
@@ -373,11 +373,7 @@ fn route(
             };
             Answer::of(
                 200,
-                resources::collection(
-                    &format!("{own}/{rest}"),
-                    "EthernetInterfaceCollection",
-                    vec![member],
-                ),
+                resources::collection(&format!("{own}/{rest}"), "EthernetInterfaceCollection", &[member]),
             )
         }
         ("GET", "EthernetInterfaces/1") => Answer::of(200, resources::nic(machine)),

@@ -71,14 +71,14 @@ async fn a_fault_has_its_class_and_is_never_a_state() {
         let (service, _events, access) = one(Options::default());
         service.went_on("1");
         service.inject(Rule::always(fault.clone()).method("GET").path("/Systems/1"));
-        let read = in_time(bmcs(hasty()).power(&access)).await;
+        let read = in_time(bmcs(&hasty()).power(&access)).await;
         let told = read
             .as_ref()
             .map_or_else(class, |power| panic!("{fault:?}: {power:?}"));
         assert_eq!(told, reading, "{fault:?}: {read:?}");
         service.heal();
         service.inject(Rule::always(fault.clone()).method("POST").path("/Systems/1"));
-        let reset = in_time(bmcs(hasty()).set_power(&access, 1, Reset::ForceOff)).await;
+        let reset = in_time(bmcs(&hasty()).set_power(&access, 1, Reset::ForceOff)).await;
         let told = reset.as_ref().map_or_else(class, |_| "accepted");
         assert_eq!(told, resetting, "{fault:?}: {reset:?}");
         service.heal();
@@ -93,7 +93,7 @@ async fn nobody_listening_is_unreachable() {
     deaf.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into())
         .unwrap();
     access.address.port = deaf.local_addr().unwrap().as_socket().unwrap().port();
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     for outcome in [
         bmcs.power(&access).await.map(drop),
         bmcs.set_power(&access, 1, Reset::On).await.map(drop),
@@ -110,7 +110,7 @@ async fn nobody_listening_is_unreachable() {
 async fn a_name_that_does_not_resolve_is_unreachable() {
     let (_service, _events, mut access) = one(Options::default());
     access.address = "redfish://bmc.invalid".parse().unwrap();
-    let outcome = in_time(bmcs(hasty()).power(&access)).await;
+    let outcome = in_time(bmcs(&hasty()).power(&access)).await;
     assert_eq!(
         outcome.as_ref().map_or_else(class, |_| "a state"),
         "unreachable",
@@ -126,7 +126,7 @@ async fn a_bmc_that_hangs_is_given_up() {
     };
     let (service, _events, access) = one(Options::default());
     service.inject(Rule::always(Fault::Hang));
-    let outcome = in_time(bmcs(impatient()).power(&access)).await;
+    let outcome = in_time(bmcs(&impatient()).power(&access)).await;
     assert_eq!(
         outcome.as_ref().map_or_else(class, |_| "a state"),
         "unreachable",
@@ -135,7 +135,7 @@ async fn a_bmc_that_hangs_is_given_up() {
     // It did it and does not say so: nobody claims that it did not.
     service.heal();
     service.inject(Rule::always(Fault::DoneButSilent).path("ComputerSystem.Reset"));
-    let patient = bmcs(Config {
+    let patient = bmcs(&Config {
         request: Duration::from_secs(5),
         ..hasty()
     });
@@ -158,7 +158,7 @@ async fn a_slow_bmc_is_waited_for() {
     let (service, _events, access) = one(Options::default());
     service.inject(Rule::always(Fault::Slow(Duration::from_millis(100))));
     assert_eq!(
-        in_time(bmcs(hasty()).power(&access)).await.unwrap(),
+        in_time(bmcs(&hasty()).power(&access)).await.unwrap(),
         PowerState::Off
     );
 }
@@ -166,7 +166,7 @@ async fn a_slow_bmc_is_waited_for() {
 #[tokio::test]
 async fn words_for_power_that_nobody_knows_are_unknown() {
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     for (word, expected) in [
         (
             "Paused",
@@ -202,7 +202,7 @@ async fn words_for_power_that_nobody_knows_are_unknown() {
 #[tokio::test]
 async fn a_reset_that_does_nothing_is_seen_at_the_next_look() {
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     service.inject(Rule::always(Fault::NothingHappens).method("POST"));
     // The login is a POST, too.
     assert_eq!(
@@ -215,7 +215,7 @@ async fn a_reset_that_does_nothing_is_seen_at_the_next_look() {
 #[tokio::test]
 async fn patience_that_the_bmc_asks_for_is_passed_on_and_kept() {
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     bmcs.power(&access).await.unwrap();
     service.inject(Rule::always(Fault::Unavailable(17)).method("GET").times(1));
     let busy = bmcs.power(&access).await.unwrap_err();
@@ -233,7 +233,7 @@ async fn patience_that_the_bmc_asks_for_is_passed_on_and_kept() {
 #[tokio::test]
 async fn redirects_on_the_same_host_are_followed() {
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     let moved = |path: &str| format!("http://{}{path}", service.socket());
     service.inject(
         Rule::always(Fault::Redirect(moved("/redfish/v1/Systems/1")))
@@ -260,7 +260,7 @@ async fn redirects_on_the_same_host_are_followed() {
 async fn credentials_go_nowhere_but_to_the_bmc() {
     let (thief, _events, _) = one(Options::default());
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     service.inject(Rule::always(Fault::Redirect(format!(
         "http://{}/redfish/v1/",
         thief.socket()
@@ -272,7 +272,7 @@ async fn credentials_go_nowhere_but_to_the_bmc() {
 #[tokio::test]
 async fn what_is_no_redfish_is_said_to_be_none() {
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     service.inject(Rule::always(Fault::Status(404, "x")));
     let error = bmcs.probe(&access).await.unwrap_err();
     assert!(error.to_string().contains("no Redfish service"), "{error}");
@@ -287,7 +287,7 @@ async fn secrets_are_in_no_error_whatever_the_bmc_repeats() {
     service.set_user("admin", canary);
     access.credentials = Credentials::new("admin", canary);
     let basic = "YWRtaW46Y2FuYXJ5LTdjMWY";
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     let check = |text: String| {
         for secret in [canary, basic, "token-1"] {
             assert!(!text.contains(secret), "{text}");

@@ -16,7 +16,7 @@ const A_WHILE: Fault = Fault::Slow(Duration::from_millis(20));
 async fn one_call_at_a_time_reaches_a_bmc_whoever_makes_it() {
     let (service, _events, _) = one(Options::default());
     service.inject(Rule::always(A_WHILE));
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     let calls = (0..12).map(|number| {
         let (bmcs, access) = (
             bmcs.clone(),
@@ -44,7 +44,7 @@ async fn over_all_bmcs_only_so_many_calls_run() {
     };
     let (service, _events) = Service::start(options).unwrap();
     service.inject(Rule::always(A_WHILE));
-    let bmcs = bmcs(Config {
+    let bmcs = bmcs(&Config {
         concurrent: 3,
         ..hasty()
     });
@@ -62,7 +62,7 @@ async fn over_all_bmcs_only_so_many_calls_run() {
 #[tokio::test]
 async fn an_older_epoch_changes_nothing() {
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     bmcs.set_boot(&access, 7, once(Device::Pxe)).await.unwrap();
     service.seen();
     let fenced = bmcs.set_power(&access, 6, Reset::On).await;
@@ -84,7 +84,7 @@ async fn an_older_epoch_changes_nothing() {
 #[tokio::test]
 async fn a_call_that_waits_for_its_turn_is_fenced_too() {
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(Config {
+    let bmcs = bmcs(&Config {
         request: Duration::from_secs(1),
         ..hasty()
     });
@@ -110,7 +110,7 @@ async fn a_call_that_waits_for_its_turn_is_fenced_too() {
 #[tokio::test]
 async fn a_call_whose_caller_went_away_ends_in_order() {
     let (service, mut events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     service.inject(Rule::always(A_WHILE));
     let given_up = tokio::spawn({
         let (bmcs, access) = (bmcs.clone(), access.clone());
@@ -130,7 +130,7 @@ async fn a_call_whose_caller_went_away_ends_in_order() {
 #[tokio::test]
 async fn a_bmc_that_failed_is_left_alone_for_a_while() {
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(Config {
+    let bmcs = bmcs(&Config {
         first_pause: DEADLINE,
         longest_pause: DEADLINE,
         ..hasty()
@@ -150,7 +150,7 @@ async fn a_host_without_a_driver_is_told_so_and_leaves_nothing_behind() {
     let (_service, _events, mut access) = one(Options::default());
     access.address = "ipmi://192.0.2.1".parse().unwrap();
     let mut registry = Registry::default();
-    let bmcs = muster_controller::bmc::Bmcs::new(hasty(), Metrics::register(&mut registry)).unwrap();
+    let bmcs = muster_controller::bmc::Bmcs::new(&hasty(), Metrics::register(&mut registry)).unwrap();
     let error = bmcs.probe(&access).await.unwrap_err();
     assert!(matches!(error, BmcError::Unsupported { .. }), "{error:?}");
     assert!(error.to_string().contains("ipmi"), "{error}");
@@ -167,7 +167,7 @@ async fn a_host_without_a_driver_is_told_so_and_leaves_nothing_behind() {
 async fn calls_and_failures_are_counted() {
     let (service, _events, access) = one(Options::default());
     let mut registry = Registry::default();
-    let bmcs = muster_controller::bmc::Bmcs::new(hasty(), Metrics::register(&mut registry)).unwrap();
+    let bmcs = muster_controller::bmc::Bmcs::new(&hasty(), Metrics::register(&mut registry)).unwrap();
     bmcs.power(&access).await.unwrap();
     service.inject(Rule::always(Fault::Refuse));
     bmcs.power(&access).await.unwrap_err();
@@ -193,7 +193,7 @@ async fn hundreds_of_bmcs_are_switched_on_at_once() {
         ..Options::default()
     };
     let (service, mut events) = Service::start(options).unwrap();
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     let calls = names.iter().map(|name| {
         let (bmcs, access) = (bmcs.clone(), access(&service, name, Some(name)));
         async move {

@@ -27,8 +27,8 @@ fn hasty() -> Config {
     }
 }
 
-fn bmcs(config: Config) -> Bmcs {
-    Bmcs::new(config, metrics()).unwrap()
+fn bmcs(config: &Config) -> Bmcs {
+    Bmcs::new(config, metrics()).expect("there are no authorities to refuse")
 }
 
 fn metrics() -> Arc<Metrics> {
@@ -37,7 +37,7 @@ fn metrics() -> Arc<Metrics> {
 
 /// A service of one system, `1`, and a way to it.
 fn one(options: Options) -> (Service, UnboundedReceiver<Event>, Access) {
-    let (service, events) = Service::start(options).unwrap();
+    let (service, events) = Service::start(options).expect("a BMC starts");
     let access = access(&service, "host", Some("1"));
     (service, events, access)
 }
@@ -49,7 +49,7 @@ fn access(service: &Service, host: &str, system: Option<&str>) -> Access {
             name: host.to_owned(),
             uid: format!("uid-of-{host}"),
         },
-        address: service.address("redfish", system).parse().unwrap(),
+        address: service.address("redfish", system).parse().expect("an address"),
         credentials: Credentials::new("admin", "secret"),
         verify: Verify::Certificate,
     }

@@ -23,7 +23,7 @@ fn boots(target: Option<&str>) -> What {
 #[tokio::test]
 async fn power_is_switched_and_what_is_so_already_is_left_alone() {
     let (service, mut events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
     assert_eq!(
         bmcs.set_power(&access, 1, Reset::On).await.unwrap(),
@@ -51,7 +51,7 @@ async fn power_is_switched_and_what_is_so_already_is_left_alone() {
 #[tokio::test]
 async fn a_restart_of_what_is_off_switches_on() {
     let (_service, mut events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     bmcs.set_power(&access, 1, Reset::ForceRestart).await.unwrap();
     assert_eq!(happened(&mut events), [boots(None)]);
     bmcs.set_power(&access, 1, Reset::GracefulRestart).await.unwrap();
@@ -67,7 +67,7 @@ async fn an_operating_system_that_ignores_the_request_stays_on() {
     let (service, mut events, access) = one(options);
     service.went_on("1");
     happened(&mut events);
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     assert_eq!(
         bmcs.set_power(&access, 1, Reset::GracefulShutdown).await.unwrap(),
         Done::Accepted
@@ -90,7 +90,7 @@ async fn reset_types_are_taken_from_wherever_the_system_tells_them() {
             ..Options::default()
         };
         let (service, _events, access) = one(options);
-        let bmcs = bmcs(hasty());
+        let bmcs = bmcs(&hasty());
         bmcs.set_power(&access, 1, Reset::On).await.unwrap();
         assert_eq!(service.power("1"), bmc::PowerState::On, "{resets:?}");
         let soft = bmcs.set_power(&access, 1, Reset::GracefulShutdown).await;
@@ -107,7 +107,7 @@ async fn power_on_its_way_is_neither_on_nor_off() {
         ..Options::default()
     };
     let (service, _events, access) = one(options);
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     bmcs.set_power(&access, 1, Reset::On).await.unwrap();
     assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::PoweringOn);
     service.seen();
@@ -143,7 +143,7 @@ async fn a_boot_override_counts_once_on_every_kind_of_bmc() {
             ..Options::default()
         };
         let (service, mut events, access) = one(options);
-        let bmcs = bmcs(hasty());
+        let bmcs = bmcs(&hasty());
         for device in [Device::Hdd, Device::Pxe] {
             assert_eq!(
                 bmcs.set_boot(&access, 1, uefi(device)).await.unwrap(),
@@ -186,7 +186,7 @@ async fn a_lasting_override_lasts_where_the_bmc_knows_it() {
         ..once(Device::Hdd)
     };
     let (service, _events, access) = one(Options::default());
-    let all = bmcs(hasty());
+    let all = bmcs(&hasty());
     all.set_boot(&access, 1, lasting).await.unwrap();
     for _ in 0..2 {
         assert_eq!(service.boots("1").target.as_deref(), Some("Hdd"));
@@ -211,7 +211,7 @@ async fn every_kind_of_etag_lets_a_change_through() {
             ..Options::default()
         };
         let (service, _events, access) = one(options);
-        let done = bmcs(hasty()).set_boot(&access, 1, once(Device::Pxe)).await;
+        let done = bmcs(&hasty()).set_boot(&access, 1, once(Device::Pxe)).await;
         assert_eq!(done.unwrap(), Done::Accepted, "{etags:?}");
         assert_eq!(service.armed("1").target.as_deref(), Some("Pxe"), "{etags:?}");
     }
@@ -220,7 +220,7 @@ async fn every_kind_of_etag_lets_a_change_through() {
 #[tokio::test]
 async fn a_change_that_lost_a_race_is_tried_once_more_and_then_later() {
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     service.inject(Rule::always(Fault::Mismatch).method("PATCH").times(1));
     assert_eq!(
         bmcs.set_boot(&access, 1, once(Device::Pxe)).await.unwrap(),
@@ -242,7 +242,7 @@ async fn a_probe_tells_whose_bmc_it_is() {
             ..Options::default()
         };
         let (service, _events, access) = one(options);
-        let probe = bmcs(hasty()).probe(&access).await.unwrap();
+        let probe = bmcs(&hasty()).probe(&access).await.unwrap();
         assert_eq!(probe.power, PowerState::Off);
         let identity = probe.identity;
         assert_eq!(identity.serial.as_deref(), Some("LB-1"));
@@ -260,7 +260,7 @@ async fn a_probe_tells_whose_bmc_it_is() {
 async fn nics_that_are_not_told_are_unknown_and_not_none() {
     let (service, _events, access) = one(Options::default());
     service.inject(Rule::always(Fault::Status(500, "InternalError")).path("EthernetInterfaces"));
-    let probe = bmcs(hasty()).probe(&access).await.unwrap();
+    let probe = bmcs(&hasty()).probe(&access).await.unwrap();
     assert_eq!(probe.identity.macs, None);
     assert!(probe.identity.serial.is_some());
 }
@@ -268,7 +268,7 @@ async fn nics_that_are_not_told_are_unknown_and_not_none() {
 #[tokio::test]
 async fn the_only_system_is_found_and_of_several_one_must_be_named() {
     let (service, _events, _) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     let unnamed = access(&service, "unnamed", None);
     assert_eq!(bmcs.power(&unnamed).await.unwrap(), PowerState::Off);
     // It is another one now, as after a change of the board.

@@ -11,7 +11,7 @@ const SESSIONS: &str = "/SessionService/Sessions";
 async fn one_session_serves_all_calls_and_ends_with_the_last_host() {
     let (service, _events, first) = one(Options::default());
     let second = access(&service, "second", Some("1"));
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     for _ in 0..3 {
         bmcs.power(&first).await.unwrap();
         bmcs.set_power(&second, 1, Reset::ForceRestart).await.unwrap();
@@ -33,7 +33,7 @@ async fn one_session_serves_all_calls_and_ends_with_the_last_host() {
 #[tokio::test]
 async fn a_session_that_the_bmc_forgot_is_renewed() {
     let (service, _events, access) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     bmcs.power(&access).await.unwrap();
     service.expire_sessions();
     service.seen();
@@ -49,7 +49,7 @@ async fn a_bmc_without_sessions_is_told_every_time() {
         ..Options::default()
     };
     let (service, _events, access) = one(options);
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     bmcs.set_power(&access, 1, Reset::On).await.unwrap();
     bmcs.set_boot(&access, 1, once(Device::Pxe)).await.unwrap();
     let seen = service.seen();
@@ -73,7 +73,7 @@ async fn sessions_that_are_linked_and_do_not_work_are_done_without() {
     ] {
         let (service, _events, access) = one(Options::default());
         service.inject(Rule::always(refusal).method("POST").path(SESSIONS));
-        let bmcs = bmcs(hasty());
+        let bmcs = bmcs(&hasty());
         for _ in 0..2 {
             bmcs.power(&access).await.unwrap();
         }
@@ -88,7 +88,7 @@ async fn when_others_hold_all_sessions_calls_go_without() {
         ..Options::default()
     };
     let (service, _events, access) = one(options);
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     bmcs.set_power(&access, 1, Reset::On).await.unwrap();
     assert_eq!(service.open_sessions(), 0);
     // And they ask again at the next call.
@@ -103,7 +103,7 @@ async fn wrong_credentials_are_tried_once_and_right_ones_at_once() {
     let mut wrong = right.clone();
     wrong.credentials = Credentials::new("admin", "wrong");
     // With the pauses of a real controller.
-    let bmcs = bmcs(muster_controller::bmc::Config {
+    let bmcs = bmcs(&muster_controller::bmc::Config {
         first_pause: super::DEADLINE,
         longest_pause: super::DEADLINE,
         ..hasty()
@@ -133,7 +133,7 @@ async fn whoever_has_not_the_password_does_not_profit_from_anothers_session() {
     let (service, _events, right) = one(Options::default());
     let mut wrong = access(&service, "other", Some("1"));
     wrong.credentials = Credentials::new("admin", "wrong");
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     bmcs.power(&right).await.unwrap();
     assert!(matches!(
         bmcs.power(&wrong).await,
@@ -147,7 +147,7 @@ async fn whoever_has_not_the_password_does_not_profit_from_anothers_session() {
 async fn another_address_ends_the_session_at_the_old_one() {
     let (old, _events, mut access) = one(Options::default());
     let (new, _events, elsewhere) = one(Options::default());
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     bmcs.power(&access).await.unwrap();
     access.address = elsewhere.address;
     bmcs.power(&access).await.unwrap();
@@ -158,7 +158,7 @@ async fn another_address_ends_the_session_at_the_old_one() {
 #[tokio::test]
 async fn stopping_ends_all_sessions_and_all_calls() {
     let services: Vec<_> = (0..20).map(|_| one(Options::default())).collect();
-    let bmcs = bmcs(hasty());
+    let bmcs = bmcs(&hasty());
     for (_, _, access) in &services {
         let mut access = access.clone();
         access.host.uid = access.address.to_string();

@@ -7,10 +7,10 @@ use super::{access, bmcs, hasty};
 
 fn secure(authority: &Authority, names: &[&str]) -> Service {
     let options = Options {
-        tls: Some(authority.server(names).unwrap()),
+        tls: Some(authority.server(names).expect("a certificate")),
         ..Options::default()
     };
-    Service::start(options).unwrap().0
+    Service::start(options).expect("a BMC starts").0
 }
 
 fn trusting(authority: &Authority) -> Config {
@@ -25,7 +25,7 @@ async fn a_certificate_of_an_authority_that_is_trusted_will_do() {
     let authority = Authority::new().unwrap();
     let service = secure(&authority, &["127.0.0.1"]);
     let access = access(&service, "host", None);
-    let bmcs = bmcs(trusting(&authority));
+    let bmcs = bmcs(&trusting(&authority));
     assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
     bmcs.set_power(&access, 1, Reset::On).await.unwrap();
     bmcs.stop().await;
@@ -42,7 +42,7 @@ async fn any_other_certificate_is_refused_before_anything_is_said() {
     ] {
         let mut access = access(&service, "host", None);
         // With real pauses: another wish for verification is not held up by them.
-        let bmcs = bmcs(Config {
+        let bmcs = bmcs(&Config {
             authorities: vec![ours.certificate()],
             ..Config::default()
         });
@@ -65,7 +65,7 @@ async fn plain_http_on_a_port_of_tls_and_the_reverse_are_errors() {
     let authority = Authority::new().unwrap();
     let secure = secure(&authority, &["127.0.0.1"]);
     let (plain, _events) = Service::start(Options::default()).unwrap();
-    let bmcs = bmcs(trusting(&authority));
+    let bmcs = bmcs(&trusting(&authority));
     for (service, scheme) in [(&secure, "redfish+http"), (&plain, "redfish+https")] {
         let mut access = access(service, "host", None);
         access.address = format!("{scheme}://{}", service.socket()).parse().unwrap();

@@ -29,12 +29,12 @@ pub(super) fn patch(now: &BootState, want: Boot, shape: Shape) -> Result<Option<
             .as_ref()
             .map(|words| words.join(", "))
             .unwrap_or_default();
-        return Err(unsupported(format!(
+        return Err(unsupported(&format!(
             "boot from {target}; this system takes {there}"
         )));
     }
     if (want.device, want.mode) == (Device::UefiHttp, Some(Mode::Legacy)) {
-        return Err(unsupported("UefiHttp boot of a PC BIOS".to_owned()));
+        return Err(unsupported("UefiHttp boot of a PC BIOS"));
     }
     let mode = wanted_mode(now, want.mode, shape)?;
     let is = |there: &Option<String>, word: &str| there.as_deref() == Some(word);
@@ -82,7 +82,7 @@ fn wanted_mode(now: &BootState, want: Option<Mode>, shape: Shape) -> Result<Opti
                 .as_ref()
                 .is_some_and(|modes| !modes.iter().any(|one| one == mode)) =>
         {
-            Err(unsupported(format!("boot mode {mode}")))
+            Err(unsupported(&format!("boot mode {mode}")))
         }
         Some(mode) => Ok(Some(mode)),
         None if shape == Shape::Whole => Ok(there),
@@ -90,7 +90,7 @@ fn wanted_mode(now: &BootState, want: Option<Mode>, shape: Shape) -> Result<Opti
     }
 }
 
-fn unsupported(what: String) -> BmcError {
+fn unsupported(what: &str) -> BmcError {
     BmcError::Unsupported {
         what: muster_proto::text::clean(what.as_bytes()),
     }

@@ -281,7 +281,7 @@ impl<'a> Client<'a> {
             let told = self.wire.ask(asked).await?;
             let again = match told.status.as_u16() {
                 307 | 308 => true,
-                301 | 302 | 303 => asked.method == Method::GET,
+                301..=303 => asked.method == Method::GET,
                 _ => false,
             };
             if !again {

@@ -177,7 +177,7 @@ impl<'a> Wire<'a> {
 
     async fn connect(&self) -> Result<Open, BmcError> {
         let connected = timeout(self.limits.connect, self.dial()).await;
-        connected.unwrap_or_else(|_| Err(unreachable("connect: no answer in time".to_owned())))
+        connected.unwrap_or_else(|_| Err(unreachable("connect: no answer in time")))
     }
 
     async fn dial(&self) -> Result<Open, BmcError> {
@@ -190,7 +190,7 @@ impl<'a> Wire<'a> {
         let name = match &self.address.place {
             Place::Ip(ip) => ServerName::from(*ip),
             Place::Name(name) => ServerName::try_from(name.clone())
-                .map_err(|_| unreachable("its host name cannot stand in a certificate".to_owned()))?,
+                .map_err(|_| unreachable("its host name cannot stand in a certificate"))?,
         };
         let stream = tls.connect(name, tcp).await.map_err(|error| handshake(&error))?;
         speak(TokioIo::new(stream)).await
@@ -201,17 +201,17 @@ impl<'a> Wire<'a> {
         let name = match &self.address.place {
             Place::Ip(ip) => {
                 let connected = TcpStream::connect((*ip, port)).await;
-                return connected.map_err(|error| unreachable(format!("connect: {}", plain(&error))));
+                return connected.map_err(|error| unreachable(&format!("connect: {}", plain(&error))));
             }
             Place::Name(name) => name,
         };
         let found = tokio::net::lookup_host((name.as_str(), port)).await;
-        let found = found.map_err(|error| unreachable(format!("look up its name: {}", plain(&error))))?;
-        let mut last = unreachable("look up its name: it has no address".to_owned());
+        let found = found.map_err(|error| unreachable(&format!("look up its name: {}", plain(&error))))?;
+        let mut last = unreachable("look up its name: it has no address");
         for at in found {
             match TcpStream::connect(at).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) => last = unreachable(format!("connect: {}", plain(&error))),
+                Err(error) => last = unreachable(&format!("connect: {}", plain(&error))),
             }
         }
         Err(last)
@@ -224,7 +224,7 @@ where
 {
     let spoken = http1::Builder::new().max_buf_size(HEAD).handshake(io).await;
     let (sender, connection) =
-        spoken.map_err(|error| unreachable(format!("speak HTTP: {}", Chain(&error))))?;
+        spoken.map_err(|error| unreachable(&format!("speak HTTP: {}", Chain(&error))))?;
     // What ends it comes to light at the sender.
     let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
     Ok(Open { sender, driver })
@@ -260,12 +260,12 @@ impl Failed {
     fn told(self, asked: &Asked) -> BmcError {
         match self {
             Failed::Unsent | Failed::Cut => {
-                unreachable(format!("{asked}: the connection ended without an answer"))
+                unreachable(&format!("{asked}: the connection ended without an answer"))
             }
-            Failed::Late => unreachable(format!("{asked}: no answer in time")),
-            Failed::TooLong => garbled(format!("{asked}: the answer is too long")),
-            Failed::Form => garbled(format!("{asked}: this link cannot be followed")),
-            Failed::Http(error) if error.is_parse() => garbled(format!("{asked}: the answer is no HTTP")),
+            Failed::Late => unreachable(&format!("{asked}: no answer in time")),
+            Failed::TooLong => garbled(&format!("{asked}: the answer is too long")),
+            Failed::Form => garbled(&format!("{asked}: this link cannot be followed")),
+            Failed::Http(error) if error.is_parse() => garbled(&format!("{asked}: the answer is no HTTP")),
             Failed::Http(error) => {
                 let io = error
                     .source()
@@ -274,19 +274,19 @@ impl Failed {
                     Some(io) => plain(io),
                     None => "the connection ended in the middle".to_owned(),
                 };
-                unreachable(format!("{asked}: {why}"))
+                unreachable(&format!("{asked}: {why}"))
             }
         }
     }
 }
 
-fn unreachable(reason: String) -> BmcError {
+fn unreachable(reason: &str) -> BmcError {
     BmcError::Unreachable {
         reason: clean(reason.as_bytes()),
     }
 }
 
-fn garbled(reason: String) -> BmcError {
+fn garbled(reason: &str) -> BmcError {
     BmcError::Answer {
         reason: clean(reason.as_bytes()),
     }
@@ -307,7 +307,7 @@ fn handshake(error: &io::Error) -> BmcError {
         Some(reason) => BmcError::Untrusted {
             reason: reason.to_owned(),
         },
-        None => unreachable(format!(
+        None => unreachable(&format!(
             "TLS handshake: {}",
             tls.map_or_else(|| plain(error), ToString::to_string)
         )),
