@@ -6,6 +6,7 @@ pub mod admin;
 pub mod agents;
 pub mod args;
 pub mod bind;
+pub mod bmc;
 pub mod boot;
 pub mod bucket;
 pub mod discovery;

@@ -2,10 +2,12 @@
 //!
 //! A test takes what it needs: [`cluster::Cluster`] is a real API server, [`netns::Netns`] a network that nobody else sees,
 //! [`machine::Machine`] a server with firmware, NICs and disks, [`controller::Controller`] the real controller binary,
-//! [`wire::Wire`] a cable with faults, [`sim`] clients that need no guest. Everything that is started is a child of this
-//! process and dies with it, even by `kill -9`; everything that is written lies in a [`scratch::Scratch`].
+//! [`wire::Wire`] a cable with faults, [`sim`] clients that need no guest, [`bmc`] BMCs that need no machine. Everything that
+//! is started is a child of this process and dies with it, even by `kill -9`; everything that is written lies in a
+//! [`scratch::Scratch`].
 
 pub mod bench;
+pub mod bmc;
 pub mod bridges;
 pub mod cluster;
 pub mod controller;
@@ -22,4 +24,5 @@ pub mod sim;
 pub mod slots;
 pub mod spawner;
 pub mod stage;
+pub mod sushy;
 pub mod wire;

@@ -64,6 +64,11 @@ pub fn nginx() -> Result<PathBuf> {
     existing("MUSTER_NGINX", &[&target().join("bench/nginx/usr/sbin/nginx")])
 }
 
+/// sushy-emulator in its Python environment, or `MUSTER_SUSHY`. `cargo xtask test` installs it.
+pub fn sushy() -> Result<PathBuf> {
+    existing("MUSTER_SUSHY", &[&target().join("sushy/bin/sushy-emulator")])
+}
+
 /// Cargo's target directory.
 pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)

@@ -4,7 +4,7 @@ use std::{path::Path, time::Instant};
 
 use anyhow::Result;
 
-use crate::{artifacts, cargo, codegen, command::Cmd, root, tidy};
+use crate::{artifacts, cargo, codegen, command::Cmd, root, setup, tidy};
 
 type Step = fn() -> Result<()>;
 
@@ -68,6 +68,7 @@ pub(crate) fn test(words: &[String]) -> Result<()> {
 
 fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
     artifacts::all()?;
+    setup::install_for_tests()?;
     let full = words.iter().any(|word| word == "--full");
     let words = words.iter().filter(|word| *word != "--full");
     let at = |path: &str| root().join(Path::new("target").join(path));
