@@ -17,6 +17,7 @@ pub mod forward;
 pub mod lines;
 pub mod machine;
 pub mod netns;
+pub mod os_image;
 pub mod paths;
 pub mod ra;
 pub mod scratch;

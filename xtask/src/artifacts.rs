@@ -32,7 +32,11 @@ pub(crate) fn all() -> Result<()> {
     )?;
     step("agent: static binary (first time 2 min)", agent)?;
     step("controller and lab (first time 4 min)", controller)?;
-    step("ramdisks: lab and server (first time 2 min)", ramdisks)
+    step("ramdisks: lab and server (first time 2 min)", ramdisks)?;
+    step(
+        "operating system and its disk images (first time 1 min)",
+        os_images,
+    )
 }
 
 fn step(what: &str, build: fn() -> Result<()>) -> Result<()> {
@@ -62,8 +66,12 @@ fn control_plane() -> Result<()> {
         .run_logged(&log("controlplane")?)
 }
 
-/// The agent's own flags: static, so that it runs as the only program of the ramdisk.
 fn agent() -> Result<()> {
+    static_binary("muster-agent")
+}
+
+/// Static, so that it runs as the only program of its system.
+fn static_binary(package: &str) -> Result<()> {
     cargo()
         .env(
             "RUSTFLAGS",
@@ -77,7 +85,7 @@ fn agent() -> Result<()> {
             "--target",
             TARGET,
             "--package",
-            "muster-agent",
+            package,
         ])
         .run()
 }
@@ -136,6 +144,27 @@ fn ramdisk(profile: &str, meta: &str, agent: &Path, out: &Path) -> Result<()> {
         .arg("--out")
         .arg(out)
         .run_logged(&log(&format!("ramdisk-{profile}-{name}"))?)
+}
+
+/// With each of the two kernels; the large one for the benchmark only with the smaller kernel.
+fn os_images() -> Result<()> {
+    static_binary("muster-os")?;
+    let stub = package(STUB)?;
+    for ((_, meta), (name, options)) in KERNELS.iter().zip([("cloud", &["--large"][..]), ("full", &[])]) {
+        Cmd::new("target/debug/muster-lab")
+            .arg("os-image")
+            .arg("--init")
+            .arg(root().join(format!("target/{TARGET}/agent/muster-os")))
+            .arg("--kernel-deb")
+            .arg(package(&dependency(meta)?)?)
+            .arg("--stub-deb")
+            .arg(&stub)
+            .arg("--out")
+            .arg(root().join("target/os").join(name))
+            .args(options)
+            .run_logged(&log(&format!("os-image-{name}"))?)?;
+    }
+    Ok(())
 }
 
 /// What only the benchmark runs: controller and lab as they are released, nginx, and a ramdisk whose `/init` does nothing.

@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use muster_tests::{bench, demo};
+use muster_tests::{
+    bench, demo,
+    os_image::{self, published::Inputs},
+};
 
 /// Muster's lab: servers, networks and a Kubernetes API server on this computer.
 #[derive(Debug, Parser)]
@@ -27,6 +30,24 @@ enum Command {
         /// Use this cluster instead of a local one.
         #[arg(long, env = "KUBECONFIG")]
         kubeconfig: Option<PathBuf>,
+    },
+    /// Makes the disk images that servers are given; `cargo xtask build` runs it.
+    OsImage {
+        /// The program `muster-os`, static.
+        #[arg(long)]
+        init: PathBuf,
+        /// Debian's package of the kernel.
+        #[arg(long)]
+        kernel_deb: PathBuf,
+        /// Debian's package systemd-boot-efi.
+        #[arg(long)]
+        stub_deb: PathBuf,
+        /// Where they go.
+        #[arg(long)]
+        out: PathBuf,
+        /// The large one, too.
+        #[arg(long)]
+        large: bool,
     },
     /// Measures discovery; `cargo xtask bench discovery` builds what it needs and starts it.
     Bench {
@@ -82,6 +103,21 @@ async fn run(command: Command) -> Result<bool> {
                 kubeconfig: kubeconfig.filter(|path| !path.as_os_str().is_empty()),
             };
             demo::run(options).await
+        }
+        Command::OsImage {
+            init,
+            kernel_deb,
+            stub_deb,
+            out,
+            large,
+        } => {
+            let inputs = Inputs {
+                init,
+                kernel_deb,
+                stub_deb,
+            };
+            os_image::published::publish(&out, &inputs, large)?;
+            Ok(true)
         }
         Command::Bench {
             quick,
