@@ -167,14 +167,19 @@ fn os_images() -> Result<()> {
     Ok(())
 }
 
-/// What only the benchmark runs: controller and lab as they are released, nginx, and a ramdisk whose `/init` does nothing.
-pub(crate) fn bench() -> Result<()> {
+/// Controller and lab as they are released, for what is measured and for thousands of simulated servers.
+pub(crate) fn release() -> Result<()> {
     step("controller and lab, release build (first time 6 min)", || {
         cargo()
             .args(["build", "--quiet", "--release"])
             .args(["--package", "muster-controller", "--package", "muster-tests"])
             .run()
-    })?;
+    })
+}
+
+/// What only the benchmark runs: nginx, and a ramdisk whose `/init` does nothing.
+pub(crate) fn bench() -> Result<()> {
+    release()?;
     step("nginx: Debian's package, unpacked and not installed", nginx)?;
     step("ramdisk with an empty /init", empty_ramdisk)
 }
@@ -291,14 +296,24 @@ fn package(name: &str) -> Result<PathBuf> {
 
 /// Runs the demo.
 pub(crate) fn demo(words: &[String]) -> Result<()> {
-    Cmd::new("target/debug/muster-lab")
-        .env("MUSTER_CONTROLLER", root().join("target/debug/muster-controller"))
-        .env(
-            "MUSTER_CONTROLPLANE",
-            root().join("target/controlplane/controlplane"),
-        )
-        .env("MUSTER_BOOT_DIR", root().join("target/boot"))
-        .arg("demo")
-        .args(words)
-        .run()
+    lab("debug").arg("demo").args(words).run()
+}
+
+/// Runs a command of the lab that people run.
+pub(crate) fn run_lab(words: &[String]) -> Result<()> {
+    if words.first().map(String::as_str) != Some("fleet") {
+        bail!("there is one command: cargo xtask lab fleet [--hosts N] [--help]");
+    }
+    all()?;
+    release()?;
+    lab("release").args(words).run()
+}
+
+fn lab(build: &str) -> Cmd {
+    let at = |path: &str| root().join("target").join(path);
+    Cmd::new(at(build).join("muster-lab"))
+        .env("MUSTER_CONTROLLER", at(build).join("muster-controller"))
+        .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
+        .env("MUSTER_BOOT_DIR", at("boot"))
+        .env("MUSTER_OS_IMAGES", at("os"))
 }

@@ -19,6 +19,7 @@ const HELP: &str = "\
 cargo xtask <command>
 
   demo      discover two servers that nobody has described: [--once] [--hosts N] [--kubeconfig FILE]
+  lab       simulated servers, thousands if wanted, against any cluster: fleet [--hosts N] [--help]
   test      run all tests: [--full] [words that cargo test takes]
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
   bench     measure discovery and write docs/benchmarks.md (30 min): discovery [--quick] [--only ROW]
@@ -54,6 +55,7 @@ fn run() -> Result<()> {
             artifacts::all()?;
             artifacts::demo(&rest)?;
         }
+        "lab" => artifacts::run_lab(&rest)?,
         "test" => ci::test(&rest)?,
         "ci" => ci::run()?,
         "bench" => bench::run(&rest)?,
