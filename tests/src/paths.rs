@@ -53,6 +53,11 @@ pub fn boot_dir() -> Result<PathBuf> {
     existing("MUSTER_BOOT_DIR", &[&target().join("boot")])
 }
 
+/// The directory of disk images with an operating system, or `MUSTER_OS_IMAGES`.
+pub fn os_images() -> Result<PathBuf> {
+    existing("MUSTER_OS_IMAGES", &[&target().join("os")])
+}
+
 /// Like [`boot_dir`], with an `/init` that does nothing in the place of the agent, or `MUSTER_EMPTY_BOOT_DIR`. Only the benchmark
 /// has it.
 pub fn empty_boot_dir() -> Result<PathBuf> {

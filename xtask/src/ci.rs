@@ -75,7 +75,8 @@ fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
     let mut command = cargo()
         .env("MUSTER_CONTROLLER", at("debug/muster-controller"))
         .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
-        .env("MUSTER_BOOT_DIR", at("boot"));
+        .env("MUSTER_BOOT_DIR", at("boot"))
+        .env("MUSTER_OS_IMAGES", at("os"));
     if full {
         command = command.env("MUSTER_FULL", "1");
     }

@@ -20,6 +20,7 @@ const HELP: &str = "\
 cargo xtask <command>
 
   demo      discover two servers that nobody has described: [--once] [--hosts N] [--kubeconfig FILE]
+  lab       simulated servers, thousands if wanted, against any cluster: fleet [--hosts N] [--help]
   test      run all tests: [--full] [words that cargo test takes]
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
   bench     measure and write docs/benchmarks*.md: discovery [--quick] [--only ROW] (30 min), or write (4 min, root)
@@ -56,6 +57,7 @@ fn run() -> Result<()> {
             artifacts::all()?;
             artifacts::demo(&rest)?;
         }
+        "lab" => artifacts::run_lab(&rest)?,
         "test" => ci::test(&rest)?,
         "ci" => ci::run()?,
         "bench" => bench::run(&rest)?,

@@ -41,7 +41,7 @@ pub struct Worked {
 }
 
 /// Carries out `order` on `hardware`.
-pub(super) async fn carry_out(
+pub(crate) async fn carry_out(
     order: Order,
     hardware: Hardware,
     mut pace: watch::Receiver<Pace>,
