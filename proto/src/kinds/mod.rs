@@ -47,7 +47,5 @@ pub const REBOOT_ANNOTATION: &str = "reboot.metal3.io";
 pub const IN_BAND_ANNOTATION: &str = "muster.dev/in-band";
 /// Value of [`IN_BAND_ANNOTATION`]: whatever session, where the Segment requires no more trust than `segment`.
 pub const IN_BAND_SEGMENT: &str = "segment";
-/// Annotation on a host: neither deleted nor written nor erased as long as it is there (any value but `false`).
-pub const PROTECTED_ANNOTATION: &str = "muster.dev/protected";
 /// Annotation on a host that is being deprovisioned: do not wait for its disks to be cleaned.
 pub const RELEASE_ANNOTATION: &str = "muster.dev/release-uncleaned";
