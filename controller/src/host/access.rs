@@ -76,7 +76,7 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
             draft.effect(Effect::Probe(access));
             if draft.state == State::Registering {
                 draft.clear_error();
-                draft.wait_for("Bmc", "waits for the BMC to answer; next: the host is inspected");
+                draft.wait_for("Bmc", ASKS);
             } else {
                 // Asked again after a start: nothing has changed as far as anybody can see.
                 draft.keep_wait();
@@ -151,6 +151,22 @@ fn reference(draft: &Draft<'_>, name: &str) -> CredentialsStatus {
     }
 }
 
+const ASKS: &str = "waits for the BMC to answer; next: the host is inspected";
+
+/// Says beforehand, with the state that needs it, that the BMC will be asked: one write instead of two.
+pub(super) fn announce(draft: &mut Draft<'_>) {
+    let name = draft
+        .host
+        .spec
+        .bmc
+        .as_ref()
+        .map(|bmc| bmc.credentials_name.clone());
+    if let Some(name) = name.filter(|_| draft.seen.secrets.bmc.state.is_present()) {
+        try_credentials(draft, &name);
+        draft.wait_for("Bmc", ASKS);
+    }
+}
+
 /// Intent before effect: the status says which credentials are tried.
 fn try_credentials(draft: &mut Draft<'_>, name: &str) {
     let reference = reference(draft, name);
@@ -209,7 +225,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
                 HoldOff::Over if counted => {
                     draft.clear_error();
                     draft.effect(Effect::Probe(access));
-                    draft.wait_for("Bmc", "waits for the BMC to answer; next: the host is inspected");
+                    draft.wait_for("Bmc", ASKS);
                 }
                 _ => draft.fail(ErrorType::Registration, message),
             }

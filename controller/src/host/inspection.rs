@@ -25,6 +25,9 @@ fn inventory(server: &Server) -> Option<(&ServerStatus, &Inventory, Timestamp)> 
     Some((status, status.inventory.as_ref()?, at)).filter(|(status, _, _)| !status.contested)
 }
 
+/// What happens once the ramdisk is there.
+const THEN: &str = "it reports the hardware";
+
 /// A first inspection begins. What is known already is its result, if the session that reported it had the trust that its Segment
 /// asks for, and the host was made of that report or the ramdisk still runs: then the inspection is as old as the report.
 pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
@@ -34,14 +37,19 @@ pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
         .segment
         .map_or(Trust::Segment, |segment| segment.spec.required_trust);
     let known = draft.seen.server.and_then(inventory);
-    let Some((status, _, at)) = known else { return };
+    let Some((status, _, at)) = known else {
+        ramdisk::announce(draft, THEN);
+        return;
+    };
     let believed = status.inventory_trust.is_some_and(|trust| trust >= required);
     if believed && (draft.session().is_some() || host::made_for(draft.host).is_some()) {
         let session = status.session.as_ref();
         let booted = session.and_then(|session| session.since.parse::<Timestamp>().ok());
         let start = booted.filter(|booted| *booted < at).unwrap_or(at);
         draft.history(|history| &mut history.inspect).start = Some(whole_seconds(start.min(draft.now)));
+        return;
     }
+    ramdisk::announce(draft, THEN);
 }
 
 /// Another inspection of a host that was inspected before.
@@ -50,6 +58,7 @@ pub(super) fn begin_again(draft: &mut Draft<'_>) {
     draft.begin(|history| &mut history.inspect);
     draft.tell("InspectionStarted", "the hardware is inspected again");
     super::registration::snapshot_boot_mode(draft);
+    ramdisk::announce(draft, THEN);
 }
 
 /// The host is inspecting.
@@ -99,8 +108,7 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
         return;
     }
     let operation = jobs::operation(draft, "inspect", Some(start.as_second()), draft.old.error_count);
-    let then = "it reports the hardware";
-    let Some((server, session)) = ramdisk::ready(draft, &reach, &operation, ErrorType::Inspection, then)
+    let Some((server, session)) = ramdisk::ready(draft, &reach, &operation, ErrorType::Inspection, THEN)
     else {
         return;
     };
@@ -114,6 +122,7 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
             let since: Timestamp = session.since.parse().unwrap_or(start);
             let due = since.checked_add(OWN_ACCORD).unwrap_or(draft.now);
             if since >= start && draft.now < due {
+                draft.keep_wait();
                 draft.again_at(due);
             } else {
                 jobs::place(draft, server, &id, Task::Inspect);
@@ -150,6 +159,7 @@ fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
         .unwrap_or_default();
     draft.status.hardware = Some(found);
     draft.enter(State::Preparing);
+    draft.status.powered_on |= draft.session().is_some();
     let metric = draft.history(|history| &mut history.inspect);
     let end = metric.start.as_ref().map_or(at, |start| start.0.max(at));
     metric.end = Some(whole_seconds(end));

@@ -27,6 +27,8 @@ pub struct Observed<'a> {
     pub rivals: Vec<Rival>,
     /// True if the host has one of the places of hosts that are busy at once. See [`Plan::slot`](super::Plan::slot).
     pub slot: bool,
+    /// When this process began to lead: its memory says nothing of what was announced before.
+    pub began: Timestamp,
     /// The term of this leader; jobs carry it.
     pub epoch: i64,
     /// How many failed provisionings in a row end the attempts; 0: none does.

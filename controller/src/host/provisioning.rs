@@ -21,6 +21,11 @@ use super::{
     ramdisk, registration, secrets,
 };
 
+/// What is waited for while the ramdisk works; how far it is stands in the Server's status.
+const WRITING: &str = "waits for the image to be written, after the disks are cleared where that is asked for; next: the machine boots it";
+/// What happens once the ramdisk is there.
+const THEN: &str = "the image is written";
+
 /// Every wish is there; the state says so before anything is done.
 pub(super) fn begin(draft: &mut Draft<'_>) {
     draft.enter(State::Provisioning);
@@ -33,6 +38,10 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     let url = available::image_url(draft.host.spec.image.as_ref())
         .unwrap_or_default()
         .to_owned();
+    match draft.session() {
+        Some(_) => draft.wait_for("Write", WRITING),
+        None => ramdisk::announce(draft, THEN),
+    }
     draft.tell("ProvisioningStarted", format!("the image {url} is written"));
 }
 
@@ -121,9 +130,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
 }
 
 fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSource) {
-    let then = "the image is written";
     let error = ErrorType::Provisioning;
-    let Some((server, session)) = ramdisk::ready(draft, reach, operation, error, then) else {
+    let Some((server, session)) = ramdisk::ready(draft, reach, operation, error, THEN) else {
         if draft.status.error_type == Some(error) {
             take_back(draft);
         }
@@ -172,10 +180,7 @@ fn clean(
     let disks = disk::to_clean(&inventory.disks, Some(root));
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
     jobs::place(draft, server, &id, Task::Clean(permit));
-    draft.wait_for(
-        "Clean",
-        "waits for the ramdisk to clear the disks; next: the image is written",
-    );
+    draft.wait_for("Write", WRITING);
     Ok(false)
 }
 
@@ -219,17 +224,13 @@ fn write(
     }
     let root = disk::choose(effective_hints(draft).as_ref(), &inventory.disks)?;
     let permit = guard::to_write(draft.host, draft.seen, root)?;
-    let name = root.name.clone();
     let task = WriteTask {
         permit,
         image: source,
         drive,
     };
     jobs::place(draft, server, &id, Task::Write(Box::new(task)));
-    draft.wait_for(
-        "Write",
-        format!("waits for the image to be written to {name}; next: the machine boots it"),
-    );
+    draft.wait_for("Write", WRITING);
     Ok(())
 }
 

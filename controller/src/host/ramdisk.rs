@@ -9,6 +9,7 @@ use super::{
     access::{LOOK_AGAIN, Reach},
     draft::{Draft, whole_seconds},
     observed::{FailureClass, Power},
+    owner::has_bmc,
     plan::{Effect, PowerOrder},
 };
 
@@ -49,6 +50,17 @@ pub(super) fn ready<'a>(
     None
 }
 
+/// Says beforehand, with the state that needs it, that the ramdisk will be waited for: one write instead of two.
+pub(super) fn announce(draft: &mut Draft<'_>, then: &str) {
+    if has_bmc(draft.host) && draft.session().is_none() {
+        draft.wait_for("Ramdisk", waits(then));
+    }
+}
+
+fn waits(then: &str) -> String {
+    format!("waits for the machine's ramdisk to call in; next: {then}")
+}
+
 /// Waits for the ramdisk; too long is a failure. The time counts from when the host began to wait. True if it waits on.
 fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> bool {
     if draft.waited("Ramdisk", BOOT_DEADLINE) {
@@ -59,10 +71,7 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
         );
         return false;
     }
-    draft.wait_for(
-        "Ramdisk",
-        format!("waits for the machine's ramdisk to call in; next: {then}"),
-    );
+    draft.wait_for("Ramdisk", waits(then));
     let since = draft.waiting_since("Ramdisk").unwrap_or(draft.now);
     let due = since.checked_add(BOOT_DEADLINE).unwrap_or(draft.now);
     draft.again_at(due);
@@ -112,7 +121,10 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
     let announced = draft.waiting_since("Ramdisk");
     match (power, announced) {
         // Announced by a process that is no more: it was booted then, most likely.
-        (Some(Power::On), Some(since)) if draft.now.duration_since(since) < BENEFIT_OF_DOUBT => {
+        (Some(Power::On), Some(since))
+            if since < whole_seconds(draft.seen.began).0
+                && draft.now.duration_since(since) < BENEFIT_OF_DOUBT =>
+        {
             overdue(draft, kind, "it was booted from the network", then);
             draft.again_at(since.checked_add(BENEFIT_OF_DOUBT).unwrap_or(draft.now));
         }

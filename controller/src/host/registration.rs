@@ -19,6 +19,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         draft.enter(State::Registering);
         draft.begin(|history| &mut history.register);
         snapshot_boot_mode(draft);
+        access::announce(draft);
         return;
     }
     if draft.state == State::New {

@@ -30,7 +30,9 @@ fn a_host_with_a_bmc_becomes_available_by_every_state_of_upstream() {
     assert!(history.register.unwrap().end.is_some() && history.inspect.unwrap().end.is_some());
     assert_eq!(host.spec.architecture.as_deref(), Some("x86_64"));
     assert_eq!(world.machine.disk, Content::Old, "nothing was written yet");
+    assert_eq!(world.status_writes, 4, "one for every state");
     world.settle();
+    assert_eq!(world.status_writes, 4);
     assert_eq!(world.state(), State::Available);
     assert_eq!(world.machine.boots, 1, "the ramdisk is booted once");
 }
@@ -41,7 +43,9 @@ fn an_image_is_written_in_the_ramdisk_that_runs_and_taken_away_again() {
     world.reach(State::Available);
     world.set_image(Some(IMAGE));
     world.name_user_data();
+    let writes = world.status_writes;
     world.reach(State::Provisioned);
+    assert_eq!(world.status_writes, writes + 3, "begun, written, left");
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
     assert_eq!(world.machine.writes.len(), 1);
     assert_eq!(world.machine.cleans, 1);

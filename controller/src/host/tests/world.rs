@@ -89,6 +89,7 @@ pub(super) struct World {
     pub(super) slot: bool,
     pub(super) retries: i64,
     pub(super) now: Timestamp,
+    began: Timestamp,
     pub(super) machine: Machine,
     /// The BMC answers.
     pub(super) bmc_up: bool,
@@ -192,6 +193,7 @@ impl World {
             slot: true,
             retries: 5,
             now,
+            began: now,
             machine: Machine {
                 on: false,
                 booting: 0,
@@ -278,6 +280,7 @@ impl World {
             tried: self.tried.clone(),
             rivals: self.rivals.clone(),
             slot: self.slot,
+            began: self.began,
             epoch: 1,
             max_provisioning_retries: self.retries,
         }
@@ -380,6 +383,7 @@ impl World {
     pub(super) fn restart(&mut self) {
         self.bmc = Bmc::default();
         self.tried = None;
+        self.began = self.now;
     }
 
     fn write_status(&mut self, status: muster_proto::kinds::BareMetalHostStatus) {
