@@ -1,5 +1,8 @@
 //! Images and cleaning on block devices that the kernel made of files, looked at by Debian's own tools.
 
+// The helpers below are parts of tests.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

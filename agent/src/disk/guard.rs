@@ -117,7 +117,8 @@ pub fn allow(root: &Root, machine: &MachineId, disk: &DiskId) -> Result<Token, R
     compare_machine(machine, &inventory::machine(root))?;
     let found = choose(disk, inventory::disks(root))?;
     let name = found.name.clone();
-    let kernel_name = name.trim_start_matches("/dev/").replace('/', "!");
+    // What stands behind the second slash, such as `cciss/c0d0`.
+    let kernel_name = name.splitn(3, '/').nth(2).unwrap_or_default().replace('/', "!");
     if found.read_only {
         return Err(Refused::ReadOnly { disk: name });
     }

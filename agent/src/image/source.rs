@@ -3,6 +3,8 @@
 //! A broken connection goes on where it ended, by `Range` and, where the server gives a strong validator, `If-Range`
 //! (RFC 9110, sections 13.1.5 and 14.2). A server that knows no ranges sends everything again, and what is known is skipped.
 
+mod error;
+
 use std::{fs, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt, Empty};
@@ -21,10 +23,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    Environment,
-    url::{Url, UrlError},
-};
+pub use error::SourceError;
+
+use super::{Environment, url::Url};
 use crate::{
     net::{self, dns},
     session::{endpoint::Host, retry::Backoff, tls, wire},
@@ -57,180 +58,6 @@ impl Default for Patience {
             stall: Duration::from_secs(30),
             tries: 10,
             tries_in_all: 200,
-        }
-    }
-}
-
-/// Bytes cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// The URL, or one that it leads to, is none.
-    #[error("follow the URL")]
-    Url {
-        /// Why.
-        source: UrlError,
-    },
-    /// The way leads from a secure server to one that is not.
-    #[error("follow {from}: it leads to {to}, which is not secured by TLS")]
-    Downgrade {
-        /// From where.
-        from: String,
-        /// Where to.
-        to: String,
-    },
-    /// Redirects do not end.
-    #[error("follow {0}: after {MOST_REDIRECTS} redirects there are more")]
-    Redirects(String),
-    /// The server's name has no address.
-    #[error("find {url}")]
-    Resolve {
-        /// What.
-        url: String,
-        /// Why.
-        source: dns::DnsError,
-    },
-    /// No connection, or no TLS.
-    #[error("connect to {url}")]
-    Connect {
-        /// What.
-        url: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The certificate of the server is not accepted.
-    #[error(
-        "trust the server of {url}: only the certificate authorities that the ramdisk carries are (the controller's --extra-ca)"
-    )]
-    Untrusted {
-        /// What.
-        url: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// Nobody said which authorities to believe.
-    #[error(
-        "trust the server of {url}: the ramdisk carries no certificate authority; give the controller one by --extra-ca"
-    )]
-    NoAuthorities {
-        /// What.
-        url: String,
-    },
-    /// The authorities in the ramdisk cannot be used.
-    #[error("use the certificate authorities of the ramdisk")]
-    Authorities {
-        /// Why.
-        source: tls::TlsError,
-    },
-    /// They cannot be read.
-    #[error("read the certificate authorities of the ramdisk")]
-    ReadAuthorities {
-        /// Why.
-        source: io::Error,
-    },
-    /// The proxy does not help.
-    #[error("reach {url} through the proxy {proxy}: it answers {answer:?}")]
-    Proxy {
-        /// What.
-        url: String,
-        /// Which proxy.
-        proxy: String,
-        /// Its first line.
-        answer: String,
-    },
-    /// The proxy is not `host:port`.
-    #[error("understand the proxy {0:?}")]
-    ProxyAddress(String),
-    /// The server refuses.
-    #[error("get {url}: the server answers {status}")]
-    Status {
-        /// What.
-        url: String,
-        /// HTTP status.
-        status: StatusCode,
-    },
-    /// The connection broke.
-    #[error("get {url}: the connection broke after {at} bytes")]
-    Broken {
-        /// What.
-        url: String,
-        /// How far it came.
-        at: u64,
-        /// Why.
-        source: hyper::Error,
-    },
-    /// The server sends nothing.
-    #[error("get {url}: nothing came for {} s after {at} bytes", patience.as_secs())]
-    Stalled {
-        /// What.
-        url: String,
-        /// How far it came.
-        at: u64,
-        /// For how long.
-        patience: Duration,
-    },
-    /// The server sent less or more than it said.
-    #[error("get {url}: {at} bytes came of {total}")]
-    Length {
-        /// What.
-        url: String,
-        /// How many came.
-        at: u64,
-        /// How many the server announced.
-        total: u64,
-    },
-    /// After a break the server has something else.
-    #[error("get {url}: it became another file after {at} bytes; it must be begun anew")]
-    Changed {
-        /// What.
-        url: String,
-        /// How far it came.
-        at: u64,
-    },
-    /// There is more than there may be.
-    #[error("get {url}: it has more than {most} bytes")]
-    TooLarge {
-        /// What.
-        url: String,
-        /// The limit.
-        most: u64,
-    },
-    /// Patience is over.
-    #[error("get the file, given up after {tries} tries")]
-    GivenUp {
-        /// How many.
-        tries: u32,
-        /// Why the last one failed.
-        source: Box<SourceError>,
-    },
-    /// It was stopped from outside.
-    #[error("get the file")]
-    Stopped {
-        /// By whom.
-        source: Stopped,
-    },
-    /// No threads, no timers.
-    #[error("start a runtime")]
-    Runtime {
-        /// Why.
-        source: io::Error,
-    },
-}
-
-impl SourceError {
-    /// True if the same request may do better later.
-    fn is_transient(&self) -> bool {
-        match self {
-            SourceError::Resolve { .. }
-            | SourceError::Connect { .. }
-            | SourceError::Broken { .. }
-            | SourceError::Stalled { .. }
-            | SourceError::Length { .. }
-            | SourceError::Proxy { .. } => true,
-            SourceError::Status { status, .. } => {
-                status.is_server_error()
-                    || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(status)
-            }
-            _ => false,
         }
     }
 }
