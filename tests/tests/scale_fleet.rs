@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Resource, api::ListParams};
 use muster_proto::kinds::{BareMetalHost, Server};
@@ -12,19 +13,19 @@ use muster_tests::cluster::Cluster;
 
 const SOON: Duration = Duration::from_secs(240);
 
-async fn fleet(words: &[&str]) -> Output {
+async fn fleet(words: &[&str]) -> Result<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_muster-lab"));
     command.arg("fleet").args(words).env_remove("KUBECONFIG");
     let ran = tokio::task::spawn_blocking(move || command.output());
-    let output = tokio::time::timeout(SOON, ran).await;
-    output.expect("an end in time").unwrap().unwrap()
+    let output = tokio::time::timeout(SOON, ran).await.context("it does not end")?;
+    Ok(output??)
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-async fn count<K>(cluster: &Cluster, namespace: &str) -> usize
+async fn count<K>(cluster: &Cluster, namespace: &str) -> Result<usize>
 where
     K: Resource<Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
@@ -32,8 +33,8 @@ where
         + std::fmt::Debug,
     K::DynamicType: Default,
 {
-    let api: Api<K> = Api::namespaced(cluster.client().unwrap(), namespace);
-    api.list(&ListParams::default()).await.unwrap().items.len()
+    let api: Api<K> = Api::namespaced(cluster.client()?, namespace);
+    Ok(api.list(&ListParams::default()).await?.items.len())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,7 +51,9 @@ async fn fleet_is_discovered_and_leaves_nothing_in_a_cluster_that_stays() {
         "--fail",
         "boot=20x1",
     ];
-    let output = fleet(&[&words[..], &["--kubeconfig", &kubeconfig, "--namespace", "metal"]].concat()).await;
+    let output = fleet(&[&words[..], &["--kubeconfig", &kubeconfig, "--namespace", "metal"]].concat())
+        .await
+        .unwrap();
     let said = text(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", text(&output.stderr));
     assert!(
@@ -58,9 +61,9 @@ async fn fleet_is_discovered_and_leaves_nothing_in_a_cluster_that_stays() {
         "{said}"
     );
     assert!(said.contains("Deleting"), "{said}");
-    assert_eq!(count::<BareMetalHost>(cluster, "metal").await, 0);
-    assert_eq!(count::<Server>(cluster, "muster-system").await, 0);
-    assert_eq!(count::<Secret>(cluster, "metal").await, 0);
+    assert_eq!(count::<BareMetalHost>(cluster, "metal").await.unwrap(), 0);
+    assert_eq!(count::<Server>(cluster, "muster-system").await.unwrap(), 0);
+    assert_eq!(count::<Secret>(cluster, "metal").await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +74,7 @@ async fn what_cannot_work_is_told() {
         (&["--segment", "a/b"], "--kubeconfig"),
         (&["--hosts", "0"], "0 is not in 1..=100000"),
     ] {
-        let output = fleet(words).await;
+        let output = fleet(words).await.unwrap();
         assert!(!output.status.success());
         let said = text(&output.stderr);
         assert!(said.contains(told), "{words:?}: {said}");

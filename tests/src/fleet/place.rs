@@ -82,7 +82,9 @@ impl Place {
                 is_passing,
             });
         }
-        let setup = Setup::new(NAMESPACE)?;
+        let mut setup = Setup::new(NAMESPACE)?;
+        // Nobody else's hosts are its business.
+        setup.extra = ["--watch-namespace", namespace].map(str::to_owned).to_vec();
         for namespace in [NAMESPACE, namespace] {
             cluster.ensure_namespace(namespace).await?;
         }

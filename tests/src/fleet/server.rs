@@ -56,7 +56,7 @@ pub(super) struct World {
 }
 
 /// So many servers fetch boot files at the same time: all of them have one address, to which no edge gives many connections.
-pub(super) const FETCHING: usize = 16;
+pub(super) const FETCHING: usize = 8;
 
 /// What a server boots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
