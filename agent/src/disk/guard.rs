@@ -117,7 +117,10 @@ pub fn allow(root: &Root, machine: &MachineId, disk: &DiskId) -> Result<Token, R
     compare_machine(machine, &inventory::machine(root))?;
     let found = choose(disk, inventory::disks(root))?;
     let name = found.name.clone();
-    let kernel_name = name.trim_start_matches("/dev/").replace('/', "!");
+    let kernel_name = name
+        .trim_start_matches('/')
+        .trim_start_matches("dev/")
+        .replace('/', "!");
     if found.read_only {
         return Err(Refused::ReadOnly { disk: name });
     }
