@@ -13,6 +13,7 @@ use muster_agent::{
     clock::Clock,
     disk::{self, CleanError, Refused},
     image::{self, After, Environment, Failure, LayoutError},
+    steps::Contents,
     sys::Root,
     work::Work,
 };
@@ -120,6 +121,7 @@ impl Bench {
             name_servers: Vec::new(),
             proxy: None,
         };
+        let config = config.map(|config| config as &dyn Contents);
         image::write(job, config, &environment, &Work::unwatched())
     }
 

@@ -33,14 +33,23 @@ pub enum ConfigDriveError {
     },
 }
 
+/// Whether a disk with blocks of `block` bytes can have a config drive.
+///
+/// # Errors
+/// [`ConfigDriveError::Block`].
+pub fn check(block: u32) -> Result<(), ConfigDriveError> {
+    if block > iso9660::BLOCK {
+        return Err(ConfigDriveError::Block { block });
+    }
+    Ok(())
+}
+
 /// An ISO 9660 image with `openstack/latest/` in it, for a disk with blocks of `block` bytes. The same data give the same bytes.
 ///
 /// # Errors
 /// [`ConfigDriveError`], one variant for each way to fail.
 pub fn image(drive: &ConfigDrive, block: u32) -> Result<Vec<u8>, ConfigDriveError> {
-    if block > iso9660::BLOCK {
-        return Err(ConfigDriveError::Block { block });
-    }
+    check(block)?;
     let mut latest = Directory::default();
     latest.file("meta_data.json", json(&drive.meta_data));
     if let Some(network) = &drive.network_data {

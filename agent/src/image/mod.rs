@@ -14,7 +14,7 @@
 //! ```text
 //! let work = Work::new(move |progress| …);          // work.stop() from anywhere ends it with an error
 //! let environment = Environment { root, clock, name_servers, proxy };
-//! match image::write(&job, config_drive.as_ref(), &environment, &work) {
+//! match image::write(&job, config_drive, &environment, &work) {
 //!     Ok(written) => …                               // the machine may be rebooted
 //!     Err(error) => …                                // Chain(&error) says what, where and what is on the disk now
 //! }
@@ -34,7 +34,7 @@ mod write;
 
 use std::{fmt, io, net::SocketAddr};
 
-use muster_proto::job::{ConfigDrive, Write};
+use muster_proto::job::Write;
 
 pub use boot::BootError;
 pub use checksum::{ChecksumError, Mismatch};
@@ -48,6 +48,7 @@ pub use url::{Url, UrlError};
 use crate::{
     clock::Clock,
     disk::{Refused, efi::EfiError},
+    steps::{Contents, DriveError},
     sys::Root,
     work::{Stopped, Work},
 };
@@ -182,6 +183,12 @@ pub enum Failure {
         /// Why.
         source: Mismatch,
     },
+    /// What was sealed for the config drive cannot be had.
+    #[error("open the operating system's first instructions")]
+    Drive {
+        /// Why.
+        source: DriveError,
+    },
     /// No config drive can be made.
     #[error("give the operating system its first instructions")]
     ConfigDrive {
@@ -223,13 +230,14 @@ pub enum Failure {
 }
 
 /// Writes the image that `job` means to the disk that it means, with `config_drive` on a partition at its end, and enters it
-/// into the firmware's boot order where the machine was booted by UEFI. Doing so again has the same result.
+/// into the firmware's boot order where the machine was booted by UEFI. The config drive is opened once the image is verified.
+/// Doing so again has the same result.
 ///
 /// # Errors
 /// [`WriteError`]; its `after` says what became of the disk.
 pub fn write(
     job: &Write,
-    config_drive: Option<&ConfigDrive>,
+    config_drive: Option<&dyn Contents>,
     environment: &Environment,
     work: &Work,
 ) -> Result<Written, WriteError> {

@@ -2,10 +2,8 @@
 
 use std::io;
 
-use muster_proto::{
-    Chain,
-    job::{ConfigDrive, Write},
-};
+use muster_proto::{Chain, job::Write};
+use zeroize::Zeroizing;
 
 use super::{
     After, Environment, Failure, WriteError, Written,
@@ -26,6 +24,7 @@ use crate::{
         guard::{self, shown_id},
     },
     net,
+    steps::Contents,
     sys::Root,
     work::{Stopped, Work},
 };
@@ -41,7 +40,7 @@ const TRANSFER: (u8, u8) = (2, 92);
 
 pub(super) fn run(
     job: &Write,
-    config_drive: Option<&ConfigDrive>,
+    config_drive: Option<&dyn Contents>,
     environment: &Environment,
     work: &Work,
 ) -> Result<Written, WriteError> {
@@ -95,7 +94,7 @@ fn wanted(job: &Write, environment: &Environment, work: &Work) -> Result<Wanted,
 /// A write to a disk that is open.
 pub(super) struct Writing<'a> {
     pub(super) wanted: Wanted,
-    pub(super) config_drive: Option<&'a ConfigDrive>,
+    pub(super) config_drive: Option<&'a dyn Contents>,
     pub(super) root: &'a Root,
     pub(super) work: &'a Work,
 }
@@ -112,11 +111,9 @@ impl Writing<'_> {
         if size < LEAST {
             return Err(Failure::SmallDisk { disk: size });
         }
-        let config = self
-            .config_drive
-            .map(|drive| config_drive::image(drive, block))
-            .transpose();
-        let config = config.map_err(|source| Failure::ConfigDrive { source })?;
+        if self.config_drive.is_some() {
+            config_drive::check(block).map_err(|source| Failure::ConfigDrive { source })?;
+        }
 
         self.work.step("write image", TRANSFER.0);
         let mut writer = Writer {
@@ -149,7 +146,7 @@ impl Writing<'_> {
             digest: transfer.digest.to_string(),
             ..Written::default()
         };
-        let layout = self.add_config_drive(&mut held, layout, config)?;
+        let layout = self.add_config_drive(&mut held, layout)?;
         self.go_on()?;
         self.work.step("enter into boot order", 96);
         let backup = layout.render(held.head());
@@ -195,16 +192,17 @@ impl Writing<'_> {
         Ok(layout)
     }
 
-    fn add_config_drive(
-        &self,
-        held: &mut Held<'_>,
-        mut layout: Layout,
-        config: Option<Vec<u8>>,
-    ) -> Result<Layout, Failure> {
-        let Some(mut config) = config else {
+    fn add_config_drive(&self, held: &mut Held<'_>, mut layout: Layout) -> Result<Layout, Failure> {
+        let Some(drive) = self.config_drive else {
             return Ok(layout);
         };
         self.work.step("write config drive", 94);
+        // Now that the image is the one that was meant, and not before.
+        let open = drive.contents().map_err(|source| Failure::Drive { source })?;
+        let config =
+            config_drive::image(&open, held.block()).map_err(|source| Failure::ConfigDrive { source })?;
+        drop(open);
+        let mut config = Zeroizing::new(config);
         let mut found = None;
         for part in layout.parts() {
             let mut read = |at: u64, into: &mut [u8]| held.read(part.start.saturating_add(at), into);
@@ -219,7 +217,8 @@ impl Writing<'_> {
             .place_config_drive(found, config_drive::LABEL, config.len() as u64, random)
             .map_err(|source| Failure::Layout { source })?;
         let block = usize::try_from(held.block()).unwrap_or(HEAD);
-        config.resize(config.len().next_multiple_of(block), 0);
+        let len = config.len().next_multiple_of(block);
+        config.resize(len, 0);
         held.write_at(at, &config)
             .map_err(disk_failed("write the config drive"))?;
         Ok(layout)

@@ -106,7 +106,7 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
         return again;
     };
     let clock = Clock::told(config.time);
-    let machine = Ramdisk::new(root, boot_mac, network, devices, console.clone());
+    let machine = Ramdisk::new(root, &config, clock.clone(), network, devices, console.clone());
     match session::run(Context {
         config,
         clock,

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_proto::{Mac, identity::Identity, inventory::Inventory};
+use muster_proto::{Mac, config::BootConfig, identity::Identity, inventory::Inventory};
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_settime},
@@ -18,13 +18,14 @@ use tokio::{
 
 use super::identity;
 use crate::{
-    clock,
+    clock::{self, Clock},
     console::Console,
+    image::Environment,
     inventory::{self, BootFacts, KernelLinks},
     kmod::Devices,
     net::{Network, dns},
     session::{Machine, ResolveError},
-    steps::{Failed, Order},
+    steps::{self, Failed, Order},
     sys::Root,
     work::Work,
 };
@@ -38,6 +39,10 @@ const REPORT_PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct Ramdisk {
     root: Root,
     boot_mac: Option<Mac>,
+    /// What certificates of image servers are judged by.
+    clock: Clock,
+    /// For images.
+    proxy: Option<String>,
     network: watch::Receiver<Network>,
     devices: watch::Receiver<Devices>,
     console: Console,
@@ -52,14 +57,17 @@ pub(super) struct Ramdisk {
 impl Ramdisk {
     pub(super) fn new(
         root: Root,
-        boot_mac: Option<Mac>,
+        config: &BootConfig,
+        clock: Clock,
         network: watch::Receiver<Network>,
         devices: watch::Receiver<Devices>,
         console: Console,
     ) -> Ramdisk {
         Ramdisk {
             root,
-            boot_mac,
+            boot_mac: config.boot_mac,
+            clock,
+            proxy: config.proxy.clone(),
             network,
             devices,
             console,
@@ -170,13 +178,21 @@ impl Machine for Ramdisk {
 
     fn work(
         &mut self,
-        _order: Order,
-        _work: Work,
+        order: Order,
+        work: Work,
     ) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
-        std::future::ready(Err(Failed {
-            message: "this ramdisk writes no disks".to_owned(),
-            failure: muster_proto::job::Failure::Final,
-        }))
+        let environment = Environment {
+            root: self.root.clone(),
+            clock: self.clock.clone(),
+            name_servers: self.network.borrow().name_servers(),
+            proxy: self.proxy.clone(),
+        };
+        async move {
+            match order {
+                Order::Clean(job) => steps::clean::run(job, environment.root, work).await,
+                Order::Write { job, drive } => steps::write::run(*job, drive, environment, work).await,
+            }
+        }
     }
 
     fn told_time(&mut self, unix: i64) {

@@ -77,6 +77,28 @@ impl SealedDrive {
     }
 }
 
+/// Where the contents of a config drive come from, once they are needed.
+pub trait Contents: Send + Sync {
+    /// The contents, until they are dropped.
+    ///
+    /// # Errors
+    /// [`DriveError`].
+    fn contents(&self) -> Result<OpenDrive, DriveError>;
+}
+
+impl Contents for SealedDrive {
+    fn contents(&self) -> Result<OpenDrive, DriveError> {
+        self.open()
+    }
+}
+
+/// For those who have nothing to hide.
+impl Contents for ConfigDrive {
+    fn contents(&self) -> Result<OpenDrive, DriveError> {
+        Ok(OpenDrive(self.clone()))
+    }
+}
+
 /// The contents of a config drive; wiped from memory when dropped.
 #[derive(Debug)]
 pub struct OpenDrive(ConfigDrive);

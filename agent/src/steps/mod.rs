@@ -1,14 +1,18 @@
 //! Jobs that take their time and change the machine. The session starts them and goes on with its calls; the machine carries them
 //! out ([`crate::session::Machine::work`]): the ramdisk on real disks, the simulated fleet in its own way.
 
+pub mod clean;
 mod drive;
+pub mod write;
 
 use muster_proto::{
     job::{Clean, Failure, Write},
     seal::SealError,
 };
 
-pub use drive::{DriveError, OpenDrive, SealedDrive};
+pub use drive::{Contents, DriveError, OpenDrive, SealedDrive};
+
+use crate::disk::Refused;
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -32,6 +36,23 @@ pub struct Failed {
     pub message: String,
     /// For machines.
     pub failure: Failure,
+}
+
+impl Failed {
+    fn temporary(message: String) -> Failed {
+        let failure = Failure::Temporary;
+        Failed { message, failure }
+    }
+}
+
+/// What may come of trying again after the guard refused: who uses the disk may be gone then.
+fn guarded(refused: &Refused) -> Failure {
+    match refused {
+        Refused::Held { .. } | Refused::Look { .. } | Refused::Open { .. } | Refused::Changed { .. } => {
+            Failure::Temporary
+        }
+        _ => Failure::Final,
+    }
 }
 
 impl From<SealError> for Failed {

@@ -1,8 +1,17 @@
-use std::{io::Write as _, sync::LazyLock};
+use std::{
+    io::Write as _,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use flate2::{Compression, write::GzEncoder};
 use hyper::body::Bytes;
-use muster_proto::job::DigestAlgorithm;
+use muster_proto::{
+    job::{ConfigDrive, DigestAlgorithm},
+    seal::{Bound, SealKey, seal},
+};
 use nix::errno::Errno;
 use proptest::prelude::*;
 use ring::digest;
@@ -16,6 +25,7 @@ use crate::{
         sim::SimDisk,
     },
     image::iso9660::tests::files,
+    steps::{DriveError, OpenDrive, SealedDrive},
     sys::tree::Tree,
 };
 
@@ -75,7 +85,7 @@ struct Trial {
     packed: Vec<u8>,
     wanted: Wanted,
     tree: Tree,
-    config: Option<ConfigDrive>,
+    config: Option<Box<dyn Contents>>,
     work: Work,
 }
 
@@ -94,7 +104,7 @@ impl Trial {
     fn write(&self, disk: &mut SimDisk) -> (Result<Written, Failure>, After) {
         let writing = Writing {
             wanted: self.wanted.clone(),
-            config_drive: self.config.as_ref(),
+            config_drive: self.config.as_deref(),
             root: &self.tree.root(),
             work: &self.work,
         };
@@ -181,11 +191,11 @@ fn an_image_that_ends_within_a_block_is_filled_up() {
 #[test]
 fn a_config_drive_is_added_at_the_end() {
     let mut trial = Trial::of(zstd(&image(BLOCK)));
-    trial.config = Some(ConfigDrive {
+    trial.config = Some(Box::new(ConfigDrive {
         meta_data: json!({"uuid": "x"}).as_object().unwrap().clone(),
         user_data: Some(b"#cloud-config".to_vec()),
         network_data: None,
-    });
+    }));
     let mut disk = old_disk(BLOCK);
     trial.write(&mut disk).0.unwrap();
     let gpt = Gpt::primary(&disk.bytes, BLOCK).unwrap();
@@ -199,18 +209,60 @@ fn a_config_drive_is_added_at_the_end() {
 
     // Written again, with what is there now as the image: its partition is used.
     let mut again = Trial::of(disk.bytes.clone());
-    again.config = Some(ConfigDrive {
+    again.config = Some(Box::new(ConfigDrive {
         user_data: Some(b"other".to_vec()),
         ..ConfigDrive::default()
-    });
+    }));
     again.write(&mut disk).0.unwrap();
     assert_eq!(files(&disk.bytes[at..])["/openstack/latest/user_data"], b"other");
     assert_eq!(Gpt::primary(&disk.bytes, BLOCK).unwrap().partitions().count(), 3);
 }
 
+/// Counts how often its secret was opened.
+struct Counted(Arc<AtomicUsize>);
+
+impl Contents for Counted {
+    fn contents(&self) -> Result<OpenDrive, DriveError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        ConfigDrive::default().contents()
+    }
+}
+
+#[test]
+fn a_config_drive_is_opened_once_the_image_is_verified_and_no_sooner() {
+    for verified in [false, true] {
+        let opened = Arc::new(AtomicUsize::new(0));
+        let mut trial = Trial::of(zstd(&image(BLOCK)));
+        trial.config = Some(Box::new(Counted(Arc::clone(&opened))));
+        if verified {
+            trial.write(&mut old_disk(BLOCK)).0.unwrap();
+        } else {
+            trial.wanted = sha256(b"another");
+            trial.fails(&mut old_disk(BLOCK), After::Unbootable);
+        }
+        assert_eq!(opened.load(Ordering::SeqCst), usize::from(verified));
+    }
+}
+
+#[test]
+fn a_config_drive_that_does_not_open_leaves_a_disk_that_does_not_boot() {
+    let key = Arc::new(SealKey::generate());
+    let bound = Bound {
+        job: "op-1",
+        epoch: 1,
+        session: "s",
+    };
+    let sealed = seal(&key.public(), &bound, b"{}").unwrap();
+    let drive = SealedDrive::new(key, "s".to_owned(), "op-2", 1, sealed).unwrap();
+    let mut trial = Trial::of(image(BLOCK));
+    trial.config = Some(Box::new(drive));
+    let refused = trial.fails(&mut old_disk(BLOCK), After::Unbootable);
+    assert!(matches!(refused, Failure::Drive { .. }), "{refused}");
+}
+
 #[test]
 fn a_config_drive_without_room_or_on_large_blocks_is_refused() {
-    let config = || Some(ConfigDrive::default());
+    let config = || Some(Box::new(ConfigDrive::default()) as Box<dyn Contents>);
     let mut trial = Trial::of(image(4096));
     trial.config = config();
     let refused = trial.fails(&mut old_disk(4096), After::Untouched);

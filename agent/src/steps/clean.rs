@@ -1,0 +1,47 @@
+//! Cleans disks, on a thread of its own.
+
+use muster_proto::{
+    Chain,
+    job::{Clean, Failure},
+};
+use tokio::task::spawn_blocking;
+
+use super::{Failed, guarded};
+use crate::{
+    disk::{self, CleanError},
+    sys::Root,
+    work::Work,
+};
+
+/// Carries out `job`.
+///
+/// # Errors
+/// What was not done, and to which disk.
+pub async fn run(job: Clean, root: Root, work: Work) -> Result<(), Failed> {
+    let clean = spawn_blocking(move || disk::clean(&job, &root, &work));
+    let cleaned = clean
+        .await
+        .map_err(|error| Failed::temporary(error.to_string()))?;
+    let cleaned = cleaned.map_err(|error| Failed {
+        message: Chain(&error).to_string(),
+        failure: failure(&error),
+    })?;
+    for disk in cleaned {
+        let (partitions, zeroed) = (disk.partitions, disk.zeroed);
+        tracing::info!(
+            step = "disk-cleaned",
+            disk = disk.disk,
+            table = disk.table,
+            partitions,
+            zeroed
+        );
+    }
+    Ok(())
+}
+
+fn failure(error: &CleanError) -> Failure {
+    match error {
+        CleanError::Refused { source } => guarded(source),
+        CleanError::Stopped { .. } | CleanError::Disk { .. } => Failure::Temporary,
+    }
+}

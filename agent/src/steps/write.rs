@@ -1,0 +1,79 @@
+//! Writes an image, on a thread of its own.
+
+use muster_proto::{
+    Chain,
+    job::{Failure, Write},
+};
+use tokio::task::spawn_blocking;
+
+use super::{Failed, SealedDrive, guarded};
+use crate::{
+    image::{self, Environment, SourceError, WriteError},
+    work::Work,
+};
+
+/// Carries out `job`; `drive` is opened once the image is verified.
+///
+/// # Errors
+/// What failed, and what is on the disk now.
+pub async fn run(
+    job: Write,
+    drive: Option<SealedDrive>,
+    environment: Environment,
+    work: Work,
+) -> Result<(), Failed> {
+    let write = spawn_blocking(move || {
+        let drive = drive.as_ref().map(|drive| drive as &dyn super::Contents);
+        image::write(&job, drive, &environment, &work)
+    });
+    let written = write
+        .await
+        .map_err(|error| Failed::temporary(error.to_string()))?;
+    let written = written.map_err(|error| Failed {
+        message: Chain(&error).to_string(),
+        failure: failure(&error),
+    })?;
+    for warning in &written.warnings {
+        tracing::warn!("{warning}");
+    }
+    let image::Written {
+        disk,
+        transferred,
+        image,
+        digest,
+        ..
+    } = written;
+    tracing::info!(step = "image-written", disk, transferred, image, digest);
+    Ok(())
+}
+
+/// What may come of trying again after `error`.
+fn failure(error: &WriteError) -> Failure {
+    match &*error.source {
+        image::Failure::Refused { source } => guarded(source),
+        image::Failure::ChecksumList { source } | image::Failure::Source { source } => fetched(source),
+        image::Failure::Drive { .. } => Failure::Outdated,
+        image::Failure::Entry { .. }
+        | image::Failure::Disk { .. }
+        | image::Failure::Threads { .. }
+        | image::Failure::Stopped { .. } => Failure::Temporary,
+        _ => Failure::Final,
+    }
+}
+
+/// A server that is away comes back; what is wrong with the URL stays wrong.
+fn fetched(error: &SourceError) -> Failure {
+    match error {
+        SourceError::GivenUp { source, .. } => fetched(source),
+        SourceError::Status { status, .. } if status.is_client_error() => Failure::Final,
+        SourceError::Url { .. }
+        | SourceError::Downgrade { .. }
+        | SourceError::Redirects(_)
+        | SourceError::Untrusted { .. }
+        | SourceError::NoAuthorities { .. }
+        | SourceError::Authorities { .. }
+        | SourceError::ProxyAddress(_)
+        | SourceError::TooLarge { .. } => Failure::Final,
+        _ => Failure::Temporary,
+    }
+}
