@@ -16,11 +16,11 @@ use std::{
 
 use muster_proto::Mac;
 use pnet::{
-    datalink::{self, Channel, DataLinkReceiver, DataLinkSender, NetworkInterface},
+    datalink::{self, Channel, ChannelType, DataLinkReceiver, DataLinkSender, NetworkInterface},
     packet::{
         MutablePacket, Packet,
         arp::{ArpHardwareTypes, ArpOperations, ArpPacket, MutableArpPacket},
-        ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket},
+        ethernet::{EtherType, EtherTypes, EthernetPacket, MutableEthernetPacket},
         ip::IpNextHeaderProtocols,
         ipv4::Ipv4Packet,
         udp::UdpPacket,
@@ -89,26 +89,27 @@ impl Frames {
             .mac
             .map(|mac| Mac(mac.octets()))
             .ok_or_else(|| FramesError::NoMac(interface.to_owned()))?;
-        let (sender, receiver) = channel(&link).map_err(|source| FramesError::Open {
+        let failed = |source| FramesError::Open {
             interface: interface.to_owned(),
             source,
-        })?;
+        };
+        let (sender, arp) = channel(&link, EtherTypes::Arp).map_err(failed)?;
+        let (_, ip) = channel(&link, EtherTypes::Ipv4).map_err(failed)?;
         let waiting = Arc::new(Waiting::default());
         let ended = Arc::new(AtomicBool::new(false));
-        let reader = Reader {
-            own,
-            receiver,
-            waiting: waiting.clone(),
-            ended: ended.clone(),
-            answers,
-        };
-        std::thread::Builder::new()
-            .name(format!("frames-{interface}"))
-            .spawn(move || reader.run())
-            .map_err(|source| FramesError::Open {
-                interface: interface.to_owned(),
-                source,
-            })?;
+        for receiver in [arp, ip] {
+            let reader = Reader {
+                own,
+                receiver,
+                waiting: waiting.clone(),
+                ended: ended.clone(),
+                answers: answers.clone(),
+            };
+            std::thread::Builder::new()
+                .name(format!("frames-{interface}"))
+                .spawn(move || reader.run())
+                .map_err(failed)?;
+        }
         Ok(Frames {
             own,
             sender: Mutex::new(sender),
@@ -151,14 +152,20 @@ impl Drop for Frames {
     }
 }
 
-/// A raw channel behind a kernel filter. The filter stands before the socket is bound, so that nothing slips in before it.
-fn channel(link: &NetworkInterface) -> io::Result<(Box<dyn DataLinkSender>, Box<dyn DataLinkReceiver>)> {
+/// A raw channel for frames of one type, behind a kernel filter. The filter stands before the socket is bound, so that nothing slips
+/// in before it. A socket for frames of every type would be given a copy of every frame that leaves, too, boot files included.
+fn channel(
+    link: &NetworkInterface,
+    frames: EtherType,
+) -> io::Result<(Box<dyn DataLinkSender>, Box<dyn DataLinkReceiver>)> {
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
     socket.attach_filter(&filter())?;
     let config = datalink::Config {
         read_timeout: Some(TICK),
         write_timeout: Some(TICK),
         promiscuous: false,
+        // Binds to this type alone; the socket is a raw one all the same.
+        channel_type: ChannelType::Layer3(frames.0),
         socket_fd: Some(socket.into_raw_fd()),
         ..datalink::Config::default()
     };

@@ -84,7 +84,7 @@ impl Kind {
             Kind::Decline => "decline",
             Kind::Ack => "ack",
             Kind::Nak => "nak",
-            Kind::Release => "reboot",
+            Kind::Release => "release",
             Kind::Inform => "inform",
         }
     }

@@ -221,8 +221,10 @@ proptest! {
     fn a_reply_is_never_longer_than_its_client_takes(
         request in any_request(),
         file in "[a-z]{0,300}",
-        optional in proptest::collection::vec((1_u8..255, proptest::collection::vec(any::<u8>(), 0..300)), 0..8),
+        mut optional in proptest::collection::vec((1_u8..255, proptest::collection::vec(any::<u8>(), 0..300)), 0..8),
     ) {
+        // No reply of ours says that its file name holds options (RFC 2132, 9.3).
+        optional.retain(|(code, _)| *code != 52);
         let reply = Reply { optional, ..a_reply(&file) };
         if let Some(bytes) = reply.encode(&request) {
             let allowed = usize::from(request.max_size.unwrap_or(576)).clamp(576, 1500) - 28;

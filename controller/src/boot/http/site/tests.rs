@@ -259,7 +259,7 @@ fn a_machine_that_began_with_one_release_ends_with_it() {
     assert!(bytes(&get(&fixture.site, &after[0]).body).starts_with(b"second kernel"));
     let unknown = get(&fixture.site, "/boot/00112233445566ff/vmlinuz");
     assert_eq!(unknown.status, Status::NotFound);
-    assert!(text(&unknown).contains("reboot"));
+    assert!(text(&unknown).contains("release"));
 }
 
 #[test]
