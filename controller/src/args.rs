@@ -36,7 +36,9 @@ pub enum Which {
     Crds,
     /// Least rights of each role.
     Roles,
-    /// Both, in the directories `crds` and `roles`.
+    /// The page about the states of a host.
+    States,
+    /// The first two, in the directories `crds` and `roles`.
     All,
 }
 

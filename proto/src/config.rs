@@ -10,6 +10,10 @@ pub const PATH: &str = "muster/config.json";
 /// The file that stands last in the initramfs: if it is missing, the archive did not fit in memory.
 pub const SENTINEL: &str = "muster/complete";
 
+/// The directory in the ramdisk's root with the site's certificate authorities, one or more in PEM per file: whom the agent
+/// believes to be a server of images.
+pub const AUTHORITIES: &str = "muster/ca";
+
 /// Everything the agent must know to reach its controller and to prove that it was served here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

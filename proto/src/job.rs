@@ -31,6 +31,8 @@ impl From<&Identity> for MachineId {
 }
 
 /// The disk that a job means: how to find it, and what it must be. Fields as in the inventory; empty ones are not compared.
+/// Serial number and WWN decide which disk it is; path and name only where there is neither, or for one of several paths to
+/// the same disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]
@@ -126,9 +128,26 @@ pub struct ConfigDrive {
     /// `network_data.json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_data: Option<serde_json::Value>,
-    /// `user_data`, byte for byte.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// `user_data`, byte for byte; in base64 as JSON.
+    #[serde(skip_serializing_if = "Option::is_none", with = "base64_bytes")]
     pub user_data: Option<Vec<u8>>,
+}
+
+/// Bytes as JSON: a list of numbers would be thrice as long, and an object of Kubernetes has little room.
+mod base64_bytes {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, to: S) -> Result<S::Ok, S::Error> {
+        bytes.as_ref().map(|bytes| STANDARD.encode(bytes)).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<u8>>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        // What stands there is secret: no part of it may reach an error's words.
+        let decode = |text: String| STANDARD.decode(text).map_err(|_| D::Error::custom("no base64"));
+        text.map(decode).transpose()
+    }
 }
 
 impl std::fmt::Debug for ConfigDrive {
@@ -136,6 +155,21 @@ impl std::fmt::Debug for ConfigDrive {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ConfigDrive { .. }")
     }
+}
+
+/// What may come of trying again after a job failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "kinds", derive(schemars::JsonSchema))]
+pub enum Failure {
+    /// It was decided for other circumstances: sealed to an earlier session, of an older term, replaced by a newer job. To be decided anew.
+    Outdated,
+    /// The same never succeeds: another machine, another disk, a digest that does not match, a format that is not written.
+    Final,
+    /// The same may succeed another time: the image's server or the network failed, or the agent does not say.
+    #[default]
+    #[serde(other)]
+    Temporary,
 }
 
 /// How far the job of that id is.

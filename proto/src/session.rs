@@ -5,21 +5,36 @@
 //! | `POST /v1/enrol` | none | [`EnrolRequest`] | [`EnrolResponse`] |
 //! | `POST /v1/renew` | yes | [`RenewRequest`] | [`EnrolResponse`] |
 //! | `POST /v1/inventory` | yes | [`crate::inventory::Inventory`] | [`InventoryResponse`] |
-//! | `POST /v1/poll` | yes | [`PollRequest`] | [`PollResponse`], after [`PollResponse::command`] changes or [`POLL_SECONDS`] |
+//! | `POST /v1/poll` | yes | [`PollRequest`] | [`PollResponse`], after [`PollResponse::command`] changes, [`POLL_SECONDS`], or [`PROGRESS_SECONDS`] for one that tells progress |
 //! | `POST /v1/log` | yes | [`LogRequest`] | empty |
 //!
 //! Every error answer is a [`Problem`]; `503` and `429` carry `Retry-After` in seconds.
 //! One minor version apart, agent and controller work together: unknown fields are ignored, new fields have defaults.
+//!
+//! | version | new |
+//! | --- | --- |
+//! | 1.0 | enrolment, inventory, the commands `inspect` and `reboot` |
+//! | 1.1 | the commands `powerOff`, `clean` and `write`; epochs, progress, a key to seal secrets to, [`Failure`], the log of a failure |
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Mac, identity::Identity};
+use crate::{
+    Mac,
+    identity::Identity,
+    job::{Clean, Failure, Progress, Write},
+};
 
 /// The version of this protocol: `major.minor`. Another major version is refused with [`ProblemKind::Version`].
-pub const PROTOCOL: &str = "1.0";
+pub const PROTOCOL: &str = "1.1";
 
 /// How long the controller holds a poll that has nothing to say, in seconds.
 pub const POLL_SECONDS: u64 = 25;
+
+/// How long the controller holds a poll that tells progress and has nothing to say, in seconds: the next one tells more.
+pub const PROGRESS_SECONDS: u64 = 10;
+
+/// How many bytes of log an agent sends along with a failed outcome at most, newest lines first.
+pub const MAX_LOG: usize = 8 << 10;
 
 /// The largest request body that the controller reads, in bytes; more is answered with 413.
 pub const MAX_BODY: usize = 8 << 20;
@@ -41,6 +56,9 @@ pub struct EnrolRequest {
     /// The interface the firmware booted from, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_mac: Option<Mac>,
+    /// X25519 public key (RFC 7748) that is born and dies with this session, base64: secrets are sealed to it. Empty: none. Since 1.1.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub seal_key: String,
 }
 
 /// Asks for a further certificate over a session whose certificate nears its end.
@@ -76,7 +94,7 @@ pub struct InventoryResponse {
 }
 
 /// "I am here; what next?"
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PollRequest {
     /// The id of the last command that the agent has carried out or taken up; empty before the first.
@@ -84,6 +102,12 @@ pub struct PollRequest {
     /// How the command named in `last` went, once it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+    /// How far the command named in `last` is, while it runs. Since 1.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// With a failed outcome: the last lines of the agent's log, oldest first, at most [`MAX_LOG`] bytes. Since 1.1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
 }
 
 /// What the agent does next; the same command is answered until `last` names it.
@@ -101,10 +125,18 @@ pub struct PollResponse {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Command {
-    /// Operation id.
+    /// Operation id. The same one is carried out once in a session, however often it is given.
     pub id: String,
+    /// The term of the leader that decided it, 0 if it comes from none: an agent refuses a command of an older term than it has seen. Since
+    /// 1.1.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: i64,
     /// What to do.
     pub action: Action,
+}
+
+fn is_zero(epoch: &i64) -> bool {
+    *epoch == 0
 }
 
 /// What a [`Command`] asks for.
@@ -115,6 +147,12 @@ pub enum Action {
     Inspect,
     /// Reboot; the boot services then let the firmware go on to the machine's own disk.
     Reboot,
+    /// Write out what is buffered and switch off. Since 1.1.
+    PowerOff,
+    /// Clear partition tables and signatures. Since 1.1.
+    Clean(Clean),
+    /// Write an image. Since 1.1.
+    Write(Box<Write>),
     /// A command of a newer controller: answered with a failed [`Outcome`].
     #[serde(other)]
     Unknown,
@@ -130,6 +168,9 @@ pub enum Outcome {
     Failed {
         /// For people.
         message: String,
+        /// For machines: what may come of trying again. Since 1.1.
+        #[serde(default)]
+        failure: Failure,
     },
 }
 
@@ -184,3 +225,6 @@ impl ProblemKind {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,8 +10,13 @@ pub const MAX: usize = 256;
 ///
 /// Bytes that are no UTF-8 become U+FFFD, so that nothing is silently dropped.
 pub fn clean(raw: &[u8]) -> String {
+    clean_to(raw, MAX)
+}
+
+/// The same with at most `max` bytes.
+pub fn clean_to(raw: &[u8], max: usize) -> String {
     let decoded = String::from_utf8_lossy(raw);
-    let mut out = String::with_capacity(decoded.len().min(MAX));
+    let mut out = String::with_capacity(decoded.len().min(max));
     for c in decoded.chars() {
         let c = if c.is_control() || c.is_whitespace() || is_invisible(c) {
             ' '
@@ -21,7 +26,7 @@ pub fn clean(raw: &[u8]) -> String {
         if c == ' ' && (out.is_empty() || out.ends_with(' ')) {
             continue;
         }
-        if out.len() + c.len_utf8() > MAX {
+        if out.len() + c.len_utf8() > max {
             break;
         }
         out.push(c);

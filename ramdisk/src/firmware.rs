@@ -6,15 +6,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use muster_proto::config::AUTHORITIES;
+
 use crate::cpio::{AddError, Archive};
 use crate::glob;
 use crate::packed::Packing;
 
 /// Where the kernel looks for firmware (`drivers/base/firmware_loader/main.c`, `fw_path`).
 const FIRMWARE_DIR: &str = "lib/firmware";
-
-/// Where the agent finds the site's certificate authorities, one or more in PEM per file.
-pub const AUTHORITIES_DIR: &str = "muster/ca";
 
 /// The largest firmware file that is taken along, in bytes.
 const MAX_FIRMWARE: u64 = 256 << 20;
@@ -126,7 +125,7 @@ pub fn add_authorities(archive: &mut Archive, files: &[PathBuf]) -> Result<(), F
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         archive
-            .file(&format!("{AUTHORITIES_DIR}/{name}"), 0o644, content)
+            .file(&format!("{AUTHORITIES}/{name}"), 0o644, content)
             .map_err(|source| FirmwareError::Add {
                 path: path.clone(),
                 source,

@@ -53,15 +53,31 @@ pub fn boot_dir() -> Result<PathBuf> {
     existing("MUSTER_BOOT_DIR", &[&target().join("boot")])
 }
 
+/// The directory of disk images with an operating system, or `MUSTER_OS_IMAGES`.
+pub fn os_images() -> Result<PathBuf> {
+    existing("MUSTER_OS_IMAGES", &[&target().join("os")])
+}
+
 /// Like [`boot_dir`], with an `/init` that does nothing in the place of the agent, or `MUSTER_EMPTY_BOOT_DIR`. Only the benchmark
 /// has it.
 pub fn empty_boot_dir() -> Result<PathBuf> {
     existing("MUSTER_EMPTY_BOOT_DIR", &[&target().join("bench/boot")])
 }
 
+/// The agent's example that writes an image, built as the agent is, or `MUSTER_WRITE`. Only the benchmark has it.
+pub fn write_example() -> Result<PathBuf> {
+    let built = target().join("x86_64-unknown-linux-gnu/agent/examples/write");
+    existing("MUSTER_WRITE", &[&built])
+}
+
 /// Debian's nginx, unpacked, or `MUSTER_NGINX`. Only the benchmark has it.
 pub fn nginx() -> Result<PathBuf> {
     existing("MUSTER_NGINX", &[&target().join("bench/nginx/usr/sbin/nginx")])
+}
+
+/// sushy-emulator in its Python environment, or `MUSTER_SUSHY`. `cargo xtask test` installs it.
+pub fn sushy() -> Result<PathBuf> {
+    existing("MUSTER_SUSHY", &[&target().join("sushy/bin/sushy-emulator")])
 }
 
 /// Cargo's target directory.

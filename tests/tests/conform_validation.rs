@@ -12,6 +12,7 @@ use kube::{
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
     runtime::wait::await_condition,
 };
+use muster_controller::bmc::Address;
 use muster_proto::kinds::BareMetalHost;
 use muster_tests::{cluster::Cluster, paths};
 use serde::Deserialize;
@@ -198,6 +199,39 @@ async fn hosts_are_accepted_and_refused_as_the_tables_say() {
         }
     }
     assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What the controller makes of each address stands in a table of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_server_accepts_the_addresses_that_the_controller_understands() {
+    let table = include_str!("../../controller/src/bmc/address/table.txt");
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("addresses").await.unwrap();
+    cluster.rules_bind(&namespace).await.unwrap();
+    let hosts = hosts(cluster, &namespace).unwrap();
+    let mut apart = Vec::new();
+    for line in table
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with("# "))
+    {
+        let (address, _) = line.split_once(" => ").unwrap();
+        // Clients written in Go send it for "none".
+        if address.is_empty() {
+            continue;
+        }
+        let bmc = json!({"address": address, "credentialsName": "a"});
+        let spec = json!({"bootMACAddress": "52:54:00:00:00:01", "bmc": bmc});
+        let case: Case = serde_json::from_value(json!({"name": address, "host": {"spec": spec}})).unwrap();
+        let accepted = match answer(&hosts, &case, "addressed").await {
+            Ok(()) => true,
+            Err(kube::Error::Api(refusal)) if refusal.message.contains("spec.bmc.address") => false,
+            Err(other) => panic!("{address}: {other}"),
+        };
+        if accepted != address.parse::<Address>().is_ok() {
+            apart.push(line);
+        }
+    }
+    assert_eq!(apart, [""; 0]);
 }
 
 /// The API server takes a host that breaks every rule while the rules are lifted. Once they bind again, everything that does

@@ -97,8 +97,9 @@ async fn end_state(stage: &Stage, number: u32) -> Value {
 
 /// Takes times, keys and identifiers of objects out of `value`.
 fn forget(value: &mut Value) {
-    const PASSING: [&str; 9] = [
+    const PASSING: [&str; 10] = [
         "uid",
+        "sealKey",
         "since",
         "key",
         "inventoried",

@@ -32,7 +32,11 @@ pub(crate) fn all() -> Result<()> {
     )?;
     step("agent: static binary (first time 2 min)", agent)?;
     step("controller and lab (first time 4 min)", controller)?;
-    step("ramdisks: lab and server (first time 2 min)", ramdisks)
+    step("ramdisks: lab and server (first time 2 min)", ramdisks)?;
+    step(
+        "operating system and its disk images (first time 1 min)",
+        os_images,
+    )
 }
 
 fn step(what: &str, build: fn() -> Result<()>) -> Result<()> {
@@ -62,8 +66,12 @@ fn control_plane() -> Result<()> {
         .run_logged(&log("controlplane")?)
 }
 
-/// The agent's own flags: static, so that it runs as the only program of the ramdisk.
 fn agent() -> Result<()> {
+    static_binary("muster-agent", &[])
+}
+
+/// Static, so that it runs as the only program of its system.
+fn static_binary(package: &str, what: &[&str]) -> Result<()> {
     cargo()
         .env(
             "RUSTFLAGS",
@@ -77,8 +85,9 @@ fn agent() -> Result<()> {
             "--target",
             TARGET,
             "--package",
-            "muster-agent",
+            package,
         ])
+        .args(what)
         .run()
 }
 
@@ -138,14 +147,49 @@ fn ramdisk(profile: &str, meta: &str, agent: &Path, out: &Path) -> Result<()> {
         .run_logged(&log(&format!("ramdisk-{profile}-{name}"))?)
 }
 
-/// What only the benchmark runs: controller and lab as they are released, nginx, and a ramdisk whose `/init` does nothing.
-pub(crate) fn bench() -> Result<()> {
+/// What the benchmark of writing runs: the lab, and the agent's example, built as the agent is.
+pub(crate) fn bench_write() -> Result<()> {
+    step(
+        "agent's example, built as the agent is (first time 2 min)",
+        || static_binary("muster-agent", &["--example", "write"]),
+    )?;
+    step("controller and lab (first time 4 min)", controller)
+}
+
+/// With each of the two kernels; the large one for the benchmark only with the smaller kernel.
+fn os_images() -> Result<()> {
+    static_binary("muster-os", &[])?;
+    let stub = package(STUB)?;
+    for ((_, meta), (name, options)) in KERNELS.iter().zip([("cloud", &["--large"][..]), ("full", &[])]) {
+        Cmd::new("target/debug/muster-lab")
+            .arg("os-image")
+            .arg("--init")
+            .arg(root().join(format!("target/{TARGET}/agent/muster-os")))
+            .arg("--kernel-deb")
+            .arg(package(&dependency(meta)?)?)
+            .arg("--stub-deb")
+            .arg(&stub)
+            .arg("--out")
+            .arg(root().join("target/os").join(name))
+            .args(options)
+            .run_logged(&log(&format!("os-image-{name}"))?)?;
+    }
+    Ok(())
+}
+
+/// Controller and lab as they are released, for what is measured and for thousands of simulated servers.
+pub(crate) fn release() -> Result<()> {
     step("controller and lab, release build (first time 6 min)", || {
         cargo()
             .args(["build", "--quiet", "--release"])
             .args(["--package", "muster-controller", "--package", "muster-tests"])
             .run()
-    })?;
+    })
+}
+
+/// What only the benchmark runs: nginx, and a ramdisk whose `/init` does nothing.
+pub(crate) fn bench() -> Result<()> {
+    release()?;
     step("nginx: Debian's package, unpacked and not installed", nginx)?;
     step("ramdisk with an empty /init", empty_ramdisk)
 }
@@ -262,14 +306,24 @@ fn package(name: &str) -> Result<PathBuf> {
 
 /// Runs the demo.
 pub(crate) fn demo(words: &[String]) -> Result<()> {
-    Cmd::new("target/debug/muster-lab")
-        .env("MUSTER_CONTROLLER", root().join("target/debug/muster-controller"))
-        .env(
-            "MUSTER_CONTROLPLANE",
-            root().join("target/controlplane/controlplane"),
-        )
-        .env("MUSTER_BOOT_DIR", root().join("target/boot"))
-        .arg("demo")
-        .args(words)
-        .run()
+    lab("debug").arg("demo").args(words).run()
+}
+
+/// Runs a command of the lab that people run.
+pub(crate) fn run_lab(words: &[String]) -> Result<()> {
+    if words.first().map(String::as_str) != Some("fleet") {
+        bail!("there is one command: cargo xtask lab fleet [--hosts N] [--help]");
+    }
+    all()?;
+    release()?;
+    lab("release").args(words).run()
+}
+
+fn lab(build: &str) -> Cmd {
+    let at = |path: &str| root().join("target").join(path);
+    Cmd::new(at(build).join("muster-lab"))
+        .env("MUSTER_CONTROLLER", at(build).join("muster-controller"))
+        .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
+        .env("MUSTER_BOOT_DIR", at("boot"))
+        .env("MUSTER_OS_IMAGES", at("os"))
 }

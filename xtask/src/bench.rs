@@ -8,13 +8,19 @@ use crate::{artifacts, codegen, command::Cmd, root, setup};
 
 /// Raw results, committed; the page `docs/benchmarks.md` is made from them.
 pub(crate) const RESULTS: &str = "docs/benchmarks/discovery.json";
+/// Those of writing, for `docs/benchmarks-write.md`.
+pub(crate) const WRITE_RESULTS: &str = "docs/benchmarks/write.json";
 /// Results that are not to be committed: of `--quick` and `--only`.
 const TRIED: &str = "target/bench/discovery.json";
 
 /// Measures; `words` are the benchmark's name and its options.
 pub(crate) fn run(words: &[String]) -> Result<()> {
-    let Some(("discovery", options)) = words.split_first().map(|(name, rest)| (name.as_str(), rest)) else {
-        bail!("there is one benchmark: cargo xtask bench discovery [--quick] [--only ROW]");
+    let options = match words.split_first().map(|(name, rest)| (name.as_str(), rest)) {
+        Some(("discovery", options)) => options,
+        Some(("write", [])) => return write(words),
+        _ => bail!(
+            "there are two benchmarks: cargo xtask bench discovery [--quick] [--only ROW], and cargo xtask bench write"
+        ),
     };
     artifacts::all()?;
     setup::install_for_bench()?;
@@ -36,6 +42,19 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         codegen::write()?;
     }
     Ok(())
+}
+
+/// Measures how fast images are written. Needs root, for a loop device.
+fn write(words: &[String]) -> Result<()> {
+    setup::install()?;
+    setup::install_for_bench()?;
+    artifacts::bench_write()?;
+    println!("· measuring (about 2 min; nothing else should run meanwhile)");
+    Cmd::new("target/debug/muster-lab")
+        .args(["bench-write", "--out", WRITE_RESULTS, "--commit", &commit()?])
+        .args(["--command", &["cargo xtask bench", &words.join(" ")].join(" ")])
+        .run()?;
+    codegen::write()
 }
 
 /// What is measured, and whether it differs from what is committed.

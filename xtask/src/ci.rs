@@ -4,7 +4,7 @@ use std::{path::Path, time::Instant};
 
 use anyhow::Result;
 
-use crate::{artifacts, cargo, codegen, command::Cmd, root, tidy};
+use crate::{artifacts, cargo, codegen, command::Cmd, root, setup, tidy};
 
 type Step = fn() -> Result<()>;
 
@@ -68,13 +68,15 @@ pub(crate) fn test(words: &[String]) -> Result<()> {
 
 fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
     artifacts::all()?;
+    setup::install_for_tests()?;
     let full = words.iter().any(|word| word == "--full");
     let words = words.iter().filter(|word| *word != "--full");
     let at = |path: &str| root().join(Path::new("target").join(path));
     let mut command = cargo()
         .env("MUSTER_CONTROLLER", at("debug/muster-controller"))
         .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
-        .env("MUSTER_BOOT_DIR", at("boot"));
+        .env("MUSTER_BOOT_DIR", at("boot"))
+        .env("MUSTER_OS_IMAGES", at("os"));
     if full {
         command = command.env("MUSTER_FULL", "1");
     }

@@ -12,8 +12,18 @@ const GENERATED: &[(&str, &str)] = &[("crds", "deploy/crds"), ("roles", "deploy/
 /// The one file beside them that people write: which of them `kubectl apply -k` installs.
 const LIST: &str = "kustomization.yaml";
 
-/// The page that is made from the benchmark's raw results, once there are any.
-const BENCHMARKS: &str = "docs/benchmarks.md";
+/// The pages that are made from benchmarks' raw results, once there are any, and the lab's word for each.
+const BENCHMARKS: [(&str, &str, &str); 2] = [
+    ("docs/benchmarks.md", bench::RESULTS, "bench-page"),
+    (
+        "docs/benchmarks-write.md",
+        bench::WRITE_RESULTS,
+        "bench-write-page",
+    ),
+];
+
+/// The page that is made from the operator's own tables.
+const STATES: &str = "docs/states.md";
 
 /// Writes them all.
 pub(crate) fn write() -> Result<()> {
@@ -21,7 +31,10 @@ pub(crate) fn write() -> Result<()> {
     for (what, dir) in GENERATED {
         generate(what, Path::new(dir))?;
     }
-    benchmarks(Path::new(BENCHMARKS))
+    generate("states", Path::new("docs"))?;
+    BENCHMARKS
+        .iter()
+        .try_for_each(|(page, results, word)| benchmark(results, word, Path::new(page)))
 }
 
 /// Fails if one of them is not what would be written.
@@ -35,20 +48,26 @@ pub(crate) fn check() -> Result<()> {
         generate(what, &fresh)?;
         compare(Path::new(dir), &fresh)?;
     }
-    let fresh = Path::new("target/codegen/benchmarks.md");
-    if fresh.exists() {
-        fs::remove_file(fresh).with_context(|| format!("removing {}", fresh.display()))?;
+    let states = Path::new("target/codegen/states");
+    generate("states", states)?;
+    same(Path::new(STATES), &states.join("states.md"))?;
+    for (page, results, word) in BENCHMARKS {
+        let fresh = Path::new("target/codegen").join(Path::new(page).file_name().unwrap_or_default());
+        if fresh.exists() {
+            fs::remove_file(&fresh).with_context(|| format!("removing {}", fresh.display()))?;
+        }
+        benchmark(results, word, &fresh)?;
+        same(Path::new(page), &fresh)?;
     }
-    benchmarks(fresh)?;
-    same(Path::new(BENCHMARKS), fresh)
+    Ok(())
 }
 
-fn benchmarks(out: &Path) -> Result<()> {
-    if !Path::new(bench::RESULTS).exists() {
+fn benchmark(results: &str, word: &str, out: &Path) -> Result<()> {
+    if !Path::new(results).exists() {
         return Ok(());
     }
     Cmd::new("target/debug/muster-lab")
-        .args(["bench-page", "--json", bench::RESULTS, "--out"])
+        .args([word, "--json", results, "--out"])
         .arg(out)
         .run()
 }

@@ -20,9 +20,10 @@ const HELP: &str = "\
 cargo xtask <command>
 
   demo      discover two servers that nobody has described: [--once] [--hosts N] [--kubeconfig FILE]
+  lab       simulated servers, thousands if wanted, against any cluster: fleet [--hosts N] [--help]
   test      run all tests: [--full] [words that cargo test takes]
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
-  bench     measure discovery and write docs/benchmarks.md (30 min): discovery [--quick] [--only ROW]
+  bench     measure and write docs/benchmarks*.md: discovery [--quick] [--only ROW] (30 min), or write (4 min, root)
   build     make what demo and test need: control plane, agent, ramdisks, controller
   dist      make a release below target/dist: binaries, ramdisks, manifests, container image, one bundle
   tidy      check the rules of the house that no compiler checks
@@ -56,6 +57,7 @@ fn run() -> Result<()> {
             artifacts::all()?;
             artifacts::demo(&rest)?;
         }
+        "lab" => artifacts::run_lab(&rest)?,
         "test" => ci::test(&rest)?,
         "ci" => ci::run()?,
         "bench" => bench::run(&rest)?,

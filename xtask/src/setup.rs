@@ -1,10 +1,10 @@
 //! What Debian packages the lab needs, and installing them.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
-use crate::command::Cmd;
+use crate::{command::Cmd, root};
 
 /// A package and a file that shows that it is there.
 const PACKAGES: &[(&str, &str)] = &[
@@ -17,6 +17,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "/usr/sbin/ip"),
     ("dnsmasq-base", "/usr/sbin/dnsmasq"),
     ("skopeo", "/usr/bin/skopeo"),
+    // What reads and makes disks without anything of ours.
+    ("util-linux", "/usr/sbin/blkid"),
+    ("e2fsprogs", "/usr/sbin/mkfs.ext4"),
+    ("gdisk", "/usr/sbin/sgdisk"),
+    ("genisoimage", "/usr/bin/isoinfo"),
 ];
 
 /// What the benchmark needs besides: the libraries of nginx, which itself is unpacked and not installed.
@@ -24,6 +29,7 @@ const FOR_BENCH: &[(&str, &str)] = &[
     ("libpcre2-8-0", "/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0"),
     ("libssl3", "/usr/lib/x86_64-linux-gnu/libssl.so.3"),
     ("util-linux", "/usr/bin/unshare"),
+    ("zstd", "/usr/bin/zstd"),
 ];
 
 /// Installs what is missing as root; otherwise fails with the command that does.
@@ -44,6 +50,46 @@ pub(crate) fn install_for_bench() -> Result<()> {
     packages(FOR_BENCH)
 }
 
+/// Which packages of Python the tests need, with their versions.
+const SUSHY: &str = "tests/sushy/requirements.txt";
+
+/// What the tests need besides: sushy-emulator, in a Python environment of its own below `target/sushy`. Nothing is fetched if it is
+/// there as it should be.
+pub(crate) fn install_for_tests() -> Result<()> {
+    let home = root().join("target/sushy");
+    let wanted = fs::read_to_string(SUSHY).with_context(|| format!("reading {SUSHY}"))?;
+    // Written last: what was interrupted does not pass for the whole.
+    let mark = home.join("installed.txt");
+    if fs::read_to_string(&mark).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    let can = || {
+        Cmd::new("python3")
+            .args(["-c", "import ensurepip, venv"])
+            .succeeds()
+    };
+    if !can() {
+        install_packages("python3-venv")?;
+    }
+    if !can() {
+        bail!(
+            "`python3` cannot make environments even with Debian's python3-venv: is another Python first in the PATH?"
+        );
+    }
+    println!("· sushy-emulator: a Redfish service for the tests (first time 1 min)");
+    if home.exists() {
+        fs::remove_dir_all(&home).with_context(|| format!("emptying {}", home.display()))?;
+    }
+    Cmd::new("python3")
+        .args(["-m", "venv"])
+        .arg(&home)
+        .run_logged(&crate::artifacts::log("sushy-venv")?)?;
+    Cmd::new(home.join("bin/pip"))
+        .args(["install", "--quiet", "--requirement", SUSHY])
+        .run_logged(&crate::artifacts::log("sushy-pip")?)?;
+    fs::write(&mark, wanted).with_context(|| format!("writing {}", mark.display()))
+}
+
 fn packages(needed: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> = needed
         .iter()
@@ -53,7 +99,11 @@ fn packages(needed: &[(&str, &str)]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let list = missing.join(" ");
+    install_packages(&missing.join(" "))
+}
+
+/// Installs the packages of `list`, with blanks between them.
+fn install_packages(list: &str) -> Result<()> {
     if !is_root()? {
         bail!(
             "packages are missing; install them and run this again:\n  sudo apt-get update && sudo apt-get install --no-install-recommends {list}"
@@ -64,7 +114,7 @@ fn packages(needed: &[(&str, &str)]) -> Result<()> {
     Cmd::new("apt-get")
         .env("DEBIAN_FRONTEND", "noninteractive")
         .args(["install", "--yes", "--quiet=2", "--no-install-recommends"])
-        .args(&missing)
+        .args(list.split(' '))
         .run_logged(&crate::artifacts::log("apt")?)
 }
 

@@ -21,7 +21,13 @@ mod warnings;
 
 use std::time::Duration;
 
-use muster_proto::{Mac, identity::Identity, inventory::Inventory, text};
+use muster_proto::{
+    Mac,
+    identity::Identity,
+    inventory::{Disk, Inventory},
+    job::MachineId,
+    text,
+};
 
 pub use links::{DriverInfo, KernelLinks, Links, LinksError};
 
@@ -77,6 +83,24 @@ pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
         system,
         warnings: warnings.finish(),
     }
+}
+
+/// The disks of the machine below `root`, as the inventory lists them. One that cannot be read is left out.
+pub fn disks(root: &Root) -> Vec<Disk> {
+    disks::collect(root, &mut Patience::default(), &mut Warnings::default())
+}
+
+/// The machine below `root`, as a job names it.
+pub fn machine(root: &Root) -> MachineId {
+    let mut warnings = Warnings::default();
+    let smbios = smbios::read(root, &mut warnings);
+    let system = system::collect(root, &smbios.table().identification(), &mut warnings);
+    let identity = Identity {
+        system_uuid: Some(system.uuid),
+        system_serial: Some(system.serial),
+        ..Identity::default()
+    };
+    MachineId::from(&identity.normalised())
 }
 
 #[cfg(test)]

@@ -72,12 +72,13 @@ pub fn run() -> ! {
             start_again(&console, REBOOT_PAUSE)
         }
     };
-    let pause = runtime.block_on(serve(root, config, &console));
-    start_again(&console, pause)
+    let (pause, then) = runtime.block_on(serve(root, config, &console));
+    end(&console, pause, then)
 }
 
-/// Runs everything until the machine must start again; returns after what pause.
-async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> Duration {
+/// Runs everything until the machine must start again or be switched off; returns which, and after what pause.
+async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Duration, RebootMode) {
+    let again = (REBOOT_PAUSE, RebootMode::RB_AUTOBOOT);
     let (network_tx, network) = watch::channel(Network::default());
     let (devices_tx, devices) = watch::channel(Devices::default());
     let boot_mac = config.as_ref().and_then(|config| config.boot_mac);
@@ -102,7 +103,7 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> Dur
             "no controller to talk to: starting again in {} s",
             REBOOT_PAUSE.as_secs()
         );
-        return REBOOT_PAUSE;
+        return again;
     };
     let clock = Clock::told(config.time);
     let machine = Ramdisk::new(root, boot_mac, network, devices, console.clone());
@@ -115,12 +116,16 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> Dur
     {
         Ended::Reboot => {
             tracing::info!("starting again, as ordered");
-            Duration::ZERO
+            (Duration::ZERO, RebootMode::RB_AUTOBOOT)
+        }
+        Ended::PowerOff => {
+            tracing::info!("switching off, as ordered");
+            (Duration::ZERO, RebootMode::RB_POWER_OFF)
         }
         Ended::Refused(problem) => {
             tracing::error!("the controller refuses this session: {problem}");
             tracing::error!("starting again in {} s for a new token", REBOOT_PAUSE.as_secs());
-            REBOOT_PAUSE
+            again
         }
         Ended::Unusable(error) => {
             tracing::error!(
@@ -128,7 +133,7 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> Dur
                 Chain(&error),
                 REBOOT_PAUSE.as_secs()
             );
-            REBOOT_PAUSE
+            again
         }
     }
 }
@@ -142,12 +147,17 @@ async fn report_failure<E: std::error::Error + 'static>(task: impl Future<Output
 
 /// Starts the machine again, whatever happens.
 fn start_again(console: &Console, pause: Duration) -> ! {
+    end(console, pause, RebootMode::RB_AUTOBOOT)
+}
+
+/// Restarts the machine or switches it off, with everything written to the disks. A machine that cannot switch itself off stops (`reboot(2)`).
+fn end(console: &Console, pause: Duration, how: RebootMode) -> ! {
     std::thread::sleep(pause);
     console.flush(FLUSH);
     unistd::sync();
     loop {
-        let Err(error): Result<Infallible, _> = reboot(RebootMode::RB_AUTOBOOT);
-        console.line(&format!("error: restart the machine: {error}"));
+        let Err(error): Result<Infallible, _> = reboot(how);
+        console.line(&format!("error: end the machine's run ({how:?}): {error}"));
         std::thread::sleep(REBOOT_PAUSE);
     }
 }

@@ -24,7 +24,9 @@ use crate::{
     kmod::Devices,
     net::{Network, dns},
     session::{Machine, ResolveError},
+    steps::{Failed, Order},
     sys::Root,
+    work::Work,
 };
 
 /// Changes come in bursts: a disk shelf, a bond of ports. This long nothing more must have changed.
@@ -164,6 +166,17 @@ impl Machine for Ramdisk {
     async fn resolve(&mut self, name: &str) -> Result<IpAddr, ResolveError> {
         let servers = self.network.borrow().name_servers();
         Ok(dns::resolve(name, &servers).await?.into())
+    }
+
+    fn work(
+        &mut self,
+        _order: Order,
+        _work: Work,
+    ) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
+        std::future::ready(Err(Failed {
+            message: "this ramdisk writes no disks".to_owned(),
+            failure: muster_proto::job::Failure::Final,
+        }))
     }
 
     fn told_time(&mut self, unix: i64) {

@@ -31,24 +31,36 @@ pub enum Host {
 #[error("an endpoint is https://host:port, not {0:?}")]
 pub struct ParseEndpointError(String);
 
-impl Endpoint {
-    /// What the server's certificate must be for.
+impl Host {
+    /// What a certificate must be for.
     pub fn server_name(&self) -> ServerName<'static> {
-        match &self.host {
+        match self {
             Host::Address(address) => ServerName::IpAddress((*address).into()),
             Host::Name(name) => ServerName::try_from(name.clone()).expect("parsing checked the name"),
         }
     }
 }
 
+/// `host:port`, an IPv6 address in brackets.
+pub fn shown(host: &Host, port: u16) -> String {
+    match host {
+        Host::Address(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+        Host::Address(address) => format!("{address}:{port}"),
+        Host::Name(name) => format!("{name}:{port}"),
+    }
+}
+
+impl Endpoint {
+    /// What the server's certificate must be for.
+    pub fn server_name(&self) -> ServerName<'static> {
+        self.host.server_name()
+    }
+}
+
 impl fmt::Display for Endpoint {
     /// As the header `Host` has it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.host {
-            Host::Address(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
-            Host::Address(address) => write!(f, "{address}:{}", self.port),
-            Host::Name(name) => write!(f, "{name}:{}", self.port),
-        }
+        f.write_str(&shown(&self.host, self.port))
     }
 }
 
@@ -62,7 +74,12 @@ impl FromStr for Endpoint {
 
 fn parse(text: &str) -> Option<Endpoint> {
     let authority = text.trim().strip_prefix("https://")?;
-    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let (host, port) = self::authority(authority.strip_suffix('/').unwrap_or(authority), 443)?;
+    Some(Endpoint { host, port })
+}
+
+/// `host` or `host:port`; `None` if the text is neither.
+pub fn authority(authority: &str, default_port: u16) -> Option<(Host, u16)> {
     let (host, rest) = match authority.strip_prefix('[') {
         Some(bracketed) => {
             let (address, rest) = bracketed.split_once(']')?;
@@ -81,11 +98,11 @@ fn parse(text: &str) -> Option<Endpoint> {
         }
     };
     let port = if rest.is_empty() {
-        443
+        default_port
     } else {
         rest.strip_prefix(':')?.parse().ok()?
     };
-    Some(Endpoint { host, port })
+    Some((host, port))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! The session's key: made in memory, never written anywhere, gone with the power.
+//! The session's keys, one for TLS and one that secrets are sealed to: made in memory, never written anywhere, gone with the power.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
+use muster_proto::seal::SealKey;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -10,6 +11,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 pub struct SessionKey {
     pair: KeyPair,
     csr: String,
+    seal: Arc<SealKey>,
 }
 
 impl SessionKey {
@@ -23,7 +25,8 @@ impl SessionKey {
         // The controller takes only the public key.
         request.distinguished_name = DistinguishedName::new();
         let csr = request.serialize_request(&pair)?.pem()?;
-        Ok(SessionKey { pair, csr })
+        let seal = Arc::new(SealKey::generate());
+        Ok(SessionKey { pair, csr, seal })
     }
 
     /// PKCS #10 certificate signing request, PEM.
@@ -36,17 +39,27 @@ impl SessionKey {
         PrivatePkcs8KeyDer::from(self.pair.serialize_der()).into()
     }
 
-    /// The first 16 hexadecimal digits of the SHA-256 of the public key (SubjectPublicKeyInfo, DER), in groups of four:
-    /// what a person compares with the console.
+    /// What secrets are sealed to.
+    pub fn seal(&self) -> Arc<SealKey> {
+        Arc::clone(&self.seal)
+    }
+
+    /// SHA-256 of the public key (SubjectPublicKeyInfo, DER), hexadecimal: the session's name at the controller.
     pub fn fingerprint(&self) -> String {
         let digest = ring::digest::digest(&ring::digest::SHA256, &self.pair.subject_public_key_info());
         let mut text = String::new();
-        for (at, byte) in digest.as_ref().iter().take(8).enumerate() {
-            let gap = if at > 0 && at % 2 == 0 { "-" } else { "" };
+        for byte in digest.as_ref() {
             // Writing to a String cannot fail.
-            _ = write!(text, "{gap}{byte:02x}");
+            _ = write!(text, "{byte:02x}");
         }
         text
+    }
+
+    /// The first 16 digits of [`SessionKey::fingerprint`] in groups of four: what a person compares with the console.
+    pub fn short_fingerprint(&self) -> String {
+        let whole = self.fingerprint();
+        let groups = (0..4).filter_map(|group| whole.get(group * 4..group * 4 + 4));
+        groups.collect::<Vec<_>>().join("-")
     }
 }
 
@@ -57,13 +70,15 @@ mod tests {
     #[test]
     fn the_fingerprint_is_for_people_and_of_this_key() {
         let key = SessionKey::generate().unwrap();
-        let text = key.fingerprint();
+        let text = key.short_fingerprint();
         assert_eq!(text.len(), 19);
         assert!(
             text.split('-')
                 .all(|group| group.len() == 4 && group.bytes().all(|sign| sign.is_ascii_hexdigit()))
         );
-        assert_eq!(text, key.fingerprint());
-        assert_ne!(text, SessionKey::generate().unwrap().fingerprint());
+        assert_eq!(text, key.short_fingerprint());
+        assert_ne!(text, SessionKey::generate().unwrap().short_fingerprint());
+        assert_eq!(key.fingerprint().len(), 64);
+        assert!(key.fingerprint().starts_with(&text.replace('-', "")));
     }
 }

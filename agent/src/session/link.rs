@@ -12,6 +12,7 @@ use muster_proto::{
 };
 use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::Notify;
 
 use super::{
     Ended, Machine, SessionError,
@@ -33,6 +34,8 @@ pub(super) enum Stop {
     CertificateRefused,
     /// The hardware changed while the call waited.
     Changed,
+    /// A job ended while the call waited.
+    JobEnded,
 }
 
 /// What is called, and how long it may take.
@@ -40,7 +43,7 @@ pub(super) enum Stop {
 pub(super) struct Call {
     path: &'static str,
     patience: Duration,
-    /// Given up when the hardware changes.
+    /// Given up when the hardware changes or a job ends.
     gives_way: bool,
 }
 
@@ -66,6 +69,10 @@ impl Call {
 
 pub(super) struct Link<M> {
     pub(super) machine: M,
+    /// A job runs: partitions come and go, and what the machine is made of is looked at afterwards.
+    pub(super) is_working: bool,
+    /// Notified when it ends.
+    job_ended: Arc<Notify>,
     clock: Clock,
     endpoints: Vec<Endpoint>,
     /// Which of them is in use.
@@ -83,6 +90,7 @@ impl<M: Machine> Link<M> {
         authorities: String,
         clock: Clock,
         machine: M,
+        job_ended: Arc<Notify>,
     ) -> Result<Link<M>, SessionError> {
         let mut usable = Vec::new();
         for text in endpoints {
@@ -99,6 +107,8 @@ impl<M: Machine> Link<M> {
         let tls = tls::client(&authorities, None, &clock).map_err(|source| SessionError::Tls { source })?;
         Ok(Link {
             machine,
+            is_working: false,
+            job_ended,
             clock,
             endpoints: usable,
             at: 0,
@@ -162,15 +172,11 @@ impl<M: Machine> Link<M> {
         let mut failed_endpoints = 0;
         loop {
             let error = match self.once(call, body).await {
-                Ok(Some(answer)) => {
+                Ok(Ok(answer)) => {
                     self.backoff.reset();
                     return Ok(answer);
                 }
-                Ok(None) => {
-                    // HTTP/1.1 cannot take a request back.
-                    self.connection = None;
-                    return Err(Stop::Changed);
-                }
+                Ok(Err(stop)) => return Err(stop),
                 Err(error) => error,
             };
             tracing::warn!("{}", Chain(&error));
@@ -202,25 +208,37 @@ impl<M: Machine> Link<M> {
         }
     }
 
-    /// One try; `None` if it gave way to changed hardware.
-    async fn once<B, A>(&mut self, call: Call, body: &B) -> Result<Option<A>, wire::CallError>
+    /// One try; inside: whether it gave way to something.
+    async fn once<B, A>(&mut self, call: Call, body: &B) -> Result<Result<A, Stop>, wire::CallError>
     where
         B: Serialize + Sync,
         A: DeserializeOwned + Send,
     {
-        let mut connection = match self
+        if call.gives_way {
+            // What has ended already is known before a request begins that would be broken off.
+            tokio::select! {
+                biased;
+                () = self.job_ended.notified() => return Ok(Err(Stop::JobEnded)),
+                () = std::future::ready(()) => {}
+            }
+        }
+        let connection = self
             .connection
             .take()
-            .filter(|connection| !connection.is_closed())
-        {
+            .filter(|connection| !connection.is_closed());
+        let mut connection = match connection {
             Some(connection) => connection,
             None => self.connect().await?,
         };
         let answer = tokio::select! {
-            answer = connection.post(call.path, body, call.patience) => answer.map(Some),
-            () = self.machine.changed(), if call.gives_way => Ok(None),
+            () = self.job_ended.notified(), if call.gives_way => Ok(Err(Stop::JobEnded)),
+            () = self.machine.changed(), if call.gives_way && !self.is_working => Ok(Err(Stop::Changed)),
+            answer = connection.post(call.path, body, call.patience) => answer.map(Ok),
         };
-        self.connection = Some(connection);
+        // HTTP/1.1 cannot take a request back.
+        if !matches!(answer, Ok(Err(_))) {
+            self.connection = Some(connection);
+        }
         answer
     }
 

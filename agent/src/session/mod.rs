@@ -2,13 +2,18 @@
 //!
 //! ```text
 //! Enrolling --certificate--> Reporting --stored--> Polling --Inspect, changed hardware--> Reporting
-//!     ^                          |                    |--Reboot--> Ended::Reboot
+//!     ^                          |                    |--Reboot, PowerOff--> Ended
 //!     +--certificate refused in TLS ------------------+
 //! ```
+//! A job that takes its time ([`crate::steps`]) runs beside the loop, which goes on: progress is told, certificates are renewed, newer
+//! commands are heard, and whatever becomes of the connection and of the controller at its other end, the job goes on and its outcome
+//! is told until somebody has it. [`jobs`] says which command is carried out.
+//!
 //! A final problem ends it from anywhere: the machine must boot again to get a new token. Everything else is tried again,
 //! at each controller in turn, with the same key and token, which the controller knows as one and the same enrolment.
 
 pub mod endpoint;
+mod jobs;
 pub mod key;
 mod link;
 mod machine;
@@ -22,6 +27,7 @@ use muster_proto::{
     Chain,
     config::BootConfig,
     inventory::Inventory,
+    job::Failure,
     session::{
         Action, Command, EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, Outcome, PROTOCOL,
         PollRequest, PollResponse, Problem, RenewRequest,
@@ -29,7 +35,11 @@ use muster_proto::{
     text,
 };
 
-use crate::clock::Clock;
+use crate::{
+    clock::Clock,
+    steps::{Failed, Order, SealedDrive},
+};
+use jobs::{Jobs, Judgement, Untold};
 use key::SessionKey;
 use link::{Call, Link, Stop};
 pub use machine::{Machine, ResolveError};
@@ -42,6 +52,12 @@ const POLL: Call = Call::poll("/v1/poll");
 
 /// How long a reboot waits for the controller to hear of it.
 const FAREWELL: Duration = Duration::from_secs(3);
+
+/// How long a reboot waits for a job that was told to stop: one that hangs in a broken disk never does.
+const STOP: Duration = Duration::from_secs(20);
+
+/// A job that ends so soon is told of with the next poll; that of a longer one is broken off, which costs a connection.
+const QUICK: Duration = Duration::from_millis(100);
 
 /// A poll without news that was answered sooner is not repeated at once.
 const HASTY: Duration = Duration::from_secs(1);
@@ -65,6 +81,8 @@ pub struct Context<M> {
 pub enum Ended {
     /// The controller ordered a reboot and knows that it happens now.
     Reboot,
+    /// The controller ordered to switch off and knows that it happens now.
+    PowerOff,
     /// The controller will never take this session: boot again for a new token.
     Refused(Problem),
     /// The boot configuration cannot be used.
@@ -108,9 +126,9 @@ struct Session<M> {
     boot_mac: Option<muster_proto::Mac>,
     key: SessionKey,
     renew_at: i64,
-    /// The id of the last command taken up, and its outcome until the controller has it.
+    /// The id that the last poll named.
     last: String,
-    outcome: Option<Outcome>,
+    jobs: Jobs,
 }
 
 impl<M: Machine> Session<M> {
@@ -122,7 +140,9 @@ impl<M: Machine> Session<M> {
         } = context;
         // The kernel may make us wait for random numbers; DHCP goes on meanwhile.
         let key = tokio::task::spawn_blocking(SessionKey::generate);
-        let link = Link::new(&config.endpoints, config.ca_pem, clock, machine)?;
+        let jobs = Jobs::default();
+        let ended = std::sync::Arc::clone(&jobs.ended);
+        let link = Link::new(&config.endpoints, config.ca_pem, clock, machine, ended)?;
         let key = key
             .await
             .expect("making a key does not panic")
@@ -135,7 +155,7 @@ impl<M: Machine> Session<M> {
             key,
             renew_at: i64::MAX,
             last: String::new(),
-            outcome: None,
+            jobs,
         })
     }
 
@@ -148,7 +168,7 @@ impl<M: Machine> Session<M> {
             match stop {
                 Stop::Ended(ended) => return ended,
                 Stop::Dropped(problem) => return Ended::Refused(problem),
-                Stop::CertificateRefused | Stop::Changed => self.link.pause(None).await,
+                Stop::CertificateRefused | Stop::Changed | Stop::JobEnded => self.link.pause(None).await,
             }
         }
     }
@@ -163,12 +183,13 @@ impl<M: Machine> Session<M> {
             protocol: PROTOCOL.to_owned(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_mac: self.boot_mac,
+            seal_key: self.key.seal().public(),
         };
         loop {
             let response: EnrolResponse = self.link.call(ENROL, &request).await?;
             let server = text::clean(response.server.as_bytes());
             if self.adopt(response) {
-                let key = self.key.fingerprint();
+                let key = self.key.short_fingerprint();
                 tracing::info!(step = "enrolled", server, key);
                 tracing::info!("enrolled as {server}, session key {key}");
                 self.link.connect_early().await;
@@ -206,7 +227,7 @@ impl<M: Machine> Session<M> {
                 self.turn().await
             };
             report = match turn {
-                Ok(()) => false,
+                Ok(()) | Err(Stop::JobEnded) => false,
                 Err(Stop::Changed) => true,
                 Err(stop) => return stop,
             };
@@ -245,35 +266,67 @@ impl<M: Machine> Session<M> {
         if self.link.now() >= self.renew_at {
             self.renew().await?;
         }
-        let (asked, news) = (Instant::now(), self.outcome.is_some());
+        self.settle().await?;
+        let (asked, news) = (Instant::now(), self.jobs.untold().is_some());
         let command = match self.poll().await {
             Ok(command) => command,
             Err(Stop::Dropped(problem)) => {
                 tracing::error!("the controller does not take a poll: {problem}");
-                self.outcome = None;
+                self.jobs.told(&self.last);
                 self.link.pause(None).await;
                 return Ok(());
             }
             Err(stop) => return Err(stop),
         };
         match command {
-            Some(command) if command.id != self.last => self.obey(command).await,
+            // Who has just heard of this command may answer from what was known before.
+            Some(command) if command.id != self.last => self.hear(command).await,
             _ => {
                 if !news && asked.elapsed() < HASTY {
-                    tokio::time::sleep(HASTY).await;
+                    self.breathe().await;
                 }
                 Ok(())
             }
         }
     }
 
+    /// A pause between two polls of which the first was answered at once; ends with the job that runs.
+    async fn breathe(&self) {
+        self.until_ended(HASTY).await;
+    }
+
+    /// Waits until the job that runs has ended, or for so long.
+    async fn until_ended(&self, patience: Duration) {
+        // The next turn begins with what has ended.
+        _ = tokio::time::timeout(patience, self.jobs.ended.notified()).await;
+    }
+
+    /// Takes note of a job that has ended, and starts the one that waited for that.
+    async fn settle(&mut self) -> Result<(), Stop> {
+        while let Some((id, outcome)) = self.jobs.collect() {
+            self.link.is_working = false;
+            self.finish(&id, outcome).await?;
+        }
+        match self.jobs.next() {
+            Some(command) => self.carry_out(command).await,
+            None => Ok(()),
+        }
+    }
+
     async fn poll(&mut self) -> Result<Option<Command>, Stop> {
-        let request = PollRequest {
-            last: self.last.clone(),
-            outcome: self.outcome.clone(),
-        };
+        let mut request = PollRequest::default();
+        if let Some(Untold { id, outcome, log }) = self.jobs.untold().cloned() {
+            (request.last, request.outcome, request.log) = (id, Some(outcome), log);
+        } else if let Some((id, progress)) = self.jobs.progress() {
+            (request.last, request.progress) = (id.to_owned(), Some(progress));
+        } else {
+            request.last.clone_from(&self.last);
+        }
+        self.last.clone_from(&request.last);
         let response: PollResponse = self.link.call(POLL, &request).await?;
-        self.outcome = None;
+        if request.outcome.is_some() {
+            self.jobs.told(&request.last);
+        }
         self.link.told_time(response.time);
         Ok(response.command)
     }
@@ -296,42 +349,159 @@ impl<M: Machine> Session<M> {
         Ok(())
     }
 
-    async fn obey(&mut self, command: Command) -> Result<(), Stop> {
-        let Command { id, action } = command;
-        tracing::info!(command = id, "the controller orders {action:?}");
-        self.last = id;
-        let outcome = match action {
-            Action::Inspect => match self.report().await? {
-                Ok(()) => Outcome::Done,
-                Err(problem) => Outcome::Failed {
-                    message: format!("send the inventory: {problem}"),
-                },
-            },
-            Action::Reboot => {
-                self.outcome = Some(Outcome::Done);
-                // The answer may be held back; all that matters is that the outcome arrives.
-                _ = tokio::time::timeout(FAREWELL, self.poll()).await;
-                return Err(Stop::Ended(Ended::Reboot));
+    /// Decides about `command`, and does what is decided.
+    async fn hear(&mut self, command: Command) -> Result<(), Stop> {
+        let (id, name) = (text::clean(command.id.as_bytes()), name(&command.action));
+        match self.jobs.judge(&command) {
+            Judgement::UnderWay => {
+                self.breathe().await;
+                Ok(())
             }
+            Judgement::Ended(outcome) => {
+                self.jobs.tell(&command.id, outcome, Vec::new());
+                self.breathe().await;
+                Ok(())
+            }
+            Judgement::Refuse(why) => {
+                tracing::warn!(command = id, "{name} is refused: {why}");
+                let outcome = Outcome::Failed {
+                    message: format!("refused: {why}"),
+                    failure: Failure::Outdated,
+                };
+                self.finish(&command.id, outcome).await
+            }
+            Judgement::Take => {
+                tracing::info!(
+                    command = id,
+                    epoch = command.epoch,
+                    "the controller orders: {name}"
+                );
+                self.jobs.took(&command);
+                if !self.jobs.is_running() || command.action == Action::Unknown {
+                    return self.carry_out(command).await;
+                }
+                tracing::warn!("the job that runs is stopped");
+                if matches!(command.action, Action::Reboot | Action::PowerOff) {
+                    self.jobs.stop();
+                    self.until_ended(STOP).await;
+                    return self.carry_out(command).await;
+                }
+                self.jobs.replace(command);
+                Ok(())
+            }
+        }
+    }
+
+    /// Does what `command` says, or starts it.
+    async fn carry_out(&mut self, command: Command) -> Result<(), Stop> {
+        let order = match &command.action {
+            Action::Inspect => {
+                let outcome = match self.report().await {
+                    Ok(Ok(())) => Outcome::Done,
+                    Err(stop) => {
+                        // It is given again once there is a session again.
+                        self.jobs.forget(&command.id);
+                        return Err(stop);
+                    }
+                    Ok(Err(problem)) => Outcome::Failed {
+                        message: format!("send the inventory: {problem}"),
+                        failure: Failure::Temporary,
+                    },
+                };
+                return self.finish(&command.id, outcome).await;
+            }
+            Action::Reboot => return Err(self.farewell(&command.id, Ended::Reboot).await),
+            Action::PowerOff => return Err(self.farewell(&command.id, Ended::PowerOff).await),
+            Action::Clean(clean) => Ok(Order::Clean(clean.clone())),
+            Action::Write(_) => self.write_order(&command),
             Action::Unknown => {
                 let version = env!("CARGO_PKG_VERSION");
-                Outcome::Failed {
+                Err(Failed {
                     message: format!("agent {version} does not know this command"),
+                    failure: Failure::Final,
+                })
+            }
+        };
+        match order {
+            Ok(order) => {
+                let machine = &mut self.link.machine;
+                self.jobs.start(&command, |work| machine.work(order, work));
+                self.link.is_working = true;
+                self.until_ended(QUICK).await;
+                Ok(())
+            }
+            Err(Failed { message, failure }) => {
+                self.finish(&command.id, Outcome::Failed { message, failure })
+                    .await
+            }
+        }
+    }
+
+    /// What `command` says about a write, with its secret ready to be opened.
+    fn write_order(&self, command: &Command) -> Result<Order, Failed> {
+        let Action::Write(job) = &command.action else {
+            unreachable!("only for a write");
+        };
+        let mut job = job.clone();
+        let drive = job.config_drive.take().map(|sealed| {
+            let (key, session) = (self.key.seal(), self.key.fingerprint());
+            SealedDrive::new(key, session, &command.id, command.epoch, sealed)
+        });
+        Ok(Order::Write {
+            job,
+            drive: drive.transpose()?,
+        })
+    }
+
+    /// Tells that the order `id` is carried out now: there is nobody left to tell it afterwards.
+    async fn farewell(&mut self, id: &str, ended: Ended) -> Stop {
+        self.jobs.finished(id, Outcome::Done, Vec::new());
+        // The answer may be held back; all that matters is that the outcomes arrive.
+        let tell = async {
+            while self.jobs.untold().is_some() {
+                if matches!(self.poll().await, Err(Stop::Ended(_) | Stop::CertificateRefused)) {
+                    break;
                 }
             }
         };
-        if let Outcome::Failed { message } = &outcome {
-            tracing::error!("command failed: {message}");
-            let request = LogRequest {
-                lines: self.link.machine.log_lines(),
-            };
-            match self.link.call::<_, serde_json::Value>(LOG, &request).await {
-                Ok(_) | Err(Stop::Dropped(_) | Stop::Changed) => {}
+        _ = tokio::time::timeout(FAREWELL, tell).await;
+        Stop::Ended(ended)
+    }
+
+    /// The job `id` has ended; if it failed, the controller gets the log first.
+    async fn finish(&mut self, id: &str, outcome: Outcome) -> Result<(), Stop> {
+        let mut lines = Vec::new();
+        match &outcome {
+            Outcome::Done => tracing::info!(step = "job-done", job = text::clean(id.as_bytes())),
+            Outcome::Failed { message, .. } => {
+                tracing::error!("command failed: {message}");
+                lines = self.link.machine.log_lines();
+            }
+        }
+        self.jobs.finished(id, outcome, lines.clone());
+        if !lines.is_empty() {
+            match self
+                .link
+                .call::<_, serde_json::Value>(LOG, &LogRequest { lines })
+                .await
+            {
+                Ok(_) | Err(Stop::Dropped(_) | Stop::Changed | Stop::JobEnded) => {}
                 Err(stop) => return Err(stop),
             }
         }
-        self.outcome = Some(outcome);
         Ok(())
+    }
+}
+
+/// What an order is called in the log: what it says beside that may be long, or a secret.
+fn name(action: &Action) -> &'static str {
+    match action {
+        Action::Inspect => "inspect",
+        Action::Reboot => "reboot",
+        Action::PowerOff => "power off",
+        Action::Clean(_) => "clean",
+        Action::Write(_) => "write",
+        Action::Unknown => "something unknown",
     }
 }
 

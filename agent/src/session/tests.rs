@@ -1,8 +1,12 @@
 //! The session against a controller made here: real sockets, real TLS, scripted answers.
 
 mod controller;
+mod jobs;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use muster_proto::{
     config::BootConfig,
@@ -14,7 +18,13 @@ use serde_json::{Value, json};
 use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{Context, Ended, Machine, run};
-use crate::clock::Clock;
+use crate::{
+    clock::Clock,
+    console::Console,
+    steps::{Failed, Order},
+    sys::tree::Tree,
+    work::Work,
+};
 use controller::{Answer, Authority, Controller, Validity};
 
 /// When the tests happen, as the boot services would write it; the machine's own clock says something else.
@@ -27,6 +37,64 @@ const AROUND_NOW: Validity = Validity {
 struct TestMachine {
     changed: Arc<Notify>,
     disks: usize,
+    bench: Arc<Bench>,
+    console: Console,
+}
+
+/// What the machine works on, as a test sees it and decides about it.
+#[derive(Default)]
+struct Bench {
+    /// Every order that was begun.
+    begun: Mutex<Vec<Order>>,
+    /// How the next one that may end ends.
+    end: Mutex<Option<Result<(), Failed>>>,
+    may_end: Notify,
+    /// What was found in opened config drives.
+    opened: Mutex<Vec<String>>,
+}
+
+impl Bench {
+    /// Lets the order that runs end like this.
+    fn ends(&self, end: Result<(), Failed>) {
+        *self.end.lock().unwrap() = Some(end);
+        self.may_end.notify_one();
+    }
+
+    fn begun(&self) -> Vec<Order> {
+        self.begun.lock().unwrap().clone()
+    }
+
+    /// Half done until the test says more, or the work is stopped.
+    async fn carry_out(self: Arc<Bench>, order: Order, work: Work) -> Result<(), Failed> {
+        let ended = async {
+            loop {
+                self.may_end.notified().await;
+                if let Some(end) = self.end.lock().unwrap().take() {
+                    return end;
+                }
+            }
+        };
+        let stopped = || Failed {
+            message: "it was stopped; the disk does not boot".to_owned(),
+            failure: muster_proto::job::Failure::Temporary,
+        };
+        tokio::select! {
+            end = ended => end?,
+            () = work.stopped() => return Err(stopped()),
+        }
+        if let Order::Write {
+            drive: Some(drive), ..
+        } = &order
+        {
+            let open = drive.open().map_err(|error| Failed {
+                message: muster_proto::Chain(&error).to_string(),
+                failure: muster_proto::job::Failure::Outdated,
+            })?;
+            let text = serde_json::to_string(&*open).unwrap();
+            self.opened.lock().unwrap().push(text);
+        }
+        Ok(())
+    }
 }
 
 impl Machine for TestMachine {
@@ -50,8 +118,20 @@ impl Machine for TestMachine {
         self.changed.notified().await;
     }
 
+    fn work(
+        &mut self,
+        order: Order,
+        work: Work,
+    ) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
+        self.bench.begun.lock().unwrap().push(order.clone());
+        work.step("write image", 42);
+        Arc::clone(&self.bench).carry_out(order, work)
+    }
+
     fn log_lines(&self) -> Vec<String> {
-        vec!["the last line".to_owned()]
+        let mut lines = self.console.recent();
+        lines.push("the last line".to_owned());
+        lines
     }
 }
 
@@ -59,6 +139,9 @@ struct Agent {
     task: JoinHandle<Ended>,
     clock: Clock,
     changed: Arc<Notify>,
+    bench: Arc<Bench>,
+    /// What it said, if [`Agent::heard`] listens.
+    console: Console,
 }
 
 impl Agent {
@@ -72,16 +155,26 @@ impl Agent {
             proxy: None,
         };
         let (clock, changed) = (Clock::told(now), Arc::new(Notify::new()));
+        // A machine without any console keeps its lines all the same.
+        let (bench, console) = (Arc::default(), Console::of_the_kernel(&Tree::new().root()));
         let machine = TestMachine {
             changed: Arc::clone(&changed),
             disks: 1,
+            bench: Arc::clone(&bench),
+            console: console.clone(),
         };
         let task = tokio::spawn(run(Context {
             config,
             clock: clock.clone(),
             machine,
         }));
-        Agent { task, clock, changed }
+        Agent {
+            task,
+            clock,
+            changed,
+            bench,
+            console,
+        }
     }
 
     fn of(controller: &Controller) -> Agent {
@@ -165,7 +258,9 @@ async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
     );
     assert_eq!(calls[0].body["token"], "the token");
     assert_eq!(calls[0].body["identity"]["systemSerial"], "SN-1");
-    assert_eq!(calls[0].body["protocol"], "1.0");
+    assert_eq!(calls[0].body["protocol"], "1.1");
+    let seal_key = calls[0].body["sealKey"].as_str().unwrap();
+    assert!(muster_proto::seal::public_key(seal_key).is_some(), "{seal_key}");
     assert_eq!(calls[1].body["disks"].as_array().unwrap().len(), 1);
     assert_eq!(calls[2].body, json!({"last": ""}));
     assert_eq!(

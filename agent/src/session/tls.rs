@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use rustls::{
-    AlertDescription, ClientConfig, RootCertStore,
-    client::Resumption,
+    AlertDescription, ClientConfig, ConfigBuilder, RootCertStore, SupportedProtocolVersion,
+    client::{Resumption, WantsClientCert},
     pki_types::{CertificateDer, pem::PemObject},
 };
 
@@ -47,21 +47,12 @@ pub fn client(
     certificate: Option<(&str, &SessionKey)>,
     clock: &Clock,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(authorities, "controller's authorities")? {
-        roots.add(authority).map_err(|source| TlsError::Use {
-            what: "controller's authorities",
-            source,
-        })?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_details(provider, Arc::new(clock.clone()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|source| TlsError::Use {
-            what: "TLS 1.3",
-            source,
-        })?
-        .with_root_certificates(roots);
+    let builder = trusting(
+        authorities,
+        "controller's authorities",
+        &[&rustls::version::TLS13],
+        clock,
+    )?;
     let mut config = match certificate {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => builder
@@ -74,6 +65,39 @@ pub fn client(
     // One connection lasts as long as the session.
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+/// TLS towards servers of images: trusts `authorities` (PEM) and nothing else, and shows no certificate. They speak TLS 1.2 at
+/// least.
+///
+/// # Errors
+/// [`TlsError`], one variant for each way to fail.
+pub fn images(authorities: &str, clock: &Clock) -> Result<Arc<ClientConfig>, TlsError> {
+    let versions = &[&rustls::version::TLS13, &rustls::version::TLS12];
+    let builder = trusting(authorities, "site's certificate authorities", versions, clock)?;
+    Ok(Arc::new(builder.with_no_client_auth()))
+}
+
+fn trusting(
+    authorities: &str,
+    what: &'static str,
+    versions: &[&'static SupportedProtocolVersion],
+    clock: &Clock,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(authorities, what)? {
+        roots
+            .add(authority)
+            .map_err(|source| TlsError::Use { what, source })?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_details(provider, Arc::new(clock.clone()))
+        .with_protocol_versions(versions)
+        .map_err(|source| TlsError::Use {
+            what: "protocol versions",
+            source,
+        })?;
+    Ok(builder.with_root_certificates(roots))
 }
 
 fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -89,6 +113,25 @@ fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'sta
 
 /// True if somewhere in `error` the server says that it does not accept our certificate.
 pub fn certificate_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let alert = match cause(error) {
+        Some(rustls::Error::AlertReceived(alert)) => alert,
+        _ => return false,
+    };
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateRequired
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+    )
+}
+
+/// What rustls says somewhere in `error`.
+pub fn cause<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         // tokio-rustls wraps rustls' error in an io::Error, which shows it as itself and not as its source.
@@ -98,20 +141,10 @@ pub fn certificate_refused(error: &(dyn std::error::Error + 'static)) -> bool {
         let tls = inner
             .and_then(|inner| inner.downcast_ref())
             .or_else(|| error.downcast_ref::<rustls::Error>());
-        if let Some(rustls::Error::AlertReceived(alert)) = tls {
-            return matches!(
-                alert,
-                AlertDescription::BadCertificate
-                    | AlertDescription::UnsupportedCertificate
-                    | AlertDescription::CertificateRevoked
-                    | AlertDescription::CertificateExpired
-                    | AlertDescription::CertificateUnknown
-                    | AlertDescription::CertificateRequired
-                    | AlertDescription::UnknownCA
-                    | AlertDescription::AccessDenied
-            );
+        if tls.is_some() {
+            return tls;
         }
         cause = error.source();
     }
-    false
+    None
 }

@@ -11,10 +11,10 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use muster_proto::session::{Problem, ProblemKind};
-use rustls::ClientConfig;
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::endpoint::Endpoint;
 
@@ -107,6 +107,35 @@ impl CallError {
     }
 }
 
+/// A TCP connection.
+///
+/// # Errors
+/// What the kernel says, or that it takes too long.
+pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = in_time(CONNECT, TcpStream::connect(address)).await?;
+    // A poll's answer may take long, a request never.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// TLS over `stream` with the server of that name.
+///
+/// # Errors
+/// What rustls says, inside, or that it takes too long.
+pub async fn secure(
+    stream: TcpStream,
+    name: ServerName<'static>,
+    tls: Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    in_time(HANDSHAKE, TlsConnector::from(tls).connect(name, stream)).await
+}
+
+async fn in_time<T>(patience: Duration, what: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(patience, what)
+        .await
+        .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+}
+
 /// An open connection. Dropping it closes it.
 #[derive(Debug)]
 pub struct Connection {
@@ -124,28 +153,17 @@ impl Connection {
         address: SocketAddr,
         tls: Arc<ClientConfig>,
     ) -> Result<Connection, CallError> {
-        let slow = |_| io::Error::from(io::ErrorKind::TimedOut);
-        let connect_failed = |source| CallError::Connect {
+        let stream = connect(address).await.map_err(|source| CallError::Connect {
             endpoint: endpoint.clone(),
             source,
-        };
-        let stream = timeout(CONNECT, TcpStream::connect(address))
-            .await
-            .unwrap_or_else(|elapsed| Err(slow(elapsed)))
-            .map_err(connect_failed)?;
-        // A poll's answer may take long, a request never.
-        stream.set_nodelay(true).map_err(connect_failed)?;
+        })?;
         let failed = |source| CallError::Handshake {
             endpoint: endpoint.clone(),
             source,
         };
-        let stream = timeout(
-            HANDSHAKE,
-            TlsConnector::from(tls).connect(endpoint.server_name(), stream),
-        )
-        .await
-        .unwrap_or_else(|elapsed| Err(slow(elapsed)))
-        .map_err(failed)?;
+        let stream = secure(stream, endpoint.server_name(), tls)
+            .await
+            .map_err(failed)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failed(io::Error::other(error)))?;

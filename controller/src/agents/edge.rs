@@ -23,6 +23,7 @@ use super::{
     keys::Keys,
     metrics::Metrics,
     problem::problem,
+    progress::Progresses,
     sessions::Sessions,
     store::{Store, StoreError},
     writes::Writes,
@@ -43,6 +44,8 @@ pub(super) struct Edge {
     pub(super) refusals: Refusals,
     /// How often each Server may have written what it says.
     pub(super) writes: Writes,
+    /// How often the progress of each Server's job was written.
+    pub(super) progress: Progresses,
     /// Servers whose inventory is on its way: one at a time for each.
     pub(super) reporting: Arc<Counts<String>>,
     /// Machines whose enrolment is under way and whose Server may not exist yet, by name.

@@ -83,6 +83,8 @@ pub(super) struct Applicant {
     identity: Identity,
     boot: Option<Mac>,
     agent_version: String,
+    /// What secrets are sealed to, base64; empty if it is no key.
+    seal_key: String,
     address: IpAddr,
 }
 
@@ -210,6 +212,9 @@ impl Edge {
             claims,
             request: key,
             agent_version,
+            seal_key: muster_proto::seal::public_key(&request.seal_key)
+                .map(|_| request.seal_key.clone())
+                .unwrap_or_default(),
             address,
         })
     }
@@ -414,6 +419,13 @@ fn enrolled(status: ServerStatus, settled: &Settled, applicant: &Applicant, sinc
     let same = status.session.clone().filter(|session| {
         session.key == *key && session.state == SessionState::Connected && session.address == address
     });
+    // Whoever else got hold of the token and the request puts no key of their own in its place.
+    let seal_key = status
+        .session
+        .as_ref()
+        .filter(|session| session.key == *key && !session.seal_key.is_empty())
+        .map_or(&applicant.seal_key, |session| &session.seal_key)
+        .clone();
     let fresh = || Session {
         state: SessionState::Connected,
         since: since.to_owned(),
@@ -422,7 +434,7 @@ fn enrolled(status: ServerStatus, settled: &Settled, applicant: &Applicant, sinc
         trust: Trust::Segment,
         agent_version: applicant.agent_version.clone(),
         key: key.clone(),
-        seal_key: String::new(),
+        seal_key,
         boot_mac: applicant.boot,
     };
     ServerStatus {

@@ -7,10 +7,12 @@
 //! routes                  the calls
 //!   enrol, spend          a token and a key become a session
 //!   identity, inventory   which machine is this? what of its report is stored? (pure)
+//!   poll, jobs, progress  what an agent is to do, how it went, how far it is
 //! edge                    what the calls share: who a certificate speaks for, what people are told
 //!   sessions, writes      who is here, and how often it may have written what it says (memory)
 //!   store                 Servers and Enrolments (Kubernetes)
 //! sweep                   removes ended Enrolments (control role)
+//! seal                    seals secrets to a session (control role)
 //! ```
 //!
 //! A session is a key: its SHA-256 stands in `Server.status.session.key`, its certificate lives for an hour and is renewed for the same
@@ -28,10 +30,14 @@ pub(crate) mod fake_api;
 mod http;
 pub mod identity;
 mod inventory;
+mod jobs;
 pub mod keys;
 mod metrics;
+mod poll;
 mod problem;
+mod progress;
 mod routes;
+pub mod seal;
 mod sessions;
 mod spend;
 mod store;
@@ -122,6 +128,7 @@ impl Server {
             refusals: Refusals::default(),
             reporting: Counts::new(1),
             writes: writes::Writes::default(),
+            progress: progress::Progresses::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
         });
@@ -218,8 +225,9 @@ async fn reap(edge: Arc<Edge>) {
         pause = LOOK;
         edge.store.prune();
         edge.writes.prune();
+        edge.progress.prune(|name| edge.store.server(name).is_some());
         for (name, key) in edge.sessions.gone() {
-            if routes::disconnect(&edge, &name, &key).await {
+            if poll::disconnect(&edge, &name, &key).await {
                 edge.sessions.forget(&name, &key);
             } else {
                 pause = Duration::from_secs(2);

@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Instant};
 use hyper::{Method, Request, StatusCode, body::Incoming};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{JobAction, JobStatus, Server, ServerStatus, Session, SessionState},
+    kinds::{Server, ServerStatus},
     session::{
-        Action, Command, EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, Outcome,
-        PollRequest, PollResponse, Problem, ProblemKind, RenewRequest,
+        EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, PollRequest, PollResponse,
+        Problem, ProblemKind, RenewRequest,
     },
     text,
 };
@@ -18,18 +18,16 @@ use tokio::sync::Semaphore;
 use super::{
     body, ca, clock,
     edge::{Caller, Edge, Peer, unavailable},
-    enrol::session_of,
     identity::{self, Settled, Word},
     inventory,
     metrics::InventoryOutcome,
+    poll,
     problem::{Answer, json, problem, refusal, with_status},
-    sessions::View,
-    store::StoreError,
 };
 
 /// What comes without a certificate may not be large: an identity with hundreds of NICs and a signing request.
 const MAX_ENROL: usize = 256 << 10;
-/// A poll or a renewal.
+/// A poll, with the log of a failed job, or a renewal.
 const MAX_SMALL: usize = 16 << 10;
 const MAX_LOG: usize = 1 << 20;
 /// Lines of one [`LogRequest`] that are shown.
@@ -67,7 +65,7 @@ pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Incomin
             "inventory",
             report(&edge, &peer, request).await.map(|done| json(&done)),
         ),
-        "/v1/poll" => ("poll", poll(&edge, &peer, request).await.map(|done| json(&done))),
+        "/v1/poll" => ("poll", turn(&edge, &peer, request).await.map(|done| json(&done))),
         _ => (
             "log",
             log(&edge, &peer, request).await.map(|()| Answer::default()),
@@ -234,168 +232,10 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
     status
 }
 
-async fn poll(edge: &Arc<Edge>, peer: &Peer, request: Request<Incoming>) -> Result<PollResponse, Problem> {
-    let mut caller = edge.authenticate(peer).await?;
+async fn turn(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<PollResponse, Problem> {
+    let caller = edge.authenticate(peer).await?;
     let request: PollRequest = read(request, MAX_SMALL).await?;
-    let held = edge.sessions.hold(caller.name(), &caller.certificate.fingerprint);
-    if let Err(problem) = acknowledge(edge, &caller, &request, peer).await {
-        // It hears of it, and is here.
-        held.answered();
-        return Err(problem);
-    }
-    let deadline = tokio::time::Instant::now() + edge.sessions.pace.poll;
-    let mut ending = edge.ending.clone();
-    let command = loop {
-        let woken = held.wake.notified();
-        tokio::pin!(woken);
-        // From here on no change is missed.
-        woken.as_mut().enable();
-        let server = edge
-            .store
-            .server(caller.name())
-            .filter(|server| caller.owns(server));
-        let server = match server {
-            Some(server) => server,
-            None => {
-                caller = edge.authenticate(peer).await?;
-                Arc::clone(&caller.server)
-            }
-        };
-        held.sees(View::of(Some(&server)));
-        if let Some(command) = next_command(&server, &request.last) {
-            break Some(command);
-        }
-        // Who tells an outcome need not wait for news: it may be about to reboot.
-        if request.outcome.is_some() {
-            break None;
-        }
-        tokio::select! {
-            () = woken => {}
-            () = tokio::time::sleep_until(deadline) => break None,
-            _ = ending.wait_for(|ending| *ending) => break None,
-        }
-    };
-    held.answered();
-    Ok(PollResponse {
-        command,
-        time: clock::now(),
-    })
-}
-
-/// The job that the agent has not taken up.
-fn next_command(server: &Server, last: &str) -> Option<Command> {
-    let job = server
-        .spec
-        .job
-        .as_ref()
-        .filter(|job| !job.id.is_empty() && job.id != last)?;
-    let action = match job.action {
-        JobAction::Inspect => Action::Inspect,
-        JobAction::Reboot => Action::Reboot,
-        // No agent understands these yet.
-        JobAction::PowerOff | JobAction::Clean | JobAction::Write => Action::Unknown,
-    };
-    Some(Command {
-        id: job.id.clone(),
-        action,
-    })
-}
-
-/// Writes what the poll tells: that the agent is here, and how its job went.
-async fn acknowledge(
-    edge: &Edge,
-    caller: &Caller,
-    request: &PollRequest,
-    peer: &Peer,
-) -> Result<(), Problem> {
-    let now = clock::rfc3339(clock::now());
-    let address = peer.address.to_string();
-    // An outcome of a job that the watched copy does not show yet: the API server is asked before it is taken for nobody's.
-    if request.outcome.is_some() && !mentions(&caller.server, &request.last) {
-        match edge.store.fetch_server(caller.name()).await {
-            Ok(_) | Err(StoreError::Gone { .. }) => {}
-            Err(error) => return Err(unavailable(&error)),
-        }
-    }
-    let mut write = edge.writes.one(caller.name());
-    let change = |server: &Server| {
-        if !caller.owns(server) {
-            return None;
-        }
-        let mut status = server.status.clone().unwrap_or_default();
-        if let Some(session) = status.session.as_mut() {
-            connect(session, &address, &now);
-        }
-        if let Some(outcome) = outcome_of(server, request) {
-            let retold = status
-                .job
-                .replace(outcome)
-                .is_some_and(|known| known.id == request.last && known.done);
-            // Who gives jobs decides how often there is a first outcome; the agent alone, how often another one of the same job.
-            if retold && !write.may() {
-                return None;
-            }
-        }
-        Some(status)
-    };
-    let result = edge.store.update(caller.name(), change).await;
-    if let Some(problem) = write.refusal() {
-        return Err(problem);
-    }
-    if result.is_err() {
-        write.failed();
-    }
-    match result {
-        Ok(_) => Ok(()),
-        // How a job went must not be lost; that the agent is here is seen again at its next poll.
-        Err(error) if outcome_of(&caller.server, request).is_some() => Err(unavailable(&error)),
-        Err(StoreError::CalledOff | StoreError::Gone { .. }) => Ok(()),
-        Err(error) => {
-            tracing::warn!(server = %caller.name(), error = %muster_proto::Chain(&error), "the session's state is not written");
-            Ok(())
-        }
-    }
-}
-
-fn connect(session: &mut Session, address: &str, now: &str) {
-    if session.state != SessionState::Connected {
-        session.state = SessionState::Connected;
-        now.clone_into(&mut session.since);
-    }
-    address.clone_into(&mut session.address);
-}
-
-/// What the poll says of a job that is or was this Server's; `None` if it says nothing new.
-fn outcome_of(server: &Server, request: &PollRequest) -> Option<JobStatus> {
-    let id = &request.last;
-    let known = server.status.as_ref().and_then(|status| status.job.as_ref());
-    let error = match &request.outcome {
-        Some(Outcome::Failed { message }) => {
-            let message = text::clean(message.as_bytes());
-            if message.is_empty() {
-                "the agent does not say what failed".to_owned()
-            } else {
-                message
-            }
-        }
-        Some(Outcome::Done) | None => String::new(),
-    };
-    let outcome = JobStatus {
-        id: id.clone(),
-        error,
-        done: request.outcome.is_some(),
-        ..JobStatus::default()
-    };
-    // An agent that has told an outcome goes on naming the job without it.
-    let told = known.is_some_and(|known| known.id == *id && known.done && !outcome.done);
-    (mentions(server, id) && !told && known != Some(&outcome)).then_some(outcome)
-}
-
-/// True if the job `id` is or was this Server's.
-fn mentions(server: &Server, id: &str) -> bool {
-    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
-    let ordered = server.spec.job.as_ref().is_some_and(|job| job.id == id);
-    !id.is_empty() && (ordered || last.is_some_and(|last| last.id == id))
+    poll::answer(edge, peer, caller, &request).await
 }
 
 async fn log(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<(), Problem> {
@@ -410,36 +250,3 @@ async fn log(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<(),
     }
     Ok(())
 }
-
-/// Writes the end of the session with `key` to the Server `name`. True once there is nothing left to write.
-pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str) -> bool {
-    let now = clock::rfc3339(clock::now());
-    let change = |server: &Server| {
-        session_of(server).filter(|session| session.key == key)?;
-        let mut status = server.status.clone().unwrap_or_default();
-        if let Some(session) = status
-            .session
-            .as_mut()
-            .filter(|session| session.state == SessionState::Connected)
-        {
-            session.state = SessionState::Disconnected;
-            session.since.clone_from(&now);
-        }
-        Some(status)
-    };
-    match edge.store.update(name, change).await {
-        Ok(_) | Err(StoreError::Gone { .. } | StoreError::CalledOff) => true,
-        // The same write never succeeds, and others wait for their turn.
-        Err(error @ StoreError::Refused { .. }) => {
-            tracing::error!(server = %name, error = %muster_proto::Chain(&error), "the Server stays shown as connected until it boots again");
-            true
-        }
-        Err(error) => {
-            tracing::warn!(server = %name, error = %muster_proto::Chain(&error), "the end of a session is not written; it is tried again");
-            false
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

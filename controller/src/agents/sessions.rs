@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use muster_proto::{kinds::Server, session::POLL_SECONDS};
+use muster_proto::{
+    kinds::Server,
+    session::{POLL_SECONDS, PROGRESS_SECONDS},
+};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{sync::Notify, time::Instant};
 
@@ -18,6 +21,8 @@ use tokio::{sync::Notify, time::Instant};
 pub struct Pace {
     /// How long a poll without news is held.
     pub poll: Duration,
+    /// The same for one that tells progress.
+    pub progress: Duration,
     /// Silence after which an agent is gone.
     pub silent: Duration,
     /// Silence after a broken connection after which an agent is gone.
@@ -29,6 +34,7 @@ impl Default for Pace {
         let poll = Duration::from_secs(POLL_SECONDS);
         Pace {
             poll,
+            progress: Duration::from_secs(PROGRESS_SECONDS),
             silent: poll * 3 + Duration::from_secs(15),
             closed: Duration::from_secs(15),
         }

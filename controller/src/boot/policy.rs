@@ -6,9 +6,11 @@
 //! | --- | --- |
 //! | its host is paused | its disk |
 //! | it has a host, which is not seen here | its disk |
-//! | its host is inspecting, or is asked to be inspected again and carries nobody's data | the ramdisk |
+//! | the operator works on its host ([`netboot::wanted`]): it is registering, inspecting, preparing, available and to be on, provisioning or deprovisioning | the ramdisk |
+//! | its host is asked to be inspected again and carries nobody's data | the ramdisk |
 //! | it was dismissed: its discovered host was deleted and nobody approved it since | its disk |
 //! | its Server has a job to inspect that is not done, and its host carries nobody's data | the ramdisk |
+//! | its Server has a job to clean or write that is not done, its host carries nobody's data and is not protected | the ramdisk |
 //! | no usable inventory, no host that a person made, segment says `ignore` | nothing |
 //! | no usable inventory, no host that a person made, segment says `discover` or `hold` | the ramdisk |
 //! | inventoried, no host or a discovered one that nobody laid a hand on, segment says `hold` | the ramdisk |
@@ -18,12 +20,15 @@
 //! one UUID on many boards. Where it would boot its disk and no user's data is at stake, it is treated as one that nobody has
 //! described, once: then its NIC is known.
 //!
-//! No table line powers anything off or lets a machine with a user's data into the ramdisk.
+//! No table line powers anything off, and none but the operator's lets a machine with a user's data into the ramdisk. A job alone is not
+//! enough: one on a Server that was restored from a backup may have been done long ago.
 
 use muster_proto::kinds::{
     APPROVE_ANNOTATION, BareMetalHost, INSPECT_ANNOTATION, InspectionMode, JobAction, PAUSED_ANNOTATION,
-    SERVER_ANNOTATION, Segment, Server, UnknownPolicy,
+    PROTECTED_ANNOTATION, SERVER_ANNOTATION, Segment, Server, UnknownPolicy,
 };
+
+use crate::host::netboot;
 
 #[cfg(test)]
 mod tests;
@@ -48,8 +53,8 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
         // Deleted a moment ago, or in a namespace that is not watched here: not seen is not absent.
         return Verdict::Disk("its host is not seen here");
     }
-    if host.is_some_and(|host| state(host) == "inspecting") {
-        return Verdict::Ramdisk("its host is inspecting");
+    if let Some(why) = host.and_then(|host| netboot::wanted(host, server)) {
+        return Verdict::Ramdisk(why);
     }
     if host.is_some_and(|host| asks_for_inspection(host) && carries_nothing(host)) {
         return Verdict::Ramdisk("its host is asked to be inspected again");
@@ -57,8 +62,16 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
     if server.is_some_and(is_dismissed) {
         return Verdict::Disk("its host was deleted and nobody approved it again");
     }
-    if server.is_some_and(has_job_to_inspect) && host.is_none_or(carries_nothing) {
-        return Verdict::Ramdisk("it is ordered to be inspected again");
+    if host.is_none_or(carries_nothing) {
+        match server.and_then(pending) {
+            Some(JobAction::Inspect) => {
+                return Verdict::Ramdisk("it is ordered to be inspected again");
+            }
+            Some(JobAction::Clean | JobAction::Write) if !host.is_some_and(is_protected) => {
+                return Verdict::Ramdisk("its disks are to be cleaned or written");
+            }
+            _ => {}
+        }
     }
     let made_by_a_person = host.is_some_and(|host| !is_discovered(host, server));
     if made_by_a_person {
@@ -160,15 +173,20 @@ fn is_inventoried(server: &Server) -> bool {
     has_inventory && !is_contested(server)
 }
 
-/// True if the control role wants an inventory that has not come yet.
-fn has_job_to_inspect(server: &Server) -> bool {
-    let Some(job) = &server.spec.job else {
-        return false;
-    };
-    let done = server
-        .status
-        .as_ref()
-        .and_then(|status| status.job.as_ref())
-        .is_some_and(|last| last.id == job.id && last.done);
-    job.action == JobAction::Inspect && !done
+/// True for a host that is not to lose what is on its disks.
+fn is_protected(host: &BareMetalHost) -> bool {
+    annotation(host, PROTECTED_ANNOTATION).is_some_and(|value| value != "false")
+}
+
+/// What the Server's job is to do, unless it has ended: how it went is then for the control role to see.
+fn pending(server: &Server) -> Option<JobAction> {
+    let job = server.spec.job.as_ref()?;
+    (!has_ended(server)).then_some(job.action)
+}
+
+/// True if the Server's job has ended, well or not.
+fn has_ended(server: &Server) -> bool {
+    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let job = server.spec.job.as_ref();
+    last.is_some_and(|last| last.done && job.is_some_and(|job| job.id == last.id))
 }

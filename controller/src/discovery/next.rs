@@ -95,7 +95,7 @@ pub enum Effect {
     /// Make this the Server's spec, if the Server is still as it was seen.
     PatchServerSpec {
         /// The whole spec.
-        spec: ServerSpec,
+        spec: Box<ServerSpec>,
         /// Take the approval off, too: it has served.
         approved: bool,
     },
@@ -275,7 +275,10 @@ fn dismissed(seen: &Seen<'_>, approved: bool) -> Plan {
             ..seen.server.spec.clone()
         };
         return Plan {
-            effects: vec![Effect::PatchServerSpec { spec, approved: true }],
+            effects: vec![Effect::PatchServerSpec {
+                spec: Box::new(spec),
+                approved: true,
+            }],
             notices: Vec::new(),
             why: "somebody approved it again".to_owned(),
         };
@@ -296,6 +299,7 @@ fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
     linked.spec = spec.clone();
     // Linked before anything else: from then on a deletion of the host is noticed.
     let approved = is_approved(seen.server);
+    let spec = Box::new(spec);
     let mut effects = vec![Effect::PatchServerSpec { spec, approved }];
     if host::made_for(host) == Some(server_name(seen.server)) {
         let seen = Seen {
@@ -335,7 +339,7 @@ fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     Plan {
         effects: vec![
             Effect::PatchServerSpec {
-                spec,
+                spec: Box::new(spec),
                 approved: false,
             },
             told(about_server(seen.server), "it was made for the other one"),
@@ -384,10 +388,10 @@ fn job(
 ) -> (Option<Effect>, Option<Result<(), String>>) {
     let jobs = jobs::decide(seen, host, settled);
     let patch = (jobs.job != seen.server.spec.job).then(|| Effect::PatchServerSpec {
-        spec: ServerSpec {
+        spec: Box::new(ServerSpec {
             job: jobs.job,
             ..seen.server.spec.clone()
-        },
+        }),
         approved: false,
     });
     (patch, jobs.inspected)

@@ -30,7 +30,7 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
             };
             // Linked before ours goes: if we fall between the two, what is left of ours is found and deleted.
             let mut effects = vec![Effect::PatchServerSpec {
-                spec,
+                spec: Box::new(spec),
                 approved: false,
             }];
             effects.extend(fold(ours, theirs));

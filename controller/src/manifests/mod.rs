@@ -1,4 +1,4 @@
-//! The manifests that are generated rather than written: CustomResourceDefinitions and the rights of each role.
+//! What is generated rather than written: CustomResourceDefinitions, the rights of each role, and the page about states.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +7,7 @@ use crate::args::Which;
 pub mod crds;
 pub mod roles;
 mod schema;
+pub mod states;
 
 /// Could not write.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,7 @@ pub fn write(which: Which, out: &Path) -> Result<(), WriteError> {
     match which {
         Which::Crds => write_all(out, crds::files()),
         Which::Roles => write_all(out, roles::files()),
+        Which::States => write_all(out, states::files()),
         Which::All => {
             write_all(&out.join("crds"), crds::files())?;
             write_all(&out.join("roles"), roles::files())

@@ -7,7 +7,7 @@ use crate::{
     Mac,
     identity::Identity,
     inventory::Inventory,
-    job::{Clean, Progress, Write},
+    job::{Clean, Failure, Progress, Write},
 };
 
 /// One known machine: what BareMetalHost has no field for. `spec` is written by the control role (and people), `status` by the edge role.
@@ -23,6 +23,8 @@ use crate::{
     derive = "PartialEq",
     printcolumn = r#"{"name":"Host","type":"string","jsonPath":".spec.host.name"}"#,
     printcolumn = r#"{"name":"Session","type":"string","jsonPath":".status.session.state"}"#,
+    printcolumn = r#"{"name":"Job","type":"string","jsonPath":".spec.job.action"}"#,
+    printcolumn = r#"{"name":"Progress","type":"string","jsonPath":".status.job.summary"}"#,
     printcolumn = r#"{"name":"Since","type":"date","jsonPath":".status.session.since"}"#,
     printcolumn = r#"{"name":"Address","type":"string","jsonPath":".status.session.address"}"#,
     printcolumn = r#"{"name":"Segment","type":"string","jsonPath":".status.session.segment"}"#,
@@ -137,8 +139,14 @@ pub struct JobStatus {
     /// Empty while it runs and when it succeeded; else what failed.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
+    /// What may come of trying again, if it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
     /// True once it has ended.
     pub done: bool,
+    /// How it stands in a few words, for people: `write image 42 %`, `done`, `failed: …`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub summary: String,
     /// How far it is, while it runs; written at most every 10 s and 12 times a job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,

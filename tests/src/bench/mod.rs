@@ -11,6 +11,7 @@ pub mod render;
 pub mod results;
 mod script;
 mod steps;
+pub mod write;
 
 use std::{
     fs, io,
@@ -220,7 +221,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 /// Raw results as they are committed.
-pub fn to_json(results: &Results) -> Result<String> {
+pub fn to_json(results: &impl Serialize) -> Result<String> {
     let mut text = Vec::new();
     let mut serializer = Serializer::with_formatter(&mut text, Readable::default());
     results.serialize(&mut serializer).context("write JSON")?;

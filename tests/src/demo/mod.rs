@@ -24,6 +24,7 @@ use crate::{
     bridges::{BR0, BR1, Network},
     cluster::Cluster,
     controller::{Controller, Setup},
+    interrupt::interrupted,
     machine::Machine,
     paths,
     scratch::Scratch,
@@ -277,14 +278,4 @@ fn take(
         }
     }
     Ok(())
-}
-
-/// Resolves at Ctrl-C or SIGTERM.
-async fn interrupted() -> Result<()> {
-    let terminate = tokio::signal::unix::SignalKind::terminate();
-    let mut terminate = tokio::signal::unix::signal(terminate).context("listen for signals")?;
-    tokio::select! {
-        outcome = tokio::signal::ctrl_c() => outcome.context("listen for signals"),
-        _ = terminate.recv() => Ok(()),
-    }
 }

@@ -5,6 +5,8 @@
 //!  ^ silence, the way to an empty disk, a file that does not come, a reboot |
 //!  +-----------------------------------------------------------------------+        refused for good --> Refused
 //! ```
+//! Its agent carries out jobs in the way of [`super::work`]. Switched off by one, it is [`Step::Off`] until someone switches it on.
+//!
 //! A test may stop it at any of these steps, look or break something, and let it go on.
 
 use std::{future::pending, time::Duration};
@@ -13,6 +15,8 @@ use anyhow::{Context, Result, bail};
 use muster_agent::{
     clock::Clock,
     session::{self, Ended, Machine},
+    steps::{Failed, Order},
+    work::Work,
 };
 use muster_proto::{config::BootConfig, identity::Identity, inventory::Inventory};
 use tokio::{
@@ -25,6 +29,7 @@ use super::{
     Clients,
     firmware::{self, Script},
     hardware::Hardware,
+    work::{self, Pace, Worked},
 };
 
 /// How long firmware asks for an address before it begins anew: two of iPXE's questions.
@@ -76,6 +81,8 @@ pub struct SimServer {
     seen: watch::Sender<Seen>,
     /// The last step that it may take.
     until: watch::Sender<Step>,
+    pace: watch::Sender<Pace>,
+    worked: watch::Sender<Vec<Worked>>,
     life: Option<tokio::task::AbortHandle>,
 }
 
@@ -87,6 +94,8 @@ impl SimServer {
             hardware: watch::Sender::new(hardware),
             seen: watch::Sender::default(),
             until: watch::Sender::new(Step::Refused),
+            pace: watch::Sender::default(),
+            worked: watch::Sender::default(),
             life: None,
         }
     }
@@ -118,6 +127,8 @@ impl SimServer {
             hardware: self.hardware.subscribe(),
             seen: self.seen.clone(),
             until: self.until.subscribe(),
+            pace: self.pace.subscribe(),
+            worked: self.worked.clone(),
         };
         self.life = Some(self.runtime.spawn(life.live(config)).abort_handle());
     }
@@ -138,6 +149,16 @@ impl SimServer {
     /// It goes on as far as it gets.
     pub fn go_on(&self) {
         self.until.send_replace(Step::Refused);
+    }
+
+    /// Its jobs go like this from now on.
+    pub fn works(&self, pace: Pace) {
+        self.pace.send_replace(pace);
+    }
+
+    /// The jobs that have ended, over all its boots.
+    pub fn worked(&self) -> Vec<Worked> {
+        self.worked.borrow().clone()
     }
 
     /// What can be seen of it.
@@ -205,6 +226,8 @@ struct Life {
     hardware: watch::Receiver<Hardware>,
     seen: watch::Sender<Seen>,
     until: watch::Receiver<Step>,
+    pace: watch::Receiver<Pace>,
+    worked: watch::Sender<Vec<Worked>>,
 }
 
 impl Life {
@@ -221,6 +244,10 @@ impl Life {
             let trouble = match booted {
                 Ok(config) => match self.serve(config).await {
                     Ended::Reboot => continue,
+                    Ended::PowerOff => {
+                        self.enter(Step::Off);
+                        return;
+                    }
                     ended => {
                         self.trouble(format!("{ended:?}"));
                         self.enter(Step::Refused);
@@ -257,6 +284,8 @@ impl Life {
             hardware: self.hardware.clone(),
             seen: self.seen.clone(),
             until: self.until.clone(),
+            pace: self.pace.clone(),
+            worked: self.worked.clone(),
         };
         // It is large, and most servers are somewhere else most of the time.
         let session = session::run(session::Context {
@@ -295,6 +324,8 @@ struct Body {
     hardware: watch::Receiver<Hardware>,
     seen: watch::Sender<Seen>,
     until: watch::Receiver<Step>,
+    pace: watch::Receiver<Pace>,
+    worked: watch::Sender<Vec<Worked>>,
 }
 
 impl Machine for Body {
@@ -306,6 +337,25 @@ impl Machine for Body {
         self.seen.send_modify(|seen| seen.step = Step::Enrolled);
         may_pass(&self.until, Step::Enrolled).await;
         self.hardware.borrow_and_update().inventory()
+    }
+
+    fn work(
+        &mut self,
+        order: Order,
+        work: Work,
+    ) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
+        let (hardware, pace) = (self.hardware.borrow().clone(), self.pace.clone());
+        let worked = self.worked.clone();
+        async move {
+            let ended = work::carry_out(order, hardware, pace, work).await;
+            let end = ended.end.clone();
+            worked.send_modify(|worked| worked.push(ended));
+            end
+        }
+    }
+
+    fn log_lines(&self) -> Vec<String> {
+        vec!["a simulated agent says nothing but this".to_owned()]
     }
 
     /// Asked only while the agent polls, so its first inventory is stored.

@@ -13,7 +13,7 @@ use super::{
     Clients,
     dhcp::{Asker, Client, Lease},
     hardware::Hardware,
-    http::{self, Content},
+    http::{self, Content, Dial},
 };
 
 /// How long an HTTP server may take for a small file.
@@ -50,6 +50,15 @@ pub async fn script(clients: &Clients, lease: &Lease) -> Result<Script> {
 /// The same as it is written.
 pub async fn script_text(clients: &Clients, lease: &Lease) -> Result<String> {
     let url = lease.file.as_deref().context("the lease names no boot file")?;
+    text_at(clients, url).await
+}
+
+/// Fetches the script at `url`, as iPXE does where another DHCP server names it.
+pub async fn script_at(clients: &impl Dial, url: &str) -> Result<Script> {
+    read_script(&text_at(clients, url).await?)
+}
+
+async fn text_at(clients: &impl Dial, url: &str) -> Result<String> {
     let text = fetch(clients, url, &[]).await?;
     String::from_utf8(text).context("the script is no text")
 }
@@ -75,7 +84,7 @@ fn read_script(text: &str) -> Result<Script> {
 }
 
 /// The boot's configuration, from the front of one of `initrds`.
-pub async fn archive(clients: &Clients, initrds: &[String]) -> Result<BootConfig> {
+pub async fn archive(clients: &impl Dial, initrds: &[String]) -> Result<BootConfig> {
     for url in initrds {
         let range = format!("bytes=0-{}", FRONT - 1);
         let front = fetch(clients, url, &[("range", &range)]).await?;
@@ -102,7 +111,7 @@ fn configuration(mut bytes: &[u8]) -> Result<Option<BootConfig>> {
     Ok(None)
 }
 
-async fn fetch(clients: &Clients, url: &str, headers: &[(&str, &str)]) -> Result<Vec<u8>> {
+async fn fetch(clients: &impl Dial, url: &str, headers: &[(&str, &str)]) -> Result<Vec<u8>> {
     let uri: Uri = url.parse().with_context(|| format!("read the URL {url}"))?;
     let host = uri.host().with_context(|| format!("no host in {url}"))?;
     let address = host.parse().with_context(|| format!("no address in {url}"))?;

@@ -90,6 +90,7 @@ impl Hand {
             protocol: PROTOCOL.to_owned(),
             agent_version: "by hand".to_owned(),
             boot_mac: None,
+            seal_key: self.key.seal().public(),
         };
         let reply = self.post(None, "/v1/enrol", json(&request)).await?;
         if let Ok(enrolled) = reply.json::<EnrolResponse>() {
@@ -120,11 +121,7 @@ impl Hand {
 
     /// Polls once.
     pub async fn poll(&self) -> Result<Reply> {
-        let request = PollRequest {
-            last: String::new(),
-            outcome: None,
-        };
-        self.call("/v1/poll", json(&request)).await
+        self.call("/v1/poll", json(&PollRequest::default())).await
     }
 
     async fn post(&self, certificate: Option<&str>, path: &str, body: Bytes) -> Result<Reply> {

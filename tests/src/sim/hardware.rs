@@ -4,7 +4,8 @@ use muster_proto::{
     Mac,
     identity::Identity,
     inventory::{
-        Boot, BootMode, Cpu, Disk, Firmware, Inventory, Memory, MemoryModule, Nic, System, Transport,
+        Boot, BootMode, Cpu, Disk, Driverless, Firmware, Inventory, Memory, MemoryModule, Nic, System,
+        Transport,
     },
 };
 
@@ -64,6 +65,30 @@ impl Hardware {
             ..Inventory::default()
         };
         Hardware { inventory }
+    }
+
+    /// Server number `number` (below 2^20) as a large one: its report has more than 20 KiB of JSON, as those of storage servers do.
+    pub fn laden(number: u32) -> Hardware {
+        let mut hardware = Hardware::number(number);
+        let Inventory {
+            system,
+            cpu,
+            memory,
+            disks,
+            nics,
+            driverless,
+            ..
+        } = &mut hardware.inventory;
+        "Simulated Storage Box".clone_into(&mut system.product);
+        (cpu.sockets, cpu.cores, cpu.threads, cpu.numa_nodes) = (2, 64, 128, 2);
+        cpu.flags = (0..160).map(|flag| format!("flag{flag:03}")).collect();
+        memory.modules = (0..32).map(|slot| module(number, slot)).collect();
+        memory.installed_mib = memory.modules.iter().map(|module| module.size_mib).sum();
+        *disks = (0..26).map(|at| disk(number, at)).collect();
+        *nics = (0..6).map(|at| nic(number, at)).collect();
+        // What processors of servers have on their buses, for which there are no drivers.
+        *driverless = (0..90).map(uncore).collect();
+        hardware
     }
 
     /// The same with so many disks that its report has at least `bytes` bytes of JSON.
@@ -173,6 +198,14 @@ pub fn disk(number: u32, at: u32) -> Disk {
     }
 }
 
+fn uncore(at: u32) -> Driverless {
+    Driverless {
+        address: format!("0000:{:02x}:{:02x}.{}", 0x7e + at / 40, at / 8 % 5, at % 8),
+        class: "0x088000".to_owned(),
+        id: format!("0x8086 0x{:04x}", 0x3240 + at),
+    }
+}
+
 fn module(number: u32, slot: u32) -> MemoryModule {
     MemoryModule {
         locator: format!("DIMM_A{slot}"),
@@ -203,6 +236,16 @@ mod tests {
     fn reports_grow_as_asked() {
         let report = Hardware::number(1).of_size(20 << 10).report();
         assert!((20 << 10..21 << 10).contains(&report.len()), "{}", report.len());
+    }
+
+    #[test]
+    fn report_of_a_laden_server_has_more_than_20_kib() {
+        let hardware = Hardware::laden(3);
+        assert!(hardware.report().len() > 20 << 10, "{}", hardware.report().len());
+        assert_eq!(
+            hardware.identity().system_serial,
+            Hardware::number(3).identity().system_serial
+        );
     }
 
     #[test]

@@ -6,8 +6,33 @@ use anyhow::{Context, Result};
 use http_body_util::{BodyExt, Empty};
 use hyper::{HeaderMap, Method, Request, StatusCode, body::Bytes};
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 
 use super::Clients;
+
+/// From where connections are made.
+pub trait Dial: Sync {
+    /// A TCP connection to `to`.
+    fn tcp(&self, to: SocketAddr) -> impl Future<Output = Result<TcpStream>> + Send;
+}
+
+impl Dial for Clients {
+    async fn tcp(&self, to: SocketAddr) -> Result<TcpStream> {
+        Clients::tcp(self, to).await
+    }
+}
+
+/// From the network of the thread that runs this.
+#[derive(Clone, Copy, Debug)]
+pub struct Here;
+
+impl Dial for Here {
+    async fn tcp(&self, to: SocketAddr) -> Result<TcpStream> {
+        TcpStream::connect(to)
+            .await
+            .with_context(|| format!("connect to {to}"))
+    }
+}
 
 /// An answer.
 #[derive(Clone, Debug)]
@@ -33,7 +58,7 @@ pub enum Content {
 
 /// Asks for `path` with one request on a connection of its own.
 pub async fn ask(
-    clients: &Clients,
+    clients: &impl Dial,
     server: SocketAddr,
     method: Method,
     path: &str,
@@ -77,6 +102,6 @@ pub async fn ask(
 }
 
 /// Fetches `path` and keeps it.
-pub async fn get(clients: &Clients, server: SocketAddr, path: &str) -> Result<Answer> {
+pub async fn get(clients: &impl Dial, server: SocketAddr, path: &str) -> Result<Answer> {
     ask(clients, server, Method::GET, path, &[], Content::Keep).await
 }

@@ -12,6 +12,7 @@ pub mod http;
 mod port;
 pub mod rack;
 pub mod tftp;
+pub mod work;
 
 use std::{
     io,

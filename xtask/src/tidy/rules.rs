@@ -9,6 +9,7 @@ pub(crate) type Rule = fn(&Tree) -> Vec<Violation>;
 pub(crate) const ALL: &[Rule] = &[
     proto_has_no_io,
     pure_modules_stay_pure,
+    modules_are_as_pure_as_they_say,
     agent_knows_no_controller,
     only_sys_names_absolute_paths,
     dependencies_are_sorted,
@@ -25,10 +26,22 @@ const PURE: &[&str] = &[
     "controller/src/boot/decide.rs",
     "controller/src/boot/ipxe.rs",
     "controller/src/agents/identity.rs",
+    "controller/src/bmc/address.rs",
+    "controller/src/bmc/pause.rs",
+    "controller/src/bmc/redfish/boot.rs",
+    "controller/src/bmc/redfish/choice.rs",
+    "controller/src/bmc/redfish/model.rs",
+    "controller/src/bmc/redfish/quirks.rs",
+    "controller/src/bmc/redfish/verdict.rs",
     "controller/src/discovery/next.rs",
     "controller/src/discovery/hardware.rs",
     "controller/src/discovery/name.rs",
+    "controller/src/host/next.rs",
+    "controller/src/host/guard.rs",
 ];
+
+/// Where every file whose first comment says that it is pure has to be.
+const SAYS_PURE: &str = "controller/src/host/";
 
 const IO: &[&str] = &[
     "std::fs",
@@ -102,6 +115,20 @@ fn pure_modules_stay_pure(tree: &Tree) -> Vec<Violation> {
         ));
     }
     violations
+}
+
+/// The files of which their own first comment says `Pure.`: held to it like those of the list.
+fn modules_are_as_pure_as_they_say(tree: &Tree) -> Vec<Violation> {
+    let words: Vec<&str> = [IO, CLOCKS, SOCKETS, &["async fn"]].concat();
+    let says_so = |text: &str| {
+        let mut head = text.lines().take_while(|line| line.starts_with("//!"));
+        head.any(|line| line.ends_with("Pure."))
+    };
+    let pure = tree
+        .files(SAYS_PURE, ".rs")
+        .filter(|(path, text)| says_so(text) && !PURE.contains(path));
+    pure.flat_map(|(path, _)| forbid(tree, path, &words, "this module says that it is pure"))
+        .collect()
 }
 
 fn agent_knows_no_controller(tree: &Tree) -> Vec<Violation> {

@@ -51,6 +51,21 @@ fn tests_hide_nothing_that_stands_below_them() {
 }
 
 #[test]
+fn a_module_that_says_it_is_pure_is_held_to_it() {
+    let at = "controller/src/host/disk.rs";
+    let words = "says that it is pure";
+    assert!(caught(
+        &[(at, "//! Which disk. Pure.\n\nuse tokio::fs;\n")],
+        words
+    ));
+    assert!(!caught(&[(at, "//! Which disk.\n\nuse tokio::fs;\n")], words));
+    assert!(!caught(
+        &[(at, "//! Which disk. Pure.\n\nuse serde::Serialize;\n")],
+        words
+    ));
+}
+
+#[test]
 fn a_missing_pure_module_is_caught() {
     assert!(caught(&[("README.md", "")], "is missing"));
 }

@@ -1,7 +1,7 @@
 use futures::stream;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use muster_proto::kinds::{ServerSpec, SessionState, Trust};
+use muster_proto::kinds::{BareMetalHost, ServerSpec, SessionState, Trust};
 
 use super::*;
 
@@ -495,4 +495,28 @@ async fn a_segment_that_ignores_unknown_machines_enrols_none_of_them() {
     assert_eq!(lab.enrolments_counted("Unwanted"), 1);
     // One that is known goes on to be served.
     lab.agent(1).enrol(&lab.token(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_declared_host_that_is_worked_on_enrols_where_unknown_machines_are_ignored() {
+    let lab = Lab::new().await;
+    lab.api
+        .edit("segments", "lab", &json!({ "spec": { "unknown": "ignore" } }));
+    let declare = |last: u8, state: &str| {
+        let mut host = BareMetalHost::new(&format!("host-{last}"), Default::default());
+        host.metadata.namespace = Some("metal".to_owned());
+        host.spec.boot_mac_address = Some(mac(last).to_string());
+        state.clone_into(&mut host.status.get_or_insert_default().provisioning.state);
+        lab.api.put("baremetalhosts", &host);
+    };
+    for (last, state) in [
+        (1, "inspecting"),
+        (2, "preparing"),
+        (3, "provisioning"),
+        (4, "deprovisioning"),
+    ] {
+        declare(last, state);
+        let enrolled = lab.agent(last).enrol(&lab.token(last)).await;
+        assert!(enrolled.is_ok(), "{state}: {enrolled:?}");
+    }
 }

@@ -2,6 +2,7 @@
 
 mod enrolment;
 mod faults;
+mod jobs;
 mod keys;
 mod sessions;
 
@@ -38,6 +39,7 @@ fn pace() -> Pace {
     let quick = Duration::from_millis(600);
     Pace {
         poll: Duration::from_secs(20),
+        progress: Duration::from_millis(50),
         silent: quick,
         closed: quick,
     }
@@ -160,6 +162,7 @@ impl Lab {
             key: rcgen::KeyPair::generate().unwrap(),
             certificate: None,
             identity: identity_of(last),
+            seal: muster_proto::seal::SealKey::generate(),
         }
     }
 
@@ -268,6 +271,7 @@ struct Agent {
     key: rcgen::KeyPair,
     certificate: Option<String>,
     identity: Identity,
+    seal: muster_proto::seal::SealKey,
 }
 
 impl Agent {
@@ -287,6 +291,7 @@ impl Agent {
             protocol: PROTOCOL.to_owned(),
             agent_version: "0.1.0".to_owned(),
             boot_mac: None,
+            seal_key: self.seal.public(),
         }
     }
 
@@ -300,7 +305,7 @@ impl Agent {
     async fn poll(&self, last: &str) -> Result<PollResponse, Refusal> {
         self.poll_with(PollRequest {
             last: last.to_owned(),
-            outcome: None,
+            ..PollRequest::default()
         })
         .await
     }

@@ -1,4 +1,5 @@
 use muster_proto::{
+    job::Failure,
     kinds::{JobStatus, SessionState},
     session::{Action, Outcome},
 };
@@ -39,11 +40,13 @@ async fn an_order_reaches_a_held_poll_at_once_and_its_outcome_is_written() {
     job(&lab, "op-2", "reboot");
     let failed = Some(Outcome::Failed {
         message: "no\n disk".into(),
+        failure: Failure::Temporary,
     });
     let answer = agent
         .poll_with(PollRequest {
             last: "op-1".into(),
             outcome: failed,
+            ..PollRequest::default()
         })
         .await
         .unwrap();
@@ -57,11 +60,12 @@ async fn an_order_reaches_a_held_poll_at_once_and_its_outcome_is_written() {
     let done = PollRequest {
         last: "op-2".into(),
         outcome: Some(Outcome::Done),
+        ..PollRequest::default()
     };
     let expected = JobStatus {
         id: "op-2".into(),
-        error: String::new(),
         done: true,
+        summary: "done".into(),
         ..JobStatus::default()
     };
     // Long before the poll's own end: the machine reboots as soon as it knows that this was heard.
@@ -79,6 +83,7 @@ async fn the_outcome_of_an_order_is_not_lost_while_the_api_server_is_away() {
     let done = || PollRequest {
         last: "op-1".into(),
         outcome: Some(Outcome::Done),
+        ..PollRequest::default()
     };
     let refusal = agent.poll_with(done()).await.unwrap_err();
     assert_eq!((refusal.status, refusal.kind), (503, ProblemKind::Unavailable));

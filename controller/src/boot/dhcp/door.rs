@@ -114,7 +114,7 @@ impl Door {
         let mut tasks = Vec::new();
         let frames = interface.and_then(|interface| {
             let (heard, answers) = mpsc::channel(64);
-            match Frames::open(interface, heard) {
+            match Frames::open(interface, &heard) {
                 Ok(frames) => {
                     let task = dispatch.clone().watch(interface.to_owned(), answers);
                     tasks.push(tokio::spawn(task));

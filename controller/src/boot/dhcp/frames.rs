@@ -80,7 +80,7 @@ type Waiting = Mutex<HashMap<Ipv4Addr, oneshot::Sender<Mac>>>;
 
 impl Frames {
     /// Opens `interface`; what other servers answer there goes to `answers`.
-    pub(super) fn open(interface: &str, answers: mpsc::Sender<Answer>) -> Result<Frames, FramesError> {
+    pub(super) fn open(interface: &str, answers: &mpsc::Sender<Answer>) -> Result<Frames, FramesError> {
         let link = datalink::interfaces()
             .into_iter()
             .find(|link| link.name == interface)

@@ -162,11 +162,10 @@ fn an_inventoried_machine_boots_its_disk_unless_it_is_held() {
 fn a_host_with_a_job_a_user_or_data_is_not_held() {
     for host in [
         discovered("available"),
-        discovered("provisioning"),
         discovered("provisioned"),
         discovered("externally provisioned"),
-        discovered("deprovisioning"),
-        discovered("registering"),
+        discovered("deleting"),
+        discovered("powering off before delete"),
         discovered("a state of tomorrow"),
         specified(discovered("unmanaged"), |spec| spec.bmc = a_bmc()),
         specified(discovered("unmanaged"), |spec| {
@@ -194,12 +193,7 @@ fn a_host_with_a_job_a_user_or_data_is_not_held() {
 
 #[test]
 fn a_hand_made_host_boots_its_disk_until_it_is_to_be_inspected() {
-    for host in [
-        a_host(""),
-        a_host("unmanaged"),
-        a_host("available"),
-        specified(a_host("registering"), |spec| spec.bmc = a_bmc()),
-    ] {
+    for host in [a_host(""), a_host("unmanaged"), a_host("available")] {
         assert_eq!(row(None, Some(&host)), [Disk, Disk, Disk], "{host:?}");
         assert_eq!(
             row(Some(&a_server()), Some(&host)),
@@ -211,6 +205,32 @@ fn a_hand_made_host_boots_its_disk_until_it_is_to_be_inspected() {
     }
     let inspecting = specified(a_host("inspecting"), |spec| spec.bmc = a_bmc());
     assert_eq!(row(None, Some(&inspecting)), [Ramdisk, Ramdisk, Ramdisk]);
+}
+
+#[test]
+fn a_host_that_the_operator_works_on_boots_the_ramdisk() {
+    for host in [
+        discovered("registering"),
+        discovered("inspecting"),
+        discovered("preparing"),
+        specified(discovered("available"), |spec| spec.online = true),
+        discovered("provisioning"),
+        discovered("deprovisioning"),
+        specified(a_host("registering"), |spec| spec.bmc = a_bmc()),
+    ] {
+        for server in [None, Some(&a_server()), Some(&inventoried())] {
+            assert_eq!(row(server, Some(&host)), [Ramdisk, Ramdisk, Ramdisk], "{host:?}");
+        }
+        let paused = annotated(host.clone(), PAUSED_ANNOTATION, "");
+        assert_eq!(row(None, Some(&paused)), [Disk, Disk, Disk], "{paused:?}");
+    }
+    // The image is written: the machine is on its way out of the ramdisk.
+    let mut leaving = with_job(JobAction::Reboot, true);
+    leaving.spec.job.as_mut().unwrap().id = "host-provision-1-0-0-leave".to_owned();
+    assert_eq!(
+        row(Some(&leaving), Some(&discovered("provisioning"))),
+        [Disk, Disk, Disk]
+    );
 }
 
 #[test]
@@ -233,7 +253,6 @@ fn a_hand_made_host_that_took_the_twins_place_is_held_like_it() {
 fn the_inspect_annotation_never_reaches_a_users_data() {
     for host in [
         discovered("provisioned"),
-        discovered("provisioning"),
         discovered("externally provisioned"),
         specified(discovered("available"), |spec| spec.image = an_image()),
         specified(discovered(""), |spec| spec.externally_provisioned = Some(true)),
@@ -267,7 +286,15 @@ fn the_inspect_annotation_with_disabled_asks_for_nothing() {
 
 #[test]
 fn a_paused_host_is_left_alone_whatever_it_is_asked() {
-    for state in ["", "unmanaged", "inspecting", "available"] {
+    for state in [
+        "",
+        "unmanaged",
+        "inspecting",
+        "preparing",
+        "available",
+        "provisioning",
+        "deprovisioning",
+    ] {
         let host = annotated(discovered(state), PAUSED_ANNOTATION, "");
         let host = annotated(host, INSPECT_ANNOTATION, "");
         assert_eq!(row(Some(&a_server()), Some(&host)), [Disk, Disk, Disk], "{state}");
@@ -348,4 +375,105 @@ fn a_host_that_is_not_seen_is_not_absent() {
     assert_eq!(row(Some(&server), None), [Disk, Disk, Disk]);
     server.spec.host = None;
     assert_eq!(row(Some(&server), None), [Disk, Disk, Ramdisk]);
+}
+
+/// The states in which the operator works in the ramdisk.
+const AT_WORK: [&str; 4] = ["inspecting", "preparing", "provisioning", "deprovisioning"];
+
+#[test]
+fn a_host_that_is_worked_on_boots_the_ramdisk_on_every_segment_known_to_a_server_or_not() {
+    for state in AT_WORK {
+        for host in [
+            discovered(state),
+            specified(a_host(state), |spec| spec.bmc = a_bmc()),
+            specified(a_host(state), |spec| spec.image = an_image()),
+            specified(a_host(state), |spec| spec.consumer_ref = Some(Default::default())),
+        ] {
+            for server in [None, Some(a_server()), Some(inventoried())] {
+                assert_eq!(
+                    row(server.as_ref(), Some(&host)),
+                    [Ramdisk, Ramdisk, Ramdisk],
+                    "{host:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_written_machine_boots_its_disk_and_a_failed_write_stays_in_the_ramdisk() {
+    let host = specified(discovered("provisioning"), |spec| spec.image = an_image());
+    let boots = |server: &Server| row(Some(server), Some(&host));
+    assert_eq!(
+        boots(&with_job(JobAction::Write, false)),
+        [Ramdisk, Ramdisk, Ramdisk]
+    );
+    let mut written = with_job(JobAction::Write, true);
+    assert_eq!(boots(&written), [Disk, Disk, Disk]);
+    written.status.as_mut().unwrap().job.as_mut().unwrap().error = "no such disk".to_owned();
+    assert_eq!(boots(&written), [Ramdisk, Ramdisk, Ramdisk]);
+    for done in [false, true] {
+        assert_eq!(boots(&with_job(JobAction::Reboot, done)), [Disk, Disk, Disk]);
+        // An inspection or a cleaning that is done says nothing of an image.
+        assert_eq!(
+            boots(&with_job(JobAction::Clean, done)),
+            [Ramdisk, Ramdisk, Ramdisk]
+        );
+    }
+    // The job before this one was another write.
+    let mut other = with_job(JobAction::Write, true);
+    other.spec.job.as_mut().unwrap().id = "8".to_owned();
+    assert_eq!(boots(&other), [Ramdisk, Ramdisk, Ramdisk]);
+}
+
+#[test]
+fn a_job_that_destroys_data_waits_in_the_ramdisk_until_it_has_ended() {
+    for action in [JobAction::Clean, JobAction::Write] {
+        let open = with_job(action, false);
+        for host in [
+            discovered("unmanaged"),
+            discovered("available"),
+            a_host("available"),
+        ] {
+            assert_eq!(row(Some(&open), Some(&host)), [Ramdisk, Ramdisk, Ramdisk]);
+            let protected = annotated(host.clone(), PROTECTED_ANNOTATION, "");
+            assert_ne!(
+                boots(UnknownPolicy::Discover, Some(&open), Some(&protected)),
+                Ramdisk
+            );
+            let unprotected = annotated(host, PROTECTED_ANNOTATION, "false");
+            assert_eq!(row(Some(&open), Some(&unprotected)), [Ramdisk, Ramdisk, Ramdisk]);
+        }
+        assert_eq!(row(Some(&open), None), [Ramdisk, Ramdisk, Ramdisk]);
+        let done = with_job(action, true);
+        assert_eq!(
+            row(Some(&done), Some(&discovered("available"))),
+            [Disk, Disk, Disk]
+        );
+    }
+}
+
+/// A Server and a host that come back from a backup have lost their status, and carry whatever job was in their spec.
+#[test]
+fn no_job_brings_a_restored_or_provisioned_machine_into_the_ramdisk() {
+    for action in [JobAction::Inspect, JobAction::Clean, JobAction::Write] {
+        let mut restored = with_job(action, false);
+        restored.status = None;
+        for host in [
+            specified(a_host(""), |spec| spec.image = an_image()),
+            specified(discovered(""), |spec| spec.image = an_image()),
+            specified(a_host("provisioned"), |spec| spec.image = an_image()),
+            a_host("provisioned"),
+            a_host("externally provisioned"),
+            a_host("deleting"),
+            specified(a_host(""), |spec| spec.externally_provisioned = Some(true)),
+        ] {
+            assert_eq!(row(Some(&restored), Some(&host)), [Disk, Disk, Disk], "{host:?}");
+            assert_eq!(
+                row(Some(&with_job(action, false)), Some(&host)),
+                [Disk, Disk, Disk],
+                "{host:?}"
+            );
+        }
+    }
 }

@@ -357,7 +357,7 @@ impl Sim {
                 let stored = serde_json::from_str(&serde_json::to_string(&status).unwrap()).unwrap();
                 self.change_host(&host.name, |host| host.status = Some(stored));
             }
-            Effect::PatchServerSpec { spec, approved } => return self.patch(server, spec, approved),
+            Effect::PatchServerSpec { spec, approved } => return self.patch(server, *spec, approved),
             Effect::Dismiss(at) => {
                 if exact(self, &at).is_some() {
                     return false;

@@ -1,0 +1,291 @@
+//! Takes partition tables and the signatures of file systems, volumes and arrays off disks, so that nothing finds or boots them.
+//!
+//! It does not look for signatures: it zeroes the places where they are, of the disk and of every partition that its table
+//! lists, in an order in which an interrupted run can be repeated: the table goes last.
+
+use std::{io, ops::Range};
+
+use muster_proto::job::Clean;
+
+use super::{
+    Disk,
+    gpt::{self, Gpt},
+    guard::{self, Refused, Token},
+    mbr,
+};
+use crate::{
+    sys::Root,
+    work::{Stopped, Work},
+};
+
+/// From the start of a disk or partition: boot sectors, tables, LVM (label in the first 2 KiB, metadata up to 1 MiB), md 1.1 and
+/// 1.2, ext, XFS, swap, ZFS, btrfs (64 KiB), VMFS (1 MiB), both headers of LUKS2 (the second at up to 4 MiB).
+const START: u64 = 5 << 20;
+
+/// To the end: the backup GPT, md 0.90 and 1.0 (at most 128 KiB before it), firmware's RAIDs (the last blocks), ZFS (512 KiB),
+/// NTFS's second boot sector.
+const END: u64 = 1 << 20;
+
+/// Btrfs keeps copies of its superblock far inside (`fs/btrfs/disk-io.h`, `btrfs_sb_offset`).
+const COPIES: [u64; 2] = [64 << 20, 256 << 30];
+const COPY: u64 = 4096;
+
+/// As many logical partitions are followed; Linux makes no more.
+const MOST_LOGICAL: usize = 256;
+
+/// A disk could not be cleaned.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanError {
+    /// The guard does not allow it. No disk was touched.
+    #[error("clean disks: nothing was touched")]
+    Refused {
+        /// Why.
+        source: Refused,
+    },
+    /// It was stopped from outside.
+    #[error("clean {disk}: clean it again")]
+    Stopped {
+        /// The disk that it was at.
+        disk: String,
+        /// By whom.
+        source: Stopped,
+    },
+    /// The disk failed.
+    #[error("clean {disk}: {what}; what was on it is partly gone")]
+    Disk {
+        /// Which.
+        disk: String,
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What was done to one disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Its device node, such as `/dev/sda`.
+    pub disk: String,
+    /// What it was divided by: `gpt`, `mbr` or empty.
+    pub table: &'static str,
+    /// How many partitions it had.
+    pub partitions: usize,
+    /// How many bytes were overwritten with zeros.
+    pub zeroed: u64,
+}
+
+/// Clears the disks that `job` means and no other, one after the other. No disk is touched unless the guard allows all.
+/// Doing so again does no harm.
+///
+/// # Errors
+/// [`CleanError`] says which disk, and what was not done.
+pub fn clean(job: &Clean, root: &Root, work: &Work) -> Result<Vec<Cleaned>, CleanError> {
+    work.step("check disks", 0);
+    let refused = |source| CleanError::Refused { source };
+    let mut tokens: Vec<Token> = Vec::new();
+    for disk in &job.disks {
+        let token = guard::allow(root, &job.machine, disk).map_err(refused)?;
+        // Named twice: the second time it could not be opened.
+        if tokens.iter().all(|other| other.disk() != token.disk()) {
+            tokens.push(token);
+        }
+    }
+    let mut open = Vec::new();
+    for token in tokens {
+        let name = token.disk().name.clone();
+        open.push((name, token.open().map_err(refused)?));
+    }
+    let all = open.len();
+    let mut done = Vec::new();
+    for (name, mut disk) in open {
+        let percent = u8::try_from(100 * done.len() / all).unwrap_or(100);
+        work.step("clean disk", percent);
+        let cleaned = wipe(&mut disk, work).map_err(|failed| failed.on(&name))?;
+        done.push(Cleaned {
+            disk: name,
+            ..cleaned
+        });
+    }
+    Ok(done)
+}
+
+/// What failed of one disk.
+#[derive(Debug)]
+enum Failed {
+    Stopped(Stopped),
+    Disk(&'static str, io::Error),
+}
+
+impl Failed {
+    fn on(self, disk: &str) -> CleanError {
+        let disk = disk.to_owned();
+        match self {
+            Failed::Stopped(source) => CleanError::Stopped { disk, source },
+            Failed::Disk(what, source) => CleanError::Disk { disk, what, source },
+        }
+    }
+}
+
+fn wipe(disk: &mut dyn Disk, work: &Work) -> Result<Cleaned, Failed> {
+    let table = read_table(disk).map_err(|error| Failed::Disk("read its partition table", error))?;
+    let mut zeroed = 0;
+    for range in ranges(&table.places, disk.size(), disk.block()).into_iter().rev() {
+        work.go_on().map_err(Failed::Stopped)?;
+        // What the table leads to must be gone for certain before the table goes.
+        if range.start == 0 {
+            disk.sync().map_err(|error| Failed::Disk("sync it", error))?;
+        }
+        let len = range.end - range.start;
+        disk.zero(range.start, len)
+            .map_err(|error| Failed::Disk("write zeros", error))?;
+        zeroed += len;
+    }
+    disk.sync().map_err(|error| Failed::Disk("sync it", error))?;
+    disk.reread_table()
+        .map_err(|error| Failed::Disk("make the kernel read its empty partition table", error))?;
+    Ok(Cleaned {
+        disk: String::new(),
+        table: table.kind,
+        partitions: table.partitions,
+        zeroed,
+    })
+}
+
+/// How a disk is divided.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Table {
+    kind: &'static str,
+    partitions: usize,
+    /// Partitions, and the blocks that describe logical ones, in bytes.
+    places: Vec<Range<u64>>,
+}
+
+/// Reads the table, whatever is left of it: GPT by its first or second header, in either block size, and MBR.
+fn read_table(disk: &mut dyn Disk) -> io::Result<Table> {
+    let mut table = Table::default();
+    let own = disk.block();
+    for block in [own, if own == 512 { 4096 } else { 512 }] {
+        if let Some(gpt) = read_gpt(disk, block)? {
+            table.kind = "gpt";
+            let block = u64::from(block);
+            let bytes = |partition: gpt::Partition| {
+                partition.first.saturating_mul(block)..partition.last.saturating_add(1).saturating_mul(block)
+            };
+            table.places.extend(gpt.partitions().map(bytes));
+            break;
+        }
+    }
+    let sector = read(disk, 0, 512)?;
+    // Beside a GPT there may be records for some of its partitions.
+    if table.kind.is_empty() && !mbr::records(&sector).is_empty() {
+        table.kind = "mbr";
+    }
+    table.partitions = table.places.len();
+    let block = u64::from(own);
+    let mut logical = 0;
+    for record in mbr::records(&sector) {
+        let first = u64::from(record.first) * block;
+        if record.is_extended() {
+            logical += read_logical(disk, record.first, &mut table.places)?;
+        } else if record.first > 1 {
+            table.places.push(first..record.end() * block);
+        }
+        if table.kind == "mbr" && !record.is_extended() {
+            table.partitions += 1;
+        }
+    }
+    table.partitions += logical;
+    Ok(table)
+}
+
+/// Follows the chain of logical partitions from the first block of their box: each block has a record for one partition, counted
+/// from that block, and one for the next block, counted from the box. Returns how many there are.
+fn read_logical(disk: &mut dyn Disk, start: u32, places: &mut Vec<Range<u64>>) -> io::Result<usize> {
+    let block = u64::from(disk.block());
+    let mut at = u64::from(start);
+    for found in 0..MOST_LOGICAL {
+        let offset = at * block;
+        if offset.saturating_add(block) > disk.size() {
+            return Ok(found);
+        }
+        let sector = read(disk, offset, 512)?;
+        places.push(offset..offset + block);
+        let (boxes, parts): (Vec<_>, Vec<_>) = mbr::records(&sector)
+            .into_iter()
+            .partition(mbr::Record::is_extended);
+        if let Some(part) = parts.first() {
+            places.push((at + u64::from(part.first)) * block..(at + part.end()) * block);
+        }
+        let Some(next) = boxes.first() else {
+            return Ok(found + parts.len().min(1));
+        };
+        at = u64::from(start) + u64::from(next.first);
+    }
+    Ok(MOST_LOGICAL)
+}
+
+fn read_gpt(disk: &mut dyn Disk, block: u32) -> io::Result<Option<Gpt>> {
+    let (size, len) = (disk.size(), u64::from(block));
+    let Some(last) = (size / len).checked_sub(1) else {
+        return Ok(None);
+    };
+    for at in [1, last] {
+        if (at + 1) * len > size {
+            continue;
+        }
+        let header = read(disk, at * len, block)?;
+        let Ok(entries) = gpt::entries_of(&header, block) else {
+            continue;
+        };
+        let fits = entries.offset.saturating_add(entries.len as u64) <= size;
+        let Ok(entries_len) = u32::try_from(entries.len) else {
+            continue;
+        };
+        if fits {
+            let entries = read(disk, entries.offset, entries_len)?;
+            if let Ok(gpt) = Gpt::parse(&header, entries, block) {
+                return Ok(Some(gpt));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// `len` bytes from `offset`, wherever the disk's blocks begin.
+fn read(disk: &mut dyn Disk, offset: u64, len: u32) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+    super::read_any(disk, offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The places to zero on a disk of `size` bytes with these partitions: in whole blocks, ascending, without overlaps.
+fn ranges(partitions: &[Range<u64>], size: u64, block: u32) -> Vec<Range<u64>> {
+    let block = u64::from(block);
+    let mut places = Vec::new();
+    for part in partitions.iter().chain([&(0..size)]) {
+        let part = part.start.min(size)..part.end.min(size);
+        places.push(part.start..part.start.saturating_add(START).min(part.end));
+        places.push(part.end.saturating_sub(END).max(part.start)..part.end);
+        for copy in COPIES {
+            let start = part.start.saturating_add(copy);
+            places.push(start..start.saturating_add(COPY).min(part.end));
+        }
+    }
+    places.retain(|place| place.start < place.end);
+    for place in &mut places {
+        *place = place.start / block * block..place.end.next_multiple_of(block).min(size);
+    }
+    places.sort_by_key(|place| place.start);
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for place in places {
+        match merged.last_mut() {
+            Some(last) if place.start <= last.end => last.end = last.end.max(place.end),
+            _ => merged.push(place),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::disk::{
+    gpt::{Guid, tests as gpt_tests},
+    sim::SimDisk,
+};
+
+const MIB: usize = 1 << 20;
+
+fn wiped(disk: &mut SimDisk) -> Cleaned {
+    wipe(disk, &Work::unwatched()).unwrap()
+}
+
+/// Places in bytes at which file systems, volumes and arrays put their marks, from the start of their device or before its end.
+const MARKS: &[(&str, i64)] = &[
+    ("ext4", 1024 + 56),
+    ("xfs", 0),
+    ("btrfs", 0x10040),
+    ("LVM label", 512 + 24),
+    ("LVM metadata", 4096),
+    ("md 1.2", 4096),
+    ("md 1.1", 0),
+    ("md 1.0", -8192),
+    ("md 0.90", -(64 << 10)),
+    ("md 0.90 of an odd size", -(128 << 10) + 512),
+    ("swap", 4086),
+    ("LUKS2 second header", 4 << 20),
+    ("ZFS last label", -(256 << 10)),
+    ("IMSM", -1024),
+    ("DDF", -512),
+    ("VMFS", 1 << 20),
+    ("ISO 9660", 0x8001),
+    ("NTFS second boot sector", -512),
+];
+
+fn mark(bytes: &mut [u8], start: usize, end: usize) {
+    for (_, place) in MARKS {
+        let at = if *place < 0 {
+            end - usize::try_from(-place).unwrap()
+        } else {
+            start + usize::try_from(*place).unwrap()
+        };
+        bytes[at] = 0x5a;
+    }
+}
+
+fn left(bytes: &[u8]) -> Vec<usize> {
+    let marked = |(index, chunk): (usize, &[u8])| -> Vec<usize> {
+        let at = |(at, byte): (usize, &u8)| (*byte == 0x5a).then_some(index * 4096 + at);
+        chunk.iter().enumerate().filter_map(at).collect()
+    };
+    // Compared at once: most of a disk is zeros.
+    let chunks = bytes.chunks(4096).enumerate();
+    chunks
+        .filter(|(_, chunk)| **chunk != [0; 4096][..chunk.len()])
+        .flat_map(marked)
+        .collect()
+}
+
+#[test]
+fn no_mark_of_any_partition_survives() {
+    for block in [512, 4096] {
+        let size = 40 * MIB;
+        let len = u64::from(block);
+        let parts = [(8_u64, 17_u64), (17, 18), (20, 39)];
+        let blocks = |mib: u64| mib * (MIB as u64) / len;
+        let table: Vec<_> = parts
+            .iter()
+            .map(|(first, end)| (blocks(*first), blocks(*end) - 1, Guid::LINUX, "x"))
+            .collect();
+        let mut bytes = gpt_tests::disk(size as u64 / len, block, &table);
+        for (first, end) in [parts[0], parts[2]] {
+            mark(
+                &mut bytes,
+                usize::try_from(first).unwrap() * MIB,
+                usize::try_from(end).unwrap() * MIB,
+            );
+        }
+        let mut disk = SimDisk::of(bytes, block);
+        let cleaned = wiped(&mut disk);
+        assert_eq!((cleaned.table, cleaned.partitions), ("gpt", 3));
+        assert_eq!(left(&disk.bytes), [0; 0], "blocks of {block}");
+        assert_eq!(disk.rereads, 1);
+        assert!(disk.bytes[512..1024].iter().all(|byte| *byte == 0));
+        assert!(disk.bytes[size - 4096..].iter().all(|byte| *byte == 0));
+        // Once more there is nothing to find, and no harm.
+        assert_eq!(wiped(&mut disk).table, "");
+    }
+}
+
+#[test]
+fn a_disk_without_a_table_is_cleaned_as_one_device() {
+    let size = 12 * MIB;
+    let mut bytes = vec![0; size];
+    mark(&mut bytes, 0, size);
+    bytes[8 * MIB] = 0x5a;
+    let mut disk = SimDisk::of(bytes, 512);
+    assert_eq!(wiped(&mut disk).table, "");
+    assert_eq!(left(&disk.bytes), [8 * MIB], "data between stay where they are");
+}
+
+#[test]
+fn the_second_header_leads_to_partitions_when_the_first_is_broken() {
+    let mut bytes = gpt_tests::disk(81_920, 512, &[(32_768, 65_535, Guid::LINUX, "x")]);
+    bytes[512..1024].fill(0xff);
+    bytes[32_768 * 512 + 1024] = 0x5a;
+    let mut disk = SimDisk::of(bytes, 512);
+    assert_eq!(wiped(&mut disk).partitions, 1);
+    assert_eq!(left(&disk.bytes), [0; 0]);
+}
+
+#[test]
+fn a_table_made_for_other_blocks_is_understood() {
+    let bytes = gpt_tests::disk(81_920, 512, &[(32_768, 65_535, Guid::LINUX, "x")]);
+    let mut disk = SimDisk::of(bytes, 4096);
+    disk.bytes[32_768 * 512 + 1024] = 0x5a;
+    assert_eq!(wiped(&mut disk).partitions, 1);
+    assert_eq!(left(&disk.bytes), [0; 0]);
+}
+
+/// A record in a boot sector at `sector`.
+fn record(bytes: &mut [u8], sector: usize, index: usize, kind: u8, first: u32, blocks: u32) {
+    let at = sector * 512;
+    bytes[at + 510..at + 512].copy_from_slice(&[0x55, 0xaa]);
+    let place = &mut bytes[at + 446 + 16 * index..][..16];
+    place[4] = kind;
+    place[8..12].copy_from_slice(&first.to_le_bytes());
+    place[12..16].copy_from_slice(&blocks.to_le_bytes());
+}
+
+#[test]
+fn logical_partitions_are_followed() {
+    let mut bytes = vec![0; 64 * MIB];
+    record(&mut bytes, 0, 0, 0x83, 20_480, 20_480);
+    record(&mut bytes, 0, 1, 0x05, 40_960, 90_112);
+    record(&mut bytes, 40_960, 0, 0x83, 2048, 30_000);
+    record(&mut bytes, 40_960, 1, 0x05, 40_960, 40_960);
+    record(&mut bytes, 81_920, 0, 0x83, 2048, 30_000);
+    for first in [20_480, 40_960 + 2048, 81_920 + 2048] {
+        bytes[first * 512 + 1024] = 0x5a;
+    }
+    let mut disk = SimDisk::of(bytes, 512);
+    let cleaned = wiped(&mut disk);
+    assert_eq!((cleaned.table, cleaned.partitions), ("mbr", 3));
+    assert_eq!(left(&disk.bytes), [0; 0]);
+    assert_eq!(
+        &disk.bytes[81_920 * 512 + 510..][..2],
+        [0, 0],
+        "nor the chain itself"
+    );
+}
+
+#[test]
+fn a_chain_in_a_circle_ends() {
+    let mut bytes = vec![0; 16 * MIB];
+    record(&mut bytes, 0, 0, 0x05, 2048, 8192);
+    record(&mut bytes, 2048, 0, 0x05, 0, 8192);
+    assert_eq!(wiped(&mut SimDisk::of(bytes, 512)).table, "mbr");
+}
+
+#[test]
+fn an_interrupted_run_can_be_repeated() {
+    let parts = [
+        (14_336, 26_623, Guid::LINUX, "a"),
+        (28_672, 36_863, Guid::LINUX, "b"),
+    ];
+    let mut bytes = gpt_tests::disk(40_960, 512, &parts);
+    for (first, ..) in parts {
+        bytes[usize::try_from(first).unwrap() * 512 + 1024] = 0x5a;
+    }
+    let mut whole = SimDisk::of(bytes.clone(), 512);
+    wiped(&mut whole);
+    for dies_at in 1..=whole.changes {
+        for keeps in [false, true] {
+            let mut disk = SimDisk::of(bytes.clone(), 512);
+            disk.dies_at = Some(dies_at);
+            assert!(matches!(
+                wipe(&mut disk, &Work::unwatched()),
+                Err(Failed::Disk(..))
+            ));
+            let mut again = SimDisk::of(disk.after_power_loss(|| keeps), 512);
+            wiped(&mut again);
+            assert_eq!(left(&again.bytes), [0; 0], "died at change {dies_at}");
+        }
+    }
+}
+
+#[test]
+fn a_stopped_run_leaves_the_table() {
+    let bytes = gpt_tests::disk(81_920, 512, &[(32_768, 65_535, Guid::LINUX, "x")]);
+    let mut disk = SimDisk::of(bytes.clone(), 512);
+    let work = Work::unwatched();
+    work.stop();
+    assert!(matches!(wipe(&mut disk, &work), Err(Failed::Stopped(_))));
+    assert_eq!(disk.bytes, bytes);
+}
+
+proptest! {
+    #[test]
+    fn ranges_are_whole_blocks_in_order_and_within_the_disk(
+        parts in prop::collection::vec((any::<u64>(), any::<u64>()), 0..8), blocks in 1_u64..1 << 30, large: bool,
+    ) {
+        let block = if large { 4096 } else { 512 };
+        let size = blocks * u64::from(block);
+        let parts: Vec<_> = parts.into_iter().map(|(start, len)| {
+            let start = start % size;
+            start..start.saturating_add(len % size)
+        }).collect();
+        let found = ranges(&parts, size, block);
+        let edges: Vec<u64> = found.iter().flat_map(|range| [range.start, range.end]).collect();
+        prop_assert!(edges.is_sorted());
+        prop_assert_eq!(edges.iter().collect::<BTreeSet<_>>().len(), edges.len());
+        prop_assert!(edges.iter().all(|edge| edge % u64::from(block) == 0 && *edge <= size));
+        for part in &parts {
+            prop_assert!(found.iter().any(|range| range.contains(&part.start)) || part.is_empty());
+        }
+    }
+
+    #[test]
+    fn arbitrary_disks_never_panic(seed in prop::collection::vec(any::<u8>(), 2048), large: bool) {
+        let mut bytes = vec![0; 8 * MIB];
+        bytes[..2048].copy_from_slice(&seed);
+        bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+        wiped(&mut SimDisk::of(bytes, if large { 4096 } else { 512 }));
+    }
+}

@@ -1,0 +1,181 @@
+use muster_proto::job::{DiskId, MachineId};
+
+use super::*;
+use crate::sys::tree::Tree;
+
+const UUID: &str = "4c4c4544-0042-3510-8054-b4c04f4d5931";
+
+/// A machine with two virtio disks.
+fn machine() -> Tree {
+    let mut tree = Tree::new()
+        .file(
+            "sys/class/dmi/id/product_uuid",
+            format!("{}\n", UUID.to_uppercase()),
+        )
+        .file("sys/class/dmi/id/product_serial", "SN-1\n");
+    for (name, serial, slot, number) in [("vda", "A", 4, "254:0"), ("vdb", "B", 5, "254:16")] {
+        let place = format!("sys/devices/pci0000:00/0000:00:0{slot}.0/virtio{slot}");
+        let at = format!("{place}/block/{name}");
+        tree = tree
+            .file(&format!("{place}/vendor"), "0x1af4\n")
+            .file(&format!("{at}/size"), "16384\n")
+            .file(&format!("{at}/ro"), "0\n")
+            .file(&format!("{at}/removable"), "0\n")
+            .file(&format!("{at}/dev"), format!("{number}\n"))
+            .file(&format!("{at}/serial"), serial)
+            .link(
+                &format!("sys/block/{name}"),
+                &format!("../devices/pci0000:00/0000:00:0{slot}.0/virtio{slot}/block/{name}"),
+            );
+    }
+    tree
+}
+
+fn meant() -> MachineId {
+    MachineId {
+        system_uuid: Some(UUID.to_owned()),
+        system_serial: None,
+    }
+}
+
+fn disk(name: &str, serial: &str) -> DiskId {
+    DiskId {
+        name: name.to_owned(),
+        serial: serial.to_owned(),
+        size_bytes: 16384 * 512,
+        ..DiskId::default()
+    }
+}
+
+fn refused(tree: &Tree, disk: &DiskId) -> Refused {
+    allow(&tree.root(), &meant(), disk).unwrap_err()
+}
+
+#[test]
+fn the_disk_is_found_by_its_serial_number_whatever_it_is_called_now() {
+    let token = allow(&machine().root(), &meant(), &disk("/dev/vda", "B")).unwrap();
+    assert_eq!(
+        (token.disk().name.as_str(), token.number),
+        ("/dev/vdb", (254, 16))
+    );
+}
+
+#[test]
+fn where_there_is_no_serial_number_path_and_then_name_decide() {
+    let tree = machine();
+    let path = inventory::disks(&tree.root())[1].by_path.clone();
+    assert!(!path.is_empty());
+    let by_path = DiskId {
+        by_path: path,
+        ..disk("/dev/vda", "")
+    };
+    for (meant_disk, found) in [(by_path, "/dev/vdb"), (disk("/dev/vda", ""), "/dev/vda")] {
+        let token = allow(&tree.root(), &meant(), &meant_disk).unwrap();
+        assert_eq!(token.disk().name, found);
+    }
+}
+
+#[test]
+fn another_machine_is_refused() {
+    let tree = machine();
+    let try_with = |uuid: Option<&str>, serial: Option<&str>| {
+        let machine = MachineId {
+            system_uuid: uuid.map(str::to_owned),
+            system_serial: serial.map(str::to_owned),
+        };
+        allow(&tree.root(), &machine, &disk("/dev/vda", "A"))
+    };
+    try_with(Some(UUID), Some("SN-1")).unwrap();
+    try_with(None, Some("SN-1")).unwrap();
+    assert!(matches!(
+        try_with(Some(UUID), Some("SN-2")),
+        Err(Refused::OtherMachine { .. })
+    ));
+    assert!(matches!(
+        try_with(Some("00000000-0000-0000-0000-0000000000aa"), None),
+        Err(Refused::OtherMachine { .. })
+    ));
+    assert!(matches!(try_with(None, None), Err(Refused::NoMachine)));
+    assert!(matches!(
+        try_with(None, Some("To be filled by O.E.M.")),
+        Err(Refused::NoMachine)
+    ));
+    let unknown = machine_without_identity();
+    assert!(matches!(
+        allow(&unknown.root(), &meant(), &disk("/dev/vda", "A")),
+        Err(Refused::OtherMachine { .. })
+    ));
+}
+
+fn machine_without_identity() -> Tree {
+    machine()
+        .without("sys/class/dmi/id/product_uuid")
+        .without("sys/class/dmi/id/product_serial")
+}
+
+#[test]
+fn another_disk_is_refused() {
+    let tree = machine();
+    assert!(matches!(
+        refused(&tree, &disk("/dev/vda", "C")),
+        Refused::NotFound { .. }
+    ));
+    let smaller = DiskId {
+        size_bytes: 16383 * 512,
+        ..disk("/dev/vda", "A")
+    };
+    let error = refused(&tree, &smaller).to_string();
+    assert!(error.contains("there is /dev/vda, serial A"), "{error}");
+    let wwn = DiskId {
+        wwn: "naa.5".to_owned(),
+        ..disk("/dev/vda", "A")
+    };
+    assert!(matches!(refused(&tree, &wwn), Refused::NotFound { .. }));
+    assert!(matches!(refused(&tree, &DiskId::default()), Refused::NoDisk));
+    let unsized_disk = DiskId {
+        size_bytes: 0,
+        ..disk("/dev/vda", "A")
+    };
+    assert!(matches!(refused(&tree, &unsized_disk), Refused::NoDisk));
+}
+
+#[test]
+fn two_disks_of_one_serial_number_are_refused_unless_the_place_tells() {
+    let at = "sys/devices/pci0000:00/0000:00:05.0/virtio5/block/vdb/serial";
+    let tree = machine().file(at, "A");
+    let nowhere = disk("", "A");
+    assert!(matches!(refused(&tree, &nowhere), Refused::Ambiguous { .. }));
+    let token = allow(&tree.root(), &meant(), &disk("/dev/vdb", "A")).unwrap();
+    assert_eq!(token.disk().name, "/dev/vdb");
+}
+
+#[test]
+fn what_must_not_be_written_is_refused() {
+    let at = "sys/devices/pci0000:00/0000:00:04.0/virtio4/block/vda";
+    let meant_disk = disk("/dev/vda", "A");
+    let read_only = machine().file(&format!("{at}/ro"), "1\n");
+    assert!(matches!(
+        refused(&read_only, &meant_disk),
+        Refused::ReadOnly { .. }
+    ));
+    let removable = machine().file(&format!("{at}/removable"), "1\n");
+    assert!(matches!(
+        refused(&removable, &meant_disk),
+        Refused::Removable { .. }
+    ));
+    let mounted = machine()
+        .file(&format!("{at}/vda1/partition"), "1\n")
+        .file(&format!("{at}/vda1/dev"), "254:1\n")
+        .file("proc/self/mountinfo", "30 1 254:1 / / rw - ext4 /dev/vda1 rw\n");
+    assert!(matches!(refused(&mounted, &meant_disk), Refused::Held { .. }));
+    let unknown = machine().without(&format!("{at}/dev"));
+    assert!(matches!(refused(&unknown, &meant_disk), Refused::Look { .. }));
+}
+
+#[test]
+fn a_file_in_the_place_of_a_disk_is_not_opened() {
+    let tree = machine().file("dev/vda", vec![0; 4096]);
+    let token = allow(&tree.root(), &meant(), &disk("/dev/vda", "A")).unwrap();
+    assert!(matches!(token.open(), Err(Refused::Open { .. })));
+    assert_eq!(std::fs::read(tree.root().dev("vda")).unwrap(), vec![0; 4096]);
+}

@@ -1,0 +1,237 @@
+//! Writing an image to a disk so that the machine boots it, and never boots half of it.
+//!
+//! ```text
+//! source ----> digest of the transfer                    HTTP(S), resumed by range; one thread each
+//!    `-------> decompress --> writer --> disk            zstd, gzip or as it is; O_DIRECT
+//! ```
+//!
+//! The first MiB and the last block of the disk (GPT's two headers) are held in memory and the disk has zeros there until the
+//! digest matched, the config drive is written, the boot entry is made and all of that is synced. Whatever breaks before that
+//! leaves a disk that no firmware boots.
+//!
+//! [`write()`] blocks for as long as it takes: call it on a thread of its own.
+//!
+//! ```text
+//! let work = Work::new(move |progress| …);          // work.stop() from anywhere ends it with an error
+//! let environment = Environment { root, clock, name_servers, proxy };
+//! match image::write(&job, config_drive.as_ref(), &environment, &work) {
+//!     Ok(written) => …                               // the machine may be rebooted
+//!     Err(error) => …                                // Chain(&error) says what, where and what is on the disk now
+//! }
+//! ```
+
+pub mod boot;
+pub mod checksum;
+pub mod config_drive;
+pub mod format;
+mod held;
+pub mod iso9660;
+pub mod layout;
+mod pipeline;
+pub mod source;
+pub mod url;
+mod write;
+
+use std::{fmt, io, net::SocketAddr};
+
+use muster_proto::job::{ConfigDrive, Write};
+
+pub use boot::BootError;
+pub use checksum::{ChecksumError, Mismatch};
+pub use config_drive::ConfigDriveError;
+pub use format::FormatError;
+pub use iso9660::IsoError;
+pub use layout::LayoutError;
+pub use source::SourceError;
+pub use url::{Url, UrlError};
+
+use crate::{
+    clock::Clock,
+    disk::{Refused, efi::EfiError},
+    sys::Root,
+    work::{Stopped, Work},
+};
+
+/// What a write needs besides its job.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// Where the machine's files are.
+    pub root: Root,
+    /// The time for certificates of image servers.
+    pub clock: Clock,
+    /// Whom to ask for image servers' addresses.
+    pub name_servers: Vec<SocketAddr>,
+    /// `host:port` of an HTTP proxy for images ([`muster_proto::config::BootConfig::proxy`]).
+    pub proxy: Option<String>,
+}
+
+/// What a successful write did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The disk's device node, such as `/dev/sda`.
+    pub disk: String,
+    /// Bytes that came over the network.
+    pub transferred: u64,
+    /// Bytes of the image, decompressed.
+    pub image: u64,
+    /// `sha256:…` or `sha512:…` of what came over the network.
+    pub digest: String,
+    /// What did not go as it should and did not matter, such as a boot entry that the firmware refused.
+    pub warnings: Vec<String>,
+}
+
+/// What is on the disk after a write failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Nothing was written.
+    Untouched,
+    /// What was there is lost; it does not boot.
+    Unbootable,
+    /// It was being made bootable, with an image that was verified, when the disk failed: it may boot or not.
+    Unknown,
+}
+
+impl fmt::Display for After {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            After::Untouched => "the disk is as it was",
+            After::Unbootable => {
+                "what was on the disk is lost, and it does not boot until it is written again"
+            }
+            After::Unknown => "the image is verified, but may not boot: write it again",
+        })
+    }
+}
+
+/// A write failed.
+#[derive(Debug, thiserror::Error)]
+#[error("write {url} to {disk}: {after}")]
+pub struct WriteError {
+    /// From where, without what may be secret in it.
+    pub url: String,
+    /// To which disk, as the job names it.
+    pub disk: String,
+    /// What is on the disk now.
+    pub after: After,
+    /// What failed.
+    pub source: Box<Failure>,
+}
+
+/// What of a write failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The guard does not allow it.
+    #[error("check the disk")]
+    Refused {
+        /// Why.
+        source: Refused,
+    },
+    /// The disk is smaller than any system.
+    #[error("use the disk: it has {disk} bytes, and no image is that small")]
+    SmallDisk {
+        /// In bytes.
+        disk: u64,
+    },
+    /// There is no usable digest.
+    #[error("learn the image's checksum")]
+    Checksum {
+        /// Why.
+        source: ChecksumError,
+    },
+    /// The list of digests cannot be had.
+    #[error("fetch the list with the image's checksum")]
+    ChecksumList {
+        /// Why.
+        source: SourceError,
+    },
+    /// The image cannot be had.
+    #[error("fetch the image")]
+    Source {
+        /// Why.
+        source: SourceError,
+    },
+    /// It is of a format that is not written.
+    #[error("recognise the image")]
+    Format {
+        /// Why.
+        source: FormatError,
+    },
+    /// It cannot be decompressed.
+    #[error("decompress the image: it is cut off, damaged, or goes on with something else")]
+    Decode {
+        /// Why.
+        source: io::Error,
+    },
+    /// It does not fit.
+    #[error("fit the image to the disk: it has {image} bytes at least, and the disk {disk}")]
+    TooLarge {
+        /// As many bytes of the image are known.
+        image: u64,
+        /// In bytes.
+        disk: u64,
+    },
+    /// Its partitions do not fit.
+    #[error("use the image's partition table")]
+    Layout {
+        /// Why.
+        source: LayoutError,
+    },
+    /// It is not the image that was meant.
+    #[error("verify the image")]
+    Mismatch {
+        /// Why.
+        source: Mismatch,
+    },
+    /// No config drive can be made.
+    #[error("give the operating system its first instructions")]
+    ConfigDrive {
+        /// Why.
+        source: ConfigDriveError,
+    },
+    /// The firmware would find nothing to boot.
+    #[error("boot the image by UEFI")]
+    Boot {
+        /// Why.
+        source: BootError,
+    },
+    /// The firmware takes no entry, and finds the image by nothing else.
+    #[error("enter the image into the firmware's boot order")]
+    Entry {
+        /// Why.
+        source: EfiError,
+    },
+    /// The disk failed.
+    #[error("use the disk: {what}")]
+    Disk {
+        /// What was tried.
+        what: &'static str,
+        /// Why: `EIO` if it is broken.
+        source: io::Error,
+    },
+    /// There are no threads to work on.
+    #[error("start threads")]
+    Threads {
+        /// Why.
+        source: io::Error,
+    },
+    /// It was stopped from outside.
+    #[error("go on")]
+    Stopped {
+        /// By whom.
+        source: Stopped,
+    },
+}
+
+/// Writes the image that `job` means to the disk that it means, with `config_drive` on a partition at its end, and enters it
+/// into the firmware's boot order where the machine was booted by UEFI. Doing so again has the same result.
+///
+/// # Errors
+/// [`WriteError`]; its `after` says what became of the disk.
+pub fn write(
+    job: &Write,
+    config_drive: Option<&ConfigDrive>,
+    environment: &Environment,
+    work: &Work,
+) -> Result<Written, WriteError> {
+    write::run(job, config_drive, environment, work)
+}

@@ -1,0 +1,669 @@
+//! Bytes from an HTTP server, in order and without gaps, however often the connection breaks.
+//!
+//! A broken connection goes on where it ended, by `Range` and, where the server gives a strong validator, `If-Range`
+//! (RFC 9110, sections 13.1.5 and 14.2). A server that knows no ranges sends everything again, and what is known is skipped.
+
+use std::{fs, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1::{self, SendRequest},
+    header::{self, HeaderMap, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use muster_proto::config;
+use rustls::ClientConfig;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Environment,
+    url::{Url, UrlError},
+};
+use crate::{
+    net::{self, dns},
+    session::{endpoint::Host, retry::Backoff, tls, wire},
+    work::{Stopped, Work},
+};
+
+/// How many redirects are followed.
+const MOST_REDIRECTS: usize = 5;
+
+/// The largest read from a connection, in bytes: what waits for the decoder is a few of these.
+const READ: usize = 256 << 10;
+
+/// The longest answer of a proxy to `CONNECT`, in bytes.
+const PROXY_ANSWER: usize = 8 << 10;
+
+/// How patient a source is.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// How long a server may send nothing.
+    pub stall: Duration,
+    /// How many tries in a row may bring no byte.
+    pub tries: u32,
+    /// How many tries there may be in all.
+    pub tries_in_all: u32,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience {
+            stall: Duration::from_secs(30),
+            tries: 10,
+            tries_in_all: 200,
+        }
+    }
+}
+
+/// Bytes cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The URL, or one that it leads to, is none.
+    #[error("follow the URL")]
+    Url {
+        /// Why.
+        source: UrlError,
+    },
+    /// The way leads from a secure server to one that is not.
+    #[error("follow {from}: it leads to {to}, which is not secured by TLS")]
+    Downgrade {
+        /// From where.
+        from: String,
+        /// Where to.
+        to: String,
+    },
+    /// Redirects do not end.
+    #[error("follow {0}: after {MOST_REDIRECTS} redirects there are more")]
+    Redirects(String),
+    /// The server's name has no address.
+    #[error("find {url}")]
+    Resolve {
+        /// What.
+        url: String,
+        /// Why.
+        source: dns::DnsError,
+    },
+    /// No connection, or no TLS.
+    #[error("connect to {url}")]
+    Connect {
+        /// What.
+        url: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The certificate of the server is not accepted.
+    #[error(
+        "trust the server of {url}: only the certificate authorities that the ramdisk carries are (the controller's --extra-ca)"
+    )]
+    Untrusted {
+        /// What.
+        url: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nobody said which authorities to believe.
+    #[error(
+        "trust the server of {url}: the ramdisk carries no certificate authority; give the controller one by --extra-ca"
+    )]
+    NoAuthorities {
+        /// What.
+        url: String,
+    },
+    /// The authorities in the ramdisk cannot be used.
+    #[error("use the certificate authorities of the ramdisk")]
+    Authorities {
+        /// Why.
+        source: tls::TlsError,
+    },
+    /// They cannot be read.
+    #[error("read the certificate authorities of the ramdisk")]
+    ReadAuthorities {
+        /// Why.
+        source: io::Error,
+    },
+    /// The proxy does not help.
+    #[error("reach {url} through the proxy {proxy}: it answers {answer:?}")]
+    Proxy {
+        /// What.
+        url: String,
+        /// Which proxy.
+        proxy: String,
+        /// Its first line.
+        answer: String,
+    },
+    /// The proxy is not `host:port`.
+    #[error("understand the proxy {0:?}")]
+    ProxyAddress(String),
+    /// The server refuses.
+    #[error("get {url}: the server answers {status}")]
+    Status {
+        /// What.
+        url: String,
+        /// HTTP status.
+        status: StatusCode,
+    },
+    /// The connection broke.
+    #[error("get {url}: the connection broke after {at} bytes")]
+    Broken {
+        /// What.
+        url: String,
+        /// How far it came.
+        at: u64,
+        /// Why.
+        source: hyper::Error,
+    },
+    /// The server sends nothing.
+    #[error("get {url}: nothing came for {} s after {at} bytes", patience.as_secs())]
+    Stalled {
+        /// What.
+        url: String,
+        /// How far it came.
+        at: u64,
+        /// For how long.
+        patience: Duration,
+    },
+    /// The server sent less or more than it said.
+    #[error("get {url}: {at} bytes came of {total}")]
+    Length {
+        /// What.
+        url: String,
+        /// How many came.
+        at: u64,
+        /// How many the server announced.
+        total: u64,
+    },
+    /// After a break the server has something else.
+    #[error("get {url}: it became another file after {at} bytes; it must be begun anew")]
+    Changed {
+        /// What.
+        url: String,
+        /// How far it came.
+        at: u64,
+    },
+    /// There is more than there may be.
+    #[error("get {url}: it has more than {most} bytes")]
+    TooLarge {
+        /// What.
+        url: String,
+        /// The limit.
+        most: u64,
+    },
+    /// Patience is over.
+    #[error("get the file, given up after {tries} tries")]
+    GivenUp {
+        /// How many.
+        tries: u32,
+        /// Why the last one failed.
+        source: Box<SourceError>,
+    },
+    /// It was stopped from outside.
+    #[error("get the file")]
+    Stopped {
+        /// By whom.
+        source: Stopped,
+    },
+    /// No threads, no timers.
+    #[error("start a runtime")]
+    Runtime {
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl SourceError {
+    /// True if the same request may do better later.
+    fn is_transient(&self) -> bool {
+        match self {
+            SourceError::Resolve { .. }
+            | SourceError::Connect { .. }
+            | SourceError::Broken { .. }
+            | SourceError::Stalled { .. }
+            | SourceError::Length { .. }
+            | SourceError::Proxy { .. } => true,
+            SourceError::Status { status, .. } => {
+                status.is_server_error()
+                    || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(status)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What takes the bytes.
+pub trait Sink {
+    /// So many will come, if the server says so. Called once, before the first bytes.
+    fn expect(&mut self, total: Option<u64>);
+
+    /// The next bytes. False if no more are wanted.
+    fn take(&mut self, bytes: Bytes) -> bool;
+}
+
+/// Gets the whole of `url` into `sink` and returns how many bytes there were: fewer than all only if the sink wanted no more.
+/// Blocks: it runs on a runtime of its own, so that neither waits for the other.
+///
+/// # Errors
+/// [`SourceError`].
+pub fn get(
+    url: &str,
+    environment: &Environment,
+    patience: Patience,
+    work: &Work,
+    sink: &mut dyn Sink,
+) -> Result<u64, SourceError> {
+    let url = Url::parse(url).map_err(|source| SourceError::Url { source })?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| SourceError::Runtime { source })?;
+    let mut source = Source {
+        environment,
+        patience,
+        url,
+        tls: None,
+        at: 0,
+        total: None,
+        validator: None,
+        begun: false,
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            got = source.run(sink) => got,
+            () = work.stopped() => Err(SourceError::Stopped { source: Stopped }),
+        }
+    })
+}
+
+/// All of a small file.
+///
+/// # Errors
+/// [`SourceError`]; [`SourceError::TooLarge`] if it has more than `most` bytes.
+pub fn get_small(
+    url: &str,
+    most: u64,
+    environment: &Environment,
+    patience: Patience,
+    work: &Work,
+) -> Result<Vec<u8>, SourceError> {
+    struct Small {
+        bytes: Vec<u8>,
+        most: u64,
+        is_too_large: bool,
+    }
+    impl Sink for Small {
+        fn expect(&mut self, total: Option<u64>) {
+            self.is_too_large = total.is_some_and(|total| total > self.most);
+        }
+        fn take(&mut self, bytes: Bytes) -> bool {
+            self.is_too_large |= (self.bytes.len() + bytes.len()) as u64 > self.most;
+            if !self.is_too_large {
+                self.bytes.extend_from_slice(&bytes);
+            }
+            !self.is_too_large
+        }
+    }
+    let mut small = Small {
+        bytes: Vec::new(),
+        most,
+        is_too_large: false,
+    };
+    get(url, environment, patience, work, &mut small)?;
+    if small.is_too_large {
+        let url = Url::parse(url).map_err(|source| SourceError::Url { source })?;
+        let url = url.to_string();
+        return Err(SourceError::TooLarge { url, most });
+    }
+    Ok(small.bytes)
+}
+
+struct Source<'a> {
+    environment: &'a Environment,
+    patience: Patience,
+    url: Url,
+    tls: Option<Arc<ClientConfig>>,
+    /// So many bytes are in the sink.
+    at: u64,
+    total: Option<u64>,
+    /// What tells whether the file is still the same: a strong entity tag, or a date.
+    validator: Option<HeaderValue>,
+    begun: bool,
+}
+
+impl Source<'_> {
+    async fn run(&mut self, sink: &mut dyn Sink) -> Result<u64, SourceError> {
+        let mut backoff = Backoff::default();
+        let (mut in_a_row, mut in_all) = (0, 0);
+        loop {
+            let before = self.at;
+            let error = match self.once(sink).await {
+                Ok(()) => return Ok(self.at),
+                Err(error) if error.is_transient() => error,
+                Err(error) => return Err(error),
+            };
+            in_all += 1;
+            if self.at > before {
+                in_a_row = 0;
+                backoff.reset();
+            }
+            in_a_row += 1;
+            if in_a_row >= self.patience.tries || in_all >= self.patience.tries_in_all {
+                let source = Box::new(error);
+                return Err(SourceError::GivenUp {
+                    tries: in_all,
+                    source,
+                });
+            }
+            tracing::warn!("{}; trying again", muster_proto::Chain(&error));
+            sleep(backoff.pause(None, net::random())).await;
+        }
+    }
+
+    /// One try: from where we are to the end.
+    async fn once(&mut self, sink: &mut dyn Sink) -> Result<(), SourceError> {
+        let (url, response) = self.request().await?;
+        let mut skip = self.compare(&url, &response)?;
+        if !self.begun {
+            self.begun = true;
+            self.total = content_length(response.headers());
+            self.validator = validator(response.headers());
+            sink.expect(self.total);
+        }
+        let mut body = response.into_body();
+        loop {
+            let frame = timeout(self.patience.stall, body.frame())
+                .await
+                .map_err(|_elapsed| self.stalled(&url))?;
+            let Some(frame) = frame else { break };
+            // Nothing was lost if only the end of the connection was not as it should be.
+            if frame.is_err() && self.total == Some(self.at) && skip == 0 {
+                break;
+            }
+            let frame = frame.map_err(|source| SourceError::Broken {
+                url: url.to_string(),
+                at: self.at,
+                source,
+            })?;
+            let Ok(mut data) = frame.into_data() else { continue };
+            let known = skip.min(data.len() as u64);
+            skip -= known;
+            data = data.split_off(usize::try_from(known).unwrap_or(usize::MAX));
+            if data.is_empty() {
+                continue;
+            }
+            self.at += data.len() as u64;
+            if !sink.take(data) {
+                return Ok(());
+            }
+        }
+        match self.total {
+            Some(total) if total != self.at => Err(SourceError::Length {
+                url: url.to_string(),
+                at: self.at,
+                total,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn stalled(&self, url: &Url) -> SourceError {
+        SourceError::Stalled {
+            url: url.to_string(),
+            at: self.at,
+            patience: self.patience.stall,
+        }
+    }
+
+    /// Whether the answer goes on where we are; returns how many of its bytes are known already.
+    fn compare(&self, url: &Url, response: &Response<Incoming>) -> Result<u64, SourceError> {
+        if !self.begun {
+            return Ok(0);
+        }
+        let changed = || SourceError::Changed {
+            url: url.to_string(),
+            at: self.at,
+        };
+        let headers = response.headers();
+        if validator(headers) != self.validator {
+            return Err(changed());
+        }
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            let (start, total) = content_range(headers).ok_or_else(changed)?;
+            let same = start == self.at && (self.total.is_none() || total.is_none() || total == self.total);
+            return if same { Ok(0) } else { Err(changed()) };
+        }
+        // Everything once more: the server knows no ranges, or the file has changed.
+        if content_length(headers) == self.total {
+            Ok(self.at)
+        } else {
+            Err(changed())
+        }
+    }
+
+    /// The answer of the server that has the bytes.
+    async fn request(&mut self) -> Result<(Url, Response<Incoming>), SourceError> {
+        let mut url = self.url.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            let response = self.ask(&url).await?;
+            let status = response.status();
+            let location = response.headers().get(header::LOCATION);
+            if status.is_redirection()
+                && let Some(location) = location
+            {
+                let location = String::from_utf8_lossy(location.as_bytes());
+                let next = url
+                    .join(&location)
+                    .map_err(|source| SourceError::Url { source })?;
+                if url.is_tls && !next.is_tls {
+                    return Err(SourceError::Downgrade {
+                        from: url.to_string(),
+                        to: next.to_string(),
+                    });
+                }
+                url = next;
+                continue;
+            }
+            if status == StatusCode::RANGE_NOT_SATISFIABLE && self.begun {
+                return Err(SourceError::Changed {
+                    url: url.to_string(),
+                    at: self.at,
+                });
+            }
+            // A part that nobody asked for is not the whole.
+            let is_whole = status == StatusCode::OK || (self.at > 0 && status == StatusCode::PARTIAL_CONTENT);
+            return if is_whole {
+                Ok((url, response))
+            } else {
+                Err(SourceError::Status {
+                    url: url.to_string(),
+                    status,
+                })
+            };
+        }
+        Err(SourceError::Redirects(self.url.to_string()))
+    }
+
+    async fn ask(&mut self, url: &Url) -> Result<Response<Incoming>, SourceError> {
+        let (mut sender, is_absolute) = self.connect(url).await?;
+        let target = if is_absolute {
+            format!("{}{}", url.origin(), url.target)
+        } else {
+            url.target.clone()
+        };
+        let mut request = Request::get(target)
+            .header(header::HOST, url.authority())
+            .header(
+                header::USER_AGENT,
+                concat!("muster-agent/", env!("CARGO_PKG_VERSION")),
+            )
+            // The digest is of the bytes as they lie on the server.
+            .header(header::ACCEPT_ENCODING, "identity");
+        if self.at > 0 {
+            request = request.header(header::RANGE, format!("bytes={}-", self.at));
+            if let Some(validator) = &self.validator {
+                request = request.header(header::IF_RANGE, validator);
+            }
+        }
+        let request = request.body(Empty::new()).expect("the URL was parsed");
+        timeout(self.patience.stall, sender.send_request(request))
+            .await
+            .map_err(|_elapsed| self.stalled(url))?
+            .map_err(|source| SourceError::Broken {
+                url: url.to_string(),
+                at: self.at,
+                source,
+            })
+    }
+
+    /// A connection, and whether requests on it need the whole URL, because a proxy reads them.
+    async fn connect(&mut self, url: &Url) -> Result<(SendRequest<Empty<Bytes>>, bool), SourceError> {
+        let failed = |source| SourceError::Connect {
+            url: url.to_string(),
+            source,
+        };
+        let stream = match self.environment.proxy.clone() {
+            None => {
+                let address = self.resolve(url, &url.host, url.port).await?;
+                wire::connect(address).await.map_err(failed)?
+            }
+            Some(proxy) => self.through(&proxy, url).await?,
+        };
+        let is_absolute = self.environment.proxy.is_some() && !url.is_tls;
+        let builder = || {
+            let mut builder = http1::Builder::new();
+            builder.max_buf_size(READ);
+            builder
+        };
+        let broken = |source| failed(io::Error::other(source));
+        if !url.is_tls {
+            let (sender, connection) = builder().handshake(TokioIo::new(stream)).await.map_err(broken)?;
+            // Its errors come back through the sender and the body.
+            tokio::spawn(connection);
+            return Ok((sender, is_absolute));
+        }
+        let tls = self.tls(url)?;
+        let secured = wire::secure(stream, url.host.server_name(), tls).await;
+        let stream = secured.map_err(|source| match tls::cause(&source) {
+            Some(rustls::Error::InvalidCertificate(_)) => SourceError::Untrusted {
+                url: url.to_string(),
+                source,
+            },
+            _ => failed(source),
+        })?;
+        let (sender, connection) = builder().handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        tokio::spawn(connection);
+        Ok((sender, is_absolute))
+    }
+
+    async fn resolve(&self, url: &Url, host: &Host, port: u16) -> Result<SocketAddr, SourceError> {
+        match host {
+            Host::Address(address) => Ok((*address, port).into()),
+            Host::Name(name) => {
+                let found = dns::resolve(name, &self.environment.name_servers).await;
+                found
+                    .map(|address| (address, port).into())
+                    .map_err(|source| SourceError::Resolve {
+                        url: url.to_string(),
+                        source,
+                    })
+            }
+        }
+    }
+
+    /// A connection to the proxy; for TLS, a tunnel through it (RFC 9110, section 9.3.6).
+    async fn through(&self, proxy: &str, url: &Url) -> Result<TcpStream, SourceError> {
+        let bare = proxy.trim_start_matches("http://").trim_end_matches('/');
+        let (host, port) = crate::session::endpoint::authority(bare, 3128)
+            .ok_or_else(|| SourceError::ProxyAddress(muster_proto::text::clean(proxy.as_bytes())))?;
+        let address = self.resolve(url, &host, port).await?;
+        let failed = |source| SourceError::Connect {
+            url: url.to_string(),
+            source,
+        };
+        let mut stream = wire::connect(address).await.map_err(failed)?;
+        if !url.is_tls {
+            return Ok(stream);
+        }
+        let authority = url.authority();
+        let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
+        let answer = async {
+            stream.write_all(request.as_bytes()).await?;
+            let mut head = Vec::new();
+            // Byte by byte: what follows belongs to TLS.
+            while !head.ends_with(b"\r\n\r\n") && head.len() < PROXY_ANSWER {
+                head.push(stream.read_u8().await?);
+            }
+            Ok(head)
+        };
+        let answer = timeout(self.patience.stall, answer)
+            .await
+            .map_err(|_elapsed| self.stalled(url))?
+            .map_err(failed)?;
+        let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
+        if line
+            .split(|byte| *byte == b' ')
+            .nth(1)
+            .is_some_and(|code| code.starts_with(b"2"))
+        {
+            return Ok(stream);
+        }
+        Err(SourceError::Proxy {
+            url: url.to_string(),
+            proxy: muster_proto::text::clean(proxy.as_bytes()),
+            answer: muster_proto::text::clean(line),
+        })
+    }
+
+    /// TLS that believes the authorities of the site, and nobody else: the controller's own are not for images.
+    fn tls(&mut self, url: &Url) -> Result<Arc<ClientConfig>, SourceError> {
+        if let Some(tls) = &self.tls {
+            return Ok(Arc::clone(tls));
+        }
+        let directory = self.environment.root.at(config::AUTHORITIES);
+        let read = |error: io::Error| SourceError::ReadAuthorities { source: error };
+        let mut pem = String::new();
+        match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            entries => {
+                for entry in entries.map_err(read)? {
+                    pem += &fs::read_to_string(entry.map_err(read)?.path()).map_err(read)?;
+                    pem.push('\n');
+                }
+            }
+        }
+        if pem.is_empty() {
+            return Err(SourceError::NoAuthorities { url: url.to_string() });
+        }
+        let tls = tls::images(&pem, &self.environment.clock)
+            .map_err(|source| SourceError::Authorities { source })?;
+        self.tls = Some(Arc::clone(&tls));
+        Ok(tls)
+    }
+}
+
+/// What tells whether a file is still the same: its entity tag if that is a strong one, else its date.
+fn validator(headers: &HeaderMap) -> Option<HeaderValue> {
+    let strong = headers
+        .get(header::ETAG)
+        .filter(|tag| !tag.as_bytes().starts_with(b"W/"));
+    strong.or_else(|| headers.get(header::LAST_MODIFIED)).cloned()
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Start and length of the whole, of `bytes START-END/TOTAL`; the total may be `*`.
+fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+    let text = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let start = range.split_once('-')?.0.parse().ok()?;
+    Some((start, total.parse().ok()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,355 @@
+//! The order of a write: look, transfer, verify, add, commit.
+
+use std::io;
+
+use muster_proto::{
+    Chain,
+    job::{ConfigDrive, Write},
+};
+
+use super::{
+    After, Environment, Failure, WriteError, Written,
+    boot::{self, Loader},
+    checksum::Wanted,
+    config_drive, format,
+    held::{HEAD, Held, LEAST},
+    layout::Layout,
+    pipeline,
+    source::{self, Patience, Sink, SourceError},
+    url,
+};
+use crate::{
+    disk::{
+        Disk,
+        aligned::Aligned,
+        efi,
+        guard::{self, shown_id},
+    },
+    net,
+    sys::Root,
+    work::{Stopped, Work},
+};
+
+/// The largest list of digests that is read, in bytes.
+const LARGEST_LIST: u64 = 1 << 20;
+
+/// As many zeros are written at once, in bytes: a disk that writes them out takes a moment, in which nobody hears of progress.
+const MOST_ZEROS: u64 = 256 << 20;
+
+/// Where the transfer begins and ends within the whole, in percent.
+const TRANSFER: (u8, u8) = (2, 92);
+
+pub(super) fn run(
+    job: &Write,
+    config_drive: Option<&ConfigDrive>,
+    environment: &Environment,
+    work: &Work,
+) -> Result<Written, WriteError> {
+    let mut after = After::Untouched;
+    let mut disk = shown_id(&job.disk);
+    let result = (|| {
+        work.step("check disk", 0);
+        let token = guard::allow(&environment.root, &job.machine, &job.disk)
+            .map_err(|source| Failure::Refused { source })?;
+        disk.clone_from(&token.disk().name);
+        let mut open = token.open().map_err(|source| Failure::Refused { source })?;
+        work.step("fetch checksum", 1);
+        let wanted = wanted(job, environment, work)?;
+        let writing = Writing {
+            wanted,
+            config_drive,
+            root: &environment.root,
+            work,
+        };
+        let fetch =
+            |sink: &mut dyn Sink| source::get(&job.image.url, environment, Patience::default(), work, sink);
+        writing.write(&mut open, fetch, &mut after)
+    })();
+    match result {
+        Ok(written) => Ok(Written { disk, ..written }),
+        Err(source) => Err(WriteError {
+            url: url::shown(&job.image.url),
+            disk,
+            after,
+            source: Box::new(source),
+        }),
+    }
+}
+
+/// The digest that the job gives, or the one in the list that it gives.
+fn wanted(job: &Write, environment: &Environment, work: &Work) -> Result<Wanted, Failure> {
+    let image = &job.image;
+    let given = image.checksum.trim();
+    let checksum = |source| Failure::Checksum { source };
+    if !given.contains("://") {
+        return Wanted::parse(given, image.algorithm).map_err(checksum);
+    }
+    let list = source::get_small(given, LARGEST_LIST, environment, Patience::default(), work)
+        .map_err(|source| Failure::ChecksumList { source })?;
+    let url = url::Url::parse(&image.url).map_err(|source| Failure::Source {
+        source: SourceError::Url { source },
+    })?;
+    Wanted::from_list(&String::from_utf8_lossy(&list), url.file_name(), image.algorithm).map_err(checksum)
+}
+
+/// A write to a disk that is open.
+pub(super) struct Writing<'a> {
+    pub(super) wanted: Wanted,
+    pub(super) config_drive: Option<&'a ConfigDrive>,
+    pub(super) root: &'a Root,
+    pub(super) work: &'a Work,
+}
+
+impl Writing<'_> {
+    /// Writes what `fetch` brings to `disk`. `after` follows what is on it.
+    pub(super) fn write(
+        &self,
+        disk: &mut dyn Disk,
+        fetch: impl FnOnce(&mut dyn Sink) -> Result<u64, SourceError> + Send,
+        after: &mut After,
+    ) -> Result<Written, Failure> {
+        let (size, block) = (disk.size(), disk.block());
+        if size < LEAST {
+            return Err(Failure::SmallDisk { disk: size });
+        }
+        let config = self
+            .config_drive
+            .map(|drive| config_drive::image(drive, block))
+            .transpose();
+        let config = config.map_err(|source| Failure::ConfigDrive { source })?;
+
+        self.work.step("write image", TRANSFER.0);
+        let mut writer = Writer {
+            state: State::Looking(disk),
+            at: 0,
+            zeros: 0,
+        };
+        let percent = |share: u8| {
+            let span = u16::from(TRANSFER.1 - TRANSFER.0);
+            TRANSFER.0 + u8::try_from(u16::from(share) * span / 100).unwrap_or(0)
+        };
+        let transfer = pipeline::run(
+            fetch,
+            self.wanted.begin(),
+            size,
+            self.work,
+            percent,
+            |buffer, len| writer.next(buffer, len, |head| self.look(head, size, block), after),
+        )?;
+        self.wanted
+            .compare(&transfer.digest)
+            .map_err(|source| Failure::Mismatch { source })?;
+        let (mut held, layout) = writer.finish()?;
+        layout
+            .check_len(transfer.image)
+            .map_err(|source| Failure::Layout { source })?;
+        let mut written = Written {
+            transferred: transfer.transferred,
+            image: transfer.image,
+            digest: transfer.digest.to_string(),
+            ..Written::default()
+        };
+        let layout = self.add_config_drive(&mut held, layout, config)?;
+        self.go_on()?;
+        self.work.step("enter into boot order", 96);
+        let backup = layout.render(held.head());
+        let end = held.size() - backup.len() as u64;
+        if !backup.is_empty() {
+            held.write_at(end, &backup)
+                .map_err(disk_failed("write the backup partition table"))?;
+        }
+        held.sync().map_err(disk_failed("sync it"))?;
+        self.prepare_boot(&mut held, &layout, &mut written.warnings)?;
+        self.go_on()?;
+
+        self.work.step("make it bootable", 98);
+        *after = After::Unknown;
+        let disk = held.commit().map_err(disk_failed("make it bootable"))?;
+        if let Err(error) = disk.reread_table() {
+            // Only this ramdisk does not see the partitions.
+            written.warnings.push(format!(
+                "the kernel did not take the new partition table: {error}"
+            ));
+        }
+        self.work.step("written", 100);
+        Ok(written)
+    }
+
+    fn go_on(&self) -> Result<(), Failure> {
+        self.work
+            .go_on()
+            .map_err(|source: Stopped| Failure::Stopped { source })
+    }
+
+    /// Whether the image whose first bytes are `head` can be written to the disk, before that is touched.
+    fn look(&self, head: &[u8], size: u64, block: u32) -> Result<Layout, Failure> {
+        format::check(head).map_err(|source| Failure::Format { source })?;
+        let mut whole = head.to_vec();
+        whole.resize(HEAD, 0);
+        let layout = Layout::fit(&whole, size, block).map_err(|source| Failure::Layout { source })?;
+        if efi::is_uefi(self.root) {
+            layout
+                .system_partition()
+                .map_err(|source| Failure::Layout { source })?;
+        }
+        Ok(layout)
+    }
+
+    fn add_config_drive(
+        &self,
+        held: &mut Held<'_>,
+        mut layout: Layout,
+        config: Option<Vec<u8>>,
+    ) -> Result<Layout, Failure> {
+        let Some(mut config) = config else {
+            return Ok(layout);
+        };
+        self.work.step("write config drive", 94);
+        let mut found = None;
+        for part in layout.parts() {
+            let mut read = |at: u64, into: &mut [u8]| held.read(part.start.saturating_add(at), into);
+            let label = boot::volume_label(&mut read).map_err(disk_failed("read it back"))?;
+            if part.name == config_drive::LABEL || label.as_deref() == Some(config_drive::LABEL) {
+                found = Some(part);
+                break;
+            }
+        }
+        let random = u128::from(net::random()) << 64 | u128::from(net::random());
+        let at = layout
+            .place_config_drive(found, config_drive::LABEL, config.len() as u64, random)
+            .map_err(|source| Failure::Layout { source })?;
+        let block = usize::try_from(held.block()).unwrap_or(HEAD);
+        config.resize(config.len().next_multiple_of(block), 0);
+        held.write_at(at, &config)
+            .map_err(disk_failed("write the config drive"))?;
+        Ok(layout)
+    }
+
+    /// Enters the image into the firmware's boot order where there is one. A BIOS runs the boot sector, which was looked at.
+    fn prepare_boot(
+        &self,
+        held: &mut Held<'_>,
+        layout: &Layout,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Failure> {
+        if !efi::is_uefi(self.root) {
+            if held.head()[..440].iter().all(|byte| *byte == 0) {
+                warnings.push(
+                    "this machine boots by BIOS, and the image's boot sector has no program".to_owned(),
+                );
+            }
+            return Ok(());
+        }
+        let (system, part) = layout
+            .system_partition()
+            .map_err(|source| Failure::Layout { source })?;
+        let mut read = |at: u64, into: &mut [u8]| held.read(part.start.saturating_add(at), into);
+        let Loader { path, has_fallback } =
+            boot::loader(&mut read).map_err(|source| Failure::Boot { source })?;
+        match efi::enter(self.root, &efi::load_option(&system, &path)) {
+            Ok(_) => Ok(()),
+            // The firmware finds the loader by itself, if nothing before it boots.
+            Err(error) if has_fallback => {
+                warnings.push(format!("no boot entry was made: {}", Chain(&error)));
+                Ok(())
+            }
+            Err(source) => Err(Failure::Entry { source }),
+        }
+    }
+}
+
+fn disk_failed(what: &'static str) -> impl Fn(io::Error) -> Failure {
+    move |source| Failure::Disk { what, source }
+}
+
+/// The end of the pipeline.
+struct Writer<'d> {
+    state: State<'d>,
+    /// So many bytes came.
+    at: u64,
+    /// So many bytes before that are zeros and not written yet.
+    zeros: u64,
+}
+
+enum State<'d> {
+    /// Nothing came yet, and nothing was written.
+    Looking(&'d mut dyn Disk),
+    Writing(Box<Held<'d>>, Layout),
+    /// The image cannot be written.
+    Refused,
+}
+
+impl<'d> Writer<'d> {
+    /// Takes the next `len` bytes, in a buffer of [`HEAD`] bytes; `look` judges the first.
+    fn next(
+        &mut self,
+        buffer: &mut Aligned,
+        len: usize,
+        look: impl FnOnce(&[u8]) -> Result<Layout, Failure>,
+        after: &mut After,
+    ) -> Result<(), Failure> {
+        if let State::Looking(_) = self.state {
+            let layout = look(&buffer[..len])?;
+            if let State::Looking(disk) = std::mem::replace(&mut self.state, State::Refused) {
+                *after = After::Unbootable;
+                let held = Held::begin(disk).map_err(disk_failed("make it unbootable"))?;
+                self.state = State::Writing(Box::new(held), layout);
+            }
+        }
+        let State::Writing(held, _) = &mut self.state else {
+            unreachable!("what was refused is not continued");
+        };
+        let block = usize::try_from(held.block()).unwrap_or(HEAD);
+        let whole = len.next_multiple_of(block);
+        buffer[len..whole].fill(0);
+        let end = self.at + whole as u64;
+        if end > held.size() {
+            return Err(Failure::TooLarge {
+                image: self.at + len as u64,
+                disk: held.size(),
+            });
+        }
+        if is_zero(&buffer[..whole]) && self.zeros < MOST_ZEROS {
+            self.zeros += whole as u64;
+        } else {
+            flush(held, self.at, &mut self.zeros)?;
+            held.write_at(self.at, &buffer[..whole])
+                .map_err(disk_failed("write to it"))?;
+        }
+        self.at = end;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(Held<'d>, Layout), Failure> {
+        let (at, mut zeros) = (self.at, self.zeros);
+        match self.state {
+            State::Writing(mut held, layout) => {
+                flush(&mut held, at, &mut zeros)?;
+                Ok((*held, layout))
+            }
+            State::Looking(_) | State::Refused => Err(Failure::Format {
+                source: format::FormatError::Short(0),
+            }),
+        }
+    }
+}
+
+/// Zeroes the `zeros` bytes before `at`. They are never left as they are: nobody knows what a disk had there.
+fn flush(held: &mut Held<'_>, at: u64, zeros: &mut u64) -> Result<(), Failure> {
+    let len = std::mem::take(zeros);
+    if len == 0 {
+        return Ok(());
+    }
+    held.zero(at - len, len).map_err(disk_failed("write zeros to it"))
+}
+
+/// In steps that are compared at once.
+fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes
+        .chunks(ZEROS.len())
+        .all(|chunk| chunk == &ZEROS[..chunk.len()])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,400 @@
+//! What this session was told to do: which job runs, which come no more, and whose outcome the controller has yet to hear.
+//!
+//! | a command | what happens |
+//! | --- | --- |
+//! | that runs or waits already | nothing |
+//! | that has ended | its outcome is told again |
+//! | of an older term than was seen, or than that of the job that runs | refused with a failed outcome; what runs goes on |
+//! | any other, while none runs | it starts |
+//! | any other, while one runs | that one is stopped, and the new one starts once it has ended |
+//!
+//! A job that disappears from the Server without a new one in its place goes on: nobody has decided otherwise.
+//! Term 0 is nobody's: such a command comes from a person or from a part of the controller that needs no fence. It is as good as any
+//! term as long as it destroys nothing and nothing runs.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use muster_proto::{
+    job::{Failure, Progress},
+    session::{Action, Command, MAX_LOG, Outcome},
+};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::{steps::Failed, work::Work};
+
+/// How many commands are remembered.
+const KNOWN: usize = 64;
+
+/// The jobs of one session.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    /// The highest term that any command had.
+    epoch: i64,
+    /// Commands that were taken up or refused, and how they ended; the oldest are forgotten.
+    known: VecDeque<(String, Option<Outcome>)>,
+    running: Option<Running>,
+    /// Starts when the running one has ended.
+    next: Option<Command>,
+    /// What the controller has not acknowledged yet.
+    untold: VecDeque<Untold>,
+    /// Notified when the running one ends.
+    pub(super) ended: Arc<Notify>,
+}
+
+/// A job that runs beside the session's calls. Dropped, it is told to stop.
+#[derive(Debug)]
+struct Running {
+    id: String,
+    epoch: i64,
+    work: Work,
+    progress: watch::Receiver<Progress>,
+    end: oneshot::Receiver<Result<(), Failed>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.work.stop();
+    }
+}
+
+/// An outcome on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Untold {
+    pub(super) id: String,
+    pub(super) outcome: Outcome,
+    pub(super) log: Vec<String>,
+}
+
+/// What is done with a command.
+#[derive(Debug, PartialEq)]
+pub(super) enum Judgement {
+    /// Nothing: it is under way.
+    UnderWay,
+    /// It has ended like this.
+    Ended(Outcome),
+    /// It is not carried out, for this reason.
+    Refuse(String),
+    /// It is carried out.
+    Take,
+}
+
+/// Tells the session that a job has ended, however it did.
+struct Ending(Arc<Notify>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+impl Jobs {
+    /// What is to be done with `command`.
+    pub(super) fn judge(&self, command: &Command) -> Judgement {
+        let Command { id, epoch, action } = command;
+        let waits = self.next.as_ref().is_some_and(|next| next.id == *id);
+        if waits || self.running.as_ref().is_some_and(|running| running.id == *id) {
+            return Judgement::UnderWay;
+        }
+        if let Some((_, outcome)) = self.known.iter().find(|(known, _)| known == id) {
+            return match outcome {
+                Some(outcome) => Judgement::Ended(outcome.clone()),
+                None => Judgement::UnderWay,
+            };
+        }
+        let destroys = matches!(action, Action::Clean(_) | Action::Write(_));
+        if let Some(running) = self.running.as_ref().filter(|running| *epoch < running.epoch) {
+            let message = format!(
+                "it is of term {epoch}, and job {} of term {} runs",
+                running.id, running.epoch
+            );
+            return Judgement::Refuse(message);
+        }
+        if *epoch < self.epoch && (destroys || *epoch != 0) {
+            let message = format!(
+                "it is of term {epoch}, and this session has seen term {}",
+                self.epoch
+            );
+            return Judgement::Refuse(message);
+        }
+        Judgement::Take
+    }
+
+    /// `command` is carried out from now on.
+    pub(super) fn took(&mut self, command: &Command) {
+        self.epoch = self.epoch.max(command.epoch);
+        self.remember(&command.id, None);
+    }
+
+    fn remember(&mut self, id: &str, outcome: Option<Outcome>) {
+        self.forget(id);
+        if self.known.len() == KNOWN {
+            self.known.pop_front();
+        }
+        self.known.push_back((id.to_owned(), outcome));
+    }
+
+    /// The command `id` was not carried out, and may be taken again.
+    pub(super) fn forget(&mut self, id: &str) {
+        self.known.retain(|(known, _)| known != id);
+    }
+
+    /// The job `id` ended like this; `log` are the agent's lines.
+    pub(super) fn finished(&mut self, id: &str, outcome: Outcome, log: Vec<String>) {
+        self.remember(id, Some(outcome.clone()));
+        self.tell(id, outcome, newest(log));
+    }
+
+    /// The controller is to hear of it, and of nothing else about this job.
+    pub(super) fn tell(&mut self, id: &str, outcome: Outcome, log: Vec<String>) {
+        self.untold.retain(|untold| untold.id != id);
+        let id = id.to_owned();
+        self.untold.push_back(Untold { id, outcome, log });
+    }
+
+    /// What the next poll tells.
+    pub(super) fn untold(&self) -> Option<&Untold> {
+        self.untold.front()
+    }
+
+    /// The controller has the outcome of the job `id`, or will never take it.
+    pub(super) fn told(&mut self, id: &str) {
+        self.untold.retain(|untold| untold.id != id);
+    }
+
+    /// Starts `run`, which tells its progress to what it is given, as the job of `command`.
+    pub(super) fn start<F>(&mut self, command: &Command, run: impl FnOnce(Work) -> F)
+    where
+        F: Future<Output = Result<(), Failed>> + Send + 'static,
+    {
+        let (report, progress) = watch::channel(Progress::default());
+        let work = Work::new(move |progress: &Progress| {
+            report.send_replace(progress.clone());
+        });
+        let job = run(work.clone());
+        let (told, end) = oneshot::channel();
+        let ending = Ending(Arc::clone(&self.ended));
+        tokio::spawn(async move {
+            let _ending = ending;
+            // Nobody listens any more if the session is over.
+            let _ = told.send(job.await);
+        });
+        self.running = Some(Running {
+            id: command.id.clone(),
+            epoch: command.epoch,
+            work,
+            progress,
+            end,
+        });
+    }
+
+    /// The id and the progress of the job that runs.
+    pub(super) fn progress(&self) -> Option<(&str, Progress)> {
+        let running = self.running.as_ref()?;
+        Some((&running.id, running.progress.borrow().clone()))
+    }
+
+    /// True while a job runs.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Stops the job that runs; `command` is next. One that waited already comes no more.
+    pub(super) fn replace(&mut self, command: Command) {
+        if let Some(running) = &self.running {
+            running.work.stop();
+        }
+        if let Some(replaced) = self.next.replace(command) {
+            let outcome = self.replaced("it never began");
+            self.finished(&replaced.id, outcome, Vec::new());
+        }
+    }
+
+    /// Stops the job that runs.
+    pub(super) fn stop(&self) {
+        if let Some(running) = &self.running {
+            running.work.stop();
+        }
+    }
+
+    fn replaced(&self, what: &str) -> Outcome {
+        let by = self.next.as_ref().map_or("", |next| &next.id);
+        Outcome::Failed {
+            message: format!("replaced by job {by}: {what}"),
+            failure: Failure::Outdated,
+        }
+    }
+
+    /// The job that has ended, once it has: its id and its outcome.
+    pub(super) fn collect(&mut self) -> Option<(String, Outcome)> {
+        let ended = match self.running.as_mut()?.end.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => return None,
+            Ok(ended) => ended,
+            Err(oneshot::error::TryRecvError::Closed) => Err(Failed {
+                message: "the job broke off".to_owned(),
+                failure: Failure::Temporary,
+            }),
+        };
+        let running = self.running.take()?;
+        let outcome = match ended {
+            Ok(()) => Outcome::Done,
+            Err(failed) if self.next.is_some() => self.replaced(&failed.message),
+            Err(Failed { message, failure }) => Outcome::Failed { message, failure },
+        };
+        Some((running.id.clone(), outcome))
+    }
+
+    /// The command that waited, if nothing runs any more.
+    pub(super) fn next(&mut self) -> Option<Command> {
+        if self.running.is_some() {
+            return None;
+        }
+        self.next.take()
+    }
+}
+
+/// The last of `lines` that have at most [`MAX_LOG`] bytes together.
+fn newest(mut lines: Vec<String>) -> Vec<String> {
+    let mut left = MAX_LOG;
+    let fits = |line: &&String| {
+        let rest = left.checked_sub(line.len() + 1);
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    };
+    let kept = lines.iter().rev().take_while(fits).count();
+    lines.split_off(lines.len() - kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(id: &str, epoch: i64, action: Action) -> Command {
+        Command {
+            id: id.to_owned(),
+            epoch,
+            action,
+        }
+    }
+
+    fn write(id: &str, epoch: i64) -> Command {
+        command(id, epoch, Action::Write(Box::default()))
+    }
+
+    fn taken(commands: &[Command]) -> Jobs {
+        let mut jobs = Jobs::default();
+        for command in commands {
+            assert_eq!(jobs.judge(command), Judgement::Take);
+            jobs.took(command);
+        }
+        jobs
+    }
+
+    /// With a job that runs for ever.
+    fn running(command: &Command) -> Jobs {
+        let mut jobs = taken(std::slice::from_ref(command));
+        jobs.start(command, |_| std::future::pending());
+        jobs
+    }
+
+    #[test]
+    fn a_command_is_taken_once_and_its_end_is_told_as_often_as_it_is_given() {
+        let mut jobs = taken(&[write("a", 1)]);
+        assert_eq!(jobs.judge(&write("a", 1)), Judgement::UnderWay);
+        jobs.finished("a", Outcome::Done, vec![]);
+        for _ in 0..3 {
+            assert_eq!(jobs.judge(&write("a", 1)), Judgement::Ended(Outcome::Done));
+        }
+        assert_eq!(jobs.untold().unwrap().id, "a");
+        jobs.told("a");
+        assert!(jobs.untold().is_none());
+    }
+
+    #[test]
+    fn an_older_term_is_refused_and_one_of_nobody_destroys_nothing() {
+        let jobs = taken(&[write("a", 5)]);
+        for (epoch, action) in [
+            (4, Action::Inspect),
+            (4, Action::Write(Box::default())),
+            (0, Action::Write(Box::default())),
+            (0, Action::Clean(Default::default())),
+            (-1, Action::Reboot),
+        ] {
+            let judged = jobs.judge(&command("b", epoch, action));
+            assert!(
+                matches!(&judged, Judgement::Refuse(why) if why.contains("term 5")),
+                "{judged:?}"
+            );
+        }
+        for (epoch, action) in [
+            (0, Action::Inspect),
+            (0, Action::Reboot),
+            (5, Action::Write(Box::default())),
+            (6, Action::Inspect),
+        ] {
+            assert_eq!(jobs.judge(&command("b", epoch, action)), Judgement::Take);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_running_job_gives_way_to_its_own_or_a_newer_term_only() {
+        let mut jobs = running(&write("a", 5));
+        for (epoch, action) in [(4, Action::Inspect), (0, Action::Reboot)] {
+            let judged = jobs.judge(&command("b", epoch, action));
+            assert!(
+                matches!(&judged, Judgement::Refuse(why) if why.contains("job a")),
+                "{judged:?}"
+            );
+        }
+        let newer = write("c", 5);
+        assert_eq!(jobs.judge(&newer), Judgement::Take);
+        jobs.took(&newer);
+        jobs.replace(newer.clone());
+        assert!(jobs.running.as_ref().unwrap().work.is_stopped());
+        assert_eq!(jobs.judge(&newer), Judgement::UnderWay);
+        assert_eq!(jobs.next(), None, "two jobs never run at once");
+        let newest = write("d", 6);
+        jobs.took(&newest);
+        jobs.replace(newest.clone());
+        let replaced = jobs.untold().unwrap();
+        assert_eq!(replaced.id, "c");
+        assert!(
+            matches!(&replaced.outcome, Outcome::Failed { message, failure: Failure::Outdated } if message.contains("job d"))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_job_that_breaks_off_has_an_outcome_and_lets_the_next_begin() {
+        let mut jobs = taken(&[write("a", 1)]);
+        jobs.start(&write("a", 1), |work| async move {
+            work.stopped().await;
+            panic!("a job's end");
+        });
+        jobs.replace(write("b", 1));
+        let ended = Arc::clone(&jobs.ended);
+        tokio::time::timeout(std::time::Duration::from_secs(60), ended.notified())
+            .await
+            .expect("an end");
+        let (id, outcome) = jobs.collect().unwrap();
+        assert_eq!(id, "a");
+        assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
+        assert_eq!(jobs.next().unwrap().id, "b");
+    }
+
+    #[test]
+    fn the_newest_lines_win() {
+        let lines: Vec<_> = (0..1000).map(|number| format!("line {number}")).collect();
+        let kept = newest(lines.clone());
+        let bytes: usize = kept.iter().map(|line| line.len() + 1).sum();
+        assert!(bytes <= MAX_LOG && bytes > MAX_LOG - 20, "{bytes}");
+        assert_eq!(kept.last(), lines.last());
+        assert_eq!(newest(vec!["x".repeat(MAX_LOG)]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_session_of_many_commands_remembers_the_latest() {
+        let many: Vec<_> = (0..KNOWN + 10).map(|id| write(&id.to_string(), 1)).collect();
+        let jobs = taken(&many);
+        assert_eq!(jobs.known.len(), KNOWN);
+        assert_eq!(jobs.judge(many.last().unwrap()), Judgement::UnderWay);
+    }
+}

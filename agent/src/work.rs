@@ -1,0 +1,176 @@
+//! A piece of work that takes long: it tells its progress, and may be stopped from outside.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use muster_proto::job::Progress;
+use tokio::sync::Notify;
+
+/// Between two reports of the same step.
+const PACE: Duration = Duration::from_millis(500);
+
+/// Connects a piece of work to who ordered it; clones are the same one.
+///
+/// ```
+/// use muster_agent::work::Work;
+/// let work = Work::new(|progress| println!("{} {} %", progress.step, progress.percent));
+/// let stopper = work.clone();
+/// stopper.stop();
+/// assert!(work.is_stopped());
+/// ```
+#[derive(Clone)]
+pub struct Work {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    stopped: AtomicBool,
+    stop: Notify,
+    pace: Mutex<Pace>,
+    report: Box<dyn Fn(&Progress) + Send + Sync>,
+}
+
+/// What was reported last.
+#[derive(Debug, Default)]
+struct Pace {
+    step: &'static str,
+    /// When, and how many bytes of the step were done.
+    last: Option<(Instant, u64)>,
+    percent: u8,
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Work")
+            .field("stopped", &self.is_stopped())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The work was stopped from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it was stopped")]
+pub struct Stopped;
+
+impl Work {
+    /// `report` hears of every new step, and within one at most twice a second. It is called on the working threads and must
+    /// not block.
+    pub fn new(report: impl Fn(&Progress) + Send + Sync + 'static) -> Work {
+        Work {
+            inner: Arc::new(Inner {
+                stopped: AtomicBool::new(false),
+                stop: Notify::new(),
+                pace: Mutex::default(),
+                report: Box::new(report),
+            }),
+        }
+    }
+
+    /// Work that nobody watches.
+    pub fn unwatched() -> Work {
+        Work::new(|_| {})
+    }
+
+    /// Makes the work end as soon as it can, with an error. What is half written stays unbootable.
+    pub fn stop(&self) {
+        self.inner.stopped.store(true, Ordering::SeqCst);
+        self.inner.stop.notify_waiters();
+    }
+
+    /// True after [`Work::stop`].
+    pub fn is_stopped(&self) -> bool {
+        self.inner.stopped.load(Ordering::SeqCst)
+    }
+
+    /// # Errors
+    /// [`Stopped`] after [`Work::stop`].
+    pub fn go_on(&self) -> Result<(), Stopped> {
+        if self.is_stopped() { Err(Stopped) } else { Ok(()) }
+    }
+
+    /// Ends after [`Work::stop`].
+    pub async fn stopped(&self) {
+        let notified = self.inner.stop.notified();
+        tokio::pin!(notified);
+        // Registered before the look, or a stop between both would not be heard.
+        notified.as_mut().enable();
+        if !self.is_stopped() {
+            notified.await;
+        }
+    }
+
+    /// `step` begins; `percent` of the whole work is done.
+    pub fn step(&self, step: &'static str, percent: u8) {
+        let mut pace = self.inner.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        *pace = Pace {
+            step,
+            last: Some((Instant::now(), 0)),
+            percent,
+        };
+        self.report(&pace, 0);
+    }
+
+    /// Of the current step `bytes` are done, of the whole work `percent`.
+    pub fn advance(&self, bytes: u64, percent: u8) {
+        let mut pace = self.inner.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let (at, done) = pace.last.unwrap_or((now, 0));
+        let elapsed = now.saturating_duration_since(at);
+        if elapsed < PACE {
+            return;
+        }
+        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+        let speed = bytes.saturating_sub(done).saturating_mul(1000) / millis;
+        pace.last = Some((now, bytes));
+        pace.percent = pace.percent.max(percent);
+        self.report(&pace, speed);
+    }
+
+    fn report(&self, pace: &Pace, bytes_per_second: u64) {
+        (self.inner.report)(&Progress {
+            step: pace.step.to_owned(),
+            percent: pace.percent,
+            bytes_per_second,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_is_reported_and_percents_never_fall() {
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let hear = Arc::clone(&said);
+        let work = Work::new(move |progress| hear.lock().unwrap().push(progress.clone()));
+        work.step("a", 0);
+        work.advance(1, 50);
+        work.step("b", 60);
+        let said = said.lock().unwrap();
+        let steps: Vec<_> = said
+            .iter()
+            .map(|progress| (progress.step.as_str(), progress.percent))
+            .collect();
+        assert!(steps.is_sorted_by_key(|(_, percent)| *percent), "{steps:?}");
+        assert_eq!((steps[0], *steps.last().unwrap()), (("a", 0), ("b", 60)));
+    }
+
+    #[tokio::test]
+    async fn a_stop_is_heard_whether_it_came_before_or_after() {
+        let work = Work::unwatched();
+        let (stopper, waiting) = (work.clone(), work.clone());
+        let waiter = tokio::spawn(async move { waiting.stopped().await });
+        tokio::task::yield_now().await;
+        stopper.stop();
+        waiter.await.unwrap();
+        work.stopped().await;
+        assert_eq!(work.go_on(), Err(Stopped));
+    }
+}

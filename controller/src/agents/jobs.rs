@@ -1,0 +1,144 @@
+//! What an agent is told to do, and what is written of what it tells. Pure.
+
+use muster_proto::{
+    job::{Failure, Progress},
+    kinds::{Job, JobAction, JobStatus, Server},
+    session::{Action, Command, MAX_LOG, Outcome, PollRequest},
+    text,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// How long an error may be, in bytes: a chain of causes with a URL in it.
+const MAX_ERROR: usize = 1024;
+/// The same for what the column of a table shows of it.
+const MAX_SUMMARY: usize = 80;
+
+/// The job that the agent, which knows of `last`, has not taken up.
+///
+/// One that has ended is never given again: the next session of a machine knows nothing of what the last one wrote. What destroys
+/// data is not given to a session that two keys claim to be.
+pub(super) fn next_command(server: &Server, last: &str) -> Option<Command> {
+    let job = server
+        .spec
+        .job
+        .as_ref()
+        .filter(|job| !job.id.is_empty() && job.id != last)?;
+    let status = server.status.as_ref();
+    let ended = status
+        .and_then(|status| status.job.as_ref())
+        .is_some_and(|known| known.id == job.id && known.done);
+    let contested = status.is_some_and(|status| status.contested);
+    if ended || (contested && matches!(job.action, JobAction::Clean | JobAction::Write)) {
+        return None;
+    }
+    Some(Command {
+        id: job.id.clone(),
+        epoch: job.epoch,
+        action: action(job),
+    })
+}
+
+/// What lacks its details names no machine and no disk, which no agent carries out.
+fn action(job: &Job) -> Action {
+    match job.action {
+        JobAction::Inspect => Action::Inspect,
+        JobAction::Reboot => Action::Reboot,
+        JobAction::PowerOff => Action::PowerOff,
+        JobAction::Clean => Action::Clean(job.clean.clone().unwrap_or_default()),
+        JobAction::Write => Action::Write(Box::new(job.write.clone().unwrap_or_default())),
+    }
+}
+
+/// True if the job `id` is or was this Server's.
+pub(super) fn mentions(server: &Server, id: &str) -> bool {
+    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let ordered = server.spec.job.as_ref().is_some_and(|job| job.id == id);
+    !id.is_empty() && (ordered || last.is_some_and(|last| last.id == id))
+}
+
+/// What the poll says of a job that is or was this Server's, as it is written; `None` if it says nothing new. The first outcome of a
+/// job stays. Progress is news only if it is `due`.
+pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<JobStatus> {
+    let id = &request.last;
+    let known = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let same = known.filter(|known| known.id == *id);
+    if !mentions(server, id) || same.is_some_and(|known| known.done) {
+        return None;
+    }
+    let status = match &request.outcome {
+        Some(Outcome::Done) => JobStatus {
+            done: true,
+            summary: "done".to_owned(),
+            ..JobStatus::default()
+        },
+        Some(Outcome::Failed { message, failure }) => failed(message, *failure, &request.log),
+        None => {
+            let told = request.progress.as_ref().filter(|_| due).map(clean);
+            let progress = told.or_else(|| same.and_then(|known| known.progress.clone()));
+            JobStatus {
+                summary: progress.as_ref().map_or("taken up".to_owned(), in_words),
+                progress,
+                ..JobStatus::default()
+            }
+        }
+    };
+    let status = JobStatus {
+        id: id.clone(),
+        ..status
+    };
+    (known != Some(&status)).then_some(status)
+}
+
+fn failed(message: &str, failure: Failure, log: &[String]) -> JobStatus {
+    let mut error = text::clean_to(message.as_bytes(), MAX_ERROR);
+    if error.is_empty() {
+        "the agent does not say what failed".clone_into(&mut error);
+    }
+    JobStatus {
+        summary: text::clean_to(format!("failed: {error}").as_bytes(), MAX_SUMMARY),
+        error,
+        failure: Some(failure),
+        done: true,
+        log: newest(log),
+        ..JobStatus::default()
+    }
+}
+
+/// The last of `lines`, cleaned, that have at most [`MAX_LOG`] bytes together.
+fn newest(lines: &[String]) -> Vec<String> {
+    let mut left = MAX_LOG;
+    let fits = |line: &String| {
+        let rest = left.checked_sub(line.len() + 1);
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    };
+    let cleaned = lines.iter().rev().map(|line| text::clean(line.as_bytes()));
+    let mut kept: Vec<String> = cleaned.take_while(fits).collect();
+    kept.reverse();
+    kept
+}
+
+fn clean(progress: &Progress) -> Progress {
+    Progress {
+        step: text::clean_to(progress.step.as_bytes(), 64),
+        percent: progress.percent.min(100),
+        // The API server's integers are signed.
+        bytes_per_second: progress.bytes_per_second.min(i64::MAX.unsigned_abs()),
+    }
+}
+
+/// `write image 42 %, 765 MB/s`.
+fn in_words(progress: &Progress) -> String {
+    let Progress {
+        step,
+        percent,
+        bytes_per_second,
+    } = progress;
+    let words = format!("{step} {percent} %");
+    match bytes_per_second / 1_000_000 {
+        0 => words.trim_start().to_owned(),
+        speed => format!("{words}, {speed} MB/s").trim_start().to_owned(),
+    }
+}

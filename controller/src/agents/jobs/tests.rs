@@ -1,0 +1,217 @@
+use muster_proto::{
+    job::{Clean, ImageSource, MachineId, Write},
+    kinds::{ServerSpec, ServerStatus},
+};
+
+use super::*;
+
+fn with_job(job: Job, last: Option<JobStatus>) -> Server {
+    let mut server = Server::new(
+        "a",
+        ServerSpec {
+            job: Some(job),
+            ..ServerSpec::default()
+        },
+    );
+    server.status = Some(ServerStatus {
+        job: last,
+        ..ServerStatus::default()
+    });
+    server
+}
+
+fn server(job: &str, last: Option<JobStatus>) -> Server {
+    let job = Job {
+        id: job.to_owned(),
+        action: JobAction::Inspect,
+        ..Job::default()
+    };
+    with_job(job, last)
+}
+
+fn poll(last: &str, outcome: Option<Outcome>) -> PollRequest {
+    PollRequest {
+        last: last.to_owned(),
+        outcome,
+        ..PollRequest::default()
+    }
+}
+
+fn taken_up(id: &str) -> JobStatus {
+    JobStatus {
+        id: id.to_owned(),
+        summary: "taken up".to_owned(),
+        ..JobStatus::default()
+    }
+}
+
+fn done(id: &str) -> JobStatus {
+    JobStatus {
+        id: id.to_owned(),
+        done: true,
+        summary: "done".to_owned(),
+        ..JobStatus::default()
+    }
+}
+
+fn failing(message: &str) -> Option<Outcome> {
+    Some(Outcome::Failed {
+        message: message.to_owned(),
+        failure: Failure::Final,
+    })
+}
+
+#[test]
+fn an_order_is_answered_until_it_is_taken_up() {
+    let id = |server: &Server, last| next_command(server, last).map(|command| command.id);
+    assert_eq!(id(&server("1", None), "").as_deref(), Some("1"));
+    assert_eq!(id(&server("1", None), "0").as_deref(), Some("1"));
+    assert_eq!(next_command(&server("1", None), "1"), None);
+    assert_eq!(next_command(&server("", None), ""), None);
+}
+
+#[test]
+fn an_order_that_has_ended_is_never_given_to_a_later_session() {
+    for ended in [
+        done("1"),
+        JobStatus {
+            error: "e".to_owned(),
+            ..done("1")
+        },
+    ] {
+        assert_eq!(next_command(&server("1", Some(ended)), ""), None);
+    }
+    assert!(next_command(&server("1", Some(taken_up("1"))), "").is_some());
+    assert!(next_command(&server("1", Some(done("0"))), "").is_some());
+}
+
+#[test]
+fn every_action_reaches_the_agent_with_its_term_and_its_details() {
+    let machine = MachineId {
+        system_serial: Some("SN1".to_owned()),
+        ..MachineId::default()
+    };
+    let clean = Clean {
+        machine: machine.clone(),
+        ..Clean::default()
+    };
+    let write = Write {
+        machine,
+        image: ImageSource {
+            url: "http://x/y".to_owned(),
+            ..ImageSource::default()
+        },
+        config_drive: Some("sealed".to_owned()),
+        ..Write::default()
+    };
+    for (action, expected) in [
+        (JobAction::Inspect, Action::Inspect),
+        (JobAction::Reboot, Action::Reboot),
+        (JobAction::PowerOff, Action::PowerOff),
+        (JobAction::Clean, Action::Clean(clean.clone())),
+        (JobAction::Write, Action::Write(Box::new(write.clone()))),
+    ] {
+        let job = Job {
+            id: "1".to_owned(),
+            epoch: 7,
+            action,
+            clean: Some(clean.clone()),
+            write: Some(write.clone()),
+        };
+        let command = next_command(&with_job(job, None), "").unwrap();
+        assert_eq!((command.epoch, command.action), (7, expected));
+    }
+}
+
+#[test]
+fn nothing_that_destroys_data_is_given_to_a_session_that_is_contested() {
+    for (action, given) in [
+        (JobAction::Inspect, true),
+        (JobAction::Clean, false),
+        (JobAction::Write, false),
+    ] {
+        let job = Job {
+            id: "1".to_owned(),
+            action,
+            ..Job::default()
+        };
+        let mut server = with_job(job, None);
+        server.status.as_mut().unwrap().contested = true;
+        assert_eq!(next_command(&server, "").is_some(), given, "{action:?}");
+    }
+}
+
+#[test]
+fn the_outcome_of_the_order_is_told_once_and_the_first_one_stays() {
+    assert_eq!(
+        news(&server("1", None), &poll("1", None), true),
+        Some(taken_up("1"))
+    );
+    let taken = server("1", Some(taken_up("1")));
+    assert_eq!(news(&taken, &poll("1", None), true), None);
+    assert_eq!(
+        news(&taken, &poll("1", Some(Outcome::Done)), false),
+        Some(done("1"))
+    );
+    let ended = server("1", Some(done("1")));
+    for later in [None, Some(Outcome::Done), failing("after all")] {
+        assert_eq!(news(&ended, &poll("1", later), true), None);
+    }
+}
+
+#[test]
+fn a_failure_is_told_in_clean_text_with_the_newest_lines_of_the_log() {
+    let mut request = poll("1", failing("no\x1b[31m\nluck"));
+    request.log = (0..2000).map(|number| format!("\x1b[2Jline {number}")).collect();
+    let told = news(&server("1", None), &request, false).unwrap();
+    assert_eq!(
+        (told.error.as_str(), told.failure, told.done),
+        ("no [31m luck", Some(Failure::Final), true)
+    );
+    assert_eq!(told.summary, "failed: no [31m luck");
+    assert_eq!(told.log.last().unwrap(), "[2Jline 1999");
+    let bytes: usize = told.log.iter().map(|line| line.len() + 1).sum();
+    assert!(bytes <= MAX_LOG && bytes > MAX_LOG - 100, "{bytes}");
+
+    let told = news(&server("1", None), &poll("1", failing("")), false).unwrap();
+    assert!(!told.error.is_empty());
+    let long = news(&server("1", None), &poll("1", failing(&"x".repeat(5000))), false).unwrap();
+    assert!(long.error.len() <= MAX_ERROR && long.summary.len() <= MAX_SUMMARY);
+}
+
+#[test]
+fn an_order_that_nobody_gave_has_no_outcome() {
+    let nobodys = poll("0", Some(Outcome::Done));
+    assert_eq!(news(&server("1", None), &nobodys, false), None);
+    let nameless = poll("", Some(Outcome::Done));
+    assert_eq!(news(&server("", None), &nameless, false), None);
+    let replaced = server("2", Some(taken_up("1")));
+    assert_eq!(
+        news(&replaced, &poll("1", Some(Outcome::Done)), false),
+        Some(done("1"))
+    );
+}
+
+#[test]
+fn progress_is_written_when_it_is_due_and_stays_until_then() {
+    let telling = |percent, bytes_per_second| PollRequest {
+        progress: Some(Progress {
+            step: "write\nimage".to_owned(),
+            percent,
+            bytes_per_second,
+        }),
+        ..poll("1", None)
+    };
+    let first = news(&server("1", None), &telling(1, 0), true).unwrap();
+    assert_eq!(first.summary, "write image 1 %");
+    let shown = server("1", Some(first.clone()));
+    assert_eq!(news(&shown, &telling(50, 765_000_000), false), None);
+    let later = news(&shown, &telling(255, u64::MAX), true).unwrap();
+    let progress = later.progress.unwrap();
+    assert_eq!(
+        (progress.percent, progress.bytes_per_second),
+        (100, i64::MAX.unsigned_abs())
+    );
+    let fast = news(&shown, &telling(50, 765_000_000), true).unwrap();
+    assert_eq!(fast.summary, "write image 50 %, 765 MB/s");
+}

@@ -1,0 +1,167 @@
+//! A poll: what it tells is written, what the agent is to do is answered, and while there is nothing it is held.
+
+use std::sync::Arc;
+
+use muster_proto::{
+    kinds::{Server, Session, SessionState},
+    session::{PollRequest, PollResponse, Problem},
+};
+
+use super::{
+    clock,
+    edge::{Caller, Edge, Peer, unavailable},
+    enrol::session_of,
+    jobs,
+    progress::Due,
+    sessions::View,
+    store::StoreError,
+};
+
+/// Answers `request` of `caller`, at once or when there is something to say.
+pub(super) async fn answer(
+    edge: &Edge,
+    peer: &Peer,
+    mut caller: Caller,
+    request: &PollRequest,
+) -> Result<PollResponse, Problem> {
+    let held = edge.sessions.hold(caller.name(), &caller.certificate.fingerprint);
+    if let Err(problem) = acknowledge(edge, &caller, request, peer).await {
+        // It hears of it, and is here.
+        held.answered();
+        return Err(problem);
+    }
+    let pace = edge.sessions.pace;
+    let patience = if request.progress.is_some() {
+        pace.poll.min(pace.progress)
+    } else {
+        pace.poll
+    };
+    let deadline = tokio::time::Instant::now() + patience;
+    let mut ending = edge.ending.clone();
+    let command = loop {
+        let woken = held.wake.notified();
+        tokio::pin!(woken);
+        // From here on no change is missed.
+        woken.as_mut().enable();
+        let server = edge
+            .store
+            .server(caller.name())
+            .filter(|server| caller.owns(server));
+        let server = match server {
+            Some(server) => server,
+            None => {
+                caller = edge.authenticate(peer).await?;
+                Arc::clone(&caller.server)
+            }
+        };
+        held.sees(View::of(Some(&server)));
+        if let Some(command) = jobs::next_command(&server, &request.last) {
+            break Some(command);
+        }
+        // Who tells an outcome need not wait for news: it may be about to reboot.
+        if request.outcome.is_some() {
+            break None;
+        }
+        tokio::select! {
+            () = woken => {}
+            () = tokio::time::sleep_until(deadline) => break None,
+            _ = ending.wait_for(|ending| *ending) => break None,
+        }
+    };
+    held.answered();
+    Ok(PollResponse {
+        command,
+        time: clock::now(),
+    })
+}
+
+/// Writes what the poll tells: that the agent is here, and how its job is or went.
+async fn acknowledge(
+    edge: &Edge,
+    caller: &Caller,
+    request: &PollRequest,
+    peer: &Peer,
+) -> Result<(), Problem> {
+    let now = clock::rfc3339(clock::now());
+    let address = peer.address.to_string();
+    // An outcome of a job that the watched copy does not show yet: the API server is asked before it is taken for nobody's.
+    if request.outcome.is_some() && !jobs::mentions(&caller.server, &request.last) {
+        match edge.store.fetch_server(caller.name()).await {
+            Ok(_) | Err(StoreError::Gone { .. }) => {}
+            Err(error) => return Err(unavailable(&error)),
+        }
+    }
+    let shown = edge.store.server(caller.name());
+    let due = edge
+        .progress
+        .due(caller.name(), request, shown.as_deref().unwrap_or(&caller.server));
+    let change = |server: &Server| {
+        if !caller.owns(server) {
+            return None;
+        }
+        let mut status = server.status.clone().unwrap_or_default();
+        if let Some(session) = status.session.as_mut() {
+            connect(session, &address, &now);
+        }
+        if let Some(job) = jobs::news(server, request, due == Due::Now) {
+            status.job = Some(job);
+        }
+        Some(status)
+    };
+    let result = edge.store.update(caller.name(), change).await;
+    match result {
+        Ok(updated) => {
+            if updated.written {
+                edge.progress.wrote(caller.name(), request);
+            }
+            Ok(())
+        }
+        // How a job went must not be lost; that the agent is here is seen again at its next poll.
+        Err(error) if request.outcome.is_some() && jobs::news(&caller.server, request, false).is_some() => {
+            Err(unavailable(&error))
+        }
+        Err(StoreError::CalledOff | StoreError::Gone { .. }) => Ok(()),
+        Err(error) => {
+            tracing::warn!(server = %caller.name(), error = %muster_proto::Chain(&error), "the session's state is not written");
+            Ok(())
+        }
+    }
+}
+
+fn connect(session: &mut Session, address: &str, now: &str) {
+    if session.state != SessionState::Connected {
+        session.state = SessionState::Connected;
+        now.clone_into(&mut session.since);
+    }
+    address.clone_into(&mut session.address);
+}
+
+/// Writes the end of the session with `key` to the Server `name`. True once there is nothing left to write.
+pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str) -> bool {
+    let now = clock::rfc3339(clock::now());
+    let change = |server: &Server| {
+        session_of(server).filter(|session| session.key == key)?;
+        let mut status = server.status.clone().unwrap_or_default();
+        if let Some(session) = status
+            .session
+            .as_mut()
+            .filter(|session| session.state == SessionState::Connected)
+        {
+            session.state = SessionState::Disconnected;
+            session.since.clone_from(&now);
+        }
+        Some(status)
+    };
+    match edge.store.update(name, change).await {
+        Ok(_) | Err(StoreError::Gone { .. } | StoreError::CalledOff) => true,
+        // The same write never succeeds, and others wait for their turn.
+        Err(error @ StoreError::Refused { .. }) => {
+            tracing::error!(server = %name, error = %muster_proto::Chain(&error), "the Server stays shown as connected until it boots again");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(server = %name, error = %muster_proto::Chain(&error), "the end of a session is not written; it is tried again");
+            false
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! How often the progress of a job is written: at most every ten seconds and twelve times, spread over the whole of it. In between it
+//! is known to nobody but the agent, which tells it again.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use muster_proto::{job::Progress, kinds::Server, session::PollRequest};
+use tokio::time::Instant;
+
+/// Between two writes.
+const PAUSE: Duration = Duration::from_secs(10);
+/// Of one job.
+const WRITES: u32 = 12;
+/// A step of that many percent is worth a write: twelve of them are a whole job.
+const STRIDE: u8 = 9;
+
+/// Whether what a poll tells of its job is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Yes.
+    Now,
+    /// Not yet.
+    Later,
+}
+
+/// What was written of a Server's job.
+#[derive(Clone, Debug)]
+struct Written {
+    job: String,
+    writes: u32,
+    last: Instant,
+}
+
+/// The writes of each Server's latest job. There is at most one entry for each Server that exists and has had a job.
+#[derive(Debug, Default)]
+pub(super) struct Progresses {
+    written: Mutex<HashMap<String, Written>>,
+}
+
+impl Progresses {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Written>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the progress in `request` of the Server `name`, which looks like `server`, is written.
+    pub(super) fn due(&self, name: &str, request: &PollRequest, server: &Server) -> Due {
+        let Some(progress) = &request.progress else {
+            return Due::Later;
+        };
+        let status = server.status.as_ref().and_then(|status| status.job.as_ref());
+        let Some(known) = status.filter(|known| known.id == request.last) else {
+            // That it was taken up is written anyway.
+            return Due::Now;
+        };
+        let written = self.lock();
+        let over = written
+            .get(name)
+            .filter(|written| written.job == request.last)
+            .is_some_and(|written| written.writes >= WRITES || written.last.elapsed() < PAUSE);
+        if !over && is_news(known.progress.as_ref(), progress) {
+            Due::Now
+        } else {
+            Due::Later
+        }
+    }
+
+    /// Something of the job in `request` was written.
+    pub(super) fn wrote(&self, name: &str, request: &PollRequest) {
+        if request.progress.is_none() {
+            return;
+        }
+        let mut written = self.lock();
+        let entry = written.entry(name.to_owned()).or_insert_with(|| Written {
+            job: String::new(),
+            writes: 0,
+            last: Instant::now(),
+        });
+        if entry.job != request.last {
+            entry.job.clone_from(&request.last);
+            entry.writes = 0;
+        }
+        entry.writes += 1;
+        entry.last = Instant::now();
+    }
+
+    /// Keeps those for which `exists` holds.
+    pub(super) fn prune(&self, exists: impl Fn(&str) -> bool) {
+        self.lock().retain(|name, _| exists(name));
+    }
+}
+
+fn is_news(shown: Option<&Progress>, now: &Progress) -> bool {
+    shown.is_none_or(|shown| shown.step != now.step || shown.percent.abs_diff(now.percent) >= STRIDE)
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::kinds::{Job, ServerSpec, ServerStatus};
+
+    use super::*;
+    use crate::agents::jobs;
+
+    fn telling(percent: u8, step: &str) -> PollRequest {
+        PollRequest {
+            last: "1".to_owned(),
+            progress: Some(Progress {
+                step: step.to_owned(),
+                percent,
+                bytes_per_second: 0,
+            }),
+            ..PollRequest::default()
+        }
+    }
+
+    /// Tells it and writes it as the edge does; true if anything was written.
+    fn tell(progresses: &Progresses, server: &mut Server, request: &PollRequest) -> bool {
+        let due = progresses.due("a", request, server) == Due::Now;
+        let news = jobs::news(server, request, due);
+        let written = news.is_some();
+        if let Some(job) = news {
+            server.status.get_or_insert_default().job = Some(job);
+            progresses.wrote("a", request);
+        }
+        written
+    }
+
+    fn with_job() -> Server {
+        let job = Job {
+            id: "1".to_owned(),
+            ..Job::default()
+        };
+        let spec = ServerSpec {
+            job: Some(job),
+            ..ServerSpec::default()
+        };
+        let mut server = Server::new("a", spec);
+        server.status = Some(ServerStatus::default());
+        server
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_job_is_written_twelve_times_from_its_begin_to_its_end() {
+        for seconds in [2_u32, 60, 3600] {
+            let (progresses, mut server) = (Progresses::default(), with_job());
+            let mut written = Vec::new();
+            // Polls come every second; the job takes `seconds` for each percent.
+            for at in 0..=100 * seconds {
+                let percent = u8::try_from(at / seconds).unwrap();
+                if tell(&progresses, &mut server, &telling(percent, "write image")) {
+                    written.push((at, percent));
+                }
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+            assert!(written.len() <= 12 && written.len() >= 9, "{written:?}");
+            assert!(
+                written.windows(2).all(|two| two[1].0 - two[0].0 >= 10),
+                "{written:?}"
+            );
+            assert!(written.last().unwrap().1 >= 90, "{written:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn steps_that_flicker_are_written_twelve_times_and_another_job_begins_anew() {
+        let (progresses, mut server) = (Progresses::default(), with_job());
+        let mut written = 0;
+        for at in 0..1000_u32 {
+            written += u32::from(tell(&progresses, &mut server, &telling(0, &at.to_string())));
+            tokio::time::advance(PAUSE).await;
+        }
+        assert_eq!(written, WRITES);
+        server.spec.job.as_mut().unwrap().id = "2".to_owned();
+        let other = PollRequest {
+            last: "2".to_owned(),
+            ..telling(0, "clean")
+        };
+        assert!(tell(&progresses, &mut server, &other));
+        progresses.prune(|name| name != "a");
+        assert!(progresses.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_controller_that_starts_in_the_middle_goes_on() {
+        let (progresses, mut server) = (Progresses::default(), with_job());
+        assert!(tell(&progresses, &mut server, &telling(50, "write image")));
+        let fresh = Progresses::default();
+        assert!(!tell(&fresh, &mut server, &telling(51, "write image")));
+        assert!(tell(&fresh, &mut server, &telling(70, "write image")));
+        // The machine lost its power and begins again.
+        tokio::time::advance(PAUSE).await;
+        assert!(tell(&fresh, &mut server, &telling(1, "write image")));
+    }
+}

@@ -1,0 +1,317 @@
+//! Jobs from `Server.spec.job` over the edge to an agent, and back to `Server.status.job`.
+
+use muster_proto::{
+    job::{ConfigDrive, Failure, Progress},
+    kinds::{JobStatus, Session},
+    seal::{Bound, SealKey},
+    session::{Action, Outcome},
+};
+
+use super::*;
+use crate::agents::seal;
+
+fn order(lab: &Lab, job: &Value) {
+    lab.api
+        .edit("servers", &name(1), &json!({ "spec": { "job": job } }));
+}
+
+fn write_job(id: &str, epoch: i64) -> Value {
+    json!({
+        "id": id, "epoch": epoch, "action": "write",
+        "write": {
+            "machine": { "systemSerial": "SN1" },
+            "disk": { "name": "/dev/sda", "serial": "D1", "sizeBytes": 8 },
+            "image": { "url": "http://images.example/os.raw.zst", "checksum": "00", "algorithm": "sha256" },
+        },
+    })
+}
+
+fn telling(id: &str, percent: u8) -> PollRequest {
+    PollRequest {
+        last: id.to_owned(),
+        progress: Some(Progress {
+            step: "write image".to_owned(),
+            percent,
+            bytes_per_second: 0,
+        }),
+        ..PollRequest::default()
+    }
+}
+
+fn failing(id: &str, message: &str, log: Vec<String>) -> PollRequest {
+    PollRequest {
+        last: id.to_owned(),
+        outcome: Some(Outcome::Failed {
+            message: message.to_owned(),
+            failure: Failure::Final,
+        }),
+        log,
+        ..PollRequest::default()
+    }
+}
+
+fn job(lab: &Lab) -> JobStatus {
+    lab.status(&name(1)).job.unwrap_or_default()
+}
+
+fn session(lab: &Lab) -> Session {
+    lab.status(&name(1)).session.unwrap()
+}
+
+/// Writes to the API server since the last call of this or of `requests`.
+fn writes(lab: &Lab) -> usize {
+    let requests = lab.api.requests();
+    requests
+        .iter()
+        .filter(|request| !request.starts_with("GET"))
+        .count()
+}
+
+#[tokio::test]
+async fn a_write_reaches_the_agent_and_its_progress_and_outcome_reach_the_server() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    order(&lab, &write_job("op-1", 7));
+    let command = agent.poll("").await.unwrap().command.unwrap();
+    assert_eq!((command.id.as_str(), command.epoch), ("op-1", 7));
+    let Action::Write(write) = command.action else {
+        panic!("{command:?}");
+    };
+    assert_eq!(write.disk.serial, "D1");
+    lab.api.requests();
+    for percent in [1, 2, 3] {
+        let answer = agent.poll_with(telling("op-1", percent)).await.unwrap();
+        assert_eq!(answer.command, None);
+    }
+    assert_eq!(writes(&lab), 1, "progress is not written with each poll");
+    assert_eq!(job(&lab).progress.unwrap().percent, 1);
+    assert_eq!(job(&lab).summary, "write image 1 %");
+
+    let log = vec![
+        "muster 1.0 step=write".to_owned(),
+        "error: \x1b[31mEIO".to_owned(),
+    ];
+    let failed = failing("op-1", "write the disk: EIO", log);
+    for _ in 0..2 {
+        agent.poll_with(failed.clone()).await.unwrap();
+    }
+    assert_eq!(writes(&lab), 1, "an outcome is written once");
+    let expected = JobStatus {
+        id: "op-1".to_owned(),
+        error: "write the disk: EIO".to_owned(),
+        failure: Some(Failure::Final),
+        done: true,
+        summary: "failed: write the disk: EIO".to_owned(),
+        log: vec!["muster 1.0 step=write".to_owned(), "error: [31mEIO".to_owned()],
+        ..JobStatus::default()
+    };
+    assert_eq!(job(&lab), expected);
+}
+
+#[tokio::test]
+async fn a_poll_that_tells_progress_is_held_for_less_and_hears_a_newer_job_at_once() {
+    let lab = Lab::with(Pace {
+        progress: Duration::from_secs(3600),
+        ..pace()
+    })
+    .await;
+    let (agent, _) = lab.enrolled(1).await;
+    order(&lab, &write_job("op-1", 7));
+    let (answer, ()) = tokio::join!(agent.poll_with(telling("op-1", 1)), async {
+        lab.until("the poll is held", |lab| {
+            lab.metric("muster_agents_held_polls") == 1
+        })
+        .await;
+        order(&lab, &json!({ "id": "op-2", "epoch": 8, "action": "poweroff" }));
+    });
+    let command = answer.unwrap().command.unwrap();
+    assert_eq!((command.epoch, command.action), (8, Action::PowerOff));
+    // Of the first one's end people still hear.
+    agent
+        .poll_with(failing("op-1", "replaced by job op-2", vec![]))
+        .await
+        .unwrap();
+    assert_eq!(job(&lab).id, "op-1");
+    agent
+        .poll_with(PollRequest {
+            last: "op-2".to_owned(),
+            outcome: Some(Outcome::Done),
+            ..PollRequest::default()
+        })
+        .await
+        .unwrap();
+    assert_eq!((job(&lab).id.as_str(), job(&lab).done), ("op-2", true));
+}
+
+#[tokio::test]
+async fn a_job_that_has_ended_is_not_given_to_the_machines_next_session() {
+    let lab = Lab::with(Pace {
+        poll: Duration::from_millis(50),
+        ..pace()
+    })
+    .await;
+    let (agent, _) = lab.enrolled(1).await;
+    order(&lab, &write_job("op-1", 7));
+    agent.poll("").await.unwrap();
+    // Half done when the power fails: the next session begins anew.
+    let (agent, _) = lab.enrolled(1).await;
+    let given = agent.poll("").await.unwrap().command;
+    assert_eq!(given.map(|command| command.id).as_deref(), Some("op-1"));
+    let done = PollRequest {
+        last: "op-1".to_owned(),
+        outcome: Some(Outcome::Done),
+        ..PollRequest::default()
+    };
+    agent.poll_with(done).await.unwrap();
+    let (agent, _) = lab.enrolled(1).await;
+    assert_eq!(agent.poll("").await.unwrap().command, None);
+}
+
+#[tokio::test]
+async fn an_outcome_survives_an_edge_that_dies_in_the_middle_of_a_write() {
+    let mut lab = Lab::new().await;
+    let (mut agent, _) = lab.enrolled(1).await;
+    order(&lab, &write_job("op-1", 7));
+    agent.poll("").await.unwrap();
+    agent.poll_with(telling("op-1", 10)).await.unwrap();
+    lab.crash_and_restart().await;
+    agent.address = lab.address;
+    let again = agent.poll_with(telling("op-1", 60)).await.unwrap();
+    assert_eq!(again.command, None, "it is not ordered anew");
+    assert_eq!(job(&lab).progress.unwrap().percent, 60);
+    let done = PollRequest {
+        last: "op-1".to_owned(),
+        outcome: Some(Outcome::Done),
+        ..PollRequest::default()
+    };
+    lab.api.set_down(true);
+    let refusal = agent.poll_with(done.clone()).await.unwrap_err();
+    assert_eq!(refusal.kind, ProblemKind::Unavailable);
+    lab.api.set_down(false);
+    agent.poll_with(done).await.unwrap();
+    assert!(job(&lab).done && job(&lab).error.is_empty());
+}
+
+#[tokio::test]
+async fn the_key_for_secrets_is_kept_with_the_session_and_nobody_replaces_it() {
+    let lab = Lab::new().await;
+    let token = lab.token(1);
+    let mut agent = lab.agent(1);
+    agent.enrol(&token).await.unwrap();
+    assert_eq!(session(&lab).seal_key, agent.seal.public());
+    let first = std::mem::replace(&mut agent.seal, SealKey::generate());
+    agent.certificate = None;
+    agent.enrol(&token).await.unwrap();
+    assert_eq!(session(&lab).seal_key, first.public(), "the same token and key");
+
+    for bad in [
+        "",
+        "no key",
+        &"x".repeat(1000),
+        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    ] {
+        let mut other = lab.agent(2);
+        let mut request = json!(other.enrol_request(&lab.token(2)));
+        request["sealKey"] = json!(bad);
+        let response = other.call("enrol", &request).await.unwrap();
+        other.certificate = Some(response["certificate"].as_str().unwrap().to_owned());
+        let stored = lab.status(&name(2)).session.unwrap();
+        assert_eq!(stored.seal_key, "", "{bad}");
+        let refused = seal::config_drive(&stored, "op-1", 1, &ConfigDrive::default());
+        assert!(refused.is_err(), "without a key nothing is sealed");
+    }
+}
+
+#[tokio::test]
+async fn what_control_seals_opens_in_its_session_alone_and_is_nowhere_readable() {
+    const CANARY: &str = "canary-5f4dcc3b5aa765d61d83";
+    const CANARY_BASE64: &str = "Y2FuYXJ5LTVmNGRjYzNiNWFhNzY1ZDYxZDgz";
+    let mut lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    let drive = ConfigDrive {
+        meta_data: [("hostname".to_owned(), json!(CANARY))].into_iter().collect(),
+        network_data: Some(json!({ "psk": CANARY })),
+        user_data: Some(CANARY.as_bytes().to_vec()),
+    };
+    let sealed = seal::config_drive(&session(&lab), "op-1", 7, &drive).unwrap();
+    let mut job = write_job("op-1", 7);
+    job["write"]["configDrive"] = json!(sealed);
+    order(&lab, &job);
+    let command = agent.poll("").await.unwrap().command.unwrap();
+    let Action::Write(write) = command.action else {
+        panic!("a write");
+    };
+    let fingerprint = session(&lab).key;
+    let bound = Bound {
+        job: "op-1",
+        epoch: 7,
+        session: &fingerprint,
+    };
+    let opened = agent
+        .seal
+        .open(&bound, write.config_drive.as_deref().unwrap())
+        .unwrap();
+    assert_eq!(serde_json::from_slice::<ConfigDrive>(&opened).unwrap(), drive);
+
+    agent.poll_with(telling("op-1", 50)).await.unwrap();
+    agent
+        .poll_with(failing("op-1", "no space", vec!["the log".to_owned()]))
+        .await
+        .unwrap();
+    let mut readable = vec![json!(lab.server(&name(1))).to_string()];
+    while let Ok(event) = lab.events.try_recv() {
+        readable.push(event.message);
+    }
+    assert!(readable.len() > 1, "an enrolment is told");
+    for text in readable {
+        assert!(!text.contains(CANARY) && !text.contains(CANARY_BASE64), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_of_version_1_0_does_what_it_knows_and_fails_what_it_does_not() {
+    let lab = Lab::new().await;
+    let mut agent = lab.agent(1);
+    let mut request = json!(agent.enrol_request(&lab.token(1)));
+    request["protocol"] = json!("1.0");
+    request.as_object_mut().unwrap().remove("sealKey");
+    let response = agent.call("enrol", &request).await.unwrap();
+    agent.certificate = Some(response["certificate"].as_str().unwrap().to_owned());
+    assert_eq!(session(&lab).seal_key, "");
+    order(&lab, &write_job("op-1", 7));
+    let answer = agent.call("poll", &json!({ "last": "" })).await.unwrap();
+    assert_eq!(answer["command"]["id"], "op-1");
+    let unknown = json!({ "result": "failed", "message": "agent 0.1.0 does not know this command" });
+    agent
+        .call("poll", &json!({ "last": "op-1", "outcome": unknown }))
+        .await
+        .unwrap();
+    let told = job(&lab);
+    assert!(told.done && told.error.contains("does not know"), "{told:?}");
+    order(&lab, &json!({ "id": "op-2", "action": "inspect" }));
+    let answer = agent.call("poll", &json!({ "last": "op-1" })).await.unwrap();
+    assert_eq!(answer["command"]["action"], json!({ "do": "inspect" }));
+}
+
+#[tokio::test]
+async fn the_certificate_of_a_machine_that_was_deleted_and_made_again_is_refused() {
+    let lab = Lab::new().await;
+    let (old, _) = lab.enrolled(1).await;
+    let made_again = |status: Value| {
+        lab.api.delete("servers", &name(1));
+        let server = json!({
+            "metadata": { "name": name(1), "namespace": "muster-system", "uid": "another" },
+            "spec": { "job": write_job("op-1", 7) },
+            "status": status,
+        });
+        lab.api.put("servers", &server);
+    };
+    let refused = refused(403, ProblemKind::Certificate);
+    // By a person, with nothing but its name; and by the machine, which has enrolled again since.
+    made_again(json!({ "identity": {} }));
+    assert_eq!(old.poll("").await.unwrap_err(), refused);
+    let (new, _) = lab.enrolled(1).await;
+    assert_eq!(old.poll("").await.unwrap_err(), refused);
+    assert_eq!(old.report(&inventory_of(1)).await.unwrap_err(), refused);
+    assert!(new.poll("").await.unwrap().command.is_some());
+}

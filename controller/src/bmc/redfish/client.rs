@@ -1,0 +1,339 @@
+//! Resources of one Redfish service: who we are there, redirects, ETags (DSP0266).
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use hyper::{
+    Method, StatusCode,
+    body::Bytes,
+    header::{AUTHORIZATION, ETAG, HeaderName, HeaderValue, IF_MATCH, LOCATION, RETRY_AFTER},
+};
+use muster_proto::text::clean;
+use serde_json::{Value, json};
+
+use super::{
+    model::{self, Root},
+    verdict::{self, Said},
+    wire::{Asked, Means, Told, Wire},
+};
+use crate::bmc::{Access, BmcError, Credentials};
+
+/// Where every service begins.
+const ROOT: &str = "/redfish/v1/";
+/// The session's token (DSP0266, "Redfish session login authentication").
+const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
+/// The most redirects that are followed.
+const REDIRECTS: usize = 5;
+
+/// What is remembered of a service between calls.
+#[derive(Default)]
+pub(super) struct Memory {
+    root: Option<Root>,
+    session: Option<Session>,
+    /// The service has no sessions: every request says who we are.
+    sessionless: bool,
+    /// The only system, if the address leaves the choice.
+    pub(super) system: Option<String>,
+}
+
+impl Memory {
+    /// What the service can do is to be found out again.
+    pub(super) fn forget_service(&mut self) {
+        self.root = None;
+        self.sessionless = false;
+    }
+}
+
+/// A session that is open.
+struct Session {
+    token: HeaderValue,
+    /// What to delete to end it.
+    path: Option<String>,
+    of: Credentials,
+}
+
+/// A resource as it was read.
+pub(super) struct Resource {
+    pub(super) value: Value,
+    pub(super) etag: Option<String>,
+}
+
+/// One call's view of a service.
+pub(super) struct Client<'a> {
+    access: &'a Access,
+    wire: Wire<'a>,
+    memory: &'a mut Memory,
+    /// There is no session left for us: this call goes without.
+    without_session: bool,
+}
+
+impl<'a> Client<'a> {
+    pub(super) fn new(
+        access: &'a Access,
+        means: &Means,
+        memory: &'a mut Memory,
+    ) -> Result<Client<'a>, BmcError> {
+        Ok(Client {
+            access,
+            wire: Wire::new(access, &means.trust, means.limits)?,
+            memory,
+            without_session: false,
+        })
+    }
+
+    pub(super) fn memory(&mut self) -> &mut Memory {
+        self.memory
+    }
+
+    /// The service root, which every service shows to everybody.
+    pub(super) async fn root(&mut self) -> Result<Root, BmcError> {
+        if let Some(root) = &self.memory.root {
+            return Ok(root.clone());
+        }
+        let mut asked = self.asked(Method::GET, ROOT.to_owned(), None, &[]);
+        let mut told = self.follow(&mut asked).await?;
+        // Not to everybody after all.
+        if told.status == StatusCode::UNAUTHORIZED {
+            asked.headers.push((AUTHORIZATION, self.basic()?));
+            told = self.follow(&mut asked).await?;
+        }
+        if told.status == StatusCode::NOT_FOUND {
+            return Err(BmcError::Answer {
+                reason: format!("nothing is at {ROOT}: no Redfish service answers there"),
+            });
+        }
+        let value = self.resource(&asked, &told)?.value;
+        if !Root::is_one(&value) {
+            return Err(BmcError::Answer {
+                reason: format!("what is at {ROOT} is no Redfish service root"),
+            });
+        }
+        let root = Root::read(&value);
+        self.memory.root = Some(root.clone());
+        Ok(root)
+    }
+
+    /// The resource at `path`; none if there is none.
+    pub(super) async fn find(&mut self, path: &str) -> Result<Option<Resource>, BmcError> {
+        let (asked, told) = self.authorised(Method::GET, path, None, &[]).await?;
+        match told.status {
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            _ => self.resource(&asked, &told).map(Some),
+        }
+    }
+
+    /// The resource at `path`.
+    pub(super) async fn get(&mut self, path: &str) -> Result<Resource, BmcError> {
+        let (asked, told) = self.authorised(Method::GET, path, None, &[]).await?;
+        self.resource(&asked, &told)
+    }
+
+    /// Does the action at `path`.
+    pub(super) async fn act(&mut self, path: &str, body: &Value) -> Result<(), BmcError> {
+        let (asked, told) = self.authorised(Method::POST, path, Some(body), &[]).await?;
+        self.success(&asked, &told)
+    }
+
+    /// Changes the resource at `path`, if it still is as `etag` says; false if it is not.
+    pub(super) async fn change(
+        &mut self,
+        path: &str,
+        body: &Value,
+        etag: Option<&str>,
+    ) -> Result<bool, BmcError> {
+        let tag = etag.and_then(|etag| HeaderValue::from_str(etag).ok());
+        let headers: Vec<_> = tag.map(|tag| (IF_MATCH, tag)).into_iter().collect();
+        let (asked, told) = self.authorised(Method::PATCH, path, Some(body), &headers).await?;
+        match told.status {
+            StatusCode::PRECONDITION_FAILED | StatusCode::PRECONDITION_REQUIRED => Ok(false),
+            _ => self.success(&asked, &told).map(|()| true),
+        }
+    }
+
+    /// Ends the session, if there is one; that it cannot is nothing to anybody: it ends by itself.
+    pub(super) async fn close(&mut self) {
+        let Some(Session { token, path, .. }) = self.memory.session.take() else {
+            return;
+        };
+        if let Some(path) = path {
+            let mut asked = self.asked(Method::DELETE, path, None, &[(TOKEN, token)]);
+            let _ = self.follow(&mut asked).await;
+        }
+    }
+
+    /// Asks as the user of this access. A session that the service no longer knows is made anew, once.
+    async fn authorised(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        headers: &[(HeaderName, HeaderValue)],
+    ) -> Result<(Asked, Told), BmcError> {
+        let mut renewed = false;
+        loop {
+            let known = self.memory.session.is_some();
+            let mut asked = self.asked(method.clone(), path.to_owned(), body, headers);
+            asked.headers.push(self.authority().await?);
+            let told = self.follow(&mut asked).await?;
+            if told.status != StatusCode::UNAUTHORIZED || !known || renewed {
+                return Ok((asked, told));
+            }
+            self.memory.session = None;
+            renewed = true;
+        }
+    }
+
+    /// The header that says who we are.
+    async fn authority(&mut self) -> Result<(HeaderName, HeaderValue), BmcError> {
+        if self
+            .memory
+            .session
+            .as_ref()
+            .is_some_and(|session| session.of != self.access.credentials)
+        {
+            self.close().await;
+        }
+        if self.memory.session.is_none() && !self.memory.sessionless && !self.without_session {
+            self.open().await?;
+        }
+        match &self.memory.session {
+            Some(session) => Ok((TOKEN, session.token.clone())),
+            None => Ok((AUTHORIZATION, self.basic()?)),
+        }
+    }
+
+    /// Opens a session, if the service has any.
+    async fn open(&mut self) -> Result<(), BmcError> {
+        let Some(path) = self.root().await?.sessions else {
+            self.memory.sessionless = true;
+            return Ok(());
+        };
+        let credentials = &self.access.credentials;
+        let body = json!({"UserName": credentials.username(), "Password": credentials.password()});
+        let mut asked = self.asked(Method::POST, path, Some(&body), &[]);
+        let told = self.follow(&mut asked).await?;
+        if told.status.is_success() {
+            let token = told.headers.get(&TOKEN).cloned();
+            let Some(mut token) = token else {
+                self.memory.sessionless = true;
+                return Ok(());
+            };
+            token.set_sensitive(true);
+            let origin = self.wire.origin();
+            let place = told
+                .header(&LOCATION)
+                .and_then(|place| verdict::redirect(place, &origin));
+            let path = place.or_else(|| model::id(&serde_json::from_slice(&told.body).ok()?));
+            self.memory.session = Some(Session {
+                token,
+                path,
+                of: self.access.credentials.clone(),
+            });
+            return Ok(());
+        }
+        match told.status {
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
+                self.memory.sessionless = true;
+                Ok(())
+            }
+            _ if self.said(&told).no_session_left() => {
+                self.without_session = true;
+                Ok(())
+            }
+            _ => self.success(&asked, &told),
+        }
+    }
+
+    fn basic(&self) -> Result<HeaderValue, BmcError> {
+        let mut value =
+            HeaderValue::from_str(&format!("Basic {}", self.pair())).map_err(|_| BmcError::Answer {
+                reason: "the credentials cannot stand in a header".to_owned(),
+            })?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// User and password as RFC 7617 writes them.
+    fn pair(&self) -> String {
+        let credentials = &self.access.credentials;
+        BASE64_STANDARD.encode(format!("{}:{}", credentials.username(), credentials.password()))
+    }
+
+    fn asked(
+        &self,
+        method: Method,
+        path: String,
+        body: Option<&Value>,
+        headers: &[(HeaderName, HeaderValue)],
+    ) -> Asked {
+        Asked {
+            method,
+            path,
+            headers: headers.to_vec(),
+            body: body.map(|body| Bytes::from(body.to_string())).unwrap_or_default(),
+        }
+    }
+
+    /// Asks, and goes where it is sent: for what changes something, only if it may be sent again as it is (RFC 9110 section
+    /// 15.4). `asked` has the last path afterwards.
+    async fn follow(&mut self, asked: &mut Asked) -> Result<Told, BmcError> {
+        for _ in 0..=REDIRECTS {
+            let told = self.wire.ask(asked).await?;
+            let again = match told.status.as_u16() {
+                307 | 308 => true,
+                301..=303 => asked.method == Method::GET,
+                _ => false,
+            };
+            if !again {
+                return Ok(told);
+            }
+            let (location, origin) = (told.header(&LOCATION).unwrap_or_default(), self.wire.origin());
+            let Some(path) = verdict::redirect(location, &origin) else {
+                return Err(verdict::astray(
+                    &asked.path,
+                    &verdict::blot(location, &self.secrets()),
+                    &origin,
+                ));
+            };
+            asked.path = path;
+        }
+        Err(BmcError::Answer {
+            reason: format!("{asked}: it redirects without end"),
+        })
+    }
+
+    fn resource(&self, asked: &Asked, told: &Told) -> Result<Resource, BmcError> {
+        self.success(asked, told)?;
+        // The parser's own words could repeat what it read.
+        let value: Value = serde_json::from_slice(&told.body).map_err(|_| BmcError::Answer {
+            reason: clean(format!("{asked}: the answer is no JSON").as_bytes()),
+        })?;
+        let etag = told
+            .header(&ETAG)
+            .or_else(|| model::etag(&value))
+            .map(str::to_owned);
+        Ok(Resource { value, etag })
+    }
+
+    fn success(&self, asked: &Asked, told: &Told) -> Result<(), BmcError> {
+        if told.status.is_success() {
+            return Ok(());
+        }
+        let retry_after = verdict::retry_after(told.header(&RETRY_AFTER));
+        let what = clean(asked.to_string().as_bytes());
+        Err(self.said(told).error(told.status.as_u16(), &what, retry_after))
+    }
+
+    fn said(&self, told: &Told) -> Said {
+        Said::read(told.status.as_u16(), &told.body, &self.secrets())
+    }
+
+    /// What a BMC could repeat of what it was told in confidence.
+    fn secrets(&self) -> Vec<String> {
+        let token = self
+            .memory
+            .session
+            .as_ref()
+            .and_then(|session| session.token.to_str().ok());
+        let password = self.access.credentials.password().to_owned();
+        vec![password, self.pair(), token.unwrap_or_default().to_owned()]
+    }
+}

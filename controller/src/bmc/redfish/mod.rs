@@ -1,0 +1,284 @@
+//! Power and boot device by plain Redfish (DMTF DSP0266), for the whole family: what is special about virtual media or a vendor's
+//! own actions is not needed for either.
+//!
+//! `wire` speaks HTTP, `client` knows who we are there; `model`, `choice`, `boot`, `quirks` and `verdict` decide and are pure.
+
+mod boot;
+mod choice;
+mod client;
+mod model;
+mod quirks;
+mod trust;
+mod verdict;
+mod wire;
+
+use client::{Client, Memory, Resource};
+use futures::{FutureExt, future::BoxFuture};
+use model::System;
+use muster_proto::{Mac, text::clean};
+use serde_json::json;
+
+use super::{
+    Access, Answer, BmcError, Boot, BootDevice, Connection, Done, Identify, Power, PowerState, Probe, Reset,
+};
+
+pub use trust::Trust;
+pub use wire::{Limits, Means};
+
+/// The most NICs that are asked one by one.
+const NICS: usize = 8;
+
+/// One system behind one Redfish service.
+pub struct Redfish {
+    means: Means,
+    memory: Memory,
+    /// The access of the last call, with which the session can be ended.
+    last: Option<Access>,
+}
+
+impl std::fmt::Debug for Redfish {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Redfish")
+    }
+}
+
+impl Redfish {
+    /// Connects when it is asked for something.
+    pub fn new(means: Means) -> Redfish {
+        Redfish {
+            means,
+            memory: Memory::default(),
+            last: None,
+        }
+    }
+
+    /// Passes `outcome` on. A BMC that was away may come back as another version of itself.
+    fn settled<T>(&mut self, outcome: Result<T, BmcError>) -> Result<T, BmcError> {
+        if let Err(BmcError::Unreachable { .. } | BmcError::Answer { .. }) = &outcome {
+            self.memory.forget_service();
+        }
+        outcome
+    }
+
+    fn client<'a>(&'a mut self, access: &'a Access) -> Result<Client<'a>, BmcError> {
+        self.last = Some(access.clone());
+        Client::new(access, &self.means, &mut self.memory)
+    }
+
+    async fn look(&mut self, access: &Access) -> Result<Probe, BmcError> {
+        let mut client = self.client(access)?;
+        let (_, _, system) = system(&mut client, access).await?;
+        let mut identity = system.identity;
+        if let Some(nics) = &system.nics {
+            // Useful to tell machines apart, but many services lack it: then the rest has to do.
+            identity.macs = match macs(&mut client, nics).await {
+                Ok(macs) => Some(macs),
+                Err(BmcError::Unsupported { .. } | BmcError::Refused { .. } | BmcError::Answer { .. }) => {
+                    None
+                }
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(Probe {
+            power: system.power,
+            identity,
+        })
+    }
+
+    async fn read_power(&mut self, access: &Access) -> Result<PowerState, BmcError> {
+        let mut client = self.client(access)?;
+        system(&mut client, access)
+            .await
+            .map(|(_, _, system)| system.power)
+    }
+
+    async fn change_power(&mut self, access: &Access, want: Reset) -> Result<Done, BmcError> {
+        let mut client = self.client(access)?;
+        let (path, _, system) = system(&mut client, access).await?;
+        let mut allowed = system.reset.allowed;
+        if let (None, Some(info)) = (&allowed, &system.reset.info) {
+            let info = client.find(info).await?;
+            allowed = info.and_then(|info| model::allowed(&info.value, "ResetType"));
+        }
+        let Some(kind) = choice::reset_type(&system.power, want, allowed.as_deref())? else {
+            return Ok(Done::Already);
+        };
+        let target = system
+            .reset
+            .target
+            .unwrap_or_else(|| format!("{path}/Actions/ComputerSystem.Reset"));
+        client.act(&target, &json!({ "ResetType": kind })).await?;
+        Ok(Done::Accepted)
+    }
+
+    async fn arm(&mut self, access: &Access, want: Boot) -> Result<Done, BmcError> {
+        let mut client = self.client(access)?;
+        let mut weak = false;
+        loop {
+            let (path, resource, system) = system(&mut client, access).await?;
+            let shape = quirks::shape(system.identity.manufacturer.as_deref());
+            let Some(body) = boot::patch(&system.boot, want, shape)? else {
+                return Ok(Done::Already);
+            };
+            let (path, etag) = settings(&mut client, path, &system, resource).await?;
+            // If-Match compares strongly (RFC 9110 section 13.1.1), so that a weak tag never matches; some send one all the same.
+            let tag = etag
+                .as_deref()
+                .map(|etag| if weak { etag.trim_start_matches("W/") } else { etag });
+            if client.change(&path, &body, tag).await? {
+                return Ok(Done::Accepted);
+            }
+            if weak {
+                return Err(BmcError::Busy {
+                    message: clean(format!("{path} changes all the time").as_bytes()),
+                    retry_after: None,
+                });
+            }
+            weak = true;
+        }
+    }
+}
+
+/// The system that is meant, with its path.
+async fn system(client: &mut Client<'_>, access: &Access) -> Result<(String, Resource, System), BmcError> {
+    if let Some(path) = &access.address.system {
+        return system_at(client, path.clone()).await;
+    }
+    if let Some(path) = client.memory().system.take()
+        && let Ok(found) = system_at(client, path.clone()).await
+    {
+        client.memory().system = Some(path);
+        return Ok(found);
+    }
+    let path = the_only_system(client).await?;
+    let found = system_at(client, path.clone()).await?;
+    client.memory().system = Some(path);
+    Ok(found)
+}
+
+async fn system_at(client: &mut Client<'_>, path: String) -> Result<(String, Resource, System), BmcError> {
+    let resource = client.find(&path).await?;
+    let system = resource.and_then(|resource| System::read(&resource.value).map(|system| (resource, system)));
+    match system {
+        Some((resource, system)) => Ok((path, resource, system)),
+        None => Err(BmcError::NoSystem {
+            path: clean(path.as_bytes()),
+        }),
+    }
+}
+
+async fn the_only_system(client: &mut Client<'_>) -> Result<String, BmcError> {
+    let Some(collection) = client.root().await?.systems else {
+        return Err(BmcError::NoSystem {
+            path: "at all".to_owned(),
+        });
+    };
+    let mut paths = model::members(&client.get(&collection).await?.value);
+    match paths.len() {
+        0 => Err(BmcError::NoSystem { path: collection }),
+        1 => Ok(paths.remove(0)),
+        _ => Err(BmcError::SeveralSystems {
+            paths: paths.iter().take(3).map(|path| clean(path.as_bytes())).collect(),
+        }),
+    }
+}
+
+/// Where the boot override is written, with the ETag there: to the system's settings, if these have one.
+async fn settings(
+    client: &mut Client<'_>,
+    path: String,
+    system: &System,
+    resource: Resource,
+) -> Result<(String, Option<String>), BmcError> {
+    if let Some(elsewhere) = &system.settings {
+        let found = client.find(elsewhere).await?;
+        if let Some(found) = found.filter(|found| found.value.get("Boot").is_some()) {
+            return Ok((elsewhere.clone(), found.etag));
+        }
+    }
+    Ok((path, resource.etag))
+}
+
+async fn macs(client: &mut Client<'_>, collection: &str) -> Result<Vec<Mac>, BmcError> {
+    let expand = client.root().await?.expands;
+    let query = if expand && !collection.contains('?') {
+        "?$expand=."
+    } else {
+        ""
+    };
+    let listed = client.get(&format!("{collection}{query}")).await?.value;
+    let members = listed.get("Members").and_then(|members| members.as_array());
+    let whole = members.into_iter().flatten();
+    let mut macs: Vec<Mac> = whole.filter_map(model::mac).collect();
+    if macs.is_empty() {
+        for nic in model::members(&listed).iter().take(NICS) {
+            let nic = client.find(nic).await?;
+            macs.extend(nic.and_then(|nic| model::mac(&nic.value)));
+        }
+    }
+    macs.sort();
+    macs.dedup();
+    Ok(macs)
+}
+
+impl Power for Redfish {
+    fn power<'a>(&'a mut self, access: &'a Access) -> Answer<'a, PowerState> {
+        async move {
+            let outcome = self.read_power(access).await;
+            self.settled(outcome)
+        }
+        .boxed()
+    }
+
+    fn reset<'a>(&'a mut self, access: &'a Access, reset: Reset) -> Answer<'a, Done> {
+        async move {
+            let outcome = self.change_power(access, reset).await;
+            self.settled(outcome)
+        }
+        .boxed()
+    }
+}
+
+impl BootDevice for Redfish {
+    fn set_boot<'a>(&'a mut self, access: &'a Access, boot: Boot) -> Answer<'a, Done> {
+        async move {
+            let outcome = self.arm(access, boot).await;
+            self.settled(outcome)
+        }
+        .boxed()
+    }
+}
+
+impl Identify for Redfish {
+    fn probe<'a>(&'a mut self, access: &'a Access) -> Answer<'a, Probe> {
+        async move {
+            let outcome = self.look(access).await;
+            self.settled(outcome)
+        }
+        .boxed()
+    }
+}
+
+impl Connection for Redfish {
+    fn power(&mut self) -> &mut dyn Power {
+        self
+    }
+
+    fn boot_device(&mut self) -> Option<&mut dyn BootDevice> {
+        Some(self)
+    }
+
+    fn identify(&mut self) -> Option<&mut dyn Identify> {
+        Some(self)
+    }
+
+    fn close(&mut self) -> BoxFuture<'_, ()> {
+        async move {
+            let Some(access) = self.last.take() else { return };
+            if let Ok(mut client) = Client::new(&access, &self.means, &mut self.memory) {
+                client.close().await;
+            }
+        }
+        .boxed()
+    }
+}

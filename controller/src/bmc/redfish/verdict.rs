@@ -1,0 +1,250 @@
+//! What an answer that is no success means. Pure.
+
+use std::time::Duration;
+
+use muster_proto::text::clean;
+use serde_json::Value;
+
+use crate::bmc::BmcError;
+
+/// The most messages of one answer that are told.
+const MESSAGES: usize = 3;
+
+/// No BMC is left alone for longer on its own wish.
+const LONGEST_RETRY: Duration = Duration::from_secs(600);
+
+/// The ends of message ids (DSP0268, Base registry, and vendors' own) that say "later".
+const LATER: &[&str] = &[
+    "ServiceTemporarilyUnavailable",
+    "ServiceInUnknownState",
+    "ServiceShuttingDown",
+    "ResourceInUse",
+    // HPE, while the machine tests itself.
+    "UnableToModifyDuringSystemPOST",
+];
+
+/// Those that say "not here".
+const NEVER: &[&str] = &[
+    "ActionNotSupported",
+    "ActionParameterNotSupported",
+    "ActionParameterValueNotInList",
+    "OperationNotAllowed",
+    "PropertyNotWritable",
+    "PropertyUnknown",
+    "PropertyValueNotInList",
+];
+
+/// Those that speak of user and password, whatever the status.
+const CREDENTIALS: &[&str] = &[
+    "InsufficientPrivilege",
+    "NoValidSession",
+    "PasswordChangeRequired",
+    "ResourceAtUriUnauthorized",
+    // HPE, with status 400.
+    "UnauthorizedLoginAttempt",
+];
+
+/// The service has no session to give.
+const NO_SESSION: &str = "SessionLimitExceeded";
+
+/// What an error's body says (DSP0266, "Error responses").
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    ids: Vec<String>,
+    /// For people; cleaned, without secrets.
+    pub(super) text: String,
+}
+
+impl Said {
+    /// Reads the body of an answer with `status`; whatever it repeats of `secrets` is blotted out.
+    pub(super) fn read(status: u16, body: &[u8], secrets: &[String]) -> Said {
+        let value: Value = serde_json::from_slice(body).unwrap_or_default();
+        let extended = value.pointer("/error/@Message.ExtendedInfo");
+        // Old services send one object in the place of a list.
+        let single = extended.filter(|one| one.is_object());
+        let listed = extended.and_then(Value::as_array).into_iter().flatten();
+        let messages: Vec<&Value> = single.into_iter().chain(listed).take(MESSAGES).collect();
+        let word = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+        let error = value.get("error").unwrap_or(&Value::Null);
+        let last = |id: String| id.rsplit('.').next().unwrap_or_default().to_owned();
+        let ids = messages
+            .iter()
+            .filter_map(|one| word(one, "MessageId"))
+            .chain(word(error, "code"));
+        let mut texts: Vec<String> = messages.iter().filter_map(|one| word(one, "Message")).collect();
+        texts.dedup();
+        let text = match texts.is_empty() {
+            true => word(error, "message").unwrap_or_default(),
+            false => texts.join(" "),
+        };
+        let text = clean(blot(&text, secrets).as_bytes());
+        Said {
+            ids: ids.map(last).collect(),
+            text: if text.is_empty() {
+                format!("HTTP status {status} without a message")
+            } else {
+                text
+            },
+        }
+    }
+
+    fn is_one_of(&self, ids: &[&str]) -> bool {
+        self.ids.iter().any(|id| ids.contains(&id.as_str()))
+    }
+
+    /// True if there is no session left for us: other ways in may work.
+    pub(super) fn no_session_left(&self) -> bool {
+        self.is_one_of(&[NO_SESSION])
+    }
+
+    /// What it means that a request for `what` was answered with `status`, which is no success.
+    pub(super) fn error(self, status: u16, what: &str, retry_after: Option<Duration>) -> BmcError {
+        let message = self.text.clone();
+        let busy = |message| BmcError::Busy { message, retry_after };
+        match status {
+            401 | 403 => BmcError::Credentials { message },
+            _ if self.is_one_of(CREDENTIALS) => BmcError::Credentials { message },
+            _ if self.is_one_of(LATER) || self.no_session_left() => busy(message),
+            // 409: it changes state already; 412, after a second try: somebody else writes at the same time.
+            409 | 412 | 423 | 425 | 429 | 502 | 503 | 504 => busy(message),
+            404 | 405 | 410 | 501 => BmcError::Unsupported {
+                what: format!("{what}: {message}"),
+            },
+            _ if self.is_one_of(NEVER) => BmcError::Unsupported {
+                what: format!("{what}: {message}"),
+            },
+            status => BmcError::Refused { status, message },
+        }
+    }
+}
+
+/// `text` without any of `secrets`.
+pub(super) fn blot(text: &str, secrets: &[String]) -> String {
+    let known = secrets.iter().filter(|secret| !secret.is_empty());
+    known.fold(text.to_owned(), |text, secret| {
+        text.replace(secret.as_str(), "***")
+    })
+}
+
+/// `Retry-After` in seconds. Its other form, a date, needs a clock that the BMC shares: it counts as none.
+pub(super) fn retry_after(header: Option<&str>) -> Option<Duration> {
+    let seconds = header?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST_RETRY))
+}
+
+/// Where a redirect leads, as a path: only to the same host, or credentials would go elsewhere.
+pub(super) fn redirect(location: &str, origin: &str) -> Option<String> {
+    let target = match location.get(..origin.len()) {
+        Some(start) if start.eq_ignore_ascii_case(origin) => &location[origin.len()..],
+        _ => location,
+    };
+    super::model::local(target).map(str::to_owned)
+}
+
+/// The error for a redirect of `path` that is not followed.
+pub(super) fn astray(path: &str, location: &str, origin: &str) -> BmcError {
+    let reason = match location {
+        "" => format!("{path} is redirected to nowhere"),
+        place => format!("{path} is redirected to {place}, which is not on {origin}; correct the address"),
+    };
+    BmcError::Answer {
+        reason: clean(reason.as_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn class(status: u16, id: &str) -> &'static str {
+        let body = json!({"error": {"code": "Base.1.8.GeneralError", "message": "no",
+            "@Message.ExtendedInfo": [{"MessageId": id, "Message": "No."}]}});
+        Said::read(status, body.to_string().as_bytes(), &[])
+            .error(status, "x", None)
+            .class()
+    }
+
+    #[test]
+    fn status_and_message_make_the_class() {
+        for (status, id, expected) in [
+            (401, "", "credentials"),
+            (403, "Base.1.8.InsufficientPrivilege", "credentials"),
+            (400, "iLO.2.25.UnauthorizedLoginAttempt", "credentials"),
+            (400, "iLO.2.25.UnableToModifyDuringSystemPOST", "busy"),
+            (400, "Base.1.8.SessionLimitExceeded", "busy"),
+            (400, "Base.1.8.ActionNotSupported", "unsupported"),
+            (400, "Base.1.8.PropertyValueTypeError", "refused"),
+            (404, "", "unsupported"),
+            (405, "", "unsupported"),
+            (409, "IDRAC.2.8.PSU501", "busy"),
+            (412, "", "busy"),
+            (429, "", "busy"),
+            (500, "Base.1.8.InternalError", "refused"),
+            (501, "", "unsupported"),
+            (503, "Base.1.8.ServiceTemporarilyUnavailable", "busy"),
+            (418, "", "refused"),
+        ] {
+            assert_eq!(class(status, id), expected, "{status} {id}");
+        }
+    }
+
+    #[test]
+    fn the_bmcs_own_words_are_told_without_secrets() {
+        let body = json!({"error": {"@Message.ExtendedInfo": [
+            {"Message": "User admin with\u{7} password hunter2 cannot."}, {"Message": "Ask\nhunter2."}]}});
+        let said = Said::read(
+            400,
+            body.to_string().as_bytes(),
+            &["hunter2".to_owned(), String::new()],
+        );
+        assert_eq!(said.text, "User admin with password *** cannot. Ask ***.");
+        let plain = Said::read(500, b"<html>hunter2</html>", &["hunter2".to_owned()]);
+        assert_eq!(plain.text, "HTTP status 500 without a message");
+        let single = json!({"error": {"@Message.ExtendedInfo": {"MessageId": "a.b.ResourceInUse", "Message": "Busy."}}});
+        assert_eq!(
+            Said::read(400, single.to_string().as_bytes(), &[])
+                .error(400, "", None)
+                .class(),
+            "busy"
+        );
+    }
+
+    #[test]
+    fn patience_is_asked_for_in_seconds_and_has_an_end() {
+        let seconds = |header| retry_after(Some(header)).map(|asked| asked.as_secs());
+        assert_eq!(seconds(" 17 "), Some(17));
+        assert_eq!(seconds("999999"), Some(600));
+        assert_eq!(seconds("Fri, 31 Dec 1999 23:59:59 GMT"), None);
+        assert_eq!(retry_after(None), None);
+    }
+
+    #[test]
+    fn redirects_stay_on_their_host() {
+        let origin = "https://bmc:8443";
+        let to = |location| redirect(location, origin);
+        assert_eq!(to("/redfish/v1/").unwrap(), "/redfish/v1/");
+        assert_eq!(to("HTTPS://bmc:8443/x").unwrap(), "/x");
+        for elsewhere in [
+            "http://bmc:8443/x",
+            "https://bmc/x",
+            "//evil/x",
+            "https://bmc:8443.evil/x",
+            "x",
+            "",
+        ] {
+            assert_eq!(to(elsewhere), None, "{elsewhere}");
+            assert!(matches!(astray("/a", elsewhere, origin), BmcError::Answer { .. }));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_has_a_message(status in 300u16..600, body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let said = Said::read(status, &body, &["x".to_owned()]);
+            prop_assert!(!said.text.is_empty());
+        }
+    }
+}

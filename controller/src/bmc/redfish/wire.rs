@@ -1,0 +1,324 @@
+//! HTTP/1.1 with one BMC: one connection, one request at a time, with limits to the time and the bytes that it may take.
+
+use std::{error::Error as _, fmt, io, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{
+    HeaderMap, Method, Request, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1::{self, SendRequest},
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use muster_proto::{Chain, text::clean};
+use rustls::pki_types::ServerName;
+use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
+use tokio_rustls::TlsConnector;
+
+use super::trust::{self, Trust};
+use crate::bmc::{Access, Address, BmcError, Transport, address::Place};
+
+/// What one BMC may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The time for name, TCP and TLS.
+    pub connect: Duration,
+    /// The time for one request and its whole answer.
+    pub request: Duration,
+    /// The bytes of one answer's content.
+    pub body: usize,
+}
+
+/// The most bytes of an answer's head.
+const HEAD: usize = 64 << 10;
+
+/// A request.
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(super) body: Bytes,
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
+    }
+}
+
+/// A whole answer.
+pub(super) struct Told {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl Told {
+    pub(super) fn header(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// The connection to one BMC. Made when it is needed, gone when this is.
+pub(super) struct Wire<'a> {
+    address: &'a Address,
+    tls: Option<TlsConnector>,
+    host: HeaderValue,
+    limits: Limits,
+    open: Option<Open>,
+}
+
+struct Open {
+    sender: SendRequest<Full<Bytes>>,
+    driver: AbortHandle,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl<'a> Wire<'a> {
+    pub(super) fn new(access: &'a Access, trust: &Trust, limits: Limits) -> Result<Wire<'a>, BmcError> {
+        let address = &access.address;
+        let host = HeaderValue::from_str(&address.authority()).map_err(|_| BmcError::Unreachable {
+            reason: "its host cannot stand in a request".to_owned(),
+        })?;
+        let tls = match address.transport {
+            Transport::Https => Some(TlsConnector::from(trust.config(access.verify))),
+            Transport::Http => None,
+            Transport::Ipmi => {
+                return Err(BmcError::Unsupported {
+                    what: "Redfish over IPMI's transport".to_owned(),
+                });
+            }
+        };
+        Ok(Wire {
+            address,
+            tls,
+            host,
+            limits,
+            open: None,
+        })
+    }
+
+    /// `https://HOST:PORT`, as absolute URLs to this BMC begin.
+    pub(super) fn origin(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address.authority())
+    }
+
+    /// Asks and reads the whole answer.
+    pub(super) async fn ask(&mut self, asked: &Asked) -> Result<Told, BmcError> {
+        let reused = match &mut self.open {
+            // It turns up soon whether the BMC keeps the connection.
+            Some(open) => timeout(self.limits.request, open.sender.ready())
+                .await
+                .is_ok_and(|ready| ready.is_ok()),
+            None => false,
+        };
+        if !reused {
+            self.open = Some(self.connect().await?);
+        }
+        match self.ask_once(asked).await {
+            // The BMC closed the connection before it saw the request: that is no answer.
+            Err(Failed::Unsent) if reused => {
+                self.open = Some(self.connect().await?);
+                self.ask_once(asked).await
+            }
+            outcome => outcome,
+        }
+        .map_err(|failed| {
+            self.open = None;
+            failed.told(asked)
+        })
+    }
+
+    async fn ask_once(&mut self, asked: &Asked) -> Result<Told, Failed> {
+        let request = self.request(asked)?;
+        let body = self.limits.body;
+        let sender = &mut self.open.as_mut().ok_or(Failed::Unsent)?.sender;
+        let answer = async {
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|error| match error.is_canceled() {
+                    true => Failed::Unsent,
+                    false => Failed::Http(error),
+                })?;
+            read(response, body).await
+        };
+        timeout(self.limits.request, answer)
+            .await
+            .unwrap_or(Err(Failed::Late))
+    }
+
+    fn request(&self, asked: &Asked) -> Result<Request<Full<Bytes>>, Failed> {
+        let mut request = Request::builder()
+            .method(&asked.method)
+            .uri(&asked.path)
+            .header(HOST, &self.host)
+            .header(USER_AGENT, "muster")
+            .header(ACCEPT, "application/json")
+            .header(ACCEPT_ENCODING, "identity")
+            .header("OData-Version", "4.0");
+        if !asked.body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        for (name, value) in &asked.headers {
+            request = request.header(name, value);
+        }
+        request
+            .body(Full::new(asked.body.clone()))
+            .map_err(|_| Failed::Form)
+    }
+
+    async fn connect(&self) -> Result<Open, BmcError> {
+        let connected = timeout(self.limits.connect, self.dial()).await;
+        connected.unwrap_or_else(|_| Err(unreachable("connect: no answer in time")))
+    }
+
+    async fn dial(&self) -> Result<Open, BmcError> {
+        let tcp = self.tcp().await?;
+        // A request is one write; the answer to it should not wait for another.
+        let _ = tcp.set_nodelay(true);
+        let Some(tls) = &self.tls else {
+            return speak(TokioIo::new(tcp)).await;
+        };
+        let name = match &self.address.place {
+            Place::Ip(ip) => ServerName::from(*ip),
+            Place::Name(name) => ServerName::try_from(name.clone())
+                .map_err(|_| unreachable("its host name cannot stand in a certificate"))?,
+        };
+        let stream = tls.connect(name, tcp).await.map_err(|error| handshake(&error))?;
+        speak(TokioIo::new(stream)).await
+    }
+
+    async fn tcp(&self) -> Result<TcpStream, BmcError> {
+        let port = self.address.port;
+        let name = match &self.address.place {
+            Place::Ip(ip) => {
+                let connected = TcpStream::connect((*ip, port)).await;
+                return connected.map_err(|error| unreachable(&format!("connect: {}", plain(&error))));
+            }
+            Place::Name(name) => name,
+        };
+        let found = tokio::net::lookup_host((name.as_str(), port)).await;
+        let found = found.map_err(|error| unreachable(&format!("look up its name: {}", plain(&error))))?;
+        let mut last = unreachable("look up its name: it has no address");
+        for at in found {
+            match TcpStream::connect(at).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = unreachable(&format!("connect: {}", plain(&error))),
+            }
+        }
+        Err(last)
+    }
+}
+
+async fn speak<T>(io: TokioIo<T>) -> Result<Open, BmcError>
+where
+    TokioIo<T>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let spoken = http1::Builder::new().max_buf_size(HEAD).handshake(io).await;
+    let (sender, connection) =
+        spoken.map_err(|error| unreachable(&format!("speak HTTP: {}", Chain(&error))))?;
+    // What ends it comes to light at the sender.
+    let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+    Ok(Open { sender, driver })
+}
+
+async fn read(response: hyper::Response<Incoming>, most: usize) -> Result<Told, Failed> {
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, most).collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            return Failed::TooLong;
+        }
+        error.downcast().map_or(Failed::Cut, |error| Failed::Http(*error))
+    })?;
+    Ok(Told {
+        status: parts.status,
+        headers: parts.headers,
+        body: body.to_bytes(),
+    })
+}
+
+/// Why there is no answer.
+enum Failed {
+    /// The connection was closed before the request went out.
+    Unsent,
+    Http(hyper::Error),
+    Late,
+    Cut,
+    TooLong,
+    Form,
+}
+
+impl Failed {
+    fn told(self, asked: &Asked) -> BmcError {
+        match self {
+            Failed::Unsent | Failed::Cut => {
+                unreachable(&format!("{asked}: the connection ended without an answer"))
+            }
+            Failed::Late => unreachable(&format!("{asked}: no answer in time")),
+            Failed::TooLong => garbled(&format!("{asked}: the answer is too long")),
+            Failed::Form => garbled(&format!("{asked}: this link cannot be followed")),
+            Failed::Http(error) if error.is_parse() => garbled(&format!("{asked}: the answer is no HTTP")),
+            Failed::Http(error) => {
+                let io = error
+                    .source()
+                    .and_then(|source| source.downcast_ref::<io::Error>());
+                let why = match io {
+                    Some(io) => plain(io),
+                    None => "the connection ended in the middle".to_owned(),
+                };
+                unreachable(&format!("{asked}: {why}"))
+            }
+        }
+    }
+}
+
+fn unreachable(reason: &str) -> BmcError {
+    BmcError::Unreachable {
+        reason: clean(reason.as_bytes()),
+    }
+}
+
+fn garbled(reason: &str) -> BmcError {
+    BmcError::Answer {
+        reason: clean(reason.as_bytes()),
+    }
+}
+
+/// An IO error without its number.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+fn handshake(error: &io::Error) -> BmcError {
+    let tls = trust::of_io(error);
+    match tls.and_then(trust::distrust) {
+        Some(reason) => BmcError::Untrusted {
+            reason: reason.to_owned(),
+        },
+        None => unreachable(&format!(
+            "TLS handshake: {}",
+            tls.map_or_else(|| plain(error), ToString::to_string)
+        )),
+    }
+}
+
+/// For all that one host needs: kept by its registry.
+#[derive(Clone, Debug)]
+pub struct Means {
+    /// Which certificates count.
+    pub trust: Arc<Trust>,
+    /// What one BMC may take.
+    pub limits: Limits,
+}

@@ -1,0 +1,295 @@
+//! How a machine is reached: by its BMC, or through its ramdisk. Done in every state but the first two and the last: a process that
+//! has just begun knows nothing of a BMC, whatever the host's state. Pure.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::SecretReference;
+use muster_proto::kinds::{
+    CredentialsStatus, ErrorType, IN_BAND_ANNOTATION, IN_BAND_SEGMENT, Segment, Session, Trust,
+};
+
+use super::{
+    State,
+    draft::{Draft, HoldOff, whole_seconds},
+    observed::{Access, Failure, FailureClass, Probed, SecretState},
+    owner::has_bmc,
+    plan::{Effect, Hold},
+};
+
+/// By which way a machine is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// By its BMC, which has answered.
+    Bmc,
+    /// It has a BMC, which was asked and did not answer.
+    Silent(Failure),
+    /// Through its ramdisk alone.
+    InBand,
+    /// Not yet, or not at all; the draft says why.
+    No,
+}
+
+/// How long until something that may appear by itself is looked for again.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How long a BMC that did not answer is left alone.
+pub(super) const ASK_AGAIN: SignedDuration = SignedDuration::from_secs(60);
+
+/// True if nothing can ever be done with the machine as things are, so that a deletion need not wait for it.
+pub(super) fn is_hopeless(draft: &Draft<'_>) -> bool {
+    if has_bmc(draft.host) {
+        let secret = &draft.seen.secrets.bmc.state;
+        let named = draft
+            .host
+            .spec
+            .bmc
+            .as_ref()
+            .is_some_and(|bmc| !bmc.address.is_empty() && !bmc.credentials_name.is_empty());
+        return !named
+            || matches!(
+                secret,
+                SecretState::Missing | SecretState::Invalid(_) | SecretState::Unnamed
+            );
+    }
+    draft.annotation(IN_BAND_ANNOTATION).is_none()
+}
+
+/// Makes sure of the way to the machine.
+pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
+    if !has_bmc(draft.host) {
+        return in_band(draft);
+    }
+    let Some((name, access)) = access(draft) else {
+        return Reach::No;
+    };
+    let secret = &draft.seen.secrets.bmc;
+    if !secret.held {
+        draft.effect(Effect::HoldSecret {
+            name: name.clone(),
+            hold: Hold::Owned,
+        });
+    }
+    let probed = draft.seen.bmc.probed.as_ref();
+    match probed.filter(|probed| probed.access == access) {
+        None => {
+            try_credentials(draft, &name);
+            draft.effect(Effect::Probe(access));
+            if draft.state == State::Registering {
+                draft.clear_error();
+                draft.wait_for("Bmc", "waits for the BMC to answer; next: the host is inspected");
+            } else {
+                // Asked again after a start: nothing has changed as far as anybody can see.
+                draft.keep_wait();
+            }
+            draft.why("asks the BMC");
+            Reach::No
+        }
+        Some(Probed { result: Ok(()), .. }) => {
+            good_credentials(draft, &name);
+            draft.forget(ErrorType::Registration);
+            Reach::Bmc
+        }
+        Some(Probed {
+            result: Err(failure), ..
+        }) => unanswered(draft, failure, access),
+    }
+}
+
+/// The Secret's name and the access as the host has it; none: it has none, and the draft says why.
+fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
+    let bmc = draft.host.spec.bmc.clone().unwrap_or_default();
+    if bmc.address.is_empty() || bmc.credentials_name.is_empty() {
+        let what = if bmc.address.is_empty() {
+            "address"
+        } else {
+            "credentialsName"
+        };
+        draft.refuse(ErrorType::Registration, format!("spec.bmc.{what} is missing"));
+        return None;
+    }
+    let name = bmc.credentials_name;
+    match &draft.seen.secrets.bmc.state {
+        SecretState::Present { content, .. } => {
+            let access = Access {
+                address: bmc.address,
+                insecure: bmc.disable_certificate_verification == Some(true),
+                credentials: content.clone(),
+            };
+            return Some((name, access));
+        }
+        SecretState::Missing | SecretState::Unnamed => {
+            draft.refuse(
+                ErrorType::Registration,
+                format!("the Secret {name} with the BMC's credentials does not exist"),
+            );
+            draft.again(LOOK_AGAIN);
+        }
+        SecretState::Unreadable(why) => {
+            draft.keep_wait();
+            draft.why(format!("the Secret {name} cannot be read: {why}"));
+            draft.again(LOOK_AGAIN);
+        }
+        SecretState::Invalid(why) => {
+            let message = format!("the Secret {name} with the BMC's credentials cannot be used: {why}");
+            draft.refuse(ErrorType::Registration, message);
+        }
+    }
+    None
+}
+
+fn reference(draft: &Draft<'_>, name: &str) -> CredentialsStatus {
+    let version = match &draft.seen.secrets.bmc.state {
+        SecretState::Present { version, .. } => Some(version.clone()),
+        _ => None,
+    };
+    CredentialsStatus {
+        credentials: Some(SecretReference {
+            name: Some(name.to_owned()),
+            namespace: draft.host.metadata.namespace.clone(),
+        }),
+        credentials_version: version,
+    }
+}
+
+/// Intent before effect: the status says which credentials are tried.
+fn try_credentials(draft: &mut Draft<'_>, name: &str) {
+    let reference = reference(draft, name);
+    if draft.status.good_credentials.as_ref() != Some(&reference) {
+        draft.status.tried_credentials = Some(reference);
+    }
+}
+
+fn good_credentials(draft: &mut Draft<'_>, name: &str) {
+    let reference = reference(draft, name);
+    if draft.status.good_credentials.as_ref() == Some(&reference) {
+        return;
+    }
+    let others = draft.status.good_credentials.is_some();
+    let former = draft.status.good_credentials.as_ref();
+    let former = former.and_then(|former| former.credentials.as_ref()?.name.clone());
+    if let Some(former) = former.filter(|former| former != name && !former.is_empty()) {
+        draft.effect(Effect::ReleaseSecret { name: former });
+    }
+    // Registration's own end stands there already; other credentials of a registered host are worth a line.
+    let tried = draft.status.tried_credentials.as_ref() == Some(&reference);
+    if others && tried && draft.state != State::Registering {
+        let at = draft.now;
+        draft.begin(|history| &mut history.register);
+        draft.end(|history| &mut history.register);
+        draft.tell(
+            "BMCAccessValidated",
+            format!(
+                "the BMC accepts the credentials of Secret {name} (tried {})",
+                whole_seconds(at).0
+            ),
+        );
+    }
+    draft.status.tried_credentials = Some(reference.clone());
+    draft.status.good_credentials = Some(reference);
+}
+
+/// The BMC was asked and did not let us in.
+fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach {
+    let message = format!("BMC {}: {}", access.address, failure.message);
+    match failure.class {
+        FailureClass::Credentials | FailureClass::Address | FailureClass::Certificate => {
+            draft.refuse(ErrorType::Registration, message);
+            if failure.class == FailureClass::Certificate {
+                // It may be mended at the BMC, of which nobody tells us.
+                ask_again(draft, failure, access);
+            }
+            Reach::No
+        }
+        _ if draft.state == State::Registering => {
+            let counted = draft
+                .failed_at()
+                .is_some_and(|at| at >= whole_seconds(failure.at).0);
+            match draft.hold_off(&[ErrorType::Registration]) {
+                HoldOff::Waiting if counted => {}
+                HoldOff::Over if counted => {
+                    draft.clear_error();
+                    draft.effect(Effect::Probe(access));
+                    draft.wait_for("Bmc", "waits for the BMC to answer; next: the host is inspected");
+                }
+                _ => draft.fail(ErrorType::Registration, message),
+            }
+            Reach::No
+        }
+        _ => {
+            draft.forget(ErrorType::Registration);
+            draft.powerless = Some(message);
+            ask_again(draft, failure, access);
+            Reach::Silent(failure.clone())
+        }
+    }
+}
+
+fn ask_again(draft: &mut Draft<'_>, failure: &Failure, access: Access) {
+    let due = failure.at.checked_add(ASK_AGAIN).unwrap_or(draft.now);
+    if draft.now >= due {
+        draft.effect(Effect::Probe(access));
+    }
+    draft.again_at(due.max(draft.now));
+}
+
+fn in_band(draft: &mut Draft<'_>) -> Reach {
+    if draft.annotation(IN_BAND_ANNOTATION).is_none() {
+        draft.refuse(
+            ErrorType::Registration,
+            format!(
+                "the host has no BMC, and nobody allows to manage it through its ramdisk (annotation {IN_BAND_ANNOTATION})"
+            ),
+        );
+        return Reach::No;
+    }
+    if draft.state != State::Registering {
+        draft.forget(ErrorType::Registration);
+    }
+    Reach::InBand
+}
+
+/// Whether the opt-in holds for the session; if not, what is missing.
+pub(super) fn opted_in(value: &str, session: &Session, segment: Option<&Segment>) -> Result<(), String> {
+    if value == IN_BAND_SEGMENT {
+        return match segment.map(|segment| segment.spec.required_trust) {
+            Some(required) if required <= Trust::Segment => Ok(()),
+            Some(_) => Err(format!(
+                "{IN_BAND_ANNOTATION} says `{IN_BAND_SEGMENT}`, but Segment {} requires more trust than that",
+                session.segment
+            )),
+            None => Err(format!("Segment {} is not seen", session.segment)),
+        };
+    }
+    if !session.key.is_empty() && session.key.eq_ignore_ascii_case(value.trim()) {
+        return Ok(());
+    }
+    Err(format!(
+        "{IN_BAND_ANNOTATION} names another key than that of the session, which is {}: compare it with the machine's console",
+        session.key
+    ))
+}
+
+/// Whether user data may be given to the session; if not, what is missing.
+pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(), String> {
+    if let Some(value) = draft.annotation(IN_BAND_ANNOTATION)
+        && !has_bmc(draft.host)
+        && opted_in(value, session, draft.seen.segment).is_ok()
+    {
+        return Ok(());
+    }
+    let Some(segment) = draft.seen.segment else {
+        return Err(format!(
+            "Segment {} is not seen, so its required trust is not known",
+            session.segment
+        ));
+    };
+    let required = segment.spec.required_trust.max(Trust::Segment);
+    if session.trust >= required {
+        return Ok(());
+    }
+    let [is, needs] = [session.trust, required].map(crate::discovery::host::trust_name);
+    Err(format!(
+        "user data is given to sessions with trust `{needs}` only (Segment {}), and this one has `{is}`",
+        session.segment
+    ))
+}

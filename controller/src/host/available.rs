@@ -1,0 +1,177 @@
+//! A host that is ready to be used: whether it is to be, and whether all is there for that. Pure.
+//!
+//! All that can be known beforehand is checked here, while nothing is lost: upstream starts, fails, cleans and starts again.
+
+use jiff::{SignedDuration, Timestamp};
+use muster_proto::kinds::{BareMetalHostSpec, ErrorType, INSPECT_ANNOTATION, Image, OperationalStatus};
+
+use super::{
+    State, access, backoff, disk,
+    draft::Draft,
+    guard, image, inspection, power,
+    preparing::{self, effective_hints},
+    provisioning, registration,
+    secrets::{self, Inputs},
+};
+
+/// The host is available.
+pub(super) fn go_on(draft: &mut Draft<'_>) {
+    let spec = &draft.host.spec;
+    if spec.externally_provisioned == Some(true) {
+        draft.enter(State::ExternallyProvisioned);
+        return;
+    }
+    let asked = draft
+        .annotation(INSPECT_ANNOTATION)
+        .is_some_and(|value| value != "disabled");
+    if asked && !registration::inspection_disabled(draft.host) {
+        inspection::begin_again(draft);
+        return;
+    }
+    if preparing::is_outdated(draft) {
+        draft.enter(State::Preparing);
+        return;
+    }
+    if draft.host.spec.image.is_none() {
+        draft.status.provisioning_fail_count = 0;
+    }
+    let reach = access::ensure(draft);
+    if wants_provisioning(draft) {
+        if admit(draft) {
+            provisioning::begin(draft);
+            return;
+        }
+    } else {
+        draft.forget(ErrorType::Provisioning);
+        if draft.status.operational_status == OperationalStatus::Delayed {
+            draft.status.operational_status = OperationalStatus::Ok;
+        }
+    }
+    power::manage(draft, &reach);
+}
+
+/// True if the spec names something to run.
+pub(super) fn has_request(spec: &BareMetalHostSpec) -> bool {
+    image_url(spec.image.as_ref()).is_some()
+        || spec
+            .custom_deploy
+            .as_ref()
+            .is_some_and(|custom| !custom.method.is_empty())
+}
+
+/// The image's URL, if it has one.
+pub(super) fn image_url(image: Option<&Image>) -> Option<&str> {
+    image
+        .map(|image| image.url.as_str())
+        .filter(|url| !url.is_empty())
+}
+
+fn wants_provisioning(draft: &Draft<'_>) -> bool {
+    draft.host.spec.online && has_request(&draft.host.spec)
+}
+
+/// True if provisioning may begin now; if not, the draft says why.
+fn admit(draft: &mut Draft<'_>) -> bool {
+    if guard::is_protected(draft.host) {
+        draft.refuse(
+            ErrorType::Provisioning,
+            "the host is protected: its disks are not written before the annotation muster.dev/protected is removed",
+        );
+        return false;
+    }
+    if let Err(why) = refusal(draft) {
+        draft.refuse(ErrorType::Provisioning, why);
+        return false;
+    }
+    if !tries_again(draft) {
+        return false;
+    }
+    match secrets::inputs(draft) {
+        Inputs::Ready => {}
+        Inputs::Wait(why) => {
+            draft.wait_for("Inputs", format!("{why}; next: the image is written"));
+            draft.again(access::LOOK_AGAIN);
+            return false;
+        }
+        Inputs::Bad(why) => {
+            draft.refuse(ErrorType::Provisioning, why);
+            draft.again(access::LOOK_AGAIN);
+            return false;
+        }
+    }
+    draft.takes_slot()
+}
+
+/// What makes the request one that cannot be fulfilled, as far as it can be known now.
+fn refusal(draft: &Draft<'_>) -> Result<(), String> {
+    request(&draft.host.spec)?;
+    guard::rival(draft.seen)?;
+    let status = draft.seen.server.and_then(|server| server.status.as_ref());
+    if let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) {
+        disk::choose(effective_hints(draft).as_ref(), &inventory.disks)?;
+    }
+    Ok(())
+}
+
+/// What makes the request one that this version cannot fulfil.
+pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
+    if let Some(custom) = spec
+        .custom_deploy
+        .as_ref()
+        .filter(|custom| !custom.method.is_empty())
+    {
+        return Err(format!(
+            "the deploy method `{}` is unknown: this version has none, set spec.image instead",
+            custom.method
+        ));
+    }
+    let image = spec.image.as_ref().ok_or("the host has no image")?;
+    image::source(image).map(drop)
+}
+
+/// After failures the same image is tried again later and later, and at last not at all; another image at once.
+fn tries_again(draft: &mut Draft<'_>) -> bool {
+    let failures = draft.status.provisioning_fail_count;
+    if failures == 0 {
+        return true;
+    }
+    if draft.host.spec.image != draft.status.last_attempted_image {
+        draft.status.provisioning_fail_count = 0;
+        return true;
+    }
+    let why = match draft.old.error_message.as_str() {
+        "" => "see the events",
+        message => message,
+    }
+    .to_owned();
+    let most = draft.seen.max_provisioning_retries;
+    if most > 0 && failures >= most {
+        let given_up = format!("gave up after {failures} attempts: ");
+        let why = why.strip_prefix(&given_up).unwrap_or(&why);
+        draft.refuse(ErrorType::Provisioning, format!("{given_up}{why}"));
+        return false;
+    }
+    let ended = ended(draft).unwrap_or(draft.now);
+    let pause = backoff::pause(draft.uid(), failures);
+    let due = SignedDuration::try_from(pause)
+        .ok()
+        .and_then(|pause| ended.checked_add(pause).ok())
+        .unwrap_or(draft.now);
+    if draft.now >= due {
+        return true;
+    }
+    draft.wait_for(
+        "Delay",
+        format!(
+            "attempt {failures} failed: {why}; next: another one after {}",
+            backoff::words(pause)
+        ),
+    );
+    draft.again_at(due);
+    false
+}
+
+fn ended(draft: &Draft<'_>) -> Option<Timestamp> {
+    let history = draft.old.operation_history.as_ref()?;
+    history.deprovision.as_ref()?.end.as_ref().map(|end| end.0)
+}

@@ -1,0 +1,179 @@
+//! The conditions of a host: upstream's types and reasons, with messages, and one of ours that says what it waits for. Pure.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use muster_proto::kinds::{BareMetalHostStatus, ErrorType, OperationalStatus};
+
+use super::{
+    State,
+    draft::{Wait, whole_seconds},
+};
+
+/// Our condition: true while the host waits for something; the message says for what, since when, and what happens next.
+pub const WAITING: &str = "Waiting";
+
+/// What stands between the message and the time.
+pub(super) const SINCE: &str = " (since ";
+
+/// Every reason that [`WAITING`] can have while it is true.
+pub const WAITING_REASONS: [&str; 19] = [
+    "Bmc",
+    "Clean",
+    "Contested",
+    "Delay",
+    "Detached",
+    "Inputs",
+    "Inspection",
+    "Inventory",
+    "Leave",
+    "Place",
+    "PowerByHand",
+    "PowerCycleByHand",
+    "PoweringOff",
+    "PoweringOn",
+    "Ramdisk",
+    super::draft::REFUSED,
+    super::draft::RETRY,
+    "Trust",
+    "Write",
+];
+
+/// The reason that is called `word`.
+pub(super) fn reason(word: &str) -> Option<&'static str> {
+    WAITING_REASONS.into_iter().find(|reason| *reason == word)
+}
+
+/// One condition as it should be.
+struct Fact {
+    type_: &'static str,
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+}
+
+fn fact(type_: &'static str, reason: Result<&'static str, &'static str>, message: &str) -> Fact {
+    let (status, reason) = match reason {
+        Ok(reason) => ("True", reason),
+        Err(reason) => ("False", reason),
+    };
+    Fact {
+        type_,
+        status,
+        reason,
+        message: message.to_owned(),
+    }
+}
+
+/// Brings the conditions of `status` up to date with the rest of it; those of other types stay.
+pub(super) fn set(
+    status: &mut BareMetalHostStatus,
+    wait: Option<&Wait>,
+    powerless: Option<&str>,
+    now: Timestamp,
+) {
+    let mut facts = upstream(status, powerless);
+    facts.push(match wait {
+        Some(wait) => Fact {
+            type_: WAITING,
+            status: "True",
+            reason: wait.reason,
+            message: format!("{}{SINCE}{})", wait.message, whole_seconds(wait.since).0),
+        },
+        None => fact(WAITING, Err("Nothing"), "nothing is to be done"),
+    });
+    for wanted in facts {
+        let since = wait
+            .filter(|_| wanted.type_ == WAITING)
+            .map(|wait| whole_seconds(wait.since));
+        put(&mut status.conditions, wanted, since, now);
+    }
+}
+
+fn put(
+    all: &mut Vec<Condition>,
+    wanted: Fact,
+    since: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
+    now: Timestamp,
+) {
+    let old = all.iter_mut().find(|condition| condition.type_ == wanted.type_);
+    let same = old
+        .as_ref()
+        .filter(|old| old.status == wanted.status && old.reason == wanted.reason)
+        .map(|old| old.last_transition_time.clone());
+    let fresh = Condition {
+        type_: wanted.type_.to_owned(),
+        status: wanted.status.to_owned(),
+        reason: wanted.reason.to_owned(),
+        message: wanted.message,
+        last_transition_time: since.or(same).unwrap_or_else(|| whole_seconds(now)),
+        observed_generation: None,
+    };
+    match old {
+        Some(old) => *old = fresh,
+        None => all.push(fresh),
+    }
+}
+
+fn upstream(status: &BareMetalHostStatus, powerless: Option<&str>) -> Vec<Fact> {
+    let state = State::parse(&status.provisioning.state);
+    let error = status.error_message.as_str();
+    let registration = status.error_type == Some(ErrorType::Registration);
+    let manageable = match state {
+        State::New | State::Unmanaged | State::Foreign => {
+            fact("Manageable", Err("NotManaged"), "the host has no BMC")
+        }
+        _ if registration => fact("Manageable", Err("RegistrationFailed"), error),
+        State::Registering => fact("Manageable", Err("Registering"), ""),
+        _ => match powerless {
+            Some(message) => fact("Manageable", Err("PowerFailure"), message),
+            None => fact("Manageable", Ok("Manageable"), ""),
+        },
+    };
+    let provisioned = state.is_provisioned();
+    let ready = match status.operational_status {
+        _ if !provisioned => Err("NotProvisioned"),
+        OperationalStatus::Ok => Ok("Ready"),
+        OperationalStatus::Servicing => Err("Servicing"),
+        OperationalStatus::Detached => Err("Detached"),
+        _ => Err("Error"),
+    };
+    let progressing = match state {
+        _ if status.operational_status == OperationalStatus::Detached => Err("Detached"),
+        State::Registering => Ok("Registering"),
+        State::Inspecting => Ok("Inspecting"),
+        State::Preparing => Ok("Preparing"),
+        State::Provisioning => Ok("Provisioning"),
+        State::Deprovisioning => Ok("Deprovisioning"),
+        State::PoweringOffBeforeDelete => Ok("PoweringOffBeforeDelete"),
+        State::Deleting => Ok("Deleting"),
+        _ => Err("NotProgressing"),
+    };
+    vec![
+        manageable,
+        fact(
+            "AvailableForProvisioning",
+            match state {
+                State::Available => Ok("Available"),
+                _ => Err("NotAvailable"),
+            },
+            "",
+        ),
+        fact(
+            "Provisioned",
+            if provisioned {
+                Ok("Provisioned")
+            } else {
+                Err("NotProvisioned")
+            },
+            "",
+        ),
+        fact("Ready", ready, if provisioned { error } else { "" }),
+        fact("Progressing", progressing, error),
+        Fact {
+            type_: "Healthy",
+            status: "Unknown",
+            reason: "Unknown",
+            message: String::new(),
+        },
+    ]
+}

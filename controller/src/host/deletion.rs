@@ -1,0 +1,154 @@
+//! How a host goes: every way ends with the finalizer off. Pure.
+
+use muster_proto::kinds::ErrorType;
+
+use super::{
+    State,
+    access::{self, Reach},
+    deprovisioning::PATIENCE,
+    draft::{Draft, HoldOff},
+    jobs::{self, Job},
+    observed::{Bmc, Power},
+    plan::{Effect, HARDWARE_FINALIZER, Task},
+    power, ramdisk,
+    reboot::Wish,
+    secrets,
+};
+
+/// Turns a host that is being deleted onto its way out. True if it was turned now.
+pub(super) fn turn(draft: &mut Draft<'_>) -> bool {
+    let state = draft.state;
+    if state == State::Deleting {
+        return false;
+    }
+    let young = matches!(state, State::New | State::Unmanaged | State::Registering);
+    let unreachable =
+        draft.old.error_type == Some(ErrorType::Registration) && draft.old.error_count > PATIENCE;
+    if young || state == State::Foreign || unreachable || access::is_hopeless(draft) {
+        if !young {
+            draft.warn(
+                "DeletedUnreachable",
+                "the machine cannot be reached: it is neither cleaned nor switched off",
+            );
+        }
+        draft.enter(State::Deleting);
+        return true;
+    }
+    match state {
+        State::Provisioning | State::Provisioned => super::deprovisioning::begin(draft),
+        State::Inspecting | State::Preparing | State::Available | State::ExternallyProvisioned => {
+            draft.enter(State::PoweringOffBeforeDelete);
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// The host is switched off before it goes.
+pub(super) fn power_off(draft: &mut Draft<'_>) {
+    let kept_on = draft.host.spec.disable_power_off == Some(true);
+    if kept_on || draft.old.error_count > PATIENCE {
+        draft.enter(State::Deleting);
+        return;
+    }
+    if draft.hold_off(&[ErrorType::PowerManagement]) == HoldOff::Waiting {
+        return;
+    }
+    draft.clear_error();
+    match access::ensure(draft) {
+        // What the draft refuses here, it refuses for good: nobody mends a host that goes.
+        Reach::No if draft.status.error_type.is_some() => {
+            let why = draft.status.error_message.clone();
+            draft.fail(ErrorType::PowerManagement, why);
+        }
+        Reach::No => {}
+        Reach::Silent(failure) => draft.fail(
+            ErrorType::PowerManagement,
+            format!("the BMC does not answer: {}", failure.message),
+        ),
+        Reach::InBand => in_band(draft),
+        Reach::Bmc => by_bmc(draft),
+    }
+}
+
+fn by_bmc(draft: &mut Draft<'_>) {
+    if let Some(why) = ramdisk::unknown_power(draft) {
+        // Asked again for the next attempt.
+        draft.effect(Effect::ReadPower);
+        draft.fail(
+            ErrorType::PowerManagement,
+            format!("the BMC does not say whether the machine is on: {why}"),
+        );
+        return;
+    }
+    match power::current(draft) {
+        Some(Power::Off) => {
+            draft.enter(State::Deleting);
+            draft.status.powered_on = false;
+        }
+        Some(_) => {
+            let hard = Wish {
+                hard: true,
+                ..Wish::default()
+            };
+            power::switch_off(draft, hard);
+        }
+        None => {}
+    }
+}
+
+fn in_band(draft: &mut Draft<'_>) {
+    let Some((server, _)) = draft.session() else {
+        draft.enter(State::Deleting);
+        return;
+    };
+    let id = jobs::operation(draft, "off-to-delete", None, draft.old.error_count);
+    match jobs::look(server, |job| job == id) {
+        Job::Absent => {
+            jobs::place(draft, server, &id, Task::PowerOff);
+            draft.wait_for(
+                power::GOING_OFF,
+                "waits for the ramdisk to switch the machine off",
+            );
+        }
+        Job::Pending if draft.waited(power::GOING_OFF, ramdisk::BOOT_DEADLINE) => draft.fail(
+            ErrorType::PowerManagement,
+            "the ramdisk does not switch the machine off",
+        ),
+        Job::Pending => {
+            draft.wait_for(
+                power::GOING_OFF,
+                "waits for the ramdisk to switch the machine off",
+            );
+            draft.again(std::time::Duration::from_secs(300));
+        }
+        Job::Failed(error) => draft.fail(ErrorType::PowerManagement, error),
+        Job::Done => draft.enter(State::Deleting),
+    }
+}
+
+/// All that is held for the host is let go, then the host.
+pub(super) fn let_go(draft: &mut Draft<'_>) {
+    let mut busy = jobs::clear(draft);
+    busy |= secrets::release(draft);
+    let finalizers = draft
+        .seen
+        .hardware
+        .and_then(|data| data.metadata.finalizers.as_ref());
+    if finalizers.is_some_and(|all| all.iter().any(|name| name == HARDWARE_FINALIZER)) {
+        draft.effect(Effect::ReleaseHardware);
+        busy = true;
+    }
+    if draft.seen.bmc != Bmc::default() {
+        draft.effect(Effect::ForgetBmc);
+        busy = true;
+    }
+    if busy {
+        draft.keep_wait();
+        draft.why("lets go of what was held for the host");
+        draft.again(std::time::Duration::ZERO);
+        return;
+    }
+    draft.metadata.finalizer = Some(false);
+    draft.why("nothing is held for the host any more");
+}

@@ -1,0 +1,206 @@
+//! Taking away what a host runs: into the ramdisk, clean, available again. Pure.
+
+use std::time::Duration;
+
+use muster_proto::kinds::{ErrorType, RELEASE_ANNOTATION};
+
+use super::{
+    State,
+    access::{self, Reach},
+    disk,
+    draft::{Draft, HoldOff},
+    guard,
+    jobs::{self, Job},
+    observed::Power,
+    plan::Task,
+    power, provisioning, ramdisk,
+};
+
+/// After so many failures of one step a deletion goes on without it.
+pub(super) const PATIENCE: i64 = 3;
+
+/// What the host runs is to go.
+pub(super) fn begin(draft: &mut Draft<'_>) {
+    draft.enter(State::Deprovisioning);
+    draft.begin(|history| &mut history.deprovision);
+    draft.tell("DeprovisioningStarted", "what the host runs is taken away");
+    if draft.host.spec.image.is_none() {
+        draft.status.provisioning_fail_count = 0;
+    }
+}
+
+/// The host is deprovisioning.
+pub(super) fn go_on(draft: &mut Draft<'_>) {
+    let start = draft
+        .old
+        .operation_history
+        .as_ref()
+        .and_then(|history| history.deprovision.as_ref()?.start.as_ref())
+        .map(|start| start.0.as_second());
+    let Some(start) = start else {
+        draft.begin(|history| &mut history.deprovision);
+        draft.again(Duration::ZERO);
+        return;
+    };
+    if draft.is_leaving() && draft.old.error_count > PATIENCE {
+        uncleaned(draft, "it failed too often");
+        return;
+    }
+    if draft
+        .annotation(RELEASE_ANNOTATION)
+        .is_some_and(|value| value != "false")
+    {
+        uncleaned(draft, "somebody asked for it");
+        return;
+    }
+    match draft.hold_off(&[ErrorType::Provisioning]) {
+        HoldOff::Waiting => return,
+        // An error of the provisioning that is being taken back is shown until the next one.
+        HoldOff::None if draft.old.error_type == Some(ErrorType::Provisioning) => {}
+        HoldOff::None | HoldOff::Over => draft.clear_error(),
+    }
+    if guard::is_protected(draft.host) && draft.is_leaving() {
+        uncleaned(draft, "the host is protected");
+        return;
+    }
+    if !draft.takes_slot() {
+        return;
+    }
+    let reach = access::ensure(draft);
+    if reach == Reach::No {
+        if draft.is_leaving() && draft.status.error_type == Some(ErrorType::Registration) {
+            // Nobody mends a host that goes.
+            let why = draft.status.error_message.clone();
+            draft.fail(ErrorType::Provisioning, why);
+        }
+        return;
+    }
+    let operation = jobs::operation(draft, "deprovision", Some(start), draft.old.error_count);
+    if provisioning::is_cleaned(draft) {
+        clean(draft, &reach, &operation);
+    } else {
+        stop(draft, &reach);
+    }
+}
+
+fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
+    let id = format!("{operation}-clean");
+    if let Some(server) = draft.seen.server {
+        match jobs::look(server, |job| job == id) {
+            Job::Done => return finish(draft),
+            Job::Failed(error) => {
+                let message = format!("the disks could not be cleaned: {error}");
+                return draft.fail(ErrorType::Provisioning, message);
+            }
+            Job::Absent | Job::Pending => {}
+        }
+    }
+    let then = "its disks are cleaned";
+    let Some((server, _)) = ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then) else {
+        return;
+    };
+    let inventory = server
+        .status
+        .as_ref()
+        .and_then(|status| status.inventory.as_ref());
+    let Some(inventory) = inventory else {
+        draft.wait_for(
+            "Inventory",
+            "waits for the ramdisk to report the disks; next: they are cleaned",
+        );
+        return;
+    };
+    let hints = super::preparing::effective_hints(draft);
+    let root = disk::choose(hints.as_ref(), &inventory.disks).ok();
+    let disks = disk::to_clean(&inventory.disks, root);
+    if disks.is_empty() {
+        return finish(draft);
+    }
+    match guard::to_clean(draft.host, draft.seen, &disks) {
+        Ok(permit) => {
+            jobs::place(draft, server, &id, Task::Clean(permit));
+            draft.wait_for(
+                "Clean",
+                "waits for the ramdisk to clear the disks; next: the host is available",
+            );
+        }
+        Err(why) => draft.fail(
+            ErrorType::Provisioning,
+            format!("the disks are not cleaned: {why}"),
+        ),
+    }
+}
+
+/// Without cleaning: what runs is switched off, where that can be done.
+fn stop(draft: &mut Draft<'_>, reach: &Reach) {
+    let keeps_on = draft.host.spec.disable_power_off == Some(true);
+    if keeps_on || *reach == Reach::InBand || draft.session().is_some() {
+        return finish(draft);
+    }
+    match power::current(draft) {
+        Some(Power::Off) => {
+            draft.status.powered_on = false;
+            finish(draft);
+        }
+        Some(_) => power::switch_off(
+            draft,
+            super::reboot::Wish {
+                hard: true,
+                ..Default::default()
+            },
+        ),
+        None => {
+            if draft.waited("Bmc", ramdisk::BOOT_DEADLINE) {
+                draft.fail(
+                    ErrorType::Provisioning,
+                    "the BMC does not say whether the machine is on",
+                );
+            } else if draft.powerless.is_some() {
+                draft.wait_for(
+                    "Bmc",
+                    "waits for the BMC to say whether the machine is on; next: it is switched off",
+                );
+            }
+        }
+    }
+}
+
+fn uncleaned(draft: &mut Draft<'_>, why: &str) {
+    draft.warn("NotCleaned", format!("the disks are as they were: {why}"));
+    if draft.annotation(RELEASE_ANNOTATION).is_some() {
+        draft
+            .metadata
+            .remove_annotations
+            .push(RELEASE_ANNOTATION.to_owned());
+    }
+    finish(draft);
+}
+
+fn finish(draft: &mut Draft<'_>) {
+    let error = (
+        draft.status.error_type,
+        draft.status.error_message.clone(),
+        draft.status.operational_status,
+    );
+    let next = match draft.is_leaving() {
+        true => State::PoweringOffBeforeDelete,
+        false => State::Available,
+    };
+    draft.enter(next);
+    if next == State::Available
+        && draft.status.provisioning_fail_count > 0
+        && error.0 == Some(ErrorType::Provisioning)
+    {
+        // What failed is to be seen until the next attempt.
+        (
+            draft.status.error_type,
+            draft.status.error_message,
+            draft.status.operational_status,
+        ) = error;
+    }
+    draft.end(|history| &mut history.deprovision);
+    draft.status.provisioning.image = None;
+    draft.status.provisioning.custom_deploy = None;
+    draft.tell("DeprovisioningComplete", "nothing of what it ran is left to boot");
+    jobs::clear(draft);
+}

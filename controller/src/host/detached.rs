@@ -1,0 +1,92 @@
+//! A host that is taken out of our hands without touching the machine. Pure.
+
+use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, OperationalStatus};
+use serde::Deserialize;
+
+use super::{
+    State,
+    draft::{Draft, annotation},
+    jobs,
+    observed::Bmc,
+    plan::Effect,
+};
+
+/// What the annotation says beside that it is there. What cannot be read says nothing, as upstream has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Arguments {
+    delete_action: DeleteAction,
+    force: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum DeleteAction {
+    Delay,
+    #[default]
+    #[serde(other)]
+    Delete,
+}
+
+/// True if the host is out of our hands, or is to be at once, whatever is being done to it.
+pub(super) fn is_cut_off(host: &BareMetalHost) -> bool {
+    let detached = host
+        .status
+        .as_ref()
+        .is_some_and(|status| status.operational_status == OperationalStatus::Detached);
+    let arguments = annotation(host, DETACHED_ANNOTATION)
+        .map(|value| serde_json::from_str::<Arguments>(value).unwrap_or_default());
+    detached || arguments.is_some_and(|arguments| arguments.force)
+}
+
+/// Leaves the host alone if that is asked for and may be. True if nothing else is to be done.
+pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
+    let is_detached = draft.old.operational_status == OperationalStatus::Detached;
+    let Some(value) = draft.annotation(DETACHED_ANNOTATION) else {
+        if is_detached {
+            draft.status.operational_status = OperationalStatus::Ok;
+            draft.why("taken into our hands again");
+            draft.again(std::time::Duration::ZERO);
+        }
+        return is_detached;
+    };
+    let arguments: Arguments = serde_json::from_str(value).unwrap_or_default();
+    let young = matches!(
+        draft.state,
+        State::New | State::Unmanaged | State::Registering | State::Deleting
+    );
+    let may = draft.state.is_steady() || is_detached || (arguments.force && !young);
+    if !may {
+        return false;
+    }
+    if draft.is_leaving() {
+        return leave(draft, arguments);
+    }
+    draft.clear_error();
+    draft.status.operational_status = OperationalStatus::Detached;
+    jobs::clear(draft);
+    if draft.seen.bmc != Bmc::default() {
+        draft.effect(Effect::ForgetBmc);
+    }
+    draft.wait_for(
+        "Detached",
+        format!("the host is detached; next: goes on where it was once the annotation {DETACHED_ANNOTATION} is removed"),
+    );
+    true
+}
+
+/// A detached host that is being deleted goes at once, with the machine as it is, unless it is to wait for that.
+fn leave(draft: &mut Draft<'_>, arguments: Arguments) -> bool {
+    if draft.state == State::Deleting {
+        return false;
+    }
+    if arguments.delete_action == DeleteAction::Delay {
+        draft.wait_for(
+            "Detached",
+            format!("the host is deleted while detached; next: goes on once the annotation {DETACHED_ANNOTATION} is removed"),
+        );
+        return true;
+    }
+    draft.enter(State::Deleting);
+    true
+}

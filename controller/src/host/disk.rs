@@ -1,0 +1,152 @@
+//! Which disk the image goes to, and which disks are cleaned. Pure.
+//!
+//! All hints must hold. Several disks may: then it is the first by kernel name, as upstream takes it. Without hints it is the
+//! smallest disk of at least 4 GiB that is neither removable nor read-only nor one of several paths to the same disk. Upstream
+//! would take `/dev/sda` there, whatever that is; a profile that says so counts only where somebody set it.
+
+use std::collections::BTreeMap;
+
+use muster_proto::{
+    inventory::{Disk, Transport},
+    kinds::RootDeviceHints,
+};
+
+/// The least size of a disk that is chosen without hints, in bytes.
+const LEAST: u64 = 4 << 30;
+
+/// The hints that a hardware profile stands for, as upstream has them.
+pub(super) fn profile_hints(profile: Option<&str>) -> Option<RootDeviceHints> {
+    let named = |name: &str| {
+        Some(RootDeviceHints {
+            device_name: Some(name.to_owned()),
+            ..RootDeviceHints::default()
+        })
+    };
+    let located = |hctl: &str| {
+        Some(RootDeviceHints {
+            hctl: Some(hctl.to_owned()),
+            ..RootDeviceHints::default()
+        })
+    };
+    match profile? {
+        "unknown" => named("/dev/sda"),
+        "libvirt" => named("/dev/vda"),
+        "openstack" => named("/dev/vdb"),
+        "dell" => located("0:0:0:0"),
+        "dell-raid" => located("0:2:0:0"),
+        _ => None,
+    }
+}
+
+/// True for the hints of any profile: upstream stores them for hosts that have none of their own.
+pub(super) fn is_profile_default(hints: &RootDeviceHints) -> bool {
+    ["unknown", "libvirt", "openstack", "dell", "dell-raid"]
+        .into_iter()
+        .any(|profile| profile_hints(Some(profile)).as_ref() == Some(hints))
+}
+
+/// The disk that the image goes to; else why there is none.
+pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> Result<&'a Disk, String> {
+    let Some(hints) = hints.filter(|hints| **hints != RootDeviceHints::default()) else {
+        let paths = paths(disks);
+        return disks
+            .iter()
+            .filter(|disk| disk.size_bytes >= LEAST && is_writable(disk) && !is_path(&paths, disk))
+            .min_by_key(|disk| disk.size_bytes)
+            .ok_or_else(|| {
+                format!(
+                    "none of the {} disks has at least 4 GiB and is neither removable, read-only nor one of several paths: \
+                     set spec.rootDeviceHints",
+                    disks.len()
+                )
+            });
+    };
+    let disk = disks.iter().find(|disk| matches(hints, disk)).ok_or_else(|| {
+        format!(
+            "none of the {} disks is what spec.rootDeviceHints says: {}",
+            disks.len(),
+            words(hints)
+        )
+    })?;
+    match disk.read_only {
+        true => Err(format!(
+            "the disk {} that spec.rootDeviceHints choose is read-only",
+            disk.name
+        )),
+        false => Ok(disk),
+    }
+}
+
+fn is_writable(disk: &Disk) -> bool {
+    !disk.removable && !disk.read_only
+}
+
+/// How many disks show each world wide name.
+fn paths(disks: &[Disk]) -> BTreeMap<&str, usize> {
+    let mut paths = BTreeMap::new();
+    for name in disks.iter().filter_map(world_wide_name) {
+        *paths.entry(name).or_default() += 1;
+    }
+    paths
+}
+
+fn world_wide_name(disk: &Disk) -> Option<&str> {
+    [&disk.wwn_with_extension, &disk.wwn]
+        .into_iter()
+        .map(String::as_str)
+        .find(|name| !name.is_empty())
+}
+
+fn is_path(paths: &BTreeMap<&str, usize>, disk: &Disk) -> bool {
+    world_wide_name(disk).is_some_and(|name| paths.get(name).is_some_and(|count| *count > 1))
+}
+
+/// Every disk whose partition tables and signatures are cleared: what is built into the machine, and `root`. A disk behind iSCSI or
+/// Fibre Channel may be another machine's as well; it is cleaned only where the image goes to it. One that cannot be told from
+/// others is left out.
+pub(super) fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a Disk> {
+    let remote = |disk: &Disk| matches!(disk.transport, Transport::Iscsi | Transport::Fc);
+    disks
+        .iter()
+        .filter(|disk| disk.size_bytes > 0 && is_writable(disk))
+        .filter(|disk| root == Some(*disk) || (!remote(disk) && can_be_told(disk)))
+        .collect()
+}
+
+/// True if the disk is known again by more than its name and its size.
+pub(super) fn can_be_told(disk: &Disk) -> bool {
+    !(disk.serial.is_empty() && disk.wwn.is_empty() && disk.by_path.is_empty())
+}
+
+fn matches(hints: &RootDeviceHints, disk: &Disk) -> bool {
+    let same = |hint: &Option<String>, value: &str| {
+        hint.as_ref().is_none_or(|hint| hint.eq_ignore_ascii_case(value))
+    };
+    let within = |hint: &Option<String>, value: &str| {
+        hint.as_ref()
+            .is_none_or(|hint| value.to_ascii_lowercase().contains(&hint.to_ascii_lowercase()))
+    };
+    let named = hints
+        .device_name
+        .as_ref()
+        .is_none_or(|name| *name == disk.name || (*name == disk.by_path && !name.is_empty()));
+    let least = hints.min_size_gigabytes.unwrap_or(0).max(0);
+    let large = u64::try_from(least).is_ok_and(|least| disk.size_bytes >> 30 >= least);
+    named
+        && large
+        && same(&hints.hctl, &disk.hctl)
+        && same(&hints.serial_number, &disk.serial)
+        && same(&hints.wwn, &disk.wwn)
+        && same(&hints.wwn_vendor_extension, &disk.wwn_vendor_extension)
+        && same(&hints.wwn_with_extension, &disk.wwn_with_extension)
+        && within(&hints.model, &disk.model)
+        && within(&hints.vendor, &disk.vendor)
+        && hints
+            .rotational
+            .is_none_or(|rotational| rotational == disk.rotational)
+}
+
+/// The hints for people.
+fn words(hints: &RootDeviceHints) -> String {
+    serde_json::to_string(hints).unwrap_or_default()
+}

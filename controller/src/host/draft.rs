@@ -1,0 +1,417 @@
+//! A plan while it is being made: the status as it will be, and all that goes with it. Pure.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    api::core::v1::ObjectReference,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
+use muster_proto::{
+    kinds::{
+        BareMetalHost, BareMetalHostStatus, ErrorType, OperationHistory, OperationMetric, OperationalStatus,
+        Server, Session, SessionState,
+    },
+    text,
+};
+
+use super::{
+    State, backoff, conditions,
+    observed::Observed,
+    plan::{Effect, Metadata, Plan},
+    table,
+};
+use crate::{discovery::host::about, events::Event};
+
+/// Reason of the condition `Waiting` while a failed attempt is to be repeated: its time is that of the failure.
+pub(super) const RETRY: &str = "Retry";
+/// Reason while somebody has to change something first.
+pub(super) const REFUSED: &str = "Refused";
+
+/// What the host waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wait {
+    /// For machines, CamelCase.
+    pub(super) reason: &'static str,
+    /// For people: for what, and what happens next.
+    pub(super) message: String,
+    /// When it began; another one than before only if the reason is another one, or if it begins again.
+    pub(super) since: Timestamp,
+}
+
+/// Whether a failure of before still holds up the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HoldOff {
+    /// There is none that does.
+    None,
+    /// It is not time yet to try again.
+    Waiting,
+    /// It is time to try again.
+    Over,
+}
+
+/// A plan while it is being made.
+#[derive(Debug)]
+pub(super) struct Draft<'a> {
+    pub(super) host: &'a BareMetalHost,
+    pub(super) seen: &'a Observed<'a>,
+    pub(super) now: Timestamp,
+    /// The state at the beginning of the round.
+    pub(super) state: State,
+    /// The status at the beginning of the round.
+    pub(super) old: BareMetalHostStatus,
+    /// The status as it will be.
+    pub(super) status: BareMetalHostStatus,
+    pub(super) metadata: Metadata,
+    pub(super) effects: Vec<Effect>,
+    /// Why the power cannot be told.
+    pub(super) powerless: Option<String>,
+    events: Vec<Event>,
+    wait: Option<Wait>,
+    slot: bool,
+    requeue: Option<Duration>,
+    why: String,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(host: &'a BareMetalHost, seen: &'a Observed<'a>, now: Timestamp) -> Draft<'a> {
+        let old = host.status.clone().unwrap_or_default();
+        Draft {
+            host,
+            seen,
+            now,
+            state: State::of(host),
+            status: old.clone(),
+            old,
+            metadata: Metadata::default(),
+            effects: Vec::new(),
+            powerless: None,
+            events: Vec::new(),
+            wait: None,
+            slot: false,
+            requeue: None,
+            why: String::new(),
+        }
+    }
+
+    pub(super) fn uid(&self) -> &'a str {
+        self.host.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn annotation(&self, name: &str) -> Option<&'a str> {
+        annotation(self.host, name)
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.host.metadata.deletion_timestamp.is_some()
+    }
+
+    /// The session of its ramdisk, if it is there.
+    pub(super) fn session(&self) -> Option<(&'a Server, &'a Session)> {
+        let server = self.seen.server?;
+        let session = server.status.as_ref()?.session.as_ref()?;
+        (session.state == SessionState::Connected).then_some((server, session))
+    }
+
+    pub(super) fn why(&mut self, why: impl Into<String>) {
+        self.why = why.into();
+    }
+
+    pub(super) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Comes back after `pause` or earlier.
+    pub(super) fn again(&mut self, pause: Duration) {
+        self.requeue = Some(self.requeue.map_or(pause, |other| other.min(pause)));
+    }
+
+    /// Comes back at `at` or earlier, but not at once.
+    pub(super) fn again_at(&mut self, at: Timestamp) {
+        let left = Duration::try_from(at.duration_since(self.now)).unwrap_or_default();
+        self.again(left.max(Duration::from_secs(1)));
+    }
+
+    pub(super) fn tell(&mut self, reason: &'static str, message: impl Into<String>) {
+        self.event(false, reason, message.into());
+    }
+
+    pub(super) fn warn(&mut self, reason: &'static str, message: impl Into<String>) {
+        self.event(true, reason, message.into());
+    }
+
+    fn event(&mut self, warning: bool, reason: &'static str, message: String) {
+        let about: ObjectReference = about(self.host);
+        self.events.push(Event {
+            about,
+            warning,
+            reason,
+            message,
+        });
+    }
+
+    /// The host is to be in `state` from now on: errors are past, and the next round does what is done there.
+    pub(super) fn enter(&mut self, state: State) {
+        debug_assert!(
+            table::knows(self.state, state),
+            "{} to {state} is no transition",
+            self.state
+        );
+        self.why(format!("{} -> {state}", self.state));
+        state.name().clone_into(&mut self.status.provisioning.state);
+        self.clear_error();
+        self.status.error_count = 0;
+        if !matches!(state, State::New | State::Unmanaged) {
+            self.status.operational_status = OperationalStatus::Ok;
+        }
+        self.wait = None;
+        self.slot = state.is_busy();
+        self.again(Duration::ZERO);
+    }
+
+    pub(super) fn clear_error(&mut self) {
+        self.status.error_type = None;
+        self.status.error_message.clear();
+        if self.status.operational_status == OperationalStatus::Error {
+            self.status.operational_status = OperationalStatus::Ok;
+        }
+    }
+
+    /// What failed as `kind` before is past.
+    pub(super) fn forget(&mut self, kind: ErrorType) {
+        if self.status.error_type == Some(kind) {
+            self.clear_error();
+        }
+    }
+
+    /// An attempt failed: counted, told, and repeated after a while that doubles with every failure.
+    pub(super) fn fail(&mut self, kind: ErrorType, message: impl AsRef<str>) {
+        let message = text::clean(message.as_ref().as_bytes());
+        self.set_error(kind, &message);
+        self.status.error_count = self.old.error_count.saturating_add(1);
+        let pause = backoff::pause(self.uid(), self.status.error_count);
+        self.warn(event_reason(kind), message.clone());
+        self.wait = Some(Wait {
+            reason: RETRY,
+            message: format!("{message}; next: another attempt after {}", backoff::words(pause)),
+            since: self.now,
+        });
+        self.again(pause);
+        self.why(format!("failed: {message}"));
+    }
+
+    /// Nothing can be done before somebody changes something: not counted and not repeated by itself.
+    pub(super) fn refuse(&mut self, kind: ErrorType, message: impl AsRef<str>) {
+        let message = text::clean(message.as_ref().as_bytes());
+        self.set_error(kind, &message);
+        if self.old.error_message != message || self.old.error_type != Some(kind) {
+            self.warn(event_reason(kind), message.clone());
+        }
+        self.why(format!("refused: {message}"));
+        self.wait_for(
+            REFUSED,
+            format!("{message}; next: goes on as soon as that is changed"),
+        );
+    }
+
+    fn set_error(&mut self, kind: ErrorType, message: &str) {
+        self.status.error_type = Some(kind);
+        message.clone_into(&mut self.status.error_message);
+        self.status.operational_status = OperationalStatus::Error;
+    }
+
+    /// Says what the host waits for.
+    pub(super) fn wait_for(&mut self, reason: &'static str, message: impl Into<String>) {
+        let since = self.waiting_since(reason).unwrap_or(self.now);
+        let message = message.into();
+        if self.why.is_empty() {
+            self.why.clone_from(&message);
+        }
+        self.wait = Some(Wait {
+            reason,
+            message,
+            since,
+        });
+    }
+
+    /// Since when the host has been waiting for `reason`, as its status says; none: it has not.
+    pub(super) fn waiting_since(&self, reason: &str) -> Option<Timestamp> {
+        self.old_wait()
+            .filter(|wait| wait.reason == reason)
+            .map(|wait| wait.last_transition_time.0)
+    }
+
+    fn old_wait(&self) -> Option<&Condition> {
+        let waits =
+            |condition: &&Condition| condition.type_ == conditions::WAITING && condition.status == "True";
+        self.old.conditions.iter().find(waits)
+    }
+
+    /// True if the host waited for `reason` since before `limit`.
+    pub(super) fn waited(&self, reason: &str, limit: SignedDuration) -> bool {
+        self.waiting_since(reason)
+            .is_some_and(|since| self.now.duration_since(since) >= limit)
+    }
+
+    /// When the failure that the status speaks of was counted; none: there is none that is to be repeated. A status that another
+    /// operator wrote has no such condition: then it is when that was.
+    pub(super) fn failed_at(&self) -> Option<Timestamp> {
+        self.old.error_type?;
+        match self.old_wait() {
+            Some(wait) if wait.reason == RETRY => Some(wait.last_transition_time.0),
+            Some(_) => None,
+            None => self
+                .old
+                .last_updated
+                .as_ref()
+                .filter(|_| self.old.error_count > 0)
+                .map(|at| at.0),
+        }
+    }
+
+    /// Whether a failure of one of `kinds` still holds up the work; if so, all stays as it is until it is time.
+    pub(super) fn hold_off(&mut self, kinds: &[ErrorType]) -> HoldOff {
+        let kind = self.old.error_type.filter(|kind| kinds.contains(kind));
+        let (Some(_), Some(at)) = (kind, self.failed_at()) else {
+            return HoldOff::None;
+        };
+        let pause = backoff::pause(self.uid(), self.old.error_count);
+        let due = at.checked_add(pause).unwrap_or(self.now);
+        if self.now >= due {
+            return HoldOff::Over;
+        }
+        self.keep_wait();
+        self.why("waits before another attempt");
+        self.again_at(due);
+        HoldOff::Waiting
+    }
+
+    /// What the host waited for before, it waits for still.
+    pub(super) fn keep_wait(&mut self) {
+        self.wait = None;
+        let old = self.old_wait().map(|wait| {
+            (
+                wait.reason.clone(),
+                wait.message.clone(),
+                wait.last_transition_time.0,
+            )
+        });
+        let Some((reason, mut message, since)) = old else {
+            return;
+        };
+        if let Some(at) = message.rfind(conditions::SINCE) {
+            message.truncate(at);
+        }
+        if let Some(reason) = conditions::reason(&reason) {
+            self.wait = Some(Wait {
+                reason,
+                message,
+                since,
+            });
+        }
+    }
+
+    /// The host needs a place among the busy ones. False: it has none and is delayed.
+    pub(super) fn takes_slot(&mut self) -> bool {
+        self.slot = true;
+        if self.seen.slot {
+            if self.status.operational_status == OperationalStatus::Delayed {
+                self.status.operational_status = OperationalStatus::Ok;
+            }
+            return true;
+        }
+        self.status.operational_status = OperationalStatus::Delayed;
+        self.wait_for(
+            "Place",
+            "waits for a place among the hosts that are busy at once; next: goes on as soon as another one ends",
+        );
+        self.again(backoff::pause(self.uid(), 1));
+        false
+    }
+
+    /// The history entry that `which` picks.
+    pub(super) fn history(
+        &mut self,
+        which: fn(&mut OperationHistory) -> &mut Option<OperationMetric>,
+    ) -> &mut OperationMetric {
+        let history = self
+            .status
+            .operation_history
+            .get_or_insert_with(OperationHistory::default);
+        which(history).get_or_insert_with(OperationMetric::default)
+    }
+
+    /// An operation begins now; later than any of its kind before, since its name is made of the time.
+    pub(super) fn begin(&mut self, which: fn(&mut OperationHistory) -> &mut Option<OperationMetric>) {
+        let now = self.now;
+        let metric = self.history(which);
+        let after = metric
+            .start
+            .as_ref()
+            .and_then(|start| start.0.checked_add(SignedDuration::from_secs(1)).ok());
+        let start = after.map_or(now, |after| after.max(now));
+        *metric = OperationMetric {
+            start: Some(whole_seconds(start)),
+            end: None,
+        };
+    }
+
+    /// An operation ended now.
+    pub(super) fn end(&mut self, which: fn(&mut OperationHistory) -> &mut Option<OperationMetric>) {
+        let now = self.now;
+        let metric = self.history(which);
+        let end = metric.start.as_ref().map_or(now, |start| start.0.max(now));
+        metric.end = Some(whole_seconds(end));
+    }
+
+    /// The plan.
+    pub(super) fn finish(mut self) -> Plan {
+        conditions::set(
+            &mut self.status,
+            self.wait.as_ref(),
+            self.powerless.as_deref(),
+            self.now,
+        );
+        let dirty = self.host.status.is_none() || self.status != self.old;
+        if dirty {
+            self.status.last_updated = Some(whole_seconds(self.now));
+        }
+        if !self.metadata.is_empty() {
+            // What comes next rests on what is written now.
+            self.again(Duration::ZERO);
+        }
+        Plan {
+            status: dirty.then(|| Box::new(self.status)),
+            metadata: self.metadata,
+            effects: self.effects,
+            events: self.events,
+            slot: self.slot,
+            requeue: self.requeue,
+            why: self.why,
+        }
+    }
+}
+
+/// The value of an annotation.
+pub(super) fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a str> {
+    host.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Kubernetes keeps whole seconds; anything finer would differ from what is read back.
+pub(super) fn whole_seconds(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+/// Upstream's reason of the Event about an error.
+fn event_reason(kind: ErrorType) -> &'static str {
+    match kind {
+        ErrorType::ProvisionedRegistration => "ProvisionedRegistrationError",
+        ErrorType::Registration => "RegistrationError",
+        ErrorType::Inspection => "InspectionError",
+        ErrorType::Preparation => "PreparationError",
+        ErrorType::Provisioning => "ProvisioningError",
+        ErrorType::PowerManagement => "PowerManagementError",
+        ErrorType::Servicing => "ServicingError",
+        ErrorType::Detach => "DetachError",
+    }
+}

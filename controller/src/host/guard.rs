@@ -1,0 +1,175 @@
+//! Leave to destroy data. Only this module makes a [`Permit`], and no job that cleans or writes can be made without one. Pure.
+
+use muster_proto::{
+    inventory::Disk,
+    job::{DiskId, MachineId},
+    kinds::{BareMetalHost, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, Server, SessionState},
+};
+
+use super::{State, detached::is_cut_off, disk::can_be_told, draft::annotation, observed::Observed};
+use crate::discovery::host;
+
+/// Leave to destroy what is on these disks of this machine, given in this round and for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permit {
+    machine: MachineId,
+    disks: Vec<DiskId>,
+}
+
+impl Permit {
+    /// The machine that is meant.
+    pub fn machine(&self) -> &MachineId {
+        &self.machine
+    }
+
+    /// The disks that are meant; for a write exactly one.
+    pub fn disks(&self) -> &[DiskId] {
+        &self.disks
+    }
+}
+
+/// True if nothing on the host's disks may be destroyed, whatever its spec says.
+pub(super) fn is_protected(host: &BareMetalHost) -> bool {
+    annotation(host, PROTECTED_ANNOTATION).is_some_and(|value| value != "false")
+}
+
+/// Whether another host is in the way: one that precedes this one, or whose machine may carry somebody's data.
+pub(super) fn rival(seen: &Observed<'_>) -> Result<(), String> {
+    let in_use =
+        |state: State| state.is_provisioned() || matches!(state, State::Provisioning | State::Deprovisioning);
+    match seen
+        .rivals
+        .iter()
+        .find(|rival| rival.precedes || in_use(rival.state))
+    {
+        Some(rival) => Err(format!(
+            "host {} declares the same machine: {}",
+            rival.path, rival.by
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Leave to write an image to `disk`.
+pub(super) fn to_write(host: &BareMetalHost, seen: &Observed<'_>, disk: &Disk) -> Result<Permit, String> {
+    if State::of(host) != State::Provisioning || host.metadata.deletion_timestamp.is_some() {
+        return Err("the host is not provisioning".to_owned());
+    }
+    let wanted = host
+        .spec
+        .image
+        .as_ref()
+        .is_some_and(|image| !image.url.is_empty());
+    if !wanted {
+        return Err("the host has no image".to_owned());
+    }
+    permit(host, seen, &[disk])
+}
+
+/// Leave to clear the partition tables and signatures of `disks`.
+pub(super) fn to_clean(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<Permit, String> {
+    if !matches!(State::of(host), State::Provisioning | State::Deprovisioning) {
+        return Err("the host is neither provisioning nor deprovisioning".to_owned());
+    }
+    permit(host, seen, disks)
+}
+
+fn permit(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<Permit, String> {
+    if is_protected(host) {
+        return Err(format!(
+            "the host is protected (annotation {PROTECTED_ANNOTATION})"
+        ));
+    }
+    if annotation(host, PAUSED_ANNOTATION).is_some() || is_cut_off(host) {
+        return Err("the host is left alone: it is paused or detached".to_owned());
+    }
+    rival(seen)?;
+    if host.spec.externally_provisioned == Some(true) {
+        return Err("somebody else provisioned the host".to_owned());
+    }
+    let server = seen.server.ok_or("no machine is known to be the host's")?;
+    let machine = machine(host, server)?;
+    let disks: Vec<DiskId> = disks
+        .iter()
+        .map(|disk| identified(server, disk))
+        .collect::<Result<_, _>>()?;
+    if disks.is_empty() {
+        return Err("the machine has no disk".to_owned());
+    }
+    Ok(Permit { machine, disks })
+}
+
+/// The machine behind `server`, if it is the host's and can be told from others.
+fn machine(host: &BareMetalHost, server: &Server) -> Result<MachineId, String> {
+    let us = host::reference(host);
+    if us.uid.is_empty() || server.spec.host.as_ref() != Some(&us) {
+        return Err("the machine is not known to be the host's".to_owned());
+    }
+    let status = server.status.as_ref().ok_or("the machine has not been seen")?;
+    if status.contested {
+        return Err("two machines showed one token as this one".to_owned());
+    }
+    let connected = status
+        .session
+        .as_ref()
+        .is_some_and(|session| session.state == SessionState::Connected);
+    if !connected {
+        return Err("the machine's ramdisk is not connected".to_owned());
+    }
+    if let Some(mac) = host::declared_mac(host) {
+        let inventoried = status
+            .inventory
+            .iter()
+            .flat_map(|inventory| &inventory.identity.macs);
+        if !status
+            .identity
+            .macs
+            .iter()
+            .chain(inventoried)
+            .any(|known| *known == mac)
+        {
+            return Err(format!(
+                "the machine has no NIC with the host's boot MAC address {mac}"
+            ));
+        }
+    }
+    // The inventory is the latest report, the identity all that there ever was.
+    let id = status
+        .inventory
+        .as_ref()
+        .map(|inventory| MachineId::from(&inventory.identity))
+        .unwrap_or_default();
+    if id == MachineId::default() {
+        return Err(
+            "the machine has neither a UUID nor a serial number: it cannot be told from others".to_owned(),
+        );
+    }
+    Ok(id)
+}
+
+/// `disk`, if it is one of the machine's and can be told from its others.
+fn identified(server: &Server, disk: &Disk) -> Result<DiskId, String> {
+    let inventory = server
+        .status
+        .as_ref()
+        .and_then(|status| status.inventory.as_ref());
+    let disks = inventory
+        .map(|inventory| inventory.disks.as_slice())
+        .unwrap_or_default();
+    if !disks.contains(disk) {
+        return Err(format!(
+            "the disk {} is not in the machine's inventory",
+            disk.name
+        ));
+    }
+    if disk.size_bytes == 0 {
+        return Err(format!("the size of disk {} is unknown", disk.name));
+    }
+    if !can_be_told(disk) {
+        return Err(format!(
+            "the disk {} has no serial number, no world wide name and no place: it cannot be told from others",
+            disk.name
+        ));
+    }
+    Ok(DiskId::from(disk))
+}

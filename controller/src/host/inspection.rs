@@ -1,0 +1,162 @@
+//! Finding out what the machine is made of: what discovery found counts, a running ramdisk is asked, else one is booted. Pure.
+
+use jiff::{SignedDuration, Timestamp};
+use muster_proto::{
+    inventory::Inventory,
+    kinds::{ErrorType, HardwareDetails, INSPECT_ANNOTATION, Server, ServerStatus, Trust},
+};
+
+use super::{
+    State, access,
+    draft::{Draft, HoldOff, whole_seconds},
+    jobs::{self, Job},
+    plan::{Effect, Task},
+    ramdisk,
+};
+use crate::discovery::{hardware, host};
+
+/// A ramdisk sends its inventory by itself soon after its first word; only after this time it is told to.
+const OWN_ACCORD: SignedDuration = SignedDuration::from_secs(5);
+
+/// An inventory that may stand for an inspection, and when it arrived.
+fn inventory(server: &Server) -> Option<(&ServerStatus, &Inventory, Timestamp)> {
+    let status = server.status.as_ref()?;
+    let at = status.inventoried.as_deref()?.parse().ok()?;
+    Some((status, status.inventory.as_ref()?, at)).filter(|(status, _, _)| !status.contested)
+}
+
+/// A first inspection begins. What is known already is its result, if the session that reported it had the trust that its Segment
+/// asks for, and the host was made of that report or the ramdisk still runs: then the inspection is as old as the report.
+pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
+    draft.begin(|history| &mut history.inspect);
+    let required = draft
+        .seen
+        .segment
+        .map_or(Trust::Segment, |segment| segment.spec.required_trust);
+    let known = draft.seen.server.and_then(inventory);
+    let Some((status, _, at)) = known else { return };
+    let believed = status.inventory_trust.is_some_and(|trust| trust >= required);
+    if believed && (draft.session().is_some() || host::made_for(draft.host).is_some()) {
+        let session = status.session.as_ref();
+        let booted = session.and_then(|session| session.since.parse::<Timestamp>().ok());
+        let start = booted.filter(|booted| *booted < at).unwrap_or(at);
+        draft.history(|history| &mut history.inspect).start = Some(whole_seconds(start.min(draft.now)));
+    }
+}
+
+/// Another inspection of a host that was inspected before.
+pub(super) fn begin_again(draft: &mut Draft<'_>) {
+    draft.enter(State::Inspecting);
+    draft.begin(|history| &mut history.inspect);
+    draft.tell("InspectionStarted", "the hardware is inspected again");
+    super::registration::snapshot_boot_mode(draft);
+}
+
+/// The host is inspecting.
+pub(super) fn go_on(draft: &mut Draft<'_>) {
+    if draft
+        .annotation(INSPECT_ANNOTATION)
+        .is_some_and(|value| value != "disabled")
+    {
+        // What it asks for is being done.
+        draft
+            .metadata
+            .remove_annotations
+            .push(INSPECT_ANNOTATION.to_owned());
+    }
+    let start = draft
+        .old
+        .operation_history
+        .as_ref()
+        .and_then(|history| history.inspect.as_ref()?.start.as_ref())
+        .map(|start| start.0);
+    let Some(start) = start else {
+        // Another operator's status without its history.
+        draft.begin(|history| &mut history.inspect);
+        draft.why("an inspection begins");
+        draft.again(std::time::Duration::ZERO);
+        return;
+    };
+    if let Some((_, found, at)) = draft.seen.server.and_then(inventory)
+        && at >= start
+    {
+        let found = hardware::details(found);
+        conclude(draft, found, at);
+        return;
+    }
+    if draft.hold_off(&[ErrorType::Inspection]) == HoldOff::Waiting {
+        return;
+    }
+    draft.clear_error();
+    if draft.takes_slot() {
+        inspect(draft, start);
+    }
+}
+
+fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
+    let reach = access::ensure(draft);
+    if reach == access::Reach::No {
+        return;
+    }
+    let operation = jobs::operation(draft, "inspect", Some(start.as_second()), draft.old.error_count);
+    let then = "it reports the hardware";
+    let Some((server, session)) = ramdisk::ready(draft, &reach, &operation, ErrorType::Inspection, then)
+    else {
+        return;
+    };
+    let id = format!("{operation}-inspect");
+    draft.wait_for(
+        "Inspection",
+        "waits for the ramdisk to report the hardware; next: the host is prepared",
+    );
+    match jobs::look(server, |job| job == id) {
+        Job::Absent => {
+            let since: Timestamp = session.since.parse().unwrap_or(start);
+            let due = since.checked_add(OWN_ACCORD).unwrap_or(draft.now);
+            if since >= start && draft.now < due {
+                draft.again_at(due);
+            } else {
+                jobs::place(draft, server, &id, Task::Inspect);
+            }
+        }
+        Job::Pending => jobs::place(draft, server, &id, Task::Inspect),
+        Job::Failed(error) => draft.fail(ErrorType::Inspection, format!("the inspection failed: {error}")),
+        // The report was the same as the one before, so it left no other trace.
+        Job::Done => match inventory(server) {
+            Some((_, found, _)) => {
+                let now = draft.now;
+                conclude(draft, hardware::details(found), now);
+            }
+            None => draft.fail(ErrorType::Inspection, "the ramdisk reported no hardware"),
+        },
+    }
+}
+
+/// The hardware is known: stored as HardwareData first, then in the status.
+fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
+    let stored = draft.seen.hardware.and_then(|data| data.spec.hardware.as_ref());
+    if stored != Some(&found) {
+        draft.keep_wait();
+        draft.effect(Effect::WriteHardware(Box::new(found)));
+        draft.why("stores the hardware");
+        draft.again(std::time::Duration::ZERO);
+        return;
+    }
+    let changes = draft
+        .old
+        .hardware
+        .as_ref()
+        .map(|old| hardware::changes(old, &found))
+        .unwrap_or_default();
+    draft.status.hardware = Some(found);
+    draft.enter(State::Preparing);
+    let metric = draft.history(|history| &mut history.inspect);
+    let end = metric.start.as_ref().map_or(at, |start| start.0.max(at));
+    metric.end = Some(whole_seconds(end));
+    let message = match changes.is_empty() {
+        true => "the hardware is known".to_owned(),
+        false => format!("the hardware has changed: {}", changes.join(", ")),
+    };
+    draft.tell("InspectionComplete", message);
+    jobs::clear(draft);
+}

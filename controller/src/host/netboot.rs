@@ -1,0 +1,44 @@
+//! When the network boot of a host's machine is armed: its ramdisk boots, whatever is on its disks. Pure.
+//!
+//! There is no switch that could be forgotten: it is armed as long as the status says that the ramdisk is needed, and that is
+//! written before the machine is told to boot.
+
+use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, Server};
+
+use super::{
+    State,
+    detached::is_cut_off,
+    draft::annotation,
+    jobs::OURS,
+    owner::{Owner, owner},
+    registration,
+};
+
+/// Why the machine is to boot its ramdisk for the operator's sake; none: the operator does not need that.
+pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static str> {
+    let steady = State::of(host).is_steady() && annotation(host, DETACHED_ANNOTATION).is_some();
+    if steady || is_cut_off(host) || owner(host) != Owner::Operator || !State::of(host).boots_ramdisk() {
+        return None;
+    }
+    let foreign = host.spec.externally_provisioned == Some(true);
+    match State::of(host) {
+        State::Registering if !foreign && !registration::inspection_disabled(host) => {
+            Some("its host is registering and will be inspected")
+        }
+        State::Inspecting => Some("its host is inspecting"),
+        State::Preparing if !foreign => Some("its host is preparing"),
+        State::Available if !foreign && host.spec.online => Some("its host is available, ready for an image"),
+        State::Provisioning if !server.is_some_and(leaves) => Some("its host is provisioning"),
+        State::Deprovisioning => Some("its host is deprovisioning"),
+        _ => None,
+    }
+}
+
+/// True once the machine has its image and is told to leave the ramdisk.
+fn leaves(server: &Server) -> bool {
+    let is_it = |id: &str| id.starts_with(OURS) && id.ends_with("-leave");
+    let placed = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));
+    let taken = server.status.as_ref().and_then(|status| status.job.as_ref());
+    // Only the last job counts: one of a former life is followed by others.
+    placed || (server.spec.job.is_none() && taken.is_some_and(|job| is_it(&job.id)))
+}

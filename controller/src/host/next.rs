@@ -1,0 +1,90 @@
+//! What is to be done about one host: the decision, alone. Pure: no client, no runtime, no clock.
+//!
+//! ```text
+//! paused                  nothing at all
+//! a status to restore     that first
+//! discovery's             nothing
+//! being deleted           onto the way out (deletion.rs), unless detached (detached.rs)
+//! then by its state       registration, inspection, preparing, available, provisioning, provisioned, deprovisioning
+//! ```
+//!
+//! A transition writes the new state and nothing else; what is done there is said in the next round. So the status always stands
+//! before what it announces.
+
+use jiff::Timestamp;
+use muster_proto::kinds::{BareMetalHost, OperationalStatus};
+
+use super::{
+    Owner, State, available, deletion, deprovisioning, detached,
+    draft::Draft,
+    inspection,
+    observed::Observed,
+    owner,
+    plan::{FINALIZER, Plan},
+    preparing, provisioned, provisioning, registration, restore, secrets,
+};
+
+/// What is to be done about `host`. Total: whatever the world looks like, there is a plan.
+pub fn next(host: &BareMetalHost, seen: &Observed<'_>, now: Timestamp) -> Plan {
+    match owner(host) {
+        Owner::Nobody => return Plan::rest("it is paused"),
+        Owner::Discovery => return Plan::rest("it is discovery's"),
+        Owner::Operator => {}
+    }
+    let held = host
+        .metadata
+        .finalizers
+        .iter()
+        .flatten()
+        .any(|name| name == FINALIZER);
+    let leaving = host.metadata.deletion_timestamp.is_some();
+    if leaving && !held {
+        return Plan::rest("it goes without us");
+    }
+    if let Some(plan) = restore::status(host, seen, now) {
+        return plan;
+    }
+    let mut draft = Draft::new(host, seen, now);
+    if draft.state == State::Foreign && !leaving {
+        return Plan::rest(format!(
+            "its state `{}` is unknown to this version",
+            draft.old.provisioning.state
+        ));
+    }
+    if !held {
+        draft.metadata.finalizer = Some(true);
+    }
+    restore::hardware(&mut draft);
+    decide(&mut draft);
+    draft.finish()
+}
+
+fn decide(draft: &mut Draft<'_>) {
+    if detached::apply(draft) {
+        return;
+    }
+    if draft.is_leaving() && deletion::turn(draft) {
+        return;
+    }
+    if !matches!(draft.state, State::New | State::Unmanaged) {
+        secrets::hold(draft);
+        let status = &mut draft.status.operational_status;
+        if matches!(*status, OperationalStatus::Unset | OperationalStatus::Discovered) {
+            *status = OperationalStatus::Ok;
+        }
+    }
+    match draft.state {
+        State::New | State::Unmanaged => registration::begin(draft),
+        State::Registering => registration::go_on(draft),
+        State::Inspecting => inspection::go_on(draft),
+        State::Preparing => preparing::go_on(draft),
+        State::Available => available::go_on(draft),
+        State::Provisioning => provisioning::go_on(draft),
+        State::Provisioned => provisioned::go_on(draft),
+        State::ExternallyProvisioned => provisioned::external(draft),
+        State::Deprovisioning => deprovisioning::go_on(draft),
+        State::PoweringOffBeforeDelete => deletion::power_off(draft),
+        State::Deleting => deletion::let_go(draft),
+        State::Foreign => {}
+    }
+}

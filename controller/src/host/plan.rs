@@ -1,0 +1,213 @@
+//! What is to be done about a host now. Plain data. Pure.
+//!
+//! The executor takes the parts in this order, and the first that fails ends the round:
+//!
+//! 1. `status`, by the status subresource, only if the host is still as it was seen: intent before effect;
+//! 2. `metadata`, and nothing else of the object;
+//! 3. `effects`, in their order;
+//! 4. `events`.
+//!
+//! A crash between any two of them is harmless: the next round sees what is there and says the rest again.
+
+use std::time::Duration;
+
+use muster_proto::{
+    Mac,
+    job::ImageSource,
+    kinds::{BareMetalHostStatus, HardwareDetails, HostBootMode},
+};
+
+use super::{guard::Permit, observed::Access};
+use crate::events::Event;
+
+/// What to do now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The whole new status; none if it is as it should be.
+    pub status: Option<Box<BareMetalHostStatus>>,
+    /// What changes of the object beside its status.
+    pub metadata: Metadata,
+    /// One after the other.
+    pub effects: Vec<Effect>,
+    /// What people are told once all of the above is done.
+    pub events: Vec<Event>,
+    /// True if the host needs a place among the hosts that are busy at once, and false if it can give one back. If it needs one
+    /// and `seen.slot` was false, the loop tries to take one for it and, if it gets one, throws this plan away and asks again
+    /// with `seen.slot`; if not, it carries out this plan, which says that the host is delayed.
+    pub slot: bool,
+    /// Come back after this time even if nothing changes; none: a change will come. Zero: at once.
+    pub requeue: Option<Duration>,
+    /// Why, for the log.
+    pub why: String,
+}
+
+/// What changes of the object beside its status. A merge patch without a resource version, but for the finalizers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// Put [`FINALIZER`] on or take it off.
+    pub finalizer: Option<bool>,
+    /// Annotations that have served.
+    pub remove_annotations: Vec<String>,
+    /// `spec.architecture`, which nobody had filled in.
+    pub architecture: Option<String>,
+}
+
+impl Metadata {
+    /// True if nothing changes.
+    pub fn is_empty(&self) -> bool {
+        *self == Metadata::default()
+    }
+}
+
+/// Upstream's finalizer on a host.
+pub const FINALIZER: &str = "baremetalhost.metal3.io";
+/// Upstream's finalizer on the Secret with a BMC's credentials, and on that with network data for the ramdisk.
+pub const SECRET_FINALIZER: &str = "baremetalhost.metal3.io/secret";
+/// Upstream's finalizer on a HardwareData. Muster puts none on: the garbage collector is enough; it takes off what it finds.
+pub const HARDWARE_FINALIZER: &str = "baremetalhost.metal3.io/hardwareData";
+/// Upstream's label on every Secret that it has to do with: only these are watched.
+pub const SECRET_LABEL: (&str, &str) = ("environment.metal3.io", "baremetal");
+
+/// One step outside of the object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Log in to the BMC and look whether it can do what is needed; also reads the power. Becomes [`Bmc::probed`](super::observed::Bmc).
+    Probe(Access),
+    /// Ask for the power. Becomes [`Bmc::power`](super::observed::Bmc).
+    ReadPower,
+    /// Have the firmware boot from the network once. Becomes [`Tried`](super::observed::Tried).
+    BootNetworkOnce {
+        /// Operation id.
+        operation: String,
+        /// In this mode; none: in whatever it is set to.
+        mode: Option<HostBootMode>,
+    },
+    /// Change the power. Becomes [`Tried`](super::observed::Tried), and empties [`Bmc::power`](super::observed::Bmc).
+    Power {
+        /// Operation id.
+        operation: String,
+        /// How.
+        order: PowerOrder,
+    },
+    /// Send Wake-on-LAN packets: nothing tells whether they did anything.
+    Wake {
+        /// To these NICs.
+        macs: Vec<Mac>,
+    },
+    /// Make this the Server's job, in place of the one there, if the Server is still as it was seen.
+    PlaceJob(Box<Order>),
+    /// Take the job off the Server, if it is this one.
+    RemoveJob {
+        /// Its operation id.
+        id: String,
+    },
+    /// Make or update the HardwareData of the host's name, owned by the host.
+    WriteHardware(Box<HardwareDetails>),
+    /// Take [`HARDWARE_FINALIZER`] off the HardwareData.
+    ReleaseHardware,
+    /// Put [`SECRET_LABEL`] on the Secret and what else `hold` says.
+    HoldSecret {
+        /// Its name, in the host's namespace.
+        name: String,
+        /// What else.
+        hold: Hold,
+    },
+    /// Take [`SECRET_FINALIZER`] off the Secret.
+    ReleaseSecret {
+        /// Its name, in the host's namespace.
+        name: String,
+    },
+    /// Log out of the BMC and forget all that it said.
+    ForgetBmc,
+}
+
+/// What a Secret gets beside the label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Nothing.
+    Label,
+    /// The finalizer: network data for the ramdisk.
+    Finalizer,
+    /// The finalizer and the host as its (not controlling) owner: the BMC's credentials.
+    Owned,
+}
+
+/// How to change the power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PowerOrder {
+    /// Switch on; nothing if it is on.
+    On,
+    /// Ask the operating system to shut down.
+    SoftOff,
+    /// Switch off; nothing if it is off.
+    HardOff,
+    /// Off and on again without a pause that anybody could see.
+    Reset,
+}
+
+/// A job for the ramdisk of the host's machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// Operation id; the same id is the same job.
+    pub id: String,
+    /// The Server's name.
+    pub server: String,
+    /// The Server's resource version as it was seen.
+    pub version: String,
+    /// The leader's term.
+    pub epoch: i64,
+    /// What to do.
+    pub task: Task,
+}
+
+/// What a job does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Task {
+    /// Inventory again.
+    Inspect,
+    /// Reboot; the boot services then say what the machine boots.
+    Reboot,
+    /// Switch off.
+    PowerOff,
+    /// Clear partition tables and signatures of the disks that the permit names.
+    Clean(Permit),
+    /// Write an image to the disk that the permit names.
+    Write(Box<WriteTask>),
+}
+
+/// What is written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WriteTask {
+    /// To which disk of which machine.
+    pub permit: Permit,
+    /// The image.
+    pub image: ImageSource,
+    /// What goes on the config drive; none: no config drive.
+    pub drive: Option<Drive>,
+}
+
+/// What goes on the config drive. The executor reads the Secrets and seals the whole to `seal_key`; nothing of it is stored or
+/// logged otherwise. If one of the Secrets cannot be read any more, it places no job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drive {
+    /// Defaults of the metadata, over which the Secret's are laid.
+    pub meta_data: Vec<(&'static str, String)>,
+    /// Name of the Secret of `spec.metaData`.
+    pub meta_data_secret: Option<String>,
+    /// Name of the Secret of `spec.networkData`, else of `spec.preprovisioningNetworkDataName`.
+    pub network_data_secret: Option<String>,
+    /// Name of the Secret of `spec.userData`.
+    pub user_data_secret: Option<String>,
+    /// The session's public key (X25519, base64).
+    pub seal_key: String,
+}
+
+impl Plan {
+    /// Nothing is to be done.
+    pub fn rest(why: impl Into<String>) -> Plan {
+        Plan {
+            why: why.into(),
+            ..Plan::default()
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! Keeping the power as the spec and the reboot annotations say, in the states in which a host rests. Pure.
+//!
+//! `status.poweredOn` is the last thing that somebody knew: a BMC that does not answer changes nothing in it.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use muster_proto::{
+    Mac,
+    kinds::{ErrorType, REBOOT_ANNOTATION, Server},
+};
+
+use super::{
+    State,
+    access::{ASK_AGAIN, Reach},
+    draft::{Draft, HoldOff, whole_seconds},
+    jobs::{self, Job, OURS},
+    observed::{FailureClass, Power, Tried},
+    plan::{Effect, PowerOrder, Task},
+    ramdisk,
+    reboot::{self, Wish},
+};
+
+/// So long an operating system may take to shut down before it is switched off.
+const SOFT_OFF: SignedDuration = SignedDuration::from_secs(180);
+/// So long a machine may take to be off or on after it was told.
+const SWITCHING: SignedDuration = SignedDuration::from_secs(60);
+/// How often the power is looked at while it changes.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Reason of `Waiting` while the machine goes off; its time begins the operation.
+pub(super) const GOING_OFF: &str = "PoweringOff";
+/// The same, on.
+const GOING_ON: &str = "PoweringOn";
+
+/// The power of a host at rest.
+pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
+    let wish = reboot::wish(draft.host, !draft.state.is_provisioned());
+    match reach {
+        Reach::InBand => {
+            in_band(draft, wish);
+            return;
+        }
+        Reach::Silent(_) => {
+            draft.keep_wait();
+            draft.why("the BMC does not answer");
+            return;
+        }
+        Reach::No => return,
+        Reach::Bmc => {}
+    }
+    let Some(power) = current(draft) else { return };
+    draft.status.powered_on = power == Power::On;
+    if draft.hold_off(&[ErrorType::PowerManagement]) == HoldOff::Waiting {
+        return;
+    }
+    let wanted = draft.host.spec.online && !wish.off();
+    match (power, wanted) {
+        (Power::On, false) if draft.host.spec.disable_power_off == Some(true) => restart(draft, wish),
+        (Power::On, false) => switch_off(draft, wish),
+        (Power::Off, _) if wish.once => {
+            settle(draft);
+            draft
+                .metadata
+                .remove_annotations
+                .push(REBOOT_ANNOTATION.to_owned());
+            draft.why("it is off, as asked; next: on again");
+        }
+        (Power::Off, true) => switch_on(draft),
+        _ => settle(draft),
+    }
+}
+
+/// All is as it should be.
+fn settle(draft: &mut Draft<'_>) {
+    draft.forget(ErrorType::PowerManagement);
+    draft.status.error_count = 0;
+    // The job by which the ramdisk left, or what remained of one.
+    jobs::clear(draft);
+    let read = draft.seen.bmc.power.map_or(draft.now, |reading| reading.at);
+    draft.again_at(read.checked_add(ASK_AGAIN).unwrap_or(draft.now));
+}
+
+/// The power as it is now; none: that is asked for, or cannot be told.
+pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
+    let reading = draft.seen.bmc.power;
+    let changing = draft.waiting_since(GOING_OFF).or(draft.waiting_since(GOING_ON));
+    let every = changing.map_or(ASK_AGAIN, |_| SignedDuration::try_from(LOOK).unwrap_or(ASK_AGAIN));
+    if let Some(why) = ramdisk::unknown_power(draft) {
+        draft.powerless = Some(format!("the BMC does not say whether the machine is on: {why}"));
+        draft.keep_wait();
+        let last = draft.seen.bmc.unread.as_ref().map(|failure| failure.at);
+        let last = last.max(reading.map(|reading| reading.at)).unwrap_or(draft.now);
+        let due = last.checked_add(ASK_AGAIN).unwrap_or(draft.now);
+        if draft.now >= due {
+            draft.effect(Effect::ReadPower);
+        }
+        draft.again_at(due.max(draft.now));
+        draft.why("the power is unknown");
+        return None;
+    }
+    let age = reading.map(|reading| draft.now.duration_since(reading.at));
+    match reading.filter(|_| age.is_some_and(|age| age < ASK_AGAIN)) {
+        Some(reading) => {
+            if age.is_some_and(|age| age >= every) {
+                draft.effect(Effect::ReadPower);
+            }
+            Some(reading.power)
+        }
+        None => {
+            draft.keep_wait();
+            draft.effect(Effect::ReadPower);
+            draft.again(LOOK);
+            draft.why("asks for the power");
+            None
+        }
+    }
+}
+
+/// The time of which the last answer speaks: a deadline is over when the machine was seen after it, not when somebody looks.
+fn seen_at(draft: &Draft<'_>) -> Timestamp {
+    draft.seen.bmc.power.map_or(draft.now, |reading| reading.at)
+}
+
+/// The name of the operation that began when the host began to wait for `reason`; and whether it has just begun.
+fn operation(draft: &Draft<'_>, reason: &str, what: &str) -> (String, Timestamp) {
+    let since = whole_seconds(draft.waiting_since(reason).unwrap_or(draft.now)).0;
+    let id = jobs::operation(draft, what, Some(since.as_second()), draft.old.error_count);
+    (id, since)
+}
+
+fn tried<'a>(draft: &Draft<'a>, operation: &str) -> Option<&'a Tried> {
+    let tried = draft.seen.tried.as_ref();
+    tried.filter(|tried| tried.operation == operation)
+}
+
+fn order(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {
+    draft.effect(Effect::Power {
+        operation: operation.to_owned(),
+        order,
+    });
+    draft.again(LOOK);
+}
+
+/// Softly first where an operating system may listen, hard after a failure, after a while, or where somebody said so.
+pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
+    draft.forget(ErrorType::PowerManagement);
+    let (id, since) = operation(draft, GOING_OFF, "off");
+    let begun = draft.waiting_since(GOING_OFF).is_none();
+    let gentle = draft.state.is_provisioned() && !wish.hard && draft.old.error_count == 0;
+    let soft = format!("{id}-soft");
+    draft.wait_for(GOING_OFF, "waits for the machine to be off");
+    if begun {
+        draft.tell("PowerOff", "the machine is switched off");
+    }
+    if gentle {
+        let patient = seen_at(draft).duration_since(since) < SOFT_OFF;
+        match tried(draft, &soft).map(|tried| &tried.result) {
+            None if patient => return order(draft, &soft, PowerOrder::SoftOff),
+            Some(Ok(())) if patient => return draft.again(LOOK),
+            // It cannot do it softly, did not, or nobody remembers: hard.
+            None | Some(_) => {}
+        }
+    }
+    switch(draft, &id, PowerOrder::HardOff, "off");
+}
+
+fn switch_on(draft: &mut Draft<'_>) {
+    draft.forget(ErrorType::PowerManagement);
+    let (id, _) = operation(draft, GOING_ON, "on");
+    let begun = draft.waiting_since(GOING_ON).is_none();
+    draft.wait_for(GOING_ON, "waits for the machine to be on");
+    if begun {
+        draft.tell("PowerOn", "the machine is switched on");
+    }
+    switch(draft, &id, PowerOrder::On, "on");
+}
+
+/// Gives the order once, and looks until it shows.
+fn switch(draft: &mut Draft<'_>, id: &str, how: PowerOrder, what: &str) {
+    match tried(draft, id) {
+        None => order(draft, id, how),
+        Some(tried) => match &tried.result {
+            Ok(()) if seen_at(draft).duration_since(tried.at) < SWITCHING => draft.again(LOOK),
+            Ok(()) => {
+                let seconds = SWITCHING.as_secs();
+                draft.fail(
+                    ErrorType::PowerManagement,
+                    format!("the machine is not {what} {seconds} s after the BMC was told"),
+                );
+            }
+            Err(failure) if failure.class == FailureClass::Busy => {
+                order(draft, id, how);
+                draft.again(super::access::LOOK_AGAIN);
+            }
+            Err(failure) => {
+                let message = format!("the machine could not be switched {what}: {}", failure.message);
+                draft.fail(ErrorType::PowerManagement, message);
+            }
+        },
+    }
+}
+
+/// A machine that must not be off, but on again: once.
+fn restart(draft: &mut Draft<'_>, wish: Wish) {
+    draft.forget(ErrorType::PowerManagement);
+    if !wish.once {
+        draft.wait_for(
+            super::draft::REFUSED,
+            "the host is to be off, and spec.disablePowerOff forbids it; next: goes on as soon as one of both is changed",
+        );
+        draft.again(Duration::try_from(ASK_AGAIN).unwrap_or_default());
+        return;
+    }
+    let (id, _) = operation(draft, GOING_OFF, "reset");
+    draft.wait_for(GOING_OFF, "waits for the machine to be reset");
+    match tried(draft, &id).map(|tried| &tried.result) {
+        Some(Ok(())) => {
+            settle(draft);
+            draft
+                .metadata
+                .remove_annotations
+                .push(REBOOT_ANNOTATION.to_owned());
+            draft.why("it was reset, as asked");
+        }
+        _ => switch(draft, &id, PowerOrder::Reset, "off and on"),
+    }
+}
+
+/// Without a BMC: what the session can do, and what only a person can.
+fn in_band(draft: &mut Draft<'_>, wish: Wish) {
+    let wanted = draft.host.spec.online && !wish.off();
+    let Some((server, _)) = draft.session() else {
+        absent(draft, wish, wanted);
+        return;
+    };
+    draft.status.powered_on = true;
+    if wanted {
+        draft.forget(ErrorType::PowerManagement);
+        jobs::clear(draft);
+        draft.why("it is on");
+        return;
+    }
+    let (task, what) = match wish.once && draft.host.spec.online && !wish.stay_off {
+        true => (Task::Reboot, "reboot"),
+        false => (Task::PowerOff, "off"),
+    };
+    let (operation, _) = operation(draft, GOING_OFF, what);
+    draft.wait_for(GOING_OFF, "waits for the ramdisk to go down");
+    match jobs::look(server, |job| job == operation) {
+        Job::Absent => jobs::place(draft, server, &operation, task),
+        Job::Pending => draft.again(Duration::try_from(SWITCHING).unwrap_or_default()),
+        Job::Failed(error) => draft.fail(ErrorType::PowerManagement, error),
+        Job::Done => {
+            if what == "reboot" {
+                draft
+                    .metadata
+                    .remove_annotations
+                    .push(REBOOT_ANNOTATION.to_owned());
+            }
+            draft.why("the ramdisk goes down");
+        }
+    }
+}
+
+/// The machine says nothing: it is off if it was told so, else nobody knows.
+fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
+    let went_off = draft.seen.server.is_some_and(|server| {
+        let off = format!("{OURS}off-{}-", draft.uid());
+        let placed = |job: &str| job.starts_with(&off);
+        draft.waiting_since(GOING_OFF).is_some() && jobs::look(server, placed) != Job::Absent
+    });
+    if went_off {
+        draft.status.powered_on = false;
+    }
+    if !draft.status.powered_on && wish.once {
+        draft
+            .metadata
+            .remove_annotations
+            .push(REBOOT_ANNOTATION.to_owned());
+    }
+    jobs::clear(draft);
+    match (wanted, draft.status.powered_on) {
+        (true, false) => {
+            draft.wait_for(
+                "PowerByHand",
+                "the machine has no BMC: Wake-on-LAN is tried; next: switch it on by hand",
+            );
+            let macs = macs(draft.seen.server);
+            if !macs.is_empty() {
+                draft.effect(Effect::Wake { macs });
+            }
+            draft.again(Duration::from_secs(300));
+        }
+        (false, true) => draft.wait_for(
+            "PowerByHand",
+            "the machine has no BMC, and its operating system is not ours to command; next: switch it off by hand",
+        ),
+        _ => draft.why("its power is left alone"),
+    }
+    if draft.state == State::Available && wanted && draft.status.powered_on {
+        draft.wait_for(
+            "PowerByHand",
+            "the machine's ramdisk is not connected; next: power-cycle it by hand",
+        );
+    }
+}
+
+fn macs(server: Option<&Server>) -> Vec<Mac> {
+    let inventory = server.and_then(|server| server.status.as_ref()?.inventory.as_ref());
+    let nics = inventory
+        .map(|inventory| inventory.nics.as_slice())
+        .unwrap_or_default();
+    nics.iter()
+        .filter_map(|nic| nic.mac)
+        .filter(|mac| mac.is_unicast())
+        .collect()
+}

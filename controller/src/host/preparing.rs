@@ -1,0 +1,47 @@
+//! What would be set up before a host is available: RAID and firmware come with a later version and are refused until then. Pure.
+
+use muster_proto::kinds::{ErrorType, RaidConfig, RootDeviceHints};
+
+use super::{State, disk, draft::Draft};
+
+/// The hints in use: the host's, else those of the profile that somebody set.
+pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<RootDeviceHints> {
+    let spec = &draft.host.spec;
+    let hints = spec.root_device_hints.clone();
+    hints
+        .filter(|hints| *hints != RootDeviceHints::default())
+        .or_else(|| disk::profile_hints(spec.hardware_profile.as_deref()))
+}
+
+/// Why the RAID volumes cannot be made; none: there are none to be made.
+fn unsupported_raid(raid: Option<&RaidConfig>) -> Option<&'static str> {
+    let raid = raid?;
+    let any = raid.hardware_raid_volumes.iter().flatten().next().is_some()
+        || raid.software_raid_volumes.iter().flatten().next().is_some();
+    any.then_some(
+        "RAID volumes cannot be made by this version: remove spec.raid, or set the volumes up by other means",
+    )
+}
+
+/// True if the host must go through preparing again.
+pub(super) fn is_outdated(draft: &Draft<'_>) -> bool {
+    let provisioning = &draft.old.provisioning;
+    let prepared = &provisioning.root_device_hints;
+    let wanted = effective_hints(draft);
+    // Another operator's default is no wish of anybody.
+    let left_by_default = wanted.is_none() && prepared.as_ref().is_some_and(disk::is_profile_default);
+    let hints = wanted != *prepared && !left_by_default;
+    let raid = draft.host.spec.raid.is_some() && draft.host.spec.raid != provisioning.raid;
+    hints || raid
+}
+
+/// The host is preparing.
+pub(super) fn go_on(draft: &mut Draft<'_>) {
+    if let Some(why) = unsupported_raid(draft.host.spec.raid.as_ref()) {
+        draft.refuse(ErrorType::Preparation, why);
+        return;
+    }
+    draft.enter(State::Available);
+    draft.status.provisioning.root_device_hints = effective_hints(draft);
+    draft.status.provisioning.raid.clone_from(&draft.host.spec.raid);
+}

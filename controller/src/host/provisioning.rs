@@ -1,0 +1,311 @@
+//! An image on the disk: clean, write, leave the ramdisk. One boot for all of it. Pure.
+
+use std::time::Duration;
+
+use muster_proto::{
+    inventory::Inventory,
+    job::ImageSource,
+    kinds::{AutomatedCleaningMode, ErrorType, Server, Session},
+};
+
+use super::{
+    State,
+    access::{self, LOOK_AGAIN, Reach},
+    available, disk,
+    draft::Draft,
+    guard, image,
+    jobs::{self, Job},
+    observed::Power,
+    plan::{Effect, PowerOrder, Task, WriteTask},
+    preparing::effective_hints,
+    ramdisk, registration, secrets,
+};
+
+/// Every wish is there; the state says so before anything is done.
+pub(super) fn begin(draft: &mut Draft<'_>) {
+    draft.enter(State::Provisioning);
+    draft.begin(|history| &mut history.provision);
+    registration::snapshot_boot_mode(draft);
+    draft
+        .status
+        .last_attempted_image
+        .clone_from(&draft.host.spec.image);
+    let url = available::image_url(draft.host.spec.image.as_ref())
+        .unwrap_or_default()
+        .to_owned();
+    draft.tell("ProvisioningStarted", format!("the image {url} is written"));
+}
+
+/// The attempt failed: told and counted, and what is on the disk is taken away again.
+fn failed(draft: &mut Draft<'_>, why: &str) {
+    draft.fail(ErrorType::Provisioning, why);
+    take_back(draft);
+}
+
+/// What is on the disk is taken away again, after the failure that the draft speaks of.
+fn take_back(draft: &mut Draft<'_>) {
+    let kept = (
+        draft.status.error_type,
+        draft.status.error_message.clone(),
+        draft.status.operational_status,
+    );
+    let failures = draft.status.provisioning_fail_count.saturating_add(1);
+    super::deprovisioning::begin(draft);
+    draft.status.provisioning_fail_count = failures;
+    // What failed is to be seen until the next attempt.
+    (
+        draft.status.error_type,
+        draft.status.error_message,
+        draft.status.operational_status,
+    ) = kept;
+}
+
+/// The request was taken back, or is another one than that which is being fulfilled.
+fn is_withdrawn(draft: &Draft<'_>) -> bool {
+    let wanted = available::image_url(draft.host.spec.image.as_ref());
+    let attempted = available::image_url(draft.old.last_attempted_image.as_ref());
+    !available::has_request(&draft.host.spec) || (attempted.is_some() && wanted != attempted)
+}
+
+/// The host is provisioning.
+pub(super) fn go_on(draft: &mut Draft<'_>) {
+    if draft.old.error_type == Some(ErrorType::Provisioning) {
+        // Another operator's: it would deprovision now, and so do we.
+        let why = draft.old.error_message.clone();
+        failed(draft, &why);
+        return;
+    }
+    if is_withdrawn(draft) {
+        super::deprovisioning::begin(draft);
+        return;
+    }
+    let source = match available::request(&draft.host.spec) {
+        Ok(()) => draft.host.spec.image.as_ref().map(image::source),
+        Err(why) => Some(Err(why)),
+    };
+    let source = match source {
+        Some(Ok(source)) => source,
+        Some(Err(why)) => return failed(draft, &why),
+        None => return,
+    };
+    if !draft.takes_slot() {
+        return;
+    }
+    let reach = access::ensure(draft);
+    if reach == Reach::No {
+        return;
+    }
+    let start = draft
+        .old
+        .operation_history
+        .as_ref()
+        .and_then(|history| history.provision.as_ref()?.start.as_ref())
+        .map(|start| start.0.as_second());
+    let Some(start) = start else {
+        draft.begin(|history| &mut history.provision);
+        draft.again(Duration::ZERO);
+        return;
+    };
+    let failures = draft.old.provisioning_fail_count;
+    let operation = jobs::operation(draft, "provision", Some(start), failures);
+    if let Some(server) = draft.seen.server {
+        let written = format!("{operation}-write");
+        let left = format!("{operation}-leave");
+        let is_written = jobs::look(server, |job| job.starts_with(&written)) == Job::Done;
+        if is_written || jobs::look(server, |job| job == left) != Job::Absent {
+            leave(draft, &reach, server, &left);
+            return;
+        }
+    }
+    work(draft, &reach, &operation, source);
+}
+
+fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSource) {
+    let then = "the image is written";
+    let error = ErrorType::Provisioning;
+    let Some((server, session)) = ramdisk::ready(draft, reach, operation, error, then) else {
+        if draft.status.error_type == Some(error) {
+            take_back(draft);
+        }
+        return;
+    };
+    let inventory = server
+        .status
+        .as_ref()
+        .and_then(|status| status.inventory.as_ref());
+    let Some(inventory) = inventory else {
+        draft.wait_for(
+            "Inventory",
+            "waits for the ramdisk to report the disks; next: the image is written",
+        );
+        return;
+    };
+    let outcome = match clean(draft, server, inventory, operation) {
+        Ok(true) => write(draft, server, session, inventory, operation, source),
+        Ok(false) => Ok(()),
+        Err(why) => Err(why),
+    };
+    if let Err(why) = outcome {
+        failed(draft, &why);
+    }
+}
+
+/// Clears all disks first, as `automatedCleaningMode` says. True once that is done.
+fn clean(
+    draft: &mut Draft<'_>,
+    server: &Server,
+    inventory: &Inventory,
+    operation: &str,
+) -> Result<bool, String> {
+    let id = format!("{operation}-clean");
+    let written = format!("{operation}-write");
+    let on = jobs::look(server, |job| job.starts_with(&written)) != Job::Absent;
+    if on || !is_cleaned(draft) {
+        return Ok(true);
+    }
+    match jobs::look(server, |job| job == id) {
+        Job::Done => return Ok(true),
+        Job::Failed(error) => return Err(format!("the disks could not be cleaned: {error}")),
+        Job::Absent | Job::Pending => {}
+    }
+    let root = disk::choose(effective_hints(draft).as_ref(), &inventory.disks)?;
+    let disks = disk::to_clean(&inventory.disks, Some(root));
+    let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
+    jobs::place(draft, server, &id, Task::Clean(permit));
+    draft.wait_for(
+        "Clean",
+        "waits for the ramdisk to clear the disks; next: the image is written",
+    );
+    Ok(false)
+}
+
+/// True if disks are to be cleaned.
+pub(super) fn is_cleaned(draft: &Draft<'_>) -> bool {
+    let mode = draft.host.spec.automated_cleaning_mode.unwrap_or_default();
+    mode == AutomatedCleaningMode::Metadata
+}
+
+fn write(
+    draft: &mut Draft<'_>,
+    server: &Server,
+    session: &Session,
+    inventory: &Inventory,
+    operation: &str,
+    source: ImageSource,
+) -> Result<(), String> {
+    let drive = match secrets::inputs(draft) {
+        secrets::Inputs::Ready => secrets::drive(draft, session)?,
+        secrets::Inputs::Wait(why) => {
+            draft.wait_for("Inputs", format!("{why}; next: the image is written"));
+            draft.again(LOOK_AGAIN);
+            return Ok(());
+        }
+        secrets::Inputs::Bad(why) => {
+            // Nothing is written yet, so nothing needs to be taken back: whoever can mends it.
+            draft.wait_for("Trust", format!("{why}; next: the image is written"));
+            draft.again(LOOK_AGAIN);
+            return Ok(());
+        }
+    };
+    // What is sealed to one session is of no use to the next: that is another job.
+    let whose = match &drive {
+        Some(_) => format!("-{}", session.key.get(..16).unwrap_or(&session.key)),
+        None => String::new(),
+    };
+    let id = format!("{operation}-write{whose}");
+    match jobs::look(server, |job| job == id) {
+        Job::Failed(error) => return Err(format!("the image could not be written: {error}")),
+        Job::Absent | Job::Pending | Job::Done => {}
+    }
+    let root = disk::choose(effective_hints(draft).as_ref(), &inventory.disks)?;
+    let permit = guard::to_write(draft.host, draft.seen, root)?;
+    let name = root.name.clone();
+    let task = WriteTask {
+        permit,
+        image: source,
+        drive,
+    };
+    jobs::place(draft, server, &id, Task::Write(Box::new(task)));
+    draft.wait_for(
+        "Write",
+        format!("waits for the image to be written to {name}; next: the machine boots it"),
+    );
+    Ok(())
+}
+
+/// The image is on the disk and verified: the machine leaves its ramdisk, for its disk or off.
+fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
+    let stays_off = !draft.host.spec.online && draft.host.spec.disable_power_off != Some(true);
+    let connected = draft.session().is_some();
+    match jobs::look(server, |job| job == id) {
+        Job::Absent if connected => {
+            let task = if stays_off { Task::PowerOff } else { Task::Reboot };
+            jobs::place(draft, server, id, task);
+            draft.wait_for(
+                "Leave",
+                "the image is written; waits for the machine to leave its ramdisk; next: it is provisioned",
+            );
+        }
+        Job::Pending if connected && draft.waited("Leave", ramdisk::BOOT_DEADLINE) => {
+            failed(draft, "the machine does not leave its ramdisk");
+        }
+        Job::Pending if connected => {
+            draft.again(Duration::from_secs(300));
+            draft.wait_for(
+                "Leave",
+                "the image is written; waits for the machine to leave its ramdisk; next: it is provisioned",
+            );
+        }
+        // The ramdisk is silent, and nobody told it to go: hung or gone.
+        Job::Absent if *reach == Reach::Bmc && !stays_off && !was_reset(draft, id) => {
+            let on = draft.seen.bmc.power.map(|reading| reading.power);
+            match on {
+                Some(Power::On | Power::Off) => {
+                    draft.keep_wait();
+                    draft.effect(Effect::Power {
+                        operation: id.to_owned(),
+                        order: if on == Some(Power::On) {
+                            PowerOrder::Reset
+                        } else {
+                            PowerOrder::On
+                        },
+                    });
+                    draft.again(LOOK_AGAIN);
+                }
+                Some(Power::Unknown) | None => {
+                    draft.keep_wait();
+                    ramdisk::read_power(draft);
+                }
+            }
+        }
+        Job::Failed(error) if connected => {
+            failed(draft, &format!("the machine did not leave its ramdisk: {error}"));
+        }
+        _ => finish(draft, stays_off),
+    }
+}
+
+fn was_reset(draft: &Draft<'_>, id: &str) -> bool {
+    draft
+        .seen
+        .tried
+        .as_ref()
+        .is_some_and(|tried| tried.operation == id)
+}
+
+fn finish(draft: &mut Draft<'_>, stays_off: bool) {
+    draft.enter(State::Provisioned);
+    draft.end(|history| &mut history.provision);
+    draft.status.provisioning.image.clone_from(&draft.host.spec.image);
+    draft
+        .status
+        .provisioning
+        .custom_deploy
+        .clone_from(&draft.host.spec.custom_deploy);
+    draft.status.provisioning_fail_count = 0;
+    draft.status.powered_on = !stays_off;
+    let url = available::image_url(draft.host.spec.image.as_ref())
+        .unwrap_or_default()
+        .to_owned();
+    draft.tell("ProvisioningComplete", format!("the image {url} is on the disk"));
+}

@@ -1,0 +1,223 @@
+//! Getting the machine into its ramdisk. One that runs is used as it is; else the BMC boots it, or a person does. Pure.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use muster_proto::kinds::{ErrorType, HostBootMode, Server, Session};
+
+use super::{
+    access::{LOOK_AGAIN, Reach},
+    draft::{Draft, whole_seconds},
+    observed::{FailureClass, Power},
+    plan::{Effect, PowerOrder},
+};
+
+/// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
+/// several minutes for their firmware alone.
+pub(super) const BOOT_DEADLINE: SignedDuration = SignedDuration::from_mins(15);
+/// A process that began in the middle does not know whether the machine was booted; so long it takes it that it was.
+const BENEFIT_OF_DOUBT: SignedDuration = SignedDuration::from_mins(5);
+
+/// So long a ramdisk that fell silent may come back by itself: a replica that it talked to may have restarted.
+const SILENCE: SignedDuration = SignedDuration::from_secs(90);
+
+/// The running ramdisk of the machine; none: not yet, and the draft says what is done about it. A failure is counted as `kind`.
+pub(super) fn ready<'a>(
+    draft: &mut Draft<'a>,
+    reach: &Reach,
+    operation: &str,
+    kind: ErrorType,
+    then: &str,
+) -> Option<(&'a Server, &'a Session)> {
+    if let Some((server, session)) = draft.session() {
+        if server.status.as_ref().is_some_and(|status| status.contested) {
+            draft.wait_for(
+                "Contested",
+                "two machines showed one token as this one; next: boot it again to enrol alone",
+            );
+            return None;
+        }
+        return Some((server, session));
+    }
+    match reach {
+        Reach::Bmc => boot(draft, &format!("{operation}-boot"), kind, then),
+        Reach::Silent(failure) => {
+            silent(draft, kind, &failure.message, then);
+        }
+        Reach::InBand | Reach::No => by_hand(draft, kind, then),
+    }
+    None
+}
+
+/// Waits for the ramdisk; too long is a failure. The time counts from when the host began to wait. True if it waits on.
+fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> bool {
+    if draft.waited("Ramdisk", BOOT_DEADLINE) {
+        let minutes = BOOT_DEADLINE.as_mins();
+        draft.fail(
+            kind,
+            format!("the machine's ramdisk did not call in within {minutes} min: {why}"),
+        );
+        return false;
+    }
+    draft.wait_for(
+        "Ramdisk",
+        format!("waits for the machine's ramdisk to call in; next: {then}"),
+    );
+    let since = draft.waiting_since("Ramdisk").unwrap_or(draft.now);
+    let due = since.checked_add(BOOT_DEADLINE).unwrap_or(draft.now);
+    draft.again_at(due);
+    true
+}
+
+fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
+    let power = draft.seen.bmc.power.map(|reading| reading.power);
+    let lost = lost_at(draft);
+    if let Some(at) = lost.filter(|_| power != Some(Power::Off)) {
+        let due = at.checked_add(SILENCE).unwrap_or(draft.now);
+        if draft.now < due {
+            draft.keep_wait();
+            draft.why("its ramdisk fell silent a moment ago");
+            draft.again_at(due);
+            return;
+        }
+    }
+    let tried = draft.seen.tried.as_ref();
+    // A session that came and went after a boot makes that boot history.
+    let counts = |at: Timestamp| lost.is_none_or(|lost| lost <= at);
+    match tried.filter(|tried| tried.operation == operation && counts(tried.at)) {
+        Some(tried) => match &tried.result {
+            Ok(()) => {
+                overdue(draft, kind, "it was booted from the network", then);
+            }
+            Err(failure) if failure.class == FailureClass::Busy => {
+                if overdue(draft, kind, &failure.message, then) && is_due(draft, tried.at) {
+                    start(draft, operation);
+                }
+                draft.again(LOOK_AGAIN);
+            }
+            Err(failure) => {
+                let message = format!(
+                    "the machine could not be booted from the network: {}",
+                    failure.message
+                );
+                draft.fail(kind, message);
+            }
+        },
+        None => boot_first(draft, operation, kind, then, power),
+    }
+}
+
+/// Nothing in this process's memory says that the machine was booted for this operation.
+fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str, power: Option<Power>) {
+    let announced = draft.waiting_since("Ramdisk");
+    match (power, announced) {
+        // Announced by a process that is no more: it was booted then, most likely.
+        (Some(Power::On), Some(since)) if draft.now.duration_since(since) < BENEFIT_OF_DOUBT => {
+            overdue(draft, kind, "it was booted from the network", then);
+            draft.again_at(since.checked_add(BENEFIT_OF_DOUBT).unwrap_or(draft.now));
+        }
+        (Some(Power::On | Power::Off), _) => {
+            if overdue(draft, kind, "it was booted from the network", then) {
+                start(draft, operation);
+            }
+        }
+        (Some(Power::Unknown) | None, _) => {
+            read_power(draft);
+            let Some(why) = unknown_power(draft) else {
+                draft.keep_wait();
+                return;
+            };
+            if draft.waited("Bmc", BOOT_DEADLINE) {
+                draft.fail(
+                    kind,
+                    format!("the BMC does not say whether the machine is on: {why}"),
+                );
+                return;
+            }
+            draft.wait_for(
+                "Bmc",
+                format!("waits for the BMC to say whether the machine is on; next: {then}"),
+            );
+        }
+    }
+}
+
+/// Why the power is unknown; none: it was not asked for yet.
+pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
+    let bmc = &draft.seen.bmc;
+    match (&bmc.unread, bmc.power) {
+        (Some(failure), _) => Some(failure.message.clone()),
+        (None, Some(reading)) if reading.power == Power::Unknown => {
+            Some("it says neither on nor off".to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// When the last session of the machine ended.
+fn lost_at(draft: &Draft<'_>) -> Option<Timestamp> {
+    let session = draft.seen.server?.status.as_ref()?.session.as_ref()?;
+    session.since.parse().ok()
+}
+
+fn is_due(draft: &Draft<'_>, at: Timestamp) -> bool {
+    draft.now.duration_since(at) >= SignedDuration::try_from(LOOK_AGAIN).unwrap_or_default()
+}
+
+/// Asks for the power, unless that was done a moment ago.
+pub(super) fn read_power(draft: &mut Draft<'_>) {
+    let bmc = &draft.seen.bmc;
+    let last = bmc
+        .unread
+        .as_ref()
+        .map(|failure| failure.at)
+        .max(bmc.power.map(|reading| reading.at));
+    if last.is_none_or(|at| is_due(draft, at)) {
+        draft.effect(Effect::ReadPower);
+    }
+    draft.again(LOOK_AGAIN);
+}
+
+fn start(draft: &mut Draft<'_>, operation: &str) {
+    let on = draft
+        .seen
+        .bmc
+        .power
+        .is_some_and(|reading| reading.power == Power::On);
+    let mode: Option<HostBootMode> = draft.host.spec.boot_mode;
+    draft.effect(Effect::BootNetworkOnce {
+        operation: operation.to_owned(),
+        mode,
+    });
+    draft.effect(Effect::Power {
+        operation: operation.to_owned(),
+        order: if on { PowerOrder::Reset } else { PowerOrder::On },
+    });
+    draft.why("boots the ramdisk");
+}
+
+/// The BMC does not answer: what it would be asked for is counted as a failure after a while.
+fn silent(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) {
+    if draft.waited("Bmc", BOOT_DEADLINE) {
+        draft.fail(kind, format!("the BMC does not answer: {why}"));
+        return;
+    }
+    draft.wait_for("Bmc", format!("waits for the BMC to answer; next: {then}"));
+}
+
+/// Nobody but a person can boot it.
+fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
+    let reason = "PowerCycleByHand";
+    let since = whole_seconds(draft.waiting_since(reason).unwrap_or(draft.now)).0;
+    if draft.is_leaving() {
+        if draft.waited(reason, BOOT_DEADLINE) {
+            draft.fail(kind, "the machine has no BMC, and nobody power-cycled it");
+            return;
+        }
+        draft.again(Duration::try_from(BOOT_DEADLINE).unwrap_or_default());
+    }
+    draft.wait_for(
+        reason,
+        format!("power-cycle the machine by hand: its network boot is armed since {since}; next: {then}"),
+    );
+}

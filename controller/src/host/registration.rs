@@ -1,0 +1,105 @@
+//! From a new object to one whose machine can be reached. Pure.
+
+use muster_proto::kinds::{
+    BareMetalHost, ErrorType, HostBootMode, IN_BAND_ANNOTATION, InspectionMode, OperationalStatus,
+};
+
+use super::{
+    State,
+    access::{self, LOOK_AGAIN, Reach},
+    draft::Draft,
+    inspection,
+    owner::has_bmc,
+};
+
+/// A host that nobody manages: is it to be?
+pub(super) fn begin(draft: &mut Draft<'_>) {
+    let in_band = draft.annotation(IN_BAND_ANNOTATION).is_some();
+    if has_bmc(draft.host) || in_band {
+        draft.enter(State::Registering);
+        draft.begin(|history| &mut history.register);
+        snapshot_boot_mode(draft);
+        return;
+    }
+    if draft.state == State::New {
+        draft.enter(State::Unmanaged);
+        draft.tell("Discovered", "the host has no BMC: it is shown, and not touched");
+    } else {
+        draft.clear_error();
+        draft.why("it is unmanaged");
+    }
+    draft.status.operational_status = OperationalStatus::Discovered;
+}
+
+/// The way to the machine is sought for the first time.
+pub(super) fn go_on(draft: &mut Draft<'_>) {
+    let rival = draft.seen.rivals.iter().find(|rival| rival.precedes);
+    if let Some(rival) = rival {
+        let message = format!("host {} declares the same machine: {}", rival.path, rival.by);
+        draft.refuse(ErrorType::Registration, message);
+        draft.again(LOOK_AGAIN * 6);
+        return;
+    }
+    let registered = match access::ensure(draft) {
+        Reach::Bmc => true,
+        Reach::InBand => is_opted_in(draft),
+        Reach::Silent(_) | Reach::No => false,
+    };
+    if !registered {
+        return;
+    }
+    let next = if draft.host.spec.externally_provisioned == Some(true) {
+        State::ExternallyProvisioned
+    } else if inspection_disabled(draft.host) {
+        State::Preparing
+    } else {
+        State::Inspecting
+    };
+    draft.enter(next);
+    draft.end(|history| &mut history.register);
+    if draft.status.provisioning.id.is_empty() {
+        draft.uid().clone_into(&mut draft.status.provisioning.id);
+    }
+    draft.tell("Registered", "the machine can be reached");
+    if next == State::Inspecting {
+        inspection::begin_with_what_is_known(draft);
+    }
+}
+
+fn is_opted_in(draft: &mut Draft<'_>) -> bool {
+    let value = draft.annotation(IN_BAND_ANNOTATION).unwrap_or_default();
+    let Some((server, session)) = draft.session() else {
+        draft.clear_error();
+        draft.wait_for(
+            "Ramdisk",
+            "waits for the machine's ramdisk to call in; next: the host is registered with that session",
+        );
+        return false;
+    };
+    if server.status.as_ref().is_some_and(|status| status.contested) {
+        draft.refuse(
+            ErrorType::Registration,
+            "two machines showed one token as this one: boot it again to enrol alone",
+        );
+        return false;
+    }
+    match access::opted_in(value, session, draft.seen.segment) {
+        Ok(()) => true,
+        Err(missing) => {
+            draft.refuse(ErrorType::Registration, missing);
+            false
+        }
+    }
+}
+
+/// True if the host is not to be inspected.
+pub(super) fn inspection_disabled(host: &BareMetalHost) -> bool {
+    let annotated =
+        super::draft::annotation(host, muster_proto::kinds::INSPECT_ANNOTATION) == Some("disabled");
+    host.spec.inspection_mode == Some(InspectionMode::Disabled) || annotated
+}
+
+/// The boot mode that holds from now on, whatever becomes of the spec meanwhile.
+pub(super) fn snapshot_boot_mode(draft: &mut Draft<'_>) {
+    draft.status.provisioning.boot_mode = Some(draft.host.spec.boot_mode.unwrap_or(HostBootMode::Uefi));
+}

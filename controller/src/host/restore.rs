@@ -1,0 +1,123 @@
+//! What other objects and annotations bring into a host: its status after a move, its hardware, its architecture. Pure.
+
+use muster_proto::kinds::{
+    BareMetalHost, BareMetalHostStatus, HARDWARE_ANNOTATION, HardwareDetails, STATUS_ANNOTATION,
+};
+
+use super::{
+    State,
+    draft::{Draft, annotation, whole_seconds},
+    observed::Observed,
+    plan::{Metadata, Plan},
+    registration,
+};
+
+/// The status annotation: taken over where no status was ever written, and removed in any case. None: there is no such annotation.
+///
+/// One that cannot be read on a host without a status stops everything: the machine may be running somebody's data, and a host that
+/// begins anew would overwrite them.
+pub(super) fn status(host: &BareMetalHost, seen: &Observed<'_>, now: jiff::Timestamp) -> Option<Plan> {
+    let value = annotation(host, STATUS_ANNOTATION)?;
+    let written = host
+        .status
+        .as_ref()
+        .is_some_and(|status| status.last_updated.is_some());
+    let metadata = Metadata {
+        remove_annotations: vec![STATUS_ANNOTATION.to_owned()],
+        ..Metadata::default()
+    };
+    let restored = match written {
+        true => None,
+        false => match serde_json::from_str::<BareMetalHostStatus>(value) {
+            Ok(mut status) => {
+                if let Some(hardware) = seen.hardware.and_then(|data| data.spec.hardware.clone()) {
+                    status.hardware = Some(hardware);
+                }
+                status.last_updated = Some(whole_seconds(now));
+                Some(Box::new(status))
+            }
+            // Whoever deletes the host gives up what the annotation says.
+            Err(_) if host.metadata.deletion_timestamp.is_some() => None,
+            Err(error) => return Some(unreadable(host, seen, now, &error)),
+        },
+    };
+    Some(Plan {
+        status: restored,
+        metadata,
+        requeue: Some(std::time::Duration::ZERO),
+        why: "takes over the status annotation".to_owned(),
+        ..Plan::default()
+    })
+}
+
+fn unreadable(
+    host: &BareMetalHost,
+    seen: &Observed<'_>,
+    now: jiff::Timestamp,
+    error: &serde_json::Error,
+) -> Plan {
+    let mut draft = Draft::new(host, seen, now);
+    let message = format!(
+        "the annotation {STATUS_ANNOTATION} cannot be read ({error}): correct it, or remove it to begin anew"
+    );
+    draft.warn("InvalidAnnotationValue", message.clone());
+    let plan = draft.finish();
+    // No status is written: with one, the corrected annotation would count no more.
+    Plan {
+        events: plan.events,
+        why: message,
+        ..Plan::default()
+    }
+}
+
+/// The hardware, from the HardwareData or else the annotation; the architecture, where nobody wrote one.
+pub(super) fn hardware(draft: &mut Draft<'_>) {
+    let stored = draft.seen.hardware.and_then(|data| data.spec.hardware.as_ref());
+    if let Some(stored) = stored.filter(|_| draft.state != State::Inspecting)
+        && draft.status.hardware.as_ref() != Some(stored)
+    {
+        draft.status.hardware = Some(stored.clone());
+    }
+    annotated(draft, stored.is_some());
+    let arch = draft
+        .status
+        .hardware
+        .as_ref()
+        .and_then(|hardware| hardware.cpu.as_ref()?.arch.clone());
+    let unsaid = draft
+        .host
+        .spec
+        .architecture
+        .as_deref()
+        .unwrap_or_default()
+        .is_empty();
+    if let Some(arch) = arch.filter(|arch| unsaid && !arch.is_empty()) {
+        draft.metadata.architecture = Some(arch);
+    }
+}
+
+fn annotated(draft: &mut Draft<'_>, stored: bool) {
+    let Some(value) = draft.annotation(HARDWARE_ANNOTATION) else {
+        return;
+    };
+    let counts = draft.status.hardware.is_none() || registration::inspection_disabled(draft.host);
+    if counts && !stored {
+        match serde_json::from_str::<HardwareDetails>(value) {
+            Ok(hardware) => {
+                draft.status.hardware = Some(hardware);
+                draft.tell("UpdateHardwareDetails", "the hardware is as the annotation says");
+            }
+            Err(error) => {
+                draft.warn(
+                    "InvalidAnnotationValue",
+                    format!("the annotation {HARDWARE_ANNOTATION} cannot be read: {error}"),
+                );
+                return;
+            }
+        }
+    }
+    draft
+        .metadata
+        .remove_annotations
+        .push(HARDWARE_ANNOTATION.to_owned());
+}

@@ -1,0 +1,165 @@
+//! The Secrets that a host names beside the BMC's credentials: whether they are there, and what becomes of them. Pure.
+
+use muster_proto::kinds::{BareMetalHost, Session};
+
+use super::{
+    access,
+    draft::Draft,
+    observed::{SecretSeen, SecretState},
+    plan::{Drive, Effect, Hold},
+};
+
+/// Whether all that goes on the config drive is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Inputs {
+    /// It is.
+    Ready,
+    /// Something could not be asked for.
+    Wait(String),
+    /// Something is missing or wrong.
+    Bad(String),
+}
+
+struct Named<'a> {
+    field: &'static str,
+    name: &'a str,
+    seen: &'a SecretSeen,
+    hold: Hold,
+}
+
+fn named<'a>(draft: &Draft<'a>) -> Vec<Named<'a>> {
+    let spec = &draft.host.spec;
+    let secrets = &draft.seen.secrets;
+    let instance = [
+        ("userData", &spec.user_data, &secrets.user_data),
+        ("networkData", &spec.network_data, &secrets.network_data),
+        ("metaData", &spec.meta_data, &secrets.meta_data),
+    ];
+    let instance = instance.into_iter().filter_map(|(field, reference, seen)| {
+        Some(Named {
+            field,
+            name: reference.as_ref()?.name.as_deref()?,
+            seen,
+            hold: Hold::Label,
+        })
+    });
+    let before = spec
+        .preprovisioning_network_data_name
+        .as_deref()
+        .map(|name| Named {
+            field: "preprovisioningNetworkDataName",
+            name,
+            seen: &secrets.preprovisioning,
+            hold: Hold::Finalizer,
+        });
+    instance
+        .chain(before)
+        .filter(|named| !named.name.is_empty())
+        .collect()
+}
+
+/// Labels what is there, so that its changes are seen.
+pub(super) fn hold(draft: &mut Draft<'_>) {
+    for secret in named(draft) {
+        if secret.seen.state.is_present() && !secret.seen.held {
+            draft.effect(Effect::HoldSecret {
+                name: secret.name.to_owned(),
+                hold: secret.hold,
+            });
+        }
+    }
+}
+
+/// The Secret with the BMC's credentials: the one that the spec names, else the one that was tried last, which may still be held.
+pub fn bmc_secret(host: &BareMetalHost) -> Option<&str> {
+    let named = host.spec.bmc.as_ref().map(|bmc| bmc.credentials_name.as_str());
+    let status = host.status.as_ref();
+    let tried = status.and_then(|status| {
+        let credentials = status
+            .tried_credentials
+            .as_ref()
+            .or(status.good_credentials.as_ref());
+        credentials?.credentials.as_ref()?.name.as_deref()
+    });
+    named.filter(|name| !name.is_empty()).or(tried)
+}
+
+/// Lets go of every Secret that carries the finalizer. True if there was one.
+pub(super) fn release(draft: &mut Draft<'_>) -> bool {
+    let spec = &draft.host.spec;
+    let secrets = &draft.seen.secrets;
+    let bmc = bmc_secret(draft.host);
+    let network = spec.preprovisioning_network_data_name.as_deref();
+    let mut names: Vec<String> = Vec::new();
+    for (name, seen) in [(bmc, &secrets.bmc), (network, &secrets.preprovisioning)] {
+        if let Some(name) = name.filter(|name| seen.finalizer && !name.is_empty())
+            && !names.iter().any(|other| other == name)
+        {
+            names.push(name.to_owned());
+        }
+    }
+    let any = !names.is_empty();
+    for name in names {
+        draft.effect(Effect::ReleaseSecret { name });
+    }
+    any
+}
+
+/// Whether all that the config drive is made of is there, and the session, if it is, may have it.
+pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
+    for secret in named(draft) {
+        let of = format!("the Secret {} of spec.{}", secret.name, secret.field);
+        match &secret.seen.state {
+            SecretState::Present { .. } => {}
+            SecretState::Missing | SecretState::Unnamed => {
+                return Inputs::Bad(format!("{of} does not exist"));
+            }
+            SecretState::Invalid(why) => return Inputs::Bad(format!("{of} cannot be used: {why}")),
+            SecretState::Unreadable(why) => return Inputs::Wait(format!("{of} cannot be read: {why}")),
+        }
+    }
+    let session = draft.session();
+    match session.map(|(_, session)| drive(draft, session)) {
+        Some(Err(missing)) => Inputs::Bad(missing),
+        Some(Ok(_)) | None => Inputs::Ready,
+    }
+}
+
+/// What goes on the config drive and whom it is sealed to; none: the agent is too old to be given one, and nothing is lost with
+/// it. An error says why the session may not have what the host names.
+pub(super) fn drive(draft: &Draft<'_>, session: &Session) -> Result<Option<Drive>, String> {
+    let secret = !named(draft).is_empty();
+    if secret {
+        access::may_have_secrets(draft, session)?;
+    }
+    if session.seal_key.is_empty() {
+        return match secret {
+            true => Err("the agent is too old to be given user data: boot the machine again".to_owned()),
+            false => Ok(None),
+        };
+    }
+    let spec = &draft.host.spec;
+    let name = |reference: &Option<k8s_openapi::api::core::v1::SecretReference>| {
+        reference
+            .as_ref()
+            .and_then(|reference| reference.name.clone())
+            .filter(|name| !name.is_empty())
+    };
+    let host = draft.host.metadata.name.clone().unwrap_or_default();
+    let namespace = draft.host.metadata.namespace.clone().unwrap_or_default();
+    let before = spec.preprovisioning_network_data_name.clone();
+    Ok(Some(Drive {
+        meta_data: vec![
+            ("uuid", draft.uid().to_owned()),
+            ("metal3-namespace", namespace),
+            ("metal3-name", host.clone()),
+            ("local-hostname", host.clone()),
+            ("local_hostname", host.clone()),
+            ("name", host),
+        ],
+        meta_data_secret: name(&spec.meta_data),
+        network_data_secret: name(&spec.network_data).or(before.filter(|name| !name.is_empty())),
+        user_data_secret: name(&spec.user_data),
+        seal_key: session.seal_key.clone(),
+    }))
+}

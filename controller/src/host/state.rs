@@ -1,0 +1,173 @@
+//! The states of a host's life, with upstream's names. Pure.
+
+use std::fmt;
+
+use muster_proto::kinds::{BareMetalHost, ErrorType};
+
+/// Where a host is in its life: `status.provisioning.state`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Nobody has written a status yet.
+    #[default]
+    New,
+    /// Without a BMC and without leave to use its ramdisk instead: shown, not touched.
+    Unmanaged,
+    /// Its BMC, or the session of its ramdisk, is asked for the first time.
+    Registering,
+    /// Its hardware is found out.
+    Inspecting,
+    /// RAID and firmware would be set up.
+    Preparing,
+    /// Ready to be given an image.
+    Available,
+    /// An image is written.
+    Provisioning,
+    /// It runs its image.
+    Provisioned,
+    /// Somebody else installed it: only its power is managed.
+    ExternallyProvisioned,
+    /// Its image is taken away.
+    Deprovisioning,
+    /// It is being deleted and switched off for that.
+    PoweringOffBeforeDelete,
+    /// It is being deleted and nothing is left but to let go.
+    Deleting,
+    /// A name that this version does not know: nothing is done.
+    Foreign,
+}
+
+impl State {
+    /// Every state with a name, in the order of a host's life.
+    pub const ALL: [State; 12] = [
+        State::New,
+        State::Unmanaged,
+        State::Registering,
+        State::Inspecting,
+        State::Preparing,
+        State::Available,
+        State::Provisioning,
+        State::Provisioned,
+        State::ExternallyProvisioned,
+        State::Deprovisioning,
+        State::PoweringOffBeforeDelete,
+        State::Deleting,
+    ];
+
+    /// The state that upstream's word means; `match profile` and `ready` are words of older versions.
+    pub fn parse(word: &str) -> State {
+        match word {
+            "" => State::New,
+            "unmanaged" => State::Unmanaged,
+            "registering" => State::Registering,
+            "inspecting" => State::Inspecting,
+            "match profile" | "preparing" => State::Preparing,
+            "ready" | "available" => State::Available,
+            "provisioning" => State::Provisioning,
+            "provisioned" => State::Provisioned,
+            "externally provisioned" => State::ExternallyProvisioned,
+            "deprovisioning" => State::Deprovisioning,
+            "powering off before delete" => State::PoweringOffBeforeDelete,
+            "deleting" => State::Deleting,
+            _ => State::Foreign,
+        }
+    }
+
+    /// The state of `host`.
+    pub fn of(host: &BareMetalHost) -> State {
+        let status = host.status.as_ref();
+        State::parse(status.map_or("", |status| &status.provisioning.state))
+    }
+
+    /// Upstream's word.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::New => "",
+            State::Unmanaged => "unmanaged",
+            State::Registering => "registering",
+            State::Inspecting => "inspecting",
+            State::Preparing => "preparing",
+            State::Available => "available",
+            State::Provisioning => "provisioning",
+            State::Provisioned => "provisioned",
+            State::ExternallyProvisioned => "externally provisioned",
+            State::Deprovisioning => "deprovisioning",
+            State::PoweringOffBeforeDelete => "powering off before delete",
+            State::Deleting => "deleting",
+            State::Foreign => "unknown",
+        }
+    }
+
+    /// What it means, for the page about states.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            State::New => "nobody has written a status yet",
+            State::Unmanaged => {
+                "without a BMC and without leave to use its ramdisk instead: shown, not touched"
+            }
+            State::Registering => "its BMC, or the session of its ramdisk, is asked for the first time",
+            State::Inspecting => "its hardware is found out",
+            State::Preparing => "RAID and firmware would be set up",
+            State::Available => "ready to be given an image",
+            State::Provisioning => "its disks are cleaned and an image is written",
+            State::Provisioned => "it runs its image; only its power is managed",
+            State::ExternallyProvisioned => "somebody else installed it; only its power is managed",
+            State::Deprovisioning => "what it runs is taken away: its disks are cleaned",
+            State::PoweringOffBeforeDelete => "it is being deleted and switched off for that",
+            State::Deleting => "it is being deleted, and nothing is left but to let go",
+            State::Foreign => "a name that this version does not know: nothing is done",
+        }
+    }
+
+    /// True if a machine whose host is in this state, and asks for nothing that forbids it, boots its ramdisk.
+    pub fn boots_ramdisk(self) -> bool {
+        matches!(
+            self,
+            State::Registering
+                | State::Inspecting
+                | State::Preparing
+                | State::Available
+                | State::Provisioning
+                | State::Deprovisioning
+        )
+    }
+
+    /// True if a host in this state takes one of the places of hosts that are busy at once.
+    pub fn is_busy(self) -> bool {
+        matches!(
+            self,
+            State::Inspecting | State::Provisioning | State::Deprovisioning
+        )
+    }
+
+    /// True if an operating system that somebody uses may run on the host.
+    pub fn is_provisioned(self) -> bool {
+        matches!(self, State::Provisioned | State::ExternallyProvisioned)
+    }
+
+    /// True if the host rests in this state and its power follows `spec.online`.
+    pub fn is_steady(self) -> bool {
+        self == State::Available || self.is_provisioned()
+    }
+
+    /// What upstream calls a failure in this state.
+    pub fn error_type(self) -> ErrorType {
+        match self {
+            State::Inspecting => ErrorType::Inspection,
+            State::Preparing => ErrorType::Preparation,
+            State::Provisioning | State::Deprovisioning => ErrorType::Provisioning,
+            State::Available
+            | State::Provisioned
+            | State::ExternallyProvisioned
+            | State::PoweringOffBeforeDelete => ErrorType::PowerManagement,
+            State::New | State::Unmanaged | State::Registering | State::Deleting | State::Foreign => {
+                ErrorType::Registration
+            }
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,362 @@
+//! What annotations do.
+
+use muster_proto::kinds::{
+    DETACHED_ANNOTATION, HARDWARE_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, OperationalStatus,
+    PAUSED_ANNOTATION, PROTECTED_ANNOTATION, REBOOT_ANNOTATION, RELEASE_ANNOTATION, STATUS_ANNOTATION,
+};
+
+use super::{
+    super::{Effect, State, next, plan::PowerOrder, reboot},
+    transitions::at,
+    world::{Content, Fault, IMAGE, World},
+};
+
+const REMEDIATION: &str = "reboot.metal3.io/metal3-remediation-1";
+
+fn orders(world: &World) -> Vec<PowerOrder> {
+    let orders = world
+        .plan()
+        .effects
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Power { order, .. } => Some(order),
+            _ => None,
+        });
+    orders.collect()
+}
+
+fn provisioned() -> World {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world
+}
+
+#[test]
+fn reboot_annotations_mean_what_upstream_says() {
+    // (annotations, only forced ones count) -> (once, stay off, hard)
+    type Case<'a> = (&'a [(&'a str, &'a str)], bool, (bool, bool, bool));
+    let cases: &[Case<'_>] = &[
+        (&[], false, (false, false, false)),
+        (&[(REBOOT_ANNOTATION, "")], false, (true, false, false)),
+        (
+            &[(REBOOT_ANNOTATION, r#"{"mode":"hard"}"#)],
+            false,
+            (true, false, true),
+        ),
+        (
+            &[(REBOOT_ANNOTATION, r#"{"mode":"soft"}"#)],
+            false,
+            (true, false, false),
+        ),
+        (
+            &[(REBOOT_ANNOTATION, r#"{"mode":""}"#)],
+            false,
+            (true, false, false),
+        ),
+        (&[(REBOOT_ANNOTATION, "nonsense")], false, (true, false, false)),
+        (
+            &[(REBOOT_ANNOTATION, r#"{"mode":"hard"}"#)],
+            true,
+            (false, false, false),
+        ),
+        (
+            &[(REBOOT_ANNOTATION, r#"{"mode":"hard","force":true}"#)],
+            true,
+            (true, false, true),
+        ),
+        (&[(REMEDIATION, r#"{"mode":"hard"}"#)], false, (false, true, true)),
+        (
+            &[(REMEDIATION, ""), (REBOOT_ANNOTATION, r#"{"mode":"hard"}"#)],
+            false,
+            (true, true, true),
+        ),
+        (&[("reboot.metal3.io.example", "")], false, (false, false, false)),
+    ];
+    for (annotations, forced, expected) in cases {
+        let mut world = World::new();
+        for (name, value) in *annotations {
+            world.annotate(name, value);
+        }
+        let wish = reboot::wish(world.host(), *forced);
+        assert_eq!(
+            (wish.once, wish.stay_off, wish.hard),
+            *expected,
+            "{annotations:?} {forced}"
+        );
+    }
+}
+
+#[test]
+fn a_plain_reboot_is_soft_first_and_happens_once() {
+    let mut world = provisioned();
+    world.annotate(REBOOT_ANNOTATION, "");
+    world.until("an order", |world| !orders(world).is_empty());
+    assert_eq!(orders(&world), [PowerOrder::SoftOff]);
+    world.until("off", |world| {
+        !world.host.as_ref().unwrap().status.as_ref().unwrap().powered_on
+    });
+    world.until("on", |world| {
+        world.host.as_ref().unwrap().status.as_ref().unwrap().powered_on
+    });
+    assert!(!world.annotated(REBOOT_ANNOTATION));
+    let boots = world.machine.boots;
+    world.settle();
+    assert_eq!(world.machine.boots, boots);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn a_hard_reboot_does_not_ask_the_operating_system() {
+    let mut world = provisioned();
+    world.annotate(REBOOT_ANNOTATION, r#"{"mode":"hard"}"#);
+    world.until("an order", |world| !orders(world).is_empty());
+    assert_eq!(orders(&world), [PowerOrder::HardOff]);
+}
+
+#[test]
+fn a_soft_off_that_is_ignored_becomes_hard() {
+    let mut world = provisioned();
+    world.annotate(REBOOT_ANNOTATION, "");
+    for _ in 0..200 {
+        let plan = world.plan();
+        let fault = match plan.effects.iter().any(|effect| {
+            matches!(
+                effect,
+                Effect::Power {
+                    order: PowerOrder::SoftOff,
+                    ..
+                }
+            )
+        }) {
+            true => Fault::Lost,
+            false => Fault::None,
+        };
+        world.execute(plan, None, fault);
+        world.tick(11);
+        if !world.machine.on {
+            return;
+        }
+    }
+    panic!("never off");
+}
+
+#[test]
+fn a_host_that_is_remediated_stays_off_until_whoever_asked_takes_it_back() {
+    let mut world = provisioned();
+    world.annotate(REMEDIATION, r#"{"mode":"hard"}"#);
+    world.settle();
+    assert!(!world.machine.on && world.annotated(REMEDIATION));
+    assert!(!world.host().status.as_ref().unwrap().powered_on);
+    world.unannotate(REMEDIATION);
+    world.settle();
+    assert!(world.machine.on && world.host().status.as_ref().unwrap().powered_on);
+}
+
+#[test]
+fn a_host_that_must_not_be_off_is_reset() {
+    let mut world = provisioned();
+    world.host().spec.disable_power_off = Some(true);
+    let boots = world.machine.boots;
+    world.annotate(REBOOT_ANNOTATION, "");
+    world.settle();
+    assert_eq!(world.machine.boots, boots + 1);
+    assert!(!world.annotated(REBOOT_ANNOTATION));
+    world.annotate(REMEDIATION, "");
+    world.settle();
+    assert!(world.machine.on);
+    world.unannotate(REMEDIATION);
+    world.set_image(None);
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+    assert!(world.machine.on, "it is not switched off for its deletion either");
+}
+
+#[test]
+fn nothing_at_all_is_done_to_a_paused_host() {
+    for state in State::ALL {
+        let mut world = at(state);
+        world.annotate(PAUSED_ANNOTATION, "metal3.io/capm3");
+        world.set_image(None);
+        world.delete();
+        if world.host.is_none() {
+            continue;
+        }
+        let plan = world.plan();
+        assert!(
+            plan.status.is_none() && plan.metadata.is_empty() && plan.effects.is_empty(),
+            "{state}"
+        );
+        assert!(plan.requeue.is_none() && plan.events.is_empty(), "{state}");
+    }
+}
+
+#[test]
+fn a_detached_host_is_left_alone_and_goes_on_where_it_was() {
+    let mut world = provisioned();
+    world.annotate(DETACHED_ANNOTATION, "");
+    world.settle();
+    let status = world.host().status.clone().unwrap();
+    assert_eq!(status.operational_status, OperationalStatus::Detached);
+    world.power(PowerOrder::HardOff);
+    world.settle();
+    assert!(!world.machine.on, "its power is its own affair");
+    world.unannotate(DETACHED_ANNOTATION);
+    world.settle();
+    assert!(world.machine.on && world.state() == State::Provisioned);
+    assert_eq!(world.machine.writes.len(), 1);
+}
+
+#[test]
+fn only_by_force_a_busy_host_is_detached() {
+    let mut world = at(State::Provisioning);
+    world.annotate(DETACHED_ANNOTATION, "");
+    world.round();
+    assert_eq!(
+        world.host().status.as_ref().unwrap().operational_status,
+        OperationalStatus::Ok
+    );
+    world.annotate(DETACHED_ANNOTATION, r#"{"force":true}"#);
+    world.settle();
+    assert_eq!(
+        world.host().status.as_ref().unwrap().operational_status,
+        OperationalStatus::Detached
+    );
+    assert!(world.server.as_ref().unwrap().spec.job.is_none());
+}
+
+#[test]
+fn a_restored_provisioned_host_is_never_written_again() {
+    let mut old = provisioned();
+    let status = serde_json::to_string(&old.host().status).unwrap();
+    for network_first in [false, true] {
+        let mut world = World::new();
+        world.set_image(Some(IMAGE));
+        world.machine = old.machine.clone();
+        world.machine.network_first = network_first;
+        let (writes, cleans) = (world.machine.writes.len(), world.machine.cleans);
+        world.annotate(PAUSED_ANNOTATION, "metal3.io/capm3");
+        world.annotate(STATUS_ANNOTATION, &status);
+        world.settle();
+        assert!(world.host().status.is_none(), "paused");
+        world.unannotate(PAUSED_ANNOTATION);
+        world.settle();
+        assert_eq!(world.state(), State::Provisioned);
+        assert!(!world.annotated(STATUS_ANNOTATION));
+        // It boots from the network, and is let through to its disk.
+        world.power(PowerOrder::Reset);
+        world.settle();
+        assert_eq!(
+            (world.machine.writes.len(), world.machine.cleans),
+            (writes, cleans)
+        );
+        assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    }
+}
+
+#[test]
+fn a_status_annotation_that_cannot_be_read_stops_a_host_without_a_status() {
+    let mut world = World::new();
+    world.set_image(Some(IMAGE));
+    world.annotate(STATUS_ANNOTATION, r#"{"provisioning":"#);
+    world.settle();
+    assert!(world.host().status.is_none() && world.machine.boots == 0);
+    assert!(world.events.contains(&"InvalidAnnotationValue".to_owned()));
+    world.delete();
+    assert!(world.host.is_none());
+}
+
+#[test]
+fn a_status_annotation_on_a_host_with_a_status_is_dropped() {
+    let mut world = provisioned();
+    world.annotate(STATUS_ANNOTATION, "{}");
+    world.settle();
+    assert!(!world.annotated(STATUS_ANNOTATION) && world.state() == State::Provisioned);
+}
+
+#[test]
+fn an_available_host_is_inspected_again_on_demand() {
+    let mut world = at(State::Available);
+    world.annotate(INSPECT_ANNOTATION, "");
+    world.reach(State::Inspecting);
+    world.reach(State::Available);
+    assert!(!world.annotated(INSPECT_ANNOTATION));
+    assert_eq!(world.machine.boots, 1, "the ramdisk that runs is asked");
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+}
+
+#[test]
+fn hardware_from_an_annotation_counts_where_nothing_is_inspected() {
+    let mut world = World::new();
+    world.host().spec.inspection_mode = Some(InspectionMode::Disabled);
+    world.annotate(
+        HARDWARE_ANNOTATION,
+        r#"{"hostname":"by-hand","cpu":{"arch":"aarch64"}}"#,
+    );
+    world.reach(State::Available);
+    let host = world.host();
+    let hardware = host.status.as_ref().unwrap().hardware.clone().unwrap();
+    assert_eq!(hardware.hostname.as_deref(), Some("by-hand"));
+    assert_eq!(host.spec.architecture.as_deref(), Some("aarch64"));
+    assert!(!world.annotated(HARDWARE_ANNOTATION));
+}
+
+#[test]
+fn what_a_protected_host_runs_is_neither_written_nor_taken_away() {
+    let mut world = at(State::Available);
+    world.annotate(PROTECTED_ANNOTATION, "");
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!(
+        (world.state(), world.machine.writes.len(), world.machine.cleans),
+        (State::Available, 0, 0)
+    );
+    let mut world = provisioned();
+    world.annotate(PROTECTED_ANNOTATION, "");
+    world.set_image(None);
+    world.settle();
+    assert_eq!(world.state(), State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    world.unannotate(PROTECTED_ANNOTATION);
+    world.reach(State::Available);
+    assert_eq!(world.machine.disk, Content::Blank);
+}
+
+#[test]
+fn a_protected_host_that_goes_takes_its_data_along() {
+    let mut world = provisioned();
+    world.annotate(PROTECTED_ANNOTATION, "true");
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn a_claim_can_be_released_uncleaned() {
+    let mut world = provisioned();
+    world.bmc_up = false;
+    world.restart();
+    world.set_image(None);
+    for _ in 0..50 {
+        world.round();
+    }
+    assert_eq!(world.state(), State::Deprovisioning);
+    world.annotate(RELEASE_ANNOTATION, "");
+    world.reach(State::Available);
+    assert!(!world.annotated(RELEASE_ANNOTATION));
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    assert!(world.events.contains(&"NotCleaned".to_owned()));
+}
+
+#[test]
+fn the_same_input_has_the_same_plan_in_every_state() {
+    for state in State::ALL {
+        let mut world = at(state);
+        let Some(host) = world.host.take() else { continue };
+        let seen = world.seen();
+        assert_eq!(
+            next(&host, &seen, world.now),
+            next(&host.clone(), &seen.clone(), world.now)
+        );
+    }
+}

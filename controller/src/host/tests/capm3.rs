@@ -1,0 +1,156 @@
+//! What CAPM3 writes, as it writes it: JSON merge patches without a resource version.
+
+use muster_proto::kinds::BareMetalHost;
+use serde_json::{Value, json};
+
+use super::{
+    super::State,
+    transitions::at,
+    world::{Content, IMAGE, World},
+};
+
+/// RFC 7396.
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    let object = target.as_object_mut().unwrap();
+    for (name, value) in patch {
+        if value.is_null() {
+            object.remove(name);
+        } else {
+            merge(object.entry(name).or_insert(Value::Null), value);
+        }
+    }
+}
+
+fn patch(world: &mut World, patch: &Value) {
+    let mut host = serde_json::to_value(world.host()).unwrap();
+    merge(&mut host, patch);
+    *world.host() = serde_json::from_value::<BareMetalHost>(host).unwrap();
+}
+
+fn claim() -> Value {
+    json!({
+        "metadata": {"labels": {"cluster.x-k8s.io/cluster-name": "c"}},
+        "spec": {
+            "consumerRef": {"kind": "Metal3Machine", "name": "m", "namespace": "metal",
+                "apiVersion": "infrastructure.cluster.x-k8s.io/v1beta2"},
+            "image": {"url": IMAGE, "format": "",
+                "checksum": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "checksumType": "sha256"},
+            "userData": {"name": "user", "namespace": "metal"},
+            "automatedCleaningMode": "metadata",
+            "online": true
+        }
+    })
+}
+
+fn claimed() -> World {
+    let mut world = at(State::Available);
+    world.secrets.user_data = super::world::secret("3", "user");
+    patch(&mut world, &claim());
+    world.reach(State::Provisioned);
+    world.settle();
+    world
+}
+
+fn let_go(online: bool) -> Value {
+    json!({"spec": {"image": null, "customDeploy": null, "userData": null, "metaData": null, "networkData": null,
+        "online": online}})
+}
+
+#[test]
+fn a_claim_provisions_and_letting_go_with_the_power_off_deprovisions() {
+    let mut world = claimed();
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    patch(&mut world, &let_go(false));
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    let host = world.host();
+    assert!(host.spec.consumer_ref.is_some());
+    let status = host.status.clone().unwrap();
+    assert!(status.error_message.is_empty() && !status.powered_on);
+    assert_eq!(world.machine.disk, Content::Blank);
+}
+
+#[test]
+fn letting_go_with_the_power_on_deprovisions_too() {
+    let mut world = claimed();
+    patch(&mut world, &let_go(true));
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    assert!(world.host().status.as_ref().unwrap().powered_on);
+    assert_eq!(world.machine.disk, Content::Blank);
+    let boots = world.machine.boots;
+    patch(&mut world, &claim());
+    world.secrets.user_data = super::world::secret("3", "user");
+    world.reach(State::Provisioned);
+    assert_eq!(
+        world.machine.boots,
+        boots + 1,
+        "the ramdisk that cleaned writes the next image"
+    );
+}
+
+#[test]
+fn a_label_on_the_secret_causes_no_registration() {
+    let mut world = claimed();
+    world.secrets.bmc.state = super::world::secret("99", "a").state;
+    let before = world.host().status.as_ref().unwrap().operation_history.clone();
+    let plan = world.plan();
+    assert!(
+        !plan
+            .effects
+            .iter()
+            .any(|effect| matches!(effect, super::super::Effect::Probe(_)))
+    );
+    world.settle();
+    let status = world.host().status.clone().unwrap();
+    assert_eq!(status.operation_history, before);
+    assert_eq!(
+        status.good_credentials.unwrap().credentials_version.as_deref(),
+        Some("99")
+    );
+}
+
+#[test]
+fn other_credentials_are_tried_and_told() {
+    let mut world = claimed();
+    world.secrets.bmc.state = super::world::secret("99", "b").state;
+    world.settle();
+    let status = world.host().status.clone().unwrap();
+    assert_eq!(
+        status.good_credentials.unwrap().credentials_version.as_deref(),
+        Some("99")
+    );
+    assert!(world.events.contains(&"BMCAccessValidated".to_owned()));
+    assert_eq!(world.state(), State::Provisioned);
+}
+
+#[test]
+fn a_cluster_that_moves_leaves_the_machine_as_it_is() {
+    let mut old = claimed();
+    let mut moved = serde_json::to_value(old.host().status.as_ref().unwrap()).unwrap();
+    moved.as_object_mut().unwrap().remove("hardware");
+    let mut world = World::new();
+    world.machine = old.machine.clone();
+    world.hardware = old.hardware.clone();
+    patch(&mut world, &claim());
+    world.secrets.user_data = super::world::secret("1", "user");
+    world.annotate("baremetalhost.metal3.io/status", &moved.to_string());
+    world.settle();
+    assert_eq!(world.state(), State::Provisioned);
+    assert!(world.host().status.as_ref().unwrap().hardware.is_some());
+    assert_eq!(
+        (
+            world.machine.writes.len(),
+            world.machine.cleans,
+            world.machine.boots
+        ),
+        (1, 1, old.machine.boots)
+    );
+}

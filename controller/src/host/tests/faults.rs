@@ -1,0 +1,224 @@
+//! A world in which everything goes wrong for a while: it comes to the same end, and nothing is written that should not be.
+
+use muster_proto::kinds::{DETACHED_ANNOTATION, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, REBOOT_ANNOTATION};
+use proptest::prelude::*;
+
+use super::{
+    super::State,
+    world::{Content, Fault, World},
+};
+
+/// What happens next.
+#[derive(Clone, Debug)]
+enum Happening {
+    Round { crash: Option<usize>, fault: Fault },
+    Time(u32),
+    Restart,
+    Image(Option<u8>),
+    Online(bool),
+    Annotate(&'static str, &'static str),
+    Unannotate(&'static str),
+    Bmc(bool),
+    Place(bool),
+    JobsFail(usize),
+    Crashes,
+    Delete,
+}
+
+fn faults() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        6 => Just(Fault::None),
+        1 => Just(Fault::Fails),
+        1 => Just(Fault::Lost),
+        1 => Just(Fault::Twice),
+        1 => Just(Fault::Doubtful),
+        1 => Just(Fault::Late),
+    ]
+}
+
+fn happenings() -> impl Strategy<Value = Happening> {
+    let annotations = prop_oneof![
+        Just((PAUSED_ANNOTATION, "")),
+        Just((DETACHED_ANNOTATION, "")),
+        Just((DETACHED_ANNOTATION, r#"{"force":true}"#)),
+        Just((DETACHED_ANNOTATION, r#"{"deleteAction":"delay"}"#)),
+        Just((PROTECTED_ANNOTATION, "")),
+        Just((REBOOT_ANNOTATION, "")),
+        Just((REBOOT_ANNOTATION, r#"{"mode":"hard"}"#)),
+        Just(("reboot.metal3.io/somebody", r#"{"force":true}"#)),
+        Just((muster_proto::kinds::INSPECT_ANNOTATION, "")),
+        Just((muster_proto::kinds::RELEASE_ANNOTATION, "")),
+    ];
+    prop_oneof![
+        30 => (proptest::option::weighted(0.2, 0..4_usize), faults())
+            .prop_map(|(crash, fault)| Happening::Round { crash, fault }),
+        10 => (1..200_u32).prop_map(Happening::Time),
+        1 => Just(Happening::Restart),
+        3 => proptest::option::weighted(0.8, 0..2_u8).prop_map(Happening::Image),
+        1 => any::<bool>().prop_map(Happening::Online),
+        2 => annotations.clone().prop_map(|(name, value)| Happening::Annotate(name, value)),
+        2 => annotations.prop_map(|(name, _)| Happening::Unannotate(name)),
+        1 => any::<bool>().prop_map(Happening::Bmc),
+        1 => any::<bool>().prop_map(Happening::Place),
+        1 => (0..3_usize).prop_map(Happening::JobsFail),
+        1 => Just(Happening::Crashes),
+    ]
+}
+
+fn url(which: u8) -> String {
+    format!("http://images.test/{which}.raw")
+}
+
+fn happen(world: &mut World, happening: &Happening) {
+    if world.host.is_none() {
+        return;
+    }
+    match *happening {
+        Happening::Round { crash, fault } => {
+            let plan = world.plan();
+            world.execute(plan, crash, fault);
+        }
+        Happening::Time(seconds) => world.tick(seconds),
+        Happening::Restart => world.restart(),
+        Happening::Image(which) => world.set_image(which.map(url).as_deref()),
+        Happening::Online(online) => world.host().spec.online = online,
+        Happening::Annotate(name, value) => world.annotate(name, value),
+        Happening::Unannotate(name) => world.unannotate(name),
+        Happening::Bmc(up) => world.bmc_up = up,
+        Happening::Place(slot) => world.slot = slot,
+        Happening::JobsFail(count) => world.failing_jobs = count,
+        // The machine loses its power for a moment.
+        Happening::Crashes => {
+            if world.machine.on {
+                world.power(super::super::plan::PowerOrder::Reset);
+            }
+        }
+        Happening::Delete => world.delete(),
+    }
+    check(world);
+}
+
+/// What must hold at every moment.
+fn check(world: &World) {
+    let Some(host) = &world.host else { return };
+    let status = host.status.clone().unwrap_or_default();
+    if State::of(host) == State::Provisioned {
+        let image = status
+            .provisioning
+            .image
+            .expect("what is provisioned has an image");
+        assert_eq!(world.machine.disk, Content::Image(image.url));
+    }
+    let attempts = status
+        .operation_history
+        .and_then(|history| history.provision)
+        .is_some();
+    assert!(attempts || world.machine.writes.is_empty() && world.machine.cleans == 0);
+}
+
+/// All is well again, and everybody keeps quiet.
+fn calm(world: &mut World) {
+    world.bmc_up = true;
+    world.slot = true;
+    world.failing_jobs = 0;
+    world.retries = 0;
+    // What is late comes now.
+    world.tick(1);
+    if let Some(host) = &mut world.host {
+        host.metadata.annotations = None;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_the_end_is_what_the_spec_says(
+        before in proptest::collection::vec(happenings(), 0..150),
+        network_first in any::<bool>(),
+        delete in proptest::option::of(0..150_usize),
+        image in proptest::option::weighted(0.7, 0..2_u8),
+    ) {
+        let released = before.iter().any(
+            |happening| matches!(happening, Happening::Annotate(muster_proto::kinds::RELEASE_ANNOTATION, _)),
+        );
+        let mut world = World::new();
+        world.machine.network_first = network_first;
+        for (at, happening) in before.into_iter().enumerate() {
+            if delete == Some(at) {
+                happen(&mut world, &Happening::Delete);
+            }
+            happen(&mut world, &happening);
+        }
+        calm(&mut world);
+        if delete.is_some() {
+            world.delete();
+            world.until("gone", |world| world.host.is_none());
+            prop_assert!(!world.secrets.bmc.finalizer);
+            return Ok(());
+        }
+        world.host().spec.online = true;
+        world.set_image(image.map(url).as_deref());
+        let wanted = if image.is_some() { State::Provisioned } else { State::Available };
+        world.until("where it belongs", |world| {
+            check(world);
+            let status = world.host.as_ref().unwrap().status.clone().unwrap_or_default();
+            world.state() == wanted
+                && status.provisioning.image.map(|image| image.url) == image.map(url)
+                && status.powered_on && world.machine.on && status.error_message.is_empty()
+        });
+        let (writes, cleans, boots) = (world.machine.writes.len(), world.machine.cleans, world.machine.boots);
+        world.settle();
+        prop_assert_eq!(world.state(), wanted);
+        prop_assert_eq!((writes, cleans, boots), (world.machine.writes.len(), world.machine.cleans, world.machine.boots));
+        prop_assert!(world.machine.on);
+        if image.is_none() && writes > 0 && !released {
+            prop_assert_eq!(&world.machine.disk, &Content::Blank);
+        }
+    }
+}
+
+#[test]
+fn a_crash_between_any_two_effects_of_a_whole_life_comes_to_the_same_end() {
+    // The n-th step of the whole life is the one before which the process dies.
+    let life = |crash: usize| {
+        let mut world = World::new();
+        world.set_image(Some(&url(0)));
+        world.name_user_data();
+        let mut left = Some(crash);
+        let run = |world: &mut World, left: &mut Option<usize>, done: &dyn Fn(&World) -> bool| {
+            for _ in 0..3000 {
+                if done(world) {
+                    return;
+                }
+                let plan = world.plan();
+                let steps = usize::from(plan.status.is_some())
+                    + usize::from(!plan.metadata.is_empty())
+                    + plan.effects.len();
+                let now = left.filter(|left| *left < steps);
+                *left = left.filter(|_| now.is_none()).map(|left| left - steps);
+                let at_once = plan.requeue == Some(std::time::Duration::ZERO);
+                world.execute(plan, now, Fault::None);
+                check(world);
+                if !at_once {
+                    world.tick(11);
+                }
+            }
+            panic!("never: {:?}", world.plan());
+        };
+        run(&mut world, &mut left, &|world| {
+            world.state() == State::Provisioned
+        });
+        world.settle();
+        assert_eq!(world.machine.writes.len(), 1, "crash before step {crash}");
+        world.set_image(None);
+        run(&mut world, &mut left, &|world| world.state() == State::Available);
+        assert_eq!(world.machine.disk, Content::Blank);
+        world.delete();
+        run(&mut world, &mut left, &|world| world.host.is_none());
+        assert!(!world.machine.on);
+        left.is_none()
+    };
+    let steps = (0..200).take_while(|crash| life(*crash)).count();
+    assert!((20..200).contains(&steps), "{steps}");
+}

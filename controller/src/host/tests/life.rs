@@ -1,0 +1,118 @@
+//! Whole lives without faults.
+
+use muster_proto::kinds::{AutomatedCleaningMode, IN_BAND_ANNOTATION, OperationalStatus};
+
+use super::{
+    super::State,
+    world::{Content, IMAGE, World},
+};
+
+#[test]
+fn a_host_with_a_bmc_becomes_available_by_every_state_of_upstream() {
+    let mut world = World::new();
+    world.reach(State::Available);
+    assert_eq!(
+        world.states,
+        [
+            State::New,
+            State::Registering,
+            State::Inspecting,
+            State::Preparing,
+            State::Available
+        ]
+    );
+    let host = world.host();
+    let status = host.status.clone().unwrap();
+    assert_eq!(status.operational_status, OperationalStatus::Ok);
+    assert!(status.error_message.is_empty());
+    assert!(status.hardware.is_some() && status.good_credentials.is_some());
+    let history = status.operation_history.unwrap();
+    assert!(history.register.unwrap().end.is_some() && history.inspect.unwrap().end.is_some());
+    assert_eq!(host.spec.architecture.as_deref(), Some("x86_64"));
+    assert_eq!(world.machine.disk, Content::Old, "nothing was written yet");
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    assert_eq!(world.machine.boots, 1, "the ramdisk is booted once");
+}
+
+#[test]
+fn an_image_is_written_in_the_ramdisk_that_runs_and_taken_away_again() {
+    let mut world = World::new();
+    world.reach(State::Available);
+    world.set_image(Some(IMAGE));
+    world.name_user_data();
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    assert_eq!(world.machine.writes.len(), 1);
+    assert_eq!(world.machine.cleans, 1);
+    // Once into the ramdisk, once into the image.
+    assert_eq!(world.machine.boots, 2);
+    world.settle();
+    assert_eq!(world.state(), State::Provisioned);
+    assert_eq!(world.machine.boots, 2);
+    assert!(world.host().status.as_ref().unwrap().powered_on);
+    // As CAPM3 lets go of a host: consumerRef stays, the image goes, and it is to be off.
+    world.set_image(None);
+    world.host().spec.online = false;
+    world.until("off", |world| {
+        world.state() == State::Available && !world.machine.on
+    });
+    world.settle();
+    assert_eq!(world.machine.disk, Content::Blank);
+    assert!(!world.host().status.as_ref().unwrap().powered_on);
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+    assert!(!world.machine.on && !world.secrets.bmc.finalizer);
+}
+
+#[test]
+fn a_host_without_a_bmc_is_provisioned_through_its_ramdisk_and_freed_by_hand() {
+    let mut world = World::new();
+    world.host().spec.bmc = None;
+    world.machine.network_first = true;
+    world.reach(State::Unmanaged);
+    world.call_in();
+    world.annotate(IN_BAND_ANNOTATION, &format!("{:064X}", 1));
+    world.reach(State::Available);
+    assert_eq!(world.machine.boots, 0, "what was found is not inspected again");
+    world.set_image(Some(IMAGE));
+    world.name_user_data();
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    world.settle();
+    assert_eq!(world.machine.boots, 1);
+    world.set_image(None);
+    world.settle();
+    assert_eq!(world.state(), State::Deprovisioning);
+    let condition = waiting(&world);
+    assert_eq!(condition.0, "PowerCycleByHand");
+    assert!(condition.1.contains("armed since 2026-"), "{}", condition.1);
+    world.power(super::super::plan::PowerOrder::Reset);
+    world.reach(State::Available);
+    assert_eq!(world.machine.disk, Content::Blank);
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+}
+
+#[test]
+fn without_cleaning_nothing_but_the_image_is_written() {
+    let mut world = World::new();
+    world.host().spec.automated_cleaning_mode = Some(AutomatedCleaningMode::Disabled);
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.set_image(None);
+    world.reach(State::Available);
+    assert_eq!(world.machine.cleans, 0);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+/// Reason and message of the condition that says what the host waits for.
+pub(super) fn waiting(world: &World) -> (String, String) {
+    let status = world.host.as_ref().unwrap().status.clone().unwrap();
+    let waits = status
+        .conditions
+        .into_iter()
+        .find(|one| one.type_ == "Waiting")
+        .unwrap();
+    (waits.reason, waits.message)
+}

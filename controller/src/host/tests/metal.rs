@@ -1,0 +1,231 @@
+//! The metal of the world: the machine, its BMC's hands, and the agent in its ramdisk.
+
+use jiff::SignedDuration;
+use muster_proto::kinds::{
+    HostReference, Job, JobAction, JobStatus, Server, ServerSpec, ServerStatus, Session, SessionState, Trust,
+};
+
+use super::{
+    super::{
+        Effect, netboot,
+        plan::{Order, PowerOrder, Task},
+    },
+    world::{Content, UID, World, inventory},
+};
+
+impl World {
+    pub(super) fn act(&mut self, effect: &Effect) {
+        match effect {
+            Effect::BootNetworkOnce { .. } => self.machine.once = true,
+            Effect::Power { order, .. } => self.power(*order),
+            _ => {}
+        }
+    }
+
+    /// What the BMC does.
+    pub(super) fn power(&mut self, order: PowerOrder) {
+        match order {
+            PowerOrder::On if self.machine.on => {}
+            PowerOrder::On | PowerOrder::Reset => {
+                self.machine.on = true;
+                self.machine.booting = 20;
+                self.machine.boots += 1;
+                self.disconnect();
+            }
+            PowerOrder::HardOff => {
+                self.machine.on = false;
+                self.disconnect();
+            }
+            // The ramdisk does not listen, an operating system does.
+            PowerOrder::SoftOff if self.machine.ramdisk.is_some() => {}
+            PowerOrder::SoftOff => self.machine.on = false,
+        }
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        if self.machine.ramdisk.take().is_none() {
+            return;
+        }
+        let now = self.now.to_string();
+        self.bump();
+        let status = self.server.as_mut().and_then(|server| server.status.as_mut());
+        if let Some(session) = status.and_then(|status| status.session.as_mut()) {
+            session.state = SessionState::Disconnected;
+            session.since = now;
+        }
+    }
+
+    pub(super) fn bump(&mut self) {
+        self.version += 1;
+        let version = self.version.to_string();
+        if let Some(server) = &mut self.server {
+            server.metadata.resource_version = Some(version);
+        }
+    }
+
+    pub(super) fn place(&mut self, order: &Order) -> bool {
+        let Some(server) = &mut self.server else {
+            return false;
+        };
+        if server.metadata.resource_version.as_deref() != Some(&order.version) {
+            return false;
+        }
+        let action = match &order.task {
+            Task::Inspect => JobAction::Inspect,
+            Task::Reboot => JobAction::Reboot,
+            Task::PowerOff => JobAction::PowerOff,
+            Task::Clean(permit) => {
+                assert!(!permit.disks().is_empty());
+                JobAction::Clean
+            }
+            Task::Write(task) => {
+                assert_eq!(task.permit.disks().len(), 1);
+                JobAction::Write
+            }
+        };
+        server.spec.job = Some(Job {
+            id: order.id.clone(),
+            epoch: order.epoch,
+            action,
+            ..Job::default()
+        });
+        self.bump();
+        true
+    }
+
+    /// Time passes: late effects come, the machine boots, the agent works.
+    pub(super) fn tick(&mut self, seconds: u32) {
+        self.now = self
+            .now
+            .checked_add(SignedDuration::from_secs(i64::from(seconds)))
+            .unwrap();
+        while let Some(effect) = self.late.pop_back() {
+            self.act(&effect);
+        }
+        if !self.machine.on {
+            return;
+        }
+        if self.machine.booting > seconds {
+            self.machine.booting -= seconds;
+            return;
+        }
+        if std::mem::take(&mut self.machine.booting) > 0 {
+            let network = std::mem::take(&mut self.machine.once) || self.machine.network_first;
+            let armed = self
+                .host
+                .as_ref()
+                .is_some_and(|host| netboot::wanted(host, self.server.as_ref()).is_some());
+            if network && armed {
+                self.call_in();
+            }
+        } else if self.machine.ramdisk.is_some() {
+            self.agent();
+        }
+    }
+
+    /// The ramdisk's agent enrols and reports.
+    pub(super) fn call_in(&mut self) {
+        self.machine.on = true;
+        self.machine.booting = 0;
+        self.machine.sessions += 1;
+        self.machine.ramdisk = Some(String::new());
+        let key = format!("{:064x}", self.machine.sessions);
+        let now = self.now.to_string();
+        let server = self.server.get_or_insert_with(|| {
+            let mut server = Server::new("server-1", ServerSpec::default());
+            server.status = Some(ServerStatus::default());
+            server
+        });
+        // Discovery links it: this host declares its MAC address.
+        server.spec.host = self.host.as_ref().map(|_| HostReference {
+            namespace: "metal".to_owned(),
+            name: "host-1".to_owned(),
+            uid: UID.to_owned(),
+        });
+        let status = server.status.get_or_insert_default();
+        status.session = Some(Session {
+            state: SessionState::Connected,
+            since: now.clone(),
+            segment: "lab".to_owned(),
+            trust: Trust::Segment,
+            key,
+            seal_key: "c2VhbA==".to_owned(),
+            ..Session::default()
+        });
+        // An unchanged report leaves no trace.
+        if status.inventory.is_none() {
+            status.inventory = Some(inventory());
+            status.inventoried = Some(now);
+            status.inventory_trust = Some(Trust::Segment);
+        }
+        self.bump();
+    }
+
+    /// The agent takes up the job that it has not heard of, and ends it.
+    fn agent(&mut self) {
+        let Some(job) = self.server.as_ref().and_then(|server| server.spec.job.clone()) else {
+            return;
+        };
+        let last = self.machine.ramdisk.clone().unwrap_or_default();
+        let known = self
+            .server
+            .as_ref()
+            .and_then(|server| server.status.as_ref()?.job.as_ref());
+        if last == job.id || known.is_some_and(|known| known.id == job.id && known.done) {
+            return;
+        }
+        self.machine.ramdisk = Some(job.id.clone());
+        let destroys = matches!(job.action, JobAction::Clean | JobAction::Write);
+        let writes = job.action == JobAction::Write && self.failing_writes > 0;
+        let fails = destroys && self.failing_jobs > 0 || writes;
+        if writes {
+            self.failing_writes -= 1;
+        } else if fails {
+            self.failing_jobs -= 1;
+        } else if destroys {
+            self.destroy(&job);
+        }
+        let server = self.server.as_mut().unwrap();
+        server.status.get_or_insert_default().job = Some(JobStatus {
+            id: job.id.clone(),
+            done: true,
+            error: if fails {
+                "the disk is bad".to_owned()
+            } else {
+                String::new()
+            },
+            log: if fails {
+                vec!["write /dev/sda: EIO".to_owned()]
+            } else {
+                Vec::new()
+            },
+            ..JobStatus::default()
+        });
+        self.bump();
+        match job.action {
+            JobAction::Reboot => self.power(PowerOrder::Reset),
+            JobAction::PowerOff => self.power(PowerOrder::HardOff),
+            _ => {}
+        }
+    }
+
+    fn destroy(&mut self, job: &Job) {
+        let host = self
+            .host
+            .as_ref()
+            .expect("nothing is destroyed for a host that is gone");
+        if job.action == JobAction::Clean {
+            self.machine.cleans += 1;
+            self.machine.disk = Content::Blank;
+        } else {
+            let url = host
+                .spec
+                .image
+                .as_ref()
+                .map(|image| image.url.clone())
+                .unwrap_or_default();
+            self.machine.writes.push(job.id.clone());
+            self.machine.disk = Content::Image(url);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The decision, alone and in a small world.
+
+mod annotations;
+mod capm3;
+mod faults;
+mod life;
+mod metal;
+mod parts;
+mod refusals;
+mod transitions;
+mod world;

@@ -1,0 +1,347 @@
+//! The parts: disks, images, who writes a status, who may have a machine, and what boots.
+
+use muster_proto::{
+    inventory::{Disk, Transport},
+    kinds::{BmcDetails, IN_BAND_ANNOTATION, RootDeviceHints, SERVER_ANNOTATION, STATUS_ANNOTATION},
+};
+use proptest::prelude::*;
+
+use super::{
+    super::{Observed, Owner, State, disk, guard, netboot, next, owner, rivals},
+    transitions::at,
+    world::{World, disk as named},
+};
+
+/// Makes something wrong.
+type Spoil = fn(&mut World);
+
+fn hints(set: impl FnOnce(&mut RootDeviceHints)) -> RootDeviceHints {
+    let mut hints = RootDeviceHints::default();
+    set(&mut hints);
+    hints
+}
+
+fn disks() -> Vec<Disk> {
+    let mut all = vec![
+        named("nvme0n1", 960),
+        named("sda", 2),
+        named("sdb", 480),
+        named("sdc", 240),
+    ];
+    all[0].transport = Transport::Nvme;
+    all[0].wwn = "eui.0025388b710116a1".to_owned();
+    all[2].rotational = true;
+    all[2].model = "ST480".to_owned();
+    all[2].vendor = "Seagate".to_owned();
+    all[2].hctl = "2:0:0:0".to_owned();
+    all[2].by_path = "/dev/disk/by-path/pci-0000:00:1f.2-ata-1".to_owned();
+    all[3].removable = true;
+    all
+}
+
+#[test]
+fn without_hints_it_is_the_smallest_disk_that_is_large_enough_and_whole() {
+    let mut all = disks();
+    assert_eq!(disk::choose(None, &all).unwrap().name, "/dev/sdb");
+    assert_eq!(
+        disk::choose(Some(&RootDeviceHints::default()), &all)
+            .unwrap()
+            .name,
+        "/dev/sdb"
+    );
+    all[2].read_only = true;
+    assert_eq!(disk::choose(None, &all).unwrap().name, "/dev/nvme0n1");
+    // Another way to the same disk.
+    all.push(all[0].clone());
+    assert!(disk::choose(None, &all).is_err());
+    assert!(disk::choose(None, &[]).is_err());
+}
+
+#[test]
+fn every_hint_of_metal3_counts_and_all_must_hold() {
+    let all = disks();
+    let cases = [
+        (
+            hints(|hints| hints.device_name = Some("/dev/sda".to_owned())),
+            Some("/dev/sda"),
+        ),
+        (
+            hints(|hints| hints.device_name = Some("/dev/disk/by-path/pci-0000:00:1f.2-ata-1".to_owned())),
+            Some("/dev/sdb"),
+        ),
+        (
+            hints(|hints| hints.hctl = Some("2:0:0:0".to_owned())),
+            Some("/dev/sdb"),
+        ),
+        (
+            hints(|hints| hints.model = Some("480".to_owned())),
+            Some("/dev/sdb"),
+        ),
+        (
+            hints(|hints| hints.vendor = Some("seag".to_owned())),
+            Some("/dev/sdb"),
+        ),
+        (
+            hints(|hints| hints.serial_number = Some("serial-sdc".to_owned())),
+            Some("/dev/sdc"),
+        ),
+        (
+            hints(|hints| hints.serial_number = Some("serial-sd".to_owned())),
+            None,
+        ),
+        (
+            hints(|hints| hints.wwn = Some("eui.0025388B710116A1".to_owned())),
+            Some("/dev/nvme0n1"),
+        ),
+        (
+            hints(|hints| hints.wwn_with_extension = Some("0x1".to_owned())),
+            None,
+        ),
+        (
+            hints(|hints| hints.wwn_vendor_extension = Some("0x1".to_owned())),
+            None,
+        ),
+        (hints(|hints| hints.rotational = Some(true)), Some("/dev/sdb")),
+        (
+            hints(|hints| hints.min_size_gigabytes = Some(480)),
+            Some("/dev/nvme0n1"),
+        ),
+        (hints(|hints| hints.min_size_gigabytes = Some(961)), None),
+        (
+            hints(|hints| {
+                hints.rotational = Some(true);
+                hints.min_size_gigabytes = Some(481);
+            }),
+            None,
+        ),
+    ];
+    for (hints, expected) in cases {
+        let chosen = disk::choose(Some(&hints), &all)
+            .ok()
+            .map(|disk| disk.name.as_str());
+        assert_eq!(chosen, expected, "{hints:?}");
+    }
+}
+
+#[test]
+fn a_hardware_profile_counts_only_where_somebody_set_it() {
+    assert_eq!(disk::profile_hints(None), None);
+    assert_eq!(disk::profile_hints(Some("empty")), None);
+    let unknown = disk::profile_hints(Some("unknown")).unwrap();
+    assert_eq!(unknown.device_name.as_deref(), Some("/dev/sda"));
+    assert!(disk::is_profile_default(&unknown));
+    // What upstream stored for want of anything else sends nobody through preparing again.
+    let mut world = at(State::Available);
+    world
+        .host()
+        .status
+        .as_mut()
+        .unwrap()
+        .provisioning
+        .root_device_hints = Some(unknown);
+    world.settle();
+    assert_eq!(world.states.last(), Some(&State::Available));
+    assert_eq!(world.states.len(), 5);
+}
+
+#[test]
+fn disks_of_others_are_not_cleaned() {
+    let mut all = disks();
+    all[0].transport = Transport::Fc;
+    let clean = disk::to_clean(&all, None);
+    let names: Vec<&str> = clean.iter().map(|disk| disk.name.as_str()).collect();
+    assert_eq!(names, ["/dev/sda", "/dev/sdb"]);
+    assert_eq!(disk::to_clean(&all, Some(&all[0])).len(), 3);
+}
+
+#[test]
+fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
+    let ready = || {
+        let mut world = at(State::Provisioning);
+        world.until("a session", |world| world.server.is_some());
+        world
+    };
+    let refused: [(Spoil, &str); 9] = [
+        (
+            |world| world.server.as_mut().unwrap().spec.host.as_mut().unwrap().uid = "other".to_owned(),
+            "not known",
+        ),
+        (|world| world.server = None, "no machine"),
+        (
+            |world| world.server.as_mut().unwrap().status.as_mut().unwrap().contested = true,
+            "two machines",
+        ),
+        (
+            |world| {
+                let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+                status.inventory.as_mut().unwrap().identity.macs.clear();
+            },
+            "boot MAC",
+        ),
+        (
+            |world| {
+                let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+                status.inventory.as_mut().unwrap().identity.system_uuid = None;
+            },
+            "told from others",
+        ),
+        (
+            |world| world.annotate(muster_proto::kinds::PROTECTED_ANNOTATION, ""),
+            "protected",
+        ),
+        (
+            |world| world.annotate(muster_proto::kinds::DETACHED_ANNOTATION, r#"{"force":true}"#),
+            "left alone",
+        ),
+        (
+            |world| world.annotate(muster_proto::kinds::PAUSED_ANNOTATION, ""),
+            "left alone",
+        ),
+        (
+            |world| world.host().spec.externally_provisioned = Some(true),
+            "somebody else",
+        ),
+    ];
+    let disk = |world: &World| {
+        let status = world.server.as_ref().and_then(|server| server.status.clone());
+        let inventory = status.and_then(|status| status.inventory).unwrap_or_default();
+        inventory.disks.first().cloned().unwrap_or_default()
+    };
+    let mut world = ready();
+    let target = disk(&world);
+    let permit = guard::to_write(world.host.as_ref().unwrap(), &world.seen(), &target).unwrap();
+    assert_eq!(permit.disks()[0].serial, "serial-sda");
+    assert!(permit.machine().system_uuid.is_some());
+    for (spoil, word) in refused {
+        let mut world = ready();
+        let target = disk(&world);
+        spoil(&mut world);
+        let why = guard::to_write(world.host.as_ref().unwrap(), &world.seen(), &target).unwrap_err();
+        assert!(why.contains(word), "{why}");
+        assert_eq!(
+            guard::to_clean(world.host.as_ref().unwrap(), &world.seen(), &[&target]),
+            Err(why)
+        );
+    }
+    let mut foreign = target.clone();
+    foreign.serial = "another".to_owned();
+    assert!(guard::to_write(world.host.as_ref().unwrap(), &world.seen(), &foreign).is_err());
+    for state in State::ALL
+        .into_iter()
+        .filter(|state| *state != State::Provisioning)
+    {
+        state
+            .name()
+            .clone_into(&mut world.host().status.as_mut().unwrap().provisioning.state);
+        assert!(
+            guard::to_write(world.host.as_ref().unwrap(), &world.seen(), &target).is_err(),
+            "{state}"
+        );
+    }
+}
+
+#[test]
+fn discovery_writes_what_it_made_until_somebody_wants_more() {
+    let mut world = World::new();
+    world.host().spec.bmc = None;
+    assert_eq!(owner(world.host()), Owner::Operator, "somebody made it");
+    world.annotate(SERVER_ANNOTATION, "server-1");
+    assert_eq!(owner(world.host()), Owner::Discovery);
+    for name in [IN_BAND_ANNOTATION, STATUS_ANNOTATION] {
+        world.annotate(name, "");
+        assert_eq!(owner(world.host()), Owner::Operator, "{name}");
+        world.unannotate(name);
+    }
+    world.host().spec.bmc = Some(BmcDetails {
+        address: "redfish://10.0.0.9".to_owned(),
+        ..BmcDetails::default()
+    });
+    assert_eq!(owner(world.host()), Owner::Operator);
+    world.host().spec.bmc = None;
+    world.annotate(muster_proto::kinds::PAUSED_ANNOTATION, "");
+    assert_eq!(owner(world.host()), Owner::Nobody);
+}
+
+#[test]
+fn of_two_hosts_of_one_machine_the_registered_one_precedes_then_the_older() {
+    let mut young = World::new();
+    let mut old = World::new();
+    old.host().metadata.name = Some("host-0".to_owned());
+    old.host().metadata.uid = Some("other".to_owned());
+    let find = |us: &mut World, them: &mut World| {
+        let them = them.host().clone();
+        let found = rivals(us.host(), [&them].into_iter());
+        (found.len(), found.first().is_some_and(|rival| rival.precedes))
+    };
+    assert_eq!(find(&mut young, &mut old), (1, true));
+    assert_eq!(find(&mut old, &mut young), (1, false));
+    young.reach(State::Available);
+    assert_eq!(find(&mut young, &mut old), (1, false));
+    assert_eq!(find(&mut old, &mut young), (1, true));
+    old.host().spec.boot_mac_address = Some("52:54:00:00:00:99".to_owned());
+    assert_eq!(find(&mut young, &mut old), (1, false), "by its BMC still");
+    old.host().spec.bmc = None;
+    assert_eq!(find(&mut young, &mut old), (0, false));
+}
+
+#[test]
+fn the_ramdisk_boots_where_the_operator_needs_it_and_nowhere_else() {
+    for state in State::ALL {
+        let world = at(state);
+        let Some(host) = &world.host else { continue };
+        assert_eq!(
+            netboot::wanted(host, world.server.as_ref()).is_some(),
+            state.boots_ramdisk(),
+            "{state}"
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn next_never_panics_and_says_the_same_twice(
+        state in "(|unmanaged|registering|inspecting|preparing|available|provisioning|provisioned|externally provisioned|deprovisioning|powering off before delete|deleting|[a-z ]{0,12})",
+        kind in proptest::option::of(prop_oneof![Just("registration error"), Just("provisioning error"), Just("power management error"), Just("inspection error")]),
+        count in -2..i64::MAX,
+        fails in any::<i64>(),
+        url in "\\PC{0,20}",
+        annotations in proptest::collection::btree_map("(baremetalhost.metal3.io/(detached|status)|reboot.metal3.io(/x)?|inspect.metal3.io(/hardwaredetails)?|muster.dev/(in-band|protected|release-uncleaned))", "\\PC{0,20}", 0..4),
+        deleted in any::<bool>(),
+        held in any::<bool>(),
+        bmc in any::<bool>(),
+        server in any::<bool>(),
+        updated in -1_000_000_000_000_i64..1_000_000_000_000,
+    ) {
+        let mut world = at(State::Available);
+        let now = world.now;
+        if !server {
+            world.server = None;
+        }
+        let host = world.host();
+        if let Some(status) = host.status.as_mut() {
+            status.provisioning.state = state;
+            status.error_type = kind.map(|kind| serde_json::from_value(serde_json::json!(kind)).unwrap());
+            status.error_count = count;
+            status.provisioning_fail_count = fails;
+            status.last_updated = jiff::Timestamp::from_second(updated / 10).ok().map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time);
+            if count % 2 == 0 {
+                status.conditions.clear();
+                status.operation_history = None;
+            }
+        }
+        host.spec.image = Some(super::world::image(&url));
+        host.metadata.annotations = Some(annotations);
+        if deleted {
+            host.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+        }
+        if !held {
+            host.metadata.finalizers = None;
+        }
+        if !bmc {
+            host.spec.bmc = None;
+        }
+        let host = world.host.clone().unwrap();
+        let seen: Observed<'_> = world.seen();
+        prop_assert_eq!(next(&host, &seen, now), next(&host, &seen, now));
+    }
+}

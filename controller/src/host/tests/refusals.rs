@@ -1,0 +1,316 @@
+//! What is refused, counted, and tried again.
+
+use std::time::Duration;
+
+use muster_proto::kinds::{
+    ChecksumType, CustomDeploy, ErrorType, IN_BAND_ANNOTATION, ImageFormat, OperationalStatus, RaidConfig,
+    SoftwareRaidVolume, Trust,
+};
+
+use super::{
+    super::{
+        Effect, State, backoff,
+        observed::{Rival, SecretState},
+    },
+    life::waiting,
+    transitions::at,
+    world::{Content, IMAGE, World, image},
+};
+
+/// Makes something wrong.
+type Spoil = fn(&mut World);
+
+fn error(world: &World) -> (Option<ErrorType>, String, i64) {
+    let status = world.host.as_ref().unwrap().status.clone().unwrap();
+    (status.error_type, status.error_message, status.error_count)
+}
+
+#[test]
+fn what_cannot_be_written_is_refused_before_anything_is_lost() {
+    let refused: [(Spoil, &str); 7] = [
+        (|world| world.set_image(Some("oci://images.test/os")), "oci"),
+        (
+            |world| world.host().spec.image.as_mut().unwrap().format = Some(ImageFormat::Qcow2),
+            "qcow2",
+        ),
+        (
+            |world| world.host().spec.image.as_mut().unwrap().format = Some(ImageFormat::LiveIso),
+            "live-iso",
+        ),
+        (
+            |world| world.host().spec.image.as_mut().unwrap().checksum_type = Some(ChecksumType::Md5),
+            "md5",
+        ),
+        (
+            |world| world.host().spec.image.as_mut().unwrap().checksum = Some("0".repeat(32)),
+            "md5",
+        ),
+        (
+            |world| world.host().spec.image.as_mut().unwrap().checksum = None,
+            "no checksum",
+        ),
+        (
+            |world| {
+                let method = "install_coreos".to_owned();
+                world.host().spec.custom_deploy = Some(CustomDeploy { method });
+            },
+            "`install_coreos` is unknown",
+        ),
+    ];
+    for (spoil, word) in refused {
+        let mut world = at(State::Available);
+        world.set_image(Some(IMAGE));
+        spoil(&mut world);
+        world.settle();
+        assert_eq!(world.state(), State::Available, "{word}");
+        let (kind, message, count) = error(&world);
+        assert_eq!((kind, count), (Some(ErrorType::Provisioning), 0));
+        assert!(message.contains(word), "{message}");
+        assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
+        // Corrected, it goes on at once.
+        world.set_image(Some(IMAGE));
+        world.host().spec.custom_deploy = None;
+        world.reach(State::Provisioned);
+        assert_eq!(error(&world).0, None);
+    }
+}
+
+#[test]
+fn a_failed_write_is_taken_back_and_tried_again_later_and_later_until_it_is_given_up() {
+    let mut world = at(State::Available);
+    world.retries = 3;
+    world.set_image(Some(IMAGE));
+    // Of every attempt the write fails, and the cleaning before and after it does not.
+    for attempt in 1..=3 {
+        world.failing_writes = 1;
+        world.reach(State::Deprovisioning);
+        let status = world.host().status.clone().unwrap();
+        assert_eq!(status.provisioning_fail_count, attempt);
+        assert!(
+            status.error_message.contains("EIO"),
+            "the agent's log is shown: {}",
+            status.error_message
+        );
+        world.reach(State::Available);
+        assert_eq!(world.machine.disk, Content::Blank);
+    }
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    let (kind, message, _) = error(&world);
+    assert_eq!(kind, Some(ErrorType::Provisioning));
+    assert!(
+        message.starts_with("gave up after 3 attempts: the image could not be written"),
+        "{message}"
+    );
+    // Another image is another matter.
+    world.set_image(Some("http://images.test/other.raw"));
+    world.reach(State::Provisioned);
+    assert_eq!(world.host().status.as_ref().unwrap().provisioning_fail_count, 0);
+}
+
+#[test]
+fn a_bmc_that_does_not_answer_is_asked_less_and_less_often() {
+    let mut world = World::new();
+    world.bmc_up = false;
+    for count in 1..=4 {
+        world.until("a failure", |world| {
+            world
+                .host
+                .as_ref()
+                .unwrap()
+                .status
+                .as_ref()
+                .is_some_and(|status| status.error_count == count)
+        });
+        let status = world.host().status.clone().unwrap();
+        assert_eq!(status.error_type, Some(ErrorType::Registration));
+        assert_eq!(status.operational_status, OperationalStatus::Error);
+        assert_eq!(waiting(&world).0, "Retry");
+    }
+    world.bmc_up = true;
+    world.reach(State::Available);
+    assert_eq!(error(&world), (None, String::new(), 0));
+}
+
+#[test]
+fn pauses_double_and_differ_from_host_to_host() {
+    for (failures, least, most) in [
+        (0, 60, 120),
+        (1, 60, 120),
+        (2, 120, 240),
+        (9, 15_360, 30_720),
+        (99, 15_360, 30_720),
+    ] {
+        let mut all = std::collections::BTreeSet::new();
+        for host in 0..100 {
+            let pause = backoff::pause(&format!("uid-{host}"), failures);
+            assert_eq!(pause, backoff::pause(&format!("uid-{host}"), failures));
+            assert!(
+                pause > Duration::from_secs(least) && pause <= Duration::from_secs(most),
+                "{pause:?}"
+            );
+            all.insert(pause);
+        }
+        assert!(all.len() > 50, "{failures}: {}", all.len());
+    }
+}
+
+#[test]
+fn a_missing_secret_is_waited_for_and_not_counted() {
+    let mut world = World::new();
+    let there = world.secrets.bmc.clone();
+    world.secrets.bmc.state = SecretState::Missing;
+    world.settle();
+    assert_eq!(world.state(), State::Registering);
+    assert_eq!(error(&world).0, Some(ErrorType::Registration));
+    assert_eq!(error(&world).2, 0);
+    world.secrets.bmc = there;
+    world.reach(State::Available);
+}
+
+#[test]
+fn a_second_host_of_one_machine_is_refused_and_says_which_the_first_is() {
+    let mut world = World::new();
+    world.rivals = vec![Rival {
+        path: "metal/first".to_owned(),
+        by: "boot MAC address 52:54:00:00:00:01".to_owned(),
+        state: State::Registering,
+        precedes: true,
+    }];
+    world.settle();
+    assert_eq!(world.state(), State::Registering);
+    assert!(error(&world).1.contains("metal/first"));
+    assert_eq!(world.machine.boots, 0);
+}
+
+#[test]
+fn nothing_is_written_while_another_host_uses_the_machine() {
+    let mut world = at(State::Available);
+    world.rivals = vec![Rival {
+        path: "other/one".to_owned(),
+        by: "BMC redfish://10.0.0.9".to_owned(),
+        state: State::Provisioned,
+        precedes: false,
+    }];
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
+}
+
+#[test]
+fn raid_is_refused_until_it_can_be_made() {
+    let mut world = World::new();
+    world.host().spec.raid = Some(RaidConfig {
+        software_raid_volumes: Some(vec![SoftwareRaidVolume {
+            level: "1".to_owned(),
+            ..SoftwareRaidVolume::default()
+        }]),
+        ..RaidConfig::default()
+    });
+    world.settle();
+    assert_eq!(world.state(), State::Preparing);
+    assert_eq!(error(&world).0, Some(ErrorType::Preparation));
+    world.host().spec.raid = None;
+    world.reach(State::Available);
+}
+
+#[test]
+fn without_a_place_a_host_is_delayed_and_nothing_is_done_to_it() {
+    let mut world = at(State::Available);
+    world.slot = false;
+    world.set_image(Some(IMAGE));
+    let plan = world.plan();
+    assert!(plan.slot);
+    let places = |effect: &Effect| matches!(effect, Effect::PlaceJob(_) | Effect::Power { .. });
+    assert!(!plan.effects.iter().any(places));
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    assert_eq!(
+        world.host().status.as_ref().unwrap().operational_status,
+        OperationalStatus::Delayed
+    );
+    world.slot = true;
+    world.reach(State::Provisioned);
+    assert!(!world.plan().slot);
+}
+
+#[test]
+fn user_data_is_given_to_no_session_below_the_required_trust() {
+    let mut world = at(State::Available);
+    world.segment.spec.required_trust = Trust::BmcDelivered;
+    world.set_image(Some(IMAGE));
+    world.name_user_data();
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    assert!(
+        error(&world).1.contains("trust `bmc-delivered`"),
+        "{}",
+        error(&world).1
+    );
+    // Without anything secret there is nothing to be trusted with.
+    world.host().spec.user_data = None;
+    world.reach(State::Provisioned);
+}
+
+#[test]
+fn an_opt_in_for_another_key_registers_nothing() {
+    let mut world = World::new();
+    world.host().spec.bmc = None;
+    world.call_in();
+    world.annotate(IN_BAND_ANNOTATION, &"ab".repeat(32));
+    world.settle();
+    assert_eq!(world.state(), State::Registering);
+    assert!(error(&world).1.contains("another key"));
+    world.segment.spec.required_trust = Trust::Tpm;
+    world.annotate(IN_BAND_ANNOTATION, "segment");
+    world.settle();
+    assert!(error(&world).1.contains("requires more trust"));
+    world.segment.spec.required_trust = Trust::Segment;
+    world.reach(State::Available);
+}
+
+#[test]
+fn power_that_is_unknown_stays_as_it_was_known_last() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.bmc_up = false;
+    world.restart();
+    world.settle();
+    let status = world.host().status.clone().unwrap();
+    assert!(status.powered_on && status.error_message.is_empty());
+    let manageable = status
+        .conditions
+        .iter()
+        .find(|one| one.type_ == "Manageable")
+        .unwrap();
+    assert_eq!(
+        (manageable.status.as_str(), manageable.reason.as_str()),
+        ("False", "PowerFailure")
+    );
+    world.bmc_up = true;
+    world.settle();
+    let status = world.host().status.clone().unwrap();
+    assert!(
+        status
+            .conditions
+            .iter()
+            .any(|one| one.type_ == "Manageable" && one.status == "True")
+    );
+    assert_eq!(world.machine.writes.len(), 1);
+}
+
+#[test]
+fn an_image_url_that_changes_is_provisioned_anew_and_nothing_else_of_the_image() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.host().spec.image.as_mut().unwrap().checksum = Some("0".repeat(128));
+    world.settle();
+    assert_eq!(world.machine.writes.len(), 1);
+    world.host().spec.image = Some(image("http://images.test/two.raw"));
+    world.reach(State::Deprovisioning);
+    world.reach(State::Provisioned);
+    assert_eq!(
+        world.machine.disk,
+        Content::Image("http://images.test/two.raw".to_owned())
+    );
+}

@@ -1,0 +1,180 @@
+//! Every way of the table is taken, and from every state a deletion ends.
+
+use muster_proto::kinds::{
+    DETACHED_ANNOTATION, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, RootDeviceHints,
+};
+
+use super::{
+    super::{
+        State,
+        observed::{Bmc, SecretState},
+        table::TRANSITIONS,
+    },
+    world::{IMAGE, World},
+};
+
+/// A world whose host came to `state` by itself.
+pub(super) fn at(state: State) -> World {
+    let mut world = World::new();
+    match state {
+        State::New => return world,
+        State::Unmanaged => world.host().spec.bmc = None,
+        State::Provisioning | State::Provisioned => world.set_image(Some(IMAGE)),
+        State::ExternallyProvisioned => world.host().spec.externally_provisioned = Some(true),
+        State::Deprovisioning => {
+            world.set_image(Some(IMAGE));
+            world.reach(State::Provisioned);
+            world.settle();
+            world.set_image(None);
+        }
+        State::PoweringOffBeforeDelete | State::Deleting => {
+            world.reach(State::Available);
+            world.delete();
+        }
+        State::Foreign => {
+            world.reach(State::Available);
+            "hibernating".clone_into(&mut world.host().status.as_mut().unwrap().provisioning.state);
+            return world;
+        }
+        _ => {}
+    }
+    world.reach(state);
+    world
+}
+
+/// Makes happen what the table says takes a host from `from` to `to`.
+fn trigger(world: &mut World, from: State, to: State) {
+    match (from, to) {
+        (State::New, State::Unmanaged) => world.host().spec.bmc = None,
+        (State::Unmanaged, State::Registering) => world.annotate(IN_BAND_ANNOTATION, "segment"),
+        (State::Registering, State::Preparing) => {
+            world.host().spec.inspection_mode = Some(InspectionMode::Disabled);
+        }
+        (State::Registering | State::Available, State::ExternallyProvisioned) => {
+            world.host().spec.externally_provisioned = Some(true);
+        }
+        (State::Available, State::Inspecting) => world.annotate(INSPECT_ANNOTATION, ""),
+        (State::Available, State::Preparing) => {
+            world.host().spec.root_device_hints = Some(RootDeviceHints {
+                serial_number: Some("serial-sda".to_owned()),
+                ..RootDeviceHints::default()
+            });
+        }
+        (State::Available, State::Provisioning) => world.set_image(Some(IMAGE)),
+        (State::Provisioning, State::Deprovisioning) => world.failing_jobs = 1,
+        (State::Provisioned, State::Deprovisioning) => world.set_image(None),
+        (State::ExternallyProvisioned, State::Provisioned) => {
+            world.host().spec.externally_provisioned = None;
+            world.set_image(Some(IMAGE));
+        }
+        (State::Deprovisioning, State::PoweringOffBeforeDelete) => world.delete(),
+        (State::New | State::Foreign, State::Deleting) => {
+            if from == State::New {
+                let finalizer = super::super::plan::FINALIZER.to_owned();
+                world.host().metadata.finalizers = Some(vec![finalizer]);
+            }
+            world.delete();
+        }
+        (State::PoweringOffBeforeDelete, State::Deleting) => {}
+        (_, State::Deleting) => {
+            world.secrets.bmc.state = SecretState::Missing;
+            world.delete();
+        }
+        (_, State::PoweringOffBeforeDelete) => world.delete(),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_way_of_the_table_is_taken() {
+    for way in TRANSITIONS {
+        let mut world = at(way.from);
+        world.states = vec![way.from];
+        trigger(&mut world, way.from, way.to);
+        for _ in 0..300 {
+            if world.states.len() > 1 {
+                break;
+            }
+            world.round();
+        }
+        assert_eq!(world.states.get(1), Some(&way.to), "{} -> {}", way.from, way.to);
+    }
+}
+
+#[test]
+fn the_table_has_no_way_twice() {
+    for (at, way) in TRANSITIONS.iter().enumerate() {
+        let again = TRANSITIONS.iter().skip(at + 1);
+        assert!(
+            !again
+                .into_iter()
+                .any(|other| other.from == way.from && other.to == way.to)
+        );
+    }
+}
+
+#[test]
+fn from_every_state_a_deletion_ends_whatever_can_be_reached() {
+    let all = State::ALL.into_iter().chain([State::Foreign]);
+    for state in all {
+        for obstacle in 0..6 {
+            let mut world = at(state);
+            let finalizer = super::super::plan::FINALIZER.to_owned();
+            world.host().metadata.finalizers = Some(vec![finalizer]);
+            world.restart();
+            match obstacle {
+                0 => {}
+                1 => world.bmc_up = false,
+                2 => world.secrets.bmc.state = SecretState::Missing,
+                3 => world.secrets.bmc.state = SecretState::Invalid("no password".to_owned()),
+                4 => world.host().spec.bmc = None,
+                // The machine is lost, and nothing but its BMC answers.
+                _ => {
+                    world.server = None;
+                    world.machine.network_first = false;
+                    world.failing_jobs = usize::MAX;
+                }
+            }
+            if obstacle == 4 {
+                world.annotate(IN_BAND_ANNOTATION, "segment");
+            }
+            world.delete();
+            world.until(&format!("gone from {state}, obstacle {obstacle}"), |world| {
+                world.host.is_none()
+            });
+            assert!(!world.secrets.bmc.finalizer);
+            assert_eq!(world.bmc, Bmc::default());
+        }
+    }
+}
+
+#[test]
+fn words_of_older_versions_are_understood() {
+    for (word, state) in [("ready", State::Available), ("match profile", State::Preparing)] {
+        assert_eq!(State::parse(word), state);
+    }
+    for state in State::ALL {
+        assert_eq!(State::parse(state.name()), state);
+    }
+}
+
+#[test]
+fn a_state_of_a_newer_version_is_left_alone() {
+    let world = at(State::Foreign);
+    let plan = world.plan();
+    assert!(plan.status.is_none() && plan.effects.is_empty() && plan.metadata.is_empty());
+}
+
+#[test]
+fn a_detached_host_is_deleted_as_it_is_unless_it_is_to_wait() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.annotate(DETACHED_ANNOTATION, r#"{"deleteAction":"delay"}"#);
+    world.settle();
+    world.delete();
+    world.settle();
+    assert_eq!(world.state(), State::Provisioned);
+    world.annotate(DETACHED_ANNOTATION, "");
+    world.until("gone", |world| world.host.is_none());
+    assert!(world.machine.on && world.machine.cleans == 1);
+}

@@ -1,0 +1,596 @@
+//! A world in memory for one host: its objects, its BMC, its machine with a disk, and the agent in its ramdisk. What the
+//! executor and the edge do is done here in a few lines, with faults on demand.
+
+use std::{collections::VecDeque, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::SecretReference,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use muster_proto::{
+    inventory::{Disk, Inventory, Nic},
+    kinds::{
+        BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, HardwareDataSpec, Image, Segment,
+        SegmentSpec, Server, Trust,
+    },
+};
+
+use super::super::{
+    Effect, Observed, Plan, State, next,
+    observed::{
+        Bmc, Failure, FailureClass, Power, PowerReading, Probed, Rival, SecretSeen, SecretState, Secrets,
+        Tried,
+    },
+    plan::{FINALIZER, Metadata, PowerOrder, Task},
+    table,
+};
+
+pub(super) const MAC: &str = "52:54:00:00:00:01";
+pub(super) const UID: &str = "0a0a0a0a-0000-4000-8000-000000000001";
+pub(super) const IMAGE: &str = "http://images.test/os.raw.zst";
+const SUM: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// What is on the machine's disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// Somebody's, from before.
+    Old,
+    /// Cleaned.
+    Blank,
+    /// This image.
+    Image(String),
+}
+
+/// The metal.
+#[derive(Clone, Debug)]
+pub(super) struct Machine {
+    pub(super) on: bool,
+    /// Seconds until what it boots runs.
+    pub(super) booting: u32,
+    /// Its ramdisk runs; how many jobs its agent has taken up, and the last of them.
+    pub(super) ramdisk: Option<String>,
+    pub(super) disk: Content,
+    /// Its firmware boots from the network without being told.
+    pub(super) network_first: bool,
+    pub(super) once: bool,
+    pub(super) boots: usize,
+    pub(super) writes: Vec<String>,
+    pub(super) cleans: usize,
+    pub(super) sessions: u32,
+}
+
+/// What goes wrong with one effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    None,
+    /// Not done, and said so.
+    Fails,
+    /// Not done, and nobody says so.
+    Lost,
+    /// Done twice.
+    Twice,
+    /// Done, but the answer is an error.
+    Doubtful,
+    /// Done some rounds later.
+    Late,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub(super) host: Option<BareMetalHost>,
+    pub(super) hardware: Option<HardwareData>,
+    pub(super) server: Option<Server>,
+    pub(super) segment: Segment,
+    pub(super) secrets: Secrets,
+    pub(super) bmc: Bmc,
+    pub(super) tried: Option<Tried>,
+    pub(super) rivals: Vec<Rival>,
+    pub(super) slot: bool,
+    pub(super) retries: i64,
+    pub(super) now: Timestamp,
+    pub(super) machine: Machine,
+    /// The BMC answers.
+    pub(super) bmc_up: bool,
+    /// The agent fails this many jobs that clean or write.
+    pub(super) failing_jobs: usize,
+    /// The agent fails this many jobs that write.
+    pub(super) failing_writes: usize,
+    pub(super) late: VecDeque<Effect>,
+    pub(super) version: u64,
+    /// Every state the host was in, without repetition.
+    pub(super) states: Vec<State>,
+    pub(super) status_writes: usize,
+    pub(super) events: Vec<String>,
+}
+
+pub(super) fn image(url: &str) -> Image {
+    Image {
+        url: url.to_owned(),
+        checksum: Some(SUM.to_owned()),
+        ..Image::default()
+    }
+}
+
+pub(super) fn disk(name: &str, gib: u64) -> Disk {
+    Disk {
+        name: format!("/dev/{name}"),
+        serial: format!("serial-{name}"),
+        size_bytes: gib << 30,
+        ..Disk::default()
+    }
+}
+
+pub(super) fn inventory() -> Inventory {
+    let mut inventory = Inventory::default();
+    inventory.identity.system_uuid = Some("4c4c4544-0000-4000-8000-000000000001".to_owned());
+    inventory.identity.macs = [MAC.parse().unwrap()].into();
+    inventory.nics = vec![Nic {
+        name: "eth0".to_owned(),
+        mac: MAC.parse().ok(),
+        ..Nic::default()
+    }];
+    inventory.cpu.arch = "x86_64".to_owned();
+    inventory.disks = vec![disk("sda", 20)];
+    inventory
+}
+
+pub(super) fn secret(version: &str, content: &str) -> SecretSeen {
+    SecretSeen {
+        state: SecretState::Present {
+            version: version.to_owned(),
+            content: content.to_owned(),
+        },
+        held: false,
+        finalizer: false,
+    }
+}
+
+pub(super) fn segment() -> Segment {
+    Segment {
+        metadata: ObjectMeta::default(),
+        spec: SegmentSpec {
+            required_trust: Trust::Segment,
+            ..serde_json::from_value(serde_json::json!({"subnet": "10.0.0.0/24"})).unwrap()
+        },
+        status: None,
+    }
+}
+
+impl World {
+    /// A host with a BMC, just made, and a machine that is off.
+    pub(super) fn new() -> World {
+        let mut host = BareMetalHost::new(
+            "host-1",
+            BareMetalHostSpec {
+                online: true,
+                boot_mac_address: Some(MAC.to_owned()),
+                bmc: Some(BmcDetails {
+                    address: "redfish://10.0.0.9/redfish/v1/Systems/1".to_owned(),
+                    credentials_name: "bmc".to_owned(),
+                    disable_certificate_verification: None,
+                }),
+                ..BareMetalHostSpec::default()
+            },
+        );
+        let now: Timestamp = "2026-01-01T00:00:00.4Z".parse().unwrap();
+        host.metadata.namespace = Some("metal".to_owned());
+        host.metadata.uid = Some(UID.to_owned());
+        host.metadata.creation_timestamp = Some(Time(now));
+        World {
+            host: Some(host),
+            hardware: None,
+            server: None,
+            segment: segment(),
+            secrets: Secrets {
+                bmc: secret("1", "a"),
+                ..Secrets::default()
+            },
+            bmc: Bmc::default(),
+            tried: None,
+            rivals: Vec::new(),
+            slot: true,
+            retries: 5,
+            now,
+            machine: Machine {
+                on: false,
+                booting: 0,
+                ramdisk: None,
+                disk: Content::Old,
+                network_first: false,
+                once: false,
+                boots: 0,
+                writes: Vec::new(),
+                cleans: 0,
+                sessions: 0,
+            },
+            bmc_up: true,
+            failing_jobs: 0,
+            failing_writes: 0,
+            late: VecDeque::new(),
+            version: 1,
+            states: vec![State::New],
+            status_writes: 0,
+            events: Vec::new(),
+        }
+    }
+
+    pub(super) fn host(&mut self) -> &mut BareMetalHost {
+        self.host.as_mut().expect("the host is there")
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.host.as_ref().map_or(State::Deleting, State::of)
+    }
+
+    pub(super) fn annotate(&mut self, name: &str, value: &str) {
+        let annotations = self.host().metadata.annotations.get_or_insert_default();
+        annotations.insert(name.to_owned(), value.to_owned());
+    }
+
+    pub(super) fn unannotate(&mut self, name: &str) {
+        self.host()
+            .metadata
+            .annotations
+            .get_or_insert_default()
+            .remove(name);
+    }
+
+    pub(super) fn annotated(&self, name: &str) -> bool {
+        let host = self.host.as_ref().unwrap();
+        host.metadata
+            .annotations
+            .iter()
+            .flatten()
+            .any(|(key, _)| key == name)
+    }
+
+    pub(super) fn delete(&mut self) {
+        let now = self.now;
+        if let Some(host) = &mut self.host {
+            host.metadata.deletion_timestamp.get_or_insert(Time(now));
+            let held = host.metadata.finalizers.iter().flatten().next().is_some();
+            if !held {
+                self.host = None;
+            }
+        }
+    }
+
+    pub(super) fn set_image(&mut self, url: Option<&str>) {
+        self.host().spec.image = url.map(image);
+    }
+
+    pub(super) fn name_user_data(&mut self) {
+        self.host().spec.user_data = Some(SecretReference {
+            name: Some("user".to_owned()),
+            namespace: None,
+        });
+        self.secrets.user_data = secret("7", "user");
+    }
+
+    pub(super) fn seen(&self) -> Observed<'_> {
+        Observed {
+            hardware: self.hardware.as_ref(),
+            server: self.server.as_ref(),
+            segment: Some(&self.segment),
+            secrets: self.secrets.clone(),
+            bmc: self.bmc.clone(),
+            tried: self.tried.clone(),
+            rivals: self.rivals.clone(),
+            slot: self.slot,
+            epoch: 1,
+            max_provisioning_retries: self.retries,
+        }
+    }
+
+    pub(super) fn plan(&self) -> Plan {
+        let Some(host) = &self.host else {
+            return Plan::rest("gone");
+        };
+        let seen = self.seen();
+        let plan = next(host, &seen, self.now);
+        assert_eq!(plan, next(host, &seen, self.now), "same input, same plan");
+        self.check(host, &plan);
+        plan
+    }
+
+    /// What holds for every plan whatsoever.
+    fn check(&self, host: &BareMetalHost, plan: &Plan) {
+        let from = State::of(host);
+        let restores = self.annotated(muster_proto::kinds::STATUS_ANNOTATION);
+        if let Some(status) = &plan.status {
+            let to = State::parse(&status.provisioning.state);
+            assert!(
+                from == to || restores || table::knows(from, to),
+                "{from} -> {to}: {}",
+                plan.why
+            );
+            assert!(status.conditions.len() <= 32);
+            let mut same = status.clone();
+            same.last_updated = host
+                .status
+                .as_ref()
+                .and_then(|status| status.last_updated.clone());
+            assert_ne!(
+                Some(*same),
+                host.status.clone(),
+                "a write that changes nothing: {}",
+                plan.why
+            );
+        }
+        let destroys = plan.effects.iter().any(|effect| match effect {
+            Effect::PlaceJob(order) => matches!(order.task, Task::Clean(_) | Task::Write(_)),
+            _ => false,
+        });
+        if destroys {
+            assert!(
+                matches!(from, State::Provisioning | State::Deprovisioning),
+                "{from}"
+            );
+            assert!(!super::super::detached::is_cut_off(host), "{}", plan.why);
+            for name in [
+                muster_proto::kinds::PAUSED_ANNOTATION,
+                muster_proto::kinds::PROTECTED_ANNOTATION,
+            ] {
+                assert!(!self.annotated(name), "{name}: {}", plan.why);
+            }
+        }
+    }
+
+    /// Carries out a plan up to and without its step number `crash`; a crash loses the memory. `fault` befalls every effect.
+    pub(super) fn execute(&mut self, plan: Plan, crash: Option<usize>, fault: Fault) -> bool {
+        let mut left = crash;
+        let mut step = || match &mut left {
+            Some(0) => false,
+            Some(left) => {
+                *left -= 1;
+                true
+            }
+            None => true,
+        };
+        let steps: Vec<Effect> = plan.effects;
+        let mut alive = true;
+        if let Some(status) = plan.status {
+            alive = step();
+            if alive {
+                self.write_status(*status);
+            }
+        }
+        if alive && !plan.metadata.is_empty() {
+            alive = step();
+            if alive {
+                self.write_metadata(&plan.metadata);
+            }
+        }
+        for effect in steps {
+            alive = alive && step();
+            if alive && !self.perform(&effect, fault) {
+                return true;
+            }
+        }
+        self.events
+            .extend(plan.events.into_iter().map(|event| event.reason.to_owned()));
+        if !alive {
+            self.restart();
+        }
+        alive
+    }
+
+    /// The process begins anew: its memory is empty.
+    pub(super) fn restart(&mut self) {
+        self.bmc = Bmc::default();
+        self.tried = None;
+    }
+
+    fn write_status(&mut self, status: muster_proto::kinds::BareMetalHostStatus) {
+        self.version += 1;
+        self.status_writes += 1;
+        let text = serde_json::to_string(&status).unwrap();
+        let Some(host) = &mut self.host else { return };
+        host.status = Some(serde_json::from_str(&text).unwrap());
+        assert_eq!(host.status, Some(status), "what is written is what is read back");
+        let state = State::of(host);
+        if self.states.last() != Some(&state) {
+            self.states.push(state);
+        }
+    }
+
+    fn write_metadata(&mut self, metadata: &Metadata) {
+        let Some(host) = &mut self.host else { return };
+        match metadata.finalizer {
+            Some(true) => host.metadata.finalizers = Some(vec![FINALIZER.to_owned()]),
+            Some(false) => host.metadata.finalizers = None,
+            None => {}
+        }
+        for name in &metadata.remove_annotations {
+            host.metadata.annotations.get_or_insert_default().remove(name);
+        }
+        if let Some(arch) = &metadata.architecture {
+            host.spec.architecture = Some(arch.clone());
+        }
+        if host.metadata.deletion_timestamp.is_some() && metadata.finalizer == Some(false) {
+            self.host = None;
+        }
+    }
+
+    fn failure(&self, class: FailureClass) -> Failure {
+        Failure {
+            class,
+            message: "it says so".to_owned(),
+            at: self.now,
+        }
+    }
+
+    /// True if the round goes on after it.
+    fn perform(&mut self, effect: &Effect, fault: Fault) -> bool {
+        match effect {
+            Effect::Probe(access) => {
+                let fails = !self.bmc_up || fault == Fault::Fails;
+                let result = if fails {
+                    Err(self.failure(FailureClass::Unreachable))
+                } else {
+                    Ok(())
+                };
+                self.bmc.probed = Some(Probed {
+                    access: access.clone(),
+                    at: self.now,
+                    result,
+                });
+                if !fails {
+                    self.read_power();
+                }
+                !fails
+            }
+            Effect::ReadPower => {
+                if self.bmc_up && fault != Fault::Fails {
+                    self.read_power();
+                } else {
+                    self.bmc.power = None;
+                    self.bmc.unread = Some(self.failure(FailureClass::Unreachable));
+                }
+                true
+            }
+            Effect::BootNetworkOnce { operation, .. } | Effect::Power { operation, .. } => {
+                let fails = !self.bmc_up || fault == Fault::Fails;
+                if !fails {
+                    match fault {
+                        Fault::Lost => {}
+                        Fault::Late => self.late.push_back(effect.clone()),
+                        Fault::Twice => {
+                            self.act(effect);
+                            self.act(effect);
+                        }
+                        _ => self.act(effect),
+                    }
+                }
+                let bad = fails || fault == Fault::Doubtful;
+                let result = if bad {
+                    Err(self.failure(FailureClass::Refused))
+                } else {
+                    Ok(())
+                };
+                self.bmc.power = None;
+                self.tried = Some(Tried {
+                    operation: operation.clone(),
+                    at: self.now,
+                    result,
+                });
+                !bad
+            }
+            Effect::Wake { .. } => {
+                self.power(PowerOrder::On);
+                true
+            }
+            Effect::PlaceJob(order) => match fault {
+                Fault::Fails => false,
+                Fault::Lost | Fault::Late => true,
+                _ => self.place(order),
+            },
+            Effect::RemoveJob { id } => {
+                if fault == Fault::Fails || fault == Fault::Lost {
+                    return fault == Fault::Lost;
+                }
+                if let Some(server) = &mut self.server
+                    && server.spec.job.as_ref().is_some_and(|job| job.id == *id)
+                {
+                    server.spec.job = None;
+                    self.bump();
+                }
+                true
+            }
+            Effect::WriteHardware(hardware) => {
+                self.hardware = Some(HardwareData::new(
+                    "host-1",
+                    HardwareDataSpec {
+                        hardware: Some((**hardware).clone()),
+                    },
+                ));
+                true
+            }
+            Effect::ReleaseHardware => {
+                self.hardware.as_mut().unwrap().metadata.finalizers = None;
+                true
+            }
+            Effect::HoldSecret { name, .. } => {
+                let secret = self.secret(name);
+                secret.held = true;
+                secret.finalizer = name == "bmc";
+                if let SecretState::Present { version, .. } = &mut secret.state {
+                    version.push('+');
+                }
+                true
+            }
+            Effect::ReleaseSecret { name } => {
+                self.secret(name).finalizer = false;
+                true
+            }
+            Effect::ForgetBmc => {
+                self.bmc = Bmc::default();
+                true
+            }
+        }
+    }
+
+    fn secret(&mut self, name: &str) -> &mut SecretSeen {
+        match name {
+            "bmc" => &mut self.secrets.bmc,
+            _ => &mut self.secrets.user_data,
+        }
+    }
+
+    fn read_power(&mut self) {
+        self.bmc.unread = None;
+        self.bmc.power = Some(PowerReading {
+            power: if self.machine.on { Power::On } else { Power::Off },
+            at: self.now,
+        });
+    }
+
+    /// One round, and the time until the next.
+    pub(super) fn round(&mut self) {
+        let plan = self.plan();
+        let requeue = plan.requeue;
+        self.execute(plan, None, Fault::None);
+        if requeue != Some(Duration::ZERO) {
+            let pause = requeue.map_or(60, |requeue| requeue.as_secs().clamp(11, 300));
+            self.tick(u32::try_from(pause).unwrap());
+        }
+    }
+
+    /// Rounds without faults until `done`.
+    pub(super) fn until(&mut self, what: &str, done: impl Fn(&World) -> bool) {
+        for _ in 0..2000 {
+            if done(self) {
+                return;
+            }
+            self.round();
+        }
+        let status = self.host.as_ref().and_then(|host| host.status.clone());
+        panic!(
+            "never {what}: {:?}\n{status:#?}\n{:#?}",
+            self.plan(),
+            self.machine
+        );
+    }
+
+    /// Rounds until the host is in `state`.
+    pub(super) fn reach(&mut self, state: State) {
+        self.until(state.name(), |world| {
+            world.host.is_some() && world.state() == state
+        });
+    }
+
+    /// Rounds until nothing but waiting is left, and no status is written in an hour.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..40 {
+            let before = self.status_writes;
+            for _ in 0..100 {
+                self.round();
+            }
+            if before == self.status_writes {
+                return;
+            }
+        }
+        panic!("never quiet: {:?}", self.plan());
+    }
+}

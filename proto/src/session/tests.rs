@@ -1,0 +1,207 @@
+//! What earlier versions said and understood, recorded: `recorded/` has their words, [`v1_0`] their ears.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::job::DigestAlgorithm;
+
+/// The types of protocol 1.0, frozen as they were in its last release.
+mod v1_0 {
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct EnrolRequest {
+        pub(super) token: String,
+        pub(super) protocol: String,
+        #[serde(default)]
+        pub(super) boot_mac: Option<crate::Mac>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct PollRequest {
+        pub(super) last: String,
+        #[serde(default)]
+        pub(super) outcome: Option<Outcome>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct PollResponse {
+        #[serde(default)]
+        pub(super) command: Option<Command>,
+        pub(super) time: i64,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct Command {
+        pub(super) id: String,
+        pub(super) action: Action,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(rename_all = "camelCase", tag = "do")]
+    pub(super) enum Action {
+        Inspect,
+        Reboot,
+        #[serde(other)]
+        Unknown,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(rename_all = "camelCase", tag = "result")]
+    pub(super) enum Outcome {
+        Done,
+        Failed { message: String },
+    }
+}
+
+fn recorded(version: &str) -> Value {
+    let text = match version {
+        "1.0" => include_str!("recorded/v1_0.json"),
+        _ => include_str!("recorded/v1_1.json"),
+    };
+    serde_json::from_str(text).unwrap()
+}
+
+fn read<T: DeserializeOwned>(value: &Value) -> T {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+fn each<T: DeserializeOwned>(values: &Value) -> Vec<T> {
+    values.as_array().unwrap().iter().map(read).collect()
+}
+
+#[test]
+fn what_an_agent_of_version_1_0_says_is_understood() {
+    let record = recorded("1.0");
+    let enrol: EnrolRequest = read(&record["requests"]["enrol"]);
+    assert_eq!((enrol.protocol.as_str(), enrol.seal_key.as_str()), ("1.0", ""));
+    let polls: Vec<PollRequest> = each(&record["requests"]["polls"]);
+    assert!(
+        polls
+            .iter()
+            .all(|poll| poll.progress.is_none() && poll.log.is_empty())
+    );
+    assert_eq!(polls[2].outcome, Some(Outcome::Done));
+    let failed = Outcome::Failed {
+        message: "agent 0.1.0 does not know this command".to_owned(),
+        failure: Failure::Temporary,
+    };
+    assert_eq!(polls[3].outcome, Some(failed));
+}
+
+#[test]
+fn what_a_controller_of_version_1_0_says_is_understood() {
+    let polls: Vec<PollResponse> = each(&recorded("1.0")["answers"]["polls"]);
+    let commands: Vec<_> = polls.into_iter().map(|poll| poll.command).collect();
+    let command = |id: &str, action| {
+        Some(Command {
+            id: id.to_owned(),
+            epoch: 0,
+            action,
+        })
+    };
+    assert_eq!(
+        commands,
+        [
+            None,
+            command("op-1", Action::Inspect),
+            command("op-2", Action::Reboot)
+        ]
+    );
+}
+
+#[test]
+fn what_is_said_now_is_understood_by_a_controller_of_version_1_0() {
+    let record = recorded("1.1");
+    let enrol: v1_0::EnrolRequest = read(&record["requests"]["enrol"]);
+    assert_eq!(
+        (enrol.token.as_str(), enrol.protocol.as_str()),
+        ("eyJ.c2VhbA", "1.1")
+    );
+    assert!(enrol.boot_mac.is_some());
+    let polls: Vec<v1_0::PollRequest> = each(&record["requests"]["polls"]);
+    assert!(polls.iter().all(|poll| !poll.last.is_empty()));
+    assert_eq!(polls[0].outcome, None);
+    assert_eq!(polls[1].outcome, Some(v1_0::Outcome::Done));
+    let failed = v1_0::Outcome::Failed {
+        message: "no such disk".to_owned(),
+    };
+    assert_eq!(polls[2].outcome, Some(failed));
+}
+
+#[test]
+fn every_new_command_is_an_unknown_one_to_an_agent_of_version_1_0() {
+    let polls: Vec<v1_0::PollResponse> = each(&recorded("1.1")["answers"]["polls"]);
+    for poll in polls {
+        assert!(poll.time > 0);
+        let command = poll.command.unwrap();
+        assert!(command.id.starts_with("op-"));
+        // Which it answers with a failed outcome.
+        assert_eq!(command.action, v1_0::Action::Unknown);
+    }
+    let known = json!({ "id": "op-1", "epoch": 7, "action": { "do": "inspect" } });
+    assert_eq!(read::<v1_0::Command>(&known).action, v1_0::Action::Inspect);
+}
+
+/// A field that is renamed, or a default that changes what is sent, breaks those who speak 1.1 already.
+#[test]
+fn what_was_recorded_of_version_1_1_is_what_is_said_now() {
+    fn same<T: DeserializeOwned + Serialize>(value: &Value) {
+        assert_eq!(json!(read::<T>(value)), *value);
+    }
+    let record = recorded("1.1");
+    same::<EnrolRequest>(&record["requests"]["enrol"]);
+    for poll in record["requests"]["polls"].as_array().unwrap() {
+        if poll["outcome"]["result"] == "failed" || poll["outcome"].is_null() {
+            same::<PollRequest>(poll);
+        }
+    }
+    for poll in record["answers"]["polls"].as_array().unwrap() {
+        same::<PollResponse>(poll);
+    }
+    let polls: Vec<PollResponse> = each(&record["answers"]["polls"]);
+    let Some(Command {
+        epoch,
+        action: Action::Write(write),
+        ..
+    }) = &polls[2].command
+    else {
+        panic!("a write");
+    };
+    assert_eq!((*epoch, write.image.algorithm), (7, DigestAlgorithm::Sha256));
+    assert_eq!(write.disk.size_bytes, 8 << 30);
+}
+
+#[test]
+fn what_a_newer_version_says_is_survived() {
+    let command = json!({ "id": "op-1", "epoch": 7, "action": { "do": "levitate", "height": 3 }, "new": [] });
+    assert_eq!(read::<Command>(&command).action, Action::Unknown);
+    let outcome = json!({ "result": "failed", "message": "m", "failure": "inNinetyDays", "new": 1 });
+    let failed = Outcome::Failed {
+        message: "m".to_owned(),
+        failure: Failure::Temporary,
+    };
+    assert_eq!(read::<Outcome>(&outcome), failed);
+}
+
+#[test]
+fn user_data_survives_byte_for_byte_and_no_word_of_it_is_shown() {
+    let drive = crate::job::ConfigDrive {
+        user_data: Some((0..=255).collect()),
+        ..Default::default()
+    };
+    let text = serde_json::to_string(&drive).unwrap();
+    assert!(text.len() < 450, "{}", text.len());
+    assert_eq!(
+        serde_json::from_str::<crate::job::ConfigDrive>(&text).unwrap(),
+        drive
+    );
+    let broken = r#"{"userData":"hunter2!"}"#;
+    let error = serde_json::from_str::<crate::job::ConfigDrive>(broken).unwrap_err();
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+}

@@ -1,0 +1,251 @@
+//! `muster-lab fleet`: simulated servers, thousands in one process, against any controller and any cluster.
+//!
+//! Nothing of a server is inside the controller: it fetches its boot script and its ramdisk's configuration over HTTP, and then runs
+//! the agent's own session over mutual TLS, with inventories of more than 20 KiB. Only DHCP and the loading of the kernel are left
+//! out, and the hardware is made up.
+
+mod bmc;
+mod objects;
+pub mod pace;
+mod place;
+mod server;
+pub mod tally;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use tokio::{
+    runtime::Runtime,
+    sync::{Semaphore, watch},
+};
+
+use crate::{bmc::Service, interrupt::interrupted};
+use bmc::Bmc;
+use objects::Objects;
+use pace::Failing;
+use place::Place;
+use server::{FETCHING, NoBmc, Power, Server, World};
+use tally::Tally;
+
+/// How often the summary is drawn on a terminal, and otherwise.
+const FRAME: Duration = Duration::from_millis(500);
+const LINE: Duration = Duration::from_secs(5);
+/// How long hosts may take to go when a fleet ends.
+const FAREWELL: Duration = Duration::from_secs(120);
+/// So many servers are plugged in within a second.
+const PLUGGED_A_SECOND: u32 = 200;
+
+/// How a fleet runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many servers.
+    pub hosts: u32,
+    /// The number of the first: fleets with other numbers have other hardware.
+    pub first: u32,
+    /// The user's own cluster.
+    pub kubeconfig: Option<PathBuf>,
+    /// The Segment of a controller that runs already, `namespace/name`.
+    pub segment: Option<String>,
+    /// Where that controller finds the fleet's BMCs.
+    pub address: String,
+    /// Nobody describes the servers: they have power and no BMC, and discovery finds them. Otherwise the fleet makes a host for each,
+    /// with its BMC.
+    pub discover: bool,
+    /// The namespace of hosts, if the lab makes the Segment.
+    pub namespace: String,
+    /// 1 is real time, 0 as fast as it goes.
+    pub scale: f64,
+    /// What goes wrong.
+    pub failing: Vec<Failing>,
+    /// End once every server waits for orders and every host is there.
+    pub once: bool,
+}
+
+/// Everything that runs. Fields are dropped in order: the servers first.
+struct Fleet {
+    runtime: Option<Runtime>,
+    world: Arc<World>,
+    switches: Vec<watch::Sender<Power>>,
+    bmcs: Option<Arc<Service>>,
+    objects: Objects,
+    place: Place,
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // It may be dropped where blocking is forbidden.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Runs a fleet until Ctrl-C; true if that was the end that `once` asks for, or nobody asked for one.
+pub async fn run(options: Options) -> Result<bool> {
+    place::allow_files(options.hosts)?;
+    say(&format!("Preparing {} servers …", options.hosts));
+    let fleet = Fleet::start(&options).await?;
+    let begun = Instant::now();
+    fleet.plug_in(&options).await?;
+    say(&format!(
+        "Hosts appear in namespace {} of {}; Ctrl-C ends the fleet.",
+        fleet.place.hosts,
+        fleet.place.cluster.kubeconfig().display()
+    ));
+    let arrived = fleet.watch(&options, begun).await?;
+    if arrived {
+        say(&format!(
+            "All are there after {:.1} s.",
+            begun.elapsed().as_secs_f64()
+        ));
+    }
+    fleet.clean_up().await?;
+    Ok(arrived || !options.once)
+}
+
+/// A reader that has gone (`fleet | head`) is no reason to end otherwise than usual.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+impl Fleet {
+    async fn start(options: &Options) -> Result<Fleet> {
+        let place = Place::find(
+            options.kubeconfig.as_deref(),
+            options.segment.as_deref(),
+            &options.address,
+            &options.namespace,
+            options.hosts,
+        )
+        .await?;
+        let numbers = options.first..options.first + options.hosts;
+        let run = std::process::id().to_string();
+        let objects = Objects::new(place.cluster.client()?, &place.hosts, &run, numbers.clone());
+        let runtime = place.runtime()?;
+        let world = Arc::new(World {
+            scripts: place.scripts.clone(),
+            scale: options.scale,
+            failing: options.failing.clone(),
+            tally: Tally::new(numbers.len()),
+            fetching: Semaphore::new(FETCHING),
+        });
+        tokio::spawn(objects.clone().follow());
+        let (bmcs, events) = match options.discover {
+            true => (None, None),
+            false => {
+                let (service, events) = bmc::start(&place, numbers.clone(), &options.failing)?;
+                (Some(service), Some(events))
+            }
+        };
+        let mut switches = Vec::new();
+        for (index, number) in numbers.enumerate() {
+            let (switch, power) = watch::channel(Power::default());
+            let server = Server::new(Arc::clone(&world), index, number);
+            match &bmcs {
+                None => runtime.spawn(server.live(power, NoBmc)),
+                Some(service) => runtime.spawn(server.live(power, Bmc::new(service, number))),
+            };
+            switches.push(switch);
+        }
+        if let Some(events) = events {
+            tokio::spawn(bmc::follow(events, options.first, switches.clone()));
+        }
+        Ok(Fleet {
+            runtime: Some(runtime),
+            world,
+            switches,
+            bmcs,
+            objects,
+            place,
+        })
+    }
+
+    /// Describes the servers, or gives power to those that nobody describes, one after the other.
+    async fn plug_in(&self, options: &Options) -> Result<()> {
+        if let Some(bmcs) = &self.bmcs {
+            let numbers = options.first..options.first + options.hosts;
+            let described = numbers.map(|number| {
+                let system = objects::name(number);
+                (number, bmcs.address("redfish", Some(&system)))
+            });
+            return self.objects.make(described.collect(), bmc::USER).await;
+        }
+        let switches = self.switches.clone();
+        tokio::spawn(async move {
+            for switch in switches {
+                switch.send_modify(|power| {
+                    power.on = true;
+                    power.cycle += 1;
+                });
+                tokio::time::sleep(Duration::from_secs(1) / PLUGGED_A_SECOND).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Shows the summary until Ctrl-C, or with `once` until all have arrived: then true.
+    async fn watch(&self, options: &Options, begun: Instant) -> Result<bool> {
+        let live = io::stdout().is_terminal();
+        let mut frames = tokio::time::interval(FRAME);
+        let interrupt = interrupted();
+        tokio::pin!(interrupt);
+        let mut said = Instant::now();
+        loop {
+            tokio::select! {
+                _ = frames.tick() => {}
+                outcome = &mut interrupt => {
+                    say("");
+                    return outcome.map(|()| false);
+                }
+            }
+            let (servers, hosts) = (self.world.tally.counts(), self.objects.counts());
+            let seconds = begun.elapsed().as_secs();
+            let line = format!("{seconds:>5} s  {}", tally::line(&servers, &hosts));
+            let all = usize::try_from(options.hosts).unwrap_or(usize::MAX);
+            let arrived = options.once && tally::have_arrived(all, options.discover, &servers, &hosts);
+            if live {
+                let _ = write!(io::stdout(), "\r\x1b[K{line}");
+                let _ = io::stdout().flush();
+            } else if arrived || said.elapsed() >= LINE {
+                said = Instant::now();
+                say(&line);
+                if let Some(trouble) = self.world.tally.take_trouble() {
+                    say(&format!("         {trouble}"));
+                }
+            }
+            if arrived {
+                say("");
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Leaves nothing of the fleet in a cluster that stays. A second Ctrl-C ends it at once.
+    async fn clean_up(mut self) -> Result<()> {
+        if self.place.is_passing {
+            return Ok(());
+        }
+        say("Deleting the fleet's hosts …");
+        let objects = self.objects.clone();
+        tokio::select! {
+            gone = tokio::time::timeout(FAREWELL, objects.delete()) => match gone {
+                Ok(outcome) => outcome?,
+                Err(_) => bail!("some hosts are still there after {FAREWELL:?}: is their controller running?"),
+            },
+            outcome = interrupted() => {
+                outcome?;
+                bail!("interrupted: hosts of the fleet may be left in namespace {}", self.place.hosts);
+            }
+        }
+        // The servers are off before their objects go, or they would come back.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+        objects.delete_rest(&self.place.servers).await
+    }
+}

@@ -1,0 +1,188 @@
+//! Where a fleet stands: in a network of its own with a controller that the lab starts, or before anybody's controller.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use kube::{Api, Client};
+use muster_proto::kinds::{Dhcp, DhcpMode, Profile, Segment, Trust, UnknownPolicy};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{
+    bridges::{BR0, Network},
+    cluster::Cluster,
+    controller::{Controller, Setup},
+    netns::Netns,
+    scratch::Scratch,
+    stage,
+};
+
+/// Where the lab's own controller and its Segment live.
+const NAMESPACE: &str = "muster-system";
+/// The name of that Segment.
+const SEGMENT: &str = "fleet";
+/// The controller must serve by then.
+const SERVING: Duration = Duration::from_secs(60);
+/// The fleet's own address.
+const ADDRESS: &str = "10.77.0.2";
+/// Threads that run servers.
+const THREADS: usize = 2;
+
+/// A place for servers. Fields are dropped in order: the controller before the network, the cluster last.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// What the URLs of boot scripts begin with.
+    pub(super) scripts: String,
+    /// The namespace in which hosts are.
+    pub(super) hosts: String,
+    /// The namespace in which Servers are.
+    pub(super) servers: String,
+    /// The address at which BMCs of the fleet are reached.
+    pub(super) address: String,
+    /// The network in which the servers are, if it is the lab's.
+    pub(super) net: Option<Netns>,
+    /// The controller, if it is the lab's.
+    _controller: Option<Controller>,
+    _network: Option<Network>,
+    _scratch: Scratch,
+    /// The cluster.
+    pub(super) cluster: Cluster,
+    /// True if the cluster ends with this.
+    pub(super) is_passing: bool,
+}
+
+impl Place {
+    /// Starts what is not there. With `segment` (`namespace/name`) whoever serves that is the controller, and `address` is where it
+    /// finds the fleet's BMCs; without, the lab starts one, and room for `hosts` hosts.
+    pub(super) async fn find(
+        kubeconfig: Option<&Path>,
+        segment: Option<&str>,
+        address: &str,
+        namespace: &str,
+        hosts: u32,
+    ) -> Result<Place> {
+        let scratch = Scratch::new()?;
+        let cluster = match kubeconfig {
+            Some(path) => Cluster::attach(path).await?,
+            None => Cluster::start().await?,
+        };
+        let is_passing = kubeconfig.is_none();
+        if let Some(segment) = segment {
+            let (scripts, hosts) = served(&cluster.client()?, segment).await?;
+            return Ok(Place {
+                scripts,
+                hosts,
+                servers: segment.split('/').next().unwrap_or_default().to_owned(),
+                address: address.to_owned(),
+                net: None,
+                _controller: None,
+                _network: None,
+                _scratch: scratch,
+                cluster,
+                is_passing,
+            });
+        }
+        let setup = Setup::new(NAMESPACE)?;
+        for namespace in [NAMESPACE, namespace] {
+            cluster.ensure_namespace(namespace).await?;
+        }
+        let network = Network::new(&[BR0], &cluster)?;
+        let net = network
+            .net
+            .neighbour(BR0.name, "eth0", &format!("{ADDRESS}/24"))?;
+        let mut controller = Controller::new(&cluster, &network.net, scratch.path(), setup).await?;
+        controller.start()?;
+        let mut spec = stage::segment(BR0, Profile::Lab, UnknownPolicy::Hold)?;
+        spec.dhcp = Dhcp {
+            mode: DhcpMode::Off,
+            ..Dhcp::default()
+        };
+        spec.host_namespace = Some(namespace.to_owned());
+        spec.quota = hosts;
+        spec.required_trust = Trust::Segment;
+        let client = cluster.client()?;
+        let made = serde_json::to_string(&Segment::new(SEGMENT, spec)).context("write a Segment")?;
+        cluster.apply(&made, NAMESPACE).await?;
+        stage::serving(&client, NAMESPACE, SEGMENT, SERVING, &mut controller).await?;
+        let (own, _) = BR0.address.split_once('/').context("a bridge's address")?;
+        Ok(Place {
+            scripts: format!("http://{own}:8080/ipxe/{NAMESPACE}/{SEGMENT}"),
+            hosts: namespace.to_owned(),
+            servers: NAMESPACE.to_owned(),
+            address: ADDRESS.to_owned(),
+            net: Some(net),
+            _controller: Some(controller),
+            _network: Some(network),
+            _scratch: scratch,
+            cluster,
+            is_passing,
+        })
+    }
+
+    /// A runtime whose threads are where the servers are.
+    pub(super) fn runtime(&self) -> Result<Runtime> {
+        let build = || {
+            Builder::new_multi_thread()
+                .worker_threads(THREADS)
+                .thread_name("lab-fleet")
+                .enable_all()
+                .max_blocking_threads(THREADS)
+                .build()
+        };
+        match &self.net {
+            // Threads are born into the network of the one that makes them.
+            Some(net) => net.run(build),
+            None => build(),
+        }
+        .context("start a runtime")
+    }
+
+    /// A listener for the fleet's BMCs.
+    pub(super) fn listen(&self) -> Result<std::net::TcpListener> {
+        let at = (self.address.clone(), 0);
+        let bind = move || std::net::TcpListener::bind(at);
+        match &self.net {
+            Some(net) => net.run(bind),
+            None => bind(),
+        }
+        .with_context(|| format!("listen on {}", self.address))
+    }
+}
+
+/// Where the boot scripts of a Segment that somebody serves are, and the namespace of its hosts.
+async fn served(client: &Client, segment: &str) -> Result<(String, String)> {
+    let (namespace, name) = segment
+        .split_once('/')
+        .context("a Segment is named NAMESPACE/NAME")?;
+    let api: Api<Segment> = Api::namespaced(client.clone(), namespace);
+    let found = api
+        .get(name)
+        .await
+        .with_context(|| format!("read Segment {segment}"))?;
+    let spec = found.spec;
+    if spec.dhcp.mode != DhcpMode::Off {
+        bail!(
+            "Segment {segment} serves DHCP: the fleet asks for none, so its `dhcp.mode` must be off; without --segment the lab makes one"
+        );
+    }
+    let Some(boot) = spec.boot_address else {
+        bail!("Segment {segment} names no `bootAddress` at which the fleet could fetch boot scripts");
+    };
+    let boot = match boot.contains(':') {
+        true => boot,
+        false => format!("{boot}:8080"),
+    };
+    let hosts = spec.host_namespace.unwrap_or_else(|| namespace.to_owned());
+    Ok((format!("http://{boot}/ipxe/{namespace}/{name}"), hosts))
+}
+
+/// Lets this process and its children have as many files open as the system allows it: each server has one or two connections.
+pub(super) fn allow_files(servers: u32) -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("ask how many files may be open")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("allow more open files")?;
+    let needed = u64::from(servers) * 3 + 500;
+    if needed > most {
+        bail!("{servers} servers may need {needed} open files, and the system allows {most} (ulimit -Hn)");
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! The end that a person asks for.
+
+use anyhow::{Context, Result};
+
+/// Resolves at Ctrl-C or SIGTERM.
+pub(crate) async fn interrupted() -> Result<()> {
+    let terminate = tokio::signal::unix::SignalKind::terminate();
+    let mut terminate = tokio::signal::unix::signal(terminate).context("listen for signals")?;
+    tokio::select! {
+        outcome = tokio::signal::ctrl_c() => outcome.context("listen for signals"),
+        _ = terminate.recv() => Ok(()),
+    }
+}

@@ -1,0 +1,310 @@
+//! Images and cleaning on block devices that the kernel made of files, looked at by Debian's own tools.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use muster_agent::{
+    clock::Clock,
+    disk::{self, CleanError, Refused},
+    image::{self, After, Environment, Failure, LayoutError},
+    sys::Root,
+    work::Work,
+};
+use muster_proto::job::{Clean, ConfigDrive, DigestAlgorithm, DiskId, ImageSource, MachineId, Write};
+use muster_tests::{files::FileServer, loops::LoopDisk, scratch::Scratch};
+use serde_json::json;
+
+const MIB: u64 = 1 << 20;
+const SERIAL: &str = "LAB-7";
+
+/// What a program says; it must succeed.
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(args)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{program} {args:?}: {said}");
+    said
+}
+
+/// A machine with one disk, and what it needs to write to it.
+struct Bench {
+    scratch: Scratch,
+    disk: LoopDisk,
+}
+
+impl Bench {
+    fn new(bytes: u64, block: u32) -> Bench {
+        let scratch = Scratch::new().unwrap();
+        let disk = LoopDisk::new(&scratch.path().join("disk"), bytes, block).unwrap();
+        disk.machine(&scratch.sub("root").unwrap(), SERIAL).unwrap();
+        Bench { scratch, disk }
+    }
+
+    fn root(&self) -> Root {
+        Root::new(self.scratch.path().join("root"))
+    }
+
+    fn machine(&self) -> MachineId {
+        MachineId {
+            system_serial: Some(SERIAL.to_owned()),
+            ..MachineId::default()
+        }
+    }
+
+    fn disk_id(&self) -> DiskId {
+        DiskId {
+            serial: "LOOP-1".to_owned(),
+            size_bytes: self.disk.bytes(),
+            ..DiskId::default()
+        }
+    }
+
+    fn device(&self) -> String {
+        self.disk.path().display().to_string()
+    }
+
+    /// A GPT image of 32 MiB for blocks of `block`, with an ext4 file system on its partition, made by Debian's tools.
+    fn image(&self, block: u32) -> PathBuf {
+        let path = self.scratch.path().join("image.raw");
+        if path.exists() {
+            fs::remove_file(&path).unwrap();
+        }
+        // sgdisk asks a device for its block size; a file has 512.
+        let medium = LoopDisk::new(&path, 32 * MIB, block).unwrap();
+        let device = medium.path().display().to_string();
+        let mib = MIB / u64::from(block);
+        let part = format!("1:{mib}:{}", 24 * mib);
+        run("sgdisk", &["-n", &part, "-t", "1:8300", "-c", "1:root", &device]);
+        drop(medium);
+        let text = path.display().to_string();
+        run(
+            "mkfs.ext4",
+            &["-q", "-F", "-L", "lab-root", "-E", "offset=1048576", &text, "16M"],
+        );
+        path
+    }
+
+    fn packed(&self, block: u32) -> (PathBuf, Vec<u8>) {
+        let image = fs::read(self.image(block)).unwrap();
+        let path = self.scratch.path().join("image.zst");
+        fs::write(&path, zstd::stream::encode_all(&image[..], 3).unwrap()).unwrap();
+        (path, image)
+    }
+
+    fn job(&self, url: &str, checksum: String) -> Write {
+        Write {
+            machine: self.machine(),
+            disk: self.disk_id(),
+            image: ImageSource {
+                url: url.to_owned(),
+                checksum,
+                algorithm: DigestAlgorithm::Auto,
+            },
+            config_drive: None,
+        }
+    }
+
+    fn write(&self, job: &Write, config: Option<&ConfigDrive>) -> Result<image::Written, image::WriteError> {
+        let environment = Environment {
+            root: self.root(),
+            clock: Clock::told(1_800_000_000),
+            name_servers: Vec::new(),
+            proxy: None,
+        };
+        image::write(job, config, &environment, &Work::unwatched())
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        // Through the device, and not from any cache of the file.
+        fs::read(self.disk.path()).unwrap()
+    }
+}
+
+fn sha256(path: &Path) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, &fs::read(path).unwrap());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn other_tools_find_nothing_wrong_with_a_written_disk() {
+    let bench = Bench::new(64 * MIB, 512);
+    let (packed, image) = bench.packed(512);
+    let server = FileServer::new(&packed, Some(1000)).unwrap();
+    let config = ConfigDrive {
+        meta_data: json!({"local-hostname": "node-1"}).as_object().unwrap().clone(),
+        network_data: Some(json!({"links": []})),
+        user_data: Some(b"#cloud-config\n".to_vec()),
+    };
+    let job = bench.job(&server.url("image.zst"), sha256(&packed));
+    let written = bench.write(&job, Some(&config)).unwrap();
+    assert_eq!((written.disk.as_str(), written.image), ("/dev/vda", 32 * MIB));
+    assert_eq!(server.requests(), 2, "the first connection broke");
+
+    let device = bench.device();
+    let verified = run("sgdisk", &["-v", &device]);
+    assert!(verified.contains("No problems found"), "{verified}");
+    let found = bench.bytes();
+    let (start, end) = (1 << 20, 25 << 20);
+    assert!(
+        found[start..end] == image[start..end],
+        "what the image holds is on the disk"
+    );
+    let table = run("sgdisk", &["-i", "2", &device]);
+    let first = table
+        .lines()
+        .find_map(|line| line.strip_prefix("First sector: "))
+        .unwrap();
+    let offset = 512 * first.split(' ').next().unwrap().parse::<u64>().unwrap();
+    assert!(table.contains("Partition name: 'config-2'"), "{table}");
+    let label = run(
+        "blkid",
+        &["-p", "-O", &offset.to_string(), "-o", "export", &device],
+    );
+    assert!(
+        label.contains("LABEL=config-2") && label.contains("TYPE=iso9660"),
+        "{label}"
+    );
+
+    let drive = bench.scratch.path().join("drive.iso");
+    fs::write(&drive, &found[usize::try_from(offset).unwrap()..]).unwrap();
+    let drive = drive.display().to_string();
+    let mut files: Vec<String> = run("isoinfo", &["-R", "-f", "-i", &drive])
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    files.sort();
+    assert_eq!(
+        files,
+        [
+            "/openstack",
+            "/openstack/latest",
+            "/openstack/latest/meta_data.json",
+            "/openstack/latest/network_data.json",
+            "/openstack/latest/user_data",
+        ]
+    );
+    let user_data = run(
+        "isoinfo",
+        &["-R", "-x", "/openstack/latest/user_data", "-i", &drive],
+    );
+    assert_eq!(user_data, "#cloud-config\n");
+}
+
+#[test]
+fn a_disk_with_blocks_of_4096_bytes_takes_an_image_made_for_it_and_no_other() {
+    let bench = Bench::new(64 * MIB, 4096);
+    let (packed, image) = bench.packed(4096);
+    let server = FileServer::new(&packed, None).unwrap();
+    let job = bench.job(&server.url("image.zst"), sha256(&packed));
+    bench.write(&job, None).unwrap();
+    let verified = run("sgdisk", &["-v", &bench.device()]);
+    assert!(verified.contains("No problems found"), "{verified}");
+    let found = bench.bytes();
+    assert!(found[1 << 20..25 << 20] == image[1 << 20..25 << 20]);
+
+    let (packed, _) = bench.packed(512);
+    let job = bench.job(&server.url("image.zst"), sha256(&packed));
+    let refused = bench.write(&job, None).unwrap_err();
+    assert_eq!(refused.after, After::Untouched);
+    assert!(matches!(
+        *refused.source,
+        Failure::Layout {
+            source: LayoutError::BlockSize {
+                image: 512,
+                disk: 4096
+            }
+        }
+    ));
+    assert!(bench.bytes() == found, "the disk is as it was");
+}
+
+#[test]
+fn the_digest_may_stand_in_a_list_beside_the_image() {
+    let bench = Bench::new(64 * MIB, 512);
+    let (packed, _) = bench.packed(512);
+    let server = FileServer::new(&packed, None).unwrap();
+    let list = bench.scratch.path().join("SHA256SUMS");
+    let line = |digest: &str| format!("{digest}  image.zst\n");
+    fs::write(&list, line(&sha256(&packed))).unwrap();
+    let lists = FileServer::new(&list, None).unwrap();
+    let job = bench.job(&server.url("image.zst"), lists.url("SHA256SUMS"));
+    bench.write(&job, None).unwrap();
+
+    fs::write(&list, line(&"0".repeat(64))).unwrap();
+    let refused = bench.write(&job, None).unwrap_err();
+    assert_eq!(refused.after, After::Unbootable);
+    assert!(matches!(*refused.source, Failure::Mismatch { .. }));
+    let found = bench.bytes();
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    assert!(is_zero(&found[..1 << 20]) && is_zero(&found[found.len() - 4096..]));
+}
+
+#[test]
+fn a_clean_disk_shows_nothing_to_anyone() {
+    for block in [512, 4096] {
+        let bench = Bench::new(64 * MIB, block);
+        fs::write(bench.disk.path(), fs::read(bench.image(block)).unwrap()).unwrap();
+        let device = bench.device();
+        let at = |offset: u64| {
+            let probe = ["-p", "-O", &offset.to_string(), "-o", "export", &device];
+            let output = Command::new("/usr/sbin/blkid").args(probe).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert!(at(0).contains("PTTYPE=gpt"), "{}", at(0));
+        assert!(at(MIB).contains("TYPE=ext4"), "{}", at(MIB));
+        let job = Clean {
+            machine: bench.machine(),
+            disks: vec![bench.disk_id(), bench.disk_id()],
+        };
+        let cleaned = disk::clean(&job, &bench.root(), &Work::unwatched()).unwrap();
+        assert_eq!(cleaned.len(), 1, "named twice is cleaned once");
+        assert_eq!((cleaned[0].table, cleaned[0].partitions), ("gpt", 1));
+        assert_eq!([at(0), at(MIB)], ["", ""], "blocks of {block}");
+        let again = disk::clean(&job, &bench.root(), &Work::unwatched()).unwrap();
+        assert_eq!(again[0].table, "");
+    }
+}
+
+#[test]
+fn a_disk_that_is_in_use_or_of_another_machine_is_left_alone() {
+    let bench = Bench::new(8 * MIB, 512);
+    let clean = |machine: MachineId, disk: DiskId| {
+        let job = Clean {
+            machine,
+            disks: vec![disk],
+        };
+        match disk::clean(&job, &bench.root(), &Work::unwatched()) {
+            Err(CleanError::Refused { source }) => source,
+            other => panic!("{other:?}"),
+        }
+    };
+    let held = bench.disk.hold().unwrap();
+    let busy = clean(bench.machine(), bench.disk_id());
+    assert!(
+        matches!(&busy, Refused::Open { source, .. } if source.raw_os_error() == Some(libc::EBUSY)),
+        "{busy:?}"
+    );
+    drop(held);
+    let stranger = MachineId {
+        system_serial: Some("LAB-8".to_owned()),
+        ..MachineId::default()
+    };
+    assert!(matches!(
+        clean(stranger, bench.disk_id()),
+        Refused::OtherMachine { .. }
+    ));
+
+    // Between the look and the opening another disk took the name.
+    let other = LoopDisk::new(&bench.scratch.path().join("other"), 8 * MIB, 512).unwrap();
+    let link = bench.scratch.path().join("root/dev/vda");
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(other.path(), &link).unwrap();
+    let changed = clean(bench.machine(), bench.disk_id());
+    assert!(matches!(changed, Refused::Changed { .. }), "{changed:?}");
+}
