@@ -28,13 +28,14 @@ fn written(dir: &Path) -> PathBuf {
     let path = dir.join("image.tar");
     let image = oci::controller(
         NAME,
-        &paths::controller().unwrap(),
-        &paths::boot_dir().unwrap(),
+        &paths::controller().expect("a controller"),
+        &paths::boot_dir().expect("ramdisks"),
         Path::new("/usr/lib/ipxe"),
         &[],
     )
-    .unwrap();
-    oci::write(&image, fs::File::create(&path).unwrap()).unwrap();
+    .expect("its files");
+    let file = fs::File::create(&path).expect("a file");
+    oci::write(&image, file).expect("an image");
     path
 }
 

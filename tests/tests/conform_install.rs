@@ -30,14 +30,14 @@ use tokio::{
 const SOON: Duration = Duration::from_secs(60);
 
 fn kubectl(cluster: Option<&Cluster>, arguments: &[&str]) -> String {
-    let mut command = Command::new(paths::kubectl().unwrap());
+    let mut command = Command::new(paths::kubectl().expect("a kubectl"));
     if let Some(cluster) = cluster {
         command.arg("--kubeconfig").arg(cluster.kubeconfig());
     }
-    let output = command.args(arguments).output().unwrap();
+    let output = command.args(arguments).output().expect("its output");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "kubectl {arguments:?}: {said}");
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(output.stdout).expect("text")
 }
 
 fn form(name: &str) -> PathBuf {
@@ -45,8 +45,8 @@ fn form(name: &str) -> PathBuf {
 }
 
 fn documents(name: &str) -> Vec<Value> {
-    let text = kubectl(None, &["kustomize", form(name).to_str().unwrap()]);
-    serde_saphyr::from_multiple(&text).unwrap()
+    let text = kubectl(None, &["kustomize", form(name).to_str().expect("a path of text")]);
+    serde_saphyr::from_multiple(&text).expect("YAML")
 }
 
 fn find<'a>(documents: &'a [Value], kind: &str, name: &str) -> &'a Value {
@@ -77,8 +77,11 @@ async fn may(client: &Client, role: &str, verb: &str, group: &str, resource: &st
         ..SubjectAccessReview::default()
     };
     let reviews: Api<SubjectAccessReview> = Api::all(client.clone());
-    let answer = reviews.create(&PostParams::default(), &review).await.unwrap();
-    answer.status.unwrap().allowed
+    let answer = reviews
+        .create(&PostParams::default(), &review)
+        .await
+        .expect("an answer");
+    answer.status.expect("a status").allowed
 }
 
 /// What holds in both forms.
@@ -222,7 +225,7 @@ metadata: {{name: muster-edge}}
 async fn scraped(at: SocketAddr, roots: &Arc<ClientConfig>, token: Option<&str>) -> std::io::Result<String> {
     let stream = TcpStream::connect(at).await?;
     let connector = tokio_rustls::TlsConnector::from(roots.clone());
-    let name = ServerName::try_from("localhost").unwrap();
+    let name = ServerName::try_from("localhost").expect("a name");
     let mut stream = connector.connect(name, stream).await?;
     let token = token.map_or(String::new(), |token| {
         format!("authorization: Bearer {token}\r\n")
