@@ -211,7 +211,9 @@ impl<'a> Client<'a> {
         let mut asked = self.asked(Method::POST, path, Some(&body), &[]);
         let told = self.follow(&mut asked).await?;
         if told.status.is_success() {
-            let token = told.headers.get(&TOKEN).cloned();
+            // A copy: what hyper returns holds the whole buffer that the head was read into, 8 KB and more for each BMC.
+            let token = told.headers.get(&TOKEN);
+            let token = token.and_then(|token| HeaderValue::from_bytes(token.as_bytes()).ok());
             let Some(mut token) = token else {
                 self.memory.sessionless = true;
                 return Ok(());
