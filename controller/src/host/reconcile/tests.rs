@@ -9,7 +9,7 @@ use muster_proto::kinds::{HardwareData, Server};
 use serde_json::json;
 
 use self::lab::{CANARY, IMAGE, Lab};
-use crate::{bmc::BmcError, host::State, world::Change};
+use crate::{bmc::BmcError, world::Change};
 
 /// Declared, available, provisioned, available again, deleted.
 async fn live(lab: &Lab) {
