@@ -131,6 +131,15 @@ pub struct RunArgs {
     /// How often the Lease is renewed, in seconds; less than the deadline.
     #[arg(long, env = "RETRY_PERIOD_SECONDS", default_value_t = 2)]
     pub retry_period_seconds: u64,
+    /// How many hosts may be inspecting, provisioning and deprovisioning at once.
+    #[arg(long, env = "PROVISIONING_LIMIT", default_value_t = 20)]
+    pub provisioning_limit: usize,
+    /// How many provisionings of a host may fail in a row before it stays as it is until somebody changes its image; 0: any number.
+    #[arg(long, env = "MUSTER_MAX_PROVISIONING_RETRIES", default_value_t = 5)]
+    pub max_provisioning_retries: u32,
+    /// How many hosts are decided on at once; each waits for the API server most of the time.
+    #[arg(long, env = "MUSTER_HOST_CONCURRENCY", default_value_t = 16)]
+    pub host_concurrency: u16,
     /// Where /healthz and /readyz are served, without TLS; port 0 takes any and prints it.
     #[arg(long, env = "MUSTER_ADMIN_LISTEN", default_value = "127.0.0.1:9090")]
     pub admin_listen: SocketAddr,

@@ -11,9 +11,13 @@ pub mod boot;
 pub mod bucket;
 pub mod discovery;
 pub mod events;
+#[cfg(test)]
+pub(crate) mod fake_api;
 pub mod host;
 pub mod lease;
 pub mod manifests;
 pub mod metrics;
+mod patch;
+pub mod round;
 pub mod wire;
 pub mod world;

@@ -19,6 +19,7 @@ use crate::{
     agents::{self, BootSecrets, Keys, Names},
     args::{self, Role, RunArgs},
     bind::Addresses,
+    bmc::{self, Bmcs},
     boot::{
         dhcp::{self, Dhcp},
         files::{Extras, Files},
@@ -29,6 +30,7 @@ use crate::{
     },
     discovery,
     events::Events,
+    host,
     lease::{self, Election, Identity, Leadership, Standing, Timing},
     metrics::{self, Registry},
     world::{Change, Scope, World},
@@ -70,6 +72,9 @@ pub enum RunError {
     /// iPXE's binaries are not there.
     #[error("load the boot files for TFTP; --ipxe-dir names their directory")]
     BootFiles(#[source] tftp::TftpError),
+    /// No authorities for the certificates of BMCs.
+    #[error("read the authorities for the certificates of BMCs")]
+    Authorities(#[source] rustls::Error),
     /// A part of the controller ended by itself.
     #[error("{0} ended")]
     Ended(&'static str),
@@ -137,6 +142,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let scope = Scope {
         namespace: args.namespace.clone(),
         hosts: args.watch_namespace.clone(),
+        control: args.roles().contains(&Role::Control),
     };
     let (world, driver) = World::start(&client, &scope);
     let (stop, shutdown) = watch::channel(false);
@@ -448,6 +454,8 @@ fn control(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, RunError>
         Identity::own(),
         timing,
     );
+    let bmcs = Bmcs::new(&bmc::Config::default(), bmc::Metrics::register(parts.registry))
+        .map_err(RunError::Authorities)?;
     let control = Control {
         config: parts.config.clone(),
         client: parts.client.clone(),
@@ -456,6 +464,11 @@ fn control(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, RunError>
         world: parts.world.clone(),
         changes: parts.changes.clone(),
         discovery: discovery::Metrics::register(parts.registry),
+        hosts: host::Metrics::register(parts.registry),
+        bmcs: bmcs.clone(),
+        limit: args.provisioning_limit,
+        concurrency: args.host_concurrency,
+        retries: args.max_provisioning_retries.into(),
     };
     let mut shutdown = parts.shutdown.clone();
     let stopped = async move {
@@ -464,6 +477,11 @@ fn control(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, RunError>
     metrics::register_leader(parts.registry, &args.lease_name, standing.clone());
     // Only one that sees the cluster may lead.
     parts.spawn("the election", election.run(stopped));
+    let mut shutdown = parts.shutdown.clone();
+    parts.spawn("the sessions of BMCs", async move {
+        let _ = shutdown.wait_for(|stopped| *stopped).await;
+        bmcs.stop().await;
+    });
     parts.spawn("the control role", act(standing.clone(), control));
     Ok(standing)
 }
@@ -477,6 +495,11 @@ struct Control {
     world: World,
     changes: broadcast::Sender<Change>,
     discovery: discovery::Metrics,
+    hosts: host::Metrics,
+    bmcs: Bmcs,
+    limit: usize,
+    concurrency: u16,
+    retries: i64,
 }
 
 /// Runs the loops of the control role while this process leads, and drops them when it leads no more. Ends if one of them does.
@@ -519,10 +542,29 @@ impl Control {
             self.scope.clone(),
             self.world.clone(),
             self.changes.subscribe(),
-            events,
+            events.clone(),
             self.discovery.clone(),
         );
         spawn(&mut tasks, "discovery", discovery);
+        let operator = host::run(host::Config {
+            client: client.clone(),
+            scope: self.scope.clone(),
+            world: self.world.clone(),
+            changes: self.changes.subscribe(),
+            events,
+            metrics: self.hosts.clone(),
+            bmcs: Arc::new(self.bmcs.clone()),
+            term: term.clone(),
+            clock: Arc::new(jiff::Timestamp::now),
+            limit: self.limit,
+            concurrency: self.concurrency,
+            max_provisioning_retries: self.retries,
+        });
+        spawn(&mut tasks, "the operator", async {
+            if let Err(error) = operator.await {
+                tracing::error!(error = %Chain(&error), "no host can be managed");
+            }
+        });
         spawn(
             &mut tasks,
             "the keeper of keys",

@@ -8,14 +8,14 @@ use kube::{
     core::NamespaceResourceScope,
     runtime::{
         WatchStreamExt,
-        reflector::{self, Store, store::Writer},
+        reflector::{self, ObjectRef, Store, store::Writer},
         watcher,
     },
 };
 use muster_proto::{
     Chain, Mac,
     identity::Identity,
-    kinds::{BareMetalHost, Enrolment, SERVER_ANNOTATION, Segment, Server},
+    kinds::{BareMetalHost, Enrolment, HardwareData, SERVER_ANNOTATION, Segment, Server},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
@@ -33,6 +33,8 @@ pub struct World {
     pub hosts: Store<BareMetalHost>,
     /// Spent tokens.
     pub enrolments: Store<Enrolment>,
+    /// The hardware of hosts; only where the control role runs.
+    pub hardware: Store<HardwareData>,
 }
 
 /// Which namespaces are watched.
@@ -42,6 +44,8 @@ pub struct Scope {
     pub namespace: String,
     /// Hosts live in this one; none: in any.
     pub hosts: Option<String>,
+    /// Whether the control role runs, which alone may read HardwareData.
+    pub control: bool,
 }
 
 impl Scope {
@@ -67,6 +71,8 @@ pub enum Change {
     Server(Arc<Server>),
     /// A host came, changed or went.
     Host(Arc<BareMetalHost>),
+    /// A HardwareData came, changed or went.
+    Hardware(ObjectRef<HardwareData>),
     /// A kind was listed anew: anything may have changed.
     All,
 }
@@ -117,15 +123,25 @@ impl World {
         // Nobody decides anew because a token was spent.
         let (enrolments, spent) = watch(Api::namespaced(client.clone(), ours()), |_| Change::All);
         let spent = spent.filter(|_| std::future::ready(false)).boxed();
+        let mut streams = vec![segment_changes, server_changes, host_changes, spent];
+        let hardware = if scope.control {
+            let told = |data: Arc<HardwareData>| Change::Hardware(ObjectRef::from_obj(&data));
+            let (hardware, changes) = watch(scope.hosts_api(client), told);
+            streams.push(changes);
+            hardware
+        } else {
+            empty()
+        };
         let world = World {
             segments,
             servers,
             hosts,
             enrolments,
+            hardware,
         };
         let driver = Driver {
             changes: broadcast::channel(CHANGES).0,
-            streams: vec![segment_changes, server_changes, host_changes, spent],
+            streams,
         };
         (world, driver)
     }
@@ -139,11 +155,15 @@ impl World {
                     self.servers.wait_until_ready(),
                     self.hosts.wait_until_ready(),
                     self.enrolments.wait_until_ready(),
+                    self.hardware.wait_until_ready(),
                 )
             };
             // A store wakes only the last of several that wait for it (kube-runtime 5.0, `DelayedInit`): look again by and by.
-            if let Ok((segments, servers, hosts, enrolments)) = tokio::time::timeout(LOOK_AGAIN, all).await {
-                return segments.is_ok() && servers.is_ok() && hosts.is_ok() && enrolments.is_ok();
+            if let Ok((segments, servers, hosts, enrolments, hardware)) =
+                tokio::time::timeout(LOOK_AGAIN, all).await
+            {
+                let first = segments.and(servers).and(hosts);
+                return first.and(enrolments).and(hardware).is_ok();
             }
         }
     }
@@ -165,10 +185,7 @@ impl World {
         let pointed = server
             .as_ref()
             .and_then(|server| server.spec.host.as_ref())
-            .and_then(|at| {
-                self.hosts
-                    .get(&reflector::ObjectRef::new(&at.name).within(&at.namespace))
-            });
+            .and_then(|at| self.hosts.get(&ObjectRef::new(&at.name).within(&at.namespace)));
         let declares = |host: &BareMetalHost| {
             let declared = host.spec.boot_mac_address.as_deref();
             declared.and_then(|text| text.parse().ok()) == Some(mac)
@@ -213,6 +230,16 @@ impl Known {
             verdict(segment, server, host)
         }
     }
+}
+
+/// The complete copy of nothing.
+fn empty<K>() -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let mut writer = Writer::<K>::default();
+    writer.apply_watcher_event(&watcher::Event::InitDone);
+    writer.as_reader()
 }
 
 type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
@@ -264,6 +291,7 @@ mod tests {
             servers: servers.as_reader(),
             hosts: hosts.as_reader(),
             enrolments: enrolments.as_reader(),
+            hardware: super::empty(),
         };
         (world, segments, servers, hosts, enrolments)
     }

@@ -25,8 +25,6 @@ mod clock;
 mod counts;
 mod edge;
 mod enrol;
-#[cfg(test)]
-pub(crate) mod fake_api;
 mod http;
 pub mod identity;
 mod inventory;

@@ -5,7 +5,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
-    core::Status,
 };
 use muster_proto::kinds::{
     APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDataSpec, HardwareDetails,
@@ -14,49 +13,10 @@ use muster_proto::kinds::{
 use serde_json::{Value, json};
 
 use super::next::{Effect, Plan, server_name};
-use crate::events::Events;
-
-/// Under this name the API server remembers which fields are ours.
-pub const FIELD_MANAGER: &str = "muster-control";
-
-/// What could not be done.
-#[derive(Debug, thiserror::Error)]
-pub enum ExecuteError {
-    /// The API server refused or could not be reached.
-    #[error("{step} {subject}")]
-    Step {
-        /// What was tried.
-        step: &'static str,
-        /// On which object.
-        subject: String,
-        /// Why not.
-        #[source]
-        source: kube::Error,
-    },
-    /// The API server did not answer in time; what was tried may have happened.
-    #[error("the API server gave no answer about Server {server} in time")]
-    Late {
-        /// Whose round it was.
-        server: String,
-    },
-    /// The world moved between looking and acting: look again.
-    #[error("{step} {subject}: it is not as it was seen")]
-    Behind {
-        /// What was tried.
-        step: &'static str,
-        /// On which object.
-        subject: String,
-    },
-}
-
-impl ExecuteError {
-    /// True if the API server will say the same next time, too: the object itself is refused, or the place where it is to be (its
-    /// namespace, its kind) does not exist.
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, ExecuteError::Step { source: kube::Error::Api(status), .. }
-            if matches!(status.code, 400 | 403 | 404 | 422))
-    }
-}
+use crate::{
+    events::Events,
+    round::{ExecuteError, FIELD_MANAGER, failed},
+};
 
 /// Carries out plans.
 #[derive(Clone)]
@@ -312,72 +272,4 @@ impl Executor {
 
 fn path(host: &HostReference) -> String {
     format!("{}/{}", host.namespace, host.name)
-}
-
-fn failed(step: &'static str, subject: &str) -> impl FnOnce(kube::Error) -> ExecuteError {
-    let subject = subject.to_owned();
-    move |source| match source {
-        // Exists already, has changed, or was deleted since: our copy was old.
-        kube::Error::Api(status) if status.code == 409 || is_gone(&status, &subject) => {
-            ExecuteError::Behind { step, subject }
-        }
-        source => ExecuteError::Step {
-            step,
-            subject,
-            source,
-        },
-    }
-}
-
-/// True if `status` says that the object itself is not there (any more). A namespace that does not exist is found missing under its
-/// own name and kind, a kind that is not installed under none; both stay so until a person acts.
-fn is_gone(status: &Status, subject: &str) -> bool {
-    let name = subject.rsplit('/').next().unwrap_or_default();
-    status.code == 404
-        && status
-            .details
-            .as_ref()
-            .is_some_and(|missing| missing.kind != "namespaces" && missing.name == name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answered(status: Value) -> ExecuteError {
-        let status: Status = serde_json::from_value(status).unwrap();
-        failed("mark host", "metal/h")(kube::Error::Api(status.boxed()))
-    }
-
-    /// As Kubernetes answers.
-    fn not_found(kind: &str, name: &str) -> Value {
-        json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 404, "reason": "NotFound",
-            "message": format!("{kind} \"{name}\" not found"), "details": {"name": name, "kind": kind},
-        })
-    }
-
-    #[test]
-    fn a_deleted_object_is_looked_at_again_and_a_missing_namespace_or_kind_is_a_refusal() {
-        let behind = [
-            not_found("baremetalhosts", "h"),
-            json!({"code": 409, "reason": "AlreadyExists", "message": "exists"}),
-            json!({"code": 409, "reason": "Conflict", "message": "changed"}),
-        ];
-        for status in behind {
-            let error = answered(status);
-            assert!(matches!(error, ExecuteError::Behind { .. }), "{error:?}");
-        }
-        let refused = [
-            not_found("namespaces", "metal"),
-            // Both can have one name.
-            not_found("namespaces", "h"),
-            // The kind is not installed: the client makes this of a plain `404 page not found`.
-            json!({"code": 404, "reason": "Failed to parse error data", "message": "404 page not found"}),
-        ];
-        for status in refused {
-            let error = answered(status);
-            assert!(error.is_refusal(), "{error:?}");
-        }
-    }
 }

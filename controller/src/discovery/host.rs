@@ -15,14 +15,15 @@ use muster_proto::{
     inventory::{BootMode, Inventory},
     kinds::{
         ARCH_LABEL, AutomatedCleaningMode, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec,
-        BareMetalHostStatus, HardwareDetails, HostReference, INSPECT_ANNOTATION, OperationHistory,
-        OperationMetric, OperationalStatus, PAUSED_ANNOTATION, ProvisionStatus, SEGMENT_LABEL,
-        SERVER_ANNOTATION, Trust, VENDOR_LABEL,
+        BareMetalHostStatus, HardwareDetails, HostReference, IN_BAND_ANNOTATION, INSPECT_ANNOTATION,
+        OperationHistory, OperationMetric, OperationalStatus, PAUSED_ANNOTATION, ProvisionStatus,
+        SEGMENT_LABEL, SERVER_ANNOTATION, Trust, VENDOR_LABEL,
     },
     text,
 };
 
 use super::{hardware, name};
+use crate::host::{Owner, State, owner, owner::has_bmc};
 
 /// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
 pub const TRUST_ANNOTATION: &str = "muster.dev/trust";
@@ -95,9 +96,31 @@ pub fn serial(host: &BareMetalHost) -> Option<(String, &str)> {
     ))
 }
 
-/// True while discovery writes the status: from creation until BMC details move the host on.
+/// True while discovery writes the status, or would if the host were not paused: from creation until somebody wants more of the
+/// machine than to see it.
 pub fn is_discovered(host: &BareMetalHost) -> bool {
-    matches!(state(host), "" | "unmanaged")
+    match owner(host) {
+        Owner::Discovery => true,
+        Owner::Operator => false,
+        Owner::Nobody => made_for(host).is_some() && matches!(State::of(host), State::New | State::Unmanaged),
+    }
+}
+
+/// True if what the machine does is the operator's to say: its host is on its way, or will be as soon as the operator has seen it.
+pub fn is_managed(host: &BareMetalHost) -> bool {
+    let young = matches!(State::of(host), State::New | State::Unmanaged);
+    !young || has_bmc(host) || annotation(host, IN_BAND_ANNOTATION).is_some()
+}
+
+/// True if `host` is past its inspection, whoever did it.
+pub fn is_inspected(host: &BareMetalHost) -> bool {
+    let before = [
+        State::New,
+        State::Unmanaged,
+        State::Registering,
+        State::Inspecting,
+    ];
+    !before.contains(&State::of(host))
 }
 
 /// Where `host` is in its life.

@@ -30,6 +30,13 @@ pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: boo
             inspected: None,
         };
     }
+    if host.is_some_and(host::is_managed) {
+        // The operator says what the machine does; what we wanted of it before is over.
+        return Jobs {
+            job: None,
+            inspected: None,
+        };
+    }
     let wanted = host.filter(|host| {
         host::made_for(host).is_some()
             && host::is_discovered(host)

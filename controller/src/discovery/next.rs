@@ -417,7 +417,10 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     };
     let hardware = hardware::details(inventory);
     if let Some(refused) = refusal(seen, host) {
-        plan.notices.extend(unapplied(seen, host, &hardware, &refused));
+        // Until its own inspection has ended, the operator looks at reports itself.
+        if !host::is_managed(host) || host::is_inspected(host) {
+            plan.notices.extend(unapplied(seen, host, &hardware, &refused));
+        }
         plan.effects.extend(job(seen, Some(host), true).0);
         plan.why = format!(
             "the report changes nothing in host {}: {refused}",

@@ -8,11 +8,10 @@ use muster_proto::{
 };
 
 use super::{
-    execute::ExecuteError,
     hardware, host,
     next::{Seen, server_name},
 };
-use crate::events::Event;
+use crate::{events::Event, round::ExecuteError};
 
 /// The Server as the subject of an Event.
 pub(super) fn about_server(server: &Server) -> ObjectReference {

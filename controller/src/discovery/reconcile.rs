@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use futures::{FutureExt, StreamExt, stream};
@@ -12,15 +11,14 @@ use jiff::Timestamp;
 use kube::{
     Client,
     runtime::{
-        WatchStreamExt, applier,
+        applier,
         controller::{self, Action},
-        reflector::{self, ObjectRef, Store},
-        watcher,
+        reflector::ObjectRef,
     },
 };
 use muster_proto::{
     Chain,
-    kinds::{HardwareData, Segment, Server},
+    kinds::{Segment, Server},
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -30,7 +28,7 @@ use tokio::sync::broadcast;
 use tracing::Instrument;
 
 use super::{
-    execute::{ExecuteError, Executor},
+    execute::Executor,
     host,
     link::{Signals, points_at},
     next::{Seen, next, segment_name, server_name},
@@ -39,15 +37,10 @@ use super::{
 use crate::{
     events::{Event, Events},
     metrics::Registry,
+    round::{ExecuteError, PATIENCE, RESYNC, receive, retry_after},
     world::{Change, Scope, World},
 };
 
-/// Without any change, look again after this long: it heals what a lost watch event left.
-const RESYNC: Duration = Duration::from_secs(600);
-const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_MOST: Duration = Duration::from_secs(15);
-/// How long one round may wait for an API server that neither answers nor refuses.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Servers in work at once; each waits for the API server most of the time.
 const CONCURRENCY: u16 = 16;
 
@@ -84,7 +77,6 @@ impl Metrics {
 
 struct Context {
     world: World,
-    hardware: Store<HardwareData>,
     executor: Executor,
     events: Events,
     metrics: Metrics,
@@ -104,7 +96,7 @@ struct Told {
     refusal: Option<Event>,
 }
 
-/// Decides and acts until dropped. `changes` are those of `world`'s driver, subscribed to before it ran.
+/// Decides and acts until dropped. `world` is complete; `changes` are those of its driver, subscribed to before it ran.
 pub async fn run(
     client: Client,
     scope: Scope,
@@ -113,79 +105,24 @@ pub async fn run(
     events: Events,
     metrics: Metrics,
 ) {
-    let (hardware, writer) = reflector::store::<HardwareData>();
-    let (told, tell) = broadcast::channel(256);
-    let watched = scope
-        .hosts_api::<HardwareData>(&client)
-        .into_watcher(writer)
-        .for_each(move |data| {
-            // Nobody listens before the first round: that round looks at everything anyway.
-            let _ = told.send(data);
-            std::future::ready(())
-        });
     let context = Arc::new(Context {
         executor: Executor::new(client, events.clone()),
-        hardware: hardware.clone(),
-        world: world.clone(),
+        world,
         events,
         metrics,
-        namespace: scope.namespace.clone(),
-        watched: scope.hosts.clone(),
+        namespace: scope.namespace,
+        watched: scope.hosts,
         told: Mutex::default(),
     });
-    let rounds = async {
-        // A decision on half of the world would make hosts that exist: wait for all of it.
-        let ready = async { tokio::join!(world.ready(), hardware.wait_until_ready()) };
-        if let (_, Err(error)) = ready.await {
-            tracing::error!(error = %Chain(&error), "discovery cannot see HardwareData");
-            return;
-        }
-        rounds(context, changes, tell).await;
-    };
-    tokio::select! {
-        () = watched => {}
-        () = rounds => {}
-    }
+    rounds(context, changes).await;
 }
 
-trait IntoWatcher {
-    fn into_watcher(
-        self,
-        writer: reflector::store::Writer<HardwareData>,
-    ) -> impl futures::Stream<Item = ObjectRef<HardwareData>>;
-}
-
-impl IntoWatcher for kube::Api<HardwareData> {
-    fn into_watcher(
-        self,
-        writer: reflector::store::Writer<HardwareData>,
-    ) -> impl futures::Stream<Item = ObjectRef<HardwareData>> {
-        let events = watcher(self, watcher::Config::default()).default_backoff();
-        reflector::reflector(writer, events)
-            .touched_objects()
-            .filter_map(|data| async move {
-                match data {
-                    Ok(data) => Some(ObjectRef::from_obj(&data)),
-                    Err(error) => {
-                        tracing::warn!(error = %Chain(&error), "watch of HardwareData failed; it is tried again");
-                        None
-                    }
-                }
-            })
-    }
-}
-
-async fn rounds(
-    context: Arc<Context>,
-    changes: broadcast::Receiver<Change>,
-    data: broadcast::Receiver<ObjectRef<HardwareData>>,
-) {
+async fn rounds(context: Arc<Context>, changes: broadcast::Receiver<Change>) {
     let of = context.clone();
     let changed = receive(changes).map(move |change| concerned(&of, change.as_ref()));
-    let of = context.clone();
-    let data_changed = receive(data).map(move |data| owners_of(&of, data.as_ref()));
     let start = stream::once(std::future::ready(all(&context)));
-    let queue = stream::select(start.chain(changed), data_changed)
+    let queue = start
+        .chain(changed)
         .flat_map(stream::iter)
         .map(Ok::<_, Infallible>);
     let rounds = applier(
@@ -210,19 +147,6 @@ async fn rounds(
             }
         })
         .await;
-}
-
-/// The values of `receiver`; `None` where some were lost.
-fn receive<T: Clone + Send + 'static>(
-    receiver: broadcast::Receiver<T>,
-) -> impl futures::Stream<Item = Option<T>> {
-    stream::unfold(receiver, |mut receiver| async move {
-        match receiver.recv().await {
-            Ok(value) => Some((Some(value), receiver)),
-            Err(broadcast::error::RecvError::Lagged(_)) => Some((None, receiver)),
-            Err(broadcast::error::RecvError::Closed) => None,
-        }
-    })
 }
 
 fn all(context: &Context) -> Vec<ObjectRef<Server>> {
@@ -272,24 +196,14 @@ fn concerned(context: &Context, change: Option<&Change>) -> Vec<ObjectRef<Server
                 false => servers(&|server| Signals::of(server).concern(server, host)),
             }
         }
+        Some(Change::Hardware(data)) => servers(&|server| {
+            let host = server.spec.host.as_ref();
+            host.is_some_and(|at| at.name == data.name && Some(&at.namespace) == data.namespace.as_ref())
+        }),
         Some(Change::Segment(segment)) => servers(&|server| {
             segment_name(server).is_some_and(|(_, name)| Some(name) == segment.metadata.name.as_deref())
         }),
     }
-}
-
-fn owners_of(context: &Context, data: Option<&ObjectRef<HardwareData>>) -> Vec<ObjectRef<Server>> {
-    let Some(data) = data else {
-        return all(context);
-    };
-    let owners = context.world.servers.state_filter(|server| {
-        let host = server.spec.host.as_ref();
-        host.is_some_and(|at| at.name == data.name && Some(&at.namespace) == data.namespace.as_ref())
-    });
-    owners
-        .iter()
-        .map(|server| ObjectRef::from_obj(server.as_ref()))
-        .collect()
 }
 
 async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, ExecuteError> {
@@ -299,7 +213,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             .world
             .hosts
             .state_filter(|host| signals.concern(&server, host));
-        let hardware = context.hardware.state_filter(|data| {
+        let hardware = context.world.hardware.state_filter(|data| {
             hosts.iter().any(|host| {
                 host.metadata.name == data.metadata.name && host.metadata.namespace == data.metadata.namespace
             })
@@ -322,7 +236,11 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
     tell(&context, &name, plan.notices.clone());
     let outcome = tokio::time::timeout(PATIENCE, context.executor.run(&server, plan))
         .await
-        .unwrap_or_else(|_| Err(ExecuteError::Late { server: name.clone() }));
+        .unwrap_or_else(|_| {
+            Err(ExecuteError::Late {
+                subject: format!("Server {name}"),
+            })
+        });
     let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
     let memory = told.entry(name.clone()).or_default();
     match outcome {
@@ -377,26 +295,13 @@ fn tell(context: &Context, server: &str, notices: Vec<Event>) {
     memory.notices = notices;
 }
 
-/// Waits twice as long after every failure in a row. A Server in the same state as others waits a little differently, so that
-/// an API server that comes back is not met by all at once.
 fn retry(server: &Server, error: &ExecuteError, context: &Context) -> Action {
     let name = server_name(server);
     let failures = {
         let told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.get(name).map_or(1, |memory| memory.failures)
     };
-    let doubled = RETRY_FIRST
-        .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(RETRY_MOST);
-    let spread = name
-        .bytes()
-        .fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
-        % 256;
-    let wait = match error {
-        ExecuteError::Behind { .. } => doubled.min(Duration::from_secs(2)),
-        ExecuteError::Step { .. } | ExecuteError::Late { .. } => doubled,
-    };
-    Action::requeue(wait + wait * spread / 1024)
+    Action::requeue(retry_after(name, failures, error))
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ fn shared(host: &BareMetalHost, other: &BareMetalHost) -> Option<String> {
 }
 
 /// The BMC's address without what does not matter. A whole system behind it counts: several may share one BMC.
-fn bmc(host: &BareMetalHost) -> Option<String> {
+pub(super) fn bmc(host: &BareMetalHost) -> Option<String> {
     let bmc = host.spec.bmc.as_ref().filter(|_| has_bmc(host))?;
     let address = bmc.address.trim_end_matches('/').to_ascii_lowercase();
     (!address.is_empty()).then_some(address)

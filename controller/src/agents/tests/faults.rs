@@ -1,4 +1,5 @@
-use super::{super::fake_api::Fault, *};
+use super::*;
+use crate::fake_api::Fault;
 
 /// All that a machine does up to its inventory, again and again until it is done, as an agent does; the controller dies whenever
 /// something failed.

@@ -29,7 +29,8 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{ca::CaPem, clock, fake_api::FakeApi, keys::Keys, *};
+use super::{ca::CaPem, clock, keys::Keys, *};
+use crate::fake_api::FakeApi;
 use crate::{events::Event, metrics::Registry};
 
 /// Long enough for a loaded machine; a test that waits so long has failed.

@@ -1,5 +1,7 @@
 //! Rounds against an API server in memory.
 
+use std::time::Duration;
+
 use muster_proto::{
     inventory::Inventory,
     kinds::{BareMetalHost, SegmentSpec, ServerSpec, ServerStatus, Session, UnknownPolicy},
@@ -7,7 +9,7 @@ use muster_proto::{
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::agents::fake_api::{FakeApi, Fault};
+use crate::fake_api::{FakeApi, Fault};
 
 /// A machine that has sent its inventory, on a Segment whose hosts are to live in `metal`.
 struct Lab {
@@ -42,7 +44,6 @@ impl Lab {
         let told = Events::new(queue);
         let context = Context {
             world: api.world(),
-            hardware: reflector::store().0,
             executor: Executor::new(api.client(), told.clone()),
             events: told,
             metrics: Metrics::default(),

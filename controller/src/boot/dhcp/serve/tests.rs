@@ -137,6 +137,7 @@ impl Site {
             servers: empty::<Server>(),
             hosts: empty::<BareMetalHost>(),
             enrolments: empty::<Enrolment>(),
+            hardware: empty(),
         };
         let (queue, events) = tokio::sync::mpsc::channel(16);
         let (facts, seen) = watch::channel(BTreeMap::new());

@@ -105,6 +105,7 @@ fn site_over(directory: tempfile::TempDir, extras: Extras) -> Fixture {
             servers,
             hosts,
             enrolments,
+            hardware: reflector::store().0,
         },
         plan: watch::channel(Arc::new(plan())).1,
         files: Arc::new(Files::open(directory.path(), extras, &std::env::temp_dir())),

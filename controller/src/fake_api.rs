@@ -7,21 +7,24 @@ use std::{
 
 use http_body_util::Full;
 use hyper::{Request, Response, body::Bytes};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Client,
     client::Body,
     runtime::{
-        reflector::{self, store::Writer},
+        reflector::{self, ObjectRef, store::Writer},
         watcher,
     },
 };
-use muster_proto::kinds::{BareMetalHost, Enrolment, Segment, Server};
+use muster_proto::kinds::{BareMetalHost, Enrolment, HardwareData, Segment, Server};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 
-use super::store::merge;
-use crate::world::World;
+use crate::{
+    patch::merge,
+    world::{Change, World},
+};
 
 /// What goes wrong with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,13 +58,19 @@ struct Inner {
     held: Option<(String, Arc<Semaphore>)>,
     /// How many seconds its clock is ahead of this machine's.
     ahead: i64,
+    told: Option<broadcast::Sender<Change>>,
+    secrets: Option<OnSecret>,
 }
+
+/// Hears of every Secret that came, changed, or (true) went.
+type OnSecret = Box<dyn Fn(Secret, bool) + Send>;
 
 struct Watchers {
     segments: Writer<Segment>,
     servers: Writer<Server>,
     hosts: Writer<BareMetalHost>,
     enrolments: Writer<Enrolment>,
+    hardware: Writer<HardwareData>,
 }
 
 pub(crate) struct FakeApi(Mutex<Inner>);
@@ -105,11 +114,13 @@ impl FakeApi {
         let (servers, server_writer) = reflector::store();
         let (hosts, host_writer) = reflector::store();
         let (enrolments, enrolment_writer) = reflector::store();
+        let (hardware, hardware_writer) = reflector::store();
         let mut watchers = Watchers {
             segments: segment_writer,
             servers: server_writer,
             hosts: host_writer,
             enrolments: enrolment_writer,
+            hardware: hardware_writer,
         };
         let mut inner = self.lock();
         fn start<K: Clone + DeserializeOwned + kube::Resource<DynamicType = ()> + 'static>(
@@ -127,13 +138,32 @@ impl FakeApi {
         start(&mut watchers.servers, "servers", &inner.objects);
         start(&mut watchers.hosts, "baremetalhosts", &inner.objects);
         start(&mut watchers.enrolments, "enrolments", &inner.objects);
+        start(&mut watchers.hardware, "hardwaredata", &inner.objects);
         inner.watchers.push(watchers);
         World {
             segments,
             servers,
             hosts,
             enrolments,
+            hardware,
         }
+    }
+
+    /// What the watched copies see from now on, told as a driver of [`World`] tells it.
+    pub(crate) fn changes(&self) -> broadcast::Receiver<Change> {
+        self.lock()
+            .told
+            .get_or_insert_with(|| broadcast::channel(4096).0)
+            .subscribe()
+    }
+
+    /// Tells `hear` of every Secret there is, and of every change of one from now on; whoever heard before hears no more.
+    pub(crate) fn watch_secrets(&self, hear: impl Fn(Secret, bool) + Send + 'static) {
+        let mut inner = self.lock();
+        for (_, secret) in inner.objects.iter().filter(|(key, _)| key.0 == "secrets") {
+            hear(read(secret), false);
+        }
+        inner.secrets = Some(Box::new(hear));
     }
 
     pub(crate) fn fail_next(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
@@ -141,40 +171,40 @@ impl FakeApi {
     }
 
     /// From now on, the API server takes no write to a path with this end.
-    pub(super) fn refuse_writes(&self, end: String) {
+    pub(crate) fn refuse_writes(&self, end: String) {
         self.lock().invalid.push(end);
     }
 
     /// From now on, the API server's clock is so many seconds ahead.
-    pub(super) fn set_ahead(&self, seconds: i64) {
+    pub(crate) fn set_ahead(&self, seconds: i64) {
         self.lock().ahead = seconds;
     }
 
-    pub(super) fn set_down(&self, down: bool) {
+    pub(crate) fn set_down(&self, down: bool) {
         self.lock().down = down;
     }
 
     /// While true, the watched copies see nothing.
-    pub(super) fn set_lagging(&self, lagging: bool) {
+    pub(crate) fn set_lagging(&self, lagging: bool) {
         let mut inner = self.lock();
         inner.lagging = lagging;
         inner.show();
     }
 
     /// Lets the next request that is this method and ends with this path wait until [`FakeApi::release`].
-    pub(super) fn hold(&self, method: &str, path: &str) {
+    pub(crate) fn hold(&self, method: &str, path: &str) {
         self.lock().held = Some((format!("{method} {path}"), Arc::new(Semaphore::new(0))));
     }
 
     /// True once the request is there and waits.
-    pub(super) fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         self.lock()
             .held
             .as_ref()
             .is_some_and(|(request, _)| request.is_empty())
     }
 
-    pub(super) fn release(&self) {
+    pub(crate) fn release(&self) {
         let (_, gate) = self.lock().held.take().unwrap();
         gate.add_permits(1);
     }
@@ -196,7 +226,7 @@ impl FakeApi {
         self.lock().store((plural.to_owned(), namespace, name), object);
     }
 
-    pub(super) fn delete(&self, plural: &str, name: &str) {
+    pub(crate) fn delete(&self, plural: &str, name: &str) {
         let mut inner = self.lock();
         let key = inner
             .objects
@@ -204,7 +234,7 @@ impl FakeApi {
             .find(|key| key.0 == plural && key.2 == name)
             .cloned()
             .unwrap();
-        inner.remove(&key);
+        inner.remove_or_mark(&key);
     }
 
     pub(crate) fn all<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
@@ -227,7 +257,7 @@ impl FakeApi {
     }
 
     /// Changes a stored object in place.
-    pub(super) fn edit(&self, plural: &str, name: &str, patch: &Value) {
+    pub(crate) fn edit(&self, plural: &str, name: &str, patch: &Value) {
         let mut inner = self.lock();
         let found = inner
             .objects
@@ -243,6 +273,12 @@ fn read<K: DeserializeOwned>(object: &Value) -> K {
     serde_json::from_value(object.clone()).unwrap()
 }
 
+fn is_held(object: &Value) -> bool {
+    object["metadata"]["finalizers"]
+        .as_array()
+        .is_some_and(|all| !all.is_empty())
+}
+
 fn failure(code: u16, reason: &str) -> (u16, Value) {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {},
@@ -253,7 +289,7 @@ fn failure(code: u16, reason: &str) -> (u16, Value) {
 
 impl Inner {
     fn now(&self) -> i64 {
-        super::clock::now() + self.ahead
+        jiff::Timestamp::now().as_second() + self.ahead
     }
 
     /// What this request has to wait for.
@@ -319,7 +355,8 @@ impl Inner {
                 object.as_object_mut().unwrap().remove("status");
                 object["metadata"]["namespace"] = json!(namespace);
                 object["metadata"]["uid"] = json!(format!("uid-{}", self.version + 1));
-                object["metadata"]["creationTimestamp"] = json!(super::clock::rfc3339(self.now()));
+                object["metadata"]["creationTimestamp"] =
+                    json!(jiff::Timestamp::from_second(self.now()).unwrap().to_string());
                 (201, self.store(key, object))
             }
             (_, Some(name)) => self.on_object(method, key(name.to_owned()), status, sent),
@@ -341,7 +378,7 @@ impl Inner {
         match method {
             "GET" => (200, object),
             "DELETE" => {
-                self.remove(&key);
+                self.remove_or_mark(&key);
                 (200, object)
             }
             "PUT" => (200, self.store(key, sent.unwrap())),
@@ -376,9 +413,24 @@ impl Inner {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         self.objects.insert(key.clone(), object.clone());
-        self.unseen.push((key, object.clone(), false));
+        self.unseen.push((key.clone(), object.clone(), false));
         self.show();
+        if object["metadata"]["deletionTimestamp"].is_string() && !is_held(&object) {
+            self.remove(&key);
+        }
         object
+    }
+
+    /// What a finalizer holds stays for a while.
+    fn remove_or_mark(&mut self, key: &Key) {
+        let mut object = self.objects[key].clone();
+        if is_held(&object) {
+            let now = jiff::Timestamp::from_second(self.now()).unwrap().to_string();
+            object["metadata"]["deletionTimestamp"] = json!(now);
+            self.store(key.clone(), object);
+        } else {
+            self.remove(key);
+        }
     }
 
     fn remove(&mut self, key: &Key) {
@@ -405,9 +457,24 @@ impl Inner {
                     "segments" => watchers.segments.apply_watcher_event(&event(&object, deleted)),
                     "servers" => watchers.servers.apply_watcher_event(&event(&object, deleted)),
                     "baremetalhosts" => watchers.hosts.apply_watcher_event(&event(&object, deleted)),
+                    "hardwaredata" => watchers.hardware.apply_watcher_event(&event(&object, deleted)),
                     "enrolments" => watchers.enrolments.apply_watcher_event(&event(&object, deleted)),
                     _ => {}
                 }
+            }
+            if let Some(hear) = self.secrets.as_ref().filter(|_| key.0 == "secrets") {
+                hear(read(&object), deleted);
+            }
+            let change = match key.0.as_str() {
+                "segments" => Change::Segment(Arc::new(read(&object))),
+                "servers" => Change::Server(Arc::new(read(&object))),
+                "baremetalhosts" => Change::Host(Arc::new(read(&object))),
+                "hardwaredata" => Change::Hardware(ObjectRef::new(&key.2).within(&key.1)),
+                _ => continue,
+            };
+            if let Some(told) = &self.told {
+                // An error says that nobody listens.
+                let _ = told.send(change);
             }
         }
     }

@@ -1,0 +1,295 @@
+//! The BMC's side of a plan: what the driver is asked, and what is remembered of the answer.
+
+use std::sync::Arc;
+
+use futures::{FutureExt, future::BoxFuture};
+use jiff::Timestamp;
+use muster_proto::kinds::{BareMetalHost, HostBootMode};
+
+use super::{
+    index::Path,
+    observed::{self, Failure, FailureClass, PowerReading, Probed, Tried},
+    owner::has_bmc,
+    plan::{Effect, PowerOrder},
+    vault::Vault,
+};
+use crate::bmc::{self, Boot, Device, Done, Lasting, Mode, PowerState, Reset};
+
+/// Tells the time.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The answer to a call.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, bmc::BmcError>>;
+
+/// All BMCs: what the loop needs of them. Every call ends by itself, in time.
+pub trait Bmcs: Send + Sync {
+    /// Logs in, and finds the system. Proves address, certificate and credentials.
+    fn probe<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, bmc::Probe>;
+    /// Asks for the power.
+    fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, PowerState>;
+    /// Changes the power.
+    fn set_power<'a>(&'a self, access: &'a bmc::Access, epoch: bmc::Epoch, reset: Reset) -> Answer<'a, Done>;
+    /// Arms a boot device.
+    fn set_boot<'a>(&'a self, access: &'a bmc::Access, epoch: bmc::Epoch, boot: Boot) -> Answer<'a, Done>;
+    /// The host is gone, or not ours any more: logs out.
+    fn forget<'a>(&'a self, host: &'a bmc::HostRef) -> BoxFuture<'a, ()>;
+    /// Nothing that was decided before `epoch` changes anything from now on.
+    fn fence(&self, epoch: bmc::Epoch);
+}
+
+impl Bmcs for bmc::Bmcs {
+    fn probe<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, bmc::Probe> {
+        self.probe(access).boxed()
+    }
+
+    fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, PowerState> {
+        self.power(access).boxed()
+    }
+
+    fn set_power<'a>(&'a self, access: &'a bmc::Access, epoch: bmc::Epoch, reset: Reset) -> Answer<'a, Done> {
+        self.set_power(access, epoch, reset).boxed()
+    }
+
+    fn set_boot<'a>(&'a self, access: &'a bmc::Access, epoch: bmc::Epoch, boot: Boot) -> Answer<'a, Done> {
+        self.set_boot(access, epoch, boot).boxed()
+    }
+
+    fn forget<'a>(&'a self, host: &'a bmc::HostRef) -> BoxFuture<'a, ()> {
+        self.forget(host).boxed()
+    }
+
+    fn fence(&self, epoch: bmc::Epoch) {
+        self.fence(epoch);
+    }
+}
+
+/// What came of a call, to be remembered.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum News {
+    /// A probe, with the power that was read on the way.
+    Probed(Probed, Option<PowerReading>),
+    /// The power.
+    Power(Result<PowerReading, Failure>),
+    /// An effect; true if it was one on the power.
+    Tried(Tried, bool),
+    /// Nothing is remembered any more.
+    Forgotten,
+}
+
+impl News {
+    /// True if it failed, so that what was to follow does not.
+    pub(super) fn is_failure(&self) -> bool {
+        match self {
+            News::Probed(probed, _) => probed.result.is_err(),
+            News::Power(result) => result.is_err(),
+            News::Tried(tried, _) => tried.result.is_err(),
+            News::Forgotten => false,
+        }
+    }
+
+    /// Into memory.
+    pub(super) fn remember(self, bmc: &mut observed::Bmc, tried: &mut Option<Tried>) {
+        match self {
+            News::Probed(probed, power) => {
+                if bmc
+                    .probed
+                    .as_ref()
+                    .is_none_or(|before| before.access != probed.access)
+                {
+                    // What another BMC said, or this one to somebody else, says nothing of this one.
+                    *bmc = observed::Bmc::default();
+                }
+                bmc.probed = Some(probed);
+                if let Some(power) = power {
+                    read(bmc, Ok(power));
+                }
+            }
+            News::Power(power) => read(bmc, power),
+            News::Tried(new, on_power) => {
+                if on_power {
+                    bmc.power = None;
+                }
+                *tried = Some(new);
+            }
+            News::Forgotten => {
+                *bmc = observed::Bmc::default();
+                *tried = None;
+            }
+        }
+    }
+}
+
+fn read(bmc: &mut observed::Bmc, power: Result<PowerReading, Failure>) {
+    match power {
+        Ok(reading) => {
+            bmc.power = Some(reading);
+            bmc.unread = None;
+        }
+        Err(failure) => bmc.unread = Some(failure),
+    }
+}
+
+/// True if `effect` calls a BMC.
+pub(super) fn is_call(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Probe(_)
+            | Effect::ReadPower
+            | Effect::BootNetworkOnce { .. }
+            | Effect::Power { .. }
+            | Effect::ForgetBmc
+    )
+}
+
+/// This process must not act any more: nothing is remembered, for nothing was learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Over;
+
+/// What failed, before it has its time.
+type Fault = (FailureClass, String);
+
+/// Asks the BMC of `host` for `effect`, which is a call. `clock` is asked when the answer is there.
+pub(super) async fn call(
+    bmcs: &dyn Bmcs,
+    vault: &Vault,
+    epoch: bmc::Epoch,
+    clock: &Clock,
+    host: &BareMetalHost,
+    effect: &Effect,
+) -> Result<News, Over> {
+    match effect {
+        Effect::Probe(wanted) => {
+            let answer = match access(vault, host, Some(&wanted.credentials)).await {
+                Ok(access) => settled(bmcs.probe(&access).await)?,
+                Err(fault) => Err(fault),
+            };
+            let at = clock();
+            let (result, power) = match answer {
+                Ok(probe) => (Ok(()), Some(reading(&probe.power, at))),
+                Err(fault) => (Err(failed(fault, at)), None),
+            };
+            let access = wanted.clone();
+            Ok(News::Probed(Probed { access, at, result }, power))
+        }
+        Effect::BootNetworkOnce { operation, mode } => {
+            let boot = Boot {
+                device: Device::Pxe,
+                mode: mode.map(|mode| match mode {
+                    HostBootMode::Legacy => Mode::Legacy,
+                    HostBootMode::Uefi | HostBootMode::UefiSecureBoot => Mode::Uefi,
+                }),
+                lasting: Lasting::Once,
+            };
+            let answer = match access(vault, host, None).await {
+                Ok(access) => settled(bmcs.set_boot(&access, epoch, boot).await)?,
+                Err(fault) => Err(fault),
+            };
+            Ok(News::Tried(tried(operation, answer, clock()), false))
+        }
+        Effect::Power { operation, order } => {
+            let reset = match order {
+                PowerOrder::On => Reset::On,
+                PowerOrder::SoftOff => Reset::GracefulShutdown,
+                PowerOrder::HardOff => Reset::ForceOff,
+                PowerOrder::Reset => Reset::ForceRestart,
+            };
+            let answer = match access(vault, host, None).await {
+                Ok(access) => settled(bmcs.set_power(&access, epoch, reset).await)?,
+                Err(fault) => Err(fault),
+            };
+            Ok(News::Tried(tried(operation, answer, clock()), true))
+        }
+        Effect::ForgetBmc => {
+            bmcs.forget(&reference(host)).await;
+            Ok(News::Forgotten)
+        }
+        _ => {
+            let answer = match access(vault, host, None).await {
+                Ok(access) => settled(bmcs.power(&access).await)?,
+                Err(fault) => Err(fault),
+            };
+            let at = clock();
+            Ok(News::Power(
+                answer
+                    .map(|state| reading(&state, at))
+                    .map_err(|fault| failed(fault, at)),
+            ))
+        }
+    }
+}
+
+fn reading(state: &PowerState, at: Timestamp) -> PowerReading {
+    let power = match state {
+        // Until it is off, it is on: an operating system may take its time, or stay.
+        PowerState::On | PowerState::PoweringOn | PowerState::PoweringOff => observed::Power::On,
+        PowerState::Off => observed::Power::Off,
+        PowerState::Unknown { .. } => observed::Power::Unknown,
+    };
+    PowerReading { power, at }
+}
+
+fn tried(operation: &str, answer: Result<Done, Fault>, at: Timestamp) -> Tried {
+    Tried {
+        operation: operation.to_owned(),
+        at,
+        result: answer.map(drop).map_err(|fault| failed(fault, at)),
+    }
+}
+
+fn failed((class, message): Fault, at: Timestamp) -> Failure {
+    Failure { class, message, at }
+}
+
+/// The way into the BMC, as the spec and the Secret have it now; with `content`, only if the Secret's is still that.
+async fn access(vault: &Vault, host: &BareMetalHost, content: Option<&str>) -> Result<bmc::Access, Fault> {
+    let wrong = |why: String| (FailureClass::Address, why);
+    let spec = host.spec.bmc.as_ref().filter(|_| has_bmc(host));
+    let spec = spec.ok_or_else(|| wrong("the host has no BMC".to_owned()))?;
+    let address: bmc::Address = spec
+        .address
+        .parse()
+        .map_err(|error: bmc::AddressError| wrong(error.to_string()))?;
+    address.driver().map_err(|error| wrong(error.to_string()))?;
+    let secret = Path {
+        namespace: host.metadata.namespace.clone().unwrap_or_default(),
+        name: spec.credentials_name.clone(),
+    };
+    // Between looking and acting: it is looked at again, and then this access is not the host's any more.
+    let changed = "the Secret with its credentials has changed meanwhile";
+    let login = vault.login(&secret, content).await;
+    Ok(bmc::Access {
+        host: reference(host),
+        address,
+        credentials: login.ok_or_else(|| (FailureClass::Unreachable, changed.to_owned()))?,
+        verify: bmc::Verify::from_spec(spec.disable_certificate_verification),
+    })
+}
+
+fn reference(host: &BareMetalHost) -> bmc::HostRef {
+    let Path { namespace, name } = Path::of(host);
+    bmc::HostRef {
+        namespace,
+        name,
+        uid: host.metadata.uid.clone().unwrap_or_default(),
+    }
+}
+
+/// What a driver's error means to the decision.
+fn settled<T>(result: Result<T, bmc::BmcError>) -> Result<Result<T, Fault>, Over> {
+    use bmc::BmcError;
+    let error = match result {
+        Ok(value) => return Ok(Ok(value)),
+        Err(error) => error,
+    };
+    let class = match &error {
+        BmcError::Credentials { .. } => FailureClass::Credentials,
+        BmcError::Untrusted { .. } => FailureClass::Certificate,
+        BmcError::Unreachable { .. } => FailureClass::Unreachable,
+        BmcError::Busy { .. } => FailureClass::Busy,
+        BmcError::Unsupported { .. } => FailureClass::Unsupported,
+        BmcError::NoSystem { .. } | BmcError::SeveralSystems { .. } => FailureClass::Address,
+        BmcError::Refused { .. } | BmcError::Answer { .. } => FailureClass::Refused,
+        BmcError::Fenced { .. } | BmcError::Stopped => return Err(Over),
+    };
+    Ok(Err((class, error.to_string())))
+}

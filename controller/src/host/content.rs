@@ -1,0 +1,245 @@
+//! What a Secret is good for: keys, fallbacks and checks as upstream has them. Pure, and the only place that looks inside.
+
+use std::fmt;
+
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use ring::hmac;
+use serde_json::{Map, Value};
+
+use crate::bmc::Credentials;
+
+/// Under this key the content is looked for where the special one is missing.
+const FALLBACK: &str = "value";
+
+/// For what a host names a Secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// `spec.bmc.credentialsName`.
+    Bmc,
+    /// `spec.userData`.
+    UserData,
+    /// `spec.networkData` and `spec.preprovisioningNetworkDataName`.
+    NetworkData,
+    /// `spec.metaData`.
+    MetaData,
+}
+
+impl Use {
+    const ALL: [Use; 4] = [Use::Bmc, Use::UserData, Use::NetworkData, Use::MetaData];
+}
+
+/// What is known of a Secret for each use: the digest of what it has for it, or what it lacks.
+#[derive(Clone)]
+pub(super) struct Seen {
+    uses: [Result<String, &'static str>; 4],
+    /// Kept, because every call to a BMC needs it.
+    login: Option<Credentials>,
+}
+
+impl fmt::Debug for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seen")
+    }
+}
+
+impl Seen {
+    /// What `secret` is good for; digests are made with `key`.
+    pub(super) fn of(secret: &Secret, key: &hmac::Key) -> Seen {
+        let login = login(secret);
+        let uses = Use::ALL.map(|what| match what {
+            Use::Bmc => login
+                .as_ref()
+                .map(|(user, password)| digest(key, &[user, password]))
+                .map_err(|why| *why),
+            Use::UserData => user_data(secret).map(|bytes| digest(key, &[bytes])),
+            Use::NetworkData => {
+                network_data(secret).map(|_| digest(key, &[raw(secret, "networkData").unwrap_or_default()]))
+            }
+            Use::MetaData => {
+                meta_data(secret).map(|_| digest(key, &[raw(secret, "metaData").unwrap_or_default()]))
+            }
+        });
+        let login = login.ok().and_then(|(user, password)| {
+            Some(Credentials::new(
+                std::str::from_utf8(user).ok()?,
+                std::str::from_utf8(password).ok()?,
+            ))
+        });
+        Seen { uses, login }
+    }
+
+    /// The digest of what it has for `what`, or what it lacks.
+    pub(super) fn for_use(&self, what: Use) -> &Result<String, &'static str> {
+        let [bmc, user, network, meta] = &self.uses;
+        match what {
+            Use::Bmc => bmc,
+            Use::UserData => user,
+            Use::NetworkData => network,
+            Use::MetaData => meta,
+        }
+    }
+
+    /// Who we are to the BMC.
+    pub(super) fn login(&self) -> Option<&Credentials> {
+        self.login.as_ref()
+    }
+}
+
+/// Tells contents apart without showing anything of them: every part with its length, so that none runs into the next.
+fn digest(key: &hmac::Key, parts: &[&[u8]]) -> String {
+    let mut context = hmac::Context::with_key(key);
+    for part in parts {
+        context.update(&part.len().to_be_bytes());
+        context.update(part);
+    }
+    let tag = context.sign();
+    tag.as_ref()
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn value<'a>(secret: &'a Secret, key: &str) -> Option<&'a [u8]> {
+    secret
+        .data
+        .as_ref()?
+        .get(key)
+        .map(|ByteString(bytes)| bytes.as_slice())
+}
+
+fn raw<'a>(secret: &'a Secret, key: &str) -> Option<&'a [u8]> {
+    value(secret, key).or_else(|| value(secret, FALLBACK))
+}
+
+fn text<'a>(secret: &'a Secret, key: &str) -> Option<&'a [u8]> {
+    value(secret, key)
+        .map(|bytes| bytes.trim_ascii())
+        .filter(|bytes| !bytes.is_empty())
+}
+
+fn login(secret: &Secret) -> Result<(&[u8], &[u8]), &'static str> {
+    let user = text(secret, "username").ok_or("it has no `username`")?;
+    let password = text(secret, "password").ok_or("it has no `password`")?;
+    let readable = std::str::from_utf8(user).is_ok() && std::str::from_utf8(password).is_ok();
+    if !readable {
+        return Err("`username` or `password` is no text in UTF-8");
+    }
+    Ok((user, password))
+}
+
+/// The user data, byte for byte.
+pub(super) fn user_data(secret: &Secret) -> Result<&[u8], &'static str> {
+    raw(secret, "userData").ok_or("it has neither `userData` nor `value`")
+}
+
+/// The network data, as YAML or JSON; none where the Secret has none, which is as good as an empty one.
+pub(super) fn network_data(secret: &Secret) -> Result<Option<Value>, &'static str> {
+    let Some(bytes) = raw(secret, "networkData").filter(|bytes| !bytes.trim_ascii().is_empty()) else {
+        return Ok(None);
+    };
+    // The parser's words may show what it parsed.
+    parse(bytes)
+        .map(Some)
+        .ok_or("`networkData` is neither YAML nor JSON")
+}
+
+/// The metadata, as a map in YAML or JSON.
+pub(super) fn meta_data(secret: &Secret) -> Result<Map<String, Value>, &'static str> {
+    let bytes = raw(secret, "metaData").ok_or("it has neither `metaData` nor `value`")?;
+    if bytes.trim_ascii().is_empty() {
+        return Ok(Map::new());
+    }
+    match parse(bytes) {
+        Some(Value::Object(map)) => Ok(map),
+        _ => Err("`metaData` is no map in YAML or JSON"),
+    }
+}
+
+fn parse(bytes: &[u8]) -> Option<Value> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    serde_json::from_str(text)
+        .ok()
+        .or_else(|| serde_saphyr::from_str(text).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(data: &[(&str, &str)]) -> Secret {
+        let bytes = |text: &&str| ByteString(text.as_bytes().to_vec());
+        Secret {
+            data: Some(
+                data.iter()
+                    .map(|(key, text)| ((*key).to_owned(), bytes(text)))
+                    .collect(),
+            ),
+            ..Secret::default()
+        }
+    }
+
+    fn key(seed: u8) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, &[seed; 32])
+    }
+
+    #[test]
+    fn credentials_are_trimmed_and_both_needed() {
+        let good = secret(&[("username", " admin\n"), ("password", "hunter2\n")]);
+        let seen = Seen::of(&good, &key(1));
+        assert_eq!(seen.login(), Some(&Credentials::new("admin", "hunter2")));
+        assert!(seen.for_use(Use::Bmc).is_ok());
+        for bad in [
+            secret(&[("username", "admin")]),
+            secret(&[("username", "admin"), ("password", " \n")]),
+            secret(&[("username", ""), ("password", "x")]),
+            secret(&[("value", "admin")]),
+            secret(&[]),
+        ] {
+            let seen = Seen::of(&bad, &key(1));
+            assert!(
+                seen.for_use(Use::Bmc).is_err() && seen.login().is_none(),
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_kind_of_data_has_its_key_its_fallback_and_its_own_idea_of_nothing() {
+        let uses = |data: &[(&str, &str)]| {
+            let seen = Seen::of(&secret(data), &key(1));
+            [Use::UserData, Use::NetworkData, Use::MetaData].map(|what| seen.for_use(what).is_ok())
+        };
+        assert_eq!(uses(&[("userData", "#cloud-config")]), [true, true, false]);
+        assert_eq!(uses(&[("networkData", "links: []")]), [false, true, false]);
+        assert_eq!(uses(&[("metaData", "a: 1")]), [false, true, true]);
+        assert_eq!(uses(&[("metaData", r#"{"a": 1}"#)]), [false, true, true]);
+        assert_eq!(uses(&[("metaData", "[1]")]), [false, true, false]);
+        assert_eq!(uses(&[("value", "a: 1")]), [true, true, true]);
+        assert_eq!(uses(&[("value", "{{")]), [true, false, false]);
+        assert_eq!(uses(&[("networkData", "")]), [false, true, false]);
+        assert_eq!(uses(&[]), [false, true, false]);
+        let both = secret(&[("userData", "special"), ("value", "fallback")]);
+        assert_eq!(user_data(&both), Ok(&b"special"[..]));
+    }
+
+    #[test]
+    fn digests_tell_contents_apart_only_within_one_process_and_only_by_what_counts() {
+        let of = |data: &[(&str, &str)], seed| {
+            Seen::of(&secret(data), &key(seed))
+                .for_use(Use::Bmc)
+                .clone()
+                .unwrap()
+        };
+        let one = [("username", "ab"), ("password", "c")];
+        assert_eq!(of(&one, 1), of(&one, 1));
+        assert_ne!(of(&one, 1), of(&one, 2));
+        assert_ne!(of(&one, 1), of(&[("username", "a"), ("password", "bc")], 1));
+        assert_eq!(
+            of(&one, 1),
+            of(&[("username", "ab"), ("password", "c"), ("note", "n")], 1)
+        );
+        let seen = Seen::of(&secret(&one), &key(1));
+        assert_eq!(format!("{seen:?}"), "Seen", "nothing of it is shown");
+    }
+}

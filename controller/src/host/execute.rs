@@ -1,0 +1,378 @@
+//! Carries out a plan: the status, then metadata, then the effects in their order. Every effect is idempotent under its operation id;
+//! the first that fails ends the round, and the next round plans anew.
+//!
+//! A call to a BMC may take long. So it, and what comes after it, runs beside the rounds; what it came to is remembered, and the host
+//! is looked at again. Of one host only one call is under way.
+
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{
+    Api, Client, Resource,
+    api::{Patch, PatchParams, PostParams},
+};
+use muster_proto::{
+    Chain,
+    job::{Clean, Write},
+    kinds::{
+        BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDataSpec, HardwareDetails, Job, JobAction,
+        Server,
+    },
+};
+use serde_json::{Value, json};
+
+use super::{
+    bmcs::{self, Bmcs, Clock, Over},
+    drive,
+    index::Path,
+    memory::Memory,
+    observe::Sight,
+    plan::{Effect, FINALIZER, HARDWARE_FINALIZER, Metadata, Order, Task},
+    vault::Vault,
+    wake,
+};
+use crate::{
+    lease::Leadership,
+    patch::difference,
+    round::{ExecuteError, FIELD_MANAGER, failed},
+};
+
+/// Carries out plans for one term of a leader.
+#[derive(Clone)]
+pub struct Executor {
+    /// The API server; its writes end with the term.
+    pub client: Client,
+    /// The BMCs.
+    pub bmcs: Arc<dyn Bmcs>,
+    /// The Secrets.
+    pub vault: Arc<Vault>,
+    /// What is remembered.
+    pub memory: Arc<Memory>,
+    /// The term.
+    pub term: Leadership,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl std::fmt::Debug for Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Executor of epoch {}", self.term.epoch())
+    }
+}
+
+/// The name of an effect, for metrics and the log.
+pub fn name(effect: &Effect) -> &'static str {
+    match effect {
+        Effect::Probe(_) => "probe",
+        Effect::ReadPower => "read_power",
+        Effect::BootNetworkOnce { .. } => "boot_network_once",
+        Effect::Power { .. } => "power",
+        Effect::Wake { .. } => "wake",
+        Effect::PlaceJob(_) => "place_job",
+        Effect::RemoveJob { .. } => "remove_job",
+        Effect::WriteHardware(_) => "write_hardware",
+        Effect::ReleaseHardware => "release_hardware",
+        Effect::HoldSecret { .. } => "hold_secret",
+        Effect::ReleaseSecret { .. } => "release_secret",
+        Effect::ForgetBmc => "forget_bmc",
+    }
+}
+
+impl Executor {
+    fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = kube::core::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Writes the status, if `host` is still as it was seen: one request. Returns the host as it is then.
+    pub async fn write_status(
+        &self,
+        host: &BareMetalHost,
+        status: &BareMetalHostStatus,
+    ) -> Result<Arc<BareMetalHost>, ExecuteError> {
+        let old = host.status.as_ref().map_or(Value::Null, |old| json!(old));
+        let Some(change) = difference(&old, &json!(status)) else {
+            return Ok(Arc::new(host.clone()));
+        };
+        let path = Path::of(host);
+        let patch = json!({"metadata": precondition(host), "status": change});
+        let written = self
+            .api::<BareMetalHost>(&path.namespace)
+            .patch_status(&path.name, &params(), &Patch::Merge(&patch))
+            .await
+            .map_err(failed("write status of host", &path.to_string()))?;
+        let written = Arc::new(written);
+        self.memory.wrote_host(Arc::clone(&written));
+        Ok(written)
+    }
+
+    /// Writes what changes beside the status, if `host` is still as it was seen: an annotation that somebody gave another value in the
+    /// meantime is another wish.
+    pub async fn write_metadata(
+        &self,
+        host: &BareMetalHost,
+        metadata: &Metadata,
+    ) -> Result<Arc<BareMetalHost>, ExecuteError> {
+        let path = Path::of(host);
+        let mut patch = json!({"metadata": precondition(host)});
+        if let Some(on) = metadata.finalizer {
+            let others = host
+                .metadata
+                .finalizers
+                .iter()
+                .flatten()
+                .filter(|name| *name != FINALIZER);
+            let all: Vec<&str> = others
+                .map(String::as_str)
+                .chain(on.then_some(FINALIZER))
+                .collect();
+            patch["metadata"]["finalizers"] = json!(all);
+        }
+        for name in &metadata.remove_annotations {
+            patch["metadata"]["annotations"][name] = Value::Null;
+        }
+        if let Some(architecture) = &metadata.architecture {
+            patch["spec"] = json!({"architecture": architecture});
+        }
+        let written = self
+            .api::<BareMetalHost>(&path.namespace)
+            .patch(&path.name, &params(), &Patch::Merge(&patch))
+            .await
+            .map_err(failed("write metadata of host", &path.to_string()))?;
+        let written = Arc::new(written);
+        let leaves = written.metadata.deletion_timestamp.is_some();
+        if !leaves || written.metadata.finalizers.iter().flatten().next().is_some() {
+            self.memory.wrote_host(Arc::clone(&written));
+        }
+        Ok(written)
+    }
+
+    /// Carries out one effect that calls no BMC. `sight` is what the plan was made for, `host` how the host is after the plan's own
+    /// writes.
+    pub async fn act(&self, host: &BareMetalHost, sight: &Sight, effect: Effect) -> Result<(), ExecuteError> {
+        match effect {
+            Effect::PlaceJob(order) => self.place_job(host, sight, &order).await,
+            Effect::RemoveJob { id } => self.remove_job(host, sight, &id).await,
+            Effect::WriteHardware(hardware) => self.write_hardware(host, sight, *hardware).await,
+            Effect::ReleaseHardware => self.release_hardware(host, sight).await,
+            Effect::HoldSecret { name, hold } => self.vault.hold(host, &name, hold).await,
+            Effect::ReleaseSecret { name } => self.vault.release(host, &name).await,
+            Effect::Wake { macs } => {
+                if let Err(error) = wake::wake(&macs, sight.segment.as_deref()).await {
+                    tracing::warn!(host = %Path::of(host), error = %Chain(&error), "Wake-on-LAN could not be sent");
+                }
+                Ok(())
+            }
+            Effect::Probe(_)
+            | Effect::ReadPower
+            | Effect::BootNetworkOnce { .. }
+            | Effect::Power { .. }
+            | Effect::ForgetBmc => self.call(host, &effect).await,
+        }
+    }
+
+    /// Asks the BMC, and remembers the answer. A failure there ends the round as any other; nothing is tried again because of it but
+    /// by the next plan.
+    async fn call(&self, host: &BareMetalHost, effect: &Effect) -> Result<(), ExecuteError> {
+        let step = name(effect);
+        let behind = || ExecuteError::Behind {
+            step,
+            subject: Path::of(host).to_string(),
+        };
+        if !self.term.still() {
+            return Err(behind());
+        }
+        if matches!(effect, Effect::Power { .. }) {
+            self.memory.set_bmc(host, |bmc, _| bmc.power = None);
+        }
+        let (bmcs, epoch) = (self.bmcs.as_ref(), self.term.epoch());
+        let news = bmcs::call(bmcs, &self.vault, epoch, &self.clock, host, effect).await;
+        let news = news.map_err(|Over| behind())?;
+        let is_failure = news.is_failure();
+        self.memory.set_bmc(host, |bmc, tried| news.remember(bmc, tried));
+        if is_failure { Err(behind()) } else { Ok(()) }
+    }
+
+    async fn place_job(
+        &self,
+        host: &BareMetalHost,
+        sight: &Sight,
+        order: &Order,
+    ) -> Result<(), ExecuteError> {
+        let step = "place job on Server";
+        let behind = || ExecuteError::Behind {
+            step,
+            subject: order.server.clone(),
+        };
+        let server = sight.server().ok_or_else(behind)?;
+        let seen = server.metadata.name.as_ref() == Some(&order.server)
+            && server.metadata.resource_version.as_ref() == Some(&order.version);
+        if !seen {
+            return Err(behind());
+        }
+        let mut job = Job {
+            id: order.id.clone(),
+            epoch: order.epoch,
+            ..Job::default()
+        };
+        match &order.task {
+            Task::Inspect => job.action = JobAction::Inspect,
+            Task::Reboot => job.action = JobAction::Reboot,
+            Task::PowerOff => job.action = JobAction::PowerOff,
+            Task::Clean(permit) => {
+                job.action = JobAction::Clean;
+                job.clean = Some(Clean {
+                    machine: permit.machine().clone(),
+                    disks: permit.disks().to_vec(),
+                });
+            }
+            Task::Write(task) => {
+                // The guard permits exactly one disk for a write.
+                let [disk] = task.permit.disks() else {
+                    return Err(behind());
+                };
+                let config_drive = match &task.drive {
+                    None => None,
+                    Some(contents) => {
+                        let namespace = host.metadata.namespace.as_deref().unwrap_or_default();
+                        let sealed = drive::sealed(&self.vault, namespace, contents, order, server).await;
+                        Some(sealed.map_err(|error| {
+                            tracing::warn!(host = %Path::of(host), error = %Chain(&error), "no job is placed");
+                            behind()
+                        })?)
+                    }
+                };
+                job.action = JobAction::Write;
+                job.write = Some(Write {
+                    machine: task.permit.machine().clone(),
+                    disk: disk.clone(),
+                    image: task.image.clone(),
+                    config_drive,
+                });
+            }
+        }
+        self.set_job(step, host, server, Some(job)).await
+    }
+
+    async fn remove_job(&self, host: &BareMetalHost, sight: &Sight, id: &str) -> Result<(), ExecuteError> {
+        match sight.server() {
+            Some(server) if server.spec.job.as_ref().is_some_and(|job| job.id == id) => {
+                self.set_job("take job off Server", host, server, None).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn set_job(
+        &self,
+        step: &'static str,
+        host: &BareMetalHost,
+        server: &Server,
+        job: Option<Job>,
+    ) -> Result<(), ExecuteError> {
+        let path = Path::of(server);
+        // The difference, for a merge patch would leave parts of the old job in the new one.
+        let Some(change) = difference(&json!({"job": server.spec.job}), &json!({"job": job})) else {
+            return Ok(());
+        };
+        let patch = json!({"metadata": precondition(server), "spec": change});
+        let written = self
+            .api::<Server>(&path.namespace)
+            .patch(&path.name, &params(), &Patch::Merge(&patch))
+            .await
+            .map_err(failed(step, &path.to_string()))?;
+        self.memory.wrote_server(host, written);
+        Ok(())
+    }
+
+    async fn write_hardware(
+        &self,
+        host: &BareMetalHost,
+        sight: &Sight,
+        hardware: HardwareDetails,
+    ) -> Result<(), ExecuteError> {
+        let step = "write HardwareData";
+        let path = Path::of(host);
+        let api = self.api::<HardwareData>(&path.namespace);
+        let owner = OwnerReference {
+            api_version: BareMetalHost::api_version(&()).into_owned(),
+            kind: BareMetalHost::kind(&()).into_owned(),
+            name: path.name.clone(),
+            uid: host.metadata.uid.clone().unwrap_or_default(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        };
+        let written = match sight.hardware() {
+            None => {
+                let spec = HardwareDataSpec {
+                    hardware: Some(hardware),
+                };
+                let mut data = HardwareData::new(&path.name, spec);
+                data.metadata.namespace = Some(path.namespace.clone());
+                data.metadata.owner_references = Some(vec![owner]);
+                let params = PostParams {
+                    field_manager: Some(FIELD_MANAGER.to_owned()),
+                    ..PostParams::default()
+                };
+                api.create(&params, &data).await
+            }
+            Some(data) => {
+                let change = difference(
+                    &json!({"hardware": data.spec.hardware}),
+                    &json!({"hardware": hardware}),
+                );
+                let mut patch =
+                    json!({"metadata": precondition(data.as_ref()), "spec": change.unwrap_or(json!({}))});
+                let owners = data.metadata.owner_references.iter().flatten();
+                if !owners.clone().any(|other| other.uid == owner.uid) {
+                    // A host that was made anew; and there can be only one controller.
+                    let others = owners.filter(|other| other.controller != Some(true)).cloned();
+                    patch["metadata"]["ownerReferences"] = json!(others.chain([owner]).collect::<Vec<_>>());
+                }
+                api.patch(&path.name, &params(), &Patch::Merge(&patch)).await
+            }
+        };
+        let written = written.map_err(failed(step, &path.to_string()))?;
+        self.memory.wrote_hardware(host, written);
+        Ok(())
+    }
+
+    async fn release_hardware(&self, host: &BareMetalHost, sight: &Sight) -> Result<(), ExecuteError> {
+        let Some(data) = sight.hardware() else {
+            return Ok(());
+        };
+        let path = Path::of(host);
+        let kept: Vec<&String> = data
+            .metadata
+            .finalizers
+            .iter()
+            .flatten()
+            .filter(|name| *name != HARDWARE_FINALIZER)
+            .collect();
+        let mut metadata = precondition(data.as_ref());
+        metadata["finalizers"] = json!(kept);
+        let patch = json!({"metadata": metadata});
+        let released = self
+            .api::<HardwareData>(&path.namespace)
+            .patch(&path.name, &params(), &Patch::Merge(&patch))
+            .await
+            .map_err(failed("release HardwareData", &path.to_string()))?;
+        self.memory.wrote_hardware(host, released);
+        Ok(())
+    }
+}
+
+/// What makes the API server refuse a patch of an object that is not as it was seen.
+fn precondition<K: Resource>(object: &K) -> Value {
+    json!({"uid": object.meta().uid, "resourceVersion": object.meta().resource_version})
+}
+
+fn params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}

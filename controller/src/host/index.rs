@@ -1,0 +1,319 @@
+//! Who has to do with whom: which hosts name a Secret or declare a machine, which Servers stand for a host, which hosts are busy.
+//! Kept up to date change by change, so that no round costs more because there are more hosts.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    hash::Hash,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use kube::{Resource, runtime::reflector::ObjectRef};
+use muster_proto::{
+    Mac,
+    kinds::{BareMetalHost, Server},
+};
+
+use super::{bmc_secret, rivals::bmc};
+use crate::discovery::host::declared_mac;
+
+/// Where a namespaced object is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Path {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl Path {
+    /// Where `object` is.
+    pub fn of<K: Resource>(object: &K) -> Path {
+        let meta = object.meta();
+        Path {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        }
+    }
+
+    /// The same, for a store.
+    pub fn to_ref<K>(&self) -> ObjectRef<K>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        ObjectRef::new(&self.name).within(&self.namespace)
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What a host has to do with.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Key {
+    /// It declares this NIC.
+    Mac(Mac),
+    /// It declares this BMC.
+    Bmc(String),
+    /// It names this Secret.
+    Secret(Path),
+    /// It names this Secret as one that is held for it, and is not being deleted.
+    Held(Path),
+}
+
+impl Key {
+    fn is_machine(&self) -> bool {
+        matches!(self, Key::Mac(_) | Key::Bmc(_))
+    }
+}
+
+/// Which names have a key.
+#[derive(Debug)]
+struct Multi<K, N> {
+    by: HashMap<K, BTreeSet<N>>,
+    of: HashMap<N, Vec<K>>,
+}
+
+impl<K, N> Default for Multi<K, N> {
+    fn default() -> Self {
+        Multi {
+            by: HashMap::new(),
+            of: HashMap::new(),
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
+    /// From now on `name` has these keys and no others. Returns those that it had.
+    fn set(&mut self, name: &N, keys: Vec<K>) -> Vec<K> {
+        let had = self.of.remove(name).unwrap_or_default();
+        if had == keys {
+            if !keys.is_empty() {
+                self.of.insert(name.clone(), keys);
+            }
+            return had;
+        }
+        for key in &had {
+            if let Some(names) = self.by.get_mut(key) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.by.remove(key);
+                }
+            }
+        }
+        for key in &keys {
+            self.by.entry(key.clone()).or_default().insert(name.clone());
+        }
+        if !keys.is_empty() {
+            self.of.insert(name.clone(), keys);
+        }
+        had
+    }
+
+    fn with(&self, key: &K) -> impl Iterator<Item = &N> {
+        self.by.get(key).into_iter().flatten()
+    }
+
+    fn names(&self) -> Vec<N> {
+        self.of.keys().cloned().collect()
+    }
+}
+
+/// The index. Shared by the loop, which keeps it, and its rounds, which read it.
+#[derive(Debug, Default)]
+pub struct Index(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    hosts: Multi<Key, Path>,
+    /// Servers by their host.
+    servers: Multi<Path, Path>,
+}
+
+impl Index {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `host` is as it is now, or `gone`. Returns the other hosts that it has, or had, to do with: they may have to be decided anew.
+    pub fn host(&self, host: &BareMetalHost, gone: bool) -> BTreeSet<Path> {
+        let path = Path::of(host);
+        let keys = if gone { Vec::new() } else { keys(host) };
+        let mut inner = self.lock();
+        let had = inner.hosts.set(&path, keys.clone());
+        if had == keys {
+            // What others see of it beside its keys is its state: that of one that declares the same machine.
+            let machines = keys.iter().filter(|key| key.is_machine());
+            return others(&inner, machines, &path);
+        }
+        others(&inner, had.iter().chain(&keys), &path)
+    }
+
+    /// `server` is as it is now, or `gone`. Returns the hosts that it stands for or stood for.
+    pub fn server(&self, server: &Server, gone: bool) -> Vec<Path> {
+        let points = server.spec.host.as_ref().filter(|_| !gone);
+        let keys = points.map(|at| Path {
+            namespace: at.namespace.clone(),
+            name: at.name.clone(),
+        });
+        let keys: Vec<Path> = keys.into_iter().collect();
+        let mut concerned = self.lock().servers.set(&Path::of(server), keys.clone());
+        concerned.extend(keys);
+        concerned.dedup();
+        concerned
+    }
+
+    /// Forgets the hosts and Servers that are not among these.
+    pub fn retain(&self, hosts: &BTreeSet<Path>, servers: &BTreeSet<Path>) {
+        let mut inner = self.lock();
+        for name in inner.hosts.names() {
+            if !hosts.contains(&name) {
+                inner.hosts.set(&name, Vec::new());
+            }
+        }
+        for name in inner.servers.names() {
+            if !servers.contains(&name) {
+                inner.servers.set(&name, Vec::new());
+            }
+        }
+    }
+
+    /// The hosts that name this Secret.
+    pub fn named_by(&self, secret: &Path) -> Vec<Path> {
+        let key = Key::Secret(secret.clone());
+        self.lock().hosts.with(&key).cloned().collect()
+    }
+
+    /// The hosts for which this Secret is held by a finalizer.
+    pub fn held_by(&self, secret: &Path) -> Vec<Path> {
+        let key = Key::Held(secret.clone());
+        self.lock().hosts.with(&key).cloned().collect()
+    }
+
+    /// Other hosts that may declare the same machine as `host`.
+    pub fn alike(&self, host: &BareMetalHost) -> BTreeSet<Path> {
+        let keys = keys(host);
+        let machines = keys.iter().filter(|key| key.is_machine());
+        others(&self.lock(), machines, &Path::of(host))
+    }
+
+    /// The Servers that point at this host.
+    pub fn servers_of(&self, host: &Path) -> Vec<Path> {
+        self.lock().servers.with(host).cloned().collect()
+    }
+}
+
+fn others<'a>(inner: &Inner, keys: impl Iterator<Item = &'a Key>, except: &Path) -> BTreeSet<Path> {
+    keys.flat_map(|key| inner.hosts.with(key))
+        .filter(|path| *path != except)
+        .cloned()
+        .collect()
+}
+
+fn keys(host: &BareMetalHost) -> Vec<Key> {
+    let spec = &host.spec;
+    let mac = declared_mac(host).filter(|mac| mac.is_unicast()).map(Key::Mac);
+    let machine = mac.into_iter().chain(bmc(host).map(Key::Bmc));
+    let path = |name: &str| Path {
+        namespace: host.metadata.namespace.clone().unwrap_or_default(),
+        name: name.to_owned(),
+    };
+    let held: BTreeSet<&str> = bmc_secret(host)
+        .into_iter()
+        .chain(spec.preprovisioning_network_data_name.as_deref())
+        .filter(|name| !name.is_empty())
+        .collect();
+    let references = [&spec.user_data, &spec.network_data, &spec.meta_data];
+    let named: BTreeSet<&str> = references
+        .into_iter()
+        .filter_map(|reference| reference.as_ref()?.name.as_deref())
+        .filter(|name| !name.is_empty())
+        .chain(held.iter().copied())
+        .collect();
+    let stays = host.metadata.deletion_timestamp.is_none();
+    let held = held
+        .into_iter()
+        .filter(|_| stays)
+        .map(|name| Key::Held(path(name)));
+    let named = named.into_iter().map(|name| Key::Secret(path(name)));
+    machine.chain(named).chain(held).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::kinds::{BareMetalHostSpec, BmcDetails, HostReference, ServerSpec};
+
+    use super::*;
+
+    fn host(name: &str, mac: &str, secret: &str) -> BareMetalHost {
+        let spec = BareMetalHostSpec {
+            boot_mac_address: Some(mac.to_owned()),
+            bmc: Some(BmcDetails {
+                address: format!("redfish://{name}/"),
+                credentials_name: secret.to_owned(),
+                ..BmcDetails::default()
+            }),
+            ..BareMetalHostSpec::default()
+        };
+        let mut host = BareMetalHost::new(name, spec);
+        host.metadata.namespace = Some("metal".to_owned());
+        host
+    }
+
+    fn path(name: &str) -> Path {
+        Path {
+            namespace: "metal".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    #[test]
+    fn hosts_are_found_by_what_they_declare_and_name_and_no_longer_by_what_they_did() {
+        let index = Index::default();
+        let (one, two) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
+        assert!(index.host(&host("a", one, "s"), false).is_empty());
+        assert!(
+            index.host(&host("b", two, "s"), false).contains(&path("a")),
+            "one Secret"
+        );
+        assert_eq!(index.named_by(&path("s")), [path("a"), path("b")]);
+        assert!(index.alike(&host("a", one, "s")).is_empty());
+        index.host(&host("b", one, "t"), false);
+        assert_eq!(index.alike(&host("a", one, "s")), [path("b")].into());
+        assert_eq!(index.named_by(&path("s")), [path("a")]);
+        assert_eq!(index.named_by(&path("t")), [path("b")]);
+        let woken = index.host(&host("b", one, "t"), true);
+        assert_eq!(woken, [path("a")].into(), "a may be freed by its going");
+        assert!(index.alike(&host("a", one, "s")).is_empty());
+        index.retain(&BTreeSet::new(), &BTreeSet::new());
+        assert!(index.named_by(&path("s")).is_empty());
+        let inner = index.lock();
+        assert!(
+            inner.hosts.by.is_empty() && inner.hosts.of.is_empty(),
+            "nothing is left"
+        );
+    }
+
+    #[test]
+    fn both_the_old_and_the_new_host_of_a_server_are_concerned() {
+        let index = Index::default();
+        let mut server = Server::new("m", ServerSpec::default());
+        let at = |name: &str| HostReference {
+            namespace: "metal".to_owned(),
+            name: name.to_owned(),
+            uid: String::new(),
+        };
+        assert!(index.server(&server, false).is_empty());
+        server.spec.host = Some(at("a"));
+        assert_eq!(index.server(&server, false), [path("a")]);
+        assert_eq!(index.server(&server, false), [path("a")]);
+        server.spec.host = Some(at("b"));
+        assert_eq!(index.server(&server, false), [path("a"), path("b")]);
+        assert_eq!(index.servers_of(&path("b")).len(), 1);
+        assert_eq!(index.server(&server, true), [path("b")]);
+        assert!(index.servers_of(&path("b")).is_empty());
+    }
+}

@@ -1,0 +1,342 @@
+//! What this process knows of hosts beside their objects: what their BMCs said, how the last effect went, what we wrote ourselves
+//! and the watch has not shown yet. One entry for each host, dropped with it, lost with the process.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use kube::Resource;
+use muster_proto::{
+    kinds::{BareMetalHost, HardwareData, Server},
+    text,
+};
+use tokio::time::Instant;
+
+use super::{
+    index::Path,
+    observed::{Bmc, Failure, Probed, Tried},
+};
+use crate::{
+    bucket::{Bucket, Rate},
+    events::Event,
+};
+
+/// How long what we wrote is believed over the watched copy, which is normally milliseconds behind.
+const OWN: Duration = Duration::from_secs(15);
+/// How many rounds of one host may follow each other at once: a life has some thirty.
+const ROUNDS: Rate = Rate {
+    burst: 60,
+    every: Duration::from_secs(1),
+};
+/// How long a status that only says what the host waits for may wait itself; who comes back after a second finds it over.
+const DEFERRED: Duration = Duration::from_millis(900);
+/// The longest words of a BMC that are kept, in bytes.
+const WORDS: usize = 1000;
+
+/// An object as we wrote it.
+#[derive(Clone, Debug)]
+struct Own<K>(Option<(Arc<K>, Instant)>);
+
+impl<K> Default for Own<K> {
+    fn default() -> Self {
+        Own(None)
+    }
+}
+
+impl<K: Resource> Own<K> {
+    fn wrote(&mut self, object: Arc<K>) {
+        self.0 = Some((object, Instant::now()));
+    }
+
+    /// The newer one of `watched` and ours.
+    fn newest(&mut self, watched: Option<Arc<K>>) -> Option<Arc<K>> {
+        if let Some(watched) = &watched {
+            self.shown(watched.as_ref());
+        }
+        match &self.0 {
+            Some((own, at)) if at.elapsed() < OWN => Some(Arc::clone(own)),
+            _ => watched,
+        }
+    }
+
+    /// The watch shows this: ours counts no more, unless it is newer.
+    fn shown(&mut self, watched: &K) {
+        let newer = |own: &K| own.meta().uid == watched.meta().uid && version(own) > version(watched);
+        self.0 = self.0.take().filter(|(own, _)| newer(own.as_ref()));
+    }
+}
+
+/// Resource versions grow (Kubernetes documents them as comparable numbers); where they are no numbers, the watched copy counts.
+fn version<K: Resource>(object: &K) -> Option<u128> {
+    object.meta().resource_version.as_deref()?.parse().ok()
+}
+
+/// What is known of one host.
+#[derive(Debug)]
+struct Entry {
+    uid: String,
+    bmc: Bmc,
+    tried: Option<Tried>,
+    /// A call to its BMC is under way.
+    calling: bool,
+    /// Rounds that failed in a row.
+    failures: u32,
+    /// The refusal that was told last, until a round goes well.
+    refusal: Option<Event>,
+    rounds: Bucket,
+    /// Since when a status waits to be written.
+    deferred: Option<Instant>,
+    /// The resource version that the last round looked at.
+    looked: Option<u128>,
+    host: Own<BareMetalHost>,
+    server: Own<Server>,
+    hardware: Own<HardwareData>,
+}
+
+/// What is known of all hosts.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<HashMap<Path, Entry>>);
+
+/// The objects of a round, as new as they are known.
+#[derive(Clone, Debug)]
+pub struct Newest {
+    /// The host.
+    pub host: Arc<BareMetalHost>,
+    /// Its Server.
+    pub server: Option<Arc<Server>>,
+    /// Its HardwareData.
+    pub hardware: Option<Arc<HardwareData>>,
+}
+
+impl Memory {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Path, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Acts on what is known of `host`, if a round has looked at it and it was not forgotten since.
+    fn with<T>(&self, host: &BareMetalHost, act: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let uid = host.metadata.uid.as_deref().unwrap_or_default();
+        let mut all = self.lock();
+        all.get_mut(&Path::of(host))
+            .filter(|entry| entry.uid == uid)
+            .map(act)
+    }
+
+    /// The newer ones of the watched copies and of what we wrote.
+    pub fn newest(&self, watched: Newest) -> Newest {
+        let uid = watched.host.metadata.uid.clone().unwrap_or_default();
+        let mut all = self.lock();
+        let entry = all
+            .entry(Path::of(watched.host.as_ref()))
+            .or_insert_with(|| Entry::new(&uid));
+        if entry.uid != uid {
+            *entry = Entry::new(&uid);
+        }
+        {
+            let host = entry
+                .host
+                .newest(Some(watched.host.clone()))
+                .unwrap_or(watched.host);
+            entry.looked = version(host.as_ref()).max(entry.looked);
+            Newest {
+                host,
+                // Of a Server that does not stand for the host any more, nothing counts.
+                server: watched
+                    .server
+                    .and_then(|server| entry.server.newest(Some(server))),
+                hardware: entry.hardware.newest(watched.hardware),
+            }
+        }
+    }
+
+    /// True if a round has looked at `host` as it is here, or newer, or is about to.
+    pub fn has_looked_at(&self, host: &BareMetalHost) -> bool {
+        let uid = host.metadata.uid.as_deref().unwrap_or_default();
+        let all = self.lock();
+        all.get(&Path::of(host)).is_some_and(|entry| {
+            let version = version(host);
+            entry.uid == uid && version.is_some() && version <= entry.looked
+        })
+    }
+
+    /// The watch shows this host: what we wrote before counts no more.
+    pub fn shown_host(&self, host: &BareMetalHost) {
+        if let Some(entry) = self.lock().get_mut(&Path::of(host)) {
+            entry.host.shown(host);
+        }
+    }
+
+    /// The watch shows the Server of `host`.
+    pub fn shown_server(&self, host: &Path, server: &Server) {
+        if let Some(entry) = self.lock().get_mut(host) {
+            entry.server.shown(server);
+        }
+    }
+
+    /// The watch shows the HardwareData of `host`, or that it is gone.
+    pub fn shown_hardware(&self, host: &Path, data: Option<&HardwareData>) {
+        if let Some(entry) = self.lock().get_mut(host) {
+            match data {
+                Some(data) => entry.hardware.shown(data),
+                None => entry.hardware = Own::default(),
+            }
+        }
+    }
+
+    /// We wrote the host.
+    pub fn wrote_host(&self, host: Arc<BareMetalHost>) {
+        // The round that follows a write looks at it.
+        let looked = version(host.as_ref());
+        self.with(&host.clone(), |entry| {
+            entry.looked = looked.max(entry.looked);
+            entry.host.wrote(host);
+        });
+    }
+
+    /// We wrote the Server of `host`.
+    pub fn wrote_server(&self, host: &BareMetalHost, server: Server) {
+        self.with(host, |entry| entry.server.wrote(Arc::new(server)));
+    }
+
+    /// We wrote the HardwareData of `host`.
+    pub fn wrote_hardware(&self, host: &BareMetalHost, data: HardwareData) {
+        self.with(host, |entry| entry.hardware.wrote(Arc::new(data)));
+    }
+
+    /// What the BMC of `host` said, and how the last effect on it went.
+    pub fn bmc(&self, host: &BareMetalHost) -> (Bmc, Option<Tried>) {
+        self.with(host, |entry| (entry.bmc.clone(), entry.tried.clone()))
+            .unwrap_or_default()
+    }
+
+    /// Remembers what `act` makes of what the BMC said.
+    pub fn set_bmc(&self, host: &BareMetalHost, act: impl FnOnce(&mut Bmc, &mut Option<Tried>)) {
+        self.with(host, |entry| {
+            act(&mut entry.bmc, &mut entry.tried);
+            entry.bmc.bound();
+            if let Some(Tried {
+                result: Err(failure), ..
+            }) = &mut entry.tried
+            {
+                bound(failure);
+            }
+        });
+    }
+
+    /// Takes the right to call the BMC of `host`; false: a call is under way.
+    pub fn begin_call(&self, host: &BareMetalHost) -> bool {
+        self.with(host, |entry| !std::mem::replace(&mut entry.calling, true)) == Some(true)
+    }
+
+    /// The call is over.
+    pub fn end_call(&self, host: &BareMetalHost) {
+        self.with(host, |entry| entry.calling = false);
+    }
+
+    /// True if another round may follow at once; false: there were too many.
+    pub fn may_hurry(&self, host: &BareMetalHost) -> bool {
+        self.with(host, |entry| entry.rounds.take(ROUNDS, Instant::now())) == Some(true)
+    }
+
+    /// True if a status that can wait is to wait on; false once it has waited long enough.
+    pub fn defers(&self, host: &BareMetalHost) -> bool {
+        let waits = |entry: &mut Entry| entry.deferred.get_or_insert_with(Instant::now).elapsed() < DEFERRED;
+        self.with(host, waits) == Some(true)
+    }
+
+    /// A status was written: nothing waits any more.
+    pub fn wrote_status(&self, host: &BareMetalHost) {
+        self.with(host, |entry| entry.deferred = None);
+    }
+
+    /// A round went well.
+    pub fn went_well(&self, host: &BareMetalHost) {
+        self.with(host, |entry| {
+            entry.failures = 0;
+            entry.refusal = None;
+        });
+    }
+
+    /// A round failed, and `refusal` says what the API server refuses, if it does. Returns what people have not been told yet.
+    pub fn failed(&self, host: &BareMetalHost, refusal: Option<Event>) -> Option<Event> {
+        self.with(host, |entry| {
+            entry.failures = entry.failures.saturating_add(1);
+            let news = refusal.filter(|refusal| entry.refusal.as_ref() != Some(refusal));
+            if news.is_some() {
+                entry.refusal.clone_from(&news);
+            }
+            news
+        })
+        .flatten()
+    }
+
+    /// How many rounds failed in a row.
+    pub fn failures(&self, host: &BareMetalHost) -> u32 {
+        self.with(host, |entry| entry.failures).unwrap_or(1)
+    }
+
+    /// Forgets `host`.
+    pub fn forget(&self, host: &Path) {
+        self.lock().remove(host);
+    }
+
+    /// Forgets all but these.
+    pub fn retain(&self, hosts: &BTreeSet<Path>) {
+        self.lock().retain(|path, _| hosts.contains(path));
+    }
+
+    /// How many hosts are remembered.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// True if none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Entry {
+    fn new(uid: &str) -> Entry {
+        Entry {
+            uid: uid.to_owned(),
+            bmc: Bmc::default(),
+            tried: None,
+            calling: false,
+            failures: 0,
+            refusal: None,
+            rounds: Bucket::new(Instant::now()),
+            deferred: None,
+            looked: None,
+            host: Own::default(),
+            server: Own::default(),
+            hardware: Own::default(),
+        }
+    }
+}
+
+impl Bmc {
+    fn bound(&mut self) {
+        if let Some(failure) = &mut self.unread {
+            bound(failure);
+        }
+        if let Some(Probed {
+            result: Err(failure), ..
+        }) = &mut self.probed
+        {
+            bound(failure);
+        }
+    }
+}
+
+/// What a BMC says is a stranger's words.
+fn bound(failure: &mut Failure) {
+    failure.message = text::clean(failure.message.as_bytes());
+    if failure.message.len() > WORDS {
+        failure
+            .message
+            .truncate(failure.message.floor_char_boundary(WORDS));
+    }
+}

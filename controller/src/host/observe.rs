@@ -1,0 +1,142 @@
+//! What a round looks at: the watched copies, our own newer writes, memory, Secrets, other hosts.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
+use muster_proto::kinds::{BareMetalHost, Segment, Server};
+
+use super::{
+    index::{Index, Path},
+    memory::{Memory, Newest},
+    observed::{Bmc, Observed, Rival, Secrets, Tried},
+    rivals,
+    slots::Slots,
+    vault::Vault,
+};
+use crate::{discovery::next::segment_name, world::World};
+
+/// Where a round looks.
+#[derive(Clone, Copy, Debug)]
+pub struct Eyes<'a> {
+    /// The watched copies.
+    pub world: &'a World,
+    /// Who has to do with whom.
+    pub index: &'a Index,
+    /// What this process remembers.
+    pub memory: &'a Memory,
+    /// The Secrets.
+    pub vault: &'a Vault,
+    /// The places of busy hosts.
+    pub slots: &'a Slots,
+    /// The namespace of Servers and Segments.
+    pub namespace: &'a str,
+    /// When this process began to lead.
+    pub began: Timestamp,
+    /// The leader's term.
+    pub epoch: i64,
+    /// See [`Observed::max_provisioning_retries`].
+    pub max_provisioning_retries: i64,
+}
+
+/// What a round saw.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// The host, as new as it is known.
+    pub host: Arc<BareMetalHost>,
+    objects: Newest,
+    /// The Segment of the Server's latest session.
+    pub segment: Option<Arc<Segment>>,
+    secrets: Secrets,
+    bmc: Bmc,
+    tried: Option<Tried>,
+    rivals: Vec<Rival>,
+    began: Timestamp,
+    epoch: i64,
+    max_provisioning_retries: i64,
+}
+
+impl Eyes<'_> {
+    /// Looks at `host`. A request is made only for a Secret that the host needs and nobody watches.
+    pub async fn look(&self, host: &Arc<BareMetalHost>) -> Sight {
+        let path = Path::of(host.as_ref());
+        let objects = self.memory.newest(Newest {
+            server: self.server(host, &path),
+            hardware: self.world.hardware.get(&path.to_ref()),
+            host: Arc::clone(host),
+        });
+        let host = Arc::clone(&objects.host);
+        let alike = self.index.alike(&host);
+        let others: Vec<Arc<BareMetalHost>> = alike
+            .iter()
+            .filter_map(|other| self.world.hosts.get(&other.to_ref()))
+            .collect();
+        let (bmc, tried) = self.memory.bmc(&host);
+        Sight {
+            segment: objects.server.as_deref().and_then(|server| self.segment(server)),
+            secrets: self.vault.seen(&host, self.index).await,
+            rivals: rivals(&host, others.iter().map(AsRef::as_ref)),
+            bmc,
+            tried,
+            began: self.began,
+            epoch: self.epoch,
+            max_provisioning_retries: self.max_provisioning_retries,
+            host,
+            objects,
+        }
+    }
+
+    /// The one Server that stands for `host`. Where several claim to, none does: whichever it was, a job would reach another machine
+    /// in one of two cases. Discovery tells people.
+    fn server(&self, host: &BareMetalHost, path: &Path) -> Option<Arc<Server>> {
+        let uid = host.metadata.uid.as_deref().unwrap_or_default();
+        let is_ours = |server: &Arc<Server>| {
+            let at = server.spec.host.as_ref();
+            let same =
+                at.is_some_and(|at| at.namespace == path.namespace && at.name == path.name && at.uid == uid);
+            same && server.metadata.deletion_timestamp.is_none()
+        };
+        let mut servers = self.index.servers_of(path).into_iter().filter_map(|server| {
+            self.world
+                .servers
+                .get(&server.to_ref())
+                .filter(|server| is_ours(server))
+        });
+        servers.next().filter(|_| servers.next().is_none())
+    }
+
+    fn segment(&self, server: &Server) -> Option<Arc<Segment>> {
+        let (namespace, name) = segment_name(server)?;
+        let at = ObjectRef::new(name).within(namespace.unwrap_or(self.namespace));
+        self.world.segments.get(&at)
+    }
+}
+
+impl Sight {
+    /// What is shown to the decision.
+    pub fn observed(&self, slot: bool) -> Observed<'_> {
+        Observed {
+            hardware: self.objects.hardware.as_deref(),
+            server: self.objects.server.as_deref(),
+            segment: self.segment.as_deref(),
+            secrets: self.secrets.clone(),
+            bmc: self.bmc.clone(),
+            tried: self.tried.clone(),
+            rivals: self.rivals.clone(),
+            slot,
+            began: self.began,
+            epoch: self.epoch,
+            max_provisioning_retries: self.max_provisioning_retries,
+        }
+    }
+
+    /// The Server that was seen.
+    pub fn server(&self) -> Option<&Arc<Server>> {
+        self.objects.server.as_ref()
+    }
+
+    /// The HardwareData that was seen.
+    pub fn hardware(&self) -> Option<&Arc<muster_proto::kinds::HardwareData>> {
+        self.objects.hardware.as_ref()
+    }
+}

@@ -1,0 +1,561 @@
+//! The loop: something changed, so decide again about every host that it concerns.
+
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt, Stream, StreamExt, stream};
+use jiff::Timestamp;
+use kube::{
+    Client,
+    runtime::{
+        applier,
+        controller::{self, Action},
+        reflector::ObjectRef,
+    },
+};
+use muster_proto::{
+    Chain,
+    kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus},
+};
+use tokio::{
+    sync::{broadcast, mpsc},
+    task::JoinSet,
+};
+
+use super::{
+    Owner, Plan, State,
+    bmcs::{Bmcs, Clock, is_call},
+    counts,
+    execute::{self, Executor},
+    index::{Index, Path},
+    memory::Memory,
+    metrics::{Metrics, Plain},
+    next,
+    observe::{Eyes, Sight},
+    owner,
+    plan::{Effect, PowerOrder},
+    slots::Slots,
+    vault::{NoRandom, Touched, Vault},
+};
+use crate::{
+    discovery::{host::about, next::segment_name},
+    events::{Event, Events},
+    lease::Leadership,
+    round::{ExecuteError, PATIENCE, RESYNC, receive, retry_after},
+    world::{Change, Scope, World},
+};
+
+/// How long a host waits whose rounds follow each other without an end.
+const TOO_FAST: Duration = Duration::from_secs(1);
+
+/// How long a status that only says what the host waits for may wait itself.
+const DEFER: Duration = Duration::from_secs(1);
+
+/// What the loop is given.
+pub struct Config {
+    /// The API server; its writes end with the term.
+    pub client: Client,
+    /// Which namespaces matter.
+    pub scope: Scope,
+    /// The watched copies, complete.
+    pub world: World,
+    /// Changes of `world`, subscribed to before it was complete.
+    pub changes: broadcast::Receiver<Change>,
+    /// For telling people.
+    pub events: Events,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The BMCs.
+    pub bmcs: Arc<dyn Bmcs>,
+    /// The term for which this process leads.
+    pub term: Leadership,
+    /// The time.
+    pub clock: Clock,
+    /// How many hosts may be busy at once.
+    pub limit: usize,
+    /// How many hosts are in work at once; each waits for the API server most of the time.
+    pub concurrency: u16,
+    /// See [`Observed::max_provisioning_retries`](super::Observed).
+    pub max_provisioning_retries: i64,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Config of epoch {}", self.term.epoch())
+    }
+}
+
+struct Context {
+    world: World,
+    index: Index,
+    slots: Slots,
+    memory: Arc<Memory>,
+    vault: Arc<Vault>,
+    executor: Executor,
+    events: Events,
+    metrics: Metrics,
+    namespace: String,
+    began: Timestamp,
+    max_provisioning_retries: i64,
+    /// Hosts to look at again.
+    wake: mpsc::UnboundedSender<Path>,
+    /// Calls to BMCs; they end with the loop.
+    calls: Mutex<JoinSet<()>>,
+}
+
+/// Decides and acts until dropped.
+///
+/// # Errors
+/// If the system has no random numbers.
+pub async fn run(config: Config) -> Result<(), NoRandom> {
+    let (client, scope) = (config.client.clone(), config.scope.clone());
+    let concurrency = config.concurrency;
+    let (context, changes, woken) = Context::new(config)?;
+    // A leader of before may still be at it somewhere.
+    context.executor.bmcs.fence(context.executor.term.epoch());
+    let vault = Arc::clone(&context.vault);
+    let mut secrets = std::pin::pin!(vault.watch(&client, &scope));
+    // Without their list every Secret would be asked for one by one.
+    while secrets
+        .next()
+        .await
+        .is_some_and(|touched| touched != Touched::All)
+    {}
+    let of = Arc::clone(&context);
+    let secrets = secrets.map(move |touched| match touched {
+        Touched::One(secret) => of.index.named_by(&secret),
+        Touched::All => of.all(),
+    });
+    let _end = End(Arc::clone(&context));
+    rounds(context, changes, woken, secrets, concurrency).await;
+    Ok(())
+}
+
+/// Ends the calls that are under way with the loop: they hold the context that holds them.
+struct End(Arc<Context>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.abort_all();
+    }
+}
+
+type Woken = mpsc::UnboundedReceiver<Path>;
+
+impl Context {
+    fn new(config: Config) -> Result<(Arc<Context>, broadcast::Receiver<Change>, Woken), NoRandom> {
+        let (wake, woken) = mpsc::unbounded_channel();
+        let memory = Arc::new(Memory::default());
+        let vault = Arc::new(Vault::new(config.client.clone())?);
+        let context = Context {
+            executor: Executor {
+                client: config.client,
+                bmcs: config.bmcs,
+                vault: Arc::clone(&vault),
+                memory: Arc::clone(&memory),
+                term: config.term,
+                clock: Arc::clone(&config.clock),
+            },
+            world: config.world,
+            index: Index::default(),
+            slots: Slots::new(config.limit),
+            memory,
+            vault,
+            events: config.events,
+            metrics: config.metrics,
+            namespace: config.scope.namespace,
+            began: (config.clock)(),
+            max_provisioning_retries: config.max_provisioning_retries,
+            wake,
+            calls: Mutex::default(),
+        };
+        Ok((Arc::new(context), config.changes, woken))
+    }
+
+    fn eyes(&self) -> Eyes<'_> {
+        Eyes {
+            world: &self.world,
+            index: &self.index,
+            memory: &self.memory,
+            vault: &self.vault,
+            slots: &self.slots,
+            namespace: &self.namespace,
+            began: self.began,
+            epoch: self.executor.term.epoch(),
+            max_provisioning_retries: self.max_provisioning_retries,
+        }
+    }
+
+    fn wake(&self, hosts: impl IntoIterator<Item = Path>) {
+        for host in hosts {
+            // An error says that the loop has ended.
+            let _ = self.wake.send(host);
+        }
+    }
+
+    /// All hosts, after everything that is known of hosts was brought up to date.
+    fn all(&self) -> Vec<Path> {
+        let hosts = self.world.hosts.state();
+        let servers = self.world.servers.state();
+        let paths: BTreeSet<Path> = hosts.iter().map(|host| Path::of(host.as_ref())).collect();
+        let known: BTreeSet<Path> = servers.iter().map(|server| Path::of(server.as_ref())).collect();
+        self.index.retain(&paths, &known);
+        self.memory.retain(&paths);
+        self.wake(self.slots.retain(&paths));
+        for host in &hosts {
+            self.index.host(host, false);
+        }
+        for server in &servers {
+            self.index.server(server, false);
+        }
+        paths.into_iter().collect()
+    }
+
+    /// The hosts about which a change may mean another decision.
+    fn concerned(&self, change: Option<&Change>) -> Vec<Path> {
+        match change {
+            None | Some(Change::All) => self.all(),
+            Some(Change::Host(host)) => self.host_changed(host),
+            Some(Change::Server(server)) => {
+                let path = Path::of(server.as_ref());
+                let now = self.world.servers.get(&path.to_ref());
+                let hosts = self.index.server(now.as_ref().unwrap_or(server), now.is_none());
+                for host in &hosts {
+                    self.memory.shown_server(host, now.as_ref().unwrap_or(server));
+                }
+                hosts
+            }
+            Some(Change::Hardware(data)) => {
+                let path = Path {
+                    namespace: data.namespace.clone().unwrap_or_default(),
+                    name: data.name.clone(),
+                };
+                let now = self.world.hardware.get(&path.to_ref());
+                self.memory.shown_hardware(&path, now.as_deref());
+                vec![path]
+            }
+            Some(Change::Segment(segment)) => {
+                let name = segment.metadata.name.as_deref();
+                let servers = self.world.servers.state_filter(|server| {
+                    segment_name(server).is_some_and(|(_, session)| Some(session) == name)
+                });
+                servers
+                    .iter()
+                    .filter_map(|server| server.spec.host.as_ref())
+                    .map(|at| Path {
+                        namespace: at.namespace.clone(),
+                        name: at.name.clone(),
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    fn host_changed(&self, host: &BareMetalHost) -> Vec<Path> {
+        let path = Path::of(host);
+        let Some(now) = self.world.hosts.get(&path.to_ref()) else {
+            self.memory.forget(&path);
+            self.metrics.forget(&counts::of(host));
+            self.wake(self.slots.give_back(&path));
+            return self.index.host(host, true).into_iter().collect();
+        };
+        let mut concerned: Vec<Path> = self.index.host(&now, false).into_iter().collect();
+        // The echo of what we wrote ourselves, after which another round came anyway.
+        if !self.memory.has_looked_at(&now) {
+            concerned.push(path);
+        }
+        self.memory.shown_host(&now);
+        concerned
+    }
+}
+
+async fn rounds(
+    context: Arc<Context>,
+    changes: broadcast::Receiver<Change>,
+    woken: Woken,
+    secrets: impl Stream<Item = Vec<Path>> + Send,
+    concurrency: u16,
+) {
+    for host in context.world.hosts.state() {
+        if is_busy(&host) {
+            context.slots.begin_with(&Path::of(host.as_ref()));
+        }
+    }
+    let start = stream::once(std::future::ready(context.all()));
+    let of = Arc::clone(&context);
+    let changed = receive(changes).map(move |change| of.concerned(change.as_ref()));
+    let woken = stream::unfold(woken, |mut woken| async move {
+        let host = woken.recv().await?;
+        Some((vec![host], woken))
+    });
+    let queue = stream::select(start.chain(changed), stream::select(woken, secrets))
+        .flat_map(stream::iter)
+        .map(|path| Ok::<ObjectRef<BareMetalHost>, Infallible>(path.to_ref()));
+    let rounds = applier(
+        |host, context| round(host, context).boxed(),
+        |host, error, context: Arc<Context>| {
+            Action::requeue(retry_after(
+                host.metadata.name.as_deref().unwrap_or_default(),
+                context.memory.failures(&host),
+                error,
+            ))
+        },
+        Arc::clone(&context),
+        context.world.hosts.clone(),
+        queue,
+        controller::Config::default().concurrency(concurrency),
+    );
+    rounds
+        .for_each(|outcome| async {
+            match outcome {
+                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                // Logged with its cause where it happened.
+                Err(controller::Error::ReconcilerFailed(..)) => {}
+                Err(error) => tracing::error!(error = %Chain(&error), "the operator's queue failed"),
+            }
+        })
+        .await;
+}
+
+/// What a round has done.
+#[derive(Debug)]
+struct Done {
+    /// The host itself was written.
+    wrote: bool,
+    /// The host as it is then.
+    host: Arc<BareMetalHost>,
+}
+
+/// True if the stored state of `host` says that it has a place among the busy ones.
+fn is_busy(host: &BareMetalHost) -> bool {
+    let delayed = |status: &BareMetalHostStatus| status.operational_status == OperationalStatus::Delayed;
+    State::of(host).is_busy() && !host.status.as_ref().is_some_and(delayed)
+}
+
+async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action, ExecuteError> {
+    let path = Path::of(host.as_ref());
+    context.metrics.reconciled(&counts::of(&host));
+    if !context.executor.term.still() {
+        // The loop is dropped in a moment.
+        return Ok(Action::await_change());
+    }
+    if owner(&host) != Owner::Operator {
+        if !is_busy(&host) {
+            context.wake(context.slots.give_back(&path));
+        }
+        return Ok(Action::await_change());
+    }
+    let sight = context.eyes().look(&host).await;
+    let mut plan = decide(&context, &path, &sight);
+    if can_wait(&sight.host, &plan) && context.memory.defers(&sight.host) {
+        plan.status = None;
+        plan.requeue = Some(plan.requeue.map_or(DEFER, |pause| pause.min(DEFER)));
+    }
+    let calls = plan.effects.iter().any(is_call);
+    let call = match calls {
+        true => match Call::begin(&context, &sight.host) {
+            Some(call) => Some(call),
+            // Its end is looked at before another one is made.
+            None => return Ok(Action::await_change()),
+        },
+        false => None,
+    };
+    let (slot, requeue) = (plan.slot, plan.requeue);
+    let acted = tokio::time::timeout(PATIENCE, carry_out(&context, &path, &sight, plan, call)).await;
+    let outcome = acted.unwrap_or_else(|_| {
+        Err(ExecuteError::Late {
+            subject: format!("host {path}"),
+        })
+    });
+    // As long as its stored state is a busy one, it has its place.
+    let stored = outcome.as_ref().map_or(&sight.host, |done| &done.host);
+    if !slot && !is_busy(stored) {
+        context.wake(context.slots.give_back(&path));
+    }
+    let action = match outcome {
+        Ok(done) => {
+            context.memory.went_well(&sight.host);
+            let pause = if done.wrote { Some(Duration::ZERO) } else { requeue };
+            let pause = pause.map_or(RESYNC, |pause| pause.min(RESYNC));
+            let hurry = !pause.is_zero() || context.memory.may_hurry(&sight.host);
+            Ok(Action::requeue(if hurry { pause } else { TOO_FAST }))
+        }
+        Err(error) => Err(failed(&context, &sight.host, error)),
+    };
+    if context.world.hosts.get(&path.to_ref()).is_none() {
+        // It went while we looked at it.
+        context.memory.forget(&path);
+        context.wake(context.slots.give_back(&path));
+    }
+    action
+}
+
+/// True if what `plan` would write says only what the host waits for, and nothing that is begun now needs to be announced by it: a job
+/// announces itself. Where one step follows the other at once, nobody could read it anyway.
+fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
+    let (Some(old), Some(new)) = (&host.status, &plan.status) else {
+        return false;
+    };
+    let only_jobs = plan
+        .effects
+        .iter()
+        .all(|effect| matches!(effect, Effect::PlaceJob(_)));
+    let said = BareMetalHostStatus {
+        conditions: old.conditions.clone(),
+        last_updated: old.last_updated.clone(),
+        ..*new.clone()
+    };
+    only_jobs && plan.events.is_empty() && plan.metadata.is_empty() && said == *old
+}
+
+/// The plan for the host, with a place among the busy ones if it needs one and there is one.
+fn decide(context: &Context, path: &Path, sight: &Sight) -> Plan {
+    let now = (context.executor.clock)();
+    let plan = |slot| next(&sight.host, &sight.observed(slot), now);
+    let has = context.slots.has(path);
+    let mut first = plan(has);
+    if !first.slot || has {
+        return first;
+    }
+    if context.slots.take(path) {
+        return plan(true);
+    }
+    if let Some(status) = first
+        .status
+        .as_mut()
+        .filter(|status| State::parse(&status.provisioning.state).is_busy())
+    {
+        // It may enter the state but not begin; who starts anew sees by this that it has no place.
+        status.operational_status = OperationalStatus::Delayed;
+    }
+    first
+}
+
+fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> ExecuteError {
+    let path = Path::of(host);
+    context.metrics.count(Plain::ReconcileError);
+    match &error {
+        ExecuteError::Behind { .. } => tracing::debug!(host = %path, %error, "looks again"),
+        ExecuteError::Step { .. } | ExecuteError::Late { .. } => {
+            tracing::warn!(host = %path, error = %Chain(&error), "tried again");
+        }
+    }
+    // Said once for a row of failures: it stays so until somebody acts.
+    let refusal = error.is_refusal().then(|| Event {
+        about: about(host),
+        warning: true,
+        reason: "WriteRefused",
+        message: format!("{}; it is tried again until it succeeds", Chain(&error)),
+    });
+    if let Some(news) = context.memory.failed(host, refusal) {
+        context.events.record(news);
+    }
+    error
+}
+
+/// The right to call the BMC of one host. When it ends, the host is looked at again.
+struct Call {
+    context: Arc<Context>,
+    host: Arc<BareMetalHost>,
+}
+
+impl Call {
+    fn begin(context: &Arc<Context>, host: &Arc<BareMetalHost>) -> Option<Call> {
+        context.memory.begin_call(host).then(|| Call {
+            context: Arc::clone(context),
+            host: Arc::clone(host),
+        })
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.context.memory.end_call(&self.host);
+        self.context.wake([Path::of(self.host.as_ref())]);
+    }
+}
+
+async fn carry_out(
+    context: &Arc<Context>,
+    path: &Path,
+    sight: &Sight,
+    plan: Plan,
+    call: Option<Call>,
+) -> Result<Done, ExecuteError> {
+    let executor = &context.executor;
+    let mut done = Done {
+        wrote: false,
+        host: Arc::clone(&sight.host),
+    };
+    if plan.status.is_some() || !plan.metadata.is_empty() || !plan.effects.is_empty() {
+        let effects: Vec<_> = plan.effects.iter().map(execute::name).collect();
+        tracing::info!(host = %path, state = %State::of(&done.host), why = %plan.why, ?effects, "the operator acts");
+    }
+    let mut events = plan.events;
+    if let Some(status) = &plan.status {
+        done.host = executor.write_status(&done.host, status).await?;
+        done.wrote = true;
+        context.memory.wrote_status(&done.host);
+        counts::status_written(&context.metrics, &sight.host, &done.host);
+        // What is stored will not be said again by a later plan, so people are told now, whatever becomes of the effects.
+        events.drain(..).for_each(|event| context.events.record(event));
+    }
+    if !plan.metadata.is_empty() {
+        done.host = executor.write_metadata(&done.host, &plan.metadata).await?;
+        done.wrote = true;
+    }
+    let mut effects = plan.effects.into_iter();
+    while let Some(effect) = effects.next() {
+        if is_call(&effect) {
+            let rest: Vec<Effect> = std::iter::once(effect).chain(effects).collect();
+            spawn(context, Arc::clone(&done.host), sight.clone(), rest, events, call);
+            return Ok(done);
+        }
+        executor.act(&done.host, sight, effect).await?;
+    }
+    events.into_iter().for_each(|event| context.events.record(event));
+    Ok(done)
+}
+
+/// Carries out `effects`, the first of which calls the BMC, beside the rounds; tells `events` if all goes well.
+fn spawn(
+    context: &Arc<Context>,
+    host: Arc<BareMetalHost>,
+    sight: Sight,
+    effects: Vec<Effect>,
+    events: Vec<Event>,
+    call: Option<Call>,
+) {
+    let of = Arc::clone(context);
+    let mut calls = context.calls.lock().unwrap_or_else(PoisonError::into_inner);
+    // Those that have ended.
+    while calls.try_join_next().is_some() {}
+    calls.spawn(async move {
+        // Dropped at the end, whatever the end is.
+        let _call = call;
+        for effect in effects {
+            let power = match &effect {
+                Effect::Power { order, .. } => Some(matches!(order, PowerOrder::On | PowerOrder::Reset)),
+                _ => None,
+            };
+            if let Err(error) = of.executor.act(&host, &sight, effect).await {
+                tracing::debug!(host = %Path::of(host.as_ref()), error = %Chain(&error), "looks again");
+                // What it failed for may last a moment.
+                tokio::time::sleep(TOO_FAST / 4).await;
+                return;
+            }
+            if let Some(on) = power {
+                of.metrics.power(&counts::of(&host), on);
+            }
+        }
+        events.into_iter().for_each(|event| of.events.record(event));
+    });
+}
+
+#[cfg(test)]
+mod tests;

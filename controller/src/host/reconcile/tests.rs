@@ -1,0 +1,273 @@
+//! Whole lives, with the loop as it is.
+
+mod lab;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use k8s_openapi::api::core::v1::Secret;
+use muster_proto::kinds::{HardwareData, Server};
+use serde_json::json;
+
+use self::lab::{CANARY, IMAGE, Lab};
+use crate::{bmc::BmcError, world::Change};
+
+/// Declared, available, provisioned, available again, deleted.
+async fn live(lab: &Lab) {
+    lab.declare(1);
+    lab.reaches(1, "available").await;
+    lab.wish(1);
+    lab.reaches(1, "provisioned").await;
+    assert_eq!(lab.machines[0].disk().0, [IMAGE]);
+    lab.edit(1, &json!({"spec": {"image": null, "userData": null}}));
+    lab.reaches(1, "deprovisioning").await;
+    lab.reaches(1, "available").await;
+    lab.api.delete("baremetalhosts", "m1");
+    lab.until(|| lab.host(1).is_none()).await;
+}
+
+/// What is left of a life.
+fn end(lab: &Lab) -> (Vec<String>, usize, bool, bool, bool) {
+    let (disk, cleaned) = lab.machines[0].disk();
+    let job = lab.api.get::<Server>("servers", "m1").unwrap().spec.job.is_some();
+    let secret: Secret = lab.api.get("secrets", "bmc-1").unwrap();
+    let held = secret.metadata.finalizers.iter().flatten().next().is_some();
+    (disk, cleaned.min(2), lab.machines[0].is_on(), job, held)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_lives_from_its_declaration_to_its_deletion() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        live(&lab).await;
+    })
+    .await;
+    assert_eq!(end(&lab), (vec![], 2, false, false, false));
+    let hardware = lab.api.get::<HardwareData>("hardwaredata", "m1").unwrap();
+    assert_eq!(hardware.metadata.owner_references.unwrap()[0].uid, "uid-1");
+    let told = lab.told();
+    let reasons: Vec<&str> = told.iter().map(|event| event.reason).collect();
+    for reason in [
+        "Registered",
+        "InspectionComplete",
+        "ProvisioningStarted",
+        "ProvisioningComplete",
+        "DeprovisioningStarted",
+        "DeprovisioningComplete",
+    ] {
+        assert_eq!(
+            reasons.iter().filter(|told| **told == reason).count(),
+            1,
+            "{reason} in {reasons:?}"
+        );
+    }
+    assert!(told.iter().all(|event| !event.message.contains(CANARY)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_at_any_step_of_a_life_before_or_after_it_is_done_it_ends_the_same() {
+    let lab = Lab::new(1);
+    lab.run(live(&lab)).await;
+    let (steps, expected) = (lab.steps(), end(&lab));
+    assert!((20..100).contains(&steps), "{steps}");
+    for number in 0..steps {
+        for done in [false, true] {
+            let lab = Lab::new(1);
+            lab.kill_at(number, done);
+            lab.run(live(&lab)).await;
+            assert_eq!(end(&lab), expected, "killed at step {number}, done: {done}");
+        }
+    }
+}
+
+/// What the controller asked of the API server since the last call, without watches.
+fn requests(lab: &Lab) -> Vec<String> {
+    lab.api.requests()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_life_costs_few_requests_and_an_idle_host_no_write() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        let asked = requests(&lab);
+        assert!(asked.len() <= 10, "to available: {asked:#?}");
+        let told = lab.told().len();
+        assert!(asked.len() + told <= 18, "{told} events");
+
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        requests(&lab);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(requests(&lab), Vec::<String>::new(), "idle");
+        lab.told();
+
+        lab.wish(1);
+        lab.reaches(1, "provisioned").await;
+        let asked = requests(&lab);
+        let all = asked.len() + lab.told().len();
+        assert!(all <= 12, "to provisioned: {asked:#?}");
+
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        requests(&lab);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(requests(&lab), Vec::<String>::new(), "idle");
+    })
+    .await;
+}
+
+fn error(lab: &Lab) -> String {
+    let status = lab.host(1).and_then(|host| host.status).unwrap_or_default();
+    status.error_message
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_credentials_are_told_not_tried_again_and_mended_by_the_secret() {
+    let lab = Lab::new(1);
+    lab.machines[0].set_password("another");
+    lab.run(async {
+        lab.declare(1);
+        lab.until(|| error(&lab).contains("credentials")).await;
+        // Nobody but a person can mend it: the BMC is not asked again, and locks nobody out.
+        let version = lab.host(1).unwrap().metadata.resource_version;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(lab.host(1).unwrap().metadata.resource_version, version);
+        lab.secret(1, "another");
+        lab.reaches(1, "available").await;
+        assert_eq!(error(&lab), "");
+    })
+    .await;
+    let told = lab.told();
+    assert!(
+        told.iter()
+            .any(|event| event.warning && event.reason == "RegistrationError"),
+        "{told:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_comes_later_is_found_though_nobody_labelled_it() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.api.delete("secrets", "bmc-1");
+        lab.until(|| error(&lab).contains("does not exist")).await;
+        lab.secret(1, CANARY);
+        lab.reaches(1, "available").await;
+    })
+    .await;
+    let secret: Secret = lab.api.get("secrets", "bmc-1").unwrap();
+    assert_eq!(
+        secret.metadata.labels.unwrap()["environment.metal3.io"],
+        "baremetal"
+    );
+    assert_eq!(
+        secret.metadata.finalizers.unwrap(),
+        ["baremetalhost.metal3.io/secret"]
+    );
+    assert_eq!(secret.metadata.owner_references.unwrap()[0].uid, "uid-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bmc_that_cannot_be_reached_is_asked_again_until_it_can() {
+    let lab = Lab::new(1);
+    let reason = "no route".to_owned();
+    lab.machines[0].set_fault(Some(BmcError::Unreachable { reason }));
+    lab.run(async {
+        lab.declare(1);
+        lab.until(|| error(&lab).contains("no route")).await;
+        lab.machines[0].set_fault(None);
+        lab.reaches(1, "available").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_label_on_the_secret_registers_nothing_again() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        let registered = |lab: &Lab| {
+            lab.host(1)
+                .unwrap()
+                .status
+                .unwrap()
+                .operation_history
+                .unwrap()
+                .register
+        };
+        let before = registered(&lab);
+        lab.api.edit(
+            "secrets",
+            "bmc-1",
+            &json!({"metadata": {"labels": {"team": "blue"}}}),
+        );
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(registered(&lab), before);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_host_is_not_touched_and_goes_on_when_it_is_paused_no_more() {
+    let lab = Lab::new(1);
+    let paused = |value| json!({"metadata": {"annotations": {"baremetalhost.metal3.io/paused": value}}});
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "inspecting").await;
+        lab.edit(1, &paused(json!("")));
+        let version = |lab: &Lab| lab.host(1).unwrap().metadata.resource_version;
+        let before = version(&lab);
+        tokio::time::sleep(Duration::from_secs(7200)).await;
+        assert_eq!(version(&lab), before);
+        lab.edit(1, &paused(json!(null)));
+        lab.reaches(1, "available").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn never_more_hosts_than_the_limit_are_busy_and_all_have_their_turn() {
+    let lab = Lab::with_limit(12, 3);
+    let mut changes = lab.api.changes();
+    lab.run(async {
+        for number in 1..=12 {
+            lab.declare(number);
+        }
+        for number in 1..=12 {
+            lab.reaches(number, "available").await;
+        }
+    })
+    .await;
+    let (mut busy, mut most) = (BTreeSet::new(), 0);
+    while let Ok(change) = changes.try_recv() {
+        let Change::Host(host) = change else { continue };
+        match super::is_busy(&host) {
+            true => busy.insert(host.metadata.name.clone()),
+            false => busy.remove(&host.metadata.name),
+        };
+        most = most.max(busy.len());
+    }
+    assert_eq!(most, 3, "at any write");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_lead_any_more_does_nothing() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        lab.end_term();
+        lab.wish(1);
+        let (steps, host) = (lab.steps(), lab.host(1).unwrap());
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert_eq!(lab.steps(), steps);
+        assert_eq!(
+            lab.host(1).unwrap().metadata.resource_version,
+            host.metadata.resource_version
+        );
+        assert_eq!(lab.machines[0].disk().0, ["old"]);
+    })
+    .await;
+}

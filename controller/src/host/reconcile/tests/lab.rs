@@ -1,0 +1,560 @@
+//! The loop with an API server in memory, a BMC, and a machine behind it whose ramdisk does what it is told. Time is tokio's, paused:
+//! it moves on when nobody has anything to do.
+
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::client::Body;
+use muster_proto::{
+    Mac,
+    inventory::{Disk, Inventory, Nic},
+    job::ConfigDrive,
+    kinds::{
+        BareMetalHost, BareMetalHostSpec, BmcDetails, HostReference, Image, JobAction, Segment, SegmentSpec,
+        Server, ServerSpec, Trust,
+    },
+    seal::{Bound, SealKey},
+};
+use serde_json::{Value, json};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
+
+use super::super::*;
+use crate::{
+    bmc::{self, BmcError, Boot, Credentials, Done as Answered, PowerState, Reset},
+    fake_api::FakeApi,
+    host::{bmcs::Answer, plan::SECRET_LABEL},
+    lease,
+};
+
+/// In virtual time: longer than any life.
+const EVER: Duration = Duration::from_secs(24 * 3600);
+/// How often somebody looks who was told of no change.
+const LOOK: Duration = Duration::from_secs(5);
+pub(super) const CANARY: &str = "canary-4b1d";
+pub(super) const IMAGE: &str = "http://images.test/os.raw";
+
+/// A machine, its ramdisk's agent and its BMC.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) name: String,
+    mac: Mac,
+    seal: SealKey,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    on: bool,
+    armed: bool,
+    /// When its ramdisk calls in.
+    calls_in: Option<Instant>,
+    sessions: u32,
+    password: String,
+    fault: Option<BmcError>,
+    /// What the disk holds, and how often it was written.
+    disk: Vec<String>,
+    cleaned: usize,
+    last: String,
+}
+
+pub(super) struct Lab {
+    pub(super) api: Arc<FakeApi>,
+    pub(super) machines: Vec<Arc<Machine>>,
+    pub(super) events: Mutex<mpsc::Receiver<Event>>,
+    queue: Events,
+    begun: Instant,
+    pub(super) limit: usize,
+    /// Calls to BMCs that changed something, and writes to the API server.
+    steps: Arc<Steps>,
+    term: Mutex<Leadership>,
+}
+
+/// Counts what the controller does, and kills it at one of its steps.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    count: std::sync::atomic::AtomicUsize,
+    kill: Mutex<Option<(usize, bool)>>,
+    killed: Notify,
+}
+
+impl Steps {
+    /// One step: carried out unless the process dies before; never answered if it dies.
+    async fn step<T>(&self, act: impl Future<Output = T>) -> T {
+        let number = self.count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let kill = self.kill.lock().unwrap().filter(|(at, _)| *at == number);
+        let Some((_, done)) = kill else {
+            return act.await;
+        };
+        if done {
+            act.await;
+        }
+        self.killed.notify_one();
+        std::future::pending().await
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+fn base() -> jiff::Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+impl Lab {
+    pub(super) fn new(machines: usize) -> Arc<Lab> {
+        let api = FakeApi::new();
+        let spec = SegmentSpec {
+            subnet: "10.77.0.0/24".to_owned(),
+            required_trust: Trust::Segment,
+            ..SegmentSpec::default()
+        };
+        api.put("segments", &Segment::new("lab", spec));
+        let machines = (1..=machines)
+            .map(|number| Arc::new(Machine::new(number)))
+            .collect();
+        let (queue, events) = mpsc::channel(10_000);
+        Arc::new(Lab {
+            api,
+            machines,
+            events: Mutex::new(events),
+            queue: Events::new(queue),
+            begun: Instant::now(),
+            limit: 20,
+            steps: Arc::default(),
+            term: Mutex::new(Leadership::new(7, lease::now() + EVER)),
+        })
+    }
+
+    pub(super) fn with_limit(machines: usize, limit: usize) -> Arc<Lab> {
+        let mut lab = Arc::into_inner(Lab::new(machines)).unwrap();
+        lab.limit = limit;
+        Arc::new(lab)
+    }
+
+    /// The controller dies at step `number`, before it is done or after.
+    pub(super) fn kill_at(&self, number: usize, done: bool) {
+        *self.steps.kill.lock().unwrap() = Some((number, done));
+    }
+
+    fn term(&self) -> Leadership {
+        self.term.lock().unwrap().clone()
+    }
+
+    /// The controller starts anew and believes that it leads, which it does not.
+    pub(super) fn end_term(&self) {
+        *self.term.lock().unwrap() = Leadership::new(7, lease::now());
+        self.steps.killed.notify_one();
+    }
+
+    pub(super) fn steps(&self) -> usize {
+        self.steps.count()
+    }
+
+    fn now(&self) -> jiff::Timestamp {
+        base() + jiff::SignedDuration::try_from(self.begun.elapsed()).unwrap()
+    }
+
+    fn client(&self) -> Client {
+        let inner = self.api.client();
+        let steps = Arc::clone(&self.steps);
+        let serve = move |request: hyper::Request<Body>| {
+            let (inner, steps) = (inner.clone(), Arc::clone(&steps));
+            async move {
+                if request.method() == hyper::Method::GET {
+                    return inner.send(request).await;
+                }
+                steps.step(inner.send(request)).await
+            }
+        };
+        lease::guarded(&self.term(), Client::new(tower::service_fn(serve), "default"))
+    }
+
+    /// One life of the controller: ends when it is killed.
+    async fn controller(self: &Arc<Lab>) {
+        let changes = self.api.changes();
+        let lab = Arc::clone(self);
+        let config = Config {
+            client: self.client(),
+            scope: Scope {
+                namespace: "muster-system".to_owned(),
+                hosts: None,
+                control: true,
+            },
+            world: self.api.world(),
+            changes,
+            events: self.queue.clone(),
+            metrics: Metrics::default(),
+            bmcs: Arc::clone(self) as _,
+            term: self.term(),
+            clock: Arc::new(move || lab.now()),
+            limit: self.limit,
+            concurrency: 8,
+            max_provisioning_retries: 5,
+        };
+        let (context, changes, woken) = Context::new(config).unwrap();
+        let _end = End(Arc::clone(&context));
+        let (tell, touched) = mpsc::unbounded_channel();
+        let vault = Arc::clone(&context.vault);
+        self.api.watch_secrets(move |secret, gone| {
+            let (label, value) = SECRET_LABEL;
+            let labelled = secret
+                .metadata
+                .labels
+                .iter()
+                .flatten()
+                .any(|(name, is)| name == label && is == value);
+            if let Touched::One(path) = vault.take_in(&secret, gone || !labelled) {
+                let _ = tell.send(path);
+            }
+        });
+        let of = Arc::clone(&context);
+        let secrets = stream::unfold(touched, |mut touched| async move {
+            let path = touched.recv().await?;
+            Some((path, touched))
+        });
+        let secrets = secrets.map(move |path| of.index.named_by(&path));
+        tokio::select! {
+            () = rounds(context, changes, woken, secrets, 8) => panic!("the loop ended"),
+            () = self.steps.killed.notified() => {}
+        }
+    }
+
+    /// Runs the controller, again and again if it dies, and all machines, until `story` ends.
+    pub(super) async fn run<T>(self: &Arc<Lab>, story: impl Future<Output = T>) -> T {
+        let controllers = async {
+            loop {
+                self.controller().await;
+            }
+        };
+        let mut changes = self.api.changes();
+        let machines = async {
+            loop {
+                for machine in &self.machines {
+                    machine.live(self);
+                }
+                let _ = timeout(LOOK, changes.recv()).await;
+            }
+        };
+        tokio::select! {
+            told = timeout(EVER, story) => told.unwrap_or_else(|_| panic!("{:#?}", self.host(1))),
+            () = controllers => unreachable!(),
+            () = machines => unreachable!(),
+        }
+    }
+
+    /// Somebody declares the host of machine `number`, with its Secret.
+    pub(super) fn declare(&self, number: usize) {
+        self.secret(number, CANARY);
+        let machine = &self.machines[number - 1];
+        let spec = BareMetalHostSpec {
+            online: true,
+            boot_mac_address: Some(machine.mac.to_string()),
+            bmc: Some(BmcDetails {
+                address: format!("redfish+http://192.0.2.{number}/redfish/v1/Systems/1"),
+                credentials_name: format!("bmc-{number}"),
+                ..BmcDetails::default()
+            }),
+            ..BareMetalHostSpec::default()
+        };
+        let mut host = BareMetalHost::new(&machine.name, spec);
+        host.metadata.namespace = Some("metal".to_owned());
+        host.metadata.uid = Some(format!("uid-{number}"));
+        self.api.put("baremetalhosts", &host);
+    }
+
+    pub(super) fn secret(&self, number: usize, password: &str) {
+        let secret = secret(
+            &format!("bmc-{number}"),
+            &[("username", "admin"), ("password", password)],
+        );
+        self.api.put("secrets", &secret);
+    }
+
+    /// What discovery makes of the machine's first boot.
+    fn server(&self, machine: &Machine, number: &str) -> Server {
+        let mut server = Server::new(&machine.name, ServerSpec::default());
+        server.spec.host = Some(HostReference {
+            namespace: "metal".to_owned(),
+            name: machine.name.clone(),
+            uid: format!("uid-{number}"),
+        });
+        server.metadata.uid = Some(format!("server-{number}"));
+        server
+    }
+
+    pub(super) fn host(&self, number: usize) -> Option<BareMetalHost> {
+        self.api.get("baremetalhosts", &self.machines[number - 1].name)
+    }
+
+    pub(super) fn edit(&self, number: usize, patch: &Value) {
+        self.api
+            .edit("baremetalhosts", &self.machines[number - 1].name, patch);
+    }
+
+    /// Waits until the host is in this state.
+    pub(super) async fn reaches(&self, number: usize, state: &str) {
+        self.until(|| {
+            let host = self.host(number);
+            host.is_some_and(|host| {
+                host.status
+                    .is_some_and(|status| status.provisioning.state == state)
+            })
+        })
+        .await;
+    }
+
+    pub(super) async fn until(&self, test: impl Fn() -> bool) {
+        let mut changes = self.api.changes();
+        while !test() {
+            let _ = timeout(LOOK, changes.recv()).await;
+        }
+    }
+
+    /// Wishes for an image, with user data.
+    pub(super) fn wish(&self, number: usize) {
+        let user_data = secret("user", &[("userData", CANARY)]);
+        self.api.put("secrets", &user_data);
+        let image = Image {
+            url: IMAGE.to_owned(),
+            checksum: Some("0".repeat(64)),
+            ..Image::default()
+        };
+        self.edit(
+            number,
+            &json!({"spec": {"image": image, "userData": {"name": "user"}}}),
+        );
+    }
+
+    pub(super) fn told(&self) -> Vec<Event> {
+        let mut events = self.events.lock().unwrap();
+        std::iter::from_fn(|| events.try_recv().ok()).collect()
+    }
+}
+
+fn secret(name: &str, data: &[(&str, &str)]) -> Secret {
+    let bytes = |(key, text): &(&str, &str)| ((*key).to_owned(), ByteString(text.as_bytes().to_vec()));
+    let mut secret = Secret {
+        data: Some(data.iter().map(bytes).collect()),
+        ..Secret::default()
+    };
+    secret.metadata.name = Some(name.to_owned());
+    secret.metadata.namespace = Some("metal".to_owned());
+    secret.metadata.uid = Some(format!("uid-{name}"));
+    secret
+}
+
+impl Machine {
+    fn new(number: usize) -> Machine {
+        Machine {
+            name: format!("m{number}"),
+            mac: Mac([2, 0, 0, 0, 0, u8::try_from(number).unwrap()]),
+            seal: SealKey::generate(),
+            state: Mutex::new(State {
+                password: CANARY.to_owned(),
+                disk: vec!["old".to_owned()],
+                ..State::default()
+            }),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// What the disk holds, from the beginning on, and how often all disks were cleaned.
+    pub(super) fn disk(&self) -> (Vec<String>, usize) {
+        let state = self.lock();
+        (state.disk.clone(), state.cleaned)
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        self.lock().on
+    }
+
+    pub(super) fn set_password(&self, password: &str) {
+        password.clone_into(&mut self.lock().password);
+    }
+
+    pub(super) fn set_fault(&self, fault: Option<BmcError>) {
+        self.lock().fault = fault;
+    }
+
+    fn boot(state: &mut State) {
+        state.on = true;
+        let ramdisk = std::mem::take(&mut state.armed);
+        state.calls_in = ramdisk.then(|| Instant::now() + Duration::from_secs(20));
+    }
+
+    fn inventory(&self) -> Inventory {
+        let mut inventory = Inventory::default();
+        inventory.identity.system_serial = Some(format!("SN-{}", self.name));
+        inventory.identity.macs = [self.mac].into();
+        inventory.nics = vec![Nic {
+            mac: Some(self.mac),
+            ..Nic::default()
+        }];
+        inventory.disks = vec![Disk {
+            name: "/dev/sda".to_owned(),
+            serial: "D1".to_owned(),
+            size_bytes: 8 << 30,
+            ..Disk::default()
+        }];
+        inventory
+    }
+
+    /// What the agent and the edge do: it calls in, it carries out jobs.
+    fn live(&self, lab: &Lab) {
+        let mut state = self.lock();
+        let now = lab.now().to_string();
+        let known: Option<Server> = lab.api.get("servers", &self.name);
+        let status = known.as_ref().and_then(|server| server.status.as_ref());
+        let connected = status.is_some_and(|status| {
+            status
+                .session
+                .as_ref()
+                .is_some_and(|session| session.state == muster_proto::kinds::SessionState::Connected)
+        });
+        let runs = state.on && state.calls_in.is_some_and(|at| at <= Instant::now());
+        if !runs {
+            if connected {
+                lab.api.edit(
+                    "servers",
+                    &self.name,
+                    &json!({"status": {"session": {"state": "Disconnected", "since": now}}}),
+                );
+            }
+            return;
+        }
+        if !connected {
+            if known.is_none() {
+                let number = self.name.trim_start_matches('m');
+                lab.api.put("servers", &lab.server(self, number));
+            }
+            state.sessions += 1;
+            let session = json!({
+                "state": "Connected", "since": now, "segment": "muster-system/lab", "trust": "segment",
+                "key": format!("{:064x}", state.sessions), "sealKey": self.seal.public(),
+            });
+            let report = json!({"session": session, "identity": self.inventory().identity,
+                "inventory": self.inventory(), "inventoried": now, "inventoryTrust": "segment"});
+            lab.api.edit("servers", &self.name, &json!({"status": report}));
+            return;
+        }
+        let Some(server) = known else { return };
+        let Some(job) = server.spec.job.filter(|job| job.id != state.last) else {
+            return;
+        };
+        state.last.clone_from(&job.id);
+        assert_eq!(job.epoch, 7);
+        match job.action {
+            JobAction::Inspect => {
+                lab.api
+                    .edit("servers", &self.name, &json!({"status": {"inventoried": now}}));
+            }
+            JobAction::Clean => {
+                assert_eq!(job.clean.unwrap().disks[0].serial, "D1");
+                state.cleaned += 1;
+                state.disk = Vec::new();
+            }
+            JobAction::Write => {
+                let write = job.write.unwrap();
+                let session = server.status.unwrap().session.unwrap();
+                let bound = Bound {
+                    job: &job.id,
+                    epoch: job.epoch,
+                    session: &session.key,
+                };
+                let opened = self.seal.open(&bound, &write.config_drive.unwrap()).unwrap();
+                let drive: ConfigDrive = serde_json::from_slice(&opened).unwrap();
+                assert_eq!(drive.user_data.unwrap(), CANARY.as_bytes());
+                assert_eq!(drive.meta_data["metal3-name"], self.name);
+                state.disk.push(write.image.url);
+            }
+            JobAction::Reboot => Machine::boot(&mut state),
+            JobAction::PowerOff => (state.on, state.calls_in) = (false, None),
+        }
+        lab.api.edit(
+            "servers",
+            &self.name,
+            &json!({"status": {"job": {"id": job.id, "done": true}}}),
+        );
+    }
+
+    fn enter(&self, access: &bmc::Access) -> Result<std::sync::MutexGuard<'_, State>, BmcError> {
+        let state = self.lock();
+        if let Some(fault) = &state.fault {
+            return Err(fault.clone());
+        }
+        if access.credentials != Credentials::new("admin", &state.password) {
+            return Err(BmcError::Credentials {
+                message: "no".to_owned(),
+            });
+        }
+        Ok(state)
+    }
+
+    fn power(state: &State) -> PowerState {
+        if state.on { PowerState::On } else { PowerState::Off }
+    }
+}
+
+impl Lab {
+    fn machine(&self, host: &bmc::HostRef) -> &Machine {
+        self.machines
+            .iter()
+            .find(|machine| machine.name == host.name)
+            .unwrap()
+    }
+}
+
+impl Bmcs for Lab {
+    fn probe<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, bmc::Probe> {
+        async {
+            let state = self.machine(&access.host).enter(access)?;
+            Ok(bmc::Probe {
+                power: Machine::power(&state),
+                identity: bmc::Identity::default(),
+            })
+        }
+        .boxed()
+    }
+
+    fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, PowerState> {
+        async { Ok(Machine::power(&*self.machine(&access.host).enter(access)?)) }.boxed()
+    }
+
+    fn set_power<'a>(
+        &'a self,
+        access: &'a bmc::Access,
+        epoch: bmc::Epoch,
+        reset: Reset,
+    ) -> Answer<'a, Answered> {
+        assert_eq!(epoch, 7);
+        let act = async move {
+            let mut state = self.machine(&access.host).enter(access)?;
+            match reset {
+                Reset::On if state.on => return Ok(Answered::Already),
+                Reset::On | Reset::ForceRestart | Reset::GracefulRestart => Machine::boot(&mut state),
+                Reset::ForceOff | Reset::GracefulShutdown => (state.on, state.calls_in) = (false, None),
+            }
+            Ok(Answered::Accepted)
+        };
+        self.steps.step(act).boxed()
+    }
+
+    fn set_boot<'a>(&'a self, access: &'a bmc::Access, _: bmc::Epoch, boot: Boot) -> Answer<'a, Answered> {
+        let act = async move {
+            self.machine(&access.host).enter(access)?.armed = boot.device == bmc::Device::Pxe;
+            Ok(Answered::Accepted)
+        };
+        self.steps.step(act).boxed()
+    }
+
+    fn forget<'a>(&'a self, _: &'a bmc::HostRef) -> futures::future::BoxFuture<'a, ()> {
+        async {}.boxed()
+    }
+
+    fn fence(&self, _: bmc::Epoch) {}
+}

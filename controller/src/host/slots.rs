@@ -1,0 +1,217 @@
+//! The places of hosts that are busy at once: never more than the limit are taken, however many rounds run at the same time.
+//!
+//! A host has a place if it took one, or if it was busy already when this process began: its stored state says so, and that it is not
+//! delayed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use super::index::Path;
+
+/// The places.
+#[derive(Debug)]
+pub struct Slots {
+    limit: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Those that were busy when this process began.
+    busy: HashSet<Path>,
+    /// Those that took one.
+    taken: HashSet<Path>,
+    /// Who found none, in order.
+    waiting: BTreeMap<u64, Path>,
+    numbers: HashMap<Path, u64>,
+    last: u64,
+}
+
+impl Inner {
+    fn used(&self) -> usize {
+        self.busy.len() + self.taken.iter().filter(|host| !self.busy.contains(host)).count()
+    }
+
+    fn wait(&mut self, host: &Path) {
+        if !self.numbers.contains_key(host) {
+            self.last += 1;
+            self.waiting.insert(self.last, host.clone());
+            self.numbers.insert(host.clone(), self.last);
+        }
+    }
+
+    fn wait_no_more(&mut self, host: &Path) {
+        if let Some(number) = self.numbers.remove(host) {
+            self.waiting.remove(&number);
+        }
+    }
+}
+
+impl Slots {
+    /// So many places.
+    pub fn new(limit: usize) -> Slots {
+        Slots {
+            limit,
+            inner: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if `host` has a place.
+    pub fn has(&self, host: &Path) -> bool {
+        let inner = self.lock();
+        inner.busy.contains(host) || inner.taken.contains(host)
+    }
+
+    /// Takes a place for `host`, if there is one; if not, it gets the next one in its turn.
+    pub fn take(&self, host: &Path) -> bool {
+        let mut inner = self.lock();
+        let may = inner.busy.contains(host) || inner.taken.contains(host) || inner.used() < self.limit;
+        if may {
+            inner.taken.insert(host.clone());
+            inner.wait_no_more(host);
+        } else {
+            inner.wait(host);
+        }
+        may
+    }
+
+    /// `host` needs none now, as far as is known of it. Returns who got one instead.
+    pub fn give_back(&self, host: &Path) -> Vec<Path> {
+        let mut inner = self.lock();
+        inner.wait_no_more(host);
+        let had = inner.taken.remove(host) | inner.busy.remove(host);
+        if had { self.pass_on(&mut inner) } else { Vec::new() }
+    }
+
+    /// `host` was busy when this process began, so it has a place, limit or not.
+    pub fn begin_with(&self, host: &Path) {
+        self.lock().busy.insert(host.clone());
+    }
+
+    /// Forgets the hosts that are not among these. Returns who got their places.
+    pub fn retain(&self, hosts: &BTreeSet<Path>) -> Vec<Path> {
+        let mut inner = self.lock();
+        inner.busy.retain(|host| hosts.contains(host));
+        inner.taken.retain(|host| hosts.contains(host));
+        let gone: Vec<Path> = inner
+            .numbers
+            .keys()
+            .filter(|host| !hosts.contains(host))
+            .cloned()
+            .collect();
+        for host in gone {
+            inner.wait_no_more(&host);
+        }
+        self.pass_on(&mut inner)
+    }
+
+    /// What is free goes to those that wait, in order, so that nobody who comes later is faster.
+    fn pass_on(&self, inner: &mut Inner) -> Vec<Path> {
+        let mut passed = Vec::new();
+        let free = self.limit.saturating_sub(inner.used());
+        for _ in 0..free {
+            let Some((_, host)) = inner.waiting.pop_first() else {
+                break;
+            };
+            inner.numbers.remove(&host);
+            inner.taken.insert(host.clone());
+            passed.push(host);
+        }
+        passed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    fn path(number: usize) -> Path {
+        Path {
+            namespace: "metal".to_owned(),
+            name: number.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_place_is_kept_until_it_is_given_back_and_goes_to_who_waited_longest() {
+        let slots = Slots::new(1);
+        let [a, b, c] = [path(1), path(2), path(3)];
+        assert!(slots.take(&a) && slots.take(&a) && slots.has(&a));
+        assert!(!slots.take(&b) && !slots.take(&c) && !slots.take(&b));
+        assert_eq!(slots.give_back(&a), std::slice::from_ref(&b), "it is b's turn");
+        assert!(!slots.has(&a) && slots.has(&b) && !slots.take(&a));
+        assert_eq!(
+            slots.give_back(&b),
+            std::slice::from_ref(&c),
+            "and who does not want it passes it on"
+        );
+        assert!(slots.give_back(&a).is_empty(), "it does not wait any more");
+        assert!(slots.give_back(&c).is_empty() && slots.take(&b));
+    }
+
+    #[test]
+    fn hosts_that_were_busy_before_the_start_count_beyond_the_limit_too() {
+        let slots = Slots::new(2);
+        for number in 0..5 {
+            slots.begin_with(&path(number));
+        }
+        assert!(!slots.take(&path(9)));
+        assert!(slots.take(&path(3)), "it goes on");
+        for number in 0..4 {
+            assert!(slots.has(&path(number)));
+            let passed = slots.give_back(&path(number));
+            assert_eq!(passed.is_empty(), number < 3, "{number}");
+        }
+        assert!(slots.has(&path(9)));
+        assert_eq!(slots.retain(&BTreeSet::new()), Vec::<Path>::new());
+        assert!(
+            !slots.has(&path(9)) && slots.take(&path(1)) && slots.take(&path(2)) && !slots.take(&path(3))
+        );
+    }
+
+    #[test]
+    fn never_more_than_the_limit_have_a_place_however_many_try_at_once() {
+        let slots = Arc::new(Slots::new(7));
+        let now = Arc::new(AtomicUsize::new(0));
+        let most = Arc::new(AtomicUsize::new(0));
+        let start = Arc::new(Barrier::new(8));
+        let threads: Vec<_> = (0..8)
+            .map(|thread| {
+                let (slots, now, most, start) = (slots.clone(), now.clone(), most.clone(), start.clone());
+                std::thread::spawn(move || {
+                    start.wait();
+                    for round in 0..2000 {
+                        let host = path(thread * 10_000 + round);
+                        let has = slots.take(&host);
+                        if has {
+                            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                            std::thread::yield_now();
+                            now.fetch_sub(1, Ordering::SeqCst);
+                        }
+                        let mut passed = slots.give_back(&host);
+                        // Who got a place in turn does not want it any more.
+                        while let Some(other) = passed.pop() {
+                            passed.extend(slots.give_back(&other));
+                        }
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let most = most.load(Ordering::SeqCst);
+        assert!((1..=7).contains(&most), "{most}");
+    }
+}

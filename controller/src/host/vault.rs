@@ -1,0 +1,441 @@
+//! The Secrets that hosts name. What is in them never leaves this module but as a login for a BMC's driver and, sealed, as a job's
+//! config drive.
+//!
+//! Those with upstream's label are watched. Any other is read when a host needs it, and then labelled, so that it is watched from then
+//! on.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::{
+    Api, Client, Resource,
+    api::{Patch, PatchParams},
+    runtime::{WatchStreamExt, watcher},
+};
+use muster_proto::{Chain, kinds::BareMetalHost};
+use ring::{hmac, rand::SystemRandom};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{
+    State, bmc_secret,
+    content::{Seen, Use},
+    index::{Index, Path},
+    observed::{SecretSeen, SecretState, Secrets},
+    plan::{Hold, SECRET_FINALIZER, SECRET_LABEL},
+};
+use crate::{
+    bmc::Credentials,
+    round::{ExecuteError, FIELD_MANAGER, failed},
+    world::Scope,
+};
+
+/// How long a direct answer counts: as long as upstream waits before it looks again for a Secret that was missing. A little less, so
+/// that who comes back after that time asks anew.
+const FRESH: Duration = Duration::from_millis(9500);
+/// How long one direct question may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One Secret, without its content.
+#[derive(Clone, Debug)]
+struct Entry {
+    uid: String,
+    version: String,
+    labelled: bool,
+    finalizers: Vec<String>,
+    owners: Vec<OwnerReference>,
+    seen: Seen,
+}
+
+/// What a direct question came to.
+#[derive(Clone, Debug)]
+enum Answer {
+    Found(Entry),
+    Missing,
+    Unreadable(String),
+}
+
+/// What is known of all Secrets that count.
+pub struct Vault {
+    client: Client,
+    /// Dies with the process: digests made with it are of no use to anybody else.
+    key: hmac::Key,
+    watched: Mutex<HashMap<Path, Entry>>,
+    direct: Mutex<HashMap<Path, (Instant, Answer)>>,
+}
+
+impl std::fmt::Debug for Vault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Vault")
+    }
+}
+
+/// What the watch saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// This Secret.
+    One(Path),
+    /// Any.
+    All,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// No random numbers.
+#[derive(Debug, thiserror::Error)]
+#[error("the system has no random numbers for a key")]
+pub struct NoRandom;
+
+impl Vault {
+    /// An empty one that reads and writes through `client`.
+    ///
+    /// # Errors
+    /// If the system has no random numbers.
+    pub fn new(client: Client) -> Result<Vault, NoRandom> {
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| NoRandom)?;
+        Ok(Vault {
+            client,
+            key,
+            watched: Mutex::default(),
+            direct: Mutex::default(),
+        })
+    }
+
+    /// Watches the labelled Secrets in the hosts' namespaces, as long as the stream is polled.
+    pub fn watch<'a>(&'a self, client: &Client, scope: &Scope) -> impl Stream<Item = Touched> + use<'a> {
+        let (label, value) = SECRET_LABEL;
+        let config = watcher::Config::default().labels(&format!("{label}={value}"));
+        let events = watcher(scope.hosts_api::<Secret>(client), config).default_backoff();
+        let mut listed = HashMap::new();
+        events.filter_map(move |event| {
+            let touched = match event {
+                Ok(event) => self.event(event, &mut listed),
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "watch of Secrets failed; it is tried again");
+                    None
+                }
+            };
+            std::future::ready(touched)
+        })
+    }
+
+    fn event(&self, event: watcher::Event<Secret>, listed: &mut HashMap<Path, Entry>) -> Option<Touched> {
+        match event {
+            watcher::Event::Init => {
+                listed.clear();
+                None
+            }
+            watcher::Event::InitApply(secret) => {
+                listed.insert(Path::of(&secret), self.entry(&secret));
+                None
+            }
+            watcher::Event::InitDone => {
+                *lock(&self.watched) = std::mem::take(listed);
+                lock(&self.direct).clear();
+                Some(Touched::All)
+            }
+            watcher::Event::Apply(secret) => Some(self.take_in(&secret, false)),
+            watcher::Event::Delete(secret) => Some(self.take_in(&secret, true)),
+        }
+    }
+
+    /// A labelled Secret is as it is now; or it is gone, or its label is.
+    pub(super) fn take_in(&self, secret: &Secret, gone: bool) -> Touched {
+        let path = Path::of(secret);
+        let mut watched = lock(&self.watched);
+        match gone {
+            true => watched.remove(&path),
+            false => watched.insert(path.clone(), self.entry(secret)),
+        };
+        lock(&self.direct).remove(&path);
+        Touched::One(path)
+    }
+
+    fn entry(&self, secret: &Secret) -> Entry {
+        let meta = &secret.metadata;
+        let (label, value) = SECRET_LABEL;
+        Entry {
+            uid: meta.uid.clone().unwrap_or_default(),
+            version: meta.resource_version.clone().unwrap_or_default(),
+            labelled: meta
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(label))
+                .is_some_and(|is| is == value),
+            finalizers: meta.finalizers.clone().unwrap_or_default(),
+            owners: meta.owner_references.clone().unwrap_or_default(),
+            seen: Seen::of(secret, &self.key),
+        }
+    }
+
+    /// What is known without a request. What we wrote or read ourselves counts until the watch has it.
+    fn known(&self, path: &Path) -> Option<Answer> {
+        let recent = lock(&self.direct)
+            .get(path)
+            .filter(|(at, _)| at.elapsed() < FRESH)
+            .map(|(_, answer)| answer.clone());
+        recent.or_else(|| lock(&self.watched).get(path).cloned().map(Answer::Found))
+    }
+
+    async fn look(&self, path: &Path) -> Answer {
+        if let Some(known) = self.known(path) {
+            return known;
+        }
+        let answer = match self.read(path).await {
+            Ok(Some(secret)) => Answer::Found(self.entry(&secret)),
+            Ok(None) => Answer::Missing,
+            Err(why) => Answer::Unreadable(why),
+        };
+        self.remember(path, answer.clone());
+        answer
+    }
+
+    fn remember(&self, path: &Path, answer: Answer) {
+        let mut direct = lock(&self.direct);
+        // As bounded as the hosts that are in work.
+        direct.retain(|_, (at, _)| at.elapsed() < FRESH);
+        direct.insert(path.clone(), (Instant::now(), answer));
+    }
+
+    fn api(&self, namespace: &str) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// The Secret as the API server has it now.
+    pub(super) async fn read(&self, path: &Path) -> Result<Option<Secret>, String> {
+        match tokio::time::timeout(TIMEOUT, self.api(&path.namespace).get_opt(&path.name)).await {
+            Ok(Ok(secret)) => Ok(secret),
+            Ok(Err(error)) => Err(Chain(&error).to_string()),
+            Err(_) => Err(format!(
+                "the API server gave no answer within {} s",
+                TIMEOUT.as_secs()
+            )),
+        }
+    }
+
+    /// What `host`'s Secrets are good for.
+    pub async fn seen(&self, host: &BareMetalHost, index: &Index) -> Secrets {
+        let spec = &host.spec;
+        let name = |reference: &Option<k8s_openapi::api::core::v1::SecretReference>| {
+            reference
+                .as_ref()
+                .and_then(|reference| reference.name.clone())
+                .unwrap_or_default()
+        };
+        let bmc = bmc_secret(host).unwrap_or_default();
+        let before = spec.preprovisioning_network_data_name.clone().unwrap_or_default();
+        Secrets {
+            bmc: self.one(host, index, bmc, Use::Bmc, Hold::Owned).await,
+            user_data: self
+                .one(host, index, &name(&spec.user_data), Use::UserData, Hold::Label)
+                .await,
+            network_data: self
+                .one(
+                    host,
+                    index,
+                    &name(&spec.network_data),
+                    Use::NetworkData,
+                    Hold::Label,
+                )
+                .await,
+            meta_data: self
+                .one(host, index, &name(&spec.meta_data), Use::MetaData, Hold::Label)
+                .await,
+            preprovisioning: self
+                .one(host, index, &before, Use::NetworkData, Hold::Finalizer)
+                .await,
+        }
+    }
+
+    async fn one(
+        &self,
+        host: &BareMetalHost,
+        index: &Index,
+        name: &str,
+        what: Use,
+        hold: Hold,
+    ) -> SecretSeen {
+        if name.is_empty() {
+            return SecretSeen::default();
+        }
+        let path = Path {
+            namespace: host.metadata.namespace.clone().unwrap_or_default(),
+            name: name.to_owned(),
+        };
+        let answer = match self.known(&path) {
+            Some(known) => known,
+            None if matters(host, what, hold) => self.look(&path).await,
+            None => {
+                Answer::Unreadable("it was not asked for, since the host does not need it now".to_owned())
+            }
+        };
+        let entry = match answer {
+            Answer::Missing => return state(SecretState::Missing),
+            Answer::Unreadable(why) => return state(SecretState::Unreadable(why)),
+            Answer::Found(entry) => entry,
+        };
+        let finalizer = entry.finalizers.iter().any(|name| name == SECRET_FINALIZER);
+        SecretSeen {
+            state: match entry.seen.for_use(what) {
+                Ok(content) => SecretState::Present {
+                    version: entry.version.clone(),
+                    content: content.clone(),
+                },
+                Err(why) => SecretState::Invalid((*why).to_owned()),
+            },
+            held: entry.labelled
+                && match hold {
+                    Hold::Label => true,
+                    Hold::Finalizer => finalizer,
+                    Hold::Owned => {
+                        finalizer
+                            && entry
+                                .owners
+                                .iter()
+                                .any(|owner| Some(&owner.uid) == host.metadata.uid.as_ref())
+                    }
+                },
+            // While another host holds it, it is not ours to release.
+            finalizer: finalizer && index.held_by(&path).iter().all(|other| *other == Path::of(host)),
+        }
+    }
+
+    /// The login in `secret`, if its content is still the one that was seen.
+    pub async fn login(&self, secret: &Path, content: Option<&str>) -> Option<Credentials> {
+        let Answer::Found(entry) = self.look(secret).await else {
+            return None;
+        };
+        let is = entry.seen.for_use(Use::Bmc).as_ref().ok()?;
+        content
+            .is_none_or(|content| content == is)
+            .then(|| entry.seen.login().cloned())
+            .flatten()
+    }
+
+    /// Puts on the Secret what `hold` says, for `host`.
+    ///
+    /// # Errors
+    /// If the Secret is not known any more, or the API server refuses.
+    pub async fn hold(&self, host: &BareMetalHost, name: &str, hold: Hold) -> Result<(), ExecuteError> {
+        let step = "hold Secret";
+        let (path, entry) = self.entry_of(host, name, step)?;
+        let (label, value) = SECRET_LABEL;
+        let mut metadata = json!({"resourceVersion": entry.version, "labels": {label: value}});
+        if hold != Hold::Label {
+            let others = entry.finalizers.iter().filter(|name| *name != SECRET_FINALIZER);
+            let finalizers: Vec<&str> = others.map(String::as_str).chain([SECRET_FINALIZER]).collect();
+            metadata["finalizers"] = json!(finalizers);
+        }
+        if hold == Hold::Owned {
+            let owner = OwnerReference {
+                api_version: BareMetalHost::api_version(&()).into_owned(),
+                kind: BareMetalHost::kind(&()).into_owned(),
+                name: host.metadata.name.clone().unwrap_or_default(),
+                uid: host.metadata.uid.clone().unwrap_or_default(),
+                controller: None,
+                block_owner_deletion: None,
+            };
+            let others = entry.owners.into_iter().filter(|other| other.uid != owner.uid);
+            let owners: Vec<OwnerReference> = others.chain([owner.clone()]).collect();
+            metadata["ownerReferences"] = json!(owners);
+        }
+        self.patch(step, &path, &entry.uid, metadata).await
+    }
+
+    /// Takes upstream's finalizer off the Secret; nothing if it is gone.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub async fn release(&self, host: &BareMetalHost, name: &str) -> Result<(), ExecuteError> {
+        let step = "release Secret";
+        let Ok((path, entry)) = self.entry_of(host, name, step) else {
+            return Ok(());
+        };
+        let finalizers: Vec<&String> = entry
+            .finalizers
+            .iter()
+            .filter(|name| *name != SECRET_FINALIZER)
+            .collect();
+        let metadata = json!({"resourceVersion": entry.version, "finalizers": finalizers});
+        self.patch(step, &path, &entry.uid, metadata).await
+    }
+
+    fn entry_of(
+        &self,
+        host: &BareMetalHost,
+        name: &str,
+        step: &'static str,
+    ) -> Result<(Path, Entry), ExecuteError> {
+        let path = Path {
+            namespace: host.metadata.namespace.clone().unwrap_or_default(),
+            name: name.to_owned(),
+        };
+        match self.known(&path) {
+            Some(Answer::Found(entry)) => Ok((path, entry)),
+            _ => Err(ExecuteError::Behind {
+                step,
+                subject: path.to_string(),
+            }),
+        }
+    }
+
+    async fn patch(
+        &self,
+        step: &'static str,
+        path: &Path,
+        uid: &str,
+        mut metadata: serde_json::Value,
+    ) -> Result<(), ExecuteError> {
+        metadata["uid"] = json!(uid);
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        let patched = self.api(&path.namespace).patch(&path.name, &params, &patch).await;
+        match patched.map_err(failed(step, &path.to_string())) {
+            Ok(secret) => {
+                let leaves = secret.metadata.deletion_timestamp.is_some();
+                let last = secret.metadata.finalizers.iter().flatten().next().is_none();
+                let answer = if leaves && last {
+                    Answer::Missing
+                } else {
+                    Answer::Found(self.entry(&secret))
+                };
+                self.remember(path, answer);
+                Ok(())
+            }
+            Err(error) => {
+                // Our copy was old: the next look is a fresh one.
+                lock(&self.direct).remove(path);
+                if matches!(error, ExecuteError::Behind { .. }) {
+                    lock(&self.watched).remove(path);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+fn state(state: SecretState) -> SecretSeen {
+    SecretSeen {
+        state,
+        ..SecretSeen::default()
+    }
+}
+
+/// True if a host needs to know this Secret now, so that a question to the API server is worth it: one that is not labelled and not
+/// needed would otherwise cost a request in every round.
+fn matters(host: &BareMetalHost, what: Use, hold: Hold) -> bool {
+    let leaves = host.metadata.deletion_timestamp.is_some();
+    let is_input =
+        matches!(State::of(host), State::Available | State::Provisioning) && host.spec.image.is_some();
+    what == Use::Bmc || is_input || (leaves && hold == Hold::Finalizer)
+}
