@@ -276,13 +276,20 @@ pub(super) fn opted_in(value: &str, session: &Session, segment: Option<&Segment>
             None => Err(format!("Segment {} is not seen", session.segment)),
         };
     }
-    if !session.key.is_empty() && session.key.eq_ignore_ascii_case(value.trim()) {
+    if names(value, &session.key) {
         return Ok(());
     }
     Err(format!(
         "{IN_BAND_ANNOTATION} names another key than that of the session, which is {}: compare it with the machine's console",
         session.key
     ))
+}
+
+/// True if `value` is the fingerprint `key`, or its beginning as consoles show it: 16 digits (64 bits) in groups. Fewer are anybody's.
+fn names(value: &str, key: &str) -> bool {
+    let digits: String = value.trim().chars().filter(|digit| *digit != '-').collect();
+    let begin = key.get(..digits.len());
+    digits.len() >= 16 && begin.is_some_and(|begin| begin.eq_ignore_ascii_case(&digits))
 }
 
 /// Whether user data may be given to the session; if not, what is missing.
