@@ -159,17 +159,16 @@ impl Life {
 
     /// The user reads the session's key on the machine's console, and allows the ramdisk of that key to be used.
     async fn opt_in(&self) -> Result<()> {
-        let (_, line) = self
-            .machine
-            .console()
-            .wait_for("step=enrolled", 0, SOON)
-            .await?;
+        let (_, line) = self.machine.console().wait_for("step=enrolled", 0, SOON).await?;
         let key = line.text.split("key=").nth(1).context("the session's key")?;
-        let key = key.split_whitespace().next().unwrap_or_default().trim_matches('"');
+        let key = key
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .trim_matches('"');
         self.patch(json!({"metadata": {"annotations": {IN_BAND_ANNOTATION: key}}}))
             .await?;
-        self.reaches("available", |host| state(host) == "available")
-            .await
+        self.reaches("available", |host| state(host) == "available").await
     }
 
     /// Gives it the image and user data; returns what its own operating system says.
@@ -259,7 +258,11 @@ const WHOLE_LIFE: [&str; 9] = [
 ];
 
 /// The whole life; the image is to be on disk `number`.
-async fn lives(life: &mut Life, number: usize, by_hand: impl FnOnce(&mut Machine) -> Result<()>) -> Result<()> {
+async fn lives(
+    life: &mut Life,
+    number: usize,
+    by_hand: impl FnOnce(&mut Machine) -> Result<()>,
+) -> Result<()> {
     life.opt_in().await?;
     let told = life.provision().await?;
     ensure!(told.name == life.name, "{told:?}");

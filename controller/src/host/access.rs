@@ -324,11 +324,23 @@ mod tests {
     #[test]
     fn a_session_is_named_by_its_whole_key_or_by_what_its_console_shows() {
         let key = "f9a2515c3bb38835ab147e28d356acc9283a241318cc70ab5750e6562d346b03";
-        for value in [key, &key.to_uppercase(), "f9a2-515c-3bb3-8835", " F9A2515C3BB38835 "] {
+        for value in [
+            key,
+            &key.to_uppercase(),
+            "f9a2-515c-3bb3-8835",
+            " F9A2515C3BB38835 ",
+        ] {
             assert!(names(value, key), "{value}");
         }
         let longer = format!("{key}0");
-        for value in ["", "-", "f9a2-515c-3bb3", "f9a2-515c-3bb3-8836", "segment", &longer] {
+        for value in [
+            "",
+            "-",
+            "f9a2-515c-3bb3",
+            "f9a2-515c-3bb3-8836",
+            "segment",
+            &longer,
+        ] {
             assert!(!names(value, key), "{value}");
         }
         assert!(!names("", "") && !names("ééééééééé", key));

@@ -121,11 +121,19 @@ impl<'a> Life<'a> {
         let console = self.machine.console();
         let (last, told) = told::told(console, from, DEADLINE).await?;
         let (first, booted) = told::booted(console, from, DEADLINE).await?;
-        self.tell(booted.at, "its own operating system runs, from its own disk; its console:");
+        self.tell(
+            booted.at,
+            "its own operating system runs, from its own disk; its console:",
+        );
         let lines = console.from(first);
         let lines = lines.iter().take(last + 1 - first);
-        for line in lines.filter(|line| line.text.starts_with("OS")) {
-            say!("            {}", line.text);
+        for line in lines {
+            // A boot loader may leave the cursor in the line of the first one.
+            let begin = line.text.find(os::BOOTED).unwrap_or(0);
+            let text = line.text.get(begin..).unwrap_or_default();
+            if text.starts_with("OS") {
+                say!("            {}", muster_proto::text::clean(text.as_bytes()));
+            }
         }
         ensure!(told.name == self.name, "it calls itself {}", told.name);
         ensure!(
@@ -148,7 +156,11 @@ impl<'a> Life<'a> {
         for number in 0..self.machine.spec().disks.len() {
             let disk = self.machine.disk(number).context("the server's disk")?;
             let tables = gpt::tables(disk).with_context(|| format!("look at {}", disk.display()))?;
-            ensure!(tables.is_empty(), "disk {number} still has: {}", tables.join(", "));
+            ensure!(
+                tables.is_empty(),
+                "disk {number} still has: {}",
+                tables.join(", ")
+            );
         }
         say!("            its disks are clean");
         Api::<Secret>::namespaced(self.client.clone(), HOSTS)

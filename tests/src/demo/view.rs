@@ -102,9 +102,13 @@ mod tests {
         view.host(&host("Write"));
         assert!(!view.by_hand);
         assert_eq!(view.line(), "provisioning    waits");
-        view.server(&server(&json!({"id": "host-0-clean", "summary": "done", "done": true})));
+        view.server(&server(
+            &json!({"id": "host-0-clean", "summary": "done", "done": true}),
+        ));
         assert_eq!(view.line(), "provisioning    write: ordered");
-        view.server(&server(&json!({"id": "host-1-write", "summary": "write image 42 %, 98 MB/s"})));
+        view.server(&server(
+            &json!({"id": "host-1-write", "summary": "write image 42 %, 98 MB/s"}),
+        ));
         assert_eq!(view.line(), "provisioning    write: write image 42 %, 98 MB/s");
         view.host(&host("PowerCycleByHand"));
         assert!(view.by_hand);
