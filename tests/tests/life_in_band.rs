@@ -1,9 +1,12 @@
 //! A server without a BMC, from its discovery through an operating system of its own and back: real machines, the real controller,
 //! agent and ramdisk, an image over HTTP onto the machine's own disk.
 
+// The helpers below are parts of tests.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -81,7 +84,7 @@ impl Drop for Life {
     /// What a person wants to see if it goes wrong.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let seen = self.seen.lock().unwrap();
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             let status = seen.host.as_ref().and_then(|host| host.status.as_ref());
             eprintln!("states: {:?}\njobs: {:#?}", seen.states, seen.ended);
             eprintln!("status: {:#?}", status.map(|status| &status.conditions));
