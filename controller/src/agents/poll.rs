@@ -38,6 +38,7 @@ pub(super) async fn answer(
     };
     let deadline = tokio::time::Instant::now() + patience;
     let mut ending = edge.ending.clone();
+    let leaves = jobs::takes_leave(&caller.server, request);
     let command = loop {
         let woken = held.wake.notified();
         tokio::pin!(woken);
@@ -68,7 +69,12 @@ pub(super) async fn answer(
             _ = ending.wait_for(|ending| *ending) => break None,
         }
     };
-    held.answered();
+    if leaves {
+        // Nobody waits long for a machine that has said goodbye: it is gone as if its connection had broken.
+        drop(held);
+    } else {
+        held.answered();
+    }
     Ok(PollResponse {
         command,
         time: clock::now(),

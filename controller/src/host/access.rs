@@ -276,13 +276,20 @@ pub(super) fn opted_in(value: &str, session: &Session, segment: Option<&Segment>
             None => Err(format!("Segment {} is not seen", session.segment)),
         };
     }
-    if !session.key.is_empty() && session.key.eq_ignore_ascii_case(value.trim()) {
+    if names(value, &session.key) {
         return Ok(());
     }
     Err(format!(
         "{IN_BAND_ANNOTATION} names another key than that of the session, which is {}: compare it with the machine's console",
         session.key
     ))
+}
+
+/// True if `value` is the fingerprint `key`, or its beginning as consoles show it: 16 digits (64 bits) in groups. Fewer are anybody's.
+fn names(value: &str, key: &str) -> bool {
+    let digits: String = value.trim().chars().filter(|digit| *digit != '-').collect();
+    let begin = key.get(..digits.len());
+    digits.len() >= 16 && begin.is_some_and(|begin| begin.eq_ignore_ascii_case(&digits))
 }
 
 /// Whether user data may be given to the session; if not, what is missing.
@@ -308,4 +315,34 @@ pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(
         "user data is given to sessions with trust `{needs}` only (Segment {}), and this one has `{is}`",
         session.segment
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_named_by_its_whole_key_or_by_what_its_console_shows() {
+        let key = "f9a2515c3bb38835ab147e28d356acc9283a241318cc70ab5750e6562d346b03";
+        for value in [
+            key,
+            &key.to_uppercase(),
+            "f9a2-515c-3bb3-8835",
+            " F9A2515C3BB38835 ",
+        ] {
+            assert!(names(value, key), "{value}");
+        }
+        let longer = format!("{key}0");
+        for value in [
+            "",
+            "-",
+            "f9a2-515c-3bb3",
+            "f9a2-515c-3bb3-8836",
+            "segment",
+            &longer,
+        ] {
+            assert!(!names(value, key), "{value}");
+        }
+        assert!(!names("", "") && !names("ééééééééé", key));
+    }
 }

@@ -1,15 +1,17 @@
-//! `muster-lab demo`: two servers that nobody has described appear in `kubectl get bmh`.
+//! `muster-lab demo`: two servers that nobody has described appear in `kubectl get bmh`; one of them gets an operating system, and is
+//! released again.
 
 mod board;
 pub(crate) mod follow;
 mod report;
 mod servers;
 pub(crate) mod step;
+mod view;
 
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal},
     path::PathBuf,
     process::Command,
     sync::Arc,
@@ -32,13 +34,17 @@ use crate::{
 };
 use board::{Board, Progress};
 use follow::News;
+use life::Life;
 
 /// Like `println!`, but a reader that has gone (`demo | head`) is no reason to panic: the demo goes on and ends as usual.
 macro_rules! say {
     ($($arg:tt)*) => {{
-        let _ = writeln!(io::stdout(), $($arg)*);
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($arg)*);
     }};
 }
+
+mod life;
 
 /// Where Muster and its Segments live.
 const NAMESPACE: &str = "muster-system";
@@ -56,7 +62,7 @@ const FRAME: Duration = Duration::from_millis(100);
 /// How the demo runs.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// End once all servers are there.
+    /// End by itself, once all servers are there and one has had its operating system.
     pub once: bool,
     /// How many servers.
     pub hosts: usize,
@@ -76,12 +82,12 @@ enum End {
 struct Demo {
     machines: Vec<Machine>,
     controller: Controller,
-    _network: Network,
+    network: Network,
     scratch: Scratch,
     cluster: Cluster,
 }
 
-/// Runs the demo; true if every server arrived.
+/// Runs the demo; true if every server arrived, and one of them lived as it was told.
 pub async fn run(options: Options) -> Result<bool> {
     let begun = Instant::now();
     let mut demo = Demo::start(&options).await?;
@@ -97,17 +103,25 @@ pub async fn run(options: Options) -> Result<bool> {
     if end == End::Interrupted {
         return Ok(false);
     }
-    demo.show(&options, &found)?;
+    demo.show(&found)?;
     if end == End::Late {
         demo.lament(&progress);
     }
+    let mut good = end == End::Arrived;
+    if good {
+        good = match demo.live(&found).await? {
+            Some(lived) => lived,
+            None => return Ok(false),
+        };
+    }
+    demo.hints(&options, &found);
     if options.once {
-        return Ok(end == End::Arrived);
+        return Ok(good);
     }
     say!("\nThe servers stay on. Ctrl-C ends everything.");
     interrupted().await?;
     say!();
-    Ok(end == End::Arrived)
+    Ok(good)
 }
 
 impl Demo {
@@ -140,7 +154,7 @@ impl Demo {
         let mut demo = Demo {
             machines: Vec::new(),
             controller,
-            _network: network,
+            network,
             scratch,
             cluster,
         };
@@ -154,7 +168,7 @@ impl Demo {
             0
         };
         for spec in servers::specs(options.hosts, run) {
-            let machine = Machine::new(&demo._network.net, demo.scratch.path(), spec)?;
+            let machine = Machine::new(&demo.network.net, demo.scratch.path(), spec)?;
             demo.machines.push(machine);
         }
         Ok(demo)
@@ -179,7 +193,29 @@ impl Demo {
         Ok((progress, news))
     }
 
-    fn show(&self, options: &Options, found: &BTreeMap<usize, Arc<BareMetalHost>>) -> Result<()> {
+    /// Gives the first server an operating system and takes it back; true if all went well, none if the user has had enough.
+    async fn live(&mut self, found: &BTreeMap<usize, Arc<BareMetalHost>>) -> Result<Option<bool>> {
+        let client = self.cluster.client()?;
+        let (machine, host) = self.machines.first_mut().zip(found.get(&0)).context("a server")?;
+        say!();
+        let mut life = Life::new(client, machine, host)?;
+        let lived = tokio::select! {
+            lived = life.run(&self.network.net) => lived,
+            outcome = interrupted() => {
+                say!();
+                return outcome.map(|()| None);
+            }
+        };
+        let Err(error) = lived else { return Ok(Some(true)) };
+        say!("\n{}: {error:#}. Its console ends with:", machine.spec().name);
+        for line in machine.console().last(25).iter().chain(&machine.complaints()) {
+            say!("  {line}");
+        }
+        self.end_of_log();
+        Ok(Some(false))
+    }
+
+    fn show(&self, found: &BTreeMap<usize, Arc<BareMetalHost>>) -> Result<()> {
         let kubectl = paths::kubectl().unwrap_or_else(|_| "kubectl".into());
         let kubeconfig = self.cluster.kubeconfig();
         let shown = Command::new(&kubectl)
@@ -194,9 +230,16 @@ impl Demo {
         for host in found.values() {
             say!("\n{}", report::host(host).trim_end());
         }
+        Ok(())
+    }
+
+    /// How to look further.
+    fn hints(&self, options: &Options, found: &BTreeMap<usize, Arc<BareMetalHost>>) {
         if options.once && options.kubeconfig.is_none() {
-            return Ok(()); // its cluster is about to end
+            return; // its cluster is about to end
         }
+        let kubectl = paths::kubectl().unwrap_or_else(|_| "kubectl".into());
+        let kubeconfig = self.cluster.kubeconfig();
         let name = found
             .values()
             .next()
@@ -210,7 +253,6 @@ impl Demo {
         if options.kubeconfig.is_some() {
             say!("The demo leaves in your cluster: its kinds, the namespace {NAMESPACE} and the hosts.");
         }
-        Ok(())
     }
 
     /// Says of each server that is missing what it waited for.
@@ -226,6 +268,10 @@ impl Demo {
                 say!("  {line}");
             }
         }
+        self.end_of_log();
+    }
+
+    fn end_of_log(&self) {
         say!("\nThe controller's log ends with:");
         for line in self.controller.log().last(15) {
             say!("  {line}");

@@ -21,8 +21,9 @@ fn bios(number: usize, run: u32) -> MachineSpec {
     let serial = serial("B", number, run);
     MachineSpec::bios(&format!("bios-{}", number + 1), mac(number, 0, run), BR0.name)
         .with_smbios(Smbios::of("Example Servers", "Pizza Box 1", &serial).with_uuid(&uuid(number, run)))
-        .with_disk(Disk::new(Bus::Nvme, 20, &format!("NVME{number:04}")))
+        // An image goes on the smallest disk, and a BIOS boots none but its first.
         .with_disk(Disk::new(Bus::Virtio, 10, &format!("VIRT{number:04}")))
+        .with_disk(Disk::new(Bus::Nvme, 20, &format!("NVME{number:04}")))
 }
 
 fn uefi(number: usize, run: u32) -> MachineSpec {

@@ -1,6 +1,11 @@
 //! GUID partition tables (UEFI specification 2.10, section 5), written by a hand other than the agent's.
 
-use std::io::{self, Seek, SeekFrom, Write};
+use std::{
+    fs::File,
+    io::{self, Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
+    path::Path,
+};
 
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
@@ -31,6 +36,29 @@ pub struct Partition {
     pub first: u64,
     /// Sectors.
     pub sectors: u64,
+}
+
+/// The partition tables on the disk in that file, by what firmware and kernels look for.
+pub fn tables(disk: &Path) -> io::Result<Vec<&'static str>> {
+    let file = File::open(disk)?;
+    let bytes = file.metadata()?.len();
+    let begins = |at: u64, signature: &[u8]| -> io::Result<bool> {
+        let mut found = vec![0; signature.len()];
+        file.read_exact_at(&mut found, at)?;
+        Ok(found == signature)
+    };
+    let places: [(&str, u64, &[u8]); 3] = [
+        ("MBR", 510, &[0x55, 0xaa]),
+        ("GPT", SECTOR, b"EFI PART"),
+        ("second GPT", bytes.saturating_sub(SECTOR), b"EFI PART"),
+    ];
+    let mut found = Vec::new();
+    for (name, at, signature) in places {
+        if begins(at, signature)? {
+            found.push(name);
+        }
+    }
+    Ok(found)
 }
 
 /// Writes both tables and the protective MBR, without its boot code, on a disk of `sectors` sectors. `id` tells disks apart.

@@ -293,3 +293,27 @@ async fn a_controller_that_ends_answers_held_polls() {
         "the agent is there; only this replica is not"
     );
 }
+
+#[tokio::test]
+async fn a_machine_that_leaves_as_it_was_told_is_gone_without_a_long_silence() {
+    let patient = Pace {
+        silent: Duration::from_secs(3600),
+        ..pace()
+    };
+    let lab = Lab::with(patient).await;
+    let (agent, _) = lab.enrolled(1).await;
+    let job = json!({ "spec": { "job": { "id": "op-1", "action": "reboot" } } });
+    lab.api.edit("servers", &name(1), &job);
+    assert_eq!(
+        agent.poll("").await.unwrap().command.unwrap().action,
+        Action::Reboot
+    );
+    let leaving = PollRequest {
+        last: "op-1".into(),
+        outcome: Some(Outcome::Done),
+        ..PollRequest::default()
+    };
+    agent.poll_with(leaving).await.unwrap();
+    lab.until("it is gone", |lab| state(lab) == SessionState::Disconnected)
+        .await;
+}
