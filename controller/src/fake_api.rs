@@ -223,7 +223,7 @@ impl FakeApi {
             .unwrap_or("muster-system")
             .to_owned();
         object["metadata"]["namespace"] = json!(namespace);
-        self.lock().store((plural.to_owned(), namespace, name), object);
+        self.lock().store(&(plural.to_owned(), namespace, name), object);
     }
 
     pub(crate) fn delete(&self, plural: &str, name: &str) {
@@ -265,7 +265,7 @@ impl FakeApi {
             .find(|(key, _)| key.0 == plural && key.2 == name);
         let (key, mut object) = found.map(|(key, object)| (key.clone(), object.clone())).unwrap();
         merge(&mut object, patch);
-        inner.store(key, object);
+        inner.store(&key, object);
     }
 }
 
@@ -357,15 +357,15 @@ impl Inner {
                 object["metadata"]["uid"] = json!(format!("uid-{}", self.version + 1));
                 object["metadata"]["creationTimestamp"] =
                     json!(jiff::Timestamp::from_second(self.now()).unwrap().to_string());
-                (201, self.store(key, object))
+                (201, self.store(&key, object))
             }
-            (_, Some(name)) => self.on_object(method, key(name.to_owned()), status, sent),
+            (_, Some(name)) => self.on_object(method, &key(name.to_owned()), status, sent),
             _ => failure(405, "MethodNotAllowed"),
         }
     }
 
-    fn on_object(&mut self, method: &str, key: Key, status: bool, sent: Option<Value>) -> (u16, Value) {
-        let Some(mut object) = self.objects.get(&key).cloned() else {
+    fn on_object(&mut self, method: &str, key: &Key, status: bool, sent: Option<Value>) -> (u16, Value) {
+        let Some(mut object) = self.objects.get(key).cloned() else {
             return failure(404, "NotFound");
         };
         if let Some(version) = sent
@@ -378,7 +378,7 @@ impl Inner {
         match method {
             "GET" => (200, object),
             "DELETE" => {
-                self.remove_or_mark(&key);
+                self.remove_or_mark(key);
                 (200, object)
             }
             "PUT" => (200, self.store(key, sent.unwrap())),
@@ -409,14 +409,14 @@ impl Inner {
         }
     }
 
-    fn store(&mut self, key: Key, mut object: Value) -> Value {
+    fn store(&mut self, key: &Key, mut object: Value) -> Value {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         self.objects.insert(key.clone(), object.clone());
         self.unseen.push((key.clone(), object.clone(), false));
         self.show();
         if object["metadata"]["deletionTimestamp"].is_string() && !is_held(&object) {
-            self.remove(&key);
+            self.remove(key);
         }
         object
     }
@@ -427,7 +427,7 @@ impl Inner {
         if is_held(&object) {
             let now = jiff::Timestamp::from_second(self.now()).unwrap().to_string();
             object["metadata"]["deletionTimestamp"] = json!(now);
-            self.store(key.clone(), object);
+            self.store(key, object);
         } else {
             self.remove(key);
         }

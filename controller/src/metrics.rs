@@ -17,10 +17,6 @@ use crate::lease::Standing;
 
 pub use prometheus_client::registry::Registry;
 
-/// Those of the operator.
-#[path = "host/metrics.rs"]
-pub mod host;
-
 /// A registry with the process's own memory and processor time on it.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();

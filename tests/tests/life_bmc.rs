@@ -63,7 +63,7 @@ impl Rig {
         let machine = Arc::clone(&server);
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
-                let mut machine = machine.lock().unwrap();
+                let mut machine = machine.lock().expect("no test panics with it");
                 match event.what {
                     What::On(_) => machine.power_on(),
                     What::Off => machine.power_off(),
@@ -175,7 +175,7 @@ impl Rig {
     /// What its agent has done to disks.
     fn worked(&self) -> Vec<&'static str> {
         use muster_agent::steps::Order;
-        let worked = self.server.lock().unwrap().worked();
+        let worked = self.server.lock().expect("no test panics with it").worked();
         let kind = |order: &Order| match order {
             Order::Clean(_) => "clean",
             Order::Write { .. } => "write",
