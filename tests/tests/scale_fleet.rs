@@ -1,17 +1,28 @@
 //! `muster-lab fleet`, as people start it.
 
 use std::{
-    process::{Command, Output},
+    collections::BTreeMap,
+    process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Resource, api::ListParams};
-use muster_proto::kinds::{BareMetalHost, Server};
-use muster_tests::cluster::Cluster;
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use muster_proto::kinds::{BareMetalHost, HardwareData, Server};
+use muster_tests::{cluster::Cluster, lines::Lines, scratch::Scratch};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
 
+/// Generous: on a quiet machine the longest takes half a minute.
 const SOON: Duration = Duration::from_secs(240);
+const LOOK: Duration = Duration::from_millis(200);
 
 async fn fleet(words: &[&str]) -> Result<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_muster-lab"));
@@ -23,6 +34,97 @@ async fn fleet(words: &[&str]) -> Result<Output> {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A fleet that goes on until it is told to end.
+struct Fleet {
+    process: Child,
+    said: Lines,
+    _scratch: Scratch,
+}
+
+impl Fleet {
+    fn start(words: &[&str]) -> Result<Fleet> {
+        let scratch = Scratch::new()?;
+        let said = Lines::to(&scratch.path().join("fleet.log"));
+        let mut process = Command::new(env!("CARGO_BIN_EXE_muster-lab"))
+            .arg("fleet")
+            .args(words)
+            .env_remove("KUBECONFIG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start the fleet")?;
+        said.follow(process.stdout.take().context("its standard output")?)?;
+        said.follow(process.stderr.take().context("its standard error")?)?;
+        Ok(Fleet {
+            process,
+            said,
+            _scratch: scratch,
+        })
+    }
+
+    /// Waits until it says `what` after what it has said by now.
+    async fn says(&self, what: &str) -> Result<()> {
+        let waited = self.said.wait_for(what, self.said.len(), SOON).await;
+        waited.map(drop).with_context(|| self.said.last(30).join("\n"))
+    }
+
+    /// Tells it to end, and waits for that.
+    async fn stop(&mut self) -> Result<ExitStatus> {
+        kill(Pid::from_raw(i32::try_from(self.process.id())?), Signal::SIGTERM)?;
+        let deadline = tokio::time::Instant::now() + SOON;
+        while tokio::time::Instant::now() < deadline {
+            if let Some(status) = self.process.try_wait()? {
+                return Ok(status);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        bail!("it does not end: {}", self.said.last(30).join("\n"))
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        // Fails only if it has ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The hosts in namespace `metal` of a cluster.
+struct Hosts(Api<BareMetalHost>);
+
+impl Hosts {
+    /// Waits until there are `number` of them, and all are in `state`.
+    async fn reach(&self, number: usize, state: &str) -> Result<Vec<BareMetalHost>> {
+        let mut states = BTreeMap::new();
+        let deadline = tokio::time::Instant::now() + SOON;
+        while tokio::time::Instant::now() < deadline {
+            let hosts = self.0.list(&ListParams::default()).await?.items;
+            states.clear();
+            for host in &hosts {
+                let status = host.status.clone().unwrap_or_default();
+                let at = (status.provisioning.state, status.error_message);
+                *states.entry(at).or_insert(0) += 1;
+            }
+            if hosts.len() == number && states.keys().all(|(at, _)| at == state) {
+                return Ok(hosts);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        bail!("not {number} hosts {state} but {states:?}")
+    }
+
+    async fn patch(&self, hosts: &[BareMetalHost], patch: &Value) -> Result<()> {
+        for host in hosts {
+            self.0
+                .patch(&host.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+                .await?;
+        }
+        Ok(())
+    }
 }
 
 async fn count<K>(cluster: &Cluster, namespace: &str) -> Result<usize>
@@ -64,6 +166,58 @@ async fn fleet_is_discovered_and_leaves_nothing_in_a_cluster_that_stays() {
     assert_eq!(count::<BareMetalHost>(cluster, "metal").await.unwrap(), 0);
     assert_eq!(count::<Server>(cluster, "muster-system").await.unwrap(), 0);
     assert_eq!(count::<Secret>(cluster, "metal").await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fleet_with_bmcs_lives_a_whole_life_with_the_operator_and_leaves_nothing() {
+    // Its own: another fleet's Segment has the same name.
+    let cluster = Cluster::start().await.unwrap();
+    let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
+    let words = "--hosts 20 --scale 0 --namespace metal --fail boot=30x1 --kubeconfig";
+    let words: Vec<&str> = words.split(' ').chain([kubeconfig.as_str()]).collect();
+    let mut fleet = Fleet::start(&words).unwrap();
+    let hosts = Hosts(Api::namespaced(cluster.client().unwrap(), "metal"));
+
+    let available = hosts.reach(20, "available").await.unwrap();
+    for host in &available {
+        let status = host.status.as_ref().unwrap();
+        assert!(status.powered_on && status.hardware.is_some(), "{status:#?}");
+    }
+    assert_eq!(count::<HardwareData>(&cluster, "metal").await.unwrap(), 20);
+    assert_eq!(count::<Secret>(&cluster, "metal").await.unwrap(), 20);
+
+    let image = json!({"url": "http://images.test/os.raw", "format": "raw",
+        "checksum": "0".repeat(64), "checksumType": "sha256"});
+    let wish = json!({"spec": {"image": image}});
+    hosts.patch(&available, &wish).await.unwrap();
+    let provisioned = hosts.reach(20, "provisioned").await.unwrap();
+    fleet
+        .says("20 servers: 20 own system · hosts: 20 provisioned")
+        .await
+        .unwrap();
+
+    hosts
+        .patch(&provisioned, &json!({"spec": {"image": null}}))
+        .await
+        .unwrap();
+    hosts.reach(20, "available").await.unwrap();
+    fleet
+        .says("20 servers: 20 ready · hosts: 20 available")
+        .await
+        .unwrap();
+
+    hosts
+        .0
+        .delete_collection(&DeleteParams::default(), &ListParams::default())
+        .await
+        .unwrap();
+    hosts.reach(0, "").await.unwrap();
+    fleet.says("20 servers: 20 off · hosts: none").await.unwrap();
+    let status = fleet.stop().await.unwrap();
+    assert!(status.success(), "{}", fleet.said.last(30).join("\n"));
+    assert_eq!(count::<Server>(&cluster, "muster-system").await.unwrap(), 0);
+    assert_eq!(count::<HardwareData>(&cluster, "metal").await.unwrap(), 0);
+    assert_eq!(count::<Secret>(&cluster, "metal").await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

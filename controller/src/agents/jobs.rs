@@ -58,6 +58,14 @@ pub(super) fn mentions(server: &Server, id: &str) -> bool {
     !id.is_empty() && (ordered || last.is_some_and(|last| last.id == id))
 }
 
+/// True if the agent tells that it leaves as it was told, to reboot or to power off: that ends its session, and nobody need wait for
+/// silence to prove it.
+pub(super) fn says_farewell(server: &Server, request: &PollRequest) -> bool {
+    let leaves =
+        |job: &&Job| job.id == request.last && matches!(job.action, JobAction::Reboot | JobAction::PowerOff);
+    request.outcome == Some(Outcome::Done) && server.spec.job.as_ref().filter(leaves).is_some()
+}
+
 /// What the poll says of a job that is or was this Server's, as it is written; `None` if it says nothing new. The first outcome of a
 /// job stays. Progress is news only if it is `due`.
 pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<JobStatus> {

@@ -107,7 +107,11 @@ async fn acknowledge(
         }
         let mut status = server.status.clone().unwrap_or_default();
         if let Some(session) = status.session.as_mut() {
-            connect(session, &address, &now);
+            if jobs::says_farewell(server, request) {
+                end(session, &now);
+            } else {
+                connect(session, &address, &now);
+            }
         }
         if let Some(job) = jobs::news(server, request, due == Due::Now) {
             status.job = Some(job);
@@ -142,19 +146,21 @@ fn connect(session: &mut Session, address: &str, now: &str) {
     address.clone_into(&mut session.address);
 }
 
+fn end(session: &mut Session, now: &str) {
+    if session.state == SessionState::Connected {
+        session.state = SessionState::Disconnected;
+        now.clone_into(&mut session.since);
+    }
+}
+
 /// Writes the end of the session with `key` to the Server `name`. True once there is nothing left to write.
 pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str) -> bool {
     let now = clock::rfc3339(clock::now());
     let change = |server: &Server| {
         session_of(server).filter(|session| session.key == key)?;
         let mut status = server.status.clone().unwrap_or_default();
-        if let Some(session) = status
-            .session
-            .as_mut()
-            .filter(|session| session.state == SessionState::Connected)
-        {
-            session.state = SessionState::Disconnected;
-            session.since.clone_from(&now);
+        if let Some(session) = status.session.as_mut() {
+            end(session, &now);
         }
         Some(status)
     };

@@ -35,7 +35,7 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
 }
 
 /// True once the machine has its image and is told to leave the ramdisk.
-fn leaves(server: &Server) -> bool {
+pub(super) fn leaves(server: &Server) -> bool {
     let is_it = |id: &str| id.starts_with(OURS) && id.ends_with("-leave");
     let placed = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));
     let taken = server.status.as_ref().and_then(|status| status.job.as_ref());

@@ -8,6 +8,7 @@ use muster_proto::kinds::{ErrorType, HostBootMode, Server, Session};
 use super::{
     access::{LOOK_AGAIN, Reach},
     draft::{Draft, whole_seconds},
+    netboot,
     observed::{FailureClass, Power},
     owner::has_bmc,
     plan::{Effect, PowerOrder},
@@ -81,7 +82,9 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
 fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
     let power = draft.seen.bmc.power.map(|reading| reading.power);
     let lost = lost_at(draft);
-    if let Some(at) = lost.filter(|_| power != Some(Power::Off)) {
+    // One that was told to leave does not come back.
+    let told = draft.seen.server.is_some_and(netboot::leaves);
+    if let Some(at) = lost.filter(|_| power != Some(Power::Off) && !told) {
         let due = at.checked_add(SILENCE).unwrap_or(draft.now);
         if draft.now < due {
             draft.keep_wait();

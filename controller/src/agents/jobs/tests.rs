@@ -215,3 +215,24 @@ fn progress_is_written_when_it_is_due_and_stays_until_then() {
     let fast = news(&shown, &telling(50, 765_000_000), true).unwrap();
     assert_eq!(fast.summary, "write image 50 %, 765 MB/s");
 }
+
+#[test]
+fn only_who_left_as_told_says_farewell() {
+    let told = |action| {
+        let job = Job {
+            id: "op".to_owned(),
+            action,
+            ..Job::default()
+        };
+        with_job(job, None)
+    };
+    for action in [JobAction::Reboot, JobAction::PowerOff] {
+        let server = told(action);
+        assert!(says_farewell(&server, &poll("op", Some(Outcome::Done))));
+        assert!(!says_farewell(&server, &poll("op", None)));
+        assert!(!says_farewell(&server, &poll("op", failing("no"))));
+        assert!(!says_farewell(&server, &poll("former", Some(Outcome::Done))));
+    }
+    let inspect = told(JobAction::Inspect);
+    assert!(!says_farewell(&inspect, &poll("op", Some(Outcome::Done))));
+}
