@@ -193,7 +193,7 @@ async fn held_machine_is_inspected_again_when_asked() {
 
     machine
         .console()
-        .wait_for("the controller orders Inspect", sent, SOON)
+        .wait_for("the controller orders: inspect", sent, SOON)
         .await
         .unwrap();
     let serials = |host: &BareMetalHost| -> Vec<_> {
