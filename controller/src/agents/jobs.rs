@@ -99,13 +99,6 @@ pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<
     (known != Some(&status)).then_some(status)
 }
 
-/// True if the agent tells that it leaves, as `server` told it to: its machine reboots or switches itself off now.
-pub(super) fn takes_leave(server: &Server, request: &PollRequest) -> bool {
-    let job = server.spec.job.as_ref().filter(|job| job.id == request.last);
-    request.outcome == Some(Outcome::Done)
-        && job.is_some_and(|job| matches!(job.action, JobAction::Reboot | JobAction::PowerOff))
-}
-
 fn failed(message: &str, failure: Failure, log: &[String]) -> JobStatus {
     let mut error = text::clean_to(message.as_bytes(), MAX_ERROR);
     if error.is_empty() {

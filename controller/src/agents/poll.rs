@@ -38,7 +38,7 @@ pub(super) async fn answer(
     };
     let deadline = tokio::time::Instant::now() + patience;
     let mut ending = edge.ending.clone();
-    let leaves = jobs::takes_leave(&caller.server, request);
+    let leaves = jobs::says_farewell(&caller.server, request);
     let command = loop {
         let woken = held.wake.notified();
         tokio::pin!(woken);

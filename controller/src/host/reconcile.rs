@@ -337,6 +337,12 @@ fn is_busy(host: &BareMetalHost) -> bool {
     State::of(host).is_busy() && !host.status.as_ref().is_some_and(delayed)
 }
 
+/// True if the last thing that is told of `host` is a failure.
+fn has_failed(host: &BareMetalHost) -> bool {
+    let status = host.status.as_ref();
+    status.is_some_and(|status| status.operational_status == OperationalStatus::Error)
+}
+
 async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action, ExecuteError> {
     let path = Path::of(host.as_ref());
     context.metrics.reconciled(&counts::of(&host));
@@ -372,9 +378,9 @@ async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action
             subject: format!("host {path}"),
         })
     });
-    // As long as its stored state is a busy one, it has its place.
+    // As long as its stored state is a busy one, it has its place; who waits after a failure may wait for hours, and keeps no other out.
     let stored = outcome.as_ref().map_or(&sight.host, |done| &done.host);
-    if !slot && !is_busy(stored) {
+    if !slot && (!is_busy(stored) || has_failed(stored)) {
         context.wake(context.slots.give_back(&path));
     }
     let action = match outcome {

@@ -253,6 +253,20 @@ async fn never_more_hosts_than_the_limit_are_busy_and_all_have_their_turn() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_host_that_waits_after_a_failure_keeps_no_other_from_its_turn() {
+    let lab = Lab::with_limit(2, 1);
+    lab.machines[0].set_mute();
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "inspecting").await;
+        lab.declare(2);
+        lab.until(|| error(&lab).contains("did not call in")).await;
+        lab.reaches(2, "available").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_does_not_lead_any_more_does_nothing() {
     let lab = Lab::new(1);
     lab.run(async {

@@ -56,6 +56,7 @@ struct State {
     disk: Vec<String>,
     cleaned: usize,
     last: String,
+    mute: bool,
 }
 
 pub(super) struct Lab {
@@ -381,9 +382,14 @@ impl Machine {
         self.lock().fault = fault;
     }
 
+    /// Its ramdisk never calls in.
+    pub(super) fn set_mute(&self) {
+        self.lock().mute = true;
+    }
+
     fn boot(state: &mut State) {
         state.on = true;
-        let ramdisk = std::mem::take(&mut state.armed);
+        let ramdisk = std::mem::take(&mut state.armed) && !state.mute;
         state.calls_in = ramdisk.then(|| Instant::now() + Duration::from_secs(20));
     }
 
