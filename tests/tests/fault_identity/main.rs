@@ -8,7 +8,9 @@ use kube::{
     ResourceExt,
     api::{Patch, PatchParams, PostParams},
 };
-use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, HardwareData, SessionState, UnknownPolicy};
+use muster_proto::kinds::{
+    BareMetalHost, BareMetalHostSpec, HardwareData, Image, SessionState, UnknownPolicy,
+};
 use muster_tests::{
     sim::{
         agent::{SimServer, Step},
@@ -223,9 +225,16 @@ async fn machines_whose_smbios_is_junk_are_told_apart_by_their_nics() {
 /// A host that somebody made by hand, in the state that an operator would have given it.
 async fn hand_made(stage: &Stage, number: u32, state: &str) -> BareMetalHost {
     let hosts = stage.api::<BareMetalHost>();
+    // What is provisioned stays so as long as its image is wished.
+    let image = (state == "provisioned").then(|| Image {
+        url: "http://images.example/os.raw".to_owned(),
+        checksum: Some("0".repeat(64)),
+        ..Image::default()
+    });
     let spec = BareMetalHostSpec {
         online: true,
         boot_mac_address: Some(mac(number, 0).to_string()),
+        image: image.clone(),
         ..BareMetalHostSpec::default()
     };
     let name = format!("by-hand-{number}");
@@ -237,7 +246,7 @@ async fn hand_made(stage: &Stage, number: u32, state: &str) -> BareMetalHost {
     let system = Hardware::number(number).inventory.system;
     let status = json!({"status": {
         "errorCount": 0, "errorMessage": "", "operationalStatus": "OK", "poweredOn": true,
-        "provisioning": {"state": state, "ID": ""},
+        "provisioning": {"state": state, "ID": "", "image": image},
         "hardware": {"systemVendor": {"manufacturer": system.manufacturer, "serialNumber": system.serial}},
     }});
     let patch = Patch::Merge(&status);
@@ -289,15 +298,17 @@ async fn report_that_claims_a_hand_made_host_changes_nothing_of_it() {
             state,
         )
     };
-    for before in owned.iter().chain([&inspecting]) {
-        let after = now
-            .iter()
-            .find(|host| host.name_any() == before.name_any())
-            .unwrap();
+    let find = |name: &str| now.iter().find(|host| host.name_any() == name).unwrap();
+    for before in &owned {
+        let after = find(&before.name_any());
         assert_eq!(reported(after), reported(before), "{after:#?}");
     }
+    // The one that is inspected shows its own machine, or nothing yet.
+    let after = find(&inspecting.name_any());
+    let lie = mac(14, 0);
+    assert!(!macs(after).contains(&lie), "{after:#?}");
     let data = stage.api::<HardwareData>();
-    for name in ["by-hand-1", "by-hand-2", "by-hand-4"] {
+    for name in ["by-hand-1", "by-hand-2"] {
         assert!(
             data.get_opt(name).await.unwrap().is_none(),
             "{name} has HardwareData"
