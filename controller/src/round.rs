@@ -2,8 +2,15 @@
 
 use std::time::Duration;
 
-use futures::{Stream, stream};
-use kube::core::Status;
+use futures::{Stream, StreamExt, stream};
+use kube::{
+    core::Status,
+    runtime::{
+        controller::{self, Action},
+        reflector::{Lookup, ObjectRef},
+    },
+};
+use muster_proto::Chain;
 use tokio::sync::broadcast;
 
 /// Without any change, look again after this long: it heals what a lost watch event left.
@@ -81,6 +88,26 @@ pub fn receive<T: Clone + Send + 'static>(receiver: broadcast::Receiver<T>) -> i
             Err(broadcast::error::RecvError::Closed) => None,
         }
     })
+}
+
+/// Lets the rounds of the loop `whose` run until their queue ends.
+pub async fn run_out<K, Queue>(
+    rounds: impl Stream<Item = Result<(ObjectRef<K>, Action), controller::Error<ExecuteError, Queue>>>,
+    whose: &str,
+) where
+    K: Lookup,
+    Queue: std::error::Error + 'static,
+{
+    rounds
+        .for_each(|outcome| async {
+            match outcome {
+                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                // Logged with its cause where it happened.
+                Err(controller::Error::ReconcilerFailed(..)) => {}
+                Err(error) => tracing::error!(error = %Chain(&error), "{whose}'s queue failed"),
+            }
+        })
+        .await;
 }
 
 /// What an error of `step` on `subject` (`namespace/name`) means for the round.

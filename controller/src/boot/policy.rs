@@ -25,10 +25,13 @@
 
 use muster_proto::kinds::{
     APPROVE_ANNOTATION, BareMetalHost, INSPECT_ANNOTATION, InspectionMode, JobAction, PAUSED_ANNOTATION,
-    PROTECTED_ANNOTATION, SERVER_ANNOTATION, Segment, Server, UnknownPolicy,
+    SERVER_ANNOTATION, Segment, Server, UnknownPolicy,
 };
 
-use crate::host::netboot;
+use crate::{
+    discovery::host::annotation,
+    host::{guard::is_protected, netboot},
+};
 
 #[cfg(test)]
 mod tests;
@@ -105,10 +108,6 @@ pub fn verdict_by_uuid(segment: &Segment, server: Option<&Server>, host: Option<
     }
 }
 
-fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a str> {
-    host.metadata.annotations.as_ref()?.get(name).map(String::as_str)
-}
-
 /// Upstream's annotation asks for an inspection, whatever its value, but for the old way to switch inspection off.
 fn asks_for_inspection(host: &BareMetalHost) -> bool {
     annotation(host, INSPECT_ANNOTATION).is_some_and(|value| value != "disabled")
@@ -171,11 +170,6 @@ fn is_inventoried(server: &Server) -> bool {
         .as_ref()
         .is_some_and(|status| status.inventory.is_some());
     has_inventory && !is_contested(server)
-}
-
-/// True for a host that is not to lose what is on its disks.
-fn is_protected(host: &BareMetalHost) -> bool {
-    annotation(host, PROTECTED_ANNOTATION).is_some_and(|value| value != "false")
 }
 
 /// What the Server's job is to do, unless it has ended: how it went is then for the control role to see.

@@ -58,7 +58,8 @@ pub fn path(host: &BareMetalHost) -> String {
     format!("{namespace}/{name}")
 }
 
-fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a str> {
+/// The value of the annotation `name`.
+pub fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a str> {
     host.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 

@@ -37,7 +37,7 @@ use super::{
 use crate::{
     events::{Event, Events},
     metrics::Registry,
-    round::{ExecuteError, PATIENCE, RESYNC, receive, retry_after},
+    round::{ExecuteError, PATIENCE, RESYNC, receive, retry_after, run_out},
     world::{Change, Scope, World},
 };
 
@@ -137,16 +137,7 @@ async fn rounds(context: Arc<Context>, changes: broadcast::Receiver<Change>) {
         queue,
         controller::Config::default().concurrency(CONCURRENCY),
     );
-    rounds
-        .for_each(|outcome| async {
-            match outcome {
-                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
-                // Logged with its cause where it happened.
-                Err(controller::Error::ReconcilerFailed(..)) => {}
-                Err(error) => tracing::error!(error = %Chain(&error), "discovery's queue failed"),
-            }
-        })
-        .await;
+    run_out(rounds, "discovery").await;
 }
 
 fn all(context: &Context) -> Vec<ObjectRef<Server>> {

@@ -99,15 +99,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let Some((server, _)) = ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then) else {
         return;
     };
-    let inventory = server
-        .status
-        .as_ref()
-        .and_then(|status| status.inventory.as_ref());
-    let Some(inventory) = inventory else {
-        draft.wait_for(
-            "Inventory",
-            "waits for the ramdisk to report the disks; next: they are cleaned",
-        );
+    let Some(inventory) = ramdisk::inventory(draft, server, "they are cleaned") else {
         return;
     };
     let hints = super::preparing::effective_hints(draft);

@@ -3,13 +3,8 @@
 use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, OperationalStatus};
 use serde::Deserialize;
 
-use super::{
-    State,
-    draft::{Draft, annotation},
-    jobs,
-    observed::Bmc,
-    plan::Effect,
-};
+use super::{State, draft::Draft, jobs, observed::Bmc, plan::Effect};
+use crate::discovery::host::annotation;
 
 /// What the annotation says beside that it is there. What cannot be read says nothing, as upstream has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

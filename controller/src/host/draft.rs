@@ -21,6 +21,7 @@ use super::{
     plan::{Effect, Metadata, Plan},
     table,
 };
+use crate::discovery::host::annotation;
 use crate::{discovery::host::about, events::Event};
 
 /// Reason of the condition `Waiting` while a failed attempt is to be repeated: its time is that of the failure.
@@ -390,11 +391,6 @@ impl<'a> Draft<'a> {
             why: self.why,
         }
     }
-}
-
-/// The value of an annotation.
-pub(super) fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a str> {
-    host.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
 /// Kubernetes keeps whole seconds; anything finer would differ from what is read back.

@@ -6,8 +6,8 @@ use muster_proto::{
     kinds::{BareMetalHost, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, Server, SessionState},
 };
 
-use super::{State, detached::is_cut_off, disk::can_be_told, draft::annotation, observed::Observed};
-use crate::discovery::host;
+use super::{State, detached::is_cut_off, disk::can_be_told, observed::Observed};
+use crate::discovery::host::{self, annotation};
 
 /// Leave to destroy what is on these disks of this machine, given in this round and for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Permit {
 }
 
 /// True if nothing on the host's disks may be destroyed, whatever its spec says.
-pub(super) fn is_protected(host: &BareMetalHost) -> bool {
+pub fn is_protected(host: &BareMetalHost) -> bool {
     annotation(host, PROTECTED_ANNOTATION).is_some_and(|value| value != "false")
 }
 

@@ -8,11 +8,11 @@ use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, Server};
 use super::{
     State,
     detached::is_cut_off,
-    draft::annotation,
     jobs::OURS,
     owner::{Owner, owner},
     registration,
 };
+use crate::discovery::host::annotation;
 
 /// Why the machine is to boot its ramdisk for the operator's sake; none: the operator does not need that.
 pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static str> {

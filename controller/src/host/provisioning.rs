@@ -137,15 +137,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
         }
         return;
     };
-    let inventory = server
-        .status
-        .as_ref()
-        .and_then(|status| status.inventory.as_ref());
-    let Some(inventory) = inventory else {
-        draft.wait_for(
-            "Inventory",
-            "waits for the ramdisk to report the disks; next: the image is written",
-        );
+    let Some(inventory) = ramdisk::inventory(draft, server, "the image is written") else {
         return;
     };
     let outcome = match clean(draft, server, inventory, operation) {

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use muster_proto::kinds::{ErrorType, HostBootMode, Server, Session};
+use muster_proto::{
+    inventory::Inventory,
+    kinds::{ErrorType, HostBootMode, Server, Session},
+};
 
 use super::{
     access::{LOOK_AGAIN, Reach},
@@ -60,6 +63,19 @@ pub(super) fn announce(draft: &mut Draft<'_>, then: &str) {
 
 fn waits(then: &str) -> String {
     format!("waits for the machine's ramdisk to call in; next: {then}")
+}
+
+/// What the ramdisk reported of the machine; none: not yet, and the draft says what is done with it then.
+pub(super) fn inventory<'a>(draft: &mut Draft<'_>, server: &'a Server, then: &str) -> Option<&'a Inventory> {
+    let status = server.status.as_ref();
+    let inventory = status.and_then(|status| status.inventory.as_ref());
+    if inventory.is_none() {
+        draft.wait_for(
+            "Inventory",
+            format!("waits for the ramdisk to report the disks; next: {then}"),
+        );
+    }
+    inventory
 }
 
 /// Waits for the ramdisk; too long is a failure. The time counts from when the host began to wait. True if it waits on.

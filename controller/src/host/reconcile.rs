@@ -45,7 +45,7 @@ use crate::{
     discovery::{host::about, next::segment_name},
     events::{Event, Events},
     lease::Leadership,
-    round::{ExecuteError, PATIENCE, RESYNC, receive, retry_after},
+    round::{ExecuteError, PATIENCE, RESYNC, receive, retry_after, run_out},
     world::{Change, Scope, World},
 };
 
@@ -310,16 +310,7 @@ async fn rounds(
         queue,
         controller::Config::default().concurrency(concurrency),
     );
-    rounds
-        .for_each(|outcome| async {
-            match outcome {
-                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
-                // Logged with its cause where it happened.
-                Err(controller::Error::ReconcilerFailed(..)) => {}
-                Err(error) => tracing::error!(error = %Chain(&error), "the operator's queue failed"),
-            }
-        })
-        .await;
+    run_out(rounds, "the operator").await;
 }
 
 /// What a round has done.

@@ -96,7 +96,7 @@ fn is_opted_in(draft: &mut Draft<'_>) -> bool {
 /// True if the host is not to be inspected.
 pub(super) fn inspection_disabled(host: &BareMetalHost) -> bool {
     let annotated =
-        super::draft::annotation(host, muster_proto::kinds::INSPECT_ANNOTATION) == Some("disabled");
+        crate::discovery::host::annotation(host, muster_proto::kinds::INSPECT_ANNOTATION) == Some("disabled");
     host.spec.inspection_mode == Some(InspectionMode::Disabled) || annotated
 }
 

@@ -6,11 +6,12 @@ use muster_proto::kinds::{
 
 use super::{
     State,
-    draft::{Draft, annotation, whole_seconds},
+    draft::{Draft, whole_seconds},
     observed::Observed,
     plan::{Metadata, Plan},
     registration,
 };
+use crate::discovery::host::annotation;
 
 /// The status annotation: taken over where no status was ever written, and removed in any case. None: there is no such annotation.
 ///

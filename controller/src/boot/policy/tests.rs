@@ -2,7 +2,7 @@ use muster_proto::{
     inventory::Inventory,
     kinds::{
         BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, Image, Job, JobStatus,
-        SegmentSpec, ServerSpec, ServerStatus,
+        PROTECTED_ANNOTATION, SegmentSpec, ServerSpec, ServerStatus,
     },
 };
 
