@@ -47,6 +47,8 @@ struct Seen {
     states: Vec<String>,
     /// The host as it is.
     host: Option<BareMetalHost>,
+    /// Its Server was seen: no job that ends from here on is missed.
+    server: bool,
     /// How jobs ended, by id.
     ended: Vec<JobStatus>,
 }
@@ -61,6 +63,7 @@ impl Seen {
     }
 
     fn server(&mut self, server: Server) {
+        self.server = true;
         let job = server.status.and_then(|status| status.job);
         if let Some(job) = job.filter(|job| job.done && !self.ended.contains(job)) {
             self.ended.push(job);
@@ -117,11 +120,12 @@ impl Life {
         };
         let host = life.stage.host(mac, SOON, |host| host.status.is_some()).await?;
         life.name = host.name_any();
-        life.watch();
+        life.watch().await?;
         Ok(life)
     }
 
-    fn watch(&self) {
+    /// Notes every state from here on; returns when both watches have begun.
+    async fn watch(&self) -> Result<()> {
         let hosts: Api<BareMetalHost> = self.stage.api();
         let seen = Arc::clone(&self.seen);
         let changes = watcher(hosts, watcher::Config::default()).default_backoff();
@@ -140,6 +144,12 @@ impl Life {
             }
             std::future::ready(())
         }));
+        self.stage
+            .until("the watches are to begin", SOON, async || {
+                let seen = self.seen.lock().unwrap();
+                Ok((seen.host.is_some() && seen.server).then_some(()))
+            })
+            .await
     }
 
     async fn patch(&self, patch: Value) -> Result<()> {
