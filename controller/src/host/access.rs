@@ -104,7 +104,7 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
         } else {
             "credentialsName"
         };
-        draft.refuse(ErrorType::Registration, format!("spec.bmc.{what} is missing"));
+        unusable(draft, format!("spec.bmc.{what} is missing"));
         return None;
     }
     let name = bmc.credentials_name;
@@ -118,8 +118,8 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
             return Some((name, access));
         }
         SecretState::Missing | SecretState::Unnamed => {
-            draft.refuse(
-                ErrorType::Registration,
+            unusable(
+                draft,
                 format!("the Secret {name} with the BMC's credentials does not exist"),
             );
             draft.again(LOOK_AGAIN);
@@ -131,10 +131,15 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
         }
         SecretState::Invalid(why) => {
             let message = format!("the Secret {name} with the BMC's credentials cannot be used: {why}");
-            draft.refuse(ErrorType::Registration, message);
+            unusable(draft, message);
         }
     }
     None
+}
+
+/// What the host says of its BMC cannot be used: the same error as that of a BMC that refuses, with an Event of its own.
+fn unusable(draft: &mut Draft<'_>, message: String) {
+    draft.refuse_as("BMCCredentialError", ErrorType::Registration, message);
 }
 
 fn reference(draft: &Draft<'_>, name: &str) -> CredentialsStatus {
@@ -208,7 +213,11 @@ fn good_credentials(draft: &mut Draft<'_>, name: &str) {
 fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach {
     let message = format!("BMC {}: {}", access.address, failure.message);
     match failure.class {
-        FailureClass::Credentials | FailureClass::Address | FailureClass::Certificate => {
+        FailureClass::Address => {
+            unusable(draft, message);
+            Reach::No
+        }
+        FailureClass::Credentials | FailureClass::Certificate => {
             draft.refuse(ErrorType::Registration, message);
             if failure.class == FailureClass::Certificate {
                 // It may be mended at the BMC, of which nobody tells us.

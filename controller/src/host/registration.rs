@@ -62,6 +62,9 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.uid().clone_into(&mut draft.status.provisioning.id);
     }
     draft.tell("Registered", "the machine can be reached");
+    if next == State::Preparing {
+        draft.tell("InspectionSkipped", "the hardware is not to be inspected");
+    }
     if next == State::Inspecting {
         inspection::begin_with_what_is_known(draft);
     }

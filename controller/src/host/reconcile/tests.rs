@@ -1,6 +1,8 @@
 //! Whole lives, with the loop as it is.
 
+mod api;
 mod lab;
+mod trouble;
 
 use std::{collections::BTreeSet, time::Duration};
 

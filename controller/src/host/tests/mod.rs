@@ -2,7 +2,9 @@
 
 mod annotations;
 mod capm3;
+mod events;
 mod faults;
+mod in_band;
 mod life;
 mod metal;
 mod parts;

@@ -14,12 +14,12 @@ use muster_proto::{
     seal::{Bound, SealKey},
 };
 use serde_json::{Value, json};
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
-use super::super::*;
+use super::{
+    super::*,
+    trouble::{At, Steps, Trouble},
+};
 use crate::{
     bmc::{self, BmcError, Boot, Credentials, Done as Answered, PowerState, Reset},
     fake_api::FakeApi,
@@ -71,34 +71,6 @@ pub(super) struct Lab {
     term: Mutex<Leadership>,
 }
 
-/// Counts what the controller does, and kills it at one of its steps.
-#[derive(Debug, Default)]
-pub(super) struct Steps {
-    count: std::sync::atomic::AtomicUsize,
-    kill: Mutex<Option<(usize, bool)>>,
-    killed: Notify,
-}
-
-impl Steps {
-    /// One step: carried out unless the process dies before; never answered if it dies.
-    async fn step<T>(&self, act: impl Future<Output = T>) -> T {
-        let number = self.count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        let kill = self.kill.lock().unwrap().filter(|(at, _)| *at == number);
-        let Some((_, done)) = kill else {
-            return act.await;
-        };
-        if done {
-            act.await;
-        }
-        self.killed.notify_one();
-        std::future::pending().await
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.count.load(std::sync::atomic::Ordering::SeqCst)
-    }
-}
-
 fn base() -> jiff::Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
 }
@@ -117,13 +89,13 @@ impl Lab {
             .collect();
         let (queue, events) = mpsc::channel(10_000);
         Arc::new(Lab {
+            steps: Arc::new(Steps::new(&api)),
             api,
             machines,
             events: Mutex::new(events),
             queue: Events::new(queue),
             begun: Instant::now(),
             limit: 20,
-            steps: Arc::default(),
             term: Mutex::new(Leadership::new(7, lease::now() + EVER)),
         })
     }
@@ -136,7 +108,16 @@ impl Lab {
 
     /// The controller dies at step `number`, before it is done or after.
     pub(super) fn kill_at(&self, number: usize, done: bool) {
-        *self.steps.kill.lock().unwrap() = Some((number, done));
+        self.trouble(At::Step(number), Trouble::Kill { done });
+    }
+
+    pub(super) fn trouble(&self, at: At, trouble: Trouble) {
+        self.steps.set(at, trouble);
+    }
+
+    /// How many writes the API server answered otherwise than it should have.
+    pub(super) fn troubled(&self) -> usize {
+        self.steps.troubled()
     }
 
     fn term(&self) -> Leadership {
@@ -146,7 +127,7 @@ impl Lab {
     /// The controller starts anew and believes that it leads, which it does not.
     pub(super) fn end_term(&self) {
         *self.term.lock().unwrap() = Leadership::new(7, lease::now());
-        self.steps.killed.notify_one();
+        self.steps.kill();
     }
 
     pub(super) fn steps(&self) -> usize {
@@ -163,10 +144,10 @@ impl Lab {
         let serve = move |request: hyper::Request<Body>| {
             let (inner, steps) = (inner.clone(), Arc::clone(&steps));
             async move {
-                if request.method() == hyper::Method::GET {
-                    return inner.send(request).await;
+                match *request.method() {
+                    hyper::Method::GET => inner.send(request).await,
+                    _ => steps.write(inner, request).await,
                 }
-                steps.step(inner.send(request)).await
             }
         };
         lease::guarded(&self.term(), Client::new(tower::service_fn(serve), "default"))
@@ -218,7 +199,7 @@ impl Lab {
         let secrets = secrets.map(move |path| of.index.named_by(&path));
         tokio::select! {
             () = rounds(context, changes, woken, secrets, 8) => panic!("the loop ended"),
-            () = self.steps.killed.notified() => {}
+            () = self.steps.killed() => {}
         }
     }
 
@@ -232,7 +213,8 @@ impl Lab {
         let mut changes = self.api.changes();
         let machines = async {
             loop {
-                for machine in &self.machines {
+                // An edge that cannot write keeps what its agents say until it can.
+                for machine in self.machines.iter().filter(|_| !self.api.is_down()) {
                     machine.live(self);
                 }
                 let _ = timeout(LOOK, changes.recv()).await;
