@@ -213,11 +213,11 @@ fn good_credentials(draft: &mut Draft<'_>, name: &str) {
 fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach {
     let message = format!("BMC {}: {}", access.address, failure.message);
     match failure.class {
-        FailureClass::Address => {
+        FailureClass::Address if !has_driver(&access.address) => {
             unusable(draft, message);
             Reach::No
         }
-        FailureClass::Credentials | FailureClass::Certificate => {
+        FailureClass::Credentials | FailureClass::Address | FailureClass::Certificate => {
             draft.refuse(ErrorType::Registration, message);
             if failure.class == FailureClass::Certificate {
                 // It may be mended at the BMC, of which nobody tells us.
@@ -247,6 +247,12 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
             Reach::Silent(failure.clone())
         }
     }
+}
+
+/// True if there is somebody to be asked at `address`, whatever comes of it.
+fn has_driver(address: &str) -> bool {
+    let address = address.parse::<crate::bmc::Address>();
+    address.is_ok_and(|address| address.driver().is_ok())
 }
 
 fn ask_again(draft: &mut Draft<'_>, failure: &Failure, access: Access) {

@@ -76,7 +76,7 @@ pub const REASONS: &[Reason] = &[
     ),
 ];
 
-/// Upstream's reasons of Events about hosts that are never told, for what they speak of does not happen here.
+/// Upstream's reasons of Events about hosts that are never told: what they speak of does not happen here, or needs no Event.
 pub const NEVER: &[&str] = &[
     "DetachError",
     "ProfileSet",

@@ -76,7 +76,7 @@ fn is_opted_in(draft: &mut Draft<'_>) -> bool {
         draft.clear_error();
         draft.wait_for(
             "Ramdisk",
-            "waits for the machine's ramdisk to call in; next: the host is registered with that session",
+            "waits for the machine's ramdisk to call in (boot the machine by hand, if it is off or runs something else); next: the host is registered with that session",
         );
         return false;
     };

@@ -8,6 +8,9 @@ use super::{
     world::{Content, Fault, IMAGE, World},
 };
 
+/// Outside of `provisioned`, upstream heeds only a wish that insists.
+const FORCED: &str = r#"{"force":true}"#;
+
 fn available() -> World {
     let mut world = World::in_band();
     world.reach(State::Available);
@@ -65,13 +68,13 @@ fn a_machine_without_wake_on_lan_is_switched_on_by_a_person_whom_the_condition_a
 #[test]
 fn a_ramdisk_reboots_its_machine_once_for_the_annotation() {
     let mut world = available();
-    world.annotate(REBOOT_ANNOTATION, "");
+    world.annotate(REBOOT_ANNOTATION, FORCED);
     world.settle();
     assert!(!world.annotated(REBOOT_ANNOTATION));
     assert!(is_ready(&world), "{:?}", waiting(&world));
     assert_eq!((world.machine.boots, world.machine.sessions), (1, 2));
     // Another one is another wish.
-    world.annotate(REBOOT_ANNOTATION, "");
+    world.annotate(REBOOT_ANNOTATION, FORCED);
     world.settle();
     assert_eq!((world.machine.boots, world.machine.sessions), (2, 3));
     assert!(!world.annotated(REBOOT_ANNOTATION) && is_ready(&world));
@@ -81,7 +84,7 @@ fn a_ramdisk_reboots_its_machine_once_for_the_annotation() {
 fn it_stays_off_for_whoever_asks_until_that_is_taken_back() {
     let mut world = available();
     let wish = "reboot.metal3.io/somebody";
-    world.annotate(wish, "");
+    world.annotate(wish, FORCED);
     world.settle();
     assert!(!world.machine.on && !powered_on(&world) && world.annotated(wish));
     world.unannotate(wish);
@@ -137,7 +140,7 @@ fn a_machine_that_must_not_be_off_is_rebooted_and_not_switched_off() {
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "Refused");
     assert!(message.contains("disablePowerOff"), "{message}");
-    world.annotate(REBOOT_ANNOTATION, "");
+    world.annotate(REBOOT_ANNOTATION, FORCED);
     world.machine.boots = 0;
     world.settle();
     assert!(!world.annotated(REBOOT_ANNOTATION) && world.machine.on);

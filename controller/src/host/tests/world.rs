@@ -273,7 +273,10 @@ impl World {
             let mut conditions = status.iter().flat_map(|status| &status.conditions);
             conditions.any(|one| one.type_ == "Waiting" && one.status == "True" && one.reason == reason)
         };
-        if asked("PowerCycleByHand") || asked("PowerByHand") {
+        if ["PowerCycleByHand", "PowerByHand", "Ramdisk"]
+            .into_iter()
+            .any(asked)
+        {
             self.power(PowerOrder::Reset);
         }
     }
@@ -383,11 +386,14 @@ impl World {
             None => true,
         };
         let steps: Vec<Effect> = plan.effects;
+        let mut events = plan.events.into_iter().map(|event| event.reason.to_owned());
         let mut alive = true;
         if let Some(status) = plan.status {
             alive = step();
             if alive {
                 self.write_status(*status);
+                // Told with what is stored, whatever becomes of the effects.
+                self.events.extend(events.by_ref());
             }
         }
         if alive && !plan.metadata.is_empty() {
@@ -402,8 +408,7 @@ impl World {
                 return true;
             }
         }
-        self.events
-            .extend(plan.events.into_iter().map(|event| event.reason.to_owned()));
+        self.events.extend(events);
         if !alive {
             self.restart();
         }

@@ -56,7 +56,9 @@ async fn a_life_ends_the_same_whatever_the_api_server_answers_to_any_write_of_it
     let count = steps().await;
     let mut troubled = 0;
     for code in [409, 422, 500] {
-        for number in 0..count {
+        // Conflicts at any single one: `clients_that_patch_without_a_resource_version_at_any_moment_lose_nothing`.
+        let single = if code == 409 { 0 } else { count };
+        for number in 0..single {
             let lab = ends_as_ever(At::Step(number), Trouble::Answer(code)).await;
             let told = if code == 422 { lab.troubled() } else { 0 };
             assert_eq!(refused(&lab), told, "{code} at step {number}");

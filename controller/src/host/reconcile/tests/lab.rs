@@ -8,8 +8,8 @@ use muster_proto::{
     inventory::{Disk, Inventory, Nic},
     job::ConfigDrive,
     kinds::{
-        BareMetalHost, BareMetalHostSpec, BmcDetails, HostReference, Image, JobAction, Segment, SegmentSpec,
-        Server, ServerSpec, Trust,
+        BareMetalHost, BareMetalHostSpec, BmcDetails, HostReference, IN_BAND_ANNOTATION, IN_BAND_SEGMENT,
+        Image, JobAction, Segment, SegmentSpec, Server, ServerSpec, Trust,
     },
     seal::{Bound, SealKey},
 };
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// In virtual time: longer than any life.
-const EVER: Duration = Duration::from_secs(24 * 3600);
+const EVER: Duration = Duration::from_secs(12 * 3600);
 /// How often somebody looks who was told of no change.
 const LOOK: Duration = Duration::from_secs(5);
 pub(super) const CANARY: &str = "canary-4b1d";
@@ -57,6 +57,10 @@ struct State {
     cleaned: usize,
     last: String,
     mute: bool,
+    /// Its firmware boots from the network without being told.
+    network_first: bool,
+    /// How often its ramdisk was told to go down.
+    ends: usize,
 }
 
 pub(super) struct Lab {
@@ -221,24 +225,45 @@ impl Lab {
             }
         };
         tokio::select! {
-            told = timeout(EVER, story) => told.unwrap_or_else(|_| panic!("{:#?}", self.host(1))),
+            told = timeout(EVER, story) => told.unwrap_or_else(|_| panic!("{}\n{:#?}", self.last_requests(), self.host(1))),
             () = controllers => unreachable!(),
             () = machines => unreachable!(),
         }
     }
 
+    /// What was asked of the API server last, for people.
+    fn last_requests(&self) -> String {
+        let asked = self.api.requests();
+        asked[asked.len().saturating_sub(30)..].join("\n")
+    }
+
     /// Somebody declares the host of machine `number`, with its Secret.
     pub(super) fn declare(&self, number: usize) {
         self.secret(number, CANARY);
+        let bmc = BmcDetails {
+            address: format!("redfish+http://192.0.2.{number}/redfish/v1/Systems/1"),
+            credentials_name: format!("bmc-{number}"),
+            ..BmcDetails::default()
+        };
+        self.put_host(number, Some(bmc));
+    }
+
+    /// Somebody declares the host of machine `number`, which has no BMC and whose ramdisk runs, and opts in for it.
+    pub(super) fn declare_in_band(&self, number: usize) {
+        let mut state = self.machines[number - 1].lock();
+        (state.on, state.network_first, state.calls_in) = (true, true, Some(Instant::now()));
+        drop(state);
+        self.put_host(number, None);
+        let annotations = json!({IN_BAND_ANNOTATION: IN_BAND_SEGMENT});
+        self.edit(number, &json!({"metadata": {"annotations": annotations}}));
+    }
+
+    fn put_host(&self, number: usize, bmc: Option<BmcDetails>) {
         let machine = &self.machines[number - 1];
         let spec = BareMetalHostSpec {
             online: true,
             boot_mac_address: Some(machine.mac.to_string()),
-            bmc: Some(BmcDetails {
-                address: format!("redfish+http://192.0.2.{number}/redfish/v1/Systems/1"),
-                credentials_name: format!("bmc-{number}"),
-                ..BmcDetails::default()
-            }),
+            bmc,
             ..BareMetalHostSpec::default()
         };
         let mut host = BareMetalHost::new(&machine.name, spec);
@@ -356,6 +381,12 @@ impl Machine {
         self.lock().on
     }
 
+    /// How often its ramdisk called in, and was told to go down.
+    pub(super) fn calls_and_ends(&self) -> (u32, usize) {
+        let state = self.lock();
+        (state.sessions, state.ends)
+    }
+
     pub(super) fn set_password(&self, password: &str) {
         password.clone_into(&mut self.lock().password);
     }
@@ -371,7 +402,8 @@ impl Machine {
 
     fn boot(state: &mut State) {
         state.on = true;
-        let ramdisk = std::mem::take(&mut state.armed) && !state.mute;
+        let network = std::mem::take(&mut state.armed) || state.network_first;
+        let ramdisk = network && !state.mute;
         state.calls_in = ramdisk.then(|| Instant::now() + Duration::from_secs(20));
     }
 
@@ -436,6 +468,7 @@ impl Machine {
         };
         state.last.clone_from(&job.id);
         assert_eq!(job.epoch, 7);
+        state.ends += usize::from(matches!(job.action, JobAction::Reboot | JobAction::PowerOff));
         match job.action {
             JobAction::Inspect => {
                 lab.api
