@@ -45,9 +45,18 @@ async fn ends_as_ever(at: At, trouble: Trouble) -> std::sync::Arc<Lab> {
 
 #[tokio::test(start_paused = true)]
 async fn a_life_ends_the_same_if_the_api_server_is_gone_for_a_minute_at_any_step_of_it() {
-    for number in 0..steps().await {
+    let lab = Lab::new(1);
+    lab.run(live(&lab)).await;
+    let usual = lab.api.requests().len();
+    for number in 0..lab.steps() {
         let lab = ends_as_ever(At::Step(number), Trouble::Gone).await;
         assert_eq!(refused(&lab), 0, "step {number}");
+        // It is asked now and then whether it is there again, not all the time.
+        let asked = lab.api.requests().len();
+        assert!(
+            asked < usual + 100,
+            "{asked} requests, {usual} as ever: step {number}"
+        );
     }
 }
 
