@@ -3,6 +3,7 @@
 mod boots;
 mod computer;
 mod fleet;
+pub mod hosts;
 mod lit;
 mod load;
 mod memory;
