@@ -18,7 +18,7 @@ use kube::{
 use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
 use serde_json::json;
 
-use crate::{patch::difference, world::World};
+use crate::{machines::Signal, patch::difference, world::World};
 
 /// Who wrote, in `managedFields`.
 pub(super) const MANAGER: &str = "muster-edge";
