@@ -32,7 +32,7 @@ use super::{
     store::StoreError,
     token::{self, Claims, TokenError},
 };
-use crate::boot::policy::Verdict;
+use crate::{boot::policy::Verdict, machines::Signal};
 
 /// The most Enrolments of one Server that have not ended: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
@@ -282,8 +282,9 @@ impl Edge {
         free: Option<&str>,
     ) -> Result<Result<Reserved<'_>, String>, identity::Nobody> {
         let mut pending = self.pending();
-        let resolved = self.among_machines(&pending, |machines| {
-            identity::resolve(&applicant.identity, applicant.boot, machines, &BTreeSet::new())
+        let (claimed, boot) = (&applicant.identity, applicant.boot);
+        let resolved = self.among_machines(&pending, claimed, boot, |machines| {
+            identity::resolve(claimed, boot, machines, &BTreeSet::new())
         })?;
         if resolved.new {
             if free != Some(&resolved.name) {
@@ -346,7 +347,7 @@ impl Edge {
                 |server: &&Arc<Server>| session_of(server).is_some_and(|session| session.segment == *key);
             // In this order: an enrolment that ends in between is then counted with the Servers, and never with neither.
             let pending = self.pending();
-            let servers = self.store.servers();
+            let servers = self.store.servers_with(&[Signal::Segment(key.clone())]);
             let made = servers.iter().filter(here).count();
             let known = |name: &String| {
                 servers
@@ -399,8 +400,8 @@ impl Edge {
         let since = clock::rfc3339(clock::now());
         let change = |server: &Server| {
             let status = server.status.clone().unwrap_or_default();
-            settled = self.with_machines(|machines| {
-                let (claimed, boot) = (&applicant.identity, applicant.boot);
+            let (claimed, boot) = (&applicant.identity, applicant.boot);
+            settled = self.with_machines(claimed, boot, |machines| {
                 identity::settle(name, &status.identity, claimed, boot, machines, Word::Enrolment)
             });
             Some(enrolled(status, &settled, applicant, &since))
