@@ -168,5 +168,5 @@ fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
         false => format!("the hardware has changed: {}", changes.join(", ")),
     };
     draft.tell("InspectionComplete", message);
-    jobs::clear(draft);
+    jobs::tidy(draft);
 }

@@ -52,8 +52,8 @@ use crate::{
 /// How long a host waits whose rounds follow each other without an end.
 const TOO_FAST: Duration = Duration::from_secs(1);
 
-/// How long a status that only says what the host waits for may wait itself.
-const DEFER: Duration = Duration::from_secs(1);
+/// How long a status that only says what the host waits for may wait itself: most steps are over by then, and cost no write.
+const DEFER: Duration = Duration::from_secs(5);
 
 /// What the loop is given.
 pub struct Config {
