@@ -170,6 +170,35 @@ async fn a_secret_that_comes_later_is_found_though_nobody_labelled_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_others_put_on_a_secret_stays_when_it_is_marked() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        let theirs = json!({"metadata": {
+            "labels": {"team": "blue"},
+            "finalizers": ["blue.test/keep"],
+            "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": "uid-c"}],
+        }});
+        lab.api.edit("secrets", "bmc-1", &theirs);
+        lab.reaches(1, "available").await;
+    })
+    .await;
+    let secret: Secret = lab.api.get("secrets", "bmc-1").unwrap();
+    let labels = secret.metadata.labels.unwrap();
+    assert_eq!(
+        (labels["team"].as_str(), labels["environment.metal3.io"].as_str()),
+        ("blue", "baremetal")
+    );
+    assert_eq!(
+        secret.metadata.finalizers.unwrap(),
+        ["blue.test/keep", "baremetalhost.metal3.io/secret"]
+    );
+    let owners = secret.metadata.owner_references.unwrap();
+    let owners: Vec<&str> = owners.iter().map(|owner| owner.uid.as_str()).collect();
+    assert_eq!(owners, ["uid-c", "uid-1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_bmc_that_cannot_be_reached_is_asked_again_until_it_can() {
     let lab = Lab::new(1);
     let reason = "no route".to_owned();
