@@ -145,7 +145,9 @@ pub fn declared_with(
         now: Timestamp::UNIX_EPOCH,
     };
     match find(&seen, false) {
-        Link::Change(found, _) if host::made_for(found).is_none() && host::declared_mac(found) == Some(boot) => {
+        Link::Change(found, _)
+            if host::made_for(found).is_none() && host::declared_mac(found) == Some(boot) =>
+        {
             Some(host::reference(found))
         }
         _ => None,

@@ -360,8 +360,7 @@ impl Vault {
             .iter()
             .filter(|name| *name != SECRET_FINALIZER)
             .collect();
-        let metadata =
-            json!({"uid": entry.uid, "resourceVersion": entry.version, "finalizers": finalizers});
+        let metadata = json!({"uid": entry.uid, "resourceVersion": entry.version, "finalizers": finalizers});
         self.patch(step, &path, Patch::Merge(json!({"metadata": metadata})))
             .await
     }

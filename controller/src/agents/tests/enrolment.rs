@@ -455,7 +455,11 @@ async fn a_new_machine_costs_four_requests_from_its_token_to_its_inventory() {
     assert_eq!(asked(&lab), new);
     let (again, _) = lab.enrolled(1).await;
     again.report(&inventory_of(1)).await.unwrap();
-    assert_eq!(asked(&lab), ["POST enrolments", "PATCH servers/it/status"], "known, and as it was");
+    assert_eq!(
+        asked(&lab),
+        ["POST enrolments", "PATCH servers/it/status"],
+        "known, and as it was"
+    );
 }
 
 #[tokio::test]
@@ -472,7 +476,11 @@ async fn a_new_machine_belongs_to_the_host_that_declares_its_boot_address_from_i
     // Another NIC of the machine than the one that it boots from.
     declare(&lab, "three", 3);
     for last in [4, 4] {
-        declare(&lab, &format!("four-{}", lab.api.all::<BareMetalHost>("baremetalhosts").len()), last);
+        declare(
+            &lab,
+            &format!("four-{}", lab.api.all::<BareMetalHost>("baremetalhosts").len()),
+            last,
+        );
     }
     for last in [1, 2, 4] {
         let mut agent = lab.agent(last);
@@ -487,7 +495,11 @@ async fn a_new_machine_belongs_to_the_host_that_declares_its_boot_address_from_i
         (one.namespace.as_str(), one.name.as_str(), one.uid.as_str()),
         ("metal", "one", "uid-one")
     );
-    assert_eq!((host(2), host(4)), (None, None), "what is in doubt is for discovery");
+    assert_eq!(
+        (host(2), host(4)),
+        (None, None),
+        "what is in doubt is for discovery"
+    );
 }
 
 #[tokio::test]
