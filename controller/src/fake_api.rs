@@ -93,13 +93,24 @@ impl FakeApi {
             async move {
                 let (head, body) = request.into_parts();
                 let body = body.collect_bytes().await.unwrap();
+                let strategic = head
+                    .headers
+                    .get("content-type")
+                    .is_some_and(|kind| kind == "application/strategic-merge-patch+json");
                 let held = api.lock().held_by(head.method.as_str(), head.uri.path());
                 if let Some(gate) = held {
                     gate.acquire().await.unwrap().forget();
                 }
                 let query = head.uri.query().unwrap_or_default();
                 let mut inner = api.lock();
-                let (code, answer) = inner.serve(head.method.as_str(), head.uri.path(), query, &body);
+                let (code, answer) = {
+                    // Lists that Kubernetes merges, which only built-in kinds have.
+                    let body = match strategic {
+                        true => inner.whole_lists(head.uri.path(), &body),
+                        false => body.to_vec(),
+                    };
+                    inner.serve(head.method.as_str(), head.uri.path(), query, &body)
+                };
                 let date = jiff::Timestamp::from_second(inner.now()).unwrap();
                 let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date);
                 let answer = Full::new(Bytes::from(serde_json::to_vec(&answer).unwrap()));
@@ -309,6 +320,27 @@ impl Inner {
         // One request only.
         request.clear();
         Some(Arc::clone(gate))
+    }
+
+    /// The strategic merge patch `body` as the merge patch that it comes to for the object at `path`.
+    fn whole_lists(&self, path: &str, body: &[u8]) -> Vec<u8> {
+        let parts: Vec<&str> = path.rsplit('/').take(3).collect();
+        let key = (parts[1].to_owned(), parts[2].to_owned(), parts[0].to_owned());
+        let mut patch: Value = serde_json::from_slice(body).unwrap();
+        let stored = self.objects.get(&key);
+        for (list, by) in [("finalizers", None), ("ownerReferences", Some("uid"))] {
+            let Some(added) = patch["metadata"].get(list).and_then(Value::as_array).cloned() else {
+                continue;
+            };
+            let id = |item: &Value| by.map_or(item.clone(), |by| item[by].clone());
+            let others = stored.and_then(|stored| stored["metadata"][list].as_array());
+            let others = others.into_iter().flatten().filter(|other| {
+                let new = added.iter().any(|item| id(item) == id(other));
+                !new
+            });
+            patch["metadata"][list] = others.chain(&added).cloned().collect();
+        }
+        serde_json::to_vec(&patch).unwrap()
     }
 
     fn serve(&mut self, method: &str, path: &str, query: &str, body: &[u8]) -> (u16, Value) {

@@ -3,8 +3,9 @@
 //! A match never proves anything: it only decides whom to ask. So a link is made where exactly one host can be meant, and every
 //! doubt changes nothing and is told on all sides.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
+use jiff::Timestamp;
 use muster_proto::{
     Mac,
     kinds::{BareMetalHost, HostReference, Server},
@@ -123,6 +124,34 @@ pub(super) fn points_at(server: &Server, host: &BareMetalHost) -> bool {
 /// True if a Server of that name exists, whether or not it is `seen.server`.
 fn exists(seen: &Seen<'_>, server: &str) -> bool {
     server == server_name(seen.server) || seen.servers.iter().any(|other| server_name(other) == server)
+}
+
+/// The one host that somebody declared with the address `boot`, from which the machine behind `server` has booted, and that no other
+/// machine has a claim to; none where there is any doubt. The Server's status says what it is known by; `hosts` are at least those that
+/// concern it, `servers` all others.
+pub fn declared_with(
+    boot: Mac,
+    server: &Server,
+    hosts: &[Arc<BareMetalHost>],
+    servers: &[Arc<Server>],
+) -> Option<HostReference> {
+    let seen = Seen {
+        server,
+        hosts,
+        hardware: &[],
+        servers,
+        segment: None,
+        watched: None,
+        now: Timestamp::UNIX_EPOCH,
+    };
+    match find(&seen, false) {
+        Link::Change(found, _)
+            if host::made_for(found).is_none() && host::declared_mac(found) == Some(boot) =>
+        {
+            Some(host::reference(found))
+        }
+        _ => None,
+    }
 }
 
 /// Hosts that were made for this machine and are not on their way out.

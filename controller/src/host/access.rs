@@ -124,6 +124,10 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
             );
             draft.again(LOOK_AGAIN);
         }
+        SecretState::Unasked => {
+            draft.keep_wait();
+            bring_in(draft, &name);
+        }
         SecretState::Unreadable(why) => {
             draft.keep_wait();
             draft.why(format!("the Secret {name} cannot be read: {why}"));
@@ -149,6 +153,35 @@ fn reference(draft: &Draft<'_>, name: &str) -> CredentialsStatus {
         }),
         credentials_version: version,
     }
+}
+
+/// Marks the Secret with the BMC's credentials, which nobody has asked for yet, as upstream does: the same request tells what is in it.
+/// True if it is to be waited for.
+pub(super) fn awaits_secret(draft: &mut Draft<'_>) -> bool {
+    let name = draft
+        .host
+        .spec
+        .bmc
+        .as_ref()
+        .map(|bmc| bmc.credentials_name.clone());
+    match name.filter(|_| draft.seen.secrets.bmc.state == SecretState::Unasked) {
+        Some(name) => {
+            bring_in(draft, &name);
+            // Unless there is something else to tell.
+            draft.untold = draft.status == draft.old;
+            true
+        }
+        None => false,
+    }
+}
+
+fn bring_in(draft: &mut Draft<'_>, name: &str) {
+    draft.effect(Effect::HoldSecret {
+        name: name.to_owned(),
+        hold: Hold::Owned,
+    });
+    draft.why(format!("marks the Secret {name}"));
+    draft.again(Duration::ZERO);
 }
 
 const ASKS: &str = "waits for the BMC to answer; next: the host is inspected";

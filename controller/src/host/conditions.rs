@@ -38,6 +38,16 @@ pub const WAITING_REASONS: [&str; 19] = [
     "Write",
 ];
 
+/// True if `status` says that a person has to act before anything goes on.
+pub fn waits_for_a_person(status: &BareMetalHostStatus) -> bool {
+    let by_hand = ["Contested", "PowerByHand", "PowerCycleByHand", "Trust"];
+    status.conditions.iter().any(|condition| {
+        condition.type_ == WAITING
+            && condition.status == "True"
+            && by_hand.contains(&condition.reason.as_str())
+    })
+}
+
 /// The reason that is called `word`.
 pub(super) fn reason(word: &str) -> Option<&'static str> {
     WAITING_REASONS.into_iter().find(|reason| *reason == word)

@@ -67,6 +67,8 @@ pub(super) struct Draft<'a> {
     pub(super) effects: Vec<Effect>,
     /// Why the power cannot be told.
     pub(super) powerless: Option<String>,
+    /// Nothing has happened yet that the status should tell: what it is to say is known with the next round.
+    pub(super) untold: bool,
     events: Vec<Event>,
     wait: Option<Wait>,
     slot: bool,
@@ -87,6 +89,7 @@ impl<'a> Draft<'a> {
             metadata: Metadata::default(),
             effects: Vec::new(),
             powerless: None,
+            untold: false,
             events: Vec::new(),
             wait: None,
             slot: false,
@@ -373,7 +376,7 @@ impl<'a> Draft<'a> {
             self.powerless.as_deref(),
             self.now,
         );
-        let dirty = self.host.status.is_none() || self.status != self.old;
+        let dirty = !self.untold && (self.host.status.is_none() || self.status != self.old);
         if dirty {
             self.status.last_updated = Some(whole_seconds(self.now));
         }

@@ -30,8 +30,8 @@ const ROUNDS: Rate = Rate {
     burst: 60,
     every: Duration::from_secs(1),
 };
-/// How long a status that only says what the host waits for may wait itself; who comes back after a second finds it over.
-const DEFERRED: Duration = Duration::from_millis(900);
+/// How long a status that only says what the host waits for may wait itself; who comes back after five seconds finds it over.
+const DEFERRED: Duration = Duration::from_millis(4900);
 /// The longest words of a BMC that are kept, in bytes.
 const WORDS: usize = 1000;
 

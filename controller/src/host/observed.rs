@@ -67,6 +67,8 @@ pub enum SecretState {
     /// The host names none.
     #[default]
     Unnamed,
+    /// Nobody watches it and nobody has asked for it: [`Effect::HoldSecret`](super::Effect::HoldSecret) brings it in.
+    Unasked,
     /// The API server says that it does not exist.
     Missing,
     /// It could not be asked for; why. Not the same as missing.

@@ -76,7 +76,7 @@ fn settle(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::PowerManagement);
     draft.status.error_count = 0;
     // The job by which the ramdisk left, or what remained of one.
-    jobs::clear(draft);
+    jobs::tidy(draft);
     let read = draft.seen.bmc.power.map_or(draft.now, |reading| reading.at);
     draft.again_at(read.checked_add(ASK_AGAIN).unwrap_or(draft.now));
 }

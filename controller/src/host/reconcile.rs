@@ -29,6 +29,7 @@ use tokio::{
 use super::{
     Owner, Plan, State,
     bmcs::{Bmcs, Clock, is_call},
+    conditions::waits_for_a_person,
     counts,
     execute::{self, Executor},
     index::{Index, Path},
@@ -52,8 +53,8 @@ use crate::{
 /// How long a host waits whose rounds follow each other without an end.
 const TOO_FAST: Duration = Duration::from_secs(1);
 
-/// How long a status that only says what the host waits for may wait itself.
-const DEFER: Duration = Duration::from_secs(1);
+/// How long a status that only says what the host waits for may wait itself: most steps are over by then, and cost no write.
+const DEFER: Duration = Duration::from_secs(5);
 
 /// What the loop is given.
 pub struct Config {
@@ -393,7 +394,7 @@ async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action
 }
 
 /// True if what `plan` would write says only what the host waits for, and nothing that is begun now needs to be announced by it: a job
-/// announces itself. Where one step follows the other at once, nobody could read it anyway.
+/// announces itself. Where one step follows the other at once, nobody could read it anyway; but a person is told at once what to do.
 fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
     let (Some(old), Some(new)) = (&host.status, &plan.status) else {
         return false;
@@ -407,7 +408,7 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
         last_updated: old.last_updated.clone(),
         ..*new.clone()
     };
-    only_jobs && plan.events.is_empty() && plan.metadata.is_empty() && said == *old
+    only_jobs && !waits_for_a_person(new) && plan.events.is_empty() && plan.metadata.is_empty() && said == *old
 }
 
 /// The plan for the host, with a place among the busy ones if it needs one and there is one.

@@ -11,6 +11,7 @@ use super::{
     super::{
         Effect, State, backoff,
         observed::{Rival, SecretState},
+        plan::Hold,
     },
     life::waiting,
     transitions::at,
@@ -153,6 +154,22 @@ fn pauses_double_and_differ_from_host_to_host() {
         }
         assert!(all.len() > 50, "{failures}: {}", all.len());
     }
+}
+
+#[test]
+fn a_secret_that_nobody_has_asked_for_is_marked_before_anything_is_told() {
+    let mut world = World::new();
+    world.secrets.bmc.state = SecretState::Unasked;
+    let plan = world.plan();
+    assert!(plan.status.is_none() && plan.events.is_empty(), "{plan:#?}");
+    assert_eq!(plan.metadata.finalizer, Some(true));
+    let mark = Effect::HoldSecret {
+        name: "bmc".to_owned(),
+        hold: Hold::Owned,
+    };
+    assert_eq!(plan.effects, [mark]);
+    world.reach(State::Available);
+    assert!(world.secrets.bmc.held);
 }
 
 #[test]
