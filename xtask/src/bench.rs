@@ -10,6 +10,8 @@ use crate::{artifacts, codegen, command::Cmd, root, setup};
 pub(crate) const RESULTS: &str = "docs/benchmarks/discovery.json";
 /// Those of writing, for `docs/benchmarks-write.md`.
 pub(crate) const WRITE_RESULTS: &str = "docs/benchmarks/write.json";
+/// Those of an image in-band, for `docs/benchmarks-provision.md`.
+pub(crate) const PROVISION_RESULTS: &str = "docs/benchmarks/provision.json";
 /// Results that are not to be committed: of `--quick` and `--only`.
 const TRIED: &str = "target/bench/discovery.json";
 
@@ -18,8 +20,10 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     let options = match words.split_first().map(|(name, rest)| (name.as_str(), rest)) {
         Some(("discovery", options)) => options,
         Some(("write", [])) => return write(words),
+        Some(("provision", [])) => return provision(words),
         _ => bail!(
-            "there are two benchmarks: cargo xtask bench discovery [--quick] [--only ROW], and cargo xtask bench write"
+            "there are these benchmarks: cargo xtask bench discovery [--quick] [--only ROW], cargo xtask bench write, \
+             and cargo xtask bench provision"
         ),
     };
     artifacts::all()?;
@@ -52,6 +56,24 @@ fn write(words: &[String]) -> Result<()> {
     println!("· measuring (about 2 min; nothing else should run meanwhile)");
     Cmd::new("target/debug/muster-lab")
         .args(["bench-write", "--out", WRITE_RESULTS, "--commit", &commit()?])
+        .args(["--command", &["cargo xtask bench", &words.join(" ")].join(" ")])
+        .run()?;
+    codegen::write()
+}
+
+/// Measures how soon a server boots the image that it is given in-band.
+fn provision(words: &[String]) -> Result<()> {
+    artifacts::all()?;
+    artifacts::release()?;
+    println!("· measuring (about 6 min; nothing else should run meanwhile)");
+    artifacts::lab("release")
+        .args([
+            "bench-provision",
+            "--out",
+            PROVISION_RESULTS,
+            "--commit",
+            &commit()?,
+        ])
         .args(["--command", &["cargo xtask bench", &words.join(" ")].join(" ")])
         .run()?;
     codegen::write()
