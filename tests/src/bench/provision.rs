@@ -150,8 +150,10 @@ async fn provision(stage: &Stage, name: &str, firmware: Firmware, image: &Value)
     let host = stage.host(mac, PATIENCE, |host| host.status.is_some()).await?;
     let hosts = stage.api::<BareMetalHost>();
     let patch = async |patch: Value| -> Result<()> {
-        let patched = hosts.patch(&host.name_any(), &PatchParams::default(), &Patch::Merge(patch));
-        patched.await.context("patch the host")?;
+        hosts
+            .patch(&host.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .context("patch the host")?;
         Ok(())
     };
     let console = machine.console();
