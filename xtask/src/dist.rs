@@ -25,7 +25,9 @@ pub(crate) fn run() -> Result<()> {
     fs::create_dir_all(&tree).with_context(|| format!("creating {}", tree.display()))?;
     binaries(&tree)?;
     ramdisks(&tree)?;
+    loaders(&tree)?;
     manifests(&tree)?;
+    documents(&tree)?;
     println!("· image");
     image(&tree)?;
     sums(&tree)?;
@@ -85,6 +87,38 @@ fn ramdisks(tree: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// iPXE, which the image has inside: for those who run the controller without a container.
+fn loaders(tree: &Path) -> Result<()> {
+    let to = tree.join("ipxe");
+    fs::create_dir_all(&to).with_context(|| format!("creating {}", to.display()))?;
+    let from = Path::new("/usr/lib/ipxe");
+    ["undionly.kpxe", "snponly.efi"]
+        .iter()
+        .try_for_each(|name| copy(&from.join(name), &to.join(name)))
+}
+
+/// What people read while they install, and the example that they begin with.
+fn documents(tree: &Path) -> Result<()> {
+    let to = tree.join("docs");
+    fs::create_dir_all(&to).with_context(|| format!("creating {}", to.display()))?;
+    for name in [
+        "fleet.md",
+        "install.md",
+        "metrics.md",
+        "migrate-from-metal3.md",
+        "network.md",
+        "states.md",
+        "validation.md",
+    ] {
+        copy(&root().join("docs").join(name), &to.join(name))?;
+    }
+    let example = "segment-demo.yaml";
+    copy(
+        &root().join("deploy/manifests/examples").join(example),
+        &tree.join(example),
+    )
 }
 
 /// As single files, for those who have no kustomize.
