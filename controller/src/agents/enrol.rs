@@ -262,7 +262,9 @@ impl Edge {
     fn recognise(&self, applicant: &Applicant) -> Result<Reserved<'_>, Refused> {
         let mut pending = self.pending();
         let resolved = self
-            .among_machines(&pending, &applicant.identity, applicant.boot, |machines| resolve(applicant, machines))
+            .among_machines(&pending, &applicant.identity, applicant.boot, |machines| {
+                resolve(applicant, machines)
+            })
             .map_err(|nobody| {
                 Refused::new(
                     EnrolOutcome::Malformed,
