@@ -84,7 +84,9 @@ fn cannot(draft: &mut Draft<'_>, why: &str) {
     }
     draft.wait_for(
         REFUSED,
-        format!("{why}; next: goes on as soon as spec.image is changed, or is deprovisioned once it is removed"),
+        format!(
+            "{why}; next: goes on as soon as spec.image is changed, or is deprovisioned once it is removed"
+        ),
     );
 }
 
