@@ -20,7 +20,11 @@ use muster_proto::{
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 
-use crate::boot::policy::{Verdict, verdict, verdict_by_uuid};
+use crate::{
+    boot::policy::{Verdict, verdict, verdict_by_uuid},
+    discovery::host::{has_any_mac, made_for},
+    host::State,
+};
 
 /// The watched copies. A role that may not read a kind has an empty store of it.
 #[derive(Clone, Debug)]
@@ -194,12 +198,17 @@ impl World {
             let annotations = host.metadata.annotations.as_ref();
             declares(host) && !annotations.is_some_and(|all| all.contains_key(SERVER_ANNOTATION))
         };
+        // Another operator inspected it, and needed no address to do so: what runs there is not to meet a ramdisk for that.
+        let runs_with = |host: &BareMetalHost| {
+            State::of(host).is_provisioned() && made_for(host).is_none() && has_any_mac(host, &[mac].into())
+        };
         // What a machine reported of itself takes no NIC from a host that a person declared with it.
         let host = self
             .hosts
             .find(by_hand)
             .or(pointed)
-            .or_else(|| self.hosts.find(declares));
+            .or_else(|| self.hosts.find(declares))
+            .or_else(|| self.hosts.find(runs_with));
         Known {
             by_uuid_alone: by_uuid_alone && server.is_some(),
             server,
@@ -214,7 +223,7 @@ pub struct Known {
     /// Its Server.
     pub server: Option<Arc<Server>>,
     /// Its BareMetalHost: the one that a person declared with this MAC address, else the one that the Server points at, else any
-    /// that declares the address.
+    /// that declares the address, else a provisioned one whose inspected hardware has it.
     pub host: Option<Arc<BareMetalHost>>,
     /// Its Server has never had this MAC address.
     pub by_uuid_alone: bool,
@@ -374,5 +383,37 @@ mod tests {
             declared,
             "no machine's report takes a NIC from a host that a person declared with it"
         );
+    }
+
+    #[tokio::test]
+    async fn a_provisioned_host_is_known_by_every_nic_that_its_inspection_found() {
+        let (world, _segments, _servers, mut hosts, _enrolments) = empty();
+        let host = |state: &str| -> BareMetalHost {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "left", "namespace": "metal"},
+                "spec": {"online": true},
+                "status": {"errorMessage": "", "operationalStatus": "OK", "poweredOn": true,
+                    "hardware": {"nics": [{"mac": "00:00:5E:00:53:01"}, {"mac": "00:00:5E:00:53:02"}]},
+                    "provisioning": {"ID": "", "state": state}},
+            }))
+            .unwrap()
+        };
+        let segment = |unknown: &str| -> Segment {
+            let spec = serde_json::json!({"subnet": "192.0.2.0/24", "unknown": unknown});
+            Segment::new("lab", serde_json::from_value(spec).unwrap())
+        };
+        let verdict = |hosts: &mut Writer<BareMetalHost>, state| {
+            hosts.apply_watcher_event(&watcher::Event::Apply(host(state)));
+            let known = world.known(Mac([0, 0, 0x5e, 0, 0x53, 2]), None);
+            ["discover", "hold"].map(|unknown| known.verdict(&segment(unknown)))
+        };
+        for state in ["provisioned", "externally provisioned"] {
+            let verdicts = verdict(&mut hosts, state);
+            let disk = |verdict: &Verdict| matches!(verdict, Verdict::Disk(_));
+            assert!(verdicts.iter().all(disk), "{state}: {verdicts:?}");
+        }
+        let verdicts = verdict(&mut hosts, "available");
+        let ramdisk = |verdict: &Verdict| matches!(verdict, Verdict::Ramdisk(_));
+        assert!(verdicts.iter().all(ramdisk), "nobody declared it: {verdicts:?}");
     }
 }
