@@ -143,8 +143,9 @@ struct Site {
 impl Site {
     /// Everything as it was when the other operator stopped; ours does not run yet.
     async fn left(purpose: &str) -> Result<Site> {
-        let recorded: Recorded = serde_saphyr::from_str(RECORDED)?;
         let stage = Stage::dark(purpose, &[BR0]).await?;
+        let here = format!("namespace: {}", stage.namespace);
+        let recorded: Recorded = serde_saphyr::from_str(&RECORDED.replace("namespace: metal", &here))?;
         install_upstreams(Cluster::shared().await?, &stage.namespace).await?;
         let rack = stage.rack()?;
         let numbers = 1..=u32::try_from(recorded.hosts.len())?;
@@ -325,11 +326,15 @@ impl Site {
 
     async fn is_gone(&self, name: &str) -> Result<()> {
         let api = self.stage.api::<BareMetalHost>();
-        self.stage
+        let mut last = None;
+        let gone = self
+            .stage
             .until(&format!("{name} is to be gone"), SOON, async || {
-                Ok(api.get_opt(name).await?.is_none().then_some(()))
+                last = api.get_opt(name).await?;
+                Ok(last.is_none().then_some(()))
             })
-            .await
+            .await;
+        gone.with_context(|| format!("{:#?}", last.and_then(|host| host.status)))
     }
 
     /// What was done to the disks of a machine.
