@@ -34,9 +34,11 @@ const SYSTEM: &str = "1";
 const IMAGE: &str = "http://images.test/os.raw";
 const CANARY: &str = "canary-9f3c77";
 
-/// A machine behind its BMC, on a stage whose Segment ignores whom nobody described.
+/// A machine behind its BMC, and its host.
 struct Rig {
     stage: Stage,
+    /// The host's name.
+    name: String,
     service: Arc<Service>,
     server: Arc<Mutex<SimServer>>,
     mac: Mac,
@@ -44,12 +46,17 @@ struct Rig {
 }
 
 impl Rig {
+    /// On a stage whose Segment ignores whom nobody described.
     async fn new(purpose: &str) -> Result<Rig> {
+        Rig::with(purpose, UnknownPolicy::Ignore).await
+    }
+
+    async fn with(purpose: &str, unknown: UnknownPolicy) -> Result<Rig> {
         let mut stage = Stage::dark(purpose, &[BR0]).await?;
         stage.controller.start()?;
         let spec = SegmentSpec {
             required_trust: Trust::Segment,
-            ..segment(BR0, Profile::Lab, UnknownPolicy::Ignore)?
+            ..segment(BR0, Profile::Lab, unknown)?
         };
         stage.serve(BR0.name, spec).await?;
         let rack = stage.rack()?;
@@ -74,6 +81,7 @@ impl Rig {
         });
         Ok(Rig {
             stage,
+            name: "node".to_owned(),
             service,
             server,
             mac,
@@ -97,18 +105,22 @@ impl Rig {
         Ok(())
     }
 
+    fn bmc(&self) -> BmcDetails {
+        BmcDetails {
+            address: self.service.address("redfish", Some(SYSTEM)),
+            credentials_name: "bmc".to_owned(),
+            ..BmcDetails::default()
+        }
+    }
+
     async fn declare(&self) -> Result<()> {
         let spec = BareMetalHostSpec {
             online: true,
             boot_mac_address: Some(self.mac.to_string()),
-            bmc: Some(BmcDetails {
-                address: self.service.address("redfish", Some(SYSTEM)),
-                credentials_name: "bmc".to_owned(),
-                ..BmcDetails::default()
-            }),
+            bmc: Some(self.bmc()),
             ..BareMetalHostSpec::default()
         };
-        let host = BareMetalHost::new("node", spec);
+        let host = BareMetalHost::new(&self.name, spec);
         self.stage
             .api::<BareMetalHost>()
             .create(&PostParams::default(), &host)
@@ -120,7 +132,7 @@ impl Rig {
     async fn patch(&self, patch: Value) -> Result<()> {
         self.stage
             .api::<BareMetalHost>()
-            .patch("node", &PatchParams::default(), &Patch::Merge(patch))
+            .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
             .await
             .context("patch the host")?;
         Ok(())
@@ -132,7 +144,7 @@ impl Rig {
         let found = self
             .stage
             .until(&what, SOON, async || {
-                let host = self.stage.api::<BareMetalHost>().get_opt("node").await?;
+                let host = self.stage.api::<BareMetalHost>().get_opt(&self.name).await?;
                 last.clone_from(&host);
                 Ok(host.filter(&test))
             })
@@ -162,14 +174,19 @@ impl Rig {
 
     async fn delete(&self) -> Result<()> {
         let api = self.stage.api::<BareMetalHost>();
-        api.delete("node", &DeleteParams::default())
+        api.delete(&self.name, &DeleteParams::default())
             .await
             .context("delete the host")?;
         self.stage
             .until("the host is to be gone", SOON, async || {
-                Ok(api.get_opt("node").await?.is_none().then_some(()))
+                Ok(api.get_opt(&self.name).await?.is_none().then_some(()))
             })
             .await
+    }
+
+    /// How often it has begun to boot.
+    fn boots(&self) -> u32 {
+        self.server.lock().expect("no test panics with it").seen().boots
     }
 
     /// What its agent has done to disks.
@@ -245,6 +262,56 @@ async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() 
     assert!(!log.contains(CANARY), "the log shows user data");
     let told = rig.stage.told().await.unwrap();
     assert!(told.iter().all(|told| !told.note.contains(CANARY)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_discovered_host_gets_a_bmc_and_the_ramdisk_that_runs_serves_for_all_of_it() {
+    let mut rig = Rig::with("found", UnknownPolicy::Hold).await.unwrap();
+    // Somebody plugs it in.
+    rig.service.went_on(SYSTEM);
+    let is_found = |host: &BareMetalHost| {
+        let status = host.status.as_ref();
+        status.is_some_and(|status| status.provisioning.state == "unmanaged" && status.hardware.is_some())
+    };
+    let found = rig.stage.host(rig.mac, SOON, is_found).await.unwrap();
+    rig.name = found.name_any();
+    let hardware = found.status.unwrap().hardware;
+    let boots = rig.boots();
+    rig.secret("secret").await.unwrap();
+    rig.patch(json!({"spec": {"bmc": rig.bmc()}})).await.unwrap();
+    let host = rig.reaches("available").await.unwrap();
+    assert_eq!(host.uid(), found.metadata.uid);
+    let status = host.status.unwrap();
+    assert_eq!(status.hardware, hardware, "it is not inspected again");
+    assert!(status.powered_on && status.good_credentials.is_some());
+    assert_eq!(rig.boots(), boots, "it is not booted again");
+    rig.wish().await.unwrap();
+    rig.reaches("provisioned").await.unwrap();
+    assert_eq!(rig.worked(), ["clean", "write"]);
+    // Once into the ramdisk, and once out of it: by its agent's hand, as the BMC's own log shows.
+    rig.stage
+        .until("the machine is to leave its ramdisk once", SOON, async || {
+            // From then on it looks for a system on its empty disk, again and again.
+            Ok((rig.boots() > boots).then_some(()))
+        })
+        .await
+        .unwrap();
+    let asked = rig.service.seen();
+    let system = |request: &&bmc::Seen| request.path.contains("/Systems");
+    assert!(asked.iter().any(|request| system(&request)), "it was asked");
+    for request in asked.iter().filter(system) {
+        assert_eq!(request.method, "GET", "{request:#?}");
+    }
+    assert_eq!(rig.service.power(SYSTEM), PowerState::On);
+    // From here on its BMC boots it.
+    rig.patch(json!({"spec": {"image": null, "userData": null}}))
+        .await
+        .unwrap();
+    rig.reaches("deprovisioning").await.unwrap();
+    rig.reaches("available").await.unwrap();
+    assert_eq!(rig.worked(), ["clean", "write", "clean"]);
+    rig.delete().await.unwrap();
+    assert_eq!(rig.service.power(SYSTEM), PowerState::Off);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -425,7 +425,7 @@ impl Edge {
     /// from its first moment on, as discovery would write it in the next one.
     fn declared(&self, applicant: &Applicant, name: &str) -> Option<HostReference> {
         let boot = applicant.boot?;
-        if self.store.world.machines.declaring(boot).is_empty() {
+        if self.store.world.machines.hosts_with(boot).is_empty() {
             return None;
         }
         let mut server = Server::new(name, ServerSpec::default());

@@ -177,7 +177,9 @@ fn is_unowned(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
 /// again by any NIC: the declared one may have been replaced while both were there.
 pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
     let macs = macs(seen.server);
-    hosts(seen)
+    let all = seen.hosts.iter().map(AsRef::as_ref);
+    // One that is being deleted has its machine cleaned and switched off before it goes.
+    all.filter(|host| !host::is_leaving(host) || host::is_held(host))
         .filter(|host| is_unowned(seen, host))
         .filter(|host| match host::made_for(host) {
             None => host::declared_mac(host).is_some_and(|mac| macs.contains(&mac)),

@@ -86,7 +86,7 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
         }
         Some(Probed { result: Ok(()), .. }) => {
             good_credentials(draft, &name);
-            draft.forget(ErrorType::Registration);
+            forget(draft);
             Reach::Bmc
         }
         Some(Probed {
@@ -265,7 +265,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
             Reach::No
         }
         _ => {
-            draft.forget(ErrorType::Registration);
+            forget(draft);
             draft.powerless = Some(message);
             ask_again(draft, failure, access);
             Reach::Silent(failure.clone())
@@ -292,9 +292,16 @@ fn in_band(draft: &mut Draft<'_>) -> Reach {
         return Reach::No;
     }
     if draft.state != State::Registering {
-        draft.forget(ErrorType::Registration);
+        forget(draft);
     }
     Reach::InBand
+}
+
+/// What failed on the way to the machine is past. The second kind is another operator's, which has to register a provisioned host
+/// with somebody else.
+fn forget(draft: &mut Draft<'_>) {
+    draft.forget(ErrorType::Registration);
+    draft.forget(ErrorType::ProvisionedRegistration);
 }
 
 /// Whether the opt-in holds for the session; if not, what is missing.

@@ -258,19 +258,11 @@ impl<'a> Draft<'a> {
     }
 
     /// When the failure that the status speaks of was counted; none: there is none that is to be repeated. A status that another
-    /// operator wrote has no such condition: then it is when that was.
+    /// operator wrote has no such condition: what failed in its hands is tried at once in ours.
     pub(super) fn failed_at(&self) -> Option<Timestamp> {
         self.old.error_type?;
-        match self.old_wait() {
-            Some(wait) if wait.reason == RETRY => Some(wait.last_transition_time.0),
-            Some(_) => None,
-            None => self
-                .old
-                .last_updated
-                .as_ref()
-                .filter(|_| self.old.error_count > 0)
-                .map(|at| at.0),
-        }
+        let wait = self.old_wait().filter(|wait| wait.reason == RETRY)?;
+        Some(wait.last_transition_time.0)
     }
 
     /// Whether a failure of one of `kinds` still holds up the work; if so, all stays as it is until it is time.

@@ -11,7 +11,7 @@ use super::{
     draft::{Draft, HoldOff, whole_seconds},
     jobs::{self, Job},
     plan::{Effect, Task},
-    ramdisk,
+    ramdisk, registration,
 };
 use crate::discovery::{hardware, host};
 
@@ -61,7 +61,7 @@ pub(super) fn begin_again(draft: &mut Draft<'_>) {
     draft.enter(State::Inspecting);
     draft.begin(|history| &mut history.inspect);
     draft.tell("InspectionStarted", "the hardware is inspected again");
-    super::registration::snapshot_boot_mode(draft);
+    registration::snapshot_boot_mode(draft);
     ramdisk::announce(draft, THEN);
 }
 
@@ -83,6 +83,15 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         .as_ref()
         .and_then(|history| history.inspect.as_ref()?.start.as_ref())
         .map(|start| start.0);
+    if registration::inspection_disabled(draft.host) {
+        draft.enter(State::Preparing);
+        if start.is_some() {
+            draft.end(|history| &mut history.inspect);
+        }
+        draft.tell("InspectionSkipped", "nobody wants it any more");
+        jobs::clear(draft);
+        return;
+    }
     let Some(start) = start else {
         // Another operator's status without its history.
         draft.begin(|history| &mut history.inspect);

@@ -1,6 +1,6 @@
 //! Hosts that somebody's operating system runs on: looked after, never written. Pure.
 
-use muster_proto::kinds::ErrorType;
+use muster_proto::kinds::{ErrorType, OperationalStatus};
 
 use super::{State, access, available::image_url, deprovisioning, draft::Draft, guard, power};
 
@@ -33,10 +33,18 @@ pub(super) fn external(draft: &mut Draft<'_>) {
             .clone_from(&draft.host.spec.custom_deploy);
         return;
     }
+    // The request that failed is not to be fulfilled any more.
+    draft.forget(ErrorType::Provisioning);
     look_after(draft);
 }
 
 fn look_after(draft: &mut Draft<'_>) {
+    // Another operator's: nobody services the host here, and nothing of it waits for a place.
+    draft.forget(ErrorType::Servicing);
+    let status = &mut draft.status.operational_status;
+    if matches!(*status, OperationalStatus::Servicing | OperationalStatus::Delayed) {
+        *status = OperationalStatus::Ok;
+    }
     let reach = access::ensure(draft);
     power::manage(draft, &reach);
 }

@@ -12,7 +12,7 @@ use super::{
     State,
     access::{self, LOOK_AGAIN, Reach},
     available, disk,
-    draft::Draft,
+    draft::{Draft, REFUSED},
     guard, image,
     jobs::{self, Job},
     observed::Power,
@@ -76,6 +76,20 @@ fn is_withdrawn(draft: &Draft<'_>) -> bool {
     !available::has_request(&draft.host.spec) || (attempted.is_some() && wanted != attempted)
 }
 
+/// The image is one that this version does not write: another operator began with it, or it was changed meanwhile. Nothing is taken
+/// back for that: it may be on the disk, whole.
+fn cannot(draft: &mut Draft<'_>, why: &str) {
+    if draft.waiting_since(REFUSED).is_none() {
+        draft.warn("ProvisioningError", why);
+    }
+    draft.wait_for(
+        REFUSED,
+        format!(
+            "{why}; next: goes on as soon as spec.image is changed, or is deprovisioned once it is removed"
+        ),
+    );
+}
+
 /// The host is provisioning.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
     if draft.old.error_type == Some(ErrorType::Provisioning) {
@@ -94,7 +108,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     };
     let source = match source {
         Some(Ok(source)) => source,
-        Some(Err(why)) => return failed(draft, &why),
+        Some(Err(why)) => return cannot(draft, &why),
         None => return,
     };
     if !draft.takes_slot() {

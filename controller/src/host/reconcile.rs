@@ -29,8 +29,9 @@ use tokio::{
 use super::{
     Owner, Plan, State,
     bmcs::{Bmcs, Clock, is_call},
-    conditions::waits_for_a_person,
+    conditions::{WAITING, waits_for_a_person},
     counts,
+    draft::REFUSED,
     execute::{self, Executor},
     index::{Index, Path},
     memory::Memory,
@@ -329,10 +330,16 @@ fn is_busy(host: &BareMetalHost) -> bool {
     State::of(host).is_busy() && !host.status.as_ref().is_some_and(delayed)
 }
 
-/// True if the last thing that is told of `host` is a failure.
+/// True if the last thing that is told of `host` is a failure, or that somebody has to change something first.
 fn has_failed(host: &BareMetalHost) -> bool {
+    let refused = |status: &BareMetalHostStatus| {
+        let mut conditions = status.conditions.iter();
+        conditions.any(|condition| {
+            condition.type_ == WAITING && condition.status == "True" && condition.reason == REFUSED
+        })
+    };
     let status = host.status.as_ref();
-    status.is_some_and(|status| status.operational_status == OperationalStatus::Error)
+    status.is_some_and(|status| status.operational_status == OperationalStatus::Error || refused(status))
 }
 
 async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action, ExecuteError> {

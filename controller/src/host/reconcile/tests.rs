@@ -298,6 +298,25 @@ async fn a_host_that_waits_after_a_failure_keeps_no_other_from_its_turn() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_host_that_another_operator_left_and_somebody_has_to_decide_on_keeps_no_other_from_its_turn() {
+    let lab = Lab::with_limit(2, 1);
+    let image = json!({"url": "http://images.test/os.qcow2", "checksum": "0".repeat(64), "format": "qcow2"});
+    let status = json!({"errorMessage": "", "operationalStatus": "OK", "poweredOn": true, "lastAttemptedImage": image,
+        "operationHistory": {"provision": {"start": "2025-12-31T23:50:00Z"}},
+        "provisioning": {"ID": "", "state": "provisioning"}});
+    lab.declare(1);
+    lab.edit(1, &json!({"spec": {"image": image}, "status": status}));
+    assert!(super::is_busy(&lab.host(1).unwrap()));
+    lab.run(async {
+        lab.declare(2);
+        lab.reaches(2, "available").await;
+    })
+    .await;
+    assert!(super::is_busy(&lab.host(1).unwrap()) && super::has_failed(&lab.host(1).unwrap()));
+    assert_eq!(lab.machines[0].disk().0, ["old"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_does_not_lead_any_more_does_nothing() {
     let lab = Lab::new(1);
     lab.run(async {

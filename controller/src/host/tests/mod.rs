@@ -7,5 +7,6 @@ mod life;
 mod metal;
 mod parts;
 mod refusals;
+mod takeover;
 mod transitions;
 mod world;
