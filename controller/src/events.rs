@@ -8,7 +8,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{self, EventType, Recorder, Reporter};
-use muster_proto::Chain;
+use muster_proto::{Chain, text};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::bucket::{Bucket, Rate};
@@ -56,6 +56,9 @@ const RATE: Rate = Rate {
 
 /// Warnings, and objects with a reason, that are remembered for that; beyond, old ones are forgotten.
 const REMEMBERED: usize = 1024;
+
+/// The API server refuses longer ones, in bytes.
+const NOTE: usize = 1024;
 
 /// How many Events may wait for the API server; while it is away, the rest is only logged.
 const QUEUE: usize = 512;
@@ -149,7 +152,7 @@ async fn write(client: kube::Client, mut waiting: mpsc::Receiver<Event>) {
             reason: reason.to_owned(),
             // The recorder aggregates by action: the same words are the same happening.
             action: action(reason, &message),
-            note: Some(message),
+            note: Some(text::clean_to(message.as_bytes(), NOTE)),
             secondary: None,
         };
         if let Err(error) = recorder.publish(&event, &about).await {

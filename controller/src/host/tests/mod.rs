@@ -2,6 +2,7 @@
 
 mod annotations;
 mod capm3;
+mod doubts;
 mod faults;
 mod life;
 mod metal;
