@@ -189,8 +189,9 @@ fn good_credentials(draft: &mut Draft<'_>, name: &str) {
     if let Some(former) = former.filter(|former| former != name && !former.is_empty()) {
         draft.effect(Effect::ReleaseSecret { name: former });
     }
-    // Registration's own end stands there already; other credentials of a registered host are worth a line.
-    let tried = draft.status.tried_credentials.as_ref() == Some(&reference);
+    // Registration's own end stands there already; other credentials of a registered host are worth a line. Their version may have
+    // grown since they were tried, by our own label.
+    let tried = draft.status.tried_credentials != draft.status.good_credentials;
     if others && tried && draft.state != State::Registering {
         let at = draft.now;
         draft.begin(|history| &mut history.register);

@@ -149,8 +149,9 @@ async fn a_look_whose_connection_ended_is_taken_again_and_a_change_is_not() {
     service.seen();
     // After the new session, on its connection.
     let ends = Rule::always(Fault::Refuse).path("/Systems/1");
-    service.inject(Rule::always(Fault::Status(401, "NoValidSession")).path("/Systems/1").times(1));
     service.inject(ends.clone().method("GET").times(1));
+    let expired = Rule::always(Fault::Status(401, "NoValidSession"));
+    service.inject(expired.path("/Systems/1").times(1));
     assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
     assert_eq!(count(&service, "GET", "/Systems/1"), 3);
     service.inject(ends.method("POST"));
