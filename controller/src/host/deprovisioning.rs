@@ -59,8 +59,14 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         HoldOff::None if draft.old.error_type == Some(ErrorType::Provisioning) => {}
         HoldOff::None | HoldOff::Over => draft.clear_error(),
     }
-    if guard::is_protected(draft.host) && draft.is_leaving() {
-        uncleaned(draft, "the host is protected");
+    if let Some(why) = guard::untouchable(draft.host) {
+        match draft.is_leaving() {
+            true => uncleaned(draft, why),
+            false => draft.refuse(
+                ErrorType::Provisioning,
+                format!("{why}, or {RELEASE_ANNOTATION} lets it go as it is"),
+            ),
+        }
         return;
     }
     if !draft.takes_slot() {

@@ -16,14 +16,11 @@ use super::{
 /// The host is provisioned.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
     if is_to_go(draft) {
-        if !guard::is_protected(draft.host) {
+        let Some(why) = guard::untouchable(draft.host) else {
             deprovisioning::begin(draft);
             return;
-        }
-        draft.refuse(
-            ErrorType::Provisioning,
-            "the host is protected: what it runs is not taken away before the annotation muster.dev/protected is removed",
-        );
+        };
+        draft.refuse(ErrorType::Provisioning, why);
     } else {
         draft.forget(ErrorType::Provisioning);
         if is_to_leave(draft) {

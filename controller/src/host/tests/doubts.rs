@@ -371,3 +371,34 @@ fn power_that_was_read_before_an_effect_says_nothing_after_it() {
     News::Tried(tried, true).remember(&mut bmc, &mut None);
     assert_eq!(bmc.power, None);
 }
+
+#[test]
+fn what_somebody_else_runs_is_not_rebooted_to_be_taken_away() {
+    let mut world = provisioned();
+    let (boots, cleans) = (world.machine.boots, world.machine.cleans);
+    world.host().spec.externally_provisioned = Some(true);
+    world.set_image(None);
+    world.settle();
+    assert_eq!(world.state(), State::Provisioned);
+    assert!(error(&world).1.contains("somebody else"), "{}", error(&world).1);
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+    assert_eq!((world.machine.boots, world.machine.cleans), (boots, cleans));
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    // Nor where it is said in the middle.
+    for annotation in [None, Some(muster_proto::kinds::PROTECTED_ANNOTATION)] {
+        let mut world = at(State::Deprovisioning);
+        let (boots, cleans) = (world.machine.boots, world.machine.cleans);
+        match annotation {
+            None => world.host().spec.externally_provisioned = Some(true),
+            Some(name) => world.annotate(name, ""),
+        }
+        world.settle();
+        assert_eq!(world.state(), State::Deprovisioning);
+        assert_eq!(waiting(&world).0, "Refused");
+        assert_eq!((world.machine.boots, world.machine.cleans), (boots, cleans));
+        world.annotate(muster_proto::kinds::RELEASE_ANNOTATION, "");
+        world.until("let go", |world| world.state() != State::Deprovisioning);
+        assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    }
+}
