@@ -461,8 +461,7 @@ fn control(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, RunError>
         authorities: bmc::authorities(&args.bmc_cas)?,
         ..bmc::Config::default()
     };
-    let bmcs =
-        Bmcs::new(&config, bmc::Metrics::register(parts.registry)).map_err(RunError::Authorities)?;
+    let bmcs = Bmcs::new(&config, bmc::Metrics::register(parts.registry)).map_err(RunError::Authorities)?;
     let control = Control {
         config: parts.config.clone(),
         client: parts.client.clone(),

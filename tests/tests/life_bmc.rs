@@ -64,8 +64,7 @@ impl Rig {
             user: ("admin".to_owned(), PASSWORD.to_owned()),
             ..bmc::Options::default()
         };
-        let (service, mut events) =
-            Service::on(listener.context("listen as a BMC")?, options)?;
+        let (service, mut events) = Service::on(listener.context("listen as a BMC")?, options)?;
         let service = Arc::new(service);
         let machine = Arc::clone(&server);
         tokio::spawn(async move {
@@ -181,10 +180,7 @@ impl Rig {
 
     /// All that the controller stored or said outside of Secrets shows no secret, in clear or in base64.
     async fn shows_no_secret(&self) -> Result<()> {
-        let mut places = vec![(
-            "the log",
-            self.stage.controller.log().last(100_000).join("\n"),
-        )];
+        let mut places = vec![("the log", self.stage.controller.log().last(100_000).join("\n"))];
         let list = ListParams::default();
         let hosts = self.stage.api::<BareMetalHost>().list(&list).await?;
         places.push(("hosts", serde_json::to_string(&hosts.items)?));

@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use super::{
-    Access, BmcError, Boot, Connection, Done, Driver, Epoch, HostRef, Leave, Metrics, PowerState, Probe, Reset,
-    Term, Transport,
+    Access, BmcError, Boot, Connection, Done, Driver, Epoch, HostRef, Leave, Metrics, PowerState, Probe,
+    Reset, Term, Transport,
     address::Place,
     pause::{Pause, Pauses},
     redfish::{Limits, Means, Redfish, Trust},

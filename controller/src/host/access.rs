@@ -269,7 +269,10 @@ fn took_them_before(draft: &Draft<'_>) -> bool {
 pub(super) fn shown(address: &str) -> String {
     match address.parse::<Address>() {
         Ok(address) => address.to_string(),
-        Err(_) => address.rsplit_once('@').map_or(address, |(_, rest)| rest).to_owned(),
+        Err(_) => address
+            .rsplit_once('@')
+            .map_or(address, |(_, rest)| rest)
+            .to_owned(),
     }
 }
 

@@ -261,7 +261,12 @@ mod tests {
     #[test]
     fn texts_that_swell_or_nest_without_end_are_refused_and_bring_nothing_down() {
         let laughs: String = (1..30)
-            .map(|level| format!("a{level}: &a{level} [{}]\n", format!("*a{},", level - 1).repeat(9)))
+            .map(|level| {
+                format!(
+                    "a{level}: &a{level} [{}]\n",
+                    format!("*a{},", level - 1).repeat(9)
+                )
+            })
             .collect();
         let laughs = format!("a0: &a0 [lol]\n{laughs}");
         for text in [

@@ -47,7 +47,10 @@ pub(super) fn is_profile_default(hints: &RootDeviceHints) -> bool {
 
 /// The disk that the image goes to; else why there is none.
 pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> Result<&'a Disk, String> {
-    let Some(hints) = hints.map(said).filter(|hints| *hints != RootDeviceHints::default()) else {
+    let Some(hints) = hints
+        .map(said)
+        .filter(|hints| *hints != RootDeviceHints::default())
+    else {
         let paths = paths(disks);
         return disks
             .iter()

@@ -45,7 +45,10 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
         }
         Reach::Silent(_) => {
             if !draft.keep_wait() {
-                draft.wait_for("Bmc", "waits for the BMC to answer; next: its power is looked after");
+                draft.wait_for(
+                    "Bmc",
+                    "waits for the BMC to answer; next: its power is looked after",
+                );
             }
             draft.why("the BMC does not answer");
             return;

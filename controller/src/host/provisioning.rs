@@ -284,7 +284,9 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     let why = trouble.map(|why| format!(" ({why})")).unwrap_or_default();
     draft.wait_for(
         "Leave",
-        format!("the image is written, and the machine's ramdisk is silent; next: the BMC resets the machine{why}"),
+        format!(
+            "the image is written, and the machine's ramdisk is silent; next: the BMC resets the machine{why}"
+        ),
     );
     draft.again(LOOK_AGAIN);
     let due = tried.is_none_or(|tried| ramdisk::is_due(draft, tried.at));

@@ -501,7 +501,13 @@ async fn carry_out(
         done.host = executor.write_status(&done.host, status).await?;
         done.wrote = true;
         context.memory.wrote_status(&done.host);
-        counts::status_written(&context.metrics, &sight.host, &done.host, sight.secrets(), &events);
+        counts::status_written(
+            &context.metrics,
+            &sight.host,
+            &done.host,
+            sight.secrets(),
+            &events,
+        );
         // What is stored will not be said again by a later plan, so people are told now, whatever becomes of the effects.
         events.drain(..).for_each(|event| context.events.record(event));
     }

@@ -121,7 +121,10 @@ async fn nothing_leaves_for_a_term_that_ended_in_the_middle_of_a_call() {
     let term = |epoch| {
         let (service, over) = (Arc::clone(&service), AtomicBool::new(false));
         Term::new(epoch, move || {
-            let asked = service.seen().iter().any(|seen| seen.path.ends_with("/Systems/1"));
+            let asked = service
+                .seen()
+                .iter()
+                .any(|seen| seen.path.ends_with("/Systems/1"));
             !(over.fetch_or(asked, Ordering::SeqCst) || asked)
         })
     };

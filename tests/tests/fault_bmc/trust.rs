@@ -110,5 +110,8 @@ async fn authorities_come_from_files_and_one_that_cannot_be_used_is_named() {
     }
     let missing = scratch.path().join("missing.pem");
     let error = authorities(std::slice::from_ref(&missing)).unwrap_err();
-    assert!(matches!(&error, AuthorityError::Read { path, .. } if *path == missing), "{error}");
+    assert!(
+        matches!(&error, AuthorityError::Read { path, .. } if *path == missing),
+        "{error}"
+    );
 }

@@ -287,7 +287,10 @@ impl Failed {
         match self {
             Failed::Http(error) => {
                 let reset = io_of(error).is_some_and(|io| {
-                    matches!(io.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+                    matches!(
+                        io.kind(),
+                        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+                    )
                 });
                 reset || error.is_incomplete_message()
             }

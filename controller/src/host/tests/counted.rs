@@ -33,7 +33,9 @@ impl Counted {
 
     fn rounds(&mut self, count: usize) {
         for _ in 0..count {
-            let Some(before) = self.world.host.clone() else { return };
+            let Some(before) = self.world.host.clone() else {
+                return;
+            };
             let plan = self.world.plan();
             if let Some(status) = &plan.status {
                 let mut after = before.clone();
@@ -152,7 +154,9 @@ fn what_a_deletion_leaves_out_is_counted() {
     assert_eq!(left_out(&counted), [1, 1, 0]);
     // It is protected, so that it keeps its data, and goes off.
     let mut counted = Counted::of(at(State::Provisioned));
-    counted.world.annotate(muster_proto::kinds::PROTECTED_ANNOTATION, "");
+    counted
+        .world
+        .annotate(muster_proto::kinds::PROTECTED_ANNOTATION, "");
     counted.world.delete();
     counted.rounds(200);
     assert!(counted.world.host.is_none());

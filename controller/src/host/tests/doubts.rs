@@ -250,7 +250,11 @@ fn a_ramdisk_that_sees_no_disk_has_cleaned_none() {
     let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
     status.inventory.as_mut().unwrap().disks.clear();
     world.reach(State::Available);
-    assert!(world.events.contains(&"NotCleaned".to_owned()), "{:?}", world.events);
+    assert!(
+        world.events.contains(&"NotCleaned".to_owned()),
+        "{:?}",
+        world.events
+    );
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
 }
 
@@ -335,7 +339,11 @@ fn one_machine_is_known_by_its_bmc_whatever_the_words_for_it_and_no_password_is_
         "redfish://10.0.0.8/redfish/v1/Systems/1",
         "nonsense",
     ] {
-        assert_eq!(rivals(us.host(), [&address(other)].into_iter()).len(), 0, "{other}");
+        assert_eq!(
+            rivals(us.host(), [&address(other)].into_iter()).len(),
+            0,
+            "{other}"
+        );
     }
     // Nor is one shown of an address that is none, or that does not answer.
     for bad in [
@@ -360,7 +368,10 @@ fn one_machine_is_known_by_its_bmc_whatever_the_words_for_it_and_no_password_is_
 fn power_that_was_read_before_an_effect_says_nothing_after_it() {
     let at = jiff::Timestamp::UNIX_EPOCH;
     let mut bmc = Bmc {
-        power: Some(PowerReading { power: Power::Off, at }),
+        power: Some(PowerReading {
+            power: Power::Off,
+            at,
+        }),
         ..Bmc::default()
     };
     let tried = Tried {

@@ -147,10 +147,7 @@ fn hints_pass_over_a_disk_that_cannot_be_written_and_say_so_where_there_is_no_ot
     all[0].removable = true;
     all[2].read_only = true;
     let why = disk::choose(Some(&large), &all).unwrap_err();
-    assert!(
-        why.contains("/dev/nvme0n1") && why.contains("removable"),
-        "{why}"
-    );
+    assert!(why.contains("/dev/nvme0n1") && why.contains("removable"), "{why}");
     all[2].read_only = false;
     assert_eq!(disk::choose(Some(&large), &all).unwrap().name, "/dev/sdb");
 }
