@@ -56,6 +56,8 @@ fn is_to_leave(draft: &mut Draft<'_>) -> bool {
     );
     match jobs::look(server, |job| job == id) {
         Job::Absent if contested => return false,
+        // Its power counts for more than where it is.
+        Job::Pending if draft.waited("Leave", ramdisk::BOOT_DEADLINE) => return false,
         Job::Absent => jobs::place(draft, server, &id, Task::Reboot),
         Job::Pending => draft.again(access::LOOK_AGAIN),
         Job::Done | Job::Failed(_) => return false,

@@ -108,7 +108,10 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
         .power
         .is_some_and(|reading| reading.power == Power::Off);
     // One that was told to leave does not come back.
-    let told = draft.seen.server.is_some_and(netboot::leaves);
+    let told = draft
+        .seen
+        .server
+        .is_some_and(|server| netboot::leaves(draft.host, server));
     let due = lost_at(draft)?.checked_add(SILENCE).ok()?;
     (!off && !told && draft.now < due).then_some(due)
 }
