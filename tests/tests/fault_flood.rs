@@ -1,18 +1,9 @@
 //! More machines than there can be: random addresses that ask, and strangers that enrol.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
-use anyhow::Result;
-use dhcproto::{Encodable, Encoder, v4::MessageType};
 use kube::{ResourceExt, api::ListParams};
 use muster_proto::{
-    Mac,
     kinds::{Enrolment, Profile, SegmentSpec, UnknownPolicy},
     session::ProblemKind,
 };
@@ -20,7 +11,7 @@ use muster_tests::{
     bridges::BR0,
     sim::{
         agent::{SimServer, Step},
-        dhcp::{Asker, Client},
+        flood,
         hand::Hand,
         hardware::{Hardware, mac},
         rack::Rack,
@@ -29,9 +20,6 @@ use muster_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(120);
-
-/// How many addresses ask.
-const ASKERS: u32 = 100_000;
 
 /// What the controller may take more than before the flood, in KiB: its tables of offers, of log lines and of names, in an
 /// unoptimised build.
@@ -49,33 +37,11 @@ fn peak_kib(id: u32) -> u64 {
         .expect("a number of KiB")
 }
 
-/// DISCOVERs from `count` addresses, each as different firmware: PXE, iPXE, UEFI HTTP boot, an installed system.
-fn flood(rack: &Rack, count: u32, ended: &AtomicBool) -> Result<()> {
-    for number in 0..count {
-        let [a, b, c, d] = number.wrapping_mul(0x9e37_79b1).to_be_bytes();
-        let mac = Mac([0x02, 0xf1, a, b, c, d]);
-        let asker = match number % 4 {
-            0 => Asker::Pxe(0),
-            1 => Asker::Ipxe(7),
-            2 => Asker::HttpBoot(16),
-            _ => Asker::Plain,
-        };
-        let mut raw = Vec::new();
-        Client::new(rack.clients(), mac, asker)
-            .message(MessageType::Discover)
-            .encode(&mut Encoder::new(&mut raw))?;
-        let from = (std::net::Ipv4Addr::UNSPECIFIED, 68);
-        rack.clients().port().broadcast(mac, from, 67, &raw)?;
-    }
-    ended.store(true, Ordering::Relaxed);
-    Ok(())
-}
-
 async fn flooded(purpose: &str, unknown: UnknownPolicy) {
     let stage = Stage::lit(purpose, &[(BR0, Profile::Lab, unknown)])
         .await
         .expect("a controller that serves");
-    let rack = Arc::new(stage.rack().expect("a rack"));
+    let rack = stage.rack().expect("a rack");
     let id = stage.controller.process().expect("a process");
     // What it takes to serve one machine is no part of it.
     let mut first = rack.server(Hardware::number(1));
@@ -83,16 +49,12 @@ async fn flooded(purpose: &str, unknown: UnknownPolicy) {
     stage.host(mac(1, 0), SOON, |_| true).await.expect("a host");
     let before = peak_kib(id);
 
-    let ended = Arc::new(AtomicBool::new(false));
-    let asking = {
-        let (rack, ended) = (Arc::clone(&rack), Arc::clone(&ended));
-        std::thread::spawn(move || flood(&rack, ASKERS, &ended))
-    };
+    let clients = rack.clients().clone();
+    let asking = std::thread::spawn(move || flood::discovers(&clients));
     let mut real = rack.server(Hardware::number(2));
     real.power_on();
     stage.host(mac(2, 0), SOON, |_| true).await.expect("a host");
     asking.join().expect("the thread").expect("the thread");
-    assert!(ended.load(Ordering::Relaxed));
     // And one after it, when every table is as full as it gets.
     let mut late = rack.server(Hardware::number(3));
     late.power_on();

@@ -3,6 +3,7 @@
 mod boots;
 mod computer;
 mod fleet;
+mod flood;
 mod lit;
 mod load;
 mod memory;
@@ -48,6 +49,8 @@ pub enum Row {
     Fleet,
     /// Simulated clients, against dnsmasq and nginx.
     Load,
+    /// One machine among very many addresses that ask.
+    Flood,
     /// Sizes of files.
     Sizes,
     /// Guest memory.
@@ -76,6 +79,7 @@ struct Plan {
     uefi: Counts,
     fleet: (usize, usize, usize),
     load: load::Size,
+    flood: usize,
     tries: usize,
 }
 
@@ -88,6 +92,7 @@ const FULL: Plan = Plan {
         at_once: 32,
         rounds: 3,
     },
+    flood: 5,
     tries: usize::MAX,
 };
 
@@ -100,6 +105,7 @@ const QUICK: Plan = Plan {
         at_once: 32,
         rounds: 1,
     },
+    flood: 1,
     tries: 2,
 };
 
@@ -167,6 +173,7 @@ async fn measure(row: Row, plan: Plan, results: &mut Results) -> Result<()> {
             results.fleet = Some(fleet::measure(hosts, rounds, empty).await?);
         }
         Row::Load => results.load = Some(load::measure(plan.load).await?),
+        Row::Flood => results.flood = Some(flood::measure(plan.flood).await?),
         Row::Sizes => results.sizes = Some(sizes()?),
         Row::Memory => {
             for steps in [memory::LAB, memory::SERVER] {

@@ -4,7 +4,7 @@ mod goals;
 
 use std::fmt::Write as _;
 
-use super::results::{Boots, Fleet, Load, Memory, Results, Run, Sample, Served, last};
+use super::results::{Boots, Fleet, Flood, Load, Memory, Results, Run, Sample, Served, last};
 
 pub use goals::table;
 
@@ -12,6 +12,7 @@ pub use goals::table;
 const STEPS: &[(&str, &str)] = &[
     ("first-dhcp", "the controller answers the firmware's DHCP"),
     ("boot-file", "iPXE has its script"),
+    ("uki-asked", "the firmware asks for the ramdisk, a UKI"),
     (
         "kernel",
         "the controller has sent all of the ramdisk: the kernel starts",
@@ -40,7 +41,7 @@ pub fn page(results: &Results) -> String {
     }
     if let Some(boots) = &results.uefi {
         page += &format!(
-            "\n## One UEFI machine, HTTP boot, profile `lab`\n\n{}",
+            "\n## One UEFI machine, HTTP boot, profile `lab`\n\n{}{FIRMWARE}",
             parts(boots)
         );
     }
@@ -54,11 +55,21 @@ pub fn page(results: &Results) -> String {
     if let Some(load) = &results.load {
         page += &format!("\n## {} simulated clients\n\n{}", load.clients, clients(load));
     }
+    if let Some(flood) = &results.flood {
+        page += &format!("\n## {} addresses that ask\n\n{}", flood.askers, flooded(flood));
+    }
     if !results.memory.is_empty() {
         page += &format!("\n## Guest memory\n\n{}", memory(&results.memory));
     }
     page
 }
+
+/// What no server can shorten.
+const FIRMWARE: &str = "\n\
+    What bounds it: the firmware (OVMF) starts by itself until its first DHCP, and then collects offers for the whole of its first \
+    timeout, 4 s, before it takes one (`mHttpDhcpTimeout` in `NetworkPkg/HttpBootDxe/HttpBootDhcp4.c` of EDK II): \
+    that is how it gets from the first step above to its request for the UKI, whoever answers and however fast.\n\
+    The way with an empty `/init`, which holds nothing of an agent, is the least that is left.\n";
 
 const LEGEND: &str = "\n\
     *Empty `/init`* is the same kernel, with the same initramfs but for the agent, in whose place a program prints one line and sleeps; \
@@ -258,6 +269,26 @@ fn served_cells(served: &Served) -> String {
         served.failed.to_string(),
     ]
     .join(" | ")
+}
+
+fn flooded(flood: &Flood) -> String {
+    let mut text = String::from(
+        "A BIOS machine that nobody has seen is switched on alone, and then another while a DISCOVER comes from each of so many other \
+         addresses, as PXE firmware, iPXE, UEFI HTTP boot and installed systems, as fast as one thread on the same processors can send \
+         them.\n\n\
+         | round | in quiet | in the flood | all have asked after |\n| --- | --- | --- | --- |\n",
+    );
+    for (round, ((quiet, flooded), asking)) in flood
+        .quiet
+        .iter()
+        .zip(&flood.flooded)
+        .zip(&flood.asking)
+        .enumerate()
+    {
+        let (quiet, flooded) = (number(*quiet, 2), number(*flooded, 2));
+        let _ = writeln!(text, "| {} | {quiet} | {flooded} | {asking:.1} |", round + 1);
+    }
+    text
 }
 
 fn memory(all: &[Memory]) -> String {

@@ -30,6 +30,8 @@ pub struct Results {
     pub fleet: Option<Fleet>,
     /// Simulated clients.
     pub load: Option<Load>,
+    /// One machine among very many addresses that ask.
+    pub flood: Option<Flood>,
     /// Sizes of files.
     pub sizes: Option<Sizes>,
     /// Guest memory, by profile.
@@ -177,6 +179,20 @@ pub struct Served {
     /// Why the first of them did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// BIOS machines, power-on to BareMetalHost; none for one that did not come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Flood {
+    /// How many addresses ask for a lease.
+    pub askers: u32,
+    /// While nobody else asks.
+    pub quiet: Vec<Option<f64>>,
+    /// While they all do.
+    pub flooded: Vec<Option<f64>>,
+    /// How long it took to send all that they ask, each time.
+    pub asking: Vec<f64>,
 }
 
 /// Sizes in bytes.

@@ -13,6 +13,7 @@ use crate::{
 /// The steps that are no agent's, as they stand in the results.
 pub(super) const DHCP: &str = "first-dhcp";
 pub(super) const BOOT_FILE: &str = "boot-file";
+pub(super) const UKI_ASKED: &str = "uki-asked";
 pub(super) const KERNEL: &str = "kernel";
 
 /// The last step that the agent tells.
@@ -30,6 +31,11 @@ pub(super) fn run(since: Instant, mac: Mac, log: &[Line], console: &[Line]) -> R
             _ => continue,
         };
         run.steps.entry(name.to_owned()).or_insert(after(line));
+        if let Some(took) = uki(&line.text) {
+            run.steps
+                .entry(UKI_ASKED.to_owned())
+                .or_insert(after(line) - took);
+        }
     }
     for line in console {
         let Some((uptime, words)) = step::agent_line(&line.text) else {
@@ -47,11 +53,26 @@ pub(super) fn run(since: Instant, mac: Mac, log: &[Line], console: &[Line]) -> R
     run
 }
 
+/// How long the answer to a request for a UKI took to send, in seconds, if `line` tells that.
+fn uki(line: &str) -> Option<f64> {
+    let millis: f64 = step::field(line, "ms")?.parse().ok()?;
+    (step::field(line, "step")? == "uki").then_some(millis / 1000.0)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_uki_is_asked_for_before_it_is_sent() {
+        let sent = |step: &str| {
+            format!(r#"INFO boot step step="{step}" mac=52:54:00:00:00:01 bytes=16571904 ms=2075"#)
+        };
+        assert_eq!(uki(&sent("uki")), Some(2.075));
+        assert_eq!(uki(&sent("initramfs")), None);
+    }
 
     #[test]
     fn each_step_counts_once_and_only_for_its_own_machine() {

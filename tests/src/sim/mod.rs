@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod dhcp;
 pub mod firmware;
+pub mod flood;
 pub mod hand;
 pub mod hardware;
 pub mod http;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::super::results::{Boots, Fleet, Load, Memory, Results, Run, Sample, Served, Sizes, last};
+use super::super::results::{Boots, Fleet, Flood, Load, Memory, Results, Run, Sample, Served, Sizes, last};
 use super::number;
 
 /// A figure.
@@ -32,6 +32,7 @@ pub fn table(results: &Results) -> String {
     if let Some(load) = &results.load {
         rows.extend(clients(load));
     }
+    rows.extend(results.flood.as_ref().map(flooded));
     if let Some(sizes) = &results.sizes {
         rows.extend(files(sizes));
     }
@@ -71,11 +72,7 @@ fn median(times: &[Option<f64>]) -> Option<f64> {
 }
 
 fn timed(figure: &str, boots: &Boots, goal: f64, measured: Option<f64>) -> Row {
-    let missing = boots.runs.iter().filter(|run| run.visible.is_none()).count();
-    let missing = match missing {
-        0 => String::new(),
-        missing => format!(", {missing} did not come"),
-    };
+    let missing = missing(boots.runs.iter().map(|run| run.visible));
     let same = median(&boots.empty);
     Row {
         figure: format!("{figure} of {}", boots.runs.len()),
@@ -83,6 +80,14 @@ fn timed(figure: &str, boots: &Boots, goal: f64, measured: Option<f64>) -> Row {
         result: format!("{} s{missing}", number(measured, 2)),
         reached: at_most(goal, measured),
         empty: [same, median(&boots.direct), ratio(measured, same)],
+    }
+}
+
+/// How many have no time.
+fn missing(times: impl Iterator<Item = Option<f64>>) -> String {
+    match times.filter(Option::is_none).count() {
+        0 => String::new(),
+        missing => format!(", {missing} did not come"),
     }
 }
 
@@ -191,6 +196,23 @@ fn clients(load: &Load) -> [Row; 2] {
             p99(|round| &round.theirs),
         ),
     ]
+}
+
+fn flooded(flood: &Flood) -> Row {
+    let missing = missing(flood.flooded.iter().copied());
+    let (quiet, measured) = (median(&flood.quiet), median(&flood.flooded));
+    let goal = quiet.map(|quiet| quiet * 2.0);
+    Row {
+        figure: format!(
+            "power-on to BareMetalHost while {} addresses ask for a lease, BIOS PXE, `lab`, median of {}",
+            flood.askers,
+            flood.flooded.len()
+        ),
+        goal: format!("twice the time in quiet: {} s", number(goal, 2)),
+        result: format!("{} s{missing}", number(measured, 2)),
+        reached: goal.and_then(|goal| at_most(goal, measured)),
+        ..Row::default()
+    }
 }
 
 fn files(sizes: &Sizes) -> Vec<Row> {

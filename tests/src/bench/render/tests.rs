@@ -72,6 +72,12 @@ fn results() -> Results {
                 theirs: served(2.5, vec![100, 200]),
             }],
         }),
+        flood: Some(Flood {
+            askers: 100_000,
+            quiet: vec![Some(5.0), Some(6.0)],
+            flooded: vec![Some(8.0), None],
+            asking: vec![4.0, 4.5],
+        }),
         sizes: Some(Sizes {
             agent: 3_200_000,
             profiles: [(
@@ -114,6 +120,7 @@ fn goals_stand_beside_results() {
         "| controller resident memory with 2 hosts, most of 1 rounds | 30 MiB | 20.0 MiB | yes | - | - | - |",
         "| 2 simulated clients, 2 at once: CPU, median of 1 rounds | dnsmasq + nginx: 2.50 s | 1.50 s | yes | - | - | - |",
         "| 2 simulated clients, 2 at once: p99 of a client, median of 1 rounds | dnsmasq + nginx: 0.20 s | 0.30 s | **no** | - | - | - |",
+        "| power-on to BareMetalHost while 100000 addresses ask for a lease, BIOS PXE, `lab`, median of 2 | twice the time in quiet: 11.00 s | 8.00 s, 1 did not come | yes | - | - | - |",
         "| agent, static, stripped | 4.0 MB | 3.20 MB (3200000 bytes) | yes | - | - | - |",
         "| guest memory it needs, `lab`, least tried that works | 96 MiB | 96 MiB | yes | - | - | - |",
     ] {
@@ -133,6 +140,7 @@ fn page_names_machine_command_warnings_and_failures() {
         "| the agent starts | 3.00 | 1.00 |",
         "Empty `/init`, the same way: 2 of 3 came; median 2.50, least 2.00, most 3.00.",
         "| 1 | 20.00 | 25.00 | 0 | 20480 | 30000 |",
+        "| 2 | 6.00 | - | 4.5 |",
         "| `lab` | 88 | fails: not enough memory |",
     ] {
         assert!(page.lines().any(|found| found == line), "no {line}\nin\n{page}");
