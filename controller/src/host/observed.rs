@@ -166,6 +166,8 @@ pub enum FailureClass {
     Address,
     /// The BMC's certificate is not trusted.
     Certificate,
+    /// The BMC shows no such system: the address is wrong, or the BMC has only just begun to look for its systems.
+    System,
     /// No answer, or a broken one: it may come back.
     Unreachable,
     /// The BMC is busy: soon.

@@ -144,6 +144,9 @@ impl Drop for End {
     fn drop(&mut self) {
         let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.abort_all();
+        // Those that wait at their BMC go on without us; they change nothing any more.
+        let executor = &self.0.executor;
+        executor.bmcs.fence(executor.term.epoch().saturating_add(1));
     }
 }
 
@@ -510,7 +513,13 @@ async fn carry_out(
         done.host = executor.write_status(&done.host, status).await?;
         done.wrote = true;
         context.memory.wrote_status(&done.host);
-        counts::status_written(&context.metrics, &sight.host, &done.host);
+        counts::status_written(
+            &context.metrics,
+            &sight.host,
+            &done.host,
+            sight.secrets(),
+            &events,
+        );
         // What is stored will not be said again by a later plan, so people are told now, whatever becomes of the effects.
         events.drain(..).for_each(|event| context.events.record(event));
     }

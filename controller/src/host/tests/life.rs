@@ -111,6 +111,12 @@ fn without_cleaning_nothing_but_the_image_is_written() {
     world.reach(State::Available);
     assert_eq!(world.machine.cleans, 0);
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    // That it left its ramdisk for the first image does not keep it from coming there for the second.
+    world.settle();
+    let other = "http://images.test/other.raw";
+    world.set_image(Some(other));
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(other.to_owned()));
 }
 
 /// Reason and message of the condition that says what the host waits for.

@@ -2,6 +2,8 @@
 
 mod annotations;
 mod capm3;
+mod counted;
+mod doubts;
 mod faults;
 mod life;
 mod metal;
