@@ -2,6 +2,8 @@
 
 mod annotations;
 mod capm3;
+mod counted;
+mod doubts;
 mod events;
 mod faults;
 mod in_band;
@@ -9,5 +11,6 @@ mod life;
 mod metal;
 mod parts;
 mod refusals;
+mod takeover;
 mod transitions;
 mod world;
