@@ -61,6 +61,16 @@ struct Inner {
     ahead: i64,
     told: Option<broadcast::Sender<Change>>,
     secrets: Option<OnSecret>,
+    intruder: Option<Intruder>,
+}
+
+/// Somebody who patches an object between two requests of others.
+struct Intruder {
+    /// How many requests are left until then.
+    left: usize,
+    plural: String,
+    name: String,
+    patch: Value,
 }
 
 /// Hears of every Secret that came, changed, or (true) went.
@@ -193,6 +203,22 @@ impl FakeApi {
         self.lock().invalid.push(end);
     }
 
+    /// From now on, it takes all writes again.
+    pub(crate) fn take_writes(&self) {
+        self.lock().invalid.clear();
+    }
+
+    /// Somebody merges `patch` into an object just before request number `left` of those to come.
+    pub(crate) fn intrude(&self, left: usize, plural: &str, name: &str, patch: Value) {
+        let (plural, name) = (plural.to_owned(), name.to_owned());
+        self.lock().intruder = Some(Intruder {
+            left,
+            plural,
+            name,
+            patch,
+        });
+    }
+
     /// From now on, the API server's clock is so many seconds ahead.
     pub(crate) fn set_ahead(&self, seconds: i64) {
         self.lock().ahead = seconds;
@@ -200,6 +226,10 @@ impl FakeApi {
 
     pub(crate) fn set_down(&self, down: bool) {
         self.lock().down = down;
+    }
+
+    pub(crate) fn is_down(&self) -> bool {
+        self.lock().down
     }
 
     /// While true, the watched copies see nothing.
@@ -276,14 +306,7 @@ impl FakeApi {
 
     /// Changes a stored object in place.
     pub(crate) fn edit(&self, plural: &str, name: &str, patch: &Value) {
-        let mut inner = self.lock();
-        let found = inner
-            .objects
-            .iter()
-            .find(|(key, _)| key.0 == plural && key.2 == name);
-        let (key, mut object) = found.map(|(key, object)| (key.clone(), object.clone())).unwrap();
-        merge(&mut object, patch);
-        inner.store(&key, object);
+        self.lock().edit(plural, name, patch).unwrap();
     }
 }
 
@@ -308,6 +331,33 @@ fn failure(code: u16, reason: &str) -> (u16, Value) {
 impl Inner {
     fn now(&self) -> i64 {
         jiff::Timestamp::now().as_second() + self.ahead
+    }
+
+    /// None if there is no such object.
+    fn edit(&mut self, plural: &str, name: &str, patch: &Value) -> Option<()> {
+        let found = self
+            .objects
+            .iter()
+            .find(|(key, _)| key.0 == plural && key.2 == name);
+        let (key, mut object) = found.map(|(key, object)| (key.clone(), object.clone()))?;
+        merge(&mut object, patch);
+        self.store(&key, object);
+        Some(())
+    }
+
+    fn let_intrude(&mut self) {
+        match &mut self.intruder {
+            Some(intruder) if intruder.left > 0 => intruder.left -= 1,
+            Some(_) => {
+                if let Some(Intruder {
+                    plural, name, patch, ..
+                }) = self.intruder.take()
+                {
+                    let _ = self.edit(&plural, &name, &patch);
+                }
+            }
+            None => {}
+        }
     }
 
     /// What this request has to wait for.
@@ -345,6 +395,7 @@ impl Inner {
 
     fn serve(&mut self, method: &str, path: &str, query: &str, body: &[u8]) -> (u16, Value) {
         self.requests.push(format!("{method} {path}"));
+        self.let_intrude();
         let fault = self.faults.pop_front().flatten();
         match fault {
             _ if self.down => return failure(503, "Down"),

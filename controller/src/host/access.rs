@@ -107,7 +107,7 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
         } else {
             "credentialsName"
         };
-        draft.refuse(ErrorType::Registration, format!("spec.bmc.{what} is missing"));
+        unusable(draft, format!("spec.bmc.{what} is missing"));
         return None;
     }
     let name = bmc.credentials_name;
@@ -121,8 +121,8 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
             return Some((name, access));
         }
         SecretState::Missing | SecretState::Unnamed => {
-            draft.refuse(
-                ErrorType::Registration,
+            unusable(
+                draft,
                 format!("the Secret {name} with the BMC's credentials does not exist"),
             );
             draft.again(LOOK_AGAIN);
@@ -138,10 +138,15 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
         }
         SecretState::Invalid(why) => {
             let message = format!("the Secret {name} with the BMC's credentials cannot be used: {why}");
-            draft.refuse(ErrorType::Registration, message);
+            unusable(draft, message);
         }
     }
     None
+}
+
+/// What the host says of its BMC cannot be used: the same error as that of a BMC that refuses, with an Event of its own.
+fn unusable(draft: &mut Draft<'_>, message: String) {
+    draft.refuse_as("BMCCredentialError", ErrorType::Registration, message);
 }
 
 fn reference(draft: &Draft<'_>, name: &str) -> CredentialsStatus {
@@ -245,6 +250,10 @@ fn good_credentials(draft: &mut Draft<'_>, name: &str) {
 fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach {
     let message = format!("BMC {}: {}", shown(&access.address), failure.message);
     match failure.class {
+        FailureClass::Address if !has_driver(&access.address) => {
+            unusable(draft, message);
+            Reach::No
+        }
         FailureClass::Credentials if took_them_before(draft) => {
             let minutes = ASK_LATER.as_mins();
             let message = format!("{message}; it took them before, so it is asked again every {minutes} min");
@@ -307,6 +316,12 @@ pub(super) fn shown(address: &str) -> String {
             .map_or(address, |(_, rest)| rest)
             .to_owned(),
     }
+}
+
+/// True if there is somebody to be asked at `address`, whatever comes of it.
+fn has_driver(address: &str) -> bool {
+    let address = address.parse::<Address>();
+    address.is_ok_and(|address| address.driver().is_ok())
 }
 
 fn ask_again(draft: &mut Draft<'_>, failure: &Failure, access: Access, pause: SignedDuration) {

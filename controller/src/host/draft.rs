@@ -19,7 +19,7 @@ use super::{
     State, backoff, conditions,
     observed::Observed,
     plan::{Effect, Metadata, Plan},
-    table,
+    reasons, table,
 };
 use crate::discovery::host::annotation;
 use crate::{discovery::host::about, events::Event};
@@ -149,6 +149,7 @@ impl<'a> Draft<'a> {
     }
 
     fn event(&mut self, warning: bool, reason: &'static str, message: String) {
+        debug_assert!(reasons::is_known(reason), "{reason} stands in no table");
         let about: ObjectReference = about(self.host);
         self.events.push(Event {
             about,
@@ -210,10 +211,15 @@ impl<'a> Draft<'a> {
 
     /// Nothing can be done before somebody changes something: not counted and not repeated by itself.
     pub(super) fn refuse(&mut self, kind: ErrorType, message: impl AsRef<str>) {
+        self.refuse_as(event_reason(kind), kind, message);
+    }
+
+    /// The same, told with a `reason` that is not the one of all errors of this `kind`.
+    pub(super) fn refuse_as(&mut self, reason: &'static str, kind: ErrorType, message: impl AsRef<str>) {
         let message = bounded(message.as_ref());
         self.set_error(kind, &message);
         if self.old.error_message != message || self.old.error_type != Some(kind) {
-            self.warn(event_reason(kind), message.clone());
+            self.warn(reason, message.clone());
         }
         self.why(format!("refused: {message}"));
         self.wait_for(

@@ -17,6 +17,11 @@ pub(super) fn operation(draft: &Draft<'_>, what: &str, start: Option<i64>, attem
     format!("{OURS}{what}-{}-{start}-{attempt}", draft.uid())
 }
 
+/// True if the operator placed `job` for another host than the one with this UID: whoever asked for it is gone.
+pub fn is_for_another(job: &str, uid: Option<&str>) -> bool {
+    job.starts_with(OURS) && !uid.is_some_and(|uid| job.contains(&format!("-{uid}-")))
+}
+
 /// How far a job is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Job {

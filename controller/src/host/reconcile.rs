@@ -470,10 +470,12 @@ fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> Execu
     error
 }
 
-/// The right to call the BMC of one host. When it ends, the host is looked at again.
+/// The right to call the BMC of one host. When a call under it ends, the host is looked at again; where none was begun, it is the round
+/// that says when, or a write that the API server refuses would be tried again without a pause.
 struct Call {
     context: Arc<Context>,
     host: Arc<BareMetalHost>,
+    begun: bool,
 }
 
 impl Call {
@@ -481,6 +483,7 @@ impl Call {
         context.memory.begin_call(host).then(|| Call {
             context: Arc::clone(context),
             host: Arc::clone(host),
+            begun: false,
         })
     }
 }
@@ -488,7 +491,9 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         self.context.memory.end_call(&self.host);
-        self.context.wake([Path::of(self.host.as_ref())]);
+        if self.begun {
+            self.context.wake([Path::of(self.host.as_ref())]);
+        }
     }
 }
 
@@ -547,8 +552,11 @@ fn spawn(
     sight: Sight,
     effects: Vec<Effect>,
     events: Vec<Event>,
-    call: Option<Call>,
+    mut call: Option<Call>,
 ) {
+    if let Some(call) = &mut call {
+        call.begun = true;
+    }
     let of = Arc::clone(context);
     let mut calls = context.calls.lock().unwrap_or_else(PoisonError::into_inner);
     // Those that have ended.

@@ -345,3 +345,17 @@ async fn the_certificate_of_a_machine_that_was_deleted_and_made_again_is_refused
     assert_eq!(old.report(&inventory_of(1)).await.unwrap_err(), refused);
     assert!(new.poll("").await.unwrap().command.is_some());
 }
+
+#[tokio::test]
+async fn a_session_outlives_the_object_of_its_machines_host_for_it_is_the_machines() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    for uid in ["first", "made-anew"] {
+        let host = json!({ "namespace": "metal", "name": "h", "uid": uid });
+        let job = write_job(&format!("host-provision-{uid}-1-0-write"), 7);
+        let spec = json!({ "spec": { "host": host, "job": job } });
+        lab.api.edit("servers", &name(1), &spec);
+        let command = agent.poll("").await.unwrap().command.unwrap();
+        assert!(command.id.contains(uid), "{command:?}");
+    }
+}

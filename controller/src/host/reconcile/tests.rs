@@ -1,11 +1,13 @@
 //! Whole lives, with the loop as it is.
 
+mod api;
 mod lab;
+mod trouble;
 
 use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::core::v1::Secret;
-use muster_proto::kinds::{HardwareData, Server};
+use muster_proto::kinds::{ErrorType, HardwareData, Server};
 use serde_json::json;
 
 use self::lab::{CANARY, IMAGE, Lab};
@@ -144,6 +146,25 @@ async fn wrong_credentials_are_told_not_tried_again_and_mended_by_the_secret() {
             .any(|event| event.warning && event.reason == "RegistrationError"),
         "{told:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_nobody_can_be_asked_at_is_told_as_unusable_details() {
+    for address in ["ipmi://192.0.2.1", "nonsense://192.0.2.1"] {
+        let lab = Lab::new(1);
+        lab.run(async {
+            lab.declare(1);
+            lab.edit(1, &json!({"spec": {"bmc": {"address": address}}}));
+            lab.until(|| !error(&lab).is_empty()).await;
+            tokio::time::sleep(Duration::from_secs(600)).await;
+        })
+        .await;
+        let status = lab.host(1).unwrap().status.unwrap();
+        assert_eq!(status.error_type, Some(ErrorType::Registration));
+        let told = lab.told();
+        let reasons: Vec<&str> = told.iter().map(|event| event.reason).collect();
+        assert_eq!(reasons, ["BMCCredentialError"], "{address}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -332,6 +353,32 @@ async fn who_does_not_lead_any_more_does_nothing() {
             host.metadata.resource_version
         );
         assert_eq!(lab.machines[0].disk().0, ["old"]);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ramdisk_is_told_once_to_go_down_whatever_of_the_status_could_wait() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare_in_band(1);
+        lab.reaches(1, "available").await;
+        let reboot = |value| json!({"metadata": {"annotations": {"reboot.metal3.io": value}}});
+        lab.edit(1, &reboot(json!(r#"{"force":true}"#)));
+        let asked = || {
+            let annotations = lab.host(1).unwrap().metadata.annotations;
+            annotations.is_some_and(|all| all.contains_key("reboot.metal3.io"))
+        };
+        lab.until(|| !asked()).await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(lab.machines[0].calls_and_ends(), (2, 1));
+
+        lab.edit(1, &json!({"spec": {"online": false}}));
+        lab.until(|| !lab.host(1).unwrap().status.unwrap().powered_on)
+            .await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(!lab.machines[0].is_on());
+        assert_eq!(lab.machines[0].calls_and_ends(), (2, 2));
     })
     .await;
 }

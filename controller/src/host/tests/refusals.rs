@@ -9,7 +9,7 @@ use muster_proto::kinds::{
 
 use super::{
     super::{
-        Effect, State, backoff,
+        Effect, State, backoff, netboot,
         observed::{Rival, SecretState},
         plan::Hold,
     },
@@ -104,7 +104,17 @@ fn a_failed_write_is_taken_back_and_tried_again_later_and_later_until_it_is_give
     // Of every attempt the write fails, and the cleaning before and after it does not.
     for attempt in 1..=3 {
         world.failing_writes = 1;
-        world.reach(State::Deprovisioning);
+        world.reach(State::Provisioning);
+        let boots = world.machine.boots;
+        // Neither before nor after the failure may it boot what is on its disks.
+        let stays = |world: &World| {
+            let wanted = netboot::wanted(world.host.as_ref().unwrap(), world.server.as_ref());
+            world.machine.boots == boots && world.machine.ramdisk.is_some() && wanted.is_some()
+        };
+        world.until("taken back", |world| {
+            assert!(stays(world), "{:?}", world.machine);
+            world.state() == State::Deprovisioning
+        });
         let status = world.host().status.clone().unwrap();
         assert_eq!(status.provisioning_fail_count, attempt);
         assert!(
@@ -112,11 +122,21 @@ fn a_failed_write_is_taken_back_and_tried_again_later_and_later_until_it_is_give
             "the agent's log is shown: {}",
             status.error_message
         );
-        world.reach(State::Available);
+        world.until("available", |world| {
+            assert!(stays(world), "{:?}", world.machine);
+            world.state() == State::Available
+        });
         assert_eq!(world.machine.disk, Content::Blank);
+        assert!(stays(&world));
     }
+    let boots = world.machine.boots;
     world.settle();
     assert_eq!(world.state(), State::Available);
+    assert_eq!(world.machine.boots, boots);
+    assert!(
+        world.machine.ramdisk.is_some(),
+        "it waits there for another image"
+    );
     let (kind, message, _) = error(&world);
     assert_eq!(kind, Some(ErrorType::Provisioning));
     assert!(

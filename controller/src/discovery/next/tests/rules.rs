@@ -562,6 +562,45 @@ fn a_failed_inspection_is_told_and_ends() {
 }
 
 #[test]
+fn what_was_ordered_for_a_host_is_not_done_to_one_that_is_made_anew() {
+    let linked = || {
+        let mut sim = Sim::new(UnknownPolicy::Hold);
+        sim.declare("prod", "rack1", Some(mac(1)));
+        sim.reports("a", machine("J5K2X93", 1));
+        sim.settle();
+        sim.set_state("rack1", "provisioning");
+        let uid = sim.host("rack1").metadata.uid.clone().unwrap();
+        let job = muster_proto::kinds::Job {
+            id: format!("host-provision-{uid}-1-0-write"),
+            action: JobAction::Write,
+            ..muster_proto::kinds::Job::default()
+        };
+        sim.change_server("a", |server| server.spec.job = Some(job));
+        sim.settle();
+        assert!(sim.server("a").spec.job.is_some(), "its own host's");
+        (sim, uid)
+    };
+    // Deleted by force, and declared again: at once, or after it was missed.
+    for missed in [false, true] {
+        let (mut sim, uid) = linked();
+        sim.delete_host("rack1");
+        if missed {
+            sim.settle();
+            assert!(sim.server("a").spec.dismissed && sim.server("a").spec.job.is_none());
+        }
+        sim.declare("prod", "rack1", Some(mac(1)));
+        sim.settle();
+        let server = sim.server("a");
+        assert_eq!(server.spec.host, Some(host::reference(sim.host("rack1"))));
+        assert_ne!(server.spec.host.as_ref().unwrap().uid, uid);
+        assert_eq!(server.spec.job, None, "missed: {missed}");
+        // Its session is the machine's, not the host's.
+        let session = server.status.as_ref().unwrap().session.as_ref().unwrap();
+        assert_eq!(session.state, SessionState::Connected);
+    }
+}
+
+#[test]
 fn an_order_that_a_person_placed_is_left_alone() {
     let mut sim = Sim::new(UnknownPolicy::Discover);
     sim.reports("a", machine("J5K2X93", 1));
