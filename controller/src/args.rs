@@ -116,6 +116,9 @@ pub struct RunArgs {
     /// File with further certificate authorities for the ramdisk, PEM; may be given several times.
     #[arg(long = "extra-ca", env = "MUSTER_EXTRA_CAS", value_delimiter = ':')]
     pub extra_cas: Vec<PathBuf>,
+    /// File with further certificate authorities for BMCs, PEM; may be given several times. The system's count in any case.
+    #[arg(long = "bmc-ca", env = "MUSTER_BMC_CAS", value_delimiter = ':')]
+    pub bmc_cas: Vec<PathBuf>,
     /// Address at which agents reach this replica, `address` or `address:port`, where a Segment names none;
     /// may be given several times. Without it, the address of the Segment's interface.
     #[arg(long, env = "MUSTER_ADVERTISE", value_delimiter = ',')]

@@ -61,6 +61,16 @@ struct Inner {
     ahead: i64,
     told: Option<broadcast::Sender<Change>>,
     secrets: Option<OnSecret>,
+    intruder: Option<Intruder>,
+}
+
+/// Somebody who patches an object between two requests of others.
+struct Intruder {
+    /// How many requests are left until then.
+    left: usize,
+    plural: String,
+    name: String,
+    patch: Value,
 }
 
 /// Hears of every Secret that came, changed, or (true) went.
@@ -93,13 +103,24 @@ impl FakeApi {
             async move {
                 let (head, body) = request.into_parts();
                 let body = body.collect_bytes().await.unwrap();
+                let strategic = head
+                    .headers
+                    .get("content-type")
+                    .is_some_and(|kind| kind == "application/strategic-merge-patch+json");
                 let held = api.lock().held_by(head.method.as_str(), head.uri.path());
                 if let Some(gate) = held {
                     gate.acquire().await.unwrap().forget();
                 }
                 let query = head.uri.query().unwrap_or_default();
                 let mut inner = api.lock();
-                let (code, answer) = inner.serve(head.method.as_str(), head.uri.path(), query, &body);
+                let (code, answer) = {
+                    // Lists that Kubernetes merges, which only built-in kinds have.
+                    let body = match strategic {
+                        true => inner.whole_lists(head.uri.path(), &body),
+                        false => body.to_vec(),
+                    };
+                    inner.serve(head.method.as_str(), head.uri.path(), query, &body)
+                };
                 let date = jiff::Timestamp::from_second(inner.now()).unwrap();
                 let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date);
                 let answer = Full::new(Bytes::from(serde_json::to_vec(&answer).unwrap()));
@@ -182,6 +203,22 @@ impl FakeApi {
         self.lock().invalid.push(end);
     }
 
+    /// From now on, it takes all writes again.
+    pub(crate) fn take_writes(&self) {
+        self.lock().invalid.clear();
+    }
+
+    /// Somebody merges `patch` into an object just before request number `left` of those to come.
+    pub(crate) fn intrude(&self, left: usize, plural: &str, name: &str, patch: Value) {
+        let (plural, name) = (plural.to_owned(), name.to_owned());
+        self.lock().intruder = Some(Intruder {
+            left,
+            plural,
+            name,
+            patch,
+        });
+    }
+
     /// From now on, the API server's clock is so many seconds ahead.
     pub(crate) fn set_ahead(&self, seconds: i64) {
         self.lock().ahead = seconds;
@@ -189,6 +226,10 @@ impl FakeApi {
 
     pub(crate) fn set_down(&self, down: bool) {
         self.lock().down = down;
+    }
+
+    pub(crate) fn is_down(&self) -> bool {
+        self.lock().down
     }
 
     /// While true, the watched copies see nothing.
@@ -265,14 +306,7 @@ impl FakeApi {
 
     /// Changes a stored object in place.
     pub(crate) fn edit(&self, plural: &str, name: &str, patch: &Value) {
-        let mut inner = self.lock();
-        let found = inner
-            .objects
-            .iter()
-            .find(|(key, _)| key.0 == plural && key.2 == name);
-        let (key, mut object) = found.map(|(key, object)| (key.clone(), object.clone())).unwrap();
-        merge(&mut object, patch);
-        inner.store(&key, object);
+        self.lock().edit(plural, name, patch).unwrap();
     }
 }
 
@@ -299,6 +333,33 @@ impl Inner {
         jiff::Timestamp::now().as_second() + self.ahead
     }
 
+    /// None if there is no such object.
+    fn edit(&mut self, plural: &str, name: &str, patch: &Value) -> Option<()> {
+        let found = self
+            .objects
+            .iter()
+            .find(|(key, _)| key.0 == plural && key.2 == name);
+        let (key, mut object) = found.map(|(key, object)| (key.clone(), object.clone()))?;
+        merge(&mut object, patch);
+        self.store(&key, object);
+        Some(())
+    }
+
+    fn let_intrude(&mut self) {
+        match &mut self.intruder {
+            Some(intruder) if intruder.left > 0 => intruder.left -= 1,
+            Some(_) => {
+                if let Some(Intruder {
+                    plural, name, patch, ..
+                }) = self.intruder.take()
+                {
+                    let _ = self.edit(&plural, &name, &patch);
+                }
+            }
+            None => {}
+        }
+    }
+
     /// What this request has to wait for.
     fn held_by(&mut self, method: &str, path: &str) -> Option<Arc<Semaphore>> {
         let (request, gate) = self.held.as_mut()?;
@@ -311,8 +372,30 @@ impl Inner {
         Some(Arc::clone(gate))
     }
 
+    /// The strategic merge patch `body` as the merge patch that it comes to for the object at `path`.
+    fn whole_lists(&self, path: &str, body: &[u8]) -> Vec<u8> {
+        let parts: Vec<&str> = path.rsplit('/').take(3).collect();
+        let key = (parts[1].to_owned(), parts[2].to_owned(), parts[0].to_owned());
+        let mut patch: Value = serde_json::from_slice(body).unwrap();
+        let stored = self.objects.get(&key);
+        for (list, by) in [("finalizers", None), ("ownerReferences", Some("uid"))] {
+            let Some(added) = patch["metadata"].get(list).and_then(Value::as_array).cloned() else {
+                continue;
+            };
+            let id = |item: &Value| by.map_or(item.clone(), |by| item[by].clone());
+            let others = stored.and_then(|stored| stored["metadata"][list].as_array());
+            let others = others.into_iter().flatten().filter(|other| {
+                let new = added.iter().any(|item| id(item) == id(other));
+                !new
+            });
+            patch["metadata"][list] = others.chain(&added).cloned().collect();
+        }
+        serde_json::to_vec(&patch).unwrap()
+    }
+
     fn serve(&mut self, method: &str, path: &str, query: &str, body: &[u8]) -> (u16, Value) {
         self.requests.push(format!("{method} {path}"));
+        self.let_intrude();
         let fault = self.faults.pop_front().flatten();
         match fault {
             _ if self.down => return failure(503, "Down"),

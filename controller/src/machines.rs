@@ -15,7 +15,7 @@ use muster_proto::{
 };
 
 use crate::{
-    discovery::host::declared_mac,
+    discovery::host,
     host::index::{Multi, Path},
 };
 
@@ -56,7 +56,7 @@ pub struct Machines(Mutex<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     servers: Multi<Signal, Path>,
-    /// Hosts by the NIC that they declare.
+    /// Hosts by each NIC that means them: the declared one, and those that an inspection found.
     hosts: Multi<Mac, Path>,
 }
 
@@ -73,9 +73,12 @@ impl Machines {
 
     /// The watched copy has `host` as it is now, or no more.
     pub fn host(&self, host: &BareMetalHost, gone: bool) {
-        let declared = declared_mac(host).filter(|_| !gone);
-        let declared = declared.into_iter().collect();
-        self.lock().hosts.set(&Path::of(host), declared);
+        let macs = if gone {
+            Vec::new()
+        } else {
+            host::macs(host).collect()
+        };
+        self.lock().hosts.set(&Path::of(host), macs);
     }
 
     /// The watched copy has these Servers and no others.
@@ -97,8 +100,8 @@ impl Machines {
         found.cloned().collect()
     }
 
-    /// The hosts that declare `mac`.
-    pub fn declaring(&self, mac: Mac) -> Vec<Path> {
+    /// The hosts that have `mac`, declared or found.
+    pub fn hosts_with(&self, mac: Mac) -> Vec<Path> {
         self.lock().hosts.with(&mac).cloned().collect()
     }
 }
@@ -195,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_found_by_the_nic_that_they_declare() {
+    fn hosts_are_found_by_the_nics_that_mean_them() {
         let machines = Machines::default();
         let mut host = BareMetalHost::new("h", BareMetalHostSpec::default());
         host.spec.boot_mac_address = Some("02:00:00:00:00:01".to_owned());
         machines.hosts_anew([&host].into_iter());
-        assert_eq!(machines.declaring(mac(1)).len(), 1);
+        assert_eq!(machines.hosts_with(mac(1)).len(), 1);
         host.spec.boot_mac_address = None;
         machines.host(&host, false);
-        assert!(machines.declaring(mac(1)).is_empty());
+        assert!(machines.hosts_with(mac(1)).is_empty());
     }
 }

@@ -73,8 +73,11 @@ pub enum RunError {
     #[error("load the boot files for TFTP; --ipxe-dir names their directory")]
     BootFiles(#[source] tftp::TftpError),
     /// No authorities for the certificates of BMCs.
-    #[error("read the authorities for the certificates of BMCs")]
+    #[error("trust the authorities for the certificates of BMCs")]
     Authorities(#[source] rustls::Error),
+    /// Those of `--bmc-ca` cannot be had.
+    #[error("use --bmc-ca")]
+    BmcCa(#[from] bmc::AuthorityError),
     /// A part of the controller ended by itself.
     #[error("{0} ended")]
     Ended(&'static str),
@@ -460,8 +463,11 @@ fn control(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, RunError>
         Identity::own(),
         timing,
     );
-    let bmcs = Bmcs::new(&bmc::Config::default(), bmc::Metrics::register(parts.registry))
-        .map_err(RunError::Authorities)?;
+    let config = bmc::Config {
+        authorities: bmc::authorities(&args.bmc_cas)?,
+        ..bmc::Config::default()
+    };
+    let bmcs = Bmcs::new(&config, bmc::Metrics::register(parts.registry)).map_err(RunError::Authorities)?;
     let control = Control {
         config: parts.config.clone(),
         client: parts.client.clone(),

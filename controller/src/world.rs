@@ -23,6 +23,7 @@ use tokio::sync::broadcast;
 use crate::{
     boot::policy::{Verdict, verdict, verdict_by_uuid},
     discovery::host::{declared_mac, made_for},
+    host::State,
     machines::{Machines, Signal},
 };
 
@@ -212,17 +213,22 @@ impl World {
             .as_ref()
             .and_then(|server| server.spec.host.as_ref())
             .and_then(|at| self.hosts.get(&ObjectRef::new(&at.name).within(&at.namespace)));
-        let declaring: Vec<_> = self
+        let having: Vec<_> = self
             .machines
-            .declaring(mac)
+            .hosts_with(mac)
             .iter()
             .filter_map(|path| self.hosts.get(&path.to_ref()))
-            .filter(|host| declared_mac(host) == Some(mac))
             .collect();
-        let by_hand = |host: &&Arc<BareMetalHost>| made_for(host).is_none();
+        let find = |test: &dyn Fn(&BareMetalHost) -> bool| having.iter().find(|host| test(host)).cloned();
+        let declares = |host: &BareMetalHost| declared_mac(host) == Some(mac);
+        let by_hand = |host: &BareMetalHost| made_for(host).is_none();
+        // Another operator inspected it, and needed no address to do so: what runs there is not to meet a ramdisk for that.
+        let runs_with = |host: &BareMetalHost| State::of(host).is_provisioned() && by_hand(host);
         // What a machine reported of itself takes no NIC from a host that a person declared with it.
-        let host = declaring.iter().find(by_hand).cloned();
-        let host = host.or(pointed).or_else(|| declaring.first().cloned());
+        let host = find(&|host| declares(host) && by_hand(host))
+            .or(pointed)
+            .or_else(|| find(&declares))
+            .or_else(|| find(&runs_with));
         Known {
             by_uuid_alone: by_uuid_alone && server.is_some(),
             server,
@@ -237,7 +243,7 @@ pub struct Known {
     /// Its Server.
     pub server: Option<Arc<Server>>,
     /// Its BareMetalHost: the one that a person declared with this MAC address, else the one that the Server points at, else any
-    /// that declares the address.
+    /// that declares the address, else a provisioned one whose inspected hardware has it.
     pub host: Option<Arc<BareMetalHost>>,
     /// Its Server has never had this MAC address.
     pub by_uuid_alone: bool,
@@ -424,5 +430,37 @@ mod tests {
             declared,
             "no machine's report takes a NIC from a host that a person declared with it"
         );
+    }
+
+    #[tokio::test]
+    async fn a_provisioned_host_is_known_by_every_nic_that_its_inspection_found() {
+        let (world, _segments, _servers, mut hosts, _enrolments) = empty();
+        let host = |state: &str| -> BareMetalHost {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "left", "namespace": "metal"},
+                "spec": {"online": true},
+                "status": {"errorMessage": "", "operationalStatus": "OK", "poweredOn": true,
+                    "hardware": {"nics": [{"mac": "00:00:5E:00:53:01"}, {"mac": "00:00:5E:00:53:02"}]},
+                    "provisioning": {"ID": "", "state": state}},
+            }))
+            .unwrap()
+        };
+        let segment = |unknown: &str| -> Segment {
+            let spec = serde_json::json!({"subnet": "192.0.2.0/24", "unknown": unknown});
+            Segment::new("lab", serde_json::from_value(spec).unwrap())
+        };
+        let verdict = |hosts: &mut Writer<BareMetalHost>, state| {
+            hosts.apply_watcher_event(&watcher::Event::Apply(host(state)));
+            let known = world.known(Mac([0, 0, 0x5e, 0, 0x53, 2]), None);
+            ["discover", "hold"].map(|unknown| known.verdict(&segment(unknown)))
+        };
+        for state in ["provisioned", "externally provisioned"] {
+            let verdicts = verdict(&mut hosts, state);
+            let disk = |verdict: &Verdict| matches!(verdict, Verdict::Disk(_));
+            assert!(verdicts.iter().all(disk), "{state}: {verdicts:?}");
+        }
+        let verdicts = verdict(&mut hosts, "available");
+        let ramdisk = |verdict: &Verdict| matches!(verdict, Verdict::Ramdisk(_));
+        assert!(verdicts.iter().all(ramdisk), "nobody declared it: {verdicts:?}");
     }
 }

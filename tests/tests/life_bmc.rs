@@ -7,17 +7,18 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use muster_proto::{
     Mac,
     kinds::{
         BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, OperationalStatus, Profile, SegmentSpec,
-        Trust, UnknownPolicy,
+        Server, Trust, UnknownPolicy,
     },
 };
 use muster_tests::{
@@ -32,11 +33,15 @@ use serde_json::{Value, json};
 const SOON: Duration = Duration::from_secs(180);
 const SYSTEM: &str = "1";
 const IMAGE: &str = "http://images.test/os.raw";
+/// User data, and the password of the BMC: neither is to be found anywhere but in its Secret and where it is meant for.
 const CANARY: &str = "canary-9f3c77";
+const PASSWORD: &str = "canary-b0a7e2";
 
-/// A machine behind its BMC, on a stage whose Segment ignores whom nobody described.
+/// A machine behind its BMC, and its host.
 struct Rig {
     stage: Stage,
+    /// The host's name.
+    name: String,
     service: Arc<Service>,
     server: Arc<Mutex<SimServer>>,
     mac: Mac,
@@ -44,12 +49,17 @@ struct Rig {
 }
 
 impl Rig {
+    /// On a stage whose Segment ignores whom nobody described.
     async fn new(purpose: &str) -> Result<Rig> {
+        Rig::with(purpose, UnknownPolicy::Ignore).await
+    }
+
+    async fn with(purpose: &str, unknown: UnknownPolicy) -> Result<Rig> {
         let mut stage = Stage::dark(purpose, &[BR0]).await?;
         stage.controller.start()?;
         let spec = SegmentSpec {
             required_trust: Trust::Segment,
-            ..segment(BR0, Profile::Lab, UnknownPolicy::Ignore)?
+            ..segment(BR0, Profile::Lab, unknown)?
         };
         stage.serve(BR0.name, spec).await?;
         let rack = stage.rack()?;
@@ -57,8 +67,11 @@ impl Rig {
         let mac = server.hardware().boot_mac();
         let server = Arc::new(Mutex::new(server));
         let listener = stage.network.net.run(|| TcpListener::bind(("127.0.0.1", 0)));
-        let (service, mut events) =
-            Service::on(listener.context("listen as a BMC")?, bmc::Options::default())?;
+        let options = bmc::Options {
+            user: ("admin".to_owned(), PASSWORD.to_owned()),
+            ..bmc::Options::default()
+        };
+        let (service, mut events) = Service::on(listener.context("listen as a BMC")?, options)?;
         let service = Arc::new(service);
         let machine = Arc::clone(&server);
         tokio::spawn(async move {
@@ -74,6 +87,7 @@ impl Rig {
         });
         Ok(Rig {
             stage,
+            name: "node".to_owned(),
             service,
             server,
             mac,
@@ -97,18 +111,22 @@ impl Rig {
         Ok(())
     }
 
+    fn bmc(&self) -> BmcDetails {
+        BmcDetails {
+            address: self.service.address("redfish", Some(SYSTEM)),
+            credentials_name: "bmc".to_owned(),
+            ..BmcDetails::default()
+        }
+    }
+
     async fn declare(&self) -> Result<()> {
         let spec = BareMetalHostSpec {
             online: true,
             boot_mac_address: Some(self.mac.to_string()),
-            bmc: Some(BmcDetails {
-                address: self.service.address("redfish", Some(SYSTEM)),
-                credentials_name: "bmc".to_owned(),
-                ..BmcDetails::default()
-            }),
+            bmc: Some(self.bmc()),
             ..BareMetalHostSpec::default()
         };
-        let host = BareMetalHost::new("node", spec);
+        let host = BareMetalHost::new(&self.name, spec);
         self.stage
             .api::<BareMetalHost>()
             .create(&PostParams::default(), &host)
@@ -120,7 +138,7 @@ impl Rig {
     async fn patch(&self, patch: Value) -> Result<()> {
         self.stage
             .api::<BareMetalHost>()
-            .patch("node", &PatchParams::default(), &Patch::Merge(patch))
+            .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
             .await
             .context("patch the host")?;
         Ok(())
@@ -132,7 +150,7 @@ impl Rig {
         let found = self
             .stage
             .until(&what, SOON, async || {
-                let host = self.stage.api::<BareMetalHost>().get_opt("node").await?;
+                let host = self.stage.api::<BareMetalHost>().get_opt(&self.name).await?;
                 last.clone_from(&host);
                 Ok(host.filter(&test))
             })
@@ -162,14 +180,42 @@ impl Rig {
 
     async fn delete(&self) -> Result<()> {
         let api = self.stage.api::<BareMetalHost>();
-        api.delete("node", &DeleteParams::default())
+        api.delete(&self.name, &DeleteParams::default())
             .await
             .context("delete the host")?;
         self.stage
             .until("the host is to be gone", SOON, async || {
-                Ok(api.get_opt("node").await?.is_none().then_some(()))
+                Ok(api.get_opt(&self.name).await?.is_none().then_some(()))
             })
             .await
+    }
+
+    /// How often it has begun to boot.
+    fn boots(&self) -> u32 {
+        self.server.lock().expect("no test panics with it").seen().boots
+    }
+
+    /// All that the controller stored or said outside of Secrets shows no secret, in clear or in base64.
+    async fn shows_no_secret(&self) -> Result<()> {
+        let mut places = vec![("the log", self.stage.controller.log().last(100_000).join("\n"))];
+        let list = ListParams::default();
+        let hosts = self.stage.api::<BareMetalHost>().list(&list).await?;
+        places.push(("hosts", serde_json::to_string(&hosts.items)?));
+        let servers = self.stage.api::<Server>().list(&list).await?;
+        places.push(("Servers", serde_json::to_string(&servers.items)?));
+        let data = self.stage.api::<HardwareData>().list(&list).await?;
+        places.push(("HardwareData", serde_json::to_string(&data.items)?));
+        let told = self.stage.told().await?;
+        places.push(("Events", told.into_iter().map(|told| told.note).collect()));
+        for (place, text) in places {
+            for secret in [CANARY, PASSWORD] {
+                // The last digits of base64 depend on what follows.
+                let coded = BASE64_STANDARD.encode(secret);
+                let coded = coded.get(..12).context("a long secret")?;
+                ensure!(!text.contains(secret) && !text.contains(coded), "{place}: {text}");
+            }
+        }
+        Ok(())
     }
 
     /// What its agent has done to disks.
@@ -197,7 +243,7 @@ fn error(host: &BareMetalHost) -> &str {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() {
     let rig = Rig::new("life").await.unwrap();
-    rig.secret("secret").await.unwrap();
+    rig.secret(PASSWORD).await.unwrap();
     rig.declare().await.unwrap();
     let host = rig.reaches("available").await.unwrap();
     let status = host.status.unwrap();
@@ -222,6 +268,7 @@ async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() 
     let drive = rig.server.lock().unwrap().worked()[1].drive.clone().unwrap();
     assert_eq!(drive.user_data.unwrap(), CANARY.as_bytes());
     assert_eq!(drive.meta_data["metal3-name"], "node");
+    rig.shows_no_secret().await.unwrap();
 
     rig.patch(json!({"spec": {"image": null, "userData": null}}))
         .await
@@ -241,10 +288,57 @@ async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() 
         })
         .await
         .unwrap();
-    let log = rig.stage.controller.log().last(100_000).join("\n");
-    assert!(!log.contains(CANARY), "the log shows user data");
-    let told = rig.stage.told().await.unwrap();
-    assert!(told.iter().all(|told| !told.note.contains(CANARY)));
+    rig.shows_no_secret().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_discovered_host_gets_a_bmc_and_the_ramdisk_that_runs_serves_for_all_of_it() {
+    let mut rig = Rig::with("found", UnknownPolicy::Hold).await.unwrap();
+    // Somebody plugs it in.
+    rig.service.went_on(SYSTEM);
+    let is_found = |host: &BareMetalHost| {
+        let status = host.status.as_ref();
+        status.is_some_and(|status| status.provisioning.state == "unmanaged" && status.hardware.is_some())
+    };
+    let found = rig.stage.host(rig.mac, SOON, is_found).await.unwrap();
+    rig.name = found.name_any();
+    let hardware = found.status.unwrap().hardware;
+    let boots = rig.boots();
+    rig.secret(PASSWORD).await.unwrap();
+    rig.patch(json!({"spec": {"bmc": rig.bmc()}})).await.unwrap();
+    let host = rig.reaches("available").await.unwrap();
+    assert_eq!(host.uid(), found.metadata.uid);
+    let status = host.status.unwrap();
+    assert_eq!(status.hardware, hardware, "it is not inspected again");
+    assert!(status.powered_on && status.good_credentials.is_some());
+    assert_eq!(rig.boots(), boots, "it is not booted again");
+    rig.wish().await.unwrap();
+    rig.reaches("provisioned").await.unwrap();
+    assert_eq!(rig.worked(), ["clean", "write"]);
+    // Once into the ramdisk, and once out of it: by its agent's hand, as the BMC's own log shows.
+    rig.stage
+        .until("the machine is to leave its ramdisk once", SOON, async || {
+            // From then on it looks for a system on its empty disk, again and again.
+            Ok((rig.boots() > boots).then_some(()))
+        })
+        .await
+        .unwrap();
+    let asked = rig.service.seen();
+    let system = |request: &&bmc::Seen| request.path.contains("/Systems");
+    assert!(asked.iter().any(|request| system(&request)), "it was asked");
+    for request in asked.iter().filter(system) {
+        assert_eq!(request.method, "GET", "{request:#?}");
+    }
+    assert_eq!(rig.service.power(SYSTEM), PowerState::On);
+    // From here on its BMC boots it.
+    rig.patch(json!({"spec": {"image": null, "userData": null}}))
+        .await
+        .unwrap();
+    rig.reaches("deprovisioning").await.unwrap();
+    rig.reaches("available").await.unwrap();
+    assert_eq!(rig.worked(), ["clean", "write", "clean"]);
+    rig.delete().await.unwrap();
+    assert_eq!(rig.service.power(SYSTEM), PowerState::Off);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,7 +356,7 @@ async fn wrong_credentials_a_missing_secret_and_a_silent_bmc_are_told_and_mended
         .unwrap();
     let told = rig.stage.hears("node", "RegistrationError", SOON).await.unwrap();
     assert_eq!(told.kind, "BareMetalHost");
-    let right = json!({"stringData": {"password": "secret"}});
+    let right = json!({"stringData": {"password": PASSWORD}});
     rig.service.inject(bmc::Rule::always(bmc::Fault::Refuse));
     rig.stage
         .api::<Secret>()
@@ -279,13 +373,14 @@ async fn wrong_credentials_a_missing_secret_and_a_silent_bmc_are_told_and_mended
         .unwrap();
     let host = rig.reaches("available").await.unwrap();
     assert_eq!(error(&host), "");
+    rig.shows_no_secret().await.unwrap();
     rig.delete().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_controller_is_killed_again_and_again_and_the_host_gets_its_image_once() {
     let mut rig = Rig::new("killed").await.unwrap();
-    rig.secret("secret").await.unwrap();
+    rig.secret(PASSWORD).await.unwrap();
     rig.declare().await.unwrap();
     for state in ["inspecting", "available"] {
         rig.reaches(state).await.unwrap();
@@ -317,7 +412,7 @@ async fn the_controller_is_killed_again_and_again_and_the_host_gets_its_image_on
 async fn paused_and_detached_hosts_are_left_alone() {
     let rig = Rig::new("paused").await.unwrap();
     let annotate = |name: &str, value: Value| json!({"metadata": {"annotations": {name: value}}});
-    rig.secret("secret").await.unwrap();
+    rig.secret(PASSWORD).await.unwrap();
     rig.declare().await.unwrap();
     rig.reaches("available").await.unwrap();
     let paused = "baremetalhost.metal3.io/paused";

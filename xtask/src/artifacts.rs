@@ -319,7 +319,7 @@ pub(crate) fn run_lab(words: &[String]) -> Result<()> {
     lab("release").args(words).run()
 }
 
-/// The lab, as debug or release build, with all that it runs.
+/// The lab, with what it runs, of the build `debug` or `release`.
 pub(crate) fn lab(build: &str) -> Cmd {
     let at = |path: &str| root().join("target").join(path);
     Cmd::new(at(build).join("muster-lab"))

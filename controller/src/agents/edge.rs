@@ -112,11 +112,12 @@ impl Edge {
         if certificate.not_after < super::clock::now() {
             return Err(refused("the certificate has ended; boot again for a new one"));
         }
-        if self
-            .store
-            .enrolment(&certificate.session)
-            .is_some_and(|enrolment| enrolment.spec.contested)
-        {
+        let enrolment = self.store.enrolment(&certificate.session);
+        if let Some(contested) = enrolment.filter(|enrolment| enrolment.spec.contested) {
+            // Who contested it may have come before there was a session that could be marked. It is tried again with the next call.
+            if let Err(error) = self.mark_contested(&contested.spec).await {
+                tracing::warn!(server = %certificate.server, error = %Chain(&error), "a contested session is refused, but not marked yet");
+            }
             return Err(refused(
                 "the certificate is revoked: its token was shown with another key, too",
             ));

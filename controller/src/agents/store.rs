@@ -151,8 +151,12 @@ impl Store {
         found.map(|server| self.remember(server))
     }
 
-    pub(super) async fn create_server(&self, name: &str) -> Result<Arc<Server>, StoreError> {
-        let server = Server::new(name, ServerSpec::default());
+    pub(super) async fn create_server(
+        &self,
+        name: &str,
+        spec: ServerSpec,
+    ) -> Result<Arc<Server>, StoreError> {
+        let server = Server::new(name, spec);
         let made = call("create the Server", self.servers.create(&post(), &server)).await?;
         Ok(self.remember(made))
     }

@@ -12,7 +12,7 @@ use muster_proto::kinds::{
 };
 use serde_json::{Value, json};
 
-use super::next::{Effect, Plan, server_name};
+use super::next::{Effect, Plan, server_name, without_host};
 use crate::{
     events::Events,
     round::{ExecuteError, FIELD_MANAGER, failed},
@@ -208,12 +208,7 @@ impl Executor {
                 subject: path(host),
             });
         }
-        let spec = ServerSpec {
-            host: None,
-            dismissed: true,
-            job: server.spec.job.clone(),
-        };
-        self.patch_server(server, &spec, false).await?;
+        self.patch_server(server, &without_host(server), false).await?;
         Ok("dismiss")
     }
 

@@ -23,7 +23,7 @@ use muster_proto::{
 };
 
 use super::{hardware, name};
-use crate::host::{Owner, State, owner, owner::has_bmc};
+use crate::host::{Owner, State, owner, owner::has_bmc, plan::FINALIZER};
 
 /// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
 pub const TRUST_ANNOTATION: &str = "muster.dev/trust";
@@ -141,6 +141,12 @@ pub fn is_paused(host: &BareMetalHost) -> bool {
 /// True if somebody deleted `host` and a finalizer still holds it.
 pub fn is_leaving(host: &BareMetalHost) -> bool {
     host.metadata.deletion_timestamp.is_some()
+}
+
+/// True if the operator holds `host`, and with it the machine, until it lets go.
+pub fn is_held(host: &BareMetalHost) -> bool {
+    let mut finalizers = host.metadata.finalizers.iter().flatten();
+    finalizers.any(|name| name == FINALIZER)
 }
 
 /// True if somebody asks for another inspection.

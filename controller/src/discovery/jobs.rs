@@ -1,12 +1,15 @@
 //! What the running ramdisk of a machine is told to do: inspect again, or reboot to its own disk. Pure.
 //!
 //! A job stays on the Server until the agent has taken it up, then it is removed: a later session must not meet it.
-//! Jobs whose id is not ours were placed by a person and are left alone.
+//! Jobs whose id is not ours were placed by a person, or by the operator for the Server's host, and are left alone.
 
-use muster_proto::kinds::{BareMetalHost, Job, JobAction, JobStatus, SessionState, UnknownPolicy};
+use muster_proto::kinds::{BareMetalHost, Job, JobAction, JobStatus, Server, SessionState, UnknownPolicy};
 
 use super::{host, next::Seen};
-use crate::boot::policy::{Verdict, verdict};
+use crate::{
+    boot::policy::{Verdict, verdict},
+    host::is_for_another,
+};
 
 const INSPECT: &str = "inspect-";
 const RELEASE: &str = "release-";
@@ -60,6 +63,13 @@ fn inspect_id(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
     let inventoried = status.inventoried.as_deref().unwrap_or_default();
     let uid = host.metadata.uid.as_deref().unwrap_or_default();
     Some(format!("{INSPECT}{uid}-{inventoried}"))
+}
+
+/// The job of `server` that stays when the Server is to stand for the host with this UID, or (none) for no host any more. What was
+/// ordered for a host that is gone, such as a write, is not done to one that was made anew.
+pub(super) fn kept(server: &Server, uid: Option<&str>) -> Option<Job> {
+    let job = server.spec.job.clone();
+    job.filter(|job| !is_for_another(&job.id, uid))
 }
 
 /// Placed at once, connected or not: it waits for the machine's next session, whose own inventory may end it first.

@@ -173,6 +173,15 @@ pub fn next(seen: &Seen<'_>) -> Plan {
     plan
 }
 
+/// The spec of a Server whose host was deleted.
+pub fn without_host(server: &Server) -> ServerSpec {
+    ServerSpec {
+        host: None,
+        dismissed: true,
+        job: jobs::kept(server, None),
+    }
+}
+
 fn is_approved(server: &Server) -> bool {
     server
         .metadata
@@ -293,7 +302,7 @@ fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
     let spec = ServerSpec {
         host: Some(host::reference(host)),
         dismissed: false,
-        job: seen.server.spec.job.clone(),
+        job: jobs::kept(seen.server, host.metadata.uid.as_deref()),
     };
     let mut linked = seen.server.clone();
     linked.spec = spec.clone();

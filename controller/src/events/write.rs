@@ -11,7 +11,7 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
-use muster_proto::Chain;
+use muster_proto::{Chain, text};
 use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 
@@ -19,6 +19,8 @@ use super::{Event, make_room};
 
 /// Who reports.
 const REPORTER: &str = "muster-controller";
+/// The API server refuses longer notes, in bytes.
+const NOTE: usize = 1024;
 /// For so long after the last time, the same happening counts up its Event; a later one is told anew.
 const SERIES: Duration = Duration::from_secs(360);
 /// Happenings that are remembered for that, of 100 bytes or so each: with thousands of hosts some come in a row. Beyond, old ones
@@ -113,7 +115,7 @@ fn new(event: &Event, at: Timestamp) -> Written {
         },
         action: Some(action(event.reason, &event.message)),
         event_time: Some(MicroTime(at)),
-        note: Some(event.message.clone()),
+        note: Some(text::clean_to(event.message.as_bytes(), NOTE)),
         reason: Some(event.reason.to_owned()),
         regarding: Some(about.clone()),
         reporting_controller: Some(REPORTER.to_owned()),

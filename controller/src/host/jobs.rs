@@ -1,6 +1,6 @@
 //! Jobs of the host's machine: how they are called, how far they are. Pure.
 
-use muster_proto::kinds::{Server, ServerStatus};
+use muster_proto::kinds::{JobAction, Server, ServerStatus};
 
 use super::{
     draft::Draft,
@@ -15,6 +15,11 @@ pub(super) const OURS: &str = "host-";
 pub(super) fn operation(draft: &Draft<'_>, what: &str, start: Option<i64>, attempt: i64) -> String {
     let start = start.unwrap_or_default();
     format!("{OURS}{what}-{}-{start}-{attempt}", draft.uid())
+}
+
+/// True if the operator placed `job` for another host than the one with this UID: whoever asked for it is gone.
+pub fn is_for_another(job: &str, uid: Option<&str>) -> bool {
+    job.starts_with(OURS) && !uid.is_some_and(|uid| job.contains(&format!("-{uid}-")))
 }
 
 /// How far a job is.
@@ -76,6 +81,23 @@ pub(super) fn place(draft: &mut Draft<'_>, server: &Server, id: &str, task: Task
         epoch: draft.seen.epoch,
         task,
     })));
+}
+
+/// The same where the host rests, and for an inspection: one that has ended and names no disk stays until another takes its place or the
+/// host leaves. No session is ever given it again, so to take it off would be a write for nothing.
+pub(super) fn tidy(draft: &mut Draft<'_>) {
+    let rests = |server: &Server| {
+        let job = server.spec.job.as_ref()?;
+        let harmless = matches!(
+            job.action,
+            JobAction::Inspect | JobAction::Reboot | JobAction::PowerOff
+        );
+        let last = server.status.as_ref()?.job.as_ref()?;
+        Some(harmless && last.done && last.id == job.id)
+    };
+    if draft.seen.server.and_then(rests) != Some(true) {
+        clear(draft);
+    }
 }
 
 /// Takes the operator's job off the Server, if one is there: a later session must not meet it. True if there was one.

@@ -37,6 +37,7 @@ mod preparing;
 mod provisioned;
 mod provisioning;
 mod ramdisk;
+pub mod reasons;
 mod reboot;
 pub mod reconcile;
 mod registration;
@@ -50,6 +51,7 @@ pub mod vault;
 mod wake;
 
 pub use bmcs::Bmcs;
+pub use jobs::is_for_another;
 pub use metrics::Metrics;
 pub use next::next;
 pub use observed::Observed;

@@ -12,9 +12,9 @@ use muster_proto::{
 
 use super::{
     State,
-    access::{ASK_AGAIN, Reach},
+    access::{ASK_AGAIN, LOOK_AGAIN, Reach},
     draft::{Draft, HoldOff, whole_seconds},
-    jobs::{self, Job, OURS},
+    jobs::{self, Job},
     observed::{FailureClass, Power, Tried},
     plan::{Effect, PowerOrder, Task},
     ramdisk,
@@ -23,6 +23,8 @@ use super::{
 
 /// So long an operating system may take to shut down before it is switched off.
 const SOFT_OFF: SignedDuration = SignedDuration::from_secs(180);
+/// So long it is tried to ask it, through a BMC that does not answer to that.
+const SOFT_OFF_ASKING: SignedDuration = SignedDuration::from_mins(12);
 /// So long a machine may take to be off or on after it was told.
 const SWITCHING: SignedDuration = SignedDuration::from_secs(60);
 /// How often the power is looked at while it changes.
@@ -32,6 +34,12 @@ const LOOK: Duration = Duration::from_secs(2);
 pub(super) const GOING_OFF: &str = "PoweringOff";
 /// The same, on.
 const GOING_ON: &str = "PoweringOn";
+/// Reason while only a person can do it.
+const BY_HAND: &str = "PowerByHand";
+
+/// In names of operations.
+const OFF: &str = "off";
+const REBOOT: &str = "reboot";
 
 /// The power of a host at rest.
 pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
@@ -42,7 +50,12 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
             return;
         }
         Reach::Silent(_) => {
-            draft.keep_wait();
+            if !draft.keep_wait() {
+                draft.wait_for(
+                    "Bmc",
+                    "waits for the BMC to answer; next: its power is looked after",
+                );
+            }
             draft.why("the BMC does not answer");
             return;
         }
@@ -76,7 +89,7 @@ fn settle(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::PowerManagement);
     draft.status.error_count = 0;
     // The job by which the ramdisk left, or what remained of one.
-    jobs::clear(draft);
+    jobs::tidy(draft);
     let read = draft.seen.bmc.power.map_or(draft.now, |reading| reading.at);
     draft.again_at(read.checked_add(ASK_AGAIN).unwrap_or(draft.now));
 }
@@ -134,6 +147,19 @@ fn tried<'a>(draft: &Draft<'a>, operation: &str) -> Option<&'a Tried> {
     tried.filter(|tried| tried.operation == operation)
 }
 
+/// Gives the order that a BMC had no time for at `at`, a while after that.
+fn order_again(draft: &mut Draft<'_>, operation: &str, how: PowerOrder, at: Timestamp) {
+    if ramdisk::is_due(draft, at) {
+        order(draft, operation, how);
+    }
+    draft.again(LOOK_AGAIN);
+}
+
+/// True for what says of the BMC that it has no time or did not hear, rather than what it thinks of the order.
+fn may_pass(class: FailureClass) -> bool {
+    matches!(class, FailureClass::Busy | FailureClass::Unreachable)
+}
+
 fn order(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {
     draft.effect(Effect::Power {
         operation: operation.to_owned(),
@@ -154,10 +180,14 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
         draft.tell("PowerOff", "the machine is switched off");
     }
     if gentle {
-        let patient = seen_at(draft).duration_since(since) < SOFT_OFF;
-        match tried(draft, &soft).map(|tried| &tried.result) {
-            None if patient => return order(draft, &soft, PowerOrder::SoftOff),
-            Some(Ok(())) if patient => return draft.again(LOOK),
+        let within = |from: Timestamp, patience| seen_at(draft).duration_since(from) < patience;
+        match tried(draft, &soft).map(|tried| (tried.at, &tried.result)) {
+            None if within(since, SOFT_OFF) => return order(draft, &soft, PowerOrder::SoftOff),
+            Some((at, Ok(()))) if within(at, SOFT_OFF) => return draft.again(LOOK),
+            // Whether the operating system was asked is not known: without that it loses what it has not written yet.
+            Some((at, Err(failure))) if may_pass(failure.class) && within(since, SOFT_OFF_ASKING) => {
+                return order_again(draft, &soft, PowerOrder::SoftOff, at);
+            }
             // It cannot do it softly, did not, or nobody remembers: hard.
             None | Some(_) => {}
         }
@@ -189,10 +219,7 @@ fn switch(draft: &mut Draft<'_>, id: &str, how: PowerOrder, what: &str) {
                     format!("the machine is not {what} {seconds} s after the BMC was told"),
                 );
             }
-            Err(failure) if failure.class == FailureClass::Busy => {
-                order(draft, id, how);
-                draft.again(super::access::LOOK_AGAIN);
-            }
+            Err(failure) if failure.class == FailureClass::Busy => order_again(draft, id, how, tried.at),
             Err(failure) => {
                 let message = format!("the machine could not be switched {what}: {}", failure.message);
                 draft.fail(ErrorType::PowerManagement, message);
@@ -205,10 +232,7 @@ fn switch(draft: &mut Draft<'_>, id: &str, how: PowerOrder, what: &str) {
 fn restart(draft: &mut Draft<'_>, wish: Wish) {
     draft.forget(ErrorType::PowerManagement);
     if !wish.once {
-        draft.wait_for(
-            super::draft::REFUSED,
-            "the host is to be off, and spec.disablePowerOff forbids it; next: goes on as soon as one of both is changed",
-        );
+        stay_on(draft);
         draft.again(Duration::try_from(ASK_AGAIN).unwrap_or_default());
         return;
     }
@@ -227,83 +251,135 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
     }
 }
 
+/// It is to be off, and must not be.
+fn stay_on(draft: &mut Draft<'_>) {
+    draft.wait_for(
+        super::draft::REFUSED,
+        "the host is to be off, and spec.disablePowerOff forbids it; next: goes on as soon as one of both is changed",
+    );
+}
+
 /// Without a BMC: what the session can do, and what only a person can.
 fn in_band(draft: &mut Draft<'_>, wish: Wish) {
     let wanted = draft.host.spec.online && !wish.off();
-    let Some((server, _)) = draft.session() else {
+    let kept_on = draft.host.spec.disable_power_off == Some(true);
+    let session = draft.session();
+    draft.status.powered_on |= session.is_some();
+    if kept_on && !wanted && !wish.once && draft.status.powered_on {
+        draft.forget(ErrorType::PowerManagement);
+        stay_on(draft);
+        return;
+    }
+    let Some((server, _)) = session else {
         absent(draft, wish, wanted);
         return;
     };
-    draft.status.powered_on = true;
     if wanted {
         draft.forget(ErrorType::PowerManagement);
+        draft.status.error_count = 0;
         jobs::clear(draft);
         draft.why("it is on");
         return;
     }
-    let (task, what) = match wish.once && draft.host.spec.online && !wish.stay_off {
-        true => (Task::Reboot, "reboot"),
-        false => (Task::PowerOff, "off"),
+    if draft.hold_off(&[ErrorType::PowerManagement]) == HoldOff::Waiting {
+        return;
+    }
+    draft.forget(ErrorType::PowerManagement);
+    let back = draft.host.spec.online && !wish.stay_off || kept_on;
+    let (task, what) = match wish.once && back {
+        true => (Task::Reboot, REBOOT),
+        false => (Task::PowerOff, OFF),
     };
     let (operation, _) = operation(draft, GOING_OFF, what);
+    if draft.waiting_since(GOING_OFF).is_none() {
+        // The operation is named by the time since when the status says so, so it is written first: what is told is never put off.
+        let how = if what == REBOOT {
+            "rebooted"
+        } else {
+            "switched off"
+        };
+        draft.tell("PowerOff", format!("the machine is {how} by its ramdisk"));
+    }
     draft.wait_for(GOING_OFF, "waits for the ramdisk to go down");
     match jobs::look(server, |job| job == operation) {
         Job::Absent => jobs::place(draft, server, &operation, task),
         Job::Pending => draft.again(Duration::try_from(SWITCHING).unwrap_or_default()),
-        Job::Failed(error) => draft.fail(ErrorType::PowerManagement, error),
+        Job::Failed(error) => draft.fail(
+            ErrorType::PowerManagement,
+            format!("the ramdisk does not go down: {error}"),
+        ),
         Job::Done => {
-            if what == "reboot" {
-                draft
-                    .metadata
-                    .remove_annotations
-                    .push(REBOOT_ANNOTATION.to_owned());
+            if what == REBOOT {
+                rebooted(draft);
             }
             draft.why("the ramdisk goes down");
         }
     }
 }
 
+/// What is asked for once is done.
+fn rebooted(draft: &mut Draft<'_>) {
+    draft
+        .metadata
+        .remove_annotations
+        .push(REBOOT_ANNOTATION.to_owned());
+}
+
+/// True if the ramdisk went down as it was told: its last word was that it does. A job that it only was given says nothing.
+fn went(draft: &Draft<'_>, what: &str) -> bool {
+    let (id, _) = operation(draft, GOING_OFF, what);
+    let done = |server: &Server| jobs::look(server, |job| job == id) == Job::Done;
+    draft.waiting_since(GOING_OFF).is_some() && draft.seen.server.is_some_and(done)
+}
+
 /// The machine says nothing: it is off if it was told so, else nobody knows.
 fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
-    let went_off = draft.seen.server.is_some_and(|server| {
-        let off = format!("{OURS}off-{}-", draft.uid());
-        let placed = |job: &str| job.starts_with(&off);
-        draft.waiting_since(GOING_OFF).is_some() && jobs::look(server, placed) != Job::Absent
-    });
-    if went_off {
-        draft.status.powered_on = false;
+    let (off, again) = (went(draft, OFF), went(draft, REBOOT));
+    if off || again {
+        draft.forget(ErrorType::PowerManagement);
+        draft.status.error_count = 0;
     }
-    if !draft.status.powered_on && wish.once {
-        draft
-            .metadata
-            .remove_annotations
-            .push(REBOOT_ANNOTATION.to_owned());
-    }
+    draft.status.powered_on &= !off;
     jobs::clear(draft);
+    if wish.once && (again || !draft.status.powered_on) {
+        rebooted(draft);
+        draft.why("it went down, as asked; next: on again");
+        return;
+    }
     match (wanted, draft.status.powered_on) {
-        (true, false) => {
-            draft.wait_for(
-                "PowerByHand",
-                "the machine has no BMC: Wake-on-LAN is tried; next: switch it on by hand",
-            );
-            let macs = macs(draft.seen.server);
-            if !macs.is_empty() {
-                draft.effect(Effect::Wake { macs });
-            }
-            draft.again(Duration::from_secs(300));
-        }
+        (true, false) => switch_on_from_afar(draft),
+        (false, true) if wish.once => draft.wait_for(
+            BY_HAND,
+            "the machine has no BMC, and what it runs is not ours to command; next: reboot it by hand, and remove the annotation reboot.metal3.io",
+        ),
         (false, true) => draft.wait_for(
-            "PowerByHand",
-            "the machine has no BMC, and its operating system is not ours to command; next: switch it off by hand",
+            BY_HAND,
+            "the machine has no BMC, and what it runs is not ours to command; next: switch it off by hand",
+        ),
+        (true, true) if draft.state == State::Available => draft.wait_for(
+            BY_HAND,
+            "the machine's ramdisk is not connected; next: power-cycle it by hand, if it does not come back by itself",
         ),
         _ => draft.why("its power is left alone"),
     }
-    if draft.state == State::Available && wanted && draft.status.powered_on {
+}
+
+/// Nothing answers to Wake-on-LAN: whether it did anything shows when the ramdisk calls in.
+fn switch_on_from_afar(draft: &mut Draft<'_>) {
+    let macs = macs(draft.seen.server);
+    if macs.is_empty() {
         draft.wait_for(
-            "PowerByHand",
-            "the machine's ramdisk is not connected; next: power-cycle it by hand",
+            BY_HAND,
+            "the machine has no BMC, and no NIC of it is known; next: switch it on by hand",
         );
+        return;
     }
+    draft.wait_for(
+        BY_HAND,
+        "the machine has no BMC: Wake-on-LAN is sent every 5 minutes, and arrives only if the control role stands on the machine's network or routers pass it on; next: switch it on by hand, if it stays off",
+    );
+    draft.effect(Effect::Wake { macs });
+    draft.again(Duration::from_secs(300));
 }
 
 fn macs(server: Option<&Server>) -> Vec<Mac> {

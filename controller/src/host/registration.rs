@@ -16,6 +16,9 @@ use super::{
 pub(super) fn begin(draft: &mut Draft<'_>) {
     let in_band = draft.annotation(IN_BAND_ANNOTATION).is_some();
     if has_bmc(draft.host) || in_band {
+        if access::awaits_secret(draft) {
+            return;
+        }
         draft.enter(State::Registering);
         draft.begin(|history| &mut history.register);
         snapshot_boot_mode(draft);
@@ -62,6 +65,9 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.uid().clone_into(&mut draft.status.provisioning.id);
     }
     draft.tell("Registered", "the machine can be reached");
+    if next == State::Preparing {
+        draft.tell("InspectionSkipped", "the hardware is not to be inspected");
+    }
     if next == State::Inspecting {
         inspection::begin_with_what_is_known(draft);
     }
@@ -73,7 +79,7 @@ fn is_opted_in(draft: &mut Draft<'_>) -> bool {
         draft.clear_error();
         draft.wait_for(
             "Ramdisk",
-            "waits for the machine's ramdisk to call in; next: the host is registered with that session",
+            "waits for the machine's ramdisk to call in (boot the machine by hand, if it is off or runs something else); next: the host is registered with that session",
         );
         return false;
     };

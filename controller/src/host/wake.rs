@@ -1,7 +1,8 @@
 //! Wake-on-LAN: a packet that a machine's NIC understands while the machine is off. Nothing tells whether it did anything.
 //!
-//! Sent from here to the broadcast address of the machine's Segment: it arrives where this process stands on that network, as it
-//! does with both roles in one process, or where a router passes such packets on.
+//! Sent from the control role to the broadcast address of the machine's Segment: it arrives where this process stands on that
+//! network, as it does with both roles in one process on the host's network, or where routers pass such packets on (RFC 2644: by
+//! default they do not).
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -27,10 +28,18 @@ fn broadcast(subnet: &str) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from(u32::from(address) | hosts))
 }
 
+/// Where packets for machines on `segment` go.
+fn address(segment: Option<&Segment>) -> SocketAddr {
+    let subnet = segment.and_then(|segment| broadcast(&segment.spec.subnet));
+    SocketAddr::from((subnet.unwrap_or(Ipv4Addr::BROADCAST), PORT))
+}
+
 /// Sends a packet for each of `macs` to `segment`, as far as that works.
 pub(super) async fn wake(macs: &[Mac], segment: Option<&Segment>) -> std::io::Result<()> {
-    let subnet = segment.and_then(|segment| broadcast(&segment.spec.subnet));
-    let to = SocketAddr::from((subnet.unwrap_or(Ipv4Addr::BROADCAST), PORT));
+    send(macs, address(segment)).await
+}
+
+async fn send(macs: &[Mac], to: SocketAddr) -> std::io::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
     socket.set_broadcast(true)?;
     for mac in macs {
@@ -59,5 +68,32 @@ mod tests {
         ] {
             assert_eq!(broadcast(subnet), last.map(Ipv4Addr::from), "{subnet}");
         }
+    }
+    /// On the loopback network, whose last address is a broadcast address as any other.
+    #[tokio::test]
+    async fn packets_for_all_nics_arrive_at_the_broadcast_address() {
+        let everybody = broadcast("127.0.0.0/8").unwrap();
+        let machine = UdpSocket::bind((everybody, 0)).await.unwrap();
+        let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
+        send(&macs, machine.local_addr().unwrap()).await.unwrap();
+        for mac in macs {
+            let mut heard = [0; 200];
+            let wait = std::time::Duration::from_secs(30);
+            let length = tokio::time::timeout(wait, machine.recv(&mut heard)).await;
+            assert_eq!(heard[..length.unwrap().unwrap()], packet(mac));
+        }
+    }
+
+    #[test]
+    fn packets_go_to_the_segment_or_else_to_the_network_that_we_are_on() {
+        let segment = Segment::new(
+            "lab",
+            muster_proto::kinds::SegmentSpec {
+                subnet: "10.77.0.0/24".to_owned(),
+                ..Default::default()
+            },
+        );
+        assert_eq!(address(Some(&segment)).to_string(), "10.77.0.255:9");
+        assert_eq!(address(None).to_string(), "255.255.255.255:9");
     }
 }

@@ -3,7 +3,12 @@
 use std::fmt::Write as _;
 
 use super::File;
-use crate::host::{State, conditions::WAITING_REASONS, table::TRANSITIONS};
+use crate::host::{
+    State,
+    conditions::WAITING_REASONS,
+    reasons::{NEVER, REASONS},
+    table::TRANSITIONS,
+};
 
 const TEXT: &str = include_str!("states.md");
 
@@ -17,6 +22,8 @@ fn page() -> String {
         .replace("@states@", &states())
         .replace("@transitions@", &transitions())
         .replace("@reasons@", &reasons())
+        .replace("@events@", &events())
+        .replace("@never@", &words(NEVER))
 }
 
 /// The state's name as the page writes it.
@@ -72,11 +79,21 @@ fn transitions() -> String {
 }
 
 fn reasons() -> String {
-    let names: Vec<String> = WAITING_REASONS
-        .iter()
-        .map(|reason| format!("`{reason}`"))
-        .collect();
-    format!("{}.", names.join(", "))
+    format!("{}.", words(&WAITING_REASONS))
+}
+
+fn words(all: &[&str]) -> String {
+    let all: Vec<String> = all.iter().map(|word| format!("`{word}`")).collect();
+    all.join(", ")
+}
+
+fn events() -> String {
+    let mut text = "| reason | when |\n| --- | --- |".to_owned();
+    for reason in REASONS {
+        let own = if reason.upstream { "" } else { " (ours)" };
+        let _ = write!(text, "\n| `{}`{own} | {} |", reason.name, reason.when);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -94,7 +111,14 @@ mod tests {
 
     #[test]
     fn nothing_of_the_page_is_left_to_be_filled_in() {
-        for word in ["@diagram@", "@states@", "@transitions@", "@reasons@"] {
+        for word in [
+            "@diagram@",
+            "@states@",
+            "@transitions@",
+            "@reasons@",
+            "@events@",
+            "@never@",
+        ] {
             assert!(TEXT.contains(word) && !page().contains(word));
         }
     }

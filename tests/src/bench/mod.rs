@@ -9,6 +9,7 @@ mod lit;
 mod load;
 mod memory;
 mod peers;
+pub mod provision;
 pub mod render;
 pub mod results;
 mod script;

@@ -134,8 +134,29 @@ enum Command {
         #[arg(long)]
         commit: String,
     },
+    /// Measures how soon a server boots the image that it is given; `cargo xtask bench provision` builds what it needs and starts it.
+    BenchProvision {
+        /// Where the raw results go, as JSON.
+        #[arg(long)]
+        out: PathBuf,
+        /// The command to put on record.
+        #[arg(long)]
+        command: String,
+        /// The commit to put on record.
+        #[arg(long)]
+        commit: String,
+    },
     /// Makes the page of `bench-hosts` from its raw results.
     BenchHostsPage {
+        /// The raw results.
+        #[arg(long)]
+        json: PathBuf,
+        /// The page.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Makes the page of `bench-provision` from its raw results.
+    BenchProvisionPage {
         /// The raw results.
         #[arg(long)]
         json: PathBuf,
@@ -278,6 +299,14 @@ async fn run(command: Command) -> Result<bool> {
         }
         Command::BenchHostsPage { json, out } => {
             bench::hosts::render_file(&json, &out)?;
+            Ok(true)
+        }
+        Command::BenchProvision { out, command, commit } => {
+            bench::provision::run(&out, command, commit).await?;
+            Ok(true)
+        }
+        Command::BenchProvisionPage { json, out } => {
+            bench::provision::render_file(&json, &out)?;
             Ok(true)
         }
         Command::BenchWritePage { json, out } => {

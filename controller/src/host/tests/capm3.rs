@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     super::State,
     transitions::at,
-    world::{Content, IMAGE, World},
+    world::{Content, IMAGE, UID, World, secret},
 };
 
 /// RFC 7396.
@@ -43,15 +43,23 @@ fn claim() -> Value {
             "image": {"url": IMAGE, "format": "",
                 "checksum": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "checksumType": "sha256"},
             "userData": {"name": "user", "namespace": "metal"},
+            "metaData": {"name": "meta", "namespace": "metal"},
+            "networkData": {"name": "network", "namespace": "metal"},
             "automatedCleaningMode": "metadata",
             "online": true
         }
     })
 }
 
+fn secrets(world: &mut World) {
+    world.secrets.user_data = secret("3", "user");
+    world.secrets.meta_data = secret("4", "meta");
+    world.secrets.network_data = secret("5", "network");
+}
+
 fn claimed() -> World {
     let mut world = at(State::Available);
-    world.secrets.user_data = super::world::secret("3", "user");
+    secrets(&mut world);
     patch(&mut world, &claim());
     world.reach(State::Provisioned);
     world.settle();
@@ -78,6 +86,65 @@ fn a_claim_provisions_and_letting_go_with_the_power_off_deprovisions() {
 }
 
 #[test]
+fn a_claims_user_meta_and_network_data_all_go_on_the_config_drive() {
+    let world = claimed();
+    let drive = world.machine.drive.unwrap();
+    let names = [
+        drive.user_data_secret,
+        drive.meta_data_secret,
+        drive.network_data_secret,
+    ];
+    assert_eq!(names.map(Option::unwrap_or_default), ["user", "meta", "network"]);
+    let defaults: Vec<(&str, &str)> = drive
+        .meta_data
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    for wanted in [
+        ("uuid", UID),
+        ("metal3-namespace", "metal"),
+        ("metal3-name", "host-1"),
+        ("local-hostname", "host-1"),
+        ("local_hostname", "host-1"),
+        ("name", "host-1"),
+    ] {
+        assert!(defaults.contains(&wanted), "{wanted:?} in {defaults:?}");
+    }
+    // Nothing is begun before all of them are there.
+    let mut world = at(State::Available);
+    secrets(&mut world);
+    world.secrets.network_data.state = super::super::observed::SecretState::Missing;
+    patch(&mut world, &claim());
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    secrets(&mut world);
+    world.reach(State::Provisioned);
+}
+
+#[test]
+fn marks_of_remediation_and_of_a_move_change_nothing_and_stay() {
+    let marks = json!({"metadata": {"annotations": {
+        "capm3.metal3.io/unhealthy": "",
+        "clusterctl.cluster.x-k8s.io/block-move": "",
+    }}});
+    let stay = |world: &World| {
+        world.annotated("capm3.metal3.io/unhealthy")
+            && world.annotated("clusterctl.cluster.x-k8s.io/block-move")
+    };
+    let mut world = claimed();
+    patch(&mut world, &marks);
+    let plan = world.plan();
+    assert!(plan.status.is_none() && plan.metadata.is_empty(), "{}", plan.why);
+    let (writes, boots) = (world.status_writes, world.machine.boots);
+    world.settle();
+    assert_eq!((world.status_writes, world.machine.boots), (writes, boots));
+    assert!(stay(&world) && world.state() == State::Provisioned);
+    patch(&mut world, &let_go(false));
+    world.settle();
+    assert!(stay(&world) && world.state() == State::Available);
+}
+
+#[test]
 fn letting_go_with_the_power_on_deprovisions_too() {
     let mut world = claimed();
     patch(&mut world, &let_go(true));
@@ -87,7 +154,7 @@ fn letting_go_with_the_power_on_deprovisions_too() {
     assert_eq!(world.machine.disk, Content::Blank);
     let boots = world.machine.boots;
     patch(&mut world, &claim());
-    world.secrets.user_data = super::world::secret("3", "user");
+    secrets(&mut world);
     world.reach(State::Provisioned);
     assert_eq!(
         world.machine.boots,
@@ -99,7 +166,7 @@ fn letting_go_with_the_power_on_deprovisions_too() {
 #[test]
 fn a_label_on_the_secret_causes_no_registration() {
     let mut world = claimed();
-    world.secrets.bmc.state = super::world::secret("99", "a").state;
+    world.secrets.bmc.state = secret("99", "a").state;
     let before = world.host().status.as_ref().unwrap().operation_history.clone();
     let plan = world.plan();
     assert!(
@@ -120,7 +187,7 @@ fn a_label_on_the_secret_causes_no_registration() {
 #[test]
 fn other_credentials_are_tried_and_told() {
     let mut world = claimed();
-    world.secrets.bmc.state = super::world::secret("99", "b").state;
+    world.secrets.bmc.state = secret("99", "b").state;
     world.settle();
     let status = world.host().status.clone().unwrap();
     assert_eq!(
@@ -140,7 +207,7 @@ fn a_cluster_that_moves_leaves_the_machine_as_it_is() {
     world.machine = old.machine.clone();
     world.hardware = old.hardware.clone();
     patch(&mut world, &claim());
-    world.secrets.user_data = super::world::secret("1", "user");
+    secrets(&mut world);
     world.annotate("baremetalhost.metal3.io/status", &moved.to_string());
     world.settle();
     assert_eq!(world.state(), State::Provisioned);

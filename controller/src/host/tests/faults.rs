@@ -1,6 +1,8 @@
 //! A world in which everything goes wrong for a while: it comes to the same end, and nothing is written that should not be.
 
-use muster_proto::kinds::{DETACHED_ANNOTATION, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, REBOOT_ANNOTATION};
+use muster_proto::kinds::{
+    DETACHED_ANNOTATION, IN_BAND_ANNOTATION, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, REBOOT_ANNOTATION,
+};
 use proptest::prelude::*;
 
 use super::{
@@ -125,8 +127,28 @@ fn calm(world: &mut World) {
     // What is late comes now.
     world.tick(1);
     if let Some(host) = &mut world.host {
-        host.metadata.annotations = None;
+        let annotations = host.metadata.annotations.get_or_insert_default();
+        annotations.retain(|name, _| name == IN_BAND_ANNOTATION);
     }
+}
+
+/// Rounds until `done`, in which a person does what a host without a BMC asks for.
+fn until(world: &mut World, what: &str, done: impl Fn(&World) -> bool) {
+    let in_band = world.host.as_ref().is_some_and(|host| host.spec.bmc.is_none());
+    if !in_band {
+        world.until(what, done);
+        return;
+    }
+    for _ in 0..200 {
+        for _ in 0..10 {
+            if done(world) {
+                return;
+            }
+            world.round();
+        }
+        world.obey();
+    }
+    world.until(what, done);
 }
 
 proptest! {
@@ -136,14 +158,17 @@ proptest! {
     fn whatever_happens_the_end_is_what_the_spec_says(
         before in proptest::collection::vec(happenings(), 0..150),
         network_first in any::<bool>(),
+        in_band in any::<bool>(),
+        wakes in any::<bool>(),
         delete in proptest::option::of(0..150_usize),
         image in proptest::option::weighted(0.7, 0..2_u8),
     ) {
         let released = before.iter().any(
             |happening| matches!(happening, Happening::Annotate(muster_proto::kinds::RELEASE_ANNOTATION, _)),
         );
-        let mut world = World::new();
-        world.machine.network_first = network_first;
+        let mut world = if in_band { World::in_band() } else { World::new() };
+        world.machine.network_first |= network_first;
+        world.machine.wakes = wakes;
         for (at, happening) in before.into_iter().enumerate() {
             if delete == Some(at) {
                 happen(&mut world, &Happening::Delete);
@@ -153,14 +178,14 @@ proptest! {
         calm(&mut world);
         if delete.is_some() {
             world.delete();
-            world.until("gone", |world| world.host.is_none());
+            until(&mut world, "gone", |world| world.host.is_none());
             prop_assert!(!world.secrets.bmc.finalizer);
             return Ok(());
         }
         world.host().spec.online = true;
         world.set_image(image.map(url).as_deref());
         let wanted = if image.is_some() { State::Provisioned } else { State::Available };
-        world.until("where it belongs", |world| {
+        until(&mut world, "where it belongs", |world| {
             check(world);
             let status = world.host.as_ref().unwrap().status.clone().unwrap_or_default();
             world.state() == wanted

@@ -80,6 +80,7 @@ impl World {
             }
             Task::Write(task) => {
                 assert_eq!(task.permit.disks().len(), 1);
+                self.machine.drive.clone_from(&task.drive);
                 JobAction::Write
             }
         };
@@ -177,9 +178,12 @@ impl World {
         self.machine.ramdisk = Some(job.id.clone());
         let destroys = matches!(job.action, JobAction::Clean | JobAction::Write);
         let writes = job.action == JobAction::Write && self.failing_writes > 0;
-        let fails = destroys && self.failing_jobs > 0 || writes;
+        let stays = matches!(job.action, JobAction::Reboot | JobAction::PowerOff) && self.failing_ends > 0;
+        let fails = destroys && self.failing_jobs > 0 || writes || stays;
         if writes {
             self.failing_writes -= 1;
+        } else if stays {
+            self.failing_ends -= 1;
         } else if fails {
             self.failing_jobs -= 1;
         } else if destroys {
@@ -203,6 +207,7 @@ impl World {
         });
         self.bump();
         match job.action {
+            _ if fails => {}
             JobAction::Reboot => self.power(PowerOrder::Reset),
             JobAction::PowerOff => self.power(PowerOrder::HardOff),
             _ => {}

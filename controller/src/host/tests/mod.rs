@@ -2,10 +2,15 @@
 
 mod annotations;
 mod capm3;
+mod counted;
+mod doubts;
+mod events;
 mod faults;
+mod in_band;
 mod life;
 mod metal;
 mod parts;
 mod refusals;
+mod takeover;
 mod transitions;
 mod world;

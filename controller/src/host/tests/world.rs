@@ -11,8 +11,8 @@ use k8s_openapi::{
 use muster_proto::{
     inventory::{Disk, Inventory, Nic},
     kinds::{
-        BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, HardwareDataSpec, Image, Segment,
-        SegmentSpec, Server, Trust,
+        BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, HardwareDataSpec, IN_BAND_ANNOTATION,
+        Image, Segment, SegmentSpec, Server, Trust,
     },
 };
 
@@ -22,7 +22,7 @@ use super::super::{
         Bmc, Failure, FailureClass, Power, PowerReading, Probed, Rival, SecretSeen, SecretState, Secrets,
         Tried,
     },
-    plan::{FINALIZER, Metadata, PowerOrder, Task},
+    plan::{Drive, FINALIZER, Metadata, PowerOrder, Task},
     table,
 };
 
@@ -54,7 +54,11 @@ pub(super) struct Machine {
     /// Its firmware boots from the network without being told.
     pub(super) network_first: bool,
     pub(super) once: bool,
+    /// It has Wake-on-LAN.
+    pub(super) wakes: bool,
     pub(super) boots: usize,
+    /// What the config drive of the last write was made of.
+    pub(super) drive: Option<Drive>,
     pub(super) writes: Vec<String>,
     pub(super) cleans: usize,
     pub(super) sessions: u32,
@@ -97,6 +101,8 @@ pub(super) struct World {
     pub(super) failing_jobs: usize,
     /// The agent fails this many jobs that write.
     pub(super) failing_writes: usize,
+    /// The ramdisk cannot go down this many times.
+    pub(super) failing_ends: usize,
     pub(super) late: VecDeque<Effect>,
     pub(super) version: u64,
     /// Every state the host was in, without repetition.
@@ -201,7 +207,9 @@ impl World {
                 disk: Content::Old,
                 network_first: false,
                 once: false,
+                wakes: true,
                 boots: 0,
+                drive: None,
                 writes: Vec::new(),
                 cleans: 0,
                 sessions: 0,
@@ -209,6 +217,7 @@ impl World {
             bmc_up: true,
             failing_jobs: 0,
             failing_writes: 0,
+            failing_ends: 0,
             late: VecDeque::new(),
             version: 1,
             states: vec![State::New],
@@ -245,6 +254,31 @@ impl World {
             .iter()
             .flatten()
             .any(|(key, _)| key == name)
+    }
+
+    /// No BMC, opted in for its connected ramdisk, which its firmware boots.
+    pub(super) fn in_band() -> World {
+        let mut world = World::new();
+        world.host().spec.bmc = None;
+        world.machine.network_first = true;
+        world.call_in();
+        world.annotate(IN_BAND_ANNOTATION, "segment");
+        world
+    }
+
+    /// A person does what the host's condition asks for.
+    pub(super) fn obey(&mut self) {
+        let status = self.host.as_ref().and_then(|host| host.status.as_ref());
+        let asked = |reason: &str| {
+            let mut conditions = status.iter().flat_map(|status| &status.conditions);
+            conditions.any(|one| one.type_ == "Waiting" && one.status == "True" && one.reason == reason)
+        };
+        if ["PowerCycleByHand", "PowerByHand", "Ramdisk"]
+            .into_iter()
+            .any(asked)
+        {
+            self.power(PowerOrder::Reset);
+        }
     }
 
     pub(super) fn delete(&mut self) {
@@ -352,11 +386,14 @@ impl World {
             None => true,
         };
         let steps: Vec<Effect> = plan.effects;
+        let mut events = plan.events.into_iter().map(|event| event.reason.to_owned());
         let mut alive = true;
         if let Some(status) = plan.status {
             alive = step();
             if alive {
                 self.write_status(*status);
+                // Told with what is stored, whatever becomes of the effects.
+                self.events.extend(events.by_ref());
             }
         }
         if alive && !plan.metadata.is_empty() {
@@ -371,8 +408,7 @@ impl World {
                 return true;
             }
         }
-        self.events
-            .extend(plan.events.into_iter().map(|event| event.reason.to_owned()));
+        self.events.extend(events);
         if !alive {
             self.restart();
         }
@@ -481,8 +517,11 @@ impl World {
                 });
                 !bad
             }
-            Effect::Wake { .. } => {
-                self.power(PowerOrder::On);
+            Effect::Wake { macs } => {
+                let hears = macs.iter().any(|mac| mac.to_string() == MAC);
+                if self.machine.wakes && hears && fault != Fault::Lost {
+                    self.power(PowerOrder::On);
+                }
                 true
             }
             Effect::PlaceJob(order) => match fault {
@@ -517,6 +556,9 @@ impl World {
             }
             Effect::HoldSecret { name, .. } => {
                 let secret = self.secret(name);
+                if secret.state == SecretState::Unasked {
+                    *secret = self::secret("1", "a");
+                }
                 secret.held = true;
                 secret.finalizer = name == "bmc";
                 if let SecretState::Present { version, .. } = &mut secret.state {
@@ -538,6 +580,8 @@ impl World {
     fn secret(&mut self, name: &str) -> &mut SecretSeen {
         match name {
             "bmc" => &mut self.secrets.bmc,
+            "meta" => &mut self.secrets.meta_data,
+            "network" => &mut self.secrets.network_data,
             _ => &mut self.secrets.user_data,
         }
     }

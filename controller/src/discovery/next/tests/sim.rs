@@ -362,12 +362,7 @@ impl Sim {
                 if exact(self, &at).is_some() {
                     return false;
                 }
-                let spec = ServerSpec {
-                    host: None,
-                    dismissed: true,
-                    job: server.spec.job.clone(),
-                };
-                return self.patch(server, spec, false);
+                return self.patch(server, without_host(server), false);
             }
             Effect::RemoveAnnotation { host, name } => {
                 let Some(index) = exact(self, &host) else {

@@ -8,18 +8,18 @@ use muster_proto::{
     inventory::{Disk, Inventory, Nic},
     job::ConfigDrive,
     kinds::{
-        BareMetalHost, BareMetalHostSpec, BmcDetails, HostReference, Image, JobAction, Segment, SegmentSpec,
-        Server, ServerSpec, Trust,
+        BareMetalHost, BareMetalHostSpec, BmcDetails, HostReference, IN_BAND_ANNOTATION, IN_BAND_SEGMENT,
+        Image, JobAction, Segment, SegmentSpec, Server, ServerSpec, Trust,
     },
     seal::{Bound, SealKey},
 };
 use serde_json::{Value, json};
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
-use super::super::*;
+use super::{
+    super::*,
+    trouble::{At, Steps, Trouble},
+};
 use crate::{
     bmc::{self, BmcError, Boot, Credentials, Done as Answered, PowerState, Reset},
     fake_api::FakeApi,
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// In virtual time: longer than any life.
-const EVER: Duration = Duration::from_secs(24 * 3600);
+const EVER: Duration = Duration::from_secs(12 * 3600);
 /// How often somebody looks who was told of no change.
 const LOOK: Duration = Duration::from_secs(5);
 pub(super) const CANARY: &str = "canary-4b1d";
@@ -57,6 +57,10 @@ struct State {
     cleaned: usize,
     last: String,
     mute: bool,
+    /// Its firmware boots from the network without being told.
+    network_first: bool,
+    /// How often its ramdisk was told to go down.
+    ends: usize,
 }
 
 pub(super) struct Lab {
@@ -69,34 +73,6 @@ pub(super) struct Lab {
     /// Calls to BMCs that changed something, and writes to the API server.
     steps: Arc<Steps>,
     term: Mutex<Leadership>,
-}
-
-/// Counts what the controller does, and kills it at one of its steps.
-#[derive(Debug, Default)]
-pub(super) struct Steps {
-    count: std::sync::atomic::AtomicUsize,
-    kill: Mutex<Option<(usize, bool)>>,
-    killed: Notify,
-}
-
-impl Steps {
-    /// One step: carried out unless the process dies before; never answered if it dies.
-    async fn step<T>(&self, act: impl Future<Output = T>) -> T {
-        let number = self.count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        let kill = self.kill.lock().unwrap().filter(|(at, _)| *at == number);
-        let Some((_, done)) = kill else {
-            return act.await;
-        };
-        if done {
-            act.await;
-        }
-        self.killed.notify_one();
-        std::future::pending().await
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.count.load(std::sync::atomic::Ordering::SeqCst)
-    }
 }
 
 fn base() -> jiff::Timestamp {
@@ -117,13 +93,13 @@ impl Lab {
             .collect();
         let (queue, events) = mpsc::channel(10_000);
         Arc::new(Lab {
+            steps: Arc::new(Steps::new(&api)),
             api,
             machines,
             events: Mutex::new(events),
             queue: Events::new(queue),
             begun: Instant::now(),
             limit: 20,
-            steps: Arc::default(),
             term: Mutex::new(Leadership::new(7, lease::now() + EVER)),
         })
     }
@@ -136,7 +112,16 @@ impl Lab {
 
     /// The controller dies at step `number`, before it is done or after.
     pub(super) fn kill_at(&self, number: usize, done: bool) {
-        *self.steps.kill.lock().unwrap() = Some((number, done));
+        self.trouble(At::Step(number), Trouble::Kill { done });
+    }
+
+    pub(super) fn trouble(&self, at: At, trouble: Trouble) {
+        self.steps.set(at, trouble);
+    }
+
+    /// How many writes the API server answered otherwise than it should have.
+    pub(super) fn troubled(&self) -> usize {
+        self.steps.troubled()
     }
 
     fn term(&self) -> Leadership {
@@ -146,7 +131,7 @@ impl Lab {
     /// The controller starts anew and believes that it leads, which it does not.
     pub(super) fn end_term(&self) {
         *self.term.lock().unwrap() = Leadership::new(7, lease::now());
-        self.steps.killed.notify_one();
+        self.steps.kill();
     }
 
     pub(super) fn steps(&self) -> usize {
@@ -163,10 +148,10 @@ impl Lab {
         let serve = move |request: hyper::Request<Body>| {
             let (inner, steps) = (inner.clone(), Arc::clone(&steps));
             async move {
-                if request.method() == hyper::Method::GET {
-                    return inner.send(request).await;
+                match *request.method() {
+                    hyper::Method::GET => inner.send(request).await,
+                    _ => steps.write(inner, request).await,
                 }
-                steps.step(inner.send(request)).await
             }
         };
         lease::guarded(&self.term(), Client::new(tower::service_fn(serve), "default"))
@@ -218,7 +203,7 @@ impl Lab {
         let secrets = secrets.map(move |path| of.index.named_by(&path));
         tokio::select! {
             () = rounds(context, changes, woken, secrets, 8) => panic!("the loop ended"),
-            () = self.steps.killed.notified() => {}
+            () = self.steps.killed() => {}
         }
     }
 
@@ -232,31 +217,53 @@ impl Lab {
         let mut changes = self.api.changes();
         let machines = async {
             loop {
-                for machine in &self.machines {
+                // An edge that cannot write keeps what its agents say until it can.
+                for machine in self.machines.iter().filter(|_| !self.api.is_down()) {
                     machine.live(self);
                 }
                 let _ = timeout(LOOK, changes.recv()).await;
             }
         };
         tokio::select! {
-            told = timeout(EVER, story) => told.unwrap_or_else(|_| panic!("{:#?}", self.host(1))),
+            told = timeout(EVER, story) => told.unwrap_or_else(|_| panic!("{}\n{:#?}", self.last_requests(), self.host(1))),
             () = controllers => unreachable!(),
             () = machines => unreachable!(),
         }
     }
 
+    /// What was asked of the API server last, for people.
+    fn last_requests(&self) -> String {
+        let asked = self.api.requests();
+        asked[asked.len().saturating_sub(30)..].join("\n")
+    }
+
     /// Somebody declares the host of machine `number`, with its Secret.
     pub(super) fn declare(&self, number: usize) {
         self.secret(number, CANARY);
+        let bmc = BmcDetails {
+            address: format!("redfish+http://192.0.2.{number}/redfish/v1/Systems/1"),
+            credentials_name: format!("bmc-{number}"),
+            ..BmcDetails::default()
+        };
+        self.put_host(number, Some(bmc));
+    }
+
+    /// Somebody declares the host of machine `number`, which has no BMC and whose ramdisk runs, and opts in for it.
+    pub(super) fn declare_in_band(&self, number: usize) {
+        let mut state = self.machines[number - 1].lock();
+        (state.on, state.network_first, state.calls_in) = (true, true, Some(Instant::now()));
+        drop(state);
+        self.put_host(number, None);
+        let annotations = json!({IN_BAND_ANNOTATION: IN_BAND_SEGMENT});
+        self.edit(number, &json!({"metadata": {"annotations": annotations}}));
+    }
+
+    fn put_host(&self, number: usize, bmc: Option<BmcDetails>) {
         let machine = &self.machines[number - 1];
         let spec = BareMetalHostSpec {
             online: true,
             boot_mac_address: Some(machine.mac.to_string()),
-            bmc: Some(BmcDetails {
-                address: format!("redfish+http://192.0.2.{number}/redfish/v1/Systems/1"),
-                credentials_name: format!("bmc-{number}"),
-                ..BmcDetails::default()
-            }),
+            bmc,
             ..BareMetalHostSpec::default()
         };
         let mut host = BareMetalHost::new(&machine.name, spec);
@@ -374,6 +381,12 @@ impl Machine {
         self.lock().on
     }
 
+    /// How often its ramdisk called in, and was told to go down.
+    pub(super) fn calls_and_ends(&self) -> (u32, usize) {
+        let state = self.lock();
+        (state.sessions, state.ends)
+    }
+
     pub(super) fn set_password(&self, password: &str) {
         password.clone_into(&mut self.lock().password);
     }
@@ -389,7 +402,8 @@ impl Machine {
 
     fn boot(state: &mut State) {
         state.on = true;
-        let ramdisk = std::mem::take(&mut state.armed) && !state.mute;
+        let network = std::mem::take(&mut state.armed) || state.network_first;
+        let ramdisk = network && !state.mute;
         state.calls_in = ramdisk.then(|| Instant::now() + Duration::from_secs(20));
     }
 
@@ -454,6 +468,7 @@ impl Machine {
         };
         state.last.clone_from(&job.id);
         assert_eq!(job.epoch, 7);
+        state.ends += usize::from(matches!(job.action, JobAction::Reboot | JobAction::PowerOff));
         match job.action {
             JobAction::Inspect => {
                 lab.api
@@ -534,10 +549,10 @@ impl Bmcs for Lab {
     fn set_power<'a>(
         &'a self,
         access: &'a bmc::Access,
-        epoch: bmc::Epoch,
+        term: bmc::Term,
         reset: Reset,
     ) -> Answer<'a, Answered> {
-        assert_eq!(epoch, 7);
+        assert_eq!(term.epoch(), 7);
         let act = async move {
             let mut state = self.machine(&access.host).enter(access)?;
             match reset {
@@ -550,7 +565,7 @@ impl Bmcs for Lab {
         self.steps.step(act).boxed()
     }
 
-    fn set_boot<'a>(&'a self, access: &'a bmc::Access, _: bmc::Epoch, boot: Boot) -> Answer<'a, Answered> {
+    fn set_boot<'a>(&'a self, access: &'a bmc::Access, _: bmc::Term, boot: Boot) -> Answer<'a, Answered> {
         let act = async move {
             self.machine(&access.host).enter(access)?.armed = boot.device == bmc::Device::Pxe;
             Ok(Answered::Accepted)

@@ -1,0 +1,91 @@
+//! The reasons of Events about hosts that the operator makes, as data: none is told that is not written here, tests tell every one, and
+//! `docs/states.md` is made of it. Pure.
+
+/// A reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// What the Event carries.
+    pub name: &'static str,
+    /// It is one of upstream's.
+    pub upstream: bool,
+    /// When it is told.
+    pub when: &'static str,
+}
+
+const fn upstreams(name: &'static str, when: &'static str) -> Reason {
+    Reason {
+        name,
+        upstream: true,
+        when,
+    }
+}
+
+const fn ours(name: &'static str, when: &'static str) -> Reason {
+    Reason {
+        name,
+        upstream: false,
+        when,
+    }
+}
+
+/// All of them.
+pub const REASONS: &[Reason] = &[
+    upstreams("Discovered", "the host has no BMC"),
+    upstreams("Registered", "the machine can be reached"),
+    upstreams(
+        "BMCAccessValidated",
+        "other credentials of a registered host are accepted",
+    ),
+    upstreams(
+        "BMCCredentialError",
+        "the BMC's address or Secret is missing or cannot be used",
+    ),
+    upstreams(
+        "RegistrationError",
+        "the machine cannot be reached, or not by this host",
+    ),
+    upstreams("InspectionStarted", "the hardware is inspected again"),
+    upstreams("InspectionComplete", "the hardware is known"),
+    upstreams("InspectionSkipped", "the hardware is not to be inspected"),
+    upstreams("InspectionError", "an inspection failed"),
+    upstreams("UpdateHardwareDetails", "the hardware is as an annotation says"),
+    upstreams("InvalidAnnotationValue", "an annotation cannot be read"),
+    upstreams("PreparationError", "what is to be set up cannot be"),
+    upstreams("ProvisioningStarted", "an image is written"),
+    upstreams("ProvisioningComplete", "the image is on the disk"),
+    upstreams(
+        "ProvisioningError",
+        "an image cannot be written, or writing or cleaning failed",
+    ),
+    upstreams("DeprovisioningStarted", "what the host runs is taken away"),
+    upstreams("DeprovisioningComplete", "it is taken away"),
+    upstreams("PowerOn", "the machine is switched on"),
+    upstreams("PowerOff", "the machine is switched off"),
+    upstreams("PowerManagementError", "the machine could not be switched"),
+    ours(
+        "NotCleaned",
+        "disks stay as they were, though they were to be cleaned",
+    ),
+    ours(
+        "DeletedUnreachable",
+        "a host is deleted whose machine can be neither cleaned nor switched off",
+    ),
+    ours(
+        "WriteRefused",
+        "the API server refuses a write; told once for a row of failures",
+    ),
+];
+
+/// Upstream's reasons of Events about hosts that are never told: what they speak of does not happen here, or needs no Event.
+pub const NEVER: &[&str] = &[
+    "DetachError",
+    "ProfileSet",
+    "ProvisionedRegistrationError",
+    "RemoveAnnotation",
+    "ServicingError",
+];
+
+/// True if `name` is one of [`REASONS`].
+pub(super) fn is_known(name: &str) -> bool {
+    REASONS.iter().any(|reason| reason.name == name)
+}

@@ -1,0 +1,192 @@
+//! Every reason of an Event that is written down is told, and upstream's are told for what upstream tells them for.
+
+use std::collections::BTreeSet;
+
+use muster_proto::kinds::{
+    ErrorType, HARDWARE_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, RELEASE_ANNOTATION,
+};
+
+use super::{
+    super::{
+        State,
+        observed::SecretState,
+        reasons::{NEVER, REASONS},
+    },
+    transitions::at,
+    world::{IMAGE, World, secret},
+};
+
+/// Makes a host of which an Event with this reason is told.
+type Story = fn() -> World;
+
+fn spoilt(state: State, spoil: fn(&mut World)) -> World {
+    let mut world = at(state);
+    spoil(&mut world);
+    for _ in 0..200 {
+        if world.host.is_some() {
+            world.round();
+        }
+    }
+    world
+}
+
+/// All of the table, but for what the loop tells itself.
+const STORIES: &[(&str, Story)] = &[
+    ("Discovered", || at(State::Unmanaged)),
+    ("Registered", || at(State::Available)),
+    ("BMCAccessValidated", || {
+        spoilt(State::Available, |world| {
+            world.secrets.bmc.state = secret("2", "b").state
+        })
+    }),
+    ("BMCCredentialError", || {
+        spoilt(State::New, |world| world.secrets.bmc.state = SecretState::Missing)
+    }),
+    ("RegistrationError", || {
+        spoilt(State::New, |world| world.bmc_up = false)
+    }),
+    ("InspectionStarted", || {
+        spoilt(State::Available, |world| world.annotate(INSPECT_ANNOTATION, ""))
+    }),
+    ("InspectionComplete", || at(State::Available)),
+    ("InspectionSkipped", || {
+        spoilt(State::New, |world| {
+            world.host().spec.inspection_mode = Some(InspectionMode::Disabled);
+        })
+    }),
+    ("InspectionError", || {
+        spoilt(State::Inspecting, |world| {
+            world.bmc_up = false;
+            world.restart();
+        })
+    }),
+    ("UpdateHardwareDetails", || {
+        spoilt(State::New, |world| world.annotate(HARDWARE_ANNOTATION, "{}"))
+    }),
+    ("InvalidAnnotationValue", || {
+        spoilt(State::New, |world| world.annotate(HARDWARE_ANNOTATION, "{"))
+    }),
+    ("PreparationError", || {
+        spoilt(State::New, |world| {
+            world.host().spec.raid = Some(
+                serde_json::from_value(serde_json::json!({"softwareRAIDVolumes": [{"level": "1"}]})).unwrap(),
+            );
+        })
+    }),
+    ("ProvisioningStarted", || at(State::Provisioned)),
+    ("ProvisioningComplete", || at(State::Provisioned)),
+    ("ProvisioningError", || {
+        spoilt(State::Available, |world| {
+            world.failing_writes = 1;
+            world.set_image(Some(IMAGE));
+        })
+    }),
+    ("DeprovisioningStarted", || at(State::Deprovisioning)),
+    ("DeprovisioningComplete", || {
+        spoilt(State::Provisioned, |world| world.set_image(None))
+    }),
+    ("PowerOn", || {
+        spoilt(State::Provisioned, |world| world.machine.on = false)
+    }),
+    ("PowerOff", || {
+        spoilt(State::Available, |world| world.host().spec.online = false)
+    }),
+    ("PowerManagementError", || {
+        spoilt(State::Available, |world| {
+            world.bmc_up = false;
+            world.delete();
+        })
+    }),
+    ("NotCleaned", || {
+        spoilt(State::Deprovisioning, |world| {
+            world.annotate(RELEASE_ANNOTATION, "")
+        })
+    }),
+    ("DeletedUnreachable", || {
+        spoilt(State::Available, |world| {
+            world.secrets.bmc.state = SecretState::Missing;
+            world.delete();
+        })
+    }),
+];
+
+#[test]
+fn every_reason_of_the_table_is_told_and_upstreams_others_never() {
+    for (reason, story) in STORIES {
+        let world = story();
+        let told = &world.events;
+        assert!(told.iter().any(|told| told == reason), "{reason} in {told:?}");
+    }
+    let mut stories: BTreeSet<&str> = STORIES.iter().map(|(reason, _)| *reason).collect();
+    // The loop's own: `what_the_api_server_refuses_is_told_once_and_tried_until_it_is_taken`.
+    stories.insert("WriteRefused");
+    let table: BTreeSet<&str> = REASONS.iter().map(|reason| reason.name).collect();
+    assert_eq!(stories, table);
+    assert_eq!(table.len(), REASONS.len(), "none stands there twice");
+}
+
+#[test]
+fn upstreams_reasons_are_in_the_table_or_in_the_list_of_those_that_are_never_told() {
+    // As upstream's documentation of its Events and its code have them, those of other kinds apart.
+    let upstream = BTreeSet::from([
+        "BMCAccessValidated",
+        "BMCCredentialError",
+        "DeprovisioningComplete",
+        "DeprovisioningStarted",
+        "DetachError",
+        "Discovered",
+        "InspectionComplete",
+        "InspectionError",
+        "InspectionSkipped",
+        "InspectionStarted",
+        "InvalidAnnotationValue",
+        "PowerManagementError",
+        "PowerOff",
+        "PowerOn",
+        "PreparationError",
+        "ProfileSet",
+        "ProvisionedRegistrationError",
+        "ProvisioningComplete",
+        "ProvisioningError",
+        "ProvisioningStarted",
+        "Registered",
+        "RegistrationError",
+        "RemoveAnnotation",
+        "ServicingError",
+        "UpdateHardwareDetails",
+    ]);
+    let told = REASONS
+        .iter()
+        .filter(|reason| reason.upstream)
+        .map(|reason| reason.name);
+    assert_eq!(
+        told.chain(NEVER.iter().copied()).collect::<BTreeSet<_>>(),
+        upstream
+    );
+}
+
+#[test]
+fn unusable_bmc_details_are_a_registration_error_with_an_event_of_their_own() {
+    let unusable: [fn(&mut World); 4] = [
+        |world| world.secrets.bmc.state = SecretState::Missing,
+        |world| world.secrets.bmc.state = SecretState::Invalid("no password".to_owned()),
+        |world| world.host().spec.bmc.as_mut().unwrap().address.clear(),
+        |world| world.host().spec.bmc.as_mut().unwrap().credentials_name.clear(),
+    ];
+    for spoil in unusable {
+        let world = spoilt(State::New, spoil);
+        let status = world.host.unwrap().status.unwrap();
+        assert_eq!(
+            status.error_type,
+            Some(ErrorType::Registration),
+            "{}",
+            status.error_message
+        );
+        assert_eq!(
+            world.events,
+            ["BMCCredentialError"],
+            "told once: {}",
+            status.error_message
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! The power of hosts without a BMC: what their ramdisk does, what Wake-on-LAN does, and what only a person can.
+
+use muster_proto::kinds::{ErrorType, REBOOT_ANNOTATION};
+
+use super::{
+    super::{State, plan::PowerOrder},
+    life::waiting,
+    world::{Content, Fault, IMAGE, World},
+};
+
+/// Outside of `provisioned`, upstream heeds only a wish that insists.
+const FORCED: &str = r#"{"force":true}"#;
+
+fn available() -> World {
+    let mut world = World::in_band();
+    world.reach(State::Available);
+    world.settle();
+    world
+}
+
+fn powered_on(world: &World) -> bool {
+    world.host.as_ref().unwrap().status.as_ref().unwrap().powered_on
+}
+
+fn is_ready(world: &World) -> bool {
+    let ready = world.machine.on && world.machine.ramdisk.is_some() && powered_on(world);
+    ready && waiting(world).0 == "Nothing"
+}
+
+fn switched_off() -> World {
+    let mut world = available();
+    world.host().spec.online = false;
+    world.settle();
+    assert!(!world.machine.on && !powered_on(&world));
+    assert_eq!(waiting(&world).0, "Nothing");
+    let job = &world.server.as_ref().unwrap().spec.job;
+    assert!(
+        job.is_none(),
+        "its next session meets no order to go off: {job:?}"
+    );
+    world
+}
+
+#[test]
+fn a_ramdisk_switches_its_machine_off_and_wake_on_lan_switches_it_on_again() {
+    let mut world = switched_off();
+    world.host().spec.online = true;
+    world.settle();
+    assert!(is_ready(&world), "{:?}", waiting(&world));
+    assert_eq!((world.machine.boots, &world.machine.disk), (1, &Content::Old));
+}
+
+#[test]
+fn a_machine_without_wake_on_lan_is_switched_on_by_a_person_whom_the_condition_asks() {
+    let mut world = switched_off();
+    world.machine.wakes = false;
+    world.host().spec.online = true;
+    world.settle();
+    assert!(!world.machine.on && !powered_on(&world));
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "PowerByHand");
+    assert!(message.contains("switch it on by hand"), "{message}");
+    world.power(PowerOrder::On);
+    world.settle();
+    assert!(is_ready(&world), "{:?}", waiting(&world));
+}
+
+#[test]
+fn a_ramdisk_reboots_its_machine_once_for_the_annotation() {
+    let mut world = available();
+    world.annotate(REBOOT_ANNOTATION, FORCED);
+    world.settle();
+    assert!(!world.annotated(REBOOT_ANNOTATION));
+    assert!(is_ready(&world), "{:?}", waiting(&world));
+    assert_eq!((world.machine.boots, world.machine.sessions), (1, 2));
+    // Another one is another wish.
+    world.annotate(REBOOT_ANNOTATION, FORCED);
+    world.settle();
+    assert_eq!((world.machine.boots, world.machine.sessions), (2, 3));
+    assert!(!world.annotated(REBOOT_ANNOTATION) && is_ready(&world));
+}
+
+#[test]
+fn it_stays_off_for_whoever_asks_until_that_is_taken_back() {
+    let mut world = available();
+    let wish = "reboot.metal3.io/somebody";
+    world.annotate(wish, FORCED);
+    world.settle();
+    assert!(!world.machine.on && !powered_on(&world) && world.annotated(wish));
+    world.unannotate(wish);
+    world.settle();
+    assert!(is_ready(&world), "{:?}", waiting(&world));
+}
+
+#[test]
+fn a_ramdisk_that_does_not_go_down_is_told_again_later_and_later() {
+    let mut world = available();
+    world.failing_ends = 3;
+    world.host().spec.online = false;
+    for count in 1..=3 {
+        world.until("a failure", |world| {
+            let status = world.host.as_ref().unwrap().status.as_ref().unwrap();
+            status.error_count == count
+        });
+        let status = world.host().status.clone().unwrap();
+        assert_eq!(status.error_type, Some(ErrorType::PowerManagement));
+        assert_eq!(waiting(&world).0, "Retry");
+        // Not before its time, whatever wakes the host.
+        let plan = world.plan();
+        assert!(plan.effects.is_empty() && plan.status.is_none(), "{}", plan.why);
+    }
+    world.settle();
+    let status = world.host().status.clone().unwrap();
+    assert!(!world.machine.on && !status.powered_on);
+    assert_eq!((status.error_type, status.error_count), (None, 0));
+}
+
+#[test]
+fn a_silent_machine_that_was_not_heard_to_go_is_never_taken_for_off() {
+    let mut world = available();
+    world.host().spec.online = false;
+    // The order is placed, and the session ends before it is taken up.
+    let plan = world.plan();
+    world.execute(plan, None, Fault::None);
+    assert!(world.server.as_ref().unwrap().spec.job.is_some());
+    world.power(PowerOrder::Reset);
+    world.machine.network_first = false;
+    world.settle();
+    assert!(world.machine.on && powered_on(&world));
+    assert_eq!(waiting(&world).0, "PowerByHand");
+}
+
+#[test]
+fn a_machine_that_must_not_be_off_is_rebooted_and_not_switched_off() {
+    let mut world = available();
+    world.host().spec.disable_power_off = Some(true);
+    world.host().spec.online = false;
+    world.settle();
+    assert!(world.machine.on && powered_on(&world));
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Refused");
+    assert!(message.contains("disablePowerOff"), "{message}");
+    world.annotate(REBOOT_ANNOTATION, FORCED);
+    world.machine.boots = 0;
+    world.settle();
+    assert!(!world.annotated(REBOOT_ANNOTATION) && world.machine.on);
+    assert_eq!(world.machine.boots, 1);
+}
+
+#[test]
+fn what_runs_an_operating_system_waits_for_a_person() {
+    let mut world = available();
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    let boots = world.machine.boots;
+    world.host().spec.online = false;
+    world.settle();
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "PowerByHand");
+    assert!(message.contains("switch it off by hand"), "{message}");
+    world.host().spec.online = true;
+    world.annotate(REBOOT_ANNOTATION, "");
+    world.settle();
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "PowerByHand");
+    assert!(
+        message.contains("reboot it by hand, and remove the annotation"),
+        "{message}"
+    );
+    world.unannotate(REBOOT_ANNOTATION);
+    world.settle();
+    assert_eq!(waiting(&world).0, "Nothing");
+    assert_eq!((world.state(), world.machine.boots), (State::Provisioned, boots));
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
