@@ -160,7 +160,10 @@ fn few_requests(asked: &BTreeMap<String, usize>, hosts: usize) {
     let written =
         of(&|kind| done(kind) && !varies(kind) && !kind.starts_with("get ") && !kind.contains(" events "));
     assert!(written < 7 * hosts, "{asked:#?}");
-    assert!(written >= 5 * hosts, "the API server tells of all of them: {asked:#?}");
+    assert!(
+        written >= 5 * hosts,
+        "the API server tells of all of them: {asked:#?}"
+    );
 }
 
 async fn count<K>(cluster: &Cluster, namespace: &str) -> Result<usize>

@@ -408,7 +408,11 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
         last_updated: old.last_updated.clone(),
         ..*new.clone()
     };
-    only_jobs && !waits_for_a_person(new) && plan.events.is_empty() && plan.metadata.is_empty() && said == *old
+    only_jobs
+        && !waits_for_a_person(new)
+        && plan.events.is_empty()
+        && plan.metadata.is_empty()
+        && said == *old
 }
 
 /// The plan for the host, with a place among the busy ones if it needs one and there is one.
