@@ -94,6 +94,10 @@ pub struct RunArgs {
     /// TCP port for agents.
     #[arg(long, env = "MUSTER_AGENT_PORT", default_value_t = 9443)]
     pub agent_port: u16,
+    /// How many connections of agents this replica holds: one for each machine in its ramdisk, two while it reconnects. Each needs an
+    /// open file and some memory.
+    #[arg(long, env = "MUSTER_MAX_AGENTS", default_value_t = 16_384)]
+    pub max_agents: usize,
     /// TCP port for boot files.
     #[arg(long, env = "MUSTER_HTTP_PORT", default_value_t = 8080)]
     pub http_port: u16,

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
+    machines::Machines,
     patch::merge,
     world::{Change, World},
 };
@@ -71,6 +72,7 @@ struct Watchers {
     hosts: Writer<BareMetalHost>,
     enrolments: Writer<Enrolment>,
     hardware: Writer<HardwareData>,
+    machines: Arc<Machines>,
 }
 
 pub(crate) struct FakeApi(Mutex<Inner>);
@@ -132,6 +134,7 @@ impl FakeApi {
             hosts: host_writer,
             enrolments: enrolment_writer,
             hardware: hardware_writer,
+            machines: Arc::default(),
         };
         let mut inner = self.lock();
         fn start<K: Clone + DeserializeOwned + kube::Resource<DynamicType = ()> + 'static>(
@@ -150,6 +153,9 @@ impl FakeApi {
         start(&mut watchers.hosts, "baremetalhosts", &inner.objects);
         start(&mut watchers.enrolments, "enrolments", &inner.objects);
         start(&mut watchers.hardware, "hardwaredata", &inner.objects);
+        let machines = Arc::clone(&watchers.machines);
+        machines.servers_anew(servers.state().iter().map(AsRef::as_ref));
+        machines.hosts_anew(hosts.state().iter().map(AsRef::as_ref));
         inner.watchers.push(watchers);
         World {
             segments,
@@ -157,6 +163,7 @@ impl FakeApi {
             hosts,
             enrolments,
             hardware,
+            machines,
         }
     }
 
@@ -487,8 +494,14 @@ impl Inner {
             for watchers in &mut self.watchers {
                 match key.0.as_str() {
                     "segments" => watchers.segments.apply_watcher_event(&event(&object, deleted)),
-                    "servers" => watchers.servers.apply_watcher_event(&event(&object, deleted)),
-                    "baremetalhosts" => watchers.hosts.apply_watcher_event(&event(&object, deleted)),
+                    "servers" => {
+                        watchers.servers.apply_watcher_event(&event(&object, deleted));
+                        watchers.machines.server(&read(&object), deleted);
+                    }
+                    "baremetalhosts" => {
+                        watchers.hosts.apply_watcher_event(&event(&object, deleted));
+                        watchers.machines.host(&read(&object), deleted);
+                    }
                     "hardwaredata" => watchers.hardware.apply_watcher_event(&event(&object, deleted)),
                     "enrolments" => watchers.enrolments.apply_watcher_event(&event(&object, deleted)),
                     _ => {}

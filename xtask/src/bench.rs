@@ -10,16 +10,21 @@ use crate::{artifacts, codegen, command::Cmd, root, setup};
 pub(crate) const RESULTS: &str = "docs/benchmarks/discovery.json";
 /// Those of writing, for `docs/benchmarks-write.md`.
 pub(crate) const WRITE_RESULTS: &str = "docs/benchmarks/write.json";
-/// Results that are not to be committed: of `--quick` and `--only`.
+/// Those of thousands of hosts, for `docs/benchmarks-hosts.md`.
+pub(crate) const HOSTS_RESULTS: &str = "docs/benchmarks/hosts.json";
+/// Results that are not to be committed: of `--quick`, `--only` and `--hosts`.
 const TRIED: &str = "target/bench/discovery.json";
+const HOSTS_TRIED: &str = "target/bench/hosts.json";
 
 /// Measures; `words` are the benchmark's name and its options.
 pub(crate) fn run(words: &[String]) -> Result<()> {
     let options = match words.split_first().map(|(name, rest)| (name.as_str(), rest)) {
         Some(("discovery", options)) => options,
         Some(("write", [])) => return write(words),
+        Some(("hosts", options)) => return hosts(words, options),
         _ => bail!(
-            "there are two benchmarks: cargo xtask bench discovery [--quick] [--only ROW], and cargo xtask bench write"
+            "there are three benchmarks: cargo xtask bench discovery [--quick] [--only ROW], cargo xtask bench write, and \
+             cargo xtask bench hosts [--quick] [--hosts N]"
         ),
     };
     artifacts::all()?;
@@ -55,6 +60,27 @@ fn write(words: &[String]) -> Result<()> {
         .args(["--command", &["cargo xtask bench", &words.join(" ")].join(" ")])
         .run()?;
     codegen::write()
+}
+
+/// Measures thousands of simulated servers. Needs root, for their network.
+fn hosts(words: &[String], options: &[String]) -> Result<()> {
+    artifacts::all()?;
+    artifacts::release()?;
+    let out = if options.is_empty() {
+        HOSTS_RESULTS
+    } else {
+        HOSTS_TRIED
+    };
+    println!("· measuring (all: about 50 min; --quick: 5 min; nothing else should run meanwhile)");
+    artifacts::lab("release")
+        .args(["bench-hosts", "--out", out, "--commit", &commit()?])
+        .args(["--command", &["cargo xtask bench", &words.join(" ")].join(" ")])
+        .args(options)
+        .run()?;
+    if out == HOSTS_RESULTS {
+        codegen::write()?;
+    }
+    Ok(())
 }
 
 /// What is measured, and whether it differs from what is committed.

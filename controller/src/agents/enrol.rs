@@ -39,7 +39,7 @@ use super::{
     store::StoreError,
     token::{self, Claims, TokenError},
 };
-use crate::{boot::policy::Verdict, discovery};
+use crate::{boot::policy::Verdict, discovery, machines::Signal};
 
 /// The most Enrolments of one Server that have not ended: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
@@ -262,7 +262,7 @@ impl Edge {
     fn recognise(&self, applicant: &Applicant) -> Result<Reserved<'_>, Refused> {
         let mut pending = self.pending();
         let resolved = self
-            .among_machines(&pending, |machines| resolve(applicant, machines))
+            .among_machines(&pending, &applicant.identity, applicant.boot, |machines| resolve(applicant, machines))
             .map_err(|nobody| {
                 Refused::new(
                     EnrolOutcome::Malformed,
@@ -328,7 +328,7 @@ impl Edge {
                 |server: &&Arc<Server>| session_of(server).is_some_and(|session| session.segment == *key);
             // In this order: an enrolment that ends in between is then counted with the Servers, and never with neither.
             let pending = self.pending();
-            let servers = self.store.servers();
+            let servers = self.store.servers_with(&[Signal::Segment(key.clone())]);
             let made = servers.iter().filter(here).count();
             let known = |name: &String| {
                 servers
@@ -377,8 +377,8 @@ impl Edge {
         let since = clock::rfc3339(clock::now());
         let change = |server: &Server| {
             let status = server.status.clone().unwrap_or_default();
-            settled = self.with_machines(|machines| {
-                let (claimed, boot) = (&applicant.identity, applicant.boot);
+            let (claimed, boot) = (&applicant.identity, applicant.boot);
+            settled = self.with_machines(claimed, boot, |machines| {
                 identity::settle(name, &status.identity, claimed, boot, machines, Word::Enrolment)
             });
             Some(enrolled(status, &settled, applicant, &since))
@@ -402,7 +402,9 @@ impl Edge {
         }
         self.store.fetch_server(name).await?;
         let nobody_else = HashMap::new();
-        let resolved = self.among_machines(&nobody_else, |machines| resolve(applicant, machines));
+        let resolved = self.among_machines(&nobody_else, &applicant.identity, applicant.boot, |machines| {
+            resolve(applicant, machines)
+        });
         match resolved {
             Ok(resolved) if resolved.name == *name => Ok(()),
             _ => {
@@ -421,6 +423,9 @@ impl Edge {
     /// from its first moment on, as discovery would write it in the next one.
     fn declared(&self, applicant: &Applicant, name: &str) -> Option<HostReference> {
         let boot = applicant.boot?;
+        if self.store.world.machines.declaring(boot).is_empty() {
+            return None;
+        }
         let mut server = Server::new(name, ServerSpec::default());
         server.status.get_or_insert_default().identity = applicant.identity.clone();
         let hosts = self

@@ -18,7 +18,7 @@ use kube::{
 use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
 use serde_json::json;
 
-use crate::{patch::difference, world::World};
+use crate::{machines::Signal, patch::difference, world::World};
 
 /// Who wrote, in `managedFields`.
 pub(super) const MANAGER: &str = "muster-edge";
@@ -114,6 +114,18 @@ impl Store {
             .servers
             .get(&ObjectRef::new(name).within(&self.namespace));
         newer(watched, remembered(&self.own_servers, name))
+    }
+
+    /// The Servers that show one of `signals`, as far as known without a request, and perhaps others.
+    pub(super) fn servers_with(&self, signals: &[Signal]) -> Vec<Arc<Server>> {
+        let mut own = recent(&self.own_servers);
+        let found = self.world.machines.servers_with(signals).into_iter();
+        let mut all: Vec<_> = found
+            .filter_map(|path| newer(self.world.servers.get(&path.to_ref()), own.remove(&path.name)))
+            .collect();
+        // What the copy has not seen yet, it cannot find either; it is not much.
+        all.extend(own.into_values());
+        all
     }
 
     /// All Servers, as far as known without a request.

@@ -73,18 +73,20 @@ pub fn declared_mac(host: &BareMetalHost) -> Option<Mac> {
     host.spec.boot_mac_address.as_deref()?.parse().ok()
 }
 
-/// True if one of `macs` means `host`: the declared one, or that of an inspected NIC.
-pub fn has_any_mac(host: &BareMetalHost, macs: &BTreeSet<Mac>) -> bool {
+/// The MAC addresses that mean `host`: the declared one, and those of inspected NICs.
+pub fn macs(host: &BareMetalHost) -> impl Iterator<Item = Mac> {
     let inspected = host
         .status
         .iter()
         .filter_map(|status| status.hardware.as_ref())
         .flat_map(|hardware| &hardware.nics)
         .filter_map(|nic| nic.mac.as_deref()?.parse().ok());
-    declared_mac(host)
-        .into_iter()
-        .chain(inspected)
-        .any(|mac| macs.contains(&mac))
+    declared_mac(host).into_iter().chain(inspected)
+}
+
+/// True if one of `wanted` means `host`.
+pub fn has_any_mac(host: &BareMetalHost, wanted: &BTreeSet<Mac>) -> bool {
+    macs(host).any(|mac| wanted.contains(&mac))
 }
 
 /// The vendor and the serial number that an inspection of `host` found, if they say something.

@@ -71,9 +71,9 @@ pub fn concerns(server: &Server, host: &BareMetalHost) -> bool {
 /// What [`concerns`] compares, computed once for many hosts.
 #[derive(Debug)]
 pub(super) struct Signals {
-    macs: BTreeSet<Mac>,
-    names: Vec<String>,
-    serial: Option<(String, String)>,
+    pub(super) macs: BTreeSet<Mac>,
+    pub(super) names: Vec<String>,
+    pub(super) serial: Option<(String, String)>,
 }
 
 impl Signals {

@@ -5,6 +5,7 @@
 pub mod execute;
 pub mod hardware;
 pub mod host;
+mod index;
 mod jobs;
 mod link;
 pub mod name;

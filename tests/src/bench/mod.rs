@@ -4,6 +4,7 @@ mod boots;
 mod computer;
 mod fleet;
 mod flood;
+pub mod hosts;
 mod lit;
 mod load;
 mod memory;

@@ -104,6 +104,10 @@ impl ControlPlane {
         self.audit.as_deref()
     }
 
+    pub(super) fn process(&self) -> u32 {
+        self.process.id()
+    }
+
     pub(super) fn kubeconfig(&self) -> PathBuf {
         self.dir.join("admin.kubeconfig")
     }

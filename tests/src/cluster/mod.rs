@@ -143,6 +143,11 @@ impl Cluster {
         self.inside_port
     }
 
+    /// The process of the lab's own API server and etcd, for its CPU time.
+    pub fn process(&self) -> Option<u32> {
+        self.process.as_ref().map(local::ControlPlane::process)
+    }
+
     /// Applies every document of `text` (YAML); namespaced objects go into `namespace` if they name none.
     pub async fn apply(&self, text: &str, namespace: &str) -> Result<()> {
         apply::documents(&self.client()?, text, Some(namespace)).await
