@@ -21,8 +21,8 @@ use muster_proto::{
     Mac,
     identity::Identity,
     kinds::{
-        Enrolment, HostReference, Segment, Server, ServerSpec, ServerStatus, Session, SessionState, Trust,
-        UnknownPolicy,
+        BareMetalHost, Enrolment, HostReference, Segment, Server, ServerSpec, ServerStatus, Session,
+        SessionState, Trust, UnknownPolicy,
     },
     session::{EnrolRequest, EnrolResponse, PROTOCOL, Problem, ProblemKind},
     text,
@@ -39,7 +39,7 @@ use super::{
     store::StoreError,
     token::{self, Claims, TokenError},
 };
-use crate::{boot::policy::Verdict, discovery, machines::Signal};
+use crate::{boot::policy::Verdict, discovery, host::index::Path, machines::Signal};
 
 /// The most Enrolments of one Server that have not ended: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
@@ -425,20 +425,24 @@ impl Edge {
     /// from its first moment on, as discovery would write it in the next one.
     fn declared(&self, applicant: &Applicant, name: &str) -> Option<HostReference> {
         let boot = applicant.boot?;
-        if self.store.world.machines.hosts_with(boot).is_empty() {
-            return None;
-        }
+        let world = &self.store.world;
+        let macs = applicant.identity.macs.iter();
+        let having: BTreeSet<Path> = macs.flat_map(|mac| world.machines.hosts_with(*mac)).collect();
+        let hosts: Vec<Arc<BareMetalHost>> = having
+            .iter()
+            .filter_map(|path| world.hosts.get(&path.to_ref()))
+            .collect();
+        let [host] = &hosts[..] else { return None };
+        let at = discovery::host::reference(host);
+        let points = |other: &Server| {
+            let other = other.spec.host.as_ref();
+            other.is_some_and(|other| other.namespace == at.namespace && other.name == at.name)
+        };
+        let mut rivals = self.store.servers_with(&[Signal::Mac(boot)]);
+        rivals.extend(world.servers.state_filter(points));
         let mut server = Server::new(name, ServerSpec::default());
         server.status.get_or_insert_default().identity = applicant.identity.clone();
-        let hosts = self
-            .store
-            .world
-            .hosts
-            .state_filter(|host| discovery::concerns(&server, host));
-        match hosts.is_empty() {
-            true => None,
-            false => discovery::declared_with(boot, &server, &hosts, &self.store.servers()),
-        }
+        discovery::declared_with(boot, &server, &hosts, &rivals)
     }
 }
 

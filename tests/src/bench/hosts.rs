@@ -66,7 +66,7 @@ pub async fn run(options: Options) -> Result<()> {
     };
     let busy = results.computer.busy_cores;
     if busy > BUSY {
-        results.warn(format!(
+        results.warn(&format!(
             "{busy:.2} processors were busy with other work before it began: times are longer than they could be"
         ));
     }
@@ -76,7 +76,7 @@ pub async fn run(options: Options) -> Result<()> {
         let mut measured = results::Round::default();
         // What was measured before something went wrong is worth having.
         if let Err(error) = round::measure(size, &mut measured).await {
-            results.warn(format!("{} hosts: {error:#}", size.hosts));
+            results.warn(&format!("{} hosts: {error:#}", size.hosts));
         }
         results.rounds.push(measured);
         write(&options.out, &to_json(&results)?)?;
@@ -85,7 +85,7 @@ pub async fn run(options: Options) -> Result<()> {
         println!("· the leader is killed while {hosts} hosts are busy");
         match failover::measure(hosts).await {
             Ok(failover) => results.failover = Some(failover),
-            Err(error) => results.warn(format!("the leader's end: {error:#}")),
+            Err(error) => results.warn(&format!("the leader's end: {error:#}")),
         }
     }
     results.took = seconds(begun.elapsed());

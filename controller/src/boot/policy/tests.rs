@@ -207,6 +207,9 @@ fn a_hand_made_host_boots_its_disk_until_it_is_to_be_inspected() {
     assert_eq!(row(None, Some(&inspecting)), [Ramdisk, Ramdisk, Ramdisk]);
 }
 
+/// The job by which the hosts of these tests, which have neither a UID nor a history, are told to leave.
+const LEAVE: &str = "host-provision--0-0-leave";
+
 #[test]
 fn a_host_that_the_operator_works_on_boots_the_ramdisk() {
     for host in [
@@ -226,7 +229,7 @@ fn a_host_that_the_operator_works_on_boots_the_ramdisk() {
     }
     // The image is written: the machine is on its way out of the ramdisk.
     let mut leaving = with_job(JobAction::Reboot, true);
-    leaving.spec.job.as_mut().unwrap().id = "host-provision-1-0-0-leave".to_owned();
+    leaving.spec.job.as_mut().unwrap().id = LEAVE.to_owned();
     assert_eq!(
         row(Some(&leaving), Some(&discovered("provisioning"))),
         [Disk, Disk, Disk]
@@ -417,8 +420,11 @@ fn a_machine_boots_its_disk_once_it_is_told_to_leave_the_ramdisk_with_its_image(
     }
     for done in [false, true] {
         let mut leaving = with_job(JobAction::Reboot, done);
-        leaving.spec.job.as_mut().unwrap().id = "host-provision-1-2-0-leave".to_owned();
+        leaving.spec.job.as_mut().unwrap().id = LEAVE.to_owned();
         assert_eq!(boots(&leaving), [Disk, Disk, Disk]);
+        // What it was told in a former provisioning counts for nothing.
+        leaving.spec.job.as_mut().unwrap().id = LEAVE.replace("-0-0-", "-9-0-");
+        assert_eq!(boots(&leaving), [Ramdisk, Ramdisk, Ramdisk]);
         // Somebody else's reboot is no leave.
         assert_eq!(
             boots(&with_job(JobAction::Reboot, done)),

@@ -39,6 +39,8 @@ const ADDRESS: &str = "10.77.0.2";
 const SERVING: Duration = Duration::from_secs(60);
 /// Open files for each server of a fleet, and for all that is not a server: what the fleet itself asks for.
 const FILES: (u64, u64) = (3, 500);
+/// Gives this computer the name that comes first, and becomes what comes after it.
+const NAMED: &str = "echo \"$1\" > /proc/sys/kernel/hostname && shift && exec \"$@\"";
 /// Requests of the user at the same time.
 const AT_ONCE: usize = 16;
 
@@ -110,8 +112,20 @@ impl Place {
         setup.role = role;
         setup.environment = environment;
         setup.extra = ["--watch-namespace", HOSTS].map(str::to_owned).to_vec();
-        // All are on one computer here.
+        // All are in one network here, and each on a computer of its own as far as it can see: one that finds the process of a dead
+        // leader on its own computer waits for no lease.
         setup.admin.set_port(0);
+        setup.wrapper = [
+            "unshare",
+            "--uts",
+            "sh",
+            "-c",
+            NAMED,
+            "sh",
+            &format!("controller-{number}"),
+        ]
+        .map(str::to_owned)
+        .to_vec();
         let dir = self.scratch.sub(&format!("controller-{number}"))?;
         let mut controller = Controller::new(&self.cluster, &self.network.net, &dir, setup).await?;
         controller.start()?;

@@ -389,7 +389,7 @@ fn ending(failover: &Failover) -> String {
     let of = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
     let [lease, retry] = failover.lease;
     format!(
-        "An edge and two controllers with the role `control`, whose `PROVISIONING_LIMIT` lets all {} hosts be busy at once; the Lease \
+        "An edge and two controllers with the role `control`, each under a host name of its own, as on different computers, whose `PROVISIONING_LIMIT` lets all {} hosts be busy at once; the Lease \
          lasts for {lease} s and is asked for every {retry} s.\n\
          A write takes 24 to 36 s here.\n\
          All hosts are given an image; when each has been told to write it, or the first one has, the leader is killed (SIGKILL).\n\

@@ -30,7 +30,7 @@ pub(super) struct HostsResults {
 
 impl HostsResults {
     /// Says and keeps what speaks against the figures.
-    pub(super) fn warn(&mut self, warning: String) {
+    pub(super) fn warn(&mut self, warning: &str) {
         println!("WARNING: {warning}");
         let first = warning.lines().next().unwrap_or_default();
         self.warnings.push(first.to_owned());

@@ -235,7 +235,7 @@ mod tests {
 
     use super::*;
 
-    fn shown(inner: &mut Inner, state: &str, history: serde_json::Value) {
+    fn shown(inner: &mut Inner, state: &str, history: &serde_json::Value) {
         let host = json!({
             "metadata": {"name": "a"}, "spec": {"online": true},
             "status": {"provisioning": {"ID": "", "state": state}, "operationHistory": history,
@@ -254,7 +254,7 @@ mod tests {
         for state in ["registering", "registering", "inspecting"] {
             let history =
                 json!({"register": {"start": at, "end": at}, "inspect": {"start": at, "end": null}});
-            shown(&mut watch.inner(), state, history);
+            shown(&mut watch.inner(), state, &history);
         }
         let seen = watch.seen();
         assert_eq!(seen.ways, [("registering inspecting".to_owned(), 1)].into());
