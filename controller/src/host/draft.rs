@@ -141,11 +141,13 @@ impl<'a> Draft<'a> {
     }
 
     pub(super) fn tell(&mut self, reason: &'static str, message: impl Into<String>) {
-        self.event(false, reason, &message.into());
+        let message: String = message.into();
+        self.event(false, reason, &message);
     }
 
     pub(super) fn warn(&mut self, reason: &'static str, message: impl Into<String>) {
-        self.event(true, reason, &message.into());
+        let message: String = message.into();
+        self.event(true, reason, &message);
     }
 
     fn event(&mut self, warning: bool, reason: &'static str, message: &str) {
