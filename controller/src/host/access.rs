@@ -250,10 +250,6 @@ fn good_credentials(draft: &mut Draft<'_>, name: &str) {
 fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach {
     let message = format!("BMC {}: {}", shown(&access.address), failure.message);
     match failure.class {
-        FailureClass::Address if !has_driver(&access.address) => {
-            unusable(draft, message);
-            Reach::No
-        }
         FailureClass::Credentials if took_them_before(draft) => {
             let minutes = ASK_LATER.as_mins();
             let message = format!("{message}; it took them before, so it is asked again every {minutes} min");
@@ -261,8 +257,12 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
             ask_again(draft, failure, access, ASK_LATER);
             Reach::No
         }
-        FailureClass::Credentials | FailureClass::Address => {
+        FailureClass::Credentials => {
             draft.refuse(ErrorType::Registration, message);
+            Reach::No
+        }
+        FailureClass::Address => {
+            unusable(draft, message);
             Reach::No
         }
         FailureClass::Certificate | FailureClass::System => {
@@ -316,12 +316,6 @@ pub(super) fn shown(address: &str) -> String {
             .map_or(address, |(_, rest)| rest)
             .to_owned(),
     }
-}
-
-/// True if there is somebody to be asked at `address`, whatever comes of it.
-fn has_driver(address: &str) -> bool {
-    let address = address.parse::<Address>();
-    address.is_ok_and(|address| address.driver().is_ok())
 }
 
 fn ask_again(draft: &mut Draft<'_>, failure: &Failure, access: Access, pause: SignedDuration) {

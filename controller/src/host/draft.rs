@@ -141,21 +141,23 @@ impl<'a> Draft<'a> {
     }
 
     pub(super) fn tell(&mut self, reason: &'static str, message: impl Into<String>) {
-        self.event(false, reason, message.into());
+        let message: String = message.into();
+        self.event(false, reason, &message);
     }
 
     pub(super) fn warn(&mut self, reason: &'static str, message: impl Into<String>) {
-        self.event(true, reason, message.into());
+        let message: String = message.into();
+        self.event(true, reason, &message);
     }
 
-    fn event(&mut self, warning: bool, reason: &'static str, message: String) {
+    fn event(&mut self, warning: bool, reason: &'static str, message: &str) {
         debug_assert!(reasons::is_known(reason), "{reason} stands in no table");
         let about: ObjectReference = about(self.host);
         self.events.push(Event {
             about,
             warning,
             reason,
-            message: bounded(&message),
+            message: bounded(message),
         });
     }
 

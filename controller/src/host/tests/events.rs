@@ -36,7 +36,7 @@ const STORIES: &[(&str, Story)] = &[
     ("Registered", || at(State::Available)),
     ("BMCAccessValidated", || {
         spoilt(State::Available, |world| {
-            world.secrets.bmc.state = secret("2", "b").state
+            world.secrets.bmc.state = secret("2", "b").state;
         })
     }),
     ("BMCCredentialError", || {
@@ -99,7 +99,7 @@ const STORIES: &[(&str, Story)] = &[
     }),
     ("NotCleaned", || {
         spoilt(State::Deprovisioning, |world| {
-            world.annotate(RELEASE_ANNOTATION, "")
+            world.annotate(RELEASE_ANNOTATION, "");
         })
     }),
     ("DeletedUnreachable", || {
