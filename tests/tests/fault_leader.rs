@@ -145,7 +145,10 @@ fn written(cluster: &Cluster, control: &Control) -> Vec<Written> {
 }
 
 fn signal(control: &Control, signal: Signal) {
-    let pid = control.controller.process().and_then(|pid| i32::try_from(pid).ok());
+    let pid = control
+        .controller
+        .process()
+        .and_then(|pid| i32::try_from(pid).ok());
     kill(Pid::from_raw(pid.expect("a process")), signal).expect("a signal");
 }
 
@@ -177,7 +180,10 @@ async fn a_leader_that_is_told_to_end_hands_over_and_the_other_goes_on() {
     let (led, before) = leader(&stage, &controls, None).await;
     servers[0].power_on();
     stage.discovered(&servers[0], SOON).await.unwrap();
-    assert!(controls[led].controller.stop(SOON).await, "it ends by itself and well");
+    assert!(
+        controls[led].controller.stop(SOON).await,
+        "it ends by itself and well"
+    );
     let (_, after) = leader(&stage, &controls, Some(led)).await;
     assert!(epoch(&after) > epoch(&before));
     servers[1].power_on();
@@ -269,7 +275,8 @@ impl Half<'_> {
             waits_at: Some(50),
             ..Pace::default()
         });
-        let image = json!({"url": "http://images.test/os.raw", "checksum": "0".repeat(64), "checksumType": "sha256"});
+        let image =
+            json!({"url": "http://images.test/os.raw", "checksum": "0".repeat(64), "checksumType": "sha256"});
         half.patch(json!({"spec": {"image": image}})).await;
         let there = stage.until("half of the image", SOON, async || {
             let server = stage.api::<Server>().get(&server_name(mac)).await?;

@@ -245,7 +245,11 @@ async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() 
         "uuid": host.metadata.uid, "metal3-namespace": rig.stage.namespace, "metal3-name": "node",
         "local-hostname": "node", "local_hostname": "node", "name": "mine", "role": "canary-c2a968-meta",
     });
-    assert_eq!(Value::Object(drive.meta_data), meta, "the user's words count more");
+    assert_eq!(
+        Value::Object(drive.meta_data),
+        meta,
+        "the user's words count more"
+    );
     assert_eq!(host.status.unwrap().provisioning.image.unwrap().url, IMAGE);
     rig.stage.shows_nowhere(&CANARIES, &[]).await.unwrap();
 
@@ -333,17 +337,23 @@ async fn the_patches_of_capm3_claim_pause_remediate_and_release_a_host() {
     // As before a move of the cluster, and after it was thought better of.
     let annotate = |name: &str, value: Value| json!({"metadata": {"annotations": {name: value}}});
     let paused = "baremetalhost.metal3.io/paused";
-    rig.patch(annotate(paused, json!("metal3.io/capm3"))).await.unwrap();
+    rig.patch(annotate(paused, json!("metal3.io/capm3")))
+        .await
+        .unwrap();
     let mut status = serde_json::to_value(rig.reaches("provisioned").await.unwrap().status).unwrap();
     status.as_object_mut().unwrap().remove("hardware");
     let moved = "baremetalhost.metal3.io/status";
-    rig.patch(annotate(moved, json!(status.to_string()))).await.unwrap();
+    rig.patch(annotate(moved, json!(status.to_string())))
+        .await
+        .unwrap();
     rig.patch(annotate(paused, Value::Null)).await.unwrap();
     let goes_on = |host: &BareMetalHost| !host.annotations().contains_key(moved);
     rig.host("without the copy of its status", goes_on).await.unwrap();
 
     let remedy = "reboot.metal3.io/metal3-remediation-6d1f";
-    rig.patch(annotate(remedy, json!(r#"{"mode":"hard"}"#))).await.unwrap();
+    rig.patch(annotate(remedy, json!(r#"{"mode":"hard"}"#)))
+        .await
+        .unwrap();
     let powered_on = |host: &BareMetalHost| host.status.as_ref().is_some_and(|status| status.powered_on);
     rig.host("off", |host| !powered_on(host)).await.unwrap();
     assert_eq!(rig.service.power(SYSTEM), PowerState::Off);
@@ -353,19 +363,27 @@ async fn the_patches_of_capm3_claim_pause_remediate_and_release_a_host() {
     assert_eq!((state(&host), error(&host)), ("provisioned", ""));
     assert_eq!(rig.worked(), ["clean", "write"]);
 
-    rig.patch(json!({"spec": {"image": null, "customDeploy": null, "userData": null, "metaData": null,
-        "networkData": null, "online": false}}))
-        .await
-        .unwrap();
+    rig.patch(
+        json!({"spec": {"image": null, "customDeploy": null, "userData": null, "metaData": null,
+        "networkData": null, "online": false}}),
+    )
+    .await
+    .unwrap();
     let released = |host: &BareMetalHost| state(host) == "available" && !powered_on(host);
     let host = rig.host("available and off", released).await.unwrap();
     assert_eq!(rig.worked(), ["clean", "write", "clean"]);
     assert_eq!(rig.service.power(SYSTEM), PowerState::Off);
     assert!(host.spec.consumer_ref.is_some() && error(&host).is_empty());
     assert_eq!(host.labels()[cluster_name], "c");
-    assert!(host.annotations().contains_key("clusterctl.cluster.x-k8s.io/block-move"));
+    assert!(
+        host.annotations()
+            .contains_key("clusterctl.cluster.x-k8s.io/block-move")
+    );
     let history = host.status.unwrap().operation_history.unwrap();
-    assert_eq!(history.register, registered, "a label on the Secret registers nothing");
+    assert_eq!(
+        history.register, registered,
+        "a label on the Secret registers nothing"
+    );
     rig.patch(json!({
         "metadata": {"labels": {cluster_name: null}, "annotations": {"clusterctl.cluster.x-k8s.io/block-move": null}},
         "spec": {"consumerRef": null},

@@ -197,7 +197,7 @@ impl Life {
         let failed = |host: &BareMetalHost| {
             let status = host.status.as_ref();
             let failed = status.is_some_and(|status| {
-                status.error_type == Some(ErrorType::Provisioning) && status.error_message.contains("sha256")
+                status.error_type == Some(ErrorType::Provisioning) && status.error_message.contains("its digest is")
             });
             failed && state(host) == "available"
         };
@@ -207,10 +207,16 @@ impl Life {
             bail!("not one failed job but {failed:#?}");
         };
         ensure!(job.id.contains("-write"), "{job:#?}");
-        ensure!(job.failure == Some(Failure::Final) && !job.log.is_empty(), "{job:#?}");
+        ensure!(
+            job.failure == Some(Failure::Final) && !job.log.is_empty(),
+            "{job:#?}"
+        );
         let console = self.machine.console().from(0);
         let says = |what: &str| console.iter().filter(|line| line.text.contains(what)).count();
-        ensure!(says("step=enrolled") == 1 && says(BOOTED) == 0, "it left its ramdisk");
+        ensure!(
+            says("step=enrolled") == 1 && says(BOOTED) == 0,
+            "it left its ramdisk"
+        );
         Ok(())
     }
 
@@ -293,13 +299,7 @@ fn state(host: &BareMetalHost) -> &str {
 
 /// The states of a host up to the first attempt to write an image, of an attempt that fails, and of one that succeeds with all that
 /// comes after it.
-const BEGIN: [&str; 5] = [
-    "unmanaged",
-    "registering",
-    "inspecting",
-    "preparing",
-    "available",
-];
+const BEGIN: [&str; 5] = ["unmanaged", "registering", "inspecting", "preparing", "available"];
 const FAILURE: [&str; 3] = ["provisioning", "deprovisioning", "available"];
 const SUCCESS: [&str; 4] = ["provisioning", "provisioned", "deprovisioning", "available"];
 
@@ -322,7 +322,10 @@ async fn lives(
     let disk = life.machine.disk(number).context("a disk")?.to_owned();
     ensure!(life.image.first_difference(&disk)?.is_none(), "another image");
     assert_eq!(tables(&disk)?, ["MBR", "GPT", "second GPT"]);
-    assert_eq!(life.jobs()[attempt..][..2], ["provision-clean", "provision-write"]);
+    assert_eq!(
+        life.jobs()[attempt..][..2],
+        ["provision-clean", "provision-write"]
+    );
 
     life.release(by_hand).await?;
     assert_eq!(tables(&disk)?, [""; 0]);

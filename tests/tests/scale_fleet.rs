@@ -13,8 +13,8 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use muster_proto::kinds::{
-    BareMetalHost, BareMetalHostStatus, Dhcp, DhcpMode, ErrorType, HardwareData, Profile, SegmentSpec, Server,
-    Trust, UnknownPolicy,
+    BareMetalHost, BareMetalHostStatus, Dhcp, DhcpMode, ErrorType, HardwareData, Profile, SegmentSpec,
+    Server, Trust, UnknownPolicy,
 };
 use muster_tests::{
     bridges::{BR0, api_in},
@@ -55,9 +55,7 @@ struct Fleet {
 
 impl Fleet {
     fn start(words: &[&str]) -> Result<Fleet> {
-        Fleet::spawned(words, |mut command| {
-            command.spawn().context("start the fleet")
-        })
+        Fleet::spawned(words, |mut command| command.spawn().context("start the fleet"))
     }
 
     fn spawned(words: &[&str], spawn: impl FnOnce(Command) -> Result<Child>) -> Result<Fleet> {
@@ -340,7 +338,8 @@ async fn fleet_before_a_controller_that_runs_already_fails_as_it_is_told() {
     there.await.unwrap();
     for name in well.iter().chain(&broken) {
         hosts.shows(name, |status| is(status, "available")).await.unwrap();
-        let image = json!({"url": "http://images.test/os.raw", "checksum": "0".repeat(64), "checksumType": "sha256"});
+        let image =
+            json!({"url": "http://images.test/os.raw", "checksum": "0".repeat(64), "checksumType": "sha256"});
         hosts
             .patch_one(name, &json!({"spec": {"image": image}}))
             .await
@@ -357,7 +356,10 @@ async fn fleet_before_a_controller_that_runs_already_fails_as_it_is_told() {
             .unwrap();
     }
     for name in well.iter().chain(&broken) {
-        hosts.shows(name, |status| is(status, "provisioned")).await.unwrap();
+        hosts
+            .shows(name, |status| is(status, "provisioned"))
+            .await
+            .unwrap();
     }
     for name in &powerless {
         let refused = |status: &BareMetalHostStatus| {
@@ -369,7 +371,10 @@ async fn fleet_before_a_controller_that_runs_already_fails_as_it_is_told() {
         hosts.shows(name, refused).await.unwrap();
     }
     for name in &hung {
-        hosts.shows(name, |status| waits(status, "Ramdisk")).await.unwrap();
+        hosts
+            .shows(name, |status| waits(status, "Ramdisk"))
+            .await
+            .unwrap();
     }
     for name in &silent {
         hosts

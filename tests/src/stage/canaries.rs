@@ -92,7 +92,9 @@ impl Stage {
             }
             kinds.push(kind.kind);
         }
-        let missed = KINDS.iter().filter(|kind| !kinds.iter().any(|seen| seen == *kind));
+        let missed = KINDS
+            .iter()
+            .filter(|kind| !kinds.iter().any(|seen| seen == *kind));
         let missed: Vec<_> = missed.collect();
         ensure!(missed.is_empty(), "{missed:?} are not among {kinds:?}");
         Ok(())
