@@ -1,5 +1,6 @@
 //! From kernel, agent and stub to a release's content; pure, so that the same input gives the same bytes.
 
+use crate::deb::Source;
 use crate::elf::{Elf, ElfError};
 use crate::initramfs::{self, InitramfsError};
 use crate::kernel::Kernel;
@@ -27,13 +28,17 @@ pub enum BuildError {
     Initramfs(#[from] InitramfsError),
 }
 
+/// A UEFI stub, and the package that it is of.
+#[derive(Clone, Debug, Default)]
+pub struct Stub {
+    /// The stub.
+    pub image: Vec<u8>,
+    /// None for a file that somebody gave.
+    pub source: Option<Source>,
+}
+
 /// Makes the content of a release.
-pub fn build(
-    profile: &Profile,
-    kernel: Kernel,
-    agent: Vec<u8>,
-    stub: Vec<u8>,
-) -> Result<Content, BuildError> {
+pub fn build(profile: &Profile, kernel: Kernel, agent: Vec<u8>, stub: Stub) -> Result<Content, BuildError> {
     if Elf::parse(&agent)
         .map_err(BuildError::Agent)?
         .section(".interp")
@@ -47,7 +52,12 @@ pub fn build(
     Ok(Content {
         profile: profile.name.to_owned(),
         initramfs: initramfs::compress(&archive)?,
-        stub,
+        stub: stub.image,
+        packages: [kernel.source, stub.source]
+            .into_iter()
+            .flatten()
+            .map(|source| (source.name, source.version))
+            .collect(),
         agent: facts,
         modules: modules.len(),
         unpacked: archive.byte_len(),

@@ -1,6 +1,7 @@
 //! Reads files out of a Debian package without installing it.
 //!
-//! A package is an `ar` archive (deb(5)) whose member `data.tar`, mostly compressed, holds the files.
+//! A package is an `ar` archive (deb(5)) whose members `control.tar` and, after it, `data.tar`, mostly compressed, hold what the
+//! package says of itself and the files.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -34,7 +35,7 @@ pub enum DebError {
     /// Reading the package itself failed.
     #[error("read package")]
     Read(#[source] io::Error),
-    /// Unpacking `data.tar` failed.
+    /// Unpacking `control.tar` or `data.tar` failed.
     #[error("unpack {member}")]
     Unpack {
         /// The member's name.
@@ -51,37 +52,76 @@ pub enum DebError {
     },
 }
 
-/// The regular files of a package whose path `wanted` accepts.
+/// What was taken out of a package.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Package {
+    /// Which package it is, if it says so.
+    pub source: Option<Source>,
+    /// The files that were wanted, by path.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+/// A package's identity, by which its sources are found (`Package` and `Version` in deb-control(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Such as `linux-image-6.1.0-56-amd64`.
+    pub name: String,
+    /// Such as `6.1.176-1`.
+    pub version: String,
+}
+
+/// Reads a package: of its regular files those whose path `wanted` accepts.
 ///
 /// Paths are without leading `./`, and `usr/lib/` reads as `lib/`, because packages of merged-`/usr` systems moved
 /// the modules there.
-pub fn files(
-    mut package: impl Read,
-    wanted: impl Fn(&str) -> bool,
-) -> Result<BTreeMap<String, Vec<u8>>, DebError> {
+pub fn read(mut package: impl Read, wanted: impl Fn(&str) -> bool) -> Result<Package, DebError> {
     let mut magic = [0; AR_MAGIC.len()];
     package.read_exact(&mut magic).map_err(|_| DebError::Magic)?;
     if &magic != AR_MAGIC {
         return Err(DebError::Magic);
     }
     let mut members = Vec::new();
+    let mut source = None;
     while let Some((name, size)) = next_member(&mut package)? {
         let (unpacked_name, packing) = Packing::of(&name);
-        if unpacked_name == "data.tar" {
-            let data = packing.reader((&mut package).take(size));
-            return data
-                .and_then(|data| tar_files(data, wanted))
+        let mut member = (&mut package).take(size);
+        let unpack = |member, wanted: &dyn Fn(&str) -> bool| {
+            let data = packing.reader(member);
+            data.and_then(|data| tar_files(data, wanted))
                 .map_err(|source| DebError::Unpack {
                     member: name.clone(),
                     source,
-                })?;
+                })?
+        };
+        match unpacked_name {
+            "data.tar" => {
+                let files = unpack(&mut member, &wanted)?;
+                return Ok(Package { source, files });
+            }
+            "control.tar" => {
+                let control = unpack(&mut member, &|path| path == "control")?;
+                source = control.get("control").and_then(|text| identity(text));
+            }
+            _ => {}
         }
+        // Members begin at even offsets, and a reader of archives may not read to their end.
+        let left = member.limit() + size % 2;
         members.push(name);
-        // Members begin at even offsets.
-        let skip = size + size % 2;
-        io::copy(&mut (&mut package).take(skip), &mut io::sink()).map_err(DebError::Read)?;
+        io::copy(&mut (&mut package).take(left), &mut io::sink()).map_err(DebError::Read)?;
     }
     Err(DebError::NoData { members })
+}
+
+fn identity(control: &[u8]) -> Option<Source> {
+    let text = std::str::from_utf8(control).ok()?;
+    let field = |name: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(value.trim().to_owned())
+    };
+    Some(Source {
+        name: field("Package:")?,
+        version: field("Version:")?,
+    })
 }
 
 fn next_member(package: &mut impl Read) -> Result<Option<(String, u64)>, DebError> {
@@ -110,7 +150,7 @@ fn next_member(package: &mut impl Read) -> Result<Option<(String, u64)>, DebErro
 
 fn tar_files(
     data: impl Read,
-    wanted: impl Fn(&str) -> bool,
+    wanted: &dyn Fn(&str) -> bool,
 ) -> io::Result<Result<BTreeMap<String, Vec<u8>>, DebError>> {
     let mut files = BTreeMap::new();
     for entry in tar::Archive::new(data).entries()? {

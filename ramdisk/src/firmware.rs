@@ -114,7 +114,7 @@ pub fn add_firmware(
 
 /// Adds each file, which must hold a certificate in PEM, under its own name.
 pub fn add_authorities(archive: &mut Archive, files: &[PathBuf]) -> Result<(), FirmwareError> {
-    for path in files {
+    for (nth, path) in files.iter().enumerate() {
         let content = fs::read(path).map_err(|source| FirmwareError::Read {
             path: path.clone(),
             source,
@@ -125,7 +125,8 @@ pub fn add_authorities(archive: &mut Archive, files: &[PathBuf]) -> Result<(), F
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         archive
-            .file(&format!("{AUTHORITIES}/{name}"), 0o644, content)
+            // Files of different folders may have one name.
+            .file(&format!("{AUTHORITIES}/{nth}-{name}"), 0o644, content)
             .map_err(|source| FirmwareError::Add {
                 path: path.clone(),
                 source,

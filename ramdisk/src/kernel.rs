@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use crate::deb::{self, DebError};
+use crate::deb::{self, DebError, Package, Source};
 use crate::modules::{Catalogue, ModulesError};
 
 /// Why a package gives no kernel.
@@ -40,13 +40,15 @@ pub struct Kernel {
     pub image: Vec<u8>,
     /// All its modules.
     pub modules: Catalogue,
+    /// The package that it is of.
+    pub source: Option<Source>,
 }
 
 impl Kernel {
     /// Reads a package such as `linux-image-6.1.0-56-amd64`; all its modules are in memory meanwhile, some 400 MB.
     pub fn from_deb(package: impl Read) -> Result<Self, KernelError> {
         let wanted = |path: &str| path.starts_with("boot/vmlinuz-") || path.starts_with("lib/modules/");
-        let mut files = deb::files(package, wanted)?;
+        let Package { source, mut files } = deb::read(package, wanted)?;
         let image_path = files
             .keys()
             .find(|path| path.starts_with("boot/"))
@@ -69,12 +71,14 @@ impl Kernel {
             version,
             image,
             modules,
+            source,
         })
     }
 }
 
-/// The UEFI stub for this architecture out of Debian's `systemd-boot-efi`.
-pub fn stub_from_deb(package: impl Read) -> Result<Option<Vec<u8>>, DebError> {
+/// The UEFI stub for this architecture out of Debian's `systemd-boot-efi`, and which package that was.
+pub fn stub_from_deb(package: impl Read) -> Result<(Option<Vec<u8>>, Option<Source>), DebError> {
     const STUB: &str = "lib/systemd/boot/efi/linuxx64.efi.stub";
-    Ok(deb::files(package, |path| path == STUB)?.remove(STUB))
+    let Package { source, mut files } = deb::read(package, |path| path == STUB)?;
+    Ok((files.remove(STUB), source))
 }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use muster_ramdisk::build::build;
+use muster_ramdisk::build::{self, build};
 use muster_ramdisk::kernel::{Kernel, stub_from_deb};
 use muster_ramdisk::oci;
 use muster_ramdisk::profile::{self, Profile};
@@ -146,14 +146,16 @@ fn make(
     Ok(())
 }
 
-fn read_stub(Stub { stub_deb, stub }: Stub) -> Result<Vec<u8>> {
+fn read_stub(Stub { stub_deb, stub }: Stub) -> Result<build::Stub> {
     if let Some(path) = stub {
-        return fs::read(&path).with_context(|| format!("reading UEFI stub {}", path.display()));
+        let image = fs::read(&path).with_context(|| format!("reading UEFI stub {}", path.display()))?;
+        return Ok(build::Stub { image, source: None });
     }
     let path = stub_deb.context("neither a UEFI stub nor its package is given")?;
-    stub_from_deb(open(&path)?)
-        .with_context(|| format!("reading package {}", path.display()))?
-        .with_context(|| format!("package {} has no UEFI stub", path.display()))
+    let (image, source) =
+        stub_from_deb(open(&path)?).with_context(|| format!("reading package {}", path.display()))?;
+    let image = image.with_context(|| format!("package {} has no UEFI stub", path.display()))?;
+    Ok(build::Stub { image, source })
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -182,6 +184,9 @@ fn show(release: &Release) {
         "{} {}: kernel {}",
         manifest.profile, release.hash, manifest.kernel_version
     );
+    for (name, version) in &manifest.packages {
+        println!("  of the package {name} {version}");
+    }
     for (name, facts) in &manifest.files {
         println!("  {name:<10} {:>12} bytes  {}", facts.size, facts.sha256);
     }

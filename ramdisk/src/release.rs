@@ -41,6 +41,9 @@ pub struct Manifest {
     pub profile: String,
     /// As `uname -r` prints it.
     pub kernel_version: String,
+    /// Versions of the packages that kernel, modules and stub were taken from, by name: whoever passes them on offers their sources.
+    #[serde(default)]
+    pub packages: BTreeMap<String, String>,
     /// Length and digest of each file, by name.
     pub files: BTreeMap<String, FileFacts>,
     /// Length and digest of the agent inside the initramfs.
@@ -248,6 +251,8 @@ pub struct Content {
     pub profile: String,
     /// As `uname -r` prints it.
     pub kernel_version: String,
+    /// Versions of the packages that kernel, modules and stub were taken from, by name.
+    pub packages: BTreeMap<String, String>,
     /// The kernel.
     pub vmlinuz: Vec<u8>,
     /// The compressed initramfs.
@@ -277,6 +282,7 @@ pub fn write(out: &Path, content: &Content) -> Result<String, ReleaseError> {
         format: FORMAT,
         profile: content.profile.clone(),
         kernel_version: content.kernel_version.clone(),
+        packages: content.packages.clone(),
         files: files
             .iter()
             .map(|(name, bytes)| ((*name).to_owned(), FileFacts::of(bytes)))

@@ -35,6 +35,14 @@ fn kernel() -> Kernel {
         version: "6.1.0-test".to_owned(),
         image: b"kernel".to_vec(),
         modules,
+        source: Some(source("linux-image-6.1.0-test", "6.1.1-1")),
+    }
+}
+
+fn source(name: &str, version: &str) -> Source {
+    Source {
+        name: name.to_owned(),
+        version: version.to_owned(),
     }
 }
 
@@ -43,7 +51,11 @@ fn agent() -> Vec<u8> {
 }
 
 fn built() -> Content {
-    build(&LAB, kernel(), agent(), b"MZ".to_vec()).unwrap()
+    let stub = Stub {
+        image: b"MZ".to_vec(),
+        source: Some(source("systemd-boot-efi", "252.1-1")),
+    };
+    build(&LAB, kernel(), agent(), stub).unwrap()
 }
 
 fn unpacked(content: &Content) -> Vec<u8> {
@@ -53,6 +65,19 @@ fn unpacked(content: &Content) -> Vec<u8> {
 #[test]
 fn same_input_gives_same_bytes() {
     assert_eq!(built().initramfs, built().initramfs);
+}
+
+#[test]
+fn a_release_names_the_packages_that_it_is_of() {
+    let packages: Vec<_> = built().packages.into_iter().collect();
+    let named = [
+        ("linux-image-6.1.0-test", "6.1.1-1"),
+        ("systemd-boot-efi", "252.1-1"),
+    ];
+    assert_eq!(
+        packages,
+        named.map(|(name, version)| (name.to_owned(), version.to_owned()))
+    );
 }
 
 #[test]
@@ -117,11 +142,11 @@ fn the_frame_is_one_the_kernel_takes() {
 fn a_dynamic_agent_is_refused() {
     let dynamic = object(&[(".interp", b"/lib64/ld-linux-x86-64.so.2\0")]);
     assert!(matches!(
-        build(&LAB, kernel(), dynamic, vec![]),
+        build(&LAB, kernel(), dynamic, Stub::default()),
         Err(BuildError::Dynamic)
     ));
     assert!(matches!(
-        build(&LAB, kernel(), b"#!/bin/sh".to_vec(), vec![]),
+        build(&LAB, kernel(), b"#!/bin/sh".to_vec(), Stub::default()),
         Err(BuildError::Agent(_))
     ));
 }

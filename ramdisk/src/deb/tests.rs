@@ -31,8 +31,10 @@ const FILES: &[(&str, &[u8])] = &[
 ];
 
 fn check(package: &[u8]) {
-    let found = files(package, |path| !path.starts_with("usr/share")).unwrap();
+    let found = read(package, |path| !path.starts_with("usr/share")).unwrap();
+    assert_eq!(found.source, None);
     let found: Vec<_> = found
+        .files
         .iter()
         .map(|(path, content)| (path.as_str(), content.as_slice()))
         .collect();
@@ -65,32 +67,54 @@ fn data_is_found_in_every_compression() {
 /// The encoder for xz is not compiled in, so this is a recorded archive of one file, `a` with `xz\n`.
 fn check_xz() {
     let package = include_bytes!("testdata/one-file.tar.xz");
-    let found = files(ar(&[("data.tar.xz", package)]).as_slice(), |_| true).unwrap();
+    let found = read(ar(&[("data.tar.xz", package)]).as_slice(), |_| true).unwrap();
     assert_eq!(
-        found.into_iter().collect::<Vec<_>>(),
+        found.files.into_iter().collect::<Vec<_>>(),
         [("a".to_owned(), b"xz\n".to_vec())]
     );
 }
 
 #[test]
+fn a_package_says_which_it_is() {
+    let control = tar_of(&[
+        ("./md5sums", b"0  a\n"),
+        (
+            "./control",
+            b"Package: linux-image-6\nSource: linux (6.1-1)\nVersion: 6.1.1-1\nDescription: a kernel\n Version: 9\n",
+        ),
+    ]);
+    // A tar archive ends before its member does, and an odd member moves what follows.
+    let control = [control, b"tail.".to_vec()].concat();
+    let package = ar(&[("control.tar", &control), ("data.tar", &tar_of(FILES))]);
+    let found = read(package.as_slice(), |_| true).unwrap();
+    let source = found.source.map(|source| (source.name, source.version));
+    assert_eq!(source, Some(("linux-image-6".to_owned(), "6.1.1-1".to_owned())));
+    assert_eq!(found.files.len(), FILES.len());
+    // Not every package says so; it is read all the same.
+    let control = tar_of(&[("./control", b"Package: x\n")]);
+    let package = ar(&[("control.tar", &control), ("data.tar", &tar_of(FILES))]);
+    assert_eq!(read(package.as_slice(), |_| true).unwrap().source, None);
+}
+
+#[test]
 fn errors_say_what_is_wrong() {
     assert!(matches!(
-        files(b"PK\x03\x04....".as_slice(), |_| true),
+        read(b"PK\x03\x04....".as_slice(), |_| true),
         Err(DebError::Magic)
     ));
     assert!(matches!(
-        files(b"!<arch>\njunk".as_slice(), |_| true),
+        read(b"!<arch>\njunk".as_slice(), |_| true),
         Err(DebError::Header { .. })
     ));
-    let odd = ar(&[("control.tar.xz", b""), ("data.tar.lzma", b"")]);
-    let error = files(odd.as_slice(), |_| true).unwrap_err();
+    let odd = ar(&[("debian-binary", b""), ("data.tar.lzma", b"")]);
+    let error = read(odd.as_slice(), |_| true).unwrap_err();
     assert!(error.to_string().contains("data.tar.lzma"), "{error}");
     let cut = ar(&[(
         "data.tar.zst",
         &zstd::encode_all(tar_of(FILES).as_slice(), 1).unwrap()[..40],
     )]);
     assert!(matches!(
-        files(cut.as_slice(), |_| true),
+        read(cut.as_slice(), |_| true),
         Err(DebError::Unpack { .. })
     ));
 }
@@ -99,8 +123,8 @@ proptest! {
     #[test]
     fn random_packages_never_panic(junk in prop::collection::vec(any::<u8>(), 0..300), packing in 0..4usize) {
         let name = ["data.tar", "data.tar.gz", "data.tar.xz", "data.tar.zst"][packing];
-        let _ = files(ar(&[(name, &junk)]).as_slice(), |_| true);
-        let _ = files([AR_MAGIC.as_slice(), &junk].concat().as_slice(), |_| true);
+        let _ = read(ar(&[(name, &junk)]).as_slice(), |_| true);
+        let _ = read([AR_MAGIC.as_slice(), &junk].concat().as_slice(), |_| true);
     }
 
     #[test]
@@ -108,6 +132,6 @@ proptest! {
         let mut package = ar(&[("data.tar.zst", &zstd::encode_all(tar_of(FILES).as_slice(), 1).unwrap())]);
         let at = at.index(package.len());
         package[at] = value;
-        let _ = files(package.as_slice(), |_| true);
+        let _ = read(package.as_slice(), |_| true);
     }
 }

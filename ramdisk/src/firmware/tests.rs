@@ -98,7 +98,7 @@ fn only_certificates_pass_as_authorities() {
     ]);
     let mut archive = Archive::new();
     add_authorities(&mut archive, &[dir.path().join("site.pem")]).unwrap();
-    assert_eq!(archive.entries().last().unwrap().path, "muster/ca/site.pem");
+    assert_eq!(archive.entries().last().unwrap().path, "muster/ca/0-site.pem");
     let error = add_authorities(&mut archive, &[dir.path().join("key.pem")]).unwrap_err();
     assert!(matches!(error, FirmwareError::NoCertificate { .. }), "{error}");
 }

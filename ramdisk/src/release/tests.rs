@@ -9,6 +9,7 @@ fn content() -> Content {
         vmlinuz: vec![1; 3000],
         initramfs: vec![2; 600_000],
         stub: b"MZ".to_vec(),
+        packages: BTreeMap::from([("linux-image-6.1.0".to_owned(), "6.1.1-1".to_owned())]),
         agent: FileFacts::of(b"agent"),
         modules: 3,
         unpacked: 12_345,

@@ -230,6 +230,7 @@ impl Inputs {
         Ok(Ingredients {
             kernel: Kernel::from_deb(open(&self.kernel_deb)?)?,
             stub: stub_from_deb(open(&self.stub_deb)?)?
+                .0
                 .with_context(|| format!("{} has no UEFI stub", self.stub_deb.display()))?,
             init: fs::read(&self.init).with_context(|| format!("read {}", self.init.display()))?,
         })

@@ -130,6 +130,10 @@ fn an_unexplained_dependency_is_caught() {
 fn unfinished_code_is_caught() {
     assert!(caught(&[("a/src/a.rs", "fn f() { todo!() }\n")], "finish it"));
     assert!(caught(&[("a/src/a.rs", "#[ignore]\nfn f() {}\n")], "finish it"));
+    assert!(caught(
+        &[("a/src/a.rs", "#[ignore = \"slow\"]\nfn f() {}\n")],
+        "finish it"
+    ));
 }
 
 #[test]
@@ -152,9 +156,18 @@ fn a_promise_that_nothing_holds_is_caught() {
         "| promise | held by |\n| --- | --- |\n| It `works` | `it_works`, `a/tests.rs` |\n",
     );
     let words = "that nothing holds";
-    assert!(caught(&[page, ("a/tests.rs", "fn it_works_now() {}\n")], words));
-    assert!(caught(&[page, ("b.rs", "fn it_works() {}\n")], words));
-    assert!(!caught(&[page, ("a/tests.rs", "fn it_works() {}\n")], words));
+    let caught = |path, text| caught(&[page, (path, text)], words);
+    assert!(caught("a/tests.rs", "#[test]\nfn it_works_now() {}\n"));
+    assert!(caught("b.rs", "#[test]\nfn it_works() {}\n"));
+    assert!(caught("a/tests.rs", "fn it_works() {}\n"), "it is no test");
+    assert!(caught(
+        "a/tests.rs",
+        "#[test]\nfn other() {}\n\nfn it_works() {}\n"
+    ));
+    assert!(!caught("a/tests.rs", "#[test]\nfn it_works() {}\n"));
+    let with_care =
+        "#[tokio::test(start_paused = true)]\n// Because.\n#[should_panic]\nasync fn it_works() {}\n";
+    assert!(!caught("a/tests.rs", with_care));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 use std::os::unix::fs::FileExt;
 
+use muster_proto::config;
 use muster_ramdisk::{
     cpio,
     release::{Content, FileFacts},
@@ -42,6 +43,7 @@ pub(crate) fn write(directory: &Path, profile: Profile, mark: &str) -> String {
     let content = Content {
         profile: profile.name().into(),
         kernel_version: "6.1.0-test".into(),
+        packages: BTreeMap::new(),
         vmlinuz: bytes("kernel", 300_001),
         initramfs: bytes("initramfs", 200_003),
         stub: stub(),
@@ -154,6 +156,40 @@ fn firmware_that_the_modules_name_goes_along_and_no_other() {
     assert_eq!(names, ["lib/firmware/bnx2/a.fw"]);
     let left = std::fs::read_dir(scratch.path()).unwrap().count();
     assert_eq!(left, 0, "nothing is left behind when the controller is killed");
+}
+
+#[test]
+fn authorities_of_the_site_go_along_where_the_agent_looks_for_them() {
+    let (directory, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write(directory.path(), Profile::Lab, "x");
+    let authority = |folder: &str, mark: &str| {
+        let path = directory.path().join(folder);
+        std::fs::create_dir(&path).unwrap();
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{mark}\n-----END CERTIFICATE-----\n");
+        std::fs::write(path.join("ca.pem"), &pem).unwrap();
+        (path.join("ca.pem"), pem.into_bytes())
+    };
+    // Two of one name are two.
+    let (paths, contents): (Vec<_>, Vec<_>) = [authority("a", "QQ=="), authority("b", "Qg==")]
+        .into_iter()
+        .unzip();
+    let extras = Extras {
+        firmware: Vec::new(),
+        authorities: paths,
+    };
+    let files = Files::open(directory.path(), extras, scratch.path());
+    let bytes = read(files.current(Profile::Lab).unwrap().extras.as_ref().unwrap());
+    let (entries, _) = cpio::read(&bytes).unwrap();
+    let below = format!("{}/", config::AUTHORITIES);
+    let found: Vec<_> = entries
+        .into_iter()
+        .filter(|entry| entry.path.starts_with(&below))
+        .filter_map(|entry| match entry.node {
+            cpio::Node::File(content) => Some(content),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(found, contents);
 }
 
 #[test]
