@@ -197,7 +197,8 @@ impl Life {
         let failed = |host: &BareMetalHost| {
             let status = host.status.as_ref();
             let failed = status.is_some_and(|status| {
-                status.error_type == Some(ErrorType::Provisioning) && status.error_message.contains("its digest is")
+                status.error_type == Some(ErrorType::Provisioning)
+                    && status.error_message.contains("its digest is")
             });
             failed && state(host) == "available"
         };
