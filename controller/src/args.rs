@@ -94,6 +94,10 @@ pub struct RunArgs {
     /// TCP port for agents.
     #[arg(long, env = "MUSTER_AGENT_PORT", default_value_t = 9443)]
     pub agent_port: u16,
+    /// How many connections of agents this replica holds: one for each machine in its ramdisk, two while it reconnects. Each needs an
+    /// open file and some memory.
+    #[arg(long, env = "MUSTER_MAX_AGENTS", default_value_t = 16_384)]
+    pub max_agents: usize,
     /// TCP port for boot files.
     #[arg(long, env = "MUSTER_HTTP_PORT", default_value_t = 8080)]
     pub http_port: u16,
@@ -112,6 +116,9 @@ pub struct RunArgs {
     /// File with further certificate authorities for the ramdisk, PEM; may be given several times.
     #[arg(long = "extra-ca", env = "MUSTER_EXTRA_CAS", value_delimiter = ':')]
     pub extra_cas: Vec<PathBuf>,
+    /// File with further certificate authorities for BMCs, PEM; may be given several times. The system's count in any case.
+    #[arg(long = "bmc-ca", env = "MUSTER_BMC_CAS", value_delimiter = ':')]
+    pub bmc_cas: Vec<PathBuf>,
     /// Address at which agents reach this replica, `address` or `address:port`, where a Segment names none;
     /// may be given several times. Without it, the address of the Segment's interface.
     #[arg(long, env = "MUSTER_ADVERTISE", value_delimiter = ',')]

@@ -1,4 +1,6 @@
-//! Kubernetes Events: what happened to which object, told to people. Repeated ones are aggregated by the recorder.
+//! Kubernetes Events: what happened to which object, told to people. Repeated ones are aggregated.
+
+mod write;
 
 use std::{
     collections::HashMap,
@@ -7,8 +9,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{self, EventType, Recorder, Reporter};
-use muster_proto::Chain;
+use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::bucket::{Bucket, Rate};
@@ -19,6 +20,25 @@ pub struct Events {
     queue: mpsc::Sender<Event>,
     /// What was put on the queue lately.
     told: Arc<Mutex<Told>>,
+    /// Those for which there was no place on the queue.
+    dropped: Dropped,
+}
+
+/// Counts Events that nobody was told, of all recorders of a process.
+#[derive(Clone, Debug, Default)]
+pub struct Dropped(Counter);
+
+impl Dropped {
+    /// Registered on `registry`.
+    pub fn register(registry: &mut Registry) -> Dropped {
+        let dropped = Dropped::default();
+        registry.register(
+            "muster_events_dropped",
+            "Events that were only logged because too many waited for the API server",
+            dropped.0.clone(),
+        );
+        dropped
+    }
 }
 
 /// What was told lately.
@@ -43,6 +63,14 @@ pub struct Event {
     pub message: String,
 }
 
+impl Event {
+    /// `namespace/name` of what it is about, for people.
+    fn subject(&self) -> String {
+        let part = |part: &'_ Option<String>| part.clone().unwrap_or_default();
+        format!("{}/{}", part(&self.about.namespace), part(&self.about.name))
+    }
+}
+
 /// For so long the same warning is not repeated: a stranger who shows forged tokens all day costs the API server next to nothing,
 /// and crowds out no other Event.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -57,8 +85,9 @@ const RATE: Rate = Rate {
 /// Warnings, and objects with a reason, that are remembered for that; beyond, old ones are forgotten.
 const REMEMBERED: usize = 1024;
 
-/// How many Events may wait for the API server; while it is away, the rest is only logged.
-const QUEUE: usize = 512;
+/// How many Events may wait for the API server, of less than a KiB each: every one that thousands of hosts have at once. While it is
+/// away for longer, the rest is logged and counted.
+const QUEUE: usize = 8192;
 
 impl Events {
     /// A recorder that puts Events on `queue`; the loop at its other end writes them.
@@ -66,22 +95,31 @@ impl Events {
         Events {
             queue,
             told: Arc::default(),
+            dropped: Dropped::default(),
         }
     }
 
     /// A recorder and the loop that writes to the API server, as long as it runs.
-    pub fn start(client: kube::Client) -> (Self, impl Future<Output = ()> + Send) {
+    pub fn start(client: kube::Client, dropped: Dropped) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        (Events::new(queue), write(client, waiting))
+        let events = Events {
+            dropped,
+            ..Events::new(queue)
+        };
+        (events, write::run(client, waiting))
     }
 
-    /// Records `event`; dropped, with a log line, when the queue is full: Events are for people, not for state.
+    /// Records `event`; logged and counted instead when the queue is full: Events are for people, not for state.
     pub fn record(&self, event: Event) {
         if !self.is_due(&event) {
             return;
         }
         if let Err(error) = self.queue.try_send(event) {
-            tracing::warn!(%error, "event dropped");
+            self.dropped.0.inc();
+            let event = error.into_inner();
+            let subject = event.subject();
+            let Event { reason, message, .. } = event;
+            tracing::warn!(%subject, reason, %message, "event dropped: too many wait for the API server");
         }
     }
 
@@ -102,73 +140,27 @@ impl Events {
         if event.warning && warned.get(&words).is_some_and(|at| at.elapsed() < PAUSE) {
             return false;
         }
-        make_room(often, |bucket| !bucket.is_full(now));
+        make_room(often, REMEMBERED, |bucket| !bucket.is_full(now));
         let bucket = often.entry(subject).or_insert_with(|| Bucket::new(now));
         if !bucket.take(RATE, now) {
             return false;
         }
         if event.warning {
-            make_room(warned, |at| at.elapsed() < PAUSE);
+            make_room(warned, REMEMBERED, |at| at.elapsed() < PAUSE);
             warned.insert(words, now);
         }
         true
     }
 }
 
-/// Forgets what need not be remembered once there is too much; and if all of it need be, all.
-fn make_room<T>(remembered: &mut HashMap<String, T>, needed: impl Fn(&T) -> bool) {
-    if remembered.len() >= REMEMBERED {
+/// Forgets what need not be remembered once there are `most`; and if all of it need be, all.
+fn make_room<K, T>(remembered: &mut HashMap<K, T>, most: usize, needed: impl Fn(&T) -> bool) {
+    if remembered.len() >= most {
         remembered.retain(|_, one| needed(one));
     }
-    if remembered.len() >= REMEMBERED {
+    if remembered.len() >= most {
         remembered.clear();
     }
-}
-
-async fn write(client: kube::Client, mut waiting: mpsc::Receiver<Event>) {
-    let recorder = Recorder::new(client, Reporter::from("muster-controller"));
-    while let Some(event) = waiting.recv().await {
-        let Event {
-            about,
-            warning,
-            reason,
-            message,
-        } = event;
-        let subject = format!(
-            "{}/{}",
-            about.namespace.as_deref().unwrap_or_default(),
-            about.name.as_deref().unwrap_or_default()
-        );
-        tracing::info!(%subject, reason, %message, "event");
-        let event = events::Event {
-            type_: if warning {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
-            reason: reason.to_owned(),
-            // The recorder aggregates by action: the same words are the same happening.
-            action: action(reason, &message),
-            note: Some(message),
-            secondary: None,
-        };
-        if let Err(error) = recorder.publish(&event, &about).await {
-            tracing::warn!(error = %Chain(&error), %subject, reason, "event not written");
-        }
-    }
-}
-
-/// The API server takes at most 128 bytes. Another message is another happening: without its digest the recorder would count it
-/// up under the first one's words.
-fn action(reason: &str, message: &str) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, message.as_bytes());
-    let digits: String = digest
-        .as_ref()
-        .iter()
-        .take(4)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("{reason}-{digits}")
 }
 
 #[cfg(test)]
@@ -215,6 +207,16 @@ mod tests {
             ("a", "m"),
         ];
         assert_eq!(told, expected);
+    }
+
+    #[tokio::test]
+    async fn an_event_for_which_there_is_no_place_is_counted() {
+        let (queue, _waiting) = mpsc::channel(1);
+        let events = Events::new(queue);
+        for name in ["a", "b", "c"] {
+            events.record(event(name, false, "m"));
+        }
+        assert_eq!(events.dropped.0.get(), 2);
     }
 
     #[test]

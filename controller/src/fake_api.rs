@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
+    machines::Machines,
     patch::merge,
     world::{Change, World},
 };
@@ -71,6 +72,7 @@ struct Watchers {
     hosts: Writer<BareMetalHost>,
     enrolments: Writer<Enrolment>,
     hardware: Writer<HardwareData>,
+    machines: Arc<Machines>,
 }
 
 pub(crate) struct FakeApi(Mutex<Inner>);
@@ -91,13 +93,24 @@ impl FakeApi {
             async move {
                 let (head, body) = request.into_parts();
                 let body = body.collect_bytes().await.unwrap();
+                let strategic = head
+                    .headers
+                    .get("content-type")
+                    .is_some_and(|kind| kind == "application/strategic-merge-patch+json");
                 let held = api.lock().held_by(head.method.as_str(), head.uri.path());
                 if let Some(gate) = held {
                     gate.acquire().await.unwrap().forget();
                 }
                 let query = head.uri.query().unwrap_or_default();
                 let mut inner = api.lock();
-                let (code, answer) = inner.serve(head.method.as_str(), head.uri.path(), query, &body);
+                let (code, answer) = {
+                    // Lists that Kubernetes merges, which only built-in kinds have.
+                    let body = match strategic {
+                        true => inner.whole_lists(head.uri.path(), &body),
+                        false => body.to_vec(),
+                    };
+                    inner.serve(head.method.as_str(), head.uri.path(), query, &body)
+                };
                 let date = jiff::Timestamp::from_second(inner.now()).unwrap();
                 let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date);
                 let answer = Full::new(Bytes::from(serde_json::to_vec(&answer).unwrap()));
@@ -121,6 +134,7 @@ impl FakeApi {
             hosts: host_writer,
             enrolments: enrolment_writer,
             hardware: hardware_writer,
+            machines: Arc::default(),
         };
         let mut inner = self.lock();
         fn start<K: Clone + DeserializeOwned + kube::Resource<DynamicType = ()> + 'static>(
@@ -139,6 +153,9 @@ impl FakeApi {
         start(&mut watchers.hosts, "baremetalhosts", &inner.objects);
         start(&mut watchers.enrolments, "enrolments", &inner.objects);
         start(&mut watchers.hardware, "hardwaredata", &inner.objects);
+        let machines = Arc::clone(&watchers.machines);
+        machines.servers_anew(servers.state().iter().map(AsRef::as_ref));
+        machines.hosts_anew(hosts.state().iter().map(AsRef::as_ref));
         inner.watchers.push(watchers);
         World {
             segments,
@@ -146,6 +163,7 @@ impl FakeApi {
             hosts,
             enrolments,
             hardware,
+            machines,
         }
     }
 
@@ -304,6 +322,27 @@ impl Inner {
         Some(Arc::clone(gate))
     }
 
+    /// The strategic merge patch `body` as the merge patch that it comes to for the object at `path`.
+    fn whole_lists(&self, path: &str, body: &[u8]) -> Vec<u8> {
+        let parts: Vec<&str> = path.rsplit('/').take(3).collect();
+        let key = (parts[1].to_owned(), parts[2].to_owned(), parts[0].to_owned());
+        let mut patch: Value = serde_json::from_slice(body).unwrap();
+        let stored = self.objects.get(&key);
+        for (list, by) in [("finalizers", None), ("ownerReferences", Some("uid"))] {
+            let Some(added) = patch["metadata"].get(list).and_then(Value::as_array).cloned() else {
+                continue;
+            };
+            let id = |item: &Value| by.map_or(item.clone(), |by| item[by].clone());
+            let others = stored.and_then(|stored| stored["metadata"][list].as_array());
+            let others = others.into_iter().flatten().filter(|other| {
+                let new = added.iter().any(|item| id(item) == id(other));
+                !new
+            });
+            patch["metadata"][list] = others.chain(&added).cloned().collect();
+        }
+        serde_json::to_vec(&patch).unwrap()
+    }
+
     fn serve(&mut self, method: &str, path: &str, query: &str, body: &[u8]) -> (u16, Value) {
         self.requests.push(format!("{method} {path}"));
         let fault = self.faults.pop_front().flatten();
@@ -455,8 +494,14 @@ impl Inner {
             for watchers in &mut self.watchers {
                 match key.0.as_str() {
                     "segments" => watchers.segments.apply_watcher_event(&event(&object, deleted)),
-                    "servers" => watchers.servers.apply_watcher_event(&event(&object, deleted)),
-                    "baremetalhosts" => watchers.hosts.apply_watcher_event(&event(&object, deleted)),
+                    "servers" => {
+                        watchers.servers.apply_watcher_event(&event(&object, deleted));
+                        watchers.machines.server(&read(&object), deleted);
+                    }
+                    "baremetalhosts" => {
+                        watchers.hosts.apply_watcher_event(&event(&object, deleted));
+                        watchers.machines.host(&read(&object), deleted);
+                    }
                     "hardwaredata" => watchers.hardware.apply_watcher_event(&event(&object, deleted)),
                     "enrolments" => watchers.enrolments.apply_watcher_event(&event(&object, deleted)),
                     _ => {}

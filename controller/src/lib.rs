@@ -15,6 +15,7 @@ pub mod events;
 pub(crate) mod fake_api;
 pub mod host;
 pub mod lease;
+pub mod machines;
 pub mod manifests;
 pub mod metrics;
 mod patch;

@@ -8,6 +8,7 @@ use muster_controller::{
     manifests, wire,
 };
 use muster_proto::Chain;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -41,7 +42,26 @@ fn log(format: LogFormat) {
     }
 }
 
+/// Lets this process have as many files open as the system allows it, as Go's programs do: each agent is a connection. The usual
+/// soft limit of 1024 is for programs that use `select(2)`.
+fn allow_files(agents: usize) {
+    let allowed = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
+    match allowed {
+        Ok(most) if usize::try_from(most).is_ok_and(|most| most < agents) => {
+            tracing::info!(
+                most,
+                agents,
+                "fewer files may be open than agents may be connected: --max-agents, ulimit -n"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit to open files stays as it is"),
+    }
+}
+
 fn serve(args: muster_controller::args::RunArgs) -> anyhow::Result<()> {
+    allow_files(args.max_agents);
     // One provider for the whole process, chosen here and not by whichever crate asks first.
     if rustls::crypto::ring::default_provider()
         .install_default()

@@ -29,7 +29,7 @@ use crate::{
         tftp,
     },
     discovery,
-    events::Events,
+    events::{Dropped, Events},
     host,
     lease::{self, Election, Identity, Leadership, Standing, Timing},
     metrics::{self, Registry},
@@ -73,8 +73,11 @@ pub enum RunError {
     #[error("load the boot files for TFTP; --ipxe-dir names their directory")]
     BootFiles(#[source] tftp::TftpError),
     /// No authorities for the certificates of BMCs.
-    #[error("read the authorities for the certificates of BMCs")]
+    #[error("trust the authorities for the certificates of BMCs")]
     Authorities(#[source] rustls::Error),
+    /// Those of `--bmc-ca` cannot be had.
+    #[error("use --bmc-ca")]
+    BmcCa(#[from] bmc::AuthorityError),
     /// A part of the controller ended by itself.
     #[error("{0} ended")]
     Ended(&'static str),
@@ -106,6 +109,8 @@ pub struct Parts<'a> {
     pub changes: broadcast::Sender<Change>,
     /// For registering metrics.
     pub registry: &'a mut Registry,
+    /// Counts Events that were not told.
+    pub dropped: Dropped,
     /// For parts that end in an orderly way; others are dropped.
     pub shutdown: Shutdown,
     /// True once `world` is complete for the first time.
@@ -148,6 +153,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let (stop, shutdown) = watch::channel(false);
     let (complete, ready) = watch::channel(false);
     let mut registry = metrics::registry();
+    let dropped = Dropped::register(&mut registry);
     let mut tasks = JoinSet::new();
     let changes = driver.changes();
     spawn(&mut tasks, "the watch of the cluster", driver.run());
@@ -159,6 +165,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         world: world.clone(),
         changes,
         registry: &mut registry,
+        dropped,
         shutdown,
         ready: ready.clone(),
         tasks: &mut tasks,
@@ -328,7 +335,7 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let (tell_names, names) = watch::channel(Names::default());
     let (tell_secrets, secrets) = watch::channel(None);
     let peers = Peers::default();
-    let (events, write_events) = Events::start(parts.client.clone());
+    let (events, write_events) = Events::start(parts.client.clone(), parts.dropped.clone());
     spawn(parts.tasks, "the writer of Events", write_events);
 
     let dhcp = Dhcp {
@@ -375,7 +382,8 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let (client, namespace) = (parts.client.clone(), args.namespace.clone());
     let world = parts.world.clone();
     let metrics = agents::Metrics::register(parts.registry);
-    let (agent_port, mut shutdown) = (args.agent_port, parts.shutdown.clone());
+    let (agent_port, max_agents) = (args.agent_port, args.max_agents);
+    let mut shutdown = parts.shutdown.clone();
     parts.spawn("the agents' side", async move {
         let keys = agents::keys::watch(client.clone(), namespace.clone()).await;
         let config = agents::Config {
@@ -387,6 +395,7 @@ fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
             names,
             metrics,
             pace: agents::Pace::default(),
+            max_agents,
         };
         let server = match agents::Server::new(config).await {
             Ok(server) => server,
@@ -454,8 +463,11 @@ fn control(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, RunError>
         Identity::own(),
         timing,
     );
-    let bmcs = Bmcs::new(&bmc::Config::default(), bmc::Metrics::register(parts.registry))
-        .map_err(RunError::Authorities)?;
+    let config = bmc::Config {
+        authorities: bmc::authorities(&args.bmc_cas)?,
+        ..bmc::Config::default()
+    };
+    let bmcs = Bmcs::new(&config, bmc::Metrics::register(parts.registry)).map_err(RunError::Authorities)?;
     let control = Control {
         config: parts.config.clone(),
         client: parts.client.clone(),
@@ -465,6 +477,7 @@ fn control(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, RunError>
         changes: parts.changes.clone(),
         discovery: discovery::Metrics::register(parts.registry),
         hosts: host::Metrics::register(parts.registry),
+        dropped: parts.dropped.clone(),
         bmcs: bmcs.clone(),
         limit: args.provisioning_limit,
         concurrency: args.host_concurrency,
@@ -496,6 +509,7 @@ struct Control {
     changes: broadcast::Sender<Change>,
     discovery: discovery::Metrics,
     hosts: host::Metrics,
+    dropped: Dropped,
     bmcs: Bmcs,
     limit: usize,
     concurrency: u16,
@@ -535,7 +549,7 @@ impl Control {
         let client = lease::client(&self.config, self.timing, term, self.client.clone())?;
         let namespace = self.scope.namespace.clone();
         let mut tasks = JoinSet::new();
-        let (events, write_events) = Events::start(client.clone());
+        let (events, write_events) = Events::start(client.clone(), self.dropped.clone());
         spawn(&mut tasks, "the writer of Events", write_events);
         let discovery = discovery::run(
             client.clone(),

@@ -15,12 +15,17 @@ use kube::{
 use muster_proto::{
     Chain, Mac,
     identity::Identity,
-    kinds::{BareMetalHost, Enrolment, HardwareData, SERVER_ANNOTATION, Segment, Server},
+    kinds::{BareMetalHost, Enrolment, HardwareData, Segment, Server},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 
-use crate::boot::policy::{Verdict, verdict, verdict_by_uuid};
+use crate::{
+    boot::policy::{Verdict, verdict, verdict_by_uuid},
+    discovery::host::{declared_mac, made_for},
+    host::State,
+    machines::{Machines, Signal},
+};
 
 /// The watched copies. A role that may not read a kind has an empty store of it.
 #[derive(Clone, Debug)]
@@ -35,6 +40,8 @@ pub struct World {
     pub enrolments: Store<Enrolment>,
     /// The hardware of hosts; only where the control role runs.
     pub hardware: Store<HardwareData>,
+    /// By what Servers and hosts are found.
+    pub machines: Arc<Machines>,
 }
 
 /// Which namespaces are watched.
@@ -117,16 +124,29 @@ impl World {
     /// The copies, empty, and the driver that fills them once it runs.
     pub fn start(client: &Client, scope: &Scope) -> (World, Driver) {
         let ours = || scope.namespace.as_str();
-        let (segments, segment_changes) = watch(Api::namespaced(client.clone(), ours()), Change::Segment);
-        let (servers, server_changes) = watch(Api::namespaced(client.clone(), ours()), Change::Server);
-        let (hosts, host_changes) = watch(scope.hosts_api(client), Change::Host);
+        let machines = Arc::<Machines>::default();
+        let segments = Api::namespaced(client.clone(), ours());
+        let (segments, segment_changes) = watch(segments, Change::Segment, |_, _| {});
+        let of = Arc::clone(&machines);
+        let servers = Api::namespaced(client.clone(), ours());
+        let (servers, server_changes) = watch(servers, Change::Server, move |store, shown| match shown {
+            Shown::One(server, gone) => of.server(server, gone),
+            Shown::All => of.servers_anew(store.state().iter().map(AsRef::as_ref)),
+        });
+        let of = Arc::clone(&machines);
+        let hosts = scope.hosts_api(client);
+        let (hosts, host_changes) = watch(hosts, Change::Host, move |store, shown| match shown {
+            Shown::One(host, gone) => of.host(host, gone),
+            Shown::All => of.hosts_anew(store.state().iter().map(AsRef::as_ref)),
+        });
         // Nobody decides anew because a token was spent.
-        let (enrolments, spent) = watch(Api::namespaced(client.clone(), ours()), |_| Change::All);
+        let enrolments = Api::namespaced(client.clone(), ours());
+        let (enrolments, spent) = watch(enrolments, |_| Change::All, |_, _| {});
         let spent = spent.filter(|_| std::future::ready(false)).boxed();
         let mut streams = vec![segment_changes, server_changes, host_changes, spent];
         let hardware = if scope.control {
             let told = |data: Arc<HardwareData>| Change::Hardware(ObjectRef::from_obj(&data));
-            let (hardware, changes) = watch(scope.hosts_api(client), told);
+            let (hardware, changes) = watch(scope.hosts_api(client), told, |_, _| {});
             streams.push(changes);
             hardware
         } else {
@@ -138,6 +158,7 @@ impl World {
             hosts,
             enrolments,
             hardware,
+            machines,
         };
         let driver = Driver {
             changes: broadcast::channel(CHANGES).0,
@@ -170,36 +191,44 @@ impl World {
 
     /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID.
     pub fn known(&self, mac: Mac, uuid: Option<&str>) -> Known {
-        let by = |test: &dyn Fn(&Identity) -> bool| {
-            self.servers.find(|server| {
-                server
-                    .status
-                    .as_ref()
-                    .is_some_and(|status| test(&status.identity))
+        let by = |signal: Signal, test: &dyn Fn(&Identity) -> bool| {
+            let shows = |server: &Arc<Server>| {
+                let status = server.status.as_ref();
+                status.is_some_and(|status| test(&status.identity))
+            };
+            let candidates = self.machines.servers_with(&[signal]).into_iter();
+            candidates
+                .filter_map(|path| self.servers.get(&path.to_ref()))
+                .find(shows)
+        };
+        let by_mac = by(Signal::Mac(mac), &|identity| identity.macs.contains(&mac));
+        let by_uuid_alone = by_mac.is_none();
+        let by_uuid = |uuid: &str| {
+            by(Signal::Uuid(uuid.to_ascii_lowercase()), &|identity| {
+                identity.system_uuid.as_deref() == Some(uuid)
             })
         };
-        let by_mac = by(&|identity| identity.macs.contains(&mac));
-        let by_uuid_alone = by_mac.is_none();
-        let server =
-            by_mac.or_else(|| by(&|identity| uuid.is_some() && identity.system_uuid.as_deref() == uuid));
+        let server = by_mac.or_else(|| by_uuid(uuid?));
         let pointed = server
             .as_ref()
             .and_then(|server| server.spec.host.as_ref())
             .and_then(|at| self.hosts.get(&ObjectRef::new(&at.name).within(&at.namespace)));
-        let declares = |host: &BareMetalHost| {
-            let declared = host.spec.boot_mac_address.as_deref();
-            declared.and_then(|text| text.parse().ok()) == Some(mac)
-        };
-        let by_hand = |host: &BareMetalHost| {
-            let annotations = host.metadata.annotations.as_ref();
-            declares(host) && !annotations.is_some_and(|all| all.contains_key(SERVER_ANNOTATION))
-        };
+        let having: Vec<_> = self
+            .machines
+            .hosts_with(mac)
+            .iter()
+            .filter_map(|path| self.hosts.get(&path.to_ref()))
+            .collect();
+        let find = |test: &dyn Fn(&BareMetalHost) -> bool| having.iter().find(|host| test(host)).cloned();
+        let declares = |host: &BareMetalHost| declared_mac(host) == Some(mac);
+        let by_hand = |host: &BareMetalHost| made_for(host).is_none();
+        // Another operator inspected it, and needed no address to do so: what runs there is not to meet a ramdisk for that.
+        let runs_with = |host: &BareMetalHost| State::of(host).is_provisioned() && by_hand(host);
         // What a machine reported of itself takes no NIC from a host that a person declared with it.
-        let host = self
-            .hosts
-            .find(by_hand)
+        let host = find(&|host| declares(host) && by_hand(host))
             .or(pointed)
-            .or_else(|| self.hosts.find(declares));
+            .or_else(|| find(&declares))
+            .or_else(|| find(&runs_with));
         Known {
             by_uuid_alone: by_uuid_alone && server.is_some(),
             server,
@@ -214,7 +243,7 @@ pub struct Known {
     /// Its Server.
     pub server: Option<Arc<Server>>,
     /// Its BareMetalHost: the one that a person declared with this MAC address, else the one that the Server points at, else any
-    /// that declares the address.
+    /// that declares the address, else a provisioned one whose inspected hardware has it.
     pub host: Option<Arc<BareMetalHost>>,
     /// Its Server has never had this MAC address.
     pub by_uuid_alone: bool,
@@ -244,7 +273,20 @@ where
 
 type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
 
-fn watch<K>(api: Api<K>, change: impl Fn(Arc<K>) -> Change + Send + Sync + 'static) -> (Store<K>, Changes)
+/// What the copy shows from now on.
+enum Shown<'a, K> {
+    /// This object, or (true) no more.
+    One(&'a K, bool),
+    /// Whatever is in it.
+    All,
+}
+
+/// The copy of one kind, and what changes in it. `show` is told first, at once when the copy has changed.
+fn watch<K>(
+    api: Api<K>,
+    change: impl Fn(Arc<K>) -> Change + Send + Sync + 'static,
+    show: impl Fn(&Store<K>, Shown<'_, K>) + Send + Sync + 'static,
+) -> (Store<K>, Changes)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
@@ -256,12 +298,21 @@ where
             // Who wrote which field is half of an object, and nobody here reads it.
             object.managed_fields_mut().clear();
         });
+    let copy = store.clone();
     let changes = reflector::reflector(writer, events).filter_map(move |event| {
         std::future::ready(match event {
-            Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => {
+            Ok(watcher::Event::Apply(object)) => {
+                show(&copy, Shown::One(&object, false));
                 Some(change(Arc::new(object)))
             }
-            Ok(watcher::Event::InitDone) => Some(Change::All),
+            Ok(watcher::Event::Delete(object)) => {
+                show(&copy, Shown::One(&object, true));
+                Some(change(Arc::new(object)))
+            }
+            Ok(watcher::Event::InitDone) => {
+                show(&copy, Shown::All);
+                Some(Change::All)
+            }
             Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
             Err(error) => {
                 let kind = K::kind(&());
@@ -292,6 +343,7 @@ mod tests {
             hosts: hosts.as_reader(),
             enrolments: enrolments.as_reader(),
             hardware: super::empty(),
+            machines: Arc::default(),
         };
         (world, segments, servers, hosts, enrolments)
     }
@@ -341,9 +393,12 @@ mod tests {
         let mut declared = BareMetalHost::new("other", muster_proto::kinds::BareMetalHostSpec::default());
         declared.metadata.namespace = Some("metal".to_owned());
         declared.spec.boot_mac_address = Some("02-00-00-00-00-09".to_owned());
+        world.machines.server(&server, false);
         servers.apply_watcher_event(&watcher::Event::Apply(server));
-        hosts.apply_watcher_event(&watcher::Event::Apply(host));
-        hosts.apply_watcher_event(&watcher::Event::Apply(declared));
+        for host in [host, declared] {
+            world.machines.host(&host, false);
+            hosts.apply_watcher_event(&watcher::Event::Apply(host));
+        }
         let names = |known: Known| {
             (
                 known.server.map(|one| one.name_any()),
@@ -367,6 +422,7 @@ mod tests {
         let mut by_hand = BareMetalHost::new("database", muster_proto::kinds::BareMetalHostSpec::default());
         by_hand.metadata.namespace = Some("metal".to_owned());
         by_hand.spec.boot_mac_address = Some("02:00:00:00:00:02".to_owned());
+        world.machines.host(&by_hand, false);
         hosts.apply_watcher_event(&watcher::Event::Apply(by_hand));
         let declared = (Some("s".to_owned()), Some("database".to_owned()));
         assert_eq!(
@@ -374,5 +430,37 @@ mod tests {
             declared,
             "no machine's report takes a NIC from a host that a person declared with it"
         );
+    }
+
+    #[tokio::test]
+    async fn a_provisioned_host_is_known_by_every_nic_that_its_inspection_found() {
+        let (world, _segments, _servers, mut hosts, _enrolments) = empty();
+        let host = |state: &str| -> BareMetalHost {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "left", "namespace": "metal"},
+                "spec": {"online": true},
+                "status": {"errorMessage": "", "operationalStatus": "OK", "poweredOn": true,
+                    "hardware": {"nics": [{"mac": "00:00:5E:00:53:01"}, {"mac": "00:00:5E:00:53:02"}]},
+                    "provisioning": {"ID": "", "state": state}},
+            }))
+            .unwrap()
+        };
+        let segment = |unknown: &str| -> Segment {
+            let spec = serde_json::json!({"subnet": "192.0.2.0/24", "unknown": unknown});
+            Segment::new("lab", serde_json::from_value(spec).unwrap())
+        };
+        let verdict = |hosts: &mut Writer<BareMetalHost>, state| {
+            hosts.apply_watcher_event(&watcher::Event::Apply(host(state)));
+            let known = world.known(Mac([0, 0, 0x5e, 0, 0x53, 2]), None);
+            ["discover", "hold"].map(|unknown| known.verdict(&segment(unknown)))
+        };
+        for state in ["provisioned", "externally provisioned"] {
+            let verdicts = verdict(&mut hosts, state);
+            let disk = |verdict: &Verdict| matches!(verdict, Verdict::Disk(_));
+            assert!(verdicts.iter().all(disk), "{state}: {verdicts:?}");
+        }
+        let verdicts = verdict(&mut hosts, "available");
+        let ramdisk = |verdict: &Verdict| matches!(verdict, Verdict::Ramdisk(_));
+        assert!(verdicts.iter().all(ramdisk), "nobody declared it: {verdicts:?}");
     }
 }

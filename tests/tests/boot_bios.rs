@@ -245,6 +245,11 @@ async fn discovered_machine_goes_on_to_its_own_disk() {
         .wait_for("from Hard Disk", at, SOON)
         .await
         .unwrap();
+    // Not because it was tired of waiting.
+    let log = stage.controller.log();
+    log.wait_for("and no boot file: it is known and has no job", 0, SOON)
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

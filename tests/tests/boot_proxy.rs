@@ -41,19 +41,19 @@ fn proxy(unknown: UnknownPolicy) -> Result<SegmentSpec> {
 }
 
 /// A network with a DHCP server of its own, and Muster as its proxy.
-async fn beside(purpose: &str) -> Result<(Stage, Dnsmasq)> {
+async fn beside(purpose: &str, unknown: UnknownPolicy) -> Result<(Stage, Dnsmasq)> {
     let mut stage = Stage::dark(purpose, &[BR0]).await?;
     let theirs = stage.network.net.neighbour(BR0.name, "eth0", THEIRS)?;
     let dnsmasq = Dnsmasq::start(&theirs, "eth0", RANGE, stage.scratch.path(), &[]).await?;
     stage.controller.start()?;
-    stage.serve(BR0.name, proxy(UnknownPolicy::Hold)?).await?;
+    stage.serve(BR0.name, proxy(unknown)?).await?;
     Ok((stage, dnsmasq))
 }
 
 /// Boots `spec` beside dnsmasq until its host is there, with an address of dnsmasq's.
 async fn appears(purpose: &str, spec: MachineSpec) -> Result<()> {
     let _slots = Slots::take(1).await?;
-    let (stage, dnsmasq) = beside(purpose).await?;
+    let (stage, dnsmasq) = beside(purpose, UnknownPolicy::Hold).await?;
     let mac = spec.nics[0].mac;
     let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec)?;
     machine.power_on()?;
@@ -102,6 +102,29 @@ async fn uefi_machine_appears_by_http_boot_beside_another_dhcp_server() {
         .unwrap();
 }
 
+/// The other server's address without a boot file of ours is what sends it there.
+#[tokio::test(flavor = "multi_thread")]
+async fn discovered_machine_goes_on_to_its_own_disk_beside_another_dhcp_server() {
+    let _slots = Slots::take(1).await.unwrap();
+    let (stage, dnsmasq) = beside("proxy-disk", UnknownPolicy::Discover).await.unwrap();
+    let spec = MachineSpec::bios("m", mac(7), BR0.name).with_disk(Disk::new(Bus::Virtio, 1, "V7"));
+    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec).unwrap();
+    machine.power_on().unwrap();
+    stage.host(mac(7), SOON, |_| true).await.unwrap();
+    let (at, _) = machine
+        .console()
+        .wait_for("step=inventory-sent", 0, SOON)
+        .await
+        .unwrap();
+    let asked = dnsmasq.log().len();
+    machine
+        .console()
+        .wait_for("from Hard Disk", at, SOON)
+        .await
+        .unwrap();
+    dnsmasq.log().wait_for("DHCPACK", asked, SOON).await.unwrap();
+}
+
 /// Asks the PXE port as firmware does that already has its address (PXE 2.1, 2.2.3): by unicast, answered to where it asks from.
 async fn ask_pxe_port(clients: &Clients, client: &Client, within: Duration) -> Result<Lease> {
     let socket = clients.udp()?;
@@ -121,7 +144,7 @@ async fn ask_pxe_port(clients: &Clients, client: &Client, within: Duration) -> R
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pxe_port_names_the_boot_file_to_a_client_that_has_its_address() {
-    let (stage, _dnsmasq) = beside("proxy-4011").await.unwrap();
+    let (stage, _dnsmasq) = beside("proxy-4011", UnknownPolicy::Hold).await.unwrap();
     let clients = Clients::behind(&stage.network.net, BR0.name, "10.77.0.3/24").unwrap();
     for (number, asker, file) in [
         (4, Asker::Pxe(0), "undionly.kpxe"),

@@ -82,7 +82,7 @@ async fn unknown_machine_appears_by_pxe() {
     assert_complete(&appears("uefi-pxe", 2, UefiNet::Pxe).await, 2);
 }
 
-/// Silence is all that a machine hears which is not to boot from the network; firmware takes its time to believe it
+/// A machine that is not to boot from the network hears of no boot file. Firmware tries its other network entries, too
 /// (`docs/network.md`), and then goes on to the disk, here a FAT file system with a boot loader where UEFI looks for one.
 #[tokio::test(flavor = "multi_thread")]
 async fn discovered_machine_goes_on_to_its_own_disk() {
@@ -109,6 +109,10 @@ async fn discovered_machine_goes_on_to_its_own_disk() {
     machine
         .console()
         .wait_until("its own disk", at, SOON, own_disk)
+        .await
+        .unwrap();
+    let log = stage.controller.log();
+    log.wait_for("and no boot file: it is known and has no job", 0, SOON)
         .await
         .unwrap();
 }

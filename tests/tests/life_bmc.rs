@@ -48,9 +48,11 @@ const CANARIES: [&str; 4] = [
     "canary-07be4d-network",
 ];
 
-/// A machine behind its BMC, on a stage whose Segment ignores whom nobody described.
+/// A machine behind its BMC, and its host.
 struct Rig {
     stage: Stage,
+    /// The host's name.
+    name: String,
     service: Arc<Service>,
     server: Arc<Mutex<SimServer>>,
     mac: Mac,
@@ -58,17 +60,18 @@ struct Rig {
 }
 
 impl Rig {
+    /// On a stage whose Segment ignores whom nobody described.
     async fn new(purpose: &str) -> Result<Rig> {
-        Rig::with(purpose, |_| {}).await
+        Rig::with(purpose, UnknownPolicy::Ignore, |_| {}).await
     }
 
-    /// With a controller that is set up otherwise.
-    async fn with(purpose: &str, change: impl FnOnce(&mut Setup)) -> Result<Rig> {
+    /// With another policy, and a controller that is set up otherwise.
+    async fn with(purpose: &str, unknown: UnknownPolicy, change: impl FnOnce(&mut Setup)) -> Result<Rig> {
         let mut stage = Stage::dark_with(purpose, &[BR0], change).await?;
         stage.controller.start()?;
         let spec = SegmentSpec {
             required_trust: Trust::Segment,
-            ..segment(BR0, Profile::Lab, UnknownPolicy::Ignore)?
+            ..segment(BR0, Profile::Lab, unknown)?
         };
         stage.serve(BR0.name, spec).await?;
         let rack = stage.rack()?;
@@ -84,6 +87,7 @@ impl Rig {
         Ok(Rig {
             service: Service::before(&stage.network.net, at, options, machines)?,
             stage,
+            name: "node".to_owned(),
             server,
             mac,
             _rack: rack,
@@ -95,18 +99,22 @@ impl Rig {
         self.stage.secret("bmc", &login).await
     }
 
+    fn bmc(&self) -> BmcDetails {
+        BmcDetails {
+            address: self.service.address("redfish", Some(SYSTEM)),
+            credentials_name: "bmc".to_owned(),
+            ..BmcDetails::default()
+        }
+    }
+
     async fn declare(&self) -> Result<()> {
         let spec = BareMetalHostSpec {
             online: true,
             boot_mac_address: Some(self.mac.to_string()),
-            bmc: Some(BmcDetails {
-                address: self.service.address("redfish", Some(SYSTEM)),
-                credentials_name: "bmc".to_owned(),
-                ..BmcDetails::default()
-            }),
+            bmc: Some(self.bmc()),
             ..BareMetalHostSpec::default()
         };
-        let host = BareMetalHost::new("node", spec);
+        let host = BareMetalHost::new(&self.name, spec);
         self.stage
             .api::<BareMetalHost>()
             .create(&PostParams::default(), &host)
@@ -116,7 +124,7 @@ impl Rig {
     }
 
     async fn patch(&self, patch: Value) -> Result<()> {
-        self.stage.patch("node", patch).await
+        self.stage.patch(&self.name, patch).await
     }
 
     /// `kubectl wait` for a condition of the host.
@@ -143,7 +151,7 @@ impl Rig {
         let found = self
             .stage
             .until(&what, SOON, async || {
-                let host = self.stage.api::<BareMetalHost>().get_opt("node").await?;
+                let host = self.stage.api::<BareMetalHost>().get_opt(&self.name).await?;
                 last.clone_from(&host);
                 Ok(host.filter(&test))
             })
@@ -178,14 +186,19 @@ impl Rig {
 
     async fn delete(&self) -> Result<()> {
         let api = self.stage.api::<BareMetalHost>();
-        api.delete("node", &DeleteParams::default())
+        api.delete(&self.name, &DeleteParams::default())
             .await
             .context("delete the host")?;
         self.stage
             .until("the host is to be gone", SOON, async || {
-                Ok(api.get_opt("node").await?.is_none().then_some(()))
+                Ok(api.get_opt(&self.name).await?.is_none().then_some(()))
             })
             .await
+    }
+
+    /// How often it has begun to boot.
+    fn boots(&self) -> u32 {
+        self.server.lock().expect("no test panics with it").seen().boots
     }
 
     /// What its agent has done to disks.
@@ -213,7 +226,7 @@ fn error(host: &BareMetalHost) -> &str {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() {
     let as_json = |setup: &mut Setup| setup.extra.extend(["--log-format", "json"].map(str::to_owned));
-    let rig = Rig::with("life", as_json).await.unwrap();
+    let rig = Rig::with("life", UnknownPolicy::Ignore, as_json).await.unwrap();
     rig.secret(PASSWORD).await.unwrap();
     rig.declare().await.unwrap();
     rig.kubectl_waits("AvailableForProvisioning").await.unwrap();
@@ -395,6 +408,56 @@ async fn the_patches_of_capm3_claim_pause_remediate_and_release_a_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_discovered_host_gets_a_bmc_and_the_ramdisk_that_runs_serves_for_all_of_it() {
+    let mut rig = Rig::with("found", UnknownPolicy::Hold, |_| {}).await.unwrap();
+    // Somebody plugs it in.
+    rig.service.went_on(SYSTEM);
+    let is_found = |host: &BareMetalHost| {
+        let status = host.status.as_ref();
+        status.is_some_and(|status| status.provisioning.state == "unmanaged" && status.hardware.is_some())
+    };
+    let found = rig.stage.host(rig.mac, SOON, is_found).await.unwrap();
+    rig.name = found.name_any();
+    let hardware = found.status.unwrap().hardware;
+    let boots = rig.boots();
+    rig.secret(PASSWORD).await.unwrap();
+    rig.patch(json!({"spec": {"bmc": rig.bmc()}})).await.unwrap();
+    let host = rig.reaches("available").await.unwrap();
+    assert_eq!(host.uid(), found.metadata.uid);
+    let status = host.status.unwrap();
+    assert_eq!(status.hardware, hardware, "it is not inspected again");
+    assert!(status.powered_on && status.good_credentials.is_some());
+    assert_eq!(rig.boots(), boots, "it is not booted again");
+    rig.wish().await.unwrap();
+    rig.reaches("provisioned").await.unwrap();
+    assert_eq!(rig.worked(), ["clean", "write"]);
+    // Once into the ramdisk, and once out of it: by its agent's hand, as the BMC's own log shows.
+    rig.stage
+        .until("the machine is to leave its ramdisk once", SOON, async || {
+            // From then on it looks for a system on its empty disk, again and again.
+            Ok((rig.boots() > boots).then_some(()))
+        })
+        .await
+        .unwrap();
+    let asked = rig.service.seen();
+    let system = |request: &&bmc::Seen| request.path.contains("/Systems");
+    assert!(asked.iter().any(|request| system(&request)), "it was asked");
+    for request in asked.iter().filter(system) {
+        assert_eq!(request.method, "GET", "{request:#?}");
+    }
+    assert_eq!(rig.service.power(SYSTEM), PowerState::On);
+    // From here on its BMC boots it.
+    rig.patch(json!({"spec": {"image": null, "userData": null}}))
+        .await
+        .unwrap();
+    rig.reaches("deprovisioning").await.unwrap();
+    rig.reaches("available").await.unwrap();
+    assert_eq!(rig.worked(), ["clean", "write", "clean"]);
+    rig.delete().await.unwrap();
+    assert_eq!(rig.service.power(SYSTEM), PowerState::Off);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_credentials_a_missing_secret_and_a_silent_bmc_are_told_and_mended() {
     let rig = Rig::new("trouble").await.unwrap();
     rig.declare().await.unwrap();
@@ -426,6 +489,7 @@ async fn wrong_credentials_a_missing_secret_and_a_silent_bmc_are_told_and_mended
         .unwrap();
     let host = rig.reaches("available").await.unwrap();
     assert_eq!(error(&host), "");
+    rig.stage.shows_nowhere(&CANARIES, &[]).await.unwrap();
     rig.delete().await.unwrap();
 }
 

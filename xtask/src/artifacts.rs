@@ -319,7 +319,8 @@ pub(crate) fn run_lab(words: &[String]) -> Result<()> {
     lab("release").args(words).run()
 }
 
-fn lab(build: &str) -> Cmd {
+/// The lab, with what it runs, of the build `debug` or `release`.
+pub(crate) fn lab(build: &str) -> Cmd {
     let at = |path: &str| root().join("target").join(path);
     Cmd::new(at(build).join("muster-lab"))
         .env("MUSTER_CONTROLLER", at(build).join("muster-controller"))

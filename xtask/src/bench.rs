@@ -10,51 +10,102 @@ use crate::{artifacts, codegen, command::Cmd, root, setup};
 pub(crate) const RESULTS: &str = "docs/benchmarks/discovery.json";
 /// Those of writing, for `docs/benchmarks-write.md`.
 pub(crate) const WRITE_RESULTS: &str = "docs/benchmarks/write.json";
-/// Results that are not to be committed: of `--quick` and `--only`.
+/// Those of thousands of hosts, for `docs/benchmarks-hosts.md`.
+pub(crate) const HOSTS_RESULTS: &str = "docs/benchmarks/hosts.json";
+/// Those of an image in-band, for `docs/benchmarks-provision.md`.
+pub(crate) const PROVISION_RESULTS: &str = "docs/benchmarks/provision.json";
+/// Results that are not to be committed: of `--quick`, `--only` and `--hosts`.
 const TRIED: &str = "target/bench/discovery.json";
+const HOSTS_TRIED: &str = "target/bench/hosts.json";
 
 /// Measures; `words` are the benchmark's name and its options.
 pub(crate) fn run(words: &[String]) -> Result<()> {
-    let options = match words.split_first().map(|(name, rest)| (name.as_str(), rest)) {
-        Some(("discovery", options)) => options,
-        Some(("write", [])) => return write(words),
+    match words.split_first().map(|(name, rest)| (name.as_str(), rest)) {
+        Some(("discovery", options)) => discovery(words, options),
+        Some(("write", [])) => write(words),
+        Some(("hosts", options)) => hosts(words, options),
+        Some(("provision", [])) => provision(words),
         _ => bail!(
-            "there are two benchmarks: cargo xtask bench discovery [--quick] [--only ROW], and cargo xtask bench write"
+            "there are these benchmarks: cargo xtask bench discovery [--quick] [--only ROW], cargo xtask bench write, \
+             cargo xtask bench hosts [--quick] [--hosts N], and cargo xtask bench provision"
         ),
-    };
+    }
+}
+
+/// From power-on to BareMetalHost, and what serves that.
+fn discovery(words: &[String], options: &[String]) -> Result<()> {
     artifacts::all()?;
     setup::install_for_bench()?;
     artifacts::bench()?;
-    let out = if options.is_empty() { RESULTS } else { TRIED };
     let at = |path: &str| root().join(Path::new("target").join(path));
-    println!("· measuring (about 25 min; nothing else should run meanwhile)");
-    Cmd::new("target/release/muster-lab")
-        .env("MUSTER_CONTROLLER", at("release/muster-controller"))
-        .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
-        .env("MUSTER_BOOT_DIR", at("boot"))
+    let lab = artifacts::lab("release")
         .env("MUSTER_EMPTY_BOOT_DIR", at("bench/boot"))
-        .env("MUSTER_NGINX", at("bench/nginx/usr/sbin/nginx"))
-        .args(["bench", "--out", out, "--commit", &commit()?])
-        .args(["--command", &["cargo xtask bench", &words.join(" ")].join(" ")])
-        .args(options)
-        .run()?;
-    if out == RESULTS {
-        codegen::write()?;
-    }
-    Ok(())
+        .env("MUSTER_NGINX", at("bench/nginx/usr/sbin/nginx"));
+    let out = if options.is_empty() { RESULTS } else { TRIED };
+    measure("about 25 min", lab, "bench", words, options, out)
 }
 
-/// Measures how fast images are written. Needs root, for a loop device.
+/// How fast images are written. Needs root, for a loop device.
 fn write(words: &[String]) -> Result<()> {
     setup::install()?;
     setup::install_for_bench()?;
     artifacts::bench_write()?;
-    println!("· measuring (about 2 min; nothing else should run meanwhile)");
-    Cmd::new("target/debug/muster-lab")
-        .args(["bench-write", "--out", WRITE_RESULTS, "--commit", &commit()?])
+    measure(
+        "about 2 min",
+        artifacts::lab("debug"),
+        "bench-write",
+        words,
+        &[],
+        WRITE_RESULTS,
+    )
+}
+
+/// Thousands of simulated servers. Needs root, for their network.
+fn hosts(words: &[String], options: &[String]) -> Result<()> {
+    artifacts::all()?;
+    artifacts::release()?;
+    let out = if options.is_empty() {
+        HOSTS_RESULTS
+    } else {
+        HOSTS_TRIED
+    };
+    let takes = "all: about 50 min; --quick: 5 min";
+    measure(
+        takes,
+        artifacts::lab("release"),
+        "bench-hosts",
+        words,
+        options,
+        out,
+    )
+}
+
+/// How soon a server boots the image that it is given in-band.
+fn provision(words: &[String]) -> Result<()> {
+    artifacts::all()?;
+    artifacts::release()?;
+    let lab = artifacts::lab("release");
+    measure(
+        "about 6 min",
+        lab,
+        "bench-provision",
+        words,
+        &[],
+        PROVISION_RESULTS,
+    )
+}
+
+/// Runs the lab's `word`; what is to be committed becomes a page at once.
+fn measure(takes: &str, lab: Cmd, word: &str, words: &[String], options: &[String], out: &str) -> Result<()> {
+    println!("· measuring ({takes}; nothing else should run meanwhile)");
+    lab.args([word, "--out", out, "--commit", &commit()?])
         .args(["--command", &["cargo xtask bench", &words.join(" ")].join(" ")])
+        .args(options)
         .run()?;
-    codegen::write()
+    if out.starts_with("docs/") {
+        codegen::write()?;
+    }
+    Ok(())
 }
 
 /// What is measured, and whether it differs from what is committed.

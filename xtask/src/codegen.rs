@@ -13,12 +13,22 @@ const GENERATED: &[(&str, &str)] = &[("crds", "deploy/crds"), ("roles", "deploy/
 const LIST: &str = "kustomization.yaml";
 
 /// The pages that are made from benchmarks' raw results, once there are any, and the lab's word for each.
-const BENCHMARKS: [(&str, &str, &str); 2] = [
+const BENCHMARKS: [(&str, &str, &str); 4] = [
     ("docs/benchmarks.md", bench::RESULTS, "bench-page"),
     (
         "docs/benchmarks-write.md",
         bench::WRITE_RESULTS,
         "bench-write-page",
+    ),
+    (
+        "docs/benchmarks-hosts.md",
+        bench::HOSTS_RESULTS,
+        "bench-hosts-page",
+    ),
+    (
+        "docs/benchmarks-provision.md",
+        bench::PROVISION_RESULTS,
+        "bench-provision-page",
     ),
 ];
 

@@ -25,7 +25,9 @@ pub(crate) fn run() -> Result<()> {
     fs::create_dir_all(&tree).with_context(|| format!("creating {}", tree.display()))?;
     binaries(&tree)?;
     ramdisks(&tree)?;
+    loaders(&tree)?;
     manifests(&tree)?;
+    documents(&tree)?;
     println!("· image");
     image(&tree)?;
     sums(&tree)?;
@@ -85,6 +87,41 @@ fn ramdisks(tree: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// iPXE, which the image has inside: for those who run the controller without a container.
+fn loaders(tree: &Path) -> Result<()> {
+    let to = tree.join("ipxe");
+    fs::create_dir_all(&to).with_context(|| format!("creating {}", to.display()))?;
+    let from = Path::new("/usr/lib/ipxe");
+    ["undionly.kpxe", "snponly.efi"]
+        .iter()
+        .try_for_each(|name| copy(&from.join(name), &to.join(name)))
+}
+
+/// For those who install and run it.
+const PAGES: [&str; 7] = [
+    "fleet.md",
+    "install.md",
+    "metrics.md",
+    "migrate-from-metal3.md",
+    "network.md",
+    "states.md",
+    "validation.md",
+];
+
+/// What people read while they install, and the example that they begin with.
+fn documents(tree: &Path) -> Result<()> {
+    let to = tree.join("docs");
+    fs::create_dir_all(&to).with_context(|| format!("creating {}", to.display()))?;
+    for name in PAGES {
+        copy(&root().join("docs").join(name), &to.join(name))?;
+    }
+    let example = "segment-demo.yaml";
+    copy(
+        &root().join("deploy/manifests/examples").join(example),
+        &tree.join(example),
+    )
 }
 
 /// As single files, for those who have no kustomize.
@@ -166,4 +203,23 @@ fn bundle(out: &Path) -> Result<()> {
         .output()?;
     let path = out.join(format!("{name}.tar.sha256"));
     fs::write(&path, sum).with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A page that was renamed would be missed when a release is made, which is late.
+    #[test]
+    fn pages_and_example_of_the_bundle_are_where_they_are_taken_from() {
+        let tree = std::env::temp_dir().join(format!("muster-dist-{}", std::process::id()));
+        fs::create_dir_all(&tree).expect("a directory");
+        let made = documents(&tree);
+        let pages = fs::read_dir(tree.join("docs")).map(Iterator::count);
+        let example = fs::read_to_string(tree.join("segment-demo.yaml"));
+        fs::remove_dir_all(&tree).expect("no directory");
+        made.expect("pages and example");
+        assert_eq!(pages.expect("the pages"), PAGES.len());
+        assert!(example.expect("the example").contains("kind: Segment"));
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
 use muster_proto::{
-    Chain,
+    Chain, Mac,
     identity::Identity,
     kinds::{BareMetalHost, Segment, Server, Session, SessionState},
     session::{Problem, ProblemKind},
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use super::{
     ca::ClientCertificate,
     counts::Counts,
-    identity::Machine,
+    identity::{self, Machine},
     keys::Keys,
     metrics::Metrics,
     problem::problem,
@@ -31,6 +31,7 @@ use super::{
 use crate::{
     boot::log::Refusals,
     events::{Event, Events},
+    machines::Signal,
 };
 
 /// This replica's side of the agents.
@@ -111,11 +112,12 @@ impl Edge {
         if certificate.not_after < super::clock::now() {
             return Err(refused("the certificate has ended; boot again for a new one"));
         }
-        if self
-            .store
-            .enrolment(&certificate.session)
-            .is_some_and(|enrolment| enrolment.spec.contested)
-        {
+        let enrolment = self.store.enrolment(&certificate.session);
+        if let Some(contested) = enrolment.filter(|enrolment| enrolment.spec.contested) {
+            // Who contested it may have come before there was a session that could be marked. It is tried again with the next call.
+            if let Err(error) = self.mark_contested(&contested.spec).await {
+                tracing::warn!(server = %certificate.server, error = %Chain(&error), "a contested session is refused, but not marked yet");
+            }
             return Err(refused(
                 "the certificate is revoked: its token was shown with another key, too",
             ));
@@ -138,19 +140,33 @@ impl Edge {
         }
     }
 
-    /// Runs `ask` over all machines that are known: the Servers, and those whose enrolment is under way.
-    pub(super) fn with_machines<T>(&self, ask: impl FnOnce(&[Machine<'_>]) -> T) -> T {
+    /// Runs `ask` over the machines with which one that claims `claimed` and booted from `boot` has to be compared: the Servers that
+    /// share a signal or a name with it, and those whose enrolment is under way. Any other is another machine, whatever else it is.
+    pub(super) fn with_machines<T>(
+        &self,
+        claimed: &Identity,
+        boot: Option<Mac>,
+        ask: impl FnOnce(&[Machine<'_>]) -> T,
+    ) -> T {
         let pending = self.pending().clone();
-        self.among_machines(&pending, ask)
+        self.among_machines(&pending, claimed, boot, ask)
     }
 
     /// The same for one who holds [`Edge::pending`] already.
     pub(super) fn among_machines<T>(
         &self,
         pending: &HashMap<String, Pending>,
+        claimed: &Identity,
+        boot: Option<Mac>,
         ask: impl FnOnce(&[Machine<'_>]) -> T,
     ) -> T {
-        let servers = self.store.servers();
+        let signals: Vec<Signal> = Signal::of(claimed)
+            .chain(boot.map(Signal::Mac))
+            .chain(identity::base_name(claimed, boot).map(Signal::Stem))
+            // One that is there already is known by what it is, not by what its enrolment claims.
+            .chain(pending.keys().cloned().map(Signal::Stem))
+            .collect();
+        let servers = self.store.servers_with(&signals);
         let nobody = Identity::default();
         let mut machines: Vec<Machine<'_>> = servers
             .iter()
@@ -247,7 +263,7 @@ impl Edge {
         };
         touched.extend(
             self.store
-                .servers()
+                .servers_with(&[Signal::Clash(name.clone())])
                 .iter()
                 .filter(|other| shows_us(other))
                 .map(|other| other.name_any()),

@@ -7,16 +7,23 @@
 //! 2. say which machine it is ([`super::identity`]) and make its certificate;
 //! 3. create the Enrolment ([`super::spend`]): who comes second with the same key goes on with what is stored, with another key it is
 //!    contested;
-//! 4. make the Server, write its session, its aliases, its clashes;
+//! 4. make the Server, pointing at the host that declares it, write its session, its aliases, its clashes;
 //! 5. look whether the Enrolment was contested meanwhile.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use kube::{Resource, ResourceExt};
 use muster_proto::{
     Mac,
     identity::Identity,
-    kinds::{Enrolment, Segment, Server, ServerStatus, Session, SessionState, Trust, UnknownPolicy},
+    kinds::{
+        Enrolment, HostReference, Segment, Server, ServerSpec, ServerStatus, Session, SessionState, Trust,
+        UnknownPolicy,
+    },
     session::{EnrolRequest, EnrolResponse, PROTOCOL, Problem, ProblemKind},
     text,
 };
@@ -25,14 +32,14 @@ use super::{
     ca::{ClientCertificate, Request},
     clock,
     edge::{Edge, Pending, unavailable},
-    identity::{self, Settled, Word},
+    identity::{self, Machine, Resolved, Settled, Word},
     metrics::EnrolOutcome,
     problem::problem,
     spend::Spent,
     store::StoreError,
     token::{self, Claims, TokenError},
 };
-use crate::boot::policy::Verdict;
+use crate::{boot::policy::Verdict, discovery, machines::Signal};
 
 /// The most Enrolments of one Server that have not ended: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
@@ -141,7 +148,7 @@ impl Edge {
         let now = clock::now();
         let applicant = self.admit(&request, address, now)?;
         let segment = self.segment_for(&applicant.claims).await?;
-        let reserved = self.recognise(&applicant).await?;
+        let reserved = self.recognise(&applicant)?;
         self.is_wanted(&applicant, &segment, &reserved)?;
         self.within_quota(&applicant, &segment, &reserved, now)?;
         let (enrolment, spent) = self.spend(&applicant, &reserved.name, now).await?;
@@ -156,7 +163,7 @@ impl Edge {
         }
         let server = self.begin_session(&applicant, &enrolment).await?;
         drop(reserved);
-        self.still_alone(&applicant, &server).await?;
+        self.still_alone(&applicant).await?;
         self.sessions
             .heard(&enrolment.spec.server, &applicant.request.fingerprint);
         if spent == Spent::Now {
@@ -250,56 +257,33 @@ impl Edge {
         })
     }
 
-    /// Says which machine it is and reserves its name.
-    async fn recognise(&self, applicant: &Applicant) -> Result<Reserved<'_>, Refused> {
-        let mut free = None;
-        loop {
-            match self.reserve(applicant, free.as_deref()) {
-                Ok(Ok(reserved)) => return Ok(reserved),
-                // The watched copy may not have the Server of another replica yet: a new name is asked for.
-                Ok(Err(name)) => match self.store.fetch_server(&name).await {
-                    Ok(_) => free = None,
-                    Err(StoreError::Gone { .. }) => free = Some(name),
-                    Err(error) => return Err(error.into()),
-                },
-                Err(identity::Nobody) => {
-                    let message = identity::Nobody.to_string();
-                    return Err(Refused::new(
-                        EnrolOutcome::Malformed,
-                        ProblemKind::Malformed,
-                        message,
-                    ));
-                }
-            }
-        }
-    }
-
-    /// Decides and reserves in one step, so that of two requests at once the second one sees the first. A new name that is not `free`
-    /// for sure is given back as an error.
-    fn reserve(
-        &self,
-        applicant: &Applicant,
-        free: Option<&str>,
-    ) -> Result<Result<Reserved<'_>, String>, identity::Nobody> {
+    /// Says which machine it is and reserves its name, in one step: of two requests at once the second one sees the first. A new name
+    /// may be taken by another replica, which the making of the Server tells ([`Edge::make_server`]).
+    fn recognise(&self, applicant: &Applicant) -> Result<Reserved<'_>, Refused> {
         let mut pending = self.pending();
-        let resolved = self.among_machines(&pending, |machines| {
-            identity::resolve(&applicant.identity, applicant.boot, machines, &BTreeSet::new())
-        })?;
+        let resolved = self
+            .among_machines(&pending, &applicant.identity, applicant.boot, |machines| {
+                resolve(applicant, machines)
+            })
+            .map_err(|nobody| {
+                Refused::new(
+                    EnrolOutcome::Malformed,
+                    ProblemKind::Malformed,
+                    nobody.to_string(),
+                )
+            })?;
         if resolved.new {
-            if free != Some(&resolved.name) {
-                return Ok(Err(resolved.name));
-            }
             let claim = Pending {
                 identity: applicant.identity.clone(),
                 segment: applicant.claims.segment.clone(),
             };
             pending.insert(resolved.name.clone(), claim);
         }
-        Ok(Ok(Reserved {
+        Ok(Reserved {
             edge: self,
             name: resolved.name,
             new: resolved.new,
-        }))
+        })
     }
 
     /// A token proves that its holder fetched boot files within the last hour; what the Segment says of unknown machines may have
@@ -346,7 +330,7 @@ impl Edge {
                 |server: &&Arc<Server>| session_of(server).is_some_and(|session| session.segment == *key);
             // In this order: an enrolment that ends in between is then counted with the Servers, and never with neither.
             let pending = self.pending();
-            let servers = self.store.servers();
+            let servers = self.store.servers_with(&[Signal::Segment(key.clone())]);
             let made = servers.iter().filter(here).count();
             let known = |name: &String| {
                 servers
@@ -386,21 +370,17 @@ impl Edge {
         &self,
         applicant: &Applicant,
         enrolment: &Enrolment,
-    ) -> Result<Arc<Server>, StoreError> {
+    ) -> Result<Arc<Server>, Refused> {
         let name = &enrolment.spec.server;
         if self.store.server(name).is_none() {
-            match self.store.create_server(name).await {
-                Ok(_) => {}
-                Err(StoreError::Exists { .. }) => drop(self.store.fetch_server(name).await?),
-                Err(error) => return Err(error),
-            }
+            self.make_server(applicant, name).await?;
         }
         let mut settled = Settled::default();
         let since = clock::rfc3339(clock::now());
         let change = |server: &Server| {
             let status = server.status.clone().unwrap_or_default();
-            settled = self.with_machines(|machines| {
-                let (claimed, boot) = (&applicant.identity, applicant.boot);
+            let (claimed, boot) = (&applicant.identity, applicant.boot);
+            settled = self.with_machines(claimed, boot, |machines| {
                 identity::settle(name, &status.identity, claimed, boot, machines, Word::Enrolment)
             });
             Some(enrolled(status, &settled, applicant, &since))
@@ -409,6 +389,61 @@ impl Edge {
         self.spread(&updated.server, &settled.moved).await?;
         Ok(updated.server)
     }
+
+    /// Makes the Server `name` for the machine. Another replica may have made it meanwhile: for the same machine, or, if two show one
+    /// address at once, for another, whose place nobody takes.
+    async fn make_server(&self, applicant: &Applicant, name: &str) -> Result<(), Refused> {
+        let spec = ServerSpec {
+            host: self.declared(applicant, name),
+            ..ServerSpec::default()
+        };
+        match self.store.create_server(name, spec).await {
+            Ok(_) => return Ok(()),
+            Err(StoreError::Exists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.store.fetch_server(name).await?;
+        let nobody_else = HashMap::new();
+        let resolved = self.among_machines(&nobody_else, &applicant.identity, applicant.boot, |machines| {
+            resolve(applicant, machines)
+        });
+        match resolved {
+            Ok(resolved) if resolved.name == *name => Ok(()),
+            _ => {
+                let message =
+                    format!("another machine became Server {name} in the same moment; boot again for a name");
+                Err(Refused::new(
+                    EnrolOutcome::Unavailable,
+                    ProblemKind::Token,
+                    message,
+                ))
+            }
+        }
+    }
+
+    /// The host that declares the address from which the new machine `name` has booted, if there is no doubt: it stands in the Server
+    /// from its first moment on, as discovery would write it in the next one.
+    fn declared(&self, applicant: &Applicant, name: &str) -> Option<HostReference> {
+        let boot = applicant.boot?;
+        if self.store.world.machines.hosts_with(boot).is_empty() {
+            return None;
+        }
+        let mut server = Server::new(name, ServerSpec::default());
+        server.status.get_or_insert_default().identity = applicant.identity.clone();
+        let hosts = self
+            .store
+            .world
+            .hosts
+            .state_filter(|host| discovery::concerns(&server, host));
+        match hosts.is_empty() {
+            true => None,
+            false => discovery::declared_with(boot, &server, &hosts, &self.store.servers()),
+        }
+    }
+}
+
+fn resolve(applicant: &Applicant, machines: &[Machine<'_>]) -> Result<Resolved, identity::Nobody> {
+    identity::resolve(&applicant.identity, applicant.boot, machines, &BTreeSet::new())
 }
 
 /// `status` after the enrolment.

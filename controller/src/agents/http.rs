@@ -24,8 +24,6 @@ use super::{
     routes,
 };
 
-/// Open connections of agents with a certificate: each agent needs one, two while it reconnects.
-const MAX_AGENTS: usize = 8192;
 /// How many of these one Server may have: a machine that was cut off leaves one behind, and its next boot another.
 const MAX_OF_SERVER: usize = 4;
 /// Open connections without a certificate, handshakes included: what a stranger can occupy.
@@ -52,19 +50,18 @@ pub(super) struct Room {
     by_address: Arc<Counts<IpAddr>>,
 }
 
-impl Default for Room {
-    fn default() -> Self {
-        let room = |size| Arc::new(Semaphore::new(size));
+impl Room {
+    /// For so many open connections of agents with a certificate: each agent needs one, two while it reconnects.
+    pub(super) fn new(agents: usize) -> Room {
+        let room = |size: usize| Arc::new(Semaphore::new(size.min(Semaphore::MAX_PERMITS)));
         Room {
-            agents: room(MAX_AGENTS),
+            agents: room(agents),
             strangers: room(MAX_STRANGERS),
             by_server: Counts::new(MAX_OF_SERVER),
             by_address: Counts::new(MAX_OF_ADDRESS),
         }
     }
-}
 
-impl Room {
     /// A place for a connection from `address` that has shown no certificate yet.
     fn stranger(&self, address: IpAddr) -> Option<Seat> {
         let permit = Arc::clone(&self.strangers).try_acquire_owned().ok()?;

@@ -259,7 +259,7 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
 
 /// What a new machine is called, before a number is added: after the address that boots, else the lowest one, else the serial, else
 /// the UUID.
-fn base_name(claimed: &Identity, boot: Option<Mac>) -> Option<String> {
+pub(super) fn base_name(claimed: &Identity, boot: Option<Mac>) -> Option<String> {
     let mac = boot
         .filter(|mac| mac.is_unicast())
         .or_else(|| claimed.macs.first().copied());

@@ -88,6 +88,8 @@ pub struct Config {
     pub metrics: Arc<Metrics>,
     /// How patient sessions are.
     pub pace: Pace,
+    /// How many connections of agents there may be.
+    pub max_agents: usize,
 }
 
 /// The agents' side cannot start.
@@ -104,6 +106,7 @@ pub struct Server {
     edge: Arc<Edge>,
     tls: watch::Receiver<Arc<rustls::ServerConfig>>,
     end: watch::Sender<bool>,
+    max_agents: usize,
 }
 
 /// Connections that may wait in the kernel to be accepted: the agents of a hall that was switched on at once.
@@ -130,7 +133,12 @@ impl Server {
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
         });
-        Ok(Server { edge, tls, end })
+        Ok(Server {
+            edge,
+            tls,
+            end,
+            max_agents: config.max_agents,
+        })
     }
 
     /// Serves agents on each of `addresses` until `shutdown` ends; then answers those that wait and returns.
@@ -142,11 +150,16 @@ impl Server {
         port: u16,
         shutdown: impl Future<Output = ()>,
     ) {
-        let Server { edge, tls, end } = self;
+        let Server {
+            edge,
+            tls,
+            end,
+            max_agents,
+        } = self;
         let serving = async {
             edge.store.ready().await;
             adopt(&edge);
-            let room = http::Room::default();
+            let room = http::Room::new(max_agents);
             let serve = {
                 let edge = Arc::clone(&edge);
                 move |address| {

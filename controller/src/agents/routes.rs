@@ -40,7 +40,7 @@ static INVENTORIES: Semaphore = Semaphore::const_new(8);
 /// How many bytes of inventories and logs, arriving or arrived and not yet understood, are in memory at once.
 ///
 /// One Server has at most four connections, and one of them an inventory: 8 MiB and three logs, 11 MiB of these 64. What else
-/// arrives is bounded by the connections alone: `MAX_SMALL` of each agent's, 8192 times 16 KiB; `MAX_ENROL` of each stranger's,
+/// arrives is bounded by the connections alone: `MAX_SMALL` of each agent's, `--max-agents` times 16 KiB; `MAX_ENROL` of each stranger's,
 /// 1024 times 256 KiB, where a real one has three.
 static ARRIVING: Semaphore = Semaphore::const_new(64 << 20);
 
@@ -185,7 +185,7 @@ async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<boo
             return None;
         }
         let status = server.status.clone().unwrap_or_default();
-        let settled = edge.with_machines(|machines| {
+        let settled = edge.with_machines(&reported.identity, None, |machines| {
             identity::settle(
                 caller.name(),
                 &status.identity,

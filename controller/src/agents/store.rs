@@ -18,7 +18,7 @@ use kube::{
 use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
 use serde_json::json;
 
-use crate::{patch::difference, world::World};
+use crate::{machines::Signal, patch::difference, world::World};
 
 /// Who wrote, in `managedFields`.
 pub(super) const MANAGER: &str = "muster-edge";
@@ -116,6 +116,18 @@ impl Store {
         newer(watched, remembered(&self.own_servers, name))
     }
 
+    /// The Servers that show one of `signals`, as far as known without a request, and perhaps others.
+    pub(super) fn servers_with(&self, signals: &[Signal]) -> Vec<Arc<Server>> {
+        let mut own = recent(&self.own_servers);
+        let found = self.world.machines.servers_with(signals).into_iter();
+        let mut all: Vec<_> = found
+            .filter_map(|path| newer(self.world.servers.get(&path.to_ref()), own.remove(&path.name)))
+            .collect();
+        // What the copy has not seen yet, it cannot find either; it is not much.
+        all.extend(own.into_values());
+        all
+    }
+
     /// All Servers, as far as known without a request.
     pub(super) fn servers(&self) -> Vec<Arc<Server>> {
         let mut own = recent(&self.own_servers);
@@ -139,8 +151,12 @@ impl Store {
         found.map(|server| self.remember(server))
     }
 
-    pub(super) async fn create_server(&self, name: &str) -> Result<Arc<Server>, StoreError> {
-        let server = Server::new(name, ServerSpec::default());
+    pub(super) async fn create_server(
+        &self,
+        name: &str,
+        spec: ServerSpec,
+    ) -> Result<Arc<Server>, StoreError> {
+        let server = Server::new(name, spec);
         let made = call("create the Server", self.servers.create(&post(), &server)).await?;
         Ok(self.remember(made))
     }

@@ -75,6 +75,12 @@ pub enum BmcError {
         /// The newest one.
         seen: Epoch,
     },
+    /// That leadership is over, whether or not there is another one: whoever made this call must not act any more.
+    #[error("epoch {epoch} is over")]
+    Lapsed {
+        /// The call's.
+        epoch: Epoch,
+    },
     /// This process is ending.
     #[error("the controller stops")]
     Stopped,
@@ -93,7 +99,7 @@ impl BmcError {
             BmcError::NoSystem { .. } => "no-system",
             BmcError::SeveralSystems { .. } => "several-systems",
             BmcError::Answer { .. } => "answer",
-            BmcError::Fenced { .. } => "fenced",
+            BmcError::Fenced { .. } | BmcError::Lapsed { .. } => "fenced",
             BmcError::Stopped => "stopped",
         }
     }

@@ -12,8 +12,8 @@
 //! access.address.driver()?;                       // NoDriver: a registration error
 //! bmcs.probe(&access).await?                      // Probe { power, identity }: proves address, certificate and credentials
 //! bmcs.power(&access).await?                      // PowerState
-//! bmcs.set_power(&access, epoch, Reset::On).await?            // Done::{Already, Accepted}
-//! bmcs.set_boot(&access, epoch, Boot { device: Device::Pxe, mode: None, lasting: Lasting::Once }).await?
+//! bmcs.set_power(&access, term, Reset::On).await?             // Done::{Already, Accepted}
+//! bmcs.set_boot(&access, term, Boot { device: Device::Pxe, mode: None, lasting: Lasting::Once }).await?
 //! bmcs.forget(&access.host).await                 // the host is gone, or detached: ends the session
 //! bmcs.fence(epoch)                               // nothing that was decided earlier changes anything from now on
 //! bmcs.stop().await                               // ends all sessions
@@ -27,8 +27,9 @@
 //!   A call that its caller gives up still ends in order.
 //! - After a failure that more asking will not mend, the same answer comes without asking again, until a pause that grows is
 //!   over ([`Bmcs::pause`] tells the rest of it). Other credentials, or another wish for verification, are tried at once.
-//! - A changing call carries the [`Epoch`] of the leadership under which it was decided. One that is older than the newest that
-//!   any call or [`Bmcs::fence`] brought is refused, also if it waited in line meanwhile.
+//! - A changing call carries the [`Term`] of the leadership under which it was decided. One that is older than the newest that
+//!   any call or [`Bmcs::fence`] brought is refused, also if it waited in line meanwhile; and nothing leaves for one that is over,
+//!   not in the middle of a call either: each write to the network asks.
 //! - [`Done::Accepted`] is the BMC's word that it heard. Ask for the power afterwards.
 //!
 //! [`address`], `pause`, and of [`redfish`] the modules `boot`, `choice`, `model`, `quirks` and `verdict` decide and are pure; `pool`
@@ -36,15 +37,18 @@
 
 mod access;
 pub mod address;
+mod authorities;
 mod capability;
 mod error;
 mod metrics;
 mod pause;
 mod pool;
 pub mod redfish;
+mod term;
 
 pub use access::{Access, Credentials, HostRef, Verify};
 pub use address::{Address, AddressError, Capabilities, Driver, NoDriver, Scheme, Transport};
+pub use authorities::{AuthorityError, authorities};
 pub use capability::{
     Answer, Boot, BootDevice, Connection, Device, Done, Identify, Identity, Lasting, Mode, Power, PowerState,
     Probe, Reset,
@@ -52,6 +56,7 @@ pub use capability::{
 pub use error::BmcError;
 pub use metrics::Metrics;
 pub use pool::{Bmcs, Config};
+pub use term::{Leave, Term};
 
 /// Under which leadership something was decided; a later leader's is higher.
 pub type Epoch = i64;

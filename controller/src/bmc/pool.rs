@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -17,11 +17,12 @@ use tokio::{
 };
 
 use super::{
-    Access, BmcError, Boot, Connection, Done, Driver, Epoch, HostRef, Metrics, PowerState, Probe, Reset,
-    Transport,
+    Access, BmcError, Boot, Connection, Done, Driver, Epoch, HostRef, Leave, Metrics, PowerState, Probe,
+    Reset, Term, Transport,
     address::Place,
     pause::{Pause, Pauses},
     redfish::{Limits, Means, Redfish, Trust},
+    term::Fence,
 };
 
 /// Limits of the whole, with defaults for slow BMCs.
@@ -76,8 +77,7 @@ struct Inner {
     call: Duration,
     pauses: Pauses,
     permits: Semaphore,
-    /// The newest epoch that anybody came with.
-    seen: AtomicI64,
+    fence: Arc<Fence>,
     stopped: AtomicBool,
     known: Mutex<Known>,
     metrics: Arc<Metrics>,
@@ -146,7 +146,7 @@ impl Bmcs {
                 longest: config.longest_pause,
             },
             permits: Semaphore::new(config.concurrent),
-            seen: AtomicI64::new(Epoch::MIN),
+            fence: Arc::default(),
             stopped: AtomicBool::new(false),
             known: Mutex::default(),
             metrics,
@@ -188,12 +188,18 @@ impl Bmcs {
     ///
     /// # Errors
     /// Why it could not be done. After [`BmcError::Unreachable`] it may have been done all the same.
-    pub async fn set_power(&self, access: &Access, epoch: Epoch, reset: Reset) -> Result<Done, BmcError> {
+    pub async fn set_power(
+        &self,
+        access: &Access,
+        term: impl Into<Term>,
+        reset: Reset,
+    ) -> Result<Done, BmcError> {
+        let leave = Leave::of(term.into(), &self.0.fence);
         self.call(
             "set_power",
             access,
-            Some(epoch),
-            Box::new(move |connection, access| connection.power().reset(access, reset)),
+            Some(leave.clone()),
+            Box::new(move |connection, access| connection.power().reset(access, leave, reset)),
         )
         .await
     }
@@ -202,13 +208,19 @@ impl Bmcs {
     ///
     /// # Errors
     /// Why it could not be done. After [`BmcError::Unreachable`] it may have been done all the same.
-    pub async fn set_boot(&self, access: &Access, epoch: Epoch, boot: Boot) -> Result<Done, BmcError> {
+    pub async fn set_boot(
+        &self,
+        access: &Access,
+        term: impl Into<Term>,
+        boot: Boot,
+    ) -> Result<Done, BmcError> {
+        let leave = Leave::of(term.into(), &self.0.fence);
         self.call(
             "set_boot",
             access,
-            Some(epoch),
+            Some(leave.clone()),
             Box::new(move |connection, access| match connection.boot_device() {
-                Some(device) => device.set_boot(access, boot),
+                Some(device) => device.set_boot(access, leave, boot),
                 None => unsupported("boot device"),
             }),
         )
@@ -232,7 +244,7 @@ impl Bmcs {
 
     /// Nothing that was decided before `epoch` changes anything from now on.
     pub fn fence(&self, epoch: Epoch) {
-        self.0.seen.fetch_max(epoch, Ordering::SeqCst);
+        self.0.fence.raise(epoch);
     }
 
     /// The host is gone, or is not ours any more: ends the session, unless another host has the same BMC.
@@ -277,12 +289,12 @@ impl Bmcs {
         &self,
         name: &'static str,
         access: &Access,
-        epoch: Option<Epoch>,
+        leave: Option<Leave>,
         work: Work<T>,
     ) -> Result<T, BmcError> {
         let (bmcs, access) = (self.clone(), access.clone());
         let task = tokio::spawn(async move {
-            let outcome = bmcs.queue(name, &access, epoch, work).await;
+            let outcome = bmcs.queue(name, &access, leave.as_ref(), work).await;
             if let Err(error) = &outcome {
                 bmcs.0.metrics.failed(name, error);
             }
@@ -296,12 +308,9 @@ impl Bmcs {
         &self,
         name: &'static str,
         access: &Access,
-        epoch: Option<Epoch>,
+        leave: Option<&Leave>,
         work: Work<T>,
     ) -> Result<T, BmcError> {
-        if let Some(epoch) = epoch {
-            self.fence(epoch);
-        }
         let line = self.line(access)?;
         let turn = async {
             let connection = line.turn.lock().await;
@@ -312,7 +321,7 @@ impl Bmcs {
             message: "other calls to it take too long".to_owned(),
             retry_after: None,
         })?;
-        self.allowed(epoch)?;
+        self.allowed(leave)?;
         line.willing(access)?;
         let start = Instant::now();
         let done = timeout(self.0.call, work(&mut **connection, access)).await;
@@ -333,15 +342,11 @@ impl Bmcs {
     }
 
     /// Whether whoever decided this may still act.
-    fn allowed(&self, epoch: Option<Epoch>) -> Result<(), BmcError> {
+    fn allowed(&self, leave: Option<&Leave>) -> Result<(), BmcError> {
         if self.0.stopped.load(Ordering::SeqCst) {
             return Err(BmcError::Stopped);
         }
-        let seen = self.0.seen.load(Ordering::SeqCst);
-        match epoch {
-            Some(epoch) if epoch < seen => Err(BmcError::Fenced { epoch, seen }),
-            _ => Ok(()),
-        }
+        leave.map_or(Ok(()), Leave::check)
     }
 
     fn line(&self, access: &Access) -> Result<Arc<Line>, BmcError> {

@@ -1,11 +1,15 @@
 //! What a DHCP request is answered with: whether its sender is heard, which boot file it is given, and the reply's options. Pure.
 //!
-//! | who asks | [`Verdict::Ramdisk`] | silence, disk |
-//! | --- | --- | --- |
-//! | firmware (`PXEClient`) | iPXE by TFTP | nothing, so that it goes on to its next boot device at once |
-//! | iPXE | the URL of its script | nothing |
-//! | UEFI HTTP boot (`HTTPClient`) | the URL of a UKI | nothing |
-//! | our agent, an installed system, anything else | an address, in server mode | the same |
+//! | who asks | [`Verdict::Ramdisk`] | [`Verdict::Disk`] | [`Verdict::Silence`] |
+//! | --- | --- | --- | --- |
+//! | firmware (`PXEClient`) | iPXE by TFTP | no boot file | nothing |
+//! | iPXE | the URL of its script | no boot file | nothing |
+//! | UEFI HTTP boot (`HTTPClient`) | the URL of a UKI | no boot file | nothing |
+//! | our agent, an installed system, anything else | an address, in server mode | the same | the same |
+//!
+//! No boot file: in server mode an address alone, in proxy mode nothing beside the address of the other server. It is what firmware meets
+//! on any network without a boot server, and iPXE goes on to the disk at once instead of asking for 18 s. It is no order: a boot file
+//! that another edge offers, which may know better, goes before it, for the time in which clients gather offers.
 
 use std::net::Ipv4Addr;
 
@@ -73,6 +77,8 @@ impl Client {
 pub enum File {
     /// Nothing: it only wants an address.
     None,
+    /// Nothing: it is to boot its own disk, because of this.
+    OwnDisk(&'static str),
     /// This file by TFTP from the boot address.
     Tftp(&'static str),
     /// This iPXE script.
@@ -110,8 +116,11 @@ pub fn decide(request: &Request, at: &Circumstances<'_>) -> Result<File, &'stati
     if matches!(request.kind, Kind::Decline | Kind::Release) {
         return Ok(File::None);
     }
-    if let Verdict::Silence(why) | Verdict::Disk(why) = at.verdict {
-        return Err(why);
+    match at.verdict {
+        Verdict::Silence(why) => return Err(why),
+        Verdict::Disk(why) if at.net.mode == DhcpMode::Server => return Ok(File::OwnDisk(why)),
+        Verdict::Disk(why) => return Err(why),
+        Verdict::Ramdisk(_) => {}
     }
     let machine = Machine::of(request)?;
     // A machine that began to boot would find nothing to go on with.
@@ -224,7 +233,7 @@ fn lease_options(net: &Net, reply: &mut Reply) {
 
 fn boot_options(request: &Request, net: &Net, file: &File, proxy: bool, reply: &mut Reply) {
     let name = match file {
-        File::None => return,
+        File::None | File::OwnDisk(_) => return,
         File::Tftp(name) => (*name).to_owned(),
         File::Script(url) | File::Uki(url) => url.clone(),
     };

@@ -5,7 +5,7 @@
 //! | the machine | boots |
 //! | --- | --- |
 //! | its host is paused | its disk |
-//! | it has a host, which is not seen here | its disk |
+//! | it has a host, which is not seen here | nothing |
 //! | the operator works on its host ([`netboot::wanted`]): it is registering, inspecting, preparing, available and to be on, provisioning or deprovisioning | the ramdisk |
 //! | its host is asked to be inspected again and carries nobody's data | the ramdisk |
 //! | it was dismissed: its discovered host was deleted and nobody approved it since | its disk |
@@ -53,8 +53,8 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
         return Verdict::Disk("its host is paused");
     }
     if host.is_none() && server.is_some_and(|server| server.spec.host.is_some()) {
-        // Deleted a moment ago, or in a namespace that is not watched here: not seen is not absent.
-        return Verdict::Disk("its host is not seen here");
+        // Deleted a moment ago, or in a namespace that is not watched here: not seen is not absent. Who sees it has the word.
+        return Verdict::Silence("its host is not seen here");
     }
     if let Some(why) = host.and_then(|host| netboot::wanted(host, server)) {
         return Verdict::Ramdisk(why);
@@ -103,7 +103,9 @@ pub fn verdict_by_uuid(segment: &Segment, server: Option<&Server>, host: Option<
         is_free(host) && is_discovered(host, server) && annotation(host, PAUSED_ANNOTATION).is_none()
     });
     match known {
-        Verdict::Disk(_) if idle && !server.is_some_and(is_dismissed) => verdict(segment, None, None),
+        Verdict::Disk(_) | Verdict::Silence(_) if idle && !server.is_some_and(is_dismissed) => {
+            verdict(segment, None, None)
+        }
         known => known,
     }
 }

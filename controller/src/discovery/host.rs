@@ -23,7 +23,7 @@ use muster_proto::{
 };
 
 use super::{hardware, name};
-use crate::host::{Owner, State, owner, owner::has_bmc};
+use crate::host::{Owner, State, owner, owner::has_bmc, plan::FINALIZER};
 
 /// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
 pub const TRUST_ANNOTATION: &str = "muster.dev/trust";
@@ -73,18 +73,20 @@ pub fn declared_mac(host: &BareMetalHost) -> Option<Mac> {
     host.spec.boot_mac_address.as_deref()?.parse().ok()
 }
 
-/// True if one of `macs` means `host`: the declared one, or that of an inspected NIC.
-pub fn has_any_mac(host: &BareMetalHost, macs: &BTreeSet<Mac>) -> bool {
+/// The MAC addresses that mean `host`: the declared one, and those of inspected NICs.
+pub fn macs(host: &BareMetalHost) -> impl Iterator<Item = Mac> {
     let inspected = host
         .status
         .iter()
         .filter_map(|status| status.hardware.as_ref())
         .flat_map(|hardware| &hardware.nics)
         .filter_map(|nic| nic.mac.as_deref()?.parse().ok());
-    declared_mac(host)
-        .into_iter()
-        .chain(inspected)
-        .any(|mac| macs.contains(&mac))
+    declared_mac(host).into_iter().chain(inspected)
+}
+
+/// True if one of `wanted` means `host`.
+pub fn has_any_mac(host: &BareMetalHost, wanted: &BTreeSet<Mac>) -> bool {
+    macs(host).any(|mac| wanted.contains(&mac))
 }
 
 /// The vendor and the serial number that an inspection of `host` found, if they say something.
@@ -139,6 +141,12 @@ pub fn is_paused(host: &BareMetalHost) -> bool {
 /// True if somebody deleted `host` and a finalizer still holds it.
 pub fn is_leaving(host: &BareMetalHost) -> bool {
     host.metadata.deletion_timestamp.is_some()
+}
+
+/// True if the operator holds `host`, and with it the machine, until it lets go.
+pub fn is_held(host: &BareMetalHost) -> bool {
+    let mut finalizers = host.metadata.finalizers.iter().flatten();
+    finalizers.any(|name| name == FINALIZER)
 }
 
 /// True if somebody asks for another inspection.

@@ -3,8 +3,9 @@
 //! A match never proves anything: it only decides whom to ask. So a link is made where exactly one host can be meant, and every
 //! doubt changes nothing and is told on all sides.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
+use jiff::Timestamp;
 use muster_proto::{
     Mac,
     kinds::{BareMetalHost, HostReference, Server},
@@ -70,9 +71,9 @@ pub fn concerns(server: &Server, host: &BareMetalHost) -> bool {
 /// What [`concerns`] compares, computed once for many hosts.
 #[derive(Debug)]
 pub(super) struct Signals {
-    macs: BTreeSet<Mac>,
-    names: Vec<String>,
-    serial: Option<(String, String)>,
+    pub(super) macs: BTreeSet<Mac>,
+    pub(super) names: Vec<String>,
+    pub(super) serial: Option<(String, String)>,
 }
 
 impl Signals {
@@ -125,6 +126,34 @@ fn exists(seen: &Seen<'_>, server: &str) -> bool {
     server == server_name(seen.server) || seen.servers.iter().any(|other| server_name(other) == server)
 }
 
+/// The one host that somebody declared with the address `boot`, from which the machine behind `server` has booted, and that no other
+/// machine has a claim to; none where there is any doubt. The Server's status says what it is known by; `hosts` are at least those that
+/// concern it, `servers` all others.
+pub fn declared_with(
+    boot: Mac,
+    server: &Server,
+    hosts: &[Arc<BareMetalHost>],
+    servers: &[Arc<Server>],
+) -> Option<HostReference> {
+    let seen = Seen {
+        server,
+        hosts,
+        hardware: &[],
+        servers,
+        segment: None,
+        watched: None,
+        now: Timestamp::UNIX_EPOCH,
+    };
+    match find(&seen, false) {
+        Link::Change(found, _)
+            if host::made_for(found).is_none() && host::declared_mac(found) == Some(boot) =>
+        {
+            Some(host::reference(found))
+        }
+        _ => None,
+    }
+}
+
 /// Hosts that were made for this machine and are not on their way out.
 pub(super) fn made_for_us<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
     hosts(seen)
@@ -148,7 +177,9 @@ fn is_unowned(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
 /// again by any NIC: the declared one may have been replaced while both were there.
 pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
     let macs = macs(seen.server);
-    hosts(seen)
+    let all = seen.hosts.iter().map(AsRef::as_ref);
+    // One that is being deleted has its machine cleaned and switched off before it goes.
+    all.filter(|host| !host::is_leaving(host) || host::is_held(host))
         .filter(|host| is_unowned(seen, host))
         .filter(|host| match host::made_for(host) {
             None => host::declared_mac(host).is_some_and(|mac| macs.contains(&mac)),

@@ -5,6 +5,7 @@
 pub mod execute;
 pub mod hardware;
 pub mod host;
+mod index;
 mod jobs;
 mod link;
 pub mod name;
@@ -13,5 +14,5 @@ mod notices;
 pub mod reconcile;
 mod twins;
 
-pub use link::concerns;
+pub use link::{concerns, declared_with};
 pub use reconcile::{Metrics, run};

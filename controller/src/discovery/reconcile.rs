@@ -1,7 +1,7 @@
 //! The loop: something changed, so decide again about every Server that it concerns.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -29,13 +29,14 @@ use tracing::Instrument;
 
 use super::{
     execute::Executor,
-    host,
-    link::{Signals, points_at},
+    index::Index,
+    link::Signals,
     next::{Seen, next, segment_name, server_name},
     notices::refused,
 };
 use crate::{
     events::{Event, Events},
+    host::index::Path,
     metrics::Registry,
     round::{ExecuteError, PATIENCE, RESYNC, receive, retry_after, run_out},
     world::{Change, Scope, World},
@@ -77,6 +78,7 @@ impl Metrics {
 
 struct Context {
     world: World,
+    index: Index,
     executor: Executor,
     events: Events,
     metrics: Metrics,
@@ -108,6 +110,7 @@ pub async fn run(
     let context = Arc::new(Context {
         executor: Executor::new(client, events.clone()),
         world,
+        index: Index::default(),
         events,
         metrics,
         namespace: scope.namespace,
@@ -140,13 +143,27 @@ async fn rounds(context: Arc<Context>, changes: broadcast::Receiver<Change>) {
     run_out(rounds, "discovery").await;
 }
 
+/// All Servers, after everything that is known of them was brought up to date.
 fn all(context: &Context) -> Vec<ObjectRef<Server>> {
     let servers = context.world.servers.state();
+    let hosts = context.world.hosts.state();
+    let names: BTreeSet<String> = servers
+        .iter()
+        .map(|server| server_name(server).to_owned())
+        .collect();
+    let paths = hosts.iter().map(|host| Path::of(host.as_ref())).collect();
+    context.index.retain(&names, &paths);
+    for host in &hosts {
+        context.index.host(host, false);
+    }
+    for server in &servers {
+        context.index.server(server, false);
+    }
     context
         .told
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .retain(|name, _| servers.iter().any(|server| server_name(server) == name));
+        .retain(|name, _| names.contains(name));
     servers
         .iter()
         .map(|server| ObjectRef::from_obj(server.as_ref()))
@@ -155,66 +172,80 @@ fn all(context: &Context) -> Vec<ObjectRef<Server>> {
 
 /// The Servers about which a change may mean another decision.
 fn concerned(context: &Context, change: Option<&Change>) -> Vec<ObjectRef<Server>> {
-    let servers = |test: &dyn Fn(&Server) -> bool| -> Vec<_> {
-        let some = context.world.servers.state_filter(test);
-        some.iter()
-            .map(|server| ObjectRef::from_obj(server.as_ref()))
-            .collect()
-    };
     match change {
         None | Some(Change::All) => all(context),
         Some(Change::Server(server)) => {
             let own = ObjectRef::from_obj(server.as_ref());
-            if context.world.servers.get(&own).is_none() {
+            let now = context.world.servers.get(&own);
+            if now.is_none() {
                 let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
                 told.remove(server_name(server));
             }
-            let name = server_name(server);
-            let clashes = server.status.as_ref().map_or(&[][..], |status| &status.clashes);
-            let mut others = servers(&|other| {
-                clashes.iter().any(|clash| clash == server_name(other)) || other.spec.host == server.spec.host
-            });
-            others.retain(|other| other.name != name);
-            others.push(own);
-            others
+            let others = context
+                .index
+                .server(now.as_ref().unwrap_or(server), now.is_none());
+            let mut concerned: Vec<_> = named(context, others).iter().map(reference).collect();
+            concerned.push(own);
+            concerned
         }
         Some(Change::Host(host)) => {
-            // A host of ours matters to its Server, and to one that points at it wrongly: no need to compare it with all.
-            let owner = host::made_for(host);
-            let owned = servers(&|server| owner == Some(server_name(server)) || points_at(server, host));
-            match owned.iter().any(|server| Some(server.name.as_str()) == owner) {
-                true => owned,
-                false => servers(&|server| Signals::of(server).concern(server, host)),
-            }
+            let now = context.world.hosts.get(&ObjectRef::from_obj(host.as_ref()));
+            let names = context.index.host(now.as_ref().unwrap_or(host), now.is_none());
+            named(context, names).iter().map(reference).collect()
         }
-        Some(Change::Hardware(data)) => servers(&|server| {
-            let host = server.spec.host.as_ref();
-            host.is_some_and(|at| at.name == data.name && Some(&at.namespace) == data.namespace.as_ref())
-        }),
-        Some(Change::Segment(segment)) => servers(&|server| {
-            segment_name(server).is_some_and(|(_, name)| Some(name) == segment.metadata.name.as_deref())
-        }),
+        Some(Change::Hardware(data)) => {
+            let host = Path {
+                namespace: data.namespace.clone().unwrap_or_default(),
+                name: data.name.clone(),
+            };
+            let names = context.index.pointing_at(host);
+            named(context, names).iter().map(reference).collect()
+        }
+        Some(Change::Segment(segment)) => {
+            let there = context.world.servers.state_filter(|server| {
+                segment_name(server).is_some_and(|(_, name)| Some(name) == segment.metadata.name.as_deref())
+            });
+            there.iter().map(reference).collect()
+        }
     }
+}
+
+fn reference(server: &Arc<Server>) -> ObjectRef<Server> {
+    ObjectRef::from_obj(server.as_ref())
+}
+
+/// Those of the Servers called so that there are.
+fn named(context: &Context, names: impl IntoIterator<Item = String>) -> Vec<Arc<Server>> {
+    let at = |name: String| ObjectRef::new(&name).within(&context.namespace);
+    names
+        .into_iter()
+        .filter_map(|name| context.world.servers.get(&at(name)))
+        .collect()
 }
 
 async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, ExecuteError> {
     let plan = {
         let signals = Signals::of(&server);
-        let hosts = context
-            .world
-            .hosts
-            .state_filter(|host| signals.concern(&server, host));
-        let hardware = context.world.hardware.state_filter(|data| {
-            hosts.iter().any(|host| {
-                host.metadata.name == data.metadata.name && host.metadata.namespace == data.metadata.namespace
-            })
-        });
+        let candidates = context.index.hosts_for(&server);
+        let hosts: Vec<_> = candidates
+            .iter()
+            .filter_map(|path| context.world.hosts.get(&path.to_ref()))
+            .filter(|host| signals.concern(&server, host))
+            .collect();
+        let hardware: Vec<_> = hosts
+            .iter()
+            .filter_map(|host| context.world.hardware.get(&Path::of(host.as_ref()).to_ref()))
+            .collect();
+        let names = context
+            .index
+            .servers_for(&server, hosts.iter().map(AsRef::as_ref));
+        let servers = named(&context, names);
         let segment = segment(&context, &server);
         next(&Seen {
             server: &server,
             hosts: &hosts,
             hardware: &hardware,
-            servers: &context.world.servers.state(),
+            servers: &servers,
             segment: segment.as_deref(),
             watched: context.watched.as_deref(),
             now: Timestamp::now(),

@@ -16,6 +16,7 @@ use super::{
     owner::has_bmc,
     plan::{Effect, Hold},
 };
+use crate::bmc::Address;
 
 /// By which way a machine is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub(super) enum Reach {
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long a BMC that did not answer is left alone.
 pub(super) const ASK_AGAIN: SignedDuration = SignedDuration::from_secs(60);
+/// The same of one that refuses what it took before, such as while it starts: seldom enough to lock no account.
+const ASK_LATER: SignedDuration = SignedDuration::from_mins(10);
 
 /// True if nothing can ever be done with the machine as things are, so that a deletion need not wait for it.
 pub(super) fn is_hopeless(draft: &Draft<'_>) -> bool {
@@ -86,7 +89,7 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
         }
         Some(Probed { result: Ok(()), .. }) => {
             good_credentials(draft, &name);
-            draft.forget(ErrorType::Registration);
+            forget(draft);
             Reach::Bmc
         }
         Some(Probed {
@@ -124,9 +127,13 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
             );
             draft.again(LOOK_AGAIN);
         }
-        SecretState::Unreadable(why) => {
+        SecretState::Unasked => {
             draft.keep_wait();
-            draft.why(format!("the Secret {name} cannot be read: {why}"));
+            bring_in(draft, &name);
+        }
+        SecretState::Unreadable(why) => {
+            let why = format!("the Secret {name} with the BMC's credentials cannot be read: {why}");
+            draft.wait_for("Inputs", format!("{why}; next: it is read again"));
             draft.again(LOOK_AGAIN);
         }
         SecretState::Invalid(why) => {
@@ -149,6 +156,35 @@ fn reference(draft: &Draft<'_>, name: &str) -> CredentialsStatus {
         }),
         credentials_version: version,
     }
+}
+
+/// Marks the Secret with the BMC's credentials, which nobody has asked for yet, as upstream does: the same request tells what is in it.
+/// True if it is to be waited for.
+pub(super) fn awaits_secret(draft: &mut Draft<'_>) -> bool {
+    let name = draft
+        .host
+        .spec
+        .bmc
+        .as_ref()
+        .map(|bmc| bmc.credentials_name.clone());
+    match name.filter(|_| draft.seen.secrets.bmc.state == SecretState::Unasked) {
+        Some(name) => {
+            bring_in(draft, &name);
+            // Unless there is something else to tell.
+            draft.untold = draft.status == draft.old;
+            true
+        }
+        None => false,
+    }
+}
+
+fn bring_in(draft: &mut Draft<'_>, name: &str) {
+    draft.effect(Effect::HoldSecret {
+        name: name.to_owned(),
+        hold: Hold::Owned,
+    });
+    draft.why(format!("marks the Secret {name}"));
+    draft.again(Duration::ZERO);
 }
 
 const ASKS: &str = "waits for the BMC to answer; next: the host is inspected";
@@ -186,8 +222,9 @@ fn good_credentials(draft: &mut Draft<'_>, name: &str) {
     if let Some(former) = former.filter(|former| former != name && !former.is_empty()) {
         draft.effect(Effect::ReleaseSecret { name: former });
     }
-    // Registration's own end stands there already; other credentials of a registered host are worth a line.
-    let tried = draft.status.tried_credentials.as_ref() == Some(&reference);
+    // Registration's own end stands there already; other credentials of a registered host are worth a line. Their version may have
+    // grown since they were tried, by our own label.
+    let tried = draft.status.tried_credentials != draft.status.good_credentials;
     if others && tried && draft.state != State::Registering {
         let at = draft.now;
         draft.begin(|history| &mut history.register);
@@ -206,14 +243,23 @@ fn good_credentials(draft: &mut Draft<'_>, name: &str) {
 
 /// The BMC was asked and did not let us in.
 fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach {
-    let message = format!("BMC {}: {}", access.address, failure.message);
+    let message = format!("BMC {}: {}", shown(&access.address), failure.message);
     match failure.class {
-        FailureClass::Credentials | FailureClass::Address | FailureClass::Certificate => {
+        FailureClass::Credentials if took_them_before(draft) => {
+            let minutes = ASK_LATER.as_mins();
+            let message = format!("{message}; it took them before, so it is asked again every {minutes} min");
             draft.refuse(ErrorType::Registration, message);
-            if failure.class == FailureClass::Certificate {
-                // It may be mended at the BMC, of which nobody tells us.
-                ask_again(draft, failure, access);
-            }
+            ask_again(draft, failure, access, ASK_LATER);
+            Reach::No
+        }
+        FailureClass::Credentials | FailureClass::Address => {
+            draft.refuse(ErrorType::Registration, message);
+            Reach::No
+        }
+        FailureClass::Certificate | FailureClass::System => {
+            draft.refuse(ErrorType::Registration, message);
+            // It may be mended at the BMC, of which nobody tells us.
+            ask_again(draft, failure, access, ASK_AGAIN);
             Reach::No
         }
         _ if draft.state == State::Registering => {
@@ -232,16 +278,39 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
             Reach::No
         }
         _ => {
-            draft.forget(ErrorType::Registration);
+            forget(draft);
             draft.powerless = Some(message);
-            ask_again(draft, failure, access);
+            ask_again(draft, failure, access, ASK_AGAIN);
             Reach::Silent(failure.clone())
         }
     }
 }
 
-fn ask_again(draft: &mut Draft<'_>, failure: &Failure, access: Access) {
-    let due = failure.at.checked_add(ASK_AGAIN).unwrap_or(draft.now);
+/// True if the BMC let us in with these very credentials.
+fn took_them_before(draft: &Draft<'_>) -> bool {
+    let name = draft
+        .host
+        .spec
+        .bmc
+        .as_ref()
+        .map(|bmc| bmc.credentials_name.as_str());
+    let good = draft.old.good_credentials.as_ref();
+    good.is_some_and(|good| Some(good) == name.map(|name| reference(draft, name)).as_ref())
+}
+
+/// `address` as people may read it: what stands before an `@` may be a password.
+pub(super) fn shown(address: &str) -> String {
+    match address.parse::<Address>() {
+        Ok(address) => address.to_string(),
+        Err(_) => address
+            .rsplit_once('@')
+            .map_or(address, |(_, rest)| rest)
+            .to_owned(),
+    }
+}
+
+fn ask_again(draft: &mut Draft<'_>, failure: &Failure, access: Access, pause: SignedDuration) {
+    let due = failure.at.checked_add(pause).unwrap_or(draft.now);
     if draft.now >= due {
         draft.effect(Effect::Probe(access));
     }
@@ -259,9 +328,16 @@ fn in_band(draft: &mut Draft<'_>) -> Reach {
         return Reach::No;
     }
     if draft.state != State::Registering {
-        draft.forget(ErrorType::Registration);
+        forget(draft);
     }
     Reach::InBand
+}
+
+/// What failed on the way to the machine is past. The second kind is another operator's, which has to register a provisioned host
+/// with somebody else.
+fn forget(draft: &mut Draft<'_>) {
+    draft.forget(ErrorType::Registration);
+    draft.forget(ErrorType::ProvisionedRegistration);
 }
 
 /// Whether the opt-in holds for the session; if not, what is missing.

@@ -17,6 +17,10 @@ use super::{
 /// The host is available.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
     let spec = &draft.host.spec;
+    // Older versions have another word for it.
+    State::Available
+        .name()
+        .clone_into(&mut draft.status.provisioning.state);
     if spec.externally_provisioned == Some(true) {
         draft.enter(State::ExternallyProvisioned);
         return;

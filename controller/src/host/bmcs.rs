@@ -13,7 +13,10 @@ use super::{
     plan::{Effect, PowerOrder},
     vault::Vault,
 };
-use crate::bmc::{self, Boot, Device, Done, Lasting, Mode, PowerState, Reset};
+use crate::{
+    bmc::{self, Boot, Device, Done, Lasting, Mode, PowerState, Reset},
+    lease::Leadership,
+};
 
 /// Tells the time.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -28,9 +31,9 @@ pub trait Bmcs: Send + Sync {
     /// Asks for the power.
     fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, PowerState>;
     /// Changes the power.
-    fn set_power<'a>(&'a self, access: &'a bmc::Access, epoch: bmc::Epoch, reset: Reset) -> Answer<'a, Done>;
+    fn set_power<'a>(&'a self, access: &'a bmc::Access, term: bmc::Term, reset: Reset) -> Answer<'a, Done>;
     /// Arms a boot device.
-    fn set_boot<'a>(&'a self, access: &'a bmc::Access, epoch: bmc::Epoch, boot: Boot) -> Answer<'a, Done>;
+    fn set_boot<'a>(&'a self, access: &'a bmc::Access, term: bmc::Term, boot: Boot) -> Answer<'a, Done>;
     /// The host is gone, or not ours any more: logs out.
     fn forget<'a>(&'a self, host: &'a bmc::HostRef) -> BoxFuture<'a, ()>;
     /// Nothing that was decided before `epoch` changes anything from now on.
@@ -46,12 +49,12 @@ impl Bmcs for bmc::Bmcs {
         self.power(access).boxed()
     }
 
-    fn set_power<'a>(&'a self, access: &'a bmc::Access, epoch: bmc::Epoch, reset: Reset) -> Answer<'a, Done> {
-        self.set_power(access, epoch, reset).boxed()
+    fn set_power<'a>(&'a self, access: &'a bmc::Access, term: bmc::Term, reset: Reset) -> Answer<'a, Done> {
+        self.set_power(access, term, reset).boxed()
     }
 
-    fn set_boot<'a>(&'a self, access: &'a bmc::Access, epoch: bmc::Epoch, boot: Boot) -> Answer<'a, Done> {
-        self.set_boot(access, epoch, boot).boxed()
+    fn set_boot<'a>(&'a self, access: &'a bmc::Access, term: bmc::Term, boot: Boot) -> Answer<'a, Done> {
+        self.set_boot(access, term, boot).boxed()
     }
 
     fn forget<'a>(&'a self, host: &'a bmc::HostRef) -> BoxFuture<'a, ()> {
@@ -125,7 +128,16 @@ fn read(bmc: &mut observed::Bmc, power: Result<PowerReading, Failure>) {
             bmc.power = Some(reading);
             bmc.unread = None;
         }
-        Err(failure) => bmc.unread = Some(failure),
+        Err(failure) => {
+            // It let us in once and does not any more: asking as before might lock the account.
+            if failure.class == FailureClass::Credentials
+                && let Some(probed) = &mut bmc.probed
+            {
+                probed.at = failure.at;
+                probed.result = Err(failure.clone());
+            }
+            bmc.unread = Some(failure);
+        }
     }
 }
 
@@ -152,11 +164,15 @@ type Fault = (FailureClass, String);
 pub(super) async fn call(
     bmcs: &dyn Bmcs,
     vault: &Vault,
-    epoch: bmc::Epoch,
+    term: &Leadership,
     clock: &Clock,
     host: &BareMetalHost,
     effect: &Effect,
 ) -> Result<News, Over> {
+    let leave = || {
+        let term = term.clone();
+        bmc::Term::new(term.epoch(), move || term.still())
+    };
     match effect {
         Effect::Probe(wanted) => {
             let answer = match access(vault, host, Some(&wanted.credentials)).await {
@@ -181,7 +197,7 @@ pub(super) async fn call(
                 lasting: Lasting::Once,
             };
             let answer = match access(vault, host, None).await {
-                Ok(access) => settled(bmcs.set_boot(&access, epoch, boot).await)?,
+                Ok(access) => settled(bmcs.set_boot(&access, leave(), boot).await)?,
                 Err(fault) => Err(fault),
             };
             Ok(News::Tried(tried(operation, answer, clock()), false))
@@ -194,7 +210,7 @@ pub(super) async fn call(
                 PowerOrder::Reset => Reset::ForceRestart,
             };
             let answer = match access(vault, host, None).await {
-                Ok(access) => settled(bmcs.set_power(&access, epoch, reset).await)?,
+                Ok(access) => settled(bmcs.set_power(&access, leave(), reset).await)?,
                 Err(fault) => Err(fault),
             };
             Ok(News::Tried(tried(operation, answer, clock()), true))
@@ -287,9 +303,9 @@ fn settled<T>(result: Result<T, bmc::BmcError>) -> Result<Result<T, Fault>, Over
         BmcError::Unreachable { .. } => FailureClass::Unreachable,
         BmcError::Busy { .. } => FailureClass::Busy,
         BmcError::Unsupported { .. } => FailureClass::Unsupported,
-        BmcError::NoSystem { .. } | BmcError::SeveralSystems { .. } => FailureClass::Address,
+        BmcError::NoSystem { .. } | BmcError::SeveralSystems { .. } => FailureClass::System,
         BmcError::Refused { .. } | BmcError::Answer { .. } => FailureClass::Refused,
-        BmcError::Fenced { .. } | BmcError::Stopped => return Err(Over),
+        BmcError::Fenced { .. } | BmcError::Lapsed { .. } | BmcError::Stopped => return Err(Over),
     };
     Ok(Err((class, error.to_string())))
 }

@@ -38,6 +38,16 @@ pub const WAITING_REASONS: [&str; 19] = [
     "Write",
 ];
 
+/// True if `status` says that a person has to act before anything goes on.
+pub fn waits_for_a_person(status: &BareMetalHostStatus) -> bool {
+    let by_hand = ["Contested", "PowerByHand", "PowerCycleByHand", "Trust"];
+    status.conditions.iter().any(|condition| {
+        condition.type_ == WAITING
+            && condition.status == "True"
+            && by_hand.contains(&condition.reason.as_str())
+    })
+}
+
 /// The reason that is called `word`.
 pub(super) fn reason(word: &str) -> Option<&'static str> {
     WAITING_REASONS.into_iter().find(|reason| *reason == word)
@@ -98,7 +108,7 @@ fn put(
     let old = all.iter_mut().find(|condition| condition.type_ == wanted.type_);
     let same = old
         .as_ref()
-        .filter(|old| old.status == wanted.status && old.reason == wanted.reason)
+        .filter(|old| old.status == wanted.status)
         .map(|old| old.last_transition_time.clone());
     let fresh = Condition {
         type_: wanted.type_.to_owned(),
@@ -131,11 +141,11 @@ fn upstream(status: &BareMetalHostStatus, powerless: Option<&str>) -> Vec<Fact> 
     };
     let provisioned = state.is_provisioned();
     let ready = match status.operational_status {
-        _ if !provisioned => Err("NotProvisioned"),
-        OperationalStatus::Ok => Ok("Ready"),
+        OperationalStatus::Error => Err("Error"),
         OperationalStatus::Servicing => Err("Servicing"),
         OperationalStatus::Detached => Err("Detached"),
-        _ => Err("Error"),
+        _ if provisioned => Ok("Provisioned"),
+        _ => Err("NotProvisioned"),
     };
     let progressing = match state {
         _ if status.operational_status == OperationalStatus::Detached => Err("Detached"),
@@ -167,7 +177,7 @@ fn upstream(status: &BareMetalHostStatus, powerless: Option<&str>) -> Vec<Fact> 
             },
             "",
         ),
-        fact("Ready", ready, if provisioned { error } else { "" }),
+        fact("Ready", ready, error),
         fact("Progressing", progressing, error),
         Fact {
             type_: "Healthy",

@@ -8,6 +8,11 @@ use serde_json::{Map, Value};
 
 use crate::bmc::Credentials;
 
+/// The largest user data, and the largest of either other kind, in bytes. Sealed for its machine, all of it has to fit into one
+/// object of the API server (1.5 MiB, with the machine's inventory), and is almost twice as long there.
+const LARGEST_USER_DATA: usize = 512 << 10;
+const LARGEST: usize = 128 << 10;
+
 /// Under this key the content is looked for where the special one is missing.
 const FALLBACK: &str = "value";
 
@@ -130,7 +135,11 @@ fn login(secret: &Secret) -> Result<(&[u8], &[u8]), &'static str> {
 
 /// The user data, byte for byte.
 pub(super) fn user_data(secret: &Secret) -> Result<&[u8], &'static str> {
-    raw(secret, "userData").ok_or("it has neither `userData` nor `value`")
+    let bytes = raw(secret, "userData").ok_or("it has neither `userData` nor `value`")?;
+    match bytes.len() > LARGEST_USER_DATA {
+        true => Err("`userData` has more than 512 KiB: compress it, or have it fetched from elsewhere"),
+        false => Ok(bytes),
+    }
 }
 
 /// The network data, as YAML or JSON; none where the Secret has none, which is as good as an empty one.
@@ -138,6 +147,9 @@ pub(super) fn network_data(secret: &Secret) -> Result<Option<Value>, &'static st
     let Some(bytes) = raw(secret, "networkData").filter(|bytes| !bytes.trim_ascii().is_empty()) else {
         return Ok(None);
     };
+    if bytes.len() > LARGEST {
+        return Err("`networkData` has more than 128 KiB");
+    }
     // The parser's words may show what it parsed.
     parse(bytes)
         .map(Some)
@@ -149,6 +161,9 @@ pub(super) fn meta_data(secret: &Secret) -> Result<Map<String, Value>, &'static 
     let bytes = raw(secret, "metaData").ok_or("it has neither `metaData` nor `value`")?;
     if bytes.trim_ascii().is_empty() {
         return Ok(Map::new());
+    }
+    if bytes.len() > LARGEST {
+        return Err("`metaData` has more than 128 KiB");
     }
     match parse(bytes) {
         Some(Value::Object(map)) => Ok(map),
@@ -241,5 +256,43 @@ mod tests {
         );
         let seen = Seen::of(&secret(&one), &key(1));
         assert_eq!(format!("{seen:?}"), "Seen", "nothing of it is shown");
+    }
+
+    #[test]
+    fn texts_that_swell_or_nest_without_end_are_refused_and_bring_nothing_down() {
+        let laughs: String = (1..30)
+            .map(|level| {
+                format!(
+                    "a{level}: &a{level} [{}]\n",
+                    format!("*a{},", level - 1).repeat(9)
+                )
+            })
+            .collect();
+        let laughs = format!("a0: &a0 [lol]\n{laughs}");
+        for text in [
+            laughs,
+            "[".repeat(100_000),
+            "{\"a\":".repeat(20_000),
+            "- ".repeat(50_000),
+            "\u{feff}%YAML 9\n---\n\0".to_owned(),
+        ] {
+            let seen = Seen::of(&secret(&[("networkData", &text), ("metaData", &text)]), &key(1));
+            assert!(seen.for_use(Use::NetworkData).is_err(), "{}", &text[..20]);
+            assert!(seen.for_use(Use::MetaData).is_err(), "{}", &text[..20]);
+        }
+    }
+
+    #[test]
+    fn what_would_not_fit_into_a_job_is_refused_beforehand() {
+        let of = |bytes: usize| {
+            let text = "x".repeat(bytes);
+            let data = [("userData", text.as_str()), ("networkData", &text)];
+            let seen = Seen::of(&secret(&data), &key(1));
+            [Use::UserData, Use::NetworkData].map(|what| seen.for_use(what).is_ok())
+        };
+        assert_eq!(of(128 << 10), [true, true]);
+        assert_eq!(of((128 << 10) + 1), [true, false]);
+        assert_eq!(of(512 << 10), [true, false]);
+        assert_eq!(of((512 << 10) + 1), [false, false]);
     }
 }

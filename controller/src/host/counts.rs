@@ -1,13 +1,17 @@
-//! What a written status means to the metrics. Pure but for the counters.
+//! What a written status means to the metrics: each happening counts once, when it is told, and not with every round that finds it so.
+//! Pure but for the counters.
 
 use std::time::Duration;
 
-use muster_proto::kinds::{BareMetalHost, OperationHistory, OperationMetric, OperationalStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use muster_proto::kinds::{BareMetalHost, ErrorType, OperationHistory, OperationMetric, OperationalStatus};
 
 use super::{
-    State,
-    metrics::{Metrics, OfHost, Operation},
+    State, available, conditions,
+    metrics::{Credentials, Metrics, OfHost, Operation, Plain},
+    observed::{SecretState, Secrets},
 };
+use crate::events::Event;
 
 type Pick = fn(&OperationHistory) -> Option<&OperationMetric>;
 
@@ -27,9 +31,19 @@ pub(super) fn of(host: &BareMetalHost) -> OfHost {
     )
 }
 
-/// The status of a host was written.
-pub(super) fn status_written(metrics: &Metrics, before: &BareMetalHost, after: &BareMetalHost) {
+/// The status of a host was written, after `secrets` were looked at, and `events` are told of it.
+pub(super) fn status_written(
+    metrics: &Metrics,
+    before: &BareMetalHost,
+    after: &BareMetalHost,
+    secrets: &Secrets,
+    events: &[Event],
+) {
+    let told = |reason: &str| events.iter().any(|event| event.reason == reason);
     let host = of(after);
+    deletion(metrics, before, after, told("NotCleaned"));
+    credentials(metrics, before, after, secrets, told("BMCAccessValidated"));
+    inputs(metrics, before, after, secrets);
     let [prev, new] = [State::of(before), State::of(after)];
     if prev != new {
         metrics.changed(prev.name(), new.name());
@@ -75,6 +89,96 @@ pub(super) fn status_written(metrics: &Metrics, before: &BareMetalHost, after: &
                 &host,
                 Duration::try_from(end.duration_since(start)).unwrap_or_default(),
             );
+        }
+    }
+}
+
+fn condition<'a>(host: &'a BareMetalHost, kind: &str) -> Option<&'a Condition> {
+    let conditions = &host.status.as_ref()?.conditions;
+    conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+/// What the host waits for, in words and since when.
+fn waits(host: &BareMetalHost) -> Option<&str> {
+    condition(host, conditions::WAITING)
+        .filter(|condition| condition.status == "True")
+        .map(|condition| condition.message.as_str())
+}
+
+/// The type and words of its error.
+fn error(host: &BareMetalHost) -> Option<(ErrorType, &str)> {
+    let status = host.status.as_ref()?;
+    Some((status.error_type?, &status.error_message))
+}
+
+/// What was left out on the way out.
+fn deletion(metrics: &Metrics, before: &BareMetalHost, after: &BareMetalHost, uncleaned: bool) {
+    if after.metadata.deletion_timestamp.is_none() {
+        return;
+    }
+    let [prev, new] = [State::of(before), State::of(after)];
+    let ran = matches!(
+        prev,
+        State::Provisioning | State::Provisioned | State::Deprovisioning
+    );
+    let gone = new == State::Deleting && prev != new;
+    if ran && prev != new && (gone || uncleaned) {
+        metrics.count(Plain::DeletedWithoutDeprovisioning);
+    }
+    let young = matches!(prev, State::New | State::Unmanaged | State::Registering);
+    let on = after.status.as_ref().is_some_and(|status| status.powered_on);
+    if gone && !young && (on || prev != State::PoweringOffBeforeDelete) {
+        metrics.count(Plain::DeletedWithoutPoweringOff);
+    }
+    let detached = condition(after, conditions::WAITING).is_some_and(|wait| wait.reason == "Detached");
+    if detached && waits(before) != waits(after) {
+        metrics.count(Plain::DeleteDelayedForDetached);
+    }
+}
+
+/// What is wrong with the way into the BMC.
+fn credentials(
+    metrics: &Metrics,
+    before: &BareMetalHost,
+    after: &BareMetalHost,
+    secrets: &Secrets,
+    updated: bool,
+) {
+    if updated {
+        metrics.credentials(Credentials::Updated);
+    }
+    let registration = error(after).filter(|(kind, _)| *kind == ErrorType::Registration);
+    let failed = registration.is_some() && error(before) != registration;
+    match &secrets.bmc.state {
+        SecretState::Missing if failed => metrics.credentials(Credentials::Missing),
+        SecretState::Invalid(_) if failed => metrics.credentials(Credentials::Invalid),
+        SecretState::Unreadable(_) if waits(after).is_some() && waits(before) != waits(after) => {
+            metrics.credentials(Credentials::Unhandled);
+        }
+        SecretState::Present { .. } if failed => metrics.credentials(Credentials::NoManagementAccess),
+        _ => {}
+    }
+    let powerless = |host| condition(host, "Manageable").is_some_and(|one| one.reason == "PowerFailure");
+    if powerless(after) && !powerless(before) {
+        metrics.count(Plain::ProvisionerNotReady);
+    }
+}
+
+/// What is wrong with the Secrets of the config drive, where an image waits for them.
+fn inputs(metrics: &Metrics, before: &BareMetalHost, after: &BareMetalHost, secrets: &Secrets) {
+    let needed = matches!(State::of(after), State::Available | State::Provisioning)
+        && available::has_request(&after.spec)
+        && waits(after).is_some()
+        && waits(before) != waits(after);
+    for (kind, secret) in [
+        ("userData", &secrets.user_data),
+        ("networkData", &secrets.network_data),
+        ("metaData", &secrets.meta_data),
+        ("preprovisioningNetworkData", &secrets.preprovisioning),
+    ] {
+        let bad = !matches!(secret.state, SecretState::Unnamed | SecretState::Present { .. });
+        if needed && bad {
+            metrics.data_error(kind);
         }
     }
 }

@@ -123,7 +123,10 @@ fn in_band(draft: &mut Draft<'_>) {
             draft.again(std::time::Duration::from_secs(300));
         }
         Job::Failed(error) => draft.fail(ErrorType::PowerManagement, error),
-        Job::Done => draft.enter(State::Deleting),
+        Job::Done => {
+            draft.enter(State::Deleting);
+            draft.status.powered_on = false;
+        }
     }
 }
 

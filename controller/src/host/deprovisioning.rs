@@ -59,8 +59,14 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         HoldOff::None if draft.old.error_type == Some(ErrorType::Provisioning) => {}
         HoldOff::None | HoldOff::Over => draft.clear_error(),
     }
-    if guard::is_protected(draft.host) && draft.is_leaving() {
-        uncleaned(draft, "the host is protected");
+    if let Some(why) = guard::untouchable(draft.host) {
+        match draft.is_leaving() {
+            true => uncleaned(draft, why),
+            false => draft.refuse(
+                ErrorType::Provisioning,
+                format!("{why}, or {RELEASE_ANNOTATION} lets it go as it is"),
+            ),
+        }
         return;
     }
     if !draft.takes_slot() {
@@ -87,7 +93,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let id = format!("{operation}-clean");
     if let Some(server) = draft.seen.server {
         match jobs::look(server, |job| job == id) {
-            Job::Done => return finish(draft),
+            Job::Done => return finish(draft, true),
             Job::Failed(error) => {
                 let message = format!("the disks could not be cleaned: {error}");
                 return draft.fail(ErrorType::Provisioning, message);
@@ -106,7 +112,8 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let root = disk::choose(hints.as_ref(), &inventory.disks).ok();
     let disks = disk::to_clean(&inventory.disks, root);
     if disks.is_empty() {
-        return finish(draft);
+        // It ran something from somewhere.
+        return uncleaned(draft, "its ramdisk sees none that may be cleared");
     }
     match guard::to_clean(draft.host, draft.seen, &disks) {
         Ok(permit) => {
@@ -127,12 +134,12 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
 fn stop(draft: &mut Draft<'_>, reach: &Reach) {
     let keeps_on = draft.host.spec.disable_power_off == Some(true);
     if keeps_on || *reach == Reach::InBand || draft.session().is_some() {
-        return finish(draft);
+        return finish(draft, false);
     }
     match power::current(draft) {
         Some(Power::Off) => {
             draft.status.powered_on = false;
-            finish(draft);
+            finish(draft, false);
         }
         Some(_) => power::switch_off(
             draft,
@@ -165,10 +172,10 @@ fn uncleaned(draft: &mut Draft<'_>, why: &str) {
             .remove_annotations
             .push(RELEASE_ANNOTATION.to_owned());
     }
-    finish(draft);
+    finish(draft, false);
 }
 
-fn finish(draft: &mut Draft<'_>) {
+fn finish(draft: &mut Draft<'_>, cleaned: bool) {
     let error = (
         draft.status.error_type,
         draft.status.error_message.clone(),
@@ -193,6 +200,10 @@ fn finish(draft: &mut Draft<'_>) {
     draft.end(|history| &mut history.deprovision);
     draft.status.provisioning.image = None;
     draft.status.provisioning.custom_deploy = None;
-    draft.tell("DeprovisioningComplete", "nothing of what it ran is left to boot");
+    let left = match cleaned {
+        true => "nothing of what it ran is left to boot",
+        false => "the host is let go, with its disks as they were",
+    };
+    draft.tell("DeprovisioningComplete", left);
     jobs::clear(draft);
 }

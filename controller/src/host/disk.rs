@@ -47,7 +47,10 @@ pub(super) fn is_profile_default(hints: &RootDeviceHints) -> bool {
 
 /// The disk that the image goes to; else why there is none.
 pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> Result<&'a Disk, String> {
-    let Some(hints) = hints.filter(|hints| **hints != RootDeviceHints::default()) else {
+    let Some(hints) = hints
+        .map(said)
+        .filter(|hints| *hints != RootDeviceHints::default())
+    else {
         let paths = paths(disks);
         return disks
             .iter()
@@ -61,19 +64,38 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
                 )
             });
     };
-    let disk = disks.iter().find(|disk| matches(hints, disk)).ok_or_else(|| {
+    let mut meant = disks.iter().filter(|disk| matches(&hints, disk)).peekable();
+    let first = *meant.peek().ok_or_else(|| {
         format!(
             "none of the {} disks is what spec.rootDeviceHints says: {}",
             disks.len(),
-            words(hints)
+            words(&hints)
         )
     })?;
-    match disk.read_only {
-        true => Err(format!(
-            "the disk {} that spec.rootDeviceHints choose is read-only",
-            disk.name
-        )),
-        false => Ok(disk),
+    // As the agent has it, which would refuse any other.
+    meant.find(|disk| is_writable(disk)).ok_or_else(|| {
+        let what = if first.read_only { "read-only" } else { "removable" };
+        format!(
+            "the disk {} that spec.rootDeviceHints choose is {what}, and images go to no such disk",
+            first.name
+        )
+    })
+}
+
+/// `hints` without those that say nothing: clients write an empty text, or 0, where they mean none.
+fn said(hints: &RootDeviceHints) -> RootDeviceHints {
+    let text = |hint: &Option<String>| hint.clone().filter(|hint| !hint.is_empty());
+    RootDeviceHints {
+        device_name: text(&hints.device_name),
+        hctl: text(&hints.hctl),
+        model: text(&hints.model),
+        vendor: text(&hints.vendor),
+        serial_number: text(&hints.serial_number),
+        wwn: text(&hints.wwn),
+        wwn_with_extension: text(&hints.wwn_with_extension),
+        wwn_vendor_extension: text(&hints.wwn_vendor_extension),
+        min_size_gigabytes: hints.min_size_gigabytes.filter(|size| *size > 0),
+        rotational: hints.rotational,
     }
 }
 

@@ -29,6 +29,10 @@ pub(super) const RETRY: &str = "Retry";
 /// Reason while somebody has to change something first.
 pub(super) const REFUSED: &str = "Refused";
 
+/// The longest message of an error or Event, in bytes: enough for a failure with its causes and the last lines of a log. Events may
+/// have 1024, conditions 32768.
+pub(super) const WORDS: usize = 1000;
+
 /// What the host waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wait {
@@ -67,6 +71,8 @@ pub(super) struct Draft<'a> {
     pub(super) effects: Vec<Effect>,
     /// Why the power cannot be told.
     pub(super) powerless: Option<String>,
+    /// Nothing has happened yet that the status should tell: what it is to say is known with the next round.
+    pub(super) untold: bool,
     events: Vec<Event>,
     wait: Option<Wait>,
     slot: bool,
@@ -87,6 +93,7 @@ impl<'a> Draft<'a> {
             metadata: Metadata::default(),
             effects: Vec::new(),
             powerless: None,
+            untold: false,
             events: Vec::new(),
             wait: None,
             slot: false,
@@ -147,7 +154,7 @@ impl<'a> Draft<'a> {
             about,
             warning,
             reason,
-            message,
+            message: bounded(&message),
         });
     }
 
@@ -187,7 +194,7 @@ impl<'a> Draft<'a> {
 
     /// An attempt failed: counted, told, and repeated after a while that doubles with every failure.
     pub(super) fn fail(&mut self, kind: ErrorType, message: impl AsRef<str>) {
-        let message = text::clean(message.as_ref().as_bytes());
+        let message = bounded(message.as_ref());
         self.set_error(kind, &message);
         self.status.error_count = self.old.error_count.saturating_add(1);
         let pause = backoff::pause(self.uid(), self.status.error_count);
@@ -203,7 +210,7 @@ impl<'a> Draft<'a> {
 
     /// Nothing can be done before somebody changes something: not counted and not repeated by itself.
     pub(super) fn refuse(&mut self, kind: ErrorType, message: impl AsRef<str>) {
-        let message = text::clean(message.as_ref().as_bytes());
+        let message = bounded(message.as_ref());
         self.set_error(kind, &message);
         if self.old.error_message != message || self.old.error_type != Some(kind) {
             self.warn(event_reason(kind), message.clone());
@@ -224,7 +231,7 @@ impl<'a> Draft<'a> {
     /// Says what the host waits for.
     pub(super) fn wait_for(&mut self, reason: &'static str, message: impl Into<String>) {
         let since = self.waiting_since(reason).unwrap_or(self.now);
-        let message = message.into();
+        let message = text::clean_to(message.into().as_bytes(), 2 * WORDS);
         if self.why.is_empty() {
             self.why.clone_from(&message);
         }
@@ -255,19 +262,11 @@ impl<'a> Draft<'a> {
     }
 
     /// When the failure that the status speaks of was counted; none: there is none that is to be repeated. A status that another
-    /// operator wrote has no such condition: then it is when that was.
+    /// operator wrote has no such condition: what failed in its hands is tried at once in ours.
     pub(super) fn failed_at(&self) -> Option<Timestamp> {
         self.old.error_type?;
-        match self.old_wait() {
-            Some(wait) if wait.reason == RETRY => Some(wait.last_transition_time.0),
-            Some(_) => None,
-            None => self
-                .old
-                .last_updated
-                .as_ref()
-                .filter(|_| self.old.error_count > 0)
-                .map(|at| at.0),
-        }
+        let wait = self.old_wait().filter(|wait| wait.reason == RETRY)?;
+        Some(wait.last_transition_time.0)
     }
 
     /// Whether a failure of one of `kinds` still holds up the work; if so, all stays as it is until it is time.
@@ -287,8 +286,8 @@ impl<'a> Draft<'a> {
         HoldOff::Waiting
     }
 
-    /// What the host waited for before, it waits for still.
-    pub(super) fn keep_wait(&mut self) {
+    /// What the host waited for before, it waits for still. False: that was nothing.
+    pub(super) fn keep_wait(&mut self) -> bool {
         self.wait = None;
         let old = self.old_wait().map(|wait| {
             (
@@ -298,7 +297,7 @@ impl<'a> Draft<'a> {
             )
         });
         let Some((reason, mut message, since)) = old else {
-            return;
+            return false;
         };
         if let Some(at) = message.rfind(conditions::SINCE) {
             message.truncate(at);
@@ -310,6 +309,7 @@ impl<'a> Draft<'a> {
                 since,
             });
         }
+        self.wait.is_some()
     }
 
     /// The host needs a place among the busy ones. False: it has none and is delayed.
@@ -373,7 +373,7 @@ impl<'a> Draft<'a> {
             self.powerless.as_deref(),
             self.now,
         );
-        let dirty = self.host.status.is_none() || self.status != self.old;
+        let dirty = !self.untold && (self.host.status.is_none() || self.status != self.old);
         if dirty {
             self.status.last_updated = Some(whole_seconds(self.now));
         }
@@ -391,6 +391,11 @@ impl<'a> Draft<'a> {
             why: self.why,
         }
     }
+}
+
+/// `message`, fit to be stored: specs, BMCs and agents may say anything.
+fn bounded(message: &str) -> String {
+    text::clean_to(message.as_bytes(), WORDS)
 }
 
 /// Kubernetes keeps whole seconds; anything finer would differ from what is read back.

@@ -188,8 +188,8 @@ impl Executor {
         if matches!(effect, Effect::Power { .. }) {
             self.memory.set_bmc(host, |bmc, _| bmc.power = None);
         }
-        let (bmcs, epoch) = (self.bmcs.as_ref(), self.term.epoch());
-        let news = bmcs::call(bmcs, &self.vault, epoch, &self.clock, host, effect).await;
+        let bmcs = self.bmcs.as_ref();
+        let news = bmcs::call(bmcs, &self.vault, &self.term, &self.clock, host, effect).await;
         let news = news.map_err(|Over| behind())?;
         let is_failure = news.is_failure();
         self.memory.set_bmc(host, |bmc, tried| news.remember(bmc, tried));

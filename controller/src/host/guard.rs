@@ -33,6 +33,18 @@ pub fn is_protected(host: &BareMetalHost) -> bool {
     annotation(host, PROTECTED_ANNOTATION).is_some_and(|value| value != "false")
 }
 
+/// Why what runs on the host is not to be taken away; none: it may be. Better known before its machine is rebooted for that.
+pub(super) fn untouchable(host: &BareMetalHost) -> Option<&'static str> {
+    if is_protected(host) {
+        return Some(
+            "the host is protected: what it runs is not taken away before the annotation muster.dev/protected is removed",
+        );
+    }
+    (host.spec.externally_provisioned == Some(true)).then_some(
+        "somebody else provisioned the host: what it runs is not taken away while spec.externallyProvisioned is true",
+    )
+}
+
 /// Whether another host is in the way: one that precedes this one, or whose machine may carry somebody's data.
 pub(super) fn rival(seen: &Observed<'_>) -> Result<(), String> {
     let in_use =

@@ -34,12 +34,39 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
     if checksum.is_empty() {
         return Err(format!("the image has no checksum: {WORKS}"));
     }
+    for (what, url) in [("url", image.url.as_str()), ("checksum", checksum)] {
+        if userinfo(url).is_some() {
+            return Err(format!(
+                "spec.image.{what} has a user or password before its host, which everybody who may look at the host would read: \
+                 give an address that needs none"
+            ));
+        }
+    }
     let algorithm = algorithm(image.checksum_type, checksum)?;
     Ok(ImageSource {
         url: image.url.clone(),
         checksum: checksum.to_owned(),
         algorithm,
     })
+}
+
+/// What stands before an `@` in front of the host.
+fn userinfo(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    authority.rsplit_once('@').map(|(user, _)| user)
+}
+
+/// `url` as people may read it: without its query, in which signatures stand, and without a user before its host.
+pub(super) fn shown(url: &str) -> String {
+    let bare = match userinfo(url) {
+        Some(user) => url.replacen(&format!("{user}@"), "", 1),
+        None => url.to_owned(),
+    };
+    match bare.split_once('?') {
+        Some((bare, _)) => format!("{bare}?…"),
+        None => bare,
+    }
 }
 
 /// True for the URL of a list of digests.
@@ -79,4 +106,23 @@ fn algorithm(declared: Option<ChecksumType>, checksum: &str) -> Result<DigestAlg
         return Err("the image's checksumType is not what its checksum's length says".to_owned());
     }
     Ok(by_length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_shown_without_what_may_be_secret_in_it() {
+        for (url, text) in [
+            ("http://a/b.raw", "http://a/b.raw"),
+            ("https://a:8443/b?X-Sig=s3cret&x=1", "https://a:8443/b?…"),
+            ("http://me:pass@a/b", "http://a/b"),
+            ("http://me@a/b@c?d@e", "http://a/b@c?…"),
+            ("http://a/b@c", "http://a/b@c"),
+            ("nonsense", "nonsense"),
+        ] {
+            assert_eq!(shown(url), text);
+        }
+    }
 }

@@ -72,7 +72,7 @@ impl Key {
 
 /// Which names have a key.
 #[derive(Debug)]
-struct Multi<K, N> {
+pub(crate) struct Multi<K, N> {
     by: HashMap<K, BTreeSet<N>>,
     of: HashMap<N, Vec<K>>,
 }
@@ -88,7 +88,7 @@ impl<K, N> Default for Multi<K, N> {
 
 impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
     /// From now on `name` has these keys and no others. Returns those that it had.
-    fn set(&mut self, name: &N, keys: Vec<K>) -> Vec<K> {
+    pub(crate) fn set(&mut self, name: &N, keys: Vec<K>) -> Vec<K> {
         let had = self.of.remove(name).unwrap_or_default();
         if had == keys {
             if !keys.is_empty() {
@@ -113,11 +113,18 @@ impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
         had
     }
 
-    fn with(&self, key: &K) -> impl Iterator<Item = &N> {
+    /// The names that have `key`.
+    pub(crate) fn with(&self, key: &K) -> impl Iterator<Item = &N> {
         self.by.get(key).into_iter().flatten()
     }
 
-    fn names(&self) -> Vec<N> {
+    /// The keys that `name` has.
+    pub(crate) fn keys(&self, name: &N) -> impl Iterator<Item = &K> {
+        self.of.get(name).into_iter().flatten()
+    }
+
+    /// All names that have a key.
+    pub(crate) fn names(&self) -> Vec<N> {
         self.of.keys().cloned().collect()
     }
 }

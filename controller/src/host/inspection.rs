@@ -11,12 +11,16 @@ use super::{
     draft::{Draft, HoldOff, whole_seconds},
     jobs::{self, Job},
     plan::{Effect, Task},
-    ramdisk,
+    ramdisk, registration,
 };
 use crate::discovery::{hardware, host};
 
-/// A ramdisk sends its inventory by itself soon after its first word; only after this time it is told to.
+/// A ramdisk sends its inventory by itself soon after its first word; only after this time it is told to. It may have done so and left
+/// no trace, because nothing is new.
 const OWN_ACCORD: SignedDuration = SignedDuration::from_secs(5);
+/// The same for the first inventory of a machine, which does leave one: with many disks it takes its time, and to ask for it meanwhile
+/// would cost four writes for nothing.
+const FIRST: SignedDuration = SignedDuration::from_secs(30);
 
 /// An inventory that may stand for an inspection, and when it arrived.
 fn inventory(server: &Server) -> Option<(&ServerStatus, &Inventory, Timestamp)> {
@@ -57,7 +61,7 @@ pub(super) fn begin_again(draft: &mut Draft<'_>) {
     draft.enter(State::Inspecting);
     draft.begin(|history| &mut history.inspect);
     draft.tell("InspectionStarted", "the hardware is inspected again");
-    super::registration::snapshot_boot_mode(draft);
+    registration::snapshot_boot_mode(draft);
     ramdisk::announce(draft, THEN);
 }
 
@@ -79,6 +83,15 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         .as_ref()
         .and_then(|history| history.inspect.as_ref()?.start.as_ref())
         .map(|start| start.0);
+    if registration::inspection_disabled(draft.host) {
+        draft.enter(State::Preparing);
+        if start.is_some() {
+            draft.end(|history| &mut history.inspect);
+        }
+        draft.tell("InspectionSkipped", "nobody wants it any more");
+        jobs::clear(draft);
+        return;
+    }
     let Some(start) = start else {
         // Another operator's status without its history.
         draft.begin(|history| &mut history.inspect);
@@ -120,12 +133,19 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
     match jobs::look(server, |job| job == id) {
         Job::Absent => {
             let since: Timestamp = session.since.parse().unwrap_or(start);
-            let due = since.checked_add(OWN_ACCORD).unwrap_or(draft.now);
-            if since >= start && draft.now < due {
-                draft.keep_wait();
-                draft.again_at(due);
-            } else {
+            let soon = since.checked_add(OWN_ACCORD).unwrap_or(draft.now);
+            let due = match inventory(server) {
+                Some(_) => soon,
+                None => since.checked_add(FIRST).unwrap_or(draft.now),
+            };
+            if since < start || draft.now >= due {
                 jobs::place(draft, server, &id, Task::Inspect);
+                return;
+            }
+            draft.again_at(due);
+            if draft.now < soon {
+                draft.keep_wait();
+                draft.again_at(soon);
             }
         }
         Job::Pending => jobs::place(draft, server, &id, Task::Inspect),
@@ -168,5 +188,5 @@ fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
         false => format!("the hardware has changed: {}", changes.join(", ")),
     };
     draft.tell("InspectionComplete", message);
-    jobs::clear(draft);
+    jobs::tidy(draft);
 }

@@ -1,6 +1,6 @@
 //! Jobs of the host's machine: how they are called, how far they are. Pure.
 
-use muster_proto::kinds::{Server, ServerStatus};
+use muster_proto::kinds::{JobAction, Server, ServerStatus};
 
 use super::{
     draft::Draft,
@@ -76,6 +76,23 @@ pub(super) fn place(draft: &mut Draft<'_>, server: &Server, id: &str, task: Task
         epoch: draft.seen.epoch,
         task,
     })));
+}
+
+/// The same where the host rests, and for an inspection: one that has ended and names no disk stays until another takes its place or the
+/// host leaves. No session is ever given it again, so to take it off would be a write for nothing.
+pub(super) fn tidy(draft: &mut Draft<'_>) {
+    let rests = |server: &Server| {
+        let job = server.spec.job.as_ref()?;
+        let harmless = matches!(
+            job.action,
+            JobAction::Inspect | JobAction::Reboot | JobAction::PowerOff
+        );
+        let last = server.status.as_ref()?.job.as_ref()?;
+        Some(harmless && last.done && last.id == job.id)
+    };
+    if draft.seen.server.and_then(rests) != Some(true) {
+        clear(draft);
+    }
 }
 
 /// Takes the operator's job off the Server, if one is there: a later session must not meet it. True if there was one.

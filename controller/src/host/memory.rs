@@ -15,6 +15,7 @@ use muster_proto::{
 use tokio::time::Instant;
 
 use super::{
+    draft::WORDS,
     index::Path,
     observed::{Bmc, Failure, Probed, Tried},
 };
@@ -30,10 +31,8 @@ const ROUNDS: Rate = Rate {
     burst: 60,
     every: Duration::from_secs(1),
 };
-/// How long a status that only says what the host waits for may wait itself; who comes back after a second finds it over.
-const DEFERRED: Duration = Duration::from_millis(900);
-/// The longest words of a BMC that are kept, in bytes.
-const WORDS: usize = 1000;
+/// How long a status that only says what the host waits for may wait itself; who comes back after five seconds finds it over.
+const DEFERRED: Duration = Duration::from_millis(4900);
 
 /// An object as we wrote it.
 #[derive(Clone, Debug)]
@@ -333,10 +332,5 @@ impl Bmc {
 
 /// What a BMC says is a stranger's words.
 fn bound(failure: &mut Failure) {
-    failure.message = text::clean(failure.message.as_bytes());
-    if failure.message.len() > WORDS {
-        failure
-            .message
-            .truncate(failure.message.floor_char_boundary(WORDS));
-    }
+    failure.message = text::clean_to(failure.message.as_bytes(), WORDS);
 }

@@ -28,15 +28,26 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
         State::Inspecting => Some("its host is inspecting"),
         State::Preparing if !foreign => Some("its host is preparing"),
         State::Available if !foreign && host.spec.online => Some("its host is available, ready for an image"),
-        State::Provisioning if !server.is_some_and(leaves) => Some("its host is provisioning"),
+        State::Provisioning if !server.is_some_and(|server| leaves(host, server)) => {
+            Some("its host is provisioning")
+        }
         State::Deprovisioning => Some("its host is deprovisioning"),
         _ => None,
     }
 }
 
-/// True once the machine has its image and is told to leave the ramdisk.
-pub(super) fn leaves(server: &Server) -> bool {
-    let is_it = |id: &str| id.starts_with(OURS) && id.ends_with("-leave");
+/// True once the machine has its image and is told to leave the ramdisk. What it was told in a former provisioning counts for nothing:
+/// without cleaning no other job came in between.
+pub(super) fn leaves(host: &BareMetalHost, server: &Server) -> bool {
+    let history = host
+        .status
+        .as_ref()
+        .and_then(|status| status.operation_history.as_ref());
+    let begun = history.and_then(|history| history.provision.as_ref()?.start.as_ref());
+    let begun = begun.map_or(0, |start| start.0.as_second());
+    let uid = host.metadata.uid.as_deref().unwrap_or_default();
+    let ours = format!("{OURS}provision-{uid}-{begun}-");
+    let is_it = |id: &str| id.starts_with(&ours) && id.ends_with("-leave");
     let placed = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));
     let taken = server.status.as_ref().and_then(|status| status.job.as_ref());
     // Only the last job counts: one of a former life is followed by others.

@@ -130,6 +130,11 @@ impl Sight {
         }
     }
 
+    /// What the host's Secrets are good for.
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
     /// The Server that was seen.
     pub fn server(&self) -> Option<&Arc<Server>> {
         self.objects.server.as_ref()

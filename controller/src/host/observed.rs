@@ -67,6 +67,8 @@ pub enum SecretState {
     /// The host names none.
     #[default]
     Unnamed,
+    /// Nobody watches it and nobody has asked for it: [`Effect::HoldSecret`](super::Effect::HoldSecret) brings it in.
+    Unasked,
     /// The API server says that it does not exist.
     Missing,
     /// It could not be asked for; why. Not the same as missing.
@@ -164,6 +166,8 @@ pub enum FailureClass {
     Address,
     /// The BMC's certificate is not trusted.
     Certificate,
+    /// The BMC shows no such system: the address is wrong, or the BMC has only just begun to look for its systems.
+    System,
     /// No answer, or a broken one: it may come back.
     Unreachable,
     /// The BMC is busy: soon.

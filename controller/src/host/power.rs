@@ -12,7 +12,7 @@ use muster_proto::{
 
 use super::{
     State,
-    access::{ASK_AGAIN, Reach},
+    access::{ASK_AGAIN, LOOK_AGAIN, Reach},
     draft::{Draft, HoldOff, whole_seconds},
     jobs::{self, Job, OURS},
     observed::{FailureClass, Power, Tried},
@@ -23,6 +23,8 @@ use super::{
 
 /// So long an operating system may take to shut down before it is switched off.
 const SOFT_OFF: SignedDuration = SignedDuration::from_secs(180);
+/// So long it is tried to ask it, through a BMC that does not answer to that.
+const SOFT_OFF_ASKING: SignedDuration = SignedDuration::from_mins(12);
 /// So long a machine may take to be off or on after it was told.
 const SWITCHING: SignedDuration = SignedDuration::from_secs(60);
 /// How often the power is looked at while it changes.
@@ -42,7 +44,12 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
             return;
         }
         Reach::Silent(_) => {
-            draft.keep_wait();
+            if !draft.keep_wait() {
+                draft.wait_for(
+                    "Bmc",
+                    "waits for the BMC to answer; next: its power is looked after",
+                );
+            }
             draft.why("the BMC does not answer");
             return;
         }
@@ -76,7 +83,7 @@ fn settle(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::PowerManagement);
     draft.status.error_count = 0;
     // The job by which the ramdisk left, or what remained of one.
-    jobs::clear(draft);
+    jobs::tidy(draft);
     let read = draft.seen.bmc.power.map_or(draft.now, |reading| reading.at);
     draft.again_at(read.checked_add(ASK_AGAIN).unwrap_or(draft.now));
 }
@@ -134,6 +141,19 @@ fn tried<'a>(draft: &Draft<'a>, operation: &str) -> Option<&'a Tried> {
     tried.filter(|tried| tried.operation == operation)
 }
 
+/// Gives the order that a BMC had no time for at `at`, a while after that.
+fn order_again(draft: &mut Draft<'_>, operation: &str, how: PowerOrder, at: Timestamp) {
+    if ramdisk::is_due(draft, at) {
+        order(draft, operation, how);
+    }
+    draft.again(LOOK_AGAIN);
+}
+
+/// True for what says of the BMC that it has no time or did not hear, rather than what it thinks of the order.
+fn may_pass(class: FailureClass) -> bool {
+    matches!(class, FailureClass::Busy | FailureClass::Unreachable)
+}
+
 fn order(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {
     draft.effect(Effect::Power {
         operation: operation.to_owned(),
@@ -154,10 +174,14 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
         draft.tell("PowerOff", "the machine is switched off");
     }
     if gentle {
-        let patient = seen_at(draft).duration_since(since) < SOFT_OFF;
-        match tried(draft, &soft).map(|tried| &tried.result) {
-            None if patient => return order(draft, &soft, PowerOrder::SoftOff),
-            Some(Ok(())) if patient => return draft.again(LOOK),
+        let within = |from: Timestamp, patience| seen_at(draft).duration_since(from) < patience;
+        match tried(draft, &soft).map(|tried| (tried.at, &tried.result)) {
+            None if within(since, SOFT_OFF) => return order(draft, &soft, PowerOrder::SoftOff),
+            Some((at, Ok(()))) if within(at, SOFT_OFF) => return draft.again(LOOK),
+            // Whether the operating system was asked is not known: without that it loses what it has not written yet.
+            Some((at, Err(failure))) if may_pass(failure.class) && within(since, SOFT_OFF_ASKING) => {
+                return order_again(draft, &soft, PowerOrder::SoftOff, at);
+            }
             // It cannot do it softly, did not, or nobody remembers: hard.
             None | Some(_) => {}
         }
@@ -189,10 +213,7 @@ fn switch(draft: &mut Draft<'_>, id: &str, how: PowerOrder, what: &str) {
                     format!("the machine is not {what} {seconds} s after the BMC was told"),
                 );
             }
-            Err(failure) if failure.class == FailureClass::Busy => {
-                order(draft, id, how);
-                draft.again(super::access::LOOK_AGAIN);
-            }
+            Err(failure) if failure.class == FailureClass::Busy => order_again(draft, id, how, tried.at),
             Err(failure) => {
                 let message = format!("the machine could not be switched {what}: {}", failure.message);
                 draft.fail(ErrorType::PowerManagement, message);

@@ -1,24 +1,72 @@
 //! Hosts that somebody's operating system runs on: looked after, never written. Pure.
 
-use muster_proto::kinds::ErrorType;
+use muster_proto::kinds::{ErrorType, OperationalStatus};
 
-use super::{State, access, available::image_url, deprovisioning, draft::Draft, guard, power};
+use super::{
+    State, access,
+    available::image_url,
+    deprovisioning,
+    draft::Draft,
+    guard,
+    jobs::{self, Job},
+    plan::Task,
+    power, ramdisk, reboot,
+};
 
 /// The host is provisioned.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
     if is_to_go(draft) {
-        if !guard::is_protected(draft.host) {
+        let Some(why) = guard::untouchable(draft.host) else {
             deprovisioning::begin(draft);
             return;
-        }
-        draft.refuse(
-            ErrorType::Provisioning,
-            "the host is protected: what it runs is not taken away before the annotation muster.dev/protected is removed",
-        );
+        };
+        draft.refuse(ErrorType::Provisioning, why);
     } else {
         draft.forget(ErrorType::Provisioning);
+        if is_to_leave(draft) {
+            return;
+        }
     }
     look_after(draft);
+}
+
+/// A ramdisk that still runs did not hear that it is to leave, because the way to it was broken at that moment: it is told, once.
+/// True while that is on its way.
+fn is_to_leave(draft: &mut Draft<'_>) -> bool {
+    let stays = !draft.host.spec.online || reboot::wish(draft.host, false).off();
+    let Some((server, _)) = draft.session().filter(|_| !stays) else {
+        return false;
+    };
+    let history = draft.old.operation_history.as_ref();
+    let written = history.and_then(|history| history.provision.as_ref()?.end.as_ref());
+    // One that was written by somebody else is none of our business.
+    let Some(written) = written.map(|end| end.0) else {
+        return false;
+    };
+    // One that was told goes in a moment.
+    let due = written.checked_add(ramdisk::SILENCE).unwrap_or(draft.now);
+    if draft.now < due {
+        draft.again_at(due);
+        return false;
+    }
+    let contested = server.status.as_ref().is_some_and(|status| status.contested);
+    let id = format!(
+        "{}-leave",
+        jobs::operation(draft, "provisioned", Some(written.as_second()), 0)
+    );
+    match jobs::look(server, |job| job == id) {
+        Job::Absent if contested => return false,
+        // Its power counts for more than where it is.
+        Job::Pending if draft.waited("Leave", ramdisk::BOOT_DEADLINE) => return false,
+        Job::Absent => jobs::place(draft, server, &id, Task::Reboot),
+        Job::Pending => draft.again(access::LOOK_AGAIN),
+        Job::Done | Job::Failed(_) => return false,
+    }
+    draft.wait_for(
+        "Leave",
+        "the machine is in its ramdisk, although its image is written; next: it is rebooted into that",
+    );
+    true
 }
 
 /// The host is externally provisioned.
@@ -33,10 +81,18 @@ pub(super) fn external(draft: &mut Draft<'_>) {
             .clone_from(&draft.host.spec.custom_deploy);
         return;
     }
+    // The request that failed is not to be fulfilled any more.
+    draft.forget(ErrorType::Provisioning);
     look_after(draft);
 }
 
 fn look_after(draft: &mut Draft<'_>) {
+    // Another operator's: nobody services the host here, and nothing of it waits for a place.
+    draft.forget(ErrorType::Servicing);
+    let status = &mut draft.status.operational_status;
+    if matches!(*status, OperationalStatus::Servicing | OperationalStatus::Delayed) {
+        *status = OperationalStatus::Ok;
+    }
     let reach = access::ensure(draft);
     power::manage(draft, &reach);
 }

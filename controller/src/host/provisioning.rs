@@ -12,7 +12,7 @@ use super::{
     State,
     access::{self, LOOK_AGAIN, Reach},
     available, disk,
-    draft::Draft,
+    draft::{Draft, REFUSED},
     guard, image,
     jobs::{self, Job},
     observed::Power,
@@ -35,9 +35,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         .status
         .last_attempted_image
         .clone_from(&draft.host.spec.image);
-    let url = available::image_url(draft.host.spec.image.as_ref())
-        .unwrap_or_default()
-        .to_owned();
+    let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());
     match draft.session() {
         Some(_) => draft.wait_for("Write", WRITING),
         None => ramdisk::announce(draft, THEN),
@@ -76,6 +74,20 @@ fn is_withdrawn(draft: &Draft<'_>) -> bool {
     !available::has_request(&draft.host.spec) || (attempted.is_some() && wanted != attempted)
 }
 
+/// The image is one that this version does not write: another operator began with it, or it was changed meanwhile. Nothing is taken
+/// back for that: it may be on the disk, whole.
+fn cannot(draft: &mut Draft<'_>, why: &str) {
+    if draft.waiting_since(REFUSED).is_none() {
+        draft.warn("ProvisioningError", why);
+    }
+    draft.wait_for(
+        REFUSED,
+        format!(
+            "{why}; next: goes on as soon as spec.image is changed, or is deprovisioned once it is removed"
+        ),
+    );
+}
+
 /// The host is provisioning.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
     if draft.old.error_type == Some(ErrorType::Provisioning) {
@@ -94,7 +106,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     };
     let source = match source {
         Some(Ok(source)) => source,
-        Some(Err(why)) => return failed(draft, &why),
+        Some(Err(why)) => return cannot(draft, &why),
         None => return,
     };
     if !draft.takes_slot() {
@@ -249,28 +261,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
                 "the image is written; waits for the machine to leave its ramdisk; next: it is provisioned",
             );
         }
-        // The ramdisk is silent, and nobody told it to go: hung or gone.
-        Job::Absent if *reach == Reach::Bmc && !stays_off && !was_reset(draft, id) => {
-            let on = draft.seen.bmc.power.map(|reading| reading.power);
-            match on {
-                Some(Power::On | Power::Off) => {
-                    draft.keep_wait();
-                    draft.effect(Effect::Power {
-                        operation: id.to_owned(),
-                        order: if on == Some(Power::On) {
-                            PowerOrder::Reset
-                        } else {
-                            PowerOrder::On
-                        },
-                    });
-                    draft.again(LOOK_AGAIN);
-                }
-                Some(Power::Unknown) | None => {
-                    draft.keep_wait();
-                    ramdisk::read_power(draft);
-                }
-            }
-        }
+        Job::Absent => without_word(draft, reach, id, stays_off),
         Job::Failed(error) if connected => {
             failed(draft, &format!("the machine did not leave its ramdisk: {error}"));
         }
@@ -278,12 +269,53 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
     }
 }
 
-fn was_reset(draft: &Draft<'_>, id: &str) -> bool {
-    draft
-        .seen
-        .tried
-        .as_ref()
-        .is_some_and(|tried| tried.operation == id)
+/// The ramdisk is silent, and nobody told it to go: it comes back in a moment, hangs, or is gone.
+fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool) {
+    if let Some(due) = ramdisk::may_return_until(draft) {
+        draft.wait_for(
+            "Leave",
+            "the image is written, and the machine's ramdisk fell silent a moment ago; next: it is told to leave, or the machine is reset",
+        );
+        draft.again_at(due);
+        return;
+    }
+    // Of one without a BMC nothing more can be known, and of one that is to be off its power is looked after anyway.
+    if *reach == Reach::InBand || (*reach == Reach::Bmc && stays_off) {
+        finish(draft, stays_off);
+        return;
+    }
+    let tried = draft.seen.tried.as_ref().filter(|tried| tried.operation == id);
+    let trouble = match (reach, tried.map(|tried| &tried.result)) {
+        (Reach::Silent(failure), _) | (_, Some(Err(failure))) => Some(failure.message.clone()),
+        (_, Some(Ok(()))) => return finish(draft, stays_off),
+        (_, None) => None,
+    };
+    if draft.waited("Leave", ramdisk::BOOT_DEADLINE) {
+        let why = trouble.unwrap_or_else(|| "the BMC does not say whether it is on".to_owned());
+        failed(draft, &format!("the machine does not leave its ramdisk: {why}"));
+        return;
+    }
+    let why = trouble.map(|why| format!(" ({why})")).unwrap_or_default();
+    draft.wait_for(
+        "Leave",
+        format!(
+            "the image is written, and the machine's ramdisk is silent; next: the BMC resets the machine{why}"
+        ),
+    );
+    draft.again(LOOK_AGAIN);
+    let due = tried.is_none_or(|tried| ramdisk::is_due(draft, tried.at));
+    match draft.seen.bmc.power.map(|reading| reading.power) {
+        _ if *reach != Reach::Bmc || !due => {}
+        Some(on @ (Power::On | Power::Off)) => draft.effect(Effect::Power {
+            operation: id.to_owned(),
+            order: if on == Power::On {
+                PowerOrder::Reset
+            } else {
+                PowerOrder::On
+            },
+        }),
+        Some(Power::Unknown) | None => ramdisk::read_power(draft),
+    }
 }
 
 fn finish(draft: &mut Draft<'_>, stays_off: bool) {
@@ -297,8 +329,6 @@ fn finish(draft: &mut Draft<'_>, stays_off: bool) {
         .clone_from(&draft.host.spec.custom_deploy);
     draft.status.provisioning_fail_count = 0;
     draft.status.powered_on = !stays_off;
-    let url = available::image_url(draft.host.spec.image.as_ref())
-        .unwrap_or_default()
-        .to_owned();
+    let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());
     draft.tell("ProvisioningComplete", format!("the image {url} is on the disk"));
 }

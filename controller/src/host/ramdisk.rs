@@ -16,6 +16,7 @@ use super::{
     owner::has_bmc,
     plan::{Effect, PowerOrder},
 };
+use crate::discovery::host::declared_mac;
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
 /// several minutes for their firmware alone.
@@ -24,7 +25,7 @@ pub(super) const BOOT_DEADLINE: SignedDuration = SignedDuration::from_mins(15);
 const BENEFIT_OF_DOUBT: SignedDuration = SignedDuration::from_mins(5);
 
 /// So long a ramdisk that fell silent may come back by itself: a replica that it talked to may have restarted.
-const SILENCE: SignedDuration = SignedDuration::from_secs(90);
+pub(super) const SILENCE: SignedDuration = SignedDuration::from_secs(90);
 
 /// The running ramdisk of the machine; none: not yet, and the draft says what is done about it. A failure is counted as `kind`.
 pub(super) fn ready<'a>(
@@ -82,9 +83,13 @@ pub(super) fn inventory<'a>(draft: &mut Draft<'_>, server: &'a Server, then: &st
 fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> bool {
     if draft.waited("Ramdisk", BOOT_DEADLINE) {
         let minutes = BOOT_DEADLINE.as_mins();
+        let unknown = match declared_mac(draft.host) {
+            Some(_) => "",
+            None => "; it is not known by which NIC to know it: set spec.bootMACAddress",
+        };
         draft.fail(
             kind,
-            format!("the machine's ramdisk did not call in within {minutes} min: {why}"),
+            format!("the machine's ramdisk did not call in within {minutes} min: {why}{unknown}"),
         );
         return false;
     }
@@ -95,19 +100,30 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
     true
 }
 
+/// Until when a ramdisk that fell silent may come back by itself; none: not, or not any more.
+pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
+    let off = draft
+        .seen
+        .bmc
+        .power
+        .is_some_and(|reading| reading.power == Power::Off);
+    // One that was told to leave does not come back.
+    let told = draft
+        .seen
+        .server
+        .is_some_and(|server| netboot::leaves(draft.host, server));
+    let due = lost_at(draft)?.checked_add(SILENCE).ok()?;
+    (!off && !told && draft.now < due).then_some(due)
+}
+
 fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
     let power = draft.seen.bmc.power.map(|reading| reading.power);
     let lost = lost_at(draft);
-    // One that was told to leave does not come back.
-    let told = draft.seen.server.is_some_and(netboot::leaves);
-    if let Some(at) = lost.filter(|_| power != Some(Power::Off) && !told) {
-        let due = at.checked_add(SILENCE).unwrap_or(draft.now);
-        if draft.now < due {
-            draft.keep_wait();
-            draft.why("its ramdisk fell silent a moment ago");
-            draft.again_at(due);
-            return;
-        }
+    if let Some(due) = may_return_until(draft) {
+        draft.keep_wait();
+        draft.why("its ramdisk fell silent a moment ago");
+        draft.again_at(due);
+        return;
     }
     let tried = draft.seen.tried.as_ref();
     // A session that came and went after a boot makes that boot history.
@@ -191,7 +207,8 @@ fn lost_at(draft: &Draft<'_>) -> Option<Timestamp> {
     session.since.parse().ok()
 }
 
-fn is_due(draft: &Draft<'_>, at: Timestamp) -> bool {
+/// True if `at` was so long ago that a BMC may be asked again.
+pub(super) fn is_due(draft: &Draft<'_>, at: Timestamp) -> bool {
     draft.now.duration_since(at) >= SignedDuration::try_from(LOOK_AGAIN).unwrap_or_default()
 }
 

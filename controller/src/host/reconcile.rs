@@ -29,7 +29,9 @@ use tokio::{
 use super::{
     Owner, Plan, State,
     bmcs::{Bmcs, Clock, is_call},
+    conditions::{WAITING, waits_for_a_person},
     counts,
+    draft::REFUSED,
     execute::{self, Executor},
     index::{Index, Path},
     memory::Memory,
@@ -52,8 +54,8 @@ use crate::{
 /// How long a host waits whose rounds follow each other without an end.
 const TOO_FAST: Duration = Duration::from_secs(1);
 
-/// How long a status that only says what the host waits for may wait itself.
-const DEFER: Duration = Duration::from_secs(1);
+/// How long a status that only says what the host waits for may wait itself: most steps are over by then, and cost no write.
+const DEFER: Duration = Duration::from_secs(5);
 
 /// What the loop is given.
 pub struct Config {
@@ -142,6 +144,9 @@ impl Drop for End {
     fn drop(&mut self) {
         let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.abort_all();
+        // Those that wait at their BMC go on without us; they change nothing any more.
+        let executor = &self.0.executor;
+        executor.bmcs.fence(executor.term.epoch().saturating_add(1));
     }
 }
 
@@ -328,10 +333,16 @@ fn is_busy(host: &BareMetalHost) -> bool {
     State::of(host).is_busy() && !host.status.as_ref().is_some_and(delayed)
 }
 
-/// True if the last thing that is told of `host` is a failure.
+/// True if the last thing that is told of `host` is a failure, or that somebody has to change something first.
 fn has_failed(host: &BareMetalHost) -> bool {
+    let refused = |status: &BareMetalHostStatus| {
+        let mut conditions = status.conditions.iter();
+        conditions.any(|condition| {
+            condition.type_ == WAITING && condition.status == "True" && condition.reason == REFUSED
+        })
+    };
     let status = host.status.as_ref();
-    status.is_some_and(|status| status.operational_status == OperationalStatus::Error)
+    status.is_some_and(|status| status.operational_status == OperationalStatus::Error || refused(status))
 }
 
 async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action, ExecuteError> {
@@ -393,7 +404,7 @@ async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action
 }
 
 /// True if what `plan` would write says only what the host waits for, and nothing that is begun now needs to be announced by it: a job
-/// announces itself. Where one step follows the other at once, nobody could read it anyway.
+/// announces itself. Where one step follows the other at once, nobody could read it anyway; but a person is told at once what to do.
 fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
     let (Some(old), Some(new)) = (&host.status, &plan.status) else {
         return false;
@@ -407,7 +418,11 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
         last_updated: old.last_updated.clone(),
         ..*new.clone()
     };
-    only_jobs && plan.events.is_empty() && plan.metadata.is_empty() && said == *old
+    only_jobs
+        && !waits_for_a_person(new)
+        && plan.events.is_empty()
+        && plan.metadata.is_empty()
+        && said == *old
 }
 
 /// The plan for the host, with a place among the busy ones if it needs one and there is one.
@@ -498,7 +513,13 @@ async fn carry_out(
         done.host = executor.write_status(&done.host, status).await?;
         done.wrote = true;
         context.memory.wrote_status(&done.host);
-        counts::status_written(&context.metrics, &sight.host, &done.host);
+        counts::status_written(
+            &context.metrics,
+            &sight.host,
+            &done.host,
+            sight.secrets(),
+            &events,
+        );
         // What is stored will not be said again by a later plan, so people are told now, whatever becomes of the effects.
         events.drain(..).for_each(|event| context.events.record(event));
     }

@@ -16,6 +16,9 @@ use super::{
 pub(super) fn begin(draft: &mut Draft<'_>) {
     let in_band = draft.annotation(IN_BAND_ANNOTATION).is_some();
     if has_bmc(draft.host) || in_band {
+        if access::awaits_secret(draft) {
+            return;
+        }
         draft.enter(State::Registering);
         draft.begin(|history| &mut history.register);
         snapshot_boot_mode(draft);

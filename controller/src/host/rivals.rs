@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use muster_proto::kinds::BareMetalHost;
 
-use super::{State, observed::Rival, owner::has_bmc};
-use crate::discovery::host;
+use super::{State, access, observed::Rival, owner::has_bmc};
+use crate::{bmc::Address, discovery::host};
 
 /// The hosts among `others` that declare the machine of `host`, by its boot MAC address or by its BMC.
 ///
@@ -46,9 +46,16 @@ fn shared(host: &BareMetalHost, other: &BareMetalHost) -> Option<String> {
     (bmc(other).as_ref() == Some(&address)).then(|| format!("BMC {address}"))
 }
 
-/// The BMC's address without what does not matter. A whole system behind it counts: several may share one BMC.
+/// Which system of which BMC is meant, whatever the words for it: the scheme, a port that goes without saying, upper case, a user
+/// before the host and what follows a `?` change nothing. A whole system behind the BMC counts: several may share one.
 pub(super) fn bmc(host: &BareMetalHost) -> Option<String> {
     let bmc = host.spec.bmc.as_ref().filter(|_| has_bmc(host))?;
-    let address = bmc.address.trim_end_matches('/').to_ascii_lowercase();
+    let address = match bmc.address.parse::<Address>() {
+        Ok(Address {
+            place, port, system, ..
+        }) => format!("{place}:{port}{}", system.unwrap_or_default()),
+        Err(_) => access::shown(&bmc.address),
+    };
+    let address = address.trim_end_matches('/').to_ascii_lowercase();
     (!address.is_empty()).then_some(address)
 }

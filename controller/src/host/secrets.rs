@@ -115,6 +115,7 @@ pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
                 return Inputs::Bad(format!("{of} does not exist"));
             }
             SecretState::Invalid(why) => return Inputs::Bad(format!("{of} cannot be used: {why}")),
+            SecretState::Unasked => return Inputs::Wait(format!("{of} was not asked for")),
             SecretState::Unreadable(why) => return Inputs::Wait(format!("{of} cannot be read: {why}")),
         }
     }

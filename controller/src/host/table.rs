@@ -56,7 +56,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Inspecting,
         State::Preparing,
-        "an inventory that is new enough is stored as HardwareData",
+        "an inventory that is new enough is stored as HardwareData, or `inspectionMode` becomes `disabled`",
     ),
     way(State::Inspecting, State::PoweringOffBeforeDelete, "deleted"),
     way(

@@ -27,6 +27,7 @@ use super::{
     content::{Seen, Use},
     index::{Index, Path},
     observed::{SecretSeen, SecretState, Secrets},
+    owner::has_bmc,
     plan::{Hold, SECRET_FINALIZER, SECRET_LABEL},
 };
 use crate::{
@@ -265,12 +266,10 @@ impl Vault {
         if name.is_empty() {
             return SecretSeen::default();
         }
-        let path = Path {
-            namespace: host.metadata.namespace.clone().unwrap_or_default(),
-            name: name.to_owned(),
-        };
+        let path = path_of(host, name);
         let answer = match self.known(&path) {
             Some(known) => known,
+            None if what == Use::Bmc && is_new(host) => return state(SecretState::Unasked),
             None if matters(host, what, hold) => self.look(&path).await,
             None => {
                 Answer::Unreadable("it was not asked for, since the host does not need it now".to_owned())
@@ -319,34 +318,32 @@ impl Vault {
             .flatten()
     }
 
-    /// Puts on the Secret what `hold` says, for `host`.
+    /// Puts on the Secret what `hold` says, for `host`, and takes in what is in it: one request, whether it was known before or not,
+    /// that adds and takes nothing away, so that nobody who writes to the Secret at the same time is in its way. One that does not
+    /// exist is remembered as missing, for the next round to tell.
     ///
     /// # Errors
-    /// If the Secret is not known any more, or the API server refuses.
+    /// If the API server refuses.
     pub async fn hold(&self, host: &BareMetalHost, name: &str, hold: Hold) -> Result<(), ExecuteError> {
-        let step = "hold Secret";
-        let (path, entry) = self.entry_of(host, name, step)?;
+        let path = path_of(host, name);
         let (label, value) = SECRET_LABEL;
-        let mut metadata = json!({"resourceVersion": entry.version, "labels": {label: value}});
+        let mut metadata = json!({"labels": {label: value}});
         if hold != Hold::Label {
-            let others = entry.finalizers.iter().filter(|name| *name != SECRET_FINALIZER);
-            let finalizers: Vec<&str> = others.map(String::as_str).chain([SECRET_FINALIZER]).collect();
-            metadata["finalizers"] = json!(finalizers);
+            metadata["finalizers"] = json!([SECRET_FINALIZER]);
         }
         if hold == Hold::Owned {
-            let owner = OwnerReference {
+            metadata["ownerReferences"] = json!([OwnerReference {
                 api_version: BareMetalHost::api_version(&()).into_owned(),
                 kind: BareMetalHost::kind(&()).into_owned(),
                 name: host.metadata.name.clone().unwrap_or_default(),
                 uid: host.metadata.uid.clone().unwrap_or_default(),
                 controller: None,
                 block_owner_deletion: None,
-            };
-            let others = entry.owners.into_iter().filter(|other| other.uid != owner.uid);
-            let owners: Vec<OwnerReference> = others.chain([owner.clone()]).collect();
-            metadata["ownerReferences"] = json!(owners);
+            }]);
         }
-        self.patch(step, &path, &entry.uid, metadata).await
+        // Finalizers are a set, and owners a map by UID.
+        let patch = Patch::Strategic(json!({"metadata": metadata}));
+        self.patch("hold Secret", &path, patch).await
     }
 
     /// Takes upstream's finalizer off the Secret; nothing if it is gone.
@@ -363,8 +360,9 @@ impl Vault {
             .iter()
             .filter(|name| *name != SECRET_FINALIZER)
             .collect();
-        let metadata = json!({"resourceVersion": entry.version, "finalizers": finalizers});
-        self.patch(step, &path, &entry.uid, metadata).await
+        let metadata = json!({"uid": entry.uid, "resourceVersion": entry.version, "finalizers": finalizers});
+        self.patch(step, &path, Patch::Merge(json!({"metadata": metadata})))
+            .await
     }
 
     fn entry_of(
@@ -373,10 +371,7 @@ impl Vault {
         name: &str,
         step: &'static str,
     ) -> Result<(Path, Entry), ExecuteError> {
-        let path = Path {
-            namespace: host.metadata.namespace.clone().unwrap_or_default(),
-            name: name.to_owned(),
-        };
+        let path = path_of(host, name);
         match self.known(&path) {
             Some(Answer::Found(entry)) => Ok((path, entry)),
             _ => Err(ExecuteError::Behind {
@@ -390,16 +385,18 @@ impl Vault {
         &self,
         step: &'static str,
         path: &Path,
-        uid: &str,
-        mut metadata: serde_json::Value,
+        patch: Patch<serde_json::Value>,
     ) -> Result<(), ExecuteError> {
-        metadata["uid"] = json!(uid);
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        let patch = Patch::Merge(json!({"metadata": metadata}));
         let patched = self.api(&path.namespace).patch(&path.name, &params, &patch).await;
+        if matches!(&patched, Err(kube::Error::Api(status)) if status.code == 404) {
+            lock(&self.watched).remove(path);
+            self.remember(path, Answer::Missing);
+            return Ok(());
+        }
         match patched.map_err(failed(step, &path.to_string())) {
             Ok(secret) => {
                 let leaves = secret.metadata.deletion_timestamp.is_some();
@@ -422,6 +419,19 @@ impl Vault {
             }
         }
     }
+}
+
+fn path_of(host: &BareMetalHost, name: &str) -> Path {
+    Path {
+        namespace: host.metadata.namespace.clone().unwrap_or_default(),
+        name: name.to_owned(),
+    }
+}
+
+/// True for a host that is about to be registered: its Secret is marked in any case, which tells what is in it.
+fn is_new(host: &BareMetalHost) -> bool {
+    let leaves = host.metadata.deletion_timestamp.is_some();
+    !leaves && has_bmc(host) && matches!(State::of(host), State::New | State::Unmanaged)
 }
 
 fn state(state: SecretState) -> SecretSeen {

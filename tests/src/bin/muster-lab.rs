@@ -116,6 +116,54 @@ enum Command {
         #[arg(long)]
         commit: String,
     },
+    /// Measures thousands of simulated servers; `cargo xtask bench hosts` builds what it needs and starts it.
+    BenchHosts {
+        /// A hundred hosts, to try it out.
+        #[arg(long)]
+        quick: bool,
+        /// So many hosts only.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        hosts: Option<u32>,
+        /// Where the raw results go, as JSON.
+        #[arg(long)]
+        out: PathBuf,
+        /// The command to put on record.
+        #[arg(long)]
+        command: String,
+        /// The commit to put on record.
+        #[arg(long)]
+        commit: String,
+    },
+    /// Measures how soon a server boots the image that it is given; `cargo xtask bench provision` builds what it needs and starts it.
+    BenchProvision {
+        /// Where the raw results go, as JSON.
+        #[arg(long)]
+        out: PathBuf,
+        /// The command to put on record.
+        #[arg(long)]
+        command: String,
+        /// The commit to put on record.
+        #[arg(long)]
+        commit: String,
+    },
+    /// Makes the page of `bench-hosts` from its raw results.
+    BenchHostsPage {
+        /// The raw results.
+        #[arg(long)]
+        json: PathBuf,
+        /// The page.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Makes the page of `bench-provision` from its raw results.
+    BenchProvisionPage {
+        /// The raw results.
+        #[arg(long)]
+        json: PathBuf,
+        /// The page.
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// Makes the page of `bench-write` from its raw results.
     BenchWritePage {
         /// The raw results.
@@ -230,6 +278,35 @@ async fn run(command: Command) -> Result<bool> {
         }
         Command::BenchWrite { out, command, commit } => {
             bench::write::run(&out, command, commit).await?;
+            Ok(true)
+        }
+        Command::BenchHosts {
+            quick,
+            hosts,
+            out,
+            command,
+            commit,
+        } => {
+            let options = bench::hosts::Options {
+                quick,
+                hosts,
+                out,
+                command,
+                commit,
+            };
+            bench::hosts::run(options).await?;
+            Ok(true)
+        }
+        Command::BenchHostsPage { json, out } => {
+            bench::hosts::render_file(&json, &out)?;
+            Ok(true)
+        }
+        Command::BenchProvision { out, command, commit } => {
+            bench::provision::run(&out, command, commit).await?;
+            Ok(true)
+        }
+        Command::BenchProvisionPage { json, out } => {
+            bench::provision::render_file(&json, &out)?;
             Ok(true)
         }
         Command::BenchWritePage { json, out } => {

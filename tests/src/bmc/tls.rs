@@ -44,6 +44,11 @@ impl Authority {
         self.0.der().clone()
     }
 
+    /// The same as PEM.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
     /// A certificate for a BMC with these names and addresses, and its key.
     fn issue(&self, names: &[&str]) -> Result<(Certificate, KeyPair)> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();

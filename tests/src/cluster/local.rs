@@ -28,18 +28,18 @@ pub(super) struct ControlPlane {
     _spawner: Spawner,
 }
 
-/// Who wrote what, without what was written.
+/// Who asked for what, without what was written or read; watches are not requests of a host.
 const AUDIT_POLICY: &str = "
 apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules:
-  - {level: Metadata, verbs: [create, update, patch, delete, deletecollection]}
+  - {level: Metadata, verbs: [get, list, create, update, patch, delete, deletecollection]}
   - {level: None}
 ";
 
 impl ControlPlane {
-    /// With `audited`, it keeps a list of all writes.
+    /// With `audited`, it keeps a list of all requests.
     pub(super) async fn start(scratch: &Scratch, audited: bool) -> Result<ControlPlane> {
         let binary = paths::controlplane()?;
         let dir = scratch.sub("cp")?;
@@ -99,9 +99,13 @@ impl ControlPlane {
         }
     }
 
-    /// The list of writes, if it keeps one.
+    /// The list of requests, if it keeps one.
     pub(super) fn audit(&self) -> Option<&Path> {
         self.audit.as_deref()
+    }
+
+    pub(super) fn process(&self) -> u32 {
+        self.process.id()
     }
 
     pub(super) fn kubeconfig(&self) -> PathBuf {

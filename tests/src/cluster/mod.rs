@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 
 use crate::{paths, scratch::Scratch};
 
-pub use audit::Written;
+pub use audit::Asked;
 pub use identity::Role;
 
 /// An API server with Muster's kinds and the rules on them installed.
@@ -46,7 +46,7 @@ impl Cluster {
         SHARED.get_or_try_init(Cluster::start).await
     }
 
-    /// The same, and it tells who wrote what: [`Cluster::written`]. Every test of a process that needs this asks here first.
+    /// The same, and it tells who asked for what: [`Cluster::asked`] and [`Cluster::written`]. Every test of a process that needs this asks here first.
     pub async fn audited() -> Result<&'static Cluster> {
         let start = async || Cluster::start_with(true).await;
         SHARED.get_or_try_init(start).await
@@ -55,6 +55,11 @@ impl Cluster {
     /// Starts a control plane of its own with Muster's kinds and rules.
     pub async fn start() -> Result<Cluster> {
         Cluster::start_with(false).await
+    }
+
+    /// The same, and it tells who asked for what: [`Cluster::asked`] and [`Cluster::written`].
+    pub async fn start_audited() -> Result<Cluster> {
+        Cluster::start_with(true).await
     }
 
     async fn start_with(audited: bool) -> Result<Cluster> {
@@ -138,15 +143,27 @@ impl Cluster {
         self.inside_port
     }
 
+    /// The process of the lab's own API server and etcd, for its CPU time.
+    pub fn process(&self) -> Option<u32> {
+        self.process.as_ref().map(local::ControlPlane::process)
+    }
+
     /// Applies every document of `text` (YAML); namespaced objects go into `namespace` if they name none.
     pub async fn apply(&self, text: &str, namespace: &str) -> Result<()> {
         apply::documents(&self.client()?, text, Some(namespace)).await
     }
 
-    /// Every write that the API server was asked for and has answered, in the order of its answers.
-    pub fn written(&self) -> Result<Vec<Written>> {
+    /// Every request but watches that the API server has answered, in the order of its answers.
+    pub fn asked(&self) -> Result<Vec<Asked>> {
         let log = self.process.as_ref().and_then(local::ControlPlane::audit);
-        audit::read(log.context("this control plane keeps no list of writes")?)
+        audit::read(log.context("this control plane keeps no list of requests")?)
+    }
+
+    /// Those of them that ask for a change.
+    pub fn written(&self) -> Result<Vec<Asked>> {
+        let mut asked = self.asked()?;
+        asked.retain(Asked::is_write);
+        Ok(asked)
     }
 
     /// Makes a namespace that no other test uses; its name begins with `purpose`.

@@ -134,7 +134,7 @@ impl Fleet {
             tally: Tally::new(numbers.len()),
             fetching: Semaphore::new(FETCHING),
         });
-        tokio::spawn(objects.clone().follow());
+        tokio::spawn(objects.clone().follow(!options.discover));
         let (bmcs, events) = match options.discover {
             true => (None, None),
             false => {

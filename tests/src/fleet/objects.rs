@@ -116,10 +116,15 @@ impl Objects {
         stream::iter(made).buffer_unordered(AT_ONCE).try_collect().await
     }
 
-    /// Keeps [`Objects::states`] as the cluster has it, for ever.
-    pub(super) async fn follow(self) {
+    /// Keeps [`Objects::states`] as the cluster has it, for ever. With `made`, all hosts are those that the fleet made itself.
+    pub(super) async fn follow(self, made: bool) {
         use kube::runtime::watcher::Event;
-        let mut changes = watcher(self.api::<BareMetalHost>(), watcher::Config::default())
+        let mut config = watcher::Config::default();
+        if made {
+            // Fleets beside each other need not read each other's hosts.
+            config = config.labels(&format!("{LABEL}={}", self.run));
+        }
+        let mut changes = watcher(self.api::<BareMetalHost>(), config)
             .default_backoff()
             .boxed();
         while let Some(change) = changes.next().await {

@@ -52,13 +52,13 @@ start:
     movw %bx, %fs
     movl kernel_sector - base, %eax
     movl $1, %ecx
-    call read
+    call read_sectors
     movzbl %fs:0x1f1, %ecx
     testb %cl, %cl
     jnz 1f
     movb $4, %cl
 1:  incl %ecx
-    call read
+    call read_sectors
     cmpl $0x53726448, %fs:0x202         # "HdrS"
     jne no_kernel
 
@@ -94,8 +94,8 @@ start:
     movw $0xe000, %sp
     ljmp $0x1020, $0
 
-# Reads %ecx sectors from sector %eax to %bx:0.
-read:
+# Reads %ecx sectors from sector %eax to %bx:0. Not called `read`: a linker that sees the whole program takes it for libc's.
+read_sectors:
     pushal
     movw %cx, packet_sectors - base
     movw %bx, packet_segment - base
@@ -119,7 +119,7 @@ load_high:
 1:  pushl %ecx
     movl %edx, %ecx
     movw $0x2000, %bx
-    call read
+    call read_sectors
     popl %ecx
     pushal
     movl %edi, %ebx

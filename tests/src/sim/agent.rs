@@ -265,6 +265,11 @@ impl Life {
         self.may_pass(Step::On).await;
         let hardware = self.hardware.borrow().clone();
         let lease = firmware::lease(&self.clients, &hardware, DHCP).await?;
+        if lease.file.is_none() {
+            // As long as it would have asked in vain.
+            sleep(DHCP).await;
+            bail!("it is told to boot its disk, and that is empty");
+        }
         self.enter(Step::Leased);
         self.may_pass(Step::Leased).await;
         let script = firmware::script(&self.clients, &lease).await?;

@@ -1,9 +1,15 @@
 //! The line in front of each BMC.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::future::join_all;
-use muster_controller::bmc::{BmcError, Config, Device, Done, Metrics, PowerState, Reset};
+use muster_controller::bmc::{BmcError, Config, Device, Done, Metrics, PowerState, Reset, Term};
 use muster_tests::bmc::{self, Fault, Options, Rule, Service, What};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
@@ -105,6 +111,56 @@ async fn a_call_that_waits_for_its_turn_is_fenced_too() {
         Err(BmcError::Fenced { epoch: 1, seen: 2 })
     );
     assert_eq!(service.power("1"), bmc::PowerState::Off);
+}
+
+#[tokio::test]
+async fn nothing_leaves_for_a_term_that_ended_in_the_middle_of_a_call() {
+    let (service, mut events, access) = one(Options::default());
+    let (service, bmcs) = (Arc::new(service), bmcs(&hasty()));
+    // Over as soon as the BMC was asked how things are: the change that was to follow must not.
+    let term = |epoch| {
+        let (service, over) = (Arc::clone(&service), AtomicBool::new(false));
+        Term::new(epoch, move || {
+            let asked = service
+                .seen()
+                .iter()
+                .any(|seen| seen.path.ends_with("/Systems/1"));
+            !(over.fetch_or(asked, Ordering::SeqCst) || asked)
+        })
+    };
+    let reset = bmcs.set_power(&access, term(3), Reset::On).await;
+    assert_eq!(reset, Err(BmcError::Lapsed { epoch: 3 }));
+    let armed = bmcs.set_boot(&access, term(3), once(Device::Pxe)).await;
+    assert_eq!(armed, Err(BmcError::Lapsed { epoch: 3 }));
+    assert!(events.try_recv().is_err());
+    assert_eq!(service.power("1"), bmc::PowerState::Off);
+    assert_eq!(service.armed("1").target, None);
+    // The next one finds nothing in its way.
+    bmcs.set_boot(&access, 4, once(Device::Pxe)).await.unwrap();
+    assert_eq!(
+        bmcs.set_power(&access, 4, Reset::On).await.unwrap(),
+        Done::Accepted
+    );
+}
+
+#[tokio::test]
+async fn a_look_whose_connection_ended_is_taken_again_and_a_change_is_not() {
+    let (service, _events, access) = one(Options::default());
+    let bmcs = bmcs(&hasty());
+    bmcs.power(&access).await.unwrap();
+    service.expire_sessions();
+    service.seen();
+    // After the new session, on its connection.
+    let ends = Rule::always(Fault::Refuse).path("/Systems/1");
+    service.inject(ends.clone().method("GET").times(1));
+    let expired = Rule::always(Fault::Status(401, "NoValidSession"));
+    service.inject(expired.path("/Systems/1").times(1));
+    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
+    assert_eq!(count(&service, "GET", "/Systems/1"), 3);
+    service.inject(ends.method("POST"));
+    let error = bmcs.set_power(&access, 1, Reset::On).await.unwrap_err();
+    assert!(matches!(error, BmcError::Unreachable { .. }), "{error:?}");
+    assert_eq!(count(&service, "POST", "/Systems/1"), 1);
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! TLS of BMCs: verified, unless the host says otherwise.
 
-use muster_controller::bmc::{BmcError, Config, PowerState, Reset, Verify};
+use std::path::PathBuf;
+
+use muster_controller::bmc::{AuthorityError, BmcError, Config, PowerState, Reset, Verify, authorities};
 use muster_tests::bmc::{Authority, Options, Service};
 
 use super::{access, bmcs, hasty};
@@ -76,4 +78,40 @@ async fn plain_http_on_a_port_of_tls_and_the_reverse_are_errors() {
         );
         assert_eq!(service.seen(), []);
     }
+}
+
+#[tokio::test]
+async fn authorities_come_from_files_and_one_that_cannot_be_used_is_named() {
+    let (ours, theirs) = (Authority::new().unwrap(), Authority::new().unwrap());
+    let scratch = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| -> PathBuf {
+        let path = scratch.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let both = format!("# ours\n{}\n# theirs\n{}", ours.pem(), theirs.pem());
+    let found = authorities(&[file("both.pem", &both), file("again.pem", &ours.pem())]).unwrap();
+    assert_eq!(found.len(), 3);
+    let service = secure(&theirs, &["127.0.0.1"]);
+    let access = access(&service, "host", None);
+    let bmcs = bmcs(&Config {
+        authorities: found,
+        ..hasty()
+    });
+    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for (name, text) in [
+        ("empty.pem", ""),
+        ("broken.pem", broken),
+        ("cut.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n"),
+    ] {
+        let error = authorities(&[file("good.pem", &ours.pem()), file(name, text)]).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+    let missing = scratch.path().join("missing.pem");
+    let error = authorities(std::slice::from_ref(&missing)).unwrap_err();
+    assert!(
+        matches!(&error, AuthorityError::Read { path, .. } if *path == missing),
+        "{error}"
+    );
 }

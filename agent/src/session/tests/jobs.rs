@@ -82,6 +82,25 @@ async fn a_write_runs_beside_the_polls_tells_its_progress_and_ends_a_held_poll()
     assert_eq!(agent.bench.begun().len(), 1);
 }
 
+/// Its answers as they were recorded when 1.1 was the newest: a controller of that version may go on from one that is newer.
+#[tokio::test]
+async fn a_write_that_a_controller_of_version_1_1_orders_is_finished() {
+    let record = include_str!("../../../../proto/src/session/recorded/v1_1.json");
+    let record: Value = serde_json::from_str(record).unwrap();
+    let mut answer = record["answers"]["polls"][2].clone();
+    // Sealed to nobody here.
+    answer["command"]["action"]
+        .as_object_mut()
+        .unwrap()
+        .remove("configDrive");
+    let controller = controller(vec![Answer::json(&answer)]).await;
+    let agent = Agent::of(&controller);
+    agent.bench.ends(Ok(()));
+    until_told(&controller, "op-3", 1).await;
+    assert_eq!(outcomes(&controller, "op-3"), [json!({ "result": "done" })]);
+    assert_eq!(agent.bench.begun().len(), 1);
+}
+
 #[tokio::test]
 async fn a_write_goes_on_while_connections_break_and_certificates_are_renewed() {
     let mut polls = vec![

@@ -338,20 +338,10 @@ async fn two_machines_that_race_for_one_token_both_lose_it() {
 #[tokio::test]
 async fn a_second_key_between_any_two_steps_of_the_first_contests_it() {
     let server = format!("/servers/{}/status", name(1));
-    let enrolment = "/enrolments/token";
-    for (method, path) in [
-        ("POST", "/servers"),
-        ("PATCH", server.as_str()),
-        ("GET", enrolment),
-    ] {
+    for (method, path) in [("POST", "/servers"), ("PATCH", server.as_str())] {
         let lab = Lab::new().await;
         let token = lab.token(1);
-        let path = if path == enrolment {
-            format!("/enrolments/{}", token::enrolment_name(&token))
-        } else {
-            path.to_owned()
-        };
-        lab.api.hold(method, &path);
+        lab.api.hold(method, path);
         let mut first = lab.agent(1);
         let shown = token.clone();
         let first = tokio::spawn(async move { first.enrol(&shown).await });
@@ -376,6 +366,140 @@ async fn a_second_key_between_any_two_steps_of_the_first_contests_it() {
         );
         assert_eq!(lab.servers(), [name(1)]);
     }
+}
+
+#[tokio::test]
+async fn a_token_that_another_replica_contests_before_there_is_a_session_buys_nothing() {
+    let mut lab = Lab::new().await;
+    let token = lab.token(1);
+    lab.api.hold("PATCH", &format!("/servers/{}/status", name(1)));
+    let mut agent = lab.agent(1);
+    let shown = token.clone();
+    let enrolling = tokio::spawn(async move { (agent.enrol(&shown).await, agent) });
+    lab.until("the session is about to be written", |lab| lab.api.is_held())
+        .await;
+    // The other one finds no session to mark, and this one does not see in time that it was there.
+    lab.api.set_lagging(true);
+    let contested = json!({"spec": {"contested": true}});
+    lab.api
+        .edit("enrolments", &token::enrolment_name(&token), &contested);
+    lab.api.release();
+    let (enrolled, agent) = enrolling.await.unwrap();
+    enrolled.unwrap();
+    assert!(!lab.status(&name(1)).contested);
+    lab.api.set_lagging(false);
+    assert_eq!(
+        agent.report(&inventory_of(1)).await,
+        Err(refused(403, ProblemKind::Certificate))
+    );
+    assert!(lab.status(&name(1)).contested && lab.status(&name(1)).inventory.is_none());
+    assert!(lab.told().contains(&(name(1), "Contested")));
+    // Each further call is refused as well, and costs nothing.
+    lab.api.requests();
+    assert!(agent.poll("").await.is_err());
+    assert_eq!(lab.api.requests(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_machine_takes_up_what_another_replica_made_for_it_and_takes_no_other_machines_place() {
+    for (theirs, taken_up) in [(1, true), (2, false)] {
+        let lab = Lab::new().await;
+        lab.api.set_lagging(true);
+        let mut made = ServerKind::new(&name(1), ServerSpec::default());
+        let status = made.status.get_or_insert_default();
+        status.identity = identity_of(theirs);
+        status.identity.macs = [mac(1)].into();
+        lab.api.put("servers", &made);
+        let enrolled = lab.agent(1).enrol(&lab.token(1)).await;
+        match taken_up {
+            true => drop(enrolled.unwrap()),
+            false => assert_eq!(enrolled.unwrap_err(), refused(403, ProblemKind::Token)),
+        }
+        let status = lab.status(&name(1));
+        assert_eq!(status.session.is_some(), taken_up, "{status:#?}");
+        assert_eq!(
+            status.identity.system_serial,
+            identity_of(theirs).system_serial,
+            "{status:#?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_new_machine_costs_four_requests_from_its_token_to_its_inventory() {
+    // Nobody is given up for lost while the test runs.
+    let patient = Pace {
+        silent: DEADLINE,
+        closed: DEADLINE,
+        ..pace()
+    };
+    let lab = Lab::with(patient).await;
+    let asked = |lab: &Lab| -> Vec<String> {
+        let all = lab.api.requests().into_iter();
+        let last = |request: &str| {
+            let (method, path) = request.split_once(' ').unwrap();
+            let path = path.rsplit_once("/namespaces/muster-system/").unwrap().1;
+            let name = name(1);
+            format!("{method} {}", path.replace(&name, "it"))
+        };
+        all.map(|request| last(&request)).collect()
+    };
+    let (agent, _) = lab.enrolled(1).await;
+    agent.report(&inventory_of(1)).await.unwrap();
+    let new = [
+        "POST enrolments",
+        "POST servers",
+        "PATCH servers/it/status",
+        "PATCH servers/it/status",
+    ];
+    assert_eq!(asked(&lab), new);
+    let (again, _) = lab.enrolled(1).await;
+    again.report(&inventory_of(1)).await.unwrap();
+    assert_eq!(
+        asked(&lab),
+        ["POST enrolments", "PATCH servers/it/status"],
+        "known, and as it was"
+    );
+}
+
+#[tokio::test]
+async fn a_new_machine_belongs_to_the_host_that_declares_its_boot_address_from_its_first_moment_on() {
+    let declare = |lab: &Lab, name: &str, last: u8| {
+        let mut host = BareMetalHost::new(name, Default::default());
+        host.metadata.namespace = Some("metal".to_owned());
+        host.metadata.uid = Some(format!("uid-{name}"));
+        host.spec.boot_mac_address = Some(mac(last).to_string());
+        lab.api.put("baremetalhosts", &host);
+    };
+    let lab = Lab::new().await;
+    declare(&lab, "one", 1);
+    // Another NIC of the machine than the one that it boots from.
+    declare(&lab, "three", 3);
+    for last in [4, 4] {
+        declare(
+            &lab,
+            &format!("four-{}", lab.api.all::<BareMetalHost>("baremetalhosts").len()),
+            last,
+        );
+    }
+    for last in [1, 2, 4] {
+        let mut agent = lab.agent(last);
+        if last == 2 {
+            agent.identity.macs.insert(mac(3));
+        }
+        agent.enrol(&lab.token(last)).await.unwrap();
+    }
+    let host = |last| lab.server(&name(last)).spec.host;
+    let one = host(1).unwrap();
+    assert_eq!(
+        (one.namespace.as_str(), one.name.as_str(), one.uid.as_str()),
+        ("metal", "one", "uid-one")
+    );
+    assert_eq!(
+        (host(2), host(4)),
+        (None, None),
+        "what is in doubt is for discovery"
+    );
 }
 
 #[tokio::test]

@@ -293,6 +293,36 @@ async fn an_agent_of_version_1_0_does_what_it_knows_and_fails_what_it_does_not()
     assert_eq!(answer["command"]["action"], json!({ "do": "inspect" }));
 }
 
+/// Its requests as they were recorded when 1.1 was the newest: an agent of that version stays in a ramdisk while the controller is
+/// replaced.
+#[tokio::test]
+async fn an_agent_of_version_1_1_finishes_a_write() {
+    let record = include_str!("../../../../proto/src/session/recorded/v1_1.json");
+    let record: Value = serde_json::from_str(record).unwrap();
+    let lab = Lab::new().await;
+    let mut agent = lab.agent(1);
+    let mut request = json!(agent.enrol_request(&lab.token(1)));
+    for said in ["protocol", "sealKey"] {
+        request[said] = record["requests"]["enrol"][said].clone();
+    }
+    let response = agent.call("enrol", &request).await.unwrap();
+    agent.certificate = Some(response["certificate"].as_str().unwrap().to_owned());
+    order(&lab, &write_job("op-3", 7));
+    let answer = agent.call("poll", &json!({ "last": "" })).await.unwrap();
+    let command = &answer["command"];
+    assert_eq!(
+        (&command["id"], &command["action"]["do"]),
+        (&json!("op-3"), &json!("write"))
+    );
+    let polls = &record["requests"]["polls"];
+    agent.call("poll", &polls[0]).await.unwrap();
+    assert_eq!(job(&lab).progress.map(|progress| progress.percent), Some(42));
+    agent.call("poll", &polls[1]).await.unwrap();
+    let told = job(&lab);
+    assert!(told.done && told.error.is_empty(), "{told:?}");
+    assert_eq!(told.id, "op-3");
+}
+
 #[tokio::test]
 async fn the_certificate_of_a_machine_that_was_deleted_and_made_again_is_refused() {
     let lab = Lab::new().await;

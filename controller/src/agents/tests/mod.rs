@@ -112,6 +112,7 @@ impl Lab {
             .1,
             metrics: Metrics::register(&mut self.registry),
             pace: self.pace,
+            max_agents: 1000,
         };
         let server = Server::new(config).await.unwrap();
         self.address = free_port().await;

@@ -14,7 +14,7 @@ use super::{
     verdict::{self, Said},
     wire::{Asked, Means, Told, Wire},
 };
-use crate::bmc::{Access, BmcError, Credentials};
+use crate::bmc::{Access, BmcError, Credentials, Leave};
 
 /// Where every service begins.
 const ROOT: &str = "/redfish/v1/";
@@ -70,10 +70,11 @@ impl<'a> Client<'a> {
         access: &'a Access,
         means: &Means,
         memory: &'a mut Memory,
+        leave: Option<Leave>,
     ) -> Result<Client<'a>, BmcError> {
         Ok(Client {
             access,
-            wire: Wire::new(access, &means.trust, means.limits)?,
+            wire: Wire::new(access, &means.trust, means.limits, leave)?,
             memory,
             without_session: false,
         })

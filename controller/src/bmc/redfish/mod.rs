@@ -19,7 +19,8 @@ use muster_proto::{Mac, text::clean};
 use serde_json::json;
 
 use super::{
-    Access, Answer, BmcError, Boot, BootDevice, Connection, Done, Identify, Power, PowerState, Probe, Reset,
+    Access, Answer, BmcError, Boot, BootDevice, Connection, Done, Identify, Leave, Power, PowerState, Probe,
+    Reset,
 };
 
 pub use trust::Trust;
@@ -60,13 +61,14 @@ impl Redfish {
         outcome
     }
 
-    fn client<'a>(&'a mut self, access: &'a Access) -> Result<Client<'a>, BmcError> {
+    /// One that only reads has no `leave`.
+    fn client<'a>(&'a mut self, access: &'a Access, leave: Option<Leave>) -> Result<Client<'a>, BmcError> {
         self.last = Some(access.clone());
-        Client::new(access, &self.means, &mut self.memory)
+        Client::new(access, &self.means, &mut self.memory, leave)
     }
 
     async fn look(&mut self, access: &Access) -> Result<Probe, BmcError> {
-        let mut client = self.client(access)?;
+        let mut client = self.client(access, None)?;
         let (_, _, system) = system(&mut client, access).await?;
         let mut identity = system.identity;
         if let Some(nics) = &system.nics {
@@ -86,14 +88,14 @@ impl Redfish {
     }
 
     async fn read_power(&mut self, access: &Access) -> Result<PowerState, BmcError> {
-        let mut client = self.client(access)?;
+        let mut client = self.client(access, None)?;
         system(&mut client, access)
             .await
             .map(|(_, _, system)| system.power)
     }
 
-    async fn change_power(&mut self, access: &Access, want: Reset) -> Result<Done, BmcError> {
-        let mut client = self.client(access)?;
+    async fn change_power(&mut self, access: &Access, leave: Leave, want: Reset) -> Result<Done, BmcError> {
+        let mut client = self.client(access, Some(leave))?;
         let (path, _, system) = system(&mut client, access).await?;
         let mut allowed = system.reset.allowed;
         if let (None, Some(info)) = (&allowed, &system.reset.info) {
@@ -111,8 +113,8 @@ impl Redfish {
         Ok(Done::Accepted)
     }
 
-    async fn arm(&mut self, access: &Access, want: Boot) -> Result<Done, BmcError> {
-        let mut client = self.client(access)?;
+    async fn arm(&mut self, access: &Access, leave: Leave, want: Boot) -> Result<Done, BmcError> {
+        let mut client = self.client(access, Some(leave))?;
         let mut weak = false;
         loop {
             let (path, resource, system) = system(&mut client, access).await?;
@@ -230,9 +232,9 @@ impl Power for Redfish {
         .boxed()
     }
 
-    fn reset<'a>(&'a mut self, access: &'a Access, reset: Reset) -> Answer<'a, Done> {
+    fn reset<'a>(&'a mut self, access: &'a Access, leave: Leave, reset: Reset) -> Answer<'a, Done> {
         async move {
-            let outcome = self.change_power(access, reset).await;
+            let outcome = self.change_power(access, leave, reset).await;
             self.settled(outcome)
         }
         .boxed()
@@ -240,9 +242,9 @@ impl Power for Redfish {
 }
 
 impl BootDevice for Redfish {
-    fn set_boot<'a>(&'a mut self, access: &'a Access, boot: Boot) -> Answer<'a, Done> {
+    fn set_boot<'a>(&'a mut self, access: &'a Access, leave: Leave, boot: Boot) -> Answer<'a, Done> {
         async move {
-            let outcome = self.arm(access, boot).await;
+            let outcome = self.arm(access, leave, boot).await;
             self.settled(outcome)
         }
         .boxed()
@@ -275,7 +277,7 @@ impl Connection for Redfish {
     fn close(&mut self) -> BoxFuture<'_, ()> {
         async move {
             let Some(access) = self.last.take() else { return };
-            if let Ok(mut client) = Client::new(&access, &self.means, &mut self.memory) {
+            if let Ok(mut client) = Client::new(&access, &self.means, &mut self.memory, None) {
                 client.close().await;
             }
         }

@@ -16,7 +16,7 @@ use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
 use tokio_rustls::TlsConnector;
 
 use super::trust::{self, Trust};
-use crate::bmc::{Access, Address, BmcError, Transport, address::Place};
+use crate::bmc::{Access, Address, BmcError, Leave, Transport, address::Place, term::Gated};
 
 /// What one BMC may take.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,8 @@ pub(super) struct Wire<'a> {
     tls: Option<TlsConnector>,
     host: HeaderValue,
     limits: Limits,
+    /// Of a call that changes something.
+    leave: Option<Leave>,
     open: Option<Open>,
 }
 
@@ -81,7 +83,12 @@ impl Drop for Open {
 }
 
 impl<'a> Wire<'a> {
-    pub(super) fn new(access: &'a Access, trust: &Trust, limits: Limits) -> Result<Wire<'a>, BmcError> {
+    pub(super) fn new(
+        access: &'a Access,
+        trust: &Trust,
+        limits: Limits,
+        leave: Option<Leave>,
+    ) -> Result<Wire<'a>, BmcError> {
         let address = &access.address;
         let host = HeaderValue::from_str(&address.authority()).map_err(|_| BmcError::Unreachable {
             reason: "its host cannot stand in a request".to_owned(),
@@ -100,6 +107,7 @@ impl<'a> Wire<'a> {
             tls,
             host,
             limits,
+            leave,
             open: None,
         })
     }
@@ -112,6 +120,15 @@ impl<'a> Wire<'a> {
 
     /// Asks and reads the whole answer.
     pub(super) async fn ask(&mut self, asked: &Asked) -> Result<Told, BmcError> {
+        let told = self.ask_open(asked).await;
+        match &self.leave {
+            // Why the connection broke, if it did; and what came is of no use to who may not act on it.
+            Some(leave) => leave.check().and(told),
+            None => told,
+        }
+    }
+
+    async fn ask_open(&mut self, asked: &Asked) -> Result<Told, BmcError> {
         let reused = match &mut self.open {
             // It turns up soon whether the BMC keeps the connection.
             Some(open) => timeout(self.limits.request, open.sender.ready())
@@ -123,8 +140,11 @@ impl<'a> Wire<'a> {
             self.open = Some(self.connect().await?);
         }
         match self.ask_once(asked).await {
-            // The BMC closed the connection before it saw the request: that is no answer.
-            Err(Failed::Unsent) if reused => {
+            // The BMC closed the connection before it saw the request: that is no answer. Of what only reads it does not matter
+            // whether it saw it (RFC 9112 section 9.3.1).
+            Err(failed)
+                if reused && (failed.is_unsent() || (asked.method == Method::GET && failed.is_end())) =>
+            {
                 self.open = Some(self.connect().await?);
                 self.ask_once(asked).await
             }
@@ -184,6 +204,7 @@ impl<'a> Wire<'a> {
         let tcp = self.tcp().await?;
         // A request is one write; the answer to it should not wait for another.
         let _ = tcp.set_nodelay(true);
+        let tcp = Gated::new(tcp, self.leave.clone());
         let Some(tls) = &self.tls else {
             return speak(TokioIo::new(tcp)).await;
         };
@@ -257,6 +278,26 @@ enum Failed {
 }
 
 impl Failed {
+    fn is_unsent(&self) -> bool {
+        matches!(self, Failed::Unsent)
+    }
+
+    /// The connection ended before a word of an answer.
+    fn is_end(&self) -> bool {
+        match self {
+            Failed::Http(error) => {
+                let reset = io_of(error).is_some_and(|io| {
+                    matches!(
+                        io.kind(),
+                        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+                    )
+                });
+                reset || error.is_incomplete_message()
+            }
+            _ => false,
+        }
+    }
+
     fn told(self, asked: &Asked) -> BmcError {
         match self {
             Failed::Unsent | Failed::Cut => {
@@ -267,10 +308,7 @@ impl Failed {
             Failed::Form => garbled(&format!("{asked}: this link cannot be followed")),
             Failed::Http(error) if error.is_parse() => garbled(&format!("{asked}: the answer is no HTTP")),
             Failed::Http(error) => {
-                let io = error
-                    .source()
-                    .and_then(|source| source.downcast_ref::<io::Error>());
-                let why = match io {
+                let why = match io_of(&error) {
                     Some(io) => plain(io),
                     None => "the connection ended in the middle".to_owned(),
                 };
@@ -278,6 +316,10 @@ impl Failed {
             }
         }
     }
+}
+
+fn io_of(error: &hyper::Error) -> Option<&io::Error> {
+    error.source().and_then(|source| source.downcast_ref())
 }
 
 fn unreachable(reason: &str) -> BmcError {

@@ -50,23 +50,56 @@ fn each_client_gets_its_file() {
 }
 
 #[test]
-fn who_has_no_job_hears_nothing_when_it_boots_from_the_network() {
-    for verdict in [Verdict::Silence("it is nobody"), Verdict::Disk("it is nobody")] {
+fn who_boots_its_own_disk_hears_of_no_boot_file() {
+    let (silence, disk) = (Verdict::Silence("it is nobody"), Verdict::Disk("it has no job"));
+    for name in [
+        "pxe-rom-bios-discover",
+        "ovmf-pxe-discover",
+        "ovmf-http-discover",
+        "ipxe-rom-bios-discover",
+        "ipxe-rom-bios-request",
+        "ipxe-efi-arm64-discover",
+        "relayed-discover",
+    ] {
+        let own_disk = Ok(File::OwnDisk("it has no job"));
+        assert_eq!(decided(name, DhcpMode::Server, disk), own_disk, "{name}");
+        // The other server gives it an address, and that is all it is to hear.
+        assert_eq!(
+            decided(name, DhcpMode::Proxy, disk),
+            Err("it has no job"),
+            "{name}"
+        );
         for mode in [DhcpMode::Server, DhcpMode::Proxy] {
-            for name in [
-                "pxe-rom-bios-discover",
-                "ovmf-pxe-discover",
-                "ovmf-http-discover",
-                "ipxe-rom-bios-discover",
-                "ipxe-rom-bios-request",
-                "relayed-discover",
-            ] {
-                assert_eq!(
-                    decided(name, mode, verdict),
-                    Err("it is nobody"),
-                    "{name} {mode:?}"
-                );
-            }
+            assert_eq!(
+                decided(name, mode, silence),
+                Err("it is nobody"),
+                "{name} {mode:?}"
+            );
+        }
+    }
+}
+
+/// An address and nothing that could be booted: no file, no server, and for iPXE no word against waiting for other offers, of which one
+/// with a boot file wins.
+#[test]
+fn who_boots_its_own_disk_is_offered_an_address_alone() {
+    let net = a_net(DhcpMode::Server);
+    let address = Ipv4Addr::new(10, 77, 0, 150);
+    for name in [
+        "ovmf-pxe-discover",
+        "ovmf-http-discover",
+        "ipxe-rom-bios-discover",
+    ] {
+        let offer = reply(
+            &request(name),
+            &net,
+            &File::OwnDisk("it has no job"),
+            Grant::Offer(address),
+        );
+        assert_eq!((offer.yiaddr, offer.siaddr), (address, Ipv4Addr::UNSPECIFIED));
+        assert_eq!(offer.file, None);
+        for code in [43, 60, 66, 67, 175] {
+            assert_eq!(option(&offer, code), None, "{name}: option {code}");
         }
     }
 }

@@ -165,6 +165,7 @@ pub fn describe(request: &Request, step: &Step) -> String {
         Step::Send(reply, file) => {
             let boot = match file {
                 File::None => String::new(),
+                File::OwnDisk(why) => format!(" and no boot file: {why}"),
                 File::Tftp(name) => format!(" and {name}"),
                 File::Script(_) => " and a boot script".to_owned(),
                 File::Uki(_) => " and a UKI".to_owned(),

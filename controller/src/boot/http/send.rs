@@ -1,10 +1,18 @@
 //! Bytes and files into a socket. Files go by sendfile(2): from the page cache to the network, never through our memory.
 
-use std::{fs::File, io, os::fd::AsRawFd, time::Duration};
+use std::{
+    fs::File,
+    io::{self, ErrorKind},
+    os::fd::{AsFd, AsRawFd},
+    time::Duration,
+};
 
-use nix::sys::{
-    sendfile::sendfile64,
-    socket::{MsgFlags, send},
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        sendfile::sendfile64,
+        socket::{MsgFlags, send},
+    },
 };
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream, time::timeout};
@@ -89,10 +97,29 @@ async fn file(
         let count = usize::try_from(left.min(CHUNK)).expect("a chunk fits");
         match when_writable(stream, stall, || sendfile64(stream, file, Some(&mut at), count)).await? {
             0 => return Err(SendError::Short { missing: left }),
-            sent => left -= sent as u64,
+            sent => {
+                left -= sent as u64;
+                if sent < count {
+                    note_full(stream);
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// After a call that sent less than it was asked to: if that has filled the socket, the next one waits until a third of the socket's
+/// memory is free again (`sk_stream_is_writeable` in `include/net/sock.h`). A call for each packet that the client confirms
+/// meanwhile would send little, and do the work of receiving the confirmations on our time.
+fn note_full(stream: &TcpStream) {
+    // Only the note is wanted: whoever waits next learns of errors.
+    let _ = stream.try_io(Interest::WRITABLE, || {
+        let mut socket = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+        match poll(&mut socket, PollTimeout::ZERO)? {
+            0 => Err(ErrorKind::WouldBlock.into()),
+            _ => Ok(()),
+        }
+    });
 }
 
 /// Calls `write` once the socket has room.

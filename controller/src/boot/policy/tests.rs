@@ -372,7 +372,13 @@ fn a_host_that_is_not_seen_is_not_absent() {
         name: "database-1".to_owned(),
         uid: "1".to_owned(),
     });
-    assert_eq!(row(Some(&server), None), [Disk, Disk, Disk]);
+    assert_eq!(row(Some(&server), None), [Nothing, Nothing, Nothing]);
+    let by_uuid = POLICIES.map(|policy| boots_by(verdict_by_uuid, policy, Some(&server), None));
+    assert_eq!(
+        by_uuid,
+        [Nothing, Ramdisk, Ramdisk],
+        "behind a NIC that nobody has seen"
+    );
     server.spec.host = None;
     assert_eq!(row(Some(&server), None), [Disk, Disk, Ramdisk]);
 }

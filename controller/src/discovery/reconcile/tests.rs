@@ -44,6 +44,7 @@ impl Lab {
         let told = Events::new(queue);
         let context = Context {
             world: api.world(),
+            index: Index::default(),
             executor: Executor::new(api.client(), told.clone()),
             events: told,
             metrics: Metrics::default(),
@@ -59,6 +60,7 @@ impl Lab {
     }
 
     async fn round(&self) -> Result<Action, ExecuteError> {
+        all(&self.context);
         let server = self.context.world.servers.state().remove(0);
         round(server, self.context.clone()).await
     }

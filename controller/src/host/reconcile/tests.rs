@@ -91,7 +91,9 @@ async fn a_life_costs_few_requests_and_an_idle_host_no_write() {
         lab.declare(1);
         lab.reaches(1, "available").await;
         let asked = requests(&lab);
-        assert!(asked.len() <= 10, "to available: {asked:#?}");
+        // Four states, the finalizer, the Secret's mark, the HardwareData; nothing is read.
+        assert!(asked.len() <= 7, "to available: {asked:#?}");
+        assert!(asked.iter().all(|one| !one.starts_with("GET")), "{asked:#?}");
         let told = lab.told().len();
         assert!(asked.len() + told <= 18, "{told} events");
 
@@ -105,7 +107,7 @@ async fn a_life_costs_few_requests_and_an_idle_host_no_write() {
         lab.reaches(1, "provisioned").await;
         let asked = requests(&lab);
         let all = asked.len() + lab.told().len();
-        assert!(all <= 12, "to provisioned: {asked:#?}");
+        assert!(all <= 9, "to provisioned: {asked:#?}");
 
         tokio::time::sleep(Duration::from_secs(120)).await;
         requests(&lab);
@@ -165,6 +167,35 @@ async fn a_secret_that_comes_later_is_found_though_nobody_labelled_it() {
         ["baremetalhost.metal3.io/secret"]
     );
     assert_eq!(secret.metadata.owner_references.unwrap()[0].uid, "uid-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_put_on_a_secret_stays_when_it_is_marked() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        let theirs = json!({"metadata": {
+            "labels": {"team": "blue"},
+            "finalizers": ["blue.test/keep"],
+            "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": "uid-c"}],
+        }});
+        lab.api.edit("secrets", "bmc-1", &theirs);
+        lab.reaches(1, "available").await;
+    })
+    .await;
+    let secret: Secret = lab.api.get("secrets", "bmc-1").unwrap();
+    let labels = secret.metadata.labels.unwrap();
+    assert_eq!(
+        (labels["team"].as_str(), labels["environment.metal3.io"].as_str()),
+        ("blue", "baremetal")
+    );
+    assert_eq!(
+        secret.metadata.finalizers.unwrap(),
+        ["blue.test/keep", "baremetalhost.metal3.io/secret"]
+    );
+    let owners = secret.metadata.owner_references.unwrap();
+    let owners: Vec<&str> = owners.iter().map(|owner| owner.uid.as_str()).collect();
+    assert_eq!(owners, ["uid-c", "uid-1"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -264,6 +295,25 @@ async fn a_host_that_waits_after_a_failure_keeps_no_other_from_its_turn() {
         lab.reaches(2, "available").await;
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_another_operator_left_and_somebody_has_to_decide_on_keeps_no_other_from_its_turn() {
+    let lab = Lab::with_limit(2, 1);
+    let image = json!({"url": "http://images.test/os.qcow2", "checksum": "0".repeat(64), "format": "qcow2"});
+    let status = json!({"errorMessage": "", "operationalStatus": "OK", "poweredOn": true, "lastAttemptedImage": image,
+        "operationHistory": {"provision": {"start": "2025-12-31T23:50:00Z"}},
+        "provisioning": {"ID": "", "state": "provisioning"}});
+    lab.declare(1);
+    lab.edit(1, &json!({"spec": {"image": image}, "status": status}));
+    assert!(super::is_busy(&lab.host(1).unwrap()));
+    lab.run(async {
+        lab.declare(2);
+        lab.reaches(2, "available").await;
+    })
+    .await;
+    assert!(super::is_busy(&lab.host(1).unwrap()) && super::has_failed(&lab.host(1).unwrap()));
+    assert_eq!(lab.machines[0].disk().0, ["old"]);
 }
 
 #[tokio::test(start_paused = true)]

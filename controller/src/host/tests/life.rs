@@ -1,9 +1,12 @@
 //! Whole lives without faults.
 
-use muster_proto::kinds::{AutomatedCleaningMode, IN_BAND_ANNOTATION, OperationalStatus};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use muster_proto::kinds::{AutomatedCleaningMode, IN_BAND_ANNOTATION, OperationMetric, OperationalStatus};
 
 use super::{
-    super::State,
+    super::{Effect, State, plan::Task},
+    transitions::at,
     world::{Content, IMAGE, World},
 };
 
@@ -108,6 +111,12 @@ fn without_cleaning_nothing_but_the_image_is_written() {
     world.reach(State::Available);
     assert_eq!(world.machine.cleans, 0);
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    // That it left its ramdisk for the first image does not keep it from coming there for the second.
+    world.settle();
+    let other = "http://images.test/other.raw";
+    world.set_image(Some(other));
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(other.to_owned()));
 }
 
 /// Reason and message of the condition that says what the host waits for.
@@ -119,4 +128,36 @@ pub(super) fn waiting(world: &World) -> (String, String) {
         .find(|one| one.type_ == "Waiting")
         .unwrap();
     (waits.reason, waits.message)
+}
+
+#[test]
+fn a_machines_first_report_is_waited_for_longer_than_one_that_may_have_had_nothing_new() {
+    for (is_first, patience) in [(true, 30), (false, 5)] {
+        let mut world = at(State::Available);
+        world.settle();
+        let began = world.now;
+        let begin = |seconds: i64| Time(Timestamp::from_second(began.as_second() + seconds).unwrap());
+        let status = world.host().status.as_mut().unwrap();
+        "inspecting".clone_into(&mut status.provisioning.state);
+        status.operation_history.as_mut().unwrap().inspect = Some(OperationMetric {
+            start: Some(begin(0)),
+            end: None,
+        });
+        let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+        status.session.as_mut().unwrap().since = begin(0).0.to_string();
+        status.inventoried = Some(begin(-3600).0.to_string());
+        if is_first {
+            (status.inventory, status.inventoried) = (None, None);
+        }
+        world.slot = true;
+        let mut asks = |seconds: i64| {
+            world.now = begin(seconds).0;
+            let plan = world.plan();
+            plan.effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::PlaceJob(order) if order.task == Task::Inspect))
+        };
+        assert!(!asks(patience - 1), "first: {is_first}");
+        assert!(asks(patience), "first: {is_first}");
+    }
 }

@@ -2,10 +2,13 @@
 
 mod annotations;
 mod capm3;
+mod counted;
+mod doubts;
 mod faults;
 mod life;
 mod metal;
 mod parts;
 mod refusals;
+mod takeover;
 mod transitions;
 mod world;

@@ -81,9 +81,26 @@ fn every_hint_of_metal3_counts_and_all_must_hold() {
             hints(|hints| hints.vendor = Some("seag".to_owned())),
             Some("/dev/sdb"),
         ),
+        // Removable: the agent writes to no such disk.
         (
             hints(|hints| hints.serial_number = Some("serial-sdc".to_owned())),
-            Some("/dev/sdc"),
+            None,
+        ),
+        // An empty text and 0 are no hints, as clients in Go write them.
+        (
+            hints(|hints| {
+                hints.wwn = Some(String::new());
+                hints.serial_number = Some(String::new());
+                hints.min_size_gigabytes = Some(0);
+            }),
+            Some("/dev/sdb"),
+        ),
+        (
+            hints(|hints| {
+                hints.device_name = Some(String::new());
+                hints.model = Some("480".to_owned());
+            }),
+            Some("/dev/sdb"),
         ),
         (
             hints(|hints| hints.serial_number = Some("serial-sd".to_owned())),
@@ -121,6 +138,18 @@ fn every_hint_of_metal3_counts_and_all_must_hold() {
             .map(|disk| disk.name.as_str());
         assert_eq!(chosen, expected, "{hints:?}");
     }
+}
+
+#[test]
+fn hints_pass_over_a_disk_that_cannot_be_written_and_say_so_where_there_is_no_other() {
+    let mut all = disks();
+    let large = hints(|hints| hints.min_size_gigabytes = Some(100));
+    all[0].removable = true;
+    all[2].read_only = true;
+    let why = disk::choose(Some(&large), &all).unwrap_err();
+    assert!(why.contains("/dev/nvme0n1") && why.contains("removable"), "{why}");
+    all[2].read_only = false;
+    assert_eq!(disk::choose(Some(&large), &all).unwrap().name, "/dev/sdb");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::{
     super::{
         Effect, State, backoff,
         observed::{Rival, SecretState},
+        plan::Hold,
     },
     life::waiting,
     transitions::at,
@@ -27,8 +28,26 @@ fn error(world: &World) -> (Option<ErrorType>, String, i64) {
 
 #[test]
 fn what_cannot_be_written_is_refused_before_anything_is_lost() {
-    let refused: [(Spoil, &str); 7] = [
+    let refused: [(Spoil, &str); 10] = [
         (|world| world.set_image(Some("oci://images.test/os")), "oci"),
+        (
+            |world| world.set_image(Some("http://me:hunter2@images.test/os?sig=hunter2")),
+            "image.url has a user or password",
+        ),
+        (
+            |world| {
+                world.host().spec.image.as_mut().unwrap().checksum =
+                    Some("https://me:hunter2@images.test/SHA256SUMS".to_owned());
+            },
+            "image.checksum has a user or password",
+        ),
+        (
+            |world| {
+                let method = "x".repeat(100_000);
+                world.host().spec.custom_deploy = Some(CustomDeploy { method });
+            },
+            "the deploy method `xxx",
+        ),
         (
             |world| world.host().spec.image.as_mut().unwrap().format = Some(ImageFormat::Qcow2),
             "qcow2",
@@ -66,6 +85,8 @@ fn what_cannot_be_written_is_refused_before_anything_is_lost() {
         let (kind, message, count) = error(&world);
         assert_eq!((kind, count), (Some(ErrorType::Provisioning), 0));
         assert!(message.contains(word), "{message}");
+        let told = serde_json::to_string(&world.host().status).unwrap();
+        assert!(!told.contains("hunter2") && told.len() < 20_000, "{told}");
         assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
         // Corrected, it goes on at once.
         world.set_image(Some(IMAGE));
@@ -153,6 +174,22 @@ fn pauses_double_and_differ_from_host_to_host() {
         }
         assert!(all.len() > 50, "{failures}: {}", all.len());
     }
+}
+
+#[test]
+fn a_secret_that_nobody_has_asked_for_is_marked_before_anything_is_told() {
+    let mut world = World::new();
+    world.secrets.bmc.state = SecretState::Unasked;
+    let plan = world.plan();
+    assert!(plan.status.is_none() && plan.events.is_empty(), "{plan:#?}");
+    assert_eq!(plan.metadata.finalizer, Some(true));
+    let mark = Effect::HoldSecret {
+        name: "bmc".to_owned(),
+        hold: Hold::Owned,
+    };
+    assert_eq!(plan.effects, [mark]);
+    world.reach(State::Available);
+    assert!(world.secrets.bmc.held);
 }
 
 #[test]

@@ -517,6 +517,9 @@ impl World {
             }
             Effect::HoldSecret { name, .. } => {
                 let secret = self.secret(name);
+                if secret.state == SecretState::Unasked {
+                    *secret = self::secret("1", "a");
+                }
                 secret.held = true;
                 secret.finalizer = name == "bmc";
                 if let SecretState::Present { version, .. } = &mut secret.state {

@@ -79,9 +79,9 @@ fn rom_ipxe_agent_and_system_get_one_address() {
 }
 
 #[test]
-fn a_machine_that_is_not_to_boot_takes_no_address() {
+fn a_machine_that_meets_silence_takes_no_address() {
     let mut world = World::new(DhcpMode::Server);
-    let step = world.settled(&request("ovmf-pxe-discover"), Verdict::Disk("why"));
+    let step = world.settled(&request("ovmf-pxe-discover"), Verdict::Silence("why"));
     assert_eq!(step, Step::Silence("why"));
     assert_eq!(
         world.leases.propose(request("ovmf-pxe-discover").mac, None, NOW),
@@ -90,6 +90,22 @@ fn a_machine_that_is_not_to_boot_takes_no_address() {
             fresh.leases.propose(request("ovmf-pxe-discover").mac, None, NOW)
         }
     );
+}
+
+/// Its firmware and its operating system have one address.
+#[test]
+fn a_machine_that_boots_its_own_disk_takes_the_address_of_its_system() {
+    let mut world = World::new(DhcpMode::Server);
+    let rom = request("ipxe-rom-bios-discover");
+    let step = world.settled(&rom, Verdict::Disk("it has no job"));
+    let Step::Send(offer, _) = &step else {
+        panic!("no offer: {step:?}");
+    };
+    assert_eq!(
+        describe(&rom, &step),
+        format!("iPXE: {} and no boot file: it has no job", offer.yiaddr)
+    );
+    assert_eq!(world.reply(&request("dhclient-discover")).yiaddr, offer.yiaddr);
 }
 
 #[test]

@@ -138,6 +138,7 @@ impl Site {
             hosts: empty::<BareMetalHost>(),
             enrolments: empty::<Enrolment>(),
             hardware: empty(),
+            machines: Arc::default(),
         };
         let (queue, events) = tokio::sync::mpsc::channel(16);
         let (facts, seen) = watch::channel(BTreeMap::new());

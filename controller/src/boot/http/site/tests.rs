@@ -106,6 +106,7 @@ fn site_over(directory: tempfile::TempDir, extras: Extras) -> Fixture {
             hosts,
             enrolments,
             hardware: reflector::store().0,
+            machines: Arc::default(),
         },
         plan: watch::channel(Arc::new(plan())).1,
         files: Arc::new(Files::open(directory.path(), extras, &std::env::temp_dir())),
@@ -446,6 +447,7 @@ fn the_policy_says_who_gets_the_ramdisk() {
     if let Some(status) = &mut host.status {
         status.provisioning.state = "inspecting".into();
     }
+    fixture.site.world.machines.host(&host, false);
     known(&mut fixture.hosts, vec![host]);
     assert_eq!(paths(&script(&fixture.site)).len(), 2);
 }

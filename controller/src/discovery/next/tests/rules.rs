@@ -1,4 +1,4 @@
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Time};
 use muster_proto::kinds::{
     BmcDetails, JobAction, JobStatus, PAUSED_ANNOTATION, SERVER_ANNOTATION, SessionState,
 };
@@ -7,6 +7,7 @@ use super::{
     sim::{self, HOSTS, Sim, mac, machine},
     *,
 };
+use crate::host::plan::FINALIZER;
 
 fn discovered() -> Sim {
     let mut sim = Sim::new(UnknownPolicy::Hold);
@@ -133,6 +134,30 @@ fn a_host_that_somebody_declared_is_linked_by_its_mac_and_never_changed() {
     assert_eq!(sim.names(), ["rack1"]);
     assert_eq!(sim.server("a").spec.host, Some(host::reference(&before)));
     assert_eq!(sim.notices(), [("rack1".to_owned(), "ReportNotApplied")]);
+}
+
+#[test]
+fn a_host_that_is_deleted_is_linked_as_long_as_the_operator_holds_it_and_no_other_is_made() {
+    for held in [true, false] {
+        let mut sim = Sim::new(UnknownPolicy::Hold);
+        sim.declare("prod", "rack1", Some(mac(1)));
+        sim.set_state("rack1", "deprovisioning");
+        sim.change_host("rack1", |host| {
+            let finalizer = if held { FINALIZER } else { "example.com/other" };
+            host.metadata.finalizers = Some(vec![finalizer.to_owned()]);
+            let now = Time("2026-01-01T00:00:00Z".parse().unwrap());
+            host.metadata.deletion_timestamp = Some(now);
+        });
+        let before = sim.host("rack1").clone();
+        sim.reports("a", machine("J5K2X93", 1));
+        sim.settle();
+        assert_eq!(sim.host("rack1"), &before);
+        let linked = sim.server("a").spec.host == Some(host::reference(&before));
+        assert_eq!(
+            (linked, sim.names().len()),
+            if held { (true, 1) } else { (false, 2) }
+        );
+    }
 }
 
 #[test]

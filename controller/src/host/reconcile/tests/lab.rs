@@ -534,10 +534,10 @@ impl Bmcs for Lab {
     fn set_power<'a>(
         &'a self,
         access: &'a bmc::Access,
-        epoch: bmc::Epoch,
+        term: bmc::Term,
         reset: Reset,
     ) -> Answer<'a, Answered> {
-        assert_eq!(epoch, 7);
+        assert_eq!(term.epoch(), 7);
         let act = async move {
             let mut state = self.machine(&access.host).enter(access)?;
             match reset {
@@ -550,7 +550,7 @@ impl Bmcs for Lab {
         self.steps.step(act).boxed()
     }
 
-    fn set_boot<'a>(&'a self, access: &'a bmc::Access, _: bmc::Epoch, boot: Boot) -> Answer<'a, Answered> {
+    fn set_boot<'a>(&'a self, access: &'a bmc::Access, _: bmc::Term, boot: Boot) -> Answer<'a, Answered> {
         let act = async move {
             self.machine(&access.host).enter(access)?.armed = boot.device == bmc::Device::Pxe;
             Ok(Answered::Accepted)

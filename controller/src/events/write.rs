@@ -1,0 +1,204 @@
+//! Writes Events to the API server; one that comes again counts up the one that is there (`series` of events.k8s.io/v1).
+
+use std::{collections::HashMap, time::Duration};
+
+use k8s_openapi::{
+    api::events::v1::{Event as Written, EventSeries},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use muster_proto::{Chain, text};
+use serde_json::json;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{Event, make_room};
+
+/// Who reports.
+const REPORTER: &str = "muster-controller";
+/// The API server refuses longer notes, in bytes.
+const NOTE: usize = 1024;
+/// For so long after the last time, the same happening counts up its Event; a later one is told anew.
+const SERIES: Duration = Duration::from_secs(360);
+/// Happenings that are remembered for that, of 100 bytes or so each: with thousands of hosts some come in a row. Beyond, old ones
+/// are forgotten.
+const REMEMBERED: usize = 16_384;
+
+/// An Event that was written.
+#[derive(Debug)]
+struct Series {
+    name: String,
+    count: i32,
+    last: Instant,
+}
+
+/// What was written lately, by what makes two happenings the same.
+#[derive(Debug, Default)]
+struct Lately(HashMap<[u8; 16], Series>);
+
+impl Lately {
+    /// Counts up what `key` is known for: the Event's name, and how often it was told with this time.
+    fn again(&mut self, key: &[u8; 16], now: Instant) -> Option<(String, i32)> {
+        let series = self.0.get_mut(key)?;
+        if now.duration_since(series.last) > SERIES {
+            return None;
+        }
+        series.last = now;
+        series.count = series.count.saturating_add(1);
+        Some((series.name.clone(), series.count))
+    }
+
+    fn remember(&mut self, key: [u8; 16], name: String, now: Instant) {
+        make_room(&mut self.0, REMEMBERED, |series| {
+            now.duration_since(series.last) <= SERIES
+        });
+        let series = Series {
+            name,
+            count: 1,
+            last: now,
+        };
+        self.0.insert(key, series);
+    }
+}
+
+/// Writes what comes, as long as something may come.
+pub(super) async fn run(client: Client, mut waiting: mpsc::Receiver<Event>) {
+    let mut lately = Lately::default();
+    while let Some(event) = waiting.recv().await {
+        let subject = event.subject();
+        let Event { reason, message, .. } = &event;
+        tracing::info!(%subject, reason, %message, "event");
+        if let Err(error) = write(&client, &mut lately, &event).await {
+            tracing::warn!(error = %Chain(&error), %subject, reason, "event not written");
+        }
+    }
+}
+
+async fn write(client: &Client, lately: &mut Lately, event: &Event) -> kube::Result<()> {
+    let namespace = event.about.namespace.as_deref().unwrap_or("default");
+    let events: Api<Written> = Api::namespaced(client.clone(), namespace);
+    let (at, key) = (Timestamp::now(), key(event));
+    if let Some((name, count)) = lately.again(&key, Instant::now()) {
+        let series = EventSeries {
+            count,
+            last_observed_time: MicroTime(at),
+        };
+        let patch = Patch::Merge(json!({ "series": series }));
+        match events.patch(&name, &PatchParams::default(), &patch).await {
+            // It has expired, or somebody deleted it: told anew.
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            outcome => return outcome.map(drop),
+        }
+    }
+    let written = new(event, at);
+    let name = written.metadata.name.clone().unwrap_or_default();
+    events.create(&PostParams::default(), &written).await?;
+    lately.remember(key, name, Instant::now());
+    Ok(())
+}
+
+fn new(event: &Event, at: Timestamp) -> Written {
+    let about = &event.about;
+    Written {
+        metadata: ObjectMeta {
+            namespace: about.namespace.clone(),
+            // Unique as client-go makes it: the name of what it is about, and the time.
+            name: Some(format!(
+                "{}.{:x}",
+                about.name.as_deref().unwrap_or(REPORTER),
+                at.as_nanosecond()
+            )),
+            ..ObjectMeta::default()
+        },
+        action: Some(action(event.reason, &event.message)),
+        event_time: Some(MicroTime(at)),
+        note: Some(text::clean_to(event.message.as_bytes(), NOTE)),
+        reason: Some(event.reason.to_owned()),
+        regarding: Some(about.clone()),
+        reporting_controller: Some(REPORTER.to_owned()),
+        reporting_instance: Some(REPORTER.to_owned()),
+        type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
+        ..Written::default()
+    }
+}
+
+/// What makes two happenings the same: object, type, reason and words.
+fn key(event: &Event) -> [u8; 16] {
+    let about = &event.about;
+    let kind = if event.warning { "Warning" } else { "Normal" };
+    let part = |part: &Option<String>| part.clone().unwrap_or_default();
+    let parts = [
+        &part(&about.kind),
+        &part(&about.namespace),
+        &part(&about.name),
+        &part(&about.uid),
+        kind,
+        event.reason,
+        &event.message,
+    ];
+    // No name or reason has a NUL in it.
+    let digest = ring::digest::digest(&ring::digest::SHA256, parts.join("\0").as_bytes());
+    let mut key = [0; 16];
+    key.copy_from_slice(&digest.as_ref()[..16]);
+    key
+}
+
+/// The API server takes at most 128 bytes. Other words are another happening, also for who aggregates by action.
+fn action(reason: &str, message: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, message.as_bytes());
+    let digits: String = digest
+        .as_ref()
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("{reason}-{digits}")
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ObjectReference;
+
+    use super::*;
+
+    fn event(uid: &str, message: &str) -> Event {
+        Event {
+            about: ObjectReference {
+                namespace: Some("metal".to_owned()),
+                name: Some("a".to_owned()),
+                uid: Some(uid.to_owned()),
+                ..ObjectReference::default()
+            },
+            warning: true,
+            reason: "Test",
+            message: message.to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_same_happening_counts_up_and_another_is_told_anew() {
+        let mut lately = Lately::default();
+        let now = Instant::now();
+        let (one, other) = (key(&event("1", "m")), key(&event("1", "n")));
+        assert_eq!(lately.again(&one, now), None);
+        lately.remember(one, "a.1".to_owned(), now);
+        assert_eq!(lately.again(&one, now), Some(("a.1".to_owned(), 2)));
+        assert_eq!(lately.again(&one, now + SERIES), Some(("a.1".to_owned(), 3)));
+        assert_eq!(lately.again(&other, now), None);
+        assert_ne!(one, key(&event("2", "m")), "an object made anew");
+        assert_eq!(lately.again(&one, now + SERIES * 3), None, "long ago");
+    }
+
+    #[test]
+    fn not_all_happenings_of_a_hundred_thousand_objects_are_remembered() {
+        let mut lately = Lately::default();
+        let now = Instant::now();
+        for number in 0..100_000 {
+            lately.remember(key(&event(&number.to_string(), "m")), String::new(), now);
+        }
+        assert!(lately.0.len() <= REMEMBERED);
+    }
+}

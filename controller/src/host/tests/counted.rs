@@ -1,0 +1,185 @@
+//! What happens to a host is counted under upstream's names, each happening once.
+
+use muster_proto::kinds::DETACHED_ANNOTATION;
+
+use super::{
+    super::{
+        State, counts,
+        metrics::Metrics,
+        observed::{Bmc, SecretSeen, SecretState},
+    },
+    transitions::at,
+    world::{Fault, IMAGE, World, secret},
+};
+use crate::metrics::Registry;
+
+/// A world whose every written status is counted, as the loop does.
+struct Counted {
+    world: World,
+    registry: Registry,
+    metrics: Metrics,
+}
+
+impl Counted {
+    fn of(world: World) -> Counted {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        Counted {
+            world,
+            registry,
+            metrics,
+        }
+    }
+
+    fn rounds(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(before) = self.world.host.clone() else {
+                return;
+            };
+            let plan = self.world.plan();
+            if let Some(status) = &plan.status {
+                let mut after = before.clone();
+                after.status = Some((**status).clone());
+                let secrets = &self.world.secrets;
+                counts::status_written(&self.metrics, &before, &after, secrets, &plan.events);
+            }
+            let at_once = plan.requeue == Some(std::time::Duration::ZERO);
+            self.world.execute(plan, None, Fault::None);
+            self.world.tick(if at_once { 0 } else { 11 });
+        }
+    }
+
+    /// What stands behind `metal3_NAME_total`.
+    fn count(&self, name: &str) -> u64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("metal3_{name} ")));
+        line.map_or(0, |count| count.parse().unwrap())
+    }
+}
+
+fn bad(state: SecretState) -> SecretSeen {
+    SecretSeen {
+        state,
+        ..SecretSeen::default()
+    }
+}
+
+#[test]
+fn each_trouble_with_credentials_counts_once() {
+    for (state, name) in [
+        (SecretState::Missing, "credentials_missing"),
+        (
+            SecretState::Invalid("it has no `password`".to_owned()),
+            "credentials_invalid",
+        ),
+        (
+            SecretState::Unreadable("forbidden".to_owned()),
+            "credentials_unhandled_error",
+        ),
+    ] {
+        let mut counted = Counted::of(World::new());
+        counted.world.secrets.bmc = bad(state);
+        counted.rounds(30);
+        assert_eq!(counted.count(&format!("{name}_total")), 1, "{name}");
+        counted.world.secrets.bmc = secret("2", "b");
+        counted.rounds(60);
+        assert_eq!(counted.world.state(), State::Available);
+        assert_eq!(counted.count(&format!("{name}_total")), 1, "{name}");
+    }
+    let mut counted = Counted::of(World::new());
+    counted.world.bmc_up = false;
+    let failures = |counted: &Counted| {
+        let status = counted.world.host.as_ref().unwrap().status.as_ref();
+        status.map_or(0, |status| status.error_count)
+    };
+    while failures(&counted) == 0 {
+        counted.rounds(1);
+    }
+    assert_eq!(counted.count("credentials_no_management_access_total"), 1);
+    counted.world.bmc_up = true;
+    counted.rounds(60);
+    assert_eq!(counted.count("credentials_updated_total"), 0);
+    counted.world.secrets.bmc = secret("3", "c");
+    counted.rounds(10);
+    assert_eq!(counted.count("credentials_updated_total"), 1);
+    assert_eq!(counted.count("provisioner_not_ready_total"), 0);
+    // A registered host's BMC that is away is not a matter of its credentials.
+    counted.world.bmc = Bmc::default();
+    counted.world.bmc_up = false;
+    counted.rounds(30);
+    assert_eq!(counted.count("provisioner_not_ready_total"), 1);
+    assert_eq!(counted.count("credentials_no_management_access_total"), 1);
+}
+
+#[test]
+fn secrets_that_an_image_waits_for_count_by_their_kind() {
+    let name = r#"host_config_data_error_total{host_data_type="userData"}"#;
+    let mut counted = Counted::of(at(State::Available));
+    counted.world.name_user_data();
+    counted.world.secrets.user_data = bad(SecretState::Missing);
+    counted.rounds(30);
+    assert_eq!(counted.count(name), 0, "nothing waits for it");
+    counted.world.set_image(Some(IMAGE));
+    counted.rounds(30);
+    assert_eq!(counted.count(name), 1);
+    counted.world.secrets.user_data = secret("7", "user");
+    counted.rounds(60);
+    assert_eq!(counted.world.state(), State::Provisioned);
+    assert_eq!(counted.count(name), 1);
+}
+
+#[test]
+fn what_a_deletion_leaves_out_is_counted() {
+    let left_out = |counted: &Counted| {
+        [
+            counted.count("delete_without_deprovisioning_total"),
+            counted.count("delete_without_powering_off_total"),
+            counted.count("delete_delayed_for_detached_total"),
+        ]
+    };
+    // All is done.
+    let mut counted = Counted::of(at(State::Provisioned));
+    counted.world.delete();
+    counted.rounds(200);
+    assert!(counted.world.host.is_none());
+    assert_eq!(left_out(&counted), [0, 0, 0]);
+    // Nothing can be done.
+    let mut counted = Counted::of(at(State::Provisioned));
+    counted.world.secrets.bmc = bad(SecretState::Missing);
+    counted.world.delete();
+    counted.rounds(200);
+    assert_eq!(left_out(&counted), [1, 1, 0]);
+    // It is protected, so that it keeps its data, and goes off.
+    let mut counted = Counted::of(at(State::Provisioned));
+    counted
+        .world
+        .annotate(muster_proto::kinds::PROTECTED_ANNOTATION, "");
+    counted.world.delete();
+    counted.rounds(200);
+    assert!(counted.world.host.is_none());
+    assert_eq!(left_out(&counted), [1, 0, 0]);
+    // A machine that must not be off.
+    let mut counted = Counted::of(at(State::Available));
+    counted.world.host().spec.disable_power_off = Some(true);
+    counted.world.delete();
+    counted.rounds(200);
+    assert_eq!(left_out(&counted), [0, 1, 0]);
+    // One that is detached and is to wait.
+    let mut counted = Counted::of(at(State::Provisioned));
+    counted
+        .world
+        .annotate(DETACHED_ANNOTATION, r#"{"deleteAction":"delay"}"#);
+    counted.rounds(10);
+    counted.world.delete();
+    counted.rounds(50);
+    assert!(counted.world.host.is_some());
+    assert_eq!(left_out(&counted), [0, 0, 1]);
+    // One that nobody took up has nothing that could be left out.
+    let mut counted = Counted::of(at(State::Registering));
+    counted.world.delete();
+    counted.rounds(50);
+    assert_eq!(left_out(&counted), [0, 0, 0]);
+}

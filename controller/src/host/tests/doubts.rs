@@ -1,0 +1,415 @@
+//! What is not known is not taken for a fact.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use muster_proto::kinds::{BmcDetails, ErrorType};
+
+use super::{
+    super::{
+        Effect, State,
+        bmcs::News,
+        observed::{Bmc, Failure, FailureClass, Power, PowerReading, Probed, SecretState, Tried},
+        plan::PowerOrder,
+        rivals,
+    },
+    life::waiting,
+    transitions::at,
+    world::{Content, Fault, IMAGE, World},
+};
+
+fn orders(world: &World) -> Vec<PowerOrder> {
+    let order = |effect| match effect {
+        Effect::Power { order, .. } => Some(order),
+        _ => None,
+    };
+    world.plan().effects.into_iter().filter_map(order).collect()
+}
+
+fn probes(world: &World) -> bool {
+    let effects = world.plan().effects;
+    effects.iter().any(|effect| matches!(effect, Effect::Probe(_)))
+}
+
+fn error(world: &World) -> (Option<ErrorType>, String) {
+    let status = world.host.as_ref().unwrap().status.clone().unwrap();
+    (status.error_type, status.error_message)
+}
+
+fn provisioned() -> World {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world
+}
+
+/// One round in which the BMC refuses to change the power, for this reason.
+fn refused(world: &mut World, class: FailureClass) -> bool {
+    let ordered = !orders(world).is_empty();
+    let fault = if ordered { Fault::Fails } else { Fault::None };
+    let plan = world.plan();
+    world.execute(plan, None, fault);
+    if let Some(Tried {
+        result: Err(failure), ..
+    }) = &mut world.tried
+    {
+        failure.class = class;
+    }
+    world.tick(11);
+    ordered
+}
+
+#[test]
+fn an_operating_system_that_may_not_have_heard_is_asked_again_and_not_cut_off() {
+    for class in [FailureClass::Busy, FailureClass::Unreachable] {
+        let mut world = provisioned();
+        world.host().spec.online = false;
+        let mut asked = 0;
+        for _ in 0..16 {
+            assert!(!orders(&world).contains(&PowerOrder::HardOff), "{class:?}");
+            asked += usize::from(refused(&mut world, class));
+        }
+        assert!(asked >= 3, "{class:?}: {asked}");
+        world.until("an order", |world| !orders(world).is_empty());
+        assert_eq!(orders(&world), [PowerOrder::SoftOff]);
+        world.until("off", |world| !world.machine.on);
+    }
+    // One that cannot be asked at all is.
+    let mut world = provisioned();
+    world.host().spec.online = false;
+    world.until("an order", |world| !orders(world).is_empty());
+    refused(&mut world, FailureClass::Unsupported);
+    world.until("an order", |world| !orders(world).is_empty());
+    assert_eq!(orders(&world), [PowerOrder::HardOff]);
+}
+
+/// The image is written, and the ramdisk falls silent before it is told to leave.
+fn silent_after_its_write() -> World {
+    let mut world = at(State::Available);
+    world.set_image(Some(IMAGE));
+    world.until("written", |world| {
+        let status = world.server.as_ref().and_then(|server| server.status.as_ref());
+        let job = status.and_then(|status| status.job.as_ref());
+        job.is_some_and(|job| job.done && job.id.contains("-write"))
+    });
+    world.disconnect();
+    world
+}
+
+#[test]
+fn a_ramdisk_that_is_silent_for_a_moment_is_not_taken_for_one_that_left() {
+    let mut world = silent_after_its_write();
+    let boots = world.machine.boots;
+    for _ in 0..4 {
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        world.tick(11);
+        assert_eq!((world.state(), world.machine.boots), (State::Provisioning, boots));
+    }
+    assert_eq!(waiting(&world).0, "Leave");
+    world.call_in();
+    world.reach(State::Provisioned);
+    world.settle();
+    assert_eq!(
+        (world.machine.boots, world.machine.writes.len()),
+        (boots + 1, 1),
+        "it was told to leave"
+    );
+}
+
+#[test]
+fn a_machine_that_stays_silent_is_reset_and_one_that_cannot_be_is_not_provisioned() {
+    let mut world = silent_after_its_write();
+    let boots = world.machine.boots;
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.boots, boots + 1);
+
+    let mut world = silent_after_its_write();
+    for _ in 0..60 {
+        refused(&mut world, FailureClass::Refused);
+        assert_eq!(world.state(), State::Provisioning);
+    }
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Leave");
+    assert!(message.contains("it says so"), "{message}");
+    while world.state() == State::Provisioning {
+        refused(&mut world, FailureClass::Refused);
+    }
+    assert_eq!(world.state(), State::Deprovisioning);
+    assert!(error(&world).1.contains("does not leave its ramdisk"));
+
+    // Nor is one whose BMC says nothing either.
+    let mut world = silent_after_its_write();
+    world.restart();
+    world.bmc_up = false;
+    for _ in 0..60 {
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        world.tick(11);
+        assert_eq!(world.state(), State::Provisioning);
+    }
+    world.bmc_up = true;
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn a_provisioned_machine_that_is_found_in_its_ramdisk_is_rebooted_once() {
+    let mut world = provisioned();
+    // Its controller was away when it should have been told to leave.
+    world.call_in();
+    world.tick(60);
+    let boots = world.machine.boots;
+    world.settle();
+    assert_eq!(world.state(), State::Provisioned);
+    assert_eq!(world.machine.boots, boots + 1);
+    assert_eq!(world.machine.writes.len(), 1);
+    // It will not go: whoever looks finds it there.
+    world.call_in();
+    world.settle();
+    assert_eq!(world.machine.boots, boots + 1);
+}
+
+/// What a probe of the host, as it is, came to.
+fn probed(world: &mut World, class: FailureClass) {
+    let access = world.plan().effects.into_iter().find_map(|effect| match effect {
+        Effect::Probe(access) => Some(access),
+        _ => None,
+    });
+    let access = access.or_else(|| world.bmc.probed.as_ref().map(|probed| probed.access.clone()));
+    let failure = Failure {
+        class,
+        message: "it says so".to_owned(),
+        at: world.now,
+    };
+    world.bmc = Bmc {
+        probed: Some(Probed {
+            access: access.expect("a probe"),
+            at: world.now,
+            result: Err(failure),
+        }),
+        ..Bmc::default()
+    };
+}
+
+/// Rounds for so many minutes, without a probe.
+fn left_alone(world: &mut World, minutes: u32) {
+    for _ in 0..minutes * 6 {
+        assert!(!probes(world));
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        world.tick(10);
+    }
+}
+
+#[test]
+fn a_bmc_that_shows_no_system_is_asked_again_for_it_may_be_starting() {
+    for begun in [State::Registering, State::Available] {
+        let mut world = at(begun);
+        probed(&mut world, FailureClass::System);
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        assert_eq!(error(&world).0, Some(ErrorType::Registration));
+        world.until("mended", |world| error(world).0.is_none());
+        world.reach(State::Available);
+    }
+}
+
+#[test]
+fn credentials_that_were_good_are_tried_again_seldom_and_others_never() {
+    let mut world = at(State::Registering);
+    probed(&mut world, FailureClass::Credentials);
+    left_alone(&mut world, 120);
+    assert_eq!(error(&world).0, Some(ErrorType::Registration));
+
+    let mut world = at(State::Available);
+    world.settle();
+    probed(&mut world, FailureClass::Credentials);
+    left_alone(&mut world, 9);
+    let (kind, message) = error(&world);
+    assert_eq!(kind, Some(ErrorType::Registration));
+    assert!(message.contains("asked again every 10 min"), "{message}");
+    world.until("mended", |world| error(world).0.is_none());
+}
+
+#[test]
+fn a_bmc_that_does_not_let_us_in_any_more_is_not_asked_every_minute() {
+    let mut world = provisioned();
+    let failure = Failure {
+        class: FailureClass::Credentials,
+        message: "it says so".to_owned(),
+        at: world.now,
+    };
+    News::Power(Err(failure.clone())).remember(&mut world.bmc, &mut world.tried);
+    assert_eq!(world.bmc.probed.as_ref().unwrap().result, Err(failure));
+    left_alone(&mut world, 9);
+    assert_eq!(error(&world).0, Some(ErrorType::Registration));
+    world.until("mended", |world| error(world).0.is_none());
+}
+
+#[test]
+fn a_ramdisk_that_sees_no_disk_has_cleaned_none() {
+    let mut world = at(State::Deprovisioning);
+    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+    status.inventory.as_mut().unwrap().disks.clear();
+    world.reach(State::Available);
+    assert!(
+        world.events.contains(&"NotCleaned".to_owned()),
+        "{:?}",
+        world.events
+    );
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn what_a_host_waits_for_is_said_also_where_nothing_can_be_known() {
+    // Its Secret cannot be read.
+    let mut world = provisioned();
+    let there = world.secrets.bmc.clone();
+    world.secrets.bmc.state = SecretState::Unreadable("forbidden".to_owned());
+    world.settle();
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Inputs");
+    assert!(
+        message.contains("Secret bmc") && message.contains("forbidden"),
+        "{message}"
+    );
+    assert!(error(&world).0.is_none(), "nobody knows that anything is wrong");
+    world.secrets.bmc = there;
+    world.settle();
+    assert_eq!(waiting(&world).0, "Nothing");
+    // Its BMC does not answer.
+    world.bmc_up = false;
+    world.restart();
+    world.settle();
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Bmc");
+    assert!(message.contains("next: its power"), "{message}");
+    world.bmc_up = true;
+    world.settle();
+    assert_eq!(waiting(&world).0, "Nothing");
+}
+
+#[test]
+fn a_host_whose_nic_nobody_knows_is_told_so_when_its_ramdisk_does_not_call_in() {
+    let mut world = World::new();
+    world.host().spec.boot_mac_address = None;
+    for _ in 0..400 {
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        // Whatever calls in, nobody knows that it is this machine.
+        world.server = None;
+        world.tick(11);
+        if error(&world).0.is_some() {
+            break;
+        }
+    }
+    let (kind, message) = error(&world);
+    assert_eq!(kind, Some(ErrorType::Inspection));
+    assert!(message.contains("set spec.bootMACAddress"), "{message}");
+}
+
+#[test]
+fn one_machine_is_known_by_its_bmc_whatever_the_words_for_it_and_no_password_is_shown() {
+    let address = |text: &str| {
+        let mut world = World::new();
+        let host = world.host();
+        host.spec.boot_mac_address = None;
+        host.metadata.uid = Some(text.to_owned());
+        host.metadata.name = Some("other".to_owned());
+        host.metadata.creation_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+        host.spec.bmc = Some(BmcDetails {
+            address: text.to_owned(),
+            credentials_name: "bmc".to_owned(),
+            ..BmcDetails::default()
+        });
+        host.clone()
+    };
+    let mut us = World::new();
+    for same in [
+        "redfish://10.0.0.9/redfish/v1/Systems/1/",
+        "redfish+https://10.0.0.9:443/redfish/v1/Systems/1",
+        "idrac-redfish://10.0.0.9/redfish/v1/Systems/1",
+        "redfish-virtualmedia://root:hunter2@10.0.0.9/redfish/v1/systems/1?x=y",
+    ] {
+        let found = rivals(us.host(), [&address(same)].into_iter());
+        assert_eq!(found.len(), 1, "{same}");
+        assert!(!found[0].by.contains("hunter2"), "{}", found[0].by);
+    }
+    for other in [
+        "redfish://10.0.0.9/redfish/v1/Systems/2",
+        "redfish://10.0.0.9:8000/redfish/v1/Systems/1",
+        "redfish://10.0.0.8/redfish/v1/Systems/1",
+        "nonsense",
+    ] {
+        assert_eq!(
+            rivals(us.host(), [&address(other)].into_iter()).len(),
+            0,
+            "{other}"
+        );
+    }
+    // Nor is one shown of an address that is none, or that does not answer.
+    for bad in [
+        "redfish://root:hunter2@10.0.0.9/redfish/v1/Systems/1",
+        "redfisch://root:hunter2@10.0.0.9/",
+        "redfish://root:hunter2@10.0.0.9:port/",
+    ] {
+        let mut world = World::new();
+        let spec = &mut world.host().spec;
+        spec.bmc.as_mut().unwrap().address = bad.to_owned();
+        world.bmc_up = false;
+        world.until("a failure", |world| {
+            let status = world.host.as_ref().unwrap().status.as_ref();
+            status.is_some_and(|status| !status.error_message.is_empty())
+        });
+        let status = serde_json::to_string(&world.host().status).unwrap();
+        assert!(!status.contains("hunter2"), "{status}");
+    }
+}
+
+#[test]
+fn power_that_was_read_before_an_effect_says_nothing_after_it() {
+    let at = jiff::Timestamp::UNIX_EPOCH;
+    let mut bmc = Bmc {
+        power: Some(PowerReading {
+            power: Power::Off,
+            at,
+        }),
+        ..Bmc::default()
+    };
+    let tried = Tried {
+        operation: "on".to_owned(),
+        at,
+        result: Ok(()),
+    };
+    News::Tried(tried, true).remember(&mut bmc, &mut None);
+    assert_eq!(bmc.power, None);
+}
+
+#[test]
+fn what_somebody_else_runs_is_not_rebooted_to_be_taken_away() {
+    let mut world = provisioned();
+    let (boots, cleans) = (world.machine.boots, world.machine.cleans);
+    world.host().spec.externally_provisioned = Some(true);
+    world.set_image(None);
+    world.settle();
+    assert_eq!(world.state(), State::Provisioned);
+    assert!(error(&world).1.contains("somebody else"), "{}", error(&world).1);
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+    assert_eq!((world.machine.boots, world.machine.cleans), (boots, cleans));
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    // Nor where it is said in the middle.
+    for annotation in [None, Some(muster_proto::kinds::PROTECTED_ANNOTATION)] {
+        let mut world = at(State::Deprovisioning);
+        let (boots, cleans) = (world.machine.boots, world.machine.cleans);
+        match annotation {
+            None => world.host().spec.externally_provisioned = Some(true),
+            Some(name) => world.annotate(name, ""),
+        }
+        world.settle();
+        assert_eq!(world.state(), State::Deprovisioning);
+        assert_eq!(waiting(&world).0, "Refused");
+        assert_eq!((world.machine.boots, world.machine.cleans), (boots, cleans));
+        world.annotate(muster_proto::kinds::RELEASE_ANNOTATION, "");
+        world.until("let go", |world| world.state() != State::Deprovisioning);
+        assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    }
+}

@@ -1,0 +1,211 @@
+//! By which signals machines are known, kept beside the watched copies: who boots, enrols or reports is compared with the few
+//! that show a signal of it, and costs no more because there are more machines.
+//!
+//! It finds candidates; what a candidate means is decided where it always is.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use muster_proto::{
+    Mac,
+    identity::Identity,
+    kinds::{BareMetalHost, Server},
+};
+
+use crate::{
+    discovery::host,
+    host::index::{Multi, Path},
+};
+
+/// By what a Server is found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Signal {
+    /// A NIC that it was known by, or that its session booted from.
+    Mac(Mac),
+    /// Its SMBIOS UUID, in lower case.
+    Uuid(String),
+    /// Its serial number, in lower case.
+    Serial(String),
+    /// Its board's serial number, in lower case.
+    Board(String),
+    /// Its name, or what that was before a number was added.
+    Stem(String),
+    /// It clashes with the Server of that name.
+    Clash(String),
+    /// Its latest session is on this Segment, as the session tells it.
+    Segment(String),
+}
+
+impl Signal {
+    /// What `identity` may share with another machine.
+    pub fn of(identity: &Identity) -> impl Iterator<Item = Signal> {
+        let low = |value: &Option<String>| value.as_deref().map(str::to_ascii_lowercase);
+        let macs = identity.macs.iter().copied().map(Signal::Mac);
+        macs.chain(low(&identity.system_uuid).map(Signal::Uuid))
+            .chain(low(&identity.system_serial).map(Signal::Serial))
+            .chain(low(&identity.board_serial).map(Signal::Board))
+    }
+}
+
+/// The index.
+#[derive(Debug, Default)]
+pub struct Machines(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    servers: Multi<Signal, Path>,
+    /// Hosts by each NIC that means them: the declared one, and those that an inspection found.
+    hosts: Multi<Mac, Path>,
+}
+
+impl Machines {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The watched copy has `server` as it is now, or no more.
+    pub fn server(&self, server: &Server, gone: bool) {
+        let signals = if gone { Vec::new() } else { signals(server) };
+        self.lock().servers.set(&Path::of(server), signals);
+    }
+
+    /// The watched copy has `host` as it is now, or no more.
+    pub fn host(&self, host: &BareMetalHost, gone: bool) {
+        let macs = if gone {
+            Vec::new()
+        } else {
+            host::macs(host).collect()
+        };
+        self.lock().hosts.set(&Path::of(host), macs);
+    }
+
+    /// The watched copy has these Servers and no others.
+    pub fn servers_anew<'a>(&self, servers: impl Iterator<Item = &'a Server>) {
+        self.lock().servers = Multi::default();
+        servers.for_each(|server| self.server(server, false));
+    }
+
+    /// The watched copy has these hosts and no others.
+    pub fn hosts_anew<'a>(&self, hosts: impl Iterator<Item = &'a BareMetalHost>) {
+        self.lock().hosts = Multi::default();
+        hosts.for_each(|host| self.host(host, false));
+    }
+
+    /// The Servers that show one of `signals`.
+    pub fn servers_with(&self, signals: &[Signal]) -> BTreeSet<Path> {
+        let inner = self.lock();
+        let found = signals.iter().flat_map(|signal| inner.servers.with(signal));
+        found.cloned().collect()
+    }
+
+    /// The hosts that have `mac`, declared or found.
+    pub fn hosts_with(&self, mac: Mac) -> Vec<Path> {
+        self.lock().hosts.with(&mac).cloned().collect()
+    }
+}
+
+fn signals(server: &Server) -> Vec<Signal> {
+    let name = server.metadata.name.clone().unwrap_or_default();
+    let mut all = Vec::new();
+    // `mac-525400000001-2` was named after what `mac-525400000001` was.
+    if let Some((stem, number)) = name.rsplit_once('-')
+        && number.bytes().all(|byte| byte.is_ascii_digit())
+    {
+        all.push(Signal::Stem(stem.to_owned()));
+    }
+    all.push(Signal::Stem(name));
+    let Some(status) = &server.status else {
+        return all;
+    };
+    all.extend(Signal::of(&status.identity));
+    all.extend(status.clashes.iter().cloned().map(Signal::Clash));
+    if let Some(session) = &status.session {
+        all.push(Signal::Segment(session.segment.clone()));
+        all.extend(session.boot_mac.map(Signal::Mac));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::kinds::{BareMetalHostSpec, ServerSpec, ServerStatus, Session};
+
+    use super::*;
+
+    fn mac(last: u8) -> Mac {
+        Mac([2, 0, 0, 0, 0, last])
+    }
+
+    fn server(name: &str, identity: Identity) -> Server {
+        let mut server = Server::new(name, ServerSpec::default());
+        server.status = Some(ServerStatus {
+            identity,
+            clashes: vec!["other".to_owned()],
+            session: Some(Session {
+                segment: "a/b".to_owned(),
+                boot_mac: Some(mac(9)),
+                ..Session::default()
+            }),
+            ..ServerStatus::default()
+        });
+        server
+    }
+
+    fn names(machines: &Machines, signals: &[Signal]) -> Vec<String> {
+        let found = machines.servers_with(signals).into_iter();
+        found.map(|path| path.name).collect()
+    }
+
+    #[test]
+    fn a_server_is_found_by_whatever_it_was_known_by_and_no_longer_by_what_it_was_not() {
+        let machines = Machines::default();
+        let identity = Identity {
+            system_uuid: Some("4C4C4544".to_owned()),
+            system_serial: Some("Ser".to_owned()),
+            board_serial: Some("Brd".to_owned()),
+            macs: [mac(1), mac(2)].into(),
+        };
+        let one = server("mac-1-2", identity.clone());
+        machines.server(&one, false);
+        let text = |text: &str| text.to_owned();
+        for signal in [
+            Signal::Mac(mac(2)),
+            Signal::Mac(mac(9)),
+            Signal::Uuid(text("4c4c4544")),
+            Signal::Serial(text("ser")),
+            Signal::Board(text("brd")),
+            Signal::Stem(text("mac-1")),
+            Signal::Stem(text("mac-1-2")),
+            Signal::Clash(text("other")),
+            Signal::Segment(text("a/b")),
+        ] {
+            assert_eq!(
+                names(&machines, std::slice::from_ref(&signal)),
+                ["mac-1-2"],
+                "{signal:?}"
+            );
+        }
+        let shared: Vec<Signal> = Signal::of(&identity).collect();
+        assert_eq!((shared.len(), names(&machines, &shared).len()), (5, 1));
+        machines.server(&server("mac-1-2", Identity::default()), false);
+        assert!(names(&machines, &shared).is_empty());
+        machines.servers_anew([&one].into_iter());
+        assert_eq!(names(&machines, &shared).len(), 1);
+        machines.server(&one, true);
+        assert!(names(&machines, &[Signal::Stem(text("mac-1"))]).is_empty());
+    }
+
+    #[test]
+    fn hosts_are_found_by_the_nics_that_mean_them() {
+        let machines = Machines::default();
+        let mut host = BareMetalHost::new("h", BareMetalHostSpec::default());
+        host.spec.boot_mac_address = Some("02:00:00:00:00:01".to_owned());
+        machines.hosts_anew([&host].into_iter());
+        assert_eq!(machines.hosts_with(mac(1)).len(), 1);
+        host.spec.boot_mac_address = None;
+        machines.host(&host, false);
+        assert!(machines.hosts_with(mac(1)).is_empty());
+    }
+}

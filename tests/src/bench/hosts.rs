@@ -1,0 +1,107 @@
+//! `muster-lab bench-hosts`: thousands of simulated servers from creation to provisioned, and a leader that is killed. It asserts
+//! nothing: what fails or takes long is shown.
+
+mod failover;
+mod meter;
+mod place;
+mod render;
+mod results;
+mod round;
+mod watch;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use super::{BUSY, computer, now, results::seconds, to_json, write};
+use crate::slots::Slots;
+use results::HostsResults;
+use round::Size;
+
+/// Longer than the controller's resync, which is part of what an idle host costs.
+const RESYNC: Duration = Duration::from_secs(660);
+/// Where only is looked whether something goes on all the time.
+const GLANCE: Duration = Duration::from_secs(60);
+
+/// How the benchmark runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A hundred hosts, to try it out.
+    pub quick: bool,
+    /// So many hosts only, to try it out.
+    pub hosts: Option<u32>,
+    /// Where the raw results go.
+    pub out: PathBuf,
+    /// The command that people type for this, for the record.
+    pub command: String,
+    /// The commit that is measured, for the record.
+    pub commit: String,
+}
+
+/// The rounds, and the hosts with which the leader is killed.
+fn plan(options: &Options) -> (Vec<Size>, Option<u32>) {
+    let of = |hosts, idle| Size { hosts, idle };
+    match (options.hosts, options.quick) {
+        (Some(hosts), _) => (vec![of(hosts, GLANCE)], None),
+        (None, true) => (vec![of(100, GLANCE)], Some(100)),
+        (None, false) => (vec![of(1000, RESYNC), of(10_000, GLANCE)], Some(1000)),
+    }
+}
+
+/// Measures, and writes what it found.
+pub async fn run(options: Options) -> Result<()> {
+    let begun = Instant::now();
+    // Whoever else uses this lab waits until we are done.
+    let _slots = Slots::take(usize::MAX).await?;
+    let mut results = HostsResults {
+        command: options.command.clone(),
+        commit: options.commit.clone(),
+        date: now(),
+        computer: computer::look().await?,
+        ..HostsResults::default()
+    };
+    let busy = results.computer.busy_cores;
+    if busy > BUSY {
+        results.warn(format!(
+            "{busy:.2} processors were busy with other work before it began: times are longer than they could be"
+        ));
+    }
+    let (sizes, failover) = plan(&options);
+    for size in sizes {
+        println!("· {} hosts", size.hosts);
+        let mut measured = results::Round::default();
+        // What was measured before something went wrong is worth having.
+        if let Err(error) = round::measure(size, &mut measured).await {
+            results.warn(format!("{} hosts: {error:#}", size.hosts));
+        }
+        results.rounds.push(measured);
+        write(&options.out, &to_json(&results)?)?;
+    }
+    if let Some(hosts) = failover {
+        println!("· the leader is killed while {hosts} hosts are busy");
+        match failover::measure(hosts).await {
+            Ok(failover) => results.failover = Some(failover),
+            Err(error) => results.warn(format!("the leader's end: {error:#}")),
+        }
+    }
+    results.took = seconds(begun.elapsed());
+    write(&options.out, &to_json(&results)?)?;
+    println!("\n{}", render::goals(&results));
+    println!(
+        "{} s in all; raw results in {}",
+        results.took,
+        options.out.display()
+    );
+    Ok(())
+}
+
+/// Makes the page of the raw results at `json`.
+pub fn render_file(json: &Path, out: &Path) -> Result<()> {
+    let text = fs::read_to_string(json).with_context(|| format!("read {}", json.display()))?;
+    let results = serde_json::from_str(&text).with_context(|| format!("understand {}", json.display()))?;
+    write(out, &render::page(&results))
+}

@@ -1,0 +1,170 @@
+//! The leader is killed while all hosts are being written, and another one stands by.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+
+use super::{
+    super::results::seconds,
+    place::{HOSTS, NAMESPACE, Place},
+    results::Failover,
+    round::patience,
+    watch::{Host, Watch, Writes, rewritten},
+};
+use crate::{cluster::Role, controller::Controller};
+
+/// What a fleet's step takes of a real server's time: a write takes 24 to 36 s, longer than it takes to order all of them.
+const SCALE: f64 = 0.5;
+/// The controller's defaults: how long a Lease lasts, and how often it is renewed or asked for, in seconds.
+const LEASE: [f64; 2] = [15.0, 2.0];
+const NAME: &str = "muster-control";
+const LOOK: Duration = Duration::from_millis(50);
+/// Another one leads by then.
+const SOON: Duration = Duration::from_secs(60);
+
+/// Brings `hosts` hosts to available, gives them an image, and kills the leader once none of them is waiting for orders, or the
+/// first one has its image.
+pub(super) async fn measure(hosts: u32) -> Result<Failover> {
+    let limit = ("PROVISIONING_LIMIT".to_owned(), hosts.to_string());
+    let control = || (Role::Control, vec![limit.clone()]);
+    let controllers = vec![(Role::Edge, Vec::new()), control(), control()];
+    let mut place = Place::start(hosts, controllers).await?;
+    let watch = Watch::start(place.api(HOSTS), Some(place.api(NAMESPACE)));
+    place.power(hosts, SCALE)?;
+    watch.all(hosts, "available", patience(hosts)).await?;
+
+    let leases: Api<Lease> = place.api(NAMESPACE);
+    let leader = holder(&leases).await?.context("nobody leads")?;
+    let names: Vec<String> = watch.hosts().into_keys().collect();
+    place.want_image(&names).await?;
+    ordered(&watch, names.len(), patience(hosts)).await?;
+    let before = watch.hosts();
+    let killed = kill(&mut place.controllers, leader)?;
+    let taken_over = loop {
+        if holder(&leases).await?.is_some_and(|now| now != leader) {
+            break seconds(killed.elapsed());
+        }
+        if killed.elapsed() > SOON {
+            bail!("nobody took over within {} s", SOON.as_secs());
+        }
+        tokio::time::sleep(LOOK).await;
+    };
+    println!("  another one leads after {taken_over} s");
+    let there = watch.all(hosts, "provisioned", patience(hosts)).await;
+    place.lives()?;
+    there?;
+    let (after, writes) = (watch.hosts(), watch.writes());
+    let busy = |host: &Host| host.since("provisioned").is_none();
+    Ok(Failover {
+        hosts,
+        busy: before.values().filter(|host| busy(host)).count(),
+        lease: LEASE,
+        taken_over,
+        waits: waits(&before, &after, &writes, killed),
+        provisioned: after.values().filter(|host| !busy(host)).count(),
+        rewritten: rewritten(&writes).len(),
+        seen: watch.seen(),
+    })
+}
+
+/// The number of the process that holds the Lease: the last but one part of its name.
+async fn holder(leases: &Api<Lease>) -> Result<Option<u32>> {
+    let lease = leases.get_opt(NAME).await.context("read the Lease")?;
+    let identity = lease.and_then(|lease| lease.spec?.holder_identity);
+    Ok(identity.and_then(|identity| identity.rsplit('_').nth(1)?.parse().ok()))
+}
+
+/// Waits until each of `hosts` hosts has been told to write, or one has written.
+async fn ordered(watch: &Watch, hosts: usize, within: Duration) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let writes = watch.writes();
+        let told = writes.values().filter(|writes| !writes.is_empty()).count();
+        let ended = watch
+            .hosts()
+            .values()
+            .any(|host| host.since("provisioned").is_some());
+        if told == hosts || ended {
+            println!(
+                "  {told} of {hosts} hosts were told to write after {:.1} s",
+                begun.elapsed().as_secs_f64()
+            );
+            return Ok(());
+        }
+        if begun.elapsed() > within {
+            bail!(
+                "{told} of {hosts} hosts were told to write within {} s",
+                within.as_secs()
+            );
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Kills the controller whose process is `leader`; when.
+fn kill(controllers: &mut [Controller], leader: u32) -> Result<Instant> {
+    let leads = |controller: &&mut Controller| controller.process() == Some(leader);
+    let leading = controllers.iter_mut().find(leads);
+    leading.context("none of the controllers leads")?.kill();
+    Ok(Instant::now())
+}
+
+/// How long each host that was busy waited for a leader, in seconds, in order.
+fn waits(
+    before: &HashMap<String, Host>,
+    after: &HashMap<String, Host>,
+    writes: &HashMap<String, Writes>,
+    killed: Instant,
+) -> Vec<f64> {
+    let waited = after.iter().filter_map(|(name, host)| {
+        let was_busy = before
+            .get(name)
+            .is_none_or(|host| host.since("provisioned").is_none());
+        let there = host.since("provisioned").filter(|_| was_busy)?;
+        let written = writes
+            .get(name)
+            .and_then(|writes| writes.values().flatten().min());
+        let ready = written.map_or(killed, |written| killed.max(*written));
+        Some(seconds(there.saturating_duration_since(ready)))
+    });
+    let mut waits: Vec<f64> = waited.collect();
+    waits.sort_by(f64::total_cmp);
+    waits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_waits_from_the_end_of_its_write_but_not_before_the_kill() {
+        let killed = Instant::now();
+        let at = |seconds| killed + Duration::from_secs(seconds);
+        let host = |state: &str, at| Host {
+            states: vec![(state.to_owned(), at)],
+            ..Host::default()
+        };
+        let names = ["early", "late", "done"].map(str::to_owned);
+        let [early, late, done] = names;
+        let before = HashMap::from([
+            (early.clone(), host("provisioning", killed)),
+            (late.clone(), host("provisioning", killed)),
+            (done.clone(), host("provisioned", killed)),
+        ]);
+        let after = HashMap::from([
+            (early.clone(), host("provisioned", at(17))),
+            (late.clone(), host("provisioned", at(31))),
+            (done, host("provisioned", killed)),
+        ]);
+        let writes = HashMap::from([
+            (early, Writes::from([("1".to_owned(), None)])),
+            (late, Writes::from([("2".to_owned(), Some(at(30)))])),
+        ]);
+        assert_eq!(waits(&before, &after, &writes, killed), [1.0, 17.0]);
+    }
+}

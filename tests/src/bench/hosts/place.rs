@@ -1,0 +1,263 @@
+//! A control plane, controllers and fleets, each a process of its own.
+
+use std::{
+    env,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+use kube::{
+    Api, Client, Resource,
+    api::{Patch, PatchParams},
+    core::NamespaceResourceScope,
+};
+use muster_proto::kinds::{BareMetalHost, Dhcp, DhcpMode, Profile, Segment, Trust, UnknownPolicy};
+use nix::sys::resource::{Resource as Limit, getrlimit, setrlimit};
+use serde_json::json;
+
+use crate::{
+    bridges::{self, BR0, Network},
+    cluster::{Cluster, Role},
+    controller::{Controller, Setup},
+    forward::Forwarder,
+    lines::Lines,
+    netns::Netns,
+    scratch::Scratch,
+    stage,
+};
+
+/// Where the controllers are, and their Segment and its Servers.
+pub(super) const NAMESPACE: &str = "muster-system";
+/// Where the hosts are.
+pub(super) const HOSTS: &str = "fleet";
+const SEGMENT: &str = "fleet";
+/// The address of the fleets, and their network's.
+const ADDRESS: &str = "10.77.0.2";
+/// The controller must serve by then.
+const SERVING: Duration = Duration::from_secs(60);
+/// Open files for each server of a fleet, and for all that is not a server: what the fleet itself asks for.
+const FILES: (u64, u64) = (3, 500);
+/// Requests of the user at the same time.
+const AT_ONCE: usize = 16;
+
+/// The place. Fields are dropped in order: the fleets first, the cluster last.
+pub(super) struct Place {
+    fleets: Vec<Fleet>,
+    /// The controllers. The first one serves the Segment.
+    pub(super) controllers: Vec<Controller>,
+    client: Client,
+    _way: Forwarder,
+    net: Netns,
+    network: Network,
+    scratch: Scratch,
+    cluster: Cluster,
+}
+
+struct Fleet {
+    process: Child,
+    said: Lines,
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        // Fails only if it has ended by itself; its cluster goes, too, so nothing has to be deleted.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A role for a controller, and variables of its environment.
+pub(super) type Wanted = (Role, Vec<(String, String)>);
+
+impl Place {
+    /// With these controllers, of which the first one is to serve up to `hosts` hosts.
+    pub(super) async fn start(hosts: u32, controllers: Vec<Wanted>) -> Result<Place> {
+        let (_, most) = getrlimit(Limit::RLIMIT_NOFILE).context("ask how many files may be open")?;
+        setrlimit(Limit::RLIMIT_NOFILE, most, most).context("allow more open files")?;
+        let scratch = Scratch::new()?;
+        let cluster = Cluster::start().await?;
+        let client = cluster.client()?;
+        for namespace in [NAMESPACE, HOSTS] {
+            cluster.ensure_namespace(namespace).await?;
+        }
+        let network = Network::new(&[BR0], &cluster)?;
+        let net = network
+            .net
+            .neighbour(BR0.name, "eth0", &format!("{ADDRESS}/24"))?;
+        let way = bridges::api_in(&net, &cluster)?;
+        let mut place = Place {
+            fleets: Vec::new(),
+            controllers: Vec::new(),
+            client,
+            _way: way,
+            net,
+            network,
+            scratch,
+            cluster,
+        };
+        for (role, environment) in controllers {
+            place.controller(role, environment).await?;
+        }
+        place.segment(hosts).await?;
+        Ok(place)
+    }
+
+    async fn controller(&mut self, role: Role, environment: Vec<(String, String)>) -> Result<()> {
+        let number = self.controllers.len();
+        let mut setup = Setup::new(NAMESPACE)?;
+        setup.role = role;
+        setup.environment = environment;
+        setup.extra = ["--watch-namespace", HOSTS].map(str::to_owned).to_vec();
+        // All are on one computer here.
+        setup.admin.set_port(0);
+        let dir = self.scratch.sub(&format!("controller-{number}"))?;
+        let mut controller = Controller::new(&self.cluster, &self.network.net, &dir, setup).await?;
+        controller.start()?;
+        self.controllers.push(controller);
+        Ok(())
+    }
+
+    async fn segment(&mut self, hosts: u32) -> Result<()> {
+        let mut spec = stage::segment(BR0, Profile::Lab, UnknownPolicy::Hold)?;
+        let (own, _) = BR0.address.split_once('/').context("a bridge's address")?;
+        spec.boot_address = Some(own.to_owned());
+        spec.dhcp = Dhcp {
+            mode: DhcpMode::Off,
+            ..Dhcp::default()
+        };
+        spec.host_namespace = Some(HOSTS.to_owned());
+        spec.quota = hosts;
+        spec.required_trust = Trust::Segment;
+        let made = serde_json::to_string(&Segment::new(SEGMENT, spec)).context("write a Segment")?;
+        self.cluster.apply(&made, NAMESPACE).await?;
+        let server = self.controllers.first_mut().context("no controller")?;
+        stage::serving(&self.client, NAMESPACE, SEGMENT, SERVING, server).await
+    }
+
+    /// Starts fleets of `hosts` servers together, which make their hosts at once; in how many processes.
+    pub(super) fn power(&mut self, hosts: u32, scale: f64) -> Result<usize> {
+        let program = env::current_exe().context("find this program")?;
+        for (first, count) in shares(hosts, room()?) {
+            let mut command = Command::new(&program);
+            command
+                .args(["fleet", "--segment", &format!("{NAMESPACE}/{SEGMENT}")])
+                .args(["--address", ADDRESS, "--namespace", HOSTS])
+                .args(["--hosts", &count.to_string(), "--first", &first.to_string()])
+                .args(["--scale", &scale.to_string()])
+                .arg("--kubeconfig")
+                .arg(self.cluster.kubeconfig())
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            let mut process = self.net.spawn(command)?;
+            let said = Lines::to(&self.scratch.path().join(format!("fleet-{first}.log")));
+            said.follow(process.stdout.take().context("its standard output")?)?;
+            said.follow(process.stderr.take().context("its standard error")?)?;
+            self.fleets.push(Fleet { process, said });
+        }
+        Ok(self.fleets.len())
+    }
+
+    /// Sets an image for every host; none of them exists, and nobody asks.
+    pub(super) async fn want_image(&self, hosts: &[String]) -> Result<()> {
+        let image = json!({"url": "http://images.test/os.raw", "format": "raw",
+            "checksum": "0".repeat(64), "checksumType": "sha256"});
+        let wish = json!({"spec": {"image": image}});
+        let api: Api<BareMetalHost> = self.api(HOSTS);
+        let parameters = PatchParams::default();
+        let wishes = hosts.iter().map(|host| {
+            let (api, wish, parameters) = (&api, &wish, &parameters);
+            async move {
+                let patched = api.patch(host, parameters, &Patch::Merge(wish)).await;
+                patched.map(drop).with_context(|| format!("patch {host}"))
+            }
+        });
+        stream::iter(wishes).buffer_unordered(AT_ONCE).try_collect().await
+    }
+
+    /// A client with all rights.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The objects of one kind in `namespace`.
+    pub(super) fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// The process of the API server and etcd.
+    pub(super) fn api_server(&self) -> Result<u32> {
+        self.cluster.process().context("the cluster is not the lab's own")
+    }
+
+    /// The processes of the fleets.
+    pub(super) fn fleets(&self) -> Vec<u32> {
+        self.fleets.iter().map(|fleet| fleet.process.id()).collect()
+    }
+
+    /// Fails if a controller or a fleet has ended, with what it said last.
+    pub(super) fn lives(&mut self) -> Result<()> {
+        for controller in &mut self.controllers {
+            let ended = controller.process().is_some() && !controller.is_running();
+            ensure!(
+                !ended,
+                "a controller ended: {}",
+                controller.log().last(5).join("; ")
+            );
+        }
+        for fleet in &mut self.fleets {
+            let ended = fleet.process.try_wait().context("ask after a fleet")?;
+            ensure!(
+                ended.is_none(),
+                "a fleet ended: {}",
+                fleet.said.last(5).join("; ")
+            );
+        }
+        Ok(())
+    }
+}
+
+/// How many servers one process may simulate.
+fn room() -> Result<u32> {
+    let (_, most) = getrlimit(Limit::RLIMIT_NOFILE).context("ask how many files may be open")?;
+    let (each, rest) = FILES;
+    u32::try_from(most.saturating_sub(rest) / each)
+        .or(Ok(u32::MAX))
+        .and_then(|room| match room {
+            0 => anyhow::bail!("the system allows only {most} open files"),
+            room => Ok(room),
+        })
+}
+
+/// First number and size of each of as few equal parts as possible of at most `room` servers.
+fn shares(hosts: u32, room: u32) -> Vec<(u32, u32)> {
+    let parts = hosts.div_ceil(room).max(1);
+    let mut first = 1;
+    let sizes = (0..parts).map(|part| hosts / parts + u32::from(part < hosts % parts));
+    sizes
+        .map(|size| {
+            let share = (first, size);
+            first += size;
+            share
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_server_is_in_one_process_that_has_room_for_it() {
+        assert_eq!(shares(1000, 6500), [(1, 1000)]);
+        assert_eq!(shares(10_000, 6500), [(1, 5000), (5001, 5000)]);
+        assert_eq!(shares(5, 2), [(1, 2), (3, 2), (5, 1)]);
+        assert!(room().unwrap() > 0);
+    }
+}

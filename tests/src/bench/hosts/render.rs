@@ -1,0 +1,411 @@
+//! From raw results to `docs/benchmarks-hosts.md`. Pure.
+
+use std::collections::BTreeMap;
+
+use super::{
+    super::results::Sample,
+    meter::Requests,
+    results::{Failover, HostsResults, Round, Seen, Stage},
+};
+
+/// The states that upstream's hosts go through, in order.
+const AVAILABLE: &str = "registering inspecting preparing available";
+const PROVISIONED: &str = "registering inspecting preparing available provisioning provisioned";
+/// The sizes for which there are goals.
+const USUAL: u32 = 1000;
+const MANY: u32 = 10_000;
+
+/// The page. Every sentence stands on a line of its own.
+pub(super) fn page(results: &HostsResults) -> String {
+    let mut page = String::from(
+        "# Benchmarks: thousands of hosts\n\n\
+         Made by `cargo xtask codegen` from `docs/benchmarks/hosts.json`, which the command below measured.\n\
+         Times are in seconds, MiB are 2^20 bytes, KiB are 2^10.\n\n",
+    );
+    page += &circumstances(results);
+    page += &format!("\n## Goals and results\n\n{}", goals(results));
+    page += METHOD;
+    for round in &results.rounds {
+        page += &format!("\n## {} hosts\n\n{}", round.hosts, details(round));
+    }
+    if let Some(failover) = &results.failover {
+        page += &format!("\n## The leader is killed\n\n{}", ending(failover));
+    }
+    page
+}
+
+const METHOD: &str = "\n\
+    Each row of hosts has a control plane of its own (API server and etcd in one process), one controller with its defaults and both \
+    roles, and fleets (`cargo xtask lab fleet`) whose steps take no time; all are processes of their own on this computer.\n\
+    Each simulated server has a BMC that speaks Redfish, and an agent that enrols, reports an inventory of more than 20 KiB and works \
+    over mutual TLS.\n\
+    Time runs from the moment at which a watcher sees the first host until it has seen the last one become available; the fleet makes \
+    a Secret and a host for each server meanwhile.\n\
+    The way to provisioned begins with the patch that gives the first host an image.\n\
+    Requests are those that the API server counts (`apiserver_request_total`), of everybody and whatever the answer, from the beginning \
+    until nothing has been written for 5 s, without watches and without what the user does: a Secret, a host and a patch for each.\n\
+    Memory is `VmHWM` and `VmRSS` of the controller's process, processor time is user and system time from `/proc/PID/stat`.\n\
+    Bytes in etcd are the sizes of the objects as JSON, which is how the API server stores kinds like these; Secrets and Events are \
+    stored in a shorter form and so are counted too high.\n";
+
+fn circumstances(results: &HostsResults) -> String {
+    let computer = &results.computer;
+    let mut text = String::from("| | |\n| --- | --- |\n");
+    for (name, value) in [
+        ("command", format!("`{}`", results.command)),
+        ("commit", results.commit.clone()),
+        ("date", results.date.clone()),
+        ("took", format!("{:.1} min", results.took / 60.0)),
+        ("processors", format!("{} × {}", computer.cores, computer.cpu)),
+        ("memory", format!("{} MiB", computer.memory_mib)),
+        ("kernel", computer.kernel.clone()),
+        (
+            "other work at the start",
+            format!(
+                "{:.2} processors busy, load average {}",
+                computer.busy_cores, computer.load_average
+            ),
+        ),
+    ] {
+        text += &format!("| {name} | {} |\n", line(&value));
+    }
+    if !results.warnings.is_empty() {
+        text += "\nWarnings:\n\n";
+        for warning in &results.warnings {
+            text += &format!("- {}\n", line(warning));
+        }
+    }
+    text
+}
+
+/// A text of somewhere else, on one line of Markdown.
+fn line(text: &str) -> String {
+    let clean = muster_proto::text::clean(text.as_bytes());
+    clean.replace('|', "/").replace('<', "‹")
+}
+
+/// A figure beside its goal.
+struct Row {
+    figure: String,
+    goal: String,
+    result: String,
+    /// None without a goal.
+    reached: Option<bool>,
+}
+
+fn row(figure: String, unit: &str, goal: Option<f64>, digits: usize, result: f64) -> Row {
+    Row {
+        figure,
+        goal: goal.map_or_else(String::new, |goal| format!("{goal} {unit}").trim().to_owned()),
+        result: format!("{result:.digits$} {unit}").trim().to_owned(),
+        reached: goal.map(|goal| result <= goal),
+    }
+}
+
+/// Goals beside results.
+pub(super) fn goals(results: &HostsResults) -> String {
+    let mut rows: Vec<Row> = results.rounds.iter().flat_map(of_round).collect();
+    rows.extend(ratio(&results.rounds));
+    rows.extend(results.failover.iter().flat_map(of_failover));
+    let mut text = String::from("| figure | goal | result | reached |\n| --- | --- | --- | --- |\n");
+    for row in rows {
+        let reached = match row.reached {
+            None => "",
+            Some(true) => "yes",
+            Some(false) => "**no**",
+        };
+        text += &format!("| {} | {} | {} | {reached} |\n", row.figure, row.goal, row.result);
+    }
+    text
+}
+
+fn of_round(round: &Round) -> Vec<Row> {
+    let hosts = round.hosts;
+    let usual = |goal: f64| (hosts == USUAL).then_some(goal);
+    let mut rows = Vec::new();
+    if let Some(stage) = &round.available {
+        rows.extend(of_available(hosts, stage));
+    }
+    if let Some(stage) = &round.provisioned {
+        let each = per_host(stage.requests(|_| true), hosts);
+        let figure = |what: &str| format!("{hosts} hosts, available to provisioned: {what}");
+        rows.push(row(figure("time"), "s", None, 1, stage.seconds));
+        rows.push(row(figure("API requests a host"), "", Some(8.0), 1, each));
+        rows.push(saw(hosts, PROVISIONED, &["provision"], &stage.seen));
+        let each = stage.controller_cpu * 1000.0 / f64::from(hosts);
+        rows.push(row(figure("controller's CPU a host"), "ms", None, 1, each));
+    }
+    let peaks = [&round.available, &round.provisioned];
+    if let Some(peak) = peaks.into_iter().flatten().map(|stage| stage.peak_kib).max() {
+        let goal = if hosts == MANY { Some(300.0) } else { usual(60.0) };
+        let figure = format!("{hosts} hosts: controller's memory at its most");
+        rows.push(row(figure, "MiB", goal, 0, mib(peak)));
+    }
+    if !round.stored.is_empty() {
+        let figure = format!("{hosts} hosts: bytes in etcd a host");
+        rows.push(row(
+            figure,
+            "KiB",
+            Some(48.0),
+            1,
+            per_host(bytes(round), hosts) / 1024.0,
+        ));
+    }
+    if let Some(idle) = &round.idle {
+        let writes: u64 = idle.writes.values().sum();
+        let hours = f64::from(hosts) * idle.seconds / 3600.0;
+        let figure = format!(
+            "{hosts} hosts left alone for {:.0} s: writes an hour and host",
+            idle.seconds
+        );
+        rows.push(row(figure, "", Some(0.0), 2, count(writes) / hours));
+    }
+    rows
+}
+
+fn of_available(hosts: u32, stage: &Stage) -> Vec<Row> {
+    let goal = (hosts == USUAL).then_some(70.0);
+    let figure = |what: &str| format!("{hosts} hosts, created to available: {what}");
+    let all = per_host(stage.requests(|_| true), hosts);
+    let without = per_host(stage.requests(|resource| resource != "events"), hosts);
+    let ms = |seconds: f64| seconds * 1000.0 / f64::from(hosts);
+    vec![
+        row(figure("time"), "s", goal, 1, stage.seconds),
+        row(figure("API requests a host"), "", Some(18.0), 1, all),
+        row(
+            figure("API requests a host, without Events"),
+            "",
+            Some(10.0),
+            1,
+            without,
+        ),
+        saw(hosts, AVAILABLE, &["register", "inspect"], &stage.seen),
+        row(
+            figure("controller's CPU a host"),
+            "ms",
+            None,
+            1,
+            ms(stage.controller_cpu),
+        ),
+        row(
+            figure("API server's CPU a host"),
+            "ms",
+            None,
+            1,
+            ms(stage.api_server_cpu),
+        ),
+    ]
+}
+
+/// Whether the watcher saw every host go the whole `way`, and these operations with begin and end.
+fn saw(hosts: u32, way: &str, operations: &[&str], seen: &Seen) -> Row {
+    let all = usize::try_from(hosts).unwrap_or(usize::MAX);
+    let went = seen.ways.get(way).copied().unwrap_or(0);
+    let filled = operations
+        .iter()
+        .map(|operation| seen.history.get(*operation).copied().unwrap_or(0));
+    let filled = filled.min().unwrap_or(0);
+    Row {
+        figure: format!(
+            "{hosts} hosts: a watcher saw `{}`, and operationHistory has {}",
+            way.replace(' ', "`, `"),
+            operations.join(" and ")
+        ),
+        goal: "all".to_owned(),
+        result: format!("{went} and {filled}"),
+        reached: Some(went == all && filled == all),
+    }
+}
+
+/// The controller's CPU per host of many hosts by that of the usual number.
+fn ratio(rounds: &[Round]) -> Vec<Row> {
+    type Of = fn(&Round) -> Option<&Stage>;
+    let ways: [(&str, Of); 2] = [
+        ("created to available", |round| round.available.as_ref()),
+        ("available to provisioned", |round| round.provisioned.as_ref()),
+    ];
+    let rows = ways.into_iter().filter_map(|(way, of)| {
+        let each = |hosts: u32| {
+            let round = rounds.iter().find(|round| round.hosts == hosts)?;
+            Some(of(round)?.controller_cpu / f64::from(hosts))
+        };
+        let ratio = each(MANY)? / each(USUAL).filter(|each| *each > 0.0)?;
+        let figure = format!("{way}: controller's CPU a host, {MANY} against {USUAL} hosts");
+        Some(row(figure, "times", Some(1.2), 2, ratio))
+    });
+    rows.collect()
+}
+
+fn of_failover(failover: &Failover) -> Vec<Row> {
+    let hosts = failover.hosts;
+    let all = usize::try_from(hosts).unwrap_or(usize::MAX);
+    let [lease, _] = failover.lease;
+    let longest = failover.waits.last().copied().unwrap_or(f64::INFINITY);
+    let figure = format!(
+        "leader killed, {} of {hosts} hosts busy: the longest that one waited",
+        failover.busy
+    );
+    let mut wait = row(figure, "s", Some(lease + 5.0), 1, longest);
+    wait.goal = format!("lease + 5 s = {} s", lease + 5.0);
+    let lost = Row {
+        figure: "leader killed: hosts provisioned, hosts written more than once".to_owned(),
+        goal: format!("{hosts}, 0"),
+        result: format!("{}, {}", failover.provisioned, failover.rewritten),
+        reached: Some(failover.provisioned == all && failover.rewritten == 0),
+    };
+    vec![
+        wait,
+        lost,
+        saw(
+            hosts,
+            PROVISIONED,
+            &["register", "inspect", "provision"],
+            &failover.seen,
+        ),
+    ]
+}
+
+fn per_host(count_of: u64, hosts: u32) -> f64 {
+    count(count_of) / f64::from(hosts)
+}
+
+/// More than `u32` can count is not measured here.
+fn count(count: u64) -> f64 {
+    u32::try_from(count).map_or(f64::INFINITY, f64::from)
+}
+
+fn mib(kib: u64) -> f64 {
+    count(kib) / 1024.0
+}
+
+/// All bytes of the round's hosts.
+fn bytes(round: &Round) -> u64 {
+    let all = round.stored.values().map(|stored| stored.objects * stored.bytes);
+    all.sum()
+}
+
+fn details(round: &Round) -> String {
+    let mut text = String::new();
+    if round.fleets > 1 {
+        text += &format!(
+            "Their servers are simulated by {} processes, which share the limit to open files.\n\n",
+            round.fleets
+        );
+    }
+    let stages = [
+        ("created to available", &round.available),
+        ("available to provisioned", &round.provisioned),
+    ];
+    text += "| | time | quiet after | CPU: controller | API server | simulated servers | controller's memory, MiB | at its most |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+    for (name, stage) in &stages {
+        let Some(stage) = stage else { continue };
+        text += &format!(
+            "| {name} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} |\n",
+            stage.seconds,
+            stage.settled,
+            stage.controller_cpu,
+            stage.api_server_cpu,
+            stage.fleet_cpu,
+            mib(stage.resident_kib),
+            mib(stage.peak_kib),
+        );
+    }
+    for (name, stage) in &stages {
+        let Some(stage) = stage else { continue };
+        text += &format!(
+            "\nRequests a host, {name}:\n\n{}",
+            requests(&stage.requests, round.hosts)
+        );
+        text += &ways(&stage.seen);
+    }
+    if !round.stored.is_empty() {
+        text += &format!("\nWhat is stored of available hosts:\n\n{}", stored(round));
+    }
+    if let Some(idle) = &round.idle {
+        text += &format!(
+            "\nLeft alone for {:.0} s: writes {}, those of the leader's Lease {}; CPU of the controller {:.1} s.\n",
+            idle.seconds,
+            list(&idle.writes),
+            idle.lease_writes,
+            idle.controller_cpu
+        );
+    }
+    text
+}
+
+fn requests(requests: &Requests, hosts: u32) -> String {
+    let mut all: Vec<(&String, &u64)> = requests.iter().collect();
+    all.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let mut text = String::from("| request | in all | a host |\n| --- | --- | --- |\n");
+    for (key, count) in all {
+        text += &format!("| {key} | {count} | {:.2} |\n", per_host(*count, hosts));
+    }
+    text
+}
+
+fn ways(seen: &Seen) -> String {
+    let ways: Vec<String> = seen
+        .ways
+        .iter()
+        .map(|(way, hosts)| format!("{hosts} × {}", line(way)))
+        .collect();
+    format!(
+        "\nWays that the watcher saw: {}; the watch began anew {} times; hosts with an error count: {}.\n",
+        ways.join("; "),
+        seen.restarts,
+        seen.errors
+    )
+}
+
+fn list(requests: &BTreeMap<String, u64>) -> String {
+    if requests.is_empty() {
+        return "none".to_owned();
+    }
+    let all: Vec<String> = requests
+        .iter()
+        .map(|(key, count)| format!("{count} × {key}"))
+        .collect();
+    all.join(", ")
+}
+
+fn stored(round: &Round) -> String {
+    let mut text = String::from("| objects | how many | bytes of one, on average |\n| --- | --- | --- |\n");
+    for (name, stored) in &round.stored {
+        text += &format!("| {name} | {} | {} |\n", stored.objects, stored.bytes);
+    }
+    if let Some(bytes) = round.etcd_file {
+        text += &format!(
+            "\nThe averages are of the first 500 objects.\n\
+             etcd's file, with the history of the last minutes and free pages, has {:.0} MiB.\n",
+            count(bytes >> 10) / 1024.0
+        );
+    }
+    text
+}
+
+fn ending(failover: &Failover) -> String {
+    let waits: Sample = failover.waits.iter().copied().collect();
+    let of = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
+    let [lease, retry] = failover.lease;
+    format!(
+        "An edge and two controllers with the role `control`, whose `PROVISIONING_LIMIT` lets all {} hosts be busy at once; the Lease \
+         lasts for {lease} s and is asked for every {retry} s.\n\
+         A write takes 24 to 36 s here.\n\
+         All hosts are given an image; when each has been told to write it, or the first one has, the leader is killed (SIGKILL).\n\
+         Another one held the Lease after {:.1} s.\n\
+         A host waits from the kill, or from the end of its write if that comes later, until it is provisioned: median {}, p99 {}, most {}, \
+         of {}.\n\
+         A host is written more than once if its Server was told to write under more than one operation's id.\n{}",
+        failover.hosts,
+        failover.taken_over,
+        of(waits.median()),
+        of(waits.percentile(99)),
+        of(waits.max()),
+        waits.len(),
+        ways(&failover.seen),
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,545 @@
+//! Taking over, and back: objects as baremetal-operator leaves them, in every state, under its own CRDs; then the real controller, a
+//! light Redfish BMC, and simulated machines with the agent's own session.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use muster_agent::steps::Order;
+use muster_proto::kinds::{
+    BareMetalHost, HardwareData, OperationalStatus, Profile, SegmentSpec, Trust, UnknownPolicy,
+};
+use muster_tests::{
+    bmc::{self, PowerState, Service, What},
+    bridges::BR0,
+    cluster::Cluster,
+    paths,
+    sim::{agent::SimServer, rack::Rack},
+    stage::{Stage, segment},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+/// Generous: all of it takes half a minute on a quiet machine.
+const SOON: Duration = Duration::from_secs(240);
+
+const RECORDED: &str = include_str!("life_takeover/metal3.yaml");
+
+#[derive(Deserialize)]
+struct Recorded {
+    host: Value,
+    hardware: Value,
+    secret: Value,
+    hosts: Vec<Left>,
+}
+
+/// A host as it was left.
+#[derive(Deserialize)]
+struct Left {
+    name: String,
+    #[serde(default)]
+    without: Vec<String>,
+    #[serde(default)]
+    deleted: bool,
+    patch: Value,
+}
+
+impl Left {
+    fn has(&self, what: &str) -> bool {
+        !self.without.iter().any(|name| name == what)
+    }
+}
+
+/// What becomes of a host.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// It is at rest in this state, and nothing is done to its machine.
+    Rests(&'static str),
+    /// It gets to this state, and so is done to its disks on the way.
+    Comes(&'static str, &'static [&'static str]),
+    /// What it had begun is taken back: its disks are cleaned. It is tried again some time later.
+    IsTakenBack,
+    /// It goes, and so is done to its disks on the way.
+    Goes(&'static [&'static str]),
+}
+
+fn end(name: &str) -> End {
+    match name {
+        "unmanaged" => End::Rests("unmanaged"),
+        "match-profile"
+        | "inspecting-no-longer"
+        | "preparing"
+        | "preparing-failed"
+        | "ready"
+        | "available"
+        | "available-off"
+        | "available-powerless"
+        | "available-given-up" => End::Rests("available"),
+        "provisioning-qcow2" => End::Rests("provisioning"),
+        "external" | "external-given-up" => End::Rests("externally provisioned"),
+        "new"
+        | "registering"
+        | "registering-refused"
+        | "inspecting"
+        | "inspecting-failed"
+        | "inspecting-delayed" => End::Comes("available", &[]),
+        "deprovisioning" | "deprovisioning-failed" | "deprovisioning-delayed" => {
+            End::Comes("available", &["clean"])
+        }
+        "available-delayed" | "provisioning" => End::Comes("provisioned", &["clean", "write"]),
+        "provisioning-failed" => End::IsTakenBack,
+        "provisioned-deleted" => End::Goes(&["clean"]),
+        "external-deleted" | "powering-off" | "deleting" => End::Goes(&[]),
+        _ => End::Rests("provisioned"),
+    }
+}
+
+/// `target` with `patch` laid over it (RFC 7396, section 2): what the API server does to an object that exists, done before there is one.
+fn overlay(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        target.clone_from(patch);
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (name, value) in patch {
+        if value.is_null() {
+            target.as_object_mut().map(|object| object.remove(name));
+        } else {
+            overlay(&mut target[name], value);
+        }
+    }
+}
+
+/// Replaces our CRDs of upstream's kinds by upstream's, and waits until the API server goes by them.
+async fn install_upstreams(cluster: &Cluster, namespace: &str) -> Result<()> {
+    for name in ["baremetalhosts", "hardwaredata"] {
+        let file = paths::deploy().join(format!("crds/upstream/{name}.json"));
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        cluster.apply(&text, namespace).await?;
+    }
+    Ok(())
+}
+
+/// Machines behind one BMC, and what was left of them in the API server.
+struct Site {
+    stage: Stage,
+    recorded: Recorded,
+    service: Arc<Service>,
+    servers: BTreeMap<String, Arc<Mutex<SimServer>>>,
+    _rack: Rack,
+}
+
+impl Site {
+    /// Everything as it was when the other operator stopped; ours does not run yet.
+    async fn left(purpose: &str) -> Result<Site> {
+        let stage = Stage::dark(purpose, &[BR0]).await?;
+        let here = format!("namespace: {}", stage.namespace);
+        let recorded: Recorded = serde_saphyr::from_str(&RECORDED.replace("namespace: metal", &here))?;
+        install_upstreams(Cluster::shared().await?, &stage.namespace).await?;
+        let rack = stage.rack()?;
+        let numbers = 1..=u32::try_from(recorded.hosts.len())?;
+        let names = recorded.hosts.iter().map(|left| left.name.clone());
+        let servers = names.zip(rack.servers(numbers));
+        let servers: BTreeMap<String, _> = servers
+            .map(|(name, server)| (name, Arc::new(Mutex::new(server))))
+            .collect();
+        let listener = stage.network.net.run(|| TcpListener::bind(("127.0.0.1", 0)));
+        let options = bmc::Options {
+            systems: servers.keys().cloned().collect(),
+            ..bmc::Options::default()
+        };
+        let (service, mut events) = Service::on(listener.context("listen as a BMC")?, options)?;
+        let site = Site {
+            stage,
+            recorded,
+            service: Arc::new(service),
+            servers,
+            _rack: rack,
+        };
+        site.wait_for_upstreams_schema().await?;
+        for left in &site.recorded.hosts {
+            site.make(left).await.with_context(|| left.name.clone())?;
+        }
+        // What a machine runs that is on already, nobody here knows: another ramdisk, or an operating system.
+        while events.try_recv().is_ok() {}
+        let machines = site.servers.clone();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                let mut machine = machines[&event.system].lock().expect("no test panics with it");
+                match event.what {
+                    What::On(_) => machine.power_on(),
+                    What::Off => machine.power_off(),
+                    What::ShutdownAsked => {}
+                }
+            }
+        });
+        Ok(site)
+    }
+
+    /// Upstream's schema refuses what ours allows: an empty format.
+    async fn wait_for_upstreams_schema(&self) -> Result<()> {
+        let image = json!({"url": "http://images.test/os.raw", "checksum": "0", "format": ""});
+        let probe = json!({"metadata": {"name": "probe"}, "spec": {"online": true, "image": image}});
+        let probe: BareMetalHost = serde_json::from_value(probe)?;
+        let dry = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        let hosts = self.stage.api::<BareMetalHost>();
+        self.stage
+            .until("upstream's schema is to count", SOON, async || {
+                match hosts.create(&dry, &probe).await {
+                    Err(kube::Error::Api(status)) if status.message.contains("spec.image.format") => {
+                        Ok(Some(()))
+                    }
+                    Ok(_) => Ok(None),
+                    Err(error) => Err(error).context("ask for the schema"),
+                }
+            })
+            .await
+    }
+
+    async fn make(&self, left: &Left) -> Result<()> {
+        let mut host = self.recorded.host.clone();
+        overlay(&mut host, &left.patch);
+        host["metadata"]["name"] = json!(left.name);
+        host["spec"]["bootMACAddress"] = json!(self.mac(&left.name));
+        let named = format!("{}-bmc", left.name);
+        if left.has("secret") {
+            host["spec"]["bmc"] = json!({
+                "address": self.service.address("redfish", Some(&left.name)),
+                "credentialsName": named,
+            });
+        }
+        let mut status = host
+            .as_object_mut()
+            .and_then(|host| host.remove("status"))
+            .unwrap_or_default();
+        let api = self.stage.api::<BareMetalHost>();
+        let host: BareMetalHost = serde_json::from_value(host)?;
+        let made = api.create(&PostParams::default(), &host).await?;
+        if left.has("secret") {
+            let mut secret = self.recorded.secret.clone();
+            secret["metadata"]["name"] = json!(named);
+            let secret: Secret = self.make_for(&made, secret, false).await?;
+            for credentials in ["goodCredentials", "triedCredentials"] {
+                // As it was when the credentials were accepted, and as it is.
+                if status[credentials]["credentials"].is_object() {
+                    status[credentials] = json!({
+                        "credentials": {"name": named, "namespace": self.stage.namespace},
+                        "credentialsVersion": secret.resource_version(),
+                    });
+                }
+            }
+        }
+        if left.has("hardware") {
+            let mut data = self.recorded.hardware.clone();
+            data["metadata"]["name"] = json!(left.name);
+            self.make_for::<HardwareData>(&made, data, true).await?;
+        }
+        if status["poweredOn"] == true {
+            self.service.went_on(&left.name);
+        }
+        if status.is_object() {
+            let patch = Patch::Merge(json!({"status": status}));
+            api.patch_status(&left.name, &PatchParams::default(), &patch)
+                .await?;
+        }
+        if left.deleted {
+            api.delete(&left.name, &DeleteParams::default()).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes an object that belongs to `host`.
+    async fn make_for<K>(&self, host: &BareMetalHost, mut object: Value, controls: bool) -> Result<K>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + serde::Serialize
+            + std::fmt::Debug,
+        K::DynamicType: Default,
+    {
+        let mut owner = json!({
+            "apiVersion": "metal3.io/v1alpha1", "kind": "BareMetalHost", "name": host.name_any(), "uid": host.uid(),
+        });
+        if controls {
+            owner["controller"] = json!(true);
+            owner["blockOwnerDeletion"] = json!(true);
+        }
+        object["metadata"]["ownerReferences"] = json!([owner]);
+        let object: K = serde_json::from_value(object)?;
+        let made = self
+            .stage
+            .api::<K>()
+            .create(&PostParams::default(), &object)
+            .await;
+        made.context("make what belongs to the host")
+    }
+
+    fn mac(&self, name: &str) -> String {
+        let server = self.servers[name].lock().expect("no test panics with it");
+        // Upstream takes either case.
+        server.hardware().boot_mac().to_string().to_uppercase()
+    }
+
+    /// Our operator begins.
+    async fn take_over(&mut self) -> Result<()> {
+        self.stage.controller.start()?;
+        let spec = SegmentSpec {
+            required_trust: Trust::Segment,
+            ..segment(BR0, Profile::Lab, UnknownPolicy::Ignore)?
+        };
+        self.stage.serve(BR0.name, spec).await
+    }
+
+    async fn host(
+        &self,
+        name: &str,
+        what: &str,
+        test: impl Fn(&BareMetalHost) -> bool,
+    ) -> Result<BareMetalHost> {
+        let api = self.stage.api::<BareMetalHost>();
+        let mut last = None;
+        let found = self
+            .stage
+            .until(&format!("{name} is to be {what}"), SOON, async || {
+                let host = api.get_opt(name).await?;
+                last.clone_from(&host);
+                Ok(host.filter(&test))
+            })
+            .await;
+        found.with_context(|| format!("{:#?}", last.and_then(|host| host.status)))
+    }
+
+    async fn is_gone(&self, name: &str) -> Result<()> {
+        let api = self.stage.api::<BareMetalHost>();
+        let mut last = None;
+        let gone = self
+            .stage
+            .until(&format!("{name} is to be gone"), SOON, async || {
+                last = api.get_opt(name).await?;
+                Ok(last.is_none().then_some(()))
+            })
+            .await;
+        gone.with_context(|| format!("{:#?}", last.and_then(|host| host.status)))
+    }
+
+    /// What was done to the disks of a machine.
+    fn worked(&self, name: &str) -> Vec<&'static str> {
+        let worked = self.servers[name]
+            .lock()
+            .expect("no test panics with it")
+            .worked();
+        let kind = |order: &Order| match order {
+            Order::Clean(_) => "clean",
+            Order::Write { .. } => "write",
+        };
+        worked.iter().map(|worked| kind(&worked.order)).collect()
+    }
+}
+
+fn state(host: &BareMetalHost) -> &str {
+    host.status
+        .as_ref()
+        .map_or("", |status| &status.provisioning.state)
+}
+
+/// True if our operator has looked at the host and said so.
+fn is_taken_over(host: &BareMetalHost) -> bool {
+    let conditions = host.status.iter().flat_map(|status| &status.conditions);
+    conditions
+        .into_iter()
+        .any(|condition| condition.type_ == "Waiting")
+}
+
+/// What the other operator needs to go on from here, beside what its schema demands, which the API server held up to every write.
+fn can_go_back(before: &Value, host: &BareMetalHost, secret: Option<&Secret>) -> Result<()> {
+    ensure!(
+        host.finalizers() == ["baremetalhost.metal3.io"],
+        "{:?}",
+        host.finalizers()
+    );
+    let status = host.status.as_ref().context("a status")?;
+    ensure!(status.last_updated.is_some(), "when it was updated");
+    let Some(secret) = secret else {
+        return Ok(());
+    };
+    let id = before["status"]["provisioning"]["ID"]
+        .as_str()
+        .unwrap_or_default();
+    let kept = id.is_empty() || status.provisioning.id == id;
+    ensure!(
+        kept && !status.provisioning.id.is_empty(),
+        "the id {}",
+        status.provisioning.id
+    );
+    ensure!(status.provisioning.boot_mode.is_some(), "the boot mode");
+    for credentials in [&status.good_credentials, &status.tried_credentials] {
+        let credentials = credentials.as_ref().context("credentials")?;
+        let named = credentials
+            .credentials
+            .as_ref()
+            .and_then(|named| named.name.as_deref());
+        ensure!(named == secret.metadata.name.as_deref(), "{credentials:?}");
+        ensure!(
+            credentials.credentials_version == secret.resource_version(),
+            "{credentials:?}"
+        );
+    }
+    ensure!(secret.finalizers() == ["baremetalhost.metal3.io/secret"]);
+    ensure!(secret.labels()["environment.metal3.io"] == "baremetal");
+    ensure!(
+        secret
+            .owner_references()
+            .iter()
+            .any(|owner| Some(&owner.uid) == host.uid().as_ref())
+    );
+    let history = status.operation_history.as_ref().context("the history")?;
+    let ended = |metric: &Option<muster_proto::kinds::OperationMetric>| {
+        metric
+            .as_ref()
+            .is_some_and(|metric| metric.start.is_some() && metric.end.is_some())
+    };
+    ensure!(ended(&history.register), "{history:?}");
+    let runs = status.provisioning.image.as_ref().map(|image| image.url.as_str());
+    let runs = runs.filter(|url| !url.is_empty()).is_some() || status.provisioning.custom_deploy.is_some();
+    match state(host) {
+        "provisioned" => ensure!(runs && ended(&history.provision), "{status:#?}"),
+        "available" => ensure!(!runs, "{status:#?}"),
+        _ => {}
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_of_another_operator_go_on_in_every_state_and_can_go_back() {
+    let mut site = Site::left("takeover").await.unwrap();
+    site.take_over().await.unwrap();
+    let mut seen = Vec::new();
+    for left in &site.recorded.hosts {
+        let name = left.name.as_str();
+        // The BMC remembers only so many.
+        seen.extend(site.service.seen());
+        match end(name) {
+            End::Goes(worked) => {
+                site.is_gone(name).await.unwrap();
+                assert_eq!(site.worked(name), worked, "{name}");
+                assert_eq!(site.service.power(name), PowerState::Off, "{name}");
+            }
+            End::Comes(state, worked) => {
+                let arrived = |host: &BareMetalHost| self::state(host) == state && is_taken_over(host);
+                let host = site.host(name, state, arrived).await.unwrap();
+                assert_eq!(site.worked(name), worked, "{name}");
+                let status = host.status.unwrap();
+                assert_eq!(status.error_type, None, "{name}: {status:#?}");
+                assert!(status.hardware.is_some(), "{name}");
+            }
+            End::IsTakenBack => {
+                let is_back = |host: &BareMetalHost| {
+                    let history = host
+                        .status
+                        .as_ref()
+                        .and_then(|status| status.operation_history.as_ref());
+                    let deprovision = history.and_then(|history| history.deprovision.as_ref());
+                    deprovision.is_some_and(|deprovision| deprovision.end.is_some())
+                };
+                site.host(name, "taken back", is_back).await.unwrap();
+                assert_eq!(site.worked(name).first(), Some(&"clean"), "{name}");
+            }
+            End::Rests(state) => {
+                // As it was left, the other operator's errors and words apart.
+                let at_rest = |host: &BareMetalHost| {
+                    let status = host.status.as_ref();
+                    let told = status.map(|status| status.operational_status);
+                    let well = match name {
+                        "provisioned-paused" => return true,
+                        "unmanaged" => OperationalStatus::Discovered,
+                        "available-given-up" => OperationalStatus::Error,
+                        "provisioned-detached" => OperationalStatus::Detached,
+                        _ => OperationalStatus::Ok,
+                    };
+                    self::state(host) == state && told == Some(well) && is_taken_over(host)
+                };
+                site.host(name, state, at_rest).await.unwrap();
+            }
+        }
+    }
+    // What is at rest may be told before its machine is looked at.
+    site.stage
+        .until("every machine is to be looked at", SOON, async || {
+            seen.extend(site.service.seen());
+            let mut names = site.recorded.hosts.iter().map(|left| left.name.as_str());
+            let all =
+                names.all(|name| !is_looked_at(name) || seen.iter().any(|request| is_about(request, name)));
+            Ok(all.then_some(()))
+        })
+        .await
+        .unwrap();
+    assert_untouched(&site, &seen);
+    all_can_go_back(&site).await.unwrap();
+}
+
+/// True if the request is about the machine of the host `name`.
+fn is_about(request: &bmc::Seen, name: &str) -> bool {
+    let rest = request.path.strip_prefix(&format!("/redfish/v1/Systems/{name}"));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// True if the machine of this host at rest is looked at.
+fn is_looked_at(name: &str) -> bool {
+    let left_alone = matches!(name, "unmanaged" | "provisioned-paused" | "provisioned-detached");
+    // An image that cannot be written is refused before the machine is asked for anything.
+    let refused = name == "provisioning-qcow2";
+    matches!(end(name), End::Rests(_)) && !left_alone && !refused
+}
+
+/// By their BMC's own log: machines that were as they should be were only looked at, and those of hosts that are left alone not even that.
+fn assert_untouched(site: &Site, seen: &[bmc::Seen]) {
+    for left in &site.recorded.hosts {
+        let name = left.name.as_str();
+        let End::Rests(_) = end(name) else { continue };
+        for request in seen.iter().filter(|request| is_about(request, name)) {
+            assert!(is_looked_at(name), "{name}: {request:#?}");
+            assert_eq!(request.method, "GET", "{name}: {request:#?}");
+        }
+        assert_eq!(site.worked(name), [""; 0], "{name}");
+        let server = site.servers[name].lock().expect("no test panics with it");
+        assert_eq!(server.seen().boots, 0, "{name}");
+    }
+}
+
+async fn all_can_go_back(site: &Site) -> Result<()> {
+    let hosts = site.stage.api::<BareMetalHost>();
+    let secrets = site.stage.api::<Secret>();
+    for left in &site.recorded.hosts {
+        let name = left.name.as_str();
+        if matches!(end(name), End::Goes(_)) {
+            continue;
+        }
+        let host = hosts.get(name).await?;
+        let paused = name == "provisioned-paused";
+        ensure!(is_taken_over(&host) != paused, "{name}: {host:#?}");
+        let secret = secrets.get_opt(&format!("{name}-bmc")).await?;
+        let mut before = site.recorded.host.clone();
+        overlay(&mut before, &left.patch);
+        can_go_back(&before, &host, secret.as_ref()).with_context(|| format!("{name}: {host:#?}"))?;
+    }
+    let told = site.stage.told().await?;
+    let refused: Vec<_> = told.iter().filter(|told| told.reason == "WriteRefused").collect();
+    ensure!(refused.is_empty(), "{refused:#?}");
+    Ok(())
+}
