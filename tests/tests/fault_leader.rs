@@ -16,7 +16,7 @@ use muster_proto::kinds::{BareMetalHost, Profile, Server, UnknownPolicy};
 use muster_tests::{
     bmc::{Options, Service},
     bridges::{BR0, api_in},
-    cluster::{Cluster, Role, Written},
+    cluster::{Asked, Cluster, Role},
     controller::{Controller, Setup},
     forward::Forwarder,
     sim::{agent::SimServer, rack::Rack, work::Pace},
@@ -137,7 +137,7 @@ fn taken(lease: &Lease) -> Timestamp {
 }
 
 /// What `control` wrote, Leases apart: it may ask for one, in vain.
-fn written(cluster: &Cluster, control: &Control) -> Vec<Written> {
+fn written(cluster: &Cluster, control: &Control) -> Vec<Asked> {
     let agent = format!("; pid {})", control.controller.process().expect("a process"));
     let all = cluster.written().expect("the list of writes").into_iter();
     all.filter(|one| one.user_agent.ends_with(&agent) && one.object_ref.resource != "leases")
