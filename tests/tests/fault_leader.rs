@@ -221,12 +221,12 @@ async fn a_leader_that_was_stopped_for_two_lease_times_writes_nothing_afterwards
 
 async fn leads_no_more(control: &Control) {
     let over = control.controller.log().wait_for("leads no more", 0, SOON).await;
-    over.unwrap();
+    over.expect("its last words as the leader");
 }
 
 /// `led` wrote before `taken` and not since; `next` wrote.
 async fn wrote_nothing_since(taken: Timestamp, led: &Control, next: &Control) {
-    let cluster = Cluster::audited().await.unwrap();
+    let cluster = Cluster::audited().await.expect("a cluster");
     let of_it = written(cluster, led);
     let (before, after): (Vec<_>, Vec<_>) = of_it.into_iter().partition(|one| one.received < taken);
     assert!(!before.is_empty(), "it wrote while it led");

@@ -292,7 +292,7 @@ async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() 
 /// Every line is JSON, and what the operator did for the host was said in the span of a round about it.
 fn rounds_are_spans(log: &str, namespace: &str) {
     // The last line may be half written.
-    let (whole, _) = log.rsplit_once('\n').unwrap();
+    let (whole, _) = log.rsplit_once('\n').expect("a line");
     let of_node = |span: &Value| {
         let about = span["object.ref"].as_str().unwrap_or_default();
         span["name"] == "reconciling object" && about.contains(&format!("node.{namespace}"))
