@@ -96,7 +96,10 @@ impl Controller {
                 command
             }
         };
+        // Whatever it leaves in files is found where a test looks for secrets.
+        let dir = self.log.path().parent().context("the directory of its log")?;
         command
+            .env("TMPDIR", dir)
             .envs(self.setup.environment.iter().map(|(name, value)| (name, value)))
             .args(["--namespace", &self.setup.namespace])
             .args(["--roles", self.setup.role.argument()])

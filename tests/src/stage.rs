@@ -1,13 +1,15 @@
 //! What most suites need: a namespace, a network, Segments and a controller that serves them.
 
+mod canaries;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
-use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::{core::v1::Secret, events::v1::Event};
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{ListParams, PostParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, wait::await_condition, watcher},
 };
 use muster_proto::{
@@ -17,6 +19,7 @@ use muster_proto::{
         UnknownPolicy,
     },
 };
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -158,6 +161,32 @@ impl Stage {
         K::DynamicType: Default,
     {
         Api::namespaced(self.client.0.clone(), &self.namespace)
+    }
+
+    /// Makes the Secret `name` with these keys and texts.
+    pub async fn secret(&self, name: &str, texts: &[(&str, &str)]) -> Result<()> {
+        let texts = texts
+            .iter()
+            .map(|(key, text)| ((*key).to_owned(), (*text).to_owned()));
+        let mut secret = Secret {
+            string_data: Some(texts.collect()),
+            ..Secret::default()
+        };
+        secret.metadata.name = Some(name.to_owned());
+        self.api::<Secret>()
+            .create(&PostParams::default(), &secret)
+            .await
+            .with_context(|| format!("make Secret {name}"))?;
+        Ok(())
+    }
+
+    /// Patches the host `name` as `kubectl patch --type merge` does.
+    pub async fn patch(&self, name: &str, patch: Value) -> Result<()> {
+        self.api::<BareMetalHost>()
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .with_context(|| format!("patch host {name}"))?;
+        Ok(())
     }
 
     /// The host that has the NIC `mac` and for which `test` holds, as soon as there is one.

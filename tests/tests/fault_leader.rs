@@ -1,27 +1,46 @@
-//! Several controllers with the control role, of which one acts: killed, told to end, and stopped for longer than its lease.
+//! Several controllers with the control role, of which one acts: killed, told to end, and stopped for longer than its lease; between
+//! two servers, and in the middle of a write.
 
-use std::time::Duration;
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use muster_proto::kinds::{Profile, UnknownPolicy};
+use kube::{ResourceExt, api::PostParams};
+use muster_agent::steps::Order;
+use muster_proto::kinds::{BareMetalHost, Profile, Server, UnknownPolicy};
 use muster_tests::{
-    bridges::BR0,
-    cluster::{Cluster, Role},
+    bmc::{Options, Service},
+    bridges::{BR0, api_in},
+    cluster::{Asked, Cluster, Role},
     controller::{Controller, Setup},
-    stage::{Stage, segment},
+    forward::Forwarder,
+    sim::{agent::SimServer, rack::Rack, work::Pace},
+    stage::{Stage, segment, server_name},
 };
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::{Value, json};
 
 /// Generous: a lease, and what the machine needs when it is busy.
 const SOON: Duration = Duration::from_secs(120);
 const LEASE: &str = "muster-control";
 
+/// A controller with the control role, on a computer of its own.
+struct Control {
+    controller: Controller,
+    address: IpAddr,
+    _api: Forwarder,
+}
+
 /// One edge, and `controls` controllers with the control role, whose lease lasts for `seconds`.
-async fn stage(purpose: &str, controls: usize, seconds: [u32; 3]) -> Result<(Stage, Vec<Controller>)> {
+async fn stage(purpose: &str, controls: u8, seconds: [u32; 3]) -> Result<(Stage, Vec<Control>)> {
     let cluster = Cluster::audited().await?;
     let mut stage = Stage::dark_with(purpose, &[BR0], |setup| setup.role = Role::Edge).await?;
     let mut all = Vec::new();
@@ -42,9 +61,19 @@ async fn stage(purpose: &str, controls: usize, seconds: [u32; 3]) -> Result<(Sta
             .map(|(name, time)| ((*name).to_owned(), time.to_string()))
             .collect();
         let dir = stage.scratch.sub(&format!("control-{number}"))?;
-        let mut control = Controller::new(cluster, &stage.network.net, &dir, setup).await?;
-        control.start()?;
-        all.push(control);
+        let address = IpAddr::from([10, 77, 0, 10 + number]);
+        let net = stage
+            .network
+            .net
+            .neighbour(BR0.name, "eth0", &format!("{address}/24"))?;
+        let api = api_in(&net, cluster)?;
+        let mut controller = Controller::new(cluster, &net, &dir, setup).await?;
+        controller.start()?;
+        all.push(Control {
+            controller,
+            address,
+            _api: api,
+        });
     }
     stage.controller.start()?;
     let spec = segment(BR0, Profile::Lab, UnknownPolicy::Hold)?;
@@ -72,12 +101,15 @@ fn holder(lease: &Lease) -> Option<u32> {
 }
 
 /// Waits until one of `controls` other than `not` holds the Lease; which, and the Lease.
-async fn leader(stage: &Stage, controls: &[Controller], not: Option<usize>) -> (usize, Lease) {
+async fn leader(stage: &Stage, controls: &[Control], not: Option<usize>) -> (usize, Lease) {
     let found = stage.until("a leader", SOON, async || {
         let Some(lease) = lease(stage).await? else {
             return Ok(None);
         };
-        let holds = |control: &Controller| control.process().is_some() && control.process() == holder(&lease);
+        let holds = |control: &Control| {
+            let process = control.controller.process();
+            process.is_some() && process == holder(&lease)
+        };
         let found = controls
             .iter()
             .position(holds)
@@ -87,8 +119,36 @@ async fn leader(stage: &Stage, controls: &[Controller], not: Option<usize>) -> (
     found.await.expect("a leader")
 }
 
-fn signal(control: &Controller, signal: Signal) {
-    let pid = control.process().and_then(|pid| i32::try_from(pid).ok());
+/// Waits until the Lease was renewed `seconds` after `taken`.
+async fn held_for(stage: &Stage, taken: Timestamp, seconds: i64) {
+    let held = stage.until("another lease time", SOON, async || {
+        let Some(spec) = lease(stage).await?.and_then(|lease| lease.spec) else {
+            return Ok(None);
+        };
+        let renewed = spec.renew_time.context("a renewed Lease")?.0;
+        Ok((renewed.as_second() - taken.as_second() > seconds).then_some(()))
+    });
+    held.await.expect("a Lease that is renewed");
+}
+
+fn taken(lease: &Lease) -> Timestamp {
+    let spec = lease.spec.as_ref().expect("a spec");
+    spec.acquire_time.as_ref().expect("when it was taken").0
+}
+
+/// What `control` wrote, Leases apart: it may ask for one, in vain.
+fn written(cluster: &Cluster, control: &Control) -> Vec<Asked> {
+    let agent = format!("; pid {})", control.controller.process().expect("a process"));
+    let all = cluster.written().expect("the list of writes").into_iter();
+    all.filter(|one| one.user_agent.ends_with(&agent) && one.object_ref.resource != "leases")
+        .collect()
+}
+
+fn signal(control: &Control, signal: Signal) {
+    let pid = control
+        .controller
+        .process()
+        .and_then(|pid| i32::try_from(pid).ok());
     kill(Pid::from_raw(pid.expect("a process")), signal).expect("a signal");
 }
 
@@ -101,7 +161,7 @@ async fn the_next_server_is_discovered_after_a_kill_of_the_leader() {
     servers[0].power_on();
     stage.discovered(&servers[0], SOON).await.unwrap();
     for server in &mut servers[1..] {
-        controls[led].kill();
+        controls[led].controller.kill();
         server.power_on();
         stage.discovered(server, SOON).await.unwrap();
         let (now, lease) = leader(&stage, &controls, Some(led)).await;
@@ -120,7 +180,10 @@ async fn a_leader_that_is_told_to_end_hands_over_and_the_other_goes_on() {
     let (led, before) = leader(&stage, &controls, None).await;
     servers[0].power_on();
     stage.discovered(&servers[0], SOON).await.unwrap();
-    assert!(controls[led].stop(SOON).await, "it ends by itself and well");
+    assert!(
+        controls[led].controller.stop(SOON).await,
+        "it ends by itself and well"
+    );
     let (_, after) = leader(&stage, &controls, Some(led)).await;
     assert!(epoch(&after) > epoch(&before));
     servers[1].power_on();
@@ -134,7 +197,6 @@ async fn a_leader_that_was_stopped_for_two_lease_times_writes_nothing_afterwards
     let rack = stage.rack().unwrap();
     let mut servers = rack.servers(1..13);
     let (led, _) = leader(&stage, &controls, None).await;
-    let agent = format!("; pid {})", controls[led].process().unwrap());
     // Stopped in the midst of its work.
     let (first, last) = servers.split_at_mut(11);
     first.iter_mut().for_each(|server| server.power_on());
@@ -143,38 +205,175 @@ async fn a_leader_that_was_stopped_for_two_lease_times_writes_nothing_afterwards
     signal(&controls[led], Signal::SIGSTOP);
 
     // Its own time to run out, and as long again.
-    let (next, taken) = leader(&stage, &controls, Some(led)).await;
-    let taken = taken.spec.unwrap().acquire_time.unwrap().0;
-    let stopped_for_long = stage.until("another lease time", SOON, async || {
-        let Some(spec) = lease(&stage).await?.and_then(|lease| lease.spec) else {
-            return Ok(None);
-        };
-        let renewed = spec.renew_time.context("a renewed Lease")?.0;
-        Ok((renewed.as_second() - taken.as_second() > 8).then_some(()))
-    });
-    stopped_for_long.await.unwrap();
+    let (next, lease) = leader(&stage, &controls, Some(led)).await;
+    held_for(&stage, taken(&lease), 8).await;
     for server in &*first {
         stage.discovered(server, SOON).await.unwrap();
     }
     signal(&controls[led], Signal::SIGCONT);
-    let over = controls[led].log().wait_for("leads no more", 0, SOON).await;
-    over.unwrap();
+    leads_no_more(&controls[led]).await;
     // What it had left to do was done by the other, and both see all that comes.
     last[0].power_on();
     stage.discovered(&last[0], SOON).await.unwrap();
     assert_eq!(stage.hosts().await.unwrap().len(), 12);
+    wrote_nothing_since(taken(&lease), &controls[led], &controls[next]).await;
+}
 
-    let written = Cluster::audited().await.unwrap().written().unwrap();
-    let of = |agent: &str| {
-        let all = written.iter().filter(|one| one.user_agent.ends_with(agent));
-        // It may ask for the Lease, in vain.
-        all.filter(|one| one.object_ref.resource != "leases")
-            .cloned()
-            .collect::<Vec<_>>()
-    };
-    let (before, after): (Vec<_>, Vec<_>) = of(&agent).into_iter().partition(|one| one.received < taken);
+async fn leads_no_more(control: &Control) {
+    let over = control.controller.log().wait_for("leads no more", 0, SOON).await;
+    over.expect("its last words as the leader");
+}
+
+/// `led` wrote before `taken` and not since; `next` wrote.
+async fn wrote_nothing_since(taken: Timestamp, led: &Control, next: &Control) {
+    let cluster = Cluster::audited().await.expect("a cluster");
+    let of_it = written(cluster, led);
+    let (before, after): (Vec<_>, Vec<_>) = of_it.into_iter().partition(|one| one.received < taken);
     assert!(!before.is_empty(), "it wrote while it led");
     assert!(after.is_empty(), "{after:#?}");
-    let other = format!("; pid {})", controls[next].process().unwrap());
-    assert!(!of(&other).is_empty(), "the other went on");
+    assert!(!written(cluster, next).is_empty(), "the other went on");
+}
+
+/// A machine behind its BMC that has come half way with its image, and waits there.
+struct Half<'a> {
+    stage: &'a Stage,
+    service: Arc<Service>,
+    machine: Arc<Mutex<SimServer>>,
+}
+
+impl Half<'_> {
+    async fn written<'a>(stage: &'a Stage, rack: &Rack) -> Half<'a> {
+        let machine = rack.servers([1]).remove(0);
+        let mac = machine.hardware().boot_mac();
+        let machine = Arc::new(Mutex::new(machine));
+        let machines = [("1".to_owned(), Arc::clone(&machine))].into();
+        let (own, _) = BR0.address.split_once('/').expect("an address");
+        let own = own.parse().expect("an address");
+        let service = Service::before(&stage.network.net, own, Options::default(), machines);
+        let half = Half {
+            stage,
+            service: service.expect("a BMC"),
+            machine,
+        };
+        let login = [("username", "admin"), ("password", "secret")];
+        stage.secret("bmc", &login).await.expect("a Secret");
+        let host = json!({
+            "metadata": {"name": "node"},
+            "spec": {
+                "online": true, "bootMACAddress": mac.to_string(), "automatedCleaningMode": "disabled",
+                "bmc": {"address": half.service.address("redfish", Some("1")), "credentialsName": "bmc"},
+            },
+        });
+        let host: BareMetalHost = serde_json::from_value(host).expect("a host");
+        let made = stage
+            .api::<BareMetalHost>()
+            .create(&PostParams::default(), &host)
+            .await;
+        made.expect("a host");
+        half.is("available", |host| state(host) == "available").await;
+        half.works(Pace {
+            waits_at: Some(50),
+            ..Pace::default()
+        });
+        let image =
+            json!({"url": "http://images.test/os.raw", "checksum": "0".repeat(64), "checksumType": "sha256"});
+        half.patch(json!({"spec": {"image": image}})).await;
+        let there = stage.until("half of the image", SOON, async || {
+            let server = stage.api::<Server>().get(&server_name(mac)).await?;
+            let job = server.status.and_then(|status| status.job);
+            let job = job.filter(|job| job.id.contains("-write"));
+            let progress = job.and_then(|job| job.progress);
+            Ok(progress.filter(|progress| progress.percent == 50).map(drop))
+        });
+        there.await.expect("half of the image");
+        half
+    }
+
+    fn works(&self, pace: Pace) {
+        self.machine.lock().expect("no test panics with it").works(pace);
+    }
+
+    async fn patch(&self, patch: Value) {
+        self.stage.patch("node", patch).await.expect("a patched host");
+    }
+
+    async fn is(&self, what: &str, test: impl Fn(&BareMetalHost) -> bool) {
+        let hosts = self.stage.api::<BareMetalHost>();
+        let mut last = None;
+        let found = self.stage.until(what, SOON, async || {
+            let host = hosts.get("node").await?;
+            last = Some(host.clone());
+            Ok(test(&host).then_some(()))
+        });
+        let found = found.await;
+        found
+            .with_context(|| format!("{:#?}", last.and_then(|host| host.status)))
+            .expect("the host");
+    }
+
+    /// The other half is written; the machine was given its image once.
+    async fn is_provisioned(&self) {
+        self.works(Pace::default());
+        self.is("provisioned", |host| state(host) == "provisioned").await;
+        let worked = self.machine.lock().expect("no test panics with it").worked();
+        assert_eq!(worked.len(), 1, "{worked:?}");
+        assert!(matches!(worked[0].order, Order::Write { .. }), "{worked:?}");
+        assert_eq!(worked[0].end, Ok(()));
+    }
+
+    /// A reboot that somebody asks for is done; nobody but `leader` asked the BMC for anything since somebody last looked there.
+    async fn is_led_by(&self, leader: &Control) {
+        let reboot = "reboot.metal3.io";
+        self.patch(json!({"metadata": {"annotations": {reboot: ""}}}))
+            .await;
+        let done = |host: &BareMetalHost| {
+            let on = host.status.as_ref().is_some_and(|status| status.powered_on);
+            on && !host.annotations().contains_key(reboot) && state(host) == "provisioned"
+        };
+        self.is("rebooted", done).await;
+        let asked = self.service.seen();
+        assert!(asked.iter().any(|one| one.path.ends_with(".Reset")), "{asked:#?}");
+        let of_others = asked.iter().filter(|one| one.from != leader.address);
+        let of_others: Vec<_> = of_others.collect();
+        assert!(of_others.is_empty(), "{of_others:#?}");
+    }
+}
+
+fn state(host: &BareMetalHost) -> &str {
+    host.status
+        .as_ref()
+        .map_or("", |status| &status.provisioning.state)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_goes_on_after_a_kill_of_the_leader_in_the_middle_of_it() {
+    let (stage, mut controls) = stage("write-kill", 2, [8, 5, 1]).await.unwrap();
+    let rack = stage.rack().unwrap();
+    let half = Half::written(&stage, &rack).await;
+    let (led, before) = leader(&stage, &controls, None).await;
+    controls[led].controller.kill();
+    let (next, after) = leader(&stage, &controls, Some(led)).await;
+    half.service.seen();
+    assert!(epoch(&after) > epoch(&before));
+    half.is_provisioned().await;
+    half.is_led_by(&controls[next]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_effect_leaves_a_leader_that_was_stopped_for_two_lease_times_in_the_middle_of_a_write() {
+    let (stage, controls) = stage("write-stop", 2, [8, 5, 1]).await.unwrap();
+    let rack = stage.rack().unwrap();
+    let half = Half::written(&stage, &rack).await;
+    let (led, _) = leader(&stage, &controls, None).await;
+    signal(&controls[led], Signal::SIGSTOP);
+    let (next, lease) = leader(&stage, &controls, Some(led)).await;
+    half.service.seen();
+    // To the one that sleeps the image is still half written when it wakes.
+    half.is_provisioned().await;
+    held_for(&stage, taken(&lease), 8).await;
+    signal(&controls[led], Signal::SIGCONT);
+    leads_no_more(&controls[led]).await;
+    half.is_led_by(&controls[next]).await;
+    half.is_provisioned().await;
+    wrote_nothing_since(taken(&lease), &controls[led], &controls[next]).await;
 }

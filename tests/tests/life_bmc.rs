@@ -2,28 +2,31 @@
 //! machines with the agent's own session.
 
 use std::{
-    net::TcpListener,
+    net::Ipv4Addr,
+    process::Command,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use base64::{Engine, prelude::BASE64_STANDARD};
-use k8s_openapi::{ByteString, api::core::v1::Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{
     ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use muster_proto::{
     Mac,
     kinds::{
         BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, OperationalStatus, Profile, SegmentSpec,
-        Server, Trust, UnknownPolicy,
+        Trust, UnknownPolicy,
     },
 };
 use muster_tests::{
-    bmc::{self, PowerState, Service, What},
+    bmc::{self, PowerState, Service},
     bridges::BR0,
+    cluster::Cluster,
+    controller::Setup,
+    paths,
     sim::{agent::SimServer, rack::Rack},
     stage::{Stage, segment},
 };
@@ -33,9 +36,17 @@ use serde_json::{Value, json};
 const SOON: Duration = Duration::from_secs(180);
 const SYSTEM: &str = "1";
 const IMAGE: &str = "http://images.test/os.raw";
-/// User data, and the password of the BMC: neither is to be found anywhere but in its Secret and where it is meant for.
-const CANARY: &str = "canary-9f3c77";
-const PASSWORD: &str = "canary-b0a7e2";
+/// The BMC's password, and what is in the Secrets for the operating system.
+const PASSWORD: &str = "canary-9f3c77-password";
+const USER_DATA: &str = "#cloud-config\n# canary-51d0be-user\n";
+const META_DATA: &str = "name: mine\nrole: canary-c2a968-meta\n";
+const NETWORK_DATA: &str = r#"{"links": [{"id": "canary-07be4d-network"}]}"#;
+const CANARIES: [&str; 4] = [
+    PASSWORD,
+    "canary-51d0be-user",
+    "canary-c2a968-meta",
+    "canary-07be4d-network",
+];
 
 /// A machine behind its BMC, and its host.
 struct Rig {
@@ -51,11 +62,12 @@ struct Rig {
 impl Rig {
     /// On a stage whose Segment ignores whom nobody described.
     async fn new(purpose: &str) -> Result<Rig> {
-        Rig::with(purpose, UnknownPolicy::Ignore).await
+        Rig::with(purpose, UnknownPolicy::Ignore, |_| {}).await
     }
 
-    async fn with(purpose: &str, unknown: UnknownPolicy) -> Result<Rig> {
-        let mut stage = Stage::dark(purpose, &[BR0]).await?;
+    /// With another policy, and a controller that is set up otherwise.
+    async fn with(purpose: &str, unknown: UnknownPolicy, change: impl FnOnce(&mut Setup)) -> Result<Rig> {
+        let mut stage = Stage::dark_with(purpose, &[BR0], change).await?;
         stage.controller.start()?;
         let spec = SegmentSpec {
             required_trust: Trust::Segment,
@@ -66,29 +78,16 @@ impl Rig {
         let server = rack.servers([1]).remove(0);
         let mac = server.hardware().boot_mac();
         let server = Arc::new(Mutex::new(server));
-        let listener = stage.network.net.run(|| TcpListener::bind(("127.0.0.1", 0)));
         let options = bmc::Options {
             user: ("admin".to_owned(), PASSWORD.to_owned()),
             ..bmc::Options::default()
         };
-        let (service, mut events) = Service::on(listener.context("listen as a BMC")?, options)?;
-        let service = Arc::new(service);
-        let machine = Arc::clone(&server);
-        tokio::spawn(async move {
-            while let Some(event) = events.recv().await {
-                let mut machine = machine.lock().expect("no test panics with it");
-                match event.what {
-                    What::On(_) => machine.power_on(),
-                    What::Off => machine.power_off(),
-                    // Its operating system obeys by itself.
-                    What::ShutdownAsked => {}
-                }
-            }
-        });
+        let machines = [(SYSTEM.to_owned(), Arc::clone(&server))].into();
+        let at = Ipv4Addr::LOCALHOST.into();
         Ok(Rig {
+            service: Service::before(&stage.network.net, at, options, machines)?,
             stage,
             name: "node".to_owned(),
-            service,
             server,
             mac,
             _rack: rack,
@@ -96,19 +95,8 @@ impl Rig {
     }
 
     async fn secret(&self, password: &str) -> Result<()> {
-        let data = [("username", "admin"), ("password", password)];
-        let bytes = |(key, text): (&str, &str)| (key.to_owned(), ByteString(text.as_bytes().to_vec()));
-        let mut secret = Secret {
-            data: Some(data.into_iter().map(bytes).collect()),
-            ..Secret::default()
-        };
-        secret.metadata.name = Some("bmc".to_owned());
-        self.stage
-            .api::<Secret>()
-            .create(&PostParams::default(), &secret)
-            .await
-            .context("make the Secret")?;
-        Ok(())
+        let login = [("username", "admin"), ("password", password)];
+        self.stage.secret("bmc", &login).await
     }
 
     fn bmc(&self) -> BmcDetails {
@@ -136,11 +124,24 @@ impl Rig {
     }
 
     async fn patch(&self, patch: Value) -> Result<()> {
-        self.stage
-            .api::<BareMetalHost>()
-            .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
-            .await
-            .context("patch the host")?;
+        self.stage.patch(&self.name, patch).await
+    }
+
+    /// `kubectl wait` for a condition of the host.
+    async fn kubectl_waits(&self, condition: &str) -> Result<()> {
+        let cluster = Cluster::shared().await?;
+        let mut command = Command::new(paths::kubectl()?);
+        command
+            .arg("--kubeconfig")
+            .arg(cluster.kubeconfig())
+            .arg("--cache-dir")
+            .arg(self.stage.scratch.sub("kubectl")?)
+            .args(["--namespace", &self.stage.namespace, "wait", "bmh/node"])
+            .arg(format!("--for=condition={condition}"))
+            .arg(format!("--timeout={}s", SOON.as_secs()));
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "kubectl wait {condition}: {said}");
         Ok(())
     }
 
@@ -162,20 +163,25 @@ impl Rig {
         self.host(state, |host| self::state(host) == state).await
     }
 
+    /// All that goes on a config drive.
+    async fn inputs(&self) -> Result<()> {
+        for (name, key, text) in [
+            ("user", "userData", USER_DATA),
+            ("meta", "metaData", META_DATA),
+            ("network", "networkData", NETWORK_DATA),
+        ] {
+            self.stage.secret(name, &[(key, text)]).await?;
+        }
+        Ok(())
+    }
+
     async fn wish(&self) -> Result<()> {
-        let mut secret = Secret {
-            string_data: Some([("userData".to_owned(), CANARY.to_owned())].into()),
-            ..Secret::default()
-        };
-        secret.metadata.name = Some("user".to_owned());
-        self.stage
-            .api::<Secret>()
-            .create(&PostParams::default(), &secret)
-            .await
-            .context("make the user data")?;
+        self.inputs().await?;
         let image = json!({"url": IMAGE, "checksum": "0".repeat(64), "checksumType": "sha256"});
-        self.patch(json!({"spec": {"image": image, "userData": {"name": "user"}}}))
-            .await
+        let spec = json!({
+            "image": image, "userData": {"name": "user"}, "metaData": {"name": "meta"}, "networkData": {"name": "network"},
+        });
+        self.patch(json!({ "spec": spec })).await
     }
 
     async fn delete(&self) -> Result<()> {
@@ -193,29 +199,6 @@ impl Rig {
     /// How often it has begun to boot.
     fn boots(&self) -> u32 {
         self.server.lock().expect("no test panics with it").seen().boots
-    }
-
-    /// All that the controller stored or said outside of Secrets shows no secret, in clear or in base64.
-    async fn shows_no_secret(&self) -> Result<()> {
-        let mut places = vec![("the log", self.stage.controller.log().last(100_000).join("\n"))];
-        let list = ListParams::default();
-        let hosts = self.stage.api::<BareMetalHost>().list(&list).await?;
-        places.push(("hosts", serde_json::to_string(&hosts.items)?));
-        let servers = self.stage.api::<Server>().list(&list).await?;
-        places.push(("Servers", serde_json::to_string(&servers.items)?));
-        let data = self.stage.api::<HardwareData>().list(&list).await?;
-        places.push(("HardwareData", serde_json::to_string(&data.items)?));
-        let told = self.stage.told().await?;
-        places.push(("Events", told.into_iter().map(|told| told.note).collect()));
-        for (place, text) in places {
-            for secret in [CANARY, PASSWORD] {
-                // The last digits of base64 depend on what follows.
-                let coded = BASE64_STANDARD.encode(secret);
-                let coded = coded.get(..12).context("a long secret")?;
-                ensure!(!text.contains(secret) && !text.contains(coded), "{place}: {text}");
-            }
-        }
-        Ok(())
     }
 
     /// What its agent has done to disks.
@@ -242,9 +225,11 @@ fn error(host: &BareMetalHost) -> &str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() {
-    let rig = Rig::new("life").await.unwrap();
+    let as_json = |setup: &mut Setup| setup.extra.extend(["--log-format", "json"].map(str::to_owned));
+    let rig = Rig::with("life", UnknownPolicy::Ignore, as_json).await.unwrap();
     rig.secret(PASSWORD).await.unwrap();
     rig.declare().await.unwrap();
+    rig.kubectl_waits("AvailableForProvisioning").await.unwrap();
     let host = rig.reaches("available").await.unwrap();
     let status = host.status.unwrap();
     assert_eq!(status.operational_status, OperationalStatus::Ok);
@@ -262,15 +247,26 @@ async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() 
     );
 
     rig.wish().await.unwrap();
+    rig.kubectl_waits("Provisioned").await.unwrap();
     let host = rig.reaches("provisioned").await.unwrap();
-    assert_eq!(host.status.unwrap().provisioning.image.unwrap().url, IMAGE);
     assert_eq!(rig.worked(), ["clean", "write"]);
     let drive = rig.server.lock().unwrap().worked()[1].drive.clone().unwrap();
-    assert_eq!(drive.user_data.unwrap(), CANARY.as_bytes());
-    assert_eq!(drive.meta_data["metal3-name"], "node");
-    rig.shows_no_secret().await.unwrap();
+    assert_eq!(drive.user_data.unwrap(), USER_DATA.as_bytes());
+    let network: Value = serde_json::from_str(NETWORK_DATA).unwrap();
+    assert_eq!(drive.network_data, Some(network));
+    let meta = json!({
+        "uuid": host.metadata.uid, "metal3-namespace": rig.stage.namespace, "metal3-name": "node",
+        "local-hostname": "node", "local_hostname": "node", "name": "mine", "role": "canary-c2a968-meta",
+    });
+    assert_eq!(
+        Value::Object(drive.meta_data),
+        meta,
+        "the user's words count more"
+    );
+    assert_eq!(host.status.unwrap().provisioning.image.unwrap().url, IMAGE);
+    rig.stage.shows_nowhere(&CANARIES, &[]).await.unwrap();
 
-    rig.patch(json!({"spec": {"image": null, "userData": null}}))
+    rig.patch(json!({"spec": {"image": null, "userData": null, "metaData": null, "networkData": null}}))
         .await
         .unwrap();
     rig.reaches("deprovisioning").await.unwrap();
@@ -288,12 +284,132 @@ async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() 
         })
         .await
         .unwrap();
-    rig.shows_no_secret().await.unwrap();
+    rig.stage.shows_nowhere(&CANARIES, &[]).await.unwrap();
+    let log = std::fs::read_to_string(rig.stage.controller.log().path()).unwrap();
+    rounds_are_spans(&log, &rig.stage.namespace);
+}
+
+/// Every line is JSON, and what the operator did for the host was said in the span of a round about it.
+fn rounds_are_spans(log: &str, namespace: &str) {
+    // The last line may be half written.
+    let (whole, _) = log.rsplit_once('\n').expect("a line");
+    let of_node = |span: &Value| {
+        let about = span["object.ref"].as_str().unwrap_or_default();
+        span["name"] == "reconciling object" && about.contains(&format!("node.{namespace}"))
+    };
+    let mut acts = 0;
+    for line in whole.lines() {
+        let said: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        if said["fields"]["host"] == format!("{namespace}/node") && said["fields"]["effects"].is_string() {
+            let spans: Vec<_> = said["spans"].as_array().into_iter().flatten().collect();
+            let about = spans.iter().filter(|span| of_node(span)).count();
+            assert_eq!((spans.len(), about), (1, 1), "{line}");
+            acts += 1;
+        }
+    }
+    assert!(acts > 0, "{whole}");
+}
+
+/// JSON merge patches without a resource version, as the real CAPM3 sends them, past the rules on hosts.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_patches_of_capm3_claim_pause_remediate_and_release_a_host() {
+    let rig = Rig::new("capm3").await.unwrap();
+    let cluster = Cluster::shared().await.unwrap();
+    cluster.rules_bind(&rig.stage.namespace).await.unwrap();
+    rig.secret(PASSWORD).await.unwrap();
+    rig.inputs().await.unwrap();
+    rig.declare().await.unwrap();
+    rig.reaches("available").await.unwrap();
+
+    let data = |name: &str| json!({"name": name, "namespace": rig.stage.namespace});
+    let cluster_name = "cluster.x-k8s.io/cluster-name";
+    rig.patch(json!({
+        "metadata": {
+            "labels": {cluster_name: "c"},
+            "annotations": {"clusterctl.cluster.x-k8s.io/block-move": ""},
+        },
+        "spec": {
+            "consumerRef": {"kind": "Metal3Machine", "name": "m", "namespace": rig.stage.namespace,
+                "apiVersion": "infrastructure.cluster.x-k8s.io/v1beta2"},
+            "image": {"url": IMAGE, "format": "", "checksum": "0".repeat(64), "checksumType": "sha256"},
+            "userData": data("user"), "metaData": data("meta"), "networkData": data("network"),
+            "automatedCleaningMode": "metadata", "online": true,
+        },
+    }))
+    .await
+    .unwrap();
+    let claimed = rig.reaches("provisioned").await.unwrap();
+    let registered = claimed.status.unwrap().operation_history.unwrap().register;
+    let label = json!({"metadata": {"labels": {cluster_name: "c"}}});
+    rig.stage
+        .api::<Secret>()
+        .patch("bmc", &PatchParams::default(), &Patch::Merge(label))
+        .await
+        .unwrap();
+
+    // As before a move of the cluster, and after it was thought better of.
+    let annotate = |name: &str, value: Value| json!({"metadata": {"annotations": {name: value}}});
+    let paused = "baremetalhost.metal3.io/paused";
+    rig.patch(annotate(paused, json!("metal3.io/capm3")))
+        .await
+        .unwrap();
+    let mut status = serde_json::to_value(rig.reaches("provisioned").await.unwrap().status).unwrap();
+    status.as_object_mut().unwrap().remove("hardware");
+    let moved = "baremetalhost.metal3.io/status";
+    rig.patch(annotate(moved, json!(status.to_string())))
+        .await
+        .unwrap();
+    rig.patch(annotate(paused, Value::Null)).await.unwrap();
+    let goes_on = |host: &BareMetalHost| !host.annotations().contains_key(moved);
+    rig.host("without the copy of its status", goes_on).await.unwrap();
+
+    let remedy = "reboot.metal3.io/metal3-remediation-6d1f";
+    rig.patch(annotate(remedy, json!(r#"{"mode":"hard"}"#)))
+        .await
+        .unwrap();
+    let powered_on = |host: &BareMetalHost| host.status.as_ref().is_some_and(|status| status.powered_on);
+    rig.host("off", |host| !powered_on(host)).await.unwrap();
+    assert_eq!(rig.service.power(SYSTEM), PowerState::Off);
+    rig.patch(annotate(remedy, Value::Null)).await.unwrap();
+    let host = rig.host("on", powered_on).await.unwrap();
+    assert_eq!(rig.service.power(SYSTEM), PowerState::On);
+    assert_eq!((state(&host), error(&host)), ("provisioned", ""));
+    assert_eq!(rig.worked(), ["clean", "write"]);
+
+    rig.patch(
+        json!({"spec": {"image": null, "customDeploy": null, "userData": null, "metaData": null,
+        "networkData": null, "online": false}}),
+    )
+    .await
+    .unwrap();
+    let released = |host: &BareMetalHost| state(host) == "available" && !powered_on(host);
+    let host = rig.host("available and off", released).await.unwrap();
+    assert_eq!(rig.worked(), ["clean", "write", "clean"]);
+    assert_eq!(rig.service.power(SYSTEM), PowerState::Off);
+    assert!(host.spec.consumer_ref.is_some() && error(&host).is_empty());
+    assert_eq!(host.labels()[cluster_name], "c");
+    assert!(
+        host.annotations()
+            .contains_key("clusterctl.cluster.x-k8s.io/block-move")
+    );
+    let history = host.status.unwrap().operation_history.unwrap();
+    assert_eq!(
+        history.register, registered,
+        "a label on the Secret registers nothing"
+    );
+    rig.patch(json!({
+        "metadata": {"labels": {cluster_name: null}, "annotations": {"clusterctl.cluster.x-k8s.io/block-move": null}},
+        "spec": {"consumerRef": null},
+    }))
+    .await
+    .unwrap();
+    rig.stage.shows_nowhere(&CANARIES, &[]).await.unwrap();
+    rig.delete().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_discovered_host_gets_a_bmc_and_the_ramdisk_that_runs_serves_for_all_of_it() {
-    let mut rig = Rig::with("found", UnknownPolicy::Hold).await.unwrap();
+    let mut rig = Rig::with("found", UnknownPolicy::Hold, |_| {}).await.unwrap();
     // Somebody plugs it in.
     rig.service.went_on(SYSTEM);
     let is_found = |host: &BareMetalHost| {
@@ -373,7 +489,7 @@ async fn wrong_credentials_a_missing_secret_and_a_silent_bmc_are_told_and_mended
         .unwrap();
     let host = rig.reaches("available").await.unwrap();
     assert_eq!(error(&host), "");
-    rig.shows_no_secret().await.unwrap();
+    rig.stage.shows_nowhere(&CANARIES, &[]).await.unwrap();
     rig.delete().await.unwrap();
 }
 

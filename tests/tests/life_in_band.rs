@@ -10,17 +10,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
+use muster_os::BOOTED;
 use muster_proto::{
     Mac,
-    kinds::{BareMetalHost, IN_BAND_ANNOTATION, JobStatus, Profile, Server, UnknownPolicy},
+    job::Failure,
+    kinds::{BareMetalHost, ErrorType, IN_BAND_ANNOTATION, JobStatus, Profile, Server, UnknownPolicy},
 };
 use muster_tests::{
     bridges::BR0,
@@ -38,7 +38,9 @@ use serde_json::{Value, json};
 
 /// Generous: each part takes 10 s on a quiet machine.
 const SOON: Duration = Duration::from_secs(240);
+const FORM: Form = Form::Zstd;
 const USER_DATA: &str = "#cloud-config\nhostname: lab-7\n# canary-4b1d90\n";
+const CANARY: &str = "canary-4b1d90";
 
 /// What watches saw of a host and its Server.
 #[derive(Debug, Default)]
@@ -153,12 +155,7 @@ impl Life {
     }
 
     async fn patch(&self, patch: Value) -> Result<()> {
-        self.stage
-            .api::<BareMetalHost>()
-            .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
-            .await
-            .context("patch the host")?;
-        Ok(())
+        self.stage.patch(&self.name, patch).await
     }
 
     async fn reaches(&self, what: &str, test: impl Fn(&BareMetalHost) -> bool) -> Result<()> {
@@ -184,30 +181,67 @@ impl Life {
         self.reaches("available", |host| state(host) == "available").await
     }
 
-    /// Gives it the image and user data; returns what its own operating system says.
-    async fn provision(&self) -> Result<Told> {
-        let mut secret = Secret {
-            string_data: Some([("userData".to_owned(), USER_DATA.to_owned())].into()),
-            ..Secret::default()
-        };
-        secret.metadata.name = Some("user".to_owned());
-        self.stage
-            .api::<Secret>()
-            .create(&PostParams::default(), &secret)
-            .await
-            .context("make the user data")?;
-        let from = self.machine.console().len();
-        let form = Form::Zstd;
+    /// Gives it the image and user data.
+    async fn wish(&self, checksum: &str) -> Result<()> {
         let image = json!({
-            "url": self.images.url(&self.image.name(form)),
-            "checksum": self.image.sha256(form)?, "checksumType": "sha256", "format": "raw",
+            "url": self.images.url(&self.image.name(FORM)),
+            "checksum": checksum, "checksumType": "sha256", "format": "raw",
         });
         self.patch(json!({"spec": {"image": image, "userData": {"name": "user"}}}))
-            .await?;
+            .await
+    }
+
+    /// Gives it an image that is not what its digest says: it stays in the ramdisk, and people can read why.
+    async fn fails(&self) -> Result<()> {
+        self.wish(&"0".repeat(64)).await?;
+        let failed = |host: &BareMetalHost| {
+            let status = host.status.as_ref();
+            let failed = status.is_some_and(|status| {
+                status.error_type == Some(ErrorType::Provisioning)
+                    && status.error_message.contains("its digest is")
+            });
+            failed && state(host) == "available"
+        };
+        self.reaches("available again, with an error", failed).await?;
+        let failed = self.failed();
+        let [job] = failed.as_slice() else {
+            bail!("not one failed job but {failed:#?}");
+        };
+        ensure!(job.id.contains("-write"), "{job:#?}");
+        ensure!(
+            job.failure == Some(Failure::Final) && !job.log.is_empty(),
+            "{job:#?}"
+        );
+        let console = self.machine.console().from(0);
+        let says = |what: &str| console.iter().filter(|line| line.text.contains(what)).count();
+        ensure!(
+            says("step=enrolled") == 1 && says(BOOTED) == 0,
+            "it left its ramdisk"
+        );
+        Ok(())
+    }
+
+    /// Gives it the image; returns what its own operating system says.
+    async fn provision(&self) -> Result<Told> {
+        let from = self.machine.console().len();
+        self.wish(&self.image.sha256(FORM)?).await?;
         self.reaches("provisioned", |host| state(host) == "provisioned")
             .await?;
         let (_, told) = told::told(self.machine.console(), from, SOON).await?;
         Ok(told)
+    }
+
+    /// Nobody shows the user data but the operating system, which does so by design.
+    async fn keeps_secrets(&self) -> Result<()> {
+        let console = self.machine.console();
+        let (first, _) = told::booted(console, 0, SOON).await?;
+        let mut said = console.from(0);
+        said.truncate(first);
+        let (_, again) = self.machine.since().context("a machine that is on")?;
+        if again > first {
+            said.extend(console.from(again));
+        }
+        self.stage.shows_nowhere(&[CANARY], &said).await
     }
 
     /// Takes the image away; nobody but a person can boot the machine into its ramdisk again, and `by_hand` is that person.
@@ -231,20 +265,26 @@ impl Life {
             .await
     }
 
-    /// The jobs that ended, by what they did, in their order; each must have ended well.
-    fn jobs(&self) -> Result<Vec<String>> {
+    /// The jobs that ended well, by what they did, in their order.
+    fn jobs(&self) -> Vec<String> {
         let seen = self.seen.lock().unwrap();
         let kinds = ["-clean", "-write", "-leave"];
         let mut jobs = Vec::new();
-        for job in &seen.ended {
-            ensure!(job.error.is_empty(), "{job:#?}");
+        for job in seen.ended.iter().filter(|job| job.error.is_empty()) {
             let Some(kind) = kinds.iter().find(|kind| job.id.contains(*kind)) else {
                 continue;
             };
             let operation = job.id.split('-').nth(1).unwrap_or_default();
             jobs.push(format!("{operation}{kind}"));
         }
-        Ok(jobs)
+        jobs
+    }
+
+    /// The jobs that failed.
+    fn failed(&self) -> Vec<JobStatus> {
+        let seen = self.seen.lock().unwrap();
+        let failed = seen.ended.iter().filter(|job| !job.error.is_empty());
+        failed.cloned().collect()
     }
 
     fn states(&self) -> Vec<String> {
@@ -258,44 +298,46 @@ fn state(host: &BareMetalHost) -> &str {
         .map_or("", |status| &status.provisioning.state)
 }
 
-const WHOLE_LIFE: [&str; 9] = [
-    "unmanaged",
-    "registering",
-    "inspecting",
-    "preparing",
-    "available",
-    "provisioning",
-    "provisioned",
-    "deprovisioning",
-    "available",
-];
+/// The states of a host up to the first attempt to write an image, of an attempt that fails, and of one that succeeds with all that
+/// comes after it.
+const BEGIN: [&str; 5] = ["unmanaged", "registering", "inspecting", "preparing", "available"];
+const FAILURE: [&str; 3] = ["provisioning", "deprovisioning", "available"];
+const SUCCESS: [&str; 4] = ["provisioning", "provisioned", "deprovisioning", "available"];
 
-/// The whole life; the image is to be on disk `number`.
+/// An attempt that fails, if `fails`, and then the whole life; the image is to be on disk `number`.
 async fn lives(
     life: &mut Life,
+    fails: bool,
     number: usize,
     by_hand: impl FnOnce(&mut Machine) -> Result<()>,
 ) -> Result<()> {
     life.opt_in().await?;
+    life.stage.secret("user", &[("userData", USER_DATA)]).await?;
+    if fails {
+        life.fails().await?;
+    }
+    let attempt = life.jobs().len();
     let told = life.provision().await?;
     ensure!(told.name == life.name, "{told:?}");
     ensure!(told.user_data.iter().eq(USER_DATA.lines()), "{told:?}");
     let disk = life.machine.disk(number).context("a disk")?.to_owned();
     ensure!(life.image.first_difference(&disk)?.is_none(), "another image");
     assert_eq!(tables(&disk)?, ["MBR", "GPT", "second GPT"]);
-    assert_eq!(life.jobs()?.first().map(String::as_str), Some("provision-clean"));
-    assert_eq!(life.jobs()?.get(1).map(String::as_str), Some("provision-write"));
+    assert_eq!(
+        life.jobs()[attempt..][..2],
+        ["provision-clean", "provision-write"]
+    );
 
     life.release(by_hand).await?;
     assert_eq!(tables(&disk)?, [""; 0]);
-    assert_eq!(life.states(), WHOLE_LIFE);
-    assert!(life.jobs()?.contains(&"deprovision-clean".to_owned()));
+    let failure: &[&str] = if fails { &FAILURE } else { &[] };
+    assert_eq!(life.states(), [&BEGIN[..], failure, &SUCCESS].concat());
+    assert_eq!(life.failed().len(), usize::from(fails), "{:#?}", life.failed());
+    assert!(life.jobs()[attempt..].contains(&"deprovision-clean".to_owned()));
     let servers = life.stage.servers().await?;
     assert!(servers.contains_key(&server_name(life.mac)), "{servers:?}");
     assert_eq!(servers.len(), 1);
-    let log = life.stage.controller.log().last(100_000).join("\n");
-    assert!(!log.contains("canary-4b1d90"), "the log shows user data");
-    Ok(())
+    life.keeps_secrets().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,7 +349,7 @@ async fn discovered_bios_machine_gets_an_operating_system_and_is_released() {
         .with_disk(Disk::new(Bus::Virtio, 10, "VIRT0001"))
         .with_disk(Disk::new(Bus::Nvme, 20, "NVME0001"));
     let mut life = Life::begin("in-band-bios", mac, spec).await.unwrap();
-    lives(&mut life, 0, Machine::power_cycle).await.unwrap();
+    lives(&mut life, true, 0, Machine::power_cycle).await.unwrap();
 }
 
 /// It boots its disk first, so the person at it has to choose the network.
@@ -323,5 +365,5 @@ async fn discovered_uefi_machine_gets_an_operating_system_and_is_released() {
         machine.rebuild(|spec| spec.boot = Boot::Network)?;
         machine.power_on()
     };
-    lives(&mut life, 0, by_hand).await.unwrap();
+    lives(&mut life, false, 0, by_hand).await.unwrap();
 }

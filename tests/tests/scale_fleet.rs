@@ -12,8 +12,18 @@ use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
-use muster_proto::kinds::{BareMetalHost, HardwareData, Server};
-use muster_tests::{cluster::Cluster, lines::Lines, scratch::Scratch};
+use muster_proto::kinds::{
+    BareMetalHost, BareMetalHostStatus, Dhcp, DhcpMode, ErrorType, HardwareData, Profile, SegmentSpec,
+    Server, Trust, UnknownPolicy,
+};
+use muster_tests::{
+    bridges::{BR0, api_in},
+    cluster::Cluster,
+    fleet::pace::{Failing, Fault, Luck},
+    lines::Lines,
+    scratch::Scratch,
+    stage::{Stage, segment},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -45,17 +55,21 @@ struct Fleet {
 
 impl Fleet {
     fn start(words: &[&str]) -> Result<Fleet> {
+        Fleet::spawned(words, |mut command| command.spawn().context("start the fleet"))
+    }
+
+    fn spawned(words: &[&str], spawn: impl FnOnce(Command) -> Result<Child>) -> Result<Fleet> {
         let scratch = Scratch::new()?;
         let said = Lines::to(&scratch.path().join("fleet.log"));
-        let mut process = Command::new(env!("CARGO_BIN_EXE_muster-lab"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_muster-lab"));
+        command
             .arg("fleet")
             .args(words)
             .env_remove("KUBECONFIG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("start the fleet")?;
+            .stderr(Stdio::piped());
+        let mut process = spawn(command)?;
         said.follow(process.stdout.take().context("its standard output")?)?;
         said.follow(process.stderr.take().context("its standard error")?)?;
         Ok(Fleet {
@@ -93,7 +107,7 @@ impl Drop for Fleet {
     }
 }
 
-/// The hosts in namespace `metal` of a cluster.
+/// The hosts in a namespace of a cluster.
 struct Hosts(Api<BareMetalHost>);
 
 impl Hosts {
@@ -119,11 +133,29 @@ impl Hosts {
 
     async fn patch(&self, hosts: &[BareMetalHost], patch: &Value) -> Result<()> {
         for host in hosts {
-            self.0
-                .patch(&host.name_any(), &PatchParams::default(), &Patch::Merge(patch))
-                .await?;
+            self.patch_one(&host.name_any(), patch).await?;
         }
         Ok(())
+    }
+
+    async fn patch_one(&self, name: &str, patch: &Value) -> Result<()> {
+        let patch = Patch::Merge(patch);
+        self.0.patch(name, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// Waits until the host `name` is as it should be.
+    async fn shows(&self, name: &str, test: impl Fn(&BareMetalHostStatus) -> bool) -> Result<()> {
+        let mut status = None;
+        let deadline = tokio::time::Instant::now() + SOON;
+        while tokio::time::Instant::now() < deadline {
+            status = self.0.get(name).await?.status;
+            if status.as_ref().is_some_and(&test) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        bail!("{name}: {status:#?}")
     }
 }
 
@@ -258,6 +290,157 @@ async fn fleet_with_bmcs_lives_a_whole_life_with_the_operator_and_leaves_nothing
     assert_eq!(count::<Server>(&cluster, "muster-system").await.unwrap(), 0);
     assert_eq!(count::<HardwareData>(&cluster, "metal").await.unwrap(), 0);
     assert_eq!(count::<Secret>(&cluster, "metal").await.unwrap(), 0);
+}
+
+/// What goes wrong with one server of a fleet; the first of what its luck has for it.
+fn fate(number: u32, failing: &[Failing]) -> Option<Fault> {
+    let luck = Luck::of(number, failing);
+    let faults = [Fault::Power, Fault::Firmware, Fault::Inventory, Fault::Job];
+    faults.into_iter().find(|fault| luck.times(*fault) > 0)
+}
+
+fn waits(status: &BareMetalHostStatus, reason: &str) -> bool {
+    let mut conditions = status.conditions.iter();
+    let waits = conditions.any(|condition| {
+        condition.type_ == "Waiting" && condition.status == "True" && condition.reason == reason
+    });
+    waits && status.provisioning.state == "inspecting" && status.error_type.is_none()
+}
+
+fn is(status: &BareMetalHostStatus, state: &str) -> bool {
+    status.provisioning.state == state && status.error_type.is_none()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fleet_before_a_controller_that_runs_already_fails_as_it_is_told() {
+    let mut stage = Stage::dark("fleet", &[BR0]).await.unwrap();
+    stage.controller.start().unwrap();
+    let (boot, _) = BR0.address.split_once('/').unwrap();
+    let spec = SegmentSpec {
+        dhcp: Dhcp {
+            mode: DhcpMode::Off,
+            ..Dhcp::default()
+        },
+        boot_address: Some(boot.to_owned()),
+        required_trust: Trust::Segment,
+        ..segment(BR0, Profile::Lab, UnknownPolicy::Ignore).unwrap()
+    };
+    stage.serve("rack", spec).await.unwrap();
+
+    let faults = ["power=15", "firmware=15", "inventory=15", "job=30x1"];
+    let failing = faults.map(|fault| fault.parse::<Failing>().unwrap());
+    let with = |first: u32, fate: Option<Fault>| -> Vec<u32> {
+        let numbers = first..first + 16;
+        numbers
+            .filter(|number| self::fate(*number, &failing) == fate)
+            .collect()
+    };
+    let fates = [
+        None,
+        Some(Fault::Power),
+        Some(Fault::Firmware),
+        Some(Fault::Inventory),
+        Some(Fault::Job),
+    ];
+    // Sixteen servers among whom each fate has two.
+    let first = (1..100_000).find(|first| fates.iter().all(|fate| with(*first, *fate).len() >= 2));
+    let first = first.unwrap();
+    let [well, powerless, hung, silent, broken] = fates.map(|fate| {
+        let named = with(first, fate).into_iter();
+        named
+            .map(|number| format!("fleet-{number:05}"))
+            .collect::<Vec<_>>()
+    });
+
+    // On another computer, as a laptop beside the rack.
+    let cluster = Cluster::shared().await.unwrap();
+    let laptop = stage
+        .network
+        .net
+        .neighbour(BR0.name, "eth0", "10.77.0.9/24")
+        .unwrap();
+    let _api = api_in(&laptop, cluster).unwrap();
+    let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
+    let words = format!(
+        "--hosts 16 --first {first} --scale 0 --segment {}/rack --address 10.77.0.9 --kubeconfig {kubeconfig}",
+        stage.namespace
+    );
+    let words: Vec<&str> = words
+        .split(' ')
+        .chain(faults.into_iter().flat_map(|fault| ["--fail", fault]))
+        .collect();
+    let mut fleet = Fleet::spawned(&words, |command| laptop.spawn(command)).unwrap();
+
+    let hosts = Hosts(stage.api());
+    let there = stage.until("the fleet's hosts", SOON, async || {
+        Ok((stage.hosts().await?.len() == 16).then_some(()))
+    });
+    there.await.unwrap();
+    for name in well.iter().chain(&broken) {
+        hosts.shows(name, |status| is(status, "available")).await.unwrap();
+        let image =
+            json!({"url": "http://images.test/os.raw", "checksum": "0".repeat(64), "checksumType": "sha256"});
+        hosts
+            .patch_one(name, &json!({"spec": {"image": image}}))
+            .await
+            .unwrap();
+    }
+    for name in &broken {
+        let told = stage.hears(name, "ProvisioningError", SOON).await.unwrap();
+        assert!(told.note.contains("the disk broke, as demanded"), "{told:?}");
+        // Once; another image is tried at once.
+        let image = json!({"url": "http://images.test/other.raw"});
+        hosts
+            .patch_one(name, &json!({"spec": {"image": image}}))
+            .await
+            .unwrap();
+    }
+    for name in well.iter().chain(&broken) {
+        hosts
+            .shows(name, |status| is(status, "provisioned"))
+            .await
+            .unwrap();
+    }
+    for name in &powerless {
+        let refused = |status: &BareMetalHostStatus| {
+            let told = status
+                .error_message
+                .contains("could not be booted from the network");
+            status.error_type == Some(ErrorType::Inspection) && told
+        };
+        hosts.shows(name, refused).await.unwrap();
+    }
+    for name in &hung {
+        hosts
+            .shows(name, |status| waits(status, "Ramdisk"))
+            .await
+            .unwrap();
+    }
+    for name in &silent {
+        hosts
+            .shows(name, |status| waits(status, "Inspection"))
+            .await
+            .unwrap();
+    }
+    let (stuck, done) = (hung.len() + silent.len(), well.len() + broken.len());
+    let line = format!(
+        "16 servers: {} off, {done} own system, {stuck} stuck · hosts: {} inspecting, {done} provisioned",
+        powerless.len(),
+        stuck + powerless.len(),
+    );
+    fleet.says(&line).await.unwrap();
+
+    let all = (DeleteParams::default(), ListParams::default());
+    hosts.0.delete_collection(&all.0, &all.1).await.unwrap();
+    hosts.reach(0, "").await.unwrap();
+    let status = fleet.stop().await.unwrap();
+    assert!(status.success(), "{}", fleet.said.last(30).join("\n"));
+    assert_eq!(stage.servers().await.unwrap().len(), 0);
+    let secrets = stage.api::<Secret>().list(&all.1).await.unwrap();
+    let left = secrets
+        .iter()
+        .filter(|secret| secret.name_any().starts_with("fleet-"));
+    assert_eq!(left.count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@
 //! [`Service::went_off`] and [`Service::boots`]. Faults are injected by [`Rule`]s.
 
 mod faults;
+mod machines;
 mod resources;
 mod serve;
 mod state;
@@ -12,7 +13,7 @@ mod tls;
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -150,6 +151,8 @@ pub struct Seen {
     pub method: String,
     /// The path with its query.
     pub path: String,
+    /// From which address.
+    pub from: IpAddr,
     /// Who asked.
     pub auth: Auth,
     /// `If-Match`.

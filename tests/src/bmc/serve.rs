@@ -1,6 +1,6 @@
 //! The service: routes, sessions, faults.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures::stream;
@@ -94,9 +94,9 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>) {
     let tls = shared.options.tls.clone().map(TlsAcceptor::from);
     let mut connections = JoinSet::new();
     loop {
-        let stream = tokio::select! {
+        let (stream, from) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok((stream, from)) => (stream, from.ip()),
                 // Out of descriptors, for instance: somebody else's connection has to end first.
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -109,9 +109,9 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>) {
         connections.spawn(async move {
             // How a connection ends is the client's business.
             match tls {
-                None => speak(TokioIo::new(stream), shared).await,
+                None => speak(TokioIo::new(stream), from, shared).await,
                 Some(tls) => match tls.accept(stream).await {
-                    Ok(stream) => speak(TokioIo::new(stream), shared).await,
+                    Ok(stream) => speak(TokioIo::new(stream), from, shared).await,
                     Err(_) => Ok(()),
                 },
             }
@@ -119,7 +119,7 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn speak<T>(io: TokioIo<T>, shared: Arc<Shared>) -> hyper::Result<()>
+async fn speak<T>(io: TokioIo<T>, from: IpAddr, shared: Arc<Shared>) -> hyper::Result<()>
 where
     TokioIo<T>: hyper::rt::Read + hyper::rt::Write + Unpin,
 {
@@ -129,7 +129,7 @@ where
             shared.enter();
             // Also left if the client goes away in the middle.
             let _left = Left(&shared);
-            answer(&shared, request).await
+            answer(&shared, from, request).await
         }
     });
     http1::Builder::new().serve_connection(io, service).await
@@ -156,7 +156,11 @@ fn silence() -> io::Error {
     io::Error::other("the test wants no answer")
 }
 
-async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
+async fn answer(
+    shared: &Arc<Shared>,
+    from: IpAddr,
+    request: Request<Incoming>,
+) -> io::Result<Response<Body>> {
     let (parts, body) = request.into_parts();
     let content = Limited::new(body, MOST).collect().await.map_err(|_| silence())?;
     let body: Value = serde_json::from_slice(&content.to_bytes()).unwrap_or_default();
@@ -167,9 +171,10 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<
         .unwrap_or_default();
     let method = parts.method;
     let headers = parts.headers;
-    let fault = shared
-        .state()
-        .note(&method, &path, &headers, &body, shared.options.remember);
+    let fault = match shared.options.remember {
+        true => shared.state().note(from, &method, &path, &headers, &body),
+        false => shared.state().fault(&method, &path),
+    };
     match fault {
         None => {}
         Some(Fault::Refuse) => return Err(silence()),
@@ -228,37 +233,41 @@ impl State {
     /// Remembers the request; the fault that is meant for it.
     fn note(
         &mut self,
+        from: IpAddr,
         method: &Method,
         path: &str,
         headers: &HeaderMap,
         body: &Value,
-        remember: bool,
     ) -> Option<Fault> {
-        if remember {
-            if self.seen.len() == REMEMBERED {
-                self.seen.pop_front();
-            }
-            let text = |name: &str| {
-                headers
-                    .get(name)
-                    .and_then(|value| value.to_str().ok())
-                    .map(str::to_owned)
-            };
-            self.seen.push_back(Seen {
-                method: method.to_string(),
-                path: path.to_owned(),
-                auth: match (
-                    headers.contains_key("x-auth-token"),
-                    headers.contains_key("authorization"),
-                ) {
-                    (true, _) => Auth::Token,
-                    (false, true) => Auth::Basic,
-                    (false, false) => Auth::None,
-                },
-                if_match: text("if-match"),
-                body: body.clone(),
-            });
+        if self.seen.len() == REMEMBERED {
+            self.seen.pop_front();
         }
+        let text = |name: &str| {
+            headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
+        self.seen.push_back(Seen {
+            method: method.to_string(),
+            path: path.to_owned(),
+            from,
+            auth: match (
+                headers.contains_key("x-auth-token"),
+                headers.contains_key("authorization"),
+            ) {
+                (true, _) => Auth::Token,
+                (false, true) => Auth::Basic,
+                (false, false) => Auth::None,
+            },
+            if_match: text("if-match"),
+            body: body.clone(),
+        });
+        self.fault(method, path)
+    }
+
+    /// The fault that is meant for a request.
+    fn fault(&mut self, method: &Method, path: &str) -> Option<Fault> {
         let rule = self
             .rules
             .iter_mut()

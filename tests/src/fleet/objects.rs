@@ -195,13 +195,10 @@ impl Objects {
             ..self.clone()
         };
         let listed = servers.list::<Server>().await?;
+        // Some never reported what they are made of; by what they enrolled all are known.
         let ours = listed.iter().filter(|server| {
-            let inventory = server
-                .status
-                .as_ref()
-                .and_then(|status| status.inventory.as_ref());
-            let macs = inventory.map(|inventory| &inventory.identity.macs);
-            macs.is_some_and(|macs| macs.iter().any(|mac| self.macs.contains(mac)))
+            let mut known = server.status.iter().flat_map(|status| &status.identity.macs);
+            known.any(|mac| self.macs.contains(mac))
         });
         servers
             .delete_named::<Server>(ours.map(ResourceExt::name_any).collect())

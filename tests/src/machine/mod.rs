@@ -19,6 +19,9 @@ pub use command_line::{Files, Link, command_line};
 pub use qmp::Qmp;
 pub use spec::{Boot, Bus, Disk, Firmware, MachineSpec, Nic, NicModel, Smbios, UefiNet};
 
+/// The file with all that a machine's serial console said, in the machine's directory.
+pub const CONSOLE: &str = "console.log";
+
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// A server that can be switched on and off; its disks and firmware variables stay. Off once dropped.
@@ -71,7 +74,7 @@ impl Machine {
             });
         }
         Ok(Machine {
-            console: Lines::to(&dir.join("console.log")),
+            console: Lines::to(&dir.join(CONSOLE)),
             said: Lines::to(&dir.join("qemu.log")),
             net: net.clone(),
             running: None,
