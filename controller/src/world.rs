@@ -450,7 +450,9 @@ mod tests {
             Segment::new("lab", serde_json::from_value(spec).unwrap())
         };
         let verdict = |hosts: &mut Writer<BareMetalHost>, state| {
-            hosts.apply_watcher_event(&watcher::Event::Apply(host(state)));
+            let host = host(state);
+            world.machines.host(&host, false);
+            hosts.apply_watcher_event(&watcher::Event::Apply(host));
             let known = world.known(Mac([0, 0, 0x5e, 0, 0x53, 2]), None);
             ["discover", "hold"].map(|unknown| known.verdict(&segment(unknown)))
         };

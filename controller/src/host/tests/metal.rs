@@ -1,8 +1,12 @@
 //! The metal of the world: the machine, its BMC's hands, and the agent in its ramdisk.
 
 use jiff::SignedDuration;
-use muster_proto::kinds::{
-    HostReference, Job, JobAction, JobStatus, Server, ServerSpec, ServerStatus, Session, SessionState, Trust,
+use muster_proto::{
+    job::Write,
+    kinds::{
+        HostReference, Job, JobAction, JobStatus, Server, ServerSpec, ServerStatus, Session, SessionState,
+        Trust,
+    },
 };
 
 use super::{
@@ -70,6 +74,7 @@ impl World {
         if server.metadata.resource_version.as_deref() != Some(&order.version) {
             return false;
         }
+        let mut write = None;
         let action = match &order.task {
             Task::Inspect => JobAction::Inspect,
             Task::Reboot => JobAction::Reboot,
@@ -81,6 +86,10 @@ impl World {
             Task::Write(task) => {
                 assert_eq!(task.permit.disks().len(), 1);
                 self.machine.drive.clone_from(&task.drive);
+                write = Some(Write {
+                    image: task.image.clone(),
+                    ..Write::default()
+                });
                 JobAction::Write
             }
         };
@@ -88,6 +97,7 @@ impl World {
             id: order.id.clone(),
             epoch: order.epoch,
             action,
+            write,
             ..Job::default()
         });
         self.bump();
@@ -215,20 +225,16 @@ impl World {
     }
 
     fn destroy(&mut self, job: &Job) {
-        let host = self
-            .host
-            .as_ref()
-            .expect("nothing is destroyed for a host that is gone");
+        assert!(
+            self.host.is_some(),
+            "nothing is destroyed for a host that is gone"
+        );
         if job.action == JobAction::Clean {
             self.machine.cleans += 1;
             self.machine.disk = Content::Blank;
         } else {
-            let url = host
-                .spec
-                .image
-                .as_ref()
-                .map(|image| image.url.clone())
-                .unwrap_or_default();
+            let write = job.write.as_ref().expect("what to write");
+            let url = write.image.url.clone();
             self.machine.writes.push(job.id.clone());
             self.machine.disk = Content::Image(url);
         }
