@@ -1,6 +1,7 @@
 //! `cargo xtask dist`: a release below `target/dist`, everything that an installation without internet needs.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -26,6 +27,7 @@ pub(crate) fn run() -> Result<()> {
     binaries(&tree)?;
     ramdisks(&tree)?;
     loaders(&tree)?;
+    packages(&tree)?;
     manifests(&tree)?;
     documents(&tree)?;
     println!("· image");
@@ -97,6 +99,28 @@ fn loaders(tree: &Path) -> Result<()> {
     ["undionly.kpxe", "snponly.efi"]
         .iter()
         .try_for_each(|name| copy(&from.join(name), &to.join(name)))
+}
+
+/// Which packages the boot files are of, as `NOTICE` promises: whoever passes them on offers their sources.
+fn packages(tree: &Path) -> Result<()> {
+    let shown = Cmd::new(root().join("target/debug/muster-ramdisk"))
+        .arg("inspect")
+        .arg(tree.join("boot"))
+        .output()?;
+    let ipxe = Cmd::new("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${Version}", "ipxe"])
+        .output()?;
+    let path = tree.join("PACKAGES");
+    fs::write(&path, named(&shown, &ipxe)).with_context(|| format!("writing {}", path.display()))
+}
+
+/// One package and its version a line, of what `muster-ramdisk inspect` shows and of iPXE.
+fn named(shown: &str, ipxe: &str) -> String {
+    let of_ramdisks = shown
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("of the package "));
+    let all: BTreeSet<&str> = of_ramdisks.chain([ipxe.trim()]).collect();
+    all.iter().map(|package| format!("{package}\n")).collect()
 }
 
 /// For those who install and run it.
@@ -208,6 +232,17 @@ fn bundle(out: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_package_of_the_boot_files_is_named_once() {
+        let shown = "lab 0a: kernel 6.1\n  of the package linux-image-6.1 6.1.1-1\n  of the package systemd-boot-efi 252.1\n  \
+                     vmlinuz 1 bytes\nserver 0b: kernel 6.1\n  of the package systemd-boot-efi 252.1\n";
+        let named = named(shown, "ipxe 1.0.0-1");
+        assert_eq!(
+            named,
+            "ipxe 1.0.0-1\nlinux-image-6.1 6.1.1-1\nsystemd-boot-efi 252.1\n"
+        );
+    }
 
     /// A page that was renamed would be missed when a release is made, which is late.
     #[test]
