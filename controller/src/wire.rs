@@ -1,4 +1,7 @@
-//! Builds everything and runs it until the process is told to stop. One function per role; no decision is made here.
+//! Builds everything and runs it until the process is told to stop. One file per role; no decision is made here.
+
+mod control;
+mod edge;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -7,7 +10,6 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use muster_proto::Chain;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, watch},
@@ -16,22 +18,12 @@ use tokio::{
 
 use crate::{
     admin::{self, Admin, ListenError},
-    agents::{self, BootSecrets, Keys, Names},
+    agents::{self, Names},
     args::{self, Role, RunArgs},
-    bind::Addresses,
-    bmc::{self, Bmcs},
-    boot::{
-        dhcp::{self, Dhcp},
-        files::{Extras, Files},
-        http::{self, site::Site},
-        peers::Peers,
-        segment::{self, Plan, Ports},
-        tftp,
-    },
-    discovery,
-    events::{Dropped, Events},
-    host,
-    lease::{self, Election, Identity, Leadership, Standing, Timing},
+    bmc,
+    boot::tftp,
+    events::Dropped,
+    lease,
     metrics::{self, Registry},
     world::{Change, Scope, World},
 };
@@ -173,8 +165,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut standing = None;
     for role in args.roles() {
         match role {
-            Role::Edge => edge(&mut parts)?,
-            Role::Control => standing = Some(control(&mut parts)?),
+            Role::Edge => edge::start(&mut parts)?,
+            Role::Control => standing = Some(control::start(&mut parts)?),
         }
     }
     let client = parts.client.clone();
@@ -316,281 +308,6 @@ fn bounded(mut config: Config, silence: Duration) -> Config {
     // Counted from the request on, and not from when its connection was last used.
     config.reset_reader_on_write = true;
     config
-}
-
-/// Network boot and the agents' side.
-fn edge(parts: &mut Parts<'_>) -> Result<(), RunError> {
-    let args = parts.args;
-    let ports = Ports {
-        http: args.http_port,
-        agents: args.agent_port,
-    };
-    let extras = Extras {
-        firmware: args.firmware_dirs.clone(),
-        authorities: args.extra_cas.clone(),
-    };
-    let files = Arc::new(Files::open(&args.boot_dir, extras, &std::env::temp_dir()));
-    let (tell_plan, plan) = watch::channel(Arc::default());
-    let (tell_addresses, addresses) = watch::channel(Addresses::new());
-    let (tell_names, names) = watch::channel(Names::default());
-    let (tell_secrets, secrets) = watch::channel(None);
-    let peers = Peers::default();
-    let (events, write_events) = Events::start(parts.client.clone(), parts.dropped.clone());
-    spawn(parts.tasks, "the writer of Events", write_events);
-
-    let dhcp = Dhcp {
-        world: parts.world.clone(),
-        ports,
-        releases: Arc::clone(&files) as _,
-        secrets: secrets.clone(),
-        client: parts.client.clone(),
-        edge: args.edge_name(),
-        events: events.clone(),
-        metrics: dhcp::Metrics::register(parts.registry),
-        plan: tell_plan,
-        shutdown: parts.shutdown.clone(),
-    };
-    let advertise = args.advertise.clone();
-    let site = Site {
-        world: parts.world.clone(),
-        plan: plan.clone(),
-        files,
-        secrets,
-    };
-    let http = http::Server {
-        answer: site,
-        addresses: addresses.clone(),
-        port: args.http_port,
-        limits: http::Limits::default(),
-        peers: peers.clone(),
-    };
-    let tftp = tftp::Server {
-        files: tftp::BootFiles::load(&args.ipxe_dir).map_err(RunError::BootFiles)?,
-        addresses: addresses.clone(),
-        port: args.tftp_port,
-        limits: tftp::Limits::default(),
-        peers,
-    };
-    parts.spawn(
-        "the follower of Segments",
-        follow(plan, advertise, tell_addresses, tell_names),
-    );
-    parts.spawn("DHCP", dhcp.run());
-    parts.spawn("HTTP", http.run());
-    parts.spawn("TFTP", tftp.run());
-
-    let (client, namespace) = (parts.client.clone(), args.namespace.clone());
-    let world = parts.world.clone();
-    let metrics = agents::Metrics::register(parts.registry);
-    let (agent_port, max_agents) = (args.agent_port, args.max_agents);
-    let mut shutdown = parts.shutdown.clone();
-    parts.spawn("the agents' side", async move {
-        let keys = agents::keys::watch(client.clone(), namespace.clone()).await;
-        let config = agents::Config {
-            client,
-            namespace,
-            world,
-            events,
-            keys: keys.clone(),
-            names,
-            metrics,
-            pace: agents::Pace::default(),
-            max_agents,
-        };
-        let server = match agents::Server::new(config).await {
-            Ok(server) => server,
-            Err(error) => return tracing::error!(error = %Chain(&error), "no agents can be served"),
-        };
-        let stopped = async {
-            let _ = shutdown.wait_for(|stopped| *stopped).await;
-        };
-        tokio::join!(
-            hand_over(keys, tell_secrets),
-            server.run(addresses, agent_port, stopped)
-        );
-    });
-    Ok(())
-}
-
-/// Tells the other services where the Segments want them, and under which names.
-async fn follow(
-    mut plan: watch::Receiver<Arc<Plan>>,
-    advertise: Vec<String>,
-    addresses: watch::Sender<Addresses>,
-    names: watch::Sender<Names>,
-) {
-    loop {
-        let now = plan.borrow_and_update().clone();
-        addresses.send_if_modified(|known| replace(known, segment::served(&now)));
-        names.send_if_modified(|known| replace(known, segment::names(&now, &advertise)));
-        if plan.changed().await.is_err() {
-            // DHCP has ended, because the process does.
-            return std::future::pending().await;
-        }
-    }
-}
-
-/// Puts `new` in the place of `known`; true if they differ.
-fn replace<T: PartialEq>(known: &mut T, new: T) -> bool {
-    let changed = *known != new;
-    *known = new;
-    changed
-}
-
-/// Gives the boot services what they need of the keys.
-async fn hand_over(mut keys: watch::Receiver<Keys>, secrets: watch::Sender<Option<Arc<BootSecrets>>>) {
-    loop {
-        let now = keys.borrow_and_update().boot_secrets();
-        secrets.send_replace(Some(Arc::new(now)));
-        if keys.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Hosts from what machines report. Of all processes with this role one acts at a time.
-fn control(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, RunError> {
-    let args = parts.args;
-    let timing = Timing::new(
-        args.lease_duration_seconds,
-        args.renew_deadline_seconds,
-        args.retry_period_seconds,
-    )?;
-    let (election, standing) = Election::new(
-        parts.client.clone(),
-        &args.namespace,
-        &args.lease_name,
-        Identity::own(),
-        timing,
-    );
-    let config = bmc::Config {
-        authorities: bmc::authorities(&args.bmc_cas)?,
-        ..bmc::Config::default()
-    };
-    let bmcs = Bmcs::new(&config, bmc::Metrics::register(parts.registry)).map_err(RunError::Authorities)?;
-    let control = Control {
-        config: parts.config.clone(),
-        client: parts.client.clone(),
-        timing,
-        scope: parts.scope.clone(),
-        world: parts.world.clone(),
-        changes: parts.changes.clone(),
-        discovery: discovery::Metrics::register(parts.registry),
-        hosts: host::Metrics::register(parts.registry),
-        dropped: parts.dropped.clone(),
-        bmcs: bmcs.clone(),
-        limit: args.provisioning_limit,
-        concurrency: args.host_concurrency,
-        retries: args.max_provisioning_retries.into(),
-    };
-    let mut shutdown = parts.shutdown.clone();
-    let stopped = async move {
-        let _ = shutdown.wait_for(|stopped| *stopped).await;
-    };
-    metrics::register_leader(parts.registry, &args.lease_name, standing.clone());
-    // Only one that sees the cluster may lead.
-    parts.spawn("the election", election.run(stopped));
-    let mut shutdown = parts.shutdown.clone();
-    parts.spawn("the sessions of BMCs", async move {
-        let _ = shutdown.wait_for(|stopped| *stopped).await;
-        bmcs.stop().await;
-    });
-    parts.spawn("the control role", act(standing.clone(), control));
-    Ok(standing)
-}
-
-/// What the control role needs in any term.
-struct Control {
-    config: Config,
-    client: Client,
-    timing: Timing,
-    scope: Scope,
-    world: World,
-    changes: broadcast::Sender<Change>,
-    discovery: discovery::Metrics,
-    hosts: host::Metrics,
-    dropped: Dropped,
-    bmcs: Bmcs,
-    limit: usize,
-    concurrency: u16,
-    retries: i64,
-}
-
-/// Runs the loops of the control role while this process leads, and drops them when it leads no more. Ends if one of them does.
-async fn act(mut standing: watch::Receiver<Standing>, control: Control) {
-    loop {
-        let leads = |now: &Standing| now.leadership().is_some_and(Leadership::still);
-        let next = standing.wait_for(leads).await;
-        let Some(term) = next.ok().and_then(|now| now.leadership().cloned()) else {
-            // The election has ended, because the process does.
-            return std::future::pending().await;
-        };
-        let mut tasks = match control.begin(&term) {
-            Ok(tasks) => tasks,
-            Err(error) => return tracing::error!(error = %Chain(&error), "the control role cannot write"),
-        };
-        tokio::select! {
-            () = term.ended() => tasks.shutdown().await,
-            ended = tasks.join_next() => {
-                return match ended {
-                    Some(Ok(name)) => tracing::error!("{name} ended"),
-                    Some(Err(error)) => tracing::error!(%error, "a part of the control role failed"),
-                    None => {}
-                };
-            }
-        }
-    }
-}
-
-impl Control {
-    /// Starts all that acts, for one term. Whatever is written here goes through a client that stops with the term: the loops are
-    /// given no other.
-    fn begin(&self, term: &Leadership) -> kube::Result<JoinSet<&'static str>> {
-        let client = lease::client(&self.config, self.timing, term, self.client.clone())?;
-        let namespace = self.scope.namespace.clone();
-        let mut tasks = JoinSet::new();
-        let (events, write_events) = Events::start(client.clone(), self.dropped.clone());
-        spawn(&mut tasks, "the writer of Events", write_events);
-        let discovery = discovery::run(
-            client.clone(),
-            self.scope.clone(),
-            self.world.clone(),
-            self.changes.subscribe(),
-            events.clone(),
-            self.discovery.clone(),
-        );
-        spawn(&mut tasks, "discovery", discovery);
-        let operator = host::run(host::Config {
-            client: client.clone(),
-            scope: self.scope.clone(),
-            world: self.world.clone(),
-            changes: self.changes.subscribe(),
-            events,
-            metrics: self.hosts.clone(),
-            bmcs: Arc::new(self.bmcs.clone()),
-            term: term.clone(),
-            clock: Arc::new(jiff::Timestamp::now),
-            limit: self.limit,
-            concurrency: self.concurrency,
-            max_provisioning_retries: self.retries,
-        });
-        spawn(&mut tasks, "the operator", async {
-            if let Err(error) = operator.await {
-                tracing::error!(error = %Chain(&error), "no host can be managed");
-            }
-        });
-        spawn(
-            &mut tasks,
-            "the keeper of keys",
-            agents::keys::keep(client.clone(), namespace.clone()),
-        );
-        spawn(
-            &mut tasks,
-            "the sweeper of Enrolments",
-            agents::sweep::keep(client, namespace),
-        );
-        Ok(tasks)
-    }
 }
 
 async fn stop_signal() -> std::io::Result<()> {

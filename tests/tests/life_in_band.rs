@@ -337,6 +337,13 @@ async fn lives(
     let servers = life.stage.servers().await?;
     assert!(servers.contains_key(&server_name(life.mac)), "{servers:?}");
     assert_eq!(servers.len(), 1);
+    let server = servers.into_values().next().context("a Server")?;
+    let kept = server.status.and_then(|status| status.last_failure);
+    let failed = life.failed().pop();
+    assert_eq!(
+        kept, failed,
+        "what was wrong can be read long after something else followed"
+    );
     life.keeps_secrets().await
 }
 

@@ -2,7 +2,7 @@
 
 use muster_proto::{
     job::{Failure, Progress},
-    kinds::{Job, JobAction, JobStatus, Server},
+    kinds::{Job, JobAction, JobStatus, Server, ServerStatus},
     session::{Action, Command, MAX_LOG, Outcome, PollRequest},
     text,
 };
@@ -97,6 +97,18 @@ pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<
         ..status
     };
     (known != Some(&status)).then_some(status)
+}
+
+/// Puts `job` in the place of the one before it, which is kept if it failed: cleaning follows a failed write at once, and people want
+/// to know what was wrong. What was only decided for other circumstances did not fail.
+pub(super) fn put(status: &mut ServerStatus, job: JobStatus) {
+    let failed = |before: &JobStatus| {
+        before.id != job.id && !before.error.is_empty() && before.failure != Some(Failure::Outdated)
+    };
+    if let Some(before) = status.job.take().filter(failed) {
+        status.last_failure = Some(before);
+    }
+    status.job = Some(job);
 }
 
 fn failed(message: &str, failure: Failure, log: &[String]) -> JobStatus {

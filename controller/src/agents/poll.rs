@@ -114,7 +114,7 @@ async fn acknowledge(
             }
         }
         if let Some(job) = jobs::news(server, request, due == Due::Now) {
-            status.job = Some(job);
+            jobs::put(&mut status, job);
         }
         Some(status)
     };

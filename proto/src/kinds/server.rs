@@ -128,6 +128,9 @@ pub struct ServerStatus {
     /// The last job that the agent took up, and how it went.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<JobStatus>,
+    /// The last job that failed and that another followed: what the agent said of it can be read until the next one fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<JobStatus>,
 }
 
 /// How a job went.

@@ -193,6 +193,29 @@ fn an_order_that_nobody_gave_has_no_outcome() {
 }
 
 #[test]
+fn a_failure_is_kept_when_another_job_follows_it() {
+    let mut status = ServerStatus::default();
+    let failure = |id: &str, failure| JobStatus {
+        id: id.to_owned(),
+        ..failed("no space", failure, &["the log".to_owned()])
+    };
+    put(&mut status, failure("1", Failure::Final));
+    assert_eq!(status.last_failure, None, "it stands in its own place");
+    for id in ["2", "3"] {
+        put(&mut status, taken_up(id));
+        put(&mut status, done(id));
+        assert_eq!(status.last_failure, Some(failure("1", Failure::Final)));
+        assert_eq!(status.job, Some(done(id)));
+    }
+    put(&mut status, failure("4", Failure::Outdated));
+    put(&mut status, taken_up("5"));
+    assert_eq!(status.last_failure, Some(failure("1", Failure::Final)));
+    put(&mut status, failure("5", Failure::Temporary));
+    put(&mut status, taken_up("6"));
+    assert_eq!(status.last_failure, Some(failure("5", Failure::Temporary)));
+}
+
+#[test]
 fn progress_is_written_when_it_is_due_and_stays_until_then() {
     let telling = |percent, bytes_per_second| PollRequest {
         progress: Some(Progress {
