@@ -23,6 +23,8 @@ use muster_tests::{
     stage::{Stage, segment},
 };
 
+/// When a request that nobody answered is sent again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Generous: the slowest takes 21 s on a quiet machine.
 const SOON: Duration = Duration::from_secs(180);
 /// The computer of the DHCP server.
@@ -130,10 +132,20 @@ async fn ask_pxe_port(clients: &Clients, client: &Client, within: Duration) -> R
     let socket = clients.udp()?;
     let mut message = client.message(MessageType::Request);
     message.set_ciaddr(clients.address());
+    let message = message.to_vec()?;
     let server = SocketAddr::from(([10, 77, 0, 1], 4011));
-    socket.send_to(&message.to_vec()?, server).await?;
     let mut answer = [0; 2048];
-    let (length, from) = tokio::time::timeout(within, socket.recv_from(&mut answer))
+    let asked = async {
+        loop {
+            socket.send_to(&message, server).await?;
+            // As firmware does: a controller that has just started may not know its keys yet, and then says nothing.
+            let heard = tokio::time::timeout(AGAIN, socket.recv_from(&mut answer)).await;
+            if let Ok(heard) = heard {
+                return heard;
+            }
+        }
+    };
+    let (length, from) = tokio::time::timeout(within, asked)
         .await
         .context("no answer from the PXE port")??;
     anyhow::ensure!(from == server, "{from} answered");
