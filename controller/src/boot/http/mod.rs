@@ -12,6 +12,7 @@ pub mod response;
 pub mod route;
 mod send;
 pub mod site;
+mod workers;
 
 use std::{
     io,
@@ -27,7 +28,10 @@ use tokio::{
 };
 
 pub use self::connection::Ends;
-use self::response::{Response, Status};
+use self::{
+    response::{Response, Status},
+    workers::Workers,
+};
 use super::{log::Refusals, peers::Peers, slots::Slots};
 use crate::bind::{self, Addresses};
 
@@ -100,7 +104,7 @@ pub struct Server<A> {
 }
 
 impl<A: Answer> Server<A> {
-    /// Serves; does not return.
+    /// Serves; returns only if it cannot begin.
     pub async fn run(self) {
         let Server {
             answer,
@@ -109,7 +113,11 @@ impl<A: Answer> Server<A> {
             limits,
             peers,
         } = self;
-        let shared = Arc::new(Shared::new(answer, limits, peers));
+        let workers = match Workers::start() {
+            Ok(workers) => workers,
+            Err(error) => return tracing::error!(%error, "HTTP: cannot start its threads"),
+        };
+        let shared = Arc::new(Shared::new(answer, limits, peers, workers));
         bind::on_each("HTTP", addresses, move |address| {
             let shared = Arc::clone(&shared);
             async move {
@@ -131,6 +139,7 @@ struct Shared<A> {
     places: Arc<Semaphore>,
     slots: Slots,
     notes: Notes,
+    workers: Workers,
 }
 
 /// What connections remember for the log.
@@ -141,7 +150,7 @@ struct Notes {
 }
 
 impl<A> Shared<A> {
-    fn new(answer: A, limits: Limits, peers: Peers) -> Self {
+    fn new(answer: A, limits: Limits, peers: Peers, workers: Workers) -> Self {
         Shared {
             answer,
             limits,
@@ -151,6 +160,7 @@ impl<A> Shared<A> {
                 peers,
                 refusals: Refusals::default(),
             },
+            workers,
         }
     }
 }
@@ -182,12 +192,25 @@ async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> Bin
             turn_away(&stream);
             continue;
         };
+        // It leaves this thread's runtime for another.
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "HTTP: a connection is lost");
+                continue;
+            }
+        };
+        let worker = shared.workers.next().clone();
         let shared = Arc::clone(&shared);
-        tokio::spawn(async move {
+        worker.spawn(async move {
             let _held = (place, slot);
+            let stream = TcpStream::from_std(stream);
             // Whole responses are handed over at once; waiting to fill packets would only delay their ends.
-            let local = stream.set_nodelay(true).and_then(|()| stream.local_addr());
-            if let Ok(local) = local {
+            let ready = stream.and_then(|stream| {
+                stream.set_nodelay(true)?;
+                Ok((stream.local_addr()?, stream))
+            });
+            if let Ok((local, stream)) = ready {
                 let Shared {
                     answer,
                     limits,

@@ -77,7 +77,12 @@ async fn serve_file(limits: Limits, file: Body) -> (SocketAddr, Arc<Fixed>) {
     });
     let listener = listen(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
     let address = listener.local_addr().unwrap();
-    let shared = Arc::new(Shared::new(Arc::clone(&site), limits, Peers::default()));
+    let shared = Arc::new(Shared::new(
+        Arc::clone(&site),
+        limits,
+        Peers::default(),
+        Workers::here(),
+    ));
     tokio::spawn(accept(listener, shared));
     (address, site)
 }
