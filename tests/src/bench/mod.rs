@@ -92,7 +92,7 @@ const FULL: Plan = Plan {
     load: load::Size {
         clients: 1000,
         at_once: 32,
-        rounds: 3,
+        rounds: 9,
     },
     flood: 5,
     tries: usize::MAX,
