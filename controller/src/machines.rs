@@ -34,6 +34,8 @@ pub enum Signal {
     Stem(String),
     /// It clashes with the Server of that name.
     Clash(String),
+    /// It stands for the host that is there.
+    Host(Path),
     /// Its latest session is on this Segment, as the session tells it.
     Segment(String),
 }
@@ -116,6 +118,12 @@ fn signals(server: &Server) -> Vec<Signal> {
         all.push(Signal::Stem(stem.to_owned()));
     }
     all.push(Signal::Stem(name));
+    all.extend(server.spec.host.as_ref().map(|at| {
+        Signal::Host(Path {
+            namespace: at.namespace.clone(),
+            name: at.name.clone(),
+        })
+    }));
     let Some(status) = &server.status else {
         return all;
     };
@@ -130,7 +138,7 @@ fn signals(server: &Server) -> Vec<Signal> {
 
 #[cfg(test)]
 mod tests {
-    use muster_proto::kinds::{BareMetalHostSpec, ServerSpec, ServerStatus, Session};
+    use muster_proto::kinds::{BareMetalHostSpec, HostReference, ServerSpec, ServerStatus, Session};
 
     use super::*;
 
@@ -195,6 +203,29 @@ mod tests {
         assert_eq!(names(&machines, &shared).len(), 1);
         machines.server(&one, true);
         assert!(names(&machines, &[Signal::Stem(text("mac-1"))]).is_empty());
+    }
+
+    #[test]
+    fn a_server_is_found_by_the_host_that_it_stands_for() {
+        let machines = Machines::default();
+        let mut one = server("a", Identity::default());
+        let at = |name: &str| {
+            Signal::Host(Path {
+                namespace: "metal".to_owned(),
+                name: name.to_owned(),
+            })
+        };
+        one.spec.host = Some(HostReference {
+            namespace: "metal".to_owned(),
+            name: "node".to_owned(),
+            uid: "1".to_owned(),
+        });
+        machines.server(&one, false);
+        assert_eq!(names(&machines, &[at("node")]), ["a"]);
+        assert!(names(&machines, &[at("other")]).is_empty());
+        one.spec.host = None;
+        machines.server(&one, false);
+        assert!(names(&machines, &[at("node")]).is_empty());
     }
 
     #[test]

@@ -394,3 +394,10 @@ pub async fn serving(
         ),
     }
 }
+
+/// Where `host` is in its life; empty before anybody has looked at it.
+pub fn state(host: &BareMetalHost) -> &str {
+    host.status
+        .as_ref()
+        .map_or("", |status| &status.provisioning.state)
+}

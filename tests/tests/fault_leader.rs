@@ -20,7 +20,7 @@ use muster_tests::{
     controller::{Controller, Setup},
     forward::Forwarder,
     sim::{agent::SimServer, rack::Rack, work::Pace},
-    stage::{Stage, segment, server_name},
+    stage::{Stage, segment, server_name, state},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -337,12 +337,6 @@ impl Half<'_> {
         let of_others: Vec<_> = of_others.collect();
         assert!(of_others.is_empty(), "{of_others:#?}");
     }
-}
-
-fn state(host: &BareMetalHost) -> &str {
-    host.status
-        .as_ref()
-        .map_or("", |status| &status.provisioning.state)
 }
 
 #[tokio::test(flavor = "multi_thread")]

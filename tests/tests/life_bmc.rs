@@ -28,7 +28,7 @@ use muster_tests::{
     controller::Setup,
     paths,
     sim::{agent::SimServer, rack::Rack},
-    stage::{Stage, segment},
+    stage::{Stage, segment, state},
 };
 use serde_json::{Value, json};
 
@@ -203,20 +203,9 @@ impl Rig {
 
     /// What its agent has done to disks.
     fn worked(&self) -> Vec<&'static str> {
-        use muster_agent::steps::Order;
-        let worked = self.server.lock().expect("no test panics with it").worked();
-        let kind = |order: &Order| match order {
-            Order::Clean(_) => "clean",
-            Order::Write { .. } => "write",
-        };
-        worked.iter().map(|worked| kind(&worked.order)).collect()
+        let server = self.server.lock().expect("no test panics with it");
+        server.kinds_of_work()
     }
-}
-
-fn state(host: &BareMetalHost) -> &str {
-    host.status
-        .as_ref()
-        .map_or("", |status| &status.provisioning.state)
 }
 
 fn error(host: &BareMetalHost) -> &str {

@@ -32,7 +32,7 @@ use muster_tests::{
         told::{self, Told},
     },
     slots::Slots,
-    stage::{Stage, server_name},
+    stage::{Stage, server_name, state},
 };
 use serde_json::{Value, json};
 
@@ -290,12 +290,6 @@ impl Life {
     fn states(&self) -> Vec<String> {
         self.seen.lock().unwrap().states.clone()
     }
-}
-
-fn state(host: &BareMetalHost) -> &str {
-    host.status
-        .as_ref()
-        .map_or("", |status| &status.provisioning.state)
 }
 
 /// The states of a host up to the first attempt to write an image, of an attempt that fails, and of one that succeeds with all that

@@ -15,7 +15,6 @@ use kube::{
     Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
-use muster_agent::steps::Order;
 use muster_proto::kinds::{
     BareMetalHost, HardwareData, OperationalStatus, Profile, SegmentSpec, Trust, UnknownPolicy,
 };
@@ -25,7 +24,7 @@ use muster_tests::{
     cluster::Cluster,
     paths,
     sim::{agent::SimServer, rack::Rack},
-    stage::{Stage, segment},
+    stage::{Stage, segment, state},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -340,22 +339,9 @@ impl Site {
 
     /// What was done to the disks of a machine.
     fn worked(&self, name: &str) -> Vec<&'static str> {
-        let worked = self.servers[name]
-            .lock()
-            .expect("no test panics with it")
-            .worked();
-        let kind = |order: &Order| match order {
-            Order::Clean(_) => "clean",
-            Order::Write { .. } => "write",
-        };
-        worked.iter().map(|worked| kind(&worked.order)).collect()
+        let server = self.servers[name].lock().expect("no test panics with it");
+        server.kinds_of_work()
     }
-}
-
-fn state(host: &BareMetalHost) -> &str {
-    host.status
-        .as_ref()
-        .map_or("", |status| &status.provisioning.state)
 }
 
 /// True if our operator has looked at the host and said so.

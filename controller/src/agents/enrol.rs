@@ -433,13 +433,9 @@ impl Edge {
             .filter_map(|path| world.hosts.get(&path.to_ref()))
             .collect();
         let [host] = &hosts[..] else { return None };
-        let at = discovery::host::reference(host);
-        let points = |other: &Server| {
-            let other = other.spec.host.as_ref();
-            other.is_some_and(|other| other.namespace == at.namespace && other.name == at.name)
-        };
-        let mut rivals = self.store.servers_with(&[Signal::Mac(boot)]);
-        rivals.extend(world.servers.state_filter(points));
+        let rivals = self
+            .store
+            .servers_with(&[Signal::Mac(boot), Signal::Host(Path::of(&**host))]);
         let mut server = Server::new(name, ServerSpec::default());
         server.status.get_or_insert_default().identity = applicant.identity.clone();
         discovery::declared_with(boot, &server, &hosts, &rivals)

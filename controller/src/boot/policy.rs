@@ -29,7 +29,7 @@ use muster_proto::kinds::{
 };
 
 use crate::{
-    discovery::host::annotation,
+    discovery::host::{annotation, state},
     host::{guard::is_protected, netboot},
 };
 
@@ -114,12 +114,6 @@ pub fn verdict_by_uuid(segment: &Segment, server: Option<&Server>, host: Option<
 fn asks_for_inspection(host: &BareMetalHost) -> bool {
     annotation(host, INSPECT_ANNOTATION).is_some_and(|value| value != "disabled")
         && host.spec.inspection_mode != Some(InspectionMode::Disabled)
-}
-
-fn state(host: &BareMetalHost) -> &str {
-    host.status
-        .as_ref()
-        .map_or("", |status| &status.provisioning.state)
 }
 
 /// True for a host in whose life an inspection has a place. The spec counts beside the state, because an object that was

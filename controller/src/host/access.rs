@@ -149,6 +149,12 @@ fn unusable(draft: &mut Draft<'_>, message: String) {
     draft.refuse_as("BMCCredentialError", ErrorType::Registration, message);
 }
 
+/// The Secret that the host names, if it has a BMC.
+fn credentials_name(draft: &Draft<'_>) -> Option<String> {
+    let bmc = draft.host.spec.bmc.as_ref()?;
+    Some(bmc.credentials_name.clone())
+}
+
 fn reference(draft: &Draft<'_>, name: &str) -> CredentialsStatus {
     let version = match &draft.seen.secrets.bmc.state {
         SecretState::Present { version, .. } => Some(version.clone()),
@@ -166,12 +172,7 @@ fn reference(draft: &Draft<'_>, name: &str) -> CredentialsStatus {
 /// Marks the Secret with the BMC's credentials, which nobody has asked for yet, as upstream does: the same request tells what is in it.
 /// True if it is to be waited for.
 pub(super) fn awaits_secret(draft: &mut Draft<'_>) -> bool {
-    let name = draft
-        .host
-        .spec
-        .bmc
-        .as_ref()
-        .map(|bmc| bmc.credentials_name.clone());
+    let name = credentials_name(draft);
     match name.filter(|_| draft.seen.secrets.bmc.state == SecretState::Unasked) {
         Some(name) => {
             bring_in(draft, &name);
@@ -196,12 +197,7 @@ const ASKS: &str = "waits for the BMC to answer; next: the host is inspected";
 
 /// Says beforehand, with the state that needs it, that the BMC will be asked: one write instead of two.
 pub(super) fn announce(draft: &mut Draft<'_>) {
-    let name = draft
-        .host
-        .spec
-        .bmc
-        .as_ref()
-        .map(|bmc| bmc.credentials_name.clone());
+    let name = credentials_name(draft);
     if let Some(name) = name.filter(|_| draft.seen.secrets.bmc.state.is_present()) {
         try_credentials(draft, &name);
         draft.wait_for("Bmc", ASKS);
@@ -297,14 +293,9 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
 
 /// True if the BMC let us in with these very credentials.
 fn took_them_before(draft: &Draft<'_>) -> bool {
-    let name = draft
-        .host
-        .spec
-        .bmc
-        .as_ref()
-        .map(|bmc| bmc.credentials_name.as_str());
+    let name = credentials_name(draft);
     let good = draft.old.good_credentials.as_ref();
-    good.is_some_and(|good| Some(good) == name.map(|name| reference(draft, name)).as_ref())
+    good.is_some_and(|good| Some(good) == name.map(|name| reference(draft, &name)).as_ref())
 }
 
 /// `address` as people may read it: what stands before an `@` may be a password.

@@ -117,7 +117,7 @@ fn circumstances(results: &Results) -> String {
 }
 
 /// A text of somewhere else, on one line of Markdown.
-fn line(text: &str) -> String {
+pub(super) fn line(text: &str) -> String {
     let clean = muster_proto::text::clean(text.as_bytes());
     clean.replace('|', "/").replace('<', "‹")
 }

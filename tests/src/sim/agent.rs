@@ -161,6 +161,15 @@ impl SimServer {
         self.worked.borrow().clone()
     }
 
+    /// What these jobs were, each in a word: `clean` or `write`.
+    pub fn kinds_of_work(&self) -> Vec<&'static str> {
+        let kind = |worked: &Worked| match worked.order {
+            Order::Clean(_) => "clean",
+            Order::Write { .. } => "write",
+        };
+        self.worked.borrow().iter().map(kind).collect()
+    }
+
     /// What can be seen of it.
     pub fn seen(&self) -> Seen {
         self.seen.borrow().clone()

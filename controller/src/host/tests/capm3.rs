@@ -8,25 +8,7 @@ use super::{
     transitions::at,
     world::{Content, IMAGE, UID, World, secret},
 };
-
-/// RFC 7396.
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    let object = target.as_object_mut().unwrap();
-    for (name, value) in patch {
-        if value.is_null() {
-            object.remove(name);
-        } else {
-            merge(object.entry(name).or_insert(Value::Null), value);
-        }
-    }
-}
+use crate::patch::merge;
 
 fn patch(world: &mut World, patch: &Value) {
     let mut host = serde_json::to_value(world.host()).unwrap();

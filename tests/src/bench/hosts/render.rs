@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    super::results::Sample,
+    super::{render::line, results::Sample},
     meter::Requests,
     results::{Failover, HostsResults, Round, Seen, Stage},
 };
@@ -76,12 +76,6 @@ fn circumstances(results: &HostsResults) -> String {
         }
     }
     text
-}
-
-/// A text of somewhere else, on one line of Markdown.
-fn line(text: &str) -> String {
-    let clean = muster_proto::text::clean(text.as_bytes());
-    clean.replace('|', "/").replace('<', "‹")
 }
 
 /// A figure beside its goal.
