@@ -28,16 +28,33 @@ use super::{
 const MAX_HEAD: usize = 16 << 10;
 /// The most header fields.
 const MAX_FIELDS: usize = 64;
+/// The longest line with a chunk's size, in bytes.
+const MAX_LINE: usize = 256;
 /// What is read at once, in bytes.
 const READ: usize = 4 << 10;
+
+/// What is still to come of the content of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    Nothing,
+    /// So many bytes: all of it.
+    Bytes(u64),
+    /// The line with a chunk's size (RFC 9112 section 7.1).
+    Size,
+    /// So many bytes of a chunk.
+    Chunk(u64),
+    /// The end of a chunk's line.
+    Line,
+    /// The fields after the last chunk.
+    Trailer,
+}
 
 /// What arrives: the loop reads heads from it, the call its content.
 struct Line {
     stream: Box<dyn AsyncRead + Send + Unpin>,
     /// Arrived and not yet read.
     buffer: Vec<u8>,
-    /// What is still to come of the content of this call, in bytes.
-    left: u64,
+    rest: Rest,
 }
 
 impl Line {
@@ -57,6 +74,59 @@ impl Line {
         taken.shrink_to_fit();
         taken
     }
+
+    /// Takes at most `most` bytes, and how many of them are left then.
+    fn some(&mut self, most: u64) -> (Vec<u8>, u64) {
+        let len = usize::try_from(most).map_or(self.buffer.len(), |most| most.min(self.buffer.len()));
+        let some = self.take(len);
+        let left = most.saturating_sub(some.len().try_into().unwrap_or(u64::MAX));
+        (some, left)
+    }
+
+    /// The next bytes of the content, if they have arrived; nothing of it is left when there are none and [`Rest::Nothing`].
+    fn content(&mut self) -> Result<Option<Vec<u8>>, httparse::Error> {
+        loop {
+            let (rest, len) = match self.rest {
+                Rest::Nothing => return Ok(None),
+                _ if self.buffer.is_empty() => return Ok(None),
+                Rest::Bytes(most) => {
+                    let (some, left) = self.some(most);
+                    self.rest = if left == 0 {
+                        Rest::Nothing
+                    } else {
+                        Rest::Bytes(left)
+                    };
+                    return Ok(Some(some));
+                }
+                Rest::Chunk(most) => {
+                    let (some, left) = self.some(most);
+                    self.rest = if left == 0 { Rest::Line } else { Rest::Chunk(left) };
+                    return Ok(Some(some));
+                }
+                Rest::Size => match httparse::parse_chunk_size(&self.buffer) {
+                    Ok(httparse::Status::Complete((len, 0))) => (Rest::Trailer, len),
+                    Ok(httparse::Status::Complete((len, size))) => (Rest::Chunk(size), len),
+                    Ok(httparse::Status::Partial) if self.buffer.len() < MAX_LINE => return Ok(None),
+                    _ => return Err(httparse::Error::Token),
+                },
+                Rest::Line => match self.buffer[..] {
+                    [b'\r', b'\n', ..] => (Rest::Size, 2),
+                    [b'\r'] => return Ok(None),
+                    _ => return Err(httparse::Error::NewLine),
+                },
+                Rest::Trailer => {
+                    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+                    match httparse::parse_headers(&self.buffer, &mut fields)? {
+                        httparse::Status::Complete((len, _)) => (Rest::Nothing, len),
+                        httparse::Status::Partial if self.buffer.len() < MAX_HEAD => return Ok(None),
+                        httparse::Status::Partial => return Err(httparse::Error::TooManyHeaders),
+                    }
+                }
+            };
+            drop(self.take(len));
+            self.rest = rest;
+        }
+    }
 }
 
 type Shared = Arc<Mutex<Line>>;
@@ -72,33 +142,33 @@ impl Body for Content {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let mut line = lock(&self.0);
-        if line.left == 0 {
-            return Poll::Ready(None);
-        }
-        if line.buffer.is_empty() {
+        loop {
+            match line.content() {
+                Ok(Some(some)) => return Poll::Ready(Some(Ok(Frame::data(some.into())))),
+                Ok(None) if line.rest == Rest::Nothing => return Poll::Ready(None),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Some(Err(io::Error::other(error)))),
+            }
             match ready!(line.poll_read(context)) {
                 Ok(0) => return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Some(Err(error))),
             }
         }
-        let len = usize::try_from(line.left).map_or(line.buffer.len(), |left| left.min(line.buffer.len()));
-        let bytes = line.take(len);
-        line.left = line.left.saturating_sub(bytes.len().try_into().unwrap_or(u64::MAX));
-        Poll::Ready(Some(Ok(Frame::data(bytes.into()))))
     }
 
     fn is_end_stream(&self) -> bool {
-        lock(&self.0).left == 0
+        lock(&self.0).rest == Rest::Nothing
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(lock(&self.0).left)
+        match lock(&self.0).rest {
+            Rest::Nothing => SizeHint::with_exact(0),
+            Rest::Bytes(left) => SizeHint::with_exact(left),
+            _ => SizeHint::default(),
+        }
     }
 }
 
@@ -116,7 +186,7 @@ where
     let line = Arc::new(Mutex::new(Line {
         stream: Box::new(reader),
         buffer: Vec::new(),
-        left: 0,
+        rest: Rest::Nothing,
     }));
     tokio::pin!(over);
     let mut last = false;
@@ -129,15 +199,18 @@ where
         let head = match head.map_err(|_| io::ErrorKind::TimedOut)?? {
             Some(Ok(head)) => head,
             Some(Err(status)) => {
-                let why = problem(ProblemKind::Malformed, "this is no request that is understood here");
+                let why = problem(
+                    ProblemKind::Malformed,
+                    "this is no request that is understood here",
+                );
                 write(&mut writer, with_status(status, &why), true).await?;
                 break;
             }
             None => break,
         };
         last = head.last;
-        lock(&line).left = head.length;
-        if head.expects && head.length > 0 {
+        lock(&line).rest = head.content;
+        if head.expects && head.content != Rest::Nothing {
             writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
             writer.flush().await?;
         }
@@ -157,7 +230,7 @@ where
             }
         };
         // What was not read would be taken for the next head.
-        last |= lock(&line).left > 0;
+        last |= lock(&line).rest != Rest::Nothing;
         write(&mut writer, answered, last).await?;
     }
     writer.shutdown().await
@@ -168,7 +241,7 @@ where
 async fn gone(line: &Shared) -> io::Error {
     let ended = std::future::poll_fn(|context| {
         let mut line = lock(line);
-        if line.left > 0 || !line.buffer.is_empty() {
+        if line.rest != Rest::Nothing || !line.buffer.is_empty() {
             return Poll::Pending;
         }
         match ready!(line.poll_read(context)) {
@@ -186,8 +259,7 @@ async fn gone(line: &Shared) -> io::Error {
 struct Head {
     method: Method,
     uri: Uri,
-    /// Bytes of content.
-    length: u64,
+    content: Rest,
     /// It waits for leave to send the content.
     expects: bool,
     /// No other call follows.
@@ -239,12 +311,22 @@ fn parse(buffer: &[u8]) -> Result<Option<(Head, usize)>, StatusCode> {
         let mut tokens = values(name).flat_map(|value| value.split(|byte| *byte == b','));
         tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(what.as_bytes()))
     };
-    if values("Transfer-Encoding").next().is_some() {
-        return Err(StatusCode::LENGTH_REQUIRED);
-    }
-    let (mut lengths, mut hosts) = (values("Content-Length"), values("Host"));
-    let length = lengths.next().map_or(Some(0), digits);
-    let (Some(length), None, Some(_), None) = (length, lengths.next(), hosts.next(), hosts.next()) else {
+    let (mut lengths, mut codings) = (values("Content-Length"), values("Transfer-Encoding"));
+    let content = match (lengths.next(), codings.next()) {
+        (None, None) => Some(Rest::Nothing),
+        (Some(length), None) => digits(length).map(|length| {
+            if length == 0 {
+                Rest::Nothing
+            } else {
+                Rest::Bytes(length)
+            }
+        }),
+        (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Some(Rest::Size),
+        // Both, or a coding that is not known here.
+        _ => None,
+    };
+    let (Some(content), None, None, 1) = (content, lengths.next(), codings.next(), values("Host").count())
+    else {
         return Err(StatusCode::BAD_REQUEST);
     };
     let of = |text: Option<&str>| text.and_then(|text| text.parse().ok());
@@ -255,7 +337,7 @@ fn parse(buffer: &[u8]) -> Result<Option<(Head, usize)>, StatusCode> {
     let head = Head {
         method,
         uri,
-        length,
+        content,
         expects: says("Expect", "100-continue"),
         last: says("Connection", "close"),
     };
@@ -279,166 +361,20 @@ async fn write(writer: &mut (impl AsyncWrite + Unpin), answer: Answer, last: boo
     for (name, value) in &head.headers {
         bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
     }
-    bytes.extend_from_slice(if last { b"Connection: close\r\n\r\n" } else { b"\r\n" });
+    bytes.extend_from_slice(if last {
+        b"Connection: close\r\n\r\n"
+    } else {
+        b"\r\n"
+    });
     bytes.extend_from_slice(&body);
     let written = async {
         writer.write_all(&bytes).await?;
         writer.flush().await
     };
-    timeout(HEAD, written).await.map_err(|_| io::ErrorKind::TimedOut)?
+    timeout(HEAD, written)
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)?
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::{pending, ready};
-
-    use http_body_util::Full;
-    use proptest::prelude::*;
-    use tokio::{
-        io::{AsyncReadExt, DuplexStream, duplex},
-        sync::oneshot,
-        task::JoinHandle,
-    };
-
-    use super::*;
-    use crate::agents::body;
-
-    /// A connection whose calls are answered with their path and their content.
-    fn echo(over: impl Future<Output = ()> + Send + 'static) -> (DuplexStream, JoinHandle<io::Result<()>>) {
-        let (client, server) = duplex(1 << 20);
-        let answer = |request: Request<Content>| async {
-            let path = request.uri().path().to_owned();
-            let arrived = body::read(request.into_body(), 64 << 10, None).await.unwrap();
-            let said = [path.as_bytes(), b"=", &arrived.bytes].concat();
-            Answer::new(Full::new(said.into()))
-        };
-        (client, tokio::spawn(serve(server, answer, over)))
-    }
-
-    fn call(path: &str, content: &str) -> String {
-        let length = content.len();
-        format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{content}")
-    }
-
-    /// All that is answered to `sent`, whose sender closes then.
-    async fn answers(sent: &[u8]) -> String {
-        let (client, served) = echo(pending());
-        let (mut reader, mut writer) = tokio::io::split(client);
-        writer.write_all(sent).await.unwrap();
-        writer.shutdown().await.unwrap();
-        let mut text = String::new();
-        reader.read_to_string(&mut text).await.unwrap();
-        drop(served.await.unwrap());
-        text
-    }
-
-    #[tokio::test]
-    async fn calls_are_answered_in_order_also_if_they_come_at_once_or_in_crumbs() {
-        let (mut client, served) = echo(pending());
-        let large = "x".repeat(50_000);
-        let sent = [call("/a", "1"), call("/b", &large), call("/c", "")].concat();
-        for crumb in sent.as_bytes().chunks(777) {
-            client.write_all(crumb).await.unwrap();
-        }
-        for said in ["/a=1".to_owned(), format!("/b={large}"), "/c=".to_owned()] {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                head.push(client.read_u8().await.unwrap());
-            }
-            let head = String::from_utf8(head).unwrap();
-            assert!(head.starts_with("HTTP/1.1 200 OK\r\nDate: "), "{head}");
-            assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", said.len())), "{head}");
-            let mut content = vec![0; said.len()];
-            client.read_exact(&mut content).await.unwrap();
-            assert_eq!(content, said.into_bytes());
-        }
-        drop(client);
-        served.await.unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn what_is_no_request_is_refused_and_ends_the_connection() {
-        let cases = [
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "411"),
-            ("POST / HTTP/1.0\r\nHost: a\r\n\r\n", "505"),
-            ("POST / HTTP/1.1\r\n\r\n", "400"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n1", "400"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n1", "400"),
-            ("nonsense\r\n\r\n", "400"),
-        ];
-        for (sent, status) in cases {
-            let said = answers(sent.as_bytes()).await;
-            assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{sent}: {said}");
-            assert!(said.contains("Connection: close"), "{said}");
-        }
-        let long = format!("POST / HTTP/1.1\r\nHost: {}", "a".repeat(MAX_HEAD));
-        assert!(answers(long.as_bytes()).await.starts_with("HTTP/1.1 431 "));
-    }
-
-    #[tokio::test]
-    async fn whoever_waits_for_leave_to_send_gets_it() {
-        let sent = call("/a", "12345").replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
-        let said = answers(sent.as_bytes()).await;
-        assert!(said.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n"), "{said}");
-        assert!(said.ends_with("/a=12345"), "{said}");
-    }
-
-    #[tokio::test]
-    async fn a_caller_that_hangs_up_ends_its_call() {
-        let (mut client, server) = duplex(1 << 10);
-        let (began, begun) = oneshot::channel();
-        let began = Mutex::new(Some(began));
-        let answer = move |request: Request<Content>| {
-            let began = began.lock().unwrap().take();
-            async move {
-                drop(body::read(request.into_body(), 1024, None).await);
-                began.unwrap().send(()).unwrap();
-                pending().await
-            }
-        };
-        let served = tokio::spawn(serve(server, answer, pending()));
-        client.write_all(call("/a", "1").as_bytes()).await.unwrap();
-        begun.await.unwrap();
-        drop(client);
-        assert!(served.await.unwrap().is_err());
-    }
-
-    #[tokio::test]
-    async fn at_the_end_a_call_is_still_answered_and_an_idle_connection_is_closed() {
-        let (mut idle, served) = echo(ready(()));
-        assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
-        served.await.unwrap().unwrap();
-
-        let (mut client, server) = duplex(1 << 10);
-        let [(over, ending), (began, begun), (release, released)] = std::array::from_fn(|_| oneshot::channel());
-        let once = Mutex::new(Some((began, released)));
-        let answer = move |_| {
-            let (began, released) = once.lock().unwrap().take().unwrap();
-            async move {
-                began.send(()).unwrap();
-                released.await.unwrap();
-                Answer::new(Full::new("done".into()))
-            }
-        };
-        let served = tokio::spawn(serve(server, answer, async { drop(ending.await) }));
-        client.write_all(call("/a", "").as_bytes()).await.unwrap();
-        begun.await.unwrap();
-        over.send(()).unwrap();
-        release.send(()).unwrap();
-        let mut said = String::new();
-        client.read_to_string(&mut said).await.unwrap();
-        assert!(said.starts_with("HTTP/1.1 200 OK") && said.ends_with("done"), "{said}");
-        served.await.unwrap().unwrap();
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_arrives_is_read_alike_however_much_of_it_is_there(bytes: Vec<u8>, at: prop::sample::Index) {
-            let _ = parse(&bytes);
-            let whole = call("/v1/poll", "");
-            let (head, len) = parse(whole.as_bytes()).unwrap().unwrap();
-            prop_assert_eq!((len, head.uri.path()), (whole.len(), "/v1/poll"));
-            prop_assert_eq!(parse(&whole.as_bytes()[..at.index(whole.len())]), Ok(None));
-        }
-    }
-}
+mod tests;

@@ -118,10 +118,7 @@ pub(super) async fn serve(
     }
     // Polls answer at once now; nobody waits long for the rest.
     let drained = async { while connections.join_next().await.is_some() {} };
-    if timeout(Duration::from_secs(5), drained)
-        .await
-        .is_err()
-    {
+    if timeout(Duration::from_secs(5), drained).await.is_err() {
         tracing::info!("connections that are still open are cut");
     }
 }

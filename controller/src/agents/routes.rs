@@ -58,20 +58,28 @@ pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Content
         }
         "/v1/enrol" => (
             "enrol",
-            Box::pin(enrol(&edge, &peer, request)).await.map(|done| json(&done)),
+            Box::pin(enrol(&edge, &peer, request))
+                .await
+                .map(|done| json(&done)),
         ),
         "/v1/renew" => (
             "renew",
-            Box::pin(renew(&edge, &peer, request)).await.map(|done| json(&done)),
+            Box::pin(renew(&edge, &peer, request))
+                .await
+                .map(|done| json(&done)),
         ),
         "/v1/inventory" => (
             "inventory",
-            Box::pin(report(&edge, &peer, request)).await.map(|done| json(&done)),
+            Box::pin(report(&edge, &peer, request))
+                .await
+                .map(|done| json(&done)),
         ),
         "/v1/poll" => ("poll", turn(&edge, &peer, request).await.map(|done| json(&done))),
         _ => (
             "log",
-            Box::pin(log(&edge, &peer, request)).await.map(|()| Answer::default()),
+            Box::pin(log(&edge, &peer, request))
+                .await
+                .map(|()| Answer::default()),
         ),
     };
     if call != "poll" {

@@ -76,7 +76,9 @@ pub fn declared_mac(host: &BareMetalHost) -> Option<Mac> {
 /// The MAC addresses that mean `host`: the declared one, and those of inspected NICs.
 pub fn macs(host: &BareMetalHost) -> impl Iterator<Item = Mac> {
     let hardware = host.status.as_ref().and_then(|status| status.hardware.as_ref());
-    let nics = hardware.map(|hardware| hardware.unpack().nics).unwrap_or_default();
+    let nics = hardware
+        .map(|hardware| hardware.unpack().nics)
+        .unwrap_or_default();
     let inspected = nics.into_iter().filter_map(|nic| nic.mac?.parse().ok());
     declared_mac(host).into_iter().chain(inspected)
 }

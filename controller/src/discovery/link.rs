@@ -188,7 +188,10 @@ pub(super) fn rivals<'a>(seen: &Seen<'a>, host: &BareMetalHost) -> Vec<&'a Serve
         .iter()
         .map(AsRef::as_ref)
         .filter(|other| server_name(other) != server_name(seen.server))
-        .filter(|other| points_at(other, host) || declared.is_some_and(|mac| macs(other, inventory(other).as_ref()).contains(&mac)))
+        .filter(|other| {
+            points_at(other, host)
+                || declared.is_some_and(|mac| macs(other, inventory(other).as_ref()).contains(&mac))
+        })
         .collect()
 }
 
@@ -209,7 +212,8 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
             if at.uid == uid {
                 return Link::Right(host);
             }
-            let declares = host::declared_mac(host).is_some_and(|mac| macs(seen.server, inventory(seen.server).as_ref()).contains(&mac));
+            let declares = host::declared_mac(host)
+                .is_some_and(|mac| macs(seen.server, inventory(seen.server).as_ref()).contains(&mac));
             if owner == Some(us) || at.uid.is_empty() || declares {
                 return Link::Change(
                     host,

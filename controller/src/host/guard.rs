@@ -100,7 +100,10 @@ fn permit(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<
         return Err("somebody else provisioned the host".to_owned());
     }
     let server = seen.server.ok_or("no machine is known to be the host's")?;
-    let reported = server.status.as_ref().and_then(|status| status.inventory.as_ref());
+    let reported = server
+        .status
+        .as_ref()
+        .and_then(|status| status.inventory.as_ref());
     let inventory = reported.map(Packed::unpack).unwrap_or_default();
     let machine = machine(host, server, &inventory)?;
     let disks: Vec<DiskId> = disks

@@ -24,7 +24,9 @@ pub struct Packed<T> {
 /// What zstd works with: a few hundred KiB, once for all.
 static TOOLS: Mutex<Option<(Compressor<'static>, Decompressor<'static>)>> = Mutex::new(None);
 
-fn with_tools<R>(work: impl FnOnce(&mut Compressor<'static>, &mut Decompressor<'static>) -> std::io::Result<R>) -> std::io::Result<R> {
+fn with_tools<R>(
+    work: impl FnOnce(&mut Compressor<'static>, &mut Decompressor<'static>) -> std::io::Result<R>,
+) -> std::io::Result<R> {
     let mut tools = TOOLS.lock().unwrap_or_else(PoisonError::into_inner);
     if tools.is_none() {
         *tools = Some((Compressor::new(LEVEL)?, Decompressor::new()?));
@@ -148,7 +150,11 @@ mod tests {
     #[test]
     fn a_large_inventory_takes_less_than_a_fifth_of_its_json() {
         let packed = Packed::new(&inventory(26, "S"));
-        assert!(packed.length > 4000 && packed.bytes.len() * 5 < packed.length, "{}", packed.bytes.len());
+        assert!(
+            packed.length > 4000 && packed.bytes.len() * 5 < packed.length,
+            "{}",
+            packed.bytes.len()
+        );
         assert_eq!(packed.unpack(), inventory(26, "S"));
     }
 
@@ -156,7 +162,10 @@ mod tests {
     fn in_an_object_it_is_written_and_read_as_what_it_is() {
         let object = json!({"identity": {}, "inventory": inventory(2, "S")});
         let status: ServerStatus = serde_json::from_value(object).unwrap();
-        assert_eq!(status.inventory.as_ref().map(Packed::unpack), Some(inventory(2, "S")));
+        assert_eq!(
+            status.inventory.as_ref().map(Packed::unpack),
+            Some(inventory(2, "S"))
+        );
         assert_eq!(json!(status)["inventory"], json!(inventory(2, "S")));
         let schema = |generate: fn(&mut SchemaGenerator) -> Schema| generate(&mut SchemaGenerator::default());
         assert_eq!(

@@ -87,7 +87,13 @@ fn changed_hardware_shows_on_the_same_object() {
         Some(8192)
     );
     assert_eq!(
-        sim.hardware[0].spec.hardware.as_ref().unwrap().unpack().ram_mebibytes,
+        sim.hardware[0]
+            .spec
+            .hardware
+            .as_ref()
+            .unwrap()
+            .unpack()
+            .ram_mebibytes,
         Some(8192)
     );
     let event = sim.told.last().unwrap();
