@@ -28,13 +28,11 @@ fn with_tools<R>(
     work: impl FnOnce(&mut Compressor<'static>, &mut Decompressor<'static>) -> std::io::Result<R>,
 ) -> std::io::Result<R> {
     let mut tools = TOOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    if tools.is_none() {
-        *tools = Some((Compressor::new(LEVEL)?, Decompressor::new()?));
-    }
-    match tools.as_mut() {
-        Some((pack, unpack)) => work(pack, unpack),
-        None => unreachable!("they were made right before"),
-    }
+    let (pack, unpack) = match &mut *tools {
+        Some(tools) => tools,
+        none => none.insert((Compressor::new(LEVEL)?, Decompressor::new()?)),
+    };
+    work(pack, unpack)
 }
 
 impl<T: Serialize> Packed<T> {
