@@ -156,10 +156,10 @@ async fn connection(
     socket
         .set_tcp_keepalive(&keepalive)
         .map_err(ConnectionError::Socket)?;
-    let stream = timeout(HANDSHAKE, acceptor.accept(stream))
-        .await
-        .map_err(|_| ConnectionError::Slow)?
-        .map_err(ConnectionError::Handshake)?;
+    // On the heap: this task lives as long as its agent, and would have room for the handshake and all else that moves through it.
+    let accepted = Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))).await;
+    let accepted = accepted.map_err(|_| ConnectionError::Slow)?;
+    let stream = Box::new(accepted.map_err(ConnectionError::Handshake)?);
     let leaf = stream
         .get_ref()
         .1
