@@ -133,12 +133,13 @@ fn machine(host: &BareMetalHost, server: &Server, inventory: &Inventory) -> Resu
     if !connected {
         return Err("the machine's ramdisk is not connected".to_owned());
     }
-    if let Some(mac) = host::declared_mac(host) {
-        if !status.identity.macs.contains(&mac) && !inventory.identity.macs.contains(&mac) {
-            return Err(format!(
-                "the machine has no NIC with the host's boot MAC address {mac}"
-            ));
-        }
+    if let Some(mac) = host::declared_mac(host)
+        && !status.identity.macs.contains(&mac)
+        && !inventory.identity.macs.contains(&mac)
+    {
+        return Err(format!(
+            "the machine has no NIC with the host's boot MAC address {mac}"
+        ));
     }
     // The inventory is the latest report, the identity all that there ever was.
     let id = MachineId::from(&inventory.identity);
