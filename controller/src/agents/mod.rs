@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! keys, ca, tls, token    secrets and what is made of them
-//! http, body, counts,      the port: bounds on how many, how long, how much;
-//!   problem               how a refusal looks
+//! http, calls, body,      the port: bounds on how many, how long, how much;
+//!   counts, problem       how a refusal looks
 //! routes                  the calls
 //!   enrol, spend          a token and a key become a session
 //!   identity, inventory   which machine is this? what of its report is stored? (pure)
@@ -21,6 +21,7 @@
 
 mod body;
 pub mod ca;
+mod calls;
 mod clock;
 mod counts;
 mod edge;

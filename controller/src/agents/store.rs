@@ -16,7 +16,7 @@ use kube::{
     runtime::reflector::ObjectRef,
 };
 use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{machines::Signal, patch::difference, world::World};
 
@@ -175,7 +175,7 @@ impl Store {
         for _ in 0..ATTEMPTS {
             let before = server.status.clone().unwrap_or_default();
             let after = change(&server).ok_or(StoreError::CalledOff)?;
-            let Some(difference) = difference(&json!(before), &json!(after)) else {
+            let Some(difference) = changed(before, after) else {
                 return Ok(Updated {
                     server,
                     written: false,
@@ -306,6 +306,14 @@ impl Store {
         remember(&self.own_enrolments, &enrolment);
         enrolment
     }
+}
+
+/// The merge patch that makes `after` of `before`; none if they are equal. An inventory that stays is not unpacked for that.
+fn changed(mut before: ServerStatus, mut after: ServerStatus) -> Option<Value> {
+    if before.inventory == after.inventory {
+        (before.inventory, after.inventory) = (None, None);
+    }
+    (before != after).then(|| difference(&json!(before), &json!(after)))?
 }
 
 fn post() -> PostParams {

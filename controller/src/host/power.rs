@@ -385,7 +385,7 @@ fn switch_on_from_afar(draft: &mut Draft<'_>) {
 fn macs(server: Option<&Server>) -> Vec<Mac> {
     let inventory = server.and_then(|server| server.status.as_ref()?.inventory.as_ref());
     let nics = inventory
-        .map(|inventory| inventory.nics.as_slice())
+        .map(|inventory| inventory.unpack().nics)
         .unwrap_or_default();
     nics.iter()
         .filter_map(|nic| nic.mac)

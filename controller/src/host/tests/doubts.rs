@@ -247,8 +247,7 @@ fn a_bmc_that_does_not_let_us_in_any_more_is_not_asked_every_minute() {
 #[test]
 fn a_ramdisk_that_sees_no_disk_has_cleaned_none() {
     let mut world = at(State::Deprovisioning);
-    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-    status.inventory.as_mut().unwrap().disks.clear();
+    world.change_inventory(|inventory| inventory.disks.clear());
     world.reach(State::Available);
     assert!(
         world.events.contains(&"NotCleaned".to_owned()),
