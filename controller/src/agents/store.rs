@@ -173,9 +173,11 @@ impl Store {
             None => self.fetch_server(name).await?,
         };
         for _ in 0..ATTEMPTS {
-            let before = server.status.clone().unwrap_or_default();
             let after = change(&server).ok_or(StoreError::CalledOff)?;
-            let Some(difference) = difference(&json!(before), &json!(after)) else {
+            // Most polls change nothing, and to write both down only to find that out costs more than all else that they do.
+            let same = server.status.as_ref() == Some(&after);
+            let before = || json!(server.status.clone().unwrap_or_default());
+            let Some(difference) = (!same).then(|| difference(&before(), &json!(after))).flatten() else {
                 return Ok(Updated {
                     server,
                     written: false,
@@ -216,10 +218,10 @@ impl Store {
     /// All Enrolments of the Server `server`, as far as known without a request.
     pub(super) fn enrolments_of(&self, server: &str) -> Vec<Arc<Enrolment>> {
         let mut own = recent(&self.own_enrolments);
-        let mut found = self
-            .world
-            .enrolments
-            .state_filter(|enrolment| enrolment.spec.server == server);
+        let watched = self.world.machines.enrolments_of(server).into_iter();
+        let mut found: Vec<_> = watched
+            .filter_map(|path| self.world.enrolments.get(&path.to_ref()))
+            .collect();
         for enrolment in &found {
             own.remove(enrolment.metadata.name.as_deref().unwrap_or_default());
         }
