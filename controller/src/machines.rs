@@ -117,6 +117,11 @@ impl Machines {
         found.cloned().collect()
     }
 
+    /// How many Servers show `signal`, those at `except` not counted.
+    pub fn number_with(&self, signal: &Signal, except: &BTreeSet<Path>) -> usize {
+        self.lock().servers.number(signal, except.iter())
+    }
+
     /// The hosts that have `mac`, declared or found.
     pub fn hosts_with(&self, mac: Mac) -> Vec<Path> {
         self.lock().hosts.with(&mac).cloned().collect()
@@ -217,6 +222,10 @@ mod tests {
                 "{signal:?}"
             );
         }
+        let here = Signal::Segment(text("a/b"));
+        let path = Path::of(&one);
+        assert_eq!(machines.number_with(&here, &BTreeSet::new()), 1);
+        assert_eq!(machines.number_with(&here, &[path].into()), 0);
         let shared: Vec<Signal> = Signal::of(&identity).collect();
         assert_eq!((shared.len(), names(&machines, &shared).len()), (5, 1));
         machines.server(&server("mac-1-2", Identity::default()), false);
