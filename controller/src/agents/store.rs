@@ -200,11 +200,9 @@ impl Store {
             None => self.fetch_server(name).await?,
         };
         for _ in 0..ATTEMPTS {
+            let before = server.status.clone().unwrap_or_default();
             let after = change(&server).ok_or(StoreError::CalledOff)?;
-            // Most polls change nothing, and to write both down only to find that out costs more than all else that they do.
-            let same = server.status.as_ref() == Some(&after);
-            let before = || json!(server.status.clone().unwrap_or_default());
-            let Some(difference) = (!same).then(|| difference(&before(), &json!(after))).flatten() else {
+            let Some(difference) = difference(&json!(before), &json!(after)) else {
                 return Ok(Updated {
                     server,
                     written: false,
@@ -337,12 +335,6 @@ impl Store {
     }
 }
 
-/// True if the latest session of `server` is on the Segment `segment`.
-fn is_on(server: &Server, segment: &str) -> bool {
-    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
-    session.is_some_and(|session| session.segment == segment)
-}
-
 fn post() -> PostParams {
     PostParams {
         field_manager: Some(MANAGER.to_owned()),
@@ -368,6 +360,12 @@ fn recent<K>(own: &Own<K>) -> HashMap<String, Arc<K>> {
     young
         .map(|(name, (object, _))| (name.clone(), Arc::clone(object)))
         .collect()
+}
+
+/// True if the latest session of `server` is on the Segment `segment`.
+fn is_on(server: &Server, segment: &str) -> bool {
+    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
+    session.is_some_and(|session| session.segment == segment)
 }
 
 /// Adds `object`, unless something newer is there.
