@@ -98,9 +98,11 @@ async fn acknowledge(
         }
     }
     let shown = edge.store.server(caller.name());
-    let due = edge
-        .progress
-        .due(caller.name(), request, shown.as_deref().unwrap_or(&caller.server));
+    let shown = shown.as_deref().unwrap_or(&caller.server);
+    let due = edge.progress.due(caller.name(), request, shown);
+    if caller.owns(shown) && says_nothing_new(shown, request, due, &address) {
+        return Ok(());
+    }
     let change = |server: &Server| {
         if !caller.owns(server) {
             return None;
@@ -136,6 +138,14 @@ async fn acknowledge(
             Ok(())
         }
     }
+}
+
+/// True if the poll tells only what stands in `server` already, as nearly all of them do.
+fn says_nothing_new(server: &Server, request: &PollRequest, due: Due, address: &str) -> bool {
+    let is_shown = |session: &Session| session.state == SessionState::Connected && session.address == address;
+    session_of(server).is_some_and(is_shown)
+        && !jobs::says_farewell(server, request)
+        && jobs::news(server, request, due == Due::Now).is_none()
 }
 
 fn connect(session: &mut Session, address: &str, now: &str) {

@@ -129,6 +129,15 @@ impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
         self.by.get(key).into_iter().flatten().map(AsRef::as_ref)
     }
 
+    /// How many names have `key`, those that are among `except` not counted.
+    pub(crate) fn number<'a>(&self, key: &K, except: impl Iterator<Item = &'a N>) -> usize
+    where
+        N: 'a,
+    {
+        let Some(names) = self.by.get(key) else { return 0 };
+        names.len() - except.filter(|name| names.contains(*name)).count()
+    }
+
     /// The keys that `name` has.
     pub(crate) fn keys(&self, name: &N) -> impl Iterator<Item = &K> {
         self.of.get(name).into_iter().flatten()

@@ -383,6 +383,33 @@ fn power_that_was_read_before_an_effect_says_nothing_after_it() {
 }
 
 #[test]
+fn a_bmc_is_asked_seldom_for_a_machine_whose_ramdisk_is_here_and_at_once_when_it_is_not() {
+    let asks = |world: &World| {
+        let effects = world.plan().effects;
+        effects.iter().any(|effect| matches!(effect, Effect::ReadPower))
+    };
+    let mut world = at(State::Available);
+    world.settle();
+    assert!(world.machine.ramdisk.is_some());
+    world.until("asked", asks);
+    world.round();
+    for _ in 0..9 {
+        world.tick(60);
+        assert!(!asks(&world));
+    }
+    world.tick(60);
+    assert!(asks(&world));
+    world.round();
+    world.tick(200);
+    assert!(!asks(&world));
+    world.disconnect();
+    assert!(asks(&world));
+    world.round();
+    world.tick(60);
+    assert!(asks(&world), "every minute from then on");
+}
+
+#[test]
 fn what_somebody_else_runs_is_not_rebooted_to_be_taken_away() {
     let mut world = provisioned();
     let (boots, cleans) = (world.machine.boots, world.machine.cleans);
