@@ -15,3 +15,4 @@ pub mod slots;
 pub mod status;
 pub mod tftp;
 pub mod uki;
+mod workers;

@@ -12,12 +12,13 @@ pub mod response;
 pub mod route;
 mod send;
 pub mod site;
-mod workers;
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    num::NonZero,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -28,11 +29,8 @@ use tokio::{
 };
 
 pub use self::connection::Ends;
-use self::{
-    response::{Response, Status},
-    workers::Workers,
-};
-use super::{log::Refusals, peers::Peers, slots::Slots};
+use self::response::{Response, Status};
+use super::{log::Refusals, peers::Peers, slots::Slots, workers::Workers};
 use crate::bind::{self, Addresses};
 
 /// The default port.
@@ -113,7 +111,8 @@ impl<A: Answer> Server<A> {
             limits,
             peers,
         } = self;
-        let workers = match Workers::start() {
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let workers = match Workers::start("http", processors) {
             Ok(workers) => workers,
             Err(error) => return tracing::error!(%error, "HTTP: cannot start its threads"),
         };

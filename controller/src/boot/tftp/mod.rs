@@ -22,7 +22,7 @@ use tokio::{
     net::UdpSocket,
     sync::watch,
     task::AbortHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until},
 };
 
 use self::{
@@ -33,6 +33,7 @@ use super::{
     log::Refusals,
     peers::Peers,
     slots::{Slot, Slots},
+    workers::Workers,
 };
 use crate::bind::{self, Addresses};
 
@@ -154,9 +155,13 @@ impl Server {
             limits,
             peers,
         } = self;
+        let workers = match Workers::start("tftp", 1) {
+            Ok(workers) => workers,
+            Err(error) => return tracing::error!(%error, "TFTP: cannot start its thread"),
+        };
         let slots = Slots::new(limits.transfers, limits.each);
         let refusals = Arc::new(Refusals::default());
-        bind::on_each("TFTP", addresses, move |address| {
+        let serving = bind::on_each("TFTP", addresses, move |address| {
             let (files, slots, peers) = (files.clone(), slots.clone(), peers.clone());
             let refusals = Arc::clone(&refusals);
             async move {
@@ -165,8 +170,9 @@ impl Server {
                     Err(error) => error,
                 }
             }
-        })
-        .await;
+        });
+        // Fails only if serving does, which has said why.
+        let _ = workers.next().spawn(serving).await;
     }
 }
 
@@ -353,6 +359,9 @@ impl Job {
         socket.connect(self.client).await?;
         let mut step = Step::Send(first);
         let mut until = Instant::now();
+        // Left alone while answers come in time: to set a timer for each block costs as much as to look it up.
+        let timer = sleep_until(until);
+        tokio::pin!(timer);
         let mut packet = Vec::new();
         // The largest reply worth reading is an ERROR, of which only the code counts.
         let mut buffer = [0; 64];
@@ -364,20 +373,31 @@ impl Job {
                         send(&socket, &packet).await?;
                     }
                     until = Instant::now() + self.transfer.wait();
+                    if until < timer.deadline() || timer.is_elapsed() {
+                        timer.as_mut().reset(until);
+                    }
                 }
                 Step::Ignore => {}
                 Step::Done => return Ok(None),
                 Step::Failed(failure) => return Ok(Some(failure)),
             }
-            step = match timeout_at(until, socket.recv(&mut buffer)).await {
-                Ok(received) => match Reply::parse(&buffer[..received?]) {
+            step = tokio::select! {
+                biased;
+                received = socket.recv(&mut buffer) => match Reply::parse(&buffer[..received?]) {
                     Some(reply) => {
                         self.answered.store(true, Ordering::Relaxed);
                         self.transfer.on_reply(reply)
                     }
                     None => Step::Ignore,
                 },
-                Err(_) => self.transfer.on_timeout(),
+                () = &mut timer => {
+                    if Instant::now() < until {
+                        timer.as_mut().reset(until);
+                        Step::Ignore
+                    } else {
+                        self.transfer.on_timeout()
+                    }
+                }
             };
         }
     }

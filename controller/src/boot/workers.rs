@@ -1,11 +1,10 @@
-//! The threads on which connections are served, each with a runtime of its own, as many as there are processors.
+//! Threads on which boot files are served, each with a runtime of its own.
 //!
-//! A connection stays on its thread. On a runtime of many threads it wanders between them, and the kernel then needs a tenth more of
-//! a processor for the same bytes (1,000 clients of `cargo xtask bench discovery --only load`).
+//! A connection or transfer stays on its thread. On a runtime of many threads it wanders between them, and the kernel then needs a
+//! tenth more of a processor for the same bytes (1,000 clients of `cargo xtask bench discovery --only load`).
 
 use std::{
     io,
-    num::NonZero,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -24,16 +23,16 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// Starts them.
-    pub(super) fn start() -> io::Result<Workers> {
+    /// Starts `count` of them, named after `what` they serve.
+    pub(super) fn start(what: &str, count: usize) -> io::Result<Workers> {
         let (running, ended) = watch::channel(());
         let mut handles = Vec::new();
-        for number in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+        for number in 0..count {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             handles.push(runtime.handle().clone());
             let mut ended = ended.clone();
             thread::Builder::new()
-                .name(format!("http-{number}"))
+                .name(format!("{what}-{number}"))
                 .spawn(move || runtime.block_on(async { while ended.changed().await.is_ok() {} }))?;
         }
         Ok(Workers {
@@ -66,7 +65,7 @@ mod tests {
 
     #[tokio::test]
     async fn threads_end_with_what_they_run() {
-        let workers = Workers::start().unwrap();
+        let workers = Workers::start("test", 2).unwrap();
         let (held, mut dropped) = tokio::sync::mpsc::channel::<()>(1);
         for _ in 0..2 * workers.handles.len() {
             let held = held.clone();
