@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, io, time::Duration};
 
+use futures::stream;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Request, Response,
