@@ -14,7 +14,10 @@ use muster_proto::{
     kinds::{BareMetalHost, Server},
 };
 
-use super::{bmc_secret, rivals::bmc};
+use super::{
+    bmc_secret,
+    rivals::{Behind, bmc},
+};
 use crate::discovery::host::declared_mac;
 
 /// Where a namespaced object is.
@@ -56,7 +59,11 @@ impl fmt::Display for Path {
 enum Key {
     /// It declares this NIC.
     Mac(Mac),
-    /// It declares this BMC.
+    /// It declares this system of this BMC.
+    System(String, String),
+    /// It declares this BMC, and none of its systems.
+    Whole(String),
+    /// It declares this BMC, whatever of it.
     Bmc(String),
     /// It names this Secret.
     Secret(Path),
@@ -66,7 +73,18 @@ enum Key {
 
 impl Key {
     fn is_machine(&self) -> bool {
-        matches!(self, Key::Mac(_) | Key::Bmc(_))
+        matches!(self, Key::Mac(_) | Key::System(..) | Key::Whole(_))
+    }
+
+    /// The keys of the hosts with which one that has this key has to do. Of the many that one BMC may carry, each is looked for by
+    /// itself.
+    fn concerns(&self) -> Vec<Key> {
+        match self {
+            Key::Bmc(_) => Vec::new(),
+            Key::Whole(at) => vec![Key::Bmc(at.clone())],
+            Key::System(at, _) => vec![self.clone(), Key::Whole(at.clone())],
+            key => vec![key.clone()],
+        }
     }
 }
 
@@ -234,16 +252,23 @@ impl Index {
 }
 
 fn others<'a>(inner: &Inner, keys: impl Iterator<Item = &'a Key>, except: &Path) -> BTreeSet<Path> {
-    keys.flat_map(|key| inner.hosts.with(key))
-        .filter(|path| *path != except)
-        .cloned()
+    keys.flat_map(Key::concerns)
+        .flat_map(|key| inner.hosts.with(&key).cloned().collect::<Vec<_>>())
+        .filter(|path| path != except)
         .collect()
 }
 
 fn keys(host: &BareMetalHost) -> Vec<Key> {
     let spec = &host.spec;
     let mac = declared_mac(host).filter(|mac| mac.is_unicast()).map(Key::Mac);
-    let machine = mac.into_iter().chain(bmc(host).map(Key::Bmc));
+    let bmc = bmc(host).map(|Behind { at, system }| {
+        let meant = match system {
+            Some(system) => Key::System(at.clone(), system),
+            None => Key::Whole(at.clone()),
+        };
+        [meant, Key::Bmc(at)]
+    });
+    let machine = mac.into_iter().chain(bmc.into_iter().flatten());
     let path = |name: &str| Path {
         namespace: host.metadata.namespace.clone().unwrap_or_default(),
         name: name.to_owned(),
@@ -322,6 +347,27 @@ mod tests {
             inner.hosts.by.is_empty() && inner.hosts.of.is_empty(),
             "nothing is left"
         );
+    }
+
+    #[test]
+    fn hosts_of_one_bmc_have_to_do_with_each_other_only_if_they_may_mean_one_system() {
+        let index = Index::default();
+        let behind = |name: &str, address: &str| {
+            let mut host = host(name, "", "");
+            host.spec.bmc.as_mut().unwrap().address = address.to_owned();
+            host
+        };
+        let one = behind("one", "redfish://bmc/redfish/v1/Systems/1");
+        let two = behind("two", "redfish://bmc/redfish/v1/Systems/2");
+        let all = behind("all", "redfish+http://BMC");
+        assert!(index.host(&one, false).is_empty());
+        assert!(index.host(&two, false).is_empty());
+        assert_eq!(index.host(&all, false), [path("one"), path("two")].into());
+        assert_eq!(index.alike(&one), [path("all")].into());
+        assert_eq!(index.alike(&all), [path("one"), path("two")].into());
+        assert_eq!(index.host(&two, true), [path("all")].into());
+        assert_eq!(index.host(&all, true), [path("one")].into());
+        assert!(index.alike(&one).is_empty());
     }
 
     #[test]

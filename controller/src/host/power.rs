@@ -188,7 +188,16 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     let begun = draft.waiting_since(GOING_OFF).is_none();
     let gentle = draft.state.is_provisioned() && !wish.hard && draft.old.error_count == 0;
     let soft = format!("{id}-soft");
-    draft.wait_for(GOING_OFF, "waits for the machine to be off");
+    let then = match draft.state {
+        State::PoweringOffBeforeDelete => "the host is let go",
+        State::Deprovisioning => "the host is available",
+        _ if draft.host.spec.online && !wish.stay_off => "it is switched on again",
+        _ => "it stays off",
+    };
+    draft.wait_for(
+        GOING_OFF,
+        format!("waits for the machine to be off; next: {then}"),
+    );
     if begun {
         draft.tell("PowerOff", "the machine is switched off");
     }
@@ -212,7 +221,10 @@ fn switch_on(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::PowerManagement);
     let (id, _) = operation(draft, GOING_ON, "on");
     let begun = draft.waiting_since(GOING_ON).is_none();
-    draft.wait_for(GOING_ON, "waits for the machine to be on");
+    draft.wait_for(
+        GOING_ON,
+        "waits for the machine to be on; next: it boots, and its power is looked after",
+    );
     if begun {
         draft.tell("PowerOn", "the machine is switched on");
     }
@@ -250,7 +262,10 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
         return;
     }
     let (id, _) = operation(draft, GOING_OFF, "reset");
-    draft.wait_for(GOING_OFF, "waits for the machine to be reset");
+    draft.wait_for(
+        GOING_OFF,
+        "waits for the machine to be reset; next: it boots, and its power is looked after",
+    );
     match tried(draft, &id).map(|tried| &tried.result) {
         Some(Ok(())) => {
             settle(draft);
@@ -313,7 +328,15 @@ fn in_band(draft: &mut Draft<'_>, wish: Wish) {
         };
         draft.tell("PowerOff", format!("the machine is {how} by its ramdisk"));
     }
-    draft.wait_for(GOING_OFF, "waits for the ramdisk to go down");
+    let then = if what == REBOOT {
+        "the machine boots again"
+    } else {
+        "the machine stays off"
+    };
+    draft.wait_for(
+        GOING_OFF,
+        format!("waits for the ramdisk to go down; next: {then}"),
+    );
     match jobs::look(server, |job| job == operation) {
         Job::Absent => jobs::place(draft, server, &operation, task),
         Job::Pending => draft.again(Duration::try_from(SWITCHING).unwrap_or_default()),

@@ -15,6 +15,7 @@ use super::{
     transitions::at,
     world::{Content, Fault, IMAGE, World},
 };
+use crate::bmc::Identity;
 
 fn orders(world: &World) -> Vec<PowerOrder> {
     let order = |effect| match effect {
@@ -184,6 +185,7 @@ fn probed(world: &mut World, class: FailureClass) {
             access: access.expect("a probe"),
             at: world.now,
             result: Err(failure),
+            identity: Identity::default(),
         }),
         ..Bmc::default()
     };
@@ -327,6 +329,15 @@ fn one_machine_is_known_by_its_bmc_whatever_the_words_for_it_and_no_password_is_
         "redfish+https://10.0.0.9:443/redfish/v1/Systems/1",
         "idrac-redfish://10.0.0.9/redfish/v1/Systems/1",
         "redfish-virtualmedia://root:hunter2@10.0.0.9/redfish/v1/systems/1?x=y",
+        "redfish+http://10.0.0.9/redfish/v1/Systems/1",
+        "redfish+http://10.0.0.9:443/redfish/v1/Systems/1",
+        "redfish+http://10.0.0.9:80//redfish/v1/./Systems/%31#x",
+        // The only system of that BMC, or the machine in which it is.
+        "redfish://10.0.0.9",
+        "redfish://10.0.0.9/redfish/v1/",
+        "redfish+http://10.0.0.9:80",
+        "ipmi://10.0.0.9:623",
+        "10.0.0.9",
     ] {
         let found = rivals(us.host(), [&address(same)].into_iter());
         assert_eq!(found.len(), 1, "{same}");
@@ -335,6 +346,8 @@ fn one_machine_is_known_by_its_bmc_whatever_the_words_for_it_and_no_password_is_
     for other in [
         "redfish://10.0.0.9/redfish/v1/Systems/2",
         "redfish://10.0.0.9:8000/redfish/v1/Systems/1",
+        "redfish://10.0.0.9:8000",
+        "ipmi://10.0.0.9:6230",
         "redfish://10.0.0.8/redfish/v1/Systems/1",
         "nonsense",
     ] {

@@ -25,6 +25,7 @@ use super::super::{
     plan::{Drive, FINALIZER, Metadata, PowerOrder, Task},
     table,
 };
+use crate::bmc::Identity;
 
 pub(super) const MAC: &str = "52:54:00:00:00:01";
 pub(super) const UID: &str = "0a0a0a0a-0000-4000-8000-000000000001";
@@ -90,6 +91,8 @@ pub(super) struct World {
     pub(super) bmc: Bmc,
     pub(super) tried: Option<Tried>,
     pub(super) rivals: Vec<Rival>,
+    /// What another operator left is let go.
+    pub(super) released: bool,
     pub(super) slot: bool,
     pub(super) retries: i64,
     pub(super) now: Timestamp,
@@ -97,6 +100,8 @@ pub(super) struct World {
     pub(super) machine: Machine,
     /// The BMC answers.
     pub(super) bmc_up: bool,
+    /// Of which machine it says that it is.
+    pub(super) says: Identity,
     /// The agent fails this many jobs that clean or write.
     pub(super) failing_jobs: usize,
     /// The agent fails this many jobs that write.
@@ -196,6 +201,7 @@ impl World {
             bmc: Bmc::default(),
             tried: None,
             rivals: Vec::new(),
+            released: false,
             slot: true,
             retries: 5,
             now,
@@ -215,6 +221,7 @@ impl World {
                 sessions: 0,
             },
             bmc_up: true,
+            says: Identity::default(),
             failing_jobs: 0,
             failing_writes: 0,
             failing_ends: 0,
@@ -313,6 +320,7 @@ impl World {
             bmc: self.bmc.clone(),
             tried: self.tried.clone(),
             rivals: self.rivals.clone(),
+            released: self.released,
             slot: self.slot,
             began: self.began,
             epoch: 1,
@@ -343,6 +351,15 @@ impl World {
                 plan.why
             );
             assert!(status.conditions.len() <= 32);
+            for one in &status.conditions {
+                let waits = one.type_ == "Waiting" && one.status == "True";
+                let whole = one.message.contains("; next: ") && one.message.contains(" (since ");
+                assert!(
+                    !waits || whole,
+                    "what for, since when, what next: {}",
+                    one.message
+                );
+            }
             let mut same = status.clone();
             same.last_updated = host
                 .status
@@ -475,6 +492,7 @@ impl World {
                     access: access.clone(),
                     at: self.now,
                     result,
+                    identity: self.says.clone(),
                 });
                 if !fails {
                     self.read_power();
@@ -548,6 +566,10 @@ impl World {
                         hardware: Some((**hardware).clone().into()),
                     },
                 ));
+                true
+            }
+            Effect::ReleaseLeftovers => {
+                self.released = true;
                 true
             }
             Effect::ReleaseHardware => {

@@ -139,6 +139,7 @@ impl Site {
             enrolments: empty::<Enrolment>(),
             hardware: empty(),
             machines: Arc::default(),
+            unreadable: Arc::default(),
         };
         let (queue, events) = tokio::sync::mpsc::channel(16);
         let (facts, seen) = watch::channel(BTreeMap::new());
