@@ -25,9 +25,9 @@ fn says(uuid: &str, serial: &str) -> Identity {
 /// A host of a machine with the serial number `serial`, whose BMC is another one from now on.
 fn rewired(mut world: World, serial: &str, bmc: Identity) -> World {
     world.says = bmc;
-    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-    let inventory = status.inventory.as_mut().unwrap();
-    inventory.identity.system_serial = Some(serial.to_owned()).filter(|text| !text.is_empty());
+    world.change_inventory(|inventory| {
+        inventory.identity.system_serial = Some(serial.to_owned()).filter(|text| !text.is_empty());
+    });
     world.restart();
     world
 }
