@@ -56,7 +56,7 @@ pub(super) async fn answer(
             }
         };
         held.sees(View::of(Some(&server)));
-        if let Some(command) = jobs::next_command(&server, &request.last) {
+        if let Some(command) = jobs::command(&server, request) {
             break Some(command);
         }
         // Who tells an outcome need not wait for news: it may be about to reboot.
