@@ -1,6 +1,6 @@
 //! A BMC that says of itself that it is another machine's.
 
-use muster_proto::kinds::{BMC_IDENTITY_ANNOTATION, ErrorType, PROTECTED_ANNOTATION};
+use muster_proto::kinds::{BMC_IDENTITY_ANNOTATION, ErrorType, PROTECTED_ANNOTATION, Packed};
 
 use super::{
     super::{Effect, State},
@@ -25,9 +25,10 @@ fn says(uuid: &str, serial: &str) -> Identity {
 /// A host of a machine with the serial number `serial`, whose BMC is another one from now on.
 fn rewired(mut world: World, serial: &str, bmc: Identity) -> World {
     world.says = bmc;
-    world.change_inventory(|inventory| {
-        inventory.identity.system_serial = Some(serial.to_owned()).filter(|text| !text.is_empty());
-    });
+    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+    let mut inventory = status.inventory.as_ref().unwrap().unpack();
+    inventory.identity.system_serial = Some(serial.to_owned()).filter(|text| !text.is_empty());
+    status.inventory = Some(Packed::new(&inventory));
     world.restart();
     world
 }
