@@ -172,6 +172,7 @@ impl FakeApi {
         let machines = Arc::clone(&watchers.machines);
         machines.servers_anew(servers.state().iter().map(AsRef::as_ref));
         machines.hosts_anew(hosts.state().iter().map(AsRef::as_ref));
+        machines.enrolments_anew(enrolments.state().iter().map(AsRef::as_ref));
         inner.watchers.push(watchers);
         World {
             segments,
@@ -606,7 +607,10 @@ impl Inner {
                         watchers.machines.host(&read(&object), deleted);
                     }
                     "hardwaredata" => watchers.hardware.apply_watcher_event(&event(&object, deleted)),
-                    "enrolments" => watchers.enrolments.apply_watcher_event(&event(&object, deleted)),
+                    "enrolments" => {
+                        watchers.enrolments.apply_watcher_event(&event(&object, deleted));
+                        watchers.machines.enrolment(&read(&object), deleted);
+                    }
                     _ => {}
                 }
             }

@@ -207,7 +207,7 @@ enum Seen<K> {
     /// This is left of it; why.
     Part(K, String),
     /// Nothing of use is left of it; why.
-    Nothing(ObjectMeta, String),
+    Nothing(Box<ObjectMeta>, String),
 }
 
 impl<'de, K: DeserializeOwned> Deserialize<'de> for Seen<K> {
@@ -222,7 +222,7 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Seen<K> {
             }) => Seen::Part(rest, wrong),
             Err(Salvaged { rest: None, wrong }) => {
                 let meta = meta.and_then(|meta| serde_json::from_value(meta).ok());
-                Seen::Nothing(meta.unwrap_or_default(), wrong)
+                Seen::Nothing(Box::new(meta.unwrap_or_default()), wrong)
             }
         })
     }
@@ -302,6 +302,10 @@ where
 /// True if the API server's answer was there and could not be read.
 fn is_about_content(error: &watcher::Error) -> bool {
     use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    // kube takes a change that it cannot read for an answer without a code (kube-client 5.0, `request_events`).
+    if matches!(error, WatchFailed(Error::Api(status)) if status.code == 0) {
+        return true;
+    }
     matches!(
         error,
         InitialListFailed(Error::SerdeError(_))

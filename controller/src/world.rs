@@ -147,9 +147,17 @@ impl World {
             Shown::All => of.hosts_anew(store.state().iter().map(AsRef::as_ref)),
         });
         // Nobody decides anew because a token was spent.
+        let of = Arc::clone(&machines);
         let enrolments = Api::namespaced(client.clone(), ours());
         let enrolments = lenient::events(enrolments, Treat::Absent, Arc::clone(&unreadable));
-        let (enrolments, spent) = watch(enrolments, |_| Change::All, |_, _| {});
+        let (enrolments, spent) = watch(
+            enrolments,
+            |_| Change::All,
+            move |store, shown| match shown {
+                Shown::One(enrolment, gone) => of.enrolment(enrolment, gone),
+                Shown::All => of.enrolments_anew(store.state().iter().map(AsRef::as_ref)),
+            },
+        );
         let spent = spent.filter(|_| std::future::ready(false)).boxed();
         let mut streams = vec![segment_changes, server_changes, host_changes, spent];
         let hardware = if scope.control {

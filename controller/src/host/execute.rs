@@ -336,7 +336,7 @@ impl Executor {
         let written = match sight.hardware() {
             None => {
                 let spec = HardwareDataSpec {
-                    hardware: Some(hardware),
+                    hardware: Some(hardware.into()),
                 };
                 let mut data = HardwareData::new(&path.name, spec);
                 data.metadata.namespace = Some(path.namespace.clone());

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fmt,
     hash::Hash,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use kube::{Resource, runtime::reflector::ObjectRef};
@@ -91,8 +91,9 @@ impl Key {
 /// Which names have a key.
 #[derive(Debug)]
 pub(crate) struct Multi<K, N> {
-    by: HashMap<K, BTreeSet<N>>,
-    of: HashMap<N, Vec<K>>,
+    /// In order. Almost every key has one name, for which a set would keep room for eleven.
+    by: HashMap<K, Vec<Arc<N>>>,
+    of: HashMap<Arc<N>, Box<[K]>>,
 }
 
 impl<K, N> Default for Multi<K, N> {
@@ -107,33 +108,52 @@ impl<K, N> Default for Multi<K, N> {
 impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
     /// From now on `name` has these keys and no others. Returns those that it had.
     pub(crate) fn set(&mut self, name: &N, keys: Vec<K>) -> Vec<K> {
-        let had = self.of.remove(name).unwrap_or_default();
-        if had == keys {
-            if !keys.is_empty() {
-                self.of.insert(name.clone(), keys);
-            }
-            return had;
-        }
-        for key in &had {
-            if let Some(names) = self.by.get_mut(key) {
-                names.remove(name);
-                if names.is_empty() {
-                    self.by.remove(key);
-                }
-            }
-        }
-        for key in &keys {
-            self.by.entry(key.clone()).or_default().insert(name.clone());
+        let (name, had) = match self.of.remove_entry(name) {
+            Some((name, had)) => (name, had.into_vec()),
+            None => (Arc::new(name.clone()), Vec::new()),
+        };
+        if had != keys {
+            had.iter().for_each(|key| self.take(key, &name));
+            keys.iter().for_each(|key| self.give(key, &name));
         }
         if !keys.is_empty() {
-            self.of.insert(name.clone(), keys);
+            self.of.insert(name, keys.into());
         }
         had
     }
 
+    fn take(&mut self, key: &K, name: &N) {
+        let Some(names) = self.by.get_mut(key) else { return };
+        if let Ok(at) = names.binary_search_by(|other| (**other).cmp(name)) {
+            names.remove(at);
+        }
+        if names.is_empty() {
+            self.by.remove(key);
+        }
+    }
+
+    fn give(&mut self, key: &K, name: &Arc<N>) {
+        let names = self.by.entry(key.clone()).or_default();
+        if let Err(at) = names.binary_search(name) {
+            if names.is_empty() {
+                names.reserve_exact(1);
+            }
+            names.insert(at, Arc::clone(name));
+        }
+    }
+
     /// The names that have `key`.
     pub(crate) fn with(&self, key: &K) -> impl Iterator<Item = &N> {
-        self.by.get(key).into_iter().flatten()
+        self.by.get(key).into_iter().flatten().map(AsRef::as_ref)
+    }
+
+    /// How many names have `key`, those that are among `except` not counted.
+    pub(crate) fn number<'a>(&self, key: &K, except: impl Iterator<Item = &'a N>) -> usize
+    where
+        N: 'a,
+    {
+        let Some(names) = self.by.get(key) else { return 0 };
+        names.len() - except.filter(|name| names.contains(*name)).count()
     }
 
     /// The keys that `name` has.
@@ -143,7 +163,7 @@ impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
 
     /// All names that have a key.
     pub(crate) fn names(&self) -> Vec<N> {
-        self.of.keys().cloned().collect()
+        self.of.keys().map(|name| N::clone(name)).collect()
     }
 }
 

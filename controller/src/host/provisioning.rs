@@ -152,8 +152,8 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
     let Some(inventory) = ramdisk::inventory(draft, server, "the image is written") else {
         return;
     };
-    let outcome = match clean(draft, server, inventory, operation) {
-        Ok(true) => write(draft, server, session, inventory, operation, source),
+    let outcome = match clean(draft, server, &inventory, operation) {
+        Ok(true) => write(draft, server, session, &inventory, operation, source),
         Ok(false) => Ok(()),
         Err(why) => Err(why),
     };

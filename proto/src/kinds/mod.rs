@@ -6,6 +6,7 @@ mod baremetalhost;
 mod enrolment;
 mod hardware;
 mod hardwaredata;
+mod packed;
 mod segment;
 mod server;
 
@@ -13,6 +14,7 @@ pub use baremetalhost::*;
 pub use enrolment::*;
 pub use hardware::*;
 pub use hardwaredata::*;
+pub use packed::*;
 pub use segment::*;
 pub use server::*;
 

@@ -249,8 +249,7 @@ fn a_bmc_that_does_not_let_us_in_any_more_is_not_asked_every_minute() {
 #[test]
 fn a_ramdisk_that_sees_no_disk_has_cleaned_none() {
     let mut world = at(State::Deprovisioning);
-    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-    status.inventory.as_mut().unwrap().disks.clear();
+    world.change_inventory(|inventory| inventory.disks.clear());
     world.reach(State::Available);
     assert!(
         world.events.contains(&"NotCleaned".to_owned()),
@@ -394,6 +393,33 @@ fn power_that_was_read_before_an_effect_says_nothing_after_it() {
     };
     News::Tried(tried, true).remember(&mut bmc, &mut None);
     assert_eq!(bmc.power, None);
+}
+
+#[test]
+fn a_bmc_is_asked_seldom_for_a_machine_whose_ramdisk_is_here_and_at_once_when_it_is_not() {
+    let asks = |world: &World| {
+        let effects = world.plan().effects;
+        effects.iter().any(|effect| matches!(effect, Effect::ReadPower))
+    };
+    let mut world = at(State::Available);
+    world.settle();
+    assert!(world.machine.ramdisk.is_some());
+    world.until("asked", asks);
+    world.round();
+    for _ in 0..9 {
+        world.tick(60);
+        assert!(!asks(&world));
+    }
+    world.tick(60);
+    assert!(asks(&world));
+    world.round();
+    world.tick(200);
+    assert!(!asks(&world));
+    world.disconnect();
+    assert!(asks(&world));
+    world.round();
+    world.tick(60);
+    assert!(asks(&world), "every minute from then on");
 }
 
 #[test]

@@ -26,8 +26,9 @@ fn says(uuid: &str, serial: &str) -> Identity {
 fn rewired(mut world: World, serial: &str, bmc: Identity) -> World {
     world.says = bmc;
     let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-    let inventory = status.inventory.as_mut().unwrap();
+    let mut inventory = status.inventory.as_ref().unwrap().unpack();
     inventory.identity.system_serial = Some(serial.to_owned()).filter(|text| !text.is_empty());
+    status.inventory = Some(inventory.into());
     world.restart();
     world
 }

@@ -563,7 +563,7 @@ impl World {
                 self.hardware = Some(HardwareData::new(
                     "host-1",
                     HardwareDataSpec {
-                        hardware: Some((**hardware).clone()),
+                        hardware: Some((**hardware).clone().into()),
                     },
                 ));
                 true
