@@ -2,7 +2,7 @@
 
 use muster_proto::{
     job::{Failure, Progress},
-    kinds::{Job, JobAction, JobStatus, Server, ServerStatus},
+    kinds::{Job, JobAction, JobStatus, Server, ServerStatus, Then},
     session::{Action, Command, MAX_LOG, Outcome, PollRequest},
     text,
 };
@@ -15,20 +15,73 @@ const MAX_ERROR: usize = 1024;
 /// The same for what the column of a table shows of it.
 const MAX_SUMMARY: usize = 80;
 
+/// What the agent is to do: what follows the job that it tells the good end of, or else the job that it has not taken up.
+pub(super) fn command(server: &Server, request: &PollRequest) -> Option<Command> {
+    match (following(server, request), server.spec.job.as_ref()) {
+        (Some(then), Some(job)) => Some(follow(job, then)),
+        _ => next_command(server, &request.last),
+    }
+}
+
+/// What follows the job that `request` tells the good end of. That end is not written: what follows says it, and if that is lost, with
+/// the edge or with the machine, the disks are cleaned again.
+fn following<'a>(server: &'a Server, request: &PollRequest) -> Option<&'a Then> {
+    let job = server
+        .spec
+        .job
+        .as_ref()
+        .filter(|job| !job.id.is_empty() && job.id == request.last)?;
+    let then = job.then.as_ref()?;
+    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let ended = last.is_some_and(|last| last.id == job.id && last.done) || is_past(server, &job.id);
+    let goes_on = request.outcome == Some(Outcome::Done) && !ended;
+    (goes_on && may_have(server, then)).then_some(then)
+}
+
+/// True if what follows the job `id` was taken up.
+fn is_past(server: &Server, id: &str) -> bool {
+    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let job = server.spec.job.as_ref().filter(|job| job.id == id);
+    job.zip(last)
+        .is_some_and(|(job, last)| job.followed_by(&last.id).is_some())
+}
+
+/// True if the session is the one that `then` was decided for, and nobody else claims to be it.
+fn may_have(server: &Server, then: &Then) -> bool {
+    let status = server.status.as_ref().filter(|status| !status.contested);
+    let session = status.and_then(|status| status.session.as_ref());
+    session.is_some_and(|session| session.key == then.session)
+}
+
+fn follow(job: &Job, then: &Then) -> Command {
+    Command {
+        id: then.id.clone(),
+        epoch: job.epoch,
+        action: Action::Write(Box::new(then.write.clone())),
+    }
+}
+
 /// The job that the agent, which knows of `last`, has not taken up.
 ///
 /// One that has ended is never given again: the next session of a machine knows nothing of what the last one wrote. What destroys
 /// data is not given to a session that two keys claim to be.
-pub(super) fn next_command(server: &Server, last: &str) -> Option<Command> {
+fn next_command(server: &Server, last: &str) -> Option<Command> {
     let job = server
         .spec
         .job
         .as_ref()
         .filter(|job| !job.id.is_empty() && job.id != last)?;
     let status = server.status.as_ref();
-    let ended = status
-        .and_then(|status| status.job.as_ref())
-        .is_some_and(|known| known.id == job.id && known.done);
+    let known = status.and_then(|status| status.job.as_ref());
+    if job.followed_by(last).is_some() {
+        return None;
+    }
+    if let Some(then) = known.and_then(|known| job.followed_by(&known.id)) {
+        // Its beginning is past, for this session and for any other.
+        let waits = known.is_some_and(|known| !known.done);
+        return (waits && may_have(server, then)).then(|| follow(job, then));
+    }
+    let ended = known.is_some_and(|known| known.id == job.id && known.done);
     let contested = status.is_some_and(|status| status.contested);
     if ended || (contested && matches!(job.action, JobAction::Clean | JobAction::Write)) {
         return None;
@@ -54,7 +107,7 @@ fn action(job: &Job) -> Action {
 /// True if the job `id` is or was this Server's.
 pub(super) fn mentions(server: &Server, id: &str) -> bool {
     let last = server.status.as_ref().and_then(|status| status.job.as_ref());
-    let ordered = server.spec.job.as_ref().is_some_and(|job| job.id == id);
+    let ordered = server.spec.job.as_ref().is_some_and(|job| job.is_called(id));
     !id.is_empty() && (ordered || last.is_some_and(|last| last.id == id))
 }
 
@@ -72,7 +125,8 @@ pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<
     let id = &request.last;
     let known = server.status.as_ref().and_then(|status| status.job.as_ref());
     let same = known.filter(|known| known.id == *id);
-    if !mentions(server, id) || same.is_some_and(|known| known.done) {
+    let ended = same.is_some_and(|known| known.done) || is_past(server, id);
+    if !mentions(server, id) || ended || following(server, request).is_some() {
         return None;
     }
     let status = match &request.outcome {

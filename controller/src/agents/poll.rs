@@ -54,7 +54,7 @@ pub(super) async fn answer(
             None => Box::pin(edge.authenticate(peer)).await?.server,
         };
         held.sees(View::of(Some(&server)));
-        let command = jobs::next_command(&server, &request.last);
+        let command = jobs::command(&server, request);
         drop(server);
         if command.is_some() {
             break command;

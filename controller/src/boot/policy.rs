@@ -178,5 +178,5 @@ fn pending(server: &Server) -> Option<JobAction> {
 fn has_ended(server: &Server) -> bool {
     let last = server.status.as_ref().and_then(|status| status.job.as_ref());
     let job = server.spec.job.as_ref();
-    last.is_some_and(|last| last.done && job.is_some_and(|job| job.id == last.id))
+    last.is_some_and(|last| last.done && job.is_some_and(|job| job.is_called(&last.id)))
 }

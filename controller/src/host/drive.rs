@@ -3,12 +3,7 @@
 use muster_proto::{job::ConfigDrive, kinds::Server, seal::SealError};
 use serde_json::{Map, Value};
 
-use super::{
-    content,
-    index::Path,
-    plan::{Drive, Order},
-    vault::Vault,
-};
+use super::{content, index::Path, plan::Drive, vault::Vault};
 use crate::agents::seal;
 
 /// Why there is no config drive. Says nothing of what would be on it.
@@ -30,12 +25,12 @@ pub(super) enum DriveError {
     Session,
 }
 
-/// The config drive for `order`, sealed to the session of `server`.
+/// The config drive for the job `id` of term `epoch`, sealed to the session of `server`.
 pub(super) async fn sealed(
     vault: &Vault,
     namespace: &str,
     drive: &Drive,
-    order: &Order,
+    (id, epoch): (&str, i64),
     server: &Server,
 ) -> Result<String, DriveError> {
     let session = server.status.as_ref().and_then(|status| status.session.as_ref());
@@ -43,7 +38,7 @@ pub(super) async fn sealed(
         .filter(|session| session.seal_key == drive.seal_key)
         .ok_or(DriveError::Session)?;
     let contents = contents(vault, namespace, drive).await?;
-    seal::config_drive(session, &order.id, order.epoch, &contents).map_err(DriveError::Seal)
+    seal::config_drive(session, id, epoch, &contents).map_err(DriveError::Seal)
 }
 
 async fn contents(vault: &Vault, namespace: &str, drive: &Drive) -> Result<ConfigDrive, DriveError> {

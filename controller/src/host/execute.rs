@@ -16,7 +16,7 @@ use muster_proto::{
     job::{Clean, Write},
     kinds::{
         BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDataSpec, HardwareDetails, Job, JobAction,
-        Server,
+        Server, Then,
     },
 };
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ use super::{
     index::Path,
     memory::Memory,
     observe::Sight,
-    plan::{Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, Order, Task},
+    plan::{Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, Order, Task, WriteTask},
     vault::Vault,
     wake,
 };
@@ -36,6 +36,9 @@ use crate::{
     patch::difference,
     round::{ExecuteError, FIELD_MANAGER, failed},
 };
+
+/// What failed if a job is not placed.
+const PLACE: &str = "place job on Server";
 
 /// Carries out plans for one term of a leader.
 #[derive(Clone)]
@@ -227,9 +230,8 @@ impl Executor {
         sight: &Sight,
         order: &Order,
     ) -> Result<(), ExecuteError> {
-        let step = "place job on Server";
         let behind = || ExecuteError::Behind {
-            step,
+            step: PLACE,
             subject: order.server.clone(),
         };
         let server = sight.server().ok_or_else(behind)?;
@@ -253,36 +255,60 @@ impl Executor {
                     machine: permit.machine().clone(),
                     disks: permit.disks().to_vec(),
                 });
+                if let Some(next) = &order.then {
+                    job.then = Some(Then {
+                        id: next.id.clone(),
+                        session: next.session.clone(),
+                        write: self
+                            .write(host, server, (&next.id, order.epoch), &next.task)
+                            .await?,
+                    });
+                }
             }
             Task::Write(task) => {
-                // The guard permits exactly one disk for a write.
-                let [disk] = task.permit.disks() else {
-                    return Err(behind());
-                };
-                let config_drive = match &task.drive {
-                    None => None,
-                    Some(contents) => {
-                        let namespace = host.metadata.namespace.as_deref().unwrap_or_default();
-                        let sealed = drive::sealed(&self.vault, namespace, contents, order, server).await;
-                        Some(sealed.map_err(|error| {
-                            tracing::warn!(host = %Path::of(host), error = %Chain(&error), "no job is placed");
-                            behind()
-                        })?)
-                    }
-                };
                 job.action = JobAction::Write;
-                job.write = Some(Write {
-                    machine: task.permit.machine().clone(),
-                    disk: disk.clone(),
-                    image: task.image.clone(),
-                    config_drive,
-                });
+                job.write = Some(self.write(host, server, (&order.id, order.epoch), task).await?);
             }
         }
         if order.destroys() {
             self.confirm(&sight.host, host).await?;
         }
-        self.set_job(step, host, server, Some(job)).await
+        self.set_job(PLACE, host, server, Some(job)).await
+    }
+
+    /// What the job `operation`, an id and a term, writes.
+    async fn write(
+        &self,
+        host: &BareMetalHost,
+        server: &Server,
+        operation: (&str, i64),
+        task: &WriteTask,
+    ) -> Result<Write, ExecuteError> {
+        let behind = || ExecuteError::Behind {
+            step: PLACE,
+            subject: server.metadata.name.clone().unwrap_or_default(),
+        };
+        // The guard permits exactly one disk for a write.
+        let [disk] = task.permit.disks() else {
+            return Err(behind());
+        };
+        let config_drive = match &task.drive {
+            None => None,
+            Some(contents) => {
+                let namespace = host.metadata.namespace.as_deref().unwrap_or_default();
+                let sealed = drive::sealed(&self.vault, namespace, contents, operation, server).await;
+                Some(sealed.map_err(|error| {
+                    tracing::warn!(host = %Path::of(host), error = %Chain(&error), "no job is placed");
+                    behind()
+                })?)
+            }
+        };
+        Ok(Write {
+            machine: task.permit.machine().clone(),
+            disk: disk.clone(),
+            image: task.image.clone(),
+            config_drive,
+        })
     }
 
     async fn remove_job(&self, host: &BareMetalHost, sight: &Sight, id: &str) -> Result<(), ExecuteError> {

@@ -4,7 +4,7 @@ use muster_proto::kinds::{JobAction, Server, ServerStatus};
 
 use super::{
     draft::Draft,
-    plan::{Effect, Order, Task},
+    plan::{Effect, Next, Order, Task},
 };
 
 /// What the id of each of the operator's jobs begins with; discovery leaves them alone.
@@ -52,7 +52,13 @@ pub(super) fn look(server: &Server, is_it: impl Fn(&str) -> bool) -> Job {
             false => format!("{} (its log ends: {log})", outcome.error),
         });
     }
-    let placed = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));
+    let job = server.spec.job.as_ref();
+    let placed = job.is_some_and(|job| is_it(&job.id));
+    if placed && outcome.is_some_and(|outcome| job.is_some_and(|job| job.followed_by(&outcome.id).is_some()))
+    {
+        // What follows it is under way or has ended.
+        return Job::Done;
+    }
     let taken = outcome.is_some_and(|outcome| is_it(&outcome.id));
     match placed || taken {
         true => Job::Pending,
@@ -64,14 +70,43 @@ fn outcome(server: &Server) -> Option<&ServerStatus> {
     server.status.as_ref()
 }
 
-/// True if the job with this id stands on the Server, for the agent to take up.
+/// True if the job with this id stands on the Server, for the agent to take up; as what follows another one only as long as the edge
+/// does give it to the session.
 pub(super) fn is_placed(server: &Server, id: &str) -> bool {
-    server.spec.job.as_ref().is_some_and(|job| job.id == id)
+    let Some(job) = &server.spec.job else { return false };
+    let status = outcome(server);
+    let session = status.and_then(|status| status.session.as_ref());
+    let last = status.and_then(|status| status.job.as_ref());
+    let comes = job.followed_by(id).is_some_and(|then| {
+        let stopped = last.is_some_and(|last| last.done && last.id == job.id);
+        !stopped && session.is_some_and(|session| session.key == then.session)
+    });
+    job.id == id || comes
 }
 
 /// Places the job, unless it stands there.
 pub(super) fn place(draft: &mut Draft<'_>, server: &Server, id: &str, task: Task) {
-    if is_placed(server, id) {
+    place_with(draft, server, id, task, None);
+}
+
+/// The same with what follows it at once. Where something else follows it than is wanted by now, it is placed again.
+pub(super) fn place_with(
+    draft: &mut Draft<'_>,
+    server: &Server,
+    id: &str,
+    task: Task,
+    then: Option<Box<Next>>,
+) {
+    let outdated = server
+        .spec
+        .job
+        .as_ref()
+        .and_then(|job| job.then.as_ref().filter(|_| job.id == id))
+        .is_some_and(|placed| {
+            let same = |wanted: &Next| wanted.id == placed.id && wanted.session == placed.session;
+            !then.as_deref().is_some_and(same)
+        });
+    if is_placed(server, id) && !outdated {
         return;
     }
     draft.effect(Effect::PlaceJob(Box::new(Order {
@@ -80,6 +115,7 @@ pub(super) fn place(draft: &mut Draft<'_>, server: &Server, id: &str, task: Task
         version: server.metadata.resource_version.clone().unwrap_or_default(),
         epoch: draft.seen.epoch,
         task,
+        then,
     })));
 }
 

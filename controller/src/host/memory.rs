@@ -31,8 +31,8 @@ const ROUNDS: Rate = Rate {
     burst: 60,
     every: Duration::from_secs(1),
 };
-/// How long a status that only says what the host waits for may wait itself; who comes back after five seconds finds it over.
-const DEFERRED: Duration = Duration::from_millis(4900);
+/// Who comes back after as long as a status may wait finds that over.
+const EARLY: Duration = Duration::from_millis(100);
 
 /// An object as we wrote it.
 #[derive(Clone, Debug)]
@@ -243,14 +243,17 @@ impl Memory {
         self.with(host, |entry| entry.rounds.take(ROUNDS, Instant::now())) == Some(true)
     }
 
-    /// True if a status that can wait is to wait on; false once it has waited long enough.
-    pub fn defers(&self, host: &BareMetalHost) -> bool {
-        let waits = |entry: &mut Entry| entry.deferred.get_or_insert_with(Instant::now).elapsed() < DEFERRED;
+    /// True if a status that can wait is to wait on; false once it has waited for as long as `patience`.
+    pub fn defers(&self, host: &BareMetalHost, patience: Duration) -> bool {
+        let waits = |entry: &mut Entry| {
+            let since = entry.deferred.get_or_insert_with(Instant::now);
+            since.elapsed() + EARLY < patience
+        };
         self.with(host, waits) == Some(true)
     }
 
-    /// A status was written: nothing waits any more.
-    pub fn wrote_status(&self, host: &BareMetalHost) {
+    /// No status waits: it was written, or is as it should be.
+    pub fn waits_no_more(&self, host: &BareMetalHost) {
         self.with(host, |entry| entry.deferred = None);
     }
 

@@ -173,6 +173,19 @@ pub struct Order {
     pub epoch: i64,
     /// What to do.
     pub task: Task,
+    /// What follows at once if that ends well; only after [`Task::Clean`].
+    pub then: Option<Box<Next>>,
+}
+
+/// What follows a cleaning.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Next {
+    /// Operation id.
+    pub id: String,
+    /// The key of the session for which it is decided.
+    pub session: String,
+    /// What is written.
+    pub task: WriteTask,
 }
 
 /// What a job does.

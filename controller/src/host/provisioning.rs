@@ -16,7 +16,7 @@ use super::{
     guard, image,
     jobs::{self, Job},
     observed::Power,
-    plan::{Effect, PowerOrder, Task, WriteTask},
+    plan::{Drive, Effect, Next, PowerOrder, Task, WriteTask},
     preparing::effective_hints,
     ramdisk, registration, secrets,
 };
@@ -152,8 +152,14 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
     let Some(inventory) = ramdisk::inventory(draft, server, "the image is written") else {
         return;
     };
-    let outcome = match clean(draft, server, &inventory, operation) {
-        Ok(true) => write(draft, server, session, &inventory, operation, source),
+    let ramdisk = Ramdisk {
+        server,
+        session,
+        inventory: &inventory,
+        operation,
+    };
+    let outcome = match clean(draft, &ramdisk, &source) {
+        Ok(true) => write(draft, &ramdisk, source),
         Ok(false) => Ok(()),
         Err(why) => Err(why),
     };
@@ -162,13 +168,22 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
     }
 }
 
+/// The ramdisk that works, and for what.
+struct Ramdisk<'a> {
+    server: &'a Server,
+    session: &'a Session,
+    inventory: &'a Inventory,
+    operation: &'a str,
+}
+
 /// Clears all disks first, as `automatedCleaningMode` says. True once that is done.
-fn clean(
-    draft: &mut Draft<'_>,
-    server: &Server,
-    inventory: &Inventory,
-    operation: &str,
-) -> Result<bool, String> {
+fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> Result<bool, String> {
+    let Ramdisk {
+        server,
+        session,
+        inventory,
+        operation,
+    } = *ramdisk;
     let id = format!("{operation}-clean");
     let written = format!("{operation}-write");
     let on = jobs::look(server, |job| job.starts_with(&written)) != Job::Absent;
@@ -183,9 +198,35 @@ fn clean(
     let root = disk::choose(effective_hints(draft).as_ref(), &inventory.disks)?;
     let disks = disk::to_clean(&inventory.disks, Some(root));
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
-    jobs::place(draft, server, &id, Task::Clean(permit));
+    // All that is needed for it is there, most of the time: one order for both.
+    let ready = secrets::inputs(draft) == secrets::Inputs::Ready;
+    let drive = ready.then(|| secrets::drive(draft, session)).transpose()?;
+    let then = drive
+        .map(|drive| {
+            let next = Next {
+                id: write_id(operation, session, drive.as_ref()),
+                session: session.key.clone(),
+                task: WriteTask {
+                    permit: guard::to_write(draft.host, draft.seen, root)?,
+                    image: source.clone(),
+                    drive,
+                },
+            };
+            Ok::<_, String>(Box::new(next))
+        })
+        .transpose()?;
+    jobs::place_with(draft, server, &id, Task::Clean(permit), then);
     draft.wait_for("Write", WRITING);
     Ok(false)
+}
+
+/// What the write is called. What is sealed to one session is of no use to the next: that is another job.
+fn write_id(operation: &str, session: &Session, drive: Option<&Drive>) -> String {
+    let whose = match drive {
+        Some(_) => format!("-{}", session.key.get(..16).unwrap_or(&session.key)),
+        None => String::new(),
+    };
+    format!("{operation}-write{whose}")
 }
 
 /// True if disks are to be cleaned.
@@ -194,14 +235,13 @@ pub(super) fn is_cleaned(draft: &Draft<'_>) -> bool {
     mode == AutomatedCleaningMode::Metadata
 }
 
-fn write(
-    draft: &mut Draft<'_>,
-    server: &Server,
-    session: &Session,
-    inventory: &Inventory,
-    operation: &str,
-    source: ImageSource,
-) -> Result<(), String> {
+fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> Result<(), String> {
+    let Ramdisk {
+        server,
+        session,
+        inventory,
+        operation,
+    } = *ramdisk;
     let drive = match secrets::inputs(draft) {
         secrets::Inputs::Ready => secrets::drive(draft, session)?,
         secrets::Inputs::Wait(why) => {
@@ -216,20 +256,13 @@ fn write(
             return Ok(());
         }
     };
-    // What is sealed to one session is of no use to the next: that is another job.
-    let whose = match &drive {
-        Some(_) => format!("-{}", session.key.get(..16).unwrap_or(&session.key)),
-        None => String::new(),
-    };
-    let id = format!("{operation}-write{whose}");
-    match jobs::look(server, |job| job == id) {
-        Job::Failed(error) => return Err(format!("the image could not be written: {error}")),
-        Job::Absent | Job::Pending | Job::Done => {}
+    let id = write_id(operation, session, drive.as_ref());
+    if let Job::Failed(error) = jobs::look(server, |job| job == id) {
+        return Err(format!("the image could not be written: {error}"));
     }
     let root = disk::choose(effective_hints(draft).as_ref(), &inventory.disks)?;
-    let permit = guard::to_write(draft.host, draft.seen, root)?;
     let task = WriteTask {
-        permit,
+        permit: guard::to_write(draft.host, draft.seen, root)?,
         image: source,
         drive,
     };

@@ -57,6 +57,10 @@ const TOO_FAST: Duration = Duration::from_secs(1);
 
 /// How long a status that only says what the host waits for may wait itself: most steps are over by then, and cost no write.
 const DEFER: Duration = Duration::from_secs(5);
+/// The same of one that waits for a place, as long as others get theirs all the time: its turn may be near.
+const DEFER_IN_LINE: Duration = Duration::from_secs(120);
+/// How often is looked whether they still do.
+const LOOK_IN_LINE: Duration = Duration::from_secs(30);
 
 /// What the loop is given.
 pub struct Config {
@@ -204,6 +208,20 @@ impl Context {
         }
     }
 
+    /// After which time to look again, if the status of `plan` is not written yet.
+    fn defers(&self, host: &BareMetalHost, plan: &Plan) -> Option<Duration> {
+        let Some(status) = &plan.status else {
+            self.memory.waits_no_more(host);
+            return None;
+        };
+        let (patience, pause) = match waits_in_line(status) && self.slots.moved(DEFER) {
+            true => (DEFER_IN_LINE, LOOK_IN_LINE),
+            false => (DEFER, DEFER),
+        };
+        let defers = can_wait(host, plan) && self.memory.defers(host, patience);
+        defers.then_some(pause)
+    }
+
     /// All hosts, after everything that is known of hosts was brought up to date.
     fn all(&self) -> Vec<Path> {
         let hosts = self.world.hosts.state();
@@ -330,8 +348,7 @@ struct Done {
 
 /// True if the stored state of `host` says that it has a place among the busy ones.
 fn is_busy(host: &BareMetalHost) -> bool {
-    let delayed = |status: &BareMetalHostStatus| status.operational_status == OperationalStatus::Delayed;
-    State::of(host).is_busy() && !host.status.as_ref().is_some_and(delayed)
+    State::of(host).is_busy() && !host.status.as_ref().is_some_and(waits_in_line)
 }
 
 /// True if the last thing that is told of `host` is a failure, or that somebody has to change something first.
@@ -369,9 +386,9 @@ async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action
         });
     }
     let mut plan = decide(&context, &path, &sight);
-    if can_wait(&sight.host, &plan) && context.memory.defers(&sight.host) {
+    if let Some(defer) = context.defers(&sight.host, &plan) {
         plan.status = None;
-        plan.requeue = Some(plan.requeue.map_or(DEFER, |pause| pause.min(DEFER)));
+        plan.requeue = Some(plan.requeue.map_or(defer, |pause| pause.min(defer)));
     }
     let calls = plan.effects.iter().any(is_call);
     let call = match calls {
@@ -419,20 +436,31 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
     let (Some(old), Some(new)) = (&host.status, &plan.status) else {
         return false;
     };
-    let only_jobs = plan
+    let nothing_else = plan
         .effects
         .iter()
-        .all(|effect| matches!(effect, Effect::PlaceJob(_)) && !effect.destroys());
-    let said = BareMetalHostStatus {
+        .all(|effect| matches!(effect, Effect::PlaceJob(_) | Effect::ReadPower) && !effect.destroys());
+    let mut said = BareMetalHostStatus {
         conditions: old.conditions.clone(),
         last_updated: old.last_updated.clone(),
         ..*new.clone()
     };
-    only_jobs
+    // In a state that takes no place it changes nothing but what people read; and whoever starts anew asks the BMC again.
+    if waits_in_line(new) && !State::of(host).is_busy() {
+        said.operational_status = old.operational_status;
+        said.good_credentials.clone_from(&old.good_credentials);
+        said.tried_credentials.clone_from(&old.tried_credentials);
+    }
+    nothing_else
         && !waits_for_a_person(new)
         && plan.events.is_empty()
         && plan.metadata.is_empty()
         && said == *old
+}
+
+/// True if `status` says that the host waits for a place.
+fn waits_in_line(status: &BareMetalHostStatus) -> bool {
+    status.operational_status == OperationalStatus::Delayed
 }
 
 /// The plan for the host, with a place among the busy ones if it needs one and there is one.
@@ -527,7 +555,7 @@ async fn carry_out(
     if let Some(status) = &plan.status {
         done.host = executor.write_status(&done.host, status).await?;
         done.wrote = true;
-        context.memory.wrote_status(&done.host);
+        context.memory.waits_no_more(&done.host);
         counts::status_written(
             &context.metrics,
             &sight.host,

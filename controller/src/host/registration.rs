@@ -37,6 +37,9 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
 
 /// The way to the machine is sought for the first time.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
+    if draft.status.operational_status == OperationalStatus::Delayed {
+        draft.status.operational_status = OperationalStatus::Ok;
+    }
     let rival = draft.seen.rivals.iter().find(|rival| rival.precedes);
     if let Some(rival) = rival {
         let message = format!("host {} declares the same machine: {}", rival.path, rival.by);
@@ -59,6 +62,10 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     } else {
         State::Inspecting
     };
+    // As upstream does: who would only wait there stays. So the state says that there is a place, and no other write has to.
+    if next == State::Inspecting && !draft.takes_slot() {
+        return;
+    }
     draft.enter(next);
     draft.end(|history| &mut history.register);
     if draft.status.provisioning.id.is_empty() {

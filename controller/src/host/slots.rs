@@ -6,7 +6,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::index::Path;
 
@@ -27,6 +30,8 @@ struct Inner {
     waiting: BTreeMap<u64, Path>,
     numbers: HashMap<Path, u64>,
     last: u64,
+    /// When a place was passed on last.
+    passed: Option<Instant>,
 }
 
 impl Inner {
@@ -89,6 +94,11 @@ impl Slots {
         if had { self.pass_on(&mut inner) } else { Vec::new() }
     }
 
+    /// True if one of those that wait got a place within the time `lately` before now.
+    pub fn moved(&self, lately: Duration) -> bool {
+        self.lock().passed.is_some_and(|at| at.elapsed() < lately)
+    }
+
     /// `host` was busy when this process began, so it has a place, limit or not.
     pub fn begin_with(&self, host: &Path) {
         self.lock().busy.insert(host.clone());
@@ -121,6 +131,7 @@ impl Slots {
             };
             inner.numbers.remove(&host);
             inner.taken.insert(host.clone());
+            inner.passed = Some(Instant::now());
             passed.push(host);
         }
         passed
@@ -148,6 +159,7 @@ mod tests {
         let slots = Slots::new(1);
         let [a, b, c] = [path(1), path(2), path(3)];
         assert!(slots.take(&a) && slots.take(&a) && slots.has(&a));
+        assert!(!slots.moved(Duration::from_secs(60)));
         assert!(!slots.take(&b) && !slots.take(&c) && !slots.take(&b));
         assert_eq!(slots.give_back(&a), std::slice::from_ref(&b), "it is b's turn");
         assert!(!slots.has(&a) && slots.has(&b) && !slots.take(&a));
@@ -156,6 +168,7 @@ mod tests {
             std::slice::from_ref(&c),
             "and who does not want it passes it on"
         );
+        assert!(slots.moved(Duration::from_secs(60)));
         assert!(slots.give_back(&a).is_empty(), "it does not wait any more");
         assert!(slots.give_back(&c).is_empty() && slots.take(&b));
     }

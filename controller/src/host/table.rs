@@ -40,7 +40,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Registering,
         State::Inspecting,
-        "the BMC (in-band: the opted-in session) answers",
+        "the BMC (in-band: the opted-in session) answers, and a place is free",
     ),
     way(
         State::Registering,

@@ -78,6 +78,33 @@ pub struct Job {
     /// What the action `write` writes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write: Option<Write>,
+    /// What the agent is given as soon as it has ended the action `clean` well. An edge that does not know this ends with the cleaning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub then: Option<Then>,
+}
+
+/// A write that follows a cleaning at once, of the same term.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Then {
+    /// Operation id.
+    pub id: String,
+    /// The key of the session that it is decided for; no other is given it.
+    pub session: String,
+    /// What is written.
+    pub write: Write,
+}
+
+impl Job {
+    /// True if `id` names it or what follows it.
+    pub fn is_called(&self, id: &str) -> bool {
+        self.id == id || self.then.as_ref().is_some_and(|then| then.id == id)
+    }
+
+    /// What follows it, once the agent is told to do that: `last` is the job that it took up last.
+    pub fn followed_by(&self, last: &str) -> Option<&Then> {
+        self.then.as_ref().filter(|then| then.id == last)
+    }
 }
 
 fn is_zero(epoch: &i64) -> bool {

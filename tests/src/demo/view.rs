@@ -65,8 +65,12 @@ fn job(server: &Server) -> Option<String> {
         JobAction::Write => "write",
     };
     let status = server.status.as_ref().and_then(|status| status.job.as_ref());
-    let Some(status) = status.filter(|status| status.id == placed.id) else {
+    let Some(status) = status.filter(|status| placed.is_called(&status.id)) else {
         return Some(format!("{action}: ordered"));
+    };
+    let action = match placed.followed_by(&status.id) {
+        Some(_) => "write",
+        None => action,
     };
     Some(text::clean(format!("{action}: {}", status.summary).as_bytes()))
 }

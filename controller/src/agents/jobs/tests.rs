@@ -1,6 +1,6 @@
 use muster_proto::{
     job::{Clean, ImageSource, MachineId, Write},
-    kinds::{ServerSpec, ServerStatus},
+    kinds::{ServerSpec, ServerStatus, Session},
 };
 
 use super::*;
@@ -117,6 +117,7 @@ fn every_action_reaches_the_agent_with_its_term_and_its_details() {
             action,
             clean: Some(clean.clone()),
             write: Some(write.clone()),
+            then: None,
         };
         let command = next_command(&with_job(job, None), "").unwrap();
         assert_eq!((command.epoch, command.action), (7, expected));
@@ -258,4 +259,89 @@ fn only_who_left_as_told_says_farewell() {
     }
     let inspect = told(JobAction::Inspect);
     assert!(!says_farewell(&inspect, &poll("op", Some(Outcome::Done))));
+}
+
+/// A cleaning that a write follows, for the session `key`; `last` is the job that the edge wrote of last.
+fn with_then(key: &str, last: Option<JobStatus>) -> Server {
+    let job = Job {
+        id: "clean".to_owned(),
+        epoch: 7,
+        action: JobAction::Clean,
+        then: Some(Then {
+            id: "write".to_owned(),
+            session: "key".to_owned(),
+            ..Then::default()
+        }),
+        ..Job::default()
+    };
+    let mut server = with_job(job, last);
+    server.status.as_mut().unwrap().session = Some(Session {
+        key: key.to_owned(),
+        ..Session::default()
+    });
+    server
+}
+
+#[test]
+fn what_follows_a_job_is_given_with_the_answer_to_its_good_end_which_is_not_written() {
+    let told = |server: &Server, last, outcome: Option<Outcome>| {
+        let request = poll(last, outcome);
+        let given = command(server, &request).map(|command| (command.id, command.epoch));
+        (given, news(server, &request, false))
+    };
+    let given = |id: &str| Some((id.to_owned(), 7));
+    let server = with_then("key", None);
+    assert_eq!(told(&server, "", None), (given("clean"), None));
+    for _ in 0..2 {
+        assert_eq!(
+            told(&server, "clean", Some(Outcome::Done)),
+            (given("write"), None)
+        );
+    }
+    let (none, failure) = told(&server, "clean", failing("no"));
+    assert!(none.is_none() && failure.unwrap().done);
+    assert_eq!(told(&server, "clean", None), (None, Some(taken_up("clean"))));
+    assert_eq!(told(&server, "write", None), (None, Some(taken_up("write"))));
+    assert_eq!(
+        told(&server, "write", Some(Outcome::Done)),
+        (None, Some(done("write")))
+    );
+    let former = with_then("key", Some(done("former")));
+    assert_eq!(told(&former, "clean", Some(Outcome::Done)).0, given("write"));
+}
+
+#[test]
+fn what_follows_a_job_is_given_to_no_other_session_and_never_again_once_it_has_ended() {
+    let ends = |server: &Server| {
+        let request = poll("clean", Some(Outcome::Done));
+        (command(server, &request), news(server, &request, false))
+    };
+    for last in [None, Some(taken_up("clean"))] {
+        let other = with_then("another", last.clone());
+        assert_eq!(
+            ends(&other),
+            (None, Some(done("clean"))),
+            "the control role goes on"
+        );
+        let mut contested = with_then("key", last);
+        contested.status.as_mut().unwrap().contested = true;
+        assert_eq!(ends(&contested).0, None);
+    }
+    // What an older edge has written ends it: the control role orders the rest by itself.
+    let ended = with_then("key", Some(done("clean")));
+    assert_eq!(
+        (ends(&ended), command(&ended, &poll("", None))),
+        ((None, None), None)
+    );
+    for (key, last, again) in [
+        ("key", taken_up("write"), Some("write")),
+        ("another", taken_up("write"), None),
+        ("key", done("write"), None),
+        ("another", done("write"), None),
+    ] {
+        let server = with_then(key, Some(last));
+        let given = command(&server, &poll("", None)).map(|command| command.id);
+        assert_eq!(given.as_deref(), again, "{key}");
+        assert_eq!(ends(&server).1, None, "what is past is told no more");
+    }
 }

@@ -168,6 +168,46 @@ async fn a_job_that_has_ended_is_not_given_to_the_machines_next_session() {
 }
 
 #[tokio::test]
+async fn a_write_comes_with_the_answer_to_the_cleaning_before_it_whatever_becomes_of_the_edge() {
+    let mut lab = Lab::with(Pace {
+        poll: Duration::from_millis(50),
+        ..pace()
+    })
+    .await;
+    let (mut agent, _) = lab.enrolled(1).await;
+    let write = write_job("op-write", 7);
+    let then = json!({ "id": "op-write", "session": session(&lab).key, "write": write["write"] });
+    let clean = json!({ "disks": [{ "name": "/dev/sda", "serial": "D1", "sizeBytes": 8 }] });
+    order(
+        &lab,
+        &json!({ "id": "op-clean", "epoch": 7, "action": "clean", "clean": clean, "then": then }),
+    );
+    let given = agent.poll("").await.unwrap().command.unwrap();
+    assert_eq!(given.id, "op-clean");
+    let done = |id: &str| PollRequest {
+        last: id.to_owned(),
+        outcome: Some(Outcome::Done),
+        ..PollRequest::default()
+    };
+    writes(&lab);
+    for dies in [false, true] {
+        if dies {
+            lab.crash_and_restart().await;
+            agent.address = lab.address;
+        }
+        let next = agent.poll_with(done("op-clean")).await.unwrap().command.unwrap();
+        assert_eq!((next.id.as_str(), next.epoch), ("op-write", 7));
+        assert!(matches!(next.action, Action::Write(_)));
+    }
+    assert_eq!(writes(&lab), 0, "what follows says that the cleaning is over");
+    let answer = agent.poll_with(done("op-write")).await.unwrap();
+    assert_eq!((answer.command, writes(&lab)), (None, 1));
+    assert_eq!((job(&lab).id.as_str(), job(&lab).done), ("op-write", true));
+    let (agent, _) = lab.enrolled(1).await;
+    assert_eq!(agent.poll("").await.unwrap().command, None, "never again");
+}
+
+#[tokio::test]
 async fn an_outcome_survives_an_edge_that_dies_in_the_middle_of_a_write() {
     let mut lab = Lab::new().await;
     let (mut agent, _) = lab.enrolled(1).await;

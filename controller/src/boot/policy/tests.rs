@@ -2,7 +2,7 @@ use muster_proto::{
     inventory::Inventory,
     kinds::{
         BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, Image, Job, JobStatus,
-        PROTECTED_ANNOTATION, SegmentSpec, ServerSpec, ServerStatus,
+        PROTECTED_ANNOTATION, SegmentSpec, ServerSpec, ServerStatus, Then,
     },
 };
 
@@ -457,6 +457,24 @@ fn a_job_that_destroys_data_waits_in_the_ramdisk_until_it_has_ended() {
             row(Some(&done), Some(&discovered("available"))),
             [Disk, Disk, Disk]
         );
+    }
+}
+
+#[test]
+fn a_cleaning_has_ended_once_the_write_that_follows_it_has() {
+    for done in [false, true] {
+        let mut server = with_job(JobAction::Clean, done);
+        let then = Then {
+            id: "8".to_owned(),
+            ..Then::default()
+        };
+        server.spec.job.as_mut().unwrap().then = Some(then);
+        server.status.as_mut().unwrap().job.as_mut().unwrap().id = "8".to_owned();
+        let expected = match done {
+            true => [Disk, Disk, Disk],
+            false => [Ramdisk, Ramdisk, Ramdisk],
+        };
+        assert_eq!(row(Some(&server), Some(&discovered("available"))), expected);
     }
 }
 

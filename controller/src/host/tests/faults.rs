@@ -23,6 +23,7 @@ enum Happening {
     Bmc(bool),
     Place(bool),
     JobsFail(usize),
+    Edge(bool),
     Crashes,
     Delete,
 }
@@ -63,6 +64,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Bmc),
         1 => any::<bool>().prop_map(Happening::Place),
         1 => (0..3_usize).prop_map(Happening::JobsFail),
+        1 => any::<bool>().prop_map(Happening::Edge),
         1 => Just(Happening::Crashes),
     ]
 }
@@ -89,6 +91,7 @@ fn happen(world: &mut World, happening: &Happening) {
         Happening::Bmc(up) => world.bmc_up = up,
         Happening::Place(slot) => world.slot = slot,
         Happening::JobsFail(count) => world.failing_jobs = count,
+        Happening::Edge(old) => world.old_edge = old,
         // The machine loses its power for a moment.
         Happening::Crashes => {
             if world.machine.on {

@@ -5,9 +5,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use muster_proto::kinds::{AutomatedCleaningMode, IN_BAND_ANNOTATION, OperationMetric, OperationalStatus};
 
 use super::{
-    super::{Effect, State, plan::Task},
+    super::{
+        Effect, State,
+        plan::{PowerOrder, Task},
+    },
     transitions::at,
-    world::{Content, IMAGE, World},
+    world::{Content, Fault, IMAGE, World},
 };
 
 #[test]
@@ -99,6 +102,53 @@ fn a_host_without_a_bmc_is_provisioned_through_its_ramdisk_and_freed_by_hand() {
     assert_eq!(world.machine.disk, Content::Blank);
     world.delete();
     world.until("gone", |world| world.host.is_none());
+}
+
+#[test]
+fn one_order_cleans_and_writes_and_where_the_edge_knows_only_the_first_half_another_one_follows() {
+    for (old_edge, orders) in [(false, 2), (true, 3)] {
+        let mut world = at(State::Available);
+        world.old_edge = old_edge;
+        world.set_image(Some(IMAGE));
+        world.name_user_data();
+        world.reach(State::Provisioned);
+        assert_eq!((world.machine.cleans, world.machine.writes.len()), (1, 1));
+        assert!(world.machine.drive.is_some());
+        // The last one is to leave the ramdisk.
+        assert_eq!(world.machine.orders, orders, "old edge: {old_edge}");
+    }
+}
+
+#[test]
+fn a_machine_that_reboots_in_the_middle_is_written_by_its_next_session_with_what_is_sealed_to_that() {
+    for old_edge in [false, true] {
+        let mut world = at(State::Available);
+        world.old_edge = old_edge;
+        world.set_image(Some(IMAGE));
+        world.name_user_data();
+        let then = |world: &World| {
+            let job = world.server.as_ref().unwrap().spec.job.clone();
+            job.and_then(|job| job.then).map(|then| then.session)
+        };
+        // Without any time in which the agent could do something.
+        let plan_until = |world: &mut World, done: &dyn Fn(&World) -> bool| {
+            for _ in 0..20 {
+                if done(world) {
+                    return;
+                }
+                let plan = world.plan();
+                world.execute(plan, None, Fault::None);
+            }
+            panic!("nothing is ordered: {:?}", world.plan());
+        };
+        plan_until(&mut world, &|world| then(world).is_some());
+        let first = then(&world);
+        world.power(PowerOrder::Reset);
+        world.call_in();
+        plan_until(&mut world, &|world| then(world).is_some() && then(world) != first);
+        world.reach(State::Provisioned);
+        assert_eq!((world.machine.cleans, world.machine.writes.len()), (1, 1));
+    }
 }
 
 #[test]

@@ -62,6 +62,8 @@ pub(super) struct Machine {
     pub(super) drive: Option<Drive>,
     pub(super) writes: Vec<String>,
     pub(super) cleans: usize,
+    /// How many jobs were placed.
+    pub(super) orders: usize,
     pub(super) sessions: u32,
 }
 
@@ -102,6 +104,8 @@ pub(super) struct World {
     pub(super) bmc_up: bool,
     /// Of which machine it says that it is.
     pub(super) says: Identity,
+    /// The edge is of a version that knows nothing of what follows a job.
+    pub(super) old_edge: bool,
     /// The agent fails this many jobs that clean or write.
     pub(super) failing_jobs: usize,
     /// The agent fails this many jobs that write.
@@ -218,10 +222,12 @@ impl World {
                 drive: None,
                 writes: Vec::new(),
                 cleans: 0,
+                orders: 0,
                 sessions: 0,
             },
             bmc_up: true,
             says: Identity::default(),
+            old_edge: false,
             failing_jobs: 0,
             failing_writes: 0,
             failing_ends: 0,

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{super::results::Computer, meter::Requests};
+use super::{
+    super::results::Computer,
+    meter::{Requests, is_lease},
+};
 
 /// One run of the benchmark.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -84,13 +87,13 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// The requests whose resource passes `test`.
+    /// The requests whose resource passes `test`, without those that keep a leader, which there are with or without hosts.
     pub(super) fn requests(&self, test: impl Fn(&str) -> bool) -> u64 {
         let resource = |key: &str| key.split([' ', '/']).nth(1).map(str::to_owned);
         let some = self
             .requests
             .iter()
-            .filter(|(key, _)| resource(key).is_some_and(|resource| test(&resource)));
+            .filter(|(key, _)| !is_lease(key) && resource(key).is_some_and(|resource| test(&resource)));
         some.map(|(_, count)| count).sum()
     }
 }

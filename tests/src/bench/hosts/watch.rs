@@ -185,13 +185,11 @@ impl Inner {
     fn server(&mut self, server: &Server) {
         let Some(host) = &server.spec.host else { return };
         let writes = self.writes.entry(host.name.clone()).or_default();
-        if let Some(job) = server
-            .spec
-            .job
-            .as_ref()
-            .filter(|job| job.action == JobAction::Write)
-        {
-            writes.entry(job.id.clone()).or_default();
+        if let Some(job) = &server.spec.job {
+            let alone = (job.action == JobAction::Write).then_some(&job.id);
+            if let Some(id) = alone.or(job.then.as_ref().map(|then| &then.id)) {
+                writes.entry(id.clone()).or_default();
+            }
         }
         let ended = server.status.as_ref().and_then(|status| status.job.as_ref());
         if let Some(job) = ended.filter(|job| job.done)

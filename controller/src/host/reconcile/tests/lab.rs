@@ -6,7 +6,7 @@ use kube::client::Body;
 use muster_proto::{
     Mac,
     inventory::{Disk, Inventory, Nic},
-    job::ConfigDrive,
+    job::{ConfigDrive, Write},
     kinds::{
         BareMetalHost, BareMetalHostSpec, BmcDetails, HostReference, IN_BAND_ANNOTATION, IN_BAND_SEGMENT,
         Image, JobAction, Segment, SegmentSpec, Server, ServerSpec, Trust,
@@ -462,13 +462,19 @@ impl Machine {
             lab.api.edit("servers", &self.name, &json!({"status": report}));
             return;
         }
-        let Some(server) = known else { return };
-        let Some(job) = server.spec.job.filter(|job| job.id != state.last) else {
+        let Some(server) = &known else { return };
+        let Some(job) = server.spec.job.clone().filter(|job| job.id != state.last) else {
             return;
         };
         state.last.clone_from(&job.id);
+        let last = status.and_then(|status| status.job.as_ref());
+        if last.is_some_and(|last| job.is_called(&last.id) && last.done) {
+            return;
+        }
         assert_eq!(job.epoch, 7);
         state.ends += usize::from(matches!(job.action, JobAction::Reboot | JobAction::PowerOff));
+        let session = status.unwrap().session.clone().unwrap();
+        let mut ended = job.id.clone();
         match job.action {
             JobAction::Inspect => {
                 lab.api
@@ -478,29 +484,33 @@ impl Machine {
                 assert_eq!(job.clean.unwrap().disks[0].serial, "D1");
                 state.cleaned += 1;
                 state.disk = Vec::new();
+                if let Some(then) = job.then.filter(|then| then.session == session.key) {
+                    self.write(&mut state, &then.id, &session.key, then.write);
+                    ended = then.id;
+                }
             }
-            JobAction::Write => {
-                let write = job.write.unwrap();
-                let session = server.status.unwrap().session.unwrap();
-                let bound = Bound {
-                    job: &job.id,
-                    epoch: job.epoch,
-                    session: &session.key,
-                };
-                let opened = self.seal.open(&bound, &write.config_drive.unwrap()).unwrap();
-                let drive: ConfigDrive = serde_json::from_slice(&opened).unwrap();
-                assert_eq!(drive.user_data.unwrap(), CANARY.as_bytes());
-                assert_eq!(drive.meta_data["metal3-name"], self.name);
-                state.disk.push(write.image.url);
-            }
+            JobAction::Write => self.write(&mut state, &job.id, &session.key, job.write.unwrap()),
             JobAction::Reboot => Machine::boot(&mut state),
             JobAction::PowerOff => (state.on, state.calls_in) = (false, None),
         }
         lab.api.edit(
             "servers",
             &self.name,
-            &json!({"status": {"job": {"id": job.id, "done": true}}}),
+            &json!({"status": {"job": {"id": ended, "done": true}}}),
         );
+    }
+
+    fn write(&self, state: &mut State, job: &str, session: &str, write: Write) {
+        let bound = Bound {
+            job,
+            epoch: 7,
+            session,
+        };
+        let opened = self.seal.open(&bound, &write.config_drive.unwrap()).unwrap();
+        let drive: ConfigDrive = serde_json::from_slice(&opened).unwrap();
+        assert_eq!(drive.user_data.unwrap(), CANARY.as_bytes());
+        assert_eq!(drive.meta_data["metal3-name"], self.name);
+        state.disk.push(write.image.url);
     }
 
     fn enter(&self, access: &bmc::Access) -> Result<std::sync::MutexGuard<'_, State>, BmcError> {
