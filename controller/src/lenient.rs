@@ -302,6 +302,10 @@ where
 /// True if the API server's answer was there and could not be read.
 fn is_about_content(error: &watcher::Error) -> bool {
     use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    // kube takes a change that it cannot read for an answer without a code (kube-client 5.0, `request_events`).
+    if matches!(error, WatchFailed(Error::Api(status)) if status.code == 0) {
+        return true;
+    }
     matches!(
         error,
         InitialListFailed(Error::SerdeError(_))

@@ -3,7 +3,8 @@
 
 use muster_proto::{
     identity::Identity,
-    kinds::{BMC_IDENTITY_ANNOTATION, Server},
+    inventory::Inventory,
+    kinds::{BMC_IDENTITY_ANNOTATION, Packed},
 };
 
 use super::draft::Draft;
@@ -14,7 +15,16 @@ use crate::bmc;
 /// One value on which both agree is enough that they are one machine: vendors fill in the others as they like (Dell's `SerialNumber`
 /// is the board's, and its `SKU` what SMBIOS calls the serial number). What one of both does not tell differs from nothing.
 pub(super) fn anothers(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String> {
-    let known = known(draft.seen.server?);
+    if *says == bmc::Identity::default() {
+        return None;
+    }
+    let status = draft.seen.server?.status.as_ref()?;
+    let all = status.identity.normalised();
+    // Nearly always: then nothing has to be unpacked.
+    if agree(says, &all) {
+        return None;
+    }
+    let known = known(all, status.inventory.as_ref().map(Packed::unpack));
     let uuids = (says.uuid.as_deref(), known.system_uuid.as_deref());
     let serials = (says.serial.as_deref(), known.system_serial.as_deref());
     let differ = matches!(uuids, (Some(_), Some(_))) || matches!(serials, (Some(_), Some(_)));
@@ -35,18 +45,14 @@ pub(super) fn anothers(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String
     ))
 }
 
-/// What the machine behind `server` reported, without what vendors leave unfilled.
-fn known(server: &Server) -> Identity {
-    let status = server.status.clone().unwrap_or_default();
-    let mut known = status.identity.normalised();
-    if let Some(inventory) = status.inventory {
-        // The latest report; the other is all that there ever was.
-        let latest = inventory.unpack().identity.normalised();
-        known.system_uuid = latest.system_uuid.or(known.system_uuid);
-        known.system_serial = latest.system_serial.or(known.system_serial);
-        known.board_serial = latest.board_serial.or(known.board_serial);
-        known.macs.extend(latest.macs);
-    }
+/// What the machine reported, all that there ever was and the latest of it, without what vendors leave unfilled.
+fn known(all: Identity, latest: Option<Inventory>) -> Identity {
+    let latest = latest.unwrap_or_default().identity.normalised();
+    let mut known = all;
+    known.system_uuid = latest.system_uuid.or(known.system_uuid);
+    known.system_serial = latest.system_serial.or(known.system_serial);
+    known.board_serial = latest.board_serial.or(known.board_serial);
+    known.macs.extend(latest.macs);
     known
 }
 

@@ -198,10 +198,10 @@ async fn forbidden_at(number: usize, patch: &serde_json::Value) -> Option<(usize
     if asked.len() <= number {
         return None;
     }
-    // The disks are cleaned, then the image is written.
+    // One order cleans the disks and writes the image; another one follows, to leave the ramdisk.
     let jobs = asked.iter().take(number + 1);
     let jobs = jobs.filter(|asked| asked.starts_with("PATCH") && asked.ends_with("/servers/m1"));
-    Some((jobs.count().min(2), lab))
+    Some((jobs.count().min(1), lab))
 }
 
 #[tokio::test(start_paused = true)]
@@ -213,13 +213,13 @@ async fn what_a_person_forbids_while_the_watch_lags_is_not_begun() {
         annotated("baremetalhost.metal3.io/detached", r#"{"force":true}"#),
         json!({"spec": {"externallyProvisioned": true}}),
     ] {
-        let mut after = [0; 3];
+        let mut after = [0; 2];
         for number in 0.. {
             let Some((jobs, lab)) = forbidden_at(number, &patch).await else {
                 break;
             };
             let (disk, cleaned) = lab.machines[0].disk();
-            let expected = [("old", 0), ("", 1), (IMAGE, 1)][jobs];
+            let expected = [("old", 0), (IMAGE, 1)][jobs];
             let found = (disk.first().map_or("", String::as_str), cleaned);
             assert_eq!(found, expected, "{patch} before request {number}");
             after[jobs] += 1;
@@ -241,7 +241,7 @@ async fn an_image_that_is_not_wanted_any_more_is_not_written_though_the_watch_la
             };
             let (disk, _) = lab.machines[0].disk();
             assert!(
-                jobs > 1 || !disk.iter().any(|image| image == IMAGE),
+                jobs > 0 || !disk.iter().any(|image| image == IMAGE),
                 "{patch} before request {number}: {disk:?}"
             );
         }
