@@ -54,6 +54,10 @@ struct Inner {
     /// Changes that the watched copies have not seen.
     unseen: Vec<(Key, Value, bool)>,
     lagging: bool,
+    /// Nothing is made in this namespace any more.
+    terminating: Option<String>,
+    /// Of this kind too.
+    blind: Option<String>,
     watchers: Vec<Watchers>,
     requests: Vec<String>,
     held: Option<(String, Arc<Semaphore>)>,
@@ -71,6 +75,8 @@ struct Intruder {
     plural: String,
     name: String,
     patch: Value,
+    /// From then on the watched copies see nothing of this kind.
+    unseen: bool,
 }
 
 /// Hears of every Secret that came, changed, or (true) went.
@@ -166,6 +172,7 @@ impl FakeApi {
         let machines = Arc::clone(&watchers.machines);
         machines.servers_anew(servers.state().iter().map(AsRef::as_ref));
         machines.hosts_anew(hosts.state().iter().map(AsRef::as_ref));
+        machines.enrolments_anew(enrolments.state().iter().map(AsRef::as_ref));
         inner.watchers.push(watchers);
         World {
             segments,
@@ -174,6 +181,7 @@ impl FakeApi {
             enrolments,
             hardware,
             machines,
+            unreadable: Arc::default(),
         }
     }
 
@@ -216,7 +224,16 @@ impl FakeApi {
             plural,
             name,
             patch,
+            unseen: false,
         });
+    }
+
+    /// The same, and from then on the watched copies see nothing of that kind.
+    pub(crate) fn intrude_unseen(&self, left: usize, plural: &str, name: &str, patch: Value) {
+        self.intrude(left, plural, name, patch);
+        if let Some(intruder) = &mut self.lock().intruder {
+            intruder.unseen = true;
+        }
     }
 
     /// From now on, the API server's clock is so many seconds ahead.
@@ -285,6 +302,23 @@ impl FakeApi {
         inner.remove_or_mark(&key);
     }
 
+    /// Somebody deletes this namespace: nothing is made there any more, and what is there is deleted, these kinds first.
+    pub(crate) fn terminate(&self, namespace: &str, first: &[&str]) {
+        let mut inner = self.lock();
+        inner.terminating = Some(namespace.to_owned());
+        let all: Vec<Key> = inner
+            .objects
+            .keys()
+            .filter(|key| key.1 == namespace)
+            .cloned()
+            .collect();
+        let is_first = |key: &&Key| first.contains(&&*key.0);
+        let (first, rest): (Vec<&Key>, Vec<&Key>) = all.iter().partition(is_first);
+        for key in first.into_iter().chain(rest) {
+            inner.remove_or_mark(key);
+        }
+    }
+
     pub(crate) fn all<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
         let inner = self.lock();
         inner
@@ -350,9 +384,14 @@ impl Inner {
             Some(intruder) if intruder.left > 0 => intruder.left -= 1,
             Some(_) => {
                 if let Some(Intruder {
-                    plural, name, patch, ..
+                    plural,
+                    name,
+                    patch,
+                    unseen,
+                    ..
                 }) = self.intruder.take()
                 {
+                    self.blind = unseen.then(|| plural.clone());
                     let _ = self.edit(&plural, &name, &patch);
                 }
             }
@@ -436,6 +475,7 @@ impl Inner {
                     json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items }),
                 )
             }
+            ("POST", None) if self.terminating.as_deref() == Some(namespace) => failure(403, "Forbidden"),
             ("POST", None) => {
                 let mut object = sent.unwrap();
                 let key = key(name_of(&object));
@@ -475,6 +515,15 @@ impl Inner {
             "PATCH" => {
                 let before = object.clone();
                 merge(&mut object, &sent.unwrap());
+                let finalizers = |object: &Value| object["metadata"]["finalizers"].as_array().cloned();
+                let had = finalizers(&before).unwrap_or_default();
+                let mut has = finalizers(&object).unwrap_or_default().into_iter();
+                if before["metadata"]["deletionTimestamp"].is_string() && has.any(|one| !had.contains(&one)) {
+                    return failure(
+                        422,
+                        "no new finalizers can be added if the object is being deleted",
+                    );
+                }
                 // The status is written through its subresource only, and nothing else is.
                 let (kept, written) = if status {
                     (&before, &object)
@@ -541,7 +590,11 @@ impl Inner {
                 watcher::Event::Apply(read(object))
             }
         }
-        for (key, object, deleted) in std::mem::take(&mut self.unseen) {
+        let hidden = |(key, _, _): &(Key, Value, bool)| self.blind.as_ref() == Some(&key.0);
+        let (hidden, shown) = std::mem::take(&mut self.unseen).into_iter().partition(hidden);
+        self.unseen = hidden;
+        let shown: Vec<(Key, Value, bool)> = shown;
+        for (key, object, deleted) in shown {
             for watchers in &mut self.watchers {
                 match key.0.as_str() {
                     "segments" => watchers.segments.apply_watcher_event(&event(&object, deleted)),
@@ -554,7 +607,10 @@ impl Inner {
                         watchers.machines.host(&read(&object), deleted);
                     }
                     "hardwaredata" => watchers.hardware.apply_watcher_event(&event(&object, deleted)),
-                    "enrolments" => watchers.enrolments.apply_watcher_event(&event(&object, deleted)),
+                    "enrolments" => {
+                        watchers.enrolments.apply_watcher_event(&event(&object, deleted));
+                        watchers.machines.enrolment(&read(&object), deleted);
+                    }
                     _ => {}
                 }
             }

@@ -11,7 +11,7 @@ use std::{
 use muster_proto::{
     Mac,
     identity::Identity,
-    kinds::{BareMetalHost, Server},
+    kinds::{BareMetalHost, Enrolment, Server},
 };
 
 use crate::{
@@ -60,6 +60,8 @@ struct Inner {
     servers: Multi<Signal, Path>,
     /// Hosts by each NIC that means them: the declared one, and those that an inspection found.
     hosts: Multi<Mac, Path>,
+    /// Enrolments by the name of their Server.
+    enrolments: Multi<String, Path>,
 }
 
 impl Machines {
@@ -83,6 +85,13 @@ impl Machines {
         self.lock().hosts.set(&Path::of(host), macs);
     }
 
+    /// The watched copy has `enrolment` as it is now, or no more.
+    pub fn enrolment(&self, enrolment: &Enrolment, gone: bool) {
+        let server = (!gone).then(|| enrolment.spec.server.clone());
+        let path = Path::of(enrolment);
+        self.lock().enrolments.set(&path, server.into_iter().collect());
+    }
+
     /// The watched copy has these Servers and no others.
     pub fn servers_anew<'a>(&self, servers: impl Iterator<Item = &'a Server>) {
         self.lock().servers = Multi::default();
@@ -95,6 +104,12 @@ impl Machines {
         hosts.for_each(|host| self.host(host, false));
     }
 
+    /// The watched copy has these Enrolments and no others.
+    pub fn enrolments_anew<'a>(&self, enrolments: impl Iterator<Item = &'a Enrolment>) {
+        self.lock().enrolments = Multi::default();
+        enrolments.for_each(|enrolment| self.enrolment(enrolment, false));
+    }
+
     /// The Servers that show one of `signals`.
     pub fn servers_with(&self, signals: &[Signal]) -> BTreeSet<Path> {
         let inner = self.lock();
@@ -102,9 +117,19 @@ impl Machines {
         found.cloned().collect()
     }
 
+    /// How many Servers show `signal`, those at `except` not counted.
+    pub fn number_with(&self, signal: &Signal, except: &BTreeSet<Path>) -> usize {
+        self.lock().servers.number(signal, except.iter())
+    }
+
     /// The hosts that have `mac`, declared or found.
     pub fn hosts_with(&self, mac: Mac) -> Vec<Path> {
         self.lock().hosts.with(&mac).cloned().collect()
+    }
+
+    /// The Enrolments of the Server with this name.
+    pub fn enrolments_of(&self, server: &str) -> Vec<Path> {
+        self.lock().enrolments.with(&server.to_owned()).cloned().collect()
     }
 }
 
@@ -138,7 +163,9 @@ fn signals(server: &Server) -> Vec<Signal> {
 
 #[cfg(test)]
 mod tests {
-    use muster_proto::kinds::{BareMetalHostSpec, HostReference, ServerSpec, ServerStatus, Session};
+    use muster_proto::kinds::{
+        BareMetalHostSpec, EnrolmentSpec, HostReference, ServerSpec, ServerStatus, Session,
+    };
 
     use super::*;
 
@@ -195,6 +222,10 @@ mod tests {
                 "{signal:?}"
             );
         }
+        let here = Signal::Segment(text("a/b"));
+        let path = Path::of(&one);
+        assert_eq!(machines.number_with(&here, &BTreeSet::new()), 1);
+        assert_eq!(machines.number_with(&here, &[path].into()), 0);
         let shared: Vec<Signal> = Signal::of(&identity).collect();
         assert_eq!((shared.len(), names(&machines, &shared).len()), (5, 1));
         machines.server(&server("mac-1-2", Identity::default()), false);
@@ -226,6 +257,26 @@ mod tests {
         one.spec.host = None;
         machines.server(&one, false);
         assert!(names(&machines, &[at("node")]).is_empty());
+    }
+
+    #[test]
+    fn enrolments_are_found_by_their_server() {
+        let machines = Machines::default();
+        let enrolment = |name: &str, server: &str| {
+            let spec = EnrolmentSpec {
+                server: server.to_owned(),
+                ..EnrolmentSpec::default()
+            };
+            Enrolment::new(name, spec)
+        };
+        let (one, two) = (enrolment("e1", "a"), enrolment("e2", "a"));
+        machines.enrolments_anew([&one, &enrolment("e3", "b")].into_iter());
+        machines.enrolment(&two, false);
+        assert_eq!(machines.enrolments_of("a").len(), 2);
+        machines.enrolment(&one, true);
+        assert_eq!(machines.enrolments_of("a"), [Path::of(&two)]);
+        assert_eq!(machines.enrolments_of("b").len(), 1);
+        assert!(machines.enrolments_of("c").is_empty());
     }
 
     #[test]

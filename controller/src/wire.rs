@@ -23,7 +23,7 @@ use crate::{
     bmc,
     boot::tftp,
     events::Dropped,
-    lease,
+    lease, lenient,
     metrics::{self, Registry},
     world::{Change, Scope, World},
 };
@@ -146,6 +146,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let (complete, ready) = watch::channel(false);
     let mut registry = metrics::registry();
     let dropped = Dropped::register(&mut registry);
+    lenient::register(&mut registry, Arc::clone(&world.unreadable));
     let mut tasks = JoinSet::new();
     let changes = driver.changes();
     spawn(&mut tasks, "the watch of the cluster", driver.run());

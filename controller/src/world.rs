@@ -24,6 +24,7 @@ use crate::{
     boot::policy::{Verdict, verdict, verdict_by_uuid},
     discovery::host::{declared_mac, made_for},
     host::State,
+    lenient::{self, Treat, Unreadable},
     machines::{Machines, Signal},
 };
 
@@ -42,6 +43,8 @@ pub struct World {
     pub hardware: Store<HardwareData>,
     /// By what Servers and hosts are found.
     pub machines: Arc<Machines>,
+    /// What of them cannot be read.
+    pub unreadable: Arc<Unreadable>,
 }
 
 /// Which namespaces are watched.
@@ -125,28 +128,43 @@ impl World {
     pub fn start(client: &Client, scope: &Scope) -> (World, Driver) {
         let ours = || scope.namespace.as_str();
         let machines = Arc::<Machines>::default();
+        let unreadable = Arc::<Unreadable>::default();
         let segments = Api::namespaced(client.clone(), ours());
+        let segments = lenient::events(segments, Treat::Absent, Arc::clone(&unreadable));
         let (segments, segment_changes) = watch(segments, Change::Segment, |_, _| {});
         let of = Arc::clone(&machines);
         let servers = Api::namespaced(client.clone(), ours());
+        let servers = lenient::events(servers, Treat::Mark(lenient::mark), Arc::clone(&unreadable));
         let (servers, server_changes) = watch(servers, Change::Server, move |store, shown| match shown {
             Shown::One(server, gone) => of.server(server, gone),
             Shown::All => of.servers_anew(store.state().iter().map(AsRef::as_ref)),
         });
         let of = Arc::clone(&machines);
         let hosts = scope.hosts_api(client);
+        let hosts = lenient::events(hosts, Treat::Mark(lenient::pause), Arc::clone(&unreadable));
         let (hosts, host_changes) = watch(hosts, Change::Host, move |store, shown| match shown {
             Shown::One(host, gone) => of.host(host, gone),
             Shown::All => of.hosts_anew(store.state().iter().map(AsRef::as_ref)),
         });
         // Nobody decides anew because a token was spent.
+        let of = Arc::clone(&machines);
         let enrolments = Api::namespaced(client.clone(), ours());
-        let (enrolments, spent) = watch(enrolments, |_| Change::All, |_, _| {});
+        let enrolments = lenient::events(enrolments, Treat::Absent, Arc::clone(&unreadable));
+        let (enrolments, spent) = watch(
+            enrolments,
+            |_| Change::All,
+            move |store, shown| match shown {
+                Shown::One(enrolment, gone) => of.enrolment(enrolment, gone),
+                Shown::All => of.enrolments_anew(store.state().iter().map(AsRef::as_ref)),
+            },
+        );
         let spent = spent.filter(|_| std::future::ready(false)).boxed();
         let mut streams = vec![segment_changes, server_changes, host_changes, spent];
         let hardware = if scope.control {
             let told = |data: Arc<HardwareData>| Change::Hardware(ObjectRef::from_obj(&data));
-            let (hardware, changes) = watch(scope.hosts_api(client), told, |_, _| {});
+            let hardware = scope.hosts_api(client);
+            let hardware = lenient::events(hardware, Treat::Mark(|_| {}), Arc::clone(&unreadable));
+            let (hardware, changes) = watch(hardware, told, |_, _| {});
             streams.push(changes);
             hardware
         } else {
@@ -159,6 +177,7 @@ impl World {
             enrolments,
             hardware,
             machines,
+            unreadable,
         };
         let driver = Driver {
             changes: broadcast::channel(CHANGES).0,
@@ -283,7 +302,7 @@ enum Shown<'a, K> {
 
 /// The copy of one kind, and what changes in it. `show` is told first, at once when the copy has changed.
 fn watch<K>(
-    api: Api<K>,
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
     change: impl Fn(Arc<K>) -> Change + Send + Sync + 'static,
     show: impl Fn(&Store<K>, Shown<'_, K>) + Send + Sync + 'static,
 ) -> (Store<K>, Changes)
@@ -292,12 +311,10 @@ where
 {
     let writer = Writer::<K>::default();
     let store = writer.as_reader();
-    let events = watcher(api, watcher::Config::default())
-        .default_backoff()
-        .modify(|object| {
-            // Who wrote which field is half of an object, and nobody here reads it.
-            object.managed_fields_mut().clear();
-        });
+    let events = events.modify(|object| {
+        // Who wrote which field is half of an object, and nobody here reads it.
+        object.managed_fields_mut().clear();
+    });
     let copy = store.clone();
     let changes = reflector::reflector(writer, events).filter_map(move |event| {
         std::future::ready(match event {
@@ -344,6 +361,7 @@ mod tests {
             enrolments: enrolments.as_reader(),
             hardware: super::empty(),
             machines: Arc::default(),
+            unreadable: Arc::default(),
         };
         (world, segments, servers, hosts, enrolments)
     }

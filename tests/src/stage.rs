@@ -317,14 +317,14 @@ pub fn server_name(mac: Mac) -> String {
 
 /// The memory in a host's hardware, in MiB.
 pub fn memory_mib(host: &BareMetalHost) -> Option<i64> {
-    host.status.as_ref()?.hardware.as_ref()?.ram_mebibytes
+    host.status.as_ref()?.hardware.as_ref()?.unpack().ram_mebibytes
 }
 
 /// The MAC addresses in a host's hardware.
 pub fn macs(host: &BareMetalHost) -> Vec<Mac> {
     let hardware = host.status.as_ref().and_then(|status| status.hardware.as_ref());
     let nics = hardware
-        .map(|hardware| hardware.nics.as_slice())
+        .map(|hardware| hardware.unpack().nics)
         .unwrap_or_default();
     nics.iter()
         .filter_map(|nic| nic.mac.as_ref()?.parse().ok())

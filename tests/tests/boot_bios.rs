@@ -47,9 +47,9 @@ async fn lit(purpose: &str, unknown: UnknownPolicy) -> Stage {
         .expect("a controller that serves")
 }
 
-fn hardware(host: &muster_proto::kinds::BareMetalHost) -> &HardwareDetails {
+fn hardware(host: &muster_proto::kinds::BareMetalHost) -> HardwareDetails {
     let status = host.status.as_ref().expect("a status");
-    status.hardware.as_ref().expect("hardware")
+    status.hardware.as_ref().expect("hardware").unpack()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,7 +127,8 @@ async fn machine_that_boots_again_updates_its_object() {
     let changed = |host: &_| hardware(host).ram_mebibytes == Some(384);
     let second = stage.host(mac(2), SOON, changed).await.unwrap();
     assert_eq!(second.uid(), first.uid());
-    let serials: Vec<_> = hardware(&second)
+    let second = hardware(&second);
+    let serials: Vec<_> = second
         .storage
         .iter()
         .filter_map(|disk| disk.serial_number.as_deref())

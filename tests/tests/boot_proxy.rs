@@ -70,7 +70,8 @@ async fn appears(purpose: &str, spec: MachineSpec) -> Result<()> {
     let hardware = host
         .status
         .and_then(|status| status.hardware)
-        .context("hardware")?;
+        .context("hardware")?
+        .unpack();
     let address = hardware.nics[0].ip.clone().context("an address")?;
     let acknowledged =
         |line: &str| line.contains("DHCPACK") && line.contains(address.trim_end_matches("/24"));

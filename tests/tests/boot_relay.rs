@@ -81,7 +81,7 @@ async fn machine_behind_a_relay_appears() {
         .host(mac(1), SOON, |_| true)
         .await
         .unwrap_or_else(|error| panic!("{error:#}\n{}", machine.console().last(20).join("\n")));
-    let hardware = host.status.unwrap().hardware.unwrap();
+    let hardware = host.status.unwrap().hardware.unwrap().unpack();
     assert!(hardware.nics[0].ip.as_ref().unwrap().starts_with("10.80.0.1"));
     let servers = stage.servers().await.unwrap();
     let (_, server) = servers.first_key_value().unwrap();

@@ -51,7 +51,8 @@ fn assert_complete(host: &BareMetalHost, number: u8) {
         .status
         .as_ref()
         .and_then(|status| status.hardware.as_ref())
-        .expect("hardware");
+        .expect("hardware")
+        .unpack();
     let found = macs(host);
     assert!(
         found.contains(&mac(number, 0)) && found.contains(&mac(number, 1)),

@@ -17,8 +17,8 @@ use kube::{
 use muster_proto::{
     Mac,
     kinds::{
-        BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, OperationalStatus, Profile, SegmentSpec,
-        Trust, UnknownPolicy,
+        BareMetalHost, BareMetalHostSpec, BmcDetails, ErrorType, HardwareData, OperationalStatus, Profile,
+        SegmentSpec, Trust, UnknownPolicy,
     },
 };
 use muster_tests::{
@@ -444,6 +444,44 @@ async fn a_discovered_host_gets_a_bmc_and_the_ramdisk_that_runs_serves_for_all_o
     assert_eq!(rig.worked(), ["clean", "write", "clean"]);
     rig.delete().await.unwrap();
     assert_eq!(rig.service.power(SYSTEM), PowerState::Off);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bmc_of_another_machine_is_refused_by_name_and_that_machine_stays_as_it_is() {
+    let mut rig = Rig::with("another", UnknownPolicy::Hold, |_| {}).await.unwrap();
+    rig.service.add("2");
+    rig.service.went_on(SYSTEM);
+    let is_found = |host: &BareMetalHost| {
+        let status = host.status.as_ref();
+        status.is_some_and(|status| status.provisioning.state == "unmanaged" && status.hardware.is_some())
+    };
+    let found = rig.stage.host(rig.mac, SOON, is_found).await.unwrap();
+    rig.name = found.name_any();
+    rig.secret(PASSWORD).await.unwrap();
+    let mistaken = BmcDetails {
+        address: rig.service.address("redfish", Some("2")),
+        ..rig.bmc()
+    };
+    rig.patch(json!({"spec": {"bmc": mistaken, "online": false}}))
+        .await
+        .unwrap();
+    let hardware = rig.server.lock().expect("no test panics with it").hardware();
+    let uuid = hardware.inventory.system.uuid;
+    let is_refused =
+        |host: &BareMetalHost| error(host).contains(&uuid) && error(host).contains("another machine");
+    let host = rig.host("refused", is_refused).await.unwrap();
+    let kind = host.status.and_then(|status| status.error_type);
+    assert_eq!(kind, Some(ErrorType::Registration));
+    for request in rig.service.seen() {
+        let reads = request.method == "GET" || request.path.contains("/Sessions");
+        assert!(reads, "{request:#?}");
+    }
+    rig.patch(json!({"spec": {"bmc": rig.bmc()}})).await.unwrap();
+    rig.reaches("available").await.unwrap();
+    let is_off = |host: &BareMetalHost| host.status.as_ref().is_some_and(|status| !status.powered_on);
+    rig.host("off", is_off).await.unwrap();
+    assert_eq!(rig.service.power(SYSTEM), PowerState::Off);
+    rig.delete().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -160,6 +160,10 @@ impl Site {
             ..bmc::Options::default()
         };
         let (service, mut events) = Service::on(listener.context("listen as a BMC")?, options)?;
+        for (system, server) in &servers {
+            let server = server.lock().expect("no test panics with it");
+            service.identify(system, &server.hardware().inventory.system.uuid);
+        }
         let site = Site {
             stage,
             recorded,

@@ -90,7 +90,7 @@ impl Caller {
 }
 
 /// The session of `server`, if `certificate` is its certificate and nobody contests it.
-fn owner<'a>(certificate: &ClientCertificate, server: &'a Server) -> Option<&'a Session> {
+pub(super) fn owner<'a>(certificate: &ClientCertificate, server: &'a Server) -> Option<&'a Session> {
     let status = server.status.as_ref().filter(|status| !status.contested)?;
     status
         .session

@@ -326,23 +326,13 @@ impl Edge {
         let name = &reserved.name;
         if reserved.new {
             let key = &applicant.claims.segment;
-            let here =
-                |server: &&Arc<Server>| session_of(server).is_some_and(|session| session.segment == *key);
             // In this order: an enrolment that ends in between is then counted with the Servers, and never with neither.
             let pending = self.pending();
-            let servers = self.store.servers_with(&[Signal::Segment(key.clone())]);
-            let made = servers.iter().filter(here).count();
-            let known = |name: &String| {
-                servers
-                    .iter()
-                    .any(|server| server.metadata.name.as_ref() == Some(name) && here(&server))
-            };
             // The machine itself is among those that are under way.
-            let coming = pending
-                .iter()
-                .filter(|(name, one)| one.segment == *key && !known(name))
-                .count();
-            if made + coming > usize::try_from(segment.spec.quota).unwrap_or(usize::MAX) {
+            let coming = pending.iter().filter(|(_, one)| one.segment == *key);
+            let coming: BTreeSet<&str> = coming.map(|(name, _)| name.as_str()).collect();
+            let all = self.store.number_on(key, &coming);
+            if all > usize::try_from(segment.spec.quota).unwrap_or(usize::MAX) {
                 let message = format!("Segment {key} has its quota of {} Servers", segment.spec.quota);
                 self.tell(
                     segment.object_ref(&()),

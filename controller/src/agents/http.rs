@@ -1,24 +1,23 @@
 //! The agents' port: TCP, TLS, HTTP/1.1, with bounds on how many, how long and how much.
 
 use std::{
-    convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     ca::ClientCertificate,
+    calls,
     counts::{Counted, Counts},
     edge::{Edge, Peer},
     routes,
@@ -33,11 +32,9 @@ const MAX_OF_ADDRESS: usize = 128;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the head of a request may take, and how long a connection may be idle.
-const HEAD: Duration = Duration::from_secs(30);
+pub(super) const HEAD: Duration = Duration::from_secs(30);
 /// How long a connection without a certificate may last in all: an enrolment with its retries.
 const STRANGER: Duration = Duration::from_secs(180);
-/// The largest head of a request, in bytes.
-const MAX_HEAD: usize = 16 << 10;
 /// How long unacknowledged data may stay on the way before a connection is given up.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -121,10 +118,7 @@ pub(super) async fn serve(
     }
     // Polls answer at once now; nobody waits long for the rest.
     let drained = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(Duration::from_secs(5), drained)
-        .await
-        .is_err()
-    {
+    if timeout(Duration::from_secs(5), drained).await.is_err() {
         tracing::info!("connections that are still open are cut");
     }
 }
@@ -140,7 +134,7 @@ enum ConnectionError {
     #[error("too many connections of agents, or of this one")]
     Full,
     #[error("speak HTTP")]
-    Http(#[source] hyper::Error),
+    Http(#[source] std::io::Error),
 }
 
 async fn connection(
@@ -162,10 +156,10 @@ async fn connection(
     socket
         .set_tcp_keepalive(&keepalive)
         .map_err(ConnectionError::Socket)?;
-    let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))
-        .await
-        .map_err(|_| ConnectionError::Slow)?
-        .map_err(ConnectionError::Handshake)?;
+    // On the heap: this task lives as long as its agent, and would have room for the handshake and all else that moves through it.
+    let accepted = Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))).await;
+    let accepted = accepted.map_err(|_| ConnectionError::Slow)?;
+    let stream = Box::new(accepted.map_err(ConnectionError::Handshake)?);
     let leaf = stream
         .get_ref()
         .1
@@ -185,40 +179,23 @@ async fn connection(
         address: peer.ip().to_canonical(),
         certificate,
     };
-    let mut ending = edge.ending.clone();
-    let service = service_fn(move |request| {
+    let over = {
+        let mut ending = edge.ending.clone();
+        async move {
+            // The sender lives as long as the process.
+            let ending = async { drop(ending.wait_for(|ending| *ending).await) };
+            match known {
+                true => ending.await,
+                false => drop(timeout(STRANGER, ending).await),
+            }
+        }
+    };
+    let answer = |request| {
         let (edge, peer) = (Arc::clone(&edge), peer.clone());
         // On the heap: a call is large while it waits, an idle connection is not.
-        let answer = Box::pin(routes::answer(edge, peer, request));
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let http = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(http);
-    let stranger = async {
-        if known {
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(STRANGER).await;
+        Box::pin(routes::answer(edge, peer, request))
     };
-    tokio::pin!(stranger);
-    let mut graceful = false;
-    let result = loop {
-        tokio::select! {
-            done = http.as_mut() => break done.map_err(ConnectionError::Http),
-            () = stranger.as_mut(), if !graceful => {
-                graceful = true;
-                http.as_mut().graceful_shutdown();
-            }
-            _ = ending.wait_for(|ending| *ending), if !graceful => {
-                graceful = true;
-                http.as_mut().graceful_shutdown();
-            }
-        }
-    };
+    let result = calls::serve(stream, answer, over).await;
     drop(seat);
-    result
+    result.map_err(ConnectionError::Http)
 }

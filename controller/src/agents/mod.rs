@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! keys, ca, tls, token    secrets and what is made of them
-//! http, body, counts,      the port: bounds on how many, how long, how much;
-//!   problem               how a refusal looks
+//! http, calls, body,      the port: bounds on how many, how long, how much;
+//!   counts, problem       how a refusal looks
 //! routes                  the calls
 //!   enrol, spend          a token and a key become a session
 //!   identity, inventory   which machine is this? what of its report is stored? (pure)
@@ -21,6 +21,7 @@
 
 mod body;
 pub mod ca;
+mod calls;
 mod clock;
 mod counts;
 mod edge;
@@ -48,7 +49,10 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
 use muster_proto::kinds::SessionState;
-use tokio::sync::watch;
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    watch,
+};
 
 use self::{counts::Counts, edge::Edge, enrol::session_of, sessions::Sessions, store::Store};
 pub use self::{
@@ -61,11 +65,9 @@ use crate::{
     bind::{self, Addresses},
     boot::log::Refusals,
     events::Events,
-    world::World,
+    world::{Change, World},
 };
 
-/// How often held polls are compared with what the watched Servers say now, at most.
-const COMPARE: Duration = Duration::from_millis(100);
 /// How often it is looked who is gone.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -78,6 +80,8 @@ pub struct Config {
     pub namespace: String,
     /// The watched copies.
     pub world: World,
+    /// Changes of `world`.
+    pub changes: broadcast::Receiver<Change>,
     /// Tells people.
     pub events: Events,
     /// As [`keys::watch`] gives them.
@@ -105,6 +109,7 @@ pub enum AgentsError {
 pub struct Server {
     edge: Arc<Edge>,
     tls: watch::Receiver<Arc<rustls::ServerConfig>>,
+    changes: broadcast::Receiver<Change>,
     end: watch::Sender<bool>,
     max_agents: usize,
 }
@@ -136,6 +141,7 @@ impl Server {
         Ok(Server {
             edge,
             tls,
+            changes: config.changes,
             end,
             max_agents: config.max_agents,
         })
@@ -153,6 +159,7 @@ impl Server {
         let Server {
             edge,
             tls,
+            changes,
             end,
             max_agents,
         } = self;
@@ -178,7 +185,7 @@ impl Server {
             };
             tokio::join!(
                 bind::on_each("agents", addresses, serve),
-                wake(Arc::clone(&edge)),
+                wake(Arc::clone(&edge), changes),
                 reap(Arc::clone(&edge))
             );
         };
@@ -207,20 +214,28 @@ fn adopt(edge: &Edge) {
     }
 }
 
-/// Wakes held polls when their Server changes. The watched copies tell nobody what changed, so it is compared: a look-up in memory
-/// for each held poll, and never for more than a twentieth of the time.
-async fn wake(edge: Arc<Edge>) {
+/// Wakes held polls when their Server changes: each when its own does, all where it is not known whose did.
+async fn wake(edge: Arc<Edge>, mut changes: broadcast::Receiver<Change>) {
     let mut ending = edge.ending.clone();
-    let mut pause = COMPARE;
+    let view = |name: &str| sessions::View::of(edge.store.server(name).as_deref());
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+        let change = tokio::select! {
+            change = changes.recv() => change,
             _ = ending.wait_for(|ending| *ending) => return,
+        };
+        match change {
+            Ok(Change::Server(server)) => {
+                edge.sessions
+                    .compare(server.metadata.name.as_deref().unwrap_or_default(), view);
+            }
+            Ok(Change::All) | Err(RecvError::Lagged(_)) => edge.sessions.compare_all(view),
+            Ok(Change::Segment(_) | Change::Host(_) | Change::Hardware(_)) => {}
+            // Nothing changes any more: the process ends.
+            Err(RecvError::Closed) => {
+                let _ = ending.wait_for(|ending| *ending).await;
+                return;
+            }
         }
-        let began = std::time::Instant::now();
-        edge.sessions
-            .compare(|name| sessions::View::of(edge.store.server(name).as_deref()));
-        pause = COMPARE.max(began.elapsed() * 20);
     }
 }
 

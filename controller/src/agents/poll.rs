@@ -1,7 +1,5 @@
 //! A poll: what it tells is written, what the agent is to do is answered, and while there is nothing it is held.
 
-use std::sync::Arc;
-
 use muster_proto::{
     kinds::{Server, Session, SessionState},
     session::{PollRequest, PollResponse, Problem},
@@ -9,7 +7,7 @@ use muster_proto::{
 
 use super::{
     clock,
-    edge::{Caller, Edge, Peer, unavailable},
+    edge::{Caller, Edge, Peer, owner, unavailable},
     enrol::session_of,
     jobs,
     progress::Due,
@@ -21,11 +19,11 @@ use super::{
 pub(super) async fn answer(
     edge: &Edge,
     peer: &Peer,
-    mut caller: Caller,
+    caller: Caller,
     request: &PollRequest,
 ) -> Result<PollResponse, Problem> {
     let held = edge.sessions.hold(caller.name(), &caller.certificate.fingerprint);
-    if let Err(problem) = acknowledge(edge, &caller, request, peer).await {
+    if let Err(problem) = Box::pin(acknowledge(edge, &caller, request, peer)).await {
         // It hears of it, and is here.
         held.answered();
         return Err(problem);
@@ -39,6 +37,9 @@ pub(super) async fn answer(
     let deadline = tokio::time::Instant::now() + patience;
     let mut ending = edge.ending.clone();
     let leaves = jobs::says_farewell(&caller.server, request);
+    // Nobody keeps an old copy of the Server while the poll is held.
+    let Caller { certificate, server } = caller;
+    drop(server);
     let command = loop {
         let woken = held.wake.notified();
         tokio::pin!(woken);
@@ -46,18 +47,17 @@ pub(super) async fn answer(
         woken.as_mut().enable();
         let server = edge
             .store
-            .server(caller.name())
-            .filter(|server| caller.owns(server));
+            .server(&certificate.server)
+            .filter(|server| owner(&certificate, server).is_some());
         let server = match server {
             Some(server) => server,
-            None => {
-                caller = edge.authenticate(peer).await?;
-                Arc::clone(&caller.server)
-            }
+            None => Box::pin(edge.authenticate(peer)).await?.server,
         };
         held.sees(View::of(Some(&server)));
-        if let Some(command) = jobs::command(&server, request) {
-            break Some(command);
+        let command = jobs::command(&server, request);
+        drop(server);
+        if command.is_some() {
+            break command;
         }
         // Who tells an outcome need not wait for news: it may be about to reboot.
         if request.outcome.is_some() {
@@ -98,9 +98,11 @@ async fn acknowledge(
         }
     }
     let shown = edge.store.server(caller.name());
-    let due = edge
-        .progress
-        .due(caller.name(), request, shown.as_deref().unwrap_or(&caller.server));
+    let shown = shown.as_deref().unwrap_or(&caller.server);
+    let due = edge.progress.due(caller.name(), request, shown);
+    if caller.owns(shown) && says_nothing_new(shown, request, due, &address) {
+        return Ok(());
+    }
     let change = |server: &Server| {
         if !caller.owns(server) {
             return None;
@@ -136,6 +138,14 @@ async fn acknowledge(
             Ok(())
         }
     }
+}
+
+/// True if the poll tells only what stands in `server` already, as nearly all of them do.
+fn says_nothing_new(server: &Server, request: &PollRequest, due: Due, address: &str) -> bool {
+    let is_shown = |session: &Session| session.state == SessionState::Connected && session.address == address;
+    session_of(server).is_some_and(is_shown)
+        && !jobs::says_farewell(server, request)
+        && jobs::news(server, request, due == Due::Now).is_none()
 }
 
 fn connect(session: &mut Session, address: &str, now: &str) {

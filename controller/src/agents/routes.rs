@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Instant};
 
-use hyper::{Method, Request, StatusCode, body::Incoming};
+use hyper::{Method, Request, StatusCode};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{Server, ServerStatus},
+    kinds::{Packed, Server, ServerStatus},
     session::{
         EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, PollRequest, PollResponse,
         Problem, ProblemKind, RenewRequest,
@@ -16,7 +16,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use super::{
-    body, ca, clock,
+    body, ca,
+    calls::Content,
+    clock,
     edge::{Caller, Edge, Peer, unavailable},
     identity::{self, Settled, Word},
     inventory,
@@ -45,9 +47,10 @@ static INVENTORIES: Semaphore = Semaphore::const_new(8);
 static ARRIVING: Semaphore = Semaphore::const_new(64 << 20);
 
 /// Answers one request of `peer`.
-pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Incoming>) -> Answer {
+pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Content>) -> Answer {
     let began = Instant::now();
     let path = request.uri().path().to_owned();
+    // Of thousands of polls that are held, none is to be as large as what seldom comes.
     let (call, result) = match path.as_str() {
         _ if !is_call(&path) => return missing(StatusCode::NOT_FOUND, "there is no such call"),
         _ if request.method() != Method::POST => {
@@ -55,20 +58,28 @@ pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Incomin
         }
         "/v1/enrol" => (
             "enrol",
-            enrol(&edge, &peer, request).await.map(|done| json(&done)),
+            Box::pin(enrol(&edge, &peer, request))
+                .await
+                .map(|done| json(&done)),
         ),
         "/v1/renew" => (
             "renew",
-            renew(&edge, &peer, request).await.map(|done| json(&done)),
+            Box::pin(renew(&edge, &peer, request))
+                .await
+                .map(|done| json(&done)),
         ),
         "/v1/inventory" => (
             "inventory",
-            report(&edge, &peer, request).await.map(|done| json(&done)),
+            Box::pin(report(&edge, &peer, request))
+                .await
+                .map(|done| json(&done)),
         ),
         "/v1/poll" => ("poll", turn(&edge, &peer, request).await.map(|done| json(&done))),
         _ => (
             "log",
-            log(&edge, &peer, request).await.map(|()| Answer::default()),
+            Box::pin(log(&edge, &peer, request))
+                .await
+                .map(|()| Answer::default()),
         ),
     };
     if call != "poll" {
@@ -92,7 +103,7 @@ fn missing(status: StatusCode, message: &str) -> Answer {
 }
 
 /// The body of `request` as JSON, at most `max` bytes of it.
-async fn read<T: DeserializeOwned>(request: Request<Incoming>, max: usize) -> Result<T, Problem> {
+async fn read<T: DeserializeOwned>(request: Request<Content>, max: usize) -> Result<T, Problem> {
     understand(&body::read(request.into_body(), max, None).await?)
 }
 
@@ -101,13 +112,13 @@ fn understand<T: DeserializeOwned>(arrived: &body::Arrived<'_>) -> Result<T, Pro
         .map_err(|error| problem(ProblemKind::Malformed, text::clean(error.to_string().as_bytes())))
 }
 
-async fn enrol(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<EnrolResponse, Problem> {
+async fn enrol(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<EnrolResponse, Problem> {
     let request: EnrolRequest = read(request, MAX_ENROL).await?;
     edge.enrol(request, peer.address).await
 }
 
 /// A further certificate for the key of this session: the session is the key, another key is another enrolment.
-async fn renew(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<EnrolResponse, Problem> {
+async fn renew(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<EnrolResponse, Problem> {
     let caller = edge.authenticate(peer).await?;
     let request: RenewRequest = read(request, MAX_SMALL).await?;
     let key = ca::Request::parse(&request.csr)
@@ -138,7 +149,7 @@ async fn renew(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<E
     })
 }
 
-async fn report(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<InventoryResponse, Problem> {
+async fn report(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<InventoryResponse, Problem> {
     let stored = async {
         let caller = edge.authenticate(peer).await?;
         let Some(_turn) = edge.reporting.take(caller.name().to_owned()) else {
@@ -218,9 +229,9 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
     let known = status
         .inventory
         .as_ref()
-        .is_some_and(|known| inventory::same_machine_state(known, reported));
+        .is_some_and(|known| inventory::same_machine_state(&known.unpack(), reported));
     if !known || status.inventory_trust != trust {
-        status.inventory = Some(reported.clone());
+        status.inventory = Some(Packed::new(reported));
         status.inventoried = Some(now.to_owned());
         status.inventory_trust = trust;
     }
@@ -232,13 +243,13 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
     status
 }
 
-async fn turn(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<PollResponse, Problem> {
-    let caller = edge.authenticate(peer).await?;
-    let request: PollRequest = read(request, MAX_SMALL).await?;
+async fn turn(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<PollResponse, Problem> {
+    let caller = Box::pin(edge.authenticate(peer)).await?;
+    let request: PollRequest = Box::pin(read(request, MAX_SMALL)).await?;
     poll::answer(edge, peer, caller, &request).await
 }
 
-async fn log(edge: &Edge, peer: &Peer, request: Request<Incoming>) -> Result<(), Problem> {
+async fn log(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<(), Problem> {
     let caller = edge.authenticate(peer).await?;
     let request: LogRequest = understand(&body::read(request.into_body(), MAX_LOG, Some(&ARRIVING)).await?)?;
     let more = request.lines.len().saturating_sub(MAX_LINES);

@@ -140,8 +140,16 @@ impl Sessions {
         }
     }
 
-    /// Wakes the polls of those whose Server looks different from what they saw.
-    pub(super) fn compare(&self, look: impl Fn(&str) -> View) {
+    /// Wakes the polls of `server` if that looks different from what they saw.
+    pub(super) fn compare(&self, server: &str, look: impl Fn(&str) -> View) {
+        let holds = |session: &Live| session.held > 0;
+        if self.lock().get(server).is_some_and(holds) {
+            self.show(server, look(server));
+        }
+    }
+
+    /// The same for all that are held.
+    pub(super) fn compare_all(&self, look: impl Fn(&str) -> View) {
         let held: Vec<String> = self
             .lock()
             .iter()
@@ -149,13 +157,16 @@ impl Sessions {
             .map(|(name, _)| name.clone())
             .collect();
         for name in held {
-            let view = look(&name);
-            if let Some(session) = self.lock().get_mut(&name)
-                && session.view != view
-            {
-                session.view = view;
-                session.wake.notify_waiters();
-            }
+            self.show(&name, look(&name));
+        }
+    }
+
+    fn show(&self, server: &str, view: View) {
+        if let Some(session) = self.lock().get_mut(server)
+            && session.view != view
+        {
+            session.view = view;
+            session.wake.notify_waiters();
         }
     }
 
@@ -308,12 +319,20 @@ mod tests {
         let woken = held.wake.notified();
         tokio::pin!(woken);
         woken.as_mut().enable();
-        sessions.compare(|_| view.clone());
-        assert!(futures::poll!(woken.as_mut()).is_pending());
-        sessions.compare(|_| View {
+        let other = |_: &str| View {
             job: "2".into(),
             ..View::default()
-        });
+        };
+        sessions.compare("a", |_| view.clone());
+        sessions.compare("b", other);
+        sessions.compare_all(|_| view.clone());
+        assert!(futures::poll!(woken.as_mut()).is_pending());
+        sessions.compare("a", other);
+        assert!(futures::poll!(woken.as_mut()).is_ready());
+        let woken = held.wake.notified();
+        tokio::pin!(woken);
+        woken.as_mut().enable();
+        sessions.compare_all(|_| view.clone());
         assert!(futures::poll!(woken.as_mut()).is_ready());
     }
 }

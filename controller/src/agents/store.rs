@@ -5,7 +5,7 @@
 //! computed again; nothing changed is no request.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -16,9 +16,9 @@ use kube::{
     runtime::reflector::ObjectRef,
 };
 use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::{machines::Signal, patch::difference, world::World};
+use crate::{host::index::Path, machines::Signal, patch::difference, world::World};
 
 /// Who wrote, in `managedFields`.
 pub(super) const MANAGER: &str = "muster-edge";
@@ -128,6 +128,33 @@ impl Store {
         all
     }
 
+    /// How many Servers have their latest session on the Segment `segment`, as far as known without a request, those that are called
+    /// as one of `coming` counted in any case.
+    pub(super) fn number_on(&self, segment: &str, coming: &BTreeSet<&str>) -> usize {
+        let own = recent(&self.own_servers);
+        let is_here = |name: &&String| {
+            let watched = self.world.servers.get(&self.at(name).to_ref());
+            let newest = newer(watched, own.get(*name).cloned());
+            !coming.contains(name.as_str()) && newest.is_some_and(|server| is_on(&server, segment))
+        };
+        let ours = own.keys().filter(is_here).count();
+        let counted: BTreeSet<Path> = own
+            .keys()
+            .map(|name| self.at(name))
+            .chain(coming.iter().map(|name| self.at(name)))
+            .collect();
+        let signal = Signal::Segment(segment.to_owned());
+        coming.len() + ours + self.world.machines.number_with(&signal, &counted)
+    }
+
+    /// Where the Server called `name` is.
+    fn at(&self, name: &str) -> Path {
+        Path {
+            namespace: self.namespace.clone(),
+            name: name.to_owned(),
+        }
+    }
+
     /// All Servers, as far as known without a request.
     pub(super) fn servers(&self) -> Vec<Arc<Server>> {
         let mut own = recent(&self.own_servers);
@@ -175,7 +202,7 @@ impl Store {
         for _ in 0..ATTEMPTS {
             let before = server.status.clone().unwrap_or_default();
             let after = change(&server).ok_or(StoreError::CalledOff)?;
-            let Some(difference) = difference(&json!(before), &json!(after)) else {
+            let Some(difference) = changed(before, after) else {
                 return Ok(Updated {
                     server,
                     written: false,
@@ -216,10 +243,10 @@ impl Store {
     /// All Enrolments of the Server `server`, as far as known without a request.
     pub(super) fn enrolments_of(&self, server: &str) -> Vec<Arc<Enrolment>> {
         let mut own = recent(&self.own_enrolments);
-        let mut found = self
-            .world
-            .enrolments
-            .state_filter(|enrolment| enrolment.spec.server == server);
+        let watched = self.world.machines.enrolments_of(server).into_iter();
+        let mut found: Vec<_> = watched
+            .filter_map(|path| self.world.enrolments.get(&path.to_ref()))
+            .collect();
         for enrolment in &found {
             own.remove(enrolment.metadata.name.as_deref().unwrap_or_default());
         }
@@ -308,6 +335,14 @@ impl Store {
     }
 }
 
+/// The merge patch that makes `after` of `before`; none if they are equal. An inventory that stays is not unpacked for that.
+fn changed(mut before: ServerStatus, mut after: ServerStatus) -> Option<Value> {
+    if before.inventory == after.inventory {
+        (before.inventory, after.inventory) = (None, None);
+    }
+    (before != after).then(|| difference(&json!(before), &json!(after)))?
+}
+
 fn post() -> PostParams {
     PostParams {
         field_manager: Some(MANAGER.to_owned()),
@@ -333,6 +368,12 @@ fn recent<K>(own: &Own<K>) -> HashMap<String, Arc<K>> {
     young
         .map(|(name, (object, _))| (name.clone(), Arc::clone(object)))
         .collect()
+}
+
+/// True if the latest session of `server` is on the Segment `segment`.
+fn is_on(server: &Server, segment: &str) -> bool {
+    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
+    session.is_some_and(|session| session.segment == segment)
 }
 
 /// Adds `object`, unless something newer is there.

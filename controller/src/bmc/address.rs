@@ -404,7 +404,7 @@ fn query_of(text: &str) -> Vec<(String, String)> {
 }
 
 /// Without its escapes; what is none stays as it is.
-fn decoded(text: &str) -> String {
+pub(crate) fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

@@ -100,6 +100,8 @@ pub struct Identity {
     pub uuid: Option<String>,
     /// The system's serial number.
     pub serial: Option<String>,
+    /// Its `SKU`, where some vendors keep what SMBIOS calls the serial number.
+    pub sku: Option<String>,
     /// Its maker.
     pub manufacturer: Option<String>,
     /// Its model.

@@ -127,7 +127,7 @@ impl Executor {
         let mut data = HardwareData::new(
             &host.name,
             HardwareDataSpec {
-                hardware: Some(hardware),
+                hardware: Some(hardware.into()),
             },
         );
         data.metadata.namespace = Some(host.namespace.clone());

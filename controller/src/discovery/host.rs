@@ -16,7 +16,7 @@ use muster_proto::{
     kinds::{
         ARCH_LABEL, AutomatedCleaningMode, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec,
         BareMetalHostStatus, HardwareDetails, HostReference, IN_BAND_ANNOTATION, INSPECT_ANNOTATION,
-        OperationHistory, OperationMetric, OperationalStatus, PAUSED_ANNOTATION, ProvisionStatus,
+        OperationHistory, OperationMetric, OperationalStatus, PAUSED_ANNOTATION, Packed, ProvisionStatus,
         SEGMENT_LABEL, SERVER_ANNOTATION, Trust, VENDOR_LABEL,
     },
     text,
@@ -75,12 +75,11 @@ pub fn declared_mac(host: &BareMetalHost) -> Option<Mac> {
 
 /// The MAC addresses that mean `host`: the declared one, and those of inspected NICs.
 pub fn macs(host: &BareMetalHost) -> impl Iterator<Item = Mac> {
-    let inspected = host
-        .status
-        .iter()
-        .filter_map(|status| status.hardware.as_ref())
-        .flat_map(|hardware| &hardware.nics)
-        .filter_map(|nic| nic.mac.as_deref()?.parse().ok());
+    let hardware = host.status.as_ref().and_then(|status| status.hardware.as_ref());
+    let nics = hardware
+        .map(|hardware| hardware.unpack().nics)
+        .unwrap_or_default();
+    let inspected = nics.into_iter().filter_map(|nic| nic.mac?.parse().ok());
     declared_mac(host).into_iter().chain(inspected)
 }
 
@@ -90,12 +89,12 @@ pub fn has_any_mac(host: &BareMetalHost, wanted: &BTreeSet<Mac>) -> bool {
 }
 
 /// The vendor and the serial number that an inspection of `host` found, if they say something.
-pub fn serial(host: &BareMetalHost) -> Option<(String, &str)> {
-    let vendor = host.status.as_ref()?.hardware.as_ref()?.system_vendor.as_ref()?;
+pub fn serial(host: &BareMetalHost) -> Option<(String, String)> {
+    let vendor = host.status.as_ref()?.hardware.as_ref()?.unpack().system_vendor?;
     let serial = text::usable(vendor.serial_number.as_deref()?)?;
     Some((
         name::vendor(vendor.manufacturer.as_deref().unwrap_or_default()),
-        serial,
+        serial.to_owned(),
     ))
 }
 
@@ -290,7 +289,7 @@ pub fn status(
         error_count: 0,
         error_message: String::new(),
         error_type: None,
-        hardware: Some(hardware.clone()),
+        hardware: Some(Packed::new(hardware)),
         operational_status: OperationalStatus::Discovered,
         powered_on: true,
         provisioning: ProvisionStatus {

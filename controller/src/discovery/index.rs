@@ -178,7 +178,7 @@ fn of_server(server: &Server) -> Vec<Key> {
 fn of_host(host: &BareMetalHost) -> Vec<Key> {
     let macs = host::macs(host).map(Key::Mac);
     let name = host.metadata.name.clone().map(Key::Name);
-    let serial = host::serial(host).map(|(vendor, serial)| Key::Serial(vendor, serial.to_owned()));
+    let serial = host::serial(host).map(|(vendor, serial)| Key::Serial(vendor, serial));
     let made_for = host::made_for(host).map(|name| Key::Server(name.to_owned()));
     macs.chain(name).chain(serial).chain(made_for).collect()
 }

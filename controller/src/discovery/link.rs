@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use jiff::Timestamp;
 use muster_proto::{
     Mac,
+    inventory::Inventory,
     kinds::{BareMetalHost, HostReference, Server},
     text,
 };
@@ -34,33 +35,21 @@ pub(super) enum Link<'a> {
     Nobody,
 }
 
+/// What the machine behind `server` reported.
+pub(super) fn inventory(server: &Server) -> Option<Inventory> {
+    Some(server.status.as_ref()?.inventory.as_ref()?.unpack())
+}
+
 /// The unicast MAC addresses by which the machine behind `server` was ever seen.
-pub(super) fn macs(server: &Server) -> BTreeSet<Mac> {
-    let Some(status) = &server.status else {
-        return BTreeSet::new();
-    };
-    let inventory = status.inventory.as_ref();
+fn macs(server: &Server, inventory: Option<&Inventory>) -> BTreeSet<Mac> {
+    let known = server.status.iter().flat_map(|status| &status.identity.macs);
     let nics = inventory
         .iter()
         .flat_map(|inventory| &inventory.nics)
         .filter_map(|nic| nic.mac);
-    let known = inventory
-        .iter()
-        .flat_map(|inventory| &inventory.identity.macs)
-        .copied();
-    let all = status.identity.macs.iter().copied().chain(nics).chain(known);
+    let reported = inventory.iter().flat_map(|inventory| &inventory.identity.macs);
+    let all = known.chain(reported).copied().chain(nics);
     all.filter(|mac| mac.is_unicast()).collect()
-}
-
-/// The names that a host of the machine behind `server` may have, best first; none before its first inventory.
-pub(super) fn names(server: &Server) -> Vec<String> {
-    let inventory = server
-        .status
-        .as_ref()
-        .and_then(|status| status.inventory.as_ref());
-    inventory.map_or_else(Vec::new, |inventory| {
-        name::candidates(inventory, server_name(server))
-    })
 }
 
 /// True if `host` can matter to a decision about `server`; the others need not be shown to it.
@@ -72,6 +61,7 @@ pub fn concerns(server: &Server, host: &BareMetalHost) -> bool {
 #[derive(Debug)]
 pub(super) struct Signals {
     pub(super) macs: BTreeSet<Mac>,
+    /// The names that a host of the machine may have, best first; none before its first inventory.
     pub(super) names: Vec<String>,
     pub(super) serial: Option<(String, String)>,
 }
@@ -79,10 +69,13 @@ pub(super) struct Signals {
 impl Signals {
     /// The signals of the machine behind `server`.
     pub(super) fn of(server: &Server) -> Signals {
+        let inventory = inventory(server);
         Signals {
-            macs: macs(server),
-            names: names(server),
-            serial: serial(server),
+            macs: macs(server, inventory.as_ref()),
+            names: inventory.as_ref().map_or_else(Vec::new, |inventory| {
+                name::candidates(inventory, server_name(server))
+            }),
+            serial: inventory.as_ref().and_then(serial),
         }
     }
 
@@ -101,12 +94,12 @@ impl Signals {
 
     fn same_serial(&self, host: &BareMetalHost) -> bool {
         matches!((&self.serial, host::serial(host)),
-            (Some((vendor, serial)), Some((other_vendor, other))) if *vendor == other_vendor && serial == other)
+            (Some(ours), Some(theirs)) if *ours == theirs)
     }
 }
 
-fn serial(server: &Server) -> Option<(String, String)> {
-    let system = &server.status.as_ref()?.inventory.as_ref()?.system;
+fn serial(inventory: &Inventory) -> Option<(String, String)> {
+    let system = &inventory.system;
     let serial = text::clean(system.serial.as_bytes());
     Some((
         name::vendor(&system.manufacturer),
@@ -176,7 +169,7 @@ fn is_unowned(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
 /// Unowned hosts that declare one of this machine's MAC addresses. A host that Muster made for a Server since removed is known
 /// again by any NIC: the declared one may have been replaced while both were there.
 pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
-    let macs = macs(seen.server);
+    let macs = macs(seen.server, inventory(seen.server).as_ref());
     let all = seen.hosts.iter().map(AsRef::as_ref);
     // One that is being deleted has its machine cleaned and switched off before it goes.
     all.filter(|host| !host::is_leaving(host) || host::is_held(host))
@@ -195,7 +188,10 @@ pub(super) fn rivals<'a>(seen: &Seen<'a>, host: &BareMetalHost) -> Vec<&'a Serve
         .iter()
         .map(AsRef::as_ref)
         .filter(|other| server_name(other) != server_name(seen.server))
-        .filter(|other| points_at(other, host) || declared.is_some_and(|mac| macs(other).contains(&mac)))
+        .filter(|other| {
+            points_at(other, host)
+                || declared.is_some_and(|mac| macs(other, inventory(other).as_ref()).contains(&mac))
+        })
         .collect()
 }
 
@@ -216,7 +212,8 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
             if at.uid == uid {
                 return Link::Right(host);
             }
-            let declares = host::declared_mac(host).is_some_and(|mac| macs(seen.server).contains(&mac));
+            let declares = host::declared_mac(host)
+                .is_some_and(|mac| macs(seen.server, inventory(seen.server).as_ref()).contains(&mac));
             if owner == Some(us) || at.uid.is_empty() || declares {
                 return Link::Change(
                     host,

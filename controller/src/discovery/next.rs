@@ -18,7 +18,7 @@ use muster_proto::{
     inventory::Inventory,
     kinds::{
         APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDetails, HostReference,
-        INSPECT_ANNOTATION, Segment, Server, ServerSpec, ServerStatus, Trust, UnknownPolicy,
+        INSPECT_ANNOTATION, Packed, Segment, Server, ServerSpec, ServerStatus, Trust, UnknownPolicy,
     },
     text,
 };
@@ -28,6 +28,7 @@ use super::{
     host::{self, Inspected},
     jobs,
     link::{self, Link},
+    name,
     notices::{
         about_server, clashes, event, failed_order, told_of_hardware, unapplied, unseen_host, unwatched,
         warning,
@@ -194,10 +195,6 @@ fn status<'a>(seen: &Seen<'a>) -> Option<&'a ServerStatus> {
     seen.server.status.as_ref()
 }
 
-fn inventory<'a>(seen: &Seen<'a>) -> Option<&'a Inventory> {
-    status(seen)?.inventory.as_ref()
-}
-
 fn trust(seen: &Seen<'_>) -> Trust {
     status(seen)
         .and_then(|status| status.inventory_trust)
@@ -220,7 +217,7 @@ fn gone(seen: &Seen<'_>, at: HostReference) -> Plan {
 
 /// A machine that no host stands for.
 fn create(seen: &Seen<'_>) -> Plan {
-    let Some(inventory) = inventory(seen) else {
+    let Some(inventory) = link::inventory(seen.server) else {
         return Plan::rest("it has sent no inventory yet");
     };
     if status(seen).is_some_and(|status| status.contested) {
@@ -253,7 +250,8 @@ fn create(seen: &Seen<'_>) -> Plan {
             host.metadata.name.as_ref() == Some(name) && host.metadata.namespace.as_deref() == Some(namespace)
         })
     };
-    let Some(name) = link::names(seen.server).into_iter().find(|name| !taken(name)) else {
+    let mut names = name::candidates(&inventory, server_name(seen.server)).into_iter();
+    let Some(name) = names.find(|name| !taken(name)) else {
         let message =
             format!("no host is made: every name that fits this machine is taken in namespace {namespace}");
         let mut plan = Plan::rest("every name is taken");
@@ -267,7 +265,7 @@ fn create(seen: &Seen<'_>) -> Plan {
         server_name(seen.server),
         trust(seen),
         segment_name,
-        inventory,
+        &inventory,
     );
     Plan {
         effects: vec![Effect::CreateHost(Box::new(host))],
@@ -383,7 +381,7 @@ fn doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], why: &str) -> Plan {
                 warning(about_server(rival), "HostClaimedTwice", message)
             }));
     }
-    if inventory(seen).is_some() {
+    if status(seen).is_some_and(|status| status.inventory.is_some()) {
         plan.effects.extend(job(seen, None, true).0);
     }
     plan
@@ -420,11 +418,11 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     if folded {
         return plan;
     }
-    let Some(inventory) = inventory(seen) else {
+    let Some(inventory) = link::inventory(seen.server) else {
         plan.why = "it has sent no inventory yet".to_owned();
         return plan;
     };
-    let hardware = hardware::details(inventory);
+    let hardware = hardware::details(&inventory);
     if let Some(refused) = refusal(seen, host) {
         // Until its own inspection has ended, the operator looks at reports itself.
         if !host::is_managed(host) || host::is_inspected(host) {
@@ -437,7 +435,7 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         );
         return plan;
     }
-    update(seen, host, inventory, &hardware, &mut plan);
+    update(seen, host, &inventory, &hardware, &mut plan);
     plan
 }
 
@@ -484,6 +482,7 @@ fn update(
 ) {
     let at = host::reference(host);
     let had = host.status.as_ref().and_then(|status| status.hardware.as_ref());
+    let had = had.map(Packed::unpack);
     let (patch, inspected) = job(seen, Some(host), false);
     if !has_data(seen, &at, hardware) {
         plan.effects.push(Effect::ApplyHardwareData {
@@ -499,7 +498,7 @@ fn update(
             status: Box::new(status),
         });
         plan.effects
-            .extend(told_of_hardware(host, had, hardware).map(Effect::Event));
+            .extend(told_of_hardware(host, had.as_ref(), hardware).map(Effect::Event));
     }
     let segment = segment_name(seen.server).map_or("", |(_, name)| name);
     let labels = host::missing(host::labels(inventory, segment), host.metadata.labels.as_ref());
@@ -560,7 +559,7 @@ fn has_data(seen: &Seen<'_>, at: &HostReference, hardware: &HardwareDetails) -> 
                 .iter()
                 .flatten()
                 .any(|owner| owner.uid == at.uid)
-            && data.spec.hardware.as_ref() == Some(hardware)
+            && data.spec.hardware.as_ref() == Some(&Packed::new(hardware))
     })
 }
 

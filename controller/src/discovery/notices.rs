@@ -106,7 +106,7 @@ pub(super) fn unapplied(
     let shown = host.status.as_ref().and_then(|status| status.hardware.as_ref());
     let differs = shown.map_or_else(
         || vec!["hardware that it does not show".to_owned()],
-        |shown| hardware::changes(shown, hardware),
+        |shown| hardware::changes(&shown.unpack(), hardware),
     );
     (!differs.is_empty()).then(|| {
         let us = server_name(seen.server);

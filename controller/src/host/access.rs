@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::SecretReference;
 use muster_proto::kinds::{
     CredentialsStatus, ErrorType, IN_BAND_ANNOTATION, IN_BAND_SEGMENT, Segment, Session, Trust,
@@ -15,6 +15,7 @@ use super::{
     observed::{Access, Failure, FailureClass, Probed, SecretState},
     owner::has_bmc,
     plan::{Effect, Hold},
+    whose,
 };
 use crate::bmc::Address;
 
@@ -87,7 +88,19 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
             draft.why("asks the BMC");
             Reach::No
         }
-        Some(Probed { result: Ok(()), .. }) => {
+        Some(Probed {
+            result: Ok(()),
+            at,
+            identity,
+            ..
+        }) => {
+            if let Some(why) = whose::anothers(draft, identity) {
+                let message = format!("BMC {}: {why}", shown(&access.address));
+                draft.refuse(ErrorType::Registration, message);
+                // It may be another one tomorrow, of which nobody tells us.
+                ask_again(draft, *at, access, ASK_AGAIN);
+                return Reach::No;
+            }
             good_credentials(draft, &name);
             forget(draft);
             Reach::Bmc
@@ -250,7 +263,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
             let minutes = ASK_LATER.as_mins();
             let message = format!("{message}; it took them before, so it is asked again every {minutes} min");
             draft.refuse(ErrorType::Registration, message);
-            ask_again(draft, failure, access, ASK_LATER);
+            ask_again(draft, failure.at, access, ASK_LATER);
             Reach::No
         }
         FailureClass::Credentials => {
@@ -264,7 +277,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
         FailureClass::Certificate | FailureClass::System => {
             draft.refuse(ErrorType::Registration, message);
             // It may be mended at the BMC, of which nobody tells us.
-            ask_again(draft, failure, access, ASK_AGAIN);
+            ask_again(draft, failure.at, access, ASK_AGAIN);
             Reach::No
         }
         _ if draft.state == State::Registering => {
@@ -285,7 +298,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
         _ => {
             forget(draft);
             draft.powerless = Some(message);
-            ask_again(draft, failure, access, ASK_AGAIN);
+            ask_again(draft, failure.at, access, ASK_AGAIN);
             Reach::Silent(failure.clone())
         }
     }
@@ -309,8 +322,8 @@ pub(super) fn shown(address: &str) -> String {
     }
 }
 
-fn ask_again(draft: &mut Draft<'_>, failure: &Failure, access: Access, pause: SignedDuration) {
-    let due = failure.at.checked_add(pause).unwrap_or(draft.now);
+fn ask_again(draft: &mut Draft<'_>, asked: Timestamp, access: Access, pause: SignedDuration) {
+    let due = asked.checked_add(pause).unwrap_or(draft.now);
     if draft.now >= due {
         draft.effect(Effect::Probe(access));
     }

@@ -180,12 +180,19 @@ pub(super) async fn call(
                 Err(fault) => Err(fault),
             };
             let at = clock();
-            let (result, power) = match answer {
-                Ok(probe) => (Ok(()), Some(reading(&probe.power, at))),
-                Err(fault) => (Err(failed(fault, at)), None),
+            let (result, power, mut identity) = match answer {
+                Ok(probe) => (Ok(()), Some(reading(&probe.power, at)), probe.identity),
+                Err(fault) => (Err(failed(fault, at)), None, bmc::Identity::default()),
             };
-            let access = wanted.clone();
-            Ok(News::Probed(Probed { access, at, result }, power))
+            // Tells no machine from another.
+            (identity.manufacturer, identity.model) = (None, None);
+            let probed = Probed {
+                access: wanted.clone(),
+                at,
+                result,
+                identity,
+            };
+            Ok(News::Probed(probed, power))
         }
         Effect::BootNetworkOnce { operation, mode } => {
             let boot = Boot {

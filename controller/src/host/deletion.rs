@@ -108,7 +108,7 @@ fn in_band(draft: &mut Draft<'_>) {
             jobs::place(draft, server, &id, Task::PowerOff);
             draft.wait_for(
                 power::GOING_OFF,
-                "waits for the ramdisk to switch the machine off",
+                "waits for the ramdisk to switch the machine off; next: the host is let go",
             );
         }
         Job::Pending if draft.waited(power::GOING_OFF, ramdisk::BOOT_DEADLINE) => draft.fail(
@@ -118,7 +118,7 @@ fn in_band(draft: &mut Draft<'_>) {
         Job::Pending => {
             draft.wait_for(
                 power::GOING_OFF,
-                "waits for the ramdisk to switch the machine off",
+                "waits for the ramdisk to switch the machine off; next: the host is let go",
             );
             draft.again(std::time::Duration::from_secs(300));
         }
@@ -142,6 +142,10 @@ pub(super) fn let_go(draft: &mut Draft<'_>) {
         draft.effect(Effect::ReleaseHardware);
         busy = true;
     }
+    if !draft.seen.released && was_anothers(draft) {
+        draft.effect(Effect::ReleaseLeftovers);
+        busy = true;
+    }
     if draft.seen.bmc != Bmc::default() {
         draft.effect(Effect::ForgetBmc);
         busy = true;
@@ -154,4 +158,10 @@ pub(super) fn let_go(draft: &mut Draft<'_>) {
     }
     draft.metadata.finalizer = Some(false);
     draft.why("nothing is held for the host any more");
+}
+
+/// True if another operator registered the host, or an object of before did: hosts that are registered here have their own UID there.
+fn was_anothers(draft: &Draft<'_>) -> bool {
+    let id = draft.old.provisioning.id.as_str();
+    !id.is_empty() && id != draft.uid()
 }

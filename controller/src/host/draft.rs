@@ -402,7 +402,7 @@ impl<'a> Draft<'a> {
 }
 
 /// `message`, fit to be stored: specs, BMCs and agents may say anything.
-fn bounded(message: &str) -> String {
+pub(super) fn bounded(message: &str) -> String {
     text::clean_to(message.as_bytes(), WORDS)
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client, Resource,
-    api::{Patch, PatchParams, PostParams},
+    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
 };
 use muster_proto::{
     Chain,
@@ -27,7 +27,7 @@ use super::{
     index::Path,
     memory::Memory,
     observe::Sight,
-    plan::{Effect, FINALIZER, HARDWARE_FINALIZER, Metadata, Order, Task, WriteTask},
+    plan::{Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, Order, Task, WriteTask},
     vault::Vault,
     wake,
 };
@@ -75,6 +75,7 @@ pub fn name(effect: &Effect) -> &'static str {
         Effect::RemoveJob { .. } => "remove_job",
         Effect::WriteHardware(_) => "write_hardware",
         Effect::ReleaseHardware => "release_hardware",
+        Effect::ReleaseLeftovers => "release_leftovers",
         Effect::HoldSecret { .. } => "hold_secret",
         Effect::ReleaseSecret { .. } => "release_secret",
         Effect::ForgetBmc => "forget_bmc",
@@ -153,6 +154,29 @@ impl Executor {
         Ok(written)
     }
 
+    /// Makes sure that `host`, which was seen, is how the API server has it: a watch lags, and what a person forbade a moment ago must
+    /// count. A write of this round, after which it is `now`, has proved that already; else it is one request.
+    async fn confirm(&self, host: &BareMetalHost, now: &BareMetalHost) -> Result<(), ExecuteError> {
+        let (seen, now) = (&host.metadata.resource_version, &now.metadata.resource_version);
+        if seen != now {
+            return Ok(());
+        }
+        let (step, path) = ("read host", Path::of(host));
+        let stored = self
+            .api::<BareMetalHost>(&path.namespace)
+            .get(&path.name)
+            .await
+            .map_err(failed(step, &path.to_string()))?;
+        if stored.metadata.uid == host.metadata.uid && stored.metadata.resource_version == *seen {
+            return Ok(());
+        }
+        self.memory.wrote_host(Arc::new(stored));
+        Err(ExecuteError::Behind {
+            step,
+            subject: path.to_string(),
+        })
+    }
+
     /// Carries out one effect that calls no BMC. `sight` is what the plan was made for, `host` how the host is after the plan's own
     /// writes.
     pub async fn act(&self, host: &BareMetalHost, sight: &Sight, effect: Effect) -> Result<(), ExecuteError> {
@@ -161,6 +185,7 @@ impl Executor {
             Effect::RemoveJob { id } => self.remove_job(host, sight, &id).await,
             Effect::WriteHardware(hardware) => self.write_hardware(host, sight, *hardware).await,
             Effect::ReleaseHardware => self.release_hardware(host, sight).await,
+            Effect::ReleaseLeftovers => self.release_leftovers(host).await,
             Effect::HoldSecret { name, hold } => self.vault.hold(host, &name, hold).await,
             Effect::ReleaseSecret { name } => self.vault.release(host, &name).await,
             Effect::Wake { macs } => {
@@ -244,6 +269,9 @@ impl Executor {
                 job.action = JobAction::Write;
                 job.write = Some(self.write(host, server, (&order.id, order.epoch), task).await?);
             }
+        }
+        if order.destroys() {
+            self.confirm(&sight.host, host).await?;
         }
         self.set_job(PLACE, host, server, Some(job)).await
     }
@@ -334,7 +362,7 @@ impl Executor {
         let written = match sight.hardware() {
             None => {
                 let spec = HardwareDataSpec {
-                    hardware: Some(hardware),
+                    hardware: Some(hardware.into()),
                 };
                 let mut data = HardwareData::new(&path.name, spec);
                 data.metadata.namespace = Some(path.namespace.clone());
@@ -387,6 +415,54 @@ impl Executor {
             .await
             .map_err(failed("release HardwareData", &path.to_string()))?;
         self.memory.wrote_hardware(host, released);
+        Ok(())
+    }
+
+    async fn release_leftovers(&self, host: &BareMetalHost) -> Result<(), ExecuteError> {
+        let path = Path::of(host);
+        for (kind, plural, finalizers) in LEFTOVERS {
+            let group = BareMetalHost::group(&()).into_owned();
+            let version = BareMetalHost::version(&()).into_owned();
+            let resource = ApiResource {
+                api_version: format!("{group}/{version}"),
+                group,
+                version,
+                kind: kind.to_owned(),
+                plural: plural.to_owned(),
+            };
+            let api: Api<DynamicObject> =
+                Api::namespaced_with(self.client.clone(), &path.namespace, &resource);
+            let object = match api.get(&path.name).await {
+                Ok(object) => object,
+                // Upstream's kind need not be installed, and the rights to it are not worth a host that does not go.
+                Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
+                    tracing::debug!(host = %path, %kind, why = %status.message, "nothing to let go");
+                    continue;
+                }
+                Err(error) => {
+                    return Err(failed("read what another operator left", &path.to_string())(
+                        error,
+                    ));
+                }
+            };
+            let mut owners = object.metadata.owner_references.iter().flatten();
+            let all = || object.metadata.finalizers.iter().flatten();
+            let kept: Vec<&String> = all()
+                .filter(|name| !finalizers.contains(&name.as_str()))
+                .collect();
+            let ours = owners.any(|owner| Some(&owner.uid) == host.metadata.uid.as_ref());
+            if !ours || kept.len() == all().count() {
+                continue;
+            }
+            let mut metadata =
+                json!({"uid": object.metadata.uid, "resourceVersion": object.metadata.resource_version});
+            metadata["finalizers"] = json!(kept);
+            let patch = json!({"metadata": metadata});
+            api.patch(&path.name, &params(), &Patch::Merge(&patch))
+                .await
+                .map_err(failed("release what another operator left", &path.to_string()))?;
+        }
+        self.memory.released(host);
         Ok(())
     }
 }

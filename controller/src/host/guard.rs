@@ -1,13 +1,16 @@
 //! Leave to destroy data. Only this module makes a [`Permit`], and no job that cleans or writes can be made without one. Pure.
 
 use muster_proto::{
-    inventory::Disk,
+    inventory::{Disk, Inventory},
     job::{DiskId, MachineId},
-    kinds::{BareMetalHost, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, Server, SessionState},
+    kinds::{BareMetalHost, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, Packed, Server, SessionState},
 };
 
 use super::{State, detached::is_cut_off, disk::can_be_told, observed::Observed};
-use crate::discovery::host::{self, annotation};
+use crate::{
+    discovery::host::{self, annotation},
+    lenient::UNREADABLE_ANNOTATION,
+};
 
 /// Leave to destroy what is on these disks of this machine, given in this round and for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,10 +103,15 @@ fn permit(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<
         return Err("somebody else provisioned the host".to_owned());
     }
     let server = seen.server.ok_or("no machine is known to be the host's")?;
-    let machine = machine(host, server)?;
+    let reported = server
+        .status
+        .as_ref()
+        .and_then(|status| status.inventory.as_ref());
+    let inventory = reported.map(Packed::unpack).unwrap_or_default();
+    let machine = machine(host, server, &inventory)?;
     let disks: Vec<DiskId> = disks
         .iter()
-        .map(|disk| identified(server, disk))
+        .map(|disk| identified(&inventory, disk))
         .collect::<Result<_, _>>()?;
     if disks.is_empty() {
         return Err("the machine has no disk".to_owned());
@@ -112,12 +120,19 @@ fn permit(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<
 }
 
 /// The machine behind `server`, if it is the host's and can be told from others.
-fn machine(host: &BareMetalHost, server: &Server) -> Result<MachineId, String> {
+fn machine(host: &BareMetalHost, server: &Server, inventory: &Inventory) -> Result<MachineId, String> {
     let us = host::reference(host);
     if us.uid.is_empty() || server.spec.host.as_ref() != Some(&us) {
         return Err("the machine is not known to be the host's".to_owned());
     }
     let status = server.status.as_ref().ok_or("the machine has not been seen")?;
+    let marked = |server: &Server| {
+        let mut annotations = server.metadata.annotations.iter().flatten();
+        annotations.any(|(name, _)| name == UNREADABLE_ANNOTATION)
+    };
+    if marked(server) {
+        return Err("a part of the machine's Server cannot be read".to_owned());
+    }
     if status.contested {
         return Err("two machines showed one token as this one".to_owned());
     }
@@ -128,29 +143,16 @@ fn machine(host: &BareMetalHost, server: &Server) -> Result<MachineId, String> {
     if !connected {
         return Err("the machine's ramdisk is not connected".to_owned());
     }
-    if let Some(mac) = host::declared_mac(host) {
-        let inventoried = status
-            .inventory
-            .iter()
-            .flat_map(|inventory| &inventory.identity.macs);
-        if !status
-            .identity
-            .macs
-            .iter()
-            .chain(inventoried)
-            .any(|known| *known == mac)
-        {
-            return Err(format!(
-                "the machine has no NIC with the host's boot MAC address {mac}"
-            ));
-        }
+    if let Some(mac) = host::declared_mac(host)
+        && !status.identity.macs.contains(&mac)
+        && !inventory.identity.macs.contains(&mac)
+    {
+        return Err(format!(
+            "the machine has no NIC with the host's boot MAC address {mac}"
+        ));
     }
     // The inventory is the latest report, the identity all that there ever was.
-    let id = status
-        .inventory
-        .as_ref()
-        .map(|inventory| MachineId::from(&inventory.identity))
-        .unwrap_or_default();
+    let id = MachineId::from(&inventory.identity);
     if id == MachineId::default() {
         return Err(
             "the machine has neither a UUID nor a serial number: it cannot be told from others".to_owned(),
@@ -160,15 +162,8 @@ fn machine(host: &BareMetalHost, server: &Server) -> Result<MachineId, String> {
 }
 
 /// `disk`, if it is one of the machine's and can be told from its others.
-fn identified(server: &Server, disk: &Disk) -> Result<DiskId, String> {
-    let inventory = server
-        .status
-        .as_ref()
-        .and_then(|status| status.inventory.as_ref());
-    let disks = inventory
-        .map(|inventory| inventory.disks.as_slice())
-        .unwrap_or_default();
-    if !disks.contains(disk) {
+fn identified(inventory: &Inventory, disk: &Disk) -> Result<DiskId, String> {
+    if !inventory.disks.contains(disk) {
         return Err(format!(
             "the disk {} is not in the machine's inventory",
             disk.name

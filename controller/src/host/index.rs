@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fmt,
     hash::Hash,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use kube::{Resource, runtime::reflector::ObjectRef};
@@ -14,7 +14,10 @@ use muster_proto::{
     kinds::{BareMetalHost, Server},
 };
 
-use super::{bmc_secret, rivals::bmc};
+use super::{
+    bmc_secret,
+    rivals::{Behind, bmc},
+};
 use crate::discovery::host::declared_mac;
 
 /// Where a namespaced object is.
@@ -56,7 +59,11 @@ impl fmt::Display for Path {
 enum Key {
     /// It declares this NIC.
     Mac(Mac),
-    /// It declares this BMC.
+    /// It declares this system of this BMC.
+    System(String, String),
+    /// It declares this BMC, and none of its systems.
+    Whole(String),
+    /// It declares this BMC, whatever of it.
     Bmc(String),
     /// It names this Secret.
     Secret(Path),
@@ -66,15 +73,27 @@ enum Key {
 
 impl Key {
     fn is_machine(&self) -> bool {
-        matches!(self, Key::Mac(_) | Key::Bmc(_))
+        matches!(self, Key::Mac(_) | Key::System(..) | Key::Whole(_))
+    }
+
+    /// The keys of the hosts with which one that has this key has to do. Of the many that one BMC may carry, each is looked for by
+    /// itself.
+    fn concerns(&self) -> Vec<Key> {
+        match self {
+            Key::Bmc(_) => Vec::new(),
+            Key::Whole(at) => vec![Key::Bmc(at.clone())],
+            Key::System(at, _) => vec![self.clone(), Key::Whole(at.clone())],
+            key => vec![key.clone()],
+        }
     }
 }
 
 /// Which names have a key.
 #[derive(Debug)]
 pub(crate) struct Multi<K, N> {
-    by: HashMap<K, BTreeSet<N>>,
-    of: HashMap<N, Vec<K>>,
+    /// In order. Almost every key has one name, for which a set would keep room for eleven.
+    by: HashMap<K, Vec<Arc<N>>>,
+    of: HashMap<Arc<N>, Box<[K]>>,
 }
 
 impl<K, N> Default for Multi<K, N> {
@@ -89,33 +108,52 @@ impl<K, N> Default for Multi<K, N> {
 impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
     /// From now on `name` has these keys and no others. Returns those that it had.
     pub(crate) fn set(&mut self, name: &N, keys: Vec<K>) -> Vec<K> {
-        let had = self.of.remove(name).unwrap_or_default();
-        if had == keys {
-            if !keys.is_empty() {
-                self.of.insert(name.clone(), keys);
-            }
-            return had;
-        }
-        for key in &had {
-            if let Some(names) = self.by.get_mut(key) {
-                names.remove(name);
-                if names.is_empty() {
-                    self.by.remove(key);
-                }
-            }
-        }
-        for key in &keys {
-            self.by.entry(key.clone()).or_default().insert(name.clone());
+        let (name, had) = match self.of.remove_entry(name) {
+            Some((name, had)) => (name, had.into_vec()),
+            None => (Arc::new(name.clone()), Vec::new()),
+        };
+        if had != keys {
+            had.iter().for_each(|key| self.take(key, &name));
+            keys.iter().for_each(|key| self.give(key, &name));
         }
         if !keys.is_empty() {
-            self.of.insert(name.clone(), keys);
+            self.of.insert(name, keys.into());
         }
         had
     }
 
+    fn take(&mut self, key: &K, name: &N) {
+        let Some(names) = self.by.get_mut(key) else { return };
+        if let Ok(at) = names.binary_search_by(|other| (**other).cmp(name)) {
+            names.remove(at);
+        }
+        if names.is_empty() {
+            self.by.remove(key);
+        }
+    }
+
+    fn give(&mut self, key: &K, name: &Arc<N>) {
+        let names = self.by.entry(key.clone()).or_default();
+        if let Err(at) = names.binary_search(name) {
+            if names.is_empty() {
+                names.reserve_exact(1);
+            }
+            names.insert(at, Arc::clone(name));
+        }
+    }
+
     /// The names that have `key`.
     pub(crate) fn with(&self, key: &K) -> impl Iterator<Item = &N> {
-        self.by.get(key).into_iter().flatten()
+        self.by.get(key).into_iter().flatten().map(AsRef::as_ref)
+    }
+
+    /// How many names have `key`, those that are among `except` not counted.
+    pub(crate) fn number<'a>(&self, key: &K, except: impl Iterator<Item = &'a N>) -> usize
+    where
+        N: 'a,
+    {
+        let Some(names) = self.by.get(key) else { return 0 };
+        names.len() - except.filter(|name| names.contains(*name)).count()
     }
 
     /// The keys that `name` has.
@@ -125,7 +163,7 @@ impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
 
     /// All names that have a key.
     pub(crate) fn names(&self) -> Vec<N> {
-        self.of.keys().cloned().collect()
+        self.of.keys().map(|name| N::clone(name)).collect()
     }
 }
 
@@ -214,16 +252,23 @@ impl Index {
 }
 
 fn others<'a>(inner: &Inner, keys: impl Iterator<Item = &'a Key>, except: &Path) -> BTreeSet<Path> {
-    keys.flat_map(|key| inner.hosts.with(key))
-        .filter(|path| *path != except)
-        .cloned()
+    keys.flat_map(Key::concerns)
+        .flat_map(|key| inner.hosts.with(&key).cloned().collect::<Vec<_>>())
+        .filter(|path| path != except)
         .collect()
 }
 
 fn keys(host: &BareMetalHost) -> Vec<Key> {
     let spec = &host.spec;
     let mac = declared_mac(host).filter(|mac| mac.is_unicast()).map(Key::Mac);
-    let machine = mac.into_iter().chain(bmc(host).map(Key::Bmc));
+    let bmc = bmc(host).map(|Behind { at, system }| {
+        let meant = match system {
+            Some(system) => Key::System(at.clone(), system),
+            None => Key::Whole(at.clone()),
+        };
+        [meant, Key::Bmc(at)]
+    });
+    let machine = mac.into_iter().chain(bmc.into_iter().flatten());
     let path = |name: &str| Path {
         namespace: host.metadata.namespace.clone().unwrap_or_default(),
         name: name.to_owned(),
@@ -302,6 +347,27 @@ mod tests {
             inner.hosts.by.is_empty() && inner.hosts.of.is_empty(),
             "nothing is left"
         );
+    }
+
+    #[test]
+    fn hosts_of_one_bmc_have_to_do_with_each_other_only_if_they_may_mean_one_system() {
+        let index = Index::default();
+        let behind = |name: &str, address: &str| {
+            let mut host = host(name, "", "");
+            host.spec.bmc.as_mut().unwrap().address = address.to_owned();
+            host
+        };
+        let one = behind("one", "redfish://bmc/redfish/v1/Systems/1");
+        let two = behind("two", "redfish://bmc/redfish/v1/Systems/2");
+        let all = behind("all", "redfish+http://BMC");
+        assert!(index.host(&one, false).is_empty());
+        assert!(index.host(&two, false).is_empty());
+        assert_eq!(index.host(&all, false), [path("one"), path("two")].into());
+        assert_eq!(index.alike(&one), [path("all")].into());
+        assert_eq!(index.alike(&all), [path("one"), path("two")].into());
+        assert_eq!(index.host(&two, true), [path("all")].into());
+        assert_eq!(index.host(&all, true), [path("one")].into());
+        assert!(index.alike(&one).is_empty());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{ErrorType, HardwareDetails, INSPECT_ANNOTATION, Server, ServerStatus, Trust},
+    kinds::{ErrorType, HardwareDetails, INSPECT_ANNOTATION, Packed, Server, ServerStatus, Trust},
 };
 
 use super::{
@@ -23,7 +23,7 @@ const OWN_ACCORD: SignedDuration = SignedDuration::from_secs(5);
 const FIRST: SignedDuration = SignedDuration::from_secs(30);
 
 /// An inventory that may stand for an inspection, and when it arrived.
-fn inventory(server: &Server) -> Option<(&ServerStatus, &Inventory, Timestamp)> {
+fn inventory(server: &Server) -> Option<(&ServerStatus, &Packed<Inventory>, Timestamp)> {
     let status = server.status.as_ref()?;
     let at = status.inventoried.as_deref()?.parse().ok()?;
     Some((status, status.inventory.as_ref()?, at)).filter(|(status, _, _)| !status.contested)
@@ -102,7 +102,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if let Some((_, found, at)) = draft.seen.server.and_then(inventory)
         && at >= start
     {
-        let found = hardware::details(found);
+        let found = hardware::details(&found.unpack());
         conclude(draft, found, at);
         return;
     }
@@ -154,7 +154,7 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
         Job::Done => match inventory(server) {
             Some((_, found, _)) => {
                 let now = draft.now;
-                conclude(draft, hardware::details(found), now);
+                conclude(draft, hardware::details(&found.unpack()), now);
             }
             None => draft.fail(ErrorType::Inspection, "the ramdisk reported no hardware"),
         },
@@ -164,7 +164,8 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
 /// The hardware is known: stored as HardwareData first, then in the status.
 fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
     let stored = draft.seen.hardware.and_then(|data| data.spec.hardware.as_ref());
-    if stored != Some(&found) {
+    let packed = Packed::new(&found);
+    if stored != Some(&packed) {
         draft.keep_wait();
         draft.effect(Effect::WriteHardware(Box::new(found)));
         draft.why("stores the hardware");
@@ -175,9 +176,9 @@ fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
         .old
         .hardware
         .as_ref()
-        .map(|old| hardware::changes(old, &found))
+        .map(|old| hardware::changes(&old.unpack(), &found))
         .unwrap_or_default();
-    draft.status.hardware = Some(found);
+    draft.status.hardware = Some(packed);
     draft.enter(State::Preparing);
     draft.status.powered_on |= draft.session().is_some();
     let metric = draft.history(|history| &mut history.inspect);

@@ -84,6 +84,10 @@ struct Entry {
     failures: u32,
     /// The refusal that was told last, until a round goes well.
     refusal: Option<Event>,
+    /// What was said last to be wrong with what the host asks for.
+    wrong: Option<String>,
+    /// What another operator held for it is let go.
+    released: bool,
     rounds: Bucket,
     /// Since when a status waits to be written.
     deferred: Option<Instant>,
@@ -274,6 +278,26 @@ impl Memory {
         .flatten()
     }
 
+    /// Something is `wrong` with what `host` asks for, or nothing is. Returns what people have not been told yet.
+    pub fn finds(&self, host: &BareMetalHost, wrong: Option<String>) -> Option<String> {
+        self.with(host, |entry| {
+            let news = wrong.clone().filter(|_| entry.wrong != wrong);
+            entry.wrong = wrong;
+            news
+        })
+        .flatten()
+    }
+
+    /// What another operator held for `host` is let go.
+    pub fn released(&self, host: &BareMetalHost) {
+        self.with(host, |entry| entry.released = true);
+    }
+
+    /// True if that is so.
+    pub fn has_released(&self, host: &BareMetalHost) -> bool {
+        self.with(host, |entry| entry.released) == Some(true)
+    }
+
     /// How many rounds failed in a row.
     pub fn failures(&self, host: &BareMetalHost) -> u32 {
         self.with(host, |entry| entry.failures).unwrap_or(1)
@@ -309,6 +333,8 @@ impl Entry {
             calling: false,
             failures: 0,
             refusal: None,
+            wrong: None,
+            released: false,
             rounds: Bucket::new(Instant::now()),
             deferred: None,
             looked: None,

@@ -49,6 +49,7 @@ pub mod state;
 pub mod table;
 pub mod vault;
 mod wake;
+mod whose;
 
 pub use bmcs::Bmcs;
 pub use jobs::is_for_another;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use muster_proto::kinds::{HardwareData, Segment, Server};
 
 use super::State;
+use crate::bmc::Identity;
 
 /// Everything that [`next`](super::next()) looks at beside the object and the time.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +26,8 @@ pub struct Observed<'a> {
     pub tried: Option<Tried>,
     /// Other hosts that declare the same machine.
     pub rivals: Vec<Rival>,
+    /// True if nothing is held any more that another operator left: asked once, when the host goes.
+    pub released: bool,
     /// True if the host has one of the places of hosts that are busy at once. See [`Plan::slot`](super::Plan::slot).
     pub slot: bool,
     /// When this process began to lead: its memory says nothing of what was announced before.
@@ -55,7 +58,7 @@ pub struct Secrets {
 pub struct SecretSeen {
     /// Whether it can be used.
     pub state: SecretState,
-    /// True if it carries all that [`Effect::HoldSecret`](super::Effect::HoldSecret) puts on it.
+    /// True if it carries all that [`Effect::HoldSecret`](super::Effect::HoldSecret) puts on it, or goes and can be held no more.
     pub held: bool,
     /// True if it carries upstream's finalizer, which only [`Effect::ReleaseSecret`](super::Effect::ReleaseSecret) takes off.
     pub finalizer: bool,
@@ -123,6 +126,8 @@ pub struct Probed {
     pub at: Timestamp,
     /// How it ended.
     pub result: Result<(), Failure>,
+    /// Of which machine the BMC says that it is.
+    pub identity: Identity,
 }
 
 /// An answer about power.

@@ -4,7 +4,7 @@
 //!
 //! 1. `status`, by the status subresource, only if the host is still as it was seen: intent before effect;
 //! 2. `metadata`, and nothing else of the object;
-//! 3. `effects`, in their order;
+//! 3. `effects`, in their order; before one that destroys data the host is read anew, unless something of it was just written;
 //! 4. `events`.
 //!
 //! A crash between any two of them is harmless: the next round sees what is there and says the rest again.
@@ -65,6 +65,19 @@ pub const FINALIZER: &str = "baremetalhost.metal3.io";
 pub const SECRET_FINALIZER: &str = "baremetalhost.metal3.io/secret";
 /// Upstream's finalizer on a HardwareData. Muster puts none on: the garbage collector is enough; it takes off what it finds.
 pub const HARDWARE_FINALIZER: &str = "baremetalhost.metal3.io/hardwareData";
+/// Upstream's finalizers on further objects that carry the host's name and are owned by it: kind, plural, finalizers. Muster puts none
+/// on and does nothing else with them; without their operator they would wait for ever once the host is gone.
+pub const LEFTOVERS: [(&str, &str, &[&str]); 2] = [
+    (
+        "PreprovisioningImage",
+        "preprovisioningimages",
+        &[
+            "preprovisioningimage.metal3.io",
+            "baremetalhost.metal3.io/preprovisioningImage",
+        ],
+    ),
+    ("DataImage", "dataimages", &["dataimage.metal3.io"]),
+];
 /// Upstream's label on every Secret that it has to do with: only these are watched.
 pub const SECRET_LABEL: (&str, &str) = ("environment.metal3.io", "baremetal");
 
@@ -105,6 +118,8 @@ pub enum Effect {
     WriteHardware(Box<HardwareDetails>),
     /// Take [`HARDWARE_FINALIZER`] off the HardwareData.
     ReleaseHardware,
+    /// Take [`LEFTOVERS`] off. Becomes [`Observed::released`](super::Observed).
+    ReleaseLeftovers,
     /// Put [`SECRET_LABEL`] on the Secret and what else `hold` says.
     HoldSecret {
         /// Its name, in the host's namespace.
@@ -213,6 +228,20 @@ pub struct Drive {
     pub user_data_secret: Option<String>,
     /// The session's public key (X25519, base64).
     pub seal_key: String,
+}
+
+impl Effect {
+    /// True if it destroys data once the agent takes it up.
+    pub(super) fn destroys(&self) -> bool {
+        matches!(self, Effect::PlaceJob(order) if order.destroys())
+    }
+}
+
+impl Order {
+    /// True if it destroys data.
+    pub(super) fn destroys(&self) -> bool {
+        matches!(self.task, Task::Clean(_) | Task::Write(_))
+    }
 }
 
 impl Plan {

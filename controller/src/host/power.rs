@@ -15,7 +15,7 @@ use super::{
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
     draft::{Draft, HoldOff, whole_seconds},
     jobs::{self, Job},
-    observed::{FailureClass, Power, Tried},
+    observed::{FailureClass, Power, PowerReading, Tried},
     plan::{Effect, PowerOrder, Task},
     ramdisk,
     reboot::{self, Wish},
@@ -27,6 +27,9 @@ const SOFT_OFF: SignedDuration = SignedDuration::from_secs(180);
 const SOFT_OFF_ASKING: SignedDuration = SignedDuration::from_mins(12);
 /// So long a machine may take to be off or on after it was told.
 const SWITCHING: SignedDuration = SignedDuration::from_secs(60);
+/// How often the BMC is asked for the power of a machine whose ramdisk is here: that shows every half minute that the machine is on,
+/// and when it does so no more, the BMC is asked at once.
+const SEEN_ON: SignedDuration = SignedDuration::from_mins(10);
 /// How often the power is looked at while it changes.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -91,14 +94,24 @@ fn settle(draft: &mut Draft<'_>) {
     // The job by which the ramdisk left, or what remained of one.
     jobs::tidy(draft);
     let read = draft.seen.bmc.power.map_or(draft.now, |reading| reading.at);
-    draft.again_at(read.checked_add(ASK_AGAIN).unwrap_or(draft.now));
+    draft.again_at(read.checked_add(holds(draft)).unwrap_or(draft.now));
+}
+
+/// How long what the BMC said of the power counts.
+fn holds(draft: &Draft<'_>) -> SignedDuration {
+    let on = |reading: PowerReading| reading.power == Power::On;
+    match draft.seen.bmc.power.is_some_and(on) && draft.session().is_some() {
+        true => SEEN_ON,
+        false => ASK_AGAIN,
+    }
 }
 
 /// The power as it is now; none: that is asked for, or cannot be told.
 pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
     let reading = draft.seen.bmc.power;
     let changing = draft.waiting_since(GOING_OFF).or(draft.waiting_since(GOING_ON));
-    let every = changing.map_or(ASK_AGAIN, |_| SignedDuration::try_from(LOOK).unwrap_or(ASK_AGAIN));
+    let holds = holds(draft);
+    let every = changing.map_or(holds, |_| SignedDuration::try_from(LOOK).unwrap_or(ASK_AGAIN));
     if let Some(why) = ramdisk::unknown_power(draft) {
         draft.powerless = Some(format!("the BMC does not say whether the machine is on: {why}"));
         draft.keep_wait();
@@ -113,7 +126,7 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
         return None;
     }
     let age = reading.map(|reading| draft.now.duration_since(reading.at));
-    match reading.filter(|_| age.is_some_and(|age| age < ASK_AGAIN)) {
+    match reading.filter(|_| age.is_some_and(|age| age < holds)) {
         Some(reading) => {
             if age.is_some_and(|age| age >= every) {
                 draft.effect(Effect::ReadPower);
@@ -175,7 +188,16 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     let begun = draft.waiting_since(GOING_OFF).is_none();
     let gentle = draft.state.is_provisioned() && !wish.hard && draft.old.error_count == 0;
     let soft = format!("{id}-soft");
-    draft.wait_for(GOING_OFF, "waits for the machine to be off");
+    let then = match draft.state {
+        State::PoweringOffBeforeDelete => "the host is let go",
+        State::Deprovisioning => "the host is available",
+        _ if draft.host.spec.online && !wish.stay_off => "it is switched on again",
+        _ => "it stays off",
+    };
+    draft.wait_for(
+        GOING_OFF,
+        format!("waits for the machine to be off; next: {then}"),
+    );
     if begun {
         draft.tell("PowerOff", "the machine is switched off");
     }
@@ -199,7 +221,10 @@ fn switch_on(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::PowerManagement);
     let (id, _) = operation(draft, GOING_ON, "on");
     let begun = draft.waiting_since(GOING_ON).is_none();
-    draft.wait_for(GOING_ON, "waits for the machine to be on");
+    draft.wait_for(
+        GOING_ON,
+        "waits for the machine to be on; next: it boots, and its power is looked after",
+    );
     if begun {
         draft.tell("PowerOn", "the machine is switched on");
     }
@@ -237,7 +262,10 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
         return;
     }
     let (id, _) = operation(draft, GOING_OFF, "reset");
-    draft.wait_for(GOING_OFF, "waits for the machine to be reset");
+    draft.wait_for(
+        GOING_OFF,
+        "waits for the machine to be reset; next: it boots, and its power is looked after",
+    );
     match tried(draft, &id).map(|tried| &tried.result) {
         Some(Ok(())) => {
             settle(draft);
@@ -300,7 +328,15 @@ fn in_band(draft: &mut Draft<'_>, wish: Wish) {
         };
         draft.tell("PowerOff", format!("the machine is {how} by its ramdisk"));
     }
-    draft.wait_for(GOING_OFF, "waits for the ramdisk to go down");
+    let then = if what == REBOOT {
+        "the machine boots again"
+    } else {
+        "the machine stays off"
+    };
+    draft.wait_for(
+        GOING_OFF,
+        format!("waits for the ramdisk to go down; next: {then}"),
+    );
     match jobs::look(server, |job| job == operation) {
         Job::Absent => jobs::place(draft, server, &operation, task),
         Job::Pending => draft.again(Duration::try_from(SWITCHING).unwrap_or_default()),
@@ -385,7 +421,7 @@ fn switch_on_from_afar(draft: &mut Draft<'_>) {
 fn macs(server: Option<&Server>) -> Vec<Mac> {
     let inventory = server.and_then(|server| server.status.as_ref()?.inventory.as_ref());
     let nics = inventory
-        .map(|inventory| inventory.nics.as_slice())
+        .map(|inventory| inventory.unpack().nics)
         .unwrap_or_default();
     nics.iter()
         .filter_map(|nic| nic.mac)

@@ -155,7 +155,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
     let ramdisk = Ramdisk {
         server,
         session,
-        inventory,
+        inventory: &inventory,
         operation,
     };
     let outcome = match clean(draft, &ramdisk, &source) {

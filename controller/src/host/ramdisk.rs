@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{ErrorType, HostBootMode, Server, Session},
+    kinds::{ErrorType, HostBootMode, Packed, Server, Session},
 };
 
 use super::{
@@ -67,7 +67,7 @@ fn waits(then: &str) -> String {
 }
 
 /// What the ramdisk reported of the machine; none: not yet, and the draft says what is done with it then.
-pub(super) fn inventory<'a>(draft: &mut Draft<'_>, server: &'a Server, then: &str) -> Option<&'a Inventory> {
+pub(super) fn inventory(draft: &mut Draft<'_>, server: &Server, then: &str) -> Option<Inventory> {
     let status = server.status.as_ref();
     let inventory = status.and_then(|status| status.inventory.as_ref());
     if inventory.is_none() {
@@ -76,7 +76,7 @@ pub(super) fn inventory<'a>(draft: &mut Draft<'_>, server: &'a Server, then: &st
             format!("waits for the ramdisk to report the disks; next: {then}"),
         );
     }
-    inventory
+    inventory.map(Packed::unpack)
 }
 
 /// Waits for the ramdisk; too long is a failure. The time counts from when the host began to wait. True if it waits on.

@@ -74,6 +74,10 @@ pub const REASONS: &[Reason] = &[
         "WriteRefused",
         "the API server refuses a write; told once for a row of failures",
     ),
+    ours(
+        "Unreadable",
+        "a part of the object cannot be read, such as a word of a newer version; nothing is done to it",
+    ),
 ];
 
 /// Upstream's reasons of Events about hosts that are never told: what they speak of does not happen here, or needs no Event.

@@ -3,6 +3,8 @@
 use muster_proto::kinds::{BareMetalHost, REBOOT_ANNOTATION};
 use serde::Deserialize;
 
+use super::draft::bounded;
+
 /// What an annotation says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -30,8 +32,6 @@ pub(super) struct Wish {
     pub(super) stay_off: bool,
     /// Without asking the operating system first.
     pub(super) hard: bool,
-    /// Some value could not be read, and counts as a plain wish.
-    pub(super) unreadable: bool,
 }
 
 impl Wish {
@@ -45,19 +45,11 @@ impl Wish {
 pub(super) fn wish(host: &BareMetalHost, forced: bool) -> Wish {
     let mut wish = Wish::default();
     for (name, value) in host.metadata.annotations.iter().flatten() {
-        let Some(rest) = name.strip_prefix(REBOOT_ANNOTATION) else {
+        let Some(phased) = is_phased(name) else {
             continue;
         };
-        let phased = rest.starts_with('/');
-        if !phased && !rest.is_empty() {
-            continue;
-        }
-        let parsed = match value.trim() {
-            "" => Ok(Arguments::default()),
-            value => serde_json::from_str::<Arguments>(value),
-        };
-        wish.unreadable |= parsed.is_err();
-        let arguments = parsed.unwrap_or_default();
+        // What cannot be read counts as a plain wish.
+        let arguments = read(value).unwrap_or_default();
         if forced && !arguments.force {
             continue;
         }
@@ -66,4 +58,37 @@ pub(super) fn wish(host: &BareMetalHost, forced: bool) -> Wish {
         wish.stay_off |= phased;
     }
     wish
+}
+
+/// Whether the annotation `name` asks for more than one reboot: that the host stays off as long as it is there; none: it asks for none.
+fn is_phased(name: &str) -> Option<bool> {
+    let rest = name.strip_prefix(REBOOT_ANNOTATION)?;
+    let phased = rest.starts_with('/');
+    (phased || rest.is_empty()).then_some(phased)
+}
+
+fn read(value: &str) -> serde_json::Result<Arguments> {
+    match value.trim() {
+        "" => Ok(Arguments::default()),
+        value => serde_json::from_str(value),
+    }
+}
+
+/// What is wrong with the annotations of `host`, for people; none: all can be read.
+pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
+    let mut wrong = Vec::new();
+    for (name, value) in host.metadata.annotations.iter().flatten() {
+        if is_phased(name).is_some()
+            && let Err(error) = read(value)
+        {
+            wrong.push(format!("the annotation {name} cannot be read: {error}"));
+        }
+    }
+    let example = r#"{"mode":"hard"}"#;
+    (!wrong.is_empty()).then(|| {
+        bounded(&format!(
+            "{}; it counts as if it had no value; write JSON such as {example}, or nothing",
+            wrong.join("; ")
+        ))
+    })
 }

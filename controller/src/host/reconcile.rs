@@ -40,6 +40,7 @@ use super::{
     observe::{Eyes, Sight},
     owner,
     plan::{Effect, PowerOrder},
+    reboot,
     slots::Slots,
     vault::{NoRandom, Touched, Vault},
 };
@@ -376,6 +377,14 @@ async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action
         return Ok(Action::await_change());
     }
     let sight = context.eyes().look(&host).await;
+    if let Some(message) = context.memory.finds(&sight.host, reboot::unreadable(&sight.host)) {
+        context.events.record(Event {
+            about: about(&sight.host),
+            warning: true,
+            reason: "InvalidAnnotationValue",
+            message,
+        });
+    }
     let mut plan = decide(&context, &path, &sight);
     if let Some(defer) = context.defers(&sight.host, &plan) {
         plan.status = None;
@@ -421,7 +430,8 @@ async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action
 }
 
 /// True if what `plan` would write says only what the host waits for, and nothing that is begun now needs to be announced by it: a job
-/// announces itself. Where one step follows the other at once, nobody could read it anyway; but a person is told at once what to do.
+/// announces itself, unless it destroys data. Where one step follows the other at once, nobody could read it anyway; but a person is
+/// told at once what to do.
 fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
     let (Some(old), Some(new)) = (&host.status, &plan.status) else {
         return false;
@@ -429,7 +439,7 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
     let nothing_else = plan
         .effects
         .iter()
-        .all(|effect| matches!(effect, Effect::PlaceJob(_) | Effect::ReadPower));
+        .all(|effect| matches!(effect, Effect::PlaceJob(_) | Effect::ReadPower) && !effect.destroys());
     let mut said = BareMetalHostStatus {
         conditions: old.conditions.clone(),
         last_updated: old.last_updated.clone(),

@@ -84,7 +84,7 @@ pub(super) fn hardware(draft: &mut Draft<'_>) {
         .status
         .hardware
         .as_ref()
-        .and_then(|hardware| hardware.cpu.as_ref()?.arch.clone());
+        .and_then(|hardware| hardware.unpack().cpu?.arch);
     let unsaid = draft
         .host
         .spec
@@ -105,7 +105,7 @@ fn annotated(draft: &mut Draft<'_>, stored: bool) {
     if counts && !stored {
         match serde_json::from_str::<HardwareDetails>(value) {
             Ok(hardware) => {
-                draft.status.hardware = Some(hardware);
+                draft.status.hardware = Some(hardware.into());
                 draft.tell("UpdateHardwareDetails", "the hardware is as the annotation says");
             }
             Err(error) => {

@@ -48,6 +48,8 @@ struct Entry {
     uid: String,
     version: String,
     labelled: bool,
+    /// It is being deleted: no finalizer can be added any more.
+    leaves: bool,
     finalizers: Vec<String>,
     owners: Vec<OwnerReference>,
     seen: Seen,
@@ -170,6 +172,7 @@ impl Vault {
                 .as_ref()
                 .and_then(|labels| labels.get(label))
                 .is_some_and(|is| is == value),
+            leaves: meta.deletion_timestamp.is_some(),
             finalizers: meta.finalizers.clone().unwrap_or_default(),
             owners: meta.owner_references.clone().unwrap_or_default(),
             seen: Seen::of(secret, &self.key),
@@ -289,18 +292,19 @@ impl Vault {
                 },
                 Err(why) => SecretState::Invalid((*why).to_owned()),
             },
-            held: entry.labelled
-                && match hold {
-                    Hold::Label => true,
-                    Hold::Finalizer => finalizer,
-                    Hold::Owned => {
-                        finalizer
-                            && entry
-                                .owners
-                                .iter()
-                                .any(|owner| Some(&owner.uid) == host.metadata.uid.as_ref())
-                    }
-                },
+            held: (entry.leaves && !finalizer)
+                || entry.labelled
+                    && match hold {
+                        Hold::Label => true,
+                        Hold::Finalizer => finalizer,
+                        Hold::Owned => {
+                            finalizer
+                                && entry
+                                    .owners
+                                    .iter()
+                                    .any(|owner| Some(&owner.uid) == host.metadata.uid.as_ref())
+                        }
+                    },
             // While another host holds it, it is not ours to release.
             finalizer: finalizer && index.held_by(&path).iter().all(|other| *other == Path::of(host)),
         }

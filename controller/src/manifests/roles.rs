@@ -81,6 +81,12 @@ pub fn control() -> Vec<Value> {
             &["get", "list", "watch", "create", "patch", "delete"],
         ),
         rule("metal3.io", &["baremetalhosts/status"], &["patch"]),
+        // Another operator's, which it holds by finalizers: let go with their host.
+        rule(
+            "metal3.io",
+            &["preprovisioningimages", "dataimages"],
+            &["get", "patch"],
+        ),
         // Hosts name Secrets: credentials of BMCs and what goes on a machine's config drive. Of those only what upstream's operator
         // puts there too is changed: a label, a finalizer, an owner.
         rule("", &["secrets"], &["get", "list", "watch", "patch"]),

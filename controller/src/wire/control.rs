@@ -17,7 +17,7 @@ use crate::{
     events::{Dropped, Events},
     host,
     lease::{self, Election, Identity, Leadership, Standing, Timing},
-    metrics,
+    lenient, metrics,
     world::{Change, Scope, World},
 };
 
@@ -124,6 +124,8 @@ impl Control {
         let mut tasks = JoinSet::new();
         let (events, write_events) = Events::start(client.clone(), self.dropped.clone());
         spawn(&mut tasks, "the writer of Events", write_events);
+        let unreadable = lenient::tell(Arc::clone(&self.world.unreadable), events.clone());
+        spawn(&mut tasks, "the teller of what cannot be read", unreadable);
         let discovery = discovery::run(
             client.clone(),
             self.scope.clone(),

@@ -82,7 +82,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
     parts.spawn("TFTP", tftp.run());
 
     let (client, namespace) = (parts.client.clone(), args.namespace.clone());
-    let world = parts.world.clone();
+    let (world, changes) = (parts.world.clone(), parts.changes.subscribe());
     let metrics = agents::Metrics::register(parts.registry);
     let (agent_port, max_agents) = (args.agent_port, args.max_agents);
     let mut shutdown = parts.shutdown.clone();
@@ -92,6 +92,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
             client,
             namespace,
             world,
+            changes,
             events,
             keys: keys.clone(),
             names,

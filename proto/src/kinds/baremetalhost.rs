@@ -6,7 +6,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::HardwareDetails;
+use super::{HardwareDetails, Packed};
 
 /// A bare metal host.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -403,7 +403,7 @@ pub struct BareMetalHostStatus {
     pub good_credentials: Option<CredentialsStatus>,
     /// What inspection found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hardware: Option<HardwareDetails>,
+    pub hardware: Option<Packed<HardwareDetails>>,
     /// Deprecated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware_profile: Option<String>,

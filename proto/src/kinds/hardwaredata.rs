@@ -2,7 +2,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::HardwareDetails;
+use super::{HardwareDetails, Packed};
 
 /// The hardware of the BareMetalHost of the same name and namespace.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -20,5 +20,5 @@ use super::HardwareDetails;
 pub struct HardwareDataSpec {
     /// What inspection found.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hardware: Option<HardwareDetails>,
+    pub hardware: Option<Packed<HardwareDetails>>,
 }

@@ -6,6 +6,7 @@ mod baremetalhost;
 mod enrolment;
 mod hardware;
 mod hardwaredata;
+mod packed;
 mod segment;
 mod server;
 
@@ -13,6 +14,7 @@ pub use baremetalhost::*;
 pub use enrolment::*;
 pub use hardware::*;
 pub use hardwaredata::*;
+pub use packed::*;
 pub use segment::*;
 pub use server::*;
 
@@ -47,5 +49,8 @@ pub const REBOOT_ANNOTATION: &str = "reboot.metal3.io";
 pub const IN_BAND_ANNOTATION: &str = "muster.dev/in-band";
 /// Value of [`IN_BAND_ANNOTATION`]: whatever session, where the Segment requires no more trust than `segment`.
 pub const IN_BAND_SEGMENT: &str = "segment";
+/// Annotation on a host whose BMC names another machine than the host's: the UUID or the serial number that it says, by which a person
+/// says that both are one.
+pub const BMC_IDENTITY_ANNOTATION: &str = "muster.dev/bmc-identity";
 /// Annotation on a host that is being deprovisioned: do not wait for its disks to be cleaned.
 pub const RELEASE_ANNOTATION: &str = "muster.dev/release-uncleaned";

@@ -2,7 +2,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Trust;
+use super::{Packed, Trust};
 use crate::{
     Mac,
     identity::Identity,
@@ -145,7 +145,7 @@ pub struct ServerStatus {
     pub clashes: Vec<String>,
     /// The latest inventory.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub inventory: Option<Inventory>,
+    pub inventory: Option<Packed<Inventory>>,
     /// When the inventory arrived (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inventoried: Option<String>,

@@ -1,6 +1,7 @@
 //! Many simulated clients against the controller, and against dnsmasq and nginx: the same clients, the same files, in turn.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -20,7 +21,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use super::{
     computer::cpu_seconds,
     peers::Peers,
-    results::{Load, LoadRound, Served, seconds},
+    results::{LOAD_STEPS, Load, LoadRound, Sample, Served, seconds},
     script::{self, Script},
 };
 use crate::{
@@ -149,15 +150,19 @@ async fn serve(net: &Netns, servers: &[u32], size: Size) -> Result<Served> {
         all.spawn(async move {
             let _turn = turn.acquire().await?;
             let begun = Instant::now();
-            let bytes = boot(&clients, mac(number)).await?;
-            anyhow::Ok((begun.elapsed(), bytes))
+            let booted = boot(&clients, mac(number)).await?;
+            anyhow::Ok((begun.elapsed(), booted))
         });
     }
     let mut served = Served::default();
+    let mut steps: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     while let Some(outcome) = all.join_next().await {
         match outcome.context("a client broke")? {
-            Ok((took, bytes)) => {
-                served.bytes += u64::try_from(bytes)?;
+            Ok((took, booted)) => {
+                served.bytes += u64::try_from(booted.bytes)?;
+                for (step, took) in booted.steps {
+                    steps.entry(step).or_default().push(took.as_secs_f64() * 1000.0);
+                }
                 served.milliseconds.push(u32::try_from(took.as_millis())?);
             }
             Err(error) => {
@@ -169,7 +174,18 @@ async fn serve(net: &Netns, servers: &[u32], size: Size) -> Result<Served> {
     served.wall = seconds(begun.elapsed());
     served.cpu = ((cpu_seconds(servers)? - before) * 100.0).round() / 100.0;
     served.milliseconds.sort_unstable();
+    served.steps = steps.into_iter().filter_map(spread).collect();
     Ok(served)
+}
+
+/// Median and p99 of a step, to a tenth of a millisecond.
+fn spread((step, times): (&str, Vec<f64>)) -> Option<(String, [f64; 2])> {
+    let times: Sample = times.into_iter().collect();
+    let tenth = |time: f64| (time * 10.0).round() / 10.0;
+    Some((
+        step.to_owned(),
+        [tenth(times.median()?), tenth(times.percentile(99)?)],
+    ))
 }
 
 fn mac(number: usize) -> Mac {
@@ -177,9 +193,18 @@ fn mac(number: usize) -> Mac {
     Mac([0x52, 0x54, 0, 0x10, high, low])
 }
 
-/// What a BIOS machine does from its firmware to its kernel; returns the bytes of the files that it got.
-async fn boot(clients: &Clients, mac: Mac) -> Result<usize> {
+/// What a client got, and how long each step took it.
+struct Booted {
+    bytes: usize,
+    steps: [(&'static str, Duration); 4],
+}
+
+/// What a BIOS machine does from its firmware to its kernel.
+async fn boot(clients: &Clients, mac: Mac) -> Result<Booted> {
+    let mut since = Instant::now();
+    let mut lap = || std::mem::replace(&mut since, Instant::now()).elapsed();
     let lease = Client::new(clients, mac, Asker::Pxe(0)).lease(PATIENCE).await?;
+    let firmware_leased = lap();
     let file = lease.file.context("the answer to PXE has no boot file")?;
     let options = tftp::Options {
         block: Some(BLOCK),
@@ -192,8 +217,10 @@ async fn boot(clients: &Clients, mac: Mac) -> Result<usize> {
     let loader = tftp::get(&firmware, server, &file, options).await?;
     drop(firmware);
     let mut bytes = loader.content.len();
+    let loaded = lap();
 
     let lease = Client::new(clients, mac, Asker::Ipxe(0)).lease(PATIENCE).await?;
+    let ipxe_leased = lap();
     let ipxe = clients.at(lease.address)?;
     let url = lease.file.context("the answer to iPXE has no boot file")?;
     let (server, path) = script::split(&url)?;
@@ -208,5 +235,11 @@ async fn boot(clients: &Clients, mac: Mac) -> Result<usize> {
         }
         bytes += answer.length;
     }
-    Ok(bytes)
+    let steps = [
+        (LOAD_STEPS[0], firmware_leased),
+        (LOAD_STEPS[1], loaded),
+        (LOAD_STEPS[2], ipxe_leased),
+        (LOAD_STEPS[3], lap()),
+    ];
+    Ok(Booted { bytes, steps })
 }

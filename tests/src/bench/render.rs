@@ -4,7 +4,9 @@ mod goals;
 
 use std::fmt::Write as _;
 
-use super::results::{Boots, Fleet, Flood, Load, Memory, Results, Run, Sample, Served, last};
+use super::results::{
+    Boots, Fleet, Flood, LOAD_STEPS, Load, LoadRound, Memory, Results, Run, Sample, Served, last,
+};
 
 pub use goals::table;
 
@@ -233,6 +235,32 @@ fn together(fleet: &Fleet) -> String {
     text
 }
 
+/// Where the clients' time goes: each step's medians, over the rounds.
+fn client_steps(load: &Load) -> String {
+    let mut text = String::from(
+        "\n| step of a client | Muster: median, ms | p99 | dnsmasq + nginx: median, ms | p99 |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for step in LOAD_STEPS {
+        let of = |side: fn(&LoadRound) -> &Served, which: usize| {
+            let rounds = load.rounds.iter();
+            let times: Sample = rounds
+                .filter_map(|round| Some(side(round).steps.get(step)?[which]))
+                .collect();
+            number(times.median(), 1)
+        };
+        let [ours, ours_p99] = [0, 1].map(|which| of(|round| &round.ours, which));
+        let [theirs, theirs_p99] = [0, 1].map(|which| of(|round| &round.theirs, which));
+        let _ = writeln!(text, "| {step} | {ours} | {ours_p99} | {theirs} | {theirs_p99} |");
+    }
+    text + BOUND
+}
+
+/// What a client waits for with us alone.
+const BOUND: &str = "\n\
+    What bounds a client's time beside dnsmasq's: the probe, for which each new machine waits once, in its firmware's lease.\n\
+    RFC 2131 (3.1) asks for it, and dnsmasq does the same by default, by a ping.\n\
+    Real firmware does not notice: it collects offers for longer than that.\n";
+
 fn clients(load: &Load) -> String {
     let mut text = format!(
         "Each client is a BIOS machine without the machine: DHCP as PXE firmware, iPXE by TFTP (blocks of 1456 bytes), DHCP as iPXE, \
@@ -250,6 +278,7 @@ fn clients(load: &Load) -> String {
             let _ = writeln!(text, "| {} | {name} | {} |", round + 1, served_cells(served));
         }
     }
+    text += &client_steps(load);
     let sides = load.rounds.iter().flat_map(|both| [&both.ours, &both.theirs]);
     for why in sides.filter_map(|served| served.error.as_deref()) {
         let _ = writeln!(text, "\nFailed: {}", line(why));

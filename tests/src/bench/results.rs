@@ -162,6 +162,14 @@ pub struct LoadRound {
     pub theirs: Served,
 }
 
+/// The steps of a simulated client, in order.
+pub const LOAD_STEPS: [&str; 4] = [
+    "firmware's lease",
+    "iPXE by TFTP",
+    "iPXE's lease",
+    "script, kernel and initramfs by HTTP",
+];
+
 /// What serving a round of clients took.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -174,6 +182,8 @@ pub struct Served {
     pub bytes: u64,
     /// How long each client took, in milliseconds.
     pub milliseconds: Vec<u32>,
+    /// The median of each step's time in milliseconds, and its p99.
+    pub steps: BTreeMap<String, [f64; 2]>,
     /// Clients that did not get what they needed.
     pub failed: usize,
     /// Why the first of them did not.

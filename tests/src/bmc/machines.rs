@@ -25,6 +25,10 @@ impl Service {
             ..options
         };
         let (service, mut events) = Service::on(listener.context("listen as a BMC")?, options)?;
+        for (system, machine) in &machines {
+            let machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
+            service.identify(system, &machine.hardware().inventory.system.uuid);
+        }
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 // A system that was added later has no machine.

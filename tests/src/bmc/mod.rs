@@ -282,6 +282,13 @@ impl Service {
             .insert(system.to_owned(), Machine::new(system));
     }
 
+    /// From now on `system` has this SMBIOS UUID, as the machine behind it has.
+    pub fn identify(&self, system: &str, uuid: &str) {
+        if let Some(machine) = self.shared.state().machines.get_mut(system) {
+            uuid.clone_into(&mut machine.uuid);
+        }
+    }
+
     /// A system less.
     pub fn remove(&self, system: &str) {
         self.shared.state().machines.remove(system);

@@ -14,8 +14,9 @@ pub(super) fn host(host: &BareMetalHost) -> String {
     let Some(hardware) = host.status.as_ref().and_then(|status| status.hardware.as_ref()) else {
         return out + "  no hardware yet\n";
     };
+    let hardware = hardware.unpack();
     // Writing to a String cannot fail, here and below.
-    let _ = writeln!(out, "  {}", system(hardware));
+    let _ = writeln!(out, "  {}", system(&hardware));
     out += &table(
         &["DISK", "KIND", "SIZE", "VENDOR", "MODEL", "SERIAL", "WWN"],
         hardware.storage.iter().map(disk),

@@ -11,7 +11,10 @@ use super::{
     place::Place,
     server::{Power, Source, Switch},
 };
-use crate::bmc::{BootSource, Event, Options, Rule, Service, What};
+use crate::{
+    bmc::{BootSource, Event, Options, Rule, Service, What},
+    sim::hardware::Hardware,
+};
 
 /// Who may ask the BMCs.
 pub(super) const USER: (&str, &str) = ("admin", "of-the-fleet");
@@ -34,6 +37,8 @@ pub(super) fn start(
     };
     let (service, events) = Service::on(place.listen()?, options)?;
     for number in numbers {
+        let hardware = Hardware::number(number);
+        service.identify(&objects::name(number), &hardware.inventory.system.uuid);
         let refusal = Rule::always(crate::bmc::Fault::Status(500, "InternalError"))
             .method("POST")
             .path(&format!("/{}/", objects::name(number)));

@@ -164,7 +164,8 @@ async fn monstrous_inventories_are_refused_or_cut_and_the_controller_stays_up() 
         .clone()
         .unwrap()
         .inventory
-        .unwrap();
+        .unwrap()
+        .unpack();
     let warned = |words: &str| {
         inventory
             .warnings

@@ -25,7 +25,7 @@ async fn a_machine_enrols_reports_and_is_known() {
         (Trust::Segment, "0.1.0")
     );
     assert_eq!(status.identity, identity_of(1));
-    assert_eq!(status.inventory.unwrap().system.serial, "SN1");
+    assert_eq!(status.inventory.unwrap().unpack().system.serial, "SN1");
     assert_eq!(status.inventory_trust, Some(Trust::Segment));
     assert_eq!(lab.enrolments()[0].spec.key, session.key);
     assert_eq!(lab.told(), [(name(1), "Enrolled")]);

@@ -156,7 +156,10 @@ async fn an_inventory_that_says_nothing_new_is_not_written() {
     );
     later.system.serial = "other".into();
     agent.report(&later).await.unwrap();
-    assert_eq!(lab.status(&name(1)).inventory.unwrap().system.serial, "other");
+    assert_eq!(
+        lab.status(&name(1)).inventory.unwrap().unpack().system.serial,
+        "other"
+    );
 }
 
 #[tokio::test]

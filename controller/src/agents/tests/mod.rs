@@ -103,6 +103,7 @@ impl Lab {
             client: self.api.client(),
             namespace: "muster-system".into(),
             world: self.api.world(),
+            changes: self.api.changes(),
             events: Events::new(queue),
             keys: self.keys.subscribe(),
             names: watch::channel(Names {

@@ -149,6 +149,7 @@ fn identity(system: &Value) -> Identity {
     Identity {
         uuid: word(system, "/UUID").and_then(usable_uuid),
         serial: filled("/SerialNumber"),
+        sku: filled("/SKU"),
         manufacturer: filled("/Manufacturer"),
         model: filled("/Model"),
         macs: None,

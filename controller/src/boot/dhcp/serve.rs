@@ -273,7 +273,7 @@ fn former_addresses(servers: &[Arc<Server>], segment: &str) -> Vec<(Mac, Ipv4Add
                     .split_once('/')
                     .is_some_and(|(host, _)| host == session.address)
             };
-            let nics = &status.inventory.as_ref()?.nics;
+            let nics = status.inventory.as_ref()?.unpack().nics;
             let nic = nics
                 .iter()
                 .find(|nic| nic.mac.is_some() && nic.addresses.iter().any(has))?;

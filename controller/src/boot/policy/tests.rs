@@ -59,7 +59,7 @@ fn a_server() -> Server {
 
 fn inventoried() -> Server {
     let mut server = a_server();
-    server.status.as_mut().unwrap().inventory = Some(Inventory::default());
+    server.status.as_mut().unwrap().inventory = Some(Inventory::default().into());
     server
 }
 

@@ -36,7 +36,7 @@ impl Lab {
                 segment: "muster-system/lab".to_owned(),
                 ..Session::default()
             }),
-            inventory: Some(Inventory::default()),
+            inventory: Some(Inventory::default().into()),
             ..ServerStatus::default()
         });
         api.put("servers", &server);

@@ -110,9 +110,10 @@ async fn a_life_costs_few_requests_and_an_idle_host_no_write() {
         // Its Event is told in the moment after.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (asked, told) = (requests(&lab), lab.told());
-        // Two states, the user data's mark, the order to clean and write, the one to leave; the rest reads what is on the config drive.
+        // Two states, the user data's mark, the order to clean and write, the one to leave; the rest reads what is on the config drive, and the host anew
+        // before the order that destroys data.
         let writes = asked.iter().filter(|one| !one.starts_with("GET")).count();
-        assert!(writes <= 5 && asked.len() <= 7, "to provisioned: {asked:#?}");
+        assert!(writes <= 5 && asked.len() <= 8, "to provisioned: {asked:#?}");
         assert!(told.len() <= 2, "{told:#?}");
 
         tokio::time::sleep(Duration::from_secs(120)).await;
@@ -436,6 +437,49 @@ async fn a_ramdisk_is_told_once_to_go_down_whatever_of_the_status_could_wait() {
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert!(!lab.machines[0].is_on());
         assert_eq!(lab.machines[0].calls_and_ends(), (2, 2));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wish_for_a_reboot_that_cannot_be_read_is_told_once_and_counts_as_a_plain_one() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.wish(1);
+        lab.reaches(1, "provisioned").await;
+        lab.until(|| lab.host(1).unwrap().status.unwrap().powered_on)
+            .await;
+        lab.told();
+        let wish = |name: &str, value| json!({"metadata": {"annotations": {name: value}}});
+        lab.edit(1, &wish("reboot.metal3.io/keep", json!("hard")));
+        lab.until(|| !lab.machines[0].is_on()).await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let invalid = |lab: &Lab| -> Vec<String> {
+            let told = lab.told().into_iter();
+            told.filter(|event| event.reason == "InvalidAnnotationValue" && event.warning)
+                .map(|event| event.message)
+                .collect()
+        };
+        let told = invalid(&lab);
+        assert!(
+            told.len() == 1 && told[0].contains("reboot.metal3.io/keep"),
+            "{told:?}"
+        );
+        // Another one that cannot be read either is other news.
+        lab.edit(1, &wish("reboot.metal3.io/keep", json!(r#"{"mode":"gently"}"#)));
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let told = invalid(&lab);
+        assert!(told.len() == 1 && told[0].contains("gently"), "{told:?}");
+        lab.edit(1, &wish("reboot.metal3.io/keep", json!(null)));
+        lab.until(|| lab.machines[0].is_on()).await;
+        lab.edit(1, &wish("reboot.metal3.io", json!("hard")));
+        lab.until(|| {
+            let annotations = lab.host(1).unwrap().metadata.annotations;
+            !annotations.is_some_and(|all| all.contains_key("reboot.metal3.io"))
+        })
+        .await;
+        assert_eq!(invalid(&lab).len(), 1);
     })
     .await;
 }

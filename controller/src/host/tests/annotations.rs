@@ -295,7 +295,7 @@ fn hardware_from_an_annotation_counts_where_nothing_is_inspected() {
     );
     world.reach(State::Available);
     let host = world.host();
-    let hardware = host.status.as_ref().unwrap().hardware.clone().unwrap();
+    let hardware = host.status.as_ref().unwrap().hardware.as_ref().unwrap().unpack();
     assert_eq!(hardware.hostname.as_deref(), Some("by-hand"));
     assert_eq!(host.spec.architecture.as_deref(), Some("aarch64"));
     assert!(!world.annotated(HARDWARE_ANNOTATION));

@@ -15,6 +15,7 @@ use super::{
     transitions::at,
     world::{Content, Fault, IMAGE, World},
 };
+use crate::bmc::Identity;
 
 fn orders(world: &World) -> Vec<PowerOrder> {
     let order = |effect| match effect {
@@ -184,6 +185,7 @@ fn probed(world: &mut World, class: FailureClass) {
             access: access.expect("a probe"),
             at: world.now,
             result: Err(failure),
+            identity: Identity::default(),
         }),
         ..Bmc::default()
     };
@@ -247,8 +249,7 @@ fn a_bmc_that_does_not_let_us_in_any_more_is_not_asked_every_minute() {
 #[test]
 fn a_ramdisk_that_sees_no_disk_has_cleaned_none() {
     let mut world = at(State::Deprovisioning);
-    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-    status.inventory.as_mut().unwrap().disks.clear();
+    world.change_inventory(|inventory| inventory.disks.clear());
     world.reach(State::Available);
     assert!(
         world.events.contains(&"NotCleaned".to_owned()),
@@ -328,6 +329,15 @@ fn one_machine_is_known_by_its_bmc_whatever_the_words_for_it_and_no_password_is_
         "redfish+https://10.0.0.9:443/redfish/v1/Systems/1",
         "idrac-redfish://10.0.0.9/redfish/v1/Systems/1",
         "redfish-virtualmedia://root:hunter2@10.0.0.9/redfish/v1/systems/1?x=y",
+        "redfish+http://10.0.0.9/redfish/v1/Systems/1",
+        "redfish+http://10.0.0.9:443/redfish/v1/Systems/1",
+        "redfish+http://10.0.0.9:80//redfish/v1/./Systems/%31#x",
+        // The only system of that BMC, or the machine in which it is.
+        "redfish://10.0.0.9",
+        "redfish://10.0.0.9/redfish/v1/",
+        "redfish+http://10.0.0.9:80",
+        "ipmi://10.0.0.9:623",
+        "10.0.0.9",
     ] {
         let found = rivals(us.host(), [&address(same)].into_iter());
         assert_eq!(found.len(), 1, "{same}");
@@ -336,6 +346,8 @@ fn one_machine_is_known_by_its_bmc_whatever_the_words_for_it_and_no_password_is_
     for other in [
         "redfish://10.0.0.9/redfish/v1/Systems/2",
         "redfish://10.0.0.9:8000/redfish/v1/Systems/1",
+        "redfish://10.0.0.9:8000",
+        "ipmi://10.0.0.9:6230",
         "redfish://10.0.0.8/redfish/v1/Systems/1",
         "nonsense",
     ] {
@@ -381,6 +393,33 @@ fn power_that_was_read_before_an_effect_says_nothing_after_it() {
     };
     News::Tried(tried, true).remember(&mut bmc, &mut None);
     assert_eq!(bmc.power, None);
+}
+
+#[test]
+fn a_bmc_is_asked_seldom_for_a_machine_whose_ramdisk_is_here_and_at_once_when_it_is_not() {
+    let asks = |world: &World| {
+        let effects = world.plan().effects;
+        effects.iter().any(|effect| matches!(effect, Effect::ReadPower))
+    };
+    let mut world = at(State::Available);
+    world.settle();
+    assert!(world.machine.ramdisk.is_some());
+    world.until("asked", asks);
+    world.round();
+    for _ in 0..9 {
+        world.tick(60);
+        assert!(!asks(&world));
+    }
+    world.tick(60);
+    assert!(asks(&world));
+    world.round();
+    world.tick(200);
+    assert!(!asks(&world));
+    world.disconnect();
+    assert!(asks(&world));
+    world.round();
+    world.tick(60);
+    assert!(asks(&world), "every minute from then on");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use jiff::SignedDuration;
 use muster_proto::{
+    inventory::Inventory,
     job::Write,
     kinds::{
         HostReference, Job, JobAction, JobStatus, Server, ServerSpec, ServerStatus, Session, SessionState,
@@ -44,6 +45,14 @@ impl World {
             PowerOrder::SoftOff if self.machine.ramdisk.is_some() => {}
             PowerOrder::SoftOff => self.machine.on = false,
         }
+    }
+
+    /// Changes what the machine reported.
+    pub(super) fn change_inventory(&mut self, change: impl FnOnce(&mut Inventory)) {
+        let status = self.server.as_mut().unwrap().status.as_mut().unwrap();
+        let mut inventory = status.inventory.as_ref().unwrap().unpack();
+        change(&mut inventory);
+        status.inventory = Some(inventory.into());
     }
 
     pub(super) fn disconnect(&mut self) {
@@ -178,7 +187,7 @@ impl World {
         });
         // An unchanged report leaves no trace.
         if status.inventory.is_none() {
-            status.inventory = Some(inventory());
+            status.inventory = Some(inventory().into());
             status.inventoried = Some(now);
             status.inventory_trust = Some(Trust::Segment);
         }

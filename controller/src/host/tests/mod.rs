@@ -13,4 +13,5 @@ mod parts;
 mod refusals;
 mod takeover;
 mod transitions;
+mod whose;
 mod world;

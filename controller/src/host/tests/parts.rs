@@ -202,15 +202,13 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
         ),
         (
             |world| {
-                let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-                status.inventory.as_mut().unwrap().identity.macs.clear();
+                world.change_inventory(|inventory| inventory.identity.macs.clear());
             },
             "boot MAC",
         ),
         (
             |world| {
-                let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-                status.inventory.as_mut().unwrap().identity.system_uuid = None;
+                world.change_inventory(|inventory| inventory.identity.system_uuid = None);
             },
             "told from others",
         ),
@@ -233,8 +231,11 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
     ];
     let disk = |world: &World| {
         let status = world.server.as_ref().and_then(|server| server.status.clone());
-        let inventory = status.and_then(|status| status.inventory).unwrap_or_default();
-        inventory.disks.first().cloned().unwrap_or_default()
+        let inventory = status.and_then(|status| status.inventory);
+        let disks = inventory.map(|inventory| inventory.unpack().disks);
+        disks
+            .and_then(|disks| disks.into_iter().next())
+            .unwrap_or_default()
     };
     let mut world = ready();
     let target = disk(&world);

@@ -25,6 +25,7 @@ use super::super::{
     plan::{Drive, FINALIZER, Metadata, PowerOrder, Task},
     table,
 };
+use crate::bmc::Identity;
 
 pub(super) const MAC: &str = "52:54:00:00:00:01";
 pub(super) const UID: &str = "0a0a0a0a-0000-4000-8000-000000000001";
@@ -92,6 +93,8 @@ pub(super) struct World {
     pub(super) bmc: Bmc,
     pub(super) tried: Option<Tried>,
     pub(super) rivals: Vec<Rival>,
+    /// What another operator left is let go.
+    pub(super) released: bool,
     pub(super) slot: bool,
     pub(super) retries: i64,
     pub(super) now: Timestamp,
@@ -101,6 +104,8 @@ pub(super) struct World {
     pub(super) bmc_up: bool,
     /// The edge is of a version that knows nothing of what follows a job.
     pub(super) old_edge: bool,
+    /// Of which machine it says that it is.
+    pub(super) says: Identity,
     /// The agent fails this many jobs that clean or write.
     pub(super) failing_jobs: usize,
     /// The agent fails this many jobs that write.
@@ -200,6 +205,7 @@ impl World {
             bmc: Bmc::default(),
             tried: None,
             rivals: Vec::new(),
+            released: false,
             slot: true,
             retries: 5,
             now,
@@ -221,6 +227,7 @@ impl World {
             },
             bmc_up: true,
             old_edge: false,
+            says: Identity::default(),
             failing_jobs: 0,
             failing_writes: 0,
             failing_ends: 0,
@@ -319,6 +326,7 @@ impl World {
             bmc: self.bmc.clone(),
             tried: self.tried.clone(),
             rivals: self.rivals.clone(),
+            released: self.released,
             slot: self.slot,
             began: self.began,
             epoch: 1,
@@ -349,6 +357,15 @@ impl World {
                 plan.why
             );
             assert!(status.conditions.len() <= 32);
+            for one in &status.conditions {
+                let waits = one.type_ == "Waiting" && one.status == "True";
+                let whole = one.message.contains("; next: ") && one.message.contains(" (since ");
+                assert!(
+                    !waits || whole,
+                    "what for, since when, what next: {}",
+                    one.message
+                );
+            }
             let mut same = status.clone();
             same.last_updated = host
                 .status
@@ -481,6 +498,7 @@ impl World {
                     access: access.clone(),
                     at: self.now,
                     result,
+                    identity: self.says.clone(),
                 });
                 if !fails {
                     self.read_power();
@@ -551,9 +569,13 @@ impl World {
                 self.hardware = Some(HardwareData::new(
                     "host-1",
                     HardwareDataSpec {
-                        hardware: Some((**hardware).clone()),
+                        hardware: Some((**hardware).clone().into()),
                     },
                 ));
+                true
+            }
+            Effect::ReleaseLeftovers => {
+                self.released = true;
                 true
             }
             Effect::ReleaseHardware => {

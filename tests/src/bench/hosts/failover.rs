@@ -1,11 +1,11 @@
-//! The leader is killed while all hosts are being written, and another one stands by.
+//! The leader is asked to end while all hosts are at rest, its successor is killed while all are being written, and others stand by.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 
@@ -27,33 +27,28 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Another one leads by then.
 const SOON: Duration = Duration::from_secs(60);
 
-/// Brings `hosts` hosts to available, gives them an image, and kills the leader once none of them is waiting for orders, or the
-/// first one has its image.
+/// Brings `hosts` hosts to available, asks the leader to end, gives the hosts an image, and kills the next leader once none of them
+/// is waiting for orders, or the first one has its image.
 pub(super) async fn measure(hosts: u32) -> Result<Failover> {
     let limit = ("PROVISIONING_LIMIT".to_owned(), hosts.to_string());
     let control = || (Role::Control, vec![limit.clone()]);
-    let controllers = vec![(Role::Edge, Vec::new()), control(), control()];
+    let controllers = vec![(Role::Edge, Vec::new()), control(), control(), control()];
     let mut place = Place::start(hosts, controllers).await?;
     let watch = Watch::start(place.api(HOSTS), Some(place.api(NAMESPACE)));
     place.power(hosts, SCALE)?;
     watch.all(hosts, "available", patience(hosts)).await?;
 
     let leases: Api<Lease> = place.api(NAMESPACE);
-    let leader = holder(&leases).await?.context("nobody leads")?;
+    let handed_over = hand_over(&mut place.controllers, &leases).await?;
+    println!("  asked to end, the leader is followed by another one after {handed_over} s");
+    let leader = leading(&leases).await?;
     let names: Vec<String> = watch.hosts().into_keys().collect();
     place.want_image(&names).await?;
     ordered(&watch, names.len(), patience(hosts)).await?;
     let before = watch.hosts();
-    let killed = kill(&mut place.controllers, leader)?;
-    let taken_over = loop {
-        if holder(&leases).await?.is_some_and(|now| now != leader) {
-            break seconds(killed.elapsed());
-        }
-        if killed.elapsed() > SOON {
-            bail!("nobody took over within {} s", SOON.as_secs());
-        }
-        tokio::time::sleep(LOOK).await;
-    };
+    of(&mut place.controllers, leader)?.kill();
+    let killed = Instant::now();
+    let taken_over = followed(&leases, leader, killed).await?;
     println!("  another one leads after {taken_over} s");
     let there = watch.all(hosts, "provisioned", patience(hosts)).await;
     place.lives()?;
@@ -64,6 +59,7 @@ pub(super) async fn measure(hosts: u32) -> Result<Failover> {
         hosts,
         busy: before.values().filter(|host| busy(host)).count(),
         lease: LEASE,
+        handed_over,
         taken_over,
         waits: waits(&before, &after, &writes, killed),
         provisioned: after.values().filter(|host| !busy(host)).count(),
@@ -77,6 +73,42 @@ async fn holder(leases: &Api<Lease>) -> Result<Option<u32>> {
     let lease = leases.get_opt(NAME).await.context("read the Lease")?;
     let identity = lease.and_then(|lease| lease.spec?.holder_identity);
     Ok(identity.and_then(|identity| identity.rsplit('_').nth(1)?.parse().ok()))
+}
+
+/// The process that leads.
+async fn leading(leases: &Api<Lease>) -> Result<u32> {
+    holder(leases).await?.context("nobody leads")
+}
+
+/// Waits until another one than `leader` leads; how long after `since`, in seconds.
+async fn followed(leases: &Api<Lease>, leader: u32, since: Instant) -> Result<f64> {
+    loop {
+        if holder(leases).await?.is_some_and(|now| now != leader) {
+            return Ok(seconds(since.elapsed()));
+        }
+        if since.elapsed() > SOON {
+            bail!("nobody took over within {} s", SOON.as_secs());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Asks the leader to end (SIGTERM); how long until another one leads, in seconds.
+async fn hand_over(controllers: &mut [Controller], leases: &Api<Lease>) -> Result<f64> {
+    let leader = leading(leases).await?;
+    let asked = Instant::now();
+    let end = of(controllers, leader)?.stop(SOON);
+    let (ended, followed) = tokio::join!(end, followed(leases, leader, asked));
+    ensure!(ended, "the leader did not end within {} s", SOON.as_secs());
+    followed
+}
+
+/// The controller whose process is `number`.
+fn of(controllers: &mut [Controller], number: u32) -> Result<&mut Controller> {
+    let found = controllers
+        .iter_mut()
+        .find(|controller| controller.process() == Some(number));
+    found.with_context(|| format!("no controller is process {number}"))
 }
 
 /// Waits until each of `hosts` hosts has been told to write, or one has written.
@@ -104,14 +136,6 @@ async fn ordered(watch: &Watch, hosts: usize, within: Duration) -> Result<()> {
         }
         tokio::time::sleep(LOOK).await;
     }
-}
-
-/// Kills the controller whose process is `leader`; when.
-fn kill(controllers: &mut [Controller], leader: u32) -> Result<Instant> {
-    let leads = |controller: &&mut Controller| controller.process() == Some(leader);
-    let leading = controllers.iter_mut().find(leads);
-    leading.context("none of the controllers leads")?.kill();
-    Ok(Instant::now())
 }
 
 /// How long each host that was busy waited for a leader, in seconds, in order.

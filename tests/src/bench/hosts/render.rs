@@ -29,7 +29,7 @@ pub(super) fn page(results: &HostsResults) -> String {
         page += &format!("\n## {} hosts\n\n{}", round.hosts, details(round));
     }
     if let Some(failover) = &results.failover {
-        page += &format!("\n## The leader is killed\n\n{}", ending(failover));
+        page += &format!("\n## The leader ends\n\n{}", ending(failover));
     }
     page
 }
@@ -247,7 +247,15 @@ fn of_failover(failover: &Failover) -> Vec<Row> {
         result: format!("{}, {}", failover.provisioned, failover.rewritten),
         reached: Some(failover.provisioned == all && failover.rewritten == 0),
     };
+    let planned = row(
+        "leader asked to end (SIGTERM): until another one leads".to_owned(),
+        "s",
+        Some(2.0),
+        1,
+        failover.handed_over,
+    );
     vec![
+        planned,
         wait,
         lost,
         saw(
@@ -383,8 +391,9 @@ fn ending(failover: &Failover) -> String {
     let of = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
     let [lease, retry] = failover.lease;
     format!(
-        "An edge and two controllers with the role `control`, each under a host name of its own, as on different computers, whose `PROVISIONING_LIMIT` lets all {} hosts be busy at once; the Lease \
+        "An edge and three controllers with the role `control`, each under a host name of its own, as on different computers, whose `PROVISIONING_LIMIT` lets all {} hosts be busy at once; the Lease \
          lasts for {lease} s and is asked for every {retry} s.\n\
+         With all hosts at rest the leader is asked to end (SIGTERM); another one held the Lease after {:.1} s.\n\
          A write takes 24 to 36 s here.\n\
          All hosts are given an image; when each has been told to write it, or the first one has, the leader is killed (SIGKILL).\n\
          Another one held the Lease after {:.1} s.\n\
@@ -392,6 +401,7 @@ fn ending(failover: &Failover) -> String {
          of {}.\n\
          A host is written more than once if its Server was told to write under more than one operation's id.\n{}",
         failover.hosts,
+        failover.handed_over,
         failover.taken_over,
         of(waits.median()),
         of(waits.percentile(99)),

@@ -138,7 +138,7 @@ pub(super) struct Idle {
     pub(super) controller_cpu: f64,
 }
 
-/// A leader is killed while hosts are being written.
+/// A leader is asked to end, and the next one is killed while hosts are being written.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Failover {
@@ -148,6 +148,8 @@ pub(super) struct Failover {
     pub(super) busy: usize,
     /// `LEASE_DURATION_SECONDS` and `RETRY_PERIOD_SECONDS`.
     pub(super) lease: [f64; 2],
+    /// From SIGTERM to the first leader until another one holds the Lease.
+    pub(super) handed_over: f64,
     /// From the kill until another one holds the Lease.
     pub(super) taken_over: f64,
     /// How long each busy host waited for a leader: from the kill, or from the end of its write if that came later, until it was

@@ -15,7 +15,7 @@ use kube::runtime::{
 };
 use muster_proto::{
     inventory::{Inventory, Nic},
-    kinds::{BareMetalHost, Enrolment, Profile, ServerSpec, ServerStatus, Session},
+    kinds::{BareMetalHost, Enrolment, Packed, Profile, ServerSpec, ServerStatus, Session},
 };
 use socket2::{Domain, Socket, Type};
 
@@ -139,6 +139,7 @@ impl Site {
             enrolments: empty::<Enrolment>(),
             hardware: empty(),
             machines: Arc::default(),
+            unreadable: Arc::default(),
         };
         let (queue, events) = tokio::sync::mpsc::channel(16);
         let (facts, seen) = watch::channel(BTreeMap::new());
@@ -517,10 +518,10 @@ fn a_server(segment: &str, address: &str, state: SessionState, since: &str) -> A
             segment: segment.to_owned(),
             ..Session::default()
         }),
-        inventory: Some(Inventory {
+        inventory: Some(Packed::new(&Inventory {
             nics: (100..=199).map(nic).collect(),
             ..Inventory::default()
-        }),
+        })),
         ..ServerStatus::default()
     });
     Arc::new(server)

@@ -82,11 +82,18 @@ fn changed_hardware_shows_on_the_same_object() {
             .hardware
             .as_ref()
             .unwrap()
+            .unpack()
             .ram_mebibytes,
         Some(8192)
     );
     assert_eq!(
-        sim.hardware[0].spec.hardware.as_ref().unwrap().ram_mebibytes,
+        sim.hardware[0]
+            .spec
+            .hardware
+            .as_ref()
+            .unwrap()
+            .unpack()
+            .ram_mebibytes,
         Some(8192)
     );
     let event = sim.told.last().unwrap();
@@ -103,15 +110,8 @@ fn a_replaced_nic_or_serial_keeps_the_name() {
     sim.reports("a", machine("OTHER1", 2));
     sim.settle();
     assert_eq!(sim.names(), [NAME]);
-    let nics = &sim
-        .host(NAME)
-        .status
-        .as_ref()
-        .unwrap()
-        .hardware
-        .as_ref()
-        .unwrap()
-        .nics;
+    let status = sim.host(NAME).status.as_ref().unwrap();
+    let nics = status.hardware.as_ref().unwrap().unpack().nics;
     assert_eq!(nics[0].mac, Some(mac(2).to_string()));
 }
 
@@ -512,6 +512,7 @@ fn a_requested_inspection_ends_with_a_newer_inventory() {
             .hardware
             .as_ref()
             .unwrap()
+            .unpack()
             .ram_mebibytes,
         Some(8192)
     );

@@ -127,8 +127,9 @@ impl Sim {
                 ..Session::default()
             });
             // As the agents' side does: what is known already is not stored again.
-            if status.inventory.as_ref() != Some(&inventory) {
-                status.inventory = Some(inventory);
+            let inventory = Some(inventory.into());
+            if status.inventory != inventory {
+                status.inventory = inventory;
                 status.inventoried = Some(now);
                 status.inventory_trust = Some(Trust::Segment);
             }
@@ -332,7 +333,7 @@ impl Sim {
                 let mut data = HardwareData::new(
                     &host.name,
                     HardwareDataSpec {
-                        hardware: Some(*hardware),
+                        hardware: Some((*hardware).into()),
                     },
                 );
                 data.metadata.namespace = Some(host.namespace);

@@ -1,8 +1,10 @@
 //! Lives with an API server that is gone, refuses, conflicts, or is slow, and with others who write to the same objects.
 
+use std::time::Duration;
+
 use super::{
     end,
-    lab::Lab,
+    lab::{IMAGE, Lab},
     live,
     trouble::{At, Trouble},
 };
@@ -172,4 +174,181 @@ async fn clients_that_patch_without_a_resource_version_at_any_moment_lose_nothin
         came + 2 >= count,
         "the host is there until the end: {came} of {count}"
     );
+}
+
+/// A host that is about to be cleaned and written to when somebody patches it just before request number `number` of those that follow
+/// its wish, and the watch shows nothing of that. Returns how many jobs that destroy data were asked for until then, and the lab, five
+/// minutes later; none: there are not so many requests.
+async fn forbidden_at(number: usize, patch: &serde_json::Value) -> Option<(usize, std::sync::Arc<Lab>)> {
+    let lab = Lab::new(1);
+    let asked = lab
+        .run(async {
+            lab.declare(1);
+            lab.reaches(1, "available").await;
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            lab.api.requests();
+            assert_eq!(lab.machines[0].disk(), (vec!["old".to_owned()], 0));
+            lab.wish(1);
+            lab.api
+                .intrude_unseen(number, "baremetalhosts", "m1", patch.clone());
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            lab.api.requests()
+        })
+        .await;
+    if asked.len() <= number {
+        return None;
+    }
+    // The disks are cleaned, then the image is written.
+    let jobs = asked.iter().take(number + 1);
+    let jobs = jobs.filter(|asked| asked.starts_with("PATCH") && asked.ends_with("/servers/m1"));
+    Some((jobs.count().min(2), lab))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_person_forbids_while_the_watch_lags_is_not_begun() {
+    let annotated = |name: &str, value: &str| json!({"metadata": {"annotations": {name: value}}});
+    for patch in [
+        annotated("muster.dev/protected", ""),
+        annotated("baremetalhost.metal3.io/paused", ""),
+        annotated("baremetalhost.metal3.io/detached", r#"{"force":true}"#),
+        json!({"spec": {"externallyProvisioned": true}}),
+    ] {
+        let mut after = [0; 3];
+        for number in 0.. {
+            let Some((jobs, lab)) = forbidden_at(number, &patch).await else {
+                break;
+            };
+            let (disk, cleaned) = lab.machines[0].disk();
+            let expected = [("old", 0), ("", 1), (IMAGE, 1)][jobs];
+            let found = (disk.first().map_or("", String::as_str), cleaned);
+            assert_eq!(found, expected, "{patch} before request {number}");
+            after[jobs] += 1;
+        }
+        assert!(after.iter().all(|count| *count > 0), "{patch}: {after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_is_not_wanted_any_more_is_not_written_though_the_watch_lags() {
+    for image in [
+        json!(null),
+        json!({"url": "http://images.test/another.raw", "checksum": "1".repeat(64)}),
+    ] {
+        let patch = json!({"spec": {"image": image}});
+        for number in 0.. {
+            let Some((jobs, lab)) = forbidden_at(number, &patch).await else {
+                break;
+            };
+            let (disk, _) = lab.machines[0].disk();
+            assert!(
+                jobs > 1 || !disk.iter().any(|image| image == IMAGE),
+                "{patch} before request {number}: {disk:?}"
+            );
+        }
+    }
+}
+
+/// What is left in the namespace of the hosts.
+fn left(lab: &Lab) -> usize {
+    lab.api.all::<serde_json::Value>("baremetalhosts").len()
+        + lab.api.all::<serde_json::Value>("hardwaredata").len()
+        + lab.api.all::<serde_json::Value>("secrets").len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_is_deleted_with_a_host_in_whatever_state_and_order_ends_with_the_machine_off() {
+    for state in [
+        "registering",
+        "inspecting",
+        "available",
+        "provisioning",
+        "provisioned",
+        "deprovisioning",
+    ] {
+        for first in ["secrets", "baremetalhosts", "hardwaredata"] {
+            let lab = Lab::new(1);
+            lab.run(async {
+                lab.declare(1);
+                if matches!(state, "provisioning" | "provisioned" | "deprovisioning") {
+                    lab.reaches(1, "available").await;
+                    lab.wish(1);
+                }
+                if state == "deprovisioning" {
+                    lab.reaches(1, "provisioned").await;
+                    lab.edit(1, &json!({"spec": {"image": null, "userData": null}}));
+                }
+                lab.reaches(1, state).await;
+                lab.api.terminate("metal", &[first]);
+                lab.until(|| left(&lab) == 0).await;
+            })
+            .await;
+            // A host that is only being registered was never switched on.
+            assert!(!lab.machines[0].is_on(), "{state}, {first} first");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_goes_and_can_be_held_no_more_still_serves_to_switch_the_machine_off() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        let theirs = json!({"metadata": {"finalizers": ["blue.test/keep"]}});
+        lab.api.edit("secrets", "bmc-1", &theirs);
+        lab.api.delete("secrets", "bmc-1");
+        lab.api.delete("baremetalhosts", "m1");
+        lab.until(|| lab.host(1).is_none()).await;
+    })
+    .await;
+    assert!(!lab.machines[0].is_on());
+    assert_eq!(refused(&lab), 0);
+    let secret: k8s_openapi::api::core::v1::Secret = lab.api.get("secrets", "bmc-1").unwrap();
+    assert_eq!(secret.metadata.finalizers.unwrap(), ["blue.test/keep"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_operator_holds_for_a_host_goes_with_it_and_is_not_looked_for_where_there_was_none() {
+    let object = |name: &str, owner: &str, finalizers: &[&str]| {
+        let owner =
+            json!({"apiVersion": "metal3.io/v1alpha1", "kind": "BareMetalHost", "name": name, "uid": owner});
+        json!({"metadata": {"name": name, "namespace": "metal", "finalizers": finalizers, "ownerReferences": [owner]}})
+    };
+    let image = [
+        "preprovisioningimage.metal3.io",
+        "baremetalhost.metal3.io/preprovisioningImage",
+        "blue.test/keep",
+    ];
+    for id in ["", "5e1f3c6e-0f0c-4b7e-8a3f-2d1c0b9a8f7e"] {
+        let anothers = !id.is_empty();
+        let lab = Lab::new(1);
+        for (name, owner) in [("m1", "uid-1"), ("m2", "uid-2")] {
+            lab.api.put("preprovisioningimages", &object(name, owner, &image));
+            lab.api
+                .put("dataimages", &object(name, owner, &["dataimage.metal3.io"]));
+        }
+        let asked = lab
+            .run(async {
+                lab.declare(1);
+                lab.reaches(1, "available").await;
+                if anothers {
+                    lab.edit(1, &json!({"status": {"provisioning": {"ID": id}}}));
+                }
+                lab.api.requests();
+                lab.api.delete("baremetalhosts", "m1");
+                lab.until(|| lab.host(1).is_none()).await;
+                lab.api.requests()
+            })
+            .await;
+        let finalizers = |plural: &str, name: &str| -> usize {
+            let object: serde_json::Value = lab.api.get(plural, name).unwrap();
+            object["metadata"]["finalizers"].as_array().map_or(0, Vec::len)
+        };
+        let left = ["preprovisioningimages", "dataimages"].map(|plural| finalizers(plural, "m1"));
+        assert_eq!(left, if anothers { [1, 0] } else { [3, 1] });
+        let others = ["preprovisioningimages", "dataimages"].map(|plural| finalizers(plural, "m2"));
+        assert_eq!(others, [3, 1]);
+        let looked = asked.iter().filter(|asked| asked.contains("images/m1")).count();
+        assert_eq!(looked, if anothers { 4 } else { 0 }, "{asked:#?}");
+    }
 }

@@ -1,0 +1,106 @@
+//! Whether a BMC is that of the host's machine: what it says of its system, against what the machine reported of itself. By a wrong
+//! address, another machine would be switched. Pure.
+
+use muster_proto::{
+    identity::Identity,
+    kinds::{BMC_IDENTITY_ANNOTATION, Server},
+};
+
+use super::draft::Draft;
+use crate::bmc;
+
+/// Why the BMC is not taken for that of the host's machine; none: nothing speaks against it, or a person has looked.
+///
+/// One value on which both agree is enough that they are one machine: vendors fill in the others as they like (Dell's `SerialNumber`
+/// is the board's, and its `SKU` what SMBIOS calls the serial number). What one of both does not tell differs from nothing.
+pub(super) fn anothers(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String> {
+    let known = known(draft.seen.server?);
+    let uuids = (says.uuid.as_deref(), known.system_uuid.as_deref());
+    let serials = (says.serial.as_deref(), known.system_serial.as_deref());
+    let differ = matches!(uuids, (Some(_), Some(_))) || matches!(serials, (Some(_), Some(_)));
+    if !differ || agree(says, &known) {
+        return None;
+    }
+    let looked = draft
+        .annotation(BMC_IDENTITY_ANNOTATION)
+        .unwrap_or_default()
+        .trim();
+    let named = [&says.uuid, &says.serial, &says.sku].into_iter().flatten();
+    if named.into_iter().any(|value| value.eq_ignore_ascii_case(looked)) {
+        return None;
+    }
+    let (its, ours) = (words(uuids.0, serials.0), words(uuids.1, serials.1));
+    Some(format!(
+        "it is the BMC of another machine, {its}, and the host's has {ours}: correct spec.bmc.address, or, if both are one, write what the BMC says into the annotation {BMC_IDENTITY_ANNOTATION}"
+    ))
+}
+
+/// What the machine behind `server` reported, without what vendors leave unfilled.
+fn known(server: &Server) -> Identity {
+    let status = server.status.clone().unwrap_or_default();
+    let mut known = status.identity.normalised();
+    if let Some(inventory) = status.inventory {
+        // The latest report; the other is all that there ever was.
+        let latest = inventory.identity.normalised();
+        known.system_uuid = latest.system_uuid.or(known.system_uuid);
+        known.system_serial = latest.system_serial.or(known.system_serial);
+        known.board_serial = latest.board_serial.or(known.board_serial);
+        known.macs.extend(latest.macs);
+    }
+    known
+}
+
+fn agree(says: &bmc::Identity, known: &Identity) -> bool {
+    let uuid = match (&says.uuid, &known.system_uuid) {
+        (Some(says), Some(known)) => says == known || swapped(says).as_ref() == Some(known),
+        _ => false,
+    };
+    let serials = [&says.serial, &says.sku].into_iter().flatten();
+    let mut known_serials = [&known.system_serial, &known.board_serial].into_iter().flatten();
+    let serial = known_serials.any(|known| serials.clone().any(|says| says.eq_ignore_ascii_case(known)));
+    let nic = says.macs.iter().flatten().any(|mac| known.macs.contains(mac));
+    uuid || serial || nic
+}
+
+/// `uuid` with its first three fields in the other byte order (SMBIOS 3.x, 7.2.1): firmware and BMCs disagree about it.
+fn swapped(uuid: &str) -> Option<String> {
+    let mut fields = uuid.split('-');
+    let mut out = String::with_capacity(uuid.len());
+    for _ in 0..3 {
+        let field = fields.next()?;
+        let mut at = field.len();
+        while at >= 2 {
+            out.push_str(field.get(at - 2..at)?);
+            at -= 2;
+        }
+        out.push('-');
+    }
+    out.push_str(&fields.collect::<Vec<_>>().join("-"));
+    Some(out)
+}
+
+fn words(uuid: Option<&str>, serial: Option<&str>) -> String {
+    let uuid = uuid.map(|uuid| format!("UUID {uuid}"));
+    let serial = serial.map(|serial| format!("serial number {serial}"));
+    let all: Vec<String> = uuid.into_iter().chain(serial).collect();
+    match all.is_empty() {
+        true => "neither UUID nor serial number".to_owned(),
+        false => all.join(" and "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_in_the_other_byte_order_is_the_same() {
+        let (one, other) = (
+            "4c4c4544-0035-4b10-8032-cac04f583933",
+            "44454c4c-3500-104b-8032-cac04f583933",
+        );
+        assert_eq!(swapped(one).as_deref(), Some(other));
+        assert_eq!(swapped(other).as_deref(), Some(one));
+        assert_eq!(swapped("4c4c4544"), None);
+    }
+}

@@ -1,0 +1,188 @@
+use std::{
+    borrow::Cow,
+    fmt,
+    marker::PhantomData,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use zstd::bulk::{Compressor, Decompressor};
+
+/// The fastest of zstd's usual levels: what repeats in a list of disks or flags it finds as well as the others do.
+const LEVEL: i32 = 1;
+
+/// What is large and seldom read, such as the hardware of a machine: compressed JSON, a tenth or less of what a `T` takes in memory,
+/// and a copy of it costs nothing. In an object it is written and read as the `T` is.
+pub struct Packed<T> {
+    bytes: Arc<[u8]>,
+    /// The length of the JSON, in bytes.
+    length: usize,
+    of: PhantomData<fn() -> T>,
+}
+
+/// What zstd works with: a few hundred KiB, once for all.
+static TOOLS: Mutex<Option<(Compressor<'static>, Decompressor<'static>)>> = Mutex::new(None);
+
+fn with_tools<R>(
+    work: impl FnOnce(&mut Compressor<'static>, &mut Decompressor<'static>) -> std::io::Result<R>,
+) -> std::io::Result<R> {
+    let mut tools = TOOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    let (pack, unpack) = match &mut *tools {
+        Some(tools) => tools,
+        none => none.insert((Compressor::new(LEVEL)?, Decompressor::new()?)),
+    };
+    work(pack, unpack)
+}
+
+impl<T: Serialize> Packed<T> {
+    /// Packs `plain`.
+    pub fn new(plain: &T) -> Packed<T> {
+        let json = serde_json::to_vec(plain).expect("these kinds have string keys and finite numbers");
+        let packed = with_tools(|tool, _| tool.compress(&json)).expect("memory can be compressed to memory");
+        Packed {
+            bytes: packed.into(),
+            length: json.len(),
+            of: PhantomData,
+        }
+    }
+}
+
+impl<T> Packed<T> {
+    fn json(&self) -> Vec<u8> {
+        with_tools(|_, tool| tool.decompress(&self.bytes, self.length)).expect("it was compressed here")
+    }
+}
+
+impl<T: DeserializeOwned> Packed<T> {
+    /// What was packed.
+    pub fn unpack(&self) -> T {
+        serde_json::from_slice(&self.json()).expect("it was written here")
+    }
+}
+
+impl<T: Serialize> From<T> for Packed<T> {
+    fn from(plain: T) -> Packed<T> {
+        Packed::new(&plain)
+    }
+}
+
+impl<T> Clone for Packed<T> {
+    fn clone(&self) -> Packed<T> {
+        Packed {
+            bytes: Arc::clone(&self.bytes),
+            length: self.length,
+            of: PhantomData,
+        }
+    }
+}
+
+/// Equal things have equal JSON; that its compressed form is equal, too, is usual and not promised.
+impl<T> PartialEq for Packed<T> {
+    fn eq(&self, other: &Packed<T>) -> bool {
+        self.bytes == other.bytes || (self.length == other.length && self.json() == other.json())
+    }
+}
+
+impl<T: DeserializeOwned + fmt::Debug> fmt::Debug for Packed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.unpack().fmt(f)
+    }
+}
+
+impl<T: DeserializeOwned + Serialize> Serialize for Packed<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.unpack().serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de> + Serialize> Deserialize<'de> for Packed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Packed<T>, D::Error> {
+        T::deserialize(deserializer).map(Packed::from)
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Packed<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        inventory::{Disk, Inventory},
+        kinds::{HardwareDetails, HardwareNic, ServerStatus},
+    };
+
+    fn inventory(disks: u32, serial: &str) -> Inventory {
+        let disk = |at| Disk {
+            name: format!("/dev/nvme{at}n1"),
+            by_path: format!("/dev/disk/by-path/pci-0000:5e:{at:02x}.0-nvme-1"),
+            serial: format!("{serial}{at}"),
+            size_bytes: 960_197_124_096,
+            ..Disk::default()
+        };
+        Inventory {
+            disks: (0..disks).map(disk).collect(),
+            ..Inventory::default()
+        }
+    }
+
+    #[test]
+    fn a_large_inventory_takes_less_than_a_fifth_of_its_json() {
+        let packed = Packed::new(&inventory(26, "S"));
+        assert!(
+            packed.length > 4000 && packed.bytes.len() * 5 < packed.length,
+            "{}",
+            packed.bytes.len()
+        );
+        assert_eq!(packed.unpack(), inventory(26, "S"));
+    }
+
+    #[test]
+    fn in_an_object_it_is_written_and_read_as_what_it_is() {
+        let object = json!({"identity": {}, "inventory": inventory(2, "S")});
+        let status: ServerStatus = serde_json::from_value(object).unwrap();
+        assert_eq!(
+            status.inventory.as_ref().map(Packed::unpack),
+            Some(inventory(2, "S"))
+        );
+        assert_eq!(json!(status)["inventory"], json!(inventory(2, "S")));
+        let schema = |generate: fn(&mut SchemaGenerator) -> Schema| generate(&mut SchemaGenerator::default());
+        assert_eq!(
+            schema(Packed::<Inventory>::json_schema),
+            schema(Inventory::json_schema)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_packed_comes_back_and_is_equal_to_itself_only(one: String, other: String, speed: i64) {
+            let nic = |name: &str| HardwareNic { name: Some(name.to_owned()), speed_gbps: Some(speed), ..HardwareNic::default() };
+            let plain = |name: &str| HardwareDetails { nics: vec![nic(name)], ..HardwareDetails::default() };
+            let packed = Packed::new(&plain(&one));
+            prop_assert_eq!(packed.unpack(), plain(&one));
+            prop_assert_eq!(&packed, &packed.clone());
+            prop_assert_eq!(packed == Packed::new(&plain(&other)), one == other);
+            let written: Value = serde_json::to_value(&packed).unwrap();
+            prop_assert_eq!(serde_json::from_value::<Packed<HardwareDetails>>(written).unwrap(), packed);
+        }
+    }
+}
