@@ -207,7 +207,7 @@ enum Seen<K> {
     /// This is left of it; why.
     Part(K, String),
     /// Nothing of use is left of it; why.
-    Nothing(ObjectMeta, String),
+    Nothing(Box<ObjectMeta>, String),
 }
 
 impl<'de, K: DeserializeOwned> Deserialize<'de> for Seen<K> {
@@ -222,7 +222,7 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Seen<K> {
             }) => Seen::Part(rest, wrong),
             Err(Salvaged { rest: None, wrong }) => {
                 let meta = meta.and_then(|meta| serde_json::from_value(meta).ok());
-                Seen::Nothing(meta.unwrap_or_default(), wrong)
+                Seen::Nothing(Box::new(meta.unwrap_or_default()), wrong)
             }
         })
     }

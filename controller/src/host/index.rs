@@ -153,7 +153,8 @@ impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
         N: 'a,
     {
         let Some(names) = self.by.get(key) else { return 0 };
-        names.len() - except.filter(|name| names.contains(*name)).count()
+        let among = |name: &N| names.binary_search_by(|other| (**other).cmp(name)).is_ok();
+        names.len() - except.filter(|name| among(name)).count()
     }
 
     /// The keys that `name` has.

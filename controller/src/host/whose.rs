@@ -41,7 +41,7 @@ fn known(server: &Server) -> Identity {
     let mut known = status.identity.normalised();
     if let Some(inventory) = status.inventory {
         // The latest report; the other is all that there ever was.
-        let latest = inventory.identity.normalised();
+        let latest = inventory.unpack().identity.normalised();
         known.system_uuid = latest.system_uuid.or(known.system_uuid);
         known.system_serial = latest.system_serial.or(known.system_serial);
         known.board_serial = latest.board_serial.or(known.board_serial);

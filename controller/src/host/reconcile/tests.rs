@@ -110,8 +110,8 @@ async fn a_life_costs_few_requests_and_an_idle_host_no_write() {
         // Its Event is told in the moment after.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (asked, told) = (requests(&lab), lab.told());
-        // Two states, the user data's mark, the order to clean and write, the one to leave; the rest reads what is on the config drive, and the host anew
-        // before the order that destroys data.
+        // Two states, the user data's mark, the order to clean and write, before which the host is read anew, and the one to leave;
+        // the rest reads what is on the config drive.
         let writes = asked.iter().filter(|one| !one.starts_with("GET")).count();
         assert!(writes <= 5 && asked.len() <= 8, "to provisioned: {asked:#?}");
         assert!(told.len() <= 2, "{told:#?}");

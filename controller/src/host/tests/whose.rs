@@ -1,6 +1,6 @@
 //! A BMC that says of itself that it is another machine's.
 
-use muster_proto::kinds::{BMC_IDENTITY_ANNOTATION, ErrorType, PROTECTED_ANNOTATION};
+use muster_proto::kinds::{BMC_IDENTITY_ANNOTATION, ErrorType, PROTECTED_ANNOTATION, Packed};
 
 use super::{
     super::{Effect, State},
@@ -26,8 +26,9 @@ fn says(uuid: &str, serial: &str) -> Identity {
 fn rewired(mut world: World, serial: &str, bmc: Identity) -> World {
     world.says = bmc;
     let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-    let inventory = status.inventory.as_mut().unwrap();
+    let mut inventory = status.inventory.as_ref().unwrap().unpack();
     inventory.identity.system_serial = Some(serial.to_owned()).filter(|text| !text.is_empty());
+    status.inventory = Some(Packed::new(&inventory));
     world.restart();
     world
 }
