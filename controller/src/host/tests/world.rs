@@ -102,17 +102,10 @@ pub(super) struct World {
     pub(super) machine: Machine,
     /// The BMC answers.
     pub(super) bmc_up: bool,
-<<<<<<< HEAD
-    /// The edge is of a version that knows nothing of what follows a job.
-    pub(super) old_edge: bool,
-    /// Of which machine it says that it is.
-    pub(super) says: Identity,
-=======
     /// Of which machine it says that it is.
     pub(super) says: Identity,
     /// The edge is of a version that knows nothing of what follows a job.
     pub(super) old_edge: bool,
->>>>>>> main
     /// The agent fails this many jobs that clean or write.
     pub(super) failing_jobs: usize,
     /// The agent fails this many jobs that write.
@@ -233,13 +226,8 @@ impl World {
                 sessions: 0,
             },
             bmc_up: true,
-<<<<<<< HEAD
-            old_edge: false,
-            says: Identity::default(),
-=======
             says: Identity::default(),
             old_edge: false,
->>>>>>> main
             failing_jobs: 0,
             failing_writes: 0,
             failing_ends: 0,
