@@ -37,7 +37,7 @@ pub fn all() -> Vec<Value> {
         upstreams::<BareMetalHost, BareMetalHostSpec>(Some(schema::of::<BareMetalHostStatus>())),
         upstreams::<HardwareData, HardwareDataSpec>(None),
         segment(),
-        ours::<Server, ServerSpec>(Some(schema::of::<ServerStatus>())),
+        server(),
         ours::<Enrolment, EnrolmentSpec>(None),
     ]
 }
@@ -88,6 +88,19 @@ fn without_implied_defaults(part: &mut Value) {
             property.remove("default");
         }
     });
+}
+
+/// What a machine reports is checked by the edge, which alone writes it, and stored as it comes: to check, prune and keep account of
+/// each field of 20 KiB and more would be most of the API server's work for a host.
+fn server() -> Value {
+    let mut status = schema::of::<ServerStatus>();
+    if let Some(Value::Object(inventory)) = status.pointer_mut("/properties/inventory") {
+        inventory.retain(|key, _| key == "description");
+        inventory.insert("type".to_owned(), json!("object"));
+        inventory.insert("x-kubernetes-map-type".to_owned(), json!("atomic"));
+        inventory.insert("x-kubernetes-preserve-unknown-fields".to_owned(), json!(true));
+    }
+    ours::<Server, ServerSpec>(Some(status))
 }
 
 /// People write Segments, so it is checked when they do.
