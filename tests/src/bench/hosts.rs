@@ -42,13 +42,19 @@ pub struct Options {
     pub commit: String,
 }
 
-/// The rounds, and the hosts with which the leader is killed.
-fn plan(options: &Options) -> (Vec<Size>, Option<u32>) {
-    let of = |hosts, idle| Size { hosts, idle };
+/// What is measured, the longest last.
+enum Part {
+    Round(Size),
+    /// With so many hosts.
+    Failover(u32),
+}
+
+fn plan(options: &Options) -> Vec<Part> {
+    let round = |hosts, idle| Part::Round(Size { hosts, idle });
     match (options.hosts, options.quick) {
-        (Some(hosts), _) => (vec![of(hosts, GLANCE)], None),
-        (None, true) => (vec![of(100, GLANCE)], Some(100)),
-        (None, false) => (vec![of(1000, RESYNC), of(10_000, GLANCE)], Some(1000)),
+        (Some(hosts), _) => vec![round(hosts, GLANCE)],
+        (None, true) => vec![round(100, GLANCE), Part::Failover(100)],
+        (None, false) => vec![round(1000, RESYNC), Part::Failover(1000), round(10_000, GLANCE)],
     }
 }
 
@@ -70,26 +76,28 @@ pub async fn run(options: Options) -> Result<()> {
             "{busy:.2} processors were busy with other work before it began: times are longer than they could be"
         ));
     }
-    let (sizes, failover) = plan(&options);
-    for size in sizes {
-        println!("· {} hosts", size.hosts);
-        let mut measured = results::Round::default();
+    for part in plan(&options) {
         // What was measured before something went wrong is worth having.
-        if let Err(error) = round::measure(size, &mut measured).await {
-            results.warn(&format!("{} hosts: {error:#}", size.hosts));
+        match part {
+            Part::Round(size) => {
+                println!("· {} hosts", size.hosts);
+                let mut measured = results::Round::default();
+                if let Err(error) = round::measure(size, &mut measured).await {
+                    results.warn(&format!("{} hosts: {error:#}", size.hosts));
+                }
+                results.rounds.push(measured);
+            }
+            Part::Failover(hosts) => {
+                println!("· the leader ends while {hosts} hosts are busy");
+                match failover::measure(hosts).await {
+                    Ok(failover) => results.failover = Some(failover),
+                    Err(error) => results.warn(&format!("the leader's end: {error:#}")),
+                }
+            }
         }
-        results.rounds.push(measured);
+        results.took = seconds(begun.elapsed());
         write(&options.out, &to_json(&results)?)?;
     }
-    if let Some(hosts) = failover {
-        println!("· the leader is killed while {hosts} hosts are busy");
-        match failover::measure(hosts).await {
-            Ok(failover) => results.failover = Some(failover),
-            Err(error) => results.warn(&format!("the leader's end: {error:#}")),
-        }
-    }
-    results.took = seconds(begun.elapsed());
-    write(&options.out, &to_json(&results)?)?;
     println!("\n{}", render::goals(&results));
     println!(
         "{} s in all; raw results in {}",
