@@ -69,6 +69,12 @@ pub(crate) fn mark(server: &mut Server) {
     note(server, UNREADABLE_ANNOTATION);
 }
 
+/// True if a part of `server` cannot be read.
+pub(crate) fn is_marked(server: &Server) -> bool {
+    let annotations = server.metadata.annotations.as_ref();
+    annotations.is_some_and(|all| all.contains_key(UNREADABLE_ANNOTATION))
+}
+
 fn note<K: Resource>(object: &mut K, annotation: &str) {
     let annotations = object.meta_mut().annotations.get_or_insert_default();
     annotations.insert(annotation.to_owned(), "it cannot be read".to_owned());

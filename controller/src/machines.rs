@@ -94,20 +94,24 @@ impl Machines {
 
     /// The watched copy has these Servers and no others.
     pub fn servers_anew<'a>(&self, servers: impl Iterator<Item = &'a Server>) {
-        self.lock().servers = Multi::default();
-        servers.for_each(|server| self.server(server, false));
+        let mut all = Multi::default();
+        servers.for_each(|server| drop(all.set(&Path::of(server), signals(server))));
+        self.lock().servers = all;
     }
 
     /// The watched copy has these hosts and no others.
     pub fn hosts_anew<'a>(&self, hosts: impl Iterator<Item = &'a BareMetalHost>) {
-        self.lock().hosts = Multi::default();
-        hosts.for_each(|host| self.host(host, false));
+        let mut all = Multi::default();
+        hosts.for_each(|host| drop(all.set(&Path::of(host), host::macs(host).collect())));
+        self.lock().hosts = all;
     }
 
     /// The watched copy has these Enrolments and no others.
     pub fn enrolments_anew<'a>(&self, enrolments: impl Iterator<Item = &'a Enrolment>) {
-        self.lock().enrolments = Multi::default();
-        enrolments.for_each(|enrolment| self.enrolment(enrolment, false));
+        let mut all = Multi::default();
+        enrolments
+            .for_each(|enrolment| drop(all.set(&Path::of(enrolment), vec![enrolment.spec.server.clone()])));
+        self.lock().enrolments = all;
     }
 
     /// The Servers that show one of `signals`.

@@ -131,20 +131,20 @@ impl World {
         let unreadable = Arc::<Unreadable>::default();
         let segments = Api::namespaced(client.clone(), ours());
         let segments = lenient::events(segments, Treat::Absent, Arc::clone(&unreadable));
-        let (segments, segment_changes) = watch(segments, Change::Segment, |_, _| {});
+        let (segments, segment_changes) = watch(segments, Change::Segment, |_| {});
         let of = Arc::clone(&machines);
         let servers = Api::namespaced(client.clone(), ours());
         let servers = lenient::events(servers, Treat::Mark(lenient::mark), Arc::clone(&unreadable));
-        let (servers, server_changes) = watch(servers, Change::Server, move |store, shown| match shown {
+        let (servers, server_changes) = watch(servers, Change::Server, move |shown| match shown {
             Shown::One(server, gone) => of.server(server, gone),
-            Shown::All => of.servers_anew(store.state().iter().map(AsRef::as_ref)),
+            Shown::All(all) => of.servers_anew(all.iter()),
         });
         let of = Arc::clone(&machines);
         let hosts = scope.hosts_api(client);
         let hosts = lenient::events(hosts, Treat::Mark(lenient::pause), Arc::clone(&unreadable));
-        let (hosts, host_changes) = watch(hosts, Change::Host, move |store, shown| match shown {
+        let (hosts, host_changes) = watch(hosts, Change::Host, move |shown| match shown {
             Shown::One(host, gone) => of.host(host, gone),
-            Shown::All => of.hosts_anew(store.state().iter().map(AsRef::as_ref)),
+            Shown::All(all) => of.hosts_anew(all.iter()),
         });
         // Nobody decides anew because a token was spent.
         let of = Arc::clone(&machines);
@@ -153,9 +153,9 @@ impl World {
         let (enrolments, spent) = watch(
             enrolments,
             |_| Change::All,
-            move |store, shown| match shown {
+            move |shown| match shown {
                 Shown::One(enrolment, gone) => of.enrolment(enrolment, gone),
-                Shown::All => of.enrolments_anew(store.state().iter().map(AsRef::as_ref)),
+                Shown::All(all) => of.enrolments_anew(all.iter()),
             },
         );
         let spent = spent.filter(|_| std::future::ready(false)).boxed();
@@ -164,7 +164,7 @@ impl World {
             let told = |data: Arc<HardwareData>| Change::Hardware(ObjectRef::from_obj(&data));
             let hardware = scope.hosts_api(client);
             let hardware = lenient::events(hardware, Treat::Mark(|_| {}), Arc::clone(&unreadable));
-            let (hardware, changes) = watch(hardware, told, |_, _| {});
+            let (hardware, changes) = watch(hardware, told, |_| {});
             streams.push(changes);
             hardware
         } else {
@@ -296,15 +296,16 @@ type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
 enum Shown<'a, K> {
     /// This object, or (true) no more.
     One(&'a K, bool),
-    /// Whatever is in it.
-    All,
+    /// These and no others.
+    All(&'a [K]),
 }
 
-/// The copy of one kind, and what changes in it. `show` is told first, at once when the copy has changed.
+/// The copy of one kind, and what changes in it. `show` is told first: of single ones at once when the
+/// copy has changed, of all just before, since who waits for the copy goes on at once.
 fn watch<K>(
     events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
     change: impl Fn(Arc<K>) -> Change + Send + Sync + 'static,
-    show: impl Fn(&Store<K>, Shown<'_, K>) + Send + Sync + 'static,
+    show: impl Fn(Shown<'_, K>) + Send + Sync + 'static,
 ) -> (Store<K>, Changes)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -315,21 +316,25 @@ where
         // Who wrote which field is half of an object, and nobody here reads it.
         object.managed_fields_mut().clear();
     });
-    let copy = store.clone();
+    let show = Arc::new(show);
+    let (all, mut listed) = (Arc::clone(&show), Vec::new());
+    let events = events.inspect(move |event| match event {
+        Ok(watcher::Event::Init) => listed.clear(),
+        Ok(watcher::Event::InitApply(object)) => listed.push(object.clone()),
+        Ok(watcher::Event::InitDone) => (*all)(Shown::All(&std::mem::take(&mut listed))),
+        _ => {}
+    });
     let changes = reflector::reflector(writer, events).filter_map(move |event| {
         std::future::ready(match event {
             Ok(watcher::Event::Apply(object)) => {
-                show(&copy, Shown::One(&object, false));
+                (*show)(Shown::One(&object, false));
                 Some(change(Arc::new(object)))
             }
             Ok(watcher::Event::Delete(object)) => {
-                show(&copy, Shown::One(&object, true));
+                (*show)(Shown::One(&object, true));
                 Some(change(Arc::new(object)))
             }
-            Ok(watcher::Event::InitDone) => {
-                show(&copy, Shown::All);
-                Some(Change::All)
-            }
+            Ok(watcher::Event::InitDone) => Some(Change::All),
             Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
             Err(error) => {
                 let kind = K::kind(&());

@@ -8,6 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use http_body_util::Full;
 use hyper::{
     Method, Request, StatusCode, Uri,
     body::{Body, Bytes, Frame, SizeHint},
@@ -214,9 +215,10 @@ where
             writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
             writer.flush().await?;
         }
+        let bare = head.method == Method::HEAD;
         let mut request = Request::new(Content(Arc::clone(&line)));
         (*request.method_mut(), *request.uri_mut()) = (head.method, head.uri);
-        let answered = {
+        let mut answered = {
             let answering = answer(request);
             tokio::pin!(answering);
             loop {
@@ -231,6 +233,10 @@ where
         };
         // What was not read would be taken for the next head.
         last |= lock(&line).rest != Rest::Nothing;
+        if bare {
+            // Its answer has no content (RFC 9110 section 9.3.2): this would be taken for the next head.
+            *answered.body_mut() = Full::default();
+        }
         write(&mut writer, answered, last).await?;
     }
     writer.shutdown().await
@@ -268,10 +274,17 @@ struct Head {
 
 /// The next head, or what is answered instead; none at the end of the connection.
 async fn head(line: &Shared) -> io::Result<Option<Result<Head, StatusCode>>> {
+    let mut looked = 0_usize;
     loop {
         {
             let mut line = lock(line);
-            match parse(&line.buffer) {
+            // Of a head that comes byte by byte, all is not looked at again for each of them.
+            let fresh = line.buffer.get(looked.saturating_sub(2)..).unwrap_or_default();
+            let ends = fresh.windows(2).any(|two| two == b"\n\n")
+                || fresh.windows(3).any(|three| three == b"\n\r\n");
+            let look = looked == 0 || ends || line.buffer.len() >= MAX_HEAD;
+            looked = line.buffer.len();
+            match if look { parse(&line.buffer) } else { Ok(None) } {
                 Ok(None) => {}
                 Ok(Some((head, len))) => {
                     line.take(len);

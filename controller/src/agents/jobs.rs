@@ -38,6 +38,11 @@ fn following<'a>(server: &'a Server, request: &PollRequest) -> Option<&'a Then> 
     (goes_on && may_have(server, then)).then_some(then)
 }
 
+/// True if something follows the end that `request` tells, as far as `server` shows.
+pub(super) fn goes_on(server: &Server, request: &PollRequest) -> bool {
+    following(server, request).is_some()
+}
+
 /// True if what follows the job `id` was taken up.
 fn is_past(server: &Server, id: &str) -> bool {
     let last = server.status.as_ref().and_then(|status| status.job.as_ref());
@@ -48,7 +53,8 @@ fn is_past(server: &Server, id: &str) -> bool {
 
 /// True if the session is the one that `then` was decided for, and nobody else claims to be it.
 fn may_have(server: &Server, then: &Then) -> bool {
-    let status = server.status.as_ref().filter(|status| !status.contested);
+    let whole = |status: &&ServerStatus| !status.contested && !crate::lenient::is_marked(server);
+    let status = server.status.as_ref().filter(whole);
     let session = status.and_then(|status| status.session.as_ref());
     session.is_some_and(|session| session.key == then.session)
 }
@@ -70,7 +76,9 @@ fn next_command(server: &Server, last: &str) -> Option<Command> {
         .spec
         .job
         .as_ref()
-        .filter(|job| !job.id.is_empty() && job.id != last)?;
+        .filter(|job| !job.id.is_empty() && job.id != last)
+        // What is left of an order is another order.
+        .filter(|_| !crate::lenient::is_marked(server))?;
     let status = server.status.as_ref();
     let known = status.and_then(|status| status.job.as_ref());
     if job.followed_by(last).is_some() {

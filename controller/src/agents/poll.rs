@@ -40,6 +40,7 @@ pub(super) async fn answer(
     // Nobody keeps an old copy of the Server while the poll is held.
     let Caller { certificate, server } = caller;
     drop(server);
+    let mut unwritten = false;
     let command = loop {
         let woken = held.wake.notified();
         tokio::pin!(woken);
@@ -61,6 +62,9 @@ pub(super) async fn answer(
         }
         // Who tells an outcome need not wait for news: it may be about to reboot.
         if request.outcome.is_some() {
+            // What was to follow does not any more: the agent tells the end again, and then it is written.
+            let now = edge.store.server(&certificate.server);
+            unwritten = now.is_some_and(|server| jobs::news(&server, request, false).is_some());
             break None;
         }
         tokio::select! {
@@ -74,6 +78,11 @@ pub(super) async fn answer(
         drop(held);
     } else {
         held.answered();
+    }
+    if unwritten {
+        return Err(unavailable(&StoreError::Conflict {
+            action: "write how the job went",
+        }));
     }
     Ok(PollResponse {
         command,
@@ -91,7 +100,9 @@ async fn acknowledge(
     let now = clock::rfc3339(clock::now());
     let address = peer.address.to_string();
     // An outcome of a job that the watched copy does not show yet: the API server is asked before it is taken for nobody's.
-    if request.outcome.is_some() && !jobs::mentions(&caller.server, &request.last) {
+    // Nor is what follows a job given out as an old copy shows it: it may have been called off.
+    let asks = !jobs::mentions(&caller.server, &request.last) || jobs::goes_on(&caller.server, request);
+    if request.outcome.is_some() && asks {
         match edge.store.fetch_server(caller.name()).await {
             Ok(_) | Err(StoreError::Gone { .. }) => {}
             Err(error) => return Err(unavailable(&error)),

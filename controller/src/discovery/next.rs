@@ -159,6 +159,9 @@ pub fn next(seen: &Seen<'_>) -> Plan {
     if seen.server.metadata.deletion_timestamp.is_some() {
         return Plan::rest("the Server is being deleted");
     }
+    if crate::lenient::is_marked(seen.server) {
+        return Plan::rest("a part of the Server cannot be read");
+    }
     let approved = is_approved(seen.server);
     let mut plan = match link::find(seen, approved) {
         Link::Right(host) => tend(seen, host),

@@ -160,8 +160,8 @@ pub(super) fn let_go(draft: &mut Draft<'_>) {
     draft.why("nothing is held for the host any more");
 }
 
-/// True if another operator registered the host, or an object of before did: hosts that are registered here have their own UID there.
+/// True unless the host was registered here, which gives it its own UID as id: another operator has to do with it, or an object of before
+/// did, or it was never registered, which another operator may have been about to.
 fn was_anothers(draft: &Draft<'_>) -> bool {
-    let id = draft.old.provisioning.id.as_str();
-    !id.is_empty() && id != draft.uid()
+    draft.old.provisioning.id != draft.uid()
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use muster_proto::kinds::{ErrorType, RELEASE_ANNOTATION};
+use muster_proto::kinds::{ErrorType, JobAction, RELEASE_ANNOTATION};
 
 use super::{
     State,
@@ -29,6 +29,17 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     }
 }
 
+/// True if an order that destroys data still stands for what is taken back, or for what must not be touched any more: it is to be given
+/// to no session, now or days later.
+fn is_outdated(draft: &Draft<'_>) -> bool {
+    let placed = draft.seen.server.and_then(|server| server.spec.job.as_ref());
+    placed.is_some_and(|job| {
+        let ours = job.id.starts_with(&format!("{}deprovision-", jobs::OURS));
+        matches!(job.action, JobAction::Clean | JobAction::Write)
+            && (!ours || guard::untouchable(draft.host).is_some())
+    })
+}
+
 /// The host is deprovisioning.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
     let start = draft
@@ -42,6 +53,11 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.again(Duration::ZERO);
         return;
     };
+    if is_outdated(draft) && jobs::clear(draft) {
+        draft.keep_wait();
+        draft.again(Duration::ZERO);
+        return;
+    }
     if draft.is_leaving() && draft.old.error_count > PATIENCE {
         uncleaned(draft, "it failed too often");
         return;

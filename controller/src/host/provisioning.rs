@@ -143,6 +143,10 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
 
 fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSource) {
     let error = ErrorType::Provisioning;
+    // Before its machine is booted for that: an order that stands would be given to it at once.
+    if guard::is_protected(draft.host) {
+        return failed(draft, "the host is protected (annotation muster.dev/protected)");
+    }
     let Some((server, session)) = ramdisk::ready(draft, reach, operation, error, THEN) else {
         if draft.status.error_type == Some(error) {
             take_back(draft);

@@ -587,11 +587,13 @@ async fn carry_out(
 fn spawn(
     context: &Arc<Context>,
     host: Arc<BareMetalHost>,
-    sight: Sight,
+    mut sight: Sight,
     effects: Vec<Effect>,
     events: Vec<Event>,
     mut call: Option<Call>,
 ) {
+    // A call may take long: the write before it proves nothing of the host after it.
+    sight.host = Arc::clone(&host);
     if let Some(call) = &mut call {
         call.begun = true;
     }

@@ -8,7 +8,7 @@ use muster_proto::{
 };
 
 use super::draft::Draft;
-use crate::bmc;
+use crate::{bmc, discovery::host::declared_mac};
 
 /// Why the BMC is not taken for that of the host's machine; none: nothing speaks against it, or a person has looked.
 ///
@@ -25,6 +25,10 @@ pub(super) fn anothers(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String
         return None;
     }
     let known = known(all, status.inventory.as_ref().map(Packed::unpack));
+    // The host declares another machine than that of its Server, which was replaced: of that one nothing is known yet.
+    if declared_mac(draft.host).is_some_and(|mac| !known.macs.contains(&mac)) {
+        return None;
+    }
     let uuids = (says.uuid.as_deref(), known.system_uuid.as_deref());
     let serials = (says.serial.as_deref(), known.system_serial.as_deref());
     let differ = matches!(uuids, (Some(_), Some(_))) || matches!(serials, (Some(_), Some(_)));
