@@ -143,6 +143,25 @@ fn nothing_that_destroys_data_is_given_to_a_session_that_is_contested() {
 }
 
 #[test]
+fn nothing_is_ordered_by_a_server_of_which_a_part_cannot_be_read() {
+    let mark = |mut server: Server| {
+        let marks = [(crate::lenient::UNREADABLE_ANNOTATION.to_owned(), String::new())];
+        server.metadata.annotations = Some(marks.into());
+        server
+    };
+    assert_eq!(next_command(&mark(server("1", None)), ""), None);
+    let request = poll("clean", Some(Outcome::Done));
+    assert!(goes_on(&with_then("key", None), &request));
+    let marked = mark(with_then("key", None));
+    assert!(!goes_on(&marked, &request));
+    assert_eq!(
+        (command(&marked, &request), news(&marked, &request, false)),
+        (None, Some(done("clean"))),
+        "the end of what was done is not lost"
+    );
+}
+
+#[test]
 fn the_outcome_of_the_order_is_told_once_and_the_first_one_stays() {
     assert_eq!(
         news(&server("1", None), &poll("1", None), true),

@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use muster_proto::kinds::{
-    ChecksumType, CustomDeploy, ErrorType, IN_BAND_ANNOTATION, ImageFormat, OperationalStatus, RaidConfig,
-    SoftwareRaidVolume, Trust,
+    ChecksumType, CustomDeploy, ErrorType, IN_BAND_ANNOTATION, ImageFormat, JobAction, OperationalStatus,
+    PROTECTED_ANNOTATION, RaidConfig, SoftwareRaidVolume, Trust,
 };
 
 use super::{
     super::{
         Effect, State, backoff, netboot,
         observed::{Rival, SecretState},
-        plan::Hold,
+        plan::{Hold, PowerOrder},
     },
     life::waiting,
     transitions::at,
-    world::{Content, IMAGE, World, image},
+    world::{Content, Fault, IMAGE, World, image},
 };
 
 /// Makes something wrong.
@@ -24,6 +24,41 @@ type Spoil = fn(&mut World);
 fn error(world: &World) -> (Option<ErrorType>, String, i64) {
     let status = world.host.as_ref().unwrap().status.clone().unwrap();
     (status.error_type, status.error_message, status.error_count)
+}
+
+/// True if an order that destroys data stands on the Server.
+fn destroys(world: &World) -> bool {
+    let job = world.server.as_ref().and_then(|server| server.spec.job.as_ref());
+    job.is_some_and(|job| matches!(job.action, JobAction::Clean | JobAction::Write))
+}
+
+#[test]
+fn an_order_that_destroys_data_does_not_outlive_its_attempt() {
+    let mut world = at(State::Available);
+    world.set_image(Some(IMAGE));
+    for _ in 0..100 {
+        let plan = world.plan();
+        let at_once = plan.requeue == Some(Duration::ZERO);
+        world.execute(plan, None, Fault::None);
+        if destroys(&world) {
+            break;
+        }
+        if !at_once {
+            world.tick(11);
+        }
+    }
+    assert!(destroys(&world));
+    // The machine goes off before its agent hears of it.
+    world.power(PowerOrder::HardOff);
+    let cleans = world.machine.cleans;
+    world.annotate(PROTECTED_ANNOTATION, "");
+    world.until("taken back", |world| !destroys(world));
+    world.power(PowerOrder::On);
+    world.settle();
+    assert_eq!((world.machine.cleans, world.machine.writes.len()), (cleans, 0));
+    world.unannotate(PROTECTED_ANNOTATION);
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.writes.len(), 1);
 }
 
 #[test]
