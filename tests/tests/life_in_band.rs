@@ -51,6 +51,8 @@ struct Seen {
     host: Option<BareMetalHost>,
     /// Its Server was seen: no job that ends from here on is missed.
     server: bool,
+    /// The jobs that were ordered, by id, each with what is to follow it.
+    ordered: Vec<String>,
     /// How jobs ended, by id.
     ended: Vec<JobStatus>,
 }
@@ -66,6 +68,14 @@ impl Seen {
 
     fn server(&mut self, server: Server) {
         self.server = true;
+        if let Some(job) = &server.spec.job {
+            let then = job.then.as_ref().map(|then| &then.id);
+            for id in std::iter::once(&job.id).chain(then) {
+                if !self.ordered.contains(id) {
+                    self.ordered.push(id.clone());
+                }
+            }
+        }
         let job = server.status.and_then(|status| status.job);
         if let Some(job) = job.filter(|job| job.done && !self.ended.contains(job)) {
             self.ended.push(job);
@@ -265,19 +275,17 @@ impl Life {
             .await
     }
 
-    /// The jobs that ended well, by what they did, in their order.
+    /// The jobs that were ordered, by what they do, in their order.
+    fn ordered(&self) -> Vec<String> {
+        let seen = self.seen.lock().unwrap();
+        seen.ordered.iter().filter_map(|id| what(id)).collect()
+    }
+
+    /// The jobs that ended well, by what they did, in their order. The end of one that another follows is not written.
     fn jobs(&self) -> Vec<String> {
         let seen = self.seen.lock().unwrap();
-        let kinds = ["-clean", "-write", "-leave"];
-        let mut jobs = Vec::new();
-        for job in seen.ended.iter().filter(|job| job.error.is_empty()) {
-            let Some(kind) = kinds.iter().find(|kind| job.id.contains(*kind)) else {
-                continue;
-            };
-            let operation = job.id.split('-').nth(1).unwrap_or_default();
-            jobs.push(format!("{operation}{kind}"));
-        }
-        jobs
+        let ended = seen.ended.iter().filter(|job| job.error.is_empty());
+        ended.filter_map(|job| what(&job.id)).collect()
     }
 
     /// The jobs that failed.
@@ -290,6 +298,15 @@ impl Life {
     fn states(&self) -> Vec<String> {
         self.seen.lock().unwrap().states.clone()
     }
+}
+
+/// What the operator's job `id` does and for what; none for one that is no work on disks and does not leave the ramdisk.
+fn what(id: &str) -> Option<String> {
+    let kind = ["-clean", "-write", "-leave"]
+        .iter()
+        .find(|kind| id.contains(*kind))?;
+    let operation = id.split('-').nth(1).unwrap_or_default();
+    Some(format!("{operation}{kind}"))
 }
 
 /// The states of a host up to the first attempt to write an image, of an attempt that fails, and of one that succeeds with all that
@@ -310,7 +327,7 @@ async fn lives(
     if fails {
         life.fails().await?;
     }
-    let attempt = life.jobs().len();
+    let (attempt, orders) = (life.jobs().len(), life.ordered().len());
     let told = life.provision().await?;
     ensure!(told.name == life.name, "{told:?}");
     ensure!(told.user_data.iter().eq(USER_DATA.lines()), "{told:?}");
@@ -318,9 +335,10 @@ async fn lives(
     ensure!(life.image.first_difference(&disk)?.is_none(), "another image");
     assert_eq!(tables(&disk)?, ["MBR", "GPT", "second GPT"]);
     assert_eq!(
-        life.jobs()[attempt..][..2],
-        ["provision-clean", "provision-write"]
+        life.ordered()[orders..][..3],
+        ["provision-clean", "provision-write", "provision-leave"]
     );
+    assert!(life.jobs()[attempt..].contains(&"provision-write".to_owned()));
 
     life.release(by_hand).await?;
     assert_eq!(tables(&disk)?, [""; 0]);
