@@ -9,7 +9,7 @@ use muster_proto::{
 use super::{State, detached::is_cut_off, disk::can_be_told, observed::Observed};
 use crate::{
     discovery::host::{self, annotation},
-    lenient::UNREADABLE_ANNOTATION,
+    lenient::is_marked,
 };
 
 /// Leave to destroy what is on these disks of this machine, given in this round and for it.
@@ -126,11 +126,7 @@ fn machine(host: &BareMetalHost, server: &Server, inventory: &Inventory) -> Resu
         return Err("the machine is not known to be the host's".to_owned());
     }
     let status = server.status.as_ref().ok_or("the machine has not been seen")?;
-    let marked = |server: &Server| {
-        let mut annotations = server.metadata.annotations.iter().flatten();
-        annotations.any(|(name, _)| name == UNREADABLE_ANNOTATION)
-    };
-    if marked(server) {
+    if is_marked(server) {
         return Err("a part of the machine's Server cannot be read".to_owned());
     }
     if status.contested {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::Timestamp;
 use muster_proto::Mac;
 
 use super::{
@@ -167,7 +167,7 @@ impl Response {
         let length = self.body.len();
         let kind = self.kind.media_type();
         let connection = if go_on { "keep-alive" } else { "close" };
-        let date = now.to_zoned(TimeZone::UTC).strftime("%a, %d %b %Y %H:%M:%S GMT");
+        let date = date(now);
         let mut head = format!(
             "HTTP/1.1 {}\r\nDate: {date}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n",
             self.status.line()
@@ -195,6 +195,11 @@ impl Response {
         head.push_str("\r\n");
         head.into_bytes()
     }
+}
+
+/// `now` as the field `Date` has it (RFC 9110 section 5.6.7).
+pub(crate) fn date(now: Timestamp) -> String {
+    now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
 #[cfg(test)]
