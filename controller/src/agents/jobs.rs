@@ -2,7 +2,7 @@
 
 use muster_proto::{
     job::{Failure, Progress},
-    kinds::{Job, JobAction, JobStatus, Server, ServerStatus, Then},
+    kinds::{Job, JobAction, JobStatus, Leave, LeaveAction, Server, ServerStatus, Then},
     session::{Action, Command, MAX_LOG, Outcome, PollRequest},
     text,
 };
@@ -15,7 +15,8 @@ const MAX_ERROR: usize = 1024;
 /// The same for what the column of a table shows of it.
 const MAX_SUMMARY: usize = 80;
 
-/// What the agent is to do: what follows the job that it tells the good end of, or else the job that it has not taken up.
+/// What the agent is to do: what follows the job that it tells the good end of, or that ended with what is written, or else the job that it
+/// has not taken up.
 pub(super) fn command(server: &Server, request: &PollRequest) -> Option<Command> {
     match (following(server, request), server.spec.job.as_ref()) {
         (Some(then), Some(job)) => Some(follow(job, then)),
@@ -67,21 +68,40 @@ fn follow(job: &Job, then: &Then) -> Command {
     }
 }
 
+/// How the machine is to leave, once the write before that is known to have ended well: it is not written again if this gets lost. It
+/// destroys nothing, so who claims to be the machine as well keeps nobody from it.
+fn leave(job: &Job, leave: &Leave) -> Command {
+    Command {
+        id: leave.id.clone(),
+        epoch: job.epoch,
+        action: match leave.action {
+            LeaveAction::Reboot => Action::Reboot,
+            LeaveAction::PowerOff => Action::PowerOff,
+        },
+    }
+}
+
 /// The job that the agent, which knows of `last`, has not taken up.
 ///
 /// One that has ended is never given again: the next session of a machine knows nothing of what the last one wrote. What destroys
-/// data is not given to a session that two keys claim to be.
+/// data is not given to a session that two keys claim to be, and no part of what was decided for one session to another.
 fn next_command(server: &Server, last: &str) -> Option<Command> {
+    let status = server.status.as_ref();
+    let session = status.and_then(|status| status.session.as_ref());
     let job = server
         .spec
         .job
         .as_ref()
-        .filter(|job| !job.id.is_empty() && job.id != last)
+        .filter(|job| !job.id.is_empty())
+        .filter(|job| job.is_for(session.map_or("", |session| &session.key)))
         // What is left of an order is another order.
         .filter(|_| !crate::lenient::is_marked(server))?;
-    let status = server.status.as_ref();
     let known = status.and_then(|status| status.job.as_ref());
-    if job.followed_by(last).is_some() {
+    if let Some(way) = known.and_then(|known| job.left_after(known)) {
+        return (way.id != last).then(|| leave(job, way));
+    }
+    let leaves = job.leave.as_ref().is_some_and(|leave| leave.id == last);
+    if job.id == last || leaves || job.followed_by(last).is_some() {
         return None;
     }
     if let Some(then) = known.and_then(|known| job.followed_by(&known.id)) {
@@ -122,9 +142,18 @@ pub(super) fn mentions(server: &Server, id: &str) -> bool {
 /// True if the agent tells that it leaves as it was told, to reboot or to power off: that ends its session, and nobody need wait for
 /// silence to prove it.
 pub(super) fn says_farewell(server: &Server, request: &PollRequest) -> bool {
-    let leaves =
-        |job: &&Job| job.id == request.last && matches!(job.action, JobAction::Reboot | JobAction::PowerOff);
-    request.outcome == Some(Outcome::Done) && server.spec.job.as_ref().filter(leaves).is_some()
+    let ordered = |job: &Job| match &job.leave {
+        Some(leave) if leave.id == request.last => true,
+        _ => job.id == request.last && matches!(job.action, JobAction::Reboot | JobAction::PowerOff),
+    };
+    request.outcome == Some(Outcome::Done) && server.spec.job.as_ref().is_some_and(ordered)
+}
+
+/// True if `id` is how the machine leaves after the write that the order ends with. Of that nothing is written but the end of the session:
+/// the end of the write stays, by which an edge of any version knows the order as one that is over.
+fn is_leave(server: &Server, id: &str) -> bool {
+    let leave = server.spec.job.as_ref().and_then(|job| job.leave.as_ref());
+    leave.is_some_and(|leave| leave.id == id)
 }
 
 /// What the poll says of a job that is or was this Server's, as it is written; `None` if it says nothing new. The first outcome of a
@@ -134,7 +163,7 @@ pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<
     let known = server.status.as_ref().and_then(|status| status.job.as_ref());
     let same = known.filter(|known| known.id == *id);
     let ended = same.is_some_and(|known| known.done) || is_past(server, id);
-    if !mentions(server, id) || ended || following(server, request).is_some() {
+    if !mentions(server, id) || ended || is_leave(server, id) || following(server, request).is_some() {
         return None;
     }
     let status = match &request.outcome {

@@ -10,7 +10,7 @@ use super::{
         plan::{PowerOrder, Task},
     },
     transitions::at,
-    world::{Content, Fault, IMAGE, World},
+    world::{Content, Edge, Fault, IMAGE, World},
 };
 
 #[test]
@@ -105,25 +105,35 @@ fn a_host_without_a_bmc_is_provisioned_through_its_ramdisk_and_freed_by_hand() {
 }
 
 #[test]
-fn one_order_cleans_and_writes_and_where_the_edge_knows_only_the_first_half_another_one_follows() {
-    for (old_edge, orders) in [(false, 2), (true, 3)] {
+fn one_order_cleans_writes_and_leaves_and_where_the_edge_knows_only_its_beginning_others_follow() {
+    for (edge, orders) in [(Edge::Newest, 1), (Edge::KnowsNoLeave, 2), (Edge::KnowsNoThen, 3)] {
         let mut world = at(State::Available);
-        world.old_edge = old_edge;
+        world.edge = edge;
         world.set_image(Some(IMAGE));
         world.name_user_data();
         world.reach(State::Provisioned);
         assert_eq!((world.machine.cleans, world.machine.writes.len()), (1, 1));
         assert!(world.machine.drive.is_some());
-        // The last one is to leave the ramdisk.
-        assert_eq!(world.machine.orders, orders, "old edge: {old_edge}");
+        let (left, boots) = (usize::from(edge == Edge::Newest), world.machine.boots);
+        assert_eq!(
+            (world.machine.orders, world.machine.left),
+            (orders, left),
+            "{edge:?}"
+        );
+        world.settle();
+        assert_eq!(
+            (world.machine.orders, world.machine.boots),
+            (orders, boots),
+            "{edge:?}"
+        );
     }
 }
 
 #[test]
 fn a_machine_that_reboots_in_the_middle_is_written_by_its_next_session_with_what_is_sealed_to_that() {
-    for old_edge in [false, true] {
+    for edge in [Edge::Newest, Edge::KnowsNoLeave, Edge::KnowsNoThen] {
         let mut world = at(State::Available);
-        world.old_edge = old_edge;
+        world.edge = edge;
         world.set_image(Some(IMAGE));
         world.name_user_data();
         let then = |world: &World| {

@@ -9,7 +9,7 @@ use muster_proto::{
     job::{ConfigDrive, Write},
     kinds::{
         BareMetalHost, BareMetalHostSpec, BmcDetails, HostReference, IN_BAND_ANNOTATION, IN_BAND_SEGMENT,
-        Image, JobAction, Segment, SegmentSpec, Server, ServerSpec, Trust,
+        Image, Job, JobAction, LeaveAction, Segment, SegmentSpec, Server, ServerSpec, Trust,
     },
     seal::{Bound, SealKey},
 };
@@ -463,11 +463,27 @@ impl Machine {
             return;
         }
         let Some(server) = &known else { return };
-        let Some(job) = server.spec.job.clone().filter(|job| job.id != state.last) else {
+        let key = status
+            .and_then(|status| status.session.as_ref())
+            .map(|session| session.key.clone());
+        let ours = |job: &Job| job.is_for(key.as_deref().unwrap_or_default());
+        let Some(job) = server.spec.job.clone().filter(ours) else {
             return;
         };
-        state.last.clone_from(&job.id);
         let last = status.and_then(|status| status.job.as_ref());
+        if let Some(leave) = last.and_then(|last| job.left_after(last)) {
+            // It comes with the answer to the end of the write; the session ends with it, and nothing else is written.
+            state.ends += 1;
+            match leave.action {
+                LeaveAction::Reboot => Machine::boot(&mut state),
+                LeaveAction::PowerOff => (state.on, state.calls_in) = (false, None),
+            }
+            return;
+        }
+        if job.id == state.last {
+            return;
+        }
+        state.last.clone_from(&job.id);
         if last.is_some_and(|last| job.is_called(&last.id) && last.done) {
             return;
         }
