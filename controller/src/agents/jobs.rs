@@ -2,7 +2,7 @@
 
 use muster_proto::{
     job::{Failure, Progress},
-    kinds::{Job, JobAction, JobStatus, Leave, LeaveAction, Server, ServerStatus, Then},
+    kinds::{Job, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus, Then},
     session::{Action, Command, MAX_LOG, Outcome, PollRequest},
     text,
 };
@@ -97,8 +97,8 @@ fn next_command(server: &Server, last: &str) -> Option<Command> {
         // What is left of an order is another order.
         .filter(|_| !crate::lenient::is_marked(server))?;
     let known = status.and_then(|status| status.job.as_ref());
-    if let Some(way) = known.and_then(|known| job.left_after(known)) {
-        return (way.id != last).then(|| leave(job, way));
+    if let Some((way, leaving)) = known.and_then(|known| job.left_after(known)) {
+        return (way.id != last && !leaving.said).then(|| leave(job, way));
     }
     let leaves = job.leave.as_ref().is_some_and(|leave| leave.id == last);
     if job.id == last || leaves || job.followed_by(last).is_some() {
@@ -149,11 +149,31 @@ pub(super) fn says_farewell(server: &Server, request: &PollRequest) -> bool {
     request.outcome == Some(Outcome::Done) && server.spec.job.as_ref().is_some_and(ordered)
 }
 
-/// True if `id` is how the machine leaves after the write that the order ends with. Of that nothing is written but the end of the session:
-/// the end of the write stays, by which an edge of any version knows the order as one that is over.
-fn is_leave(server: &Server, id: &str) -> bool {
-    let leave = server.spec.job.as_ref().and_then(|job| job.leave.as_ref());
-    leave.is_some_and(|leave| leave.id == id)
+/// How the agent is told to leave with the answer to the end of the job `id`, if that went well.
+fn leaving(server: &Server, id: &str) -> Option<Leaving> {
+    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
+    let job = server.spec.job.as_ref()?;
+    let leave = job.leave.as_ref().filter(|leave| !leave.id.is_empty())?;
+    let may = session.is_some_and(|session| job.is_for(&session.key)) && !crate::lenient::is_marked(server);
+    let ends = job.writes().is_some_and(|(write, _)| write == id);
+    (may && ends).then(|| Leaving {
+        id: leave.id.clone(),
+        said: false,
+    })
+}
+
+/// What is written of that the machine leaves, as its agent was told with the answer to the end of a write: that it says so, and nothing of
+/// what it says otherwise. The control role orders it by itself then.
+fn left(known: &JobStatus, request: &PollRequest) -> Option<JobStatus> {
+    let leaving = known.leaving.as_ref().filter(|leaving| !leaving.said)?;
+    (request.outcome == Some(Outcome::Done)).then(|| JobStatus {
+        summary: "done, and left".to_owned(),
+        leaving: Some(Leaving {
+            said: true,
+            ..leaving.clone()
+        }),
+        ..known.clone()
+    })
 }
 
 /// What the poll says of a job that is or was this Server's, as it is written; `None` if it says nothing new. The first outcome of a
@@ -163,13 +183,22 @@ pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<
     let known = server.status.as_ref().and_then(|status| status.job.as_ref());
     let same = known.filter(|known| known.id == *id);
     let ended = same.is_some_and(|known| known.done) || is_past(server, id);
-    if !mentions(server, id) || ended || is_leave(server, id) || following(server, request).is_some() {
+    if !mentions(server, id) || ended || following(server, request).is_some() {
         return None;
+    }
+    let order = server.spec.job.as_ref();
+    if order
+        .and_then(|job| job.leave.as_ref())
+        .is_some_and(|leave| leave.id == *id)
+    {
+        let written = known.filter(|known| order.is_some_and(|job| job.left_after(known).is_some()));
+        return written.and_then(|known| left(known, request));
     }
     let status = match &request.outcome {
         Some(Outcome::Done) => JobStatus {
             done: true,
             summary: "done".to_owned(),
+            leaving: leaving(server, id),
             ..JobStatus::default()
         },
         Some(Outcome::Failed { message, failure }) => failed(message, *failure, &request.log),

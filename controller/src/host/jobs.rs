@@ -1,6 +1,8 @@
 //! Jobs of the host's machine: how they are called, how far they are. Pure.
 
-use muster_proto::kinds::{Job as Placed, JobAction, JobStatus, Leave, LeaveAction, Server, ServerStatus};
+use muster_proto::kinds::{
+    Job as Placed, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus,
+};
 
 use super::{
     draft::Draft,
@@ -60,8 +62,12 @@ pub(super) fn look(server: &Server, is_it: impl Fn(&str) -> bool) -> Job {
         return Job::Done;
     }
     let taken = outcome.is_some_and(|outcome| is_it(&outcome.id));
-    let told = given(server).is_some_and(|leave| is_it(&leave.id));
-    match placed || taken || told {
+    match given(server).filter(|(leave, _)| is_it(&leave.id)) {
+        Some((_, leaving)) if leaving.said => return Job::Done,
+        Some(_) => return Job::Pending,
+        None => {}
+    }
+    match placed || taken {
         true => Job::Pending,
         false => Job::Absent,
     }
@@ -71,12 +77,18 @@ fn outcome(server: &Server) -> Option<&ServerStatus> {
     server.status.as_ref()
 }
 
-/// How the machine leaves, if the edge gives that to its session by itself, because the write before it has ended.
-fn given(server: &Server) -> Option<&Leave> {
+/// How the machine leaves as the edge tells its agent with the answer to the end of the write, and whether that has said so; none: it does
+/// not, or another session has come since.
+fn given(server: &Server) -> Option<(&Leave, &Leaving)> {
     let status = outcome(server)?;
     let session = status.session.as_ref()?;
-    let leave = server.spec.job.as_ref()?.left_after(status.job.as_ref()?);
-    leave.filter(|leave| leave.session == session.key)
+    let given = server.spec.job.as_ref()?.left_after(status.job.as_ref()?);
+    given.filter(|(leave, leaving)| leaving.said || leave.session == session.key)
+}
+
+/// True if the edge tells the machine to leave, and the agent has not said that it does: its answer may be lost.
+pub(super) fn is_unheard(server: &Server) -> bool {
+    given(server).is_some_and(|(_, leaving)| !leaving.said)
 }
 
 /// Where the machine goes by the job `id`, as it is ordered or as it comes with the write; none: it was not told.
@@ -85,7 +97,7 @@ pub(super) fn goes(server: &Server, id: &str) -> Option<LeaveAction> {
     match (explicit.map(|job| job.action), given(server)) {
         (Some(JobAction::PowerOff), _) => Some(LeaveAction::PowerOff),
         (Some(_), _) => Some(LeaveAction::Reboot),
-        (None, Some(leave)) if leave.id == id => Some(leave.action),
+        (None, Some((leave, _))) if leave.id == id => Some(leave.action),
         (None, _) => None,
     }
 }

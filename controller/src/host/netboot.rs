@@ -51,7 +51,7 @@ pub(super) fn leaves(host: &BareMetalHost, server: &Server) -> bool {
     let ordered = server.spec.job.as_ref();
     let taken = server.status.as_ref().and_then(|status| status.job.as_ref());
     let told = ordered.zip(taken).and_then(|(job, last)| job.left_after(last));
-    let placed = ordered.is_some_and(|job| is_it(&job.id)) || told.is_some_and(|leave| is_it(&leave.id));
+    let placed = ordered.is_some_and(|job| is_it(&job.id)) || told.is_some_and(|(leave, _)| is_it(&leave.id));
     // Only the last job counts: one of a former life is followed by others.
     placed || (ordered.is_none() && taken.is_some_and(|job| is_it(&job.id)))
 }

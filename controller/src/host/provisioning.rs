@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
     job::ImageSource,
@@ -26,8 +26,8 @@ use super::{
 const WRITING: &str = "waits for the image to be written, after the disks are cleared where that is asked for; next: the machine boots it";
 /// What happens once the ramdisk is there.
 const THEN: &str = "the image is written";
-/// So long an agent may take to say that it leaves, as the order that it wrote the image by says; one that did not hear it, because its
-/// edge is of an older version or fell silent in that moment, is told by an order of its own.
+/// So long an agent may take to say that it leaves, as the order that it wrote the image by says; one that does not hear it, because it got
+/// to an edge of an older version in that moment, is told by an order of its own.
 const HEARS: SignedDuration = SignedDuration::from_secs(10);
 
 /// Every wish is there; the state says so before anything is done.
@@ -319,7 +319,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
             failed(draft, "the machine does not leave its ramdisk");
         }
         state @ (Job::Absent | Job::Pending) if connected => {
-            let unheard = !ordered && draft.waited("Leave", HEARS);
+            let unheard = !ordered && draft.waited("Leave", HEARS) && is_here_since(draft, HEARS);
             if unheard || state == Job::Absent {
                 let task = if stays_off { Task::PowerOff } else { Task::Reboot };
                 jobs::place(draft, server, id, task);
@@ -334,6 +334,8 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
             );
         }
         Job::Absent => without_word(draft, reach, id, stays_off),
+        // It was told, or will be once it is back.
+        Job::Pending if !ordered && returns(draft) => {}
         Job::Failed(error) if connected => {
             failed(draft, &format!("the machine did not leave its ramdisk: {error}"));
         }
@@ -341,14 +343,30 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
     }
 }
 
-/// The ramdisk is silent, and nobody told it to go: it comes back in a moment, hangs, or is gone.
-fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool) {
-    if let Some(due) = ramdisk::may_return_until(draft) {
+/// True if the session has been connected for at least so long.
+fn is_here_since(draft: &Draft<'_>, time: SignedDuration) -> bool {
+    let since = draft
+        .session()
+        .and_then(|(_, session)| session.since.parse::<Timestamp>().ok());
+    since.is_none_or(|since| draft.now.duration_since(since) >= time)
+}
+
+/// True if the ramdisk fell silent so short a time ago that it is waited for.
+fn returns(draft: &mut Draft<'_>) -> bool {
+    let due = ramdisk::may_return_until(draft);
+    if let Some(due) = due {
         draft.wait_for(
             "Leave",
-            "the image is written, and the machine's ramdisk fell silent a moment ago; next: it is told to leave, or the machine is reset",
+            "the image is written, and the machine's ramdisk fell silent a moment ago; next: it is told to leave, or is gone",
         );
         draft.again_at(due);
+    }
+    due.is_some()
+}
+
+/// The ramdisk is silent, and nobody told it to go: it comes back in a moment, hangs, or is gone.
+fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool) {
+    if returns(draft) {
         return;
     }
     // Of one without a BMC nothing more can be known, and of one that is to be off its power is looked after anyway.

@@ -99,8 +99,7 @@ pub struct Then {
     pub write: Write,
 }
 
-/// How the machine leaves its ramdisk after a write, of the same term. Its session ends with that: how the write went stays in the
-/// Server's status, so no edge of any version takes the job for one that nobody has done.
+/// How the machine leaves its ramdisk after a write, of the same term.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Leave {
@@ -142,11 +141,12 @@ impl Job {
         follows.or(alone.map(|write| (self.id.as_str(), write)))
     }
 
-    /// How the machine leaves after `last`, the job that the agent took up last: once that was the write that it ends with, and ended well.
-    pub fn left_after(&self, last: &JobStatus) -> Option<&Leave> {
+    /// How the machine leaves after `last`, the job that the agent took up last, and whether it has said so: once that was the write that
+    /// it ends with, and an edge wrote its good end that tells the agent how to leave.
+    pub fn left_after<'a>(&'a self, last: &'a JobStatus) -> Option<(&'a Leave, &'a Leaving)> {
         let written = self.writes().is_some_and(|(id, _)| id == last.id);
-        let well = written && last.done && last.error.is_empty();
-        self.leave.as_ref().filter(|leave| well && !leave.id.is_empty())
+        let (leave, leaving) = self.leave.as_ref().zip(last.leaving.as_ref())?;
+        (written && last.done && last.error.is_empty() && leave.id == leaving.id).then_some((leave, leaving))
     }
 
     /// What follows it, once the agent is told to do that: `last` is the job that it took up last.
@@ -231,6 +231,21 @@ pub struct JobStatus {
     /// The last lines of the agent's log, oldest first, after a failure; 8 KiB at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
+    /// How the agent is told to leave with the answer to the good end of this job; none: not, or by an edge that does not know of it. The
+    /// job stays the last one: no edge of any version takes its order for one that nobody has done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<Leaving>,
+}
+
+/// A machine that is told to leave its ramdisk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Leaving {
+    /// Operation id, as [`Leave`] has it.
+    pub id: String,
+    /// True once the agent has said that it leaves, which ends its session.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub said: bool,
 }
 
 /// One session of an agent.

@@ -2,7 +2,7 @@ use muster_proto::{
     inventory::Inventory,
     kinds::{
         BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, Image, Job, JobStatus, Leave,
-        PROTECTED_ANNOTATION, SegmentSpec, ServerSpec, ServerStatus, Then,
+        Leaving, PROTECTED_ANNOTATION, SegmentSpec, ServerSpec, ServerStatus, Then,
     },
 };
 
@@ -452,6 +452,13 @@ fn a_machine_boots_its_disk_from_when_the_write_that_it_leaves_after_has_ended_w
             job.leave = Some(Leave {
                 id: leave.to_owned(),
                 ..Leave::default()
+            });
+            // By the word of an edge that knows nothing of it, nobody has told the machine.
+            assert_eq!(boots(&server), [Ramdisk, Ramdisk, Ramdisk]);
+            let last = server.status.as_mut().unwrap().job.as_mut().unwrap();
+            last.leaving = Some(Leaving {
+                id: leave.to_owned(),
+                said: false,
             });
             let image = match is_former {
                 false => [Disk, Disk, Disk],

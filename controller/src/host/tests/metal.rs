@@ -5,8 +5,8 @@ use muster_proto::{
     inventory::Inventory,
     job::Write,
     kinds::{
-        HostReference, Job, JobAction, JobStatus, LeaveAction, Server, ServerSpec, ServerStatus, Session,
-        SessionState, Then, Trust,
+        HostReference, Job, JobAction, JobStatus, LeaveAction, Leaving, Server, ServerSpec, ServerStatus,
+        Session, SessionState, Then, Trust,
     },
 };
 
@@ -66,6 +66,16 @@ impl World {
             session.state = SessionState::Disconnected;
             session.since = now;
         }
+    }
+
+    /// The session that fell silent is back.
+    pub(super) fn call_back(&mut self) {
+        let now = self.now.to_string();
+        let status = self.server.as_mut().unwrap().status.as_mut().unwrap();
+        let session = status.session.as_mut().unwrap();
+        (session.state, session.since) = (SessionState::Connected, now);
+        self.machine.ramdisk = status.job.as_ref().map(|job| job.id.clone());
+        self.bump();
     }
 
     pub(super) fn bump(&mut self) {
@@ -213,7 +223,7 @@ impl World {
             .as_ref()
             .is_some_and(|known| job.left_after(known).is_some())
         {
-            return self.leave(&job);
+            return self.leave();
         }
         if last == job.id
             || status
@@ -238,20 +248,31 @@ impl World {
             JobAction::Reboot => self.power(PowerOrder::Reset),
             JobAction::PowerOff => self.power(PowerOrder::HardOff),
             _ if self.loses_answer => {}
-            _ => self.leave(&job),
+            _ => self.leave(),
         }
     }
 
-    /// The edge answers to the end of the write, and nothing is written but that the session ends.
-    fn leave(&mut self, job: &Job) {
-        let status = self.server.as_ref().and_then(|server| server.status.as_ref());
-        let last = status.and_then(|status| status.job.as_ref());
-        let leave = last.and_then(|last| job.left_after(last));
-        let Some(leave) = leave.filter(|_| self.edge == Edge::Newest) else {
+    /// The edge tells the agent to leave with the answer to the end of the write, and that says so.
+    fn leave(&mut self) {
+        let Some(server) = self.server.as_mut().filter(|_| self.edge == Edge::Newest) else {
             return;
         };
+        let last = server.status.as_mut().and_then(|status| status.job.as_mut());
+        let Some((job, last)) = server.spec.job.as_ref().zip(last) else {
+            return;
+        };
+        let Some((leave, leaving)) = job.left_after(last) else {
+            return;
+        };
+        let (action, said) = (leave.action, leaving.said);
+        if said {
+            return;
+        }
+        if let Some(leaving) = &mut last.leaving {
+            leaving.said = !self.loses_answer;
+        }
         self.machine.left += 1;
-        match leave.action {
+        match action {
             LeaveAction::Reboot => self.power(PowerOrder::Reset),
             LeaveAction::PowerOff => self.power(PowerOrder::HardOff),
         }
@@ -274,9 +295,20 @@ impl World {
             self.destroy(job);
         }
         let server = self.server.as_mut().unwrap();
+        let order = server
+            .spec
+            .job
+            .as_ref()
+            .filter(|_| self.edge == Edge::Newest && !fails);
+        let ends = order.filter(|order| order.writes().is_some_and(|(id, _)| id == job.id));
+        let leaving = ends.and_then(|order| order.leave.as_ref()).map(|leave| Leaving {
+            id: leave.id.clone(),
+            said: false,
+        });
         server.status.get_or_insert_default().job = Some(JobStatus {
             id: job.id.clone(),
             done: true,
+            leaving,
             error: if fails {
                 "the disk is bad".to_owned()
             } else {

@@ -118,7 +118,7 @@ pub(super) struct World {
     /// Of which machine it says that it is.
     pub(super) says: Identity,
     pub(super) edge: Edge,
-    /// The answer to the end of a write is lost, and with the next poll it comes.
+    /// The answer to the end of a write is lost and comes with the next poll, and so is what the agent says when it leaves.
     pub(super) loses_answer: bool,
     /// The agent fails this many jobs that clean or write.
     pub(super) failing_jobs: usize,

@@ -471,9 +471,14 @@ impl Machine {
             return;
         };
         let last = status.and_then(|status| status.job.as_ref());
-        if let Some(leave) = last.and_then(|last| job.left_after(last)) {
-            // It comes with the answer to the end of the write; the session ends with it, and nothing else is written.
+        if let Some((leave, leaving)) = last.and_then(|last| job.left_after(last)) {
+            // It comes with the answer to the end of the write.
+            if leaving.said {
+                return;
+            }
             state.ends += 1;
+            let said = json!({"session": {"state": "Disconnected", "since": now}, "job": {"leaving": {"said": true}}});
+            lab.api.edit("servers", &self.name, &json!({"status": said}));
             match leave.action {
                 LeaveAction::Reboot => Machine::boot(&mut state),
                 LeaveAction::PowerOff => (state.on, state.calls_in) = (false, None),
@@ -491,6 +496,7 @@ impl Machine {
         state.ends += usize::from(matches!(job.action, JobAction::Reboot | JobAction::PowerOff));
         let session = status.unwrap().session.clone().unwrap();
         let mut ended = job.id.clone();
+        let leaving = job.leave.as_ref().map(|leave| json!({"id": leave.id}));
         match job.action {
             JobAction::Inspect => {
                 lab.api
@@ -512,7 +518,7 @@ impl Machine {
         lab.api.edit(
             "servers",
             &self.name,
-            &json!({"status": {"job": {"id": ended, "done": true}}}),
+            &json!({"status": {"job": {"id": ended, "done": true, "leaving": leaving}}}),
         );
     }
 
