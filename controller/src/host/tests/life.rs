@@ -10,7 +10,7 @@ use super::{
         plan::{PowerOrder, Task},
     },
     transitions::at,
-    world::{Content, Edge, Fault, IMAGE, World},
+    world::{Content, Edge, Fault, IMAGE, Machine, World},
 };
 
 #[test]
@@ -105,7 +105,7 @@ fn a_host_without_a_bmc_is_provisioned_through_its_ramdisk_and_freed_by_hand() {
 }
 
 #[test]
-fn one_order_cleans_writes_and_leaves_and_where_the_edge_knows_only_its_beginning_others_follow() {
+fn one_order_cleans_and_writes_and_where_the_edge_knows_only_the_first_half_another_one_follows() {
     for (edge, orders) in [(Edge::Newest, 1), (Edge::KnowsNoLeave, 2), (Edge::KnowsNoThen, 3)] {
         let mut world = at(State::Available);
         world.edge = edge;
@@ -126,6 +126,28 @@ fn one_order_cleans_writes_and_leaves_and_where_the_edge_knows_only_its_beginnin
             (orders, boots),
             "{edge:?}"
         );
+    }
+}
+
+#[test]
+fn a_machine_leaves_its_ramdisk_by_the_order_that_wrote_its_image_cleaned_before_or_not() {
+    for in_band in [false, true] {
+        for mode in [AutomatedCleaningMode::Metadata, AutomatedCleaningMode::Disabled] {
+            let mut world = if in_band { World::in_band() } else { World::new() };
+            world.reach(State::Available);
+            world.host().spec.automated_cleaning_mode = Some(mode);
+            world.set_image(Some(IMAGE));
+            world.reach(State::Provisioned);
+            world.settle();
+            let boots = 2 - usize::from(in_band);
+            let Machine { orders, left, .. } = world.machine;
+            assert_eq!(
+                (orders, left, world.machine.boots),
+                (1, 1, boots),
+                "{in_band} {mode:?}"
+            );
+            assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+        }
     }
 }
 
