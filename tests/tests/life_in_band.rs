@@ -51,7 +51,7 @@ struct Seen {
     host: Option<BareMetalHost>,
     /// Its Server was seen: no job that ends from here on is missed.
     server: bool,
-    /// The jobs that were ordered, by id, each with what is to follow it.
+    /// The jobs that were ordered, by id, each with what is to come after it.
     ordered: Vec<String>,
     /// How jobs ended, by id.
     ended: Vec<JobStatus>,
@@ -70,7 +70,8 @@ impl Seen {
         self.server = true;
         if let Some(job) = &server.spec.job {
             let then = job.then.as_ref().map(|then| &then.id);
-            for id in std::iter::once(&job.id).chain(then) {
+            let leave = job.leave.as_ref().map(|leave| &leave.id);
+            for id in std::iter::once(&job.id).chain(then).chain(leave) {
                 if !self.ordered.contains(id) {
                     self.ordered.push(id.clone());
                 }

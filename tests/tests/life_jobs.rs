@@ -147,6 +147,40 @@ async fn jobs_that_are_placed_on_a_server_are_carried_out_and_their_outcome_arri
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_order_cleans_writes_and_switches_off_and_the_machines_next_session_gets_nothing_of_it() {
+    let (stage, _rack, mut server) = ready("jobs-whole").await;
+    let known = stage.api::<Server>().get(&name()).await.unwrap();
+    let key = known.status.unwrap().session.unwrap().key;
+    let write = &write(&server, "op-write", 1, None)["write"];
+    let mut order = clean(&server, "op-clean", 1);
+    order["then"] = json!({ "id": "op-write", "session": key, "write": write });
+    order["leave"] = json!({ "id": "op-leave", "session": key, "action": "poweroff" });
+    place(&stage, order).await;
+    let off = server.shows("switch itself off", SOON, |seen| seen.step == Step::Off);
+    assert_eq!(off.await.unwrap().boots, 1);
+    let left = |job: &JobStatus| job.leaving.as_ref().is_some_and(|leaving| leaving.said);
+    let told = shows(&stage, "that it left", left).await;
+    assert_eq!(
+        (told.id.as_str(), told.done, told.error.as_str()),
+        ("op-write", true, "")
+    );
+    assert_eq!(server.worked().len(), 2, "{:?}", server.worked());
+    server.power_on();
+    let held = server.shows("wait for a job", SOON, |seen| {
+        seen.boots == 2 && seen.step == Step::Reported
+    });
+    held.await.unwrap();
+    // What it is given, it is given in the order in which it was placed.
+    place(
+        &stage,
+        json!({ "id": "op-2", "action": "inspect", "clean": null, "then": null, "leave": null }),
+    )
+    .await;
+    assert_eq!(ended(&stage, "op-2").await.error, "");
+    assert_eq!(server.worked().len(), 2, "{:?}", server.worked());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_for_another_machine_or_disk_is_refused_for_good() {
     let (stage, _rack, server) = ready("jobs-other").await;
     let mut other = write(&server, "op-1", 1, None);

@@ -2,7 +2,7 @@
 
 use muster_proto::{
     job::{Failure, Progress},
-    kinds::{Job, JobAction, JobStatus, Server, ServerStatus, Then},
+    kinds::{Job, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus, Then},
     session::{Action, Command, MAX_LOG, Outcome, PollRequest},
     text,
 };
@@ -15,7 +15,8 @@ const MAX_ERROR: usize = 1024;
 /// The same for what the column of a table shows of it.
 const MAX_SUMMARY: usize = 80;
 
-/// What the agent is to do: what follows the job that it tells the good end of, or else the job that it has not taken up.
+/// What the agent is to do: what follows the job that it tells the good end of, or that ended with what is written, or else the job that it
+/// has not taken up.
 pub(super) fn command(server: &Server, request: &PollRequest) -> Option<Command> {
     match (following(server, request), server.spec.job.as_ref()) {
         (Some(then), Some(job)) => Some(follow(job, then)),
@@ -67,21 +68,40 @@ fn follow(job: &Job, then: &Then) -> Command {
     }
 }
 
+/// How the machine is to leave, once the write before that is known to have ended well: it is not written again if this gets lost. It
+/// destroys nothing, so who claims to be the machine as well keeps nobody from it.
+fn leave(job: &Job, leave: &Leave) -> Command {
+    Command {
+        id: leave.id.clone(),
+        epoch: job.epoch,
+        action: match leave.action {
+            LeaveAction::Reboot => Action::Reboot,
+            LeaveAction::PowerOff => Action::PowerOff,
+        },
+    }
+}
+
 /// The job that the agent, which knows of `last`, has not taken up.
 ///
 /// One that has ended is never given again: the next session of a machine knows nothing of what the last one wrote. What destroys
-/// data is not given to a session that two keys claim to be.
+/// data is not given to a session that two keys claim to be, and no part of what was decided for one session to another.
 fn next_command(server: &Server, last: &str) -> Option<Command> {
+    let status = server.status.as_ref();
+    let session = status.and_then(|status| status.session.as_ref());
     let job = server
         .spec
         .job
         .as_ref()
-        .filter(|job| !job.id.is_empty() && job.id != last)
+        .filter(|job| !job.id.is_empty())
+        .filter(|job| job.is_for(session.map_or("", |session| &session.key)))
         // What is left of an order is another order.
         .filter(|_| !crate::lenient::is_marked(server))?;
-    let status = server.status.as_ref();
     let known = status.and_then(|status| status.job.as_ref());
-    if job.followed_by(last).is_some() {
+    if let Some((way, leaving)) = known.and_then(|known| job.left_after(known)) {
+        return (way.id != last && !leaving.said).then(|| leave(job, way));
+    }
+    let leaves = job.leave.as_ref().is_some_and(|leave| leave.id == last);
+    if job.id == last || leaves || job.followed_by(last).is_some() {
         return None;
     }
     if let Some(then) = known.and_then(|known| job.followed_by(&known.id)) {
@@ -122,9 +142,38 @@ pub(super) fn mentions(server: &Server, id: &str) -> bool {
 /// True if the agent tells that it leaves as it was told, to reboot or to power off: that ends its session, and nobody need wait for
 /// silence to prove it.
 pub(super) fn says_farewell(server: &Server, request: &PollRequest) -> bool {
-    let leaves =
-        |job: &&Job| job.id == request.last && matches!(job.action, JobAction::Reboot | JobAction::PowerOff);
-    request.outcome == Some(Outcome::Done) && server.spec.job.as_ref().filter(leaves).is_some()
+    let ordered = |job: &Job| match &job.leave {
+        Some(leave) if leave.id == request.last => true,
+        _ => job.id == request.last && matches!(job.action, JobAction::Reboot | JobAction::PowerOff),
+    };
+    request.outcome == Some(Outcome::Done) && server.spec.job.as_ref().is_some_and(ordered)
+}
+
+/// How the agent is told to leave with the answer to the end of the job `id`, if that went well.
+fn leaving(server: &Server, id: &str) -> Option<Leaving> {
+    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
+    let job = server.spec.job.as_ref()?;
+    let leave = job.leave.as_ref().filter(|leave| !leave.id.is_empty())?;
+    let may = session.is_some_and(|session| job.is_for(&session.key)) && !crate::lenient::is_marked(server);
+    let ends = job.writes().is_some_and(|(write, _)| write == id);
+    (may && ends).then(|| Leaving {
+        id: leave.id.clone(),
+        said: false,
+    })
+}
+
+/// What is written of that the machine leaves, as its agent was told with the answer to the end of a write: that it says so, and nothing of
+/// what it says otherwise. The control role orders it by itself then.
+fn left(known: &JobStatus, request: &PollRequest) -> Option<JobStatus> {
+    let leaving = known.leaving.as_ref().filter(|leaving| !leaving.said)?;
+    (request.outcome == Some(Outcome::Done)).then(|| JobStatus {
+        summary: "done, and left".to_owned(),
+        leaving: Some(Leaving {
+            said: true,
+            ..leaving.clone()
+        }),
+        ..known.clone()
+    })
 }
 
 /// What the poll says of a job that is or was this Server's, as it is written; `None` if it says nothing new. The first outcome of a
@@ -137,10 +186,19 @@ pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<
     if !mentions(server, id) || ended || following(server, request).is_some() {
         return None;
     }
+    let order = server.spec.job.as_ref();
+    if order
+        .and_then(|job| job.leave.as_ref())
+        .is_some_and(|leave| leave.id == *id)
+    {
+        let written = known.filter(|known| order.is_some_and(|job| job.left_after(known).is_some()));
+        return written.and_then(|known| left(known, request));
+    }
     let status = match &request.outcome {
         Some(Outcome::Done) => JobStatus {
             done: true,
             summary: "done".to_owned(),
+            leaving: leaving(server, id),
             ..JobStatus::default()
         },
         Some(Outcome::Failed { message, failure }) => failed(message, *failure, &request.log),

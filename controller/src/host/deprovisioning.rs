@@ -30,14 +30,15 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
 }
 
 /// True if an order that destroys data still stands for what is taken back, or for what must not be touched any more: it is to be given
-/// to no session, now or days later.
+/// to no session, now or days later. One that is over is given to none anyway.
 fn is_outdated(draft: &Draft<'_>) -> bool {
-    let placed = draft.seen.server.and_then(|server| server.spec.job.as_ref());
-    placed.is_some_and(|job| {
-        let ours = job.id.starts_with(&format!("{}deprovision-", jobs::OURS));
-        matches!(job.action, JobAction::Clean | JobAction::Write)
-            && (!ours || guard::untouchable(draft.host).is_some())
-    })
+    let open = draft.seen.server.filter(|server| !jobs::rests(server));
+    open.and_then(|server| server.spec.job.as_ref())
+        .is_some_and(|job| {
+            let ours = job.id.starts_with(&format!("{}deprovision-", jobs::OURS));
+            matches!(job.action, JobAction::Clean | JobAction::Write)
+                && (!ours || guard::untouchable(draft.host).is_some())
+        })
 }
 
 /// The host is deprovisioning.

@@ -257,6 +257,7 @@ impl Executor {
         let mut job = Job {
             id: order.id.clone(),
             epoch: order.epoch,
+            leave: order.leave.clone(),
             ..Job::default()
         };
         match &order.task {

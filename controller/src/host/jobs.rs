@@ -1,6 +1,8 @@
 //! Jobs of the host's machine: how they are called, how far they are. Pure.
 
-use muster_proto::kinds::{JobAction, Server, ServerStatus};
+use muster_proto::kinds::{
+    Job as Placed, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus,
+};
 
 use super::{
     draft::Draft,
@@ -60,6 +62,11 @@ pub(super) fn look(server: &Server, is_it: impl Fn(&str) -> bool) -> Job {
         return Job::Done;
     }
     let taken = outcome.is_some_and(|outcome| is_it(&outcome.id));
+    match given(server).filter(|(leave, _)| is_it(&leave.id)) {
+        Some((_, leaving)) if leaving.said => return Job::Done,
+        Some(_) => return Job::Pending,
+        None => {}
+    }
     match placed || taken {
         true => Job::Pending,
         false => Job::Absent,
@@ -68,6 +75,31 @@ pub(super) fn look(server: &Server, is_it: impl Fn(&str) -> bool) -> Job {
 
 fn outcome(server: &Server) -> Option<&ServerStatus> {
     server.status.as_ref()
+}
+
+/// How the machine leaves as the edge tells its agent with the answer to the end of the write, and whether that has said so; none: it does
+/// not, or another session has come since.
+fn given(server: &Server) -> Option<(&Leave, &Leaving)> {
+    let status = outcome(server)?;
+    let session = status.session.as_ref()?;
+    let given = server.spec.job.as_ref()?.left_after(status.job.as_ref()?);
+    given.filter(|(leave, leaving)| leaving.said || leave.session == session.key)
+}
+
+/// True if the edge tells the machine to leave, and the agent has not said that it does: its answer may be lost.
+pub(super) fn is_unheard(server: &Server) -> bool {
+    given(server).is_some_and(|(_, leaving)| !leaving.said)
+}
+
+/// Where the machine goes by the job `id`, as it is ordered or as it comes with the write; none: it was not told.
+pub(super) fn goes(server: &Server, id: &str) -> Option<LeaveAction> {
+    let explicit = server.spec.job.as_ref().filter(|job| job.id == id);
+    match (explicit.map(|job| job.action), given(server)) {
+        (Some(JobAction::PowerOff), _) => Some(LeaveAction::PowerOff),
+        (Some(_), _) => Some(LeaveAction::Reboot),
+        (None, Some((leave, _))) if leave.id == id => Some(leave.action),
+        (None, _) => None,
+    }
 }
 
 /// True if the job with this id stands on the Server, for the agent to take up; as what follows another one only as long as the edge
@@ -86,29 +118,42 @@ pub(super) fn is_placed(server: &Server, id: &str) -> bool {
 
 /// Places the job, unless it stands there.
 pub(super) fn place(draft: &mut Draft<'_>, server: &Server, id: &str, task: Task) {
-    place_with(draft, server, id, task, None);
+    place_with(draft, server, id, task, After::default());
 }
 
-/// The same with what follows it at once. Where something else follows it than is wanted by now, it is placed again.
-pub(super) fn place_with(
-    draft: &mut Draft<'_>,
-    server: &Server,
-    id: &str,
-    task: Task,
-    then: Option<Box<Next>>,
-) {
-    let outdated = server
-        .spec
-        .job
-        .as_ref()
-        .and_then(|job| job.then.as_ref().filter(|_| job.id == id))
-        .is_some_and(|placed| {
+/// What comes after a job, of the same order.
+#[derive(Debug, Default)]
+pub(super) struct After {
+    /// What follows it at once.
+    pub(super) then: Option<Box<Next>>,
+    /// How the machine leaves after the write.
+    pub(super) leave: Option<Leave>,
+}
+
+impl After {
+    /// True if something else comes after `placed` than this, or another session's.
+    fn differs(&self, placed: &Placed) -> bool {
+        let then = placed.then.as_ref().is_some_and(|placed| {
             let same = |wanted: &Next| wanted.id == placed.id && wanted.session == placed.session;
-            !then.as_deref().is_some_and(same)
+            !self.then.as_deref().is_some_and(same)
         });
+        let leave = placed.leave.as_ref().is_some_and(|placed| {
+            // It may go where it was to go then: its power is looked after anyway.
+            let same = |wanted: &Leave| wanted.id == placed.id && wanted.session == placed.session;
+            !self.leave.as_ref().is_some_and(same)
+        });
+        then || leave
+    }
+}
+
+/// The same with what comes after it. Where that is something else than is wanted by now, it is placed again.
+pub(super) fn place_with(draft: &mut Draft<'_>, server: &Server, id: &str, task: Task, after: After) {
+    let placed = server.spec.job.as_ref().filter(|job| job.id == id);
+    let outdated = placed.is_some_and(|placed| after.differs(placed));
     if is_placed(server, id) && !outdated {
         return;
     }
+    let After { then, leave } = after;
     draft.effect(Effect::PlaceJob(Box::new(Order {
         id: id.to_owned(),
         server: server.metadata.name.clone().unwrap_or_default(),
@@ -116,22 +161,39 @@ pub(super) fn place_with(
         epoch: draft.seen.epoch,
         task,
         then,
+        leave,
     })));
 }
 
-/// The same where the host rests, and for an inspection: one that has ended and names no disk stays until another takes its place or the
-/// host leaves. No session is ever given it again, so to take it off would be a write for nothing.
+/// A config drive that is longer than this, in bytes of base64, does not stay on a Server: every copy of that carries it.
+const SMALL: usize = 2 << 10;
+
+/// True if all that `job` says is done and nothing of it is ever given to any session again, so that it harms nobody where it stands:
+/// because it destroys nothing, or because it was decided for one session that wrote its image.
+fn is_over(job: &Placed, last: &JobStatus) -> bool {
+    let harmless = matches!(
+        job.action,
+        JobAction::Inspect | JobAction::Reboot | JobAction::PowerOff
+    );
+    (harmless && last.done && last.id == job.id) || job.left_after(last).is_some()
+}
+
+/// The same for the job on `server`.
+pub(super) fn rests(server: &Server) -> bool {
+    let last = outcome(server).and_then(|status| status.job.as_ref());
+    let job = server.spec.job.as_ref().zip(last);
+    job.is_some_and(|(job, last)| is_over(job, last))
+}
+
+/// The same where the host rests, and for an inspection: one that is over stays until another takes its place or the host leaves. To take
+/// it off would be a write for nothing, but for the room that user data takes.
 pub(super) fn tidy(draft: &mut Draft<'_>) {
-    let rests = |server: &Server| {
-        let job = server.spec.job.as_ref()?;
-        let harmless = matches!(
-            job.action,
-            JobAction::Inspect | JobAction::Reboot | JobAction::PowerOff
-        );
-        let last = server.status.as_ref()?.job.as_ref()?;
-        Some(harmless && last.done && last.id == job.id)
+    let is_large = |server: &Server| {
+        let (_, write) = server.spec.job.as_ref()?.writes()?;
+        Some(write.config_drive.as_ref()?.len() > SMALL)
     };
-    if draft.seen.server.and_then(rests) != Some(true) {
+    let stays = |server: &Server| rests(server) && is_large(server) != Some(true);
+    if !draft.seen.server.is_some_and(stays) {
         clear(draft);
     }
 }

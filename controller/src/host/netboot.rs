@@ -36,8 +36,8 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
     }
 }
 
-/// True once the machine has its image and is told to leave the ramdisk. What it was told in a former provisioning counts for nothing:
-/// without cleaning no other job came in between.
+/// True once the machine has its image and is told to leave the ramdisk, or is with the answer to that it has. What it was told in a former
+/// provisioning counts for nothing: without cleaning no other job came in between.
 pub(super) fn leaves(host: &BareMetalHost, server: &Server) -> bool {
     let history = host
         .status
@@ -48,8 +48,10 @@ pub(super) fn leaves(host: &BareMetalHost, server: &Server) -> bool {
     let uid = host.metadata.uid.as_deref().unwrap_or_default();
     let ours = format!("{OURS}provision-{uid}-{begun}-");
     let is_it = |id: &str| id.starts_with(&ours) && id.ends_with("-leave");
-    let placed = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));
+    let ordered = server.spec.job.as_ref();
     let taken = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let told = ordered.zip(taken).and_then(|(job, last)| job.left_after(last));
+    let placed = ordered.is_some_and(|job| is_it(&job.id)) || told.is_some_and(|(leave, _)| is_it(&leave.id));
     // Only the last job counts: one of a former life is followed by others.
-    placed || (server.spec.job.is_none() && taken.is_some_and(|job| is_it(&job.id)))
+    placed || (ordered.is_none() && taken.is_some_and(|job| is_it(&job.id)))
 }

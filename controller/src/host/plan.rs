@@ -14,7 +14,7 @@ use std::time::Duration;
 use muster_proto::{
     Mac,
     job::ImageSource,
-    kinds::{BareMetalHostStatus, HardwareDetails, HostBootMode},
+    kinds::{BareMetalHostStatus, HardwareDetails, HostBootMode, Leave},
 };
 
 use super::{guard::Permit, observed::Access};
@@ -175,6 +175,8 @@ pub struct Order {
     pub task: Task,
     /// What follows at once if that ends well; only after [`Task::Clean`].
     pub then: Option<Box<Next>>,
+    /// How the machine leaves its ramdisk after the write, which is the task or what follows it.
+    pub leave: Option<Leave>,
 }
 
 /// What follows a cleaning.

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
     job::ImageSource,
-    kinds::{AutomatedCleaningMode, ErrorType, Server, Session},
+    kinds::{AutomatedCleaningMode, ErrorType, Leave, LeaveAction, Server, Session},
 };
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
     available, disk,
     draft::{Draft, REFUSED},
     guard, image,
-    jobs::{self, Job},
+    jobs::{self, After, Job},
     observed::Power,
     plan::{Drive, Effect, Next, PowerOrder, Task, WriteTask},
     preparing::effective_hints,
@@ -25,6 +26,9 @@ use super::{
 const WRITING: &str = "waits for the image to be written, after the disks are cleared where that is asked for; next: the machine boots it";
 /// What happens once the ramdisk is there.
 const THEN: &str = "the image is written";
+/// So long an agent may take to say that it leaves, as the order that it wrote the image by says; one that does not hear it, because it got
+/// to an edge of an older version in that moment, is told by an order of its own.
+const HEARS: SignedDuration = SignedDuration::from_secs(10);
 
 /// Every wish is there; the state says so before anything is done.
 pub(super) fn begin(draft: &mut Draft<'_>) {
@@ -131,7 +135,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     let operation = jobs::operation(draft, "provision", Some(start), failures);
     if let Some(server) = draft.seen.server {
         let written = format!("{operation}-write");
-        let left = format!("{operation}-leave");
+        let left = leave_id(&operation);
         let is_written = jobs::look(server, |job| job.starts_with(&written)) == Job::Done;
         if is_written || jobs::look(server, |job| job == left) != Job::Absent {
             leave(draft, &reach, server, &left);
@@ -219,9 +223,32 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
             Ok::<_, String>(Box::new(next))
         })
         .transpose()?;
-    jobs::place_with(draft, server, &id, Task::Clean(permit), then);
+    let leave = then.is_some().then(|| way(draft, operation, session));
+    jobs::place_with(draft, server, &id, Task::Clean(permit), After { then, leave });
     draft.wait_for("Write", WRITING);
     Ok(false)
+}
+
+/// What it is called that the machine leaves its ramdisk.
+fn leave_id(operation: &str) -> String {
+    format!("{operation}-leave")
+}
+
+/// True if the machine is to be off once its image is written.
+fn stays_off(draft: &Draft<'_>) -> bool {
+    !draft.host.spec.online && draft.host.spec.disable_power_off != Some(true)
+}
+
+/// How the machine leaves its ramdisk, as it is wanted now.
+fn way(draft: &Draft<'_>, operation: &str, session: &Session) -> Leave {
+    Leave {
+        id: leave_id(operation),
+        session: session.key.clone(),
+        action: match stays_off(draft) {
+            true => LeaveAction::PowerOff,
+            false => LeaveAction::Reboot,
+        },
+    }
 }
 
 /// What the write is called. What is sealed to one session is of no use to the next: that is another job.
@@ -270,35 +297,45 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> R
         image: source,
         drive,
     };
-    jobs::place(draft, server, &id, Task::Write(Box::new(task)));
+    let after = After {
+        then: None,
+        leave: Some(way(draft, operation, session)),
+    };
+    jobs::place_with(draft, server, &id, Task::Write(Box::new(task)), after);
     draft.wait_for("Write", WRITING);
     Ok(())
 }
 
-/// The image is on the disk and verified: the machine leaves its ramdisk, for its disk or off.
+/// The image is on the disk and verified: the machine leaves its ramdisk, for its disk or off. Its agent hears that from the edge, with the
+/// answer to that the image is written.
 fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
-    let stays_off = !draft.host.spec.online && draft.host.spec.disable_power_off != Some(true);
+    let told = jobs::goes(server, id);
+    // What it was told counts for its power: if something else is wanted by now, that is seen to where the host rests.
+    let stays_off = told.map_or(stays_off(draft), |way| way == LeaveAction::PowerOff);
     let connected = draft.session().is_some();
+    let ordered = jobs::is_placed(server, id);
     match jobs::look(server, |job| job == id) {
-        Job::Absent if connected => {
-            let task = if stays_off { Task::PowerOff } else { Task::Reboot };
-            jobs::place(draft, server, id, task);
-            draft.wait_for(
-                "Leave",
-                "the image is written; waits for the machine to leave its ramdisk; next: it is provisioned",
-            );
-        }
         Job::Pending if connected && draft.waited("Leave", ramdisk::BOOT_DEADLINE) => {
             failed(draft, "the machine does not leave its ramdisk");
         }
-        Job::Pending if connected => {
-            draft.again(Duration::from_secs(300));
+        state @ (Job::Absent | Job::Pending) if connected => {
+            let unheard = !ordered && draft.waited("Leave", HEARS) && is_here_since(draft, HEARS);
+            if unheard || state == Job::Absent {
+                let task = if stays_off { Task::PowerOff } else { Task::Reboot };
+                jobs::place(draft, server, id, task);
+            }
+            draft.again(match ordered || unheard {
+                true => Duration::from_secs(300),
+                false => Duration::try_from(HEARS).unwrap_or_default(),
+            });
             draft.wait_for(
                 "Leave",
                 "the image is written; waits for the machine to leave its ramdisk; next: it is provisioned",
             );
         }
         Job::Absent => without_word(draft, reach, id, stays_off),
+        // It was told, or will be once it is back.
+        Job::Pending if !ordered && returns(draft) => {}
         Job::Failed(error) if connected => {
             failed(draft, &format!("the machine did not leave its ramdisk: {error}"));
         }
@@ -306,14 +343,30 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
     }
 }
 
-/// The ramdisk is silent, and nobody told it to go: it comes back in a moment, hangs, or is gone.
-fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool) {
-    if let Some(due) = ramdisk::may_return_until(draft) {
+/// True if the session has been connected for at least so long.
+fn is_here_since(draft: &Draft<'_>, time: SignedDuration) -> bool {
+    let since = draft
+        .session()
+        .and_then(|(_, session)| session.since.parse::<Timestamp>().ok());
+    since.is_none_or(|since| draft.now.duration_since(since) >= time)
+}
+
+/// True if the ramdisk fell silent so short a time ago that it is waited for.
+fn returns(draft: &mut Draft<'_>) -> bool {
+    let due = ramdisk::may_return_until(draft);
+    if let Some(due) = due {
         draft.wait_for(
             "Leave",
-            "the image is written, and the machine's ramdisk fell silent a moment ago; next: it is told to leave, or the machine is reset",
+            "the image is written, and the machine's ramdisk fell silent a moment ago; next: it is told to leave, or is gone",
         );
         draft.again_at(due);
+    }
+    due.is_some()
+}
+
+/// The ramdisk is silent, and nobody told it to go: it comes back in a moment, hangs, or is gone.
+fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool) {
+    if returns(draft) {
         return;
     }
     // Of one without a BMC nothing more can be known, and of one that is to be off its power is looked after anyway.

@@ -11,7 +11,7 @@ use muster_proto::{
 use super::{
     access::{LOOK_AGAIN, Reach},
     draft::{Draft, whole_seconds},
-    netboot,
+    jobs, netboot,
     observed::{FailureClass, Power},
     owner::has_bmc,
     plan::{Effect, PowerOrder},
@@ -107,11 +107,11 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
         .bmc
         .power
         .is_some_and(|reading| reading.power == Power::Off);
-    // One that was told to leave does not come back.
+    // One that was told to leave does not come back, unless the answer that told it was lost.
     let told = draft
         .seen
         .server
-        .is_some_and(|server| netboot::leaves(draft.host, server));
+        .is_some_and(|server| netboot::leaves(draft.host, server) && !jobs::is_unheard(server));
     let due = lost_at(draft)?.checked_add(SILENCE).ok()?;
     (!off && !told && draft.now < due).then_some(due)
 }

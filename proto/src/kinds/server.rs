@@ -81,6 +81,10 @@ pub struct Job {
     /// What the agent is given as soon as it has ended the action `clean` well. An edge that does not know this ends with the cleaning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub then: Option<Then>,
+    /// What the agent is given once the write that the job ends with has ended well, and that is stored: to leave the ramdisk. An edge that
+    /// does not know this ends with the write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leave: Option<Leave>,
 }
 
 /// A write that follows a cleaning at once, of the same term.
@@ -95,10 +99,54 @@ pub struct Then {
     pub write: Write,
 }
 
+/// How the machine leaves its ramdisk after a write, of the same term.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Leave {
+    /// Operation id.
+    pub id: String,
+    /// The key of the session that the job is decided for: no other is given any part of it.
+    pub session: String,
+    /// Where to.
+    pub action: LeaveAction,
+}
+
+/// Where a machine that leaves its ramdisk goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LeaveAction {
+    /// It reboots; the boot services then say what the machine boots.
+    #[default]
+    Reboot,
+    /// It is switched off.
+    PowerOff,
+}
+
 impl Job {
     /// True if `id` names it or what follows it.
     pub fn is_called(&self, id: &str) -> bool {
-        self.id == id || self.then.as_ref().is_some_and(|then| then.id == id)
+        let then = self.then.as_ref().is_some_and(|then| then.id == id);
+        self.id == id || then || self.leave.as_ref().is_some_and(|leave| leave.id == id)
+    }
+
+    /// True if the session with this key may be given it.
+    pub fn is_for(&self, session: &str) -> bool {
+        self.leave.as_ref().is_none_or(|leave| leave.session == session)
+    }
+
+    /// The write that it ends with, and its id.
+    pub fn writes(&self) -> Option<(&str, &Write)> {
+        let alone = self.write.as_ref().filter(|_| self.action == JobAction::Write);
+        let follows = self.then.as_ref().map(|then| (then.id.as_str(), &then.write));
+        follows.or(alone.map(|write| (self.id.as_str(), write)))
+    }
+
+    /// How the machine leaves after `last`, the job that the agent took up last, and whether it has said so: once that was the write that
+    /// it ends with, and an edge wrote its good end that tells the agent how to leave.
+    pub fn left_after<'a>(&'a self, last: &'a JobStatus) -> Option<(&'a Leave, &'a Leaving)> {
+        let written = self.writes().is_some_and(|(id, _)| id == last.id);
+        let (leave, leaving) = self.leave.as_ref().zip(last.leaving.as_ref())?;
+        (written && last.done && last.error.is_empty() && leave.id == leaving.id).then_some((leave, leaving))
     }
 
     /// What follows it, once the agent is told to do that: `last` is the job that it took up last.
@@ -183,6 +231,21 @@ pub struct JobStatus {
     /// The last lines of the agent's log, oldest first, after a failure; 8 KiB at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
+    /// How the agent is told to leave with the answer to the good end of this job; none: not, or by an edge that does not know of it. The
+    /// job stays the last one: no edge of any version takes its order for one that nobody has done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<Leaving>,
+}
+
+/// A machine that is told to leave its ramdisk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Leaving {
+    /// Operation id, as [`Leave`] has it.
+    pub id: String,
+    /// True once the agent has said that it leaves, which ends its session.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub said: bool,
 }
 
 /// One session of an agent.

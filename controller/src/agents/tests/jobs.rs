@@ -2,7 +2,7 @@
 
 use muster_proto::{
     job::{ConfigDrive, Failure, Progress},
-    kinds::{JobStatus, Session},
+    kinds::{JobStatus, Session, SessionState},
     seal::{Bound, SealKey},
     session::{Action, Outcome},
 };
@@ -184,11 +184,6 @@ async fn a_write_comes_with_the_answer_to_the_cleaning_before_it_whatever_become
     );
     let given = agent.poll("").await.unwrap().command.unwrap();
     assert_eq!(given.id, "op-clean");
-    let done = |id: &str| PollRequest {
-        last: id.to_owned(),
-        outcome: Some(Outcome::Done),
-        ..PollRequest::default()
-    };
     writes(&lab);
     for dies in [false, true] {
         if dies {
@@ -205,6 +200,93 @@ async fn a_write_comes_with_the_answer_to_the_cleaning_before_it_whatever_become
     assert_eq!((job(&lab).id.as_str(), job(&lab).done), ("op-write", true));
     let (agent, _) = lab.enrolled(1).await;
     assert_eq!(agent.poll("").await.unwrap().command, None, "never again");
+}
+
+/// An order that cleans, writes and leaves, decided for the session that is there.
+fn whole(lab: &Lab) -> Value {
+    let key = session(lab).key;
+    let then = json!({ "id": "op-write", "session": key, "write": write_job("op-write", 7)["write"] });
+    let leave = json!({ "id": "op-leave", "session": key, "action": "poweroff" });
+    let clean = json!({ "disks": [{ "name": "/dev/sda", "serial": "D1", "sizeBytes": 8 }] });
+    json!({ "id": "op-clean", "epoch": 7, "action": "clean", "clean": clean, "then": then, "leave": leave })
+}
+
+fn done(id: &str) -> PollRequest {
+    PollRequest {
+        last: id.to_owned(),
+        outcome: Some(Outcome::Done),
+        ..PollRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn an_order_to_clean_write_and_leave_costs_the_edge_two_writes_and_a_read() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    order(&lab, &whole(&lab));
+    assert_eq!(agent.poll("").await.unwrap().command.unwrap().id, "op-clean");
+    lab.api.requests();
+    let answer = agent.poll_with(done("op-clean")).await.unwrap();
+    assert_eq!(answer.command.unwrap().id, "op-write");
+    let answer = agent.poll_with(done("op-write")).await.unwrap();
+    let leave = answer.command.unwrap();
+    assert_eq!(
+        (leave.id.as_str(), leave.epoch, leave.action),
+        ("op-leave", 7, Action::PowerOff)
+    );
+    assert_eq!((job(&lab).id.as_str(), job(&lab).done), ("op-write", true));
+    assert_eq!(session(&lab).state, SessionState::Connected);
+    let answer = agent.poll_with(done("op-leave")).await.unwrap();
+    assert_eq!(answer.command, None);
+    // The end of the write, by which it is never written again, and the end of the session; read is what the write's beginning rests on.
+    let asked = lab.api.requests();
+    let verbs: Vec<&str> = asked.iter().filter_map(|one| one.split(' ').next()).collect();
+    assert_eq!(verbs, ["GET", "PATCH", "PATCH"], "{asked:#?}");
+    assert_eq!(session(&lab).state, SessionState::Disconnected);
+    let last = job(&lab);
+    assert_eq!(
+        (last.id.as_str(), last.summary.as_str()),
+        ("op-write", "done, and left")
+    );
+    assert!(last.done && last.leaving.unwrap().said);
+}
+
+#[tokio::test]
+async fn whatever_becomes_of_the_edge_a_machine_hears_that_it_is_to_leave_and_its_next_session_gets_nothing()
+{
+    let mut lab = Lab::with(Pace {
+        poll: Duration::from_millis(50),
+        ..pace()
+    })
+    .await;
+    let (mut agent, _) = lab.enrolled(1).await;
+    order(&lab, &whole(&lab));
+    agent.poll_with(done("op-clean")).await.unwrap();
+    // The end cannot be written: nothing is given before it is.
+    lab.api.set_down(true);
+    let refusal = agent.poll_with(done("op-write")).await.unwrap_err();
+    assert_eq!(refusal.kind, ProblemKind::Unavailable);
+    lab.api.set_down(false);
+    for dies in [false, true] {
+        if dies {
+            lab.crash_and_restart().await;
+            agent.address = lab.address;
+        }
+        let next = agent.poll_with(done("op-write")).await.unwrap().command.unwrap();
+        assert_eq!(next.id, "op-leave");
+    }
+    let next = agent.poll("op-write").await.unwrap().command.unwrap();
+    assert_eq!(next.id, "op-leave", "in any later poll");
+    // It broke down instead: what was decided for one session is given to no other.
+    let (other, _) = lab.enrolled(1).await;
+    assert_eq!(other.poll("").await.unwrap().command, None);
+    // The control role orders the same by itself, under the same name.
+    let explicit = json!({ "id": "op-leave", "epoch": 8, "action": "reboot", "clean": null, "then": null, "leave": null });
+    order(&lab, &explicit);
+    let next = other.poll("").await.unwrap().command.unwrap();
+    assert_eq!((next.id.as_str(), next.epoch), ("op-leave", 8));
+    other.poll_with(done("op-leave")).await.unwrap();
+    assert_eq!((job(&lab).id.as_str(), job(&lab).done), ("op-leave", true));
 }
 
 #[tokio::test]

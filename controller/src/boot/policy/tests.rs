@@ -1,8 +1,8 @@
 use muster_proto::{
     inventory::Inventory,
     kinds::{
-        BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, Image, Job, JobStatus,
-        PROTECTED_ANNOTATION, SegmentSpec, ServerSpec, ServerStatus, Then,
+        BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, Image, Job, JobStatus, Leave,
+        Leaving, PROTECTED_ANNOTATION, SegmentSpec, ServerSpec, ServerStatus, Then,
     },
 };
 
@@ -430,6 +430,52 @@ fn a_machine_boots_its_disk_once_it_is_told_to_leave_the_ramdisk_with_its_image(
             boots(&with_job(JobAction::Reboot, done)),
             [Ramdisk, Ramdisk, Ramdisk]
         );
+    }
+}
+
+#[test]
+fn a_machine_boots_its_disk_from_when_the_write_that_it_leaves_after_has_ended_well() {
+    let host = specified(discovered("provisioning"), |spec| spec.image = an_image());
+    let boots = |server: &Server| row(Some(server), Some(&host));
+    let former = LEAVE.replace("-0-0-", "-9-0-");
+    for (leave, is_former) in [(LEAVE, false), (former.as_str(), true)] {
+        for cleans in [true, false] {
+            let mut server = with_job(JobAction::Write, true);
+            let job = server.spec.job.as_mut().unwrap();
+            job.write = Some(muster_proto::job::Write::default());
+            if cleans {
+                let (id, write) = ("7".to_owned(), job.write.take().unwrap());
+                let session = String::new();
+                job.then = Some(Then { id, session, write });
+                (job.id, job.action) = ("6".to_owned(), JobAction::Clean);
+            }
+            job.leave = Some(Leave {
+                id: leave.to_owned(),
+                ..Leave::default()
+            });
+            // By the word of an edge that knows nothing of it, nobody has told the machine.
+            assert_eq!(boots(&server), [Ramdisk, Ramdisk, Ramdisk]);
+            let last = server.status.as_mut().unwrap().job.as_mut().unwrap();
+            last.leaving = Some(Leaving {
+                id: leave.to_owned(),
+                said: false,
+            });
+            let image = match is_former {
+                false => [Disk, Disk, Disk],
+                true => [Ramdisk, Ramdisk, Ramdisk],
+            };
+            assert_eq!(boots(&server), image);
+            let last = server.status.as_mut().unwrap().job.as_mut().unwrap();
+            "EIO".clone_into(&mut last.error);
+            assert_eq!(
+                boots(&server),
+                [Ramdisk, Ramdisk, Ramdisk],
+                "what is on its disk is taken away again"
+            );
+            let last = server.status.as_mut().unwrap().job.as_mut().unwrap();
+            (last.done, last.error) = (false, String::new());
+            assert_eq!(boots(&server), [Ramdisk, Ramdisk, Ramdisk]);
+        }
     }
 }
 

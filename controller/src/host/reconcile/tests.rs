@@ -110,14 +110,20 @@ async fn a_life_costs_few_requests_and_an_idle_host_no_write() {
         // Its Event is told in the moment after.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (asked, told) = (requests(&lab), lab.told());
-        // Two states, the user data's mark, the order to clean and write, before which the host is read anew, and the one to leave;
-        // the rest reads what is on the config drive.
+        // Two states, that the machine leaves, the user data's mark, and the order to clean, write and leave, before which the host is
+        // read anew; the rest reads what is on the config drive.
         let writes = asked.iter().filter(|one| !one.starts_with("GET")).count();
         assert!(writes <= 5 && asked.len() <= 8, "to provisioned: {asked:#?}");
+        let orders = |one: &&String| one.starts_with("PATCH") && one.ends_with("/servers/m1");
+        assert_eq!(asked.iter().filter(orders).count(), 1, "{asked:#?}");
         assert!(told.len() <= 2, "{told:#?}");
 
         tokio::time::sleep(Duration::from_secs(120)).await;
-        requests(&lab);
+        let later = requests(&lab);
+        assert!(
+            !later.iter().any(|one| one.contains("/servers/")),
+            "what is over stays: {later:#?}"
+        );
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!(requests(&lab), Vec::<String>::new(), "idle");
     })

@@ -13,7 +13,7 @@ use super::{
     },
     life::waiting,
     transitions::at,
-    world::{Content, Fault, IMAGE, World},
+    world::{Content, Edge, Fault, IMAGE, World},
 };
 use crate::bmc::Identity;
 
@@ -81,9 +81,10 @@ fn an_operating_system_that_may_not_have_heard_is_asked_again_and_not_cut_off() 
     assert_eq!(orders(&world), [PowerOrder::HardOff]);
 }
 
-/// The image is written, and the ramdisk falls silent before it is told to leave.
-fn silent_after_its_write() -> World {
+/// The image is written, and the ramdisk falls silent before it is told to leave, or before it hears that from an edge that tells it.
+fn silent_after_its_write(edge: Edge) -> World {
     let mut world = at(State::Available);
+    (world.edge, world.loses_answer) = (edge, true);
     world.set_image(Some(IMAGE));
     world.until("written", |world| {
         let status = world.server.as_ref().and_then(|server| server.status.as_ref());
@@ -96,33 +97,112 @@ fn silent_after_its_write() -> World {
 
 #[test]
 fn a_ramdisk_that_is_silent_for_a_moment_is_not_taken_for_one_that_left() {
-    let mut world = silent_after_its_write();
-    let boots = world.machine.boots;
-    for _ in 0..4 {
-        let plan = world.plan();
-        world.execute(plan, None, Fault::None);
-        world.tick(11);
-        assert_eq!((world.state(), world.machine.boots), (State::Provisioning, boots));
+    for (edge, left) in [(Edge::Newest, 1), (Edge::KnowsNoLeave, 0)] {
+        let mut world = silent_after_its_write(edge);
+        let boots = world.machine.boots;
+        for _ in 0..4 {
+            let plan = world.plan();
+            world.execute(plan, None, Fault::None);
+            world.tick(11);
+            assert_eq!((world.state(), world.machine.boots), (State::Provisioning, boots));
+        }
+        assert_eq!(waiting(&world).0, "Leave");
+        // The same session.
+        world.call_back();
+        world.reach(State::Provisioned);
+        world.settle();
+        assert_eq!(
+            (
+                world.machine.boots,
+                world.machine.writes.len(),
+                world.machine.left
+            ),
+            (boots + 1, 1, left),
+            "it was told to leave: {edge:?}"
+        );
     }
-    assert_eq!(waiting(&world).0, "Leave");
-    world.call_in();
+}
+
+#[test]
+fn a_machine_that_was_told_to_leave_and_stays_silent_is_not_reset_under_its_system() {
+    let mut world = silent_after_its_write(Edge::Newest);
+    let (boots, orders) = (world.machine.boots, world.machine.orders);
     world.reach(State::Provisioned);
     world.settle();
+    assert_eq!((world.machine.boots, world.machine.orders), (boots, orders));
+    // And if it is in its ramdisk nevertheless, it is told there.
+    world.call_in();
+    world.settle();
     assert_eq!(
-        (world.machine.boots, world.machine.writes.len()),
-        (boots + 1, 1),
-        "it was told to leave"
+        (world.state(), world.machine.boots),
+        (State::Provisioned, boots + 1)
     );
 }
 
 #[test]
+fn a_machine_that_gets_to_an_older_edge_before_it_hears_that_it_leaves_is_told_by_an_order() {
+    let mut world = silent_after_its_write(Edge::Newest);
+    let (boots, orders) = (world.machine.boots, world.machine.orders);
+    world.call_back();
+    world.edge = Edge::KnowsNoLeave;
+    world.reach(State::Provisioned);
+    world.settle();
+    assert_eq!(
+        (world.machine.boots, world.machine.orders),
+        (boots + 1, orders + 1)
+    );
+    assert_eq!((world.machine.left, world.machine.writes.len()), (0, 1));
+}
+
+#[test]
+fn a_machine_whose_ramdisk_boots_anew_after_its_write_is_told_by_an_order() {
+    let mut world = silent_after_its_write(Edge::Newest);
+    let (boots, orders) = (world.machine.boots, world.machine.orders);
+    world.call_in();
+    world.reach(State::Provisioned);
+    world.settle();
+    assert_eq!(
+        (world.machine.boots, world.machine.orders),
+        (boots + 1, orders + 1)
+    );
+    assert_eq!((world.machine.left, world.machine.writes.len()), (0, 1));
+}
+
+#[test]
+fn a_machine_that_went_another_way_than_is_wanted_by_now_is_mended_by_its_power() {
+    for in_band in [false, true] {
+        for online in [false, true] {
+            let mut world = if in_band { World::in_band() } else { World::new() };
+            world.reach(State::Available);
+            world.set_image(Some(IMAGE));
+            world.reach(State::Provisioning);
+            world.host().spec.online = !online;
+            world.until("ordered", |world| {
+                let job = world.server.as_ref().and_then(|server| server.spec.job.as_ref());
+                job.is_some_and(|job| job.leave.is_some())
+            });
+            world.host().spec.online = online;
+            world.reach(State::Provisioned);
+            world.settle();
+            assert_eq!(world.machine.left, 1);
+            let by_hand = in_band && !online;
+            assert_eq!(world.machine.on, online || by_hand, "in-band: {in_band}");
+            if by_hand {
+                assert_eq!(waiting(&world).0, "PowerByHand");
+            }
+            assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+        }
+    }
+}
+
+#[test]
 fn a_machine_that_stays_silent_is_reset_and_one_that_cannot_be_is_not_provisioned() {
-    let mut world = silent_after_its_write();
+    let mut world = silent_after_its_write(Edge::KnowsNoLeave);
     let boots = world.machine.boots;
     world.reach(State::Provisioned);
     assert_eq!(world.machine.boots, boots + 1);
 
-    let mut world = silent_after_its_write();
+    let mut world = silent_after_its_write(Edge::KnowsNoLeave);
     for _ in 0..60 {
         refused(&mut world, FailureClass::Refused);
         assert_eq!(world.state(), State::Provisioning);
@@ -137,7 +217,7 @@ fn a_machine_that_stays_silent_is_reset_and_one_that_cannot_be_is_not_provisione
     assert!(error(&world).1.contains("does not leave its ramdisk"));
 
     // Nor is one whose BMC says nothing either.
-    let mut world = silent_after_its_write();
+    let mut world = silent_after_its_write(Edge::KnowsNoLeave);
     world.restart();
     world.bmc_up = false;
     for _ in 0..60 {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{
     super::State,
-    world::{Content, Fault, World},
+    world::{Content, Edge, Fault, World},
 };
 
 /// What happens next.
@@ -23,7 +23,8 @@ enum Happening {
     Bmc(bool),
     Place(bool),
     JobsFail(usize),
-    Edge(bool),
+    Edge(Edge),
+    Answers(bool),
     Crashes,
     Delete,
 }
@@ -64,7 +65,9 @@ fn happenings() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Bmc),
         1 => any::<bool>().prop_map(Happening::Place),
         1 => (0..3_usize).prop_map(Happening::JobsFail),
-        1 => any::<bool>().prop_map(Happening::Edge),
+        1 => prop_oneof![Just(Edge::Newest), Just(Edge::KnowsNoLeave), Just(Edge::KnowsNoThen)]
+            .prop_map(Happening::Edge),
+        1 => any::<bool>().prop_map(Happening::Answers),
         1 => Just(Happening::Crashes),
     ]
 }
@@ -91,7 +94,8 @@ fn happen(world: &mut World, happening: &Happening) {
         Happening::Bmc(up) => world.bmc_up = up,
         Happening::Place(slot) => world.slot = slot,
         Happening::JobsFail(count) => world.failing_jobs = count,
-        Happening::Edge(old) => world.old_edge = old,
+        Happening::Edge(edge) => world.edge = edge,
+        Happening::Answers(lost) => world.loses_answer = lost,
         // The machine loses its power for a moment.
         Happening::Crashes => {
             if world.machine.on {

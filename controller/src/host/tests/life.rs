@@ -10,7 +10,7 @@ use super::{
         plan::{PowerOrder, Task},
     },
     transitions::at,
-    world::{Content, Fault, IMAGE, World},
+    world::{Content, Edge, Fault, IMAGE, Machine, World},
 };
 
 #[test]
@@ -51,7 +51,7 @@ fn an_image_is_written_in_the_ramdisk_that_runs_and_taken_away_again() {
     world.name_user_data();
     let writes = world.status_writes;
     world.reach(State::Provisioned);
-    assert_eq!(world.status_writes, writes + 3, "begun, written, left");
+    assert_eq!(world.status_writes, writes + 2, "begun, left");
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
     assert_eq!(world.machine.writes.len(), 1);
     assert_eq!(world.machine.cleans, 1);
@@ -106,24 +106,56 @@ fn a_host_without_a_bmc_is_provisioned_through_its_ramdisk_and_freed_by_hand() {
 
 #[test]
 fn one_order_cleans_and_writes_and_where_the_edge_knows_only_the_first_half_another_one_follows() {
-    for (old_edge, orders) in [(false, 2), (true, 3)] {
+    for (edge, orders) in [(Edge::Newest, 1), (Edge::KnowsNoLeave, 2), (Edge::KnowsNoThen, 3)] {
         let mut world = at(State::Available);
-        world.old_edge = old_edge;
+        world.edge = edge;
         world.set_image(Some(IMAGE));
         world.name_user_data();
         world.reach(State::Provisioned);
         assert_eq!((world.machine.cleans, world.machine.writes.len()), (1, 1));
         assert!(world.machine.drive.is_some());
-        // The last one is to leave the ramdisk.
-        assert_eq!(world.machine.orders, orders, "old edge: {old_edge}");
+        let (left, boots) = (usize::from(edge == Edge::Newest), world.machine.boots);
+        assert_eq!(
+            (world.machine.orders, world.machine.left),
+            (orders, left),
+            "{edge:?}"
+        );
+        world.settle();
+        assert_eq!(
+            (world.machine.orders, world.machine.boots),
+            (orders, boots),
+            "{edge:?}"
+        );
+    }
+}
+
+#[test]
+fn a_machine_leaves_its_ramdisk_by_the_order_that_wrote_its_image_cleaned_before_or_not() {
+    for in_band in [false, true] {
+        for mode in [AutomatedCleaningMode::Metadata, AutomatedCleaningMode::Disabled] {
+            let mut world = if in_band { World::in_band() } else { World::new() };
+            world.reach(State::Available);
+            world.host().spec.automated_cleaning_mode = Some(mode);
+            world.set_image(Some(IMAGE));
+            world.reach(State::Provisioned);
+            world.settle();
+            let boots = 2 - usize::from(in_band);
+            let Machine { orders, left, .. } = world.machine;
+            assert_eq!(
+                (orders, left, world.machine.boots),
+                (1, 1, boots),
+                "{in_band} {mode:?}"
+            );
+            assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+        }
     }
 }
 
 #[test]
 fn a_machine_that_reboots_in_the_middle_is_written_by_its_next_session_with_what_is_sealed_to_that() {
-    for old_edge in [false, true] {
+    for edge in [Edge::Newest, Edge::KnowsNoLeave, Edge::KnowsNoThen] {
         let mut world = at(State::Available);
-        world.old_edge = old_edge;
+        world.edge = edge;
         world.set_image(Some(IMAGE));
         world.name_user_data();
         let then = |world: &World| {

@@ -5,8 +5,8 @@ use muster_proto::{
     inventory::Inventory,
     job::Write,
     kinds::{
-        HostReference, Job, JobAction, JobStatus, Server, ServerSpec, ServerStatus, Session, SessionState,
-        Then, Trust,
+        HostReference, Job, JobAction, JobStatus, LeaveAction, Leaving, Server, ServerSpec, ServerStatus,
+        Session, SessionState, Then, Trust,
     },
 };
 
@@ -15,7 +15,7 @@ use super::{
         Effect, netboot,
         plan::{Order, PowerOrder, Task, WriteTask},
     },
-    world::{Content, UID, World, inventory},
+    world::{Content, Edge, UID, World, inventory},
 };
 
 impl World {
@@ -66,6 +66,16 @@ impl World {
             session.state = SessionState::Disconnected;
             session.since = now;
         }
+    }
+
+    /// The session that fell silent is back.
+    pub(super) fn call_back(&mut self) {
+        let now = self.now.to_string();
+        let status = self.server.as_mut().unwrap().status.as_mut().unwrap();
+        let session = status.session.as_mut().unwrap();
+        (session.state, session.since) = (SessionState::Connected, now);
+        self.machine.ramdisk = status.job.as_ref().map(|job| job.id.clone());
+        self.bump();
     }
 
     pub(super) fn bump(&mut self) {
@@ -119,6 +129,7 @@ impl World {
             action,
             write,
             then,
+            leave: order.leave.clone(),
             ..Job::default()
         });
         self.machine.orders += 1;
@@ -196,25 +207,36 @@ impl World {
 
     /// The agent takes up the job that it has not heard of, and ends it.
     fn agent(&mut self) {
-        let Some(job) = self.server.as_ref().and_then(|server| server.spec.job.clone()) else {
+        let Some(server) = &self.server else { return };
+        let Some(job) = server.spec.job.clone() else {
             return;
         };
-        let last = self.machine.ramdisk.clone().unwrap_or_default();
-        let known = self
-            .server
-            .as_ref()
-            .and_then(|server| server.status.as_ref()?.job.as_ref());
-        if last == job.id || known.is_some_and(|known| job.is_called(&known.id) && known.done) {
+        let status = server.status.clone().unwrap_or_default();
+        let key = status.session.map(|session| session.key).unwrap_or_default();
+        // An edge of an older version does not know for whom it was decided.
+        if !job.is_for(&key) && self.edge == Edge::Newest {
             return;
         }
-        let well = self.work(&job);
-        let session = self.server.as_ref().and_then(|server| server.status.as_ref());
-        let session = session.and_then(|status| status.session.as_ref());
-        let same = |then: &&Then| session.is_some_and(|session| session.key == then.session);
-        let then = job.then.as_ref().filter(same);
-        if let Some(then) = then.filter(|_| well && !self.old_edge) {
+        let last = self.machine.ramdisk.clone().unwrap_or_default();
+        if status
+            .job
+            .as_ref()
+            .is_some_and(|known| job.left_after(known).is_some())
+        {
+            return self.leave();
+        }
+        if last == job.id
+            || status
+                .job
+                .is_some_and(|known| job.is_called(&known.id) && known.done)
+        {
+            return;
+        }
+        let mut well = self.work(&job);
+        let then = job.then.as_ref().filter(|then| then.session == key);
+        if let Some(then) = then.filter(|_| well && self.edge != Edge::KnowsNoThen) {
             // The edge gives it with the answer, and writes nothing before.
-            self.work(&Job {
+            well = self.work(&Job {
                 id: then.id.clone(),
                 action: JobAction::Write,
                 write: Some(then.write.clone()),
@@ -225,7 +247,34 @@ impl World {
             _ if !well => {}
             JobAction::Reboot => self.power(PowerOrder::Reset),
             JobAction::PowerOff => self.power(PowerOrder::HardOff),
-            _ => {}
+            _ if self.loses_answer => {}
+            _ => self.leave(),
+        }
+    }
+
+    /// The edge tells the agent to leave with the answer to the end of the write, and that says so.
+    fn leave(&mut self) {
+        let Some(server) = self.server.as_mut().filter(|_| self.edge == Edge::Newest) else {
+            return;
+        };
+        let last = server.status.as_mut().and_then(|status| status.job.as_mut());
+        let Some((job, last)) = server.spec.job.as_ref().zip(last) else {
+            return;
+        };
+        let Some((leave, leaving)) = job.left_after(last) else {
+            return;
+        };
+        let (action, said) = (leave.action, leaving.said);
+        if said {
+            return;
+        }
+        if let Some(leaving) = &mut last.leaving {
+            leaving.said = !self.loses_answer;
+        }
+        self.machine.left += 1;
+        match action {
+            LeaveAction::Reboot => self.power(PowerOrder::Reset),
+            LeaveAction::PowerOff => self.power(PowerOrder::HardOff),
         }
     }
 
@@ -246,9 +295,20 @@ impl World {
             self.destroy(job);
         }
         let server = self.server.as_mut().unwrap();
+        let order = server
+            .spec
+            .job
+            .as_ref()
+            .filter(|_| self.edge == Edge::Newest && !fails);
+        let ends = order.filter(|order| order.writes().is_some_and(|(id, _)| id == job.id));
+        let leaving = ends.and_then(|order| order.leave.as_ref()).map(|leave| Leaving {
+            id: leave.id.clone(),
+            said: false,
+        });
         server.status.get_or_insert_default().job = Some(JobStatus {
             id: job.id.clone(),
             done: true,
+            leaving,
             error: if fails {
                 "the disk is bad".to_owned()
             } else {

@@ -62,6 +62,52 @@ fn an_order_that_destroys_data_does_not_outlive_its_attempt() {
 }
 
 #[test]
+fn an_order_that_is_over_stays_until_another_takes_its_place_unless_it_carries_much() {
+    for (length, stays) in [(700, true), (20_000, false)] {
+        let mut world = at(State::Available);
+        world.set_image(Some(IMAGE));
+        world.reach(State::Provisioned);
+        let job = world.server.as_mut().unwrap().spec.job.as_mut().unwrap();
+        job.then.as_mut().unwrap().write.config_drive = Some("x".repeat(length));
+        world.settle();
+        assert_eq!(
+            world.server.as_ref().unwrap().spec.job.is_some(),
+            stays,
+            "{length}"
+        );
+        let (cleans, writes) = (world.machine.cleans, world.machine.writes.len());
+        // Whoever comes there is given nothing of it.
+        world.call_in();
+        for _ in 0..5 {
+            world.tick(11);
+        }
+        assert_eq!(
+            (world.machine.cleans, world.machine.writes.len()),
+            (cleans, writes)
+        );
+        world.settle();
+        world.set_image(None);
+        let mut effects = Vec::new();
+        for _ in 0..100 {
+            let plan = world.plan();
+            effects.extend(plan.effects.iter().filter_map(|effect| match effect {
+                Effect::PlaceJob(_) => Some("place"),
+                Effect::RemoveJob { .. } => Some("remove"),
+                _ => None,
+            }));
+            if effects.contains(&"place") {
+                break;
+            }
+            world.execute(plan, None, Fault::None);
+            world.tick(11);
+        }
+        assert_eq!(effects, ["place"], "one that is over is replaced in one step");
+        world.reach(State::Available);
+        assert_eq!(world.machine.disk, Content::Blank);
+    }
+}
+
+#[test]
 fn what_cannot_be_written_is_refused_before_anything_is_lost() {
     let refused: [(Spoil, &str); 10] = [
         (|world| world.set_image(Some("oci://images.test/os")), "oci"),

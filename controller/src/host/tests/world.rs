@@ -64,6 +64,8 @@ pub(super) struct Machine {
     pub(super) cleans: usize,
     /// How many jobs were placed.
     pub(super) orders: usize,
+    /// How often it left its ramdisk as the order said by which it was written.
+    pub(super) left: usize,
     pub(super) sessions: u32,
 }
 
@@ -81,6 +83,17 @@ pub(super) enum Fault {
     Doubtful,
     /// Done some rounds later.
     Late,
+}
+
+/// What the edge knows of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Edge {
+    /// All.
+    Newest,
+    /// That a write follows a cleaning, but not that the machine leaves after it.
+    KnowsNoLeave,
+    /// Its beginning.
+    KnowsNoThen,
 }
 
 #[derive(Clone, Debug)]
@@ -104,8 +117,9 @@ pub(super) struct World {
     pub(super) bmc_up: bool,
     /// Of which machine it says that it is.
     pub(super) says: Identity,
-    /// The edge is of a version that knows nothing of what follows a job.
-    pub(super) old_edge: bool,
+    pub(super) edge: Edge,
+    /// The answer to the end of a write is lost and comes with the next poll, and so is what the agent says when it leaves.
+    pub(super) loses_answer: bool,
     /// The agent fails this many jobs that clean or write.
     pub(super) failing_jobs: usize,
     /// The agent fails this many jobs that write.
@@ -223,11 +237,13 @@ impl World {
                 writes: Vec::new(),
                 cleans: 0,
                 orders: 0,
+                left: 0,
                 sessions: 0,
             },
             bmc_up: true,
             says: Identity::default(),
-            old_edge: false,
+            edge: Edge::Newest,
+            loses_answer: false,
             failing_jobs: 0,
             failing_writes: 0,
             failing_ends: 0,

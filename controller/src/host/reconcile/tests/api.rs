@@ -205,7 +205,7 @@ async fn forbidden_at(
     if asked.len() <= number {
         return None;
     }
-    // One order cleans the disks and writes the image; another one follows, to leave the ramdisk.
+    // One order cleans the disks, writes the image and leaves the ramdisk.
     let jobs = asked.iter().take(number + 1);
     let jobs = jobs.filter(|asked| asked.starts_with("PATCH") && asked.ends_with("/servers/m1"));
     Some((jobs.count().min(1), lab))

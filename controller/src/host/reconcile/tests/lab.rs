@@ -9,7 +9,7 @@ use muster_proto::{
     job::{ConfigDrive, Write},
     kinds::{
         BareMetalHost, BareMetalHostSpec, BmcDetails, HostReference, IN_BAND_ANNOTATION, IN_BAND_SEGMENT,
-        Image, JobAction, Segment, SegmentSpec, Server, ServerSpec, Trust,
+        Image, Job, JobAction, LeaveAction, Segment, SegmentSpec, Server, ServerSpec, Trust,
     },
     seal::{Bound, SealKey},
 };
@@ -466,11 +466,32 @@ impl Machine {
             return;
         }
         let Some(server) = &known else { return };
-        let Some(job) = server.spec.job.clone().filter(|job| job.id != state.last) else {
+        let key = status
+            .and_then(|status| status.session.as_ref())
+            .map(|session| session.key.clone());
+        let ours = |job: &Job| job.is_for(key.as_deref().unwrap_or_default());
+        let Some(job) = server.spec.job.clone().filter(ours) else {
             return;
         };
-        state.last.clone_from(&job.id);
         let last = status.and_then(|status| status.job.as_ref());
+        if let Some((leave, leaving)) = last.and_then(|last| job.left_after(last)) {
+            // It comes with the answer to the end of the write.
+            if leaving.said {
+                return;
+            }
+            state.ends += 1;
+            let said = json!({"session": {"state": "Disconnected", "since": now}, "job": {"leaving": {"said": true}}});
+            lab.api.edit("servers", &self.name, &json!({"status": said}));
+            match leave.action {
+                LeaveAction::Reboot => Machine::boot(&mut state),
+                LeaveAction::PowerOff => (state.on, state.calls_in) = (false, None),
+            }
+            return;
+        }
+        if job.id == state.last {
+            return;
+        }
+        state.last.clone_from(&job.id);
         if last.is_some_and(|last| job.is_called(&last.id) && last.done) {
             return;
         }
@@ -478,6 +499,7 @@ impl Machine {
         state.ends += usize::from(matches!(job.action, JobAction::Reboot | JobAction::PowerOff));
         let session = status.unwrap().session.clone().unwrap();
         let mut ended = job.id.clone();
+        let leaving = job.leave.as_ref().map(|leave| json!({"id": leave.id}));
         match job.action {
             JobAction::Inspect => {
                 lab.api
@@ -499,7 +521,7 @@ impl Machine {
         lab.api.edit(
             "servers",
             &self.name,
-            &json!({"status": {"job": {"id": ended, "done": true}}}),
+            &json!({"status": {"job": {"id": ended, "done": true, "leaving": leaving}}}),
         );
     }
 
