@@ -52,7 +52,7 @@ const STEPS: [(&str, &[&str], &str); 7] = [
     (
         "leave",
         &["starting again, as ordered"],
-        "the host is `provisioned`, and the agent leaves",
+        "the agent is told to leave, and leaves",
     ),
     (
         "firmware",
