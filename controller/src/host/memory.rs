@@ -98,7 +98,7 @@ struct Entry {
     hardware: Own<HardwareData>,
 }
 
-/// By host. On the heap each, since a hash table keeps as many empty places as it has full ones, and an entry is large.
+/// By host. On the heap each, since a hash table may have as many empty places as full ones, and an entry is large.
 type Entries = HashMap<Path, Box<Entry>>;
 
 /// What is known of all hosts.
