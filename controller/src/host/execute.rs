@@ -4,7 +4,7 @@
 //! A call to a BMC may take long. So it, and what comes after it, runs beside the rounds; what it came to is remembered, and the host
 //! is looked at again. Of one host only one call is under way.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
@@ -20,6 +20,7 @@ use muster_proto::{
     },
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{
     bmcs::{self, Bmcs, Clock, Over},
@@ -36,6 +37,12 @@ use crate::{
     patch::difference,
     round::{ExecuteError, FIELD_MANAGER, failed},
 };
+
+/// When the API server answered that it has the host as it is known, if nothing was asked of it since.
+pub type Fresh = Option<Instant>;
+
+/// So long that answer counts: the time in which the next decision is made.
+const FRESH: Duration = Duration::from_millis(100);
 
 /// What failed if a job is not placed.
 const PLACE: &str = "place job on Server";
@@ -154,14 +161,14 @@ impl Executor {
         Ok(written)
     }
 
-    /// Makes sure that `host`, which was seen, is how the API server has it: a watch lags, and what a person forbade a moment ago must
-    /// count. A write of this round, after which it is `now`, has proved that already; else it is one request.
-    async fn confirm(&self, host: &BareMetalHost, now: &BareMetalHost) -> Result<(), ExecuteError> {
-        let (seen, now) = (&host.metadata.resource_version, &now.metadata.resource_version);
-        if seen != now {
+    /// Makes sure that `host` is how the API server has it: a watch lags, and what a person forbade a moment ago must count. One
+    /// request, unless its answer to a write has said so just now.
+    async fn confirm(&self, host: &BareMetalHost, fresh: Fresh) -> Result<(), ExecuteError> {
+        if fresh.is_some_and(|since| since.elapsed() < FRESH) {
             return Ok(());
         }
         let (step, path) = ("read host", Path::of(host));
+        let seen = &host.metadata.resource_version;
         let stored = self
             .api::<BareMetalHost>(&path.namespace)
             .get(&path.name)
@@ -177,11 +184,17 @@ impl Executor {
         })
     }
 
-    /// Carries out one effect that calls no BMC. `sight` is what the plan was made for, `host` how the host is after the plan's own
-    /// writes.
-    pub async fn act(&self, host: &BareMetalHost, sight: &Sight, effect: Effect) -> Result<(), ExecuteError> {
+    /// Carries out one effect. `sight` is what the plan was made for, `host` how the host is after the plan's own writes, and `fresh`
+    /// since when the API server is known to have it so.
+    pub async fn act(
+        &self,
+        host: &BareMetalHost,
+        sight: &Sight,
+        fresh: Fresh,
+        effect: Effect,
+    ) -> Result<(), ExecuteError> {
         match effect {
-            Effect::PlaceJob(order) => self.place_job(host, sight, &order).await,
+            Effect::PlaceJob(order) => self.place_job(host, sight, fresh, &order).await,
             Effect::RemoveJob { id } => self.remove_job(host, sight, &id).await,
             Effect::WriteHardware(hardware) => self.write_hardware(host, sight, *hardware).await,
             Effect::ReleaseHardware => self.release_hardware(host, sight).await,
@@ -228,6 +241,7 @@ impl Executor {
         &self,
         host: &BareMetalHost,
         sight: &Sight,
+        fresh: Fresh,
         order: &Order,
     ) -> Result<(), ExecuteError> {
         let behind = || ExecuteError::Behind {
@@ -271,7 +285,9 @@ impl Executor {
             }
         }
         if order.destroys() {
-            self.confirm(&sight.host, host).await?;
+            // Secrets were asked for in the meantime.
+            self.confirm(host, fresh.filter(|_| !order.reads_secrets()))
+                .await?;
         }
         self.set_job(PLACE, host, server, Some(job)).await
     }

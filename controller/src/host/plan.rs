@@ -4,7 +4,7 @@
 //!
 //! 1. `status`, by the status subresource, only if the host is still as it was seen: intent before effect;
 //! 2. `metadata`, and nothing else of the object;
-//! 3. `effects`, in their order; before one that destroys data the host is read anew, unless something of it was just written;
+//! 3. `effects`, in their order; before one that destroys data the host is read anew, unless a write of it was answered just now;
 //! 4. `events`.
 //!
 //! A crash between any two of them is harmless: the next round sees what is there and says the rest again.
@@ -241,6 +241,20 @@ impl Order {
     /// True if it destroys data.
     pub(super) fn destroys(&self) -> bool {
         matches!(self.task, Task::Clean(_) | Task::Write(_))
+    }
+
+    /// True if Secrets are read for it.
+    pub(super) fn reads_secrets(&self) -> bool {
+        let written = match &self.task {
+            Task::Write(task) => Some(task.as_ref()),
+            _ => self.then.as_ref().map(|next| &next.task),
+        };
+        let drive = written.and_then(|task| task.drive.as_ref());
+        drive.is_some_and(|drive| {
+            drive.meta_data_secret.is_some()
+                || drive.network_data_secret.is_some()
+                || drive.user_data_secret.is_some()
+        })
     }
 }
 

@@ -24,6 +24,7 @@ use muster_proto::{
 use tokio::{
     sync::{broadcast, mpsc},
     task::JoinSet,
+    time::Instant,
 };
 
 use super::{
@@ -32,7 +33,7 @@ use super::{
     conditions::{WAITING, waits_for_a_person},
     counts,
     draft::REFUSED,
-    execute::{self, Executor},
+    execute::{self, Executor, Fresh},
     index::{Index, Path},
     memory::Memory,
     metrics::{Metrics, Plain},
@@ -344,6 +345,8 @@ struct Done {
     wrote: bool,
     /// The host as it is then.
     host: Arc<BareMetalHost>,
+    /// Since when the API server is known to have it so.
+    fresh: Fresh,
 }
 
 /// True if the stored state of `host` says that it has a place among the busy ones.
@@ -363,20 +366,54 @@ fn has_failed(host: &BareMetalHost) -> bool {
     status.is_some_and(|status| status.operational_status == OperationalStatus::Error || refused(status))
 }
 
+/// How often a round goes on with what it has written, before others have their turn.
+const TURNS: usize = 2;
+
+/// What comes after a turn.
+enum After {
+    /// The round is over.
+    Over(Action),
+    /// The host was written: it is decided anew at once.
+    Wrote(Done),
+}
+
+/// Decides and acts, and once more where that wrote the host: most steps begin with a state that is written first, and what was written
+/// a moment ago need not be read again before data is destroyed.
 async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action, ExecuteError> {
+    let mut done = Done {
+        wrote: false,
+        host,
+        fresh: None,
+    };
+    for _ in 0..TURNS {
+        done = match turn(&done.host, done.fresh, &context).await? {
+            After::Over(action) => return Ok(action),
+            After::Wrote(done) => done,
+        };
+    }
+    Ok(Action::requeue(Duration::ZERO))
+}
+
+/// Decides and acts once.
+async fn turn(
+    host: &Arc<BareMetalHost>,
+    fresh: Fresh,
+    context: &Arc<Context>,
+) -> Result<After, ExecuteError> {
     let path = Path::of(host.as_ref());
-    context.metrics.reconciled(&counts::of(&host));
+    context.metrics.reconciled(&counts::of(host));
     if !context.executor.term.still() {
         // The loop is dropped in a moment.
-        return Ok(Action::await_change());
+        return Ok(After::Over(Action::await_change()));
     }
-    if owner(&host) != Owner::Operator {
-        if !is_busy(&host) {
+    if owner(host) != Owner::Operator {
+        if !is_busy(host) {
             context.wake(context.slots.give_back(&path));
         }
-        return Ok(Action::await_change());
+        return Ok(After::Over(Action::await_change()));
     }
-    let sight = context.eyes().look(&host).await;
+    let sight = context.eyes().look(host).await;
+    let fresh = fresh.filter(|_| sight.host.metadata.resource_version == host.metadata.resource_version);
     if let Some(message) = context.memory.finds(&sight.host, reboot::unreadable(&sight.host)) {
         context.events.record(Event {
             about: about(&sight.host),
@@ -385,22 +422,22 @@ async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action
             message,
         });
     }
-    let mut plan = decide(&context, &path, &sight);
+    let mut plan = decide(context, &path, &sight);
     if let Some(defer) = context.defers(&sight.host, &plan) {
         plan.status = None;
         plan.requeue = Some(plan.requeue.map_or(defer, |pause| pause.min(defer)));
     }
     let calls = plan.effects.iter().any(is_call);
     let call = match calls {
-        true => match Call::begin(&context, &sight.host) {
+        true => match Call::begin(context, &sight.host) {
             Some(call) => Some(call),
             // Its end is looked at before another one is made.
-            None => return Ok(Action::await_change()),
+            None => return Ok(After::Over(Action::await_change())),
         },
         false => None,
     };
     let (slot, requeue) = (plan.slot, plan.requeue);
-    let acted = tokio::time::timeout(PATIENCE, carry_out(&context, &path, &sight, plan, call)).await;
+    let acted = tokio::time::timeout(PATIENCE, carry_out(context, &path, (&sight, fresh), plan, call)).await;
     let outcome = acted.unwrap_or_else(|_| {
         Err(ExecuteError::Late {
             subject: format!("host {path}"),
@@ -411,22 +448,26 @@ async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action
     if !slot && (!is_busy(stored) || has_failed(stored)) {
         context.wake(context.slots.give_back(&path));
     }
-    let action = match outcome {
+    let after = match outcome {
         Ok(done) => {
             context.memory.went_well(&sight.host);
             let pause = if done.wrote { Some(Duration::ZERO) } else { requeue };
             let pause = pause.map_or(RESYNC, |pause| pause.min(RESYNC));
             let hurry = !pause.is_zero() || context.memory.may_hurry(&sight.host);
-            Ok(Action::requeue(if hurry { pause } else { TOO_FAST }))
+            Ok(match hurry {
+                true if done.wrote => After::Wrote(done),
+                true => After::Over(Action::requeue(pause)),
+                false => After::Over(Action::requeue(TOO_FAST)),
+            })
         }
-        Err(error) => Err(failed(&context, &sight.host, error)),
+        Err(error) => Err(failed(context, &sight.host, error)),
     };
     if context.world.hosts.get(&path.to_ref()).is_none() {
         // It went while we looked at it.
         context.memory.forget(&path);
         context.wake(context.slots.give_back(&path));
     }
-    action
+    after
 }
 
 /// True if what `plan` would write says only what the host waits for, and nothing that is begun now needs to be announced by it: a job
@@ -538,7 +579,7 @@ impl Drop for Call {
 async fn carry_out(
     context: &Arc<Context>,
     path: &Path,
-    sight: &Sight,
+    (sight, fresh): (&Sight, Fresh),
     plan: Plan,
     call: Option<Call>,
 ) -> Result<Done, ExecuteError> {
@@ -546,6 +587,7 @@ async fn carry_out(
     let mut done = Done {
         wrote: false,
         host: Arc::clone(&sight.host),
+        fresh,
     };
     if plan.status.is_some() || !plan.metadata.is_empty() || !plan.effects.is_empty() {
         let effects: Vec<_> = plan.effects.iter().map(execute::name).collect();
@@ -554,7 +596,7 @@ async fn carry_out(
     let mut events = plan.events;
     if let Some(status) = &plan.status {
         done.host = executor.write_status(&done.host, status).await?;
-        done.wrote = true;
+        (done.wrote, done.fresh) = (true, Some(Instant::now()));
         context.memory.waits_no_more(&done.host);
         counts::status_written(
             &context.metrics,
@@ -568,7 +610,7 @@ async fn carry_out(
     }
     if !plan.metadata.is_empty() {
         done.host = executor.write_metadata(&done.host, &plan.metadata).await?;
-        done.wrote = true;
+        (done.wrote, done.fresh) = (true, Some(Instant::now()));
     }
     let mut effects = plan.effects.into_iter();
     while let Some(effect) = effects.next() {
@@ -577,7 +619,8 @@ async fn carry_out(
             spawn(context, Arc::clone(&done.host), sight.clone(), rest, events, call);
             return Ok(done);
         }
-        executor.act(&done.host, sight, effect).await?;
+        // Whatever is waited for makes what was known before it old.
+        executor.act(&done.host, sight, done.fresh.take(), effect).await?;
     }
     events.into_iter().for_each(|event| context.events.record(event));
     Ok(done)
@@ -587,13 +630,11 @@ async fn carry_out(
 fn spawn(
     context: &Arc<Context>,
     host: Arc<BareMetalHost>,
-    mut sight: Sight,
+    sight: Sight,
     effects: Vec<Effect>,
     events: Vec<Event>,
     mut call: Option<Call>,
 ) {
-    // A call may take long: the write before it proves nothing of the host after it.
-    sight.host = Arc::clone(&host);
     if let Some(call) = &mut call {
         call.begun = true;
     }
@@ -609,7 +650,7 @@ fn spawn(
                 Effect::Power { order, .. } => Some(matches!(order, PowerOrder::On | PowerOrder::Reset)),
                 _ => None,
             };
-            if let Err(error) = of.executor.act(&host, &sight, effect).await {
+            if let Err(error) = of.executor.act(&host, &sight, None, effect).await {
                 tracing::debug!(host = %Path::of(host.as_ref()), error = %Chain(&error), "looks again");
                 // What it failed for may last a moment.
                 tokio::time::sleep(TOO_FAST / 4).await;

@@ -124,6 +124,23 @@ async fn a_life_costs_few_requests_and_an_idle_host_no_write() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_written_a_moment_ago_is_not_read_before_the_order_to_write() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        requests(&lab);
+        lab.wish_plainly(1);
+        lab.reaches(1, "provisioned").await;
+        let asked = requests(&lab);
+        assert!(asked.iter().all(|one| !one.starts_with("GET")), "{asked:#?}");
+        assert_eq!(lab.machines[0].disk().0.last().unwrap(), IMAGE);
+    })
+    .await;
+}
+
 fn error(lab: &Lab) -> String {
     let status = lab.host(1).and_then(|host| host.status).unwrap_or_default();
     status.error_message

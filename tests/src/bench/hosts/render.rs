@@ -25,6 +25,7 @@ pub(super) fn page(results: &HostsResults) -> String {
     page += &circumstances(results);
     page += &format!("\n## Goals and results\n\n{}", goals(results));
     page += METHOD;
+    page += BOUND;
     for round in &results.rounds {
         page += &format!("\n## {} hosts\n\n{}", round.hosts, details(round));
     }
@@ -47,6 +48,15 @@ const METHOD: &str = "\n\
     Memory is `VmHWM` and `VmRSS` of the controller's process, processor time is user and system time from `/proc/PID/stat`.\n\
     Bytes in etcd are the sizes of the objects as JSON, which is how the API server stores kinds like these; Secrets and Events are \
     stored in a shorter form and so are counted too high.\n";
+
+const BOUND: &str = "\n\
+    What bounds the requests to available, of which eleven are of the way itself:\n\n\
+    - four writes of the host's status, because a watcher is to see each of upstream's four states;\n\
+    - its finalizer, before its BMC is touched, and `spec.architecture`, which nobody knows before the inspection;\n\
+    - label and owner of the BMC's Secret, and the HardwareData, as upstream has them;\n\
+    - the Enrolment that spends the machine's token, and its Server;\n\
+    - the Server's status, for the session and for the inventory: two writes now, which could be one.\n\n\
+    The rest are Events, GETs of the control plane's garbage collector for the owners of new objects, and the leader's Lease.\n";
 
 fn circumstances(results: &HostsResults) -> String {
     let computer = &results.computer;

@@ -177,9 +177,13 @@ async fn clients_that_patch_without_a_resource_version_at_any_moment_lose_nothin
 }
 
 /// A host that is about to be cleaned and written to when somebody patches it just before request number `number` of those that follow
-/// its wish, and the watch shows nothing of that. Returns how many jobs that destroy data were asked for until then, and the lab, five
-/// minutes later; none: there are not so many requests.
-async fn forbidden_at(number: usize, patch: &serde_json::Value) -> Option<(usize, std::sync::Arc<Lab>)> {
+/// its wish, with user data or without, and the watch shows nothing of that. Returns how many jobs that destroy data were asked for
+/// until then, and the lab, five minutes later; none: there are not so many requests.
+async fn forbidden_at(
+    number: usize,
+    patch: &serde_json::Value,
+    user_data: bool,
+) -> Option<(usize, std::sync::Arc<Lab>)> {
     let lab = Lab::new(1);
     let asked = lab
         .run(async {
@@ -188,7 +192,10 @@ async fn forbidden_at(number: usize, patch: &serde_json::Value) -> Option<(usize
             tokio::time::sleep(Duration::from_secs(60)).await;
             lab.api.requests();
             assert_eq!(lab.machines[0].disk(), (vec!["old".to_owned()], 0));
-            lab.wish(1);
+            match user_data {
+                true => lab.wish(1),
+                false => lab.wish_plainly(1),
+            }
             lab.api
                 .intrude_unseen(number, "baremetalhosts", "m1", patch.clone());
             tokio::time::sleep(Duration::from_secs(300)).await;
@@ -207,15 +214,19 @@ async fn forbidden_at(number: usize, patch: &serde_json::Value) -> Option<(usize
 #[tokio::test(start_paused = true)]
 async fn what_a_person_forbids_while_the_watch_lags_is_not_begun() {
     let annotated = |name: &str, value: &str| json!({"metadata": {"annotations": {name: value}}});
-    for patch in [
+    let forbid = [
         annotated("muster.dev/protected", ""),
         annotated("baremetalhost.metal3.io/paused", ""),
         annotated("baremetalhost.metal3.io/detached", r#"{"force":true}"#),
         json!({"spec": {"externallyProvisioned": true}}),
-    ] {
+    ];
+    for (patch, user_data) in forbid
+        .into_iter()
+        .flat_map(|patch| [(patch.clone(), true), (patch, false)])
+    {
         let mut after = [0; 2];
         for number in 0.. {
-            let Some((jobs, lab)) = forbidden_at(number, &patch).await else {
+            let Some((jobs, lab)) = forbidden_at(number, &patch, user_data).await else {
                 break;
             };
             let (disk, cleaned) = lab.machines[0].disk();
@@ -236,7 +247,7 @@ async fn an_image_that_is_not_wanted_any_more_is_not_written_though_the_watch_la
     ] {
         let patch = json!({"spec": {"image": image}});
         for number in 0.. {
-            let Some((jobs, lab)) = forbidden_at(number, &patch).await else {
+            let Some((jobs, lab)) = forbidden_at(number, &patch, true).await else {
                 break;
             };
             let (disk, _) = lab.machines[0].disk();
