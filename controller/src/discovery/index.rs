@@ -16,7 +16,8 @@ use muster_proto::{
 use super::{host, link::Signals, next::server_name};
 use crate::host::index::{Multi, Path};
 
-/// What a Server and a host can have in common.
+/// What a Server and a host can have in common. Nearly all are addresses, and each takes as much room as the largest can: pairs are on
+/// the heap.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Key {
     /// A NIC.
@@ -24,9 +25,9 @@ enum Key {
     /// The name of a host, whatever its namespace.
     Name(String),
     /// Vendor and serial number.
-    Serial(String, String),
+    Serial(Box<(String, String)>),
     /// This host is pointed at.
-    Points(Path),
+    Points(Box<Path>),
     /// The Server of that name: a host was made for it, or another Server clashes with it.
     Server(String),
 }
@@ -80,7 +81,7 @@ impl Index {
         let keys = if gone { Vec::new() } else { of_host(host) };
         let mut inner = self.lock();
         let had = inner.hosts.set(&path, keys.clone());
-        let points = Key::Points(path);
+        let points = Key::Points(Box::new(path));
         let all = had.iter().chain(&keys).chain([&points]);
         all.flat_map(|key| {
             let made_for = match key {
@@ -116,7 +117,7 @@ impl Index {
         let mut keys = of_server(server);
         keys.push(Key::Server(server_name(server).to_owned()));
         let points = keys.iter().filter_map(|key| match key {
-            Key::Points(path) => Some(path),
+            Key::Points(path) => Some(path.as_ref()),
             _ => None,
         });
         let found = keys.iter().flat_map(|key| inner.hosts.with(key));
@@ -141,7 +142,7 @@ impl Index {
         for host in hosts {
             names.extend(host::made_for(host).map(str::to_owned));
             let keys = host::declared_mac(host).map(Key::Mac);
-            for key in keys.into_iter().chain([Key::Points(Path::of(host))]) {
+            for key in keys.into_iter().chain([Key::Points(Box::new(Path::of(host)))]) {
                 names.extend(inner.servers.with(&key).cloned());
             }
         }
@@ -150,7 +151,11 @@ impl Index {
 
     /// The names of the Servers that point at this host.
     pub(super) fn pointing_at(&self, host: Path) -> Vec<String> {
-        self.lock().servers.with(&Key::Points(host)).cloned().collect()
+        self.lock()
+            .servers
+            .with(&Key::Points(Box::new(host)))
+            .cloned()
+            .collect()
     }
 }
 
@@ -161,12 +166,12 @@ fn clashes(server: &Server) -> impl Iterator<Item = &String> {
 fn of_server(server: &Server) -> Vec<Key> {
     let Signals { macs, names, serial } = Signals::of(server);
     let points = server.spec.host.as_ref().map(|at| {
-        Key::Points(Path {
+        Key::Points(Box::new(Path {
             namespace: at.namespace.clone(),
             name: at.name.clone(),
-        })
+        }))
     });
-    let serial = serial.map(|(vendor, serial)| Key::Serial(vendor, serial));
+    let serial = serial.map(|pair| Key::Serial(Box::new(pair)));
     let clashes = clashes(server).map(|name| Key::Server(name.clone()));
     let signals = macs
         .into_iter()
@@ -178,7 +183,7 @@ fn of_server(server: &Server) -> Vec<Key> {
 fn of_host(host: &BareMetalHost) -> Vec<Key> {
     let macs = host::macs(host).map(Key::Mac);
     let name = host.metadata.name.clone().map(Key::Name);
-    let serial = host::serial(host).map(|(vendor, serial)| Key::Serial(vendor, serial));
+    let serial = host::serial(host).map(|pair| Key::Serial(Box::new(pair)));
     let made_for = host::made_for(host).map(|name| Key::Server(name.to_owned()));
     macs.chain(name).chain(serial).chain(made_for).collect()
 }

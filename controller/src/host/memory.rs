@@ -98,9 +98,12 @@ struct Entry {
     hardware: Own<HardwareData>,
 }
 
+/// By host. On the heap each, since a hash table may have as many empty places as full ones, and an entry is large.
+type Entries = HashMap<Path, Box<Entry>>;
+
 /// What is known of all hosts.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<HashMap<Path, Entry>>);
+pub struct Memory(Mutex<Entries>);
 
 /// The objects of a round, as new as they are known.
 #[derive(Clone, Debug)]
@@ -114,7 +117,7 @@ pub struct Newest {
 }
 
 impl Memory {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Path, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -124,7 +127,7 @@ impl Memory {
         let mut all = self.lock();
         all.get_mut(&Path::of(host))
             .filter(|entry| entry.uid == uid)
-            .map(act)
+            .map(|entry| act(entry))
     }
 
     /// The newer ones of the watched copies and of what we wrote.
@@ -133,9 +136,9 @@ impl Memory {
         let mut all = self.lock();
         let entry = all
             .entry(Path::of(watched.host.as_ref()))
-            .or_insert_with(|| Entry::new(&uid));
+            .or_insert_with(|| Box::new(Entry::new(&uid)));
         if entry.uid != uid {
-            *entry = Entry::new(&uid);
+            **entry = Entry::new(&uid);
         }
         {
             let host = entry
