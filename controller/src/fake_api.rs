@@ -77,6 +77,8 @@ struct Intruder {
     patch: Value,
     /// From then on the watched copies see nothing of this kind.
     unseen: bool,
+    /// Only once that request is carried out, before it is answered.
+    after: bool,
 }
 
 /// Hears of every Secret that came, changed, or (true) went.
@@ -225,7 +227,16 @@ impl FakeApi {
             name,
             patch,
             unseen: false,
+            after: false,
         });
+    }
+
+    /// The same once that request is carried out, and the watched copies see it before that is answered.
+    pub(crate) fn intrude_after(&self, left: usize, plural: &str, name: &str, patch: Value) {
+        self.intrude(left, plural, name, patch);
+        if let Some(intruder) = &mut self.lock().intruder {
+            intruder.after = true;
+        }
     }
 
     /// The same, and from then on the watched copies see nothing of that kind.
@@ -379,24 +390,24 @@ impl Inner {
         Some(())
     }
 
-    fn let_intrude(&mut self) {
+    /// Lets the intruder in whose turn it is; who comes after the request is returned.
+    fn let_intrude(&mut self) -> Option<Intruder> {
         match &mut self.intruder {
             Some(intruder) if intruder.left > 0 => intruder.left -= 1,
+            Some(intruder) if intruder.after => return self.intruder.take(),
             Some(_) => {
-                if let Some(Intruder {
-                    plural,
-                    name,
-                    patch,
-                    unseen,
-                    ..
-                }) = self.intruder.take()
-                {
-                    self.blind = unseen.then(|| plural.clone());
-                    let _ = self.edit(&plural, &name, &patch);
-                }
+                let intruder = self.intruder.take();
+                self.let_in(intruder);
             }
             None => {}
         }
+        None
+    }
+
+    fn let_in(&mut self, intruder: Option<Intruder>) {
+        let Some(intruder) = intruder else { return };
+        self.blind = intruder.unseen.then(|| intruder.plural.clone());
+        let _ = self.edit(&intruder.plural, &intruder.name, &intruder.patch);
     }
 
     /// What this request has to wait for.
@@ -434,7 +445,13 @@ impl Inner {
 
     fn serve(&mut self, method: &str, path: &str, query: &str, body: &[u8]) -> (u16, Value) {
         self.requests.push(format!("{method} {path}"));
-        self.let_intrude();
+        let after = self.let_intrude();
+        let answer = self.answer(method, path, query, body);
+        self.let_in(after);
+        answer
+    }
+
+    fn answer(&mut self, method: &str, path: &str, query: &str, body: &[u8]) -> (u16, Value) {
         let fault = self.faults.pop_front().flatten();
         match fault {
             _ if self.down => return failure(503, "Down"),

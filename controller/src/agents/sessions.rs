@@ -46,6 +46,8 @@ impl Default for Pace {
 pub(super) struct View {
     /// The job's id; empty if there is none.
     pub(super) job: String,
+    /// The session that the job is decided for, if it is for one.
+    pub(super) whose: Option<String>,
     /// The key of the latest session; empty if the Server is gone.
     pub(super) key: String,
     pub(super) contested: bool,
@@ -57,6 +59,7 @@ impl View {
         let job = server.and_then(|server| server.spec.job.as_ref());
         View {
             job: job.map(|job| job.id.clone()).unwrap_or_default(),
+            whose: job.and_then(|job| job.leave.as_ref().map(|leave| leave.session.clone())),
             key: status
                 .and_then(|status| status.session.as_ref())
                 .map(|session| session.key.clone())
@@ -260,6 +263,8 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
+    use muster_proto::kinds::{Job, Leave, ServerSpec};
+
     use super::*;
 
     fn sessions() -> Arc<Sessions> {
@@ -305,6 +310,27 @@ mod tests {
         );
         sessions.forget("a", "old");
         assert_eq!(sessions.sessions.get(), 1);
+    }
+
+    #[test]
+    fn an_order_that_is_decided_anew_for_another_session_is_news_under_the_same_id() {
+        let of = |session: &str| {
+            let leave = Leave {
+                session: session.to_owned(),
+                ..Leave::default()
+            };
+            let job = Job {
+                id: "1".to_owned(),
+                leave: Some(leave),
+                ..Job::default()
+            };
+            let spec = ServerSpec {
+                job: Some(job),
+                ..ServerSpec::default()
+            };
+            View::of(Some(&Server::new("a", spec)))
+        };
+        assert_ne!(of("former"), of("now"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use muster_proto::kinds::{ErrorType, JobAction, RELEASE_ANNOTATION};
+use muster_proto::kinds::{ErrorType, JobAction, RELEASE_ANNOTATION, Server};
 
 use super::{
     State,
@@ -30,9 +30,10 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
 }
 
 /// True if an order that destroys data still stands for what is taken back, or for what must not be touched any more: it is to be given
-/// to no session, now or days later. One that is over is given to none anyway.
+/// to no session, now or days later. One that is over is given to none anyway, unless its machine is still to be told to leave.
 fn is_outdated(draft: &Draft<'_>) -> bool {
-    let open = draft.seen.server.filter(|server| !jobs::rests(server));
+    let is_open = |server: &&Server| !jobs::rests(server) || jobs::is_unheard(server);
+    let open = draft.seen.server.filter(is_open);
     open.and_then(|server| server.spec.job.as_ref())
         .is_some_and(|job| {
             let ours = job.id.starts_with(&format!("{}deprovision-", jobs::OURS));

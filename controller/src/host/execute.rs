@@ -38,11 +38,23 @@ use crate::{
     round::{ExecuteError, FIELD_MANAGER, failed},
 };
 
-/// When the API server answered that it has the host as it is known, if nothing was asked of it since.
-pub type Fresh = Option<Instant>;
+/// Proof that the API server has a host as it is known, if nothing was asked of it since: its answer to a write.
+#[derive(Clone, Debug)]
+pub struct Fresh {
+    /// The resource version that it answered with.
+    pub version: Option<String>,
+    /// When the write was sent.
+    pub asked: Instant,
+}
 
-/// So long that answer counts: the time in which the next decision is made.
-const FRESH: Duration = Duration::from_millis(100);
+impl Fresh {
+    /// So long it counts: enough for the answer and for the next decision.
+    const FOR: Duration = Duration::from_millis(200);
+
+    fn proves(&self, host: &BareMetalHost) -> bool {
+        self.version == host.metadata.resource_version && self.asked.elapsed() < Fresh::FOR
+    }
+}
 
 /// What failed if a job is not placed.
 const PLACE: &str = "place job on Server";
@@ -163,8 +175,8 @@ impl Executor {
 
     /// Makes sure that `host` is how the API server has it: a watch lags, and what a person forbade a moment ago must count. One
     /// request, unless its answer to a write has said so just now.
-    async fn confirm(&self, host: &BareMetalHost, fresh: Fresh) -> Result<(), ExecuteError> {
-        if fresh.is_some_and(|since| since.elapsed() < FRESH) {
+    async fn confirm(&self, host: &BareMetalHost, fresh: Option<Fresh>) -> Result<(), ExecuteError> {
+        if fresh.is_some_and(|fresh| fresh.proves(host)) {
             return Ok(());
         }
         let (step, path) = ("read host", Path::of(host));
@@ -185,12 +197,12 @@ impl Executor {
     }
 
     /// Carries out one effect. `sight` is what the plan was made for, `host` how the host is after the plan's own writes, and `fresh`
-    /// since when the API server is known to have it so.
+    /// what proves that the API server has it so.
     pub async fn act(
         &self,
         host: &BareMetalHost,
         sight: &Sight,
-        fresh: Fresh,
+        fresh: Option<Fresh>,
         effect: Effect,
     ) -> Result<(), ExecuteError> {
         match effect {
@@ -241,7 +253,7 @@ impl Executor {
         &self,
         host: &BareMetalHost,
         sight: &Sight,
-        fresh: Fresh,
+        fresh: Option<Fresh>,
         order: &Order,
     ) -> Result<(), ExecuteError> {
         let behind = || ExecuteError::Behind {

@@ -345,8 +345,19 @@ struct Done {
     wrote: bool,
     /// The host as it is then.
     host: Arc<BareMetalHost>,
-    /// Since when the API server is known to have it so.
-    fresh: Fresh,
+    /// What proves that the API server has it so.
+    fresh: Option<Fresh>,
+}
+
+impl Done {
+    /// The API server answered with `now` to the write that was sent at `asked`. What changed nothing was not sent and proves nothing.
+    fn wrote(&mut self, asked: Instant, now: Arc<BareMetalHost>) {
+        let version = now.metadata.resource_version.clone();
+        if version != self.host.metadata.resource_version {
+            self.fresh = Some(Fresh { version, asked });
+        }
+        (self.wrote, self.host) = (true, now);
+    }
 }
 
 /// True if the stored state of `host` says that it has a place among the busy ones.
@@ -380,16 +391,19 @@ enum After {
 /// Decides and acts, and once more where that wrote the host: most steps begin with a state that is written first, and what was written
 /// a moment ago need not be read again before data is destroyed.
 async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action, ExecuteError> {
-    let mut done = Done {
-        wrote: false,
-        host,
-        fresh: None,
-    };
+    let (mut watched, mut fresh) = (host, None);
     for _ in 0..TURNS {
-        done = match turn(&done.host, done.fresh, &context).await? {
+        let done = match turn(&watched, fresh, &context).await? {
             After::Over(action) => return Ok(action),
             After::Wrote(done) => done,
         };
+        // The watch may have shown more meanwhile: what a person forbids counts from then on.
+        let now = context.world.hosts.get(&Path::of(watched.as_ref()).to_ref());
+        watched = match now.filter(|now| now.metadata.uid == watched.metadata.uid) {
+            Some(now) => now,
+            None => break,
+        };
+        fresh = done.fresh;
     }
     Ok(Action::requeue(Duration::ZERO))
 }
@@ -397,7 +411,7 @@ async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action
 /// Decides and acts once.
 async fn turn(
     host: &Arc<BareMetalHost>,
-    fresh: Fresh,
+    fresh: Option<Fresh>,
     context: &Arc<Context>,
 ) -> Result<After, ExecuteError> {
     let path = Path::of(host.as_ref());
@@ -413,7 +427,6 @@ async fn turn(
         return Ok(After::Over(Action::await_change()));
     }
     let sight = context.eyes().look(host).await;
-    let fresh = fresh.filter(|_| sight.host.metadata.resource_version == host.metadata.resource_version);
     if let Some(message) = context.memory.finds(&sight.host, reboot::unreadable(&sight.host)) {
         context.events.record(Event {
             about: about(&sight.host),
@@ -579,7 +592,7 @@ impl Drop for Call {
 async fn carry_out(
     context: &Arc<Context>,
     path: &Path,
-    (sight, fresh): (&Sight, Fresh),
+    (sight, fresh): (&Sight, Option<Fresh>),
     plan: Plan,
     call: Option<Call>,
 ) -> Result<Done, ExecuteError> {
@@ -595,8 +608,8 @@ async fn carry_out(
     }
     let mut events = plan.events;
     if let Some(status) = &plan.status {
-        done.host = executor.write_status(&done.host, status).await?;
-        (done.wrote, done.fresh) = (true, Some(Instant::now()));
+        let asked = Instant::now();
+        done.wrote(asked, executor.write_status(&done.host, status).await?);
         context.memory.waits_no_more(&done.host);
         counts::status_written(
             &context.metrics,
@@ -609,8 +622,8 @@ async fn carry_out(
         events.drain(..).for_each(|event| context.events.record(event));
     }
     if !plan.metadata.is_empty() {
-        done.host = executor.write_metadata(&done.host, &plan.metadata).await?;
-        (done.wrote, done.fresh) = (true, Some(Instant::now()));
+        let asked = Instant::now();
+        done.wrote(asked, executor.write_metadata(&done.host, &plan.metadata).await?);
     }
     let mut effects = plan.effects.into_iter();
     while let Some(effect) = effects.next() {

@@ -129,9 +129,10 @@ impl Job {
         self.id == id || then || self.leave.as_ref().is_some_and(|leave| leave.id == id)
     }
 
-    /// True if the session with this key may be given it.
+    /// True if the session with this key may be given it. A control role of an older version may have left the end of an earlier order on
+    /// one that writes nothing.
     pub fn is_for(&self, session: &str) -> bool {
-        self.leave.as_ref().is_none_or(|leave| leave.session == session)
+        self.writes().is_none() || self.leave.as_ref().is_none_or(|leave| leave.session == session)
     }
 
     /// The write that it ends with, and its id.

@@ -473,6 +473,15 @@ fn an_order_after_which_the_machine_leaves_is_for_one_session_whatever_is_known_
 }
 
 #[test]
+fn what_an_older_control_role_left_of_an_earlier_order_keeps_no_session_from_its_cleaning() {
+    let mut server = with_leave(true, "another", None);
+    let job = server.spec.job.as_mut().unwrap();
+    assert_eq!(job.action, JobAction::Clean);
+    job.then = None;
+    assert_eq!(given(&server, "", None).as_deref(), Some("clean"));
+}
+
+#[test]
 fn a_machine_that_two_claim_to_be_may_leave_and_one_whose_server_is_read_in_part_is_told_nothing() {
     let mut server = with_leave(true, "key", Some(written(false)));
     server.status.as_mut().unwrap().contested = true;

@@ -240,6 +240,28 @@ async fn what_a_person_forbids_while_the_watch_lags_is_not_begun() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_watch_shows_before_a_write_is_answered_counts_in_the_round_that_wrote() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        lab.api.requests();
+        lab.wish_plainly(1);
+        // The first request says that it is provisioning.
+        let protected = json!({"metadata": {"annotations": {"muster.dev/protected": ""}}});
+        lab.api.intrude_after(0, "baremetalhosts", "m1", protected);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let asked = lab.api.requests();
+        assert!(asked[0].ends_with("/baremetalhosts/m1/status"), "{asked:#?}");
+        let jobs = asked.iter().filter(|asked| asked.ends_with("/servers/m1"));
+        assert_eq!(jobs.count(), 0, "{asked:#?}");
+        assert_eq!(lab.machines[0].disk(), (vec!["old".to_owned()], 0));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_image_that_is_not_wanted_any_more_is_not_written_though_the_watch_lags() {
     for image in [
         json!(null),
