@@ -79,7 +79,9 @@ const LEGEND: &str = "\n\
     *Same way* boots it as the figure's machines do, over the network; *directly*, QEMU loads kernel and initramfs itself, under SeaBIOS.\n\
     All kernels, the empty ones included, have the parameters that Muster gives, and `console=ttyS0,115200 no_timer_check`.\n\
     *Ratio* is the result by the same way's time.\n\
-    p99 is by nearest rank: of 50 runs it is the slowest.\n";
+    p99 is by nearest rank: of 50 runs it is the slowest.\n\
+    *Times theirs* is the median over the rounds of our result by theirs in the same round, and decides: the computer's speed differs more \
+    between rounds than the two do in one.\n";
 
 fn circumstances(results: &Results) -> String {
     let computer = &results.computer;
