@@ -57,6 +57,8 @@ const BOUND: &str = "\n\
     - the Enrolment that spends the machine's token, and its Server;\n\
     - the Server's status, for the session and for the inventory: two writes now, which could be one.\n\n\
     The rest are Events, GETs of the control plane's garbage collector for the owners of new objects, and the leader's Lease.\n\n\
+    What bounds the requests to provisioned: two states, the order, the ends of the write and of the session, and two Events are seven; \
+    the edge reads the Server once more before it gives out the write that follows the cleaning, lest an old copy destroys data.\n\n\
     What bounds the bytes in etcd: upstream's API has the hardware twice, in the host's status and in the HardwareData, and the Server \
     has the whole inventory, more than 20 KiB of it.\n\n\
     What bounds the controller's memory: about 19 MiB are the program itself, and no single thing is large in what a host adds.\n\
