@@ -351,7 +351,7 @@ struct Done {
 
 impl Done {
     /// The API server answered with `now` to the write that was sent at `asked`. What changed nothing was not sent and proves nothing.
-    fn wrote(&mut self, asked: Instant, now: Arc<BareMetalHost>) {
+    fn answered(&mut self, asked: Instant, now: Arc<BareMetalHost>) {
         let version = now.metadata.resource_version.clone();
         if version != self.host.metadata.resource_version {
             self.fresh = Some(Fresh { version, asked });
@@ -609,7 +609,7 @@ async fn carry_out(
     let mut events = plan.events;
     if let Some(status) = &plan.status {
         let asked = Instant::now();
-        done.wrote(asked, executor.write_status(&done.host, status).await?);
+        done.answered(asked, executor.write_status(&done.host, status).await?);
         context.memory.waits_no_more(&done.host);
         counts::status_written(
             &context.metrics,
@@ -623,7 +623,7 @@ async fn carry_out(
     }
     if !plan.metadata.is_empty() {
         let asked = Instant::now();
-        done.wrote(asked, executor.write_metadata(&done.host, &plan.metadata).await?);
+        done.answered(asked, executor.write_metadata(&done.host, &plan.metadata).await?);
     }
     let mut effects = plan.effects.into_iter();
     while let Some(effect) = effects.next() {
