@@ -179,6 +179,7 @@ impl FakeApi {
         World {
             segments,
             servers,
+            written: Arc::default(),
             hosts,
             enrolments,
             hardware,

@@ -24,3 +24,4 @@ pub mod round;
 mod salvage;
 pub mod wire;
 pub mod world;
+pub mod written;

@@ -23,9 +23,10 @@ use tokio::sync::broadcast;
 use crate::{
     boot::policy::{Verdict, verdict, verdict_by_uuid},
     discovery::host::{declared_mac, made_for},
-    host::State,
+    host::{State, index::Path},
     lenient::{self, Treat, Unreadable},
     machines::{Machines, Signal},
+    written::Written,
 };
 
 /// The watched copies. A role that may not read a kind has an empty store of it.
@@ -35,6 +36,8 @@ pub struct World {
     pub segments: Store<Segment>,
     /// Known machines.
     pub servers: Store<Server>,
+    /// The same as this replica wrote or read them itself, where that is later.
+    pub written: Arc<Written<Server>>,
     /// Hosts.
     pub hosts: Store<BareMetalHost>,
     /// Spent tokens, without the certificates that they bought: who asks for his again is given the one that the API server has.
@@ -174,6 +177,7 @@ impl World {
         let world = World {
             segments,
             servers,
+            written: Arc::default(),
             hosts,
             enrolments,
             hardware,
@@ -209,6 +213,11 @@ impl World {
         }
     }
 
+    /// The Server there, as late as it is known.
+    pub fn server(&self, at: &Path) -> Option<Arc<Server>> {
+        self.written.newest(&at.name, self.servers.get(&at.to_ref()))
+    }
+
     /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID.
     pub fn known(&self, mac: Mac, uuid: Option<&str>) -> Known {
         let by = |signal: Signal, test: &dyn Fn(&Identity) -> bool| {
@@ -217,9 +226,7 @@ impl World {
                 status.is_some_and(|status| test(&status.identity))
             };
             let candidates = self.machines.servers_with(&[signal]).into_iter();
-            candidates
-                .filter_map(|path| self.servers.get(&path.to_ref()))
-                .find(shows)
+            candidates.filter_map(|path| self.server(&path)).find(shows)
         };
         let by_mac = by(Signal::Mac(mac), &|identity| identity.macs.contains(&mac));
         let by_uuid_alone = by_mac.is_none();
@@ -363,6 +370,7 @@ mod tests {
         let world = World {
             segments: segments.as_reader(),
             servers: servers.as_reader(),
+            written: Arc::default(),
             hosts: hosts.as_reader(),
             enrolments: enrolments.as_reader(),
             hardware: super::empty(),
@@ -454,6 +462,30 @@ mod tests {
             declared,
             "no machine's report takes a NIC from a host that a person declared with it"
         );
+    }
+
+    #[tokio::test]
+    async fn a_machine_boots_by_what_this_replica_wrote_before_the_watch_shows_it() {
+        let (world, _segments, mut servers, _hosts, _enrolments) = empty();
+        let at = |version: u64, host: &str| -> Server {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "s", "namespace": "muster-system", "resourceVersion": version.to_string()},
+                "spec": {"host": {"namespace": "metal", "name": host, "uid": "1"}},
+                "status": {"identity": {"macs": ["02:00:00:00:00:01"]}},
+            }))
+            .unwrap()
+        };
+        let shown = || {
+            let known = world.known(Mac([2, 0, 0, 0, 0, 1]), None);
+            known.server.unwrap().spec.host.clone().unwrap().name
+        };
+        world.machines.server(&at(5, "watched"), false);
+        servers.apply_watcher_event(&watcher::Event::Apply(at(5, "watched")));
+        assert_eq!(shown(), "watched");
+        world.written.remember(Arc::new(at(6, "ours")), None);
+        assert_eq!(shown(), "ours");
+        servers.apply_watcher_event(&watcher::Event::Apply(at(7, "later")));
+        assert_eq!(shown(), "later");
     }
 
     #[tokio::test]

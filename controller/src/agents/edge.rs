@@ -49,6 +49,8 @@ pub(super) struct Edge {
     pub(super) progress: Progresses,
     /// Servers whose inventory is on its way: one at a time for each.
     pub(super) reporting: Arc<Counts<String>>,
+    /// Servers of which is being written how a job went: once at a time for each.
+    pub(super) telling: Arc<Counts<String>>,
     /// Machines whose enrolment is under way and whose Server may not exist yet, by name.
     pub(super) pending: Mutex<HashMap<String, Pending>>,
     /// True once this replica is to end: held polls are answered.

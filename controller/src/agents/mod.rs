@@ -133,6 +133,7 @@ impl Server {
             metrics,
             refusals: Refusals::default(),
             reporting: Counts::new(1),
+            telling: Counts::new(1),
             writes: writes::Writes::default(),
             progress: progress::Progresses::default(),
             pending: std::sync::Mutex::new(HashMap::new()),

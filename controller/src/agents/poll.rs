@@ -1,8 +1,10 @@
 //! A poll: what it tells is written, what the agent is to do is answered, and while there is nothing it is held.
 
+use std::sync::Arc;
+
 use muster_proto::{
     kinds::{Server, Session, SessionState},
-    session::{PollRequest, PollResponse, Problem},
+    session::{PollRequest, PollResponse, Problem, ProblemKind},
 };
 
 use super::{
@@ -10,6 +12,7 @@ use super::{
     edge::{Caller, Edge, Peer, owner, unavailable},
     enrol::session_of,
     jobs,
+    problem::problem,
     progress::Due,
     sessions::View,
     store::StoreError,
@@ -17,13 +20,17 @@ use super::{
 
 /// Answers `request` of `caller`, at once or when there is something to say.
 pub(super) async fn answer(
-    edge: &Edge,
+    edge: &Arc<Edge>,
     peer: &Peer,
     caller: Caller,
     request: &PollRequest,
 ) -> Result<PollResponse, Problem> {
     let held = edge.sessions.hold(caller.name(), &caller.certificate.fingerprint);
-    if let Err(problem) = Box::pin(acknowledge(edge, &caller, request, peer)).await {
+    let acknowledged = match request.outcome {
+        Some(_) => Box::pin(take(edge, &caller, request, peer)).await,
+        None => Box::pin(acknowledge(edge, &caller, request, peer)).await,
+    };
+    if let Err(problem) = acknowledged {
         // It hears of it, and is here.
         held.answered();
         return Err(problem);
@@ -90,6 +97,30 @@ pub(super) async fn answer(
     })
 }
 
+/// Writes how a job went, to the end, though nobody may wait for the answer any more: a machine that says that it leaves is gone in a
+/// moment, and would be missed only after minutes.
+async fn take(edge: &Arc<Edge>, caller: &Caller, request: &PollRequest, peer: &Peer) -> Result<(), Problem> {
+    // Whoever breaks off and tells again has no more than this in hand.
+    let Some(turn) = edge.telling.take(caller.name().to_owned()) else {
+        return Err(problem(
+            ProblemKind::Unavailable,
+            "what this machine told before is still being written; try again",
+        ));
+    };
+    let (edge, caller, request, peer) = (Arc::clone(edge), caller.clone(), request.clone(), peer.clone());
+    let written = tokio::spawn(async move {
+        let _turn = turn;
+        acknowledge(&edge, &caller, &request, &peer).await
+    });
+    written.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "how a job went is not written; the agent tells it again");
+        Err(problem(
+            ProblemKind::Unavailable,
+            "it could not be written; try again",
+        ))
+    })
+}
+
 /// Writes what the poll tells: that the agent is here, and how its job is or went.
 async fn acknowledge(
     edge: &Edge,
@@ -101,7 +132,8 @@ async fn acknowledge(
     let address = peer.address.to_string();
     // An outcome of a job that the watched copy does not show yet: the API server is asked before it is taken for nobody's.
     // Nor is what follows a job given out as an old copy shows it: it may have been called off.
-    let asks = !jobs::mentions(&caller.server, &request.last) || jobs::goes_on(&caller.server, request);
+    let goes_on = jobs::goes_on(&caller.server, request);
+    let asks = !jobs::mentions(&caller.server, &request.last) || (goes_on && !edge.store.is_fresh());
     if request.outcome.is_some() && asks {
         match edge.store.fetch_server(caller.name()).await {
             Ok(_) | Err(StoreError::Gone { .. }) => {}

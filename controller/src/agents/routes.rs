@@ -243,7 +243,7 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
     status
 }
 
-async fn turn(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<PollResponse, Problem> {
+async fn turn(edge: &Arc<Edge>, peer: &Peer, request: Request<Content>) -> Result<PollResponse, Problem> {
     let caller = Box::pin(edge.authenticate(peer)).await?;
     let request: PollRequest = Box::pin(read(request, MAX_SMALL)).await?;
     poll::answer(edge, peer, caller, &request).await

@@ -1,12 +1,12 @@
 //! Servers and Enrolments in Kubernetes, as the agents' side reads and writes them.
 //!
-//! Reads come from the watched copies, which lag behind; so what this replica wrote or fetched itself is remembered until they have it.
+//! Reads come from the watched copies, and from what this replica wrote or fetched itself where they lag behind ([`Written`]).
 //! A write to a Server's status is a merge patch of what changed, refused by the API server if someone else wrote in between, and then
 //! computed again; nothing changed is no request.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,14 +18,18 @@ use kube::{
 use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
 use serde_json::{Value, json};
 
-use crate::{host::index::Path, machines::Signal, patch::difference, world::World};
+use crate::{
+    host::index::Path,
+    machines::Signal,
+    patch::difference,
+    world::World,
+    written::{Written, newer},
+};
 
 /// Who wrote, in `managedFields`.
 pub(super) const MANAGER: &str = "muster-edge";
 /// How long the API server has for one request.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a write of ours is believed over the watched copy; the watch is normally milliseconds behind.
-const OWN: Duration = Duration::from_secs(15);
 /// How often a write is computed again because someone else wrote in between.
 const ATTEMPTS: u32 = 10;
 
@@ -73,8 +77,7 @@ pub(super) struct Store {
     client: Client,
     servers: Api<Server>,
     enrolments: Api<Enrolment>,
-    own_servers: Mutex<HashMap<String, (Arc<Server>, Instant)>>,
-    own_enrolments: Mutex<HashMap<String, (Arc<Enrolment>, Instant)>>,
+    written_enrolments: Written<Enrolment>,
 }
 
 impl std::fmt::Debug for Store {
@@ -93,8 +96,7 @@ impl Store {
             servers: Api::namespaced(client.clone(), namespace),
             enrolments: Api::namespaced(client.clone(), namespace),
             client,
-            own_servers: Mutex::default(),
-            own_enrolments: Mutex::default(),
+            written_enrolments: Written::default(),
         }
     }
 
@@ -109,16 +111,12 @@ impl Store {
 
     /// The Server as far as known without a request.
     pub(super) fn server(&self, name: &str) -> Option<Arc<Server>> {
-        let watched = self
-            .world
-            .servers
-            .get(&ObjectRef::new(name).within(&self.namespace));
-        newer(watched, remembered(&self.own_servers, name))
+        self.world.server(&self.at(name))
     }
 
     /// The Servers that show one of `signals`, as far as known without a request, and perhaps others.
     pub(super) fn servers_with(&self, signals: &[Signal]) -> Vec<Arc<Server>> {
-        let mut own = recent(&self.own_servers);
+        let mut own = self.world.written.all();
         let found = self.world.machines.servers_with(signals).into_iter();
         let mut all: Vec<_> = found
             .filter_map(|path| newer(self.world.servers.get(&path.to_ref()), own.remove(&path.name)))
@@ -131,7 +129,7 @@ impl Store {
     /// How many Servers have their latest session on the Segment `segment`, as far as known without a request, those that are called
     /// as one of `coming` counted in any case.
     pub(super) fn number_on(&self, segment: &str, coming: &BTreeSet<&str>) -> usize {
-        let own = recent(&self.own_servers);
+        let own = self.world.written.all();
         let is_here = |name: &&String| {
             let watched = self.world.servers.get(&self.at(name).to_ref());
             let newest = newer(watched, own.get(*name).cloned());
@@ -157,7 +155,7 @@ impl Store {
 
     /// All Servers, as far as known without a request.
     pub(super) fn servers(&self) -> Vec<Arc<Server>> {
-        let mut own = recent(&self.own_servers);
+        let mut own = self.world.written.all();
         let watched = self.world.servers.state();
         let mut all = Vec::with_capacity(watched.len() + own.len());
         for server in watched {
@@ -173,9 +171,9 @@ impl Store {
     pub(super) async fn fetch_server(&self, name: &str) -> Result<Arc<Server>, StoreError> {
         let found = call("get the Server", self.servers.get(name)).await;
         if let Err(StoreError::Gone { .. }) = found {
-            lock(&self.own_servers).remove(name);
+            self.world.written.forget(name);
         }
-        found.map(|server| self.remember(server))
+        found.map(|server| self.remember(server, None))
     }
 
     pub(super) async fn create_server(
@@ -184,8 +182,9 @@ impl Store {
         spec: ServerSpec,
     ) -> Result<Arc<Server>, StoreError> {
         let server = Server::new(name, spec);
+        let sent = Instant::now();
         let made = call("create the Server", self.servers.create(&post(), &server)).await?;
-        Ok(self.remember(made))
+        Ok(self.remember(made, Some(sent)))
     }
 
     /// Sets the status of the Server `name` to what `change` makes of it; `None` calls the change off.
@@ -212,17 +211,20 @@ impl Store {
             let patch = json!({ "metadata": { "resourceVersion": version }, "status": difference });
             let parameters = PatchParams::apply(MANAGER);
             let patch = Patch::Merge(&patch);
+            let sent = Instant::now();
             match call(ACTION, self.servers.patch_status(name, &parameters, &patch)).await {
                 Ok(written) => {
+                    // A write that the API server finds nothing new in makes no version.
+                    let sent = (written.resource_version() != version).then_some(sent);
                     return Ok(Updated {
-                        server: self.remember(written),
+                        server: self.remember(written, sent),
                         written: true,
                     });
                 }
                 Err(StoreError::Conflict { .. }) => server = self.fetch_server(name).await?,
                 Err(error) => {
                     if let StoreError::Gone { .. } = error {
-                        lock(&self.own_servers).remove(name);
+                        self.world.written.forget(name);
                     }
                     return Err(error);
                 }
@@ -237,12 +239,12 @@ impl Store {
             .world
             .enrolments
             .get(&ObjectRef::new(name).within(&self.namespace));
-        newer(watched, remembered(&self.own_enrolments, name))
+        self.written_enrolments.newest(name, watched)
     }
 
     /// All Enrolments of the Server `server`, as far as known without a request.
     pub(super) fn enrolments_of(&self, server: &str) -> Vec<Arc<Enrolment>> {
-        let mut own = recent(&self.own_enrolments);
+        let mut own = self.written_enrolments.all();
         let watched = self.world.machines.enrolments_of(server).into_iter();
         let mut found: Vec<_> = watched
             .filter_map(|path| self.world.enrolments.get(&path.to_ref()))
@@ -306,31 +308,35 @@ impl Store {
         }
     }
 
+    /// True if the watched Servers are known to be as the API server had them a moment ago.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.world.written.proves_fresh(|name| self.watched(name))
+    }
+
+    fn watched(&self, name: &str) -> Option<Arc<Server>> {
+        self.world.servers.get(&self.at(name).to_ref())
+    }
+
     /// Forgets what the watched copies have caught up with.
     pub(super) fn prune(&self) {
-        let server = |name: &str| {
-            self.world
-                .servers
-                .get(&ObjectRef::new(name).within(&self.namespace))
-        };
-        prune(&self.own_servers, server);
-        let enrolment = |name: &str| {
+        self.world.written.prune(|name| self.watched(name));
+        self.written_enrolments.prune(|name| {
             self.world
                 .enrolments
                 .get(&ObjectRef::new(name).within(&self.namespace))
-        };
-        prune(&self.own_enrolments, enrolment);
+        });
     }
 
-    fn remember(&self, server: Server) -> Arc<Server> {
+    /// `sent` is when the write was sent that made this version of it, if one did.
+    fn remember(&self, server: Server, sent: Option<Instant>) -> Arc<Server> {
         let server = Arc::new(server);
-        remember(&self.own_servers, &server);
+        self.world.written.remember(Arc::clone(&server), sent);
         server
     }
 
     fn remember_enrolment(&self, enrolment: Enrolment) -> Arc<Enrolment> {
         let enrolment = Arc::new(enrolment);
-        remember(&self.own_enrolments, &enrolment);
+        self.written_enrolments.remember(Arc::clone(&enrolment), None);
         enrolment
     }
 }
@@ -350,70 +356,10 @@ fn post() -> PostParams {
     }
 }
 
-type Own<K> = Mutex<HashMap<String, (Arc<K>, Instant)>>;
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn remembered<K>(own: &Own<K>, name: &str) -> Option<Arc<K>> {
-    let own = lock(own);
-    let (object, at) = own.get(name)?;
-    (at.elapsed() < OWN).then(|| Arc::clone(object))
-}
-
-fn recent<K>(own: &Own<K>) -> HashMap<String, Arc<K>> {
-    let own = lock(own);
-    let young = own.iter().filter(|(_, (_, at))| at.elapsed() < OWN);
-    young
-        .map(|(name, (object, _))| (name.clone(), Arc::clone(object)))
-        .collect()
-}
-
 /// True if the latest session of `server` is on the Segment `segment`.
 fn is_on(server: &Server, segment: &str) -> bool {
     let session = server.status.as_ref().and_then(|status| status.session.as_ref());
     session.is_some_and(|session| session.segment == segment)
-}
-
-/// Adds `object`, unless something newer is there.
-fn remember<K: ResourceExt>(own: &Own<K>, object: &Arc<K>) {
-    let mut own = lock(own);
-    let name = object.name_any();
-    let before = own.remove(&name).map(|(object, _)| object);
-    if let Some(newest) = newer(before, Some(Arc::clone(object))) {
-        own.insert(name, (newest, Instant::now()));
-    }
-}
-
-fn prune<K: ResourceExt>(own: &Own<K>, watched: impl Fn(&str) -> Option<Arc<K>>) {
-    lock(own).retain(|name, (mine, at)| {
-        let caught_up = watched(name).is_some_and(|seen| version(&*seen) >= version(&**mine));
-        at.elapsed() < OWN && !caught_up
-    });
-}
-
-/// A resource version as the number that it is on every API server (and by contract since Kubernetes 1.35).
-fn version(object: &impl ResourceExt) -> u64 {
-    object
-        .meta()
-        .resource_version
-        .as_deref()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0)
-}
-
-/// The later of two copies of one object; of equals the second, which is ours. A copy of a deleted and remade object is told by its
-/// version, too: versions only grow.
-fn newer<K: ResourceExt>(one: Option<Arc<K>>, ours: Option<Arc<K>>) -> Option<Arc<K>> {
-    match (one, ours) {
-        (Some(one), Some(ours)) => Some(if version(&*one) > version(&*ours) {
-            one
-        } else {
-            ours
-        }),
-        (one, ours) => one.or(ours),
-    }
 }
 
 /// Runs one request with its deadline and sorts what goes wrong by what follows from it.

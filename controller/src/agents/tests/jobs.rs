@@ -225,6 +225,8 @@ async fn an_order_to_clean_write_and_leave_costs_the_edge_two_writes_and_a_read(
     let (agent, _) = lab.enrolled(1).await;
     order(&lab, &whole(&lab));
     assert_eq!(agent.poll("").await.unwrap().command.unwrap().id, "op-clean");
+    // Nothing was written just now by which the copy could be known to be fresh.
+    lab.written.forget(&name(1));
     lab.api.requests();
     let answer = agent.poll_with(done("op-clean")).await.unwrap();
     assert_eq!(answer.command.unwrap().id, "op-write");
@@ -249,6 +251,39 @@ async fn an_order_to_clean_write_and_leave_costs_the_edge_two_writes_and_a_read(
         ("op-write", "done, and left")
     );
     assert!(last.done && last.leaving.unwrap().said);
+}
+
+#[tokio::test]
+async fn the_write_after_a_cleaning_is_asked_for_unless_the_copy_is_known_to_be_fresh() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    let (other, _) = lab.enrolled(2).await;
+    order(&lab, &whole(&lab));
+    assert!(agent.poll("").await.unwrap().command.is_some());
+    // As if another machine's Server had been written this moment, however slow this test is.
+    let sent = Some(std::time::Instant::now() + Duration::from_mins(1));
+    let write = |is_shown: bool| {
+        lab.api.set_lagging(!is_shown);
+        lab.api.edit(
+            "servers",
+            &name(2),
+            &json!({ "metadata": { "labels": { "a": is_shown.to_string() } } }),
+        );
+        lab.written.remember(Arc::new(lab.server(&name(2))), sent);
+    };
+    write(true);
+    lab.api.requests();
+    assert!(agent.poll_with(done("op-clean")).await.unwrap().command.is_some());
+    assert_eq!(lab.api.requests(), Vec::<String>::new());
+    // The order is taken back, and no watch has told it yet.
+    write(false);
+    lab.written.forget(&name(1));
+    lab.api
+        .edit("servers", &name(1), &json!({ "spec": { "job": null } }));
+    let answer = agent.poll_with(done("op-clean")).await.unwrap();
+    assert_eq!(answer.command, None);
+    assert!(lab.api.requests()[0].starts_with("GET "));
+    drop(other);
 }
 
 #[tokio::test]
@@ -312,6 +347,32 @@ async fn an_outcome_survives_an_edge_that_dies_in_the_middle_of_a_write() {
     lab.api.set_down(false);
     agent.poll_with(done).await.unwrap();
     assert!(job(&lab).done && job(&lab).error.is_empty());
+}
+
+#[tokio::test]
+async fn a_farewell_is_written_though_the_machine_does_not_wait_for_the_answer() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    order(&lab, &json!({ "id": "op-1", "action": "reboot" }));
+    assert!(agent.poll("").await.unwrap().command.is_some());
+    lab.api.hold("PATCH", &format!("/{}/status", name(1)));
+    tokio::select! {
+        answer = agent.poll_with(done("op-1")) => panic!("answered before it is written: {answer:?}"),
+        () = lab.until("it is being written", |lab| lab.api.is_held()) => {}
+    }
+    lab.until("the connection is closed", |lab| {
+        lab.metric("muster_agents_held_polls") == 0
+    })
+    .await;
+    // Who tells it anew meanwhile waits for that.
+    let refusal = agent.poll_with(done("op-1")).await.unwrap_err();
+    assert_eq!((refusal.status, refusal.kind), (503, ProblemKind::Unavailable));
+    lab.api.release();
+    lab.until("the farewell is written", |lab| {
+        lab.status(&name(1)).job.is_some_and(|job| job.done)
+    })
+    .await;
+    assert_eq!(session(&lab).state, SessionState::Disconnected);
 }
 
 #[tokio::test]

@@ -30,8 +30,7 @@ use tokio::{
 };
 
 use super::{ca::CaPem, clock, keys::Keys, *};
-use crate::fake_api::FakeApi;
-use crate::{events::Event, metrics::Registry};
+use crate::{events::Event, fake_api::FakeApi, metrics::Registry, written::Written};
 
 /// Long enough for a loaded machine; a test that waits so long has failed.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -54,6 +53,7 @@ fn new_keys() -> (CaPem, Keys) {
 /// A running controller and what it stands on.
 struct Lab {
     api: Arc<FakeApi>,
+    written: Arc<Written<ServerKind>>,
     keys: watch::Sender<Keys>,
     address: SocketAddr,
     events: mpsc::Receiver<Event>,
@@ -84,6 +84,7 @@ impl Lab {
         let (keys, _) = watch::channel(new_keys().1);
         let mut lab = Lab {
             api,
+            written: Arc::default(),
             keys,
             address: ([127, 0, 0, 1], 0).into(),
             events: mpsc::channel(1).1,
@@ -99,10 +100,12 @@ impl Lab {
         let (queue, events) = mpsc::channel(1000);
         self.events = events;
         self.registry = Registry::default();
+        let world = self.api.world();
+        self.written = Arc::clone(&world.written);
         let config = Config {
             client: self.api.client(),
             namespace: "muster-system".into(),
-            world: self.api.world(),
+            world,
             changes: self.api.changes(),
             events: Events::new(queue),
             keys: self.keys.subscribe(),

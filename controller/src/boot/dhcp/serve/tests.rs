@@ -135,6 +135,7 @@ impl Site {
         let world = World {
             segments,
             servers: empty::<Server>(),
+            written: Arc::default(),
             hosts: empty::<BareMetalHost>(),
             enrolments: empty::<Enrolment>(),
             hardware: empty(),

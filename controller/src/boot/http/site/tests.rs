@@ -103,6 +103,7 @@ fn site_over(directory: tempfile::TempDir, extras: Extras) -> Fixture {
         world: World {
             segments,
             servers,
+            written: Arc::default(),
             hosts,
             enrolments,
             hardware: reflector::store().0,

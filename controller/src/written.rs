@@ -1,0 +1,178 @@
+//! What this replica wrote or fetched itself, until the watched copies have it: they lag behind, normally by milliseconds.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use kube::ResourceExt;
+
+/// How long an object of ours is believed over the watched copy.
+const BELIEVED: Duration = Duration::from_secs(15);
+/// A copy that is known to be no older than this is as good as an answer of the API server, which takes as long under way.
+const FRESH: Duration = Duration::from_millis(200);
+
+/// Objects of one kind and one namespace, by name.
+#[derive(Debug)]
+pub struct Written<K>(Mutex<HashMap<String, Ours<K>>>);
+
+#[derive(Debug)]
+struct Ours<K> {
+    object: Arc<K>,
+    since: Instant,
+    /// When the write was sent that made this version; none if it was read.
+    sent: Option<Instant>,
+}
+
+impl<K> Default for Written<K> {
+    fn default() -> Self {
+        Written(Mutex::default())
+    }
+}
+
+impl<K> Ours<K> {
+    fn is_believed(&self) -> bool {
+        self.since.elapsed() < BELIEVED
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.sent.is_some_and(|sent| sent.elapsed() < FRESH)
+    }
+}
+
+impl<K: ResourceExt> Written<K> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Ours<K>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The later one of `watched`, the copy of the object `name`, and of ours.
+    pub fn newest(&self, name: &str, watched: Option<Arc<K>>) -> Option<Arc<K>> {
+        let ours = self
+            .lock()
+            .get(name)
+            .filter(|ours| ours.is_believed())
+            .map(|ours| Arc::clone(&ours.object));
+        newer(watched, ours)
+    }
+
+    /// All of ours, by name.
+    pub fn all(&self) -> HashMap<String, Arc<K>> {
+        let ours = self.lock();
+        let believed = ours.iter().filter(|(_, ours)| ours.is_believed());
+        believed
+            .map(|(name, ours)| (name.clone(), Arc::clone(&ours.object)))
+            .collect()
+    }
+
+    /// The API server has, or had a moment ago, `object`. If a write made this version, it was `sent` then.
+    pub fn remember(&self, object: Arc<K>, sent: Option<Instant>) {
+        let mut all = self.lock();
+        let name = object.name_any();
+        let is_later = |ours: &Ours<K>| version(&*ours.object) > version(&*object);
+        if !all.get(&name).is_some_and(is_later) {
+            let since = Instant::now();
+            all.insert(name, Ours { object, since, sent });
+        }
+    }
+
+    /// The object is gone.
+    pub fn forget(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    /// Forgets what the watched copies have.
+    pub fn prune(&self, watched: impl Fn(&str) -> Option<Arc<K>>) {
+        self.lock()
+            .retain(|name, ours| ours.is_believed() && (ours.is_fresh() || !is_shown(ours, watched(name))));
+    }
+
+    /// True if all watched copies are known to be as the API server had them a moment ago: a watch tells what happened in its order, and it
+    /// has told a write that was sent since then.
+    pub fn proves_fresh(&self, watched: impl Fn(&str) -> Option<Arc<K>>) -> bool {
+        let all = self.lock();
+        all.iter()
+            .any(|(name, ours)| ours.is_fresh() && is_shown(ours, watched(name)))
+    }
+}
+
+fn is_shown<K: ResourceExt>(ours: &Ours<K>, watched: Option<Arc<K>>) -> bool {
+    watched.is_some_and(|watched| version(&*watched) >= version(&*ours.object))
+}
+
+/// A resource version as the number that it is on every API server (and by contract since Kubernetes 1.35).
+fn version(object: &impl ResourceExt) -> u64 {
+    object
+        .meta()
+        .resource_version
+        .as_deref()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
+}
+
+/// The later of two copies of one object; of equals the second, which is ours. A copy of a deleted and remade object is told by its
+/// version, too: versions only grow.
+pub fn newer<K: ResourceExt>(watched: Option<Arc<K>>, ours: Option<Arc<K>>) -> Option<Arc<K>> {
+    match (watched, ours) {
+        (Some(watched), Some(ours)) => Some(if version(&*watched) > version(&*ours) {
+            watched
+        } else {
+            ours
+        }),
+        (watched, ours) => watched.or(ours),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::kinds::{Server, ServerSpec};
+
+    use super::*;
+
+    fn at(name: &str, version: u64) -> Arc<Server> {
+        let mut server = Server::new(name, ServerSpec::default());
+        server.metadata.resource_version = Some(version.to_string());
+        Arc::new(server)
+    }
+
+    fn number(server: Option<Arc<Server>>) -> Option<u64> {
+        server.map(|server| version(&*server))
+    }
+
+    #[test]
+    fn the_later_copy_counts_whoever_has_it() {
+        let written = Written::default();
+        assert_eq!(number(written.newest("a", Some(at("a", 3)))), Some(3));
+        written.remember(at("a", 5), None);
+        written.remember(at("a", 4), None);
+        assert_eq!(number(written.newest("a", Some(at("a", 3)))), Some(5));
+        assert_eq!(number(written.newest("a", Some(at("a", 6)))), Some(6));
+        assert_eq!(number(written.newest("a", None)), Some(5));
+        assert_eq!(number(written.newest("b", None)), None);
+        assert_eq!(written.all().len(), 1);
+        written.prune(|_| Some(at("a", 4)));
+        assert_eq!(written.all().len(), 1);
+        written.prune(|_| Some(at("a", 5)));
+        assert!(written.all().is_empty());
+    }
+
+    #[test]
+    fn a_watch_that_has_told_a_write_of_a_moment_ago_is_fresh_and_no_other_is() {
+        let written = Written::default();
+        let shows = |version| move |_: &str| Some(at("a", version));
+        let now = Instant::now();
+        assert!(!written.proves_fresh(shows(9)));
+        // What was read may have been there for long.
+        written.remember(at("a", 5), None);
+        assert!(!written.proves_fresh(shows(5)));
+        written.remember(at("a", 6), now.checked_sub(FRESH));
+        assert!(!written.proves_fresh(shows(6)));
+        written.remember(at("a", 7), Some(Instant::now() + Duration::from_mins(1)));
+        assert!(!written.proves_fresh(shows(6)), "it has not come that far");
+        assert!(!written.proves_fresh(|_| None));
+        assert!(written.proves_fresh(shows(7)) && written.proves_fresh(shows(8)));
+        // It proves something as long as it is young, though the copy has it.
+        written.prune(shows(7));
+        assert!(written.proves_fresh(shows(7)));
+    }
+}
