@@ -14,7 +14,7 @@ pub(crate) const WRITE_RESULTS: &str = "docs/benchmarks/write.json";
 pub(crate) const HOSTS_RESULTS: &str = "docs/benchmarks/hosts.json";
 /// Those of an image in-band, for `docs/benchmarks-provision.md`.
 pub(crate) const PROVISION_RESULTS: &str = "docs/benchmarks/provision.json";
-/// Results that are not to be committed: of `--quick`, `--only` and `--hosts`.
+/// Results that are not to be committed: of `--quick`, `--only`, `--hosts` and `--failover`.
 const TRIED: &str = "target/bench/discovery.json";
 const HOSTS_TRIED: &str = "target/bench/hosts.json";
 
@@ -27,7 +27,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         Some(("provision", [])) => provision(words),
         _ => bail!(
             "there are these benchmarks: cargo xtask bench discovery [--quick] [--only ROW], cargo xtask bench write, \
-             cargo xtask bench hosts [--quick] [--hosts N], and cargo xtask bench provision"
+             cargo xtask bench hosts [--quick] [--hosts N] [--failover N], and cargo xtask bench provision"
         ),
     }
 }

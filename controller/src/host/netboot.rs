@@ -21,16 +21,18 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
         return None;
     }
     let foreign = host.spec.externally_provisioned == Some(true);
+    let left = server.and_then(|server| left(host, server));
     match State::of(host) {
         State::Registering if !foreign && !registration::inspection_disabled(host) => {
             Some("its host is registering and will be inspected")
         }
         State::Inspecting => Some("its host is inspecting"),
         State::Preparing if !foreign => Some("its host is preparing"),
-        State::Available if !foreign && host.spec.online => Some("its host is available, ready for an image"),
-        State::Provisioning if !server.is_some_and(|server| leaves(host, server)) => {
-            Some("its host is provisioning")
+        // The Server is watched apart from the host, and may show the end of what the host's copy does not show the beginning of.
+        State::Available if !foreign && host.spec.online && left.is_none_or(|left| left <= begun(host)) => {
+            Some("its host is available, ready for an image")
         }
+        State::Provisioning if left.is_none_or(|left| left < begun(host)) => Some("its host is provisioning"),
         State::Deprovisioning => Some("its host is deprovisioning"),
         _ => None,
     }
@@ -39,19 +41,33 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
 /// True once the machine has its image and is told to leave the ramdisk, or is with the answer to that it has. What it was told in a former
 /// provisioning counts for nothing: without cleaning no other job came in between.
 pub(super) fn leaves(host: &BareMetalHost, server: &Server) -> bool {
+    left(host, server).is_some_and(|left| left >= begun(host))
+}
+
+/// When the host's latest provisioning began, in seconds since 1970; 0: it has had none.
+fn begun(host: &BareMetalHost) -> i64 {
     let history = host
         .status
         .as_ref()
         .and_then(|status| status.operation_history.as_ref());
     let begun = history.and_then(|history| history.provision.as_ref()?.start.as_ref());
-    let begun = begun.map_or(0, |start| start.0.as_second());
+    begun.map_or(0, |start| start.0.as_second())
+}
+
+/// When the provisioning of this host began at whose end `server` shows that the machine is told to leave.
+fn left(host: &BareMetalHost, server: &Server) -> Option<i64> {
     let uid = host.metadata.uid.as_deref().unwrap_or_default();
-    let ours = format!("{OURS}provision-{uid}-{begun}-");
-    let is_it = |id: &str| id.starts_with(&ours) && id.ends_with("-leave");
+    let ours = format!("{OURS}provision-{uid}-");
+    let begun = |id: &str| {
+        let (begun, _attempt) = id.strip_prefix(&ours)?.strip_suffix("-leave")?.split_once('-')?;
+        begun.parse().ok()
+    };
     let ordered = server.spec.job.as_ref();
     let taken = server.status.as_ref().and_then(|status| status.job.as_ref());
     let told = ordered.zip(taken).and_then(|(job, last)| job.left_after(last));
-    let placed = ordered.is_some_and(|job| is_it(&job.id)) || told.is_some_and(|(leave, _)| is_it(&leave.id));
-    // Only the last job counts: one of a former life is followed by others.
-    placed || (ordered.is_none() && taken.is_some_and(|job| is_it(&job.id)))
+    match ordered {
+        Some(job) => begun(&job.id).or_else(|| begun(&told?.0.id)),
+        // Only the last job counts: one of a former life is followed by others.
+        None => begun(&taken?.id),
+    }
 }

@@ -34,6 +34,8 @@ pub struct Options {
     pub quick: bool,
     /// So many hosts only, to try it out.
     pub hosts: Option<u32>,
+    /// The leader's end only, with so many hosts, to try it out.
+    pub failover: Option<u32>,
     /// Where the raw results go.
     pub out: PathBuf,
     /// The command that people type for this, for the record.
@@ -51,10 +53,13 @@ enum Part {
 
 fn plan(options: &Options) -> Vec<Part> {
     let round = |hosts, idle| Part::Round(Size { hosts, idle });
-    match (options.hosts, options.quick) {
-        (Some(hosts), _) => vec![round(hosts, GLANCE)],
-        (None, true) => vec![round(100, GLANCE), Part::Failover(100)],
-        (None, false) => vec![round(1000, RESYNC), Part::Failover(1000), round(10_000, GLANCE)],
+    match (options.hosts, options.failover) {
+        (None, None) if options.quick => vec![round(100, GLANCE), Part::Failover(100)],
+        (None, None) => vec![round(1000, RESYNC), Part::Failover(1000), round(10_000, GLANCE)],
+        (hosts, failover) => {
+            let rounds = hosts.map(|hosts| round(hosts, GLANCE)).into_iter();
+            rounds.chain(failover.map(Part::Failover)).collect()
+        }
     }
 }
 

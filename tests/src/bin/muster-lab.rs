@@ -124,6 +124,9 @@ enum Command {
         /// So many hosts only.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         hosts: Option<u32>,
+        /// The leader's end only, with so many hosts.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        failover: Option<u32>,
         /// Where the raw results go, as JSON.
         #[arg(long)]
         out: PathBuf,
@@ -283,6 +286,7 @@ async fn run(command: Command) -> Result<bool> {
         Command::BenchHosts {
             quick,
             hosts,
+            failover,
             out,
             command,
             commit,
@@ -290,6 +294,7 @@ async fn run(command: Command) -> Result<bool> {
             let options = bench::hosts::Options {
                 quick,
                 hosts,
+                failover,
                 out,
                 command,
                 commit,

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::{
     super::{Observed, Owner, State, disk, guard, netboot, next, owner, rivals},
     transitions::at,
-    world::{World, disk as named},
+    world::{IMAGE, World, disk as named},
 };
 
 /// Makes something wrong.
@@ -324,6 +324,29 @@ fn the_ramdisk_boots_where_the_operator_needs_it_and_nowhere_else() {
             state.boots_ramdisk(),
             "{state}"
         );
+    }
+}
+
+#[test]
+fn a_machine_that_has_left_boots_its_image_though_the_copy_of_its_host_is_older_than_that_of_its_server() {
+    let mut world = at(State::Available);
+    let before = world.host().clone();
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioning);
+    let (writing, ordered) = (world.host().clone(), world.server.clone());
+    world.reach(State::Provisioned);
+    let (provisioned, left) = (world.host().clone(), world.server.clone());
+    world.set_image(None);
+    world.reach(State::Available);
+    let released = world.host().clone();
+    for (host, server, boots, what) in [
+        (&before, &ordered, true, "it is written"),
+        (&before, &left, false, "before the copy shows that it is written"),
+        (&writing, &left, false, "while it shows that"),
+        (&provisioned, &left, false, "once it is written"),
+        (&released, &left, true, "it was told in a former provisioning"),
+    ] {
+        assert_eq!(netboot::wanted(host, server.as_ref()).is_some(), boots, "{what}");
     }
 }
 
