@@ -4,7 +4,8 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
-    hash::Hash,
+    hash::{BuildHasher, Hash, RandomState},
+    slice,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -88,24 +89,76 @@ impl Key {
     }
 }
 
-/// Which names have a key.
+/// Which names have a key. Each key is kept once, with its name; what leads from a key to its names is its hash, with a seed that nobody
+/// knows. Should two keys ever share one, either finds the other's names, too: an index finds candidates, and who asks it looks at them.
 #[derive(Debug)]
 pub(crate) struct Multi<K, N> {
-    /// In order. Almost every key has one name, for which a set would keep room for eleven.
-    by: HashMap<K, Vec<Arc<N>>>,
+    seed: RandomState,
+    by: HashMap<u64, Few<N>>,
     of: HashMap<Arc<N>, Box<[K]>>,
 }
 
 impl<K, N> Default for Multi<K, N> {
     fn default() -> Self {
         Multi {
+            seed: RandomState::new(),
             by: HashMap::new(),
             of: HashMap::new(),
         }
     }
 }
 
-impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
+/// Names in order. Almost every key has one, and a table has room for twice as many of these as there are.
+#[derive(Debug)]
+enum Few<N> {
+    One(Arc<N>),
+    #[expect(clippy::box_collection, reason = "it makes the other one smaller")]
+    Many(Box<Vec<Arc<N>>>),
+}
+
+impl<N: Ord> Few<N> {
+    fn names(&self) -> &[Arc<N>] {
+        match self {
+            Few::One(name) => slice::from_ref(name),
+            Few::Many(names) => names,
+        }
+    }
+
+    fn find(&self, name: &N) -> Result<usize, usize> {
+        self.names().binary_search_by(|other| (**other).cmp(name))
+    }
+
+    fn add(&mut self, name: &Arc<N>) {
+        let Err(at) = self.find(name) else { return };
+        match self {
+            Few::One(other) => {
+                let mut names = vec![Arc::clone(other)];
+                names.insert(at, Arc::clone(name));
+                *self = Few::Many(Box::new(names));
+            }
+            Few::Many(names) => names.insert(at, Arc::clone(name)),
+        }
+    }
+
+    /// What is left without `name`.
+    fn without(self, name: &N) -> Option<Few<N>> {
+        let Ok(at) = self.find(name) else {
+            return Some(self);
+        };
+        match self {
+            Few::One(_) => None,
+            Few::Many(mut names) => {
+                names.remove(at);
+                match &names[..] {
+                    [last] => Some(Few::One(Arc::clone(last))),
+                    _ => Some(Few::Many(names)),
+                }
+            }
+        }
+    }
+}
+
+impl<K: Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
     /// From now on `name` has these keys and no others. Returns those that it had.
     pub(crate) fn set(&mut self, name: &N, keys: Vec<K>) -> Vec<K> {
         let (name, had) = match self.of.remove_entry(name) {
@@ -123,28 +176,28 @@ impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
     }
 
     fn take(&mut self, key: &K, name: &N) {
-        let Some(names) = self.by.get_mut(key) else { return };
-        if let Ok(at) = names.binary_search_by(|other| (**other).cmp(name)) {
-            names.remove(at);
-        }
-        if names.is_empty() {
-            self.by.remove(key);
+        let hash = self.seed.hash_one(key);
+        if let Some(left) = self.by.remove(&hash).and_then(|names| names.without(name)) {
+            self.by.insert(hash, left);
         }
     }
 
     fn give(&mut self, key: &K, name: &Arc<N>) {
-        let names = self.by.entry(key.clone()).or_default();
-        if let Err(at) = names.binary_search(name) {
-            if names.is_empty() {
-                names.reserve_exact(1);
-            }
-            names.insert(at, Arc::clone(name));
-        }
+        let hash = self.seed.hash_one(key);
+        let names = self.by.entry(hash);
+        names
+            .and_modify(|names| names.add(name))
+            .or_insert_with(|| Few::One(Arc::clone(name)));
+    }
+
+    fn names_with(&self, key: &K) -> &[Arc<N>] {
+        let names = self.by.get(&self.seed.hash_one(key));
+        names.map(Few::names).unwrap_or_default()
     }
 
     /// The names that have `key`.
     pub(crate) fn with(&self, key: &K) -> impl Iterator<Item = &N> {
-        self.by.get(key).into_iter().flatten().map(AsRef::as_ref)
+        self.names_with(key).iter().map(AsRef::as_ref)
     }
 
     /// How many names have `key`, those that are among `except` not counted.
@@ -152,7 +205,7 @@ impl<K: Clone + Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
     where
         N: 'a,
     {
-        let Some(names) = self.by.get(key) else { return 0 };
+        let names = self.names_with(key);
         let among = |name: &N| names.binary_search_by(|other| (**other).cmp(name)).is_ok();
         names.len() - except.filter(|name| among(name)).count()
     }
@@ -297,6 +350,8 @@ fn keys(host: &BareMetalHost) -> Vec<Key> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use muster_proto::kinds::{BareMetalHostSpec, BmcDetails, HostReference, ServerSpec};
 
     use super::*;
@@ -320,6 +375,31 @@ mod tests {
         Path {
             namespace: "metal".to_owned(),
             name: name.to_owned(),
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn an_index_says_what_a_plain_table_of_names_and_keys_says(
+            sets in proptest::collection::vec((0..5_u8, proptest::collection::btree_set(0..6_u8, 0..4)), 0..40),
+        ) {
+            let (mut index, mut table) = (Multi::default(), BTreeMap::new());
+            for (name, keys) in sets {
+                let keys: Vec<u8> = keys.into_iter().collect();
+                let had = index.set(&name, keys.clone());
+                proptest::prop_assert_eq!(had, table.insert(name, keys).unwrap_or_default());
+                for key in 0..6 {
+                    let with: Vec<u8> = index.with(&key).copied().collect();
+                    let expected = table.iter().filter(|(_, keys)| keys.contains(&key));
+                    let expected: Vec<u8> = expected.map(|(name, _)| *name).collect();
+                    proptest::prop_assert_eq!(index.number(&key, [0, 9].iter()), expected.iter().filter(|name| **name != 0).count());
+                    proptest::prop_assert_eq!(with, expected);
+                }
+                let mut names = index.names();
+                names.sort_unstable();
+                let expected: Vec<u8> = table.iter().filter(|(_, keys)| !keys.is_empty()).map(|(name, _)| *name).collect();
+                proptest::prop_assert_eq!(names, expected);
+            }
         }
     }
 

@@ -116,10 +116,6 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if !draft.takes_slot() {
         return;
     }
-    let reach = access::ensure(draft);
-    if reach == Reach::No {
-        return;
-    }
     let start = draft
         .old
         .operation_history
@@ -133,9 +129,20 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     };
     let failures = draft.old.provisioning_fail_count;
     let operation = jobs::operation(draft, "provision", Some(start), failures);
-    if let Some(server) = draft.seen.server {
+    let left = leave_id(&operation);
+    let server = draft.seen.server;
+    // Nothing is left to do, so nobody need be reached for it: a leader that has just begun would ask every BMC first.
+    if let Some(server) = server.filter(|server| jobs::look(server, |job| job == left) == Job::Done) {
+        let stays_off = is_off(draft, server, &left);
+        finish(draft, stays_off);
+        return;
+    }
+    let reach = access::ensure(draft);
+    if reach == Reach::No {
+        return;
+    }
+    if let Some(server) = server {
         let written = format!("{operation}-write");
-        let left = leave_id(&operation);
         let is_written = jobs::look(server, |job| job.starts_with(&written)) == Job::Done;
         if is_written || jobs::look(server, |job| job == left) != Job::Absent {
             leave(draft, &reach, server, &left);
@@ -309,9 +316,7 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> R
 /// The image is on the disk and verified: the machine leaves its ramdisk, for its disk or off. Its agent hears that from the edge, with the
 /// answer to that the image is written.
 fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
-    let told = jobs::goes(server, id);
-    // What it was told counts for its power: if something else is wanted by now, that is seen to where the host rests.
-    let stays_off = told.map_or(stays_off(draft), |way| way == LeaveAction::PowerOff);
+    let stays_off = is_off(draft, server, id);
     let connected = draft.session().is_some();
     let ordered = jobs::is_placed(server, id);
     match jobs::look(server, |job| job == id) {
@@ -341,6 +346,13 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
         }
         _ => finish(draft, stays_off),
     }
+}
+
+/// True if the machine is off once it has left by the job `id`. What it was told counts for its power: if something else is wanted by now,
+/// that is seen to where the host rests.
+fn is_off(draft: &Draft<'_>, server: &Server, id: &str) -> bool {
+    let told = jobs::goes(server, id);
+    told.map_or(stays_off(draft), |way| way == LeaveAction::PowerOff)
 }
 
 /// True if the session has been connected for at least so long.

@@ -124,6 +124,26 @@ fn a_ramdisk_that_is_silent_for_a_moment_is_not_taken_for_one_that_left() {
 }
 
 #[test]
+fn a_new_leader_finishes_a_machine_that_has_left_before_it_asks_a_bmc() {
+    let mut world = at(State::Available);
+    world.set_image(Some(IMAGE));
+    world.until("the machine has left", |world| {
+        let status = world.server.as_ref().and_then(|server| server.status.as_ref());
+        let leaving = status.and_then(|status| status.job.as_ref()?.leaving.as_ref());
+        leaving.is_some_and(|leaving| leaving.said)
+    });
+    assert_eq!(world.state(), State::Provisioning);
+    world.restart();
+    let plan = world.plan();
+    let state = plan
+        .status
+        .as_ref()
+        .map(|status| status.provisioning.state.clone());
+    assert_eq!(state.as_deref(), Some("provisioned"));
+    assert!(!probes(&world), "{:?}", plan.effects);
+}
+
+#[test]
 fn a_machine_that_was_told_to_leave_and_stays_silent_is_not_reset_under_its_system() {
     let mut world = silent_after_its_write(Edge::Newest);
     let (boots, orders) = (world.machine.boots, world.machine.orders);
