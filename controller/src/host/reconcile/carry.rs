@@ -1,0 +1,158 @@
+//! What a round decided is carried out: the host is written, people are told, effects take place; those that call a BMC beside the rounds.
+
+use std::sync::{Arc, PoisonError};
+
+use muster_proto::{Chain, kinds::BareMetalHost};
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        Plan, State,
+        bmcs::is_call,
+        counts,
+        execute::{self, Fresh},
+        index::Path,
+        observe::Sight,
+        plan::{Effect, PowerOrder},
+    },
+    Context, TOO_FAST,
+};
+use crate::{events::Event, round::ExecuteError};
+
+/// What a round has done.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// The host itself was written.
+    pub(super) wrote: bool,
+    /// The host as it is then.
+    pub(super) host: Arc<BareMetalHost>,
+    /// What proves that the API server has it so.
+    pub(super) fresh: Option<Fresh>,
+}
+
+impl Done {
+    /// The API server answered with `now` to the write that was sent at `asked`. What changed nothing was not sent and proves nothing.
+    fn answered(&mut self, asked: Instant, now: Arc<BareMetalHost>) {
+        let version = now.metadata.resource_version.clone();
+        if version != self.host.metadata.resource_version {
+            self.fresh = Some(Fresh { version, asked });
+        }
+        (self.wrote, self.host) = (true, now);
+    }
+}
+
+/// The right to call the BMC of one host. When a call under it ends, the host is looked at again; where none was begun, it is the round
+/// that says when, or a write that the API server refuses would be tried again without a pause.
+pub(super) struct Call {
+    context: Arc<Context>,
+    host: Arc<BareMetalHost>,
+    begun: bool,
+}
+
+impl Call {
+    pub(super) fn begin(context: &Arc<Context>, host: &Arc<BareMetalHost>) -> Option<Call> {
+        context.memory.begin_call(host).then(|| Call {
+            context: Arc::clone(context),
+            host: Arc::clone(host),
+            begun: false,
+        })
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.context.memory.end_call(&self.host);
+        if self.begun {
+            self.context.wake([Path::of(self.host.as_ref())]);
+        }
+    }
+}
+
+/// Writes what `plan` says and does what it asks for, up to what calls the BMC: that goes on beside the rounds.
+pub(super) async fn carry_out(
+    context: &Arc<Context>,
+    path: &Path,
+    (sight, fresh): (&Sight, Option<Fresh>),
+    plan: Plan,
+    call: Option<Call>,
+) -> Result<Done, ExecuteError> {
+    let executor = &context.executor;
+    let mut done = Done {
+        wrote: false,
+        host: Arc::clone(&sight.host),
+        fresh,
+    };
+    if plan.status.is_some() || !plan.metadata.is_empty() || !plan.effects.is_empty() {
+        let effects: Vec<_> = plan.effects.iter().map(execute::name).collect();
+        tracing::info!(host = %path, state = %State::of(&done.host), why = %plan.why, ?effects, "the operator acts");
+    }
+    let mut events = plan.events;
+    if let Some(status) = &plan.status {
+        let asked = Instant::now();
+        done.answered(asked, executor.write_status(&done.host, status).await?);
+        context.memory.waits_no_more(&done.host);
+        counts::status_written(
+            &context.metrics,
+            &sight.host,
+            &done.host,
+            sight.secrets(),
+            &events,
+        );
+        // What is stored will not be said again by a later plan, so people are told now, whatever becomes of the effects.
+        events.drain(..).for_each(|event| context.events.record(event));
+    }
+    if !plan.metadata.is_empty() {
+        let asked = Instant::now();
+        done.answered(asked, executor.write_metadata(&done.host, &plan.metadata).await?);
+    }
+    let mut effects = plan.effects.into_iter();
+    while let Some(effect) = effects.next() {
+        if is_call(&effect) {
+            let rest: Vec<Effect> = std::iter::once(effect).chain(effects).collect();
+            spawn(context, Arc::clone(&done.host), sight.clone(), rest, events, call);
+            return Ok(done);
+        }
+        // Whatever is waited for makes what was known before it old.
+        executor.act(&done.host, sight, done.fresh.take(), effect).await?;
+    }
+    events.into_iter().for_each(|event| context.events.record(event));
+    Ok(done)
+}
+
+/// Carries out `effects`, the first of which calls the BMC, beside the rounds; tells `events` if all goes well.
+fn spawn(
+    context: &Arc<Context>,
+    host: Arc<BareMetalHost>,
+    sight: Sight,
+    effects: Vec<Effect>,
+    events: Vec<Event>,
+    mut call: Option<Call>,
+) {
+    if let Some(call) = &mut call {
+        call.begun = true;
+    }
+    let of = Arc::clone(context);
+    let mut calls = context.calls.lock().unwrap_or_else(PoisonError::into_inner);
+    // Those that have ended.
+    while calls.try_join_next().is_some() {}
+    calls.spawn(async move {
+        // Dropped at the end, whatever the end is.
+        let _call = call;
+        for effect in effects {
+            let power = match &effect {
+                Effect::Power { order, .. } => Some(matches!(order, PowerOrder::On | PowerOrder::Reset)),
+                _ => None,
+            };
+            if let Err(error) = of.executor.act(&host, &sight, None, effect).await {
+                tracing::debug!(host = %Path::of(host.as_ref()), error = %Chain(&error), "looks again");
+                // What it failed for may last a moment.
+                tokio::time::sleep(TOO_FAST / 4).await;
+                return;
+            }
+            if let Some(on) = power {
+                of.metrics.power(&counts::of(&host), on);
+            }
+        }
+        events.into_iter().for_each(|event| of.events.record(event));
+    });
+}
