@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 
 /// How long an object of ours is believed over the watched copy.
-const BELIEVED: Duration = Duration::from_secs(15);
-/// A copy that is known to be no older than this is as good as an answer of the API server, which takes as long under way.
-const FRESH: Duration = Duration::from_millis(200);
+pub const BELIEVED: Duration = Duration::from_secs(15);
+/// What is known to be no older than this is as good as an answer of the API server, which takes as long under way.
+pub const FRESH: Duration = Duration::from_millis(200);
 
 /// Objects of one kind and one namespace, by name.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl<K: ResourceExt> Written<K> {
     }
 
     /// True if all watched copies are known to be as the API server had them a moment ago: a watch tells what happened in its order, and it
-    /// has told a write that was sent since then.
+    /// has told a write that was sent since then. What others wrote within that moment may not be among it, as with any answer.
     pub fn proves_fresh(&self, watched: impl Fn(&str) -> Option<Arc<K>>) -> bool {
         let all = self.lock();
         all.iter()
@@ -97,17 +97,13 @@ impl<K: ResourceExt> Written<K> {
 }
 
 fn is_shown<K: ResourceExt>(ours: &Ours<K>, watched: Option<Arc<K>>) -> bool {
-    watched.is_some_and(|watched| version(&*watched) >= version(&*ours.object))
+    let ours = version(&*ours.object);
+    ours.is_some() && watched.is_some_and(|watched| version(&*watched) >= ours)
 }
 
-/// A resource version as the number that it is on every API server (and by contract since Kubernetes 1.35).
-fn version(object: &impl ResourceExt) -> u64 {
-    object
-        .meta()
-        .resource_version
-        .as_deref()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0)
+/// A resource version as the number that it is on every API server (and by contract since Kubernetes 1.35); none: it is no number.
+pub fn version(object: &impl Resource) -> Option<u128> {
+    object.meta().resource_version.as_deref()?.parse().ok()
 }
 
 /// The later of two copies of one object; of equals the second, which is ours. A copy of a deleted and remade object is told by its
@@ -135,8 +131,8 @@ mod tests {
         Arc::new(server)
     }
 
-    fn number(server: Option<Arc<Server>>) -> Option<u64> {
-        server.map(|server| version(&*server))
+    fn number(server: Option<Arc<Server>>) -> Option<u128> {
+        version(&*server?)
     }
 
     #[test]
@@ -171,6 +167,17 @@ mod tests {
         assert!(!written.proves_fresh(shows(6)), "it has not come that far");
         assert!(!written.proves_fresh(|_| None));
         assert!(written.proves_fresh(shows(7)) && written.proves_fresh(shows(8)));
+        let mut odd = Server::clone(&at("a", 8));
+        odd.metadata.resource_version = Some("odd".to_owned());
+        let other = Written::default();
+        other.remember(
+            Arc::new(odd.clone()),
+            Some(Instant::now() + Duration::from_mins(1)),
+        );
+        assert!(
+            !other.proves_fresh(|_| Some(Arc::new(odd.clone()))),
+            "which came first cannot be told"
+        );
         // It proves something as long as it is young, though the copy has it.
         written.prune(shows(7));
         assert!(written.proves_fresh(shows(7)));

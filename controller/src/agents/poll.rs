@@ -1,6 +1,6 @@
 //! A poll: what it tells is written, what the agent is to do is answered, and while there is nothing it is held.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use muster_proto::{
     kinds::{Server, Session, SessionState},
@@ -8,6 +8,7 @@ use muster_proto::{
 };
 
 use super::{
+    ca::ClientCertificate,
     clock,
     edge::{Caller, Edge, Peer, owner, unavailable},
     enrol::session_of,
@@ -26,10 +27,12 @@ pub(super) async fn answer(
     request: &PollRequest,
 ) -> Result<PollResponse, Problem> {
     let held = edge.sessions.hold(caller.name(), &caller.certificate.fingerprint);
+    let here = Arc::new(());
     let acknowledged = match request.outcome {
-        Some(_) => Box::pin(take(edge, &caller, request, peer)).await,
-        None => Box::pin(acknowledge(edge, &caller, request, peer)).await,
+        Some(_) => Box::pin(take(edge, &caller, request, peer, Arc::downgrade(&here))).await,
+        None => Box::pin(acknowledge(edge, &caller, request, peer, &Arc::downgrade(&here))).await,
     };
+    drop(here);
     if let Err(problem) = acknowledged {
         // It hears of it, and is here.
         held.answered();
@@ -53,14 +56,7 @@ pub(super) async fn answer(
         tokio::pin!(woken);
         // From here on no change is missed.
         woken.as_mut().enable();
-        let server = edge
-            .store
-            .server(&certificate.server)
-            .filter(|server| owner(&certificate, server).is_some());
-        let server = match server {
-            Some(server) => server,
-            None => Box::pin(edge.authenticate(peer)).await?.server,
-        };
+        let server = Box::pin(newest(edge, peer, &certificate, request)).await?;
         held.sees(View::of(Some(&server)));
         let command = jobs::command(&server, request);
         drop(server);
@@ -97,9 +93,39 @@ pub(super) async fn answer(
     })
 }
 
+/// The Server by which the poll is answered.
+async fn newest(
+    edge: &Edge,
+    peer: &Peer,
+    certificate: &ClientCertificate,
+    request: &PollRequest,
+) -> Result<Arc<Server>, Problem> {
+    let ours = |server: &Arc<Server>| owner(certificate, server).is_some();
+    let known = edge.store.server(&certificate.server).filter(ours);
+    let known = match known {
+        Some(known) => known,
+        None => Box::pin(edge.authenticate(peer)).await?.server,
+    };
+    if !jobs::goes_on(&known, request) || edge.store.is_fresh() {
+        return Ok(known);
+    }
+    // What follows a job is not given out as an old copy shows it: it may have been called off.
+    match edge.store.fetch_server(&certificate.server).await {
+        Ok(now) if ours(&now) => Ok(now),
+        Ok(_) => Ok(Box::pin(edge.authenticate(peer)).await?.server),
+        Err(error) => Err(unavailable(&error)),
+    }
+}
+
 /// Writes how a job went, to the end, though nobody may wait for the answer any more: a machine that says that it leaves is gone in a
 /// moment, and would be missed only after minutes.
-async fn take(edge: &Arc<Edge>, caller: &Caller, request: &PollRequest, peer: &Peer) -> Result<(), Problem> {
+async fn take(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    request: &PollRequest,
+    peer: &Peer,
+    here: Weak<()>,
+) -> Result<(), Problem> {
     // Whoever breaks off and tells again has no more than this in hand.
     let Some(turn) = edge.telling.take(caller.name().to_owned()) else {
         return Err(problem(
@@ -110,7 +136,7 @@ async fn take(edge: &Arc<Edge>, caller: &Caller, request: &PollRequest, peer: &P
     let (edge, caller, request, peer) = (Arc::clone(edge), caller.clone(), request.clone(), peer.clone());
     let written = tokio::spawn(async move {
         let _turn = turn;
-        acknowledge(&edge, &caller, &request, &peer).await
+        acknowledge(&edge, &caller, &request, &peer, &here).await
     });
     written.await.unwrap_or_else(|error| {
         tracing::error!(%error, "how a job went is not written; the agent tells it again");
@@ -121,20 +147,18 @@ async fn take(edge: &Arc<Edge>, caller: &Caller, request: &PollRequest, peer: &P
     })
 }
 
-/// Writes what the poll tells: that the agent is here, and how its job is or went.
+/// Writes what the poll tells: that the agent is here, as long as `here` lives, and how its job is or went.
 async fn acknowledge(
     edge: &Edge,
     caller: &Caller,
     request: &PollRequest,
     peer: &Peer,
+    here: &Weak<()>,
 ) -> Result<(), Problem> {
     let now = clock::rfc3339(clock::now());
     let address = peer.address.to_string();
     // An outcome of a job that the watched copy does not show yet: the API server is asked before it is taken for nobody's.
-    // Nor is what follows a job given out as an old copy shows it: it may have been called off.
-    let goes_on = jobs::goes_on(&caller.server, request);
-    let asks = !jobs::mentions(&caller.server, &request.last) || (goes_on && !edge.store.is_fresh());
-    if request.outcome.is_some() && asks {
+    if request.outcome.is_some() && !jobs::mentions(&caller.server, &request.last) {
         match edge.store.fetch_server(caller.name()).await {
             Ok(_) | Err(StoreError::Gone { .. }) => {}
             Err(error) => return Err(unavailable(&error)),
@@ -154,7 +178,7 @@ async fn acknowledge(
         if let Some(session) = status.session.as_mut() {
             if jobs::says_farewell(server, request) {
                 end(session, &now);
-            } else {
+            } else if here.strong_count() > 0 {
                 connect(session, &address, &now);
             }
         }

@@ -308,9 +308,11 @@ impl Store {
         }
     }
 
-    /// True if the watched Servers are known to be as the API server had them a moment ago.
+    /// True if the watched Servers are known to be as the API server had them a moment ago. Of an object that cannot be read, the copy may
+    /// show what it was before.
     pub(super) fn is_fresh(&self) -> bool {
-        self.world.written.proves_fresh(|name| self.watched(name))
+        let readable = self.world.unreadable.all().is_empty();
+        readable && self.world.written.proves_fresh(|name| self.watched(name))
     }
 
     fn watched(&self, name: &str) -> Option<Arc<Server>> {

@@ -4,7 +4,7 @@
 //! A call to a BMC may take long. So it, and what comes after it, runs beside the rounds; what it came to is remembered, and the host
 //! is looked at again. Of one host only one call is under way.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
@@ -36,6 +36,7 @@ use crate::{
     lease::Leadership,
     patch::difference,
     round::{ExecuteError, FIELD_MANAGER, failed},
+    written::FRESH,
 };
 
 /// Proof that the API server has a host as it is known, if nothing was asked of it since: its answer to a write.
@@ -48,11 +49,8 @@ pub struct Fresh {
 }
 
 impl Fresh {
-    /// So long it counts: enough for the answer and for the next decision.
-    const FOR: Duration = Duration::from_millis(200);
-
     fn proves(&self, host: &BareMetalHost) -> bool {
-        self.version == host.metadata.resource_version && self.asked.elapsed() < Fresh::FOR
+        self.version == host.metadata.resource_version && self.asked.elapsed() < FRESH
     }
 }
 

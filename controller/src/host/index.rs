@@ -90,7 +90,7 @@ impl Key {
 }
 
 /// Which names have a key. Each key is kept once, with its name; what leads from a key to its names is its hash, with a seed that nobody
-/// knows. Should two keys ever share one, either finds the other's names, too: an index finds candidates, and who asks it looks at them.
+/// knows. Two keys of one hash would find each other's names: with 64 bits of it and a million keys, once in many million starts.
 #[derive(Debug)]
 pub(crate) struct Multi<K, N> {
     seed: RandomState,

@@ -22,10 +22,9 @@ use super::{
 use crate::{
     bucket::{Bucket, Rate},
     events::Event,
+    written::{BELIEVED, version},
 };
 
-/// How long what we wrote is believed over the watched copy, which is normally milliseconds behind.
-const OWN: Duration = Duration::from_secs(15);
 /// How many rounds of one host may follow each other at once: a life has some thirty.
 const ROUNDS: Rate = Rate {
     burst: 60,
@@ -55,7 +54,7 @@ impl<K: Resource> Own<K> {
             self.shown(watched.as_ref());
         }
         match &self.0 {
-            Some((own, at)) if at.elapsed() < OWN => Some(Arc::clone(own)),
+            Some((own, at)) if at.elapsed() < BELIEVED => Some(Arc::clone(own)),
             _ => watched,
         }
     }
@@ -65,11 +64,6 @@ impl<K: Resource> Own<K> {
         let newer = |own: &K| own.meta().uid == watched.meta().uid && version(own) > version(watched);
         self.0 = self.0.take().filter(|(own, _)| newer(own.as_ref()));
     }
-}
-
-/// Resource versions grow (Kubernetes documents them as comparable numbers); where they are no numbers, the watched copy counts.
-fn version<K: Resource>(object: &K) -> Option<u128> {
-    object.meta().resource_version.as_deref()?.parse().ok()
 }
 
 /// What is known of one host.

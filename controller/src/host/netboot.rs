@@ -21,18 +21,21 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
         return None;
     }
     let foreign = host.spec.externally_provisioned == Some(true);
-    let left = server.and_then(|server| left(host, server));
+    // The Server is watched apart from the host, and may show the end of a provisioning whose beginning the host's copy does not show yet.
+    let left = server.is_some_and(|server| match State::of(host) {
+        State::Provisioning => leaves(host, server),
+        State::Preparing | State::Available | State::Deprovisioning => left(host, server) > Some(begun(host)),
+        _ => false,
+    });
     match State::of(host) {
+        _ if left => None,
         State::Registering if !foreign && !registration::inspection_disabled(host) => {
             Some("its host is registering and will be inspected")
         }
         State::Inspecting => Some("its host is inspecting"),
         State::Preparing if !foreign => Some("its host is preparing"),
-        // The Server is watched apart from the host, and may show the end of what the host's copy does not show the beginning of.
-        State::Available if !foreign && host.spec.online && left.is_none_or(|left| left <= begun(host)) => {
-            Some("its host is available, ready for an image")
-        }
-        State::Provisioning if left.is_none_or(|left| left < begun(host)) => Some("its host is provisioning"),
+        State::Available if !foreign && host.spec.online => Some("its host is available, ready for an image"),
+        State::Provisioning => Some("its host is provisioning"),
         State::Deprovisioning => Some("its host is deprovisioning"),
         _ => None,
     }
@@ -41,7 +44,7 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
 /// True once the machine has its image and is told to leave the ramdisk, or is with the answer to that it has. What it was told in a former
 /// provisioning counts for nothing: without cleaning no other job came in between.
 pub(super) fn leaves(host: &BareMetalHost, server: &Server) -> bool {
-    left(host, server).is_some_and(|left| left >= begun(host))
+    left(host, server) >= Some(begun(host))
 }
 
 /// When the host's latest provisioning began, in seconds since 1970; 0: it has had none.
@@ -67,7 +70,11 @@ fn left(host: &BareMetalHost, server: &Server) -> Option<i64> {
     let told = ordered.zip(taken).and_then(|(job, last)| job.left_after(last));
     match ordered {
         Some(job) => begun(&job.id).or_else(|| begun(&told?.0.id)),
-        // Only the last job counts: one of a former life is followed by others.
-        None => begun(&taken?.id),
+        // Only the last job counts: one of a former life is followed by others. Its order may be taken off once it is carried out.
+        None => {
+            let taken = taken?;
+            let left = taken.leaving.as_ref().filter(|leaving| leaving.said);
+            begun(&taken.id).or_else(|| begun(&left?.id))
+        }
     }
 }

@@ -376,6 +376,30 @@ async fn a_farewell_is_written_though_the_machine_does_not_wait_for_the_answer()
 }
 
 #[tokio::test]
+async fn what_a_machine_said_last_does_not_bring_its_session_back() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    order(&lab, &write_job("op-1", 7));
+    assert!(agent.poll("").await.unwrap().command.is_some());
+    lab.api.hold("PATCH", &format!("/{}/status", name(1)));
+    tokio::select! {
+        answer = agent.poll_with(failing("op-1", "no space", Vec::new())) => panic!("answered before it is written: {answer:?}"),
+        () = lab.until("it is being written", |lab| lab.api.is_held()) => {}
+    }
+    lab.until("it is missed", |lab| {
+        session(lab).state == SessionState::Disconnected
+    })
+    .await;
+    lab.api.release();
+    lab.until("what it said is written", |lab| {
+        lab.status(&name(1)).job.is_some_and(|job| job.done)
+    })
+    .await;
+    assert_eq!(job(&lab).error, "no space");
+    assert_eq!(session(&lab).state, SessionState::Disconnected);
+}
+
+#[tokio::test]
 async fn the_key_for_secrets_is_kept_with_the_session_and_nobody_replaces_it() {
     let lab = Lab::new().await;
     let token = lab.token(1);

@@ -329,24 +329,48 @@ fn the_ramdisk_boots_where_the_operator_needs_it_and_nowhere_else() {
 
 #[test]
 fn a_machine_that_has_left_boots_its_image_though_the_copy_of_its_host_is_older_than_that_of_its_server() {
-    let mut world = at(State::Available);
-    let before = world.host().clone();
-    world.set_image(Some(IMAGE));
-    world.reach(State::Provisioning);
-    let (writing, ordered) = (world.host().clone(), world.server.clone());
-    world.reach(State::Provisioned);
-    let (provisioned, left) = (world.host().clone(), world.server.clone());
-    world.set_image(None);
-    world.reach(State::Available);
-    let released = world.host().clone();
-    for (host, server, boots, what) in [
-        (&before, &ordered, true, "it is written"),
-        (&before, &left, false, "before the copy shows that it is written"),
-        (&writing, &left, false, "while it shows that"),
-        (&provisioned, &left, false, "once it is written"),
-        (&released, &left, true, "it was told in a former provisioning"),
-    ] {
-        assert_eq!(netboot::wanted(host, server.as_ref()).is_some(), boots, "{what}");
+    let mut in_band = World::in_band();
+    in_band.reach(State::Available);
+    for mut world in [at(State::Available), in_band] {
+        let before = world.host().clone();
+        world.set_image(Some(IMAGE));
+        world.reach(State::Provisioning);
+        let (writing, ordered) = (world.host().clone(), world.server.clone());
+        world.reach(State::Provisioned);
+        let (provisioned, left) = (world.host().clone(), world.server.clone());
+        let mut cleared = left.clone();
+        cleared.as_mut().unwrap().spec.job = None;
+        world.set_image(None);
+        world.reach(State::Deprovisioning);
+        let leaving = world.host().clone();
+        let mut preparing = before.clone();
+        preparing.status.as_mut().unwrap().provisioning.state = "preparing".to_owned();
+        for (host, server, boots, what) in [
+            (&before, &ordered, true, "it is written"),
+            (&before, &left, false, "before the copy shows that it is written"),
+            (
+                &preparing,
+                &left,
+                false,
+                "before the copy shows that it is available",
+            ),
+            (&before, &cleared, false, "and its order is taken off"),
+            (&writing, &left, false, "while the copy shows that it is written"),
+            (&writing, &cleared, false, "and its order is taken off"),
+            (&provisioned, &left, false, "once it is written"),
+            (&leaving, &left, true, "it was told in a former provisioning"),
+            (&leaving, &cleared, true, "it was told in a former provisioning"),
+        ] {
+            assert_eq!(netboot::wanted(host, server.as_ref()).is_some(), boots, "{what}");
+        }
+        // A person power-cycles what has no BMC.
+        if world.host().spec.bmc.is_some() {
+            world.reach(State::Available);
+            assert!(
+                netboot::wanted(world.host(), cleared.as_ref()).is_some(),
+                "released"
+            );
+        }
     }
 }
 
