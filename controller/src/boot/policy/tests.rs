@@ -208,7 +208,7 @@ fn a_hand_made_host_boots_its_disk_until_it_is_to_be_inspected() {
 }
 
 /// The job by which the hosts of these tests, which have neither a UID nor a history, are told to leave.
-const LEAVE: &str = "host-provision--0-0-leave";
+const LEAVE: &str = "host-provision--9-0-leave";
 
 #[test]
 fn a_host_that_the_operator_works_on_boots_the_ramdisk() {
@@ -409,9 +409,17 @@ fn a_host_that_is_worked_on_boots_the_ramdisk_on_every_segment_known_to_a_server
     }
 }
 
+/// Since a second that [`LEAVE`] tells.
+fn provisioning() -> BareMetalHost {
+    let mut host = discovered("provisioning");
+    let history = serde_json::json!({ "provision": { "start": "1970-01-01T00:00:09Z" } });
+    host.status.as_mut().unwrap().operation_history = Some(serde_json::from_value(history).unwrap());
+    host
+}
+
 #[test]
 fn a_machine_boots_its_disk_once_it_is_told_to_leave_the_ramdisk_with_its_image() {
-    let host = specified(discovered("provisioning"), |spec| spec.image = an_image());
+    let host = specified(provisioning(), |spec| spec.image = an_image());
     let boots = |server: &Server| row(Some(server), Some(&host));
     for action in [JobAction::Clean, JobAction::Write] {
         for done in [false, true] {
@@ -423,7 +431,7 @@ fn a_machine_boots_its_disk_once_it_is_told_to_leave_the_ramdisk_with_its_image(
         leaving.spec.job.as_mut().unwrap().id = LEAVE.to_owned();
         assert_eq!(boots(&leaving), [Disk, Disk, Disk]);
         // What it was told in a former provisioning counts for nothing.
-        leaving.spec.job.as_mut().unwrap().id = LEAVE.replace("-0-0-", "-9-0-");
+        leaving.spec.job.as_mut().unwrap().id = LEAVE.replace("-9-0-", "-8-0-");
         assert_eq!(boots(&leaving), [Ramdisk, Ramdisk, Ramdisk]);
         // Somebody else's reboot is no leave.
         assert_eq!(
@@ -435,9 +443,9 @@ fn a_machine_boots_its_disk_once_it_is_told_to_leave_the_ramdisk_with_its_image(
 
 #[test]
 fn a_machine_boots_its_disk_from_when_the_write_that_it_leaves_after_has_ended_well() {
-    let host = specified(discovered("provisioning"), |spec| spec.image = an_image());
+    let host = specified(provisioning(), |spec| spec.image = an_image());
     let boots = |server: &Server| row(Some(server), Some(&host));
-    let former = LEAVE.replace("-0-0-", "-9-0-");
+    let former = LEAVE.replace("-9-0-", "-8-0-");
     for (leave, is_former) in [(LEAVE, false), (former.as_str(), true)] {
         for cleans in [true, false] {
             let mut server = with_job(JobAction::Write, true);
