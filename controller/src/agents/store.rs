@@ -131,8 +131,7 @@ impl Store {
     pub(super) fn number_on(&self, segment: &str, coming: &BTreeSet<&str>) -> usize {
         let own = self.world.written.all();
         let is_here = |name: &&String| {
-            let watched = self.world.servers.get(&self.at(name).to_ref());
-            let newest = newer(watched, own.get(*name).cloned());
+            let newest = newer(self.watched(name), own.get(*name).cloned());
             !coming.contains(name.as_str()) && newest.is_some_and(|server| is_on(&server, segment))
         };
         let ours = own.keys().filter(is_here).count();
@@ -145,7 +144,7 @@ impl Store {
         coming.len() + ours + self.world.machines.number_with(&signal, &counted)
     }
 
-    /// Where the Server called `name` is.
+    /// Where the Server or the Enrolment called `name` is.
     fn at(&self, name: &str) -> Path {
         Path {
             namespace: self.namespace.clone(),
@@ -235,11 +234,7 @@ impl Store {
 
     /// The Enrolment as far as known without a request.
     pub(super) fn enrolment(&self, name: &str) -> Option<Arc<Enrolment>> {
-        let watched = self
-            .world
-            .enrolments
-            .get(&ObjectRef::new(name).within(&self.namespace));
-        self.written_enrolments.newest(name, watched)
+        self.written_enrolments.newest(name, self.watched_enrolment(name))
     }
 
     /// All Enrolments of the Server `server`, as far as known without a request.
@@ -319,14 +314,14 @@ impl Store {
         self.world.servers.get(&self.at(name).to_ref())
     }
 
+    fn watched_enrolment(&self, name: &str) -> Option<Arc<Enrolment>> {
+        self.world.enrolments.get(&self.at(name).to_ref())
+    }
+
     /// Forgets what the watched copies have caught up with.
     pub(super) fn prune(&self) {
         self.world.written.prune(|name| self.watched(name));
-        self.written_enrolments.prune(|name| {
-            self.world
-                .enrolments
-                .get(&ObjectRef::new(name).within(&self.namespace))
-        });
+        self.written_enrolments.prune(|name| self.watched_enrolment(name));
     }
 
     /// `sent` is when the write was sent that made this version of it, if one did.
