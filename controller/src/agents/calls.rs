@@ -174,15 +174,17 @@ impl Body for Content {
     }
 }
 
+/// The answer to a call, on its way.
+pub(super) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
 /// Answers the calls on `stream` until it ends, or once `over` comes: then a call that is under way is still answered.
-pub(super) async fn serve<S, F>(
+pub(super) async fn serve<S>(
     stream: S,
-    answer: impl Fn(Request<Content>) -> F,
-    over: impl Future<Output = ()>,
+    answer: impl Fn(Request<Content>) -> Answering,
+    mut over: impl Future<Output = ()> + Unpin,
 ) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
-    F: Future<Output = Answer>,
 {
     let (reader, mut writer) = tokio::io::split(stream);
     let line = Arc::new(Mutex::new(Line {
@@ -190,11 +192,10 @@ where
         buffer: Vec::new(),
         rest: Rest::Nothing,
     }));
-    tokio::pin!(over);
     let mut last = false;
     while !last {
         let head = tokio::select! {
-            head = timeout(HEAD, head(&line)) => head,
+            head = Box::pin(timeout(HEAD, head(&line))) => head,
             // Nobody waits for an answer.
             () = &mut over => break,
         };
@@ -205,7 +206,7 @@ where
                     ProblemKind::Malformed,
                     "this is no request that is understood here",
                 );
-                write(&mut writer, with_status(status, &why), true).await?;
+                Box::pin(write(&mut writer, with_status(status, &why), true)).await?;
                 break;
             }
             None => break,
@@ -217,28 +218,28 @@ where
             writer.flush().await?;
         }
         let bare = head.method == Method::HEAD;
-        let mut request = Request::new(Content(Arc::clone(&line)));
-        (*request.method_mut(), *request.uri_mut()) = (head.method, head.uri);
-        let mut answered = {
-            let answering = answer(request);
-            tokio::pin!(answering);
-            loop {
-                tokio::select! {
-                    // First, so that the others see what it has left of the content.
-                    biased;
-                    answered = &mut answering => break answered,
-                    gone = gone(&line) => return Err(gone),
-                    () = &mut over, if !last => last = true,
-                }
+        let mut answering = {
+            let mut request = Request::new(Content(Arc::clone(&line)));
+            (*request.method_mut(), *request.uri_mut()) = (head.method, head.uri);
+            answer(request)
+        };
+        let mut answered = loop {
+            tokio::select! {
+                // First, so that the others see what it has left of the content.
+                biased;
+                answered = &mut answering => break answered,
+                gone = gone(&line) => return Err(gone),
+                () = &mut over, if !last => last = true,
             }
         };
+        drop(answering);
         // What was not read would be taken for the next head.
         last |= lock(&line).rest != Rest::Nothing;
         if bare {
             // Its answer has no content (RFC 9110 section 9.3.2): this would be taken for the next head.
             *answered.body_mut() = Full::default();
         }
-        write(&mut writer, answered, last).await?;
+        Box::pin(write(&mut writer, answered, last)).await?;
     }
     writer.shutdown().await
 }

@@ -70,13 +70,13 @@ pub(super) struct Pending {
 pub(super) struct Peer {
     pub(super) address: IpAddr,
     /// The certificate that TLS accepted; `None` in it: ours, but no agent's.
-    pub(super) certificate: Option<Option<ClientCertificate>>,
+    pub(super) certificate: Option<Option<Arc<ClientCertificate>>>,
 }
 
 /// A call's right to speak: the Server and its session as they stood when that was checked.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
-    pub(super) certificate: ClientCertificate,
+    pub(super) certificate: Arc<ClientCertificate>,
     pub(super) server: Arc<Server>,
 }
 
@@ -127,13 +127,13 @@ impl Edge {
         let known = self.store.server(&certificate.server);
         if let Some(server) = known.filter(|server| owner(certificate, server).is_some()) {
             return Ok(Caller {
-                certificate: certificate.clone(),
+                certificate: Arc::clone(certificate),
                 server,
             });
         }
         match self.store.fetch_server(&certificate.server).await {
             Ok(server) if owner(certificate, &server).is_some() => Ok(Caller {
-                certificate: certificate.clone(),
+                certificate: Arc::clone(certificate),
                 server,
             }),
             Ok(_) => Err(refused("a newer session of this machine has replaced this one")),

@@ -13,7 +13,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     ca::ClientCertificate,
@@ -111,7 +111,12 @@ pub(super) async fn serve(
         let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
         let (edge, room) = (Arc::clone(&edge), room.clone());
         connections.spawn(async move {
-            if let Err(error) = connection(stream, peer, acceptor, edge, room, seat).await {
+            // On the heap: this task lives as long as its agent, and would have room for the handshake and all else that moves through it.
+            let ended = match Box::pin(meet(stream, peer, acceptor, &edge, &room, seat)).await {
+                Ok(met) => met.serve(&edge).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%peer, error = %muster_proto::Chain(&error), "connection ended");
             }
         });
@@ -137,14 +142,22 @@ enum ConnectionError {
     Http(#[source] std::io::Error),
 }
 
-async fn connection(
+/// A connection whose other end is known.
+struct Met {
+    stream: Box<TlsStream<TcpStream>>,
+    peer: Peer,
+    _seat: Seat,
+}
+
+/// The handshake on `stream`, and a place for whoever it is.
+async fn meet(
     stream: TcpStream,
     peer: SocketAddr,
     acceptor: TlsAcceptor,
-    edge: Arc<Edge>,
-    room: Room,
+    edge: &Edge,
+    room: &Room,
     mut seat: Seat,
-) -> Result<(), ConnectionError> {
+) -> Result<Met, ConnectionError> {
     stream.set_nodelay(true).map_err(ConnectionError::Socket)?;
     let socket = socket2::SockRef::from(&stream);
     socket
@@ -156,8 +169,7 @@ async fn connection(
     socket
         .set_tcp_keepalive(&keepalive)
         .map_err(ConnectionError::Socket)?;
-    // On the heap: this task lives as long as its agent, and would have room for the handshake and all else that moves through it.
-    let accepted = Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))).await;
+    let accepted = timeout(HANDSHAKE, acceptor.accept(stream)).await;
     let accepted = accepted.map_err(|_| ConnectionError::Slow)?;
     let stream = Box::new(accepted.map_err(ConnectionError::Handshake)?);
     let leaf = stream
@@ -165,12 +177,10 @@ async fn connection(
         .1
         .peer_certificates()
         .and_then(|chain| chain.first());
-    let certificate = leaf.map(|leaf| ClientCertificate::parse(leaf));
+    let certificate = leaf.map(|leaf| ClientCertificate::parse(leaf).map(Arc::new));
     // One that is ours and no agent's has no more room than none.
-    let server = certificate.iter().flatten().map(|agent| &*agent.server).next();
-    let known = server.is_some();
-    if let Some(server) = server {
-        seat = room.agent(server).ok_or_else(|| {
+    if let Some(Some(agent)) = &certificate {
+        seat = room.agent(&agent.server).ok_or_else(|| {
             edge.metrics.turned_away.inc();
             ConnectionError::Full
         })?;
@@ -179,23 +189,50 @@ async fn connection(
         address: peer.ip().to_canonical(),
         certificate,
     };
-    let over = {
+    Ok(Met {
+        stream,
+        peer,
+        _seat: seat,
+    })
+}
+
+impl Met {
+    /// Answers its calls, until it ends or has to.
+    async fn serve(self, edge: &Arc<Edge>) -> Result<(), ConnectionError> {
+        let known = matches!(self.peer.certificate, Some(Some(_)));
         let mut ending = edge.ending.clone();
-        async move {
+        let over = Box::pin(async move {
             // The sender lives as long as the process.
             let ending = async { drop(ending.wait_for(|ending| *ending).await) };
             match known {
                 true => ending.await,
                 false => drop(timeout(STRANGER, ending).await),
             }
-        }
-    };
-    let answer = |request| {
-        let (edge, peer) = (Arc::clone(&edge), peer.clone());
-        // On the heap: a call is large while it waits, an idle connection is not.
-        Box::pin(routes::answer(edge, peer, request))
-    };
-    let result = calls::serve(stream, answer, over).await;
-    drop(seat);
-    result.map_err(ConnectionError::Http)
+        });
+        let answer = |request| routes::answer(edge, &self.peer, request);
+        calls::serve(self.stream, answer, over)
+            .await
+            .map_err(ConnectionError::Http)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agents::poll;
+
+    fn size_of_connection<A, B, F>(_: fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn size_of_poll<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Each of thousands of agents takes this much all the time that it is connected.
+    #[test]
+    fn a_connection_whose_poll_is_held_is_small() {
+        let (connection, poll) = (size_of_connection(Met::serve), size_of_poll(poll::answer));
+        assert!(connection <= 1024 && poll <= 768, "{connection} and {poll} bytes");
+    }
 }

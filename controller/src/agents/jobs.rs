@@ -146,7 +146,7 @@ pub(super) fn says_farewell(server: &Server, request: &PollRequest) -> bool {
         Some(leave) if leave.id == request.last => true,
         _ => job.id == request.last && matches!(job.action, JobAction::Reboot | JobAction::PowerOff),
     };
-    request.outcome == Some(Outcome::Done) && server.spec.job.as_ref().is_some_and(ordered)
+    request.outcome == Some(Outcome::Done) && server.spec.job.as_deref().is_some_and(ordered)
 }
 
 /// How the agent is told to leave with the answer to the end of the job `id`, if that went well.
@@ -226,7 +226,7 @@ pub(super) fn put(status: &mut ServerStatus, job: JobStatus) {
         before.id != job.id && !before.error.is_empty() && before.failure != Some(Failure::Outdated)
     };
     if let Some(before) = status.job.take().filter(failed) {
-        status.last_failure = Some(before);
+        status.last_failure = Some(Box::new(before));
     }
     status.job = Some(job);
 }

@@ -26,7 +26,7 @@ pub(super) async fn answer(
     caller: Caller,
     request: &PollRequest,
 ) -> Result<PollResponse, Problem> {
-    let held = edge.sessions.hold(caller.name(), &caller.certificate.fingerprint);
+    let held = edge.sessions.hold(&caller.certificate);
     let here = Arc::new(());
     let acknowledged = match request.outcome {
         Some(_) => Box::pin(take(edge, &caller, request, peer, Arc::downgrade(&here))).await,

@@ -133,7 +133,7 @@ mod tests {
             ..Job::default()
         };
         let spec = ServerSpec {
-            job: Some(job),
+            job: Some(Box::new(job)),
             ..ServerSpec::default()
         };
         let mut server = Server::new("a", spec);

@@ -1,6 +1,6 @@
 //! The calls of `proto/src/session.rs`: who may, what comes in, what goes out.
 
-use std::{sync::Arc, time::Instant};
+use std::{future::ready, sync::Arc, time::Instant};
 
 use hyper::{Method, Request, StatusCode};
 use muster_proto::{
@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     body, ca,
-    calls::Content,
+    calls::{Answering, Content},
     clock,
     edge::{Caller, Edge, Peer, unavailable},
     identity::{self, Settled, Word},
@@ -46,65 +46,49 @@ static INVENTORIES: Semaphore = Semaphore::const_new(8);
 /// 1024 times 256 KiB, where a real one has three.
 static ARRIVING: Semaphore = Semaphore::const_new(64 << 20);
 
-/// Answers one request of `peer`.
-pub(super) async fn answer(edge: Arc<Edge>, peer: Peer, request: Request<Content>) -> Answer {
-    let began = Instant::now();
-    let path = request.uri().path().to_owned();
-    // Of thousands of polls that are held, none is to be as large as what seldom comes.
-    let (call, result) = match path.as_str() {
-        _ if !is_call(&path) => return missing(StatusCode::NOT_FOUND, "there is no such call"),
-        _ if request.method() != Method::POST => {
-            return missing(StatusCode::METHOD_NOT_ALLOWED, "every call is a POST");
-        }
-        "/v1/enrol" => (
-            "enrol",
-            Box::pin(enrol(&edge, &peer, request))
-                .await
-                .map(|done| json(&done)),
-        ),
-        "/v1/renew" => (
-            "renew",
-            Box::pin(renew(&edge, &peer, request))
-                .await
-                .map(|done| json(&done)),
-        ),
-        "/v1/inventory" => (
-            "inventory",
-            Box::pin(report(&edge, &peer, request))
-                .await
-                .map(|done| json(&done)),
-        ),
-        "/v1/poll" => ("poll", turn(&edge, &peer, request).await.map(|done| json(&done))),
-        _ => (
-            "log",
-            Box::pin(log(&edge, &peer, request))
-                .await
-                .map(|()| Answer::default()),
-        ),
-    };
-    if call != "poll" {
-        edge.metrics.took(call, began.elapsed().as_secs_f64());
+/// Answers one request of `peer`. Each call has a future of its own: of thousands of polls that are held, none is as large as what
+/// seldom comes.
+pub(super) fn answer(edge: &Arc<Edge>, peer: &Peer, request: Request<Content>) -> Answering {
+    let (edge, peer) = (Arc::clone(edge), peer.clone());
+    let (head, content) = request.into_parts();
+    macro_rules! call {
+        ($call:literal, $carry_out:ident, $show:expr) => {{
+            if head.method != Method::POST {
+                return missing(StatusCode::METHOD_NOT_ALLOWED, "every call is a POST");
+            }
+            let began = Instant::now();
+            Box::pin(async move {
+                let result = $carry_out(&edge, &peer, content).await;
+                if $call != "poll" {
+                    edge.metrics.took($call, began.elapsed().as_secs_f64());
+                }
+                result.map($show).unwrap_or_else(|problem| {
+                    tracing::debug!(call = $call, address = %peer.address, "{problem}");
+                    refusal(&problem)
+                })
+            })
+        }};
     }
-    result.unwrap_or_else(|problem| {
-        tracing::debug!(call, address = %peer.address, "{problem}");
-        refusal(&problem)
-    })
+    match head.uri.path() {
+        "/v1/enrol" => call!("enrol", enrol, |done| json(&done)),
+        "/v1/renew" => call!("renew", renew, |done| json(&done)),
+        "/v1/inventory" => call!("inventory", report, |done| json(&done)),
+        "/v1/poll" => call!("poll", turn, |done| json(&done)),
+        "/v1/log" => call!("log", log, |()| Answer::default()),
+        _ => missing(StatusCode::NOT_FOUND, "there is no such call"),
+    }
 }
 
-fn is_call(path: &str) -> bool {
-    matches!(
-        path,
-        "/v1/enrol" | "/v1/renew" | "/v1/inventory" | "/v1/poll" | "/v1/log"
-    )
+fn missing(status: StatusCode, message: &str) -> Answering {
+    Box::pin(ready(with_status(
+        status,
+        &problem(ProblemKind::Malformed, message),
+    )))
 }
 
-fn missing(status: StatusCode, message: &str) -> Answer {
-    with_status(status, &problem(ProblemKind::Malformed, message))
-}
-
-/// The body of `request` as JSON, at most `max` bytes of it.
-async fn read<T: DeserializeOwned>(request: Request<Content>, max: usize) -> Result<T, Problem> {
-    understand(&body::read(request.into_body(), max, None).await?)
+/// All of `content` as JSON, at most `max` bytes of it.
+async fn read<T: DeserializeOwned>(content: Content, max: usize) -> Result<T, Problem> {
+    understand(&body::read(content, max, None).await?)
 }
 
 fn understand<T: DeserializeOwned>(arrived: &body::Arrived<'_>) -> Result<T, Problem> {
@@ -112,15 +96,15 @@ fn understand<T: DeserializeOwned>(arrived: &body::Arrived<'_>) -> Result<T, Pro
         .map_err(|error| problem(ProblemKind::Malformed, text::clean(error.to_string().as_bytes())))
 }
 
-async fn enrol(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<EnrolResponse, Problem> {
-    let request: EnrolRequest = read(request, MAX_ENROL).await?;
+async fn enrol(edge: &Edge, peer: &Peer, content: Content) -> Result<EnrolResponse, Problem> {
+    let request: EnrolRequest = read(content, MAX_ENROL).await?;
     edge.enrol(request, peer.address).await
 }
 
 /// A further certificate for the key of this session: the session is the key, another key is another enrolment.
-async fn renew(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<EnrolResponse, Problem> {
+async fn renew(edge: &Edge, peer: &Peer, content: Content) -> Result<EnrolResponse, Problem> {
     let caller = edge.authenticate(peer).await?;
-    let request: RenewRequest = read(request, MAX_SMALL).await?;
+    let request: RenewRequest = read(content, MAX_SMALL).await?;
     let key = ca::Request::parse(&request.csr)
         .map_err(|error| problem(ProblemKind::Malformed, error.to_string()))?;
     if key.fingerprint != caller.certificate.fingerprint {
@@ -149,7 +133,7 @@ async fn renew(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<En
     })
 }
 
-async fn report(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<InventoryResponse, Problem> {
+async fn report(edge: &Edge, peer: &Peer, content: Content) -> Result<InventoryResponse, Problem> {
     let stored = async {
         let caller = edge.authenticate(peer).await?;
         let Some(_turn) = edge.reporting.take(caller.name().to_owned()) else {
@@ -157,9 +141,9 @@ async fn report(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<I
                 ProblemKind::Unavailable,
                 "another inventory of this machine is on its way; try again",
             );
-            return Err(body::refuse(request.into_body(), busy).await);
+            return Err(body::refuse(content, busy).await);
         };
-        let arrived = body::read(request.into_body(), MAX_BODY, Some(&ARRIVING)).await?;
+        let arrived = body::read(content, MAX_BODY, Some(&ARRIVING)).await?;
         let _room = INVENTORIES
             .acquire()
             .await
@@ -243,15 +227,15 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
     status
 }
 
-async fn turn(edge: &Arc<Edge>, peer: &Peer, request: Request<Content>) -> Result<PollResponse, Problem> {
+async fn turn(edge: &Arc<Edge>, peer: &Peer, content: Content) -> Result<PollResponse, Problem> {
     let caller = Box::pin(edge.authenticate(peer)).await?;
-    let request: PollRequest = Box::pin(read(request, MAX_SMALL)).await?;
+    let request: PollRequest = Box::pin(read(content, MAX_SMALL)).await?;
     poll::answer(edge, peer, caller, &request).await
 }
 
-async fn log(edge: &Edge, peer: &Peer, request: Request<Content>) -> Result<(), Problem> {
+async fn log(edge: &Edge, peer: &Peer, content: Content) -> Result<(), Problem> {
     let caller = edge.authenticate(peer).await?;
-    let request: LogRequest = understand(&body::read(request.into_body(), MAX_LOG, Some(&ARRIVING)).await?)?;
+    let request: LogRequest = understand(&body::read(content, MAX_LOG, Some(&ARRIVING)).await?)?;
     let more = request.lines.len().saturating_sub(MAX_LINES);
     for line in request.lines.iter().take(MAX_LINES) {
         tracing::info!(target: "agent", server = %caller.name(), "{}", text::clean(line.as_bytes()));

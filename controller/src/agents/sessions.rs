@@ -16,6 +16,8 @@ use muster_proto::{
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{sync::Notify, time::Instant};
 
+use super::ca::ClientCertificate;
+
 /// How patient the sessions are.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
@@ -126,18 +128,17 @@ impl Sessions {
         self.count(&live);
     }
 
-    /// A poll of `server` begins. What it holds ends the poll when it is dropped.
-    pub(super) fn hold(self: &Arc<Self>, server: &str, key: &str) -> Held {
+    /// A poll of the agent with `certificate` begins. What it holds ends the poll when it is dropped.
+    pub(super) fn hold(self: &Arc<Self>, certificate: &Arc<ClientCertificate>) -> Held {
         let mut live = self.lock();
-        let session = heard(&mut live, server, key);
+        let session = heard(&mut live, &certificate.server, &certificate.fingerprint);
         session.held += 1;
         let wake = Arc::clone(&session.wake);
         self.count(&live);
         self.polls.inc();
         Held {
             sessions: Arc::clone(self),
-            server: server.to_owned(),
-            key: key.to_owned(),
+            certificate: Arc::clone(certificate),
             wake,
             answered: false,
         }
@@ -221,8 +222,7 @@ fn heard<'a>(live: &'a mut HashMap<String, Live>, server: &str, key: &str) -> &'
 #[derive(Debug)]
 pub(super) struct Held {
     sessions: Arc<Sessions>,
-    server: String,
-    key: String,
+    certificate: Arc<ClientCertificate>,
     /// Notified when the Server looks different from the view last given to [`Held::sees`].
     pub(super) wake: Arc<Notify>,
     answered: bool,
@@ -231,13 +231,15 @@ pub(super) struct Held {
 impl Held {
     /// What the poll has taken into account.
     pub(super) fn sees(&self, view: View) {
-        let mut live = self.sessions.lock();
-        if let Some(session) = live
-            .get_mut(&self.server)
-            .filter(|session| session.key == self.key)
-        {
+        if let Some(session) = self.session(&mut self.sessions.lock()) {
             session.view = view;
         }
+    }
+
+    /// The session, unless another has taken its place.
+    fn session<'a>(&self, live: &'a mut HashMap<String, Live>) -> Option<&'a mut Live> {
+        live.get_mut(&self.certificate.server)
+            .filter(|session| session.key == self.certificate.fingerprint)
     }
 
     /// The poll ends with an answer; dropped without, its connection broke.
@@ -249,11 +251,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.sessions.polls.dec();
-        let mut live = self.sessions.lock();
-        if let Some(session) = live
-            .get_mut(&self.server)
-            .filter(|session| session.key == self.key)
-        {
+        if let Some(session) = self.session(&mut self.sessions.lock()) {
             session.held = session.held.saturating_sub(1);
             session.since = Instant::now();
             session.closed = !self.answered;
@@ -267,6 +265,15 @@ mod tests {
 
     use super::*;
 
+    fn of(server: &str, key: &str) -> Arc<ClientCertificate> {
+        Arc::new(ClientCertificate {
+            server: server.to_owned(),
+            session: "enrolment".to_owned(),
+            fingerprint: key.to_owned(),
+            not_after: 0,
+        })
+    }
+
     fn sessions() -> Arc<Sessions> {
         Sessions::new(Pace::default(), Gauge::default(), Gauge::default())
     }
@@ -274,7 +281,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_agent_is_gone_after_three_missed_polls() {
         let sessions = sessions();
-        sessions.hold("a", "k").answered();
+        sessions.hold(&of("a", "k")).answered();
         tokio::time::advance(Duration::from_secs(89)).await;
         assert!(sessions.gone().is_empty());
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -286,10 +293,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_broken_connection_alone_is_no_end() {
         let sessions = sessions();
-        drop(sessions.hold("a", "k"));
+        drop(sessions.hold(&of("a", "k")));
         tokio::time::advance(Duration::from_secs(14)).await;
         assert!(sessions.gone().is_empty());
-        let again = sessions.hold("a", "k");
+        let again = sessions.hold(&of("a", "k"));
         tokio::time::advance(Duration::from_secs(300)).await;
         assert!(sessions.gone().is_empty(), "a held poll is a sign of life");
         drop(again);
@@ -300,7 +307,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_newer_session_replaces_an_older_one() {
         let sessions = sessions();
-        let old = sessions.hold("a", "old");
+        let old = sessions.hold(&of("a", "old"));
         sessions.heard("a", "new");
         drop(old);
         tokio::time::advance(Duration::from_secs(20)).await;
@@ -325,7 +332,7 @@ mod tests {
                 ..Job::default()
             };
             let spec = ServerSpec {
-                job: Some(job),
+                job: Some(Box::new(job)),
                 ..ServerSpec::default()
             };
             View::of(Some(&Server::new("a", spec)))
@@ -336,7 +343,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_poll_wakes_only_for_what_it_has_not_seen() {
         let sessions = sessions();
-        let held = sessions.hold("a", "k");
+        let held = sessions.hold(&of("a", "k"));
         let view = View {
             job: "1".into(),
             ..View::default()

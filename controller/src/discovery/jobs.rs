@@ -18,7 +18,7 @@ const RELEASE: &str = "release-";
 #[derive(Debug, PartialEq)]
 pub(super) struct Jobs {
     /// The job that the Server is to carry.
-    pub(super) job: Option<Job>,
+    pub(super) job: Option<Box<Job>>,
     /// The requested inspection has ended: well, or with this error.
     pub(super) inspected: Option<Result<(), String>>,
 }
@@ -26,7 +26,7 @@ pub(super) struct Jobs {
 /// The jobs of the machine whose host is `host`; `settled` says that all else about it is decided and written.
 pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Jobs {
     let current = seen.server.spec.job.as_ref();
-    let foreign = |job: &&Job| !job.id.starts_with(INSPECT) && !job.id.starts_with(RELEASE);
+    let foreign = |job: &&Box<Job>| !job.id.starts_with(INSPECT) && !job.id.starts_with(RELEASE);
     if let Some(job) = current.filter(foreign) {
         return Jobs {
             job: Some(job.clone()),
@@ -49,7 +49,7 @@ pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: boo
     match wanted.and_then(|host| inspect_id(seen, host)) {
         Some(id) => inspect(seen, id),
         None => Jobs {
-            job: release(seen, host, settled),
+            job: release(seen, host, settled).map(Box::new),
             inspected: None,
         },
     }
@@ -67,7 +67,7 @@ fn inspect_id(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
 
 /// The job of `server` that stays when the Server is to stand for the host with this UID, or (none) for no host any more. What was
 /// ordered for a host that is gone, such as a write, is not done to one that was made anew.
-pub(super) fn kept(server: &Server, uid: Option<&str>) -> Option<Job> {
+pub(super) fn kept(server: &Server, uid: Option<&str>) -> Option<Box<Job>> {
     let job = server.spec.job.clone();
     job.filter(|job| !is_for_another(&job.id, uid))
 }
@@ -90,7 +90,7 @@ fn inspect(seen: &Seen<'_>, id: String) -> Jobs {
     };
     let job = || match pending {
         Some(job) => job.clone(),
-        None => Job {
+        None => Box::new(Job {
             id: if last(seen).is_some_and(|last| last.id == id) {
                 again
             } else {
@@ -98,7 +98,7 @@ fn inspect(seen: &Seen<'_>, id: String) -> Jobs {
             },
             action: JobAction::Inspect,
             ..Job::default()
-        },
+        }),
     };
     Jobs {
         job: inspected.is_none().then(job),

@@ -86,6 +86,7 @@ struct Context {
     namespace: String,
     /// The namespace of hosts; none: all.
     watched: Option<String>,
+    /// By Server; of most there is nothing to be remembered.
     told: Mutex<HashMap<String, Told>>,
 }
 
@@ -264,11 +265,18 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             })
         });
     let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
-    let memory = told.entry(name.clone()).or_default();
     match outcome {
         Ok(done) => {
-            memory.failures = 0;
-            memory.refusal = None;
+            if let Some(Told { notices, .. }) = told.remove(&name).filter(|memory| !memory.notices.is_empty())
+            {
+                told.insert(
+                    name,
+                    Told {
+                        notices,
+                        ..Told::default()
+                    },
+                );
+            }
             for effect in done {
                 context
                     .metrics
@@ -279,6 +287,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             Ok(Action::requeue(RESYNC))
         }
         Err(error) => {
+            let memory = told.entry(name.clone()).or_default();
             memory.failures = memory.failures.saturating_add(1);
             context.metrics.failures.inc();
             match &error {
@@ -310,11 +319,13 @@ fn segment(context: &Context, server: &Server) -> Option<Arc<Segment>> {
 /// Records those notices that the last round did not have.
 fn tell(context: &Context, server: &str, notices: Vec<Event>) {
     let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
-    let memory = told.entry(server.to_owned()).or_default();
-    for notice in notices.iter().filter(|notice| !memory.notices.contains(notice)) {
+    let before = told.get(server).map_or(&[][..], |memory| &memory.notices);
+    for notice in notices.iter().filter(|notice| !before.contains(notice)) {
         context.events.record(notice.clone());
     }
-    memory.notices = notices;
+    if !(before.is_empty() && notices.is_empty()) {
+        told.entry(server.to_owned()).or_default().notices = notices;
+    }
 }
 
 fn retry(server: &Server, error: &ExecuteError, context: &Context) -> Action {

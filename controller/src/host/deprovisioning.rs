@@ -127,7 +127,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
         return;
     };
     let hints = super::preparing::effective_hints(draft);
-    let root = disk::choose(hints.as_ref(), &inventory.disks).ok();
+    let root = disk::choose(hints.as_deref(), &inventory.disks).ok();
     let disks = disk::to_clean(&inventory.disks, root);
     if disks.is_empty() {
         // It ran something from somewhere.

@@ -77,7 +77,7 @@ struct Entry {
     /// Rounds that failed in a row.
     failures: u32,
     /// The refusal that was told last, until a round goes well.
-    refusal: Option<Event>,
+    refusal: Option<Box<Event>>,
     /// What was said last to be wrong with what the host asks for.
     wrong: Option<String>,
     /// What another operator held for it is let go.
@@ -266,9 +266,9 @@ impl Memory {
     pub fn failed(&self, host: &BareMetalHost, refusal: Option<Event>) -> Option<Event> {
         self.with(host, |entry| {
             entry.failures = entry.failures.saturating_add(1);
-            let news = refusal.filter(|refusal| entry.refusal.as_ref() != Some(refusal));
+            let news = refusal.filter(|refusal| entry.refusal.as_deref() != Some(refusal));
             if news.is_some() {
-                entry.refusal.clone_from(&news);
+                entry.refusal = news.clone().map(Box::new);
             }
             news
         })

@@ -5,12 +5,12 @@ use muster_proto::kinds::{ErrorType, RaidConfig, RootDeviceHints};
 use super::{State, disk, draft::Draft};
 
 /// The hints in use: the host's, else those of the profile that somebody set.
-pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<RootDeviceHints> {
+pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>> {
     let spec = &draft.host.spec;
     let hints = spec.root_device_hints.clone();
     hints
-        .filter(|hints| *hints != RootDeviceHints::default())
-        .or_else(|| disk::profile_hints(spec.hardware_profile.as_deref()))
+        .filter(|hints| **hints != RootDeviceHints::default())
+        .or_else(|| disk::profile_hints(spec.hardware_profile.as_deref()).map(Box::new))
 }
 
 /// Why the RAID volumes cannot be made; none: there are none to be made.
@@ -29,7 +29,7 @@ pub(super) fn is_outdated(draft: &Draft<'_>) -> bool {
     let prepared = &provisioning.root_device_hints;
     let wanted = effective_hints(draft);
     // Another operator's default is no wish of anybody.
-    let left_by_default = wanted.is_none() && prepared.as_ref().is_some_and(disk::is_profile_default);
+    let left_by_default = wanted.is_none() && prepared.as_deref().is_some_and(disk::is_profile_default);
     let hints = wanted != *prepared && !left_by_default;
     let raid = draft.host.spec.raid.is_some() && draft.host.spec.raid != provisioning.raid;
     hints || raid

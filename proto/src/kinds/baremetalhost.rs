@@ -93,7 +93,7 @@ pub struct BareMetalHostSpec {
     pub raid: Option<RaidConfig>,
     /// Which disk the image is written to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub root_device_hints: Option<RootDeviceHints>,
+    pub root_device_hints: Option<Box<RootDeviceHints>>,
     /// Deprecated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taints: Vec<Taint>,
@@ -552,7 +552,7 @@ pub struct ProvisionStatus {
     pub raid: Option<RaidConfig>,
     /// The hints in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub root_device_hints: Option<RootDeviceHints>,
+    pub root_device_hints: Option<Box<RootDeviceHints>>,
     /// The state in the host's life, such as `unmanaged` or `available`.
     pub state: String,
 }

@@ -45,7 +45,7 @@ pub struct ServerSpec {
     pub dismissed: bool,
     /// What the machine is to do next while its ramdisk runs; set by the control role.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub job: Option<Job>,
+    pub job: Option<Box<Job>>,
 }
 
 /// Points at a BareMetalHost.
@@ -206,7 +206,7 @@ pub struct ServerStatus {
     pub job: Option<JobStatus>,
     /// The last job that failed and that another followed: what the agent said of it can be read until the next one fails.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_failure: Option<JobStatus>,
+    pub last_failure: Option<Box<JobStatus>>,
 }
 
 /// How a job went.

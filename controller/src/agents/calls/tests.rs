@@ -14,13 +14,15 @@ use crate::agents::body;
 /// A connection whose calls are answered with their path and their content.
 fn echo(over: impl Future<Output = ()> + Send + 'static) -> (DuplexStream, JoinHandle<io::Result<()>>) {
     let (client, server) = duplex(1 << 20);
-    let answer = |request: Request<Content>| async {
-        let path = request.uri().path().to_owned();
-        let arrived = body::read(request.into_body(), 64 << 10, None).await.unwrap();
-        let said = [path.as_bytes(), b"=", &arrived.bytes].concat();
-        Answer::new(Full::new(said.into()))
+    let answer = |request: Request<Content>| -> Answering {
+        Box::pin(async {
+            let path = request.uri().path().to_owned();
+            let arrived = body::read(request.into_body(), 64 << 10, None).await.unwrap();
+            let said = [path.as_bytes(), b"=", &arrived.bytes].concat();
+            Answer::new(Full::new(said.into()))
+        })
     };
-    (client, tokio::spawn(serve(server, answer, over)))
+    (client, tokio::spawn(serve(server, answer, Box::pin(over))))
 }
 
 fn call(path: &str, content: &str) -> String {
@@ -124,9 +126,11 @@ async fn content_may_come_in_chunks_and_another_call_after_it() {
 async fn content_that_breaks_off_or_is_no_chunk_is_told_to_whoever_reads_it() {
     for content in ["x\r\n", "3\r\n1234", "3\r\n12"] {
         let (mut client, server) = duplex(1 << 10);
-        let answer = |request: Request<Content>| async {
-            let failed = body::read(request.into_body(), 64, None).await.is_err();
-            Answer::new(Full::new(if failed { "failed" } else { "read" }.into()))
+        let answer = |request: Request<Content>| -> Answering {
+            Box::pin(async {
+                let failed = body::read(request.into_body(), 64, None).await.is_err();
+                Answer::new(Full::new(if failed { "failed" } else { "read" }.into()))
+            })
         };
         let served = tokio::spawn(serve(server, answer, pending()));
         let head = "POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -161,13 +165,13 @@ async fn a_caller_that_hangs_up_ends_its_call() {
     let (mut client, server) = duplex(1 << 10);
     let (began, begun) = oneshot::channel();
     let began = Mutex::new(Some(began));
-    let answer = move |request: Request<Content>| {
+    let answer = move |request: Request<Content>| -> Answering {
         let began = began.lock().unwrap().take();
-        async move {
+        Box::pin(async move {
             drop(body::read(request.into_body(), 1024, None).await);
             began.unwrap().send(()).unwrap();
             pending().await
-        }
+        })
     };
     let served = tokio::spawn(serve(server, answer, pending()));
     client.write_all(call("/a", "1").as_bytes()).await.unwrap();
@@ -185,15 +189,15 @@ async fn at_the_end_a_call_is_still_answered_and_an_idle_connection_is_closed() 
     let (mut client, server) = duplex(1 << 10);
     let [(over, ending), (began, begun), (release, released)] = std::array::from_fn(|_| oneshot::channel());
     let once = Mutex::new(Some((began, released)));
-    let answer = move |_| {
+    let answer = move |_| -> Answering {
         let (began, released) = once.lock().unwrap().take().unwrap();
-        async move {
+        Box::pin(async move {
             began.send(()).unwrap();
             released.await.unwrap();
             Answer::new(Full::new("done".into()))
-        }
+        })
     };
-    let served = tokio::spawn(serve(server, answer, async { drop(ending.await) }));
+    let served = tokio::spawn(serve(server, answer, Box::pin(async { drop(ending.await) })));
     client.write_all(call("/a", "").as_bytes()).await.unwrap();
     begun.await.unwrap();
     over.send(()).unwrap();

@@ -9,7 +9,7 @@ fn with_job(job: Job, last: Option<JobStatus>) -> Server {
     let mut server = Server::new(
         "a",
         ServerSpec {
-            job: Some(job),
+            job: Some(Box::new(job)),
             ..ServerSpec::default()
         },
     );
@@ -224,15 +224,18 @@ fn a_failure_is_kept_when_another_job_follows_it() {
     for id in ["2", "3"] {
         put(&mut status, taken_up(id));
         put(&mut status, done(id));
-        assert_eq!(status.last_failure, Some(failure("1", Failure::Final)));
+        assert_eq!(status.last_failure, Some(Box::new(failure("1", Failure::Final))));
         assert_eq!(status.job, Some(done(id)));
     }
     put(&mut status, failure("4", Failure::Outdated));
     put(&mut status, taken_up("5"));
-    assert_eq!(status.last_failure, Some(failure("1", Failure::Final)));
+    assert_eq!(status.last_failure, Some(Box::new(failure("1", Failure::Final))));
     put(&mut status, failure("5", Failure::Temporary));
     put(&mut status, taken_up("6"));
-    assert_eq!(status.last_failure, Some(failure("5", Failure::Temporary)));
+    assert_eq!(
+        status.last_failure,
+        Some(Box::new(failure("5", Failure::Temporary)))
+    );
 }
 
 #[test]

@@ -65,11 +65,11 @@ fn inventoried() -> Server {
 
 fn with_job(action: JobAction, done: bool) -> Server {
     let mut server = inventoried();
-    server.spec.job = Some(Job {
+    server.spec.job = Some(Box::new(Job {
         id: "7".to_owned(),
         action,
         ..Job::default()
-    });
+    }));
     server.status.as_mut().unwrap().job = Some(JobStatus {
         id: "7".to_owned(),
         done,

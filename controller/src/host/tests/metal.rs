@@ -123,7 +123,7 @@ impl World {
                 JobAction::Write
             }
         };
-        server.spec.job = Some(Job {
+        server.spec.job = Some(Box::new(Job {
             id: order.id.clone(),
             epoch: order.epoch,
             action,
@@ -131,7 +131,7 @@ impl World {
             then,
             leave: order.leave.clone(),
             ..Job::default()
-        });
+        }));
         self.machine.orders += 1;
         self.bump();
         true

@@ -167,7 +167,7 @@ fn a_hardware_profile_counts_only_where_somebody_set_it() {
         .as_mut()
         .unwrap()
         .provisioning
-        .root_device_hints = Some(unknown);
+        .root_device_hints = Some(Box::new(unknown));
     world.settle();
     assert_eq!(world.states.last(), Some(&State::Available));
     assert_eq!(world.states.len(), 5);

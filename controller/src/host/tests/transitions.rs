@@ -55,10 +55,10 @@ fn trigger(world: &mut World, from: State, to: State) {
         }
         (State::Available, State::Inspecting) => world.annotate(INSPECT_ANNOTATION, ""),
         (State::Available, State::Preparing) => {
-            world.host().spec.root_device_hints = Some(RootDeviceHints {
+            world.host().spec.root_device_hints = Some(Box::new(RootDeviceHints {
                 serial_number: Some("serial-sda".to_owned()),
                 ..RootDeviceHints::default()
-            });
+            }));
         }
         (State::Available, State::Provisioning) => world.set_image(Some(IMAGE)),
         (State::Provisioning, State::Deprovisioning) => world.failing_jobs = 1,

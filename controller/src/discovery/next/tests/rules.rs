@@ -576,7 +576,7 @@ fn what_was_ordered_for_a_host_is_not_done_to_one_that_is_made_anew() {
             action: JobAction::Write,
             ..muster_proto::kinds::Job::default()
         };
-        sim.change_server("a", |server| server.spec.job = Some(job));
+        sim.change_server("a", |server| server.spec.job = Some(Box::new(job)));
         sim.settle();
         assert!(sim.server("a").spec.job.is_some(), "its own host's");
         (sim, uid)
@@ -610,9 +610,9 @@ fn an_order_that_a_person_placed_is_left_alone() {
         action: JobAction::Inspect,
         ..muster_proto::kinds::Job::default()
     };
-    sim.change_server("a", |server| server.spec.job = Some(job.clone()));
+    sim.change_server("a", |server| server.spec.job = Some(Box::new(job.clone())));
     sim.settle();
-    assert_eq!(sim.server("a").spec.job, Some(job));
+    assert_eq!(sim.server("a").spec.job, Some(Box::new(job)));
 }
 
 #[test]

@@ -469,7 +469,7 @@ impl Machine {
         let key = status
             .and_then(|status| status.session.as_ref())
             .map(|session| session.key.clone());
-        let ours = |job: &Job| job.is_for(key.as_deref().unwrap_or_default());
+        let ours = |job: &Box<Job>| job.is_for(key.as_deref().unwrap_or_default());
         let Some(job) = server.spec.job.clone().filter(ours) else {
             return;
         };
