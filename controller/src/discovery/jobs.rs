@@ -25,9 +25,10 @@ pub(super) struct Jobs {
 
 /// The jobs of the machine whose host is `host`; `settled` says that all else about it is decided and written.
 pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Jobs {
-    let current = seen.server.spec.job.as_ref();
-    let foreign = |job: &&Box<Job>| !job.id.starts_with(INSPECT) && !job.id.starts_with(RELEASE);
-    if let Some(job) = current.filter(foreign) {
+    if let Some(job) = &seen.server.spec.job
+        && !job.id.starts_with(INSPECT)
+        && !job.id.starts_with(RELEASE)
+    {
         return Jobs {
             job: Some(job.clone()),
             inspected: None,

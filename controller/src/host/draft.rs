@@ -204,7 +204,11 @@ impl<'a> Draft<'a> {
         self.warn(event_reason(kind), message.clone());
         self.wait = Some(Wait {
             reason: RETRY,
-            message: format!("{message}; next: another attempt after {}", backoff::words(pause)),
+            message: format!(
+                "{}; next: another attempt after {}",
+                clause(&message),
+                backoff::words(pause)
+            ),
             since: self.now,
         });
         self.again(pause);
@@ -226,7 +230,7 @@ impl<'a> Draft<'a> {
         self.why(format!("refused: {message}"));
         self.wait_for(
             REFUSED,
-            format!("{message}; next: goes on as soon as that is changed"),
+            format!("{}; next: goes on as soon as that is changed", clause(&message)),
         );
     }
 
@@ -404,6 +408,11 @@ impl<'a> Draft<'a> {
 /// `message`, fit to be stored: specs, BMCs and agents may say anything.
 pub(super) fn bounded(message: &str) -> String {
     text::clean_to(message.as_bytes(), WORDS)
+}
+
+/// `message` where a sentence goes on after it: a BMC's own words end with a full stop.
+fn clause(message: &str) -> &str {
+    message.trim_end_matches(['.', ' '])
 }
 
 /// Kubernetes keeps whole seconds; anything finer would differ from what is read back.

@@ -247,7 +247,12 @@ fn a_bmc_that_does_not_answer_is_asked_less_and_less_often() {
         let status = world.host().status.clone().unwrap();
         assert_eq!(status.error_type, Some(ErrorType::Registration));
         assert_eq!(status.operational_status, OperationalStatus::Error);
-        assert_eq!(waiting(&world).0, "Retry");
+        let (reason, message) = waiting(&world);
+        assert_eq!(reason, "Retry");
+        assert!(
+            message.contains("it says so; next: another attempt after "),
+            "{message}"
+        );
     }
     world.bmc_up = true;
     world.reach(State::Available);

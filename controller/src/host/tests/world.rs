@@ -495,7 +495,7 @@ impl World {
     fn failure(&self, class: FailureClass) -> Failure {
         Failure {
             class,
-            message: "it says so".to_owned(),
+            message: "it says so.".to_owned(),
             at: self.now,
         }
     }

@@ -9,7 +9,7 @@ use muster_proto::{
     job::{ConfigDrive, Write},
     kinds::{
         BareMetalHost, BareMetalHostSpec, BmcDetails, HostReference, IN_BAND_ANNOTATION, IN_BAND_SEGMENT,
-        Image, Job, JobAction, LeaveAction, Segment, SegmentSpec, Server, ServerSpec, Trust,
+        Image, JobAction, LeaveAction, Segment, SegmentSpec, Server, ServerSpec, Trust,
     },
     seal::{Bound, SealKey},
 };
@@ -469,8 +469,8 @@ impl Machine {
         let key = status
             .and_then(|status| status.session.as_ref())
             .map(|session| session.key.clone());
-        let ours = |job: &Box<Job>| job.is_for(key.as_deref().unwrap_or_default());
-        let Some(job) = server.spec.job.clone().filter(ours) else {
+        let ours = key.as_deref().unwrap_or_default();
+        let Some(job) = server.spec.job.clone().filter(|job| job.is_for(ours)) else {
             return;
         };
         let last = status.and_then(|status| status.job.as_ref());
