@@ -110,16 +110,7 @@ pub(super) async fn serve(
         };
         let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
         let (edge, room) = (Arc::clone(&edge), room.clone());
-        connections.spawn(async move {
-            // On the heap: this task lives as long as its agent, and would have room for the handshake and all else that moves through it.
-            let ended = match Box::pin(meet(stream, peer, acceptor, &edge, &room, seat)).await {
-                Ok(met) => met.serve(&edge).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%peer, error = %muster_proto::Chain(&error), "connection ended");
-            }
-        });
+        connections.spawn(connection(stream, peer, acceptor, edge, room, seat));
     }
     // Polls answer at once now; nobody waits long for the rest.
     let drained = async { while connections.join_next().await.is_some() {} };
@@ -142,7 +133,26 @@ enum ConnectionError {
     Http(#[source] std::io::Error),
 }
 
-/// A connection whose other end is known.
+/// Finds out who is at the other end of `stream`, and answers its calls until it ends.
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: TlsAcceptor,
+    edge: Arc<Edge>,
+    room: Room,
+    seat: Seat,
+) {
+    // On the heap: this task lives as long as its agent, and would have room for the handshake and all else that moves through it.
+    let ended = match Box::pin(meet(stream, peer, acceptor, &edge, &room, seat)).await {
+        Ok(met) => met.serve(&edge).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, error = %muster_proto::Chain(&error), "connection ended");
+    }
+}
+
+/// A connection after its handshake, and its place.
 struct Met {
     stream: Box<TlsStream<TcpStream>>,
     peer: Peer,
@@ -219,20 +229,19 @@ impl Met {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agents::poll;
 
-    fn size_of_connection<A, B, F>(_: fn(A, B) -> F) -> usize {
-        size_of::<F>()
+    fn size_of_connection<A, B, C, D, E, F, Task>(_: fn(A, B, C, D, E, F) -> Task) -> usize {
+        size_of::<Task>()
     }
 
-    fn size_of_poll<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
-        size_of::<F>()
+    fn size_of_poll<A, B, C, Task>(_: fn(A, B, C) -> Task) -> usize {
+        size_of::<Task>()
     }
 
     /// Each of thousands of agents takes this much all the time that it is connected.
     #[test]
     fn a_connection_whose_poll_is_held_is_small() {
-        let (connection, poll) = (size_of_connection(Met::serve), size_of_poll(poll::answer));
-        assert!(connection <= 1024 && poll <= 768, "{connection} and {poll} bytes");
+        let (task, poll) = (size_of_connection(connection), size_of_poll(routes::turn));
+        assert!(task <= 1280 && poll <= 1024, "{task} and {poll} bytes");
     }
 }

@@ -227,7 +227,7 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
     status
 }
 
-async fn turn(edge: &Arc<Edge>, peer: &Peer, content: Content) -> Result<PollResponse, Problem> {
+pub(super) async fn turn(edge: &Arc<Edge>, peer: &Peer, content: Content) -> Result<PollResponse, Problem> {
     let caller = Box::pin(edge.authenticate(peer)).await?;
     let request: PollRequest = Box::pin(read(content, MAX_SMALL)).await?;
     poll::answer(edge, peer, caller, &request).await

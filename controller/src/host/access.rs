@@ -11,7 +11,7 @@ use muster_proto::kinds::{
 
 use super::{
     State,
-    draft::{Draft, HoldOff, whole_seconds},
+    draft::{Draft, HoldOff, clause, whole_seconds},
     observed::{Access, Failure, FailureClass, Probed, SecretState},
     owner::has_bmc,
     plan::{Effect, Hold},
@@ -261,7 +261,10 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
     match failure.class {
         FailureClass::Credentials if took_them_before(draft) => {
             let minutes = ASK_LATER.as_mins();
-            let message = format!("{message}; it took them before, so it is asked again every {minutes} min");
+            let message = format!(
+                "{}; it took them before, so it is asked again every {minutes} min",
+                clause(&message)
+            );
             draft.refuse(ErrorType::Registration, message);
             ask_again(draft, failure.at, access, ASK_LATER);
             Reach::No

@@ -7,7 +7,7 @@ use muster_proto::kinds::{BareMetalHostSpec, ErrorType, INSPECT_ANNOTATION, Imag
 
 use super::{
     State, access, backoff, disk,
-    draft::Draft,
+    draft::{Draft, clause},
     guard, image, inspection, power,
     preparing::{self, effective_hints},
     provisioning, registration,
@@ -167,7 +167,8 @@ fn tries_again(draft: &mut Draft<'_>) -> bool {
     draft.wait_for(
         "Delay",
         format!(
-            "attempt {failures} failed: {why}; next: another one after {}",
+            "attempt {failures} failed: {}; next: another one after {}",
+            clause(&why),
             backoff::words(pause)
         ),
     );

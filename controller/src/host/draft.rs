@@ -411,7 +411,7 @@ pub(super) fn bounded(message: &str) -> String {
 }
 
 /// `message` where a sentence goes on after it: a BMC's own words end with a full stop.
-fn clause(message: &str) -> &str {
+pub(super) fn clause(message: &str) -> &str {
     message.trim_end_matches(['.', ' '])
 }
 

@@ -10,7 +10,7 @@ use muster_proto::{
 
 use super::{
     access::{LOOK_AGAIN, Reach},
-    draft::{Draft, whole_seconds},
+    draft::{Draft, clause, whole_seconds},
     jobs, netboot,
     observed::{FailureClass, Power},
     owner::has_bmc,
@@ -89,7 +89,10 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
         };
         draft.fail(
             kind,
-            format!("the machine's ramdisk did not call in within {minutes} min: {why}{unknown}"),
+            format!(
+                "the machine's ramdisk did not call in within {minutes} min: {}{unknown}",
+                clause(why)
+            ),
         );
         return false;
     }

@@ -209,6 +209,7 @@ pub(super) fn waiting(world: &World) -> (String, String) {
         .into_iter()
         .find(|one| one.type_ == "Waiting")
         .unwrap();
+    assert!(!waits.message.contains(".;"), "{}", waits.message);
     (waits.reason, waits.message)
 }
 

@@ -63,9 +63,9 @@ const BOUND: &str = "\n\
     What bounds the bytes in etcd: upstream's API has the hardware twice, in the host's status and in the HardwareData, and the Server \
     has the whole inventory, more than 20 KiB of it.\n\n\
     What bounds the controller's memory: about 12 MiB are the program and its libraries, and no single thing is large in what a host adds: \
-    some 40 KiB in 250 pieces.\n\
-    Of that the objects and their packed hardware are the fourth part; the session of a connected agent is another, half of it the state \
-    and the 4 KiB of a buffer that TLS keeps.\n";
+    some 40 KiB in 250 pieces, and a sixth of that in gaps between them that the heap cannot give back.\n\
+    The objects with their packed hardware are nearly a third of it; rustls keeps 8 KiB for each connected agent, half of that one buffer; \
+    the rest are the tables by which machines are found, metrics, and what is known of each BMC.\n";
 
 fn circumstances(results: &HostsResults) -> String {
     let computer = &results.computer;
