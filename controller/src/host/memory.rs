@@ -240,13 +240,13 @@ impl Memory {
         self.with(host, |entry| entry.rounds.take(ROUNDS, Instant::now())) == Some(true)
     }
 
-    /// True if a status that can wait is to wait on; false once it has waited for as long as `patience`.
-    pub fn defers(&self, host: &BareMetalHost, patience: Duration) -> bool {
-        let waits = |entry: &mut Entry| {
+    /// How long a status that can wait is to wait on; none once it has waited for as long as `patience`.
+    pub fn defers(&self, host: &BareMetalHost, patience: Duration) -> Option<Duration> {
+        let left = |entry: &mut Entry| {
             let since = entry.deferred.get_or_insert_with(Instant::now);
-            since.elapsed() + EARLY < patience
+            patience.checked_sub(since.elapsed())
         };
-        self.with(host, waits) == Some(true)
+        self.with(host, left).flatten().filter(|left| *left > EARLY)
     }
 
     /// No status waits: it was written, or is as it should be.

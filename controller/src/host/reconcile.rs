@@ -60,10 +60,8 @@ const TOO_FAST: Duration = Duration::from_secs(1);
 
 /// How long a status that only says what the host waits for may wait itself: most steps are over by then, and cost no write.
 const DEFER: Duration = Duration::from_secs(5);
-/// The same of one that waits for a place, as long as others get theirs all the time: its turn may be near.
+/// The same of one that waits for a place while others get theirs all the time: its turn may be near, and then it is woken.
 const DEFER_IN_LINE: Duration = Duration::from_secs(120);
-/// How often is looked whether they still do.
-const LOOK_IN_LINE: Duration = Duration::from_secs(30);
 
 /// What the loop is given.
 pub struct Config {
@@ -217,12 +215,12 @@ impl Context {
             self.memory.waits_no_more(host);
             return None;
         };
-        let (patience, pause) = match waits_in_line(status) && self.slots.moved(DEFER) {
-            true => (DEFER_IN_LINE, LOOK_IN_LINE),
-            false => (DEFER, DEFER),
+        let patience = match waits_in_line(status) && self.slots.moved(DEFER) {
+            true => DEFER_IN_LINE,
+            false => DEFER,
         };
-        let defers = can_wait(host, plan) && self.memory.defers(host, patience);
-        defers.then_some(pause)
+        let can_wait = can_wait(host, plan);
+        can_wait.then(|| self.memory.defers(host, patience)).flatten()
     }
 
     /// All hosts, after everything that is known of hosts was brought up to date.

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     bmc::{self, BmcError, Boot, Credentials, Done as Answered, PowerState, Reset},
+    events::Happened,
     fake_api::FakeApi,
     host::{bmcs::Answer, plan::SECRET_LABEL},
     lease,
@@ -66,8 +67,9 @@ struct State {
 pub(super) struct Lab {
     pub(super) api: Arc<FakeApi>,
     pub(super) machines: Vec<Arc<Machine>>,
-    pub(super) events: Mutex<mpsc::Receiver<Event>>,
+    pub(super) events: Mutex<mpsc::Receiver<Happened>>,
     queue: Events,
+    metrics: Metrics,
     begun: Instant,
     pub(super) limit: usize,
     /// Calls to BMCs that changed something, and writes to the API server.
@@ -98,6 +100,7 @@ impl Lab {
             machines,
             events: Mutex::new(events),
             queue: Events::new(queue),
+            metrics: Metrics::default(),
             begun: Instant::now(),
             limit: 20,
             term: Mutex::new(Leadership::new(7, lease::now() + EVER)),
@@ -171,7 +174,7 @@ impl Lab {
             world: self.api.world(),
             changes,
             events: self.queue.clone(),
-            metrics: Metrics::default(),
+            metrics: self.metrics.clone(),
             bmcs: Arc::clone(self) as _,
             term: self.term(),
             clock: Arc::new(move || lab.now()),
@@ -338,9 +341,15 @@ impl Lab {
         self.edit(number, &json!({"spec": {"image": image}}));
     }
 
+    /// How often the loop looked at the host.
+    pub(super) fn rounds(&self, number: usize) -> u64 {
+        self.metrics.rounds(&counts::of(&self.host(number).unwrap()))
+    }
+
     pub(super) fn told(&self) -> Vec<Event> {
         let mut events = self.events.lock().unwrap();
-        std::iter::from_fn(|| events.try_recv().ok()).collect()
+        let happened = std::iter::from_fn(|| events.try_recv().ok());
+        happened.map(|happened| happened.event).collect()
     }
 }
 
