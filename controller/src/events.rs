@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::{sync::mpsc, time::Instant};
@@ -17,7 +18,7 @@ use crate::bucket::{Bucket, Rate};
 /// Records Events; never blocks and never fails the caller.
 #[derive(Clone, Debug)]
 pub struct Events {
-    queue: mpsc::Sender<Event>,
+    queue: mpsc::Sender<Happened>,
     /// What was put on the queue lately.
     told: Arc<Mutex<Told>>,
     /// Those for which there was no place on the queue.
@@ -63,6 +64,15 @@ pub struct Event {
     pub message: String,
 }
 
+/// An Event, and when it was recorded: it may wait for the API server for a while.
+#[derive(Clone, Debug)]
+pub struct Happened {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub event: Event,
+}
+
 impl Event {
     /// `namespace/name` of what it is about, for people.
     fn subject(&self) -> String {
@@ -91,7 +101,7 @@ const QUEUE: usize = 8192;
 
 impl Events {
     /// A recorder that puts Events on `queue`; the loop at its other end writes them.
-    pub fn new(queue: mpsc::Sender<Event>) -> Self {
+    pub fn new(queue: mpsc::Sender<Happened>) -> Self {
         Events {
             queue,
             told: Arc::default(),
@@ -114,9 +124,10 @@ impl Events {
         if !self.is_due(&event) {
             return;
         }
-        if let Err(error) = self.queue.try_send(event) {
+        let at = Timestamp::now();
+        if let Err(error) = self.queue.try_send(Happened { at, event }) {
             self.dropped.0.inc();
-            let event = error.into_inner();
+            let Happened { event, .. } = error.into_inner();
             let subject = event.subject();
             let Event { reason, message, .. } = event;
             tracing::warn!(%subject, reason, %message, "event dropped: too many wait for the API server");
@@ -194,7 +205,7 @@ mod tests {
         events.record(event("a", true, "m"));
         drop(events);
         let mut told = Vec::new();
-        while let Some(event) = waiting.recv().await {
+        while let Some(Happened { event, .. }) = waiting.recv().await {
             told.push((event.about.name.unwrap(), event.message));
         }
         let told: Vec<(&str, &str)> = told.iter().map(|(name, message)| (&**name, &**message)).collect();

@@ -1,11 +1,16 @@
 //! Writes Events to the API server; one that comes again counts up the one that is there (`series` of events.k8s.io/v1).
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
 use k8s_openapi::{
     api::events::v1::{Event as Written, EventSeries},
     apimachinery::pkg::apis::meta::v1::MicroTime,
-    jiff::Timestamp,
 };
 use kube::{
     Api, Client,
@@ -15,7 +20,7 @@ use muster_proto::{Chain, text};
 use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Event, make_room};
+use super::{Event, Happened, make_room};
 
 /// Who reports.
 const REPORTER: &str = "muster-controller";
@@ -26,6 +31,8 @@ const SERIES: Duration = Duration::from_secs(360);
 /// Happenings that are remembered for that, of 100 bytes or so each: with thousands of hosts some come in a row. Beyond, old ones
 /// are forgotten.
 const REMEMBERED: usize = 16_384;
+/// How many Events are written at once. One after the other is slower than thousands of hosts make them where the API server is busy.
+const AT_ONCE: usize = 4;
 
 /// An Event that was written.
 #[derive(Debug)]
@@ -35,7 +42,7 @@ struct Series {
     last: Instant,
 }
 
-/// What was written lately, by what makes two happenings the same.
+/// What was written lately, or is about to be, by what makes two happenings the same.
 #[derive(Debug, Default)]
 struct Lately(HashMap<[u8; 16], Series>);
 
@@ -62,42 +69,74 @@ impl Lately {
         };
         self.0.insert(key, series);
     }
+
+    /// The Event `name` was not written after all.
+    fn forget(&mut self, key: &[u8; 16], name: &str) {
+        if self.0.get(key).is_some_and(|series| series.name == name) {
+            self.0.remove(key);
+        }
+    }
 }
 
 /// Writes what comes, as long as something may come.
-pub(super) async fn run(client: Client, mut waiting: mpsc::Receiver<Event>) {
-    let mut lately = Lately::default();
-    while let Some(event) = waiting.recv().await {
+pub(super) async fn run(client: Client, waiting: mpsc::Receiver<Happened>) {
+    let writer = Writer {
+        client,
+        lately: Mutex::default(),
+    };
+    stream::unfold(waiting, |mut waiting| async move {
+        let happened = waiting.recv().await?;
+        Some((happened, waiting))
+    })
+    .for_each_concurrent(AT_ONCE, |happened| writer.tell(happened))
+    .await;
+}
+
+struct Writer {
+    client: Client,
+    lately: Mutex<Lately>,
+}
+
+impl Writer {
+    fn lately(&self) -> MutexGuard<'_, Lately> {
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn tell(&self, Happened { at, event }: Happened) {
         let subject = event.subject();
         let Event { reason, message, .. } = &event;
         tracing::info!(%subject, reason, %message, "event");
-        if let Err(error) = write(&client, &mut lately, &event).await {
+        if let Err(error) = self.write(&event, at).await {
             tracing::warn!(error = %Chain(&error), %subject, reason, "event not written");
         }
     }
-}
 
-async fn write(client: &Client, lately: &mut Lately, event: &Event) -> kube::Result<()> {
-    let namespace = event.about.namespace.as_deref().unwrap_or("default");
-    let events: Api<Written> = Api::namespaced(client.clone(), namespace);
-    let (at, key) = (Timestamp::now(), key(event));
-    if let Some((name, count)) = lately.again(&key, Instant::now()) {
-        let series = EventSeries {
-            count,
-            last_observed_time: MicroTime(at),
-        };
-        let patch = Patch::Merge(json!({ "series": series }));
-        match events.patch(&name, &PatchParams::default(), &patch).await {
-            // It has expired, or somebody deleted it: told anew.
-            Err(kube::Error::Api(status)) if status.is_not_found() => {}
-            outcome => return outcome.map(drop),
+    async fn write(&self, event: &Event, at: Timestamp) -> kube::Result<()> {
+        let namespace = event.about.namespace.as_deref().unwrap_or("default");
+        let events: Api<Written> = Api::namespaced(self.client.clone(), namespace);
+        let key = key(event);
+        let again = self.lately().again(&key, Instant::now());
+        if let Some((name, count)) = again {
+            let series = EventSeries {
+                count,
+                last_observed_time: MicroTime(at),
+            };
+            let patch = Patch::Merge(json!({ "series": series }));
+            match events.patch(&name, &PatchParams::default(), &patch).await {
+                // It has expired, somebody deleted it, or it is not written yet: told anew.
+                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                outcome => return outcome.map(drop),
+            }
         }
+        let written = new(event, at);
+        let name = written.metadata.name.clone().unwrap_or_default();
+        self.lately().remember(key, name.clone(), Instant::now());
+        let outcome = events.create(&PostParams::default(), &written).await;
+        if outcome.is_err() {
+            self.lately().forget(&key, &name);
+        }
+        outcome.map(drop)
     }
-    let written = new(event, at);
-    let name = written.metadata.name.clone().unwrap_or_default();
-    events.create(&PostParams::default(), &written).await?;
-    lately.remember(key, name, Instant::now());
-    Ok(())
 }
 
 fn new(event: &Event, at: Timestamp) -> Written {
@@ -162,7 +201,8 @@ fn action(reason: &str, message: &str) -> String {
 mod tests {
     use k8s_openapi::api::core::v1::ObjectReference;
 
-    use super::*;
+    use super::{super::Events, *};
+    use crate::fake_api::FakeApi;
 
     fn event(uid: &str, message: &str) -> Event {
         Event {
@@ -178,6 +218,34 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn several_events_are_written_at_once_and_each_says_when_it_happened() {
+        let api = FakeApi::new();
+        api.hold("POST", "/events");
+        let (queue, waiting) = mpsc::channel(8);
+        let events = Events::new(queue);
+        for message in ["one", "two", "three"] {
+            events.record(event("1", message));
+        }
+        let recorded = Timestamp::now();
+        drop(events);
+        let written = || api.all::<Written>("events");
+        let slow = async {
+            while !api.is_held() || written().len() < 2 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            api.release();
+        };
+        let both = async { tokio::join!(run(api.client(), waiting), slow) };
+        tokio::time::timeout(SERIES, both).await.unwrap();
+        let all = written();
+        assert_eq!(all.len(), 3);
+        assert!(
+            all.iter()
+                .all(|event| event.event_time.as_ref().unwrap().0 <= recorded)
+        );
+    }
+
     #[test]
     fn the_same_happening_counts_up_and_another_is_told_anew() {
         let mut lately = Lately::default();
@@ -190,6 +258,14 @@ mod tests {
         assert_eq!(lately.again(&other, now), None);
         assert_ne!(one, key(&event("2", "m")), "an object made anew");
         assert_eq!(lately.again(&one, now + SERIES * 3), None, "long ago");
+        lately.forget(&one, "a.0");
+        assert_eq!(
+            lately.again(&one, now),
+            Some(("a.1".to_owned(), 4)),
+            "another one was not written"
+        );
+        lately.forget(&one, "a.1");
+        assert_eq!(lately.again(&one, now), None);
     }
 
     #[test]

@@ -466,7 +466,7 @@ async fn what_control_seals_opens_in_its_session_alone_and_is_nowhere_readable()
         .await
         .unwrap();
     let mut readable = vec![json!(lab.server(&name(1))).to_string()];
-    while let Ok(event) = lab.events.try_recv() {
+    while let Ok(Happened { event, .. }) = lab.events.try_recv() {
         readable.push(event.message);
     }
     assert!(readable.len() > 1, "an enrolment is told");

@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use super::{ca::CaPem, clock, keys::Keys, *};
-use crate::{events::Event, fake_api::FakeApi, metrics::Registry, written::Written};
+use crate::{events::Happened, fake_api::FakeApi, metrics::Registry, written::Written};
 
 /// Long enough for a loaded machine; a test that waits so long has failed.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -56,7 +56,7 @@ struct Lab {
     written: Arc<Written<ServerKind>>,
     keys: watch::Sender<Keys>,
     address: SocketAddr,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<Happened>,
     registry: Registry,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
     pace: Pace,
@@ -218,7 +218,7 @@ impl Lab {
     /// Reasons of the Events so far, each with the name of the object.
     fn told(&mut self) -> Vec<(String, &'static str)> {
         let mut told = Vec::new();
-        while let Ok(event) = self.events.try_recv() {
+        while let Ok(Happened { event, .. }) = self.events.try_recv() {
             told.push((event.about.name.unwrap_or_default(), event.reason));
         }
         told

@@ -9,13 +9,16 @@ use muster_proto::{
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::fake_api::{FakeApi, Fault};
+use crate::{
+    events::Happened,
+    fake_api::{FakeApi, Fault},
+};
 
 /// A machine that has sent its inventory, on a Segment whose hosts are to live in `metal`.
 struct Lab {
     api: Arc<FakeApi>,
     context: Arc<Context>,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<Happened>,
 }
 
 impl Lab {
@@ -69,6 +72,7 @@ impl Lab {
     fn told(&mut self) -> Vec<(String, String, &'static str)> {
         let events = std::iter::from_fn(|| self.events.try_recv().ok());
         events
+            .map(|happened| happened.event)
             .map(|event| (event.about.kind.unwrap(), event.about.name.unwrap(), event.reason))
             .collect()
     }

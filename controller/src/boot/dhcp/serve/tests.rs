@@ -113,7 +113,7 @@ impl Releases for NoReleases {
 struct Site {
     segments: Writer<Segment>,
     facts: watch::Receiver<BTreeMap<String, Facts>>,
-    events: tokio::sync::mpsc::Receiver<crate::events::Event>,
+    events: tokio::sync::mpsc::Receiver<crate::events::Happened>,
     registry: Registry,
     shutdown: watch::Sender<bool>,
     client: Namespace,
@@ -379,7 +379,7 @@ fn a_server_leases_what_nobody_uses_and_reports_a_second_one() {
             .is_some_and(|intruders| !intruders.is_empty())
     });
     assert_eq!(facts.intruders.unwrap()[0].server, Ipv4Addr::new(10, 77, 0, 2));
-    assert_eq!(site.events.try_recv().unwrap().reason, "AnotherServer");
+    assert_eq!(site.events.try_recv().unwrap().event.reason, "AnotherServer");
     drop(dnsmasq);
 
     // The segment goes, and its port with it, while the server runs on.
