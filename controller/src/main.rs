@@ -9,7 +9,13 @@ use muster_controller::{
 };
 use muster_proto::Chain;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tikv_jemallocator::Jemalloc;
 use tracing_subscriber::EnvFilter;
+
+/// The system's takes longer and longer for the gaps between what thousands of hosts keep (ADR 11). How it is tuned stands in
+/// `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let Cli { command, run } = Cli::parse();
