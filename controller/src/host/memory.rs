@@ -360,3 +360,33 @@ impl Bmc {
 fn bound(failure: &mut Failure) {
     failure.message = text::clean_to(failure.message.as_bytes(), WORDS);
 }
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::kinds::BareMetalHostSpec;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_can_wait_is_looked_at_again_when_its_time_is_over_and_not_before() {
+        let (memory, patience) = (Memory::default(), Duration::from_secs(120));
+        let host = Arc::new(BareMetalHost::new("h", BareMetalHostSpec::default()));
+        memory.newest(Newest {
+            host: Arc::clone(&host),
+            server: None,
+            hardware: None,
+        });
+        assert_eq!(memory.defers(&host, patience), Some(patience));
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert_eq!(memory.defers(&host, patience), Some(Duration::from_secs(100)));
+        assert_eq!(
+            memory.defers(&host, Duration::from_secs(5)),
+            None,
+            "the line stands still"
+        );
+        tokio::time::advance(Duration::from_secs(100)).await;
+        assert_eq!(memory.defers(&host, patience), None);
+        memory.waits_no_more(&host);
+        assert_eq!(memory.defers(&host, patience), Some(patience));
+    }
+}

@@ -273,12 +273,6 @@ impl Metrics {
         self.reconciles.get_or_create(host).inc();
     }
 
-    /// How many rounds about `host` there were.
-    #[cfg(test)]
-    pub(super) fn rounds(&self, host: &OfHost) -> u64 {
-        self.reconciles.get_or_create(host).get()
-    }
-
     /// A host has an error of this type now.
     pub fn error(&self, error_type: &str) {
         let error_type = error_type.to_owned();

@@ -386,22 +386,6 @@ async fn where_the_line_moves_nobody_writes_that_it_waits_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_in_a_line_that_moves_is_looked_at_no_more_than_its_turn_needs() {
-    let lab = Lab::with_limit(6, 1);
-    lab.run(async {
-        for number in 1..=6 {
-            lab.declare_in_band(number);
-        }
-        for number in 1..=6 {
-            lab.reaches(number, "available").await;
-        }
-    })
-    .await;
-    let (first, last) = (lab.rounds(1), lab.rounds(6));
-    assert!(last <= first + 2, "{first} and {last}");
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_host_that_waits_after_a_failure_keeps_no_other_from_its_turn() {
     let lab = Lab::with_limit(2, 1);
     lab.machines[0].set_mute();

@@ -69,7 +69,6 @@ pub(super) struct Lab {
     pub(super) machines: Vec<Arc<Machine>>,
     pub(super) events: Mutex<mpsc::Receiver<Happened>>,
     queue: Events,
-    metrics: Metrics,
     begun: Instant,
     pub(super) limit: usize,
     /// Calls to BMCs that changed something, and writes to the API server.
@@ -100,7 +99,6 @@ impl Lab {
             machines,
             events: Mutex::new(events),
             queue: Events::new(queue),
-            metrics: Metrics::default(),
             begun: Instant::now(),
             limit: 20,
             term: Mutex::new(Leadership::new(7, lease::now() + EVER)),
@@ -174,7 +172,7 @@ impl Lab {
             world: self.api.world(),
             changes,
             events: self.queue.clone(),
-            metrics: self.metrics.clone(),
+            metrics: Metrics::default(),
             bmcs: Arc::clone(self) as _,
             term: self.term(),
             clock: Arc::new(move || lab.now()),
@@ -339,11 +337,6 @@ impl Lab {
             ..Image::default()
         };
         self.edit(number, &json!({"spec": {"image": image}}));
-    }
-
-    /// How often the loop looked at the host.
-    pub(super) fn rounds(&self, number: usize) -> u64 {
-        self.metrics.rounds(&counts::of(&self.host(number).unwrap()))
     }
 
     pub(super) fn told(&self) -> Vec<Event> {
