@@ -35,7 +35,7 @@ impl Dropped {
         let dropped = Dropped::default();
         registry.register(
             "muster_events_dropped",
-            "Events that were only logged because too many waited for the API server",
+            "Events that were only logged, because too many waited for the API server or it did not take them",
             dropped.0.clone(),
         );
         dropped
@@ -95,8 +95,8 @@ const RATE: Rate = Rate {
 /// Warnings, and objects with a reason, that are remembered for that; beyond, old ones are forgotten.
 const REMEMBERED: usize = 1024;
 
-/// How many Events may wait for the API server, of less than a KiB each: every one that thousands of hosts have at once. While it is
-/// away for longer, the rest is logged and counted.
+/// How many Events may wait for the API server, of less than a KiB each: every one that thousands of hosts have at once. The rest is
+/// logged and counted.
 const QUEUE: usize = 8192;
 
 impl Events {
@@ -113,10 +113,10 @@ impl Events {
     pub fn start(client: kube::Client, dropped: Dropped) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let events = Events {
-            dropped,
+            dropped: dropped.clone(),
             ..Events::new(queue)
         };
-        (events, write::run(client, waiting))
+        (events, write::run(client, dropped, waiting))
     }
 
     /// Records `event`; logged and counted instead when the queue is full: Events are for people, not for state.

@@ -15,6 +15,7 @@ const SEED: &str = "20261126";
 /// Everything that must hold before a change lands. Tests come last, so that the closing lines are theirs.
 pub(crate) fn run() -> Result<()> {
     let steps: &[(&str, Step)] = &[
+        ("Debian packages", setup::install),
         ("formatting", || cargo().args(["fmt", "--all", "--check"]).run()),
         ("rules of the house", || tidy::run(&root())),
         ("clippy, warnings denied", clippy),

@@ -14,7 +14,7 @@ use muster_proto::{
     kinds::{BareMetalHost, Segment, Server, Session, SessionState},
     session::{Problem, ProblemKind},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{
     ca::ClientCertificate,
@@ -55,6 +55,8 @@ pub(super) struct Edge {
     pub(super) pending: Mutex<HashMap<String, Pending>>,
     /// True once this replica is to end: held polls are answered.
     pub(super) ending: watch::Receiver<bool>,
+    /// Held, as a sender, by what this replica does not leave half done when it ends.
+    pub(super) under_way: mpsc::WeakSender<()>,
 }
 
 /// A machine whose enrolment is under way.

@@ -80,13 +80,14 @@ enum Seat {
     Agent(OwnedSemaphorePermit, Counted<String>),
 }
 
-/// Accepts connections on `listener` until `ending`; then waits until those that are open have been answered.
+/// Accepts connections on `listener` until this replica ends; then waits until those that are open have been answered.
 pub(super) async fn serve(
     listener: TcpListener,
     edge: Arc<Edge>,
     tls: watch::Receiver<Arc<ServerConfig>>,
     room: Room,
 ) {
+    let _under_way = edge.under_way.upgrade();
     let mut connections = JoinSet::new();
     let mut ending = edge.ending.clone();
     loop {
@@ -112,11 +113,8 @@ pub(super) async fn serve(
         let (edge, room) = (Arc::clone(&edge), room.clone());
         connections.spawn(connection(stream, peer, acceptor, edge, room, seat));
     }
-    // Polls answer at once now; nobody waits long for the rest.
-    let drained = async { while connections.join_next().await.is_some() {} };
-    if timeout(Duration::from_secs(5), drained).await.is_err() {
-        tracing::info!("connections that are still open are cut");
-    }
+    // Polls answer at once now.
+    while connections.join_next().await.is_some() {}
 }
 
 #[derive(Debug, thiserror::Error)]

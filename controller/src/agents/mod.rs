@@ -51,7 +51,7 @@ use kube::Client;
 use muster_proto::kinds::SessionState;
 use tokio::sync::{
     broadcast::{self, error::RecvError},
-    watch,
+    mpsc, watch,
 };
 
 use self::{counts::Counts, edge::Edge, enrol::session_of, sessions::Sessions, store::Store};
@@ -111,6 +111,8 @@ pub struct Server {
     tls: watch::Receiver<Arc<rustls::ServerConfig>>,
     changes: broadcast::Receiver<Change>,
     end: watch::Sender<bool>,
+    under_way: (mpsc::Sender<()>, mpsc::Receiver<()>),
+    farewell: Duration,
     max_agents: usize,
 }
 
@@ -125,6 +127,7 @@ impl Server {
             .map_err(AgentsError::Tls)?;
         let metrics = config.metrics;
         let (end, ending) = watch::channel(false);
+        let under_way = mpsc::channel(1);
         let edge = Arc::new(Edge {
             store: Store::new(config.client, &config.namespace, config.world),
             events: config.events,
@@ -138,12 +141,15 @@ impl Server {
             progress: progress::Progresses::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
+            under_way: under_way.0.downgrade(),
         });
         Ok(Server {
             edge,
             tls,
             changes: config.changes,
             end,
+            under_way,
+            farewell: config.pace.farewell,
             max_agents: config.max_agents,
         })
     }
@@ -162,6 +168,8 @@ impl Server {
             tls,
             changes,
             end,
+            under_way: (under_way, mut over),
+            farewell,
             max_agents,
         } = self;
         let serving = async {
@@ -195,8 +203,15 @@ impl Server {
             () = &mut serving => {}
             () = shutdown => {
                 end.send_replace(true);
-                // What is under way has some seconds; `serve` bounds it.
-                let _ = tokio::time::timeout(Duration::from_secs(6), serving).await;
+                drop(under_way);
+                tokio::select! {
+                    () = &mut serving => {}
+                    // Nothing is ever sent: this is when the last one that holds a sender is done.
+                    _ = over.recv() => {}
+                    () = tokio::time::sleep(farewell) => {
+                        tracing::info!("agents that are still connected are cut off");
+                    }
+                }
             }
         }
     }

@@ -135,7 +135,7 @@ async fn take(
     };
     let (edge, caller, request, peer) = (Arc::clone(edge), caller.clone(), request.clone(), peer.clone());
     let written = tokio::spawn(async move {
-        let _turn = turn;
+        let (_turn, _under_way) = (turn, edge.under_way.upgrade());
         acknowledge(&edge, &caller, &request, &peer, &here).await
     });
     written.await.unwrap_or_else(|error| {

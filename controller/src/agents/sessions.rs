@@ -29,6 +29,8 @@ pub struct Pace {
     pub silent: Duration,
     /// Silence after a broken connection after which an agent is gone.
     pub closed: Duration,
+    /// How long what is under way may take when this replica ends.
+    pub farewell: Duration,
 }
 
 impl Default for Pace {
@@ -39,6 +41,7 @@ impl Default for Pace {
             progress: Duration::from_secs(PROGRESS_SECONDS),
             silent: poll * 3 + Duration::from_secs(15),
             closed: Duration::from_secs(15),
+            farewell: Duration::from_secs(4),
         }
     }
 }

@@ -1,10 +1,6 @@
 //! Writes Events to the API server; one that comes again counts up the one that is there (`series` of events.k8s.io/v1).
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
@@ -18,9 +14,12 @@ use kube::{
 };
 use muster_proto::{Chain, text};
 use serde_json::json;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::Instant,
+};
 
-use super::{Event, Happened, make_room};
+use super::{Dropped, Event, Happened, make_room};
 
 /// Who reports.
 const REPORTER: &str = "muster-controller";
@@ -28,9 +27,9 @@ const REPORTER: &str = "muster-controller";
 const NOTE: usize = 1024;
 /// For so long after the last time, the same happening counts up its Event; a later one is told anew.
 const SERIES: Duration = Duration::from_secs(360);
-/// Happenings that are remembered for that, of 100 bytes or so each: with thousands of hosts some come in a row. Beyond, old ones
-/// are forgotten.
-const REMEMBERED: usize = 16_384;
+/// Happenings of one lane that are remembered for that, of 100 bytes or so each: with thousands of hosts some come in a row. Beyond,
+/// old ones are forgotten.
+const REMEMBERED: usize = 1024;
 /// How many Events are written at once. One after the other is slower than thousands of hosts make them where the API server is busy.
 const AT_ONCE: usize = 4;
 
@@ -42,7 +41,7 @@ struct Series {
     last: Instant,
 }
 
-/// What was written lately, or is about to be, by what makes two happenings the same.
+/// What was written lately, by what makes two happenings the same.
 #[derive(Debug, Default)]
 struct Lately(HashMap<[u8; 16], Series>);
 
@@ -69,20 +68,14 @@ impl Lately {
         };
         self.0.insert(key, series);
     }
-
-    /// The Event `name` was not written after all.
-    fn forget(&mut self, key: &[u8; 16], name: &str) {
-        if self.0.get(key).is_some_and(|series| series.name == name) {
-            self.0.remove(key);
-        }
-    }
 }
 
 /// Writes what comes, as long as something may come.
-pub(super) async fn run(client: Client, waiting: mpsc::Receiver<Happened>) {
+pub(super) async fn run(client: Client, dropped: Dropped, waiting: mpsc::Receiver<Happened>) {
     let writer = Writer {
         client,
-        lately: Mutex::default(),
+        dropped,
+        lanes: std::array::from_fn(|_| Mutex::default()),
     };
     stream::unfold(waiting, |mut waiting| async move {
         let happened = waiting.recv().await?;
@@ -94,61 +87,65 @@ pub(super) async fn run(client: Client, waiting: mpsc::Receiver<Happened>) {
 
 struct Writer {
     client: Client,
-    lately: Mutex<Lately>,
+    dropped: Dropped,
+    /// What is the same takes the same lane, one after the other.
+    lanes: [Mutex<Lately>; 16],
 }
 
 impl Writer {
-    fn lately(&self) -> MutexGuard<'_, Lately> {
-        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn tell(&self, Happened { at, event }: Happened) {
         let subject = event.subject();
         let Event { reason, message, .. } = &event;
+        let key = key(&event);
+        let mut lately = self.lanes[usize::from(key[0]) % self.lanes.len()].lock().await;
         tracing::info!(%subject, reason, %message, "event");
-        if let Err(error) = self.write(&event, at).await {
+        if let Err(error) = write(&self.client, &mut lately, &event, key, at).await {
+            self.dropped.0.inc();
             tracing::warn!(error = %Chain(&error), %subject, reason, "event not written");
         }
     }
-
-    async fn write(&self, event: &Event, at: Timestamp) -> kube::Result<()> {
-        let namespace = event.about.namespace.as_deref().unwrap_or("default");
-        let events: Api<Written> = Api::namespaced(self.client.clone(), namespace);
-        let key = key(event);
-        let again = self.lately().again(&key, Instant::now());
-        if let Some((name, count)) = again {
-            let series = EventSeries {
-                count,
-                last_observed_time: MicroTime(at),
-            };
-            let patch = Patch::Merge(json!({ "series": series }));
-            match events.patch(&name, &PatchParams::default(), &patch).await {
-                // It has expired, somebody deleted it, or it is not written yet: told anew.
-                Err(kube::Error::Api(status)) if status.is_not_found() => {}
-                outcome => return outcome.map(drop),
-            }
-        }
-        let written = new(event, at);
-        let name = written.metadata.name.clone().unwrap_or_default();
-        self.lately().remember(key, name.clone(), Instant::now());
-        let outcome = events.create(&PostParams::default(), &written).await;
-        if outcome.is_err() {
-            self.lately().forget(&key, &name);
-        }
-        outcome.map(drop)
-    }
 }
 
-fn new(event: &Event, at: Timestamp) -> Written {
+async fn write(
+    client: &Client,
+    lately: &mut Lately,
+    event: &Event,
+    key: [u8; 16],
+    at: Timestamp,
+) -> kube::Result<()> {
+    let namespace = event.about.namespace.as_deref().unwrap_or("default");
+    let events: Api<Written> = Api::namespaced(client.clone(), namespace);
+    if let Some((name, count)) = lately.again(&key, Instant::now()) {
+        let series = EventSeries {
+            count,
+            last_observed_time: MicroTime(at),
+        };
+        let patch = Patch::Merge(json!({ "series": series }));
+        match events.patch(&name, &PatchParams::default(), &patch).await {
+            // It has expired, or somebody deleted it: told anew.
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            outcome => return outcome.map(drop),
+        }
+    }
+    let written = new(event, &key, at);
+    let name = written.metadata.name.clone().unwrap_or_default();
+    events.create(&PostParams::default(), &written).await?;
+    lately.remember(key, name, Instant::now());
+    Ok(())
+}
+
+fn new(event: &Event, key: &[u8; 16], at: Timestamp) -> Written {
     let about = &event.about;
     Written {
         metadata: ObjectMeta {
             namespace: about.namespace.clone(),
-            // Unique as client-go makes it: the name of what it is about, and the time.
+            // As client-go makes it, the name of what it is about, and the time; and what tells it from others of that moment.
             name: Some(format!(
-                "{}.{:x}",
+                "{}.{:x}{:02x}{:02x}",
                 about.name.as_deref().unwrap_or(REPORTER),
-                at.as_nanosecond()
+                at.as_nanosecond(),
+                key[0],
+                key[1],
             )),
             ..ObjectMeta::default()
         },
@@ -236,7 +233,7 @@ mod tests {
             }
             api.release();
         };
-        let both = async { tokio::join!(run(api.client(), waiting), slow) };
+        let both = async { tokio::join!(run(api.client(), Dropped::default(), waiting), slow) };
         tokio::time::timeout(SERIES, both).await.unwrap();
         let all = written();
         assert_eq!(all.len(), 3);
@@ -258,14 +255,6 @@ mod tests {
         assert_eq!(lately.again(&other, now), None);
         assert_ne!(one, key(&event("2", "m")), "an object made anew");
         assert_eq!(lately.again(&one, now + SERIES * 3), None, "long ago");
-        lately.forget(&one, "a.0");
-        assert_eq!(
-            lately.again(&one, now),
-            Some(("a.1".to_owned(), 4)),
-            "another one was not written"
-        );
-        lately.forget(&one, "a.1");
-        assert_eq!(lately.again(&one, now), None);
     }
 
     #[test]

@@ -338,7 +338,7 @@ impl<'a> Draft<'a> {
             "Place",
             "waits for a place among the hosts that are busy at once; next: goes on as soon as another one ends",
         );
-        self.again(backoff::pause(self.uid(), 1));
+        // Its turn wakes it.
         false
     }
 

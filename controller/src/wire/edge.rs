@@ -107,10 +107,10 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         let stopped = async {
             let _ = shutdown.wait_for(|stopped| *stopped).await;
         };
-        tokio::join!(
-            hand_over(keys, tell_secrets),
-            server.run(addresses, agent_port, stopped)
-        );
+        tokio::select! {
+            () = server.run(addresses, agent_port, stopped) => {}
+            () = hand_over(keys, tell_secrets) => {}
+        }
     });
     Ok(())
 }
@@ -140,13 +140,14 @@ fn replace<T: PartialEq>(known: &mut T, new: T) -> bool {
     changed
 }
 
-/// Gives the boot services what they need of the keys.
+/// Gives the boot services what they need of the keys, for ever.
 async fn hand_over(mut keys: watch::Receiver<Keys>, secrets: watch::Sender<Option<Arc<BootSecrets>>>) {
     loop {
         let now = keys.borrow_and_update().boot_secrets();
         secrets.send_replace(Some(Arc::new(now)));
         if keys.changed().await.is_err() {
-            return;
+            // The last keys hold.
+            return std::future::pending().await;
         }
     }
 }

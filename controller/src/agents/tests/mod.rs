@@ -42,6 +42,7 @@ fn pace() -> Pace {
         progress: Duration::from_millis(50),
         silent: quick,
         closed: quick,
+        farewell: Duration::from_secs(3600),
     }
 }
 
@@ -144,7 +145,8 @@ impl Lab {
     async fn stop(&mut self) {
         let (stop, task) = self.running.take().unwrap();
         stop.send(()).unwrap();
-        task.await.unwrap();
+        // It does not wait for its farewell to be over.
+        tokio::time::timeout(DEADLINE, task).await.unwrap().unwrap();
     }
 
     fn token(&self, last: u8) -> String {
