@@ -11,10 +11,15 @@ use kube::{
     },
 };
 use muster_proto::Chain;
-use tokio::sync::broadcast;
+use tokio::{
+    sync::broadcast,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
 
-/// Without any change, look again after this long: it heals what a lost watch event left.
+/// Without any change, each object is looked at once in this long: it heals what a lost watch event left.
 pub const RESYNC: Duration = Duration::from_secs(600);
+/// In so many parts, so that not all have their turn at once. No object has a timer of its own for it, which would take 1 KiB.
+const TURNS: u32 = 60;
 /// How long one round may wait for an API server that neither answers nor refuses.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -68,10 +73,7 @@ pub fn retry_after(name: &str, failures: u32, error: &ExecuteError) -> Duration 
     let doubled = RETRY_FIRST
         .saturating_mul(1 << failures.saturating_sub(1).min(16))
         .min(RETRY_MOST);
-    let spread = name
-        .bytes()
-        .fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
-        % 256;
+    let spread = spread(name) % 256;
     let wait = match error {
         ExecuteError::Behind { .. } => doubled.min(Duration::from_secs(2)),
         ExecuteError::Step { .. } | ExecuteError::Late { .. } => doubled,
@@ -79,15 +81,53 @@ pub fn retry_after(name: &str, failures: u32, error: &ExecuteError) -> Duration 
     wait + wait * spread / 1024
 }
 
-/// The values of `receiver`; `None` where some were lost.
-pub fn receive<T: Clone + Send + 'static>(receiver: broadcast::Receiver<T>) -> impl Stream<Item = Option<T>> {
-    stream::unfold(receiver, |mut receiver| async move {
-        match receiver.recv().await {
-            Ok(value) => Some((Some(value), receiver)),
-            Err(broadcast::error::RecvError::Lagged(_)) => Some((None, receiver)),
-            Err(broadcast::error::RecvError::Closed) => None,
-        }
-    })
+/// A number that differs from name to name.
+fn spread(name: &str) -> u32 {
+    name.bytes()
+        .fold(0, |sum: u32, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
+}
+
+/// Why objects are looked at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Cue<T> {
+    /// This has changed.
+    Change(T),
+    /// Changes were lost: anything may have.
+    Lost,
+    /// Nothing is known to have changed.
+    Turn(Turn),
+}
+
+/// One of the parts of all objects that have their turn one after the other, all of them once in [`RESYNC`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Turn(u32);
+
+impl Turn {
+    /// True if the object `name` is in this part.
+    pub fn is_of(self, name: &str) -> bool {
+        spread(name) % TURNS == self.0
+    }
+}
+
+/// The values of `receiver` until it ends, and meanwhile the turns.
+pub fn receive<T: Clone + Send + 'static>(receiver: broadcast::Receiver<T>) -> impl Stream<Item = Cue<T>> {
+    let pause = RESYNC / TURNS;
+    let mut ticks = interval_at(Instant::now() + pause, pause);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    stream::unfold(
+        (receiver, ticks, 0),
+        |(mut receiver, mut ticks, turn)| async move {
+            let (cue, next) = tokio::select! {
+                received = receiver.recv() => match received {
+                    Ok(value) => (Cue::Change(value), turn),
+                    Err(broadcast::error::RecvError::Lagged(_)) => (Cue::Lost, turn),
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                },
+                _ = ticks.tick() => (Cue::Turn(Turn(turn)), (turn + 1) % TURNS),
+            };
+            Some((cue, (receiver, ticks, next)))
+        },
+    )
 }
 
 /// Lets the rounds of the loop `whose` run until their queue ends.
@@ -154,6 +194,34 @@ mod tests {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 404, "reason": "NotFound",
             "message": format!("{kind} \"{name}\" not found"), "details": {"name": name, "kind": kind},
         })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_was_lost_everything_has_its_turn_once_in_a_resync_and_changes_are_not_kept_waiting() {
+        let (sender, receiver) = broadcast::channel(2);
+        let begun = Instant::now();
+        let cues = receive(receiver);
+        let mut cues = std::pin::pin!(cues);
+        sender.send("changed").unwrap();
+        assert_eq!(cues.next().await, Some(Cue::Change("changed")));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        for _ in 0..3 {
+            sender.send("too many").unwrap();
+        }
+        assert_eq!(cues.next().await, Some(Cue::Lost));
+        let names: Vec<String> = (0..1000).map(|number| format!("host-{number}")).collect();
+        let mut looked_at = std::collections::BTreeMap::new();
+        while begun.elapsed() < RESYNC {
+            if let Some(Cue::Turn(turn)) = cues.next().await {
+                let theirs = names.iter().filter(|name| turn.is_of(name));
+                theirs.for_each(|name| *looked_at.entry(name).or_insert(0) += 1);
+            }
+        }
+        assert_eq!(begun.elapsed(), RESYNC);
+        assert_eq!(looked_at.len(), names.len());
+        assert!(looked_at.values().all(|turns| *turns == 1));
+        drop(sender);
+        assert_eq!(cues.next().await, None);
     }
 
     #[test]

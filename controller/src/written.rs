@@ -10,7 +10,7 @@ use kube::{Resource, ResourceExt};
 
 /// How long an object of ours is believed over the watched copy.
 pub const BELIEVED: Duration = Duration::from_secs(15);
-/// What is known to be no older than this is as good as an answer of the API server, which takes as long under way.
+/// An answer of the API server that came no longer ago than this is as good as one that is asked for now.
 pub const FRESH: Duration = Duration::from_millis(200);
 
 /// Objects of one kind and one namespace, by name.
@@ -21,8 +21,8 @@ pub struct Written<K>(Mutex<HashMap<String, Ours<K>>>);
 struct Ours<K> {
     object: Arc<K>,
     since: Instant,
-    /// When the write was sent that made this version; none if it was read.
-    sent: Option<Instant>,
+    /// When the API server answered to the write that made this version; none if it was read.
+    answered: Option<Instant>,
 }
 
 impl<K> Default for Written<K> {
@@ -37,7 +37,7 @@ impl<K> Ours<K> {
     }
 
     fn is_fresh(&self) -> bool {
-        self.sent.is_some_and(|sent| sent.elapsed() < FRESH)
+        self.answered.is_some_and(|answered| answered.elapsed() < FRESH)
     }
 }
 
@@ -65,14 +65,21 @@ impl<K: ResourceExt> Written<K> {
             .collect()
     }
 
-    /// The API server has, or had a moment ago, `object`. If a write made this version, it was `sent` then.
-    pub fn remember(&self, object: Arc<K>, sent: Option<Instant>) {
+    /// The API server has, or had a moment ago, `object`. If a write made this version, it was `answered` then.
+    pub fn remember(&self, object: Arc<K>, answered: Option<Instant>) {
         let mut all = self.lock();
         let name = object.name_any();
         let is_later = |ours: &Ours<K>| version(&*ours.object) > version(&*object);
         if !all.get(&name).is_some_and(is_later) {
             let since = Instant::now();
-            all.insert(name, Ours { object, since, sent });
+            all.insert(
+                name,
+                Ours {
+                    object,
+                    since,
+                    answered,
+                },
+            );
         }
     }
 
@@ -88,7 +95,7 @@ impl<K: ResourceExt> Written<K> {
     }
 
     /// True if all watched copies are known to be as the API server had them a moment ago: a watch tells what happened in its order, and it
-    /// has told a write that was sent since then. What others wrote within that moment may not be among it, as with any answer.
+    /// has told a write that was answered since then. What others wrote since that write may not be among it, as with any answer.
     pub fn proves_fresh(&self, watched: impl Fn(&str) -> Option<Arc<K>>) -> bool {
         let all = self.lock();
         all.iter()

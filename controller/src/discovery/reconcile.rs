@@ -38,7 +38,7 @@ use crate::{
     events::{Event, Events},
     host::index::Path,
     metrics::Registry,
-    round::{ExecuteError, PATIENCE, RESYNC, receive, retry_after, run_out},
+    round::{Cue, ExecuteError, PATIENCE, receive, retry_after, run_out},
     world::{Change, Scope, World},
 };
 
@@ -123,7 +123,7 @@ pub async fn run(
 
 async fn rounds(context: Arc<Context>, changes: broadcast::Receiver<Change>) {
     let of = context.clone();
-    let changed = receive(changes).map(move |change| concerned(&of, change.as_ref()));
+    let changed = receive(changes).map(move |cue| concerned(&of, &cue));
     let start = stream::once(std::future::ready(all(&context)));
     let queue = start
         .chain(changed)
@@ -171,11 +171,20 @@ fn all(context: &Context) -> Vec<ObjectRef<Server>> {
         .collect()
 }
 
-/// The Servers about which a change may mean another decision.
-fn concerned(context: &Context, change: Option<&Change>) -> Vec<ObjectRef<Server>> {
+/// The Servers about which a decision may be another one now.
+fn concerned(context: &Context, cue: &Cue<Change>) -> Vec<ObjectRef<Server>> {
+    let change = match cue {
+        Cue::Change(change) => change,
+        Cue::Lost => return all(context),
+        Cue::Turn(turn) => {
+            let servers = &context.world.servers;
+            let theirs = servers.state_filter(|server| turn.is_of(server_name(server)));
+            return theirs.iter().map(reference).collect();
+        }
+    };
     match change {
-        None | Some(Change::All) => all(context),
-        Some(Change::Server(server)) => {
+        Change::All => all(context),
+        Change::Server(server) => {
             let own = ObjectRef::from_obj(server.as_ref());
             let now = context.world.servers.get(&own);
             if now.is_none() {
@@ -189,12 +198,12 @@ fn concerned(context: &Context, change: Option<&Change>) -> Vec<ObjectRef<Server
             concerned.push(own);
             concerned
         }
-        Some(Change::Host(host)) => {
+        Change::Host(host) => {
             let now = context.world.hosts.get(&ObjectRef::from_obj(host.as_ref()));
             let names = context.index.host(now.as_ref().unwrap_or(host), now.is_none());
             named(context, names).iter().map(reference).collect()
         }
-        Some(Change::Hardware(data)) => {
+        Change::Hardware(data) => {
             let host = Path {
                 namespace: data.namespace.clone().unwrap_or_default(),
                 name: data.name.clone(),
@@ -202,7 +211,7 @@ fn concerned(context: &Context, change: Option<&Change>) -> Vec<ObjectRef<Server
             let names = context.index.pointing_at(host);
             named(context, names).iter().map(reference).collect()
         }
-        Some(Change::Segment(segment)) => {
+        Change::Segment(segment) => {
             let there = context.world.servers.state_filter(|server| {
                 segment_name(server).is_some_and(|(_, name)| Some(name) == segment.metadata.name.as_deref())
             });
@@ -284,7 +293,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
                     .get_or_create(&EffectLabel { effect })
                     .inc();
             }
-            Ok(Action::requeue(RESYNC))
+            Ok(Action::await_change())
         }
         Err(error) => {
             let memory = told.entry(name.clone()).or_default();

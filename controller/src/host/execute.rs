@@ -44,13 +44,13 @@ use crate::{
 pub struct Fresh {
     /// The resource version that it answered with.
     pub version: Option<String>,
-    /// When the write was sent.
-    pub asked: Instant,
+    /// When it did.
+    pub answered: Instant,
 }
 
 impl Fresh {
     fn proves(&self, host: &BareMetalHost) -> bool {
-        self.version == host.metadata.resource_version && self.asked.elapsed() < FRESH
+        self.version == host.metadata.resource_version && self.answered.elapsed() < FRESH
     }
 }
 

@@ -50,7 +50,7 @@ use crate::{
     discovery::{host::about, next::segment_name},
     events::{Event, Events},
     lease::Leadership,
-    round::{ExecuteError, PATIENCE, RESYNC, receive, retry_after, run_out},
+    round::{Cue, ExecuteError, PATIENCE, receive, retry_after, run_out},
     world::{Change, Scope, World},
 };
 use carry::{Call, Done, carry_out};
@@ -241,12 +241,22 @@ impl Context {
         paths.into_iter().collect()
     }
 
-    /// The hosts about which a change may mean another decision.
-    fn concerned(&self, change: Option<&Change>) -> Vec<Path> {
+    /// The hosts about which a decision may be another one now.
+    fn concerned(&self, cue: &Cue<Change>) -> Vec<Path> {
+        let change = match cue {
+            Cue::Change(change) => change,
+            Cue::Lost => return self.all(),
+            Cue::Turn(turn) => {
+                let hosts = &self.world.hosts;
+                let theirs =
+                    hosts.state_filter(|host| turn.is_of(host.metadata.name.as_deref().unwrap_or_default()));
+                return theirs.iter().map(|host| Path::of(host.as_ref())).collect();
+            }
+        };
         match change {
-            None | Some(Change::All) => self.all(),
-            Some(Change::Host(host)) => self.host_changed(host),
-            Some(Change::Server(server)) => {
+            Change::All => self.all(),
+            Change::Host(host) => self.host_changed(host),
+            Change::Server(server) => {
                 let path = Path::of(server.as_ref());
                 let now = self.world.servers.get(&path.to_ref());
                 let hosts = self.index.server(now.as_ref().unwrap_or(server), now.is_none());
@@ -255,7 +265,7 @@ impl Context {
                 }
                 hosts
             }
-            Some(Change::Hardware(data)) => {
+            Change::Hardware(data) => {
                 let path = Path {
                     namespace: data.namespace.clone().unwrap_or_default(),
                     name: data.name.clone(),
@@ -264,7 +274,7 @@ impl Context {
                 self.memory.shown_hardware(&path, now.as_deref());
                 vec![path]
             }
-            Some(Change::Segment(segment)) => {
+            Change::Segment(segment) => {
                 let name = segment.metadata.name.as_deref();
                 let servers = self.world.servers.state_filter(|server| {
                     segment_name(server).is_some_and(|(_, session)| Some(session) == name)
@@ -313,7 +323,7 @@ async fn rounds(
     }
     let start = stream::once(std::future::ready(context.all()));
     let of = Arc::clone(&context);
-    let changed = receive(changes).map(move |change| of.concerned(change.as_ref()));
+    let changed = receive(changes).map(move |cue| of.concerned(&cue));
     let woken = stream::unfold(woken, |mut woken| async move {
         let host = woken.recv().await?;
         Some((vec![host], woken))
@@ -443,12 +453,14 @@ async fn turn(
         Ok(done) => {
             context.memory.went_well(&sight.host);
             let pause = if done.wrote { Some(Duration::ZERO) } else { requeue };
-            let pause = pause.map_or(RESYNC, |pause| pause.min(RESYNC));
-            let hurry = !pause.is_zero() || context.memory.may_hurry(&sight.host);
-            Ok(match hurry {
-                true if done.wrote => After::Wrote(done),
-                true => After::Over(Action::requeue(pause)),
-                false => After::Over(Action::requeue(TOO_FAST)),
+            let at_once = pause.is_some_and(|pause| pause.is_zero());
+            Ok(match pause {
+                _ if at_once && !context.memory.may_hurry(&sight.host) => {
+                    After::Over(Action::requeue(TOO_FAST))
+                }
+                _ if done.wrote => After::Wrote(done),
+                Some(pause) => After::Over(Action::requeue(pause)),
+                None => After::Over(Action::await_change()),
             })
         }
         Err(error) => Err(failed(context, &sight.host, error)),
