@@ -75,6 +75,16 @@ pub fn nginx() -> Result<PathBuf> {
     existing("MUSTER_NGINX", &[&target().join("bench/nginx/usr/sbin/nginx")])
 }
 
+/// baremetal-operator, or `MUSTER_PEER`. Only the benchmark has it.
+pub fn peer() -> Result<PathBuf> {
+    existing("MUSTER_PEER", &[&target().join("bench/peer/baremetal-operator")])
+}
+
+/// The directory of the kinds that come with [`peer`], or `MUSTER_PEER_KINDS`.
+pub fn peer_kinds() -> Result<PathBuf> {
+    existing("MUSTER_PEER_KINDS", &[&target().join("bench/peer/crds")])
+}
+
 /// sushy-emulator in its Python environment, or `MUSTER_SUSHY`. `cargo xtask test` installs it.
 pub fn sushy() -> Result<PathBuf> {
     existing("MUSTER_SUSHY", &[&target().join("sushy/bin/sushy-emulator")])

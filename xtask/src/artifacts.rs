@@ -194,6 +194,40 @@ pub(crate) fn bench() -> Result<()> {
     step("ramdisk with an empty /init", empty_ramdisk)
 }
 
+/// What only the benchmark of hosts runs: the operator that Muster takes the place of.
+pub(crate) fn bench_hosts() -> Result<()> {
+    release()?;
+    step("peer: baremetal-operator (first time 3 to 6 min)", peer)
+}
+
+/// From its Go module, with the kinds that it comes with.
+fn peer() -> Result<()> {
+    const MODULE: &str = "github.com/metal3-io/baremetal-operator";
+    let go = |arguments: &[&str]| {
+        Cmd::new("go")
+            .dir("tests/bench/baremetal-operator")
+            .args(arguments)
+    };
+    let out = root().join("target/bench/peer");
+    let kinds = out.join("crds");
+    fs::create_dir_all(&kinds).with_context(|| format!("creating {}", kinds.display()))?;
+    go(&["build", "-trimpath", "-o"])
+        .env("CGO_ENABLED", "0")
+        .arg(out.join("baremetal-operator"))
+        .arg(MODULE)
+        .run_logged(&log("peer")?)?;
+    let module = go(&["list", "-m", "-f", "{{.Dir}}", MODULE]).output()?;
+    let theirs = Path::new(module.trim()).join("config/base/crds/bases");
+    for kind in fs::read_dir(&theirs).with_context(|| format!("listing {}", theirs.display()))? {
+        let kind = kind.with_context(|| format!("listing {}", theirs.display()))?;
+        // Written anew: the module's own files are read-only, and so would be their copies.
+        let text = fs::read(kind.path()).with_context(|| format!("reading {}", kind.path().display()))?;
+        let copy = kinds.join(kind.file_name());
+        fs::write(&copy, text).with_context(|| format!("writing {}", copy.display()))?;
+    }
+    Ok(())
+}
+
 /// Unpacked, so that no service is started.
 fn nginx() -> Result<()> {
     let deb = package("nginx")?;

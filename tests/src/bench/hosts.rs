@@ -3,6 +3,7 @@
 
 mod failover;
 mod meter;
+mod peer;
 mod place;
 mod render;
 mod results;
@@ -47,6 +48,8 @@ pub struct Options {
 /// What is measured, the longest last.
 enum Part {
     Round(Size),
+    /// The peer, with so many hosts.
+    Peer(u32),
     /// With so many hosts.
     Failover(u32),
 }
@@ -54,10 +57,16 @@ enum Part {
 fn plan(options: &Options) -> Vec<Part> {
     let round = |hosts, idle| Part::Round(Size { hosts, idle });
     match (options.hosts, options.failover) {
-        (None, None) if options.quick => vec![round(100, GLANCE), Part::Failover(100)],
-        (None, None) => vec![round(1000, RESYNC), Part::Failover(1000), round(10_000, GLANCE)],
+        (None, None) if options.quick => vec![round(100, GLANCE), Part::Peer(100), Part::Failover(100)],
+        (None, None) => vec![
+            round(1000, RESYNC),
+            Part::Peer(1000),
+            Part::Failover(1000),
+            round(10_000, GLANCE),
+        ],
         (hosts, failover) => {
-            let rounds = hosts.map(|hosts| round(hosts, GLANCE)).into_iter();
+            let rounds = hosts.map(|hosts| [round(hosts, GLANCE), Part::Peer(hosts)]);
+            let rounds = rounds.into_iter().flatten();
             rounds.chain(failover.map(Part::Failover)).collect()
         }
     }
@@ -91,6 +100,14 @@ pub async fn run(options: Options) -> Result<()> {
                     results.warn(&format!("{} hosts: {error:#}", size.hosts));
                 }
                 results.rounds.push(measured);
+            }
+            Part::Peer(hosts) => {
+                println!("· the peer: baremetal-operator with {hosts} hosts");
+                let mut measured = results::Round::default();
+                if let Err(error) = round::measure_peer(hosts, &mut measured).await {
+                    results.warn(&format!("the peer, {hosts} hosts: {error:#}"));
+                }
+                results.peer = Some(measured);
             }
             Part::Failover(hosts) => {
                 println!("· the leader ends while {hosts} hosts are busy");

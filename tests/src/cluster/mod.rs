@@ -63,6 +63,19 @@ impl Cluster {
     }
 
     async fn start_with(audited: bool) -> Result<Cluster> {
+        let cluster = Cluster::start_empty(audited).await?;
+        cluster.install().await?;
+        Ok(cluster)
+    }
+
+    /// Starts a control plane of its own with the kinds in the directory `kinds`, which are another's.
+    pub async fn start_with_kinds(kinds: &Path) -> Result<Cluster> {
+        let cluster = Cluster::start_empty(false).await?;
+        cluster.install_kinds(kinds).await?;
+        Ok(cluster)
+    }
+
+    async fn start_empty(audited: bool) -> Result<Cluster> {
         let scratch = Scratch::new()?;
         let process = local::ControlPlane::start(&scratch, audited).await?;
         let kubeconfig = process.kubeconfig();
@@ -77,7 +90,9 @@ impl Cluster {
                 path.display()
             );
         }
-        Cluster::with(path, Scratch::new()?, None).await
+        let cluster = Cluster::with(path, Scratch::new()?, None).await?;
+        cluster.install().await?;
+        Ok(cluster)
     }
 
     async fn with(path: &Path, scratch: Scratch, process: Option<local::ControlPlane>) -> Result<Cluster> {
@@ -86,7 +101,7 @@ impl Cluster {
             .await
             .with_context(|| format!("use {}", path.display()))?;
         let (host, port) = foreign::address(&config.cluster_url)?;
-        let cluster = Cluster {
+        Ok(Cluster {
             config,
             kubeconfig: path.to_owned(),
             server: format!("{host}:{port}"),
@@ -94,17 +109,17 @@ impl Cluster {
             namespaces: AtomicUsize::new(0),
             scratch,
             process,
-        };
-        cluster.install().await?;
-        Ok(cluster)
+        })
     }
 
     async fn install(&self) -> Result<()> {
-        let dir = paths::deploy().join("crds");
-        apply::directory(&self.client()?, &dir, None)
-            .await
-            .with_context(|| format!("install the kinds in {}", dir.display()))?;
+        self.install_kinds(&paths::deploy().join("crds")).await?;
         self.install_rules().await
+    }
+
+    async fn install_kinds(&self, dir: &Path) -> Result<()> {
+        let applied = apply::directory(&self.client()?, dir, None).await;
+        applied.with_context(|| format!("install the kinds in {}", dir.display()))
     }
 
     /// Installs the rules on hosts, as [`Cluster`] does when it is made. They bind some time later: [`Cluster::rules_bind`].

@@ -86,7 +86,7 @@ impl Hardware {
         memory.installed_mib = memory.modules.iter().map(|module| module.size_mib).sum();
         *disks = (0..26).map(|at| disk(number, at)).collect();
         *nics = (0..6).map(|at| nic(number, at)).collect();
-        // What processors of servers have on their buses, for which there are no drivers.
+        // They stand for whatever makes a report large: what processors have on their buses, which the agent leaves out.
         *driverless = (0..90).map(uncore).collect();
         hardware
     }
@@ -202,7 +202,7 @@ fn uncore(at: u32) -> Driverless {
     Driverless {
         address: format!("0000:{:02x}:{:02x}.{}", 0x7e + at / 40, at / 8 % 5, at % 8),
         class: "0x088000".to_owned(),
-        id: format!("0x8086 0x{:04x}", 0x3240 + at),
+        id: format!("0x8086:0x{:04x}", 0x3240 + at),
     }
 }
 

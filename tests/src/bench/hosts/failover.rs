@@ -13,7 +13,7 @@ use super::{
     super::results::seconds,
     place::{HOSTS, NAMESPACE, Place},
     results::Failover,
-    round::patience,
+    round::{Site, patience, want_image},
     watch::{Host, Watch, Writes, rewritten},
 };
 use crate::{cluster::Role, controller::Controller};
@@ -43,7 +43,7 @@ pub(super) async fn measure(hosts: u32) -> Result<Failover> {
     println!("  asked to end, the leader is followed by another one after {handed_over} s");
     let leader = leading(&leases).await?;
     let names: Vec<String> = watch.hosts().into_keys().collect();
-    place.want_image(&names).await?;
+    want_image(place.client(), &names).await?;
     ordered(&watch, names.len(), patience(hosts)).await?;
     let before = watch.hosts();
     of(&mut place.controllers, leader)?.kill();

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use http_body_util::BodyExt;
 use hyper::http::Request;
 use kube::Client;
 use serde_json::Value;
@@ -20,6 +21,8 @@ const INSTALLED: [&str; 3] = [
 ];
 /// Objects of which the size is taken: a page of a list.
 const SAMPLE: u32 = 500;
+/// Where each has to be asked for by itself.
+const SAMPLE_ALONE: u32 = 50;
 
 /// A reading of the API server's metrics.
 #[derive(Clone, Debug, Default)]
@@ -32,11 +35,8 @@ pub(super) struct Reading {
 
 /// Reads them.
 pub(super) async fn read(client: &Client) -> Result<Reading> {
-    let request = Request::get("/metrics")
-        .body(Vec::new())
-        .context("make a request")?;
     let text = client
-        .request_text(request)
+        .request_text(get("/metrics", "text/plain")?)
         .await
         .context("read the API server's metrics")?;
     Ok(parse(&text))
@@ -108,20 +108,71 @@ pub(super) fn is_lease(key: &str) -> bool {
     key.ends_with(" leases")
 }
 
-/// What of `path`, such as `/api/v1/namespaces/a/secrets`, is stored: how many objects, and the size of the first of them.
-pub(super) async fn stored(client: &Client, path: &str) -> Result<Stored> {
-    let request = Request::get(format!("{path}?limit={SAMPLE}"))
-        .body(Vec::new())
-        .context("make a request")?;
-    let list: Value = client
-        .request(request)
+/// How the API server stores objects of a kind.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Form {
+    /// Kinds that were defined by somebody, as JSON.
+    Json,
+    /// Kubernetes' own, as protobuf.
+    Protobuf,
+}
+
+/// What of `path`, such as `/api/v1/namespaces/a/secrets`, is stored: how many objects, and the size of the first of them. None if
+/// there are none, or the kind is not installed.
+pub(super) async fn stored(client: &Client, path: &str, form: Form) -> Result<Option<Stored>> {
+    let sample = match form {
+        Form::Json => SAMPLE,
+        Form::Protobuf => SAMPLE_ALONE,
+    };
+    let asked = client.request(get(&format!("{path}?limit={sample}"), "application/json")?);
+    let list: Value = match asked.await {
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+        asked => asked.with_context(|| format!("list {path}"))?,
+    };
+    let mut stored = measure(&list);
+    if stored.objects == 0 {
+        return Ok(None);
+    }
+    if let Form::Protobuf = form {
+        let mut bytes = 0;
+        for name in names(&list) {
+            bytes += protobuf(client, &format!("{path}/{name}")).await?;
+        }
+        stored.bytes = bytes.checked_div(stored.sample).unwrap_or(0);
+    }
+    Ok(Some(stored))
+}
+
+/// The size of one object as protobuf: the API server answers with what it stores.
+async fn protobuf(client: &Client, path: &str) -> Result<u64> {
+    let request = get(path, "application/vnd.kubernetes.protobuf")?;
+    let request = request.map(kube::client::Body::from);
+    let answer = client
+        .send(request)
         .await
-        .with_context(|| format!("list {path}"))?;
-    Ok(measure(&list))
+        .with_context(|| format!("get {path}"))?;
+    ensure!(answer.status().is_success(), "get {path}: {}", answer.status());
+    let body = answer.into_body().collect().await;
+    let bytes = body.with_context(|| format!("read {path}"))?.to_bytes();
+    u64::try_from(bytes.len()).context("a size")
+}
+
+fn get(path: &str, accept: &str) -> Result<Request<Vec<u8>>> {
+    let request = Request::get(path).header("accept", accept);
+    request.body(Vec::new()).context("make a request")
+}
+
+fn items(list: &Value) -> &[Value] {
+    list["items"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn names(list: &Value) -> impl Iterator<Item = &str> {
+    let names = items(list).iter().map(|item| &item["metadata"]["name"]);
+    names.filter_map(Value::as_str)
 }
 
 fn measure(list: &Value) -> Stored {
-    let items = list["items"].as_array().map_or(&[][..], Vec::as_slice);
+    let items = items(list);
     let sample = u64::try_from(items.len()).unwrap_or(u64::MAX);
     let bytes: usize = items.iter().map(|item| item.to_string().len()).sum();
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);

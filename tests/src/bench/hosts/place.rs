@@ -7,16 +7,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use futures::{StreamExt, TryStreamExt, stream};
-use kube::{
-    Api, Client, Resource,
-    api::{Patch, PatchParams},
-    core::NamespaceResourceScope,
-};
-use muster_proto::kinds::{BareMetalHost, Dhcp, DhcpMode, Profile, Segment, Trust, UnknownPolicy};
+use kube::{Api, Client, Resource, core::NamespaceResourceScope};
+use muster_proto::kinds::{Dhcp, DhcpMode, Profile, Segment, Trust, UnknownPolicy};
 use nix::sys::resource::{Resource as Limit, getrlimit, setrlimit};
-use serde_json::json;
 
+use super::round::{Processes, Site};
 use crate::{
     bridges::{self, BR0, Network},
     cluster::{Cluster, Role},
@@ -41,8 +36,6 @@ const SERVING: Duration = Duration::from_secs(60);
 const FILES: (u64, u64) = (3, 500);
 /// Gives this computer the name that comes first, and becomes what comes after it.
 const NAMED: &str = "echo \"$1\" > /proc/sys/kernel/hostname && shift && exec \"$@\"";
-/// Requests of the user at the same time.
-const AT_ONCE: usize = 16;
 
 /// The place. Fields are dropped in order: the fleets first, the cluster last.
 pub(super) struct Place {
@@ -150,8 +143,8 @@ impl Place {
         stage::serving(&self.client, NAMESPACE, SEGMENT, SERVING, server).await
     }
 
-    /// Starts fleets of `hosts` servers together, which make their hosts at once; in how many processes.
-    pub(super) fn power(&mut self, hosts: u32, scale: f64) -> Result<usize> {
+    /// Starts fleets of `hosts` servers together, which make their hosts at once.
+    pub(super) fn power(&mut self, hosts: u32, scale: f64) -> Result<()> {
         let program = env::current_exe().context("find this program")?;
         for (first, count) in shares(hosts, room()?) {
             let mut command = Command::new(&program);
@@ -171,29 +164,7 @@ impl Place {
             said.follow(process.stderr.take().context("its standard error")?)?;
             self.fleets.push(Fleet { process, said });
         }
-        Ok(self.fleets.len())
-    }
-
-    /// Sets an image for every host; none of them exists, and nobody asks.
-    pub(super) async fn want_image(&self, hosts: &[String]) -> Result<()> {
-        let image = json!({"url": "http://images.test/os.raw", "format": "raw",
-            "checksum": "0".repeat(64), "checksumType": "sha256"});
-        let wish = json!({"spec": {"image": image}});
-        let api: Api<BareMetalHost> = self.api(HOSTS);
-        let parameters = PatchParams::default();
-        let wishes = hosts.iter().map(|host| {
-            let (api, wish, parameters) = (&api, &wish, &parameters);
-            async move {
-                let patched = api.patch(host, parameters, &Patch::Merge(wish)).await;
-                patched.map(drop).with_context(|| format!("patch {host}"))
-            }
-        });
-        stream::iter(wishes).buffer_unordered(AT_ONCE).try_collect().await
-    }
-
-    /// A client with all rights.
-    pub(super) fn client(&self) -> &Client {
-        &self.client
+        Ok(())
     }
 
     /// The objects of one kind in `namespace`.
@@ -204,19 +175,30 @@ impl Place {
     {
         Api::namespaced(self.client.clone(), namespace)
     }
+}
 
-    /// The process of the API server and etcd.
-    pub(super) fn api_server(&self) -> Result<u32> {
-        self.cluster.process().context("the cluster is not the lab's own")
+impl Site for Place {
+    fn processes(&self) -> Result<Processes> {
+        let controller = self.controllers.first().context("no controller")?;
+        Ok(Processes {
+            controller: controller.process().context("the controller has ended")?,
+            api_server: self
+                .cluster
+                .process()
+                .context("the cluster is not the lab's own")?,
+            fleets: self.fleets.iter().map(|fleet| fleet.process.id()).collect(),
+        })
     }
 
-    /// The processes of the fleets.
-    pub(super) fn fleets(&self) -> Vec<u32> {
-        self.fleets.iter().map(|fleet| fleet.process.id()).collect()
+    fn client(&self) -> &Client {
+        &self.client
     }
 
-    /// Fails if a controller or a fleet has ended, with what it said last.
-    pub(super) fn lives(&mut self) -> Result<()> {
+    async fn create(&mut self, hosts: u32) -> Result<()> {
+        self.power(hosts, 0.0)
+    }
+
+    fn lives(&mut self) -> Result<()> {
         for controller in &mut self.controllers {
             let ended = controller.process().is_some() && !controller.is_running();
             ensure!(

@@ -15,6 +15,9 @@ const PROVISIONED: &str = "registering inspecting preparing available provisioni
 const USUAL: u32 = 1000;
 const MANY: u32 = 10_000;
 
+/// What is measured beside Muster.
+const PEER: &str = "baremetal-operator";
+
 /// The page. Every sentence stands on a line of its own.
 pub(super) fn page(results: &HostsResults) -> String {
     let mut page = String::from(
@@ -28,6 +31,13 @@ pub(super) fn page(results: &HostsResults) -> String {
     page += BOUND;
     for round in &results.rounds {
         page += &format!("\n## {} hosts\n\n{}", round.hosts, details(round));
+    }
+    if let Some(peer) = &results.peer {
+        page += &format!(
+            "\n## {} hosts with {PEER}\n{WITH_PEER}\n{}",
+            peer.hosts,
+            details(peer)
+        );
     }
     if let Some(failover) = &results.failover {
         page += &format!("\n## The leader ends\n\n{}", ending(failover));
@@ -46,8 +56,15 @@ const METHOD: &str = "\n\
     Requests are those that the API server counts (`apiserver_request_total`), of everybody and whatever the answer, from the beginning \
     until nothing has been written for 5 s, without watches and without what the user does: a Secret, a host and a patch for each.\n\
     Memory is `VmHWM` and `VmRSS` of the controller's process, processor time is user and system time from `/proc/PID/stat`.\n\
-    Bytes in etcd are the sizes of the objects as JSON, which is how the API server stores kinds like these; Secrets and Events are \
-    stored in a shorter form and so are counted too high.\n";
+    Bytes in etcd are the sizes of the objects in the form in which the API server stores them: JSON, and protobuf for Secrets and \
+    Events.\n";
+
+/// What the peer is.
+const WITH_PEER: &str = "\n\
+    The operator that Muster takes the place of, version 0.13.1, with its fixture provisioner (`-test-mode`), on a control plane of its own.\n\
+    That provisioner asks no hardware: there are no BMCs, agents or inventories, only waits of 2 to 10 s, and one state for all hosts, \
+    so that most of them do not even wait.\n\
+    It is given more than its defaults, which bound it: 1000 requests a second in place of 20, and 50 workers.\n";
 
 const BOUND: &str = "\n\
     What bounds the requests to available, of which eleven are of the way itself:\n\n\
@@ -62,8 +79,8 @@ const BOUND: &str = "\n\
     gives out the write that follows the cleaning, and the leader the host before it orders either: an old copy destroys no data.\n\n\
     What bounds the bytes in etcd: upstream's API has the hardware twice, in the host's status and in the HardwareData, and the Server \
     has the whole inventory, more than 20 KiB of it.\n\n\
-    What bounds the controller's memory: about 12 MiB are the program and its libraries, and no single thing is large in what a host adds: \
-    some 40 KiB in 250 pieces, and a sixth of that in gaps between them that the heap cannot give back.\n\
+    What bounds the controller's memory: about 13 MiB are the program and its libraries, and no single thing is large in what a host adds: \
+    some 40 KiB in 250 pieces.\n\
     The objects with their packed hardware are nearly a third of it; rustls keeps 8 KiB for each connected agent, half of that one buffer; \
     the rest are the tables by which machines are found, metrics, and what is known of each BMC.\n";
 
@@ -120,14 +137,21 @@ pub(super) fn goals(results: &HostsResults) -> String {
     let mut rows: Vec<Row> = results.rounds.iter().flat_map(of_round).collect();
     rows.extend(ratio(&results.rounds));
     rows.extend(results.failover.iter().flat_map(of_failover));
-    let mut text = String::from("| figure | goal | result | reached |\n| --- | --- | --- | --- |\n");
+    let peer = results.peer.iter().flat_map(of_round);
+    let peer: BTreeMap<String, String> = peer.map(|row| (row.figure, row.result)).collect();
+    let mut text =
+        format!("| figure | goal | result | reached | {PEER} |\n| --- | --- | --- | --- | --- |\n");
     for row in rows {
         let reached = match row.reached {
             None => "",
             Some(true) => "yes",
             Some(false) => "**no**",
         };
-        text += &format!("| {} | {} | {} | {reached} |\n", row.figure, row.goal, row.result);
+        let theirs = peer.get(&row.figure).map_or("", String::as_str);
+        text += &format!(
+            "| {} | {} | {} | {reached} | {theirs} |\n",
+            row.figure, row.goal, row.result
+        );
     }
     text
 }
@@ -397,7 +421,7 @@ fn stored(round: &Round) -> String {
     }
     if let Some(bytes) = round.etcd_file {
         text += &format!(
-            "\nThe averages are of the first 500 objects.\n\
+            "\nThe averages are of the first 500 objects, of Secrets and Events of the first 50.\n\
              etcd's file, with the history of the last minutes and free pages, has {:.0} MiB.\n",
             count(bytes >> 10) / 1024.0
         );

@@ -27,6 +27,8 @@ pub(super) struct HostsResults {
     pub(super) warnings: Vec<String>,
     /// Hosts from creation to provisioned, each time with a new control plane and controller.
     pub(super) rounds: Vec<Round>,
+    /// The same hosts with baremetal-operator.
+    pub(super) peer: Option<Round>,
     /// The end of a leader.
     pub(super) failover: Option<Failover>,
 }

@@ -48,6 +48,7 @@ fn round(hosts: u32, cpu: f64) -> Round {
 fn each_goal_stands_beside_what_was_measured() {
     let results = HostsResults {
         rounds: vec![round(1000, 10.0), round(10_000, 150.0)],
+        peer: Some(round(1000, 20.0)),
         failover: Some(Failover {
             hosts: 1000,
             busy: 900,
@@ -61,8 +62,10 @@ fn each_goal_stands_beside_what_was_measured() {
     };
     let page = page(&results);
     for row in [
-        "| 1000 hosts, created to available: time | 70 s | 65.0 s | yes |",
-        "| 10000 hosts, created to available: time |  | 65.0 s |  |",
+        "| 1000 hosts, created to available: time | 70 s | 65.0 s | yes | 65.0 s |",
+        "| 1000 hosts, created to available: controller's CPU a host |  | 10.0 ms |  | 20.0 ms |",
+        "| 10000 hosts, created to available: time |  | 65.0 s |  |  |",
+        "## 1000 hosts with baremetal-operator",
         "| 1000 hosts, created to available: API requests a host | 18 | 12.0 | yes |",
         "| 1000 hosts, created to available: API requests a host, without Events | 10 | 6.0 | yes |",
         "| 1000 hosts, available to provisioned: API requests a host | 8 | 12.0 | **no** |",
