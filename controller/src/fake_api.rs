@@ -5,6 +5,7 @@ mod trouble;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use http_body_util::Full;
@@ -48,6 +49,10 @@ struct Inner {
     /// Changes that the watched copies have not seen.
     unseen: Vec<(Key, Value, bool)>,
     lagging: bool,
+    /// Whoever listens is told of no change, though the watched copies have it.
+    silent: bool,
+    /// How long an answer is under way.
+    slow: Duration,
     /// Nothing is made in this namespace any more.
     terminating: Option<String>,
     /// Of this kind too.
@@ -101,16 +106,20 @@ impl FakeApi {
                     gate.acquire().await.unwrap().forget();
                 }
                 let query = head.uri.query().unwrap_or_default();
-                let mut inner = api.lock();
-                let (code, answer) = {
+                let (code, answer, now, slow) = {
+                    let mut inner = api.lock();
                     // Lists that Kubernetes merges, which only built-in kinds have.
                     let body = match strategic {
                         true => inner.whole_lists(head.uri.path(), &body),
                         false => body.to_vec(),
                     };
-                    inner.serve(head.method.as_str(), head.uri.path(), query, &body)
+                    let (code, answer) = inner.serve(head.method.as_str(), head.uri.path(), query, &body);
+                    (code, answer, inner.now(), inner.slow)
                 };
-                let date = jiff::Timestamp::from_second(inner.now()).unwrap();
+                if !slow.is_zero() {
+                    tokio::time::sleep(slow).await;
+                }
+                let date = jiff::Timestamp::from_second(now).unwrap();
                 let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date);
                 let answer = Full::new(Bytes::from(serde_json::to_vec(&answer).unwrap()));
                 let head = Response::builder().status(code).header("date", date.unwrap());
@@ -510,7 +519,7 @@ impl Inner {
                 "hardwaredata" => Change::Hardware(ObjectRef::new(&key.2).within(&key.1)),
                 _ => continue,
             };
-            if let Some(told) = &self.told {
+            if let Some(told) = self.told.as_ref().filter(|_| !self.silent) {
                 // An error says that nobody listens.
                 let _ = told.send(change);
             }

@@ -10,8 +10,26 @@ use kube::{Resource, ResourceExt};
 
 /// How long an object of ours is believed over the watched copy.
 pub const BELIEVED: Duration = Duration::from_secs(15);
-/// An answer of the API server that came no longer ago than this is as good as one that is asked for now.
-pub const FRESH: Duration = Duration::from_millis(200);
+/// What the API server answered is as good as what it would answer now if the answer came no longer ago than the first, and was asked for
+/// no longer ago than the second: an answer that was long under way says how things were at some time of that.
+const FRESH: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
+
+/// How long ago something was asked of the API server, and answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Ago {
+    /// It was sent.
+    pub asked: Duration,
+    /// The answer came.
+    pub answered: Duration,
+}
+
+impl Ago {
+    /// True if another answer would be no better.
+    pub fn is_fresh(self) -> bool {
+        let (answered, asked) = FRESH;
+        self.answered < answered && self.asked < asked
+    }
+}
 
 /// Objects of one kind and one namespace, by name.
 #[derive(Debug)]
@@ -21,8 +39,8 @@ pub struct Written<K>(Mutex<HashMap<String, Ours<K>>>);
 struct Ours<K> {
     object: Arc<K>,
     since: Instant,
-    /// When the API server answered to the write that made this version; none if it was read.
-    answered: Option<Instant>,
+    /// When the write that made this version was sent; none if it was read.
+    sent: Option<Instant>,
 }
 
 impl<K> Default for Written<K> {
@@ -37,7 +55,11 @@ impl<K> Ours<K> {
     }
 
     fn is_fresh(&self) -> bool {
-        self.answered.is_some_and(|answered| answered.elapsed() < FRESH)
+        let answered = self.since.elapsed();
+        self.sent.is_some_and(|sent| {
+            let asked = sent.elapsed();
+            Ago { asked, answered }.is_fresh()
+        })
     }
 }
 
@@ -65,21 +87,14 @@ impl<K: ResourceExt> Written<K> {
             .collect()
     }
 
-    /// The API server has, or had a moment ago, `object`. If a write made this version, it was `answered` then.
-    pub fn remember(&self, object: Arc<K>, answered: Option<Instant>) {
+    /// The API server has, or had a moment ago, `object`: it has just answered so. If a write made this version, it was `sent` then.
+    pub fn remember(&self, object: Arc<K>, sent: Option<Instant>) {
         let mut all = self.lock();
         let name = object.name_any();
         let is_later = |ours: &Ours<K>| version(&*ours.object) > version(&*object);
         if !all.get(&name).is_some_and(is_later) {
             let since = Instant::now();
-            all.insert(
-                name,
-                Ours {
-                    object,
-                    since,
-                    answered,
-                },
-            );
+            all.insert(name, Ours { object, since, sent });
         }
     }
 
@@ -94,8 +109,8 @@ impl<K: ResourceExt> Written<K> {
             .retain(|name, ours| ours.is_believed() && (ours.is_fresh() || !is_shown(ours, watched(name))));
     }
 
-    /// True if all watched copies are known to be as the API server had them a moment ago: a watch tells what happened in its order, and it
-    /// has told a write that was answered since then. What others wrote since that write may not be among it, as with any answer.
+    /// True if all watched copies are known to be as the API server had them less than a second ago, and that was the newest that it answered:
+    /// a watch tells what happened in its order, and it has told a write of then. What others wrote since that write may not be among it.
     pub fn proves_fresh(&self, watched: impl Fn(&str) -> Option<Arc<K>>) -> bool {
         let all = self.lock();
         all.iter()
@@ -160,6 +175,16 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_fresh_for_a_moment_unless_it_was_long_under_way() {
+        let [none, short, long] = [0, 150, 1500].map(Duration::from_millis);
+        let fresh = |asked, answered| Ago { asked, answered }.is_fresh();
+        assert!(fresh(none, none) && fresh(short, none) && fresh(short, short));
+        assert!(fresh(FRESH.0 + short, short), "an API server that is busy");
+        assert!(!fresh(long, none), "it may say what was there 1.5 s ago");
+        assert!(!fresh(FRESH.0, FRESH.0));
+    }
+
+    #[test]
     fn a_watch_that_has_told_a_write_of_a_moment_ago_is_fresh_and_no_other_is() {
         let written = Written::default();
         let shows = |version| move |_: &str| Some(at("a", version));
@@ -168,7 +193,8 @@ mod tests {
         // What was read may have been there for long.
         written.remember(at("a", 5), None);
         assert!(!written.proves_fresh(shows(5)));
-        written.remember(at("a", 6), now.checked_sub(FRESH));
+        let (_, longest) = FRESH;
+        written.remember(at("a", 6), now.checked_sub(longest));
         assert!(!written.proves_fresh(shows(6)));
         written.remember(at("a", 7), Some(Instant::now() + Duration::from_mins(1)));
         assert!(!written.proves_fresh(shows(6)), "it has not come that far");

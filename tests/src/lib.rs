@@ -3,7 +3,7 @@
 //! A test takes what it needs: [`cluster::Cluster`] is a real API server, [`netns::Netns`] a network that nobody else sees,
 //! [`machine::Machine`] a server with firmware, NICs and disks, [`controller::Controller`] the real controller binary,
 //! [`wire::Wire`] a cable with faults, [`sim`] clients that need no guest, [`bmc`] BMCs that need no machine,
-//! [`loops::LoopDisk`] a disk. Everything that is started is a child of this process and dies with it, even by `kill -9`;
+//! [`loops::LoopDisk`] a disk, [`metal3::Operator`] the operator that Muster takes the place of. Everything that is started is a child of this process and dies with it, even by `kill -9`;
 //! everything that is written lies in a [`scratch::Scratch`].
 
 pub mod bench;
@@ -20,6 +20,7 @@ mod interrupt;
 pub mod lines;
 pub mod loops;
 pub mod machine;
+pub mod metal3;
 pub mod netns;
 pub mod os_image;
 pub mod paths;

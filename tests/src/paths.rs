@@ -75,14 +75,14 @@ pub fn nginx() -> Result<PathBuf> {
     existing("MUSTER_NGINX", &[&target().join("bench/nginx/usr/sbin/nginx")])
 }
 
-/// baremetal-operator, or `MUSTER_PEER`. Only the benchmark has it.
-pub fn peer() -> Result<PathBuf> {
-    existing("MUSTER_PEER", &[&target().join("bench/peer/baremetal-operator")])
+/// baremetal-operator, or `MUSTER_METAL3`. Only the benchmark of hosts and `cargo xtask test --full` have it.
+pub fn metal3() -> Result<PathBuf> {
+    existing("MUSTER_METAL3", &[&target().join("metal3/baremetal-operator")])
 }
 
-/// The directory of the kinds that come with [`peer`], or `MUSTER_PEER_KINDS`.
-pub fn peer_kinds() -> Result<PathBuf> {
-    existing("MUSTER_PEER_KINDS", &[&target().join("bench/peer/crds")])
+/// The directory of the kinds that come with [`metal3`], or `MUSTER_METAL3_KINDS`.
+pub fn metal3_kinds() -> Result<PathBuf> {
+    existing("MUSTER_METAL3_KINDS", &[&target().join("metal3/crds")])
 }
 
 /// sushy-emulator in its Python environment, or `MUSTER_SUSHY`. `cargo xtask test` installs it.

@@ -194,28 +194,27 @@ pub(crate) fn bench() -> Result<()> {
     step("ramdisk with an empty /init", empty_ramdisk)
 }
 
-/// What only the benchmark of hosts runs: the operator that Muster takes the place of.
-pub(crate) fn bench_hosts() -> Result<()> {
-    release()?;
-    step("peer: baremetal-operator (first time 3 to 6 min)", peer)
+/// The operator that Muster takes the place of, for the benchmark of hosts and for `--full`.
+pub(crate) fn metal3() -> Result<()> {
+    step("baremetal-operator (first time 3 to 6 min)", baremetal_operator)
 }
 
 /// From its Go module, with the kinds that it comes with.
-fn peer() -> Result<()> {
+fn baremetal_operator() -> Result<()> {
     const MODULE: &str = "github.com/metal3-io/baremetal-operator";
-    let go = |arguments: &[&str]| {
-        Cmd::new("go")
-            .dir("tests/bench/baremetal-operator")
-            .args(arguments)
-    };
-    let out = root().join("target/bench/peer");
+    let go = |arguments: &[&str]| Cmd::new("go").dir("tests/baremetal-operator").args(arguments);
+    let out = root().join("target/metal3");
     let kinds = out.join("crds");
+    // Another version may have had kinds that this one has not.
+    if kinds.exists() {
+        fs::remove_dir_all(&kinds).with_context(|| format!("removing {}", kinds.display()))?;
+    }
     fs::create_dir_all(&kinds).with_context(|| format!("creating {}", kinds.display()))?;
     go(&["build", "-trimpath", "-o"])
         .env("CGO_ENABLED", "0")
         .arg(out.join("baremetal-operator"))
         .arg(MODULE)
-        .run_logged(&log("peer")?)?;
+        .run_logged(&log("metal3")?)?;
     let module = go(&["list", "-m", "-f", "{{.Dir}}", MODULE]).output()?;
     let theirs = Path::new(module.trim()).join("config/base/crds/bases");
     for kind in fs::read_dir(&theirs).with_context(|| format!("listing {}", theirs.display()))? {

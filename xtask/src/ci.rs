@@ -71,6 +71,9 @@ fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
     artifacts::all()?;
     setup::install_for_tests()?;
     let full = words.iter().any(|word| word == "--full");
+    if full {
+        artifacts::metal3()?;
+    }
     let words = words.iter().filter(|word| *word != "--full");
     let at = |path: &str| root().join(Path::new("target").join(path));
     let mut command = cargo()

@@ -181,8 +181,9 @@ impl Store {
         spec: ServerSpec,
     ) -> Result<Arc<Server>, StoreError> {
         let server = Server::new(name, spec);
+        let sent = Instant::now();
         let made = call("create the Server", self.servers.create(&post(), &server)).await?;
-        Ok(self.remember(made, Some(Instant::now())))
+        Ok(self.remember(made, Some(sent)))
     }
 
     /// Sets the status of the Server `name` to what `change` makes of it; `None` calls the change off.
@@ -209,12 +210,13 @@ impl Store {
             let patch = json!({ "metadata": { "resourceVersion": version }, "status": difference });
             let parameters = PatchParams::apply(MANAGER);
             let patch = Patch::Merge(&patch);
+            let sent = Instant::now();
             match call(ACTION, self.servers.patch_status(name, &parameters, &patch)).await {
                 Ok(written) => {
                     // A write that the API server finds nothing new in makes no version.
-                    let answered = (written.resource_version() != version).then(Instant::now);
+                    let sent = (written.resource_version() != version).then_some(sent);
                     return Ok(Updated {
-                        server: self.remember(written, answered),
+                        server: self.remember(written, sent),
                         written: true,
                     });
                 }
@@ -322,10 +324,10 @@ impl Store {
         self.written_enrolments.prune(|name| self.watched_enrolment(name));
     }
 
-    /// `answered` is when the API server answered to the write that made this version of it, if one did.
-    fn remember(&self, server: Server, answered: Option<Instant>) -> Arc<Server> {
+    /// `sent` is when the write was sent that made this version of it, if one did.
+    fn remember(&self, server: Server, sent: Option<Instant>) -> Arc<Server> {
         let server = Arc::new(server);
-        self.world.written.remember(Arc::clone(&server), answered);
+        self.world.written.remember(Arc::clone(&server), sent);
         server
     }
 

@@ -176,9 +176,9 @@ fn concerned(context: &Context, cue: &Cue<Change>) -> Vec<ObjectRef<Server>> {
     let change = match cue {
         Cue::Change(change) => change,
         Cue::Lost => return all(context),
-        Cue::Turn(turn) => {
+        Cue::Part(part) => {
             let servers = &context.world.servers;
-            let theirs = servers.state_filter(|server| turn.is_of(server_name(server)));
+            let theirs = servers.state_filter(|server| part.has(server_name(server)));
             return theirs.iter().map(reference).collect();
         }
     };

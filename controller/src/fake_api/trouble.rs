@@ -1,6 +1,6 @@
 //! What goes wrong on demand: requests that fail or wait, somebody who writes in between, watches and clocks that are behind.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -93,6 +93,16 @@ impl FakeApi {
         let mut inner = self.lock();
         inner.lagging = lagging;
         inner.show();
+    }
+
+    /// While true, whoever listens is told of no change: what a lost watch event leaves.
+    pub(crate) fn set_silent(&self, silent: bool) {
+        self.lock().silent = silent;
+    }
+
+    /// From now on every answer is under way for so long.
+    pub(crate) fn set_slow(&self, slow: Duration) {
+        self.lock().slow = slow;
     }
 
     /// Lets the next request that is this method and ends with this path wait until [`FakeApi::release`].

@@ -36,7 +36,7 @@ use crate::{
     lease::Leadership,
     patch::difference,
     round::{ExecuteError, FIELD_MANAGER, failed},
-    written::FRESH,
+    written::Ago,
 };
 
 /// Proof that the API server has a host as it is known, if nothing was asked of it since: its answer to a write.
@@ -44,13 +44,19 @@ use crate::{
 pub struct Fresh {
     /// The resource version that it answered with.
     pub version: Option<String>,
-    /// When it did.
+    /// When the write was sent.
+    pub asked: Instant,
+    /// When it was answered.
     pub answered: Instant,
 }
 
 impl Fresh {
     fn proves(&self, host: &BareMetalHost) -> bool {
-        self.version == host.metadata.resource_version && self.answered.elapsed() < FRESH
+        let ago = Ago {
+            asked: self.asked.elapsed(),
+            answered: self.answered.elapsed(),
+        };
+        self.version == host.metadata.resource_version && ago.is_fresh()
     }
 }
 

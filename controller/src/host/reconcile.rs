@@ -246,10 +246,10 @@ impl Context {
         let change = match cue {
             Cue::Change(change) => change,
             Cue::Lost => return self.all(),
-            Cue::Turn(turn) => {
+            Cue::Part(part) => {
                 let hosts = &self.world.hosts;
                 let theirs =
-                    hosts.state_filter(|host| turn.is_of(host.metadata.name.as_deref().unwrap_or_default()));
+                    hosts.state_filter(|host| part.has(host.metadata.name.as_deref().unwrap_or_default()));
                 return theirs.iter().map(|host| Path::of(host.as_ref())).collect();
             }
         };
@@ -454,13 +454,12 @@ async fn turn(
             context.memory.went_well(&sight.host);
             let pause = if done.wrote { Some(Duration::ZERO) } else { requeue };
             let at_once = pause.is_some_and(|pause| pause.is_zero());
-            Ok(match pause {
-                _ if at_once && !context.memory.may_hurry(&sight.host) => {
-                    After::Over(Action::requeue(TOO_FAST))
-                }
-                _ if done.wrote => After::Wrote(done),
-                Some(pause) => After::Over(Action::requeue(pause)),
-                None => After::Over(Action::await_change()),
+            Ok(if at_once && !context.memory.may_hurry(&sight.host) {
+                After::Over(Action::requeue(TOO_FAST))
+            } else if done.wrote {
+                After::Wrote(done)
+            } else {
+                After::Over(pause.map_or_else(Action::await_change, Action::requeue))
             })
         }
         Err(error) => Err(failed(context, &sight.host, error)),

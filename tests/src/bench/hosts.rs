@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{BUSY, computer, now, results::seconds, to_json, write};
-use crate::slots::Slots;
+use crate::{metal3, slots::Slots};
 use results::HostsResults;
 use round::Size;
 
@@ -33,7 +33,7 @@ const GLANCE: Duration = Duration::from_secs(60);
 pub struct Options {
     /// A hundred hosts, to try it out.
     pub quick: bool,
-    /// So many hosts only, to try it out.
+    /// So many hosts only, with Muster and with its peer, to try it out.
     pub hosts: Option<u32>,
     /// The leader's end only, with so many hosts, to try it out.
     pub failover: Option<u32>,
@@ -102,12 +102,16 @@ pub async fn run(options: Options) -> Result<()> {
                 results.rounds.push(measured);
             }
             Part::Peer(hosts) => {
-                println!("· the peer: baremetal-operator with {hosts} hosts");
+                println!("· baremetal-operator with {hosts} hosts");
                 let mut measured = results::Round::default();
                 if let Err(error) = round::measure_peer(hosts, &mut measured).await {
-                    results.warn(&format!("the peer, {hosts} hosts: {error:#}"));
+                    results.warn(&format!("baremetal-operator, {hosts} hosts: {error:#}"));
                 }
-                results.peer = Some(measured);
+                results.peer = Some(results::Peer {
+                    version: metal3::version().to_owned(),
+                    arguments: peer::ARGUMENTS.join(" "),
+                    round: measured,
+                });
             }
             Part::Failover(hosts) => {
                 println!("· the leader ends while {hosts} hosts are busy");

@@ -117,7 +117,8 @@ impl Cluster {
         self.install_rules().await
     }
 
-    async fn install_kinds(&self, dir: &Path) -> Result<()> {
+    /// Installs the kinds in the directory `dir`, or replaces those that there are.
+    pub async fn install_kinds(&self, dir: &Path) -> Result<()> {
         let applied = apply::directory(&self.client()?, dir, None).await;
         applied.with_context(|| format!("install the kinds in {}", dir.display()))
     }

@@ -91,6 +91,23 @@ fn refused(code: u16, rounds: usize) -> impl Iterator<Item = Option<Fault>> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_that_nobody_told_of_is_found() {
+    let lab = Lab::new(None);
+    let mut server: Server = lab.api.get("servers", "a").unwrap();
+    let inventory = server.status.as_mut().unwrap().inventory.take();
+    lab.api.put("servers", &server);
+    let rounds = tokio::spawn(rounds(Arc::clone(&lab.context), lab.api.changes()));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.hosts(), 0);
+    lab.api.set_silent(true);
+    server.status.as_mut().unwrap().inventory = inventory;
+    lab.api.put("servers", &server);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(lab.hosts(), 1);
+    rounds.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_whose_namespace_does_not_exist_is_told_once_and_made_when_it_does() {
     let mut lab = Lab::new(None);
     // Another replica was faster, as far as this one knows: nobody's business.

@@ -31,12 +31,13 @@ pub(super) struct Done {
 }
 
 impl Done {
-    /// The API server has answered with `now` to a write. What changed nothing was not sent and proves nothing.
-    fn answered(&mut self, now: Arc<BareMetalHost>) {
+    /// The API server has answered with `now` to the write that was sent at `asked`. What changed nothing was not sent and proves nothing.
+    fn answered(&mut self, asked: Instant, now: Arc<BareMetalHost>) {
         let version = now.metadata.resource_version.clone();
         if version != self.host.metadata.resource_version {
             self.fresh = Some(Fresh {
                 version,
+                asked,
                 answered: Instant::now(),
             });
         }
@@ -91,7 +92,8 @@ pub(super) async fn carry_out(
     }
     let mut events = plan.events;
     if let Some(status) = &plan.status {
-        done.answered(executor.write_status(&done.host, status).await?);
+        let asked = Instant::now();
+        done.answered(asked, executor.write_status(&done.host, status).await?);
         context.memory.waits_no_more(&done.host);
         counts::status_written(
             &context.metrics,
@@ -104,7 +106,8 @@ pub(super) async fn carry_out(
         events.drain(..).for_each(|event| context.events.record(event));
     }
     if !plan.metadata.is_empty() {
-        done.answered(executor.write_metadata(&done.host, &plan.metadata).await?);
+        let asked = Instant::now();
+        done.answered(asked, executor.write_metadata(&done.host, &plan.metadata).await?);
     }
     let mut effects = plan.effects.into_iter();
     while let Some(effect) = effects.next() {

@@ -147,6 +147,48 @@ async fn what_was_written_a_moment_ago_is_not_read_before_the_order_to_write() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_long_under_way_is_read_again_before_the_order_to_write() {
+    for (slow, reads) in [(300, 0), (1500, 1)] {
+        let lab = Lab::new(1);
+        lab.run(async {
+            lab.declare(1);
+            lab.reaches(1, "available").await;
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            requests(&lab);
+            lab.api.set_slow(Duration::from_millis(slow));
+            lab.wish_plainly(1);
+            lab.reaches(1, "provisioned").await;
+            let asked = requests(&lab);
+            let read = |one: &&String| one.starts_with("GET") && one.ends_with("/baremetalhosts/m1");
+            assert_eq!(asked.iter().filter(read).count(), reads, "{slow} ms: {asked:#?}");
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_nobody_told_of_is_found() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare_unmanaged(1);
+        lab.reaches(1, "unmanaged").await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        lab.api.set_silent(true);
+        lab.secret(1, CANARY);
+        lab.edit(1, &json!({"spec": {"bmc": lab::bmc(1)}}));
+        let begun = tokio::time::Instant::now();
+        let state = || lab.host(1)?.status.map(|status| status.provisioning.state);
+        lab.until(|| state() != Some("unmanaged".to_owned())).await;
+        assert!(
+            begun.elapsed() <= Duration::from_secs(610),
+            "{:?}",
+            begun.elapsed()
+        );
+    })
+    .await;
+}
+
 fn error(lab: &Lab) -> String {
     let status = lab.host(1).and_then(|host| host.status).unwrap_or_default();
     status.error_message

@@ -1,8 +1,8 @@
 //! The peer: baremetal-operator with its fixture provisioner, which asks no hardware, on a control plane of its own.
 
-use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, api::PostParams};
@@ -13,26 +13,20 @@ use super::{
     place::HOSTS,
     round::{AT_ONCE, Processes, Site},
 };
-use crate::{cluster::Cluster, lines::Lines, paths, scratch::Scratch};
+use crate::{cluster::Cluster, metal3::Operator, paths, scratch::Scratch};
 
-/// More than its defaults allow it: 20 requests a second, and few workers. Its webhooks want a certificate, and its metrics a port.
-const ARGUMENTS: [&str; 15] = [
-    "-test-mode",
-    "-namespace",
-    HOSTS,
+/// More than its defaults allow it: 20 requests a second, and few workers.
+pub(super) const ARGUMENTS: [&str; 6] = [
     "-kube-api-qps",
     "1000",
     "-kube-api-burst",
     "2000",
     "-controller-concurrency",
     "50",
-    "-webhook-port",
-    "0",
-    "-metrics-addr",
-    "0",
-    "-health-addr",
-    "0",
 ];
+
+/// It looks at hosts by then.
+const STARTED: Duration = Duration::from_secs(120);
 
 /// It, and its control plane. Fields are dropped in order: the operator first.
 pub(super) struct Peer {
@@ -42,39 +36,15 @@ pub(super) struct Peer {
     cluster: Cluster,
 }
 
-struct Operator {
-    process: Child,
-    said: Lines,
-}
-
-impl Drop for Operator {
-    fn drop(&mut self) {
-        // Fails only if it has ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 impl Peer {
     pub(super) async fn start() -> Result<Peer> {
         let scratch = Scratch::new()?;
-        let cluster = Cluster::start_with_kinds(&paths::peer_kinds()?).await?;
+        let cluster = Cluster::start_with_kinds(&paths::metal3_kinds()?).await?;
         cluster.ensure_namespace(HOSTS).await?;
-        let mut process = Command::new(paths::peer()?)
-            .args(ARGUMENTS)
-            .arg("-kubeconfig")
-            .arg(cluster.kubeconfig())
-            .env_remove("KUBECONFIG")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("start baremetal-operator")?;
-        let said = Lines::to(&scratch.path().join("baremetal-operator.log"));
-        said.follow(process.stdout.take().context("its standard output")?)?;
-        said.follow(process.stderr.take().context("its standard error")?)?;
+        let mut operator = Operator::start(cluster.kubeconfig(), HOSTS, scratch.path(), &ARGUMENTS)?;
+        operator.works(STARTED).await?;
         Ok(Peer {
-            operator: Operator { process, said },
+            operator,
             client: cluster.client()?,
             _scratch: scratch,
             cluster,
@@ -85,7 +55,7 @@ impl Peer {
 impl Site for Peer {
     fn processes(&self) -> Result<Processes> {
         Ok(Processes {
-            controller: self.operator.process.id(),
+            controller: self.operator.process(),
             api_server: self
                 .cluster
                 .process()
@@ -118,17 +88,7 @@ impl Site for Peer {
     }
 
     fn lives(&mut self) -> Result<()> {
-        let ended = self
-            .operator
-            .process
-            .try_wait()
-            .context("ask after baremetal-operator")?;
-        ensure!(
-            ended.is_none(),
-            "baremetal-operator ended: {}",
-            self.operator.said.last(5).join("; ")
-        );
-        Ok(())
+        self.operator.lives()
     }
 }
 
@@ -165,14 +125,14 @@ mod tests {
 
     #[test]
     fn every_host_of_the_peer_has_an_address_of_its_own() {
-        let addresses: BTreeSet<String> = (1..=1000)
-            .map(|number| {
-                let (secret, host) = objects(number).unwrap();
-                let bmc = host.spec.bmc.unwrap();
-                assert_eq!(secret.metadata.name.as_ref(), Some(&bmc.credentials_name));
-                format!("{} {}", bmc.address, host.spec.boot_mac_address.unwrap())
-            })
-            .collect();
-        assert_eq!(addresses.len(), 1000);
+        let (mut addresses, mut macs) = (BTreeSet::new(), BTreeSet::new());
+        for number in 1..=1000 {
+            let (secret, host) = objects(number).unwrap();
+            let bmc = host.spec.bmc.unwrap();
+            assert_eq!(secret.metadata.name.as_ref(), Some(&bmc.credentials_name));
+            addresses.insert(bmc.address);
+            macs.insert(host.spec.boot_mac_address.unwrap());
+        }
+        assert_eq!((addresses.len(), macs.len()), (1000, 1000));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     super::{render::line, results::Sample},
     meter::Requests,
-    results::{Failover, HostsResults, Round, Seen, Stage},
+    results::{Failover, HostsResults, Peer, Round, Seen, Stage},
 };
 
 /// The states that upstream's hosts go through, in order.
@@ -15,8 +15,8 @@ const PROVISIONED: &str = "registering inspecting preparing available provisioni
 const USUAL: u32 = 1000;
 const MANY: u32 = 10_000;
 
-/// What is measured beside Muster.
-const PEER: &str = "baremetal-operator";
+/// What is measured beside Muster, as its column says it.
+const PEER: &str = "baremetal-operator, without hardware";
 
 /// The page. Every sentence stands on a line of its own.
 pub(super) fn page(results: &HostsResults) -> String {
@@ -28,16 +28,13 @@ pub(super) fn page(results: &HostsResults) -> String {
     page += &circumstances(results);
     page += &format!("\n## Goals and results\n\n{}", goals(results));
     page += METHOD;
+    page += &results.peer.as_ref().map(beside).unwrap_or_default();
     page += BOUND;
     for round in &results.rounds {
         page += &format!("\n## {} hosts\n\n{}", round.hosts, details(round));
     }
-    if let Some(peer) = &results.peer {
-        page += &format!(
-            "\n## {} hosts with {PEER}\n{WITH_PEER}\n{}",
-            peer.hosts,
-            details(peer)
-        );
+    if let Some(Peer { round, .. }) = &results.peer {
+        page += &format!("\n## {} hosts with {PEER}\n\n{}", round.hosts, details(round));
     }
     if let Some(failover) = &results.failover {
         page += &format!("\n## The leader ends\n\n{}", ending(failover));
@@ -46,7 +43,7 @@ pub(super) fn page(results: &HostsResults) -> String {
 }
 
 const METHOD: &str = "\n\
-    Each row of hosts has a control plane of its own (API server and etcd in one process), one controller with its defaults and both \
+    Muster's hosts of each row have a control plane of its own (API server and etcd in one process), one controller with its defaults and both \
     roles, and fleets (`cargo xtask lab fleet`) whose steps take no time; all are processes of their own on this computer.\n\
     Each simulated server has a BMC that speaks Redfish, and an agent that enrols, reports an inventory of more than 20 KiB and works \
     over mutual TLS.\n\
@@ -54,17 +51,10 @@ const METHOD: &str = "\n\
     a Secret and a host for each server meanwhile.\n\
     The way to provisioned begins with the patch that gives the first host an image.\n\
     Requests are those that the API server counts (`apiserver_request_total`), of everybody and whatever the answer, from the beginning \
-    until nothing has been written for 5 s, without watches and without what the user does: a Secret, a host and a patch for each.\n\
+    until nothing has been written for 5 s, or for 180 s if that never comes, without watches and without what the user does: a Secret, a host and a patch for each.\n\
     Memory is `VmHWM` and `VmRSS` of the controller's process, processor time is user and system time from `/proc/PID/stat`.\n\
     Bytes in etcd are the sizes of the objects in the form in which the API server stores them: JSON, and protobuf for Secrets and \
     Events.\n";
-
-/// What the peer is.
-const WITH_PEER: &str = "\n\
-    The operator that Muster takes the place of, version 0.13.1, with its fixture provisioner (`-test-mode`), on a control plane of its own.\n\
-    That provisioner asks no hardware: there are no BMCs, agents or inventories, only waits of 2 to 10 s, and one state for all hosts, \
-    so that most of them do not even wait.\n\
-    It is given more than its defaults, which bound it: 1000 requests a second in place of 20, and 50 workers.\n";
 
 const BOUND: &str = "\n\
     What bounds the requests to available, of which eleven are of the way itself:\n\n\
@@ -83,6 +73,21 @@ const BOUND: &str = "\n\
     some 40 KiB in 250 pieces.\n\
     The objects with their packed hardware are nearly a third of it; rustls keeps 8 KiB for each connected agent, half of that one buffer; \
     the rest are the tables by which machines are found, metrics, and what is known of each BMC.\n";
+
+/// What the peer is, and what it does not do.
+fn beside(peer: &Peer) -> String {
+    format!(
+        "\nThe last column is baremetal-operator, {version}, with its fixture provisioner, on a control plane of its own, by the same counts.\n\
+         It asks no hardware: there are no BMCs, agents or inventories, and of none of this is there any work for it or bytes in etcd; each host \
+         gets the same two NICs and two disks.\n\
+         It waits for 5 s at the registration of each host; inspection, image and power are one state for all hosts, so that whatever the first one \
+         waits for and writes there, the others do without.\n\
+         Its webhooks are off, and there are no other rules on hosts, while Muster's rules are installed.\n\
+         It is given more than its defaults: `{arguments}`.\n",
+        version = peer.version,
+        arguments = peer.arguments,
+    )
+}
 
 fn circumstances(results: &HostsResults) -> String {
     let computer = &results.computer;
@@ -137,21 +142,27 @@ pub(super) fn goals(results: &HostsResults) -> String {
     let mut rows: Vec<Row> = results.rounds.iter().flat_map(of_round).collect();
     rows.extend(ratio(&results.rounds));
     rows.extend(results.failover.iter().flat_map(of_failover));
-    let peer = results.peer.iter().flat_map(of_round);
-    let peer: BTreeMap<String, String> = peer.map(|row| (row.figure, row.result)).collect();
-    let mut text =
-        format!("| figure | goal | result | reached | {PEER} |\n| --- | --- | --- | --- | --- |\n");
+    let mut text = String::from("| figure | goal | result | reached |");
+    let mut under = String::from("\n| --- | --- | --- | --- |");
+    let peer = results.peer.as_ref().map(|peer| {
+        text += &format!(" {PEER} |");
+        under += " --- |";
+        let rows = of_round(&peer.round).into_iter();
+        rows.map(|row| (row.figure, row.result))
+            .collect::<BTreeMap<String, String>>()
+    });
+    text += &format!("{under}\n");
     for row in rows {
         let reached = match row.reached {
             None => "",
             Some(true) => "yes",
             Some(false) => "**no**",
         };
-        let theirs = peer.get(&row.figure).map_or("", String::as_str);
-        text += &format!(
-            "| {} | {} | {} | {reached} | {theirs} |\n",
-            row.figure, row.goal, row.result
-        );
+        text += &format!("| {} | {} | {} | {reached} |", row.figure, row.goal, row.result);
+        if let Some(peer) = &peer {
+            text += &format!(" {} |", peer.get(&row.figure).map_or("", String::as_str));
+        }
+        text += "\n";
     }
     text
 }
@@ -421,7 +432,7 @@ fn stored(round: &Round) -> String {
     }
     if let Some(bytes) = round.etcd_file {
         text += &format!(
-            "\nThe averages are of the first 500 objects, of Secrets and Events of the first 50.\n\
+            "\nThe averages are of the first 500 objects at most, of Secrets and Events of the first 50.\n\
              etcd's file, with the history of the last minutes and free pages, has {:.0} MiB.\n",
             count(bytes >> 10) / 1024.0
         );

@@ -27,8 +27,8 @@ pub(super) struct HostsResults {
     pub(super) warnings: Vec<String>,
     /// Hosts from creation to provisioned, each time with a new control plane and controller.
     pub(super) rounds: Vec<Round>,
-    /// The same hosts with baremetal-operator.
-    pub(super) peer: Option<Round>,
+    /// As many hosts with baremetal-operator.
+    pub(super) peer: Option<Peer>,
     /// The end of a leader.
     pub(super) failover: Option<Failover>,
 }
@@ -40,6 +40,18 @@ impl HostsResults {
         let first = warning.lines().next().unwrap_or_default();
         self.warnings.push(first.to_owned());
     }
+}
+
+/// What baremetal-operator does.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Peer {
+    /// Its version.
+    pub(super) version: String,
+    /// What it was given in place of its defaults.
+    pub(super) arguments: String,
+    /// The measurement.
+    pub(super) round: Round,
 }
 
 /// So many hosts.

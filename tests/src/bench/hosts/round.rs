@@ -87,6 +87,7 @@ pub(super) async fn measure_peer(hosts: u32, round: &mut Round) -> Result<()> {
     let mut peer = Peer::start().await?;
     let watch = available(&mut peer, hosts, round).await?;
     round.stored = stored(peer.client()).await?;
+    round.etcd_file = meter::read(peer.client()).await?.etcd_file;
     provisioned(&mut peer, hosts, &watch, round).await
 }
 

@@ -241,12 +241,12 @@ impl Lab {
     /// Somebody declares the host of machine `number`, with its Secret.
     pub(super) fn declare(&self, number: usize) {
         self.secret(number, CANARY);
-        let bmc = BmcDetails {
-            address: format!("redfish+http://192.0.2.{number}/redfish/v1/Systems/1"),
-            credentials_name: format!("bmc-{number}"),
-            ..BmcDetails::default()
-        };
-        self.put_host(number, Some(bmc));
+        self.put_host(number, Some(bmc(number)));
+    }
+
+    /// Somebody declares the host of machine `number`, and does not say where its BMC is.
+    pub(super) fn declare_unmanaged(&self, number: usize) {
+        self.put_host(number, None);
     }
 
     /// Somebody declares the host of machine `number`, which has no BMC and whose ramdisk runs, and opts in for it.
@@ -615,4 +615,13 @@ impl Bmcs for Lab {
     }
 
     fn fence(&self, _: bmc::Epoch) {}
+}
+
+/// The BMC of machine `number`.
+pub(super) fn bmc(number: usize) -> BmcDetails {
+    BmcDetails {
+        address: format!("redfish+http://192.0.2.{number}/redfish/v1/Systems/1"),
+        credentials_name: format!("bmc-{number}"),
+        ..BmcDetails::default()
+    }
 }

@@ -48,7 +48,11 @@ fn round(hosts: u32, cpu: f64) -> Round {
 fn each_goal_stands_beside_what_was_measured() {
     let results = HostsResults {
         rounds: vec![round(1000, 10.0), round(10_000, 150.0)],
-        peer: Some(round(1000, 20.0)),
+        peer: Some(Peer {
+            version: "v1.2.3".to_owned(),
+            arguments: "-workers 50".to_owned(),
+            round: round(1000, 20.0),
+        }),
         failover: Some(Failover {
             hosts: 1000,
             busy: 900,
@@ -65,7 +69,9 @@ fn each_goal_stands_beside_what_was_measured() {
         "| 1000 hosts, created to available: time | 70 s | 65.0 s | yes | 65.0 s |",
         "| 1000 hosts, created to available: controller's CPU a host |  | 10.0 ms |  | 20.0 ms |",
         "| 10000 hosts, created to available: time |  | 65.0 s |  |  |",
-        "## 1000 hosts with baremetal-operator",
+        "## 1000 hosts with baremetal-operator, without hardware",
+        "baremetal-operator, v1.2.3, with its fixture provisioner",
+        "`-workers 50`",
         "| 1000 hosts, created to available: API requests a host | 18 | 12.0 | yes |",
         "| 1000 hosts, created to available: API requests a host, without Events | 10 | 6.0 | yes |",
         "| 1000 hosts, available to provisioned: API requests a host | 8 | 12.0 | **no** |",
@@ -98,5 +104,6 @@ fn what_was_not_measured_is_not_shown() {
     results.warnings.push("a | b".to_owned());
     let page = page(&results);
     assert!(!page.contains("**no**") && !page.contains("| yes |"), "{page}");
+    assert!(!page.contains("baremetal-operator"), "{page}");
     assert!(page.contains("- a / b"), "{page}");
 }

@@ -1,5 +1,5 @@
-// What `cargo xtask bench hosts` runs beside Muster. It is built for that alone; nothing that is released comes from here.
-module peer
+// What `cargo xtask bench hosts` and `cargo xtask test --full` run beside Muster. Nothing that is released comes from here.
+module metal3
 
 go 1.26.0
 

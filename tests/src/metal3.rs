@@ -1,0 +1,125 @@
+//! baremetal-operator itself, with its fixture provisioner, which asks no hardware. `cargo xtask bench hosts` and
+//! `cargo xtask test --full` build it.
+
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    lines::{Line, Lines},
+    paths,
+    spawner::Spawner,
+};
+
+/// Its webhooks would want a certificate.
+const ARGUMENTS: [&str; 7] = [
+    "-test-mode",
+    "-webhook-port",
+    "0",
+    "-metrics-addr",
+    "0",
+    "-health-addr",
+    "0",
+];
+
+/// Between two looks whether it works.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The version that is built: what the module of Go beside this one asks for.
+pub fn version() -> &'static str {
+    const MODULE: &str = "\tgithub.com/metal3-io/baremetal-operator ";
+    let module = include_str!("../baremetal-operator/go.mod").lines();
+    module
+        .filter_map(|line| line.strip_prefix(MODULE))
+        .next()
+        .unwrap_or_default()
+}
+
+/// A running one; it ends with this.
+#[derive(Debug)]
+pub struct Operator {
+    process: Child,
+    said: Lines,
+    _spawner: Spawner,
+}
+
+impl Operator {
+    /// Starts it for the hosts in `namespace`, with further `arguments`. Its log goes to `dir`.
+    pub fn start(kubeconfig: &Path, namespace: &str, dir: &Path, arguments: &[&str]) -> Result<Operator> {
+        let mut command = Command::new(paths::metal3()?);
+        command
+            .args(ARGUMENTS)
+            .args(["-namespace", namespace, "-kubeconfig"])
+            .arg(kubeconfig)
+            .args(arguments)
+            .env_remove("KUBECONFIG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let spawner = Spawner::new()?;
+        let mut process = spawner.spawn(command).context("start baremetal-operator")?;
+        let said = Lines::to(&dir.join("baremetal-operator.log"));
+        said.follow(process.stdout.take().context("its standard output")?)?;
+        said.follow(process.stderr.take().context("its standard error")?)?;
+        Ok(Operator {
+            process,
+            said,
+            _spawner: spawner,
+        })
+    }
+
+    /// Waits until it looks at hosts.
+    pub async fn works(&mut self, within: Duration) -> Result<()> {
+        let begun = Instant::now();
+        let works = |line: &Line| {
+            line.text.contains("Starting workers") && line.text.contains(r#""controller":"baremetalhost""#)
+        };
+        while !self.said.from(0).iter().any(works) {
+            self.lives()?;
+            ensure!(
+                begun.elapsed() < within,
+                "baremetal-operator does not look at hosts"
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Its process, for its memory and CPU time.
+    pub fn process(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Fails if it has ended, with what it said last.
+    pub fn lives(&mut self) -> Result<()> {
+        let ended = self.process.try_wait().context("ask after baremetal-operator")?;
+        ensure!(
+            ended.is_none(),
+            "baremetal-operator ended: {}",
+            self.said.last(5).join("; ")
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        // Fails only if it has ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_version_is_that_of_the_module() {
+        assert!(version().starts_with("v0."), "{}", version());
+    }
+}
