@@ -3,16 +3,18 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use kube::{Resource, ResourceExt};
+use tokio::time::Instant;
 
 /// How long an object of ours is believed over the watched copy.
 pub const BELIEVED: Duration = Duration::from_secs(15);
-/// What the API server answered is as good as what it would answer now if the answer came no longer ago than the first, and was asked for
-/// no longer ago than the second: an answer that was long under way says how things were at some time of that.
-const FRESH: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
+/// For so long, an answer of the API server may stand for another one.
+const ANSWERED: Duration = Duration::from_millis(200);
+/// But only for so long after it was asked for: an answer that was long under way says how things were at some time of that.
+const ASKED: Duration = Duration::from_secs(1);
 
 /// How long ago something was asked of the API server, and answered.
 #[derive(Clone, Copy, Debug)]
@@ -24,10 +26,9 @@ pub struct Ago {
 }
 
 impl Ago {
-    /// True if another answer would be no better.
+    /// True if this answer may stand for another one. What others wrote within the last second may be missed by that, and nothing older.
     pub fn is_fresh(self) -> bool {
-        let (answered, asked) = FRESH;
-        self.answered < answered && self.asked < asked
+        self.answered < ANSWERED && self.asked < ASKED
     }
 }
 
@@ -89,11 +90,15 @@ impl<K: ResourceExt> Written<K> {
 
     /// The API server has, or had a moment ago, `object`: it has just answered so. If a write made this version, it was `sent` then.
     pub fn remember(&self, object: Arc<K>, sent: Option<Instant>) {
+        self.remember_since(Instant::now(), object, sent);
+    }
+
+    /// The same, answered at `since`.
+    pub fn remember_since(&self, since: Instant, object: Arc<K>, sent: Option<Instant>) {
         let mut all = self.lock();
         let name = object.name_any();
         let is_later = |ours: &Ours<K>| version(&*ours.object) > version(&*object);
         if !all.get(&name).is_some_and(is_later) {
-            let since = Instant::now();
             all.insert(name, Ours { object, since, sent });
         }
     }
@@ -109,8 +114,8 @@ impl<K: ResourceExt> Written<K> {
             .retain(|name, ours| ours.is_believed() && (ours.is_fresh() || !is_shown(ours, watched(name))));
     }
 
-    /// True if all watched copies are known to be as the API server had them less than a second ago, and that was the newest that it answered:
-    /// a watch tells what happened in its order, and it has told a write of then. What others wrote since that write may not be among it.
+    /// True if all watched copies are known to be as the API server had them a moment ago, as [`Ago`] has it: a watch tells what happened in
+    /// its order, and it has told a write of then. What was written since, by others or by us, may not be among it.
     pub fn proves_fresh(&self, watched: impl Fn(&str) -> Option<Arc<K>>) -> bool {
         let all = self.lock();
         all.iter()
@@ -179,40 +184,41 @@ mod tests {
         let [none, short, long] = [0, 150, 1500].map(Duration::from_millis);
         let fresh = |asked, answered| Ago { asked, answered }.is_fresh();
         assert!(fresh(none, none) && fresh(short, none) && fresh(short, short));
-        assert!(fresh(FRESH.0 + short, short), "an API server that is busy");
+        assert!(fresh(ANSWERED + short, short), "an API server that is busy");
         assert!(!fresh(long, none), "it may say what was there 1.5 s ago");
-        assert!(!fresh(FRESH.0, FRESH.0));
+        assert!(!fresh(ANSWERED, ANSWERED));
     }
 
-    #[test]
-    fn a_watch_that_has_told_a_write_of_a_moment_ago_is_fresh_and_no_other_is() {
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_has_told_a_write_of_a_moment_ago_is_fresh_and_no_other_is() {
         let written = Written::default();
         let shows = |version| move |_: &str| Some(at("a", version));
-        let now = Instant::now();
         assert!(!written.proves_fresh(shows(9)));
         // What was read may have been there for long.
         written.remember(at("a", 5), None);
         assert!(!written.proves_fresh(shows(5)));
-        let (_, longest) = FRESH;
-        written.remember(at("a", 6), now.checked_sub(longest));
-        assert!(!written.proves_fresh(shows(6)));
-        written.remember(at("a", 7), Some(Instant::now() + Duration::from_mins(1)));
-        assert!(!written.proves_fresh(shows(6)), "it has not come that far");
+        written.remember(at("a", 6), Some(Instant::now()));
+        assert!(!written.proves_fresh(shows(5)), "it has not come that far");
         assert!(!written.proves_fresh(|_| None));
-        assert!(written.proves_fresh(shows(7)) && written.proves_fresh(shows(8)));
+        assert!(written.proves_fresh(shows(6)) && written.proves_fresh(shows(7)));
+        // It proves something as long as it is young, though the copy has it, and is kept no longer.
+        written.prune(shows(6));
+        assert!(written.proves_fresh(shows(6)));
+        tokio::time::advance(ANSWERED).await;
+        assert!(!written.proves_fresh(shows(6)));
+        written.prune(shows(6));
+        assert!(written.all().is_empty());
+        let sent = Instant::now();
+        tokio::time::advance(ASKED).await;
+        written.remember(at("a", 7), Some(sent));
+        assert!(!written.proves_fresh(shows(7)), "it was long under way");
         let mut odd = Server::clone(&at("a", 8));
         odd.metadata.resource_version = Some("odd".to_owned());
         let other = Written::default();
-        other.remember(
-            Arc::new(odd.clone()),
-            Some(Instant::now() + Duration::from_mins(1)),
-        );
+        other.remember(Arc::new(odd.clone()), Some(Instant::now()));
         assert!(
             !other.proves_fresh(|_| Some(Arc::new(odd.clone()))),
             "which came first cannot be told"
         );
-        // It proves something as long as it is young, though the copy has it.
-        written.prune(shows(7));
-        assert!(written.proves_fresh(shows(7)));
     }
 }

@@ -4,16 +4,12 @@
 use std::{
     path::Path,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{
-    lines::{Line, Lines},
-    paths,
-    spawner::Spawner,
-};
+use crate::{lines::Lines, paths, spawner::Spawner};
 
 /// Its webhooks would want a certificate.
 const ARGUMENTS: [&str; 7] = [
@@ -26,17 +22,14 @@ const ARGUMENTS: [&str; 7] = [
     "0",
 ];
 
-/// Between two looks whether it works.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// The version that is built: what the module of Go beside this one asks for.
-pub fn version() -> &'static str {
-    const MODULE: &str = "\tgithub.com/metal3-io/baremetal-operator ";
-    let module = include_str!("../baremetal-operator/go.mod").lines();
-    module
-        .filter_map(|line| line.strip_prefix(MODULE))
-        .next()
-        .unwrap_or_default()
+/// The version that is built: what the Go module in `baremetal-operator/` asks for.
+pub fn version() -> Option<&'static str> {
+    let module = include_str!("../baremetal-operator/go.mod");
+    let mut words = module.lines().map(str::split_whitespace);
+    words.find_map(|mut words| match words.next() {
+        Some("github.com/metal3-io/baremetal-operator") => words.next(),
+        _ => None,
+    })
 }
 
 /// A running one; it ends with this.
@@ -73,20 +66,12 @@ impl Operator {
     }
 
     /// Waits until it looks at hosts.
-    pub async fn works(&mut self, within: Duration) -> Result<()> {
-        let begun = Instant::now();
-        let works = |line: &Line| {
-            line.text.contains("Starting workers") && line.text.contains(r#""controller":"baremetalhost""#)
+    pub async fn works(&self, within: Duration) -> Result<()> {
+        let works = |line: &str| {
+            line.contains("Starting workers") && line.contains(r#""controller":"baremetalhost""#)
         };
-        while !self.said.from(0).iter().any(works) {
-            self.lives()?;
-            ensure!(
-                begun.elapsed() < within,
-                "baremetal-operator does not look at hosts"
-            );
-            tokio::time::sleep(LOOK).await;
-        }
-        Ok(())
+        let begun = self.said.wait_until("its beginning", 0, within, works).await;
+        begun.map(drop)
     }
 
     /// Its process, for its memory and CPU time.
@@ -120,6 +105,8 @@ mod tests {
 
     #[test]
     fn its_version_is_that_of_the_module() {
-        assert!(version().starts_with("v0."), "{}", version());
+        let number = version().and_then(|version| version.strip_prefix("v0."));
+        let parts: Vec<&str> = number.unwrap().split('.').collect();
+        assert!(parts.iter().all(|part| part.parse::<u32>().is_ok()), "{parts:?}");
     }
 }

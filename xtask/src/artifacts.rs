@@ -194,8 +194,11 @@ pub(crate) fn bench() -> Result<()> {
     step("ramdisk with an empty /init", empty_ramdisk)
 }
 
-/// The operator that Muster takes the place of, for the benchmark of hosts and for `--full`.
+/// The operator that Muster takes the place of, for the benchmark of hosts and for `--full`, unless `MUSTER_METAL3` names another one.
 pub(crate) fn metal3() -> Result<()> {
+    if std::env::var_os("MUSTER_METAL3").is_some() {
+        return Ok(());
+    }
     step("baremetal-operator (first time 3 to 6 min)", baremetal_operator)
 }
 
@@ -204,17 +207,18 @@ fn baremetal_operator() -> Result<()> {
     const MODULE: &str = "github.com/metal3-io/baremetal-operator";
     let go = |arguments: &[&str]| Cmd::new("go").dir("tests/baremetal-operator").args(arguments);
     let out = root().join("target/metal3");
-    let kinds = out.join("crds");
-    // Another version may have had kinds that this one has not.
-    if kinds.exists() {
-        fs::remove_dir_all(&kinds).with_context(|| format!("removing {}", kinds.display()))?;
-    }
-    fs::create_dir_all(&kinds).with_context(|| format!("creating {}", kinds.display()))?;
+    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
     go(&["build", "-trimpath", "-o"])
         .env("CGO_ENABLED", "0")
         .arg(out.join("baremetal-operator"))
         .arg(MODULE)
         .run_logged(&log("metal3")?)?;
+    let kinds = out.join("crds");
+    // Another version may have had kinds that this one has not.
+    if kinds.exists() {
+        fs::remove_dir_all(&kinds).with_context(|| format!("removing {}", kinds.display()))?;
+    }
+    fs::create_dir(&kinds).with_context(|| format!("creating {}", kinds.display()))?;
     let module = go(&["list", "-m", "-f", "{{.Dir}}", MODULE]).output()?;
     let theirs = Path::new(module.trim()).join("config/base/crds/bases");
     for kind in fs::read_dir(&theirs).with_context(|| format!("listing {}", theirs.display()))? {

@@ -64,7 +64,10 @@ fn write(words: &[String]) -> Result<()> {
 fn hosts(words: &[String], options: &[String]) -> Result<()> {
     artifacts::all()?;
     artifacts::release()?;
-    artifacts::metal3()?;
+    let has = |option: &str| options.iter().any(|word| word == option);
+    if has("--hosts") || !has("--failover") {
+        artifacts::metal3()?;
+    }
     let out = if options.is_empty() {
         HOSTS_RESULTS
     } else {

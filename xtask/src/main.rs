@@ -24,7 +24,7 @@ cargo xtask <command>
   test      run all tests: [--full] [words that cargo test takes]
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
   bench     measure and write docs/benchmarks*.md: discovery [--quick] [--only ROW] (30 min),
-            write (4 min, root), hosts [--quick] [--hosts N] (1 h, root), or provision (6 min)
+            write (4 min, root), hosts [--quick] [--hosts N] (1 h, root; builds baremetal-operator), or provision (6 min)
   build     make what demo and test need: control plane, agent, ramdisks, controller
   dist      make a release below target/dist: binaries, ramdisks, manifests, container image, one bundle
   tidy      check the rules of the house that no compiler checks

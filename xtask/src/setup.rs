@@ -39,7 +39,9 @@ pub(crate) fn install() -> Result<()> {
             .args(["-c", &format!("command -v {tool}")])
             .succeeds()
         {
-            bail!("`{tool}` is missing: Go (1.26 or newer) builds the control plane, gcc links the rest");
+            bail!(
+                "`{tool}` is missing: Go (1.26 or newer) builds the control plane and baremetal-operator, gcc links the rest"
+            );
         }
     }
     packages(PACKAGES)

@@ -4,11 +4,7 @@
 //! A write to a Server's status is a merge patch of what changed, refused by the API server if someone else wrote in between, and then
 //! computed again; nothing changed is no request.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kube::{
     Api, Client, ResourceExt,
@@ -17,6 +13,7 @@ use kube::{
 };
 use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     host::index::Path,

@@ -95,7 +95,7 @@ impl FakeApi {
         inner.show();
     }
 
-    /// While true, whoever listens is told of no change: what a lost watch event leaves.
+    /// While true, whoever listens is told of no change, though the watched copies have it.
     pub(crate) fn set_silent(&self, silent: bool) {
         self.lock().silent = silent;
     }

@@ -108,7 +108,7 @@ pub async fn run(options: Options) -> Result<()> {
                     results.warn(&format!("baremetal-operator, {hosts} hosts: {error:#}"));
                 }
                 results.peer = Some(results::Peer {
-                    version: metal3::version().to_owned(),
+                    version: metal3::version().context("its version")?.to_owned(),
                     arguments: peer::ARGUMENTS.join(" "),
                     round: measured,
                 });

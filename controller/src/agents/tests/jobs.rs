@@ -261,7 +261,7 @@ async fn the_write_after_a_cleaning_is_asked_for_unless_the_copy_is_known_to_be_
     order(&lab, &whole(&lab));
     assert!(agent.poll("").await.unwrap().command.is_some());
     // As if another machine's Server had been written this moment, however slow this test is.
-    let sent = Some(std::time::Instant::now() + Duration::from_mins(1));
+    let then = tokio::time::Instant::now() + Duration::from_mins(1);
     let write = |is_shown: bool| {
         lab.api.set_lagging(!is_shown);
         lab.api.edit(
@@ -269,7 +269,8 @@ async fn the_write_after_a_cleaning_is_asked_for_unless_the_copy_is_known_to_be_
             &name(2),
             &json!({ "metadata": { "labels": { "a": is_shown.to_string() } } }),
         );
-        lab.written.remember(Arc::new(lab.server(&name(2))), sent);
+        lab.written
+            .remember_since(then, Arc::new(lab.server(&name(2))), Some(then));
     };
     write(true);
     lab.api.requests();

@@ -16,10 +16,15 @@ use super::{
     round::{Site, patience, want_image},
     watch::{Host, Watch, Writes, rewritten},
 };
-use crate::{cluster::Role, controller::Controller};
+use crate::{
+    cluster::Role,
+    controller::Controller,
+    fleet::pace::{Step, takes},
+};
 
-/// What a fleet's step takes of a real server's time: a write takes 24 to 36 s, longer than it takes to order all of them.
-const SCALE: f64 = 0.5;
+/// What a fleet's step takes of a real server's time: a write takes 96 to 144 s, longer than it takes to order all of them, and they end no
+/// faster than an API server on two cores can be told so.
+const SCALE: f64 = 2.0;
 /// The controller's defaults: how long a Lease lasts, and how often it is renewed or asked for, in seconds.
 const LEASE: [f64; 2] = [15.0, 2.0];
 const NAME: &str = "muster-control";
@@ -44,7 +49,7 @@ pub(super) async fn measure(hosts: u32) -> Result<Failover> {
     let leader = leading(&leases).await?;
     let names: Vec<String> = watch.hosts().into_keys().collect();
     want_image(place.client(), &names).await?;
-    ordered(&watch, names.len(), patience(hosts)).await?;
+    let told = ordered(&watch, names.len(), patience(hosts)).await?;
     let before = watch.hosts();
     of(&mut place.controllers, leader)?.kill();
     let killed = Instant::now();
@@ -59,6 +64,8 @@ pub(super) async fn measure(hosts: u32) -> Result<Failover> {
         hosts,
         busy: before.values().filter(|host| busy(host)).count(),
         lease: LEASE,
+        write: shortest_and_longest(Step::Write, hosts, SCALE),
+        told: Some(told),
         handed_over,
         taken_over,
         waits: waits(&before, &after, &writes, killed),
@@ -66,6 +73,12 @@ pub(super) async fn measure(hosts: u32) -> Result<Failover> {
         rewritten: rewritten(&writes).len(),
         seen: watch.seen(),
     })
+}
+
+/// How long `step` takes on the fastest and on the slowest of `hosts` servers, in seconds.
+fn shortest_and_longest(step: Step, hosts: u32, scale: f64) -> [f64; 2] {
+    let times = (1..=hosts).map(|number| takes(step, number, scale));
+    [times.clone().min(), times.max()].map(|time| seconds(time.unwrap_or_default()))
 }
 
 /// The number of the process that holds the Lease: the last but one part of its name.
@@ -111,8 +124,8 @@ fn of(controllers: &mut [Controller], number: u32) -> Result<&mut Controller> {
     found.with_context(|| format!("no controller is process {number}"))
 }
 
-/// Waits until each of `hosts` hosts has been told to write, or one has written.
-async fn ordered(watch: &Watch, hosts: usize, within: Duration) -> Result<()> {
+/// Waits until each of `hosts` hosts has been told to write, or one has written; how many have been told.
+async fn ordered(watch: &Watch, hosts: usize, within: Duration) -> Result<usize> {
     let begun = Instant::now();
     loop {
         let writes = watch.writes();
@@ -126,7 +139,7 @@ async fn ordered(watch: &Watch, hosts: usize, within: Duration) -> Result<()> {
                 "  {told} of {hosts} hosts were told to write after {:.1} s",
                 begun.elapsed().as_secs_f64()
             );
-            return Ok(());
+            return Ok(told);
         }
         if begun.elapsed() > within {
             bail!(

@@ -139,6 +139,7 @@ pub(super) async fn stored(client: &Client, path: &str, form: Form) -> Result<Op
             bytes += protobuf(client, &format!("{path}/{name}")).await?;
         }
         stored.bytes = bytes.checked_div(stored.sample).unwrap_or(0);
+        stored.protobuf = true;
     }
     Ok(Some(stored))
 }
@@ -179,6 +180,7 @@ fn measure(list: &Value) -> Stored {
     Stored {
         objects: sample + list["metadata"]["remainingItemCount"].as_u64().unwrap_or(0),
         sample,
+        protobuf: false,
         bytes: bytes.checked_div(sample).unwrap_or(0),
     }
 }

@@ -41,7 +41,7 @@ impl Peer {
         let scratch = Scratch::new()?;
         let cluster = Cluster::start_with_kinds(&paths::metal3_kinds()?).await?;
         cluster.ensure_namespace(HOSTS).await?;
-        let mut operator = Operator::start(cluster.kubeconfig(), HOSTS, scratch.path(), &ARGUMENTS)?;
+        let operator = Operator::start(cluster.kubeconfig(), HOSTS, scratch.path(), &ARGUMENTS)?;
         operator.works(STARTED).await?;
         Ok(Peer {
             operator,

@@ -46,15 +46,15 @@ const METHOD: &str = "\n\
     Muster's hosts of each row have a control plane of its own (API server and etcd in one process), one controller with its defaults and both \
     roles, and fleets (`cargo xtask lab fleet`) whose steps take no time; all are processes of their own on this computer.\n\
     Each simulated server has a BMC that speaks Redfish, and an agent that enrols, reports an inventory of more than 20 KiB and works \
-    over mutual TLS.\n\
+    over mutual TLS; a quarter of that are 90 devices on the buses of processors, which stand for whatever makes a report large.\n\
     Time runs from the moment at which a watcher sees the first host until it has seen the last one become available; the fleet makes \
     a Secret and a host for each server meanwhile.\n\
     The way to provisioned begins with the patch that gives the first host an image.\n\
     Requests are those that the API server counts (`apiserver_request_total`), of everybody and whatever the answer, from the beginning \
     until nothing has been written for 5 s, or for 180 s if that never comes, without watches and without what the user does: a Secret, a host and a patch for each.\n\
     Memory is `VmHWM` and `VmRSS` of the controller's process, processor time is user and system time from `/proc/PID/stat`.\n\
-    Bytes in etcd are the sizes of the objects in the form in which the API server stores them: JSON, and protobuf for Secrets and \
-    Events.\n";
+    Bytes in etcd are the sizes of the objects as JSON, which is how the API server stores kinds like these; it stores Secrets and Events as \
+    protobuf, which is shorter, and where they were not measured as that they are counted too high.\n";
 
 const BOUND: &str = "\n\
     What bounds the requests to available, of which eleven are of the way itself:\n\n\
@@ -78,10 +78,12 @@ const BOUND: &str = "\n\
 fn beside(peer: &Peer) -> String {
     format!(
         "\nThe last column is baremetal-operator, {version}, with its fixture provisioner, on a control plane of its own, by the same counts.\n\
-         It asks no hardware: there are no BMCs, agents or inventories, and of none of this is there any work for it or bytes in etcd; each host \
-         gets the same two NICs and two disks.\n\
-         It waits for 5 s at the registration of each host; inspection, image and power are one state for all hosts, so that whatever the first one \
-         waits for and writes there, the others do without.\n\
+         It is built from its Go module, with a newer version of one module whose types it uses.\n\
+         It asks no hardware: there are no BMCs, agents or inventories, and no work for them; what it has in etcd of each host's hardware are the \
+         same two NICs and two disks.\n\
+         It waits for 5 s at the registration of each host.\n\
+         Inspection, image, power and adoption are one state for all hosts: the first ones wait for 2 s and 10 s and write what goes with that, \
+         the others do neither; so the last host cannot be provisioned in less than 10 s, and the others come sooner than they would.\n\
          Its webhooks are off, and there are no other rules on hosts, while Muster's rules are installed.\n\
          It is given more than its defaults: `{arguments}`.\n",
         version = peer.version,
@@ -426,14 +428,19 @@ fn list(requests: &BTreeMap<String, u64>) -> String {
 }
 
 fn stored(round: &Round) -> String {
-    let mut text = String::from("| objects | how many | bytes of one, on average |\n| --- | --- | --- |\n");
+    let mut text = String::from(
+        "| objects | how many | measured | as | bytes of one, on average |\n| --- | --- | --- | --- | --- |\n",
+    );
     for (name, stored) in &round.stored {
-        text += &format!("| {name} | {} | {} |\n", stored.objects, stored.bytes);
+        let form = if stored.protobuf { "protobuf" } else { "JSON" };
+        text += &format!(
+            "| {name} | {} | {} | {form} | {} |\n",
+            stored.objects, stored.sample, stored.bytes
+        );
     }
     if let Some(bytes) = round.etcd_file {
         text += &format!(
-            "\nThe averages are of the first 500 objects at most, of Secrets and Events of the first 50.\n\
-             etcd's file, with the history of the last minutes and free pages, has {:.0} MiB.\n",
+            "\netcd's file, with the history of the last minutes and free pages, has {:.0} MiB.\n",
             count(bytes >> 10) / 1024.0
         );
     }
@@ -444,12 +451,16 @@ fn ending(failover: &Failover) -> String {
     let waits: Sample = failover.waits.iter().copied().collect();
     let of = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
     let [lease, retry] = failover.lease;
+    let [shortest, longest] = failover.write;
+    let told = failover
+        .told
+        .map_or_else(String::new, |told| format!("; {told} had been told"));
     format!(
         "An edge and three controllers with the role `control`, each under a host name of its own, as on different computers, whose `PROVISIONING_LIMIT` lets all {} hosts be busy at once; the Lease \
          lasts for {lease} s and is asked for every {retry} s.\n\
          With all hosts at rest the leader is asked to end (SIGTERM); another one held the Lease after {:.1} s.\n\
-         A write takes 24 to 36 s here.\n\
-         All hosts are given an image; when each has been told to write it, or the first one has, the leader is killed (SIGKILL).\n\
+         A write takes {shortest:.0} to {longest:.0} s here.\n\
+         All hosts are given an image; when each has been told to write it, or the first one has, the leader is killed (SIGKILL){told}.\n\
          Another one held the Lease after {:.1} s.\n\
          A host waits from the kill, or from the end of its write if that comes later, until it is provisioned: median {}, p99 {}, most {}, \
          of {}.\n\

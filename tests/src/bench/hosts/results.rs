@@ -134,6 +134,8 @@ pub(super) struct Stored {
     pub(super) objects: u64,
     /// How many of them were measured.
     pub(super) sample: u64,
+    /// They were measured as protobuf, which is how they are stored; else as JSON.
+    pub(super) protobuf: bool,
     /// Bytes of one, on average.
     pub(super) bytes: u64,
 }
@@ -162,6 +164,10 @@ pub(super) struct Failover {
     pub(super) busy: usize,
     /// `LEASE_DURATION_SECONDS` and `RETRY_PERIOD_SECONDS`.
     pub(super) lease: [f64; 2],
+    /// How long a write takes, on the fastest server and on the slowest.
+    pub(super) write: [f64; 2],
+    /// How many hosts had been told to write when the leader was killed.
+    pub(super) told: Option<usize>,
     /// From SIGTERM to the first leader until another one holds the Lease.
     pub(super) handed_over: f64,
     /// From the kill until another one holds the Lease.

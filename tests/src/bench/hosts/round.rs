@@ -73,6 +73,7 @@ pub(super) struct Processes {
 /// Measures; what is in `round` before something goes wrong stays there.
 pub(super) async fn measure(size: Size, round: &mut Round) -> Result<()> {
     let Size { hosts, idle } = size;
+    round.hosts = hosts;
     let mut place = Place::start(hosts, vec![(Role::Both, Vec::new())]).await?;
     let watch = available(&mut place, hosts, round).await?;
     round.stored = stored(place.client()).await?;
@@ -84,6 +85,7 @@ pub(super) async fn measure(size: Size, round: &mut Round) -> Result<()> {
 
 /// The same for the peer, of whose hosts none is left alone.
 pub(super) async fn measure_peer(hosts: u32, round: &mut Round) -> Result<()> {
+    round.hosts = hosts;
     let mut peer = Peer::start().await?;
     let watch = available(&mut peer, hosts, round).await?;
     round.stored = stored(peer.client()).await?;
@@ -93,7 +95,6 @@ pub(super) async fn measure_peer(hosts: u32, round: &mut Round) -> Result<()> {
 
 /// Makes the hosts and brings them to available; their watcher.
 async fn available(site: &mut impl Site, hosts: u32, round: &mut Round) -> Result<Watch> {
-    round.hosts = hosts;
     let watch = Watch::start(machines(site.client()), None);
     let user = own([("POST secrets", hosts), ("POST baremetalhosts", hosts)]);
     let began = Began::now(site).await?;

@@ -27,6 +27,7 @@ fn round(hosts: u32, cpu: f64) -> Round {
     let stored = Stored {
         objects: hosts.into(),
         sample: 500,
+        protobuf: true,
         bytes: 20 << 10,
     };
     Round {
