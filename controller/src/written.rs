@@ -16,20 +16,10 @@ const ANSWERED: Duration = Duration::from_millis(200);
 /// But only for so long after it was asked for: an answer that was long under way says how things were at some time of that.
 const ASKED: Duration = Duration::from_secs(1);
 
-/// How long ago something was asked of the API server, and answered.
-#[derive(Clone, Copy, Debug)]
-pub struct Ago {
-    /// It was sent.
-    pub asked: Duration,
-    /// The answer came.
-    pub answered: Duration,
-}
-
-impl Ago {
-    /// True if this answer may stand for another one. What others wrote within the last second may be missed by that, and nothing older.
-    pub fn is_fresh(self) -> bool {
-        self.answered < ANSWERED && self.asked < ASKED
-    }
+/// True if what the API server was `asked` and `answered` then may stand for another answer. What others wrote within the last second may be
+/// missed by that, and nothing older.
+pub fn is_fresh(asked: Instant, answered: Instant) -> bool {
+    answered.elapsed() < ANSWERED && asked.elapsed() < ASKED
 }
 
 /// Objects of one kind and one namespace, by name.
@@ -56,11 +46,7 @@ impl<K> Ours<K> {
     }
 
     fn is_fresh(&self) -> bool {
-        let answered = self.since.elapsed();
-        self.sent.is_some_and(|sent| {
-            let asked = sent.elapsed();
-            Ago { asked, answered }.is_fresh()
-        })
+        self.sent.is_some_and(|sent| is_fresh(sent, self.since))
     }
 }
 
@@ -114,7 +100,7 @@ impl<K: ResourceExt> Written<K> {
             .retain(|name, ours| ours.is_believed() && (ours.is_fresh() || !is_shown(ours, watched(name))));
     }
 
-    /// True if all watched copies are known to be as the API server had them a moment ago, as [`Ago`] has it: a watch tells what happened in
+    /// True if all watched copies are known to be as the API server had them a moment ago, as [`is_fresh`] has it: a watch tells what happened in
     /// its order, and it has told a write of then. What was written since, by others or by us, may not be among it.
     pub fn proves_fresh(&self, watched: impl Fn(&str) -> Option<Arc<K>>) -> bool {
         let all = self.lock();
@@ -179,10 +165,12 @@ mod tests {
         assert!(written.all().is_empty());
     }
 
-    #[test]
-    fn an_answer_is_fresh_for_a_moment_unless_it_was_long_under_way() {
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_fresh_for_a_moment_unless_it_was_long_under_way() {
         let [none, short, long] = [0, 150, 1500].map(Duration::from_millis);
-        let fresh = |asked, answered| Ago { asked, answered }.is_fresh();
+        // Virtual time begins with the test; the past has to be there.
+        tokio::time::advance(2 * long).await;
+        let fresh = |asked, answered| is_fresh(Instant::now() - asked, Instant::now() - answered);
         assert!(fresh(none, none) && fresh(short, none) && fresh(short, short));
         assert!(fresh(ANSWERED + short, short), "an API server that is busy");
         assert!(!fresh(long, none), "it may say what was there 1.5 s ago");

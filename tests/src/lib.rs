@@ -24,6 +24,7 @@ pub mod metal3;
 pub mod netns;
 pub mod os_image;
 pub mod paths;
+pub mod program;
 pub mod ra;
 pub mod scratch;
 pub mod sim;

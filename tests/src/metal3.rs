@@ -3,13 +3,13 @@
 
 use std::{
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::{lines::Lines, paths, spawner::Spawner};
+use crate::{paths, program::Program, spawner::Spawner};
 
 /// Its webhooks would want a certificate.
 const ARGUMENTS: [&str; 7] = [
@@ -35,8 +35,7 @@ pub fn version() -> Option<&'static str> {
 /// A running one; it ends with this.
 #[derive(Debug)]
 pub struct Operator {
-    process: Child,
-    said: Lines,
+    program: Program,
     _spawner: Spawner,
 }
 
@@ -54,13 +53,9 @@ impl Operator {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let spawner = Spawner::new()?;
-        let mut process = spawner.spawn(command).context("start baremetal-operator")?;
-        let said = Lines::to(&dir.join("baremetal-operator.log"));
-        said.follow(process.stdout.take().context("its standard output")?)?;
-        said.follow(process.stderr.take().context("its standard error")?)?;
+        let process = spawner.spawn(command).context("start baremetal-operator")?;
         Ok(Operator {
-            process,
-            said,
+            program: Program::new("baremetal-operator", process, &dir.join("baremetal-operator.log"))?,
             _spawner: spawner,
         })
     }
@@ -70,32 +65,22 @@ impl Operator {
         let works = |line: &str| {
             line.contains("Starting workers") && line.contains(r#""controller":"baremetalhost""#)
         };
-        let begun = self.said.wait_until("its beginning", 0, within, works).await;
+        let begun = self
+            .program
+            .said()
+            .wait_until("its beginning", 0, within, works)
+            .await;
         begun.map(drop)
     }
 
-    /// Its process, for its memory and CPU time.
+    /// The number of its process, for its memory and CPU time.
     pub fn process(&self) -> u32 {
-        self.process.id()
+        self.program.id()
     }
 
     /// Fails if it has ended, with what it said last.
     pub fn lives(&mut self) -> Result<()> {
-        let ended = self.process.try_wait().context("ask after baremetal-operator")?;
-        ensure!(
-            ended.is_none(),
-            "baremetal-operator ended: {}",
-            self.said.last(5).join("; ")
-        );
-        Ok(())
-    }
-}
-
-impl Drop for Operator {
-    fn drop(&mut self) {
-        // Fails only if it has ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.program.lives()
     }
 }
 

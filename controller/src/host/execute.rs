@@ -36,7 +36,7 @@ use crate::{
     lease::Leadership,
     patch::difference,
     round::{ExecuteError, FIELD_MANAGER, failed},
-    written::Ago,
+    written::is_fresh,
 };
 
 /// Proof that the API server has a host as it is known, if nothing was asked of it since: its answer to a write.
@@ -52,11 +52,7 @@ pub struct Fresh {
 
 impl Fresh {
     fn proves(&self, host: &BareMetalHost) -> bool {
-        let ago = Ago {
-            asked: self.asked.elapsed(),
-            answered: self.answered.elapsed(),
-        };
-        self.version == host.metadata.resource_version && ago.is_fresh()
+        self.version == host.metadata.resource_version && is_fresh(self.asked, self.answered)
     }
 }
 

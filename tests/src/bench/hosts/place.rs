@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -17,8 +17,8 @@ use crate::{
     cluster::{Cluster, Role},
     controller::{Controller, Setup},
     forward::Forwarder,
-    lines::Lines,
     netns::Netns,
+    program::Program,
     scratch::Scratch,
     stage,
 };
@@ -39,7 +39,7 @@ const NAMED: &str = "echo \"$1\" > /proc/sys/kernel/hostname && shift && exec \"
 
 /// The place. Fields are dropped in order: the fleets first, the cluster last.
 pub(super) struct Place {
-    fleets: Vec<Fleet>,
+    fleets: Vec<Program>,
     /// The controllers. The first one serves the Segment.
     pub(super) controllers: Vec<Controller>,
     client: Client,
@@ -48,19 +48,6 @@ pub(super) struct Place {
     network: Network,
     scratch: Scratch,
     cluster: Cluster,
-}
-
-struct Fleet {
-    process: Child,
-    said: Lines,
-}
-
-impl Drop for Fleet {
-    fn drop(&mut self) {
-        // Fails only if it has ended by itself; its cluster goes, too, so nothing has to be deleted.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 /// A role for a controller, and variables of its environment.
@@ -158,11 +145,9 @@ impl Place {
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
-            let mut process = self.net.spawn(command)?;
-            let said = Lines::to(&self.scratch.path().join(format!("fleet-{first}.log")));
-            said.follow(process.stdout.take().context("its standard output")?)?;
-            said.follow(process.stderr.take().context("its standard error")?)?;
-            self.fleets.push(Fleet { process, said });
+            let log = self.scratch.path().join(format!("fleet-{first}.log"));
+            self.fleets
+                .push(Program::new("a fleet", self.net.spawn(command)?, &log)?);
         }
         Ok(())
     }
@@ -186,7 +171,7 @@ impl Site for Place {
                 .cluster
                 .process()
                 .context("the cluster is not the lab's own")?,
-            fleets: self.fleets.iter().map(|fleet| fleet.process.id()).collect(),
+            fleets: self.fleets.iter().map(Program::id).collect(),
         })
     }
 
@@ -207,15 +192,7 @@ impl Site for Place {
                 controller.log().last(5).join("; ")
             );
         }
-        for fleet in &mut self.fleets {
-            let ended = fleet.process.try_wait().context("ask after a fleet")?;
-            ensure!(
-                ended.is_none(),
-                "a fleet ended: {}",
-                fleet.said.last(5).join("; ")
-            );
-        }
-        Ok(())
+        self.fleets.iter_mut().try_for_each(Program::lives)
     }
 }
 
