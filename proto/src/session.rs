@@ -5,7 +5,7 @@
 //! | `POST /v1/enrol` | none | [`EnrolRequest`] | [`EnrolResponse`] |
 //! | `POST /v1/renew` | yes | [`RenewRequest`] | [`EnrolResponse`] |
 //! | `POST /v1/inventory` | yes | [`crate::inventory::Inventory`] | [`InventoryResponse`] |
-//! | `POST /v1/poll` | yes | [`PollRequest`] | [`PollResponse`], after [`PollResponse::command`] changes, [`POLL_SECONDS`], or [`PROGRESS_SECONDS`] for one that tells progress |
+//! | `POST /v1/poll` | yes | [`PollRequest`] | [`PollResponse`], after [`PollResponse::command`] changes, [`PollRequest::hold_seconds`], or [`PROGRESS_SECONDS`] for one that tells progress |
 //! | `POST /v1/log` | yes | [`LogRequest`] | empty |
 //!
 //! Every error answer is a [`Problem`]; `503` and `429` carry `Retry-After` in seconds.
@@ -15,6 +15,7 @@
 //! | --- | --- |
 //! | 1.0 | enrolment, inventory, the commands `inspect` and `reboot` |
 //! | 1.1 | the commands `powerOff`, `clean` and `write`; epochs, progress, a key to seal secrets to, [`Failure`], the log of a failure |
+//! | 1.2 | [`PollRequest::hold_seconds`] |
 
 use serde::{Deserialize, Serialize};
 
@@ -25,10 +26,14 @@ use crate::{
 };
 
 /// The version of this protocol: `major.minor`. Another major version is refused with [`ProblemKind::Version`].
-pub const PROTOCOL: &str = "1.1";
+pub const PROTOCOL: &str = "1.2";
 
-/// How long the controller holds a poll that has nothing to say, in seconds.
-pub const POLL_SECONDS: u64 = 25;
+/// How long the controller holds a poll that has nothing to say at most, in seconds. Each one costs both sides a turn, and all of them
+/// together are most of what thousands of agents cost that wait.
+pub const HOLD_SECONDS: u64 = 60;
+
+/// The same for an agent that does not say how long it waits: one before 1.2 breaks off after 40.
+pub const HOLD_SECONDS_BEFORE_1_2: u64 = 25;
 
 /// How long the controller holds a poll that tells progress and has nothing to say, in seconds: the next one tells more.
 pub const PROGRESS_SECONDS: u64 = 10;
@@ -99,6 +104,9 @@ pub struct InventoryResponse {
 pub struct PollRequest {
     /// The id of the last command that the agent has carried out or taken up; empty before the first.
     pub last: String,
+    /// For how many seconds the agent lets the controller hold this, if there is nothing to say. Since 1.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_seconds: Option<u64>,
     /// How the command named in `last` went, once it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,

@@ -8,7 +8,7 @@ use std::{
 
 use muster_proto::{
     Chain,
-    session::{POLL_SECONDS, Problem},
+    session::{HOLD_SECONDS, Problem},
 };
 use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
@@ -61,7 +61,7 @@ impl Call {
     pub(super) const fn poll(path: &'static str) -> Call {
         Call {
             path,
-            patience: Duration::from_secs(POLL_SECONDS + 15),
+            patience: Duration::from_secs(HOLD_SECONDS + 15),
             gives_way: true,
         }
     }

@@ -29,8 +29,8 @@ use muster_proto::{
     inventory::Inventory,
     job::Failure,
     session::{
-        Action, Command, EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, Outcome, PROTOCOL,
-        PollRequest, PollResponse, Problem, RenewRequest,
+        Action, Command, EnrolRequest, EnrolResponse, HOLD_SECONDS, InventoryResponse, LogRequest, Outcome,
+        PROTOCOL, PollRequest, PollResponse, Problem, RenewRequest,
     },
     text,
 };
@@ -314,7 +314,10 @@ impl<M: Machine> Session<M> {
     }
 
     async fn poll(&mut self) -> Result<Option<Command>, Stop> {
-        let mut request = PollRequest::default();
+        let mut request = PollRequest {
+            hold_seconds: Some(HOLD_SECONDS),
+            ..PollRequest::default()
+        };
         if let Some(Untold { id, outcome, log }) = self.jobs.untold().cloned() {
             (request.last, request.outcome, request.log) = (id, Some(outcome), log);
         } else if let Some((id, progress)) = self.jobs.progress() {

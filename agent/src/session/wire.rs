@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use muster_proto::session::{Problem, ProblemKind};
 use rustls::{ClientConfig, pki_types::ServerName};
 use serde::{Serialize, de::DeserializeOwned};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -26,6 +27,12 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// A busy controller that serves a thousand machines at once.
 const HANDSHAKE: Duration = Duration::from_secs(15);
+
+/// After so long without a byte the other end is probed, so often and at this interval: a controller whose computer is gone says
+/// nothing more, and is given up half a minute later, however long it may hold a poll.
+const QUIET: Duration = Duration::from_secs(15);
+const PROBE: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
 
 /// How a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +122,15 @@ pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = in_time(CONNECT, TcpStream::connect(address)).await?;
     // A poll's answer may take long, a request never.
     stream.set_nodelay(true)?;
+    // While an answer is waited for, it is asked whether the other end is still there.
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(QUIET)
+            .with_interval(PROBE)
+            .with_retries(PROBES),
+    )?;
+    socket.set_tcp_user_timeout(Some(QUIET + PROBE * PROBES))?;
     Ok(stream)
 }
 

@@ -38,31 +38,29 @@ pub(super) async fn answer(
         held.answered();
         return Err(problem);
     }
-    let pace = edge.sessions.pace;
-    let patience = if request.progress.is_some() {
-        pace.poll.min(pace.progress)
-    } else {
-        pace.poll
-    };
-    let deadline = tokio::time::Instant::now() + patience;
+    let deadline = tokio::time::Instant::now() + edge.sessions.pace.hold(request);
     let mut ending = edge.ending.clone();
     let leaves = jobs::says_farewell(&caller.server, request);
     // Nobody keeps an old copy of the Server while the poll is held.
     let Caller { certificate, server } = caller;
     drop(server);
-    let mut unwritten = false;
+    let (mut unwritten, mut was_shown) = (false, false);
     let command = loop {
         let woken = held.wake.notified();
         tokio::pin!(woken);
         // From here on no change is missed.
         woken.as_mut().enable();
         let server = Box::pin(newest(edge, peer, &certificate, request)).await?;
-        held.sees(View::of(Some(&server)));
-        let command = jobs::command(&server, request);
+        let view = View::of(Some(&server));
+        let (is_shown, command) = (view.is_connected, jobs::command(&server, request));
+        held.sees(view);
         drop(server);
-        if command.is_some() {
+        // Another edge, which the agent has left, wrote that it is gone: its next poll corrects that.
+        let is_missed = was_shown && !is_shown && !leaves;
+        if command.is_some() || is_missed {
             break command;
         }
+        was_shown = is_shown;
         // Who tells an outcome need not wait for news: it may be about to reboot.
         if request.outcome.is_some() {
             // What was to follow does not any more: the agent tells the end again, and then it is written.

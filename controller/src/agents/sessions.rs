@@ -10,8 +10,8 @@ use std::{
 };
 
 use muster_proto::{
-    kinds::Server,
-    session::{POLL_SECONDS, PROGRESS_SECONDS},
+    kinds::{Server, SessionState},
+    session::{HOLD_SECONDS, HOLD_SECONDS_BEFORE_1_2, PROGRESS_SECONDS, PollRequest},
 };
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{sync::Notify, time::Instant};
@@ -21,7 +21,7 @@ use super::ca::ClientCertificate;
 /// How patient the sessions are.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// How long a poll without news is held.
+    /// How long a poll without news is held at most.
     pub poll: Duration,
     /// The same for one that tells progress.
     pub progress: Duration,
@@ -35,13 +35,24 @@ pub struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        let poll = Duration::from_secs(POLL_SECONDS);
         Pace {
-            poll,
+            poll: Duration::from_secs(HOLD_SECONDS),
             progress: Duration::from_secs(PROGRESS_SECONDS),
-            silent: poll * 3 + Duration::from_secs(15),
+            silent: Duration::from_secs(90),
             closed: Duration::from_secs(15),
             farewell: Duration::from_secs(4),
+        }
+    }
+}
+
+impl Pace {
+    /// How long `request` is held without news.
+    pub(super) fn hold(&self, request: &PollRequest) -> Duration {
+        let asked = request.hold_seconds.unwrap_or(HOLD_SECONDS_BEFORE_1_2).max(1);
+        let hold = self.poll.min(Duration::from_secs(asked));
+        match request.progress {
+            Some(_) => hold.min(self.progress),
+            None => hold,
         }
     }
 }
@@ -55,20 +66,21 @@ pub(super) struct View {
     pub(super) whose: Option<String>,
     /// The key of the latest session; empty if the Server is gone.
     pub(super) key: String,
+    /// The machine is shown to be here.
+    pub(super) is_connected: bool,
     pub(super) contested: bool,
 }
 
 impl View {
     pub(super) fn of(server: Option<&Server>) -> View {
         let status = server.and_then(|server| server.status.as_ref());
+        let session = status.and_then(|status| status.session.as_ref());
         let job = server.and_then(|server| server.spec.job.as_ref());
         View {
             job: job.map(|job| job.id.clone()).unwrap_or_default(),
             whose: job.and_then(|job| job.leave.as_ref().map(|leave| leave.session.clone())),
-            key: status
-                .and_then(|status| status.session.as_ref())
-                .map(|session| session.key.clone())
-                .unwrap_or_default(),
+            key: session.map(|session| session.key.clone()).unwrap_or_default(),
+            is_connected: session.is_some_and(|session| session.state == SessionState::Connected),
             contested: status.is_some_and(|status| status.contested),
         }
     }
@@ -264,7 +276,10 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
-    use muster_proto::kinds::{Job, Leave, ServerSpec};
+    use muster_proto::{
+        job::Progress,
+        kinds::{Job, Leave, ServerSpec},
+    };
 
     use super::*;
 
@@ -282,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_agent_is_gone_after_three_missed_polls() {
+    async fn an_agent_is_gone_that_does_not_come_back_for_its_next_poll() {
         let sessions = sessions();
         sessions.hold(&of("a", "k")).answered();
         tokio::time::advance(Duration::from_secs(89)).await;
@@ -320,6 +335,25 @@ mod tests {
         );
         sessions.forget("a", "old");
         assert_eq!(sessions.sessions.get(), 1);
+    }
+
+    #[test]
+    fn a_poll_is_held_as_long_as_its_agent_waits_and_no_longer_than_we_like() {
+        let hold = |hold_seconds, progress| {
+            let request = PollRequest {
+                hold_seconds,
+                progress,
+                ..PollRequest::default()
+            };
+            Pace::default().hold(&request).as_secs()
+        };
+        let asked = [None, Some(0), Some(7), Some(60), Some(61), Some(u64::MAX)];
+        assert_eq!(asked.map(|asked| hold(asked, None)), [25, 1, 7, 60, 60, 60]);
+        let progress = Some(Progress::default());
+        assert_eq!(
+            asked.map(|asked| hold(asked, progress.clone())),
+            [10, 1, 7, 10, 10, 10]
+        );
     }
 
     #[test]

@@ -178,6 +178,15 @@ fn what_was_recorded_of_version_1_1_is_what_is_said_now() {
 }
 
 #[test]
+fn an_agent_says_how_long_its_poll_may_be_held_since_version_1_2() {
+    let poll = json!({ "last": "op-1", "holdSeconds": 60 });
+    assert_eq!(json!(read::<PollRequest>(&poll)), poll);
+    assert_eq!(read::<v1_0::PollRequest>(&poll).last, "op-1");
+    let before = json!({ "last": "op-1" });
+    assert_eq!(read::<PollRequest>(&before).hold_seconds, None);
+}
+
+#[test]
 fn what_a_newer_version_says_is_survived() {
     let command = json!({ "id": "op-1", "epoch": 7, "action": { "do": "levitate", "height": 3 }, "new": [] });
     assert_eq!(read::<Command>(&command).action, Action::Unknown);

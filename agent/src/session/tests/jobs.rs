@@ -71,13 +71,16 @@ async fn a_write_runs_beside_the_polls_tells_its_progress_and_ends_a_held_poll()
     controller.until(|controller| polls(controller).len() == 4).await;
     let progress = json!({ "step": "write image", "percent": 42, "bytesPerSecond": 0 });
     for poll in &polls(&controller)[1..] {
-        assert_eq!(poll, &json!({ "last": "op-1", "progress": progress }));
+        assert_eq!(
+            poll,
+            &json!({ "last": "op-1", "holdSeconds": 60, "progress": progress })
+        );
     }
     agent.bench.ends(Ok(()));
     until_told(&controller, "op-1", 1).await;
     assert_eq!(
         polls(&controller).last().unwrap(),
-        &json!({ "last": "op-1", "outcome": { "result": "done" } })
+        &json!({ "last": "op-1", "holdSeconds": 60, "outcome": { "result": "done" } })
     );
     assert_eq!(agent.bench.begun().len(), 1);
 }
@@ -151,7 +154,7 @@ async fn an_outcome_is_repeated_until_somebody_has_it() {
     assert!(told.iter().all(|outcome| outcome["result"] == "done"));
     assert_eq!(
         polls(&controller).last().unwrap(),
-        &json!({ "last": "op-1" }),
+        &json!({ "last": "op-1", "holdSeconds": 60 }),
         "and no longer"
     );
 }

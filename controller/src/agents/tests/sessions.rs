@@ -152,6 +152,33 @@ async fn a_held_poll_that_is_cut_off_ends_the_session() {
 }
 
 #[tokio::test]
+async fn an_agent_whose_end_another_edge_has_written_is_shown_as_here_again_at_once() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    let began = tokio::time::Instant::now();
+    let (answer, ()) = tokio::join!(agent.poll(""), async {
+        lab.until("the poll is held", |lab| {
+            lab.metric("muster_agents_held_polls") == 1
+        })
+        .await;
+        let gone = json!({ "status": { "session": { "state": "Disconnected" } } });
+        lab.api.edit("servers", &name(1), &gone);
+    });
+    assert_eq!(answer.unwrap().command, None);
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "long before the poll's own end"
+    );
+    assert_eq!(state(&lab), SessionState::Disconnected);
+    let (answer, ()) = tokio::join!(agent.poll(""), async {
+        lab.until("it is here", |lab| state(lab) == SessionState::Connected)
+            .await;
+        job(&lab, "op-1", "inspect");
+    });
+    assert!(answer.unwrap().command.is_some());
+}
+
+#[tokio::test]
 async fn a_newer_enrolment_ends_the_older_session_and_its_held_poll() {
     let lab = Lab::new().await;
     let (old, _) = lab.enrolled(1).await;
