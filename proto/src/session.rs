@@ -5,7 +5,7 @@
 //! | `POST /v1/enrol` | none | [`EnrolRequest`] | [`EnrolResponse`] |
 //! | `POST /v1/renew` | yes | [`RenewRequest`] | [`EnrolResponse`] |
 //! | `POST /v1/inventory` | yes | [`crate::inventory::Inventory`] | [`InventoryResponse`] |
-//! | `POST /v1/poll` | yes | [`PollRequest`] | [`PollResponse`], after [`PollResponse::command`] changes, [`PollRequest::hold_seconds`], or [`PROGRESS_SECONDS`] for one that tells progress |
+//! | `POST /v1/poll` | yes | [`PollRequest`] | [`PollResponse`], when [`PollResponse::command`] changes, and otherwise after [`PollRequest::hold_seconds`] or sooner |
 //! | `POST /v1/log` | yes | [`LogRequest`] | empty |
 //!
 //! Every error answer is a [`Problem`]; `503` and `429` carry `Retry-After` in seconds.
@@ -32,8 +32,9 @@ pub const PROTOCOL: &str = "1.2";
 /// together are most of what thousands of agents cost that wait.
 pub const HOLD_SECONDS: u64 = 60;
 
-/// The same for an agent that does not say how long it waits: one before 1.2 breaks off after 40.
-pub const HOLD_SECONDS_BEFORE_1_2: u64 = 25;
+/// The same where an answer is not to be missed for long: an agent with a job says so. One before 1.2 says nothing and breaks off after
+/// 40 s.
+pub const SHORT_HOLD_SECONDS: u64 = 25;
 
 /// How long the controller holds a poll that tells progress and has nothing to say, in seconds: the next one tells more.
 pub const PROGRESS_SECONDS: u64 = 10;
@@ -104,7 +105,8 @@ pub struct InventoryResponse {
 pub struct PollRequest {
     /// The id of the last command that the agent has carried out or taken up; empty before the first.
     pub last: String,
-    /// For how many seconds the agent lets the controller hold this, if there is nothing to say. Since 1.2.
+    /// For how many seconds the agent lets the controller hold this, if there is nothing to say; the controller holds it for
+    /// [`HOLD_SECONDS`] at most. Without: [`SHORT_HOLD_SECONDS`]. Since 1.2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_seconds: Option<u64>,
     /// How the command named in `last` went, once it has ended.

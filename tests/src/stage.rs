@@ -15,7 +15,7 @@ use kube::{
 use muster_proto::{
     Mac,
     kinds::{
-        BareMetalHost, Dhcp, DhcpMode, Profile, Range, Segment, SegmentSpec, Server, SessionState,
+        BareMetalHost, Dhcp, DhcpMode, Profile, Range, Segment, SegmentSpec, Server, SessionState, Trust,
         UnknownPolicy,
     },
 };
@@ -351,6 +351,7 @@ pub fn segment(bridge: Bridge, profile: Profile, unknown: UnknownPolicy) -> Resu
         },
         unknown,
         quota: 1000,
+        required_trust: Some(Trust::Segment),
         profile,
         // An emulated timer misses the kernel's check of it (`timer_irq_works`) where the computer is busy: it panics then.
         kernel_parameters: ["console=ttyS0,115200", "no_timer_check"]

@@ -14,7 +14,7 @@ use muster_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(120);
-/// Longer than any patience of the agent (75 s for a call and its connection) or of the controller (10 s for a request).
+/// Longer than any patience of the agent (95 s for a poll and its connection) or of the controller (10 s for a request).
 const LONG: Duration = Duration::from_secs(100);
 
 /// What a controller says of a call that it cannot carry out for want of the API server.

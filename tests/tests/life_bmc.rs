@@ -18,7 +18,7 @@ use muster_proto::{
     Mac,
     kinds::{
         BareMetalHost, BareMetalHostSpec, BmcDetails, ErrorType, HardwareData, OperationalStatus, Profile,
-        SegmentSpec, Trust, UnknownPolicy,
+        UnknownPolicy,
     },
 };
 use muster_tests::{
@@ -69,11 +69,9 @@ impl Rig {
     async fn with(purpose: &str, unknown: UnknownPolicy, change: impl FnOnce(&mut Setup)) -> Result<Rig> {
         let mut stage = Stage::dark_with(purpose, &[BR0], change).await?;
         stage.controller.start()?;
-        let spec = SegmentSpec {
-            required_trust: Trust::Segment,
-            ..segment(BR0, Profile::Lab, unknown)?
-        };
-        stage.serve(BR0.name, spec).await?;
+        stage
+            .serve(BR0.name, segment(BR0, Profile::Lab, unknown)?)
+            .await?;
         let rack = stage.rack()?;
         let server = rack.servers([1]).remove(0);
         let mac = server.hardware().boot_mac();

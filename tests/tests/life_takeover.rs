@@ -17,8 +17,7 @@ use kube::{
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use muster_proto::kinds::{
-    BareMetalHost, HardwareData, OperationMetric, OperationalStatus, Profile, SegmentSpec, Trust,
-    UnknownPolicy,
+    BareMetalHost, HardwareData, OperationMetric, OperationalStatus, Profile, UnknownPolicy,
 };
 use muster_tests::{
     bmc::{self, PowerState, Service, What},
@@ -305,10 +304,7 @@ impl Site {
     /// Our operator begins.
     async fn take_over(&mut self) -> Result<()> {
         self.stage.controller.start()?;
-        let spec = SegmentSpec {
-            required_trust: Trust::Segment,
-            ..segment(BR0, Profile::Lab, UnknownPolicy::Ignore)?
-        };
+        let spec = segment(BR0, Profile::Lab, UnknownPolicy::Ignore)?;
         self.stage.serve(BR0.name, spec).await
     }
 

@@ -14,7 +14,7 @@ use kube::{
 };
 use muster_proto::kinds::{
     BareMetalHost, BareMetalHostStatus, Dhcp, DhcpMode, ErrorType, HardwareData, Profile, SegmentSpec,
-    Server, Trust, UnknownPolicy,
+    Server, UnknownPolicy,
 };
 use muster_tests::{
     bridges::{BR0, api_in},
@@ -322,7 +322,6 @@ async fn fleet_before_a_controller_that_runs_already_fails_as_it_is_told() {
             ..Dhcp::default()
         },
         boot_address: Some(boot.to_owned()),
-        required_trust: Trust::Segment,
         ..segment(BR0, Profile::Lab, UnknownPolicy::Ignore).unwrap()
     };
     stage.serve("rack", spec).await.unwrap();

@@ -6,10 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_proto::{
-    Chain,
-    session::{HOLD_SECONDS, Problem},
-};
+use muster_proto::{Chain, session::Problem};
 use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Notify;
@@ -57,11 +54,11 @@ impl Call {
         }
     }
 
-    /// One that is answered when there is news.
-    pub(super) const fn poll(path: &'static str) -> Call {
+    /// One that is answered when there is news, or after `hold_seconds`.
+    pub(super) const fn poll(path: &'static str, hold_seconds: u64) -> Call {
         Call {
             path,
-            patience: Duration::from_secs(HOLD_SECONDS + 15),
+            patience: Duration::from_secs(hold_seconds + 15),
             gives_way: true,
         }
     }

@@ -30,7 +30,7 @@ use muster_proto::{
     job::Failure,
     session::{
         Action, Command, EnrolRequest, EnrolResponse, HOLD_SECONDS, InventoryResponse, LogRequest, Outcome,
-        PROTOCOL, PollRequest, PollResponse, Problem, RenewRequest,
+        PROTOCOL, PollRequest, PollResponse, Problem, RenewRequest, SHORT_HOLD_SECONDS,
     },
     text,
 };
@@ -48,7 +48,6 @@ const ENROL: Call = Call::quick("/v1/enrol");
 const RENEW: Call = Call::quick("/v1/renew");
 const INVENTORY: Call = Call::quick("/v1/inventory");
 const LOG: Call = Call::quick("/v1/log");
-const POLL: Call = Call::poll("/v1/poll");
 
 /// How long a reboot waits for the controller to hear of it.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -314,10 +313,7 @@ impl<M: Machine> Session<M> {
     }
 
     async fn poll(&mut self) -> Result<Option<Command>, Stop> {
-        let mut request = PollRequest {
-            hold_seconds: Some(HOLD_SECONDS),
-            ..PollRequest::default()
-        };
+        let mut request = PollRequest::default();
         if let Some(Untold { id, outcome, log }) = self.jobs.untold().cloned() {
             (request.last, request.outcome, request.log) = (id, Some(outcome), log);
         } else if let Some((id, progress)) = self.jobs.progress() {
@@ -326,7 +322,15 @@ impl<M: Machine> Session<M> {
             request.last.clone_from(&self.last);
         }
         self.last.clone_from(&request.last);
-        let response: PollResponse = self.link.call(POLL, &request).await?;
+        let has_news = request.outcome.is_some() || request.progress.is_some();
+        let hold_seconds = if has_news {
+            SHORT_HOLD_SECONDS
+        } else {
+            HOLD_SECONDS
+        };
+        request.hold_seconds = Some(hold_seconds);
+        let poll = Call::poll("/v1/poll", hold_seconds);
+        let response: PollResponse = self.link.call(poll, &request).await?;
         if request.outcome.is_some() {
             self.jobs.told(&request.last);
         }

@@ -265,7 +265,7 @@ async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
     assert_eq!(calls[2].body, json!({"last": "", "holdSeconds": 60}));
     assert_eq!(
         calls[3].body,
-        json!({"last": "op-1", "holdSeconds": 60, "outcome": {"result": "done"}}),
+        json!({"last": "op-1", "holdSeconds": 25, "outcome": {"result": "done"}}),
         "reported before the reboot"
     );
     assert_eq!(
@@ -514,7 +514,7 @@ async fn an_inspection_sends_a_new_inventory() {
         .collect();
     assert_eq!(
         polls[1],
-        &json!({"last": "op-1", "holdSeconds": 60, "outcome": {"result": "done"}})
+        &json!({"last": "op-1", "holdSeconds": 25, "outcome": {"result": "done"}})
     );
     assert_eq!(
         polls[2],

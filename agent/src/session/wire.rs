@@ -28,11 +28,15 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// A busy controller that serves a thousand machines at once.
 const HANDSHAKE: Duration = Duration::from_secs(15);
 
-/// After so long without a byte the other end is probed, so often and at this interval: a controller whose computer is gone says
-/// nothing more, and is given up half a minute later, however long it may hold a poll.
+/// Silence before the first keepalive probe (`TCP_KEEPIDLE`, tcp(7)).
 const QUIET: Duration = Duration::from_secs(15);
+
+/// Between two probes (`TCP_KEEPINTVL`).
 const PROBE: Duration = Duration::from_secs(5);
-const PROBES: u32 = 3;
+
+/// How long the other end may leave what we send without an answer, probes too (`TCP_USER_TIMEOUT`): a computer that is gone says
+/// nothing more, however long an answer may take.
+const GONE: Duration = Duration::from_secs(30);
 
 /// How a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -124,13 +128,8 @@ pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     // While an answer is waited for, it is asked whether the other end is still there.
     let socket = SockRef::from(&stream);
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(QUIET)
-            .with_interval(PROBE)
-            .with_retries(PROBES),
-    )?;
-    socket.set_tcp_user_timeout(Some(QUIET + PROBE * PROBES))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(QUIET).with_interval(PROBE))?;
+    socket.set_tcp_user_timeout(Some(GONE))?;
     Ok(stream)
 }
 

@@ -35,8 +35,12 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(super) const HEAD: Duration = Duration::from_secs(30);
 /// How long a connection without a certificate may last in all: an enrolment with its retries.
 const STRANGER: Duration = Duration::from_secs(180);
-/// How long unacknowledged data may stay on the way before a connection is given up.
-const USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Silence before the first keepalive probe (`TCP_KEEPIDLE`, tcp(7)).
+const QUIET: Duration = Duration::from_secs(15);
+/// Between two probes (`TCP_KEEPINTVL`).
+const PROBE: Duration = Duration::from_secs(5);
+/// How long an agent may leave what we send without an answer, probes too (`TCP_USER_TIMEOUT`): its machine is gone then.
+const GONE: Duration = Duration::from_secs(30);
 
 /// Room for connections.
 #[derive(Clone, Debug)]
@@ -169,11 +173,9 @@ async fn meet(
     stream.set_nodelay(true).map_err(ConnectionError::Socket)?;
     let socket = socket2::SockRef::from(&stream);
     socket
-        .set_tcp_user_timeout(Some(USER_TIMEOUT))
+        .set_tcp_user_timeout(Some(GONE))
         .map_err(ConnectionError::Socket)?;
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(HEAD)
-        .with_interval(HANDSHAKE);
+    let keepalive = socket2::TcpKeepalive::new().with_time(QUIET).with_interval(PROBE);
     socket
         .set_tcp_keepalive(&keepalive)
         .map_err(ConnectionError::Socket)?;

@@ -1,10 +1,13 @@
 //! A poll: what it tells is written, what the agent is to do is answered, and while there is nothing it is held.
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use muster_proto::{
     kinds::{Server, Session, SessionState},
-    session::{PollRequest, PollResponse, Problem, ProblemKind},
+    session::{PollRequest, PollResponse, Problem, ProblemKind, SHORT_HOLD_SECONDS},
 };
 
 use super::{
@@ -18,6 +21,13 @@ use super::{
     sessions::View,
     store::StoreError,
 };
+use crate::host::guard::is_called_off;
+
+/// How long the poll of an agent that is not shown as here is held: that it is, is written with the next one.
+const UNSEEN: Duration = Duration::from_secs(SHORT_HOLD_SECONDS);
+
+/// The same of an agent whose order waits until its host is not paused or protected any more, which nobody is woken for.
+const CALLED_OFF: Duration = Duration::from_secs(5);
 
 /// Answers `request` of `caller`, at once or when there is something to say.
 pub(super) async fn answer(
@@ -38,13 +48,14 @@ pub(super) async fn answer(
         held.answered();
         return Err(problem);
     }
-    let deadline = tokio::time::Instant::now() + edge.sessions.pace.hold(request);
+    let begun = tokio::time::Instant::now();
+    let longest = edge.sessions.pace.hold(request);
     let mut ending = edge.ending.clone();
     let leaves = jobs::says_farewell(&caller.server, request);
     // Nobody keeps an old copy of the Server while the poll is held.
     let Caller { certificate, server } = caller;
     drop(server);
-    let (mut unwritten, mut was_shown) = (false, false);
+    let (mut unwritten, mut waits, mut was_shown) = (false, false, false);
     let command = loop {
         let woken = held.wake.notified();
         tokio::pin!(woken);
@@ -52,33 +63,53 @@ pub(super) async fn answer(
         woken.as_mut().enable();
         let server = Box::pin(newest(edge, peer, &certificate, request)).await?;
         let view = View::of(Some(&server));
-        let (is_shown, command) = (view.is_connected, jobs::command(&server, request));
+        let is_shown = view.is_connected;
         held.sees(view);
+        let command = jobs::command(&server, request);
+        let is_called_off = command.as_ref().is_some_and(|command| {
+            let host = edge.store.host_of(&server);
+            host.is_some_and(|host| is_called_off(&host, &command.action))
+        });
+        let command = command.filter(|_| !is_called_off);
         drop(server);
         // Another edge, which the agent has left, wrote that it is gone: its next poll corrects that.
-        let is_missed = was_shown && !is_shown && !leaves;
+        let is_missed = was_shown && !is_shown;
         if command.is_some() || is_missed {
             break command;
         }
         was_shown = is_shown;
+        let hold = match (is_called_off, is_shown) {
+            (true, _) => longest.min(CALLED_OFF),
+            (false, true) => longest,
+            (false, false) => longest.min(UNSEEN),
+        };
         // Who tells an outcome need not wait for news: it may be about to reboot.
         if request.outcome.is_some() {
             // What was to follow does not any more: the agent tells the end again, and then it is written.
             let now = edge.store.server(&certificate.server);
+            waits = is_called_off;
             unwritten = now.is_some_and(|server| jobs::news(&server, request, false).is_some());
             break None;
         }
         tokio::select! {
             () = woken => {}
-            () = tokio::time::sleep_until(deadline) => break None,
+            () = tokio::time::sleep_until(begun + hold) => break None,
             _ = ending.wait_for(|ending| *ending) => break None,
         }
     };
     if leaves {
         // Nobody waits long for a machine that has said goodbye: it is gone as if its connection had broken.
         drop(held);
+    } else if command.is_some() {
+        held.ordered();
     } else {
         held.answered();
+    }
+    if waits {
+        return Err(problem(
+            ProblemKind::Unavailable,
+            "the machine's host is paused, detached or protected; what was to follow comes when it is not any more",
+        ));
     }
     if unwritten {
         return Err(unavailable(&StoreError::Conflict {

@@ -11,7 +11,7 @@ use std::{
 
 use muster_proto::{
     kinds::{Server, SessionState},
-    session::{HOLD_SECONDS, HOLD_SECONDS_BEFORE_1_2, PROGRESS_SECONDS, PollRequest},
+    session::{HOLD_SECONDS, PROGRESS_SECONDS, PollRequest, SHORT_HOLD_SECONDS},
 };
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{sync::Notify, time::Instant};
@@ -25,7 +25,7 @@ pub struct Pace {
     pub poll: Duration,
     /// The same for one that tells progress.
     pub progress: Duration,
-    /// Silence after which an agent is gone.
+    /// Silence after which an agent is gone, from when it was last heard of: more than [`Pace::poll`] and a call's time.
     pub silent: Duration,
     /// Silence after a broken connection after which an agent is gone.
     pub closed: Duration,
@@ -48,7 +48,7 @@ impl Default for Pace {
 impl Pace {
     /// How long `request` is held without news.
     pub(super) fn hold(&self, request: &PollRequest) -> Duration {
-        let asked = request.hold_seconds.unwrap_or(HOLD_SECONDS_BEFORE_1_2).max(1);
+        let asked = request.hold_seconds.unwrap_or(SHORT_HOLD_SECONDS).max(1);
         let hold = self.poll.min(Duration::from_secs(asked));
         match request.progress {
             Some(_) => hold.min(self.progress),
@@ -91,7 +91,7 @@ struct Live {
     key: String,
     /// Polls that are held now.
     held: usize,
-    /// Since when it is silent, if none is held.
+    /// Since when it is silent, if none is held: an answer proves nothing, what came from it does.
     since: Instant,
     /// Its last poll was cut off.
     closed: bool,
@@ -261,6 +261,14 @@ impl Held {
     pub(super) fn answered(mut self) {
         self.answered = true;
     }
+
+    /// The same with an order, on which the agent may spend a while before it polls again.
+    pub(super) fn ordered(self) {
+        if let Some(session) = self.session(&mut self.sessions.lock()) {
+            session.since = Instant::now();
+        }
+        self.answered();
+    }
 }
 
 impl Drop for Held {
@@ -268,8 +276,10 @@ impl Drop for Held {
         self.sessions.polls.dec();
         if let Some(session) = self.session(&mut self.sessions.lock()) {
             session.held = session.held.saturating_sub(1);
-            session.since = Instant::now();
             session.closed = !self.answered;
+            if session.closed {
+                session.since = Instant::now();
+            }
         }
     }
 }
@@ -306,6 +316,19 @@ mod tests {
         assert_eq!(sessions.gone(), [("a".to_owned(), "k".to_owned())]);
         sessions.forget("a", "k");
         assert!(sessions.gone().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_is_cut_off_while_its_poll_is_held_is_gone_as_long_after_it_was_heard_of() {
+        let sessions = sessions();
+        let (idle, busy) = (sessions.hold(&of("idle", "k")), sessions.hold(&of("busy", "k")));
+        tokio::time::advance(sessions.pace.poll).await;
+        idle.answered();
+        busy.ordered();
+        tokio::time::advance(Duration::from_secs(30)).await;
+        assert_eq!(sessions.gone(), [("idle".to_owned(), "k".to_owned())]);
+        tokio::time::advance(sessions.pace.poll).await;
+        assert_eq!(sessions.gone().len(), 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use std::{
 
 use crate::agents::Names;
 use muster_proto::{
-    kinds::{DhcpMode, Profile, Segment, Trust, UnknownPolicy},
+    kinds::{DhcpMode, Profile, Segment, UnknownPolicy},
     text,
 };
 
@@ -127,8 +127,6 @@ pub struct Net {
     pub unknown: UnknownPolicy,
     /// The most Servers that this segment may bring into being.
     pub quota: u32,
-    /// The trust a session needs before it is given secrets.
-    pub required_trust: Trust,
     /// Which ramdisk.
     pub profile: Profile,
     /// Further kernel parameters.
@@ -273,7 +271,6 @@ pub fn check(segment: &Segment, links: &[Link], ports: Ports) -> Result<Net, Inv
         host_namespace: host_namespace.clone(),
         unknown: spec.unknown,
         quota: spec.quota,
-        required_trust: spec.required_trust,
         profile: spec.profile,
         kernel_parameters: spec.kernel_parameters.clone(),
     })

@@ -57,8 +57,8 @@ pub struct Facts {
     pub serving: Result<String, Trouble>,
     /// Other servers that answer there; none where nobody listens for them.
     pub intruders: Option<Vec<Intruder>>,
-    /// `spec.requiredTrust`.
-    pub required_trust: Trust,
+    /// What a session must have proved before it is given secrets.
+    pub trust_for_secrets: Trust,
 }
 
 /// How `net` is served, in words.
@@ -122,7 +122,7 @@ pub fn status(former: &SegmentStatus, facts: &Facts, edge: &str, now: Timestamp)
     };
     let mut conditions = vec![
         condition("Serving", is_serving),
-        condition("SecretsProtected", secrets_protected(facts.required_trust)),
+        condition("SecretsProtected", secrets_protected(facts.trust_for_secrets)),
     ];
     if let Some(intruders) = &facts.intruders {
         conditions.insert(0, condition("Alone", alone(intruders)));
@@ -153,7 +153,7 @@ fn secrets_protected(required: Trust) -> (bool, &'static str, String) {
         return (true, "TrustRequired", message.to_owned());
     }
     let message = "whoever can send packets on this segment can be given the secrets of its machines; \
-                   requiredTrust: bmc-delivered or tpm prevents it";
+                   requiredTrust: bmc-delivered or tpm prevents it, and so does none";
     (false, "AnyoneOnTheSegment", message.to_owned())
 }
 

@@ -462,7 +462,7 @@ fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
     let had = host::recorded_trust(host);
     let required = seen
         .segment
-        .map_or(Trust::Unknown, |segment| segment.spec.required_trust);
+        .map_or(Trust::Unknown, |segment| segment.spec.trust_to_believe());
     // A host without hardware is one whose first report is still being written.
     let is_first = host
         .status

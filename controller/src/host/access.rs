@@ -359,10 +359,10 @@ fn forget(draft: &mut Draft<'_>) {
 /// Whether the opt-in holds for the session; if not, what is missing.
 pub(super) fn opted_in(value: &str, session: &Session, segment: Option<&Segment>) -> Result<(), String> {
     if value == IN_BAND_SEGMENT {
-        return match segment.map(|segment| segment.spec.required_trust) {
+        return match segment.map(|segment| segment.spec.trust_for_secrets()) {
             Some(required) if required <= Trust::Segment => Ok(()),
             Some(_) => Err(format!(
-                "{IN_BAND_ANNOTATION} says `{IN_BAND_SEGMENT}`, but Segment {} requires more trust than that",
+                "{IN_BAND_ANNOTATION} says `{IN_BAND_SEGMENT}`, but Segment {} requires more trust than that; next: name the session's key, or set its requiredTrust: segment",
                 session.segment
             )),
             None => Err(format!("Segment {} is not seen", session.segment)),
@@ -398,13 +398,13 @@ pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(
             session.segment
         ));
     };
-    let required = segment.spec.required_trust.max(Trust::Segment);
+    let required = segment.spec.trust_for_secrets().max(Trust::Segment);
     if session.trust >= required {
         return Ok(());
     }
     let [is, needs] = [session.trust, required].map(crate::discovery::host::trust_name);
     Err(format!(
-        "user data is given to sessions with trust `{needs}` only (Segment {}), and this one has `{is}`",
+        "user data is given to sessions with trust `{needs}` only (Segment {}), and this one has `{is}`; next: set the Segment's requiredTrust: {is}, if whoever can send packets there may read it",
         session.segment
     ))
 }

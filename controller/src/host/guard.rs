@@ -4,6 +4,7 @@ use muster_proto::{
     inventory::{Disk, Inventory},
     job::{DiskId, MachineId},
     kinds::{BareMetalHost, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, Packed, Server, SessionState},
+    session::Action,
 };
 
 use super::{State, detached::is_cut_off, disk::can_be_told, observed::Observed};
@@ -34,6 +35,16 @@ impl Permit {
 /// True if nothing on the host's disks may be destroyed, whatever its spec says.
 pub fn is_protected(host: &BareMetalHost) -> bool {
     annotation(host, PROTECTED_ANNOTATION).is_some_and(|value| value != "false")
+}
+
+/// True if `action` is not to be done to the host now, though it was ordered: a person has said otherwise since.
+pub fn is_called_off(host: &BareMetalHost, action: &Action) -> bool {
+    let destroys = matches!(action, Action::Clean(_) | Action::Write(_));
+    is_left_alone(host) || (destroys && is_protected(host))
+}
+
+fn is_left_alone(host: &BareMetalHost) -> bool {
+    annotation(host, PAUSED_ANNOTATION).is_some() || is_cut_off(host)
 }
 
 /// Why what runs on the host is not to be taken away; none: it may be. Better known before its machine is rebooted for that.
@@ -95,7 +106,7 @@ fn permit(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<
             "the host is protected (annotation {PROTECTED_ANNOTATION})"
         ));
     }
-    if annotation(host, PAUSED_ANNOTATION).is_some() || is_cut_off(host) {
+    if is_left_alone(host) {
         return Err("the host is left alone: it is paused or detached".to_owned());
     }
     rival(seen)?;

@@ -39,7 +39,7 @@ pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
     let required = draft
         .seen
         .segment
-        .map_or(Trust::Segment, |segment| segment.spec.required_trust);
+        .map_or(Trust::Segment, |segment| segment.spec.trust_to_believe());
     let known = draft.seen.server.and_then(inventory);
     let Some((status, _, at)) = known else {
         ramdisk::announce(draft, THEN);

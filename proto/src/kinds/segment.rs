@@ -62,9 +62,10 @@ pub struct SegmentSpec {
     #[serde(default = "default_quota")]
     #[schemars(range(min = 1, max = 100_000))]
     pub quota: u32,
-    /// The trust a session must have before it is given secrets or believed about a known host.
-    #[serde(default)]
-    pub required_trust: Trust,
+    /// The trust a session must have before it is given secrets or believed about a known host. Default: `bmc-delivered` for secrets,
+    /// `segment` to be believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub required_trust: Option<Trust>,
     /// Which ramdisk machines on this segment boot.
     #[serde(default)]
     pub profile: Profile,
@@ -72,6 +73,18 @@ pub struct SegmentSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(regex(pattern = r"^[A-Za-z0-9_.,:=/@+-]{1,128}$")))]
     pub kernel_parameters: Vec<String>,
+}
+
+impl SegmentSpec {
+    /// The trust a session must have before it is given secrets.
+    pub fn trust_for_secrets(&self) -> Trust {
+        self.required_trust.unwrap_or(Trust::BmcDelivered)
+    }
+
+    /// The trust a session must have before it is believed about a known host.
+    pub fn trust_to_believe(&self) -> Trust {
+        self.required_trust.unwrap_or(Trust::Segment)
+    }
 }
 
 fn default_quota() -> u32 {

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kube::{Api, Client};
-use muster_proto::kinds::{Dhcp, DhcpMode, Profile, Segment, Trust, UnknownPolicy};
+use muster_proto::kinds::{Dhcp, DhcpMode, Profile, Segment, UnknownPolicy};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 
@@ -101,7 +101,6 @@ impl Place {
         };
         spec.host_namespace = Some(namespace.to_owned());
         spec.quota = hosts;
-        spec.required_trust = Trust::Segment;
         let client = cluster.client()?;
         let made = serde_json::to_string(&Segment::new(SEGMENT, spec)).context("write a Segment")?;
         cluster.apply(&made, NAMESPACE).await?;

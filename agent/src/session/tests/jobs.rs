@@ -73,14 +73,14 @@ async fn a_write_runs_beside_the_polls_tells_its_progress_and_ends_a_held_poll()
     for poll in &polls(&controller)[1..] {
         assert_eq!(
             poll,
-            &json!({ "last": "op-1", "holdSeconds": 60, "progress": progress })
+            &json!({ "last": "op-1", "holdSeconds": 25, "progress": progress })
         );
     }
     agent.bench.ends(Ok(()));
     until_told(&controller, "op-1", 1).await;
     assert_eq!(
         polls(&controller).last().unwrap(),
-        &json!({ "last": "op-1", "holdSeconds": 60, "outcome": { "result": "done" } })
+        &json!({ "last": "op-1", "holdSeconds": 25, "outcome": { "result": "done" } })
     );
     assert_eq!(agent.bench.begun().len(), 1);
 }

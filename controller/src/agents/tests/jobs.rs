@@ -501,6 +501,59 @@ async fn an_agent_of_version_1_0_does_what_it_knows_and_fails_what_it_does_not()
     assert_eq!(answer["command"]["action"], json!({ "do": "inspect" }));
 }
 
+#[tokio::test]
+async fn what_was_ordered_and_not_begun_waits_while_its_host_is_paused_detached_or_protected() {
+    let lab = Lab::with(Pace {
+        poll: Duration::from_millis(50),
+        ..pace()
+    })
+    .await;
+    let (agent, _) = lab.enrolled(1).await;
+    let annotate = |annotations: Value| {
+        let metadata = json!({ "namespace": "metal", "name": "h", "uid": "u", "annotations": annotations });
+        let host = json!({ "metadata": metadata, "spec": { "online": true } });
+        lab.api.put("baremetalhosts", &host);
+    };
+    let (paused, detached) = (
+        json!({ "baremetalhost.metal3.io/paused": "" }),
+        json!({ "baremetalhost.metal3.io/detached": r#"{"force":true}"# }),
+    );
+    let protected = json!({ "muster.dev/protected": "" });
+    let host = json!({ "spec": { "host": { "namespace": "metal", "name": "h", "uid": "u" } } });
+    lab.api.edit("servers", &name(1), &host);
+    let mut number = 0;
+    for (annotation, action, waits) in [
+        (&paused, "write", true),
+        (&paused, "clean", true),
+        (&paused, "reboot", true),
+        (&detached, "write", true),
+        (&protected, "write", true),
+        (&protected, "clean", true),
+        (&protected, "poweroff", false),
+        (&protected, "inspect", false),
+    ] {
+        number += 1;
+        let id = format!("op-{number}");
+        annotate(annotation.clone());
+        let mut job = write_job(&id, 7);
+        job["action"] = json!(action);
+        order(&lab, &job);
+        let command = agent.poll("").await.unwrap().command;
+        assert_eq!(command.is_none(), waits, "{annotation} {action}");
+        annotate(json!({}));
+        let command = agent.poll("").await.unwrap().command;
+        assert_eq!(command.unwrap().id, id);
+    }
+    // The same for what follows a cleaning, which is told again meanwhile.
+    order(&lab, &whole(&lab));
+    annotate(paused);
+    let refusal = agent.poll_with(done("op-clean")).await.unwrap_err();
+    assert_eq!(refusal.kind, ProblemKind::Unavailable);
+    annotate(json!({}));
+    let command = agent.poll_with(done("op-clean")).await.unwrap().command;
+    assert_eq!(command.unwrap().id, "op-write");
+}
+
 /// Its requests as they were recorded when 1.1 was the newest: an agent of that version stays in a ramdisk while the controller is
 /// replaced.
 #[tokio::test]

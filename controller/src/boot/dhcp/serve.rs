@@ -403,7 +403,7 @@ fn report(service: &Service, segments: &[Arc<Segment>], plan: &Plan, doors: &Doo
                 generation: segment.metadata.generation,
                 serving,
                 intruders,
-                required_trust: segment.spec.required_trust,
+                trust_for_secrets: segment.spec.trust_for_secrets(),
             },
         );
     }

@@ -12,7 +12,7 @@ fn facts() -> Facts {
         generation: Some(3),
         serving: Ok(serving(&a_net(DhcpMode::Server))),
         intruders: Some(Vec::new()),
-        required_trust: Trust::Segment,
+        trust_for_secrets: Trust::Segment,
     }
 }
 
@@ -98,7 +98,7 @@ fn higher_trust_protects_secrets() {
         (Trust::Tpm, "True"),
     ] {
         let facts = Facts {
-            required_trust: trust,
+            trust_for_secrets: trust,
             ..facts()
         };
         let status = status(&SegmentStatus::default(), &facts, EDGE, at(1));

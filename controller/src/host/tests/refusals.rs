@@ -380,16 +380,19 @@ fn without_a_place_a_host_is_delayed_and_nothing_is_done_to_it() {
 #[test]
 fn user_data_is_given_to_no_session_below_the_required_trust() {
     let mut world = at(State::Available);
-    world.segment.spec.required_trust = Trust::BmcDelivered;
-    world.set_image(Some(IMAGE));
-    world.name_user_data();
-    world.settle();
-    assert_eq!(world.state(), State::Available);
-    assert!(
-        error(&world).1.contains("trust `bmc-delivered`"),
-        "{}",
-        error(&world).1
-    );
+    // A Segment that says nothing, too.
+    for required in [Some(Trust::BmcDelivered), None] {
+        world.segment.spec.required_trust = required;
+        world.set_image(Some(IMAGE));
+        world.name_user_data();
+        world.settle();
+        assert_eq!(world.state(), State::Available);
+        assert!(
+            error(&world).1.contains("trust `bmc-delivered`"),
+            "{}",
+            error(&world).1
+        );
+    }
     // Without anything secret there is nothing to be trusted with.
     world.host().spec.user_data = None;
     world.reach(State::Provisioned);
@@ -404,11 +407,14 @@ fn an_opt_in_for_another_key_registers_nothing() {
     world.settle();
     assert_eq!(world.state(), State::Registering);
     assert!(error(&world).1.contains("another key"));
-    world.segment.spec.required_trust = Trust::Tpm;
+    world.segment.spec.required_trust = Some(Trust::Tpm);
     world.annotate(IN_BAND_ANNOTATION, "segment");
     world.settle();
     assert!(error(&world).1.contains("requires more trust"));
-    world.segment.spec.required_trust = Trust::Segment;
+    world.segment.spec.required_trust = None;
+    world.settle();
+    assert!(error(&world).1.contains("requires more trust"));
+    world.segment.spec.required_trust = Some(Trust::Segment);
     world.reach(State::Available);
 }
 

@@ -180,7 +180,7 @@ pub(super) fn segment() -> Segment {
     Segment {
         metadata: ObjectMeta::default(),
         spec: SegmentSpec {
-            required_trust: Trust::Segment,
+            required_trust: Some(Trust::Segment),
             ..serde_json::from_value(serde_json::json!({"subnet": "10.0.0.0/24"})).unwrap()
         },
         status: None,

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use kube::{Api, Client, Resource, core::NamespaceResourceScope};
-use muster_proto::kinds::{Dhcp, DhcpMode, Profile, Segment, Trust, UnknownPolicy};
+use muster_proto::kinds::{Dhcp, DhcpMode, Profile, Segment, UnknownPolicy};
 use nix::sys::resource::{Resource as Limit, getrlimit, setrlimit};
 
 use super::round::{Processes, Site};
@@ -123,7 +123,6 @@ impl Place {
         };
         spec.host_namespace = Some(HOSTS.to_owned());
         spec.quota = hosts;
-        spec.required_trust = Trust::Segment;
         let made = serde_json::to_string(&Segment::new(SEGMENT, spec)).context("write a Segment")?;
         self.cluster.apply(&made, NAMESPACE).await?;
         let server = self.controllers.first_mut().context("no controller")?;

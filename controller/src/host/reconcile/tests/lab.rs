@@ -85,7 +85,7 @@ impl Lab {
         let api = FakeApi::new();
         let spec = SegmentSpec {
             subnet: "10.77.0.0/24".to_owned(),
-            required_trust: Trust::Segment,
+            required_trust: Some(Trust::Segment),
             ..SegmentSpec::default()
         };
         api.put("segments", &Segment::new("lab", spec));
