@@ -16,7 +16,7 @@ pub const WAITING: &str = "Waiting";
 pub(super) const SINCE: &str = " (since ";
 
 /// Every reason that [`WAITING`] can have while it is true.
-pub const WAITING_REASONS: [&str; 19] = [
+pub const WAITING_REASONS: [&str; 20] = [
     "Bmc",
     "Clean",
     "Contested",
@@ -32,6 +32,7 @@ pub const WAITING_REASONS: [&str; 19] = [
     "PoweringOff",
     "PoweringOn",
     "Ramdisk",
+    "Rebooting",
     super::draft::REFUSED,
     super::draft::RETRY,
     "Trust",

@@ -149,13 +149,14 @@ fn seen_at(draft: &Draft<'_>) -> Timestamp {
 }
 
 /// The name of the operation that began when the host began to wait for `reason`; and whether it has just begun.
-fn operation(draft: &Draft<'_>, reason: &str, what: &str) -> (String, Timestamp) {
+/// The operation `what` that began when the host began to wait for `reason`, and when that was.
+pub(super) fn operation(draft: &Draft<'_>, reason: &str, what: &str) -> (String, Timestamp) {
     let since = whole_seconds(draft.waiting_since(reason).unwrap_or(draft.now)).0;
     let id = jobs::operation(draft, what, Some(since.as_second()), draft.old.error_count);
     (id, since)
 }
 
-fn tried<'a>(draft: &Draft<'a>, operation: &str) -> Option<&'a Tried> {
+pub(super) fn tried<'a>(draft: &Draft<'a>, operation: &str) -> Option<&'a Tried> {
     let tried = draft.seen.tried.as_ref();
     tried.filter(|tried| tried.operation == operation)
 }

@@ -5,16 +5,18 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{ErrorType, HostBootMode, Packed, Server, Session},
+    kinds::{ErrorType, HostBootMode, Packed, REBOOT_ANNOTATION, Server, Session},
 };
 
 use super::{
     access::{LOOK_AGAIN, Reach},
     draft::{Draft, clause, whole_seconds},
-    jobs, netboot,
-    observed::{FailureClass, Power},
+    jobs::{self, Job},
+    netboot,
+    observed::{FailureClass, Power, Tried},
     owner::has_bmc,
-    plan::{Effect, PowerOrder},
+    plan::{Effect, PowerOrder, Task},
+    power, reboot,
 };
 use crate::discovery::host::declared_mac;
 
@@ -35,6 +37,9 @@ pub(super) fn ready<'a>(
     kind: ErrorType,
     then: &str,
 ) -> Option<(&'a Server, &'a Session)> {
+    if is_rebooting(draft, reach, then) {
+        return None;
+    }
     if let Some((server, session)) = draft.session() {
         if server.status.as_ref().is_some_and(|status| status.contested) {
             draft.wait_for(
@@ -53,6 +58,79 @@ pub(super) fn ready<'a>(
         Reach::InBand | Reach::No => by_hand(draft, kind, then),
     }
     None
+}
+
+/// Reason of `Waiting` while a reboot that somebody forces is done; its time begins the operation.
+const REBOOTING: &str = "Rebooting";
+/// In the names of operations.
+const AGAIN: &str = "again";
+
+/// A reboot that somebody forces (`reboot.metal3.io` with `force`) in a state that needs the ramdisk: that begins anew, with whatever it
+/// was at. True while it is on its way.
+fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
+    if !reboot::wish(draft.host, true).once {
+        return false;
+    }
+    let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
+    let is_done = match (reach, draft.session()) {
+        (Reach::Bmc, _) => match power::tried(draft, &operation) {
+            Some(tried) if tried.result.is_ok() => true,
+            Some(tried) if !is_due(draft, tried.at) => {
+                draft.again(LOOK_AGAIN);
+                false
+            }
+            _ => {
+                // What was read before may be from before its boot.
+                let reading = draft.seen.bmc.power.filter(|reading| reading.at >= since);
+                match reading.map(|reading| reading.power) {
+                    Some(Power::On | Power::Off) => start(draft, &operation),
+                    Some(Power::Unknown) => read_power(draft),
+                    None => draft.effect(Effect::ReadPower),
+                }
+                draft.again(LOOK_AGAIN);
+                false
+            }
+        },
+        (Reach::InBand, Some((server, _))) => match jobs::look(server, |job| job == operation) {
+            Job::Done | Job::Failed(_) => true,
+            Job::Absent => {
+                jobs::place(draft, server, &operation, Task::Reboot);
+                false
+            }
+            Job::Pending => false,
+        },
+        // Whoever gets it into its ramdisk boots it anyway.
+        (Reach::InBand | Reach::Silent(_) | Reach::No, _) => return false,
+    };
+    if is_done {
+        draft
+            .metadata
+            .remove_annotations
+            .push(REBOOT_ANNOTATION.to_owned());
+    } else if draft.waiting_since(REBOOTING).is_none() {
+        draft.tell(
+            "PowerOff",
+            "the machine is rebooted into its ramdisk, as somebody forces",
+        );
+    }
+    draft.wait_for(
+        REBOOTING,
+        format!("waits for the reboot that reboot.metal3.io forces; next: {then}"),
+    );
+    true
+}
+
+/// True if the machine was booted by `tried`, for `operation` or because somebody forced that meanwhile, and is still on its way. A
+/// session that came and went after a boot makes it history, but for the one that a forced one has ended.
+fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
+    let ended_at = match tried.operation.strip_prefix(jobs::OURS) {
+        _ if tried.operation == operation => Some(tried.at),
+        Some(rest) if rest.starts_with(AGAIN) && draft.now.duration_since(tried.at) < BOOT_DEADLINE => {
+            tried.at.checked_add(SILENCE).ok()
+        }
+        _ => None,
+    };
+    ended_at.is_some_and(|at| lost_at(draft).is_none_or(|lost| lost <= at))
 }
 
 /// Says beforehand, with the state that needs it, that the ramdisk will be waited for: one write instead of two.
@@ -121,7 +199,6 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
 
 fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
     let power = draft.seen.bmc.power.map(|reading| reading.power);
-    let lost = lost_at(draft);
     if let Some(due) = may_return_until(draft) {
         draft.keep_wait();
         draft.why("its ramdisk fell silent a moment ago");
@@ -129,9 +206,7 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
         return;
     }
     let tried = draft.seen.tried.as_ref();
-    // A session that came and went after a boot makes that boot history.
-    let counts = |at: Timestamp| lost.is_none_or(|lost| lost <= at);
-    match tried.filter(|tried| tried.operation == operation && counts(tried.at)) {
+    match tried.filter(|tried| is_booted(draft, tried, operation)) {
         Some(tried) => match &tried.result {
             Ok(()) => {
                 overdue(draft, kind, "it was booted from the network", then);

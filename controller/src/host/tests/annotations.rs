@@ -106,6 +106,36 @@ fn a_plain_reboot_is_soft_first_and_happens_once() {
 }
 
 #[test]
+fn a_forced_reboot_begins_what_the_ramdisk_does_anew_and_happens_once() {
+    for (state, then) in [
+        (State::Inspecting, State::Available),
+        (State::Provisioning, State::Provisioned),
+        (State::Deprovisioning, State::Available),
+    ] {
+        let mut world = at(state);
+        // Its report ends an inspection, so that is rebooted while it boots.
+        while world.machine.ramdisk.is_none() && (state != State::Inspecting || world.machine.boots == 0) {
+            let plan = world.plan();
+            world.execute(plan, None, Fault::None);
+            world.tick(2);
+        }
+        let (boots, sessions) = (world.machine.boots, world.machine.sessions);
+        world.annotate(REBOOT_ANNOTATION, "");
+        let is_power = |effect: &Effect| matches!(effect, Effect::Power { .. });
+        assert!(
+            !world.plan().effects.iter().any(is_power),
+            "without force it waits"
+        );
+        world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
+        world.until("its end", |world| !world.annotated(REBOOT_ANNOTATION));
+        assert_eq!((world.state(), world.machine.boots), (state, boots + 1));
+        world.until("another ramdisk", |world| world.machine.sessions > sessions);
+        assert_eq!(world.machine.boots, boots + 1, "{state:?}");
+        world.reach(then);
+    }
+}
+
+#[test]
 fn a_hard_reboot_does_not_ask_the_operating_system() {
     let mut world = provisioned();
     world.annotate(REBOOT_ANNOTATION, r#"{"mode":"hard"}"#);

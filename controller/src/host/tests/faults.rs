@@ -49,6 +49,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         Just((PROTECTED_ANNOTATION, "")),
         Just((REBOOT_ANNOTATION, "")),
         Just((REBOOT_ANNOTATION, r#"{"mode":"hard"}"#)),
+        Just((REBOOT_ANNOTATION, r#"{"force":true}"#)),
         Just(("reboot.metal3.io/somebody", r#"{"force":true}"#)),
         Just((muster_proto::kinds::INSPECT_ANNOTATION, "")),
         Just((muster_proto::kinds::RELEASE_ANNOTATION, "")),
@@ -197,7 +198,9 @@ proptest! {
             let status = world.host.as_ref().unwrap().status.clone().unwrap_or_default();
             world.state() == wanted
                 && status.provisioning.image.map(|image| image.url) == image.map(url)
-                && status.powered_on && world.machine.on && status.error_message.is_empty()
+                // That a person has switched on what has no BMC shows only in its ramdisk.
+                && (status.powered_on || in_band && image.is_some())
+                && world.machine.on && status.error_message.is_empty()
         });
         let (writes, cleans, boots) = (world.machine.writes.len(), world.machine.cleans, world.machine.boots);
         world.settle();
