@@ -230,25 +230,21 @@ fn good_credentials(draft: &mut Draft<'_>, name: &str) {
     if draft.status.good_credentials.as_ref() == Some(&reference) {
         return;
     }
-    let others = draft.status.good_credentials.is_some();
     let former = draft.status.good_credentials.as_ref();
     let former = former.and_then(|former| former.credentials.as_ref()?.name.clone());
     if let Some(former) = former.filter(|former| former != name && !former.is_empty()) {
         draft.effect(Effect::ReleaseSecret { name: former });
     }
-    // Registration's own end stands there already; other credentials of a registered host are worth a line. Their version may have
-    // grown since they were tried, by our own label.
-    let tried = draft.status.tried_credentials != draft.status.good_credentials;
-    if others && tried && draft.state != State::Registering {
-        let at = draft.now;
-        draft.begin(|history| &mut history.register);
-        draft.end(|history| &mut history.register);
+    // The version may have grown since they were tried, by our own label.
+    if draft.status.tried_credentials != draft.status.good_credentials {
+        if draft.state != State::Registering {
+            draft.begin(|history| &mut history.register);
+            draft.end(|history| &mut history.register);
+        }
+        let at = whole_seconds(draft.now).0;
         draft.tell(
             "BMCAccessValidated",
-            format!(
-                "the BMC accepts the credentials of Secret {name} (tried {})",
-                whole_seconds(at).0
-            ),
+            format!("the BMC accepts the credentials of Secret {name} (tried {at})"),
         );
     }
     draft.status.tried_credentials = Some(reference.clone());

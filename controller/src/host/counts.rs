@@ -144,7 +144,9 @@ fn credentials(
     secrets: &Secrets,
     updated: bool,
 ) {
-    if updated {
+    let status = before.status.as_ref();
+    let had_others = status.is_some_and(|status| status.good_credentials.is_some());
+    if updated && had_others {
         metrics.credentials(Credentials::Updated);
     }
     let registration = error(after).filter(|(kind, _)| *kind == ErrorType::Registration);

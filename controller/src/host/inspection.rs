@@ -42,7 +42,7 @@ pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
         .map_or(Trust::Segment, |segment| segment.spec.trust_to_believe());
     let known = draft.seen.server.and_then(inventory);
     let Some((status, _, at)) = known else {
-        ramdisk::announce(draft, THEN);
+        start(draft, "the hardware is inspected");
         return;
     };
     let believed = status.inventory_trust.is_some_and(|trust| trust >= required);
@@ -53,6 +53,11 @@ pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
         draft.history(|history| &mut history.inspect).start = Some(whole_seconds(start.min(draft.now)));
         return;
     }
+    start(draft, "the hardware is inspected");
+}
+
+fn start(draft: &mut Draft<'_>, what: &str) {
+    draft.tell("InspectionStarted", what);
     ramdisk::announce(draft, THEN);
 }
 
@@ -60,9 +65,8 @@ pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
 pub(super) fn begin_again(draft: &mut Draft<'_>) {
     draft.enter(State::Inspecting);
     draft.begin(|history| &mut history.inspect);
-    draft.tell("InspectionStarted", "the hardware is inspected again");
     registration::snapshot_boot_mode(draft);
-    ramdisk::announce(draft, THEN);
+    start(draft, "the hardware is inspected again");
 }
 
 /// The host is inspecting.

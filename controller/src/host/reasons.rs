@@ -34,7 +34,7 @@ pub const REASONS: &[Reason] = &[
     upstreams("Registered", "the machine can be reached"),
     upstreams(
         "BMCAccessValidated",
-        "other credentials of a registered host are accepted",
+        "the BMC accepts the credentials, at first or others later",
     ),
     upstreams(
         "BMCCredentialError",
@@ -44,7 +44,7 @@ pub const REASONS: &[Reason] = &[
         "RegistrationError",
         "the machine cannot be reached, or not by this host",
     ),
-    upstreams("InspectionStarted", "the hardware is inspected again"),
+    upstreams("InspectionStarted", "the hardware is inspected"),
     upstreams("InspectionComplete", "the hardware is known"),
     upstreams("InspectionSkipped", "the hardware is not to be inspected"),
     upstreams("InspectionError", "an inspection failed"),
