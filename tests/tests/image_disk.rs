@@ -136,6 +136,14 @@ fn sha256(path: &Path) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Where on `device`, with blocks of so many bytes, the second partition begins, in bytes.
+fn start_of_config_drive(device: &str, block: u64) -> u64 {
+    let table = run("sgdisk", &["-i", "2", device]);
+    assert!(table.contains("Partition name: 'config-2'"), "{table}");
+    let first = table.lines().find_map(|line| line.strip_prefix("First sector: "));
+    block * first.unwrap().split(' ').next().unwrap().parse::<u64>().unwrap()
+}
+
 #[test]
 fn other_tools_find_nothing_wrong_with_a_written_disk() {
     let bench = Bench::new(64 * MIB, 512);
@@ -160,13 +168,7 @@ fn other_tools_find_nothing_wrong_with_a_written_disk() {
         found[start..end] == image[start..end],
         "what the image holds is on the disk"
     );
-    let table = run("sgdisk", &["-i", "2", &device]);
-    let first = table
-        .lines()
-        .find_map(|line| line.strip_prefix("First sector: "))
-        .unwrap();
-    let offset = 512 * first.split(' ').next().unwrap().parse::<u64>().unwrap();
-    assert!(table.contains("Partition name: 'config-2'"), "{table}");
+    let offset = start_of_config_drive(&device, 512);
     let label = run(
         "blkid",
         &["-p", "-O", &offset.to_string(), "-o", "export", &device],
@@ -207,9 +209,14 @@ fn a_disk_with_blocks_of_4096_bytes_takes_an_image_made_for_it_and_no_other() {
     let (packed, image) = bench.packed(4096);
     let server = FileServer::new(&packed, None).unwrap();
     let job = bench.job(&server.url("image.zst"), sha256(&packed));
-    bench.write(&job, None).unwrap();
-    let verified = run("sgdisk", &["-v", &bench.device()]);
+    bench.write(&job, Some(&ConfigDrive::default())).unwrap();
+    let device = bench.device();
+    let verified = run("sgdisk", &["-v", &device]);
     assert!(verified.contains("No problems found"), "{verified}");
+    let offset = start_of_config_drive(&device, 4096).to_string();
+    let label = run("blkid", &["-p", "-O", &offset, "-o", "export", &device]);
+    let is_known = |words: &[&str]| words.iter().all(|word| label.contains(word));
+    assert!(is_known(&["LABEL=config-2", "TYPE=vfat", "BLOCK_SIZE=4096"]), "{label}");
     let found = bench.bytes();
     assert!(found[1 << 20..25 << 20] == image[1 << 20..25 << 20]);
 

@@ -1,5 +1,8 @@
 //! The config drive: the operating system's first instructions, in OpenStack's layout, as a file system image. Pure.
 
+use std::io::{self, Cursor, Write};
+
+use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 use muster_proto::job::ConfigDrive;
 
 use super::iso9660::{self, Directory, IsoError};
@@ -10,15 +13,15 @@ pub const LABEL: &str = "config-2";
 /// The largest config drive, in bytes, as upstream has it.
 pub const LARGEST: u64 = 64 << 20;
 
+/// The largest blocks of a disk from which Linux mounts ISO 9660, in bytes: those of the file system itself.
+const LARGEST_ISO_BLOCK: u32 = iso9660::BLOCK;
+
+/// What a FAT volume takes beside its files, in bytes: tables, directories, and half a cluster for each file.
+const FAT_OVERHEAD: usize = 1 << 20;
+
 /// No config drive can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigDriveError {
-    /// Linux mounts ISO 9660, whose blocks have 2048 bytes, only from disks with blocks that are no larger.
-    #[error("make the config drive: ISO 9660 cannot be mounted from a disk with blocks of {block} bytes")]
-    Block {
-        /// The disk's logical block size.
-        block: u32,
-    },
     /// There is too much in it.
     #[error("make the config drive: {len} bytes are more than the {LARGEST} that are allowed")]
     TooLarge {
@@ -31,42 +34,82 @@ pub enum ConfigDriveError {
         /// Why.
         source: IsoError,
     },
+    /// The same, for a disk with large blocks.
+    #[error("make the config drive, for a disk with blocks of {block} bytes")]
+    Fat {
+        /// The disk's logical block size.
+        block: u32,
+        /// Why.
+        source: io::Error,
+    },
 }
 
-/// Whether a disk with blocks of `block` bytes can have a config drive.
-///
-/// # Errors
-/// [`ConfigDriveError::Block`].
-pub fn check(block: u32) -> Result<(), ConfigDriveError> {
-    if block > iso9660::BLOCK {
-        return Err(ConfigDriveError::Block { block });
-    }
-    Ok(())
-}
-
-/// An ISO 9660 image with `openstack/latest/` in it, for a disk with blocks of `block` bytes. The same data give the same bytes.
+/// A file system with `openstack/latest/` in it, for a disk with blocks of `block` bytes: ISO 9660, or FAT where that cannot be mounted.
+/// OpenStack knows both. The same data give the same bytes.
 ///
 /// # Errors
 /// [`ConfigDriveError`], one variant for each way to fail.
 pub fn image(drive: &ConfigDrive, block: u32) -> Result<Vec<u8>, ConfigDriveError> {
-    check(block)?;
-    let mut latest = Directory::default();
-    latest.file("meta_data.json", json(&drive.meta_data));
+    let mut files = vec![("meta_data.json", json(&drive.meta_data))];
     if let Some(network) = &drive.network_data {
-        latest.file("network_data.json", json(network));
+        files.push(("network_data.json", json(network)));
     }
     if let Some(user_data) = &drive.user_data {
-        latest.file("user_data", user_data.clone());
+        files.push(("user_data", user_data.clone()));
+    }
+    if block <= LARGEST_ISO_BLOCK {
+        iso(files)
+    } else {
+        fat(&files, block)
+    }
+}
+
+fn iso(files: Vec<(&str, Vec<u8>)>) -> Result<Vec<u8>, ConfigDriveError> {
+    let mut latest = Directory::default();
+    for (name, content) in files {
+        latest.file(name, content);
     }
     let mut openstack = Directory::default();
     openstack.directory("latest", latest);
     let mut root = Directory::default();
     root.directory("openstack", openstack);
-    let len = root.image_len();
+    check(root.image_len())?;
+    iso9660::image(LABEL, &root).map_err(|source| ConfigDriveError::Iso { source })
+}
+
+fn fat(files: &[(&str, Vec<u8>)], block: u32) -> Result<Vec<u8>, ConfigDriveError> {
+    let content: usize = files.iter().map(|(_, content)| content.len()).sum();
+    let len = content
+        .saturating_add(FAT_OVERHEAD)
+        .next_multiple_of(FAT_OVERHEAD);
+    check(len as u64)?;
+    let mut volume = Cursor::new(vec![0; len]);
+    fill(&mut volume, files, block).map_err(|source| ConfigDriveError::Fat { block, source })?;
+    Ok(volume.into_inner())
+}
+
+fn fill(volume: &mut Cursor<Vec<u8>>, files: &[(&str, Vec<u8>)], block: u32) -> io::Result<()> {
+    let block = u16::try_from(block).map_err(io::Error::other)?;
+    let mut label = [b' '; 11];
+    label[..LABEL.len()].copy_from_slice(LABEL.as_bytes());
+    let options = FormatVolumeOptions::new()
+        .bytes_per_sector(block)
+        .volume_label(label);
+    fatfs::format_volume(&mut *volume, options)?;
+    let volume = FileSystem::new(volume, FsOptions::new())?;
+    let latest = volume.root_dir().create_dir("openstack")?.create_dir("latest")?;
+    for (name, content) in files {
+        latest.create_file(name)?.write_all(content)?;
+    }
+    drop(latest);
+    volume.unmount()
+}
+
+fn check(len: u64) -> Result<(), ConfigDriveError> {
     if len > LARGEST {
         return Err(ConfigDriveError::TooLarge { len });
     }
-    iso9660::image(LABEL, &root).map_err(|source| ConfigDriveError::Iso { source })
+    Ok(())
 }
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {

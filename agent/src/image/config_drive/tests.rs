@@ -1,3 +1,5 @@
+use std::io::Read;
+
 use serde_json::json;
 
 use super::*;
@@ -33,17 +35,45 @@ fn what_was_not_given_is_not_there() {
 }
 
 #[test]
-fn a_drive_that_could_not_be_mounted_or_is_too_large_is_refused() {
-    assert!(matches!(
-        image(&drive(), 4096),
-        Err(ConfigDriveError::Block { block: 4096 })
-    ));
+fn a_disk_with_large_blocks_has_it_as_fat() {
+    for user_data in [13, 4096, 16 << 20] {
+        let user_data = vec![b'#'; user_data];
+        let drive = ConfigDrive {
+            user_data: Some(user_data.clone()),
+            ..drive()
+        };
+        let made = image(&drive, 4096).unwrap();
+        assert_eq!(made.len() % 4096, 0);
+        assert_eq!(
+            made,
+            image(&drive, 4096).unwrap(),
+            "the same data, the same bytes"
+        );
+        let volume = FileSystem::new(Cursor::new(made), FsOptions::new()).unwrap();
+        assert_eq!(volume.volume_label(), LABEL);
+        assert_eq!(volume.read_volume_label_from_root_dir().unwrap().unwrap(), LABEL);
+        let latest = volume.root_dir().open_dir("openstack/latest").unwrap();
+        let mut found = Vec::new();
+        latest
+            .open_file("user_data")
+            .unwrap()
+            .read_to_end(&mut found)
+            .unwrap();
+        assert!(found == user_data, "byte for byte");
+        assert!(latest.open_file("meta_data.json").is_ok() && latest.open_file("network_data.json").is_ok());
+    }
+}
+
+#[test]
+fn a_drive_that_is_too_large_is_refused() {
     let large = ConfigDrive {
         user_data: Some(vec![0; 64 << 20]),
         ..drive()
     };
-    assert!(matches!(
-        image(&large, 512),
-        Err(ConfigDriveError::TooLarge { .. })
-    ));
+    for block in [512, 4096] {
+        assert!(matches!(
+            image(&large, block),
+            Err(ConfigDriveError::TooLarge { .. })
+        ));
+    }
 }
