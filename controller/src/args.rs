@@ -194,6 +194,16 @@ mod tests {
     }
 
     #[test]
+    fn metrics_are_for_those_who_are_authenticated_unless_somebody_says_otherwise() {
+        let metrics = |args: &[&str]| {
+            let args = ["muster-controller"].iter().chain(args);
+            Cli::try_parse_from(args).unwrap().run.metrics
+        };
+        assert_eq!(metrics(&[]), Metrics::Authenticated);
+        assert_eq!(metrics(&["--metrics", "plain"]), Metrics::Plain);
+    }
+
+    #[test]
     fn roles_are_split_at_commas() {
         let cli = Cli::try_parse_from(["muster-controller", "--roles", "edge"]).unwrap();
         assert_eq!(cli.run.roles(), [Role::Edge].into());

@@ -194,6 +194,31 @@ impl Rig {
             .await
     }
 
+    /// The host goes as `clusterctl move` takes it away: its finalizers first, then the object. What is made anew elsewhere.
+    async fn moves_away(&self) -> Result<BareMetalHost> {
+        let api = self.stage.api::<BareMetalHost>();
+        let host = api.get(&self.name).await.context("read the host")?;
+        self.patch(json!({"metadata": {"finalizers": []}})).await?;
+        self.delete().await?;
+        let mut copy = BareMetalHost::new(&self.name, host.spec);
+        copy.metadata.labels = host.metadata.labels;
+        copy.metadata.annotations = host.metadata.annotations;
+        copy.metadata.finalizers = host.metadata.finalizers;
+        Ok(copy)
+    }
+
+    /// Somebody presses the machine's reset button, and it has asked the network what to boot.
+    async fn is_reset(&self) -> Result<()> {
+        let before = self.boots();
+        self.server.lock().expect("no test panics with it").power_on();
+        self.stage
+            .until("the machine is to ask what to boot", SOON, async || {
+                // It begins anew once nobody has answered, or it was told to boot its disk, which is empty. One boot may have begun before.
+                Ok((self.boots() > before + 2).then_some(()))
+            })
+            .await
+    }
+
     /// How often it has begun to boot.
     fn boots(&self) -> u32 {
         self.server.lock().expect("no test panics with it").seen().boots
@@ -299,7 +324,7 @@ fn rounds_are_spans(log: &str, namespace: &str) {
 
 /// JSON merge patches without a resource version, as the real CAPM3 sends them, past the rules on hosts.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_patches_of_capm3_claim_pause_remediate_and_release_a_host() {
+async fn the_patches_of_capm3_claim_pause_move_remediate_and_release_a_host() {
     let rig = Rig::new("capm3").await.unwrap();
     let cluster = Cluster::shared().await.unwrap();
     cluster.rules_bind(&rig.stage.namespace).await.unwrap();
@@ -340,15 +365,59 @@ async fn the_patches_of_capm3_claim_pause_remediate_and_release_a_host() {
     rig.patch(annotate(paused, json!("metal3.io/capm3")))
         .await
         .unwrap();
-    let mut status = serde_json::to_value(rig.reaches("provisioned").await.unwrap().status).unwrap();
-    status.as_object_mut().unwrap().remove("hardware");
+    let copied = |host: &BareMetalHost| {
+        let mut status = serde_json::to_value(&host.status).unwrap();
+        status.as_object_mut().unwrap().remove("hardware");
+        json!(status.to_string())
+    };
     let moved = "baremetalhost.metal3.io/status";
-    rig.patch(annotate(moved, json!(status.to_string())))
+    let host = rig.reaches("provisioned").await.unwrap();
+    rig.patch(annotate(moved, copied(&host))).await.unwrap();
+    rig.patch(annotate(paused, Value::Null)).await.unwrap();
+    let goes_on = |host: &BareMetalHost| host.status.is_some() && !host.annotations().contains_key(moved);
+    rig.host("without the copy of its status", goes_on).await.unwrap();
+
+    // And a move that is carried out; all the while the machine, whose disk is empty, asks the network what to boot.
+    let secret = rig.stage.api::<Secret>().get("bmc").await.unwrap();
+    let follows = |host: &BareMetalHost| {
+        let good = host
+            .status
+            .as_ref()
+            .and_then(|status| status.good_credentials.as_ref());
+        good.is_some_and(|good| good.credentials_version == secret.metadata.resource_version)
+    };
+    let before = rig.host("up to date with its Secret", follows).await.unwrap();
+    let reports = rig.server.lock().unwrap().seen().reports;
+    rig.patch(annotate(paused, json!("metal3.io/capm3")))
         .await
         .unwrap();
+    rig.patch(annotate(moved, copied(&before))).await.unwrap();
+    let copy = rig.moves_away().await.unwrap();
+    rig.is_reset().await.unwrap();
+    let hosts = rig.stage.api::<BareMetalHost>();
+    let arrived = hosts.create(&PostParams::default(), &copy).await.unwrap();
+    assert!(arrived.status.is_none() && arrived.uid() != before.uid());
+    rig.is_reset().await.unwrap();
+    let waits = hosts.get("node").await.unwrap();
+    assert!(waits.status.is_none(), "it is paused: {:?}", waits.status);
     rig.patch(annotate(paused, Value::Null)).await.unwrap();
-    let goes_on = |host: &BareMetalHost| !host.annotations().contains_key(moved);
     rig.host("without the copy of its status", goes_on).await.unwrap();
+    rig.is_reset().await.unwrap();
+    let host = rig.reaches("provisioned").await.unwrap();
+    let lasting = |host: &BareMetalHost| {
+        let status = host.status.clone().unwrap();
+        let history = status.operation_history.unwrap();
+        let provisioning = (status.provisioning.id, status.provisioning.image);
+        (
+            status.hardware,
+            provisioning,
+            (history.register, history.inspect, history.provision),
+        )
+    };
+    assert_eq!((error(&host), lasting(&host)), ("", lasting(&before)));
+    assert_eq!(rig.worked(), ["clean", "write"]);
+    let seen = rig.server.lock().unwrap().seen();
+    assert_eq!(seen.reports, reports, "it never came into its ramdisk: {seen:?}");
 
     let remedy = "reboot.metal3.io/metal3-remediation-6d1f";
     rig.patch(annotate(remedy, json!(r#"{"mode":"hard"}"#)))

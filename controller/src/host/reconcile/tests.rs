@@ -4,13 +4,17 @@ mod api;
 mod lab;
 mod trouble;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::api::core::v1::Secret;
 use muster_proto::kinds::{ErrorType, HardwareData, Server};
 use serde_json::json;
+use tokio::sync::broadcast::{self, error::TryRecvError};
 
-use self::lab::{CANARY, IMAGE, Lab};
+use self::{
+    lab::{CANARY, IMAGE, Lab},
+    trouble::{At, Trouble},
+};
 use crate::{bmc::BmcError, world::Change};
 
 /// Declared, available, provisioned, available again, deleted.
@@ -349,29 +353,65 @@ async fn a_paused_host_is_not_touched_and_goes_on_when_it_is_paused_no_more() {
     .await;
 }
 
+/// All hosts of the lab live at the same time: available, provisioned, available again.
+async fn live_together(lab: &Lab) {
+    let all = 1..=lab.machines.len();
+    let reach = async |state: &str| {
+        for number in all.clone() {
+            lab.reaches(number, state).await;
+        }
+    };
+    all.clone().for_each(|number| lab.declare(number));
+    reach("available").await;
+    all.clone().for_each(|number| lab.wish_plainly(number));
+    reach("provisioned").await;
+    let release = json!({"spec": {"image": null}});
+    all.clone().for_each(|number| lab.edit(number, &release));
+    reach("available").await;
+}
+
+/// How many hosts were in each of the states that take a place, and in all of them, at most, at any write; who waits in line is in none.
+fn most_busy(changes: &mut broadcast::Receiver<Change>) -> ([usize; 3], usize) {
+    let states = ["inspecting", "provisioning", "deprovisioning"];
+    let (mut busy, mut each, mut all) = (BTreeMap::new(), [0; 3], 0);
+    loop {
+        let host = match changes.try_recv() {
+            Ok(Change::Host(host)) => host,
+            Ok(_) => continue,
+            Err(TryRecvError::Empty) => return (each, all),
+            Err(error) => panic!("not all was seen: {error}"),
+        };
+        let state = super::State::of(&host).name();
+        let at = states.iter().position(|busy| *busy == state && !delayed(&host));
+        match at {
+            Some(at) => busy.insert(host.metadata.name.clone(), at),
+            None => busy.remove(&host.metadata.name),
+        };
+        all = all.max(busy.len());
+        for (state, most) in each.iter_mut().enumerate() {
+            *most = (*most).max(busy.values().filter(|at| **at == state).count());
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn never_more_hosts_than_the_limit_are_busy_and_all_have_their_turn() {
     let lab = Lab::with_limit(12, 3);
     let mut changes = lab.api.changes();
-    lab.run(async {
-        for number in 1..=12 {
-            lab.declare(number);
-        }
-        for number in 1..=12 {
-            lab.reaches(number, "available").await;
-        }
-    })
-    .await;
-    let (mut busy, mut most) = (BTreeSet::new(), 0);
-    while let Ok(change) = changes.try_recv() {
-        let Change::Host(host) = change else { continue };
-        match super::is_busy(&host) {
-            true => busy.insert(host.metadata.name.clone()),
-            false => busy.remove(&host.metadata.name),
-        };
-        most = most.max(busy.len());
+    lab.run(live_together(&lab)).await;
+    assert_eq!(most_busy(&mut changes), ([3; 3], 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_starts_anew_at_the_limit_lets_no_further_host_in() {
+    for done in [false, true] {
+        let lab = Lab::with_limit(6, 2);
+        lab.trouble(At::Every(7), Trouble::Kill { done });
+        let mut changes = lab.api.changes();
+        lab.run(live_together(&lab)).await;
+        assert_eq!(most_busy(&mut changes), ([2; 3], 2), "done: {done}");
+        assert!(lab.troubled() > 6, "{}", lab.troubled());
     }
-    assert_eq!(most, 3, "at any write");
 }
 
 #[tokio::test(start_paused = true)]

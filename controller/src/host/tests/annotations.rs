@@ -7,6 +7,7 @@ use muster_proto::kinds::{
 
 use super::{
     super::{Effect, State, next, plan::PowerOrder, reboot},
+    life::waiting,
     transitions::at,
     world::{Content, Fault, IMAGE, World},
 };
@@ -316,6 +317,47 @@ fn an_available_host_is_inspected_again_on_demand() {
 }
 
 #[test]
+fn a_host_whose_inspection_is_disabled_is_available_though_its_hardware_is_unknown() {
+    let mut world = World::new();
+    world.annotate(INSPECT_ANNOTATION, "disabled");
+    // So that nobody has another reason to boot it.
+    world.host().spec.online = false;
+    world.reach(State::Available);
+    world.settle();
+    assert_eq!(
+        world.states,
+        [State::New, State::Registering, State::Preparing, State::Available]
+    );
+    assert_eq!((world.machine.boots, world.machine.orders), (0, 0));
+    let status = world.host().status.clone().unwrap();
+    assert_eq!((world.hardware.as_ref(), status.hardware), (None, None));
+    let history = status.operation_history.unwrap();
+    assert!(history.register.unwrap().end.is_some() && history.inspect.is_none());
+    let told = |reason: &str| world.events.iter().filter(|told| *told == reason).count();
+    assert_eq!(
+        ["InspectionSkipped", "InspectionStarted", "InspectionComplete"].map(told),
+        [1, 0, 0]
+    );
+    // It asks for nothing, so it is not taken off as one that does.
+    assert!(world.annotated(INSPECT_ANNOTATION));
+    world.set_image(Some(IMAGE));
+    world.host().spec.online = true;
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    assert!(world.hardware.is_none() && !world.states.contains(&State::Inspecting));
+}
+
+#[test]
+fn an_inspection_that_is_disabled_while_it_is_under_way_ends_without_a_result() {
+    let mut world = at(State::Inspecting);
+    world.annotate(INSPECT_ANNOTATION, "disabled");
+    world.reach(State::Available);
+    world.settle();
+    assert!(world.hardware.is_none() && world.host().status.as_ref().unwrap().hardware.is_none());
+    assert_eq!(world.states.last(), Some(&State::Available));
+}
+
+#[test]
 fn hardware_from_an_annotation_counts_where_nothing_is_inspected() {
     let mut world = World::new();
     world.host().spec.inspection_mode = Some(InspectionMode::Disabled);
@@ -376,6 +418,39 @@ fn a_claim_can_be_released_uncleaned() {
     assert!(!world.annotated(RELEASE_ANNOTATION));
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
     assert!(world.events.contains(&"NotCleaned".to_owned()));
+}
+
+#[test]
+fn a_claim_on_a_machine_that_only_a_person_can_boot_can_be_released_uncleaned() {
+    let mut world = World::in_band();
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    let done = |world: &World| {
+        (
+            world.machine.orders,
+            world.machine.cleans,
+            world.machine.writes.len(),
+        )
+    };
+    let before = done(&world);
+    world.set_image(None);
+    world.settle();
+    assert_eq!(world.state(), State::Deprovisioning);
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "PowerCycleByHand");
+    assert!(message.contains("armed since 2026-"), "{message}");
+    world.annotate(RELEASE_ANNOTATION, "");
+    world.reach(State::Available);
+    assert!(!world.annotated(RELEASE_ANNOTATION));
+    assert!(world.events.contains(&"NotCleaned".to_owned()));
+    // Whenever it comes back into its ramdisk, nothing is left there that touches its disk.
+    world.settle();
+    world.power(PowerOrder::Reset);
+    world.settle();
+    assert!(world.machine.ramdisk.is_some() && world.state() == State::Available);
+    assert_eq!(done(&world), before);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
 }
 
 #[test]

@@ -35,6 +35,8 @@ fn disks() -> Vec<Disk> {
     all[2].vendor = "Seagate".to_owned();
     all[2].hctl = "2:0:0:0".to_owned();
     all[2].by_path = "/dev/disk/by-path/pci-0000:00:1f.2-ata-1".to_owned();
+    all[2].wwn_with_extension = "0x5000c500a1b2c3d40001".to_owned();
+    all[2].wwn_vendor_extension = "0x0001".to_owned();
     all[3].removable = true;
     all
 }
@@ -60,6 +62,7 @@ fn without_hints_it_is_the_smallest_disk_that_is_large_enough_and_whole() {
 #[test]
 fn every_hint_of_metal3_counts_and_all_must_hold() {
     let all = disks();
+    // By every one a disk is chosen, and by every one none is where none is like that.
     let cases = [
         (
             hints(|hints| hints.device_name = Some("/dev/sda".to_owned())),
@@ -70,16 +73,27 @@ fn every_hint_of_metal3_counts_and_all_must_hold() {
             Some("/dev/sdb"),
         ),
         (
+            hints(|hints| hints.device_name = Some("/dev/sd".to_owned())),
+            None,
+        ),
+        (
             hints(|hints| hints.hctl = Some("2:0:0:0".to_owned())),
             Some("/dev/sdb"),
         ),
+        (hints(|hints| hints.hctl = Some("2:0:0".to_owned())), None),
         (
             hints(|hints| hints.model = Some("480".to_owned())),
             Some("/dev/sdb"),
         ),
+        (hints(|hints| hints.model = Some("481".to_owned())), None),
         (
             hints(|hints| hints.vendor = Some("seag".to_owned())),
             Some("/dev/sdb"),
+        ),
+        (hints(|hints| hints.vendor = Some("seagulls".to_owned())), None),
+        (
+            hints(|hints| hints.serial_number = Some("SERIAL-sda".to_owned())),
+            Some("/dev/sda"),
         ),
         // Removable: the agent writes to no such disk.
         (
@@ -111,14 +125,37 @@ fn every_hint_of_metal3_counts_and_all_must_hold() {
             Some("/dev/nvme0n1"),
         ),
         (
-            hints(|hints| hints.wwn_with_extension = Some("0x1".to_owned())),
+            hints(|hints| hints.wwn = Some("eui.0025388b710116a".to_owned())),
             None,
+        ),
+        (
+            hints(|hints| hints.wwn_with_extension = Some("0x5000C500A1B2C3D40001".to_owned())),
+            Some("/dev/sdb"),
+        ),
+        (
+            hints(|hints| hints.wwn_with_extension = Some("0x5000c500a1b2c3d4".to_owned())),
+            None,
+        ),
+        (
+            hints(|hints| hints.wwn_vendor_extension = Some("0x0001".to_owned())),
+            Some("/dev/sdb"),
         ),
         (
             hints(|hints| hints.wwn_vendor_extension = Some("0x1".to_owned())),
             None,
         ),
         (hints(|hints| hints.rotational = Some(true)), Some("/dev/sdb")),
+        (
+            hints(|hints| hints.rotational = Some(false)),
+            Some("/dev/nvme0n1"),
+        ),
+        (
+            hints(|hints| {
+                hints.rotational = Some(false);
+                hints.model = Some("480".to_owned());
+            }),
+            None,
+        ),
         (
             hints(|hints| hints.min_size_gigabytes = Some(480)),
             Some("/dev/nvme0n1"),

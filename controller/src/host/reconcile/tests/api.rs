@@ -281,6 +281,52 @@ async fn an_image_that_is_not_wanted_any_more_is_not_written_though_the_watch_la
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_host_that_is_moved_goes_on_as_provisioned_without_a_boot_or_a_write() {
+    let lab = Lab::new(1);
+    let annotate = |name: &str, value| json!({"metadata": {"annotations": {name: value}}});
+    let (paused, copied) = ("baremetalhost.metal3.io/paused", "baremetalhost.metal3.io/status");
+    lab.run(async {
+        lab.declare(1);
+        lab.wish(1);
+        lab.reaches(1, "provisioned").await;
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let machine = &lab.machines[0];
+        let before = lab.host(1).unwrap().status.unwrap();
+        let (disk, calls) = (machine.disk(), machine.calls_and_ends());
+        // As CAPM3 pauses it, and as `clusterctl move` takes it away and makes it anew.
+        lab.edit(1, &annotate(paused, json!("metal3.io/capm3")));
+        let mut status = json!(before);
+        status.as_object_mut().unwrap().remove("hardware");
+        lab.edit(1, &annotate(copied, json!(status.to_string())));
+        let mut copy = lab.host(1).unwrap();
+        lab.edit(1, &json!({"metadata": {"finalizers": []}}));
+        lab.api.delete("baremetalhosts", "m1");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        copy.status = None;
+        copy.metadata.uid = Some("uid-anew".to_owned());
+        lab.api.put("baremetalhosts", &copy);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(lab.host(1).unwrap().status.is_none(), "it is paused");
+        lab.api.requests();
+        lab.edit(1, &annotate(paused, json!(null)));
+        lab.reaches(1, "provisioned").await;
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let (host, after) = (lab.host(1).unwrap(), lab.host(1).unwrap().status.unwrap());
+        assert!(!host.metadata.annotations.unwrap().contains_key(copied));
+        assert_eq!(after.hardware, before.hardware);
+        assert_eq!(after.operation_history, before.operation_history);
+        assert_eq!(after.provisioning, before.provisioning);
+        assert_eq!((machine.disk(), machine.calls_and_ends()), (disk, calls));
+        let orders = lab.api.requests();
+        assert!(
+            !orders.iter().any(|asked| asked.contains("/servers/")),
+            "{orders:#?}"
+        );
+    })
+    .await;
+}
+
 /// What is left in the namespace of the hosts.
 fn left(lab: &Lab) -> usize {
     lab.api.all::<serde_json::Value>("baremetalhosts").len()
