@@ -49,7 +49,7 @@ fn bmcs(config: &Config) -> Bmcs {
 
 async fn until_power(bmcs: &Bmcs, access: &Access, wanted: PowerState) {
     let reached = async {
-        while bmcs.power(access).await.expect("it answers") != wanted {
+        while bmcs.power(access).await.expect("it answers").power != wanted {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -64,7 +64,7 @@ async fn power_follows_orders() {
     let bmcs = bmcs(&Config::default());
     let path = format!("/redfish/v1/Systems/{}", system(1).uuid);
     let access = access(&sushy, "redfish+http", &path);
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::Off);
     assert_eq!(
         bmcs.set_power(&access, 1, Reset::ForceOff).await.unwrap(),
         Done::Already
@@ -133,7 +133,7 @@ async fn a_probe_knows_the_machine_again() {
         .probe(&access(&sushy, "redfish+http", ""))
         .await
         .unwrap();
-    assert_eq!(probe.power, PowerState::Off);
+    assert_eq!(probe.state.power, PowerState::Off);
     assert_eq!(probe.identity.uuid, Some(system(7).uuid));
     assert_eq!(probe.identity.macs, Some(vec![system(7).mac.parse().unwrap()]));
 }
@@ -167,12 +167,12 @@ async fn its_certificate_counts() {
         authorities: vec![authority.certificate()],
         ..Config::default()
     });
-    assert_eq!(trusting.power(&access).await.unwrap(), PowerState::Off);
+    assert_eq!(trusting.power(&access).await.unwrap().power, PowerState::Off);
     let strict = bmcs(&Config::default());
     assert!(matches!(
         strict.power(&access).await,
         Err(BmcError::Untrusted { .. })
     ));
     access.verify = Verify::Nothing;
-    assert_eq!(strict.power(&access).await.unwrap(), PowerState::Off);
+    assert_eq!(strict.power(&access).await.unwrap().power, PowerState::Off);
 }

@@ -216,7 +216,10 @@ fn a_disk_with_blocks_of_4096_bytes_takes_an_image_made_for_it_and_no_other() {
     let offset = start_of_config_drive(&device, 4096).to_string();
     let label = run("blkid", &["-p", "-O", &offset, "-o", "export", &device]);
     let is_known = |words: &[&str]| words.iter().all(|word| label.contains(word));
-    assert!(is_known(&["LABEL=config-2", "TYPE=vfat", "BLOCK_SIZE=4096"]), "{label}");
+    assert!(
+        is_known(&["LABEL=config-2", "TYPE=vfat", "BLOCK_SIZE=4096"]),
+        "{label}"
+    );
     let found = bench.bytes();
     assert!(found[1 << 20..25 << 20] == image[1 << 20..25 << 20]);
 

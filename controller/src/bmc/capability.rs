@@ -27,6 +27,29 @@ pub enum PowerState {
     },
 }
 
+/// The health of a system and of what is in it, as its BMC tells it (DSP0268, `Status.HealthRollup` and `Status.Health`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// The BMC does not say, or says what we do not know.
+    #[default]
+    Unknown,
+    /// Normal.
+    Ok,
+    /// Somebody should look.
+    Warning,
+    /// Somebody should look at once.
+    Critical,
+}
+
+/// What a look at a system shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemState {
+    /// The power.
+    pub power: PowerState,
+    /// The health.
+    pub health: Health,
+}
+
 /// A change of power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reset {
@@ -113,8 +136,8 @@ pub struct Identity {
 /// What a first look tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// The power.
-    pub power: PowerState,
+    /// How it is now.
+    pub state: SystemState,
     /// Whose it is.
     pub identity: Identity,
 }
@@ -122,7 +145,7 @@ pub struct Probe {
 /// Reads and changes the power of one system.
 pub trait Power: Send {
     /// How it is now.
-    fn power<'a>(&'a mut self, access: &'a Access) -> Answer<'a, PowerState>;
+    fn power<'a>(&'a mut self, access: &'a Access) -> Answer<'a, SystemState>;
     /// Changes it, as long as `leave` lasts.
     fn reset<'a>(&'a mut self, access: &'a Access, leave: Leave, reset: Reset) -> Answer<'a, Done>;
 }

@@ -10,8 +10,8 @@
 //!     verify: Verify::from_spec(spec.bmc.disable_certificate_verification),
 //! };
 //! access.address.driver()?;                       // NoDriver: a registration error
-//! bmcs.probe(&access).await?                      // Probe { power, identity }: proves address, certificate and credentials
-//! bmcs.power(&access).await?                      // PowerState
+//! bmcs.probe(&access).await?                      // Probe { state, identity }: proves address, certificate and credentials
+//! bmcs.power(&access).await?                      // SystemState { power, health }
 //! bmcs.set_power(&access, term, Reset::On).await?             // Done::{Already, Accepted}
 //! bmcs.set_boot(&access, term, Boot { device: Device::Pxe, mode: None, lasting: Lasting::Once }).await?
 //! bmcs.forget(&access.host).await                 // the host is gone, or detached: ends the session
@@ -50,8 +50,8 @@ pub use access::{Access, Credentials, HostRef, Verify};
 pub use address::{Address, AddressError, Capabilities, Driver, NoDriver, Scheme, Transport};
 pub use authorities::{AuthorityError, authorities};
 pub use capability::{
-    Answer, Boot, BootDevice, Connection, Device, Done, Identify, Identity, Lasting, Mode, Power, PowerState,
-    Probe, Reset,
+    Answer, Boot, BootDevice, Connection, Device, Done, Health, Identify, Identity, Lasting, Mode, Power,
+    PowerState, Probe, Reset, SystemState,
 };
 pub use error::BmcError;
 pub use metrics::Metrics;

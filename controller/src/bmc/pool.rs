@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use super::{
-    Access, BmcError, Boot, Connection, Done, Driver, Epoch, HostRef, Leave, Metrics, PowerState, Probe,
-    Reset, Term, Transport,
+    Access, BmcError, Boot, Connection, Done, Driver, Epoch, HostRef, Leave, Metrics, Probe, Reset,
+    SystemState, Term, Transport,
     address::Place,
     pause::{Pause, Pauses},
     redfish::{Limits, Means, Redfish, Trust},
@@ -170,11 +170,11 @@ impl Bmcs {
         .await
     }
 
-    /// The power of the host's system.
+    /// The power and the health of the host's system.
     ///
     /// # Errors
     /// Why it could not be had: the power is then unknown, and not off.
-    pub async fn power(&self, access: &Access) -> Result<PowerState, BmcError> {
+    pub async fn power(&self, access: &Access) -> Result<SystemState, BmcError> {
         self.call(
             "power",
             access,

@@ -14,7 +14,7 @@ use super::{
     vault::Vault,
 };
 use crate::{
-    bmc::{self, Boot, Device, Done, Lasting, Mode, PowerState, Reset},
+    bmc::{self, Boot, Device, Done, Lasting, Mode, PowerState, Reset, SystemState},
     lease::Leadership,
 };
 
@@ -28,8 +28,8 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, bmc::BmcError>>;
 pub trait Bmcs: Send + Sync {
     /// Logs in, and finds the system. Proves address, certificate and credentials.
     fn probe<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, bmc::Probe>;
-    /// Asks for the power.
-    fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, PowerState>;
+    /// Asks for power and health.
+    fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, SystemState>;
     /// Changes the power.
     fn set_power<'a>(&'a self, access: &'a bmc::Access, term: bmc::Term, reset: Reset) -> Answer<'a, Done>;
     /// Arms a boot device.
@@ -45,7 +45,7 @@ impl Bmcs for bmc::Bmcs {
         self.probe(access).boxed()
     }
 
-    fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, PowerState> {
+    fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, SystemState> {
         self.power(access).boxed()
     }
 
@@ -181,7 +181,7 @@ pub(super) async fn call(
             };
             let at = clock();
             let (result, power, mut identity) = match answer {
-                Ok(probe) => (Ok(()), Some(reading(&probe.power, at)), probe.identity),
+                Ok(probe) => (Ok(()), Some(reading(&probe.state, at)), probe.identity),
                 Err(fault) => (Err(failed(fault, at)), None, bmc::Identity::default()),
             };
             // Tells no machine from another.
@@ -241,14 +241,18 @@ pub(super) async fn call(
     }
 }
 
-fn reading(state: &PowerState, at: Timestamp) -> PowerReading {
-    let power = match state {
+fn reading(state: &SystemState, at: Timestamp) -> PowerReading {
+    let power = match state.power {
         // Until it is off, it is on: an operating system may take its time, or stay.
         PowerState::On | PowerState::PoweringOn | PowerState::PoweringOff => observed::Power::On,
         PowerState::Off => observed::Power::Off,
         PowerState::Unknown { .. } => observed::Power::Unknown,
     };
-    PowerReading { power, at }
+    PowerReading {
+        power,
+        health: state.health,
+        at,
+    }
 }
 
 fn tried(operation: &str, answer: Result<Done, Fault>, at: Timestamp) -> Tried {

@@ -8,9 +8,12 @@ use super::{
     State,
     draft::{Wait, whole_seconds},
 };
+use crate::bmc::Health;
 
 /// Our condition: true while the host waits for something; the message says for what, since when, and what happens next.
 pub const WAITING: &str = "Waiting";
+
+const HEALTHY: &str = "Healthy";
 
 /// What stands between the message and the time.
 pub(super) const SINCE: &str = " (since ";
@@ -80,9 +83,11 @@ pub(super) fn set(
     status: &mut BareMetalHostStatus,
     wait: Option<&Wait>,
     powerless: Option<&str>,
+    health: Option<Health>,
     now: Timestamp,
 ) {
     let mut facts = upstream(status, powerless);
+    facts.extend(healthy(status, health));
     facts.push(match wait {
         Some(wait) => Fact {
             type_: WAITING,
@@ -180,11 +185,34 @@ fn upstream(status: &BareMetalHostStatus, powerless: Option<&str>) -> Vec<Fact> 
         ),
         fact("Ready", ready, error),
         fact("Progressing", progressing, error),
-        Fact {
-            type_: "Healthy",
-            status: "Unknown",
-            reason: "Unknown",
-            message: String::new(),
-        },
     ]
+}
+
+/// What the BMC said last of the machine's health; none: what stands there, stays.
+fn healthy(status: &BareMetalHostStatus, health: Option<Health>) -> Option<Fact> {
+    let is_there = status
+        .conditions
+        .iter()
+        .any(|condition| condition.type_ == HEALTHY);
+    let (status, reason, message) = match health {
+        None if is_there => return None,
+        None | Some(Health::Unknown) => ("Unknown", "Unknown", ""),
+        Some(Health::Ok) => ("True", "Healthy", ""),
+        Some(Health::Warning) => (
+            "False",
+            "Warning",
+            "the BMC says that the machine needs attention",
+        ),
+        Some(Health::Critical) => (
+            "False",
+            "CriticalError",
+            "the BMC says that the machine needs attention at once",
+        ),
+    };
+    Some(Fact {
+        type_: HEALTHY,
+        status,
+        reason,
+        message: message.to_owned(),
+    })
 }

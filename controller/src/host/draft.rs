@@ -22,7 +22,7 @@ use super::{
     reasons, table,
 };
 use crate::discovery::host::annotation;
-use crate::{discovery::host::about, events::Event};
+use crate::{bmc::Health, discovery::host::about, events::Event};
 
 /// Reason of the condition `Waiting` while a failed attempt is to be repeated: its time is that of the failure.
 pub(super) const RETRY: &str = "Retry";
@@ -377,12 +377,23 @@ impl<'a> Draft<'a> {
         metric.end = Some(whole_seconds(end));
     }
 
+    /// The machine's health; none: nobody has asked since its power was changed.
+    fn health(&self) -> Option<Health> {
+        let bmc = &self.seen.bmc;
+        match &bmc.unread {
+            Some(_) => Some(Health::Unknown),
+            None => bmc.power.map(|reading| reading.health),
+        }
+    }
+
     /// The plan.
     pub(super) fn finish(mut self) -> Plan {
+        let health = self.health();
         conditions::set(
             &mut self.status,
             self.wait.as_ref(),
             self.powerless.as_deref(),
+            health,
             self.now,
         );
         let dirty = !self.untold && (self.host.status.is_none() || self.status != self.old);

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use muster_proto::kinds::{HardwareData, Segment, Server};
 
 use super::State;
-use crate::bmc::Identity;
+use crate::bmc::{Health, Identity};
 
 /// Everything that [`next`](super::next()) looks at beside the object and the time.
 #[derive(Clone, Debug, Default)]
@@ -135,6 +135,8 @@ pub struct Probed {
 pub struct PowerReading {
     /// The answer.
     pub power: Power,
+    /// What it said of the machine's health besides.
+    pub health: Health,
     /// When it came.
     pub at: Timestamp,
 }

@@ -84,7 +84,7 @@ async fn an_older_epoch_changes_nothing() {
         Err(BmcError::Fenced { .. })
     ));
     // Looking is always allowed.
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::On);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::On);
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn a_look_whose_connection_ended_is_taken_again_and_a_change_is_not() {
     service.inject(ends.clone().method("GET").times(1));
     let expired = Rule::always(Fault::Status(401, "NoValidSession"));
     service.inject(expired.path("/Systems/1").times(1));
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::Off);
     assert_eq!(count(&service, "GET", "/Systems/1"), 3);
     service.inject(ends.method("POST"));
     let error = bmcs.set_power(&access, 1, Reset::On).await.unwrap_err();
@@ -176,7 +176,7 @@ async fn a_call_whose_caller_went_away_ends_in_order() {
     given_up.abort();
     let event = in_time(events.recv()).await.unwrap();
     assert!(matches!(event.what, What::On(_)));
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::On);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::On);
     // Its session is known, not lost.
     assert_eq!(service.open_sessions(), 1);
     bmcs.forget(&access.host).await;

@@ -1,6 +1,6 @@
 //! Power and boot device of BMCs that work, each in its own way.
 
-use muster_controller::bmc::{BmcError, Device, Done, Lasting, PowerState, Reset};
+use muster_controller::bmc::{BmcError, Device, Done, Health, Lasting, PowerState, Reset};
 use muster_tests::bmc::{
     self, BootQuirk, BootSource, Change, Etags, Event, Fault, Options, Resets, Rule, What,
 };
@@ -24,12 +24,12 @@ fn boots(target: Option<&str>) -> What {
 async fn power_is_switched_and_what_is_so_already_is_left_alone() {
     let (service, mut events, access) = one(Options::default());
     let bmcs = bmcs(&hasty());
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::Off);
     assert_eq!(
         bmcs.set_power(&access, 1, Reset::On).await.unwrap(),
         Done::Accepted
     );
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::On);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::On);
     assert_eq!(happened(&mut events), [boots(None)]);
     service.seen();
     assert_eq!(
@@ -41,7 +41,7 @@ async fn power_is_switched_and_what_is_so_already_is_left_alone() {
         bmcs.set_power(&access, 1, Reset::ForceOff).await.unwrap(),
         Done::Accepted
     );
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::Off);
     for off in [Reset::ForceOff, Reset::GracefulShutdown] {
         assert_eq!(bmcs.set_power(&access, 1, off).await.unwrap(), Done::Already);
     }
@@ -72,10 +72,10 @@ async fn an_operating_system_that_ignores_the_request_stays_on() {
         bmcs.set_power(&access, 1, Reset::GracefulShutdown).await.unwrap(),
         Done::Accepted
     );
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::On);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::On);
     assert_eq!(happened(&mut events), [What::ShutdownAsked]);
     bmcs.set_power(&access, 1, Reset::ForceOff).await.unwrap();
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::Off);
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn power_on_its_way_is_neither_on_nor_off() {
     let (service, _events, access) = one(options);
     let bmcs = bmcs(&hasty());
     bmcs.set_power(&access, 1, Reset::On).await.unwrap();
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::PoweringOn);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::PoweringOn);
     service.seen();
     assert_eq!(
         bmcs.set_power(&access, 1, Reset::On).await.unwrap(),
@@ -117,9 +117,9 @@ async fn power_on_its_way_is_neither_on_nor_off() {
     );
     assert_eq!(count(&service, "POST", ""), 0);
     bmcs.power(&access).await.unwrap();
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::On);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::On);
     bmcs.set_power(&access, 1, Reset::GracefulShutdown).await.unwrap();
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::PoweringOff);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::PoweringOff);
     // It refuses to be switched on meanwhile: later, then.
     let early = bmcs.set_power(&access, 1, Reset::On).await;
     assert!(matches!(early, Err(BmcError::Busy { .. })), "{early:?}");
@@ -243,7 +243,8 @@ async fn a_probe_tells_whose_bmc_it_is() {
         };
         let (service, _events, access) = one(options);
         let probe = bmcs(&hasty()).probe(&access).await.unwrap();
-        assert_eq!(probe.power, PowerState::Off);
+        assert_eq!(probe.state.power, PowerState::Off);
+        assert_eq!(probe.state.health, Health::Ok);
         let identity = probe.identity;
         assert_eq!(identity.serial.as_deref(), Some("LB-1"));
         assert_eq!(identity.manufacturer, None);
@@ -270,11 +271,11 @@ async fn the_only_system_is_found_and_of_several_one_must_be_named() {
     let (service, _events, _) = one(Options::default());
     let bmcs = bmcs(&hasty());
     let unnamed = access(&service, "unnamed", None);
-    assert_eq!(bmcs.power(&unnamed).await.unwrap(), PowerState::Off);
+    assert_eq!(bmcs.power(&unnamed).await.unwrap().power, PowerState::Off);
     // It is another one now, as after a change of the board.
     service.add("2");
     service.remove("1");
-    assert_eq!(bmcs.power(&unnamed).await.unwrap(), PowerState::Off);
+    assert_eq!(bmcs.power(&unnamed).await.unwrap().power, PowerState::Off);
     service.remove("2");
     assert!(matches!(
         bmcs.power(&unnamed).await,
@@ -289,7 +290,7 @@ async fn the_only_system_is_found_and_of_several_one_must_be_named() {
         .to_vec();
     assert_eq!(several, BmcError::SeveralSystems { paths: expected });
     let named = access(&service, "named", Some("4"));
-    assert_eq!(bmcs.power(&named).await.unwrap(), PowerState::Off);
+    assert_eq!(bmcs.power(&named).await.unwrap().power, PowerState::Off);
     let wrong = access(&service, "wrong", Some("5"));
     assert!(matches!(bmcs.power(&wrong).await, Err(BmcError::NoSystem { .. })));
     let mut collection = named.clone();

@@ -27,7 +27,7 @@ async fn one_session_serves_all_calls_and_ends_with_the_last_host() {
     assert_eq!(service.open_sessions(), 1);
     bmcs.forget(&second.host).await;
     assert_eq!(service.open_sessions(), 0);
-    assert_eq!(bmcs.power(&first).await.unwrap(), PowerState::On);
+    assert_eq!(bmcs.power(&first).await.unwrap().power, PowerState::On);
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ async fn a_certificate_of_an_authority_that_is_trusted_will_do() {
     let service = secure(&authority, &["127.0.0.1"]);
     let access = access(&service, "host", None);
     let bmcs = bmcs(&trusting(&authority));
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::Off);
     bmcs.set_power(&access, 1, Reset::On).await.unwrap();
     bmcs.stop().await;
     assert_eq!(service.open_sessions(), 0);
@@ -53,7 +53,7 @@ async fn any_other_certificate_is_refused_before_anything_is_said() {
         assert!(error.to_string().contains(why), "{error}");
         assert_eq!(service.seen(), []);
         access.verify = Verify::from_spec(Some(true));
-        assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off, "{why}");
+        assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::Off, "{why}");
         access.verify = Verify::from_spec(Some(false));
         assert!(matches!(
             bmcs.power(&access).await,
@@ -98,7 +98,7 @@ async fn authorities_come_from_files_and_one_that_cannot_be_used_is_named() {
         authorities: found,
         ..hasty()
     });
-    assert_eq!(bmcs.power(&access).await.unwrap(), PowerState::Off);
+    assert_eq!(bmcs.power(&access).await.unwrap().power, PowerState::Off);
     let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     for (name, text) in [
         ("empty.pem", ""),

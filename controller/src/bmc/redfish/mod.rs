@@ -19,8 +19,8 @@ use muster_proto::{Mac, text::clean};
 use serde_json::json;
 
 use super::{
-    Access, Answer, BmcError, Boot, BootDevice, Connection, Done, Identify, Leave, Power, PowerState, Probe,
-    Reset,
+    Access, Answer, BmcError, Boot, BootDevice, Connection, Done, Identify, Leave, Power, Probe, Reset,
+    SystemState,
 };
 
 pub use trust::Trust;
@@ -82,16 +82,16 @@ impl Redfish {
             };
         }
         Ok(Probe {
-            power: system.power,
+            state: system.state,
             identity,
         })
     }
 
-    async fn read_power(&mut self, access: &Access) -> Result<PowerState, BmcError> {
+    async fn read_power(&mut self, access: &Access) -> Result<SystemState, BmcError> {
         let mut client = self.client(access, None)?;
         system(&mut client, access)
             .await
-            .map(|(_, _, system)| system.power)
+            .map(|(_, _, system)| system.state)
     }
 
     async fn change_power(&mut self, access: &Access, leave: Leave, want: Reset) -> Result<Done, BmcError> {
@@ -102,7 +102,7 @@ impl Redfish {
             let info = client.find(info).await?;
             allowed = info.and_then(|info| model::allowed(&info.value, "ResetType"));
         }
-        let Some(kind) = choice::reset_type(&system.power, want, allowed.as_deref())? else {
+        let Some(kind) = choice::reset_type(&system.state.power, want, allowed.as_deref())? else {
             return Ok(Done::Already);
         };
         let target = system
@@ -224,7 +224,7 @@ async fn macs(client: &mut Client<'_>, collection: &str) -> Result<Vec<Mac>, Bmc
 }
 
 impl Power for Redfish {
-    fn power<'a>(&'a mut self, access: &'a Access) -> Answer<'a, PowerState> {
+    fn power<'a>(&'a mut self, access: &'a Access) -> Answer<'a, SystemState> {
         async move {
             let outcome = self.read_power(access).await;
             self.settled(outcome)

@@ -7,7 +7,7 @@ use muster_proto::{
 };
 use serde_json::Value;
 
-use crate::bmc::{Identity, PowerState};
+use crate::bmc::{Health, Identity, PowerState, SystemState};
 
 /// The most values that are kept of any list that a BMC sends.
 const MANY: usize = 64;
@@ -56,7 +56,7 @@ pub(super) fn members(value: &Value) -> Vec<String> {
 /// A ComputerSystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct System {
-    pub(super) power: PowerState,
+    pub(super) state: SystemState,
     pub(super) reset: ResetAction,
     pub(super) boot: BootState,
     /// Where its settings are to be written, if not to itself (DSP0266 section "Settings resource").
@@ -96,7 +96,10 @@ impl System {
         }
         let reset = |property: &str| format!("/Actions/#ComputerSystem.Reset/{property}");
         Some(System {
-            power: power(value),
+            state: SystemState {
+                power: power(value),
+                health: health(value),
+            },
             reset: ResetAction {
                 target: path(value.pointer(&reset("target"))),
                 allowed: words(value.pointer(&reset("ResetType@Redfish.AllowableValues"))),
@@ -139,6 +142,17 @@ fn power(system: &Value) -> PowerState {
             reported: clean(other.unwrap_or_default().as_bytes()),
         },
     }
+}
+
+/// The worse of what is said of the system alone and of all that is in it.
+fn health(system: &Value) -> Health {
+    let one = |property: &str| match word(system, &format!("/Status/{property}")) {
+        Some("OK") => Health::Ok,
+        Some("Warning") => Health::Warning,
+        Some("Critical") => Health::Critical,
+        _ => Health::Unknown,
+    };
+    one("HealthRollup").max(one("Health"))
 }
 
 fn identity(system: &Value) -> Identity {
@@ -238,6 +252,28 @@ mod tests {
             assert_eq!(power(&json!({ "PowerState": reported })), unknown);
         }
         assert!(matches!(power(&json!({})), PowerState::Unknown { .. }));
+    }
+
+    #[test]
+    fn the_worse_of_two_known_words_is_the_health() {
+        for (status, expected) in [
+            (json!({ "Health": "OK" }), Health::Ok),
+            (
+                json!({ "Health": "OK", "HealthRollup": "Critical" }),
+                Health::Critical,
+            ),
+            (
+                json!({ "Health": "Warning", "HealthRollup": "OK" }),
+                Health::Warning,
+            ),
+            (json!({ "Health": "fine", "HealthRollup": "OK" }), Health::Ok),
+            (json!({ "Health": "ok" }), Health::Unknown),
+            (json!({ "Health": null, "HealthRollup": ["OK"] }), Health::Unknown),
+            (json!("OK"), Health::Unknown),
+        ] {
+            assert_eq!(health(&json!({ "Status": status })), expected, "{status}");
+        }
+        assert_eq!(health(&json!({})), Health::Unknown);
     }
 
     #[test]

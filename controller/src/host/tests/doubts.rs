@@ -15,7 +15,7 @@ use super::{
     transitions::at,
     world::{Content, Edge, Fault, IMAGE, World},
 };
-use crate::bmc::Identity;
+use crate::bmc::{Health, Identity};
 
 fn orders(world: &World) -> Vec<PowerOrder> {
     let order = |effect| match effect {
@@ -480,6 +480,7 @@ fn power_that_was_read_before_an_effect_says_nothing_after_it() {
     let mut bmc = Bmc {
         power: Some(PowerReading {
             power: Power::Off,
+            health: Health::Ok,
             at,
         }),
         ..Bmc::default()

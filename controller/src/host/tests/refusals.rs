@@ -17,6 +17,7 @@ use super::{
     transitions::at,
     world::{Content, Fault, IMAGE, World, image},
 };
+use crate::bmc::Health;
 
 /// Makes something wrong.
 type Spoil = fn(&mut World);
@@ -416,6 +417,42 @@ fn an_opt_in_for_another_key_registers_nothing() {
     assert!(error(&world).1.contains("requires more trust"));
     world.segment.spec.required_trust = Some(Trust::Segment);
     world.reach(State::Available);
+}
+
+#[test]
+fn the_bmc_says_how_healthy_the_machine_is_and_that_stays_until_it_says_otherwise() {
+    let healthy = |world: &World| {
+        let status = world.host.as_ref().unwrap().status.clone().unwrap();
+        let found = status.conditions.into_iter().find(|one| one.type_ == "Healthy");
+        let found = found.unwrap();
+        (found.status, found.reason)
+    };
+    let is = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
+    let mut world = at(State::Available);
+    assert_eq!(healthy(&world), is("True", "Healthy"));
+    for (health, expected) in [
+        (Health::Warning, is("False", "Warning")),
+        (Health::Critical, is("False", "CriticalError")),
+        (Health::Unknown, is("Unknown", "Unknown")),
+        (Health::Ok, is("True", "Healthy")),
+    ] {
+        world.machine.health = health;
+        world.settle();
+        assert_eq!(healthy(&world), expected);
+        assert_eq!(world.state(), State::Available, "nothing else comes of it");
+    }
+    // A change of power makes nothing unknown.
+    world.host().spec.online = false;
+    let (mut rounds, mut seen) = (0, true);
+    while rounds < 20 {
+        world.round();
+        rounds += 1;
+        seen &= healthy(&world) == is("True", "Healthy");
+    }
+    assert!(seen && !world.machine.on);
+    world.bmc_up = false;
+    world.settle();
+    assert_eq!(healthy(&world), is("Unknown", "Unknown"));
 }
 
 #[test]

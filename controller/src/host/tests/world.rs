@@ -25,7 +25,7 @@ use super::super::{
     plan::{Drive, FINALIZER, Metadata, PowerOrder, Task},
     table,
 };
-use crate::bmc::Identity;
+use crate::bmc::{Health, Identity};
 
 pub(super) const MAC: &str = "52:54:00:00:00:01";
 pub(super) const UID: &str = "0a0a0a0a-0000-4000-8000-000000000001";
@@ -67,6 +67,8 @@ pub(super) struct Machine {
     /// How often it left its ramdisk as the order said by which it was written.
     pub(super) left: usize,
     pub(super) sessions: u32,
+    /// What its BMC says of it.
+    pub(super) health: Health,
 }
 
 /// What goes wrong with one effect.
@@ -239,6 +241,7 @@ impl World {
                 orders: 0,
                 left: 0,
                 sessions: 0,
+                health: Health::Ok,
             },
             bmc_up: true,
             says: Identity::default(),
@@ -634,6 +637,7 @@ impl World {
         self.bmc.unread = None;
         self.bmc.power = Some(PowerReading {
             power: if self.machine.on { Power::On } else { Power::Off },
+            health: self.machine.health,
             at: self.now,
         });
     }

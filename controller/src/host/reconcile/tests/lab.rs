@@ -21,7 +21,7 @@ use super::{
     trouble::{At, Steps, Trouble},
 };
 use crate::{
-    bmc::{self, BmcError, Boot, Credentials, Done as Answered, PowerState, Reset},
+    bmc::{self, BmcError, Boot, Credentials, Done as Answered, PowerState, Reset, SystemState},
     events::Happened,
     fake_api::FakeApi,
     host::{bmcs::Answer, plan::SECRET_LABEL},
@@ -213,6 +213,8 @@ impl Lab {
         let controllers = async {
             loop {
                 self.controller().await;
+                // Nobody leads before the Lease has run out: what was on its way has arrived by then.
+                tokio::time::sleep(Duration::from_secs(15)).await;
             }
         };
         let mut changes = self.api.changes();
@@ -553,8 +555,11 @@ impl Machine {
         Ok(state)
     }
 
-    fn power(state: &State) -> PowerState {
-        if state.on { PowerState::On } else { PowerState::Off }
+    fn look(state: &State) -> SystemState {
+        SystemState {
+            power: if state.on { PowerState::On } else { PowerState::Off },
+            health: bmc::Health::Ok,
+        }
     }
 }
 
@@ -572,15 +577,15 @@ impl Bmcs for Lab {
         async {
             let state = self.machine(&access.host).enter(access)?;
             Ok(bmc::Probe {
-                power: Machine::power(&state),
+                state: Machine::look(&state),
                 identity: bmc::Identity::default(),
             })
         }
         .boxed()
     }
 
-    fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, PowerState> {
-        async { Ok(Machine::power(&*self.machine(&access.host).enter(access)?)) }.boxed()
+    fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, SystemState> {
+        async { Ok(Machine::look(&*self.machine(&access.host).enter(access)?)) }.boxed()
     }
 
     fn set_power<'a>(
