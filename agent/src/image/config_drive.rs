@@ -1,6 +1,9 @@
 //! The config drive: the operating system's first instructions, in OpenStack's layout, as a file system image. Pure.
 
-use std::io::{self, Cursor, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Cursor, Write},
+};
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 use muster_proto::job::ConfigDrive;
@@ -15,6 +18,8 @@ pub const LARGEST: u64 = 64 << 20;
 
 /// The largest blocks of a disk from which Linux mounts ISO 9660, in bytes: those of the file system itself.
 const LARGEST_ISO_BLOCK: u32 = iso9660::BLOCK;
+/// The same of FAT.
+const LARGEST_FAT_BLOCK: u32 = 4096;
 
 /// What a FAT volume takes beside its files, in bytes: tables, directories, and half a cluster for each file.
 const FAT_OVERHEAD: usize = 1 << 20;
@@ -22,6 +27,12 @@ const FAT_OVERHEAD: usize = 1 << 20;
 /// No config drive can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigDriveError {
+    /// No file system of a config drive can be mounted from the disk.
+    #[error("make the config drive: it cannot be mounted from a disk with blocks of {block} bytes")]
+    Block {
+        /// The disk's logical block size.
+        block: u32,
+    },
     /// There is too much in it.
     #[error("make the config drive: {len} bytes are more than the {LARGEST} that are allowed")]
     TooLarge {
@@ -44,18 +55,30 @@ pub enum ConfigDriveError {
     },
 }
 
+/// Whether a disk with blocks of `block` bytes can have a config drive.
+///
+/// # Errors
+/// [`ConfigDriveError::Block`].
+pub fn check(block: u32) -> Result<(), ConfigDriveError> {
+    if block > LARGEST_FAT_BLOCK {
+        return Err(ConfigDriveError::Block { block });
+    }
+    Ok(())
+}
+
 /// A file system with `openstack/latest/` in it, for a disk with blocks of `block` bytes: ISO 9660, or FAT where that cannot be mounted.
 /// OpenStack knows both. The same data give the same bytes.
 ///
 /// # Errors
 /// [`ConfigDriveError`], one variant for each way to fail.
 pub fn image(drive: &ConfigDrive, block: u32) -> Result<Vec<u8>, ConfigDriveError> {
-    let mut files = vec![("meta_data.json", json(&drive.meta_data))];
+    check(block)?;
+    let mut files = vec![("meta_data.json", Cow::Owned(json(&drive.meta_data)))];
     if let Some(network) = &drive.network_data {
-        files.push(("network_data.json", json(network)));
+        files.push(("network_data.json", Cow::Owned(json(network))));
     }
     if let Some(user_data) = &drive.user_data {
-        files.push(("user_data", user_data.clone()));
+        files.push(("user_data", Cow::Borrowed(user_data.as_slice())));
     }
     if block <= LARGEST_ISO_BLOCK {
         iso(files)
@@ -64,31 +87,31 @@ pub fn image(drive: &ConfigDrive, block: u32) -> Result<Vec<u8>, ConfigDriveErro
     }
 }
 
-fn iso(files: Vec<(&str, Vec<u8>)>) -> Result<Vec<u8>, ConfigDriveError> {
+fn iso(files: Vec<(&str, Cow<'_, [u8]>)>) -> Result<Vec<u8>, ConfigDriveError> {
     let mut latest = Directory::default();
     for (name, content) in files {
-        latest.file(name, content);
+        latest.file(name, content.into_owned());
     }
     let mut openstack = Directory::default();
     openstack.directory("latest", latest);
     let mut root = Directory::default();
     root.directory("openstack", openstack);
-    check(root.image_len())?;
+    check_len(root.image_len())?;
     iso9660::image(LABEL, &root).map_err(|source| ConfigDriveError::Iso { source })
 }
 
-fn fat(files: &[(&str, Vec<u8>)], block: u32) -> Result<Vec<u8>, ConfigDriveError> {
+fn fat(files: &[(&str, Cow<'_, [u8]>)], block: u32) -> Result<Vec<u8>, ConfigDriveError> {
     let content: usize = files.iter().map(|(_, content)| content.len()).sum();
     let len = content
         .saturating_add(FAT_OVERHEAD)
         .next_multiple_of(FAT_OVERHEAD);
-    check(len as u64)?;
+    check_len(len as u64)?;
     let mut volume = Cursor::new(vec![0; len]);
     fill(&mut volume, files, block).map_err(|source| ConfigDriveError::Fat { block, source })?;
     Ok(volume.into_inner())
 }
 
-fn fill(volume: &mut Cursor<Vec<u8>>, files: &[(&str, Vec<u8>)], block: u32) -> io::Result<()> {
+fn fill(volume: &mut Cursor<Vec<u8>>, files: &[(&str, Cow<'_, [u8]>)], block: u32) -> io::Result<()> {
     let block = u16::try_from(block).map_err(io::Error::other)?;
     let mut label = [b' '; 11];
     label[..LABEL.len()].copy_from_slice(LABEL.as_bytes());
@@ -105,7 +128,7 @@ fn fill(volume: &mut Cursor<Vec<u8>>, files: &[(&str, Vec<u8>)], block: u32) -> 
     volume.unmount()
 }
 
-fn check(len: u64) -> Result<(), ConfigDriveError> {
+fn check_len(len: u64) -> Result<(), ConfigDriveError> {
     if len > LARGEST {
         return Err(ConfigDriveError::TooLarge { len });
     }

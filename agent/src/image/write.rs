@@ -111,6 +111,10 @@ impl Writing<'_> {
         if size < LEAST {
             return Err(Failure::SmallDisk { disk: size });
         }
+        if self.config_drive.is_some() {
+            config_drive::check(block).map_err(|source| Failure::ConfigDrive { source })?;
+        }
+
         self.work.step("write image", TRANSFER.0);
         let mut writer = Writer {
             state: State::Looking(disk),

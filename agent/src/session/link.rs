@@ -33,6 +33,8 @@ pub(super) enum Stop {
     Changed,
     /// A job ended while the call waited.
     JobEnded,
+    /// The controller has no answer for now; there was a pause.
+    Later,
 }
 
 /// What is called, and how long it may take.
@@ -188,7 +190,13 @@ impl<M: Machine> Link<M> {
                         self.pause(None).await;
                     }
                 }
-                Next::Again(asked) => self.pause(asked).await,
+                Next::Again(asked) => {
+                    self.pause(asked).await;
+                    // What it tells may be another thing by now, and its certificate may want to be renewed.
+                    if call.gives_way {
+                        return Err(Stop::Later);
+                    }
+                }
                 Next::Enrol => return Err(Stop::CertificateRefused),
                 Next::DropBody(problem) => return Err(Stop::Dropped(problem)),
                 Next::End(problem) => return Err(Stop::Ended(Ended::Refused(problem))),

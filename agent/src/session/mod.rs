@@ -167,7 +167,9 @@ impl<M: Machine> Session<M> {
             match stop {
                 Stop::Ended(ended) => return ended,
                 Stop::Dropped(problem) => return Ended::Refused(problem),
-                Stop::CertificateRefused | Stop::Changed | Stop::JobEnded => self.link.pause(None).await,
+                Stop::CertificateRefused | Stop::Changed | Stop::JobEnded | Stop::Later => {
+                    self.link.pause(None).await;
+                }
             }
         }
     }
@@ -226,7 +228,7 @@ impl<M: Machine> Session<M> {
                 self.turn().await
             };
             report = match turn {
-                Ok(()) | Err(Stop::JobEnded) => false,
+                Ok(()) | Err(Stop::JobEnded | Stop::Later) => false,
                 Err(Stop::Changed) => true,
                 Err(stop) => return stop,
             };
@@ -492,7 +494,7 @@ impl<M: Machine> Session<M> {
                 .call::<_, serde_json::Value>(LOG, &LogRequest { lines })
                 .await
             {
-                Ok(_) | Err(Stop::Dropped(_) | Stop::Changed | Stop::JobEnded) => {}
+                Ok(_) | Err(Stop::Dropped(_) | Stop::Changed | Stop::JobEnded | Stop::Later) => {}
                 Err(stop) => return Err(stop),
             }
         }

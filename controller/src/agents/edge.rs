@@ -12,7 +12,7 @@ use muster_proto::{
     Chain, Mac,
     identity::Identity,
     kinds::{BareMetalHost, Segment, Server, Session, SessionState},
-    session::{Problem, ProblemKind},
+    session::{Action, Problem, ProblemKind},
 };
 use tokio::sync::{mpsc, watch};
 
@@ -31,6 +31,7 @@ use super::{
 use crate::{
     boot::log::Refusals,
     events::{Event, Events},
+    host::guard,
     machines::Signal,
 };
 
@@ -215,6 +216,15 @@ impl Edge {
             .world
             .hosts
             .get(&ObjectRef::new(&at.name).within(&at.namespace))
+    }
+
+    /// True if `action` was ordered for a host that is not to have it now, or that is gone or another one: of that nothing is destroyed.
+    pub(super) fn calls_off(&self, server: &Server, action: &Action) -> bool {
+        let Some(at) = &server.spec.host else { return false };
+        match self.host_of(server) {
+            Some(host) if host.metadata.uid.as_ref() == Some(&at.uid) => guard::is_called_off(&host, action),
+            _ => guard::destroys(action),
+        }
     }
 
     pub(super) fn tell(&self, about: ObjectReference, warning: bool, reason: &'static str, message: String) {

@@ -219,7 +219,8 @@ impl Server {
 
 /// Takes over the sessions that an earlier run of this controller had: their agents will poll, or are gone after the usual silence.
 ///
-/// With several replicas this ends a session that polls at another one, once; that one ends the held poll, and the next one writes it connected again.
+/// With several replicas this ends a session that polls at another one, once; that one ends the held poll, and the next one writes it
+/// connected again.
 fn adopt(edge: &Edge) {
     for server in edge.store.servers() {
         if let (Some(name), Some(session)) = (&server.metadata.name, session_of(&server))

@@ -21,12 +21,11 @@ use super::{
     sessions::View,
     store::StoreError,
 };
-use crate::host::guard::is_called_off;
 
 /// How long the poll of an agent that is not shown as here is held: that it is, is written with the next one.
 const UNSEEN: Duration = Duration::from_secs(SHORT_HOLD_SECONDS);
 
-/// The same of an agent whose order waits until its host is not paused or protected any more, which nobody is woken for.
+/// The same of an agent whose order waits until its host is not paused, detached or protected any more, which nobody is woken for.
 const CALLED_OFF: Duration = Duration::from_secs(5);
 
 /// Answers `request` of `caller`, at once or when there is something to say.
@@ -36,6 +35,7 @@ pub(super) async fn answer(
     caller: Caller,
     request: &PollRequest,
 ) -> Result<PollResponse, Problem> {
+    let begun = tokio::time::Instant::now();
     let held = edge.sessions.hold(&caller.certificate);
     let here = Arc::new(());
     let acknowledged = match request.outcome {
@@ -48,7 +48,6 @@ pub(super) async fn answer(
         held.answered();
         return Err(problem);
     }
-    let begun = tokio::time::Instant::now();
     let longest = edge.sessions.pace.hold(request);
     let mut ending = edge.ending.clone();
     let leaves = jobs::says_farewell(&caller.server, request);
@@ -66,11 +65,11 @@ pub(super) async fn answer(
         let is_shown = view.is_connected;
         held.sees(view);
         let command = jobs::command(&server, request);
-        let is_called_off = command.as_ref().is_some_and(|command| {
-            let host = edge.store.host_of(&server);
-            host.is_some_and(|host| is_called_off(&host, &command.action))
-        });
+        let is_called_off = command
+            .as_ref()
+            .is_some_and(|command| edge.calls_off(&server, &command.action));
         let command = command.filter(|_| !is_called_off);
+        let goes_on = jobs::goes_on(&server, request);
         drop(server);
         // Another edge, which the agent has left, wrote that it is gone: its next poll corrects that.
         let is_missed = was_shown && !is_shown;
@@ -87,7 +86,7 @@ pub(super) async fn answer(
         if request.outcome.is_some() {
             // What was to follow does not any more: the agent tells the end again, and then it is written.
             let now = edge.store.server(&certificate.server);
-            waits = is_called_off;
+            waits = is_called_off && goes_on;
             unwritten = now.is_some_and(|server| jobs::news(&server, request, false).is_some());
             break None;
         }
@@ -108,7 +107,7 @@ pub(super) async fn answer(
     if waits {
         return Err(problem(
             ProblemKind::Unavailable,
-            "the machine's host is paused, detached or protected; what was to follow comes when it is not any more",
+            "the host is paused, detached or protected; its next step waits for that to end",
         ));
     }
     if unwritten {

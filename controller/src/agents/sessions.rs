@@ -38,7 +38,7 @@ impl Default for Pace {
         Pace {
             poll: Duration::from_secs(HOLD_SECONDS),
             progress: Duration::from_secs(PROGRESS_SECONDS),
-            silent: Duration::from_secs(90),
+            silent: Duration::from_secs(100),
             closed: Duration::from_secs(15),
             farewell: Duration::from_secs(4),
         }
@@ -310,7 +310,7 @@ mod tests {
     async fn an_agent_is_gone_that_does_not_come_back_for_its_next_poll() {
         let sessions = sessions();
         sessions.hold(&of("a", "k")).answered();
-        tokio::time::advance(Duration::from_secs(89)).await;
+        tokio::time::advance(Duration::from_secs(99)).await;
         assert!(sessions.gone().is_empty());
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(sessions.gone(), [("a".to_owned(), "k".to_owned())]);
@@ -325,7 +325,7 @@ mod tests {
         tokio::time::advance(sessions.pace.poll).await;
         idle.answered();
         busy.ordered();
-        tokio::time::advance(Duration::from_secs(30)).await;
+        tokio::time::advance(Duration::from_secs(40)).await;
         assert_eq!(sessions.gone(), [("idle".to_owned(), "k".to_owned())]);
         tokio::time::advance(sessions.pace.poll).await;
         assert_eq!(sessions.gone().len(), 2);

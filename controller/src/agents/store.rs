@@ -11,9 +11,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     runtime::reflector::ObjectRef,
 };
-use muster_proto::kinds::{
-    BareMetalHost, Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus,
-};
+use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -111,14 +109,6 @@ impl Store {
     /// The Server as far as known without a request.
     pub(super) fn server(&self, name: &str) -> Option<Arc<Server>> {
         self.world.server(&self.at(name))
-    }
-
-    /// The host that `server` is, as far as known without a request.
-    pub(super) fn host_of(&self, server: &Server) -> Option<Arc<BareMetalHost>> {
-        let at = server.spec.host.as_ref()?;
-        let host = ObjectRef::new(&at.name).within(&at.namespace);
-        let host = self.world.hosts.get(&host)?;
-        (host.metadata.uid.as_ref() == Some(&at.uid)).then_some(host)
     }
 
     /// The Servers that show one of `signals`, as far as known without a request, and perhaps others.

@@ -153,7 +153,7 @@ fn secrets_protected(required: Trust) -> (bool, &'static str, String) {
         return (true, "TrustRequired", message.to_owned());
     }
     let message = "whoever can send packets on this segment can be given the secrets of its machines; \
-                   requiredTrust: bmc-delivered or tpm prevents it, and so does none";
+                   requiredTrust: bmc-delivered or tpm prevents it, and so does leaving it out";
     (false, "AnyoneOnTheSegment", message.to_owned())
 }
 

@@ -235,20 +235,24 @@ fn good_credentials(draft: &mut Draft<'_>, name: &str) {
     if let Some(former) = former.filter(|former| former != name && !former.is_empty()) {
         draft.effect(Effect::ReleaseSecret { name: former });
     }
-    // The version may have grown since they were tried, by our own label.
-    if draft.status.tried_credentials != draft.status.good_credentials {
-        if draft.state != State::Registering {
-            draft.begin(|history| &mut history.register);
-            draft.end(|history| &mut history.register);
-        }
-        let at = whole_seconds(draft.now).0;
-        draft.tell(
-            "BMCAccessValidated",
-            format!("the BMC accepts the credentials of Secret {name} (tried {at})"),
-        );
+    // Registration tells its own end. The version may have grown since they were tried, by our own label.
+    let tried = draft.status.tried_credentials != draft.status.good_credentials;
+    if tried && draft.state != State::Registering {
+        draft.begin(|history| &mut history.register);
+        draft.end(|history| &mut history.register);
+        tell_access(draft, name);
     }
     draft.status.tried_credentials = Some(reference.clone());
     draft.status.good_credentials = Some(reference);
+}
+
+/// The BMC let us in.
+pub(super) fn tell_access(draft: &mut Draft<'_>, secret: &str) {
+    let at = whole_seconds(draft.now).0;
+    draft.tell(
+        "BMCAccessValidated",
+        format!("the BMC accepts the credentials of Secret {secret} (tried {at})"),
+    );
 }
 
 /// The BMC was asked and did not let us in.

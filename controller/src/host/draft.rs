@@ -18,6 +18,7 @@ use muster_proto::{
 use super::{
     State, backoff, conditions,
     observed::Observed,
+    owner::has_bmc,
     plan::{Effect, Metadata, Plan},
     reasons, table,
 };
@@ -377,13 +378,12 @@ impl<'a> Draft<'a> {
         metric.end = Some(whole_seconds(end));
     }
 
-    /// The machine's health; none: nobody has asked since its power was changed.
+    /// The machine's health; none: nobody has asked since its power was changed, or since this process began.
     fn health(&self) -> Option<Health> {
-        let bmc = &self.seen.bmc;
-        match &bmc.unread {
-            Some(_) => Some(Health::Unknown),
-            None => bmc.power.map(|reading| reading.health),
+        if !has_bmc(self.host) || self.powerless.is_some() {
+            return Some(Health::Unknown);
         }
+        self.seen.bmc.power.map(|reading| reading.health)
     }
 
     /// The plan.

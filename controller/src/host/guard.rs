@@ -39,8 +39,12 @@ pub fn is_protected(host: &BareMetalHost) -> bool {
 
 /// True if `action` is not to be done to the host now, though it was ordered: a person has said otherwise since.
 pub fn is_called_off(host: &BareMetalHost, action: &Action) -> bool {
-    let destroys = matches!(action, Action::Clean(_) | Action::Write(_));
-    is_left_alone(host) || (destroys && is_protected(host))
+    is_left_alone(host) || (destroys(action) && is_protected(host))
+}
+
+/// True if `action` destroys data.
+pub fn destroys(action: &Action) -> bool {
+    matches!(action, Action::Clean(_) | Action::Write(_))
 }
 
 fn is_left_alone(host: &BareMetalHost) -> bool {

@@ -148,7 +148,6 @@ fn seen_at(draft: &Draft<'_>) -> Timestamp {
     draft.seen.bmc.power.map_or(draft.now, |reading| reading.at)
 }
 
-/// The name of the operation that began when the host began to wait for `reason`; and whether it has just begun.
 /// The operation `what` that began when the host began to wait for `reason`, and when that was.
 pub(super) fn operation(draft: &Draft<'_>, reason: &str, what: &str) -> (String, Timestamp) {
     let since = whole_seconds(draft.waiting_since(reason).unwrap_or(draft.now)).0;

@@ -65,59 +65,101 @@ const REBOOTING: &str = "Rebooting";
 /// In the names of operations.
 const AGAIN: &str = "again";
 
+/// How far a reboot is that somebody forces.
+enum Reboot {
+    UnderWay,
+    Done,
+    /// Why it cannot be done.
+    Failed(String),
+}
+
 /// A reboot that somebody forces (`reboot.metal3.io` with `force`) in a state that needs the ramdisk: that begins anew, with whatever it
-/// was at. True while it is on its way.
+/// was at. True while it is on its way. One that cannot be done is told of, and what is done goes on without it.
 fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
     if !reboot::wish(draft.host, true).once {
         return false;
     }
-    let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
-    let is_done = match (reach, draft.session()) {
-        (Reach::Bmc, _) => match power::tried(draft, &operation) {
-            Some(tried) if tried.result.is_ok() => true,
-            Some(tried) if !is_due(draft, tried.at) => {
-                draft.again(LOOK_AGAIN);
-                false
-            }
-            _ => {
-                // What was read before may be from before its boot.
-                let reading = draft.seen.bmc.power.filter(|reading| reading.at >= since);
-                match reading.map(|reading| reading.power) {
-                    Some(Power::On | Power::Off) => start(draft, &operation),
-                    Some(Power::Unknown) => read_power(draft),
-                    None => draft.effect(Effect::ReadPower),
-                }
-                draft.again(LOOK_AGAIN);
-                false
-            }
+    let begun = draft.waiting_since(REBOOTING).is_some();
+    let reboot = match reach {
+        Reach::Bmc => by_bmc(draft),
+        Reach::InBand => match by_ramdisk(draft) {
+            Some(reboot) => reboot,
+            None => return false,
         },
-        (Reach::InBand, Some((server, _))) => match jobs::look(server, |job| job == operation) {
-            Job::Done | Job::Failed(_) => true,
-            Job::Absent => {
-                jobs::place(draft, server, &operation, Task::Reboot);
-                false
-            }
-            Job::Pending => false,
-        },
-        // Whoever gets it into its ramdisk boots it anyway.
-        (Reach::InBand | Reach::Silent(_) | Reach::No, _) => return false,
+        Reach::Silent(_) if begun => Reboot::UnderWay,
+        Reach::Silent(_) | Reach::No => return false,
     };
-    if is_done {
+    let why = match reboot {
+        Reboot::UnderWay if draft.waited(REBOOTING, BOOT_DEADLINE) => {
+            Some(format!("that took longer than {} min", BOOT_DEADLINE.as_mins()))
+        }
+        Reboot::UnderWay | Reboot::Done => None,
+        Reboot::Failed(ref why) => Some(why.clone()),
+    };
+    if why.is_some() || matches!(reboot, Reboot::Done) {
         draft
             .metadata
             .remove_annotations
             .push(REBOOT_ANNOTATION.to_owned());
-    } else if draft.waiting_since(REBOOTING).is_none() {
+    }
+    if let Some(why) = why {
+        draft.warn(
+            "PowerManagementError",
+            format!("the machine is not rebooted as {REBOOT_ANNOTATION} forces: {why}"),
+        );
+        return false;
+    }
+    if !begun && matches!(reboot, Reboot::UnderWay) {
         draft.tell(
             "PowerOff",
-            "the machine is rebooted into its ramdisk, as somebody forces",
+            format!("the machine is rebooted into its ramdisk, because {REBOOT_ANNOTATION} forces it"),
         );
     }
     draft.wait_for(
         REBOOTING,
-        format!("waits for the reboot that reboot.metal3.io forces; next: {then}"),
+        format!("waits for the reboot that {REBOOT_ANNOTATION} forces; next: {then}"),
     );
     true
+}
+
+fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
+    let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
+    match power::tried(draft, &operation).map(|tried| (tried.at, &tried.result)) {
+        Some((_, Ok(()))) => return Reboot::Done,
+        Some((at, Err(failure))) if failure.class == FailureClass::Busy => {
+            if is_due(draft, at) {
+                start(draft, &operation);
+            }
+        }
+        Some((_, Err(failure))) => return Reboot::Failed(failure.message.clone()),
+        None => {
+            // What was read before may be from before its boot.
+            let reading = draft.seen.bmc.power.filter(|reading| reading.at >= since);
+            match reading.map(|reading| reading.power) {
+                Some(Power::On | Power::Off) => start(draft, &operation),
+                Some(Power::Unknown) | None => read_power(draft),
+            }
+        }
+    }
+    draft.again(LOOK_AGAIN);
+    Reboot::UnderWay
+}
+
+/// None: a person has to boot it anyway.
+fn by_ramdisk(draft: &mut Draft<'_>) -> Option<Reboot> {
+    let (operation, _) = power::operation(draft, REBOOTING, AGAIN);
+    // Its last word is that it goes, so its session is over when that is known.
+    match jobs::look(draft.seen.server?, |job| job == operation) {
+        Job::Done => return Some(Reboot::Done),
+        Job::Failed(why) => return Some(Reboot::Failed(why)),
+        Job::Pending => {}
+        Job::Absent => {
+            let (server, _) = draft.session()?;
+            jobs::place(draft, server, &operation, Task::Reboot);
+        }
+    }
+    draft.again(LOOK_AGAIN);
+    Some(Reboot::UnderWay)
 }
 
 /// True if the machine was booted by `tried`, for `operation` or because somebody forced that meanwhile, and is still on its way. A
@@ -125,8 +167,9 @@ fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
 fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
     let ended_at = match tried.operation.strip_prefix(jobs::OURS) {
         _ if tried.operation == operation => Some(tried.at),
-        Some(rest) if rest.starts_with(AGAIN) && draft.now.duration_since(tried.at) < BOOT_DEADLINE => {
-            tried.at.checked_add(SILENCE).ok()
+        Some(rest) if rest.starts_with(AGAIN) && tried.result.is_ok() => {
+            let is_recent = draft.now.duration_since(tried.at) < BOOT_DEADLINE;
+            tried.at.checked_add(SILENCE).ok().filter(|_| is_recent)
         }
         _ => None,
     };

@@ -47,7 +47,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.again(LOOK_AGAIN * 6);
         return;
     }
-    let registered = match access::ensure(draft) {
+    let reach = access::ensure(draft);
+    let registered = match reach {
         Reach::Bmc => true,
         Reach::InBand => is_opted_in(draft),
         Reach::Silent(_) | Reach::No => false,
@@ -70,6 +71,9 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     draft.end(|history| &mut history.register);
     if draft.status.provisioning.id.is_empty() {
         draft.uid().clone_into(&mut draft.status.provisioning.id);
+    }
+    if let (Reach::Bmc, Some(bmc)) = (reach, &draft.host.spec.bmc) {
+        access::tell_access(draft, &bmc.credentials_name);
     }
     draft.tell("Registered", "the machine can be reached");
     if next == State::Preparing {

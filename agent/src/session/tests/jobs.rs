@@ -135,6 +135,24 @@ async fn a_write_goes_on_while_connections_break_and_certificates_are_renewed() 
 }
 
 #[tokio::test]
+async fn a_certificate_is_renewed_though_no_poll_is_answered() {
+    let answers = |path: &str| match path {
+        "/v1/enrol" => Answer::Certificate {
+            time: NOW,
+            renew_at: NOW + 1,
+            authority: None,
+        },
+        "/v1/poll" => refuse(503, ProblemKind::Unavailable),
+        other => usual(other),
+    };
+    let controller = Controller::start(AROUND_NOW, answers).await;
+    let agent = Agent::of(&controller);
+    controller.until_called("/v1/renew", 1).await;
+    assert_eq!(controller.count("/v1/enrol"), 1, "one session");
+    drop(agent);
+}
+
+#[tokio::test]
 async fn an_outcome_is_repeated_until_somebody_has_it() {
     let controller = controller(vec![
         write("op-1", 3),

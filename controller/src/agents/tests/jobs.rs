@@ -544,6 +544,16 @@ async fn what_was_ordered_and_not_begun_waits_while_its_host_is_paused_detached_
         let command = agent.poll("").await.unwrap().command;
         assert_eq!(command.unwrap().id, id);
     }
+    // What another host of that name has ordered, or one that is gone, destroys nothing.
+    for gone in [false, true] {
+        let spec = json!({ "spec": { "host": { "uid": "another" }, "job": write_job("op-gone", 7) } });
+        lab.api.edit("servers", &name(1), &spec);
+        if gone {
+            lab.api.delete("baremetalhosts", "h");
+        }
+        assert_eq!(agent.poll("").await.unwrap().command, None, "{gone}");
+    }
+    lab.api.edit("servers", &name(1), &host);
     // The same for what follows a cleaning, which is told again meanwhile.
     order(&lab, &whole(&lab));
     annotate(paused);
@@ -552,6 +562,13 @@ async fn what_was_ordered_and_not_begun_waits_while_its_host_is_paused_detached_
     annotate(json!({}));
     let command = agent.poll_with(done("op-clean")).await.unwrap().command;
     assert_eq!(command.unwrap().id, "op-write");
+    // How a write went is known at once, and leaving waits.
+    annotate(json!({ "baremetalhost.metal3.io/paused": "" }));
+    let answer = agent.poll_with(done("op-write")).await.unwrap();
+    assert_eq!((answer.command, job(&lab).done), (None, true));
+    annotate(json!({}));
+    let command = agent.poll("op-write").await.unwrap().command;
+    assert_eq!(command.unwrap().action, Action::PowerOff);
 }
 
 /// Its requests as they were recorded when 1.1 was the newest: an agent of that version stays in a ramdisk while the controller is
@@ -615,6 +632,11 @@ async fn a_session_outlives_the_object_of_its_machines_host_for_it_is_the_machin
         let host = json!({ "namespace": "metal", "name": "h", "uid": uid });
         let job = write_job(&format!("host-provision-{uid}-1-0-write"), 7);
         let spec = json!({ "spec": { "host": host, "job": job } });
+        let object = json!({ "metadata": host, "spec": { "online": true } });
+        if uid != "first" {
+            lab.api.delete("baremetalhosts", "h");
+        }
+        lab.api.put("baremetalhosts", &object);
         lab.api.edit("servers", &name(1), &spec);
         let command = agent.poll("").await.unwrap().command.unwrap();
         assert!(command.id.contains(uid), "{command:?}");

@@ -137,6 +137,45 @@ fn a_forced_reboot_begins_what_the_ramdisk_does_anew_and_happens_once() {
 }
 
 #[test]
+fn a_ramdisk_without_a_bmc_reboots_once_where_that_is_forced() {
+    let mut world = World::in_band();
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioning);
+    let sessions = world.machine.sessions;
+    world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
+    world.until("its end", |world| !world.annotated(REBOOT_ANNOTATION));
+    world.until("another ramdisk", |world| world.machine.sessions > sessions);
+    assert_eq!(world.state(), State::Provisioning);
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.sessions, sessions + 1);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn a_forced_reboot_that_the_bmc_refuses_is_told_of_and_the_work_goes_on() {
+    let mut world = at(State::Provisioning);
+    world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
+    let mut refused = false;
+    for _ in 0..20 {
+        let plan = world.plan();
+        let is_power = |effect: &Effect| matches!(effect, Effect::Power { .. });
+        let fault = match plan.effects.iter().any(is_power) {
+            true => Fault::Doubtful,
+            false => Fault::None,
+        };
+        world.execute(plan, None, fault);
+        world.tick(2);
+        refused |= fault == Fault::Doubtful;
+        if !world.annotated(REBOOT_ANNOTATION) {
+            break;
+        }
+    }
+    assert!(refused && !world.annotated(REBOOT_ANNOTATION));
+    assert!(world.events.contains(&"PowerManagementError".to_owned()));
+    world.reach(State::Provisioned);
+}
+
+#[test]
 fn a_hard_reboot_does_not_ask_the_operating_system() {
     let mut world = provisioned();
     world.annotate(REBOOT_ANNOTATION, r#"{"mode":"hard"}"#);
