@@ -387,6 +387,11 @@ async fn the_patches_of_capm3_claim_pause_move_remediate_and_release_a_host() {
         good.is_some_and(|good| good.credentials_version == secret.metadata.resource_version)
     };
     let before = rig.host("up to date with its Secret", follows).await.unwrap();
+    let history = before.status.clone().unwrap().operation_history.unwrap();
+    assert_eq!(
+        history.register, registered,
+        "a label on the Secret registers nothing"
+    );
     let reports = rig.server.lock().unwrap().seen().reports;
     rig.patch(annotate(paused, json!("metal3.io/capm3")))
         .await
@@ -404,15 +409,13 @@ async fn the_patches_of_capm3_claim_pause_move_remediate_and_release_a_host() {
     rig.host("without the copy of its status", goes_on).await.unwrap();
     rig.is_reset().await.unwrap();
     let host = rig.reaches("provisioned").await.unwrap();
+    // The copy names no hardware: that is in the HardwareData, which clusterctl moves as well. The Secret has another version, so
+    // its credentials are tried anew, as upstream does.
     let lasting = |host: &BareMetalHost| {
         let status = host.status.clone().unwrap();
         let history = status.operation_history.unwrap();
         let provisioning = (status.provisioning.id, status.provisioning.image);
-        (
-            status.hardware,
-            provisioning,
-            (history.register, history.inspect, history.provision),
-        )
+        (provisioning, history.inspect, history.provision)
     };
     assert_eq!((error(&host), lasting(&host)), ("", lasting(&before)));
     assert_eq!(rig.worked(), ["clean", "write"]);
@@ -447,11 +450,6 @@ async fn the_patches_of_capm3_claim_pause_move_remediate_and_release_a_host() {
     assert!(
         host.annotations()
             .contains_key("clusterctl.cluster.x-k8s.io/block-move")
-    );
-    let history = host.status.unwrap().operation_history.unwrap();
-    assert_eq!(
-        history.register, registered,
-        "a label on the Secret registers nothing"
     );
     rig.patch(json!({
         "metadata": {"labels": {cluster_name: null}, "annotations": {"clusterctl.cluster.x-k8s.io/block-move": null}},
