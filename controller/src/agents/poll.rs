@@ -69,8 +69,6 @@ pub(super) async fn answer(
             .as_ref()
             .is_some_and(|command| edge.calls_off(&server, &command.action));
         let command = command.filter(|_| !is_called_off);
-        let goes_on = jobs::goes_on(&server, request);
-        drop(server);
         // Another edge, which the agent has left, wrote that it is gone: its next poll corrects that.
         let is_missed = was_shown && !is_shown;
         if command.is_some() || is_missed {
@@ -86,10 +84,11 @@ pub(super) async fn answer(
         if request.outcome.is_some() {
             // What was to follow does not any more: the agent tells the end again, and then it is written.
             let now = edge.store.server(&certificate.server);
-            waits = is_called_off && goes_on;
+            waits = is_called_off && jobs::goes_on(&server, request);
             unwritten = now.is_some_and(|server| jobs::news(&server, request, false).is_some());
             break None;
         }
+        drop(server);
         tokio::select! {
             () = woken => {}
             () = tokio::time::sleep_until(begun + hold) => break None,

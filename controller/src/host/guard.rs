@@ -3,7 +3,7 @@
 use muster_proto::{
     inventory::{Disk, Inventory},
     job::{DiskId, MachineId},
-    kinds::{BareMetalHost, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, Packed, Server, SessionState},
+    kinds::{BareMetalHost, PROTECTED_ANNOTATION, Packed, Server, SessionState},
     session::Action,
 };
 
@@ -48,7 +48,7 @@ pub fn destroys(action: &Action) -> bool {
 }
 
 fn is_left_alone(host: &BareMetalHost) -> bool {
-    annotation(host, PAUSED_ANNOTATION).is_some() || is_cut_off(host)
+    host::is_paused(host) || is_cut_off(host)
 }
 
 /// Why what runs on the host is not to be taken away; none: it may be. Better known before its machine is rebooted for that.

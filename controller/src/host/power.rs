@@ -76,10 +76,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
         (Power::On, false) => switch_off(draft, wish),
         (Power::Off, _) if wish.once => {
             settle(draft);
-            draft
-                .metadata
-                .remove_annotations
-                .push(REBOOT_ANNOTATION.to_owned());
+            rebooted(draft);
             draft.why("it is off, as asked; next: on again");
         }
         (Power::Off, true) => switch_on(draft),
@@ -269,10 +266,7 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
     match tried(draft, &id).map(|tried| &tried.result) {
         Some(Ok(())) => {
             settle(draft);
-            draft
-                .metadata
-                .remove_annotations
-                .push(REBOOT_ANNOTATION.to_owned());
+            rebooted(draft);
             draft.why("it was reset, as asked");
         }
         _ => switch(draft, &id, PowerOrder::Reset, "off and on"),
@@ -353,8 +347,8 @@ fn in_band(draft: &mut Draft<'_>, wish: Wish) {
     }
 }
 
-/// What is asked for once is done.
-fn rebooted(draft: &mut Draft<'_>) {
+/// The reboot that is asked for once is not asked for any more.
+pub(super) fn rebooted(draft: &mut Draft<'_>) {
     draft
         .metadata
         .remove_annotations

@@ -89,31 +89,27 @@ fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
         Reach::Silent(_) if begun => Reboot::UnderWay,
         Reach::Silent(_) | Reach::No => return false,
     };
-    let why = match reboot {
+    let reboot = match reboot {
         Reboot::UnderWay if draft.waited(REBOOTING, BOOT_DEADLINE) => {
-            Some(format!("that took longer than {} min", BOOT_DEADLINE.as_mins()))
+            Reboot::Failed(format!("that took longer than {} min", BOOT_DEADLINE.as_mins()))
         }
-        Reboot::UnderWay | Reboot::Done => None,
-        Reboot::Failed(ref why) => Some(why.clone()),
+        reboot => reboot,
     };
-    if why.is_some() || matches!(reboot, Reboot::Done) {
-        draft
-            .metadata
-            .remove_annotations
-            .push(REBOOT_ANNOTATION.to_owned());
-    }
-    if let Some(why) = why {
-        draft.warn(
-            "PowerManagementError",
-            format!("the machine is not rebooted as {REBOOT_ANNOTATION} forces: {why}"),
-        );
-        return false;
-    }
-    if !begun && matches!(reboot, Reboot::UnderWay) {
-        draft.tell(
+    match reboot {
+        Reboot::Failed(why) => {
+            power::rebooted(draft);
+            draft.warn(
+                "PowerManagementError",
+                format!("the machine is not rebooted as {REBOOT_ANNOTATION} forces: {why}"),
+            );
+            return false;
+        }
+        Reboot::Done => power::rebooted(draft),
+        Reboot::UnderWay if begun => {}
+        Reboot::UnderWay => draft.tell(
             "PowerOff",
             format!("the machine is rebooted into its ramdisk, because {REBOOT_ANNOTATION} forces it"),
-        );
+        ),
     }
     draft.wait_for(
         REBOOTING,

@@ -65,7 +65,11 @@ fn a_disk_with_large_blocks_has_it_as_fat() {
 }
 
 #[test]
-fn a_drive_that_is_too_large_is_refused() {
+fn a_drive_that_could_not_be_mounted_or_is_too_large_is_refused() {
+    assert!(matches!(
+        image(&drive(), 8192),
+        Err(ConfigDriveError::Block { block: 8192 })
+    ));
     let large = ConfigDrive {
         user_data: Some(vec![0; 64 << 20]),
         ..drive()

@@ -261,9 +261,14 @@ fn a_config_drive_that_does_not_open_leaves_a_disk_that_does_not_boot() {
 }
 
 #[test]
-fn a_config_drive_without_room_is_refused() {
+fn a_config_drive_without_room_or_on_blocks_that_are_too_large_is_refused() {
+    let config = || Some(Box::new(ConfigDrive::default()) as Box<dyn Contents>);
+    let mut trial = Trial::of(image(4096));
+    trial.config = config();
+    let refused = trial.fails(&mut old_disk(8192), After::Untouched);
+    assert!(matches!(refused, Failure::ConfigDrive { .. }), "{refused}");
     let mut trial = Trial::of(image(BLOCK));
-    trial.config = Some(Box::new(ConfigDrive::default()));
+    trial.config = config();
     let mut tight = SimDisk::new(7 * MIB + 64 * 1024, BLOCK, 0xee);
     let mut cut = image(BLOCK);
     cut.truncate(7 * MIB);

@@ -118,10 +118,7 @@ async fn a_poll_that_tells_progress_is_held_for_less_and_hears_a_newer_job_at_on
     let (agent, _) = lab.enrolled(1).await;
     order(&lab, &write_job("op-1", 7));
     let (answer, ()) = tokio::join!(agent.poll_with(telling("op-1", 1)), async {
-        lab.until("the poll is held", |lab| {
-            lab.metric("muster_agents_held_polls") == 1
-        })
-        .await;
+        lab.until_held().await;
         order(&lab, &json!({ "id": "op-2", "epoch": 8, "action": "poweroff" }));
     });
     let command = answer.unwrap().command.unwrap();
@@ -145,11 +142,7 @@ async fn a_poll_that_tells_progress_is_held_for_less_and_hears_a_newer_job_at_on
 
 #[tokio::test]
 async fn a_job_that_has_ended_is_not_given_to_the_machines_next_session() {
-    let lab = Lab::with(Pace {
-        poll: Duration::from_millis(50),
-        ..pace()
-    })
-    .await;
+    let lab = Lab::hasty().await;
     let (agent, _) = lab.enrolled(1).await;
     order(&lab, &write_job("op-1", 7));
     agent.poll("").await.unwrap();
@@ -169,11 +162,7 @@ async fn a_job_that_has_ended_is_not_given_to_the_machines_next_session() {
 
 #[tokio::test]
 async fn a_write_comes_with_the_answer_to_the_cleaning_before_it_whatever_becomes_of_the_edge() {
-    let mut lab = Lab::with(Pace {
-        poll: Duration::from_millis(50),
-        ..pace()
-    })
-    .await;
+    let mut lab = Lab::hasty().await;
     let (mut agent, _) = lab.enrolled(1).await;
     let write = write_job("op-write", 7);
     let then = json!({ "id": "op-write", "session": session(&lab).key, "write": write["write"] });
@@ -290,11 +279,7 @@ async fn the_write_after_a_cleaning_is_asked_for_unless_the_copy_is_known_to_be_
 #[tokio::test]
 async fn whatever_becomes_of_the_edge_a_machine_hears_that_it_is_to_leave_and_its_next_session_gets_nothing()
 {
-    let mut lab = Lab::with(Pace {
-        poll: Duration::from_millis(50),
-        ..pace()
-    })
-    .await;
+    let mut lab = Lab::hasty().await;
     let (mut agent, _) = lab.enrolled(1).await;
     order(&lab, &whole(&lab));
     agent.poll_with(done("op-clean")).await.unwrap();
@@ -503,11 +488,7 @@ async fn an_agent_of_version_1_0_does_what_it_knows_and_fails_what_it_does_not()
 
 #[tokio::test]
 async fn what_was_ordered_and_not_begun_waits_while_its_host_is_paused_detached_or_protected() {
-    let lab = Lab::with(Pace {
-        poll: Duration::from_millis(50),
-        ..pace()
-    })
-    .await;
+    let lab = Lab::hasty().await;
     let (agent, _) = lab.enrolled(1).await;
     let annotate = |annotations: Value| {
         let metadata = json!({ "namespace": "metal", "name": "h", "uid": "u", "annotations": annotations });

@@ -76,6 +76,15 @@ impl Lab {
         Lab::with(pace()).await
     }
 
+    /// One whose polls without news end soon.
+    async fn hasty() -> Lab {
+        Lab::with(Pace {
+            poll: Duration::from_millis(50),
+            ..pace()
+        })
+        .await
+    }
+
     async fn with(pace: Pace) -> Lab {
         let api = FakeApi::new();
         let spec = json!({ "subnet": "127.0.0.0/8", "quota": 5, "unknown": "discover" });
@@ -235,6 +244,14 @@ impl Lab {
         tokio::time::timeout(DEADLINE, waited)
             .await
             .unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    }
+
+    /// Waits until one poll is held.
+    async fn until_held(&self) {
+        self.until("the poll is held", |lab| {
+            lab.metric("muster_agents_held_polls") == 1
+        })
+        .await;
     }
 }
 

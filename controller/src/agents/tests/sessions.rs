@@ -24,10 +24,7 @@ async fn an_order_reaches_a_held_poll_at_once_and_its_outcome_is_written() {
     let (agent, _) = lab.enrolled(1).await;
     let began = tokio::time::Instant::now();
     let (answer, ()) = tokio::join!(agent.poll(""), async {
-        lab.until("the poll is held", |lab| {
-            lab.metric("muster_agents_held_polls") == 1
-        })
-        .await;
+        lab.until_held().await;
         job(&lab, "op-1", "inspect");
     });
     let command = answer.unwrap().command.unwrap();
@@ -96,11 +93,7 @@ async fn the_outcome_of_an_order_is_not_lost_while_the_api_server_is_away() {
 
 #[tokio::test]
 async fn a_poll_without_news_ends_empty() {
-    let lab = Lab::with(Pace {
-        poll: Duration::from_millis(50),
-        ..pace()
-    })
-    .await;
+    let lab = Lab::hasty().await;
     let (agent, _) = lab.enrolled(1).await;
     lab.api.requests();
     for _ in 0..3 {
@@ -115,11 +108,7 @@ async fn a_poll_without_news_ends_empty() {
 
 #[tokio::test]
 async fn a_silent_agent_is_shown_as_gone_and_comes_back() {
-    let lab = Lab::with(Pace {
-        poll: Duration::from_millis(50),
-        ..pace()
-    })
-    .await;
+    let lab = Lab::hasty().await;
     let (agent, _) = lab.enrolled(1).await;
     agent.poll("").await.unwrap();
     assert_eq!(state(&lab), SessionState::Connected);
@@ -142,10 +131,7 @@ async fn a_held_poll_that_is_cut_off_ends_the_session() {
     let lab = Lab::with(patient).await;
     let (agent, _) = lab.enrolled(1).await;
     let poll = tokio::spawn(async move { agent.poll("").await });
-    lab.until("the poll is held", |lab| {
-        lab.metric("muster_agents_held_polls") == 1
-    })
-    .await;
+    lab.until_held().await;
     poll.abort();
     lab.until("it is gone", |lab| state(lab) == SessionState::Disconnected)
         .await;
@@ -157,10 +143,7 @@ async fn an_agent_whose_end_another_edge_has_written_is_shown_as_here_again_at_o
     let (agent, _) = lab.enrolled(1).await;
     let began = tokio::time::Instant::now();
     let (answer, ()) = tokio::join!(agent.poll(""), async {
-        lab.until("the poll is held", |lab| {
-            lab.metric("muster_agents_held_polls") == 1
-        })
-        .await;
+        lab.until_held().await;
         let gone = json!({ "status": { "session": { "state": "Disconnected" } } });
         lab.api.edit("servers", &name(1), &gone);
     });
@@ -183,10 +166,7 @@ async fn a_newer_enrolment_ends_the_older_session_and_its_held_poll() {
     let lab = Lab::new().await;
     let (old, _) = lab.enrolled(1).await;
     let held = tokio::spawn(async move { (old.poll("").await, old) });
-    lab.until("the poll is held", |lab| {
-        lab.metric("muster_agents_held_polls") == 1
-    })
-    .await;
+    lab.until_held().await;
     let (new, _) = lab.enrolled(1).await;
     let (answer, old) = held.await.unwrap();
     assert_eq!(answer.unwrap_err(), refused(403, ProblemKind::Certificate));
@@ -221,11 +201,7 @@ async fn a_retry_of_an_older_enrolment_does_not_end_a_newer_session() {
 
 #[tokio::test]
 async fn a_restarted_controller_goes_on_with_the_session() {
-    let mut lab = Lab::with(Pace {
-        poll: Duration::from_millis(50),
-        ..pace()
-    })
-    .await;
+    let mut lab = Lab::hasty().await;
     let (mut agent, _) = lab.enrolled(1).await;
     lab.api.requests();
     lab.crash_and_restart().await;
@@ -308,10 +284,7 @@ async fn a_controller_that_ends_answers_held_polls() {
     let mut lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
     let held = tokio::spawn(async move { agent.poll("").await });
-    lab.until("the poll is held", |lab| {
-        lab.metric("muster_agents_held_polls") == 1
-    })
-    .await;
+    lab.until_held().await;
     lab.stop().await;
     assert_eq!(held.await.unwrap().unwrap().command, None);
     assert_eq!(
