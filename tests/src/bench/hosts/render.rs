@@ -67,6 +67,8 @@ const BOUND: &str = "\n\
     What bounds the requests to provisioned: two states, the order, the ends of the write and of the session, and two Events are seven; \
     where the watch is not known to be fresh, by a write of a moment ago that it has shown, the edge reads the Server once more before it \
     gives out the write that follows the cleaning, and the leader the host before it orders either: an old copy destroys no data.\n\n\
+    What bounds the times: the processors, which are busy all the while, most of it with the API server; so a slower computer takes longer in \
+    proportion, and times compare only within one run.\n\n\
     What bounds the bytes in etcd: upstream's API has the hardware twice, in the host's status and in the HardwareData, and the Server \
     has the whole inventory, more than 20 KiB of it.\n\n\
     What bounds the controller's memory: about 13 MiB are the program and its libraries, and no single thing is large in what a host adds: \
