@@ -276,6 +276,19 @@ impl Life {
             .await
     }
 
+    /// The running ramdisk is all that can switch the machine off.
+    async fn is_switched_off(&mut self) -> Result<()> {
+        self.patch(json!({"spec": {"online": false}})).await?;
+        let console = self.machine.console();
+        console.wait_for("switching off, as ordered", 0, SOON).await?;
+        // As QEMU's NICs cannot.
+        console
+            .wait_for("no NIC here can wake this machine", 0, SOON)
+            .await?;
+        let off = |host: &BareMetalHost| host.status.as_ref().is_some_and(|status| !status.powered_on);
+        self.reaches("off", off).await
+    }
+
     /// The jobs that were ordered, by what they do, in their order.
     fn ordered(&self) -> Vec<String> {
         let seen = self.seen.lock().unwrap();
@@ -371,6 +384,7 @@ async fn discovered_bios_machine_gets_an_operating_system_and_is_released() {
         .with_disk(Disk::new(Bus::Nvme, 20, "NVME0001"));
     let mut life = Life::begin("in-band-bios", mac, spec).await.unwrap();
     lives(&mut life, true, 0, Machine::power_cycle).await.unwrap();
+    life.is_switched_off().await.unwrap();
 }
 
 /// It boots its disk first, so the person at it has to choose the network.

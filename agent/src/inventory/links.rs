@@ -1,11 +1,12 @@
 //! What sysfs does not tell of network interfaces.
 
-mod ethtool;
-
 use std::{collections::BTreeMap, net::IpAddr};
 
 use muster_proto::{Mac, text};
 use nix::{errno::Errno, ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+
+pub use crate::net::ethtool::DriverInfo;
+use crate::net::ethtool::{self, unsupported_as_none};
 
 /// Asks about the network interfaces of the machine that the inventory is of.
 pub trait Links {
@@ -26,15 +27,6 @@ pub trait Links {
     /// # Errors
     /// [`LinksError::Addresses`].
     fn addresses(&self) -> Result<BTreeMap<String, Vec<String>>, LinksError>;
-}
-
-/// `ETHTOOL_GDRVINFO`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DriverInfo {
-    /// Name of the driver.
-    pub driver: String,
-    /// Version of the device's firmware.
-    pub firmware: String,
 }
 
 /// The kernel did not answer.
@@ -82,15 +74,6 @@ impl Links for KernelLinks {
             out.entry(entry.interface_name).or_default().push(text);
         }
         Ok(out)
-    }
-}
-
-/// `None` where the driver has no such operation or the interface no such kind of answer.
-fn unsupported_as_none<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOTTY) => Ok(None),
-        Err(errno) => Err(errno),
     }
 }
 

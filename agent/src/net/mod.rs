@@ -4,7 +4,9 @@
 
 pub mod dhcp;
 pub mod dns;
+pub(crate) mod ethtool;
 pub mod netlink;
+pub(crate) mod wake;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -106,6 +106,7 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
         return again;
     };
     let clock = Clock::told(config.time);
+    let wake_root = root.clone();
     let machine = Ramdisk::new(root, &config, clock.clone(), network, devices, console.clone());
     match session::run(Context {
         config,
@@ -120,6 +121,7 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
         }
         Ended::PowerOff => {
             tracing::info!("switching off, as ordered");
+            net::wake::arm(&wake_root);
             (Duration::ZERO, RebootMode::RB_POWER_OFF)
         }
         Ended::Refused(problem) => {

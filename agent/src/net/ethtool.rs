@@ -1,4 +1,4 @@
-//! The two ethtool commands that no file of sysfs replaces (`include/uapi/linux/ethtool.h`).
+//! The ethtool commands that no file of sysfs replaces (`include/uapi/linux/ethtool.h`).
 #![allow(unsafe_code)] // ioctl(2) takes a pointer to a structure that holds another one.
 
 use std::{ffi::c_char, os::fd::AsRawFd};
@@ -10,10 +10,13 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
-use super::DriverInfo;
-
 const GDRVINFO: u32 = 0x0000_0003;
 const GPERMADDR: u32 = 0x0000_0020;
+const GWOL: u32 = 0x0000_0005;
+const SWOL: u32 = 0x0000_0006;
+
+/// `WAKE_MAGIC`: by a packet that repeats the NIC's address.
+const MAGIC: u32 = 1 << 5;
 
 /// `MAX_ADDR_LEN` of the kernel.
 const MAX_ADDRESS: usize = 32;
@@ -39,6 +42,24 @@ struct Driver {
     counts: [u32; 5],
 }
 
+/// `struct ethtool_wolinfo`.
+#[repr(C)]
+struct Wake {
+    command: u32,
+    supported: u32,
+    options: u32,
+    password: [u8; 6],
+}
+
+/// `ETHTOOL_GDRVINFO`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DriverInfo {
+    /// Name of the driver.
+    pub driver: String,
+    /// Version of the device's firmware.
+    pub firmware: String,
+}
+
 /// A structure that `SIOCETHTOOL` reads and fills.
 ///
 /// # Safety
@@ -50,11 +71,14 @@ unsafe trait Command {}
 unsafe impl Command for PermanentAddress {}
 // SAFETY: the layout and size (196 bytes) are the kernel's, and integers take any bytes.
 unsafe impl Command for Driver {}
+// SAFETY: the layout and size (20 bytes) are the kernel's, and integers take any bytes.
+unsafe impl Command for Wake {}
 
 const _: () = assert!(size_of::<Driver>() == 196);
+const _: () = assert!(size_of::<Wake>() == 20);
 
 /// The hardware's address, of whatever length its kind of network has.
-pub(super) fn permanent_address(interface: &str) -> Result<Vec<u8>, Errno> {
+pub(crate) fn permanent_address(interface: &str) -> Result<Vec<u8>, Errno> {
     let mut command = PermanentAddress {
         command: GPERMADDR,
         size: u32::try_from(MAX_ADDRESS).expect("32 fits"),
@@ -66,7 +90,7 @@ pub(super) fn permanent_address(interface: &str) -> Result<Vec<u8>, Errno> {
 }
 
 /// Driver and firmware version.
-pub(super) fn driver_info(interface: &str) -> Result<DriverInfo, Errno> {
+pub(crate) fn driver_info(interface: &str) -> Result<DriverInfo, Errno> {
     let mut command = Driver {
         command: GDRVINFO,
         driver: [0; 32],
@@ -83,6 +107,35 @@ pub(super) fn driver_info(interface: &str) -> Result<DriverInfo, Errno> {
         driver: string(&command.driver),
         firmware: string(&command.firmware),
     })
+}
+
+/// Makes the NIC wake its machine at a magic packet, beside what it wakes it at already; false where it cannot.
+pub(crate) fn wake_on_magic(interface: &str) -> Result<bool, Errno> {
+    let mut command = Wake {
+        command: GWOL,
+        supported: 0,
+        options: 0,
+        password: [0; 6],
+    };
+    run(interface, &mut command)?;
+    if command.supported & MAGIC == 0 {
+        return Ok(false);
+    }
+    if command.options & MAGIC == 0 {
+        command.command = SWOL;
+        command.options |= MAGIC;
+        run(interface, &mut command)?;
+    }
+    Ok(true)
+}
+
+/// `None` where the driver has no such operation or the interface no such kind of answer.
+pub(crate) fn unsupported_as_none<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOTTY) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn run<C: Command>(interface: &str, command: &mut C) -> Result<(), Errno> {
