@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use muster_proto::{Mac, text};
 use nix::{errno::Errno, ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
+use crate::net::ethtool;
 pub use crate::net::ethtool::DriverInfo;
-use crate::net::ethtool::{self, unsupported_as_none};
 
 /// Asks about the network interfaces of the machine that the inventory is of.
 pub trait Links {
@@ -49,8 +49,8 @@ pub struct KernelLinks;
 
 impl Links for KernelLinks {
     fn permanent_mac(&self, interface: &str) -> Result<Option<Mac>, LinksError> {
-        let address = unsupported_as_none(ethtool::permanent_address(interface));
-        let address = address.map_err(LinksError::PermanentMac)?.unwrap_or_default();
+        let address = ethtool::permanent_address(interface).map_err(LinksError::PermanentMac)?;
+        let address = address.unwrap_or_default();
         // A driver without the notion answers with zeros.
         Ok(<[u8; 6]>::try_from(address)
             .ok()
@@ -59,8 +59,7 @@ impl Links for KernelLinks {
     }
 
     fn driver(&self, interface: &str) -> Result<DriverInfo, LinksError> {
-        let info = unsupported_as_none(ethtool::driver_info(interface));
-        Ok(info.map_err(LinksError::Driver)?.unwrap_or_default())
+        ethtool::driver_info(interface).map_err(LinksError::Driver)
     }
 
     fn addresses(&self) -> Result<BTreeMap<String, Vec<String>>, LinksError> {

@@ -13,7 +13,10 @@ use super::{
     links::Links,
     warnings::{Subject, Warnings},
 };
-use crate::sys::{self, Root};
+use crate::{
+    net,
+    sys::{self, Root},
+};
 
 /// More addresses on one interface are no inventory.
 const MAX_ADDRESSES: usize = 64;
@@ -34,9 +37,7 @@ pub(super) struct Nics {
 /// Every interface with a device behind it, in the order of kernel names.
 pub(super) fn collect(root: &Root, links: &dyn Links, warnings: &mut Warnings) -> Nics {
     let class = root.sys("class/net");
-    let names = sys::absent_as_none(sys::list(&class));
-    let mut names = warnings.on("nics", "net").or_default(names).unwrap_or_default();
-    names.retain(|name| class.join(name).join("device").exists());
+    let mut names = warnings.on("nics", "net").or_default(net::interfaces(root));
     names.sort_by_key(|name| natural(name));
     if names.len() > MAX_DEVICES {
         let more = names.len() - MAX_DEVICES;

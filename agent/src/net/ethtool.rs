@@ -77,19 +77,21 @@ unsafe impl Command for Wake {}
 const _: () = assert!(size_of::<Driver>() == 196);
 const _: () = assert!(size_of::<Wake>() == 20);
 
-/// The hardware's address, of whatever length its kind of network has.
-pub(crate) fn permanent_address(interface: &str) -> Result<Vec<u8>, Errno> {
+/// The hardware's address, of whatever length its kind of network has; none where the driver does not tell.
+pub(crate) fn permanent_address(interface: &str) -> Result<Option<Vec<u8>>, Errno> {
     let mut command = PermanentAddress {
         command: GPERMADDR,
         size: u32::try_from(MAX_ADDRESS).expect("32 fits"),
         data: [0; MAX_ADDRESS],
     };
-    run(interface, &mut command)?;
+    if !run(interface, &mut command)? {
+        return Ok(None);
+    }
     let size = usize::try_from(command.size).unwrap_or(MAX_ADDRESS);
-    Ok(command.data.get(..size).unwrap_or_default().to_vec())
+    Ok(command.data.get(..size).map(<[u8]>::to_vec))
 }
 
-/// Driver and firmware version.
+/// Driver and firmware version; empty where the driver does not tell.
 pub(crate) fn driver_info(interface: &str) -> Result<DriverInfo, Errno> {
     let mut command = Driver {
         command: GDRVINFO,
@@ -117,28 +119,19 @@ pub(crate) fn wake_on_magic(interface: &str) -> Result<bool, Errno> {
         options: 0,
         password: [0; 6],
     };
-    run(interface, &mut command)?;
-    if command.supported & MAGIC == 0 {
+    if !run(interface, &mut command)? || command.supported & MAGIC == 0 {
         return Ok(false);
     }
     if command.options & MAGIC == 0 {
         command.command = SWOL;
         command.options |= MAGIC;
-        run(interface, &mut command)?;
+        return run(interface, &mut command);
     }
     Ok(true)
 }
 
-/// `None` where the driver has no such operation or the interface no such kind of answer.
-pub(crate) fn unsupported_as_none<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOTTY) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-fn run<C: Command>(interface: &str, command: &mut C) -> Result<(), Errno> {
+/// False where the driver has no such operation or the interface no such kind of answer; `command` is as it was then.
+fn run<C: Command>(interface: &str, command: &mut C) -> Result<bool, Errno> {
     let mut name: [c_char; libc::IFNAMSIZ] = [0; libc::IFNAMSIZ];
     if interface.len() >= name.len() {
         return Err(Errno::ENODEV);
@@ -161,5 +154,9 @@ fn run<C: Command>(interface: &str, command: &mut C) -> Result<(), Errno> {
     // SAFETY: `request` is an `ifreq` as SIOCETHTOOL takes it, and its `ifru_data` points to `command`, borrowed mutably
     // until the call returns and large enough for what the kernel writes, as `Command` promises. The kernel keeps no pointer.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw const request) };
-    Errno::result(result).map(drop)
+    match Errno::result(result) {
+        Ok(_) => Ok(true),
+        Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOTTY) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }

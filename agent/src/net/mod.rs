@@ -29,7 +29,10 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::descriptor;
+use crate::{
+    descriptor,
+    sys::{self, ReadError, Root},
+};
 use dhcp::{Change, Lease};
 use netlink::{Link, Request, Said};
 
@@ -44,6 +47,14 @@ const SOCKET_PAUSE: Duration = Duration::from_secs(5);
 
 /// Number 53: DNS.
 const DNS_PORT: u16 = 53;
+
+/// The kernel's names of all interfaces with a device behind them: not of those that are software alone.
+pub(crate) fn interfaces(root: &Root) -> Result<Vec<String>, ReadError> {
+    let class = root.sys("class/net");
+    let mut names = sys::absent_as_none(sys::list(&class))?.unwrap_or_default();
+    names.retain(|name| class.join(name).join("device").exists());
+    Ok(names)
+}
 
 /// A way to some network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

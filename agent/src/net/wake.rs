@@ -3,32 +3,28 @@
 use muster_proto::Chain;
 use nix::errno::Errno;
 
-use super::ethtool::{self, unsupported_as_none};
-use crate::sys::{self, Root};
+use super::{ethtool, interfaces};
+use crate::sys::Root;
 
 /// Makes every NIC that can wake the machine do so at a magic packet: what the firmware left, or the driver switches off with the
 /// machine, would else decide. A NIC that cannot, or does not answer, keeps nothing from being switched off.
 pub(crate) fn arm(root: &Root) {
-    arm_with(root, |name| unsupported_as_none(ethtool::wake_on_magic(name)));
+    arm_with(root, ethtool::wake_on_magic);
 }
 
-fn arm_with(root: &Root, arm: impl Fn(&str) -> Result<Option<bool>, Errno>) {
-    let class = root.sys("class/net");
-    let names = match sys::absent_as_none(sys::list(&class)) {
-        Ok(names) => names.unwrap_or_default(),
+fn arm_with(root: &Root, arm: impl Fn(&str) -> Result<bool, Errno>) {
+    let names = match interfaces(root) {
+        Ok(names) => names,
         Err(error) => {
             tracing::warn!("Wake-on-LAN is not armed: {}", Chain(&error));
             return;
         }
     };
     let mut armed = Vec::new();
-    for name in names
-        .iter()
-        .filter(|name| class.join(name).join("device").exists())
-    {
+    for name in &names {
         match arm(name) {
-            Ok(Some(true)) => armed.push(name.as_str()),
-            Ok(_) => {}
+            Ok(true) => armed.push(name.as_str()),
+            Ok(false) => {}
             Err(errno) => tracing::warn!("Wake-on-LAN of {name} is not armed: {errno}"),
         }
     }
@@ -57,8 +53,8 @@ mod tests {
             asked.borrow_mut().push(name.to_owned());
             match name {
                 "eth0" => Err(Errno::EIO),
-                "eth1" => Ok(None),
-                _ => Ok(Some(true)),
+                "eth1" => Ok(false),
+                _ => Ok(true),
             }
         });
         assert_eq!(asked.into_inner(), ["eth0", "eth1", "eth2"]);
@@ -67,7 +63,7 @@ mod tests {
     /// As most virtual ones.
     #[test]
     fn the_loopback_interface_cannot_wake_anything() {
-        assert_eq!(unsupported_as_none(ethtool::wake_on_magic("lo")), Ok(None));
+        assert_eq!(ethtool::wake_on_magic("lo"), Ok(false));
         assert!(ethtool::wake_on_magic("no-such-link").is_err());
     }
 }

@@ -4,13 +4,14 @@ use muster_proto::{Mac, identity::Identity};
 
 use crate::{
     inventory::Links,
+    net,
     sys::{self, Root},
 };
 
 /// SMBIOS signals and the permanent addresses of the interfaces that have appeared so far.
 pub(super) fn early(root: &Root, links: &dyn Links) -> Identity {
     let dmi = |name: &str| sys::text(&root.sys("class/dmi/id").join(name)).ok();
-    let interfaces = sys::list(&root.sys("class/net")).unwrap_or_default();
+    let interfaces = net::interfaces(root).unwrap_or_default();
     let identity = Identity {
         system_uuid: dmi("product_uuid"),
         system_serial: dmi("product_serial"),
@@ -24,13 +25,9 @@ pub(super) fn early(root: &Root, links: &dyn Links) -> Identity {
 }
 
 fn address(root: &Root, links: &dyn Links, name: &str) -> Option<Mac> {
-    let directory = root.sys("class/net").join(name);
-    // Loopback and what is made of software have no hardware behind them.
-    if !directory.join("device").exists() {
-        return None;
-    }
+    let current = || sys::text(&root.sys("class/net").join(name).join("address"));
     let permanent = links.permanent_mac(name).ok().flatten();
-    permanent.or_else(|| sys::text(&directory.join("address")).ok()?.parse().ok())
+    permanent.or_else(|| current().ok()?.parse().ok())
 }
 
 #[cfg(test)]
