@@ -265,6 +265,9 @@ pub struct Nic {
     /// Firmware version (`ETHTOOL_GDRVINFO`).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub firmware: String,
+    /// A magic packet can switch the machine on through it (`ETHTOOL_GWOL`); none if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wake_on_lan: Option<bool>,
 }
 
 /// How the machine started.

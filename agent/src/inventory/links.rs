@@ -22,6 +22,12 @@ pub trait Links {
     /// [`LinksError::Driver`].
     fn driver(&self, interface: &str) -> Result<DriverInfo, LinksError>;
 
+    /// True if a magic packet can switch the machine on through it; none where that is not known.
+    ///
+    /// # Errors
+    /// [`LinksError::WakeOnLan`].
+    fn wakes(&self, interface: &str) -> Result<Option<bool>, LinksError>;
+
     /// The addresses of every interface, each as `10.0.0.7/24`.
     ///
     /// # Errors
@@ -38,6 +44,9 @@ pub enum LinksError {
     /// `ETHTOOL_GDRVINFO` failed.
     #[error("ask for the driver")]
     Driver(#[source] Errno),
+    /// `ETHTOOL_GWOL` failed.
+    #[error("ask for Wake-on-LAN")]
+    WakeOnLan(#[source] Errno),
     /// Listing addresses failed.
     #[error("list addresses")]
     Addresses(#[source] Errno),
@@ -60,6 +69,12 @@ impl Links for KernelLinks {
 
     fn driver(&self, interface: &str) -> Result<DriverInfo, LinksError> {
         ethtool::driver_info(interface).map_err(LinksError::Driver)
+    }
+
+    fn wakes(&self, interface: &str) -> Result<Option<bool>, LinksError> {
+        ethtool::wakes_on_magic(interface)
+            .map(Some)
+            .map_err(LinksError::WakeOnLan)
     }
 
     fn addresses(&self) -> Result<BTreeMap<String, Vec<String>>, LinksError> {
@@ -112,7 +127,9 @@ mod tests {
             "{addresses:?}"
         );
         assert_eq!(KernelLinks.permanent_mac("lo").unwrap(), None);
+        assert_eq!(KernelLinks.wakes("lo").unwrap(), Some(false));
         assert!(KernelLinks.driver("no-such-link").is_err());
+        assert!(KernelLinks.wakes("no-such-link").is_err());
         assert!(KernelLinks.driver("a-name-longer-than-any-interface").is_err());
     }
 }

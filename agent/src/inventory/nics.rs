@@ -133,6 +133,7 @@ impl Reading<'_> {
             firmware: Some(info.firmware)
                 .filter(|firmware| firmware != "N/A")
                 .unwrap_or_default(),
+            wake_on_lan: self.subject.or_default(self.links.wakes(self.name)),
         };
         (nic, identifies)
     }

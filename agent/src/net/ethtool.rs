@@ -111,23 +111,34 @@ pub(crate) fn driver_info(interface: &str) -> Result<DriverInfo, Errno> {
     })
 }
 
+/// True if the NIC can wake its machine at a magic packet, whether it would now or not.
+pub(crate) fn wakes_on_magic(interface: &str) -> Result<bool, Errno> {
+    Ok(wake(interface)?.is_some())
+}
+
 /// Makes the NIC wake its machine at a magic packet, beside what it wakes it at already; false where it cannot.
 pub(crate) fn wake_on_magic(interface: &str) -> Result<bool, Errno> {
-    let mut command = Wake {
-        command: GWOL,
-        supported: 0,
-        options: 0,
-        password: [0; 6],
-    };
-    if !run(interface, &mut command)? || command.supported & MAGIC == 0 {
+    let Some(mut command) = wake(interface)? else {
         return Ok(false);
-    }
+    };
     if command.options & MAGIC == 0 {
         command.command = SWOL;
         command.options |= MAGIC;
         return run(interface, &mut command);
     }
     Ok(true)
+}
+
+/// At what the NIC wakes its machine; none where a magic packet cannot be among it.
+fn wake(interface: &str) -> Result<Option<Wake>, Errno> {
+    let mut command = Wake {
+        command: GWOL,
+        supported: 0,
+        options: 0,
+        password: [0; 6],
+    };
+    let knows = run(interface, &mut command)?;
+    Ok(Some(command).filter(|wake| knows && wake.supported & MAGIC != 0))
 }
 
 /// False where the driver has no such operation or the interface no such kind of answer; `command` is as it was then.

@@ -49,6 +49,9 @@ mod tests {
         fn driver(&self, _: &str) -> Result<DriverInfo, LinksError> {
             Ok(DriverInfo::default())
         }
+        fn wakes(&self, _: &str) -> Result<Option<bool>, LinksError> {
+            Ok(None)
+        }
         fn addresses(&self) -> Result<BTreeMap<String, Vec<String>>, LinksError> {
             Ok(BTreeMap::new())
         }

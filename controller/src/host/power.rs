@@ -7,7 +7,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     Mac,
-    kinds::{ErrorType, REBOOT_ANNOTATION, Server},
+    inventory::Nic,
+    kinds::{ErrorType, Packed, REBOOT_ANNOTATION, Server},
 };
 
 use super::{
@@ -396,12 +397,16 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
 
 /// Nothing answers to Wake-on-LAN: whether it did anything shows when the ramdisk calls in.
 fn switch_on_from_afar(draft: &mut Draft<'_>) {
-    let macs = macs(draft.seen.server);
+    let status = draft.seen.server.and_then(|server| server.status.as_ref());
+    let inventory = status.and_then(|status| status.inventory.as_ref());
+    let inventory = inventory.map(Packed::unpack).unwrap_or_default();
+    let macs: Vec<Mac> = inventory.nics.iter().filter_map(wakes_at).collect();
     if macs.is_empty() {
-        draft.wait_for(
-            BY_HAND,
-            "the machine has no BMC, and no NIC of it is known; next: switch it on by hand",
-        );
+        let message = match inventory.nics.is_empty() {
+            true => "the machine has no BMC, and no NIC of it is known; next: switch it on by hand",
+            false => "the machine has no BMC, and no NIC of it has Wake-on-LAN; next: switch it on by hand",
+        };
+        draft.wait_for(BY_HAND, message);
         return;
     }
     draft.wait_for(
@@ -412,13 +417,8 @@ fn switch_on_from_afar(draft: &mut Draft<'_>) {
     draft.again(Duration::from_secs(300));
 }
 
-fn macs(server: Option<&Server>) -> Vec<Mac> {
-    let inventory = server.and_then(|server| server.status.as_ref()?.inventory.as_ref());
-    let nics = inventory
-        .map(|inventory| inventory.unpack().nics)
-        .unwrap_or_default();
-    nics.iter()
-        .filter_map(|nic| nic.mac)
-        .filter(|mac| mac.is_unicast())
-        .collect()
+/// At whose address in a magic packet `nic` may switch its machine on. One of which nothing is known may.
+fn wakes_at(nic: &Nic) -> Option<Mac> {
+    nic.mac
+        .filter(|mac| mac.is_unicast() && nic.wake_on_lan != Some(false))
 }

@@ -45,6 +45,11 @@ impl Links for FakeLinks {
         })
     }
 
+    fn wakes(&self, interface: &str) -> Result<Option<bool>, LinksError> {
+        self.check(interface).map_err(LinksError::WakeOnLan)?;
+        Ok(Some(interface == "eth0"))
+    }
+
     fn addresses(&self) -> Result<BTreeMap<String, Vec<String>>, LinksError> {
         Ok(self.addresses.clone())
     }
@@ -115,6 +120,7 @@ fn a_card_is_described_by_sysfs_and_the_kernel_together() {
             pci_address: "0000:00:03.0".to_owned(),
             driver: "i40e".to_owned(),
             firmware: "9.20 0x8000d95e".to_owned(),
+            wake_on_lan: Some(true),
         }]
     );
     assert_eq!(found.identifying, BTreeSet::from([mac("3c:fd:fe:00:00:01")]));
@@ -138,6 +144,7 @@ fn a_virtio_card_has_the_ids_of_its_pci_slot() {
         ("0x1041", "0000:00:03.0")
     );
     assert_eq!((nic.driver.as_str(), nic.firmware.as_str()), ("from-ethtool", ""));
+    assert_eq!(nic.wake_on_lan, Some(false));
 }
 
 #[test]
@@ -206,7 +213,8 @@ fn a_card_that_does_not_answer_keeps_what_sysfs_says() {
     let (found, warnings) = read(&one_card(), &links);
     assert_eq!(found.nics[0].mac, Some(mac("52:54:00:12:34:56")));
     assert_eq!(found.nics[0].driver, "i40e");
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert_eq!(found.nics[0].wake_on_lan, None, "nobody knows");
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
 }
 
 #[test]
