@@ -58,6 +58,12 @@ pub fn os_images() -> Result<PathBuf> {
     existing("MUSTER_OS_IMAGES", &[&target().join("os")])
 }
 
+/// A release as `cargo xtask dist` makes it, or `MUSTER_RELEASE`. Only `cargo xtask test --full` has it.
+pub fn release() -> Result<PathBuf> {
+    let made = concat!("dist/muster-", env!("CARGO_PKG_VERSION"));
+    existing("MUSTER_RELEASE", &[&target().join(made)])
+}
+
 /// Like [`boot_dir`], with an `/init` that does nothing in the place of the agent, or `MUSTER_EMPTY_BOOT_DIR`. Only the benchmark
 /// has it.
 pub fn empty_boot_dir() -> Result<PathBuf> {

@@ -4,7 +4,7 @@ use std::{path::Path, time::Instant};
 
 use anyhow::Result;
 
-use crate::{artifacts, cargo, codegen, command::Cmd, root, setup, tidy};
+use crate::{artifacts, cargo, codegen, command::Cmd, dist, root, setup, tidy};
 
 type Step = fn() -> Result<()>;
 
@@ -73,6 +73,7 @@ fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
     let full = words.iter().any(|word| word == "--full");
     if full {
         artifacts::metal3()?;
+        dist::run()?;
     }
     let words = words.iter().filter(|word| *word != "--full");
     let at = |path: &str| root().join(Path::new("target").join(path));
