@@ -15,8 +15,8 @@ use kube::{
 use muster_proto::{
     Mac,
     kinds::{
-        BareMetalHost, Dhcp, DhcpMode, Profile, Range, Segment, SegmentSpec, Server, SessionState, Trust,
-        UnknownPolicy,
+        BareMetalHost, Dhcp, DhcpMode, Packed, Profile, Range, Segment, SegmentSpec, Server, SessionState,
+        Trust, UnknownPolicy,
     },
 };
 use serde_json::Value;
@@ -323,12 +323,9 @@ pub fn memory_mib(host: &BareMetalHost) -> Option<i64> {
 /// The MAC addresses in a host's hardware.
 pub fn macs(host: &BareMetalHost) -> Vec<Mac> {
     let hardware = host.status.as_ref().and_then(|status| status.hardware.as_ref());
-    let nics = hardware
-        .map(|hardware| hardware.unpack().nics)
-        .unwrap_or_default();
-    nics.iter()
-        .filter_map(|nic| nic.mac.as_ref()?.parse().ok())
-        .collect()
+    let hardware = hardware.map(Packed::unpack).unwrap_or_default();
+    let nics = hardware.nics.iter();
+    nics.filter_map(|nic| nic.mac.as_ref()?.parse().ok()).collect()
 }
 
 /// A Segment on `bridge` that gives out the addresses 100 to 199 of its /24.

@@ -1,6 +1,6 @@
 //! BIOS machines, from power-on to BareMetalHost.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use k8s_openapi::api::events::v1::Event;
@@ -47,7 +47,7 @@ async fn lit(purpose: &str, unknown: UnknownPolicy) -> Stage {
         .expect("a controller that serves")
 }
 
-fn hardware(host: &muster_proto::kinds::BareMetalHost) -> HardwareDetails {
+fn hardware(host: &muster_proto::kinds::BareMetalHost) -> Arc<HardwareDetails> {
     let status = host.status.as_ref().expect("a status");
     status.hardware.as_ref().expect("hardware").unpack()
 }

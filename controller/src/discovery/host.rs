@@ -76,10 +76,9 @@ pub fn declared_mac(host: &BareMetalHost) -> Option<Mac> {
 /// The MAC addresses that mean `host`: the declared one, and those of inspected NICs.
 pub fn macs(host: &BareMetalHost) -> impl Iterator<Item = Mac> {
     let hardware = host.status.as_ref().and_then(|status| status.hardware.as_ref());
-    let nics = hardware
-        .map(|hardware| hardware.unpack().nics)
-        .unwrap_or_default();
-    let inspected = nics.into_iter().filter_map(|nic| nic.mac?.parse().ok());
+    let hardware = hardware.map(Packed::unpack);
+    let nics = hardware.iter().flat_map(|hardware| &hardware.nics);
+    let inspected: Vec<Mac> = nics.filter_map(|nic| nic.mac.as_ref()?.parse().ok()).collect();
     declared_mac(host).into_iter().chain(inspected)
 }
 
@@ -90,7 +89,8 @@ pub fn has_any_mac(host: &BareMetalHost, wanted: &BTreeSet<Mac>) -> bool {
 
 /// The vendor and the serial number that an inspection of `host` found, if they say something.
 pub fn serial(host: &BareMetalHost) -> Option<(String, String)> {
-    let vendor = host.status.as_ref()?.hardware.as_ref()?.unpack().system_vendor?;
+    let hardware = host.status.as_ref()?.hardware.as_ref()?.unpack();
+    let vendor = hardware.system_vendor.as_ref()?;
     let serial = text::usable(vendor.serial_number.as_deref()?)?;
     Some((
         name::vendor(vendor.manufacturer.as_deref().unwrap_or_default()),

@@ -36,7 +36,7 @@ pub(super) enum Link<'a> {
 }
 
 /// What the machine behind `server` reported.
-pub(super) fn inventory(server: &Server) -> Option<Inventory> {
+pub(super) fn inventory(server: &Server) -> Option<Arc<Inventory>> {
     Some(server.status.as_ref()?.inventory.as_ref()?.unpack())
 }
 
@@ -71,11 +71,11 @@ impl Signals {
     pub(super) fn of(server: &Server) -> Signals {
         let inventory = inventory(server);
         Signals {
-            macs: macs(server, inventory.as_ref()),
-            names: inventory.as_ref().map_or_else(Vec::new, |inventory| {
+            macs: macs(server, inventory.as_deref()),
+            names: inventory.as_deref().map_or_else(Vec::new, |inventory| {
                 name::candidates(inventory, server_name(server))
             }),
-            serial: inventory.as_ref().and_then(serial),
+            serial: inventory.as_deref().and_then(serial),
         }
     }
 
@@ -169,7 +169,7 @@ fn is_unowned(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
 /// Unowned hosts that declare one of this machine's MAC addresses. A host that Muster made for a Server since removed is known
 /// again by any NIC: the declared one may have been replaced while both were there.
 pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
-    let macs = macs(seen.server, inventory(seen.server).as_ref());
+    let macs = macs(seen.server, inventory(seen.server).as_deref());
     let all = seen.hosts.iter().map(AsRef::as_ref);
     // One that is being deleted has its machine cleaned and switched off before it goes.
     all.filter(|host| !host::is_leaving(host) || host::is_held(host))
@@ -190,7 +190,7 @@ pub(super) fn rivals<'a>(seen: &Seen<'a>, host: &BareMetalHost) -> Vec<&'a Serve
         .filter(|other| server_name(other) != server_name(seen.server))
         .filter(|other| {
             points_at(other, host)
-                || declared.is_some_and(|mac| macs(other, inventory(other).as_ref()).contains(&mac))
+                || declared.is_some_and(|mac| macs(other, inventory(other).as_deref()).contains(&mac))
         })
         .collect()
 }
@@ -213,7 +213,7 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
                 return Link::Right(host);
             }
             let declares = host::declared_mac(host)
-                .is_some_and(|mac| macs(seen.server, inventory(seen.server).as_ref()).contains(&mac));
+                .is_some_and(|mac| macs(seen.server, inventory(seen.server).as_deref()).contains(&mac));
             if owner == Some(us) || at.uid.is_empty() || declares {
                 return Link::Change(
                     host,

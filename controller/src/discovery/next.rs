@@ -501,7 +501,7 @@ fn update(
             status: Box::new(status),
         });
         plan.effects
-            .extend(told_of_hardware(host, had.as_ref(), hardware).map(Effect::Event));
+            .extend(told_of_hardware(host, had.as_deref(), hardware).map(Effect::Event));
     }
     let segment = segment_name(seen.server).map_or("", |(_, name)| name);
     let labels = host::missing(host::labels(inventory, segment), host.metadata.labels.as_ref());

@@ -116,8 +116,7 @@ impl Executor {
         host: &BareMetalHost,
         status: &BareMetalHostStatus,
     ) -> Result<Arc<BareMetalHost>, ExecuteError> {
-        let old = host.status.as_ref().map_or(Value::Null, |old| json!(old));
-        let Some(change) = difference(&old, &json!(status)) else {
+        let Some(change) = status_change(host.status.clone(), status.clone()) else {
             return Ok(Arc::new(host.clone()));
         };
         let path = Path::of(host);
@@ -494,6 +493,16 @@ impl Executor {
         self.memory.released(host);
         Ok(())
     }
+}
+
+/// The merge patch that makes `after` of `before`; none if they are equal. Hardware that stays is not unpacked for that.
+fn status_change(mut before: Option<BareMetalHostStatus>, mut after: BareMetalHostStatus) -> Option<Value> {
+    if let Some(before) = &mut before
+        && before.hardware == after.hardware
+    {
+        (before.hardware, after.hardware) = (None, None);
+    }
+    difference(&json!(before), &json!(after))
 }
 
 /// What makes the API server refuse a patch of an object that is not as it was seen.

@@ -1,6 +1,6 @@
 //! Getting the machine into its ramdisk. One that runs is used as it is; else the BMC boots it, or a person does. Pure.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
@@ -184,7 +184,7 @@ fn waits(then: &str) -> String {
 }
 
 /// What the ramdisk reported of the machine; none: not yet, and the draft says what is done with it then.
-pub(super) fn inventory(draft: &mut Draft<'_>, server: &Server, then: &str) -> Option<Inventory> {
+pub(super) fn inventory(draft: &mut Draft<'_>, server: &Server, then: &str) -> Option<Arc<Inventory>> {
     let status = server.status.as_ref();
     let inventory = status.and_then(|status| status.inventory.as_ref());
     if inventory.is_none() {

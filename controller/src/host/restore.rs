@@ -84,7 +84,7 @@ pub(super) fn hardware(draft: &mut Draft<'_>) {
         .status
         .hardware
         .as_ref()
-        .and_then(|hardware| hardware.unpack().cpu?.arch);
+        .and_then(|hardware| hardware.unpack().cpu.as_ref()?.arch.clone());
     let unsaid = draft
         .host
         .spec

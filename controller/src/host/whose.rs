@@ -24,7 +24,7 @@ pub(super) fn anothers(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String
     if agree(says, &all) {
         return None;
     }
-    let known = known(all, status.inventory.as_ref().map(Packed::unpack));
+    let known = known(all, status.inventory.as_ref().map(Packed::unpack).as_deref());
     // The host declares another machine than that of its Server, which was replaced: of that one nothing is known yet.
     if declared_mac(draft.host).is_some_and(|mac| !known.macs.contains(&mac)) {
         return None;
@@ -50,8 +50,10 @@ pub(super) fn anothers(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String
 }
 
 /// What the machine reported, all that there ever was and the latest of it, without what vendors leave unfilled.
-fn known(all: Identity, latest: Option<Inventory>) -> Identity {
-    let latest = latest.unwrap_or_default().identity.normalised();
+fn known(all: Identity, latest: Option<&Inventory>) -> Identity {
+    let latest = latest
+        .map(|latest| latest.identity.normalised())
+        .unwrap_or_default();
     let mut known = all;
     known.system_uuid = latest.system_uuid.or(known.system_uuid);
     known.system_serial = latest.system_serial.or(known.system_serial);

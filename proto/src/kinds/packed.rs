@@ -1,7 +1,7 @@
 use std::{
-    any::TypeId,
+    any::{Any, TypeId},
     borrow::Cow,
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     fmt, io,
     marker::PhantomData,
     ops::RangeInclusive,
@@ -38,11 +38,23 @@ enum By {
 /// from the next in little more than its numbers. It is kept for ever.
 const PATTERN: RangeInclusive<usize> = 2 << 10..=64 << 10;
 
+/// So many of a type stay as they were unpacked last: a decision asks for the same hardware several times, and several are under way.
+const KEPT: usize = 8;
+
 /// What zstd works with for a type: some hundred KiB.
 struct Tools {
     pack: (By, Compressor<'static>),
     unpack: Decompressor<'static>,
     unpack_by_pattern: Option<Decompressor<'static>>,
+    /// The latest one first.
+    kept: VecDeque<Kept>,
+}
+
+/// What was unpacked, and of what.
+struct Kept {
+    by: By,
+    bytes: Arc<[u8]>,
+    plain: Arc<dyn Any + Send + Sync>,
 }
 
 static TOOLS: Mutex<BTreeMap<TypeId, Tools>> = Mutex::new(BTreeMap::new());
@@ -53,7 +65,23 @@ impl Tools {
             pack: (By::Itself, Compressor::new(LEVEL)?),
             unpack: Decompressor::new()?,
             unpack_by_pattern: None,
+            kept: VecDeque::new(),
         })
+    }
+
+    /// What these bytes unpacked to, if that was lately.
+    fn kept(&mut self, by: By, bytes: &[u8]) -> Option<Arc<dyn Any + Send + Sync>> {
+        let is_it = |kept: &Kept| kept.by == by && *kept.bytes == *bytes;
+        let at = self.kept.iter().position(is_it)?;
+        let found = self.kept.remove(at)?;
+        let plain = Arc::clone(&found.plain);
+        self.kept.push_front(found);
+        Some(plain)
+    }
+
+    fn keep(&mut self, unpacked: Kept) {
+        self.kept.truncate(KEPT - 1);
+        self.kept.push_front(unpacked);
     }
 
     fn pack(&mut self, json: &[u8]) -> io::Result<(By, Vec<u8>)> {
@@ -101,10 +129,26 @@ impl<T: 'static> Packed<T> {
     }
 }
 
-impl<T: DeserializeOwned + 'static> Packed<T> {
-    /// What was packed.
-    pub fn unpack(&self) -> T {
-        serde_json::from_slice(&self.json()).expect("it was written here")
+impl<T: DeserializeOwned + Send + Sync + 'static> Packed<T> {
+    /// What was packed. To ask again at once costs little.
+    pub fn unpack(&self) -> Arc<T> {
+        let kept = with_tools::<T, _>(|tools| Ok(tools.kept(self.by, &self.bytes)));
+        let kept = kept.expect("nothing is unpacked for that");
+        if let Some(plain) = kept.and_then(|kept| kept.downcast().ok()) {
+            return plain;
+        }
+        let plain: Arc<T> = Arc::new(serde_json::from_slice(&self.json()).expect("it was written here"));
+        let unpacked = Kept {
+            by: self.by,
+            bytes: Arc::clone(&self.bytes),
+            plain: Arc::<T>::clone(&plain),
+        };
+        with_tools::<T, _>(|tools| {
+            tools.keep(unpacked);
+            Ok(())
+        })
+        .expect("nothing is packed for that");
+        plain
     }
 }
 
@@ -133,13 +177,13 @@ impl<T: 'static> PartialEq for Packed<T> {
     }
 }
 
-impl<T: DeserializeOwned + fmt::Debug + 'static> fmt::Debug for Packed<T> {
+impl<T: DeserializeOwned + fmt::Debug + Send + Sync + 'static> fmt::Debug for Packed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.unpack().fmt(f)
     }
 }
 
-impl<T: DeserializeOwned + Serialize + 'static> Serialize for Packed<T> {
+impl<T: DeserializeOwned + Serialize + Send + Sync + 'static> Serialize for Packed<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.unpack().serialize(serializer)
     }
@@ -203,7 +247,7 @@ mod tests {
             "{}",
             alone.len()
         );
-        assert_eq!(Packed::new(&inventory(26, "S")).unpack(), inventory(26, "S"));
+        assert_eq!(*Packed::new(&inventory(26, "S")).unpack(), inventory(26, "S"));
     }
 
     #[test]
@@ -233,11 +277,31 @@ mod tests {
     }
 
     #[test]
+    fn what_was_unpacked_lately_is_not_unpacked_again_and_is_forgotten_in_its_turn() {
+        /// No other test has anything of this kind.
+        #[derive(Serialize, Deserialize, PartialEq, Debug)]
+        struct Own(usize);
+        let packed: Vec<Packed<Own>> = (0..=KEPT).map(|number| Packed::new(&Own(number))).collect();
+        let first = packed[0].unpack();
+        let read_anew = Packed::new(&Own(0));
+        assert!(
+            Arc::ptr_eq(&first, &read_anew.unpack()),
+            "the same, however it came here"
+        );
+        for (number, other) in packed.iter().enumerate() {
+            assert_eq!(*other.unpack(), Own(number));
+        }
+        assert_eq!(*packed[0].unpack(), Own(0));
+        assert!(!Arc::ptr_eq(&first, &packed[0].unpack()));
+        assert!(with_tools::<Own, _>(|tools| Ok(tools.kept.len() == KEPT)).unwrap());
+    }
+
+    #[test]
     fn in_an_object_it_is_written_and_read_as_what_it_is() {
         let object = json!({"identity": {}, "inventory": inventory(2, "S")});
         let status: ServerStatus = serde_json::from_value(object).unwrap();
         assert_eq!(
-            status.inventory.as_ref().map(Packed::unpack),
+            status.inventory.as_ref().map(|packed| (*packed.unpack()).clone()),
             Some(inventory(2, "S"))
         );
         assert_eq!(json!(status)["inventory"], json!(inventory(2, "S")));
@@ -254,7 +318,7 @@ mod tests {
             let nic = |name: &str| HardwareNic { name: Some(name.to_owned()), speed_gbps: Some(speed), ..HardwareNic::default() };
             let plain = |name: &str| HardwareDetails { nics: vec![nic(name)], ..HardwareDetails::default() };
             let packed = Packed::new(&plain(&one));
-            prop_assert_eq!(packed.unpack(), plain(&one));
+            prop_assert_eq!(&*packed.unpack(), &plain(&one));
             prop_assert_eq!(&packed, &packed.clone());
             prop_assert_eq!(packed == Packed::new(&plain(&other)), one == other);
             let written: Value = serde_json::to_value(&packed).unwrap();

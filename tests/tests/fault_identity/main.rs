@@ -39,7 +39,7 @@ pub(crate) async fn discovered(stage: &Stage, server: &mut SimServer) -> BareMet
 
 pub(crate) fn disks(host: &BareMetalHost) -> Vec<String> {
     let hardware = host.status.as_ref().and_then(|status| status.hardware.as_ref());
-    let disks = hardware.map(|hardware| hardware.unpack().storage);
+    let disks = hardware.map(|hardware| hardware.unpack().storage.clone());
     disks
         .unwrap_or_default()
         .iter()

@@ -273,10 +273,9 @@ fn former_addresses(servers: &[Arc<Server>], segment: &str) -> Vec<(Mac, Ipv4Add
                     .split_once('/')
                     .is_some_and(|(host, _)| host == session.address)
             };
-            let nics = status.inventory.as_ref()?.unpack().nics;
-            let nic = nics
-                .iter()
-                .find(|nic| nic.mac.is_some() && nic.addresses.iter().any(has))?;
+            let inventory = status.inventory.as_ref()?.unpack();
+            let mut nics = inventory.nics.iter();
+            let nic = nics.find(|nic| nic.mac.is_some() && nic.addresses.iter().any(has))?;
             let there = session.state == SessionState::Connected;
             Some(((there, session.since.as_str()), (nic.mac?, address)))
         })

@@ -50,7 +50,7 @@ impl World {
     /// Changes what the machine reported.
     pub(super) fn change_inventory(&mut self, change: impl FnOnce(&mut Inventory)) {
         let status = self.server.as_mut().unwrap().status.as_mut().unwrap();
-        let mut inventory = status.inventory.as_ref().unwrap().unpack();
+        let mut inventory = Inventory::clone(&status.inventory.as_ref().unwrap().unpack());
         change(&mut inventory);
         status.inventory = Some(inventory.into());
     }

@@ -269,7 +269,7 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
     let disk = |world: &World| {
         let status = world.server.as_ref().and_then(|server| server.status.clone());
         let inventory = status.and_then(|status| status.inventory);
-        let disks = inventory.map(|inventory| inventory.unpack().disks);
+        let disks = inventory.map(|inventory| inventory.unpack().disks.clone());
         disks
             .and_then(|disks| disks.into_iter().next())
             .unwrap_or_default()

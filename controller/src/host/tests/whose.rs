@@ -1,6 +1,9 @@
 //! A BMC that says of itself that it is another machine's.
 
-use muster_proto::kinds::{BMC_IDENTITY_ANNOTATION, ErrorType, PROTECTED_ANNOTATION, Packed};
+use muster_proto::{
+    inventory::Inventory,
+    kinds::{BMC_IDENTITY_ANNOTATION, ErrorType, PROTECTED_ANNOTATION, Packed},
+};
 
 use super::{
     super::{Effect, State},
@@ -26,7 +29,7 @@ fn says(uuid: &str, serial: &str) -> Identity {
 fn rewired(mut world: World, serial: &str, bmc: Identity) -> World {
     world.says = bmc;
     let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-    let mut inventory = status.inventory.as_ref().unwrap().unpack();
+    let mut inventory = Inventory::clone(&status.inventory.as_ref().unwrap().unpack());
     inventory.identity.system_serial = Some(serial.to_owned()).filter(|text| !text.is_empty());
     status.inventory = Some(Packed::new(&inventory));
     world.restart();

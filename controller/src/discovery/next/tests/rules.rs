@@ -111,8 +111,8 @@ fn a_replaced_nic_or_serial_keeps_the_name() {
     sim.settle();
     assert_eq!(sim.names(), [NAME]);
     let status = sim.host(NAME).status.as_ref().unwrap();
-    let nics = status.hardware.as_ref().unwrap().unpack().nics;
-    assert_eq!(nics[0].mac, Some(mac(2).to_string()));
+    let hardware = status.hardware.as_ref().unwrap().unpack();
+    assert_eq!(hardware.nics[0].mac, Some(mac(2).to_string()));
 }
 
 #[test]
