@@ -36,6 +36,12 @@ impl Bucket {
         fits
     }
 
+    /// Takes the next one, whenever that is. Returns how long until then.
+    pub fn reserve(&mut self, rate: Rate, now: Instant) -> Duration {
+        self.full = self.full.max(now) + rate.every;
+        (self.full - now).saturating_sub(rate.every * rate.burst)
+    }
+
     /// Gives back one that was taken: what it was taken for did not happen.
     pub fn give_back(&mut self, rate: Rate) {
         self.full = self.full.checked_sub(rate.every).unwrap_or(self.full);
@@ -68,5 +74,20 @@ mod tests {
         assert!(!bucket.is_full(now + Duration::from_secs(179)));
         assert!(bucket.is_full(now + Duration::from_secs(180)));
         assert_eq!(taken(&mut bucket, now + Duration::from_secs(3600)), 5);
+    }
+
+    #[test]
+    fn who_reserves_has_a_turn_that_nobody_else_has() {
+        let rate = Rate {
+            burst: 2,
+            every: Duration::from_secs(3),
+        };
+        let now = Instant::now();
+        let mut bucket = Bucket::new(now);
+        let turns: Vec<u64> = (0..5).map(|_| bucket.reserve(rate, now).as_secs()).collect();
+        assert_eq!(turns, [0, 0, 3, 6, 9]);
+        assert_eq!(bucket.reserve(rate, now + Duration::from_secs(9)).as_secs(), 3);
+        let later = now + Duration::from_secs(60);
+        assert_eq!(bucket.reserve(rate, later).as_secs(), 0);
     }
 }

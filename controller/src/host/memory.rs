@@ -83,8 +83,8 @@ struct Entry {
     /// What another operator held for it is let go.
     released: bool,
     rounds: Bucket,
-    /// Since when a status waits to be written.
-    deferred: Option<Instant>,
+    /// Since when a status waits to be written, and until when it then waits for its turn.
+    deferred: Option<(Instant, Option<Instant>)>,
     /// The resource version that the last round looked at.
     looked: Option<u128>,
     host: Own<BareMetalHost>,
@@ -240,16 +240,28 @@ impl Memory {
         self.with(host, |entry| entry.rounds.take(ROUNDS, Instant::now())) == Some(true)
     }
 
-    /// How long a status that can wait is to wait on; none once it has waited for as long as `patience`.
-    pub fn defers(&self, host: &BareMetalHost, patience: Duration) -> Option<Duration> {
+    /// How long a status that can wait is to wait on; none once it has waited for as long as `patience`, and for as long after that as
+    /// `turn` says, which is asked once.
+    pub fn defers(
+        &self,
+        host: &BareMetalHost,
+        patience: Duration,
+        turn: impl FnOnce() -> Duration,
+    ) -> Option<Duration> {
+        let now = Instant::now();
         let left = |entry: &mut Entry| {
-            let since = entry.deferred.get_or_insert_with(Instant::now);
-            patience.checked_sub(since.elapsed())
+            let (since, at) = entry.deferred.get_or_insert((now, None));
+            let left = (*since + patience).saturating_duration_since(now);
+            if left > EARLY {
+                return left;
+            }
+            let at = at.get_or_insert_with(|| now + turn());
+            at.saturating_duration_since(now)
         };
-        self.with(host, left).flatten().filter(|left| *left > EARLY)
+        self.with(host, left).filter(|left| !left.is_zero())
     }
 
-    /// No status waits: it was written, or is as it should be.
+    /// No status waits: it is written, or is as it should be.
     pub fn waits_no_more(&self, host: &BareMetalHost) {
         self.with(host, |entry| entry.deferred = None);
     }
@@ -376,17 +388,23 @@ mod tests {
             server: None,
             hardware: None,
         });
-        assert_eq!(memory.defers(&host, patience), Some(patience));
+        let at_once = || Duration::ZERO;
+        let defers = |patience| memory.defers(&host, patience, at_once);
+        assert_eq!(defers(patience), Some(patience));
         tokio::time::advance(Duration::from_secs(20)).await;
-        assert_eq!(memory.defers(&host, patience), Some(Duration::from_secs(100)));
-        assert_eq!(
-            memory.defers(&host, Duration::from_secs(5)),
-            None,
-            "the line stands still"
-        );
+        assert_eq!(defers(patience), Some(Duration::from_secs(100)));
+        assert_eq!(defers(Duration::from_secs(5)), None, "the line stands still");
         tokio::time::advance(Duration::from_secs(100)).await;
-        assert_eq!(memory.defers(&host, patience), None);
+        assert_eq!(defers(patience), None);
         memory.waits_no_more(&host);
-        assert_eq!(memory.defers(&host, patience), Some(patience));
+        assert_eq!(defers(patience), Some(patience));
+
+        // And then it has its turn, which is given once.
+        tokio::time::advance(patience).await;
+        let turn = Duration::from_secs(7);
+        assert_eq!(memory.defers(&host, patience, || turn), Some(turn));
+        assert_eq!(defers(patience), Some(turn));
+        tokio::time::advance(turn).await;
+        assert_eq!(memory.defers(&host, patience, || turn), None);
     }
 }

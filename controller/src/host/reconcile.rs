@@ -60,7 +60,8 @@ const TOO_FAST: Duration = Duration::from_secs(1);
 
 /// How long a status that only says what the host waits for may wait itself: most steps are over by then, and cost no write.
 const DEFER: Duration = Duration::from_secs(5);
-/// The same of one that waits for a place while others get theirs all the time: its turn may be near, and then it is woken.
+/// The same of one that waits for a place while others get theirs all the time: its turn may be near, and then it is woken. Those that
+/// wait for longer say so one after the other ([`Slots::turn_to_tell`]).
 const DEFER_IN_LINE: Duration = Duration::from_secs(120);
 
 /// What the loop is given.
@@ -211,16 +212,21 @@ impl Context {
 
     /// After which time to look again, if the status of `plan` is not written yet.
     fn defers(&self, host: &BareMetalHost, plan: &Plan) -> Option<Duration> {
-        let Some(status) = &plan.status else {
+        let waits = plan.status.as_ref().filter(|_| can_wait(host, plan));
+        let Some(status) = waits else {
+            // What waits after this begins to wait then.
             self.memory.waits_no_more(host);
             return None;
         };
-        let patience = match waits_in_line(status) && self.slots.moved(DEFER) {
+        let in_line = waits_in_line(status);
+        let patience = match in_line && self.slots.moved(DEFER) {
             true => DEFER_IN_LINE,
             false => DEFER,
         };
-        let can_wait = can_wait(host, plan);
-        can_wait.then(|| self.memory.defers(host, patience)).flatten()
+        self.memory.defers(host, patience, || match in_line {
+            true => self.slots.turn_to_tell(),
+            false => Duration::ZERO,
+        })
     }
 
     /// All hosts, after everything that is known of hosts was brought up to date.

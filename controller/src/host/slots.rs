@@ -12,6 +12,13 @@ use std::{
 use tokio::time::Instant;
 
 use super::index::Path;
+use crate::bucket::{Bucket, Rate};
+
+/// How often one more of those that wait is told so: thousands at once would keep the API server from those whose turn it is.
+pub(super) const TOLD: Rate = Rate {
+    burst: 1,
+    every: Duration::from_millis(100),
+};
 
 /// The places.
 #[derive(Debug)]
@@ -32,6 +39,7 @@ struct Inner {
     last: u64,
     /// When a place was passed on last.
     passed: Option<Instant>,
+    told: Option<Bucket>,
 }
 
 impl Inner {
@@ -97,6 +105,14 @@ impl Slots {
     /// True if one of those that wait got a place within the time `lately` before now.
     pub fn moved(&self, lately: Duration) -> bool {
         self.lock().passed.is_some_and(|at| at.elapsed() < lately)
+    }
+
+    /// How long until it is the turn of one more of those that wait to be told so. Each call is another one's turn.
+    pub fn turn_to_tell(&self) -> Duration {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let told = inner.told.get_or_insert_with(|| Bucket::new(now));
+        told.reserve(TOLD, now)
     }
 
     /// `host` was busy when this process began, so it has a place, limit or not.

@@ -9,13 +9,16 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::api::core::v1::Secret;
 use muster_proto::kinds::{ErrorType, HardwareData, Server};
 use serde_json::json;
-use tokio::sync::broadcast::{self, error::TryRecvError};
+use tokio::{
+    sync::broadcast::{self, error::TryRecvError},
+    time::Instant,
+};
 
 use self::{
     lab::{CANARY, IMAGE, Lab},
     trouble::{At, Trouble},
 };
-use crate::{bmc::BmcError, world::Change};
+use crate::{bmc::BmcError, host::slots::TOLD, world::Change};
 
 /// Declared, available, provisioned, available again, deleted.
 async fn live(lab: &Lab) {
@@ -445,6 +448,36 @@ async fn who_has_no_place_stays_where_it_is_and_says_so_once_that_lasts() {
 
 fn delayed(host: &muster_proto::kinds::BareMetalHost) -> bool {
     host.status.as_ref().is_some_and(super::waits_in_line)
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_wait_in_line_say_so_one_after_the_other() {
+    let lab = Lab::with_limit(7, 1);
+    let mut changes = lab.api.changes();
+    let told = lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "inspecting").await;
+        (2..=7).for_each(|number| lab.declare(number));
+        let mut told = BTreeMap::new();
+        while told.len() < 6 {
+            if let Change::Host(host) = changes.recv().await.unwrap()
+                && delayed(&host)
+            {
+                told.entry(host.metadata.name.clone())
+                    .or_insert_with(Instant::now);
+            }
+        }
+        told
+    });
+    let mut told: Vec<Instant> = told.await.into_values().collect();
+    told.sort_unstable();
+    let apart = told.windows(2).map(|pair| pair[1] - pair[0]);
+    let apart: Vec<_> = apart.collect();
+    let pause = TOLD.every;
+    assert!(
+        apart.iter().all(|apart| *apart >= pause && *apart < 2 * pause),
+        "{apart:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
