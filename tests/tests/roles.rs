@@ -15,6 +15,8 @@ use muster_tests::{
     bridges::{BR0, api_in},
     cluster::{Cluster, Role},
     controller::Controller,
+    forward::Forwarder,
+    lines::Lines,
     machine::{Machine, MachineSpec},
     netns::Netns,
     ra::Router,
@@ -91,6 +93,14 @@ async fn edge_and_control_are_each_killed_and_a_machine_appears_once() {
     assert_eq!(stage.servers().await.unwrap().len(), 1);
 }
 
+/// Another computer on the network, whose interface has the same name, and its ways to the machines and to the API server.
+async fn another_computer(net: &Netns) -> Result<(Netns, Router, Forwarder)> {
+    let elsewhere = net.neighbour(BR0.name, BR0.name, "10.77.0.2/24")?;
+    let router = Router::on(&elsewhere, BR0.name)?;
+    let api = api_in(&elsewhere, Cluster::shared().await?)?;
+    Ok((elsewhere, router, api))
+}
+
 /// Until somebody in `net` listens on DHCP's port.
 async fn hears(net: &Netns) -> Result<()> {
     let open = || net.run(|| std::fs::read_to_string("/proc/thread-self/net/udp"));
@@ -119,10 +129,7 @@ async fn two_edges_and_two_controls_serve_one_network_as_one() {
     let _slots = Slots::take(1).await.unwrap();
     let (mut stage, _control) = split("replicas").await.unwrap();
     let net = stage.network.net.clone();
-    // The second edge is another computer, whose interface has the same name.
-    let elsewhere = net.neighbour(BR0.name, "br0", "10.77.0.2/24").unwrap();
-    let _router = Router::on(&elsewhere, "br0").unwrap();
-    let _api = api_in(&elsewhere, Cluster::shared().await.unwrap()).unwrap();
+    let (elsewhere, _router, _api) = another_computer(&net).await.unwrap();
     let mut second = stage.another(&elsewhere, Role::Edge, "edge2").await.unwrap();
     let mut control2 = stage.another(&net, Role::Control, "control2").await.unwrap();
     second.start().unwrap();
@@ -169,4 +176,50 @@ async fn two_edges_and_two_controls_serve_one_network_as_one() {
         "a replica is no stranger: {}",
         alone.message
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_stands_by_serves_machines_and_takes_over_from_a_killed_leader() {
+    let _slots = Slots::take(1).await.unwrap();
+    let mut stage = Stage::dark("standby", &[BR0]).await.unwrap();
+    let net = stage.network.net.clone();
+    stage.controller.start().unwrap();
+    let leader = stage.controller.log().clone();
+    leader.wait_for(": leads lease=", 0, START).await.unwrap();
+    let (elsewhere, _router, _api) = another_computer(&net).await.unwrap();
+    let mut second = stage.another(&elsewhere, Role::Both, "second").await.unwrap();
+    second.start().unwrap();
+    let standby = second.log().clone();
+    standby.wait_for("stands by", 0, START).await.unwrap();
+    let spec = SegmentSpec {
+        agent_endpoints: vec!["10.77.0.2:9443".to_owned()],
+        ..hold().unwrap()
+    };
+    stage.serve(BR0.name, spec).await.unwrap();
+    hears(&elsewhere).await.unwrap();
+
+    // The agent is the standby's, and its host the leader's.
+    let spec = MachineSpec::bios("m", mac(1), BR0.name);
+    let mut machine = Machine::new(&net, stage.scratch.path(), spec).unwrap();
+    machine.power_on().unwrap();
+    let host = stage.host(mac(1), SOON, |_| true).await.unwrap();
+    let enrolled = |log: &Lines| log.from(0).iter().any(|line| line.text.contains(": enrolled "));
+    assert!(enrolled(&standby) && !enrolled(&leader));
+    let (sent, _) = machine
+        .console()
+        .wait_for("step=inventory-sent", 0, SOON)
+        .await
+        .unwrap();
+    stage.controller.kill();
+    inspect_again(&stage, &host).await.unwrap();
+    standby.wait_for(": leads lease=", 0, SOON).await.unwrap();
+    machine
+        .console()
+        .wait_for("step=inventory-sent", sent + 1, SOON)
+        .await
+        .unwrap();
+    let done = |host: &BareMetalHost| !host.annotations().contains_key(INSPECT_ANNOTATION);
+    stage.host(mac(1), SOON, done).await.unwrap();
+    assert_eq!(stage.hosts().await.unwrap().len(), 1);
+    assert_eq!(stage.servers().await.unwrap().len(), 1);
 }
