@@ -265,7 +265,7 @@ pub struct Nic {
     /// Firmware version (`ETHTOOL_GDRVINFO`).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub firmware: String,
-    /// A magic packet can switch the machine on through it (`ETHTOOL_GWOL`); none if that is not known.
+    /// A magic packet can switch the machine on through it (`ETHTOOL_GWOL`); none if the driver does not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wake_on_lan: Option<bool>,
 }

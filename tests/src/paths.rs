@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 /// The workspace's root: the lab always runs from the tree that it was built from.
 pub fn workspace() -> PathBuf {
@@ -61,7 +61,7 @@ pub fn os_images() -> Result<PathBuf> {
 /// A release as `cargo xtask dist` makes it, or `MUSTER_RELEASE`. Only `cargo xtask test --full` has it.
 pub fn release() -> Result<PathBuf> {
     let made = concat!("dist/muster-", env!("CARGO_PKG_VERSION"));
-    existing("MUSTER_RELEASE", &[&target().join(made)])
+    existing("MUSTER_RELEASE", &[&target().join(made)]).context("no release: `cargo xtask dist` makes one")
 }
 
 /// Like [`boot_dir`], with an `/init` that does nothing in the place of the agent, or `MUSTER_EMPTY_BOOT_DIR`. Only the benchmark

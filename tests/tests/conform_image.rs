@@ -102,7 +102,7 @@ fn another_reader_takes_the_image_and_finds_the_controller_in_it() {
     let image = written(scratch.path()).unwrap();
     let (controller, boot_dir) = (paths::controller().unwrap(), paths::boot_dir().unwrap());
     holds(&image, &controller, &boot_dir).unwrap();
-    // Its controller is built for a quarter of an hour.
+    // There is a release only then: to build its controller takes a quarter of an hour.
     if env::var_os("MUSTER_FULL").is_some() {
         a_release_is_whole_and_its_programs_need_nothing_else().unwrap();
     }

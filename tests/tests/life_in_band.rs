@@ -283,8 +283,14 @@ impl Life {
         console.wait_for("switching off, as ordered", 0, SOON).await?;
         // As QEMU's NICs cannot.
         console
-            .wait_for("no NIC here can wake this machine", 0, SOON)
+            .wait_for("Wake-on-LAN is armed on no NIC", 0, SOON)
             .await?;
+        let gone = async {
+            while self.machine.is_on() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(SOON, gone).await.context("it stays on")?;
         let off = |host: &BareMetalHost| host.status.as_ref().is_some_and(|status| !status.powered_on);
         self.reaches("off", off).await
     }

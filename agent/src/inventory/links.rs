@@ -72,9 +72,11 @@ impl Links for KernelLinks {
     }
 
     fn wakes(&self, interface: &str) -> Result<Option<bool>, LinksError> {
-        ethtool::wakes_on_magic(interface)
-            .map(Some)
-            .map_err(LinksError::WakeOnLan)
+        match ethtool::wakes_on_magic(interface) {
+            // Unlike the rest, only a privileged process is told.
+            Err(Errno::EPERM) => Ok(None),
+            told => told.map_err(LinksError::WakeOnLan),
+        }
     }
 
     fn addresses(&self) -> Result<BTreeMap<String, Vec<String>>, LinksError> {
@@ -127,7 +129,7 @@ mod tests {
             "{addresses:?}"
         );
         assert_eq!(KernelLinks.permanent_mac("lo").unwrap(), None);
-        assert_eq!(KernelLinks.wakes("lo").unwrap(), Some(false));
+        assert_eq!(KernelLinks.wakes("lo").unwrap(), None, "its driver does not tell");
         assert!(KernelLinks.driver("no-such-link").is_err());
         assert!(KernelLinks.wakes("no-such-link").is_err());
         assert!(KernelLinks.driver("a-name-longer-than-any-interface").is_err());

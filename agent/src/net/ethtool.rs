@@ -111,25 +111,34 @@ pub(crate) fn driver_info(interface: &str) -> Result<DriverInfo, Errno> {
     })
 }
 
-/// True if the NIC can wake its machine at a magic packet, whether it would now or not.
-pub(crate) fn wakes_on_magic(interface: &str) -> Result<bool, Errno> {
-    Ok(wake(interface)?.is_some())
+/// True if the NIC can wake its machine at a magic packet, whether it would now or not; none where the driver does not tell.
+pub(crate) fn wakes_on_magic(interface: &str) -> Result<Option<bool>, Errno> {
+    Ok(wake(interface)?.as_ref().map(Wake::has_magic))
 }
 
-/// Makes the NIC wake its machine at a magic packet, beside what it wakes it at already; false where it cannot.
+/// Makes the NIC wake its machine at a magic packet, beside what it wakes it at already; false where it cannot, or does not tell.
 pub(crate) fn wake_on_magic(interface: &str) -> Result<bool, Errno> {
-    let Some(mut command) = wake(interface)? else {
+    let Some(mut command) = wake(interface)?.filter(Wake::has_magic) else {
         return Ok(false);
     };
     if command.options & MAGIC == 0 {
         command.command = SWOL;
         command.options |= MAGIC;
-        return run(interface, &mut command);
+        // It said that it can.
+        if !run(interface, &mut command)? {
+            return Err(Errno::EOPNOTSUPP);
+        }
     }
     Ok(true)
 }
 
-/// At what the NIC wakes its machine; none where a magic packet cannot be among it.
+impl Wake {
+    fn has_magic(&self) -> bool {
+        self.supported & MAGIC != 0
+    }
+}
+
+/// At what the NIC can wake its machine, and does; none where the driver does not tell.
 fn wake(interface: &str) -> Result<Option<Wake>, Errno> {
     let mut command = Wake {
         command: GWOL,
@@ -137,8 +146,8 @@ fn wake(interface: &str) -> Result<Option<Wake>, Errno> {
         options: 0,
         password: [0; 6],
     };
-    let knows = run(interface, &mut command)?;
-    Ok(Some(command).filter(|wake| knows && wake.supported & MAGIC != 0))
+    let tells = run(interface, &mut command)?;
+    Ok(tells.then_some(command))
 }
 
 /// False where the driver has no such operation or the interface no such kind of answer; `command` is as it was then.

@@ -1,5 +1,11 @@
 //! Wake-on-LAN, on the side of the machine that is to be woken.
 
+use std::{
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
 use muster_proto::Chain;
 use nix::errno::Errno;
 
@@ -9,7 +15,23 @@ use crate::sys::Root;
 /// Makes every NIC that can wake the machine do so at a magic packet: what the firmware left, or the driver switches off with the
 /// machine, would else decide. A NIC that cannot, or does not answer, keeps nothing from being switched off.
 pub(crate) fn arm(root: &Root) {
-    arm_with(root, ethtool::wake_on_magic);
+    let root = root.clone();
+    aside(move || arm_with(&root, ethtool::wake_on_magic));
+}
+
+/// A driver may keep whoever asks it waiting for ever, and all who ask about a network after that.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Does `work` on a thread of its own, and goes on without it after [`PATIENCE`].
+fn aside(work: impl FnOnce() + Send + 'static) {
+    let (done, end) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        work();
+        drop(done);
+    });
+    if end.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+        tracing::warn!("Wake-on-LAN: a NIC does not answer; the machine is switched off without");
+    }
 }
 
 fn arm_with(root: &Root, arm: impl Fn(&str) -> Result<bool, Errno>) {
@@ -29,7 +51,7 @@ fn arm_with(root: &Root, arm: impl Fn(&str) -> Result<bool, Errno>) {
         }
     }
     if armed.is_empty() {
-        tracing::info!("no NIC here can wake this machine");
+        tracing::info!("Wake-on-LAN is armed on no NIC");
     } else {
         tracing::info!("Wake-on-LAN is armed on {}", armed.join(", "));
     }
@@ -60,10 +82,20 @@ mod tests {
         assert_eq!(asked.into_inner(), ["eth0", "eth1", "eth2"]);
     }
 
-    /// As most virtual ones.
+    #[test]
+    fn who_waits_for_a_nic_goes_on_when_it_has_answered() {
+        let (tell, told) = mpsc::channel();
+        aside(move || tell.send(()).expect("somebody waits"));
+        assert_eq!(told.try_recv(), Ok(()));
+    }
+
+    /// As most virtual ones; an unprivileged process is not even told that.
     #[test]
     fn the_loopback_interface_cannot_wake_anything() {
-        assert_eq!(ethtool::wake_on_magic("lo"), Ok(false));
+        assert!(matches!(
+            ethtool::wake_on_magic("lo"),
+            Ok(false) | Err(Errno::EPERM)
+        ));
         assert!(ethtool::wake_on_magic("no-such-link").is_err());
     }
 }

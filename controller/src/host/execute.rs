@@ -516,3 +516,37 @@ fn params() -> PatchParams {
         ..PatchParams::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::kinds::HardwareDetails;
+
+    use super::*;
+    use crate::patch::merge;
+
+    #[test]
+    fn whatever_changes_in_a_status_is_in_the_patch() {
+        let hardware = |name: &str| HardwareDetails {
+            hostname: Some(name.to_owned()),
+            ..HardwareDetails::default()
+        };
+        let all = [None, Some("a"), Some("b")].map(|name| {
+            ["", "said"].map(|said| BareMetalHostStatus {
+                hardware: name.map(|name| hardware(name).into()),
+                error_message: said.to_owned(),
+                ..BareMetalHostStatus::default()
+            })
+        });
+        let all: Vec<_> = all.into_iter().flatten().collect();
+        for before in all.iter().cloned().map(Some).chain([None]) {
+            for after in &all {
+                let mut written = json!(before);
+                match status_change(before.clone(), after.clone()) {
+                    Some(change) => merge(&mut written, &change),
+                    None => assert_eq!(before.as_ref(), Some(after)),
+                }
+                assert_eq!(written, json!(after));
+            }
+        }
+    }
+}

@@ -402,9 +402,12 @@ fn switch_on_from_afar(draft: &mut Draft<'_>) {
     let inventory = inventory.map(Packed::unpack).unwrap_or_default();
     let macs: Vec<Mac> = inventory.nics.iter().filter_map(wakes_at).collect();
     if macs.is_empty() {
-        let message = match inventory.nics.is_empty() {
-            true => "the machine has no BMC, and no NIC of it is known; next: switch it on by hand",
-            false => "the machine has no BMC, and no NIC of it has Wake-on-LAN; next: switch it on by hand",
+        let without = |nic: &Nic| nic.wake_on_lan == Some(false);
+        let message = match !inventory.nics.is_empty() && inventory.nics.iter().all(without) {
+            true => "the machine has no BMC, and no NIC of it has Wake-on-LAN; next: switch it on by hand",
+            false => {
+                "the machine has no BMC, and no NIC of it is known that may have Wake-on-LAN; next: switch it on by hand"
+            }
         };
         draft.wait_for(BY_HAND, message);
         return;

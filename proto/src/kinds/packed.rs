@@ -79,9 +79,17 @@ impl Tools {
         Some(plain)
     }
 
-    fn keep(&mut self, unpacked: Kept) {
-        self.kept.truncate(KEPT - 1);
+    /// Keeps what was unpacked; what it takes the place of.
+    fn keep(&mut self, unpacked: Kept) -> Option<Kept> {
+        // Somebody may have unpacked the same meanwhile.
+        if self.kept(unpacked.by, &unpacked.bytes).is_some() {
+            return Some(unpacked);
+        }
         self.kept.push_front(unpacked);
+        if self.kept.len() > KEPT {
+            return self.kept.pop_back();
+        }
+        None
     }
 
     fn pack(&mut self, json: &[u8]) -> io::Result<(By, Vec<u8>)> {
@@ -143,11 +151,9 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Packed<T> {
             bytes: Arc::clone(&self.bytes),
             plain: Arc::<T>::clone(&plain),
         };
-        with_tools::<T, _>(|tools| {
-            tools.keep(unpacked);
-            Ok(())
-        })
-        .expect("nothing is packed for that");
+        // Dropped when nobody has to wait for that.
+        let over = with_tools::<T, _>(|tools| Ok(tools.keep(unpacked)));
+        drop(over.expect("nothing is packed for that"));
         plain
     }
 }

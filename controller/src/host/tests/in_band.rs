@@ -5,7 +5,7 @@ use muster_proto::kinds::{ErrorType, REBOOT_ANNOTATION};
 use super::{
     super::{State, plan::PowerOrder},
     life::waiting,
-    world::{self, Content, Fault, IMAGE, World},
+    world::{Content, Fault, IMAGE, World},
 };
 
 /// Outside of `provisioned`, upstream heeds only a wish that insists.
@@ -68,16 +68,23 @@ fn a_machine_without_wake_on_lan_is_switched_on_by_a_person_whom_the_condition_a
 #[test]
 fn nothing_is_sent_to_nics_that_cannot_wake_their_machine() {
     let mut world = switched_off();
-    let mut inventory = world::inventory();
-    inventory.nics[0].wake_on_lan = Some(false);
-    let status = world.server.as_mut().and_then(|server| server.status.as_mut());
-    status.unwrap().inventory = Some(inventory.into());
+    world.change_inventory(|inventory| inventory.nics[0].wake_on_lan = Some(false));
     world.host().spec.online = true;
     world.settle();
     assert!(!world.machine.on, "it would have heard");
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "PowerByHand");
     assert!(message.contains("no NIC of it has Wake-on-LAN"), "{message}");
+
+    // One beside them of which nothing is known may wake it.
+    world.change_inventory(|inventory| {
+        let mut other = inventory.nics[0].clone();
+        other.mac = "52:54:00:ff:ff:01".parse().ok();
+        inventory.nics[0].wake_on_lan = None;
+        inventory.nics.insert(0, other);
+    });
+    world.settle();
+    assert!(is_ready(&world), "{:?}", waiting(&world));
 }
 
 #[test]
