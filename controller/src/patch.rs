@@ -1,6 +1,8 @@
 //! What changes from one JSON object to another, as a patch that changes nothing else. Pure.
 
-use serde_json::Value;
+use muster_proto::kinds::Packed;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 /// The merge patch (RFC 7396) that makes `to` of `from`; `None` if they are equal.
 pub(crate) fn difference(from: &Value, to: &Value) -> Option<Value> {
@@ -23,6 +25,22 @@ pub(crate) fn difference(from: &Value, to: &Value) -> Option<Value> {
         patch.insert(key.clone(), Value::Null);
     }
     Some(Value::Object(patch))
+}
+
+/// The same of objects of which a large part is packed: one that stays is not unpacked for that.
+pub(crate) fn difference_but<T, P>(
+    mut before: T,
+    mut after: T,
+    packed: fn(&mut T) -> &mut Option<Packed<P>>,
+) -> Option<Value>
+where
+    T: PartialEq + Serialize,
+    P: 'static,
+{
+    if packed(&mut before) == packed(&mut after) {
+        (*packed(&mut before), *packed(&mut after)) = (None, None);
+    }
+    (before != after).then(|| difference(&json!(before), &json!(after)))?
 }
 
 #[cfg(test)]

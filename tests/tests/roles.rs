@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
@@ -53,24 +53,45 @@ async fn ready(controller: &Controller, lives_before: usize) -> Result<()> {
     Ok(())
 }
 
+/// A machine that was just switched on.
+fn switched_on(stage: &Stage) -> Result<Machine> {
+    let spec = MachineSpec::bios("m", mac(1), BR0.name);
+    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec)?;
+    machine.power_on()?;
+    Ok(machine)
+}
+
+/// Waits until the machine's ramdisk says that it has sent its inventory. Returns the number of that line, which is `from` or later.
+async fn reports(machine: &Machine, from: usize) -> Result<usize> {
+    let (at, _) = machine
+        .console()
+        .wait_for("step=inventory-sent", from, SOON)
+        .await?;
+    Ok(at)
+}
+
+/// The ramdisk that reported in line `sent` has done what [`inspect_again`] asked for, and it is still one machine. Returns its host.
+async fn inspected_again(stage: &Stage, machine: &Machine, sent: usize) -> Result<BareMetalHost> {
+    reports(machine, sent + 1).await?;
+    let done = |host: &BareMetalHost| !host.annotations().contains_key(INSPECT_ANNOTATION);
+    let host = stage.host(mac(1), SOON, done).await?;
+    let (hosts, servers) = (stage.hosts().await?.len(), stage.servers().await?.len());
+    ensure!((hosts, servers) == (1, 1), "{hosts} hosts, {servers} Servers");
+    Ok(host)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn edge_and_control_are_each_killed_and_a_machine_appears_once() {
     let _slots = Slots::take(1).await.unwrap();
     let (mut stage, mut control) = split("roles").await.unwrap();
     stage.serve(BR0.name, hold().unwrap()).await.unwrap();
-    let spec = MachineSpec::bios("m", mac(1), BR0.name);
-    let mut machine = Machine::new(&stage.network.net, stage.scratch.path(), spec).unwrap();
-    machine.power_on().unwrap();
+    let machine = switched_on(&stage).unwrap();
 
     // The edge needs no control to take a machine in; nobody makes a host meanwhile.
     let log = stage.controller.log().clone();
     log.wait_for("step=\"initramfs\"", 0, SOON).await.unwrap();
     control.kill();
-    let (sent, _) = machine
-        .console()
-        .wait_for("step=inventory-sent", 0, SOON)
-        .await
-        .unwrap();
+    let sent = reports(&machine, 0).await.unwrap();
     assert!(stage.hosts().await.unwrap().is_empty());
     control.start().unwrap();
     let host = stage.host(mac(1), SOON, |_| true).await.unwrap();
@@ -81,16 +102,8 @@ async fn edge_and_control_are_each_killed_and_a_machine_appears_once() {
     inspect_again(&stage, &host).await.unwrap();
     stage.controller.start().unwrap();
     ready(&stage.controller, said).await.unwrap();
-    machine
-        .console()
-        .wait_for("step=inventory-sent", sent + 1, SOON)
-        .await
-        .unwrap();
-    let done = |host: &BareMetalHost| !host.annotations().contains_key(INSPECT_ANNOTATION);
-    let again = stage.host(mac(1), SOON, done).await.unwrap();
+    let again = inspected_again(&stage, &machine, sent).await.unwrap();
     assert_eq!(again.uid(), host.uid());
-    assert_eq!(stage.hosts().await.unwrap().len(), 1);
-    assert_eq!(stage.servers().await.unwrap().len(), 1);
 }
 
 /// Another computer on the network, whose interface has the same name, and its ways to the machines and to the API server.
@@ -142,29 +155,15 @@ async fn two_edges_and_two_controls_serve_one_network_as_one() {
     stage.serve(BR0.name, spec).await.unwrap();
     hears(&elsewhere).await.unwrap();
 
-    let spec = MachineSpec::bios("m", mac(1), BR0.name);
-    let mut machine = Machine::new(&net, stage.scratch.path(), spec).unwrap();
-    machine.power_on().unwrap();
+    let machine = switched_on(&stage).unwrap();
     stage.host(mac(1), SOON, |_| true).await.unwrap();
 
     // The agent goes on with the edge that is left.
-    let (sent, _) = machine
-        .console()
-        .wait_for("step=inventory-sent", 0, SOON)
-        .await
-        .unwrap();
+    let sent = reports(&machine, 0).await.unwrap();
     stage.controller.kill();
     let host = stage.host(mac(1), SOON, |_| true).await.unwrap();
     inspect_again(&stage, &host).await.unwrap();
-    machine
-        .console()
-        .wait_for("step=inventory-sent", sent + 1, SOON)
-        .await
-        .unwrap();
-    let done = |host: &BareMetalHost| !host.annotations().contains_key(INSPECT_ANNOTATION);
-    stage.host(mac(1), SOON, done).await.unwrap();
-    assert_eq!(stage.hosts().await.unwrap().len(), 1);
-    assert_eq!(stage.servers().await.unwrap().len(), 1);
+    inspected_again(&stage, &machine, sent).await.unwrap();
     let served = stage.api::<Segment>().get(BR0.name).await.unwrap();
     let alone = served.status.unwrap().conditions;
     let alone = alone
@@ -199,27 +198,13 @@ async fn one_that_stands_by_serves_machines_and_takes_over_from_a_killed_leader(
     hears(&elsewhere).await.unwrap();
 
     // The agent is the standby's, and its host the leader's.
-    let spec = MachineSpec::bios("m", mac(1), BR0.name);
-    let mut machine = Machine::new(&net, stage.scratch.path(), spec).unwrap();
-    machine.power_on().unwrap();
+    let machine = switched_on(&stage).unwrap();
     let host = stage.host(mac(1), SOON, |_| true).await.unwrap();
     let enrolled = |log: &Lines| log.from(0).iter().any(|line| line.text.contains(": enrolled "));
     assert!(enrolled(&standby) && !enrolled(&leader));
-    let (sent, _) = machine
-        .console()
-        .wait_for("step=inventory-sent", 0, SOON)
-        .await
-        .unwrap();
+    let sent = reports(&machine, 0).await.unwrap();
     stage.controller.kill();
     inspect_again(&stage, &host).await.unwrap();
     standby.wait_for(": leads lease=", 0, SOON).await.unwrap();
-    machine
-        .console()
-        .wait_for("step=inventory-sent", sent + 1, SOON)
-        .await
-        .unwrap();
-    let done = |host: &BareMetalHost| !host.annotations().contains_key(INSPECT_ANNOTATION);
-    stage.host(mac(1), SOON, done).await.unwrap();
-    assert_eq!(stage.hosts().await.unwrap().len(), 1);
-    assert_eq!(stage.servers().await.unwrap().len(), 1);
+    inspected_again(&stage, &machine, sent).await.unwrap();
 }

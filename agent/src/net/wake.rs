@@ -14,8 +14,7 @@ use crate::sys::Root;
 
 /// Makes every NIC that can wake the machine do so at a magic packet: what the firmware left, or the driver switches off with the
 /// machine, would else decide. A NIC that cannot, or does not answer, keeps nothing from being switched off.
-pub(crate) fn arm(root: &Root) {
-    let root = root.clone();
+pub(crate) fn arm(root: Root) {
     aside(move || arm_with(&root, ethtool::wake_on_magic));
 }
 

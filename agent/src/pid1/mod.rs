@@ -121,7 +121,7 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
         }
         Ended::PowerOff => {
             tracing::info!("switching off, as ordered");
-            net::wake::arm(&wake_root);
+            net::wake::arm(wake_root);
             (Duration::ZERO, RebootMode::RB_POWER_OFF)
         }
         Ended::Refused(problem) => {

@@ -12,13 +12,13 @@ use kube::{
     runtime::reflector::ObjectRef,
 };
 use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
     host::index::Path,
     machines::Signal,
-    patch::difference,
+    patch::difference_but,
     world::World,
     written::{Written, newer},
 };
@@ -197,7 +197,7 @@ impl Store {
         for _ in 0..ATTEMPTS {
             let before = server.status.clone().unwrap_or_default();
             let after = change(&server).ok_or(StoreError::CalledOff)?;
-            let Some(difference) = changed(before, after) else {
+            let Some(difference) = difference_but(before, after, |status| &mut status.inventory) else {
                 return Ok(Updated {
                     server,
                     written: false,
@@ -333,14 +333,6 @@ impl Store {
         self.written_enrolments.remember(Arc::clone(&enrolment), None);
         enrolment
     }
-}
-
-/// The merge patch that makes `after` of `before`; none if they are equal. An inventory that stays is not unpacked for that.
-fn changed(mut before: ServerStatus, mut after: ServerStatus) -> Option<Value> {
-    if before.inventory == after.inventory {
-        (before.inventory, after.inventory) = (None, None);
-    }
-    (before != after).then(|| difference(&json!(before), &json!(after)))?
 }
 
 fn post() -> PostParams {

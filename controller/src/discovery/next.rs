@@ -484,8 +484,6 @@ fn update(
     plan: &mut Plan,
 ) {
     let at = host::reference(host);
-    let had = host.status.as_ref().and_then(|status| status.hardware.as_ref());
-    let had = had.map(Packed::unpack);
     let (patch, inspected) = job(seen, Some(host), false);
     if !has_data(seen, &at, hardware) {
         plan.effects.push(Effect::ApplyHardwareData {
@@ -500,6 +498,8 @@ fn update(
             version: host.metadata.resource_version.clone().unwrap_or_default(),
             status: Box::new(status),
         });
+        let had = host.status.as_ref().and_then(|status| status.hardware.as_ref());
+        let had = had.map(Packed::unpack);
         plan.effects
             .extend(told_of_hardware(host, had.as_deref(), hardware).map(Effect::Event));
     }

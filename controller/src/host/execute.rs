@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     lease::Leadership,
-    patch::difference,
+    patch::{difference, difference_but},
     round::{ExecuteError, FIELD_MANAGER, failed},
     written::is_fresh,
 };
@@ -495,14 +495,12 @@ impl Executor {
     }
 }
 
-/// The merge patch that makes `after` of `before`; none if they are equal. Hardware that stays is not unpacked for that.
-fn status_change(mut before: Option<BareMetalHostStatus>, mut after: BareMetalHostStatus) -> Option<Value> {
-    if let Some(before) = &mut before
-        && before.hardware == after.hardware
-    {
-        (before.hardware, after.hardware) = (None, None);
+/// The merge patch that makes `after` of `before`; none if they are equal.
+fn status_change(before: Option<BareMetalHostStatus>, after: BareMetalHostStatus) -> Option<Value> {
+    match before {
+        Some(before) => difference_but(before, after, |status| &mut status.hardware),
+        None => Some(json!(after)),
     }
-    difference(&json!(before), &json!(after))
 }
 
 /// What makes the API server refuse a patch of an object that is not as it was seen.

@@ -2,23 +2,17 @@
 
 mod api;
 mod lab;
+mod places;
 mod trouble;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use muster_proto::kinds::{ErrorType, HardwareData, Server};
 use serde_json::json;
-use tokio::{
-    sync::broadcast::{self, error::TryRecvError},
-    time::Instant,
-};
 
-use self::{
-    lab::{CANARY, IMAGE, Lab},
-    trouble::{At, Trouble},
-};
-use crate::{bmc::BmcError, host::slots::TOLD, world::Change};
+use self::lab::{CANARY, IMAGE, Lab};
+use crate::bmc::BmcError;
 
 /// Declared, available, provisioned, available again, deleted.
 async fn live(lab: &Lab) {
@@ -354,183 +348,6 @@ async fn a_paused_host_is_not_touched_and_goes_on_when_it_is_paused_no_more() {
         lab.reaches(1, "available").await;
     })
     .await;
-}
-
-/// All hosts of the lab live at the same time: available, provisioned, available again.
-async fn live_together(lab: &Lab) {
-    let all = 1..=lab.machines.len();
-    let reach = async |state: &str| {
-        for number in all.clone() {
-            lab.reaches(number, state).await;
-        }
-    };
-    all.clone().for_each(|number| lab.declare(number));
-    reach("available").await;
-    all.clone().for_each(|number| lab.wish_plainly(number));
-    reach("provisioned").await;
-    let release = json!({"spec": {"image": null}});
-    all.clone().for_each(|number| lab.edit(number, &release));
-    reach("available").await;
-}
-
-/// How many hosts were in each of the states that take a place, and in all of them, at most, at any write; who waits in line is in none.
-fn most_busy(changes: &mut broadcast::Receiver<Change>) -> ([usize; 3], usize) {
-    let states = ["inspecting", "provisioning", "deprovisioning"];
-    let (mut busy, mut each, mut all) = (BTreeMap::new(), [0; 3], 0);
-    loop {
-        let host = match changes.try_recv() {
-            Ok(Change::Host(host)) => host,
-            Ok(_) => continue,
-            Err(TryRecvError::Empty) => return (each, all),
-            Err(error) => panic!("not all was seen: {error}"),
-        };
-        let state = super::State::of(&host).name();
-        let at = states.iter().position(|busy| *busy == state && !delayed(&host));
-        match at {
-            Some(at) => busy.insert(host.metadata.name.clone(), at),
-            None => busy.remove(&host.metadata.name),
-        };
-        all = all.max(busy.len());
-        for (state, most) in each.iter_mut().enumerate() {
-            *most = (*most).max(busy.values().filter(|at| **at == state).count());
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn never_more_hosts_than_the_limit_are_busy_and_all_have_their_turn() {
-    let lab = Lab::with_limit(12, 3);
-    let mut changes = lab.api.changes();
-    lab.run(live_together(&lab)).await;
-    assert_eq!(most_busy(&mut changes), ([3; 3], 3));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_controller_that_starts_anew_at_the_limit_lets_no_further_host_in() {
-    for done in [false, true] {
-        let lab = Lab::with_limit(6, 2);
-        lab.trouble(At::Every(7), Trouble::Kill { done });
-        let mut changes = lab.api.changes();
-        lab.run(live_together(&lab)).await;
-        assert_eq!(most_busy(&mut changes), ([2; 3], 2), "done: {done}");
-        assert!(lab.troubled() > 6, "{}", lab.troubled());
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_has_no_place_stays_where_it_is_and_says_so_once_that_lasts() {
-    let lab = Lab::with_limit(2, 1);
-    let mut changes = lab.api.changes();
-    lab.run(async {
-        lab.declare(1);
-        lab.reaches(1, "inspecting").await;
-        lab.declare(2);
-        lab.until(|| delayed(&lab.host(2).unwrap())).await;
-        lab.reaches(2, "available").await;
-    })
-    .await;
-    let (mut states, mut said) = (Vec::new(), 0);
-    while let Ok(change) = changes.try_recv() {
-        let Change::Host(host) = change else { continue };
-        if host.metadata.name.as_deref() != Some("m2") {
-            continue;
-        }
-        let state = super::State::of(&host).name();
-        said += usize::from(delayed(&host));
-        assert!(!delayed(&host) || state == "registering", "{state}");
-        if !state.is_empty() && states.last() != Some(&state) {
-            states.push(state);
-        }
-    }
-    assert_eq!(states, ["registering", "inspecting", "preparing", "available"]);
-    assert_eq!(said, 1);
-}
-
-fn delayed(host: &muster_proto::kinds::BareMetalHost) -> bool {
-    host.status.as_ref().is_some_and(super::waits_in_line)
-}
-
-#[tokio::test(start_paused = true)]
-async fn those_that_wait_in_line_say_so_one_after_the_other() {
-    let lab = Lab::with_limit(7, 1);
-    let mut changes = lab.api.changes();
-    let told = lab.run(async {
-        lab.declare(1);
-        lab.reaches(1, "inspecting").await;
-        (2..=7).for_each(|number| lab.declare(number));
-        let mut told = BTreeMap::new();
-        while told.len() < 6 {
-            if let Change::Host(host) = changes.recv().await.unwrap()
-                && delayed(&host)
-            {
-                told.entry(host.metadata.name.clone())
-                    .or_insert_with(Instant::now);
-            }
-        }
-        told
-    });
-    let mut told: Vec<Instant> = told.await.into_values().collect();
-    told.sort_unstable();
-    let apart = told.windows(2).map(|pair| pair[1] - pair[0]);
-    let apart: Vec<_> = apart.collect();
-    let pause = TOLD.every;
-    assert!(
-        apart.iter().all(|apart| *apart >= pause && *apart < 2 * pause),
-        "{apart:?}"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn where_the_line_moves_nobody_writes_that_it_waits_in_it() {
-    let lab = Lab::with_limit(6, 1);
-    let mut changes = lab.api.changes();
-    lab.run(async {
-        for number in 1..=6 {
-            lab.declare_in_band(number);
-        }
-        for number in 1..=6 {
-            lab.reaches(number, "available").await;
-        }
-    })
-    .await;
-    while let Ok(change) = changes.try_recv() {
-        if let Change::Host(host) = change {
-            assert!(!delayed(&host), "{:?}", host.metadata.name);
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_host_that_waits_after_a_failure_keeps_no_other_from_its_turn() {
-    let lab = Lab::with_limit(2, 1);
-    lab.machines[0].set_mute();
-    lab.run(async {
-        lab.declare(1);
-        lab.reaches(1, "inspecting").await;
-        lab.declare(2);
-        lab.until(|| error(&lab).contains("did not call in")).await;
-        lab.reaches(2, "available").await;
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_host_that_another_operator_left_and_somebody_has_to_decide_on_keeps_no_other_from_its_turn() {
-    let lab = Lab::with_limit(2, 1);
-    let image = json!({"url": "http://images.test/os.qcow2", "checksum": "0".repeat(64), "format": "qcow2"});
-    let status = json!({"errorMessage": "", "operationalStatus": "OK", "poweredOn": true, "lastAttemptedImage": image,
-        "operationHistory": {"provision": {"start": "2025-12-31T23:50:00Z"}},
-        "provisioning": {"ID": "", "state": "provisioning"}});
-    lab.declare(1);
-    lab.edit(1, &json!({"spec": {"image": image}, "status": status}));
-    assert!(super::is_busy(&lab.host(1).unwrap()));
-    lab.run(async {
-        lab.declare(2);
-        lab.reaches(2, "available").await;
-    })
-    .await;
-    assert!(super::is_busy(&lab.host(1).unwrap()) && super::has_failed(&lab.host(1).unwrap()));
-    assert_eq!(lab.machines[0].disk().0, ["old"]);
 }
 
 #[tokio::test(start_paused = true)]
