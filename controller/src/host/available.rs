@@ -129,6 +129,9 @@ pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
             custom.method
         ));
     }
+    if let Some(why) = preparing::unsupported_boot(spec.boot_mode) {
+        return Err(why.to_owned());
+    }
     let image = spec.image.as_ref().ok_or("the host has no image")?;
     image::source(image).map(drop)
 }

@@ -197,8 +197,9 @@ pub(super) async fn call(
         Effect::BootNetworkOnce { operation, mode } => {
             let boot = Boot {
                 device: Device::Pxe,
-                mode: mode.map(|mode| match mode {
+                mode: Some(match mode {
                     HostBootMode::Legacy => Mode::Legacy,
+                    // The ramdisk boots without Secure Boot, for which nothing is written to a disk by this version.
                     HostBootMode::Uefi | HostBootMode::UefiSecureBoot => Mode::Uefi,
                 }),
                 lasting: Lasting::Once,

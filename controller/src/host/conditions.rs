@@ -42,14 +42,18 @@ pub const WAITING_REASONS: [&str; 20] = [
     "Write",
 ];
 
+/// The reasons among them for which a person has to act.
+pub(super) const BY_HAND: [&str; 4] = ["Contested", "PowerByHand", "PowerCycleByHand", "Trust"];
+
 /// True if `status` says that a person has to act before anything goes on.
 pub fn waits_for_a_person(status: &BareMetalHostStatus) -> bool {
-    let by_hand = ["Contested", "PowerByHand", "PowerCycleByHand", "Trust"];
-    status.conditions.iter().any(|condition| {
-        condition.type_ == WAITING
-            && condition.status == "True"
-            && by_hand.contains(&condition.reason.as_str())
-    })
+    waiting(status).is_some_and(|condition| BY_HAND.contains(&condition.reason.as_str()))
+}
+
+/// What a host with this status waits for.
+pub(super) fn waiting(status: &BareMetalHostStatus) -> Option<&Condition> {
+    let waits = |condition: &&Condition| condition.type_ == WAITING && condition.status == "True";
+    status.conditions.iter().find(waits)
 }
 
 /// The reason that is called `word`.

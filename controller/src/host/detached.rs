@@ -45,7 +45,11 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
         }
         return is_detached;
     };
-    let arguments: Arguments = serde_json::from_str(value).unwrap_or_default();
+    let read = match value {
+        "" => Ok(Arguments::default()),
+        value => serde_json::from_str(value),
+    };
+    let arguments = *read.as_ref().unwrap_or(&Arguments::default());
     let young = matches!(
         draft.state,
         State::New | State::Unmanaged | State::Registering | State::Deleting
@@ -56,6 +60,12 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
     }
     if draft.is_leaving() {
         return leave(draft, arguments);
+    }
+    if let Some(error) = read.as_ref().err().filter(|_| !is_detached) {
+        draft.warn(
+            "InvalidAnnotationValue",
+            format!("the annotation {DETACHED_ANNOTATION} cannot be read ({error}): the host is detached as if it said nothing"),
+        );
     }
     draft.clear_error();
     draft.status.operational_status = OperationalStatus::Detached;

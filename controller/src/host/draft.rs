@@ -263,9 +263,14 @@ impl<'a> Draft<'a> {
     }
 
     fn old_wait(&self) -> Option<&Condition> {
-        let waits =
-            |condition: &&Condition| condition.type_ == conditions::WAITING && condition.status == "True";
-        self.old.conditions.iter().find(waits)
+        conditions::waiting(&self.old)
+    }
+
+    /// What a person is asked for now, who was not asked for it before.
+    fn newly_asked(&self) -> Option<&str> {
+        let wait = self.wait.as_ref().filter(|_| !self.untold)?;
+        let is_new = self.waiting_since(wait.reason).is_none();
+        (is_new && conditions::BY_HAND.contains(&wait.reason)).then_some(&wait.message)
     }
 
     /// True if the host waited for `reason` since before `limit`.
@@ -388,6 +393,9 @@ impl<'a> Draft<'a> {
 
     /// The plan.
     pub(super) fn finish(mut self) -> Plan {
+        if let Some(message) = self.newly_asked().map(str::to_owned) {
+            self.warn("ActionNeeded", message);
+        }
         let health = self.health();
         conditions::set(
             &mut self.status,

@@ -92,8 +92,8 @@ pub enum Effect {
     BootNetworkOnce {
         /// Operation id.
         operation: String,
-        /// In this mode; none: in whatever it is set to.
-        mode: Option<HostBootMode>,
+        /// In this mode.
+        mode: HostBootMode,
     },
     /// Change the power. Becomes [`Tried`](super::observed::Tried), and empties [`Bmc::power`](super::observed::Bmc).
     Power {

@@ -1,6 +1,6 @@
-//! What would be set up before a host is available: RAID and firmware come with a later version and are refused until then. Pure.
+//! What would be set up before a host is available: RAID and Secure Boot come with a later version and are refused until then. Pure.
 
-use muster_proto::kinds::{ErrorType, RaidConfig, RootDeviceHints};
+use muster_proto::kinds::{ErrorType, HostBootMode, RaidConfig, RootDeviceHints};
 
 use super::{State, disk, draft::Draft};
 
@@ -23,6 +23,14 @@ fn unsupported_raid(raid: Option<&RaidConfig>) -> Option<&'static str> {
     )
 }
 
+/// Why the host cannot be booted as it asks for; none: it can. An image that runs without Secure Boot where that was asked for would be
+/// a lie.
+pub(super) fn unsupported_boot(mode: Option<HostBootMode>) -> Option<&'static str> {
+    (mode == Some(HostBootMode::UefiSecureBoot)).then_some(
+        "Secure Boot cannot be switched on by this version: set spec.bootMode to UEFI, or leave it empty",
+    )
+}
+
 /// True if the host must go through preparing again.
 pub(super) fn is_outdated(draft: &Draft<'_>) -> bool {
     let provisioning = &draft.old.provisioning;
@@ -37,7 +45,8 @@ pub(super) fn is_outdated(draft: &Draft<'_>) -> bool {
 
 /// The host is preparing.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
-    if let Some(why) = unsupported_raid(draft.host.spec.raid.as_ref()) {
+    let spec = &draft.host.spec;
+    if let Some(why) = unsupported_raid(spec.raid.as_ref()).or(unsupported_boot(spec.boot_mode)) {
         draft.refuse(ErrorType::Preparation, why);
         return;
     }

@@ -87,7 +87,7 @@ fn cannot(draft: &mut Draft<'_>, why: &str) {
     draft.wait_for(
         REFUSED,
         format!(
-            "{why}; next: goes on as soon as spec.image is changed, or is deprovisioned once it is removed"
+            "{why}; next: goes on as soon as that is changed, or is deprovisioned once spec.image is removed"
         ),
     );
 }

@@ -16,7 +16,7 @@ use super::{
     observed::{FailureClass, Power, Tried},
     owner::has_bmc,
     plan::{Effect, PowerOrder, Task},
-    power, reboot,
+    power, reboot, registration,
 };
 use crate::discovery::host::declared_mac;
 
@@ -200,14 +200,17 @@ pub(super) fn inventory(draft: &mut Draft<'_>, server: &Server, then: &str) -> O
 fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> bool {
     if draft.waited("Ramdisk", BOOT_DEADLINE) {
         let minutes = BOOT_DEADLINE.as_mins();
-        let unknown = match declared_mac(draft.host) {
-            Some(_) => "",
-            None => "; it is not known by which NIC to know it: set spec.bootMACAddress",
+        let hint = match (declared_mac(draft.host), draft.host.spec.boot_mode) {
+            (None, _) => "; it is not known by which NIC to know it: set spec.bootMACAddress",
+            (Some(_), Some(HostBootMode::UefiSecureBoot)) => {
+                "; it does not start while Secure Boot is on: switch that off"
+            }
+            (Some(_), _) => "",
         };
         draft.fail(
             kind,
             format!(
-                "the machine's ramdisk did not call in within {minutes} min: {}{unknown}",
+                "the machine's ramdisk did not call in within {minutes} min: {}{hint}",
                 clause(why)
             ),
         );
@@ -349,7 +352,7 @@ fn start(draft: &mut Draft<'_>, operation: &str) {
         .bmc
         .power
         .is_some_and(|reading| reading.power == Power::On);
-    let mode: Option<HostBootMode> = draft.host.spec.boot_mode;
+    let mode = registration::snapshot_boot_mode(draft);
     draft.effect(Effect::BootNetworkOnce {
         operation: operation.to_owned(),
         mode,

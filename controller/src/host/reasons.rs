@@ -63,6 +63,10 @@ pub const REASONS: &[Reason] = &[
     upstreams("PowerOff", "the machine is switched off"),
     upstreams("PowerManagementError", "the machine could not be switched"),
     ours(
+        "ActionNeeded",
+        "a person has to act before the host goes on; the message says how",
+    ),
+    ours(
         "NotCleaned",
         "disks stay as they were, though they were to be cleaned",
     ),

@@ -1,7 +1,8 @@
 //! From a new object to one whose machine can be reached. Pure.
 
-use muster_proto::kinds::{
-    BareMetalHost, ErrorType, HostBootMode, IN_BAND_ANNOTATION, InspectionMode, OperationalStatus,
+use muster_proto::{
+    inventory::BootMode,
+    kinds::{BareMetalHost, ErrorType, HostBootMode, IN_BAND_ANNOTATION, InspectionMode, OperationalStatus},
 };
 
 use super::{
@@ -117,7 +118,15 @@ pub(super) fn inspection_disabled(host: &BareMetalHost) -> bool {
     host.spec.inspection_mode == Some(InspectionMode::Disabled) || annotated
 }
 
-/// The boot mode that holds from now on, whatever becomes of the spec meanwhile.
-pub(super) fn snapshot_boot_mode(draft: &mut Draft<'_>) {
-    draft.status.provisioning.boot_mode = Some(draft.host.spec.boot_mode.unwrap_or(HostBootMode::Uefi));
+/// Writes down the mode in which the machine boots from now on: the spec's, else the one that its ramdisk was booted in, else UEFI as
+/// upstream has it.
+pub(super) fn snapshot_boot_mode(draft: &mut Draft<'_>) -> HostBootMode {
+    let status = draft.seen.server.and_then(|server| server.status.as_ref());
+    let reported = status.and_then(|status| status.inventory.as_ref());
+    let mode = draft.host.spec.boot_mode.unwrap_or_else(|| match reported {
+        Some(inventory) if inventory.unpack().boot.mode == BootMode::Bios => HostBootMode::Legacy,
+        _ => HostBootMode::Uefi,
+    });
+    draft.status.provisioning.boot_mode = Some(mode);
+    mode
 }

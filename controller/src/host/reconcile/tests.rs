@@ -12,7 +12,7 @@ use muster_proto::kinds::{ErrorType, HardwareData, Server};
 use serde_json::json;
 
 use self::lab::{CANARY, IMAGE, Lab};
-use crate::bmc::BmcError;
+use crate::bmc::{BmcError, Mode};
 
 /// Declared, available, provisioned, available again, deleted.
 async fn live(lab: &Lab) {
@@ -64,6 +64,86 @@ async fn a_host_lives_from_its_declaration_to_its_deletion() {
         );
     }
     assert!(told.iter().all(|event| !event.message.contains(CANARY)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bmc_is_told_the_mode_that_the_host_asks_for() {
+    for (asked, told) in [("legacy", Mode::Legacy), ("UEFI", Mode::Uefi)] {
+        let lab = Lab::new(1);
+        lab.run(async {
+            lab.declare(1);
+            lab.edit(1, &json!({"spec": {"bootMode": asked}}));
+            lab.reaches(1, "available").await;
+        })
+        .await;
+        assert_eq!(lab.machines[0].mode(), Some(told));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_in_a_life_is_counted_and_ends_with_it() {
+    let lab = Lab::new(1);
+    let of_host = r#"{namespace="metal",host="m1"}"#;
+    let count = |name: &str| {
+        let text = lab.counted();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0, |count| count.parse::<u32>().unwrap())
+    };
+    let changes = |from: &str, to: &str| {
+        count(&format!(
+            r#"metal3_provisioning_state_change_total{{prev_state="{from}",new_state="{to}"}}"#
+        ))
+    };
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        lab.wish(1);
+        lab.reaches(1, "provisioned").await;
+        lab.edit(1, &json!({"spec": {"image": null, "userData": null}}));
+        lab.reaches(1, "deprovisioning").await;
+        lab.reaches(1, "available").await;
+        // What is counted after a write.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let way = [
+            "",
+            "registering",
+            "inspecting",
+            "preparing",
+            "available",
+            "provisioning",
+            "provisioned",
+            "deprovisioning",
+            "available",
+        ];
+        for (from, to) in way.iter().zip(&way[1..]) {
+            assert_eq!(changes(from, to), 1, "{from} -> {to}\n{}", lab.counted());
+        }
+        for operation in ["register", "inspect", "provision", "deprovision"] {
+            let name = format!("metal3_operation_{operation}_duration_seconds_count{of_host}");
+            assert_eq!(count(&name), 1, "{operation}");
+        }
+        assert_eq!(
+            count(&format!("metal3_host_registration_required_total{of_host}")),
+            1
+        );
+        assert!(count(&format!("metal3_reconcile_total{of_host}")) >= 8);
+        let power = |on_off: &str| {
+            count(&format!(
+                r#"metal3_operation_power_change_total{{namespace="metal",host="m1",on_off="{on_off}"}}"#
+            ))
+        };
+        // Into the ramdisk to be inspected, and to be cleaned.
+        assert_eq!((power("on"), power("off")), (2, 0));
+        lab.api.delete("baremetalhosts", "m1");
+        lab.until(|| lab.host(1).is_none()).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    })
+    .await;
+    assert_eq!(changes("powering off before delete", "deleting"), 1);
+    let text = lab.counted();
+    assert!(!text.contains(r#"host="m1""#), "{text}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,9 @@
 //! What annotations do.
 
 use muster_proto::kinds::{
-    DETACHED_ANNOTATION, HARDWARE_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, OperationalStatus,
-    PAUSED_ANNOTATION, PROTECTED_ANNOTATION, REBOOT_ANNOTATION, RELEASE_ANNOTATION, STATUS_ANNOTATION,
+    BareMetalHostStatus, DETACHED_ANNOTATION, HARDWARE_ANNOTATION, HardwareData, HardwareDataSpec,
+    HardwareDetails, INSPECT_ANNOTATION, InspectionMode, OperationalStatus, PAUSED_ANNOTATION,
+    PROTECTED_ANNOTATION, REBOOT_ANNOTATION, RELEASE_ANNOTATION, STATUS_ANNOTATION,
 };
 
 use super::{
@@ -410,6 +411,82 @@ fn hardware_from_an_annotation_counts_where_nothing_is_inspected() {
     assert_eq!(hardware.hostname.as_deref(), Some("by-hand"));
     assert_eq!(host.spec.architecture.as_deref(), Some("aarch64"));
     assert!(!world.annotated(HARDWARE_ANNOTATION));
+}
+
+#[test]
+fn hardware_data_counts_for_more_than_either_annotation() {
+    let hostname = |world: &mut World| {
+        let hardware = world.host().status.as_ref().unwrap().hardware.clone();
+        hardware.and_then(|hardware| hardware.unpack().hostname.clone())
+    };
+    let by_hand = r#"{"hostname":"by-hand"}"#;
+    let stored: HardwareDetails = serde_json::from_str(r#"{"hostname":"stored"}"#).unwrap();
+    for (stored, wanted) in [(None, "by-hand"), (Some(stored), "stored")] {
+        let spec = HardwareDataSpec {
+            hardware: stored.map(Into::into),
+        };
+        let data = spec.hardware.is_some().then(|| HardwareData::new("host-1", spec));
+
+        let mut world = World::new();
+        world.host().spec.inspection_mode = Some(InspectionMode::Disabled);
+        world.hardware.clone_from(&data);
+        world.annotate(HARDWARE_ANNOTATION, by_hand);
+        world.settle();
+        assert_eq!(hostname(&mut world).as_deref(), Some(wanted));
+        assert!(!world.annotated(HARDWARE_ANNOTATION));
+        let told = world.events.contains(&"UpdateHardwareDetails".to_owned());
+        assert_eq!(told, wanted == "by-hand", "only what happened is told");
+
+        let mut world = World::new();
+        world.hardware = data;
+        let details: HardwareDetails = serde_json::from_str(by_hand).unwrap();
+        let status = BareMetalHostStatus {
+            hardware: Some(details.into()),
+            ..BareMetalHostStatus::default()
+        };
+        world.annotate(STATUS_ANNOTATION, &serde_json::to_string(&status).unwrap());
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        assert_eq!(hostname(&mut world).as_deref(), Some(wanted));
+    }
+}
+
+#[test]
+fn arguments_of_detached_that_cannot_be_read_are_told_of_and_count_for_nothing() {
+    for arguments in ["{", "7", r#"{"force":"true"}"#, r#"{"deleteAction":7}"#, "true"] {
+        let mut world = at(State::Provisioning);
+        world.annotate(DETACHED_ANNOTATION, arguments);
+        world.round();
+        let status = world.host().status.clone().unwrap();
+        assert_eq!(
+            status.operational_status,
+            OperationalStatus::Ok,
+            "no force: {arguments}"
+        );
+        let mut world = provisioned();
+        world.annotate(DETACHED_ANNOTATION, arguments);
+        world.settle();
+        let status = world.host().status.clone().unwrap();
+        assert_eq!(
+            status.operational_status,
+            OperationalStatus::Detached,
+            "{arguments}"
+        );
+        let told = world
+            .events
+            .iter()
+            .filter(|told| *told == "InvalidAnnotationValue");
+        assert_eq!(told.count(), 1, "{arguments}");
+        world.delete();
+        world.until("gone", |world| world.host.is_none());
+        assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    }
+    // An action of a newer version is none of those that wait.
+    let mut world = provisioned();
+    world.annotate(DETACHED_ANNOTATION, r#"{"deleteAction":"later"}"#);
+    world.settle();
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
 }
 
 #[test]

@@ -1,20 +1,13 @@
 //! What CAPM3 writes, as it writes it: JSON merge patches without a resource version.
 
-use muster_proto::kinds::BareMetalHost;
+use k8s_openapi::api::core::v1::SecretReference;
 use serde_json::{Value, json};
 
 use super::{
-    super::State,
+    super::{State, observed::SecretState},
     transitions::at,
     world::{Content, IMAGE, UID, World, secret},
 };
-use crate::patch::merge;
-
-fn patch(world: &mut World, patch: &Value) {
-    let mut host = serde_json::to_value(world.host()).unwrap();
-    merge(&mut host, patch);
-    *world.host() = serde_json::from_value::<BareMetalHost>(host).unwrap();
-}
 
 fn claim() -> Value {
     json!({
@@ -42,7 +35,7 @@ fn secrets(world: &mut World) {
 fn claimed() -> World {
     let mut world = at(State::Available);
     secrets(&mut world);
-    patch(&mut world, &claim());
+    world.patch(&claim());
     world.reach(State::Provisioned);
     world.settle();
     world
@@ -57,7 +50,7 @@ fn let_go(online: bool) -> Value {
 fn a_claim_provisions_and_letting_go_with_the_power_off_deprovisions() {
     let mut world = claimed();
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
-    patch(&mut world, &let_go(false));
+    world.patch(&let_go(false));
     world.settle();
     assert_eq!(world.state(), State::Available);
     let host = world.host();
@@ -95,12 +88,55 @@ fn a_claims_user_meta_and_network_data_all_go_on_the_config_drive() {
     // Nothing is begun before all of them are there.
     let mut world = at(State::Available);
     secrets(&mut world);
-    world.secrets.network_data.state = super::super::observed::SecretState::Missing;
-    patch(&mut world, &claim());
+    world.secrets.network_data.state = SecretState::Missing;
+    world.patch(&claim());
     world.settle();
     assert_eq!(world.state(), State::Available);
     secrets(&mut world);
     world.reach(State::Provisioned);
+}
+
+#[test]
+fn network_data_of_before_the_provisioning_is_held_and_serves_where_the_host_has_none_of_its_own() {
+    let network_data = |world: &World| world.machine.drive.clone().unwrap().network_data_secret;
+    let mut world = World::new();
+    world.host().spec.preprovisioning_network_data_name = Some("before".to_owned());
+    world.secrets.preprovisioning.state = SecretState::Missing;
+    world.reach(State::Available);
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    let message = world.host().status.clone().unwrap().error_message;
+    assert!(
+        message.contains("spec.preprovisioningNetworkDataName"),
+        "{message}"
+    );
+    assert!(!world.secrets.preprovisioning.held);
+    world.secrets.preprovisioning = secret("6", "before");
+    world.reach(State::Provisioned);
+    let seen = &world.secrets.preprovisioning;
+    assert!(
+        seen.held && seen.finalizer,
+        "it cannot go while the host needs it"
+    );
+    assert_eq!(network_data(&world).as_deref(), Some("before"));
+
+    world.settle();
+    world.set_image(None);
+    world.reach(State::Available);
+    world.host().spec.network_data = Some(SecretReference {
+        name: Some("network".to_owned()),
+        namespace: None,
+    });
+    world.secrets.network_data = secret("5", "network");
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    assert_eq!(network_data(&world).as_deref(), Some("network"));
+    assert!(!world.secrets.network_data.finalizer, "it is labelled only");
+
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+    assert!(!world.secrets.preprovisioning.finalizer && !world.secrets.bmc.finalizer);
 }
 
 #[test]
@@ -114,14 +150,14 @@ fn marks_of_remediation_and_of_a_move_change_nothing_and_stay() {
             && world.annotated("clusterctl.cluster.x-k8s.io/block-move")
     };
     let mut world = claimed();
-    patch(&mut world, &marks);
+    world.patch(&marks);
     let plan = world.plan();
     assert!(plan.status.is_none() && plan.metadata.is_empty(), "{}", plan.why);
     let (writes, boots) = (world.status_writes, world.machine.boots);
     world.settle();
     assert_eq!((world.status_writes, world.machine.boots), (writes, boots));
     assert!(stay(&world) && world.state() == State::Provisioned);
-    patch(&mut world, &let_go(false));
+    world.patch(&let_go(false));
     world.settle();
     assert!(stay(&world) && world.state() == State::Available);
 }
@@ -129,13 +165,13 @@ fn marks_of_remediation_and_of_a_move_change_nothing_and_stay() {
 #[test]
 fn letting_go_with_the_power_on_deprovisions_too() {
     let mut world = claimed();
-    patch(&mut world, &let_go(true));
+    world.patch(&let_go(true));
     world.settle();
     assert_eq!(world.state(), State::Available);
     assert!(world.host().status.as_ref().unwrap().powered_on);
     assert_eq!(world.machine.disk, Content::Blank);
     let boots = world.machine.boots;
-    patch(&mut world, &claim());
+    world.patch(&claim());
     secrets(&mut world);
     world.reach(State::Provisioned);
     assert_eq!(
@@ -188,7 +224,7 @@ fn a_cluster_that_moves_leaves_the_machine_as_it_is() {
     let mut world = World::new();
     world.machine = old.machine.clone();
     world.hardware = old.hardware.clone();
-    patch(&mut world, &claim());
+    world.patch(&claim());
     secrets(&mut world);
     world.annotate("baremetalhost.metal3.io/status", &moved.to_string());
     world.settle();

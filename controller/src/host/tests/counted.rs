@@ -1,6 +1,7 @@
 //! What happens to a host is counted under upstream's names, each happening once.
 
 use muster_proto::kinds::DETACHED_ANNOTATION;
+use serde_json::json;
 
 use super::{
     super::{
@@ -116,19 +117,75 @@ fn each_trouble_with_credentials_counts_once() {
 
 #[test]
 fn secrets_that_an_image_waits_for_count_by_their_kind() {
-    let name = r#"host_config_data_error_total{host_data_type="userData"}"#;
+    type Pick = fn(&mut World) -> &mut SecretSeen;
+    let kinds: [(&str, &str, Pick); 4] = [
+        ("userData", "user", |world| &mut world.secrets.user_data),
+        ("networkData", "network", |world| &mut world.secrets.network_data),
+        ("metaData", "meta", |world| &mut world.secrets.meta_data),
+        ("preprovisioningNetworkData", "before", |world| {
+            &mut world.secrets.preprovisioning
+        }),
+    ];
+    for (kind, called, secret_of) in kinds {
+        let name = &format!(r#"host_config_data_error_total{{host_data_type="{kind}"}}"#);
+        let mut counted = Counted::of(at(State::Available));
+        let spec = match kind {
+            "preprovisioningNetworkData" => json!({"preprovisioningNetworkDataName": called}),
+            _ => json!({kind: {"name": called}}),
+        };
+        counted.world.patch(&json!({"spec": spec}));
+        *secret_of(&mut counted.world) = bad(SecretState::Missing);
+        counted.rounds(30);
+        assert_eq!(counted.count(name), 0, "nothing waits for it");
+        counted.world.set_image(Some(IMAGE));
+        counted.rounds(30);
+        assert_eq!(counted.count(name), 1, "{kind}");
+        *secret_of(&mut counted.world) = secret("7", called);
+        counted.rounds(60);
+        assert_eq!(counted.world.state(), State::Provisioned);
+        assert_eq!(counted.count(name), 1, "{kind}");
+    }
+}
+
+#[test]
+fn what_goes_wrong_waits_or_has_no_bmc_counts_once() {
+    let of_host = r#"{namespace="metal",host="host-1"}"#;
     let mut counted = Counted::of(at(State::Available));
-    counted.world.name_user_data();
-    counted.world.secrets.user_data = bad(SecretState::Missing);
-    counted.rounds(30);
-    assert_eq!(counted.count(name), 0, "nothing waits for it");
+    counted.world.failing_writes = 1;
+    counted.world.set_image(Some(IMAGE));
+    while counted.world.state() != State::Provisioned {
+        counted.rounds(1);
+    }
+    assert_eq!(
+        counted.count(r#"host_error_total{error_type="provisioning error"}"#),
+        1
+    );
+
+    let mut counted = Counted::of(at(State::Available));
+    counted.world.slot = false;
     counted.world.set_image(Some(IMAGE));
     counted.rounds(30);
-    assert_eq!(counted.count(name), 1);
-    counted.world.secrets.user_data = secret("7", "user");
-    counted.rounds(60);
-    assert_eq!(counted.world.state(), State::Provisioned);
-    assert_eq!(counted.count(name), 1);
+    counted.world.slot = true;
+    while counted.world.state() != State::Provisioned {
+        counted.rounds(1);
+    }
+    counted.world.set_image(None);
+    counted.world.slot = false;
+    counted.rounds(30);
+    for (what, times) in [
+        ("delayed__provisioning", 1),
+        ("delayed_provisioning", 1),
+        ("delayed__deprovisioning", 1),
+        ("delayed_deprovisioning", 1),
+        ("host_unmanaged", 0),
+    ] {
+        assert_eq!(counted.count(&format!("{what}_total{of_host}")), times, "{what}");
+    }
+
+    let mut counted = Counted::of(World::new());
+    counted.world.host().spec.bmc = None;
+    counted.rounds(10);
+    assert_eq!(counted.count(&format!("host_unmanaged_total{of_host}")), 1);
 }
 
 #[test]

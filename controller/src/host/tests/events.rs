@@ -9,9 +9,11 @@ use muster_proto::kinds::{
 use super::{
     super::{
         State,
+        conditions::BY_HAND,
         observed::SecretState,
         reasons::{NEVER, REASONS},
     },
+    life::waiting,
     transitions::at,
     world::{IMAGE, World, secret},
 };
@@ -96,6 +98,15 @@ const STORIES: &[(&str, Story)] = &[
             world.bmc_up = false;
             world.delete();
         })
+    }),
+    ("ActionNeeded", || {
+        let mut world = World::in_band();
+        world.set_image(Some(IMAGE));
+        world.reach(State::Provisioned);
+        world.settle();
+        world.set_image(None);
+        world.settle();
+        world
     }),
     ("NotCleaned", || {
         spoilt(State::Deprovisioning, |world| {
@@ -190,5 +201,52 @@ fn unusable_bmc_details_are_a_registration_error_with_an_event_of_their_own() {
             "told once: {}",
             status.error_message
         );
+    }
+}
+
+#[test]
+fn a_wait_for_a_person_is_told_once_as_its_condition_has_it() {
+    type Ask = fn() -> World;
+    let asks: [(&str, Ask); 4] = [
+        ("PowerCycleByHand", || {
+            let mut world = World::in_band();
+            world.set_image(Some(IMAGE));
+            world.reach(State::Provisioned);
+            world.settle();
+            world.set_image(None);
+            world
+        }),
+        ("PowerByHand", || {
+            let mut world = World::in_band();
+            world.set_image(Some(IMAGE));
+            world.reach(State::Provisioned);
+            world.host().spec.online = false;
+            world
+        }),
+        ("Contested", || {
+            let mut world = at(State::Provisioned);
+            world.set_image(None);
+            world.reach(State::Deprovisioning);
+            world.call_in();
+            world.contest(true);
+            world
+        }),
+        ("Trust", || {
+            let mut world = at(State::Available);
+            world.name_user_data();
+            world.set_image(Some(IMAGE));
+            world.reach(State::Provisioning);
+            world.segment.spec.required_trust = None;
+            world
+        }),
+    ];
+    let reasons = asks.map(|(reason, _)| reason);
+    assert_eq!(BTreeSet::from(reasons), BTreeSet::from(BY_HAND));
+    for (reason, ask) in asks {
+        let mut world = ask();
+        world.settle();
+        assert_eq!(waiting(&world).0, reason);
+        let told = |world: &World| world.events.iter().filter(|told| *told == "ActionNeeded").count();
+        assert_eq!(told(&world), 1, "{reason}: {:?}", world.events);
     }
 }

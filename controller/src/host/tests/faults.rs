@@ -6,14 +6,17 @@ use muster_proto::kinds::{
 use proptest::prelude::*;
 
 use super::{
-    super::State,
-    world::{Content, Edge, Fault, World},
+    super::{State, observed::SecretState},
+    world::{Content, Edge, Fault, UID, World, secret},
 };
 
 /// What happens next.
 #[derive(Clone, Debug)]
 enum Happening {
-    Round { crash: Option<usize>, fault: Fault },
+    Round {
+        crash: Option<usize>,
+        fault: Fault,
+    },
     Time(u32),
     Restart,
     Image(Option<u8>),
@@ -26,6 +29,12 @@ enum Happening {
     Edge(Edge),
     Answers(bool),
     Crashes,
+    Rival(Option<(State, bool)>),
+    Contested(bool),
+    /// Discovery takes the machine for another host's, or for this one's again.
+    Linked(bool),
+    External(bool),
+    Secret(bool),
     Delete,
 }
 
@@ -70,6 +79,14 @@ fn happenings() -> impl Strategy<Value = Happening> {
             .prop_map(Happening::Edge),
         1 => any::<bool>().prop_map(Happening::Answers),
         1 => Just(Happening::Crashes),
+        1 => proptest::option::of((
+            prop_oneof![Just(State::Available), Just(State::Provisioning), Just(State::Provisioned)],
+            any::<bool>(),
+        )).prop_map(Happening::Rival),
+        1 => any::<bool>().prop_map(Happening::Contested),
+        1 => any::<bool>().prop_map(Happening::Linked),
+        1 => proptest::bool::weighted(0.3).prop_map(Happening::External),
+        1 => any::<bool>().prop_map(Happening::Secret),
     ]
 }
 
@@ -103,6 +120,17 @@ fn happen(world: &mut World, happening: &Happening) {
                 world.power(super::super::plan::PowerOrder::Reset);
             }
         }
+        Happening::Rival(rival) => world.rival(rival),
+        Happening::Contested(contested) => world.contest(contested),
+        Happening::Linked(ours) => world.link(if ours { UID } else { "somebody-else" }),
+        Happening::External(external) => world.host().spec.externally_provisioned = Some(external),
+        Happening::Secret(there) => {
+            world.secrets.bmc.state = if there {
+                secret("1", "a").state
+            } else {
+                SecretState::Missing
+            };
+        }
         Happening::Delete => world.delete(),
     }
     check(world);
@@ -112,6 +140,10 @@ fn happen(world: &mut World, happening: &Happening) {
 fn check(world: &World) {
     let Some(host) = &world.host else { return };
     let status = host.status.clone().unwrap_or_default();
+    if world.states.contains(&State::ExternallyProvisioned) {
+        // What its disk holds is somebody else's word.
+        return;
+    }
     if State::of(host) == State::Provisioned {
         let image = status
             .provisioning
@@ -132,9 +164,16 @@ fn calm(world: &mut World) {
     world.slot = true;
     world.failing_jobs = 0;
     world.retries = 0;
+    world.rival(None);
+    world.contest(false);
+    world.link(UID);
+    if world.secrets.bmc.state == SecretState::Missing {
+        world.secrets.bmc.state = secret("1", "a").state;
+    }
     // What is late comes now.
     world.tick(1);
     if let Some(host) = &mut world.host {
+        host.spec.externally_provisioned = None;
         let annotations = host.metadata.annotations.get_or_insert_default();
         annotations.retain(|name, _| name == IN_BAND_ANNOTATION);
     }
@@ -216,13 +255,13 @@ proptest! {
 #[test]
 fn a_crash_between_any_two_effects_of_a_whole_life_comes_to_the_same_end() {
     // The n-th step of the whole life is the one before which the process dies.
-    let life = |crash: usize| {
-        let mut world = World::new();
+    let life = |in_band: bool, crash: usize| {
+        let mut world = if in_band { World::in_band() } else { World::new() };
         world.set_image(Some(&url(0)));
         world.name_user_data();
         let mut left = Some(crash);
         let run = |world: &mut World, left: &mut Option<usize>, done: &dyn Fn(&World) -> bool| {
-            for _ in 0..3000 {
+            for round in 1..3000 {
                 if done(world) {
                     return;
                 }
@@ -237,6 +276,9 @@ fn a_crash_between_any_two_effects_of_a_whole_life_comes_to_the_same_end() {
                 check(world);
                 if !at_once {
                     world.tick(11);
+                }
+                if in_band && round % 20 == 0 {
+                    world.obey();
                 }
             }
             panic!("never: {:?}", world.plan());
@@ -254,6 +296,8 @@ fn a_crash_between_any_two_effects_of_a_whole_life_comes_to_the_same_end() {
         assert!(!world.machine.on);
         left.is_none()
     };
-    let steps = (0..200).take_while(|crash| life(*crash)).count();
-    assert!((20..200).contains(&steps), "{steps}");
+    for in_band in [false, true] {
+        let steps = (0..200).take_while(|crash| life(in_band, *crash)).count();
+        assert!((15..200).contains(&steps), "in-band: {in_band}, {steps}");
+    }
 }

@@ -21,8 +21,14 @@ use super::{
 impl World {
     pub(super) fn act(&mut self, effect: &Effect) {
         match effect {
-            Effect::BootNetworkOnce { .. } => self.machine.once = true,
+            Effect::BootNetworkOnce { mode, .. } => {
+                (self.machine.once, self.machine.mode) = (true, Some(*mode));
+            }
             Effect::Power { order, .. } => self.power(*order),
+            // As the API server does, it refuses one for another version of the Server.
+            Effect::PlaceJob(order) => {
+                self.place(order);
+            }
             _ => {}
         }
     }

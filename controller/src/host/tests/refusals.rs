@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use muster_proto::kinds::{
-    ChecksumType, CustomDeploy, ErrorType, IN_BAND_ANNOTATION, ImageFormat, JobAction, OperationalStatus,
-    PROTECTED_ANNOTATION, RaidConfig, SoftwareRaidVolume, Trust,
+use muster_proto::{
+    inventory::BootMode,
+    kinds::{
+        ChecksumType, CustomDeploy, ErrorType, HostBootMode, IN_BAND_ANNOTATION, ImageFormat, JobAction,
+        OperationalStatus, PROTECTED_ANNOTATION, RaidConfig, SoftwareRaidVolume, Trust,
+    },
 };
 
 use super::{
@@ -330,12 +333,7 @@ fn a_second_host_of_one_machine_is_refused_and_says_which_the_first_is() {
 #[test]
 fn nothing_is_written_while_another_host_uses_the_machine() {
     let mut world = at(State::Available);
-    world.rivals = vec![Rival {
-        path: "other/one".to_owned(),
-        by: "BMC redfish://10.0.0.9".to_owned(),
-        state: State::Provisioned,
-        precedes: false,
-    }];
+    world.rival(Some((State::Provisioned, false)));
     world.set_image(Some(IMAGE));
     world.settle();
     assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
@@ -356,6 +354,64 @@ fn raid_is_refused_until_it_can_be_made() {
     assert_eq!(error(&world).0, Some(ErrorType::Preparation));
     world.host().spec.raid = None;
     world.reach(State::Available);
+}
+
+#[test]
+fn secure_boot_is_refused_until_it_can_be_switched_on() {
+    let mut world = World::new();
+    world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
+    world.settle();
+    assert_eq!(world.state(), State::Preparing);
+    let (kind, message, _) = error(&world);
+    assert_eq!(kind, Some(ErrorType::Preparation));
+    assert!(message.contains("Secure Boot"), "{message}");
+    world.host().spec.boot_mode = None;
+    world.reach(State::Available);
+    // Asked for later, with an image.
+    world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!((world.state(), world.machine.cleans), (State::Available, 0));
+    let (kind, message, _) = error(&world);
+    assert_eq!(kind, Some(ErrorType::Provisioning));
+    assert!(message.contains("Secure Boot"), "{message}");
+    world.host().spec.boot_mode = Some(HostBootMode::Uefi);
+    world.reach(State::Provisioned);
+    // What runs is left alone.
+    world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
+    world.settle();
+    assert_eq!(
+        (world.state(), world.machine.writes.len()),
+        (State::Provisioned, 1)
+    );
+    assert_eq!(error(&world).0, None);
+}
+
+#[test]
+fn a_machine_boots_in_the_mode_of_the_spec_or_else_in_the_one_that_it_was_found_in() {
+    use HostBootMode::{Legacy, Uefi};
+    for (asked, found, modes) in [
+        (None, BootMode::Bios, [Uefi, Legacy]),
+        (None, BootMode::Uefi, [Uefi, Uefi]),
+        (Some(Uefi), BootMode::Bios, [Uefi, Uefi]),
+        (Some(Legacy), BootMode::Uefi, [Legacy, Legacy]),
+    ] {
+        let mut world = World::new();
+        world.host().spec.boot_mode = asked;
+        for mode in modes {
+            world.set_image(None);
+            world.reach(State::Available);
+            let told = world.machine.mode.take();
+            assert_eq!(told, Some(mode), "{asked:?}, {found:?}");
+            let status = world.host().status.clone().unwrap();
+            assert_eq!(status.provisioning.boot_mode, told, "the status says so");
+            world.change_inventory(|inventory| inventory.boot.mode = found);
+            world.set_image(Some(IMAGE));
+            world.reach(State::Provisioned);
+            assert_eq!(world.machine.mode, None, "the ramdisk runs");
+            world.settle();
+        }
+    }
 }
 
 #[test]

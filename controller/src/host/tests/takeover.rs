@@ -2,13 +2,13 @@
 
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use muster_proto::kinds::{ErrorType, OperationalStatus};
+use muster_proto::kinds::{BareMetalHostStatus, CustomDeploy, ErrorType, OperationalStatus};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
     super::{
-        Effect, State,
+        Effect, State, conditions,
         observed::{SecretSeen, SecretState},
         plan::FINALIZER,
     },
@@ -318,6 +318,87 @@ fn what_another_operator_needs_to_go_on_is_left_in_every_host() {
     });
 }
 
+/// Status and reason of upstream's conditions but for the machine's health.
+fn conditions_of(status: &BareMetalHostStatus) -> Vec<(&str, &str, &str)> {
+    let kinds = [
+        "Manageable",
+        "AvailableForProvisioning",
+        "Provisioned",
+        "Ready",
+        "Progressing",
+    ];
+    let mut found = Vec::new();
+    for kind in kinds {
+        let one = status.conditions.iter().find(|one| one.type_ == kind);
+        found.extend(one.map(|one| (kind, one.status.as_str(), one.reason.as_str())));
+    }
+    found
+}
+
+#[test]
+fn conditions_are_as_upstream_wrote_them_for_the_same_status() {
+    let mut reasons = std::collections::BTreeSet::new();
+    each(|left, mut world| {
+        let now = world.now;
+        let recorded = world.host().status.clone().unwrap_or_default();
+        let before = conditions_of(&recorded);
+        if before.is_empty() {
+            return;
+        }
+        let powerless = before.contains(&("Manageable", "False", "PowerFailure"));
+        let mut status = BareMetalHostStatus {
+            conditions: Vec::new(),
+            ..recorded.clone()
+        };
+        conditions::set(&mut status, None, powerless.then_some("no answer"), None, now);
+        let mut expected = before.clone();
+        if recorded.error_type == Some(ErrorType::Registration) {
+            // Upstream calls a host manageable whose BMC refuses it after it was registered.
+            expected[0] = ("Manageable", "False", "RegistrationFailed");
+        }
+        assert_eq!(conditions_of(&status), expected, "{}", left.name);
+        reasons.extend(before.iter().map(|(kind, _, reason)| format!("{kind}: {reason}")));
+        // What is at rest stays as it was.
+        let well = matches!(
+            recorded.operational_status,
+            OperationalStatus::Ok | OperationalStatus::Discovered | OperationalStatus::Detached
+        );
+        if well && matches!(end(&left.name), End::Rests(state) if state == recorded.provisioning.state) {
+            world.settle();
+            let after = world.host().status.clone().unwrap();
+            assert_eq!(conditions_of(&after), before, "{} at rest", left.name);
+        }
+    });
+    let reasons: Vec<&str> = reasons.iter().map(String::as_str).collect();
+    // Every one that upstream has.
+    let all = [
+        "AvailableForProvisioning: Available",
+        "AvailableForProvisioning: NotAvailable",
+        "Manageable: Manageable",
+        "Manageable: NotManaged",
+        "Manageable: PowerFailure",
+        "Manageable: Registering",
+        "Manageable: RegistrationFailed",
+        "Progressing: Deleting",
+        "Progressing: Deprovisioning",
+        "Progressing: Detached",
+        "Progressing: Inspecting",
+        "Progressing: NotProgressing",
+        "Progressing: PoweringOffBeforeDelete",
+        "Progressing: Preparing",
+        "Progressing: Provisioning",
+        "Progressing: Registering",
+        "Provisioned: NotProvisioned",
+        "Provisioned: Provisioned",
+        "Ready: Detached",
+        "Ready: Error",
+        "Ready: NotProvisioned",
+        "Ready: Provisioned",
+        "Ready: Servicing",
+    ];
+    assert_eq!(reasons, all);
+}
+
 #[test]
 fn a_condition_that_stays_as_it_was_keeps_its_time() {
     let mut world = only("provisioned");
@@ -365,5 +446,29 @@ fn a_detached_or_paused_host_goes_on_where_it_was_once_it_is_let() {
         assert_eq!(world.machine.disk, Content::Old);
         let status = world.host().status.clone().unwrap();
         assert_eq!(status.operational_status, OperationalStatus::Ok, "{name}");
+    }
+}
+
+#[test]
+fn what_a_deploy_step_installed_goes_when_the_step_is_removed_or_is_another_one() {
+    let method = |name: &str| {
+        let method = name.to_owned();
+        Some(CustomDeploy { method })
+    };
+    for wanted in [None, method(""), method("install_something_else")] {
+        let mut world = only("provisioned-by-a-deploy-step");
+        world.settle();
+        assert_eq!((world.state(), world.machine.boots), (State::Provisioned, 0));
+        world.host().spec.custom_deploy.clone_from(&wanted);
+        world.reach(State::Available);
+        world.settle();
+        assert_eq!(world.machine.disk, Content::Blank, "{wanted:?}");
+        let status = world.host().status.clone().unwrap();
+        assert_eq!(
+            (world.state(), status.provisioning.custom_deploy),
+            (State::Available, None)
+        );
+        let refused = wanted.is_some_and(|custom| !custom.method.is_empty());
+        assert_eq!(status.error_type, refused.then_some(ErrorType::Provisioning));
     }
 }

@@ -11,10 +11,11 @@ use k8s_openapi::{
 use muster_proto::{
     inventory::{Disk, Inventory, Nic},
     kinds::{
-        BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, HardwareDataSpec, IN_BAND_ANNOTATION,
-        Image, Segment, SegmentSpec, Server, Trust,
+        BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, HardwareDataSpec, HostBootMode,
+        IN_BAND_ANNOTATION, Image, Segment, SegmentSpec, Server, Trust,
     },
 };
+use serde_json::Value;
 
 use super::super::{
     Effect, Observed, Plan, State, next,
@@ -22,10 +23,13 @@ use super::super::{
         Bmc, Failure, FailureClass, Power, PowerReading, Probed, Rival, SecretSeen, SecretState, Secrets,
         Tried,
     },
-    plan::{Drive, FINALIZER, Metadata, PowerOrder, Task},
+    plan::{Drive, FINALIZER, Hold, Metadata, PowerOrder, Task},
     table,
 };
-use crate::bmc::{Health, Identity};
+use crate::{
+    bmc::{Health, Identity},
+    patch::merge,
+};
 
 pub(super) const MAC: &str = "52:54:00:00:00:01";
 pub(super) const UID: &str = "0a0a0a0a-0000-4000-8000-000000000001";
@@ -55,6 +59,8 @@ pub(super) struct Machine {
     /// Its firmware boots from the network without being told.
     pub(super) network_first: bool,
     pub(super) once: bool,
+    /// In which mode its BMC was told to boot it last.
+    pub(super) mode: Option<HostBootMode>,
     /// It has Wake-on-LAN.
     pub(super) wakes: bool,
     pub(super) boots: usize,
@@ -233,6 +239,7 @@ impl World {
                 disk: Content::Old,
                 network_first: false,
                 once: false,
+                mode: None,
                 wakes: true,
                 boots: 0,
                 drive: None,
@@ -264,6 +271,13 @@ impl World {
 
     pub(super) fn state(&self) -> State {
         self.host.as_ref().map_or(State::Deleting, State::of)
+    }
+
+    /// Somebody patches the host, by JSON merge patch and without a resource version.
+    pub(super) fn patch(&mut self, patch: &Value) {
+        let mut host = serde_json::to_value(self.host()).unwrap();
+        merge(&mut host, patch);
+        *self.host() = serde_json::from_value(host).unwrap();
     }
 
     pub(super) fn annotate(&mut self, name: &str, value: &str) {
@@ -310,6 +324,33 @@ impl World {
             .any(asked)
         {
             self.power(PowerOrder::Reset);
+        }
+    }
+
+    /// Another host declares the same machine, or none does any more.
+    pub(super) fn rival(&mut self, rival: Option<(State, bool)>) {
+        self.rivals = Vec::from_iter(rival.map(|(state, precedes)| Rival {
+            path: "other/one".to_owned(),
+            by: "BMC redfish://10.0.0.9".to_owned(),
+            state,
+            precedes,
+        }));
+    }
+
+    /// Discovery takes the machine for that of the host with this UID.
+    pub(super) fn link(&mut self, uid: &str) {
+        if let Some(host) = self.server.as_mut().and_then(|server| server.spec.host.as_mut()) {
+            uid.clone_into(&mut host.uid);
+            self.bump();
+        }
+    }
+
+    /// Two machines show one token as this one.
+    pub(super) fn contest(&mut self, contested: bool) {
+        let server = self.server.as_mut();
+        if let Some(status) = server.and_then(|server| server.status.as_mut()) {
+            status.contested = contested;
+            self.bump();
         }
     }
 
@@ -413,6 +454,13 @@ impl World {
             ] {
                 assert!(!self.annotated(name), "{name}: {}", plan.why);
             }
+            assert_ne!(host.spec.externally_provisioned, Some(true), "{}", plan.why);
+            let in_the_way = |rival: &Rival| rival.precedes || rival.state.is_provisioned();
+            assert!(!self.rivals.iter().any(in_the_way), "{}", plan.why);
+            let server = self.server.as_ref().expect("a machine");
+            let linked = server.spec.host.as_ref().map(|host| host.uid.as_str());
+            let contested = server.status.as_ref().is_some_and(|status| status.contested);
+            assert_eq!((linked, contested), (Some(UID), false), "{}", plan.why);
         }
     }
 
@@ -569,7 +617,11 @@ impl World {
             }
             Effect::PlaceJob(order) => match fault {
                 Fault::Fails => false,
-                Fault::Lost | Fault::Late => true,
+                Fault::Lost => true,
+                Fault::Late => {
+                    self.late.push_back(effect.clone());
+                    true
+                }
                 _ => self.place(order),
             },
             Effect::RemoveJob { id } => {
@@ -601,13 +653,13 @@ impl World {
                 self.hardware.as_mut().unwrap().metadata.finalizers = None;
                 true
             }
-            Effect::HoldSecret { name, .. } => {
+            Effect::HoldSecret { name, hold } => {
                 let secret = self.secret(name);
                 if secret.state == SecretState::Unasked {
                     *secret = self::secret("1", "a");
                 }
                 secret.held = true;
-                secret.finalizer = name == "bmc";
+                secret.finalizer = *hold == Hold::Finalizer;
                 if let SecretState::Present { version, .. } = &mut secret.state {
                     version.push('+');
                 }
@@ -629,6 +681,7 @@ impl World {
             "bmc" => &mut self.secrets.bmc,
             "meta" => &mut self.secrets.meta_data,
             "network" => &mut self.secrets.network_data,
+            "before" => &mut self.secrets.preprovisioning,
             _ => &mut self.secrets.user_data,
         }
     }

@@ -26,6 +26,7 @@ use crate::{
     fake_api::FakeApi,
     host::{bmcs::Answer, plan::SECRET_LABEL},
     lease,
+    metrics::Registry,
 };
 
 /// In virtual time: longer than any life.
@@ -48,6 +49,8 @@ pub(super) struct Machine {
 struct State {
     on: bool,
     armed: bool,
+    /// In which mode it was told to boot.
+    mode: Option<bmc::Mode>,
     /// When its ramdisk calls in.
     calls_in: Option<Instant>,
     sessions: u32,
@@ -71,6 +74,8 @@ pub(super) struct Lab {
     queue: Events,
     begun: Instant,
     pub(super) limit: usize,
+    metrics: Metrics,
+    registry: Registry,
     /// Calls to BMCs that changed something, and writes to the API server.
     steps: Arc<Steps>,
     term: Mutex<Leadership>,
@@ -93,6 +98,8 @@ impl Lab {
             .map(|number| Arc::new(Machine::new(number)))
             .collect();
         let (queue, events) = mpsc::channel(10_000);
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
         Arc::new(Lab {
             steps: Arc::new(Steps::new(&api)),
             api,
@@ -101,6 +108,8 @@ impl Lab {
             queue: Events::new(queue),
             begun: Instant::now(),
             limit: 20,
+            metrics,
+            registry,
             term: Mutex::new(Leadership::new(7, lease::now() + EVER)),
         })
     }
@@ -172,7 +181,7 @@ impl Lab {
             world: self.api.world(),
             changes,
             events: self.queue.clone(),
-            metrics: Metrics::default(),
+            metrics: self.metrics.clone(),
             bmcs: Arc::clone(self) as _,
             term: self.term(),
             clock: Arc::new(move || lab.now()),
@@ -341,6 +350,13 @@ impl Lab {
         self.edit(number, &json!({"spec": {"image": image}}));
     }
 
+    /// What is counted under upstream's names: `NAME{LABELS} VALUE`, line by line.
+    pub(super) fn counted(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
     pub(super) fn told(&self) -> Vec<Event> {
         let mut events = self.events.lock().unwrap();
         let happened = std::iter::from_fn(|| events.try_recv().ok());
@@ -382,6 +398,10 @@ impl Machine {
     pub(super) fn disk(&self) -> (Vec<String>, usize) {
         let state = self.lock();
         (state.disk.clone(), state.cleaned)
+    }
+
+    pub(super) fn mode(&self) -> Option<bmc::Mode> {
+        self.lock().mode
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -609,7 +629,8 @@ impl Bmcs for Lab {
 
     fn set_boot<'a>(&'a self, access: &'a bmc::Access, _: bmc::Term, boot: Boot) -> Answer<'a, Answered> {
         let act = async move {
-            self.machine(&access.host).enter(access)?.armed = boot.device == bmc::Device::Pxe;
+            let mut state = self.machine(&access.host).enter(access)?;
+            (state.armed, state.mode) = (boot.device == bmc::Device::Pxe, boot.mode);
             Ok(Answered::Accepted)
         };
         self.steps.step(act).boxed()
