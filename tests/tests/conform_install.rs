@@ -1,7 +1,15 @@
 //! What an installation is: the manifests at a real API server, the rights that they give, and who may read the metrics.
 
-use std::{net::SocketAddr, path::PathBuf, process::Command, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
 
+use clap::CommandFactory;
 use k8s_openapi::api::{
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
     core::v1::{Secret, ServiceAccount},
@@ -10,6 +18,7 @@ use kube::{
     Api, Client,
     api::{DynamicObject, PostParams},
 };
+use muster_controller::args::Cli;
 use muster_tests::{
     bridges::BR0,
     cluster::{Cluster, Role},
@@ -123,17 +132,18 @@ async fn least_rights(client: &Client, wide: bool) {
         assert!(may(client, role, "create", reviews, "tokenreviews", ["", ""]).await);
         assert!(may(client, role, "get", "metal3.io", "baremetalhosts", ["metal", "a"]).await);
     }
-    assert!(
-        !may(
-            client,
-            "edge",
-            "patch",
-            "metal3.io",
-            "baremetalhosts",
-            ["metal", "a"]
-        )
-        .await
-    );
+    for (role, verb, resource, allowed) in [
+        ("control", "delete", "baremetalhosts", true),
+        ("control", "delete", "hardwaredata", false),
+        ("edge", "patch", "baremetalhosts", false),
+    ] {
+        let at = ["metal", "a"];
+        assert_eq!(
+            may(client, role, verb, "metal3.io", resource, at).await,
+            allowed,
+            "{role} {verb} {resource}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,18 +197,34 @@ fn the_forms_differ_in_where_hosts_live_only() {
         kinds(&narrow, "ClusterRoleBinding") + 2
     );
     assert_eq!(kinds(&wide, "RoleBinding") + 2, kinds(&narrow, "RoleBinding"));
+    // The rules about hosts hold where hosts live.
+    let metal = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "metal"}}});
+    for (documents, wanted) in [(&wide, &Value::Null), (&narrow, &metal)] {
+        let bindings = documents
+            .iter()
+            .filter(|one| one["kind"] == "ValidatingAdmissionPolicyBinding");
+        let places: Vec<&Value> = bindings.map(|one| &one["spec"]["matchResources"]).collect();
+        assert!(
+            places.len() == 5 && places.iter().all(|place| *place == wanted),
+            "{places:?}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_control_role_runs_under_the_strictest_pod_security_and_the_edge_does_not() {
+async fn the_control_role_runs_under_the_strictest_pod_security_and_the_edge_in_its_own_namespace_only() {
     let cluster = Cluster::shared().await.unwrap();
     let client = cluster.client().unwrap();
-    let namespace = cluster.namespace("restricted").await.unwrap();
-    let objects = format!(
-        "
+    let all = documents(".");
+    // What holds in the namespace of the hosts, and in Muster's own.
+    for (named, is_for_the_edge) in [("metal", false), ("muster-system", true)] {
+        let labels = &find(&all, "Namespace", named)["metadata"]["labels"];
+        let namespace = cluster.namespace("pods").await.unwrap();
+        let objects = format!(
+            "
 apiVersion: v1
 kind: Namespace
-metadata: {{name: {namespace}, labels: {{pod-security.kubernetes.io/enforce: restricted}}}}
+metadata: {{name: {namespace}, labels: {labels}}}
 ---
 apiVersion: v1
 kind: ServiceAccount
@@ -208,26 +234,193 @@ apiVersion: v1
 kind: ServiceAccount
 metadata: {{name: muster-edge}}
 "
-    );
-    cluster.apply(&objects, &namespace).await.unwrap();
-    let all = documents(".");
-    let kind = kube::core::ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
-    let pods: Api<DynamicObject> = Api::namespaced_with(client, &namespace, &kind);
-    let dry = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
-    let create = async |owner: &Value| {
-        let mut pod = owner["spec"]["template"].clone();
-        pod["apiVersion"] = json!("v1");
-        pod["kind"] = json!("Pod");
-        pod["metadata"]["name"] = json!("a");
-        let pod = serde_json::from_value(pod).unwrap();
-        pods.create(&dry, &pod).await.map(drop)
-    };
-    create(find(&all, "Deployment", "muster-control")).await.unwrap();
-    let refused = create(find(&all, "DaemonSet", "muster-edge")).await.unwrap_err();
-    assert!(refused.to_string().contains("PodSecurity"), "{refused}");
+        );
+        cluster.apply(&objects, &namespace).await.unwrap();
+        let kind = kube::core::ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
+        let pods: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &kind);
+        let dry = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        let create = async |owner: &Value| {
+            let mut pod = owner["spec"]["template"].clone();
+            pod["apiVersion"] = json!("v1");
+            pod["kind"] = json!("Pod");
+            pod["metadata"]["name"] = json!("a");
+            let pod = serde_json::from_value(pod).unwrap();
+            pods.create(&dry, &pod).await.map(drop)
+        };
+        create(find(&all, "Deployment", "muster-control")).await.unwrap();
+        match create(find(&all, "DaemonSet", "muster-edge")).await {
+            Ok(()) => assert!(is_for_the_edge, "{named}"),
+            Err(error) => {
+                let refused = error.to_string();
+                assert!(
+                    !is_for_the_edge && refused.contains("PodSecurity"),
+                    "{named}: {refused}"
+                );
+            }
+        }
+    }
+}
+
+/// The first container of an owner of pods as the kubelet would start it on the stage: its variables and its arguments.
+fn started(container: &Value, stage: &Stage, address: &str) -> (Vec<(String, String)>, Vec<String>) {
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let variables: Vec<(String, String)> = container["env"]
+        .as_array()
+        .expect("variables")
+        .iter()
+        .map(|one| {
+            let value = match one
+                .pointer("/valueFrom/fieldRef/fieldPath")
+                .and_then(Value::as_str)
+            {
+                Some("metadata.namespace") => stage.namespace.clone(),
+                Some("metadata.name" | "spec.nodeName") => "a-node".to_owned(),
+                Some("status.hostIP") => address.to_owned(),
+                Some(other) => panic!("{other}"),
+                // Hosts live in the stage's namespace.
+                None => text(&one["value"]).replace("metal", &stage.namespace),
+            };
+            (text(&one["name"]), value)
+        })
+        .collect();
+    let arguments = container["args"]
+        .as_array()
+        .expect("arguments")
+        .iter()
+        .map(|argument| {
+            let mut argument = text(argument);
+            for (name, value) in &variables {
+                argument = argument.replace(&format!("$({name})"), value);
+            }
+            argument
+        });
+    let arguments = arguments.collect();
+    (variables, arguments)
+}
+
+/// The status of a plain HTTP answer; none: there is none.
+async fn status(at: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(at).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok()?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    answer.split(' ').nth(1).map(str::to_owned)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_manifests_say_starts_each_role_and_answers_its_probes() {
+    let cluster = Cluster::shared().await.unwrap();
+    let stage = Stage::dark_with("manifests", &[BR0], |_| ()).await.unwrap();
+    let net = &stage.network.net;
+    let (address, _) = BR0.address.split_once('/').unwrap();
+    let command = Cli::command();
+    let known: Vec<&str> = command
+        .get_arguments()
+        .filter_map(|one| one.get_env()?.to_str())
+        .collect();
+    let all = documents("namespaced");
+    for (kind, role) in [("Deployment", Role::Control), ("DaemonSet", Role::Edge)] {
+        let name = format!("muster-{}", role.name());
+        let container = find(&all, kind, &name)
+            .pointer("/spec/template/spec/containers/0")
+            .unwrap();
+        let (variables, arguments) = started(container, &stage, address);
+        for (variable, _) in &variables {
+            let is_used = container["args"].to_string().contains(&format!("$({variable})"));
+            assert!(
+                is_used || known.contains(&variable.as_str()),
+                "{name}: nothing reads {variable}"
+            );
+        }
+        let log = File::create(stage.scratch.path().join(format!("{name}.log"))).unwrap();
+        let mut controller = Command::new(paths::controller().unwrap());
+        controller
+            .envs(variables)
+            .args(&arguments)
+            .arg("--kubeconfig")
+            .arg(cluster.identity(role, &stage.namespace).await.unwrap())
+            .arg("--boot-dir")
+            .arg(paths::boot_dir().unwrap())
+            .env_remove("KUBECONFIG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let mut process = Ended(net.spawn(controller).unwrap());
+        let mut admin = None;
+        for probe in ["livenessProbe", "readinessProbe"] {
+            let get = &container[probe]["httpGet"];
+            let port = get["port"].as_u64().or_else(|| {
+                let ports = container["ports"].as_array()?;
+                ports.iter().find(|one| one["name"] == get["port"])?["containerPort"].as_u64()
+            });
+            // By default the kubelet asks the pod's own address.
+            let host = get["host"].as_str().unwrap_or(address);
+            let target = format!("{host}:{}", port.unwrap()).parse().unwrap();
+            let forwarder = Forwarder::inwards(net, target).unwrap();
+            let path = get["path"].as_str().unwrap();
+            stage
+                .until(probe, SOON, async || {
+                    if let Some(ended) = process.0.try_wait()? {
+                        anyhow::bail!("{name} ended: {ended}");
+                    }
+                    Ok(status(forwarder.address(), path)
+                        .await
+                        .filter(|status| status == "200"))
+                })
+                .await
+                .unwrap();
+            admin = Some(forwarder);
+        }
+        let admin = admin.unwrap();
+        assert_eq!(
+            status(admin.address(), "/metrics").await.as_deref(),
+            Some("404"),
+            "{name} tells metrics to those that it knows only"
+        );
+        let metrics = Forwarder::inwards(net, format!("{address}:8443").parse().unwrap()).unwrap();
+        let config = trusting(&stage).await;
+        for token in [None, Some("forged")] {
+            let answer = stage.until("an answer to a scraper", SOON, async || {
+                Ok(scraped(metrics.address(), &config, token).await.ok())
+            });
+            let answer = answer.await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 401"), "{name}: {answer}");
+        }
+    }
+}
+
+/// A process that ends with the test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Fails only if it has ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Trusts the authority of the controller on `stage`, once it has made one.
+async fn trusting(stage: &Stage) -> Arc<ClientConfig> {
+    let secret = stage.until("the authority", SOON, async || {
+        Ok(stage.api::<Secret>().get_opt("muster-ca").await?)
+    });
+    let data = secret.await.expect("the authority").data.expect("its data");
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_slice(&data["ca.crt"].0).expect("a certificate");
+    roots.add(authority).expect("an authority");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has them")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
 }
 
 /// The answer to a scraper with this token.
@@ -262,21 +455,7 @@ async fn metrics_are_for_those_whom_the_api_server_lets() {
     let (_, line) = log.wait_for("metrics address=", 0, SOON).await.unwrap();
     let (_, address) = line.text.rsplit_once("address=").unwrap();
     let forwarder = Forwarder::inwards(&stage.network.net, address.trim().parse().unwrap()).unwrap();
-    let secret = stage.until("the authority", SOON, async || {
-        Ok(stage.api::<Secret>().get_opt("muster-ca").await?)
-    });
-    let authority = secret.await.unwrap().data.unwrap()["ca.crt"].0.clone();
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(&authority).unwrap())
-        .unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let config = Arc::new(config);
+    let config = trusting(&stage).await;
 
     let namespace = &stage.namespace;
     let objects = format!(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use muster_controller::bmc::{
     Access, BmcError, Bmcs, Boot, Config, Credentials, Device, Done, HostRef, Lasting, Metrics, Mode,
-    PowerState, Reset, Verify,
+    PowerState, Reset, Verify, WantedMode,
 };
 use muster_tests::{
     bmc::Authority,
@@ -98,7 +98,7 @@ async fn boot_device_and_mode_are_set() {
     let access = access(&sushy, "redfish-virtualmedia+http", "/redfish/v1/Systems/node-1");
     let pxe = |mode| Boot {
         device: Device::Pxe,
-        mode: Some(mode),
+        mode: WantedMode::Required(mode),
         // It takes "Once" and does "Continuous".
         lasting: Lasting::Continuous,
     };
@@ -120,7 +120,7 @@ async fn boot_device_and_mode_are_set() {
     );
     let once = Boot {
         device: Device::Hdd,
-        mode: None,
+        mode: WantedMode::Any,
         lasting: Lasting::Once,
     };
     assert_eq!(bmcs.set_boot(&access, 1, once).await.unwrap(), Done::Accepted);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{ResourceExt, api::PostParams};
 use muster_agent::steps::Order;
@@ -131,6 +131,19 @@ async fn held_for(stage: &Stage, taken: Timestamp, seconds: i64) {
     held.await.expect("a Lease that is renewed");
 }
 
+/// Lease duration, renew deadline and retry period as most have them here, in seconds.
+const TIMES: [u32; 3] = [8, 5, 1];
+
+/// A Lease with these `times` whose holder was killed when it was as in `left` is taken when it has run out, not before, and then soon.
+fn is_taken_in_time(left: &Lease, taken_over: &Lease, times: [u32; 3]) {
+    let renewed = left.spec.as_ref().and_then(|spec| spec.renew_time.as_ref());
+    let waited = taken(taken_over).duration_since(renewed.expect("a renewed Lease").0);
+    let [duration, _, retry] = times.map(|seconds| SignedDuration::from_secs(i64::from(seconds)));
+    // A computer that runs other tests beside this one may be late.
+    let soon = duration + 2 * retry + SignedDuration::from_secs(20);
+    assert!((duration..soon).contains(&waited), "taken over after {waited}");
+}
+
 fn taken(lease: &Lease) -> Timestamp {
     let spec = lease.spec.as_ref().expect("a spec");
     spec.acquire_time.as_ref().expect("when it was taken").0
@@ -154,7 +167,8 @@ fn signal(control: &Control, signal: Signal) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_server_is_discovered_after_a_kill_of_the_leader() {
-    let (stage, mut controls) = stage("leader-kill", 3, [15, 10, 2]).await.unwrap();
+    let times = [15, 10, 2];
+    let (stage, mut controls) = stage("leader-kill", 3, times).await.unwrap();
     let rack = stage.rack().unwrap();
     let mut servers = rack.servers(1..4);
     let (mut led, mut before) = leader(&stage, &controls, None).await;
@@ -162,10 +176,12 @@ async fn the_next_server_is_discovered_after_a_kill_of_the_leader() {
     stage.discovered(&servers[0], SOON).await.unwrap();
     for server in &mut servers[1..] {
         controls[led].controller.kill();
+        let left = lease(&stage).await.unwrap().unwrap();
         server.power_on();
         stage.discovered(server, SOON).await.unwrap();
         let (now, lease) = leader(&stage, &controls, Some(led)).await;
         assert!(epoch(&lease) > epoch(&before));
+        is_taken_in_time(&left, &lease, times);
         (led, before) = (now, lease);
     }
     assert_eq!(stage.hosts().await.unwrap().len(), 3);
@@ -193,7 +209,7 @@ async fn a_leader_that_is_told_to_end_hands_over_and_the_other_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_stopped_for_two_lease_times_writes_nothing_afterwards() {
-    let (stage, controls) = stage("leader-stop", 2, [8, 5, 1]).await.unwrap();
+    let (stage, controls) = stage("leader-stop", 2, TIMES).await.unwrap();
     let rack = stage.rack().unwrap();
     let mut servers = rack.servers(1..13);
     let (led, _) = leader(&stage, &controls, None).await;
@@ -341,11 +357,31 @@ impl Half<'_> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_goes_on_after_a_kill_of_the_leader_in_the_middle_of_it() {
-    let (stage, mut controls) = stage("write-kill", 2, [8, 5, 1]).await.unwrap();
+    let (stage, mut controls) = stage("write-kill", 2, TIMES).await.unwrap();
     let rack = stage.rack().unwrap();
     let half = Half::written(&stage, &rack).await;
     let (led, before) = leader(&stage, &controls, None).await;
     controls[led].controller.kill();
+    let left = lease(&stage).await.unwrap().unwrap();
+    let (next, after) = leader(&stage, &controls, Some(led)).await;
+    half.service.seen();
+    assert!(epoch(&after) > epoch(&before));
+    is_taken_in_time(&left, &after, TIMES);
+    half.is_provisioned().await;
+    half.is_led_by(&controls[next]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_goes_on_after_the_leader_is_told_to_end_in_the_middle_of_it() {
+    // Nobody waits for this lease to run out.
+    let (stage, mut controls) = stage("write-term", 2, [600, 300, 2]).await.unwrap();
+    let rack = stage.rack().unwrap();
+    let half = Half::written(&stage, &rack).await;
+    let (led, before) = leader(&stage, &controls, None).await;
+    assert!(
+        controls[led].controller.stop(SOON).await,
+        "it ends by itself and well"
+    );
     let (next, after) = leader(&stage, &controls, Some(led)).await;
     half.service.seen();
     assert!(epoch(&after) > epoch(&before));
@@ -355,7 +391,7 @@ async fn a_write_goes_on_after_a_kill_of_the_leader_in_the_middle_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_effect_leaves_a_leader_that_was_stopped_for_two_lease_times_in_the_middle_of_a_write() {
-    let (stage, controls) = stage("write-stop", 2, [8, 5, 1]).await.unwrap();
+    let (stage, controls) = stage("write-stop", 2, TIMES).await.unwrap();
     let rack = stage.rack().unwrap();
     let half = Half::written(&stage, &rack).await;
     let (led, _) = leader(&stage, &controls, None).await;

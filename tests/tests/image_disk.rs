@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Arc, Mutex},
 };
 
 use muster_agent::{
@@ -115,6 +116,15 @@ impl Bench {
     }
 
     fn write(&self, job: &Write, config: Option<&ConfigDrive>) -> Result<image::Written, image::WriteError> {
+        self.write_watched(job, config, &Work::unwatched())
+    }
+
+    fn write_watched(
+        &self,
+        job: &Write,
+        config: Option<&ConfigDrive>,
+        work: &Work,
+    ) -> Result<image::Written, image::WriteError> {
         let environment = Environment {
             root: self.root(),
             clock: Clock::told(1_800_000_000),
@@ -122,7 +132,7 @@ impl Bench {
             proxy: None,
         };
         let config = config.map(|config| config as &dyn Contents);
-        image::write(job, config, &environment, &Work::unwatched())
+        image::write(job, config, &environment, work)
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -201,6 +211,35 @@ fn other_tools_find_nothing_wrong_with_a_written_disk() {
         &["-R", "-x", "/openstack/latest/user_data", "-i", &drive],
     );
     assert_eq!(user_data, "#cloud-config\n");
+}
+
+/// The flags of open(2) with which this process has `device` open to write, each time it has (proc(5)).
+fn opened(device: &Path) -> Vec<i32> {
+    let numbers = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let of_device = numbers.filter(|number| fs::read_link(number.path()).is_ok_and(|to| to == device));
+    let flags = of_device.filter_map(|number| {
+        let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(number.file_name())).ok()?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+        i32::from_str_radix(flags.trim(), 8).ok()
+    });
+    flags
+        .filter(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
+        .collect()
+}
+
+#[test]
+fn an_image_is_written_past_the_page_cache() {
+    let bench = Bench::new(64 * MIB, 512);
+    let (packed, _) = bench.packed(512);
+    let server = FileServer::new(&packed, None).unwrap();
+    let job = bench.job(&server.url("image.zst"), sha256(&packed));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (device, see) = (bench.disk.path().to_owned(), Arc::clone(&seen));
+    let work = Work::new(move |_| see.lock().unwrap().extend(opened(&device)));
+    bench.write_watched(&job, None, &work).unwrap();
+    let seen = seen.lock().unwrap();
+    assert!(!seen.is_empty(), "it was open while it was written");
+    assert!(seen.iter().all(|flags| flags & libc::O_DIRECT != 0), "{seen:?}");
 }
 
 #[test]

@@ -237,8 +237,14 @@ fn error(host: &BareMetalHost) -> &str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() {
-    let as_json = |setup: &mut Setup| setup.extra.extend(["--log-format", "json"].map(str::to_owned));
-    let rig = Rig::with("life", UnknownPolicy::Ignore, as_json).await.unwrap();
+    // With all that there is to log, in which no secret may stand either.
+    let talkative = |setup: &mut Setup| {
+        setup.extra.extend(["--log-format", "json"].map(str::to_owned));
+        setup
+            .environment
+            .push(("MUSTER_LOG".to_owned(), "trace".to_owned()));
+    };
+    let rig = Rig::with("life", UnknownPolicy::Ignore, talkative).await.unwrap();
     rig.secret(PASSWORD).await.unwrap();
     rig.declare().await.unwrap();
     rig.kubectl_waits("AvailableForProvisioning").await.unwrap();
@@ -623,19 +629,32 @@ async fn paused_and_detached_hosts_are_left_alone() {
     rig.secret(PASSWORD).await.unwrap();
     rig.declare().await.unwrap();
     rig.reaches("available").await.unwrap();
+    let hosts = rig.stage.api::<BareMetalHost>();
+    // What becomes of another host meanwhile shows that the controller has had the time.
+    let nothing_is_done = async |other: &str| {
+        let host = BareMetalHost::new(other, BareMetalHostSpec::default());
+        hosts.create(&PostParams::default(), &host).await.unwrap();
+        let seen = async || Ok(hosts.get(other).await?.status.map(|_| ()));
+        rig.stage
+            .until("the other host is to be seen", SOON, seen)
+            .await
+            .unwrap();
+        let asked = rig.service.seen();
+        // A session may be ended.
+        let changes = asked
+            .iter()
+            .filter(|one| one.method != "GET" && !one.path.contains("/Sessions"));
+        assert_eq!(changes.count(), 0, "{asked:#?}");
+        assert_eq!(rig.service.power(SYSTEM), PowerState::On);
+    };
     let paused = "baremetalhost.metal3.io/paused";
     rig.patch(annotate(paused, json!(""))).await.unwrap();
+    rig.service.seen();
     rig.wish().await.unwrap();
-    // What becomes of another host meanwhile shows that the controller has had the time.
-    let other = BareMetalHost::new("other", BareMetalHostSpec::default());
-    let hosts = rig.stage.api::<BareMetalHost>();
-    hosts.create(&PostParams::default(), &other).await.unwrap();
-    let seen = async || Ok(hosts.get("other").await?.status.map(|_| ()));
-    rig.stage
-        .until("the other host is to be seen", SOON, seen)
-        .await
-        .unwrap();
+    rig.patch(json!({"spec": {"online": false}})).await.unwrap();
+    nothing_is_done("first").await;
     assert_eq!(state(&hosts.get("node").await.unwrap()), "available");
+    rig.patch(json!({"spec": {"online": true}})).await.unwrap();
     rig.patch(annotate(paused, Value::Null)).await.unwrap();
     rig.reaches("provisioned").await.unwrap();
     let detached = "baremetalhost.metal3.io/detached";
@@ -645,6 +664,10 @@ async fn paused_and_detached_hosts_are_left_alone() {
         status.is_some_and(|status| status.operational_status == OperationalStatus::Detached)
     };
     rig.host("detached", is_detached).await.unwrap();
+    rig.service.seen();
+    rig.patch(json!({"spec": {"online": false}})).await.unwrap();
+    nothing_is_done("second").await;
+    rig.patch(json!({"spec": {"online": true}})).await.unwrap();
     rig.patch(annotate(detached, Value::Null)).await.unwrap();
     rig.host("attached", |host| {
         !is_detached(host) && state(host) == "provisioned"

@@ -40,7 +40,9 @@ use serde_json::{Value, json};
 const SOON: Duration = Duration::from_secs(240);
 const FORM: Form = Form::Zstd;
 const USER_DATA: &str = "#cloud-config\nhostname: lab-7\n# canary-4b1d90\n";
-const CANARY: &str = "canary-4b1d90";
+const META_DATA: &str = "role: canary-6a02ee\n";
+const NETWORK_DATA: &str = r#"{"links": [{"id": "canary-93c5f1"}]}"#;
+const CANARIES: [&str; 3] = ["canary-4b1d90", "canary-6a02ee", "canary-93c5f1"];
 
 /// What watches saw of a host and its Server.
 #[derive(Debug, Default)]
@@ -192,14 +194,16 @@ impl Life {
         self.reaches("available", |host| state(host) == "available").await
     }
 
-    /// Gives it the image and user data.
+    /// Gives it the image and all that goes on a config drive.
     async fn wish(&self, checksum: &str) -> Result<()> {
         let image = json!({
             "url": self.images.url(&self.image.name(FORM)),
             "checksum": checksum, "checksumType": "sha256", "format": "raw",
         });
-        self.patch(json!({"spec": {"image": image, "userData": {"name": "user"}}}))
-            .await
+        let spec = json!({
+            "image": image, "userData": {"name": "user"}, "metaData": {"name": "meta"}, "networkData": {"name": "network"},
+        });
+        self.patch(json!({ "spec": spec })).await
     }
 
     /// Gives it an image that is not what its digest says: it stays in the ramdisk, and people can read why.
@@ -242,7 +246,7 @@ impl Life {
         Ok(told)
     }
 
-    /// Nobody shows the user data but the operating system, which does so by design.
+    /// Nobody shows what is on the config drive but the operating system, which does so by design.
     async fn keeps_secrets(&self) -> Result<()> {
         let console = self.machine.console();
         let (first, _) = told::booted(console, 0, SOON).await?;
@@ -252,12 +256,12 @@ impl Life {
         if again > first {
             said.extend(console.from(again));
         }
-        self.stage.shows_nowhere(&[CANARY], &said).await
+        self.stage.shows_nowhere(&CANARIES, &said).await
     }
 
     /// Takes the image away; nobody but a person can boot the machine into its ramdisk again, and `by_hand` is that person.
     async fn release(&mut self, by_hand: impl FnOnce(&mut Machine) -> Result<()>) -> Result<()> {
-        self.patch(json!({"spec": {"image": null, "userData": null}}))
+        self.patch(json!({"spec": {"image": null, "userData": null, "metaData": null, "networkData": null}}))
             .await?;
         let waits = |host: &BareMetalHost| {
             let status = host.status.as_ref();
@@ -343,7 +347,13 @@ async fn lives(
     by_hand: impl FnOnce(&mut Machine) -> Result<()>,
 ) -> Result<()> {
     life.opt_in().await?;
-    life.stage.secret("user", &[("userData", USER_DATA)]).await?;
+    for (name, key, text) in [
+        ("user", "userData", USER_DATA),
+        ("meta", "metaData", META_DATA),
+        ("network", "networkData", NETWORK_DATA),
+    ] {
+        life.stage.secret(name, &[(key, text)]).await?;
+    }
     if fails {
         life.fails().await?;
     }

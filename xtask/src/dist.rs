@@ -29,6 +29,7 @@ pub(crate) fn run() -> Result<()> {
     loaders(&tree)?;
     packages(&tree)?;
     manifests(&tree)?;
+    deploy(&tree)?;
     documents(&tree)?;
     println!("· image");
     image(&tree)?;
@@ -141,11 +142,30 @@ fn documents(tree: &Path) -> Result<()> {
     for name in PAGES {
         copy(&root().join("docs").join(name), &to.join(name))?;
     }
+    copy(&root().join("SECURITY.md"), &tree.join("SECURITY.md"))?;
     let example = "segment-demo.yaml";
     copy(
         &root().join("deploy/manifests/examples").join(example),
         &tree.join(example),
     )
+}
+
+/// What the pages apply and change: the directory `deploy`, but for the lab's own control plane.
+fn deploy(tree: &Path) -> Result<()> {
+    let from = root().join("deploy");
+    let mut files = Vec::new();
+    walk(&from, &mut files)?;
+    for path in files {
+        let inside = path.strip_prefix(&from).context("a file of deploy")?;
+        if inside.starts_with("controlplane") {
+            continue;
+        }
+        let to = tree.join("deploy").join(inside);
+        let dir = to.parent().context("a directory")?;
+        fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        copy(&path, &to)?;
+    }
+    Ok(())
 }
 
 /// As single files, for those who have no kustomize.
@@ -249,11 +269,18 @@ mod tests {
     fn pages_and_example_of_the_bundle_are_where_they_are_taken_from() {
         let tree = std::env::temp_dir().join(format!("muster-dist-{}", std::process::id()));
         fs::create_dir_all(&tree).expect("a directory");
-        let made = documents(&tree);
+        let made = documents(&tree).and_then(|()| deploy(&tree));
+        let forms = [
+            "deploy/kustomization.yaml",
+            "deploy/namespaced/kustomization.yaml",
+            "deploy/controlplane",
+        ];
+        let forms = forms.map(|name| tree.join(name).exists());
         let pages = fs::read_dir(tree.join("docs")).map(Iterator::count);
         let example = fs::read_to_string(tree.join("segment-demo.yaml"));
         fs::remove_dir_all(&tree).expect("no directory");
         made.expect("pages and example");
+        assert_eq!(forms, [true, true, false]);
         assert_eq!(pages.expect("the pages"), PAGES.len());
         assert!(example.expect("the example").contains("kind: Segment"));
     }

@@ -16,8 +16,12 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 /// Life of the authority, in seconds: two years.
 pub const CA_LIFETIME: i64 = 2 * 365 * 86_400;
 
-/// Life of a client certificate, in seconds; the agent renews at half of it.
-pub const CLIENT_LIFETIME: i64 = 3600;
+/// Life of a client certificate, in seconds. It is worth something only as long as its Server has the session of its key; a machine whose
+/// edges are all away for longer has to boot again, so it is no shorter than an outage may be.
+pub const CLIENT_LIFETIME: i64 = 12 * 3600;
+
+/// When the agent renews it, in seconds from its beginning.
+pub const RENEW_AFTER: i64 = 1800;
 
 /// Life of a server certificate, in seconds; it lives in memory and is made anew at half of it.
 pub const SERVER_LIFETIME: i64 = 86_400;
@@ -318,9 +322,9 @@ impl ClientCertificate {
         ClientCertificate::parse(&CertificateDer::from_pem_slice(pem.as_bytes()).ok()?)
     }
 
-    /// When the agent should have renewed, unix seconds: half a life before the end.
+    /// When the agent should renew it, unix seconds.
     pub fn renew_at(&self) -> i64 {
-        self.not_after - CLIENT_LIFETIME / 2
+        self.not_after - CLIENT_LIFETIME + RENEW_AFTER
     }
 }
 

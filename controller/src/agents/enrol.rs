@@ -41,8 +41,10 @@ use super::{
 };
 use crate::{boot::policy::Verdict, discovery, host::index::Path, machines::Signal};
 
-/// The most Enrolments of one Server that have not ended: a machine boots a few times an hour, a flood more often.
+/// The most Enrolments of one Server within [`RECENT`]: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
+/// In seconds.
+const RECENT: i64 = 2 * 3600;
 
 /// An enrolment that did not come about.
 #[derive(Debug)]
@@ -344,10 +346,14 @@ impl Edge {
             }
         }
         let open = self.store.enrolments_of(name);
-        let open = open
+        let is_recent = |one: &Enrolment| {
+            let made = one.metadata.creation_timestamp.as_ref();
+            made.is_none_or(|made| now - made.0.as_second() < RECENT)
+        };
+        let recent = open
             .iter()
-            .filter(|one| !super::sweep::ended(one, now) && one.name_any() != applicant.enrolment);
-        if open.count() >= MAX_OF_ONE_SERVER {
+            .filter(|one| is_recent(one) && one.name_any() != applicant.enrolment);
+        if recent.count() >= MAX_OF_ONE_SERVER {
             return refused(format!(
                 "Server {name} has enrolled {MAX_OF_ONE_SERVER} times within two hours"
             ));

@@ -79,8 +79,8 @@ pub enum Done {
 pub struct Boot {
     /// From where.
     pub device: Device,
-    /// As what; none leaves it.
-    pub mode: Option<Mode>,
+    /// As what.
+    pub mode: WantedMode,
     /// For how long.
     pub lasting: Lasting,
 }
@@ -105,6 +105,17 @@ pub enum Mode {
     Uefi,
     /// PC BIOS.
     Legacy,
+}
+
+/// Which mode somebody wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WantedMode {
+    /// The one that it is in.
+    Any,
+    /// This one, where the system says that it takes it, else the one that it is in.
+    Preferred(Mode),
+    /// This one and no other.
+    Required(Mode),
 }
 
 /// For how long an override counts.

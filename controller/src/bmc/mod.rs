@@ -13,7 +13,7 @@
 //! bmcs.probe(&access).await?                      // Probe { state, identity }: proves address, certificate and credentials
 //! bmcs.power(&access).await?                      // SystemState { power, health }
 //! bmcs.set_power(&access, term, Reset::On).await?             // Done::{Already, Accepted}
-//! bmcs.set_boot(&access, term, Boot { device: Device::Pxe, mode: None, lasting: Lasting::Once }).await?
+//! bmcs.set_boot(&access, term, Boot { device: Device::Pxe, mode: WantedMode::Any, lasting: Lasting::Once }).await?
 //! bmcs.forget(&access.host).await                 // the host is gone, or detached: ends the session
 //! bmcs.fence(epoch)                               // nothing that was decided earlier changes anything from now on
 //! bmcs.stop().await                               // ends all sessions
@@ -51,7 +51,7 @@ pub use address::{Address, AddressError, Capabilities, Driver, NoDriver, Scheme,
 pub use authorities::{AuthorityError, authorities};
 pub use capability::{
     Answer, Boot, BootDevice, Connection, Device, Done, Health, Identify, Identity, Lasting, Mode, Power,
-    PowerState, Probe, Reset, SystemState,
+    PowerState, Probe, Reset, SystemState, WantedMode,
 };
 pub use error::BmcError;
 pub use metrics::Metrics;

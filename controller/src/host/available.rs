@@ -129,9 +129,6 @@ pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
             custom.method
         ));
     }
-    if let Some(why) = preparing::unsupported_boot(spec.boot_mode) {
-        return Err(why.to_owned());
-    }
     let image = spec.image.as_ref().ok_or("the host has no image")?;
     image::source(image).map(drop)
 }
@@ -164,7 +161,7 @@ fn tries_again(draft: &mut Draft<'_>) -> bool {
         .ok()
         .and_then(|pause| ended.checked_add(pause).ok())
         .unwrap_or(draft.now);
-    if draft.now >= due {
+    if draft.now >= due || ended > draft.now {
         return true;
     }
     draft.wait_for(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use muster_proto::kinds::{BareMetalHost, HostBootMode};
+use muster_proto::kinds::BareMetalHost;
 
 use super::{
     index::Path,
@@ -14,7 +14,7 @@ use super::{
     vault::Vault,
 };
 use crate::{
-    bmc::{self, Boot, Device, Done, Lasting, Mode, PowerState, Reset, SystemState},
+    bmc::{self, Boot, Device, Done, Lasting, PowerState, Reset, SystemState},
     lease::Leadership,
 };
 
@@ -197,11 +197,7 @@ pub(super) async fn call(
         Effect::BootNetworkOnce { operation, mode } => {
             let boot = Boot {
                 device: Device::Pxe,
-                mode: Some(match mode {
-                    HostBootMode::Legacy => Mode::Legacy,
-                    // The ramdisk boots without Secure Boot, for which nothing is written to a disk by this version.
-                    HostBootMode::Uefi | HostBootMode::UefiSecureBoot => Mode::Uefi,
-                }),
+                mode: *mode,
                 lasting: Lasting::Once,
             };
             let answer = match access(vault, host, None).await {

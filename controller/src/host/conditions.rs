@@ -16,7 +16,14 @@ pub const WAITING: &str = "Waiting";
 const HEALTHY: &str = "Healthy";
 
 /// What stands between the message and the time.
-pub(super) const SINCE: &str = " (since ";
+const SINCE: &str = " (since ";
+
+/// The message of a condition [`WAITING`] without the time that stands behind it.
+pub(super) fn asked(message: &str) -> &str {
+    message
+        .rfind(SINCE)
+        .map_or(message, |at| message.get(..at).unwrap_or(message))
+}
 
 /// Every reason that [`WAITING`] can have while it is true.
 pub const WAITING_REASONS: [&str; 20] = [

@@ -8,8 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::bmc::Credentials;
 
-/// The largest user data, and the largest of either other kind, in bytes. Sealed for its machine, all of it has to fit into one
-/// object of the API server (1.5 MiB, with the machine's inventory), and is almost twice as long there.
+/// The largest user data, and the largest of either other kind, in bytes. All together may be less: [`super::drive`].
 const LARGEST_USER_DATA: usize = 512 << 10;
 const LARGEST: usize = 128 << 10;
 

@@ -23,14 +23,29 @@ enum DeleteAction {
     Delete,
 }
 
+fn read(value: &str) -> serde_json::Result<Arguments> {
+    match value.trim() {
+        "" => Ok(Arguments::default()),
+        value => serde_json::from_str(value),
+    }
+}
+
+/// What is wrong with the annotation of `host`, for people; none: it can be read, or is not there.
+pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
+    let error = read(annotation(host, DETACHED_ANNOTATION)?).err()?;
+    let example = r#"{"force":true}"#;
+    Some(format!(
+        "the annotation {DETACHED_ANNOTATION} cannot be read: {error}; it counts as if it had no value; write JSON such as {example}, or nothing"
+    ))
+}
+
 /// True if the host is out of our hands, or is to be at once, whatever is being done to it.
 pub(super) fn is_cut_off(host: &BareMetalHost) -> bool {
     let detached = host
         .status
         .as_ref()
         .is_some_and(|status| status.operational_status == OperationalStatus::Detached);
-    let arguments = annotation(host, DETACHED_ANNOTATION)
-        .map(|value| serde_json::from_str::<Arguments>(value).unwrap_or_default());
+    let arguments = annotation(host, DETACHED_ANNOTATION).map(|value| read(value).unwrap_or_default());
     detached || arguments.is_some_and(|arguments| arguments.force)
 }
 
@@ -45,11 +60,7 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
         }
         return is_detached;
     };
-    let read = match value {
-        "" => Ok(Arguments::default()),
-        value => serde_json::from_str(value),
-    };
-    let arguments = *read.as_ref().unwrap_or(&Arguments::default());
+    let arguments = read(value).unwrap_or_default();
     let young = matches!(
         draft.state,
         State::New | State::Unmanaged | State::Registering | State::Deleting
@@ -60,12 +71,6 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
     }
     if draft.is_leaving() {
         return leave(draft, arguments);
-    }
-    if let Some(error) = read.as_ref().err().filter(|_| !is_detached) {
-        draft.warn(
-            "InvalidAnnotationValue",
-            format!("the annotation {DETACHED_ANNOTATION} cannot be read ({error}): the host is detached as if it said nothing"),
-        );
     }
     draft.clear_error();
     draft.status.operational_status = OperationalStatus::Detached;

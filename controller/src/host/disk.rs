@@ -1,8 +1,9 @@
 //! Which disk the image goes to, and which disks are cleaned. Pure.
 //!
 //! All hints must hold. Several disks may: then it is the first by kernel name, as upstream takes it. Without hints it is the
-//! smallest disk of at least 4 GiB that is neither removable nor read-only nor one of several paths to the same disk. Upstream
-//! would take `/dev/sda` there, whatever that is; a profile that says so counts only where somebody set it.
+//! smallest disk of at least 4 GiB that is neither removable nor read-only nor one of several paths to the same disk, and one behind
+//! iSCSI or Fibre Channel only where the machine has no other: it may be another machine's as well. Upstream would take `/dev/sda`
+//! there, whatever that is; a profile that says so counts only where somebody set it.
 
 use std::collections::BTreeMap;
 
@@ -55,7 +56,7 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
         return disks
             .iter()
             .filter(|disk| disk.size_bytes >= LEAST && is_writable(disk) && !is_path(&paths, disk))
-            .min_by_key(|disk| disk.size_bytes)
+            .min_by_key(|disk| (is_remote(disk), disk.size_bytes))
             .ok_or_else(|| {
                 format!(
                     "none of the {} disks has at least 4 GiB and is neither removable, read-only nor one of several paths: \
@@ -103,6 +104,11 @@ fn is_writable(disk: &Disk) -> bool {
     !disk.removable && !disk.read_only
 }
 
+/// True if other machines may reach the disk as well.
+fn is_remote(disk: &Disk) -> bool {
+    matches!(disk.transport, Transport::Iscsi | Transport::Fc)
+}
+
 /// How many disks show each world wide name.
 fn paths(disks: &[Disk]) -> BTreeMap<&str, usize> {
     let mut paths = BTreeMap::new();
@@ -127,11 +133,10 @@ fn is_path(paths: &BTreeMap<&str, usize>, disk: &Disk) -> bool {
 /// Fibre Channel may be another machine's as well; it is cleaned only where the image goes to it. One that cannot be told from
 /// others is left out.
 pub(super) fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a Disk> {
-    let remote = |disk: &Disk| matches!(disk.transport, Transport::Iscsi | Transport::Fc);
     disks
         .iter()
         .filter(|disk| disk.size_bytes > 0 && is_writable(disk))
-        .filter(|disk| root == Some(*disk) || (!remote(disk) && can_be_told(disk)))
+        .filter(|disk| root == Some(*disk) || (!is_remote(disk) && can_be_told(disk)))
         .collect()
 }
 

@@ -255,11 +255,12 @@ impl<'a> Draft<'a> {
         });
     }
 
-    /// Since when the host has been waiting for `reason`, as its status says; none: it has not.
+    /// Since when the host has been waiting for `reason`, as its status says; none: it has not. A time that has not come is of another
+    /// clock, or from before this one was set back: the wait begins anew, or its deadline would be as far away.
     pub(super) fn waiting_since(&self, reason: &str) -> Option<Timestamp> {
         self.old_wait()
             .filter(|wait| wait.reason == reason)
-            .map(|wait| wait.last_transition_time.0)
+            .map(|wait| wait.last_transition_time.0.min(self.now))
     }
 
     fn old_wait(&self) -> Option<&Condition> {
@@ -268,9 +269,12 @@ impl<'a> Draft<'a> {
 
     /// What a person is asked for now, who was not asked for it before.
     fn newly_asked(&self) -> Option<&str> {
-        let wait = self.wait.as_ref().filter(|_| !self.untold)?;
-        let is_new = self.waiting_since(wait.reason).is_none();
-        (is_new && conditions::BY_HAND.contains(&wait.reason)).then_some(&wait.message)
+        let by_hand = |wait: &&Wait| conditions::BY_HAND.contains(&wait.reason) && !self.untold;
+        let wait = self.wait.as_ref().filter(by_hand)?;
+        let asked = self
+            .old_wait()
+            .map(|old| (old.reason.as_str(), conditions::asked(&old.message)));
+        (asked != Some((wait.reason, &wait.message))).then_some(&wait.message)
     }
 
     /// True if the host waited for `reason` since before `limit`.
@@ -295,7 +299,8 @@ impl<'a> Draft<'a> {
         };
         let pause = backoff::pause(self.uid(), self.old.error_count);
         let due = at.checked_add(pause).unwrap_or(self.now);
-        if self.now >= due {
+        // A time that has not come was written by another clock, or before this one was set back.
+        if self.now >= due || at > self.now {
             return HoldOff::Over;
         }
         self.keep_wait();
@@ -310,16 +315,13 @@ impl<'a> Draft<'a> {
         let old = self.old_wait().map(|wait| {
             (
                 wait.reason.clone(),
-                wait.message.clone(),
+                conditions::asked(&wait.message).to_owned(),
                 wait.last_transition_time.0,
             )
         });
-        let Some((reason, mut message, since)) = old else {
+        let Some((reason, message, since)) = old else {
             return false;
         };
-        if let Some(at) = message.rfind(conditions::SINCE) {
-            message.truncate(at);
-        }
         if let Some(reason) = conditions::reason(&reason) {
             self.wait = Some(Wait {
                 reason,

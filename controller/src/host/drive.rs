@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 use super::{content, index::Path, plan::Drive, vault::Vault};
 use crate::agents::seal;
 
+/// The longest sealed drive, in bytes: an agent reads an answer of 1 MiB at most. It holds 512 KiB of user data with 40 KiB of the rest.
+const LONGEST: usize = 1000 << 10;
+
 /// Why there is no config drive. Says nothing of what would be on it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DriveError {
@@ -17,6 +20,11 @@ pub(super) enum DriveError {
         /// Why.
         why: String,
     },
+    /// More than the machine's agent takes.
+    #[error(
+        "the config drive is too large: user, meta and network data have {0} bytes as they are given to the agent, which takes {LONGEST}; make them smaller, or have the machine fetch them"
+    )]
+    Large(usize),
     /// It could not be sealed.
     #[error("seal the config drive for the session")]
     Seal(#[source] SealError),
@@ -38,7 +46,11 @@ pub(super) async fn sealed(
         .filter(|session| session.seal_key == drive.seal_key)
         .ok_or(DriveError::Session)?;
     let contents = contents(vault, namespace, drive).await?;
-    seal::config_drive(session, id, epoch, &contents).map_err(DriveError::Seal)
+    let sealed = seal::config_drive(session, id, epoch, &contents).map_err(DriveError::Seal)?;
+    match sealed.len() > LONGEST {
+        true => Err(DriveError::Large(sealed.len())),
+        false => Ok(sealed),
+    }
 }
 
 async fn contents(vault: &Vault, namespace: &str, drive: &Drive) -> Result<ConfigDrive, DriveError> {

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::{
     bmcs::{self, Bmcs, Clock, Over},
-    drive,
+    drive::{self, DriveError},
     index::Path,
     memory::Memory,
     observe::Sight,
@@ -213,6 +213,13 @@ impl Executor {
             Effect::HoldSecret { name, hold } => self.vault.hold(host, &name, hold).await,
             Effect::ReleaseSecret { name } => self.vault.release(host, &name).await,
             Effect::Wake { macs } => {
+                // No API server and no BMC stands in its way.
+                if !self.term.still() {
+                    return Err(ExecuteError::Behind {
+                        step: "wake",
+                        subject: Path::of(host).to_string(),
+                    });
+                }
                 if let Err(error) = wake::wake(&macs, sight.segment.as_deref()).await {
                     tracing::warn!(host = %Path::of(host), error = %Chain(&error), "Wake-on-LAN could not be sent");
                 }
@@ -327,7 +334,14 @@ impl Executor {
                 let sealed = drive::sealed(&self.vault, namespace, contents, operation, server).await;
                 Some(sealed.map_err(|error| {
                     tracing::warn!(host = %Path::of(host), error = %Chain(&error), "no job is placed");
-                    behind()
+                    match error {
+                        DriveError::Large(_) => ExecuteError::Unfit {
+                            step: PLACE,
+                            subject: server.metadata.name.clone().unwrap_or_default(),
+                            why: error.to_string(),
+                        },
+                        DriveError::Secret { .. } | DriveError::Seal(_) | DriveError::Session => behind(),
+                    }
                 })?)
             }
         };

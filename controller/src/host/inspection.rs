@@ -114,7 +114,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     draft.clear_error();
-    if draft.takes_slot() {
+    if ramdisk::is_left_to_a_person(draft) || draft.takes_slot() {
         inspect(draft, start);
     }
 }
@@ -184,6 +184,7 @@ fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
         .unwrap_or_default();
     draft.status.hardware = Some(packed);
     draft.enter(State::Preparing);
+    registration::snapshot_boot_mode(draft);
     draft.status.powered_on |= draft.session().is_some();
     let metric = draft.history(|history| &mut history.inspect);
     let end = metric.start.as_ref().map_or(at, |start| start.0.max(at));

@@ -14,11 +14,11 @@ use std::time::Duration;
 use muster_proto::{
     Mac,
     job::ImageSource,
-    kinds::{BareMetalHostStatus, HardwareDetails, HostBootMode, Leave},
+    kinds::{BareMetalHostStatus, HardwareDetails, Leave},
 };
 
 use super::{guard::Permit, observed::Access};
-use crate::events::Event;
+use crate::{bmc::WantedMode, events::Event};
 
 /// What to do now.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -93,7 +93,7 @@ pub enum Effect {
         /// Operation id.
         operation: String,
         /// In this mode.
-        mode: HostBootMode,
+        mode: WantedMode,
     },
     /// Change the power. Becomes [`Tried`](super::observed::Tried), and empties [`Bmc::power`](super::observed::Bmc).
     Power {

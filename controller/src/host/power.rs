@@ -116,7 +116,7 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
         let last = draft.seen.bmc.unread.as_ref().map(|failure| failure.at);
         let last = last.max(reading.map(|reading| reading.at)).unwrap_or(draft.now);
         let due = last.checked_add(ASK_AGAIN).unwrap_or(draft.now);
-        if draft.now >= due {
+        if draft.now >= due || last > draft.now {
             draft.effect(Effect::ReadPower);
         }
         draft.again_at(due.max(draft.now));
@@ -124,7 +124,7 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
         return None;
     }
     let age = reading.map(|reading| draft.now.duration_since(reading.at));
-    match reading.filter(|_| age.is_some_and(|age| age < holds)) {
+    match reading.filter(|_| age.is_some_and(|age| !age.is_negative() && age < holds)) {
         Some(reading) => {
             if age.is_some_and(|age| age >= every) {
                 draft.effect(Effect::ReadPower);
@@ -276,6 +276,12 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
 
 /// It is to be off, and must not be.
 fn stay_on(draft: &mut Draft<'_>) {
+    if draft.waiting_since(super::draft::REFUSED).is_none() {
+        draft.warn(
+            "PowerManagementError",
+            "the host is to be off, and spec.disablePowerOff forbids it",
+        );
+    }
     draft.wait_for(
         super::draft::REFUSED,
         "the host is to be off, and spec.disablePowerOff forbids it; next: goes on as soon as one of both is changed",
@@ -387,9 +393,11 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
             BY_HAND,
             "the machine has no BMC, and what it runs is not ours to command; next: switch it off by hand",
         ),
-        (true, true) if draft.state == State::Available => draft.wait_for(
-            BY_HAND,
-            "the machine's ramdisk is not connected; next: power-cycle it by hand, if it does not come back by itself",
+        (true, true) if draft.state == State::Available => by_itself_or_by_hand(
+            draft,
+            "Ramdisk",
+            "the machine's ramdisk is not connected; next: it comes back by itself",
+            "the machine's ramdisk is not connected, and has not come back by itself; next: power-cycle it by hand",
         ),
         _ => draft.why("its power is left alone"),
     }
@@ -412,12 +420,26 @@ fn switch_on_from_afar(draft: &mut Draft<'_>) {
         draft.wait_for(BY_HAND, message);
         return;
     }
-    draft.wait_for(
-        BY_HAND,
-        "the machine has no BMC: Wake-on-LAN is sent every 5 minutes, and arrives only if the control role stands on the machine's network or routers pass it on; next: switch it on by hand, if it stays off",
+    by_itself_or_by_hand(
+        draft,
+        GOING_ON,
+        "the machine has no BMC: Wake-on-LAN is sent every 5 minutes; next: it boots its ramdisk",
+        "the machine has no BMC: Wake-on-LAN is sent every 5 minutes, and arrives only if the control role stands on the machine's network or routers pass it on; next: switch it on by hand",
     );
     draft.effect(Effect::Wake { macs });
     draft.again(Duration::from_secs(300));
+}
+
+/// Waits for `reason` as `meanwhile` says, as long as a boot may take; then a person is asked as `ask` says.
+fn by_itself_or_by_hand(draft: &mut Draft<'_>, reason: &'static str, meanwhile: &str, ask: &str) {
+    let deadline = ramdisk::BOOT_DEADLINE;
+    if draft.waiting_since(BY_HAND).is_some() || draft.waited(reason, deadline) {
+        draft.wait_for(BY_HAND, ask);
+        return;
+    }
+    draft.wait_for(reason, meanwhile);
+    let since = draft.waiting_since(reason).unwrap_or(draft.now);
+    draft.again_at(since.checked_add(deadline).unwrap_or(draft.now));
 }
 
 /// At whose address in a magic packet `nic` may switch its machine on. One of which nothing is known may.

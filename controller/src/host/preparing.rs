@@ -1,6 +1,6 @@
 //! What would be set up before a host is available: RAID and Secure Boot come with a later version and are refused until then. Pure.
 
-use muster_proto::kinds::{ErrorType, HostBootMode, RaidConfig, RootDeviceHints};
+use muster_proto::kinds::{BareMetalHostSpec, ErrorType, HostBootMode, RaidConfig, RootDeviceHints};
 
 use super::{State, disk, draft::Draft};
 
@@ -23,10 +23,10 @@ fn unsupported_raid(raid: Option<&RaidConfig>) -> Option<&'static str> {
     )
 }
 
-/// Why the host cannot be booted as it asks for; none: it can. An image that runs without Secure Boot where that was asked for would be
-/// a lie.
-pub(super) fn unsupported_boot(mode: Option<HostBootMode>) -> Option<&'static str> {
-    (mode == Some(HostBootMode::UefiSecureBoot)).then_some(
+/// Why no image can run on the host as it asks for; none: one can. One that ran without Secure Boot where that is asked for would do so
+/// unnoticed.
+pub(super) fn unsupported_boot(spec: &BareMetalHostSpec) -> Option<&'static str> {
+    (spec.boot_mode == Some(HostBootMode::UefiSecureBoot)).then_some(
         "Secure Boot cannot be switched on by this version: set spec.bootMode to UEFI, or leave it empty",
     )
 }
@@ -40,13 +40,13 @@ pub(super) fn is_outdated(draft: &Draft<'_>) -> bool {
     let left_by_default = wanted.is_none() && prepared.as_deref().is_some_and(disk::is_profile_default);
     let hints = wanted != *prepared && !left_by_default;
     let raid = draft.host.spec.raid.is_some() && draft.host.spec.raid != provisioning.raid;
-    hints || raid
+    hints || raid || unsupported_boot(&draft.host.spec).is_some()
 }
 
 /// The host is preparing.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
     let spec = &draft.host.spec;
-    if let Some(why) = unsupported_raid(spec.raid.as_ref()).or(unsupported_boot(spec.boot_mode)) {
+    if let Some(why) = unsupported_raid(spec.raid.as_ref()).or(unsupported_boot(spec)) {
         draft.refuse(ErrorType::Preparation, why);
         return;
     }

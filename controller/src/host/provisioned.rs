@@ -4,19 +4,20 @@ use muster_proto::kinds::{ErrorType, OperationalStatus};
 
 use super::{
     State, access,
-    available::image_url,
+    available::{self, image_url},
     deprovisioning,
     draft::Draft,
     guard,
     jobs::{self, Job},
     plan::Task,
-    power, ramdisk, reboot,
+    power, preparing, ramdisk, reboot,
 };
 
 /// The host is provisioned.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
     if is_to_go(draft) {
-        let Some(why) = guard::untouchable(draft.host) else {
+        let kept = guard::untouchable(draft.host).map(str::to_owned);
+        let Some(why) = kept.or_else(|| unfulfillable(draft)) else {
             deprovisioning::begin(draft);
             return;
         };
@@ -28,6 +29,16 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         }
     }
     look_after(draft);
+}
+
+/// Why what is to take the place of what the host runs cannot; none: nothing is to, or it can. What runs is not lost for it.
+fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
+    let spec = &draft.host.spec;
+    if !available::has_request(spec) {
+        return None;
+    }
+    let unsupported = preparing::unsupported_boot(spec).map(str::to_owned);
+    unsupported.or_else(|| available::request(spec).err())
 }
 
 /// A ramdisk that still runs did not hear that it is to leave, because the way to it was broken at that moment: it is told, once.
@@ -45,7 +56,7 @@ fn is_to_leave(draft: &mut Draft<'_>) -> bool {
     };
     // One that was told goes in a moment.
     let due = written.checked_add(ramdisk::SILENCE).unwrap_or(draft.now);
-    if draft.now < due {
+    if draft.now < due && written <= draft.now {
         draft.again_at(due);
         return false;
     }
@@ -110,7 +121,7 @@ fn is_to_go(draft: &Draft<'_>) -> bool {
     let custom = method(runs.custom_deploy.as_ref());
     match (image, &custom) {
         // Nobody knows what runs there. It goes if nothing is asked for, and else is taken for what is asked for.
-        (None, None) => !super::available::has_request(spec),
+        (None, None) => !available::has_request(spec),
         _ => {
             (image.is_some() && image != image_url(spec.image.as_ref()))
                 || (custom.is_some() && custom != method(spec.custom_deploy.as_ref()))

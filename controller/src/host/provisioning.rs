@@ -18,7 +18,7 @@ use super::{
     jobs::{self, After, Job},
     observed::Power,
     plan::{Drive, Effect, Next, PowerOrder, Task, WriteTask},
-    preparing::effective_hints,
+    preparing::{self, effective_hints},
     ramdisk, registration, secrets,
 };
 
@@ -113,7 +113,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         Some(Err(why)) => return cannot(draft, &why),
         None => return,
     };
-    if !draft.takes_slot() {
+    if !ramdisk::is_left_to_a_person(draft) && !draft.takes_slot() {
         return;
     }
     let start = draft
@@ -149,7 +149,12 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
             return;
         }
     }
-    work(draft, &reach, &operation, source);
+    let begun =
+        server.is_some_and(|server| jobs::look(server, |job| job.starts_with(&operation)) != Job::Absent);
+    match preparing::unsupported_boot(&draft.host.spec) {
+        Some(why) if !begun => cannot(draft, why),
+        _ => work(draft, &reach, &operation, source),
+    }
 }
 
 fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSource) {

@@ -62,6 +62,8 @@ pub(super) fn ready<'a>(
 
 /// Reason of `Waiting` while a reboot that somebody forces is done; its time begins the operation.
 const REBOOTING: &str = "Rebooting";
+/// Reason of `Waiting` while only a person can boot the ramdisk.
+const POWER_CYCLE: &str = "PowerCycleByHand";
 /// In the names of operations.
 const AGAIN: &str = "again";
 
@@ -241,10 +243,7 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
 
 fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
     let power = draft.seen.bmc.power.map(|reading| reading.power);
-    if let Some(due) = may_return_until(draft) {
-        draft.keep_wait();
-        draft.why("its ramdisk fell silent a moment ago");
-        draft.again_at(due);
+    if may_return(draft, then) {
         return;
     }
     let tried = draft.seen.tried.as_ref();
@@ -321,15 +320,16 @@ pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
     }
 }
 
-/// When the last session of the machine ended.
+/// When the last session of the machine ended, by the clock of its edge; none where that is ahead of ours.
 fn lost_at(draft: &Draft<'_>) -> Option<Timestamp> {
     let session = draft.seen.server?.status.as_ref()?.session.as_ref()?;
-    session.since.parse().ok()
+    let since: Timestamp = session.since.parse().ok()?;
+    (since <= draft.now).then_some(since)
 }
 
-/// True if `at` was so long ago that a BMC may be asked again.
+/// True if `at` was so long ago that a BMC may be asked again; also if it has not come: the clock was set back.
 pub(super) fn is_due(draft: &Draft<'_>, at: Timestamp) -> bool {
-    draft.now.duration_since(at) >= SignedDuration::try_from(LOOK_AGAIN).unwrap_or_default()
+    at > draft.now || draft.now.duration_since(at) >= SignedDuration::try_from(LOOK_AGAIN).unwrap_or_default()
 }
 
 /// Asks for the power, unless that was done a moment ago.
@@ -373,19 +373,53 @@ fn silent(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) {
     draft.wait_for("Bmc", format!("waits for the BMC to answer; next: {then}"));
 }
 
+/// True while a ramdisk that fell silent may come back by itself: what the host waited for, it waits for still.
+fn may_return(draft: &mut Draft<'_>, then: &str) -> bool {
+    let Some(due) = may_return_until(draft) else {
+        return false;
+    };
+    if !draft.keep_wait() {
+        draft.wait_for("Ramdisk", waits(then));
+    }
+    draft.why("its ramdisk fell silent a moment ago");
+    draft.again_at(due);
+    true
+}
+
+/// True while a machine that its ramdisk rebooted may be booting.
+fn is_on_its_way(draft: &mut Draft<'_>) -> bool {
+    let Some(since) = draft.waiting_since(REBOOTING) else {
+        return false;
+    };
+    let is_late = draft.waited(REBOOTING, BOOT_DEADLINE);
+    if !is_late {
+        draft.keep_wait();
+        draft.again_at(since.checked_add(BOOT_DEADLINE).unwrap_or(draft.now));
+    }
+    !is_late
+}
+
+/// True if nothing is done to the machine before a person boots its ramdisk: that needs no place among the busy ones.
+pub(super) fn is_left_to_a_person(draft: &Draft<'_>) -> bool {
+    !has_bmc(draft.host) && draft.session().is_none() && draft.waiting_since(POWER_CYCLE).is_some()
+}
+
 /// Nobody but a person can boot it.
 fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
-    let reason = "PowerCycleByHand";
-    let since = whole_seconds(draft.waiting_since(reason).unwrap_or(draft.now)).0;
+    // It may be writing all the while: whoever switched it off now would break that.
+    if may_return(draft, then) || is_on_its_way(draft) {
+        return;
+    }
+    let since = whole_seconds(draft.waiting_since(POWER_CYCLE).unwrap_or(draft.now)).0;
     if draft.is_leaving() {
-        if draft.waited(reason, BOOT_DEADLINE) {
+        if draft.waited(POWER_CYCLE, BOOT_DEADLINE) {
             draft.fail(kind, "the machine has no BMC, and nobody power-cycled it");
             return;
         }
         draft.again(Duration::try_from(BOOT_DEADLINE).unwrap_or_default());
     }
     draft.wait_for(
-        reason,
+        POWER_CYCLE,
         format!("power-cycle the machine by hand: its network boot is armed since {since}; next: {then}"),
     );
 }

@@ -32,8 +32,8 @@ use super::{
     Owner, Plan, State,
     bmcs::{Bmcs, Clock, is_call},
     conditions::{WAITING, waits_for_a_person},
-    counts,
-    draft::REFUSED,
+    counts, detached,
+    draft::{REFUSED, bounded},
     execute::{Executor, Fresh},
     index::{Index, Path},
     memory::Memory,
@@ -359,16 +359,21 @@ fn is_busy(host: &BareMetalHost) -> bool {
     State::of(host).is_busy() && !host.status.as_ref().is_some_and(waits_in_line)
 }
 
-/// True if the last thing that is told of `host` is a failure, or that somebody has to change something first.
-fn has_failed(host: &BareMetalHost) -> bool {
+/// True if `host` may stay as it is for hours: it has failed, is out of our hands, or somebody has to change or do something first.
+fn may_take_hours(host: &BareMetalHost) -> bool {
     let refused = |status: &BareMetalHostStatus| {
         let mut conditions = status.conditions.iter();
         conditions.any(|condition| {
             condition.type_ == WAITING && condition.status == "True" && condition.reason == REFUSED
         })
     };
-    let status = host.status.as_ref();
-    status.is_some_and(|status| status.operational_status == OperationalStatus::Error || refused(status))
+    host.status.as_ref().is_some_and(|status| {
+        let over = matches!(
+            status.operational_status,
+            OperationalStatus::Error | OperationalStatus::Detached
+        );
+        over || refused(status) || waits_for_a_person(status)
+    })
 }
 
 /// How often a round goes on with what it has written, before others have their turn.
@@ -421,7 +426,10 @@ async fn turn(
         return Ok(After::Over(Action::await_change()));
     }
     let sight = context.eyes().look(host).await;
-    if let Some(message) = context.memory.finds(&sight.host, reboot::unreadable(&sight.host)) {
+    let wrong = [reboot::unreadable(&sight.host), detached::unreadable(&sight.host)];
+    let wrong: Vec<String> = wrong.into_iter().flatten().collect();
+    let wrong = (!wrong.is_empty()).then(|| bounded(&wrong.join("; ")));
+    if let Some(message) = context.memory.finds(&sight.host, wrong) {
         context.events.record(Event {
             about: about(&sight.host),
             warning: true,
@@ -450,9 +458,9 @@ async fn turn(
             subject: format!("host {path}"),
         })
     });
-    // As long as its stored state is a busy one, it has its place; who waits after a failure may wait for hours, and keeps no other out.
+    // As long as its stored state is a busy one, it has its place; who may wait for hours keeps no other out.
     let stored = outcome.as_ref().map_or(&sight.host, |done| &done.host);
-    if !slot && (!is_busy(stored) || has_failed(stored)) {
+    if !slot && (!is_busy(stored) || may_take_hours(stored)) {
         context.wake(context.slots.give_back(&path));
     }
     let after = match outcome {
@@ -540,7 +548,7 @@ fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> Execu
     context.metrics.count(Plain::ReconcileError);
     match &error {
         ExecuteError::Behind { .. } => tracing::debug!(host = %path, %error, "looks again"),
-        ExecuteError::Step { .. } | ExecuteError::Late { .. } => {
+        ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Unfit { .. } => {
             tracing::warn!(host = %path, error = %Chain(&error), "tried again");
         }
     }

@@ -12,6 +12,7 @@ use super::{
     inspection,
     owner::has_bmc,
 };
+use crate::bmc::{Mode, WantedMode};
 
 /// A host that nobody manages: is it to be?
 pub(super) fn begin(draft: &mut Draft<'_>) {
@@ -118,15 +119,24 @@ pub(super) fn inspection_disabled(host: &BareMetalHost) -> bool {
     host.spec.inspection_mode == Some(InspectionMode::Disabled) || annotated
 }
 
-/// Writes down the mode in which the machine boots from now on: the spec's, else the one that its ramdisk was booted in, else UEFI as
-/// upstream has it.
-pub(super) fn snapshot_boot_mode(draft: &mut Draft<'_>) -> HostBootMode {
-    let status = draft.seen.server.and_then(|server| server.status.as_ref());
-    let reported = status.and_then(|status| status.inventory.as_ref());
-    let mode = draft.host.spec.boot_mode.unwrap_or_else(|| match reported {
-        Some(inventory) if inventory.unpack().boot.mode == BootMode::Bios => HostBootMode::Legacy,
-        _ => HostBootMode::Uefi,
-    });
+/// Writes down the mode in which the machine boots its ramdisk from now on, and says what its BMC is to be told: the spec's; else the one
+/// in which it was found, which stays; else UEFI where it can, as upstream has it.
+pub(super) fn snapshot_boot_mode(draft: &mut Draft<'_>) -> WantedMode {
+    let (mode, wanted) = match (draft.host.spec.boot_mode, found_in(draft)) {
+        (Some(mode @ HostBootMode::Legacy), _) => (mode, WantedMode::Required(Mode::Legacy)),
+        // Muster's boot files do not start under Secure Boot.
+        (Some(mode), _) => (mode, WantedMode::Required(Mode::Uefi)),
+        (None, Some(BootMode::Bios)) => (HostBootMode::Legacy, WantedMode::Any),
+        (None, Some(BootMode::Uefi)) => (HostBootMode::Uefi, WantedMode::Any),
+        (None, None) => (HostBootMode::Uefi, WantedMode::Preferred(Mode::Uefi)),
+    };
     draft.status.provisioning.boot_mode = Some(mode);
-    mode
+    wanted
+}
+
+/// The mode in which the machine booted when it reported last; none: nobody knows.
+fn found_in(draft: &Draft<'_>) -> Option<BootMode> {
+    let status = draft.seen.server?.status.as_ref()?;
+    let inventory = status.inventory.as_ref().filter(|_| !status.contested)?;
+    Some(inventory.unpack().boot.mode)
 }

@@ -77,8 +77,13 @@ pub fn control() -> Vec<Value> {
     let hosts = vec![
         rule(
             "metal3.io",
-            &["baremetalhosts", "hardwaredata"],
+            &["baremetalhosts"],
             &["get", "list", "watch", "create", "patch", "delete"],
+        ),
+        rule(
+            "metal3.io",
+            &["hardwaredata"],
+            &["get", "list", "watch", "create", "patch"],
         ),
         rule("metal3.io", &["baremetalhosts/status"], &["patch"]),
         // Another operator's, which it holds by finalizers: let go with their host.

@@ -9,7 +9,7 @@ mod trust;
 use std::{sync::Arc, time::Duration};
 
 use muster_controller::bmc::{
-    Access, Bmcs, Boot, Config, Credentials, Device, HostRef, Lasting, Metrics, Mode, Verify,
+    Access, Bmcs, Boot, Config, Credentials, Device, HostRef, Lasting, Metrics, Mode, Verify, WantedMode,
 };
 use muster_tests::bmc::{Event, Options, Service};
 use prometheus_client::registry::Registry;
@@ -58,14 +58,14 @@ fn access(service: &Service, host: &str, system: Option<&str>) -> Access {
 fn once(device: Device) -> Boot {
     Boot {
         device,
-        mode: None,
+        mode: WantedMode::Any,
         lasting: Lasting::Once,
     }
 }
 
 fn uefi(device: Device) -> Boot {
     Boot {
-        mode: Some(Mode::Uefi),
+        mode: WantedMode::Required(Mode::Uefi),
         ..once(device)
     }
 }

@@ -110,7 +110,7 @@ fn a_client_certificate_says_what_was_put_in() {
     assert_eq!(read.session, "token-abc");
     assert_eq!(read.fingerprint, request.fingerprint);
     assert_eq!(read.not_after, NOW + CLIENT_LIFETIME);
-    assert_eq!(read.renew_at(), NOW + CLIENT_LIFETIME / 2);
+    assert_eq!(read.renew_at(), NOW + RENEW_AFTER);
 }
 
 #[test]

@@ -291,8 +291,13 @@ async fn an_ended_certificate_is_told_to_boot_again() {
     let request = super::super::ca::Request::parse(&agent.csr()).unwrap();
     let ca = Arc::clone(&lab.keys.borrow().ca);
     agent.certificate = Some(
-        ca.issue_client(&request, &name(1), "token-x", clock::now() - 7200)
-            .unwrap(),
+        ca.issue_client(
+            &request,
+            &name(1),
+            "token-x",
+            clock::now() - 2 * super::super::ca::CLIENT_LIFETIME,
+        )
+        .unwrap(),
     );
     assert_eq!(
         agent.poll("").await.unwrap_err(),

@@ -127,11 +127,11 @@ async fn left_of(api: &Arc<FakeApi>, all: &[(&str, i64, Option<i64>)], now: i64)
 #[tokio::test]
 async fn only_ended_enrolments_are_swept() {
     let all = [
-        ("old", 4000, Some(-1)),
-        ("young", 4000, Some(60)),
+        ("old", 50_000, Some(-1)),
+        ("young", 50_000, Some(60)),
         // An edge whose clock is behind writes an end that has passed.
         ("of-an-edge-that-is-behind", 60, Some(-86_400)),
-        ("odd", 4000, None),
+        ("odd", 50_000, None),
         ("odd-and-old", 90_000, None),
     ];
     let left = left_of(&FakeApi::new(), &all, clock::now()).await;

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{model::BootState, quirks::Shape};
-use crate::bmc::{BmcError, Boot, Device, Lasting, Mode};
+use crate::bmc::{BmcError, Boot, Device, Lasting, Mode, WantedMode};
 
 /// The body of the PATCH that makes `want` of `now`; none if it is so already.
 pub(super) fn patch(now: &BootState, want: Boot, shape: Shape) -> Result<Option<Value>, BmcError> {
@@ -33,7 +33,7 @@ pub(super) fn patch(now: &BootState, want: Boot, shape: Shape) -> Result<Option<
             "boot from {target}; this system takes {there}"
         )));
     }
-    if (want.device, want.mode) == (Device::UefiHttp, Some(Mode::Legacy)) {
+    if (want.device, want.mode) == (Device::UefiHttp, WantedMode::Required(Mode::Legacy)) {
         return Err(unsupported("UefiHttp boot of a PC BIOS"));
     }
     let mode = wanted_mode(now, want.mode, shape)?;
@@ -63,30 +63,31 @@ pub(super) fn patch(now: &BootState, want: Boot, shape: Shape) -> Result<Option<
 }
 
 /// The mode that is to be after, if any is to be written. Systems that tell none (HPE's ninth generation) cannot be given one.
-fn wanted_mode(now: &BootState, want: Option<Mode>, shape: Shape) -> Result<Option<&'static str>, BmcError> {
+fn wanted_mode(now: &BootState, want: WantedMode, shape: Shape) -> Result<Option<&'static str>, BmcError> {
     let word = |mode: Mode| match mode {
         Mode::Uefi => "UEFI",
         Mode::Legacy => "Legacy",
     };
-    let there = [Mode::Uefi, Mode::Legacy]
-        .map(word)
-        .into_iter()
-        .find(|word| now.mode.as_deref() == Some(word));
-    if now.mode.is_none() {
+    let Some(is) = now.mode.as_deref() else {
         return Ok(None);
-    }
-    match want.map(word) {
-        Some(mode)
-            if now
-                .modes
-                .as_ref()
-                .is_some_and(|modes| !modes.iter().any(|one| one == mode)) =>
-        {
-            Err(unsupported(&format!("boot mode {mode}")))
+    };
+    let lists = |word: &str| {
+        let modes = now.modes.as_ref()?;
+        Some(modes.iter().any(|one| one == word))
+    };
+    match want {
+        WantedMode::Required(mode) if lists(word(mode)) == Some(false) => {
+            Err(unsupported(&format!("boot mode {}", word(mode))))
         }
-        Some(mode) => Ok(Some(mode)),
-        None if shape == Shape::Whole => Ok(there),
-        None => Ok(None),
+        WantedMode::Required(mode) => Ok(Some(word(mode))),
+        WantedMode::Preferred(mode) if lists(word(mode)) == Some(true) => Ok(Some(word(mode))),
+        WantedMode::Any | WantedMode::Preferred(_) => {
+            let there = [Mode::Uefi, Mode::Legacy]
+                .map(word)
+                .into_iter()
+                .find(|word| *word == is);
+            Ok(there.filter(|_| shape == Shape::Whole))
+        }
     }
 }
 
@@ -115,7 +116,7 @@ mod tests {
     fn want(device: Device, mode: Option<Mode>) -> Boot {
         Boot {
             device,
-            mode,
+            mode: mode.map_or(WantedMode::Any, WantedMode::Required),
             lasting: Lasting::Once,
         }
     }
@@ -207,6 +208,28 @@ mod tests {
         assert!(patch(&BootState::default(), bios, shape).is_err());
     }
 
+    #[test]
+    fn a_mode_that_is_preferred_is_sent_where_the_system_lists_it() {
+        let preferred = Boot {
+            device: Device::Pxe,
+            mode: WantedMode::Preferred(Mode::Uefi),
+            lasting: Lasting::Once,
+        };
+        for (modes, shape, expected) in [
+            (None, Shape::Changes, "Pxe Once -"),
+            (None, Shape::Whole, "Pxe Once Legacy"),
+            (Some(vec!["Legacy"]), Shape::Changes, "Pxe Once -"),
+            (Some(vec!["Legacy", "UEFI"]), Shape::Changes, "Pxe Once UEFI"),
+            (Some(vec!["Legacy", "UEFI"]), Shape::Whole, "Pxe Once UEFI"),
+        ] {
+            let mut now = state("None", "Disabled", "Legacy");
+            now.modes = modes
+                .clone()
+                .map(|modes| modes.into_iter().map(str::to_owned).collect());
+            assert_eq!(sent(&now, preferred, shape), expected, "{modes:?} {shape:?}");
+        }
+    }
+
     proptest! {
         /// A system that does what it is told needs to be told once.
         #[test]
@@ -214,10 +237,14 @@ mod tests {
             target in prop::option::of("None|Pxe|Hdd|Cd"), enabled in prop::option::of("Disabled|Once|Continuous"),
             mode in prop::option::of("UEFI|Legacy"), whole in any::<bool>(),
             device in prop_oneof![Just(Device::None), Just(Device::Pxe), Just(Device::Hdd), Just(Device::UefiHttp)],
-            wanted in prop_oneof![Just(None), Just(Some(Mode::Uefi))],
+            wanted in prop_oneof![
+                Just(WantedMode::Any), Just(WantedMode::Preferred(Mode::Uefi)), Just(WantedMode::Required(Mode::Uefi)),
+            ],
+            modes in prop::option::of(prop_oneof![Just(vec!["UEFI"]), Just(vec!["UEFI", "Legacy"])]),
             lasting in prop_oneof![Just(Lasting::Once), Just(Lasting::Continuous)],
         ) {
-            let mut now = BootState { target, enabled, mode, ..BootState::default() };
+            let modes = modes.map(|modes| modes.into_iter().map(str::to_owned).collect());
+            let mut now = BootState { target, enabled, mode, modes, ..BootState::default() };
             let shape = if whole { Shape::Whole } else { Shape::Changes };
             let want = Boot { device, mode: wanted, lasting };
             if let Some(body) = patch(&now, want, shape).unwrap() {

@@ -12,7 +12,7 @@ use muster_proto::kinds::{ErrorType, HardwareData, Server};
 use serde_json::json;
 
 use self::lab::{CANARY, IMAGE, Lab};
-use crate::bmc::{BmcError, Mode};
+use crate::bmc::{BmcError, Mode, WantedMode};
 
 /// Declared, available, provisioned, available again, deleted.
 async fn live(lab: &Lab) {
@@ -76,8 +76,57 @@ async fn the_bmc_is_told_the_mode_that_the_host_asks_for() {
             lab.reaches(1, "available").await;
         })
         .await;
-        assert_eq!(lab.machines[0].mode(), Some(told));
+        assert_eq!(lab.machines[0].mode(), Some(WantedMode::Required(told)));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_config_drive_that_no_agent_takes_is_told_of_before_anything_is_cleaned() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        let large = [
+            ("user", "userData", "x".repeat(512 << 10)),
+            (
+                "network",
+                "networkData",
+                format!("links: {}", "y".repeat(120 << 10)),
+            ),
+            ("meta", "metaData", format!("role: {}", "z".repeat(120 << 10))),
+        ];
+        for (name, key, text) in &large {
+            lab.put_secret(name, &[(key, text)]);
+        }
+        lab.edit(
+            1,
+            &json!({"spec": {"networkData": {"name": "network"}, "metaData": {"name": "meta"},
+            "userData": {"name": "user"}}}),
+        );
+        lab.told();
+        lab.wish_plainly(1);
+        let told = || {
+            lab.told()
+                .into_iter()
+                .find(|event| event.reason == "WriteRefused")
+        };
+        let refused = async {
+            loop {
+                match told() {
+                    Some(event) => return event,
+                    None => tokio::time::sleep(Duration::from_secs(5)).await,
+                }
+            }
+        };
+        let message = refused.await.message;
+        assert!(message.contains("the config drive is too large"), "{message}");
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        assert_eq!(told(), None, "once");
+        assert_eq!(lab.machines[0].disk(), (vec!["old".to_owned()], 0));
+        lab.put_secret("user", &[("userData", CANARY)]);
+        lab.reaches(1, "provisioned").await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -474,6 +523,33 @@ async fn a_ramdisk_is_told_once_to_go_down_whatever_of_the_status_could_wait() {
         assert_eq!(lab.machines[0].calls_and_ends(), (2, 2));
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn arguments_of_detached_that_cannot_be_read_are_told_once_whatever_the_host_is_at() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        let detached =
+            |value: &str| json!({"metadata": {"annotations": {"baremetalhost.metal3.io/detached": value}}});
+        lab.declare(1);
+        lab.edit(1, &detached(r#"{"force":"true"}"#));
+        lab.reaches(1, "inspecting").await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        // Also where it makes no difference yet.
+        lab.edit(1, &detached(r#"{"deleteAction":"delay""#));
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    })
+    .await;
+    let told = lab
+        .told()
+        .into_iter()
+        .filter(|event| event.reason == "InvalidAnnotationValue");
+    let told: Vec<String> = told.map(|event| event.message).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told[0].contains("invalid type") && told[1].contains("EOF"),
+        "{told:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -153,9 +153,8 @@ fn what_goes_wrong_waits_or_has_no_bmc_counts_once() {
     let mut counted = Counted::of(at(State::Available));
     counted.world.failing_writes = 1;
     counted.world.set_image(Some(IMAGE));
-    while counted.world.state() != State::Provisioned {
-        counted.rounds(1);
-    }
+    counted.rounds(300);
+    assert_eq!(counted.world.state(), State::Provisioned);
     assert_eq!(
         counted.count(r#"host_error_total{error_type="provisioning error"}"#),
         1
@@ -166,9 +165,8 @@ fn what_goes_wrong_waits_or_has_no_bmc_counts_once() {
     counted.world.set_image(Some(IMAGE));
     counted.rounds(30);
     counted.world.slot = true;
-    while counted.world.state() != State::Provisioned {
-        counted.rounds(1);
-    }
+    counted.rounds(300);
+    assert_eq!(counted.world.state(), State::Provisioned);
     counted.world.set_image(None);
     counted.world.slot = false;
     counted.rounds(30);

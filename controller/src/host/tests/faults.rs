@@ -6,7 +6,7 @@ use muster_proto::kinds::{
 use proptest::prelude::*;
 
 use super::{
-    super::{State, observed::SecretState},
+    super::{State, observed::SecretState, plan::PowerOrder},
     world::{Content, Edge, Fault, UID, World, secret},
 };
 
@@ -18,6 +18,8 @@ enum Happening {
         fault: Fault,
     },
     Time(u32),
+    /// The clock is set back by so many seconds.
+    Back(u32),
     Restart,
     Image(Option<u8>),
     Online(bool),
@@ -67,6 +69,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         30 => (proptest::option::weighted(0.2, 0..4_usize), faults())
             .prop_map(|(crash, fault)| Happening::Round { crash, fault }),
         10 => (1..200_u32).prop_map(Happening::Time),
+        1 => prop_oneof![1..10_u32, 600..100_000_u32].prop_map(Happening::Back),
         1 => Just(Happening::Restart),
         3 => proptest::option::weighted(0.8, 0..2_u8).prop_map(Happening::Image),
         1 => any::<bool>().prop_map(Happening::Online),
@@ -104,6 +107,7 @@ fn happen(world: &mut World, happening: &Happening) {
             world.execute(plan, crash, fault);
         }
         Happening::Time(seconds) => world.tick(seconds),
+        Happening::Back(seconds) => world.set_back(seconds),
         Happening::Restart => world.restart(),
         Happening::Image(which) => world.set_image(which.map(url).as_deref()),
         Happening::Online(online) => world.host().spec.online = online,
@@ -117,7 +121,7 @@ fn happen(world: &mut World, happening: &Happening) {
         // The machine loses its power for a moment.
         Happening::Crashes => {
             if world.machine.on {
-                world.power(super::super::plan::PowerOrder::Reset);
+                world.power(PowerOrder::Reset);
             }
         }
         Happening::Rival(rival) => world.rival(rival),
@@ -140,11 +144,9 @@ fn happen(world: &mut World, happening: &Happening) {
 fn check(world: &World) {
     let Some(host) = &world.host else { return };
     let status = host.status.clone().unwrap_or_default();
-    if world.states.contains(&State::ExternallyProvisioned) {
-        // What its disk holds is somebody else's word.
-        return;
-    }
-    if State::of(host) == State::Provisioned {
+    // What the disk of one that somebody else provisioned holds is that one's word, and what he says is taken away as any image.
+    let is_ours = !world.states.contains(&State::ExternallyProvisioned);
+    if State::of(host) == State::Provisioned && is_ours {
         let image = status
             .provisioning
             .image
@@ -155,7 +157,7 @@ fn check(world: &World) {
         .operation_history
         .and_then(|history| history.provision)
         .is_some();
-    assert!(attempts || world.machine.writes.is_empty() && world.machine.cleans == 0);
+    assert!(attempts || world.machine.writes.is_empty() && (world.machine.cleans == 0 || !is_ours));
 }
 
 /// All is well again, and everybody keeps quiet.
@@ -173,9 +175,14 @@ fn calm(world: &mut World) {
     // What is late comes now.
     world.tick(1);
     if let Some(host) = &mut world.host {
+        let is_nobodys = host.spec.bmc.is_none() && world.states.contains(&State::ExternallyProvisioned);
         host.spec.externally_provisioned = None;
         let annotations = host.metadata.annotations.get_or_insert_default();
         annotations.retain(|name, _| name == IN_BAND_ANNOTATION);
+        if is_nobodys {
+            // Whoever provisioned it knows that it is off; nobody else can tell.
+            world.power(PowerOrder::On);
+        }
     }
 }
 

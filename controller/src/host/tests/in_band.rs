@@ -196,3 +196,71 @@ fn what_runs_an_operating_system_waits_for_a_person() {
     assert_eq!((world.state(), world.machine.boots), (State::Provisioned, boots));
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
 }
+
+fn asked(world: &World) -> usize {
+    world.events.iter().filter(|told| *told == "ActionNeeded").count()
+}
+
+#[test]
+fn nobody_is_asked_for_what_happens_by_itself() {
+    // The machine is rebooted by its ramdisk, and switched off and on by Wake-on-LAN.
+    let mut world = available();
+    world.annotate(REBOOT_ANNOTATION, FORCED);
+    world.settle();
+    world.host().spec.online = false;
+    world.settle();
+    world.host().spec.online = true;
+    world.settle();
+    assert!(is_ready(&world), "{:?}", waiting(&world));
+    assert_eq!(asked(&world), 0, "{:?}", world.events);
+    // Its connection breaks for a moment, at rest and in the middle of a write.
+    let is_silent = |world: &mut World| {
+        world.disconnect();
+        for _ in 0..5 {
+            let plan = world.plan();
+            world.execute(plan, None, Fault::None);
+            world.tick(11);
+        }
+    };
+    is_silent(&mut world);
+    assert_eq!(waiting(&world).0, "Ramdisk");
+    world.call_back();
+    world.settle();
+    assert!(is_ready(&world), "{:?}", waiting(&world));
+    world.set_image(Some(IMAGE));
+    world.order();
+    let before = waiting(&world);
+    is_silent(&mut world);
+    assert_eq!(
+        waiting(&world),
+        before,
+        "whoever switched it off now would break the write"
+    );
+    assert_eq!(asked(&world), 0, "{:?}", world.events);
+}
+
+#[test]
+fn a_ramdisk_that_does_not_come_back_is_asked_for_in_the_end_and_each_demand_is_told() {
+    let mut world = available();
+    world.machine.network_first = false;
+    world.power(PowerOrder::Reset);
+    world.settle();
+    assert_eq!((waiting(&world).0.as_str(), asked(&world)), ("PowerByHand", 1));
+    world.machine.network_first = true;
+    world.power(PowerOrder::Reset);
+    world.settle();
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    // Two demands of one kind, one after the other.
+    world.host().spec.online = false;
+    world.settle();
+    assert_eq!(asked(&world), 2);
+    world.host().spec.online = true;
+    world.annotate(REBOOT_ANNOTATION, "");
+    world.settle();
+    assert_eq!(asked(&world), 3);
+    world.restart();
+    world.settle();
+    assert_eq!(asked(&world), 3, "told once, whoever leads");
+}

@@ -173,6 +173,12 @@ impl World {
         }
     }
 
+    /// Somebody sets the clock back.
+    pub(super) fn set_back(&mut self, seconds: u32) {
+        let by = SignedDuration::from_secs(i64::from(seconds));
+        self.now = self.now.checked_sub(by).unwrap();
+    }
+
     /// The ramdisk's agent enrols and reports.
     pub(super) fn call_in(&mut self) {
         self.machine.on = true;
@@ -204,7 +210,9 @@ impl World {
         });
         // An unchanged report leaves no trace.
         if status.inventory.is_none() {
-            status.inventory = Some(inventory().into());
+            let mut inventory = inventory();
+            inventory.boot.mode = self.mode;
+            status.inventory = Some(inventory.into());
             status.inventoried = Some(now);
             status.inventory_trust = Some(Trust::Segment);
         }

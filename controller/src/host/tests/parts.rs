@@ -51,6 +51,10 @@ fn without_hints_it_is_the_smallest_disk_that_is_large_enough_and_whole() {
             .name,
         "/dev/sdb"
     );
+    // What other machines may reach as well is nobody's first choice.
+    all[2].transport = Transport::Fc;
+    assert_eq!(disk::choose(None, &all).unwrap().name, "/dev/nvme0n1");
+    assert_eq!(disk::choose(None, &all[1..]).unwrap().name, "/dev/sdb");
     all[2].read_only = true;
     assert_eq!(disk::choose(None, &all).unwrap().name, "/dev/nvme0n1");
     // Another way to the same disk.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use muster_proto::{
     inventory::BootMode,
     kinds::{
-        ChecksumType, CustomDeploy, ErrorType, HostBootMode, IN_BAND_ANNOTATION, ImageFormat, JobAction,
+        ChecksumType, CustomDeploy, ErrorType, HostBootMode, IN_BAND_ANNOTATION, ImageFormat,
         OperationalStatus, PROTECTED_ANNOTATION, RaidConfig, SoftwareRaidVolume, Trust,
     },
 };
@@ -20,7 +20,7 @@ use super::{
     transitions::at,
     world::{Content, Fault, IMAGE, World, image},
 };
-use crate::bmc::Health;
+use crate::bmc::{Health, Mode, WantedMode};
 
 /// Makes something wrong.
 type Spoil = fn(&mut World);
@@ -30,33 +30,16 @@ fn error(world: &World) -> (Option<ErrorType>, String, i64) {
     (status.error_type, status.error_message, status.error_count)
 }
 
-/// True if an order that destroys data stands on the Server.
-fn destroys(world: &World) -> bool {
-    let job = world.server.as_ref().and_then(|server| server.spec.job.as_ref());
-    job.is_some_and(|job| matches!(job.action, JobAction::Clean | JobAction::Write))
-}
-
 #[test]
 fn an_order_that_destroys_data_does_not_outlive_its_attempt() {
     let mut world = at(State::Available);
     world.set_image(Some(IMAGE));
-    for _ in 0..100 {
-        let plan = world.plan();
-        let at_once = plan.requeue == Some(Duration::ZERO);
-        world.execute(plan, None, Fault::None);
-        if destroys(&world) {
-            break;
-        }
-        if !at_once {
-            world.tick(11);
-        }
-    }
-    assert!(destroys(&world));
+    world.order();
     // The machine goes off before its agent hears of it.
     world.power(PowerOrder::HardOff);
     let cleans = world.machine.cleans;
     world.annotate(PROTECTED_ANNOTATION, "");
-    world.until("taken back", |world| !destroys(world));
+    world.until("taken back", |world| !world.is_ordered());
     world.power(PowerOrder::On);
     world.settle();
     assert_eq!((world.machine.cleans, world.machine.writes.len()), (cleans, 0));
@@ -361,51 +344,79 @@ fn secure_boot_is_refused_until_it_can_be_switched_on() {
     let mut world = World::new();
     world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
     world.settle();
-    assert_eq!(world.state(), State::Preparing);
-    let (kind, message, _) = error(&world);
-    assert_eq!(kind, Some(ErrorType::Preparation));
-    assert!(message.contains("Secure Boot"), "{message}");
+    let is_refused = |world: &mut World, state: State, kind: ErrorType| {
+        assert_eq!(world.state(), state);
+        let (is, message, _) = error(world);
+        assert_eq!(is, Some(kind));
+        assert!(message.contains("Secure Boot"), "{message}");
+    };
+    is_refused(&mut world, State::Preparing, ErrorType::Preparation);
     world.host().spec.boot_mode = None;
     world.reach(State::Available);
-    // Asked for later, with an image.
+    // Asked for later: nobody is to claim it.
     world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
     world.set_image(Some(IMAGE));
     world.settle();
-    assert_eq!((world.state(), world.machine.cleans), (State::Available, 0));
-    let (kind, message, _) = error(&world);
-    assert_eq!(kind, Some(ErrorType::Provisioning));
-    assert!(message.contains("Secure Boot"), "{message}");
+    is_refused(&mut world, State::Preparing, ErrorType::Preparation);
+    assert_eq!(world.machine.cleans, 0);
     world.host().spec.boot_mode = Some(HostBootMode::Uefi);
     world.reach(State::Provisioned);
-    // What runs is left alone.
+    // What runs is left alone, and is not taken away for what cannot be.
     world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
     world.settle();
-    assert_eq!(
-        (world.state(), world.machine.writes.len()),
-        (State::Provisioned, 1)
-    );
-    assert_eq!(error(&world).0, None);
+    assert_eq!((world.state(), error(&world).0), (State::Provisioned, None));
+    world.set_image(Some("http://images.test/another.raw"));
+    world.settle();
+    is_refused(&mut world, State::Provisioned, ErrorType::Provisioning);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+    // It is taken away where nothing else is asked for; the ramdisk boots without.
+    world.machine.mode = None;
+    world.set_image(None);
+    world.reach(State::Preparing);
+    assert_eq!(world.machine.disk, Content::Blank);
+    assert_eq!(world.machine.mode, Some(WantedMode::Required(Mode::Uefi)));
+    world.settle();
+    is_refused(&mut world, State::Preparing, ErrorType::Preparation);
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+}
+
+#[test]
+fn secure_boot_that_is_asked_for_while_the_image_is_written_ends_as_before_and_is_not_begun_with() {
+    let mut world = at(State::Provisioning);
+    world.order();
+    world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
+    world.reach(State::Provisioned);
+    let mut world = at(State::Provisioning);
+    world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
+    world.settle();
+    let (reason, message) = waiting(&world);
+    assert_eq!((world.state(), reason.as_str()), (State::Provisioning, "Refused"));
+    assert!(message.contains("Secure Boot"), "{message}");
+    assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
+    world.host().spec.boot_mode = None;
+    world.reach(State::Provisioned);
 }
 
 #[test]
 fn a_machine_boots_in_the_mode_of_the_spec_or_else_in_the_one_that_it_was_found_in() {
-    use HostBootMode::{Legacy, Uefi};
-    for (asked, found, modes) in [
-        (None, BootMode::Bios, [Uefi, Legacy]),
-        (None, BootMode::Uefi, [Uefi, Uefi]),
-        (Some(Uefi), BootMode::Bios, [Uefi, Uefi]),
-        (Some(Legacy), BootMode::Uefi, [Legacy, Legacy]),
+    use WantedMode::{Any, Preferred, Required};
+    let (uefi, legacy) = (Some(HostBootMode::Uefi), Some(HostBootMode::Legacy));
+    for (asked, found, told, shown) in [
+        (None, BootMode::Bios, [Preferred(Mode::Uefi), Any], legacy),
+        (None, BootMode::Uefi, [Preferred(Mode::Uefi), Any], uefi),
+        (uefi, BootMode::Bios, [Required(Mode::Uefi); 2], uefi),
+        (legacy, BootMode::Uefi, [Required(Mode::Legacy); 2], legacy),
     ] {
         let mut world = World::new();
         world.host().spec.boot_mode = asked;
-        for mode in modes {
+        world.mode = found;
+        for told in told {
             world.set_image(None);
             world.reach(State::Available);
-            let told = world.machine.mode.take();
-            assert_eq!(told, Some(mode), "{asked:?}, {found:?}");
+            assert_eq!(world.machine.mode.take(), Some(told), "{asked:?}, {found:?}");
             let status = world.host().status.clone().unwrap();
-            assert_eq!(status.provisioning.boot_mode, told, "the status says so");
-            world.change_inventory(|inventory| inventory.boot.mode = found);
+            assert_eq!(status.provisioning.boot_mode, shown, "{asked:?}, {found:?}");
             world.set_image(Some(IMAGE));
             world.reach(State::Provisioned);
             assert_eq!(world.machine.mode, None, "the ramdisk runs");

@@ -9,10 +9,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 use muster_proto::{
-    inventory::{Disk, Inventory, Nic},
+    inventory::{BootMode, Disk, Inventory, Nic},
     kinds::{
-        BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, HardwareDataSpec, HostBootMode,
-        IN_BAND_ANNOTATION, Image, Segment, SegmentSpec, Server, Trust,
+        BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, HardwareDataSpec, IN_BAND_ANNOTATION,
+        Image, JobAction, Segment, SegmentSpec, Server, Trust,
     },
 };
 use serde_json::Value;
@@ -27,7 +27,7 @@ use super::super::{
     table,
 };
 use crate::{
-    bmc::{Health, Identity},
+    bmc::{Health, Identity, WantedMode},
     patch::merge,
 };
 
@@ -60,7 +60,7 @@ pub(super) struct Machine {
     pub(super) network_first: bool,
     pub(super) once: bool,
     /// In which mode its BMC was told to boot it last.
-    pub(super) mode: Option<HostBootMode>,
+    pub(super) mode: Option<WantedMode>,
     /// It has Wake-on-LAN.
     pub(super) wakes: bool,
     pub(super) boots: usize,
@@ -126,6 +126,8 @@ pub(super) struct World {
     /// Of which machine it says that it is.
     pub(super) says: Identity,
     pub(super) edge: Edge,
+    /// As what the machine is found to boot.
+    pub(super) mode: BootMode,
     /// The answer to the end of a write is lost and comes with the next poll, and so is what the agent says when it leaves.
     pub(super) loses_answer: bool,
     /// The agent fails this many jobs that clean or write.
@@ -253,6 +255,7 @@ impl World {
             bmc_up: true,
             says: Identity::default(),
             edge: Edge::Newest,
+            mode: BootMode::Bios,
             loses_answer: false,
             failing_jobs: 0,
             failing_writes: 0,
@@ -455,7 +458,7 @@ impl World {
                 assert!(!self.annotated(name), "{name}: {}", plan.why);
             }
             assert_ne!(host.spec.externally_provisioned, Some(true), "{}", plan.why);
-            let in_the_way = |rival: &Rival| rival.precedes || rival.state.is_provisioned();
+            let in_the_way = |rival: &Rival| rival.precedes || rival.state != State::Available;
             assert!(!self.rivals.iter().any(in_the_way), "{}", plan.why);
             let server = self.server.as_ref().expect("a machine");
             let linked = server.spec.host.as_ref().map(|host| host.uid.as_str());
@@ -659,7 +662,7 @@ impl World {
                     *secret = self::secret("1", "a");
                 }
                 secret.held = true;
-                secret.finalizer = *hold == Hold::Finalizer;
+                secret.finalizer |= *hold != Hold::Label;
                 if let SecretState::Present { version, .. } = &mut secret.state {
                     version.push('+');
                 }
@@ -727,6 +730,28 @@ impl World {
         self.until(state.name(), |world| {
             world.host.is_some() && world.state() == state
         });
+    }
+
+    /// True if an order that destroys data stands on the Server.
+    pub(super) fn is_ordered(&self) -> bool {
+        let job = self.server.as_ref().and_then(|server| server.spec.job.as_ref());
+        job.is_some_and(|job| matches!(job.action, JobAction::Clean | JobAction::Write))
+    }
+
+    /// Rounds until an order that destroys data stands there, of which its agent has not heard.
+    pub(super) fn order(&mut self) {
+        for _ in 0..100 {
+            let plan = self.plan();
+            let at_once = plan.requeue == Some(Duration::ZERO);
+            self.execute(plan, None, Fault::None);
+            if self.is_ordered() {
+                return;
+            }
+            if !at_once {
+                self.tick(11);
+            }
+        }
+        panic!("never ordered: {:?}", self.plan());
     }
 
     /// Rounds until nothing but waiting is left, and no status is written in an hour.

@@ -50,7 +50,7 @@ struct State {
     on: bool,
     armed: bool,
     /// In which mode it was told to boot.
-    mode: Option<bmc::Mode>,
+    mode: Option<bmc::WantedMode>,
     /// When its ramdisk calls in.
     calls_in: Option<Instant>,
     sessions: u32,
@@ -285,11 +285,12 @@ impl Lab {
     }
 
     pub(super) fn secret(&self, number: usize, password: &str) {
-        let secret = secret(
-            &format!("bmc-{number}"),
-            &[("username", "admin"), ("password", password)],
-        );
-        self.api.put("secrets", &secret);
+        let login = [("username", "admin"), ("password", password)];
+        self.put_secret(&format!("bmc-{number}"), &login);
+    }
+
+    pub(super) fn put_secret(&self, name: &str, data: &[(&str, &str)]) {
+        self.api.put("secrets", &secret(name, data));
     }
 
     /// What discovery makes of the machine's first boot.
@@ -334,8 +335,7 @@ impl Lab {
 
     /// Wishes for an image, with user data.
     pub(super) fn wish(&self, number: usize) {
-        let user_data = secret("user", &[("userData", CANARY)]);
-        self.api.put("secrets", &user_data);
+        self.put_secret("user", &[("userData", CANARY)]);
         self.edit(number, &json!({"spec": {"userData": {"name": "user"}}}));
         self.wish_plainly(number);
     }
@@ -400,7 +400,7 @@ impl Machine {
         (state.disk.clone(), state.cleaned)
     }
 
-    pub(super) fn mode(&self) -> Option<bmc::Mode> {
+    pub(super) fn mode(&self) -> Option<bmc::WantedMode> {
         self.lock().mode
     }
 
@@ -425,6 +425,16 @@ impl Machine {
     /// Its ramdisk never calls in.
     pub(super) fn set_mute(&self) {
         self.lock().mute = true;
+    }
+
+    /// Its firmware boots from the network first, or its disk.
+    pub(super) fn set_network_first(&self, network_first: bool) {
+        self.lock().network_first = network_first;
+    }
+
+    /// Somebody switches it off and on.
+    pub(super) fn is_power_cycled(&self) {
+        Machine::boot(&mut self.lock());
     }
 
     fn boot(state: &mut State) {
@@ -630,7 +640,7 @@ impl Bmcs for Lab {
     fn set_boot<'a>(&'a self, access: &'a bmc::Access, _: bmc::Term, boot: Boot) -> Answer<'a, Answered> {
         let act = async move {
             let mut state = self.machine(&access.host).enter(access)?;
-            (state.armed, state.mode) = (boot.device == bmc::Device::Pxe, boot.mode);
+            (state.armed, state.mode) = (boot.device == bmc::Device::Pxe, Some(boot.mode));
             Ok(Answered::Accepted)
         };
         self.steps.step(act).boxed()

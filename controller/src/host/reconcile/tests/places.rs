@@ -1,6 +1,6 @@
 //! The places of hosts that are busy at once, and the line in front of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use muster_proto::kinds::BareMetalHost;
 use serde_json::json;
@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    super::{State, has_failed, is_busy, waits_in_line},
+    super::{State, is_busy, may_take_hours, waits_in_line},
     error,
     lab::Lab,
     trouble::{At, Trouble},
@@ -190,6 +190,52 @@ async fn a_host_that_another_operator_left_and_somebody_has_to_decide_on_keeps_n
         lab.reaches(2, "available").await;
     })
     .await;
-    assert!(is_busy(&lab.host(1).unwrap()) && has_failed(&lab.host(1).unwrap()));
+    assert!(is_busy(&lab.host(1).unwrap()) && may_take_hours(&lab.host(1).unwrap()));
     assert_eq!(lab.machines[0].disk().0, ["old"]);
+}
+
+fn waits_for(lab: &Lab, reason: &str) -> bool {
+    let status = lab.host(1).unwrap().status.unwrap();
+    let mut conditions = status.conditions.iter();
+    conditions.any(|one| one.type_ == "Waiting" && one.status == "True" && one.reason == reason)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_waits_for_a_person_keeps_no_other_from_its_turn_and_has_one_itself_then() {
+    let lab = Lab::with_limit(2, 1);
+    lab.run(async {
+        lab.declare_in_band(1);
+        lab.reaches(1, "available").await;
+        lab.machines[0].set_network_first(false);
+        lab.wish(1);
+        lab.reaches(1, "provisioned").await;
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        lab.edit(1, &json!({"spec": {"image": null, "userData": null}}));
+        lab.until(|| waits_for(&lab, "PowerCycleByHand")).await;
+        lab.declare(2);
+        lab.reaches(2, "available").await;
+        assert!(waits_for(&lab, "PowerCycleByHand"));
+        lab.machines[0].set_network_first(true);
+        lab.machines[0].is_power_cycled();
+        lab.reaches(1, "available").await;
+        assert!(lab.machines[0].disk().0.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_host_that_is_detached_by_force_keeps_no_other_from_its_turn() {
+    let lab = Lab::with_limit(2, 1);
+    lab.machines[0].set_mute();
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "inspecting").await;
+        let force = json!({"baremetalhost.metal3.io/detached": r#"{"force":true}"#});
+        lab.edit(1, &json!({"metadata": {"annotations": force}}));
+        lab.until(|| waits_for(&lab, "Detached")).await;
+        lab.declare(2);
+        lab.reaches(2, "available").await;
+        assert!(is_busy(&lab.host(1).unwrap()));
+    })
+    .await;
 }
