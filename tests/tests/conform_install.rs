@@ -215,7 +215,7 @@ fn the_forms_differ_in_where_hosts_live_only() {
 async fn the_control_role_runs_under_the_strictest_pod_security_and_the_edge_in_its_own_namespace_only() {
     let cluster = Cluster::shared().await.unwrap();
     let client = cluster.client().unwrap();
-    let all = documents(".");
+    let all = documents("namespaced");
     // What holds in the namespace of the hosts, and in Muster's own.
     for (named, is_for_the_edge) in [("metal", false), ("muster-system", true)] {
         let labels = &find(&all, "Namespace", named)["metadata"]["labels"];

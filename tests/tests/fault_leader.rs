@@ -134,14 +134,15 @@ async fn held_for(stage: &Stage, taken: Timestamp, seconds: i64) {
 /// Lease duration, renew deadline and retry period as most have them here, in seconds.
 const TIMES: [u32; 3] = [8, 5, 1];
 
-/// A Lease with these `times` whose holder was killed when it was as in `left` is taken when it has run out, not before, and then soon.
+/// A Lease with these `times` whose holder was killed when it was as in `left` is taken at the latest when it has run out: here earlier,
+/// because its holder is known to have ended on the same computer.
 fn is_taken_in_time(left: &Lease, taken_over: &Lease, times: [u32; 3]) {
     let renewed = left.spec.as_ref().and_then(|spec| spec.renew_time.as_ref());
     let waited = taken(taken_over).duration_since(renewed.expect("a renewed Lease").0);
     let [duration, _, retry] = times.map(|seconds| SignedDuration::from_secs(i64::from(seconds)));
     // A computer that runs other tests beside this one may be late.
-    let soon = duration + 2 * retry + SignedDuration::from_secs(20);
-    assert!((duration..soon).contains(&waited), "taken over after {waited}");
+    let soon = duration + retry + SignedDuration::from_secs(20);
+    assert!(waited < soon, "taken over after {waited}");
 }
 
 fn taken(lease: &Lease) -> Timestamp {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -213,17 +214,17 @@ fn other_tools_find_nothing_wrong_with_a_written_disk() {
     assert_eq!(user_data, "#cloud-config\n");
 }
 
-/// The flags of open(2) with which this process has `device` open to write, each time it has (proc(5)).
-fn opened(device: &Path) -> Vec<i32> {
+/// Each descriptor by which this process may write to `device`, with its flags of open(2) (proc(5)).
+fn opened(device: &Path) -> Vec<(OsString, i32)> {
     let numbers = fs::read_dir("/proc/self/fd").unwrap().flatten();
     let of_device = numbers.filter(|number| fs::read_link(number.path()).is_ok_and(|to| to == device));
     let flags = of_device.filter_map(|number| {
         let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(number.file_name())).ok()?;
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
-        i32::from_str_radix(flags.trim(), 8).ok()
+        Some((number.file_name(), i32::from_str_radix(flags.trim(), 8).ok()?))
     });
     flags
-        .filter(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
+        .filter(|(_, flags)| flags & libc::O_ACCMODE != libc::O_RDONLY)
         .collect()
 }
 
@@ -235,11 +236,21 @@ fn an_image_is_written_past_the_page_cache() {
     let job = bench.job(&server.url("image.zst"), sha256(&packed));
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (device, see) = (bench.disk.path().to_owned(), Arc::clone(&seen));
-    let work = Work::new(move |_| see.lock().unwrap().extend(opened(&device)));
+    // The test's own.
+    let before = opened(&device);
+    let work = Work::new(move |_| {
+        let now = opened(&device).into_iter();
+        see.lock()
+            .unwrap()
+            .extend(now.filter(|one| !before.contains(one)));
+    });
     bench.write_watched(&job, None, &work).unwrap();
     let seen = seen.lock().unwrap();
     assert!(!seen.is_empty(), "it was open while it was written");
-    assert!(seen.iter().all(|flags| flags & libc::O_DIRECT != 0), "{seen:?}");
+    assert!(
+        seen.iter().all(|(_, flags)| flags & libc::O_DIRECT != 0),
+        "{seen:?}"
+    );
 }
 
 #[test]
