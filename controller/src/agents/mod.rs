@@ -15,7 +15,7 @@
 //! seal                    seals secrets to a session (control role)
 //! ```
 //!
-//! A session is a key: its SHA-256 stands in `Server.status.session.key`, its certificate lives for an hour and is renewed for the same
+//! A session is a key: its SHA-256 stands in `Server.status.session.key`, its certificate lives for twelve hours and is renewed for the same
 //! key. A certificate counts as long as that Server exists, names that key and is not contested; so a newer enrolment ends an older
 //! session, deleting the Server ends all of them, and a controller that starts anew goes on with the sessions that it finds.
 

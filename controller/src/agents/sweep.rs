@@ -24,11 +24,7 @@ const PAGE: u32 = 500;
 const UNREADABLE: i64 = 86_400;
 /// How long any Enrolment is kept at least, in seconds from its making: what it stands for has ended then, whatever the clock said
 /// of the edge that wrote its end. The edge may have been as much behind the one that issued the token as tokens allow.
-const WHOLE_LIFE: i64 = token::SKEW + longer(token::LIFETIME, ca::CLIENT_LIFETIME) + spend::GRACE;
-
-const fn longer(one: i64, other: i64) -> i64 {
-    if one > other { one } else { other }
-}
+const WHOLE_LIFE: i64 = token::SKEW + token::LIFETIME + ca::CLIENT_LIFETIME + spend::GRACE;
 
 /// Sweeping failed.
 #[derive(Debug, thiserror::Error)]

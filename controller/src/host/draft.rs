@@ -23,7 +23,7 @@ use super::{
     reasons, table,
 };
 use crate::discovery::host::annotation;
-use crate::{bmc::Health, discovery::host::about, events::Event};
+use crate::{agents::token, bmc::Health, discovery::host::about, events::Event};
 
 /// Reason of the condition `Waiting` while a failed attempt is to be repeated: its time is that of the failure.
 pub(super) const RETRY: &str = "Retry";
@@ -33,6 +33,9 @@ pub(super) const REFUSED: &str = "Refused";
 /// The longest message of an error or Event, in bytes: enough for a failure with its causes and the last lines of a log. Events may
 /// have 1024, conditions 32768.
 pub(super) const WORDS: usize = 1000;
+
+/// So much may clocks of different computers differ, as those of edges that take each other's tokens.
+const SKEW: SignedDuration = SignedDuration::from_secs(token::SKEW);
 
 /// What the host waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,6 +238,16 @@ impl<'a> Draft<'a> {
         );
     }
 
+    /// The same where something else may be under way or have failed: that is told, and goes on by what is told of it.
+    pub(super) fn refuse_beside(&mut self, kind: ErrorType, message: impl AsRef<str>) {
+        if self.status.error_type.is_some_and(|other| other != kind) {
+            return;
+        }
+        let wait = self.wait.take();
+        self.refuse(kind, message);
+        self.wait = wait.or_else(|| self.wait.take());
+    }
+
     fn set_error(&mut self, kind: ErrorType, message: &str) {
         self.status.error_type = Some(kind);
         message.clone_into(&mut self.status.error_message);
@@ -255,12 +268,22 @@ impl<'a> Draft<'a> {
         });
     }
 
-    /// Since when the host has been waiting for `reason`, as its status says; none: it has not. A time that has not come is of another
-    /// clock, or from before this one was set back: the wait begins anew, or its deadline would be as far away.
+    /// Since when the host has been waiting for `reason`, as its status says; none: it has not.
     pub(super) fn waiting_since(&self, reason: &str) -> Option<Timestamp> {
         self.old_wait()
             .filter(|wait| wait.reason == reason)
-            .map(|wait| wait.last_transition_time.0.min(self.now))
+            .map(|wait| self.not_ahead(wait.last_transition_time.0))
+    }
+
+    /// `at`, or now where that is far ahead: the clock was set back, and a deadline that is counted from there would be as far away. What
+    /// is a little ahead is another computer's clock, and stays: operations are named by it.
+    fn not_ahead(&self, at: Timestamp) -> Timestamp {
+        if self.is_ahead(at) { self.now } else { at }
+    }
+
+    /// True if `at` is further ahead than clocks of different computers may be.
+    pub(super) fn is_ahead(&self, at: Timestamp) -> bool {
+        at.duration_since(self.now) > SKEW
     }
 
     fn old_wait(&self) -> Option<&Condition> {
@@ -316,7 +339,7 @@ impl<'a> Draft<'a> {
             (
                 wait.reason.clone(),
                 conditions::asked(&wait.message).to_owned(),
-                wait.last_transition_time.0,
+                self.not_ahead(wait.last_transition_time.0),
             )
         });
         let Some((reason, message, since)) = old else {

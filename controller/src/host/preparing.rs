@@ -14,7 +14,7 @@ pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>>
 }
 
 /// Why the RAID volumes cannot be made; none: there are none to be made.
-fn unsupported_raid(raid: Option<&RaidConfig>) -> Option<&'static str> {
+pub(super) fn unsupported_raid(raid: Option<&RaidConfig>) -> Option<&'static str> {
     let raid = raid?;
     let any = raid.hardware_raid_volumes.iter().flatten().next().is_some()
         || raid.software_raid_volumes.iter().flatten().next().is_some();

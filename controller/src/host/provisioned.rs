@@ -21,14 +21,14 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
             deprovisioning::begin(draft);
             return;
         };
-        draft.refuse(ErrorType::Provisioning, why);
-    } else {
-        draft.forget(ErrorType::Provisioning);
-        if is_to_leave(draft) {
-            return;
-        }
+        look_after(draft);
+        draft.refuse_beside(ErrorType::Provisioning, why);
+        return;
     }
-    look_after(draft);
+    draft.forget(ErrorType::Provisioning);
+    if !is_to_leave(draft) {
+        look_after(draft);
+    }
 }
 
 /// Why what is to take the place of what the host runs cannot; none: nothing is to, or it can. What runs is not lost for it.
@@ -37,8 +37,14 @@ fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
     if !available::has_request(spec) {
         return None;
     }
-    let unsupported = preparing::unsupported_boot(spec).map(str::to_owned);
-    unsupported.or_else(|| available::request(spec).err())
+    let raid = spec
+        .raid
+        .as_ref()
+        .filter(|raid| Some(*raid) != draft.old.provisioning.raid.as_ref());
+    let unsupported = preparing::unsupported_boot(spec).or_else(|| preparing::unsupported_raid(raid));
+    unsupported
+        .map(str::to_owned)
+        .or_else(|| available::request(spec).err())
 }
 
 /// A ramdisk that still runs did not hear that it is to leave, because the way to it was broken at that moment: it is told, once.
@@ -56,7 +62,7 @@ fn is_to_leave(draft: &mut Draft<'_>) -> bool {
     };
     // One that was told goes in a moment.
     let due = written.checked_add(ramdisk::SILENCE).unwrap_or(draft.now);
-    if draft.now < due && written <= draft.now {
+    if draft.now < due && !draft.is_ahead(written) {
         draft.again_at(due);
         return false;
     }

@@ -113,9 +113,6 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         Some(Err(why)) => return cannot(draft, &why),
         None => return,
     };
-    if !ramdisk::is_left_to_a_person(draft) && !draft.takes_slot() {
-        return;
-    }
     let start = draft
         .old
         .operation_history
@@ -137,6 +134,14 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         finish(draft, stays_off);
         return;
     }
+    let begun =
+        server.is_some_and(|server| jobs::look(server, |job| job.starts_with(&operation)) != Job::Absent);
+    if let Some(why) = preparing::unsupported_boot(&draft.host.spec).filter(|_| !begun) {
+        return cannot(draft, why);
+    }
+    if !ramdisk::is_left_to_a_person(draft) && !draft.takes_slot() {
+        return;
+    }
     let reach = access::ensure(draft);
     if reach == Reach::No {
         return;
@@ -149,12 +154,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
             return;
         }
     }
-    let begun =
-        server.is_some_and(|server| jobs::look(server, |job| job.starts_with(&operation)) != Job::Absent);
-    match preparing::unsupported_boot(&draft.host.spec) {
-        Some(why) if !begun => cannot(draft, why),
-        _ => work(draft, &reach, &operation, source),
-    }
+    work(draft, &reach, &operation, source);
 }
 
 fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSource) {

@@ -320,11 +320,11 @@ pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
     }
 }
 
-/// When the last session of the machine ended, by the clock of its edge; none where that is ahead of ours.
+/// When the last session of the machine ended, by the clock of its edge; none where that is far ahead of ours.
 fn lost_at(draft: &Draft<'_>) -> Option<Timestamp> {
     let session = draft.seen.server?.status.as_ref()?.session.as_ref()?;
     let since: Timestamp = session.since.parse().ok()?;
-    (since <= draft.now).then_some(since)
+    (!draft.is_ahead(since)).then_some(since)
 }
 
 /// True if `at` was so long ago that a BMC may be asked again; also if it has not come: the clock was set back.

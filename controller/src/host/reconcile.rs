@@ -323,7 +323,7 @@ async fn rounds(
     concurrency: u16,
 ) {
     for host in context.world.hosts.state() {
-        if is_busy(&host) {
+        if is_busy(&host) && !may_take_hours(&host) {
             context.slots.begin_with(&Path::of(host.as_ref()));
         }
     }

@@ -264,3 +264,28 @@ fn a_ramdisk_that_does_not_come_back_is_asked_for_in_the_end_and_each_demand_is_
     world.settle();
     assert_eq!(asked(&world), 3, "told once, whoever leads");
 }
+
+#[test]
+fn what_goes_on_is_the_same_to_a_computer_whose_clock_is_a_little_behind() {
+    let mut world = available();
+    world.host().spec.online = false;
+    let plan = world.plan();
+    world.execute(plan, None, Fault::None);
+    let plan = world.plan();
+    world.execute(plan, None, Fault::None);
+    let id = |world: &World| {
+        let job = &world.server.as_ref().unwrap().spec.job;
+        job.as_ref().map(|job| job.id.clone())
+    };
+    let (before, orders) = (id(&world), world.machine.orders);
+    assert!(before.is_some());
+    world.restart();
+    world.set_back(5);
+    for _ in 0..3 {
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+    }
+    assert_eq!((id(&world), world.machine.orders), (before, orders));
+    world.settle();
+    assert!(!world.machine.on && !powered_on(&world));
+}

@@ -382,6 +382,40 @@ fn secure_boot_is_refused_until_it_can_be_switched_on() {
 }
 
 #[test]
+fn what_cannot_take_the_place_of_what_runs_keeps_nobody_from_its_power_and_is_told_once() {
+    let told = |world: &World| {
+        world
+            .events
+            .iter()
+            .filter(|told| *told == "ProvisioningError")
+            .count()
+    };
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.host().spec.raid =
+        Some(serde_json::from_value(serde_json::json!({"softwareRAIDVolumes": [{"level": "1"}]})).unwrap());
+    world.set_image(Some("http://images.test/another.raw"));
+    world.settle();
+    let (kind, message, _) = error(&world);
+    assert_eq!(kind, Some(ErrorType::Provisioning));
+    assert!(message.contains("RAID"), "{message}");
+    assert_eq!((waiting(&world).0.as_str(), told(&world)), ("Refused", 1));
+    // It goes off, and stays under our eyes.
+    world.host().spec.online = false;
+    world.settle();
+    assert!(!world.machine.on && told(&world) == 1, "{:?}", world.events);
+    // The Secret is missing meanwhile.
+    world.secrets.bmc.state = SecretState::Missing;
+    world.settle();
+    assert_eq!(error(&world).0, Some(ErrorType::Registration));
+    assert_eq!(told(&world), 1);
+    world.secrets.bmc.state = super::world::secret("1", "a").state;
+    world.host().spec.raid = None;
+    world.host().spec.online = true;
+    world.reach(State::Provisioning);
+}
+
+#[test]
 fn secure_boot_that_is_asked_for_while_the_image_is_written_ends_as_before_and_is_not_begun_with() {
     let mut world = at(State::Provisioning);
     world.order();
