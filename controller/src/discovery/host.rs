@@ -21,6 +21,7 @@ use muster_proto::{
     },
     text,
 };
+use serde::de::DeserializeOwned;
 
 use super::{hardware, name};
 use crate::host::{Owner, State, owner, owner::has_bmc, plan::FINALIZER};
@@ -61,6 +62,14 @@ pub fn path(host: &BareMetalHost) -> String {
 /// The value of the annotation `name`.
 pub fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a str> {
     host.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// What the value of an annotation says as JSON; an empty one says nothing.
+pub fn arguments<T: Default + DeserializeOwned>(value: &str) -> serde_json::Result<T> {
+    match value.trim() {
+        "" => Ok(T::default()),
+        value => serde_json::from_str(value),
+    }
 }
 
 /// The Server that `host` was made for; none for a host that somebody else declared.

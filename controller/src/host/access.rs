@@ -327,7 +327,7 @@ pub(super) fn shown(address: &str) -> String {
 
 fn ask_again(draft: &mut Draft<'_>, asked: Timestamp, access: Access, pause: SignedDuration) {
     let due = asked.checked_add(pause).unwrap_or(draft.now);
-    if draft.now >= due || asked > draft.now {
+    if draft.has_paused(asked, pause) {
         draft.effect(Effect::Probe(access));
     }
     draft.again_at(due.max(draft.now));

@@ -157,11 +157,7 @@ fn tries_again(draft: &mut Draft<'_>) -> bool {
     }
     let ended = ended(draft).unwrap_or(draft.now);
     let pause = backoff::pause(draft.uid(), failures);
-    let due = SignedDuration::try_from(pause)
-        .ok()
-        .and_then(|pause| ended.checked_add(pause).ok())
-        .unwrap_or(draft.now);
-    if draft.now >= due || ended > draft.now {
+    if draft.has_paused(ended, SignedDuration::try_from(pause).unwrap_or_default()) {
         return true;
     }
     draft.wait_for(
@@ -172,7 +168,7 @@ fn tries_again(draft: &mut Draft<'_>) -> bool {
             backoff::words(pause)
         ),
     );
-    draft.again_at(due);
+    draft.again_at(ended.checked_add(pause).unwrap_or(draft.now));
     false
 }
 

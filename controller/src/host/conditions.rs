@@ -19,7 +19,7 @@ const HEALTHY: &str = "Healthy";
 const SINCE: &str = " (since ";
 
 /// The message of a condition [`WAITING`] without the time that stands behind it.
-pub(super) fn asked(message: &str) -> &str {
+pub(super) fn without_time(message: &str) -> &str {
     message
         .rfind(SINCE)
         .map_or(message, |at| message.get(..at).unwrap_or(message))

@@ -98,11 +98,13 @@ fn condition<'a>(host: &'a BareMetalHost, kind: &str) -> Option<&'a Condition> {
     conditions.iter().find(|condition| condition.type_ == kind)
 }
 
+fn waiting(host: &BareMetalHost) -> Option<&Condition> {
+    conditions::waiting(host.status.as_ref()?)
+}
+
 /// What the host waits for, in words and since when.
 fn waits(host: &BareMetalHost) -> Option<&str> {
-    condition(host, conditions::WAITING)
-        .filter(|condition| condition.status == "True")
-        .map(|condition| condition.message.as_str())
+    waiting(host).map(|condition| condition.message.as_str())
 }
 
 /// The type and words of its error.
@@ -130,7 +132,7 @@ fn deletion(metrics: &Metrics, before: &BareMetalHost, after: &BareMetalHost, un
     if gone && !young && (on || prev != State::PoweringOffBeforeDelete) {
         metrics.count(Plain::DeletedWithoutPoweringOff);
     }
-    let detached = condition(after, conditions::WAITING).is_some_and(|wait| wait.reason == "Detached");
+    let detached = waiting(after).is_some_and(|wait| wait.reason == "Detached");
     if detached && waits(before) != waits(after) {
         metrics.count(Plain::DeleteDelayedForDetached);
     }

@@ -4,7 +4,7 @@ use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, OperationalStatus}
 use serde::Deserialize;
 
 use super::{State, draft::Draft, jobs, observed::Bmc, plan::Effect};
-use crate::discovery::host::annotation;
+use crate::discovery::host::{annotation, arguments};
 
 /// What the annotation says beside that it is there. What cannot be read says nothing, as upstream has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -23,16 +23,9 @@ enum DeleteAction {
     Delete,
 }
 
-fn read(value: &str) -> serde_json::Result<Arguments> {
-    match value.trim() {
-        "" => Ok(Arguments::default()),
-        value => serde_json::from_str(value),
-    }
-}
-
 /// What is wrong with the annotation of `host`, for people; none: it can be read, or is not there.
 pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
-    let error = read(annotation(host, DETACHED_ANNOTATION)?).err()?;
+    let error = arguments::<Arguments>(annotation(host, DETACHED_ANNOTATION)?).err()?;
     let example = r#"{"force":true}"#;
     Some(format!(
         "the annotation {DETACHED_ANNOTATION} cannot be read: {error}; it counts as if it had no value; write JSON such as {example}, or nothing"
@@ -45,8 +38,8 @@ pub(super) fn is_cut_off(host: &BareMetalHost) -> bool {
         .status
         .as_ref()
         .is_some_and(|status| status.operational_status == OperationalStatus::Detached);
-    let arguments = annotation(host, DETACHED_ANNOTATION).map(|value| read(value).unwrap_or_default());
-    detached || arguments.is_some_and(|arguments| arguments.force)
+    let forces = |value| arguments::<Arguments>(value).unwrap_or_default().force;
+    detached || annotation(host, DETACHED_ANNOTATION).is_some_and(forces)
 }
 
 /// Leaves the host alone if that is asked for and may be. True if nothing else is to be done.
@@ -60,7 +53,7 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
         }
         return is_detached;
     };
-    let arguments = read(value).unwrap_or_default();
+    let arguments: Arguments = arguments(value).unwrap_or_default();
     let young = matches!(
         draft.state,
         State::New | State::Unmanaged | State::Registering | State::Deleting

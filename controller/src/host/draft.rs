@@ -281,6 +281,11 @@ impl<'a> Draft<'a> {
         if self.is_ahead(at) { self.now } else { at }
     }
 
+    /// True if `pause` has gone by since `at`; also if that has not come: it is of another clock, or this one was set back.
+    pub(super) fn has_paused(&self, at: Timestamp, pause: SignedDuration) -> bool {
+        at > self.now || self.now.duration_since(at) >= pause
+    }
+
     /// True if `at` is further ahead than clocks of different computers may be.
     pub(super) fn is_ahead(&self, at: Timestamp) -> bool {
         at.duration_since(self.now) > SKEW
@@ -296,7 +301,7 @@ impl<'a> Draft<'a> {
         let wait = self.wait.as_ref().filter(by_hand)?;
         let asked = self
             .old_wait()
-            .map(|old| (old.reason.as_str(), conditions::asked(&old.message)));
+            .map(|old| (old.reason.as_str(), conditions::without_time(&old.message)));
         (asked != Some((wait.reason, &wait.message))).then_some(&wait.message)
     }
 
@@ -322,8 +327,7 @@ impl<'a> Draft<'a> {
         };
         let pause = backoff::pause(self.uid(), self.old.error_count);
         let due = at.checked_add(pause).unwrap_or(self.now);
-        // A time that has not come was written by another clock, or before this one was set back.
-        if self.now >= due || at > self.now {
+        if self.has_paused(at, SignedDuration::try_from(pause).unwrap_or_default()) {
             return HoldOff::Over;
         }
         self.keep_wait();
@@ -338,7 +342,7 @@ impl<'a> Draft<'a> {
         let old = self.old_wait().map(|wait| {
             (
                 wait.reason.clone(),
-                conditions::asked(&wait.message).to_owned(),
+                conditions::without_time(&wait.message).to_owned(),
                 self.not_ahead(wait.last_transition_time.0),
             )
         });

@@ -116,7 +116,7 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
         let last = draft.seen.bmc.unread.as_ref().map(|failure| failure.at);
         let last = last.max(reading.map(|reading| reading.at)).unwrap_or(draft.now);
         let due = last.checked_add(ASK_AGAIN).unwrap_or(draft.now);
-        if draft.now >= due || last > draft.now {
+        if draft.has_paused(last, ASK_AGAIN) {
             draft.effect(Effect::ReadPower);
         }
         draft.again_at(due.max(draft.now));

@@ -134,9 +134,9 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         finish(draft, stays_off);
         return;
     }
-    let begun =
-        server.is_some_and(|server| jobs::look(server, |job| job.starts_with(&operation)) != Job::Absent);
-    if let Some(why) = preparing::unsupported_boot(&draft.host.spec).filter(|_| !begun) {
+    let begun = |server: &Server| jobs::look(server, |job| job.starts_with(&operation)) != Job::Absent;
+    let unsupported = preparing::unsupported_boot(&draft.host.spec);
+    if let Some(why) = unsupported.filter(|_| !server.is_some_and(begun)) {
         return cannot(draft, why);
     }
     if !ramdisk::is_left_to_a_person(draft) && !draft.takes_slot() {

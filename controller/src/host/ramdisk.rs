@@ -327,9 +327,9 @@ fn lost_at(draft: &Draft<'_>) -> Option<Timestamp> {
     (!draft.is_ahead(since)).then_some(since)
 }
 
-/// True if `at` was so long ago that a BMC may be asked again; also if it has not come: the clock was set back.
+/// True if `at` was so long ago that a BMC may be asked again.
 pub(super) fn is_due(draft: &Draft<'_>, at: Timestamp) -> bool {
-    at > draft.now || draft.now.duration_since(at) >= SignedDuration::try_from(LOOK_AGAIN).unwrap_or_default()
+    draft.has_paused(at, SignedDuration::try_from(LOOK_AGAIN).unwrap_or_default())
 }
 
 /// Asks for the power, unless that was done a moment ago.

@@ -4,6 +4,7 @@ use muster_proto::kinds::{BareMetalHost, REBOOT_ANNOTATION};
 use serde::Deserialize;
 
 use super::draft::bounded;
+use crate::discovery::host::arguments;
 
 /// What an annotation says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -49,7 +50,7 @@ pub(super) fn wish(host: &BareMetalHost, forced: bool) -> Wish {
             continue;
         };
         // What cannot be read counts as a plain wish.
-        let arguments = read(value).unwrap_or_default();
+        let arguments: Arguments = arguments(value).unwrap_or_default();
         if forced && !arguments.force {
             continue;
         }
@@ -67,19 +68,12 @@ fn is_phased(name: &str) -> Option<bool> {
     (phased || rest.is_empty()).then_some(phased)
 }
 
-fn read(value: &str) -> serde_json::Result<Arguments> {
-    match value.trim() {
-        "" => Ok(Arguments::default()),
-        value => serde_json::from_str(value),
-    }
-}
-
 /// What is wrong with the annotations of `host`, for people; none: all can be read.
 pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
     let mut wrong = Vec::new();
     for (name, value) in host.metadata.annotations.iter().flatten() {
         if is_phased(name).is_some()
-            && let Err(error) = read(value)
+            && let Err(error) = arguments::<Arguments>(value)
         {
             wrong.push(format!("the annotation {name} cannot be read: {error}"));
         }

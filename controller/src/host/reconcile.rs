@@ -31,7 +31,7 @@ use tokio::{
 use super::{
     Owner, Plan, State,
     bmcs::{Bmcs, Clock, is_call},
-    conditions::{WAITING, waits_for_a_person},
+    conditions::{waiting, waits_for_a_person},
     counts, detached,
     draft::{REFUSED, bounded},
     execute::{Executor, Fresh},
@@ -361,18 +361,13 @@ fn is_busy(host: &BareMetalHost) -> bool {
 
 /// True if `host` may stay as it is for hours: it has failed, is out of our hands, or somebody has to change or do something first.
 fn may_take_hours(host: &BareMetalHost) -> bool {
-    let refused = |status: &BareMetalHostStatus| {
-        let mut conditions = status.conditions.iter();
-        conditions.any(|condition| {
-            condition.type_ == WAITING && condition.status == "True" && condition.reason == REFUSED
-        })
-    };
     host.status.as_ref().is_some_and(|status| {
         let over = matches!(
             status.operational_status,
             OperationalStatus::Error | OperationalStatus::Detached
         );
-        over || refused(status) || waits_for_a_person(status)
+        let refused = waiting(status).is_some_and(|wait| wait.reason == REFUSED);
+        over || refused || waits_for_a_person(status)
     })
 }
 

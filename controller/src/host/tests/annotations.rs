@@ -453,25 +453,23 @@ fn hardware_data_counts_for_more_than_either_annotation() {
 
 #[test]
 fn arguments_of_detached_that_cannot_be_read_count_for_nothing() {
+    let operational = |world: &World| {
+        let status = world.host.as_ref().unwrap().status.as_ref();
+        status.unwrap().operational_status
+    };
     for arguments in ["{", "7", r#"{"force":"true"}"#, r#"{"deleteAction":7}"#, "true"] {
         let mut world = at(State::Provisioning);
         world.annotate(DETACHED_ANNOTATION, arguments);
         world.round();
-        let status = world.host().status.clone().unwrap();
         assert_eq!(
-            status.operational_status,
+            operational(&world),
             OperationalStatus::Ok,
             "no force: {arguments}"
         );
         let mut world = provisioned();
         world.annotate(DETACHED_ANNOTATION, arguments);
         world.settle();
-        let status = world.host().status.clone().unwrap();
-        assert_eq!(
-            status.operational_status,
-            OperationalStatus::Detached,
-            "{arguments}"
-        );
+        assert_eq!(operational(&world), OperationalStatus::Detached, "{arguments}");
         world.delete();
         world.until("gone", |world| world.host.is_none());
         assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));

@@ -32,6 +32,15 @@ fn spoilt(state: State, spoil: fn(&mut World)) -> World {
     world
 }
 
+/// A host without a BMC that runs its image.
+fn in_band() -> World {
+    let mut world = World::in_band();
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    world
+}
+
 /// All of the table, but for what the loop tells itself.
 const STORIES: &[(&str, Story)] = &[
     ("Discovered", || at(State::Unmanaged)),
@@ -100,10 +109,7 @@ const STORIES: &[(&str, Story)] = &[
         })
     }),
     ("ActionNeeded", || {
-        let mut world = World::in_band();
-        world.set_image(Some(IMAGE));
-        world.reach(State::Provisioned);
-        world.settle();
+        let mut world = in_band();
         world.set_image(None);
         world.settle();
         world
@@ -209,17 +215,12 @@ fn a_wait_for_a_person_is_told_once_as_its_condition_has_it() {
     type Ask = fn() -> World;
     let asks: [(&str, Ask); 4] = [
         ("PowerCycleByHand", || {
-            let mut world = World::in_band();
-            world.set_image(Some(IMAGE));
-            world.reach(State::Provisioned);
-            world.settle();
+            let mut world = in_band();
             world.set_image(None);
             world
         }),
         ("PowerByHand", || {
-            let mut world = World::in_band();
-            world.set_image(Some(IMAGE));
-            world.reach(State::Provisioned);
+            let mut world = in_band();
             world.host().spec.online = false;
             world
         }),
