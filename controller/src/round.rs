@@ -48,16 +48,6 @@ pub enum ExecuteError {
         /// Whose round it was.
         subject: String,
     },
-    /// What is to be written cannot be, whatever the API server would say: somebody has to change it.
-    #[error("{step} {subject}: {why}")]
-    Unfit {
-        /// What was tried.
-        step: &'static str,
-        /// On which object.
-        subject: String,
-        /// What is wrong.
-        why: String,
-    },
     /// The world moved between looking and acting: look again.
     #[error("{step} {subject}: it is not as it was seen")]
     Behind {
@@ -69,17 +59,11 @@ pub enum ExecuteError {
 }
 
 impl ExecuteError {
-    /// True if it will be so next time, too: the object itself is refused or unfit, or the place where it is to be (its namespace, its
-    /// kind) does not exist.
+    /// True if the API server will say the same next time, too: the object itself is refused, or the place where it is to be (its
+    /// namespace, its kind) does not exist.
     pub fn is_refusal(&self) -> bool {
-        match self {
-            ExecuteError::Step {
-                source: kube::Error::Api(status),
-                ..
-            } => matches!(status.code, 400 | 403 | 404 | 422),
-            ExecuteError::Unfit { .. } => true,
-            ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Behind { .. } => false,
-        }
+        matches!(self, ExecuteError::Step { source: kube::Error::Api(status), .. }
+            if matches!(status.code, 400 | 403 | 404 | 422))
     }
 }
 
@@ -92,7 +76,7 @@ pub fn retry_after(name: &str, failures: u32, error: &ExecuteError) -> Duration 
     let spread = spread(name) % 256;
     let wait = match error {
         ExecuteError::Behind { .. } => doubled.min(Duration::from_secs(2)),
-        ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Unfit { .. } => doubled,
+        ExecuteError::Step { .. } | ExecuteError::Late { .. } => doubled,
     };
     wait + wait * spread / 1024
 }

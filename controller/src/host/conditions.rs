@@ -57,6 +57,11 @@ pub fn waits_for_a_person(status: &BareMetalHostStatus) -> bool {
     waiting(status).is_some_and(|condition| BY_HAND.contains(&condition.reason.as_str()))
 }
 
+/// True if what a host waits for with this `reason` does not come before a person acts or changes something.
+pub(super) fn is_left_to_a_person(reason: &str) -> bool {
+    BY_HAND.contains(&reason) || reason == super::draft::REFUSED
+}
+
 /// What a host with this status waits for.
 pub(super) fn waiting(status: &BareMetalHostStatus) -> Option<&Condition> {
     let waits = |condition: &&Condition| condition.type_ == WAITING && condition.status == "True";

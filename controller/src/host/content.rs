@@ -8,9 +8,12 @@ use serde_json::{Map, Value};
 
 use crate::bmc::Credentials;
 
-/// The largest user data, and the largest of either other kind, in bytes. All together may be less: [`super::drive`].
+/// The largest user data, and the largest of either other kind, in bytes. All together may be less: [`LARGEST_DRIVE`].
 const LARGEST_USER_DATA: usize = 512 << 10;
 const LARGEST: usize = 128 << 10;
+/// The largest config drive, in bytes of JSON: sealed it has a third more, and an agent reads an answer of 1 MiB at most. It holds
+/// 512 KiB of user data with 40 KiB of the rest.
+pub(super) const LARGEST_DRIVE: usize = 750 << 10;
 
 /// Under this key the content is looked for where the special one is missing.
 const FALLBACK: &str = "value";
@@ -32,10 +35,19 @@ impl Use {
     const ALL: [Use; 4] = [Use::Bmc, Use::UserData, Use::NetworkData, Use::MetaData];
 }
 
-/// What is known of a Secret for each use: the digest of what it has for it, or what it lacks.
+/// What is told of what a Secret has for one use.
+#[derive(Clone, Debug)]
+pub(super) struct Content {
+    /// Tells it from another.
+    pub(super) digest: String,
+    /// How much it adds to a config drive, in bytes of that as JSON.
+    pub(super) bytes: usize,
+}
+
+/// What is known of a Secret for each use: what it has for it, or what it lacks.
 #[derive(Clone)]
 pub(super) struct Seen {
-    uses: [Result<String, &'static str>; 4],
+    uses: [Result<Content, &'static str>; 4],
     /// Kept, because every call to a BMC needs it.
     login: Option<Credentials>,
 }
@@ -50,17 +62,21 @@ impl Seen {
     /// What `secret` is good for; digests are made with `key`.
     pub(super) fn of(secret: &Secret, key: &hmac::Key) -> Seen {
         let login = login(secret);
+        let part = |key_of_data, bytes| Content {
+            digest: digest(key, &[raw(secret, key_of_data).unwrap_or_default()]),
+            bytes,
+        };
         let uses = Use::ALL.map(|what| match what {
-            Use::Bmc => login
-                .as_ref()
-                .map(|(user, password)| digest(key, &[user, password]))
-                .map_err(|why| *why),
-            Use::UserData => user_data(secret).map(|bytes| digest(key, &[bytes])),
-            Use::NetworkData => {
-                network_data(secret).map(|_| digest(key, &[raw(secret, "networkData").unwrap_or_default()]))
-            }
+            Use::Bmc => login.map(|(user, password)| Content {
+                digest: digest(key, &[user, password]),
+                bytes: 0,
+            }),
+            // In base64.
+            Use::UserData => user_data(secret).map(|bytes| part("userData", bytes.len().div_ceil(3) * 4)),
+            Use::NetworkData => network_data(secret)
+                .map(|data| part("networkData", data.map_or(0, |data| data.to_string().len()))),
             Use::MetaData => {
-                meta_data(secret).map(|_| digest(key, &[raw(secret, "metaData").unwrap_or_default()]))
+                meta_data(secret).map(|data| part("metaData", Value::Object(data).to_string().len()))
             }
         });
         let login = login.ok().and_then(|(user, password)| {
@@ -72,8 +88,8 @@ impl Seen {
         Seen { uses, login }
     }
 
-    /// The digest of what it has for `what`, or what it lacks.
-    pub(super) fn for_use(&self, what: Use) -> &Result<String, &'static str> {
+    /// What it has for `what`, or what it lacks.
+    pub(super) fn for_use(&self, what: Use) -> &Result<Content, &'static str> {
         let [bmc, user, network, meta] = &self.uses;
         match what {
             Use::Bmc => bmc,
@@ -244,6 +260,7 @@ mod tests {
                 .for_use(Use::Bmc)
                 .clone()
                 .unwrap()
+                .digest
         };
         let one = [("username", "ab"), ("password", "c")];
         assert_eq!(of(&one, 1), of(&one, 1));

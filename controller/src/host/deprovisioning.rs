@@ -87,7 +87,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         }
         return;
     }
-    if !ramdisk::is_left_to_a_person(draft) && !draft.takes_slot() {
+    if !draft.takes_slot() {
         return;
     }
     let reach = access::ensure(draft);

@@ -420,12 +420,22 @@ impl<'a> Draft<'a> {
         self.seen.bmc.power.map(|reading| reading.health)
     }
 
+    /// True if nothing is done to the machine before a person acts: that needs no place among the busy ones.
+    fn is_left_to_a_person(&self) -> bool {
+        let waits = self
+            .wait
+            .as_ref()
+            .is_some_and(|wait| conditions::is_left_to_a_person(wait.reason));
+        waits && !self.effects.iter().any(Effect::touches_the_machine)
+    }
+
     /// The plan.
     pub(super) fn finish(mut self) -> Plan {
         if let Some(message) = self.newly_asked().map(str::to_owned) {
             self.warn("ActionNeeded", message);
         }
         let health = self.health();
+        let slot = self.slot && !self.is_left_to_a_person();
         conditions::set(
             &mut self.status,
             self.wait.as_ref(),
@@ -446,7 +456,7 @@ impl<'a> Draft<'a> {
             metadata: self.metadata,
             effects: self.effects,
             events: self.events,
-            slot: self.slot,
+            slot,
             requeue: self.requeue,
             why: self.why,
         }

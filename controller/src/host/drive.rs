@@ -3,11 +3,13 @@
 use muster_proto::{job::ConfigDrive, kinds::Server, seal::SealError};
 use serde_json::{Map, Value};
 
-use super::{content, index::Path, plan::Drive, vault::Vault};
+use super::{
+    content::{self, LARGEST_DRIVE},
+    index::Path,
+    plan::Drive,
+    vault::Vault,
+};
 use crate::agents::seal;
-
-/// The longest sealed drive, in bytes: an agent reads an answer of 1 MiB at most. It holds 512 KiB of user data with 40 KiB of the rest.
-const LONGEST: usize = 1000 << 10;
 
 /// Why there is no config drive. Says nothing of what would be on it.
 #[derive(Debug, thiserror::Error)]
@@ -20,11 +22,9 @@ pub(super) enum DriveError {
         /// Why.
         why: String,
     },
-    /// More than the machine's agent takes.
-    #[error(
-        "the config drive is too large: user, meta and network data have {0} bytes as they are given to the agent, which takes {LONGEST}; make them smaller, or have the machine fetch them"
-    )]
-    Large(usize),
+    /// More than the machine's agent takes, by a Secret that was changed a moment ago.
+    #[error("it is larger than any agent takes")]
+    Large,
     /// It could not be sealed.
     #[error("seal the config drive for the session")]
     Seal(#[source] SealError),
@@ -47,10 +47,8 @@ pub(super) async fn sealed(
         .ok_or(DriveError::Session)?;
     let contents = contents(vault, namespace, drive).await?;
     let sealed = seal::config_drive(session, id, epoch, &contents).map_err(DriveError::Seal)?;
-    match sealed.len() > LONGEST {
-        true => Err(DriveError::Large(sealed.len())),
-        false => Ok(sealed),
-    }
+    let is_large = sealed.len() / 4 * 3 > LARGEST_DRIVE;
+    (!is_large).then_some(sealed).ok_or(DriveError::Large)
 }
 
 async fn contents(vault: &Vault, namespace: &str, drive: &Drive) -> Result<ConfigDrive, DriveError> {

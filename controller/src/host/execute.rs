@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::{
     bmcs::{self, Bmcs, Clock, Over},
-    drive::{self, DriveError},
+    drive,
     index::Path,
     memory::Memory,
     observe::Sight,
@@ -334,14 +334,7 @@ impl Executor {
                 let sealed = drive::sealed(&self.vault, namespace, contents, operation, server).await;
                 Some(sealed.map_err(|error| {
                     tracing::warn!(host = %Path::of(host), error = %Chain(&error), "no job is placed");
-                    match error {
-                        DriveError::Large(_) => ExecuteError::Unfit {
-                            step: PLACE,
-                            subject: server.metadata.name.clone().unwrap_or_default(),
-                            why: error.to_string(),
-                        },
-                        DriveError::Secret { .. } | DriveError::Seal(_) | DriveError::Session => behind(),
-                    }
+                    behind()
                 })?)
             }
         };

@@ -114,7 +114,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     draft.clear_error();
-    if ramdisk::is_left_to_a_person(draft) || draft.takes_slot() {
+    if draft.takes_slot() {
         inspect(draft, start);
     }
 }

@@ -102,6 +102,12 @@ pub(super) fn goes(server: &Server, id: &str) -> Option<LeaveAction> {
     }
 }
 
+/// True if the agent has taken up a job of the operator's and has not said that it ended.
+pub(super) fn is_under_way(server: &Server) -> bool {
+    let last = outcome(server).and_then(|status| status.job.as_ref());
+    last.is_some_and(|last| !last.done && last.id.starts_with(OURS))
+}
+
 /// True if the job with this id stands on the Server, for the agent to take up; as what follows another one only as long as the edge
 /// does give it to the session.
 pub(super) fn is_placed(server: &Server, id: &str) -> bool {

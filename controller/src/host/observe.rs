@@ -11,7 +11,6 @@ use super::{
     memory::{Memory, Newest},
     observed::{Bmc, Observed, Rival, Secrets, Tried},
     rivals,
-    slots::Slots,
     vault::Vault,
 };
 use crate::{discovery::next::segment_name, world::World};
@@ -27,8 +26,6 @@ pub struct Eyes<'a> {
     pub memory: &'a Memory,
     /// The Secrets.
     pub vault: &'a Vault,
-    /// The places of busy hosts.
-    pub slots: &'a Slots,
     /// The namespace of Servers and Segments.
     pub namespace: &'a str,
     /// When this process began to lead.
@@ -62,7 +59,7 @@ impl Eyes<'_> {
     pub async fn look(&self, host: &Arc<BareMetalHost>) -> Sight {
         let path = Path::of(host.as_ref());
         let objects = self.memory.newest(Newest {
-            server: self.server(host, &path),
+            server: self.server(host),
             hardware: self.world.hardware.get(&path.to_ref()),
             host: Arc::clone(host),
         });
@@ -90,7 +87,8 @@ impl Eyes<'_> {
 
     /// The one Server that stands for `host`. Where several claim to, none does: whichever it was, a job would reach another machine
     /// in one of two cases. Discovery tells people.
-    fn server(&self, host: &BareMetalHost, path: &Path) -> Option<Arc<Server>> {
+    pub fn server(&self, host: &BareMetalHost) -> Option<Arc<Server>> {
+        let path = Path::of(host);
         let uid = host.metadata.uid.as_deref().unwrap_or_default();
         let is_ours = |server: &Arc<Server>| {
             let at = server.spec.host.as_ref();
@@ -98,7 +96,7 @@ impl Eyes<'_> {
                 at.is_some_and(|at| at.namespace == path.namespace && at.name == path.name && at.uid == uid);
             same && server.metadata.deletion_timestamp.is_none()
         };
-        let mut servers = self.index.servers_of(path).into_iter().filter_map(|server| {
+        let mut servers = self.index.servers_of(&path).into_iter().filter_map(|server| {
             self.world
                 .servers
                 .get(&server.to_ref())

@@ -85,6 +85,8 @@ pub enum SecretState {
         /// Tells one content from another within this process (a MAC under a key that dies with it): a label on the Secret
         /// changes the version but not this.
         content: String,
+        /// How much it adds to a config drive, in bytes of that as JSON.
+        bytes: usize,
     },
 }
 

@@ -31,9 +31,8 @@ pub struct Plan {
     pub effects: Vec<Effect>,
     /// What people are told once all of the above is done.
     pub events: Vec<Event>,
-    /// True if the host needs a place among the hosts that are busy at once, and false if it can give one back. If it needs one
-    /// and `seen.slot` was false, the loop tries to take one for it and, if it gets one, throws this plan away and asks again
-    /// with `seen.slot`; if not, it carries out this plan, which says that the host is delayed.
+    /// True if the host needs a place among the hosts that are busy at once, and false if it can give one back. The loop asks with
+    /// `seen.slot` first; if the host needs a place and there is none, it asks again without, and that plan says that it is delayed.
     pub slot: bool,
     /// Come back after this time even if nothing changes; none: a change will come. Zero: at once.
     pub requeue: Option<Duration>,
@@ -233,6 +232,14 @@ pub struct Drive {
 }
 
 impl Effect {
+    /// True if the machine does something because of it.
+    pub(super) fn touches_the_machine(&self) -> bool {
+        matches!(
+            self,
+            Effect::PlaceJob(_) | Effect::BootNetworkOnce { .. } | Effect::Power { .. }
+        )
+    }
+
     /// True if it destroys data once the agent takes it up.
     pub(super) fn destroys(&self) -> bool {
         matches!(self, Effect::PlaceJob(order) if order.destroys())

@@ -19,7 +19,8 @@ use super::{
     observed::Power,
     plan::{Drive, Effect, Next, PowerOrder, Task, WriteTask},
     preparing::{self, effective_hints},
-    ramdisk, registration, secrets,
+    ramdisk, registration,
+    secrets::{self, Inputs},
 };
 
 /// What is waited for while the ramdisk works; how far it is stands in the Server's status.
@@ -139,7 +140,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if let Some(why) = unsupported.filter(|_| !server.is_some_and(begun)) {
         return cannot(draft, why);
     }
-    if !ramdisk::is_left_to_a_person(draft) && !draft.takes_slot() {
+    if !draft.takes_slot() {
         return;
     }
     let reach = access::ensure(draft);
@@ -178,6 +179,11 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
         inventory: &inventory,
         operation,
     };
+    // Nothing is cleaned for an image that cannot be written.
+    let begun = jobs::look(server, |job| job.starts_with(operation)) == Job::Pending;
+    if !begun && lacks_inputs(draft) {
+        return;
+    }
     let outcome = match clean(draft, &ramdisk, &source) {
         Ok(true) => write(draft, &ramdisk, source),
         Ok(false) => Ok(()),
@@ -186,6 +192,18 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
     if let Err(why) = outcome {
         failed(draft, &why);
     }
+}
+
+/// True if something is missing of what goes on the disk; the draft says what. Nothing needs to be taken back for it: whoever can mends it.
+fn lacks_inputs(draft: &mut Draft<'_>) -> bool {
+    let (reason, why) = match secrets::inputs(draft) {
+        Inputs::Ready => return false,
+        Inputs::Wait(why) => ("Inputs", why),
+        Inputs::Bad(why) => ("Trust", why),
+    };
+    draft.wait_for(reason, format!("{why}; next: the image is written"));
+    draft.again(LOOK_AGAIN);
+    true
 }
 
 /// The ramdisk that works, and for what.
@@ -285,20 +303,10 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> R
         inventory,
         operation,
     } = *ramdisk;
-    let drive = match secrets::inputs(draft) {
-        secrets::Inputs::Ready => secrets::drive(draft, session)?,
-        secrets::Inputs::Wait(why) => {
-            draft.wait_for("Inputs", format!("{why}; next: the image is written"));
-            draft.again(LOOK_AGAIN);
-            return Ok(());
-        }
-        secrets::Inputs::Bad(why) => {
-            // Nothing is written yet, so nothing needs to be taken back: whoever can mends it.
-            draft.wait_for("Trust", format!("{why}; next: the image is written"));
-            draft.again(LOOK_AGAIN);
-            return Ok(());
-        }
-    };
+    if lacks_inputs(draft) {
+        return Ok(());
+    }
+    let drive = secrets::drive(draft, session)?;
     let id = write_id(operation, session, drive.as_ref());
     if let Job::Failed(error) = jobs::look(server, |job| job == id) {
         return Err(format!("the image could not be written: {error}"));

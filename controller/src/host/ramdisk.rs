@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{ErrorType, HostBootMode, Packed, REBOOT_ANNOTATION, Server, Session},
+    kinds::{ErrorType, HostBootMode, Packed, REBOOT_ANNOTATION, Server, Session, SessionState},
 };
 
 use super::{
@@ -237,7 +237,10 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
         .seen
         .server
         .is_some_and(|server| netboot::leaves(draft.host, server) && !jobs::is_unheard(server));
-    let due = lost_at(draft)?.checked_add(SILENCE).ok()?;
+    // Who would power-cycle it by hand while it may be writing would break that.
+    let is_writing = !has_bmc(draft.host) && draft.seen.server.is_some_and(jobs::is_under_way);
+    let patience = if is_writing { BOOT_DEADLINE } else { SILENCE };
+    let due = lost_at(draft)?.checked_add(patience).ok()?;
     (!off && !told && draft.now < due).then_some(due)
 }
 
@@ -320,6 +323,17 @@ pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
     }
 }
 
+/// True if the ramdisk of `server` may be at a job of the operator's: one that fell silent may go on with it for a while.
+pub(super) fn may_be_at_work(server: &Server, now: Timestamp) -> bool {
+    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
+    let is_there = session.is_some_and(|session| {
+        let since = session.since.parse::<Timestamp>();
+        session.state == SessionState::Connected
+            || since.is_ok_and(|since| now.duration_since(since) < BOOT_DEADLINE)
+    });
+    is_there && jobs::is_under_way(server)
+}
+
 /// When the last session of the machine ended, by the clock of its edge; none where that is far ahead of ours.
 fn lost_at(draft: &Draft<'_>) -> Option<Timestamp> {
     let session = draft.seen.server?.status.as_ref()?.session.as_ref()?;
@@ -399,14 +413,8 @@ fn is_on_its_way(draft: &mut Draft<'_>) -> bool {
     !is_late
 }
 
-/// True if nothing is done to the machine before a person boots its ramdisk: that needs no place among the busy ones.
-pub(super) fn is_left_to_a_person(draft: &Draft<'_>) -> bool {
-    !has_bmc(draft.host) && draft.session().is_none() && draft.waiting_since(POWER_CYCLE).is_some()
-}
-
 /// Nobody but a person can boot it.
 fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
-    // It may be writing all the while: whoever switched it off now would break that.
     if may_return(draft, then) || is_on_its_way(draft) {
         return;
     }

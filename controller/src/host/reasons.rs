@@ -76,7 +76,7 @@ pub const REASONS: &[Reason] = &[
     ),
     ours(
         "WriteRefused",
-        "the API server refuses a write, or what is to be written is too large for it; told once for a row of failures",
+        "the API server refuses a write; told once for a row of failures",
     ),
     ours(
         "Unreadable",

@@ -21,7 +21,7 @@ use kube::{
 };
 use muster_proto::{
     Chain,
-    kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus},
+    kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus, Server},
 };
 use tokio::{
     sync::{broadcast, mpsc},
@@ -42,6 +42,7 @@ use super::{
     observe::{Eyes, Sight},
     owner,
     plan::Effect,
+    ramdisk::may_be_at_work,
     reboot,
     slots::Slots,
     vault::{NoRandom, Touched, Vault},
@@ -195,12 +196,19 @@ impl Context {
             index: &self.index,
             memory: &self.memory,
             vault: &self.vault,
-            slots: &self.slots,
             namespace: &self.namespace,
             began: self.began,
             epoch: self.executor.term.epoch(),
             max_provisioning_retries: self.max_provisioning_retries,
         }
+    }
+
+    /// True if `host`, which needs no place for what is done next, must keep the one that its stored state says it has: what was begun
+    /// may go on. Who may wait for hours keeps no other out, and whose machine is paused neither.
+    fn keeps_place(&self, host: &BareMetalHost, server: Option<&Server>) -> bool {
+        let rests = may_take_hours(host) || owner(host) != Owner::Operator;
+        let works = || server.is_some_and(|server| may_be_at_work(server, (self.executor.clock)()));
+        is_busy(host) && (!rests || works())
     }
 
     fn wake(&self, hosts: impl IntoIterator<Item = Path>) {
@@ -322,8 +330,9 @@ async fn rounds(
     secrets: impl Stream<Item = Vec<Path>> + Send,
     concurrency: u16,
 ) {
+    let eyes = context.eyes();
     for host in context.world.hosts.state() {
-        if is_busy(&host) && !may_take_hours(&host) {
+        if context.keeps_place(&host, eyes.server(&host).as_deref()) {
             context.slots.begin_with(&Path::of(host.as_ref()));
         }
     }
@@ -415,7 +424,7 @@ async fn turn(
         return Ok(After::Over(Action::await_change()));
     }
     if owner(host) != Owner::Operator {
-        if !is_busy(host) {
+        if !context.keeps_place(host, context.eyes().server(host).as_deref()) {
             context.wake(context.slots.give_back(&path));
         }
         return Ok(After::Over(Action::await_change()));
@@ -453,9 +462,8 @@ async fn turn(
             subject: format!("host {path}"),
         })
     });
-    // As long as its stored state is a busy one, it has its place; who may wait for hours keeps no other out.
     let stored = outcome.as_ref().map_or(&sight.host, |done| &done.host);
-    if !slot && (!is_busy(stored) || may_take_hours(stored)) {
+    if !slot && !context.keeps_place(stored, sight.server().map(AsRef::as_ref)) {
         context.wake(context.slots.give_back(&path));
     }
     let after = match outcome {
@@ -519,15 +527,12 @@ fn waits_in_line(status: &BareMetalHostStatus) -> bool {
 fn decide(context: &Context, path: &Path, sight: &Sight) -> Plan {
     let now = (context.executor.clock)();
     let plan = |slot| next(&sight.host, &sight.observed(slot), now);
-    let has = context.slots.has(path);
-    let mut first = plan(has);
-    if !first.slot || has {
-        return first;
+    let wanted = plan(true);
+    if !wanted.slot || context.slots.take(path) {
+        return wanted;
     }
-    if context.slots.take(path) {
-        return plan(true);
-    }
-    if let Some(status) = first
+    let mut delayed = plan(false);
+    if let Some(status) = delayed
         .status
         .as_mut()
         .filter(|status| State::parse(&status.provisioning.state).is_busy())
@@ -535,7 +540,7 @@ fn decide(context: &Context, path: &Path, sight: &Sight) -> Plan {
         // It may enter the state but not begin; who starts anew sees by this that it has no place.
         status.operational_status = OperationalStatus::Delayed;
     }
-    first
+    delayed
 }
 
 fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> ExecuteError {
@@ -543,7 +548,7 @@ fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> Execu
     context.metrics.count(Plain::ReconcileError);
     match &error {
         ExecuteError::Behind { .. } => tracing::debug!(host = %path, %error, "looks again"),
-        ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Unfit { .. } => {
+        ExecuteError::Step { .. } | ExecuteError::Late { .. } => {
             tracing::warn!(host = %path, error = %Chain(&error), "tried again");
         }
     }

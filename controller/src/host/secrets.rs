@@ -4,6 +4,7 @@ use muster_proto::kinds::{BareMetalHost, Session};
 
 use super::{
     access,
+    content::LARGEST_DRIVE,
     draft::Draft,
     observed::{SecretSeen, SecretState},
     plan::{Drive, Effect, Hold},
@@ -119,11 +120,34 @@ pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
             SecretState::Unreadable(why) => return Inputs::Wait(format!("{of} cannot be read: {why}")),
         }
     }
+    let bytes = drive_bytes(draft);
+    if bytes > LARGEST_DRIVE {
+        return Inputs::Bad(format!(
+            "the config drive is too large: user, meta and network data have {bytes} bytes as they are given to the agent, which takes {LARGEST_DRIVE}; make them smaller, or have the machine fetch them"
+        ));
+    }
     let session = draft.session();
     match session.map(|(_, session)| drive(draft, session)) {
         Some(Err(missing)) => Inputs::Bad(missing),
         Some(Ok(_)) | None => Inputs::Ready,
     }
+}
+
+/// What of the meta data is ours: at most six names of 253 bytes, with their keys.
+const OF_OURS: usize = 2 << 10;
+
+/// How large the config drive is at most, in bytes of JSON.
+fn drive_bytes(draft: &Draft<'_>) -> usize {
+    let seen = &draft.seen.secrets;
+    let bytes = |seen: &SecretSeen| match &seen.state {
+        SecretState::Present { bytes, .. } => *bytes,
+        _ => 0,
+    };
+    let network = match seen.network_data.state.is_present() {
+        true => &seen.network_data,
+        false => &seen.preprovisioning,
+    };
+    OF_OURS + bytes(&seen.user_data) + bytes(&seen.meta_data) + bytes(network)
 }
 
 /// What goes on the config drive and whom it is sealed to; none: the agent is too old to be given one, and nothing is lost with

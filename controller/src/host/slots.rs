@@ -76,7 +76,8 @@ impl Slots {
     }
 
     /// True if `host` has a place.
-    pub fn has(&self, host: &Path) -> bool {
+    #[cfg(test)]
+    fn has(&self, host: &Path) -> bool {
         let inner = self.lock();
         inner.busy.contains(host) || inner.taken.contains(host)
     }

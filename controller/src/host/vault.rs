@@ -288,7 +288,8 @@ impl Vault {
             state: match entry.seen.for_use(what) {
                 Ok(content) => SecretState::Present {
                     version: entry.version.clone(),
-                    content: content.clone(),
+                    content: content.digest.clone(),
+                    bytes: content.bytes,
                 },
                 Err(why) => SecretState::Invalid((*why).to_owned()),
             },
@@ -317,7 +318,7 @@ impl Vault {
         };
         let is = entry.seen.for_use(Use::Bmc).as_ref().ok()?;
         content
-            .is_none_or(|content| content == is)
+            .is_none_or(|content| content == is.digest)
             .then(|| entry.seen.login().cloned())
             .flatten()
     }

@@ -103,25 +103,9 @@ async fn a_config_drive_that_no_agent_takes_is_told_of_before_anything_is_cleane
             &json!({"spec": {"networkData": {"name": "network"}, "metaData": {"name": "meta"},
             "userData": {"name": "user"}}}),
         );
-        lab.told();
         lab.wish_plainly(1);
-        let told = || {
-            lab.told()
-                .into_iter()
-                .find(|event| event.reason == "WriteRefused")
-        };
-        let refused = async {
-            loop {
-                match told() {
-                    Some(event) => return event,
-                    None => tokio::time::sleep(Duration::from_secs(5)).await,
-                }
-            }
-        };
-        let message = refused.await.message;
-        assert!(message.contains("the config drive is too large"), "{message}");
-        tokio::time::sleep(Duration::from_secs(120)).await;
-        assert_eq!(told(), None, "once");
+        lab.until(|| error(&lab).contains("the config drive is too large"))
+            .await;
         assert_eq!(lab.machines[0].disk(), (vec!["old".to_owned()], 0));
         lab.put_secret("user", &[("userData", CANARY)]);
         lab.reaches(1, "provisioned").await;

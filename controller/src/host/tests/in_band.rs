@@ -1,6 +1,6 @@
 //! The power of hosts without a BMC: what their ramdisk does, what Wake-on-LAN does, and what only a person can.
 
-use muster_proto::kinds::{ErrorType, REBOOT_ANNOTATION};
+use muster_proto::kinds::{ErrorType, JobStatus, REBOOT_ANNOTATION};
 
 use super::{
     super::{State, plan::PowerOrder},
@@ -237,6 +237,36 @@ fn nobody_is_asked_for_what_happens_by_itself() {
         "whoever switched it off now would break the write"
     );
     assert_eq!(asked(&world), 0, "{:?}", world.events);
+}
+
+#[test]
+fn nobody_is_asked_to_break_a_job_that_a_silent_ramdisk_may_be_at() {
+    let mut world = available();
+    world.set_image(Some(IMAGE));
+    world.order();
+    let server = world.server.as_mut().unwrap();
+    let id = server.spec.job.as_ref().unwrap().id.clone();
+    server.status.as_mut().unwrap().job = Some(JobStatus {
+        id,
+        ..JobStatus::default()
+    });
+    world.disconnect();
+    let silent_for = |world: &mut World, minutes: u32| {
+        for _ in 0..minutes {
+            let plan = world.plan();
+            world.execute(plan, None, Fault::None);
+            world.tick(60);
+        }
+    };
+    silent_for(&mut world, 14);
+    assert_eq!((waiting(&world).0.as_str(), asked(&world)), ("Write", 0));
+    assert!(world.plan().slot);
+    silent_for(&mut world, 3);
+    assert_eq!(
+        (waiting(&world).0.as_str(), asked(&world)),
+        ("PowerCycleByHand", 1)
+    );
+    assert!(!world.plan().slot);
 }
 
 #[test]

@@ -180,6 +180,7 @@ pub(super) fn secret(version: &str, content: &str) -> SecretSeen {
         state: SecretState::Present {
             version: version.to_owned(),
             content: content.to_owned(),
+            bytes: 0,
         },
         held: false,
         finalizer: false,
@@ -446,6 +447,7 @@ impl World {
             _ => false,
         });
         if destroys {
+            assert!(plan.slot, "{}", plan.why);
             assert!(
                 matches!(from, State::Provisioning | State::Deprovisioning),
                 "{from}"

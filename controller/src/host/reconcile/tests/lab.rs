@@ -61,6 +61,8 @@ struct State {
     cleaned: usize,
     last: String,
     mute: bool,
+    /// Its ramdisk takes jobs up and comes to no end.
+    slow: bool,
     /// Its firmware boots from the network without being told.
     network_first: bool,
     /// How often its ramdisk was told to go down.
@@ -427,6 +429,11 @@ impl Machine {
         self.lock().mute = true;
     }
 
+    /// Its ramdisk takes jobs up and comes to no end, or ends them.
+    pub(super) fn set_slow(&self, slow: bool) {
+        self.lock().slow = slow;
+    }
+
     /// Its firmware boots from the network first, or its disk.
     pub(super) fn set_network_first(&self, network_first: bool) {
         self.lock().network_first = network_first;
@@ -523,6 +530,13 @@ impl Machine {
             return;
         }
         if job.id == state.last {
+            return;
+        }
+        if state.slow {
+            let taken = json!({"job": {"id": job.id, "done": false}});
+            if last.is_none_or(|last| last.id != job.id) {
+                lab.api.edit("servers", &self.name, &json!({"status": taken}));
+            }
             return;
         }
         state.last.clone_from(&job.id);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use muster_proto::kinds::BareMetalHost;
+use muster_proto::kinds::{BareMetalHost, PAUSED_ANNOTATION, Server};
 use serde_json::json;
 use tokio::{
     sync::broadcast::{self, error::TryRecvError},
@@ -12,7 +12,7 @@ use tokio::{
 use super::{
     super::{State, is_busy, may_take_hours, waits_in_line},
     error,
-    lab::Lab,
+    lab::{CANARY, IMAGE, Lab},
     trouble::{At, Trouble},
 };
 use crate::{host::slots::TOLD, world::Change};
@@ -195,7 +195,11 @@ async fn a_host_that_another_operator_left_and_somebody_has_to_decide_on_keeps_n
 }
 
 fn waits_for(lab: &Lab, reason: &str) -> bool {
-    let status = lab.host(1).unwrap().status.unwrap();
+    says(lab, 1, reason)
+}
+
+fn says(lab: &Lab, number: usize, reason: &str) -> bool {
+    let status = lab.host(number).unwrap().status.unwrap();
     let mut conditions = status.conditions.iter();
     conditions.any(|one| one.type_ == "Waiting" && one.status == "True" && one.reason == reason)
 }
@@ -236,6 +240,85 @@ async fn a_busy_host_that_is_detached_by_force_keeps_no_other_from_its_turn() {
         lab.declare(2);
         lab.reaches(2, "available").await;
         assert!(is_busy(&lab.host(1).unwrap()));
+    })
+    .await;
+}
+
+/// Somebody wishes for an image for machine 1, whose ramdisk has taken up the job and is at it.
+async fn is_written(lab: &Lab) {
+    lab.declare(1);
+    lab.reaches(1, "available").await;
+    lab.machines[0].set_slow(true);
+    lab.wish_plainly(1);
+    lab.until(|| {
+        let server = lab.api.get::<Server>("servers", "m1").unwrap();
+        server.status.unwrap().job.is_some_and(|job| !job.done)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_host_that_is_paused_keeps_others_from_their_turn_only_while_its_ramdisk_works() {
+    let lab = Lab::with_limit(2, 1);
+    lab.run(async {
+        is_written(&lab).await;
+        let pause = |value| json!({"metadata": {"annotations": {PAUSED_ANNOTATION: value}}});
+        lab.edit(1, &pause(Some("")));
+        lab.declare(2);
+        lab.until(|| delayed(&lab.host(2).unwrap())).await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(delayed(&lab.host(2).unwrap()), "the write goes on");
+        lab.machines[0].set_slow(false);
+        lab.reaches(2, "available").await;
+        assert!(is_busy(&lab.host(1).unwrap()));
+        lab.edit(1, &pause(None));
+        lab.reaches(1, "provisioned").await;
+        assert_eq!(lab.machines[0].disk().0, [IMAGE]);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_host_whose_bmc_is_refused_keeps_others_from_their_turn_only_while_its_ramdisk_works() {
+    let lab = Lab::with_limit(2, 1);
+    lab.run(async {
+        is_written(&lab).await;
+        lab.edit(1, &json!({"spec": {"bmc": {"credentialsName": "none"}}}));
+        lab.until(|| waits_for(&lab, "Refused")).await;
+        lab.declare(2);
+        lab.until(|| delayed(&lab.host(2).unwrap())).await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(delayed(&lab.host(2).unwrap()), "the write goes on");
+        // It falls silent for good.
+        lab.machines[0].set_mute();
+        lab.machines[0].is_power_cycled();
+        lab.reaches(2, "available").await;
+        assert!(waits_for(&lab, "Refused") && is_busy(&lab.host(1).unwrap()));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_lacks_what_goes_on_its_disk_keeps_no_other_from_its_turn_and_is_not_cleaned() {
+    let lab = Lab::with_limit(3, 1);
+    lab.run(async {
+        is_written(&lab).await;
+        // Another operator's, whose user data nobody has.
+        lab.declare(2);
+        let image = json!({"url": IMAGE, "checksum": "0".repeat(64)});
+        let status = json!({"errorMessage": "", "operationalStatus": "OK", "poweredOn": true, "lastAttemptedImage": image,
+            "operationHistory": {"provision": {"start": "2025-12-31T23:50:00Z"}},
+            "provisioning": {"ID": "", "state": "provisioning"}});
+        lab.edit(2, &json!({"spec": {"image": image, "userData": {"name": "none"}}, "status": status}));
+        lab.until(|| delayed(&lab.host(2).unwrap())).await;
+        lab.machines[0].set_slow(false);
+        lab.until(|| says(&lab, 2, "Trust")).await;
+        lab.declare(3);
+        lab.reaches(3, "available").await;
+        assert!(says(&lab, 2, "Trust"));
+        assert_eq!(lab.machines[1].disk(), (vec!["old".to_owned()], 0));
+        lab.put_secret("none", &[("userData", CANARY)]);
+        lab.reaches(2, "provisioned").await;
     })
     .await;
 }
