@@ -13,6 +13,15 @@ pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>>
         .or_else(|| disk::profile_hints(spec.hardware_profile.as_deref()).map(Box::new))
 }
 
+/// The hints by which the disk was chosen that the host's image is on, or is to be on: those that it was prepared with, whatever was
+/// changed since. A default of another operator's is no wish of anybody.
+pub(super) fn prepared_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>> {
+    let prepared = draft.old.provisioning.root_device_hints.clone();
+    prepared
+        .filter(|hints| !disk::is_profile_default(hints))
+        .or_else(|| effective_hints(draft))
+}
+
 /// Why the RAID volumes cannot be made; none: there are none to be made.
 pub(super) fn unsupported_raid(raid: Option<&RaidConfig>) -> Option<&'static str> {
     let raid = raid?;
@@ -36,7 +45,6 @@ pub(super) fn is_outdated(draft: &Draft<'_>) -> bool {
     let provisioning = &draft.old.provisioning;
     let prepared = &provisioning.root_device_hints;
     let wanted = effective_hints(draft);
-    // Another operator's default is no wish of anybody.
     let left_by_default = wanted.is_none() && prepared.as_deref().is_some_and(disk::is_profile_default);
     let hints = wanted != *prepared && !left_by_default;
     let raid = draft.host.spec.raid.is_some() && draft.host.spec.raid != provisioning.raid;
@@ -46,6 +54,10 @@ pub(super) fn is_outdated(draft: &Draft<'_>) -> bool {
 /// The host is preparing.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
     let spec = &draft.host.spec;
+    if spec.externally_provisioned == Some(true) {
+        draft.enter(State::ExternallyProvisioned);
+        return;
+    }
     if let Some(why) = unsupported_raid(spec.raid.as_ref()).or(unsupported_boot(spec)) {
         draft.refuse(ErrorType::Preparation, why);
         return;

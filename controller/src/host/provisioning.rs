@@ -18,7 +18,7 @@ use super::{
     jobs::{self, After, Job},
     observed::Power,
     plan::{Drive, Effect, Next, PowerOrder, Task, WriteTask},
-    preparing::{self, effective_hints},
+    preparing::{self, prepared_hints},
     ramdisk, registration,
     secrets::{self, Inputs},
 };
@@ -233,7 +233,7 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
         Job::Failed(error) => return Err(format!("the disks could not be cleaned: {error}")),
         Job::Absent | Job::Pending => {}
     }
-    let root = disk::choose(effective_hints(draft).as_deref(), &inventory.disks)?;
+    let root = disk::choose(prepared_hints(draft).as_deref(), &inventory.disks)?;
     let disks = disk::to_clean(&inventory.disks, Some(root));
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
     // All that is needed for it is there, most of the time: one order for both.
@@ -311,7 +311,7 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> R
     if let Job::Failed(error) = jobs::look(server, |job| job == id) {
         return Err(format!("the image could not be written: {error}"));
     }
-    let root = disk::choose(effective_hints(draft).as_deref(), &inventory.disks)?;
+    let root = disk::choose(prepared_hints(draft).as_deref(), &inventory.disks)?;
     let task = WriteTask {
         permit: guard::to_write(draft.host, draft.seen, root)?,
         image: source,

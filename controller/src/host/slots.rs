@@ -17,7 +17,7 @@ use crate::bucket::{Bucket, Rate};
 /// How often one more of those that wait is told so: thousands at once would keep the API server from those whose turn it is.
 pub(super) const TOLD: Rate = Rate {
     burst: 1,
-    every: Duration::from_millis(100),
+    every: Duration::from_millis(200),
 };
 
 /// The places.

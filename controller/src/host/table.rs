@@ -65,6 +65,11 @@ pub const TRANSITIONS: &[Transition] = &[
         "deleted or detached by force, and the machine cannot be reached",
     ),
     way(State::Preparing, State::Available, "nothing is to be set up"),
+    way(
+        State::Preparing,
+        State::ExternallyProvisioned,
+        "`externallyProvisioned` becomes true",
+    ),
     way(State::Preparing, State::PoweringOffBeforeDelete, "deleted"),
     way(
         State::Preparing,

@@ -7,7 +7,7 @@ use muster_proto::{
 use proptest::prelude::*;
 
 use super::{
-    super::{Observed, Owner, State, disk, guard, netboot, next, owner, rivals},
+    super::{Effect, Observed, Owner, Plan, State, disk, guard, netboot, next, owner, plan::Task, rivals},
     transitions::at,
     world::{IMAGE, World, disk as named},
 };
@@ -222,6 +222,64 @@ fn disks_of_others_are_not_cleaned() {
     let names: Vec<&str> = clean.iter().map(|disk| disk.name.as_str()).collect();
     assert_eq!(names, ["/dev/sda", "/dev/sdb"]);
     assert_eq!(disk::to_clean(&all, Some(&all[0])).len(), 3);
+}
+
+#[test]
+fn the_image_is_cleaned_from_the_disk_that_was_hinted_at_whatever_the_hints_are_by_then() {
+    let mut world = at(State::Available);
+    world.change_inventory(|inventory| {
+        let lun = named("sdb", 40);
+        inventory.disks.push(Disk {
+            transport: Transport::Fc,
+            ..lun
+        });
+    });
+    let hint = |serial: &str| {
+        Some(Box::new(RootDeviceHints {
+            serial_number: Some(serial.to_owned()),
+            ..RootDeviceHints::default()
+        }))
+    };
+    world.host().spec.root_device_hints = hint("serial-sdb");
+    world.settle();
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.host().spec.root_device_hints = hint("serial-sda");
+    world.settle();
+    world.set_image(None);
+    let cleaned = |plan: &Plan| {
+        plan.effects.iter().find_map(|effect| match effect {
+            Effect::PlaceJob(order) => match &order.task {
+                Task::Clean(permit) => Some(
+                    permit
+                        .disks()
+                        .iter()
+                        .map(|disk| disk.name.clone())
+                        .collect::<Vec<_>>(),
+                ),
+                _ => None,
+            },
+            _ => None,
+        })
+    };
+    let mut disks = None;
+    while disks.is_none() {
+        disks = disks.or(cleaned(&world.plan()));
+        world.round();
+    }
+    assert_eq!(disks.unwrap(), ["/dev/sda", "/dev/sdb"]);
+    world.reach(State::Available);
+    world.settle();
+    assert_eq!(
+        world
+            .host()
+            .status
+            .as_ref()
+            .unwrap()
+            .provisioning
+            .root_device_hints,
+        hint("serial-sda")
+    );
 }
 
 #[test]

@@ -351,6 +351,10 @@ fn secure_boot_is_refused_until_it_can_be_switched_on() {
         assert!(message.contains("Secure Boot"), "{message}");
     };
     is_refused(&mut world, State::Preparing, ErrorType::Preparation);
+    let mut installed = world.clone();
+    installed.host().spec.externally_provisioned = Some(true);
+    installed.reach(State::ExternallyProvisioned);
+    assert_eq!(error(&installed).0, None);
     world.host().spec.boot_mode = None;
     world.reach(State::Available);
     // Asked for later: nobody is to claim it.

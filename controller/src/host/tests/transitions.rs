@@ -50,7 +50,7 @@ fn trigger(world: &mut World, from: State, to: State) {
         (State::Registering, State::Preparing) => {
             world.host().spec.inspection_mode = Some(InspectionMode::Disabled);
         }
-        (State::Registering | State::Available, State::ExternallyProvisioned) => {
+        (State::Registering | State::Preparing | State::Available, State::ExternallyProvisioned) => {
             world.host().spec.externally_provisioned = Some(true);
         }
         (State::Available, State::Inspecting) => world.annotate(INSPECT_ANNOTATION, ""),
