@@ -39,7 +39,7 @@ impl Use {
 #[derive(Clone, Debug)]
 pub(super) struct Content {
     /// Tells it from another.
-    pub(super) digest: String,
+    pub(super) digest: Box<str>,
     /// How much it adds to a config drive, in bytes of that as JSON.
     pub(super) bytes: usize,
 }
@@ -106,7 +106,7 @@ impl Seen {
 }
 
 /// Tells contents apart without showing anything of them: every part with its length, so that none runs into the next.
-fn digest(key: &hmac::Key, parts: &[&[u8]]) -> String {
+fn digest(key: &hmac::Key, parts: &[&[u8]]) -> Box<str> {
     let mut context = hmac::Context::with_key(key);
     for part in parts {
         context.update(&part.len().to_be_bytes());
@@ -117,7 +117,8 @@ fn digest(key: &hmac::Key, parts: &[&[u8]]) -> String {
         .iter()
         .take(16)
         .map(|byte| format!("{byte:02x}"))
-        .collect()
+        .collect::<String>()
+        .into()
 }
 
 fn value<'a>(secret: &'a Secret, key: &str) -> Option<&'a [u8]> {

@@ -288,7 +288,7 @@ impl Vault {
             state: match entry.seen.for_use(what) {
                 Ok(content) => SecretState::Present {
                     version: entry.version.clone(),
-                    content: content.digest.clone(),
+                    content: content.digest.to_string(),
                     bytes: content.bytes,
                 },
                 Err(why) => SecretState::Invalid((*why).to_owned()),
@@ -318,7 +318,7 @@ impl Vault {
         };
         let is = entry.seen.for_use(Use::Bmc).as_ref().ok()?;
         content
-            .is_none_or(|content| content == is.digest)
+            .is_none_or(|content| content == &*is.digest)
             .then(|| entry.seen.login().cloned())
             .flatten()
     }
