@@ -31,6 +31,7 @@ pub mod next;
 pub mod observe;
 pub mod observed;
 pub mod owner;
+mod place;
 pub mod plan;
 mod power;
 mod preparing;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{ErrorType, HostBootMode, Packed, REBOOT_ANNOTATION, Server, Session, SessionState},
+    kinds::{ErrorType, HostBootMode, Packed, REBOOT_ANNOTATION, Server, Session},
 };
 
 use super::{
@@ -321,17 +321,6 @@ pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
         }
         _ => None,
     }
-}
-
-/// True if the ramdisk of `server` may be at a job of the operator's: one that fell silent may go on with it for a while.
-pub(super) fn may_be_at_work(server: &Server, now: Timestamp) -> bool {
-    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
-    let is_there = session.is_some_and(|session| {
-        let since = session.since.parse::<Timestamp>();
-        session.state == SessionState::Connected
-            || since.is_ok_and(|since| now.duration_since(since) < BOOT_DEADLINE)
-    });
-    is_there && jobs::is_under_way(server)
 }
 
 /// When the last session of the machine ended, by the clock of its edge; none where that is far ahead of ours.

@@ -31,9 +31,9 @@ use tokio::{
 use super::{
     Owner, Plan, State,
     bmcs::{Bmcs, Clock, is_call},
-    conditions::{waiting, waits_for_a_person},
+    conditions::waits_for_a_person,
     counts, detached,
-    draft::{REFUSED, bounded},
+    draft::bounded,
     execute::{Executor, Fresh},
     index::{Index, Path},
     memory::Memory,
@@ -41,8 +41,8 @@ use super::{
     next,
     observe::{Eyes, Sight},
     owner,
+    place::{self, waits_in_line},
     plan::Effect,
-    ramdisk::may_be_at_work,
     reboot,
     slots::Slots,
     vault::{NoRandom, Touched, Vault},
@@ -203,12 +203,9 @@ impl Context {
         }
     }
 
-    /// True if `host`, which needs no place for what is done next, must keep the one that its stored state says it has: what was begun
-    /// may go on. Who may wait for hours keeps no other out, and whose machine is paused neither.
+    /// True if `host`, which needs no place for what is done next, keeps the one that it has.
     fn keeps_place(&self, host: &BareMetalHost, server: Option<&Server>) -> bool {
-        let rests = may_take_hours(host) || owner(host) != Owner::Operator;
-        let works = || server.is_some_and(|server| may_be_at_work(server, (self.executor.clock)()));
-        is_busy(host) && (!rests || works())
+        place::keeps(host, server, (self.executor.clock)())
     }
 
     fn wake(&self, hosts: impl IntoIterator<Item = Path>) {
@@ -363,23 +360,6 @@ async fn rounds(
     run_out(rounds, "the operator").await;
 }
 
-/// True if the stored state of `host` says that it has a place among the busy ones.
-fn is_busy(host: &BareMetalHost) -> bool {
-    State::of(host).is_busy() && !host.status.as_ref().is_some_and(waits_in_line)
-}
-
-/// True if `host` may stay as it is for hours: it has failed, is out of our hands, or somebody has to change or do something first.
-fn may_take_hours(host: &BareMetalHost) -> bool {
-    host.status.as_ref().is_some_and(|status| {
-        let over = matches!(
-            status.operational_status,
-            OperationalStatus::Error | OperationalStatus::Detached
-        );
-        let refused = waiting(status).is_some_and(|wait| wait.reason == REFUSED);
-        over || refused || waits_for_a_person(status)
-    })
-}
-
 /// How often a round goes on with what it has written, before others have their turn.
 const TURNS: usize = 2;
 
@@ -516,11 +496,6 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
         && plan.events.is_empty()
         && plan.metadata.is_empty()
         && said == *old
-}
-
-/// True if `status` says that the host waits for a place.
-fn waits_in_line(status: &BareMetalHostStatus) -> bool {
-    status.operational_status == OperationalStatus::Delayed
 }
 
 /// The plan for the host, with a place among the busy ones if it needs one and there is one.

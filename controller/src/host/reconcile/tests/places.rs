@@ -10,12 +10,18 @@ use tokio::{
 };
 
 use super::{
-    super::{State, is_busy, may_take_hours, waits_in_line},
+    super::{State, waits_in_line},
     error,
     lab::{CANARY, IMAGE, Lab},
     trouble::{At, Trouble},
 };
-use crate::{host::slots::TOLD, world::Change};
+use crate::{
+    host::{
+        place::{is_busy, may_take_hours},
+        slots::TOLD,
+    },
+    world::Change,
+};
 
 /// All hosts of the lab live at the same time: available, provisioned, available again.
 async fn live_together(lab: &Lab) {

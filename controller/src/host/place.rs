@@ -1,0 +1,53 @@
+//! Whether a host has a place among those that are busy at once, as what is stored says, and keeps it. Pure. How many there are and who
+//! is next is the matter of [`super::slots`].
+
+use jiff::Timestamp;
+use muster_proto::kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus, Server, SessionState};
+
+use super::{
+    Owner, State,
+    conditions::{is_left_to_a_person, waiting},
+    jobs, owner,
+    ramdisk::BOOT_DEADLINE,
+};
+
+/// True if `status` says that the host waits for a place.
+pub(super) fn waits_in_line(status: &BareMetalHostStatus) -> bool {
+    status.operational_status == OperationalStatus::Delayed
+}
+
+/// True if the stored state of `host` says that it has a place.
+pub(super) fn is_busy(host: &BareMetalHost) -> bool {
+    State::of(host).is_busy() && !host.status.as_ref().is_some_and(waits_in_line)
+}
+
+/// True if `host`, which needs no place for what is done next, keeps the one that its stored state says it has: what was begun goes on.
+/// Who may wait for hours keeps no other out, unless the ramdisk of its `server` may be at work.
+pub(super) fn keeps(host: &BareMetalHost, server: Option<&Server>, now: Timestamp) -> bool {
+    let waits = may_take_hours(host) && !server.is_some_and(|server| may_be_at_work(server, now));
+    is_busy(host) && !waits
+}
+
+/// True if `host` may stay as it is for hours: it has failed, is paused or out of our hands, or somebody has to change or do something
+/// first.
+pub(super) fn may_take_hours(host: &BareMetalHost) -> bool {
+    let is_told = host.status.as_ref().is_some_and(|status| {
+        let over = matches!(
+            status.operational_status,
+            OperationalStatus::Error | OperationalStatus::Detached
+        );
+        over || waiting(status).is_some_and(|wait| is_left_to_a_person(&wait.reason))
+    });
+    is_told || owner(host) != Owner::Operator
+}
+
+/// True if the ramdisk of `server` may be at a job of the operator's: one that fell silent may go on with it for a while.
+fn may_be_at_work(server: &Server, now: Timestamp) -> bool {
+    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
+    let is_there = session.is_some_and(|session| {
+        let since = session.since.parse::<Timestamp>();
+        session.state == SessionState::Connected
+            || since.is_ok_and(|since| now.duration_since(since) < BOOT_DEADLINE)
+    });
+    is_there && jobs::is_under_way(server)
+}
