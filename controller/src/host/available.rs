@@ -97,7 +97,7 @@ fn admit(draft: &mut Draft<'_>) -> bool {
             draft.again(access::LOOK_AGAIN);
             return false;
         }
-        Inputs::Bad(why) => {
+        Inputs::Bad(why) | Inputs::Untrusted(why) => {
             draft.refuse(ErrorType::Provisioning, why);
             draft.again(access::LOOK_AGAIN);
             return false;

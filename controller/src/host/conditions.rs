@@ -52,8 +52,8 @@ pub const WAITING_REASONS: [&str; 20] = [
 /// The reasons among them for which a person has to act.
 pub(super) const BY_HAND: [&str; 4] = ["Contested", "PowerByHand", "PowerCycleByHand", "Trust"];
 
-/// True if `status` says that a person has to act before anything goes on.
-pub fn waits_for_a_person(status: &BareMetalHostStatus) -> bool {
+/// True if `status` asks a person to act, who is to be told at once.
+pub fn asks_a_person(status: &BareMetalHostStatus) -> bool {
     waiting(status).is_some_and(|condition| BY_HAND.contains(&condition.reason.as_str()))
 }
 

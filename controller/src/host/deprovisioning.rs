@@ -126,8 +126,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let Some(inventory) = ramdisk::inventory(draft, server, "they are cleaned") else {
         return;
     };
-    let hints = super::preparing::prepared_hints(draft);
-    let root = disk::choose(hints.as_deref(), &inventory.disks).ok();
+    let root = disk::choose(provisioning::hints(draft), &inventory.disks).ok();
     let disks = disk::to_clean(&inventory.disks, root);
     if disks.is_empty() {
         // It ran something from somewhere.

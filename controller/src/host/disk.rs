@@ -68,7 +68,7 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
     let mut meant = disks.iter().filter(|disk| matches(&hints, disk)).peekable();
     let first = *meant.peek().ok_or_else(|| {
         format!(
-            "none of the {} disks is what spec.rootDeviceHints says: {}",
+            "none of the {} disks is what the root device hints say: {}",
             disks.len(),
             words(&hints)
         )
@@ -77,7 +77,7 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
     meant.find(|disk| is_writable(disk)).ok_or_else(|| {
         let what = if first.read_only { "read-only" } else { "removable" };
         format!(
-            "the disk {} that spec.rootDeviceHints choose is {what}, and images go to no such disk",
+            "the disk {} that the root device hints choose is {what}, and images go to no such disk",
             first.name
         )
     })

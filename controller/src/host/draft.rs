@@ -35,7 +35,7 @@ pub(super) const REFUSED: &str = "Refused";
 pub(super) const WORDS: usize = 1000;
 
 /// So much may clocks of different computers differ, as those of edges that take each other's tokens.
-const SKEW: SignedDuration = SignedDuration::from_secs(token::SKEW);
+pub(super) const SKEW: SignedDuration = SignedDuration::from_secs(token::SKEW);
 
 /// What the host waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -421,7 +421,7 @@ impl<'a> Draft<'a> {
     }
 
     /// True if nothing is done to the machine before a person acts: that needs no place among the busy ones.
-    fn is_left_to_a_person(&self) -> bool {
+    fn needs_no_place(&self) -> bool {
         let waits = self
             .wait
             .as_ref()
@@ -435,7 +435,7 @@ impl<'a> Draft<'a> {
             self.warn("ActionNeeded", message);
         }
         let health = self.health();
-        let slot = self.slot && !self.is_left_to_a_person();
+        let slot = self.slot && (!self.seen.slot || !self.needs_no_place());
         conditions::set(
             &mut self.status,
             self.wait.as_ref(),

@@ -102,10 +102,22 @@ pub(super) fn goes(server: &Server, id: &str) -> Option<LeaveAction> {
     }
 }
 
-/// True if the agent has taken up a job of the operator's and has not said that it ended.
-pub(super) fn is_under_way(server: &Server) -> bool {
-    let last = outcome(server).and_then(|status| status.job.as_ref());
-    last.is_some_and(|last| !last.done && last.id.starts_with(OURS))
+/// True if the agent has taken up the job that `is_it` knows by its id, of an order of ours that clears or writes disks, in the session
+/// that it has now, and has not said that this ended.
+pub(super) fn is_under_way(server: &Server, is_it: impl Fn(&str) -> bool) -> bool {
+    let known = || {
+        let status = outcome(server)?;
+        Some((
+            server.spec.job.as_ref()?,
+            status.job.as_ref()?,
+            status.session.as_ref()?,
+        ))
+    };
+    known().is_some_and(|(job, last, session)| {
+        let destroys = matches!(job.action, JobAction::Clean | JobAction::Write);
+        let ours = job.id.starts_with(OURS) && job.is_called(&last.id) && job.is_for(&session.key);
+        destroys && ours && !last.done && is_it(&last.id)
+    })
 }
 
 /// True if the job with this id stands on the Server, for the agent to take up; as what follows another one only as long as the edge

@@ -7,6 +7,7 @@ use muster_proto::kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus,
 use super::{
     Owner, State,
     conditions::{is_left_to_a_person, waiting},
+    draft::SKEW,
     jobs, owner,
     ramdisk::BOOT_DEADLINE,
 };
@@ -28,6 +29,11 @@ pub(super) fn keeps(host: &BareMetalHost, server: Option<&Server>, now: Timestam
     is_busy(host) && !waits
 }
 
+/// True if what `host` needs a place for is being done to its machine, whatever its status says of a place.
+pub(super) fn has_begun(host: &BareMetalHost, server: Option<&Server>, now: Timestamp) -> bool {
+    State::of(host).is_busy() && server.is_some_and(|server| may_be_at_work(server, now))
+}
+
 /// True if `host` may stay as it is for hours: it has failed, is paused or out of our hands, or somebody has to change or do something
 /// first.
 pub(super) fn may_take_hours(host: &BareMetalHost) -> bool {
@@ -41,13 +47,13 @@ pub(super) fn may_take_hours(host: &BareMetalHost) -> bool {
     is_told || owner(host) != Owner::Operator
 }
 
-/// True if the ramdisk of `server` may be at a job of the operator's: one that fell silent may go on with it for a while.
+/// True if the ramdisk of `server` may be clearing or writing disks: one that fell silent may go on with that for a while.
 fn may_be_at_work(server: &Server, now: Timestamp) -> bool {
     let session = server.status.as_ref().and_then(|status| status.session.as_ref());
     let is_there = session.is_some_and(|session| {
-        let since = session.since.parse::<Timestamp>();
+        let fell_silent = || session.since.parse::<Timestamp>().ok();
         session.state == SessionState::Connected
-            || since.is_ok_and(|since| now.duration_since(since) < BOOT_DEADLINE)
+            || fell_silent().is_some_and(|at| (-SKEW..BOOT_DEADLINE).contains(&now.duration_since(at)))
     });
-    is_there && jobs::is_under_way(server)
+    is_there && jobs::is_under_way(server, |_| true)
 }

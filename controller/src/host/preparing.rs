@@ -13,15 +13,6 @@ pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>>
         .or_else(|| disk::profile_hints(spec.hardware_profile.as_deref()).map(Box::new))
 }
 
-/// The hints by which the disk was chosen that the host's image is on, or is to be on: those that it was prepared with, whatever was
-/// changed since. A default of another operator's is no wish of anybody.
-pub(super) fn prepared_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>> {
-    let prepared = draft.old.provisioning.root_device_hints.clone();
-    prepared
-        .filter(|hints| !disk::is_profile_default(hints))
-        .or_else(|| effective_hints(draft))
-}
-
 /// Why the RAID volumes cannot be made; none: there are none to be made.
 pub(super) fn unsupported_raid(raid: Option<&RaidConfig>) -> Option<&'static str> {
     let raid = raid?;

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
     job::ImageSource,
-    kinds::{AutomatedCleaningMode, ErrorType, Leave, LeaveAction, Server, Session},
+    kinds::{AutomatedCleaningMode, ErrorType, Leave, LeaveAction, RootDeviceHints, Server, Session},
 };
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
     jobs::{self, After, Job},
     observed::Power,
     plan::{Drive, Effect, Next, PowerOrder, Task, WriteTask},
-    preparing::{self, prepared_hints},
+    preparing::{self, effective_hints},
     ramdisk, registration,
     secrets::{self, Inputs},
 };
@@ -36,6 +36,8 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     draft.enter(State::Provisioning);
     draft.begin(|history| &mut history.provision);
     registration::snapshot_boot_mode(draft);
+    // By which the disk is chosen that is written now and cleaned one day, whatever is changed meanwhile.
+    draft.status.provisioning.root_device_hints = effective_hints(draft);
     draft
         .status
         .last_attempted_image
@@ -179,9 +181,13 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
         inventory: &inventory,
         operation,
     };
-    // Nothing is cleaned for an image that cannot be written.
-    let begun = jobs::look(server, |job| job.starts_with(operation)) == Job::Pending;
+    let ours = |job: &str| job.starts_with(operation);
+    let begun = jobs::is_under_way(server, ours) || matches!(jobs::look(server, ours), Job::Failed(_));
     if !begun && lacks_inputs(draft) {
+        // Nothing is cleaned for an image that cannot be written.
+        if jobs::look(server, ours) == Job::Pending {
+            jobs::clear(draft);
+        }
         return;
     }
     let outcome = match clean(draft, &ramdisk, &source) {
@@ -196,14 +202,19 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
 
 /// True if something is missing of what goes on the disk; the draft says what. Nothing needs to be taken back for it: whoever can mends it.
 fn lacks_inputs(draft: &mut Draft<'_>) -> bool {
-    let (reason, why) = match secrets::inputs(draft) {
+    match secrets::inputs(draft) {
         Inputs::Ready => return false,
-        Inputs::Wait(why) => ("Inputs", why),
-        Inputs::Bad(why) => ("Trust", why),
-    };
-    draft.wait_for(reason, format!("{why}; next: the image is written"));
+        Inputs::Wait(why) => draft.wait_for("Inputs", format!("{why}; next: the image is written")),
+        Inputs::Bad(why) => cannot(draft, &why),
+        Inputs::Untrusted(why) => draft.wait_for("Trust", format!("{why}; next: the image is written")),
+    }
     draft.again(LOOK_AGAIN);
     true
+}
+
+/// The hints by which the disk is chosen that the image goes to, or is on.
+pub(super) fn hints<'a>(draft: &'a Draft<'_>) -> Option<&'a RootDeviceHints> {
+    draft.old.provisioning.root_device_hints.as_deref()
 }
 
 /// The ramdisk that works, and for what.
@@ -233,7 +244,7 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
         Job::Failed(error) => return Err(format!("the disks could not be cleaned: {error}")),
         Job::Absent | Job::Pending => {}
     }
-    let root = disk::choose(prepared_hints(draft).as_deref(), &inventory.disks)?;
+    let root = disk::choose(hints(draft), &inventory.disks)?;
     let disks = disk::to_clean(&inventory.disks, Some(root));
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
     // All that is needed for it is there, most of the time: one order for both.
@@ -303,15 +314,18 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> R
         inventory,
         operation,
     } = *ramdisk;
-    if lacks_inputs(draft) {
+    let written = format!("{operation}-write");
+    let ours = |job: &str| job.starts_with(&written);
+    if let Job::Failed(error) = jobs::look(server, ours) {
+        return Err(format!("the image could not be written: {error}"));
+    }
+    draft.wait_for("Write", WRITING);
+    if jobs::is_under_way(server, ours) {
         return Ok(());
     }
     let drive = secrets::drive(draft, session)?;
     let id = write_id(operation, session, drive.as_ref());
-    if let Job::Failed(error) = jobs::look(server, |job| job == id) {
-        return Err(format!("the image could not be written: {error}"));
-    }
-    let root = disk::choose(prepared_hints(draft).as_deref(), &inventory.disks)?;
+    let root = disk::choose(hints(draft), &inventory.disks)?;
     let task = WriteTask {
         permit: guard::to_write(draft.host, draft.seen, root)?,
         image: source,
@@ -322,7 +336,6 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> R
         leave: Some(way(draft, operation, session)),
     };
     jobs::place_with(draft, server, &id, Task::Write(Box::new(task)), after);
-    draft.wait_for("Write", WRITING);
     Ok(())
 }
 

@@ -237,8 +237,12 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
         .seen
         .server
         .is_some_and(|server| netboot::leaves(draft.host, server) && !jobs::is_unheard(server));
-    // Who would power-cycle it by hand while it may be writing would break that.
-    let is_writing = !has_bmc(draft.host) && draft.seen.server.is_some_and(jobs::is_under_way);
+    // Who power-cycled it by hand in the middle of a write would break that.
+    let is_writing = !has_bmc(draft.host)
+        && draft
+            .seen
+            .server
+            .is_some_and(|server| jobs::is_under_way(server, |_| true));
     let patience = if is_writing { BOOT_DEADLINE } else { SILENCE };
     let due = lost_at(draft)?.checked_add(patience).ok()?;
     (!off && !told && draft.now < due).then_some(due)

@@ -31,7 +31,7 @@ use tokio::{
 use super::{
     Owner, Plan, State,
     bmcs::{Bmcs, Clock, is_call},
-    conditions::waits_for_a_person,
+    conditions::asks_a_person,
     counts, detached,
     draft::bounded,
     execute::{Executor, Fresh},
@@ -327,13 +327,14 @@ async fn rounds(
     secrets: impl Stream<Item = Vec<Path>> + Send,
     concurrency: u16,
 ) {
+    let all = context.all();
     let eyes = context.eyes();
     for host in context.world.hosts.state() {
         if context.keeps_place(&host, eyes.server(&host).as_deref()) {
             context.slots.begin_with(&Path::of(host.as_ref()));
         }
     }
-    let start = stream::once(std::future::ready(context.all()));
+    let start = stream::once(std::future::ready(all));
     let of = Arc::clone(&context);
     let changed = receive(changes).map(move |cue| of.concerned(&cue));
     let woken = stream::unfold(woken, |mut woken| async move {
@@ -491,17 +492,17 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
         said.good_credentials.clone_from(&old.good_credentials);
         said.tried_credentials.clone_from(&old.tried_credentials);
     }
-    nothing_else
-        && !waits_for_a_person(new)
-        && plan.events.is_empty()
-        && plan.metadata.is_empty()
-        && said == *old
+    nothing_else && !asks_a_person(new) && plan.events.is_empty() && plan.metadata.is_empty() && said == *old
 }
 
 /// The plan for the host, with a place among the busy ones if it needs one and there is one.
 fn decide(context: &Context, path: &Path, sight: &Sight) -> Plan {
     let now = (context.executor.clock)();
     let plan = |slot| next(&sight.host, &sight.observed(slot), now);
+    if place::has_begun(&sight.host, sight.server().map(AsRef::as_ref), now) {
+        // What was begun goes on, place or not: so it counts.
+        context.slots.begin_with(path);
+    }
     let wanted = plan(true);
     if !wanted.slot || context.slots.take(path) {
         return wanted;

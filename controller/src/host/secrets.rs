@@ -19,6 +19,8 @@ pub(super) enum Inputs {
     Wait(String),
     /// Something is missing or wrong.
     Bad(String),
+    /// The session may not have it.
+    Untrusted(String),
 }
 
 struct Named<'a> {
@@ -128,7 +130,7 @@ pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
     }
     let session = draft.session();
     match session.map(|(_, session)| drive(draft, session)) {
-        Some(Err(missing)) => Inputs::Bad(missing),
+        Some(Err(missing)) => Inputs::Untrusted(missing),
         Some(Ok(_)) | None => Inputs::Ready,
     }
 }

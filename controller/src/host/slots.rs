@@ -1,7 +1,7 @@
 //! The places of hosts that are busy at once: never more than the limit are taken, however many rounds run at the same time.
 //!
-//! A host has a place if it took one, or if it was busy already when this process began: its stored state says so, and that it is not
-//! delayed.
+//! A host has a place if it took one, if it was busy already when this process began (its stored state says so, and that it is not
+//! delayed), or if its ramdisk is at work for it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -29,7 +29,7 @@ pub struct Slots {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Those that were busy when this process began.
+    /// Those that were busy when this process began, or were found at work.
     busy: HashSet<Path>,
     /// Those that took one.
     taken: HashSet<Path>,
@@ -116,9 +116,11 @@ impl Slots {
         told.reserve(TOLD, now)
     }
 
-    /// `host` was busy when this process began, so it has a place, limit or not.
+    /// `host` is busy already, so it has a place, limit or not.
     pub fn begin_with(&self, host: &Path) {
-        self.lock().busy.insert(host.clone());
+        let mut inner = self.lock();
+        inner.busy.insert(host.clone());
+        inner.wait_no_more(host);
     }
 
     /// Forgets the hosts that are not among these. Returns who got their places.

@@ -224,62 +224,60 @@ fn disks_of_others_are_not_cleaned() {
     assert_eq!(disk::to_clean(&all, Some(&all[0])).len(), 3);
 }
 
-#[test]
-fn the_image_is_cleaned_from_the_disk_that_was_hinted_at_whatever_the_hints_are_by_then() {
+/// The disks that are cleaned when a host of one local disk and one on a SAN, prepared with one hint, is deprovisioned with another.
+fn cleaned(prepared: Option<&str>, then: Option<&str>) -> Vec<String> {
     let mut world = at(State::Available);
     world.change_inventory(|inventory| {
-        let lun = named("sdb", 40);
         inventory.disks.push(Disk {
             transport: Transport::Fc,
-            ..lun
+            ..named("sdb", 40)
         });
     });
-    let hint = |serial: &str| {
+    let hint = |device: Option<&str>| {
+        let device_name = Some(device?.to_owned());
         Some(Box::new(RootDeviceHints {
-            serial_number: Some(serial.to_owned()),
+            device_name,
             ..RootDeviceHints::default()
         }))
     };
-    world.host().spec.root_device_hints = hint("serial-sdb");
+    world.host().spec.root_device_hints = hint(prepared);
     world.settle();
     world.set_image(Some(IMAGE));
     world.reach(State::Provisioned);
-    world.host().spec.root_device_hints = hint("serial-sda");
+    world.host().spec.root_device_hints = hint(then);
     world.settle();
     world.set_image(None);
-    let cleaned = |plan: &Plan| {
+    let disks = |plan: &Plan| {
         plan.effects.iter().find_map(|effect| match effect {
             Effect::PlaceJob(order) => match &order.task {
-                Task::Clean(permit) => Some(
-                    permit
-                        .disks()
-                        .iter()
-                        .map(|disk| disk.name.clone())
-                        .collect::<Vec<_>>(),
-                ),
+                Task::Clean(permit) => Some(permit.disks().to_vec()),
                 _ => None,
             },
             _ => None,
         })
     };
-    let mut disks = None;
-    while disks.is_none() {
-        disks = disks.or(cleaned(&world.plan()));
+    let mut cleaned = None;
+    while cleaned.is_none() {
+        cleaned = disks(&world.plan());
         world.round();
     }
-    assert_eq!(disks.unwrap(), ["/dev/sda", "/dev/sdb"]);
     world.reach(State::Available);
-    world.settle();
-    assert_eq!(
-        world
-            .host()
-            .status
-            .as_ref()
-            .unwrap()
-            .provisioning
-            .root_device_hints,
-        hint("serial-sda")
-    );
+    cleaned.unwrap().into_iter().map(|disk| disk.name).collect()
+}
+
+#[test]
+fn the_disk_that_the_image_was_written_to_is_cleaned_whatever_the_hints_are_by_then() {
+    let (local, san) = (Some("/dev/sda"), Some("/dev/sdb"));
+    for then in [None, local, san] {
+        assert_eq!(cleaned(san, then), ["/dev/sda", "/dev/sdb"]);
+        for prepared in [None, local] {
+            assert_eq!(
+                cleaned(prepared, then),
+                ["/dev/sda"],
+                "what others use is left alone"
+            );
+        }
+    }
 }
 
 #[test]

@@ -63,6 +63,9 @@ struct State {
     mute: bool,
     /// Its ramdisk takes jobs up and comes to no end.
     slow: bool,
+    /// Nothing is heard of its ramdisk.
+    silent: bool,
+    fell_silent: bool,
     /// Its firmware boots from the network without being told.
     network_first: bool,
     /// How often its ramdisk was told to go down.
@@ -143,6 +146,11 @@ impl Lab {
     /// The controller starts anew and believes that it leads, which it does not.
     pub(super) fn end_term(&self) {
         *self.term.lock().unwrap() = Leadership::new(7, lease::now());
+        self.steps.kill();
+    }
+
+    /// The controller dies, and another one starts.
+    pub(super) fn kill(&self) {
         self.steps.kill();
     }
 
@@ -434,6 +442,11 @@ impl Machine {
         self.lock().slow = slow;
     }
 
+    /// Its ramdisk cannot be heard, or is again, with the session that it had.
+    pub(super) fn set_silent(&self, silent: bool) {
+        self.lock().silent = silent;
+    }
+
     /// Its firmware boots from the network first, or its disk.
     pub(super) fn set_network_first(&self, network_first: bool) {
         self.lock().network_first = network_first;
@@ -480,8 +493,9 @@ impl Machine {
                 .as_ref()
                 .is_some_and(|session| session.state == muster_proto::kinds::SessionState::Connected)
         });
-        let runs = state.on && state.calls_in.is_some_and(|at| at <= Instant::now());
+        let runs = state.on && !state.silent && state.calls_in.is_some_and(|at| at <= Instant::now());
         if !runs {
+            state.fell_silent |= state.silent;
             if connected {
                 lab.api.edit(
                     "servers",
@@ -489,6 +503,11 @@ impl Machine {
                     &json!({"status": {"session": {"state": "Disconnected", "since": now}}}),
                 );
             }
+            return;
+        }
+        if !connected && std::mem::take(&mut state.fell_silent) {
+            let back = json!({"session": {"state": "Connected", "since": now}});
+            lab.api.edit("servers", &self.name, &json!({"status": back}));
             return;
         }
         if !connected {
