@@ -13,7 +13,7 @@ use super::{
     jobs::{self, Job},
     observed::Power,
     plan::Task,
-    power, provisioning, ramdisk,
+    power, preparing, provisioning, ramdisk,
 };
 
 /// After so many failures of one step a deletion goes on without it.
@@ -126,7 +126,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let Some(inventory) = ramdisk::inventory(draft, server, "they are cleaned") else {
         return;
     };
-    let root = disk::choose(provisioning::hints(draft), &inventory.disks).ok();
+    let root = preparing::root_of_before(draft, &inventory.disks);
     let disks = disk::to_clean(&inventory.disks, root);
     if disks.is_empty() {
         // It ran something from somewhere.

@@ -106,7 +106,7 @@ pub(super) fn goes(server: &Server, id: &str) -> Option<LeaveAction> {
 /// that it has now, and has not said that this ended.
 pub(super) fn is_under_way(server: &Server, is_it: impl Fn(&str) -> bool) -> bool {
     let known = || {
-        let status = outcome(server)?;
+        let status = outcome(server).filter(|status| !status.contested)?;
         Some((
             server.spec.job.as_ref()?,
             status.job.as_ref()?,
@@ -115,8 +115,12 @@ pub(super) fn is_under_way(server: &Server, is_it: impl Fn(&str) -> bool) -> boo
     };
     known().is_some_and(|(job, last, session)| {
         let destroys = matches!(job.action, JobAction::Clean | JobAction::Write);
-        let ours = job.id.starts_with(OURS) && job.is_called(&last.id) && job.is_for(&session.key);
-        destroys && ours && !last.done && is_it(&last.id)
+        let ours = job.id.starts_with(OURS) && job.is_called(&last.id);
+        let is_for = match job.followed_by(&last.id) {
+            Some(then) => then.session == session.key,
+            None => job.is_for(&session.key),
+        };
+        destroys && ours && is_for && !last.done && is_it(&last.id)
     })
 }
 

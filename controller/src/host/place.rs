@@ -7,7 +7,7 @@ use muster_proto::kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus,
 use super::{
     Owner, State,
     conditions::{is_left_to_a_person, waiting},
-    draft::SKEW,
+    draft::{RETRY, SKEW},
     jobs, owner,
     ramdisk::BOOT_DEADLINE,
 };
@@ -38,11 +38,12 @@ pub(super) fn has_begun(host: &BareMetalHost, server: Option<&Server>, now: Time
 /// first.
 pub(super) fn may_take_hours(host: &BareMetalHost) -> bool {
     let is_told = host.status.as_ref().is_some_and(|status| {
-        let over = matches!(
-            status.operational_status,
-            OperationalStatus::Error | OperationalStatus::Detached
-        );
-        over || waiting(status).is_some_and(|wait| is_left_to_a_person(&wait.reason))
+        match (status.operational_status, waiting(status)) {
+            (OperationalStatus::Detached, _) => true,
+            // An error that is still shown is nothing that is waited for.
+            (_, Some(wait)) => wait.reason == RETRY || is_left_to_a_person(&wait.reason),
+            (status, None) => status == OperationalStatus::Error,
+        }
     });
     is_told || owner(host) != Owner::Operator
 }

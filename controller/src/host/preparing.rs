@@ -1,6 +1,9 @@
 //! What would be set up before a host is available: RAID and Secure Boot come with a later version and are refused until then. Pure.
 
-use muster_proto::kinds::{BareMetalHostSpec, ErrorType, HostBootMode, RaidConfig, RootDeviceHints};
+use muster_proto::{
+    inventory::Disk,
+    kinds::{BareMetalHostSpec, ErrorType, HostBootMode, RaidConfig, RootDeviceHints},
+};
 
 use super::{State, disk, draft::Draft};
 
@@ -11,6 +14,27 @@ pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>>
     hints
         .filter(|hints| **hints != RootDeviceHints::default())
         .or_else(|| disk::profile_hints(spec.hardware_profile.as_deref()).map(Box::new))
+}
+
+/// The hints that were written down when what the host runs was given to it, or when it was prepared. A default of another operator's is
+/// no wish of anybody.
+fn recorded_hints<'a>(draft: &'a Draft<'_>, wanted: Option<&RootDeviceHints>) -> Option<&'a RootDeviceHints> {
+    let recorded = draft.old.provisioning.root_device_hints.as_deref();
+    recorded.filter(|hints| !disk::is_profile_default(hints) || wanted == Some(hints))
+}
+
+/// The disk that the image goes to.
+pub(super) fn root<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Result<&'a Disk, String> {
+    let wanted = effective_hints(draft);
+    let hints = recorded_hints(draft, wanted.as_deref()).or(wanted.as_deref());
+    disk::choose(hints, disks)
+}
+
+/// The disk that the image was written to, as far as that can be told: by hints that were written down. One that was chosen by the rule may
+/// be another one today, and those of a SAN are others' as well.
+pub(super) fn root_of_before<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Option<&'a Disk> {
+    let hints = recorded_hints(draft, effective_hints(draft).as_deref())?;
+    disk::choose(Some(hints), disks).ok()
 }
 
 /// Why the RAID volumes cannot be made; none: there are none to be made.

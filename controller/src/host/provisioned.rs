@@ -90,6 +90,7 @@ fn is_to_leave(draft: &mut Draft<'_>) -> bool {
 pub(super) fn external(draft: &mut Draft<'_>) {
     if draft.host.spec.externally_provisioned != Some(true) {
         draft.enter(State::Provisioned);
+        draft.status.provisioning.root_device_hints = preparing::effective_hints(draft);
         draft.status.provisioning.image.clone_from(&draft.host.spec.image);
         draft
             .status

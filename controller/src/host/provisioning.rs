@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
     job::ImageSource,
-    kinds::{AutomatedCleaningMode, ErrorType, Leave, LeaveAction, RootDeviceHints, Server, Session},
+    kinds::{AutomatedCleaningMode, ErrorType, Leave, LeaveAction, Server, Session},
 };
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
     guard, image,
     jobs::{self, After, Job},
     observed::Power,
-    plan::{Drive, Effect, Next, PowerOrder, Task, WriteTask},
+    plan::{Effect, Next, PowerOrder, Task, WriteTask},
     preparing::{self, effective_hints},
     ramdisk, registration,
     secrets::{self, Inputs},
@@ -212,11 +212,6 @@ fn lacks_inputs(draft: &mut Draft<'_>) -> bool {
     true
 }
 
-/// The hints by which the disk is chosen that the image goes to, or is on.
-pub(super) fn hints<'a>(draft: &'a Draft<'_>) -> Option<&'a RootDeviceHints> {
-    draft.old.provisioning.root_device_hints.as_deref()
-}
-
 /// The ramdisk that works, and for what.
 struct Ramdisk<'a> {
     server: &'a Server,
@@ -244,7 +239,7 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
         Job::Failed(error) => return Err(format!("the disks could not be cleaned: {error}")),
         Job::Absent | Job::Pending => {}
     }
-    let root = disk::choose(hints(draft), &inventory.disks)?;
+    let root = preparing::root(draft, &inventory.disks)?;
     let disks = disk::to_clean(&inventory.disks, Some(root));
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
     // All that is needed for it is there, most of the time: one order for both.
@@ -253,7 +248,7 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     let then = drive
         .map(|drive| {
             let next = Next {
-                id: write_id(operation, session, drive.as_ref()),
+                id: write_id(operation, session, drive.is_some()),
                 session: session.key.clone(),
                 task: WriteTask {
                     permit: guard::to_write(draft.host, draft.seen, root)?,
@@ -293,10 +288,10 @@ fn way(draft: &Draft<'_>, operation: &str, session: &Session) -> Leave {
 }
 
 /// What the write is called. What is sealed to one session is of no use to the next: that is another job.
-fn write_id(operation: &str, session: &Session, drive: Option<&Drive>) -> String {
-    let whose = match drive {
-        Some(_) => format!("-{}", session.key.get(..16).unwrap_or(&session.key)),
-        None => String::new(),
+fn write_id(operation: &str, session: &Session, is_sealed: bool) -> String {
+    let whose = match is_sealed {
+        true => format!("-{}", session.key.get(..16).unwrap_or(&session.key)),
+        false => String::new(),
     };
     format!("{operation}-write{whose}")
 }
@@ -314,18 +309,21 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> R
         inventory,
         operation,
     } = *ramdisk;
-    let written = format!("{operation}-write");
-    let ours = |job: &str| job.starts_with(&written);
+    let sealed = write_id(operation, session, true);
+    let ours = |job: &str| job == sealed || job == write_id(operation, session, false);
     if let Job::Failed(error) = jobs::look(server, ours) {
         return Err(format!("the image could not be written: {error}"));
     }
-    draft.wait_for("Write", WRITING);
     if jobs::is_under_way(server, ours) {
+        draft.wait_for("Write", WRITING);
+        return Ok(());
+    }
+    if lacks_inputs(draft) {
         return Ok(());
     }
     let drive = secrets::drive(draft, session)?;
-    let id = write_id(operation, session, drive.as_ref());
-    let root = disk::choose(hints(draft), &inventory.disks)?;
+    let id = write_id(operation, session, drive.is_some());
+    let root = preparing::root(draft, &inventory.disks)?;
     let task = WriteTask {
         permit: guard::to_write(draft.host, draft.seen, root)?,
         image: source,
@@ -336,6 +334,7 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> R
         leave: Some(way(draft, operation, session)),
     };
     jobs::place_with(draft, server, &id, Task::Write(Box::new(task)), after);
+    draft.wait_for("Write", WRITING);
     Ok(())
 }
 

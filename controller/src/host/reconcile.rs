@@ -203,9 +203,22 @@ impl Context {
         }
     }
 
+    /// True if what `host` needs a place for goes on, place or not: so it counts.
+    fn has_begun(&self, host: &BareMetalHost, server: Option<&Server>) -> bool {
+        place::has_begun(host, server, (self.executor.clock)())
+    }
+
     /// True if `host`, which needs no place for what is done next, keeps the one that it has.
     fn keeps_place(&self, host: &BareMetalHost, server: Option<&Server>) -> bool {
         place::keeps(host, server, (self.executor.clock)())
+    }
+
+    /// The host went while a round looked at it.
+    fn forget_if_gone(&self, path: &Path) {
+        if self.world.hosts.get(&path.to_ref()).is_none() {
+            self.memory.forget(path);
+            self.wake(self.slots.give_back(path));
+        }
     }
 
     fn wake(&self, hosts: impl IntoIterator<Item = Path>) {
@@ -330,7 +343,8 @@ async fn rounds(
     let all = context.all();
     let eyes = context.eyes();
     for host in context.world.hosts.state() {
-        if context.keeps_place(&host, eyes.server(&host).as_deref()) {
+        let server = eyes.server(&host);
+        if context.has_begun(&host, server.as_deref()) || context.keeps_place(&host, server.as_deref()) {
             context.slots.begin_with(&Path::of(host.as_ref()));
         }
     }
@@ -405,7 +419,10 @@ async fn turn(
         return Ok(After::Over(Action::await_change()));
     }
     if owner(host) != Owner::Operator {
-        if !context.keeps_place(host, context.eyes().server(host).as_deref()) {
+        let server = context.eyes().server(host);
+        if context.has_begun(host, server.as_deref()) {
+            context.slots.begin_with(&path);
+        } else if !context.keeps_place(host, server.as_deref()) {
             context.wake(context.slots.give_back(&path));
         }
         return Ok(After::Over(Action::await_change()));
@@ -432,7 +449,10 @@ async fn turn(
         true => match Call::begin(context, &sight.host) {
             Some(call) => Some(call),
             // Its end is looked at before another one is made.
-            None => return Ok(After::Over(Action::await_change())),
+            None => {
+                context.forget_if_gone(&path);
+                return Ok(After::Over(Action::await_change()));
+            }
         },
         false => None,
     };
@@ -462,11 +482,7 @@ async fn turn(
         }
         Err(error) => Err(failed(context, &sight.host, error)),
     };
-    if context.world.hosts.get(&path.to_ref()).is_none() {
-        // It went while we looked at it.
-        context.memory.forget(&path);
-        context.wake(context.slots.give_back(&path));
-    }
+    context.forget_if_gone(&path);
     after
 }
 
@@ -499,8 +515,7 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
 fn decide(context: &Context, path: &Path, sight: &Sight) -> Plan {
     let now = (context.executor.clock)();
     let plan = |slot| next(&sight.host, &sight.observed(slot), now);
-    if place::has_begun(&sight.host, sight.server().map(AsRef::as_ref), now) {
-        // What was begun goes on, place or not: so it counts.
+    if context.has_begun(&sight.host, sight.server().map(AsRef::as_ref)) {
         context.slots.begin_with(path);
     }
     let wanted = plan(true);

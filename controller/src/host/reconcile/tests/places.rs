@@ -290,27 +290,27 @@ async fn a_busy_host_that_is_paused_keeps_others_from_their_turn_only_while_its_
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_takes_up_an_order_of_before_has_a_place_whatever_was_given_to_others() {
-    let lab = Lab::with_limit(2, 1);
+async fn who_is_at_work_has_a_place_whatever_was_given_to_others() {
+    let lab = Lab::with_limit(3, 1);
     lab.run(async {
         is_written(&lab).await;
-        // Its machine is silent for so long that its place is another's.
-        lab.edit(1, &json!({"metadata": {"annotations": {PAUSED_ANNOTATION: ""}}}));
+        let pause = |value| json!({"metadata": {"annotations": {PAUSED_ANNOTATION: value}}});
+        lab.edit(1, &pause(Some("")));
+        // Its machine is silent for so long that its place is another's, which fails in the end.
         lab.machines[0].set_silent(true);
         lab.declare(2);
         lab.machines[1].set_mute();
         lab.reaches(2, "inspecting").await;
         lab.machines[0].set_silent(false);
-        lab.edit(
-            1,
-            &json!({"metadata": {"annotations": {PAUSED_ANNOTATION: null}}}),
-        );
+        lab.declare(3);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(delayed(&lab.host(3).unwrap()), "the write goes on");
+        lab.edit(1, &pause(None));
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(delayed(&lab.host(3).unwrap()) && !delayed(&lab.host(1).unwrap()));
         lab.machines[0].set_slow(false);
-        lab.until(|| {
-            assert!(!delayed(&lab.host(1).unwrap()), "it is being written");
-            State::of(&lab.host(1).unwrap()) == State::Provisioned
-        })
-        .await;
+        lab.reaches(1, "provisioned").await;
+        lab.reaches(3, "available").await;
     })
     .await;
 }
