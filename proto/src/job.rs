@@ -48,6 +48,9 @@ pub struct DiskId {
     /// World wide name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub wwn: String,
+    /// The same with its vendor's extension: of several disks of one array the first half may be the same.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub wwn_with_extension: String,
     /// Size in bytes; always compared.
     pub size_bytes: u64,
 }
@@ -59,6 +62,7 @@ impl From<&Disk> for DiskId {
             by_path: disk.by_path.clone(),
             serial: disk.serial.clone(),
             wwn: disk.wwn.clone(),
+            wwn_with_extension: disk.wwn_with_extension.clone(),
             size_bytes: disk.size_bytes,
         }
     }

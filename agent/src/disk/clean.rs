@@ -23,8 +23,8 @@ use crate::{
 const START: u64 = 5 << 20;
 
 /// To the end: the backup GPT, md 0.90 and 1.0 (at most 128 KiB before it), firmware's RAIDs (the last blocks), ZFS (512 KiB),
-/// NTFS's second boot sector.
-const END: u64 = 1 << 20;
+/// NTFS's second boot sector, and a config drive of which no table speaks yet: at the very end, and seldom larger.
+const END: u64 = 4 << 20;
 
 /// Btrfs keeps copies of its superblock far inside (`fs/btrfs/disk-io.h`, `btrfs_sb_offset`).
 const COPIES: [u64; 2] = [64 << 20, 256 << 30];
@@ -128,12 +128,19 @@ impl Failed {
 }
 
 fn wipe(disk: &mut dyn Disk, work: &Work) -> Result<Cleaned, Failed> {
-    let table = read_table(disk).map_err(|error| Failed::Disk("read its partition table", error))?;
+    let table = read_table(disk);
+    let mut ranges = ranges(&table.places, disk.size(), disk.block());
+    // Of the table's two copies one stays until all is gone that they lead to, whichever of them is sound.
+    let (first, end) = (ranges.first().cloned(), ranges.pop());
+    let between = ranges.into_iter().skip(1).rev();
+    let ends = end.into_iter().filter(|end| Some(end) != first.as_ref());
     let mut zeroed = 0;
-    for range in ranges(&table.places, disk.size(), disk.block()).into_iter().rev() {
+    for (range, is_table) in between
+        .map(|range| (range, false))
+        .chain(ends.chain(first.clone()).map(|range| (range, true)))
+    {
         work.go_on().map_err(Failed::Stopped)?;
-        // What the table leads to must be gone for certain before the table goes.
-        if range.start == 0 {
+        if is_table {
             disk.sync().map_err(|error| Failed::Disk("sync it", error))?;
         }
         let len = range.end - range.start;
@@ -161,12 +168,13 @@ struct Table {
     places: Vec<Range<u64>>,
 }
 
-/// Reads the table, whatever is left of it: GPT by its first or second header, in either block size, and MBR.
-fn read_table(disk: &mut dyn Disk) -> io::Result<Table> {
+/// Reads the table, whatever is left of it: GPT by its first or second header, in either block size, and MBR. What cannot be read leads
+/// nowhere, and is zeroed as everything else: that may be what makes it readable again.
+fn read_table(disk: &mut dyn Disk) -> Table {
     let mut table = Table::default();
     let own = disk.block();
     for block in [own, if own == 512 { 4096 } else { 512 }] {
-        if let Some(gpt) = read_gpt(disk, block)? {
+        if let Some(gpt) = read_gpt(disk, block) {
             table.kind = "gpt";
             let block = u64::from(block);
             let bytes = |partition: gpt::Partition| {
@@ -176,7 +184,7 @@ fn read_table(disk: &mut dyn Disk) -> io::Result<Table> {
             break;
         }
     }
-    let sector = read(disk, 0, 512)?;
+    let sector = read(disk, 0, 512).unwrap_or_else(|| vec![0; 512]);
     // Beside a GPT there may be records for some of its partitions.
     if table.kind.is_empty() && !mbr::records(&sector).is_empty() {
         table.kind = "mbr";
@@ -187,7 +195,7 @@ fn read_table(disk: &mut dyn Disk) -> io::Result<Table> {
     for record in mbr::records(&sector) {
         let first = u64::from(record.first) * block;
         if record.is_extended() {
-            logical += read_logical(disk, record.first, &mut table.places)?;
+            logical += read_logical(disk, record.first, &mut table.places);
         } else if record.first > 1 {
             table.places.push(first..record.end() * block);
         }
@@ -196,20 +204,22 @@ fn read_table(disk: &mut dyn Disk) -> io::Result<Table> {
         }
     }
     table.partitions += logical;
-    Ok(table)
+    table
 }
 
 /// Follows the chain of logical partitions from the first block of their box: each block has a record for one partition, counted
 /// from that block, and one for the next block, counted from the box. Returns how many there are.
-fn read_logical(disk: &mut dyn Disk, start: u32, places: &mut Vec<Range<u64>>) -> io::Result<usize> {
+fn read_logical(disk: &mut dyn Disk, start: u32, places: &mut Vec<Range<u64>>) -> usize {
     let block = u64::from(disk.block());
     let mut at = u64::from(start);
     for found in 0..MOST_LOGICAL {
         let offset = at * block;
         if offset.saturating_add(block) > disk.size() {
-            return Ok(found);
+            return found;
         }
-        let sector = read(disk, offset, 512)?;
+        let Some(sector) = read(disk, offset, 512) else {
+            return found;
+        };
         places.push(offset..offset + block);
         let (boxes, parts): (Vec<_>, Vec<_>) = mbr::records(&sector)
             .into_iter()
@@ -218,45 +228,43 @@ fn read_logical(disk: &mut dyn Disk, start: u32, places: &mut Vec<Range<u64>>) -
             places.push((at + u64::from(part.first)) * block..(at + part.end()) * block);
         }
         let Some(next) = boxes.first() else {
-            return Ok(found + parts.len().min(1));
+            return found + parts.len().min(1);
         };
         at = u64::from(start) + u64::from(next.first);
     }
-    Ok(MOST_LOGICAL)
+    MOST_LOGICAL
 }
 
-fn read_gpt(disk: &mut dyn Disk, block: u32) -> io::Result<Option<Gpt>> {
+fn read_gpt(disk: &mut dyn Disk, block: u32) -> Option<Gpt> {
+    let last = (disk.size() / u64::from(block)).checked_sub(1)?;
+    [1, last].into_iter().find_map(|at| read_gpt_at(disk, at, block))
+}
+
+fn read_gpt_at(disk: &mut dyn Disk, at: u64, block: u32) -> Option<Gpt> {
     let (size, len) = (disk.size(), u64::from(block));
-    let Some(last) = (size / len).checked_sub(1) else {
-        return Ok(None);
-    };
-    for at in [1, last] {
-        if (at + 1) * len > size {
-            continue;
-        }
-        let header = read(disk, at * len, block)?;
-        let Ok(entries) = gpt::entries_of(&header, block) else {
-            continue;
-        };
-        let fits = entries.offset.saturating_add(entries.len as u64) <= size;
-        let Ok(entries_len) = u32::try_from(entries.len) else {
-            continue;
-        };
-        if fits {
-            let entries = read(disk, entries.offset, entries_len)?;
-            if let Ok(gpt) = Gpt::parse(&header, entries, block) {
-                return Ok(Some(gpt));
-            }
+    if (at + 1) * len > size {
+        return None;
+    }
+    let header = read(disk, at * len, block)?;
+    let entries = gpt::entries_of(&header, block).ok()?;
+    let entries_len = u32::try_from(entries.len).ok()?;
+    if entries.offset.saturating_add(entries.len as u64) > size {
+        return None;
+    }
+    let entries = read(disk, entries.offset, entries_len)?;
+    Gpt::parse(&header, entries, block).ok()
+}
+
+/// `len` bytes from `offset`, wherever the disk's blocks begin; none if they cannot be read.
+fn read(disk: &mut dyn Disk, offset: u64, len: u32) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(len).ok()?];
+    match super::read_any(disk, offset, &mut bytes) {
+        Ok(()) => Some(bytes),
+        Err(error) => {
+            tracing::warn!("the disk's table cannot be read at byte {offset}: {error}");
+            None
         }
     }
-    Ok(None)
-}
-
-/// `len` bytes from `offset`, wherever the disk's blocks begin.
-fn read(disk: &mut dyn Disk, offset: u64, len: u32) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
-    super::read_any(disk, offset, &mut bytes)?;
-    Ok(bytes)
 }
 
 /// The places to zero on a disk of `size` bytes with these partitions: in whole blocks, ascending, without overlaps.

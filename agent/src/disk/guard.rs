@@ -217,7 +217,7 @@ fn compare_machine(meant: &MachineId, found: &MachineId) -> Result<(), Refused> 
 }
 
 /// The one disk of `disks` that is meant. Serial number and WWN decide; where the job has neither, the path; where it has not
-/// even that, the name. Path and name also choose among several paths to the same disk. The size must be right in any case.
+/// even that, the name. Path, or else name, also chooses among several paths to the same disk. The size must be right in any case.
 fn choose(meant: &DiskId, disks: Vec<Described>) -> Result<Described, Refused> {
     let marked = !meant.serial.is_empty() || !meant.wwn.is_empty();
     if meant.size_bytes == 0 || (!marked && meant.by_path.is_empty() && meant.name.is_empty()) {
@@ -227,7 +227,9 @@ fn choose(meant: &DiskId, disks: Vec<Described>) -> Result<Described, Refused> {
     let by_name = |disk: &Described| disk.name == meant.name;
     let is_it = |disk: &Described| {
         let same = |meant: &str, found: &str| meant.is_empty() || meant == found;
-        let marks = same(&meant.serial, &disk.serial) && same(&meant.wwn, &disk.wwn);
+        let marks = same(&meant.serial, &disk.serial)
+            && same(&meant.wwn, &disk.wwn)
+            && same(&meant.wwn_with_extension, &disk.wwn_with_extension);
         let place = if marked {
             true
         } else if meant.by_path.is_empty() {
@@ -243,10 +245,13 @@ fn choose(meant: &DiskId, disks: Vec<Described>) -> Result<Described, Refused> {
         .find(|disk| by_path(disk) || by_name(disk))
         .map(shown);
     let mut found: Vec<Described> = disks.into_iter().filter(is_it).collect();
-    for closer in [&by_path as &dyn Fn(&Described) -> bool, &by_name] {
-        if found.len() > 1 && found.iter().any(closer) {
-            found.retain(closer);
-        }
+    // A name goes from one disk to another, so it says nothing where there is a path.
+    let closer: &dyn Fn(&Described) -> bool = match meant.by_path.is_empty() {
+        true => &by_name,
+        false => &by_path,
+    };
+    if found.len() > 1 && found.iter().any(closer) {
+        found.retain(closer);
     }
     match found.len() {
         1 => Ok(found.remove(0)),

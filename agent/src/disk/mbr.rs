@@ -78,6 +78,9 @@ pub fn records(sector: &[u8]) -> Vec<Record> {
         .collect()
 }
 
+/// So many bytes of a boot sector are the program that a BIOS runs.
+pub const PROGRAM: usize = 440;
+
 /// True if the boot sector says that there is a GPT.
 pub fn is_protective(sector: &[u8]) -> bool {
     records(sector).iter().any(|record| record.kind == PROTECTIVE)

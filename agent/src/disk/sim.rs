@@ -22,6 +22,8 @@ pub(crate) struct SimDisk {
     pub(crate) dies_at: Option<usize>,
     /// The place in bytes that cannot be written, and what it says.
     pub(crate) bad: Option<(u64, Errno)>,
+    /// The place in bytes that cannot be read until it is written.
+    pub(crate) unreadable: Option<u64>,
     pub(crate) rereads: usize,
 }
 
@@ -41,6 +43,7 @@ impl SimDisk {
             changes: 0,
             dies_at: None,
             bad: None,
+            unreadable: None,
             rereads: 0,
         }
     }
@@ -75,6 +78,8 @@ impl SimDisk {
             return Err(errno.into());
         }
         if self.dies_at.is_none_or(|dies| self.changes <= dies) {
+            let written = offset..offset + data.len() as u64;
+            self.unreadable = self.unreadable.filter(|place| !written.contains(place));
             self.bytes[at..at + data.len()].copy_from_slice(&data);
             self.pending.push((at, data));
         }
@@ -103,6 +108,10 @@ impl Disk for SimDisk {
         self.alive()?;
         let at = usize::try_from(offset).unwrap();
         assert!(offset.is_multiple_of(self.block.into()), "whole blocks only");
+        let asked = offset..offset + into.len() as u64;
+        if self.unreadable.is_some_and(|place| asked.contains(&place)) {
+            return Err(Errno::EIO.into());
+        }
         into.copy_from_slice(&self.bytes[at..at + into.len()]);
         Ok(())
     }

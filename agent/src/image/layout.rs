@@ -38,6 +38,9 @@ pub enum LayoutError {
     /// A UEFI machine cannot boot it.
     #[error("boot the image: this machine boots by UEFI, and the image has no EFI system partition")]
     NoSystemPartition,
+    /// A BIOS cannot boot it.
+    #[error("boot the image: this machine boots by BIOS, and the image's boot sector has no program")]
+    NoProgram,
     /// It was cut off.
     #[error("read the image: it ends after {image} bytes, and its partition {number} goes on to {end}")]
     Truncated {
@@ -110,11 +113,13 @@ impl Layout {
             image: other,
             disk: block,
         };
-        let table = if has_gpt(index(block)) || mbr::is_protective(head) && !has_gpt(index(other)) {
+        // Without its record in the MBR a GPT is an old one, and counts to nobody.
+        let is_gpt = mbr::is_protective(head);
+        let table = if is_gpt && (has_gpt(index(block)) || !has_gpt(index(other))) {
             let mut gpt = Gpt::primary(head, block).map_err(LayoutError::Gpt)?;
             gpt.fit(disk / u64::from(block)).map_err(LayoutError::Gpt)?;
             Table::Gpt(gpt)
-        } else if has_gpt(index(other)) {
+        } else if is_gpt {
             return Err(wrong);
         } else if block != 512 {
             // An MBR does not say in which blocks it counts; nobody makes one for others than 512.

@@ -20,12 +20,15 @@ use rustls::ClientConfig;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 pub use error::SourceError;
 
-use super::{Environment, url::Url};
+use super::{
+    Environment,
+    url::{Url, UrlError},
+};
 use crate::{
     net::{self, dns},
     session::{endpoint::Host, retry::Backoff, tls, wire},
@@ -41,11 +44,17 @@ const READ: usize = 256 << 10;
 /// The longest answer of a proxy to `CONNECT`, in bytes.
 const PROXY_ANSWER: usize = 8 << 10;
 
+/// Who sends fewer bytes than this while it is waited for ([`Patience::pace`]) would take days for an operating system, and the host keeps
+/// others from their turn meanwhile.
+const LEAST: u64 = 1 << 20;
+
 /// How patient a source is.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// How long a server may send nothing.
     pub stall: Duration,
+    /// How long it may be waited for, in all, for the next [`LEAST`] bytes.
+    pub pace: Duration,
     /// How many tries in a row may bring no byte.
     pub tries: u32,
     /// How many tries there may be in all.
@@ -56,6 +65,7 @@ impl Default for Patience {
     fn default() -> Self {
         Patience {
             stall: Duration::from_secs(30),
+            pace: Duration::from_secs(120),
             tries: 10,
             tries_in_all: 200,
         }
@@ -173,7 +183,7 @@ impl Source<'_> {
                 Err(error) => return Err(error),
             };
             in_all += 1;
-            if self.at > before {
+            if self.at > before && !matches!(error, SourceError::Slow { .. }) {
                 in_a_row = 0;
                 backoff.reset();
             }
@@ -201,10 +211,25 @@ impl Source<'_> {
             sink.expect(self.total);
         }
         let mut body = response.into_body();
+        // What the disk takes is not the server's matter.
+        let (mut waited, mut came) = (Duration::ZERO, 0);
         loop {
+            let asked = Instant::now();
             let frame = timeout(self.patience.stall, body.frame())
                 .await
                 .map_err(|_elapsed| self.stalled(&url))?;
+            waited += asked.elapsed();
+            if waited >= self.patience.pace {
+                if came < LEAST {
+                    return Err(SourceError::Slow {
+                        url: url.to_string(),
+                        at: self.at,
+                        came,
+                        waited,
+                    });
+                }
+                (waited, came) = (Duration::ZERO, 0);
+            }
             let Some(frame) = frame else { break };
             // Nothing was lost if only the end of the connection was not as it should be.
             if frame.is_err() && self.total == Some(self.at) && skip == 0 {
@@ -216,6 +241,7 @@ impl Source<'_> {
                 source,
             })?;
             let Ok(mut data) = frame.into_data() else { continue };
+            came += data.len() as u64;
             let known = skip.min(data.len() as u64);
             skip -= known;
             data = data.split_off(usize::try_from(known).unwrap_or(usize::MAX));
@@ -335,7 +361,9 @@ impl Source<'_> {
                 request = request.header(header::IF_RANGE, validator);
             }
         }
-        let request = request.body(Empty::new()).expect("the URL was parsed");
+        let request = request.body(Empty::new()).map_err(|_| SourceError::Url {
+            source: UrlError::Malformed(url.to_string()),
+        })?;
         timeout(self.patience.stall, sender.send_request(request))
             .await
             .map_err(|_elapsed| self.stalled(url))?

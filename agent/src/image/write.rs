@@ -1,6 +1,6 @@
 //! The order of a write: look, transfer, verify, add, commit.
 
-use std::io;
+use std::{io, ops::Range};
 
 use muster_proto::{Chain, job::Write};
 use zeroize::Zeroizing;
@@ -11,7 +11,7 @@ use super::{
     checksum::Wanted,
     config_drive, format,
     held::{HEAD, Held, LEAST},
-    layout::Layout,
+    layout::{Layout, LayoutError},
     pipeline,
     source::{self, Patience, Sink, SourceError},
     url,
@@ -20,8 +20,9 @@ use crate::{
     disk::{
         Disk,
         aligned::Aligned,
-        efi,
+        efi::{self, SystemPartition},
         guard::{self, shown_id},
+        mbr,
     },
     net,
     steps::Contents,
@@ -146,18 +147,16 @@ impl Writing<'_> {
             digest: transfer.digest.to_string(),
             ..Written::default()
         };
-        let layout = self.add_config_drive(&mut held, layout)?;
-        self.go_on()?;
-        self.work.step("enter into boot order", 96);
-        let backup = layout.render(held.head());
-        let end = held.size() - backup.len() as u64;
-        if !backup.is_empty() {
-            held.write_at(end, &backup)
-                .map_err(disk_failed("write the backup partition table"))?;
+        let loader = self.loader(&mut held, &layout)?;
+        let (layout, drive) = self.add_config_drive(&mut held, layout)?;
+        let finished = self.finish(&mut held, &layout, loader, &mut written.warnings);
+        if let Err(failure) = finished {
+            // No table leads to it, so no cleaning would find what may be secret in it.
+            if let Some(Err(error)) = drive.map(|drive| held.zero(drive.start, drive.end - drive.start)) {
+                tracing::error!("the config drive is on the disk still: {}", Chain(&error));
+            }
+            return Err(failure);
         }
-        held.sync().map_err(disk_failed("sync it"))?;
-        self.prepare_boot(&mut held, &layout, &mut written.warnings)?;
-        self.go_on()?;
 
         self.work.step("make it bootable", 98);
         *after = After::Unknown;
@@ -172,6 +171,29 @@ impl Writing<'_> {
         Ok(written)
     }
 
+    /// All but the first MiB, with which the disk boots.
+    fn finish(
+        &self,
+        held: &mut Held<'_>,
+        layout: &Layout,
+        loader: Option<(SystemPartition, Loader)>,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Failure> {
+        self.go_on()?;
+        self.work.step("enter into boot order", 96);
+        let backup = layout.render(held.head());
+        let end = held.size() - backup.len() as u64;
+        if !backup.is_empty() {
+            held.write_at(end, &backup)
+                .map_err(disk_failed("write the backup partition table"))?;
+        }
+        held.sync().map_err(disk_failed("sync it"))?;
+        if let Some((system, loader)) = loader {
+            self.enter(&system, &loader, warnings)?;
+        }
+        self.go_on()
+    }
+
     fn go_on(&self) -> Result<(), Failure> {
         self.work
             .go_on()
@@ -184,17 +206,23 @@ impl Writing<'_> {
         let mut whole = head.to_vec();
         whole.resize(HEAD, 0);
         let layout = Layout::fit(&whole, size, block).map_err(|source| Failure::Layout { source })?;
-        if efi::is_uefi(self.root) {
-            layout
-                .system_partition()
-                .map_err(|source| Failure::Layout { source })?;
-        }
+        let boots = match efi::is_uefi(self.root) {
+            true => layout.system_partition().map(drop),
+            false if whole[..mbr::PROGRAM].iter().all(|byte| *byte == 0) => Err(LayoutError::NoProgram),
+            false => Ok(()),
+        };
+        boots.map_err(|source| Failure::Layout { source })?;
         Ok(layout)
     }
 
-    fn add_config_drive(&self, held: &mut Held<'_>, mut layout: Layout) -> Result<Layout, Failure> {
+    /// The layout with the config drive, and where that lies, in bytes.
+    fn add_config_drive(
+        &self,
+        held: &mut Held<'_>,
+        mut layout: Layout,
+    ) -> Result<(Layout, Option<Range<u64>>), Failure> {
         let Some(drive) = self.config_drive else {
-            return Ok(layout);
+            return Ok((layout, None));
         };
         self.work.step("write config drive", 94);
         // Now that the image is the one that was meant, and not before.
@@ -221,34 +249,37 @@ impl Writing<'_> {
         config.resize(len, 0);
         held.write_at(at, &config)
             .map_err(disk_failed("write the config drive"))?;
-        Ok(layout)
+        Ok((layout, Some(at..at + len as u64)))
     }
 
-    /// Enters the image into the firmware's boot order where there is one. A BIOS runs the boot sector, which was looked at.
-    fn prepare_boot(
+    /// What the firmware is to start by UEFI; none: this machine boots by BIOS, whose program was looked for.
+    fn loader(
         &self,
         held: &mut Held<'_>,
         layout: &Layout,
-        warnings: &mut Vec<String>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<(SystemPartition, Loader)>, Failure> {
         if !efi::is_uefi(self.root) {
-            if held.head()[..440].iter().all(|byte| *byte == 0) {
-                warnings.push(
-                    "this machine boots by BIOS, and the image's boot sector has no program".to_owned(),
-                );
-            }
-            return Ok(());
+            return Ok(None);
         }
         let (system, part) = layout
             .system_partition()
             .map_err(|source| Failure::Layout { source })?;
         let mut read = |at: u64, into: &mut [u8]| held.read(part.start.saturating_add(at), into);
-        let Loader { path, has_fallback } =
-            boot::loader(&mut read).map_err(|source| Failure::Boot { source })?;
-        match efi::enter(self.root, &efi::load_option(&system, &path)) {
+        let loader = boot::loader(&mut read).map_err(|source| Failure::Boot { source })?;
+        Ok(Some((system, loader)))
+    }
+
+    /// Enters the image into the firmware's boot order.
+    fn enter(
+        &self,
+        system: &SystemPartition,
+        loader: &Loader,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Failure> {
+        match efi::enter(self.root, &efi::load_option(system, &loader.path)) {
             Ok(_) => Ok(()),
             // The firmware finds the loader by itself, if nothing before it boots.
-            Err(error) if has_fallback => {
+            Err(error) if loader.has_fallback => {
                 warnings.push(format!("no boot entry was made: {}", Chain(&error)));
                 Ok(())
             }

@@ -41,6 +41,11 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
                  give an address that needs none"
             ));
         }
+        if !can_be_asked_for(url) {
+            return Err(format!(
+                "spec.image.{what} has characters that no URL has: write them as % and two digits"
+            ));
+        }
     }
     let algorithm = algorithm(image.checksum_type, checksum)?;
     Ok(ImageSource {
@@ -48,6 +53,13 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
         checksum: checksum.to_owned(),
         algorithm,
     })
+}
+
+/// True if `url` has no character that no URL may have (RFC 3986, section 2), and with which no HTTP request can be made.
+fn can_be_asked_for(url: &str) -> bool {
+    url.trim()
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && !b"<>\"`".contains(&byte))
 }
 
 /// What stands before an `@` in front of the host.
@@ -111,6 +123,29 @@ fn algorithm(declared: Option<ChecksumType>, checksum: &str) -> Result<DigestAlg
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_that_cannot_be_asked_for_is_refused_beforehand() {
+        let image = |url: &str, checksum: &str| Image {
+            url: url.to_owned(),
+            checksum: Some(checksum.to_owned()),
+            ..Image::default()
+        };
+        let sum = "0".repeat(64);
+        for url in [
+            "http://h",
+            "https://h:1/a%20b.raw?x=1&y=%3C#part",
+            "http://[fd00::1]?a",
+        ] {
+            source(&image(url, &sum)).unwrap();
+        }
+        for url in ["http://h/a<b", "http://h/a b", "http://h/?\"", "http://h/\u{7f}"] {
+            let why = source(&image(url, &sum)).unwrap_err();
+            assert!(why.contains("spec.image.url has characters"), "{why}");
+            let why = source(&image("http://h/a", url)).unwrap_err();
+            assert!(why.contains("spec.image.checksum"), "{why}");
+        }
+    }
 
     #[test]
     fn a_url_is_shown_without_what_may_be_secret_in_it() {

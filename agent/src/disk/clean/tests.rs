@@ -93,7 +93,7 @@ fn no_mark_of_any_partition_survives() {
 
 #[test]
 fn a_disk_without_a_table_is_cleaned_as_one_device() {
-    let size = 12 * MIB;
+    let size = 24 * MIB;
     let mut bytes = vec![0; size];
     mark(&mut bytes, 0, size);
     bytes[8 * MIB] = 0x5a;
@@ -171,10 +171,17 @@ fn an_interrupted_run_can_be_repeated() {
     for (first, ..) in parts {
         bytes[usize::try_from(first).unwrap() * 512 + 1024] = 0x5a;
     }
+    let mut second_only = bytes.clone();
+    second_only[512..1024].fill(0);
     let mut whole = SimDisk::of(bytes.clone(), 512);
     wiped(&mut whole);
     for dies_at in 1..=whole.changes {
-        for keeps in [false, true] {
+        for (bytes, keeps) in [
+            (&bytes, false),
+            (&bytes, true),
+            (&second_only, false),
+            (&second_only, true),
+        ] {
             let mut disk = SimDisk::of(bytes.clone(), 512);
             disk.dies_at = Some(dies_at);
             assert!(matches!(
@@ -185,6 +192,19 @@ fn an_interrupted_run_can_be_repeated() {
             wiped(&mut again);
             assert_eq!(left(&again.bytes), [0; 0], "died at change {dies_at}");
         }
+    }
+}
+
+#[test]
+fn a_table_that_cannot_be_read_is_zeroed_like_any_other() {
+    let bytes = gpt_tests::disk(81_920, 512, &[(32_768, 65_535, Guid::LINUX, "x")]);
+    for (unreadable, partitions) in [(512, 1), (0, 1), (1024, 1), (bytes.len() as u64 - 512, 1)] {
+        let mut disk = SimDisk::of(bytes.clone(), 512);
+        disk.bytes[32_768 * 512 + 1024] = 0x5a;
+        disk.unreadable = Some(unreadable);
+        assert_eq!(wiped(&mut disk).partitions, partitions, "{unreadable}");
+        assert_eq!(left(&disk.bytes), [0; 0], "{unreadable}");
+        assert_eq!(disk.unreadable, None, "what is written can be read");
     }
 }
 

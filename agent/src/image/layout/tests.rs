@@ -42,6 +42,15 @@ fn a_protective_mbr_without_its_gpt_is_refused() {
 }
 
 #[test]
+fn a_gpt_that_the_mbr_does_not_speak_of_is_an_old_one() {
+    let mut head = disk(8192, 512, PARTS);
+    head[..512].copy_from_slice(&mbr(&[(mbr::LINUX, 2048, 4096)])[..512]);
+    let parts = Layout::fit(&head, 64 * MIB, 512).unwrap().parts();
+    let places: Vec<_> = parts.iter().map(|part| (part.start, part.end())).collect();
+    assert_eq!(places, [(2048 * 512, 6144 * 512)]);
+}
+
+#[test]
 fn an_image_that_is_larger_than_the_disk_or_cut_off_is_refused() {
     let head = disk(8192, 512, PARTS);
     assert!(matches!(

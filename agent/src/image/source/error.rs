@@ -114,6 +114,18 @@ pub enum SourceError {
         /// For how long.
         patience: Duration,
     },
+    /// The server sends too little to come to an end.
+    #[error("get {url}: {came} bytes came in {} s after {at} bytes", waited.as_secs())]
+    Slow {
+        /// What.
+        url: String,
+        /// How far it came.
+        at: u64,
+        /// How many bytes came lately.
+        came: u64,
+        /// In which time.
+        waited: Duration,
+    },
     /// The server sent less or more than it said.
     #[error("get {url}: {at} bytes came of {total}")]
     Length {
@@ -170,6 +182,7 @@ impl SourceError {
             | SourceError::Connect { .. }
             | SourceError::Broken { .. }
             | SourceError::Stalled { .. }
+            | SourceError::Slow { .. }
             | SourceError::Length { .. }
             | SourceError::Proxy { .. } => true,
             SourceError::Status { status, .. } => {

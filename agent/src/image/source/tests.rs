@@ -216,6 +216,25 @@ fn a_server_that_falls_silent_is_left_and_asked_again() {
 }
 
 #[test]
+fn a_server_that_sends_too_little_to_come_to_an_end_is_given_up() {
+    let file = file();
+    let half = || Answer::Hang(part(&file, 0, 70_000, ""));
+    let server = Server::plain(vec![half(), half()]);
+    let impatient = Patience {
+        // Longer than what is asked of it: it does send.
+        stall: Duration::from_millis(500),
+        pace: Duration::ZERO,
+        tries: 2,
+        ..patience()
+    };
+    let refused = get_all(&server.url, &environment(&Tree::new()), impatient);
+    let Err(SourceError::GivenUp { source, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(matches!(*source, SourceError::Slow { .. }), "{source:?}");
+}
+
+#[test]
 fn tries_are_bounded() {
     let file = file();
     let failing = vec![

@@ -403,11 +403,19 @@ fn a_stopped_write_never_boots() {
         }
     });
     stopper.set(trial.work.clone()).unwrap();
-    let refused = trial.fails(&mut old_disk(BLOCK), After::Unbootable);
+    let user_data = b"canary-7c".repeat(200_000);
+    trial.config = Some(Box::new(ConfigDrive {
+        user_data: Some(user_data),
+        ..ConfigDrive::default()
+    }));
+    let mut disk = old_disk(BLOCK);
+    let refused = trial.fails(&mut disk, After::Unbootable);
     assert!(
         matches!(refused, Failure::Stopped { .. }),
         "at the last moment: {refused}"
     );
+    let canaries = disk.bytes.windows(9).filter(|bytes| *bytes == b"canary-7c");
+    assert_eq!(canaries.count(), 0, "no table leads to it, so no cleaning would");
     let before = Trial::of(image(BLOCK));
     before.work.stop();
     let refused = before.fails(&mut old_disk(BLOCK), After::Untouched);
@@ -462,11 +470,14 @@ fn a_firmware_that_takes_no_entry_is_a_warning_if_it_finds_the_loader_itself() {
 }
 
 #[test]
-fn an_image_without_a_program_for_a_bios_is_spoken_of() {
+fn a_bios_machine_is_not_given_an_image_without_a_program_for_it() {
     let mut silent = image(BLOCK);
     silent[..440].fill(0);
-    let written = Trial::of(silent).write(&mut old_disk(BLOCK)).0.unwrap();
-    assert_eq!(written.warnings.len(), 1);
+    let refused = Trial::of(silent.clone()).fails(&mut old_disk(BLOCK), After::Untouched);
+    assert!(matches!(refused, Failure::Layout { .. }), "{refused}");
+    let mut trial = Trial::of(silent);
+    trial.tree = uefi();
+    trial.write(&mut old_disk(BLOCK)).0.unwrap();
 }
 
 /// A write that ended well, to a disk of so many MiB.
