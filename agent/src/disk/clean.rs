@@ -3,7 +3,7 @@
 //! It does not look for signatures: it zeroes the places where they are, of the disk and of every partition that its table
 //! lists, in an order in which an interrupted run can be repeated: the table goes last.
 
-use std::{io, ops::Range};
+use std::{collections::VecDeque, io, ops::Range};
 
 use muster_proto::job::Clean;
 
@@ -129,26 +129,18 @@ impl Failed {
 
 fn wipe(disk: &mut dyn Disk, work: &Work) -> Result<Cleaned, Failed> {
     let table = read_table(disk);
-    let mut ranges = ranges(&table.places, disk.size(), disk.block());
-    // Of the table's two copies one stays until all is gone that they lead to, whichever of them is sound.
-    let (first, end) = (ranges.first().cloned(), ranges.pop());
-    let between = ranges.into_iter().skip(1).rev();
-    let ends = end.into_iter().filter(|end| Some(end) != first.as_ref());
+    let mut between = VecDeque::from(ranges(&table.places, disk.size(), disk.block()));
+    let (first, last) = (between.pop_front(), between.pop_back());
     let mut zeroed = 0;
-    for (range, is_table) in between
-        .map(|range| (range, false))
-        .chain(ends.chain(first.clone()).map(|range| (range, true)))
-    {
-        work.go_on().map_err(Failed::Stopped)?;
-        if is_table {
-            disk.sync().map_err(|error| Failed::Disk("sync it", error))?;
-        }
-        let len = range.end - range.start;
-        disk.zero(range.start, len)
-            .map_err(|error| Failed::Disk("write zeros", error))?;
-        zeroed += len;
+    for range in between.into_iter().rev() {
+        zeroed += zero(disk, &range, work)?;
     }
-    disk.sync().map_err(|error| Failed::Disk("sync it", error))?;
+    // Of the table's two copies one stays until all is gone for certain that they lead to, whichever of them is sound.
+    for range in [last, first].into_iter().flatten() {
+        sync(disk)?;
+        zeroed += zero(disk, &range, work)?;
+    }
+    sync(disk)?;
     disk.reread_table()
         .map_err(|error| Failed::Disk("make the kernel read its empty partition table", error))?;
     Ok(Cleaned {
@@ -157,6 +149,18 @@ fn wipe(disk: &mut dyn Disk, work: &Work) -> Result<Cleaned, Failed> {
         partitions: table.partitions,
         zeroed,
     })
+}
+
+fn zero(disk: &mut dyn Disk, range: &Range<u64>, work: &Work) -> Result<u64, Failed> {
+    work.go_on().map_err(Failed::Stopped)?;
+    let len = range.end - range.start;
+    disk.zero(range.start, len)
+        .map_err(|error| Failed::Disk("write zeros", error))?;
+    Ok(len)
+}
+
+fn sync(disk: &mut dyn Disk) -> Result<(), Failed> {
+    disk.sync().map_err(|error| Failed::Disk("sync it", error))
 }
 
 /// How a disk is divided.

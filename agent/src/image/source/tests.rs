@@ -221,7 +221,6 @@ fn a_server_that_sends_too_little_to_come_to_an_end_is_given_up() {
     let half = || Answer::Hang(part(&file, 0, 70_000, ""));
     let server = Server::plain(vec![half(), half()]);
     let impatient = Patience {
-        // Longer than what is asked of it: it does send.
         stall: Duration::from_millis(500),
         pace: Duration::ZERO,
         tries: 2,
