@@ -76,6 +76,40 @@ fn where_there_is_no_serial_number_path_and_then_name_decide() {
 }
 
 #[test]
+fn disks_of_one_array_are_told_apart_by_their_whole_name_or_their_path_and_never_by_chance() {
+    let lun = |name: &str, rest: &str| Described {
+        name: name.to_owned(),
+        by_path: format!("/dev/disk/by-path/pci-0000:02:00.0-sas-{rest}"),
+        wwn: "0x60080e5000431234".to_owned(),
+        wwn_with_extension: format!("0x60080e5000431234{rest:0>16}"),
+        size_bytes: 8 << 30,
+        ..Described::default()
+    };
+    let (a, b) = (lun("/dev/sda", "1"), lun("/dev/sdb", "2"));
+    let chosen = |meant: &DiskId, disks: &[&Described]| {
+        choose(meant, disks.iter().map(|disk| (*disk).clone()).collect()).map(|disk| disk.name)
+    };
+    let meant = DiskId::from(&a);
+    assert_eq!(chosen(&meant, &[&a, &b]).unwrap(), "/dev/sda");
+    assert!(matches!(chosen(&meant, &[&b]), Err(Refused::NotFound { .. })));
+    // From a controller that knows half of the name, after the kernel has named them the other way round.
+    let half = DiskId {
+        wwn_with_extension: String::new(),
+        name: "/dev/sdb".to_owned(),
+        ..meant
+    };
+    assert_eq!(chosen(&half, &[&a, &b]).unwrap(), "/dev/sda");
+    let elsewhere = DiskId {
+        by_path: "/dev/disk/by-path/pci-0000:03:00.0-sas-1".to_owned(),
+        ..half
+    };
+    assert!(matches!(
+        chosen(&elsewhere, &[&a, &b]),
+        Err(Refused::Ambiguous { .. })
+    ));
+}
+
+#[test]
 fn another_machine_is_refused() {
     let tree = machine();
     let try_with = |uuid: Option<&str>, serial: Option<&str>| {
