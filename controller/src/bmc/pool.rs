@@ -36,7 +36,8 @@ pub struct Config {
     pub request: Duration,
     /// How long a call may take from when it has its turn, and how long it waits for that.
     pub call: Duration,
-    /// The most bytes that are read of one answer.
+    /// The most bytes that are read of one answer. As JSON values in memory they may take a hundred times as much, in each of the calls
+    /// that run at once.
     pub body: usize,
     /// The pause after a first failure; it doubles.
     pub first_pause: Duration,
@@ -54,7 +55,7 @@ impl Default for Config {
             connect: Duration::from_secs(10),
             request: Duration::from_secs(30),
             call: Duration::from_secs(90),
-            body: 1 << 20,
+            body: 256 << 10,
             first_pause: Duration::from_secs(1),
             longest_pause: Duration::from_secs(120),
             authorities: Vec::new(),

@@ -310,6 +310,16 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
 /// True if the BMC let us in with these very credentials.
 fn took_them_before(draft: &Draft<'_>) -> bool {
     let name = credentials_name(draft);
+    // The version in the status may be older: it grows with any change of the Secret.
+    if draft
+        .seen
+        .bmc
+        .probed
+        .as_ref()
+        .is_some_and(|probed| probed.accepted)
+    {
+        return true;
+    }
     let good = draft.old.good_credentials.as_ref();
     good.is_some_and(|good| Some(good) == name.map(|name| reference(draft, &name)).as_ref())
 }

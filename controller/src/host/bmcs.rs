@@ -70,7 +70,7 @@ impl Bmcs for bmc::Bmcs {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum News {
     /// A probe, with the power that was read on the way.
-    Probed(Probed, Option<PowerReading>),
+    Probed(Box<Probed>, Option<PowerReading>),
     /// The power.
     Power(Result<PowerReading, Failure>),
     /// An effect; true if it was one on the power.
@@ -93,16 +93,17 @@ impl News {
     /// Into memory.
     pub(super) fn remember(self, bmc: &mut observed::Bmc, tried: &mut Option<Tried>) {
         match self {
-            News::Probed(probed, power) => {
-                if bmc
+            News::Probed(mut probed, power) => {
+                let before = bmc
                     .probed
                     .as_ref()
-                    .is_none_or(|before| before.access != probed.access)
-                {
+                    .filter(|before| before.access == probed.access);
+                match before {
+                    Some(before) => probed.accepted |= before.accepted,
                     // What another BMC said, or this one to somebody else, says nothing of this one.
-                    *bmc = observed::Bmc::default();
+                    None => *bmc = observed::Bmc::default(),
                 }
-                bmc.probed = Some(probed);
+                bmc.probed = Some(*probed);
                 if let Some(power) = power {
                     read(bmc, Ok(power));
                 }
@@ -189,10 +190,11 @@ pub(super) async fn call(
             let probed = Probed {
                 access: wanted.clone(),
                 at,
+                accepted: result.is_ok(),
                 result,
                 identity,
             };
-            Ok(News::Probed(probed, power))
+            Ok(News::Probed(Box::new(probed), power))
         }
         Effect::BootNetworkOnce { operation, mode } => {
             let boot = Boot {

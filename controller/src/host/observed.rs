@@ -128,6 +128,8 @@ pub struct Probed {
     pub at: Timestamp,
     /// How it ended.
     pub result: Result<(), Failure>,
+    /// True if the BMC let us in with this access since this process began.
+    pub accepted: bool,
     /// Of which machine the BMC says that it is.
     pub identity: Identity,
 }

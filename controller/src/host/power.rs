@@ -166,9 +166,9 @@ fn order_again(draft: &mut Draft<'_>, operation: &str, how: PowerOrder, at: Time
     draft.again(LOOK_AGAIN);
 }
 
-/// True for what says of the BMC that it has no time or did not hear, rather than what it thinks of the order.
+/// True unless the BMC says that it cannot do this at all: any other error may be gone in a moment.
 fn may_pass(class: FailureClass) -> bool {
-    matches!(class, FailureClass::Busy | FailureClass::Unreachable)
+    class != FailureClass::Unsupported
 }
 
 fn order(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {

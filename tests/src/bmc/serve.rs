@@ -3,7 +3,7 @@
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use futures::stream;
+use futures::{StreamExt, stream};
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::{
     HeaderMap, Method, Request, Response,
@@ -219,11 +219,17 @@ async fn answer(
         }
         Some(Fault::Truncated) => {
             let whole = route(shared, &method, &path, &headers, &body, None);
+            let status = whole.status;
             let text = whole.body.map(|body| body.to_string()).unwrap_or_default();
             let half = Bytes::from(text[..text.len() / 2].to_owned());
-            let parts = stream::iter([Ok(Frame::data(half)), Err(silence())]);
+            let end = async {
+                // What was sent arrives first.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Err(silence())
+            };
+            let parts = stream::iter([Ok(Frame::data(half))]).chain(stream::once(end));
             let length = vec![("content-length", text.len().to_string())];
-            return Ok(build(200, length, BodyExt::boxed(StreamBody::new(parts))));
+            return Ok(build(status, length, BodyExt::boxed(StreamBody::new(parts))));
         }
     }
     Ok(route(shared, &method, &path, &headers, &body, None).response())

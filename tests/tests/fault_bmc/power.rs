@@ -259,11 +259,18 @@ async fn a_probe_tells_whose_bmc_it_is() {
 
 #[tokio::test]
 async fn nics_that_are_not_told_are_unknown_and_not_none() {
-    let (service, _events, access) = one(Options::default());
-    service.inject(Rule::always(Fault::Status(500, "InternalError")).path("EthernetInterfaces"));
-    let probe = bmcs(&hasty()).probe(&access).await.unwrap();
-    assert_eq!(probe.identity.macs, None);
-    assert!(probe.identity.serial.is_some());
+    for fault in [
+        Fault::Status(500, "InternalError"),
+        Fault::Status(403, "InsufficientPrivilege"),
+        Fault::Unavailable(17),
+        Fault::Refuse,
+    ] {
+        let (service, _events, access) = one(Options::default());
+        service.inject(Rule::always(fault).path("EthernetInterfaces"));
+        let probe = bmcs(&hasty()).probe(&access).await.unwrap();
+        assert_eq!(probe.identity.macs, None);
+        assert!(probe.identity.serial.is_some());
+    }
 }
 
 #[tokio::test]

@@ -98,6 +98,40 @@ async fn when_others_hold_all_sessions_calls_go_without() {
 }
 
 #[tokio::test]
+async fn where_no_session_can_be_had_for_whatever_reason_calls_go_without() {
+    for refusal in [
+        Fault::Status(503, "RAC0218"),
+        Fault::Status(400, "CreateLimitReachedForResource"),
+        Fault::Status(500, "InternalError"),
+    ] {
+        let (service, _events, access) = one(Options::default());
+        service.inject(Rule::always(refusal).method("POST").path(SESSIONS));
+        let bmcs = bmcs(&hasty());
+        bmcs.set_power(&access, 1, Reset::On).await.unwrap();
+        service.seen();
+        bmcs.power(&access).await.unwrap();
+        assert_eq!(count(&service, "POST", SESSIONS), 1, "it may be another time");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_over_is_renewed_also_where_the_answer_that_says_so_is_cut_off() {
+    let (service, _events, access) = one(Options::default());
+    let bmcs = bmcs(&hasty());
+    bmcs.power(&access).await.unwrap();
+    service.expire_sessions();
+    service.seen();
+    service.inject(
+        Rule::always(Fault::Truncated)
+            .method("GET")
+            .path("/Systems/1")
+            .times(1),
+    );
+    bmcs.power(&access).await.unwrap();
+    assert_eq!(count(&service, "POST", SESSIONS), 1);
+}
+
+#[tokio::test]
 async fn wrong_credentials_are_tried_once_and_right_ones_at_once() {
     let (service, _events, right) = one(Options::default());
     let mut wrong = right.clone();

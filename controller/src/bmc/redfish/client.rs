@@ -174,7 +174,9 @@ impl<'a> Client<'a> {
             let mut asked = self.asked(method.clone(), path.to_owned(), body, headers);
             asked.headers.push(self.authority().await?);
             let told = self.follow(&mut asked).await?;
-            if told.status != StatusCode::UNAUTHORIZED || !known || renewed {
+            let is_unknown = told.status == StatusCode::UNAUTHORIZED
+                || (!told.status.is_success() && self.said(&told).knows_no_session());
+            if !is_unknown || !known || renewed {
                 return Ok((asked, told));
             }
             self.memory.session = None;
@@ -237,11 +239,15 @@ impl<'a> Client<'a> {
                 self.memory.sessionless = true;
                 Ok(())
             }
-            _ if self.said(&told).no_session_left() => {
-                self.without_session = true;
-                Ok(())
-            }
-            _ => self.success(&asked, &told),
+            // Who we are is not known there. Anything else is of sessions only, such as that none is left: each vendor says that in
+            // another way.
+            _ => match self.success(&asked, &told) {
+                Err(error @ BmcError::Credentials { .. }) => Err(error),
+                _ => {
+                    self.without_session = true;
+                    Ok(())
+                }
+            },
         }
     }
 

@@ -12,11 +12,14 @@ mod trust;
 mod verdict;
 mod wire;
 
+use std::time::Duration;
+
 use client::{Client, Memory, Resource};
 use futures::{FutureExt, future::BoxFuture};
 use model::System;
 use muster_proto::{Mac, text::clean};
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{
     Access, Answer, BmcError, Boot, BootDevice, Connection, Done, Identify, Leave, Power, Probe, Reset,
@@ -28,6 +31,8 @@ pub use wire::{Limits, Means};
 
 /// The most NICs that are asked one by one.
 const NICS: usize = 8;
+/// How long a service may take to list them.
+const NICS_WITHIN: Duration = Duration::from_secs(15);
 
 /// One system behind one Redfish service.
 pub struct Redfish {
@@ -53,9 +58,17 @@ impl Redfish {
         }
     }
 
-    /// Passes `outcome` on. A BMC that was away may come back as another version of itself.
+    /// Passes `outcome` on. A BMC that was away may come back as another version of itself, and what one says while it starts may not be
+    /// so later.
     fn settled<T>(&mut self, outcome: Result<T, BmcError>) -> Result<T, BmcError> {
-        if let Err(BmcError::Unreachable { .. } | BmcError::Answer { .. }) = &outcome {
+        if let Err(
+            BmcError::Unreachable { .. }
+            | BmcError::Answer { .. }
+            | BmcError::NoSystem { .. }
+            | BmcError::Credentials { .. }
+            | BmcError::Unsupported { .. },
+        ) = &outcome
+        {
             self.memory.forget_service();
         }
         outcome
@@ -72,13 +85,14 @@ impl Redfish {
         let (_, _, system) = system(&mut client, access).await?;
         let mut identity = system.identity;
         if let Some(nics) = &system.nics {
-            // Useful to tell machines apart, but many services lack it: then the rest has to do.
-            identity.macs = match macs(&mut client, nics).await {
-                Ok(macs) => Some(macs),
-                Err(BmcError::Unsupported { .. } | BmcError::Refused { .. } | BmcError::Answer { .. }) => {
-                    None
+            // Useful to tell machines apart, but many services lack it, or forbid it, or take long: then the rest has to do.
+            let macs = timeout(NICS_WITHIN, macs(&mut client, nics)).await;
+            identity.macs = match macs {
+                Ok(Err(error @ (BmcError::Fenced { .. } | BmcError::Lapsed { .. } | BmcError::Stopped))) => {
+                    return Err(error);
                 }
-                Err(error) => return Err(error),
+                Ok(macs) => macs.ok(),
+                Err(_late) => None,
             };
         }
         Ok(Probe {
@@ -146,11 +160,11 @@ async fn system(client: &mut Client<'_>, access: &Access) -> Result<(String, Res
     if let Some(path) = &access.address.system {
         return system_at(client, path.clone()).await;
     }
-    if let Some(path) = client.memory().system.take()
-        && let Ok(found) = system_at(client, path.clone()).await
-    {
-        client.memory().system = Some(path);
-        return Ok(found);
+    if let Some(path) = client.memory().system.clone() {
+        match system_at(client, path).await {
+            Err(BmcError::NoSystem { .. }) => client.memory().system = None,
+            found => return found,
+        }
     }
     let path = the_only_system(client).await?;
     let found = system_at(client, path.clone()).await?;
@@ -213,7 +227,9 @@ async fn macs(client: &mut Client<'_>, collection: &str) -> Result<Vec<Mac>, Bmc
     let whole = members.into_iter().flatten();
     let mut macs: Vec<Mac> = whole.filter_map(model::mac).collect();
     if macs.is_empty() {
-        for nic in model::members(&listed).iter().take(NICS) {
+        let members = model::members(&listed);
+        drop(listed);
+        for nic in members.iter().take(NICS) {
             let nic = client.find(nic).await?;
             macs.extend(nic.and_then(|nic| model::mac(&nic.value)));
         }

@@ -21,6 +21,8 @@ const LATER: &[&str] = &[
     "ResourceInUse",
     // HPE, while the machine tests itself.
     "UnableToModifyDuringSystemPOST",
+    // None for us, that is.
+    "SessionLimitExceeded",
 ];
 
 /// Those that say "not here".
@@ -43,9 +45,6 @@ const CREDENTIALS: &[&str] = &[
     // HPE, with status 400.
     "UnauthorizedLoginAttempt",
 ];
-
-/// The service has no session to give.
-const NO_SESSION: &str = "SessionLimitExceeded";
 
 /// What an error's body says (DSP0266, "Error responses").
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,9 +91,9 @@ impl Said {
         self.ids.iter().any(|id| ids.contains(&id.as_str()))
     }
 
-    /// True if there is no session left for us: other ways in may work.
-    pub(super) fn no_session_left(&self) -> bool {
-        self.is_one_of(&[NO_SESSION])
+    /// True if the session that we showed is over.
+    pub(super) fn knows_no_session(&self) -> bool {
+        self.is_one_of(&["NoValidSession"])
     }
 
     /// What it means that a request for `what` was answered with `status`, which is no success.
@@ -104,7 +103,7 @@ impl Said {
         match status {
             401 | 403 => BmcError::Credentials { message },
             _ if self.is_one_of(CREDENTIALS) => BmcError::Credentials { message },
-            _ if self.is_one_of(LATER) || self.no_session_left() => busy(message),
+            _ if self.is_one_of(LATER) => busy(message),
             // 409: it changes state already; 412, after a second try: somebody else writes at the same time.
             409 | 412 | 423 | 425 | 429 | 502 | 503 | 504 => busy(message),
             404 | 405 | 410 | 501 => BmcError::Unsupported {
@@ -134,10 +133,17 @@ pub(super) fn retry_after(header: Option<&str>) -> Option<Duration> {
 
 /// Where a redirect leads, as a path: only to the same host, or credentials would go elsewhere.
 pub(super) fn redirect(location: &str, origin: &str) -> Option<String> {
-    let target = match location.get(..origin.len()) {
-        Some(start) if start.eq_ignore_ascii_case(origin) => &location[origin.len()..],
-        _ => location,
+    let port = if origin.starts_with("https:") { 443 } else { 80 };
+    let behind = |origin: &str| {
+        let start = location.get(..origin.len())?;
+        start
+            .eq_ignore_ascii_case(origin)
+            .then(|| &location[origin.len()..])
     };
+    // The default port may be there or not.
+    let target = behind(&format!("{origin}:{port}"))
+        .or_else(|| behind(origin))
+        .unwrap_or(location);
     super::model::local(target).map(str::to_owned)
 }
 
@@ -165,6 +171,22 @@ mod tests {
         Said::read(status, body.to_string().as_bytes(), &[])
             .error(status, "x", None)
             .class()
+    }
+
+    #[test]
+    fn a_redirect_stays_on_its_host_with_the_default_port_or_without() {
+        for (location, origin, path) in [
+            ("https://bmc/a", "https://bmc", Some("/a")),
+            ("https://BMC:443/a", "https://bmc", Some("/a")),
+            ("http://bmc:80/a", "http://bmc", Some("/a")),
+            ("https://bmc:8443/a", "https://bmc:8443", Some("/a")),
+            ("https://bmc:8443/a", "https://bmc", None),
+            ("https://bmc:4430/a", "https://bmc", None),
+            ("https://bmc.evil/a", "https://bmc", None),
+            ("/a", "https://bmc", Some("/a")),
+        ] {
+            assert_eq!(redirect(location, origin).as_deref(), path, "{location}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! HTTP/1.1 with one BMC: one connection, one request at a time, with limits to the time and the bytes that it may take.
 
-use std::{error::Error as _, fmt, io, sync::Arc, time::Duration};
+use std::{error::Error as _, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
@@ -59,6 +59,13 @@ impl Told {
         self.headers.get(name)?.to_str().ok()
     }
 }
+
+/// How many addresses of one name are tried.
+const ADDRESSES: usize = 4;
+
+/// How long what changes something may be on its way to a BMC that does not take it: what a Lease lasts longer than its holder acts, by
+/// default.
+const UNTAKEN: Duration = Duration::from_secs(5);
 
 /// The connection to one BMC. Made when it is needed, gone when this is.
 pub(super) struct Wire<'a> {
@@ -168,7 +175,8 @@ impl<'a> Wire<'a> {
                     true => Failed::Unsent,
                     false => Failed::Http(error),
                 })?;
-            read(response, body).await
+            let needs_body = asked.method == Method::GET && response.status().is_success();
+            read(response, body, needs_body).await
         };
         timeout(self.limits.request, answer)
             .await
@@ -204,6 +212,12 @@ impl<'a> Wire<'a> {
         let tcp = self.tcp().await?;
         // A request is one write; the answer to it should not wait for another.
         let _ = tcp.set_nodelay(true);
+        if self.leave.is_some() {
+            // What the BMC has not taken when the term is over, or the call is, is thrown away: the kernel would bring it later.
+            let socket = socket2::SockRef::from(&tcp);
+            let _ = socket.set_linger(Some(Duration::ZERO));
+            let _ = socket.set_tcp_user_timeout(Some(UNTAKEN));
+        }
         let tcp = Gated::new(tcp, self.leave.clone());
         let Some(tls) = &self.tls else {
             return speak(TokioIo::new(tcp)).await;
@@ -228,11 +242,15 @@ impl<'a> Wire<'a> {
         };
         let found = tokio::net::lookup_host((name.as_str(), port)).await;
         let found = found.map_err(|error| unreachable(&format!("look up its name: {}", plain(&error))))?;
+        let found: Vec<SocketAddr> = found.take(ADDRESSES).collect();
         let mut last = unreachable("look up its name: it has no address");
+        // One that swallows everything keeps none of the others from its turn.
+        let each = self.limits.connect / u32::try_from(found.len().max(1)).unwrap_or(1);
         for at in found {
-            match TcpStream::connect(at).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = unreachable(&format!("connect: {}", plain(&error))),
+            match timeout(each, TcpStream::connect(at)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last = unreachable(&format!("connect: {}", plain(&error))),
+                Err(_late) => last = unreachable("connect: no answer in time"),
             }
         }
         Err(last)
@@ -251,18 +269,19 @@ where
     Ok(Open { sender, driver })
 }
 
-async fn read(response: hyper::Response<Incoming>, most: usize) -> Result<Told, Failed> {
+/// The answer. Some services cut the body of an error off: what the head says counts, unless the body is what was asked for.
+async fn read(response: hyper::Response<Incoming>, most: usize, needs_body: bool) -> Result<Told, Failed> {
     let (parts, body) = response.into_parts();
-    let body = Limited::new(body, most).collect().await.map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            return Failed::TooLong;
-        }
-        error.downcast().map_or(Failed::Cut, |error| Failed::Http(*error))
-    })?;
+    let body = match Limited::new(body, most).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) if !needs_body => Bytes::new(),
+        Err(error) if error.is::<LengthLimitError>() => return Err(Failed::TooLong),
+        Err(error) => return Err(error.downcast().map_or(Failed::Cut, |error| Failed::Http(*error))),
+    };
     Ok(Told {
         status: parts.status,
         headers: parts.headers,
-        body: body.to_bytes(),
+        body,
     })
 }
 

@@ -59,7 +59,13 @@ fn refused(world: &mut World, class: FailureClass) -> bool {
 
 #[test]
 fn an_operating_system_that_may_not_have_heard_is_asked_again_and_not_cut_off() {
-    for class in [FailureClass::Busy, FailureClass::Unreachable] {
+    for class in [
+        FailureClass::Busy,
+        FailureClass::Unreachable,
+        FailureClass::Refused,
+        FailureClass::System,
+        FailureClass::Credentials,
+    ] {
         let mut world = provisioned();
         world.host().spec.online = false;
         let mut asked = 0;
@@ -282,6 +288,7 @@ fn probed(world: &mut World, class: FailureClass) {
         probed: Some(Probed {
             access: access.expect("a probe"),
             at: world.now,
+            accepted: false,
             result: Err(failure),
             identity: Identity::default(),
         }),

@@ -569,6 +569,7 @@ impl World {
                 self.bmc.probed = Some(Probed {
                     access: access.clone(),
                     at: self.now,
+                    accepted: result.is_ok(),
                     result,
                     identity: self.says.clone(),
                 });
