@@ -183,7 +183,9 @@ impl Edge {
                     identity: status.map_or(&nobody, |status| &status.identity),
                     live: session.is_some_and(|session| session.state == SessionState::Connected),
                     booted: session.and_then(|session| session.boot_mac),
-                    in_use: self.host_of(server).is_some_and(|host| in_use(&host)),
+                    // A host that is not seen here is not absent.
+                    in_use: server.spec.host.is_some()
+                        && self.host_of(server).is_none_or(|host| in_use(&host)),
                 }
             })
             .collect();

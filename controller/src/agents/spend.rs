@@ -87,7 +87,9 @@ impl Edge {
 
     /// Two keys showed one token: the certificate that it bought is revoked, on the Enrolment first, then on the Server.
     async fn contest(&self, enrolment: &Enrolment) -> Result<(), Refused> {
-        self.store.contest_enrolment(&enrolment.name_any()).await?;
+        if !enrolment.spec.contested {
+            self.store.contest_enrolment(&enrolment.name_any()).await?;
+        }
         self.mark_contested(&enrolment.spec).await?;
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! The kernel's filter lets only ARP and UDP to port 68 through, so that boot files in transit cost nothing here.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     net::Ipv4Addr,
     os::fd::IntoRawFd,
@@ -75,8 +75,8 @@ impl std::fmt::Debug for Frames {
     }
 }
 
-/// Who waits for an ARP reply from which address.
-type Waiting = Mutex<HashMap<Ipv4Addr, oneshot::Sender<Mac>>>;
+/// Who waits for an ARP reply from which address: one address may be probed for several machines at once.
+type Waiting = Mutex<HashMap<Ipv4Addr, Vec<oneshot::Sender<Mac>>>>;
 
 impl Frames {
     /// Opens `interface`; what other servers answer there goes to `answers`.
@@ -124,25 +124,30 @@ impl Frames {
         self.waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(address, found);
+            .entry(address)
+            .or_default()
+            .push(found);
         let sent = self
             .sender
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .send_to(&arp_probe(self.own, address), None);
-        let outcome = match sent {
-            Some(Ok(())) => Ok(tokio::time::timeout(PATIENCE, answer)
-                .await
-                .ok()
-                .and_then(Result::ok)),
-            Some(Err(error)) => Err(error),
-            None => Err(io::ErrorKind::Unsupported.into()),
+        let sent = sent.unwrap_or_else(|| Err(io::ErrorKind::Unsupported.into()));
+        let found = match &sent {
+            Ok(()) => tokio::time::timeout(PATIENCE, answer).await.ok(),
+            Err(_) => {
+                drop(answer);
+                None
+            }
         };
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&address);
-        outcome
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut of) = waiting.entry(address) {
+            of.get_mut().retain(|other| !other.is_closed());
+            if of.get().is_empty() {
+                of.remove();
+            }
+        }
+        sent.map(|()| found.and_then(Result::ok))
     }
 }
 
@@ -279,7 +284,7 @@ impl Reader {
                             .lock()
                             .unwrap_or_else(PoisonError::into_inner)
                             .remove(&address);
-                        if let Some(found) = waiting {
+                        for found in waiting.into_iter().flatten() {
                             // The prober may have given up in this moment.
                             let _ = found.send(mac);
                         }

@@ -106,7 +106,9 @@ impl Watch {
             mac: answer.mac,
             what,
         };
-        self.0.insert(answer.server, (intruder.clone(), now));
+        // What it was heard by first stays: each change is written into the Segment, and who forges answers may change all the time.
+        let (_, heard) = self.0.entry(answer.server).or_insert((intruder.clone(), now));
+        *heard = now;
         (!known).then_some(intruder)
     }
 

@@ -35,6 +35,14 @@ fn a_second_dhcp_server_is_reported_once_and_forgotten_when_quiet() {
         (Ipv4Addr::new(10, 77, 0, 2), What::Dhcp)
     );
     assert_eq!(watch.hear(&other, &net, NOW), None);
+    // Who forges answers has a new address each time: that is no news, and nothing is written for it.
+    let present = watch.present(NOW);
+    let forged = Answer {
+        mac: Mac([2, 0, 0, 0, 0, 0x77]),
+        ..other.clone()
+    };
+    assert_eq!(watch.hear(&forged, &net, NOW), None);
+    assert_eq!(watch.present(NOW), present);
     assert_eq!(watch.present(NOW + QUIET - Duration::from_secs(1)), [found]);
     assert_eq!(watch.present(NOW + QUIET), []);
 }
