@@ -45,7 +45,8 @@ pub(super) struct Edge {
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Refusals,
     /// How often each Server may have written what it says.
-    pub(super) writes: Writes,
+    pub(super) inventory_writes: Writes,
+    pub(super) poll_writes: Writes,
     /// How often the progress of each Server's job was written.
     pub(super) progress: Progresses,
     /// Servers whose inventory is on its way: one at a time for each.

@@ -137,7 +137,8 @@ impl Server {
             refusals: Refusals::default(),
             reporting: Counts::new(1),
             telling: Counts::new(1),
-            writes: writes::Writes::default(),
+            inventory_writes: writes::Writes::of_inventories(),
+            poll_writes: writes::Writes::of_polls(),
             progress: progress::Progresses::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
@@ -267,7 +268,8 @@ async fn reap(edge: Arc<Edge>) {
         }
         pause = LOOK;
         edge.store.prune();
-        edge.writes.prune();
+        edge.inventory_writes.prune();
+        edge.poll_writes.prune();
         edge.progress.prune(|name| edge.store.server(name).is_some());
         for (name, key) in edge.sessions.gone() {
             if poll::disconnect(&edge, &name, &key).await {

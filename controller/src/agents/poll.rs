@@ -184,8 +184,12 @@ async fn acknowledge(
 ) -> Result<(), Problem> {
     let now = clock::rfc3339(clock::now());
     let address = peer.address.to_string();
+    let mut right = edge.poll_writes.one(caller.name());
     // An outcome of a job that the watched copy does not show yet: the API server is asked before it is taken for nobody's.
     if request.outcome.is_some() && !jobs::mentions(&caller.server, &request.last) {
+        if !right.may() {
+            return Err(too_often());
+        }
         match edge.store.fetch_server(caller.name()).await {
             Ok(_) | Err(StoreError::Gone { .. }) => {}
             Err(error) => return Err(unavailable(&error)),
@@ -196,6 +200,9 @@ async fn acknowledge(
     let due = edge.progress.due(caller.name(), request, shown);
     if caller.owns(shown) && says_nothing_new(shown, request, due, &address) {
         return Ok(());
+    }
+    if !right.may() {
+        return Err(too_often());
     }
     let change = |server: &Server| {
         if !caller.owns(server) {
@@ -224,6 +231,7 @@ async fn acknowledge(
         }
         // How a job went must not be lost; that the agent is here is seen again at its next poll.
         Err(error) if request.outcome.is_some() && jobs::news(&caller.server, request, false).is_some() => {
+            right.failed();
             Err(unavailable(&error))
         }
         Err(StoreError::CalledOff | StoreError::Gone { .. }) => Ok(()),
@@ -232,6 +240,13 @@ async fn acknowledge(
             Ok(())
         }
     }
+}
+
+fn too_often() -> Problem {
+    problem(
+        ProblemKind::Unavailable,
+        "this machine tells new things too often; this one is taken later",
+    )
 }
 
 /// True if the poll tells only what stands in `server` already, as nearly all of them do.

@@ -174,7 +174,7 @@ async fn report(edge: &Edge, peer: &Peer, content: Content) -> Result<InventoryR
 /// Stores `reported` as the inventory of the caller's Server; false if it was stored already.
 async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<bool, Problem> {
     let now = clock::rfc3339(clock::now());
-    let mut write = edge.writes.one(caller.name());
+    let mut write = edge.inventory_writes.one(caller.name());
     let change = |server: &Server| {
         if !caller.owns(server) {
             return None;

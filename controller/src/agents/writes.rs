@@ -14,18 +14,42 @@ use super::problem::problem;
 use crate::bucket::{Bucket, Rate};
 
 /// Someone who changes disks by hand is not held up; a machine whose hardware flickers is. `Retry-After` says the same 30 s.
-const RATE: Rate = Rate {
+const INVENTORIES: Rate = Rate {
     burst: 5,
     every: Duration::from_secs(30),
 };
 
+/// What polls tell: a job is taken up, goes on and ends. That is a few writes in a minute, and a stranger may enrol, too.
+const POLLS: Rate = Rate {
+    burst: 30,
+    every: Duration::from_secs(2),
+};
+
 /// What each Server has had written lately. There is at most one bucket for each Server that exists.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Writes {
+    rate: Rate,
     buckets: Mutex<HashMap<String, Bucket>>,
 }
 
 impl Writes {
+    /// Of what the hardware is.
+    pub(super) fn of_inventories() -> Writes {
+        Writes::at(INVENTORIES)
+    }
+
+    /// Of what polls tell, what is asked of the API server for them included.
+    pub(super) fn of_polls() -> Writes {
+        Writes::at(POLLS)
+    }
+
+    fn at(rate: Rate) -> Writes {
+        Writes {
+            rate,
+            buckets: Mutex::default(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Bucket>> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -65,7 +89,7 @@ impl Write<'_> {
             let bucket = buckets
                 .entry(self.server.to_owned())
                 .or_insert_with(|| Bucket::new(now));
-            self.taken = bucket.take(RATE, now);
+            self.taken = bucket.take(self.writes.rate, now);
             self.refused = !self.taken;
         }
         self.taken
@@ -86,7 +110,7 @@ impl Write<'_> {
         if self.taken
             && let Some(bucket) = self.writes.lock().get_mut(self.server)
         {
-            bucket.give_back(RATE);
+            bucket.give_back(self.writes.rate);
         }
     }
 }
@@ -97,7 +121,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_machine_has_no_more_written_than_its_share_and_takes_none_of_anothers() {
-        let writes = Writes::default();
+        let writes = Writes::of_inventories();
         for _ in 0..100 {
             let mut failed = writes.one("a");
             assert!(failed.may() && failed.may());
@@ -108,7 +132,7 @@ mod tests {
         assert_eq!(done, 5);
         assert!(!refused.may() && refused.refusal().is_some());
         assert!(writes.one("b").may());
-        tokio::time::advance(RATE.every * 6).await;
+        tokio::time::advance(INVENTORIES.every * 6).await;
         assert!(writes.one("a").may());
         writes.prune();
         assert_eq!(writes.lock().len(), 1, "b is forgotten");

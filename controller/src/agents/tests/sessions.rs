@@ -72,6 +72,36 @@ async fn an_order_reaches_a_held_poll_at_once_and_its_outcome_is_written() {
 }
 
 #[tokio::test]
+async fn a_stranger_that_enrolled_makes_a_bounded_number_of_requests() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    assert!(
+        agent.poll_with(ended("op-0")).await.is_ok(),
+        "it is shown as here"
+    );
+    lab.api.requests();
+    let mut refused = 0;
+    for number in 1..=100 {
+        let answer = agent.poll_with(ended(&format!("op-{number}"))).await;
+        refused += usize::from(answer.is_err());
+    }
+    let asked = lab.api.requests();
+    assert!(
+        asked.len() <= 40 && refused >= 60,
+        "{} requests, {refused} refused",
+        asked.len()
+    );
+}
+
+fn ended(job: &str) -> PollRequest {
+    PollRequest {
+        last: job.to_owned(),
+        outcome: Some(Outcome::Done),
+        ..PollRequest::default()
+    }
+}
+
+#[tokio::test]
 async fn the_outcome_of_an_order_is_not_lost_while_the_api_server_is_away() {
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
