@@ -372,16 +372,33 @@ impl Edge {
             self.make_server(applicant, name).await?;
         }
         let mut settled = Settled::default();
+        let mut is_taken = false;
         let since = clock::rfc3339(clock::now());
         let change = |server: &Server| {
             let status = server.status.clone().unwrap_or_default();
+            // The copy by which it was recognised may not have shown that the machine is connected.
+            is_taken = is_anothers(&status, applicant);
+            if is_taken {
+                return None;
+            }
             let (claimed, boot) = (&applicant.identity, applicant.boot);
             settled = self.with_machines(claimed, boot, |machines| {
                 identity::settle(name, &status.identity, claimed, boot, machines, Word::Enrolment)
             });
             Some(enrolled(status, &settled, applicant, &since))
         };
-        let updated = self.store.update(name, change).await?;
+        let updated = match self.store.update(name, change).await {
+            Err(StoreError::CalledOff) if is_taken => {
+                return Err(Refused::new(
+                    EnrolOutcome::Unavailable,
+                    ProblemKind::Unavailable,
+                    format!(
+                        "the machine of Server {name} is connected, and booted from another address; try again"
+                    ),
+                ));
+            }
+            updated => updated?,
+        };
         self.spread(&updated.server, &settled.moved).await?;
         Ok(updated.server)
     }
@@ -440,6 +457,17 @@ impl Edge {
 
 fn resolve(applicant: &Applicant, machines: &[Machine<'_>]) -> Result<Resolved, identity::Nobody> {
     identity::resolve(&applicant.identity, applicant.boot, machines, &BTreeSet::new())
+}
+
+/// True if the machine with this `status` is connected, and it is not this one that has booted anew: one is known by an address of its own.
+fn is_anothers(status: &ServerStatus, applicant: &Applicant) -> bool {
+    let connected = status.session.as_ref().filter(|session| {
+        session.state == SessionState::Connected && session.key != applicant.request.fingerprint
+    });
+    connected.is_some_and(|session| {
+        let its_own = |mac: Mac| session.boot_mac == Some(mac) || status.identity.macs.contains(&mac);
+        !applicant.boot.is_some_and(its_own)
+    })
 }
 
 /// `status` after the enrolment.

@@ -649,3 +649,25 @@ async fn a_declared_host_that_is_worked_on_enrols_where_unknown_machines_are_ign
         assert!(enrolled.is_ok(), "{state}: {enrolled:?}");
     }
 }
+
+#[tokio::test]
+async fn a_machine_that_has_just_connected_elsewhere_loses_its_place_to_nobody() {
+    let lab = Lab::new().await;
+    let (known, _) = lab.enrolled(1).await;
+    let state = |state: &str| json!({ "status": { "session": { "state": state } } });
+    lab.api.edit("servers", &name(1), &state("Disconnected"));
+    // This replica's copies do not show yet that it is back at another one.
+    lab.written.forget(&name(1));
+    lab.api.set_lagging(true);
+    lab.api.edit("servers", &name(1), &state("Connected"));
+    let key = lab.status(&name(1)).session.unwrap().key;
+    let mut twin = lab.agent(1);
+    twin.identity.macs = [mac(2)].into();
+    let refused = twin.enrol(&lab.token(2)).await.unwrap_err();
+    assert_eq!(refused.kind, ProblemKind::Unavailable, "{refused:?}");
+    assert_eq!(lab.status(&name(1)).session.unwrap().key, key);
+    // The machine itself boots anew.
+    let mut again = lab.agent(1);
+    again.enrol(&lab.token(1)).await.unwrap();
+    drop(known);
+}
