@@ -233,6 +233,11 @@ fn make_image(path: &Path) -> Result<()> {
             .write_all(&pattern[start..start + MIB])
             .context("fill the image")?;
     }
+    // Something where a BIOS's program is: without one no BIOS machine takes the image.
+    std::io::Seek::rewind(&mut output).context("go back to the image's start")?;
+    output
+        .write_all(&[0x90; 440])
+        .context("give the image a program")?;
     shell(&format!("sgdisk -n 1:2048:0 -c 1:root {}", path.display()))?;
     Ok(())
 }
