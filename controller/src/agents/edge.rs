@@ -44,8 +44,9 @@ pub(super) struct Edge {
     pub(super) sessions: Arc<Sessions>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Refusals,
-    /// How often each Server may have written what it says.
+    /// How often each Server may have written what it is.
     pub(super) inventory_writes: Writes,
+    /// The same of what its polls tell.
     pub(super) poll_writes: Writes,
     /// How often the progress of each Server's job was written.
     pub(super) progress: Progresses,
@@ -176,19 +177,7 @@ impl Edge {
         let nobody = Identity::default();
         let mut machines: Vec<Machine<'_>> = servers
             .iter()
-            .map(|server| {
-                let status = server.status.as_ref();
-                let session = status.and_then(|status| status.session.as_ref());
-                Machine {
-                    name: server.metadata.name.as_deref().unwrap_or_default(),
-                    identity: status.map_or(&nobody, |status| &status.identity),
-                    live: session.is_some_and(|session| session.state == SessionState::Connected),
-                    booted: session.and_then(|session| session.boot_mac),
-                    // A host that is not seen here is not absent.
-                    in_use: server.spec.host.is_some()
-                        && self.host_of(server).is_none_or(|host| in_use(&host)),
-                }
-            })
+            .map(|server| self.machine(server, &nobody))
             .collect();
         // A Server that was made and has no status yet is known by what its enrolment claims.
         for (name, pending) in pending {
@@ -206,6 +195,20 @@ impl Edge {
             }
         }
         ask(&machines)
+    }
+
+    /// The machine that `server` stands for; known as `nobody` where that says nothing.
+    pub(super) fn machine<'a>(&self, server: &'a Server, nobody: &'a Identity) -> Machine<'a> {
+        let status = server.status.as_ref();
+        let session = status.and_then(|status| status.session.as_ref());
+        Machine {
+            name: server.metadata.name.as_deref().unwrap_or_default(),
+            identity: status.map_or(nobody, |status| &status.identity),
+            live: session.is_some_and(|session| session.state == SessionState::Connected),
+            booted: session.and_then(|session| session.boot_mac),
+            // A host that is not seen here is not absent.
+            in_use: server.spec.host.is_some() && self.host_of(server).is_none_or(|host| in_use(&host)),
+        }
     }
 
     pub(super) fn pending(&self) -> MutexGuard<'_, HashMap<String, Pending>> {

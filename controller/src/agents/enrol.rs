@@ -374,13 +374,16 @@ impl Edge {
         let mut settled = Settled::default();
         let mut is_taken = false;
         let since = clock::rfc3339(clock::now());
+        let nobody = Identity::default();
         let change = |server: &Server| {
-            let status = server.status.clone().unwrap_or_default();
             // The copy by which it was recognised may not have shown that the machine is connected.
-            is_taken = is_anothers(&status, applicant);
+            let is_ours =
+                session_of(server).is_some_and(|session| session.key == applicant.request.fingerprint);
+            is_taken = !is_ours && self.machine(server, &nobody).keeps_its_place(applicant.boot);
             if is_taken {
                 return None;
             }
+            let status = server.status.clone().unwrap_or_default();
             let (claimed, boot) = (&applicant.identity, applicant.boot);
             settled = self.with_machines(claimed, boot, |machines| {
                 identity::settle(name, &status.identity, claimed, boot, machines, Word::Enrolment)
@@ -457,17 +460,6 @@ impl Edge {
 
 fn resolve(applicant: &Applicant, machines: &[Machine<'_>]) -> Result<Resolved, identity::Nobody> {
     identity::resolve(&applicant.identity, applicant.boot, machines, &BTreeSet::new())
-}
-
-/// True if the machine with this `status` is connected, and it is not this one that has booted anew: one is known by an address of its own.
-fn is_anothers(status: &ServerStatus, applicant: &Applicant) -> bool {
-    let connected = status.session.as_ref().filter(|session| {
-        session.state == SessionState::Connected && session.key != applicant.request.fingerprint
-    });
-    connected.is_some_and(|session| {
-        let its_own = |mac: Mac| session.boot_mac == Some(mac) || status.identity.macs.contains(&mac);
-        !applicant.boot.is_some_and(its_own)
-    })
 }
 
 /// `status` after the enrolment.

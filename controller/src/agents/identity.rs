@@ -46,6 +46,14 @@ pub struct Machine<'a> {
     pub in_use: bool,
 }
 
+impl Machine<'_> {
+    /// True if it is connected, and a machine that boots from `boot` is another one: see the head of this module.
+    pub fn keeps_its_place(&self, boot: Option<Mac>) -> bool {
+        let boots_as_it = |boot| self.identity.macs.contains(&boot) || self.booted == Some(boot);
+        self.live && !boot.is_some_and(boots_as_it)
+    }
+}
+
 /// Who speaks, and what its words may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
@@ -226,9 +234,7 @@ fn meeting(claimed: &Identity, boot: Option<Mac>, known: &Identity) -> BTreeSet<
 
 /// How strongly `claimed` looks like `machine`; `None` if it is another one.
 fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option<u32> {
-    // See the head of this module.
-    let boots_as_it = |boot| machine.identity.macs.contains(&boot) || machine.booted == Some(boot);
-    if machine.live && !boot.is_some_and(boots_as_it) {
+    if machine.keeps_its_place(boot) {
         return None;
     }
     let Relation { uuid, serial, .. } = Relation::of(claimed, machine.identity);

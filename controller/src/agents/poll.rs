@@ -187,9 +187,7 @@ async fn acknowledge(
     let mut right = edge.poll_writes.one(caller.name());
     // An outcome of a job that the watched copy does not show yet: the API server is asked before it is taken for nobody's.
     if request.outcome.is_some() && !jobs::mentions(&caller.server, &request.last) {
-        if !right.may() {
-            return Err(too_often());
-        }
+        right.ask()?;
         match edge.store.fetch_server(caller.name()).await {
             Ok(_) | Err(StoreError::Gone { .. }) => {}
             Err(error) => return Err(unavailable(&error)),
@@ -201,9 +199,7 @@ async fn acknowledge(
     if caller.owns(shown) && says_nothing_new(shown, request, due, &address) {
         return Ok(());
     }
-    if !right.may() {
-        return Err(too_often());
-    }
+    right.ask()?;
     let change = |server: &Server| {
         if !caller.owns(server) {
             return None;
@@ -240,13 +236,6 @@ async fn acknowledge(
             Ok(())
         }
     }
-}
-
-fn too_often() -> Problem {
-    problem(
-        ProblemKind::Unavailable,
-        "this machine tells new things too often; this one is taken later",
-    )
 }
 
 /// True if the poll tells only what stands in `server` already, as nearly all of them do.

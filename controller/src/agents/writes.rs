@@ -29,23 +29,27 @@ const POLLS: Rate = Rate {
 #[derive(Debug)]
 pub(super) struct Writes {
     rate: Rate,
+    /// How it is said that there are too many.
+    refusal: ProblemKind,
     buckets: Mutex<HashMap<String, Bucket>>,
 }
 
 impl Writes {
     /// Of what the hardware is.
     pub(super) fn of_inventories() -> Writes {
-        Writes::at(INVENTORIES)
+        Writes::at(INVENTORIES, ProblemKind::Quota)
     }
 
     /// Of what polls tell, what is asked of the API server for them included.
     pub(super) fn of_polls() -> Writes {
-        Writes::at(POLLS)
+        // It is tried again soon, as any poll that cannot be taken now.
+        Writes::at(POLLS, ProblemKind::Unavailable)
     }
 
-    fn at(rate: Rate) -> Writes {
+    fn at(rate: Rate, refusal: ProblemKind) -> Writes {
         Writes {
             rate,
+            refusal,
             buckets: Mutex::default(),
         }
     }
@@ -95,11 +99,17 @@ impl Write<'_> {
         self.taken
     }
 
+    /// The same, with what the agent is told if it may not.
+    pub(super) fn ask(&mut self) -> Result<(), Problem> {
+        self.may();
+        self.refusal().map_or(Ok(()), Err)
+    }
+
     /// What the agent is told if it may not.
     pub(super) fn refusal(&self) -> Option<Problem> {
         self.refused.then(|| {
             problem(
-                ProblemKind::Quota,
+                self.writes.refusal,
                 "this machine tells new things too often; this one is taken later",
             )
         })

@@ -35,7 +35,7 @@ pub(super) const REFUSED: &str = "Refused";
 pub(super) const WORDS: usize = 1000;
 
 /// So much may clocks of different computers differ, as those of edges that take each other's tokens.
-pub(super) const SKEW: SignedDuration = SignedDuration::from_secs(token::SKEW);
+const SKEW: SignedDuration = SignedDuration::from_secs(token::SKEW);
 
 /// What the host waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -286,9 +286,9 @@ impl<'a> Draft<'a> {
         at > self.now || self.now.duration_since(at) >= pause
     }
 
-    /// True if `at` is further ahead than clocks of different computers may be.
+    /// The same of the time of this round.
     pub(super) fn is_ahead(&self, at: Timestamp) -> bool {
-        at.duration_since(self.now) > SKEW
+        is_ahead(at, self.now)
     }
 
     fn old_wait(&self) -> Option<&Condition> {
@@ -461,6 +461,11 @@ impl<'a> Draft<'a> {
             why: self.why,
         }
     }
+}
+
+/// True if `at` is further ahead of `now` than clocks of different computers may be.
+pub(super) fn is_ahead(at: Timestamp, now: Timestamp) -> bool {
+    at.duration_since(now) > SKEW
 }
 
 /// `message`, fit to be stored: specs, BMCs and agents may say anything.

@@ -7,9 +7,9 @@ use muster_proto::kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus,
 use super::{
     Owner, State,
     conditions::{is_left_to_a_person, waiting},
-    draft::{RETRY, SKEW},
+    draft::RETRY,
     jobs, owner,
-    ramdisk::BOOT_DEADLINE,
+    ramdisk::{BOOT_DEADLINE, lost_at},
 };
 
 /// True if `status` says that the host waits for a place.
@@ -51,10 +51,7 @@ pub(super) fn may_take_hours(host: &BareMetalHost) -> bool {
 /// True if the ramdisk of `server` may be clearing or writing disks: one that fell silent may go on with that for a while.
 fn may_be_at_work(server: &Server, now: Timestamp) -> bool {
     let session = server.status.as_ref().and_then(|status| status.session.as_ref());
-    let is_there = session.is_some_and(|session| {
-        let fell_silent = || session.since.parse::<Timestamp>().ok();
-        session.state == SessionState::Connected
-            || fell_silent().is_some_and(|at| (-SKEW..BOOT_DEADLINE).contains(&now.duration_since(at)))
-    });
+    let is_there = session.is_some_and(|session| session.state == SessionState::Connected)
+        || lost_at(server, now).is_some_and(|at| now.duration_since(at) < BOOT_DEADLINE);
     is_there && jobs::is_under_way(server, |_| true)
 }

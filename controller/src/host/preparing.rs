@@ -57,12 +57,9 @@ pub(super) fn unsupported_boot(spec: &BareMetalHostSpec) -> Option<&'static str>
 
 /// True if the host must go through preparing again.
 pub(super) fn is_outdated(draft: &Draft<'_>) -> bool {
-    let provisioning = &draft.old.provisioning;
-    let prepared = &provisioning.root_device_hints;
     let wanted = effective_hints(draft);
-    let left_by_default = wanted.is_none() && prepared.as_deref().is_some_and(disk::is_profile_default);
-    let hints = wanted != *prepared && !left_by_default;
-    let raid = draft.host.spec.raid.is_some() && draft.host.spec.raid != provisioning.raid;
+    let hints = recorded_hints(draft, wanted.as_deref()) != wanted.as_deref();
+    let raid = draft.host.spec.raid.is_some() && draft.host.spec.raid != draft.old.provisioning.raid;
     hints || raid || unsupported_boot(&draft.host.spec).is_some()
 }
 

@@ -10,7 +10,7 @@ use muster_proto::{
 
 use super::{
     access::{LOOK_AGAIN, Reach},
-    draft::{Draft, clause, whole_seconds},
+    draft::{Draft, clause, is_ahead, whole_seconds},
     jobs::{self, Job},
     netboot,
     observed::{FailureClass, Power, Tried},
@@ -171,7 +171,8 @@ fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
         }
         _ => None,
     };
-    ended_at.is_some_and(|at| lost_at(draft).is_none_or(|lost| lost <= at))
+    let lost = draft.seen.server.and_then(|server| lost_at(server, draft.now));
+    ended_at.is_some_and(|at| lost.is_none_or(|lost| lost <= at))
 }
 
 /// Says beforehand, with the state that needs it, that the ramdisk will be waited for: one write instead of two.
@@ -244,7 +245,9 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
             .server
             .is_some_and(|server| jobs::is_under_way(server, |_| true));
     let patience = if is_writing { BOOT_DEADLINE } else { SILENCE };
-    let due = lost_at(draft)?.checked_add(patience).ok()?;
+    let due = lost_at(draft.seen.server?, draft.now)?
+        .checked_add(patience)
+        .ok()?;
     (!off && !told && draft.now < due).then_some(due)
 }
 
@@ -327,11 +330,11 @@ pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
     }
 }
 
-/// When the last session of the machine ended, by the clock of its edge; none where that is far ahead of ours.
-fn lost_at(draft: &Draft<'_>) -> Option<Timestamp> {
-    let session = draft.seen.server?.status.as_ref()?.session.as_ref()?;
+/// When the last session of the machine of `server` ended, by the clock of its edge; none where that is far ahead of ours.
+pub(super) fn lost_at(server: &Server, now: Timestamp) -> Option<Timestamp> {
+    let session = server.status.as_ref()?.session.as_ref()?;
     let since: Timestamp = session.since.parse().ok()?;
-    (!draft.is_ahead(since)).then_some(since)
+    (!is_ahead(since, now)).then_some(since)
 }
 
 /// True if `at` was so long ago that a BMC may be asked again.
