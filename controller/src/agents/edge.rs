@@ -48,6 +48,8 @@ pub(super) struct Edge {
     pub(super) inventory_writes: Writes,
     /// The same of what its polls tell.
     pub(super) poll_writes: Writes,
+    /// How often each token may be shown.
+    pub(super) enrolments: Writes,
     /// How often the progress of each Server's job was written.
     pub(super) progress: Progresses,
     /// Servers whose inventory is on its way: one at a time for each.

@@ -153,6 +153,11 @@ impl Edge {
         let reserved = self.recognise(&applicant)?;
         self.is_wanted(&applicant, &segment, &reserved)?;
         self.within_quota(&applicant, &segment, &reserved, now)?;
+        let mut right = self.enrolments.one(&applicant.enrolment);
+        right.ask().map_err(|problem| Refused {
+            outcome: EnrolOutcome::Quota,
+            problem,
+        })?;
         let (enrolment, spent) = self.spend(&applicant, &reserved.name, now).await?;
         // Spent before, the token names its Server; what was reserved for this attempt is free again, unless it is the same.
         let reserved = if enrolment.spec.server == reserved.name {

@@ -21,6 +21,7 @@ use super::{
     sessions::View,
     store::StoreError,
 };
+use crate::host::guard;
 
 /// How long the poll of an agent that is not shown as here is held: that it is, is written with the next one.
 const UNSEEN: Duration = Duration::from_secs(SHORT_HOLD_SECONDS);
@@ -133,10 +134,12 @@ async fn newest(
         Some(known) => known,
         None => Box::pin(edge.authenticate(peer)).await?.server,
     };
-    if !jobs::goes_on(&known, request) || edge.store.is_fresh() {
+    let destroys = jobs::command(&known, request)
+        .is_some_and(|command| guard::destroys(&command.action) && !edge.calls_off(&known, &command.action));
+    if !destroys || edge.store.is_fresh() {
         return Ok(known);
     }
-    // What follows a job is not given out as an old copy shows it: it may have been called off.
+    // What destroys data is not given out as an old copy shows it: it may have been taken back.
     match edge.store.fetch_server(&certificate.server).await {
         Ok(now) if ours(&now) => Ok(now),
         Ok(_) => Ok(Box::pin(edge.authenticate(peer)).await?.server),

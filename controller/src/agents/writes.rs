@@ -1,5 +1,5 @@
 //! How often one machine may have written what it says: each such write is one to etcd, up to a megabyte, and discovery writes more
-//! for it.
+//! for it. And how often one token may be shown: that, too, asks the API server each time.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,14 @@ const POLLS: Rate = Rate {
     every: Duration::from_secs(2),
 };
 
-/// What each Server has had written lately. There is at most one bucket for each Server that exists.
+/// Attempts to enrol with one token. A machine that hears no answer tries again, ever more slowly.
+const ENROLMENTS: Rate = Rate {
+    burst: 10,
+    every: Duration::from_secs(5),
+};
+
+/// What each Server has had written lately, or each token. There is at most one bucket for each Server that exists, and one for each
+/// token that this installation sealed lately.
 #[derive(Debug)]
 pub(super) struct Writes {
     rate: Rate,
@@ -46,6 +53,11 @@ impl Writes {
         Writes::at(POLLS, ProblemKind::Unavailable)
     }
 
+    /// Of enrolments, by the name of the Enrolment that the token is spent by.
+    pub(super) fn of_enrolments() -> Writes {
+        Writes::at(ENROLMENTS, ProblemKind::Unavailable)
+    }
+
     fn at(rate: Rate, refusal: ProblemKind) -> Writes {
         Writes {
             rate,
@@ -58,11 +70,11 @@ impl Writes {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The right to one write for `server`.
-    pub(super) fn one<'a>(&'a self, server: &'a str) -> Write<'a> {
+    /// The right to one write for `whose`.
+    pub(super) fn one<'a>(&'a self, whose: &'a str) -> Write<'a> {
         Write {
             writes: self,
-            server,
+            whose,
             taken: false,
             refused: false,
         }
@@ -79,7 +91,7 @@ impl Writes {
 #[derive(Debug)]
 pub(super) struct Write<'a> {
     writes: &'a Writes,
-    server: &'a str,
+    whose: &'a str,
     taken: bool,
     refused: bool,
 }
@@ -91,7 +103,7 @@ impl Write<'_> {
             let now = Instant::now();
             let mut buckets = self.writes.lock();
             let bucket = buckets
-                .entry(self.server.to_owned())
+                .entry(self.whose.to_owned())
                 .or_insert_with(|| Bucket::new(now));
             self.taken = bucket.take(self.writes.rate, now);
             self.refused = !self.taken;
@@ -118,7 +130,7 @@ impl Write<'_> {
     /// It was not done: a machine does not pay for the API server.
     pub(super) fn failed(self) {
         if self.taken
-            && let Some(bucket) = self.writes.lock().get_mut(self.server)
+            && let Some(bucket) = self.writes.lock().get_mut(self.whose)
         {
             bucket.give_back(self.writes.rate);
         }

@@ -11,7 +11,7 @@ use super::{
     draft::{Draft, HoldOff, whole_seconds},
     jobs::{self, Job},
     plan::{Effect, Task},
-    ramdisk, registration,
+    ramdisk, registration, restore,
 };
 use crate::discovery::{hardware, host};
 
@@ -174,6 +174,8 @@ fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
     let packed = Packed::new(&found);
     if stored != Some(&packed) {
         draft.keep_wait();
+        // While the object is small: each write of a host with its hardware costs the API server several times as much.
+        restore::architecture(draft, &packed);
         draft.effect(Effect::WriteHardware(Box::new(found)));
         draft.why("stores the hardware");
         draft.again(std::time::Duration::ZERO);

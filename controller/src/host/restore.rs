@@ -1,7 +1,7 @@
 //! What other objects and annotations bring into a host: its status after a move, its hardware, its architecture. Pure.
 
 use muster_proto::kinds::{
-    BareMetalHost, BareMetalHostStatus, HARDWARE_ANNOTATION, HardwareDetails, STATUS_ANNOTATION,
+    BareMetalHost, BareMetalHostStatus, HARDWARE_ANNOTATION, HardwareDetails, Packed, STATUS_ANNOTATION,
 };
 
 use super::{
@@ -80,20 +80,17 @@ pub(super) fn hardware(draft: &mut Draft<'_>) {
         draft.status.hardware = Some(stored.clone());
     }
     annotated(draft, stored.is_some());
-    let arch = draft
-        .status
-        .hardware
-        .as_ref()
-        .and_then(|hardware| hardware.unpack().cpu.as_ref()?.arch.clone());
-    let unsaid = draft
-        .host
-        .spec
-        .architecture
-        .as_deref()
-        .unwrap_or_default()
-        .is_empty();
-    if let Some(arch) = arch.filter(|arch| unsaid && !arch.is_empty()) {
-        draft.metadata.architecture = Some(arch);
+    if let Some(hardware) = draft.status.hardware.clone() {
+        architecture(draft, &hardware);
+    }
+}
+
+/// The architecture of `hardware`, where nobody wrote one.
+pub(super) fn architecture(draft: &mut Draft<'_>, hardware: &Packed<HardwareDetails>) {
+    let said = draft.host.spec.architecture.as_ref();
+    if said.is_none_or(String::is_empty) {
+        let found = hardware.unpack().cpu.as_ref().and_then(|cpu| cpu.arch.clone());
+        draft.metadata.architecture = found.filter(|found| !found.is_empty());
     }
 }
 

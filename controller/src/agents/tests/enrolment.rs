@@ -99,6 +99,32 @@ async fn another_key_with_the_token_revokes_the_first_and_a_new_boot_heals() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_shown_again_and_again_costs_the_api_server_no_more_than_a_machine_that_tries_again()
+{
+    let lab = Lab::new().await;
+    let token = lab.token(1);
+    let mut agent = lab.agent(1);
+    agent.enrol(&token).await.unwrap();
+    lab.api.requests();
+    let mut refusals = 0;
+    for _ in 0..40 {
+        agent.certificate = None;
+        if let Err(refusal) = agent.enrol(&token).await {
+            assert_eq!(refusal.kind, ProblemKind::Unavailable);
+            refusals += 1;
+        }
+    }
+    assert!(refusals > 20, "{refusals}");
+    assert!(lab.api.requests().len() < 40);
+    // The machine that is there goes on, and so does any other.
+    agent
+        .enrol(&lab.token(1))
+        .await
+        .unwrap_or_else(|refusal| panic!("{refusal:?}"));
+    lab.enrolled(2).await;
+}
+
+#[tokio::test]
 async fn expired_foreign_and_guessed_tokens_are_refused_and_told() {
     let mut lab = Lab::new().await;
     let mut agent = lab.agent(1);

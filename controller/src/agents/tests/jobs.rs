@@ -243,12 +243,10 @@ async fn an_order_to_clean_write_and_leave_costs_the_edge_two_writes_and_a_read(
 }
 
 #[tokio::test]
-async fn the_write_after_a_cleaning_is_asked_for_unless_the_copy_is_known_to_be_fresh() {
-    let lab = Lab::new().await;
+async fn what_destroys_data_is_asked_for_unless_the_copy_is_known_to_be_fresh() {
+    let lab = Lab::hasty().await;
     let (agent, _) = lab.enrolled(1).await;
     let (other, _) = lab.enrolled(2).await;
-    order(&lab, &whole(&lab));
-    assert!(agent.poll("").await.unwrap().command.is_some());
     // As if another machine's Server had been written this moment, however slow this test is.
     let then = tokio::time::Instant::now() + Duration::from_mins(1);
     let write = |is_shown: bool| {
@@ -261,18 +259,22 @@ async fn the_write_after_a_cleaning_is_asked_for_unless_the_copy_is_known_to_be_
         lab.written
             .remember_since(then, Arc::new(lab.server(&name(2))), Some(then));
     };
-    write(true);
-    lab.api.requests();
-    assert!(agent.poll_with(done("op-clean")).await.unwrap().command.is_some());
-    assert_eq!(lab.api.requests(), Vec::<String>::new());
-    // The order is taken back, and no watch has told it yet.
-    write(false);
-    lab.written.forget(&name(1));
-    lab.api
-        .edit("servers", &name(1), &json!({ "spec": { "job": null } }));
-    let answer = agent.poll_with(done("op-clean")).await.unwrap();
-    assert_eq!(answer.command, None);
-    assert!(lab.api.requests()[0].starts_with("GET "));
+    // The beginning of an order, and what follows it.
+    for told in [PollRequest::default(), done("op-clean")] {
+        order(&lab, &whole(&lab));
+        write(true);
+        lab.api.requests();
+        assert!(agent.poll_with(told.clone()).await.unwrap().command.is_some());
+        assert_eq!(lab.api.requests(), Vec::<String>::new());
+        // The order is taken back, and no watch has told it yet.
+        write(false);
+        lab.written.forget(&name(1));
+        lab.api
+            .edit("servers", &name(1), &json!({ "spec": { "job": null } }));
+        let answer = agent.poll_with(told).await.unwrap();
+        assert_eq!(answer.command, None);
+        assert!(lab.api.requests()[0].starts_with("GET "));
+    }
     drop(other);
 }
 

@@ -44,6 +44,15 @@ fn a_host_with_a_bmc_becomes_available_by_every_state_of_upstream() {
 }
 
 #[test]
+fn the_architecture_is_written_while_the_host_is_small() {
+    let mut world = World::new();
+    world.until("its architecture is known", |world| {
+        world.host.as_ref().unwrap().spec.architecture.is_some()
+    });
+    assert!(world.host().status.as_ref().unwrap().hardware.is_none());
+}
+
+#[test]
 fn an_image_is_written_in_the_ramdisk_that_runs_and_taken_away_again() {
     let mut world = World::new();
     world.reach(State::Available);

@@ -57,7 +57,7 @@ const METHOD: &str = "\n\
     protobuf, which is shorter, and where they were not measured as that they are counted too high.\n";
 
 const BOUND: &str = "\n\
-    What bounds the requests to available, of which eleven are of the way itself:\n\n\
+    What bounds the requests to available, of which twelve are of the way itself:\n\n\
     - four writes of the host's status, because a watcher is to see each of upstream's four states;\n\
     - its finalizer, before its BMC is touched, and `spec.architecture`, which nobody knows before the inspection;\n\
     - label and owner of the BMC's Secret, and the HardwareData, as upstream has them;\n\
@@ -69,7 +69,7 @@ const BOUND: &str = "\n\
     no place are logged and counted (`muster_events_dropped`).\n\n\
     What bounds the requests to provisioned: two states, the order, the ends of the write and of the session, and two Events are seven; \
     where the watch is not known to be fresh, by a write of a moment ago that it has shown, the edge reads the Server once more before it \
-    gives out the write that follows the cleaning, and the leader the host before it orders either: an old copy destroys no data.\n\n\
+    gives out the cleaning and the write that follows it, and the leader the host before it orders them: an old copy destroys no data.\n\n\
     What bounds the times: the processors, which are busy all the while, most of it with the API server; so a slower computer takes longer in \
     proportion, and times compare only within one run.\n\n\
     What makes a host dearer for the controller where there are ten times as many: it waits ten to twenty times as long for its turn, and \
