@@ -30,6 +30,7 @@ use muster_proto::{
 };
 
 pub use links::{DriverInfo, KernelLinks, Links, LinksError};
+pub(crate) use nics::identifies;
 
 use crate::sys::{self, Root};
 use patience::Patience;

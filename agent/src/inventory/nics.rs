@@ -65,6 +65,24 @@ pub(super) fn collect(root: &Root, links: &dyn Links, warnings: &mut Warnings) -
     out
 }
 
+/// True if `mac`, the address of the interface `name`, tells this machine from others; `permanent`: it is known to be the hardware's own.
+pub(crate) fn identifies(root: &Root, name: &str, mac: Mac, permanent: bool) -> bool {
+    let path = root.sys("class/net").join(name);
+    let kind = || {
+        sys::optional_number::<u32>(&path.join("addr_assign_type"))
+            .ok()
+            .flatten()
+    };
+    let parents = root.ancestors(&path.join("device")).unwrap_or_default();
+    let behind_usb = parents.iter().any(|parent| is_usb(base(parent)));
+    (permanent || kind().is_none_or(|kind| kind == PERMANENT)) && !is_made_up(behind_usb, mac)
+}
+
+/// The network card that a BMC pretends to be on USB often has one made-up address on every machine of a vendor.
+fn is_made_up(behind_usb: bool, mac: Mac) -> bool {
+    behind_usb && mac.is_local()
+}
+
 /// `eth2` before `eth10`.
 fn natural(name: &str) -> (String, u64, String) {
     let letters = name.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -109,8 +127,7 @@ impl Reading<'_> {
             || self
                 .number("addr_assign_type")
                 .is_none_or(|kind| kind == PERMANENT);
-        // The network card that a BMC pretends to be on USB often has one made-up address on every machine of a vendor.
-        let identifies = own && !(behind_usb && mac.is_some_and(Mac::is_local));
+        let identifies = mac.is_some_and(|mac| own && !is_made_up(behind_usb, mac));
 
         // A USB adapter's PCI parent is the USB controller.
         let pci = parents

@@ -18,10 +18,10 @@ pub struct Module {
     pub path: Box<str>,
     /// What it takes symbols from.
     pub needs: Vec<Name>,
-    /// What should be there before it (`softdep … pre:`).
-    pub before: Vec<Name>,
+    /// What should be there before it (`softdep … pre:`), as written: modules or aliases, as [`Index::called`] has them.
+    pub before: Vec<Box<str>>,
     /// What should follow it (`softdep … post:`).
-    pub after: Vec<Name>,
+    pub after: Vec<Box<str>>,
 }
 
 /// Everything that depmod knows, ready to be asked.
@@ -82,6 +82,15 @@ impl Index {
         self.modules.get(name)
     }
 
+    /// The modules that `word` means: the one of that name, else all that have it as an alias, such as those of a cipher (`crc32c`).
+    pub fn called(&self, word: &str) -> Vec<Name> {
+        let name = name(word);
+        match self.modules.contains_key(&name) {
+            true => vec![name],
+            false => self.serving(word).cloned().collect(),
+        }
+    }
+
     /// The modules that say that they drive the device with this modalias.
     pub fn serving<'a>(&'a self, modalias: &'a str) -> impl Iterator<Item = &'a Name> {
         let text = modalias.as_bytes();
@@ -131,8 +140,8 @@ impl Index {
             match (word, post) {
                 ("pre:", _) => post = Some(false),
                 ("post:", _) => post = Some(true),
-                (word, Some(false)) => module.before.push(name(word)),
-                (word, Some(true)) => module.after.push(name(word)),
+                (word, Some(false)) => module.before.push(word.into()),
+                (word, Some(true)) => module.after.push(word.into()),
                 (_, None) => {}
             }
         }
@@ -166,11 +175,13 @@ mod tests {
         Index::parse(
             "kernel/a/virtio_net.ko: kernel/a/net-failover.ko kernel/a/failover.ko\n\
              kernel/a/net-failover.ko: kernel/a/failover.ko\nkernel/a/failover.ko:\nkernel/a/button.ko:\n\
+             kernel/a/crc32c-intel.ko:\nkernel/a/crc32c_generic.ko:\nkernel/a/libcrc32c.ko:\n\
              kernel/a/e1000e.ko:\nkernel/a/any.ko:\nkernel/a/xhci-pci.ko:\n",
             "# a comment\nalias virtio:d00000001v* virtio_net\nalias acpi*:PNP0C0C:* button\n\
              alias pci:v00008086d0000105Esv*sd*bc*sc*i* e1000e\nalias *:odd any\nalias od[de]:x any\n\
-             alias pci:v*d*sv*sd*bc0Csc03i30* xhci-pci\nalias pci:v*d* not_in_this_ramdisk\nalias cut\n",
-            "softdep virtio_net pre: button post: any x-y\nsoftdep nobody pre: any\n",
+             alias pci:v*d*sv*sd*bc0Csc03i30* xhci-pci\nalias pci:v*d* not_in_this_ramdisk\nalias cut\n\
+             alias crc32c crc32c_generic\nalias crypto-crc32c crc32c-intel\nalias crc32c crc32c_intel\n",
+            "softdep virtio_net pre: button post: any x-y\nsoftdep nobody pre: any\nsoftdep libcrc32c pre: crc32c\n",
         )
     }
 
@@ -207,9 +218,24 @@ mod tests {
         assert_eq!(net.needs, [name("net_failover"), name("failover")]);
         assert_eq!(
             (net.before.as_slice(), net.after.as_slice()),
-            (&[name("button")][..], &[name("any"), name("x_y")][..])
+            (&["button".into()][..], &["any".into(), "x-y".into()][..])
         );
-        assert_eq!(index.len(), 7);
+        assert_eq!(index.len(), 10);
+    }
+
+    #[test]
+    fn a_soft_dependency_may_be_an_alias_of_several_modules() {
+        let index = index();
+        let [before] = &*index.module("libcrc32c").unwrap().before else {
+            panic!("one word")
+        };
+        assert_eq!(
+            index.called(before),
+            [name("crc32c_generic"), name("crc32c_intel")]
+        );
+        assert_eq!(index.called("crypto-crc32c"), [name("crc32c_intel")]);
+        assert_eq!(index.called("net-failover"), [name("net_failover")]);
+        assert_eq!(index.called("built-in"), Vec::<Name>::new());
     }
 
     proptest! {

@@ -239,7 +239,7 @@ impl Loading {
 
     /// How long to wait for the next thing to happen before asking again whether all is found.
     fn patience(&self, calm: bool) -> Duration {
-        let to_deadline = settle::DEADLINE.saturating_sub(self.started.elapsed());
+        let to_deadline = self.deadline().saturating_sub(self.started.elapsed());
         if !self.schedule.is_idle() {
             return to_deadline;
         }
@@ -259,14 +259,22 @@ impl Loading {
 
     fn is_settled(&self) -> bool {
         let found = self.is_quiet(settle::QUIET) && self.is_quiet(settle::quiet_needed(&self.root));
-        if !found && self.started.elapsed() >= settle::DEADLINE {
+        let deadline = self.deadline();
+        if !found && self.started.elapsed() >= deadline {
             tracing::warn!(
                 "devices still appear after {} s; the inventory is taken now",
-                settle::DEADLINE.as_secs()
+                deadline.as_secs()
             );
             return true;
         }
         found
+    }
+
+    fn deadline(&self) -> Duration {
+        match self.schedule.is_idle() {
+            true => settle::DEADLINE,
+            false => settle::LOADING,
+        }
     }
 }
 

@@ -169,6 +169,10 @@ impl Schedule {
             phase: Phase::Waiting,
         });
         self.known.insert(name.into(), at);
+        let called = |words: &[Box<str>]| -> Vec<Name> {
+            words.iter().flat_map(|word| self.index.called(word)).collect()
+        };
+        let (before, after) = (called(&before), called(&after));
         let first: Vec<usize> = before
             .iter()
             .chain(&needs)

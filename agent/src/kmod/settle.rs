@@ -14,8 +14,12 @@ pub const QUIET: Duration = Duration::from_millis(100);
 /// As long as this if a SCSI host shows no device: it may be scanning, or have none.
 pub const EMPTY_HOST: Duration = Duration::from_secs(2);
 
-/// After this long the inventory is taken whatever still happens; what comes later is reported as a change.
+/// After this long the inventory is taken whatever still appears; what comes later is reported as a change.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The same while a driver is still at its devices: one of many disks, or one whose controller starts, takes that long, and what it finds
+/// is not to be missed when disks are cleaned or chosen. Less than the silence after which an agent counts as gone.
+pub const LOADING: Duration = Duration::from_secs(80);
 
 /// How long the kernel must have been quiet, given the SCSI hosts that may be scanning.
 pub fn quiet_needed(root: &Root) -> Duration {

@@ -27,6 +27,7 @@ use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
     task::AbortHandle,
+    time::Instant,
 };
 
 use crate::{
@@ -44,6 +45,10 @@ const METRIC: u32 = 100;
 
 /// Before a socket that failed is opened again.
 const SOCKET_PAUSE: Duration = Duration::from_secs(5);
+
+/// Before an interface that is still off is told again to be on, for the first time; then twice as long each time, so many times.
+const UP_PAUSE: Duration = Duration::from_secs(5);
+const UP_DOUBLINGS: u32 = 6;
 
 /// Number 53: DNS.
 const DNS_PORT: u16 = 53;
@@ -139,6 +144,7 @@ pub async fn run(boot: Option<Mac>, network: watch::Sender<Network>) -> Result<(
         change_tx,
         network,
     };
+    let mut again = tokio::time::interval(UP_PAUSE);
     loop {
         tokio::select! {
             said = links.next() => {
@@ -151,6 +157,7 @@ pub async fn run(boot: Option<Mac>, network: watch::Sender<Network>) -> Result<(
                 }
             }
             Some((index, change)) = change_rx.recv() => interfaces.lease(index, change),
+            _ = again.tick() => interfaces.switch_on(),
         }
     }
 }
@@ -204,18 +211,43 @@ struct Interface {
     client: Option<AbortHandle>,
     /// The address to ask for again when the carrier comes back.
     former: Option<Ipv4Addr>,
+    up: bool,
+    /// When it was told to be up last, and how often since it was.
+    asked: Option<(Instant, u32)>,
+}
+
+impl Interface {
+    /// Tells it to be up if it is not, and again after a while: a driver refuses while its NIC is being reset, and switches it off where
+    /// a reset fails.
+    fn switch_on(&mut self, index: u32) {
+        if self.up {
+            self.asked = None;
+            return;
+        }
+        let times = self.asked.map_or(0, |(_, times)| times);
+        let pause = UP_PAUSE * 2_u32.pow(times.min(UP_DOUBLINGS));
+        if self.asked.is_none_or(|(at, _)| at.elapsed() >= pause) {
+            self.asked = Some((Instant::now(), times.saturating_add(1)));
+            ask_aside(
+                "switch the interface on",
+                self.name.clone(),
+                Request::switch_on(index),
+            );
+        }
+    }
 }
 
 impl Interfaces {
+    fn switch_on(&mut self) {
+        for (index, interface) in &mut self.known {
+            interface.switch_on(*index);
+        }
+    }
+
     fn link(&mut self, link: Link) {
         let Some(mac) = link.mac.filter(|mac| mac.is_unicast()) else {
             return;
         };
-        let is_new = !self.known.contains_key(&link.index);
-        if is_new && !link.up {
-            let name = link.name.clone();
-            ask_aside("switch the interface on", name, Request::switch_on(link.index));
-        }
         let metric = if self.boot == Some(mac) {
             BOOT_METRIC
         } else {
@@ -226,8 +258,12 @@ impl Interfaces {
             metric,
             client: None,
             former: None,
+            up: link.up,
+            asked: None,
         });
         interface.name = link.name;
+        interface.up = link.up;
+        interface.switch_on(link.index);
         let carrier = link.up && link.carrier;
         if carrier && interface.client.is_none() {
             tracing::info!(step = "carrier", nic = interface.name, %mac);

@@ -3,12 +3,12 @@
 use muster_proto::{Mac, identity::Identity};
 
 use crate::{
-    inventory::Links,
+    inventory::{self, Links},
     net,
     sys::{self, Root},
 };
 
-/// SMBIOS signals and the permanent addresses of the interfaces that have appeared so far.
+/// SMBIOS signals and the addresses of the interfaces that have appeared so far, where they tell machines apart.
 pub(super) fn early(root: &Root, links: &dyn Links) -> Identity {
     let dmi = |name: &str| sys::text(&root.sys("class/dmi/id").join(name)).ok();
     let interfaces = net::interfaces(root).unwrap_or_default();
@@ -27,7 +27,8 @@ pub(super) fn early(root: &Root, links: &dyn Links) -> Identity {
 fn address(root: &Root, links: &dyn Links, name: &str) -> Option<Mac> {
     let current = || sys::text(&root.sys("class/net").join(name).join("address"));
     let permanent = links.permanent_mac(name).ok().flatten();
-    permanent.or_else(|| current().ok()?.parse().ok())
+    let mac = permanent.or_else(|| current().ok()?.parse().ok())?;
+    inventory::identifies(root, name, mac, permanent.is_some()).then_some(mac)
 }
 
 #[cfg(test)]
@@ -69,6 +70,18 @@ mod tests {
             .directory("sys/class/net/eth0/device")
             .file("sys/class/net/eth1/address", "52:54:00:00:00:02\n")
             .directory("sys/class/net/eth1/device")
+            .file("sys/class/net/eth2/address", "52:54:00:00:00:04\n")
+            .file("sys/class/net/eth2/addr_assign_type", "1\n")
+            .directory("sys/class/net/eth2/device")
+            .file(
+                "sys/devices/usb1/1-14/1-14:1.0/net/usb0/address",
+                "be:3a:f2:b6:05:9f\n",
+            )
+            .link(
+                "sys/devices/usb1/1-14/1-14:1.0/net/usb0/device",
+                "../../../1-14:1.0",
+            )
+            .link("sys/class/net/usb0", "../../devices/usb1/1-14/1-14:1.0/net/usb0")
             .file("sys/class/net/bond0/address", "52:54:00:00:00:03\n");
         let expected = Identity {
             system_serial: Some("SN-1".to_owned()),

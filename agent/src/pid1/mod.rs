@@ -6,7 +6,7 @@ mod mounts;
 mod orphans;
 mod ramdisk;
 
-use std::{convert::Infallible, panic, time::Duration};
+use std::{convert::Infallible, fs, panic, sync::mpsc, thread, time::Duration};
 
 use muster_proto::{Chain, config::BootConfig};
 use nix::{
@@ -31,6 +31,12 @@ const REBOOT_PAUSE: Duration = Duration::from_secs(60);
 
 /// How long the consoles may take for the last lines.
 const FLUSH: Duration = Duration::from_secs(1);
+
+/// How long what is written may take to its disks, at the end.
+const SYNC: Duration = Duration::from_secs(10);
+
+/// How long the kernel may take for the machine's end, which waits for every driver.
+const END: Duration = Duration::from_secs(60);
 
 /// Runs the machine.
 pub fn run() -> ! {
@@ -156,10 +162,33 @@ fn start_again(console: &Console, pause: Duration) -> ! {
 fn end(console: &Console, pause: Duration, how: RebootMode) -> ! {
     std::thread::sleep(pause);
     console.flush(FLUSH);
-    unistd::sync();
+    // The machine has said that it goes, and nobody else makes it: a disk whose driver never answers must not keep it.
+    _ = thread::Builder::new().spawn(move || force(how));
+    let (done, synced) = mpsc::channel::<()>();
+    _ = thread::Builder::new().spawn(move || {
+        unistd::sync();
+        drop(done);
+    });
+    // An error says that it is done, or takes too long: jobs have synced what they wrote.
+    _ = synced.recv_timeout(SYNC);
     loop {
         let Err(error): Result<Infallible, _> = reboot(how);
         console.line(&format!("error: end the machine's run ({how:?}): {error}"));
         std::thread::sleep(REBOOT_PAUSE);
+    }
+}
+
+/// Ends the machine's run without its drivers, if it has not ended by then (`Documentation/admin-guide/sysrq.rst`): one that cannot be
+/// switched off that way either starts again, and is told anew.
+fn force(how: RebootMode) {
+    let commands: &[&str] = match how {
+        RebootMode::RB_POWER_OFF => &["o", "b"],
+        _ => &["b"],
+    };
+    for command in commands {
+        thread::sleep(END);
+        if let Err(error) = fs::write(Root::default().proc("sysrq-trigger"), command) {
+            tracing::error!("end the machine's run by force: {error}");
+        }
     }
 }

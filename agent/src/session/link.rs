@@ -81,7 +81,13 @@ pub(super) struct Link<M> {
     tls: Arc<ClientConfig>,
     connection: Option<Connection>,
     backoff: Backoff,
+    /// How often in a row the controller in use said that it cannot now.
+    refusals: u32,
 }
+
+/// After so many refusals in a row another controller is called: one that has lost its way to the API server says so for as long as that
+/// lasts, while another one may have its own.
+const REFUSALS: u32 = 3;
 
 impl<M: Machine> Link<M> {
     pub(super) fn new(
@@ -116,6 +122,7 @@ impl<M: Machine> Link<M> {
             tls,
             connection: None,
             backoff: Backoff::default(),
+            refusals: 0,
         })
     }
 
@@ -169,10 +176,12 @@ impl<M: Machine> Link<M> {
         A: DeserializeOwned + Send,
     {
         let mut failed_endpoints = 0;
+        let mut final_words = 0;
         loop {
             let error = match self.once(call, body).await {
                 Ok(Ok(answer)) => {
                     self.backoff.reset();
+                    self.refusals = 0;
                     return Ok(answer);
                 }
                 Ok(Err(stop)) => return Err(stop),
@@ -184,13 +193,17 @@ impl<M: Machine> Link<M> {
             }
             match retry::after(&error) {
                 Next::OtherEndpoint => {
-                    self.at = (self.at + 1) % self.endpoints.len();
+                    self.turn_to_another();
                     failed_endpoints += 1;
                     if failed_endpoints % self.endpoints.len() == 0 {
                         self.pause(None).await;
                     }
                 }
-                Next::Again(asked) => {
+                Next::Again { asked, elsewhere } => {
+                    self.refusals += u32::from(elsewhere);
+                    if self.refusals >= REFUSALS {
+                        self.turn_to_another();
+                    }
                     self.pause(asked).await;
                     // What it tells may be another thing by now, and its certificate may want to be renewed.
                     if call.gives_way {
@@ -199,8 +212,24 @@ impl<M: Machine> Link<M> {
                 }
                 Next::Enrol => return Err(Stop::CertificateRefused),
                 Next::DropBody(problem) => return Err(Stop::Dropped(problem)),
-                Next::End(problem) => return Err(Stop::Ended(Ended::Refused(problem))),
+                Next::End(problem) => {
+                    // A clock that is wrong, or an older version, is one controller's: each is heard before the machine boots again.
+                    final_words += 1;
+                    if final_words >= self.endpoints.len() {
+                        return Err(Stop::Ended(Ended::Refused(problem)));
+                    }
+                    self.turn_to_another();
+                }
             }
+        }
+    }
+
+    /// The next call goes to the next controller of the list.
+    fn turn_to_another(&mut self) {
+        self.refusals = 0;
+        if self.endpoints.len() > 1 {
+            self.at = (self.at + 1) % self.endpoints.len();
+            self.connection = None;
         }
     }
 

@@ -19,7 +19,12 @@ pub enum Next {
     /// The next controller of the list; if all were tried, after a pause.
     OtherEndpoint,
     /// The same call again, after at least this long if the controller said so.
-    Again(Option<Duration>),
+    Again {
+        /// How long.
+        asked: Option<Duration>,
+        /// It may be this controller's own trouble: after some refusals in a row, another one is called.
+        elsewhere: bool,
+    },
     /// This certificate is not accepted: enrol again with the same key and token, after a pause.
     Enrol,
     /// Never this body again, but the session goes on.
@@ -38,9 +43,15 @@ pub fn after(error: &wire::CallError) -> Next {
                 Next::End(problem.clone())
             }
             ProblemKind::Malformed | ProblemKind::TooLarge => Next::DropBody(problem.clone()),
-            ProblemKind::Quota | ProblemKind::Unavailable | ProblemKind::Other => Next::Again(*retry_after),
+            ProblemKind::Quota | ProblemKind::Unavailable | ProblemKind::Other => Next::Again {
+                asked: *retry_after,
+                elsewhere: problem.kind != ProblemKind::Quota,
+            },
         },
-        wire::CallError::Answer { .. } => Next::Again(None),
+        wire::CallError::Answer { .. } => Next::Again {
+            asked: None,
+            elsewhere: true,
+        },
         error if tls::certificate_refused(error) => Next::Enrol,
         _ => Next::OtherEndpoint,
     }
@@ -107,7 +118,7 @@ mod tests {
                 [ProblemKind::Version, ProblemKind::Token, ProblemKind::Certificate].contains(&kind);
             assert_eq!(ends, session_lost, "{kind:?}");
             assert_eq!(
-                matches!(after(&refused(kind, None)), Next::Again(_)),
+                matches!(after(&refused(kind, None)), Next::Again { .. }),
                 kind.is_transient(),
                 "{kind:?}"
             );
@@ -119,7 +130,10 @@ mod tests {
         let mut backoff = Backoff::default();
         assert!(matches!(
             after(&refused(ProblemKind::Quota, Some(LONGEST))),
-            Next::Again(Some(LONGEST))
+            Next::Again {
+                asked: Some(LONGEST),
+                elsewhere: false
+            }
         ));
         assert!(backoff.pause(Some(LONGEST), u64::MAX) >= LONGEST);
         assert!(backoff.pause(Some(Duration::MAX), 0) <= LONGEST_ASKED + LONGEST);

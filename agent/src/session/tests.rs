@@ -410,6 +410,47 @@ async fn the_next_controller_of_the_list_is_asked_when_one_is_gone() {
     controller.until_called("/v1/poll", 1).await;
 }
 
+/// Enrolments are answered like this, one after the other, and the later ones as usual.
+async fn enrolling(answers: Vec<Answer>) -> Controller {
+    let mut answers = answers.into_iter();
+    let script = move |path: &str| match path {
+        "/v1/enrol" => answers.next().unwrap_or_else(|| usual(path)),
+        path => usual(path),
+    };
+    Controller::start(AROUND_NOW, script).await
+}
+
+#[tokio::test]
+async fn a_controller_that_cannot_now_is_left_for_another_one_after_a_while() {
+    for (endpoints, connections) in [(1, 2), (2, 3)] {
+        let busy = || refuse(503, ProblemKind::Unavailable);
+        let controller = enrolling(vec![busy(), busy(), busy()]).await;
+        let _agent = Agent::start(
+            vec![controller.endpoint(); endpoints],
+            controller.authority(),
+            NOW,
+        );
+        controller.until_called("/v1/poll", 1).await;
+        assert_eq!(controller.count("/v1/enrol"), 4);
+        assert_eq!(controller.connections(), connections, "of {endpoints}");
+    }
+}
+
+#[tokio::test]
+async fn every_controller_is_heard_before_the_machine_boots_again() {
+    let no = || refuse(403, ProblemKind::Token);
+    let controller = enrolling(vec![no()]).await;
+    let endpoints = vec![controller.endpoint(); 2];
+    let _agent = Agent::start(endpoints, controller.authority(), NOW);
+    controller.until_called("/v1/poll", 1).await;
+
+    let controller = enrolling(vec![no(), no()]).await;
+    let endpoints = vec![controller.endpoint(); 2];
+    let agent = Agent::start(endpoints, controller.authority(), NOW);
+    assert!(matches!(agent.ended().await, Ended::Refused(_)));
+    assert_eq!(controller.calls().len(), 2);
+}
+
 #[tokio::test]
 async fn a_configuration_that_cannot_work_ends_at_once() {
     let authority = Authority::new("ca");
