@@ -12,7 +12,7 @@ use muster_proto::{
     Chain, Mac,
     identity::Identity,
     kinds::{BareMetalHost, Segment, Server, Session, SessionState},
-    session::{Action, Problem, ProblemKind},
+    session::{Command, Problem, ProblemKind},
 };
 use tokio::sync::{mpsc, watch};
 
@@ -31,7 +31,7 @@ use super::{
 use crate::{
     boot::log::Refusals,
     events::{Event, Events},
-    host::guard,
+    host::{guard, is_for_another},
     machines::Signal,
 };
 
@@ -48,6 +48,8 @@ pub(super) struct Edge {
     pub(super) inventory_writes: Writes,
     /// The same of what its polls tell.
     pub(super) poll_writes: Writes,
+    /// How often an order of each Server may be read anew.
+    pub(super) order_reads: Writes,
     /// How often each token may be shown.
     pub(super) enrolments: Writes,
     /// How often the progress of each Server's job was written.
@@ -226,12 +228,18 @@ impl Edge {
             .get(&ObjectRef::new(&at.name).within(&at.namespace))
     }
 
-    /// True if `action` was ordered for a host that is not to have it now, or that is gone or another one: of that nothing is destroyed.
-    pub(super) fn calls_off(&self, server: &Server, action: &Action) -> bool {
-        let Some(at) = &server.spec.host else { return false };
+    /// True if `command` was ordered for a host that is not to have it now, or that is gone or another one, or whose machine this is not
+    /// any more: of that nothing is destroyed.
+    pub(super) fn calls_off(&self, server: &Server, command: &Command) -> bool {
+        let destroys = guard::destroys(&command.action);
+        let Some(at) = &server.spec.host else {
+            return destroys && is_for_another(&command.id, None);
+        };
         match self.host_of(server) {
-            Some(host) if host.metadata.uid.as_ref() == Some(&at.uid) => guard::is_called_off(&host, action),
-            _ => guard::destroys(action),
+            Some(host) if host.metadata.uid.as_ref() == Some(&at.uid) => {
+                guard::is_called_off(&host, &command.action)
+            }
+            _ => destroys,
         }
     }
 

@@ -153,6 +153,8 @@ impl Edge {
         let reserved = self.recognise(&applicant)?;
         self.is_wanted(&applicant, &segment, &reserved)?;
         self.within_quota(&applicant, &segment, &reserved, now)?;
+        // Who shares its token hears that, however often the other one asks.
+        self.still_alone(&applicant).await?;
         let mut right = self.enrolments.one(&applicant.enrolment);
         right.ask().map_err(|problem| Refused {
             outcome: EnrolOutcome::Quota,

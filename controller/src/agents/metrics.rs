@@ -21,7 +21,7 @@ pub(super) enum EnrolOutcome {
     Forged,
     /// The token was spent with another key.
     Reused,
-    /// The segment, or one machine's enrolments, are at their limit.
+    /// The segment, or one machine's enrolments, are at their limit, or one token is shown too often.
     Quota,
     /// Nobody has described the machine, and its Segment ignores such ones.
     Unwanted,

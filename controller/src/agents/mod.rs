@@ -139,6 +139,7 @@ impl Server {
             telling: Counts::new(1),
             inventory_writes: writes::Writes::of_inventories(),
             poll_writes: writes::Writes::of_polls(),
+            order_reads: writes::Writes::of_orders(),
             enrolments: writes::Writes::of_enrolments(),
             progress: progress::Progresses::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
@@ -271,6 +272,7 @@ async fn reap(edge: Arc<Edge>) {
         edge.store.prune();
         edge.inventory_writes.prune();
         edge.poll_writes.prune();
+        edge.order_reads.prune();
         edge.enrolments.prune();
         edge.progress.prune(|name| edge.store.server(name).is_some());
         for (name, key) in edge.sessions.gone() {

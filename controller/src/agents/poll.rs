@@ -68,7 +68,7 @@ pub(super) async fn answer(
         let command = jobs::command(&server, request);
         let is_called_off = command
             .as_ref()
-            .is_some_and(|command| edge.calls_off(&server, &command.action));
+            .is_some_and(|command| edge.calls_off(&server, command));
         let command = command.filter(|_| !is_called_off);
         // Another edge, which the agent has left, wrote that it is gone: its next poll corrects that.
         let is_missed = was_shown && !is_shown;
@@ -135,11 +135,12 @@ async fn newest(
         None => Box::pin(edge.authenticate(peer)).await?.server,
     };
     let destroys = jobs::command(&known, request)
-        .is_some_and(|command| guard::destroys(&command.action) && !edge.calls_off(&known, &command.action));
+        .is_some_and(|command| guard::destroys(&command.action) && !edge.calls_off(&known, &command));
     if !destroys || edge.store.is_fresh() {
         return Ok(known);
     }
     // What destroys data is not given out as an old copy shows it: it may have been taken back.
+    edge.order_reads.one(&certificate.server).ask()?;
     match edge.store.fetch_server(&certificate.server).await {
         Ok(now) if ours(&now) => Ok(now),
         Ok(_) => Ok(Box::pin(edge.authenticate(peer)).await?.server),

@@ -1,5 +1,5 @@
 //! How often one machine may have written what it says: each such write is one to etcd, up to a megabyte, and discovery writes more
-//! for it. And how often one token may be shown: that, too, asks the API server each time.
+//! for it. And how often one token may be shown, and an order be read anew: they, too, ask the API server each time.
 
 use std::{
     collections::HashMap,
@@ -31,6 +31,12 @@ const ENROLMENTS: Rate = Rate {
     every: Duration::from_secs(5),
 };
 
+/// Orders that destroy data and are read anew before they are given: each is given once, unless an agent does not take it up.
+const ORDERS: Rate = Rate {
+    burst: 10,
+    every: Duration::from_secs(5),
+};
+
 /// What each Server has had written lately, or each token. There is at most one bucket for each Server that exists, and one for each
 /// token that this installation sealed lately.
 #[derive(Debug)]
@@ -56,6 +62,11 @@ impl Writes {
     /// Of enrolments, by the name of the Enrolment that the token is spent by.
     pub(super) fn of_enrolments() -> Writes {
         Writes::at(ENROLMENTS, ProblemKind::Unavailable)
+    }
+
+    /// Of orders that are read before they are given.
+    pub(super) fn of_orders() -> Writes {
+        Writes::at(ORDERS, ProblemKind::Unavailable)
     }
 
     fn at(rate: Rate, refusal: ProblemKind) -> Writes {
@@ -119,12 +130,8 @@ impl Write<'_> {
 
     /// What the agent is told if it may not.
     pub(super) fn refusal(&self) -> Option<Problem> {
-        self.refused.then(|| {
-            problem(
-                self.writes.refusal,
-                "this machine tells new things too often; this one is taken later",
-            )
-        })
+        self.refused
+            .then(|| problem(self.writes.refusal, "this comes too often; it is taken later"))
     }
 
     /// It was not done: a machine does not pay for the API server.

@@ -536,6 +536,12 @@ async fn what_was_ordered_and_not_begun_waits_while_its_host_is_paused_detached_
         }
         assert_eq!(agent.poll("").await.unwrap().command, None, "{gone}");
     }
+    // Nor does what was ordered for a host that is not this machine's any more; what a person ordered by hand is theirs.
+    for (id, is_given) in [("host-provision-u-1-0-write", false), ("by-hand", true)] {
+        let spec = json!({ "spec": { "host": null, "job": write_job(id, 7) } });
+        lab.api.edit("servers", &name(1), &spec);
+        assert_eq!(agent.poll("").await.unwrap().command.is_some(), is_given, "{id}");
+    }
     lab.api.edit("servers", &name(1), &host);
     // The same for what follows a cleaning, which is told again meanwhile.
     order(&lab, &whole(&lab));
