@@ -40,16 +40,21 @@ pub(super) fn inventory(server: &Server) -> Option<Arc<Inventory>> {
     Some(server.status.as_ref()?.inventory.as_ref()?.unpack())
 }
 
-/// The unicast MAC addresses by which the machine behind `server` was ever seen.
+/// The unicast MAC addresses that ever told the machine behind `server` from others. Not those of all its NICs: the card that a BMC
+/// pretends to be on USB has the same one on every machine of some vendors, and older agents enrolled with it.
 fn macs(server: &Server, inventory: Option<&Inventory>) -> BTreeSet<Mac> {
-    let known = server.status.iter().flat_map(|status| &status.identity.macs);
-    let nics = inventory
-        .iter()
-        .flat_map(|inventory| &inventory.nics)
-        .filter_map(|nic| nic.mac);
+    let status = server.status.as_ref();
+    let booted = status.and_then(|status| status.session.as_ref()?.boot_mac);
+    let tells_nothing = |mac: &Mac| {
+        let is_there = |inventory: &Inventory| inventory.nics.iter().any(|nic| nic.mac == Some(*mac));
+        inventory.is_some_and(|inventory| is_there(inventory) && !inventory.identity.macs.contains(mac))
+            && booted != Some(*mac)
+    };
+    let known = status.into_iter().flat_map(|status| &status.identity.macs);
     let reported = inventory.iter().flat_map(|inventory| &inventory.identity.macs);
-    let all = known.chain(reported).copied().chain(nics);
-    all.filter(|mac| mac.is_unicast()).collect()
+    let all = known.chain(reported).copied();
+    all.filter(|mac| mac.is_unicast() && !tells_nothing(mac))
+        .collect()
 }
 
 /// True if `host` can matter to a decision about `server`; the others need not be shown to it.
@@ -169,7 +174,7 @@ fn is_unowned(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
 /// Unowned hosts that declare one of this machine's MAC addresses. A host that Muster made for a Server since removed is known
 /// again by any NIC: the declared one may have been replaced while both were there.
 pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
-    let macs = macs(seen.server, inventory(seen.server).as_deref());
+    let macs = own_macs(seen);
     let all = seen.hosts.iter().map(AsRef::as_ref);
     // One that is being deleted has its machine cleaned and switched off before it goes.
     all.filter(|host| !host::is_leaving(host) || host::is_held(host))
@@ -179,6 +184,18 @@ pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
             Some(_) => host::has_any_mac(host, &macs),
         })
         .collect()
+}
+
+/// Those of [`declared`] that say so themselves, whatever an inspection found in them once: a NIC may have moved since.
+pub(super) fn twins<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
+    let macs = own_macs(seen);
+    let mut twins = declared(seen);
+    twins.retain(|host| host::declared_mac(host).is_some_and(|mac| macs.contains(&mac)));
+    twins
+}
+
+fn own_macs(seen: &Seen<'_>) -> BTreeSet<Mac> {
+    macs(seen.server, inventory(seen.server).as_deref())
 }
 
 /// Other Servers that have as good a claim to `host`: they point at it, or have the MAC address that it declares.
@@ -212,8 +229,7 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
             if at.uid == uid {
                 return Link::Right(host);
             }
-            let declares = host::declared_mac(host)
-                .is_some_and(|mac| macs(seen.server, inventory(seen.server).as_deref()).contains(&mac));
+            let declares = host::declared_mac(host).is_some_and(|mac| own_macs(seen).contains(&mac));
             if owner == Some(us) || at.uid.is_empty() || declares {
                 return Link::Change(
                     host,

@@ -336,6 +336,7 @@ fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     let owner = host::made_for(host).unwrap_or_default();
     let spec = ServerSpec {
         host: None,
+        job: jobs::kept(seen.server, None),
         ..seen.server.spec.clone()
     };
     let told = |about, other: &str| {

@@ -12,7 +12,7 @@ use crate::events::Event;
 
 /// Our host, and the same machine declared by somebody else under another name or in another namespace.
 pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan) {
-    let mut twins = link::declared(seen);
+    let mut twins = link::twins(seen);
     let same_name = |host: &&BareMetalHost| {
         host::made_for(host).is_none()
             && host.metadata.name == ours.metadata.name
@@ -68,7 +68,7 @@ pub(super) fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool,
     }
     plan.why = format!("what is left of the twin of {} goes", host::path(theirs));
     let at = host::path(theirs);
-    let doubles = link::declared(seen)
+    let doubles = link::twins(seen)
         .into_iter()
         .filter(|other| host::path(other) != at);
     plan.notices

@@ -1,6 +1,7 @@
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Time};
+use muster_proto::inventory::Nic;
 use muster_proto::kinds::{
-    BmcDetails, JobAction, JobStatus, PAUSED_ANNOTATION, SERVER_ANNOTATION, SessionState,
+    BmcDetails, Job, JobAction, JobStatus, PAUSED_ANNOTATION, SERVER_ANNOTATION, SessionState,
 };
 
 use super::{
@@ -373,6 +374,104 @@ fn a_server_that_points_at_anothers_host_is_unlinked() {
         .filter(|event| event.reason == "HostClaimedTwice")
         .collect();
     assert_eq!(told.len(), 2);
+}
+
+#[test]
+fn what_was_ordered_for_anothers_host_goes_with_the_link_to_it() {
+    let mut sim = discovered();
+    let at = host::reference(sim.host(NAME));
+    let job = |id: String| {
+        Some(Box::new(Job {
+            id,
+            action: JobAction::Clean,
+            ..Job::default()
+        }))
+    };
+    for (id, stays) in [
+        (format!("host-deprovision-{}-1-0", at.uid), false),
+        ("by-hand".to_owned(), true),
+    ] {
+        sim.reports("b", machine("OTHER1", 2));
+        sim.change_server("b", |server| {
+            server.spec.host = Some(at.clone());
+            server.spec.job = job(id.clone());
+        });
+        // The first thing that is done, whether or not the host is paused.
+        sim.change_host(NAME, |host| {
+            let paused = (PAUSED_ANNOTATION.to_owned(), String::new());
+            host.metadata.annotations.get_or_insert_default().extend([paused]);
+        });
+        let plan = sim.plan_of("b");
+        let [Effect::PatchServerSpec { spec, .. }, ..] = &plan.effects[..] else {
+            panic!("{plan:?}");
+        };
+        assert_eq!(spec.host, None);
+        assert_eq!(spec.job.is_some(), stays, "{id}");
+    }
+}
+
+/// The network card of a BMC on USB, whose address a vendor made up once for all.
+fn with_usb_nic(mut inventory: Inventory) -> Inventory {
+    inventory.nics.push(Nic {
+        name: "usb0".to_owned(),
+        mac: Some("be:3a:f2:b6:05:9f".parse().unwrap()),
+        ..Nic::default()
+    });
+    inventory
+}
+
+#[test]
+fn an_address_that_all_machines_of_a_vendor_have_says_nothing_of_which_one_it_is() {
+    let mut sim = Sim::new(UnknownPolicy::Hold);
+    sim.reports("a", with_usb_nic(machine("J5K2X93", 1)));
+    // As an older agent enrolled.
+    sim.change_server("a", |server| {
+        let identity = &mut server.status.as_mut().unwrap().identity;
+        identity.macs.insert("be:3a:f2:b6:05:9f".parse().unwrap());
+    });
+    sim.settle();
+    // As a person declared it, and inspected.
+    sim.change_host(NAME, |host| {
+        host.metadata.annotations = None;
+        host.metadata.name = Some("declared".to_owned());
+    });
+    sim.change_server("a", |server| server.spec.host = None);
+    sim.settle();
+    assert_eq!(sim.server("a").spec.host.as_ref().unwrap().name, "declared");
+    sim.reports("b", with_usb_nic(machine("OTHER1", 2)));
+    sim.settle();
+    assert_eq!(sim.names(), ["declared", "dell-other1"]);
+    assert_eq!(sim.notices(), []);
+    // One whose Server is gone is not taken for another machine's either.
+    sim.change_host("declared", |host| {
+        let made_for = (SERVER_ANNOTATION.to_owned(), "a".to_owned());
+        host.metadata.annotations = Some([made_for].into());
+    });
+    sim.servers.retain(|server| server_name(server) != "a");
+    sim.reports("c", with_usb_nic(machine("OTHER2", 3)));
+    sim.settle();
+    assert_eq!(sim.names(), ["declared", "dell-other1", "dell-other2"]);
+    assert_eq!(sim.notices(), []);
+}
+
+#[test]
+fn a_host_whose_server_is_deleted_is_no_twin_of_one_that_has_a_nic_of_it_now() {
+    let mut sim = discovered();
+    let moved = |mut inventory: Inventory| {
+        inventory.identity.macs.insert(mac(1));
+        inventory
+    };
+    sim.reports("b", machine("OTHER1", 2));
+    sim.settle();
+    // The card of the first machine moves to the second one, which has a host; then the first one's Server is deleted.
+    sim.reports("b", moved(machine("OTHER1", 2)));
+    sim.change_host(NAME, |host| host.spec.boot_mac_address = Some(mac(9).to_string()));
+    sim.settle();
+    sim.servers.retain(|server| server_name(server) != "a");
+    let at = sim.server("b").spec.host.clone();
+    sim.settle();
+    assert_eq!(sim.names(), [NAME, "dell-other1"]);
+    assert_eq!(sim.server("b").spec.host, at);
 }
 
 #[test]
