@@ -15,7 +15,7 @@ use super::{
     observed::{Access, Failure, FailureClass, Probed, SecretState},
     owner::has_bmc,
     plan::{Effect, Hold},
-    whose,
+    secrets, whose,
 };
 use crate::bmc::Address;
 
@@ -76,6 +76,10 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
     let probed = draft.seen.bmc.probed.as_ref();
     match probed.filter(|probed| probed.access == access) {
         None => {
+            let good = credentials_of(draft.old.good_credentials.as_ref()).map(str::to_owned);
+            if secrets::release_former(draft, good.as_deref()) {
+                return Reach::No;
+            }
             try_credentials(draft, &name);
             draft.effect(Effect::Probe(access));
             if draft.state == State::Registering {
@@ -99,6 +103,9 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
                 draft.refuse(ErrorType::Registration, message);
                 // It may be another one tomorrow, of which nobody tells us.
                 ask_again(draft, *at, access, ASK_AGAIN);
+                return Reach::No;
+            }
+            if secrets::release_former(draft, None) {
                 return Reach::No;
             }
             good_credentials(draft, &name);
@@ -152,6 +159,10 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
         SecretState::Invalid(why) => {
             let message = format!("the Secret {name} with the BMC's credentials cannot be used: {why}");
             unusable(draft, message);
+            // Nobody watches one that is not marked.
+            if !draft.seen.secrets.bmc.held {
+                draft.again(LOOK_AGAIN);
+            }
         }
     }
     None
@@ -210,11 +221,25 @@ const ASKS: &str = "waits for the BMC to answer; next: the host is inspected";
 
 /// Says beforehand, with the state that needs it, that the BMC will be asked: one write instead of two.
 pub(super) fn announce(draft: &mut Draft<'_>) {
-    let name = credentials_name(draft);
-    if let Some(name) = name.filter(|_| draft.seen.secrets.bmc.state.is_present()) {
-        try_credentials(draft, &name);
-        draft.wait_for("Bmc", ASKS);
+    let Some(name) = credentials_name(draft) else {
+        return;
+    };
+    match draft.seen.secrets.bmc.state {
+        SecretState::Missing | SecretState::Unnamed => {}
+        SecretState::Present { .. } => {
+            try_credentials(draft, &name);
+            draft.wait_for("Bmc", ASKS);
+        }
+        // It was marked, whatever is in it.
+        SecretState::Invalid(_) | SecretState::Unasked | SecretState::Unreadable(_) => {
+            try_credentials(draft, &name);
+        }
     }
+}
+
+/// The name of the Secret that the status speaks of.
+fn credentials_of(status: Option<&CredentialsStatus>) -> Option<&str> {
+    status?.credentials.as_ref()?.name.as_deref()
 }
 
 /// Intent before effect: the status says which credentials are tried.
@@ -228,12 +253,9 @@ fn try_credentials(draft: &mut Draft<'_>, name: &str) {
 fn good_credentials(draft: &mut Draft<'_>, name: &str) {
     let reference = reference(draft, name);
     if draft.status.good_credentials.as_ref() == Some(&reference) {
+        // Others may have been tried meanwhile.
+        draft.status.tried_credentials = Some(reference);
         return;
-    }
-    let former = draft.status.good_credentials.as_ref();
-    let former = former.and_then(|former| former.credentials.as_ref()?.name.clone());
-    if let Some(former) = former.filter(|former| former != name && !former.is_empty()) {
-        draft.effect(Effect::ReleaseSecret { name: former });
     }
     // Registration tells its own end. The version may have grown since they were tried, by our own label.
     let tried = draft.status.tried_credentials != draft.status.good_credentials;

@@ -3,10 +3,14 @@
 //! All that can be known beforehand is checked here, while nothing is lost: upstream starts, fails, cleans and starts again.
 
 use jiff::{SignedDuration, Timestamp};
-use muster_proto::kinds::{BareMetalHostSpec, ErrorType, INSPECT_ANNOTATION, Image, OperationalStatus};
+use muster_proto::kinds::{
+    BareMetalHostSpec, ErrorType, INSPECT_ANNOTATION, Image, OperationalStatus, RELEASE_ANNOTATION,
+};
 
 use super::{
-    State, access, backoff, disk,
+    State,
+    access::{self, Reach},
+    backoff, disk,
     draft::{Draft, clause},
     guard, image, inspection, power,
     preparing::{self, effective_hints},
@@ -36,22 +40,37 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.enter(State::Preparing);
         return;
     }
+    if draft.annotation(RELEASE_ANNOTATION).is_some() {
+        // It has served, or serves nothing: the next tenant's data are not to be left because of it.
+        draft
+            .metadata
+            .remove_annotations
+            .push(RELEASE_ANNOTATION.to_owned());
+    }
     if draft.host.spec.image.is_none() {
         draft.status.provisioning_fail_count = 0;
     }
     let reach = access::ensure(draft);
-    if wants_provisioning(draft) {
-        if admit(draft) {
-            provisioning::begin(draft);
-            return;
-        }
-    } else {
+    if !wants_provisioning(draft) {
         draft.forget(ErrorType::Provisioning);
         if draft.status.operational_status == OperationalStatus::Delayed {
             draft.status.operational_status = OperationalStatus::Ok;
         }
+        power::manage(draft, &reach);
+        return;
     }
-    power::manage(draft, &reach);
+    // What is begun without a way to the machine could not be taken back either.
+    if reach == Reach::No {
+        return;
+    }
+    match admit(draft) {
+        Ok(true) => provisioning::begin(draft),
+        Ok(false) => power::manage(draft, &reach),
+        Err(why) => {
+            power::manage(draft, &reach);
+            draft.refuse_beside(ErrorType::Provisioning, why);
+        }
+    }
 }
 
 /// True if the spec names something to run.
@@ -74,36 +93,31 @@ fn wants_provisioning(draft: &Draft<'_>) -> bool {
     draft.host.spec.online && has_request(&draft.host.spec)
 }
 
-/// True if provisioning may begin now; if not, the draft says why.
-fn admit(draft: &mut Draft<'_>) -> bool {
+/// True if provisioning may begin now; if not, the draft says what it waits for, or the error what has to be changed.
+fn admit(draft: &mut Draft<'_>) -> Result<bool, String> {
     if guard::is_protected(draft.host) {
-        draft.refuse(
-            ErrorType::Provisioning,
-            "the host is protected: its disks are not written before the annotation muster.dev/protected is removed",
+        return Err(
+            "the host is protected: its disks are not written before the annotation muster.dev/protected is removed"
+                .to_owned(),
         );
-        return false;
     }
-    if let Err(why) = refusal(draft) {
-        draft.refuse(ErrorType::Provisioning, why);
-        return false;
-    }
-    if !tries_again(draft) {
-        return false;
+    refusal(draft)?;
+    if !tries_again(draft)? {
+        return Ok(false);
     }
     match secrets::inputs(draft) {
         Inputs::Ready => {}
         Inputs::Wait(why) => {
             draft.wait_for("Inputs", format!("{why}; next: the image is written"));
             draft.again(access::LOOK_AGAIN);
-            return false;
+            return Ok(false);
         }
         Inputs::Bad(why) | Inputs::Untrusted(why) => {
-            draft.refuse(ErrorType::Provisioning, why);
             draft.again(access::LOOK_AGAIN);
-            return false;
+            return Err(why);
         }
     }
-    draft.takes_slot()
+    Ok(draft.takes_slot())
 }
 
 /// What makes the request one that cannot be fulfilled, as far as it can be known now.
@@ -133,15 +147,15 @@ pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
     image::source(image).map(drop)
 }
 
-/// After failures the same image is tried again later and later, and at last not at all; another image at once.
-fn tries_again(draft: &mut Draft<'_>) -> bool {
+/// After failures the same image is tried again later and later, and at last not at all, which is an error; another image at once.
+fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
     let failures = draft.status.provisioning_fail_count;
     if failures == 0 {
-        return true;
+        return Ok(true);
     }
     if draft.host.spec.image != draft.status.last_attempted_image {
         draft.status.provisioning_fail_count = 0;
-        return true;
+        return Ok(true);
     }
     let why = match draft.old.error_message.as_str() {
         "" => "see the events",
@@ -152,13 +166,12 @@ fn tries_again(draft: &mut Draft<'_>) -> bool {
     if most > 0 && failures >= most {
         let given_up = format!("gave up after {failures} attempts: ");
         let why = why.strip_prefix(&given_up).unwrap_or(&why);
-        draft.refuse(ErrorType::Provisioning, format!("{given_up}{why}"));
-        return false;
+        return Err(format!("{given_up}{why}"));
     }
     let ended = ended(draft).unwrap_or(draft.now);
     let pause = backoff::pause(draft.uid(), failures);
     if draft.has_paused(ended, SignedDuration::try_from(pause).unwrap_or_default()) {
-        return true;
+        return Ok(true);
     }
     draft.wait_for(
         "Delay",
@@ -169,7 +182,7 @@ fn tries_again(draft: &mut Draft<'_>) -> bool {
         ),
     );
     draft.again_at(ended.checked_add(pause).unwrap_or(draft.now));
-    false
+    Ok(false)
 }
 
 fn ended(draft: &Draft<'_>) -> Option<Timestamp> {

@@ -71,7 +71,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         uncleaned(draft, "somebody asked for it");
         return;
     }
-    match draft.hold_off(&[ErrorType::Provisioning]) {
+    match draft.hold_off(&[ErrorType::Provisioning, ErrorType::PowerManagement]) {
         HoldOff::Waiting => return,
         // An error of the provisioning that is being taken back is shown until the next one.
         HoldOff::None if draft.old.error_type == Some(ErrorType::Provisioning) => {}
@@ -124,6 +124,12 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
         return;
     };
     let Some(inventory) = ramdisk::inventory(draft, server, "they are cleaned") else {
+        // A host that goes waits for nothing without an end.
+        if draft.is_leaving() && draft.waited("Inventory", ramdisk::BOOT_DEADLINE) {
+            draft.fail(ErrorType::Provisioning, "the ramdisk does not report the disks");
+        } else if draft.is_leaving() {
+            draft.again_after("Inventory", ramdisk::BOOT_DEADLINE);
+        }
         return;
     };
     let root = preparing::root_of_before(draft, &inventory.disks);

@@ -268,6 +268,14 @@ impl<'a> Draft<'a> {
         });
     }
 
+    /// The same, from now on, however long it has waited for that.
+    pub(super) fn wait_anew(&mut self, reason: &'static str, message: impl Into<String>) {
+        self.wait_for(reason, message);
+        if let Some(wait) = &mut self.wait {
+            wait.since = self.now;
+        }
+    }
+
     /// Since when the host has been waiting for `reason`, as its status says; none: it has not.
     pub(super) fn waiting_since(&self, reason: &str) -> Option<Timestamp> {
         self.old_wait()
@@ -303,6 +311,12 @@ impl<'a> Draft<'a> {
             .old_wait()
             .map(|old| (old.reason.as_str(), conditions::without_time(&old.message)));
         (asked != Some((wait.reason, &wait.message))).then_some(&wait.message)
+    }
+
+    /// Comes back when the host has waited for `reason` for as long as `limit`.
+    pub(super) fn again_after(&mut self, reason: &str, limit: SignedDuration) {
+        let since = self.waiting_since(reason).unwrap_or(self.now);
+        self.again_at(since.checked_add(limit).unwrap_or(self.now));
     }
 
     /// True if the host waited for `reason` since before `limit`.

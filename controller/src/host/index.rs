@@ -16,7 +16,7 @@ use muster_proto::{
 };
 
 use super::{
-    bmc_secret,
+    State, bmc_secret,
     rivals::{Behind, bmc},
 };
 use crate::discovery::host::declared_mac;
@@ -68,7 +68,7 @@ enum Key {
     Bmc(String),
     /// It names this Secret.
     Secret(Path),
-    /// It names this Secret as one that is held for it, and is not being deleted.
+    /// It names this Secret as one that is held for it, and has not let go of it.
     Held(Path),
 }
 
@@ -339,10 +339,11 @@ fn keys(host: &BareMetalHost) -> Vec<Key> {
         .filter(|name| !name.is_empty())
         .chain(held.iter().copied())
         .collect();
-    let stays = host.metadata.deletion_timestamp.is_none();
+    // One that is being deleted needs them for as long as its machine is cleaned and switched off.
+    let needs = host.metadata.deletion_timestamp.is_none() || State::of(host) != State::Deleting;
     let held = held
         .into_iter()
-        .filter(|_| stays)
+        .filter(|_| needs)
         .map(|name| Key::Held(path(name)));
     let named = named.into_iter().map(|name| Key::Secret(path(name)));
     machine.chain(named).chain(held).collect()
@@ -352,6 +353,7 @@ fn keys(host: &BareMetalHost) -> Vec<Key> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use muster_proto::kinds::{BareMetalHostSpec, BmcDetails, HostReference, ServerSpec};
 
     use super::*;
@@ -427,6 +429,31 @@ mod tests {
         assert!(
             inner.hosts.by.is_empty() && inner.hosts.of.is_empty(),
             "nothing is left"
+        );
+    }
+
+    #[test]
+    fn a_secret_is_held_by_every_host_that_needs_it_also_while_it_is_being_deleted() {
+        let index = Index::default();
+        let in_state = |name: &str, state: State| {
+            let mut host = host(name, "", "s");
+            host.metadata.deletion_timestamp = Some(Time("2026-01-01T00:00:00Z".parse().unwrap()));
+            state
+                .name()
+                .clone_into(&mut host.status.get_or_insert_default().provisioning.state);
+            host
+        };
+        index.host(&in_state("a", State::Deleting), false);
+        index.host(&in_state("b", State::Deprovisioning), false);
+        assert_eq!(
+            index.held_by(&path("s")),
+            [path("b")],
+            "its machine is not cleaned yet"
+        );
+        index.host(&in_state("b", State::Deleting), false);
+        assert!(
+            index.held_by(&path("s")).is_empty(),
+            "whichever goes last lets go of it"
         );
     }
 

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use kube::Resource;
 use muster_proto::{
     kinds::{BareMetalHost, HardwareData, Server},
@@ -15,6 +16,7 @@ use muster_proto::{
 use tokio::time::Instant;
 
 use super::{
+    State,
     draft::WORDS,
     index::Path,
     observed::{Bmc, Failure, Probed, Tried},
@@ -82,6 +84,10 @@ struct Entry {
     wrong: Option<String>,
     /// What another operator held for it is let go.
     released: bool,
+    /// When it was seen to be paused last.
+    paused: Option<Timestamp>,
+    /// We wrote that it lets go of all that is held for it, which the watch may not have shown yet.
+    lets_go: bool,
     rounds: Bucket,
     /// Since when a status waits to be written, and until when it then waits for its turn.
     deferred: Option<(Instant, Option<Instant>)>,
@@ -191,6 +197,7 @@ impl Memory {
         let looked = version(host.as_ref());
         self.with(&host.clone(), |entry| {
             entry.looked = looked.max(entry.looked);
+            entry.lets_go |= State::of(&host) == State::Deleting;
             entry.host.wrote(host);
         });
     }
@@ -307,6 +314,21 @@ impl Memory {
         self.with(host, |entry| entry.released) == Some(true)
     }
 
+    /// True if the host there lets go of all that is held for it.
+    pub fn lets_go(&self, host: &Path) -> bool {
+        self.lock().get(host).is_some_and(|entry| entry.lets_go)
+    }
+
+    /// The host is seen to be paused `now`.
+    pub fn saw_paused(&self, host: &BareMetalHost, now: Timestamp) {
+        self.with(host, |entry| entry.paused = Some(now));
+    }
+
+    /// When the host was seen to be paused last; none: not since this process began.
+    pub fn paused_at(&self, host: &BareMetalHost) -> Option<Timestamp> {
+        self.with(host, |entry| entry.paused)?
+    }
+
     /// How many rounds failed in a row.
     pub fn failures(&self, host: &BareMetalHost) -> u32 {
         self.with(host, |entry| entry.failures).unwrap_or(1)
@@ -344,6 +366,8 @@ impl Entry {
             refusal: None,
             wrong: None,
             released: false,
+            paused: None,
+            lets_go: false,
             rounds: Bucket::new(Instant::now()),
             deferred: None,
             looked: None,

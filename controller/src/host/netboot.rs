@@ -9,7 +9,7 @@ use super::{
     State,
     detached::is_cut_off,
     jobs::OURS,
-    owner::{Owner, owner},
+    owner::{Owner, has_bmc, owner},
     registration,
 };
 use crate::discovery::host::annotation;
@@ -31,6 +31,9 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
         _ if left => None,
         State::Registering if !foreign && !registration::inspection_disabled(host) => {
             Some("its host is registering and will be inspected")
+        }
+        State::Registering if !foreign && !has_bmc(host) => {
+            Some("its host is registering, which takes its ramdisk: it has no BMC")
         }
         State::Inspecting => Some("its host is inspecting"),
         State::Preparing if !foreign => Some("its host is preparing"),

@@ -67,7 +67,9 @@ fn decide(draft: &mut Draft<'_>) {
         return;
     }
     if !matches!(draft.state, State::New | State::Unmanaged) {
-        secrets::hold(draft);
+        if draft.state != State::Deleting {
+            secrets::hold(draft);
+        }
         let status = &mut draft.status.operational_status;
         if matches!(*status, OperationalStatus::Unset | OperationalStatus::Discovered) {
             *status = OperationalStatus::Ok;

@@ -72,12 +72,15 @@ impl Eyes<'_> {
         let (bmc, tried) = self.memory.bmc(&host);
         Sight {
             segment: objects.server.as_deref().and_then(|server| self.segment(server)),
-            secrets: self.vault.seen(&host, self.index).await,
+            secrets: self.vault.seen(&host, self.index, self.memory).await,
             rivals: rivals(&host, others.iter().map(AsRef::as_ref)),
             released: self.memory.has_released(&host),
             bmc,
             tried,
-            began: self.began,
+            began: self
+                .memory
+                .paused_at(&host)
+                .map_or(self.began, |at| at.max(self.began)),
             epoch: self.epoch,
             max_provisioning_retries: self.max_provisioning_retries,
             host,

@@ -30,7 +30,7 @@ pub struct Observed<'a> {
     pub released: bool,
     /// True if the host has one of the places of hosts that are busy at once. See [`Plan::slot`](super::Plan::slot).
     pub slot: bool,
-    /// When this process began to lead: its memory says nothing of what was announced before.
+    /// When this process began to lead, or the host was paused last: what was announced or done before says nothing of the machine.
     pub began: Timestamp,
     /// The term of this leader; jobs carry it.
     pub epoch: i64,
@@ -51,6 +51,8 @@ pub struct Secrets {
     pub meta_data: SecretSeen,
     /// `spec.preprovisioningNetworkDataName`, as `network_data`.
     pub preprovisioning: SecretSeen,
+    /// Those of [`former_secrets`](super::secrets::former_secrets), by name, as `bmc`.
+    pub former: Vec<(String, SecretSeen)>,
 }
 
 /// One Secret.

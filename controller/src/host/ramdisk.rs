@@ -42,10 +42,7 @@ pub(super) fn ready<'a>(
     }
     if let Some((server, session)) = draft.session() {
         if server.status.as_ref().is_some_and(|status| status.contested) {
-            draft.wait_for(
-                "Contested",
-                "two machines showed one token as this one; next: boot it again to enrol alone",
-            );
+            contested(draft, kind);
             return None;
         }
         return Some((server, session));
@@ -58,6 +55,22 @@ pub(super) fn ready<'a>(
         Reach::InBand | Reach::No => by_hand(draft, kind, then),
     }
     None
+}
+
+/// A person has to look which of the two it is; a host that goes waits for nothing without an end.
+fn contested(draft: &mut Draft<'_>, kind: ErrorType) {
+    let message = "two machines showed one token as this one";
+    if draft.is_leaving() && draft.waited("Contested", BOOT_DEADLINE) {
+        draft.fail(kind, message);
+        return;
+    }
+    draft.wait_for(
+        "Contested",
+        format!("{message}; next: boot it again to enrol alone"),
+    );
+    if draft.is_leaving() {
+        draft.again_after("Contested", BOOT_DEADLINE);
+    }
 }
 
 /// Reason of `Waiting` while a reboot that somebody forces is done; its time begins the operation.
@@ -220,9 +233,7 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
         return false;
     }
     draft.wait_for("Ramdisk", waits(then));
-    let since = draft.waiting_since("Ramdisk").unwrap_or(draft.now);
-    let due = since.checked_add(BOOT_DEADLINE).unwrap_or(draft.now);
-    draft.again_at(due);
+    draft.again_after("Ramdisk", BOOT_DEADLINE);
     true
 }
 
@@ -257,6 +268,8 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
         return;
     }
     let tried = draft.seen.tried.as_ref();
+    // A boot before a pause may have ended on the machine's own disk: once its time is over, it is as good as forgotten.
+    let tried = tried.filter(|tried| tried.at >= draft.seen.began || !draft.waited("Ramdisk", BOOT_DEADLINE));
     match tried.filter(|tried| is_booted(draft, tried, operation)) {
         Some(tried) => match &tried.result {
             Ok(()) => {
@@ -280,7 +293,7 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
     }
 }
 
-/// Nothing in this process's memory says that the machine was booted for this operation.
+/// Nothing in this process's memory says that the machine was booted for this operation, since the host was paused last.
 fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str, power: Option<Power>) {
     let announced = draft.waiting_since("Ramdisk");
     match (power, announced) {
@@ -291,6 +304,12 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
         {
             overdue(draft, kind, "it was booted from the network", then);
             draft.again_at(since.checked_add(BENEFIT_OF_DOUBT).unwrap_or(draft.now));
+        }
+        (Some(Power::On | Power::Off), Some(since)) if since < whole_seconds(draft.seen.began).0 => {
+            // The time that has run out meanwhile was not the machine's.
+            draft.wait_anew("Ramdisk", waits(then));
+            draft.again_at(draft.now.checked_add(BOOT_DEADLINE).unwrap_or(draft.now));
+            start(draft, operation);
         }
         (Some(Power::On | Power::Off), _) => {
             if overdue(draft, kind, "it was booted from the network", then) {

@@ -214,8 +214,10 @@ impl Context {
     }
 
     /// The host went while a round looked at it.
-    fn forget_if_gone(&self, path: &Path) {
+    fn forget_if_gone(&self, host: &BareMetalHost, path: &Path) {
         if self.world.hosts.get(&path.to_ref()).is_none() {
+            // In this order: nobody is to find that it holds what it has let go.
+            self.wake(self.index.host(host, true));
             self.memory.forget(path);
             self.wake(self.slots.give_back(path));
         }
@@ -318,10 +320,11 @@ impl Context {
     fn host_changed(&self, host: &BareMetalHost) -> Vec<Path> {
         let path = Path::of(host);
         let Some(now) = self.world.hosts.get(&path.to_ref()) else {
+            let concerned = self.index.host(host, true).into_iter().collect();
             self.memory.forget(&path);
             self.metrics.forget(&counts::of(host));
             self.wake(self.slots.give_back(&path));
-            return self.index.host(host, true).into_iter().collect();
+            return concerned;
         };
         let mut concerned: Vec<Path> = self.index.host(&now, false).into_iter().collect();
         // The echo of what we wrote ourselves, after which another round came anyway.
@@ -419,6 +422,7 @@ async fn turn(
         return Ok(After::Over(Action::await_change()));
     }
     if owner(host) != Owner::Operator {
+        context.memory.saw_paused(host, (context.executor.clock)());
         let server = context.eyes().server(host);
         if context.has_begun(host, server.as_deref()) {
             context.slots.begin_with(&path);
@@ -450,7 +454,7 @@ async fn turn(
             Some(call) => Some(call),
             // Its end is looked at before another one is made.
             None => {
-                context.forget_if_gone(&path);
+                context.forget_if_gone(host, &path);
                 return Ok(After::Over(Action::await_change()));
             }
         },
@@ -482,7 +486,7 @@ async fn turn(
         }
         Err(error) => Err(failed(context, &sight.host, error)),
     };
-    context.forget_if_gone(&path);
+    context.forget_if_gone(host, &path);
     after
 }
 

@@ -1,5 +1,7 @@
 //! The Secrets that a host names beside the BMC's credentials: whether they are there, and what becomes of them. Pure.
 
+use std::{collections::BTreeSet, time::Duration};
+
 use muster_proto::kinds::{BareMetalHost, Session};
 
 use super::{
@@ -87,23 +89,58 @@ pub fn bmc_secret(host: &BareMetalHost) -> Option<&str> {
     named.filter(|name| !name.is_empty()).or(tried)
 }
 
+/// The Secrets whose credentials were tried or good before, as the status says, and which the host does not name any more: they may
+/// still be held.
+pub(super) fn former_secrets(host: &BareMetalHost) -> BTreeSet<&str> {
+    let status = host.status.as_ref();
+    let credentials = status.map(|status| [&status.tried_credentials, &status.good_credentials]);
+    let names = credentials
+        .into_iter()
+        .flatten()
+        .filter_map(|credentials| credentials.as_ref()?.credentials.as_ref()?.name.as_deref());
+    let named = bmc_secret(host);
+    names
+        .filter(|name| !name.is_empty() && Some(*name) != named)
+        .collect()
+}
+
 /// Lets go of every Secret that carries the finalizer. True if there was one.
 pub(super) fn release(draft: &mut Draft<'_>) -> bool {
-    let spec = &draft.host.spec;
     let secrets = &draft.seen.secrets;
-    let bmc = bmc_secret(draft.host);
-    let network = spec.preprovisioning_network_data_name.as_deref();
-    let mut names: Vec<String> = Vec::new();
-    for (name, seen) in [(bmc, &secrets.bmc), (network, &secrets.preprovisioning)] {
-        if let Some(name) = name.filter(|name| seen.finalizer && !name.is_empty())
-            && !names.iter().any(|other| other == name)
-        {
-            names.push(name.to_owned());
-        }
+    let network = draft.host.spec.preprovisioning_network_data_name.as_deref();
+    let now = [
+        (bmc_secret(draft.host), &secrets.bmc),
+        (network, &secrets.preprovisioning),
+    ];
+    let now = now.into_iter().filter_map(|(name, seen)| Some((name?, seen)));
+    let former = secrets.former.iter().map(|(name, seen)| (name.as_str(), seen));
+    let held = now
+        .chain(former)
+        .filter(|(name, seen)| seen.finalizer && !name.is_empty());
+    let names: BTreeSet<&str> = held.map(|(name, _)| name).collect();
+    for name in &names {
+        draft.effect(Effect::ReleaseSecret {
+            name: (*name).to_owned(),
+        });
     }
+    !names.is_empty()
+}
+
+/// Lets go of the Secrets that the host named before, but for `good`, before the status forgets them. True while that is on its way.
+pub(super) fn release_former(draft: &mut Draft<'_>, good: Option<&str>) -> bool {
+    let former = draft.seen.secrets.former.iter();
+    let held = former.filter(|(name, seen)| seen.finalizer && Some(name.as_str()) != good);
+    let names: Vec<String> = held.map(|(name, _)| name.clone()).collect();
     let any = !names.is_empty();
     for name in names {
+        draft.why(format!(
+            "lets go of the Secret {name}, which it does not name any more"
+        ));
         draft.effect(Effect::ReleaseSecret { name });
+    }
+    if any {
+        draft.keep_wait();
+        draft.again(Duration::ZERO);
     }
     any
 }

@@ -26,9 +26,11 @@ use super::{
     State, bmc_secret,
     content::{Seen, Use},
     index::{Index, Path},
+    memory::Memory,
     observed::{SecretSeen, SecretState, Secrets},
     owner::has_bmc,
     plan::{Hold, SECRET_FINALIZER, SECRET_LABEL},
+    secrets::former_secrets,
 };
 use crate::{
     bmc::Credentials,
@@ -225,7 +227,8 @@ impl Vault {
     }
 
     /// What `host`'s Secrets are good for.
-    pub async fn seen(&self, host: &BareMetalHost, index: &Index) -> Secrets {
+    pub async fn seen(&self, host: &BareMetalHost, index: &Index, memory: &Memory) -> Secrets {
+        let of = (index, memory);
         let spec = &host.spec;
         let name = |reference: &Option<k8s_openapi::api::core::v1::SecretReference>| {
             reference
@@ -235,25 +238,25 @@ impl Vault {
         };
         let bmc = bmc_secret(host).unwrap_or_default();
         let before = spec.preprovisioning_network_data_name.clone().unwrap_or_default();
+        let mut former = Vec::new();
+        for name in former_secrets(host) {
+            let seen = self.one(host, of, name, Use::Bmc, Hold::Owned).await;
+            former.push((name.to_owned(), seen));
+        }
         Secrets {
-            bmc: self.one(host, index, bmc, Use::Bmc, Hold::Owned).await,
+            former,
+            bmc: self.one(host, of, bmc, Use::Bmc, Hold::Owned).await,
             user_data: self
-                .one(host, index, &name(&spec.user_data), Use::UserData, Hold::Label)
+                .one(host, of, &name(&spec.user_data), Use::UserData, Hold::Label)
                 .await,
             network_data: self
-                .one(
-                    host,
-                    index,
-                    &name(&spec.network_data),
-                    Use::NetworkData,
-                    Hold::Label,
-                )
+                .one(host, of, &name(&spec.network_data), Use::NetworkData, Hold::Label)
                 .await,
             meta_data: self
-                .one(host, index, &name(&spec.meta_data), Use::MetaData, Hold::Label)
+                .one(host, of, &name(&spec.meta_data), Use::MetaData, Hold::Label)
                 .await,
             preprovisioning: self
-                .one(host, index, &before, Use::NetworkData, Hold::Finalizer)
+                .one(host, of, &before, Use::NetworkData, Hold::Finalizer)
                 .await,
         }
     }
@@ -261,7 +264,7 @@ impl Vault {
     async fn one(
         &self,
         host: &BareMetalHost,
-        index: &Index,
+        (index, memory): (&Index, &Memory),
         name: &str,
         what: Use,
         hold: Hold,
@@ -307,7 +310,11 @@ impl Vault {
                         }
                     },
             // While another host holds it, it is not ours to release.
-            finalizer: finalizer && index.held_by(&path).iter().all(|other| *other == Path::of(host)),
+            finalizer: finalizer
+                && index
+                    .held_by(&path)
+                    .iter()
+                    .all(|other| *other == Path::of(host) || memory.lets_go(other)),
         }
     }
 

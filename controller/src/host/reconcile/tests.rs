@@ -452,7 +452,9 @@ async fn a_paused_host_is_not_touched_and_goes_on_when_it_is_paused_no_more() {
     lab.run(async {
         lab.declare(1);
         lab.reaches(1, "inspecting").await;
+        lab.until(|| lab.machines[0].is_on()).await;
         lab.edit(1, &paused(json!("")));
+        lab.machines[0].loses_its_boot();
         let version = |lab: &Lab| lab.host(1).unwrap().metadata.resource_version;
         let before = version(&lab);
         tokio::time::sleep(Duration::from_secs(7200)).await;
@@ -461,6 +463,8 @@ async fn a_paused_host_is_not_touched_and_goes_on_when_it_is_paused_no_more() {
         lab.reaches(1, "available").await;
     })
     .await;
+    // The time of its boot ran out while nobody was to look after it.
+    assert!(lab.told().iter().all(|event| event.reason != "InspectionError"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,12 +1,13 @@
 //! What is not known is not taken for a fact.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use muster_proto::kinds::{BmcDetails, ErrorType};
+use muster_proto::kinds::{BmcDetails, ErrorType, IN_BAND_ANNOTATION, INSPECT_ANNOTATION};
 
 use super::{
     super::{
         Effect, State,
         bmcs::News,
+        netboot,
         observed::{Bmc, Failure, FailureClass, Power, PowerReading, Probed, SecretState, Tried},
         plan::PowerOrder,
         rivals,
@@ -557,4 +558,83 @@ fn what_somebody_else_runs_is_not_rebooted_to_be_taken_away() {
         world.until("let go", |world| world.state() != State::Deprovisioning);
         assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
     }
+}
+
+/// In `inspecting`, told to boot, and off since, for longer than a boot may take, of which no round saw anything.
+fn lost_its_boot() -> World {
+    let mut world = at(State::Inspecting);
+    while world.machine.boots == 0 {
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+    }
+    (world.machine.on, world.machine.booting) = (false, 0);
+    world.tick(16 * 60);
+    world
+}
+
+#[test]
+fn the_time_that_a_machine_may_take_to_boot_does_not_run_while_nobody_looks_after_it() {
+    let ways: [fn(&mut World); 2] = [World::restart, World::unpaused];
+    for way in ways {
+        let mut world = lost_its_boot();
+        way(&mut world);
+        world.reach(State::Available);
+        assert!(!world.events.contains(&"InspectionError".to_owned()));
+        assert_eq!(world.machine.boots, 2, "it is booted again");
+    }
+    // One that is on its way is left to it.
+    let mut world = at(State::Inspecting);
+    while world.machine.boots == 0 {
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+    }
+    world.machine.booting = 10 * 60;
+    world.unpaused();
+    world.reach(State::Available);
+    assert_eq!(world.machine.boots, 1);
+    let mut world = lost_its_boot();
+    world.reach(State::Available);
+    assert!(
+        world.events.contains(&"InspectionError".to_owned()),
+        "it is told where there was somebody"
+    );
+}
+
+#[test]
+fn a_host_that_goes_waits_neither_for_a_contested_machine_nor_for_its_disks_without_an_end() {
+    for spoil in [
+        |world: &mut World| world.contest(true),
+        |world: &mut World| {
+            let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+            status.inventory = None;
+        },
+    ] {
+        let mut world = at(State::Deprovisioning);
+        world.until("in its ramdisk", |world| world.machine.ramdisk.is_some());
+        spoil(&mut world);
+        let begun = world.now;
+        world.delete();
+        world.round();
+        assert!(world.plan().requeue.is_some(), "nobody else would wake it");
+        world.until("gone", |world| world.host.is_none());
+        assert!(
+            world.now.duration_since(begun).as_hours() >= 1,
+            "it may be mended"
+        );
+    }
+}
+
+#[test]
+fn a_machine_without_a_bmc_boots_the_ramdisk_that_its_registration_needs_also_if_it_is_not_inspected() {
+    let mut world = World::new();
+    world.host().spec.bmc = None;
+    world.annotate(IN_BAND_ANNOTATION, "segment");
+    world.annotate(INSPECT_ANNOTATION, "disabled");
+    world.reach(State::Registering);
+    assert!(netboot::wanted(world.host(), None).is_some());
+    world.host().spec.bmc = Some(BmcDetails {
+        address: "redfish://10.0.0.9/".to_owned(),
+        ..BmcDetails::default()
+    });
+    assert_eq!(netboot::wanted(world.host(), None), None, "its BMC suffices");
 }

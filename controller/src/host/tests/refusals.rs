@@ -2,23 +2,25 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::SecretReference;
 use muster_proto::{
     inventory::BootMode,
     kinds::{
-        ChecksumType, CustomDeploy, ErrorType, HostBootMode, IN_BAND_ANNOTATION, ImageFormat,
-        OperationalStatus, PROTECTED_ANNOTATION, RaidConfig, SoftwareRaidVolume, Trust,
+        AutomatedCleaningMode, ChecksumType, CredentialsStatus, CustomDeploy, ErrorType, HostBootMode,
+        IN_BAND_ANNOTATION, ImageFormat, OperationalStatus, PROTECTED_ANNOTATION, RELEASE_ANNOTATION,
+        RaidConfig, SoftwareRaidVolume, Trust,
     },
 };
 
 use super::{
     super::{
         Effect, State, backoff, netboot,
-        observed::{Rival, SecretState},
+        observed::{Rival, SecretSeen, SecretState},
         plan::{Hold, PowerOrder},
     },
     life::waiting,
     transitions::at,
-    world::{Content, Fault, IMAGE, World, image},
+    world::{Content, Fault, IMAGE, World, image, secret},
 };
 use crate::bmc::{Health, Mode, WantedMode};
 
@@ -604,4 +606,127 @@ fn an_image_url_that_changes_is_provisioned_anew_and_nothing_else_of_the_image()
         world.machine.disk,
         Content::Image("http://images.test/two.raw".to_owned())
     );
+}
+
+/// The time in which the host is decided so often, at once after each write and as each plan says otherwise, while its BMC refuses to
+/// change the power.
+fn while_power_is_refused(world: &mut World, rounds: usize) -> Duration {
+    let begun = world.now;
+    for _ in 0..rounds {
+        let writes = world.status_writes;
+        let plan = world.plan();
+        let requeue = plan.requeue;
+        let is_power = |effect: &Effect| matches!(effect, Effect::Power { .. });
+        let fault = match plan.effects.iter().any(is_power) {
+            true => Fault::Fails,
+            false => Fault::None,
+        };
+        world.execute(plan, None, fault);
+        if writes == world.status_writes && requeue != Some(Duration::ZERO) {
+            let pause = requeue.map_or(60, |pause| pause.as_secs().clamp(1, 300));
+            world.tick(u32::try_from(pause).unwrap());
+        }
+    }
+    Duration::try_from(world.now.duration_since(begun)).unwrap()
+}
+
+#[test]
+fn power_that_the_bmc_refuses_is_tried_later_and_later_whatever_else_is_wrong() {
+    let day = Duration::from_secs(24 * 3600);
+    // What is to be switched off before it is let go uncleaned.
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.host().spec.automated_cleaning_mode = Some(AutomatedCleaningMode::Disabled);
+    world.set_image(None);
+    world.reach(State::Deprovisioning);
+    assert!(while_power_is_refused(&mut world, 1000) > day / 4);
+    assert_eq!(error(&world).0, Some(ErrorType::PowerManagement));
+    world.reach(State::Available);
+
+    // What is to be switched on beside a request that cannot be fulfilled.
+    let mut world = at(State::Available);
+    world.host().spec.online = false;
+    world.until("off", |world| !world.machine.on);
+    world.settle();
+    world.set_image(Some("http://images/os.qcow2"));
+    world.host().spec.image.as_mut().unwrap().format = Some(ImageFormat::Qcow2);
+    world.host().spec.online = true;
+    assert!(while_power_is_refused(&mut world, 1000) > day / 4);
+    assert_eq!(error(&world).0, Some(ErrorType::PowerManagement));
+    world.until("on", |world| world.machine.on);
+    world.settle();
+    assert_eq!(
+        error(&world).0,
+        Some(ErrorType::Provisioning),
+        "that is told again"
+    );
+}
+
+#[test]
+fn nothing_is_begun_on_a_machine_that_its_bmc_keeps_from_us() {
+    let mut world = at(State::Available);
+    world.settle();
+    let known = std::mem::replace(&mut world.secrets.bmc.state, SecretState::Missing);
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    assert_eq!(error(&world).0, Some(ErrorType::Registration));
+    world.secrets.bmc.state = known;
+    world.reach(State::Provisioned);
+}
+
+#[test]
+fn a_secret_that_the_host_names_no_more_is_let_go_before_the_status_forgets_it() {
+    let held = SecretSeen {
+        held: true,
+        finalizer: true,
+        ..secret("1", "former")
+    };
+    let of = |name: &str| CredentialsStatus {
+        credentials: Some(SecretReference {
+            name: Some(name.to_owned()),
+            namespace: Some("metal".to_owned()),
+        }),
+        credentials_version: Some("1".to_owned()),
+    };
+    let mut world = at(State::Available);
+    world.settle();
+    world.secrets.former = vec![("former".to_owned(), held)];
+
+    // One that was good stays as long as no other is.
+    let mut good = world.clone();
+    good.host().status.as_mut().unwrap().good_credentials = Some(of("former"));
+    good.restart();
+    good.bmc_up = false;
+    good.settle();
+    assert!(good.secrets.former[0].1.finalizer);
+    good.bmc_up = true;
+    good.settle();
+    assert!(!good.secrets.former[0].1.finalizer);
+    let status = good.host().status.clone().unwrap();
+    let name = status.good_credentials.unwrap().credentials.unwrap().name;
+    assert_eq!(name.as_deref(), Some("bmc"));
+
+    // One that was only tried goes before another one is tried.
+    let mut tried = world.clone();
+    tried.host().status.as_mut().unwrap().tried_credentials = Some(of("former"));
+    tried.restart();
+    assert!(tried.plan().status.is_none());
+    tried.bmc_up = false;
+    tried.settle();
+    assert!(!tried.secrets.former[0].1.finalizer);
+
+    // And all with the host.
+    world.host().status.as_mut().unwrap().tried_credentials = Some(of("former"));
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+    assert!(!world.secrets.former[0].1.finalizer && !world.secrets.bmc.finalizer);
+}
+
+#[test]
+fn a_request_to_let_go_uncleaned_serves_once() {
+    let mut world = at(State::Available);
+    world.annotate(RELEASE_ANNOTATION, "");
+    world.settle();
+    assert!(!world.annotated(RELEASE_ANNOTATION));
 }

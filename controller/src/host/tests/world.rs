@@ -510,6 +510,11 @@ impl World {
         alive
     }
 
+    /// The host was paused until now.
+    pub(super) fn unpaused(&mut self) {
+        self.began = self.now;
+    }
+
     /// The process begins anew: its memory is empty.
     pub(super) fn restart(&mut self) {
         self.bmc = Bmc::default();
@@ -672,7 +677,8 @@ impl World {
                 true
             }
             Effect::ReleaseSecret { name } => {
-                self.secret(name).finalizer = false;
+                let secret = self.secret(name);
+                (secret.held, secret.finalizer) = (false, false);
                 true
             }
             Effect::ForgetBmc => {
@@ -688,6 +694,7 @@ impl World {
             "meta" => &mut self.secrets.meta_data,
             "network" => &mut self.secrets.network_data,
             "before" => &mut self.secrets.preprovisioning,
+            "former" => &mut self.secrets.former[0].1,
             _ => &mut self.secrets.user_data,
         }
     }

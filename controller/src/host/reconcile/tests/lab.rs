@@ -418,6 +418,12 @@ impl Machine {
         self.lock().on
     }
 
+    /// It is off, and does not call in.
+    pub(super) fn loses_its_boot(&self) {
+        let mut state = self.lock();
+        (state.on, state.calls_in) = (false, None);
+    }
+
     /// How often its ramdisk called in, and was told to go down.
     pub(super) fn calls_and_ends(&self) -> (u32, usize) {
         let state = self.lock();
