@@ -1,7 +1,13 @@
 //! For operators and probes: `/healthz` and `/readyz`, plain HTTP, by default on loopback only; and `/metrics`, by default over TLS
 //! and only for those whom the API server lets.
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -135,9 +141,12 @@ impl Admin {
     }
 
     async fn listen(address: SocketAddr, state: State, service: Service) -> Result<Self, ListenError> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| ListenError { address, source })?;
+        let mut listener = TcpListener::bind(address).await;
+        // Every address of both families, but this computer has only one.
+        if listener.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED {
+            listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+        }
+        let listener = listener.map_err(|source| ListenError { address, source })?;
         Ok(Admin {
             listener,
             state,

@@ -1,6 +1,10 @@
 //! The command line. Every flag has an environment variable, so that a manifest can set either.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    net::{AddrParseError, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -148,13 +152,13 @@ pub struct RunArgs {
     #[arg(long, env = "MUSTER_HOST_CONCURRENCY", default_value_t = 16)]
     pub host_concurrency: u16,
     /// Where /healthz and /readyz are served, without TLS; port 0 takes any and prints it.
-    #[arg(long, env = "MUSTER_ADMIN_LISTEN", default_value = "127.0.0.1:9090")]
+    #[arg(long, env = "MUSTER_ADMIN_LISTEN", default_value = "127.0.0.1:9090", value_parser = socket)]
     pub admin_listen: SocketAddr,
     /// Who may read /metrics.
     #[arg(long, env = "MUSTER_METRICS", value_enum, default_value = "authenticated")]
     pub metrics: Metrics,
     /// Where /metrics is served to those who are authenticated, over TLS.
-    #[arg(long, env = "MUSTER_METRICS_LISTEN", default_value = "0.0.0.0:8443")]
+    #[arg(long, env = "MUSTER_METRICS_LISTEN", default_value = "[::]:8443", value_parser = socket)]
     pub metrics_listen: SocketAddr,
     /// File with the certificate for that, PEM; without it, one of the controller's own authority (Secret muster-ca).
     #[arg(long, env = "MUSTER_METRICS_CERT", requires = "metrics_key")]
@@ -182,6 +186,15 @@ impl RunArgs {
     }
 }
 
+/// Reads `address:port`. An IPv6 address needs no brackets: a manifest that puts a node's address before the port cannot know which it is.
+fn socket(text: &str) -> Result<SocketAddr, AddrParseError> {
+    text.parse().or_else(|error: AddrParseError| {
+        let (address, port) = text.rsplit_once(':').ok_or_else(|| error.clone())?;
+        let port = port.parse().map_err(|_| error)?;
+        Ok(SocketAddr::new(address.parse()?, port))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -201,6 +214,20 @@ mod tests {
         };
         assert_eq!(metrics(&[]), Metrics::Authenticated);
         assert_eq!(metrics(&["--metrics", "plain"]), Metrics::Plain);
+    }
+
+    #[test]
+    fn addresses_to_listen_on_are_of_either_family_with_or_without_brackets() {
+        let listens = |text: &str| socket(text).map(|address| address.to_string()).ok();
+        assert_eq!(listens("192.0.2.1:8443").as_deref(), Some("192.0.2.1:8443"));
+        assert_eq!(
+            listens("[2001:db8::5]:8443").as_deref(),
+            Some("[2001:db8::5]:8443")
+        );
+        assert_eq!(listens("2001:db8::5:8443").as_deref(), Some("[2001:db8::5]:8443"));
+        for wrong in ["", "8443", ":8443", "192.0.2.1", "192.0.2.1:http", "name:8443"] {
+            assert_eq!(listens(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

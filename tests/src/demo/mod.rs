@@ -127,7 +127,11 @@ pub async fn run(options: Options) -> Result<bool> {
 impl Demo {
     async fn start(options: &Options) -> Result<Demo> {
         // What is missing is told before anything is started.
-        let setup = Setup::new(NAMESPACE)?;
+        let mut setup = Setup::new(NAMESPACE)?;
+        if options.kubeconfig.is_some() {
+            // The hosts of others are none of its business.
+            setup.extra = ["--watch-namespace", HOSTS].map(str::to_owned).to_vec();
+        }
         paths::controller()?;
         let manifest = paths::deploy().join("manifests/examples/segment-demo.yaml");
         let segments =
