@@ -235,6 +235,15 @@ impl Catalogue {
     }
 }
 
+/// What the kernel asks `/sbin/modprobe` for, which the ramdisk does not have, and no module says of itself: a module, whether the other
+/// comes before or after it, and that one.
+const ASKED: &[(&str, &str, &str)] = &[
+    // The Ethernet ports of ConnectX-3 (`mlx4_request_modules` in drivers/net/ethernet/mellanox/mlx4/main.c).
+    ("mlx4_core", "post", "mlx4_en"),
+    // Boards with a PHY of its own do not start without its driver (`tg3_mdio_init` in drivers/net/ethernet/broadcom/tg3.c).
+    ("tg3", "pre", "broadcom"),
+];
+
 /// Some modules of a [`Catalogue`], closed under dependencies.
 #[derive(Clone, Debug)]
 pub struct Set<'a> {
@@ -319,11 +328,17 @@ impl<'a> Set<'a> {
         })
     }
 
-    /// `modules.softdep`: lines of `softdep MODULE pre: ... post: ...`.
+    /// `modules.softdep`: lines of `softdep MODULE pre: ... post: ...`, those of [`ASKED`] included.
     pub fn softdep_table(&self) -> String {
         self.lines(|name, info| {
+            let asked = ASKED
+                .iter()
+                .filter(|(module, _, other)| *module == name && self.members.contains_key(other))
+                .map(|(_, when, other)| format!("{when}: {other}"));
             info.softdeps
                 .iter()
+                .cloned()
+                .chain(asked)
                 .map(|line| format!("softdep {name} {line}\n"))
                 .collect()
         })

@@ -101,7 +101,8 @@ const PHYSICAL: &[Rule] = &[
             "*_cs",
         ],
     ),
-    // PHY drivers are asked for by alias when a port opens, too late for a loader; so all are there.
+    // PHY drivers: the kernel asks modprobe for them, which is not there. Those that a port needs are loaded before its driver (`ASKED` in
+    // `modules.rs`, or as that says itself); for the others the kernel's own driver for any PHY does.
     where_present(&["kernel/drivers/net/phy/*"], &["fixed_phy"]),
     // VLANs and bonds that a switch may insist on; a BMC's network interface on USB.
     needed(&["8021q", "bonding"]),

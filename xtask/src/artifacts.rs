@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, bail};
@@ -294,12 +294,29 @@ fn dependency(meta: &str) -> Result<String> {
     read().with_context(advice)?.with_context(advice)
 }
 
-/// The path of the package's `.deb` below `target/debs`, downloaded if it is not there.
+/// The version of the package that apt would install; none: it knows of none.
+fn candidate(name: &str) -> Option<String> {
+    let text = Cmd::new("apt-cache").args(["policy", name]).output().ok()?;
+    let version = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (version != "(none)").then(|| version.to_owned())
+}
+
+/// What the name of the package's `.deb` begins with, as `apt-get download` gives it; of any version if none is known.
+fn file_prefix(name: &str, version: Option<&str>) -> String {
+    match version {
+        Some(version) => format!("{name}_{}_", version.replace(':', "%3a")),
+        None => format!("{name}_"),
+    }
+}
+
+/// The path of the package's `.deb` below `target/debs`, of the version that apt knows now, downloaded if it is not there.
 fn package(name: &str) -> Result<PathBuf> {
     let dir = root().join("target/debs");
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     let find = || -> Result<Option<PathBuf>> {
-        let prefix = format!("{name}_");
+        let prefix = file_prefix(name, candidate(name).as_deref());
         let mut found: Vec<PathBuf> = fs::read_dir(&dir)
             .with_context(|| format!("listing {}", dir.display()))?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
@@ -334,6 +351,10 @@ fn package(name: &str) -> Result<PathBuf> {
         let entry = entry.with_context(|| format!("listing {}", part.display()))?;
         let whole = dir.join(entry.file_name());
         fs::rename(entry.path(), &whole).with_context(|| format!("moving to {}", whole.display()))?;
+        // It comes with the time of its making, and what was made of another version may be younger.
+        let file = fs::File::options().append(true).open(&whole);
+        file.and_then(|file| file.set_modified(SystemTime::now()))
+            .with_context(|| format!("setting the time of {}", whole.display()))?;
     }
     match find()? {
         Some(path) => Ok(path),
@@ -364,4 +385,16 @@ pub(crate) fn lab(build: &str) -> Cmd {
         .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
         .env("MUSTER_BOOT_DIR", at("boot"))
         .env("MUSTER_OS_IMAGES", at("os"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_is_looked_for_by_its_version() {
+        assert_eq!(file_prefix("ipxe", Some("1.0.0+git-1")), "ipxe_1.0.0+git-1_");
+        assert_eq!(file_prefix("systemd", Some("1:252.1-1")), "systemd_1%3a252.1-1_");
+        assert_eq!(file_prefix("ipxe", None), "ipxe_");
+    }
 }

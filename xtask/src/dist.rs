@@ -108,19 +108,25 @@ fn packages(tree: &Path) -> Result<()> {
         .arg("inspect")
         .arg(tree.join("boot"))
         .output()?;
-    let ipxe = Cmd::new("dpkg-query")
-        .args(["--show", "--showformat", "${Package} ${Version}", "ipxe"])
+    let installed = Cmd::new("dpkg-query")
+        .args([
+            "--show",
+            "--showformat",
+            "${Package} ${Version}\n",
+            "ipxe",
+            "libc6-dev",
+        ])
         .output()?;
     let path = tree.join("PACKAGES");
-    fs::write(&path, named(&shown, &ipxe)).with_context(|| format!("writing {}", path.display()))
+    fs::write(&path, named(&shown, &installed)).with_context(|| format!("writing {}", path.display()))
 }
 
-/// One package and its version a line, of what `muster-ramdisk inspect` shows and of iPXE.
-fn named(shown: &str, ipxe: &str) -> String {
+/// One package and its version a line, of what `muster-ramdisk inspect` shows, of iPXE and of the C library in the binaries.
+fn named(shown: &str, installed: &str) -> String {
     let of_ramdisks = shown
         .lines()
         .filter_map(|line| line.trim().strip_prefix("of the package "));
-    let all: BTreeSet<&str> = of_ramdisks.chain([ipxe.trim()]).collect();
+    let all: BTreeSet<&str> = of_ramdisks.chain(installed.lines()).collect();
     all.iter().map(|package| format!("{package}\n")).collect()
 }
 

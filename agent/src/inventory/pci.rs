@@ -5,11 +5,11 @@ use muster_proto::inventory::{Driverless, MAX_DEVICES};
 use super::warnings::Warnings;
 use crate::sys::{self, Root};
 
-/// Storage, network, USB controllers and IPMI (PCI Code and ID Assignment, classes 01, 02, 0c.03 and 0c.07): the devices
-/// without which a disk, a NIC or the BMC stays unseen.
-const WANTED: &[&str] = &["0x01", "0x02", "0x0c03", "0x0c07"];
+/// Storage, network, USB controllers, Fibre Channel and IPMI (PCI Code and ID Assignment, classes 01, 02, 0c.03, 0c.04 and 0c.07): the
+/// devices without which a disk, a NIC or the BMC stays unseen.
+const WANTED: &[&str] = &["0x01", "0x02", "0x0c03", "0x0c04", "0x0c07"];
 
-/// Storage, network, USB and IPMI devices that no driver has claimed.
+/// Storage, network, USB, Fibre Channel and IPMI devices that no driver has claimed.
 pub(super) fn driverless(root: &Root, warnings: &mut Warnings) -> Vec<Driverless> {
     let directory = root.sys("bus/pci/devices");
     let addresses = sys::absent_as_none(sys::list(&directory));

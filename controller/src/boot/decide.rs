@@ -238,7 +238,12 @@ fn boot_options(request: &Request, net: &Net, file: &File, proxy: bool, reply: &
         File::Script(url) | File::Uki(url) => url.clone(),
     };
     reply.siaddr = net.boot;
-    reply.required.push((67, name.clone().into_bytes()));
+    let mut option = name.clone().into_bytes();
+    if let File::Tftp(_) = file {
+        // RFC 2132, 9.5 does not say that it ends with a NUL, and ROMs that read on to the next one ask TFTP for what stands behind it.
+        option.push(0);
+    }
+    reply.required.push((67, option));
     reply.file = Some(name);
     match file {
         // UEFI 2.10, 24.7.3.1: an answer to HTTP boot says that it is one.

@@ -18,7 +18,7 @@ mod subnet;
 #[cfg(test)]
 mod tests;
 
-pub use invalid::{Invalid, NO_INTERFACE};
+pub use invalid::{ELSEWHERE, Invalid};
 pub use subnet::Subnet;
 
 /// Where the Segments of `plan` are served: this machine's address in each, or, behind relays only, the boot address.

@@ -85,7 +85,7 @@ pub fn serving(net: &Net) -> String {
     }
 }
 
-/// True if another edge serves the Segment, and `edge`, which has no such interface, cannot know better.
+/// True if another edge serves the Segment, and `edge`, which has no such interface or no address there, cannot know better.
 pub fn is_anothers(former: &SegmentStatus, facts: &Facts, edge: &str) -> bool {
     let served = former
         .conditions
@@ -94,7 +94,7 @@ pub fn is_anothers(former: &SegmentStatus, facts: &Facts, edge: &str) -> bool {
     let elsewhere = facts
         .serving
         .as_ref()
-        .is_err_and(|trouble| trouble.reason == segment::NO_INTERFACE);
+        .is_err_and(|trouble| segment::ELSEWHERE.contains(&trouble.reason));
     elsewhere && served && !former.edge.is_empty() && former.edge != edge
 }
 

@@ -61,6 +61,21 @@ fn optional_companions_come_along_by_alias_and_absent_ones_do_no_harm() {
 }
 
 #[test]
+fn what_the_kernel_would_ask_modprobe_for_is_a_soft_dependency_where_it_is_there() {
+    let catalogue = catalogue(&[
+        ("mlx4_core.ko", "softdep=pre: sum\0"),
+        ("mlx4_en.ko", "depends=mlx4_core\0"),
+        ("tg3.ko", "depends=\0"),
+        ("broadcom.ko", "depends=\0"),
+    ]);
+    let set = closure(&catalogue, &["mlx4_en", "tg3"]).unwrap();
+    let expected = "softdep mlx4_core pre: sum\nsoftdep mlx4_core post: mlx4_en\n";
+    assert_eq!(set.softdep_table(), expected);
+    let set = closure(&catalogue, &["tg3", "broadcom"]).unwrap();
+    assert_eq!(set.softdep_table(), "softdep tg3 pre: broadcom\n");
+}
+
+#[test]
 fn tables_name_only_what_is_included() {
     let catalogue = catalogue(DIAMOND);
     let set = closure(&catalogue, &["d"]).unwrap();

@@ -244,7 +244,7 @@ fn a_server_offers_address_network_and_boot_file() {
         (6, &[10, 77, 0, 253]),
         (15, b"rack.example"),
         (66, b"10.77.0.1"),
-        (67, b"snponly.efi"),
+        (67, b"snponly.efi\0"),
     ] {
         assert_eq!(option(&offer, code), Some(value), "option {code}");
     }

@@ -188,15 +188,17 @@ pub enum Invalid {
     },
 }
 
-/// [`Invalid::reason`] where another computer may have the interface.
-pub const NO_INTERFACE: &str = "NoInterface";
+/// The [`Invalid::reason`]s where another computer may have the interface, or one of that name with an address in the subnet.
+pub const ELSEWHERE: [&str; 2] = [NO_INTERFACE, NO_ADDRESS];
+const NO_INTERFACE: &str = "NoInterface";
+const NO_ADDRESS: &str = "NoAddress";
 
 impl Invalid {
     /// CamelCase, the reason of the Segment's condition.
     pub fn reason(&self) -> &'static str {
         match self {
             Invalid::NoInterface { .. } => NO_INTERFACE,
-            Invalid::NoAddress { .. } => "NoAddress",
+            Invalid::NoAddress { .. } => NO_ADDRESS,
             Invalid::SameInterface { .. } | Invalid::SameSubnet { .. } | Invalid::SameRelay { .. } => {
                 "Conflict"
             }

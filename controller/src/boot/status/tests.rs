@@ -158,6 +158,17 @@ fn who_lacks_the_interface_does_not_deny_what_another_edge_serves() {
     let served = status(&SegmentStatus::default(), &facts(), EDGE, at(1));
     assert_eq!(served.edge, EDGE);
     assert!(is_anothers(&served, &elsewhere, "rack8"));
+    let namesake = Facts {
+        serving: Err(Trouble::from(&Invalid::NoAddress {
+            interface: "eth1".to_owned(),
+            subnet: "10.77.0.0/24".parse().unwrap(),
+        })),
+        ..elsewhere.clone()
+    };
+    assert!(
+        is_anothers(&served, &namesake, "rack8"),
+        "another one of that name"
+    );
     assert!(!is_anothers(&served, &elsewhere, EDGE), "it was this one's");
     assert!(!is_anothers(&served, &facts(), "rack8"), "two may serve");
     let unserved = status(&served, &elsewhere, EDGE, at(2));

@@ -360,7 +360,10 @@ fn a_server_leases_what_nobody_uses_and_reports_a_second_one() {
     let offered = address_at(&offer, 16);
     assert_ne!(offered, home);
     assert_eq!(Options::read(&offer).unwrap().kind(), Some(Kind::Offer));
-    assert_eq!(Options::read(&offer).unwrap().get(67), Some(&b"snponly.efi"[..]));
+    assert_eq!(
+        Options::read(&offer).unwrap().get(67),
+        Some(&b"snponly.efi\0"[..])
+    );
     assert!(
         site.metrics()
             .contains("muster_dhcp_conflicts_total{segment=\"metal/rack\"} 1"),
@@ -420,7 +423,7 @@ fn a_proxy_adds_boot_files_beside_dnsmasq() {
     assert!(address_at(&boot, 16).is_unspecified());
     let options = Options::read(&boot).unwrap();
     assert_eq!(options.get(60), Some(&b"PXEClient"[..]));
-    assert_eq!(options.get(67), Some(&b"snponly.efi"[..]));
+    assert_eq!(options.get(67), Some(&b"snponly.efi\0"[..]));
 
     site.client.ip("addr add 10.77.0.99/24 dev eth0");
     let to = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 1), PXE_PORT);

@@ -368,6 +368,49 @@ async fn a_namespace_that_is_deleted_with_a_host_in_whatever_state_and_order_end
 }
 
 #[tokio::test(start_paused = true)]
+async fn hosts_with_one_secret_that_go_with_their_namespace_are_all_cleaned_before_it_is_let_go() {
+    let lab = Lab::new(3);
+    let share = |number| {
+        lab.declare(number);
+        let bmc = json!({"credentialsName": "bmc-1"});
+        lab.edit(number, &json!({"spec": {"bmc": bmc}}));
+    };
+    lab.run(async {
+        for number in [1, 2] {
+            share(number);
+            lab.reaches(number, "available").await;
+            lab.wish(number);
+            lab.reaches(number, "provisioned").await;
+        }
+        lab.api.delete("baremetalhosts", "m1");
+        lab.api.delete("baremetalhosts", "m2");
+        lab.reaches(1, "deprovisioning").await;
+        lab.reaches(2, "deprovisioning").await;
+        // One that is only being registered has nothing to wait for.
+        lab.machines[2].set_password("another");
+        share(3);
+        lab.reaches(3, "registering").await;
+        let is_refused = |lab: &Lab| {
+            let status = lab.host(3).and_then(|host| host.status);
+            status.is_some_and(|status| status.error_type.is_some())
+        };
+        lab.until(|| is_refused(&lab)).await;
+        lab.api.terminate("metal", &["secrets"]);
+        lab.until(|| left(&lab) == 0).await;
+    })
+    .await;
+    assert!(
+        lab.told()
+            .iter()
+            .all(|event| event.reason != "DeletedUnreachable")
+    );
+    for machine in &lab.machines[..2] {
+        assert!(!machine.is_on());
+        assert_eq!(machine.disk().0, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_secret_that_goes_and_can_be_held_no_more_still_serves_to_switch_the_machine_off() {
     let lab = Lab::new(1);
     lab.run(async {
