@@ -277,6 +277,7 @@ fn is_newer(made: &Path, inputs: &[&Path]) -> bool {
 fn dependency(meta: &str) -> Result<String> {
     let read = || -> Result<Option<String>> {
         let text = Cmd::new("apt-cache")
+            .env("LC_ALL", "C")
             .args(["depends", "--important", meta])
             .output()?;
         Ok(text
@@ -296,7 +297,11 @@ fn dependency(meta: &str) -> Result<String> {
 
 /// The version of the package that apt would install; none: it knows of none.
 fn candidate(name: &str) -> Option<String> {
-    let text = Cmd::new("apt-cache").args(["policy", name]).output().ok()?;
+    let text = Cmd::new("apt-cache")
+        .env("LC_ALL", "C")
+        .args(["policy", name])
+        .output()
+        .ok()?;
     let version = text
         .lines()
         .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
@@ -315,8 +320,8 @@ fn file_prefix(name: &str, version: Option<&str>) -> String {
 fn package(name: &str) -> Result<PathBuf> {
     let dir = root().join("target/debs");
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-    let find = || -> Result<Option<PathBuf>> {
-        let prefix = file_prefix(name, candidate(name).as_deref());
+    let find = |version: Option<&str>| -> Result<Option<PathBuf>> {
+        let prefix = file_prefix(name, version);
         let mut found: Vec<PathBuf> = fs::read_dir(&dir)
             .with_context(|| format!("listing {}", dir.display()))?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
@@ -328,7 +333,7 @@ fn package(name: &str) -> Result<PathBuf> {
         found.sort();
         Ok(found.pop())
     };
-    if let Some(path) = find()? {
+    if let Some(path) = find(candidate(name).as_deref())? {
         return Ok(path);
     }
     // Elsewhere first: what was interrupted must not pass for the package.
@@ -344,8 +349,18 @@ fn package(name: &str) -> Result<PathBuf> {
             .run_logged(&log("download")?)
     };
     if download().is_err() {
-        setup::apt_update()?;
-        download().context("if `apt-get update` was never run, run it as root")?;
+        let again = setup::apt_update().and_then(|()| download());
+        if let Err(error) = again {
+            // Without the network, what was built before is built again.
+            let Some(former) = find(None)? else {
+                return Err(error).context("if `apt-get update` was never run, run it as root");
+            };
+            eprintln!(
+                "· {name}: a newer version cannot be downloaded; {} is used",
+                former.display()
+            );
+            return Ok(former);
+        }
     }
     for entry in fs::read_dir(&part).with_context(|| format!("listing {}", part.display()))? {
         let entry = entry.with_context(|| format!("listing {}", part.display()))?;
@@ -356,7 +371,7 @@ fn package(name: &str) -> Result<PathBuf> {
         file.and_then(|file| file.set_modified(SystemTime::now()))
             .with_context(|| format!("setting the time of {}", whole.display()))?;
     }
-    match find()? {
+    match find(candidate(name).as_deref())? {
         Some(path) => Ok(path),
         None => bail!("apt-get download {name} left no file in {}", part.display()),
     }

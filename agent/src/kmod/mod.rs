@@ -93,6 +93,7 @@ pub async fn run(root: Root, extra: &[&str], devices: watch::Sender<Devices>) ->
         ended_tx,
         started: Instant::now(),
         heard: Instant::now(),
+        loaded_at: Instant::now(),
     };
     for modalias in present {
         loading.device(modalias);
@@ -136,6 +137,8 @@ struct Loading {
     started: Instant,
     /// When something last happened.
     heard: Instant,
+    /// When a module was loaded last.
+    loaded_at: Instant,
 }
 
 impl Loading {
@@ -185,6 +188,7 @@ impl Loading {
 
     fn loaded(&mut self, start: &Start, result: &Result<Fate, KmodError>, devices: &watch::Sender<Devices>) {
         self.stirred(devices);
+        self.loaded_at = self.heard;
         self.schedule.ended(start.entry);
         match result {
             Ok(Fate::Loaded) => self.loaded += 1,
@@ -272,7 +276,11 @@ impl Loading {
 
     fn deadline(&self) -> Duration {
         match self.schedule.is_idle() {
-            true => settle::DEADLINE,
+            // What the last driver found has its time to appear, too.
+            true => {
+                let loaded = self.loaded_at.saturating_duration_since(self.started);
+                settle::DEADLINE.max(loaded.min(settle::LOADING) + settle::EMPTY_HOST)
+            }
             false => settle::LOADING,
         }
     }

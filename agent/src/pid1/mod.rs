@@ -35,8 +35,9 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// How long what is written may take to its disks, at the end.
 const SYNC: Duration = Duration::from_secs(10);
 
-/// How long the kernel may take for the machine's end, which waits for every driver.
-const END: Duration = Duration::from_secs(60);
+/// How long the kernel may take for the machine's end, which waits for every driver: disks are shut down one after the other, and a server
+/// with many of them takes minutes.
+const END: Duration = Duration::from_secs(12 * 60);
 
 /// Runs the machine.
 pub fn run() -> ! {
@@ -178,17 +179,12 @@ fn end(console: &Console, pause: Duration, how: RebootMode) -> ! {
     }
 }
 
-/// Ends the machine's run without its drivers, if it has not ended by then (`Documentation/admin-guide/sysrq.rst`): one that cannot be
-/// switched off that way either starts again, and is told anew.
+/// Ends the machine's run, if it has not ended by then: at once and without its drivers, or, where it is to be off, by asking them once more
+/// (`Documentation/admin-guide/sysrq.rst`).
 fn force(how: RebootMode) {
-    let commands: &[&str] = match how {
-        RebootMode::RB_POWER_OFF => &["o", "b"],
-        _ => &["b"],
-    };
-    for command in commands {
-        thread::sleep(END);
-        if let Err(error) = fs::write(Root::default().proc("sysrq-trigger"), command) {
-            tracing::error!("end the machine's run by force: {error}");
-        }
+    thread::sleep(END);
+    let command = if how == RebootMode::RB_POWER_OFF { "o" } else { "b" };
+    if let Err(error) = fs::write(Root::default().proc("sysrq-trigger"), command) {
+        tracing::error!("end the machine's run by force: {error}");
     }
 }

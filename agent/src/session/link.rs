@@ -85,9 +85,9 @@ pub(super) struct Link<M> {
     refusals: u32,
 }
 
-/// After so many refusals in a row another controller is called: one that has lost its way to the API server says so for as long as that
-/// lasts, while another one may have its own.
-const REFUSALS: u32 = 3;
+/// After so many refusals in a row, which take some ten seconds, another controller is called: one that has lost its way to the API server
+/// says so for as long as that lasts, while another one may have its own.
+const REFUSALS: u32 = 6;
 
 impl<M: Machine> Link<M> {
     pub(super) fn new(
@@ -176,7 +176,6 @@ impl<M: Machine> Link<M> {
         A: DeserializeOwned + Send,
     {
         let mut failed_endpoints = 0;
-        let mut final_words = 0;
         loop {
             let error = match self.once(call, body).await {
                 Ok(Ok(answer)) => {
@@ -212,14 +211,7 @@ impl<M: Machine> Link<M> {
                 }
                 Next::Enrol => return Err(Stop::CertificateRefused),
                 Next::DropBody(problem) => return Err(Stop::Dropped(problem)),
-                Next::End(problem) => {
-                    // A clock that is wrong, or an older version, is one controller's: each is heard before the machine boots again.
-                    final_words += 1;
-                    if final_words >= self.endpoints.len() {
-                        return Err(Stop::Ended(Ended::Refused(problem)));
-                    }
-                    self.turn_to_another();
-                }
+                Next::End(problem) => return Err(Stop::Ended(Ended::Refused(problem))),
             }
         }
     }

@@ -423,32 +423,17 @@ async fn enrolling(answers: Vec<Answer>) -> Controller {
 #[tokio::test]
 async fn a_controller_that_cannot_now_is_left_for_another_one_after_a_while() {
     for (endpoints, connections) in [(1, 2), (2, 3)] {
-        let busy = || refuse(503, ProblemKind::Unavailable);
-        let controller = enrolling(vec![busy(), busy(), busy()]).await;
+        let busy = (0..6).map(|_| refuse(503, ProblemKind::Unavailable));
+        let controller = enrolling(busy.collect()).await;
         let _agent = Agent::start(
             vec![controller.endpoint(); endpoints],
             controller.authority(),
             NOW,
         );
         controller.until_called("/v1/poll", 1).await;
-        assert_eq!(controller.count("/v1/enrol"), 4);
+        assert_eq!(controller.count("/v1/enrol"), 7);
         assert_eq!(controller.connections(), connections, "of {endpoints}");
     }
-}
-
-#[tokio::test]
-async fn every_controller_is_heard_before_the_machine_boots_again() {
-    let no = || refuse(403, ProblemKind::Token);
-    let controller = enrolling(vec![no()]).await;
-    let endpoints = vec![controller.endpoint(); 2];
-    let _agent = Agent::start(endpoints, controller.authority(), NOW);
-    controller.until_called("/v1/poll", 1).await;
-
-    let controller = enrolling(vec![no(), no()]).await;
-    let endpoints = vec![controller.endpoint(); 2];
-    let agent = Agent::start(endpoints, controller.authority(), NOW);
-    assert!(matches!(agent.ended().await, Ended::Refused(_)));
-    assert_eq!(controller.calls().len(), 2);
 }
 
 #[tokio::test]

@@ -256,7 +256,12 @@ impl Edge {
             };
             self.tell(segment.object_ref(&()), true, "TokenRefused", message.to_owned());
         }
-        Refused::new(outcome, ProblemKind::Token, error.to_string())
+        let kind = match error {
+            // The clock of one of two edges is wrong: the other one may take it, or this one later.
+            TokenError::Future { .. } => ProblemKind::Unavailable,
+            TokenError::Forged | TokenError::Expired { .. } => ProblemKind::Token,
+        };
+        Refused::new(outcome, kind, error.to_string())
     }
 
     async fn segment_for(&self, claims: &Claims) -> Result<Arc<Segment>, Refused> {

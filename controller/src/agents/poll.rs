@@ -61,7 +61,10 @@ pub(super) async fn answer(
         tokio::pin!(woken);
         // From here on no change is missed.
         woken.as_mut().enable();
-        let server = Box::pin(newest(edge, peer, &certificate, request)).await?;
+        let server = match Box::pin(newest(edge, peer, &certificate, request)).await {
+            Ok(server) => server,
+            Err(problem) => break Err(problem),
+        };
         let view = View::of(Some(&server));
         let is_shown = view.is_connected;
         held.sees(view);
@@ -73,7 +76,7 @@ pub(super) async fn answer(
         // Another edge, which the agent has left, wrote that it is gone: its next poll corrects that.
         let is_missed = was_shown && !is_shown;
         if command.is_some() || is_missed {
-            break command;
+            break Ok(command);
         }
         was_shown = is_shown;
         let hold = match (is_called_off, is_shown) {
@@ -87,13 +90,21 @@ pub(super) async fn answer(
             let now = edge.store.server(&certificate.server);
             waits = is_called_off && jobs::goes_on(&server, request);
             unwritten = now.is_some_and(|server| jobs::news(&server, request, false).is_some());
-            break None;
+            break Ok(None);
         }
         drop(server);
         tokio::select! {
             () = woken => {}
-            () = tokio::time::sleep_until(begun + hold) => break None,
-            _ = ending.wait_for(|ending| *ending) => break None,
+            () = tokio::time::sleep_until(begun + hold) => break Ok(None),
+            _ = ending.wait_for(|ending| *ending) => break Ok(None),
+        }
+    };
+    let command = match command {
+        Ok(command) => command,
+        Err(problem) => {
+            // It hears of it, and is here.
+            held.answered();
+            return Err(problem);
         }
     };
     if leaves {

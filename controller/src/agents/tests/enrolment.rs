@@ -137,11 +137,13 @@ async fn expired_foreign_and_guessed_tokens_are_refused_and_told() {
     let expired = lab.token_of(1, clock::now() - 3700);
     let early = lab.token_of(1, clock::now() + 600);
     for token in [expired.as_str(), &early, &foreign, "guessed", "a.b", ""] {
-        assert_eq!(
-            agent.enrol(token).await.unwrap_err(),
-            refused(403, ProblemKind::Token),
-            "{token}"
-        );
+        let refusal = agent.enrol(token).await.unwrap_err();
+        // One of another edge, whose clock is ahead of ours or not, is good later.
+        let expected = match token == early {
+            true => (503, ProblemKind::Unavailable),
+            false => (403, ProblemKind::Token),
+        };
+        assert_eq!((refusal.status, refusal.kind), expected, "{token}");
     }
     assert_eq!(
         (
