@@ -75,12 +75,14 @@ pub(crate) fn identifies(root: &Root, name: &str, mac: Mac, permanent: bool) -> 
     };
     let parents = root.ancestors(&path.join("device")).unwrap_or_default();
     let behind_usb = parents.iter().any(|parent| is_usb(base(parent)));
-    (permanent || kind().is_none_or(|kind| kind == PERMANENT)) && !is_made_up(behind_usb, mac)
+    tells_apart(mac, permanent, behind_usb, kind)
 }
 
-/// The network card that a BMC pretends to be on USB often has one made-up address on every machine of a vendor.
-fn is_made_up(behind_usb: bool, mac: Mac) -> bool {
-    behind_usb && mac.is_local()
+/// True for the hardware's own address, which `kind`, the kernel's `addr_assign_type`, says where `permanent` does not; but not for that of
+/// the network card that a BMC pretends to be on USB: it often has one made-up address on every machine of a vendor.
+fn tells_apart(mac: Mac, permanent: bool, behind_usb: bool, kind: impl FnOnce() -> Option<u32>) -> bool {
+    let own = permanent || kind().is_none_or(|kind| kind == PERMANENT);
+    own && !(behind_usb && mac.is_local())
 }
 
 /// `eth2` before `eth10`.
@@ -123,11 +125,11 @@ impl Reading<'_> {
         let parents = self.root.ancestors(&self.path.join("device"));
         let parents = self.subject.or_default(parents);
         let behind_usb = parents.iter().any(|parent| is_usb(base(parent)));
-        let own = permanent.is_some()
-            || self
-                .number("addr_assign_type")
-                .is_none_or(|kind| kind == PERMANENT);
-        let identifies = mac.is_some_and(|mac| own && !is_made_up(behind_usb, mac));
+        let identifies = mac.is_some_and(|mac| {
+            tells_apart(mac, permanent.is_some(), behind_usb, || {
+                self.number("addr_assign_type")
+            })
+        });
 
         // A USB adapter's PCI parent is the USB controller.
         let pci = parents

@@ -25,14 +25,9 @@ const POLLS: Rate = Rate {
     every: Duration::from_secs(2),
 };
 
-/// Attempts to enrol with one token. A machine that hears no answer tries again, ever more slowly.
-const ENROLMENTS: Rate = Rate {
-    burst: 10,
-    every: Duration::from_secs(5),
-};
-
-/// Orders that destroy data and are read anew before they are given: each is given once, unless an agent does not take it up.
-const ORDERS: Rate = Rate {
+/// What asks the API server each time: attempts to enrol with one token, whose machine tries again ever more slowly where it hears no
+/// answer; and orders that destroy data, each of which is read anew and given once, unless an agent does not take it up.
+const ASKED: Rate = Rate {
     burst: 10,
     every: Duration::from_secs(5),
 };
@@ -59,14 +54,9 @@ impl Writes {
         Writes::at(POLLS, ProblemKind::Unavailable)
     }
 
-    /// Of enrolments, by the name of the Enrolment that the token is spent by.
-    pub(super) fn of_enrolments() -> Writes {
-        Writes::at(ENROLMENTS, ProblemKind::Unavailable)
-    }
-
-    /// Of orders that are read before they are given.
-    pub(super) fn of_orders() -> Writes {
-        Writes::at(ORDERS, ProblemKind::Unavailable)
+    /// Of what asks the API server each time: enrolments, by the name of the Enrolment that the token is spent by, or orders.
+    pub(super) fn of_questions() -> Writes {
+        Writes::at(ASKED, ProblemKind::Unavailable)
     }
 
     fn at(rate: Rate, refusal: ProblemKind) -> Writes {

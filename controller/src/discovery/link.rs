@@ -174,7 +174,7 @@ fn is_unowned(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
 /// Unowned hosts that declare one of this machine's MAC addresses. A host that Muster made for a Server since removed is known
 /// again by any NIC: the declared one may have been replaced while both were there.
 pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
-    let macs = own_macs(seen);
+    let macs = macs_of(seen.server);
     let all = seen.hosts.iter().map(AsRef::as_ref);
     // One that is being deleted has its machine cleaned and switched off before it goes.
     all.filter(|host| !host::is_leaving(host) || host::is_held(host))
@@ -188,14 +188,15 @@ pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
 
 /// Those of [`declared`] that say so themselves, whatever an inspection found in them once: a NIC may have moved since.
 pub(super) fn twins<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
-    let macs = own_macs(seen);
+    let macs = macs_of(seen.server);
     let mut twins = declared(seen);
     twins.retain(|host| host::declared_mac(host).is_some_and(|mac| macs.contains(&mac)));
     twins
 }
 
-fn own_macs(seen: &Seen<'_>) -> BTreeSet<Mac> {
-    macs(seen.server, inventory(seen.server).as_deref())
+/// [`macs`], whatever the machine reported.
+fn macs_of(server: &Server) -> BTreeSet<Mac> {
+    macs(server, inventory(server).as_deref())
 }
 
 /// Other Servers that have as good a claim to `host`: they point at it, or have the MAC address that it declares.
@@ -205,10 +206,7 @@ pub(super) fn rivals<'a>(seen: &Seen<'a>, host: &BareMetalHost) -> Vec<&'a Serve
         .iter()
         .map(AsRef::as_ref)
         .filter(|other| server_name(other) != server_name(seen.server))
-        .filter(|other| {
-            points_at(other, host)
-                || declared.is_some_and(|mac| macs(other, inventory(other).as_deref()).contains(&mac))
-        })
+        .filter(|other| points_at(other, host) || declared.is_some_and(|mac| macs_of(other).contains(&mac)))
         .collect()
 }
 
@@ -229,7 +227,7 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
             if at.uid == uid {
                 return Link::Right(host);
             }
-            let declares = host::declared_mac(host).is_some_and(|mac| own_macs(seen).contains(&mac));
+            let declares = host::declared_mac(host).is_some_and(|mac| macs_of(seen.server).contains(&mac));
             if owner == Some(us) || at.uid.is_empty() || declares {
                 return Link::Change(
                     host,

@@ -76,7 +76,7 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
     let probed = draft.seen.bmc.probed.as_ref();
     match probed.filter(|probed| probed.access == access) {
         None => {
-            let good = credentials_of(draft.old.good_credentials.as_ref()).map(str::to_owned);
+            let good = secrets::secret_of(draft.old.good_credentials.as_ref()).map(str::to_owned);
             if secrets::release_former(draft, good.as_deref()) {
                 return Reach::No;
             }
@@ -235,11 +235,6 @@ pub(super) fn announce(draft: &mut Draft<'_>) {
             try_credentials(draft, &name);
         }
     }
-}
-
-/// The name of the Secret that the status speaks of.
-fn credentials_of(status: Option<&CredentialsStatus>) -> Option<&str> {
-    status?.credentials.as_ref()?.name.as_deref()
 }
 
 /// Intent before effect: the status says which credentials are tried.

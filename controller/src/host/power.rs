@@ -438,8 +438,7 @@ fn by_itself_or_by_hand(draft: &mut Draft<'_>, reason: &'static str, meanwhile: 
         return;
     }
     draft.wait_for(reason, meanwhile);
-    let since = draft.waiting_since(reason).unwrap_or(draft.now);
-    draft.again_at(since.checked_add(deadline).unwrap_or(draft.now));
+    draft.again_after(reason, deadline);
 }
 
 /// At whose address in a magic packet `nic` may switch its machine on. One of which nothing is known may.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use muster_proto::kinds::{BareMetalHost, Session};
+use muster_proto::kinds::{BareMetalHost, CredentialsStatus, Session};
 
 use super::{
     access,
@@ -75,16 +75,18 @@ pub(super) fn hold(draft: &mut Draft<'_>) {
     }
 }
 
+/// The name of the Secret that the status speaks of.
+pub(super) fn secret_of(credentials: Option<&CredentialsStatus>) -> Option<&str> {
+    credentials?.credentials.as_ref()?.name.as_deref()
+}
+
 /// The Secret with the BMC's credentials: the one that the spec names, else the one that was tried last, which may still be held.
 pub fn bmc_secret(host: &BareMetalHost) -> Option<&str> {
     let named = host.spec.bmc.as_ref().map(|bmc| bmc.credentials_name.as_str());
     let status = host.status.as_ref();
     let tried = status.and_then(|status| {
-        let credentials = status
-            .tried_credentials
-            .as_ref()
-            .or(status.good_credentials.as_ref());
-        credentials?.credentials.as_ref()?.name.as_deref()
+        let tried = status.tried_credentials.as_ref();
+        secret_of(tried.or(status.good_credentials.as_ref()))
     });
     named.filter(|name| !name.is_empty()).or(tried)
 }
@@ -97,7 +99,7 @@ pub(super) fn former_secrets(host: &BareMetalHost) -> BTreeSet<&str> {
     let names = credentials
         .into_iter()
         .flatten()
-        .filter_map(|credentials| credentials.as_ref()?.credentials.as_ref()?.name.as_deref());
+        .filter_map(|credentials| secret_of(credentials.as_ref()));
     let named = bmc_secret(host);
     names
         .filter(|name| !name.is_empty() && Some(*name) != named)

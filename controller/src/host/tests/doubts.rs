@@ -560,13 +560,19 @@ fn what_somebody_else_runs_is_not_rebooted_to_be_taken_away() {
     }
 }
 
-/// In `inspecting`, told to boot, and off since, for longer than a boot may take, of which no round saw anything.
-fn lost_its_boot() -> World {
+/// In `inspecting`, and told to boot this moment.
+fn told_to_boot() -> World {
     let mut world = at(State::Inspecting);
     while world.machine.boots == 0 {
         let plan = world.plan();
         world.execute(plan, None, Fault::None);
     }
+    world
+}
+
+/// In `inspecting`, told to boot, and off since, for longer than a boot may take, of which no round saw anything.
+fn lost_its_boot() -> World {
+    let mut world = told_to_boot();
     (world.machine.on, world.machine.booting) = (false, 0);
     world.tick(16 * 60);
     world
@@ -583,11 +589,7 @@ fn the_time_that_a_machine_may_take_to_boot_does_not_run_while_nobody_looks_afte
         assert_eq!(world.machine.boots, 2, "it is booted again");
     }
     // One that is on its way is left to it.
-    let mut world = at(State::Inspecting);
-    while world.machine.boots == 0 {
-        let plan = world.plan();
-        world.execute(plan, None, Fault::None);
-    }
+    let mut world = told_to_boot();
     world.machine.booting = 10 * 60;
     world.unpaused();
     world.reach(State::Available);
