@@ -33,7 +33,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use self::review::{Reviewer, Verdict};
-use crate::{lease::Standing, metrics::Registry};
+use crate::{lease::Standing, metrics::Registry, watches::Watches};
 
 mod review;
 
@@ -75,6 +75,8 @@ pub struct State {
     pub registry: Arc<Registry>,
     /// True once it sees the cluster.
     pub ready: watch::Receiver<bool>,
+    /// How its watches do.
+    pub watches: Watches,
     /// Whether it acts; `None` for one without the control role.
     pub standing: Option<watch::Receiver<Standing>>,
 }
@@ -272,17 +274,26 @@ fn metrics(registry: &Registry) -> Answer {
 
 /// Ready is who sees the cluster and, with the control role, acts or could follow at once.
 fn readiness(state: &State) -> Answer {
+    let not_yet = |what: &str| text(StatusCode::SERVICE_UNAVAILABLE, what);
+    let unread = state.watches.unread();
     if !*state.ready.borrow() {
-        return text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the cluster has not been read yet",
-        );
+        let unread = unread.map(|unread| format!(": {unread}")).unwrap_or_default();
+        return not_yet(&format!("the cluster has not been read yet{unread}"));
     }
-    match state.standing.as_ref().map(|standing| standing.borrow().clone()) {
-        None => text(StatusCode::OK, "ok"),
-        Some(Standing::Leads(term)) => text(StatusCode::OK, &format!("ok: leads, epoch {}", term.epoch())),
-        Some(Standing::Standby) => text(StatusCode::OK, "ok: stands by"),
-        Some(Standing::Unknown) => text(StatusCode::SERVICE_UNAVAILABLE, "the Lease has not been read yet"),
+    match (
+        state.standing.as_ref().map(|standing| standing.borrow().clone()),
+        unread,
+    ) {
+        (None, _) => text(StatusCode::OK, "ok"),
+        (Some(Standing::Leads(term)), None) => {
+            text(StatusCode::OK, &format!("ok: leads, epoch {}", term.epoch()))
+        }
+        (Some(Standing::Leads(term)), Some(unread)) => not_yet(&format!(
+            "leads, epoch {}, and can do nothing before it has read: {unread}",
+            term.epoch()
+        )),
+        (Some(Standing::Standby), _) => text(StatusCode::OK, "ok: stands by"),
+        (Some(Standing::Unknown), _) => not_yet("the Lease has not been read yet"),
     }
 }
 
@@ -305,9 +316,11 @@ mod tests {
     async fn ready_is_said_only_when_it_is_so() {
         let (set, ready) = watch::channel(false);
         let (stand, standing) = watch::channel(Standing::Unknown);
+        let watches = Watches::default();
         let state = State {
             registry: Arc::new(crate::metrics::registry()),
             ready,
+            watches: watches.clone(),
             standing: Some(standing),
         };
         let admin = Admin::bind(([127, 0, 0, 1], 0).into(), state, true)
@@ -321,6 +334,16 @@ mod tests {
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 503"));
         stand.send_replace(Standing::Standby);
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 200"));
+        let until = crate::lease::now() + Duration::from_secs(3600);
+        stand.send_replace(Standing::Leads(crate::lease::Leadership::new(1, until)));
+        assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 200"));
+        watches.begins("Secret");
+        watches.failed("Secret", &std::io::Error::other("secrets is forbidden"));
+        let answer = get(at, "/readyz").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("Secret (secrets is forbidden)"),
+            "{answer}"
+        );
         assert!(
             get(at, "/metrics")
                 .await
@@ -335,6 +358,7 @@ mod tests {
         let state = State {
             registry: Arc::new(crate::metrics::registry()),
             ready: watch::channel(true).1,
+            watches: Watches::default(),
             standing: None,
         };
         let admin = Admin::bind(([127, 0, 0, 1], 0).into(), state, false)

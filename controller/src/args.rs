@@ -130,7 +130,8 @@ pub struct RunArgs {
     /// What this edge is called in the status of Segments; without it, as its computer.
     #[arg(long, env = "MUSTER_EDGE_NAME")]
     pub edge_name: Option<String>,
-    /// The Lease that the acting one of several controllers with the role `control` holds, in their own namespace.
+    /// The Lease that the acting one of several controllers with the role `control` holds, in their own namespace. The Role in
+    /// `deploy/manifests/roles` names the default.
     #[arg(long, env = "MUSTER_LEASE_NAME", default_value = crate::manifests::roles::LEASE)]
     pub lease_name: String,
     /// Nobody else acts for so long after the acting controller was last heard of, in seconds.

@@ -35,10 +35,17 @@ impl Dropped {
         let dropped = Dropped::default();
         registry.register(
             "muster_events_dropped",
-            "Events that were only logged, because too many waited for the API server or it did not take them",
+            "Events that were only logged: too many waited for the API server, it did not take them, or their writer ended",
             dropped.0.clone(),
         );
         dropped
+    }
+
+    fn count(&self, event: &Event, why: &'static str) {
+        self.0.inc();
+        let subject = event.subject();
+        let Event { reason, message, .. } = event;
+        tracing::warn!(%subject, reason, %message, "event dropped: {why}");
     }
 }
 
@@ -126,11 +133,11 @@ impl Events {
         }
         let at = Timestamp::now();
         if let Err(error) = self.queue.try_send(Happened { at, event }) {
-            self.dropped.0.inc();
-            let Happened { event, .. } = error.into_inner();
-            let subject = event.subject();
-            let Event { reason, message, .. } = event;
-            tracing::warn!(%subject, reason, %message, "event dropped: too many wait for the API server");
+            let why = match error {
+                mpsc::error::TrySendError::Full(_) => "too many wait for the API server",
+                mpsc::error::TrySendError::Closed(_) => "no more are written here",
+            };
+            self.dropped.count(&error.into_inner().event, why);
         }
     }
 

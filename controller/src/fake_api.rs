@@ -175,6 +175,7 @@ impl FakeApi {
             hardware,
             machines,
             unreadable: Arc::default(),
+            watches: crate::watches::Watches::default(),
         }
     }
 

@@ -22,6 +22,7 @@ pub mod metrics;
 mod patch;
 pub mod round;
 mod salvage;
+pub mod watches;
 pub mod wire;
 pub mod world;
 pub mod written;

@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use hyper::header::USER_AGENT;
 use kube::{
     Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError, NamedCluster},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -38,7 +38,7 @@ pub enum RunError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: kube::config::KubeconfigError,
+        source: KubeconfigError,
     },
     /// Neither a kubeconfig nor a service account.
     #[error("find out how to reach the API server; name a file with --kubeconfig")]
@@ -147,6 +147,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut registry = metrics::registry();
     let dropped = Dropped::register(&mut registry);
     lenient::register(&mut registry, Arc::clone(&world.unreadable));
+    world.watches.register(&mut registry);
     let mut tasks = JoinSet::new();
     let changes = driver.changes();
     spawn(&mut tasks, "the watch of the cluster", driver.run());
@@ -175,6 +176,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let state = admin::State {
         registry: Arc::new(registry),
         ready: ready.clone(),
+        watches: world.watches.clone(),
         standing,
     };
     admin(&args, client, state, &mut tasks).await?;
@@ -283,11 +285,15 @@ async fn config(args: &RunArgs) -> Result<Config, RunError> {
                 source,
             };
             let file = Kubeconfig::read_from(path).map_err(failed)?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .map_err(failed)?
+            reach(file).await.map_err(failed)?
         }
-        None => Config::infer().await.map_err(RunError::Infer)?,
+        None => {
+            let there = async { reach(Kubeconfig::read()?).await };
+            match there.await {
+                Ok(config) => config,
+                Err(_) => Config::infer().await.map_err(RunError::Infer)?,
+            }
+        }
     };
     let mut config = bounded(config, SILENCE);
     // Which of several replicas wrote what, in the API server's audit log.
@@ -299,6 +305,19 @@ async fn config(args: &RunArgs) -> Result<Config, RunError> {
     );
     if let Ok(agent) = agent.parse() {
         config.headers.push((USER_AGENT, agent));
+    }
+    Ok(config)
+}
+
+/// How the cluster of the current context of `file` is reached: through a proxy only if one stands there. kube takes that of
+/// `HTTPS_PROXY` otherwise, whatever `NO_PROXY` says, and one for downloads leads to no API server.
+pub async fn reach(file: Kubeconfig) -> Result<Config, KubeconfigError> {
+    let proxy = |one: &NamedCluster| one.cluster.as_ref()?.proxy_url.clone();
+    let mut proxies = file.clusters.iter().filter_map(proxy);
+    let is_named = proxies.any(|url| !url.is_empty());
+    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+    if !is_named {
+        config.proxy_url = None;
     }
     Ok(config)
 }

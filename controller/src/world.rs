@@ -13,7 +13,7 @@ use kube::{
     },
 };
 use muster_proto::{
-    Chain, Mac,
+    Mac,
     identity::Identity,
     kinds::{BareMetalHost, Enrolment, HardwareData, Segment, Server},
 };
@@ -26,6 +26,7 @@ use crate::{
     host::{State, index::Path},
     lenient::{self, Treat, Unreadable},
     machines::{Machines, Signal},
+    watches::Watches,
     written::Written,
 };
 
@@ -48,6 +49,8 @@ pub struct World {
     pub machines: Arc<Machines>,
     /// What of them cannot be read.
     pub unreadable: Arc<Unreadable>,
+    /// How their watches do.
+    pub watches: Watches,
 }
 
 /// Which namespaces are watched.
@@ -132,20 +135,21 @@ impl World {
         let ours = || scope.namespace.as_str();
         let machines = Arc::<Machines>::default();
         let unreadable = Arc::<Unreadable>::default();
+        let watches = Watches::default();
         let segments = Api::namespaced(client.clone(), ours());
         let segments = lenient::events(segments, Treat::Absent, Arc::clone(&unreadable));
-        let (segments, segment_changes) = watch(segments, Change::Segment, |_| {});
+        let (segments, segment_changes) = watch(segments, &watches, Change::Segment, |_| {});
         let of = Arc::clone(&machines);
         let servers = Api::namespaced(client.clone(), ours());
         let servers = lenient::events(servers, Treat::Mark(lenient::mark), Arc::clone(&unreadable));
-        let (servers, server_changes) = watch(servers, Change::Server, move |shown| match shown {
+        let (servers, server_changes) = watch(servers, &watches, Change::Server, move |shown| match shown {
             Shown::One(server, gone) => of.server(server, gone),
             Shown::All(all) => of.servers_anew(all.iter()),
         });
         let of = Arc::clone(&machines);
         let hosts = scope.hosts_api(client);
         let hosts = lenient::events(hosts, Treat::Mark(lenient::pause), Arc::clone(&unreadable));
-        let (hosts, host_changes) = watch(hosts, Change::Host, move |shown| match shown {
+        let (hosts, host_changes) = watch(hosts, &watches, Change::Host, move |shown| match shown {
             Shown::One(host, gone) => of.host(host, gone),
             Shown::All(all) => of.hosts_anew(all.iter()),
         });
@@ -156,6 +160,7 @@ impl World {
             .modify(|enrolment: &mut Enrolment| enrolment.spec.certificate = String::new());
         let (enrolments, spent) = watch(
             enrolments,
+            &watches,
             |_| Change::All,
             move |shown| match shown {
                 Shown::One(enrolment, gone) => of.enrolment(enrolment, gone),
@@ -168,7 +173,7 @@ impl World {
             let told = |data: Arc<HardwareData>| Change::Hardware(ObjectRef::from_obj(&data));
             let hardware = scope.hosts_api(client);
             let hardware = lenient::events(hardware, Treat::Mark(|_| {}), Arc::clone(&unreadable));
-            let (hardware, changes) = watch(hardware, told, |_| {});
+            let (hardware, changes) = watch(hardware, &watches, told, |_| {});
             streams.push(changes);
             hardware
         } else {
@@ -183,6 +188,7 @@ impl World {
             hardware,
             machines,
             unreadable,
+            watches,
         };
         let driver = Driver {
             changes: broadcast::channel(CHANGES).0,
@@ -312,6 +318,7 @@ enum Shown<'a, K> {
 /// copy has changed, of all just before, since who waits for the copy goes on at once.
 fn watch<K>(
     events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    watches: &Watches,
     change: impl Fn(Arc<K>) -> Change + Send + Sync + 'static,
     show: impl Fn(Shown<'_, K>) + Send + Sync + 'static,
 ) -> (Store<K>, Changes)
@@ -320,6 +327,9 @@ where
 {
     let writer = Writer::<K>::default();
     let store = writer.as_reader();
+    let kind = K::kind(&());
+    watches.begins(&kind);
+    let watches = watches.clone();
     let events = events.modify(|object| {
         // Who wrote which field is half of an object, and nobody here reads it.
         object.managed_fields_mut().clear();
@@ -342,11 +352,13 @@ where
                 (*show)(Shown::One(&object, true));
                 Some(change(Arc::new(object)))
             }
-            Ok(watcher::Event::InitDone) => Some(Change::All),
+            Ok(watcher::Event::InitDone) => {
+                watches.is_read(&kind);
+                Some(Change::All)
+            }
             Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
             Err(error) => {
-                let kind = K::kind(&());
-                tracing::warn!(error = %Chain(&error), %kind, "watch failed; it is tried again");
+                watches.failed(&kind, &error);
                 None
             }
         })
@@ -376,6 +388,7 @@ mod tests {
             hardware: super::empty(),
             machines: Arc::default(),
             unreadable: Arc::default(),
+            watches: Watches::default(),
         };
         (world, segments, servers, hosts, enrolments)
     }

@@ -111,6 +111,8 @@ impl Controller {
             .arg(&self.setup.boot_dir)
             .args(&self.setup.extra)
             .env_remove("KUBECONFIG")
+            // One for downloads, as a computer in a company has it: no API server is behind it.
+            .env("HTTPS_PROXY", "http://192.0.2.1:3128")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -197,6 +197,13 @@ fn the_forms_differ_in_where_hosts_live_only() {
         kinds(&narrow, "ClusterRoleBinding") + 2
     );
     assert_eq!(kinds(&wide, "RoleBinding") + 2, kinds(&narrow, "RoleBinding"));
+    for documents in [&wide, &narrow] {
+        let all = documents
+            .iter()
+            .filter(|one| one["kind"] == "CustomResourceDefinition");
+        let protected = all.map(|one| one["metadata"]["annotations"]["muster.dev/protected"] == "true");
+        assert_eq!(protected.collect::<Vec<_>>(), [true; 5]);
+    }
     // The rules about hosts hold where hosts live.
     let metal = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "metal"}}});
     for (documents, wanted) in [(&wide, &Value::Null), (&narrow, &metal)] {
@@ -205,7 +212,7 @@ fn the_forms_differ_in_where_hosts_live_only() {
             .filter(|one| one["kind"] == "ValidatingAdmissionPolicyBinding");
         let places: Vec<&Value> = bindings.map(|one| &one["spec"]["matchResources"]).collect();
         assert!(
-            places.len() == 5 && places.iter().all(|place| *place == wanted),
+            places.len() == 6 && places.iter().all(|place| *place == wanted),
             "{places:?}"
         );
     }
@@ -216,9 +223,14 @@ async fn the_control_role_runs_under_the_strictest_pod_security_and_the_edge_in_
     let cluster = Cluster::shared().await.unwrap();
     let client = cluster.client().unwrap();
     let all = documents("namespaced");
-    // What holds in the namespace of the hosts, and in Muster's own.
-    for (named, is_for_the_edge) in [("metal", false), ("muster-system", true)] {
-        let labels = &find(&all, "Namespace", named)["metadata"]["labels"];
+    assert_eq!(
+        find(&all, "Namespace", "metal")["metadata"]["labels"],
+        Value::Null
+    );
+    let strictest = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+    let own = &find(&all, "Namespace", "muster-system")["metadata"]["labels"];
+    for (named, labels, is_for_the_edge) in [("restricted", &strictest, false), ("muster-system", own, true)]
+    {
         let namespace = cluster.namespace("pods").await.unwrap();
         let objects = format!(
             "

@@ -6,7 +6,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::{
+    api::core::v1::Namespace, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
 use kube::{
     Api, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
@@ -382,6 +384,33 @@ async fn a_namespace_with_a_protected_host_stays_and_says_why() {
         .expect("the namespace says why it stays")
         .unwrap();
     assert!(hosts.get_opt("kept").await.unwrap().is_some());
+}
+
+/// With a kind go all its objects, protected or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_protected_kind_cannot_be_deleted() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("kinds").await.unwrap();
+    cluster.rules_bind(&namespace).await.unwrap();
+    let kinds: Api<CustomResourceDefinition> = Api::all(cluster.client().unwrap());
+    let name = "hardwaredata.metal3.io";
+    let annotate = async |value: Value| {
+        let change = json!({"metadata": {"annotations": {"muster.dev/protected": value}}});
+        let written = kinds
+            .patch(name, &PatchParams::default(), &Patch::Merge(change))
+            .await;
+        written.map(drop)
+    };
+    let dry = DeleteParams {
+        dry_run: true,
+        ..DeleteParams::default()
+    };
+    annotate(json!("true")).await.unwrap();
+    let refused = kinds.delete(name, &dry).await;
+    let why = "kind hardwaredata.metal3.io is protected: first remove its annotation";
+    assert!(refused.is_err_and(|error| error.to_string().contains(why)));
+    annotate(Value::Null).await.unwrap();
+    kinds.delete(name, &dry).await.unwrap();
 }
 
 /// A large machine's hardware in an annotation: some 100 KB of JSON stay within what the API server lets CEL spend.

@@ -5,10 +5,11 @@ use std::time::Duration;
 use anyhow::Result;
 use k8s_openapi::api::{authorization::v1::SelfSubjectAccessReview, core::v1::Secret};
 use kube::{
-    Api, Client, Config,
+    Api, Client,
     api::{ListParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
+    config::Kubeconfig,
 };
+use muster_controller::wire::reach;
 use muster_proto::kinds::{BareMetalHost, Server};
 use muster_tests::{
     bridges::{BR0, Network},
@@ -18,9 +19,7 @@ use muster_tests::{
 use serde_json::json;
 
 async fn client(path: &std::path::Path) -> Result<Client> {
-    let config =
-        Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(Client::try_from(reach(Kubeconfig::read_from(path)?).await?)?)
 }
 
 async fn may(client: &Client, verb: &str, group: &str, resource: &str, namespace: &str) -> Result<bool> {

@@ -12,6 +12,9 @@ type Step = fn() -> Result<()>;
 /// looks further.
 const SEED: &str = "20261126";
 
+/// One that this compiler builds; a later one may want a later compiler.
+const CARGO_DENY: &str = "cargo-deny@0.20.2";
+
 /// Everything that must hold before a change lands. Tests come last, so that the closing lines are theirs.
 pub(crate) fn run() -> Result<()> {
     let steps: &[(&str, Step)] = &[
@@ -49,11 +52,11 @@ fn clippy() -> Result<()> {
 
 /// The advisory database comes from outside and is checked elsewhere: this must pass without a network.
 fn licences() -> Result<()> {
-    let tools = root().join("target/tools");
+    let tools = root().join("target/tools").join(CARGO_DENY);
     if !tools.join("bin/cargo-deny").exists() {
-        println!("building cargo-deny (about 3 min)");
+        println!("building {CARGO_DENY} (about 3 min)");
         cargo()
-            .args(["install", "--quiet", "--locked", "cargo-deny", "--root"])
+            .args(["install", "--quiet", "--locked", CARGO_DENY, "--root"])
             .arg(&tools)
             .run_logged(&artifacts::log("cargo-deny")?)?;
     }

@@ -70,15 +70,34 @@ impl Lately {
     }
 }
 
+/// What waits to be written. What still does when the writer ends is logged and counted.
+struct Waiting {
+    queue: mpsc::Receiver<Happened>,
+    dropped: Dropped,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.queue.close();
+        while let Ok(Happened { event, .. }) = self.queue.try_recv() {
+            self.dropped.count(&event, "no more are written here");
+        }
+    }
+}
+
 /// Writes what comes, as long as something may come.
-pub(super) async fn run(client: Client, dropped: Dropped, waiting: mpsc::Receiver<Happened>) {
+pub(super) async fn run(client: Client, dropped: Dropped, queue: mpsc::Receiver<Happened>) {
+    let waiting = Waiting {
+        queue,
+        dropped: dropped.clone(),
+    };
     let writer = Writer {
         client,
         dropped,
         lanes: std::array::from_fn(|_| Mutex::default()),
     };
     stream::unfold(waiting, |mut waiting| async move {
-        let happened = waiting.recv().await?;
+        let happened = waiting.queue.recv().await?;
         Some((happened, waiting))
     })
     .for_each_concurrent(AT_ONCE, |happened| writer.tell(happened))
@@ -241,6 +260,28 @@ mod tests {
             all.iter()
                 .all(|event| event.event_time.as_ref().unwrap().0 <= recorded)
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_when_the_writer_ends_is_counted() {
+        let api = FakeApi::new();
+        api.hold("POST", "/events");
+        let (queue, waiting) = mpsc::channel(8);
+        let events = Events::new(queue);
+        for message in ["one", "two", "three"] {
+            events.record(event("1", message));
+        }
+        let dropped = Dropped::default();
+        let mut writing = Box::pin(run(api.client(), dropped.clone(), waiting));
+        let at_first = tokio::time::timeout(Duration::from_secs(1), &mut writing);
+        assert!(at_first.await.is_err(), "the API server does not answer");
+        for message in ["four", "five"] {
+            events.record(event("1", message));
+        }
+        drop(writing);
+        assert_eq!(dropped.0.get(), 2);
+        events.record(event("1", "six"));
+        assert_eq!(events.dropped.0.get(), 1, "nobody takes it any more");
     }
 
     #[test]

@@ -8,7 +8,8 @@ use muster_proto::kinds::{BareMetalHost, ErrorType, OperationHistory, OperationM
 
 use super::{
     State, available, conditions,
-    metrics::{Credentials, Metrics, OfHost, Operation, Plain},
+    index::Path,
+    metrics::{Credentials, Metrics, Operation, Plain},
     observed::{SecretState, Secrets},
 };
 use crate::events::Event;
@@ -22,15 +23,6 @@ const OPERATIONS: [(Operation, Pick); 4] = [
     (Operation::Deprovision, |history| history.deprovision.as_ref()),
 ];
 
-/// The labels of `host`.
-pub(super) fn of(host: &BareMetalHost) -> OfHost {
-    let meta = &host.metadata;
-    OfHost::new(
-        meta.namespace.as_deref().unwrap_or_default(),
-        meta.name.as_deref().unwrap_or_default(),
-    )
-}
-
 /// The status of a host was written, after `secrets` were looked at, and `events` are told of it.
 pub(super) fn status_written(
     metrics: &Metrics,
@@ -40,7 +32,7 @@ pub(super) fn status_written(
     events: &[Event],
 ) {
     let told = |reason: &str| events.iter().any(|event| event.reason == reason);
-    let host = of(after);
+    let host = Path::of(after);
     deletion(metrics, before, after, told("NotCleaned"));
     credentials(metrics, before, after, secrets, told("BMCAccessValidated"));
     inputs(metrics, before, after, secrets);

@@ -3,33 +3,18 @@
 //! Labels `namespace` and `host` are as many as there are hosts, as upstream has it; [`Metrics::forget`] ends those of a host that is
 //! gone, which upstream does not.
 
-use std::time::Duration;
+mod each;
+
+use std::{collections::BTreeSet, time::Duration};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family},
 };
 
+use self::each::{Each, Happening};
+use super::index::Path;
 use crate::metrics::Registry;
-
-/// One host.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OfHost {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub host: String,
-}
-
-impl OfHost {
-    /// The labels of the host `name` in `namespace`.
-    pub fn new(namespace: &str, name: &str) -> OfHost {
-        OfHost {
-            namespace: namespace.to_owned(),
-            host: name.to_owned(),
-        }
-    }
-}
 
 /// A kind of error, as in `status.errorType`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -48,14 +33,6 @@ struct OfData {
 struct OfChange {
     prev_state: String,
     new_state: String,
-}
-
-/// A change of power.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfPower {
-    namespace: String,
-    host: String,
-    on_off: &'static str,
 }
 
 /// Something that takes long, as in `status.operationHistory`.
@@ -101,115 +78,32 @@ pub enum Plain {
     DeleteDelayedForDetached,
 }
 
-type Durations = Family<OfHost, Histogram>;
-
-/// Upstream's buckets for what takes minutes, in seconds.
-const SLOW: [f64; 6] = [30.0, 90.0, 180.0, 360.0, 720.0, 1440.0];
-
-fn slow() -> Histogram {
-    Histogram::new(SLOW)
-}
-
 /// The operator's metrics; cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    reconciles: Family<OfHost, Counter>,
+    each: Each,
     errors: Family<OfError, Counter>,
     changes: Family<OfChange, Counter>,
-    power: Family<OfPower, Counter>,
     data: Family<OfData, Counter>,
-    delayed: [Family<OfHost, Counter>; 2],
-    registration_required: Family<OfHost, Counter>,
-    unmanaged: Family<OfHost, Counter>,
-    operations: [Durations; 4],
     credentials: [Counter; 5],
     plain: [Counter; 5],
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Metrics {
-            reconciles: Family::default(),
-            errors: Family::default(),
-            changes: Family::default(),
-            power: Family::default(),
-            data: Family::default(),
-            delayed: Default::default(),
-            registration_required: Family::default(),
-            unmanaged: Family::default(),
-            operations: std::array::from_fn(|_| Durations::new_with_constructor(slow)),
-            credentials: Default::default(),
-            plain: Default::default(),
-        }
-    }
-}
-
-fn operation(operation: Operation) -> (usize, &'static str) {
-    match operation {
-        Operation::Register => (0, "register"),
-        Operation::Inspect => (1, "inspect"),
-        Operation::Provision => (2, "provision"),
-        Operation::Deprovision => (3, "deprovision"),
-    }
-}
-
-const OPERATIONS: [Operation; 4] = [
-    Operation::Register,
-    Operation::Inspect,
-    Operation::Provision,
-    Operation::Deprovision,
+/// With their words in the names of metrics.
+const OPERATIONS: [(Operation, &str); 4] = [
+    (Operation::Register, "register"),
+    (Operation::Inspect, "inspect"),
+    (Operation::Provision, "provision"),
+    (Operation::Deprovision, "deprovision"),
 ];
 
 impl Metrics {
     /// Registers them on `registry`.
     pub fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics::default();
-        metrics.register_of_hosts(registry);
+        registry.register_collector(Box::new(metrics.each.clone()));
         metrics.register_plain(registry);
         metrics
-    }
-
-    fn register_of_hosts(&self, registry: &mut Registry) {
-        let of_host = [
-            ("metal3_reconcile", "Rounds about a host", &self.reconciles),
-            (
-                "metal3_host_registration_required",
-                "Times that a host had to be registered (again)",
-                &self.registration_required,
-            ),
-            (
-                "metal3_host_unmanaged",
-                "Times that a host was found without a BMC address",
-                &self.unmanaged,
-            ),
-        ];
-        for (name, help, family) in of_host {
-            registry.register(name, help, family.clone());
-        }
-        let [provisioning, deprovisioning] = &self.delayed;
-        for (what, family) in [("provisioning", provisioning), ("deprovisioning", deprovisioning)] {
-            let help = format!("Times that {what} waited for other hosts");
-            // Upstream's has two underscores; dashboards that were written for it go on, and new ones need not know.
-            for name in [
-                format!("metal3_delayed__{what}"),
-                format!("metal3_delayed_{what}"),
-            ] {
-                registry.register(name, help.clone(), family.clone());
-            }
-        }
-        registry.register(
-            "metal3_operation_power_change",
-            "Changes of power, asked for",
-            self.power.clone(),
-        );
-        for (durations, which) in self.operations.iter().zip(OPERATIONS) {
-            let (_, word) = operation(which);
-            registry.register(
-                format!("metal3_operation_{word}_duration_seconds"),
-                format!("How long it took to {word} a host"),
-                durations.clone(),
-            );
-        }
     }
 
     fn register_plain(&self, registry: &mut Registry) {
@@ -269,8 +163,8 @@ impl Metrics {
     }
 
     /// A round about a host.
-    pub fn reconciled(&self, host: &OfHost) {
-        self.reconciles.get_or_create(host).inc();
+    pub fn reconciled(&self, host: &Path) {
+        self.each.happened(host, Happening::Reconciled);
     }
 
     /// A host has an error of this type now.
@@ -289,15 +183,13 @@ impl Metrics {
     }
 
     /// Power was asked for, or its end.
-    pub fn power(&self, host: &OfHost, on: bool) {
-        let OfHost { namespace, host } = host.clone();
-        let on_off = if on { "on" } else { "off" };
-        let power = OfPower {
-            namespace,
-            host,
-            on_off,
+    pub fn power(&self, host: &Path, on: bool) {
+        let what = if on {
+            Happening::PoweredOn
+        } else {
+            Happening::PoweredOff
         };
-        self.power.get_or_create(&power).inc();
+        self.each.happened(host, what);
     }
 
     /// A Secret of this kind could not be used.
@@ -307,31 +199,28 @@ impl Metrics {
     }
 
     /// Provisioning waits for its turn.
-    pub fn provisioning_delayed(&self, host: &OfHost) {
-        self.delayed[0].get_or_create(host).inc();
+    pub fn provisioning_delayed(&self, host: &Path) {
+        self.each.happened(host, Happening::ProvisioningDelayed);
     }
 
     /// Deprovisioning waits for its turn.
-    pub fn deprovisioning_delayed(&self, host: &OfHost) {
-        self.delayed[1].get_or_create(host).inc();
+    pub fn deprovisioning_delayed(&self, host: &Path) {
+        self.each.happened(host, Happening::DeprovisioningDelayed);
     }
 
     /// A host has to be registered.
-    pub fn registration_required(&self, host: &OfHost) {
-        self.registration_required.get_or_create(host).inc();
+    pub fn registration_required(&self, host: &Path) {
+        self.each.happened(host, Happening::RegistrationRequired);
     }
 
     /// A host has no BMC address.
-    pub fn unmanaged(&self, host: &OfHost) {
-        self.unmanaged.get_or_create(host).inc();
+    pub fn unmanaged(&self, host: &Path) {
+        self.each.happened(host, Happening::Unmanaged);
     }
 
     /// An operation is over, and took so long.
-    pub fn took(&self, which: Operation, host: &OfHost, time: Duration) {
-        let (at, _) = operation(which);
-        self.operations[at]
-            .get_or_create(host)
-            .observe(time.as_secs_f64());
+    pub fn took(&self, which: Operation, host: &Path, time: Duration) {
+        self.each.took(which, host, time.as_secs_f64());
     }
 
     /// Something about credentials.
@@ -359,28 +248,13 @@ impl Metrics {
     }
 
     /// The host is gone: what was counted of it alone is told no more.
-    pub fn forget(&self, host: &OfHost) {
-        let [provisioning, deprovisioning] = &self.delayed;
-        for family in [
-            &self.reconciles,
-            provisioning,
-            deprovisioning,
-            &self.registration_required,
-            &self.unmanaged,
-        ] {
-            family.remove(host);
-        }
-        for durations in &self.operations {
-            durations.remove(host);
-        }
-        for on_off in ["on", "off"] {
-            let OfHost { namespace, host } = host.clone();
-            self.power.remove(&OfPower {
-                namespace,
-                host,
-                on_off,
-            });
-        }
+    pub fn forget(&self, host: &Path) {
+        self.each.forget(host);
+    }
+
+    /// All hosts but these are gone.
+    pub fn retain(&self, hosts: &BTreeSet<Path>) {
+        self.each.retain(hosts);
     }
 }
 
@@ -394,10 +268,17 @@ mod tests {
         text
     }
 
+    fn path(name: &str) -> Path {
+        Path {
+            namespace: "metal".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
     fn counted() -> (Registry, Metrics) {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        let host = OfHost::new("metal", "a");
+        let host = path("a");
         metrics.reconciled(&host);
         metrics.error("registration error");
         metrics.changed("available", "provisioning");
@@ -407,7 +288,7 @@ mod tests {
         metrics.deprovisioning_delayed(&host);
         metrics.registration_required(&host);
         metrics.unmanaged(&host);
-        for which in OPERATIONS {
+        for (which, _) in OPERATIONS {
             metrics.took(which, &host, Duration::from_secs(100));
         }
         metrics.credentials(Credentials::Updated);
@@ -462,9 +343,15 @@ mod tests {
     #[test]
     fn a_host_that_is_gone_leaves_nothing_of_its_own() {
         let (registry, metrics) = counted();
-        metrics.forget(&OfHost::new("metal", "a"));
+        metrics.reconciled(&path("b"));
+        metrics.forget(&path("a"));
         let text = text(&registry);
         assert!(!text.contains(r#"host="a""#), "{text}");
-        assert!(text.contains("metal3_host_error_total"));
+        assert!(text.contains(r#"host="b""#) && text.contains("metal3_host_error_total"));
+        metrics.retain(&[path("c")].into());
+        assert!(
+            !self::text(&registry).contains(r#"host="b""#),
+            "it went while nobody looked"
+        );
     }
 }

@@ -32,7 +32,7 @@ use super::{
     Owner, Plan, State,
     bmcs::{Bmcs, Clock, is_call},
     conditions::asks_a_person,
-    counts, detached,
+    detached,
     draft::bounded,
     execute::{Executor, Fresh},
     index::{Index, Path},
@@ -45,7 +45,7 @@ use super::{
     plan::Effect,
     reboot,
     slots::Slots,
-    vault::{NoRandom, Touched, Vault},
+    vault::{NoRandom, SECRET, Touched, Vault},
 };
 use crate::{
     discovery::{host::about, next::segment_name},
@@ -128,7 +128,8 @@ pub async fn run(config: Config) -> Result<(), NoRandom> {
     // A leader of before may still be at it somewhere.
     context.executor.bmcs.fence(context.executor.term.epoch());
     let vault = Arc::clone(&context.vault);
-    let mut secrets = std::pin::pin!(vault.watch(&client, &scope));
+    let _end = End(Arc::clone(&context));
+    let mut secrets = std::pin::pin!(vault.watch(&client, &scope, &context.world.watches));
     // Without their list every Secret would be asked for one by one.
     while secrets
         .next()
@@ -140,8 +141,7 @@ pub async fn run(config: Config) -> Result<(), NoRandom> {
         Touched::One(secret) => of.index.named_by(&secret),
         Touched::All => of.all(),
     });
-    let _end = End(Arc::clone(&context));
-    rounds(context, changes, woken, secrets, concurrency).await;
+    rounds(Arc::clone(&context), changes, woken, secrets, concurrency).await;
     Ok(())
 }
 
@@ -152,6 +152,9 @@ impl Drop for End {
     fn drop(&mut self) {
         let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.abort_all();
+        self.0.world.watches.is_read(SECRET);
+        // Who leads next counts what becomes of these hosts, and of those that come.
+        self.0.metrics.retain(&BTreeSet::new());
         // Those that wait at their BMC go on without us; they change nothing any more.
         let executor = &self.0.executor;
         executor.bmcs.fence(executor.term.epoch().saturating_add(1));
@@ -219,6 +222,7 @@ impl Context {
             // In this order: nobody is to find that it holds what it has let go.
             self.wake(self.index.host(host, true));
             self.memory.forget(path);
+            self.metrics.forget(path);
             self.wake(self.slots.give_back(path));
         }
     }
@@ -257,6 +261,7 @@ impl Context {
         let known: BTreeSet<Path> = servers.iter().map(|server| Path::of(server.as_ref())).collect();
         self.index.retain(&paths, &known);
         self.memory.retain(&paths);
+        self.metrics.retain(&paths);
         self.wake(self.slots.retain(&paths));
         for host in &hosts {
             self.index.host(host, false);
@@ -322,7 +327,7 @@ impl Context {
         let Some(now) = self.world.hosts.get(&path.to_ref()) else {
             let concerned = self.index.host(host, true).into_iter().collect();
             self.memory.forget(&path);
-            self.metrics.forget(&counts::of(host));
+            self.metrics.forget(&path);
             self.wake(self.slots.give_back(&path));
             return concerned;
         };
@@ -416,7 +421,7 @@ async fn turn(
     context: &Arc<Context>,
 ) -> Result<After, ExecuteError> {
     let path = Path::of(host.as_ref());
-    context.metrics.reconciled(&counts::of(host));
+    context.metrics.reconciled(&path);
     if !context.executor.term.still() {
         // The loop is dropped in a moment.
         return Ok(After::Over(Action::await_change()));

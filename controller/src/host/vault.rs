@@ -35,8 +35,12 @@ use super::{
 use crate::{
     bmc::Credentials,
     round::{ExecuteError, FIELD_MANAGER, failed},
+    watches::Watches,
     world::Scope,
 };
+
+/// What is watched here.
+pub(super) const SECRET: &str = "Secret";
 
 /// How long a direct answer counts: as long as upstream waits before it looks again for a Secret that was missing. A little less, so
 /// that who comes back after that time asks anew.
@@ -114,19 +118,28 @@ impl Vault {
     }
 
     /// Watches the labelled Secrets in the hosts' namespaces, as long as the stream is polled.
-    pub fn watch<'a>(&'a self, client: &Client, scope: &Scope) -> impl Stream<Item = Touched> + use<'a> {
+    pub fn watch<'a>(
+        &'a self,
+        client: &Client,
+        scope: &Scope,
+        watches: &'a Watches,
+    ) -> impl Stream<Item = Touched> + use<'a> {
         let (label, value) = SECRET_LABEL;
         let config = watcher::Config::default().labels(&format!("{label}={value}"));
         let events = watcher(scope.hosts_api::<Secret>(client), config).default_backoff();
         let mut listed = HashMap::new();
+        watches.begins(SECRET);
         events.filter_map(move |event| {
             let touched = match event {
                 Ok(event) => self.event(event, &mut listed),
                 Err(error) => {
-                    tracing::warn!(error = %Chain(&error), "watch of Secrets failed; it is tried again");
+                    watches.failed(SECRET, &error);
                     None
                 }
             };
+            if matches!(touched, Some(Touched::All)) {
+                watches.is_read(SECRET);
+            }
             std::future::ready(touched)
         })
     }

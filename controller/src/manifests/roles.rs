@@ -49,7 +49,7 @@ pub fn edge() -> Vec<Value> {
             &["enrolments"],
             &["get", "list", "watch", "create", "patch"],
         ),
-        named("", "secrets", &SECRETS, &["get", "watch"]),
+        named("", "secrets", &SECRETS, &["get"]),
         events(),
     ];
     let hosts = vec![rule("metal3.io", &["baremetalhosts"], &LOOK), events()];
@@ -189,7 +189,7 @@ mod tests {
     fn the_edge_reads_the_two_secrets_and_no_other() {
         assert_eq!(about_secrets(&edge(), "ClusterRole"), Vec::<Value>::new());
         let own = about_secrets(&edge(), "Role");
-        assert_eq!(own, [named("", "secrets", &SECRETS, &["get", "watch"])]);
+        assert_eq!(own, [named("", "secrets", &SECRETS, &["get"])]);
     }
 
     #[test]

@@ -97,9 +97,11 @@ impl Cluster {
 
     async fn with(path: &Path, scratch: Scratch, process: Option<local::ControlPlane>) -> Result<Cluster> {
         let written = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
-        let config = Config::from_custom_kubeconfig(written, &KubeConfigOptions::default())
+        let mut config = Config::from_custom_kubeconfig(written, &KubeConfigOptions::default())
             .await
             .with_context(|| format!("use {}", path.display()))?;
+        // The lab's controllers reach it by its address; and kube takes a proxy for downloads for one that leads there.
+        config.proxy_url = None;
         let (host, port) = foreign::address(&config.cluster_url)?;
         Ok(Cluster {
             config,

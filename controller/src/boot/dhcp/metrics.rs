@@ -53,6 +53,16 @@ impl Of {
 }
 
 impl Metrics {
+    /// The segment `key` is no longer served: nothing more is told of it, but for what was asked there.
+    pub(super) fn forget(&self, key: &str) {
+        let segment = Of::segment(key);
+        self.leases.remove(&segment);
+        self.intruders.remove(&segment);
+        for counted in [&self.recycled, &self.conflicts, &self.unprobed] {
+            counted.remove(&segment);
+        }
+    }
+
     /// Registers them.
     pub fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics::default();

@@ -218,8 +218,7 @@ fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan, memories:
     if changed || before.len() != after.len() {
         for key in before.keys().filter(|key| !after.contains_key(*key)) {
             tracing::info!(segment = key, "no longer served");
-            service.metrics.leases.remove(&Of::segment(key));
-            service.metrics.intruders.remove(&Of::segment(key));
+            service.metrics.forget(key);
         }
         service.dispatch.serve(after);
     }

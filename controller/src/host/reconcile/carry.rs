@@ -154,7 +154,7 @@ fn spawn(
                 return;
             }
             if let Some(on) = power {
-                of.metrics.power(&counts::of(&host), on);
+                of.metrics.power(&Path::of(host.as_ref()), on);
             }
         }
         events.into_iter().for_each(|event| of.events.record(event));

@@ -141,6 +141,7 @@ impl Site {
             hardware: empty(),
             machines: Arc::default(),
             unreadable: Arc::default(),
+            watches: crate::watches::Watches::default(),
         };
         let (queue, events) = tokio::sync::mpsc::channel(16);
         let (facts, seen) = watch::channel(BTreeMap::new());

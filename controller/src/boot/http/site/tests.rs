@@ -109,6 +109,7 @@ fn site_over(directory: tempfile::TempDir, extras: Extras) -> Fixture {
             hardware: reflector::store().0,
             machines: Arc::default(),
             unreadable: Arc::default(),
+            watches: crate::watches::Watches::default(),
         },
         plan: watch::channel(Arc::new(plan())).1,
         files: Arc::new(Files::open(directory.path(), extras, &std::env::temp_dir())),

@@ -1,0 +1,106 @@
+//! How the watches do that keep the copies of the cluster up to date: of what is not read yet, why, and how often one failed.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use muster_proto::{Chain, text};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+
+/// The longest text about one watch, in bytes.
+const WORDS: usize = 300;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfKind {
+    kind: String,
+}
+
+/// The watches of a process; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Watches {
+    /// Kinds that are not read for the first time yet, and how that failed last.
+    unread: Arc<Mutex<BTreeMap<String, Option<String>>>>,
+    failures: Family<OfKind, Counter>,
+}
+
+impl Watches {
+    /// Counts on `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "muster_watch_failures",
+            "Watches that failed and are tried again; the copy stays as it was",
+            self.failures.clone(),
+        );
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Option<String>>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A watch of `kind` begins: nothing is known of it yet.
+    pub fn begins(&self, kind: &str) {
+        self.lock().insert(kind.to_owned(), None);
+    }
+
+    /// All of `kind` is known, or nobody wants to know it any more.
+    pub fn is_read(&self, kind: &str) {
+        self.lock().remove(kind);
+    }
+
+    /// The watch of `kind` failed, and is tried again.
+    pub fn failed(&self, kind: &str, error: &(dyn Error + 'static)) {
+        let error = Chain(error).to_string();
+        tracing::warn!(error, kind, "watch failed; it is tried again");
+        let kind = kind.to_owned();
+        if let Some(why) = self.lock().get_mut(&kind) {
+            *why = Some(text::clean_to(error.as_bytes(), WORDS));
+        }
+        self.failures.get_or_create(&OfKind { kind }).inc();
+    }
+
+    /// What is not read yet, in words; none if all is.
+    pub fn unread(&self) -> Option<String> {
+        let unread = self.lock();
+        let words = unread.iter().map(|(kind, why)| match why {
+            Some(why) => format!("{kind} ({why})"),
+            None => kind.clone(),
+        });
+        let words: Vec<String> = words.collect();
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_read_is_told_with_the_reason_until_it_is() {
+        let watches = Watches::default();
+        let mut registry = Registry::default();
+        watches.register(&mut registry);
+        for kind in ["Secret", "Server"] {
+            watches.begins(kind);
+        }
+        watches.failed("Secret", &std::io::Error::other("secrets is forbidden"));
+        let told = watches.unread();
+        assert_eq!(told.as_deref(), Some("Secret (secrets is forbidden), Server"));
+        watches.is_read("Server");
+        watches.is_read("Secret");
+        // It is known, if not how it is now.
+        watches.failed("Secret", &std::io::Error::other("gone"));
+        assert_eq!(watches.unread(), None);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(
+            text.contains(r#"muster_watch_failures_total{kind="Secret"} 2"#),
+            "{text}"
+        );
+    }
+}
