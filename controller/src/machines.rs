@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    hash::{BuildHasher, RandomState},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -55,13 +56,30 @@ impl Signal {
 #[derive(Debug, Default)]
 pub struct Machines(Mutex<Inner>);
 
+/// The hash of a signal or name. A machine shows a dozen, each of up to 48 bytes and its text, and nobody asks which: two of one hash
+/// would find each other's machines among the candidates, once in many million starts (see [`Multi`]).
+type Digest = u64;
+
 #[derive(Debug, Default)]
 struct Inner {
-    servers: Multi<Signal, Path>,
+    /// Nobody else knows it.
+    seed: RandomState,
+    servers: Multi<Digest, Path>,
     /// Hosts by each NIC that means them: the declared one, and those that an inspection found.
     hosts: Multi<Mac, Path>,
     /// Enrolments by the name of their Server.
-    enrolments: Multi<String, Path>,
+    enrolments: Multi<Digest, Path>,
+}
+
+impl Inner {
+    fn signals(&self, server: &Server) -> Vec<Digest> {
+        let signals = signals(server);
+        signals.iter().map(|signal| self.seed.hash_one(signal)).collect()
+    }
+
+    fn server_of(&self, enrolment: &Enrolment) -> Vec<Digest> {
+        vec![self.seed.hash_one(&enrolment.spec.server)]
+    }
 }
 
 impl Machines {
@@ -71,8 +89,9 @@ impl Machines {
 
     /// The watched copy has `server` as it is now, or no more.
     pub fn server(&self, server: &Server, gone: bool) {
-        let signals = if gone { Vec::new() } else { signals(server) };
-        self.lock().servers.set(&Path::of(server), signals);
+        let mut inner = self.lock();
+        let signals = if gone { Vec::new() } else { inner.signals(server) };
+        inner.servers.set(&Path::of(server), signals);
     }
 
     /// The watched copy has `host` as it is now, or no more.
@@ -87,16 +106,21 @@ impl Machines {
 
     /// The watched copy has `enrolment` as it is now, or no more.
     pub fn enrolment(&self, enrolment: &Enrolment, gone: bool) {
-        let server = (!gone).then(|| enrolment.spec.server.clone());
-        let path = Path::of(enrolment);
-        self.lock().enrolments.set(&path, server.into_iter().collect());
+        let mut inner = self.lock();
+        let server = if gone {
+            Vec::new()
+        } else {
+            inner.server_of(enrolment)
+        };
+        inner.enrolments.set(&Path::of(enrolment), server);
     }
 
     /// The watched copy has these Servers and no others.
     pub fn servers_anew<'a>(&self, servers: impl Iterator<Item = &'a Server>) {
         let mut all = Multi::default();
-        servers.for_each(|server| drop(all.set(&Path::of(server), signals(server))));
-        self.lock().servers = all;
+        let mut inner = self.lock();
+        servers.for_each(|server| drop(all.set(&Path::of(server), inner.signals(server))));
+        inner.servers = all;
     }
 
     /// The watched copy has these hosts and no others.
@@ -109,21 +133,23 @@ impl Machines {
     /// The watched copy has these Enrolments and no others.
     pub fn enrolments_anew<'a>(&self, enrolments: impl Iterator<Item = &'a Enrolment>) {
         let mut all = Multi::default();
-        enrolments
-            .for_each(|enrolment| drop(all.set(&Path::of(enrolment), vec![enrolment.spec.server.clone()])));
-        self.lock().enrolments = all;
+        let mut inner = self.lock();
+        enrolments.for_each(|enrolment| drop(all.set(&Path::of(enrolment), inner.server_of(enrolment))));
+        inner.enrolments = all;
     }
 
     /// The Servers that show one of `signals`.
     pub fn servers_with(&self, signals: &[Signal]) -> BTreeSet<Path> {
         let inner = self.lock();
-        let found = signals.iter().flat_map(|signal| inner.servers.with(signal));
+        let digests: Vec<Digest> = signals.iter().map(|signal| inner.seed.hash_one(signal)).collect();
+        let found = digests.iter().flat_map(|digest| inner.servers.with(digest));
         found.cloned().collect()
     }
 
     /// How many Servers show `signal`, those at `except` not counted.
     pub fn number_with(&self, signal: &Signal, except: &BTreeSet<Path>) -> usize {
-        self.lock().servers.number(signal, except.iter())
+        let inner = self.lock();
+        inner.servers.number(&inner.seed.hash_one(signal), except.iter())
     }
 
     /// The hosts that have `mac`, declared or found.
@@ -133,7 +159,9 @@ impl Machines {
 
     /// The Enrolments of the Server with this name.
     pub fn enrolments_of(&self, server: &str) -> Vec<Path> {
-        self.lock().enrolments.with(&server.to_owned()).cloned().collect()
+        let inner = self.lock();
+        let digest = inner.seed.hash_one(server);
+        inner.enrolments.with(&digest).cloned().collect()
     }
 }
 

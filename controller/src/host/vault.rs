@@ -74,7 +74,8 @@ pub struct Vault {
     client: Client,
     /// Dies with the process: digests made with it are of no use to anybody else.
     key: hmac::Key,
-    watched: Mutex<HashMap<Path, Entry>>,
+    /// On the heap each: a table has as many empty places as full ones.
+    watched: Mutex<HashMap<Path, Box<Entry>>>,
     direct: Mutex<HashMap<Path, (Instant, Answer)>>,
 }
 
@@ -144,14 +145,18 @@ impl Vault {
         })
     }
 
-    fn event(&self, event: watcher::Event<Secret>, listed: &mut HashMap<Path, Entry>) -> Option<Touched> {
+    fn event(
+        &self,
+        event: watcher::Event<Secret>,
+        listed: &mut HashMap<Path, Box<Entry>>,
+    ) -> Option<Touched> {
         match event {
             watcher::Event::Init => {
                 listed.clear();
                 None
             }
             watcher::Event::InitApply(secret) => {
-                listed.insert(Path::of(&secret), self.entry(&secret));
+                listed.insert(Path::of(&secret), Box::new(self.entry(&secret)));
                 None
             }
             watcher::Event::InitDone => {
@@ -170,7 +175,7 @@ impl Vault {
         let mut watched = lock(&self.watched);
         match gone {
             true => watched.remove(&path),
-            false => watched.insert(path.clone(), self.entry(secret)),
+            false => watched.insert(path.clone(), Box::new(self.entry(secret))),
         };
         lock(&self.direct).remove(&path);
         Touched::One(path)
@@ -200,7 +205,11 @@ impl Vault {
             .get(path)
             .filter(|(at, _)| at.elapsed() < FRESH)
             .map(|(_, answer)| answer.clone());
-        recent.or_else(|| lock(&self.watched).get(path).cloned().map(Answer::Found))
+        recent.or_else(|| {
+            lock(&self.watched)
+                .get(path)
+                .map(|entry| Answer::Found(Entry::clone(entry)))
+        })
     }
 
     async fn look(&self, path: &Path) -> Answer {

@@ -49,7 +49,7 @@ pub struct BareMetalHostSpec {
     pub boot_mode: Option<HostBootMode>,
     /// Who uses this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub consumer_ref: Option<ObjectReference>,
+    pub consumer_ref: Option<Box<ObjectReference>>,
     /// Provisioning by another method than writing an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_deploy: Option<CustomDeploy>,

@@ -1,4 +1,4 @@
-use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use muster_proto::inventory::Nic;
 use muster_proto::kinds::{
     BmcDetails, Job, JobAction, JobStatus, PAUSED_ANNOTATION, SERVER_ANNOTATION, SessionState,
@@ -313,7 +313,7 @@ fn a_touched_twin_stays_and_both_are_told() {
     type Touch = fn(&mut BareMetalHost);
     let touches: [Touch; 5] = [
         |host| host.spec.bmc = Some(BmcDetails::default()),
-        |host| host.spec.consumer_ref = Some(ObjectReference::default()),
+        |host| host.spec.consumer_ref = Some(Box::default()),
         |host| host.spec.image = Some(Default::default()),
         |host| host.spec.online = false,
         |host| {
