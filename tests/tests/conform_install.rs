@@ -203,6 +203,11 @@ fn the_forms_differ_in_where_hosts_live_only() {
             .filter(|one| one["kind"] == "CustomResourceDefinition");
         let protected = all.map(|one| one["metadata"]["annotations"]["muster.dev/protected"] == "true");
         assert_eq!(protected.collect::<Vec<_>>(), [true; 5]);
+        // `clusterctl move` takes objects of kinds with this label along.
+        for moved in ["baremetalhosts.metal3.io", "hardwaredata.metal3.io"] {
+            let labels = &find(documents, "CustomResourceDefinition", moved)["metadata"]["labels"];
+            assert_eq!(labels["clusterctl.cluster.x-k8s.io/move"], "", "{moved}");
+        }
     }
     // The rules about hosts hold where hosts live.
     let metal = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "metal"}}});

@@ -143,6 +143,17 @@ pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
             custom.method
         ));
     }
+    // Cleaning takes the array of another operator apart, and the image would go to one disk of it unnoticed.
+    let software = spec
+        .raid
+        .as_ref()
+        .and_then(|raid| raid.software_raid_volumes.as_ref());
+    if software.is_some_and(|volumes| !volumes.is_empty()) {
+        return Err(
+            "the host asks for software RAID volumes, to which this version writes no image: remove spec.raid.softwareRAIDVolumes"
+                .to_owned(),
+        );
+    }
     let image = spec.image.as_ref().ok_or("the host has no image")?;
     image::source(image).map(drop)
 }

@@ -8,6 +8,7 @@ use muster_proto::kinds::{BareMetalHost, ErrorType, OperationHistory, OperationM
 
 use super::{
     State, available, conditions,
+    draft::event_reason,
     index::Path,
     metrics::{Credentials, Metrics, Operation, Plain},
     observed::{SecretState, Secrets},
@@ -40,8 +41,8 @@ pub(super) fn status_written(
     if prev != new {
         metrics.changed(prev.name(), new.name());
         match new {
-            State::Registering => metrics.registration_required(&host),
-            State::Unmanaged => metrics.unmanaged(&host),
+            State::Registering => metrics.count(Plain::RegistrationRequired),
+            State::Unmanaged => metrics.count(Plain::Unmanaged),
             _ => {}
         }
     }
@@ -60,14 +61,8 @@ pub(super) fn status_written(
         status.and_then(|status| Some((status.error_type?, status.error_count)))
     };
     if let Some((error_type, _)) = error(after).filter(|now| Some(*now) != error(before)) {
-        // As the API has it.
-        let words = serde_json::to_value(error_type).ok();
-        metrics.error(
-            words
-                .as_ref()
-                .and_then(|words| words.as_str())
-                .unwrap_or_default(),
-        );
+        // As upstream has it: the reason of the Event.
+        metrics.error(event_reason(error_type));
     }
     for (which, pick) in OPERATIONS {
         let ended = |host: &BareMetalHost| {
@@ -170,7 +165,7 @@ fn inputs(metrics: &Metrics, before: &BareMetalHost, after: &BareMetalHost, secr
         ("userData", &secrets.user_data),
         ("networkData", &secrets.network_data),
         ("metaData", &secrets.meta_data),
-        ("preprovisioningNetworkData", &secrets.preprovisioning),
+        ("networkData", &secrets.preprovisioning),
     ] {
         let bad = !matches!(secret.state, SecretState::Unnamed | SecretState::Present { .. });
         if needed && bad {

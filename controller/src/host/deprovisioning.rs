@@ -223,6 +223,11 @@ fn finish(draft: &mut Draft<'_>, cleaned: bool) {
     draft.end(|history| &mut history.deprovision);
     draft.status.provisioning.image = None;
     draft.status.provisioning.custom_deploy = None;
+    if let Some(raid) = draft.status.provisioning.raid.as_mut().filter(|_| cleaned) {
+        // What they began with on each disk is gone.
+        raid.software_raid_volumes = None;
+    }
+    power::rebooted(draft);
     let left = match cleaned {
         true => "nothing of what it ran is left to boot",
         false => "the host is let go, with its disks as they were",

@@ -1,6 +1,6 @@
 //! A host that is taken out of our hands without touching the machine. Pure.
 
-use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, OperationalStatus};
+use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, ErrorType, OperationalStatus};
 use serde::Deserialize;
 
 use super::{State, draft::Draft, jobs, observed::Bmc, plan::Effect};
@@ -32,13 +32,14 @@ pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
     ))
 }
 
-/// True if the host is out of our hands, or is to be at once, whatever is being done to it.
+/// True if the host is out of our hands, or is to be at once, whatever is being done to it: by force, or because it leaves.
 pub(super) fn is_cut_off(host: &BareMetalHost) -> bool {
     let detached = host
         .status
         .as_ref()
         .is_some_and(|status| status.operational_status == OperationalStatus::Detached);
-    let forces = |value| arguments::<Arguments>(value).unwrap_or_default().force;
+    let leaves = host.metadata.deletion_timestamp.is_some();
+    let forces = |value| leaves || arguments::<Arguments>(value).unwrap_or_default().force;
     detached || annotation(host, DETACHED_ANNOTATION).is_some_and(forces)
 }
 
@@ -47,7 +48,10 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
     let is_detached = draft.old.operational_status == OperationalStatus::Detached;
     let Some(value) = draft.annotation(DETACHED_ANNOTATION) else {
         if is_detached {
-            draft.status.operational_status = OperationalStatus::Ok;
+            draft.status.operational_status = match draft.old.error_type {
+                Some(_) => OperationalStatus::Error,
+                None => OperationalStatus::Ok,
+            };
             draft.why("taken into our hands again");
             draft.again(std::time::Duration::ZERO);
         }
@@ -58,14 +62,15 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
         draft.state,
         State::New | State::Unmanaged | State::Registering | State::Deleting
     );
+    if draft.is_leaving() {
+        return leave(draft, arguments);
+    }
     let may = draft.state.is_steady() || is_detached || (arguments.force && !young);
     if !may {
         return false;
     }
-    if draft.is_leaving() {
-        return leave(draft, arguments);
-    }
-    draft.clear_error();
+    // What is wrong with it stays so, and who looks for a host to claim sees it.
+    draft.forget(ErrorType::Detach);
     draft.status.operational_status = OperationalStatus::Detached;
     jobs::clear(draft);
     if draft.seen.bmc != Bmc::default() {
@@ -78,7 +83,8 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
     true
 }
 
-/// A detached host that is being deleted goes at once, with the machine as it is, unless it is to wait for that.
+/// A host that is deleted while the annotation stands goes at once, whatever was being done to it and with the machine as it is, unless
+/// it is to wait for that.
 fn leave(draft: &mut Draft<'_>, arguments: Arguments) -> bool {
     if draft.state == State::Deleting {
         return false;

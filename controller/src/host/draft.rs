@@ -498,7 +498,7 @@ pub(super) fn whole_seconds(at: Timestamp) -> Time {
 }
 
 /// Upstream's reason of the Event about an error.
-fn event_reason(kind: ErrorType) -> &'static str {
+pub(super) fn event_reason(kind: ErrorType) -> &'static str {
     match kind {
         ErrorType::ProvisionedRegistration => "ProvisionedRegistrationError",
         ErrorType::Registration => "RegistrationError",

@@ -16,7 +16,7 @@ use self::each::{Each, Happening};
 use super::index::Path;
 use crate::metrics::Registry;
 
-/// A kind of error, as in `status.errorType`.
+/// A kind of error, as the Event about it has it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfError {
     error_type: String,
@@ -76,6 +76,10 @@ pub enum Plain {
     DeletedWithoutPoweringOff,
     /// Not deleted yet, because it is detached.
     DeleteDelayedForDetached,
+    /// A host has to be registered (again).
+    RegistrationRequired,
+    /// A host has no BMC address.
+    Unmanaged,
 }
 
 /// The operator's metrics; cheap to clone.
@@ -86,7 +90,7 @@ pub struct Metrics {
     changes: Family<OfChange, Counter>,
     data: Family<OfData, Counter>,
     credentials: [Counter; 5],
-    plain: [Counter; 5],
+    plain: [Counter; 7],
 }
 
 /// With their words in the names of metrics.
@@ -156,6 +160,14 @@ impl Metrics {
                 "metal3_delete_delayed_for_detached",
                 "Deletions that wait because the host is detached",
             ),
+            (
+                "metal3_host_registration_required",
+                "Times that a host had to be registered (again)",
+            ),
+            (
+                "metal3_host_unmanaged",
+                "Times that a host was found without a BMC address",
+            ),
         ];
         for ((name, help), counter) in names.into_iter().zip(&self.plain) {
             registry.register(name, help, counter.clone());
@@ -208,16 +220,6 @@ impl Metrics {
         self.each.happened(host, Happening::DeprovisioningDelayed);
     }
 
-    /// A host has to be registered.
-    pub fn registration_required(&self, host: &Path) {
-        self.each.happened(host, Happening::RegistrationRequired);
-    }
-
-    /// A host has no BMC address.
-    pub fn unmanaged(&self, host: &Path) {
-        self.each.happened(host, Happening::Unmanaged);
-    }
-
     /// An operation is over, and took so long.
     pub fn took(&self, which: Operation, host: &Path, time: Duration) {
         self.each.took(which, host, time.as_secs_f64());
@@ -243,6 +245,8 @@ impl Metrics {
             Plain::DeletedWithoutDeprovisioning => 2,
             Plain::DeletedWithoutPoweringOff => 3,
             Plain::DeleteDelayedForDetached => 4,
+            Plain::RegistrationRequired => 5,
+            Plain::Unmanaged => 6,
         };
         self.plain[at].inc();
     }
@@ -280,14 +284,13 @@ mod tests {
         let metrics = Metrics::register(&mut registry);
         let host = path("a");
         metrics.reconciled(&host);
-        metrics.error("registration error");
+        metrics.error("RegistrationError");
         metrics.changed("available", "provisioning");
         metrics.power(&host, true);
         metrics.data_error("userData");
         metrics.provisioning_delayed(&host);
         metrics.deprovisioning_delayed(&host);
-        metrics.registration_required(&host);
-        metrics.unmanaged(&host);
+        metrics.count(Plain::RegistrationRequired);
         for (which, _) in OPERATIONS {
             metrics.took(which, &host, Duration::from_secs(100));
         }
@@ -303,7 +306,7 @@ mod tests {
         let of_host = r#"{namespace="metal",host="a"} 1"#;
         for line in [
             format!("metal3_reconcile_total{of_host}"),
-            r#"metal3_host_error_total{error_type="registration error"} 1"#.to_owned(),
+            r#"metal3_host_error_total{error_type="RegistrationError"} 1"#.to_owned(),
             r#"metal3_provisioning_state_change_total{prev_state="available",new_state="provisioning"} 1"#
                 .to_owned(),
             r#"metal3_operation_power_change_total{namespace="metal",host="a",on_off="on"} 1"#.to_owned(),
@@ -312,8 +315,8 @@ mod tests {
             format!("metal3_delayed_provisioning_total{of_host}"),
             format!("metal3_delayed__deprovisioning_total{of_host}"),
             format!("metal3_delayed_deprovisioning_total{of_host}"),
-            format!("metal3_host_registration_required_total{of_host}"),
-            format!("metal3_host_unmanaged_total{of_host}"),
+            "metal3_host_registration_required_total 1".to_owned(),
+            "metal3_host_unmanaged_total 0".to_owned(),
             "metal3_reconcile_error_total 0".to_owned(),
             "metal3_credentials_missing_total 0".to_owned(),
             "metal3_credentials_invalid_total 0".to_owned(),
@@ -334,9 +337,17 @@ mod tests {
                 let line = format!("{} {count}", bucket(bound));
                 assert!(text.lines().any(|one| one == line), "{line}\n{text}");
             };
-            within("90.0", 0);
-            within("180.0", 1);
-            within("1440.0", 1);
+            match which {
+                "register" => {
+                    within("10.0", 0);
+                    within("+Inf", 1);
+                }
+                _ => {
+                    within("90.0", 0);
+                    within("180.0", 1);
+                    within("1440.0", 1);
+                }
+            }
         }
     }
 

@@ -80,8 +80,17 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
             rebooted(draft);
             draft.why("it is off, as asked; next: on again");
         }
-        (Power::Off, true) => switch_on(draft),
-        _ => settle(draft),
+        (Power::Off, true) => {
+            // Whatever it was to begin anew is over.
+            rebooted(draft);
+            switch_on(draft);
+        }
+        (power, _) => {
+            if power == Power::Off {
+                rebooted(draft);
+            }
+            settle(draft);
+        }
     }
 }
 
@@ -354,12 +363,13 @@ fn in_band(draft: &mut Draft<'_>, wish: Wish) {
     }
 }
 
-/// The reboot that is asked for once is not asked for any more.
+/// The reboot that is asked for once is not asked for any more, if it was.
 pub(super) fn rebooted(draft: &mut Draft<'_>) {
-    draft
-        .metadata
-        .remove_annotations
-        .push(REBOOT_ANNOTATION.to_owned());
+    let asked = draft.annotation(REBOOT_ANNOTATION).is_some();
+    let removed = &mut draft.metadata.remove_annotations;
+    if asked && !removed.iter().any(|name| name == REBOOT_ANNOTATION) {
+        removed.push(REBOOT_ANNOTATION.to_owned());
+    }
 }
 
 /// True if the ramdisk went down as it was told: its last word was that it does. A job that it only was given says nothing.

@@ -37,11 +37,23 @@ pub(super) fn root_of_before<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Option
     disk::choose(Some(hints), disks).ok()
 }
 
-/// Why the RAID volumes cannot be made; none: there are none to be made.
-pub(super) fn unsupported_raid(raid: Option<&RaidConfig>) -> Option<&'static str> {
-    let raid = raid?;
-    let any = raid.hardware_raid_volumes.iter().flatten().next().is_some()
-        || raid.software_raid_volumes.iter().flatten().next().is_some();
+/// Why the RAID volumes cannot be made; none: there are none to be made, or another operator has made just these.
+pub(super) fn unsupported_raid(
+    wanted: Option<&RaidConfig>,
+    there: Option<&RaidConfig>,
+) -> Option<&'static str> {
+    fn are_to_be_made<T: PartialEq>(wanted: Option<&Vec<T>>, there: Option<&Vec<T>>) -> bool {
+        wanted.is_some_and(|volumes| !volumes.is_empty() && Some(volumes) != there)
+    }
+    let hardware = |raid: &'_ RaidConfig| raid.hardware_raid_volumes.clone();
+    let software = |raid: &'_ RaidConfig| raid.software_raid_volumes.clone();
+    let any = are_to_be_made(
+        wanted.and_then(hardware).as_ref(),
+        there.and_then(hardware).as_ref(),
+    ) || are_to_be_made(
+        wanted.and_then(software).as_ref(),
+        there.and_then(software).as_ref(),
+    );
     any.then_some(
         "RAID volumes cannot be made by this version: remove spec.raid, or set the volumes up by other means",
     )
@@ -70,7 +82,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.enter(State::ExternallyProvisioned);
         return;
     }
-    if let Some(why) = unsupported_raid(spec.raid.as_ref()).or(unsupported_boot(spec)) {
+    let there = draft.old.provisioning.raid.as_ref();
+    if let Some(why) = unsupported_raid(spec.raid.as_ref(), there).or(unsupported_boot(spec)) {
         draft.refuse(ErrorType::Preparation, why);
         return;
     }

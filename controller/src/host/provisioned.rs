@@ -37,11 +37,8 @@ fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
     if !available::has_request(spec) {
         return None;
     }
-    let raid = spec
-        .raid
-        .as_ref()
-        .filter(|raid| Some(*raid) != draft.old.provisioning.raid.as_ref());
-    let unsupported = preparing::unsupported_boot(spec).or_else(|| preparing::unsupported_raid(raid));
+    let raid = || preparing::unsupported_raid(spec.raid.as_ref(), draft.old.provisioning.raid.as_ref());
+    let unsupported = preparing::unsupported_boot(spec).or_else(raid);
     unsupported
         .map(str::to_owned)
         .or_else(|| available::request(spec).err())

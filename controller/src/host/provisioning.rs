@@ -18,6 +18,7 @@ use super::{
     jobs::{self, After, Job},
     observed::Power,
     plan::{Effect, Next, PowerOrder, Task, WriteTask},
+    power,
     preparing::{self, effective_hints},
     ramdisk, registration,
     secrets::{self, Inputs},
@@ -457,5 +458,7 @@ fn finish(draft: &mut Draft<'_>, stays_off: bool) {
     draft.status.provisioning_fail_count = 0;
     draft.status.powered_on = !stays_off;
     let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());
+    // Its first boot is no less than what was asked for meanwhile.
+    power::rebooted(draft);
     draft.tell("ProvisioningComplete", format!("the image {url} is on the disk"));
 }

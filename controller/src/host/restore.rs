@@ -4,6 +4,8 @@ use muster_proto::kinds::{
     BareMetalHost, BareMetalHostStatus, HARDWARE_ANNOTATION, HardwareDetails, Packed, STATUS_ANNOTATION,
 };
 
+use serde_json::Value;
+
 use super::{
     State,
     draft::{Draft, whole_seconds},
@@ -29,7 +31,9 @@ pub(super) fn status(host: &BareMetalHost, seen: &Observed<'_>, now: jiff::Times
     };
     let restored = match written {
         true => None,
-        false => match serde_json::from_str::<BareMetalHostStatus>(value) {
+        // There is nothing in it.
+        false if value.trim().is_empty() => None,
+        false => match read(value) {
             Ok(mut status) => {
                 if let Some(hardware) = seen.hardware.and_then(|data| data.spec.hardware.clone()) {
                     status.hardware = Some(hardware);
@@ -49,6 +53,28 @@ pub(super) fn status(host: &BareMetalHost, seen: &Observed<'_>, now: jiff::Times
         why: "takes over the status annotation".to_owned(),
         ..Plan::default()
     })
+}
+
+/// The status that `value` tells; what it leaves out is as in a new one, as upstream has it.
+fn read(value: &str) -> serde_json::Result<BareMetalHostStatus> {
+    let mut whole = serde_json::to_value(BareMetalHostStatus::default())?;
+    lay_over(&mut whole, serde_json::from_str(value)?);
+    serde_json::from_value(whole)
+}
+
+/// Lays what `said` holds over `base`, object by object; a `null` and an error without a type say nothing.
+fn lay_over(base: &mut Value, said: Value) {
+    match (base, said) {
+        (_, Value::Null) => {}
+        (Value::Object(base), Value::Object(said)) => {
+            for (name, value) in said {
+                if name != "errorType" || value != "" {
+                    lay_over(base.entry(name).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (base, said) => *base = said,
+    }
 }
 
 fn unreadable(

@@ -18,8 +18,6 @@ use crate::host::index::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Happening {
     Reconciled,
-    RegistrationRequired,
-    Unmanaged,
     ProvisioningDelayed,
     DeprovisioningDelayed,
     PoweredOn,
@@ -27,24 +25,12 @@ pub(super) enum Happening {
 }
 
 /// Upstream's names. `delayed` has two underscores there: dashboards that were written for it go on, and new ones need not know.
-const COUNTERS: [(&str, &str, Happening); 7] = {
-    use Happening::{
-        DeprovisioningDelayed, ProvisioningDelayed, Reconciled, RegistrationRequired, Unmanaged,
-    };
+const COUNTERS: [(&str, &str, Happening); 5] = {
+    use Happening::{DeprovisioningDelayed, ProvisioningDelayed, Reconciled};
     let provisioning = "Times that provisioning waited for other hosts";
     let deprovisioning = "Times that deprovisioning waited for other hosts";
     [
         ("metal3_reconcile", "Rounds about a host", Reconciled),
-        (
-            "metal3_host_registration_required",
-            "Times that a host had to be registered (again)",
-            RegistrationRequired,
-        ),
-        (
-            "metal3_host_unmanaged",
-            "Times that a host was found without a BMC address",
-            Unmanaged,
-        ),
         ("metal3_delayed__provisioning", provisioning, ProvisioningDelayed),
         ("metal3_delayed_provisioning", provisioning, ProvisioningDelayed),
         (
@@ -62,23 +48,44 @@ const COUNTERS: [(&str, &str, Happening); 7] = {
 
 const POWER: [(&str, Happening); 2] = [("on", Happening::PoweredOn), ("off", Happening::PoweredOff)];
 
-/// Upstream's buckets for what takes minutes, in seconds.
-const SLOW: [f64; 7] = [30.0, 90.0, 180.0, 360.0, 720.0, 1440.0, f64::MAX];
+/// Upstream's buckets, in seconds: for what takes minutes, and for registering, where it has its library's own.
+fn bounds(which: Operation) -> &'static [f64] {
+    const MINUTES: [f64; 7] = [30.0, 90.0, 180.0, 360.0, 720.0, 1440.0, f64::INFINITY];
+    const DEFAULT: [f64; 12] = [
+        0.005,
+        0.01,
+        0.025,
+        0.05,
+        0.1,
+        0.25,
+        0.5,
+        1.0,
+        2.5,
+        5.0,
+        10.0,
+        f64::INFINITY,
+    ];
+    match which {
+        Operation::Register => &DEFAULT,
+        Operation::Inspect | Operation::Provision | Operation::Deprovision => &MINUTES,
+    }
+}
 
 /// How long one operation took, each time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Took {
     seconds: f64,
-    buckets: [u32; SLOW.len()],
+    /// How often it took at most as long as each of [`bounds`], and longer than the one before.
+    counts: Box<[u32]>,
 }
 
 /// One host.
 #[derive(Debug, Default)]
 struct Counts {
     /// By [`Happening`].
-    happened: [u32; 7],
+    happened: [u32; 5],
     /// By [`Operation`]; most hosts have two of them.
-    took: [Option<Box<Took>>; OPERATIONS.len()],
+    took: [Option<Took>; OPERATIONS.len()],
 }
 
 /// All hosts; cheap to clone.
@@ -101,12 +108,14 @@ impl Each {
     pub(super) fn took(&self, which: Operation, host: &Path, seconds: f64) {
         let mut all = self.lock();
         let took = &mut all.entry(host.clone()).or_default().took[which as usize];
-        let Took {
-            seconds: sum,
-            buckets,
-        } = &mut **took.get_or_insert_default();
+        let bounds = bounds(which);
+        let Took { seconds: sum, counts } = took.get_or_insert_with(|| Took {
+            seconds: 0.0,
+            counts: vec![0; bounds.len()].into(),
+        });
         *sum += seconds;
-        if let Some((_, count)) = SLOW.iter().zip(buckets).find(|(bound, _)| seconds <= **bound) {
+        let fits = bounds.iter().position(|bound| seconds <= *bound);
+        if let Some(count) = fits.and_then(|at| counts.get_mut(at)) {
             *count = count.saturating_add(1);
         }
     }
@@ -159,17 +168,15 @@ impl Collector for Each {
             let help = format!("How long it took to {word} a host");
             let mut family = encoder.encode_descriptor(&name, &help, None, MetricType::Histogram)?;
             for (at, Counts { took, .. }) in all.iter() {
-                let Some(Took { seconds, buckets }) = took[which as usize].as_deref() else {
+                let Some(Took { seconds, counts }) = &took[which as usize] else {
                     continue;
                 };
-                let mut filled = [(0.0, 0); SLOW.len()];
-                for (at, one) in filled.iter_mut().enumerate() {
-                    *one = (SLOW[at], u64::from(buckets[at]));
-                }
-                let count = filled.iter().map(|(_, count)| count).sum();
+                let counts = counts.iter().map(|count| u64::from(*count));
+                let buckets: Vec<(f64, u64)> = bounds(which).iter().copied().zip(counts).collect();
+                let count = buckets.iter().map(|(_, count)| count).sum();
                 family
                     .encode_family(&labels(at))?
-                    .encode_histogram::<NoLabelSet>(*seconds, count, &filled, None)?;
+                    .encode_histogram::<NoLabelSet>(*seconds, count, &buckets, None)?;
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What annotations do.
 
 use muster_proto::kinds::{
-    BareMetalHostStatus, DETACHED_ANNOTATION, HARDWARE_ANNOTATION, HardwareData, HardwareDataSpec,
+    BareMetalHostStatus, DETACHED_ANNOTATION, ErrorType, HARDWARE_ANNOTATION, HardwareData, HardwareDataSpec,
     HardwareDetails, INSPECT_ANNOTATION, InspectionMode, OperationalStatus, PAUSED_ANNOTATION,
     PROTECTED_ANNOTATION, REBOOT_ANNOTATION, RELEASE_ANNOTATION, STATUS_ANNOTATION,
 };
@@ -105,6 +105,29 @@ fn a_plain_reboot_is_soft_first_and_happens_once() {
     world.settle();
     assert_eq!(world.machine.boots, boots);
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+/// The boot that it comes to anyway is the reboot that was asked for.
+#[test]
+fn a_reboot_that_was_asked_for_does_not_outlive_what_the_ramdisk_does() {
+    for (state, then) in [
+        (State::Provisioning, State::Provisioned),
+        (State::Deprovisioning, State::Available),
+    ] {
+        let mut world = at(state);
+        world.annotate(REBOOT_ANNOTATION, "");
+        world.reach(then);
+        assert!(!world.annotated(REBOOT_ANNOTATION), "{state:?}");
+        let boots = world.machine.boots;
+        world.settle();
+        assert_eq!(world.machine.boots, boots, "what was just begun is not rebooted");
+    }
+    let mut world = at(State::Available);
+    world.host().spec.online = false;
+    world.settle();
+    world.annotate(REBOOT_ANNOTATION, "");
+    world.settle();
+    assert!(!world.annotated(REBOOT_ANNOTATION) && !world.machine.on);
 }
 
 #[test]
@@ -293,6 +316,54 @@ fn only_by_force_a_busy_host_is_detached() {
         OperationalStatus::Detached
     );
     assert!(world.server.as_ref().unwrap().spec.job.is_none());
+}
+
+#[test]
+fn an_error_stays_to_be_seen_while_a_host_is_detached_and_afterwards() {
+    let mut world = at(State::Available);
+    world.settle();
+    let status = world.host().status.as_mut().unwrap();
+    status.error_type = Some(ErrorType::PowerManagement);
+    "the BMC refuses".clone_into(&mut status.error_message);
+    status.operational_status = OperationalStatus::Error;
+    world.annotate(DETACHED_ANNOTATION, "");
+    world.round();
+    let seen = |world: &mut World| {
+        let status = world.host().status.clone().unwrap();
+        (status.operational_status, status.error_type, status.error_message)
+    };
+    let why = "the BMC refuses".to_owned();
+    let error = Some(ErrorType::PowerManagement);
+    assert_eq!(
+        seen(&mut world),
+        (OperationalStatus::Detached, error, why.clone())
+    );
+    world.unannotate(DETACHED_ANNOTATION);
+    world.round();
+    assert_eq!(seen(&mut world), (OperationalStatus::Error, error, why));
+}
+
+#[test]
+fn a_status_annotation_may_leave_out_what_is_as_in_a_new_status() {
+    let image = r#"{"url":"http://images.test/one.raw","checksum":"a"}"#;
+    let said = format!(
+        r#"{{"operationalStatus":"OK","errorType":"","hardware":null,"provisioning":{{"state":"provisioned","image":{image}}}}}"#
+    );
+    let mut world = World::new();
+    world.annotate(STATUS_ANNOTATION, &said);
+    world.round();
+    let status = world.host().status.clone().unwrap();
+    assert_eq!(world.state(), State::Provisioned);
+    let image = status.provisioning.image.unwrap();
+    assert_eq!(
+        (image.url.as_str(), status.error_type),
+        ("http://images.test/one.raw", None)
+    );
+    // One with nothing in it says nothing.
+    let mut world = World::new();
+    world.annotate(STATUS_ANNOTATION, "");
+    world.reach(State::Available);
+    assert!(!world.annotated(STATUS_ANNOTATION));
 }
 
 #[test]

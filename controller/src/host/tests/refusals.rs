@@ -7,8 +7,8 @@ use muster_proto::{
     inventory::BootMode,
     kinds::{
         AutomatedCleaningMode, ChecksumType, CredentialsStatus, CustomDeploy, ErrorType, HostBootMode,
-        IN_BAND_ANNOTATION, ImageFormat, OperationalStatus, PROTECTED_ANNOTATION, RELEASE_ANNOTATION,
-        RaidConfig, SoftwareRaidVolume, Trust,
+        IN_BAND_ANNOTATION, INSPECT_ANNOTATION, ImageFormat, OperationalStatus, PROTECTED_ANNOTATION,
+        RELEASE_ANNOTATION, RaidConfig, SoftwareRaidVolume, Trust,
     },
 };
 
@@ -337,6 +337,56 @@ fn raid_is_refused_until_it_can_be_made() {
     world.settle();
     assert_eq!(world.state(), State::Preparing);
     assert_eq!(error(&world).0, Some(ErrorType::Preparation));
+    world.host().spec.raid = None;
+    world.reach(State::Available);
+}
+
+#[test]
+fn volumes_that_another_operator_made_are_kept_and_no_image_is_written_to_software_ones() {
+    let raid = |kind: &str| -> RaidConfig {
+        let volumes = serde_json::json!({ kind: [{"level": "1"}] });
+        serde_json::from_value(volumes).unwrap()
+    };
+    let made = |state: State, kind: &str| {
+        let mut world = at(state);
+        world.settle();
+        world.host().spec.raid = Some(raid(kind));
+        let status = world.host().status.as_mut().unwrap();
+        status.provisioning.raid = Some(raid(kind));
+        world
+    };
+    for kind in ["hardwareRAIDVolumes", "softwareRAIDVolumes"] {
+        // Inspected again, it comes back through preparing.
+        let mut world = made(State::Available, kind);
+        world.annotate(INSPECT_ANNOTATION, "");
+        world.reach(State::Inspecting);
+        world.reach(State::Available);
+        assert_eq!(error(&world).0, None, "{kind}");
+    }
+    let mut world = made(State::Available, "hardwareRAIDVolumes");
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+
+    let mut world = made(State::Available, "softwareRAIDVolumes");
+    let cleans = world.machine.cleans;
+    world.set_image(Some(IMAGE));
+    world.settle();
+    let (kind, message, _) = error(&world);
+    assert_eq!(
+        (world.state(), kind),
+        (State::Available, Some(ErrorType::Provisioning))
+    );
+    assert!(message.contains("software RAID"), "{message}");
+    assert_eq!(world.machine.cleans, cleans, "the array is as it was");
+    // What runs on an array goes when it is taken away, and the array with it: nobody is to claim the host as it is.
+    let mut world = made(State::Provisioned, "softwareRAIDVolumes");
+    world.set_image(None);
+    world.reach(State::Preparing);
+    world.settle();
+    assert_eq!(
+        (world.state(), error(&world).0),
+        (State::Preparing, Some(ErrorType::Preparation))
+    );
     world.host().spec.raid = None;
     world.reach(State::Available);
 }

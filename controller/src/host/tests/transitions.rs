@@ -177,4 +177,25 @@ fn a_detached_host_is_deleted_as_it_is_unless_it_is_to_wait() {
     world.annotate(DETACHED_ANNOTATION, "");
     world.until("gone", |world| world.host.is_none());
     assert!(world.machine.on && world.machine.cleans == 1);
+    // Whatever is being done to it, as upstream has it.
+    for state in [
+        State::Registering,
+        State::Inspecting,
+        State::Provisioning,
+        State::Deprovisioning,
+    ] {
+        let mut world = at(state);
+        let (on, cleans) = (world.machine.on, world.machine.cleans);
+        world.annotate(DETACHED_ANNOTATION, r#"{"deleteAction":"delay"}"#);
+        world.delete();
+        world.settle();
+        assert_eq!(world.state(), state, "it waits");
+        world.annotate(DETACHED_ANNOTATION, "");
+        world.until("gone", |world| world.host.is_none());
+        assert_eq!(
+            (world.machine.on, world.machine.cleans),
+            (on, cleans),
+            "{state:?}"
+        );
+    }
 }
