@@ -8,9 +8,11 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{artifacts, cargo, command::Cmd, root};
+use crate::{artifacts, cargo, command::Cmd, crates, root};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The licences of the crates in the binaries.
+const CRATES: &str = "CRATES";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Makes the release.
@@ -70,7 +72,9 @@ fn binaries(tree: &Path) -> Result<()> {
     for text in ["LICENSE", "NOTICE"] {
         copy(&root().join(text), &tree.join(text))?;
     }
-    Ok(())
+    let path = tree.join(CRATES);
+    let licences = crates::licences(&["muster-controller", "muster-agent"], TARGET)?;
+    fs::write(&path, licences).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Of each profile the current release.
@@ -201,6 +205,8 @@ fn image(tree: &Path) -> Result<()> {
         .arg(tree.join("LICENSE"))
         .arg("--licence")
         .arg(tree.join("NOTICE"))
+        .arg("--licence")
+        .arg(tree.join(CRATES))
         .arg("--out")
         .arg(tree.join("muster-image.tar"))
         .run()

@@ -7,6 +7,7 @@ mod bench;
 mod ci;
 mod codegen;
 mod command;
+mod crates;
 mod dist;
 mod setup;
 mod tidy;
