@@ -93,6 +93,18 @@ async fn may(client: &Client, role: &str, verb: &str, group: &str, resource: &st
     answer.status.expect("a status").allowed
 }
 
+/// Waits until both roles may read the host at `at`.
+async fn granted(client: &Client, at: [&str; 2]) {
+    let granted = async {
+        for role in ["control", "edge"] {
+            while !may(client, role, "get", "metal3.io", "baremetalhosts", at).await {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, granted).await.expect("rights");
+}
+
 /// What holds in both forms; `wide`: hosts live in all namespaces.
 async fn least_rights(client: &Client, wide: bool) {
     // The operator reads the Secrets that hosts name, where hosts live; the edge, which faces the network, reads two by name.
@@ -157,6 +169,8 @@ async fn both_forms_install_and_give_the_least_rights() {
         kubectl(Some(cluster), &[&how[..], &[form.to_str().unwrap()]].concat())
     };
     apply("namespaced");
+    // The API server hears of rights a moment after it has taken them.
+    granted(&client, ["metal", "a"]).await;
     least_rights(&client, false).await;
     for role in ["control", "edge"] {
         let elsewhere = ["other", "a"];
@@ -164,6 +178,7 @@ async fn both_forms_install_and_give_the_least_rights() {
     }
     // The same objects and two bindings more.
     apply(".");
+    granted(&client, ["other", "a"]).await;
     least_rights(&client, true).await;
     for role in ["control", "edge"] {
         let elsewhere = ["other", "a"];

@@ -134,8 +134,8 @@ async fn held_for(stage: &Stage, taken: Timestamp, seconds: i64) {
 /// Lease duration, renew deadline and retry period as most have them here, in seconds.
 const TIMES: [u32; 3] = [8, 5, 1];
 
-/// A Lease with these `times` whose holder was killed when it was as in `left` is taken at the latest when it has run out: here earlier,
-/// because its holder is known to have ended on the same computer.
+/// A Lease with these `times` whose holder was killed or stopped when it was as in `left` is taken when it has run out; earlier where its
+/// holder is known to have ended, on the same computer.
 fn is_taken_in_time(left: &Lease, taken_over: &Lease, times: [u32; 3]) {
     let renewed = left.spec.as_ref().and_then(|spec| spec.renew_time.as_ref());
     let waited = taken(taken_over).duration_since(renewed.expect("a renewed Lease").0);
@@ -220,9 +220,11 @@ async fn a_leader_that_was_stopped_for_two_lease_times_writes_nothing_afterwards
     let one = async || Ok((!stage.hosts().await?.is_empty()).then_some(()));
     stage.until("the first host", SOON, one).await.unwrap();
     signal(&controls[led], Signal::SIGSTOP);
+    let left = self::lease(&stage).await.unwrap().unwrap();
 
     // Its own time to run out, and as long again.
     let (next, lease) = leader(&stage, &controls, Some(led)).await;
+    is_taken_in_time(&left, &lease, TIMES);
     held_for(&stage, taken(&lease), 8).await;
     for server in &*first {
         stage.discovered(server, SOON).await.unwrap();
@@ -397,7 +399,9 @@ async fn no_effect_leaves_a_leader_that_was_stopped_for_two_lease_times_in_the_m
     let half = Half::written(&stage, &rack).await;
     let (led, _) = leader(&stage, &controls, None).await;
     signal(&controls[led], Signal::SIGSTOP);
+    let left = self::lease(&stage).await.unwrap().unwrap();
     let (next, lease) = leader(&stage, &controls, Some(led)).await;
+    is_taken_in_time(&left, &lease, TIMES);
     half.service.seen();
     // To the one that sleeps the image is still half written when it wakes.
     half.is_provisioned().await;

@@ -309,6 +309,10 @@ async fn a_host_is_inspected_provisioned_deprovisioned_and_deleted_by_its_bmc() 
 
 /// Every line is JSON, and what the operator did for the host was said in the span of a round about it.
 fn rounds_are_spans(log: &str, namespace: &str) {
+    assert!(
+        log.contains("TRACE"),
+        "all that can be logged is looked through for secrets"
+    );
     // The last line may be half written.
     let (whole, _) = log.rsplit_once('\n').expect("a line");
     let of_node = |span: &Value| {

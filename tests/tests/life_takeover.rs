@@ -527,6 +527,9 @@ async fn hosts_of_another_operator_go_on_in_every_state_and_can_go_back() {
     site.all_are_looked_at(&mut seen).await.unwrap();
     assert_untouched(&site, &seen);
     all_can_go_back(&site).await.unwrap();
+    // And what came of that first look.
+    seen.extend(site.service.seen());
+    assert_untouched(&site, &seen);
     if env::var_os("MUSTER_FULL").is_some() {
         there_and_back(&mut site).await.unwrap();
     }

@@ -32,10 +32,19 @@ struct Canary<'a> {
 }
 
 impl Canary<'_> {
-    /// Plain, and as it looks inside of something longer that is written in base64 (RFC 4648): by where it begins in a group of three
-    /// bytes, in both alphabets.
+    /// Plain, as `Debug` shows its bytes, in hexadecimal, and as it looks inside of something longer that is written in base64 (RFC 4648):
+    /// by where it begins in a group of three bytes, in both alphabets.
     fn new(plain: &str) -> Canary<'_> {
-        let mut forms = vec![plain.to_owned()];
+        let shown = |each: fn(u8) -> String, between: &str| -> String {
+            let bytes: Vec<String> = plain.bytes().map(each).collect();
+            bytes.join(between)
+        };
+        let mut forms = vec![
+            plain.to_owned(),
+            shown(|byte| byte.to_string(), ", "),
+            shown(|byte| format!("{byte:02x}"), ""),
+            shown(|byte| format!("{byte:02X}"), ""),
+        ];
         for shift in 0..3 {
             let bytes: Vec<u8> = std::iter::repeat_n(0, shift).chain(plain.bytes()).collect();
             let text = BASE64_STANDARD_NO_PAD.encode(&bytes);

@@ -59,6 +59,7 @@ struct State {
     /// What the disk holds, and how often it was written.
     disk: Vec<String>,
     cleaned: usize,
+    written: usize,
     last: String,
     mute: bool,
     /// Its ramdisk takes jobs up and comes to no end.
@@ -404,6 +405,11 @@ impl Machine {
         self.state.lock().unwrap()
     }
 
+    /// How many images were written, whole or not.
+    pub(super) fn written(&self) -> usize {
+        self.lock().written
+    }
+
     /// What the disk holds, from the beginning on, and how often all disks were cleaned.
     pub(super) fn disk(&self) -> (Vec<String>, usize) {
         let state = self.lock();
@@ -599,6 +605,7 @@ impl Machine {
     }
 
     fn write(&self, state: &mut State, job: &str, session: &str, write: Write) {
+        state.written += 1;
         let bound = Bound {
             job,
             epoch: 7,
