@@ -1,6 +1,7 @@
 //! The stages between the network and the disk, each on a thread of its own, with bounded buffers between them.
 
 use std::{
+    cell::Cell,
     io::{self, BufRead, Read},
     sync::{
         OnceLock,
@@ -39,6 +40,10 @@ const WINDOW: u32 = 27;
 
 /// As many bytes tell how they are packed, and how long a zstd frame says it is (RFC 8878, 3.1.1.1).
 const PEEK: usize = 18;
+
+/// As many bytes in a row may give nothing of the image. Frames and members may be empty, and frames may be there to be skipped, such as a
+/// table for seeking at the end: a server that sends nothing else would never be done.
+const BARREN: u64 = 256 << 20;
 
 /// What came through.
 #[derive(Debug)]
@@ -136,9 +141,7 @@ pub(super) fn run(
             })
             .map_err(threads)?;
         let decoding = named("image-decoder")
-            .spawn_scoped(scope, move || {
-                decode(Chunks::of(chunks), counters, disk_size, &unused, &fill)
-            })
+            .spawn_scoped(scope, move || decode(chunks, counters, disk_size, &unused, &fill))
             .map_err(threads)?;
 
         let mut image = 0;
@@ -183,12 +186,14 @@ fn stopped(source: Stopped) -> Failure {
 
 /// Unpacks what `chunks` brings into buffers.
 fn decode(
-    mut chunks: Chunks,
+    chunks: Receiver<Bytes>,
     counters: &Counters,
     disk_size: u64,
     unused: &Receiver<Aligned>,
     fill: &SyncSender<(Aligned, usize)>,
 ) -> Result<(), DecodeEnd> {
+    let barren = &Cell::new(0);
+    let mut chunks = Chunks::of(chunks, barren);
     let first = chunks.peek(PEEK);
     let packing = format::packing(first);
     let too_large = |len: u64| {
@@ -208,19 +213,20 @@ fn decode(
     }
     let broken = |source| DecodeEnd::Failed(Failure::Decode { source });
     match packing {
-        Packing::None => pump(&mut chunks, unused, fill),
+        Packing::None => pump(&mut chunks, barren, unused, fill),
         Packing::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(chunks).map_err(broken)?;
             decoder.window_log_max(WINDOW).map_err(broken)?;
-            pump(&mut decoder, unused, fill)
+            pump(&mut decoder, barren, unused, fill)
         }
-        Packing::Gzip => pump(&mut MultiGzDecoder::new(chunks), unused, fill),
+        Packing::Gzip => pump(&mut MultiGzDecoder::new(chunks), barren, unused, fill),
     }
 }
 
-/// Fills buffers to the brim until `reader` ends.
+/// Fills buffers to the brim until `reader` ends. What `reader` has taken is `barren` no more once it gives something.
 fn pump(
     reader: &mut dyn Read,
+    barren: &Cell<u64>,
     unused: &Receiver<Aligned>,
     fill: &SyncSender<(Aligned, usize)>,
 ) -> Result<(), DecodeEnd> {
@@ -230,7 +236,10 @@ fn pump(
         while len < BUFFER {
             match reader.read(&mut buffer[len..]) {
                 Ok(0) => break,
-                Ok(read) => len += read,
+                Ok(read) => {
+                    len += read;
+                    barren.set(0);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => return Err(DecodeEnd::Failed(Failure::Decode { source })),
             }
@@ -245,16 +254,19 @@ fn pump(
 }
 
 /// The pieces from the network as one stream.
-struct Chunks {
+struct Chunks<'b> {
     receiver: Receiver<Bytes>,
     current: Bytes,
+    /// So many bytes were taken since something of the image came of them.
+    barren: &'b Cell<u64>,
 }
 
-impl Chunks {
-    fn of(receiver: Receiver<Bytes>) -> Chunks {
+impl Chunks<'_> {
+    fn of(receiver: Receiver<Bytes>, barren: &Cell<u64>) -> Chunks<'_> {
         Chunks {
             receiver,
             current: Bytes::new(),
+            barren,
         }
     }
 
@@ -273,8 +285,14 @@ impl Chunks {
     }
 }
 
-impl BufRead for Chunks {
+impl BufRead for Chunks<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.barren.get() > BARREN {
+            let mib = BARREN >> 20;
+            return Err(io::Error::other(format!(
+                "nothing of the image came of {mib} MiB in a row: they are empty or to be skipped"
+            )));
+        }
         while self.current.is_empty() {
             match self.receiver.recv() {
                 Ok(bytes) => self.current = bytes,
@@ -286,10 +304,11 @@ impl BufRead for Chunks {
 
     fn consume(&mut self, len: usize) {
         self.current = self.current.slice(len..);
+        self.barren.set(self.barren.get() + len as u64);
     }
 }
 
-impl Read for Chunks {
+impl Read for Chunks<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
         let len = available.len().min(into.len());

@@ -341,6 +341,52 @@ fn several_frames_and_members_are_one_image() {
 }
 
 #[test]
+fn a_stream_that_goes_on_without_content_is_given_up() {
+    // A frame to be skipped (RFC 8878, 3.1.2), and a member with nothing but a field of its own (RFC 1952, 2.3.1.1).
+    let skipped = [&b"\x50\x2a\x4d\x18\xf8\xff\x01\x00"[..], &[0; 0x1fff8]].concat();
+    let member = [
+        &b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\xff\xff"[..],
+        &[0; 0xffff],
+        b"\x03\0",
+        &[0; 8],
+    ]
+    .concat();
+    let image = image(BLOCK);
+    for (packed, empty) in [(zstd(&image), skipped), (gzip(&image), member)] {
+        let trial = Trial::of([packed.clone(), empty.clone(), packed.clone()].concat());
+        let mut large = SimDisk::new(20 * MIB, BLOCK, 0xee);
+        assert_eq!(
+            trial.write(&mut large).0.unwrap().image,
+            16 * MIB as u64,
+            "some of it is nothing to speak of"
+        );
+
+        let mut pieces =
+            std::iter::once(Bytes::from(packed)).chain(std::iter::repeat_n(Bytes::from(empty), 10_000));
+        let fetch = |sink: &mut dyn Sink| {
+            while pieces.next().is_some_and(|piece| sink.take(piece)) {}
+            Ok(0)
+        };
+        let writing = Writing {
+            wanted: trial.wanted.clone(),
+            config_drive: None,
+            root: &trial.tree.root(),
+            work: &trial.work,
+        };
+        let mut after = After::Untouched;
+        let refused = writing
+            .write(&mut old_disk(BLOCK), fetch, &mut after)
+            .unwrap_err();
+        assert_eq!(after, After::Unbootable);
+        assert!(
+            matches!(&refused, Failure::Decode { source } if source.to_string().contains("in a row")),
+            "{}",
+            Chain(&refused)
+        );
+    }
+}
+
+#[test]
 fn an_image_that_swells_beyond_the_disk_is_refused() {
     let mut bomb = image(BLOCK);
     bomb.resize(64 * MIB, 0);
