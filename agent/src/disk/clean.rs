@@ -24,7 +24,7 @@ const START: u64 = 5 << 20;
 
 /// To the end: the backup GPT, md 0.90 and 1.0 (at most 128 KiB before it), firmware's RAIDs (the last blocks), ZFS (512 KiB),
 /// NTFS's second boot sector, and a config drive of which no table speaks yet: at the very end, and seldom larger.
-const END: u64 = 4 << 20;
+pub(crate) const END: u64 = 4 << 20;
 
 /// Btrfs keeps copies of its superblock far inside (`fs/btrfs/disk-io.h`, `btrfs_sb_offset`).
 const COPIES: [u64; 2] = [64 << 20, 256 << 30];

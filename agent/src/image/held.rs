@@ -5,7 +5,7 @@
 
 use std::io;
 
-use crate::disk::{Disk, aligned::Aligned, read_any};
+use crate::disk::{Disk, aligned::Aligned, clean, read_any};
 
 /// Held back at the start, in bytes.
 pub(super) const HEAD: usize = 1 << 20;
@@ -28,7 +28,8 @@ pub(super) struct Held<'d> {
 }
 
 impl<'d> Held<'d> {
-    /// Makes `disk`, of [`LEAST`] bytes or more, unbootable. What is held back begins as zeros.
+    /// Makes `disk`, of [`LEAST`] bytes or more, unbootable. What is held back begins as zeros, and so does the end of the disk with its
+    /// signatures: few images reach there, and an array or a pool that the whole disk was part of would be found instead of the image.
     pub(super) fn begin(disk: &'d mut dyn Disk) -> io::Result<Held<'d>> {
         let held = Held {
             tail_at: disk.size() - TAIL as u64,
@@ -41,6 +42,9 @@ impl<'d> Held<'d> {
         held.disk.write_at(held.tail_at, &held.tail)?;
         held.disk.write_at(0, &held.head)?;
         held.disk.sync()?;
+        // Only now: what still boots must be whole.
+        let end = held.disk.size().saturating_sub(clean::END).max(HEAD as u64);
+        held.disk.zero(end, held.tail_at - end)?;
         Ok(held)
     }
 

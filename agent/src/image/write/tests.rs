@@ -189,6 +189,21 @@ fn an_image_that_ends_within_a_block_is_filled_up() {
 }
 
 #[test]
+fn nothing_of_what_a_whole_disk_was_part_of_is_found_at_its_end() {
+    // Of an array with metadata 0.90 (`include/uapi/linux/raid/md_p.h`, `MD_NEW_SIZE_SECTORS`), and the last label of a ZFS pool.
+    let signatures = |len: usize| [(len & !0xffff) - 0x10000, len - 0x40000];
+    for (mib, wanted) in [(16, None), (16, Some(sha256(b"another"))), (9, None)] {
+        let mut trial = Trial::of(image(BLOCK));
+        trial.wanted = wanted.unwrap_or(trial.wanted);
+        let mut disk = SimDisk::new(mib * MIB + 0x3000, BLOCK, 0xee);
+        _ = trial.write(&mut disk);
+        for at in signatures(disk.bytes.len()) {
+            assert!(is_zero(&disk.bytes[at..at + 4096]), "{mib} MiB, byte {at}");
+        }
+    }
+}
+
+#[test]
 fn a_config_drive_is_added_at_the_end() {
     let mut trial = Trial::of(zstd(&image(BLOCK)));
     trial.config = Some(Box::new(ConfigDrive {
