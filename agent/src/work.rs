@@ -1,6 +1,7 @@
-//! A piece of work that takes long: it tells its progress, and may be stopped from outside.
+//! A piece of work that takes long: it tells its progress, may be stopped from outside, and tells when a thread of it breaks.
 
 use std::{
+    cell::RefCell,
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use muster_proto::job::Progress;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Between two reports of the same step.
 const PACE: Duration = Duration::from_millis(500);
@@ -32,6 +33,8 @@ pub struct Work {
 struct Inner {
     stopped: AtomicBool,
     stop: Notify,
+    /// Why a thread of it broke, once one has.
+    broken: watch::Sender<Option<String>>,
     pace: Mutex<Pace>,
     report: Box<dyn Fn(&Progress) + Send + Sync>,
 }
@@ -58,6 +61,25 @@ impl fmt::Debug for Work {
 #[error("it was stopped")]
 pub struct Stopped;
 
+thread_local! {
+    /// What this thread works on.
+    static HERE: RefCell<Option<Work>> = const { RefCell::new(None) };
+}
+
+/// This thread will not go on, for the reason `why`: who ordered its work hears of it. False if nobody did.
+///
+/// For the hook of panics: where a panic ends the process, nothing else comes to tell.
+pub fn break_off(why: &str) -> bool {
+    // In a panic nothing may panic.
+    let here = HERE.try_with(|here| here.try_borrow().ok()?.clone());
+    let Some(work) = here.ok().flatten() else {
+        return false;
+    };
+    work.inner.broken.send_replace(Some(why.to_owned()));
+    work.stop();
+    true
+}
+
 impl Work {
     /// `report` hears of every new step, and within one at most twice a second. It is called on the working threads and must
     /// not block.
@@ -66,6 +88,7 @@ impl Work {
             inner: Arc::new(Inner {
                 stopped: AtomicBool::new(false),
                 stop: Notify::new(),
+                broken: watch::Sender::default(),
                 pace: Mutex::default(),
                 report: Box::new(report),
             }),
@@ -103,6 +126,27 @@ impl Work {
         if !self.is_stopped() {
             notified.await;
         }
+    }
+
+    /// Does a part of it on this thread.
+    pub fn part<T>(&self, part: impl FnOnce() -> T) -> T {
+        let before = HERE.replace(Some(self.clone()));
+        let done = part();
+        HERE.set(before);
+        done
+    }
+
+    /// True after [`break_off`] on a thread of it.
+    pub fn is_broken(&self) -> bool {
+        self.inner.broken.borrow().is_some()
+    }
+
+    /// Ends when a thread of it breaks, with the reason.
+    pub async fn broken(&self) -> String {
+        let mut broken = self.inner.broken.subscribe();
+        let why = broken.wait_for(Option::is_some).await;
+        // Its sender lives as long as this.
+        why.ok().and_then(|why| why.clone()).unwrap_or_default()
     }
 
     /// `step` begins; `percent` of the whole work is done.
@@ -160,6 +204,20 @@ mod tests {
             .collect();
         assert!(steps.is_sorted_by_key(|(_, percent)| *percent), "{steps:?}");
         assert_eq!((steps[0], *steps.last().unwrap()), (("a", 0), ("b", 60)));
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_breaks_tells_who_ordered_its_work_and_nobody_else() {
+        assert!(!break_off("of nobody"));
+        let (work, other) = (Work::unwatched(), Work::unwatched());
+        let parts = work.clone();
+        std::thread::spawn(move || other.part(|| parts.part(|| assert!(break_off("index out of bounds")))))
+            .join()
+            .unwrap();
+        assert_eq!(work.broken().await, "index out of bounds");
+        assert!(work.is_stopped(), "its other threads end");
+        work.part(|| {});
+        assert!(!break_off("no longer"), "a thread goes on to other work");
     }
 
     #[tokio::test]

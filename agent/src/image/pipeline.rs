@@ -123,26 +123,20 @@ pub(super) fn run(
     for _ in 0..BUFFERS {
         free.send(Aligned::zeroed(BUFFER)).expect("the other end is here");
     }
-    let named = |name: &str| thread::Builder::new().name(name.to_owned());
-    let threads = |source| Failure::Threads { source };
     thread::scope(|scope| {
         let mut fork = Fork {
             counters,
             decoder: to_decoder,
             digest: to_digest,
         };
-        let fetching = named("image-source")
-            .spawn_scoped(scope, move || source(&mut fork))
-            .map_err(threads)?;
-        let summing = named("image-digest")
-            .spawn_scoped(scope, move || {
-                digested.into_iter().for_each(|bytes| digest.update(&bytes));
-                digest.finish()
-            })
-            .map_err(threads)?;
-        let decoding = named("image-decoder")
-            .spawn_scoped(scope, move || decode(chunks, counters, disk_size, &unused, &fill))
-            .map_err(threads)?;
+        let fetching = part(scope, work, "image-source", move || source(&mut fork))?;
+        let summing = part(scope, work, "image-digest", move || {
+            digested.into_iter().for_each(|bytes| digest.update(&bytes));
+            digest.finish()
+        })?;
+        let decoding = part(scope, work, "image-decoder", move || {
+            decode(chunks, counters, disk_size, &unused, &fill)
+        })?;
 
         let mut image = 0;
         let mut written = Ok(());
@@ -178,6 +172,19 @@ pub(super) fn run(
             Err(DecodeEnd::Unwanted) => unreachable!("the writer ends early only with an error"),
         }
     })
+}
+
+/// Does one part of `work` on a thread of that name.
+fn part<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    work: &'scope Work,
+    name: &str,
+    part: impl FnOnce() -> T + Send + 'scope,
+) -> Result<thread::ScopedJoinHandle<'scope, T>, Failure> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn_scoped(scope, move || work.part(part))
+        .map_err(|source| Failure::Threads { source })
 }
 
 fn stopped(source: Stopped) -> Failure {

@@ -8,7 +8,7 @@ mod ramdisk;
 
 use std::{convert::Infallible, fs, panic, sync::mpsc, thread, time::Duration};
 
-use muster_proto::{Chain, config::BootConfig};
+use muster_proto::{Chain, config::BootConfig, text};
 use nix::{
     sys::reboot::{RebootMode, reboot},
     unistd,
@@ -23,6 +23,7 @@ use crate::{
     net::{self, Network},
     session::{self, Context, Ended},
     sys::Root,
+    work,
 };
 use ramdisk::Ramdisk;
 
@@ -48,7 +49,13 @@ pub fn run() -> ! {
     _ = tracing::subscriber::set_global_default(console.clone());
     let last_words = console.clone();
     panic::set_hook(Box::new(move |info| {
-        last_words.line(&format!("error: the agent broke: {info}"));
+        let why = text::clean(info.to_string().as_bytes());
+        last_words.line(&format!("error: the agent broke: {why}"));
+        // A job fails of it, and says why. The thread stays here: what comes after a panic's hook is the end of the process, and a machine
+        // that starts again in the middle of a job may boot what was on its disk before.
+        while work::break_off(&why) {
+            thread::park();
+        }
         start_again(&last_words, REBOOT_PAUSE);
     }));
     tracing::info!(step = "agent", version = env!("CARGO_PKG_VERSION"));

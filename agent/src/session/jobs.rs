@@ -8,6 +8,9 @@
 //! | any other, while none runs | it starts |
 //! | any other, while one runs | that one is stopped, and the new one starts once it has ended |
 //!
+//! A job of which a thread breaks (a panic) has failed, and its threads never let go of the disk: no other one begins until the machine boots
+//! again. The session goes on, to say so.
+//!
 //! A job that disappears from the Server without a new one in its place goes on: nobody has decided otherwise.
 //! Term 0 is nobody's: such a command comes from a person or from a part of the controller that needs no fence. It is as good as any
 //! term as long as it destroys nothing and nothing runs.
@@ -33,6 +36,8 @@ pub(super) struct Jobs {
     /// Commands that were taken up or refused, and how they ended; the oldest are forgotten.
     known: VecDeque<(String, Option<Outcome>)>,
     running: Option<Running>,
+    /// What became of the one that broke: its threads are there still.
+    broken: Option<Failed>,
     /// Starts when the running one has ended.
     next: Option<Command>,
     /// What the controller has not acknowledged yet.
@@ -171,12 +176,19 @@ impl Jobs {
             report.send_replace(progress.clone());
         });
         let job = run(work.clone());
+        let (id, parts) = (command.id.clone(), work.clone());
         let (told, end) = oneshot::channel();
         let ending = Ending(Arc::clone(&self.ended));
         tokio::spawn(async move {
             let _ending = ending;
+            let end = tokio::select! {
+                // First: its other threads are told to stop, and that is not why it failed.
+                biased;
+                why = parts.broken() => Err(broke(&id, &why)),
+                end = job => end,
+            };
             // Nobody listens any more if the session is over.
-            let _ = told.send(job.await);
+            let _ = told.send(end);
         });
         self.running = Some(Running {
             id: command.id.clone(),
@@ -185,6 +197,14 @@ impl Jobs {
             progress,
             end,
         });
+    }
+
+    /// Whether a job may begin.
+    ///
+    /// # Errors
+    /// What became of the job whose threads hold the disk.
+    pub(super) fn free(&self) -> Result<(), Failed> {
+        self.broken.clone().map_or(Ok(()), Err)
     }
 
     /// The id and the progress of the job that runs.
@@ -235,6 +255,9 @@ impl Jobs {
             }),
         };
         let running = self.running.take()?;
+        if running.work.is_broken() {
+            self.broken = ended.clone().err();
+        }
         let outcome = match ended {
             Ok(()) => Outcome::Done,
             Err(failed) if self.next.is_some() => self.replaced(&failed.message),
@@ -249,6 +272,16 @@ impl Jobs {
             return None;
         }
         self.next.take()
+    }
+}
+
+/// What has become of the job `id`, of which a thread broke.
+fn broke(id: &str, why: &str) -> Failed {
+    Failed {
+        message: format!(
+            "the agent broke at job {id}, and holds its disk until the machine boots the ramdisk again: {why}"
+        ),
+        failure: Failure::Temporary,
     }
 }
 
@@ -378,6 +411,28 @@ mod tests {
         assert_eq!(id, "a");
         assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
         assert_eq!(jobs.next().unwrap().id, "b");
+    }
+
+    #[tokio::test]
+    async fn a_job_of_which_a_thread_breaks_says_why_and_no_other_begins() {
+        let mut jobs = taken(&[write("a", 1)]);
+        assert_eq!(jobs.free(), Ok(()));
+        jobs.start(&write("a", 1), |work| {
+            std::thread::spawn(move || work.part(|| crate::work::break_off("index out of bounds")));
+            // As of a thread that never ends.
+            std::future::pending()
+        });
+        let ended = Arc::clone(&jobs.ended);
+        tokio::time::timeout(std::time::Duration::from_secs(60), ended.notified())
+            .await
+            .expect("an end");
+        let (id, outcome) = jobs.collect().unwrap();
+        let Outcome::Failed { message, failure } = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!((id.as_str(), failure), ("a", Failure::Temporary));
+        assert!(message.ends_with("index out of bounds"), "{message}");
+        assert_eq!(jobs.free().unwrap_err().message, message);
     }
 
     #[test]

@@ -421,8 +421,8 @@ impl<M: Machine> Session<M> {
             }
             Action::Reboot => return Err(self.farewell(&command.id, Ended::Reboot).await),
             Action::PowerOff => return Err(self.farewell(&command.id, Ended::PowerOff).await),
-            Action::Clean(clean) => Ok(Order::Clean(clean.clone())),
-            Action::Write(_) => self.write_order(&command),
+            Action::Clean(clean) => self.jobs.free().map(|()| Order::Clean(clean.clone())),
+            Action::Write(_) => self.jobs.free().and_then(|()| self.write_order(&command)),
             Action::Unknown => {
                 let version = env!("CARGO_PKG_VERSION");
                 Err(Failed {

@@ -23,7 +23,7 @@ use crate::{
     console::Console,
     steps::{Failed, Order},
     sys::tree::Tree,
-    work::Work,
+    work::{self, Work},
 };
 use controller::{Answer, Authority, Controller, Validity};
 
@@ -46,6 +46,8 @@ struct TestMachine {
 struct Bench {
     /// Every order that was begun.
     begun: Mutex<Vec<Order>>,
+    /// The work on the last one.
+    work: Mutex<Option<Work>>,
     /// How the next one that may end ends.
     end: Mutex<Option<Result<(), Failed>>>,
     may_end: Notify,
@@ -58,6 +60,12 @@ impl Bench {
     fn ends(&self, end: Result<(), Failed>) {
         *self.end.lock().unwrap() = Some(end);
         self.may_end.notify_one();
+    }
+
+    /// A thread of the order that runs breaks.
+    fn breaks(&self, why: &str) {
+        let work = self.work.lock().unwrap().clone().unwrap();
+        assert!(work.part(|| work::break_off(why)));
     }
 
     fn begun(&self) -> Vec<Order> {
@@ -124,6 +132,7 @@ impl Machine for TestMachine {
         work: Work,
     ) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
         self.bench.begun.lock().unwrap().push(order.clone());
+        *self.bench.work.lock().unwrap() = Some(work.clone());
         work.step("write image", 42);
         Arc::clone(&self.bench).carry_out(order, work)
     }

@@ -4,9 +4,8 @@ use muster_proto::{
     Chain,
     job::{Clean, Failure},
 };
-use tokio::task::spawn_blocking;
 
-use super::{Failed, guarded};
+use super::{Failed, guarded, on_a_thread};
 use crate::{
     disk::{self, CleanError},
     sys::Root,
@@ -18,10 +17,7 @@ use crate::{
 /// # Errors
 /// What was not done, and to which disk.
 pub async fn run(job: Clean, root: Root, work: Work) -> Result<(), Failed> {
-    let clean = spawn_blocking(move || disk::clean(&job, &root, &work));
-    let cleaned = clean
-        .await
-        .map_err(|error| Failed::temporary(error.to_string()))?;
+    let cleaned = on_a_thread(work, move |work| disk::clean(&job, &root, work)).await?;
     let cleaned = cleaned.map_err(|error| Failed {
         message: Chain(&error).to_string(),
         failure: failure(&error),

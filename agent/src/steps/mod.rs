@@ -9,10 +9,11 @@ use muster_proto::{
     job::{Clean, Failure, Write},
     seal::SealError,
 };
+use tokio::task::spawn_blocking;
 
 pub use drive::{Contents, DriveError, OpenDrive, SealedDrive};
 
-use crate::disk::Refused;
+use crate::{disk::Refused, work::Work};
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -45,6 +46,16 @@ impl Failed {
     }
 }
 
+/// Does `job` on a thread of its own.
+async fn on_a_thread<T: Send + 'static>(
+    work: Work,
+    job: impl FnOnce(&Work) -> T + Send + 'static,
+) -> Result<T, Failed> {
+    spawn_blocking(move || work.part(|| job(&work)))
+        .await
+        .map_err(|error| Failed::temporary(error.to_string()))
+}
+
 /// What may come of trying again after the guard refused: who uses the disk may be gone then.
 fn guarded(refused: &Refused) -> Failure {
     match refused {
@@ -62,5 +73,19 @@ impl From<SealError> for Failed {
             // Whoever gives jobs seals anew, for this session and this job.
             failure: Failure::Outdated,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::work;
+
+    #[tokio::test]
+    async fn a_job_that_breaks_tells_it_to_who_ordered_it() {
+        let work = Work::unwatched();
+        let told = on_a_thread(work.clone(), |_| work::break_off("attempt to add with overflow"));
+        assert_eq!(told.await, Ok(true));
+        assert_eq!(work.broken().await, "attempt to add with overflow");
     }
 }

@@ -4,9 +4,8 @@ use muster_proto::{
     Chain,
     job::{Failure, Write},
 };
-use tokio::task::spawn_blocking;
 
-use super::{Failed, SealedDrive, guarded};
+use super::{Failed, SealedDrive, guarded, on_a_thread};
 use crate::{
     image::{self, Environment, SourceError, WriteError},
     work::Work,
@@ -22,13 +21,11 @@ pub async fn run(
     environment: Environment,
     work: Work,
 ) -> Result<(), Failed> {
-    let write = spawn_blocking(move || {
+    let write = move |work: &Work| {
         let drive = drive.as_ref().map(|drive| drive as &dyn super::Contents);
-        image::write(&job, drive, &environment, &work)
-    });
-    let written = write
-        .await
-        .map_err(|error| Failed::temporary(error.to_string()))?;
+        image::write(&job, drive, &environment, work)
+    };
+    let written = on_a_thread(work, write).await?;
     let written = written.map_err(|error| Failed {
         message: Chain(&error).to_string(),
         failure: failure(&error),

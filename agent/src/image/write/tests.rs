@@ -487,6 +487,27 @@ fn a_stopped_write_never_boots() {
 }
 
 #[test]
+fn every_thread_of_a_write_works_for_who_ordered_it() {
+    let trial = Trial::of(image(BLOCK));
+    let writing = Writing {
+        wanted: trial.wanted.clone(),
+        config_drive: None,
+        root: &trial.tree.root(),
+        work: &trial.work,
+    };
+    let fetch = |sink: &mut dyn Sink| {
+        assert!(crate::work::break_off("index out of bounds"));
+        sink.take(trial.packed.clone().into());
+        Ok(0)
+    };
+    let stopped = writing
+        .write(&mut old_disk(BLOCK), fetch, &mut After::Untouched)
+        .unwrap_err();
+    assert!(matches!(stopped, Failure::Stopped { .. }), "{stopped}");
+    assert!(trial.work.is_broken());
+}
+
+#[test]
 fn a_uefi_machine_gets_a_boot_entry() {
     let mut trial = Trial::of(zstd(&image(BLOCK)));
     trial.tree = uefi();

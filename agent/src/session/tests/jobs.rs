@@ -195,6 +195,31 @@ async fn a_job_that_has_ended_is_never_run_again_and_its_outcome_is_told_again()
 }
 
 #[tokio::test]
+async fn a_job_of_which_a_thread_breaks_fails_of_that_and_the_machine_stays() {
+    let controller = controller(vec![
+        write("op-1", 3),
+        Answer::Hold,
+        clean("op-2", 3),
+        order("op-3", "inspect"),
+    ])
+    .await;
+    let agent = Agent::of(&controller);
+    until_polled(&controller, "op-1").await;
+    agent.bench.breaks("index out of bounds");
+    until_told(&controller, "op-3", 1).await;
+    for id in ["op-1", "op-2"] {
+        let outcome = &outcomes(&controller, id)[0];
+        let message = outcome["message"].as_str().unwrap();
+        assert!(
+            message.contains("op-1") && message.ends_with("index out of bounds"),
+            "{message}"
+        );
+    }
+    assert_eq!(outcomes(&controller, "op-3"), [json!({ "result": "done" })]);
+    assert_eq!(agent.bench.begun().len(), 1, "its threads hold the disk");
+}
+
+#[tokio::test]
 async fn an_older_term_is_refused_and_the_write_of_the_newer_one_goes_on() {
     let controller = controller(vec![write("op-2", 5), write("op-1", 4), nothing()]).await;
     let agent = Agent::of(&controller);
