@@ -44,6 +44,23 @@ pub struct Devices {
     pub settled: bool,
     /// Grows with everything that happens before that, then with every disk or network interface that comes or goes.
     pub changes: u64,
+    /// The modules that were not loaded by then and are not yet: what they find is missing.
+    pub loading: Vec<Name>,
+}
+
+impl Devices {
+    /// All is found that is waited for; `loading` are the modules that are waited for no longer.
+    fn settle(&mut self, loading: Vec<Name>) {
+        (self.calm, self.settled) = (true, true);
+        self.loading = loading;
+    }
+
+    /// The module `name` is loaded, or will never be; true if it was waited for no longer.
+    fn loaded(&mut self, name: &Name) -> bool {
+        let before = self.loading.len();
+        self.loading.retain(|loading| loading != name);
+        self.loading.len() < before
+    }
 }
 
 /// Kernel modules could not be looked after.
@@ -164,7 +181,7 @@ impl Loading {
                         // When the last device came is what a reader cannot know otherwise.
                         let quiet_ms = self.heard.elapsed().as_millis();
                         tracing::info!(step = "modules", loaded = self.loaded, failed = self.failed, quiet_ms);
-                        devices.send_modify(|devices| (devices.calm, devices.settled) = (true, true));
+                        devices.send_modify(|devices| devices.settle(self.schedule.unfinished()));
                     } else if !devices.borrow().calm && self.is_quiet(settle::CALM) {
                         devices.send_modify(|devices| devices.calm = true);
                     }
@@ -190,6 +207,7 @@ impl Loading {
         self.stirred(devices);
         self.loaded_at = self.heard;
         self.schedule.ended(start.entry);
+        devices.send_if_modified(|devices| devices.loaded(&start.name));
         match result {
             Ok(Fate::Loaded) => self.loaded += 1,
             Ok(Fate::NotNeeded) => {}
@@ -266,6 +284,7 @@ impl Loading {
         let deadline = self.deadline();
         if !found && self.started.elapsed() >= deadline {
             tracing::warn!(
+                loading = ?self.schedule.unfinished(),
                 "devices still appear after {} s; the inventory is taken now",
                 deadline.as_secs()
             );
@@ -319,5 +338,22 @@ fn load(name: &Name, path: &Path) -> Result<Fate, KmodError> {
 pub async fn settled(devices: &mut watch::Receiver<Devices>) {
     if devices.wait_for(|devices| devices.settled).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_that_is_waited_for_no_longer_is_known_until_it_is_loaded() {
+        let name = |name: &str| Name::from(name);
+        let mut devices = Devices::default();
+        assert!(!devices.loaded(&name("ahci")), "in time");
+        devices.settle(vec![name("mpt3sas"), name("qla2xxx")]);
+        assert!(devices.settled && devices.calm);
+        assert!(devices.loaded(&name("qla2xxx")));
+        assert!(!devices.loaded(&name("qla2xxx")), "once");
+        assert_eq!(devices.loading, [name("mpt3sas")]);
     }
 }

@@ -144,6 +144,12 @@ impl Schedule {
         self.entries.iter().all(|entry| entry.phase == Phase::Ended)
     }
 
+    /// The modules that run or wait.
+    pub fn unfinished(&self) -> Vec<Name> {
+        let unfinished = self.entries.iter().filter(|entry| entry.phase != Phase::Ended);
+        unfinished.map(|entry| entry.name.clone()).collect()
+    }
+
     /// How many modules there are to choose from.
     pub fn available(&self) -> usize {
         self.index.len()
@@ -251,6 +257,23 @@ mod tests {
             order(&mut schedule),
             ["core", "net_failover", "virtio_net", "virtio_blk"]
         );
+    }
+
+    #[test]
+    fn what_runs_or_waits_is_unfinished() {
+        let mut schedule = schedule();
+        schedule.want("virtio_pci");
+        let start = schedule.next(1).unwrap();
+        let names = |schedule: &Schedule| {
+            let mut names = schedule.unfinished();
+            names.sort();
+            names.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&schedule), ["virtio", "virtio_pci"]);
+        schedule.ended(start.entry);
+        assert_eq!(names(&schedule), ["virtio_pci"]);
+        assert_eq!(order(&mut schedule), ["virtio_pci"]);
+        assert_eq!(names(&schedule), [""; 0]);
     }
 
     #[test]

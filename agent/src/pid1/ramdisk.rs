@@ -5,7 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_proto::{Mac, config::BootConfig, identity::Identity, inventory::Inventory};
+use muster_proto::{
+    Mac,
+    config::BootConfig,
+    identity::Identity,
+    inventory::{Inventory, Warning},
+};
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_settime},
@@ -22,7 +27,7 @@ use crate::{
     console::Console,
     image::Environment,
     inventory::{self, BootFacts, KernelLinks},
-    kmod::Devices,
+    kmod::{Devices, index::Name},
     net::{Network, dns},
     session::{Machine, ResolveError},
     steps::{self, Failed, Order},
@@ -127,7 +132,7 @@ impl Machine for Ramdisk {
                 inventory
             };
             // A broken disk may hold up a read for long; the network must go on.
-            let inventory = spawn_blocking(collect).await.expect("collectors do not panic");
+            let mut inventory = spawn_blocking(collect).await.expect("collectors do not panic");
             let changes = self.reported.1.changes;
             let later = self
                 .devices
@@ -136,6 +141,9 @@ impl Machine for Ramdisk {
             let too_early = later.is_ok_and(|devices| devices.changes != changes) && !self.reported.1.settled;
             if !too_early {
                 self.reported.1.settled = true;
+                inventory
+                    .warnings
+                    .extend(self.reported.1.loading.iter().map(incomplete));
                 return inventory;
             }
         }
@@ -210,6 +218,16 @@ impl Machine for Ramdisk {
     }
 }
 
+/// What the inventory says while `module` is still being loaded; once it is, there is another inventory.
+fn incomplete(module: &Name) -> Warning {
+    Warning {
+        collector: "modules".to_owned(),
+        subject: module.to_string(),
+        message: "still being loaded: what it finds is missing here, and reported once it is loaded"
+            .to_owned(),
+    }
+}
+
 /// True if things are no longer as they were reported, and there is a network to tell it by: a port that comes back as it
 /// was is no news.
 fn is_news(now: &(Network, Devices), reported: &(Network, Devices)) -> bool {
@@ -247,6 +265,42 @@ mod tests {
         let reported = (with_lease([10, 0, 0, 9].into()), Devices::default());
         assert!(!is_news(&(Network::default(), Devices::default()), &reported));
         assert!(!is_news(&reported.clone(), &reported));
+    }
+
+    #[tokio::test]
+    async fn an_inventory_says_which_modules_are_still_being_loaded_and_another_one_follows() {
+        let tree = crate::sys::tree::Tree::new();
+        let late = Devices {
+            calm: true,
+            settled: true,
+            changes: 7,
+            loading: vec!["mpt3sas".into()],
+        };
+        let (network, networks) = watch::channel(with_lease([10, 0, 0, 9].into()));
+        let (devices, found) = watch::channel(late);
+        let (clock, console) = (Clock::told(0), Console::of_the_kernel(&tree.root()));
+        let config = BootConfig {
+            endpoints: Vec::new(),
+            ca_pem: String::new(),
+            token: String::new(),
+            time: 0,
+            boot_mac: None,
+            proxy: None,
+        };
+        let mut machine = Ramdisk::new(tree.root(), &config, clock, networks, found, console);
+        let warned = |inventory: &Inventory| {
+            let warnings = inventory.warnings.iter();
+            warnings
+                .filter(|warning| warning.collector == "modules" && warning.subject == "mpt3sas")
+                .count()
+        };
+        assert_eq!(warned(&machine.inventory().await), 1);
+        devices.send_modify(|devices| devices.loading.clear());
+        tokio::time::timeout(Duration::from_secs(60), machine.changed())
+            .await
+            .expect("it is news");
+        assert_eq!(warned(&machine.inventory().await), 0);
+        drop((network, devices));
     }
 
     #[test]
