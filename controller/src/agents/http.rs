@@ -13,7 +13,6 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     ca::ClientCertificate,
@@ -21,6 +20,7 @@ use super::{
     counts::{Counted, Counts},
     edge::{Edge, Peer},
     routes,
+    secure::Secure,
 };
 
 /// How many of these one Server may have: a machine that was cut off leaves one behind, and its next boot another.
@@ -113,9 +113,9 @@ pub(super) async fn serve(
             edge.metrics.turned_away.inc();
             continue;
         };
-        let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
+        let config = Arc::clone(&tls.borrow());
         let (edge, room) = (Arc::clone(&edge), room.clone());
-        connections.spawn(connection(stream, peer, acceptor, edge, room, seat));
+        connections.spawn(connection(stream, peer, config, edge, room, seat));
     }
     // Polls answer at once now.
     while connections.join_next().await.is_some() {}
@@ -139,13 +139,13 @@ enum ConnectionError {
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
     edge: Arc<Edge>,
     room: Room,
     seat: Seat,
 ) {
     // On the heap: this task lives as long as its agent, and would have room for the handshake and all else that moves through it.
-    let ended = match Box::pin(meet(stream, peer, acceptor, &edge, &room, seat)).await {
+    let ended = match Box::pin(meet(stream, peer, config, &edge, &room, seat)).await {
         Ok(met) => met.serve(&edge).await,
         Err(error) => Err(error),
     };
@@ -156,7 +156,7 @@ async fn connection(
 
 /// A connection after its handshake, and its place.
 struct Met {
-    stream: Box<TlsStream<TcpStream>>,
+    stream: Box<Secure>,
     peer: Peer,
     _seat: Seat,
 }
@@ -165,7 +165,7 @@ struct Met {
 async fn meet(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
     edge: &Edge,
     room: &Room,
     mut seat: Seat,
@@ -179,15 +179,12 @@ async fn meet(
     socket
         .set_tcp_keepalive(&keepalive)
         .map_err(ConnectionError::Socket)?;
-    let accepted = timeout(HANDSHAKE, acceptor.accept(stream)).await;
+    let accepted = timeout(HANDSHAKE, Secure::accept(stream, config)).await;
     let accepted = accepted.map_err(|_| ConnectionError::Slow)?;
     let stream = Box::new(accepted.map_err(ConnectionError::Handshake)?);
-    let leaf = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| chain.first());
-    let certificate = leaf.map(|leaf| ClientCertificate::parse(leaf).map(Arc::new));
+    let certificate = stream
+        .certificate()
+        .map(|leaf| ClientCertificate::parse(leaf).map(Arc::new));
     // One that is ours and no agent's has no more room than none.
     if let Some(Some(agent)) = &certificate {
         seat = room.agent(&agent.server).ok_or_else(|| {

@@ -37,6 +37,7 @@ mod problem;
 mod progress;
 mod routes;
 pub mod seal;
+mod secure;
 mod sessions;
 mod spend;
 mod store;

@@ -46,7 +46,7 @@ pub struct Names {
 }
 
 /// The configuration for one authority and one set of names, its certificate valid from about `now` (unix seconds).
-fn server_config(ca: &Ca, names: &Names, now: i64) -> Result<ServerConfig, TlsError> {
+pub(super) fn server_config(ca: &Ca, names: &Names, now: i64) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     for root in &ca.roots {

@@ -77,8 +77,8 @@ const BOUND: &str = "\n\
     What bounds the bytes in etcd: upstream's API has the hardware twice, in the host's status and in the HardwareData, and the Server \
     has the whole inventory, more than 20 KiB of it.\n\n\
     What bounds the controller's memory: about 13 MiB are the program and its libraries, and no single thing is large in what a host adds: \
-    some 40 KiB in 250 pieces.\n\
-    The objects with their packed hardware are nearly a third of it; rustls keeps 8 KiB for each connected agent, half of that one buffer; \
+    some 30 to 35 KiB in 230 pieces.\n\
+    The objects with their packed hardware are nearly a third of it; rustls keeps 4 KiB for each connected agent, keys and certificates most of it; \
     the rest are the tables by which machines are found, metrics, and what is known of each BMC.\n";
 
 /// What the peer is, and what it does not do.
