@@ -4,6 +4,7 @@
 use std::{
     future::poll_fn,
     io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -120,7 +121,9 @@ impl Secure {
             self.broken = true;
             // The alert: what arrived is not looked at again as long as there is one.
             while self.tls.wants_write() && matches!(self.next(Out::Nothing), Ok(Step::Again)) {}
-            _ = self.tcp.try_write(&self.outgoing);
+            if let Ok(sent) = self.tcp.try_write(&self.outgoing) {
+                self.outgoing.drain(..sent);
+            }
         }
         step
     }
@@ -134,11 +137,14 @@ impl Secure {
             ended,
             ..
         } = self;
-        let UnbufferedStatus { discard, state } = tls.process_tls_records(incoming);
+        let UnbufferedStatus { mut discard, state } = tls.process_tls_records(incoming);
         let step = match state {
             Ok(ConnectionState::ReadTraffic(mut records)) => loop {
                 match records.next_record() {
-                    Some(Ok(record)) => plain.extend_from_slice(record.payload),
+                    Some(Ok(record)) => {
+                        discard += record.discard;
+                        plain.extend_from_slice(record.payload);
+                    }
                     Some(Err(error)) => break Err(invalid(error)),
                     None => break Ok(Step::Again),
                 }
@@ -167,9 +173,10 @@ impl Secure {
             Ok(other) => Err(invalid(format!("TLS came to {other:?}"))),
             Err(error) => Err(invalid(error)),
         };
-        incoming.drain(..discard);
-        if incoming.is_empty() {
-            *incoming = Vec::new();
+        if discard > 0 {
+            incoming.drain(..discard);
+            // Whoever ends with a piece of the next record keeps room for that, and not for a handshake.
+            incoming.shrink_to_fit();
         }
         step
     }
@@ -183,34 +190,25 @@ impl Secure {
         if self.incoming.len() >= most {
             return Poll::Ready(Err(invalid("the peer's message is too large")));
         }
-        loop {
-            ready!(self.tcp.poll_read_ready(context))?;
-            let mut space = [0; READ];
-            match self.tcp.try_read(&mut space) {
-                Ok(0) => {
-                    let cut = "the connection ended without the peer's word that it does (close_notify)";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, cut)));
-                }
-                Ok(len) => {
-                    self.incoming.extend_from_slice(&space[..len]);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+        let mut space = [MaybeUninit::uninit(); READ];
+        let mut space = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut self.tcp).poll_read(context, &mut space))?;
+        if space.filled().is_empty() {
+            let cut = "the connection ended without the peer's word that it does (close_notify)";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, cut)));
         }
+        self.incoming.extend_from_slice(space.filled());
+        Poll::Ready(Ok(()))
     }
 
     /// Waits until all that is encrypted is sent.
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
-            ready!(self.tcp.poll_write_ready(context))?;
-            match self.tcp.try_write(&self.outgoing) {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(len) => drop(self.outgoing.drain(..len)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            let sent = ready!(Pin::new(&mut self.tcp).poll_write(context, &self.outgoing))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.outgoing.drain(..sent);
         }
         self.outgoing = Vec::new();
         Poll::Ready(Ok(()))
@@ -297,6 +295,9 @@ impl AsyncWrite for Secure {
             return Poll::Ready(Ok(0));
         }
         let secure = self.get_mut();
+        if secure.closing {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         // Whoever does not read is sent no more.
         ready!(secure.poll_drain(context))?;
         let piece = &bytes[..bytes.len().min(PLAIN)];

@@ -185,10 +185,10 @@ async fn answered(place: &Place, said: &[u8]) -> (Vec<u8>, io::Error) {
     let (ours, mut theirs) = sockets().await;
     let config = Arc::clone(&place.config);
     let accepted = tokio::spawn(async move { Secure::accept(ours, config).await.err() });
-    theirs.write_all(said).await.unwrap();
-    theirs.shutdown().await.unwrap();
+    // It may be reset, since not all that is said is read.
+    _ = theirs.write_all(said).await;
+    _ = theirs.shutdown().await;
     let mut answer = Vec::new();
-    // It may be reset, since not all that was said is read.
     _ = timeout(SOON, theirs.read_to_end(&mut answer))
         .await
         .expect("an end");
@@ -235,12 +235,18 @@ async fn a_record_that_was_changed_on_its_way_ends_the_connection_with_an_alert(
             .unwrap();
         let error = timeout(SOON, ours.read_u8()).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        // What is answered to a call whose content is broken comes to nothing.
+        ours.write_all(b"no").await.unwrap_err();
+        ours.shutdown().await.unwrap_err();
         drop(ours);
         let mut answer = Vec::new();
         timeout(SOON, raw.read_to_end(&mut answer))
             .await
             .unwrap()
             .unwrap();
+        // One record, and no other after it.
+        let length = u16::from_be_bytes([answer[3], answer[4]]);
+        assert_eq!(answer.len(), 5 + usize::from(length));
         client.read_tls(&mut &answer[..]).unwrap();
         let heard = client.process_new_packets().unwrap_err();
         assert!(matches!(heard, rustls::Error::AlertReceived(_)), "{heard:?}");
@@ -316,6 +322,39 @@ async fn a_connection_that_waits_keeps_no_buffer() {
             assert_eq!(kept, [0; 3], "after {len} bytes");
         }
     }
+}
+
+#[tokio::test]
+async fn a_piece_of_the_next_record_keeps_no_room_for_a_handshake() {
+    let place = Place::new();
+    let (ours, mut theirs) = sockets().await;
+    let accepted = tokio::spawn(Secure::accept(ours, Arc::clone(&place.config)));
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    // A hello of 40 KiB.
+    let mut config = ClientConfig::clone(&place.client(&TLS13, false));
+    config.alpn_protocols = vec![vec![b'x'; 200]; 200];
+    config.alpn_protocols.push(b"http/1.1".to_vec());
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    loop {
+        let mut said = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut said).unwrap();
+        }
+        if !client.is_handshaking() {
+            // The first byte of a record that does not come.
+            said.push(23);
+            theirs.write_all(&said).await.unwrap();
+            break;
+        }
+        theirs.write_all(&said).await.unwrap();
+        let mut heard = [0; 16 << 10];
+        let len = timeout(SOON, theirs.read(&mut heard)).await.unwrap().unwrap();
+        client.read_tls(&mut &heard[..len]).unwrap();
+        client.process_new_packets().unwrap();
+    }
+    let ours = timeout(SOON, accepted).await.unwrap().unwrap().unwrap();
+    assert_eq!(ours.incoming, [23]);
+    assert!(ours.incoming.capacity() <= READ, "{}", ours.incoming.capacity());
 }
 
 #[tokio::test]
