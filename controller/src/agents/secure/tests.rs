@@ -1,8 +1,9 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, ConnectionTrafficSecrets, RootCertStore,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject},
     version::{TLS12, TLS13},
 };
@@ -176,6 +177,22 @@ async fn what_comes_byte_by_byte_is_understood() {
         let passing = tokio::spawn(dripping(near, far));
         let (ours, theirs) = place.shake(ours, theirs, place.client(version, true)).await;
         exchange(ours, theirs, 5000).await;
+        timeout(SOON, passing).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_in_the_smallest_records_is_understood() {
+    let place = Place::new();
+    for version in [&TLS12, &TLS13] {
+        let mut client = place.client(version, true);
+        // The least that rustls makes: 27 bytes of a message in each, so that its certificate comes in dozens.
+        Arc::make_mut(&mut client).max_fragment_size = Some(32);
+        let ((ours, near), (far, theirs)) = tokio::join!(sockets(), sockets());
+        let passing = tokio::spawn(dripping(near, far));
+        let (ours, theirs) = place.shake(ours, theirs, client).await;
+        assert!(ours.certificate().is_some());
+        exchange(ours, theirs, 1000).await;
         timeout(SOON, passing).await.unwrap().unwrap();
     }
 }
@@ -393,8 +410,113 @@ async fn keys_may_change_on_the_way() {
     }
 }
 
+/// A client's end after the handshake, which seals what it likes.
+struct Sealing {
+    tcp: TcpStream,
+    key: LessSafeKey,
+    iv: rustls::crypto::cipher::Iv,
+    sequence: u64,
+    version: &'static rustls::SupportedProtocolVersion,
+}
+
+impl Sealing {
+    async fn pair(place: &Place, version: &'static rustls::SupportedProtocolVersion) -> (Secure, Sealing) {
+        let mut client = place.client(version, false);
+        Arc::make_mut(&mut client).enable_secret_extraction = true;
+        let (ours, theirs) = sockets().await;
+        let (ours, theirs) = place.shake(ours, theirs, client).await;
+        let (tcp, client) = theirs.into_inner();
+        let (sequence, ConnectionTrafficSecrets::Aes256Gcm { key, iv }) =
+            client.dangerous_extract_secrets().unwrap().tx
+        else {
+            panic!("another cipher");
+        };
+        let key = UnboundKey::new(&AES_256_GCM, key.as_ref()).unwrap();
+        let sealing = Sealing {
+            tcp,
+            key: LessSafeKey::new(key),
+            iv,
+            sequence,
+            version,
+        };
+        (ours, sealing)
+    }
+
+    /// A record (RFC 8446 section 5.2, RFC 5288 section 3).
+    fn seal(&mut self, kind: u8, content: &[u8]) -> Vec<u8> {
+        let sequence = self.sequence.to_be_bytes();
+        self.sequence += 1;
+        let mut nonce: [u8; 12] = self.iv.as_ref().try_into().unwrap();
+        let (mut sealed, mut head, mut aad) = (content.to_vec(), vec![kind, 3, 3], Vec::new());
+        let with_length =
+            |bytes: &mut Vec<u8>, len: usize| bytes.extend(u16::try_from(len).unwrap().to_be_bytes());
+        if self.version.version == rustls::ProtocolVersion::TLSv1_3 {
+            nonce[4..]
+                .iter_mut()
+                .zip(sequence)
+                .for_each(|(byte, with)| *byte ^= with);
+            sealed.push(kind);
+            head[0] = 23;
+            with_length(&mut head, sealed.len() + 16);
+            aad.extend_from_slice(&head);
+        } else {
+            nonce[4..].copy_from_slice(&sequence);
+            aad.extend([&sequence[..], &head].concat());
+            with_length(&mut aad, sealed.len());
+            with_length(&mut head, 8 + sealed.len() + 16);
+            head.extend(sequence);
+        }
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        self.key
+            .seal_in_place_append_tag(nonce, Aad::from(aad), &mut sealed)
+            .unwrap();
+        [head, sealed].concat()
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Anybody may have good keys: no certificate is needed for that.
+    #[test]
+    fn nothing_that_is_sealed_well_makes_it_panic(
+        old in any::<bool>(),
+        records in prop::collection::vec((20..25_u8, prop::collection::vec(prop_oneof![0..3_u8, Just(24), any::<u8>()], 0..40), 0..3_usize), 1..12),
+        pieces in prop::collection::vec(1..200_usize, 1..8),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let version = if old { &TLS12 } else { &TLS13 };
+            let (mut ours, mut theirs) = Sealing::pair(&Place::new(), version).await;
+            let mut sent = Vec::new();
+            for (kind, mut content, large) in records {
+                content.resize(content.len() + large * 8000, 0);
+                sent.extend(theirs.seal(kind, &content));
+            }
+            let writes = async {
+                let mut rest = &sent[..];
+                for len in pieces {
+                    let (piece, after) = rest.split_at(len.min(rest.len()));
+                    _ = theirs.tcp.write_all(piece).await;
+                    tokio::task::yield_now().await;
+                    rest = after;
+                }
+                _ = theirs.tcp.write_all(rest).await;
+                _ = theirs.tcp.shutdown().await;
+            };
+            let reads = async {
+                let mut space = [0; 5000];
+                while let Ok(1..) = ours.read(&mut space).await {
+                    assert!(ours.incoming.len() < RECORD + READ && ours.plain.len() <= PLAIN);
+                }
+                // What a caller may still do.
+                _ = ours.write_all(b"answer").await;
+                _ = ours.shutdown().await;
+                drop(ours);
+            };
+            timeout(SOON, async { tokio::join!(writes, reads) }).await.expect("an end");
+        });
+    }
+
     #[test]
     fn no_hello_makes_it_panic(at in any::<prop::sample::Index>(), with in prop::collection::vec(any::<u8>(), 0..64), cut in any::<bool>()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
