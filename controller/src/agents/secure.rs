@@ -121,11 +121,21 @@ impl Secure {
             self.broken = true;
             // The alert: what arrived is not looked at again as long as there is one.
             while self.tls.wants_write() && matches!(self.next(Out::Nothing), Ok(Step::Again)) {}
-            if let Ok(sent) = self.tcp.try_write(&self.outgoing) {
-                self.outgoing.drain(..sent);
-            }
+            self.send();
         }
         step
+    }
+
+    /// Sends what goes out without waiting. Whoever writes next finds out what is wrong, if something is.
+    fn send(&mut self) {
+        while !self.outgoing.is_empty() {
+            match self.tcp.try_write(&self.outgoing) {
+                // What is sent must not go out again with what is written next.
+                Ok(len) if len > 0 => drop(self.outgoing.drain(..len)),
+                _ => return,
+            }
+        }
+        self.outgoing = Vec::new();
     }
 
     fn next(&mut self, send: Out<'_>) -> io::Result<Step> {
@@ -276,6 +286,8 @@ impl AsyncRead for Secure {
         let secure = self.get_mut();
         while secure.plain.is_empty() && !secure.ended {
             if secure.step(Out::Nothing)? == Step::Idle {
+                // What was read may have called for a word back, and nobody may be writing.
+                secure.send();
                 ready!(secure.poll_fill(context))?;
             }
         }

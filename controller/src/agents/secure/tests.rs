@@ -474,6 +474,29 @@ impl Sealing {
     }
 }
 
+#[tokio::test]
+async fn what_a_read_calls_for_goes_out_at_once() {
+    let place = Place::new();
+    let (mut ours, mut theirs) = Sealing::pair(&place, &TLS12).await;
+    // Another hello: it is refused (RFC 5746 section 4.5), and the connection stays.
+    let again = theirs.seal(22, &hello(&place)[5..]);
+    theirs.tcp.write_all(&again).await.unwrap();
+    let mut answer = [0; 5];
+    let reads = async {
+        tokio::select! {
+            read = ours.read_u8() => panic!("{read:?}"),
+            answered = theirs.tcp.read_exact(&mut answer) => answered,
+        }
+    };
+    timeout(SOON, reads).await.expect("an alert").unwrap();
+    assert_eq!(answer[0], 21);
+    let kept = [&ours.incoming, &ours.plain, &ours.outgoing].map(Vec::capacity);
+    assert_eq!(kept, [0; 3]);
+    let more = theirs.seal(23, b"x");
+    theirs.tcp.write_all(&more).await.unwrap();
+    assert_eq!(timeout(SOON, ours.read_u8()).await.unwrap().unwrap(), b'x');
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Anybody may have good keys: no certificate is needed for that.
