@@ -341,7 +341,7 @@ mod tests {
         watches.failed("Secret", &std::io::Error::other("secrets is forbidden"));
         let answer = get(at, "/readyz").await;
         assert!(
-            answer.starts_with("HTTP/1.1 503") && answer.contains("Secret (secrets is forbidden)"),
+            answer.starts_with("HTTP/1.1 503") && answer.contains("before it has read: Secret"),
             "{answer}"
         );
         assert!(

@@ -54,7 +54,11 @@ impl Signal {
 
 /// The index.
 #[derive(Debug, Default)]
-pub struct Machines(Mutex<Inner>);
+pub struct Machines {
+    /// Nobody else knows it.
+    seed: RandomState,
+    inner: Mutex<Inner>,
+}
 
 /// The hash of a signal or name. A machine shows a dozen, each of up to 48 bytes and its text, and nobody asks which: two of one hash
 /// would find each other's machines among the candidates, once in many million starts (see [`Multi`]).
@@ -62,8 +66,6 @@ type Digest = u64;
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Nobody else knows it.
-    seed: RandomState,
     servers: Multi<Digest, Path>,
     /// Hosts by each NIC that means them: the declared one, and those that an inspection found.
     hosts: Multi<Mac, Path>,
@@ -71,7 +73,11 @@ struct Inner {
     enrolments: Multi<Digest, Path>,
 }
 
-impl Inner {
+impl Machines {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn signals(&self, server: &Server) -> Vec<Digest> {
         let signals = signals(server);
         signals.iter().map(|signal| self.seed.hash_one(signal)).collect()
@@ -80,18 +86,11 @@ impl Inner {
     fn server_of(&self, enrolment: &Enrolment) -> Vec<Digest> {
         vec![self.seed.hash_one(&enrolment.spec.server)]
     }
-}
-
-impl Machines {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 
     /// The watched copy has `server` as it is now, or no more.
     pub fn server(&self, server: &Server, gone: bool) {
-        let mut inner = self.lock();
-        let signals = if gone { Vec::new() } else { inner.signals(server) };
-        inner.servers.set(&Path::of(server), signals);
+        let signals = if gone { Vec::new() } else { self.signals(server) };
+        self.lock().servers.set(&Path::of(server), signals);
     }
 
     /// The watched copy has `host` as it is now, or no more.
@@ -106,21 +105,19 @@ impl Machines {
 
     /// The watched copy has `enrolment` as it is now, or no more.
     pub fn enrolment(&self, enrolment: &Enrolment, gone: bool) {
-        let mut inner = self.lock();
         let server = if gone {
             Vec::new()
         } else {
-            inner.server_of(enrolment)
+            self.server_of(enrolment)
         };
-        inner.enrolments.set(&Path::of(enrolment), server);
+        self.lock().enrolments.set(&Path::of(enrolment), server);
     }
 
     /// The watched copy has these Servers and no others.
     pub fn servers_anew<'a>(&self, servers: impl Iterator<Item = &'a Server>) {
         let mut all = Multi::default();
-        let mut inner = self.lock();
-        servers.for_each(|server| drop(all.set(&Path::of(server), inner.signals(server))));
-        inner.servers = all;
+        servers.for_each(|server| drop(all.set(&Path::of(server), self.signals(server))));
+        self.lock().servers = all;
     }
 
     /// The watched copy has these hosts and no others.
@@ -133,23 +130,22 @@ impl Machines {
     /// The watched copy has these Enrolments and no others.
     pub fn enrolments_anew<'a>(&self, enrolments: impl Iterator<Item = &'a Enrolment>) {
         let mut all = Multi::default();
-        let mut inner = self.lock();
-        enrolments.for_each(|enrolment| drop(all.set(&Path::of(enrolment), inner.server_of(enrolment))));
-        inner.enrolments = all;
+        enrolments.for_each(|enrolment| drop(all.set(&Path::of(enrolment), self.server_of(enrolment))));
+        self.lock().enrolments = all;
     }
 
     /// The Servers that show one of `signals`.
     pub fn servers_with(&self, signals: &[Signal]) -> BTreeSet<Path> {
+        let digests: Vec<Digest> = signals.iter().map(|signal| self.seed.hash_one(signal)).collect();
         let inner = self.lock();
-        let digests: Vec<Digest> = signals.iter().map(|signal| inner.seed.hash_one(signal)).collect();
         let found = digests.iter().flat_map(|digest| inner.servers.with(digest));
         found.cloned().collect()
     }
 
     /// How many Servers show `signal`, those at `except` not counted.
     pub fn number_with(&self, signal: &Signal, except: &BTreeSet<Path>) -> usize {
-        let inner = self.lock();
-        inner.servers.number(&inner.seed.hash_one(signal), except.iter())
+        let digest = self.seed.hash_one(signal);
+        self.lock().servers.number(&digest, except.iter())
     }
 
     /// The hosts that have `mac`, declared or found.
@@ -159,9 +155,8 @@ impl Machines {
 
     /// The Enrolments of the Server with this name.
     pub fn enrolments_of(&self, server: &str) -> Vec<Path> {
-        let inner = self.lock();
-        let digest = inner.seed.hash_one(server);
-        inner.enrolments.with(&digest).cloned().collect()
+        let digest = self.seed.hash_one(server);
+        self.lock().enrolments.with(&digest).cloned().collect()
     }
 }
 

@@ -1,20 +1,17 @@
-//! How the watches do that keep the copies of the cluster up to date: of what is not read yet, why, and how often one failed.
+//! How the watches do that keep the copies of the cluster up to date: which kinds are not read yet, and how often a watch failed.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     error::Error,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use muster_proto::{Chain, text};
+use muster_proto::Chain;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-
-/// The longest text about one watch, in bytes.
-const WORDS: usize = 300;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfKind {
@@ -24,8 +21,8 @@ struct OfKind {
 /// The watches of a process; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Watches {
-    /// Kinds that are not read for the first time yet, and how that failed last.
-    unread: Arc<Mutex<BTreeMap<String, Option<String>>>>,
+    /// Kinds that are not read for the first time yet.
+    unread: Arc<Mutex<BTreeSet<String>>>,
     failures: Family<OfKind, Counter>,
 }
 
@@ -39,13 +36,13 @@ impl Watches {
         );
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Option<String>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A watch of `kind` begins: nothing is known of it yet.
     pub fn begins(&self, kind: &str) {
-        self.lock().insert(kind.to_owned(), None);
+        self.lock().insert(kind.to_owned());
     }
 
     /// All of `kind` is known, or nobody wants to know it any more.
@@ -55,23 +52,14 @@ impl Watches {
 
     /// The watch of `kind` failed, and is tried again.
     pub fn failed(&self, kind: &str, error: &(dyn Error + 'static)) {
-        let error = Chain(error).to_string();
-        tracing::warn!(error, kind, "watch failed; it is tried again");
+        tracing::warn!(error = %Chain(error), kind, "watch failed; it is tried again");
         let kind = kind.to_owned();
-        if let Some(why) = self.lock().get_mut(&kind) {
-            *why = Some(text::clean_to(error.as_bytes(), WORDS));
-        }
         self.failures.get_or_create(&OfKind { kind }).inc();
     }
 
     /// What is not read yet, in words; none if all is.
     pub fn unread(&self) -> Option<String> {
-        let unread = self.lock();
-        let words = unread.iter().map(|(kind, why)| match why {
-            Some(why) => format!("{kind} ({why})"),
-            None => kind.clone(),
-        });
-        let words: Vec<String> = words.collect();
+        let words: Vec<String> = self.lock().iter().cloned().collect();
         (!words.is_empty()).then(|| words.join(", "))
     }
 }
@@ -81,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_read_is_told_with_the_reason_until_it_is() {
+    fn what_is_not_read_is_told_until_it_is() {
         let watches = Watches::default();
         let mut registry = Registry::default();
         watches.register(&mut registry);
@@ -90,7 +78,7 @@ mod tests {
         }
         watches.failed("Secret", &std::io::Error::other("secrets is forbidden"));
         let told = watches.unread();
-        assert_eq!(told.as_deref(), Some("Secret (secrets is forbidden), Server"));
+        assert_eq!(told.as_deref(), Some("Secret, Server"));
         watches.is_read("Server");
         watches.is_read("Secret");
         // It is known, if not how it is now.

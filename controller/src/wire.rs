@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use hyper::header::USER_AGENT;
 use kube::{
     Client, Config,
-    config::{KubeConfigOptions, Kubeconfig, KubeconfigError, NamedCluster},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -312,9 +312,14 @@ async fn config(args: &RunArgs) -> Result<Config, RunError> {
 /// How the cluster of the current context of `file` is reached: through a proxy only if one stands there. kube takes that of
 /// `HTTPS_PROXY` otherwise, whatever `NO_PROXY` says, and one for downloads leads to no API server.
 pub async fn reach(file: Kubeconfig) -> Result<Config, KubeconfigError> {
-    let proxy = |one: &NamedCluster| one.cluster.as_ref()?.proxy_url.clone();
-    let mut proxies = file.clusters.iter().filter_map(proxy);
-    let is_named = proxies.any(|url| !url.is_empty());
+    let current = file.current_context.as_ref();
+    let context = file.contexts.iter().find(|one| Some(&one.name) == current);
+    let cluster = context
+        .and_then(|one| one.context.as_ref())
+        .map(|context| &context.cluster);
+    let cluster = file.clusters.iter().find(|one| Some(&one.name) == cluster);
+    let proxy = cluster.and_then(|one| one.cluster.as_ref()?.proxy_url.clone());
+    let is_named = proxy.is_some_and(|url| !url.is_empty());
     let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
     if !is_named {
         config.proxy_url = None;

@@ -8,8 +8,8 @@
 //! | any other, while none runs | it starts |
 //! | any other, while one runs | that one is stopped, and the new one starts once it has ended |
 //!
-//! A job of which a thread breaks (a panic) has failed, and its threads never let go of the disk: no other one begins until the machine boots
-//! again. The session goes on, to say so.
+//! A job of which a thread breaks (a panic) has failed, and its threads never let go of the disk. The session goes on, to say so; at the
+//! next order that needs a disk the machine boots again, since whoever gave that has made its mind up that the ramdisk is to boot.
 //!
 //! A job that disappears from the Server without a new one in its place goes on: nobody has decided otherwise.
 //! Term 0 is nobody's: such a command comes from a person or from a part of the controller that needs no fence. It is as good as any
@@ -36,8 +36,8 @@ pub(super) struct Jobs {
     /// Commands that were taken up or refused, and how they ended; the oldest are forgotten.
     known: VecDeque<(String, Option<Outcome>)>,
     running: Option<Running>,
-    /// What became of the one that broke: its threads are there still.
-    broken: Option<Failed>,
+    /// One broke: its threads are there still.
+    broken: bool,
     /// Starts when the running one has ended.
     next: Option<Command>,
     /// What the controller has not acknowledged yet.
@@ -199,12 +199,9 @@ impl Jobs {
         });
     }
 
-    /// Whether a job may begin.
-    ///
-    /// # Errors
-    /// What became of the job whose threads hold the disk.
-    pub(super) fn free(&self) -> Result<(), Failed> {
-        self.broken.clone().map_or(Ok(()), Err)
+    /// True if the threads of a job that broke hold its disk, as they do until the machine boots again.
+    pub(super) fn are_broken(&self) -> bool {
+        self.broken
     }
 
     /// The id and the progress of the job that runs.
@@ -255,9 +252,7 @@ impl Jobs {
             }),
         };
         let running = self.running.take()?;
-        if running.work.is_broken() {
-            self.broken = ended.clone().err();
-        }
+        self.broken |= running.work.is_broken();
         let outcome = match ended {
             Ok(()) => Outcome::Done,
             Err(failed) if self.next.is_some() => self.replaced(&failed.message),
@@ -279,7 +274,7 @@ impl Jobs {
 fn broke(id: &str, why: &str) -> Failed {
     Failed {
         message: format!(
-            "the agent broke at job {id}, and holds its disk until the machine boots the ramdisk again: {why}"
+            "the agent broke at job {id}; next: the machine boots again for the next order to clean or write: {why}"
         ),
         failure: Failure::Temporary,
     }
@@ -416,7 +411,7 @@ mod tests {
     #[tokio::test]
     async fn a_job_of_which_a_thread_breaks_says_why_and_no_other_begins() {
         let mut jobs = taken(&[write("a", 1)]);
-        assert_eq!(jobs.free(), Ok(()));
+        assert!(!jobs.are_broken());
         jobs.start(&write("a", 1), |work| {
             std::thread::spawn(move || work.part(|| crate::work::break_off("index out of bounds")));
             // As of a thread that never ends.
@@ -432,7 +427,7 @@ mod tests {
         };
         assert_eq!((id.as_str(), failure), ("a", Failure::Temporary));
         assert!(message.ends_with("index out of bounds"), "{message}");
-        assert_eq!(jobs.free().unwrap_err().message, message);
+        assert!(jobs.are_broken());
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub struct Context<M> {
 /// Why a session is over.
 #[derive(Debug)]
 pub enum Ended {
-    /// The controller ordered a reboot and knows that it happens now.
+    /// The controller ordered a reboot and knows that it happens now, or orders what this run of the agent cannot do any more.
     Reboot,
     /// The controller ordered to switch off and knows that it happens now.
     PowerOff,
@@ -421,8 +421,13 @@ impl<M: Machine> Session<M> {
             }
             Action::Reboot => return Err(self.farewell(&command.id, Ended::Reboot).await),
             Action::PowerOff => return Err(self.farewell(&command.id, Ended::PowerOff).await),
-            Action::Clean(clean) => self.jobs.free().map(|()| Order::Clean(clean.clone())),
-            Action::Write(_) => self.jobs.free().and_then(|()| self.write_order(&command)),
+            // Not refused: what is ordered stands, and is carried out by the ramdisk that boots.
+            Action::Clean(_) | Action::Write(_) if self.jobs.are_broken() => {
+                tracing::error!("the agent broke before: the machine boots again");
+                return Err(Stop::Ended(Ended::Reboot));
+            }
+            Action::Clean(clean) => Ok(Order::Clean(clean.clone())),
+            Action::Write(_) => self.write_order(&command),
             Action::Unknown => {
                 let version = env!("CARGO_PKG_VERSION");
                 Err(Failed {

@@ -123,6 +123,7 @@ fn admit(draft: &mut Draft<'_>) -> Result<bool, String> {
 /// What makes the request one that cannot be fulfilled, as far as it can be known now.
 fn refusal(draft: &Draft<'_>) -> Result<(), String> {
     request(&draft.host.spec)?;
+    preparing::software_raid(&draft.host.spec)?;
     guard::rival(draft.seen)?;
     let status = draft.seen.server.and_then(|server| server.status.as_ref());
     if let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) {
@@ -142,17 +143,6 @@ pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
             "the deploy method `{}` is unknown: this version has none, set spec.image instead",
             custom.method
         ));
-    }
-    // Cleaning takes the array of another operator apart, and the image would go to one disk of it unnoticed.
-    let software = spec
-        .raid
-        .as_ref()
-        .and_then(|raid| raid.software_raid_volumes.as_ref());
-    if software.is_some_and(|volumes| !volumes.is_empty()) {
-        return Err(
-            "the host asks for software RAID volumes, to which this version writes no image: remove spec.raid.softwareRAIDVolumes"
-                .to_owned(),
-        );
     }
     let image = spec.image.as_ref().ok_or("the host has no image")?;
     image::source(image).map(drop)

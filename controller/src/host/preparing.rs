@@ -2,7 +2,10 @@
 
 use muster_proto::{
     inventory::Disk,
-    kinds::{BareMetalHostSpec, ErrorType, HostBootMode, RaidConfig, RootDeviceHints},
+    kinds::{
+        BareMetalHostSpec, ErrorType, HardwareRaidVolume, HostBootMode, RaidConfig, RootDeviceHints,
+        SoftwareRaidVolume,
+    },
 };
 
 use super::{State, disk, draft::Draft};
@@ -45,18 +48,31 @@ pub(super) fn unsupported_raid(
     fn are_to_be_made<T: PartialEq>(wanted: Option<&Vec<T>>, there: Option<&Vec<T>>) -> bool {
         wanted.is_some_and(|volumes| !volumes.is_empty() && Some(volumes) != there)
     }
-    let hardware = |raid: &'_ RaidConfig| raid.hardware_raid_volumes.clone();
-    let software = |raid: &'_ RaidConfig| raid.software_raid_volumes.clone();
-    let any = are_to_be_made(
-        wanted.and_then(hardware).as_ref(),
-        there.and_then(hardware).as_ref(),
-    ) || are_to_be_made(
-        wanted.and_then(software).as_ref(),
-        there.and_then(software).as_ref(),
-    );
+    let any = are_to_be_made(hardware(wanted), hardware(there))
+        || are_to_be_made(software(wanted), software(there));
     any.then_some(
         "RAID volumes cannot be made by this version: remove spec.raid, or set the volumes up by other means",
     )
+}
+
+fn hardware(raid: Option<&RaidConfig>) -> Option<&Vec<HardwareRaidVolume>> {
+    raid?.hardware_raid_volumes.as_ref()
+}
+
+fn software(raid: Option<&RaidConfig>) -> Option<&Vec<SoftwareRaidVolume>> {
+    raid?.software_raid_volumes.as_ref()
+}
+
+/// Why no image is written to the host for its software RAID: cleaning takes the array of another operator apart, and the image would go
+/// to one disk of it unnoticed.
+pub(super) fn software_raid(spec: &BareMetalHostSpec) -> Result<(), String> {
+    match software(spec.raid.as_ref()).is_some_and(|volumes| !volumes.is_empty()) {
+        true => Err(
+            "the host asks for software RAID volumes, to which this version writes no image: remove spec.raid.softwareRAIDVolumes"
+                .to_owned(),
+        ),
+        false => Ok(()),
+    }
 }
 
 /// Why no image can run on the host as it asks for; none: one can. One that ran without Secure Boot where that is asked for would do so
@@ -89,5 +105,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     draft.enter(State::Available);
     draft.status.provisioning.root_device_hints = effective_hints(draft);
-    draft.status.provisioning.raid.clone_from(&draft.host.spec.raid);
+    if draft.host.spec.raid.is_some() {
+        // Else what another operator made is there still.
+        draft.status.provisioning.raid.clone_from(&draft.host.spec.raid);
+    }
 }

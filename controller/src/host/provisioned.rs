@@ -41,6 +41,7 @@ fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
     let unsupported = preparing::unsupported_boot(spec).or_else(raid);
     unsupported
         .map(str::to_owned)
+        .or_else(|| preparing::software_raid(spec).err())
         .or_else(|| available::request(spec).err())
 }
 

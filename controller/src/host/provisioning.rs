@@ -139,9 +139,11 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     let begun = |server: &Server| jobs::look(server, |job| job.starts_with(&operation)) != Job::Absent;
-    let unsupported = preparing::unsupported_boot(&draft.host.spec);
+    let spec = &draft.host.spec;
+    let unsupported = preparing::unsupported_boot(spec).map(str::to_owned);
+    let unsupported = unsupported.or_else(|| preparing::software_raid(spec).err());
     if let Some(why) = unsupported.filter(|_| !server.is_some_and(begun)) {
-        return cannot(draft, why);
+        return cannot(draft, &why);
     }
     if !draft.takes_slot() {
         return;

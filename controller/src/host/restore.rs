@@ -55,10 +55,15 @@ pub(super) fn status(host: &BareMetalHost, seen: &Observed<'_>, now: jiff::Times
     })
 }
 
-/// The status that `value` tells; what it leaves out is as in a new one, as upstream has it.
+/// The status that `value` tells; what it leaves out is as in a new one, as upstream has it, but for the state: what has none may be
+/// anybody's.
 fn read(value: &str) -> serde_json::Result<BareMetalHostStatus> {
+    let said: Value = serde_json::from_str(value)?;
+    if said.pointer("/provisioning/state").is_none_or(Value::is_null) {
+        return Err(serde::de::Error::missing_field("provisioning.state"));
+    }
     let mut whole = serde_json::to_value(BareMetalHostStatus::default())?;
-    lay_over(&mut whole, serde_json::from_str(value)?);
+    lay_over(&mut whole, said);
     serde_json::from_value(whole)
 }
 

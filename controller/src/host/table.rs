@@ -62,7 +62,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Inspecting,
         State::Deleting,
-        "deleted or detached by force, and the machine cannot be reached",
+        "deleted while detached, or the machine cannot be reached",
     ),
     way(State::Preparing, State::Available, "nothing is to be set up"),
     way(
@@ -74,7 +74,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Preparing,
         State::Deleting,
-        "deleted, and the machine cannot be reached",
+        "deleted while detached, or the machine cannot be reached",
     ),
     way(
         State::Available,
@@ -111,7 +111,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Provisioning,
         State::Deleting,
-        "deleted or detached by force, and the machine cannot be reached",
+        "deleted while detached, or the machine cannot be reached",
     ),
     way(
         State::Provisioned,
@@ -151,7 +151,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Deprovisioning,
         State::Deleting,
-        "deleted, and the machine cannot be reached",
+        "deleted while detached, or the machine cannot be reached",
     ),
     way(State::Foreign, State::Deleting, "deleted"),
     way(

@@ -378,6 +378,16 @@ fn volumes_that_another_operator_made_are_kept_and_no_image_is_written_to_softwa
     );
     assert!(message.contains("software RAID"), "{message}");
     assert_eq!(world.machine.cleans, cleans, "the array is as it was");
+    // Asked for while the image is written, it changes nothing about that.
+    let mut world = at(State::Provisioning);
+    world.until("the order", |world| {
+        world
+            .server
+            .as_ref()
+            .is_some_and(|server| server.spec.job.is_some())
+    });
+    world.host().spec.raid = Some(raid("softwareRAIDVolumes"));
+    world.reach(State::Provisioned);
     // What runs on an array goes when it is taken away, and the array with it: nobody is to claim the host as it is.
     let mut world = made(State::Provisioned, "softwareRAIDVolumes");
     world.set_image(None);
