@@ -215,6 +215,8 @@ fn action(reason: &str, message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use k8s_openapi::api::core::v1::ObjectReference;
 
     use super::{super::Events, *};
@@ -234,8 +236,8 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn several_events_are_written_at_once_and_each_says_when_it_happened() {
+    /// An API server that does not answer the first Event, and three that wait for it.
+    fn held() -> (Arc<FakeApi>, Events, mpsc::Receiver<Happened>) {
         let api = FakeApi::new();
         api.hold("POST", "/events");
         let (queue, waiting) = mpsc::channel(8);
@@ -243,6 +245,12 @@ mod tests {
         for message in ["one", "two", "three"] {
             events.record(event("1", message));
         }
+        (api, events, waiting)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn several_events_are_written_at_once_and_each_says_when_it_happened() {
+        let (api, events, waiting) = held();
         let recorded = Timestamp::now();
         drop(events);
         let written = || api.all::<Written>("events");
@@ -264,13 +272,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_waits_when_the_writer_ends_is_counted() {
-        let api = FakeApi::new();
-        api.hold("POST", "/events");
-        let (queue, waiting) = mpsc::channel(8);
-        let events = Events::new(queue);
-        for message in ["one", "two", "three"] {
-            events.record(event("1", message));
-        }
+        let (api, events, waiting) = held();
         let dropped = Dropped::default();
         let mut writing = Box::pin(run(api.client(), dropped.clone(), waiting));
         let at_first = tokio::time::timeout(Duration::from_secs(1), &mut writing);
