@@ -1,7 +1,7 @@
 //! What an agent is told to do, and what is written of what it tells. Pure.
 
 use muster_proto::{
-    job::{Failure, Progress},
+    job::{Clean, Failure, Progress},
     kinds::{Job, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus, Then},
     session::{Action, Command, MAX_LOG, Outcome, PollRequest},
     text,
@@ -127,7 +127,11 @@ fn action(job: &Job) -> Action {
         JobAction::Inspect => Action::Inspect,
         JobAction::Reboot => Action::Reboot,
         JobAction::PowerOff => Action::PowerOff,
-        JobAction::Clean => Action::Clean(job.clean.clone().unwrap_or_default()),
+        JobAction::Clean => Action::Clean(
+            job.clean
+                .as_ref()
+                .map_or_else(Clean::default, |clean| (*clean.unpack()).clone()),
+        ),
         JobAction::Write => Action::Write(Box::new(job.write.clone().unwrap_or_default())),
     }
 }

@@ -16,7 +16,7 @@ use muster_proto::{
     job::{Clean, Write},
     kinds::{
         BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDataSpec, HardwareDetails, Job, JobAction,
-        Server, Then,
+        Packed, Server, Then,
     },
 };
 use serde_json::{Value, json};
@@ -284,10 +284,10 @@ impl Executor {
             Task::PowerOff => job.action = JobAction::PowerOff,
             Task::Clean(permit) => {
                 job.action = JobAction::Clean;
-                job.clean = Some(Clean {
+                job.clean = Some(Packed::new(&Clean {
                     machine: permit.machine().clone(),
                     disks: permit.disks().to_vec(),
-                });
+                }));
                 if let Some(next) = &order.then {
                     job.then = Some(Then {
                         id: next.id.clone(),

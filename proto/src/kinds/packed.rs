@@ -38,8 +38,9 @@ enum By {
 /// from the next in little more than its numbers. It is kept for ever.
 const PATTERN: RangeInclusive<usize> = 2 << 10..=64 << 10;
 
-/// So many of a type stay as they were unpacked last: a decision asks for the same hardware several times, and several are under way.
-const KEPT: usize = 8;
+/// So many of a type stay plain, those that were read or unpacked last: a decision asks for the same hardware several times, several are
+/// under way, and what was just read is what the next one is about.
+const KEPT: usize = 16;
 
 /// What zstd works with for a type: some hundred KiB.
 struct Tools {
@@ -50,7 +51,7 @@ struct Tools {
     kept: VecDeque<Kept>,
 }
 
-/// What was unpacked, and of what.
+/// What is packed as these bytes.
 struct Kept {
     by: By,
     bytes: Arc<[u8]>,
@@ -79,13 +80,13 @@ impl Tools {
         Some(plain)
     }
 
-    /// Keeps what was unpacked; what it takes the place of.
-    fn keep(&mut self, unpacked: Kept) -> Option<Kept> {
-        // Somebody may have unpacked the same meanwhile.
-        if self.kept(unpacked.by, &unpacked.bytes).is_some() {
-            return Some(unpacked);
+    /// Keeps what is plain; what it takes the place of.
+    fn keep(&mut self, plain: Kept) -> Option<Kept> {
+        // An object is read anew with each change of it, and somebody may have unpacked the same meanwhile.
+        if self.kept(plain.by, &plain.bytes).is_some() {
+            return Some(plain);
         }
-        self.kept.push_front(unpacked);
+        self.kept.push_front(plain);
         if self.kept.len() > KEPT {
             return self.kept.pop_back();
         }
@@ -146,15 +147,22 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Packed<T> {
             return plain;
         }
         let plain: Arc<T> = Arc::new(serde_json::from_slice(&self.json()).expect("it was written here"));
-        let unpacked = Kept {
+        self.keep(Arc::clone(&plain));
+        plain
+    }
+}
+
+impl<T: Send + Sync + 'static> Packed<T> {
+    /// Keeps `plain`, which this unpacks to, for a while.
+    fn keep(&self, plain: Arc<T>) {
+        let kept = Kept {
             by: self.by,
             bytes: Arc::clone(&self.bytes),
-            plain: Arc::<T>::clone(&plain),
+            plain,
         };
         // Dropped when nobody has to wait for that.
-        let over = with_tools::<T, _>(|tools| Ok(tools.keep(unpacked)));
+        let over = with_tools::<T, _>(|tools| Ok(tools.keep(kept)));
         drop(over.expect("nothing is packed for that"));
-        plain
     }
 }
 
@@ -183,6 +191,8 @@ impl<T: 'static> PartialEq for Packed<T> {
     }
 }
 
+impl<T: 'static> Eq for Packed<T> {}
+
 impl<T: DeserializeOwned + fmt::Debug + Send + Sync + 'static> fmt::Debug for Packed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.unpack().fmt(f)
@@ -195,9 +205,12 @@ impl<T: DeserializeOwned + Serialize + Send + Sync + 'static> Serialize for Pack
     }
 }
 
-impl<'de, T: Deserialize<'de> + Serialize + 'static> Deserialize<'de> for Packed<T> {
+impl<'de, T: Deserialize<'de> + Serialize + Send + Sync + 'static> Deserialize<'de> for Packed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Packed<T>, D::Error> {
-        T::deserialize(deserializer).map(Packed::from)
+        let plain = T::deserialize(deserializer)?;
+        let packed = Packed::new(&plain);
+        packed.keep(Arc::new(plain));
+        Ok(packed)
     }
 }
 
@@ -300,6 +313,24 @@ mod tests {
         assert_eq!(*packed[0].unpack(), Own(0));
         assert!(!Arc::ptr_eq(&first, &packed[0].unpack()));
         assert!(with_tools::<Own, _>(|tools| Ok(tools.kept.len() == KEPT)).unwrap());
+    }
+
+    #[test]
+    fn what_was_just_read_need_not_be_unpacked() {
+        /// No other test has anything of this kind.
+        #[derive(Serialize, Deserialize, PartialEq, Debug)]
+        struct Own(usize);
+        let kept = || with_tools::<Own, _>(|tools| Ok(tools.kept.len())).unwrap();
+        let read: Packed<Own> = serde_json::from_value(json!(7)).unwrap();
+        assert_eq!(kept(), 1);
+        let plain = read.unpack();
+        let again: Packed<Own> = serde_json::from_value(json!(7)).unwrap();
+        assert_eq!(*plain, Own(7));
+        assert!(
+            Arc::ptr_eq(&plain, &again.unpack()),
+            "an object's next version has the same"
+        );
+        assert_eq!(kept(), 1);
     }
 
     #[test]

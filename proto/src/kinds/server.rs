@@ -72,9 +72,9 @@ pub struct Job {
     pub epoch: i64,
     /// What to do.
     pub action: JobAction,
-    /// What the action `clean` cleans.
+    /// What the action `clean` cleans: as many disks as the machine has.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub clean: Option<Clean>,
+    pub clean: Option<Packed<Clean>>,
     /// What the action `write` writes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write: Option<Write>,

@@ -52,14 +52,22 @@ enum Part {
     Peer(u32),
     /// With so many hosts.
     Failover(u32),
+    /// What is stored, of so many hosts as most are.
+    Typical(u32),
 }
 
 fn plan(options: &Options) -> Vec<Part> {
     let round = |hosts, idle| Part::Round(Size { hosts, idle });
     match (options.hosts, options.failover) {
-        (None, None) if options.quick => vec![round(100, GLANCE), Part::Peer(100), Part::Failover(100)],
+        (None, None) if options.quick => vec![
+            round(100, GLANCE),
+            Part::Typical(100),
+            Part::Peer(100),
+            Part::Failover(100),
+        ],
         (None, None) => vec![
             round(1000, RESYNC),
+            Part::Typical(100),
             Part::Peer(1000),
             Part::Failover(1000),
             round(10_000, GLANCE),
@@ -112,6 +120,14 @@ pub async fn run(options: Options) -> Result<()> {
                     arguments: peer::ARGUMENTS.join(" "),
                     round: measured,
                 });
+            }
+            Part::Typical(hosts) => {
+                println!("· {hosts} hosts as most are");
+                let mut measured = results::Round::default();
+                if let Err(error) = round::measure_typical(hosts, &mut measured).await {
+                    results.warn(&format!("{hosts} hosts as most are: {error:#}"));
+                }
+                results.typical = Some(measured);
             }
             Part::Failover(hosts) => {
                 println!("· the leader ends while {hosts} hosts are busy");

@@ -8,6 +8,7 @@ use muster_tests::{
     bench, demo,
     fleet::{self, pace::Failing},
     os_image::{self, published::Inputs},
+    sim::hardware::Model,
 };
 
 /// Muster's lab: servers, networks and a Kubernetes API server on this computer.
@@ -57,6 +58,9 @@ enum Command {
         /// The namespace of hosts, where the lab makes the Segment.
         #[arg(long, default_value = "fleet")]
         namespace: String,
+        /// What the servers are. Their reports are equally large.
+        #[arg(long, value_enum, default_value_t)]
+        model: Model,
         /// How long everything takes: 1 is real time, 0 as fast as it goes.
         #[arg(long, default_value_t = 0.1, value_parser = scale)]
         scale: f64,
@@ -229,6 +233,7 @@ async fn run(command: Command) -> Result<bool> {
             address,
             discover,
             namespace,
+            model,
             scale,
             fail,
             once,
@@ -241,6 +246,7 @@ async fn run(command: Command) -> Result<bool> {
                 address,
                 discover,
                 namespace,
+                model,
                 scale,
                 failing: fail,
                 once,

@@ -118,9 +118,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::fleet::{
-        server::{Server, World},
-        tally::{State, Tally},
+    use crate::{
+        fleet::{
+            server::{Server, World},
+            tally::{State, Tally},
+        },
+        sim::hardware::Model,
     };
 
     const SOON: Duration = Duration::from_secs(20);
@@ -129,6 +132,7 @@ mod tests {
     fn world(failing: Vec<Failing>) -> Arc<World> {
         Arc::new(World {
             scripts: "http://127.0.0.1:9/ipxe/a/b".to_owned(),
+            model: Model::default(),
             scale: 0.0,
             failing,
             tally: Tally::new(2),

@@ -24,7 +24,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use crate::{bmc::Service, interrupt::interrupted};
+use crate::{bmc::Service, interrupt::interrupted, sim::hardware::Model};
 use bmc::Bmc;
 use objects::Objects;
 use pace::Failing;
@@ -58,6 +58,8 @@ pub struct Options {
     pub discover: bool,
     /// The namespace of hosts, if the lab makes the Segment.
     pub namespace: String,
+    /// What the servers are.
+    pub model: Model,
     /// 1 is real time, 0 as fast as it goes.
     pub scale: f64,
     /// What goes wrong.
@@ -129,6 +131,7 @@ impl Fleet {
         let runtime = place.runtime()?;
         let world = Arc::new(World {
             scripts: place.scripts.clone(),
+            model: options.model,
             scale: options.scale,
             failing: options.failing.clone(),
             tally: Tally::new(numbers.len()),

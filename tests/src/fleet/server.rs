@@ -35,7 +35,7 @@ use super::{
 };
 use crate::sim::{
     firmware::{self, Script},
-    hardware::Hardware,
+    hardware::{Hardware, Model},
     http::Here,
     work,
 };
@@ -45,6 +45,8 @@ use crate::sim::{
 pub(super) struct World {
     /// What the script's URL begins with: `http://ADDRESS:PORT/ipxe/NAMESPACE/SEGMENT`.
     pub(super) scripts: String,
+    /// What their servers are.
+    pub(super) model: Model,
     /// 1 is real time.
     pub(super) scale: f64,
     /// What goes wrong.
@@ -254,7 +256,7 @@ impl Machine for Body {
             self.world.tally.enter(self.index, State::Stuck);
             return pending().await;
         }
-        Hardware::laden(self.number).inventory()
+        Hardware::laden(self.number, self.world.model).inventory()
     }
 
     fn work(
@@ -282,7 +284,13 @@ impl Machine for Body {
                 waits_at: None,
                 fails,
             });
-            let worked = work::carry_out(order, Hardware::laden(number), pace.subscribe(), work).await;
+            let worked = work::carry_out(
+                order,
+                Hardware::laden(number, world.model),
+                pace.subscribe(),
+                work,
+            )
+            .await;
             installed.store(writes && worked.end.is_ok(), Ordering::Relaxed);
             world.tally.enter(index, State::Ready);
             worked.end

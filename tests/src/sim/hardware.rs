@@ -9,6 +9,16 @@ use muster_proto::{
     },
 };
 
+/// What kind of large server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Model {
+    /// 26 disks.
+    #[default]
+    Storage,
+    /// 12 disks, which is as many as most servers of two units have room for.
+    Compute,
+}
+
 /// A server's hardware, as its agent will report it. Change [`Hardware::inventory`] at will: the identity follows from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hardware {
@@ -67,8 +77,8 @@ impl Hardware {
         Hardware { inventory }
     }
 
-    /// Server number `number` (below 2^20) as a large one: its report has more than 20 KiB of JSON, as those of storage servers do.
-    pub fn laden(number: u32) -> Hardware {
+    /// Server number `number` (below 2^20) as a large one: its report has more than 20 KiB of JSON.
+    pub fn laden(number: u32, model: Model) -> Hardware {
         let mut hardware = Hardware::number(number);
         let Inventory {
             system,
@@ -79,15 +89,19 @@ impl Hardware {
             driverless,
             ..
         } = &mut hardware.inventory;
-        "Simulated Storage Box".clone_into(&mut system.product);
+        // The devices stand for whatever makes a report large: what processors have on their buses, which the agent leaves out.
+        let (product, drives, devices) = match model {
+            Model::Storage => ("Simulated Storage Box", 26, 90),
+            Model::Compute => ("Simulated Compute Box", 12, 155),
+        };
+        product.clone_into(&mut system.product);
         (cpu.sockets, cpu.cores, cpu.threads, cpu.numa_nodes) = (2, 64, 128, 2);
         cpu.flags = (0..160).map(|flag| format!("flag{flag:03}")).collect();
         memory.modules = (0..32).map(|slot| module(number, slot)).collect();
         memory.installed_mib = memory.modules.iter().map(|module| module.size_mib).sum();
-        *disks = (0..26).map(|at| disk(number, at)).collect();
+        *disks = (0..drives).map(|at| disk(number, at)).collect();
         *nics = (0..6).map(|at| nic(number, at)).collect();
-        // They stand for whatever makes a report large: what processors have on their buses, which the agent leaves out.
-        *driverless = (0..90).map(uncore).collect();
+        *driverless = (0..devices).map(uncore).collect();
         hardware
     }
 
@@ -240,12 +254,15 @@ mod tests {
 
     #[test]
     fn report_of_a_laden_server_has_more_than_20_kib() {
-        let hardware = Hardware::laden(3);
-        assert!(hardware.report().len() > 20 << 10, "{}", hardware.report().len());
-        assert_eq!(
-            hardware.identity().system_serial,
-            Hardware::number(3).identity().system_serial
-        );
+        for model in [Model::Storage, Model::Compute] {
+            let hardware = Hardware::laden(3, model);
+            let bytes = hardware.report().len();
+            assert!((20 << 10..22 << 10).contains(&bytes), "{model:?}: {bytes}");
+            assert_eq!(
+                hardware.identity().system_serial,
+                Hardware::number(3).identity().system_serial
+            );
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use muster_proto::{
-    job::{Clean, ImageSource, MachineId, Write},
-    kinds::{LeaveAction, ServerSpec, ServerStatus, Session},
+    job::{ImageSource, MachineId, Write},
+    kinds::{LeaveAction, Packed, ServerSpec, ServerStatus, Session},
 };
 
 use super::*;
@@ -115,7 +115,7 @@ fn every_action_reaches_the_agent_with_its_term_and_its_details() {
             id: "1".to_owned(),
             epoch: 7,
             action,
-            clean: Some(clean.clone()),
+            clean: Some(Packed::new(&clean)),
             write: Some(write.clone()),
             ..Job::default()
         };

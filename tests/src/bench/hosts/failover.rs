@@ -20,6 +20,7 @@ use crate::{
     cluster::Role,
     controller::Controller,
     fleet::pace::{Step, takes},
+    sim::hardware::Model,
 };
 
 /// What a fleet's step takes of a real server's time: a write takes 96 to 144 s, longer than it takes to order all of them, and they end no
@@ -38,7 +39,7 @@ pub(super) async fn measure(hosts: u32) -> Result<Failover> {
     let limit = ("PROVISIONING_LIMIT".to_owned(), hosts.to_string());
     let control = || (Role::Control, vec![limit.clone()]);
     let controllers = vec![(Role::Edge, Vec::new()), control(), control(), control()];
-    let mut place = Place::start(hosts, controllers).await?;
+    let mut place = Place::start(hosts, Model::Storage, controllers).await?;
     let watch = Watch::start(place.api(HOSTS), Some(place.api(NAMESPACE)));
     place.power(hosts, SCALE)?;
     watch.all(hosts, "available", patience(hosts)).await?;

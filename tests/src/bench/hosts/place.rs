@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use kube::{Api, Client, Resource, core::NamespaceResourceScope};
 use muster_proto::kinds::{Dhcp, DhcpMode, Profile, Segment, UnknownPolicy};
 use nix::sys::resource::{Resource as Limit, getrlimit, setrlimit};
@@ -20,6 +21,7 @@ use crate::{
     netns::Netns,
     program::Program,
     scratch::Scratch,
+    sim::hardware::Model,
     stage,
 };
 
@@ -40,6 +42,7 @@ const NAMED: &str = "echo \"$1\" > /proc/sys/kernel/hostname && shift && exec \"
 /// The place. Fields are dropped in order: the fleets first, the cluster last.
 pub(super) struct Place {
     fleets: Vec<Program>,
+    model: Model,
     /// The controllers. The first one serves the Segment.
     pub(super) controllers: Vec<Controller>,
     client: Client,
@@ -54,8 +57,8 @@ pub(super) struct Place {
 pub(super) type Wanted = (Role, Vec<(String, String)>);
 
 impl Place {
-    /// With these controllers, of which the first one is to serve up to `hosts` hosts.
-    pub(super) async fn start(hosts: u32, controllers: Vec<Wanted>) -> Result<Place> {
+    /// For servers of this model, with these controllers, of which the first one is to serve up to `hosts` hosts.
+    pub(super) async fn start(hosts: u32, model: Model, controllers: Vec<Wanted>) -> Result<Place> {
         let (_, most) = getrlimit(Limit::RLIMIT_NOFILE).context("ask how many files may be open")?;
         setrlimit(Limit::RLIMIT_NOFILE, most, most).context("allow more open files")?;
         let scratch = Scratch::new()?;
@@ -71,6 +74,7 @@ impl Place {
         let way = bridges::api_in(&net, &cluster)?;
         let mut place = Place {
             fleets: Vec::new(),
+            model,
             controllers: Vec::new(),
             client,
             _way: way,
@@ -132,13 +136,14 @@ impl Place {
     /// Starts fleets of `hosts` servers together, which make their hosts at once.
     pub(super) fn power(&mut self, hosts: u32, scale: f64) -> Result<()> {
         let program = env::current_exe().context("find this program")?;
+        let model = self.model.to_possible_value().context("a model without a name")?;
         for (first, count) in shares(hosts, room()?) {
             let mut command = Command::new(&program);
             command
                 .args(["fleet", "--segment", &format!("{NAMESPACE}/{SEGMENT}")])
                 .args(["--address", ADDRESS, "--namespace", HOSTS])
                 .args(["--hosts", &count.to_string(), "--first", &first.to_string()])
-                .args(["--scale", &scale.to_string()])
+                .args(["--scale", &scale.to_string(), "--model", model.get_name()])
                 .arg("--kubeconfig")
                 .arg(self.cluster.kubeconfig())
                 .stdin(Stdio::null())

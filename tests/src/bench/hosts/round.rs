@@ -22,7 +22,7 @@ use super::{
     results::{self, Idle, Round, Stage},
     watch::Watch,
 };
-use crate::cluster::Role;
+use crate::{cluster::Role, sim::hardware::Model};
 
 /// Hosts that have not come by then never will, for each host and at least.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(600));
@@ -74,7 +74,7 @@ pub(super) struct Processes {
 pub(super) async fn measure(size: Size, round: &mut Round) -> Result<()> {
     let Size { hosts, idle } = size;
     round.hosts = hosts;
-    let mut place = Place::start(hosts, vec![(Role::Both, Vec::new())]).await?;
+    let mut place = Place::start(hosts, Model::Storage, vec![(Role::Both, Vec::new())]).await?;
     let watch = available(&mut place, hosts, round).await?;
     round.stored = stored(place.client()).await?;
     round.etcd_file = meter::read(place.client()).await?.etcd_file;
@@ -83,7 +83,16 @@ pub(super) async fn measure(size: Size, round: &mut Round) -> Result<()> {
     provisioned(&mut place, hosts, &watch, round).await
 }
 
-/// The same for the peer, of whose hosts none is left alone.
+/// What is stored of `hosts` available hosts as most are.
+pub(super) async fn measure_typical(hosts: u32, round: &mut Round) -> Result<()> {
+    round.hosts = hosts;
+    let mut place = Place::start(hosts, Model::Compute, vec![(Role::Both, Vec::new())]).await?;
+    available(&mut place, hosts, round).await?;
+    round.stored = stored(place.client()).await?;
+    Ok(())
+}
+
+/// Like [`measure`] for the peer, of whose hosts none is left alone.
 pub(super) async fn measure_peer(hosts: u32, round: &mut Round) -> Result<()> {
     round.hosts = hosts;
     let mut peer = Peer::start().await?;

@@ -585,7 +585,7 @@ impl Machine {
                     .edit("servers", &self.name, &json!({"status": {"inventoried": now}}));
             }
             JobAction::Clean => {
-                assert_eq!(job.clean.unwrap().disks[0].serial, "D1");
+                assert_eq!(job.clean.unwrap().unpack().disks[0].serial, "D1");
                 state.cleaned += 1;
                 state.disk = Vec::new();
                 if let Some(then) = job.then.filter(|then| then.session == session.key) {
