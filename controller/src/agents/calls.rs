@@ -192,35 +192,38 @@ where
         buffer: Vec::new(),
         rest: Rest::Nothing,
     }));
+    // What moves through a round of this is none of what it keeps while an answer is awaited, for most of its life.
     let mut last = false;
-    while !last {
+    let refused = loop {
+        if last {
+            break None;
+        }
         let head = tokio::select! {
             head = Box::pin(timeout(HEAD, head(&line))) => head,
             // Nobody waits for an answer.
-            () = &mut over => break,
+            () = &mut over => break None,
         };
-        let head = match head.map_err(|_| io::ErrorKind::TimedOut)?? {
+        let Head {
+            method,
+            uri,
+            content,
+            expects,
+            last: is_last,
+        } = match head.map_err(|_| io::ErrorKind::TimedOut)?? {
             Some(Ok(head)) => head,
-            Some(Err(status)) => {
-                let why = problem(
-                    ProblemKind::Malformed,
-                    "this is no request that is understood here",
-                );
-                Box::pin(write(&mut writer, with_status(status, &why), true)).await?;
-                break;
-            }
-            None => break,
+            Some(Err(status)) => break Some(status),
+            None => break None,
         };
-        last = head.last;
-        lock(&line).rest = head.content;
-        if head.expects && head.content != Rest::Nothing {
+        last = is_last;
+        lock(&line).rest = content;
+        if expects && content != Rest::Nothing {
             writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
             writer.flush().await?;
         }
-        let bare = head.method == Method::HEAD;
+        let bare = method == Method::HEAD;
         let mut answering = {
             let mut request = Request::new(Content(Arc::clone(&line)));
-            (*request.method_mut(), *request.uri_mut()) = (head.method, head.uri);
+            (*request.method_mut(), *request.uri_mut()) = (method, uri);
             answer(request)
         };
         let mut answered = loop {
@@ -240,6 +243,13 @@ where
             *answered.body_mut() = Full::default();
         }
         Box::pin(write(&mut writer, answered, last)).await?;
+    };
+    if let Some(status) = refused {
+        let why = problem(
+            ProblemKind::Malformed,
+            "this is no request that is understood here",
+        );
+        Box::pin(write(&mut writer, with_status(status, &why), true)).await?;
     }
     writer.shutdown().await
 }

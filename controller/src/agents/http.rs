@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -117,6 +118,7 @@ pub(super) async fn serve(
         let (edge, room) = (Arc::clone(&edge), room.clone());
         connections.spawn(connection(stream, peer, config, edge, room, seat));
     }
+    edge.sessions.wake_all();
     // Polls answer at once now.
     while connections.join_next().await.is_some() {}
 }
@@ -136,28 +138,36 @@ enum ConnectionError {
 }
 
 /// Finds out who is at the other end of `stream`, and answers its calls until it ends.
-async fn connection(
+fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     config: Arc<ServerConfig>,
     edge: Arc<Edge>,
     room: Room,
     seat: Seat,
-) {
+) -> impl Future<Output = ()> + Send {
     // On the heap: this task lives as long as its agent, and would have room for the handshake and all else that moves through it.
-    let ended = match Box::pin(meet(stream, peer, config, &edge, &room, seat)).await {
-        Ok(met) => met.serve(&edge).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, error = %muster_proto::Chain(&error), "connection ended");
+    let meeting = Box::pin(meet(stream, peer, config, Arc::clone(&edge), room, seat));
+    async move {
+        let ended = |error| {
+            tracing::debug!(%peer, error = %muster_proto::Chain(&error), "connection ended");
+        };
+        let Met { stream, agent, _seat } = match meeting.await {
+            Ok(met) => met,
+            Err(error) => return ended(error),
+        };
+        let over = over(&edge, matches!(agent.certificate, Some(Some(_))));
+        let answer = |request| routes::answer(&edge, &agent, request);
+        if let Err(error) = calls::serve(stream, answer, over).await {
+            ended(ConnectionError::Http(error));
+        }
     }
 }
 
 /// A connection after its handshake, and its place.
 struct Met {
     stream: Box<Secure>,
-    peer: Peer,
+    agent: Peer,
     _seat: Seat,
 }
 
@@ -166,8 +176,8 @@ async fn meet(
     stream: TcpStream,
     peer: SocketAddr,
     config: Arc<ServerConfig>,
-    edge: &Edge,
-    room: &Room,
+    edge: Arc<Edge>,
+    room: Room,
     mut seat: Seat,
 ) -> Result<Met, ConnectionError> {
     stream.set_nodelay(true).map_err(ConnectionError::Socket)?;
@@ -192,34 +202,25 @@ async fn meet(
             ConnectionError::Full
         })?;
     }
-    let peer = Peer {
+    let agent = Peer {
         address: peer.ip().to_canonical(),
         certificate,
     };
     Ok(Met {
         stream,
-        peer,
+        agent,
         _seat: seat,
     })
 }
 
-impl Met {
-    /// Answers its calls, until it ends or has to.
-    async fn serve(self, edge: &Arc<Edge>) -> Result<(), ConnectionError> {
-        let known = matches!(self.peer.certificate, Some(Some(_)));
-        let mut ending = edge.ending.clone();
-        let over = Box::pin(async move {
-            // The sender lives as long as the process.
-            let ending = async { drop(ending.wait_for(|ending| *ending).await) };
-            match known {
-                true => ending.await,
-                false => drop(timeout(STRANGER, ending).await),
-            }
-        });
-        let answer = |request| routes::answer(edge, &self.peer, request);
-        calls::serve(self.stream, answer, over)
-            .await
-            .map_err(ConnectionError::Http)
+/// Until a connection has to end, be it an agent's or not.
+fn over(edge: &Edge, is_agent: bool) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    let mut ending = edge.ending.clone();
+    // The sender lives as long as the process.
+    let ending = async move { drop(ending.wait_for(|ending| *ending).await) };
+    match is_agent {
+        true => Box::pin(ending),
+        false => Box::pin(async { drop(timeout(STRANGER, ending).await) }),
     }
 }
 
@@ -239,6 +240,6 @@ mod tests {
     #[test]
     fn a_connection_whose_poll_is_held_is_small() {
         let (task, poll) = (size_of_connection(connection), size_of_poll(routes::turn));
-        assert!(task <= 1280 && poll <= 1024, "{task} and {poll} bytes");
+        assert!(task <= 560 && poll <= 680, "{task} and {poll} bytes");
     }
 }

@@ -64,7 +64,7 @@ fn follow(job: &Job, then: &Then) -> Command {
     Command {
         id: then.id.clone(),
         epoch: job.epoch,
-        action: Action::Write(Box::new(then.write.clone())),
+        action: Action::Write(then.write.clone()),
     }
 }
 
@@ -132,7 +132,7 @@ fn action(job: &Job) -> Action {
                 .as_ref()
                 .map_or_else(Clean::default, |clean| (*clean.unpack()).clone()),
         ),
-        JobAction::Write => Action::Write(Box::new(job.write.clone().unwrap_or_default())),
+        JobAction::Write => Action::Write(job.write.clone().unwrap_or_default()),
     }
 }
 

@@ -50,7 +50,6 @@ pub(super) async fn answer(
         return Err(problem);
     }
     let longest = edge.sessions.pace.hold(request);
-    let mut ending = edge.ending.clone();
     let leaves = jobs::says_farewell(&caller.server, request);
     // Nobody keeps an old copy of the Server while the poll is held.
     let Caller { certificate, server } = caller;
@@ -68,7 +67,8 @@ pub(super) async fn answer(
         let view = View::of(Some(&server));
         let is_shown = view.is_connected;
         held.sees(view);
-        let command = jobs::command(&server, request);
+        // On the heap: nearly always there is none, and its room would be kept while the poll is held.
+        let command = jobs::command(&server, request).map(Box::new);
         let is_called_off = command
             .as_ref()
             .is_some_and(|command| edge.calls_off(&server, command));
@@ -93,10 +93,13 @@ pub(super) async fn answer(
             break Ok(None);
         }
         drop(server);
+        // From now on that wakes it, too.
+        if *edge.ending.borrow() {
+            break Ok(None);
+        }
         tokio::select! {
             () = woken => {}
             () = tokio::time::sleep_until(begun + hold) => break Ok(None),
-            _ = ending.wait_for(|ending| *ending) => break Ok(None),
         }
     };
     let command = match command {
@@ -127,7 +130,7 @@ pub(super) async fn answer(
         }));
     }
     Ok(PollResponse {
-        command,
+        command: command.map(|command| *command),
         time: clock::now(),
     })
 }

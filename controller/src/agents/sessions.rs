@@ -180,6 +180,13 @@ impl Sessions {
         }
     }
 
+    /// Wakes all polls: this replica ends.
+    pub(super) fn wake_all(&self) {
+        self.lock()
+            .values()
+            .for_each(|session| session.wake.notify_waiters());
+    }
+
     fn show(&self, server: &str, view: View) {
         if let Some(session) = self.lock().get_mut(server)
             && session.view != view
@@ -238,7 +245,7 @@ fn heard<'a>(live: &'a mut HashMap<String, Live>, server: &str, key: &str) -> &'
 pub(super) struct Held {
     sessions: Arc<Sessions>,
     certificate: Arc<ClientCertificate>,
-    /// Notified when the Server looks different from the view last given to [`Held::sees`].
+    /// Notified when the Server looks different from the view last given to [`Held::sees`], and when this replica ends.
     pub(super) wake: Arc<Notify>,
     answered: bool,
 }

@@ -154,7 +154,7 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
     if failures == 0 {
         return Ok(true);
     }
-    if draft.host.spec.image != draft.status.last_attempted_image {
+    if draft.host.spec.image.as_ref() != draft.status.last_attempted_image.as_deref() {
         draft.status.provisioning_fail_count = 0;
         return Ok(true);
     }

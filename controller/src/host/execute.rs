@@ -318,7 +318,7 @@ impl Executor {
         server: &Server,
         operation: (&str, i64),
         task: &WriteTask,
-    ) -> Result<Write, ExecuteError> {
+    ) -> Result<Box<Write>, ExecuteError> {
         let behind = || ExecuteError::Behind {
             step: PLACE,
             subject: server.metadata.name.clone().unwrap_or_default(),
@@ -338,12 +338,12 @@ impl Executor {
                 })?)
             }
         };
-        Ok(Write {
+        Ok(Box::new(Write {
             machine: task.permit.machine().clone(),
             disk: disk.clone(),
             image: task.image.clone(),
             config_drive,
-        })
+        }))
     }
 
     async fn remove_job(&self, host: &BareMetalHost, sight: &Sight, id: &str) -> Result<(), ExecuteError> {

@@ -66,7 +66,7 @@ fn software(raid: Option<&RaidConfig>) -> Option<&Vec<SoftwareRaidVolume>> {
 /// Why no image is written to the host for its software RAID: cleaning takes the array of another operator apart, and the image would go
 /// to one disk of it unnoticed.
 pub(super) fn software_raid(spec: &BareMetalHostSpec) -> Result<(), String> {
-    match software(spec.raid.as_ref()).is_some_and(|volumes| !volumes.is_empty()) {
+    match software(spec.raid.as_deref()).is_some_and(|volumes| !volumes.is_empty()) {
         true => Err(
             "the host asks for software RAID volumes, to which this version writes no image: remove spec.raid.softwareRAIDVolumes"
                 .to_owned(),
@@ -98,8 +98,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.enter(State::ExternallyProvisioned);
         return;
     }
-    let there = draft.old.provisioning.raid.as_ref();
-    if let Some(why) = unsupported_raid(spec.raid.as_ref(), there).or(unsupported_boot(spec)) {
+    let there = draft.old.provisioning.raid.as_deref();
+    if let Some(why) = unsupported_raid(spec.raid.as_deref(), there).or(unsupported_boot(spec)) {
         draft.refuse(ErrorType::Preparation, why);
         return;
     }

@@ -37,7 +37,7 @@ fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
     if !available::has_request(spec) {
         return None;
     }
-    let raid = || preparing::unsupported_raid(spec.raid.as_ref(), draft.old.provisioning.raid.as_ref());
+    let raid = || preparing::unsupported_raid(spec.raid.as_deref(), draft.old.provisioning.raid.as_deref());
     let unsupported = preparing::unsupported_boot(spec).or_else(raid);
     unsupported
         .map(str::to_owned)
@@ -123,13 +123,13 @@ fn is_to_go(draft: &Draft<'_>) -> bool {
             .filter(|method| !method.is_empty())
     };
     let image = image_url(runs.image.as_ref());
-    let custom = method(runs.custom_deploy.as_ref());
+    let custom = method(runs.custom_deploy.as_deref());
     match (image, &custom) {
         // Nobody knows what runs there. It goes if nothing is asked for, and else is taken for what is asked for.
         (None, None) => !available::has_request(spec),
         _ => {
             (image.is_some() && image != image_url(spec.image.as_ref()))
-                || (custom.is_some() && custom != method(spec.custom_deploy.as_ref()))
+                || (custom.is_some() && custom != method(spec.custom_deploy.as_deref()))
         }
     }
 }

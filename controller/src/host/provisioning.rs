@@ -39,10 +39,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     registration::snapshot_boot_mode(draft);
     // By which the disk is chosen that is written now and cleaned one day, whatever is changed meanwhile.
     draft.status.provisioning.root_device_hints = effective_hints(draft);
-    draft
-        .status
-        .last_attempted_image
-        .clone_from(&draft.host.spec.image);
+    draft.status.last_attempted_image = draft.host.spec.image.clone().map(Box::new);
     let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());
     match draft.session() {
         Some(_) => draft.wait_for("Write", WRITING),
@@ -78,7 +75,7 @@ fn take_back(draft: &mut Draft<'_>) {
 /// The request was taken back, or is another one than that which is being fulfilled.
 fn is_withdrawn(draft: &Draft<'_>) -> bool {
     let wanted = available::image_url(draft.host.spec.image.as_ref());
-    let attempted = available::image_url(draft.old.last_attempted_image.as_ref());
+    let attempted = available::image_url(draft.old.last_attempted_image.as_deref());
     !available::has_request(&draft.host.spec) || (attempted.is_some() && wanted != attempted)
 }
 

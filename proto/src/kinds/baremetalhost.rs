@@ -52,7 +52,7 @@ pub struct BareMetalHostSpec {
     pub consumer_ref: Option<Box<ObjectReference>>,
     /// Provisioning by another method than writing an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub custom_deploy: Option<CustomDeploy>,
+    pub custom_deploy: Option<Box<CustomDeploy>>,
     /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
@@ -90,7 +90,7 @@ pub struct BareMetalHostSpec {
     pub preprovisioning_network_data_name: Option<String>,
     /// RAID volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub raid: Option<RaidConfig>,
+    pub raid: Option<Box<RaidConfig>>,
     /// Which disk the image is written to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_device_hints: Option<Box<RootDeviceHints>>,
@@ -409,7 +409,7 @@ pub struct BareMetalHostStatus {
     pub hardware_profile: Option<String>,
     /// The image of the last attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_attempted_image: Option<Image>,
+    pub last_attempted_image: Option<Box<Image>>,
     /// When the status was written last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_updated: Option<Time>,
@@ -540,7 +540,7 @@ pub struct ProvisionStatus {
     pub boot_mode: Option<HostBootMode>,
     /// The method in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub custom_deploy: Option<CustomDeploy>,
+    pub custom_deploy: Option<Box<CustomDeploy>>,
     /// Settings of the firmware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<FirmwareConfig>,
@@ -549,7 +549,7 @@ pub struct ProvisionStatus {
     pub image: Option<Image>,
     /// RAID volumes that were made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub raid: Option<RaidConfig>,
+    pub raid: Option<Box<RaidConfig>>,
     /// The hints in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_device_hints: Option<Box<RootDeviceHints>>,

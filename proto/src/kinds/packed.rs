@@ -42,6 +42,9 @@ const PATTERN: RangeInclusive<usize> = 2 << 10..=64 << 10;
 /// under way, and what was just read is what the next one is about.
 const KEPT: usize = 16;
 
+/// What has more bytes of JSON does not stay: plain, it may take a hundred times as much.
+const LARGEST_KEPT: u32 = 128 << 10;
+
 /// What zstd works with for a type: some hundred KiB.
 struct Tools {
     pack: (By, Compressor<'static>),
@@ -153,8 +156,11 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Packed<T> {
 }
 
 impl<T: Send + Sync + 'static> Packed<T> {
-    /// Keeps `plain`, which this unpacks to, for a while.
+    /// Keeps `plain`, which this unpacks to, for a while, unless it is too large for that.
     fn keep(&self, plain: Arc<T>) {
+        if self.length > LARGEST_KEPT {
+            return;
+        }
         let kept = Kept {
             by: self.by,
             bytes: Arc::clone(&self.bytes),
@@ -330,6 +336,21 @@ mod tests {
             Arc::ptr_eq(&plain, &again.unpack()),
             "an object's next version has the same"
         );
+        assert_eq!(kept(), 1);
+    }
+
+    #[test]
+    fn what_is_very_large_does_not_stay_plain() {
+        /// No other test has anything of this kind.
+        #[derive(Serialize, Deserialize, PartialEq, Debug)]
+        struct Own(Vec<Option<u8>>);
+        let largest = usize::try_from(LARGEST_KEPT).unwrap();
+        let read = |nulls: usize| -> Packed<Own> { serde_json::from_value(json!(vec![(); nulls])).unwrap() };
+        let kept = || with_tools::<Own, _>(|tools| Ok(tools.kept.len())).unwrap();
+        let large = read(largest / 4);
+        assert_eq!(large.unpack().0.len(), largest / 4);
+        assert_eq!(kept(), 0, "{} bytes", large.length);
+        assert_eq!(read(2).unpack().0, [None, None]);
         assert_eq!(kept(), 1);
     }
 

@@ -72,12 +72,13 @@ pub struct Job {
     pub epoch: i64,
     /// What to do.
     pub action: JobAction,
-    /// What the action `clean` cleans: as many disks as the machine has.
+    /// What the action `clean` cleans.
     #[serde(skip_serializing_if = "Option::is_none")]
+    // It may name dozens of disks, and stays here until the next job.
     pub clean: Option<Packed<Clean>>,
     /// What the action `write` writes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub write: Option<Write>,
+    pub write: Option<Box<Write>>,
     /// What the agent is given as soon as it has ended the action `clean` well. An edge that does not know this ends with the cleaning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub then: Option<Then>,
@@ -96,7 +97,7 @@ pub struct Then {
     /// The key of the session that it is decided for; no other is given it.
     pub session: String,
     /// What is written.
-    pub write: Write,
+    pub write: Box<Write>,
 }
 
 /// How the machine leaves its ramdisk after a write, of the same term.
@@ -138,8 +139,11 @@ impl Job {
     /// The write that it ends with, and its id.
     pub fn writes(&self) -> Option<(&str, &Write)> {
         let alone = self.write.as_ref().filter(|_| self.action == JobAction::Write);
-        let follows = self.then.as_ref().map(|then| (then.id.as_str(), &then.write));
-        follows.or(alone.map(|write| (self.id.as_str(), write)))
+        let follows = self
+            .then
+            .as_ref()
+            .map(|then| (then.id.as_str(), then.write.as_ref()));
+        follows.or(alone.map(|write| (self.id.as_str(), write.as_ref())))
     }
 
     /// How the machine leaves after `last`, the job that the agent took up last, and whether it has said so: once that was the write that

@@ -52,7 +52,7 @@ enum Part {
     Peer(u32),
     /// With so many hosts.
     Failover(u32),
-    /// What is stored, of so many hosts as most are.
+    /// What is stored, of so many hosts with fewer disks.
     Typical(u32),
 }
 
@@ -122,10 +122,10 @@ pub async fn run(options: Options) -> Result<()> {
                 });
             }
             Part::Typical(hosts) => {
-                println!("· {hosts} hosts as most are");
+                println!("· {hosts} hosts with 12 disks");
                 let mut measured = results::Round::default();
                 if let Err(error) = round::measure_typical(hosts, &mut measured).await {
-                    results.warn(&format!("{hosts} hosts as most are: {error:#}"));
+                    results.warn(&format!("{hosts} hosts with 12 disks: {error:#}"));
                 }
                 results.typical = Some(measured);
             }

@@ -95,7 +95,7 @@ fn every_action_reaches_the_agent_with_its_term_and_its_details() {
         machine: machine.clone(),
         ..Clean::default()
     };
-    let write = Write {
+    let write = Box::new(Write {
         machine,
         image: ImageSource {
             url: "http://x/y".to_owned(),
@@ -103,13 +103,13 @@ fn every_action_reaches_the_agent_with_its_term_and_its_details() {
         },
         config_drive: Some("sealed".to_owned()),
         ..Write::default()
-    };
+    });
     for (action, expected) in [
         (JobAction::Inspect, Action::Inspect),
         (JobAction::Reboot, Action::Reboot),
         (JobAction::PowerOff, Action::PowerOff),
         (JobAction::Clean, Action::Clean(clean.clone())),
-        (JobAction::Write, Action::Write(Box::new(write.clone()))),
+        (JobAction::Write, Action::Write(write.clone())),
     ] {
         let job = Job {
             id: "1".to_owned(),

@@ -450,7 +450,7 @@ fn a_machine_boots_its_disk_from_when_the_write_that_it_leaves_after_has_ended_w
         for cleans in [true, false] {
             let mut server = with_job(JobAction::Write, true);
             let job = server.spec.job.as_mut().unwrap();
-            job.write = Some(muster_proto::job::Write::default());
+            job.write = Some(Box::default());
             if cleans {
                 let (id, write) = ("7".to_owned(), job.write.take().unwrap());
                 let session = String::new();

@@ -101,10 +101,10 @@ impl World {
         }
         let written = |task: &WriteTask| {
             assert_eq!(task.permit.disks().len(), 1);
-            Write {
+            Box::new(Write {
                 image: task.image.clone(),
                 ..Write::default()
-            }
+            })
         };
         let (mut write, mut then) = (None, None);
         let action = match &order.task {

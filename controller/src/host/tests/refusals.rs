@@ -114,7 +114,7 @@ fn what_cannot_be_written_is_refused_before_anything_is_lost() {
         (
             |world| {
                 let method = "x".repeat(100_000);
-                world.host().spec.custom_deploy = Some(CustomDeploy { method });
+                world.host().spec.custom_deploy = Some(Box::new(CustomDeploy { method }));
             },
             "the deploy method `xxx",
         ),
@@ -141,7 +141,7 @@ fn what_cannot_be_written_is_refused_before_anything_is_lost() {
         (
             |world| {
                 let method = "install_coreos".to_owned();
-                world.host().spec.custom_deploy = Some(CustomDeploy { method });
+                world.host().spec.custom_deploy = Some(Box::new(CustomDeploy { method }));
             },
             "`install_coreos` is unknown",
         ),
@@ -327,13 +327,13 @@ fn nothing_is_written_while_another_host_uses_the_machine() {
 #[test]
 fn raid_is_refused_until_it_can_be_made() {
     let mut world = World::new();
-    world.host().spec.raid = Some(RaidConfig {
+    world.host().spec.raid = Some(Box::new(RaidConfig {
         software_raid_volumes: Some(vec![SoftwareRaidVolume {
             level: "1".to_owned(),
             ..SoftwareRaidVolume::default()
         }]),
         ..RaidConfig::default()
-    });
+    }));
     world.settle();
     assert_eq!(world.state(), State::Preparing);
     assert_eq!(error(&world).0, Some(ErrorType::Preparation));
@@ -343,7 +343,7 @@ fn raid_is_refused_until_it_can_be_made() {
 
 #[test]
 fn volumes_that_another_operator_made_are_kept_and_no_image_is_written_to_software_ones() {
-    let raid = |kind: &str| -> RaidConfig {
+    let raid = |kind: &str| -> Box<RaidConfig> {
         let volumes = serde_json::json!({ kind: [{"level": "1"}] });
         serde_json::from_value(volumes).unwrap()
     };

@@ -453,7 +453,7 @@ fn a_detached_or_paused_host_goes_on_where_it_was_once_it_is_let() {
 fn what_a_deploy_step_installed_goes_when_the_step_is_removed_and_stays_when_it_is_another_one() {
     let method = |name: &str| {
         let method = name.to_owned();
-        Some(CustomDeploy { method })
+        Some(Box::new(CustomDeploy { method }))
     };
     for wanted in [None, method(""), method("install_something_else")] {
         let mut world = only("provisioned-by-a-deploy-step");

@@ -83,7 +83,7 @@ pub(super) async fn measure(size: Size, round: &mut Round) -> Result<()> {
     provisioned(&mut place, hosts, &watch, round).await
 }
 
-/// What is stored of `hosts` available hosts as most are.
+/// What is stored of `hosts` available hosts with 12 disks.
 pub(super) async fn measure_typical(hosts: u32, round: &mut Round) -> Result<()> {
     round.hosts = hosts;
     let mut place = Place::start(hosts, Model::Compute, vec![(Role::Both, Vec::new())]).await?;

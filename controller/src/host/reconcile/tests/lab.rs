@@ -589,11 +589,11 @@ impl Machine {
                 state.cleaned += 1;
                 state.disk = Vec::new();
                 if let Some(then) = job.then.filter(|then| then.session == session.key) {
-                    self.write(&mut state, &then.id, &session.key, then.write);
+                    self.write(&mut state, &then.id, &session.key, *then.write);
                     ended = then.id;
                 }
             }
-            JobAction::Write => self.write(&mut state, &job.id, &session.key, job.write.unwrap()),
+            JobAction::Write => self.write(&mut state, &job.id, &session.key, *job.write.unwrap()),
             JobAction::Reboot => Machine::boot(&mut state),
             JobAction::PowerOff => (state.on, state.calls_in) = (false, None),
         }
