@@ -152,6 +152,7 @@ fn connection(
         let ended = |error| {
             tracing::debug!(%peer, error = %muster_proto::Chain(&error), "connection ended");
         };
+        // The seat is held until the end of this.
         let Met { stream, agent, _seat } = match meeting.await {
             Ok(met) => met,
             Err(error) => return ended(error),

@@ -233,7 +233,12 @@ fn heard<'a>(live: &'a mut HashMap<String, Live>, server: &str, key: &str) -> &'
     let session = live.entry(server.to_owned()).or_insert_with(|| Live::new(key));
     if session.key != key {
         session.wake.notify_waiters();
-        *session = Live::new(key);
+        // A poll of the other key may go on, and is woken like this one's: the later of two is not always the newer session.
+        let wake = Arc::clone(&session.wake);
+        *session = Live {
+            wake,
+            ..Live::new(key)
+        };
     }
     session.since = Instant::now();
     session.closed = false;
@@ -434,5 +439,19 @@ mod tests {
         woken.as_mut().enable();
         sessions.compare_all(|_| view.clone());
         assert!(futures::poll!(woken.as_mut()).is_ready());
+    }
+
+    #[tokio::test]
+    async fn at_the_end_all_polls_wake_also_one_whose_place_another_key_has_taken() {
+        let sessions = sessions();
+        let polls = [sessions.hold(&of("a", "k1")), sessions.hold(&of("b", "k"))];
+        sessions.heard("a", "k2");
+        for held in polls {
+            let woken = held.wake.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            sessions.wake_all();
+            assert!(futures::poll!(woken.as_mut()).is_ready());
+        }
     }
 }

@@ -142,7 +142,7 @@ impl<T: 'static> Packed<T> {
 }
 
 impl<T: DeserializeOwned + Send + Sync + 'static> Packed<T> {
-    /// What was packed. To ask again at once costs little.
+    /// What was packed. To ask again at once costs little, unless it is very large.
     pub fn unpack(&self) -> Arc<T> {
         let kept = with_tools::<T, _>(|tools| Ok(tools.kept(self.by, &self.bytes)));
         let kept = kept.expect("nothing is unpacked for that");

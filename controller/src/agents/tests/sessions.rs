@@ -325,6 +325,27 @@ async fn a_controller_that_ends_answers_held_polls() {
 }
 
 #[tokio::test]
+async fn a_poll_that_comes_while_the_controller_ends_keeps_it_from_nothing() {
+    let long = Duration::from_secs(3600);
+    let mut lab = Lab::with(Pace { poll: long, ..pace() }).await;
+    let (agent, _) = lab.enrolled(1).await;
+    let gone = json!({ "status": { "session": { "state": "Disconnected" } } });
+    lab.api.edit("servers", &name(1), &gone);
+    lab.api.hold("PATCH", &format!("/{}/status", name(1)));
+    let request = json!({ "last": "", "holdSeconds": long.as_secs() });
+    let coming = tokio::spawn(async move { agent.call("poll", &request).await });
+    lab.until("it is shown as here", |lab| lab.api.is_held()).await;
+    let api = Arc::clone(&lab.api);
+    let release = async {
+        // Held polls have been woken by then.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        api.release();
+    };
+    tokio::join!(lab.stop(), release);
+    assert!(coming.await.unwrap().is_ok());
+}
+
+#[tokio::test]
 async fn a_machine_that_leaves_as_it_was_told_is_gone_without_a_long_silence() {
     let patient = Pace {
         silent: Duration::from_secs(3600),

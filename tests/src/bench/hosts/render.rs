@@ -88,7 +88,7 @@ const BOUND: &str = "\n\
     has the whole inventory, more than 20 KiB of it.\n\n\
     What bounds the controller's memory: about 13 MiB are the program and its libraries, and no single thing is large in what a host adds: \
     some 25 to 30 KiB in 230 pieces.\n\
-    The objects with their packed hardware are nearly a third of it; the connection of an agent and its held poll take 4 KiB; \
+    The objects with their packed hardware are nearly a third of it; the connection of an agent and its held poll take 6 KiB, two thirds of it keys, certificates and state of TLS; \
     the rest are the tables by which machines are found, metrics, and what is known of each BMC.\n\
     Most is taken while hosts are being provisioned: what their agents' connections leave free are pieces of other sizes than what hosts need then.\n";
 
