@@ -29,7 +29,7 @@ use super::{
     memory::Memory,
     observe::Sight,
     plan::{Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, Order, Task, WriteTask},
-    vault::{Vault, path_of},
+    vault::Vault,
     wake,
 };
 use crate::{
@@ -211,7 +211,7 @@ impl Executor {
             Effect::ReleaseHardware => self.release_hardware(host, sight).await,
             Effect::ReleaseLeftovers => self.release_leftovers(host).await,
             Effect::HoldSecret { name, hold } => self.vault.hold(host, &name, hold).await,
-            Effect::ReleaseSecret { name } => self.vault.release(&path_of(host, &name)).await,
+            Effect::ReleaseSecret { name } => self.vault.release(host, &name).await,
             Effect::Wake { macs } => {
                 // No API server and no BMC stands in its way.
                 if !self.term.still() {

@@ -18,7 +18,6 @@ use muster_proto::{
 use super::{
     State, bmc_secret,
     rivals::{Behind, bmc},
-    secrets::inputs_of,
 };
 use crate::discovery::host::declared_mac;
 
@@ -333,7 +332,13 @@ fn keys(host: &BareMetalHost) -> Vec<Key> {
         .chain(spec.preprovisioning_network_data_name.as_deref())
         .filter(|name| !name.is_empty())
         .collect();
-    let named: BTreeSet<&str> = inputs_of(spec).chain(held.iter().copied()).collect();
+    let references = [&spec.user_data, &spec.network_data, &spec.meta_data];
+    let named: BTreeSet<&str> = references
+        .into_iter()
+        .filter_map(|reference| reference.as_ref()?.name.as_deref())
+        .filter(|name| !name.is_empty())
+        .chain(held.iter().copied())
+        .collect();
     // One that is being deleted needs them for as long as its machine is cleaned and switched off.
     let needs = host.metadata.deletion_timestamp.is_none() || State::of(host) != State::Deleting;
     let held = held

@@ -1,7 +1,6 @@
 //! The loop: something changed, so decide again about every host that it concerns.
 
 mod carry;
-mod strays;
 
 use std::{
     collections::BTreeSet,
@@ -114,10 +113,8 @@ struct Context {
     max_provisioning_retries: i64,
     /// Hosts to look at again.
     wake: mpsc::UnboundedSender<Path>,
-    /// What runs beside the rounds, such as calls to BMCs; it ends with the loop.
+    /// Calls to BMCs; they end with the loop.
     calls: Mutex<JoinSet<()>>,
-    /// Taken while Secrets are let go that no host has to do with.
-    letting_go: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Decides and acts until dropped.
@@ -148,7 +145,7 @@ pub async fn run(config: Config) -> Result<(), NoRandom> {
     Ok(())
 }
 
-/// Ends what runs beside the rounds with the loop: calls hold the context that holds them.
+/// Ends the calls that are under way with the loop: they hold the context that holds them.
 struct End(Arc<Context>);
 
 impl Drop for End {
@@ -192,7 +189,6 @@ impl Context {
             max_provisioning_retries: config.max_provisioning_retries,
             wake,
             calls: Mutex::default(),
-            letting_go: Arc::default(),
         };
         Ok((Arc::new(context), config.changes, woken))
     }
@@ -276,21 +272,12 @@ impl Context {
         paths.into_iter().collect()
     }
 
-    /// Runs `work` beside the rounds, for as long as the loop runs.
-    fn beside(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that are over.
-        while calls.try_join_next().is_some() {}
-        calls.spawn(work);
-    }
-
     /// The hosts about which a decision may be another one now.
     fn concerned(&self, cue: &Cue<Change>) -> Vec<Path> {
         let change = match cue {
             Cue::Change(change) => change,
             Cue::Lost => return self.all(),
             Cue::Part(part) => {
-                self.let_go_of_strays();
                 let hosts = &self.world.hosts;
                 let theirs =
                     hosts.state_filter(|host| part.has(host.metadata.name.as_deref().unwrap_or_default()));

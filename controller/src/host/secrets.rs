@@ -2,13 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, CredentialsStatus, Session};
+use muster_proto::kinds::{BareMetalHost, CredentialsStatus, Session};
 
 use super::{
     access,
     content::LARGEST_DRIVE,
     draft::Draft,
-    index::Path,
     observed::{SecretSeen, SecretState},
     plan::{Drive, Effect, Hold},
 };
@@ -105,28 +104,6 @@ pub(super) fn former_secrets(host: &BareMetalHost) -> BTreeSet<&str> {
     names
         .filter(|name| !name.is_empty() && Some(*name) != named)
         .collect()
-}
-
-/// The names of the Secrets that go on the config drive, but for the network data of before.
-pub(super) fn inputs_of(spec: &BareMetalHostSpec) -> impl Iterator<Item = &str> {
-    let references = [&spec.user_data, &spec.network_data, &spec.meta_data];
-    let names = references
-        .into_iter()
-        .filter_map(|reference| reference.as_ref()?.name.as_deref());
-    names.filter(|name| !name.is_empty())
-}
-
-/// True if the host names the Secret, or its status remembers it.
-pub(super) fn has_to_do_with(host: &BareMetalHost, secret: &Path) -> bool {
-    if host.metadata.namespace.as_deref() != Some(&secret.namespace) {
-        return false;
-    }
-    let before = host.spec.preprovisioning_network_data_name.as_deref();
-    let named = bmc_secret(host)
-        .into_iter()
-        .chain(before)
-        .chain(inputs_of(&host.spec));
-    named.chain(former_secrets(host)).any(|name| name == secret.name)
 }
 
 /// Lets go of every Secret that carries the finalizer. True if there was one.
@@ -251,33 +228,4 @@ pub(super) fn drive(draft: &Draft<'_>, session: &Session) -> Result<Option<Drive
         user_data_secret: name(&spec.user_data),
         seal_key: session.seal_key.clone(),
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use muster_proto::kinds::BareMetalHost;
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_secret_is_a_hosts_while_its_spec_or_its_status_names_it() {
-        let status = json!({"errorCount": 0, "errorMessage": "", "operationalStatus": "OK", "poweredOn": false, "hardwareProfile": "",
-            "provisioning": {"ID": "", "state": "available"}, "goodCredentials": {"credentials": {"name": "good"}},
-            "triedCredentials": {"credentials": {"name": "tried"}}});
-        let host = json!({"apiVersion": "metal3.io/v1alpha1", "kind": "BareMetalHost", "metadata": {"name": "m1", "namespace": "metal"},
-            "spec": {"online": true, "bmc": {"address": "redfish://b/1", "credentialsName": "bmc"}, "userData": {"name": "user"},
-                "networkData": {"name": "network"}, "metaData": {"name": "meta"}, "preprovisioningNetworkDataName": "before"},
-            "status": status});
-        let host: BareMetalHost = serde_json::from_value(host).unwrap();
-        let path = |namespace: &str, name: &str| Path {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
-        for name in ["bmc", "user", "network", "meta", "before", "good", "tried"] {
-            assert!(has_to_do_with(&host, &path("metal", name)), "{name}");
-            assert!(!has_to_do_with(&host, &path("other", name)), "{name}");
-        }
-        assert!(!has_to_do_with(&host, &path("metal", "none")));
-    }
 }

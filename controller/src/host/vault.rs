@@ -377,15 +377,16 @@ impl Vault {
         }
         // Finalizers are a set, and owners a map by UID.
         let patch = Patch::Strategic(json!({"metadata": metadata}));
-        self.patch("hold Secret", &path, patch, None).await
+        self.patch("hold Secret", &path, patch).await
     }
 
-    /// Takes upstream's finalizer off the Secret; nothing if it is not known.
+    /// Takes upstream's finalizer off the Secret; nothing if it is gone.
     ///
     /// # Errors
     /// If the API server refuses.
-    pub async fn release(&self, secret: &Path) -> Result<(), ExecuteError> {
-        let Some(Answer::Found(entry)) = self.known(secret) else {
+    pub async fn release(&self, host: &BareMetalHost, name: &str) -> Result<(), ExecuteError> {
+        let step = "release Secret";
+        let Ok((path, entry)) = self.entry_of(host, name, step) else {
             return Ok(());
         };
         let finalizers: Vec<&String> = entry
@@ -394,26 +395,31 @@ impl Vault {
             .filter(|name| *name != SECRET_FINALIZER)
             .collect();
         let metadata = json!({"uid": entry.uid, "resourceVersion": entry.version, "finalizers": finalizers});
-        let patch = Patch::Merge(json!({"metadata": metadata}));
-        self.patch("release Secret", secret, patch, Some(&entry.version))
+        self.patch(step, &path, Patch::Merge(json!({"metadata": metadata})))
             .await
     }
 
-    /// The watched Secrets that are being deleted while upstream's finalizer holds them.
-    pub(super) fn leaving(&self) -> Vec<Path> {
-        let is_held = |entry: &Entry| entry.finalizers.iter().any(|name| name == SECRET_FINALIZER);
-        let watched = lock(&self.watched);
-        let leaving = watched.iter().filter(|(_, entry)| entry.leaves && is_held(entry));
-        leaving.map(|(path, _)| path.clone()).collect()
+    fn entry_of(
+        &self,
+        host: &BareMetalHost,
+        name: &str,
+        step: &'static str,
+    ) -> Result<(Path, Entry), ExecuteError> {
+        let path = path_of(host, name);
+        match self.known(&path) {
+            Some(Answer::Found(entry)) => Ok((path, entry)),
+            _ => Err(ExecuteError::Behind {
+                step,
+                subject: path.to_string(),
+            }),
+        }
     }
 
-    /// With the resource version that the Secret must have, if it must.
     async fn patch(
         &self,
         step: &'static str,
         path: &Path,
         patch: Patch<serde_json::Value>,
-        version: Option<&str>,
     ) -> Result<(), ExecuteError> {
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
@@ -441,11 +447,7 @@ impl Vault {
                 // Our copy was old: the next look is a fresh one.
                 lock(&self.direct).remove(path);
                 if matches!(error, ExecuteError::Behind { .. }) {
-                    let mut watched = lock(&self.watched);
-                    let is_old = |entry: &Entry| version.is_none_or(|version| entry.version == version);
-                    if watched.get(path).is_some_and(|entry| is_old(entry)) {
-                        watched.remove(path);
-                    }
+                    lock(&self.watched).remove(path);
                 }
                 Err(error)
             }
@@ -453,8 +455,7 @@ impl Vault {
     }
 }
 
-/// Where a Secret is that `host` names.
-pub(super) fn path_of(host: &BareMetalHost, name: &str) -> Path {
+fn path_of(host: &BareMetalHost, name: &str) -> Path {
     Path {
         namespace: host.metadata.namespace.clone().unwrap_or_default(),
         name: name.to_owned(),

@@ -1,6 +1,6 @@
 //! What a round decided is carried out: the host is written, people are told, effects take place; those that call a BMC beside the rounds.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use muster_proto::{Chain, kinds::BareMetalHost};
 use tokio::time::Instant;
@@ -136,7 +136,10 @@ fn spawn(
         call.begun = true;
     }
     let of = Arc::clone(context);
-    context.beside(async move {
+    let mut calls = context.calls.lock().unwrap_or_else(PoisonError::into_inner);
+    // Those that have ended.
+    while calls.try_join_next().is_some() {}
+    calls.spawn(async move {
         // Dropped at the end, whatever the end is.
         let _call = call;
         for effect in effects {

@@ -411,45 +411,6 @@ async fn hosts_with_one_secret_that_go_with_their_namespace_are_all_cleaned_befo
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_secret_that_somebody_deletes_goes_once_no_host_has_to_do_with_it() {
-    use k8s_openapi::api::core::v1::Secret;
-
-    let lab = Lab::new(2);
-    let before = |name: &str| json!({"spec": {"preprovisioningNetworkDataName": name}});
-    let is_held = |name: &str| {
-        let secret: Option<Secret> = lab.api.get("secrets", name);
-        secret.is_some_and(|secret| secret.metadata.finalizers.is_some_and(|all| !all.is_empty()))
-    };
-    lab.run(async {
-        for name in ["net-a", "net-b"] {
-            lab.put_secret(name, &[("networkData", "links: []")]);
-        }
-        for number in [1, 2] {
-            lab.declare(number);
-            lab.edit(number, &before("net-a"));
-            lab.reaches(number, "available").await;
-            lab.wish_plainly(number);
-            lab.reaches(number, "provisioned").await;
-        }
-        lab.until(|| is_held("net-a")).await;
-        lab.edit(1, &before("net-b"));
-        lab.api.delete("secrets", "net-a");
-        // The other host still names it.
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        assert!(is_held("net-a"));
-        lab.edit(2, &before("net-b"));
-        lab.until(|| lab.api.get::<Secret>("secrets", "net-a").is_none())
-            .await;
-        // One that is a host's stays, and one that nobody deletes.
-        lab.api.delete("secrets", "bmc-1");
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        assert!(is_held("bmc-1") && is_held("bmc-2"));
-    })
-    .await;
-    assert_eq!(refused(&lab), 0);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_secret_that_goes_and_can_be_held_no_more_still_serves_to_switch_the_machine_off() {
     let lab = Lab::new(1);
     lab.run(async {
