@@ -193,11 +193,7 @@ where
         rest: Rest::Nothing,
     }));
     // What moves through a round of this is none of what it keeps while an answer is awaited, for most of its life.
-    let mut last = false;
     let refused = loop {
-        if last {
-            break None;
-        }
         let head = tokio::select! {
             head = Box::pin(timeout(HEAD, head(&line))) => head,
             // Nobody waits for an answer.
@@ -208,13 +204,12 @@ where
             uri,
             content,
             expects,
-            last: is_last,
+            mut last,
         } = match head.map_err(|_| io::ErrorKind::TimedOut)?? {
             Some(Ok(head)) => head,
             Some(Err(status)) => break Some(status),
             None => break None,
         };
-        last = is_last;
         lock(&line).rest = content;
         if expects && content != Rest::Nothing {
             writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
@@ -243,6 +238,9 @@ where
             *answered.body_mut() = Full::default();
         }
         Box::pin(write(&mut writer, answered, last)).await?;
+        if last {
+            break None;
+        }
     };
     if let Some(status) = refused {
         let why = problem(

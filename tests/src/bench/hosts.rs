@@ -122,10 +122,11 @@ pub async fn run(options: Options) -> Result<()> {
                 });
             }
             Part::Typical(hosts) => {
-                println!("· {hosts} hosts with 12 disks");
+                let what = format!("{hosts} hosts with {} disks", round::TYPICAL.disks());
+                println!("· {what}");
                 let mut measured = results::Round::default();
                 if let Err(error) = round::measure_typical(hosts, &mut measured).await {
-                    results.warn(&format!("{hosts} hosts with 12 disks: {error:#}"));
+                    results.warn(&format!("{what}: {error:#}"));
                 }
                 results.typical = Some(measured);
             }

@@ -19,6 +19,16 @@ pub enum Model {
     Compute,
 }
 
+impl Model {
+    /// How many disks it has.
+    pub fn disks(self) -> u32 {
+        match self {
+            Model::Storage => 26,
+            Model::Compute => 12,
+        }
+    }
+}
+
 /// A server's hardware, as its agent will report it. Change [`Hardware::inventory`] at will: the identity follows from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hardware {
@@ -90,16 +100,16 @@ impl Hardware {
             ..
         } = &mut hardware.inventory;
         // The devices stand for whatever makes a report large: what processors have on their buses, which the agent leaves out.
-        let (product, drives, devices) = match model {
-            Model::Storage => ("Simulated Storage Box", 26, 90),
-            Model::Compute => ("Simulated Compute Box", 12, 155),
+        let (product, devices) = match model {
+            Model::Storage => ("Simulated Storage Box", 90),
+            Model::Compute => ("Simulated Compute Box", 155),
         };
         product.clone_into(&mut system.product);
         (cpu.sockets, cpu.cores, cpu.threads, cpu.numa_nodes) = (2, 64, 128, 2);
         cpu.flags = (0..160).map(|flag| format!("flag{flag:03}")).collect();
         memory.modules = (0..32).map(|slot| module(number, slot)).collect();
         memory.installed_mib = memory.modules.iter().map(|module| module.size_mib).sum();
-        *disks = (0..drives).map(|at| disk(number, at)).collect();
+        *disks = (0..model.disks()).map(|at| disk(number, at)).collect();
         *nics = (0..6).map(|at| nic(number, at)).collect();
         *driverless = (0..devices).map(uncore).collect();
         hardware

@@ -328,17 +328,20 @@ async fn a_controller_that_ends_answers_held_polls() {
 async fn a_poll_that_comes_while_the_controller_ends_keeps_it_from_nothing() {
     let long = Duration::from_secs(3600);
     let mut lab = Lab::with(Pace { poll: long, ..pace() }).await;
-    let (agent, _) = lab.enrolled(1).await;
+    let [(agent, _), (other, _)] = [lab.enrolled(1).await, lab.enrolled(2).await];
+    let request = json!({ "last": "", "holdSeconds": long.as_secs() });
+    let of_other = request.clone();
+    let held = tokio::spawn(async move { other.call("poll", &of_other).await });
+    lab.until_held().await;
     let gone = json!({ "status": { "session": { "state": "Disconnected" } } });
     lab.api.edit("servers", &name(1), &gone);
     lab.api.hold("PATCH", &format!("/{}/status", name(1)));
-    let request = json!({ "last": "", "holdSeconds": long.as_secs() });
     let coming = tokio::spawn(async move { agent.call("poll", &request).await });
     lab.until("it is shown as here", |lab| lab.api.is_held()).await;
     let api = Arc::clone(&lab.api);
     let release = async {
-        // Held polls have been woken by then.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Once one that was held has been woken, all have.
+        assert!(held.await.unwrap().is_ok());
         api.release();
     };
     tokio::join!(lab.stop(), release);

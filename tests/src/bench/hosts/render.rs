@@ -6,6 +6,7 @@ use super::{
     super::{render::line, results::Sample},
     meter::Requests,
     results::{Failover, HostsResults, Peer, Round, Seen, Stage},
+    round::TYPICAL,
 };
 
 /// The states that upstream's hosts go through, in order.
@@ -36,8 +37,9 @@ pub(super) fn page(results: &HostsResults) -> String {
     }
     if let Some(round) = &results.typical {
         page += &format!(
-            "\n## {} hosts with 12 disks each\n\nWhat is stored of available hosts:\n\n{}",
+            "\n## {} hosts with {} disks each\n\nWhat is stored of available hosts:\n\n{}",
             round.hosts,
+            TYPICAL.disks(),
             stored(round)
         );
     }
@@ -96,11 +98,12 @@ const BOUND: &str = "\n\
 fn typical(round: &Round) -> String {
     format!(
         "\nThe goal for the bytes in etcd is that of a typical host, while each disk stands in three objects of a host; so they are measured \
-         once more, with {} available hosts of 12 disks, as many as most servers of two units have room for \
+         once more, with {} available hosts of {} disks, as many as most servers of two units have room for \
          (`cargo xtask lab fleet --model compute`).\n\
          Their reports are as large as the others, too: in place of the disks there are 65 more devices, so that nearly half of a report \
          are devices, which no real agent reports.\n",
-        round.hosts
+        round.hosts,
+        TYPICAL.disks()
     )
 }
 
@@ -238,11 +241,11 @@ fn of_round(round: &Round) -> Vec<Row> {
     rows
 }
 
-/// The goal is for what most hosts are.
 fn of_typical(round: &Round) -> Option<Row> {
     let figure = format!(
-        "{} available hosts with 12 disks each: bytes in etcd a host",
-        round.hosts
+        "{} available hosts with {} disks each: bytes in etcd a host",
+        round.hosts,
+        TYPICAL.disks()
     );
     (!round.stored.is_empty()).then(|| row(figure, "KiB", Some(48.0), 1, kib_stored(round)))
 }

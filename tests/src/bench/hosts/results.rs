@@ -27,7 +27,7 @@ pub(super) struct HostsResults {
     pub(super) warnings: Vec<String>,
     /// Hosts from creation to provisioned, each time with a new control plane and controller.
     pub(super) rounds: Vec<Round>,
-    /// Hosts with 12 disks, from creation to available.
+    /// Hosts as most are, from creation to available.
     pub(super) typical: Option<Round>,
     /// As many hosts with baremetal-operator.
     pub(super) peer: Option<Peer>,

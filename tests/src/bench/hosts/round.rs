@@ -30,6 +30,8 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(200), Duration::fr
 const QUIET: Duration = Duration::from_secs(5);
 /// It must be quiet by then.
 const SETTLED: Duration = Duration::from_secs(180);
+/// What most hosts are: the goal for what is stored is theirs.
+pub(super) const TYPICAL: Model = Model::Compute;
 /// Requests of the user at the same time.
 pub(super) const AT_ONCE: usize = 16;
 
@@ -83,10 +85,10 @@ pub(super) async fn measure(size: Size, round: &mut Round) -> Result<()> {
     provisioned(&mut place, hosts, &watch, round).await
 }
 
-/// What is stored of `hosts` available hosts with 12 disks.
+/// What is stored of `hosts` available hosts of the model [`TYPICAL`].
 pub(super) async fn measure_typical(hosts: u32, round: &mut Round) -> Result<()> {
     round.hosts = hosts;
-    let mut place = Place::start(hosts, Model::Compute, vec![(Role::Both, Vec::new())]).await?;
+    let mut place = Place::start(hosts, TYPICAL, vec![(Role::Both, Vec::new())]).await?;
     available(&mut place, hosts, round).await?;
     round.stored = stored(place.client()).await?;
     Ok(())
