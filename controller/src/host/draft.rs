@@ -19,7 +19,7 @@ use super::{
     State, backoff, conditions,
     observed::Observed,
     owner::has_bmc,
-    plan::{Effect, Metadata, Plan},
+    plan::{Effect, Metadata, Plan, PowerWatch},
     reasons, table,
 };
 use crate::discovery::host::annotation;
@@ -81,6 +81,7 @@ pub(super) struct Draft<'a> {
     wait: Option<Wait>,
     slot: bool,
     requeue: Option<Duration>,
+    watch: Option<PowerWatch>,
     why: String,
 }
 
@@ -102,6 +103,7 @@ impl<'a> Draft<'a> {
             wait: None,
             slot: false,
             requeue: None,
+            watch: None,
             why: String::new(),
         }
     }
@@ -140,8 +142,21 @@ impl<'a> Draft<'a> {
 
     /// Comes back at `at` or earlier, but not at once.
     pub(super) fn again_at(&mut self, at: Timestamp) {
+        self.again(self.left(at));
+    }
+
+    /// All is as it should be; what was `read` of the power counts for as long as `holds`.
+    pub(super) fn watch_power(&mut self, read: Timestamp, holds: SignedDuration) {
+        self.watch = Some(PowerWatch {
+            first: self.left(read.checked_add(holds).unwrap_or(self.now)),
+            every: holds.unsigned_abs(),
+        });
+    }
+
+    /// How long it is until `at`, and not nothing.
+    fn left(&self, at: Timestamp) -> Duration {
         let left = Duration::try_from(at.duration_since(self.now)).unwrap_or_default();
-        self.again(left.max(Duration::from_secs(1)));
+        left.max(Duration::from_secs(1))
     }
 
     pub(super) fn tell(&mut self, reason: &'static str, message: impl Into<String>) {
@@ -472,6 +487,7 @@ impl<'a> Draft<'a> {
             events: self.events,
             slot,
             requeue: self.requeue,
+            watch: self.watch,
             why: self.why,
         }
     }

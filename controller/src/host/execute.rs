@@ -235,7 +235,7 @@ impl Executor {
 
     /// Asks the BMC, and remembers the answer. A failure there ends the round as any other; nothing is tried again because of it but
     /// by the next plan.
-    async fn call(&self, host: &BareMetalHost, effect: &Effect) -> Result<(), ExecuteError> {
+    pub(super) async fn call(&self, host: &BareMetalHost, effect: &Effect) -> Result<(), ExecuteError> {
         let step = name(effect);
         let behind = || ExecuteError::Behind {
             step,

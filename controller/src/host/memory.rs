@@ -19,9 +19,10 @@ use super::{
     State,
     draft::WORDS,
     index::Path,
-    observed::{Bmc, Failure, Probed, Tried},
+    observed::{Bmc, Failure, Power, Probed, Tried},
 };
 use crate::{
+    bmc::Health,
     bucket::{Bucket, Rate},
     events::Event,
     written::{BELIEVED, version},
@@ -32,8 +33,8 @@ const ROUNDS: Rate = Rate {
     burst: 60,
     every: Duration::from_secs(1),
 };
-/// Who comes back after as long as a status may wait finds that over.
-const EARLY: Duration = Duration::from_millis(100);
+/// Who comes back after as long as was said finds that over.
+pub(super) const EARLY: Duration = Duration::from_millis(100);
 
 /// An object as we wrote it.
 #[derive(Clone, Debug)]
@@ -68,6 +69,27 @@ impl<K: Resource> Own<K> {
     }
 }
 
+/// How a host rests: nothing is looked at again but its power.
+#[derive(Clone, Copy, Debug)]
+pub struct Rest {
+    /// When that is asked for next.
+    pub ask: Instant,
+    /// And how often from then on.
+    pub every: Duration,
+}
+
+/// Whether a host may rest.
+#[derive(Clone, Copy, Debug, Default)]
+enum Calm {
+    /// Something has changed at which no round has looked.
+    #[default]
+    Moved,
+    /// Nothing has since a round began to look.
+    Seen,
+    /// Nothing has, and there was nothing to do.
+    Rests(Rest),
+}
+
 /// What is known of one host.
 #[derive(Debug)]
 struct Entry {
@@ -76,6 +98,9 @@ struct Entry {
     tried: Option<Tried>,
     /// A call to its BMC is under way.
     calling: bool,
+    /// A round waits for the end of that call.
+    awaited: bool,
+    calm: Calm,
     /// Rounds that failed in a row.
     failures: u32,
     /// The refusal that was told last, until a round goes well.
@@ -232,14 +257,57 @@ impl Memory {
         });
     }
 
-    /// Takes the right to call the BMC of `host`; false: a call is under way.
-    pub fn begin_call(&self, host: &BareMetalHost) -> bool {
-        self.with(host, |entry| !std::mem::replace(&mut entry.calling, true)) == Some(true)
+    /// The power and the health of `host` as they were read last.
+    pub fn power(&self, host: &BareMetalHost) -> Option<(Power, Health)> {
+        let reading = self.with(host, |entry| entry.bmc.power)??;
+        Some((reading.power, reading.health))
     }
 
-    /// The call is over.
-    pub fn end_call(&self, host: &BareMetalHost) {
-        self.with(host, |entry| entry.calling = false);
+    /// Takes the right to call the BMC of `host`; false: a call is under way, and whoever asked waits for its end.
+    pub fn begin_call(&self, host: &BareMetalHost) -> bool {
+        let begin = |entry: &mut Entry| {
+            entry.awaited = entry.calling;
+            !std::mem::replace(&mut entry.calling, true)
+        };
+        self.with(host, begin) == Some(true)
+    }
+
+    /// The call is over. True if somebody waits for that.
+    pub fn end_call(&self, host: &BareMetalHost) -> bool {
+        let end = |entry: &mut Entry| {
+            entry.calling = false;
+            std::mem::take(&mut entry.awaited)
+        };
+        self.with(host, end) == Some(true)
+    }
+
+    /// Something has changed that concerns the host there.
+    pub fn moved(&self, host: &Path) {
+        if let Some(entry) = self.lock().get_mut(host) {
+            entry.calm = Calm::Moved;
+        }
+    }
+
+    /// A round begins to look at `host`: it sees all that has changed until now.
+    pub fn looks(&self, host: &BareMetalHost) {
+        self.with(host, |entry| entry.calm = Calm::Seen);
+    }
+
+    /// The round had nothing to do: `host` rests, unless something has changed since the round began.
+    pub fn rests(&self, host: &BareMetalHost, rest: Rest) {
+        self.with(host, |entry| {
+            if !matches!(entry.calm, Calm::Moved) {
+                entry.calm = Calm::Rests(rest);
+            }
+        });
+    }
+
+    /// How `host` rests, if it does.
+    pub fn rest(&self, host: &BareMetalHost) -> Option<Rest> {
+        self.with(host, |entry| match entry.calm {
+            Calm::Rests(rest) => Some(rest),
+            Calm::Moved | Calm::Seen => None,
+        })?
     }
 
     /// True if another round may follow at once; false: there were too many.
@@ -362,6 +430,8 @@ impl Entry {
             bmc: Bmc::default(),
             tried: None,
             calling: false,
+            awaited: false,
+            calm: Calm::default(),
             failures: 0,
             refusal: None,
             wrong: None,

@@ -36,8 +36,19 @@ pub struct Plan {
     pub slot: bool,
     /// Come back after this time even if nothing changes; none: a change will come. Zero: at once.
     pub requeue: Option<Duration>,
+    /// All is as it should be: the power is asked for again, and only another answer than the last one, or a change, needs another look.
+    pub watch: Option<PowerWatch>,
     /// Why, for the log.
     pub why: String,
+}
+
+/// When the power of a host is asked for at which all is as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PowerWatch {
+    /// For the first time after so long.
+    pub first: Duration,
+    /// And from then on so often.
+    pub every: Duration,
 }
 
 /// What changes of the object beside its status. A merge patch without a resource version, but for the finalizers.
@@ -268,6 +279,21 @@ impl Order {
 }
 
 impl Plan {
+    /// How the host rests, if it does: there is nothing to be done, and nothing to be looked at again but its power.
+    pub(super) fn rests(&self) -> Option<PowerWatch> {
+        let is_idle = self.status.is_none()
+            && self.metadata.is_empty()
+            && self.effects.is_empty()
+            && self.events.is_empty();
+        self.watch.filter(|_| is_idle && self.requeue.is_none())
+    }
+
+    /// After which time there is something to do again even if nothing changes.
+    pub(super) fn next(&self) -> Option<Duration> {
+        let watch = self.watch.map(|watch| watch.first);
+        self.requeue.into_iter().chain(watch).min()
+    }
+
     /// Nothing is to be done.
     pub fn rest(why: impl Into<String>) -> Plan {
         Plan {

@@ -101,7 +101,7 @@ fn settle(draft: &mut Draft<'_>) {
     // The job by which the ramdisk left, or what remained of one.
     jobs::tidy(draft);
     let read = draft.seen.bmc.power.map_or(draft.now, |reading| reading.at);
-    draft.again_at(read.checked_add(holds(draft)).unwrap_or(draft.now));
+    draft.watch_power(read, holds(draft));
 }
 
 /// How long what the BMC said of the power counts.

@@ -26,6 +26,7 @@ use muster_proto::{
 use tokio::{
     sync::{broadcast, mpsc},
     task::JoinSet,
+    time::Instant,
 };
 
 use super::{
@@ -36,13 +37,13 @@ use super::{
     draft::bounded,
     execute::{Executor, Fresh},
     index::{Index, Path},
-    memory::Memory,
+    memory::{EARLY, Memory, Rest},
     metrics::{Metrics, Plain},
     next,
     observe::{Eyes, Sight},
     owner,
     place::{self, waits_in_line},
-    plan::Effect,
+    plan::{Effect, PowerWatch},
     reboot,
     slots::Slots,
     vault::{NoRandom, SECRET, Touched, Vault},
@@ -54,7 +55,7 @@ use crate::{
     round::{Cue, ExecuteError, PATIENCE, receive, retry_after, run_out},
     world::{Change, Scope, World},
 };
-use carry::{Call, Done, carry_out};
+use carry::{Call, Done, carry_out, watch_power};
 
 /// How long a host waits whose rounds follow each other without an end.
 const TOO_FAST: Duration = Duration::from_secs(1);
@@ -357,15 +358,19 @@ async fn rounds(
         }
     }
     let start = stream::once(std::future::ready(all));
+    let by = Arc::clone(&context);
+    let changed = receive(changes).map(move |cue| by.concerned(&cue));
     let of = Arc::clone(&context);
-    let changed = receive(changes).map(move |cue| of.concerned(&cue));
     let woken = stream::unfold(woken, |mut woken| async move {
         let host = woken.recv().await?;
         Some((vec![host], woken))
     });
     let queue = stream::select(start.chain(changed), stream::select(woken, secrets))
         .flat_map(stream::iter)
-        .map(|path| Ok::<ObjectRef<BareMetalHost>, Infallible>(path.to_ref()));
+        .map(|path| {
+            of.memory.moved(&path);
+            Ok::<ObjectRef<BareMetalHost>, Infallible>(path.to_ref())
+        });
     let rounds = applier(
         |host, context| round(host, context).boxed(),
         |host, error, context: Arc<Context>| {
@@ -397,6 +402,9 @@ enum After {
 /// Decides and acts, and once more where that wrote the host: most steps begin with a state that is written first, and what was written
 /// a moment ago need not be read again before data is destroyed.
 async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action, ExecuteError> {
+    if let Some(action) = watch_power(&host, &context) {
+        return Ok(action);
+    }
     let (mut watched, mut fresh) = (host, None);
     for _ in 0..TURNS {
         let done = match turn(&watched, fresh, &context).await? {
@@ -436,6 +444,7 @@ async fn turn(
         }
         return Ok(After::Over(Action::await_change()));
     }
+    context.memory.looks(host);
     let sight = context.eyes().look(host).await;
     let wrong = [reboot::unreadable(&sight.host), detached::unreadable(&sight.host)];
     let wrong: Vec<String> = wrong.into_iter().flatten().collect();
@@ -449,6 +458,7 @@ async fn turn(
         });
     }
     let mut plan = decide(context, &path, &sight);
+    let rests = plan.rests();
     if let Some(defer) = context.defers(&sight.host, &plan) {
         plan.status = None;
         plan.requeue = Some(plan.requeue.map_or(defer, |pause| pause.min(defer)));
@@ -465,7 +475,7 @@ async fn turn(
         },
         false => None,
     };
-    let (slot, requeue) = (plan.slot, plan.requeue);
+    let (slot, requeue) = (plan.slot, plan.next());
     let acted = tokio::time::timeout(PATIENCE, carry_out(context, &path, (&sight, fresh), plan, call)).await;
     let outcome = acted.unwrap_or_else(|_| {
         Err(ExecuteError::Late {
@@ -479,6 +489,10 @@ async fn turn(
     let after = match outcome {
         Ok(done) => {
             context.memory.went_well(&sight.host);
+            if let Some(PowerWatch { first, every }) = rests {
+                let ask = Instant::now() + first;
+                context.memory.rests(&sight.host, Rest { ask, every });
+            }
             let pause = if done.wrote { Some(Duration::ZERO) } else { requeue };
             let at_once = pause.is_some_and(|pause| pause.is_zero());
             Ok(if at_once && !context.memory.may_hurry(&sight.host) {

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
+use kube::runtime::controller::Action;
 use muster_proto::{Chain, kinds::BareMetalHost};
 use tokio::time::Instant;
 
@@ -12,10 +13,11 @@ use super::{
         counts,
         execute::{self, Fresh},
         index::Path,
+        memory::Rest,
         observe::Sight,
         plan::{Effect, PowerOrder},
     },
-    Context, TOO_FAST,
+    Context, EARLY, TOO_FAST,
 };
 use crate::{events::Event, round::ExecuteError};
 
@@ -45,8 +47,9 @@ impl Done {
     }
 }
 
-/// The right to call the BMC of one host. When a call under it ends, the host is looked at again; where none was begun, it is the round
-/// that says when, or a write that the API server refuses would be tried again without a pause.
+/// The right to call the BMC of one host. When a call under it ends, the host is looked at again, unless that said nothing new and nobody
+/// waits for it; where none was begun, it is the round that says when, or a write that the API server refuses would be tried again
+/// without a pause.
 pub(super) struct Call {
     context: Arc<Context>,
     host: Arc<BareMetalHost>,
@@ -65,8 +68,8 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.context.memory.end_call(&self.host);
-        if self.begun {
+        let is_awaited = self.context.memory.end_call(&self.host);
+        if self.begun || is_awaited {
             self.context.wake([Path::of(self.host.as_ref())]);
         }
     }
@@ -123,6 +126,14 @@ pub(super) async fn carry_out(
     Ok(done)
 }
 
+/// Goes on with `call` beside the rounds.
+fn beside(context: &Context, call: impl Future<Output = ()> + Send + 'static) {
+    let mut calls = context.calls.lock().unwrap_or_else(PoisonError::into_inner);
+    // Those that have ended.
+    while calls.try_join_next().is_some() {}
+    calls.spawn(call);
+}
+
 /// Carries out `effects`, the first of which calls the BMC, beside the rounds; tells `events` if all goes well.
 fn spawn(
     context: &Arc<Context>,
@@ -136,10 +147,7 @@ fn spawn(
         call.begun = true;
     }
     let of = Arc::clone(context);
-    let mut calls = context.calls.lock().unwrap_or_else(PoisonError::into_inner);
-    // Those that have ended.
-    while calls.try_join_next().is_some() {}
-    calls.spawn(async move {
+    beside(context, async move {
         // Dropped at the end, whatever the end is.
         let _call = call;
         for effect in effects {
@@ -159,4 +167,35 @@ fn spawn(
         }
         events.into_iter().for_each(|event| of.events.record(event));
     });
+}
+
+/// Asks for the power of `host` beside the rounds, if it rests and that is due. Returns when there is something to do again; none: the
+/// host is to be looked at.
+pub(super) fn watch_power(host: &Arc<BareMetalHost>, context: &Arc<Context>) -> Option<Action> {
+    let Rest { ask, every } = context.memory.rest(host)?;
+    let now = Instant::now();
+    let left = ask.saturating_duration_since(now);
+    if left > EARLY {
+        return Some(Action::requeue(left));
+    }
+    let mut call = Call::begin(context, host)?;
+    let next = Rest {
+        ask: now + every,
+        every,
+    };
+    context.memory.rests(host, next);
+    let (of, host) = (Arc::clone(context), Arc::clone(host));
+    call.begun = true;
+    beside(context, async move {
+        // Dropped at the end, whatever the end is.
+        let mut call = call;
+        let before = of.memory.power(&host);
+        let asked = of.executor.call(&host, &Effect::ReadPower).await;
+        if let Err(error) = &asked {
+            tracing::debug!(host = %Path::of(host.as_ref()), error = %Chain(error), "looks again");
+            tokio::time::sleep(TOO_FAST / 4).await;
+        }
+        call.begun = asked.is_err() || of.memory.power(&host) != before;
+    });
+    Some(Action::requeue(every))
 }

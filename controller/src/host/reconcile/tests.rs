@@ -3,6 +3,7 @@
 mod api;
 mod lab;
 mod places;
+mod rest;
 mod trouble;
 
 use std::time::Duration;

@@ -280,7 +280,7 @@ fn nothing_at_all_is_done_to_a_paused_host() {
             plan.status.is_none() && plan.metadata.is_empty() && plan.effects.is_empty(),
             "{state}"
         );
-        assert!(plan.requeue.is_none() && plan.events.is_empty(), "{state}");
+        assert!(plan.next().is_none() && plan.events.is_empty(), "{state}");
     }
 }
 

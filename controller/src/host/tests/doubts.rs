@@ -617,7 +617,7 @@ fn a_host_that_goes_waits_neither_for_a_contested_machine_nor_for_its_disks_with
         let begun = world.now;
         world.delete();
         world.round();
-        assert!(world.plan().requeue.is_some(), "nobody else would wake it");
+        assert!(world.plan().next().is_some(), "nobody else would wake it");
         world.until("gone", |world| world.host.is_none());
         assert!(
             world.now.duration_since(begun).as_hours() >= 1,

@@ -675,7 +675,7 @@ fn while_power_is_refused(world: &mut World, rounds: usize) -> Duration {
     for _ in 0..rounds {
         let writes = world.status_writes;
         let plan = world.plan();
-        let requeue = plan.requeue;
+        let requeue = plan.next();
         let is_power = |effect: &Effect| matches!(effect, Effect::Power { .. });
         let fault = match plan.effects.iter().any(is_power) {
             true => Fault::Fails,

@@ -711,7 +711,7 @@ impl World {
     /// One round, and the time until the next.
     pub(super) fn round(&mut self) {
         let plan = self.plan();
-        let requeue = plan.requeue;
+        let requeue = plan.next();
         self.execute(plan, None, Fault::None);
         if requeue != Some(Duration::ZERO) {
             let pause = requeue.map_or(60, |requeue| requeue.as_secs().clamp(11, 300));

@@ -56,6 +56,11 @@ struct State {
     sessions: u32,
     password: String,
     fault: Option<BmcError>,
+    /// How long its BMC takes to say whether it is on.
+    bmc_takes: Duration,
+    /// How often its BMC was asked for that, and how often it answered.
+    asked: usize,
+    answered: usize,
     /// What the disk holds, and how often it was written.
     disk: Vec<String>,
     cleaned: usize,
@@ -444,6 +449,17 @@ impl Machine {
         self.lock().fault = fault;
     }
 
+    /// Its BMC takes this long to say whether it is on.
+    pub(super) fn set_bmc_takes(&self, time: Duration) {
+        self.lock().bmc_takes = time;
+    }
+
+    /// How often its BMC was asked whether it is on, and how often it answered.
+    pub(super) fn asked_and_answered(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.asked, state.answered)
+    }
+
     /// Its ramdisk never calls in.
     pub(super) fn set_mute(&self) {
         self.lock().mute = true;
@@ -661,7 +677,15 @@ impl Bmcs for Lab {
     }
 
     fn power<'a>(&'a self, access: &'a bmc::Access) -> Answer<'a, SystemState> {
-        async { Ok(Machine::look(&*self.machine(&access.host).enter(access)?)) }.boxed()
+        async {
+            let machine = self.machine(&access.host);
+            machine.lock().asked += 1;
+            let time = machine.lock().bmc_takes;
+            tokio::time::sleep(time).await;
+            machine.lock().answered += 1;
+            Ok(Machine::look(&*machine.enter(access)?))
+        }
+        .boxed()
     }
 
     fn set_power<'a>(
