@@ -16,6 +16,7 @@
 //! | 1.0 | enrolment, inventory, the commands `inspect` and `reboot` |
 //! | 1.1 | the commands `powerOff`, `clean` and `write`; epochs, progress, a key to seal secrets to, [`Failure`], the log of a failure |
 //! | 1.2 | [`PollRequest::hold_seconds`] |
+//! | 1.3 | [`PollRequest::goes_at_once`] and [`Command::farewell`]: a machine leaves with the answer to the end of its write |
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ use crate::{
 };
 
 /// The version of this protocol: `major.minor`. Another major version is refused with [`ProblemKind::Version`].
-pub const PROTOCOL: &str = "1.2";
+pub const PROTOCOL: &str = "1.3";
 
 /// How long the controller holds a poll that has nothing to say at most, in seconds. Each one costs both sides a turn, and all of them
 /// together are most of what thousands of agents cost that wait.
@@ -112,6 +113,10 @@ pub struct PollRequest {
     /// How the command named in `last` went, once it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+    /// With an outcome: an order to leave that comes with the answer is carried out without another word, since nothing else is under
+    /// way. Since 1.3.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub goes_at_once: bool,
     /// How far the command named in `last` is, while it runs. Since 1.1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
@@ -141,8 +146,15 @@ pub struct Command {
     /// 1.1.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub epoch: i64,
+    /// With an order to leave: that the machine does so is written already, and need not be told. Since 1.3.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub farewell: bool,
     /// What to do.
     pub action: Action,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn is_zero(epoch: &i64) -> bool {

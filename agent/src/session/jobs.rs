@@ -95,7 +95,9 @@ impl Drop for Ending {
 impl Jobs {
     /// What is to be done with `command`.
     pub(super) fn judge(&self, command: &Command) -> Judgement {
-        let Command { id, epoch, action } = command;
+        let Command {
+            id, epoch, action, ..
+        } = command;
         let waits = self.next.as_ref().is_some_and(|next| next.id == *id);
         if waits || self.running.as_ref().is_some_and(|running| running.id == *id) {
             return Judgement::UnderWay;
@@ -210,6 +212,11 @@ impl Jobs {
         Some((&running.id, running.progress.borrow().clone()))
     }
 
+    /// True if no job runs or waits, and a single outcome is left to tell.
+    pub(super) fn are_over(&self) -> bool {
+        self.running.is_none() && self.next.is_none() && self.untold.len() == 1
+    }
+
     /// True while a job runs.
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()
@@ -300,6 +307,7 @@ mod tests {
         Command {
             id: id.to_owned(),
             epoch,
+            farewell: false,
             action,
         }
     }

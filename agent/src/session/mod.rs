@@ -318,6 +318,7 @@ impl<M: Machine> Session<M> {
         let mut request = PollRequest::default();
         if let Some(Untold { id, outcome, log }) = self.jobs.untold().cloned() {
             (request.last, request.outcome, request.log) = (id, Some(outcome), log);
+            request.goes_at_once = self.jobs.are_over();
         } else if let Some((id, progress)) = self.jobs.progress() {
             (request.last, request.progress) = (id.to_owned(), Some(progress));
         } else {
@@ -419,8 +420,8 @@ impl<M: Machine> Session<M> {
                 };
                 return self.finish(&command.id, outcome).await;
             }
-            Action::Reboot => return Err(self.farewell(&command.id, Ended::Reboot).await),
-            Action::PowerOff => return Err(self.farewell(&command.id, Ended::PowerOff).await),
+            Action::Reboot => return Err(self.farewell(&command, Ended::Reboot).await),
+            Action::PowerOff => return Err(self.farewell(&command, Ended::PowerOff).await),
             // Not refused: what is ordered stands, and is carried out by the ramdisk that boots.
             Action::Clean(_) | Action::Write(_) if self.jobs.are_broken() => {
                 tracing::error!("the agent broke before: the machine boots again");
@@ -467,9 +468,11 @@ impl<M: Machine> Session<M> {
         })
     }
 
-    /// Tells that the order `id` is carried out now: there is nobody left to tell it afterwards.
-    async fn farewell(&mut self, id: &str, ended: Ended) -> Stop {
-        self.jobs.finished(id, Outcome::Done, Vec::new());
+    /// Tells that `order` is carried out now, unless that is known: there is nobody left to tell it afterwards.
+    async fn farewell(&mut self, order: &Command, ended: Ended) -> Stop {
+        if !order.farewell {
+            self.jobs.finished(&order.id, Outcome::Done, Vec::new());
+        }
         // The answer may be held back; all that matters is that the outcomes arrive.
         let tell = async {
             while self.jobs.untold().is_some() {

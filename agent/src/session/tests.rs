@@ -267,14 +267,14 @@ async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
     );
     assert_eq!(calls[0].body["token"], "the token");
     assert_eq!(calls[0].body["identity"]["systemSerial"], "SN-1");
-    assert_eq!(calls[0].body["protocol"], "1.2");
+    assert_eq!(calls[0].body["protocol"], "1.3");
     let seal_key = calls[0].body["sealKey"].as_str().unwrap();
     assert!(muster_proto::seal::public_key(seal_key).is_some(), "{seal_key}");
     assert_eq!(calls[1].body["disks"].as_array().unwrap().len(), 1);
     assert_eq!(calls[2].body, json!({"last": "", "holdSeconds": 60}));
     assert_eq!(
         calls[3].body,
-        json!({"last": "op-1", "holdSeconds": 25, "outcome": {"result": "done"}}),
+        json!({"last": "op-1", "holdSeconds": 25, "outcome": {"result": "done"}, "goesAtOnce": true}),
         "reported before the reboot"
     );
     assert_eq!(
@@ -549,7 +549,7 @@ async fn an_inspection_sends_a_new_inventory() {
         .collect();
     assert_eq!(
         polls[1],
-        &json!({"last": "op-1", "holdSeconds": 25, "outcome": {"result": "done"}})
+        &json!({"last": "op-1", "holdSeconds": 25, "outcome": {"result": "done"}, "goesAtOnce": true})
     );
     assert_eq!(
         polls[2],

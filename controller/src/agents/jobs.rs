@@ -14,10 +14,16 @@ mod tests;
 const MAX_ERROR: usize = 1024;
 /// The same for what the column of a table shows of it.
 const MAX_SUMMARY: usize = 80;
+/// What that shows of a write after which the machine has left its ramdisk.
+const LEFT: &str = "done, and left";
 
 /// What the agent is to do: what follows the job that it tells the good end of, or that ended with what is written, or else the job that it
 /// has not taken up.
 pub(super) fn command(server: &Server, request: &PollRequest) -> Option<Command> {
+    if has_gone(server, request) {
+        // Again, if the answer was lost.
+        return goes(server, request);
+    }
     match (following(server, request), server.spec.job.as_ref()) {
         (Some(then), Some(job)) => Some(follow(job, then)),
         _ => next_command(server, &request.last),
@@ -64,6 +70,7 @@ fn follow(job: &Job, then: &Then) -> Command {
     Command {
         id: then.id.clone(),
         epoch: job.epoch,
+        farewell: false,
         action: Action::Write(then.write.clone()),
     }
 }
@@ -74,6 +81,7 @@ fn leave(job: &Job, leave: &Leave) -> Command {
     Command {
         id: leave.id.clone(),
         epoch: job.epoch,
+        farewell: false,
         action: match leave.action {
             LeaveAction::Reboot => Action::Reboot,
             LeaveAction::PowerOff => Action::PowerOff,
@@ -117,6 +125,7 @@ fn next_command(server: &Server, last: &str) -> Option<Command> {
     Some(Command {
         id: job.id.clone(),
         epoch: job.epoch,
+        farewell: false,
         action: action(job),
     })
 }
@@ -151,19 +160,41 @@ pub(super) fn says_farewell(server: &Server, request: &PollRequest) -> bool {
         _ => job.id == request.last && matches!(job.action, JobAction::Reboot | JobAction::PowerOff),
     };
     request.outcome == Some(Outcome::Done) && server.spec.job.as_deref().is_some_and(ordered)
+        || goes(server, request).is_some()
 }
 
 /// How the agent is told to leave with the answer to the end of the job `id`, if that went well.
-fn leaving(server: &Server, id: &str) -> Option<Leaving> {
+fn leaving<'a>(server: &'a Server, id: &str) -> Option<(&'a Job, &'a Leave)> {
     let session = server.status.as_ref().and_then(|status| status.session.as_ref());
-    let job = server.spec.job.as_ref()?;
+    let job = server.spec.job.as_deref()?;
     let leave = job.leave.as_ref().filter(|leave| !leave.id.is_empty())?;
     let may = session.is_some_and(|session| job.is_for(&session.key)) && !crate::lenient::is_marked(server);
     let ends = job.writes().is_some_and(|(write, _)| write == id);
-    (may && ends).then(|| Leaving {
-        id: leave.id.clone(),
-        said: false,
+    (may && ends).then_some((job, leave))
+}
+
+/// What an agent is told that leaves with the answer to `request` and says nothing more, so that its farewell is written with the end.
+pub(super) fn goes(server: &Server, request: &PollRequest) -> Option<Command> {
+    let goes = request.goes_at_once && request.outcome == Some(Outcome::Done);
+    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    // Of an end that is written without a farewell the order to leave stands for itself.
+    let is_written = last.is_some_and(|last| last.id == request.last && last.done);
+    let (job, way) =
+        leaving(server, &request.last).filter(|_| goes && (!is_written || has_gone(server, request)))?;
+    Some(Command {
+        farewell: true,
+        ..leave(job, way)
     })
+}
+
+/// True if the machine's farewell is written with the end that `request` tells.
+pub(super) fn has_gone(server: &Server, request: &PollRequest) -> bool {
+    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let same = last.filter(|last| last.id == request.last && last.done);
+    request.goes_at_once
+        && same
+            .and_then(|last| last.leaving.as_ref())
+            .is_some_and(|leaving| leaving.said)
 }
 
 /// What is written of that the machine leaves, as its agent was told with the answer to the end of a write: that it says so, and nothing of
@@ -171,7 +202,7 @@ fn leaving(server: &Server, id: &str) -> Option<Leaving> {
 fn left(known: &JobStatus, request: &PollRequest) -> Option<JobStatus> {
     let leaving = known.leaving.as_ref().filter(|leaving| !leaving.said)?;
     (request.outcome == Some(Outcome::Done)).then(|| JobStatus {
-        summary: "done, and left".to_owned(),
+        summary: LEFT.to_owned(),
         leaving: Some(Leaving {
             said: true,
             ..leaving.clone()
@@ -199,12 +230,23 @@ pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<
         return written.and_then(|known| left(known, request));
     }
     let status = match &request.outcome {
-        Some(Outcome::Done) => JobStatus {
-            done: true,
-            summary: "done".to_owned(),
-            leaving: leaving(server, id),
-            ..JobStatus::default()
-        },
+        Some(Outcome::Done) => {
+            let said = request.goes_at_once;
+            let leaving = leaving(server, id).map(|(_, leave)| Leaving {
+                id: leave.id.clone(),
+                said,
+            });
+            JobStatus {
+                done: true,
+                summary: match leaving {
+                    Some(Leaving { said: true, .. }) => LEFT,
+                    _ => "done",
+                }
+                .to_owned(),
+                leaving,
+                ..JobStatus::default()
+            }
+        }
         Some(Outcome::Failed { message, failure }) => failed(message, *failure, &request.log),
         None => {
             let told = request.progress.as_ref().filter(|_| due).map(clean);

@@ -69,9 +69,11 @@ pub(super) async fn answer(
         held.sees(view);
         // On the heap: nearly always there is none, and its room would be kept while the poll is held.
         let command = jobs::command(&server, request).map(Box::new);
-        let is_called_off = command
-            .as_ref()
-            .is_some_and(|command| edge.calls_off(&server, command));
+        // That it leaves is written: who forbids it now comes too late.
+        let is_called_off = !jobs::has_gone(&server, request)
+            && command
+                .as_ref()
+                .is_some_and(|command| edge.calls_off(&server, command));
         let command = command.filter(|_| !is_called_off);
         // Another edge, which the agent has left, wrote that it is gone: its next poll corrects that.
         let is_missed = was_shown && !is_shown;
@@ -133,6 +135,12 @@ pub(super) async fn answer(
         command: command.map(|command| *command),
         time: clock::now(),
     })
+}
+
+/// Takes back that the machine leaves with the answer to `request` if it is not to, now: then it is not written that it does.
+pub(super) fn keep_here(edge: &Edge, server: &Server, request: &mut PollRequest) {
+    let way = jobs::goes(server, request).filter(|_| !jobs::has_gone(server, request));
+    request.goes_at_once &= way.is_none_or(|way| !edge.calls_off(server, &way));
 }
 
 /// The Server by which the poll is answered.

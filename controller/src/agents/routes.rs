@@ -229,7 +229,8 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
 
 pub(super) async fn turn(edge: &Arc<Edge>, peer: &Peer, content: Content) -> Result<PollResponse, Problem> {
     let caller = Box::pin(edge.authenticate(peer)).await?;
-    let request: PollRequest = Box::pin(read(content, MAX_SMALL)).await?;
+    let mut request: PollRequest = Box::pin(read(content, MAX_SMALL)).await?;
+    poll::keep_here(edge, &caller.server, &mut request);
     poll::answer(edge, peer, caller, &request).await
 }
 

@@ -102,6 +102,7 @@ fn what_a_controller_of_version_1_0_says_is_understood() {
         Some(Command {
             id: id.to_owned(),
             epoch: 0,
+            farewell: false,
             action,
         })
     };
@@ -184,6 +185,26 @@ fn an_agent_says_how_long_its_poll_may_be_held_since_version_1_2() {
     assert_eq!(read::<v1_0::PollRequest>(&poll).last, "op-1");
     let before = json!({ "last": "op-1" });
     assert_eq!(read::<PollRequest>(&before).hold_seconds, None);
+}
+
+#[test]
+fn a_machine_leaves_with_the_answer_to_its_end_since_version_1_3_where_both_sides_speak_it() {
+    let poll =
+        json!({ "last": "op-1", "holdSeconds": 25, "outcome": { "result": "done" }, "goesAtOnce": true });
+    assert_eq!(json!(read::<PollRequest>(&poll)), poll);
+    assert_eq!(read::<v1_0::PollRequest>(&poll).last, "op-1");
+    let command = json!({ "id": "op-2", "epoch": 7, "farewell": true, "action": { "do": "reboot" } });
+    assert_eq!(json!(read::<Command>(&command)), command);
+    assert_eq!(read::<v1_0::Command>(&command).action, v1_0::Action::Reboot);
+    // An older one says neither, and a farewell follows.
+    let (poll, command) = (
+        json!({ "last": "op-1", "outcome": { "result": "done" } }),
+        json!({ "id": "op-2", "epoch": 7, "action": { "do": "reboot" } }),
+    );
+    assert!(!read::<PollRequest>(&poll).goes_at_once);
+    assert!(!read::<Command>(&command).farewell);
+    assert_eq!(json!(read::<PollRequest>(&poll)), poll);
+    assert_eq!(json!(read::<Command>(&command)), command);
 }
 
 #[test]

@@ -80,9 +80,25 @@ async fn a_write_runs_beside_the_polls_tells_its_progress_and_ends_a_held_poll()
     until_told(&controller, "op-1", 1).await;
     assert_eq!(
         polls(&controller).last().unwrap(),
-        &json!({ "last": "op-1", "holdSeconds": 25, "outcome": { "result": "done" } })
+        &json!({ "last": "op-1", "holdSeconds": 25, "outcome": { "result": "done" }, "goesAtOnce": true })
     );
     assert_eq!(agent.bench.begun().len(), 1);
+}
+
+#[tokio::test]
+async fn whoever_is_told_to_leave_with_the_answer_to_the_end_of_a_write_says_nothing_more() {
+    let leave = json!({ "id": "op-2", "epoch": 3, "farewell": true, "action": { "do": "reboot" } });
+    let leave = Answer::json(&json!({ "command": leave, "time": NOW }));
+    let controller = controller(vec![write("op-1", 3), leave]).await;
+    let agent = Agent::of(&controller);
+    agent.bench.ends(Ok(()));
+    assert!(matches!(agent.ended().await, Ended::Reboot));
+    let polls = polls(&controller);
+    assert_eq!(polls.len(), 2, "{polls:#?}");
+    assert_eq!(
+        polls[1],
+        json!({ "last": "op-1", "holdSeconds": 25, "outcome": { "result": "done" }, "goesAtOnce": true })
+    );
 }
 
 /// Its answers as they were recorded when 1.1 was the newest: a controller of that version may go on from one that is newer.

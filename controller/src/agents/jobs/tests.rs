@@ -434,6 +434,55 @@ fn a_machine_is_told_to_leave_once_the_good_end_of_its_write_is_stored() {
 }
 
 #[test]
+fn of_a_machine_that_leaves_with_the_answer_the_farewell_is_written_with_the_end_and_nothing_more_is_told() {
+    for cleans in [true, false] {
+        let going = |last: Option<JobStatus>, outcome, now: &str| {
+            let request = PollRequest {
+                goes_at_once: true,
+                ..poll("write", outcome)
+            };
+            let server = with_leave(cleans, now, last);
+            (
+                news(&server, &request, false),
+                says_farewell(&server, &request),
+                command(&server, &request).map(|command| (command.id, command.farewell)),
+            )
+        };
+        let done = Some(Outcome::Done);
+        let left = JobStatus {
+            summary: "done, and left".to_owned(),
+            ..written(true)
+        };
+        let leave = |farewell| Some(("leave".to_owned(), farewell));
+        assert_eq!(going(None, done.clone(), "key"), (Some(left.clone()), true, None));
+        let taken = Some(taken_up("write"));
+        assert_eq!(
+            going(taken, done.clone(), "key"),
+            (Some(left.clone()), true, None)
+        );
+        // And again, if the answer was lost.
+        let told = Some(left.clone());
+        assert_eq!(
+            going(told.clone(), done.clone(), "key"),
+            (None, true, leave(true))
+        );
+        // The end is written without it: it says so itself.
+        let told_by_an_older_edge = Some(written(false));
+        assert_eq!(
+            going(told_by_an_older_edge, done.clone(), "key"),
+            (None, false, leave(false))
+        );
+        // It has not gone after all, and has nothing to tell.
+        assert_eq!(going(told.clone(), None, "key"), (None, false, None));
+        // Another session than that for which it is decided.
+        assert_eq!(going(told, done.clone(), "another"), (None, false, None));
+        assert!(!going(None, done, "another").1);
+        let failed = going(None, failing("no disk"), "key");
+        assert!(!failed.1 && failed.0.unwrap().leaving.is_none());
+    }
+}
+
+#[test]
 fn no_machine_is_told_to_leave_after_a_write_that_failed_or_was_called_off() {
     let failed = failed("EIO", Failure::Final, &[]);
     for cleans in [true, false] {

@@ -242,6 +242,43 @@ async fn an_order_to_clean_write_and_leave_costs_the_edge_two_writes_and_a_read(
     assert!(last.done && last.leaving.unwrap().said);
 }
 
+fn going(id: &str) -> PollRequest {
+    PollRequest {
+        goes_at_once: true,
+        ..done(id)
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_leaves_with_the_answer_to_its_end_costs_one_write_less_and_hears_it_as_often_as_it_asks()
+ {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    order(&lab, &whole(&lab));
+    assert_eq!(agent.poll("").await.unwrap().command.unwrap().id, "op-clean");
+    let answer = agent.poll_with(going("op-clean")).await.unwrap();
+    let write = answer.command.unwrap();
+    assert_eq!((write.id.as_str(), write.farewell), ("op-write", false));
+    lab.api.requests();
+    for _ in 0..3 {
+        let answer = agent.poll_with(going("op-write")).await.unwrap();
+        let leave = answer.command.unwrap();
+        assert_eq!(
+            (leave.id.as_str(), leave.epoch, leave.farewell, leave.action),
+            ("op-leave", 7, true, Action::PowerOff)
+        );
+        let last = job(&lab);
+        assert_eq!(
+            (last.id.as_str(), last.done, last.summary.as_str()),
+            ("op-write", true, "done, and left")
+        );
+        assert!(last.leaving.unwrap().said);
+        assert_eq!(session(&lab).state, SessionState::Disconnected);
+        let asked = lab.api.requests();
+        assert!(asked.len() <= 1, "{asked:#?}");
+    }
+}
+
 #[tokio::test]
 async fn what_destroys_data_is_asked_for_unless_the_copy_is_known_to_be_fresh() {
     let lab = Lab::hasty().await;
@@ -553,11 +590,13 @@ async fn what_was_ordered_and_not_begun_waits_while_its_host_is_paused_detached_
     assert_eq!(command.unwrap().id, "op-write");
     // How a write went is known at once, and leaving waits.
     annotate(json!({ "baremetalhost.metal3.io/paused": "" }));
-    let answer = agent.poll_with(done("op-write")).await.unwrap();
+    let answer = agent.poll_with(going("op-write")).await.unwrap();
     assert_eq!((answer.command, job(&lab).done), (None, true));
+    assert!(!job(&lab).leaving.unwrap().said);
+    assert_eq!(session(&lab).state, SessionState::Connected);
     annotate(json!({}));
-    let command = agent.poll("op-write").await.unwrap().command;
-    assert_eq!(command.unwrap().action, Action::PowerOff);
+    let command = agent.poll("op-write").await.unwrap().command.unwrap();
+    assert_eq!((command.action, command.farewell), (Action::PowerOff, false));
 }
 
 /// Its requests as they were recorded when 1.1 was the newest: an agent of that version stays in a ramdisk while the controller is
