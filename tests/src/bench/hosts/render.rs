@@ -78,14 +78,14 @@ const BOUND: &str = "\n\
     The rest are Events, GETs of the control plane's garbage collector for the owners of new objects, and the leader's Lease.\n\
     Of five Events a host some are missing where thousands of hosts come at once: 8192 may wait for the API server, and those for which there is \
     no place are logged and counted (`muster_events_dropped`).\n\n\
-    What bounds the requests to provisioned: two states, the order, the ends of the write and of the session, and two Events are seven; \
+    What bounds the requests to provisioned: two states, the order, the end of the write, with which the machine leaves, and two Events are six; \
     where the watch is not known to be fresh, by a write of a moment ago that it has shown, the edge reads the Server once more before it \
     gives out the cleaning and the write that follows it, and the leader the host before it orders them: an old copy destroys no data.\n\n\
     What bounds the times: the processors, which are busy all the while, most of it with the API server; so a slower computer takes longer in \
     proportion, and times compare only within one run.\n\n\
     What makes a host dearer for the controller where there are ten times as many: it waits ten to twenty times as long for its turn, and \
     all that time its agent's poll is renewed every minute; that it waits is written into its status, too; and once it is provisioned, its \
-    power is asked for every minute until the last one is.\n\n\
+    BMC is asked for its power every minute until the last one is, each time on a new connection.\n\n\
     What bounds the bytes in etcd: upstream's API has the hardware twice, in the host's status and in the HardwareData, and the Server \
     has the whole inventory, more than 20 KiB of it.\n\n\
     What bounds the controller's memory: about 13 MiB are the program and its libraries, and no single thing is large in what a host adds: \
