@@ -217,6 +217,12 @@ impl Context {
         place::keeps(host, server, (self.executor.clock)())
     }
 
+    /// `host` as the watch shows it now; none: it is gone, and another one of its name comes with a change of its own.
+    fn now(&self, host: &BareMetalHost) -> Option<Arc<BareMetalHost>> {
+        let now = self.world.hosts.get(&Path::of(host).to_ref())?;
+        (now.metadata.uid == host.metadata.uid).then_some(now)
+    }
+
     /// The host went while a round looked at it.
     fn forget_if_gone(&self, host: &BareMetalHost, path: &Path) {
         if self.world.hosts.get(&path.to_ref()).is_none() {
@@ -402,6 +408,10 @@ enum After {
 /// Decides and acts, and once more where that wrote the host: most steps begin with a state that is written first, and what was written
 /// a moment ago need not be read again before data is destroyed.
 async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action, ExecuteError> {
+    // The host was taken before this round began to look, and a change in between was told before, too: this round must see it.
+    let Some(host) = context.now(&host) else {
+        return Ok(Action::await_change());
+    };
     if let Some(action) = watch_power(&host, &context) {
         return Ok(action);
     }
@@ -412,8 +422,7 @@ async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action
             After::Wrote(done) => done,
         };
         // The watch may have shown more meanwhile: what a person forbids counts from then on.
-        let now = context.world.hosts.get(&Path::of(watched.as_ref()).to_ref());
-        watched = match now.filter(|now| now.metadata.uid == watched.metadata.uid) {
+        watched = match context.now(&watched) {
             Some(now) => now,
             None => break,
         };
