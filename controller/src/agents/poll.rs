@@ -69,11 +69,9 @@ pub(super) async fn answer(
         held.sees(view);
         // On the heap: nearly always there is none, and its room would be kept while the poll is held.
         let command = jobs::command(&server, request).map(Box::new);
-        // That it leaves is written: who forbids it now comes too late.
-        let is_called_off = !jobs::has_gone(&server, request)
-            && command
-                .as_ref()
-                .is_some_and(|command| edge.calls_off(&server, command));
+        let is_called_off = command
+            .as_ref()
+            .is_some_and(|command| edge.calls_off(&server, command));
         let command = command.filter(|_| !is_called_off);
         // Another edge, which the agent has left, wrote that it is gone: its next poll corrects that.
         let is_missed = was_shown && !is_shown;
@@ -90,7 +88,8 @@ pub(super) async fn answer(
         if request.outcome.is_some() {
             // What was to follow does not any more: the agent tells the end again, and then it is written.
             let now = edge.store.server(&certificate.server);
-            waits = is_called_off && jobs::goes_on(&server, request);
+            // Nor does a machine leave that was about to, and did not hear of it.
+            waits = is_called_off && (jobs::goes_on(&server, request) || jobs::has_gone(&server, request));
             unwritten = now.is_some_and(|server| jobs::news(&server, request, false).is_some());
             break Ok(None);
         }
@@ -137,10 +136,14 @@ pub(super) async fn answer(
     })
 }
 
-/// Takes back that the machine leaves with the answer to `request` if it is not to, now: then it is not written that it does.
-pub(super) fn keep_here(edge: &Edge, server: &Server, request: &mut PollRequest) {
+/// `request` as it counts for `server`: of a machine that is not to leave now, or that nobody answers any more, no farewell is written.
+fn as_it_counts(edge: &Edge, server: &Server, request: &PollRequest, here: &Weak<()>) -> PollRequest {
+    let mut counts = request.clone();
     let way = jobs::goes(server, request).filter(|_| !jobs::has_gone(server, request));
-    request.goes_at_once &= way.is_none_or(|way| !edge.calls_off(server, &way));
+    if let Some(way) = way {
+        counts.goes_at_once = here.strong_count() > 0 && !edge.calls_off(server, &way);
+    }
+    counts
 }
 
 /// The Server by which the poll is answered.
@@ -230,6 +233,7 @@ async fn acknowledge(
         if !caller.owns(server) {
             return None;
         }
+        let request = &as_it_counts(edge, server, request, here);
         let mut status = server.status.clone().unwrap_or_default();
         if let Some(session) = status.session.as_mut() {
             if jobs::says_farewell(server, request) {

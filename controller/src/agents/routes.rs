@@ -229,8 +229,7 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
 
 pub(super) async fn turn(edge: &Arc<Edge>, peer: &Peer, content: Content) -> Result<PollResponse, Problem> {
     let caller = Box::pin(edge.authenticate(peer)).await?;
-    let mut request: PollRequest = Box::pin(read(content, MAX_SMALL)).await?;
-    poll::keep_here(edge, &caller.server, &mut request);
+    let request: PollRequest = Box::pin(read(content, MAX_SMALL)).await?;
     poll::answer(edge, peer, caller, &request).await
 }
 

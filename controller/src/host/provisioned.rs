@@ -48,7 +48,10 @@ fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
 /// A ramdisk that still runs did not hear that it is to leave, because the way to it was broken at that moment: it is told, once.
 /// True while that is on its way.
 fn is_to_leave(draft: &mut Draft<'_>) -> bool {
-    let stays = !draft.host.spec.online || reboot::wish(draft.host, false).off();
+    let spec = &draft.host.spec;
+    // One that may not be switched off is to be on, where its image is.
+    let stays_off = !spec.online && spec.disable_power_off != Some(true);
+    let stays = stays_off || reboot::wish(draft.host, false).off();
     let Some((server, _)) = draft.session().filter(|_| !stays) else {
         return false;
     };

@@ -597,6 +597,16 @@ async fn what_was_ordered_and_not_begun_waits_while_its_host_is_paused_detached_
     annotate(json!({}));
     let command = agent.poll("op-write").await.unwrap().command.unwrap();
     assert_eq!((command.action, command.farewell), (Action::PowerOff, false));
+    // Of one that was about to leave and did not hear of it, the answer comes when it may.
+    let left = json!({ "id": "op-write", "done": true, "leaving": { "id": "op-leave", "said": true } });
+    lab.api
+        .edit("servers", &name(1), &json!({ "status": { "job": left } }));
+    annotate(json!({ "baremetalhost.metal3.io/paused": "" }));
+    let refusal = agent.poll_with(going("op-write")).await.unwrap_err();
+    assert_eq!(refusal.kind, ProblemKind::Unavailable);
+    annotate(json!({}));
+    let command = agent.poll_with(going("op-write")).await.unwrap().command.unwrap();
+    assert_eq!((command.action, command.farewell), (Action::PowerOff, true));
 }
 
 /// Its requests as they were recorded when 1.1 was the newest: an agent of that version stays in a ramdisk while the controller is
