@@ -176,11 +176,9 @@ fn leaving<'a>(server: &'a Server, id: &str) -> Option<(&'a Job, &'a Leave)> {
 /// What an agent is told that leaves with the answer to `request` and says nothing more, so that its farewell is written with the end.
 pub(super) fn goes(server: &Server, request: &PollRequest) -> Option<Command> {
     let goes = request.goes_at_once && request.outcome == Some(Outcome::Done);
-    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
     // Of an end that is written without a farewell the order to leave stands for itself.
-    let is_written = last.is_some_and(|last| last.id == request.last && last.done);
-    let (job, way) =
-        leaving(server, &request.last).filter(|_| goes && (!is_written || has_gone(server, request)))?;
+    let may = goes && (written_end(server, request).is_none() || has_gone(server, request));
+    let (job, way) = leaving(server, &request.last).filter(|_| may)?;
     Some(Command {
         farewell: true,
         ..leave(job, way)
@@ -189,12 +187,14 @@ pub(super) fn goes(server: &Server, request: &PollRequest) -> Option<Command> {
 
 /// True if the machine's farewell is written with the end that `request` tells.
 pub(super) fn has_gone(server: &Server, request: &PollRequest) -> bool {
-    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
-    let same = last.filter(|last| last.id == request.last && last.done);
-    request.goes_at_once
-        && same
-            .and_then(|last| last.leaving.as_ref())
-            .is_some_and(|leaving| leaving.said)
+    let leaving = written_end(server, request).and_then(|end| end.leaving.as_ref());
+    request.goes_at_once && leaving.is_some_and(|leaving| leaving.said)
+}
+
+/// How the job that `request` names went, if that is written.
+fn written_end<'a>(server: &'a Server, request: &PollRequest) -> Option<&'a JobStatus> {
+    let last = server.status.as_ref()?.job.as_ref()?;
+    (last.id == request.last && last.done).then_some(last)
 }
 
 /// What is written of that the machine leaves, as its agent was told with the answer to the end of a write: that it says so, and nothing of

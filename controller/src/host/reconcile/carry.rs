@@ -134,6 +134,12 @@ fn beside(context: &Context, call: impl Future<Output = ()> + Send + 'static) {
     calls.spawn(call);
 }
 
+/// What a call failed for may last a moment, before the host is looked at again.
+async fn failed(host: &BareMetalHost, error: &ExecuteError) {
+    tracing::debug!(host = %Path::of(host), error = %Chain(error), "looks again");
+    tokio::time::sleep(TOO_FAST / 4).await;
+}
+
 /// Carries out `effects`, the first of which calls the BMC, beside the rounds; tells `events` if all goes well.
 fn spawn(
     context: &Arc<Context>,
@@ -156,9 +162,7 @@ fn spawn(
                 _ => None,
             };
             if let Err(error) = of.executor.act(&host, &sight, None, effect).await {
-                tracing::debug!(host = %Path::of(host.as_ref()), error = %Chain(&error), "looks again");
-                // What it failed for may last a moment.
-                tokio::time::sleep(TOO_FAST / 4).await;
+                failed(&host, &error).await;
                 return;
             }
             if let Some(on) = power {
@@ -192,8 +196,7 @@ pub(super) fn watch_power(host: &Arc<BareMetalHost>, context: &Arc<Context>) -> 
         let before = of.memory.power(&host);
         let asked = of.executor.call(&host, &Effect::ReadPower).await;
         if let Err(error) = &asked {
-            tracing::debug!(host = %Path::of(host.as_ref()), error = %Chain(error), "looks again");
-            tokio::time::sleep(TOO_FAST / 4).await;
+            failed(&host, error).await;
         }
         call.begun = asked.is_err() || of.memory.power(&host) != before;
     });
