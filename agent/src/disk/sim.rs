@@ -22,6 +22,8 @@ pub(crate) struct SimDisk {
     pub(crate) dies_at: Option<usize>,
     /// The place in bytes that cannot be written, and what it says.
     pub(crate) bad: Option<(u64, Errno)>,
+    /// After how many changes it is so.
+    pub(crate) bad_after: usize,
     /// The place in bytes that cannot be read until it is written.
     pub(crate) unreadable: Option<u64>,
     pub(crate) rereads: usize,
@@ -43,6 +45,7 @@ impl SimDisk {
             changes: 0,
             dies_at: None,
             bad: None,
+            bad_after: 0,
             unreadable: None,
             rereads: 0,
         }
@@ -71,12 +74,21 @@ impl SimDisk {
         );
         let at = usize::try_from(offset).unwrap();
         assert!(at + data.len() <= self.bytes.len(), "within the disk");
-        self.changes += 1;
         if let Some((bad, errno)) = self.bad
+            && self.changes >= self.bad_after
             && (offset..offset + data.len() as u64).contains(&bad)
         {
+            // As far as it can.
+            let good = usize::try_from((bad - offset) / block * block).unwrap();
+            let data = data[..good].to_vec();
+            if data.is_empty() {
+                self.changes += 1;
+            } else {
+                self.change(offset, data)?;
+            }
             return Err(errno.into());
         }
+        self.changes += 1;
         if self.dies_at.is_none_or(|dies| self.changes <= dies) {
             let written = offset..offset + data.len() as u64;
             self.unreadable = self.unreadable.filter(|place| !written.contains(place));

@@ -151,9 +151,8 @@ impl Writing<'_> {
         let (layout, drive) = self.add_config_drive(&mut held, layout)?;
         let finished = self.finish(&mut held, &layout, loader, &mut written.warnings);
         if let Err(failure) = finished {
-            // No table leads to it, so no cleaning would find what may be secret in it.
-            if let Some(Err(error)) = drive.map(|drive| held.zero(drive.start, drive.end - drive.start)) {
-                tracing::error!("the config drive is on the disk still: {}", Chain(&error));
+            if let Some(drive) = drive {
+                take_back(&mut held, &drive);
             }
             return Err(failure);
         }
@@ -247,9 +246,13 @@ impl Writing<'_> {
         let block = usize::try_from(held.block()).unwrap_or(HEAD);
         let len = config.len().next_multiple_of(block);
         config.resize(len, 0);
-        held.write_at(at, &config)
-            .map_err(disk_failed("write the config drive"))?;
-        Ok((layout, Some(at..at + len as u64)))
+        let drive = at..at + len as u64;
+        if let Err(error) = held.write_at(at, &config) {
+            // Its beginning may be there.
+            take_back(held, &drive);
+            return Err(disk_failed("write the config drive")(error));
+        }
+        Ok((layout, Some(drive)))
     }
 
     /// What the firmware is to start by UEFI; none: this machine boots by BIOS, whose program was looked for.
@@ -379,6 +382,13 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes
         .chunks(ZEROS.len())
         .all(|chunk| chunk == &ZEROS[..chunk.len()])
+}
+
+/// Zeroes a config drive to which no table leads: no cleaning would find what may be secret in it.
+fn take_back(held: &mut Held<'_>, drive: &Range<u64>) {
+    if let Err(error) = held.zero(drive.start, drive.end - drive.start) {
+        tracing::error!("the config drive is on the disk still: {}", Chain(&error));
+    }
 }
 
 #[cfg(test)]

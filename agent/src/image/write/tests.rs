@@ -34,11 +34,16 @@ const BLOCK: u32 = 512;
 
 /// An image of 8 MiB: an EFI system partition with a loader, data, and nothing in between.
 fn image(block: u32) -> Vec<u8> {
+    image_with(block, "root")
+}
+
+/// The same, whose second partition has this name.
+fn image_with(block: u32, name: &str) -> Vec<u8> {
     let len = u64::from(block);
     let blocks = |mib: u64| mib * MIB as u64 / len;
     let parts = [
         (blocks(1), blocks(4) - 1, Guid::ESP, "EFI"),
-        (blocks(5), blocks(7) - 1, Guid::LINUX, "root"),
+        (blocks(5), blocks(7) - 1, Guid::LINUX, name),
     ];
     let mut image = gpt_tests::disk(blocks(8), block, &parts);
     image[..440].fill(0x90);
@@ -273,6 +278,32 @@ fn a_config_drive_that_does_not_open_leaves_a_disk_that_does_not_boot() {
     trial.config = Some(Box::new(drive));
     let refused = trial.fails(&mut old_disk(BLOCK), After::Unbootable);
     assert!(matches!(refused, Failure::Drive { .. }), "{refused}");
+}
+
+#[test]
+fn nothing_is_left_of_a_config_drive_that_could_be_written_in_part_only() {
+    const CANARY: &[u8] = b"canary-4b1d";
+    let found = |disk: &SimDisk| disk.bytes.windows(CANARY.len()).position(|bytes| bytes == CANARY);
+    let mut trial = Trial::of(zstd(&image_with(BLOCK, "config-2")));
+    trial.config = Some(Box::new(ConfigDrive {
+        user_data: Some([CANARY, &[b'x'; 64 << 10]].concat()),
+        ..ConfigDrive::default()
+    }));
+    let mut disk = old_disk(BLOCK);
+    trial.write(&mut disk).0.unwrap();
+    let at = found(&disk).expect("user data");
+
+    let mut told = 0;
+    for bad_after in 0..disk.changes {
+        let mut disk = old_disk(BLOCK);
+        disk.bad = Some((at as u64 + (32 << 10), Errno::EIO));
+        disk.bad_after = bad_after;
+        if let (Err(failed), _) = trial.write(&mut disk) {
+            told += usize::from(failed.to_string().contains("write the config drive"));
+            assert_eq!(found(&disk), None, "{bad_after}: {failed}");
+        }
+    }
+    assert!(told > 0);
 }
 
 #[test]
