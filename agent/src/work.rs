@@ -75,8 +75,7 @@ pub fn break_off(why: &str) -> bool {
     let Some(work) = here.ok().flatten() else {
         return false;
     };
-    work.inner.broken.send_replace(Some(why.to_owned()));
-    work.stop();
+    work.give_up(why);
     true
 }
 
@@ -136,12 +135,18 @@ impl Work {
         done
     }
 
-    /// True after [`break_off`] on a thread of it.
+    /// It will come to no end, for the reason `why`: what works on it is told to stop, and may never do so.
+    pub fn give_up(&self, why: &str) {
+        self.inner.broken.send_replace(Some(why.to_owned()));
+        self.stop();
+    }
+
+    /// True after [`Work::give_up`], also by [`break_off`] on a thread of it.
     pub fn is_broken(&self) -> bool {
         self.inner.broken.borrow().is_some()
     }
 
-    /// Ends when a thread of it breaks, with the reason.
+    /// Ends when it is given up, with the reason.
     pub async fn broken(&self) -> String {
         let mut broken = self.inner.broken.subscribe();
         let why = broken.wait_for(Option::is_some).await;

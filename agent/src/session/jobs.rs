@@ -11,22 +11,31 @@
 //! A job of which a thread breaks (a panic) has failed, and its threads never let go of the disk. The session goes on, to say so; at the
 //! next order that needs a disk the machine boots again, since whoever gave that has made its mind up that the ramdisk is to boot.
 //!
+//! So has one that says nothing new for half an hour: a disk that does not answer holds its thread for ever, and the host with it.
+//!
 //! A job that disappears from the Server without a new one in its place goes on: nobody has decided otherwise.
 //! Term 0 is nobody's: such a command comes from a person or from a part of the controller that needs no fence. It is as good as any
 //! term as long as it destroys nothing and nothing runs.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use muster_proto::{
     job::{Failure, Progress},
     session::{Action, Command, MAX_LOG, Outcome},
 };
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    time::timeout,
+};
 
 use crate::{steps::Failed, work::Work};
 
 /// How many commands are remembered.
 const KNOWN: usize = 64;
+
+/// How long a job may say nothing new. An image server that brings no byte is given up after twenty minutes, and the longest thing that is
+/// done without a word is to zero some GiB.
+const STALL: Duration = Duration::from_secs(30 * 60);
 
 /// The jobs of one session.
 #[derive(Debug, Default)]
@@ -181,6 +190,7 @@ impl Jobs {
         let (id, parts) = (command.id.clone(), work.clone());
         let (told, end) = oneshot::channel();
         let ending = Ending(Arc::clone(&self.ended));
+        let mut said = progress.clone();
         tokio::spawn(async move {
             let _ending = ending;
             let end = tokio::select! {
@@ -188,6 +198,11 @@ impl Jobs {
                 biased;
                 why = parts.broken() => Err(broke(&id, &why)),
                 end = job => end,
+                // Whatever holds it, its threads are there still.
+                why = stalled(&mut said) => {
+                    parts.give_up(&why);
+                    Err(broke(&id, &why))
+                }
             };
             // Nobody listens any more if the session is over.
             let _ = told.send(end);
@@ -275,6 +290,14 @@ impl Jobs {
         }
         self.next.take()
     }
+}
+
+/// Ends, with the reason, when a job has said nothing new for [`STALL`].
+async fn stalled(progress: &mut watch::Receiver<Progress>) -> String {
+    while timeout(STALL, progress.changed()).await.is_ok() {}
+    let Progress { step, percent, .. } = progress.borrow().clone();
+    let minutes = STALL.as_secs() / 60;
+    format!("nothing has moved for {minutes} min at {percent} %, {step:?}: does the disk answer?")
 }
 
 /// What has become of the job `id`, of which a thread broke.
@@ -436,6 +459,30 @@ mod tests {
         assert_eq!((id.as_str(), failure), ("a", Failure::Temporary));
         assert!(message.ends_with("index out of bounds"), "{message}");
         assert!(jobs.are_broken());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_says_nothing_new_for_long_has_failed_and_no_other_begins() {
+        let mut jobs = taken(&[write("a", 1)]);
+        let (told, work) = std::sync::mpsc::channel();
+        jobs.start(&write("a", 1), |work| {
+            told.send(work).unwrap();
+            std::future::pending()
+        });
+        let work: Work = work.recv().unwrap();
+        for percent in [10, 20] {
+            tokio::time::sleep(STALL - Duration::from_secs(1)).await;
+            assert!(jobs.collect().is_none(), "it goes on");
+            work.step("write image", percent);
+        }
+        tokio::time::sleep(STALL + Duration::from_secs(1)).await;
+        let (_, outcome) = jobs.collect().expect("an end");
+        let Outcome::Failed { message, failure } = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!(failure, Failure::Temporary);
+        assert!(message.contains("30 min at 20 %"), "{message}");
+        assert!(work.is_stopped() && jobs.are_broken());
     }
 
     #[test]
