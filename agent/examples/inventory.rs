@@ -15,7 +15,7 @@ use muster_agent::{
 fn main() -> Result<(), Box<dyn Error>> {
     let root = std::env::args_os().nth(1).map_or_else(Root::default, Root::new);
     let start = Instant::now();
-    let inventory = inventory::collect(&root, &KernelLinks, BootFacts::default());
+    let inventory = inventory::collect(&root, &KernelLinks::shared(), BootFacts::default());
     let took = start.elapsed();
     let mut out = stdout().lock();
     serde_json::to_writer_pretty(&mut out, &inventory)?;

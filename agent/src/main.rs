@@ -37,7 +37,7 @@ fn inventory() -> String {
         uptime: clock::uptime(),
         ..BootFacts::default()
     };
-    let inventory = inventory::collect(&Root::default(), &KernelLinks, facts);
+    let inventory = inventory::collect(&Root::default(), &KernelLinks::shared(), facts);
     serde_json::to_string_pretty(&inventory).expect("an inventory has only string keys")
 }
 

@@ -1,6 +1,6 @@
 //! What sysfs does not tell of network interfaces.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use muster_proto::{Mac, text};
 use nix::{errno::Errno, ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
@@ -9,7 +9,7 @@ use crate::net::ethtool;
 pub use crate::net::ethtool::DriverInfo;
 
 /// Asks about the network interfaces of the machine that the inventory is of.
-pub trait Links {
+pub trait Links: Send + Sync {
     /// The address that the hardware came with; `None` if it has none or the driver does not tell.
     ///
     /// # Errors
@@ -55,6 +55,13 @@ pub enum LinksError {
 /// The running kernel, by ioctl and netlink.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KernelLinks;
+
+impl KernelLinks {
+    /// As [`collect`](super::collect) wants it.
+    pub fn shared() -> Arc<dyn Links> {
+        Arc::new(KernelLinks)
+    }
+}
 
 impl Links for KernelLinks {
     fn permanent_mac(&self, interface: &str) -> Result<Option<Mac>, LinksError> {

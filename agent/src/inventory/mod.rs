@@ -19,7 +19,7 @@ pub mod smbios;
 mod system;
 mod warnings;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use muster_proto::{
     Mac,
@@ -30,10 +30,10 @@ use muster_proto::{
 };
 
 pub use links::{DriverInfo, KernelLinks, Links, LinksError};
-pub(crate) use nics::identifies;
+pub(crate) use nics::address;
+pub(crate) use patience::Patience;
 
 use crate::sys::{self, Root};
-use patience::Patience;
 use warnings::Warnings;
 
 /// What the inventory says of this boot and only the caller knows.
@@ -48,7 +48,7 @@ pub struct BootFacts {
 }
 
 /// The inventory of the machine below `root`.
-pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
+pub fn collect(root: &Root, links: &Arc<dyn Links>, boot: BootFacts) -> Inventory {
     let BootFacts {
         mac,
         hostname,
@@ -60,7 +60,7 @@ pub fn collect(root: &Root, links: &dyn Links, boot: BootFacts) -> Inventory {
     let identification = table.identification();
 
     let system = system::collect(root, &identification, &mut warnings);
-    let nics = nics::collect(root, links, &mut warnings);
+    let nics = nics::collect(root, links, &mut Patience::default(), &mut warnings);
     let identity = Identity {
         system_uuid: Some(system.uuid.clone()),
         system_serial: Some(system.serial.clone()),

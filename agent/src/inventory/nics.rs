@@ -1,6 +1,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use muster_proto::{
@@ -11,6 +12,7 @@ use muster_proto::{
 use super::{
     disks::chain::{is_pci, is_usb},
     links::Links,
+    patience::Patience,
     warnings::{Subject, Warnings},
 };
 use crate::{
@@ -35,8 +37,12 @@ pub(super) struct Nics {
 }
 
 /// Every interface with a device behind it, in the order of kernel names.
-pub(super) fn collect(root: &Root, links: &dyn Links, warnings: &mut Warnings) -> Nics {
-    let class = root.sys("class/net");
+pub(super) fn collect(
+    root: &Root,
+    links: &Arc<dyn Links>,
+    patience: &mut Patience,
+    warnings: &mut Warnings,
+) -> Nics {
     let mut names = warnings.on("nics", "net").or_default(net::interfaces(root));
     names.sort_by_key(|name| natural(name));
     if names.len() > MAX_DEVICES {
@@ -46,18 +52,36 @@ pub(super) fn collect(root: &Root, links: &dyn Links, warnings: &mut Warnings) -
             .say(format!("{more} more interfaces are not listed"));
         names.truncate(MAX_DEVICES);
     }
-    let mut addresses = warnings.on("nics", "addresses").or_default(links.addresses());
+    let of = Arc::clone(links);
+    let mut on_all = warnings.on("nics", "addresses");
+    let mut addresses = match patience.wait(move || of.addresses()) {
+        Some(addresses) => on_all.or_default(addresses),
+        None => {
+            on_all.say("the kernel does not answer");
+            BTreeMap::new()
+        }
+    };
 
     let mut out = Nics::default();
-    for name in &names {
-        let mut reading = Reading {
-            root,
-            links,
-            name,
-            path: class.join(name),
-            subject: warnings.on("nics", name),
+    for name in names {
+        let (own_root, own_name, of) = (root.clone(), name.clone(), Arc::clone(links));
+        let addresses = addresses.remove(&name).unwrap_or_default();
+        let (nic, identifies) = match patience.wait(move || read(&own_root, &*of, &own_name, addresses)) {
+            Some((nic, identifies, said)) => {
+                warnings.append(said);
+                (nic, identifies)
+            }
+            None => {
+                warnings.on("nics", &name).say("its driver does not answer");
+                let mac = address(root, None, &name, patience);
+                let nic = Nic {
+                    mac: mac.map(|(mac, _)| mac),
+                    name,
+                    ..Nic::default()
+                };
+                (nic, mac.is_some_and(|(_, identifies)| identifies))
+            }
         };
-        let (nic, identifies) = reading.nic(addresses.remove(name).unwrap_or_default());
         out.identifying.extend(nic.mac.filter(|_| identifies));
         out.nics.push(nic);
     }
@@ -65,8 +89,41 @@ pub(super) fn collect(root: &Root, links: &dyn Links, warnings: &mut Warnings) -
     out
 }
 
+/// One interface, whether its address tells this machine from others, and what there is to say of it.
+fn read(root: &Root, links: &dyn Links, name: &str, addresses: Vec<String>) -> (Nic, bool, Warnings) {
+    let mut warnings = Warnings::default();
+    let mut reading = Reading {
+        root,
+        links,
+        name,
+        path: root.sys("class/net").join(name),
+        subject: warnings.on("nics", name),
+    };
+    let (nic, identifies) = reading.nic(addresses);
+    (nic, identifies, warnings)
+}
+
+/// The address of the interface `name`, which `links` may know to be the hardware's own, and whether it tells this machine from others.
+pub(crate) fn address(
+    root: &Root,
+    links: Option<&Arc<dyn Links>>,
+    name: &str,
+    patience: &mut Patience,
+) -> Option<(Mac, bool)> {
+    let permanent = links.cloned().and_then(|links| {
+        let name = name.to_owned();
+        patience.wait(move || links.permanent_mac(&name).ok().flatten())?
+    });
+    let (root, name) = (root.clone(), name.to_owned());
+    patience.wait(move || {
+        let current = || sys::text(&root.sys("class/net").join(&name).join("address")).ok();
+        let mac = permanent.or_else(|| current()?.parse().ok())?;
+        Some((mac, identifies(&root, &name, mac, permanent.is_some())))
+    })?
+}
+
 /// True if `mac`, the address of the interface `name`, tells this machine from others; `permanent`: it is known to be the hardware's own.
-pub(crate) fn identifies(root: &Root, name: &str, mac: Mac, permanent: bool) -> bool {
+fn identifies(root: &Root, name: &str, mac: Mac, permanent: bool) -> bool {
     let path = root.sys("class/net").join(name);
     let kind = || {
         sys::optional_number::<u32>(&path.join("addr_assign_type"))

@@ -1,4 +1,5 @@
-//! Reading devices that may not answer: a driver whose hardware hangs can hold up a read of sysfs for minutes, or for ever.
+//! Reading devices that may not answer: a driver whose hardware hangs can hold up a read of sysfs for minutes, or for ever; and that of one
+//! network interface all that is asked about any, since the kernel answers that under one lock.
 
 use std::{
     sync::mpsc,
@@ -17,7 +18,7 @@ const LEAST: Duration = Duration::from_millis(100);
 
 /// How much longer devices are waited for.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     each: Duration,
     left: Duration,
 }
@@ -33,12 +34,12 @@ impl Default for Patience {
 
 impl Patience {
     #[cfg(test)]
-    pub(super) fn of(each: Duration) -> Patience {
+    pub(crate) fn of(each: Duration) -> Patience {
         Patience { each, left: each }
     }
 
     /// What `read` returns, or `None` if that takes too long: then its thread is left to its fate.
-    pub(super) fn wait<T: Send + 'static>(&mut self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub(crate) fn wait<T: Send + 'static>(&mut self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (tell, told) = mpsc::channel();
         let started = Instant::now();
         let reader = move || {

@@ -40,7 +40,7 @@ const MEMINFO: &str = "MemTotal: 32658936 kB\nMemFree: 1 kB\nBuffers: 0 kB\nCach
     Committed_AS: 0 kB\nVmallocTotal: 0 kB\nVmallocUsed: 0 kB\nVmallocChunk: 0 kB\n";
 
 fn of(tree: &Tree) -> Inventory {
-    collect(&tree.root(), &FakeLinks::default(), BootFacts::default())
+    collect(&tree.root(), &FakeLinks::default().shared(), BootFacts::default())
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn the_boot_is_as_the_caller_and_the_firmware_say() {
         uptime: Duration::from_millis(2500),
     };
     let tree = a_machine().directory("sys/firmware/efi");
-    let found = collect(&tree.root(), &FakeLinks::default(), facts.clone());
+    let found = collect(&tree.root(), &FakeLinks::default().shared(), facts.clone());
     assert_eq!((found.boot.mode, found.boot.mac), (BootMode::Uefi, facts.mac));
     assert_eq!((found.boot.uptime_ms, found.hostname.as_str()), (2500, "node-1"));
     assert_eq!(of(&a_machine()).boot.mode, BootMode::Bios);

@@ -1,39 +1,38 @@
 //! Who the machine is, before everything is found: enough to enrol while disks still appear.
 
-use muster_proto::{Mac, identity::Identity};
+use std::sync::Arc;
+
+use muster_proto::identity::Identity;
 
 use crate::{
-    inventory::{self, Links},
+    inventory::{self, Links, Patience},
     net,
     sys::{self, Root},
 };
 
 /// SMBIOS signals and the addresses of the interfaces that have appeared so far, where they tell machines apart.
-pub(super) fn early(root: &Root, links: &dyn Links) -> Identity {
+pub(super) fn early(root: &Root, links: &Arc<dyn Links>) -> Identity {
     let dmi = |name: &str| sys::text(&root.sys("class/dmi/id").join(name)).ok();
     let interfaces = net::interfaces(root).unwrap_or_default();
+    let mut patience = Patience::default();
+    let macs = interfaces.iter().filter_map(|name| {
+        let (mac, identifies) = inventory::address(root, Some(links), name, &mut patience)?;
+        identifies.then_some(mac)
+    });
     let identity = Identity {
         system_uuid: dmi("product_uuid"),
         system_serial: dmi("product_serial"),
         board_serial: dmi("board_serial"),
-        macs: interfaces
-            .iter()
-            .filter_map(|name| address(root, links, name))
-            .collect(),
+        macs: macs.collect(),
     };
     identity.normalised()
-}
-
-fn address(root: &Root, links: &dyn Links, name: &str) -> Option<Mac> {
-    let current = || sys::text(&root.sys("class/net").join(name).join("address"));
-    let permanent = links.permanent_mac(name).ok().flatten();
-    let mac = permanent.or_else(|| current().ok()?.parse().ok())?;
-    inventory::identifies(root, name, mac, permanent.is_some()).then_some(mac)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+
+    use muster_proto::Mac;
 
     use super::*;
     use crate::{
@@ -88,6 +87,9 @@ mod tests {
             macs: BTreeSet::from([Mac([0x52, 0x54, 0, 0, 0, 1]), Mac([0x52, 0x54, 0, 0, 0, 2])]),
             ..Identity::default()
         };
-        assert_eq!(early(&tree.root(), &Permanent), expected);
+        assert_eq!(
+            early(&tree.root(), &(Arc::new(Permanent) as Arc<dyn Links>)),
+            expected
+        );
     }
 }

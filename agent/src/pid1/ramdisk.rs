@@ -108,7 +108,7 @@ impl Ramdisk {
 impl Machine for Ramdisk {
     async fn identity(&mut self) -> Identity {
         let root = self.root.clone();
-        spawn_blocking(move || identity::early(&root, &KernelLinks))
+        spawn_blocking(move || identity::early(&root, &KernelLinks::shared()))
             .await
             .expect("reading does not panic")
     }
@@ -127,7 +127,7 @@ impl Machine for Ramdisk {
                     hostname,
                     uptime: clock::uptime(),
                 };
-                let inventory = inventory::collect(&root, &KernelLinks, facts);
+                let inventory = inventory::collect(&root, &KernelLinks::shared(), facts);
                 tracing::debug!(collecting = ?started.elapsed());
                 inventory
             };

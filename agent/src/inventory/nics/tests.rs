@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use muster_proto::inventory::Warning;
 use nix::errno::Errno;
@@ -10,17 +10,26 @@ use crate::{
 };
 
 /// A kernel that knows what the test says.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(in crate::inventory) struct FakeLinks {
     permanent: HashMap<&'static str, Mac>,
     addresses: BTreeMap<String, Vec<String>>,
     broken: Option<&'static str>,
+    /// Whoever asks about it waits for ever.
+    hangs: Option<&'static str>,
 }
 
 impl FakeLinks {
+    pub(in crate::inventory) fn shared(self) -> Arc<dyn Links> {
+        Arc::new(self)
+    }
+
     fn check(&self, interface: &str) -> Result<(), Errno> {
         if self.broken == Some(interface) {
             return Err(Errno::EIO);
+        }
+        while self.hangs == Some(interface) {
+            std::thread::park();
         }
         Ok(())
     }
@@ -87,7 +96,16 @@ fn one_card() -> Tree {
 
 fn read(tree: &Tree, links: &FakeLinks) -> (Nics, Vec<Warning>) {
     let mut warnings = Warnings::default();
-    let nics = collect(&tree.root(), links, &mut warnings);
+    let mut patience = Patience::of(match links.hangs {
+        Some(_) => Duration::from_millis(50),
+        None => Duration::from_secs(60),
+    });
+    let nics = collect(
+        &tree.root(),
+        &links.clone().shared(),
+        &mut patience,
+        &mut warnings,
+    );
     (nics, warnings.finish())
 }
 
@@ -215,6 +233,29 @@ fn a_card_that_does_not_answer_keeps_what_sysfs_says() {
     assert_eq!(found.nics[0].driver, "i40e");
     assert_eq!(found.nics[0].wake_on_lan, None, "nobody knows");
     assert_eq!(warnings.len(), 3, "{warnings:?}");
+}
+
+#[test]
+fn a_card_whose_driver_hangs_is_named_and_the_others_are_described() {
+    let other = "pci0000:00/0000:00:04.0";
+    let tree = with_nic(one_card(), "eth1", other, "52:54:00:12:34:57");
+    let links = FakeLinks {
+        hangs: Some("eth0"),
+        ..FakeLinks::default()
+    };
+    let (found, warnings) = read(&tree, &links);
+    let macs = ["52:54:00:12:34:56", "52:54:00:12:34:57"].map(mac);
+    assert_eq!(
+        found.nics.iter().filter_map(|nic| nic.mac).collect::<Vec<_>>(),
+        macs
+    );
+    assert_eq!(found.identifying, BTreeSet::from(macs));
+    assert_eq!((found.nics[0].speed_mbps, found.nics[1].speed_mbps), (0, 25000));
+    let said: Vec<_> = warnings
+        .iter()
+        .map(|warning| (&*warning.subject, &*warning.message))
+        .collect();
+    assert_eq!(said, [("eth0", "its driver does not answer")]);
 }
 
 #[test]
