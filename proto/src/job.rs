@@ -53,6 +53,10 @@ pub struct DiskId {
     pub wwn_with_extension: String,
     /// Size in bytes; always compared.
     pub size_bytes: u64,
+    /// When the disk was chosen, the machine had another one of this serial number, world wide name and size, which may be the only one
+    /// that answers when the disk is looked for: this one must be where `byPath` says.
+    #[serde(skip_serializing_if = "crate::session::is_false")]
+    pub has_twin: bool,
 }
 
 impl From<&Disk> for DiskId {
@@ -64,6 +68,7 @@ impl From<&Disk> for DiskId {
             wwn: disk.wwn.clone(),
             wwn_with_extension: disk.wwn_with_extension.clone(),
             size_bytes: disk.size_bytes,
+            has_twin: false,
         }
     }
 }

@@ -153,7 +153,7 @@ pub struct Command {
     pub action: Action,
 }
 
-fn is_false(value: &bool) -> bool {
+pub(crate) fn is_false(value: &bool) -> bool {
     !value
 }
 

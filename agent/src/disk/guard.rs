@@ -217,7 +217,8 @@ fn compare_machine(meant: &MachineId, found: &MachineId) -> Result<(), Refused> 
 }
 
 /// The one disk of `disks` that is meant. Serial number and WWN decide; where the job has neither, the path; where it has not
-/// even that, the name. Path, or else name, also chooses among several paths to the same disk. The size must be right in any case.
+/// even that, the name. Path, or else name, also chooses among several paths to the same disk; of twins, each is only at its path. The
+/// size must be right in any case.
 fn choose(meant: &DiskId, disks: Vec<Described>) -> Result<Described, Refused> {
     let marked = !meant.serial.is_empty() || !meant.wwn.is_empty();
     if meant.size_bytes == 0 || (!marked && meant.by_path.is_empty() && meant.name.is_empty()) {
@@ -230,7 +231,9 @@ fn choose(meant: &DiskId, disks: Vec<Described>) -> Result<Described, Refused> {
         let marks = same(&meant.serial, &disk.serial)
             && same(&meant.wwn, &disk.wwn)
             && same(&meant.wwn_with_extension, &disk.wwn_with_extension);
-        let place = if marked {
+        let place = if meant.has_twin {
+            by_path(disk)
+        } else if marked {
             true
         } else if meant.by_path.is_empty() {
             by_name(disk)

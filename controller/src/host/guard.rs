@@ -189,5 +189,53 @@ fn identified(inventory: &Inventory, disk: &Disk) -> Result<DiskId, String> {
             disk.name
         ));
     }
-    Ok(DiskId::from(disk))
+    let id = DiskId::from(disk);
+    let is_twin = |other: &&Disk| {
+        DiskId {
+            name: id.name.clone(),
+            by_path: id.by_path.clone(),
+            ..DiskId::from(*other)
+        } == id
+    };
+    let has_twin = inventory.disks.iter().filter(is_twin).count() > 1;
+    if has_twin && id.by_path.is_empty() {
+        return Err(format!(
+            "the disk {} has no place, and another one has its serial number, world wide name and size: it cannot be told from that",
+            disk.name
+        ));
+    }
+    Ok(DiskId { has_twin, ..id })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_of_one_serial_number_and_size_are_told_by_their_place_or_not_at_all() {
+        let disk = |name: &str, by_path: &str, size_bytes| Disk {
+            name: name.to_owned(),
+            by_path: by_path.to_owned(),
+            serial: "0123456789".to_owned(),
+            size_bytes,
+            ..Disk::default()
+        };
+        let twins = |disks: &[Disk]| {
+            let inventory = Inventory {
+                disks: disks.to_vec(),
+                ..Inventory::default()
+            };
+            identified(&inventory, &disks[0]).map(|id| id.has_twin)
+        };
+        assert_eq!(
+            twins(&[disk("/dev/sda", "a", 1), disk("/dev/sdb", "b", 1)]),
+            Ok(true)
+        );
+        assert_eq!(
+            twins(&[disk("/dev/sda", "a", 1), disk("/dev/sdb", "b", 2)]),
+            Ok(false)
+        );
+        assert!(twins(&[disk("/dev/sda", "", 1), disk("/dev/sdb", "b", 1)]).is_err());
+        assert_eq!(twins(&[disk("/dev/sda", "", 1)]), Ok(false));
+    }
 }

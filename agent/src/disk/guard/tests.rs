@@ -184,6 +184,28 @@ fn two_disks_of_one_serial_number_are_refused_unless_the_place_tells() {
 }
 
 #[test]
+fn a_disk_is_not_taken_for_its_twin_that_alone_answers() {
+    let twin = |slot: &str| Described {
+        by_path: format!("/dev/disk/by-path/pci-0000:02:00.0-usb-{slot}"),
+        serial: "0123456789".to_owned(),
+        size_bytes: 8 << 30,
+        ..Described::default()
+    };
+    let meant = |has_twin| DiskId {
+        has_twin,
+        ..DiskId::from(&twin("1"))
+    };
+    let chosen = |has_twin, disks: &[&str]| {
+        let disks = disks.iter().map(|slot| twin(slot)).collect();
+        choose(&meant(has_twin), disks).map(|disk| disk.by_path)
+    };
+    assert_eq!(chosen(true, &["1", "2"]).unwrap(), twin("1").by_path);
+    assert!(matches!(chosen(true, &["2"]), Err(Refused::NotFound { .. })));
+    // One that was the only one has moved.
+    assert_eq!(chosen(false, &["2"]).unwrap(), twin("2").by_path);
+}
+
+#[test]
 fn what_must_not_be_written_is_refused() {
     let at = "sys/devices/pci0000:00/0000:00:04.0/virtio4/block/vda";
     let meant_disk = disk("/dev/vda", "A");
