@@ -470,7 +470,9 @@ impl Inner {
 
     fn remove(&mut self, key: &Key) {
         self.version += 1;
-        let object = self.objects.remove(key).unwrap();
+        let mut object = self.objects.remove(key).unwrap();
+        // That of its end.
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         self.unseen.push((key.clone(), object, true));
         self.show();
     }

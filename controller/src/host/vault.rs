@@ -34,9 +34,10 @@ use super::{
 };
 use crate::{
     bmc::Credentials,
-    round::{ExecuteError, FIELD_MANAGER, failed},
+    round::{ExecuteError, FIELD_MANAGER, PATIENCE, failed},
     watches::Watches,
     world::Scope,
+    written::version,
 };
 
 /// What is watched here.
@@ -76,6 +77,8 @@ pub struct Vault {
     key: hmac::Key,
     /// On the heap each: a table has as many empty places as full ones.
     watched: Mutex<HashMap<Path, Box<Entry>>>,
+    /// What the watch told last, for as long as an answer may be under way that is older.
+    told: Mutex<HashMap<Path, (Instant, u128)>>,
     direct: Mutex<HashMap<Path, (Instant, Answer)>>,
 }
 
@@ -114,6 +117,7 @@ impl Vault {
             client,
             key,
             watched: Mutex::default(),
+            told: Mutex::default(),
             direct: Mutex::default(),
         })
     }
@@ -172,11 +176,19 @@ impl Vault {
     /// A labelled Secret is as it is now; or it is gone, or its label is.
     pub(super) fn take_in(&self, secret: &Secret, gone: bool) -> Touched {
         let path = Path::of(secret);
-        let mut watched = lock(&self.watched);
-        match gone {
-            true => watched.remove(&path),
-            false => watched.insert(path.clone(), Box::new(self.entry(secret))),
-        };
+        {
+            let mut watched = lock(&self.watched);
+            match gone {
+                true => watched.remove(&path),
+                false => watched.insert(path.clone(), Box::new(self.entry(secret))),
+            };
+        }
+        {
+            let mut told = lock(&self.told);
+            // As bounded as what changes within that time.
+            told.retain(|_, (at, _)| at.elapsed() < PATIENCE);
+            told.extend(version(secret).map(|version| (path.clone(), (Instant::now(), version))));
+        }
         lock(&self.direct).remove(&path);
         Touched::One(path)
     }
@@ -225,8 +237,18 @@ impl Vault {
         answer
     }
 
+    /// Remembers `answer`, unless the watch has told something newer meanwhile: nobody would be told of that once more.
     fn remember(&self, path: &Path, answer: Answer) {
         let mut direct = lock(&self.direct);
+        let is_outdated = match &answer {
+            Answer::Found(entry) => lock(&self.told)
+                .get(path)
+                .is_some_and(|(_, told)| entry.version.parse().is_ok_and(|version: u128| version < *told)),
+            Answer::Missing | Answer::Unreadable(_) => lock(&self.watched).contains_key(path),
+        };
+        if is_outdated {
+            return;
+        }
         // As bounded as the hosts that are in work.
         direct.retain(|_, (at, _)| at.elapsed() < FRESH);
         direct.insert(path.clone(), (Instant::now(), answer));
@@ -435,12 +457,12 @@ impl Vault {
             Ok(secret) => {
                 let leaves = secret.metadata.deletion_timestamp.is_some();
                 let last = secret.metadata.finalizers.iter().flatten().next().is_none();
-                let answer = if leaves && last {
-                    Answer::Missing
+                if leaves && last {
+                    lock(&self.watched).remove(path);
+                    self.remember(path, Answer::Missing);
                 } else {
-                    Answer::Found(self.entry(&secret))
-                };
-                self.remember(path, answer);
+                    self.remember(path, Answer::Found(self.entry(&secret)));
+                }
                 Ok(())
             }
             Err(error) => {
@@ -483,3 +505,6 @@ fn matters(host: &BareMetalHost, what: Use, hold: Hold) -> bool {
         matches!(State::of(host), State::Available | State::Provisioning) && host.spec.image.is_some();
     what == Use::Bmc || is_input || (leaves && hold == Hold::Finalizer)
 }
+
+#[cfg(test)]
+mod tests;
