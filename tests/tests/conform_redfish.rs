@@ -127,6 +127,36 @@ async fn boot_device_and_mode_are_set() {
 }
 
 #[tokio::test]
+async fn a_machine_is_booted_from_the_network_as_the_operator_does_it() {
+    let sushy = Sushy::start(&[system(1)], None).await.unwrap();
+    let bmcs = bmcs(&Config::default());
+    let access = access(&sushy, "redfish+http", "");
+    for (mode, reset) in [
+        (WantedMode::Any, Reset::On),
+        (WantedMode::Preferred(Mode::Uefi), Reset::ForceRestart),
+        (WantedMode::Preferred(Mode::Legacy), Reset::ForceRestart),
+    ] {
+        let pxe = Boot {
+            device: Device::Pxe,
+            mode,
+            lasting: Lasting::Once,
+        };
+        // It takes "Once" and does "Continuous", so that each is another wish.
+        assert_eq!(
+            bmcs.set_boot(&access, 1, pxe).await.unwrap(),
+            Done::Accepted,
+            "{mode:?}"
+        );
+        assert_eq!(
+            bmcs.set_power(&access, 1, reset).await.unwrap(),
+            Done::Accepted,
+            "{mode:?}"
+        );
+        until_power(&bmcs, &access, PowerState::On).await;
+    }
+}
+
+#[tokio::test]
 async fn a_probe_knows_the_machine_again() {
     let sushy = Sushy::start(&[system(7)], None).await.unwrap();
     let probe = bmcs(&Config::default())
