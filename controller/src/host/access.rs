@@ -118,6 +118,19 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
     }
 }
 
+/// The access as the spec and the Secret have it; none without one of them.
+fn wanted(draft: &Draft<'_>) -> Option<Access> {
+    let bmc = draft.host.spec.bmc.as_ref()?;
+    match &draft.seen.secrets.bmc.state {
+        SecretState::Present { content, .. } => Some(Access {
+            address: bmc.address.clone(),
+            insecure: bmc.disable_certificate_verification == Some(true),
+            credentials: content.clone(),
+        }),
+        _ => None,
+    }
+}
+
 /// The Secret's name and the access as the host has it; none: it has none, and the draft says why.
 fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
     let bmc = draft.host.spec.bmc.clone().unwrap_or_default();
@@ -131,15 +144,11 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
         return None;
     }
     let name = bmc.credentials_name;
+    if let Some(access) = wanted(draft) {
+        return Some((name, access));
+    }
     match &draft.seen.secrets.bmc.state {
-        SecretState::Present { content, .. } => {
-            let access = Access {
-                address: bmc.address,
-                insecure: bmc.disable_certificate_verification == Some(true),
-                credentials: content.clone(),
-            };
-            return Some((name, access));
-        }
+        SecretState::Present { .. } => {}
         SecretState::Missing | SecretState::Unnamed => {
             unusable(
                 draft,
@@ -341,6 +350,45 @@ fn took_them_before(draft: &Draft<'_>) -> bool {
     good.is_some_and(|good| Some(good) == name.map(|name| reference(draft, &name)).as_ref())
 }
 
+/// True if the last attempt failed for want of the BMC's answer, and nothing was heard of the BMC since: an attempt asks it, and is not
+/// judged by what it said to the one before. All stays as it is until it has answered.
+pub(super) fn asks_anew(draft: &mut Draft<'_>) -> bool {
+    let Some(failed) = draft.failed_at() else {
+        return false;
+    };
+    let bmc = &draft.seen.bmc;
+    // With another access than it was asked with, it is asked anyway.
+    let probed = bmc
+        .probed
+        .as_ref()
+        .filter(|probed| Some(&probed.access) == wanted(draft).as_ref());
+    let (failure, ask) = match (probed, &bmc.unread) {
+        (
+            Some(Probed {
+                result: Err(failure),
+                access,
+                ..
+            }),
+            _,
+        ) => (failure, Effect::Probe(access.clone())),
+        (Some(_), Some(failure)) => (failure, Effect::ReadPower),
+        _ => return false,
+    };
+    let is_vain = match failure.class {
+        FailureClass::Credentials => !took_them_before(draft),
+        FailureClass::Address => true,
+        _ => false,
+    };
+    if is_vain || whole_seconds(failure.at).0 > failed {
+        return false;
+    }
+    draft.effect(ask);
+    draft.keep_wait();
+    draft.why("asks the BMC for another attempt");
+    draft.again(LOOK_AGAIN);
+    true
+}
+
 /// `address` as people may read it: what stands before an `@` may be a password.
 pub(super) fn shown(address: &str) -> String {
     match address.parse::<Address>() {
@@ -413,10 +461,11 @@ fn names(value: &str, key: &str) -> bool {
 
 /// Whether user data may be given to the session; if not, what is missing.
 pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(), String> {
-    if let Some(value) = draft.annotation(IN_BAND_ANNOTATION)
-        && !has_bmc(draft.host)
-        && opted_in(value, session, draft.seen.segment).is_ok()
-    {
+    let value = draft
+        .annotation(IN_BAND_ANNOTATION)
+        .filter(|_| !has_bmc(draft.host));
+    let opted_in = value.map(|value| opted_in(value, session, draft.seen.segment));
+    if let Some(Ok(())) = opted_in {
         return Ok(());
     }
     let Some(segment) = draft.seen.segment else {
@@ -428,6 +477,10 @@ pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(
     let required = segment.spec.trust_for_secrets().max(Trust::Segment);
     if session.trust >= required {
         return Ok(());
+    }
+    if let Some(Err(missing)) = opted_in {
+        // Less than to trust all of a Segment.
+        return Err(missing);
     }
     let [is, needs] = [session.trust, required].map(crate::discovery::host::trust_name);
     Err(format!(

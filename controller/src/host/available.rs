@@ -14,7 +14,7 @@ use super::{
     draft::{Draft, clause},
     guard, image, inspection, power,
     preparing::{self, effective_hints},
-    provisioning, registration,
+    provisioning, ramdisk, registration,
     secrets::{self, Inputs},
 };
 
@@ -36,7 +36,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         inspection::begin_again(draft);
         return;
     }
-    if preparing::is_outdated(draft) {
+    let unsupported = preparing::unsupported(draft);
+    if preparing::is_outdated(draft) && unsupported.is_none() {
         draft.enter(State::Preparing);
         return;
     }
@@ -51,16 +52,35 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.status.provisioning_fail_count = 0;
     }
     let reach = access::ensure(draft);
+    if let Some(why) = unsupported {
+        // It could not leave `preparing`, while whoever lets it go waits until it is available.
+        power::manage(draft, &reach);
+        draft.refuse_beside(ErrorType::Preparation, why);
+        return;
+    }
+    draft.forget(ErrorType::Preparation);
     if !wants_provisioning(draft) {
         draft.forget(ErrorType::Provisioning);
         if draft.status.operational_status == OperationalStatus::Delayed {
             draft.status.operational_status = OperationalStatus::Ok;
         }
         power::manage(draft, &reach);
+        if has_request(&draft.host.spec) {
+            draft.wait_beside(
+                "Inputs",
+                "waits for spec.online to be true; next: the image is written",
+            );
+        }
         return;
     }
     // What is begun without a way to the machine could not be taken back either.
     if reach == Reach::No {
+        return;
+    }
+    let is_silent = matches!(reach, Reach::Silent(_)) || ramdisk::unknown_power(draft).is_some();
+    if is_silent && draft.session().is_none() {
+        power::manage(draft, &reach);
+        draft.wait_beside("Bmc", "waits for the BMC to answer; next: the image is written");
         return;
     }
     match admit(draft) {

@@ -1,7 +1,7 @@
 //! The conditions of a host: upstream's types and reasons, with messages, and one of ours that says what it waits for. Pure.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use muster_proto::kinds::{BareMetalHostStatus, ErrorType, OperationalStatus};
 
 use super::{
@@ -116,17 +116,13 @@ pub(super) fn set(
     for wanted in facts {
         let since = wait
             .filter(|_| wanted.type_ == WAITING)
-            .map(|wait| whole_seconds(wait.since));
+            .map(|wait| (whole_seconds(wait.since), wait.generation));
         put(&mut status.conditions, wanted, since, now);
     }
 }
 
-fn put(
-    all: &mut Vec<Condition>,
-    wanted: Fact,
-    since: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
-    now: Timestamp,
-) {
+fn put(all: &mut Vec<Condition>, wanted: Fact, since: Option<(Time, Option<i64>)>, now: Timestamp) {
+    let (since, generation) = since.unzip();
     let old = all.iter_mut().find(|condition| condition.type_ == wanted.type_);
     let same = old
         .as_ref()
@@ -138,7 +134,7 @@ fn put(
         reason: wanted.reason.to_owned(),
         message: wanted.message,
         last_transition_time: since.or(same).unwrap_or_else(|| whole_seconds(now)),
-        observed_generation: None,
+        observed_generation: generation.flatten(),
     };
     match old {
         Some(old) => *old = fresh,

@@ -1,6 +1,6 @@
 //! How a host goes: every way ends with the finalizer off. Pure.
 
-use muster_proto::kinds::ErrorType;
+use muster_proto::kinds::{ErrorType, Server};
 
 use super::{
     State,
@@ -22,9 +22,7 @@ pub(super) fn turn(draft: &mut Draft<'_>) -> bool {
         return false;
     }
     let young = matches!(state, State::New | State::Unmanaged | State::Registering);
-    let unreachable =
-        draft.old.error_type == Some(ErrorType::Registration) && draft.old.error_count > PATIENCE;
-    if young || state == State::Foreign || unreachable || access::is_hopeless(draft) {
+    if young || state == State::Foreign || access::is_hopeless(draft) {
         if !young {
             draft.warn(
                 "DeletedUnreachable",
@@ -51,7 +49,8 @@ pub(super) fn power_off(draft: &mut Draft<'_>) {
         draft.enter(State::Deleting);
         return;
     }
-    if draft.hold_off(&[ErrorType::PowerManagement]) == HoldOff::Waiting {
+    let held_off = draft.hold_off(&[ErrorType::PowerManagement]);
+    if held_off == HoldOff::Waiting || (held_off == HoldOff::Over && access::asks_anew(draft)) {
         return;
     }
     draft.clear_error();
@@ -98,11 +97,31 @@ fn by_bmc(draft: &mut Draft<'_>) {
 }
 
 fn in_band(draft: &mut Draft<'_>) {
+    let id = jobs::operation(draft, "off-to-delete", None, draft.old.error_count);
+    let is_off = |server: &Server| jobs::look(server, |job| job == id) == Job::Done;
+    if draft.seen.server.is_some_and(is_off) {
+        draft.enter(State::Deleting);
+        draft.status.powered_on = false;
+        return;
+    }
     let Some((server, _)) = draft.session() else {
+        if let Some(due) = ramdisk::may_return_until(draft) {
+            draft.wait_for(
+                power::GOING_OFF,
+                "waits for the ramdisk, which fell silent a moment ago, to switch the machine off; next: the host is let go",
+            );
+            draft.again_at(due);
+            return;
+        }
+        if draft.status.powered_on {
+            draft.warn(
+                "DeletedUnreachable",
+                "the machine has no BMC and is not in its ramdisk: it is not switched off",
+            );
+        }
         draft.enter(State::Deleting);
         return;
     };
-    let id = jobs::operation(draft, "off-to-delete", None, draft.old.error_count);
     match jobs::look(server, |job| job == id) {
         Job::Absent => {
             jobs::place(draft, server, &id, Task::PowerOff);
@@ -123,10 +142,7 @@ fn in_band(draft: &mut Draft<'_>) {
             draft.again(std::time::Duration::from_secs(300));
         }
         Job::Failed(error) => draft.fail(ErrorType::PowerManagement, error),
-        Job::Done => {
-            draft.enter(State::Deleting);
-            draft.status.powered_on = false;
-        }
+        Job::Done => {}
     }
 }
 
@@ -134,6 +150,12 @@ fn in_band(draft: &mut Draft<'_>) {
 pub(super) fn let_go(draft: &mut Draft<'_>) {
     let mut busy = jobs::clear(draft);
     busy |= secrets::release(draft);
+    if let Some(why) = secrets::unread(draft).filter(|_| !draft.waited("Inputs", ramdisk::BOOT_DEADLINE)) {
+        // It may carry our finalizer, which nobody else takes off.
+        draft.wait_for("Inputs", format!("{why}; next: it is let go, and then the host"));
+        draft.again(access::LOOK_AGAIN);
+        return;
+    }
     let finalizers = draft
         .seen
         .hardware

@@ -73,6 +73,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     match draft.hold_off(&[ErrorType::Provisioning, ErrorType::PowerManagement]) {
         HoldOff::Waiting => return,
+        HoldOff::Over if draft.is_leaving() && access::asks_anew(draft) => return,
         // An error of the provisioning that is being taken back is shown until the next one.
         HoldOff::None if draft.old.error_type == Some(ErrorType::Provisioning) => {}
         HoldOff::None | HoldOff::Over => draft.clear_error(),
@@ -103,7 +104,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if provisioning::is_cleaned(draft) {
         clean(draft, &reach, &operation);
     } else {
-        stop(draft, &reach);
+        stop(draft, &reach, &operation);
     }
 }
 
@@ -153,11 +154,15 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     }
 }
 
-/// Without cleaning: what runs is switched off, where that can be done.
-fn stop(draft: &mut Draft<'_>, reach: &Reach) {
-    let keeps_on = draft.host.spec.disable_power_off == Some(true);
-    if keeps_on || *reach == Reach::InBand || draft.session().is_some() {
+/// Without cleaning: what runs ends all the same, by the power where that may be switched, else by the ramdisk that takes its place.
+fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
+    if draft.session().is_some() {
         return finish(draft, false);
+    }
+    if draft.host.spec.disable_power_off == Some(true) || *reach == Reach::InBand {
+        let then = "the host is let go, with its disks as they are";
+        ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then);
+        return;
     }
     match power::current(draft) {
         Some(Power::Off) => {

@@ -46,6 +46,8 @@ pub(super) struct Wait {
     pub(super) message: String,
     /// When it began; another one than before only if the reason is another one, or if it begins again.
     pub(super) since: Timestamp,
+    /// Of an attempt that failed: the generation of the object that it was made for.
+    pub(super) generation: Option<i64>,
 }
 
 /// Whether a failure of before still holds up the work.
@@ -229,6 +231,7 @@ impl<'a> Draft<'a> {
                 backoff::words(pause)
             ),
             since: self.now,
+            generation: self.host.metadata.generation,
         });
         self.again(pause);
         self.why(format!("failed: {message}"));
@@ -280,10 +283,18 @@ impl<'a> Draft<'a> {
             reason,
             message,
             since,
+            generation: None,
         });
     }
 
-    /// The same, from now on, however long it has waited for that.
+    /// Says what the host waits for, unless it waits for something else meanwhile.
+    pub(super) fn wait_beside(&mut self, reason: &'static str, message: impl Into<String>) {
+        if self.wait.is_none() {
+            self.wait_for(reason, message);
+        }
+    }
+
+    /// The same as [`Draft::wait_for`], from now on, however long it has waited for that.
     pub(super) fn wait_anew(&mut self, reason: &'static str, message: impl Into<String>) {
         self.wait_for(reason, message);
         if let Some(wait) = &mut self.wait {
@@ -348,7 +359,8 @@ impl<'a> Draft<'a> {
         Some(wait.last_transition_time.0)
     }
 
-    /// Whether a failure of one of `kinds` still holds up the work; if so, all stays as it is until it is time.
+    /// Whether a failure of one of `kinds` still holds up the work; if so, all stays as it is until it is time, or until somebody changes
+    /// what the host is to be.
     pub(super) fn hold_off(&mut self, kinds: &[ErrorType]) -> HoldOff {
         let kind = self.old.error_type.filter(|kind| kinds.contains(kind));
         let (Some(_), Some(at)) = (kind, self.failed_at()) else {
@@ -356,7 +368,9 @@ impl<'a> Draft<'a> {
         };
         let pause = backoff::pause(self.uid(), self.old.error_count);
         let due = at.checked_add(pause).unwrap_or(self.now);
-        if self.has_paused(at, SignedDuration::try_from(pause).unwrap_or_default()) {
+        let made_for = self.old_wait().and_then(|wait| wait.observed_generation);
+        let is_changed = made_for.is_some() && made_for != self.host.metadata.generation;
+        if is_changed || self.has_paused(at, SignedDuration::try_from(pause).unwrap_or_default()) {
             return HoldOff::Over;
         }
         self.keep_wait();
@@ -373,9 +387,10 @@ impl<'a> Draft<'a> {
                 wait.reason.clone(),
                 conditions::without_time(&wait.message).to_owned(),
                 self.not_ahead(wait.last_transition_time.0),
+                wait.observed_generation,
             )
         });
-        let Some((reason, message, since)) = old else {
+        let Some((reason, message, since, generation)) = old else {
             return false;
         };
         if let Some(reason) = conditions::reason(&reason) {
@@ -383,6 +398,7 @@ impl<'a> Draft<'a> {
                 reason,
                 message,
                 since,
+                generation,
             });
         }
         self.wait.is_some()
@@ -393,7 +409,11 @@ impl<'a> Draft<'a> {
         self.slot = true;
         if self.seen.slot {
             if self.status.operational_status == OperationalStatus::Delayed {
-                self.status.operational_status = OperationalStatus::Ok;
+                // An error of before that is still to be seen.
+                self.status.operational_status = match self.status.error_type {
+                    Some(_) => OperationalStatus::Error,
+                    None => OperationalStatus::Ok,
+                };
             }
             return true;
         }

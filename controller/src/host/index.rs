@@ -17,6 +17,7 @@ use muster_proto::{
 
 use super::{
     State, bmc_secret,
+    plan::FINALIZER,
     rivals::{Behind, bmc},
 };
 use crate::discovery::host::declared_mac;
@@ -339,8 +340,15 @@ fn keys(host: &BareMetalHost) -> Vec<Key> {
         .filter(|name| !name.is_empty())
         .chain(held.iter().copied())
         .collect();
-    // One that is being deleted needs them for as long as its machine is cleaned and switched off.
-    let needs = host.metadata.deletion_timestamp.is_none() || State::of(host) != State::Deleting;
+    // One that is being deleted needs them for as long as its machine is cleaned and switched off; one without our finalizer has never held
+    // any, and would let go of none.
+    let is_held = host
+        .metadata
+        .finalizers
+        .iter()
+        .flatten()
+        .any(|name| name == FINALIZER);
+    let needs = is_held && (host.metadata.deletion_timestamp.is_none() || State::of(host) != State::Deleting);
     let held = held
         .into_iter()
         .filter(|_| needs)
@@ -437,6 +445,7 @@ mod tests {
         let index = Index::default();
         let in_state = |name: &str, state: State| {
             let mut host = host(name, "", "s");
+            host.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
             host.metadata.deletion_timestamp = Some(Time("2026-01-01T00:00:00Z".parse().unwrap()));
             state
                 .name()
@@ -455,6 +464,11 @@ mod tests {
             index.held_by(&path("s")).is_empty(),
             "whichever goes last lets go of it"
         );
+        // One that was paused from its beginning never held it, and would not let go of it.
+        let mut paused = host("c", "", "s");
+        paused.metadata.finalizers = None;
+        index.host(&paused, false);
+        assert!(index.held_by(&path("s")).is_empty());
     }
 
     #[test]

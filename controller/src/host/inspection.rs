@@ -71,10 +71,10 @@ pub(super) fn begin_again(draft: &mut Draft<'_>) {
 
 /// The host is inspecting.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
-    if draft
+    let asked = draft
         .annotation(INSPECT_ANNOTATION)
-        .is_some_and(|value| value != "disabled")
-    {
+        .is_some_and(|value| value != "disabled");
+    if asked {
         // What it asks for is being done.
         draft
             .metadata
@@ -110,7 +110,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         conclude(draft, found, at);
         return;
     }
-    if draft.hold_off(&[ErrorType::Inspection]) == HoldOff::Waiting {
+    // Whoever asks for it does not want to wait for the next attempt.
+    if !asked && draft.hold_off(&[ErrorType::Inspection]) == HoldOff::Waiting {
         return;
     }
     draft.clear_error();

@@ -68,10 +68,12 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
     }
     let Some(power) = current(draft) else { return };
     draft.status.powered_on = power == Power::On;
-    if draft.hold_off(&[ErrorType::PowerManagement]) == HoldOff::Waiting {
+    let wanted = draft.host.spec.online && !wish.off();
+    // Whoever did what could not be done, or wants it no more, ends the pause after the failure.
+    let is_as_wanted = wanted == (power == Power::On) || (power == Power::Off && wish.once);
+    if !is_as_wanted && draft.hold_off(&[ErrorType::PowerManagement]) == HoldOff::Waiting {
         return;
     }
-    let wanted = draft.host.spec.online && !wish.off();
     match (power, wanted) {
         (Power::On, false) if draft.host.spec.disable_power_off == Some(true) => restart(draft, wish),
         (Power::On, false) => switch_off(draft, wish),
@@ -193,7 +195,9 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     draft.forget(ErrorType::PowerManagement);
     let (id, since) = operation(draft, GOING_OFF, "off");
     let begun = draft.waiting_since(GOING_OFF).is_none();
-    let gentle = draft.state.is_provisioned() && !wish.hard && draft.old.error_count == 0;
+    let may_run_a_system =
+        draft.state.is_provisioned() || (draft.state == State::Available && draft.session().is_none());
+    let gentle = may_run_a_system && !wish.hard && draft.old.error_count == 0;
     let soft = format!("{id}-soft");
     let then = match draft.state {
         State::PoweringOffBeforeDelete => "the host is let go",
@@ -234,6 +238,10 @@ fn switch_on(draft: &mut Draft<'_>) {
     );
     if begun {
         draft.tell("PowerOn", "the machine is switched on");
+    }
+    // An available machine boots its ramdisk and not what a former owner left; one whose BMC cannot arm that boots what it boots.
+    if draft.state == State::Available && draft.old.error_count == 0 && tried(draft, &id).is_none() {
+        ramdisk::arm(draft, &id);
     }
     switch(draft, &id, PowerOrder::On, "on");
 }

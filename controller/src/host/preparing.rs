@@ -83,12 +83,19 @@ pub(super) fn unsupported_boot(spec: &BareMetalHostSpec) -> Option<&'static str>
     )
 }
 
+/// Why the host cannot be prepared as it asks for; none: it can.
+pub(super) fn unsupported(draft: &Draft<'_>) -> Option<&'static str> {
+    let spec = &draft.host.spec;
+    let there = draft.old.provisioning.raid.as_deref();
+    unsupported_raid(spec.raid.as_deref(), there).or(unsupported_boot(spec))
+}
+
 /// True if the host must go through preparing again.
 pub(super) fn is_outdated(draft: &Draft<'_>) -> bool {
     let wanted = effective_hints(draft);
     let hints = recorded_hints(draft, wanted.as_deref()) != wanted.as_deref();
     let raid = draft.host.spec.raid.is_some() && draft.host.spec.raid != draft.old.provisioning.raid;
-    hints || raid || unsupported_boot(&draft.host.spec).is_some()
+    hints || raid
 }
 
 /// The host is preparing.
@@ -98,8 +105,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.enter(State::ExternallyProvisioned);
         return;
     }
-    let there = draft.old.provisioning.raid.as_deref();
-    if let Some(why) = unsupported_raid(spec.raid.as_deref(), there).or(unsupported_boot(spec)) {
+    if let Some(why) = unsupported(draft) {
         draft.refuse(ErrorType::Preparation, why);
         return;
     }

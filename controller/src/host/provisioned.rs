@@ -1,6 +1,6 @@
 //! Hosts that somebody's operating system runs on: looked after, never written. Pure.
 
-use muster_proto::kinds::{ErrorType, OperationalStatus};
+use muster_proto::kinds::{ErrorType, OperationalStatus, Server};
 
 use super::{
     State, access,
@@ -48,18 +48,13 @@ fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
 /// A ramdisk that still runs did not hear that it is to leave, because the way to it was broken at that moment: it is told, once.
 /// True while that is on its way.
 fn is_to_leave(draft: &mut Draft<'_>) -> bool {
-    let spec = &draft.host.spec;
-    // One that may not be switched off is to be on, where its image is.
-    let stays_off = !spec.online && spec.disable_power_off != Some(true);
-    let stays = stays_off || reboot::wish(draft.host, false).off();
-    let Some((server, _)) = draft.session().filter(|_| !stays) else {
+    let Some((server, _)) = draft.session().filter(|_| !stays_off(draft)) else {
         return false;
     };
     let history = draft.old.operation_history.as_ref();
     let written = history.and_then(|history| history.provision.as_ref()?.end.as_ref());
-    // One that was written by somebody else is none of our business.
     let Some(written) = written.map(|end| end.0) else {
-        return false;
+        return leaves_for_its_own(draft);
     };
     // One that was told goes in a moment.
     let due = written.checked_add(ramdisk::SILENCE).unwrap_or(draft.now);
@@ -67,24 +62,13 @@ fn is_to_leave(draft: &mut Draft<'_>) -> bool {
         draft.again_at(due);
         return false;
     }
-    let contested = server.status.as_ref().is_some_and(|status| status.contested);
     let id = format!(
         "{}-leave",
         jobs::operation(draft, "provisioned", Some(written.as_second()), 0)
     );
-    match jobs::look(server, |job| job == id) {
-        Job::Absent if contested => return false,
-        // Its power counts for more than where it is.
-        Job::Pending if draft.waited("Leave", ramdisk::BOOT_DEADLINE) => return false,
-        Job::Absent => jobs::place(draft, server, &id, Task::Reboot),
-        Job::Pending => draft.again(access::LOOK_AGAIN),
-        Job::Done | Job::Failed(_) => return false,
-    }
-    draft.wait_for(
-        "Leave",
-        "the machine is in its ramdisk, although its image is written; next: it is rebooted into that",
-    );
-    true
+    let message =
+        "the machine is in its ramdisk, although its image is written; next: it is rebooted into that";
+    is_told_to_leave(draft, server, &id, message)
 }
 
 /// The host is externally provisioned.
@@ -102,7 +86,45 @@ pub(super) fn external(draft: &mut Draft<'_>) {
     }
     // The request that failed is not to be fulfilled any more.
     draft.forget(ErrorType::Provisioning);
-    look_after(draft);
+    if !leaves_for_its_own(draft) {
+        look_after(draft);
+    }
+}
+
+/// A host that somebody else provisioned is not to stay in the ramdisk that it is found in: it is told to leave, once in each. True while that
+/// is on its way.
+fn leaves_for_its_own(draft: &mut Draft<'_>) -> bool {
+    let Some((server, session)) = draft.session().filter(|_| !stays_off(draft)) else {
+        return false;
+    };
+    let of = session.key.get(..16).unwrap_or(&session.key);
+    let id = format!("{}-{of}", jobs::operation(draft, "external", None, 0));
+    let message =
+        "the machine is in its ramdisk, although it has a system of its own; next: it is rebooted into that";
+    is_told_to_leave(draft, server, &id, message)
+}
+
+/// True if the machine is to be off, or about to be.
+fn stays_off(draft: &Draft<'_>) -> bool {
+    let spec = &draft.host.spec;
+    // One that may not be switched off is to be on, where its image is.
+    let stays_off = !spec.online && spec.disable_power_off != Some(true);
+    stays_off || reboot::wish(draft.host, false).off()
+}
+
+/// Has the machine of `server` leave its ramdisk by the job `id`. True while that is on its way.
+fn is_told_to_leave(draft: &mut Draft<'_>, server: &Server, id: &str, message: &str) -> bool {
+    let contested = server.status.as_ref().is_some_and(|status| status.contested);
+    match jobs::look(server, |job| job == id) {
+        Job::Absent if contested => return false,
+        // Its power counts for more than where it is.
+        Job::Pending if draft.waited("Leave", ramdisk::BOOT_DEADLINE) => return false,
+        Job::Absent => jobs::place(draft, server, id, Task::Reboot),
+        Job::Pending => draft.again(access::LOOK_AGAIN),
+        Job::Done | Job::Failed(_) => return false,
+    }
+    draft.wait_for("Leave", message);
+    true
 }
 
 fn look_after(draft: &mut Draft<'_>) {

@@ -125,6 +125,13 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.again(Duration::ZERO);
         return;
     };
+    if draft.old.last_attempted_image.is_none() {
+        // Another operator's status without it: what is ordered now is what the host runs then, whatever is changed meanwhile.
+        draft.status.last_attempted_image = draft.host.spec.image.clone().map(Box::new);
+        draft.keep_wait();
+        draft.again(Duration::ZERO);
+        return;
+    }
     let failures = draft.old.provisioning_fail_count;
     let operation = jobs::operation(draft, "provision", Some(start), failures);
     let left = leave_id(&operation);

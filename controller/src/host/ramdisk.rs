@@ -381,16 +381,21 @@ fn start(draft: &mut Draft<'_>, operation: &str) {
         .bmc
         .power
         .is_some_and(|reading| reading.power == Power::On);
-    let mode = registration::snapshot_boot_mode(draft);
-    draft.effect(Effect::BootNetworkOnce {
-        operation: operation.to_owned(),
-        mode,
-    });
+    arm(draft, operation);
     draft.effect(Effect::Power {
         operation: operation.to_owned(),
         order: if on { PowerOrder::Reset } else { PowerOrder::On },
     });
     draft.why("boots the ramdisk");
+}
+
+/// The machine boots from the network when it boots next.
+pub(super) fn arm(draft: &mut Draft<'_>, operation: &str) {
+    let mode = registration::snapshot_boot_mode(draft);
+    draft.effect(Effect::BootNetworkOnce {
+        operation: operation.to_owned(),
+        mode,
+    });
 }
 
 /// The BMC does not answer: what it would be asked for is counted as a failure after a while.

@@ -46,6 +46,7 @@ use super::{
     plan::{Effect, PowerWatch},
     reboot,
     slots::Slots,
+    state,
     vault::{NoRandom, SECRET, Touched, Vault},
 };
 use crate::{
@@ -455,14 +456,23 @@ async fn turn(
     }
     context.memory.looks(host);
     let sight = context.eyes().look(host).await;
-    let wrong = [reboot::unreadable(&sight.host), detached::unreadable(&sight.host)];
+    let unknown = state::unreadable(&sight.host);
+    let reason = match unknown {
+        Some(_) => "Unreadable",
+        None => "InvalidAnnotationValue",
+    };
+    let wrong = [
+        unknown,
+        reboot::unreadable(&sight.host),
+        detached::unreadable(&sight.host),
+    ];
     let wrong: Vec<String> = wrong.into_iter().flatten().collect();
     let wrong = (!wrong.is_empty()).then(|| bounded(&wrong.join("; ")));
     if let Some(message) = context.memory.finds(&sight.host, wrong) {
         context.events.record(Event {
             about: about(&sight.host),
             warning: true,
-            reason: "InvalidAnnotationValue",
+            reason,
             message,
         });
     }

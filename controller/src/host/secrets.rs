@@ -106,8 +106,8 @@ pub(super) fn former_secrets(host: &BareMetalHost) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Lets go of every Secret that carries the finalizer. True if there was one.
-pub(super) fn release(draft: &mut Draft<'_>) -> bool {
+/// The Secrets that may carry the finalizer for the host.
+fn finalized<'a>(draft: &Draft<'a>) -> impl Iterator<Item = (&'a str, &'a SecretSeen)> {
     let secrets = &draft.seen.secrets;
     let network = draft.host.spec.preprovisioning_network_data_name.as_deref();
     let now = [
@@ -116,9 +116,20 @@ pub(super) fn release(draft: &mut Draft<'_>) -> bool {
     ];
     let now = now.into_iter().filter_map(|(name, seen)| Some((name?, seen)));
     let former = secrets.former.iter().map(|(name, seen)| (name.as_str(), seen));
-    let held = now
-        .chain(former)
-        .filter(|(name, seen)| seen.finalizer && !name.is_empty());
+    now.chain(former).filter(|(name, _)| !name.is_empty())
+}
+
+/// Which of them could not be read, and why; none: all could.
+pub(super) fn unread(draft: &Draft<'_>) -> Option<String> {
+    finalized(draft).find_map(|(name, seen)| match &seen.state {
+        SecretState::Unreadable(why) => Some(format!("the Secret {name} cannot be read: {why}")),
+        _ => None,
+    })
+}
+
+/// Lets go of every Secret that carries the finalizer. True if there was one.
+pub(super) fn release(draft: &mut Draft<'_>) -> bool {
+    let held = finalized(draft).filter(|(_, seen)| seen.finalizer);
     let names: BTreeSet<&str> = held.map(|(name, _)| name).collect();
     for name in &names {
         draft.effect(Effect::ReleaseSecret {
@@ -149,6 +160,23 @@ pub(super) fn release_former(draft: &mut Draft<'_>, good: Option<&str>) -> bool 
 
 /// Whether all that the config drive is made of is there, and the session, if it is, may have it.
 pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
+    let spec = &draft.host.spec;
+    for (field, reference) in [
+        ("userData", &spec.user_data),
+        ("networkData", &spec.network_data),
+        ("metaData", &spec.meta_data),
+    ] {
+        let elsewhere = reference
+            .as_ref()
+            .and_then(|reference| reference.namespace.as_ref());
+        let elsewhere = elsewhere
+            .filter(|name| !name.is_empty() && Some(*name) != draft.host.metadata.namespace.as_ref());
+        if let Some(namespace) = elsewhere {
+            return Inputs::Bad(format!(
+                "spec.{field} names a Secret in the namespace {namespace}, and only those of the host's own are given to it"
+            ));
+        }
+    }
     for secret in named(draft) {
         let of = format!("the Secret {} of spec.{}", secret.name, secret.field);
         match &secret.seen.state {

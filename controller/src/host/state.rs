@@ -4,6 +4,8 @@ use std::fmt;
 
 use muster_proto::kinds::{BareMetalHost, ErrorType};
 
+use super::draft::bounded;
+
 /// Where a host is in its life: `status.provisioning.state`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
@@ -170,4 +172,17 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// What is wrong with the state of `host`, for people; none: it is a known one.
+pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
+    let state = host
+        .status
+        .as_ref()
+        .map_or("", |status| &status.provisioning.state);
+    (State::of(host) == State::Foreign).then(|| {
+        bounded(&format!(
+            "the state `{state}` of the host is unknown to this version; next: nothing is done to it, until a version that knows it has brought it on"
+        ))
+    })
 }

@@ -273,6 +273,23 @@ fn a_provisioned_machine_that_is_found_in_its_ramdisk_is_rebooted_once() {
     assert_eq!(world.machine.boots, boots + 1);
 }
 
+#[test]
+fn one_that_may_not_be_switched_off_leaves_its_ramdisk_though_it_is_to_be_off() {
+    let mut world = provisioned();
+    world.host().spec.disable_power_off = Some(true);
+    world.host().spec.online = false;
+    world.settle();
+    world.call_in();
+    world.tick(60);
+    let boots = world.machine.boots;
+    world.settle();
+    assert_eq!(
+        (world.state(), world.machine.boots),
+        (State::Provisioned, boots + 1)
+    );
+    assert!(world.machine.on && world.machine.ramdisk.is_none());
+}
+
 /// What a probe of the host, as it is, came to.
 fn probed(world: &mut World, class: FailureClass) {
     let access = world.plan().effects.into_iter().find_map(|effect| match effect {

@@ -1,7 +1,8 @@
 //! A world in which everything goes wrong for a while: it comes to the same end, and nothing is written that should not be.
 
 use muster_proto::kinds::{
-    DETACHED_ANNOTATION, IN_BAND_ANNOTATION, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, REBOOT_ANNOTATION,
+    AutomatedCleaningMode, DETACHED_ANNOTATION, IN_BAND_ANNOTATION, PAUSED_ANNOTATION, PROTECTED_ANNOTATION,
+    REBOOT_ANNOTATION,
 };
 use proptest::prelude::*;
 
@@ -37,6 +38,10 @@ enum Happening {
     Linked(bool),
     External(bool),
     Secret(bool),
+    /// Whether disks are cleaned.
+    Cleans(bool),
+    /// Whether the machine may be switched off.
+    KeepsOn(bool),
     Delete,
 }
 
@@ -90,7 +95,16 @@ fn happenings() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Linked),
         1 => proptest::bool::weighted(0.3).prop_map(Happening::External),
         1 => any::<bool>().prop_map(Happening::Secret),
+        1 => any::<bool>().prop_map(Happening::Cleans),
+        1 => any::<bool>().prop_map(Happening::KeepsOn),
     ]
+}
+
+fn mode(cleans: bool) -> AutomatedCleaningMode {
+    match cleans {
+        true => AutomatedCleaningMode::Metadata,
+        false => AutomatedCleaningMode::Disabled,
+    }
 }
 
 fn url(which: u8) -> String {
@@ -135,7 +149,15 @@ fn happen(world: &mut World, happening: &Happening) {
                 SecretState::Missing
             };
         }
+        Happening::Cleans(cleans) => world.host().spec.automated_cleaning_mode = Some(mode(cleans)),
+        Happening::KeepsOn(keeps_on) => world.host().spec.disable_power_off = Some(keeps_on),
         Happening::Delete => world.delete(),
+    }
+    // Somebody may have changed the spec.
+    if let Some(host) = &mut world.host
+        && !matches!(happening, Happening::Round { .. } | Happening::Time(_))
+    {
+        host.metadata.generation = Some(host.metadata.generation.unwrap_or_default() + 1);
     }
     check(world);
 }
@@ -182,6 +204,8 @@ fn calm(world: &mut World) {
     if let Some(host) = &mut world.host {
         let is_nobodys = host.spec.bmc.is_none() && world.states.contains(&State::ExternallyProvisioned);
         host.spec.externally_provisioned = None;
+        host.spec.automated_cleaning_mode = None;
+        host.spec.disable_power_off = None;
         let annotations = host.metadata.annotations.get_or_insert_default();
         annotations.retain(|name, _| name == IN_BAND_ANNOTATION);
         if is_nobodys {
@@ -222,9 +246,12 @@ proptest! {
         delete in proptest::option::of(0..150_usize),
         image in proptest::option::weighted(0.7, 0..2_u8),
     ) {
-        let released = before.iter().any(
-            |happening| matches!(happening, Happening::Annotate(muster_proto::kinds::RELEASE_ANNOTATION, _)),
-        );
+        let released = before.iter().any(|happening| {
+            matches!(
+                happening,
+                Happening::Annotate(muster_proto::kinds::RELEASE_ANNOTATION, _) | Happening::Cleans(false)
+            )
+        });
         let mut world = if in_band { World::in_band() } else { World::new() };
         world.machine.network_first |= network_first;
         world.machine.wakes = wakes;
@@ -255,6 +282,8 @@ proptest! {
                 // That a person has switched on what has no BMC shows only in its ramdisk.
                 && (status.powered_on || in_band && image.is_some())
                 && world.machine.on && status.error_message.is_empty()
+                // What has an image runs it.
+                && (image.is_none() || world.machine.ramdisk.is_none())
         });
         let (writes, cleans, boots) = (world.machine.writes.len(), world.machine.cleans, world.machine.boots);
         world.settle();

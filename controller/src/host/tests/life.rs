@@ -91,7 +91,7 @@ fn a_host_without_a_bmc_is_provisioned_through_its_ramdisk_and_freed_by_hand() {
     world.machine.network_first = true;
     world.reach(State::Unmanaged);
     world.call_in();
-    world.annotate(IN_BAND_ANNOTATION, &format!("{:064X}", 1));
+    world.annotate(IN_BAND_ANNOTATION, &format!("{:016X}{:048}", 1, 0));
     world.reach(State::Available);
     assert_eq!(world.machine.boots, 0, "what was found is not inspected again");
     world.set_image(Some(IMAGE));

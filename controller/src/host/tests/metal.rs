@@ -19,17 +19,16 @@ use super::{
 };
 
 impl World {
+    /// What an effect does where it arrives.
     pub(super) fn act(&mut self, effect: &Effect) {
         match effect {
             Effect::BootNetworkOnce { mode, .. } => {
                 (self.machine.once, self.machine.mode) = (true, Some(*mode));
             }
             Effect::Power { order, .. } => self.power(*order),
-            // As the API server does, it refuses one for another version of the Server.
-            Effect::PlaceJob(order) => {
-                self.place(order);
+            request => {
+                self.request(request);
             }
-            _ => {}
         }
     }
 
@@ -80,7 +79,8 @@ impl World {
         let status = self.server.as_mut().unwrap().status.as_mut().unwrap();
         let session = status.session.as_mut().unwrap();
         (session.state, session.since) = (SessionState::Connected, now);
-        self.machine.ramdisk = status.job.as_ref().map(|job| job.id.clone());
+        let last = status.job.as_ref().map(|job| job.id.clone());
+        self.machine.ramdisk = Some(last.unwrap_or_default());
         self.bump();
     }
 
@@ -185,7 +185,8 @@ impl World {
         self.machine.booting = 0;
         self.machine.sessions += 1;
         self.machine.ramdisk = Some(String::new());
-        let key = format!("{:064x}", self.machine.sessions);
+        // Other in its first digits, too.
+        let key = format!("{:016x}{:048}", self.machine.sessions, 0);
         let now = self.now.to_string();
         let server = self.server.get_or_insert_with(|| {
             let mut server = Server::new("server-1", ServerSpec::default());

@@ -2,6 +2,7 @@
 
 mod annotations;
 mod capm3;
+mod changes;
 mod counted;
 mod doubts;
 mod events;
@@ -11,6 +12,7 @@ mod life;
 mod metal;
 mod parts;
 mod refusals;
+mod release;
 mod takeover;
 mod transitions;
 mod whose;

@@ -391,14 +391,15 @@ fn volumes_that_another_operator_made_are_kept_and_no_image_is_written_to_softwa
     // What runs on an array goes when it is taken away, and the array with it: nobody is to claim the host as it is.
     let mut world = made(State::Provisioned, "softwareRAIDVolumes");
     world.set_image(None);
-    world.reach(State::Preparing);
+    world.reach(State::Available);
     world.settle();
     assert_eq!(
         (world.state(), error(&world).0),
-        (State::Preparing, Some(ErrorType::Preparation))
+        (State::Available, Some(ErrorType::Preparation))
     );
     world.host().spec.raid = None;
-    world.reach(State::Available);
+    world.settle();
+    assert_eq!((world.state(), error(&world).0), (State::Available, None));
 }
 
 #[test]
@@ -423,7 +424,7 @@ fn secure_boot_is_refused_until_it_can_be_switched_on() {
     world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
     world.set_image(Some(IMAGE));
     world.settle();
-    is_refused(&mut world, State::Preparing, ErrorType::Preparation);
+    is_refused(&mut world, State::Available, ErrorType::Preparation);
     assert_eq!(world.machine.cleans, 0);
     world.host().spec.boot_mode = Some(HostBootMode::Uefi);
     world.reach(State::Provisioned);
@@ -438,11 +439,11 @@ fn secure_boot_is_refused_until_it_can_be_switched_on() {
     // It is taken away where nothing else is asked for; the ramdisk boots without.
     world.machine.mode = None;
     world.set_image(None);
-    world.reach(State::Preparing);
+    world.reach(State::Available);
     assert_eq!(world.machine.disk, Content::Blank);
     assert_eq!(world.machine.mode, Some(WantedMode::Required(Mode::Uefi)));
     world.settle();
-    is_refused(&mut world, State::Preparing, ErrorType::Preparation);
+    is_refused(&mut world, State::Available, ErrorType::Preparation);
     world.delete();
     world.until("gone", |world| world.host.is_none());
 }

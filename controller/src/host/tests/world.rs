@@ -626,26 +626,53 @@ impl World {
                 }
                 true
             }
-            Effect::PlaceJob(order) => match fault {
-                Fault::Fails => false,
-                Fault::Lost => true,
+            Effect::PlaceJob(_)
+            | Effect::RemoveJob { .. }
+            | Effect::WriteHardware(_)
+            | Effect::ReleaseLeftovers
+            | Effect::ReleaseHardware
+            | Effect::HoldSecret { .. }
+            | Effect::ReleaseSecret { .. } => match fault {
+                Fault::None => self.request(effect),
+                Fault::Fails | Fault::Lost => false,
+                Fault::Twice => {
+                    self.request(effect);
+                    self.request(effect)
+                }
+                Fault::Doubtful => {
+                    self.request(effect);
+                    false
+                }
+                // It knows no version of what it is for, so that it comes before that is gone.
+                Fault::Late if matches!(effect, Effect::HoldSecret { .. }) => {
+                    self.request(effect);
+                    false
+                }
+                // Nobody waits for the answer any more.
                 Fault::Late => {
                     self.late.push_back(effect.clone());
-                    true
+                    false
                 }
-                _ => self.place(order),
             },
+            Effect::ForgetBmc => {
+                self.bmc = Bmc::default();
+                true
+            }
+        }
+    }
+
+    /// What the API server does with a request. False: it refuses it.
+    pub(super) fn request(&mut self, effect: &Effect) -> bool {
+        match effect {
+            // One for another version of the Server.
+            Effect::PlaceJob(order) => return self.place(order),
             Effect::RemoveJob { id } => {
-                if fault == Fault::Fails || fault == Fault::Lost {
-                    return fault == Fault::Lost;
-                }
                 if let Some(server) = &mut self.server
                     && server.spec.job.as_ref().is_some_and(|job| job.id == *id)
                 {
                     server.spec.job = None;
                     self.bump();
                 }
-                true
             }
             Effect::WriteHardware(hardware) => {
                 self.hardware = Some(HardwareData::new(
@@ -654,15 +681,12 @@ impl World {
                         hardware: Some((**hardware).clone().into()),
                     },
                 ));
-                true
             }
-            Effect::ReleaseLeftovers => {
-                self.released = true;
-                true
-            }
+            Effect::ReleaseLeftovers => self.released = true,
             Effect::ReleaseHardware => {
-                self.hardware.as_mut().unwrap().metadata.finalizers = None;
-                true
+                if let Some(hardware) = &mut self.hardware {
+                    hardware.metadata.finalizers = None;
+                }
             }
             Effect::HoldSecret { name, hold } => {
                 let secret = self.secret(name);
@@ -674,18 +698,14 @@ impl World {
                 if let SecretState::Present { version, .. } = &mut secret.state {
                     version.push('+');
                 }
-                true
             }
             Effect::ReleaseSecret { name } => {
                 let secret = self.secret(name);
                 (secret.held, secret.finalizer) = (false, false);
-                true
             }
-            Effect::ForgetBmc => {
-                self.bmc = Bmc::default();
-                true
-            }
+            _ => unreachable!("{effect:?} is no request to the API server"),
         }
+        true
     }
 
     fn secret(&mut self, name: &str) -> &mut SecretSeen {

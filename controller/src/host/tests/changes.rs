@@ -1,0 +1,230 @@
+//! What somebody changes counts at once, also while a failure is waited out; and a host says what it waits for.
+
+use muster_proto::kinds::{ErrorType, INSPECT_ANNOTATION};
+
+use super::{
+    super::{
+        State,
+        observed::{FailureClass, Tried},
+        plan::{Effect, PowerOrder},
+    },
+    life::waiting,
+    transitions::at,
+    world::{Fault, IMAGE, World},
+};
+
+fn count(world: &World) -> i64 {
+    world.host.as_ref().unwrap().status.as_ref().unwrap().error_count
+}
+
+/// Rounds in which the BMC refuses every order on the power, until so many attempts have failed.
+fn fail_to_switch(world: &mut World, attempts: i64) {
+    for _ in 0..500 {
+        if count(world) >= attempts {
+            return;
+        }
+        let plan = world.plan();
+        let ordered = plan
+            .effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Power { .. }));
+        world.execute(plan, None, if ordered { Fault::Fails } else { Fault::None });
+        if let Some(Tried {
+            result: Err(failure), ..
+        }) = &mut world.tried
+        {
+            failure.class = FailureClass::Unsupported;
+        }
+        world.tick(31);
+    }
+    panic!("it never fails: {:?}", world.plan());
+}
+
+/// A provisioned host that could not be switched on, many times.
+fn is_not_switched_on() -> World {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.host().metadata.generation = Some(1);
+    world.machine.on = false;
+    fail_to_switch(&mut world, 6);
+    assert_eq!(waiting(&world).0, "Retry");
+    world
+}
+
+/// A moment later.
+fn soon(world: &mut World) {
+    for _ in 0..6 {
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        world.tick(2);
+    }
+}
+
+#[test]
+fn a_change_of_the_spec_ends_the_pause_after_a_failure_and_nothing_else_does() {
+    let mut world = is_not_switched_on();
+    let boots = world.machine.boots;
+    soon(&mut world);
+    assert!(!world.machine.on, "it waits for the next attempt");
+    world.host().metadata.generation = Some(2);
+    soon(&mut world);
+    assert!(world.machine.on && world.machine.boots == boots + 1);
+    world.settle();
+    assert_eq!(world.host().status.as_ref().unwrap().error_type, None);
+}
+
+#[test]
+fn whoever_does_by_hand_what_failed_ends_the_error() {
+    let mut world = is_not_switched_on();
+    world.power(PowerOrder::On);
+    world.tick(60);
+    soon(&mut world);
+    let status = world.host().status.clone().unwrap();
+    assert_eq!((status.error_type, status.powered_on), (None, true));
+}
+
+#[test]
+fn a_wish_to_be_off_is_heard_while_the_host_could_not_be_switched_on() {
+    let mut world = is_not_switched_on();
+    let wish = "reboot.metal3.io/metal3-remediation";
+    world.annotate(wish, "");
+    world.tick(60);
+    soon(&mut world);
+    let status = world.host().status.clone().unwrap();
+    assert_eq!((status.error_type, status.powered_on), (None, false));
+    world.unannotate(wish);
+    world.settle();
+    assert!(world.machine.on);
+}
+
+#[test]
+fn an_inspection_that_is_asked_for_does_not_wait_for_the_next_attempt() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.disconnect();
+    world.machine.on = false;
+    world.bmc_up = false;
+    world.annotate(INSPECT_ANNOTATION, "");
+    world.reach(State::Inspecting);
+    world.until("four failures", |world| count(world) >= 4);
+    world.bmc_up = true;
+    world.tick(120);
+    soon(&mut world);
+    assert_eq!(waiting(&world).0, "Retry");
+    world.annotate(INSPECT_ANNOTATION, "");
+    soon(&mut world);
+    assert_ne!(waiting(&world).0, "Retry");
+    assert!(!world.annotated(INSPECT_ANNOTATION));
+    world.reach(State::Available);
+}
+
+#[test]
+fn an_image_waits_for_the_host_to_be_online_and_says_so() {
+    let mut world = at(State::Available);
+    world.host().spec.online = false;
+    world.set_image(Some(IMAGE));
+    world.settle();
+    let (reason, message) = waiting(&world);
+    assert_eq!((world.state(), reason.as_str()), (State::Available, "Inputs"));
+    assert!(message.contains("spec.online"), "{message}");
+    world.host().spec.online = true;
+    world.reach(State::Provisioned);
+}
+
+#[test]
+fn nothing_is_begun_with_a_bmc_that_is_known_to_be_silent() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.disconnect();
+    world.machine.on = false;
+    world.bmc_up = false;
+    world.settle();
+    world.set_image(Some(IMAGE));
+    for _ in 0..100 {
+        world.round();
+    }
+    let status = world.host().status.clone().unwrap();
+    assert_eq!(
+        (world.state(), status.provisioning_fail_count),
+        (State::Available, 0)
+    );
+    assert_eq!(waiting(&world).0, "Bmc");
+    world.bmc_up = true;
+    world.reach(State::Provisioned);
+}
+
+#[test]
+fn a_host_that_somebody_else_provisioned_leaves_the_ramdisk_that_it_is_found_in() {
+    let mut world = at(State::Available);
+    world.settle();
+    assert!(world.machine.ramdisk.is_some());
+    let boots = world.machine.boots;
+    world.host().spec.externally_provisioned = Some(true);
+    world.settle();
+    assert_eq!(world.state(), State::ExternallyProvisioned);
+    assert!(world.machine.on && world.machine.ramdisk.is_none());
+    assert_eq!(world.machine.boots, boots + 1);
+    // One that comes back into it is told once more, and once.
+    world.call_in();
+    world.settle();
+    assert_eq!(world.machine.boots, boots + 2);
+}
+
+#[test]
+fn a_machine_that_was_never_in_its_ramdisk_is_asked_before_it_is_cut_off() {
+    let mut world = World::new();
+    world.machine.on = true;
+    world.host().spec.inspection_mode = Some(muster_proto::kinds::InspectionMode::Disabled);
+    world.reach(State::Available);
+    world.settle();
+    world.host().spec.online = false;
+    let mut orders = Vec::new();
+    for _ in 0..20 {
+        let plan = world.plan();
+        orders.extend(plan.effects.iter().filter_map(|effect| match effect {
+            Effect::Power { order, .. } => Some(*order),
+            _ => None,
+        }));
+        world.execute(plan, None, Fault::None);
+        world.tick(5);
+    }
+    assert_eq!(orders, [PowerOrder::SoftOff]);
+    assert!(!world.machine.on);
+}
+
+#[test]
+fn an_image_that_another_operator_began_with_is_the_one_that_is_said_to_run() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioning);
+    world.host().status.as_mut().unwrap().last_attempted_image = None;
+    world.order();
+    world.set_image(Some("http://images.test/other.raw"));
+    world.reach(State::Provisioned);
+    let runs = world
+        .host()
+        .status
+        .clone()
+        .unwrap()
+        .provisioning
+        .image
+        .unwrap()
+        .url;
+    assert_eq!(world.machine.disk, super::world::Content::Image(runs));
+}
+
+#[test]
+fn an_error_is_still_to_be_seen_once_a_host_has_a_place() {
+    let mut world = at(State::Deprovisioning);
+    let status = world.host().status.as_mut().unwrap();
+    (status.error_type, status.error_message) = (Some(ErrorType::Provisioning), "it failed".to_owned());
+    status.operational_status = muster_proto::kinds::OperationalStatus::Delayed;
+    let plan = world.plan();
+    let status = plan.status.unwrap();
+    assert_eq!(status.error_type, Some(ErrorType::Provisioning));
+    assert_eq!(
+        status.operational_status,
+        muster_proto::kinds::OperationalStatus::Error
+    );
+}

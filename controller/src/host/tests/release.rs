@@ -1,0 +1,233 @@
+//! How hosts are let go of, and go: nothing runs on unnoticed, and no attempt is judged by an answer of before.
+
+use k8s_openapi::api::core::v1::SecretReference;
+use muster_proto::kinds::{AutomatedCleaningMode, ErrorType, HostBootMode};
+
+use super::{
+    super::{
+        State,
+        observed::{Failure, FailureClass, SecretState},
+        plan::Effect,
+    },
+    life::waiting,
+    transitions::at,
+    world::{Content, Fault, IMAGE, World, secret},
+};
+
+/// One whose disks are not to be cleaned.
+fn uncleaned(mut world: World) -> World {
+    world.host().spec.automated_cleaning_mode = Some(AutomatedCleaningMode::Disabled);
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    world
+}
+
+#[test]
+fn what_a_host_runs_ends_before_it_is_available_also_where_nothing_is_cleaned() {
+    let mut world = uncleaned(World::in_band());
+    assert!(world.machine.on && world.machine.ramdisk.is_none());
+    world.set_image(None);
+    world.settle();
+    assert_eq!(world.state(), State::Deprovisioning);
+    assert_eq!(waiting(&world).0, "PowerCycleByHand");
+    world.obey();
+    world.reach(State::Available);
+    assert!(world.machine.ramdisk.is_some());
+
+    let mut world = World::new();
+    world.host().spec.disable_power_off = Some(true);
+    let mut world = uncleaned(world);
+    world.set_image(None);
+    world.reach(State::Available);
+    assert!(world.machine.on && world.machine.ramdisk.is_some());
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn a_machine_without_bmc_whose_ramdisk_fell_silent_a_moment_ago_is_switched_off_when_it_is_back() {
+    for is_back in [true, false] {
+        let mut world = World::in_band();
+        world.reach(State::Available);
+        world.settle();
+        world.disconnect();
+        world.delete();
+        for _ in 0..10 {
+            let plan = world.plan();
+            world.execute(plan, None, Fault::None);
+            world.tick(2);
+        }
+        assert_eq!(world.state(), State::PoweringOffBeforeDelete);
+        if is_back {
+            world.call_back();
+        }
+        world.until("gone", |world| world.host.is_none());
+        assert_eq!(world.machine.on, !is_back);
+        let is_told = world.events.contains(&"DeletedUnreachable".to_owned());
+        assert_eq!(is_told, !is_back, "{:?}", world.events);
+    }
+}
+
+#[test]
+fn a_deletion_asks_the_bmc_at_each_attempt_and_cleans_when_it_answers() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    // A BMC that starts refuses what it took before.
+    let at = world.now;
+    let probed = world.bmc.probed.as_mut().unwrap();
+    probed.result = Err(Failure {
+        class: FailureClass::Credentials,
+        message: "401".to_owned(),
+        at,
+    });
+    probed.at = at;
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+    assert_eq!(
+        (world.machine.cleans, world.machine.on),
+        (2, false),
+        "before its image, and after it"
+    );
+    assert!(!world.events.contains(&"NotCleaned".to_owned()));
+}
+
+#[test]
+fn a_deletion_hears_what_the_bmc_answers_to_its_last_attempt() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.bmc_up = false;
+    world.delete();
+    world.until("three attempts", |world| {
+        let status = world.host.as_ref().and_then(|host| host.status.as_ref());
+        status.is_none_or(|status| status.error_count == 3)
+    });
+    world.bmc_up = true;
+    world.until("gone", |world| world.host.is_none());
+    assert!(!world.machine.on);
+}
+
+#[test]
+fn a_deletion_ends_with_a_bmc_that_never_answers_or_never_lets_in() {
+    for class in [FailureClass::Unreachable, FailureClass::Credentials] {
+        let mut world = at(State::Provisioned);
+        world.settle();
+        world.bmc_up = false;
+        world.delete();
+        let mut rounds = 0;
+        while world.host.is_some() {
+            world.round();
+            for failure in world.bmc.unread.iter_mut().chain(
+                world
+                    .bmc
+                    .probed
+                    .iter_mut()
+                    .filter_map(|probed| probed.result.as_mut().err()),
+            ) {
+                failure.class = class;
+            }
+            rounds += 1;
+            assert!(rounds < 2000, "{class:?}");
+        }
+    }
+}
+
+#[test]
+fn failures_of_another_kind_are_no_reason_to_let_a_machine_go_uncleaned() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    let status = world.host().status.as_mut().unwrap();
+    status.error_type = Some(ErrorType::Registration);
+    status.error_message = "the Secret had a wrong password".to_owned();
+    status.error_count = 7;
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+    assert_eq!((world.machine.cleans, world.machine.on), (2, false));
+}
+
+#[test]
+fn a_secret_that_cannot_be_read_is_let_go_of_before_the_host_goes() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.delete();
+    world.reach(State::Deleting);
+    let readable = world.secrets.bmc.clone();
+    assert!(readable.finalizer);
+    world.secrets.bmc.state = SecretState::Unreadable("no answer within 10 s".to_owned());
+    world.secrets.bmc.finalizer = false;
+    for _ in 0..5 {
+        world.round();
+    }
+    assert_eq!(world.state(), State::Deleting);
+    assert!(world.host.is_some());
+    assert_eq!(waiting(&world).0, "Inputs");
+    world.secrets.bmc = readable;
+    world.until("gone", |world| world.host.is_none());
+    assert!(!world.secrets.bmc.finalizer);
+
+    // But not for ever: nobody may be allowed to read it.
+    let mut world = at(State::Available);
+    world.delete();
+    world.reach(State::Deleting);
+    world.secrets.bmc.state = SecretState::Unreadable("secrets is forbidden".to_owned());
+    world.secrets.bmc.finalizer = false;
+    world.until("gone", |world| world.host.is_none());
+}
+
+#[test]
+fn a_host_that_is_let_go_is_available_though_it_asks_for_what_is_not_to_be_had() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
+    world.host().spec.online = false;
+    world.set_image(None);
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    let status = world.host().status.clone().unwrap();
+    assert_eq!(status.error_type, Some(ErrorType::Preparation));
+    assert!(!world.machine.on);
+    // Nothing is written to it.
+    world.host().spec.online = true;
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!((world.state(), world.machine.writes.len()), (State::Available, 1));
+    world.host().spec.boot_mode = Some(HostBootMode::Uefi);
+    world.mode = muster_proto::inventory::BootMode::Uefi;
+    world.reach(State::Provisioned);
+}
+
+#[test]
+fn secrets_of_another_namespace_are_not_taken_for_those_of_the_hosts_own() {
+    let mut world = at(State::Available);
+    world.host().spec.user_data = Some(SecretReference {
+        name: Some("user".to_owned()),
+        namespace: Some("elsewhere".to_owned()),
+    });
+    world.secrets.user_data = secret("7", "user");
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    let message = world.host().status.clone().unwrap().error_message;
+    assert!(message.contains("in the namespace elsewhere"), "{message}");
+    let own = world.host().metadata.namespace.clone();
+    world.host().spec.user_data.as_mut().unwrap().namespace = own;
+    world.reach(State::Provisioned);
+}
+
+#[test]
+fn a_machine_that_is_switched_on_to_be_available_boots_its_ramdisk() {
+    let mut world = at(State::Available);
+    assert!(!world.machine.network_first);
+    world.host().spec.online = false;
+    world.settle();
+    assert!(!world.machine.on);
+    world.host().spec.online = true;
+    world.settle();
+    assert!(world.machine.on && world.machine.ramdisk.is_some());
+    assert!(
+        !world
+            .plan()
+            .effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::BootNetworkOnce { .. }))
+    );
+}
