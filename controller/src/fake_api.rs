@@ -30,7 +30,8 @@ use trouble::Intruder;
 use crate::{
     machines::Machines,
     patch::merge,
-    world::{Change, World},
+    world::{Change, World, show_server},
+    written::Written,
 };
 
 /// `plural`, namespace, name.
@@ -77,6 +78,7 @@ struct Watchers {
     enrolments: Writer<Enrolment>,
     hardware: Writer<HardwareData>,
     machines: Arc<Machines>,
+    written: Arc<Written<Server>>,
 }
 
 pub(crate) struct FakeApi(Mutex<Inner>);
@@ -143,6 +145,7 @@ impl FakeApi {
             enrolments: enrolment_writer,
             hardware: hardware_writer,
             machines: Arc::default(),
+            written: Arc::default(),
         };
         let mut inner = self.lock();
         fn start<K: Clone + DeserializeOwned + kube::Resource<DynamicType = ()> + 'static>(
@@ -165,11 +168,12 @@ impl FakeApi {
         machines.servers_anew(servers.state().iter().map(AsRef::as_ref));
         machines.hosts_anew(hosts.state().iter().map(AsRef::as_ref));
         machines.enrolments_anew(enrolments.state().iter().map(AsRef::as_ref));
+        let written = Arc::clone(&watchers.written);
         inner.watchers.push(watchers);
         World {
             segments,
             servers,
-            written: Arc::default(),
+            written,
             hosts,
             enrolments,
             hardware,
@@ -498,7 +502,7 @@ impl Inner {
                     "segments" => watchers.segments.apply_watcher_event(&event(&object, deleted)),
                     "servers" => {
                         watchers.servers.apply_watcher_event(&event(&object, deleted));
-                        watchers.machines.server(&read(&object), deleted);
+                        show_server(&watchers.machines, &watchers.written, &read(&object), deleted);
                     }
                     "baremetalhosts" => {
                         watchers.hosts.apply_watcher_event(&event(&object, deleted));

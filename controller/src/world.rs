@@ -134,17 +134,21 @@ impl World {
     pub fn start(client: &Client, scope: &Scope) -> (World, Driver) {
         let ours = || scope.namespace.as_str();
         let machines = Arc::<Machines>::default();
+        let written = Arc::<Written<Server>>::default();
         let unreadable = Arc::<Unreadable>::default();
         let watches = Watches::default();
         let segments = Api::namespaced(client.clone(), ours());
         let segments = lenient::events(segments, Treat::Absent, Arc::clone(&unreadable));
         let (segments, segment_changes) = watch(segments, &watches, Change::Segment, |_| {});
-        let of = Arc::clone(&machines);
+        let (of, own) = (Arc::clone(&machines), Arc::clone(&written));
         let servers = Api::namespaced(client.clone(), ours());
         let servers = lenient::events(servers, Treat::Mark(lenient::mark), Arc::clone(&unreadable));
         let (servers, server_changes) = watch(servers, &watches, Change::Server, move |shown| match shown {
-            Shown::One(server, gone) => of.server(server, gone),
-            Shown::All(all) => of.servers_anew(all.iter()),
+            Shown::One(server, gone) => show_server(&of, &own, server, gone),
+            Shown::All(all) => {
+                of.servers_anew(all.iter());
+                own.listed(all);
+            }
         });
         let of = Arc::clone(&machines);
         let hosts = scope.hosts_api(client);
@@ -182,7 +186,7 @@ impl World {
         let world = World {
             segments,
             servers,
-            written: Arc::default(),
+            written,
             hosts,
             enrolments,
             hardware,
@@ -312,6 +316,14 @@ enum Shown<'a, K> {
     One(&'a K, bool),
     /// These and no others.
     All(&'a [K]),
+}
+
+/// The copy of the Servers has `server` as it is now, or no more: then ours of it is not believed any longer either.
+pub(crate) fn show_server(machines: &Machines, written: &Written<Server>, server: &Server, gone: bool) {
+    machines.server(server, gone);
+    if gone {
+        written.ended(server);
+    }
 }
 
 /// The copy of one kind, and what changes in it. `show` is told first: of single ones at once when the

@@ -1,7 +1,7 @@
 //! What this replica wrote or fetched itself, until the watched copies have it: they lag behind, normally by milliseconds.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -22,9 +22,17 @@ pub fn is_fresh(asked: Instant, answered: Instant) -> bool {
     answered.elapsed() < ANSWERED && asked.elapsed() < ASKED
 }
 
-/// Objects of one kind and one namespace, by name.
+/// Objects of one kind and one namespace.
 #[derive(Debug)]
-pub struct Written<K>(Mutex<HashMap<String, Ours<K>>>);
+pub struct Written<K>(Mutex<Inner<K>>);
+
+#[derive(Debug)]
+struct Inner<K> {
+    /// By name.
+    ours: HashMap<String, Ours<K>>,
+    /// The version of the latest end that the watch has told.
+    ended: Option<u128>,
+}
 
 #[derive(Debug)]
 struct Ours<K> {
@@ -36,7 +44,10 @@ struct Ours<K> {
 
 impl<K> Default for Written<K> {
     fn default() -> Self {
-        Written(Mutex::default())
+        Written(Mutex::new(Inner {
+            ours: HashMap::new(),
+            ended: None,
+        }))
     }
 }
 
@@ -51,7 +62,7 @@ impl<K> Ours<K> {
 }
 
 impl<K: ResourceExt> Written<K> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Ours<K>>> {
+    fn lock(&self) -> MutexGuard<'_, Inner<K>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -59,6 +70,7 @@ impl<K: ResourceExt> Written<K> {
     pub fn newest(&self, name: &str, watched: Option<Arc<K>>) -> Option<Arc<K>> {
         let ours = self
             .lock()
+            .ours
             .get(name)
             .filter(|ours| ours.is_believed())
             .map(|ours| Arc::clone(&ours.object));
@@ -67,8 +79,8 @@ impl<K: ResourceExt> Written<K> {
 
     /// All of ours, by name.
     pub fn all(&self) -> HashMap<String, Arc<K>> {
-        let ours = self.lock();
-        let believed = ours.iter().filter(|(_, ours)| ours.is_believed());
+        let inner = self.lock();
+        let believed = inner.ours.iter().filter(|(_, ours)| ours.is_believed());
         believed
             .map(|(name, ours)| (name.clone(), Arc::clone(&ours.object)))
             .collect()
@@ -81,31 +93,59 @@ impl<K: ResourceExt> Written<K> {
 
     /// The same, answered at `since`.
     pub fn remember_since(&self, since: Instant, object: Arc<K>, sent: Option<Instant>) {
-        let mut all = self.lock();
+        let mut inner = self.lock();
         let name = object.name_any();
         let is_later = |ours: &Ours<K>| version(&*ours.object) > version(&*object);
-        if !all.get(&name).is_some_and(is_later) {
-            all.insert(name, Ours { object, since, sent });
+        // An answer that was long under way: the watched copies are further, and the object may be gone.
+        let is_past = version(&*object).is_some_and(|version| inner.ended >= Some(version));
+        if !is_past && !inner.ours.get(&name).is_some_and(is_later) {
+            inner.ours.insert(name, Ours { object, since, sent });
         }
     }
 
     /// The object is gone.
     pub fn forget(&self, name: &str) {
-        self.lock().remove(name);
+        self.lock().ours.remove(name);
+    }
+
+    /// The watch tells that an object is gone; `last` is that object, in the version of its end. Ours is from before, unless it was made
+    /// again since.
+    pub fn ended(&self, last: &K) {
+        let end = version(last);
+        let mut inner = self.lock();
+        inner.ended = inner.ended.max(end);
+        let name = last.name_any();
+        let is_later = |ours: &Ours<K>| end.is_some() && version(&*ours.object) > end;
+        if !inner.ours.get(&name).is_some_and(is_later) {
+            inner.ours.remove(&name);
+        }
+    }
+
+    /// The watch begins anew, with these objects and no others. A list is no older than any object in it, so whatever of ours is as old as
+    /// one of them and not among them is gone; what of the rest is gone, nobody can tell.
+    pub fn listed(&self, all: &[K]) {
+        let list = all.iter().filter_map(version).max();
+        let names: HashSet<&str> = all.iter().filter_map(|one| one.meta().name.as_deref()).collect();
+        let is_there = |name: &str, ours: &Ours<K>| {
+            let version = version(&*ours.object);
+            version.is_none() || version > list || names.contains(name)
+        };
+        self.lock().ours.retain(|name, ours| is_there(name, ours));
     }
 
     /// Forgets what the watched copies have.
     pub fn prune(&self, watched: impl Fn(&str) -> Option<Arc<K>>) {
         self.lock()
+            .ours
             .retain(|name, ours| ours.is_believed() && (ours.is_fresh() || !is_shown(ours, watched(name))));
     }
 
     /// True if all watched copies are known to be as the API server had them a moment ago, as [`is_fresh`] has it: a watch tells what happened in
     /// its order, and it has told a write of then. What was written since, by others or by us, may not be among it.
     pub fn proves_fresh(&self, watched: impl Fn(&str) -> Option<Arc<K>>) -> bool {
-        let all = self.lock();
-        all.iter()
-            .any(|(name, ours)| ours.is_fresh() && is_shown(ours, watched(name)))
+        let inner = self.lock();
+        let mut all = inner.ours.iter();
+        all.any(|(name, ours)| ours.is_fresh() && is_shown(ours, watched(name)))
     }
 }
 
@@ -163,6 +203,48 @@ mod tests {
         assert_eq!(written.all().len(), 1);
         written.prune(|_| Some(at("a", 5)));
         assert!(written.all().is_empty());
+    }
+
+    #[test]
+    fn what_a_watch_tells_to_be_gone_is_believed_no_more_and_what_was_made_since_is() {
+        let written = Written::default();
+        let all = || {
+            let mut names: Vec<String> = written.all().into_keys().collect();
+            names.sort_unstable();
+            names
+        };
+        for (name, version) in [("a", 5), ("b", 6), ("c", 9)] {
+            written.remember(at(name, version), Some(Instant::now()));
+        }
+        written.ended(&at("a", 7));
+        written.ended(&at("b", 6));
+        written.ended(&at("c", 8));
+        assert_eq!(all(), ["c"], "c was made again");
+        assert_eq!(number(written.newest("a", None)), None);
+        // The answer to a write of before its end, which comes only now.
+        written.remember(at("a", 5), Some(Instant::now()));
+        assert_eq!(all(), ["c"]);
+        written.remember(at("a", 10), Some(Instant::now()));
+        assert_eq!(all(), ["a", "c"]);
+        // Which came first cannot be told: the API server is asked.
+        let mut odd = Server::clone(&at("a", 0));
+        odd.metadata.resource_version = Some("odd".to_owned());
+        written.ended(&odd);
+        assert_eq!(all(), ["c"]);
+    }
+
+    #[test]
+    fn what_is_missing_in_a_list_that_is_not_older_is_believed_no_more() {
+        let written = Written::default();
+        for (name, version) in [("a", 5), ("b", 6), ("c", 9)] {
+            written.remember(at(name, version), None);
+        }
+        written.listed(&[]);
+        assert_eq!(written.all().len(), 3, "how old the list is cannot be told");
+        written.listed(&[at("a", 4), at("d", 7)].map(|one| Server::clone(&one)));
+        let mut names: Vec<String> = written.all().into_keys().collect();
+        names.sort_unstable();
+        assert_eq!(names, ["a", "c"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -192,6 +192,24 @@ async fn an_agent_whose_end_another_edge_has_written_is_shown_as_here_again_at_o
 }
 
 #[tokio::test]
+async fn a_deleted_server_ends_a_held_poll() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    // As if this replica had written it this moment, however slow this test is.
+    let then = tokio::time::Instant::now() + Duration::from_mins(1);
+    lab.written
+        .remember_since(then, Arc::new(lab.server(&name(1))), Some(then));
+    let held = tokio::spawn(async move { (agent.poll("").await, agent) });
+    lab.until_held().await;
+    lab.api.delete("servers", &name(1));
+    let ended = tokio::time::timeout(Duration::from_secs(10), held).await;
+    let (answer, agent) = ended.expect("long before the poll's own end").unwrap();
+    let refused = refused(403, ProblemKind::Certificate);
+    assert_eq!(answer.unwrap_err(), refused);
+    assert_eq!(agent.poll("").await.unwrap_err(), refused);
+}
+
+#[tokio::test]
 async fn a_newer_enrolment_ends_the_older_session_and_its_held_poll() {
     let lab = Lab::new().await;
     let (old, _) = lab.enrolled(1).await;
