@@ -151,6 +151,17 @@ impl Edge {
         }
     }
 
+    /// `caller`, if the Server is still its session's: before a late call is taken for a sign of life of the one that is there now.
+    pub(super) async fn still(&self, peer: &Peer, caller: Caller) -> Result<Caller, Problem> {
+        match self.store.server(caller.name()) {
+            Some(now) if caller.owns(&now) => Ok(Caller {
+                server: now,
+                ..caller
+            }),
+            _ => self.authenticate(peer).await,
+        }
+    }
+
     /// Runs `ask` over the machines with which one that claims `claimed` and booted from `boot` has to be compared: the Servers that
     /// share a signal or a name with it, and those whose enrolment is under way. Any other is another machine, whatever else it is.
     pub(super) fn with_machines<T>(

@@ -37,6 +37,7 @@ pub(super) async fn answer(
     request: &PollRequest,
 ) -> Result<PollResponse, Problem> {
     let begun = tokio::time::Instant::now();
+    let caller = Box::pin(edge.still(peer, caller)).await?;
     let held = edge.sessions.hold(&caller.certificate);
     let here = Arc::new(());
     let acknowledged = match request.outcome {

@@ -105,6 +105,7 @@ async fn enrol(edge: &Edge, peer: &Peer, content: Content) -> Result<EnrolRespon
 async fn renew(edge: &Edge, peer: &Peer, content: Content) -> Result<EnrolResponse, Problem> {
     let caller = edge.authenticate(peer).await?;
     let request: RenewRequest = read(content, MAX_SMALL).await?;
+    let caller = edge.still(peer, caller).await?;
     let key = ca::Request::parse(&request.csr)
         .map_err(|error| problem(ProblemKind::Malformed, error.to_string()))?;
     if key.fingerprint != caller.certificate.fingerprint {
@@ -150,6 +151,7 @@ async fn report(edge: &Edge, peer: &Peer, content: Content) -> Result<InventoryR
             .expect("the semaphore is never closed");
         let reported: Inventory = understand(&arrived)?;
         drop(arrived);
+        let caller = edge.still(peer, caller).await?;
         edge.sessions
             .heard(caller.name(), &caller.certificate.fingerprint);
         let fitted = inventory::fit(reported);

@@ -89,13 +89,14 @@ impl View {
 #[derive(Debug)]
 struct Live {
     key: String,
-    /// Polls that are held now.
+    /// Polls of this key that are held now.
     held: usize,
     /// Since when it is silent, if none is held: an answer proves nothing, what came from it does.
     since: Instant,
     /// Its last poll was cut off.
     closed: bool,
-    view: View,
+    /// What its polls have taken into account; none: not known.
+    view: Option<View>,
     wake: Arc<Notify>,
 }
 
@@ -106,9 +107,14 @@ impl Live {
             held: 0,
             since: Instant::now(),
             closed: false,
-            view: View::default(),
+            view: None,
             wake: Arc::default(),
         }
+    }
+
+    /// True if a poll is held, of this key or of another one that was in its place.
+    fn is_awaited(&self) -> bool {
+        Arc::strong_count(&self.wake) > 1
     }
 }
 
@@ -161,8 +167,7 @@ impl Sessions {
 
     /// Wakes the polls of `server` if that looks different from what they saw.
     pub(super) fn compare(&self, server: &str, look: impl Fn(&str) -> View) {
-        let holds = |session: &Live| session.held > 0;
-        if self.lock().get(server).is_some_and(holds) {
+        if self.lock().get(server).is_some_and(Live::is_awaited) {
             self.show(server, look(server));
         }
     }
@@ -172,7 +177,7 @@ impl Sessions {
         let held: Vec<String> = self
             .lock()
             .iter()
-            .filter(|(_, session)| session.held > 0)
+            .filter(|(_, session)| session.is_awaited())
             .map(|(name, _)| name.clone())
             .collect();
         for name in held {
@@ -189,9 +194,9 @@ impl Sessions {
 
     fn show(&self, server: &str, view: View) {
         if let Some(session) = self.lock().get_mut(server)
-            && session.view != view
+            && session.view.as_ref() != Some(&view)
         {
-            session.view = view;
+            session.view = Some(view);
             session.wake.notify_waiters();
         }
     }
@@ -212,11 +217,11 @@ impl Sessions {
             .collect()
     }
 
-    /// Forgets the agent, unless it was heard of again or another one came.
+    /// Forgets the agent, unless it was heard of again or another one came, whose poll is still to be woken.
     pub(super) fn forget(&self, server: &str, key: &str) {
         let mut live = self.lock();
         let same = |session: &Live| {
-            session.key == key && session.held == 0 && session.since.elapsed() >= self.pace.closed
+            session.key == key && !session.is_awaited() && session.since.elapsed() >= self.pace.closed
         };
         if live.get(server).is_some_and(same) {
             live.remove(server);
@@ -259,7 +264,7 @@ impl Held {
     /// What the poll has taken into account.
     pub(super) fn sees(&self, view: View) {
         if let Some(session) = self.session(&mut self.sessions.lock()) {
-            session.view = view;
+            session.view = Some(view);
         }
     }
 
@@ -439,6 +444,38 @@ mod tests {
         woken.as_mut().enable();
         sessions.compare_all(|_| view.clone());
         assert!(futures::poll!(woken.as_mut()).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_whose_place_an_older_key_has_taken_still_wakes() {
+        let sessions = sessions();
+        let held = sessions.hold(&of("a", "new"));
+        let seen = View {
+            key: "new".into(),
+            ..View::default()
+        };
+        held.sees(seen.clone());
+        sessions.heard("a", "old");
+        // Its own agent is gone, the other one's poll is not.
+        tokio::time::advance(Duration::from_secs(100)).await;
+        sessions.forget("a", "old");
+        let mut seen = seen;
+        for job in ["", "1", "2"] {
+            seen.job = job.into();
+            let woken = held.wake.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            match job {
+                "1" => sessions.compare("a", |_| seen.clone()),
+                "2" => sessions.compare_all(|_| seen.clone()),
+                // The Server is gone.
+                _ => sessions.compare("a", |_| View::default()),
+            }
+            assert!(futures::poll!(woken.as_mut()).is_ready(), "{job}");
+        }
+        drop(held);
+        sessions.forget("a", "old");
+        assert_eq!(sessions.sessions.get(), 0);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@ use muster_proto::{
     kinds::{JobStatus, SessionState},
     session::{Action, Outcome},
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 
@@ -223,6 +224,47 @@ async fn a_newer_enrolment_ends_the_older_session_and_its_held_poll() {
         Err(refused(403, ProblemKind::Certificate))
     );
     new.report(&inventory_of(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_an_older_session_began_to_say_does_not_take_the_place_of_a_newer_one() {
+    for call in ["renew", "inventory", "poll"] {
+        let lab = Lab::new().await;
+        let (old, _) = lab.enrolled(1).await;
+        let body = match call {
+            "renew" => json!({ "csr": old.csr() }),
+            "inventory" => json!(inventory_of(1)),
+            _ => json!({ "last": "" }),
+        };
+        let body = body.to_string();
+        let head = format!(
+            "POST /v1/{call} HTTP/1.1\r\nhost: muster\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = old.connect().await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // It is let in once its body is asked for.
+        let mut asked = [0; 25];
+        stream.read_exact(&mut asked).await.unwrap();
+        assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
+        let (new, _) = lab.enrolled(1).await;
+        let held = tokio::spawn(async move { new.poll("").await });
+        lab.until_held().await;
+
+        stream.write_all(body.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // However the connection ends.
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(
+            answer.starts_with("HTTP/1.1 403 ") && answer.contains("a newer session of this machine"),
+            "{call}: {answer}"
+        );
+        job(&lab, "op-1", "inspect");
+        let woken = tokio::time::timeout(Duration::from_secs(10), held).await;
+        let answer = woken.expect("long before the poll's own end").unwrap();
+        assert!(answer.unwrap().command.is_some(), "{call}");
+    }
 }
 
 #[tokio::test]
