@@ -277,6 +277,10 @@ async fn reap(edge: Arc<Edge>) {
         edge.enrolments.prune();
         edge.progress.prune(|name| edge.store.server(name).is_some());
         for (name, key) in edge.sessions.gone() {
+            // It may have come back while the ends of others were written.
+            if !edge.sessions.is_gone(&name, &key) {
+                continue;
+            }
             if poll::disconnect(&edge, &name, &key).await {
                 edge.sessions.forget(&name, &key);
             } else {

@@ -112,6 +112,11 @@ impl Live {
         }
     }
 
+    fn is_gone(&self, pace: &Pace) -> bool {
+        let patience = if self.closed { pace.closed } else { pace.silent };
+        self.held == 0 && self.since.elapsed() >= patience
+    }
+
     /// True if a poll is held, of this key or of another one that was in its place.
     fn is_awaited(&self) -> bool {
         Arc::strong_count(&self.wake) > 1
@@ -203,18 +208,16 @@ impl Sessions {
 
     /// Server name and key of the agents that are gone; they are listed again until [`Sessions::forget`].
     pub(super) fn gone(&self) -> Vec<(String, String)> {
-        let over = |session: &Live| {
-            let patience = if session.closed {
-                self.pace.closed
-            } else {
-                self.pace.silent
-            };
-            session.held == 0 && session.since.elapsed() >= patience
-        };
         let live = self.lock();
-        let gone = live.iter().filter(|(_, session)| over(session));
+        let gone = live.iter().filter(|(_, session)| session.is_gone(&self.pace));
         gone.map(|(name, session)| (name.clone(), session.key.clone()))
             .collect()
+    }
+
+    /// True if the agent is gone and no other one has come.
+    pub(super) fn is_gone(&self, server: &str, key: &str) -> bool {
+        let gone = |session: &Live| session.key == key && session.is_gone(&self.pace);
+        self.lock().get(server).is_some_and(gone)
     }
 
     /// Forgets the agent, unless it was heard of again or another one came, whose poll is still to be woken.

@@ -154,6 +154,37 @@ async fn a_silent_agent_is_shown_as_gone_and_comes_back() {
 }
 
 #[tokio::test]
+async fn agents_that_come_back_while_the_end_of_another_one_is_written_are_not_shown_as_gone() {
+    let lab = Lab::new().await;
+    let mut agents = Vec::new();
+    for last in 1..=3 {
+        agents.push(lab.enrolled(last).await.0);
+    }
+    // No end is written before all of them are silent, so that they are found gone together.
+    lab.api.set_down(true);
+    tokio::time::sleep(lab.pace.silent).await;
+    lab.api.hold("PATCH", "/status");
+    lab.api.set_down(false);
+    lab.until("the end of one is being written", |lab| lab.api.is_held())
+        .await;
+    lab.api.requests();
+    let polls: Vec<_> = agents
+        .into_iter()
+        .map(|agent| tokio::spawn(async move { agent.poll("").await }))
+        .collect();
+    lab.until("they are back", |lab| lab.metric("muster_agents_held_polls") == 3)
+        .await;
+    lab.api.release();
+    let is_connected = |last: &u8| lab.status(&name(*last)).session.unwrap().state == SessionState::Connected;
+    lab.until("that end is written", |lab| !lab.api.requests().is_empty())
+        .await;
+    // Those of others would be written next.
+    tokio::time::sleep(LOOK).await;
+    assert_eq!((1..=3).filter(is_connected).count(), 2);
+    polls.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
 async fn a_held_poll_that_is_cut_off_ends_the_session() {
     let patient = Pace {
         silent: Duration::from_secs(3600),
