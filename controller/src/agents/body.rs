@@ -21,6 +21,15 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(20);
 /// What is allocated before anything arrived, at most: an announced length is only a word.
 const AT_FIRST: usize = 16 << 10;
 
+/// What bodies may take of the memory together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room<'a> {
+    /// How many bytes of each body have a place anyway.
+    pub(super) free: usize,
+    /// A permit for each byte beyond.
+    pub(super) bytes: &'a Semaphore,
+}
+
 /// A body that has arrived, and its place in the room that it was read into.
 #[derive(Debug)]
 pub(super) struct Arrived<'a> {
@@ -31,7 +40,7 @@ pub(super) struct Arrived<'a> {
 /// All of `body`, if it has at most `max` bytes. More is never held in memory.
 ///
 /// What arrives takes its bytes from `room`, if there is one: without enough of them the body is refused for now.
-pub(super) async fn read<B>(mut body: B, max: usize, room: Option<&Semaphore>) -> Result<Arrived<'_>, Problem>
+pub(super) async fn read<B>(mut body: B, max: usize, room: Option<Room<'_>>) -> Result<Arrived<'_>, Problem>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -58,7 +67,7 @@ enum End {
     Broken(Problem),
 }
 
-async fn arrive<'a, B>(body: &mut B, max: usize, room: Option<&'a Semaphore>) -> Result<Arrived<'a>, End>
+async fn arrive<'a, B>(body: &mut B, max: usize, room: Option<Room<'a>>) -> Result<Arrived<'a>, End>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -75,9 +84,11 @@ where
             return Err(End::Refused(too_large(max)));
         }
         if let Some(room) = room {
-            let more = u32::try_from(data.len())
+            let beyond = |len: usize| len.saturating_sub(room.free);
+            let more = beyond(bytes.len() + data.len()) - beyond(bytes.len());
+            let more = u32::try_from(more)
                 .ok()
-                .and_then(|more| room.try_acquire_many(more).ok())
+                .and_then(|more| room.bytes.try_acquire_many(more).ok())
                 .ok_or_else(|| End::Refused(full()))?;
             match place.as_mut() {
                 Some(place) => place.merge(more),
@@ -163,17 +174,39 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bodies_take_no_more_memory_than_there_is_room() {
-        let room = Semaphore::new(3 * 1024);
-        let one = read(drip(2, Duration::ZERO), 4096, Some(&room)).await.unwrap();
-        assert_eq!((one.bytes.len(), room.available_permits()), (2048, 1024));
-        let other = read(drip(2, Duration::ZERO), 4096, Some(&room)).await;
+        let bytes = Semaphore::new(3 * 1024);
+        let room = Some(Room {
+            free: 0,
+            bytes: &bytes,
+        });
+        let one = read(drip(2, Duration::ZERO), 4096, room).await.unwrap();
+        assert_eq!((one.bytes.len(), bytes.available_permits()), (2048, 1024));
+        let other = read(drip(2, Duration::ZERO), 4096, room).await;
         assert_eq!(kind(other), Some(ProblemKind::Unavailable));
         drop(one);
-        assert_eq!(room.available_permits(), 3 * 1024);
+        assert_eq!(bytes.available_permits(), 3 * 1024);
         assert_eq!(
-            kind(read(drip(2, Duration::ZERO), 1024, Some(&room)).await),
+            kind(read(drip(2, Duration::ZERO), 1024, room).await),
             Some(ProblemKind::TooLarge)
         );
-        assert_eq!(room.available_permits(), 3 * 1024);
+        assert_eq!(bytes.available_permits(), 3 * 1024);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_body_is_read_however_much_of_others_arrives_and_a_large_one_takes_what_is_beyond() {
+        let bytes = Semaphore::new(84 * 1024);
+        let room = Some(Room {
+            free: 16 * 1024,
+            bytes: &bytes,
+        });
+        let [small, large] = [3, 100].map(|size| move || drip(size, Duration::ZERO));
+        let one = read(large(), 256 * 1024, room).await.unwrap();
+        assert_eq!((one.bytes.len(), bytes.available_permits()), (100 * 1024, 0));
+        let other = read(large(), 256 * 1024, room).await;
+        assert_eq!(kind(other), Some(ProblemKind::Unavailable));
+        let other = read(small(), 256 * 1024, room).await;
+        assert_eq!(other.unwrap().bytes.len(), 3 * 1024);
+        drop(one);
+        assert_eq!(kind(read(large(), 256 * 1024, room).await), None);
     }
 }

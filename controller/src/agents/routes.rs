@@ -27,7 +27,8 @@ use super::{
     problem::{Answer, json, problem, refusal, with_status},
 };
 
-/// What comes without a certificate may not be large: an identity with hundreds of NICs and a signing request.
+/// What comes without a certificate may not be large: an identity with hundreds of NICs and a signing request. A usual one has three
+/// thousand bytes.
 const MAX_ENROL: usize = 256 << 10;
 /// A poll, with the log of a failed job, or a renewal.
 const MAX_SMALL: usize = 16 << 10;
@@ -41,10 +42,13 @@ static INVENTORIES: Semaphore = Semaphore::const_new(8);
 
 /// How many bytes of inventories and logs, arriving or arrived and not yet understood, are in memory at once.
 ///
-/// One Server has at most four connections, and one of them an inventory: 8 MiB and three logs, 11 MiB of these 64. What else
-/// arrives is bounded by the connections alone: `MAX_SMALL` of each agent's, `--max-agents` times 16 KiB; `MAX_ENROL` of each stranger's,
-/// 1024 times 256 KiB, where a real one has three.
+/// One Server has at most four connections, and one of them an inventory: 8 MiB and three logs, 11 MiB of these 64. Beside these there
+/// are the 16 MiB of [`LARGE_ENROLMENTS`], and what is bounded by the connections alone: `MAX_SMALL` of each, 1024 times 16 KiB of
+/// strangers' and `--max-agents` times 16 KiB of agents', who have shown a certificate. With 16384 of these that is 352 MiB in all.
 static ARRIVING: Semaphore = Semaphore::const_new(64 << 20);
+
+/// The same of what enrolments have beyond `MAX_SMALL`: strangers keep out only each other's large ones.
+pub(super) static LARGE_ENROLMENTS: Semaphore = Semaphore::const_new(16 << 20);
 
 /// Answers one request of `peer`. Each call has a future of its own: of thousands of polls that are held, none is as large as what
 /// seldom comes.
@@ -86,9 +90,17 @@ fn missing(status: StatusCode, message: &str) -> Answering {
     )))
 }
 
-/// All of `content` as JSON, at most `max` bytes of it.
-async fn read<T: DeserializeOwned>(content: Content, max: usize) -> Result<T, Problem> {
-    understand(&body::read(content, max, None).await?)
+/// All of `content` as JSON, at most [`MAX_SMALL`] bytes of it.
+async fn read<T: DeserializeOwned>(content: Content) -> Result<T, Problem> {
+    understand(&body::read(content, MAX_SMALL, None).await?)
+}
+
+/// Room in which every byte counts.
+fn arriving() -> body::Room<'static> {
+    body::Room {
+        free: 0,
+        bytes: &ARRIVING,
+    }
 }
 
 fn understand<T: DeserializeOwned>(arrived: &body::Arrived<'_>) -> Result<T, Problem> {
@@ -97,14 +109,18 @@ fn understand<T: DeserializeOwned>(arrived: &body::Arrived<'_>) -> Result<T, Pro
 }
 
 async fn enrol(edge: &Edge, peer: &Peer, content: Content) -> Result<EnrolResponse, Problem> {
-    let request: EnrolRequest = read(content, MAX_ENROL).await?;
+    let room = body::Room {
+        free: MAX_SMALL,
+        bytes: &LARGE_ENROLMENTS,
+    };
+    let request: EnrolRequest = understand(&body::read(content, MAX_ENROL, Some(room)).await?)?;
     edge.enrol(request, peer.address).await
 }
 
 /// A further certificate for the key of this session: the session is the key, another key is another enrolment.
 async fn renew(edge: &Edge, peer: &Peer, content: Content) -> Result<EnrolResponse, Problem> {
     let caller = edge.authenticate(peer).await?;
-    let request: RenewRequest = read(content, MAX_SMALL).await?;
+    let request: RenewRequest = read(content).await?;
     let caller = edge.still(peer, caller).await?;
     let key = ca::Request::parse(&request.csr)
         .map_err(|error| problem(ProblemKind::Malformed, error.to_string()))?;
@@ -144,7 +160,7 @@ async fn report(edge: &Edge, peer: &Peer, content: Content) -> Result<InventoryR
             );
             return Err(body::refuse(content, busy).await);
         };
-        let arrived = body::read(content, MAX_BODY, Some(&ARRIVING)).await?;
+        let arrived = body::read(content, MAX_BODY, Some(arriving())).await?;
         let _room = INVENTORIES
             .acquire()
             .await
@@ -231,13 +247,13 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
 
 pub(super) async fn turn(edge: &Arc<Edge>, peer: &Peer, content: Content) -> Result<PollResponse, Problem> {
     let caller = Box::pin(edge.authenticate(peer)).await?;
-    let request: PollRequest = Box::pin(read(content, MAX_SMALL)).await?;
+    let request: PollRequest = Box::pin(read(content)).await?;
     poll::answer(edge, peer, caller, &request).await
 }
 
 async fn log(edge: &Edge, peer: &Peer, content: Content) -> Result<(), Problem> {
     let caller = edge.authenticate(peer).await?;
-    let request: LogRequest = understand(&body::read(content, MAX_LOG, Some(&ARRIVING)).await?)?;
+    let request: LogRequest = understand(&body::read(content, MAX_LOG, Some(arriving())).await?)?;
     let more = request.lines.len().saturating_sub(MAX_LINES);
     for line in request.lines.iter().take(MAX_LINES) {
         tracing::info!(target: "agent", server = %caller.name(), "{}", text::clean(line.as_bytes()));
