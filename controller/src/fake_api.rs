@@ -12,7 +12,7 @@ use http_body_util::Full;
 use hyper::{Request, Response, body::Bytes};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Client,
+    Client, Resource,
     client::Body,
     runtime::{
         reflector::{self, ObjectRef, store::Writer},
@@ -30,6 +30,7 @@ use trouble::Intruder;
 use crate::{
     machines::Machines,
     patch::merge,
+    watches::Watches,
     world::{Change, World, show_server},
     written::Written,
 };
@@ -79,6 +80,7 @@ struct Watchers {
     hardware: Writer<HardwareData>,
     machines: Arc<Machines>,
     written: Arc<Written<Server>>,
+    watches: Watches,
 }
 
 pub(crate) struct FakeApi(Mutex<Inner>);
@@ -146,9 +148,10 @@ impl FakeApi {
             hardware: hardware_writer,
             machines: Arc::default(),
             written: Arc::default(),
+            watches: Watches::default(),
         };
         let mut inner = self.lock();
-        fn start<K: Clone + DeserializeOwned + kube::Resource<DynamicType = ()> + 'static>(
+        fn start<K: Clone + DeserializeOwned + Resource<DynamicType = ()> + 'static>(
             writer: &mut Writer<K>,
             plural: &str,
             objects: &BTreeMap<Key, Value>,
@@ -168,7 +171,7 @@ impl FakeApi {
         machines.servers_anew(servers.state().iter().map(AsRef::as_ref));
         machines.hosts_anew(hosts.state().iter().map(AsRef::as_ref));
         machines.enrolments_anew(enrolments.state().iter().map(AsRef::as_ref));
-        let written = Arc::clone(&watchers.written);
+        let (written, watches) = (Arc::clone(&watchers.written), watchers.watches.clone());
         inner.watchers.push(watchers);
         World {
             segments,
@@ -179,7 +182,7 @@ impl FakeApi {
             hardware,
             machines,
             unreadable: Arc::default(),
-            watches: crate::watches::Watches::default(),
+            watches,
         }
     }
 
@@ -507,6 +510,7 @@ impl Inner {
                     "baremetalhosts" => {
                         watchers.hosts.apply_watcher_event(&event(&object, deleted));
                         watchers.machines.host(&read(&object), deleted);
+                        watchers.watches.told(&BareMetalHost::kind(&()));
                     }
                     "hardwaredata" => watchers.hardware.apply_watcher_event(&event(&object, deleted)),
                     "enrolments" => {

@@ -358,10 +358,12 @@ where
         std::future::ready(match event {
             Ok(watcher::Event::Apply(object)) => {
                 (*show)(Shown::One(&object, false));
+                watches.told(&kind);
                 Some(change(Arc::new(object)))
             }
             Ok(watcher::Event::Delete(object)) => {
                 (*show)(Shown::One(&object, true));
+                watches.told(&kind);
                 Some(change(Arc::new(object)))
             }
             Ok(watcher::Event::InitDone) => {

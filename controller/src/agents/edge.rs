@@ -12,7 +12,7 @@ use muster_proto::{
     Chain, Mac,
     identity::Identity,
     kinds::{BareMetalHost, Segment, Server, Session, SessionState},
-    session::{Command, Problem, ProblemKind},
+    session::{Problem, ProblemKind},
 };
 use tokio::sync::{mpsc, watch};
 
@@ -31,7 +31,6 @@ use super::{
 use crate::{
     boot::log::Refusals,
     events::{Event, Events},
-    host::{guard, is_for_another},
     machines::Signal,
 };
 
@@ -237,21 +236,6 @@ impl Edge {
             .world
             .hosts
             .get(&ObjectRef::new(&at.name).within(&at.namespace))
-    }
-
-    /// True if `command` was ordered for a host that is not to have it now, or that is gone or another one, or whose machine this is not
-    /// any more: of that nothing is destroyed.
-    pub(super) fn calls_off(&self, server: &Server, command: &Command) -> bool {
-        let destroys = guard::destroys(&command.action);
-        let Some(at) = &server.spec.host else {
-            return destroys && is_for_another(&command.id, None);
-        };
-        match self.host_of(server) {
-            Some(host) if host.metadata.uid.as_ref() == Some(&at.uid) => {
-                guard::is_called_off(&host, &command.action)
-            }
-            _ => destroys,
-        }
     }
 
     pub(super) fn tell(&self, about: ObjectReference, warning: bool, reason: &'static str, message: String) {

@@ -2,10 +2,14 @@
 
 use muster_proto::{
     job::{Clean, Failure, Progress},
-    kinds::{Job, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus, Then},
+    kinds::{
+        BareMetalHost, Job, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus, Then,
+    },
     session::{Action, Command, MAX_LOG, Outcome, PollRequest},
     text,
 };
+
+use crate::host::{guard, is_for_another};
 
 #[cfg(test)]
 mod tests;
@@ -195,6 +199,21 @@ pub(super) fn has_gone(server: &Server, request: &PollRequest) -> bool {
 fn written_end<'a>(server: &'a Server, request: &PollRequest) -> Option<&'a JobStatus> {
     let last = server.status.as_ref()?.job.as_ref()?;
     (last.id == request.last && last.done).then_some(last)
+}
+
+/// True if `command` was ordered for a host that is not to have it now, or that is gone or another one, or whose machine this is not any
+/// more: of that nothing is destroyed. `host` is what is where the host of `server` should be.
+pub(super) fn calls_off(server: &Server, host: Option<&BareMetalHost>, command: &Command) -> bool {
+    let destroys = guard::destroys(&command.action);
+    let Some(at) = &server.spec.host else {
+        return destroys && is_for_another(&command.id, None);
+    };
+    match host {
+        Some(host) if host.metadata.uid.as_ref() == Some(&at.uid) => {
+            guard::is_called_off(host, &command.action)
+        }
+        _ => destroys,
+    }
 }
 
 /// What is written of that the machine leaves, as its agent was told with the answer to the end of a write: that it says so, and nothing of

@@ -6,7 +6,7 @@ use std::{
 };
 
 use muster_proto::{
-    kinds::{Server, Session, SessionState},
+    kinds::{BareMetalHost, Server, Session, SessionState},
     session::{PollRequest, PollResponse, Problem, ProblemKind, SHORT_HOLD_SECONDS},
 };
 
@@ -61,8 +61,8 @@ pub(super) async fn answer(
         tokio::pin!(woken);
         // From here on no change is missed.
         woken.as_mut().enable();
-        let server = match Box::pin(newest(edge, peer, &certificate, request)).await {
-            Ok(server) => server,
+        let Seen { server, host } = match Box::pin(newest(edge, peer, &certificate, request)).await {
+            Ok(seen) => seen,
             Err(problem) => break Err(problem),
         };
         let view = View::of(Some(&server));
@@ -72,7 +72,8 @@ pub(super) async fn answer(
         let command = jobs::command(&server, request).map(Box::new);
         let is_called_off = command
             .as_ref()
-            .is_some_and(|command| edge.calls_off(&server, command));
+            .is_some_and(|command| jobs::calls_off(&server, host.as_deref(), command));
+        drop(host);
         let command = command.filter(|_| !is_called_off);
         // Another edge, which the agent has left, wrote that it is gone: its next poll corrects that.
         let is_missed = was_shown && !is_shown;
@@ -142,36 +143,70 @@ fn as_it_counts(edge: &Edge, server: &Server, request: &PollRequest, here: &Weak
     let mut counts = request.clone();
     let way = jobs::goes(server, request).filter(|_| !jobs::has_gone(server, request));
     if let Some(way) = way {
-        counts.goes_at_once = here.strong_count() > 0 && !edge.calls_off(server, &way);
+        let host = edge.host_of(server);
+        counts.goes_at_once = here.strong_count() > 0 && !jobs::calls_off(server, host.as_deref(), &way);
     }
     counts
 }
 
-/// The Server by which the poll is answered.
+/// By what a poll is answered.
+struct Seen {
+    server: Arc<Server>,
+    /// What is where its host should be.
+    host: Option<Arc<BareMetalHost>>,
+}
+
+impl Seen {
+    /// `server`, and its host as the watched copy has it.
+    fn of(edge: &Edge, server: Arc<Server>) -> Seen {
+        let host = edge.host_of(&server);
+        Seen { server, host }
+    }
+
+    /// True if the agent would be told to destroy data.
+    fn destroys(&self, request: &PollRequest) -> bool {
+        jobs::command(&self.server, request).is_some_and(|command| {
+            guard::destroys(&command.action) && !jobs::calls_off(&self.server, self.host.as_deref(), &command)
+        })
+    }
+}
+
+/// By what the poll is answered. What destroys data is not given out as old copies show it: the order may have been taken back, and the
+/// host have been paused or protected since.
 async fn newest(
     edge: &Edge,
     peer: &Peer,
     certificate: &ClientCertificate,
     request: &PollRequest,
-) -> Result<Arc<Server>, Problem> {
+) -> Result<Seen, Problem> {
     let ours = |server: &Arc<Server>| owner(certificate, server).is_some();
-    let known = edge.store.server(&certificate.server).filter(ours);
-    let known = match known {
-        Some(known) => known,
-        None => Box::pin(edge.authenticate(peer)).await?.server,
+    let known = async || match edge.store.server(&certificate.server).filter(ours) {
+        Some(known) => Ok(known),
+        None => Ok(Box::pin(edge.authenticate(peer)).await?.server),
     };
-    let destroys = jobs::command(&known, request)
-        .is_some_and(|command| guard::destroys(&command.action) && !edge.calls_off(&known, &command));
-    if !destroys || edge.store.is_fresh() {
-        return Ok(known);
+    let mut seen = Seen::of(edge, known().await?);
+    // Both reads of a round are one question.
+    let mut right = edge.order_reads.one(&certificate.server);
+    if seen.destroys(request) && !edge.store.is_fresh() {
+        right.ask()?;
+        let server = match edge.store.fetch_server(&certificate.server).await {
+            Ok(now) if ours(&now) => now,
+            Ok(_) => Box::pin(edge.authenticate(peer)).await?.server,
+            Err(error) => return Err(unavailable(&error)),
+        };
+        seen = Seen::of(edge, server);
     }
-    // What destroys data is not given out as an old copy shows it: it may have been taken back.
-    edge.order_reads.one(&certificate.server).ask()?;
-    match edge.store.fetch_server(&certificate.server).await {
-        Ok(now) if ours(&now) => Ok(now),
-        Ok(_) => Ok(Box::pin(edge.authenticate(peer)).await?.server),
-        Err(error) => Err(unavailable(&error)),
+    if let Some(at) = &seen.server.spec.host
+        && !edge.store.sees_hosts()
+        && seen.destroys(request)
+    {
+        right.ask()?;
+        let host = edge.store.fetch_host(at).await;
+        seen.host = host.map_err(|error| unavailable(&error))?;
+        // What was told of the order meanwhile counts, too.
+        seen.server = known().await?;
     }
+    Ok(seen)
 }
 
 /// Writes how a job went, to the end, though nobody may wait for the answer any more: a machine that says that it leaves is gone in a

@@ -7,11 +7,13 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
     runtime::reflector::ObjectRef,
 };
-use muster_proto::kinds::{Enrolment, EnrolmentSpec, Segment, Server, ServerSpec, ServerStatus};
+use muster_proto::kinds::{
+    BareMetalHost, Enrolment, EnrolmentSpec, HostReference, Segment, Server, ServerSpec, ServerStatus,
+};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -29,6 +31,8 @@ pub(super) const MANAGER: &str = "muster-edge";
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a write is computed again because someone else wrote in between.
 const ATTEMPTS: u32 = 10;
+/// For so long after it told something, the hosts' watch is taken to be alive and its copy for what there is.
+const ALIVE: Duration = Duration::from_secs(1);
 
 /// What Kubernetes did not do.
 #[derive(Debug, thiserror::Error)]
@@ -300,11 +304,36 @@ impl Store {
         }
     }
 
-    /// True if the watched Servers are known to be as the API server had them a moment ago. Of an object that cannot be read, the copy may
-    /// show what it was before.
+    /// The host at `at` as the API server has it now; none if there is no such.
+    pub(super) async fn fetch_host(
+        &self,
+        at: &HostReference,
+    ) -> Result<Option<Arc<BareMetalHost>>, StoreError> {
+        let hosts: Api<BareMetalHost> = Api::namespaced(self.client.clone(), &at.namespace);
+        match call("get the host", hosts.get(&at.name)).await {
+            Ok(found) => Ok(Some(Arc::new(found))),
+            Err(StoreError::Gone { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// True if the watched Servers are known to be as the API server had them a moment ago.
     pub(super) fn is_fresh(&self) -> bool {
-        let readable = self.world.unreadable.all().is_empty();
-        readable && self.world.written.proves_fresh(|name| self.watched(name))
+        self.is_readable() && self.world.written.proves_fresh(|name| self.watched(name))
+    }
+
+    /// True if the watched hosts are known to come from a watch that lives: nothing of a while ago is missing in them.
+    pub(super) fn sees_hosts(&self) -> bool {
+        let told = self
+            .world
+            .watches
+            .has_told_within(&BareMetalHost::kind(&()), ALIVE);
+        self.is_readable() && told
+    }
+
+    /// False if of some object, which cannot be read, the copy may show what it was before.
+    fn is_readable(&self) -> bool {
+        self.world.unreadable.all().is_empty()
     }
 
     fn watched(&self, name: &str) -> Option<Arc<Server>> {

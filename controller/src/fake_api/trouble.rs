@@ -95,6 +95,11 @@ impl FakeApi {
         inner.show();
     }
 
+    /// From now on the watched copies see nothing of this kind.
+    pub(crate) fn set_blind(&self, plural: &str) {
+        self.lock().blind = Some(plural.to_owned());
+    }
+
     /// While true, whoever listens is told of no change, though the watched copies have it.
     pub(crate) fn set_silent(&self, silent: bool) {
         self.lock().silent = silent;

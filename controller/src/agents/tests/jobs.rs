@@ -8,7 +8,7 @@ use muster_proto::{
 };
 
 use super::*;
-use crate::agents::seal;
+use crate::{agents::seal, fake_api::Fault};
 
 fn order(lab: &Lab, job: &Value) {
     lab.api
@@ -607,6 +607,73 @@ async fn what_was_ordered_and_not_begun_waits_while_its_host_is_paused_detached_
     annotate(json!({}));
     let command = agent.poll_with(going("op-write")).await.unwrap().command.unwrap();
     assert_eq!((command.action, command.farewell), (Action::PowerOff, true));
+}
+
+fn put_host(lab: &Lab, uid: &str, annotations: &Value) {
+    let metadata = json!({ "namespace": "metal", "name": "h", "uid": uid, "annotations": annotations });
+    let host = json!({ "metadata": metadata, "spec": { "online": true } });
+    lab.api.put("baremetalhosts", &host);
+}
+
+#[tokio::test]
+async fn what_forbids_to_destroy_data_is_asked_for_unless_the_hosts_watch_is_known_to_live() {
+    let mut lab = Lab::hasty().await;
+    let (mut agent, _) = lab.enrolled(1).await;
+    put_host(&lab, "u", &json!({}));
+    assert!(lab.watches.has_told_within("BareMetalHost", DEADLINE));
+    let host = json!({ "namespace": "metal", "name": "h", "uid": "u" });
+    let spec = json!({ "spec": { "host": host, "job": write_job("op-1", 7) } });
+    lab.api.edit("servers", &name(1), &spec);
+    // As if both watches had told something this moment, however slow this test is.
+    let then = tokio::time::Instant::now() + Duration::from_mins(1);
+    let is_fresh = |lab: &Lab| {
+        lab.written
+            .remember_since(then, Arc::new(lab.server(&name(1))), Some(then));
+        lab.api.requests();
+    };
+    is_fresh(&lab);
+    lab.watches.told_at("BareMetalHost", then);
+    assert!(agent.poll("").await.unwrap().command.is_some());
+    assert_eq!(lab.api.requests(), Vec::<String>::new());
+
+    // The one of the hosts has died, and nobody knows yet.
+    lab.api.set_blind("baremetalhosts");
+    lab.crash_and_restart().await;
+    agent.address = lab.address;
+    let asked = |lab: &Lab| {
+        let host = "GET /apis/metal3.io/v1alpha1/namespaces/metal/baremetalhosts/h";
+        assert_eq!(lab.api.requests(), [host]);
+    };
+    for (uid, annotations) in [
+        ("u", json!({ "muster.dev/protected": "" })),
+        ("u", json!({ "baremetalhost.metal3.io/paused": "" })),
+        ("another", json!({})),
+    ] {
+        put_host(&lab, uid, &annotations);
+        is_fresh(&lab);
+        let answer = agent.poll("").await.unwrap();
+        assert_eq!(answer.command, None, "{uid} {annotations}");
+        asked(&lab);
+    }
+    lab.api.delete("baremetalhosts", "h");
+    is_fresh(&lab);
+    assert_eq!(agent.poll("").await.unwrap().command, None);
+    asked(&lab);
+    put_host(&lab, "u", &json!({}));
+    lab.api.fail_next([Some(Fault::Refused)]);
+    is_fresh(&lab);
+    let refusal = agent.poll("").await.unwrap_err();
+    assert_eq!(refusal.kind, ProblemKind::Unavailable);
+    asked(&lab);
+    assert!(agent.poll("").await.unwrap().command.is_some());
+    asked(&lab);
+    // The same for what follows a cleaning.
+    order(&lab, &whole(&lab));
+    put_host(&lab, "u", &json!({ "muster.dev/protected": "" }));
+    is_fresh(&lab);
+    let refusal = agent.poll_with(done("op-clean")).await.unwrap_err();
+    assert_eq!(refusal.kind, ProblemKind::Unavailable);
+    asked(&lab);
 }
 
 /// Its requests as they were recorded when 1.1 was the newest: an agent of that version stays in a ramdisk while the controller is

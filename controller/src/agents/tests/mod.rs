@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use super::{ca::CaPem, clock, keys::Keys, *};
-use crate::{events::Happened, fake_api::FakeApi, metrics::Registry, written::Written};
+use crate::{events::Happened, fake_api::FakeApi, metrics::Registry, watches::Watches, written::Written};
 
 /// Long enough for a loaded machine; a test that waits so long has failed.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -55,6 +55,7 @@ fn new_keys() -> (CaPem, Keys) {
 struct Lab {
     api: Arc<FakeApi>,
     written: Arc<Written<ServerKind>>,
+    watches: Watches,
     keys: watch::Sender<Keys>,
     address: SocketAddr,
     events: mpsc::Receiver<Happened>,
@@ -95,6 +96,7 @@ impl Lab {
         let mut lab = Lab {
             api,
             written: Arc::default(),
+            watches: Watches::default(),
             keys,
             address: ([127, 0, 0, 1], 0).into(),
             events: mpsc::channel(1).1,
@@ -112,6 +114,7 @@ impl Lab {
         self.registry = Registry::default();
         let world = self.api.world();
         self.written = Arc::clone(&world.written);
+        self.watches = world.watches.clone();
         let config = Config {
             client: self.api.client(),
             namespace: "muster-system".into(),
