@@ -112,13 +112,20 @@ fn measure(takes: &str, lab: Cmd, word: &str, words: &[String], options: &[Strin
     Ok(())
 }
 
-/// What is measured, and whether it differs from what is committed.
+/// What is measured, and whether it differs from what is committed; pages are no code, and another benchmark may just have written one.
 fn commit() -> Result<String> {
     let commit = Cmd::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])
         .output()?;
     let changes = Cmd::new("git")
-        .args(["status", "--porcelain", "--untracked-files=no"])
+        .args([
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            ".",
+            ":!docs",
+        ])
         .output()?;
     let changed = if changes.trim().is_empty() {
         ""
