@@ -181,6 +181,17 @@ impl Work {
         self.report(&pace, speed);
     }
 
+    /// It goes on, though nothing of it gets done for a while: what was reported last is reported again.
+    pub fn is_alive(&self) {
+        let mut pace = self.inner.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let (at, done) = pace.last.unwrap_or((now, 0));
+        if now.saturating_duration_since(at) >= PACE {
+            pace.last = Some((now, done));
+            self.report(&pace, 0);
+        }
+    }
+
     fn report(&self, pace: &Pace, bytes_per_second: u64) {
         (self.inner.report)(&Progress {
             step: pace.step.to_owned(),
@@ -195,12 +206,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn work_that_only_goes_on_says_so_now_and_then_and_as_it_was() {
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let hear = Arc::clone(&said);
+        let work = Work::new(move |progress| hear.lock().unwrap().push(progress.clone()));
+        work.step("a", 40);
+        work.is_alive();
+        assert_eq!(said.lock().unwrap().len(), 1, "not too often");
+        std::thread::sleep(PACE);
+        work.is_alive();
+        let said = said.lock().unwrap();
+        assert_eq!((said.len(), said[1].percent, said[1].step.as_str()), (2, 40, "a"));
+    }
+
+    #[test]
     fn every_step_is_reported_and_percents_never_fall() {
         let said = Arc::new(Mutex::new(Vec::new()));
         let hear = Arc::clone(&said);
         let work = Work::new(move |progress| hear.lock().unwrap().push(progress.clone()));
         work.step("a", 0);
         work.advance(1, 50);
+        work.is_alive();
         work.step("b", 60);
         let said = said.lock().unwrap();
         let steps: Vec<_> = said

@@ -5,7 +5,10 @@
 
 use std::io;
 
-use crate::disk::{Disk, aligned::Aligned, clean, read_any};
+use crate::{
+    disk::{Disk, aligned::Aligned, clean, read_any},
+    work::Work,
+};
 
 /// Held back at the start, in bytes.
 pub(super) const HEAD: usize = 1 << 20;
@@ -135,12 +138,14 @@ impl<'d> Held<'d> {
         self.disk.sync()
     }
 
-    /// Writes what was held back, the first block last.
-    pub(super) fn commit(self) -> io::Result<&'d mut dyn Disk> {
+    /// Writes what was held back, the first block last; not if the `work` was stopped or given up while the disk took its time.
+    pub(super) fn commit(self, work: &Work) -> io::Result<&'d mut dyn Disk> {
         self.disk.sync()?;
+        work.go_on().map_err(io::Error::other)?;
         self.disk.write_at(self.tail_at, &self.tail)?;
         self.disk.write_at(LAST as u64, &self.head[LAST..])?;
         self.disk.sync()?;
+        work.go_on().map_err(io::Error::other)?;
         self.disk.write_at(0, &self.head[..LAST])?;
         self.disk.sync()?;
         Ok(self.disk)

@@ -101,6 +101,7 @@ pub fn get(
     let mut source = Source {
         environment,
         patience,
+        work,
         url,
         tls: None,
         at: 0,
@@ -161,6 +162,7 @@ pub fn get_small(
 struct Source<'a> {
     environment: &'a Environment,
     patience: Patience,
+    work: &'a Work,
     url: Url,
     tls: Option<Arc<ClientConfig>>,
     /// So many bytes are in the sink.
@@ -196,6 +198,7 @@ impl Source<'_> {
                 });
             }
             tracing::warn!("{}; trying again", muster_proto::Chain(&error));
+            self.work.is_alive();
             sleep(backoff.pause(None, net::random())).await;
         }
     }
@@ -246,6 +249,8 @@ impl Source<'_> {
             skip -= known;
             data = data.split_off(usize::try_from(known).unwrap_or(usize::MAX));
             if data.is_empty() {
+                // A server without ranges sends for long what is on the disk already.
+                self.work.is_alive();
                 continue;
             }
             self.at += data.len() as u64;

@@ -159,7 +159,7 @@ impl Writing<'_> {
 
         self.work.step("make it bootable", 98);
         *after = After::Unknown;
-        let disk = held.commit().map_err(disk_failed("make it bootable"))?;
+        let disk = held.commit(self.work).map_err(disk_failed("make it bootable"))?;
         if let Err(error) = disk.reread_table() {
             // Only this ramdisk does not see the partitions.
             written.warnings.push(format!(

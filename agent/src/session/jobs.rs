@@ -33,8 +33,8 @@ use crate::{steps::Failed, work::Work};
 /// How many commands are remembered.
 const KNOWN: usize = 64;
 
-/// How long a job may say nothing new. An image server that brings no byte is given up after twenty minutes, and the longest thing that is
-/// done without a word is to zero some GiB.
+/// How long a job may say nothing new. An image server that is tried again says so each time, and the longest thing that is done
+/// without a word is to zero some GiB.
 const STALL: Duration = Duration::from_secs(30 * 60);
 
 /// The jobs of one session.
