@@ -36,7 +36,9 @@ pub(super) enum Reach {
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long a BMC that did not answer is left alone.
 pub(super) const ASK_AGAIN: SignedDuration = SignedDuration::from_secs(60);
-/// The same of one that refuses what it took before, such as while it starts: seldom enough to lock no account.
+/// An answer that is younger than this is that to the attempt that is made: the next one comes after a minute at the earliest.
+const OF_THIS_ATTEMPT: SignedDuration = SignedDuration::from_secs(30);
+/// How long one is left alone that refuses what it took before, such as while it starts: seldom enough to lock no account.
 const ASK_LATER: SignedDuration = SignedDuration::from_mins(10);
 
 /// True if nothing can ever be done with the machine as things are, so that a deletion need not wait for it.
@@ -350,12 +352,12 @@ fn took_them_before(draft: &Draft<'_>) -> bool {
     good.is_some_and(|good| Some(good) == name.map(|name| reference(draft, &name)).as_ref())
 }
 
-/// True if the last attempt failed for want of the BMC's answer, and nothing was heard of the BMC since: an attempt asks it, and is not
-/// judged by what it said to the one before. All stays as it is until it has answered.
+/// True if the last attempt failed, and the BMC's latest answer, no good one, is not of this moment: an attempt asks it, and is not judged by
+/// what it said to the one before. All stays as it is until it has answered.
 pub(super) fn asks_anew(draft: &mut Draft<'_>) -> bool {
-    let Some(failed) = draft.failed_at() else {
+    if draft.failed_at().is_none() {
         return false;
-    };
+    }
     let bmc = &draft.seen.bmc;
     // With another access than it was asked with, it is asked anyway.
     let probed = bmc
@@ -379,7 +381,8 @@ pub(super) fn asks_anew(draft: &mut Draft<'_>) -> bool {
         FailureClass::Address => true,
         _ => false,
     };
-    if is_vain || whole_seconds(failure.at).0 > failed {
+    // By its age: what was asked with the last failure may have been answered after it, and clocks differ.
+    if is_vain || !draft.has_paused(failure.at, OF_THIS_ATTEMPT) {
         return false;
     }
     draft.effect(ask);
