@@ -17,7 +17,7 @@ use muster_proto::{
 
 use super::{
     State, bmc_secret,
-    plan::FINALIZER,
+    owner::is_held,
     rivals::{Behind, bmc},
 };
 use crate::discovery::host::declared_mac;
@@ -342,13 +342,8 @@ fn keys(host: &BareMetalHost) -> Vec<Key> {
         .collect();
     // One that is being deleted needs them for as long as its machine is cleaned and switched off; one without our finalizer has never held
     // any, and would let go of none.
-    let is_held = host
-        .metadata
-        .finalizers
-        .iter()
-        .flatten()
-        .any(|name| name == FINALIZER);
-    let needs = is_held && (host.metadata.deletion_timestamp.is_none() || State::of(host) != State::Deleting);
+    let needs =
+        is_held(host) && (host.metadata.deletion_timestamp.is_none() || State::of(host) != State::Deleting);
     let held = held
         .into_iter()
         .filter(|_| needs)
@@ -364,7 +359,7 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use muster_proto::kinds::{BareMetalHostSpec, BmcDetails, HostReference, ServerSpec};
 
-    use super::*;
+    use super::{super::plan::FINALIZER, *};
 
     fn host(name: &str, mac: &str, secret: &str) -> BareMetalHost {
         let spec = BareMetalHostSpec {

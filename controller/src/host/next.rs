@@ -15,13 +15,9 @@ use jiff::Timestamp;
 use muster_proto::kinds::{BareMetalHost, OperationalStatus};
 
 use super::{
-    Owner, State, available, deletion, deprovisioning, detached,
-    draft::Draft,
-    inspection,
-    observed::Observed,
-    owner,
-    plan::{FINALIZER, Plan},
-    preparing, provisioned, provisioning, registration, restore, secrets,
+    Owner, State, available, deletion, deprovisioning, detached, draft::Draft, inspection,
+    observed::Observed, owner, owner::is_held, plan::Plan, preparing, provisioned, provisioning,
+    registration, restore, secrets,
 };
 
 /// What is to be done about `host`. Total: whatever the world looks like, there is a plan.
@@ -31,12 +27,7 @@ pub fn next(host: &BareMetalHost, seen: &Observed<'_>, now: Timestamp) -> Plan {
         Owner::Discovery => return Plan::rest("it is discovery's"),
         Owner::Operator => {}
     }
-    let held = host
-        .metadata
-        .finalizers
-        .iter()
-        .flatten()
-        .any(|name| name == FINALIZER);
+    let held = is_held(host);
     let leaving = host.metadata.deletion_timestamp.is_some();
     if leaving && !held {
         return Plan::rest("it goes without us");

@@ -29,18 +29,19 @@ pub fn owner(host: &BareMetalHost) -> Owner {
     if annotated(PAUSED_ANNOTATION) {
         return Owner::Nobody;
     }
-    let held = host
-        .metadata
-        .finalizers
-        .iter()
-        .flatten()
-        .any(|name| name == FINALIZER);
+    let held = is_held(host);
     let wanted = has_bmc(host) || annotated(IN_BAND_ANNOTATION) || annotated(STATUS_ANNOTATION) || held;
     let young = matches!(State::of(host), State::New | State::Unmanaged);
     match annotated(SERVER_ANNOTATION) && young && !wanted {
         true => Owner::Discovery,
         false => Owner::Operator,
     }
+}
+
+/// True if `host` carries the operator's finalizer.
+pub(super) fn is_held(host: &BareMetalHost) -> bool {
+    let mut finalizers = host.metadata.finalizers.iter().flatten();
+    finalizers.any(|name| name == FINALIZER)
 }
 
 /// True if `host` says anything of a BMC; half of it is an error, not nothing.
