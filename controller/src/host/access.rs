@@ -12,9 +12,10 @@ use muster_proto::kinds::{
 use super::{
     State,
     draft::{Draft, HoldOff, clause, whole_seconds},
-    observed::{Access, Failure, FailureClass, Probed, SecretState},
+    observed::{Access, Failure, FailureClass, Power, Probed, SecretState},
     owner::has_bmc,
     plan::{Effect, Hold},
+    ramdisk::BOOT_DEADLINE,
     secrets, whose,
 };
 use crate::bmc::Address;
@@ -58,6 +59,16 @@ pub(super) fn is_hopeless(draft: &Draft<'_>) -> bool {
             );
     }
     draft.annotation(IN_BAND_ANNOTATION).is_none()
+}
+
+/// Why there will be no way to the machine unless somebody mends what the host says of it, which nobody does for a host that goes; none:
+/// there may be one.
+pub(super) fn is_to_be_mended(draft: &Draft<'_>) -> Option<String> {
+    if draft.status.error_type == Some(ErrorType::Registration) {
+        return Some(draft.status.error_message.clone());
+    }
+    let unread = secrets::unread(draft)?;
+    draft.waited("Inputs", BOOT_DEADLINE).then_some(unread)
 }
 
 /// Makes sure of the way to the machine.
@@ -364,25 +375,27 @@ pub(super) fn asks_anew(draft: &mut Draft<'_>) -> bool {
         .probed
         .as_ref()
         .filter(|probed| Some(&probed.access) == wanted(draft).as_ref());
-    let (failure, ask) = match (probed, &bmc.unread) {
+    let unknown = bmc.power.filter(|reading| reading.power == Power::Unknown);
+    let (failure, at, ask) = match (probed, &bmc.unread, unknown) {
         (
             Some(Probed {
                 result: Err(failure),
                 access,
                 ..
             }),
-            _,
-        ) => (failure, Effect::Probe(access.clone())),
-        (Some(_), Some(failure)) => (failure, Effect::ReadPower),
+            ..,
+        ) => (Some(failure), failure.at, Effect::Probe(access.clone())),
+        (Some(_), Some(failure), _) => (Some(failure), failure.at, Effect::ReadPower),
+        (Some(_), None, Some(reading)) => (None, reading.at, Effect::ReadPower),
         _ => return false,
     };
-    let is_vain = match failure.class {
-        FailureClass::Credentials => !took_them_before(draft),
-        FailureClass::Address => true,
+    let is_vain = match failure.map(|failure| failure.class) {
+        Some(FailureClass::Credentials) => !took_them_before(draft),
+        Some(FailureClass::Address) => true,
         _ => false,
     };
     // By its age: what was asked with the last failure may have been answered after it, and clocks differ.
-    if is_vain || !draft.has_paused(failure.at, OF_THIS_ATTEMPT) {
+    if is_vain || !draft.has_paused(at, OF_THIS_ATTEMPT) {
         return false;
     }
     draft.effect(ask);

@@ -3,15 +3,13 @@
 //! All that can be known beforehand is checked here, while nothing is lost: upstream starts, fails, cleans and starts again.
 
 use jiff::{SignedDuration, Timestamp};
-use muster_proto::kinds::{
-    BareMetalHostSpec, ErrorType, INSPECT_ANNOTATION, Image, OperationalStatus, RELEASE_ANNOTATION,
-};
+use muster_proto::kinds::{BareMetalHostSpec, ErrorType, INSPECT_ANNOTATION, Image, RELEASE_ANNOTATION};
 
 use super::{
     State,
     access::{self, Reach},
     backoff, disk,
-    draft::{Draft, clause},
+    draft::{Draft, REFUSED, clause},
     guard, image, inspection, power,
     preparing::{self, effective_hints},
     provisioning, ramdisk, registration,
@@ -61,9 +59,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::Preparation);
     if !wants_provisioning(draft) {
         draft.forget(ErrorType::Provisioning);
-        if draft.status.operational_status == OperationalStatus::Delayed {
-            draft.status.operational_status = OperationalStatus::Ok;
-        }
+        draft.is_not_delayed();
         power::manage(draft, &reach);
         if has_request(&draft.host.spec) {
             draft.wait_beside(
@@ -79,8 +75,9 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     let is_silent = matches!(reach, Reach::Silent(_)) || ramdisk::unknown_power(draft).is_some();
     if is_silent && draft.session().is_none() {
+        draft.is_not_delayed();
         power::manage(draft, &reach);
-        draft.wait_beside("Bmc", "waits for the BMC to answer; next: the image is written");
+        power::waits_for_bmc(draft, "the image is written");
         return;
     }
     match admit(draft) {
@@ -89,6 +86,9 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         Err(why) => {
             power::manage(draft, &reach);
             draft.refuse_beside(ErrorType::Provisioning, why);
+            if draft.waits_for(&[REFUSED]) {
+                draft.of_this_spec();
+            }
         }
     }
 }
@@ -168,13 +168,15 @@ pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
     image::source(image).map(drop)
 }
 
-/// After failures the same image is tried again later and later, and at last not at all, which is an error; another image at once.
+/// After failures the same is tried again later and later, and at last not at all, which is an error; another image, or another spec than
+/// was waited with, at once.
 fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
     let failures = draft.status.provisioning_fail_count;
     if failures == 0 {
         return Ok(true);
     }
-    if draft.host.spec.image.as_ref() != draft.status.last_attempted_image.as_deref() {
+    let is_another = draft.host.spec.image.as_ref() != draft.status.last_attempted_image.as_deref();
+    if is_another || draft.is_spec_changed() {
         draft.status.provisioning_fail_count = 0;
         return Ok(true);
     }
@@ -202,6 +204,7 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
             backoff::words(pause)
         ),
     );
+    draft.of_this_spec();
     draft.again_at(ended.checked_add(pause).unwrap_or(draft.now));
     Ok(false)
 }

@@ -213,6 +213,7 @@ pub(super) async fn call(
                 PowerOrder::On => Reset::On,
                 PowerOrder::SoftOff => Reset::GracefulShutdown,
                 PowerOrder::HardOff => Reset::ForceOff,
+                PowerOrder::SoftReset => Reset::GracefulRestart,
                 PowerOrder::Reset => Reset::ForceRestart,
             };
             let answer = match access(vault, host, None).await {

@@ -55,12 +55,11 @@ pub(super) fn power_off(draft: &mut Draft<'_>) {
     }
     draft.clear_error();
     match access::ensure(draft) {
-        // What the draft refuses here, it refuses for good: nobody mends a host that goes.
-        Reach::No if draft.status.error_type.is_some() => {
-            let why = draft.status.error_message.clone();
-            draft.fail(ErrorType::PowerManagement, why);
+        Reach::No => {
+            if let Some(why) = access::is_to_be_mended(draft) {
+                draft.fail(ErrorType::PowerManagement, why);
+            }
         }
-        Reach::No => {}
         Reach::Silent(failure) => draft.fail(
             ErrorType::PowerManagement,
             format!("the BMC does not answer: {}", failure.message),

@@ -93,9 +93,9 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     let reach = access::ensure(draft);
     if reach == Reach::No {
-        if draft.is_leaving() && draft.status.error_type == Some(ErrorType::Registration) {
-            // Nobody mends a host that goes.
-            let why = draft.status.error_message.clone();
+        if draft.is_leaving()
+            && let Some(why) = access::is_to_be_mended(draft)
+        {
             draft.fail(ErrorType::Provisioning, why);
         }
         return;
@@ -159,15 +159,19 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     if draft.session().is_some() {
         return finish(draft, false);
     }
-    if draft.host.spec.disable_power_off == Some(true) || *reach == Reach::InBand {
-        let then = "the host is let go, with its disks as they are";
-        ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then);
-        return;
-    }
-    match power::current(draft) {
+    // Of one without a BMC nobody knows that it is off: it may have been switched on by hand.
+    let power = match reach {
+        Reach::InBand => Some(Power::Unknown),
+        _ => power::current(draft),
+    };
+    match power {
         Some(Power::Off) => {
             draft.status.powered_on = false;
             finish(draft, false);
+        }
+        Some(_) if *reach == Reach::InBand || draft.host.spec.disable_power_off == Some(true) => {
+            let then = "the host is let go, with its disks as they are";
+            ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then);
         }
         Some(_) => power::switch_off(
             draft,

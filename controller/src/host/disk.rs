@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use muster_proto::{
     inventory::{Disk, Transport},
+    job::DiskId,
     kinds::RootDeviceHints,
 };
 
@@ -136,13 +137,33 @@ pub(super) fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a
     disks
         .iter()
         .filter(|disk| disk.size_bytes > 0 && is_writable(disk))
-        .filter(|disk| root == Some(*disk) || (!is_remote(disk) && can_be_told(disk)))
+        .filter(|disk| root == Some(*disk) || (!is_remote(disk) && can_be_told(disks, disk).is_ok()))
         .collect()
 }
 
-/// True if the disk is known again by more than its name and its size.
-pub(super) fn can_be_told(disk: &Disk) -> bool {
-    !(disk.serial.is_empty() && disk.wwn.is_empty() && disk.by_path.is_empty())
+/// True if another one of `disks` shows all that this one does, but for its name and its place.
+pub(super) fn has_twin(disks: &[Disk], disk: &Disk) -> bool {
+    let shown = |disk: &Disk| DiskId {
+        name: String::new(),
+        by_path: String::new(),
+        ..DiskId::from(disk)
+    };
+    let id = shown(disk);
+    disks.iter().filter(|other| shown(other) == id).count() > 1
+}
+
+/// Whether the disk is known again among `disks` by more than its name and its size; else why not.
+pub(super) fn can_be_told(disks: &[Disk], disk: &Disk) -> Result<(), &'static str> {
+    if !disk.by_path.is_empty() {
+        return Ok(());
+    }
+    if disk.serial.is_empty() && disk.wwn.is_empty() {
+        return Err("no serial number, no world wide name and no place");
+    }
+    match has_twin(disks, disk) {
+        true => Err("no place, and another one has its serial number, world wide name and size"),
+        false => Ok(()),
+    }
 }
 
 fn matches(hints: &RootDeviceHints, disk: &Disk) -> bool {

@@ -46,7 +46,7 @@ pub(super) struct Wait {
     pub(super) message: String,
     /// When it began; another one than before only if the reason is another one, or if it begins again.
     pub(super) since: Timestamp,
-    /// Of an attempt that failed: the generation of the object that it was made for.
+    /// Of an attempt that failed: the generation of the object that it was made for. Any later one is worth another attempt.
     pub(super) generation: Option<i64>,
 }
 
@@ -287,11 +287,31 @@ impl<'a> Draft<'a> {
         });
     }
 
+    /// Notes for which spec that is said.
+    pub(super) fn of_this_spec(&mut self) {
+        if let Some(wait) = &mut self.wait {
+            wait.generation = self.host.metadata.generation;
+        }
+    }
+
+    /// True if the spec is not the one any more for which it was said what the host waits for.
+    pub(super) fn is_spec_changed(&self) -> bool {
+        let said_for = self.old_wait().and_then(|wait| wait.observed_generation);
+        said_for.is_some() && said_for != self.host.metadata.generation
+    }
+
     /// Says what the host waits for, unless it waits for something else meanwhile.
     pub(super) fn wait_beside(&mut self, reason: &'static str, message: impl Into<String>) {
         if self.wait.is_none() {
             self.wait_for(reason, message);
         }
+    }
+
+    /// True if what it says so far is that the host waits for one of these `reasons`.
+    pub(super) fn waits_for(&self, reasons: &[&str]) -> bool {
+        self.wait
+            .as_ref()
+            .is_some_and(|wait| reasons.contains(&wait.reason))
     }
 
     /// The same as [`Draft::wait_for`], from now on, however long it has waited for that.
@@ -368,9 +388,8 @@ impl<'a> Draft<'a> {
         };
         let pause = backoff::pause(self.uid(), self.old.error_count);
         let due = at.checked_add(pause).unwrap_or(self.now);
-        let made_for = self.old_wait().and_then(|wait| wait.observed_generation);
-        let is_changed = made_for.is_some() && made_for != self.host.metadata.generation;
-        if is_changed || self.has_paused(at, SignedDuration::try_from(pause).unwrap_or_default()) {
+        if self.is_spec_changed() || self.has_paused(at, SignedDuration::try_from(pause).unwrap_or_default())
+        {
             return HoldOff::Over;
         }
         self.keep_wait();
@@ -408,13 +427,7 @@ impl<'a> Draft<'a> {
     pub(super) fn takes_slot(&mut self) -> bool {
         self.slot = true;
         if self.seen.slot {
-            if self.status.operational_status == OperationalStatus::Delayed {
-                // An error of before that is still to be seen.
-                self.status.operational_status = match self.status.error_type {
-                    Some(_) => OperationalStatus::Error,
-                    None => OperationalStatus::Ok,
-                };
-            }
+            self.is_not_delayed();
             return true;
         }
         self.status.operational_status = OperationalStatus::Delayed;
@@ -424,6 +437,17 @@ impl<'a> Draft<'a> {
         );
         // Its turn wakes it.
         false
+    }
+
+    /// The host needs no place among the busy ones, or has one.
+    pub(super) fn is_not_delayed(&mut self) {
+        if self.status.operational_status == OperationalStatus::Delayed {
+            // An error of before is still to be seen.
+            self.status.operational_status = match self.status.error_type {
+                Some(_) => OperationalStatus::Error,
+                None => OperationalStatus::Ok,
+            };
+        }
     }
 
     /// The history entry that `which` picks.

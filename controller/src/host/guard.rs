@@ -7,7 +7,12 @@ use muster_proto::{
     session::Action,
 };
 
-use super::{State, detached::is_cut_off, disk::can_be_told, observed::Observed};
+use super::{
+    State,
+    detached::is_cut_off,
+    disk::{can_be_told, has_twin},
+    observed::Observed,
+};
 use crate::{
     discovery::host::{self, annotation},
     lenient::is_marked,
@@ -183,28 +188,12 @@ fn identified(inventory: &Inventory, disk: &Disk) -> Result<DiskId, String> {
     if disk.size_bytes == 0 {
         return Err(format!("the size of disk {} is unknown", disk.name));
     }
-    if !can_be_told(disk) {
-        return Err(format!(
-            "the disk {} has no serial number, no world wide name and no place: it cannot be told from others",
-            disk.name
-        ));
-    }
-    let id = DiskId::from(disk);
-    let is_twin = |other: &&Disk| {
-        DiskId {
-            name: id.name.clone(),
-            by_path: id.by_path.clone(),
-            ..DiskId::from(*other)
-        } == id
-    };
-    let has_twin = inventory.disks.iter().filter(is_twin).count() > 1;
-    if has_twin && id.by_path.is_empty() {
-        return Err(format!(
-            "the disk {} has no place, and another one has its serial number, world wide name and size: it cannot be told from that",
-            disk.name
-        ));
-    }
-    Ok(DiskId { has_twin, ..id })
+    can_be_told(&inventory.disks, disk)
+        .map_err(|why| format!("the disk {} has {why}: it cannot be told from others", disk.name))?;
+    Ok(DiskId {
+        has_twin: has_twin(&inventory.disks, disk),
+        ..DiskId::from(disk)
+    })
 }
 
 #[cfg(test)]

@@ -166,6 +166,8 @@ pub enum PowerOrder {
     SoftOff,
     /// Switch off; nothing if it is off.
     HardOff,
+    /// Ask the operating system to restart.
+    SoftReset,
     /// Off and on again without a pause that anybody could see.
     Reset,
 }

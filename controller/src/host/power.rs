@@ -14,9 +14,9 @@ use muster_proto::{
 use super::{
     State,
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
-    draft::{Draft, HoldOff, whole_seconds},
+    draft::{Draft, HoldOff, RETRY, whole_seconds},
     jobs::{self, Job},
-    observed::{FailureClass, Power, PowerReading, Tried},
+    observed::{Failure, FailureClass, Power, PowerReading, Tried},
     plan::{Effect, PowerOrder, Task},
     ramdisk,
     reboot::{self, Wish},
@@ -54,12 +54,8 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
             return;
         }
         Reach::Silent(_) => {
-            if !draft.keep_wait() {
-                draft.wait_for(
-                    "Bmc",
-                    "waits for the BMC to answer; next: its power is looked after",
-                );
-            }
+            draft.keep_wait();
+            waits_for_bmc(draft, "its power is looked after");
             draft.why("the BMC does not answer");
             return;
         }
@@ -93,6 +89,13 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
             }
             settle(draft);
         }
+    }
+}
+
+/// Nothing can be done before the BMC answers: that is what the host waits for, but for an order on the power that is under way or failed.
+pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
+    if !draft.waits_for(&[GOING_OFF, GOING_ON, RETRY]) {
+        draft.wait_for("Bmc", format!("waits for the BMC to answer; next: {then}"));
     }
 }
 
@@ -177,9 +180,10 @@ fn order_again(draft: &mut Draft<'_>, operation: &str, how: PowerOrder, at: Time
     draft.again(LOOK_AGAIN);
 }
 
-/// True unless the BMC says that it cannot do this at all: any other error may be gone in a moment.
-fn may_pass(class: FailureClass) -> bool {
-    class != FailureClass::Unsupported
+/// True if the operating system, which the BMC failed to ask, is asked once more, as it has been since `since`: it loses what it has not
+/// written yet if it did not hear. A BMC that says it cannot do this at all is not asked twice; any other error may be gone in a moment.
+fn is_asked_again(draft: &Draft<'_>, failure: &Failure, since: Timestamp) -> bool {
+    failure.class != FailureClass::Unsupported && seen_at(draft).duration_since(since) < SOFT_OFF_ASKING
 }
 
 fn order(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {
@@ -190,14 +194,19 @@ fn order(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {
     draft.again(LOOK);
 }
 
+/// True if an operating system may run that is to be asked first, before the order `hard` that does not ask.
+fn is_gentle(draft: &Draft<'_>, wish: Wish, hard: &str) -> bool {
+    let may_run =
+        draft.state.is_provisioned() || (draft.state == State::Available && draft.session().is_none());
+    may_run && !wish.hard && draft.old.error_count == 0 && tried(draft, hard).is_none()
+}
+
 /// Softly first where an operating system may listen, hard after a failure, after a while, or where somebody said so.
 pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     draft.forget(ErrorType::PowerManagement);
     let (id, since) = operation(draft, GOING_OFF, "off");
     let begun = draft.waiting_since(GOING_OFF).is_none();
-    let may_run_a_system =
-        draft.state.is_provisioned() || (draft.state == State::Available && draft.session().is_none());
-    let gentle = may_run_a_system && !wish.hard && draft.old.error_count == 0;
+    let gentle = is_gentle(draft, wish, &id);
     let soft = format!("{id}-soft");
     let then = match draft.state {
         State::PoweringOffBeforeDelete => "the host is let go",
@@ -217,8 +226,7 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
         match tried(draft, &soft).map(|tried| (tried.at, &tried.result)) {
             None if within(since, SOFT_OFF) => return order(draft, &soft, PowerOrder::SoftOff),
             Some((at, Ok(()))) if within(at, SOFT_OFF) => return draft.again(LOOK),
-            // Whether the operating system was asked is not known: without that it loses what it has not written yet.
-            Some((at, Err(failure))) if may_pass(failure.class) && within(since, SOFT_OFF_ASKING) => {
+            Some((at, Err(failure))) if is_asked_again(draft, failure, since) => {
                 return order_again(draft, &soft, PowerOrder::SoftOff, at);
             }
             // It cannot do it softly, did not, or nobody remembers: hard.
@@ -239,11 +247,26 @@ fn switch_on(draft: &mut Draft<'_>) {
     if begun {
         draft.tell("PowerOn", "the machine is switched on");
     }
-    // An available machine boots its ramdisk and not what a former owner left; one whose BMC cannot arm that boots what it boots.
-    if draft.state == State::Available && draft.old.error_count == 0 && tried(draft, &id).is_none() {
-        ramdisk::arm(draft, &id);
+    if draft.state == State::Available && tried(draft, &id).is_none() && !arms(draft, &id) {
+        return;
     }
     switch(draft, &id, PowerOrder::On, "on");
+}
+
+/// An available machine boots its ramdisk and not what a former owner left; one whose BMC cannot arm that boots what it boots. False: the
+/// BMC has no time for that now, and is asked again.
+fn arms(draft: &mut Draft<'_>, operation: &str) -> bool {
+    let id = format!("{operation}-boot");
+    match tried(draft, &id).map(|tried| (tried.at, &tried.result)) {
+        Some((at, Err(failure))) if failure.class == FailureClass::Busy && !ramdisk::is_due(draft, at) => {
+            draft.again(LOOK_AGAIN);
+            return false;
+        }
+        Some((_, Ok(()))) => {}
+        Some((_, Err(failure))) if failure.class != FailureClass::Busy => {}
+        None | Some(_) => ramdisk::arm(draft, &id),
+    }
+    true
 }
 
 /// Gives the order once, and looks until it shows.
@@ -276,19 +299,30 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
         draft.again(Duration::try_from(ASK_AGAIN).unwrap_or_default());
         return;
     }
-    let (id, _) = operation(draft, GOING_OFF, "reset");
+    let (id, since) = operation(draft, GOING_OFF, "reset");
     draft.wait_for(
         GOING_OFF,
         "waits for the machine to be reset; next: it boots, and its power is looked after",
     );
-    match tried(draft, &id).map(|tried| &tried.result) {
-        Some(Ok(())) => {
-            settle(draft);
-            rebooted(draft);
-            draft.why("it was reset, as asked");
+    let soft = format!("{id}-soft");
+    if is_gentle(draft, wish, &id) {
+        match tried(draft, &soft).map(|tried| (tried.at, &tried.result)) {
+            None => return order(draft, &soft, PowerOrder::SoftReset),
+            Some((at, Err(failure))) if is_asked_again(draft, failure, since) => {
+                return order_again(draft, &soft, PowerOrder::SoftReset, at);
+            }
+            Some(_) => {}
         }
-        _ => switch(draft, &id, PowerOrder::Reset, "off and on"),
     }
+    // Whether it went down and came back, the power does not show.
+    let is_done = |id| tried(draft, id).is_some_and(|tried| tried.result.is_ok());
+    if is_done(&soft) || is_done(&id) {
+        settle(draft);
+        rebooted(draft);
+        draft.why("it was told to go down and come back, as asked");
+        return;
+    }
+    switch(draft, &id, PowerOrder::Reset, "off and on");
 }
 
 /// It is to be off, and must not be.

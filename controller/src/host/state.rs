@@ -182,7 +182,7 @@ pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
         .map_or("", |status| &status.provisioning.state);
     (State::of(host) == State::Foreign).then(|| {
         bounded(&format!(
-            "the state `{state}` of the host is unknown to this version; next: nothing is done to it, until a version that knows it has brought it on"
+            "the state `{state}` of the host is unknown to this version; next: nothing is done to it before a version that knows it has brought it on, unless it is deleted: then it is let go as it is"
         ))
     })
 }

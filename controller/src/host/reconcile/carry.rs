@@ -158,7 +158,9 @@ fn spawn(
         let _call = call;
         for effect in effects {
             let power = match &effect {
-                Effect::Power { order, .. } => Some(matches!(order, PowerOrder::On | PowerOrder::Reset)),
+                Effect::Power { order, .. } => {
+                    Some(!matches!(order, PowerOrder::SoftOff | PowerOrder::HardOff))
+                }
                 _ => None,
             };
             if let Err(error) = of.executor.act(&host, &sight, None, effect).await {

@@ -7,7 +7,7 @@ use muster_proto::kinds::{
 };
 
 use super::{
-    super::{Effect, State, next, plan::PowerOrder, reboot},
+    super::{Effect, State, next, observed::FailureClass, plan::PowerOrder, reboot},
     life::waiting,
     transitions::at,
     world::{Content, Fault, IMAGE, World},
@@ -247,14 +247,53 @@ fn a_host_that_is_remediated_stays_off_until_whoever_asked_takes_it_back() {
 }
 
 #[test]
-fn a_host_that_must_not_be_off_is_reset() {
+fn a_host_that_must_not_be_off_is_restarted_by_its_system_unless_that_cannot_be_asked() {
+    for (mode, fails, wanted) in [
+        ("", None, &[PowerOrder::SoftReset][..]),
+        (
+            "",
+            Some(FailureClass::Unsupported),
+            &[PowerOrder::SoftReset, PowerOrder::Reset],
+        ),
+        (
+            "",
+            Some(FailureClass::Unreachable),
+            &[PowerOrder::SoftReset, PowerOrder::SoftReset],
+        ),
+        (r#"{"mode":"hard"}"#, None, &[PowerOrder::Reset]),
+    ] {
+        let mut world = provisioned();
+        world.host().spec.disable_power_off = Some(true);
+        let boots = world.machine.boots;
+        world.annotate(REBOOT_ANNOTATION, mode);
+        let mut orders = Vec::new();
+        for _ in 0..20 {
+            let plan = world.plan();
+            let before = orders.len();
+            orders.extend(plan.effects.iter().filter_map(|effect| match effect {
+                Effect::Power { order, .. } => Some(*order),
+                _ => None,
+            }));
+            let fails = fails.filter(|_| before == 0 && !orders.is_empty());
+            world.execute(plan, None, fails.map_or(Fault::None, |_| Fault::Fails));
+            if let (Some(class), Some(Err(failure))) =
+                (fails, world.tried.as_mut().map(|tried| &mut tried.result))
+            {
+                failure.class = class;
+            }
+            world.tick(11);
+        }
+        assert_eq!(orders, wanted, "{mode} {fails:?}");
+        assert_eq!(world.machine.boots, boots + 1);
+        assert!(!world.annotated(REBOOT_ANNOTATION));
+        assert_eq!(world.host().status.as_ref().unwrap().error_type, None);
+    }
+}
+
+#[test]
+fn a_host_that_must_not_be_off_stays_on() {
     let mut world = provisioned();
     world.host().spec.disable_power_off = Some(true);
-    let boots = world.machine.boots;
-    world.annotate(REBOOT_ANNOTATION, "");
-    world.settle();
-    assert_eq!(world.machine.boots, boots + 1);
-    assert!(!world.annotated(REBOOT_ANNOTATION));
     world.annotate(REMEDIATION, "");
     world.settle();
     assert!(world.machine.on);

@@ -1,6 +1,6 @@
 //! What somebody changes counts at once, also while a failure is waited out; and a host says what it waits for.
 
-use muster_proto::kinds::{ErrorType, INSPECT_ANNOTATION};
+use muster_proto::kinds::{ErrorType, INSPECT_ANNOTATION, OperationalStatus};
 
 use super::{
     super::{
@@ -151,6 +151,46 @@ fn nothing_is_begun_with_a_bmc_that_is_known_to_be_silent() {
     assert_eq!(waiting(&world).0, "Bmc");
     world.bmc_up = true;
     world.reach(State::Provisioned);
+}
+
+#[test]
+fn a_host_says_that_its_bmc_is_silent_whatever_it_waited_for_before() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.slot = false;
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!(waiting(&world).0, "Place");
+    world.disconnect();
+    world.bmc_up = false;
+    world.settle();
+    let status = world.host().status.clone().unwrap();
+    assert_eq!(waiting(&world).0, "Bmc");
+    assert_eq!(status.operational_status, OperationalStatus::Ok);
+}
+
+#[test]
+fn another_spec_is_another_attempt_after_a_provisioning_that_failed() {
+    for most in [0, 1] {
+        let mut world = at(State::Available);
+        world.retries = most;
+        world.host().metadata.generation = Some(1);
+        world.settle();
+        world.failing_writes = 1;
+        world.set_image(Some(IMAGE));
+        world.reach(State::Deprovisioning);
+        world.reach(State::Available);
+        soon(&mut world);
+        let reason = if most == 0 { "Delay" } else { "Refused" };
+        assert_eq!(
+            (waiting(&world).0.as_str(), world.state()),
+            (reason, State::Available)
+        );
+        world.host().metadata.generation = Some(2);
+        soon(&mut world);
+        assert_ne!(world.state(), State::Available);
+        world.reach(State::Provisioned);
+    }
 }
 
 #[test]

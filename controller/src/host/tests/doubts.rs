@@ -86,6 +86,15 @@ fn an_operating_system_that_may_not_have_heard_is_asked_again_and_not_cut_off() 
     refused(&mut world, FailureClass::Unsupported);
     world.until("an order", |world| !orders(world).is_empty());
     assert_eq!(orders(&world), [PowerOrder::HardOff]);
+    // And once that is given, not any more, however long it takes to show.
+    let plan = world.plan();
+    world.execute(plan, None, Fault::Lost);
+    for _ in 0..8 {
+        world.tick(5);
+        assert_eq!(orders(&world), []);
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+    }
 }
 
 /// The image is written, and the ramdisk falls silent before it is told to leave, or before it hears that from an edge that tells it.

@@ -36,7 +36,8 @@ impl World {
     pub(super) fn power(&mut self, order: PowerOrder) {
         match order {
             PowerOrder::On if self.machine.on => {}
-            PowerOrder::On | PowerOrder::Reset => {
+            PowerOrder::SoftReset if self.machine.ramdisk.is_some() => {}
+            PowerOrder::On | PowerOrder::Reset | PowerOrder::SoftReset => {
                 self.machine.on = true;
                 self.machine.booting = 20;
                 self.machine.boots += 1;

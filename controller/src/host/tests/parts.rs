@@ -224,6 +224,19 @@ fn disks_of_others_are_not_cleaned() {
     assert_eq!(disk::to_clean(&all, Some(&all[0])).len(), 3);
 }
 
+#[test]
+fn disks_that_cannot_be_told_from_each_other_are_left_out_and_the_others_cleaned() {
+    let twin = |name: &str| Disk {
+        by_path: String::new(),
+        serial: "0123456789".to_owned(),
+        ..named(name, 40)
+    };
+    let all = [named("sda", 40), twin("sdb"), twin("sdc")];
+    assert_eq!(disk::to_clean(&all, Some(&all[0])), [&all[0]]);
+    let all = [named("sda", 40), twin("sdb")];
+    assert_eq!(disk::to_clean(&all, Some(&all[0])).len(), 2);
+}
+
 /// The disks that are cleaned when a host of one local disk and one on a SAN, prepared with one hint, is deprovisioned with another.
 fn cleaned(prepared: Option<&str>, then: Option<&str>) -> Vec<String> {
     let mut world = at(State::Available);

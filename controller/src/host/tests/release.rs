@@ -6,8 +6,8 @@ use muster_proto::kinds::{AutomatedCleaningMode, ErrorType, HostBootMode};
 use super::{
     super::{
         State,
-        observed::{Failure, FailureClass, SecretState},
-        plan::Effect,
+        observed::{Failure, FailureClass, Power, SecretState, Tried},
+        plan::{Effect, PowerOrder},
     },
     life::waiting,
     transitions::at,
@@ -42,6 +42,19 @@ fn what_a_host_runs_ends_before_it_is_available_also_where_nothing_is_cleaned() 
     world.reach(State::Available);
     assert!(world.machine.on && world.machine.ramdisk.is_some());
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn a_machine_that_is_off_is_let_go_as_it_is_also_where_it_must_not_be_switched_off() {
+    let mut world = World::new();
+    world.host().spec.disable_power_off = Some(true);
+    let mut world = uncleaned(world);
+    world.power(PowerOrder::HardOff);
+    world.host().spec.online = false;
+    world.set_image(None);
+    let boots = world.machine.boots;
+    world.reach(State::Available);
+    assert_eq!((world.machine.on, world.machine.boots), (false, boots));
 }
 
 #[test]
@@ -174,6 +187,46 @@ fn a_secret_that_cannot_be_read_is_let_go_of_before_the_host_goes() {
 }
 
 #[test]
+fn a_deletion_ends_with_a_secret_of_the_bmc_that_can_never_be_read() {
+    for state in [State::Provisioned, State::Available] {
+        let mut world = at(state);
+        world.settle();
+        world.secrets.bmc.state = SecretState::Unreadable("secrets is forbidden".to_owned());
+        world.delete();
+        for _ in 0..5 {
+            world.round();
+        }
+        assert_eq!(waiting(&world).0, "Inputs");
+        world.until("gone", |world| world.host.is_none());
+    }
+}
+
+#[test]
+fn a_deletion_asks_a_bmc_again_that_said_neither_on_nor_off() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.delete();
+    world.reach(State::PoweringOffBeforeDelete);
+    let count = |world: &World| {
+        let host = world.host.as_ref().unwrap();
+        host.status.as_ref().unwrap().error_count
+    };
+    // Until its last attempt.
+    for _ in 0..300 {
+        if count(&world) == 3 {
+            break;
+        }
+        world.round();
+        if let Some(reading) = world.bmc.power.as_mut() {
+            reading.power = Power::Unknown;
+        }
+    }
+    assert_eq!(count(&world), 3);
+    world.until("gone", |world| world.host.is_none());
+    assert!(!world.machine.on);
+}
+
+#[test]
 fn a_host_that_is_let_go_is_available_though_it_asks_for_what_is_not_to_be_had() {
     let mut world = at(State::Provisioned);
     world.settle();
@@ -230,4 +283,34 @@ fn a_machine_that_is_switched_on_to_be_available_boots_its_ramdisk() {
             .iter()
             .any(|effect| matches!(effect, Effect::BootNetworkOnce { .. }))
     );
+}
+
+#[test]
+fn a_bmc_that_cannot_arm_the_network_boot_or_has_no_time_for_it_switches_its_machine_on_all_the_same() {
+    for class in [FailureClass::Unsupported, FailureClass::Busy] {
+        let mut world = at(State::Available);
+        world.host().spec.online = false;
+        world.settle();
+        world.host().spec.online = true;
+        let arms = |effect: &Effect| matches!(effect, Effect::BootNetworkOnce { .. });
+        let mut refused = false;
+        for _ in 0..20 {
+            let plan = world.plan();
+            let is_refused = !refused && plan.effects.iter().any(arms);
+            world.execute(plan, None, if is_refused { Fault::Fails } else { Fault::None });
+            if let Some(Tried {
+                result: Err(failure), ..
+            }) = &mut world.tried
+            {
+                failure.class = class;
+            }
+            refused |= is_refused;
+            let status = world.host().status.clone().unwrap();
+            assert_eq!(status.error_type, None, "{class:?}");
+            world.tick(11);
+        }
+        assert!(refused && world.machine.on, "{class:?}");
+        let in_ramdisk = world.machine.ramdisk.is_some();
+        assert_eq!(in_ramdisk, class == FailureClass::Busy, "{class:?}");
+    }
 }
