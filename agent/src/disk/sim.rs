@@ -24,6 +24,8 @@ pub(crate) struct SimDisk {
     pub(crate) bad: Option<(u64, Errno)>,
     /// After how many changes it is so.
     pub(crate) bad_after: usize,
+    /// It is so once.
+    pub(crate) bad_once: bool,
     /// The place in bytes that cannot be read until it is written.
     pub(crate) unreadable: Option<u64>,
     pub(crate) rereads: usize,
@@ -46,6 +48,7 @@ impl SimDisk {
             dies_at: None,
             bad: None,
             bad_after: 0,
+            bad_once: false,
             unreadable: None,
             rereads: 0,
         }
@@ -86,6 +89,7 @@ impl SimDisk {
             } else {
                 self.change(offset, data)?;
             }
+            self.bad = self.bad.filter(|_| !self.bad_once);
             return Err(errno.into());
         }
         self.changes += 1;

@@ -40,11 +40,7 @@ impl<'d> Held<'d> {
             tail: Aligned::zeroed(TAIL),
             disk,
         };
-        // Written, not left to the device to zero: this must not stay in any queue. The second header goes first: alone it
-        // could bring the old table back.
-        held.disk.write_at(held.tail_at, &held.tail)?;
-        held.disk.write_at(0, &held.head)?;
-        held.disk.sync()?;
+        unbootable(held.disk, held.tail_at, &held.head, &held.tail)?;
         // Only now: what still boots must be whole.
         let end = held.disk.size().saturating_sub(clean::END).max(HEAD as u64);
         held.disk.zero(end, held.tail_at - end)?;
@@ -139,7 +135,7 @@ impl<'d> Held<'d> {
     }
 
     /// Writes what was held back, the first block last; not if the `work` was stopped or given up while the disk took its time.
-    pub(super) fn commit(self, work: &Work) -> io::Result<&'d mut dyn Disk> {
+    pub(super) fn commit(&mut self, work: &Work) -> io::Result<()> {
         self.disk.sync()?;
         work.go_on().map_err(io::Error::other)?;
         self.disk.write_at(self.tail_at, &self.tail)?;
@@ -147,9 +143,28 @@ impl<'d> Held<'d> {
         self.disk.sync()?;
         work.go_on().map_err(io::Error::other)?;
         self.disk.write_at(0, &self.head[..LAST])?;
-        self.disk.sync()?;
-        Ok(self.disk)
+        self.disk.sync()
     }
+
+    /// Makes the disk unbootable again after a [`Held::commit`] that may have come to nothing, to a part or to its end.
+    pub(super) fn withdraw(&mut self) -> io::Result<()> {
+        self.head.fill(0);
+        self.tail.fill(0);
+        unbootable(self.disk, self.tail_at, &self.head, &self.tail)
+    }
+
+    /// Has the kernel read the partition table again.
+    pub(super) fn reread_table(&mut self) -> io::Result<()> {
+        self.disk.reread_table()
+    }
+}
+
+/// Zeroes what is held back of `disk`. Written, not left to the device to zero: this must not stay in any queue. The second header goes
+/// first: alone it could bring the old table back.
+fn unbootable(disk: &mut dyn Disk, tail_at: u64, head: &Aligned, tail: &Aligned) -> io::Result<()> {
+    disk.write_at(tail_at, tail)?;
+    disk.write_at(0, head)?;
+    disk.sync()
 }
 
 fn index(value: u64) -> usize {

@@ -149,18 +149,16 @@ impl Writing<'_> {
         };
         let loader = self.loader(&mut held, &layout)?;
         let (layout, drive) = self.add_config_drive(&mut held, layout)?;
-        let finished = self.finish(&mut held, &layout, loader, &mut written.warnings);
+        let finished = self
+            .finish(&mut held, &layout, loader, &mut written.warnings)
+            .and_then(|()| self.commit(&mut held, after));
         if let Err(failure) = finished {
             if let Some(drive) = drive {
                 take_back(&mut held, &drive);
             }
             return Err(failure);
         }
-
-        self.work.step("make it bootable", 98);
-        *after = After::Unknown;
-        let disk = held.commit(self.work).map_err(disk_failed("make it bootable"))?;
-        if let Err(error) = disk.reread_table() {
+        if let Err(error) = held.reread_table() {
             // Only this ramdisk does not see the partitions.
             written.warnings.push(format!(
                 "the kernel did not take the new partition table: {error}"
@@ -191,6 +189,20 @@ impl Writing<'_> {
             self.enter(&system, &loader, warnings)?;
         }
         self.go_on()
+    }
+
+    /// Makes the disk bootable, or as unbootable as it was.
+    fn commit(&self, held: &mut Held<'_>, after: &mut After) -> Result<(), Failure> {
+        self.work.step("make it bootable", 98);
+        let Err(failure) = held.commit(self.work) else {
+            return Ok(());
+        };
+        *after = After::Unknown;
+        match held.withdraw() {
+            Ok(()) => *after = After::Unbootable,
+            Err(error) => tracing::error!("the disk may boot: {}", Chain(&error)),
+        }
+        Err(disk_failed("make it bootable")(failure))
     }
 
     fn go_on(&self) -> Result<(), Failure> {

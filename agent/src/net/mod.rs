@@ -6,6 +6,7 @@ pub mod dhcp;
 pub mod dns;
 pub(crate) mod ethtool;
 pub mod netlink;
+mod setup;
 pub(crate) mod wake;
 
 use std::{
@@ -36,6 +37,7 @@ use crate::{
 };
 use dhcp::{Change, Lease};
 use netlink::{Link, Request, Said};
+use setup::{On, Setup};
 
 /// The metric of routes over the interface that the firmware booted from: it is known to lead to a controller.
 const BOOT_METRIC: u32 = 50;
@@ -118,6 +120,12 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
+    /// The thread that sets up addresses could not be started.
+    #[error("start the thread that sets up addresses")]
+    Thread {
+        /// Why.
+        source: io::Error,
+    },
     /// An interface could not be set up.
     #[error("{action} on {interface}")]
     Interface {
@@ -134,11 +142,15 @@ pub enum NetworkError {
 /// booted from.
 ///
 /// # Errors
-/// Ends only with [`NetworkError::Listen`].
+/// Ends only with [`NetworkError::Listen`] and [`NetworkError::Thread`].
 pub async fn run(boot: Option<Mac>, network: watch::Sender<Network>) -> Result<(), NetworkError> {
     let links = Links::open().map_err(|source| NetworkError::Listen { source })?;
     let (change_tx, mut change_rx) = mpsc::unbounded_channel();
+    let (done_tx, mut done_rx) = mpsc::unbounded_channel();
+    // The receiver goes away only with the machine.
+    let setup = Setup::begin(move |index, lease| _ = done_tx.send((index, lease)));
     let mut interfaces = Interfaces {
+        setup: setup.map_err(|source| NetworkError::Thread { source })?,
         boot,
         known: BTreeMap::new(),
         change_tx,
@@ -157,6 +169,7 @@ pub async fn run(boot: Option<Mac>, network: watch::Sender<Network>) -> Result<(
                 }
             }
             Some((index, change)) = change_rx.recv() => interfaces.lease(index, change),
+            Some((index, lease)) = done_rx.recv() => interfaces.in_use(index, lease),
             _ = again.tick() => interfaces.switch_on(),
         }
     }
@@ -199,6 +212,7 @@ impl Links {
 }
 
 struct Interfaces {
+    setup: Setup,
     boot: Option<Mac>,
     known: BTreeMap<u32, Interface>,
     change_tx: mpsc::UnboundedSender<(u32, Change)>,
@@ -209,6 +223,8 @@ struct Interface {
     name: String,
     metric: u32,
     client: Option<AbortHandle>,
+    /// The lease that is, or is about to be, in use.
+    lease: Option<Lease>,
     /// The address to ask for again when the carrier comes back.
     former: Option<Ipv4Addr>,
     up: bool,
@@ -217,6 +233,14 @@ struct Interface {
 }
 
 impl Interface {
+    fn on(&self, index: u32) -> On {
+        On {
+            index,
+            name: self.name.clone(),
+            metric: self.metric,
+        }
+    }
+
     /// Tells it to be up if it is not, and again after a while: a driver refuses while its NIC is being reset, and switches it off where
     /// a reset fails.
     fn switch_on(&mut self, index: u32) {
@@ -257,6 +281,7 @@ impl Interfaces {
             name: String::new(),
             metric,
             client: None,
+            lease: None,
             former: None,
             up: link.up,
             asked: None,
@@ -314,27 +339,11 @@ impl Interfaces {
             Change::Granted(_) if interface.client.is_none() => {}
             Change::Granted(lease) => {
                 interface.former = Some(lease.address);
-                let held = self
-                    .network
-                    .borrow()
-                    .leases
-                    .get(&index)
-                    .map(|(_, lease)| lease.clone());
+                let held = interface.lease.replace(lease.clone());
                 if held.as_ref() == Some(&lease) {
                     return; // Renewed.
                 }
-                if let Err(error) = set_up(index, interface, held.as_ref(), &lease) {
-                    tracing::warn!("{}", Chain(&error));
-                }
-                tracing::info!(
-                    step = "dhcp",
-                    nic = interface.name,
-                    address = %format_args!("{}/{}", lease.address, lease.prefix),
-                    server = %lease.server,
-                );
-                let entry = (interface.name.clone(), lease);
-                self.network
-                    .send_modify(|network| _ = network.leases.insert(index, entry));
+                self.setup.set_up(interface.on(index), held, lease);
             }
             Change::Lost(lease) => {
                 tracing::warn!(nic = interface.name, address = %lease.address, "lease lost");
@@ -343,62 +352,36 @@ impl Interfaces {
         }
     }
 
-    fn drop_lease(&mut self, index: u32) {
-        let Some((name, lease)) = self.network.borrow().leases.get(&index).cloned() else {
+    /// The kernel has what `lease` says of the interface.
+    fn in_use(&self, index: u32, lease: Lease) {
+        let Some(interface) = self.known.get(&index) else {
             return;
         };
-        if let Err(source) = netlink::ask(Request::remove_address(index, lease.address, lease.prefix)) {
-            let error = NetworkError::Interface {
-                action: "remove the address",
-                interface: name,
-                source,
-            };
-            tracing::warn!("{}", Chain(&error));
+        // It may be lost again, or another one be under way.
+        if interface.lease.as_ref() != Some(&lease) {
+            return;
         }
+        tracing::info!(
+            step = "dhcp",
+            nic = interface.name,
+            address = %format_args!("{}/{}", lease.address, lease.prefix),
+            server = %lease.server,
+        );
+        let entry = (interface.name.clone(), lease);
         self.network
-            .send_modify(|network| _ = network.leases.remove(&index));
+            .send_modify(|network| _ = network.leases.insert(index, entry));
     }
-}
 
-/// Puts a lease to use on an interface.
-fn set_up(
-    index: u32,
-    interface: &Interface,
-    held: Option<&Lease>,
-    lease: &Lease,
-) -> Result<(), NetworkError> {
-    let failed = |action| {
-        move |source| NetworkError::Interface {
-            action,
-            interface: interface.name.clone(),
-            source,
-        }
-    };
-    if let Some(held) = held
-        && (held.address, held.prefix) != (lease.address, lease.prefix)
-    {
-        // The new address goes first on the list only if the old one is gone.
-        _ = netlink::ask(Request::remove_address(index, held.address, held.prefix));
-    }
-    if let Some(mtu) = lease.mtu {
-        // The hardware may take less; then the path is found out by TCP.
-        if let Err(source) = netlink::ask(Request::set_mtu(index, mtu)) {
-            let error = failed("set the MTU")(source);
-            tracing::warn!(mtu, "{}", Chain(&error));
+    fn drop_lease(&mut self, index: u32) {
+        let Some(interface) = self.known.get_mut(&index) else {
+            return;
+        };
+        if let Some(lease) = interface.lease.take() {
+            self.setup.remove(interface.on(index), lease);
+            self.network
+                .send_modify(|network| _ = network.leases.remove(&index));
         }
     }
-    netlink::ask(Request::add_address(
-        index,
-        lease.address,
-        lease.prefix,
-        interface.metric,
-    ))
-    .map_err(failed("set the address"))?;
-    for route in &lease.routes {
-        netlink::ask(Request::add_route(index, lease.address, *route, interface.metric))
-            .map_err(failed("add a route"))?;
-    }
-    Ok(())
 }
 
 /// A request that may take its time: on a thread of its own, with nobody waiting.
@@ -428,16 +411,9 @@ mod tests {
 
     fn lease(name_servers: Vec<Ipv4Addr>, hostname: &str) -> (String, Lease) {
         let lease = Lease {
-            address: [10, 0, 0, 9].into(),
-            prefix: 24,
-            server: [10, 0, 0, 1].into(),
-            routes: Vec::new(),
             name_servers,
-            mtu: None,
             hostname: hostname.to_owned(),
-            renew: Duration::ZERO,
-            rebind: Duration::ZERO,
-            duration: None,
+            ..Lease::of([10, 0, 0, 9].into())
         };
         ("eth0".to_owned(), lease)
     }

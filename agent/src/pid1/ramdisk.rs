@@ -242,18 +242,7 @@ mod tests {
     use crate::net::dhcp::Lease;
 
     fn with_lease(address: Ipv4Addr) -> Network {
-        let lease = Lease {
-            address,
-            prefix: 24,
-            server: [10, 0, 0, 1].into(),
-            routes: Vec::new(),
-            name_servers: Vec::new(),
-            mtu: None,
-            hostname: String::new(),
-            renew: Duration::ZERO,
-            rebind: Duration::ZERO,
-            duration: None,
-        };
+        let lease = Lease::of(address);
         Network {
             leases: BTreeMap::from([(2, ("eth0".to_owned(), lease))]),
             carriers: [2].into(),

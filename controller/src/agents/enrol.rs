@@ -173,8 +173,12 @@ impl Edge {
         let server = self.begin_session(&applicant, &enrolment).await?;
         drop(reserved);
         self.still_alone(&applicant).await?;
-        self.sessions
-            .heard(&enrolment.spec.server, &applicant.request.fingerprint);
+        let (name, key) = (&enrolment.spec.server, &applicant.request.fingerprint);
+        // Unless the machine has enrolled once more meanwhile: its latest session is the one that is here.
+        let newest = self.store.server(name);
+        if newest.is_some_and(|server| session_of(&server).is_some_and(|session| session.key == *key)) {
+            self.sessions.heard(name, key);
+        }
         if spent == Spent::Now {
             let message = format!(
                 "agent {} enrolled from {address} on {}",

@@ -29,6 +29,10 @@ const UNSEEN: Duration = Duration::from_secs(SHORT_HOLD_SECONDS);
 /// The same of an agent whose order waits until its host is not paused, detached or protected any more, which nobody is woken for.
 const CALLED_OFF: Duration = Duration::from_secs(5);
 
+/// So long all that is read before an order is given out may take together: the agent waits 15 s longer than its poll is held.
+const READS: Duration = Duration::from_secs(12);
+const READ: &str = "say what an order rests on";
+
 /// Answers `request` of `caller`, at once or when there is something to say.
 pub(super) async fn answer(
     edge: &Arc<Edge>,
@@ -61,7 +65,9 @@ pub(super) async fn answer(
         tokio::pin!(woken);
         // From here on no change is missed.
         woken.as_mut().enable();
-        let Seen { server, host } = match Box::pin(newest(edge, peer, &certificate, request)).await {
+        let reads = Box::pin(newest(edge, peer, &certificate, request));
+        let late = |_| Err(unavailable(&StoreError::TimedOut { action: READ }));
+        let Seen { server, host } = match tokio::time::timeout(READS, reads).await.unwrap_or_else(late) {
             Ok(seen) => seen,
             Err(problem) => break Err(problem),
         };

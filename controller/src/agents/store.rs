@@ -37,7 +37,7 @@ const ALIVE: Duration = Duration::from_secs(1);
 /// What Kubernetes did not do.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
-    #[error("the API server did not {action} within {} s", TIMEOUT.as_secs())]
+    #[error("the API server did not {action} in time")]
     TimedOut { action: &'static str },
     #[error("the API server did not {action}")]
     Failed {

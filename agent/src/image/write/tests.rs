@@ -293,14 +293,43 @@ fn nothing_is_left_of_a_config_drive_that_could_be_written_in_part_only() {
     trial.write(&mut disk).0.unwrap();
     let at = found(&disk).expect("user data");
 
-    let mut told = 0;
-    for bad_after in 0..disk.changes {
+    for (bad, what) in [
+        (at as u64 + (32 << 10), "write the config drive"),
+        (0, "make it bootable"),
+        (disk.bytes.len() as u64 - 1, "make it bootable"),
+    ] {
+        let mut told = 0;
+        for bad_after in 0..disk.changes {
+            let mut disk = old_disk(BLOCK);
+            disk.bad = Some((bad, Errno::EIO));
+            disk.bad_after = bad_after;
+            if let (Err(failed), _) = trial.write(&mut disk) {
+                told += usize::from(failed.to_string().contains(what));
+                assert_eq!(found(&disk), None, "{bad_after}: {failed}");
+            }
+        }
+        assert!(told > 0, "{what}");
+    }
+}
+
+#[test]
+fn a_disk_that_fails_for_a_moment_while_it_is_made_bootable_is_unbootable_again() {
+    let whole = {
         let mut disk = old_disk(BLOCK);
-        disk.bad = Some((at as u64 + (32 << 10), Errno::EIO));
-        disk.bad_after = bad_after;
-        if let (Err(failed), _) = trial.write(&mut disk) {
-            told += usize::from(failed.to_string().contains("write the config drive"));
-            assert_eq!(found(&disk), None, "{bad_after}: {failed}");
+        Trial::of(image(BLOCK)).write(&mut disk).0.unwrap();
+        disk
+    };
+    let mut told = 0;
+    for bad_after in 0..whole.changes {
+        let mut disk = old_disk(BLOCK);
+        disk.bad = Some((1 << 19, Errno::EIO));
+        (disk.bad_after, disk.bad_once) = (bad_after, true);
+        if let (Err(failed), after) = Trial::of(image(BLOCK)).write(&mut disk)
+            && failed.to_string().contains("make it bootable")
+        {
+            told += 1;
+            assert_eq!(after, After::Unbootable);
+            assert!(is_unbootable(&disk.bytes), "{bad_after}: {failed}");
         }
     }
     assert!(told > 0);

@@ -50,6 +50,25 @@ pub struct Lease {
     pub duration: Option<Duration>,
 }
 
+#[cfg(test)]
+impl Lease {
+    /// One that says no more than the address.
+    pub(crate) fn of(address: Ipv4Addr) -> Lease {
+        Lease {
+            address,
+            prefix: 24,
+            server: [10, 0, 0, 1].into(),
+            routes: Vec::new(),
+            name_servers: Vec::new(),
+            mtu: None,
+            hostname: String::new(),
+            renew: Duration::ZERO,
+            rebind: Duration::ZERO,
+            duration: None,
+        }
+    }
+}
+
 /// What became of the lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
