@@ -80,7 +80,7 @@ pub const REASONS: &[Reason] = &[
     ),
     ours(
         "Unreadable",
-        "a part of the object cannot be read, such as a word of a newer version; nothing is done to it",
+        "a part of the object, such as a word of a newer version, cannot be read, and nothing is done to it; or the host's state is unknown to this version, and nothing is done to it but to let it go when it is deleted",
     ),
 ];
 

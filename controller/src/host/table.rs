@@ -62,7 +62,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Inspecting,
         State::Deleting,
-        "deleted while detached, or the machine cannot be reached",
+        "deleted while detached, or nothing says any more how the machine is reached",
     ),
     way(State::Preparing, State::Available, "nothing is to be set up"),
     way(
@@ -74,7 +74,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Preparing,
         State::Deleting,
-        "deleted while detached, or the machine cannot be reached",
+        "deleted while detached, or nothing says any more how the machine is reached",
     ),
     way(
         State::Available,
@@ -96,7 +96,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Available,
         State::Deleting,
-        "deleted while detached, or the machine cannot be reached",
+        "deleted while detached, or nothing says any more how the machine is reached",
     ),
     way(
         State::Provisioning,
@@ -111,7 +111,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Provisioning,
         State::Deleting,
-        "deleted while detached, or the machine cannot be reached",
+        "deleted while detached, or nothing says any more how the machine is reached",
     ),
     way(
         State::Provisioned,
@@ -121,7 +121,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Provisioned,
         State::Deleting,
-        "deleted while detached, or the machine cannot be reached",
+        "deleted while detached, or nothing says any more how the machine is reached",
     ),
     way(
         State::ExternallyProvisioned,
@@ -136,7 +136,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::ExternallyProvisioned,
         State::Deleting,
-        "deleted while detached, or the machine cannot be reached",
+        "deleted while detached, or nothing says any more how the machine is reached",
     ),
     way(
         State::Deprovisioning,
@@ -151,7 +151,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Deprovisioning,
         State::Deleting,
-        "deleted while detached, or the machine cannot be reached",
+        "deleted while detached, or nothing says any more how the machine is reached",
     ),
     way(State::Foreign, State::Deleting, "deleted"),
     way(
