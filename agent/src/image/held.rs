@@ -40,7 +40,11 @@ impl<'d> Held<'d> {
             tail: Aligned::zeroed(TAIL),
             disk,
         };
-        unbootable(held.disk, held.tail_at, &held.head, &held.tail)?;
+        // Written, not left to the device to zero: this must not stay in any queue. The second header goes first: alone it
+        // could bring the old table back.
+        held.disk.write_at(held.tail_at, &held.tail)?;
+        held.disk.write_at(0, &held.head)?;
+        held.disk.sync()?;
         // Only now: what still boots must be whole.
         let end = held.disk.size().saturating_sub(clean::END).max(HEAD as u64);
         held.disk.zero(end, held.tail_at - end)?;
@@ -150,21 +154,17 @@ impl<'d> Held<'d> {
     pub(super) fn withdraw(&mut self) -> io::Result<()> {
         self.head.fill(0);
         self.tail.fill(0);
-        unbootable(self.disk, self.tail_at, &self.head, &self.tail)
+        // The first block alone may be what boots, so it goes whatever becomes of the rest.
+        let tail = self.disk.write_at(self.tail_at, &self.tail);
+        self.disk.write_at(0, &self.head)?;
+        self.disk.sync()?;
+        tail
     }
 
     /// Has the kernel read the partition table again.
     pub(super) fn reread_table(&mut self) -> io::Result<()> {
         self.disk.reread_table()
     }
-}
-
-/// Zeroes what is held back of `disk`. Written, not left to the device to zero: this must not stay in any queue. The second header goes
-/// first: alone it could bring the old table back.
-fn unbootable(disk: &mut dyn Disk, tail_at: u64, head: &Aligned, tail: &Aligned) -> io::Result<()> {
-    disk.write_at(tail_at, tail)?;
-    disk.write_at(0, head)?;
-    disk.sync()
 }
 
 fn index(value: u64) -> usize {

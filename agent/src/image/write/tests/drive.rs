@@ -1,0 +1,125 @@
+//! What goes on the config drive, when, and what is left of it.
+
+use super::*;
+
+#[test]
+fn a_config_drive_is_added_at_the_end() {
+    let mut trial = Trial::of(zstd(&image(BLOCK)));
+    trial.config = Some(Box::new(ConfigDrive {
+        meta_data: json!({"uuid": "x"}).as_object().unwrap().clone(),
+        user_data: Some(b"#cloud-config".to_vec()),
+        network_data: None,
+    }));
+    let mut disk = old_disk(BLOCK);
+    trial.write(&mut disk).0.unwrap();
+    let gpt = Gpt::primary(&disk.bytes, BLOCK).unwrap();
+    let part = gpt.partitions().last().unwrap();
+    assert_eq!((part.name.as_str(), part.number), ("config-2", 3));
+    let at = usize::try_from(part.first).unwrap() * 512;
+    assert_eq!(
+        files(&disk.bytes[at..])["/openstack/latest/user_data"],
+        b"#cloud-config"
+    );
+
+    // Written again, with what is there now as the image: its partition is used.
+    let mut again = Trial::of(disk.bytes.clone());
+    again.config = Some(Box::new(ConfigDrive {
+        user_data: Some(b"other".to_vec()),
+        ..ConfigDrive::default()
+    }));
+    again.write(&mut disk).0.unwrap();
+    assert_eq!(files(&disk.bytes[at..])["/openstack/latest/user_data"], b"other");
+    assert_eq!(Gpt::primary(&disk.bytes, BLOCK).unwrap().partitions().count(), 3);
+}
+
+/// Counts how often its secret was opened.
+struct Counted(Arc<AtomicUsize>);
+
+impl Contents for Counted {
+    fn contents(&self) -> Result<OpenDrive, DriveError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        ConfigDrive::default().contents()
+    }
+}
+
+#[test]
+fn a_config_drive_is_opened_once_the_image_is_verified_and_no_sooner() {
+    for verified in [false, true] {
+        let opened = Arc::new(AtomicUsize::new(0));
+        let mut trial = Trial::of(zstd(&image(BLOCK)));
+        trial.config = Some(Box::new(Counted(Arc::clone(&opened))));
+        if verified {
+            trial.write(&mut old_disk(BLOCK)).0.unwrap();
+        } else {
+            trial.wanted = sha256(b"another");
+            trial.fails(&mut old_disk(BLOCK), After::Unbootable);
+        }
+        assert_eq!(opened.load(Ordering::SeqCst), usize::from(verified));
+    }
+}
+
+#[test]
+fn a_config_drive_that_does_not_open_leaves_a_disk_that_does_not_boot() {
+    let key = Arc::new(SealKey::generate());
+    let bound = Bound {
+        job: "op-1",
+        epoch: 1,
+        session: "s",
+    };
+    let sealed = seal(&key.public(), &bound, b"{}").unwrap();
+    let drive = SealedDrive::new(key, "s".to_owned(), "op-2", 1, sealed).unwrap();
+    let mut trial = Trial::of(image(BLOCK));
+    trial.config = Some(Box::new(drive));
+    let refused = trial.fails(&mut old_disk(BLOCK), After::Unbootable);
+    assert!(matches!(refused, Failure::Drive { .. }), "{refused}");
+}
+
+#[test]
+fn nothing_is_left_of_a_config_drive_that_could_be_written_in_part_only() {
+    const CANARY: &[u8] = b"canary-4b1d";
+    let found = |disk: &SimDisk| disk.bytes.windows(CANARY.len()).position(|bytes| bytes == CANARY);
+    let mut trial = Trial::of(zstd(&image_with(BLOCK, "config-2")));
+    trial.config = Some(Box::new(ConfigDrive {
+        user_data: Some([CANARY, &[b'x'; 64 << 10]].concat()),
+        ..ConfigDrive::default()
+    }));
+    let mut disk = old_disk(BLOCK);
+    trial.write(&mut disk).0.unwrap();
+    let at = found(&disk).expect("user data");
+
+    for (bad, what) in [
+        (at as u64 + (32 << 10), "write the config drive"),
+        (0, "make it bootable"),
+        (disk.bytes.len() as u64 - 1, "make it bootable"),
+    ] {
+        let mut told = 0;
+        for bad_after in 0..disk.changes {
+            let mut disk = old_disk(BLOCK);
+            disk.bad = Some((bad, Errno::EIO));
+            disk.bad_after = bad_after;
+            if let (Err(failed), _) = trial.write(&mut disk) {
+                told += usize::from(failed.to_string().contains(what));
+                assert_eq!(found(&disk), None, "{bad_after}: {failed}");
+            }
+        }
+        assert!(told > 0, "{what}");
+    }
+}
+
+#[test]
+fn a_config_drive_without_room_or_on_blocks_that_are_too_large_is_refused() {
+    let config = || Some(Box::new(ConfigDrive::default()) as Box<dyn Contents>);
+    let mut trial = Trial::of(image(4096));
+    trial.config = config();
+    let refused = trial.fails(&mut old_disk(8192), After::Untouched);
+    assert!(matches!(refused, Failure::ConfigDrive { .. }), "{refused}");
+    let mut trial = Trial::of(image(BLOCK));
+    trial.config = config();
+    let mut tight = SimDisk::new(7 * MIB + 64 * 1024, BLOCK, 0xee);
+    let mut cut = image(BLOCK);
+    cut.truncate(7 * MIB);
+    trial.packed = zstd(&cut);
+    trial.wanted = sha256(&trial.packed);
+    let refused = trial.fails(&mut tight, After::Unbootable);
+    assert!(matches!(refused, Failure::Layout { .. }), "{refused}");
+}

@@ -1,0 +1,146 @@
+//! What comes from the server: no image, another one, too much, or not all of it.
+
+use super::*;
+
+#[test]
+fn what_is_no_disk_image_leaves_the_disk_as_it_was() {
+    let qcow2 = [b"QFI\xfb".to_vec(), vec![0; MIB]].concat();
+    for packed in [
+        qcow2.clone(),
+        zstd(&qcow2),
+        gzip(&qcow2),
+        b"<!DOCTYPE html>".to_vec(),
+        vec![0; 2 * MIB],
+        Vec::new(),
+    ] {
+        let refused = Trial::of(packed).fails(&mut old_disk(BLOCK), After::Untouched);
+        assert!(matches!(refused, Failure::Format { .. }), "{refused}");
+    }
+    let refused = Trial::of(image(512)).fails(&mut old_disk(4096), After::Untouched);
+    assert!(matches!(refused, Failure::Layout { .. }), "{refused}");
+    let refused = Trial::of(image(BLOCK)).fails(&mut SimDisk::new(6 * MIB, BLOCK, 1), After::Untouched);
+    assert!(matches!(refused, Failure::TooLarge { .. }), "{refused}");
+    let refused = Trial::of(image(BLOCK)).fails(&mut SimDisk::new(MIB, BLOCK, 1), After::Untouched);
+    assert!(matches!(refused, Failure::SmallDisk { .. }), "{refused}");
+}
+
+#[test]
+fn an_image_that_is_not_what_was_meant_never_boots() {
+    for packed in [image(BLOCK), zstd(&image(BLOCK))] {
+        let mut trial = Trial::of(packed);
+        trial.wanted = sha256(b"another");
+        let refused = trial.fails(&mut old_disk(BLOCK), After::Unbootable);
+        assert!(matches!(refused, Failure::Mismatch { .. }), "{refused}");
+    }
+}
+
+#[test]
+fn a_stream_that_is_cut_off_or_goes_on_with_garbage_is_refused() {
+    let image = image(BLOCK);
+    for packed in [zstd(&image), gzip(&image)] {
+        let cut = packed[..packed.len() - 3].to_vec();
+        let garbage = [packed.clone(), b"garbage!garbage!garbage!".to_vec()].concat();
+        for broken in [cut, garbage] {
+            let refused = Trial::of(broken).fails(&mut old_disk(BLOCK), After::Unbootable);
+            assert!(matches!(refused, Failure::Decode { .. }), "{refused}");
+        }
+    }
+    // A file that was cut off before anyone took its digest.
+    let refused = Trial::of(image[..6 * MIB].to_vec()).fails(&mut old_disk(BLOCK), After::Unbootable);
+    assert!(matches!(refused, Failure::Layout { .. }), "{refused}");
+}
+
+#[test]
+fn several_frames_and_members_are_one_image() {
+    let image = image(BLOCK);
+    let (first, second) = image.split_at(3 * MIB + 17);
+    for packed in [
+        [zstd(first), zstd(second)].concat(),
+        [gzip(first), gzip(second)].concat(),
+    ] {
+        let mut disk = old_disk(BLOCK);
+        Trial::of(packed).write(&mut disk).0.unwrap();
+        assert!(disk.bytes[MIB..7 * MIB] == image[MIB..7 * MIB]);
+    }
+}
+
+#[test]
+fn a_stream_that_goes_on_without_content_is_given_up() {
+    // A frame to be skipped (RFC 8878, 3.1.2), and a member with nothing but a field of its own (RFC 1952, 2.3.1.1).
+    let skipped = [&b"\x50\x2a\x4d\x18\xf8\xff\x01\x00"[..], &[0; 0x1fff8]].concat();
+    let member = [
+        &b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\xff\xff"[..],
+        &[0; 0xffff],
+        b"\x03\0",
+        &[0; 8],
+    ]
+    .concat();
+    let image = image(BLOCK);
+    for (packed, empty) in [(zstd(&image), skipped), (gzip(&image), member)] {
+        let trial = Trial::of([packed.clone(), empty.clone(), packed.clone()].concat());
+        let mut large = SimDisk::new(20 * MIB, BLOCK, 0xee);
+        assert_eq!(
+            trial.write(&mut large).0.unwrap().image,
+            16 * MIB as u64,
+            "some of it is nothing to speak of"
+        );
+
+        let mut pieces =
+            std::iter::once(Bytes::from(packed)).chain(std::iter::repeat_n(Bytes::from(empty), 10_000));
+        let fetch = |sink: &mut dyn Sink| {
+            while pieces.next().is_some_and(|piece| sink.take(piece)) {}
+            Ok(0)
+        };
+        let writing = Writing {
+            wanted: trial.wanted.clone(),
+            config_drive: None,
+            root: &trial.tree.root(),
+            work: &trial.work,
+        };
+        let mut after = After::Untouched;
+        let refused = writing
+            .write(&mut old_disk(BLOCK), fetch, &mut after)
+            .unwrap_err();
+        assert_eq!(after, After::Unbootable);
+        assert!(
+            matches!(&refused, Failure::Decode { source } if source.to_string().contains("in a row")),
+            "{}",
+            Chain(&refused)
+        );
+    }
+}
+
+#[test]
+fn an_image_that_swells_beyond_the_disk_is_refused() {
+    let mut bomb = image(BLOCK);
+    bomb.resize(64 * MIB, 0);
+    let refused = Trial::of(zstd_with_size(&bomb)).fails(&mut old_disk(BLOCK), After::Untouched);
+    assert!(
+        matches!(refused, Failure::TooLarge { .. }),
+        "it says so itself: {refused}"
+    );
+    for packed in [zstd(&bomb), gzip(&bomb)] {
+        let refused = Trial::of(packed).fails(&mut old_disk(BLOCK), After::Unbootable);
+        assert!(matches!(refused, Failure::TooLarge { .. }), "{refused}");
+    }
+}
+
+#[test]
+fn a_source_that_fails_is_to_blame_and_not_the_half_that_came() {
+    let trial = Trial::of(zstd(&image(BLOCK)));
+    let mut disk = old_disk(BLOCK);
+    let mut after = After::Untouched;
+    let writing = Writing {
+        wanted: trial.wanted.clone(),
+        config_drive: None,
+        root: &trial.tree.root(),
+        work: &trial.work,
+    };
+    let half = trial.packed[..trial.packed.len() / 2].to_vec();
+    let fetch = |sink: &mut dyn Sink| {
+        sink.take(half.into());
+        Err(SourceError::ProxyAddress("x".to_owned()))
+    };
+    let failed = writing.write(&mut disk, fetch, &mut after).unwrap_err();
+    assert!(matches!(failed, Failure::Source { .. }), "{failed}");
+}
