@@ -63,6 +63,8 @@ struct Told {
 pub struct Event {
     /// About which object.
     pub about: ObjectReference,
+    /// Whom else it concerns: who uses a host.
+    pub related: Option<Box<ObjectReference>>,
     /// Type Warning instead of Normal.
     pub warning: bool,
     /// CamelCase, for machines.
@@ -191,6 +193,7 @@ mod tests {
                 name: Some(name.to_owned()),
                 ..ObjectReference::default()
             },
+            related: None,
             warning,
             reason: "Test",
             message: message.to_owned(),

@@ -195,6 +195,7 @@ pub async fn tell(unreadable: Arc<Unreadable>, events: Events) {
         for (about, wrong) in all.iter().filter(|one| !told.contains(*one)) {
             events.record(News {
                 about: about.clone(),
+                related: None,
                 warning: true,
                 reason: "Unreadable",
                 message: format!("{wrong}; next: nothing is done here until this version can read it"),

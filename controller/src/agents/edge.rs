@@ -241,6 +241,7 @@ impl Edge {
     pub(super) fn tell(&self, about: ObjectReference, warning: bool, reason: &'static str, message: String) {
         self.events.record(Event {
             about,
+            related: None,
             warning,
             reason,
             message,

@@ -253,6 +253,7 @@ fn announce(former: &SegmentStatus, next: &SegmentStatus, segment: &Segment, eve
     {
         events.record(Event {
             about: segment.object_ref(&()),
+            related: None,
             warning: !good,
             reason: if good { "Serving" } else { "NotServing" },
             message,

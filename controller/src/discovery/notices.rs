@@ -52,6 +52,7 @@ pub(super) fn event(
     }
     Event {
         about,
+        related: None,
         warning,
         reason,
         message,

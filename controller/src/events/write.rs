@@ -173,6 +173,7 @@ fn new(event: &Event, key: &[u8; 16], at: Timestamp) -> Written {
         note: Some(text::clean_to(event.message.as_bytes(), NOTE)),
         reason: Some(event.reason.to_owned()),
         regarding: Some(about.clone()),
+        related: event.related.as_deref().cloned(),
         reporting_controller: Some(REPORTER.to_owned()),
         reporting_instance: Some(REPORTER.to_owned()),
         type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
@@ -230,6 +231,7 @@ mod tests {
                 uid: Some(uid.to_owned()),
                 ..ObjectReference::default()
             },
+            related: None,
             warning: true,
             reason: "Test",
             message: message.to_owned(),

@@ -8,8 +8,8 @@ use muster_proto::kinds::{BareMetalHostSpec, ErrorType, INSPECT_ANNOTATION, Imag
 use super::{
     State,
     access::{self, Reach},
-    backoff, disk,
-    draft::{Draft, REFUSED, clause},
+    backoff, conditions, disk,
+    draft::{Draft, clause},
     guard, image, inspection, power,
     preparing::{self, effective_hints},
     provisioning, ramdisk, registration,
@@ -80,15 +80,14 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         power::waits_for_bmc(draft, "the image is written");
         return;
     }
+    // Unless that is all it waits for.
+    draft.is_not_delayed();
     match admit(draft) {
         Ok(true) => provisioning::begin(draft),
         Ok(false) => power::manage(draft, &reach),
         Err(why) => {
             power::manage(draft, &reach);
             draft.refuse_beside(ErrorType::Provisioning, why);
-            if draft.waits_for(&[REFUSED]) {
-                draft.of_this_spec();
-            }
         }
     }
 }
@@ -168,15 +167,15 @@ pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
     image::source(image).map(drop)
 }
 
-/// After failures the same is tried again later and later, and at last not at all, which is an error; another image, or another spec than
-/// was waited with, at once.
+/// After failures the same is tried again later and later, and at last not at all, which is an error; another image, or
+/// any other spec than that of the last attempt, at once.
 fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
     let failures = draft.status.provisioning_fail_count;
     if failures == 0 {
         return Ok(true);
     }
     let is_another = draft.host.spec.image.as_ref() != draft.status.last_attempted_image.as_deref();
-    if is_another || draft.is_spec_changed() {
+    if is_another || draft.is_another_spec(conditions::begun_for(&draft.old)) {
         draft.status.provisioning_fail_count = 0;
         return Ok(true);
     }
@@ -204,7 +203,6 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
             backoff::words(pause)
         ),
     );
-    draft.of_this_spec();
     draft.again_at(ended.checked_add(pause).unwrap_or(draft.now));
     Ok(false)
 }

@@ -15,6 +15,15 @@ pub const WAITING: &str = "Waiting";
 
 const HEALTHY: &str = "Healthy";
 
+/// Its `observedGeneration` is that of the object when an image was begun with last.
+const PROVISIONED: &str = "Provisioned";
+
+/// The generation of the object whose spec asked for the image that was begun with last.
+pub(super) fn begun_for(status: &BareMetalHostStatus) -> Option<i64> {
+    let provisioned = status.conditions.iter().find(|one| one.type_ == PROVISIONED);
+    provisioned.and_then(|condition| condition.observed_generation)
+}
+
 /// What stands between the message and the time.
 const SINCE: &str = " (since ";
 
@@ -100,8 +109,10 @@ pub(super) fn set(
     wait: Option<&Wait>,
     powerless: Option<&str>,
     health: Option<Health>,
+    begun: Option<i64>,
     now: Timestamp,
 ) {
+    let begun = begun.or_else(|| begun_for(status));
     let mut facts = upstream(status, powerless);
     facts.extend(healthy(status, health));
     facts.push(match wait {
@@ -118,6 +129,10 @@ pub(super) fn set(
             .filter(|_| wanted.type_ == WAITING)
             .map(|wait| (whole_seconds(wait.since), wait.generation));
         put(&mut status.conditions, wanted, since, now);
+    }
+    let provisioned = |one: &&mut Condition| one.type_ == PROVISIONED;
+    if let Some(condition) = status.conditions.iter_mut().find(provisioned) {
+        condition.observed_generation = begun;
     }
 }
 
@@ -187,7 +202,7 @@ fn upstream(status: &BareMetalHostStatus, powerless: Option<&str>) -> Vec<Fact> 
             "",
         ),
         fact(
-            "Provisioned",
+            PROVISIONED,
             if provisioned {
                 Ok("Provisioned")
             } else {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use muster_proto::kinds::{ErrorType, JobAction, RELEASE_ANNOTATION, Server};
+use muster_proto::kinds::{ErrorType, JobAction, Packed, RELEASE_ANNOTATION, Server};
 
 use super::{
     State,
@@ -112,7 +112,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let id = format!("{operation}-clean");
     if let Some(server) = draft.seen.server {
         match jobs::look(server, |job| job == id) {
-            Job::Done => return finish(draft, true),
+            Job::Done => return cleaned(draft, server),
             Job::Failed(error) => {
                 let message = format!("the disks could not be cleaned: {error}");
                 return draft.fail(ErrorType::Provisioning, message);
@@ -157,22 +157,23 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
 /// Without cleaning: what runs ends all the same, by the power where that may be switched, else by the ramdisk that takes its place.
 fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     if draft.session().is_some() {
-        return finish(draft, false);
+        return finish(draft, Left::Disks);
     }
+    let stays_on = draft.host.spec.disable_power_off == Some(true);
+    let boot = format!("{operation}-boot");
+    // What is off in the middle of its boot is about to be on again.
+    let boots = draft.waiting_since("Ramdisk").is_some() || power::tried(draft, &boot).is_some();
     // Of one without a BMC nobody knows that it is off: it may have been switched on by hand.
-    let power = match reach {
-        Reach::InBand => Some(Power::Unknown),
-        _ => power::current(draft),
-    };
-    match power {
+    if *reach == Reach::InBand || (stays_on && boots) {
+        ends_in_ramdisk(draft, reach, operation);
+        return;
+    }
+    match power::current(draft) {
         Some(Power::Off) => {
             draft.status.powered_on = false;
-            finish(draft, false);
+            finish(draft, Left::Disks);
         }
-        Some(_) if *reach == Reach::InBand || draft.host.spec.disable_power_off == Some(true) => {
-            let then = "the host is let go, with its disks as they are";
-            ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then);
-        }
+        Some(_) if stays_on => ends_in_ramdisk(draft, reach, operation),
         Some(_) => power::switch_off(
             draft,
             super::reboot::Wish {
@@ -187,13 +188,23 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
                     "the BMC does not say whether the machine is on",
                 );
             } else if draft.powerless.is_some() {
+                let then = match stays_on {
+                    true => "its ramdisk takes the place of what it runs",
+                    false => "it is switched off",
+                };
                 draft.wait_for(
                     "Bmc",
-                    "waits for the BMC to say whether the machine is on; next: it is switched off",
+                    format!("waits for the BMC to say whether the machine is on; next: {then}"),
                 );
             }
         }
     }
+}
+
+/// What runs ends as the ramdisk takes its place.
+fn ends_in_ramdisk(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
+    let then = "the host is let go, with its disks as they are";
+    ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then);
 }
 
 fn uncleaned(draft: &mut Draft<'_>, why: &str) {
@@ -204,10 +215,39 @@ fn uncleaned(draft: &mut Draft<'_>, why: &str) {
             .remove_annotations
             .push(RELEASE_ANNOTATION.to_owned());
     }
-    finish(draft, false);
+    finish(draft, Left::Disks);
 }
 
-fn finish(draft: &mut Draft<'_>, cleaned: bool) {
+/// What is left of what the host ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    /// What disks hold that cannot be told from each other.
+    SomeDisks,
+    Disks,
+}
+
+/// The disks are clean that may be.
+fn cleaned(draft: &mut Draft<'_>, server: &Server) {
+    let status = server.status.as_ref();
+    let inventory = status.and_then(|status| status.inventory.as_ref());
+    let inventory = inventory.map(Packed::unpack).unwrap_or_default();
+    let names = disk::left_out(
+        &inventory.disks,
+        preparing::root_of_before(draft, &inventory.disks),
+    );
+    if names.is_empty() {
+        return finish(draft, Left::Nothing);
+    }
+    let names = names.join(", ");
+    draft.warn(
+        "NotCleaned",
+        format!("the disks {names} are as they were: they cannot be told from each other"),
+    );
+    finish(draft, Left::SomeDisks);
+}
+
+fn finish(draft: &mut Draft<'_>, left: Left) {
     let error = (
         draft.status.error_type,
         draft.status.error_message.clone(),
@@ -232,15 +272,22 @@ fn finish(draft: &mut Draft<'_>, cleaned: bool) {
     draft.end(|history| &mut history.deprovision);
     draft.status.provisioning.image = None;
     draft.status.provisioning.custom_deploy = None;
-    if let Some(raid) = draft.status.provisioning.raid.as_mut().filter(|_| cleaned) {
+    if let Some(raid) = draft
+        .status
+        .provisioning
+        .raid
+        .as_mut()
+        .filter(|_| left != Left::Disks)
+    {
         // What they began with on each disk is gone.
         raid.software_raid_volumes = None;
     }
     power::rebooted(draft);
-    let left = match cleaned {
-        true => "nothing of what it ran is left to boot",
-        false => "the host is let go, with its disks as they were",
+    let told = match left {
+        Left::Nothing => "nothing of what it ran is left to boot",
+        Left::SomeDisks => "of what it ran is left what disks hold that were not cleaned",
+        Left::Disks => "the host is let go, with its disks as they were",
     };
-    draft.tell("DeprovisioningComplete", left);
+    draft.tell("DeprovisioningComplete", told);
     jobs::clear(draft);
 }

@@ -134,11 +134,24 @@ fn is_path(paths: &BTreeMap<&str, usize>, disk: &Disk) -> bool {
 /// Fibre Channel may be another machine's as well; it is cleaned only where the image goes to it. One that cannot be told from
 /// others is left out.
 pub(super) fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a Disk> {
-    disks
-        .iter()
-        .filter(|disk| disk.size_bytes > 0 && is_writable(disk))
-        .filter(|disk| root == Some(*disk) || (!is_remote(disk) && can_be_told(disks, disk).is_ok()))
+    own(disks, root)
+        .filter(|disk| root == Some(*disk) || can_be_told(disks, disk).is_ok())
         .collect()
+}
+
+/// The names of those that are left out, though they may be the machine's own.
+pub(super) fn left_out<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a str> {
+    let clean = to_clean(disks, root);
+    own(disks, root)
+        .filter(|disk| !clean.contains(disk))
+        .map(|disk| disk.name.as_str())
+        .collect()
+}
+
+fn own<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> impl Iterator<Item = &'a Disk> {
+    let is_own = move |disk: &&Disk| root == Some(*disk) || !is_remote(disk);
+    let holds = |disk: &&Disk| disk.size_bytes > 0 && is_writable(disk);
+    disks.iter().filter(holds).filter(is_own)
 }
 
 /// True if another one of `disks` shows all that this one does, but for its name and its place.

@@ -77,6 +77,8 @@ pub(super) struct Draft<'a> {
     pub(super) effects: Vec<Effect>,
     /// Why the power cannot be told.
     pub(super) powerless: Option<String>,
+    /// An image is begun with: the generation of the object whose spec asks for it.
+    pub(super) begun_for: Option<i64>,
     /// Nothing has happened yet that the status should tell: what it is to say is known with the next round.
     pub(super) untold: bool,
     events: Vec<Event>,
@@ -100,6 +102,7 @@ impl<'a> Draft<'a> {
             metadata: Metadata::default(),
             effects: Vec::new(),
             powerless: None,
+            begun_for: None,
             untold: false,
             events: Vec::new(),
             wait: None,
@@ -176,6 +179,7 @@ impl<'a> Draft<'a> {
         let about: ObjectReference = about(self.host);
         self.events.push(Event {
             about,
+            related: self.host.spec.consumer_ref.clone(),
             warning,
             reason,
             message: bounded(message),
@@ -287,19 +291,6 @@ impl<'a> Draft<'a> {
         });
     }
 
-    /// Notes for which spec that is said.
-    pub(super) fn of_this_spec(&mut self) {
-        if let Some(wait) = &mut self.wait {
-            wait.generation = self.host.metadata.generation;
-        }
-    }
-
-    /// True if the spec is not the one any more for which it was said what the host waits for.
-    pub(super) fn is_spec_changed(&self) -> bool {
-        let said_for = self.old_wait().and_then(|wait| wait.observed_generation);
-        said_for.is_some() && said_for != self.host.metadata.generation
-    }
-
     /// Says what the host waits for, unless it waits for something else meanwhile.
     pub(super) fn wait_beside(&mut self, reason: &'static str, message: impl Into<String>) {
         if self.wait.is_none() {
@@ -379,6 +370,11 @@ impl<'a> Draft<'a> {
         Some(wait.last_transition_time.0)
     }
 
+    /// True if the spec is not the one any more that the object had in its `generation`, which is known.
+    pub(super) fn is_another_spec(&self, generation: Option<i64>) -> bool {
+        generation.is_some() && generation != self.host.metadata.generation
+    }
+
     /// Whether a failure of one of `kinds` still holds up the work; if so, all stays as it is until it is time, or until somebody changes
     /// what the host is to be.
     pub(super) fn hold_off(&mut self, kinds: &[ErrorType]) -> HoldOff {
@@ -388,7 +384,9 @@ impl<'a> Draft<'a> {
         };
         let pause = backoff::pause(self.uid(), self.old.error_count);
         let due = at.checked_add(pause).unwrap_or(self.now);
-        if self.is_spec_changed() || self.has_paused(at, SignedDuration::try_from(pause).unwrap_or_default())
+        let made_for = self.old_wait().and_then(|wait| wait.observed_generation);
+        if self.is_another_spec(made_for)
+            || self.has_paused(at, SignedDuration::try_from(pause).unwrap_or_default())
         {
             return HoldOff::Over;
         }
@@ -514,6 +512,7 @@ impl<'a> Draft<'a> {
             self.wait.as_ref(),
             self.powerless.as_deref(),
             health,
+            self.begun_for,
             self.now,
         );
         let dirty = !self.untold && (self.host.status.is_none() || self.status != self.old);

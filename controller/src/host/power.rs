@@ -26,6 +26,8 @@ use super::{
 const SOFT_OFF: SignedDuration = SignedDuration::from_secs(180);
 /// So long it is tried to ask it, through a BMC that does not answer to that.
 const SOFT_OFF_ASKING: SignedDuration = SignedDuration::from_mins(12);
+/// So long it is tried to arm the network boot of a machine that is to be switched on, through a BMC that fails to.
+const ARMING: SignedDuration = SignedDuration::from_mins(3);
 /// So long a machine may take to be off or on after it was told.
 const SWITCHING: SignedDuration = SignedDuration::from_secs(60);
 /// How often the BMC is asked for the power of a machine whose ramdisk is here: that shows every half minute that the machine is on,
@@ -62,7 +64,12 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
         Reach::No => return,
         Reach::Bmc => {}
     }
-    let Some(power) = current(draft) else { return };
+    let Some(power) = current(draft) else {
+        if draft.powerless.is_some() {
+            waits_for_bmc(draft, "its power is looked after");
+        }
+        return;
+    };
     draft.status.powered_on = power == Power::On;
     let wanted = draft.host.spec.online && !wish.off();
     // Whoever did what could not be done, or wants it no more, ends the pause after the failure.
@@ -94,9 +101,14 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
 
 /// Nothing can be done before the BMC answers: that is what the host waits for, but for an order on the power that is under way or failed.
 pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
-    if !draft.waits_for(&[GOING_OFF, GOING_ON, RETRY]) {
-        draft.wait_for("Bmc", format!("waits for the BMC to answer; next: {then}"));
+    if draft.waits_for(&[GOING_OFF, GOING_ON, RETRY]) {
+        return;
     }
+    let what = match ramdisk::unknown_power(draft) {
+        Some(_) => "to say whether the machine is on",
+        None => "to answer",
+    };
+    draft.wait_for("Bmc", format!("waits for the BMC {what}; next: {then}"));
 }
 
 /// All is as it should be.
@@ -238,7 +250,7 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
 
 fn switch_on(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::PowerManagement);
-    let (id, _) = operation(draft, GOING_ON, "on");
+    let (id, since) = operation(draft, GOING_ON, "on");
     let begun = draft.waiting_since(GOING_ON).is_none();
     draft.wait_for(
         GOING_ON,
@@ -247,24 +259,27 @@ fn switch_on(draft: &mut Draft<'_>) {
     if begun {
         draft.tell("PowerOn", "the machine is switched on");
     }
-    if draft.state == State::Available && tried(draft, &id).is_none() && !arms(draft, &id) {
+    if draft.state == State::Available && tried(draft, &id).is_none() && !arms(draft, &id, since) {
         return;
     }
     switch(draft, &id, PowerOrder::On, "on");
 }
 
 /// An available machine boots its ramdisk and not what a former owner left; one whose BMC cannot arm that boots what it boots. False: the
-/// BMC has no time for that now, and is asked again.
-fn arms(draft: &mut Draft<'_>, operation: &str) -> bool {
+/// BMC failed to, and is asked again in a while of the time since `since`.
+fn arms(draft: &mut Draft<'_>, operation: &str, since: Timestamp) -> bool {
     let id = format!("{operation}-boot");
+    let is_late = seen_at(draft).duration_since(since) >= ARMING;
     match tried(draft, &id).map(|tried| (tried.at, &tried.result)) {
-        Some((at, Err(failure))) if failure.class == FailureClass::Busy && !ramdisk::is_due(draft, at) => {
-            draft.again(LOOK_AGAIN);
-            return false;
+        None => ramdisk::arm(draft, &id),
+        Some((at, Err(failure))) if failure.class != FailureClass::Unsupported && !is_late => {
+            if !ramdisk::is_due(draft, at) {
+                draft.again(LOOK_AGAIN);
+                return false;
+            }
+            ramdisk::arm(draft, &id);
         }
-        Some((_, Ok(()))) => {}
-        Some((_, Err(failure))) if failure.class != FailureClass::Busy => {}
-        None | Some(_) => ramdisk::arm(draft, &id),
+        Some(_) => {}
     }
     true
 }
@@ -305,22 +320,32 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
         "waits for the machine to be reset; next: it boots, and its power is looked after",
     );
     let soft = format!("{id}-soft");
+    // Whether it went down and came back, the power does not show.
+    let is_done = |id| tried(draft, id).is_some_and(|tried| tried.result.is_ok());
+    if is_done(&id) || (is_done(&soft) && !wish.hard) {
+        settle(draft);
+        rebooted(draft);
+        // Until the annotation is gone, or it would be another operation.
+        draft.keep_wait();
+        draft.why("it was told to go down and come back, as asked");
+        return;
+    }
     if is_gentle(draft, wish, &id) {
         match tried(draft, &soft).map(|tried| (tried.at, &tried.result)) {
             None => return order(draft, &soft, PowerOrder::SoftReset),
-            Some((at, Err(failure))) if is_asked_again(draft, failure, since) => {
-                return order_again(draft, &soft, PowerOrder::SoftReset, at);
+            Some((_, Err(failure))) if failure.class == FailureClass::Unsupported => {}
+            // Of any other failure nobody knows whether it was heard: once more may be one reboot too many.
+            Some((at, Err(failure))) if failure.class == FailureClass::Busy => {
+                if is_asked_again(draft, failure, since) {
+                    return order_again(draft, &soft, PowerOrder::SoftReset, at);
+                }
             }
-            Some(_) => {}
+            Some((_, Err(failure))) => {
+                let message = format!("the machine could not be told to restart: {}", failure.message);
+                return draft.fail(ErrorType::PowerManagement, message);
+            }
+            Some((_, Ok(()))) => {}
         }
-    }
-    // Whether it went down and came back, the power does not show.
-    let is_done = |id| tried(draft, id).is_some_and(|tried| tried.result.is_ok());
-    if is_done(&soft) || is_done(&id) {
-        settle(draft);
-        rebooted(draft);
-        draft.why("it was told to go down and come back, as asked");
-        return;
     }
     switch(draft, &id, PowerOrder::Reset, "off and on");
 }

@@ -40,6 +40,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     // By which the disk is chosen that is written now and cleaned one day, whatever is changed meanwhile.
     draft.status.provisioning.root_device_hints = effective_hints(draft);
     draft.status.last_attempted_image = draft.host.spec.image.clone().map(Box::new);
+    draft.begun_for = draft.host.metadata.generation;
     let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());
     match draft.session() {
         Some(_) => draft.wait_for("Write", WRITING),

@@ -1,6 +1,8 @@
 //! The loop: something changed, so decide again about every host that it concerns.
 
 mod carry;
+mod orphans;
+mod turn;
 
 use std::{
     collections::BTreeSet,
@@ -19,53 +21,34 @@ use kube::{
         reflector::ObjectRef,
     },
 };
-use muster_proto::{
-    Chain,
-    kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus, Server},
-};
+use muster_proto::kinds::{BareMetalHost, Server};
 use tokio::{
     sync::{broadcast, mpsc},
     task::JoinSet,
-    time::Instant,
 };
 
 use super::{
-    Owner, Plan, State,
-    bmcs::{Bmcs, Clock, is_call},
-    conditions::asks_a_person,
-    detached,
-    draft::bounded,
-    execute::{Executor, Fresh},
+    bmcs::{Bmcs, Clock},
+    execute::Executor,
     index::{Index, Path},
-    memory::{EARLY, Memory, Rest},
-    metrics::{Metrics, Plain},
-    next,
-    observe::{Eyes, Sight},
-    owner,
-    place::{self, waits_in_line},
-    plan::{Effect, PowerWatch},
-    reboot,
+    memory::{EARLY, Memory},
+    metrics::Metrics,
+    observe::Eyes,
+    place,
     slots::Slots,
-    state,
     vault::{NoRandom, SECRET, Touched, Vault},
 };
 use crate::{
-    discovery::{host::about, next::segment_name},
-    events::{Event, Events},
+    discovery::next::segment_name,
+    events::Events,
     lease::Leadership,
-    round::{Cue, ExecuteError, PATIENCE, receive, retry_after, run_out},
+    round::{Cue, receive, retry_after, run_out},
     world::{Change, Scope, World},
 };
-use carry::{Call, Done, carry_out, watch_power};
+use turn::round;
 
 /// How long a host waits whose rounds follow each other without an end.
 const TOO_FAST: Duration = Duration::from_secs(1);
-
-/// How long a status that only says what the host waits for may wait itself: most steps are over by then, and cost no write.
-const DEFER: Duration = Duration::from_secs(5);
-/// The same of one that waits for a place while others get theirs all the time: its turn may be near, and then it is woken. Those that
-/// wait for longer say so one after the other ([`Slots::turn_to_tell`]).
-const DEFER_IN_LINE: Duration = Duration::from_secs(120);
 
 /// What the loop is given.
 pub struct Config {
@@ -242,25 +225,6 @@ impl Context {
         }
     }
 
-    /// After which time to look again, if the status of `plan` is not written yet.
-    fn defers(&self, host: &BareMetalHost, plan: &Plan) -> Option<Duration> {
-        let waits = plan.status.as_ref().filter(|_| can_wait(host, plan));
-        let Some(status) = waits else {
-            // What waits after this begins to wait then.
-            self.memory.waits_no_more(host);
-            return None;
-        };
-        let in_line = waits_in_line(status);
-        let patience = match in_line && self.slots.moved(DEFER) {
-            true => DEFER_IN_LINE,
-            false => DEFER,
-        };
-        self.memory.defers(host, patience, || match in_line {
-            true => self.slots.turn_to_tell(),
-            false => Duration::ZERO,
-        })
-    }
-
     /// All hosts, after everything that is known of hosts was brought up to date.
     fn all(&self) -> Vec<Path> {
         let hosts = self.world.hosts.state();
@@ -392,210 +356,10 @@ async fn rounds(
         queue,
         controller::Config::default().concurrency(concurrency),
     );
-    run_out(rounds, "the operator").await;
-}
-
-/// How often a round goes on with what it has written, before others have their turn.
-const TURNS: usize = 2;
-
-/// What comes after a turn.
-enum After {
-    /// The round is over.
-    Over(Action),
-    /// The host was written: it is decided anew at once.
-    Wrote(Done),
-}
-
-/// Decides and acts, and once more where that wrote the host: most steps begin with a state that is written first, and what was written
-/// a moment ago need not be read again before data is destroyed.
-async fn round(host: Arc<BareMetalHost>, context: Arc<Context>) -> Result<Action, ExecuteError> {
-    // The host was taken before this round began to look, and a change in between was told before, too: this round must see it.
-    let Some(host) = context.now(&host) else {
-        return Ok(Action::await_change());
-    };
-    if let Some(action) = watch_power(&host, &context) {
-        return Ok(action);
+    tokio::select! {
+        () = run_out(rounds, "the operator") => {}
+        () = orphans::release(&context) => {}
     }
-    let (mut watched, mut fresh) = (host, None);
-    for _ in 0..TURNS {
-        let done = match turn(&watched, fresh, &context).await? {
-            After::Over(action) => return Ok(action),
-            After::Wrote(done) => done,
-        };
-        // The watch may have shown more meanwhile: what a person forbids counts from then on.
-        watched = match context.now(&watched) {
-            Some(now) => now,
-            None => break,
-        };
-        fresh = done.fresh;
-    }
-    Ok(Action::requeue(Duration::ZERO))
-}
-
-/// Decides and acts once.
-async fn turn(
-    host: &Arc<BareMetalHost>,
-    fresh: Option<Fresh>,
-    context: &Arc<Context>,
-) -> Result<After, ExecuteError> {
-    let path = Path::of(host.as_ref());
-    context.metrics.reconciled(&path);
-    if !context.executor.term.still() {
-        // The loop is dropped in a moment.
-        return Ok(After::Over(Action::await_change()));
-    }
-    if owner(host) != Owner::Operator {
-        context.memory.saw_paused(host, (context.executor.clock)());
-        let server = context.eyes().server(host);
-        if context.has_begun(host, server.as_deref()) {
-            context.slots.begin_with(&path);
-        } else if !context.keeps_place(host, server.as_deref()) {
-            context.wake(context.slots.give_back(&path));
-        }
-        return Ok(After::Over(Action::await_change()));
-    }
-    context.memory.looks(host);
-    let sight = context.eyes().look(host).await;
-    let unknown = state::unreadable(&sight.host);
-    let reason = match unknown {
-        Some(_) => "Unreadable",
-        None => "InvalidAnnotationValue",
-    };
-    let wrong = [
-        unknown,
-        reboot::unreadable(&sight.host),
-        detached::unreadable(&sight.host),
-    ];
-    let wrong: Vec<String> = wrong.into_iter().flatten().collect();
-    let wrong = (!wrong.is_empty()).then(|| bounded(&wrong.join("; ")));
-    if let Some(message) = context.memory.finds(&sight.host, wrong) {
-        context.events.record(Event {
-            about: about(&sight.host),
-            warning: true,
-            reason,
-            message,
-        });
-    }
-    let mut plan = decide(context, &path, &sight);
-    let rests = plan.rests();
-    if let Some(defer) = context.defers(&sight.host, &plan) {
-        plan.status = None;
-        plan.requeue = Some(plan.requeue.map_or(defer, |pause| pause.min(defer)));
-    }
-    let calls = plan.effects.iter().any(is_call);
-    let call = match calls {
-        true => match Call::begin(context, &sight.host) {
-            Some(call) => Some(call),
-            // Its end is looked at before another one is made.
-            None => {
-                context.forget_if_gone(host, &path);
-                return Ok(After::Over(Action::await_change()));
-            }
-        },
-        false => None,
-    };
-    let (slot, requeue) = (plan.slot, plan.next());
-    let acted = tokio::time::timeout(PATIENCE, carry_out(context, &path, (&sight, fresh), plan, call)).await;
-    let outcome = acted.unwrap_or_else(|_| {
-        Err(ExecuteError::Late {
-            subject: format!("host {path}"),
-        })
-    });
-    let stored = outcome.as_ref().map_or(&sight.host, |done| &done.host);
-    if !slot && !context.keeps_place(stored, sight.server().map(AsRef::as_ref)) {
-        context.wake(context.slots.give_back(&path));
-    }
-    let after = match outcome {
-        Ok(done) => {
-            context.memory.went_well(&sight.host);
-            if let Some(PowerWatch { first, every }) = rests {
-                let ask = Instant::now() + first;
-                context.memory.rests(&sight.host, Rest { ask, every });
-            }
-            let pause = if done.wrote { Some(Duration::ZERO) } else { requeue };
-            let at_once = pause.is_some_and(|pause| pause.is_zero());
-            Ok(if at_once && !context.memory.may_hurry(&sight.host) {
-                After::Over(Action::requeue(TOO_FAST))
-            } else if done.wrote {
-                After::Wrote(done)
-            } else {
-                After::Over(pause.map_or_else(Action::await_change, Action::requeue))
-            })
-        }
-        Err(error) => Err(failed(context, &sight.host, error)),
-    };
-    context.forget_if_gone(host, &path);
-    after
-}
-
-/// True if what `plan` would write says only what the host waits for, and nothing that is begun now needs to be announced by it: a job
-/// announces itself, unless it destroys data. Where one step follows the other at once, nobody could read it anyway; but a person is
-/// told at once what to do.
-fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
-    let (Some(old), Some(new)) = (&host.status, &plan.status) else {
-        return false;
-    };
-    let nothing_else = plan
-        .effects
-        .iter()
-        .all(|effect| matches!(effect, Effect::PlaceJob(_) | Effect::ReadPower) && !effect.destroys());
-    let mut said = BareMetalHostStatus {
-        conditions: old.conditions.clone(),
-        last_updated: old.last_updated.clone(),
-        ..*new.clone()
-    };
-    // In a state that takes no place it changes nothing but what people read; and whoever starts anew asks the BMC again.
-    if waits_in_line(new) && !State::of(host).is_busy() {
-        said.operational_status = old.operational_status;
-        said.good_credentials.clone_from(&old.good_credentials);
-        said.tried_credentials.clone_from(&old.tried_credentials);
-    }
-    nothing_else && !asks_a_person(new) && plan.events.is_empty() && plan.metadata.is_empty() && said == *old
-}
-
-/// The plan for the host, with a place among the busy ones if it needs one and there is one.
-fn decide(context: &Context, path: &Path, sight: &Sight) -> Plan {
-    let now = (context.executor.clock)();
-    let plan = |slot| next(&sight.host, &sight.observed(slot), now);
-    if context.has_begun(&sight.host, sight.server().map(AsRef::as_ref)) {
-        context.slots.begin_with(path);
-    }
-    let wanted = plan(true);
-    if !wanted.slot || context.slots.take(path) {
-        return wanted;
-    }
-    let mut delayed = plan(false);
-    if let Some(status) = delayed
-        .status
-        .as_mut()
-        .filter(|status| State::parse(&status.provisioning.state).is_busy())
-    {
-        // It may enter the state but not begin; who starts anew sees by this that it has no place.
-        status.operational_status = OperationalStatus::Delayed;
-    }
-    delayed
-}
-
-fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> ExecuteError {
-    let path = Path::of(host);
-    context.metrics.count(Plain::ReconcileError);
-    match &error {
-        ExecuteError::Behind { .. } => tracing::debug!(host = %path, %error, "looks again"),
-        ExecuteError::Step { .. } | ExecuteError::Late { .. } => {
-            tracing::warn!(host = %path, error = %Chain(&error), "tried again");
-        }
-    }
-    // Said once for a row of failures: it stays so until somebody acts.
-    let refusal = error.is_refusal().then(|| Event {
-        about: about(host),
-        warning: true,
-        reason: "WriteRefused",
-        message: format!("{}; it is tried again until it succeeds", Chain(&error)),
-    });
-    if let Some(news) = context.memory.failed(host, refusal) {
-        context.events.record(news);
-    }
-    error
 }
 
 #[cfg(test)]

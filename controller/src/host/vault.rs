@@ -5,8 +5,8 @@
 //! on.
 
 use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Owne
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams},
-    runtime::{WatchStreamExt, watcher},
+    runtime::{WatchStreamExt, reflector::Store, watcher},
 };
 use muster_proto::{Chain, kinds::BareMetalHost};
 use ring::{hmac, rand::SystemRandom};
@@ -407,8 +407,12 @@ impl Vault {
     /// # Errors
     /// If the API server refuses.
     pub async fn release(&self, host: &BareMetalHost, name: &str) -> Result<(), ExecuteError> {
-        let step = "release Secret";
-        let Ok((path, entry)) = self.entry_of(host, name, step) else {
+        self.release_at(&path_of(host, name)).await
+    }
+
+    /// The same of the Secret at `path`.
+    pub(super) async fn release_at(&self, path: &Path) -> Result<(), ExecuteError> {
+        let Some(Answer::Found(entry)) = self.known(path) else {
             return Ok(());
         };
         let finalizers: Vec<&String> = entry
@@ -417,24 +421,30 @@ impl Vault {
             .filter(|name| *name != SECRET_FINALIZER)
             .collect();
         let metadata = json!({"uid": entry.uid, "resourceVersion": entry.version, "finalizers": finalizers});
-        self.patch(step, &path, Patch::Merge(json!({"metadata": metadata})))
-            .await
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        self.patch("release Secret", path, patch).await
     }
 
-    fn entry_of(
-        &self,
-        host: &BareMetalHost,
-        name: &str,
-        step: &'static str,
-    ) -> Result<(Path, Entry), ExecuteError> {
-        let path = path_of(host, name);
-        match self.known(&path) {
-            Some(Answer::Found(entry)) => Ok((path, entry)),
-            _ => Err(ExecuteError::Behind {
-                step,
-                subject: path.to_string(),
-            }),
+    /// The watched Secrets that carry upstream's finalizer though none of `hosts`, which `index` knows, has to do with them; with their
+    /// versions.
+    pub(super) fn orphans(&self, index: &Index, hosts: &Store<BareMetalHost>) -> BTreeSet<(Path, String)> {
+        let held = |entry: &Entry| entry.finalizers.iter().any(|name| name == SECRET_FINALIZER);
+        let all = lock(&self.watched);
+        let all = all.iter().filter(|(_, entry)| held(entry));
+        let mut orphans: BTreeSet<(Path, String)> = all
+            .filter(|(path, _)| index.named_by(path).is_empty())
+            .map(|(path, entry)| (path.clone(), entry.version.clone()))
+            .collect();
+        if !orphans.is_empty() {
+            let state = hosts.state();
+            let former = |host: &Arc<BareMetalHost>| {
+                let names = former_secrets(host).into_iter();
+                names.map(|name| path_of(host, name)).collect::<Vec<_>>()
+            };
+            let former: BTreeSet<Path> = state.iter().flat_map(former).collect();
+            orphans.retain(|(path, _)| !former.contains(path));
         }
+        orphans
     }
 
     async fn patch(

@@ -366,6 +366,7 @@ impl Dispatch {
                 tracing::warn!(segment = active.net.key, %intruder, "another server answers on this segment");
                 self.events.record(Event {
                     about: active.reference(),
+                    related: None,
                     warning: true,
                     reason: "AnotherServer",
                     message: format!("{intruder} answers on this segment, too"),

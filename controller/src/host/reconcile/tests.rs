@@ -2,6 +2,7 @@
 
 mod api;
 mod lab;
+mod orphans;
 mod places;
 mod rest;
 mod trouble;

@@ -257,8 +257,14 @@ fn a_host_that_must_not_be_off_is_restarted_by_its_system_unless_that_cannot_be_
         ),
         (
             "",
-            Some(FailureClass::Unreachable),
+            Some(FailureClass::Busy),
             &[PowerOrder::SoftReset, PowerOrder::SoftReset],
+        ),
+        // It may have heard.
+        (
+            "",
+            Some(FailureClass::Unreachable),
+            &[PowerOrder::SoftReset, PowerOrder::Reset],
         ),
         (r#"{"mode":"hard"}"#, None, &[PowerOrder::Reset]),
     ] {
@@ -288,6 +294,23 @@ fn a_host_that_must_not_be_off_is_restarted_by_its_system_unless_that_cannot_be_
         assert!(!world.annotated(REBOOT_ANNOTATION));
         assert_eq!(world.host().status.as_ref().unwrap().error_type, None);
     }
+}
+
+#[test]
+fn a_hard_reset_is_made_though_the_system_was_asked_to_restart() {
+    let mut world = provisioned();
+    world.host().spec.disable_power_off = Some(true);
+    world.annotate(REBOOT_ANNOTATION, "");
+    let asks = |world: &World| {
+        let tried = world.tried.as_ref();
+        tried.is_some_and(|tried| tried.operation.ends_with("-soft"))
+    };
+    world.until("asked", asks);
+    let boots = world.machine.boots;
+    world.annotate(REBOOT_ANNOTATION, r#"{"mode":"hard"}"#);
+    world.settle();
+    assert_eq!(world.machine.boots, boots + 1);
+    assert!(!world.annotated(REBOOT_ANNOTATION));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What somebody changes counts at once, also while a failure is waited out; and a host says what it waits for.
 
-use muster_proto::kinds::{ErrorType, INSPECT_ANNOTATION, OperationalStatus};
+use muster_proto::kinds::{ErrorType, INSPECT_ANNOTATION, OperationalStatus, RootDeviceHints};
 
 use super::{
     super::{
@@ -171,25 +171,34 @@ fn a_host_says_that_its_bmc_is_silent_whatever_it_waited_for_before() {
 
 #[test]
 fn another_spec_is_another_attempt_after_a_provisioning_that_failed() {
+    let hints = RootDeviceHints {
+        device_name: Some("/dev/sda".to_owned()),
+        ..RootDeviceHints::default()
+    };
     for most in [0, 1] {
-        let mut world = at(State::Available);
-        world.retries = most;
-        world.host().metadata.generation = Some(1);
-        world.settle();
-        world.failing_writes = 1;
-        world.set_image(Some(IMAGE));
-        world.reach(State::Deprovisioning);
-        world.reach(State::Available);
-        soon(&mut world);
-        let reason = if most == 0 { "Delay" } else { "Refused" };
-        assert_eq!(
-            (waiting(&world).0.as_str(), world.state()),
-            (reason, State::Available)
-        );
-        world.host().metadata.generation = Some(2);
-        soon(&mut world);
-        assert_ne!(world.state(), State::Available);
-        world.reach(State::Provisioned);
+        for changes in [None, Some(State::Deprovisioning), Some(State::Available)] {
+            let mut world = at(State::Available);
+            world.retries = most;
+            world.host().metadata.generation = Some(1);
+            world.settle();
+            world.failing_writes = 1;
+            world.set_image(Some(IMAGE));
+            for state in [State::Deprovisioning, State::Available] {
+                world.reach(state);
+                if changes == Some(state) {
+                    soon(&mut world);
+                    world.host().metadata.generation = Some(2);
+                    world.host().spec.root_device_hints = Some(Box::new(hints.clone()));
+                }
+            }
+            soon(&mut world);
+            soon(&mut world);
+            let waits = ["Delay", "Refused"].contains(&waiting(&world).0.as_str());
+            assert_eq!(waits, changes.is_none(), "{changes:?}, {most}");
+            if waits && most == 0 {
+                world.reach(State::Provisioned);
+            }
+        }
     }
 }
 

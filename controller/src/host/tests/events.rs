@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::kinds::{
     ErrorType, HARDWARE_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, RELEASE_ANNOTATION,
 };
@@ -249,5 +250,22 @@ fn a_wait_for_a_person_is_told_once_as_its_condition_has_it() {
         assert_eq!(waiting(&world).0, reason);
         let told = |world: &World| world.events.iter().filter(|told| *told == "ActionNeeded").count();
         assert_eq!(told(&world), 1, "{reason}: {:?}", world.events);
+    }
+}
+
+#[test]
+fn an_event_of_a_host_names_who_uses_it() {
+    let mut world = at(State::Available);
+    let user = ObjectReference {
+        kind: Some("Metal3Machine".to_owned()),
+        name: Some("worker-0".to_owned()),
+        ..ObjectReference::default()
+    };
+    world.host().spec.consumer_ref = Some(Box::new(user.clone()));
+    world.set_image(Some(IMAGE));
+    let events = world.plan().events;
+    assert!(!events.is_empty());
+    for event in events {
+        assert_eq!(event.related.as_deref(), Some(&user), "{}", event.reason);
     }
 }

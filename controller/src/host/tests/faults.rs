@@ -27,6 +27,8 @@ enum Happening {
     Annotate(&'static str, &'static str),
     Unannotate(&'static str),
     Bmc(bool),
+    /// How long calls to the BMC take.
+    BmcTakes(u32),
     Place(bool),
     JobsFail(usize),
     Edge(Edge),
@@ -81,6 +83,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         2 => annotations.clone().prop_map(|(name, value)| Happening::Annotate(name, value)),
         2 => annotations.prop_map(|(name, _)| Happening::Unannotate(name)),
         1 => any::<bool>().prop_map(Happening::Bmc),
+        1 => prop_oneof![Just(0_u32), Just(12), Just(45)].prop_map(Happening::BmcTakes),
         1 => any::<bool>().prop_map(Happening::Place),
         1 => (0..3_usize).prop_map(Happening::JobsFail),
         1 => prop_oneof![Just(Edge::Newest), Just(Edge::KnowsNoLeave), Just(Edge::KnowsNoThen)]
@@ -128,6 +131,7 @@ fn happen(world: &mut World, happening: &Happening) {
         Happening::Annotate(name, value) => world.annotate(name, value),
         Happening::Unannotate(name) => world.unannotate(name),
         Happening::Bmc(up) => world.bmc_up = up,
+        Happening::BmcTakes(seconds) => world.bmc_takes = seconds,
         Happening::Place(slot) => world.slot = slot,
         Happening::JobsFail(count) => world.failing_jobs = count,
         Happening::Edge(edge) => world.edge = edge,

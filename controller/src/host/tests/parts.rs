@@ -233,6 +233,7 @@ fn disks_that_cannot_be_told_from_each_other_are_left_out_and_the_others_cleaned
     };
     let all = [named("sda", 40), twin("sdb"), twin("sdc")];
     assert_eq!(disk::to_clean(&all, Some(&all[0])), [&all[0]]);
+    assert_eq!(disk::left_out(&all, Some(&all[0])), ["/dev/sdb", "/dev/sdc"]);
     let all = [named("sda", 40), twin("sdb")];
     assert_eq!(disk::to_clean(&all, Some(&all[0])).len(), 2);
 }

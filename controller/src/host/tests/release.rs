@@ -1,7 +1,10 @@
 //! How hosts are let go of, and go: nothing runs on unnoticed, and no attempt is judged by an answer of before.
 
 use k8s_openapi::api::core::v1::SecretReference;
-use muster_proto::kinds::{AutomatedCleaningMode, ErrorType, HostBootMode};
+use muster_proto::{
+    inventory::Disk,
+    kinds::{AutomatedCleaningMode, ErrorType, HostBootMode},
+};
 
 use super::{
     super::{
@@ -286,17 +289,23 @@ fn a_machine_that_is_switched_on_to_be_available_boots_its_ramdisk() {
 }
 
 #[test]
-fn a_bmc_that_cannot_arm_the_network_boot_or_has_no_time_for_it_switches_its_machine_on_all_the_same() {
-    for class in [FailureClass::Unsupported, FailureClass::Busy] {
+fn a_bmc_that_fails_to_arm_the_network_boot_is_asked_again_and_in_the_end_switches_its_machine_on() {
+    for (class, times, in_ramdisk) in [
+        (FailureClass::Unsupported, 1, false),
+        (FailureClass::Busy, 1, true),
+        (FailureClass::Unreachable, 2, true),
+        (FailureClass::Busy, usize::MAX, false),
+    ] {
         let mut world = at(State::Available);
         world.host().spec.online = false;
         world.settle();
         world.host().spec.online = true;
         let arms = |effect: &Effect| matches!(effect, Effect::BootNetworkOnce { .. });
-        let mut refused = false;
-        for _ in 0..20 {
+        let (mut refused, begun) = (0, world.now);
+        while !world.machine.on {
+            assert!(world.now.duration_since(begun).as_mins() < 5, "{class:?}");
             let plan = world.plan();
-            let is_refused = !refused && plan.effects.iter().any(arms);
+            let is_refused = refused < times && plan.effects.iter().any(arms);
             world.execute(plan, None, if is_refused { Fault::Fails } else { Fault::None });
             if let Some(Tried {
                 result: Err(failure), ..
@@ -304,13 +313,68 @@ fn a_bmc_that_cannot_arm_the_network_boot_or_has_no_time_for_it_switches_its_mac
             {
                 failure.class = class;
             }
-            refused |= is_refused;
+            refused += usize::from(is_refused);
             let status = world.host().status.clone().unwrap();
             assert_eq!(status.error_type, None, "{class:?}");
             world.tick(11);
         }
-        assert!(refused && world.machine.on, "{class:?}");
-        let in_ramdisk = world.machine.ramdisk.is_some();
-        assert_eq!(in_ramdisk, class == FailureClass::Busy, "{class:?}");
+        world.settle();
+        assert!(refused > 0 && world.machine.on, "{class:?}");
+        assert_eq!(world.machine.ramdisk.is_some(), in_ramdisk, "{class:?} {times}");
     }
+}
+
+#[test]
+fn a_machine_that_is_off_in_the_middle_of_its_boot_into_the_ramdisk_is_not_let_go_for_that() {
+    let mut world = World::new();
+    world.host().spec.disable_power_off = Some(true);
+    let mut world = uncleaned(world);
+    world.set_image(None);
+    let boots = |world: &World| {
+        let tried = world.tried.as_ref();
+        tried.is_some_and(|tried| {
+            tried.operation.contains("deprovision") && tried.operation.ends_with("-boot")
+        })
+    };
+    let soon = |world: &mut World| {
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        world.tick(2);
+    };
+    while !boots(&world) {
+        soon(&mut world);
+    }
+    world.machine.on = false;
+    for _ in 0..3 {
+        soon(&mut world);
+    }
+    assert_eq!(world.state(), State::Deprovisioning);
+    world.machine.on = true;
+    world.reach(State::Available);
+    assert!(world.machine.ramdisk.is_some());
+}
+
+#[test]
+fn of_disks_that_were_left_out_of_a_cleaning_it_is_told() {
+    let mut world = at(State::Available);
+    world.change_inventory(|inventory| {
+        let twin = |name: &str| Disk {
+            name: name.to_owned(),
+            serial: "0123456789".to_owned(),
+            size_bytes: 800 << 30,
+            ..Disk::default()
+        };
+        inventory.disks.extend([twin("/dev/sdy"), twin("/dev/sdz")]);
+    });
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    let called = |world: &World| {
+        let all = world.events.iter();
+        all.filter(|reason| *reason == "NotCleaned").count()
+    };
+    assert_eq!(called(&world), 0);
+    world.set_image(None);
+    world.reach(State::Available);
+    assert_eq!(called(&world), 1);
 }

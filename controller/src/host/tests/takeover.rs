@@ -350,7 +350,14 @@ fn conditions_are_as_upstream_wrote_them_for_the_same_status() {
             conditions: Vec::new(),
             ..recorded.clone()
         };
-        conditions::set(&mut status, None, powerless.then_some("no answer"), None, now);
+        conditions::set(
+            &mut status,
+            None,
+            powerless.then_some("no answer"),
+            None,
+            None,
+            now,
+        );
         let mut expected = before.clone();
         if recorded.error_type == Some(ErrorType::Registration) {
             // Upstream calls a host manageable whose BMC refuses it after it was registered.

@@ -18,7 +18,9 @@ use muster_proto::{
 use serde_json::Value;
 
 use super::super::{
-    Effect, Observed, Plan, State, next,
+    Effect, Observed, Plan, State,
+    bmcs::is_call,
+    next,
     observed::{
         Bmc, Failure, FailureClass, Power, PowerReading, Probed, Rival, SecretSeen, SecretState, Secrets,
         Tried,
@@ -123,6 +125,8 @@ pub(super) struct World {
     pub(super) machine: Machine,
     /// The BMC answers.
     pub(super) bmc_up: bool,
+    /// How many seconds each call to the BMC takes, whatever comes of it.
+    pub(super) bmc_takes: u32,
     /// Of which machine it says that it is.
     pub(super) says: Identity,
     pub(super) edge: Edge,
@@ -254,6 +258,7 @@ impl World {
                 health: Health::Ok,
             },
             bmc_up: true,
+            bmc_takes: 0,
             says: Identity::default(),
             edge: Edge::Newest,
             mode: BootMode::Bios,
@@ -563,6 +568,9 @@ impl World {
 
     /// True if the round goes on after it.
     fn perform(&mut self, effect: &Effect, fault: Fault) -> bool {
+        if self.bmc_takes > 0 && is_call(effect) {
+            self.tick(self.bmc_takes);
+        }
         match effect {
             Effect::Probe(access) => {
                 let fails = !self.bmc_up || fault == Fault::Fails;

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     bmc::{self, BmcError, Boot, Credentials, Done as Answered, PowerState, Reset, SystemState},
-    events::Happened,
+    events::{Event, Happened},
     fake_api::FakeApi,
     host::{bmcs::Answer, plan::SECRET_LABEL},
     lease,

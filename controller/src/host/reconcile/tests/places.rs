@@ -10,14 +10,14 @@ use tokio::{
 };
 
 use super::{
-    super::{State, waits_in_line},
     error,
     lab::{CANARY, IMAGE, Lab},
     trouble::{At, Trouble},
 };
 use crate::{
     host::{
-        place::{is_busy, may_take_hours},
+        State,
+        place::{is_busy, may_take_hours, waits_in_line},
         slots::TOLD,
     },
     world::Change,

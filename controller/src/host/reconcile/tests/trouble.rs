@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use super::super::*;
-use crate::fake_api::FakeApi;
+use crate::{fake_api::FakeApi, round::PATIENCE};
 
 /// How long the API server is gone.
 const GONE: Duration = Duration::from_secs(60);

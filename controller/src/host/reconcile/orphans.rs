@@ -1,0 +1,32 @@
+//! Secrets that carry upstream's finalizer though no host needs them any more, such as one that a host named before its spec was changed,
+//! or one that was marked by a write that came late. Nobody else would take it off, and they could not be deleted.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use muster_proto::Chain;
+
+use super::Context;
+
+/// How often they are looked for; one is let go that was found twice and not changed between: hosts and Secrets are told by two watches, and
+/// its host may be about to be made.
+const LOOK: Duration = Duration::from_mins(10);
+
+/// Lets go of them, as long as it runs.
+pub(super) async fn release(context: &Context) {
+    let mut before = BTreeSet::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        // A host that cannot be read may need any.
+        let now = match context.world.unreadable.all().is_empty() {
+            true => context.vault.orphans(&context.index, &context.world.hosts),
+            false => BTreeSet::new(),
+        };
+        for (secret, _) in now.intersection(&before) {
+            match context.vault.release_at(secret).await {
+                Ok(()) => tracing::info!(%secret, "the Secret is let go: no host needs it any more"),
+                Err(error) => tracing::warn!(%secret, error = %Chain(&error), "tried again"),
+            }
+        }
+        before = now;
+    }
+}
