@@ -168,14 +168,14 @@ pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
 }
 
 /// After failures the same is tried again later and later, and at last not at all, which is an error; another image, or
-/// any other spec than that of the last attempt, at once.
+/// any other spec than that when it failed, at once.
 fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
     let failures = draft.status.provisioning_fail_count;
     if failures == 0 {
         return Ok(true);
     }
     let is_another = draft.host.spec.image.as_ref() != draft.status.last_attempted_image.as_deref();
-    if is_another || draft.is_another_spec(conditions::begun_for(&draft.old)) {
+    if is_another || draft.is_another_spec(conditions::failed_for(&draft.old)) {
         draft.status.provisioning_fail_count = 0;
         return Ok(true);
     }

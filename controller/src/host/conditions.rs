@@ -15,13 +15,36 @@ pub const WAITING: &str = "Waiting";
 
 const HEALTHY: &str = "Healthy";
 
-/// Its `observedGeneration` is that of the object when an image was begun with last.
-const PROVISIONED: &str = "Provisioned";
+/// Our condition: true from when an image could not be written until one is, or another is asked for. Its `observedGeneration` is that of
+/// the object when it failed.
+pub const FAILED: &str = "ProvisioningFailed";
 
-/// The generation of the object whose spec asked for the image that was begun with last.
-pub(super) fn begun_for(status: &BareMetalHostStatus) -> Option<i64> {
-    let provisioned = status.conditions.iter().find(|one| one.type_ == PROVISIONED);
-    provisioned.and_then(|condition| condition.observed_generation)
+fn failure(status: &BareMetalHostStatus) -> Option<&Condition> {
+    status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == FAILED)
+}
+
+/// The generation of the object when an image that is still asked for could not be written.
+pub(super) fn failed_for(status: &BareMetalHostStatus) -> Option<i64> {
+    failure(status)?.observed_generation
+}
+
+/// Brings [`FAILED`] up to date with the count of failures, which was `before`.
+fn set_failure(status: &mut BareMetalHostStatus, before: i64, generation: Option<i64>, now: Timestamp) {
+    let count = status.provisioning_fail_count;
+    if count == 0 {
+        status.conditions.retain(|condition| condition.type_ != FAILED);
+    } else if count > before || failure(status).is_none() {
+        let why = match status.error_message.as_str() {
+            "" => "see the events",
+            why => why,
+        };
+        let wanted = fact(FAILED, Ok("Failed"), &format!("attempt {count} failed: {why}"));
+        let since = Some((whole_seconds(now), generation));
+        put(&mut status.conditions, wanted, since, now);
+    }
 }
 
 /// What stands between the message and the time.
@@ -109,10 +132,10 @@ pub(super) fn set(
     wait: Option<&Wait>,
     powerless: Option<&str>,
     health: Option<Health>,
-    begun: Option<i64>,
+    (failures, generation): (i64, Option<i64>),
     now: Timestamp,
 ) {
-    let begun = begun.or_else(|| begun_for(status));
+    set_failure(status, failures, generation, now);
     let mut facts = upstream(status, powerless);
     facts.extend(healthy(status, health));
     facts.push(match wait {
@@ -129,10 +152,6 @@ pub(super) fn set(
             .filter(|_| wanted.type_ == WAITING)
             .map(|wait| (whole_seconds(wait.since), wait.generation));
         put(&mut status.conditions, wanted, since, now);
-    }
-    let provisioned = |one: &&mut Condition| one.type_ == PROVISIONED;
-    if let Some(condition) = status.conditions.iter_mut().find(provisioned) {
-        condition.observed_generation = begun;
     }
 }
 
@@ -202,7 +221,7 @@ fn upstream(status: &BareMetalHostStatus, powerless: Option<&str>) -> Vec<Fact> 
             "",
         ),
         fact(
-            PROVISIONED,
+            "Provisioned",
             if provisioned {
                 Ok("Provisioned")
             } else {

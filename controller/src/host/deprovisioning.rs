@@ -141,6 +141,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     }
     match guard::to_clean(draft.host, draft.seen, &disks) {
         Ok(permit) => {
+            disk::tell_left_out(draft, server, &id, &inventory.disks, root);
             jobs::place(draft, server, &id, Task::Clean(permit));
             draft.wait_for(
                 "Clean",
@@ -232,19 +233,12 @@ fn cleaned(draft: &mut Draft<'_>, server: &Server) {
     let status = server.status.as_ref();
     let inventory = status.and_then(|status| status.inventory.as_ref());
     let inventory = inventory.map(Packed::unpack).unwrap_or_default();
-    let names = disk::left_out(
-        &inventory.disks,
-        preparing::root_of_before(draft, &inventory.disks),
-    );
-    if names.is_empty() {
-        return finish(draft, Left::Nothing);
-    }
-    let names = names.join(", ");
-    draft.warn(
-        "NotCleaned",
-        format!("the disks {names} are as they were: they cannot be told from each other"),
-    );
-    finish(draft, Left::SomeDisks);
+    let root = preparing::root_of_before(draft, &inventory.disks);
+    let left = match disk::left_out(&inventory.disks, root).is_empty() {
+        true => Left::Nothing,
+        false => Left::SomeDisks,
+    };
+    finish(draft, left);
 }
 
 fn finish(draft: &mut Draft<'_>, left: Left) {

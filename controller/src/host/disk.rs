@@ -10,8 +10,10 @@ use std::collections::BTreeMap;
 use muster_proto::{
     inventory::{Disk, Transport},
     job::DiskId,
-    kinds::RootDeviceHints,
+    kinds::{RootDeviceHints, Server},
 };
+
+use super::{draft::Draft, jobs};
 
 /// The least size of a disk that is chosen without hints, in bytes.
 const LEAST: u64 = 4 << 30;
@@ -137,6 +139,25 @@ pub(super) fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a
     own(disks, root)
         .filter(|disk| root == Some(*disk) || can_be_told(disks, disk).is_ok())
         .collect()
+}
+
+/// Tells of the disks that the cleaning `id` leaves out, as long as that is not placed.
+pub(super) fn tell_left_out(
+    draft: &mut Draft<'_>,
+    server: &Server,
+    id: &str,
+    disks: &[Disk],
+    root: Option<&Disk>,
+) {
+    let names = left_out(disks, root);
+    if names.is_empty() || jobs::is_placed(server, id) {
+        return;
+    }
+    let names = names.join(", ");
+    draft.warn(
+        "DisksLeft",
+        format!("the disks {names} stay as they are: they cannot be told from others"),
+    );
 }
 
 /// The names of those that are left out, though they may be the machine's own.

@@ -77,8 +77,6 @@ pub(super) struct Draft<'a> {
     pub(super) effects: Vec<Effect>,
     /// Why the power cannot be told.
     pub(super) powerless: Option<String>,
-    /// An image is begun with: the generation of the object whose spec asks for it.
-    pub(super) begun_for: Option<i64>,
     /// Nothing has happened yet that the status should tell: what it is to say is known with the next round.
     pub(super) untold: bool,
     events: Vec<Event>,
@@ -102,7 +100,6 @@ impl<'a> Draft<'a> {
             metadata: Metadata::default(),
             effects: Vec::new(),
             powerless: None,
-            begun_for: None,
             untold: false,
             events: Vec::new(),
             wait: None,
@@ -296,6 +293,16 @@ impl<'a> Draft<'a> {
         if self.wait.is_none() {
             self.wait_for(reason, message);
         }
+    }
+
+    /// What it says so far that the host waits for.
+    pub(super) fn said(&self) -> Option<Wait> {
+        self.wait.clone()
+    }
+
+    /// Says that, and nothing that was said in between.
+    pub(super) fn say(&mut self, wait: Wait) {
+        self.wait = Some(wait);
     }
 
     /// True if what it says so far is that the host waits for one of these `reasons`.
@@ -512,7 +519,7 @@ impl<'a> Draft<'a> {
             self.wait.as_ref(),
             self.powerless.as_deref(),
             health,
-            self.begun_for,
+            (self.old.provisioning_fail_count, self.host.metadata.generation),
             self.now,
         );
         let dirty = !self.untold && (self.host.status.is_none() || self.status != self.old);

@@ -26,6 +26,8 @@ use super::{
 const SOFT_OFF: SignedDuration = SignedDuration::from_secs(180);
 /// So long it is tried to ask it, through a BMC that does not answer to that.
 const SOFT_OFF_ASKING: SignedDuration = SignedDuration::from_mins(12);
+/// So often it is tried to have it restart.
+const SOFT_RESETS: i64 = 3;
 /// So long it is tried to arm the network boot of a machine that is to be switched on, through a BMC that fails to.
 const ARMING: SignedDuration = SignedDuration::from_mins(3);
 /// So long a machine may take to be off or on after it was told.
@@ -40,6 +42,8 @@ const LOOK: Duration = Duration::from_secs(2);
 pub(super) const GOING_OFF: &str = "PoweringOff";
 /// The same, on.
 const GOING_ON: &str = "PoweringOn";
+/// Reasons while an order on the power is under way, or is to be repeated after a failure.
+const OF_POWER: [&str; 3] = [GOING_OFF, GOING_ON, RETRY];
 /// Reason while only a person can do it.
 const BY_HAND: &str = "PowerByHand";
 
@@ -64,9 +68,12 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
         Reach::No => return,
         Reach::Bmc => {}
     }
+    let said = draft.said();
     let Some(power) = current(draft) else {
-        if draft.powerless.is_some() {
-            waits_for_bmc(draft, "its power is looked after");
+        match said {
+            _ if draft.powerless.is_none() || draft.waits_for(&OF_POWER) => {}
+            Some(said) => draft.say(said),
+            None => waits_for_bmc(draft, "its power is looked after"),
         }
         return;
     };
@@ -101,7 +108,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
 
 /// Nothing can be done before the BMC answers: that is what the host waits for, but for an order on the power that is under way or failed.
 pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
-    if draft.waits_for(&[GOING_OFF, GOING_ON, RETRY]) {
+    if draft.waits_for(&OF_POWER) {
         return;
     }
     let what = match ramdisk::unknown_power(draft) {
@@ -210,7 +217,7 @@ fn order(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {
 fn is_gentle(draft: &Draft<'_>, wish: Wish, hard: &str) -> bool {
     let may_run =
         draft.state.is_provisioned() || (draft.state == State::Available && draft.session().is_none());
-    may_run && !wish.hard && draft.old.error_count == 0 && tried(draft, hard).is_none()
+    may_run && !wish.hard && tried(draft, hard).is_none()
 }
 
 /// Softly first where an operating system may listen, hard after a failure, after a while, or where somebody said so.
@@ -218,7 +225,7 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     draft.forget(ErrorType::PowerManagement);
     let (id, since) = operation(draft, GOING_OFF, "off");
     let begun = draft.waiting_since(GOING_OFF).is_none();
-    let gentle = is_gentle(draft, wish, &id);
+    let gentle = is_gentle(draft, wish, &id) && draft.old.error_count == 0;
     let soft = format!("{id}-soft");
     let then = match draft.state {
         State::PoweringOffBeforeDelete => "the host is let go",
@@ -272,7 +279,10 @@ fn arms(draft: &mut Draft<'_>, operation: &str, since: Timestamp) -> bool {
     let is_late = seen_at(draft).duration_since(since) >= ARMING;
     match tried(draft, &id).map(|tried| (tried.at, &tried.result)) {
         None => ramdisk::arm(draft, &id),
-        Some((at, Err(failure))) if failure.class != FailureClass::Unsupported && !is_late => {
+        // It may have been silent all the while.
+        Some((at, Err(failure)))
+            if failure.class != FailureClass::Unsupported && (!is_late || draft.has_paused(at, ARMING)) =>
+        {
             if !ramdisk::is_due(draft, at) {
                 draft.again(LOOK_AGAIN);
                 return false;
@@ -327,14 +337,15 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
         rebooted(draft);
         // Until the annotation is gone, or it would be another operation.
         draft.keep_wait();
+        draft.status.error_count = draft.old.error_count;
         draft.why("it was told to go down and come back, as asked");
         return;
     }
-    if is_gentle(draft, wish, &id) {
+    if is_gentle(draft, wish, &id) && draft.old.error_count < SOFT_RESETS {
         match tried(draft, &soft).map(|tried| (tried.at, &tried.result)) {
             None => return order(draft, &soft, PowerOrder::SoftReset),
             Some((_, Err(failure))) if failure.class == FailureClass::Unsupported => {}
-            // Of any other failure nobody knows whether it was heard: once more may be one reboot too many.
+            // Of any other failure nobody knows whether it was heard: to ask again at once may be one reboot too many.
             Some((at, Err(failure))) if failure.class == FailureClass::Busy => {
                 if is_asked_again(draft, failure, since) {
                     return order_again(draft, &soft, PowerOrder::SoftReset, at);

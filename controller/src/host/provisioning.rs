@@ -40,7 +40,6 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     // By which the disk is chosen that is written now and cleaned one day, whatever is changed meanwhile.
     draft.status.provisioning.root_device_hints = effective_hints(draft);
     draft.status.last_attempted_image = draft.host.spec.image.clone().map(Box::new);
-    draft.begun_for = draft.host.metadata.generation;
     let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());
     match draft.session() {
         Some(_) => draft.wait_for("Write", WRITING),
@@ -250,6 +249,7 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     let root = preparing::root(draft, &inventory.disks)?;
     let disks = disk::to_clean(&inventory.disks, Some(root));
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
+    disk::tell_left_out(draft, server, &id, &inventory.disks, Some(root));
     // All that is needed for it is there, most of the time: one order for both.
     let ready = secrets::inputs(draft) == secrets::Inputs::Ready;
     let drive = ready.then(|| secrets::drive(draft, session)).transpose()?;

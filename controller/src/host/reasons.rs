@@ -67,6 +67,10 @@ pub const REASONS: &[Reason] = &[
         "a person has to act before the host goes on; the message says how",
     ),
     ours(
+        "DisksLeft",
+        "some disks were left out of a cleaning: they cannot be told from others",
+    ),
+    ours(
         "NotCleaned",
         "disks stay as they were, though they were to be cleaned",
     ),

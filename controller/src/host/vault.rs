@@ -407,14 +407,22 @@ impl Vault {
     /// # Errors
     /// If the API server refuses.
     pub async fn release(&self, host: &BareMetalHost, name: &str) -> Result<(), ExecuteError> {
-        self.release_at(&path_of(host, name)).await
+        let path = path_of(host, name);
+        match self.known(&path) {
+            Some(Answer::Found(entry)) => self.release_entry(&path, &entry).await,
+            _ => Ok(()),
+        }
     }
 
-    /// The same of the Secret at `path`.
-    pub(super) async fn release_at(&self, path: &Path) -> Result<(), ExecuteError> {
-        let Some(Answer::Found(entry)) = self.known(path) else {
-            return Ok(());
-        };
+    /// The same of the Secret at `path`, if it is still of this `version`.
+    pub(super) async fn release_as(&self, path: &Path, version: &str) -> Result<(), ExecuteError> {
+        match self.known(path) {
+            Some(Answer::Found(entry)) if entry.version == version => self.release_entry(path, &entry).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn release_entry(&self, path: &Path, entry: &Entry) -> Result<(), ExecuteError> {
         let finalizers: Vec<&String> = entry
             .finalizers
             .iter()

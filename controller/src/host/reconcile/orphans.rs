@@ -3,9 +3,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use muster_proto::Chain;
+use kube::Resource;
+use muster_proto::{Chain, kinds::BareMetalHost};
 
-use super::Context;
+use super::{Context, Path};
 
 /// How often they are looked for; one is let go that was found twice and not changed between: hosts and Secrets are told by two watches, and
 /// its host may be about to be made.
@@ -16,17 +17,31 @@ pub(super) async fn release(context: &Context) {
     let mut before = BTreeSet::new();
     loop {
         tokio::time::sleep(LOOK).await;
-        // A host that cannot be read may need any.
-        let now = match context.world.unreadable.all().is_empty() {
-            true => context.vault.orphans(&context.index, &context.world.hosts),
-            false => BTreeSet::new(),
-        };
-        for (secret, _) in now.intersection(&before) {
-            match context.vault.release_at(secret).await {
+        let now = find(context);
+        for orphan in now.intersection(&before) {
+            // A host may have come to need it while others were let go.
+            if !find(context).contains(orphan) {
+                continue;
+            }
+            let (secret, version) = orphan;
+            match context.vault.release_as(secret, version).await {
                 Ok(()) => tracing::info!(%secret, "the Secret is let go: no host needs it any more"),
                 Err(error) => tracing::warn!(%secret, error = %Chain(&error), "tried again"),
             }
         }
         before = now;
+    }
+}
+
+fn find(context: &Context) -> BTreeSet<(Path, String)> {
+    let hosts = BareMetalHost::kind(&());
+    let unreadable = context.world.unreadable.all();
+    // A host that cannot be read may need any.
+    match unreadable
+        .iter()
+        .any(|(about, _)| about.kind.as_deref() == Some(&*hosts))
+    {
+        true => BTreeSet::new(),
+        false => context.vault.orphans(&context.index, &context.world.hosts),
     }
 }

@@ -260,11 +260,11 @@ fn a_host_that_must_not_be_off_is_restarted_by_its_system_unless_that_cannot_be_
             Some(FailureClass::Busy),
             &[PowerOrder::SoftReset, PowerOrder::SoftReset],
         ),
-        // It may have heard.
+        // It may have heard: later.
         (
             "",
             Some(FailureClass::Unreachable),
-            &[PowerOrder::SoftReset, PowerOrder::Reset],
+            &[PowerOrder::SoftReset, PowerOrder::SoftReset],
         ),
         (r#"{"mode":"hard"}"#, None, &[PowerOrder::Reset]),
     ] {

@@ -1,5 +1,6 @@
 //! What somebody changes counts at once, also while a failure is waited out; and a host says what it waits for.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use muster_proto::kinds::{ErrorType, INSPECT_ANNOTATION, OperationalStatus, RootDeviceHints};
 
 use super::{
@@ -167,6 +168,46 @@ fn a_host_says_that_its_bmc_is_silent_whatever_it_waited_for_before() {
     let status = world.host().status.clone().unwrap();
     assert_eq!(waiting(&world).0, "Bmc");
     assert_eq!(status.operational_status, OperationalStatus::Ok);
+}
+
+#[test]
+fn what_a_host_waits_for_beside_its_bmc_is_said_as_long_as_its_ramdisk_is_here() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.slot = false;
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert!(world.machine.ramdisk.is_some());
+    world.bmc_up = false;
+    world.settle();
+    assert_eq!(waiting(&world).0, "Place");
+    world.host().spec.online = false;
+    world.settle();
+    assert_eq!(waiting(&world).0, "Bmc");
+}
+
+#[test]
+fn a_failed_provisioning_is_told_until_another_one_is_asked_for() {
+    let mut world = at(State::Available);
+    world.failing_writes = 1;
+    world.set_image(Some(IMAGE));
+    world.reach(State::Deprovisioning);
+    let told = |world: &World| {
+        let status = world.host.as_ref().unwrap().status.clone().unwrap();
+        let failed = |one: &&Condition| one.type_ == "ProvisioningFailed";
+        status
+            .conditions
+            .iter()
+            .find(failed)
+            .map(|one| one.message.clone())
+    };
+    let message = told(&world).unwrap();
+    assert!(message.starts_with("attempt 1 failed: "), "{message}");
+    world.reach(State::Available);
+    soon(&mut world);
+    assert_eq!(told(&world), Some(message));
+    world.reach(State::Provisioned);
+    assert_eq!(told(&world), None);
 }
 
 #[test]

@@ -120,6 +120,12 @@ const STORIES: &[(&str, Story)] = &[
             world.annotate(RELEASE_ANNOTATION, "");
         })
     }),
+    ("DisksLeft", || {
+        spoilt(State::Available, |world| {
+            world.add_twins();
+            world.set_image(Some(IMAGE));
+        })
+    }),
     ("DeletedUnreachable", || {
         spoilt(State::Available, |world| {
             world.secrets.bmc.state = SecretState::Missing;

@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 use muster_proto::{
-    inventory::Inventory,
+    inventory::{Disk, Inventory},
     job::Write,
     kinds::{
         HostReference, Job, JobAction, JobStatus, LeaveAction, Leaving, Server, ServerSpec, ServerStatus,
@@ -59,6 +59,19 @@ impl World {
         let mut inventory = Inventory::clone(&status.inventory.as_ref().unwrap().unpack());
         change(&mut inventory);
         status.inventory = Some(inventory.into());
+    }
+
+    /// Two disks are in the machine that nothing tells from each other.
+    pub(super) fn add_twins(&mut self) {
+        self.change_inventory(|inventory| {
+            let twin = |name: &str| Disk {
+                name: name.to_owned(),
+                serial: "0123456789".to_owned(),
+                size_bytes: 800 << 30,
+                ..Disk::default()
+            };
+            inventory.disks.extend([twin("/dev/sdy"), twin("/dev/sdz")]);
+        });
     }
 
     pub(super) fn disconnect(&mut self) {

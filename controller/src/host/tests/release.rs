@@ -1,10 +1,7 @@
 //! How hosts are let go of, and go: nothing runs on unnoticed, and no attempt is judged by an answer of before.
 
 use k8s_openapi::api::core::v1::SecretReference;
-use muster_proto::{
-    inventory::Disk,
-    kinds::{AutomatedCleaningMode, ErrorType, HostBootMode},
-};
+use muster_proto::kinds::{AutomatedCleaningMode, ErrorType, HostBootMode};
 
 use super::{
     super::{
@@ -325,6 +322,27 @@ fn a_bmc_that_fails_to_arm_the_network_boot_is_asked_again_and_in_the_end_switch
 }
 
 #[test]
+fn a_bmc_that_was_silent_after_it_failed_to_arm_is_asked_once_more() {
+    let mut world = at(State::Available);
+    world.host().spec.online = false;
+    world.settle();
+    world.host().spec.online = true;
+    let arms = |effect: &Effect| matches!(effect, Effect::BootNetworkOnce { .. });
+    let mut failed = false;
+    for _ in 0..100 {
+        let plan = world.plan();
+        let fails = plan.effects.iter().any(arms) && !failed;
+        world.execute(plan, None, if fails { Fault::Fails } else { Fault::None });
+        if fails {
+            failed = true;
+            world.tick(300);
+        }
+        world.tick(2);
+    }
+    assert!(failed && world.machine.on && world.machine.ramdisk.is_some());
+}
+
+#[test]
 fn a_machine_that_is_off_in_the_middle_of_its_boot_into_the_ramdisk_is_not_let_go_for_that() {
     let mut world = World::new();
     world.host().spec.disable_power_off = Some(true);
@@ -357,24 +375,16 @@ fn a_machine_that_is_off_in_the_middle_of_its_boot_into_the_ramdisk_is_not_let_g
 #[test]
 fn of_disks_that_were_left_out_of_a_cleaning_it_is_told() {
     let mut world = at(State::Available);
-    world.change_inventory(|inventory| {
-        let twin = |name: &str| Disk {
-            name: name.to_owned(),
-            serial: "0123456789".to_owned(),
-            size_bytes: 800 << 30,
-            ..Disk::default()
-        };
-        inventory.disks.extend([twin("/dev/sdy"), twin("/dev/sdz")]);
-    });
+    world.add_twins();
     world.set_image(Some(IMAGE));
     world.reach(State::Provisioned);
     world.settle();
     let called = |world: &World| {
         let all = world.events.iter();
-        all.filter(|reason| *reason == "NotCleaned").count()
+        all.filter(|reason| *reason == "DisksLeft").count()
     };
-    assert_eq!(called(&world), 0);
+    assert_eq!(called(&world), 1, "cleaned before its first image");
     world.set_image(None);
     world.reach(State::Available);
-    assert_eq!(called(&world), 1);
+    assert_eq!(called(&world), 2);
 }

@@ -355,7 +355,7 @@ fn conditions_are_as_upstream_wrote_them_for_the_same_status() {
             None,
             powerless.then_some("no answer"),
             None,
-            None,
+            (0, None),
             now,
         );
         let mut expected = before.clone();
