@@ -60,6 +60,8 @@ struct State {
     faults: Mutex<(Faults, Instant)>,
     /// Broadcasts of the guest's that were lost.
     unheard: AtomicU64,
+    /// Frames that were lost on their way to the guest, and from it.
+    lost: [AtomicU64; 2],
     stop: AtomicBool,
 }
 
@@ -83,6 +85,7 @@ impl Wire {
         let state = Arc::new(State {
             faults: Mutex::new((faults, Instant::now())),
             unheard: AtomicU64::new(0),
+            lost: [AtomicU64::new(0), AtomicU64::new(0)],
             stop: AtomicBool::new(false),
         });
         let cable = Cable {
@@ -112,6 +115,14 @@ impl Wire {
     /// How often the guest has called to everyone and the wire lost it.
     pub fn unheard(&self) -> u64 {
         self.state.unheard.load(Ordering::Relaxed)
+    }
+
+    /// How many frames the wire has lost on their way to the guest, and from it.
+    pub fn lost(&self) -> [u64; 2] {
+        self.state
+            .lost
+            .each_ref()
+            .map(|lost| lost.load(Ordering::Relaxed))
     }
 
     /// The link comes up anew: [`Faults::silent_for`] counts from now.
@@ -183,6 +194,12 @@ impl Cable {
                     let frame = &buffer[..length];
                     let (faults, since) = *self.state.faults.lock().unwrap_or_else(PoisonError::into_inner);
                     if !passes(&faults, length, since.elapsed(), self.chance.per_mille()) {
+                        let [to_guest, from_guest] = &self.state.lost;
+                        let lost = match way {
+                            Way::ToGuest => to_guest,
+                            Way::ToBridge => from_guest,
+                        };
+                        lost.fetch_add(1, Ordering::Relaxed);
                         if matches!(way, Way::ToBridge) && frame.starts_with(&[0xff; 6]) {
                             self.state.unheard.fetch_add(1, Ordering::Relaxed);
                         }

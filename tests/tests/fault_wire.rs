@@ -115,4 +115,6 @@ async fn machine_appears_although_one_frame_of_twenty_is_lost_each_way() {
     };
     let (stage, machine) = behind("lossy", 3, lossy).await.unwrap();
     appears(&stage, &machine, 3).await.unwrap();
+    let lost = machine.wires()[0].lost();
+    assert!(lost.iter().all(|lost| *lost > 0), "{lost:?}");
 }

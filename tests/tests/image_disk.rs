@@ -351,6 +351,8 @@ fn a_disk_that_is_in_use_or_of_another_machine_is_left_alone() {
             other => panic!("{other:?}"),
         }
     };
+    let pattern = vec![0xa5; usize::try_from(8 * MIB).unwrap()];
+    fs::write(bench.disk.path(), &pattern).unwrap();
     let held = bench.disk.hold().unwrap();
     let busy = clean(bench.machine(), bench.disk_id());
     assert!(
@@ -369,9 +371,17 @@ fn a_disk_that_is_in_use_or_of_another_machine_is_left_alone() {
 
     // Between the look and the opening another disk took the name.
     let other = LoopDisk::new(&bench.scratch.path().join("other"), 8 * MIB, 512).unwrap();
+    fs::write(other.path(), &pattern).unwrap();
     let link = bench.scratch.path().join("root/dev/vda");
     fs::remove_file(&link).unwrap();
     std::os::unix::fs::symlink(other.path(), &link).unwrap();
     let changed = clean(bench.machine(), bench.disk_id());
     assert!(matches!(changed, Refused::Changed { .. }), "{changed:?}");
+    for disk in [bench.disk.path(), other.path()] {
+        assert!(
+            fs::read(disk).unwrap() == pattern,
+            "{} was touched",
+            disk.display()
+        );
+    }
 }

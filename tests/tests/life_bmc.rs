@@ -525,6 +525,8 @@ async fn a_discovered_host_gets_a_bmc_and_the_ramdisk_that_runs_serves_for_all_o
 async fn the_bmc_of_another_machine_is_refused_by_name_and_that_machine_stays_as_it_is() {
     let mut rig = Rig::with("another", UnknownPolicy::Hold, |_| {}).await.unwrap();
     rig.service.add("2");
+    // Where the host is to be off.
+    rig.service.went_on("2");
     rig.service.went_on(SYSTEM);
     let is_found = |host: &BareMetalHost| {
         let status = host.status.as_ref();
@@ -551,6 +553,7 @@ async fn the_bmc_of_another_machine_is_refused_by_name_and_that_machine_stays_as
         let reads = request.method == "GET" || request.path.contains("/Sessions");
         assert!(reads, "{request:#?}");
     }
+    assert_eq!(rig.service.power("2"), PowerState::On);
     rig.patch(json!({"spec": {"bmc": rig.bmc()}})).await.unwrap();
     rig.reaches("available").await.unwrap();
     let is_off = |host: &BareMetalHost| host.status.as_ref().is_some_and(|status| !status.powered_on);
@@ -612,11 +615,17 @@ async fn the_controller_is_killed_again_and_again_and_the_host_gets_its_image_on
         rig.stage.controller.start().unwrap();
     }
     let reboot = json!({"metadata": {"annotations": {"reboot.metal3.io": ""}}});
+    rig.service.seen();
     rig.patch(reboot).await.unwrap();
     let done = |host: &BareMetalHost| {
         !host.annotations().contains_key("reboot.metal3.io") && state(host) == "provisioned"
     };
     rig.host("rebooted", done).await.unwrap();
+    let asked = rig.service.seen();
+    assert!(
+        asked.iter().any(|request| request.path.ends_with(".Reset")),
+        "{asked:#?}"
+    );
     assert_eq!(
         rig.worked().iter().filter(|worked| **worked == "write").count(),
         1,

@@ -319,6 +319,7 @@ async fn wrong_credentials_are_told_not_tried_again_and_mended_by_the_secret() {
         let version = lab.host(1).unwrap().metadata.resource_version;
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!(lab.host(1).unwrap().metadata.resource_version, version);
+        assert_eq!(lab.machines[0].strangers(), 1);
         lab.secret(1, "another");
         lab.reaches(1, "available").await;
         assert_eq!(error(&lab), "");
@@ -456,9 +457,13 @@ async fn a_paused_host_is_not_touched_and_goes_on_when_it_is_paused_no_more() {
         lab.edit(1, &paused(json!("")));
         lab.machines[0].loses_its_boot();
         let version = |lab: &Lab| lab.host(1).unwrap().metadata.resource_version;
-        let before = version(&lab);
+        // What was under way when it was paused is over.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let done = |lab: &Lab| (version(lab), lab.steps(), lab.machines[0].asked_and_answered());
+        let before = done(&lab);
         tokio::time::sleep(Duration::from_secs(7200)).await;
-        assert_eq!(version(&lab), before);
+        assert_eq!(done(&lab), before);
+        assert!(!lab.machines[0].is_on());
         lab.edit(1, &paused(json!(null)));
         lab.reaches(1, "available").await;
     })

@@ -6,12 +6,12 @@ use muster_proto::kinds::{ErrorType, INSPECT_ANNOTATION, OperationalStatus, Root
 use super::{
     super::{
         State,
-        observed::{FailureClass, Tried},
+        observed::{FailureClass, SecretState, Tried},
         plan::{Effect, PowerOrder},
     },
     life::waiting,
     transitions::at,
-    world::{Fault, IMAGE, World},
+    world::{Fault, IMAGE, World, secret},
 };
 
 fn count(world: &World) -> i64 {
@@ -65,6 +65,17 @@ fn soon(world: &mut World) {
 fn a_change_of_the_spec_ends_the_pause_after_a_failure_and_nothing_else_does() {
     let mut world = is_not_switched_on();
     let boots = world.machine.boots;
+    world.annotate("example.org/note", "");
+    world
+        .host()
+        .metadata
+        .labels
+        .get_or_insert_default()
+        .insert("team".to_owned(), "blue".to_owned());
+    world.secrets.bmc.state = match secret("2", "a").state {
+        state @ SecretState::Present { .. } => state,
+        state => panic!("{state:?}"),
+    };
     soon(&mut world);
     assert!(!world.machine.on, "it waits for the next attempt");
     world.host().metadata.generation = Some(2);

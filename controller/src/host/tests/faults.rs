@@ -1,5 +1,6 @@
 //! A world in which everything goes wrong for a while: it comes to the same end, and nothing is written that should not be.
 
+use jiff::SignedDuration;
 use muster_proto::kinds::{
     AutomatedCleaningMode, DETACHED_ANNOTATION, IN_BAND_ANNOTATION, PAUSED_ANNOTATION, PROTECTED_ANNOTATION,
     REBOOT_ANNOTATION,
@@ -249,6 +250,7 @@ proptest! {
         wakes in any::<bool>(),
         delete in proptest::option::of(0..150_usize),
         image in proptest::option::weighted(0.7, 0..2_u8),
+        online in proptest::bool::weighted(0.7),
     ) {
         let released = before.iter().any(|happening| {
             matches!(
@@ -297,6 +299,14 @@ proptest! {
         if image.is_none() && writes > 0 && !released {
             prop_assert_eq!(&world.machine.disk, &Content::Blank);
         }
+        // What has no BMC and is not in its ramdisk only a person can switch off.
+        if !online && !in_band {
+            world.host().spec.online = false;
+            until(&mut world, "off", |world| !world.machine.on);
+            world.settle();
+            prop_assert_eq!(world.state(), wanted);
+            prop_assert!(!world.machine.on && !world.host().status.as_ref().unwrap().powered_on);
+        }
     }
 }
 
@@ -334,7 +344,9 @@ fn a_crash_between_any_two_effects_of_a_whole_life_comes_to_the_same_end() {
         run(&mut world, &mut left, &|world| {
             world.state() == State::Provisioned
         });
-        world.settle();
+        let rests = world.now + SignedDuration::from_mins(10);
+        run(&mut world, &mut left, &|world| world.now >= rests);
+        assert_eq!(world.state(), State::Provisioned, "crash before step {crash}");
         assert_eq!(world.machine.writes.len(), 1, "crash before step {crash}");
         world.set_image(None);
         run(&mut world, &mut left, &|world| world.state() == State::Available);

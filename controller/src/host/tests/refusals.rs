@@ -313,6 +313,8 @@ fn a_second_host_of_one_machine_is_refused_and_says_which_the_first_is() {
     assert_eq!(world.state(), State::Registering);
     assert!(error(&world).1.contains("metal/first"));
     assert_eq!(world.machine.boots, 0);
+    world.rival(None);
+    world.reach(State::Available);
 }
 
 #[test]
@@ -322,6 +324,8 @@ fn nothing_is_written_while_another_host_uses_the_machine() {
     world.set_image(Some(IMAGE));
     world.settle();
     assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
+    world.rival(None);
+    world.reach(State::Provisioned);
 }
 
 #[test]
@@ -790,4 +794,12 @@ fn a_request_to_let_go_uncleaned_serves_once() {
     world.annotate(RELEASE_ANNOTATION, "");
     world.settle();
     assert!(!world.annotated(RELEASE_ANNOTATION));
+    // The next tenant's data are cleaned.
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    let cleans = world.machine.cleans;
+    world.set_image(None);
+    world.reach(State::Available);
+    assert_eq!(world.machine.cleans, cleans + 1);
 }

@@ -55,6 +55,8 @@ struct State {
     calls_in: Option<Instant>,
     sessions: u32,
     password: String,
+    /// How often somebody came with another one.
+    strangers: usize,
     fault: Option<BmcError>,
     /// How long its BMC takes to say whether it is on.
     bmc_takes: Duration,
@@ -460,6 +462,11 @@ impl Machine {
         (state.asked, state.answered)
     }
 
+    /// How often somebody came to its BMC with a wrong password.
+    pub(super) fn strangers(&self) -> usize {
+        self.lock().strangers
+    }
+
     /// Its ramdisk never calls in.
     pub(super) fn set_mute(&self) {
         self.lock().mute = true;
@@ -635,11 +642,12 @@ impl Machine {
     }
 
     fn enter(&self, access: &bmc::Access) -> Result<std::sync::MutexGuard<'_, State>, BmcError> {
-        let state = self.lock();
+        let mut state = self.lock();
         if let Some(fault) = &state.fault {
             return Err(fault.clone());
         }
         if access.credentials != Credentials::new("admin", &state.password) {
+            state.strangers += 1;
             return Err(BmcError::Credentials {
                 message: "no".to_owned(),
             });

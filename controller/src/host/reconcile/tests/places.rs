@@ -1,6 +1,9 @@
 //! The places of hosts that are busy at once, and the line in front of them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use muster_proto::kinds::{BareMetalHost, PAUSED_ANNOTATION, Server};
 use serde_json::json;
@@ -160,11 +163,19 @@ async fn where_the_line_moves_nobody_writes_that_it_waits_in_it() {
         }
     })
     .await;
-    while let Ok(change) = changes.try_recv() {
-        if let Change::Host(host) = change {
-            assert!(!delayed(&host), "{:?}", host.metadata.name);
+    let mut seen = BTreeSet::new();
+    loop {
+        match changes.try_recv() {
+            Ok(Change::Host(host)) => {
+                assert!(!delayed(&host), "{:?}", host.metadata.name);
+                seen.insert(host.metadata.name.clone());
+            }
+            Ok(_) => {}
+            Err(TryRecvError::Empty) => break,
+            Err(error) => panic!("not all was seen: {error}"),
         }
     }
+    assert_eq!(seen.len(), 6);
 }
 
 #[tokio::test(start_paused = true)]
