@@ -342,16 +342,20 @@ impl Site {
 
     /// Waits until our operator has asked every machine that it looks at; what it asks is added to `seen`.
     async fn all_are_looked_at(&self, seen: &mut Vec<bmc::Seen>) -> Result<()> {
+        let mut left = Vec::new();
         // What is at rest may be told before its machine is looked at.
-        self.stage
+        let all = self
+            .stage
             .until("every machine is to be looked at", SOON, async || {
                 seen.extend(self.service.seen());
-                let mut names = self.recorded.hosts.iter().map(|left| left.name.as_str());
-                let all = names
-                    .all(|name| !is_looked_at(name) || seen.iter().any(|request| is_about(request, name)));
-                Ok(all.then_some(()))
-            })
-            .await
+                let names = self.recorded.hosts.iter().map(|left| left.name.as_str());
+                let is_left =
+                    |name: &&str| is_looked_at(name) && !seen.iter().any(|request| is_about(request, name));
+                left = names.filter(is_left).collect();
+                Ok(left.is_empty().then_some(()))
+            });
+        let all = all.await;
+        all.with_context(|| format!("{left:?} are not"))
     }
 
     /// State and registration of each host that is at rest for good, by its name.
@@ -550,8 +554,14 @@ async fn there_and_back(site: &mut Site) -> Result<()> {
         other.lives()?;
         taken?;
     }
-    let after = site.rested().await?;
-    ensure!(after == before, "{after:#?}\n{before:#?}");
+    // It prepares anew what it takes up as available, and comes back.
+    let mut after = BTreeMap::new();
+    let back = site.stage.until("every host is to be as it was", SOON, async || {
+        after = site.rested().await?;
+        Ok((after == before).then_some(()))
+    });
+    let back = back.await;
+    back.with_context(|| format!("{after:#?}\n{before:#?}"))?;
     drop(other);
     let work = |site: &Site| -> Vec<_> { before.keys().map(|name| site.worked(name)).collect() };
     let worked = work(site);

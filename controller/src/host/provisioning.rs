@@ -76,7 +76,31 @@ fn take_back(draft: &mut Draft<'_>) {
 fn is_withdrawn(draft: &Draft<'_>) -> bool {
     let wanted = available::image_url(draft.host.spec.image.as_ref());
     let attempted = available::image_url(draft.old.last_attempted_image.as_deref());
+    // Another operator's status may be without it, or its kind know no such field: then the order says what is written.
+    let attempted = attempted.or_else(|| ordered(draft));
     !available::has_request(&draft.host.spec) || (attempted.is_some() && wanted != attempted)
+}
+
+/// The URL of the image that this host's machine was ordered to write in this provisioning, as its Server says.
+fn ordered<'a>(draft: &Draft<'a>) -> Option<&'a str> {
+    let operation = jobs::operation(
+        draft,
+        "provision",
+        Some(begun(draft)?),
+        draft.old.provisioning_fail_count,
+    );
+    let job = draft.seen.server?.spec.job.as_ref()?;
+    let (_, write) = job.writes()?;
+    job.id
+        .starts_with(&format!("{operation}-"))
+        .then_some(write.image.url.as_str())
+}
+
+/// When the provisioning began, in seconds since 1970.
+fn begun(draft: &Draft<'_>) -> Option<i64> {
+    let history = draft.old.operation_history.as_ref()?;
+    let start = history.provision.as_ref()?.start.as_ref()?;
+    Some(start.0.as_second())
 }
 
 /// The image is one that this version does not write: another operator began with it, or it was changed meanwhile. Nothing is taken
@@ -114,24 +138,11 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         Some(Err(why)) => return cannot(draft, &why),
         None => return,
     };
-    let start = draft
-        .old
-        .operation_history
-        .as_ref()
-        .and_then(|history| history.provision.as_ref()?.start.as_ref())
-        .map(|start| start.0.as_second());
-    let Some(start) = start else {
+    let Some(start) = begun(draft) else {
         draft.begin(|history| &mut history.provision);
         draft.again(Duration::ZERO);
         return;
     };
-    if draft.old.last_attempted_image.is_none() {
-        // Another operator's status without it: what is ordered now is what the host runs then, whatever is changed meanwhile.
-        draft.status.last_attempted_image = draft.host.spec.image.clone().map(Box::new);
-        draft.keep_wait();
-        draft.again(Duration::ZERO);
-        return;
-    }
     let failures = draft.old.provisioning_fail_count;
     let operation = jobs::operation(draft, "provision", Some(start), failures);
     let left = leave_id(&operation);

@@ -480,9 +480,11 @@ async fn who_does_not_lead_any_more_does_nothing() {
         lab.reaches(1, "available").await;
         lab.end_term();
         lab.wish(1);
+        // An order to its BMC, too, is due.
+        lab.machines[0].loses_its_boot();
         let (steps, host) = (lab.steps(), lab.host(1).unwrap());
         tokio::time::sleep(Duration::from_secs(300)).await;
-        assert_eq!(lab.steps(), steps);
+        assert_eq!((lab.steps(), lab.machines[0].is_on()), (steps, false));
         assert_eq!(
             lab.host(1).unwrap().metadata.resource_version,
             host.metadata.resource_version

@@ -329,3 +329,38 @@ fn an_error_is_still_to_be_seen_once_a_host_has_a_place() {
         muster_proto::kinds::OperationalStatus::Error
     );
 }
+
+#[test]
+fn a_host_whose_kind_knows_no_last_attempted_image_is_provisioned_without_an_endless_write() {
+    // As where the kinds of an older operator are installed: what they do not know is not stored.
+    let mut world = at(State::Available);
+    world.settle();
+    for url in [IMAGE, "http://images.test/other.raw"] {
+        world.set_image(Some(url));
+        let writes = world.status_writes;
+        for _ in 0..600 {
+            if world.state() == State::Provisioned
+                && world
+                    .host()
+                    .status
+                    .as_ref()
+                    .unwrap()
+                    .provisioning
+                    .image
+                    .as_ref()
+                    .is_some_and(|image| image.url == url)
+            {
+                break;
+            }
+            world.round();
+            world.host().status.as_mut().unwrap().last_attempted_image = None;
+        }
+        assert_eq!(world.machine.disk, super::world::Content::Image(url.to_owned()));
+        assert!(
+            world.status_writes - writes < 40,
+            "{}",
+            world.status_writes - writes
+        );
+    }
+    assert_eq!(world.machine.writes.len(), 2);
+}
