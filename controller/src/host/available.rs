@@ -74,14 +74,13 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     let is_silent = matches!(reach, Reach::Silent(_)) || ramdisk::unknown_power(draft).is_some();
+    // Unless a place is all it waits for.
+    draft.is_not_delayed();
     if is_silent && draft.session().is_none() {
-        draft.is_not_delayed();
         power::manage(draft, &reach);
         power::waits_for_bmc(draft, "the image is written");
         return;
     }
-    // Unless that is all it waits for.
-    draft.is_not_delayed();
     match admit(draft) {
         Ok(true) => provisioning::begin(draft),
         Ok(false) => power::manage(draft, &reach),

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use muster_proto::kinds::{ErrorType, JobAction, Packed, RELEASE_ANNOTATION, Server};
+use muster_proto::{
+    inventory::Disk,
+    kinds::{ErrorType, JobAction, Packed, RELEASE_ANNOTATION, Server},
+};
 
 use super::{
     State,
@@ -141,7 +144,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     }
     match guard::to_clean(draft.host, draft.seen, &disks) {
         Ok(permit) => {
-            disk::tell_left_out(draft, server, &id, &inventory.disks, root);
+            tell_left_out(draft, server, &id, &inventory.disks, root);
             jobs::place(draft, server, &id, Task::Clean(permit));
             draft.wait_for(
                 "Clean",
@@ -155,13 +158,32 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     }
 }
 
+/// Tells of the disks that the cleaning `id` leaves out, as long as that is not placed.
+pub(super) fn tell_left_out(
+    draft: &mut Draft<'_>,
+    server: &Server,
+    id: &str,
+    disks: &[Disk],
+    root: Option<&Disk>,
+) {
+    let names = disk::left_out(disks, root);
+    if names.is_empty() || jobs::is_placed(server, id) {
+        return;
+    }
+    let names = names.join(", ");
+    draft.warn(
+        "DisksLeft",
+        format!("the disks {names} stay as they are: they cannot be told from others"),
+    );
+}
+
 /// Without cleaning: what runs ends all the same, by the power where that may be switched, else by the ramdisk that takes its place.
 fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     if draft.session().is_some() {
         return finish(draft, Left::Disks);
     }
     let stays_on = draft.host.spec.disable_power_off == Some(true);
-    let boot = format!("{operation}-boot");
+    let boot = ramdisk::boot_of(operation);
     // What is off in the middle of its boot is about to be on again.
     let boots = draft.waiting_since("Ramdisk").is_some() || power::tried(draft, &boot).is_some();
     // Of one without a BMC nobody knows that it is off: it may have been switched on by hand.

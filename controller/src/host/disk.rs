@@ -10,10 +10,8 @@ use std::collections::BTreeMap;
 use muster_proto::{
     inventory::{Disk, Transport},
     job::DiskId,
-    kinds::{RootDeviceHints, Server},
+    kinds::RootDeviceHints,
 };
-
-use super::{draft::Draft, jobs};
 
 /// The least size of a disk that is chosen without hints, in bytes.
 const LEAST: u64 = 4 << 30;
@@ -141,30 +139,10 @@ pub(super) fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a
         .collect()
 }
 
-/// Tells of the disks that the cleaning `id` leaves out, as long as that is not placed.
-pub(super) fn tell_left_out(
-    draft: &mut Draft<'_>,
-    server: &Server,
-    id: &str,
-    disks: &[Disk],
-    root: Option<&Disk>,
-) {
-    let names = left_out(disks, root);
-    if names.is_empty() || jobs::is_placed(server, id) {
-        return;
-    }
-    let names = names.join(", ");
-    draft.warn(
-        "DisksLeft",
-        format!("the disks {names} stay as they are: they cannot be told from others"),
-    );
-}
-
 /// The names of those that are left out, though they may be the machine's own.
 pub(super) fn left_out<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a str> {
-    let clean = to_clean(disks, root);
     own(disks, root)
-        .filter(|disk| !clean.contains(disk))
+        .filter(|disk| root != Some(*disk) && can_be_told(disks, disk).is_err())
         .map(|disk| disk.name.as_str())
         .collect()
 }

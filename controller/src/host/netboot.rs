@@ -24,7 +24,9 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
     // The Server is watched apart from the host, and may show the end of a provisioning whose beginning the host's copy does not show yet.
     let left = server.is_some_and(|server| match State::of(host) {
         State::Provisioning => leaves(host, server),
-        State::Preparing | State::Available | State::Deprovisioning => left(host, server) > Some(begun(host)),
+        State::Preparing | State::Available | State::Deprovisioning => {
+            left(host, server) > Some(begun(host).unwrap_or_default())
+        }
         _ => false,
     });
     match State::of(host) {
@@ -47,17 +49,14 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
 /// True once the machine has its image and is told to leave the ramdisk, or is with the answer to that it has. What it was told in a former
 /// provisioning counts for nothing: without cleaning no other job came in between.
 pub(super) fn leaves(host: &BareMetalHost, server: &Server) -> bool {
-    left(host, server) >= Some(begun(host))
+    left(host, server) >= Some(begun(host).unwrap_or_default())
 }
 
-/// When the host's latest provisioning began, in seconds since 1970; 0: it has had none.
-fn begun(host: &BareMetalHost) -> i64 {
-    let history = host
-        .status
-        .as_ref()
-        .and_then(|status| status.operation_history.as_ref());
-    let begun = history.and_then(|history| history.provision.as_ref()?.start.as_ref());
-    begun.map_or(0, |start| start.0.as_second())
+/// When the host's latest provisioning began, in seconds since 1970; none: it has had none.
+pub(super) fn begun(host: &BareMetalHost) -> Option<i64> {
+    let history = host.status.as_ref()?.operation_history.as_ref()?;
+    let start = history.provision.as_ref()?.start.as_ref()?;
+    Some(start.0.as_second())
 }
 
 /// When the provisioning of this host began at whose end `server` shows that the machine is told to leave.

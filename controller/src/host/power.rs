@@ -275,7 +275,7 @@ fn switch_on(draft: &mut Draft<'_>) {
 /// An available machine boots its ramdisk and not what a former owner left; one whose BMC cannot arm that boots what it boots. False: the
 /// BMC failed to, and is asked again in a while of the time since `since`.
 fn arms(draft: &mut Draft<'_>, operation: &str, since: Timestamp) -> bool {
-    let id = format!("{operation}-boot");
+    let id = ramdisk::boot_of(operation);
     let is_late = seen_at(draft).duration_since(since) >= ARMING;
     match tried(draft, &id).map(|tried| (tried.at, &tried.result)) {
         None => ramdisk::arm(draft, &id),

@@ -12,10 +12,11 @@ use muster_proto::{
 use super::{
     State,
     access::{self, LOOK_AGAIN, Reach},
-    available, disk,
+    available, deprovisioning, disk,
     draft::{Draft, REFUSED},
     guard, image,
     jobs::{self, After, Job},
+    netboot,
     observed::Power,
     plan::{Effect, Next, PowerOrder, Task, WriteTask},
     power,
@@ -62,7 +63,7 @@ fn take_back(draft: &mut Draft<'_>) {
         draft.status.operational_status,
     );
     let failures = draft.status.provisioning_fail_count.saturating_add(1);
-    super::deprovisioning::begin(draft);
+    deprovisioning::begin(draft);
     draft.status.provisioning_fail_count = failures;
     // What failed is to be seen until the next attempt.
     (
@@ -86,7 +87,7 @@ fn ordered<'a>(draft: &Draft<'a>) -> Option<&'a str> {
     let operation = jobs::operation(
         draft,
         "provision",
-        Some(begun(draft)?),
+        Some(netboot::begun(draft.host)?),
         draft.old.provisioning_fail_count,
     );
     let job = draft.seen.server?.spec.job.as_ref()?;
@@ -94,13 +95,6 @@ fn ordered<'a>(draft: &Draft<'a>) -> Option<&'a str> {
     job.id
         .starts_with(&format!("{operation}-"))
         .then_some(write.image.url.as_str())
-}
-
-/// When the provisioning began, in seconds since 1970.
-fn begun(draft: &Draft<'_>) -> Option<i64> {
-    let history = draft.old.operation_history.as_ref()?;
-    let start = history.provision.as_ref()?.start.as_ref()?;
-    Some(start.0.as_second())
 }
 
 /// The image is one that this version does not write: another operator began with it, or it was changed meanwhile. Nothing is taken
@@ -126,7 +120,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     if is_withdrawn(draft) {
-        super::deprovisioning::begin(draft);
+        deprovisioning::begin(draft);
         return;
     }
     let source = match available::request(&draft.host.spec) {
@@ -138,7 +132,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         Some(Err(why)) => return cannot(draft, &why),
         None => return,
     };
-    let Some(start) = begun(draft) else {
+    let Some(start) = netboot::begun(draft.host) else {
         draft.begin(|history| &mut history.provision);
         draft.again(Duration::ZERO);
         return;
@@ -260,7 +254,7 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     let root = preparing::root(draft, &inventory.disks)?;
     let disks = disk::to_clean(&inventory.disks, Some(root));
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
-    disk::tell_left_out(draft, server, &id, &inventory.disks, Some(root));
+    deprovisioning::tell_left_out(draft, server, &id, &inventory.disks, Some(root));
     // All that is needed for it is there, most of the time: one order for both.
     let ready = secrets::inputs(draft) == secrets::Inputs::Ready;
     let drive = ready.then(|| secrets::drive(draft, session)).transpose()?;

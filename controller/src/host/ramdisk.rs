@@ -48,13 +48,18 @@ pub(super) fn ready<'a>(
         return Some((server, session));
     }
     match reach {
-        Reach::Bmc => boot(draft, &format!("{operation}-boot"), kind, then),
+        Reach::Bmc => boot(draft, &boot_of(operation), kind, then),
         Reach::Silent(failure) => {
             silent(draft, kind, &failure.message, then);
         }
         Reach::InBand | Reach::No => by_hand(draft, kind, then),
     }
     None
+}
+
+/// What the boot into the ramdisk is called that `operation` needs.
+pub(super) fn boot_of(operation: &str) -> String {
+    format!("{operation}-boot")
 }
 
 /// A person has to look which of the two it is; a host that goes waits for nothing without an end.

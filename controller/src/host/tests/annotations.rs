@@ -10,21 +10,13 @@ use super::{
     super::{Effect, State, next, observed::FailureClass, plan::PowerOrder, reboot},
     life::waiting,
     transitions::at,
-    world::{Content, Fault, IMAGE, World},
+    world::{Content, Fault, IMAGE, World, power_orders},
 };
 
 const REMEDIATION: &str = "reboot.metal3.io/metal3-remediation-1";
 
 fn orders(world: &World) -> Vec<PowerOrder> {
-    let orders = world
-        .plan()
-        .effects
-        .into_iter()
-        .filter_map(|effect| match effect {
-            Effect::Power { order, .. } => Some(order),
-            _ => None,
-        });
-    orders.collect()
+    power_orders(&world.plan())
 }
 
 fn provisioned() -> World {
@@ -276,10 +268,7 @@ fn a_host_that_must_not_be_off_is_restarted_by_its_system_unless_that_cannot_be_
         for _ in 0..20 {
             let plan = world.plan();
             let before = orders.len();
-            orders.extend(plan.effects.iter().filter_map(|effect| match effect {
-                Effect::Power { order, .. } => Some(*order),
-                _ => None,
-            }));
+            orders.extend(power_orders(&plan));
             let fails = fails.filter(|_| before == 0 && !orders.is_empty());
             world.execute(plan, None, fails.map_or(Fault::None, |_| Fault::Fails));
             if let (Some(class), Some(Err(failure))) =

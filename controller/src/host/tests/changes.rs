@@ -11,7 +11,7 @@ use super::{
     },
     life::waiting,
     transitions::at,
-    world::{Fault, IMAGE, World, secret},
+    world::{Fault, IMAGE, World, power_orders, secret},
 };
 
 fn count(world: &World) -> i64 {
@@ -55,9 +55,7 @@ fn is_not_switched_on() -> World {
 /// A moment later.
 fn soon(world: &mut World) {
     for _ in 0..6 {
-        let plan = world.plan();
-        world.execute(plan, None, Fault::None);
-        world.tick(2);
+        world.step(2);
     }
 }
 
@@ -165,14 +163,20 @@ fn nothing_is_begun_with_a_bmc_that_is_known_to_be_silent() {
     world.reach(State::Provisioned);
 }
 
-#[test]
-fn a_host_says_that_its_bmc_is_silent_whatever_it_waited_for_before() {
+/// An available host that is given an image and finds no place.
+fn without_a_place() -> World {
     let mut world = at(State::Available);
     world.settle();
     world.slot = false;
     world.set_image(Some(IMAGE));
     world.settle();
     assert_eq!(waiting(&world).0, "Place");
+    world
+}
+
+#[test]
+fn a_host_says_that_its_bmc_is_silent_whatever_it_waited_for_before() {
+    let mut world = without_a_place();
     world.disconnect();
     world.bmc_up = false;
     world.settle();
@@ -183,11 +187,7 @@ fn a_host_says_that_its_bmc_is_silent_whatever_it_waited_for_before() {
 
 #[test]
 fn what_a_host_waits_for_beside_its_bmc_is_said_as_long_as_its_ramdisk_is_here() {
-    let mut world = at(State::Available);
-    world.settle();
-    world.slot = false;
-    world.set_image(Some(IMAGE));
-    world.settle();
+    let mut world = without_a_place();
     assert!(world.machine.ramdisk.is_some());
     world.bmc_up = false;
     world.settle();
@@ -282,10 +282,7 @@ fn a_machine_that_was_never_in_its_ramdisk_is_asked_before_it_is_cut_off() {
     let mut orders = Vec::new();
     for _ in 0..20 {
         let plan = world.plan();
-        orders.extend(plan.effects.iter().filter_map(|effect| match effect {
-            Effect::Power { order, .. } => Some(*order),
-            _ => None,
-        }));
+        orders.extend(power_orders(&plan));
         world.execute(plan, None, Fault::None);
         world.tick(5);
     }

@@ -14,16 +14,12 @@ use super::{
     },
     life::waiting,
     transitions::at,
-    world::{Content, Edge, Fault, IMAGE, World},
+    world::{Content, Edge, Fault, IMAGE, World, power_orders},
 };
 use crate::bmc::{Health, Identity};
 
 fn orders(world: &World) -> Vec<PowerOrder> {
-    let order = |effect| match effect {
-        Effect::Power { order, .. } => Some(order),
-        _ => None,
-    };
-    world.plan().effects.into_iter().filter_map(order).collect()
+    power_orders(&world.plan())
 }
 
 fn probes(world: &World) -> bool {

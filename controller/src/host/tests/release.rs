@@ -285,6 +285,19 @@ fn a_machine_that_is_switched_on_to_be_available_boots_its_ramdisk() {
     );
 }
 
+/// An available host that was off and is to be on.
+fn is_to_be_on() -> World {
+    let mut world = at(State::Available);
+    world.host().spec.online = false;
+    world.settle();
+    world.host().spec.online = true;
+    world
+}
+
+fn arms(effect: &Effect) -> bool {
+    matches!(effect, Effect::BootNetworkOnce { .. })
+}
+
 #[test]
 fn a_bmc_that_fails_to_arm_the_network_boot_is_asked_again_and_in_the_end_switches_its_machine_on() {
     for (class, times, in_ramdisk) in [
@@ -293,11 +306,7 @@ fn a_bmc_that_fails_to_arm_the_network_boot_is_asked_again_and_in_the_end_switch
         (FailureClass::Unreachable, 2, true),
         (FailureClass::Busy, usize::MAX, false),
     ] {
-        let mut world = at(State::Available);
-        world.host().spec.online = false;
-        world.settle();
-        world.host().spec.online = true;
-        let arms = |effect: &Effect| matches!(effect, Effect::BootNetworkOnce { .. });
+        let mut world = is_to_be_on();
         let (mut refused, begun) = (0, world.now);
         while !world.machine.on {
             assert!(world.now.duration_since(begun).as_mins() < 5, "{class:?}");
@@ -323,11 +332,7 @@ fn a_bmc_that_fails_to_arm_the_network_boot_is_asked_again_and_in_the_end_switch
 
 #[test]
 fn a_bmc_that_was_silent_after_it_failed_to_arm_is_asked_once_more() {
-    let mut world = at(State::Available);
-    world.host().spec.online = false;
-    world.settle();
-    world.host().spec.online = true;
-    let arms = |effect: &Effect| matches!(effect, Effect::BootNetworkOnce { .. });
+    let mut world = is_to_be_on();
     let mut failed = false;
     for _ in 0..100 {
         let plan = world.plan();
@@ -354,17 +359,12 @@ fn a_machine_that_is_off_in_the_middle_of_its_boot_into_the_ramdisk_is_not_let_g
             tried.operation.contains("deprovision") && tried.operation.ends_with("-boot")
         })
     };
-    let soon = |world: &mut World| {
-        let plan = world.plan();
-        world.execute(plan, None, Fault::None);
-        world.tick(2);
-    };
     while !boots(&world) {
-        soon(&mut world);
+        world.step(2);
     }
     world.machine.on = false;
     for _ in 0..3 {
-        soon(&mut world);
+        world.step(2);
     }
     assert_eq!(world.state(), State::Deprovisioning);
     world.machine.on = true;

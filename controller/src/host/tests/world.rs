@@ -739,6 +739,13 @@ impl World {
         });
     }
 
+    /// One round without faults, and so many seconds.
+    pub(super) fn step(&mut self, seconds: u32) {
+        let plan = self.plan();
+        self.execute(plan, None, Fault::None);
+        self.tick(seconds);
+    }
+
     /// One round, and the time until the next.
     pub(super) fn round(&mut self) {
         let plan = self.plan();
@@ -808,4 +815,13 @@ impl World {
         }
         panic!("never quiet: {:?}", self.plan());
     }
+}
+
+/// The orders on the power that `plan` gives.
+pub(super) fn power_orders(plan: &Plan) -> Vec<PowerOrder> {
+    let order = |effect: &Effect| match effect {
+        Effect::Power { order, .. } => Some(*order),
+        _ => None,
+    };
+    plan.effects.iter().filter_map(order).collect()
 }
