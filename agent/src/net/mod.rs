@@ -340,7 +340,7 @@ impl Interfaces {
             Change::Granted(lease) => {
                 interface.former = Some(lease.address);
                 let held = interface.lease.replace(lease.clone());
-                if held.as_ref() == Some(&lease) {
+                if held.as_ref().is_some_and(|held| held.sets_up_as(&lease)) {
                     return; // Renewed.
                 }
                 self.setup.set_up(interface.on(index), held, lease);
@@ -358,7 +358,11 @@ impl Interfaces {
             return;
         };
         // It may be lost again, or another one be under way.
-        if interface.lease.as_ref() != Some(&lease) {
+        if !interface
+            .lease
+            .as_ref()
+            .is_some_and(|held| held.sets_up_as(&lease))
+        {
             return;
         }
         tracing::info!(

@@ -1,7 +1,14 @@
 //! Addresses and routes on interfaces, as leases come and go: asked of the kernel one after the other, on a thread of its own. A driver that
-//! hangs may hold the kernel's lock on all interfaces, and whoever asks then waits for it.
+//! hangs may hold the kernel's lock on all interfaces, and whoever asks then waits for it. What fails is tried again: a driver that resets
+//! its NIC refuses for a moment, and the lease would be renewed for hours without being in use.
 
-use std::{io, sync::mpsc, thread};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
 
 use muster_proto::Chain;
 
@@ -10,6 +17,11 @@ use super::{
     dhcp::Lease,
     netlink::{self, Request},
 };
+
+/// How often a lease is set up that could not be set up as a whole.
+const TRIES: u32 = 10;
+/// The pause between two of these.
+const PAUSE: Duration = Duration::from_secs(3);
 
 /// The interface that is meant.
 #[derive(Clone, Debug)]
@@ -32,34 +44,72 @@ enum Order {
     Remove { on: On, lease: Box<Lease> },
 }
 
+/// A lease that is to be set up.
+struct Due {
+    on: On,
+    lease: Box<Lease>,
+    /// How often yet, at most.
+    tries: u32,
+    /// Whoever waits for it knows that it is in use.
+    is_told: bool,
+}
+
 /// Has it done.
 pub(super) struct Setup(mpsc::Sender<Order>);
 
 impl Setup {
     /// `done` is told the interface's index and each lease that is in use.
     pub(super) fn begin(done: impl Fn(u32, Lease) + Send + 'static) -> io::Result<Setup> {
-        Setup::with(netlink::ask, done)
+        Setup::with(PAUSE, netlink::ask, done)
     }
 
     fn with(
+        pause: Duration,
         ask: impl Fn(Request) -> io::Result<()> + Send + 'static,
         done: impl Fn(u32, Lease) + Send + 'static,
     ) -> io::Result<Setup> {
         let (tx, rx) = mpsc::channel();
         let work = move || {
-            for order in rx {
-                match order {
-                    Order::SetUp { on, held, lease } => {
-                        if let Err(error) = set_up(&ask, &on, held.as_ref(), &lease) {
-                            tracing::warn!("{}", Chain(&error));
+            let mut again: BTreeMap<u32, Due> = BTreeMap::new();
+            loop {
+                let order = match again.is_empty() {
+                    true => rx.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                    false => rx.recv_timeout(pause),
+                };
+                let due = match order {
+                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Timeout) => std::mem::take(&mut again).into_values().collect(),
+                    Ok(Order::SetUp { on, held, lease }) => {
+                        again.remove(&on.index);
+                        // The new address goes first on the list only if the old one is gone.
+                        if let Some(old) = held.filter(|held| !held.is_at(&lease)) {
+                            _ = ask(Request::remove_address(on.index, old.address, old.prefix));
                         }
-                        done(on.index, *lease);
+                        let (tries, is_told) = (TRIES, false);
+                        vec![Due {
+                            on,
+                            lease,
+                            tries,
+                            is_told,
+                        }]
                     }
-                    Order::Remove { on, lease } => {
+                    Ok(Order::Remove { on, lease }) => {
+                        again.remove(&on.index);
                         let request = Request::remove_address(on.index, lease.address, lease.prefix);
                         if let Err(error) = ask(request).map_err(on.failed("remove the address")) {
                             tracing::warn!("{}", Chain(&error));
                         }
+                        Vec::new()
+                    }
+                };
+                for mut due in due {
+                    let SetUp { is_usable, is_whole } = set_up(&ask, &due.on, &due.lease);
+                    if is_usable && !std::mem::replace(&mut due.is_told, true) {
+                        done(due.on.index, Lease::clone(&due.lease));
+                    }
+                    due.tries -= 1;
+                    if !is_whole && due.tries > 0 {
+                        again.insert(due.on.index, due);
                     }
                 }
             }
@@ -98,38 +148,45 @@ impl On {
     }
 }
 
-fn set_up(
-    ask: impl Fn(Request) -> io::Result<()>,
-    on: &On,
-    held: Option<&Lease>,
-    lease: &Lease,
-) -> Result<(), NetworkError> {
-    if let Some(held) = held
-        && (held.address, held.prefix) != (lease.address, lease.prefix)
-    {
-        // The new address goes first on the list only if the old one is gone.
-        _ = ask(Request::remove_address(on.index, held.address, held.prefix));
-    }
+/// What came of setting up a lease.
+struct SetUp {
+    /// The interface has the address.
+    is_usable: bool,
+    /// It has all that goes with it, too.
+    is_whole: bool,
+}
+
+fn set_up(ask: impl Fn(Request) -> io::Result<()>, on: &On, lease: &Lease) -> SetUp {
+    let does = |action: &'static str, request: Request| match ask(request).map_err(on.failed(action)) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!("{}", Chain(&error));
+            false
+        }
+    };
     if let Some(mtu) = lease.mtu {
         // The hardware may take less; then the path is found out by TCP.
-        if let Err(error) = ask(Request::set_mtu(on.index, mtu)).map_err(on.failed("set the MTU")) {
-            tracing::warn!(mtu, "{}", Chain(&error));
-        }
+        does("set the MTU", Request::set_mtu(on.index, mtu));
     }
     let add = Request::add_address(on.index, lease.address, lease.prefix, on.metric);
-    ask(add).map_err(on.failed("set the address"))?;
-    for route in &lease.routes {
+    let is_usable = does("set the address", add);
+    let mut is_whole = is_usable;
+    // One that the kernel does not take keeps none of the others out.
+    for route in lease.routes.iter().filter(|_| is_usable) {
         let add = Request::add_route(on.index, lease.address, *route, on.metric);
-        ask(add).map_err(on.failed("add a route"))?;
+        is_whole &= does("add a route", add);
     }
-    Ok(())
+    SetUp { is_usable, is_whole }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Mutex, time::Duration};
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    };
 
-    use super::*;
+    use super::{super::Route, *};
 
     fn lease(last: u8) -> Lease {
         Lease::of([10, 0, 0, last].into())
@@ -141,6 +198,7 @@ mod tests {
         let go_rx = Mutex::new(go_rx);
         let (done_tx, done_rx) = mpsc::channel();
         let setup = Setup::with(
+            Duration::ZERO,
             move |_| go_rx.lock().unwrap().recv().unwrap(),
             move |index, lease| done_tx.send((index, lease.address)).unwrap(),
         )
@@ -159,10 +217,50 @@ mod tests {
         );
         go_tx.send(Ok(())).unwrap();
         assert_eq!(done_rx.recv().unwrap(), (2, lease(8).address));
-        // The old address, and the new one, which fails: the lease may do all the same.
+        // The old address, and the new one.
         go_tx.send(Ok(())).unwrap();
-        go_tx.send(Err(io::ErrorKind::Other.into())).unwrap();
+        go_tx.send(Ok(())).unwrap();
         assert_eq!(done_rx.recv().unwrap(), (2, lease(9).address));
         go_tx.send(Ok(())).unwrap();
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_and_keeps_nothing_else_out() {
+        // The address fails; then the first of two routes; then nothing.
+        let refused = [0, 2];
+        let (tx, rx) = mpsc::channel();
+        let (asked, used) = (tx.clone(), tx);
+        let number = AtomicUsize::new(0);
+        let setup = Setup::with(
+            Duration::ZERO,
+            move |_| {
+                asked.send("asked").unwrap();
+                match refused.contains(&number.fetch_add(1, Ordering::SeqCst)) {
+                    true => Err(io::ErrorKind::Other.into()),
+                    false => Ok(()),
+                }
+            },
+            move |_, _| used.send("used").unwrap(),
+        )
+        .unwrap();
+        let on = On {
+            index: 2,
+            name: "eth0".to_owned(),
+            metric: 50,
+        };
+        let mut lease = lease(8);
+        lease.routes = [1, 2]
+            .map(|last| Route::default_over([10, 0, 0, last].into()))
+            .to_vec();
+        setup.set_up(on, None, lease);
+        let came: Vec<_> = rx.iter().take(8).collect();
+        assert_eq!(
+            came,
+            [
+                "asked", "asked", "asked", "asked", "used", "asked", "asked", "asked"
+            ]
+        );
+        drop(setup);
+        assert_eq!(rx.iter().count(), 0, "it is set up as a whole");
     }
 }

@@ -37,6 +37,9 @@ const KNOWN: usize = 64;
 /// without a word is to zero some GiB.
 const STALL: Duration = Duration::from_secs(30 * 60);
 
+/// How many bytes of what failed are left where the controller does not take more.
+const SHORT: usize = 1000;
+
 /// The jobs of one session.
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
@@ -170,6 +173,21 @@ impl Jobs {
     /// What the next poll tells.
     pub(super) fn untold(&self) -> Option<&Untold> {
         self.untold.front()
+    }
+
+    /// Leaves of what is to be told of the job `id` only what matters most; false if nothing can be left out.
+    pub(super) fn shorten(&mut self, id: &str) -> bool {
+        let Some(untold) = self.untold.iter_mut().find(|untold| untold.id == id) else {
+            return false;
+        };
+        let mut is_shorter = !std::mem::take(&mut untold.log).is_empty();
+        if let Outcome::Failed { message, .. } = &mut untold.outcome
+            && message.len() > SHORT
+        {
+            message.truncate(message.floor_char_boundary(SHORT));
+            is_shorter = true;
+        }
+        is_shorter
     }
 
     /// The controller has the outcome of the job `id`, or will never take it.

@@ -272,8 +272,13 @@ impl<M: Machine> Session<M> {
         let command = match self.poll().await {
             Ok(command) => command,
             Err(Stop::Dropped(problem)) => {
-                tracing::error!("the controller does not take a poll: {problem}");
-                self.jobs.told(&self.last);
+                // Without its outcome, a job would be waited for for ever.
+                if self.jobs.shorten(&self.last) {
+                    tracing::warn!("the controller does not take a poll; it is told less: {problem}");
+                } else {
+                    tracing::error!("the controller does not take a poll: {problem}");
+                    self.jobs.told(&self.last);
+                }
                 self.link.pause(None).await;
                 return Ok(());
             }
@@ -476,8 +481,10 @@ impl<M: Machine> Session<M> {
         // The answer may be held back; all that matters is that the outcomes arrive.
         let tell = async {
             while self.jobs.untold().is_some() {
-                if matches!(self.poll().await, Err(Stop::Ended(_) | Stop::CertificateRefused)) {
-                    break;
+                match self.poll().await {
+                    Err(Stop::Ended(_) | Stop::CertificateRefused) => break,
+                    Err(Stop::Dropped(_)) if !self.jobs.shorten(&self.last) => break,
+                    _ => {}
                 }
             }
         };

@@ -50,6 +50,24 @@ pub struct Lease {
     pub duration: Option<Duration>,
 }
 
+impl Lease {
+    /// True if the address is that of `other`, with its netmask.
+    pub(super) fn is_at(&self, other: &Lease) -> bool {
+        (self.address, self.prefix) == (other.address, other.prefix)
+    }
+
+    /// True if it sets up an interface as `other` does; how long it lasts is no part of that.
+    pub(super) fn sets_up_as(&self, other: &Lease) -> bool {
+        let untimed = |lease: &Lease| Lease {
+            renew: Duration::ZERO,
+            rebind: Duration::ZERO,
+            duration: None,
+            ..lease.clone()
+        };
+        untimed(self) == untimed(other)
+    }
+}
+
 #[cfg(test)]
 impl Lease {
     /// One that says no more than the address.

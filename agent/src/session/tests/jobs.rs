@@ -86,6 +86,28 @@ async fn a_write_runs_beside_the_polls_tells_its_progress_and_ends_a_held_poll()
 }
 
 #[tokio::test]
+async fn an_outcome_that_the_controller_does_not_take_is_told_once_more_in_short() {
+    let refused = || refuse(413, ProblemKind::TooLarge);
+    let controller = controller(vec![write("op-1", 3), refused(), refused()]).await;
+    let agent = Agent::of(&controller);
+    agent.bench.ends(Err(Failed {
+        message: "no ".repeat(1000),
+        failure: Failure::Temporary,
+    }));
+    until_told(&controller, "op-1", 2).await;
+    until_polled(&controller, "op-1").await;
+    let polls = polls(&controller);
+    let told = polls.iter().filter(|poll| !poll["outcome"].is_null());
+    let told: Vec<_> = told
+        .map(|poll| {
+            let message = poll["outcome"]["message"].as_str().unwrap();
+            (message.len(), poll["log"].is_null())
+        })
+        .collect();
+    assert_eq!(told, [(3000, false), (1000, true)]);
+}
+
+#[tokio::test]
 async fn whoever_is_told_to_leave_with_the_answer_to_the_end_of_a_write_says_nothing_more() {
     let leave = json!({ "id": "op-2", "epoch": 3, "farewell": true, "action": { "do": "reboot" } });
     let leave = Answer::json(&json!({ "command": leave, "time": NOW }));
