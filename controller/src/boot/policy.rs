@@ -24,12 +24,12 @@
 //! enough: one on a Server that was restored from a backup may have been done long ago.
 
 use muster_proto::kinds::{
-    APPROVE_ANNOTATION, BareMetalHost, INSPECT_ANNOTATION, InspectionMode, JobAction, PAUSED_ANNOTATION,
-    SERVER_ANNOTATION, Segment, Server, UnknownPolicy,
+    APPROVE_ANNOTATION, BareMetalHost, InspectionMode, JobAction, PAUSED_ANNOTATION, SERVER_ANNOTATION,
+    Segment, Server, UnknownPolicy,
 };
 
 use crate::{
-    discovery::host::{annotation, state},
+    discovery::host::{annotation, state, wants_inspection},
     host::{guard::is_protected, netboot},
 };
 
@@ -112,8 +112,7 @@ pub fn verdict_by_uuid(segment: &Segment, server: Option<&Server>, host: Option<
 
 /// Upstream's annotation asks for an inspection, whatever its value, but for the old way to switch inspection off.
 fn asks_for_inspection(host: &BareMetalHost) -> bool {
-    annotation(host, INSPECT_ANNOTATION).is_some_and(|value| value != "disabled")
-        && host.spec.inspection_mode != Some(InspectionMode::Disabled)
+    wants_inspection(host) && host.spec.inspection_mode != Some(InspectionMode::Disabled)
 }
 
 /// True for a host in whose life an inspection has a place. The spec counts beside the state, because an object that was

@@ -24,7 +24,13 @@ use muster_proto::{
 use serde::de::DeserializeOwned;
 
 use super::{hardware, name};
-use crate::host::{Owner, State, owner, owner::has_bmc, plan::FINALIZER};
+use crate::host::{
+    Owner, State,
+    conditions::{MANAGE, MANAGEMENT, WAITING, since},
+    owner,
+    owner::has_bmc,
+    plan::FINALIZER,
+};
 
 /// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
 pub const TRUST_ANNOTATION: &str = "muster.dev/trust";
@@ -339,15 +345,17 @@ fn whole_seconds(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
-/// Upstream's conditions for an unmanaged host; those of other types stay, and the time moves only with the value.
+/// Upstream's conditions for an unmanaged host, and ours with what it waits for; those of other types stay, and the time moves only with
+/// the value.
 fn conditions(old: &[Condition], now: Timestamp) -> Vec<Condition> {
-    const UNMANAGED: [(&str, &str, &str); 6] = [
+    const UNMANAGED: [(&str, &str, &str); 7] = [
         ("Manageable", "False", "NotManaged"),
         ("AvailableForProvisioning", "False", "NotAvailable"),
         ("Provisioned", "False", "NotProvisioned"),
         ("Ready", "False", "NotProvisioned"),
         ("Progressing", "False", "NotProgressing"),
         ("Healthy", "Unknown", "Unknown"),
+        (WAITING, "True", MANAGEMENT),
     ];
     let mut all = old.to_vec();
     for (type_, status, reason) in UNMANAGED {
@@ -355,7 +363,10 @@ fn conditions(old: &[Condition], now: Timestamp) -> Vec<Condition> {
             type_: type_.to_owned(),
             status: status.to_owned(),
             reason: reason.to_owned(),
-            message: String::new(),
+            message: match type_ {
+                WAITING => since(MANAGE, now),
+                _ => String::new(),
+            },
             last_transition_time: whole_seconds(now),
             observed_generation: None,
         };

@@ -35,7 +35,10 @@ use super::{
     },
     twins::{twin_of_ours, twins_of_theirs},
 };
-use crate::events::Event;
+use crate::{
+    events::Event,
+    host::conditions::{CONTESTED, ENROLS_AGAIN},
+};
 
 /// What a decision rests on.
 #[derive(Clone, Copy, Debug)]
@@ -224,8 +227,7 @@ fn create(seen: &Seen<'_>) -> Plan {
         return Plan::rest("it has sent no inventory yet");
     };
     if status(seen).is_some_and(|status| status.contested) {
-        let message =
-            "no host is made: two machines showed one token; boot it again to enrol alone".to_owned();
+        let message = format!("no host is made: {CONTESTED}; next: {ENROLS_AGAIN}");
         let mut plan = Plan::rest("it is contested");
         plan.notices
             .push(warning(about_server(seen.server), "Contested", message));
@@ -458,7 +460,7 @@ fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
         return Some(format!("it is {}", text::clean(host::state(host).as_bytes())));
     }
     if status(seen).is_some_and(|status| status.contested) {
-        return Some("two machines showed one token".to_owned());
+        return Some(CONTESTED.to_owned());
     }
     let had = host::recorded_trust(host);
     let required = seen

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::{
     Chain,
-    kinds::{BareMetalHost, HardwareDetails, HostReference, Segment, Server},
+    kinds::{BareMetalHost, HardwareDetails, HostReference, IN_BAND_ANNOTATION, Segment, Server},
     text,
 };
 
@@ -80,8 +80,8 @@ pub(super) fn unwatched(server: &Server, segment: &Segment, namespace: &str, wat
     .map(|(about, whose)| {
         let message = format!(
             "no host is made: {whose} puts hosts into namespace {namespace}, and this controller watches {watched} only; \
-             set the Segment's spec.hostNamespace to {watched}, or run the controller with --watch-namespace={namespace}, \
-             or without it for all namespaces"
+             next: set the Segment's spec.hostNamespace to {watched}, or let the controller watch {namespace} (--watch-namespace, \
+             with rights there), or all namespaces (deploy/ instead of deploy/namespaced)"
         );
         warning(about, "NamespaceNotWatched", message)
     })
@@ -92,7 +92,8 @@ pub(super) fn unseen_host(server: &Server, at: &HostReference, watched: &str) ->
     let HostReference { namespace, name, .. } = at;
     let message = format!(
         "nothing is changed: its host {namespace}/{name} cannot be seen, because this controller watches namespace {watched} only; \
-         run the controller with --watch-namespace={namespace}, or without it for all namespaces"
+         next: let the controller watch {namespace} (--watch-namespace, with rights there), or all namespaces (deploy/ instead of \
+         deploy/namespaced)"
     );
     warning(about_server(server), "NamespaceNotWatched", message)
 }
@@ -131,7 +132,7 @@ pub(super) fn told_of_hardware(
             .and_then(|vendor| vendor.product_name.as_deref())
             .unwrap_or("machine");
         let message = format!(
-            "{product}: {} disks, {} network interfaces, {} MiB of memory",
+            "{product}: {} disks, {} network interfaces, {} MiB of memory; next: set spec.bmc, or annotate the host with {IN_BAND_ANNOTATION}, to manage it",
             now.storage.len(),
             now.nics.len(),
             now.ram_mebibytes.unwrap_or(0),

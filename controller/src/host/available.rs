@@ -3,7 +3,7 @@
 //! All that can be known beforehand is checked here, while nothing is lost: upstream starts, fails, cleans and starts again.
 
 use jiff::{SignedDuration, Timestamp};
-use muster_proto::kinds::{BareMetalHostSpec, ErrorType, INSPECT_ANNOTATION, Image, RELEASE_ANNOTATION};
+use muster_proto::kinds::{BareMetalHostSpec, ErrorType, Image, RELEASE_ANNOTATION};
 
 use super::{
     State,
@@ -15,6 +15,7 @@ use super::{
     provisioning, ramdisk, registration,
     secrets::{self, Inputs},
 };
+use crate::discovery::host::wants_inspection;
 
 /// The host is available.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
@@ -27,10 +28,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.enter(State::ExternallyProvisioned);
         return;
     }
-    let asked = draft
-        .annotation(INSPECT_ANNOTATION)
-        .is_some_and(|value| value != "disabled");
-    if asked && !registration::inspection_disabled(draft.host) {
+    if wants_inspection(draft.host) && !registration::inspection_disabled(draft.host) {
         inspection::begin_again(draft);
         return;
     }
@@ -173,21 +171,19 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
     if failures == 0 {
         return Ok(true);
     }
-    let is_another = draft.host.spec.image.as_ref() != draft.status.last_attempted_image.as_deref();
+    // Where the kind does not know it, its generation alone tells.
+    let attempted = draft.status.last_attempted_image.as_deref();
+    let is_another = attempted.is_some() && draft.host.spec.image.as_ref() != attempted;
     if is_another || draft.is_another_spec(conditions::failed_for(&draft.old)) {
         draft.status.provisioning_fail_count = 0;
         return Ok(true);
     }
-    let why = match draft.old.error_message.as_str() {
-        "" => "see the events",
-        message => message,
-    }
-    .to_owned();
+    let why = conditions::why_failed(&draft.old)
+        .unwrap_or("see the events")
+        .to_owned();
     let most = draft.seen.max_provisioning_retries;
     if most > 0 && failures >= most {
-        let given_up = format!("gave up after {failures} attempts: ");
-        let why = why.strip_prefix(&given_up).unwrap_or(&why);
-        return Err(format!("{given_up}{why}"));
+        return Err(format!("gave up after {failures} attempts: {why}"));
     }
     let ended = ended(draft).unwrap_or(draft.now);
     let pause = backoff::pause(draft.uid(), failures);

@@ -26,6 +26,32 @@ fn failure(status: &BareMetalHostStatus) -> Option<&Condition> {
         .find(|condition| condition.type_ == FAILED)
 }
 
+/// What stands in the message of [`FAILED`] before and behind the number.
+const ATTEMPT: [&str; 2] = ["attempt ", " failed: "];
+
+/// The number of failures of an image that is still asked for, and why the last one failed.
+fn told(status: &BareMetalHostStatus) -> Option<(i64, &str)> {
+    let [before, behind] = ATTEMPT;
+    let (count, why) = failure(status)?
+        .message
+        .strip_prefix(before)?
+        .split_once(behind)?;
+    Some((count.parse().ok()?, why))
+}
+
+/// How often an image that is still asked for could not be written. Older versions of upstream's kind do not know its field, and their API
+/// servers keep only the condition.
+pub(super) fn failures(status: &BareMetalHostStatus) -> i64 {
+    status
+        .provisioning_fail_count
+        .max(told(status).map_or(0, |(count, _)| count))
+}
+
+/// Why it could not be written the last time.
+pub(super) fn why_failed(status: &BareMetalHostStatus) -> Option<&str> {
+    told(status).map(|(_, why)| why)
+}
+
 /// The generation of the object when an image that is still asked for could not be written.
 pub(super) fn failed_for(status: &BareMetalHostStatus) -> Option<i64> {
     failure(status)?.observed_generation
@@ -41,7 +67,8 @@ fn set_failure(status: &mut BareMetalHostStatus, before: i64, generation: Option
             "" => "see the events",
             why => why,
         };
-        let wanted = fact(FAILED, Ok("Failed"), &format!("attempt {count} failed: {why}"));
+        let [before, behind] = ATTEMPT;
+        let wanted = fact(FAILED, Ok("Failed"), &format!("{before}{count}{behind}{why}"));
         let since = Some((whole_seconds(now), generation));
         put(&mut status.conditions, wanted, since, now);
     }
@@ -57,8 +84,27 @@ pub(super) fn without_time(message: &str) -> &str {
         .map_or(message, |at| message.get(..at).unwrap_or(message))
 }
 
+/// The reason of a host that nobody manages.
+pub const MANAGEMENT: &str = "Management";
+
+/// What such a host waits for.
+pub const MANAGE: &str = "waits for somebody to manage the machine: set spec.bmc, or annotate the host with muster.dev/in-band=KEY, \
+    where KEY stands on the machine's console and in status.session.key of its Server; next: the host is registered";
+
+/// What it means that a Server is contested.
+pub const CONTESTED: &str = "two keys showed the boot token of this machine, so something else on its segment may have read it, and its session is revoked";
+
+/// What ends that.
+pub const ENROLS_AGAIN: &str =
+    "look for a foreign device on the segment, then boot the machine again: it gets another token";
+
+/// `message` with the time from when on it is so.
+pub fn since(message: &str, at: Timestamp) -> String {
+    format!("{message}{SINCE}{})", whole_seconds(at).0)
+}
+
 /// Every reason that [`WAITING`] can have while it is true.
-pub const WAITING_REASONS: [&str; 20] = [
+pub const WAITING_REASONS: [&str; 21] = [
     "Bmc",
     "Clean",
     "Contested",
@@ -68,6 +114,7 @@ pub const WAITING_REASONS: [&str; 20] = [
     "Inspection",
     "Inventory",
     "Leave",
+    MANAGEMENT,
     "Place",
     "PowerByHand",
     "PowerCycleByHand",
@@ -91,7 +138,7 @@ pub fn asks_a_person(status: &BareMetalHostStatus) -> bool {
 
 /// True if what a host waits for with this `reason` does not come before a person acts or changes something.
 pub(super) fn is_left_to_a_person(reason: &str) -> bool {
-    BY_HAND.contains(&reason) || reason == super::draft::REFUSED
+    BY_HAND.contains(&reason) || [super::draft::REFUSED, MANAGEMENT].contains(&reason)
 }
 
 /// What a host with this status waits for.
@@ -143,7 +190,7 @@ pub(super) fn set(
             type_: WAITING,
             status: "True",
             reason: wait.reason,
-            message: format!("{}{SINCE}{})", wait.message, whole_seconds(wait.since).0),
+            message: since(&wait.message, wait.since),
         },
         None => fact(WAITING, Err("Nothing"), "nothing is to be done"),
     });

@@ -37,9 +37,28 @@ pub(super) fn turn(draft: &mut Draft<'_>) -> bool {
         State::Inspecting | State::Preparing | State::Available | State::ExternallyProvisioned => {
             draft.enter(State::PoweringOffBeforeDelete);
         }
+        State::Deprovisioning if failed_before(draft) => begin_anew(draft),
         _ => return false,
     }
     true
+}
+
+/// True if the deprovisioning failed before the deletion was asked for: that is none of its attempts.
+fn failed_before(draft: &Draft<'_>) -> bool {
+    let history = draft.old.operation_history.as_ref();
+    let begun = history.and_then(|history| history.deprovision.as_ref()?.start.as_ref());
+    let asked = draft.host.metadata.deletion_timestamp.as_ref();
+    draft.old.error_count > 0 && begun < asked
+}
+
+fn begin_anew(draft: &mut Draft<'_>) {
+    draft.clear_error();
+    draft.status.error_count = 0;
+    draft.begin(|history| &mut history.deprovision);
+    // The API server's clock may be ahead.
+    let asked = draft.host.metadata.deletion_timestamp.clone();
+    let history = draft.history(|history| &mut history.deprovision);
+    history.start = history.start.take().max(asked);
 }
 
 /// The host is switched off before it goes.

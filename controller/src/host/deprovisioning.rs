@@ -11,7 +11,7 @@ use super::{
     State,
     access::{self, Reach},
     disk,
-    draft::{Draft, HoldOff},
+    draft::{Draft, HoldOff, REFUSED},
     guard,
     jobs::{self, Job},
     observed::Power,
@@ -78,7 +78,9 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         HoldOff::Waiting => return,
         HoldOff::Over if draft.is_leaving() && access::asks_anew(draft) => return,
         // An error of the provisioning that is being taken back is shown until the next one.
-        HoldOff::None if draft.old.error_type == Some(ErrorType::Provisioning) => {}
+        HoldOff::None
+            if draft.old.error_type == Some(ErrorType::Provisioning)
+                && draft.waiting_since(REFUSED).is_none() => {}
         HoldOff::None | HoldOff::Over => draft.clear_error(),
     }
     if let Some(why) = guard::untouchable(draft.host) {
@@ -256,6 +258,21 @@ fn cleaned(draft: &mut Draft<'_>, server: &Server) {
     let inventory = status.and_then(|status| status.inventory.as_ref());
     let inventory = inventory.map(Packed::unpack).unwrap_or_default();
     let root = preparing::root_of_before(draft, &inventory.disks);
+    // The order may be older than the first report of this boot: who used the machine may have put disks in.
+    let ordered = server.spec.job.as_ref().and_then(|job| job.clean.as_ref());
+    if let Some(ordered) = ordered.map(Packed::unpack) {
+        let is_named = |disk: &&Disk| ordered.disks.iter().any(|id| disk::is_meant(id, disk));
+        let more = disk::to_clean(&inventory.disks, root).into_iter();
+        let more: Vec<_> = more
+            .filter(|disk| !is_named(disk))
+            .map(|disk| disk.name.as_str())
+            .collect();
+        if !more.is_empty() {
+            let names = more.join(", ");
+            let message = format!("not all disks are cleaned: {names} came to light after that was ordered");
+            return draft.fail(ErrorType::Provisioning, message);
+        }
+    }
     let left = match disk::left_out(&inventory.disks, root).is_empty() {
         true => Left::Nothing,
         false => Left::SomeDisks,
@@ -301,7 +318,9 @@ fn finish(draft: &mut Draft<'_>, left: Left) {
     power::rebooted(draft);
     let told = match left {
         Left::Nothing => "nothing of what it ran is left to boot",
-        Left::SomeDisks => "of what it ran is left what disks hold that were not cleaned",
+        Left::SomeDisks => {
+            "its disks are clean, but for those of the Event DisksLeft, which are as they were"
+        }
         Left::Disks => "the host is let go, with its disks as they were",
     };
     draft.tell("DeprovisioningComplete", told);

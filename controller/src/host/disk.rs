@@ -74,14 +74,32 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
             words(&hints)
         )
     })?;
-    // As the agent has it, which would refuse any other.
-    meant.find(|disk| is_writable(disk)).ok_or_else(|| {
+    // As the agent has it, which would refuse any other. Of those that the hints do not tell apart, one of another machine's is the last.
+    let writable = meant.filter(|disk| is_writable(disk));
+    writable.min_by_key(|disk| is_remote(disk)).ok_or_else(|| {
         let what = if first.read_only { "read-only" } else { "removable" };
         format!(
             "the disk {} that the root device hints choose is {what}, and images go to no such disk",
             first.name
         )
     })
+}
+
+/// True if `disk` is the one that was called `id`, wherever it hangs now, unless nothing else tells it from others.
+pub(super) fn is_meant(id: &DiskId, disk: &Disk) -> bool {
+    let is = DiskId::from(disk);
+    let known = |id: &DiskId| {
+        (
+            id.serial.clone(),
+            id.wwn.clone(),
+            id.wwn_with_extension.clone(),
+            id.size_bytes,
+        )
+    };
+    let is_anonymous = [&id.serial, &id.wwn, &id.wwn_with_extension]
+        .iter()
+        .all(|name| name.is_empty());
+    known(id) == known(&is) && (!is_anonymous || id.by_path == is.by_path)
 }
 
 /// `hints` without those that say nothing: clients write an empty text, or 0, where they mean none.

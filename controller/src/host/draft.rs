@@ -89,12 +89,16 @@ pub(super) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(super) fn new(host: &'a BareMetalHost, seen: &'a Observed<'a>, now: Timestamp) -> Draft<'a> {
-        let old = host.status.clone().unwrap_or_default();
+        let state = State::of(host);
+        let mut old = host.status.clone().unwrap_or_default();
+        if !state.is_provisioned() {
+            old.provisioning_fail_count = conditions::failures(&old);
+        }
         Draft {
             host,
             seen,
             now,
-            state: State::of(host),
+            state,
             status: old.clone(),
             old,
             metadata: Metadata::default(),
@@ -120,6 +124,11 @@ impl<'a> Draft<'a> {
 
     pub(super) fn is_leaving(&self) -> bool {
         self.host.metadata.deletion_timestamp.is_some()
+    }
+
+    /// When the session of its ramdisk was connected last, if it is there.
+    pub(super) fn here_since(&self) -> Option<Timestamp> {
+        self.session().and_then(|(_, session)| session.since.parse().ok())
     }
 
     /// The session of its ramdisk, if it is there.
@@ -251,10 +260,11 @@ impl<'a> Draft<'a> {
             self.warn(reason, message.clone());
         }
         self.why(format!("refused: {message}"));
-        self.wait_for(
-            REFUSED,
-            format!("{}; next: goes on as soon as that is changed", clause(&message)),
-        );
+        let next = match message.contains("; next: ") {
+            true => "",
+            false => "; next: goes on as soon as that is changed",
+        };
+        self.wait_for(REFUSED, format!("{}{next}", clause(&message)));
     }
 
     /// The same where something else may be under way or have failed: that is told, and goes on by what is told of it.
@@ -438,7 +448,7 @@ impl<'a> Draft<'a> {
         self.status.operational_status = OperationalStatus::Delayed;
         self.wait_for(
             "Place",
-            "waits for a place among the hosts that are busy at once; next: goes on as soon as another one ends",
+            "waits for a place among the hosts that are busy at once (--provisioning-limit); next: goes on as soon as another one ends",
         );
         // Its turn wakes it.
         false

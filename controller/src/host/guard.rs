@@ -9,6 +9,7 @@ use muster_proto::{
 
 use super::{
     State,
+    conditions::CONTESTED,
     detached::is_cut_off,
     disk::{can_be_told, has_twin},
     observed::Observed,
@@ -150,7 +151,7 @@ fn machine(host: &BareMetalHost, server: &Server, inventory: &Inventory) -> Resu
         return Err("a part of the machine's Server cannot be read".to_owned());
     }
     if status.contested {
-        return Err("two machines showed one token as this one".to_owned());
+        return Err(CONTESTED.to_owned());
     }
     let connected = status
         .session

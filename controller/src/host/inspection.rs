@@ -13,7 +13,10 @@ use super::{
     plan::{Effect, Task},
     ramdisk, registration, restore,
 };
-use crate::discovery::{hardware, host};
+use crate::discovery::{
+    hardware,
+    host::{self, wants_inspection},
+};
 
 /// A ramdisk sends its inventory by itself soon after its first word; only after this time it is told to. It may have done so and left
 /// no trace, because nothing is new.
@@ -71,9 +74,7 @@ pub(super) fn begin_again(draft: &mut Draft<'_>) {
 
 /// The host is inspecting.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
-    let asked = draft
-        .annotation(INSPECT_ANNOTATION)
-        .is_some_and(|value| value != "disabled");
+    let asked = wants_inspection(draft.host);
     if asked {
         // What it asks for is being done.
         draft

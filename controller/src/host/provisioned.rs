@@ -26,9 +26,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     draft.forget(ErrorType::Provisioning);
-    if !is_to_leave(draft) {
-        look_after(draft);
-    }
+    let leaving = is_to_leave(draft);
+    look_after_unless(draft, leaving);
 }
 
 /// Why what is to take the place of what the host runs cannot; none: nothing is to, or it can. What runs is not lost for it.
@@ -45,11 +44,21 @@ fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
         .or_else(|| available::request(spec).err())
 }
 
+/// Whether a machine leaves its ramdisk for the system that it has.
+#[derive(Clone, Copy)]
+enum Leaving {
+    /// It need not, or cannot.
+    No,
+    /// It was told to, and goes in a moment.
+    Told,
+    /// It was told this long ago, and is there still.
+    Stays(&'static str),
+}
+
 /// A ramdisk that still runs did not hear that it is to leave, because the way to it was broken at that moment: it is told, once.
-/// True while that is on its way.
-fn is_to_leave(draft: &mut Draft<'_>) -> bool {
+fn is_to_leave(draft: &mut Draft<'_>) -> Leaving {
     let Some((server, _)) = draft.session().filter(|_| !stays_off(draft)) else {
-        return false;
+        return Leaving::No;
     };
     let history = draft.old.operation_history.as_ref();
     let written = history.and_then(|history| history.provision.as_ref()?.end.as_ref());
@@ -60,7 +69,7 @@ fn is_to_leave(draft: &mut Draft<'_>) -> bool {
     let due = written.checked_add(ramdisk::SILENCE).unwrap_or(draft.now);
     if draft.now < due && !draft.is_ahead(written) {
         draft.again_at(due);
-        return false;
+        return Leaving::No;
     }
     let id = format!(
         "{}-leave",
@@ -68,7 +77,7 @@ fn is_to_leave(draft: &mut Draft<'_>) -> bool {
     );
     let message =
         "the machine is in its ramdisk, although its image is written; next: it is rebooted into that";
-    is_told_to_leave(draft, server, &id, message)
+    told_to_leave(draft, server, &id, message)
 }
 
 /// The host is externally provisioned.
@@ -86,22 +95,20 @@ pub(super) fn external(draft: &mut Draft<'_>) {
     }
     // The request that failed is not to be fulfilled any more.
     draft.forget(ErrorType::Provisioning);
-    if !leaves_for_its_own(draft) {
-        look_after(draft);
-    }
+    let leaving = leaves_for_its_own(draft);
+    look_after_unless(draft, leaving);
 }
 
-/// A host that somebody else provisioned is not to stay in the ramdisk that it is found in: it is told to leave, once in each. True while that
-/// is on its way.
-fn leaves_for_its_own(draft: &mut Draft<'_>) -> bool {
+/// A host that somebody else provisioned is not to stay in the ramdisk that it is found in: it is told to leave, once in each.
+fn leaves_for_its_own(draft: &mut Draft<'_>) -> Leaving {
     let Some((server, session)) = draft.session().filter(|_| !stays_off(draft)) else {
-        return false;
+        return Leaving::No;
     };
     let of = session.key.get(..16).unwrap_or(&session.key);
     let id = format!("{}-{of}", jobs::operation(draft, "external", None, 0));
     let message =
         "the machine is in its ramdisk, although it has a system of its own; next: it is rebooted into that";
-    is_told_to_leave(draft, server, &id, message)
+    told_to_leave(draft, server, &id, message)
 }
 
 /// True if the machine is to be off, or about to be.
@@ -112,19 +119,33 @@ fn stays_off(draft: &Draft<'_>) -> bool {
     stays_off || reboot::wish(draft.host, false).off()
 }
 
-/// Has the machine of `server` leave its ramdisk by the job `id`. True while that is on its way.
-fn is_told_to_leave(draft: &mut Draft<'_>, server: &Server, id: &str, message: &str) -> bool {
+/// Has the machine of `server` leave its ramdisk by the job `id`.
+fn told_to_leave(draft: &mut Draft<'_>, server: &Server, id: &str, message: &'static str) -> Leaving {
     let contested = server.status.as_ref().is_some_and(|status| status.contested);
+    // It may have waited for another session's end.
+    let is_old = |since| draft.now.duration_since(since) >= ramdisk::BOOT_DEADLINE;
+    let is_late = draft.waited("Leave", ramdisk::BOOT_DEADLINE) && draft.here_since().is_none_or(is_old);
     match jobs::look(server, |job| job == id) {
-        Job::Absent if contested => return false,
-        // Its power counts for more than where it is.
-        Job::Pending if draft.waited("Leave", ramdisk::BOOT_DEADLINE) => return false,
+        Job::Absent if contested => return Leaving::No,
+        Job::Done | Job::Failed(_) => return Leaving::No,
+        Job::Absent | Job::Pending if is_late => return Leaving::Stays(message),
         Job::Absent => jobs::place(draft, server, id, Task::Reboot),
         Job::Pending => draft.again(access::LOOK_AGAIN),
-        Job::Done | Job::Failed(_) => return false,
     }
     draft.wait_for("Leave", message);
-    true
+    Leaving::Told
+}
+
+/// The power of one that stays where it should not be counts for more than where it is.
+fn look_after_unless(draft: &mut Draft<'_>, leaving: Leaving) {
+    match leaving {
+        Leaving::Told => {}
+        Leaving::No => look_after(draft),
+        Leaving::Stays(message) => {
+            look_after(draft);
+            draft.wait_beside("Leave", message);
+        }
+    }
 }
 
 fn look_after(draft: &mut Draft<'_>) {

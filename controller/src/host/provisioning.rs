@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use muster_proto::{
     inventory::Inventory,
     job::ImageSource,
@@ -41,6 +41,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     // By which the disk is chosen that is written now and cleaned one day, whatever is changed meanwhile.
     draft.status.provisioning.root_device_hints = effective_hints(draft);
     draft.status.last_attempted_image = draft.host.spec.image.clone().map(Box::new);
+    draft.status.provisioning.image.clone_from(&draft.host.spec.image);
     let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());
     match draft.session() {
         Some(_) => draft.wait_for("Write", WRITING),
@@ -73,28 +74,17 @@ fn take_back(draft: &mut Draft<'_>) {
     ) = kept;
 }
 
+/// The URL of the image that is being written. Older kinds have one place for it, newer ones two; another operator may have filled neither.
+fn attempted<'a>(draft: &'a Draft<'_>) -> Option<&'a str> {
+    let newer = available::image_url(draft.old.last_attempted_image.as_deref());
+    newer.or_else(|| available::image_url(draft.old.provisioning.image.as_ref()))
+}
+
 /// The request was taken back, or is another one than that which is being fulfilled.
 fn is_withdrawn(draft: &Draft<'_>) -> bool {
     let wanted = available::image_url(draft.host.spec.image.as_ref());
-    let attempted = available::image_url(draft.old.last_attempted_image.as_deref());
-    // Another operator's status may be without it, or its kind know no such field: then the order says what is written.
-    let attempted = attempted.or_else(|| ordered(draft));
+    let attempted = attempted(draft);
     !available::has_request(&draft.host.spec) || (attempted.is_some() && wanted != attempted)
-}
-
-/// The URL of the image that this host's machine was ordered to write in this provisioning, as its Server says.
-fn ordered<'a>(draft: &Draft<'a>) -> Option<&'a str> {
-    let operation = jobs::operation(
-        draft,
-        "provision",
-        Some(netboot::begun(draft.host)?),
-        draft.old.provisioning_fail_count,
-    );
-    let job = draft.seen.server?.spec.job.as_ref()?;
-    let (_, write) = job.writes()?;
-    job.id
-        .starts_with(&format!("{operation}-"))
-        .then_some(write.image.url.as_str())
 }
 
 /// The image is one that this version does not write: another operator began with it, or it was changed meanwhile. Nothing is taken
@@ -132,6 +122,9 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         Some(Err(why)) => return cannot(draft, &why),
         None => return,
     };
+    if attempted(draft).is_none() {
+        draft.status.provisioning.image.clone_from(&draft.host.spec.image);
+    }
     let Some(start) = netboot::begun(draft.host) else {
         draft.begin(|history| &mut history.provision);
         draft.again(Duration::ZERO);
@@ -395,9 +388,7 @@ fn is_off(draft: &Draft<'_>, server: &Server, id: &str) -> bool {
 
 /// True if the session has been connected for at least so long.
 fn is_here_since(draft: &Draft<'_>, time: SignedDuration) -> bool {
-    let since = draft
-        .session()
-        .and_then(|(_, session)| session.since.parse::<Timestamp>().ok());
+    let since = draft.here_since();
     since.is_none_or(|since| draft.now.duration_since(since) >= time)
 }
 

@@ -10,6 +10,7 @@ use muster_proto::{
 
 use super::{
     access::{LOOK_AGAIN, Reach},
+    conditions::{CONTESTED, ENROLS_AGAIN},
     draft::{Draft, clause, is_ahead, whole_seconds},
     jobs::{self, Job},
     netboot,
@@ -64,15 +65,12 @@ pub(super) fn boot_of(operation: &str) -> String {
 
 /// A person has to look which of the two it is; a host that goes waits for nothing without an end.
 fn contested(draft: &mut Draft<'_>, kind: ErrorType) {
-    let message = "two machines showed one token as this one";
+    let message = CONTESTED;
     if draft.is_leaving() && draft.waited("Contested", BOOT_DEADLINE) {
         draft.fail(kind, message);
         return;
     }
-    draft.wait_for(
-        "Contested",
-        format!("{message}; next: boot it again to enrol alone"),
-    );
+    draft.wait_for("Contested", format!("{message}; next: {ENROLS_AGAIN}"));
     if draft.is_leaving() {
         draft.again_after("Contested", BOOT_DEADLINE);
     }

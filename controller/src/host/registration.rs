@@ -8,6 +8,7 @@ use muster_proto::{
 use super::{
     State,
     access::{self, LOOK_AGAIN, Reach},
+    conditions::{self, CONTESTED, ENROLS_AGAIN},
     draft::Draft,
     inspection,
     owner::has_bmc,
@@ -29,11 +30,15 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     }
     if draft.state == State::New {
         draft.enter(State::Unmanaged);
-        draft.tell("Discovered", "the host has no BMC: it is shown, and not touched");
+        draft.tell(
+            "Discovered",
+            "the host has no BMC: its machine is shown, and not touched before spec.bmc is set",
+        );
     } else {
         draft.clear_error();
         draft.why("it is unmanaged");
     }
+    draft.wait_for(conditions::MANAGEMENT, conditions::MANAGE);
     draft.status.operational_status = OperationalStatus::Discovered;
 }
 
@@ -99,7 +104,7 @@ fn is_opted_in(draft: &mut Draft<'_>) -> bool {
     if server.status.as_ref().is_some_and(|status| status.contested) {
         draft.refuse(
             ErrorType::Registration,
-            "two machines showed one token as this one: boot it again to enrol alone",
+            format!("{CONTESTED}; next: {ENROLS_AGAIN}"),
         );
         return false;
     }

@@ -125,25 +125,26 @@ pub(super) fn architecture(draft: &mut Draft<'_>, hardware: &Packed<HardwareDeta
     }
 }
 
+/// What is wrong with the hardware that the annotation of `host` tells, for people; none: it can be read, or is not there.
+pub(super) fn unreadable_hardware(host: &BareMetalHost) -> Option<String> {
+    let error = serde_json::from_str::<HardwareDetails>(annotation(host, HARDWARE_ANNOTATION)?).err()?;
+    Some(format!(
+        "the annotation {HARDWARE_ANNOTATION} cannot be read: {error}; it counts for nothing; correct it, or remove it"
+    ))
+}
+
 fn annotated(draft: &mut Draft<'_>, stored: bool) {
     let Some(value) = draft.annotation(HARDWARE_ANNOTATION) else {
         return;
     };
     let counts = draft.status.hardware.is_none() || registration::inspection_disabled(draft.host);
     if counts && !stored {
-        match serde_json::from_str::<HardwareDetails>(value) {
-            Ok(hardware) => {
-                draft.status.hardware = Some(hardware.into());
-                draft.tell("UpdateHardwareDetails", "the hardware is as the annotation says");
-            }
-            Err(error) => {
-                draft.warn(
-                    "InvalidAnnotationValue",
-                    format!("the annotation {HARDWARE_ANNOTATION} cannot be read: {error}"),
-                );
-                return;
-            }
-        }
+        // People hear of it where it cannot be read.
+        let Ok(hardware) = serde_json::from_str::<HardwareDetails>(value) else {
+            return;
+        };
+        draft.status.hardware = Some(hardware.into());
+        draft.tell("UpdateHardwareDetails", "the hardware is as the annotation says");
     }
     draft
         .metadata

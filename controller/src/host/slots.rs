@@ -29,10 +29,8 @@ pub struct Slots {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Those that were busy when this process began, or were found at work.
-    busy: HashSet<Path>,
-    /// Those that took one.
-    taken: HashSet<Path>,
+    /// Those that have a place: that took one, were busy when this process began, or were found at work.
+    placed: HashSet<Path>,
     /// Who found none, in order.
     waiting: BTreeMap<u64, Path>,
     numbers: HashMap<Path, u64>,
@@ -43,10 +41,6 @@ struct Inner {
 }
 
 impl Inner {
-    fn used(&self) -> usize {
-        self.busy.len() + self.taken.iter().filter(|host| !self.busy.contains(host)).count()
-    }
-
     fn wait(&mut self, host: &Path) {
         if !self.numbers.contains_key(host) {
             self.last += 1;
@@ -78,16 +72,15 @@ impl Slots {
     /// True if `host` has a place.
     #[cfg(test)]
     fn has(&self, host: &Path) -> bool {
-        let inner = self.lock();
-        inner.busy.contains(host) || inner.taken.contains(host)
+        self.lock().placed.contains(host)
     }
 
     /// Takes a place for `host`, if there is one; if not, it gets the next one in its turn.
     pub fn take(&self, host: &Path) -> bool {
         let mut inner = self.lock();
-        let may = inner.busy.contains(host) || inner.taken.contains(host) || inner.used() < self.limit;
+        let may = inner.placed.contains(host) || inner.placed.len() < self.limit;
         if may {
-            inner.taken.insert(host.clone());
+            inner.placed.insert(host.clone());
             inner.wait_no_more(host);
         } else {
             inner.wait(host);
@@ -99,8 +92,11 @@ impl Slots {
     pub fn give_back(&self, host: &Path) -> Vec<Path> {
         let mut inner = self.lock();
         inner.wait_no_more(host);
-        let had = inner.taken.remove(host) | inner.busy.remove(host);
-        if had { self.pass_on(&mut inner) } else { Vec::new() }
+        if inner.placed.remove(host) {
+            self.pass_on(&mut inner)
+        } else {
+            Vec::new()
+        }
     }
 
     /// True if one of those that wait got a place within the time `lately` before now.
@@ -119,15 +115,14 @@ impl Slots {
     /// `host` is busy already, so it has a place, limit or not.
     pub fn begin_with(&self, host: &Path) {
         let mut inner = self.lock();
-        inner.busy.insert(host.clone());
+        inner.placed.insert(host.clone());
         inner.wait_no_more(host);
     }
 
     /// Forgets the hosts that are not among these. Returns who got their places.
     pub fn retain(&self, hosts: &BTreeSet<Path>) -> Vec<Path> {
         let mut inner = self.lock();
-        inner.busy.retain(|host| hosts.contains(host));
-        inner.taken.retain(|host| hosts.contains(host));
+        inner.placed.retain(|host| hosts.contains(host));
         let gone: Vec<Path> = inner
             .numbers
             .keys()
@@ -143,13 +138,13 @@ impl Slots {
     /// What is free goes to those that wait, in order, so that nobody who comes later is faster.
     fn pass_on(&self, inner: &mut Inner) -> Vec<Path> {
         let mut passed = Vec::new();
-        let free = self.limit.saturating_sub(inner.used());
+        let free = self.limit.saturating_sub(inner.placed.len());
         for _ in 0..free {
             let Some((_, host)) = inner.waiting.pop_first() else {
                 break;
             };
             inner.numbers.remove(&host);
-            inner.taken.insert(host.clone());
+            inner.placed.insert(host.clone());
             inner.passed = Some(Instant::now());
             passed.push(host);
         }

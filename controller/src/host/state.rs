@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use muster_proto::kinds::{BareMetalHost, ErrorType};
+use muster_proto::kinds::BareMetalHost;
 
 use super::draft::bounded;
 
@@ -149,22 +149,6 @@ impl State {
     /// True if the host rests in this state and its power follows `spec.online`.
     pub fn is_steady(self) -> bool {
         self == State::Available || self.is_provisioned()
-    }
-
-    /// What upstream calls a failure in this state.
-    pub fn error_type(self) -> ErrorType {
-        match self {
-            State::Inspecting => ErrorType::Inspection,
-            State::Preparing => ErrorType::Preparation,
-            State::Provisioning | State::Deprovisioning => ErrorType::Provisioning,
-            State::Available
-            | State::Provisioned
-            | State::ExternallyProvisioned
-            | State::PoweringOffBeforeDelete => ErrorType::PowerManagement,
-            State::New | State::Unmanaged | State::Registering | State::Deleting | State::Foreign => {
-                ErrorType::Registration
-            }
-        }
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
         owner,
         place::waits_in_line,
         plan::{Effect, PowerWatch},
-        reboot, state,
+        reboot, restore, state,
     },
     Context, TOO_FAST,
     carry::{Call, Done, carry_out, watch_power},
@@ -111,6 +111,7 @@ async fn turn(
         unknown,
         reboot::unreadable(&sight.host),
         detached::unreadable(&sight.host),
+        restore::unreadable_hardware(&sight.host),
     ];
     let wrong: Vec<String> = wrong.into_iter().flatten().collect();
     let wrong = (!wrong.is_empty()).then(|| bounded(&wrong.join("; ")));

@@ -329,35 +329,76 @@ fn an_error_is_still_to_be_seen_once_a_host_has_a_place() {
 
 #[test]
 fn a_host_whose_kind_knows_no_last_attempted_image_is_provisioned_without_an_endless_write() {
-    // As where the kinds of an older operator are installed: what they do not know is not stored.
     let mut world = at(State::Available);
+    world.older_kind = true;
     world.settle();
     for url in [IMAGE, "http://images.test/other.raw"] {
         world.set_image(Some(url));
         let writes = world.status_writes;
-        for _ in 0..600 {
-            if world.state() == State::Provisioned
-                && world
-                    .host()
-                    .status
-                    .as_ref()
-                    .unwrap()
-                    .provisioning
-                    .image
-                    .as_ref()
-                    .is_some_and(|image| image.url == url)
-            {
-                break;
-            }
-            world.round();
-            world.host().status.as_mut().unwrap().last_attempted_image = None;
-        }
+        world.until("provisioned with it", |world| {
+            let status = world.host.as_ref().unwrap().status.as_ref().unwrap();
+            let runs = status.provisioning.image.as_ref();
+            world.state() == State::Provisioned && runs.is_some_and(|image| image.url == url)
+        });
         assert_eq!(world.machine.disk, super::world::Content::Image(url.to_owned()));
-        assert!(
-            world.status_writes - writes < 40,
-            "{}",
-            world.status_writes - writes
-        );
+        let writes = world.status_writes - writes;
+        assert!(writes < 40, "{writes}");
     }
     assert_eq!(world.machine.writes.len(), 2);
+}
+
+#[test]
+fn failures_are_counted_and_given_up_where_the_kind_has_no_field_for_them() {
+    for older_kind in [false, true] {
+        let mut world = at(State::Available);
+        world.older_kind = older_kind;
+        world.host().metadata.generation = Some(1);
+        world.retries = 3;
+        world.settle();
+        let begun = world.now;
+        world.failing_writes = usize::MAX;
+        world.set_image(Some(IMAGE));
+        world.settle();
+        assert_eq!(world.state(), State::Available);
+        assert_eq!(usize::MAX - world.failing_writes, 3, "{older_kind}");
+        // With pauses that double, of which the first is a minute and a half.
+        let took = world.now.duration_since(begun).as_secs();
+        assert!(took > 200, "{took}");
+        let status = world.host().status.clone().unwrap();
+        assert!(
+            status.error_message.starts_with("gave up after 3 attempts: "),
+            "{}",
+            status.error_message
+        );
+        world.failing_writes = 0;
+        world.set_image(Some("http://images.test/other.raw"));
+        world.host().metadata.generation = Some(99);
+        world.reach(State::Provisioned);
+        let status = world.host().status.clone().unwrap();
+        let failed = status
+            .conditions
+            .iter()
+            .any(|one| one.type_ == "ProvisioningFailed");
+        assert!(!failed && status.provisioning_fail_count == 0);
+    }
+}
+
+#[test]
+fn a_machine_that_does_not_leave_its_ramdisk_is_told_once_and_costs_nothing_more() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.call_in();
+    let orders = world.machine.orders;
+    let mut writes = 0;
+    world.machine.deaf = true;
+    for round in 0..600 {
+        world.round();
+        if round == 300 {
+            writes = world.status_writes;
+        }
+    }
+    assert!(world.machine.ramdisk.is_some());
+    assert_eq!(world.machine.orders - orders, 1);
+    assert_eq!(world.status_writes, writes);
+    assert_eq!(waiting(&world).0, "Leave");
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::kinds::{
-    ErrorType, HARDWARE_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, RELEASE_ANNOTATION,
+    ErrorType, HARDWARE_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, RELEASE_ANNOTATION, STATUS_ANNOTATION,
 };
 
 use super::{
@@ -76,7 +76,7 @@ const STORIES: &[(&str, Story)] = &[
         spoilt(State::New, |world| world.annotate(HARDWARE_ANNOTATION, "{}"))
     }),
     ("InvalidAnnotationValue", || {
-        spoilt(State::New, |world| world.annotate(HARDWARE_ANNOTATION, "{"))
+        spoilt(State::New, |world| world.annotate(STATUS_ANNOTATION, "{"))
     }),
     ("PreparationError", || {
         spoilt(State::New, |world| {

@@ -32,6 +32,10 @@ enum Happening {
     BmcTakes(u32),
     Place(bool),
     JobsFail(usize),
+    /// How long cleaning and writing take.
+    JobsTake(u32),
+    /// What goes on a config drive is another one, or none.
+    UserData(bool),
     Edge(Edge),
     Answers(bool),
     Crashes,
@@ -87,6 +91,8 @@ fn happenings() -> impl Strategy<Value = Happening> {
         1 => prop_oneof![Just(0_u32), Just(12), Just(45)].prop_map(Happening::BmcTakes),
         1 => any::<bool>().prop_map(Happening::Place),
         1 => (0..3_usize).prop_map(Happening::JobsFail),
+        2 => prop_oneof![Just(0_u32), Just(30), Just(400)].prop_map(Happening::JobsTake),
+        1 => any::<bool>().prop_map(Happening::UserData),
         1 => prop_oneof![Just(Edge::Newest), Just(Edge::KnowsNoLeave), Just(Edge::KnowsNoThen)]
             .prop_map(Happening::Edge),
         1 => any::<bool>().prop_map(Happening::Answers),
@@ -135,6 +141,9 @@ fn happen(world: &mut World, happening: &Happening) {
         Happening::BmcTakes(seconds) => world.bmc_takes = seconds,
         Happening::Place(slot) => world.slot = slot,
         Happening::JobsFail(count) => world.failing_jobs = count,
+        Happening::JobsTake(seconds) => world.jobs_take = seconds,
+        Happening::UserData(true) => world.name_user_data(),
+        Happening::UserData(false) => world.host().spec.user_data = None,
         Happening::Edge(edge) => world.edge = edge,
         Happening::Answers(lost) => world.loses_answer = lost,
         // The machine loses its power for a moment.
@@ -239,8 +248,13 @@ fn until(world: &mut World, what: &str, done: impl Fn(&World) -> bool) {
     world.until(what, done);
 }
 
+/// 192 histories, unless somebody asks for more.
+fn cases() -> u32 {
+    std::env::var_os("PROPTEST_CASES").map_or(192, |_| ProptestConfig::default().cases)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_the_end_is_what_the_spec_says(
@@ -248,6 +262,7 @@ proptest! {
         network_first in any::<bool>(),
         in_band in any::<bool>(),
         wakes in any::<bool>(),
+        older_kind in proptest::bool::weighted(0.2),
         delete in proptest::option::of(0..150_usize),
         image in proptest::option::weighted(0.7, 0..2_u8),
         online in proptest::bool::weighted(0.7),
@@ -261,6 +276,7 @@ proptest! {
         let mut world = if in_band { World::in_band() } else { World::new() };
         world.machine.network_first |= network_first;
         world.machine.wakes = wakes;
+        world.older_kind = older_kind;
         for (at, happening) in before.into_iter().enumerate() {
             if delete == Some(at) {
                 happen(&mut world, &Happening::Delete);

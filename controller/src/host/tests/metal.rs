@@ -3,10 +3,10 @@
 use jiff::SignedDuration;
 use muster_proto::{
     inventory::{Disk, Inventory},
-    job::Write,
+    job::{Clean, Write},
     kinds::{
-        HostReference, Job, JobAction, JobStatus, LeaveAction, Leaving, Server, ServerSpec, ServerStatus,
-        Session, SessionState, Then, Trust,
+        HostReference, Job, JobAction, JobStatus, LeaveAction, Leaving, Packed, Server, ServerSpec,
+        ServerStatus, Session, SessionState, Then, Trust,
     },
 };
 
@@ -75,6 +75,7 @@ impl World {
     }
 
     pub(super) fn disconnect(&mut self) {
+        self.machine.working = None;
         if self.machine.ramdisk.take().is_none() {
             return;
         }
@@ -120,13 +121,17 @@ impl World {
                 ..Write::default()
             })
         };
-        let (mut write, mut then) = (None, None);
+        let (mut clean, mut write, mut then) = (None, None, None);
         let action = match &order.task {
             Task::Inspect => JobAction::Inspect,
             Task::Reboot => JobAction::Reboot,
             Task::PowerOff => JobAction::PowerOff,
             Task::Clean(permit) => {
                 assert!(!permit.disks().is_empty());
+                clean = Some(Packed::new(&Clean {
+                    disks: permit.disks().to_vec(),
+                    ..Clean::default()
+                }));
                 if let Some(next) = &order.then {
                     self.machine.drive.clone_from(&next.task.drive);
                     then = Some(Then {
@@ -147,10 +152,10 @@ impl World {
             id: order.id.clone(),
             epoch: order.epoch,
             action,
+            clean,
             write,
             then,
             leave: order.leave.clone(),
-            ..Job::default()
         }));
         self.machine.orders += 1;
         self.bump();
@@ -182,8 +187,8 @@ impl World {
             if network && armed {
                 self.call_in();
             }
-        } else if self.machine.ramdisk.is_some() {
-            self.agent();
+        } else if self.machine.ramdisk.is_some() && !self.machine.deaf {
+            self.agent(seconds);
         }
     }
 
@@ -234,8 +239,8 @@ impl World {
         self.bump();
     }
 
-    /// The agent takes up the job that it has not heard of, and ends it.
-    fn agent(&mut self) {
+    /// The agent takes up the job that it has not heard of, and ends it when its time has come. Another job ends what it is at.
+    fn agent(&mut self, seconds: u32) {
         let Some(server) = &self.server else { return };
         let Some(job) = server.spec.job.clone() else {
             return;
@@ -254,23 +259,38 @@ impl World {
         {
             return self.leave();
         }
-        if last == job.id
-            || status
-                .job
-                .is_some_and(|known| job.is_called(&known.id) && known.done)
-        {
+        let at = |id: &str| {
+            let working = self.machine.working.as_ref();
+            working.is_some_and(|(at, _)| at == id)
+        };
+        let then = job.then.as_ref().filter(|then| then.session == key);
+        let then = then.filter(|_| self.edge != Edge::KnowsNoThen).map(|then| Job {
+            id: then.id.clone(),
+            action: JobAction::Write,
+            write: Some(then.write.clone()),
+            ..Job::default()
+        });
+        let follows = then.as_ref().is_some_and(|then| at(&then.id));
+        let is_ended = || {
+            let known = status.job.as_ref();
+            known.is_some_and(|known| job.is_called(&known.id) && known.done)
+        };
+        if !follows && !at(&job.id) && (last == job.id || is_ended()) {
             return;
         }
-        let mut well = self.work(&job);
-        let then = job.then.as_ref().filter(|then| then.session == key);
-        if let Some(then) = then.filter(|_| well && self.edge != Edge::KnowsNoThen) {
+        let mut well = true;
+        if !follows {
+            if !self.has_worked(&job, seconds) {
+                return;
+            }
+            well = self.work(&job);
+        }
+        if let Some(then) = then.filter(|_| well) {
             // The edge gives it with the answer, and writes nothing before.
-            well = self.work(&Job {
-                id: then.id.clone(),
-                action: JobAction::Write,
-                write: Some(then.write.clone()),
-                ..Job::default()
-            });
+            if !self.has_worked(&then, seconds) {
+                return;
+            }
+            well = self.work(&then);
         }
         match job.action {
             _ if !well => {}
@@ -305,6 +325,37 @@ impl World {
             LeaveAction::Reboot => self.power(PowerOrder::Reset),
             LeaveAction::PowerOff => self.power(PowerOrder::HardOff),
         }
+    }
+
+    /// True once the agent has had the time that `job` takes. Until then, people see that it is at work, and no disk that it writes boots.
+    fn has_worked(&mut self, job: &Job, seconds: u32) -> bool {
+        if !matches!(job.action, JobAction::Clean | JobAction::Write) {
+            self.machine.working = None;
+            return true;
+        }
+        let left = match self.machine.working.take() {
+            Some((id, left)) if id == job.id => left.saturating_sub(seconds),
+            _ => self.jobs_take,
+        };
+        assert!(
+            self.host.is_some(),
+            "nothing is worked at for a host that is gone"
+        );
+        if left == 0 {
+            return true;
+        }
+        self.machine.working = Some((job.id.clone(), left));
+        self.machine.ramdisk = Some(job.id.clone());
+        if job.action == JobAction::Write {
+            self.machine.disk = Content::Blank;
+        }
+        let status = self.server.as_mut().unwrap().status.get_or_insert_default();
+        status.job = Some(JobStatus {
+            id: job.id.clone(),
+            ..JobStatus::default()
+        });
+        self.bump();
+        false
     }
 
     /// The agent does `job`, and its end is written. True if it ended well.

@@ -309,7 +309,7 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
         (|world| world.server = None, "no machine"),
         (
             |world| world.server.as_mut().unwrap().status.as_mut().unwrap().contested = true,
-            "two machines",
+            "two keys",
         ),
         (
             |world| {

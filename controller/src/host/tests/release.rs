@@ -158,6 +158,46 @@ fn failures_of_another_kind_are_no_reason_to_let_a_machine_go_uncleaned() {
 }
 
 #[test]
+fn what_failed_before_a_deletion_is_none_of_its_attempts() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.set_image(None);
+    world.failing_jobs = 5;
+    world.until("failed often", |world| world.failing_jobs == 0);
+    assert_eq!((world.state(), world.machine.cleans), (State::Deprovisioning, 1));
+    world.delete();
+    world.until("gone", |world| world.host.is_none());
+    assert_eq!((world.machine.cleans, world.machine.on), (2, false));
+}
+
+#[test]
+fn a_disk_that_comes_to_light_after_the_cleaning_was_ordered_is_cleaned_too() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    let ordered = |world: &World| {
+        let job = world.server.as_ref()?.spec.job.as_ref()?;
+        Some(job.clean.as_ref()?.unpack().disks.len())
+    };
+    world.jobs_take = 60;
+    world.set_image(None);
+    world.until("being cleaned", |world| world.machine.working.is_some());
+    assert_eq!(ordered(&world), Some(1));
+    world.change_inventory(|inventory| {
+        let mut disk = inventory.disks[0].clone();
+        disk.name = "/dev/sdb".to_owned();
+        disk.serial = "serial-sdb".to_owned();
+        inventory.disks.push(disk);
+    });
+    world.until("told", |world| {
+        let status = world.host.as_ref().unwrap().status.as_ref().unwrap();
+        status.error_message.contains("/dev/sdb came to light")
+    });
+    world.until("being cleaned once more", |world| ordered(world) == Some(2));
+    world.until("cleaned as a whole", |world| world.state() == State::Available);
+    assert_eq!(world.machine.cleans, 3);
+}
+
+#[test]
 fn a_secret_that_cannot_be_read_is_let_go_of_before_the_host_goes() {
     let mut world = at(State::Available);
     world.settle();

@@ -20,6 +20,7 @@ use serde_json::Value;
 use super::super::{
     Effect, Observed, Plan, State,
     bmcs::is_call,
+    draft::whole_seconds,
     next,
     observed::{
         Bmc, Failure, FailureClass, Power, PowerReading, Probed, Rival, SecretSeen, SecretState, Secrets,
@@ -57,6 +58,10 @@ pub(super) struct Machine {
     pub(super) booting: u32,
     /// Its ramdisk runs; how many jobs its agent has taken up, and the last of them.
     pub(super) ramdisk: Option<String>,
+    /// Its agent takes up nothing.
+    pub(super) deaf: bool,
+    /// The job that its agent is at, and for how many seconds yet.
+    pub(super) working: Option<(String, u32)>,
     pub(super) disk: Content,
     /// Its firmware boots from the network without being told.
     pub(super) network_first: bool,
@@ -136,6 +141,8 @@ pub(super) struct World {
     pub(super) loses_answer: bool,
     /// The agent fails this many jobs that clean or write.
     pub(super) failing_jobs: usize,
+    /// How many seconds cleaning and writing take, each.
+    pub(super) jobs_take: u32,
     /// The agent fails this many jobs that write.
     pub(super) failing_writes: usize,
     /// The ramdisk cannot go down this many times.
@@ -145,6 +152,8 @@ pub(super) struct World {
     /// Every state the host was in, without repetition.
     pub(super) states: Vec<State>,
     pub(super) status_writes: usize,
+    /// The API server has upstream's own kind, and keeps nothing that it does not know.
+    pub(super) older_kind: bool,
     pub(super) events: Vec<String>,
 }
 
@@ -243,6 +252,8 @@ impl World {
                 on: false,
                 booting: 0,
                 ramdisk: None,
+                deaf: false,
+                working: None,
                 disk: Content::Old,
                 network_first: false,
                 once: false,
@@ -264,12 +275,14 @@ impl World {
             mode: BootMode::Bios,
             loses_answer: false,
             failing_jobs: 0,
+            jobs_take: 0,
             failing_writes: 0,
             failing_ends: 0,
             late: VecDeque::new(),
             version: 1,
             states: vec![State::New],
             status_writes: 0,
+            older_kind: false,
             events: Vec::new(),
         }
     }
@@ -366,7 +379,7 @@ impl World {
     pub(super) fn delete(&mut self) {
         let now = self.now;
         if let Some(host) = &mut self.host {
-            host.metadata.deletion_timestamp.get_or_insert(Time(now));
+            host.metadata.deletion_timestamp.get_or_insert(whole_seconds(now));
             let held = host.metadata.finalizers.iter().flatten().next().is_some();
             if !held {
                 self.host = None;
@@ -537,6 +550,9 @@ impl World {
         let Some(host) = &mut self.host else { return };
         host.status = Some(serde_json::from_str(&text).unwrap());
         assert_eq!(host.status, Some(status), "what is written is what is read back");
+        if let Some(status) = host.status.as_mut().filter(|_| self.older_kind) {
+            (status.provisioning_fail_count, status.last_attempted_image) = (0, None);
+        }
         let state = State::of(host);
         if self.states.last() != Some(&state) {
             self.states.push(state);

@@ -45,8 +45,11 @@ fn an_unknown_machine_becomes_a_host_in_two_rounds() {
             ("Ready", "False", "NotProvisioned"),
             ("Progressing", "False", "NotProgressing"),
             ("Healthy", "Unknown", "Unknown"),
+            ("Waiting", "True", "Management"),
         ]
     );
+    let waits = &status.conditions.last().unwrap().message;
+    assert!(waits.contains("next: ") && waits.contains(" (since "), "{waits}");
     assert_eq!(sim.hardware[0].spec.hardware, status.hardware);
     assert_eq!(
         sim.hardware[0].metadata.owner_references.as_ref().unwrap()[0].uid,
@@ -798,7 +801,9 @@ fn no_host_is_made_where_the_controller_does_not_look_and_both_sides_are_told() 
             assert_eq!(notice.about.kind.as_deref(), Some(kind));
             assert!(notice.message.contains("watches elsewhere only"), "{notice:?}");
             assert!(
-                notice.message.contains(&format!("--watch-namespace={namespace}")),
+                notice
+                    .message
+                    .contains(&format!("watch {namespace} (--watch-namespace")),
                 "{notice:?}"
             );
         }

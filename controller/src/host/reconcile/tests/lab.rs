@@ -716,6 +716,8 @@ impl Bmcs for Lab {
     }
 
     fn set_boot<'a>(&'a self, access: &'a bmc::Access, _: bmc::Term, boot: Boot) -> Answer<'a, Answered> {
+        // What stays in force would boot a provisioned machine into its ramdisk for ever.
+        assert_eq!(boot.lasting, bmc::Lasting::Once);
         let act = async move {
             let mut state = self.machine(&access.host).enter(access)?;
             (state.armed, state.mode) = (boot.device == bmc::Device::Pxe, Some(boot.mode));
