@@ -27,7 +27,10 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{}", Chain(error.as_ref()));
+            tracing::error!(
+                "the controller ends, because it could not do this: {}",
+                Chain(error.as_ref())
+            );
             ExitCode::FAILURE
         }
     }
@@ -58,7 +61,7 @@ fn allow_files(agents: usize) {
             tracing::info!(
                 most,
                 agents,
-                "fewer files may be open than agents may be connected: --max-agents, ulimit -n"
+                "fewer files may be open than agents may be connected, and agents beyond that are refused: --max-agents, ulimit -Hn"
             );
         }
         Ok(_) => {}

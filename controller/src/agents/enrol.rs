@@ -39,7 +39,12 @@ use super::{
     store::StoreError,
     token::{self, Claims, TokenError},
 };
-use crate::{boot::policy::Verdict, discovery, host::index::Path, machines::Signal};
+use crate::{
+    boot::{policy::Verdict, segment},
+    discovery,
+    host::index::Path,
+    machines::Signal,
+};
 
 /// The most Enrolments of one Server within [`RECENT`]: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
@@ -250,7 +255,7 @@ impl Edge {
                 .store
                 .world
                 .segments
-                .find(|segment| key_of(segment) == claims.segment),
+                .find(|segment| segment::key(segment) == claims.segment),
         };
         if let Some(segment) = segment {
             // No number and no address in it, so that a flood of them stays one Event.
@@ -356,7 +361,9 @@ impl Edge {
                     segment.object_ref(&()),
                     true,
                     "QuotaReached",
-                    format!("{message}; further machines are refused"),
+                    format!(
+                        "{message}; further machines are refused; next: raise spec.quota, or delete the Servers of machines that are gone"
+                    ),
                 );
                 return refused(message);
             }
@@ -515,14 +522,6 @@ fn enrolled(status: ServerStatus, settled: &Settled, applicant: &Applicant, sinc
 
 pub(super) fn session_of(server: &Server) -> Option<&Session> {
     server.status.as_ref()?.session.as_ref()
-}
-
-fn key_of(segment: &Segment) -> String {
-    format!(
-        "{}/{}",
-        segment.namespace().unwrap_or_default(),
-        segment.name_any()
-    )
 }
 
 /// The major version of `major.minor`; `None` if it is no version.

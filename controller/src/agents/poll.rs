@@ -31,7 +31,6 @@ const CALLED_OFF: Duration = Duration::from_secs(5);
 
 /// So long all that is read before an order is given out may take together: the agent waits 15 s longer than its poll is held.
 const READS: Duration = Duration::from_secs(12);
-const READ: &str = "say what an order rests on";
 
 /// Answers `request` of `caller`, at once or when there is something to say.
 pub(super) async fn answer(
@@ -66,7 +65,11 @@ pub(super) async fn answer(
         // From here on no change is missed.
         woken.as_mut().enable();
         let reads = Box::pin(newest(edge, peer, &certificate, request));
-        let late = |_| Err(unavailable(&StoreError::TimedOut { action: READ }));
+        let late = |_| {
+            Err(unavailable(&StoreError::TimedOut {
+                action: format!("say what an order to Server {} rests on", certificate.server),
+            }))
+        };
         let Seen { server, host } = match tokio::time::timeout(READS, reads).await.unwrap_or_else(late) {
             Ok(seen) => seen,
             Err(problem) => break Err(problem),
@@ -135,7 +138,7 @@ pub(super) async fn answer(
     }
     if unwritten {
         return Err(unavailable(&StoreError::Conflict {
-            action: "write how the job went",
+            action: format!("write how the job of Server {} went", certificate.server),
         }));
     }
     Ok(PollResponse {

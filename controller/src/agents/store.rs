@@ -34,30 +34,30 @@ const ATTEMPTS: u32 = 10;
 /// For so long after it told something, the hosts' watch is taken to be alive and its copy for what there is.
 const ALIVE: Duration = Duration::from_secs(1);
 
-/// What Kubernetes did not do.
+/// What Kubernetes did not do: an action and the name of what it is about.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
     #[error("the API server did not {action} in time")]
-    TimedOut { action: &'static str },
+    TimedOut { action: String },
     #[error("the API server did not {action}")]
     Failed {
-        action: &'static str,
+        action: String,
         #[source]
         source: Box<kube::Error>,
     },
     /// The object does not fit the kind's rules: the same write never succeeds.
     #[error("the API server refused to {action}")]
     Refused {
-        action: &'static str,
+        action: String,
         #[source]
         source: Box<kube::Error>,
     },
-    #[error("{action}: the object does not exist")]
-    Gone { action: &'static str },
-    #[error("{action}: the object exists already")]
-    Exists { action: &'static str },
+    #[error("{action}: it does not exist")]
+    Gone { action: String },
+    #[error("{action}: it exists already")]
+    Exists { action: String },
     #[error("{action}: others kept writing")]
-    Conflict { action: &'static str },
+    Conflict { action: String },
     /// The change was called off by the function that computes it.
     #[error("the object is no longer what it was when the call began")]
     CalledOff,
@@ -169,7 +169,7 @@ impl Store {
 
     /// The Server as the API server has it now.
     pub(super) async fn fetch_server(&self, name: &str) -> Result<Arc<Server>, StoreError> {
-        let found = call("get the Server", self.servers.get(name)).await;
+        let found = call("get Server", name, self.servers.get(name)).await;
         if let Err(StoreError::Gone { .. }) = found {
             self.world.written.forget(name);
         }
@@ -183,7 +183,7 @@ impl Store {
     ) -> Result<Arc<Server>, StoreError> {
         let server = Server::new(name, spec);
         let sent = Instant::now();
-        let made = call("create the Server", self.servers.create(&post(), &server)).await?;
+        let made = call("create Server", name, self.servers.create(&post(), &server)).await?;
         Ok(self.remember(made, Some(sent)))
     }
 
@@ -193,7 +193,7 @@ impl Store {
         name: &str,
         mut change: impl FnMut(&Server) -> Option<ServerStatus>,
     ) -> Result<Updated, StoreError> {
-        const ACTION: &str = "write the Server's status";
+        const ACTION: &str = "write the status of Server";
         let mut server = match self.server(name) {
             Some(known) => known,
             None => self.fetch_server(name).await?,
@@ -212,7 +212,7 @@ impl Store {
             let parameters = PatchParams::apply(MANAGER);
             let patch = Patch::Merge(&patch);
             let sent = Instant::now();
-            match call(ACTION, self.servers.patch_status(name, &parameters, &patch)).await {
+            match call(ACTION, name, self.servers.patch_status(name, &parameters, &patch)).await {
                 Ok(written) => {
                     // A write that the API server finds nothing new in makes no version.
                     let sent = (written.resource_version() != version).then_some(sent);
@@ -230,7 +230,9 @@ impl Store {
                 }
             }
         }
-        Err(StoreError::Conflict { action: ACTION })
+        Err(StoreError::Conflict {
+            action: format!("{ACTION} {name}"),
+        })
     }
 
     /// The Enrolment as far as known without a request.
@@ -256,7 +258,7 @@ impl Store {
     }
 
     pub(super) async fn fetch_enrolment(&self, name: &str) -> Result<Arc<Enrolment>, StoreError> {
-        let found = call("get the Enrolment", self.enrolments.get(name)).await?;
+        let found = call("get Enrolment", name, self.enrolments.get(name)).await?;
         Ok(self.remember_enrolment(found))
     }
 
@@ -268,7 +270,8 @@ impl Store {
     ) -> Result<Arc<Enrolment>, StoreError> {
         let enrolment = Enrolment::new(name, spec);
         let made = call(
-            "create the Enrolment",
+            "create Enrolment",
+            name,
             self.enrolments.create(&post(), &enrolment),
         )
         .await?;
@@ -280,7 +283,8 @@ impl Store {
         let parameters = PatchParams::apply(MANAGER);
         let patch = Patch::Merge(&patch);
         let patched = call(
-            "mark the Enrolment",
+            "mark Enrolment",
+            name,
             self.enrolments.patch(name, &parameters, &patch),
         )
         .await?;
@@ -297,7 +301,7 @@ impl Store {
             return Ok(Some(known));
         }
         let segments: Api<Segment> = Api::namespaced(self.client.clone(), namespace);
-        match call("get the Segment", segments.get(name)).await {
+        match call("get Segment", key, segments.get(name)).await {
             Ok(found) => Ok(Some(Arc::new(found))),
             Err(StoreError::Gone { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -310,7 +314,8 @@ impl Store {
         at: &HostReference,
     ) -> Result<Option<Arc<BareMetalHost>>, StoreError> {
         let hosts: Api<BareMetalHost> = Api::namespaced(self.client.clone(), &at.namespace);
-        match call("get the host", hosts.get(&at.name)).await {
+        let name = format!("{}/{}", at.namespace, at.name);
+        match call("get BareMetalHost", &name, hosts.get(&at.name)).await {
             Ok(found) => Ok(Some(Arc::new(found))),
             Err(StoreError::Gone { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -377,16 +382,22 @@ fn is_on(server: &Server, segment: &str) -> bool {
     session.is_some_and(|session| session.segment == segment)
 }
 
-/// Runs one request with its deadline and sorts what goes wrong by what follows from it.
+/// Runs one request about the object `name` with its deadline and sorts what goes wrong by what follows from it.
 async fn call<T>(
-    action: &'static str,
+    action: &str,
+    name: &str,
     request: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, StoreError> {
     let source = match tokio::time::timeout(TIMEOUT, request).await {
         Ok(Ok(done)) => return Ok(done),
         Ok(Err(source)) => source,
-        Err(_) => return Err(StoreError::TimedOut { action }),
+        Err(_) => {
+            return Err(StoreError::TimedOut {
+                action: format!("{action} {name}"),
+            });
+        }
     };
+    let action = format!("{action} {name}");
     let (code, exists) = match &source {
         kube::Error::Api(status) => (status.code, status.reason == "AlreadyExists"),
         _ => (0, false),

@@ -220,7 +220,8 @@ impl Files {
                 let known = before
                     .listed
                     .get(&name)
-                    .filter(|listed| listed.profile == profile);
+                    // One that could not be opened may have been on its way here.
+                    .filter(|listed| listed.profile == profile && !matches!(listed.opened.get(), Some(None)));
                 let listed = known.cloned().unwrap_or_else(|| {
                     Arc::new(Listed {
                         profile,

@@ -9,13 +9,10 @@ use ring::{
     rand::{SecureRandom, SystemRandom},
 };
 
+/// A URL can be used as long as the token behind it.
+pub use crate::agents::token::{LIFETIME, SKEW};
+
 use crate::agents::token::TokenKey;
-
-/// How long a URL can be used, in seconds: as long as the token in it.
-pub const LIFETIME: i64 = 3600;
-
-/// How far ahead of this controller's clock another replica's may be, in seconds.
-pub const SKEW: i64 = 60;
 
 /// Random bytes in a pass: they keep two boots of one machine apart that begin in one second. What cannot be guessed is the seal.
 const SALT: usize = 4;

@@ -149,11 +149,14 @@ fn alone(intruders: &[Intruder]) -> (bool, &'static str, String) {
 
 fn secrets_protected(required: Trust) -> (bool, &'static str, String) {
     if required > Trust::Segment {
-        let message = "secrets go only to sessions that proved more than their place on the network";
+        let message = "secrets go only to sessions that proved more than their place on the network, which none can in this \
+                       release: hosts with userData, networkData or metaData wait, but for those whose session's key a person named \
+                       (muster.dev/in-band)";
         return (true, "TrustRequired", message.to_owned());
     }
     let message = "whoever can send packets on this segment can be given the secrets of its machines; \
-                   requiredTrust: bmc-delivered or tpm prevents it, and so does leaving it out";
+                   leaving requiredTrust out prevents it: hosts with userData, networkData or metaData then wait, but for those \
+                   whose session's key a person named (muster.dev/in-band)";
     (false, "AnyoneOnTheSegment", message.to_owned())
 }
 

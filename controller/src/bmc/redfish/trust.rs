@@ -118,7 +118,10 @@ pub(super) fn distrust(error: &rustls::Error) -> Option<&'static str> {
     Some(match why {
         E::Expired | E::ExpiredContext { .. } => "it has expired",
         E::NotValidYet | E::NotValidYetContext { .. } => "it is not valid yet",
-        E::UnknownIssuer => "no authority that is trusted here has issued it",
+        E::UnknownIssuer => {
+            "no authority that is trusted here has issued it (trust its authority with --bmc-ca and start the controller anew, \
+             or set spec.bmc.disableCertificateVerification)"
+        }
         E::NotValidForName | E::NotValidForNameContext { .. } => {
             "it does not name the host of the BMC's address"
         }
