@@ -83,7 +83,7 @@ impl Sushy {
         &self.address
     }
 
-    /// What it says: every request.
+    /// What it says: every request, and what that changed.
     pub fn log(&self) -> &Lines {
         &self.log
     }
@@ -120,6 +120,8 @@ fn htpasswd(python: &Path) -> Result<String> {
 /// Its settings are a Python program; strings and lists of JSON are the same in it.
 fn settings(dir: &Path, users: &Path, systems: &[SushySystem], tls: Option<(&str, &str)>) -> Result<String> {
     let mut lines = vec![
+        // The settings are a program: with this it tells what it was asked to do, too.
+        "import logging; logging.basicConfig(level='INFO')".to_owned(),
         "SUSHY_EMULATOR_LISTEN_IP = '127.0.0.1'".to_owned(),
         "SUSHY_EMULATOR_LISTEN_PORT = 0".to_owned(),
         "SUSHY_EMULATOR_FAKE_DRIVER = True".to_owned(),

@@ -82,6 +82,9 @@ async fn power_follows_orders() {
         bmcs.set_power(&access, 1, Reset::ForceRestart).await.unwrap(),
         Done::Accepted
     );
+    // It is off for a moment, which nobody may happen to see.
+    let restarts = "power state set to \"ForceRestart\"";
+    sushy.log().wait_for(restarts, 0, DEADLINE).await.unwrap();
     until_power(&bmcs, &access, PowerState::On).await;
     assert_eq!(
         bmcs.set_power(&access, 1, Reset::GracefulShutdown).await.unwrap(),

@@ -28,6 +28,7 @@ const SERVER: &str = "10.9.0.1";
 struct Foreign {
     net: Netns,
     dnsmasq: Dnsmasq,
+    /// Without its answers, iPXE would wait for IPv6 for 16 s after each lease.
     _router: Router,
 }
 
@@ -74,9 +75,6 @@ async fn bios_machine_boots_over_the_network_and_again_after_reset() {
     machine.power_on().unwrap();
     let said = format!("the script runs on {MAC} as SER,IAL");
     let (at, _) = machine.console().wait_for(&said, 0, SOON).await.unwrap();
-    // Without the router's answer, iPXE would wait 16 s after the lease for IPv6.
-    let (since, _) = machine.since().unwrap();
-    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
     machine.console().wait_for("Hard Disk", at, SOON).await.unwrap();
 
     machine.reset().unwrap();

@@ -20,7 +20,7 @@ use muster_proto::kinds::{
     BareMetalHost, HardwareData, OperationMetric, OperationalStatus, Profile, UnknownPolicy,
 };
 use muster_tests::{
-    bmc::{self, PowerState, Service, What},
+    bmc::{self, PowerState, Service},
     bridges::BR0,
     cluster::Cluster,
     metal3::Operator,
@@ -179,17 +179,7 @@ impl Site {
         }
         // What a machine runs that is on already, nobody here knows: another ramdisk, or an operating system.
         while events.try_recv().is_ok() {}
-        let machines = site.servers.clone();
-        tokio::spawn(async move {
-            while let Some(event) = events.recv().await {
-                let mut machine = machines[&event.system].lock().expect("no test panics with it");
-                match event.what {
-                    What::On(_) => machine.power_on(),
-                    What::Off => machine.power_off(),
-                    What::ShutdownAsked => {}
-                }
-            }
-        });
+        tokio::spawn(bmc::follow(events, site.servers.clone()));
         Ok(site)
     }
 

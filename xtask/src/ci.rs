@@ -89,6 +89,9 @@ fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
         .env("MUSTER_OS_IMAGES", at("os"));
     if full {
         command = command.env("MUSTER_FULL", "1");
+        if std::env::var_os("PROPTEST_CASES").is_none() {
+            command = command.env("PROPTEST_CASES", "4000");
+        }
     }
     if let Some(seed) = seed {
         command = command.env("PROPTEST_RNG_SEED", seed);

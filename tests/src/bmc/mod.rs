@@ -22,6 +22,7 @@ use anyhow::{Context, Result};
 use tokio::{sync::mpsc, task::AbortHandle};
 
 pub use faults::{Fault, Rule};
+pub use machines::follow;
 pub use state::{BootSource, Event, PowerState, What};
 pub use tls::Authority;
 

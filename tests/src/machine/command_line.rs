@@ -44,6 +44,11 @@ impl Files {
     }
 }
 
+/// What QEMU calls NIC `number`.
+pub(super) fn nic_id(number: usize) -> String {
+    format!("nic{number}")
+}
+
 /// QEMU's arguments for `spec`, with one of `links` per NIC.
 pub fn command_line(spec: &MachineSpec, files: &Files, links: &[Link]) -> Vec<String> {
     let mut line = Line::default();
@@ -160,7 +165,7 @@ fn network(line: &mut Line, spec: &MachineSpec, number: usize, nic: &Nic, link: 
         NicModel::E1000 => "e1000",
         NicModel::E1000e => "e1000e",
     };
-    let mut device = format!("{model},netdev={id},mac={}", nic.mac);
+    let mut device = format!("{model},id={},netdev={id},mac={}", nic_id(number), nic.mac);
     let boots = number == 0;
     if boots {
         let index = match spec.boot {

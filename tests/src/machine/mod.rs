@@ -12,9 +12,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use crate::{lines::Lines, netns::Netns, wire::Wire};
 
+use command_line::nic_id;
 pub use command_line::{Files, Link, command_line};
 pub use qmp::Qmp;
 pub use spec::{Boot, Bus, Disk, Firmware, MachineSpec, Nic, NicModel, Smbios, UefiNet};
@@ -170,6 +172,15 @@ impl Machine {
     /// Presses the reset button.
     pub fn reset(&self) -> Result<()> {
         self.qmp()?.run("system_reset")
+    }
+
+    /// One that was switched on to boot the network first boots its disks from its next reset on: the network counted once.
+    pub fn boots_disks_next(&self) -> Result<()> {
+        // Behind the disks, which stand behind what was the first.
+        let last = self.spec.disks.len() + 2;
+        let nic = format!("/machine/peripheral/{}", nic_id(0));
+        let change = json!({"path": nic, "property": "bootindex", "value": last});
+        self.qmp()?.execute("qom-set", &change).map(|_| ())
     }
 
     /// The running QEMU's control socket.

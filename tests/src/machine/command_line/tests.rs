@@ -30,7 +30,7 @@ fn bios_boots_the_network_before_its_disks() {
     let spec = MachineSpec::bios("a", MAC, "br0").with_disk(Disk::new(Bus::Nvme, 1, "S1"));
     let line = shown(&spec);
     assert!(
-        line.contains("virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01,bootindex=1 "),
+        line.contains("virtio-net-pci,id=nic0,netdev=n0,mac=52:54:00:00:00:01,bootindex=1 "),
         "{line}"
     );
     assert!(line.contains("nvme,drive=d0,bootindex=2,serial=S1"), "{line}");
@@ -46,8 +46,8 @@ fn uefi_boots_its_disks_before_the_network() {
         .with_disk(Disk::new(Bus::Sata, 1, "S3"));
     let line = shown(&spec);
     for part in [
-        "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01,bootindex=4,romfile=",
-        "e1000e,netdev=n1,mac=52:54:00:00:00:02,romfile=",
+        "virtio-net-pci,id=nic0,netdev=n0,mac=52:54:00:00:00:01,bootindex=4,romfile=",
+        "e1000e,id=nic1,netdev=n1,mac=52:54:00:00:00:02,romfile=",
         "ide-hd,bus=sata.0,drive=d0,bootindex=1,serial=S1,wwn=0x5000c500a1b2c3d4",
         "scsi-hd,bus=scsi.0,scsi-id=0,drive=d1,bootindex=2,serial=S2",
         "ide-hd,bus=sata.1,drive=d2,bootindex=3,serial=S3",
