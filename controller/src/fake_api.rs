@@ -48,6 +48,8 @@ struct Inner {
     down: bool,
     /// Writes to these paths are invalid from now on.
     invalid: Vec<String>,
+    /// Conditions are not kept.
+    drops_conditions: bool,
     /// Changes that the watched copies have not seen.
     unseen: Vec<(Key, Value, bool)>,
     lagging: bool,
@@ -437,6 +439,11 @@ impl Inner {
                 match written.get("status") {
                     Some(status) => result["status"] = status.clone(),
                     None => drop(result.as_object_mut().unwrap().remove("status")),
+                }
+                if self.drops_conditions
+                    && let Some(status) = result["status"].as_object_mut()
+                {
+                    status.remove("conditions");
                 }
                 (
                     200,

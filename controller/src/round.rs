@@ -48,6 +48,18 @@ pub enum ExecuteError {
         /// Whose round it was.
         subject: String,
     },
+    /// The API server keeps less of an object than was written: its kind is older than this.
+    #[error(
+        "the kind {kind} that is installed keeps no {field}, so nothing can be done to {subject}: install Muster's kinds (deploy/crds)"
+    )]
+    Dropped {
+        /// The kind.
+        kind: &'static str,
+        /// What it does not know.
+        field: &'static str,
+        /// Whose round it was.
+        subject: String,
+    },
     /// The world moved between looking and acting: look again.
     #[error("{step} {subject}: it is not as it was seen")]
     Behind {
@@ -62,8 +74,14 @@ impl ExecuteError {
     /// True if the API server will say the same next time, too: the object itself is refused, or the place where it is to be (its
     /// namespace, its kind) does not exist.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, ExecuteError::Step { source: kube::Error::Api(status), .. }
-            if matches!(status.code, 400 | 403 | 404 | 422))
+        match self {
+            ExecuteError::Step {
+                source: kube::Error::Api(status),
+                ..
+            } => matches!(status.code, 400 | 403 | 404 | 422),
+            ExecuteError::Dropped { .. } => true,
+            _ => false,
+        }
     }
 }
 
@@ -76,7 +94,7 @@ pub fn retry_after(name: &str, failures: u32, error: &ExecuteError) -> Duration 
     let spread = spread(name) % 256;
     let wait = match error {
         ExecuteError::Behind { .. } => doubled.min(Duration::from_secs(2)),
-        ExecuteError::Step { .. } | ExecuteError::Late { .. } => doubled,
+        ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Dropped { .. } => doubled,
     };
     wait + wait * spread / 1024
 }

@@ -280,6 +280,19 @@ impl Stage {
         .await
     }
 
+    /// Waits until the machine that booted from `mac` has got to `percent` of its image.
+    pub async fn has_written(&self, mac: Mac, percent: u8, within: Duration) -> Result<()> {
+        let what = format!("{percent} % of the image are to be written");
+        self.until(&what, within, async || {
+            let server = self.api::<Server>().get(&server_name(mac)).await?;
+            let job = server.status.and_then(|status| status.job);
+            let job = job.filter(|job| job.id.contains("-write"));
+            let progress = job.and_then(|job| job.progress);
+            Ok(progress.filter(|progress| progress.percent == percent).map(drop))
+        })
+        .await
+    }
+
     /// All hosts.
     pub async fn hosts(&self) -> Result<Vec<BareMetalHost>> {
         let list = self.api::<BareMetalHost>().list(&ListParams::default()).await;

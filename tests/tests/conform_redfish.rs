@@ -134,11 +134,20 @@ async fn a_machine_is_booted_from_the_network_as_the_operator_does_it() {
     let sushy = Sushy::start(&[system(1)], None).await.unwrap();
     let bmcs = bmcs(&Config::default());
     let access = access(&sushy, "redfish+http", "");
-    for (mode, reset) in [
-        (WantedMode::Any, Reset::On),
-        (WantedMode::Preferred(Mode::Uefi), Reset::ForceRestart),
-        (WantedMode::Preferred(Mode::Legacy), Reset::ForceRestart),
+    for (mode, reset, word) in [
+        (WantedMode::Any, Reset::On, "On"),
+        (
+            WantedMode::Preferred(Mode::Uefi),
+            Reset::ForceRestart,
+            "ForceRestart",
+        ),
+        (
+            WantedMode::Preferred(Mode::Legacy),
+            Reset::ForceRestart,
+            "ForceRestart",
+        ),
     ] {
+        let said = sushy.log().len();
         let pxe = Boot {
             device: Device::Pxe,
             mode,
@@ -155,6 +164,8 @@ async fn a_machine_is_booted_from_the_network_as_the_operator_does_it() {
             Done::Accepted,
             "{mode:?}"
         );
+        let changes = format!("power state set to \"{word}\"");
+        sushy.log().wait_for(&changes, said, DEADLINE).await.unwrap();
         until_power(&bmcs, &access, PowerState::On).await;
     }
 }

@@ -359,7 +359,7 @@ async fn machines_outlive_the_segment_they_came_by() {
         .unwrap();
     // Whoever comes now is nobody's business.
     let newcomer = Client::new(rack.clients(), mac(9, 0), Asker::Ipxe(0));
-    assert!(newcomer.meets_silence(Duration::from_secs(4)).await);
+    assert!(newcomer.meets_silence(Duration::from_secs(4)).await.unwrap());
     let still = stage.hosts().await.unwrap();
     let ids = |hosts: &[BareMetalHost]| hosts.iter().map(ResourceExt::uid).collect::<Vec<_>>();
     assert_eq!(ids(&still), ids(&before));

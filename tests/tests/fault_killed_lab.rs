@@ -4,7 +4,7 @@ use std::{
     io::{BufRead, BufReader},
     os::unix::process::ExitStatusExt,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -37,13 +37,25 @@ async fn lab_that_is_killed() {
     std::future::pending::<()>().await;
 }
 
+/// A process that a test which fails does not leave behind.
+struct Lab(Child);
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // Fails only if it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn killed_lab_leaves_nothing_behind() {
-    let mut lab = Command::new(std::env::current_exe().unwrap())
+    let lab = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "lab_that_is_killed", "--nocapture"])
         .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .spawn();
+    let mut guard = Lab(lab.unwrap());
+    let lab = &mut guard.0;
     let lines = BufReader::new(lab.stdout.take().unwrap()).lines();
     let ready = lines
         .map_while(Result::ok)

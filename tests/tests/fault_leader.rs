@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{ResourceExt, api::PostParams};
 use muster_agent::steps::Order;
-use muster_proto::kinds::{BareMetalHost, Profile, Server, UnknownPolicy};
+use muster_proto::kinds::{BareMetalHost, Profile, UnknownPolicy};
 use muster_tests::{
     bmc::{Options, Service},
     bridges::{BR0, api_in},
@@ -20,7 +20,7 @@ use muster_tests::{
     controller::{Controller, Setup},
     forward::Forwarder,
     sim::{agent::SimServer, rack::Rack, work::Pace},
-    stage::{Stage, segment, server_name, state},
+    stage::{Stage, segment, state},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -297,14 +297,8 @@ impl Half<'_> {
         let image =
             json!({"url": "http://images.test/os.raw", "checksum": "0".repeat(64), "checksumType": "sha256"});
         half.patch(json!({"spec": {"image": image}})).await;
-        let there = stage.until("half of the image", SOON, async || {
-            let server = stage.api::<Server>().get(&server_name(mac)).await?;
-            let job = server.status.and_then(|status| status.job);
-            let job = job.filter(|job| job.id.contains("-write"));
-            let progress = job.and_then(|job| job.progress);
-            Ok(progress.filter(|progress| progress.percent == 50).map(drop))
-        });
-        there.await.expect("half of the image");
+        let there = stage.has_written(mac, 50, SOON).await;
+        there.expect("half of the image");
         half
     }
 

@@ -165,5 +165,5 @@ async fn nobody_answers_where_nobody_serves() {
     net.bridge("br0", Some("10.9.0.1/24")).unwrap();
     let clients = Clients::behind(&net, "br0", "10.9.0.2/24").unwrap();
     let client = Client::new(&clients, MAC, Asker::Plain);
-    assert!(client.meets_silence(Duration::from_millis(300)).await);
+    assert!(client.meets_silence(Duration::from_millis(300)).await.unwrap());
 }

@@ -27,7 +27,7 @@ use muster_tests::{
     cluster::Cluster,
     controller::Setup,
     paths,
-    sim::{agent::SimServer, rack::Rack},
+    sim::{agent::SimServer, rack::Rack, work::Pace},
     stage::{Stage, segment, state},
 };
 use serde_json::{Value, json};
@@ -608,12 +608,26 @@ async fn the_controller_is_killed_again_and_again_and_the_host_gets_its_image_on
         rig.stage.controller.kill();
         rig.stage.controller.start().unwrap();
     }
+    let works = |waits_at| {
+        let pace = Pace {
+            waits_at,
+            ..Pace::default()
+        };
+        rig.server.lock().unwrap().works(pace);
+    };
+    // Whatever it does stands still half way: here that is the write.
+    works(Some(50));
+    rig.patch(json!({"spec": {"automatedCleaningMode": "disabled"}}))
+        .await
+        .unwrap();
     rig.wish().await.unwrap();
-    for state in ["provisioning", "provisioned"] {
-        rig.reaches(state).await.unwrap();
-        rig.stage.controller.kill();
-        rig.stage.controller.start().unwrap();
-    }
+    rig.stage.has_written(rig.mac, 50, SOON).await.unwrap();
+    rig.stage.controller.kill();
+    rig.stage.controller.start().unwrap();
+    works(None);
+    rig.reaches("provisioned").await.unwrap();
+    rig.stage.controller.kill();
+    rig.stage.controller.start().unwrap();
     let reboot = json!({"metadata": {"annotations": {"reboot.metal3.io": ""}}});
     rig.service.seen();
     rig.patch(reboot).await.unwrap();

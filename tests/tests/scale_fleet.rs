@@ -22,6 +22,7 @@ use muster_tests::{
     fleet::pace::{Failing, Fault, Luck},
     lines::Lines,
     scratch::Scratch,
+    spawner::Spawner,
     stage::{Stage, segment},
 };
 use nix::{
@@ -35,11 +36,11 @@ const SOON: Duration = Duration::from_secs(240);
 const LOOK: Duration = Duration::from_millis(200);
 
 async fn fleet(words: &[&str]) -> Result<Output> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_muster-lab"));
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_muster-lab"));
     command.arg("fleet").args(words).env_remove("KUBECONFIG");
-    let ran = tokio::task::spawn_blocking(move || command.output());
+    let ran = command.kill_on_drop(true).output();
     let output = tokio::time::timeout(SOON, ran).await.context("it does not end")?;
-    Ok(output??)
+    Ok(output?)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -51,16 +52,18 @@ struct Fleet {
     process: Child,
     said: Lines,
     _scratch: Scratch,
+    /// Whoever kills the test ends it, too.
+    _spawner: Option<Spawner>,
 }
 
 impl Fleet {
     fn start(words: &[&str]) -> Result<Fleet> {
-        Fleet::spawned(words, |mut command| command.spawn().context("start the fleet"))
+        let spawner = Spawner::new()?;
+        let process = spawner.spawn(Fleet::command(words)).context("start the fleet")?;
+        Fleet::of(process, Some(spawner))
     }
 
-    fn spawned(words: &[&str], spawn: impl FnOnce(Command) -> Result<Child>) -> Result<Fleet> {
-        let scratch = Scratch::new()?;
-        let said = Lines::to(&scratch.path().join("fleet.log"));
+    fn command(words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_muster-lab"));
         command
             .arg("fleet")
@@ -69,13 +72,19 @@ impl Fleet {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut process = spawn(command)?;
+        command
+    }
+
+    fn of(mut process: Child, spawner: Option<Spawner>) -> Result<Fleet> {
+        let scratch = Scratch::new()?;
+        let said = Lines::to(&scratch.path().join("fleet.log"));
         said.follow(process.stdout.take().context("its standard output")?)?;
         said.follow(process.stderr.take().context("its standard error")?)?;
         Ok(Fleet {
             process,
             said,
             _scratch: scratch,
+            _spawner: spawner,
         })
     }
 
@@ -368,7 +377,8 @@ async fn fleet_before_a_controller_that_runs_already_fails_as_it_is_told() {
         .split(' ')
         .chain(faults.into_iter().flat_map(|fault| ["--fail", fault]))
         .collect();
-    let mut fleet = Fleet::spawned(&words, |command| laptop.spawn(command)).unwrap();
+    let process = laptop.spawn(Fleet::command(&words)).unwrap();
+    let mut fleet = Fleet::of(process, None).unwrap();
 
     let hosts = Hosts(stage.api());
     let there = stage.until("the fleet's hosts", SOON, async || {

@@ -135,12 +135,13 @@ fn named(shown: &str, installed: &str) -> String {
 }
 
 /// For those who install and run it.
-const PAGES: [&str; 7] = [
+const PAGES: [&str; 8] = [
     "fleet.md",
     "install.md",
     "metrics.md",
     "migrate-from-metal3.md",
     "network.md",
+    "provision.md",
     "states.md",
     "validation.md",
 ];

@@ -301,7 +301,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             context.metrics.failures.inc();
             match &error {
                 ExecuteError::Behind { .. } => tracing::debug!(server = %name, %error, "looks again"),
-                ExecuteError::Step { .. } | ExecuteError::Late { .. } => {
+                ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Dropped { .. } => {
                     tracing::warn!(server = %name, error = %Chain(&error), "tried again");
                 }
             }

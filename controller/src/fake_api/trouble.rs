@@ -41,6 +41,11 @@ impl FakeApi {
         self.lock().invalid.push(end);
     }
 
+    /// From now on, it keeps no conditions: the kinds that are installed do not know them.
+    pub(crate) fn drop_conditions(&self, drops: bool) {
+        self.lock().drops_conditions = drops;
+    }
+
     /// From now on, it takes all writes again.
     pub(crate) fn take_writes(&self) {
         self.lock().invalid.clear();

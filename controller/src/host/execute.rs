@@ -128,6 +128,18 @@ impl Executor {
             .map_err(failed("write status of host", &path.to_string()))?;
         let written = Arc::new(written);
         self.memory.wrote_host(Arc::clone(&written));
+        // What a host waits for, since when, and what failed is read back from there: without it no wait would end.
+        let kept = written
+            .status
+            .as_ref()
+            .is_some_and(|kept| !kept.conditions.is_empty());
+        if !kept && !status.conditions.is_empty() {
+            return Err(ExecuteError::Dropped {
+                kind: "baremetalhosts.metal3.io",
+                field: "status.conditions",
+                subject: path.to_string(),
+            });
+        }
         Ok(written)
     }
 

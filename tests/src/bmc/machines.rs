@@ -82,8 +82,7 @@ fn locked<T>(machine: &Mutex<T>) -> MutexGuard<'_, T> {
     machine.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Simulated machines do what `events` say of their power. What they boot but the network is an operating system of which nothing is
-/// heard.
+/// Simulated machines do what `events` say of their power. Nothing is heard of one that boots the operating system on its disk.
 pub async fn follow(mut events: UnboundedReceiver<Event>, machines: BTreeMap<String, Arc<Mutex<SimServer>>>) {
     while let Some(event) = events.recv().await {
         // A system that was added later has no machine.
@@ -92,7 +91,7 @@ pub async fn follow(mut events: UnboundedReceiver<Event>, machines: BTreeMap<Str
         };
         let mut machine = locked(machine);
         match event.what {
-            What::On(source) if source.is_network() => machine.power_on(),
+            What::On(source) if source.is_network() || !machine.has_system() => machine.power_on(),
             What::On(_) | What::Off => machine.power_off(),
             // Its operating system obeys by itself.
             What::ShutdownAsked => {}

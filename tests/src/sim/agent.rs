@@ -161,6 +161,13 @@ impl SimServer {
         self.worked.borrow().clone()
     }
 
+    /// True if an image was written to it and not cleaned since; without one, its firmware goes on to the network.
+    pub fn has_system(&self) -> bool {
+        let worked = self.worked.borrow();
+        let last = worked.iter().rev().find(|worked| worked.end.is_ok());
+        last.is_some_and(|worked| matches!(worked.order, Order::Write { .. }))
+    }
+
     /// What these jobs were, each in a word: `clean` or `write`.
     pub fn kinds_of_work(&self) -> Vec<&'static str> {
         let kind = |worked: &Worked| match worked.order {

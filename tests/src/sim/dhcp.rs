@@ -100,9 +100,23 @@ impl Client {
         self.ask(&message, MessageType::Ack, within).await
     }
 
-    /// True if nobody answers a DISCOVER within `patience`.
-    pub async fn meets_silence(&self, patience: Duration) -> bool {
-        self.discover(patience).await.is_err()
+    /// Whether nobody answers a DISCOVER within `patience` with anything, be it a refusal or no message at all.
+    pub async fn meets_silence(&self, patience: Duration) -> Result<bool> {
+        let message = self.message(MessageType::Discover);
+        let raw = encoded(&message)?;
+        let mut replies = self.port.replies(message.xid());
+        let deadline = Instant::now() + patience;
+        let mut pauses = AGAIN.into_iter();
+        while Instant::now() < deadline {
+            self.port
+                .broadcast(self.mac, (Ipv4Addr::UNSPECIFIED, 68), 67, &raw)?;
+            let pause = pauses.next().map_or(patience, Duration::from_millis);
+            let until = deadline.min(Instant::now() + pause);
+            if let Ok(Some(_)) = timeout_at(until, replies.recv()).await {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// A message of this client, ready to be sent or broken first.
@@ -144,10 +158,7 @@ impl Client {
 
     async fn ask(&self, message: &Message, wanted: MessageType, within: Duration) -> Result<Lease> {
         let deadline = Instant::now() + within;
-        let mut raw = Vec::new();
-        message
-            .encode(&mut Encoder::new(&mut raw))
-            .context("write a DHCP message")?;
+        let raw = encoded(message)?;
         let mut replies = self.port.replies(message.xid());
         let mut pauses = AGAIN.into_iter();
         loop {
@@ -173,6 +184,14 @@ impl Client {
             }
         }
     }
+}
+
+fn encoded(message: &Message) -> Result<Vec<u8>> {
+    let mut raw = Vec::new();
+    message
+        .encode(&mut Encoder::new(&mut raw))
+        .context("write a DHCP message")?;
+    Ok(raw)
 }
 
 impl From<Message> for Lease {

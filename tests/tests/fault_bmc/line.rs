@@ -100,16 +100,23 @@ async fn a_call_that_waits_for_its_turn_is_fenced_too() {
         async move { bmcs.power(&access).await }
     });
     super::until(|| service.most_at_once() == 1).await;
+    let before = service.seen().len();
+    assert!(before > 0);
     let second = tokio::spawn({
         let (bmcs, access) = (bmcs.clone(), access.clone());
         async move { bmcs.set_power(&access, 1, Reset::On).await }
     });
+    // It stands in the line by then.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
     bmcs.fence(2);
     assert!(in_time(first).await.unwrap().is_err());
     assert_eq!(
         in_time(second).await.unwrap(),
         Err(BmcError::Fenced { epoch: 1, seen: 2 })
     );
+    assert_eq!(service.seen(), [], "it asked nothing");
     assert_eq!(service.power("1"), bmc::PowerState::Off);
 }
 

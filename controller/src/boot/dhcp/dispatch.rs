@@ -29,6 +29,7 @@ use crate::{
         pass::{Maker, PassKey},
         policy::Verdict,
         segment::Net,
+        status::Trouble,
     },
     events::{Event, Events},
     world::World,
@@ -140,6 +141,19 @@ impl Dispatch {
     /// Since this controller's start.
     pub(super) fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    /// What keeps machines on `net` from booting, though they are answered.
+    pub(super) fn lacks(&self, net: &Net) -> Option<Trouble> {
+        let has_ramdisk = self.releases.0.current(net.profile).is_some();
+        (!has_ramdisk).then(|| Trouble {
+            reason: "NoRamdisk",
+            message: format!(
+                "there is no ramdisk of profile {} in the edge's --boot-dir, so machines are given addresses at most, and boot nothing; \
+                 next: it is served as soon as there is one",
+                net.profile.name()
+            ),
+        })
     }
 
     /// What is served now.

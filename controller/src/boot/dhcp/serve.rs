@@ -388,7 +388,10 @@ fn report(service: &Service, segments: &[Arc<Segment>], plan: &Plan, doors: &Doo
                 let intruders = active.watch().present(now);
                 count(service, &key, active, &intruders);
                 (
-                    doors.trouble(net).map_or_else(|| Ok(status::serving(net)), Err),
+                    doors
+                        .trouble(net)
+                        .or_else(|| service.dispatch.lacks(net))
+                        .map_or_else(|| Ok(status::serving(net)), Err),
                     doors.listens(net).then_some(intruders),
                 )
             }

@@ -248,7 +248,7 @@ fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> Execu
     context.metrics.count(Plain::ReconcileError);
     match &error {
         ExecuteError::Behind { .. } => tracing::debug!(host = %path, %error, "looks again"),
-        ExecuteError::Step { .. } | ExecuteError::Late { .. } => {
+        ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Dropped { .. } => {
             tracing::warn!(host = %path, error = %Chain(&error), "tried again");
         }
     }

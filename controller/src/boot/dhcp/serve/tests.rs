@@ -4,7 +4,10 @@ use std::{
     io,
     net::{SocketAddrV4, UdpSocket},
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::Instant as Clock,
 };
@@ -101,11 +104,15 @@ impl Drop for Namespace {
     }
 }
 
-struct NoReleases;
+/// One ramdisk of each profile, unless somebody took them away.
+#[derive(Default)]
+struct Shelf {
+    is_empty: AtomicBool,
+}
 
-impl Releases for NoReleases {
+impl Releases for Shelf {
     fn current(&self, _: Profile) -> Option<String> {
-        None
+        (!self.is_empty.load(Ordering::SeqCst)).then(|| "0".repeat(64))
     }
 }
 
@@ -115,6 +122,7 @@ struct Site {
     facts: watch::Receiver<BTreeMap<String, Facts>>,
     events: tokio::sync::mpsc::Receiver<crate::events::Happened>,
     registry: Registry,
+    shelf: Arc<Shelf>,
     shutdown: watch::Sender<bool>,
     client: Namespace,
     server: Namespace,
@@ -152,10 +160,11 @@ impl Site {
             ca_pem: String::new(),
             token_key: TokenKey::new(&[7; 32]),
         };
+        let shelf = Arc::<Shelf>::default();
         let service = Service {
             dispatch: Arc::new(Dispatch::new(
                 world.clone(),
-                Arc::new(NoReleases),
+                Arc::clone(&shelf) as Arc<dyn Releases>,
                 watch::channel(Some(Arc::new(secrets))).1,
                 Events::new(queue),
                 metrics.clone(),
@@ -172,6 +181,7 @@ impl Site {
             facts: seen,
             events,
             registry,
+            shelf,
             shutdown,
             client,
             server,
@@ -438,7 +448,7 @@ fn a_proxy_adds_boot_files_beside_dnsmasq() {
 }
 
 #[test]
-fn a_taken_port_is_told_and_served_once_it_is_free() {
+fn a_taken_port_and_a_missing_ramdisk_are_told_and_served_once_they_are_there() {
     let (free, taken) = mpsc::channel();
     let site = Site::new(a_segment("br0", DhcpMode::Server), |server| {
         let squatter = server.run(|| socket("br0", SERVER_PORT).unwrap());
@@ -452,7 +462,16 @@ fn a_taken_port_is_told_and_served_once_it_is_free() {
         "{}",
         trouble.message
     );
+    site.shelf.is_empty.store(true, Ordering::SeqCst);
     drop(taken.recv().unwrap());
+    let lacks = |facts: &Facts| {
+        facts
+            .serving
+            .as_ref()
+            .is_err_and(|trouble| trouble.reason == "NoRamdisk")
+    };
+    site.wait("no ramdisk", lacks);
+    site.shelf.is_empty.store(false, Ordering::SeqCst);
     site.wait("serving after all", |facts| facts.serving.is_ok());
     ask(&site.client, packet("dhclient-discover"), from_us);
 }

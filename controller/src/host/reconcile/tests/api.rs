@@ -118,6 +118,25 @@ async fn what_the_api_server_refuses_is_told_once_and_tried_until_it_is_taken() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_the_kind_keeps_no_conditions_nothing_is_done_and_people_are_told_why() {
+    let lab = Lab::new(1);
+    lab.api.drop_conditions(true);
+    lab.run(async {
+        lab.declare(1);
+        tokio::time::sleep(std::time::Duration::from_secs(600)).await;
+        let told = lab.told();
+        let [event] = &told[..] else { panic!("{told:#?}") };
+        assert_eq!(event.reason, "WriteRefused");
+        assert!(event.message.contains("deploy/crds"), "{}", event.message);
+        assert!(!lab.machines[0].is_on());
+        // A newer kind is installed.
+        lab.api.drop_conditions(false);
+        lab.reaches(1, "available").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn clients_that_patch_without_a_resource_version_at_any_moment_lose_nothing() {
     let lab = Lab::new(1);
     lab.run(live(&lab)).await;
