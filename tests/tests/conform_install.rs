@@ -93,11 +93,31 @@ async fn may(client: &Client, role: &str, verb: &str, group: &str, resource: &st
     answer.status.expect("a status").allowed
 }
 
-/// Waits until both roles may read the host at `at`.
+/// Waits until each kind of binding counts: both roles may read the host at `at` and ask who calls, and the control role has its Lease.
 async fn granted(client: &Client, at: [&str; 2]) {
+    let lease = ["muster-system", "muster-control"];
+    let rights = [
+        ("control", "get", "metal3.io", "baremetalhosts", at),
+        ("edge", "get", "metal3.io", "baremetalhosts", at),
+        (
+            "control",
+            "create",
+            "authentication.k8s.io",
+            "tokenreviews",
+            ["", ""],
+        ),
+        (
+            "edge",
+            "create",
+            "authentication.k8s.io",
+            "tokenreviews",
+            ["", ""],
+        ),
+        ("control", "update", "coordination.k8s.io", "leases", lease),
+    ];
     let granted = async {
-        for role in ["control", "edge"] {
-            while !may(client, role, "get", "metal3.io", "baremetalhosts", at).await {
+        for (role, verb, group, resource, at) in rights {
+            while !may(client, role, verb, group, resource, at).await {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

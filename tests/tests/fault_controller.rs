@@ -115,6 +115,8 @@ fn forget(value: &mut Value) {
             map.values_mut().for_each(forget);
         }
         Value::Array(values) => values.iter_mut().for_each(forget),
+        // Since when a host waits stands behind what for.
+        Value::String(text) => text.truncate(text.rfind(" (since ").unwrap_or(text.len())),
         _ => {}
     }
 }

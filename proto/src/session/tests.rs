@@ -62,7 +62,9 @@ mod v1_0 {
 fn recorded(version: &str) -> Value {
     let text = match version {
         "1.0" => include_str!("recorded/v1_0.json"),
-        _ => include_str!("recorded/v1_1.json"),
+        "1.1" => include_str!("recorded/v1_1.json"),
+        "1.2" => include_str!("recorded/v1_2.json"),
+        other => panic!("{other} is not recorded"),
     };
     serde_json::from_str(text).unwrap()
 }
@@ -149,13 +151,25 @@ fn every_new_command_is_an_unknown_one_to_an_agent_of_version_1_0() {
     assert_eq!(read::<v1_0::Command>(&known).action, v1_0::Action::Inspect);
 }
 
-/// A field that is renamed, or a default that changes what is sent, breaks those who speak 1.1 already.
+/// The version before this one is recorded, whichever this is.
 #[test]
-fn what_was_recorded_of_version_1_1_is_what_is_said_now() {
+fn the_version_before_is_recorded() {
+    let (major, minor) = PROTOCOL.split_once('.').unwrap();
+    let before = format!("{major}.{}", minor.parse::<u32>().unwrap() - 1);
+    assert_eq!(recorded(&before)["requests"]["enrol"]["protocol"], before);
+}
+
+/// A field that is renamed, or a default that changes what is sent, breaks those who speak 1.1 and 1.2 already.
+#[test]
+fn what_was_recorded_of_older_versions_is_what_is_said_now() {
+    ["1.1", "1.2"].into_iter().for_each(is_said_now);
+}
+
+fn is_said_now(version: &str) {
     fn same<T: DeserializeOwned + Serialize>(value: &Value) {
         assert_eq!(json!(read::<T>(value)), *value);
     }
-    let record = recorded("1.1");
+    let record = recorded(version);
     same::<EnrolRequest>(&record["requests"]["enrol"]);
     for poll in record["requests"]["polls"].as_array().unwrap() {
         if poll["outcome"]["result"] == "failed" || poll["outcome"].is_null() {

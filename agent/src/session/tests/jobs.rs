@@ -123,11 +123,18 @@ async fn whoever_is_told_to_leave_with_the_answer_to_the_end_of_a_write_says_not
     );
 }
 
-/// Its answers as they were recorded when 1.1 was the newest: a controller of that version may go on from one that is newer.
+/// Their answers as they were recorded when they were the newest: such a controller may go on from one that is newer.
 #[tokio::test]
-async fn a_write_that_a_controller_of_version_1_1_orders_is_finished() {
-    let record = include_str!("../../../../proto/src/session/recorded/v1_1.json");
-    let record: Value = serde_json::from_str(record).unwrap();
+async fn a_write_that_a_controller_of_version_1_1_or_1_2_orders_is_finished() {
+    for record in [
+        include_str!("../../../../proto/src/session/recorded/v1_1.json"),
+        include_str!("../../../../proto/src/session/recorded/v1_2.json"),
+    ] {
+        is_finished(&serde_json::from_str(record).unwrap()).await;
+    }
+}
+
+async fn is_finished(record: &Value) {
     let mut answer = record["answers"]["polls"][2].clone();
     // Sealed to nobody here.
     answer["command"]["action"]

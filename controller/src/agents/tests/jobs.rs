@@ -676,12 +676,18 @@ async fn what_forbids_to_destroy_data_is_asked_for_unless_the_hosts_watch_is_kno
     asked(&lab);
 }
 
-/// Its requests as they were recorded when 1.1 was the newest: an agent of that version stays in a ramdisk while the controller is
-/// replaced.
+/// Their requests as they were recorded when they were the newest: an agent stays in a ramdisk while the controller is replaced.
 #[tokio::test]
-async fn an_agent_of_version_1_1_finishes_a_write() {
-    let record = include_str!("../../../../proto/src/session/recorded/v1_1.json");
-    let record: Value = serde_json::from_str(record).unwrap();
+async fn agents_of_versions_1_1_and_1_2_finish_a_write() {
+    for record in [
+        include_str!("../../../../proto/src/session/recorded/v1_1.json"),
+        include_str!("../../../../proto/src/session/recorded/v1_2.json"),
+    ] {
+        finishes_a_write(&serde_json::from_str(record).unwrap()).await;
+    }
+}
+
+async fn finishes_a_write(record: &Value) {
     let lab = Lab::new().await;
     let mut agent = lab.agent(1);
     let mut request = json!(agent.enrol_request(&lab.token(1)));

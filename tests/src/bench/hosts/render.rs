@@ -334,6 +334,15 @@ fn of_failover(failover: &Failover) -> Vec<Row> {
     );
     let mut wait = row(figure, "s", Some(lease + 5.0), 1, longest);
     wait.goal = format!("lease + 5 s = {} s", lease + 5.0);
+    // Most hosts need no leader in between: that it is there in time is a figure of its own.
+    let mut followed = row(
+        "leader killed: until another one leads".to_owned(),
+        "s",
+        Some(lease + 5.0),
+        1,
+        failover.taken_over,
+    );
+    followed.goal.clone_from(&wait.goal);
     let lost = Row {
         figure: "leader killed: hosts provisioned, hosts written more than once".to_owned(),
         goal: format!("{hosts}, 0"),
@@ -349,6 +358,7 @@ fn of_failover(failover: &Failover) -> Vec<Row> {
     );
     vec![
         planned,
+        followed,
         wait,
         lost,
         saw(
