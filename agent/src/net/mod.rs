@@ -340,8 +340,10 @@ impl Interfaces {
             Change::Granted(lease) => {
                 interface.former = Some(lease.address);
                 let held = interface.lease.replace(lease.clone());
-                if held.as_ref().is_some_and(|held| held.sets_up_as(&lease)) {
-                    return; // Renewed.
+                // Renewed, unless it could not be set up: then that is tried anew.
+                let is_in_use = self.network.borrow().leases.contains_key(&index);
+                if is_in_use && held.as_ref().is_some_and(|held| held.sets_up_as(&lease)) {
+                    return;
                 }
                 self.setup.set_up(interface.on(index), held, lease);
             }

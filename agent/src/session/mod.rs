@@ -483,7 +483,7 @@ impl<M: Machine> Session<M> {
             while self.jobs.untold().is_some() {
                 match self.poll().await {
                     Err(Stop::Ended(_) | Stop::CertificateRefused) => break,
-                    Err(Stop::Dropped(_)) if !self.jobs.shorten(&self.last) => break,
+                    Err(Stop::Dropped(_)) if !self.jobs.shorten(&self.last) => self.jobs.told(&self.last),
                     _ => {}
                 }
             }

@@ -85,7 +85,10 @@ pub fn serving(net: &Net) -> String {
     }
 }
 
-/// True if another edge serves the Segment, and `edge`, which has no such interface or no address there, cannot know better.
+/// The reason of a Segment whose edge has no ramdisk of its profile.
+pub const NO_RAMDISK: &str = "NoRamdisk";
+
+/// True if another edge serves the Segment, and `edge`, which has no such interface, no address there or no ramdisk, cannot know better.
 pub fn is_anothers(former: &SegmentStatus, facts: &Facts, edge: &str) -> bool {
     let served = former
         .conditions
@@ -94,7 +97,7 @@ pub fn is_anothers(former: &SegmentStatus, facts: &Facts, edge: &str) -> bool {
     let elsewhere = facts
         .serving
         .as_ref()
-        .is_err_and(|trouble| segment::ELSEWHERE.contains(&trouble.reason));
+        .is_err_and(|trouble| segment::ELSEWHERE.contains(&trouble.reason) || trouble.reason == NO_RAMDISK);
     elsewhere && served && !former.edge.is_empty() && former.edge != edge
 }
 

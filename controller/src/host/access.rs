@@ -453,7 +453,7 @@ pub(super) fn opted_in(value: &str, session: &Session, segment: Option<&Segment>
         return match segment.map(|segment| segment.spec.trust_for_secrets()) {
             Some(required) if required <= Trust::Segment => Ok(()),
             Some(_) => Err(format!(
-                "{IN_BAND_ANNOTATION} says `{IN_BAND_SEGMENT}`, but Segment {} requires more trust than that; next: goes on once the annotation names the session's key, or the Segment has requiredTrust: segment",
+                "{IN_BAND_ANNOTATION} says `{IN_BAND_SEGMENT}`, but Segment {} requires more trust than that; it goes on once the annotation names the session's key, or the Segment has requiredTrust: segment",
                 session.segment
             )),
             None => Err(format!("Segment {} is not seen", session.segment)),
@@ -463,7 +463,7 @@ pub(super) fn opted_in(value: &str, session: &Session, segment: Option<&Segment>
         return Ok(());
     }
     Err(format!(
-        "{IN_BAND_ANNOTATION} names another key than that of the session, which is {}; next: goes on once it names this one: compare it with the machine's console",
+        "{IN_BAND_ANNOTATION} names another key than that of the session, which is {}; it goes on once it names this one: compare it with the machine's console",
         session.key
     ))
 }
@@ -500,7 +500,7 @@ pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(
     }
     let [is, needs] = [session.trust, required].map(crate::discovery::host::trust_name);
     Err(format!(
-        "userData, networkData and metaData are given to sessions with trust `{needs}` only (Segment {0}), and this one has `{is}`; next: goes on once Segment {0} has requiredTrust: {is}, which lets whoever can send packets there read them, or once the host names none of them",
+        "userData, networkData and metaData are given to sessions with trust `{needs}` only (Segment {0}), and this one has `{is}`; it goes on once Segment {0} has requiredTrust: {is}, which lets whoever can send packets there read them, or once the host names none of them",
         session.segment
     ))
 }

@@ -261,12 +261,15 @@ fn cleaned(draft: &mut Draft<'_>, server: &Server) {
     // The order may be older than the first report of this boot: who used the machine may have put disks in.
     let ordered = server.spec.job.as_ref().and_then(|job| job.clean.as_ref());
     if let Some(ordered) = ordered.map(Packed::unpack) {
-        let is_named = |disk: &&Disk| ordered.disks.iter().any(|id| disk::is_meant(id, disk));
-        let more = disk::to_clean(&inventory.disks, root).into_iter();
-        let more: Vec<_> = more
-            .filter(|disk| !is_named(disk))
-            .map(|disk| disk.name.as_str())
-            .collect();
+        // Each name is one disk's: of twins, the one that was named is no other.
+        let mut names = ordered.disks.clone();
+        let mut is_named = |disk: &Disk| {
+            let at = names.iter().position(|id| disk::is_meant(id, disk));
+            at.map(|at| names.swap_remove(at)).is_some()
+        };
+        let mut more = disk::to_clean(&inventory.disks, root);
+        more.retain(|disk| !is_named(disk));
+        let more: Vec<_> = more.iter().map(|disk| disk.name.as_str()).collect();
         if !more.is_empty() {
             let names = more.join(", ");
             let message = format!("not all disks are cleaned: {names} came to light after that was ordered");

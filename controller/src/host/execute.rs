@@ -133,7 +133,9 @@ impl Executor {
             .status
             .as_ref()
             .is_some_and(|kept| !kept.conditions.is_empty());
-        if !kept && !status.conditions.is_empty() {
+        // One that is only let go of needs none.
+        let goes = super::State::parse(&status.provisioning.state) == super::State::Deleting;
+        if !kept && !goes && !status.conditions.is_empty() {
             return Err(ExecuteError::Dropped {
                 kind: "baremetalhosts.metal3.io",
                 field: "status.conditions",

@@ -52,7 +52,7 @@ enum Leaving {
     /// It was told to, and goes in a moment.
     Told,
     /// It was told this long ago, and is there still.
-    Stays(&'static str),
+    Stays,
 }
 
 /// A ramdisk that still runs did not hear that it is to leave, because the way to it was broken at that moment: it is told, once.
@@ -128,7 +128,7 @@ fn told_to_leave(draft: &mut Draft<'_>, server: &Server, id: &str, message: &'st
     match jobs::look(server, |job| job == id) {
         Job::Absent if contested => return Leaving::No,
         Job::Done | Job::Failed(_) => return Leaving::No,
-        Job::Absent | Job::Pending if is_late => return Leaving::Stays(message),
+        Job::Absent | Job::Pending if is_late => return Leaving::Stays,
         Job::Absent => jobs::place(draft, server, id, Task::Reboot),
         Job::Pending => draft.again(access::LOOK_AGAIN),
     }
@@ -141,9 +141,12 @@ fn look_after_unless(draft: &mut Draft<'_>, leaving: Leaving) {
     match leaving {
         Leaving::Told => {}
         Leaving::No => look_after(draft),
-        Leaving::Stays(message) => {
+        Leaving::Stays => {
             look_after(draft);
-            draft.wait_beside("Leave", message);
+            draft.wait_beside(
+                "Leave",
+                "the machine was told to leave its ramdisk, and is there still; next: a person reboots it (reboot.metal3.io), or by hand",
+            );
         }
     }
 }

@@ -112,8 +112,10 @@ impl Client {
                 .broadcast(self.mac, (Ipv4Addr::UNSPECIFIED, 68), 67, &raw)?;
             let pause = pauses.next().map_or(patience, Duration::from_millis);
             let until = deadline.min(Instant::now() + pause);
-            if let Ok(Some(_)) = timeout_at(until, replies.recv()).await {
-                return Ok(false);
+            match timeout_at(until, replies.recv()).await {
+                Ok(Some(_)) => return Ok(false),
+                Ok(None) => bail!("{}: nobody listens any more", self.mac),
+                Err(_) => {}
             }
         }
         Ok(true)

@@ -29,7 +29,7 @@ use crate::{
         pass::{Maker, PassKey},
         policy::Verdict,
         segment::Net,
-        status::Trouble,
+        status::{NO_RAMDISK, Trouble},
     },
     events::{Event, Events},
     world::World,
@@ -147,9 +147,9 @@ impl Dispatch {
     pub(super) fn lacks(&self, net: &Net) -> Option<Trouble> {
         let has_ramdisk = self.releases.0.current(net.profile).is_some();
         (!has_ramdisk).then(|| Trouble {
-            reason: "NoRamdisk",
+            reason: NO_RAMDISK,
             message: format!(
-                "there is no ramdisk of profile {} in the edge's --boot-dir, so machines are given addresses at most, and boot nothing; \
+                "there is no ramdisk of profile {} in the edge's --boot-dir, so machines here boot nothing; \
                  next: it is served as soon as there is one",
                 net.profile.name()
             ),
