@@ -88,18 +88,18 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
 /// True if `disk` is the one that was called `id`, wherever it hangs now, unless nothing else tells it from others.
 pub(super) fn is_meant(id: &DiskId, disk: &Disk) -> bool {
     let is = DiskId::from(disk);
-    let known = |id: &DiskId| {
-        (
-            id.serial.clone(),
-            id.wwn.clone(),
-            id.wwn_with_extension.clone(),
-            id.size_bytes,
-        )
-    };
-    let is_anonymous = [&id.serial, &id.wwn, &id.wwn_with_extension]
-        .iter()
-        .all(|name| name.is_empty());
-    known(id) == known(&is) && (!is_anonymous || id.by_path == is.by_path)
+    let is_anonymous = id.serial.is_empty() && id.wwn.is_empty() && id.wwn_with_extension.is_empty();
+    (!is_anonymous || id.by_path == is.by_path) && anywhere(id.clone()) == anywhere(is)
+}
+
+/// What `id` says of the disk itself, wherever it hangs.
+fn anywhere(id: DiskId) -> DiskId {
+    DiskId {
+        name: String::new(),
+        by_path: String::new(),
+        has_twin: false,
+        ..id
+    }
 }
 
 /// `hints` without those that say nothing: clients write an empty text, or 0, where they mean none.
@@ -173,11 +173,7 @@ fn own<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> impl Iterator<Item = &'
 
 /// True if another one of `disks` shows all that this one does, but for its name and its place.
 pub(super) fn has_twin(disks: &[Disk], disk: &Disk) -> bool {
-    let shown = |disk: &Disk| DiskId {
-        name: String::new(),
-        by_path: String::new(),
-        ..DiskId::from(disk)
-    };
+    let shown = |disk: &Disk| anywhere(DiskId::from(disk));
     let id = shown(disk);
     disks.iter().filter(|other| shown(other) == id).count() > 1
 }
