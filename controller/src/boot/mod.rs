@@ -15,4 +15,5 @@ pub mod slots;
 pub mod status;
 pub mod tftp;
 pub mod uki;
+pub mod wake;
 mod workers;

@@ -181,7 +181,8 @@ impl Executor {
         approved: bool,
     ) -> Result<&'static str, ExecuteError> {
         // A merge patch takes away only what it names.
-        let mut wanted = json!({"host": spec.host, "dismissed": spec.dismissed, "job": spec.job});
+        let mut wanted =
+            json!({"host": spec.host, "dismissed": spec.dismissed, "job": spec.job, "wake": spec.wake});
         if !spec.dismissed {
             wanted["dismissed"] = Value::Null;
         }

@@ -186,6 +186,7 @@ pub fn without_host(server: &Server) -> ServerSpec {
         host: None,
         dismissed: true,
         job: jobs::kept(server, None),
+        wake: None,
     }
 }
 
@@ -306,6 +307,8 @@ fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
         host: Some(host::reference(host)),
         dismissed: false,
         job: jobs::kept(seen.server, host.metadata.uid.as_deref()),
+        // That was a wish for another host.
+        wake: None,
     };
     let mut linked = seen.server.clone();
     linked.spec = spec.clone();

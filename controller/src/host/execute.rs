@@ -16,7 +16,7 @@ use muster_proto::{
     job::{Clean, Write},
     kinds::{
         BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDataSpec, HardwareDetails, Job, JobAction,
-        Packed, Server, Then,
+        Packed, Server, ServerSpec, Then, Wake,
     },
 };
 use serde_json::{Value, json};
@@ -30,7 +30,6 @@ use super::{
     observe::Sight,
     plan::{Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, Order, Task, WriteTask},
     vault::Vault,
-    wake,
 };
 use crate::{
     lease::Leadership,
@@ -89,7 +88,7 @@ pub fn name(effect: &Effect) -> &'static str {
         Effect::ReadPower => "read_power",
         Effect::BootNetworkOnce { .. } => "boot_network_once",
         Effect::Power { .. } => "power",
-        Effect::Wake { .. } => "wake",
+        Effect::Wake(_) => "wake",
         Effect::PlaceJob(_) => "place_job",
         Effect::RemoveJob { .. } => "remove_job",
         Effect::WriteHardware(_) => "write_hardware",
@@ -226,19 +225,7 @@ impl Executor {
             Effect::ReleaseLeftovers => self.release_leftovers(host).await,
             Effect::HoldSecret { name, hold } => self.vault.hold(host, &name, hold).await,
             Effect::ReleaseSecret { name } => self.vault.release(host, &name).await,
-            Effect::Wake { macs } => {
-                // No API server and no BMC stands in its way.
-                if !self.term.still() {
-                    return Err(ExecuteError::Behind {
-                        step: "wake",
-                        subject: Path::of(host).to_string(),
-                    });
-                }
-                if let Err(error) = wake::wake(&macs, sight.segment.as_deref()).await {
-                    tracing::warn!(host = %Path::of(host), error = %Chain(&error), "Wake-on-LAN could not be sent");
-                }
-                Ok(())
-            }
+            Effect::Wake(wish) => self.ask_to_wake(host, sight, *wish).await,
             Effect::Probe(_)
             | Effect::ReadPower
             | Effect::BootNetworkOnce { .. }
@@ -376,9 +363,37 @@ impl Executor {
         server: &Server,
         job: Option<Job>,
     ) -> Result<(), ExecuteError> {
+        let spec = ServerSpec {
+            job: job.map(Box::new),
+            ..server.spec.clone()
+        };
+        self.write_spec(step, host, server, &spec).await
+    }
+
+    async fn ask_to_wake(&self, host: &BareMetalHost, sight: &Sight, wish: Wake) -> Result<(), ExecuteError> {
+        let step = "ask for Wake-on-LAN on Server";
+        let server = sight.server().ok_or_else(|| ExecuteError::Behind {
+            step,
+            subject: Path::of(host).to_string(),
+        })?;
+        let spec = ServerSpec {
+            wake: Some(Box::new(wish)),
+            ..server.spec.clone()
+        };
+        self.write_spec(step, host, server, &spec).await
+    }
+
+    /// Writes what `spec` changes, if `server` is still as it was seen.
+    async fn write_spec(
+        &self,
+        step: &'static str,
+        host: &BareMetalHost,
+        server: &Server,
+        spec: &ServerSpec,
+    ) -> Result<(), ExecuteError> {
         let path = Path::of(server);
-        // The difference, for a merge patch would leave parts of the old job in the new one.
-        let Some(change) = difference(&json!({"job": server.spec.job}), &json!({"job": job})) else {
+        // The difference, for a merge patch would leave parts of what was there before in what is new.
+        let Some(change) = difference(&json!(server.spec), &json!(spec)) else {
             return Ok(());
         };
         let patch = json!({"metadata": precondition(server), "spec": change});

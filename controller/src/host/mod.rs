@@ -49,7 +49,6 @@ pub mod slots;
 pub mod state;
 pub mod table;
 pub mod vault;
-mod wake;
 mod whose;
 
 pub use bmcs::Bmcs;

@@ -12,9 +12,8 @@
 use std::time::Duration;
 
 use muster_proto::{
-    Mac,
     job::ImageSource,
-    kinds::{BareMetalHostStatus, HardwareDetails, Leave},
+    kinds::{BareMetalHostStatus, HardwareDetails, Leave, Wake},
 };
 
 use super::{guard::Permit, observed::Access};
@@ -112,11 +111,8 @@ pub enum Effect {
         /// How.
         order: PowerOrder,
     },
-    /// Send Wake-on-LAN packets: nothing tells whether they did anything.
-    Wake {
-        /// To these NICs.
-        macs: Vec<Mac>,
-    },
+    /// Ask the edges for Wake-on-LAN packets: nothing tells whether they did anything.
+    Wake(Box<Wake>),
     /// Make this the Server's job, in place of the one there, if the Server is still as it was seen.
     PlaceJob(Box<Order>),
     /// Take the job off the Server, if it is this one.

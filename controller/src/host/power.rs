@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     Mac,
     inventory::Nic,
-    kinds::{ErrorType, Packed, REBOOT_ANNOTATION, Server},
+    kinds::{ErrorType, Packed, REBOOT_ANNOTATION, Server, Wake},
 };
 
 use super::{
@@ -35,6 +35,10 @@ const SWITCHING: SignedDuration = SignedDuration::from_secs(60);
 /// How often the BMC is asked for the power of a machine whose ramdisk is here: that shows every half minute that the machine is on,
 /// and when it does so no more, the BMC is asked at once.
 const SEEN_ON: SignedDuration = SignedDuration::from_mins(10);
+/// How often a machine without a BMC is woken while it may come by itself.
+const WAKES: SignedDuration = SignedDuration::from_mins(5);
+/// The same, once a person was asked to switch it on.
+const WAKES_MEANWHILE: SignedDuration = SignedDuration::from_mins(30);
 /// How often the power is looked at while it changes.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -511,11 +515,27 @@ fn switch_on_from_afar(draft: &mut Draft<'_>) {
     by_itself_or_by_hand(
         draft,
         GOING_ON,
-        "the machine has no BMC: Wake-on-LAN is sent every 5 minutes; next: it boots its ramdisk",
-        "the machine has no BMC: Wake-on-LAN is sent every 5 minutes, and arrives only if the control role stands on the machine's network or routers pass it on; next: switch it on by hand",
+        "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it boots its ramdisk",
+        "the machine has no BMC, and has not come by the Wake-on-LAN that the edges on its Segment send, every half hour now; next: switch it on by hand",
     );
-    draft.effect(Effect::Wake { macs });
-    draft.again(Duration::from_secs(300));
+    let pause = match draft.waits_for(&[BY_HAND]) {
+        true => WAKES_MEANWHILE,
+        false => WAKES,
+    };
+    let session = status.and_then(|status| status.session.as_ref());
+    let session = session.map_or_else(String::new, |session| session.key.clone());
+    let last = draft.seen.server.and_then(|server| server.spec.wake.as_ref());
+    // Of a machine that was here since, or has other NICs, it is another wish.
+    let last = last
+        .filter(|last| last.session == session && last.macs == macs)
+        .and_then(|last| last.at.parse().ok())
+        .filter(|at| !draft.has_paused(*at, pause));
+    let Some(last) = last else {
+        let at = whole_seconds(draft.now).0.to_string();
+        draft.effect(Effect::Wake(Box::new(Wake { at, macs, session })));
+        return;
+    };
+    draft.again_at(last.checked_add(pause).unwrap_or(draft.now));
 }
 
 /// Waits for `reason` as `meanwhile` says, as long as a boot may take; then a person is asked as `ask` says.

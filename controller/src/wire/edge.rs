@@ -16,6 +16,7 @@ use crate::{
         peers::Peers,
         segment::{self, Plan, Ports},
         tftp,
+        wake::Waker,
     },
     events::Events,
 };
@@ -73,6 +74,12 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         limits: tftp::Limits::default(),
         peers,
     };
+    let waker = Waker {
+        world: parts.world.clone(),
+        changes: parts.changes.subscribe(),
+        plan: plan.clone(),
+    };
+    parts.spawn("Wake-on-LAN", waker.run());
     parts.spawn(
         "the follower of Segments",
         follow(plan, advertise, tell_addresses, tell_names),

@@ -46,6 +46,23 @@ pub struct ServerSpec {
     /// What the machine is to do next while its ramdisk runs; set by the control role.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<Box<Job>>,
+    /// The latest wish that the machine be switched on from afar; set by the control role where there is no BMC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wake: Option<Box<Wake>>,
+}
+
+/// A wish for Wake-on-LAN. The edges that serve the Segment of the machine's latest session send its packets, once for each wish.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Wake {
+    /// When it was asked for (RFC 3339).
+    pub at: String,
+    /// The NICs that may switch the machine on.
+    #[schemars(with = "Vec<String>")]
+    pub macs: Vec<Mac>,
+    /// The key of the session that was the latest then: after another one this wish is over.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub session: String,
 }
 
 /// Points at a BareMetalHost.

@@ -1,5 +1,6 @@
 //! The power of hosts without a BMC: what their ramdisk does, what Wake-on-LAN does, and what only a person can.
 
+use jiff::SignedDuration;
 use muster_proto::kinds::{ErrorType, JobStatus, REBOOT_ANNOTATION};
 
 use super::{
@@ -25,6 +26,13 @@ fn powered_on(world: &World) -> bool {
 fn is_ready(world: &World) -> bool {
     let ready = world.machine.on && world.machine.ramdisk.is_some() && powered_on(world);
     ready && waiting(world).0 == "Nothing"
+}
+
+fn rounds_for(world: &mut World, time: SignedDuration) {
+    let end = world.now + time;
+    while world.now < end {
+        world.round();
+    }
 }
 
 fn switched_off() -> World {
@@ -63,6 +71,36 @@ fn a_machine_without_wake_on_lan_is_switched_on_by_a_person_whom_the_condition_a
     world.power(PowerOrder::On);
     world.settle();
     assert!(is_ready(&world), "{:?}", waiting(&world));
+}
+
+#[test]
+fn a_machine_that_was_here_since_is_woken_at_once() {
+    let mut world = switched_off();
+    world.host().spec.online = true;
+    world.until("on", is_ready);
+    world.host().spec.online = false;
+    world.until("off", |world| !world.machine.on && !powered_on(world));
+    let now = world.now.to_string();
+    let wish = &mut world.server.as_mut().unwrap().spec.wake;
+    wish.as_mut().unwrap().at = now;
+    world.host().spec.online = true;
+    (0..10).for_each(|_| world.step(1));
+    assert!(world.machine.on && world.wished_awake == 2);
+}
+
+#[test]
+fn wake_on_lan_is_asked_for_every_five_minutes_and_seldom_once_a_person_was_asked() {
+    let mut world = switched_off();
+    world.machine.wakes = false;
+    world.host().spec.online = true;
+    rounds_for(&mut world, SignedDuration::from_mins(14));
+    assert_eq!(
+        world.wished_awake, 3,
+        "at once, after five minutes, and after ten"
+    );
+    rounds_for(&mut world, SignedDuration::from_hours(5));
+    let wished = world.wished_awake;
+    assert!((12..=14).contains(&wished), "{wished} times in five hours");
 }
 
 #[test]

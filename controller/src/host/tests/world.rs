@@ -147,6 +147,8 @@ pub(super) struct World {
     pub(super) failing_writes: usize,
     /// The ramdisk cannot go down this many times.
     pub(super) failing_ends: usize,
+    /// So often Wake-on-LAN was asked for.
+    pub(super) wished_awake: usize,
     pub(super) late: VecDeque<Effect>,
     pub(super) version: u64,
     /// Every state the host was in, without repetition.
@@ -278,6 +280,7 @@ impl World {
             jobs_take: 0,
             failing_writes: 0,
             failing_ends: 0,
+            wished_awake: 0,
             late: VecDeque::new(),
             version: 1,
             states: vec![State::New],
@@ -646,14 +649,8 @@ impl World {
                 });
                 !bad
             }
-            Effect::Wake { macs } => {
-                let hears = macs.iter().any(|mac| mac.to_string() == MAC);
-                if self.machine.wakes && hears && fault != Fault::Lost {
-                    self.power(PowerOrder::On);
-                }
-                true
-            }
-            Effect::PlaceJob(_)
+            Effect::Wake(_)
+            | Effect::PlaceJob(_)
             | Effect::RemoveJob { .. }
             | Effect::WriteHardware(_)
             | Effect::ReleaseLeftovers
@@ -699,6 +696,17 @@ impl World {
                 {
                     server.spec.job = None;
                     self.bump();
+                }
+            }
+            Effect::Wake(wish) => {
+                if let Some(server) = &mut self.server {
+                    server.spec.wake = Some(wish.clone());
+                    self.bump();
+                    self.wished_awake += 1;
+                    // As the edges do, once they see it.
+                    if self.machine.wakes && wish.macs.iter().any(|mac| mac.to_string() == MAC) {
+                        self.power(PowerOrder::On);
+                    }
                 }
             }
             Effect::WriteHardware(hardware) => {
