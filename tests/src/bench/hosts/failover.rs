@@ -1,4 +1,5 @@
-//! The leader is asked to end while all hosts are at rest, its successor is killed while all are being written, and others stand by.
+//! The leader is asked to end while all hosts are at rest, its successor is killed while writes end one after the other, and others
+//! stand by.
 
 use std::{
     collections::HashMap,
@@ -23,9 +24,9 @@ use crate::{
     sim::hardware::Model,
 };
 
-/// What a fleet's step takes of a real server's time: a write takes 96 to 144 s, longer than it takes to order all of them, and they end no
-/// faster than an API server on two cores can be told so.
-const SCALE: f64 = 2.0;
+/// What a fleet's step takes of a real server's time: a write takes 144 to 216 s, longer than it takes to order all of them, and they end
+/// no faster than an API server on two cores can be told so.
+const SCALE: f64 = 3.0;
 /// The controller's defaults: how long a Lease lasts, and how often it is renewed or asked for, in seconds.
 const LEASE: [f64; 2] = [15.0, 2.0];
 const NAME: &str = "muster-control";
@@ -33,8 +34,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Another one leads by then.
 const SOON: Duration = Duration::from_secs(60);
 
-/// Brings `hosts` hosts to available, asks the leader to end, gives the hosts an image, and kills the next leader once none of them
-/// is waiting for orders, or the first one has its image.
+/// Brings `hosts` hosts to available, asks the leader to end, gives the hosts an image, and kills the next leader once the first one
+/// is provisioned: from then on writes end all the time, and those that end while nobody leads wait for the next leader.
 pub(super) async fn measure(hosts: u32) -> Result<Failover> {
     let limit = ("PROVISIONING_LIMIT".to_owned(), hosts.to_string());
     let control = || (Role::Control, vec![limit.clone()]);
@@ -50,7 +51,7 @@ pub(super) async fn measure(hosts: u32) -> Result<Failover> {
     let leader = leading(&leases).await?;
     let names: Vec<String> = watch.hosts().into_keys().collect();
     want_image(place.client(), &names).await?;
-    let told = ordered(&watch, names.len(), patience(hosts)).await?;
+    let told = first_provisioned(&watch, patience(hosts)).await?;
     let before = watch.hosts();
     of(&mut place.controllers, leader)?.kill();
     let killed = Instant::now();
@@ -69,6 +70,7 @@ pub(super) async fn measure(hosts: u32) -> Result<Failover> {
         told: Some(told),
         handed_over,
         taken_over,
+        leaderless: ended_within(&writes, killed, Duration::from_secs_f64(taken_over)),
         waits: waits(&before, &after, &writes, killed),
         provisioned: after.values().filter(|host| !busy(host)).count(),
         rewritten: rewritten(&writes).len(),
@@ -125,31 +127,37 @@ fn of(controllers: &mut [Controller], number: u32) -> Result<&mut Controller> {
     found.with_context(|| format!("no controller is process {number}"))
 }
 
-/// Waits until each of `hosts` hosts has been told to write, or one has written; how many have been told.
-async fn ordered(watch: &Watch, hosts: usize, within: Duration) -> Result<usize> {
+/// Waits until the first host is provisioned; how many have been told to write by then.
+async fn first_provisioned(watch: &Watch, within: Duration) -> Result<usize> {
     let begun = Instant::now();
     loop {
         let writes = watch.writes();
         let told = writes.values().filter(|writes| !writes.is_empty()).count();
-        let ended = watch
-            .hosts()
-            .values()
-            .any(|host| host.since("provisioned").is_some());
-        if told == hosts || ended {
+        let provisioned = |host: &Host| host.since("provisioned").is_some();
+        if watch.hosts().values().any(provisioned) {
             println!(
-                "  {told} of {hosts} hosts were told to write after {:.1} s",
+                "  the first host is provisioned after {:.1} s; {told} were told to write",
                 begun.elapsed().as_secs_f64()
             );
             return Ok(told);
         }
         if begun.elapsed() > within {
             bail!(
-                "{told} of {hosts} hosts were told to write within {} s",
+                "none of {told} hosts that were told to write is provisioned within {} s",
                 within.as_secs()
             );
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// How many hosts' writes ended `within` so long from `since`.
+fn ended_within(writes: &HashMap<String, Writes>, since: Instant, within: Duration) -> usize {
+    let ends = writes
+        .values()
+        .filter_map(|writes| writes.values().flatten().min());
+    ends.filter(|end| **end >= since && end.duration_since(since) <= within)
+        .count()
 }
 
 /// How long each host that was busy waited for a leader, in seconds, in order.
@@ -204,5 +212,7 @@ mod tests {
             (late, Writes::from([("2".to_owned(), Some(at(30)))])),
         ]);
         assert_eq!(waits(&before, &after, &writes, killed), [1.0, 17.0]);
+        let ended = |within| ended_within(&writes, killed, Duration::from_secs(within));
+        assert_eq!((ended(29), ended(30)), (0, 1));
     }
 }

@@ -334,7 +334,7 @@ fn of_failover(failover: &Failover) -> Vec<Row> {
     );
     let mut wait = row(figure, "s", Some(lease + 5.0), 1, longest);
     wait.goal = format!("lease + 5 s = {} s", lease + 5.0);
-    // Most hosts need no leader in between: that it is there in time is a figure of its own.
+    // Hosts whose writes end later need no leader in between: that it is there in time is a figure of its own.
     let mut followed = row(
         "leader killed: until another one leads".to_owned(),
         "s",
@@ -507,14 +507,15 @@ fn ending(failover: &Failover) -> String {
          lasts for {lease} s and is asked for every {retry} s.\n\
          With all hosts at rest the leader is asked to end (SIGTERM); another one held the Lease after {:.1} s.\n\
          A write takes {shortest:.0} to {longest:.0} s here.\n\
-         All hosts are given an image; when each has been told to write it, or the first one has, the leader is killed (SIGKILL){told}.\n\
-         Another one held the Lease after {:.1} s.\n\
+         All hosts are given an image; when the first one is provisioned, the leader is killed (SIGKILL){told}.\n\
+         Another one held the Lease after {:.1} s; {} writes had ended in between.\n\
          A host waits from the kill, or from the end of its write if that comes later, until it is provisioned: median {}, p99 {}, most {}, \
          of {}.\n\
          A host is written more than once if its Server was told to write under more than one operation's id.\n{}",
         failover.hosts,
         failover.handed_over,
         failover.taken_over,
+        failover.leaderless,
         of(waits.median()),
         of(waits.percentile(99)),
         of(waits.max()),

@@ -174,6 +174,8 @@ pub(super) struct Failover {
     pub(super) handed_over: f64,
     /// From the kill until another one holds the Lease.
     pub(super) taken_over: f64,
+    /// How many writes ended from the kill until then.
+    pub(super) leaderless: usize,
     /// How long each busy host waited for a leader: from the kill, or from the end of its write if that came later, until it was
     /// provisioned. In order.
     pub(super) waits: Vec<f64>,
