@@ -39,9 +39,11 @@ mod review;
 
 /// Could not listen.
 #[derive(Debug, thiserror::Error)]
-#[error("listen for probes or scrapers on {address}")]
+#[error("listen on {address} for {service}")]
 pub struct ListenError {
     address: SocketAddr,
+    /// For whom, and which argument says where.
+    service: &'static str,
     #[source]
     source: std::io::Error,
 }
@@ -91,6 +93,16 @@ enum Service {
     ProbesAndMetrics,
     /// Metrics over TLS, to those whom the API server lets.
     Metrics(Certificate, Arc<Reviewer>),
+}
+
+impl Service {
+    /// Who is served, and the argument that says where.
+    fn shown(&self) -> &'static str {
+        match self {
+            Service::Probes | Service::ProbesAndMetrics => "probes (--admin-listen)",
+            Service::Metrics(..) => "scrapers (--metrics-listen)",
+        }
+    }
 }
 
 /// A listener for probes or scrapers.
@@ -148,7 +160,11 @@ impl Admin {
         if listener.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED {
             listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
         }
-        let listener = listener.map_err(|source| ListenError { address, source })?;
+        let listener = listener.map_err(|source| ListenError {
+            address,
+            service: service.shown(),
+            source,
+        })?;
         Ok(Admin {
             listener,
             state,
@@ -361,13 +377,19 @@ mod tests {
             watches: Watches::default(),
             standing: None,
         };
-        let admin = Admin::bind(([127, 0, 0, 1], 0).into(), state, false)
+        let admin = Admin::bind(([127, 0, 0, 1], 0).into(), state.clone(), false)
             .await
             .unwrap();
         let at = admin.address().unwrap();
         let serving = tokio::spawn(admin.run());
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 200"));
         assert!(get(at, "/metrics").await.starts_with("HTTP/1.1 404"));
+
+        let taken = Admin::bind(at, state, false).await.unwrap_err();
+        assert_eq!(
+            taken.to_string(),
+            format!("listen on {at} for probes (--admin-listen)")
+        );
         serving.abort();
     }
 }

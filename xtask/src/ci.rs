@@ -67,7 +67,17 @@ fn licences() -> Result<()> {
 
 /// Builds what the tests run and runs them all.
 pub(crate) fn test(words: &[String]) -> Result<()> {
+    if !picks_packages(words) {
+        setup::may_make_networks()?;
+    }
     cargo_test(words, None)
+}
+
+/// True if `words` name the packages to test; without, all are.
+fn picks_packages(words: &[String]) -> bool {
+    words
+        .iter()
+        .any(|word| word.starts_with("--package") || word.starts_with("-p"))
 }
 
 fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
@@ -80,6 +90,7 @@ fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
             dist::run()?;
         }
     }
+    let all = (!picks_packages(words)).then_some("--workspace");
     let words = words.iter().filter(|word| *word != "--full");
     let at = |path: &str| root().join(Path::new("target").join(path));
     let mut command = cargo()
@@ -96,7 +107,5 @@ fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
     if let Some(seed) = seed {
         command = command.env("PROPTEST_RNG_SEED", seed);
     }
-    let one = |word: &str| word.starts_with("--package") || word.starts_with("-p");
-    let all = (!words.clone().any(|word| one(word))).then_some("--workspace");
     command.arg("test").args(all).args(words).run()
 }

@@ -56,6 +56,7 @@ fn run() -> Result<()> {
         "setup" => setup::install()?,
         "build" => artifacts::all()?,
         "demo" => {
+            setup::may_make_networks()?;
             artifacts::all()?;
             artifacts::demo(&rest)?;
         }

@@ -44,7 +44,37 @@ pub(crate) fn install() -> Result<()> {
             );
         }
     }
+    let told = Cmd::new("go")
+        .args(["env", "GOVERSION", "GOTOOLCHAIN"])
+        .output()?;
+    let mut told = told.lines();
+    let (version, toolchain) = (told.next().unwrap_or_default(), told.next().unwrap_or_default());
+    if !builds_with(version, toolchain) {
+        bail!(
+            "the `go` in the PATH is {version}, and builds neither the control plane nor baremetal-operator: install Go 1.26 or newer"
+        );
+    }
     packages(PACKAGES)
+}
+
+/// Whether Go of `version`, such as `go1.26.1`, builds what is written for 1.26. From 1.21 on it fetches what is newer by itself, but
+/// where `GOTOOLCHAIN` says that it may not (<https://go.dev/doc/toolchain>). A version that is no release is taken at its word.
+fn builds_with(version: &str, toolchain: &str) -> bool {
+    let minor = version.strip_prefix("go1.").map(|rest| {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..digits].parse().unwrap_or(0)
+    });
+    minor.is_none_or(|minor: u32| minor >= 26 || (minor >= 21 && toolchain != "local"))
+}
+
+/// Fails where the lab's networks cannot be made, before anything is built for them.
+pub(crate) fn may_make_networks() -> Result<()> {
+    if !Cmd::new("unshare").args(["--net", "true"]).succeeds() {
+        bail!(
+            "the lab makes network namespaces, for which it needs CAP_SYS_ADMIN and CAP_NET_ADMIN: run this as root, or in a container with both"
+        );
+    }
+    Ok(())
 }
 
 /// The same for the benchmark, which tests and demo do not need.
@@ -132,4 +162,23 @@ pub(crate) fn apt_update() -> Result<()> {
 
 fn is_root() -> Result<bool> {
     Ok(Cmd::new("id").arg("-u").output()?.trim() == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_is_new_enough_or_fetches_what_is() {
+        for (version, toolchain, builds) in [
+            ("go1.26.1", "local", true),
+            ("go1.30", "auto", true),
+            ("go1.21.0", "auto", true),
+            ("go1.25.3", "local", false),
+            ("go1.19.8", "", false),
+            ("devel go1.27-1234567", "local", true),
+        ] {
+            assert_eq!(builds_with(version, toolchain), builds, "{version} {toolchain}");
+        }
+    }
 }

@@ -3,6 +3,9 @@
 //! The control role, which may be anywhere, asks for it on the Server (`spec.wake`); every edge that serves the Segment of the
 //! machine's latest session sends the packets, once for each wish. To machines on an interface of ours they go as a broadcast there;
 //! to others as one to their subnet, which arrives where routers pass such packets on (RFC 2644: by default they do not).
+//!
+//! A wish is over once its machine has enrolled again, and in any case after [`LIFETIME`]: it is made anew by then, and an edge that
+//! was gone meanwhile wakes nothing that somebody has switched off since.
 
 use std::{
     collections::HashMap,
@@ -11,10 +14,11 @@ use std::{
     sync::Arc,
 };
 
+use jiff::{SignedDuration, Timestamp};
 use kube::runtime::reflector::ObjectRef;
 use muster_proto::{
     Mac,
-    kinds::{Server, Wake},
+    kinds::{Server, SessionState, Wake},
 };
 use tokio::{
     net::UdpSocket,
@@ -30,12 +34,15 @@ use crate::world::{Change, World};
 /// The discard service (RFC 863), which is customary for these packets.
 const PORT: u16 = 9;
 
+/// So long an edge that has not carried out a wish may still do so, by its own clock.
+const LIFETIME: SignedDuration = SignedDuration::from_mins(10);
+
 /// Sends the packets that the Servers ask for.
 #[derive(Debug)]
 pub struct Waker {
     /// The Servers.
     pub world: World,
-    /// What changes of them; from before their copy is filled.
+    /// What changes of them.
     pub changes: broadcast::Receiver<Change>,
     /// The Segments that are served here.
     pub plan: watch::Receiver<Arc<Plan>>,
@@ -44,74 +51,77 @@ pub struct Waker {
 impl Waker {
     /// Never ends.
     pub async fn run(mut self) {
-        // An error says that the driver of the copies is gone: the process ends.
-        let _ = self.world.servers.wait_until_ready().await;
-        // What was asked for before was carried out by whoever ran then, and is asked for again in minutes if it did nothing.
-        let mut known = Known::default();
-        for server in self.world.servers.state() {
-            known.is_new(&server);
-        }
+        let mut done = Done::default();
         loop {
-            match self.changes.recv().await {
-                Ok(Change::Server(changed)) => {
-                    match self.world.servers.get(&ObjectRef::from_obj(&*changed)) {
-                        Some(server) => self.look_at(&mut known, &server).await,
-                        None => known.forget(&changed),
+            tokio::select! {
+                change = self.changes.recv() => match change {
+                    Ok(Change::Server(changed)) => {
+                        match self.world.servers.get(&ObjectRef::from_obj(&*changed)) {
+                            Some(server) => self.look_at(&mut done, &server).await,
+                            None => done.forget(&changed),
+                        }
                     }
-                }
-                Ok(Change::All) | Err(RecvError::Lagged(_)) => {
-                    for server in self.world.servers.state() {
-                        self.look_at(&mut known, &server).await;
-                    }
-                }
-                Ok(Change::Segment(_) | Change::Host(_) | Change::Hardware(_)) => {}
-                // Nothing changes any more: the process ends.
-                Err(RecvError::Closed) => return std::future::pending().await,
+                    Ok(Change::All) | Err(RecvError::Lagged(_)) => self.look_at_all(&mut done).await,
+                    Ok(Change::Segment(_) | Change::Host(_) | Change::Hardware(_)) => {}
+                    // Nothing changes any more: the process ends.
+                    Err(RecvError::Closed) => return std::future::pending().await,
+                },
+                changed = self.plan.changed() => match changed {
+                    Ok(()) => self.look_at_all(&mut done).await,
+                    Err(_) => return std::future::pending().await,
+                },
             }
         }
     }
 
-    async fn look_at(&self, known: &mut Known, server: &Server) {
-        if !known.is_new(server) {
-            return;
+    async fn look_at_all(&self, done: &mut Done) {
+        for server in self.world.servers.state() {
+            self.look_at(done, &server).await;
         }
-        let Some(wish) = &server.spec.wake else { return };
+    }
+
+    /// Carries out the wish of `server`, if it has one that is not.
+    async fn look_at(&self, done: &mut Done, server: &Server) {
+        let Some(wish) = current(server, Timestamp::now()).filter(|wish| !done.has(server, wish)) else {
+            return;
+        };
         let plan = Arc::clone(&self.plan.borrow());
         let Some(net) = serves(&plan, server) else { return };
         let name = server.metadata.name.as_deref().unwrap_or_default();
-        match send(&wish.macs, net).await {
-            Ok(()) => {
-                tracing::info!(server = name, segment = %net.key, macs = ?wish.macs, "Wake-on-LAN sent");
-            }
-            Err(error) => tracing::warn!(
+        if let Err(error) = send(&wish.macs, net).await {
+            tracing::warn!(
                 server = name, segment = %net.key, %error,
-                "Wake-on-LAN could not be sent; it is tried again when it is asked for again, in some minutes"
-            ),
+                "Wake-on-LAN could not be sent; it is tried again when the Server changes, or is asked for anew"
+            );
+            return;
         }
+        tracing::info!(server = name, segment = %net.key, macs = ?wish.macs, "Wake-on-LAN sent");
+        done.0.insert(name.to_owned(), wish.clone());
     }
 }
 
-/// The latest wish of each Server that had one.
+/// The latest wish of each Server that was carried out.
 #[derive(Debug, Default)]
-struct Known(HashMap<String, Wake>);
+struct Done(HashMap<String, Wake>);
 
-impl Known {
-    /// True if `server` has a wish that it did not have before.
-    fn is_new(&mut self, server: &Server) -> bool {
-        let (Some(name), Some(wish)) = (&server.metadata.name, &server.spec.wake) else {
-            self.forget(server);
-            return false;
-        };
-        if self.0.get(name) == Some(&**wish) {
-            return false;
-        }
-        self.0.insert(name.clone(), (**wish).clone());
-        true
+impl Done {
+    fn has(&self, server: &Server, wish: &Wake) -> bool {
+        let name = server.metadata.name.as_deref().unwrap_or_default();
+        self.0.get(name) == Some(wish)
     }
 
     fn forget(&mut self, server: &Server) {
         self.0.remove(server.metadata.name.as_deref().unwrap_or_default());
     }
+}
+
+/// The wish of `server` that holds at `now`: made not long ago, and since the machine was here last.
+fn current(server: &Server, now: Timestamp) -> Option<&Wake> {
+    let wish = server.spec.wake.as_deref()?;
+    let session = server.status.as_ref()?.session.as_ref()?;
+    let made: Timestamp = wish.at.parse().ok()?;
+    let gone = session.state != SessionState::Connected && session.key == wish.session;
+    (gone && now.duration_since(made).abs() < LIFETIME).then_some(wish)
 }
 
 /// The network of the Segment on which the machine of `server` had its latest session, if it is served here.
@@ -150,23 +160,34 @@ async fn send(macs: &[Mac], net: &Net) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use muster_proto::kinds::ServerSpec;
+    use muster_proto::kinds::{ServerSpec, ServerStatus, Session};
 
     use super::*;
 
-    fn server(wish: Option<&str>) -> Server {
-        let wish = wish.map(|at| {
-            Box::new(Wake {
-                at: at.to_owned(),
-                macs: vec![Mac([2, 0, 0, 0, 0, 1])],
-                session: String::new(),
-            })
-        });
+    /// So many seconds after the wish was made.
+    fn after(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + seconds).unwrap()
+    }
+
+    fn server() -> Server {
         let spec = ServerSpec {
-            wake: wish,
+            wake: Some(Box::new(Wake {
+                at: after(0).to_string(),
+                macs: vec![Mac([2, 0, 0, 0, 0, 1])],
+                session: "1".to_owned(),
+            })),
             ..ServerSpec::default()
         };
-        Server::new("one", spec)
+        let mut server = Server::new("one", spec);
+        server.status = Some(ServerStatus {
+            session: Some(Session {
+                key: "1".to_owned(),
+                state: SessionState::Disconnected,
+                ..Session::default()
+            }),
+            ..ServerStatus::default()
+        });
+        server
     }
 
     #[test]
@@ -185,14 +206,43 @@ mod tests {
     }
 
     #[test]
-    fn each_wish_is_new_once() {
-        let mut known = Known::default();
-        assert!(!known.is_new(&server(None)));
-        assert!(known.is_new(&server(Some("1"))));
-        assert!(!known.is_new(&server(Some("1"))));
-        assert!(known.is_new(&server(Some("2"))));
-        // Deleted and made anew, it has no wish of before.
-        known.forget(&server(Some("2")));
-        assert!(known.is_new(&server(Some("2"))));
+    fn a_wish_is_over_after_ten_minutes_and_once_its_machine_was_here() {
+        for (now, holds) in [(0, true), (599, true), (600, false), (-599, true), (-600, false)] {
+            assert_eq!(current(&server(), after(now)).is_some(), holds, "{now}");
+        }
+        type Change = fn(&mut Server);
+        let changes: [Change; 4] = [
+            |server| session(server).state = SessionState::Connected,
+            |server| session(server).key = "2".to_owned(),
+            |server| server.spec.wake.as_mut().unwrap().at.clear(),
+            |server| server.spec.wake = None,
+        ];
+        for change in changes {
+            let mut server = server();
+            change(&mut server);
+            assert_eq!(current(&server, after(0)), None);
+        }
+    }
+
+    fn session(server: &mut Server) -> &mut Session {
+        server.status.as_mut().unwrap().session.as_mut().unwrap()
+    }
+
+    #[test]
+    fn a_wish_that_was_carried_out_is_not_carried_out_again() {
+        let (mut done, mut server) = (Done::default(), server());
+        let wish = server.spec.wake.clone().unwrap();
+        assert!(!done.has(&server, &wish));
+        done.0.insert("one".to_owned(), *wish.clone());
+        assert!(done.has(&server, &wish));
+        let anew = Wake {
+            at: after(300).to_string(),
+            ..*wish.clone()
+        };
+        assert!(!done.has(&server, &anew));
+        done.forget(&server);
+        assert!(!done.has(&server, &wish));
+        server.metadata.name = None;
+        assert!(!done.has(&server, &wish));
     }
 }

@@ -342,6 +342,7 @@ fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     let spec = ServerSpec {
         host: None,
         job: jobs::kept(seen.server, None),
+        wake: None,
         ..seen.server.spec.clone()
     };
     let told = |about, other: &str| {

@@ -11,7 +11,7 @@ use muster_proto::kinds::{
 
 use super::{
     State,
-    draft::{Draft, HoldOff, clause, whole_seconds},
+    draft::{Draft, HoldOff, and_next, clause, whole_seconds},
     observed::{Access, Failure, FailureClass, Power, Probed, SecretState},
     owner::has_bmc,
     plan::{Effect, Hold},
@@ -175,7 +175,7 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
         }
         SecretState::Unreadable(why) => {
             let why = format!("the Secret {name} with the BMC's credentials cannot be read: {why}");
-            draft.wait_for("Inputs", format!("{why}; next: it is read again"));
+            draft.wait_for("Inputs", and_next(&why, "it is read again"));
             draft.again(LOOK_AGAIN);
         }
         SecretState::Invalid(why) => {

@@ -9,7 +9,7 @@ use super::{
     State,
     access::{self, Reach},
     backoff, conditions, disk,
-    draft::{Draft, clause},
+    draft::{Draft, and_next},
     guard, image, inspection, power,
     preparing::{self, effective_hints},
     provisioning, ramdisk, registration,
@@ -124,7 +124,7 @@ fn admit(draft: &mut Draft<'_>) -> Result<bool, String> {
     match secrets::inputs(draft) {
         Inputs::Ready => {}
         Inputs::Wait(why) => {
-            draft.wait_for("Inputs", format!("{why}; next: the image is written"));
+            draft.wait_for("Inputs", and_next(&why, "the image is written"));
             draft.again(access::LOOK_AGAIN);
             return Ok(false);
         }
@@ -192,10 +192,9 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
     }
     draft.wait_for(
         "Delay",
-        format!(
-            "attempt {failures} failed: {}; next: another one after {}",
-            clause(&why),
-            backoff::words(pause)
+        and_next(
+            &format!("attempt {failures} failed: {why}"),
+            &format!("another one after {}", backoff::words(pause)),
         ),
     );
     draft.again_at(ended.checked_add(pause).unwrap_or(draft.now));

@@ -6,7 +6,7 @@ use super::{
     State,
     access::{self, Reach},
     deprovisioning::PATIENCE,
-    draft::{Draft, HoldOff},
+    draft::{Draft, HoldOff, and_next},
     jobs::{self, Job},
     observed::{Bmc, Power},
     plan::{Effect, HARDWARE_FINALIZER, Task},
@@ -170,7 +170,7 @@ pub(super) fn let_go(draft: &mut Draft<'_>) {
     busy |= secrets::release(draft);
     if let Some(why) = secrets::unread(draft).filter(|_| !draft.waited("Inputs", ramdisk::BOOT_DEADLINE)) {
         // It may carry our finalizer, which nobody else takes off.
-        draft.wait_for("Inputs", format!("{why}; next: it is let go, and then the host"));
+        draft.wait_for("Inputs", and_next(&why, "it is let go, and then the host"));
         draft.again(access::LOOK_AGAIN);
         return;
     }

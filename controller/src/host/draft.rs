@@ -235,10 +235,9 @@ impl<'a> Draft<'a> {
         self.warn(event_reason(kind), message.clone());
         self.wait = Some(Wait {
             reason: RETRY,
-            message: format!(
-                "{}; next: another attempt after {}",
-                clause(&message),
-                backoff::words(pause)
+            message: and_next(
+                &message,
+                &format!("another attempt after {}", backoff::words(pause)),
             ),
             since: self.now,
             generation: self.host.metadata.generation,
@@ -260,11 +259,11 @@ impl<'a> Draft<'a> {
             self.warn(reason, message.clone());
         }
         self.why(format!("refused: {message}"));
-        let next = match message.contains("; next: ") {
-            true => "",
-            false => "; next: goes on as soon as that is changed",
+        let message = match message.contains(NEXT) {
+            true => clause(&message).to_owned(),
+            false => and_next(&message, "goes on as soon as that is changed"),
         };
-        self.wait_for(REFUSED, format!("{}{next}", clause(&message)));
+        self.wait_for(REFUSED, message);
     }
 
     /// The same where something else may be under way or have failed: that is told, and goes on by what is told of it.
@@ -365,6 +364,17 @@ impl<'a> Draft<'a> {
             .old_wait()
             .map(|old| (old.reason.as_str(), conditions::without_time(&old.message)));
         (asked != Some((wait.reason, &wait.message))).then_some(&wait.message)
+    }
+
+    /// True if something of this plan writes to the Server.
+    pub(super) fn writes_server(&self) -> bool {
+        let writes = |effect: &Effect| {
+            matches!(
+                effect,
+                Effect::PlaceJob(_) | Effect::RemoveJob { .. } | Effect::Wake(_)
+            )
+        };
+        self.effects.iter().any(writes)
     }
 
     /// Comes back when the host has waited for `reason` for as long as `limit`.
@@ -561,6 +571,18 @@ pub(super) fn is_ahead(at: Timestamp, now: Timestamp) -> bool {
 /// `message`, fit to be stored: specs, BMCs and agents may say anything.
 pub(super) fn bounded(message: &str) -> String {
     text::clean_to(message.as_bytes(), WORDS)
+}
+
+/// Between what is waited for and what happens next.
+const NEXT: &str = "; next: ";
+
+/// `message`, and what happens `next`, after what the message itself says that somebody is to do.
+pub(super) fn and_next(message: &str, next: &str) -> String {
+    let message = clause(message);
+    match message.contains(NEXT) {
+        true => format!("{message}, and then {next}"),
+        false => format!("{message}{NEXT}{next}"),
+    }
 }
 
 /// `message` where a sentence goes on after it: a BMC's own words end with a full stop.

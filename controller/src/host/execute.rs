@@ -367,7 +367,8 @@ impl Executor {
             job: job.map(Box::new),
             ..server.spec.clone()
         };
-        self.write_spec(step, host, server, &spec).await
+        self.write_spec(step, host, server, &spec).await?;
+        Ok(())
     }
 
     async fn ask_to_wake(&self, host: &BareMetalHost, sight: &Sight, wish: Wake) -> Result<(), ExecuteError> {
@@ -380,21 +381,28 @@ impl Executor {
             wake: Some(Box::new(wish)),
             ..server.spec.clone()
         };
-        self.write_spec(step, host, server, &spec).await
+        match self.write_spec(step, host, server, &spec).await? {
+            Some(written) if written.spec.wake.is_none() => Err(ExecuteError::Dropped {
+                kind: "servers.muster.dev",
+                field: "spec.wake",
+                subject: Path::of(host).to_string(),
+            }),
+            _ => Ok(()),
+        }
     }
 
-    /// Writes what `spec` changes, if `server` is still as it was seen.
+    /// Writes what `spec` changes, if `server` is still as it was seen; how it is then, if something had to be written.
     async fn write_spec(
         &self,
         step: &'static str,
         host: &BareMetalHost,
         server: &Server,
         spec: &ServerSpec,
-    ) -> Result<(), ExecuteError> {
+    ) -> Result<Option<Arc<Server>>, ExecuteError> {
         let path = Path::of(server);
         // The difference, for a merge patch would leave parts of what was there before in what is new.
         let Some(change) = difference(&json!(server.spec), &json!(spec)) else {
-            return Ok(());
+            return Ok(None);
         };
         let patch = json!({"metadata": precondition(server), "spec": change});
         let written = self
@@ -402,8 +410,9 @@ impl Executor {
             .patch(&path.name, &params(), &Patch::Merge(&patch))
             .await
             .map_err(failed(step, &path.to_string()))?;
-        self.memory.wrote_server(host, written);
-        Ok(())
+        let written = Arc::new(written);
+        self.memory.wrote_server(host, Arc::clone(&written));
+        Ok(Some(written))
     }
 
     async fn write_hardware(

@@ -102,6 +102,12 @@ pub(super) fn goes(server: &Server, id: &str) -> Option<LeaveAction> {
     }
 }
 
+/// True if the agent has said something of the job `id`, and of none after it.
+pub(super) fn is_taken_up(server: &Server, id: &str) -> bool {
+    let last = outcome(server).and_then(|status| status.job.as_ref());
+    last.is_some_and(|last| last.id == id)
+}
+
 /// True if the agent has taken up the job that `is_it` knows by its id, of an order of ours that clears or writes disks, in the session
 /// that it has now, and has not said that this ended.
 pub(super) fn is_under_way(server: &Server, is_it: impl Fn(&str) -> bool) -> bool {

@@ -228,8 +228,8 @@ impl Memory {
     }
 
     /// We wrote the Server of `host`.
-    pub fn wrote_server(&self, host: &BareMetalHost, server: Server) {
-        self.with(host, |entry| entry.server.wrote(Arc::new(server)));
+    pub fn wrote_server(&self, host: &BareMetalHost, server: Arc<Server>) {
+        self.with(host, |entry| entry.server.wrote(server));
     }
 
     /// We wrote the HardwareData of `host`.

@@ -39,6 +39,8 @@ const SEEN_ON: SignedDuration = SignedDuration::from_mins(10);
 const WAKES: SignedDuration = SignedDuration::from_mins(5);
 /// The same, once a person was asked to switch it on.
 const WAKES_MEANWHILE: SignedDuration = SignedDuration::from_mins(30);
+/// So long a ramdisk that goes down is taken for one, while its session has not ended.
+const GOES_DOWN: SignedDuration = SignedDuration::from_mins(5);
 /// How often the power is looked at while it changes.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -394,6 +396,14 @@ fn in_band(draft: &mut Draft<'_>, wish: Wish) {
         absent(draft, wish, wanted);
         return;
     };
+    if wanted && goes_down(draft, server) {
+        draft.wait_for(
+            GOING_OFF,
+            "waits for the ramdisk to go down, as it was told before; next: the machine is switched on again",
+        );
+        draft.again_after(GOING_OFF, GOES_DOWN);
+        return;
+    }
     if wanted {
         draft.forget(ErrorType::PowerManagement);
         draft.status.error_count = 0;
@@ -461,6 +471,17 @@ fn went(draft: &Draft<'_>, what: &str) -> bool {
     draft.waiting_since(GOING_OFF).is_some() && draft.seen.server.is_some_and(done)
 }
 
+/// True if the ramdisk has taken up the order to switch its machine off, or has done so: that is not taken back any more.
+fn goes_down(draft: &Draft<'_>, server: &Server) -> bool {
+    let (id, _) = operation(draft, GOING_OFF, OFF);
+    let goes = match jobs::look(server, |job| job == id) {
+        Job::Done => true,
+        Job::Pending => jobs::is_taken_up(server, &id),
+        Job::Absent | Job::Failed(_) => false,
+    };
+    goes && draft.waiting_since(GOING_OFF).is_some() && !draft.waited(GOING_OFF, GOES_DOWN)
+}
+
 /// The machine says nothing: it is off if it was told so, else nobody knows.
 fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
     let (off, again) = (went(draft, OFF), went(draft, REBOOT));
@@ -495,7 +516,7 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
     }
 }
 
-/// Nothing answers to Wake-on-LAN: whether it did anything shows when the ramdisk calls in.
+/// Nothing answers to Wake-on-LAN: whether it did anything shows when the ramdisk calls in. What boots a system of its own does not call in.
 fn switch_on_from_afar(draft: &mut Draft<'_>) {
     let status = draft.seen.server.and_then(|server| server.status.as_ref());
     let inventory = status.and_then(|status| status.inventory.as_ref());
@@ -512,30 +533,60 @@ fn switch_on_from_afar(draft: &mut Draft<'_>) {
         draft.wait_for(BY_HAND, message);
         return;
     }
-    by_itself_or_by_hand(
-        draft,
-        GOING_ON,
-        "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it boots its ramdisk",
-        "the machine has no BMC, and has not come by the Wake-on-LAN that the edges on its Segment send, every half hour now; next: switch it on by hand",
-    );
+    if draft.seen.segment.is_none() {
+        draft.wait_for(
+            BY_HAND,
+            "the machine has no BMC, and its Segment is gone, on which Wake-on-LAN would be sent; next: switch it on by hand",
+        );
+        return;
+    }
+    if draft.state.is_provisioned() {
+        if draft.waited(GOING_ON, ramdisk::BOOT_DEADLINE) {
+            draft.status.powered_on = true;
+            draft.tell(
+                "PowerOn",
+                "the machine is taken for on: Wake-on-LAN was sent to it, and its own system calls nobody here",
+            );
+            return;
+        }
+        draft.wait_for(
+            GOING_ON,
+            "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it is taken for on, since its own system calls nobody here",
+        );
+        draft.again_after(GOING_ON, ramdisk::BOOT_DEADLINE);
+    } else {
+        by_itself_or_by_hand(
+            draft,
+            GOING_ON,
+            "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it boots its ramdisk",
+            "the machine has no BMC, and has not come by the Wake-on-LAN that the edges on its Segment send, every half hour now; next: switch it on by hand",
+        );
+    }
+    let session = status.and_then(|status| status.session.as_ref());
+    let session = session.map_or_else(String::new, |session| session.key.clone());
+    ask_edges_to_wake(draft, macs, session);
+}
+
+/// Asks the edges for Wake-on-LAN to `macs`, unless they were asked a moment ago; `session` is the latest of the machine.
+fn ask_edges_to_wake(draft: &mut Draft<'_>, macs: Vec<Mac>, session: String) {
     let pause = match draft.waits_for(&[BY_HAND]) {
         true => WAKES_MEANWHILE,
         false => WAKES,
     };
-    let session = status.and_then(|status| status.session.as_ref());
-    let session = session.map_or_else(String::new, |session| session.key.clone());
     let last = draft.seen.server.and_then(|server| server.spec.wake.as_ref());
     // Of a machine that was here since, or has other NICs, it is another wish.
     let last = last
         .filter(|last| last.session == session && last.macs == macs)
         .and_then(|last| last.at.parse().ok())
         .filter(|at| !draft.has_paused(*at, pause));
-    let Some(last) = last else {
+    let from = last.unwrap_or(draft.now);
+    draft.again_at(from.checked_add(pause).unwrap_or(draft.now));
+    if draft.writes_server() {
+        // A second write of the Server would not find it as it was seen: the first one wakes the host.
+    } else if last.is_none() {
         let at = whole_seconds(draft.now).0.to_string();
         draft.effect(Effect::Wake(Box::new(Wake { at, macs, session })));
-        return;
-    };
-    draft.again_at(last.checked_add(pause).unwrap_or(draft.now));
+    }
 }
 
 /// Waits for `reason` as `meanwhile` says, as long as a boot may take; then a person is asked as `ask` says.

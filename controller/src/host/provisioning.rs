@@ -13,7 +13,7 @@ use super::{
     State,
     access::{self, LOOK_AGAIN, Reach},
     available, deprovisioning, disk,
-    draft::{Draft, REFUSED},
+    draft::{Draft, REFUSED, and_next},
     guard, image,
     jobs::{self, After, Job},
     netboot,
@@ -95,8 +95,9 @@ fn cannot(draft: &mut Draft<'_>, why: &str) {
     }
     draft.wait_for(
         REFUSED,
-        format!(
-            "{why}; next: goes on as soon as that is changed, or is deprovisioned once spec.image is removed"
+        and_next(
+            why,
+            "goes on as soon as that is changed, or is deprovisioned once spec.image is removed",
         ),
     );
 }
@@ -209,9 +210,9 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
 fn lacks_inputs(draft: &mut Draft<'_>) -> bool {
     match secrets::inputs(draft) {
         Inputs::Ready => return false,
-        Inputs::Wait(why) => draft.wait_for("Inputs", format!("{why}; next: the image is written")),
+        Inputs::Wait(why) => draft.wait_for("Inputs", and_next(&why, "the image is written")),
         Inputs::Bad(why) => cannot(draft, &why),
-        Inputs::Untrusted(why) => draft.wait_for("Trust", format!("{why}; next: the image is written")),
+        Inputs::Untrusted(why) => draft.wait_for("Trust", and_next(&why, "the image is written")),
     }
     draft.again(LOOK_AGAIN);
     true

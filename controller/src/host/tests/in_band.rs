@@ -1,7 +1,7 @@
 //! The power of hosts without a BMC: what their ramdisk does, what Wake-on-LAN does, and what only a person can.
 
 use jiff::SignedDuration;
-use muster_proto::kinds::{ErrorType, JobStatus, REBOOT_ANNOTATION};
+use muster_proto::kinds::{ErrorType, JobStatus, REBOOT_ANNOTATION, SessionState};
 
 use super::{
     super::{State, plan::PowerOrder},
@@ -101,6 +101,61 @@ fn wake_on_lan_is_asked_for_every_five_minutes_and_seldom_once_a_person_was_aske
     rounds_for(&mut world, SignedDuration::from_hours(5));
     let wished = world.wished_awake;
     assert!((12..=14).contains(&wished), "{wished} times in five hours");
+}
+
+#[test]
+fn a_machine_that_goes_down_when_it_is_wanted_again_is_woken() {
+    for done in [true, false] {
+        let mut world = available();
+        world.host().spec.online = false;
+        world.until("down", |world| !world.machine.on);
+        // That its session has ended shows later, perhaps that its order has, too.
+        let told = |world: &mut World, state, done| {
+            let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+            status.session.as_mut().unwrap().state = state;
+            status.job.as_mut().unwrap().done = done;
+        };
+        told(&mut world, SessionState::Connected, done);
+        world.host().spec.online = true;
+        world.step(1);
+        assert_eq!(waiting(&world).0, "PoweringOff");
+        told(&mut world, SessionState::Disconnected, true);
+        world.settle();
+        assert!(is_ready(&world), "{:?}", waiting(&world));
+        assert_eq!(world.wished_awake, 1);
+    }
+}
+
+#[test]
+fn what_a_provisioned_machine_does_nobody_sees_so_it_is_taken_for_on() {
+    let mut world = World::in_band();
+    world.reach(State::Available);
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    // As if it had been written to be off.
+    world.power(PowerOrder::HardOff);
+    world.host().status.as_mut().unwrap().powered_on = false;
+    let wished = world.wished_awake;
+    rounds_for(&mut world, SignedDuration::from_mins(10));
+    assert!(world.machine.on && !powered_on(&world));
+    assert_eq!(waiting(&world).0, "PoweringOn");
+    world.settle();
+    assert!(powered_on(&world));
+    assert_eq!(waiting(&world).0, "Nothing");
+    assert_eq!(world.wished_awake - wished, 3);
+}
+
+#[test]
+fn a_machine_whose_segment_is_gone_is_switched_on_by_a_person() {
+    let mut world = switched_off();
+    world.segment_gone = true;
+    world.host().spec.online = true;
+    world.settle();
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "PowerByHand");
+    assert!(message.contains("its Segment is gone"), "{message}");
+    assert_eq!(world.wished_awake, 0);
 }
 
 #[test]

@@ -117,6 +117,8 @@ pub(super) struct World {
     pub(super) hardware: Option<HardwareData>,
     pub(super) server: Option<Server>,
     pub(super) segment: Segment,
+    /// It does not exist any more.
+    pub(super) segment_gone: bool,
     pub(super) secrets: Secrets,
     pub(super) bmc: Bmc,
     pub(super) tried: Option<Tried>,
@@ -238,6 +240,7 @@ impl World {
             hardware: None,
             server: None,
             segment: segment(),
+            segment_gone: false,
             secrets: Secrets {
                 bmc: secret("1", "a"),
                 ..Secrets::default()
@@ -406,7 +409,7 @@ impl World {
         Observed {
             hardware: self.hardware.as_ref(),
             server: self.server.as_ref(),
-            segment: Some(&self.segment),
+            segment: Some(&self.segment).filter(|_| !self.segment_gone),
             secrets: self.secrets.clone(),
             bmc: self.bmc.clone(),
             tried: self.tried.clone(),
@@ -444,7 +447,8 @@ impl World {
             assert!(status.conditions.len() <= 32);
             for one in &status.conditions {
                 let waits = one.type_ == "Waiting" && one.status == "True";
-                let whole = one.message.contains("; next: ") && one.message.contains(" (since ");
+                let says = |what: &str| one.message.matches(what).count() == 1;
+                let whole = says("; next: ") && says(" (since ");
                 // `kubectl wait` takes no condition for true whose generation is an older one.
                 let dated = ["Waiting", "ProvisioningFailed"].contains(&one.type_.as_str());
                 assert!(dated || one.observed_generation.is_none(), "{}", one.type_);
