@@ -1,12 +1,11 @@
 //! A plan while it is being made: the status as it will be, and all that goes with it. Pure.
 
+mod waits;
+
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{
-    api::core::v1::ObjectReference,
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-};
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Time};
 use muster_proto::{
     kinds::{
         BareMetalHost, BareMetalHostStatus, ErrorType, OperationHistory, OperationMetric, OperationalStatus,
@@ -22,8 +21,12 @@ use super::{
     plan::{Effect, Metadata, Plan, PowerWatch},
     reasons, table,
 };
-use crate::discovery::host::annotation;
-use crate::{agents::token, bmc::Health, discovery::host::about, events::Event};
+use crate::{
+    agents::token,
+    bmc::Health,
+    discovery::host::{about, annotation},
+    events::Event,
+};
 
 /// Reason of the condition `Waiting` while a failed attempt is to be repeated: its time is that of the failure.
 pub(super) const RETRY: &str = "Retry";
@@ -282,60 +285,6 @@ impl<'a> Draft<'a> {
         self.status.operational_status = OperationalStatus::Error;
     }
 
-    /// Says what the host waits for.
-    pub(super) fn wait_for(&mut self, reason: &'static str, message: impl Into<String>) {
-        let since = self.waiting_since(reason).unwrap_or(self.now);
-        let message = text::clean_to(message.into().as_bytes(), 2 * WORDS);
-        if self.why.is_empty() {
-            self.why.clone_from(&message);
-        }
-        self.wait = Some(Wait {
-            reason,
-            message,
-            since,
-            generation: None,
-        });
-    }
-
-    /// Says what the host waits for, unless it waits for something else meanwhile.
-    pub(super) fn wait_beside(&mut self, reason: &'static str, message: impl Into<String>) {
-        if self.wait.is_none() {
-            self.wait_for(reason, message);
-        }
-    }
-
-    /// What it says so far that the host waits for.
-    pub(super) fn said(&self) -> Option<Wait> {
-        self.wait.clone()
-    }
-
-    /// Says that, and nothing that was said in between.
-    pub(super) fn say(&mut self, wait: Wait) {
-        self.wait = Some(wait);
-    }
-
-    /// True if what it says so far is that the host waits for one of these `reasons`.
-    pub(super) fn waits_for(&self, reasons: &[&str]) -> bool {
-        self.wait
-            .as_ref()
-            .is_some_and(|wait| reasons.contains(&wait.reason))
-    }
-
-    /// The same as [`Draft::wait_for`], from now on, however long it has waited for that.
-    pub(super) fn wait_anew(&mut self, reason: &'static str, message: impl Into<String>) {
-        self.wait_for(reason, message);
-        if let Some(wait) = &mut self.wait {
-            wait.since = self.now;
-        }
-    }
-
-    /// Since when the host has been waiting for `reason`, as its status says; none: it has not.
-    pub(super) fn waiting_since(&self, reason: &str) -> Option<Timestamp> {
-        self.old_wait()
-            .filter(|wait| wait.reason == reason)
-            .map(|wait| self.not_ahead(wait.last_transition_time.0))
-    }
-
     /// `at`, or now where that is far ahead: the clock was set back, and a deadline that is counted from there would be as far away. What
     /// is a little ahead is another computer's clock, and stays: operations are named by it.
     fn not_ahead(&self, at: Timestamp) -> Timestamp {
@@ -352,20 +301,6 @@ impl<'a> Draft<'a> {
         is_ahead(at, self.now)
     }
 
-    fn old_wait(&self) -> Option<&Condition> {
-        conditions::waiting(&self.old)
-    }
-
-    /// What a person is asked for now, who was not asked for it before.
-    fn newly_asked(&self) -> Option<&str> {
-        let by_hand = |wait: &&Wait| conditions::BY_HAND.contains(&wait.reason) && !self.untold;
-        let wait = self.wait.as_ref().filter(by_hand)?;
-        let asked = self
-            .old_wait()
-            .map(|old| (old.reason.as_str(), conditions::without_time(&old.message)));
-        (asked != Some((wait.reason, &wait.message))).then_some(&wait.message)
-    }
-
     /// True if something of this plan writes to the Server.
     pub(super) fn writes_server(&self) -> bool {
         let writes = |effect: &Effect| {
@@ -375,18 +310,6 @@ impl<'a> Draft<'a> {
             )
         };
         self.effects.iter().any(writes)
-    }
-
-    /// Comes back when the host has waited for `reason` for as long as `limit`.
-    pub(super) fn again_after(&mut self, reason: &str, limit: SignedDuration) {
-        let since = self.waiting_since(reason).unwrap_or(self.now);
-        self.again_at(since.checked_add(limit).unwrap_or(self.now));
-    }
-
-    /// True if the host waited for `reason` since before `limit`.
-    pub(super) fn waited(&self, reason: &str, limit: SignedDuration) -> bool {
-        self.waiting_since(reason)
-            .is_some_and(|since| self.now.duration_since(since) >= limit)
     }
 
     /// When the failure that the status speaks of was counted; none: there is none that is to be repeated. A status that another
@@ -421,31 +344,6 @@ impl<'a> Draft<'a> {
         self.why("waits before another attempt");
         self.again_at(due);
         HoldOff::Waiting
-    }
-
-    /// What the host waited for before, it waits for still. False: that was nothing.
-    pub(super) fn keep_wait(&mut self) -> bool {
-        self.wait = None;
-        let old = self.old_wait().map(|wait| {
-            (
-                wait.reason.clone(),
-                conditions::without_time(&wait.message).to_owned(),
-                self.not_ahead(wait.last_transition_time.0),
-                wait.observed_generation,
-            )
-        });
-        let Some((reason, message, since, generation)) = old else {
-            return false;
-        };
-        if let Some(reason) = conditions::reason(&reason) {
-            self.wait = Some(Wait {
-                reason,
-                message,
-                since,
-                generation,
-            });
-        }
-        self.wait.is_some()
     }
 
     /// The host needs a place among the busy ones. False: it has none and is delayed.

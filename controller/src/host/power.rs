@@ -5,19 +5,15 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use muster_proto::{
-    Mac,
-    inventory::Nic,
-    kinds::{ErrorType, Packed, REBOOT_ANNOTATION, Server, Wake},
-};
+use muster_proto::kinds::{ErrorType, REBOOT_ANNOTATION};
 
 use super::{
     State,
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
     draft::{Draft, HoldOff, RETRY, whole_seconds},
-    jobs::{self, Job},
+    in_band, jobs,
     observed::{Failure, FailureClass, Power, PowerReading, Tried},
-    plan::{Effect, PowerOrder, Task},
+    plan::{Effect, PowerOrder},
     ramdisk,
     reboot::{self, Wish},
 };
@@ -31,38 +27,30 @@ const SOFT_RESETS: i64 = 3;
 /// So long it is tried to arm the network boot of a machine that is to be switched on, through a BMC that fails to.
 const ARMING: SignedDuration = SignedDuration::from_mins(3);
 /// So long a machine may take to be off or on after it was told.
-const SWITCHING: SignedDuration = SignedDuration::from_secs(60);
+pub(super) const SWITCHING: SignedDuration = SignedDuration::from_secs(60);
 /// How often the BMC is asked for the power of a machine whose ramdisk is here: that shows every half minute that the machine is on,
 /// and when it does so no more, the BMC is asked at once.
 const SEEN_ON: SignedDuration = SignedDuration::from_mins(10);
-/// How often a machine without a BMC is woken while it may come by itself.
-const WAKES: SignedDuration = SignedDuration::from_mins(5);
-/// The same, once a person was asked to switch it on.
-const WAKES_MEANWHILE: SignedDuration = SignedDuration::from_mins(30);
-/// So long a ramdisk that goes down is taken for one, while its session has not ended.
-const GOES_DOWN: SignedDuration = SignedDuration::from_mins(5);
 /// How often the power is looked at while it changes.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Reason of `Waiting` while the machine goes off; its time begins the operation.
 pub(super) const GOING_OFF: &str = "PoweringOff";
 /// The same, on.
-const GOING_ON: &str = "PoweringOn";
+pub(super) const GOING_ON: &str = "PoweringOn";
 /// Reasons while an order on the power is under way, or is to be repeated after a failure.
 const OF_POWER: [&str; 3] = [GOING_OFF, GOING_ON, RETRY];
-/// Reason while only a person can do it.
-const BY_HAND: &str = "PowerByHand";
 
 /// In names of operations.
-const OFF: &str = "off";
-const REBOOT: &str = "reboot";
+pub(super) const OFF: &str = "off";
+pub(super) const REBOOT: &str = "reboot";
 
 /// The power of a host at rest.
 pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
     let wish = reboot::wish(draft.host, !draft.state.is_provisioned());
     match reach {
         Reach::InBand => {
-            in_band(draft, wish);
+            in_band::manage(draft, wish);
             return;
         }
         Reach::Silent(_) => {
@@ -368,7 +356,7 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
 }
 
 /// It is to be off, and must not be.
-fn stay_on(draft: &mut Draft<'_>) {
+pub(super) fn stay_on(draft: &mut Draft<'_>) {
     if draft.waiting_since(super::draft::REFUSED).is_none() {
         draft.warn(
             "PowerManagementError",
@@ -381,80 +369,6 @@ fn stay_on(draft: &mut Draft<'_>) {
     );
 }
 
-/// Without a BMC: what the session can do, and what only a person can.
-fn in_band(draft: &mut Draft<'_>, wish: Wish) {
-    let wanted = draft.host.spec.online && !wish.off();
-    let kept_on = draft.host.spec.disable_power_off == Some(true);
-    let session = draft.session();
-    draft.status.powered_on |= session.is_some();
-    if kept_on && !wanted && !wish.once && draft.status.powered_on {
-        draft.forget(ErrorType::PowerManagement);
-        stay_on(draft);
-        return;
-    }
-    let Some((server, _)) = session else {
-        absent(draft, wish, wanted);
-        return;
-    };
-    if wanted && goes_down(draft, server) {
-        draft.wait_for(
-            GOING_OFF,
-            "waits for the ramdisk to go down, as it was told before; next: the machine is switched on again",
-        );
-        draft.again_after(GOING_OFF, GOES_DOWN);
-        return;
-    }
-    if wanted {
-        draft.forget(ErrorType::PowerManagement);
-        draft.status.error_count = 0;
-        jobs::clear(draft);
-        draft.why("it is on");
-        return;
-    }
-    if draft.hold_off(&[ErrorType::PowerManagement]) == HoldOff::Waiting {
-        return;
-    }
-    draft.forget(ErrorType::PowerManagement);
-    let back = draft.host.spec.online && !wish.stay_off || kept_on;
-    let (task, what) = match wish.once && back {
-        true => (Task::Reboot, REBOOT),
-        false => (Task::PowerOff, OFF),
-    };
-    let (operation, _) = operation(draft, GOING_OFF, what);
-    if draft.waiting_since(GOING_OFF).is_none() {
-        // The operation is named by the time since when the status says so, so it is written first: what is told is never put off.
-        let how = if what == REBOOT {
-            "rebooted"
-        } else {
-            "switched off"
-        };
-        draft.tell("PowerOff", format!("the machine is {how} by its ramdisk"));
-    }
-    let then = if what == REBOOT {
-        "the machine boots again"
-    } else {
-        "the machine stays off"
-    };
-    draft.wait_for(
-        GOING_OFF,
-        format!("waits for the ramdisk to go down; next: {then}"),
-    );
-    match jobs::look(server, |job| job == operation) {
-        Job::Absent => jobs::place(draft, server, &operation, task),
-        Job::Pending => draft.again(Duration::try_from(SWITCHING).unwrap_or_default()),
-        Job::Failed(error) => draft.fail(
-            ErrorType::PowerManagement,
-            format!("the ramdisk does not go down: {error}"),
-        ),
-        Job::Done => {
-            if what == REBOOT {
-                rebooted(draft);
-            }
-            draft.why("the ramdisk goes down");
-        }
-    }
-}
-
 /// The reboot that is asked for once is not asked for any more, if it was.
 pub(super) fn rebooted(draft: &mut Draft<'_>) {
     let asked = draft.annotation(REBOOT_ANNOTATION).is_some();
@@ -462,146 +376,4 @@ pub(super) fn rebooted(draft: &mut Draft<'_>) {
     if asked && !removed.iter().any(|name| name == REBOOT_ANNOTATION) {
         removed.push(REBOOT_ANNOTATION.to_owned());
     }
-}
-
-/// True if the ramdisk went down as it was told: its last word was that it does. A job that it only was given says nothing.
-fn went(draft: &Draft<'_>, what: &str) -> bool {
-    let (id, _) = operation(draft, GOING_OFF, what);
-    let done = |server: &Server| jobs::look(server, |job| job == id) == Job::Done;
-    draft.waiting_since(GOING_OFF).is_some() && draft.seen.server.is_some_and(done)
-}
-
-/// True if the ramdisk has taken up the order to switch its machine off, or has done so: that is not taken back any more.
-fn goes_down(draft: &Draft<'_>, server: &Server) -> bool {
-    let (id, _) = operation(draft, GOING_OFF, OFF);
-    let goes = match jobs::look(server, |job| job == id) {
-        Job::Done => true,
-        Job::Pending => jobs::is_taken_up(server, &id),
-        Job::Absent | Job::Failed(_) => false,
-    };
-    goes && draft.waiting_since(GOING_OFF).is_some() && !draft.waited(GOING_OFF, GOES_DOWN)
-}
-
-/// The machine says nothing: it is off if it was told so, else nobody knows.
-fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
-    let (off, again) = (went(draft, OFF), went(draft, REBOOT));
-    if off || again {
-        draft.forget(ErrorType::PowerManagement);
-        draft.status.error_count = 0;
-    }
-    draft.status.powered_on &= !off;
-    jobs::clear(draft);
-    if wish.once && (again || !draft.status.powered_on) {
-        rebooted(draft);
-        draft.why("it went down, as asked; next: on again");
-        return;
-    }
-    match (wanted, draft.status.powered_on) {
-        (true, false) => switch_on_from_afar(draft),
-        (false, true) if wish.once => draft.wait_for(
-            BY_HAND,
-            "the machine has no BMC, and what it runs is not ours to command; next: reboot it by hand, and remove the annotation reboot.metal3.io",
-        ),
-        (false, true) => draft.wait_for(
-            BY_HAND,
-            "the machine has no BMC, and what it runs is not ours to command; next: switch it off by hand",
-        ),
-        (true, true) if draft.state == State::Available => by_itself_or_by_hand(
-            draft,
-            "Ramdisk",
-            "the machine's ramdisk is not connected; next: it comes back by itself",
-            "the machine's ramdisk is not connected, and has not come back by itself; next: power-cycle it by hand",
-        ),
-        _ => draft.why("its power is left alone"),
-    }
-}
-
-/// Nothing answers to Wake-on-LAN: whether it did anything shows when the ramdisk calls in. What boots a system of its own does not call in.
-fn switch_on_from_afar(draft: &mut Draft<'_>) {
-    let status = draft.seen.server.and_then(|server| server.status.as_ref());
-    let inventory = status.and_then(|status| status.inventory.as_ref());
-    let inventory = inventory.map(Packed::unpack).unwrap_or_default();
-    let macs: Vec<Mac> = inventory.nics.iter().filter_map(wakes_at).collect();
-    if macs.is_empty() {
-        let without = |nic: &Nic| nic.wake_on_lan == Some(false);
-        let message = match !inventory.nics.is_empty() && inventory.nics.iter().all(without) {
-            true => "the machine has no BMC, and no NIC of it has Wake-on-LAN; next: switch it on by hand",
-            false => {
-                "the machine has no BMC, and no NIC of it is known that may have Wake-on-LAN; next: switch it on by hand"
-            }
-        };
-        draft.wait_for(BY_HAND, message);
-        return;
-    }
-    if draft.seen.segment.is_none() {
-        draft.wait_for(
-            BY_HAND,
-            "the machine has no BMC, and its Segment is gone, on which Wake-on-LAN would be sent; next: switch it on by hand",
-        );
-        return;
-    }
-    if draft.state.is_provisioned() {
-        if draft.waited(GOING_ON, ramdisk::BOOT_DEADLINE) {
-            draft.status.powered_on = true;
-            draft.tell(
-                "PowerOn",
-                "the machine is taken for on: Wake-on-LAN was sent to it, and its own system calls nobody here",
-            );
-            return;
-        }
-        draft.wait_for(
-            GOING_ON,
-            "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it is taken for on, since its own system calls nobody here",
-        );
-        draft.again_after(GOING_ON, ramdisk::BOOT_DEADLINE);
-    } else {
-        by_itself_or_by_hand(
-            draft,
-            GOING_ON,
-            "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it boots its ramdisk",
-            "the machine has no BMC, and has not come by the Wake-on-LAN that the edges on its Segment send, every half hour now; next: switch it on by hand",
-        );
-    }
-    let session = status.and_then(|status| status.session.as_ref());
-    let session = session.map_or_else(String::new, |session| session.key.clone());
-    ask_edges_to_wake(draft, macs, session);
-}
-
-/// Asks the edges for Wake-on-LAN to `macs`, unless they were asked a moment ago; `session` is the latest of the machine.
-fn ask_edges_to_wake(draft: &mut Draft<'_>, macs: Vec<Mac>, session: String) {
-    let pause = match draft.waits_for(&[BY_HAND]) {
-        true => WAKES_MEANWHILE,
-        false => WAKES,
-    };
-    let last = draft.seen.server.and_then(|server| server.spec.wake.as_ref());
-    // Of a machine that was here since, or has other NICs, it is another wish.
-    let last = last
-        .filter(|last| last.session == session && last.macs == macs)
-        .and_then(|last| last.at.parse().ok())
-        .filter(|at| !draft.has_paused(*at, pause));
-    let from = last.unwrap_or(draft.now);
-    draft.again_at(from.checked_add(pause).unwrap_or(draft.now));
-    if draft.writes_server() {
-        // A second write of the Server would not find it as it was seen: the first one wakes the host.
-    } else if last.is_none() {
-        let at = whole_seconds(draft.now).0.to_string();
-        draft.effect(Effect::Wake(Box::new(Wake { at, macs, session })));
-    }
-}
-
-/// Waits for `reason` as `meanwhile` says, as long as a boot may take; then a person is asked as `ask` says.
-fn by_itself_or_by_hand(draft: &mut Draft<'_>, reason: &'static str, meanwhile: &str, ask: &str) {
-    let deadline = ramdisk::BOOT_DEADLINE;
-    if draft.waiting_since(BY_HAND).is_some() || draft.waited(reason, deadline) {
-        draft.wait_for(BY_HAND, ask);
-        return;
-    }
-    draft.wait_for(reason, meanwhile);
-    draft.again_after(reason, deadline);
-}
-
-/// At whose address in a magic packet `nic` may switch its machine on. One of which nothing is known may.
-fn wakes_at(nic: &Nic) -> Option<Mac> {
-    nic.mac
-        .filter(|mac| mac.is_unicast() && nic.wake_on_lan != Some(false))
 }

@@ -1,0 +1,115 @@
+//! What a host waits for, since when, and what happens next. Pure.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use muster_proto::text;
+
+use super::{Draft, WORDS, Wait};
+use crate::host::conditions;
+
+impl Draft<'_> {
+    /// Says what the host waits for.
+    pub(in crate::host) fn wait_for(&mut self, reason: &'static str, message: impl Into<String>) {
+        let since = self.waiting_since(reason).unwrap_or(self.now);
+        let message = text::clean_to(message.into().as_bytes(), 2 * WORDS);
+        if self.why.is_empty() {
+            self.why.clone_from(&message);
+        }
+        self.wait = Some(Wait {
+            reason,
+            message,
+            since,
+            generation: None,
+        });
+    }
+
+    /// Says what the host waits for, unless it waits for something else meanwhile.
+    pub(in crate::host) fn wait_beside(&mut self, reason: &'static str, message: impl Into<String>) {
+        if self.wait.is_none() {
+            self.wait_for(reason, message);
+        }
+    }
+
+    /// What it says so far that the host waits for.
+    pub(in crate::host) fn said(&self) -> Option<Wait> {
+        self.wait.clone()
+    }
+
+    /// Says that, and nothing that was said in between.
+    pub(in crate::host) fn say(&mut self, wait: Wait) {
+        self.wait = Some(wait);
+    }
+
+    /// True if what it says so far is that the host waits for one of these `reasons`.
+    pub(in crate::host) fn waits_for(&self, reasons: &[&str]) -> bool {
+        self.wait
+            .as_ref()
+            .is_some_and(|wait| reasons.contains(&wait.reason))
+    }
+
+    /// The same as [`Draft::wait_for`], from now on, however long it has waited for that.
+    pub(in crate::host) fn wait_anew(&mut self, reason: &'static str, message: impl Into<String>) {
+        self.wait_for(reason, message);
+        if let Some(wait) = &mut self.wait {
+            wait.since = self.now;
+        }
+    }
+
+    /// Since when the host has been waiting for `reason`, as its status says; none: it has not.
+    pub(in crate::host) fn waiting_since(&self, reason: &str) -> Option<Timestamp> {
+        self.old_wait()
+            .filter(|wait| wait.reason == reason)
+            .map(|wait| self.not_ahead(wait.last_transition_time.0))
+    }
+
+    pub(super) fn old_wait(&self) -> Option<&Condition> {
+        conditions::waiting(&self.old)
+    }
+
+    /// What a person is asked for now, who was not asked for it before.
+    pub(super) fn newly_asked(&self) -> Option<&str> {
+        let by_hand = |wait: &&Wait| conditions::BY_HAND.contains(&wait.reason) && !self.untold;
+        let wait = self.wait.as_ref().filter(by_hand)?;
+        let asked = self
+            .old_wait()
+            .map(|old| (old.reason.as_str(), conditions::without_time(&old.message)));
+        (asked != Some((wait.reason, &wait.message))).then_some(&wait.message)
+    }
+
+    /// Comes back when the host has waited for `reason` for as long as `limit`.
+    pub(in crate::host) fn again_after(&mut self, reason: &str, limit: SignedDuration) {
+        let since = self.waiting_since(reason).unwrap_or(self.now);
+        self.again_at(since.checked_add(limit).unwrap_or(self.now));
+    }
+
+    /// True if the host waited for `reason` since before `limit`.
+    pub(in crate::host) fn waited(&self, reason: &str, limit: SignedDuration) -> bool {
+        self.waiting_since(reason)
+            .is_some_and(|since| self.now.duration_since(since) >= limit)
+    }
+
+    /// What the host waited for before, it waits for still. False: that was nothing.
+    pub(in crate::host) fn keep_wait(&mut self) -> bool {
+        self.wait = None;
+        let old = self.old_wait().map(|wait| {
+            (
+                wait.reason.clone(),
+                conditions::without_time(&wait.message).to_owned(),
+                self.not_ahead(wait.last_transition_time.0),
+                wait.observed_generation,
+            )
+        });
+        let Some((reason, message, since, generation)) = old else {
+            return false;
+        };
+        if let Some(reason) = conditions::reason(&reason) {
+            self.wait = Some(Wait {
+                reason,
+                message,
+                since,
+                generation,
+            });
+        }
+        self.wait.is_some()
+    }
+}
