@@ -27,7 +27,7 @@ use muster_proto::{
     Chain,
     config::BootConfig,
     inventory::Inventory,
-    job::Failure,
+    job::{Failure, Write},
     session::{
         Action, Command, EnrolRequest, EnrolResponse, HOLD_SECONDS, InventoryResponse, LogRequest, Outcome,
         PROTOCOL, PollRequest, PollResponse, Problem, RenewRequest, SHORT_HOLD_SECONDS,
@@ -433,7 +433,7 @@ impl<M: Machine> Session<M> {
                 return Err(Stop::Ended(Ended::Reboot));
             }
             Action::Clean(clean) => Ok(Order::Clean(clean.clone())),
-            Action::Write(_) => self.write_order(&command),
+            Action::Write(job) => self.write_order(&command, job.clone()),
             Action::Unknown => {
                 let version = env!("CARGO_PKG_VERSION");
                 Err(Failed {
@@ -457,12 +457,8 @@ impl<M: Machine> Session<M> {
         }
     }
 
-    /// What `command` says about a write, with its secret ready to be opened.
-    fn write_order(&self, command: &Command) -> Result<Order, Failed> {
-        let Action::Write(job) = &command.action else {
-            unreachable!("only for a write");
-        };
-        let mut job = job.clone();
+    /// The write that `command` orders, with its secret ready to be opened.
+    fn write_order(&self, command: &Command, mut job: Box<Write>) -> Result<Order, Failed> {
         let drive = job.config_drive.take().map(|sealed| {
             let (key, session) = (self.key.seal(), self.key.fingerprint());
             SealedDrive::new(key, session, &command.id, command.epoch, sealed)

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     boot::{log::Refusals, segment::Subnet},
     events::{Event, Events},
+    host::State,
     machines::Signal,
 };
 
@@ -341,19 +342,14 @@ pub(super) fn unavailable(error: &StoreError) -> Problem {
 
 /// True for a host that carries someone's data, or that someone claimed.
 fn in_use(host: &BareMetalHost) -> bool {
-    const FREE: [&str; 8] = [
-        "",
-        "unmanaged",
-        "registering",
-        "match profile",
-        "inspecting",
-        "preparing",
-        "available",
-        "ready",
-    ];
-    let state = host
-        .status
-        .as_ref()
-        .map_or("", |status| &status.provisioning.state);
-    host.spec.consumer_ref.is_some() || !FREE.contains(&state)
+    let free = matches!(
+        State::of(host),
+        State::New
+            | State::Unmanaged
+            | State::Registering
+            | State::Inspecting
+            | State::Preparing
+            | State::Available
+    );
+    host.spec.consumer_ref.is_some() || !free
 }

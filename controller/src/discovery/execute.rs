@@ -37,16 +37,22 @@ impl Executor {
         Executor { client, events }
     }
 
-    /// Carries out `plan`, which was made for `server` as it was seen. Returns the names of the effects, for the metrics.
-    pub async fn run(&self, server: &Server, plan: Plan) -> Result<Vec<&'static str>, ExecuteError> {
-        let mut done = Vec::with_capacity(plan.effects.len());
+    /// Carries out `plan`, which was made for `server` as it was seen. Calls `did` with the name of each effect that is done.
+    pub async fn run(
+        &self,
+        server: &Server,
+        plan: Plan,
+        did: impl Fn(&'static str),
+    ) -> Result<(), ExecuteError> {
         for effect in plan.effects {
-            done.push(self.effect(server, effect).await?);
+            let name = name(&effect);
+            self.effect(server, effect).await?;
+            did(name);
         }
-        Ok(done)
+        Ok(())
     }
 
-    async fn effect(&self, server: &Server, effect: Effect) -> Result<&'static str, ExecuteError> {
+    async fn effect(&self, server: &Server, effect: Effect) -> Result<(), ExecuteError> {
         match effect {
             Effect::CreateHost(host) => self.create(server, *host).await,
             Effect::MarkHost {
@@ -77,7 +83,7 @@ impl Executor {
             Effect::DeleteHost { host, version } => self.delete(host, version).await,
             Effect::Event(event) => {
                 self.events.record(event);
-                Ok("event")
+                Ok(())
             }
         }
     }
@@ -90,7 +96,7 @@ impl Executor {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    async fn create(&self, server: &Server, host: BareMetalHost) -> Result<&'static str, ExecuteError> {
+    async fn create(&self, server: &Server, host: BareMetalHost) -> Result<(), ExecuteError> {
         let step = "create host";
         // Our copy of the Server may be old: a host that was linked, and then deleted by its user, must not come back.
         let at = server.metadata.namespace.as_deref().unwrap_or_default();
@@ -116,14 +122,14 @@ impl Executor {
             .create(&params, &host)
             .await
             .map_err(failed(step, &subject))?;
-        Ok("create_host")
+        Ok(())
     }
 
     async fn apply_hardware(
         &self,
         host: &HostReference,
         hardware: HardwareDetails,
-    ) -> Result<&'static str, ExecuteError> {
+    ) -> Result<(), ExecuteError> {
         let mut data = HardwareData::new(
             &host.name,
             HardwareDataSpec {
@@ -147,7 +153,7 @@ impl Executor {
             )
             .await
             .map_err(failed("apply HardwareData", &path(host)))?;
-        Ok("apply_hardware_data")
+        Ok(())
     }
 
     async fn write_status(
@@ -155,7 +161,7 @@ impl Executor {
         host: &HostReference,
         version: &str,
         status: &BareMetalHostStatus,
-    ) -> Result<&'static str, ExecuteError> {
+    ) -> Result<(), ExecuteError> {
         // With the resource version: whoever moved the host on in the meantime keeps what they wrote.
         let object = json!({
             "apiVersion": "metal3.io/v1alpha1",
@@ -171,7 +177,7 @@ impl Executor {
             )
             .await
             .map_err(failed("write status of host", &path(host)))?;
-        Ok("write_host_status")
+        Ok(())
     }
 
     async fn patch_server(
@@ -179,7 +185,7 @@ impl Executor {
         server: &Server,
         spec: &ServerSpec,
         approved: bool,
-    ) -> Result<&'static str, ExecuteError> {
+    ) -> Result<(), ExecuteError> {
         // A merge patch takes away only what it names.
         let mut wanted =
             json!({"host": spec.host, "dismissed": spec.dismissed, "job": spec.job, "wake": spec.wake});
@@ -196,7 +202,7 @@ impl Executor {
             .await
     }
 
-    async fn dismiss(&self, server: &Server, host: &HostReference) -> Result<&'static str, ExecuteError> {
+    async fn dismiss(&self, server: &Server, host: &HostReference) -> Result<(), ExecuteError> {
         let step = "dismiss Server of host";
         let live = self
             .api::<BareMetalHost>(&host.namespace)
@@ -210,10 +216,10 @@ impl Executor {
             });
         }
         self.patch_server(server, &without_host(server), false).await?;
-        Ok("dismiss")
+        Ok(())
     }
 
-    async fn delete(&self, host: HostReference, version: String) -> Result<&'static str, ExecuteError> {
+    async fn delete(&self, host: HostReference, version: String) -> Result<(), ExecuteError> {
         let subject = path(&host);
         let params = DeleteParams {
             preconditions: Some(Preconditions {
@@ -232,7 +238,7 @@ impl Executor {
                 outcome.map_err(failed("delete host", &subject))?;
             }
         }
-        Ok("delete_host")
+        Ok(())
     }
 
     async fn merge<K>(
@@ -241,7 +247,7 @@ impl Executor {
         namespace: &str,
         name: &str,
         patch: Value,
-    ) -> Result<&'static str, ExecuteError>
+    ) -> Result<(), ExecuteError>
     where
         K: kube::Resource<Scope = kube::core::NamespaceResourceScope>
             + Clone
@@ -258,11 +264,22 @@ impl Executor {
             .patch(name, &params, &Patch::Merge(&patch))
             .await
             .map_err(failed(step, &subject))?;
-        Ok(match step {
-            "patch Server" => "patch_server",
-            "mark host" => "mark_host",
-            _ => "remove_annotation",
-        })
+        Ok(())
+    }
+}
+
+/// The name of an effect, for metrics.
+fn name(effect: &Effect) -> &'static str {
+    match effect {
+        Effect::CreateHost(_) => "create_host",
+        Effect::MarkHost { .. } => "mark_host",
+        Effect::ApplyHardwareData { .. } => "apply_hardware_data",
+        Effect::WriteHostStatus { .. } => "write_host_status",
+        Effect::PatchServerSpec { .. } => "patch_server",
+        Effect::Dismiss(_) => "dismiss",
+        Effect::RemoveAnnotation { .. } => "remove_annotation",
+        Effect::DeleteHost { .. } => "delete_host",
+        Effect::Event(_) => "event",
     }
 }
 

@@ -6,10 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::ObjectReference,
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-};
+use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::{
     Mac,
     inventory::{BootMode, Inventory},
@@ -24,13 +21,7 @@ use muster_proto::{
 use serde::de::DeserializeOwned;
 
 use super::{hardware, name};
-use crate::host::{
-    Owner, State,
-    conditions::{MANAGE, MANAGEMENT, WAITING, since},
-    owner,
-    owner::has_bmc,
-    plan::FINALIZER,
-};
+use crate::host::{Owner, State, conditions, owner, owner::has_bmc, whole_seconds};
 
 /// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
 pub const TRUST_ANNOTATION: &str = "muster.dev/trust";
@@ -155,12 +146,6 @@ pub fn is_paused(host: &BareMetalHost) -> bool {
 /// True if somebody deleted `host` and a finalizer still holds it.
 pub fn is_leaving(host: &BareMetalHost) -> bool {
     host.metadata.deletion_timestamp.is_some()
-}
-
-/// True if the operator holds `host`, and with it the machine, until it lets go.
-pub fn is_held(host: &BareMetalHost) -> bool {
-    let mut finalizers = host.metadata.finalizers.iter().flatten();
-    finalizers.any(|name| name == FINALIZER)
 }
 
 /// True if somebody asks for another inspection.
@@ -300,7 +285,6 @@ pub fn status(
 ) -> Option<BareMetalHostStatus> {
     let old = host.status.clone().unwrap_or_default();
     let mut new = BareMetalHostStatus {
-        conditions: conditions(&old.conditions, now),
         error_count: 0,
         error_message: String::new(),
         error_type: None,
@@ -313,6 +297,7 @@ pub fn status(
         },
         ..old.clone()
     };
+    conditions::unmanaged(&mut new, now);
     let times = old
         .operation_history
         .as_ref()
@@ -338,43 +323,4 @@ pub fn status(
     }
     new.last_updated = Some(whole_seconds(now));
     Some(new)
-}
-
-/// Kubernetes keeps whole seconds; anything finer would differ from what is read back.
-fn whole_seconds(at: Timestamp) -> Time {
-    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
-}
-
-/// Upstream's conditions for an unmanaged host, and ours with what it waits for; those of other types stay, and the time moves only with
-/// the value.
-fn conditions(old: &[Condition], now: Timestamp) -> Vec<Condition> {
-    const UNMANAGED: [(&str, &str, &str); 7] = [
-        ("Manageable", "False", "NotManaged"),
-        ("AvailableForProvisioning", "False", "NotAvailable"),
-        ("Provisioned", "False", "NotProvisioned"),
-        ("Ready", "False", "NotProvisioned"),
-        ("Progressing", "False", "NotProgressing"),
-        ("Healthy", "Unknown", "Unknown"),
-        (WAITING, "True", MANAGEMENT),
-    ];
-    let mut all = old.to_vec();
-    for (type_, status, reason) in UNMANAGED {
-        let fresh = Condition {
-            type_: type_.to_owned(),
-            status: status.to_owned(),
-            reason: reason.to_owned(),
-            message: match type_ {
-                WAITING => since(MANAGE, now),
-                _ => String::new(),
-            },
-            last_transition_time: whole_seconds(now),
-            observed_generation: None,
-        };
-        match all.iter_mut().find(|condition| condition.type_ == type_) {
-            Some(same) if same.status == status && same.reason == reason => {}
-            Some(other) => *other = fresh,
-            None => all.push(fresh),
-        }
-    }
-    all
 }

@@ -17,6 +17,7 @@ use super::{
     host, name,
     next::{Seen, server_name},
 };
+use crate::host::owner::is_held;
 
 /// What the Server is to point at.
 #[derive(Debug)]
@@ -57,12 +58,7 @@ fn macs(server: &Server, inventory: Option<&Inventory>) -> BTreeSet<Mac> {
         .collect()
 }
 
-/// True if `host` can matter to a decision about `server`; the others need not be shown to it.
-pub fn concerns(server: &Server, host: &BareMetalHost) -> bool {
-    Signals::of(server).concern(server, host)
-}
-
-/// What [`concerns`] compares, computed once for many hosts.
+/// By what a host can matter to a decision about a Server; the others need not be shown to it. Computed once for many hosts.
 #[derive(Debug)]
 pub(super) struct Signals {
     pub(super) macs: BTreeSet<Mac>,
@@ -177,7 +173,7 @@ pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
     let macs = macs_of(seen.server);
     let all = seen.hosts.iter().map(AsRef::as_ref);
     // One that is being deleted has its machine cleaned and switched off before it goes.
-    all.filter(|host| !host::is_leaving(host) || host::is_held(host))
+    all.filter(|host| !host::is_leaving(host) || is_held(host))
         .filter(|host| is_unowned(seen, host))
         .filter(|host| match host::made_for(host) {
             None => host::declared_mac(host).is_some_and(|mac| macs.contains(&mac)),

@@ -14,5 +14,5 @@ mod notices;
 pub mod reconcile;
 mod twins;
 
-pub use link::{concerns, declared_with};
+pub use link::declared_with;
 pub use reconcile::{Metrics, run};

@@ -45,7 +45,7 @@ use crate::{
 pub struct Seen<'a> {
     /// The Server in question.
     pub server: &'a Server,
-    /// At least every host that concerns it ([`link::concerns`](super::concerns)).
+    /// At least every host that concerns it (`link::Signals`).
     pub hosts: &'a [Arc<BareMetalHost>],
     /// At least the HardwareData of those hosts.
     pub hardware: &'a [Arc<HardwareData>],

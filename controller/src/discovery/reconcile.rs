@@ -266,7 +266,11 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
         tracing::info!(server = %name, why = %plan.why, effects = plan.effects.len(), "discovery acts");
     }
     tell(&context, &name, plan.notices.clone());
-    let outcome = tokio::time::timeout(PATIENCE, context.executor.run(&server, plan))
+    let did = |effect| {
+        let label = EffectLabel { effect };
+        context.metrics.effects.get_or_create(&label).inc();
+    };
+    let outcome = tokio::time::timeout(PATIENCE, context.executor.run(&server, plan, did))
         .await
         .unwrap_or_else(|_| {
             Err(ExecuteError::Late {
@@ -275,7 +279,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
         });
     let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
     match outcome {
-        Ok(done) => {
+        Ok(()) => {
             if let Some(Told { notices, .. }) = told.remove(&name).filter(|memory| !memory.notices.is_empty())
             {
                 told.insert(
@@ -285,13 +289,6 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
                         ..Told::default()
                     },
                 );
-            }
-            for effect in done {
-                context
-                    .metrics
-                    .effects
-                    .get_or_create(&EffectLabel { effect })
-                    .inc();
             }
             Ok(Action::await_change())
         }

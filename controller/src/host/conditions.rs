@@ -202,6 +202,21 @@ pub(super) fn set(
     }
 }
 
+/// The same of a host that nobody manages, whose ramdisk runs as far as is known: it waits for somebody to.
+pub fn unmanaged(status: &mut BareMetalHostStatus, now: Timestamp) {
+    let since = waiting(status)
+        .filter(|wait| wait.reason == MANAGEMENT)
+        .map_or(now, |wait| wait.last_transition_time.0);
+    let wait = Wait {
+        reason: MANAGEMENT,
+        message: MANAGE.to_owned(),
+        since,
+        generation: None,
+    };
+    let failures = (status.provisioning_fail_count, None);
+    set(status, Some(&wait), None, Some(Health::Unknown), failures, now);
+}
+
 fn put(all: &mut Vec<Condition>, wanted: Fact, since: Option<(Time, Option<i64>)>, now: Timestamp) {
     let (since, generation) = since.unzip();
     let old = all.iter_mut().find(|condition| condition.type_ == wanted.type_);

@@ -489,7 +489,7 @@ pub(super) fn clause(message: &str) -> &str {
 }
 
 /// Kubernetes keeps whole seconds; anything finer would differ from what is read back.
-pub(super) fn whole_seconds(at: Timestamp) -> Time {
+pub(crate) fn whole_seconds(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 

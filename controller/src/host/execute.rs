@@ -81,7 +81,7 @@ impl std::fmt::Debug for Executor {
     }
 }
 
-/// The name of an effect, for metrics and the log.
+/// The name of an effect, for the log.
 pub fn name(effect: &Effect) -> &'static str {
     match effect {
         Effect::Probe(_) => "probe",

@@ -411,16 +411,6 @@ impl Memory {
     pub fn retain(&self, hosts: &BTreeSet<Path>) {
         self.lock().retain(|path, _| hosts.contains(path));
     }
-
-    /// How many hosts are remembered.
-    pub fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// True if none is.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 impl Entry {

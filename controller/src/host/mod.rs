@@ -2,8 +2,31 @@
 //! HardwareData, the jobs of Servers, labels and holds on Secrets.
 //!
 //! [`next`](next::next) decides, alone and without IO. What it looks at is an [`Observed`]; what it says is a [`Plan`]; where the
-//! host is in its life is a [`State`]; `docs/states.md` is made of [`table`]. Around them: [`observe`] looks, [`execute`] acts,
-//! [`reconcile`] says when, [`memory`] keeps what only this process knows, [`vault`] alone sees inside Secrets.
+//! host is in its life is a [`State`]; `docs/states.md` is made of [`table`].
+//!
+//! ```text
+//! reconcile                 the loop: who is looked at, and when
+//!   index, slots, rivals    who has to do with whom, who may be busy, which hosts declare one machine
+//!   observe, memory         what a round looks at, and what only this process knows
+//!   execute, bmcs           a plan is carried out: the API server's part, the BMC's part
+//!   vault, content, drive   Secrets: found and held, looked into, sealed as a config drive
+//!   counts, metrics         what is counted
+//! next                      the decision (pure, with all below)
+//!   observed, draft, plan   what it looks at, the plan while it is made, the plan
+//!   state, table, reasons   states, ways between them, reasons of Events: as data
+//!   conditions              what people wait for
+//!   owner, detached,        whose the host is, and when it is left alone or restored
+//!     restore
+//!   registration, access,   the BMC is reached, and is the machine's own
+//!     whose
+//!   inspection, preparing,  the states of a life, one file each
+//!     available, provisioning, provisioned, deprovisioning, deletion
+//!   power, in_band, reboot  the power, with a BMC and without
+//!   ramdisk, netboot, jobs  the machine in its ramdisk, what boots it, what it is told
+//!   disk, image, secrets    which disk, which image, which Secrets
+//!   guard                   leave to destroy data
+//!   place, backoff          places among the busy, pauses after failures
+//! ```
 
 mod access;
 mod available;
@@ -53,6 +76,7 @@ pub mod vault;
 mod whose;
 
 pub use bmcs::Bmcs;
+pub(crate) use draft::whole_seconds;
 pub use jobs::is_for_another;
 pub use metrics::Metrics;
 pub use next::next;

@@ -38,8 +38,8 @@ pub fn owner(host: &BareMetalHost) -> Owner {
     }
 }
 
-/// True if `host` carries the operator's finalizer.
-pub(super) fn is_held(host: &BareMetalHost) -> bool {
+/// True if `host` carries the operator's finalizer: it holds the host, and with it the machine, until it lets go.
+pub fn is_held(host: &BareMetalHost) -> bool {
     let mut finalizers = host.metadata.finalizers.iter().flatten();
     finalizers.any(|name| name == FINALIZER)
 }

@@ -1,5 +1,5 @@
-//! The Secrets that hosts name. What is in them never leaves this module but as a login for a BMC's driver and, sealed, as a job's
-//! config drive.
+//! The Secrets that hosts name: found, labelled, held and let go. `content` looks into them; what is in them leaves as a login for a
+//! BMC's driver and, sealed by `drive`, as a job's config drive.
 //!
 //! Those with upstream's label are watched. Any other is read when a host needs it, and then labelled, so that it is watched from then
 //! on.

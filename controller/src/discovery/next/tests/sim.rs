@@ -221,7 +221,7 @@ impl Sim {
         let hosts: Vec<_> = self
             .hosts
             .iter()
-            .filter(|host| crate::discovery::concerns(server, host))
+            .filter(|host| crate::discovery::link::Signals::of(server).concern(server, host))
             .cloned()
             .collect();
         let seen = Seen {
