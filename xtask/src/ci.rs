@@ -19,6 +19,7 @@ const CARGO_DENY: &str = "cargo-deny@0.20.2";
 pub(crate) fn run() -> Result<()> {
     let steps: &[(&str, Step)] = &[
         ("Debian packages", setup::install),
+        ("network namespaces", setup::may_make_networks),
         ("formatting", || cargo().args(["fmt", "--all", "--check"]).run()),
         ("rules of the house", || tidy::run(&root())),
         ("clippy, warnings denied", clippy),
@@ -67,17 +68,11 @@ fn licences() -> Result<()> {
 
 /// Builds what the tests run and runs them all.
 pub(crate) fn test(words: &[String]) -> Result<()> {
-    if !picks_packages(words) {
+    let names_the_lab = words.iter().any(|word| word.ends_with("muster-tests"));
+    if names_the_lab || words.iter().all(|word| word == "--full") {
         setup::may_make_networks()?;
     }
     cargo_test(words, None)
-}
-
-/// True if `words` name the packages to test; without, all are.
-fn picks_packages(words: &[String]) -> bool {
-    words
-        .iter()
-        .any(|word| word.starts_with("--package") || word.starts_with("-p"))
 }
 
 fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
@@ -90,7 +85,8 @@ fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
             dist::run()?;
         }
     }
-    let all = (!picks_packages(words)).then_some("--workspace");
+    let one = |word: &String| word.starts_with("--package") || word.starts_with("-p");
+    let all = (!words.iter().any(one)).then_some("--workspace");
     let words = words.iter().filter(|word| *word != "--full");
     let at = |path: &str| root().join(Path::new("target").join(path));
     let mut command = cargo()

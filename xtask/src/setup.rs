@@ -58,18 +58,21 @@ pub(crate) fn install() -> Result<()> {
 }
 
 /// Whether Go of `version`, such as `go1.26.1`, builds what is written for 1.26. From 1.21 on it fetches what is newer by itself, but
-/// where `GOTOOLCHAIN` says that it may not (<https://go.dev/doc/toolchain>). A version that is no release is taken at its word.
+/// where `GOTOOLCHAIN` does not say that it may (<https://go.dev/doc/toolchain>). A version that is no release is taken at its word.
 fn builds_with(version: &str, toolchain: &str) -> bool {
     let minor = version.strip_prefix("go1.").map(|rest| {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         rest[..digits].parse().unwrap_or(0)
     });
-    minor.is_none_or(|minor: u32| minor >= 26 || (minor >= 21 && toolchain != "local"))
+    let fetches = toolchain == "auto" || toolchain.ends_with("+auto");
+    minor.is_none_or(|minor: u32| minor >= 26 || (minor >= 21 && fetches))
 }
 
 /// Fails where the lab's networks cannot be made, before anything is built for them.
 pub(crate) fn may_make_networks() -> Result<()> {
-    if !Cmd::new("unshare").args(["--net", "true"]).succeeds() {
+    install()?;
+    let probe = ["--net", "ip", "link", "set", "lo", "up"];
+    if !Cmd::new("unshare").args(probe).succeeds() {
         bail!(
             "the lab makes network namespaces, for which it needs CAP_SYS_ADMIN and CAP_NET_ADMIN: run this as root, or in a container with both"
         );
@@ -175,6 +178,8 @@ mod tests {
             ("go1.30", "auto", true),
             ("go1.21.0", "auto", true),
             ("go1.25.3", "local", false),
+            ("go1.25.3", "path", false),
+            ("go1.25.3", "go1.25.3+auto", true),
             ("go1.19.8", "", false),
             ("devel go1.27-1234567", "local", true),
         ] {

@@ -181,7 +181,7 @@ impl Edge {
         let (name, key) = (&enrolment.spec.server, &applicant.request.fingerprint);
         // Unless the machine has enrolled once more meanwhile: its latest session is the one that is here.
         let newest = self.store.server(name);
-        if newest.is_some_and(|server| session_of(&server).is_some_and(|session| session.key == *key)) {
+        if newest.is_some_and(|server| server.session().is_some_and(|session| session.key == *key)) {
             self.sessions.heard(name, key);
         }
         if spent == Spent::Now {
@@ -400,8 +400,9 @@ impl Edge {
         let nobody = Identity::default();
         let change = |server: &Server| {
             // The copy by which it was recognised may not have shown that the machine is connected.
-            let is_ours =
-                session_of(server).is_some_and(|session| session.key == applicant.request.fingerprint);
+            let is_ours = server
+                .session()
+                .is_some_and(|session| session.key == applicant.request.fingerprint);
             is_taken = !is_ours && self.machine(server, &nobody).keeps_its_place(applicant.boot);
             if is_taken {
                 return None;
@@ -518,10 +519,6 @@ fn enrolled(status: ServerStatus, settled: &Settled, applicant: &Applicant, sinc
         clashes: settled.clashes.iter().cloned().collect(),
         ..status
     }
-}
-
-pub(super) fn session_of(server: &Server) -> Option<&Session> {
-    server.status.as_ref()?.session.as_ref()
 }
 
 /// The major version of `major.minor`; `None` if it is no version.

@@ -43,7 +43,7 @@ fn following<'a>(server: &'a Server, request: &PollRequest) -> Option<&'a Then> 
         .as_ref()
         .filter(|job| !job.id.is_empty() && job.id == request.last)?;
     let then = job.then.as_ref()?;
-    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let last = server.last_job();
     let ended = last.is_some_and(|last| last.id == job.id && last.done) || is_past(server, &job.id);
     let goes_on = request.outcome == Some(Outcome::Done) && !ended;
     (goes_on && may_have(server, then)).then_some(then)
@@ -56,7 +56,7 @@ pub(super) fn goes_on(server: &Server, request: &PollRequest) -> bool {
 
 /// True if what follows the job `id` was taken up.
 fn is_past(server: &Server, id: &str) -> bool {
-    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let last = server.last_job();
     let job = server.spec.job.as_ref().filter(|job| job.id == id);
     job.zip(last)
         .is_some_and(|(job, last)| job.followed_by(&last.id).is_some())
@@ -151,7 +151,7 @@ fn action(job: &Job) -> Action {
 
 /// True if the job `id` is or was this Server's.
 pub(super) fn mentions(server: &Server, id: &str) -> bool {
-    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let last = server.last_job();
     let ordered = server.spec.job.as_ref().is_some_and(|job| job.is_called(id));
     !id.is_empty() && (ordered || last.is_some_and(|last| last.id == id))
 }
@@ -169,7 +169,7 @@ pub(super) fn says_farewell(server: &Server, request: &PollRequest) -> bool {
 
 /// How the agent is told to leave with the answer to the end of the job `id`, if that went well.
 fn leaving<'a>(server: &'a Server, id: &str) -> Option<(&'a Job, &'a Leave)> {
-    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
+    let session = server.session();
     let job = server.spec.job.as_deref()?;
     let leave = job.leave.as_ref().filter(|leave| !leave.id.is_empty())?;
     let may = session.is_some_and(|session| job.is_for(&session.key)) && !crate::lenient::is_marked(server);
@@ -197,7 +197,7 @@ pub(super) fn has_gone(server: &Server, request: &PollRequest) -> bool {
 
 /// How the job that `request` names went, if that is written.
 fn written_end<'a>(server: &'a Server, request: &PollRequest) -> Option<&'a JobStatus> {
-    let last = server.status.as_ref()?.job.as_ref()?;
+    let last = server.last_job()?;
     (last.id == request.last && last.done).then_some(last)
 }
 
@@ -234,7 +234,7 @@ fn left(known: &JobStatus, request: &PollRequest) -> Option<JobStatus> {
 /// job stays. Progress is news only if it is `due`.
 pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<JobStatus> {
     let id = &request.last;
-    let known = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let known = server.last_job();
     let same = known.filter(|known| known.id == *id);
     let ended = same.is_some_and(|known| known.done) || is_past(server, id);
     if !mentions(server, id) || ended || following(server, request).is_some() {

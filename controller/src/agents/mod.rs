@@ -55,7 +55,7 @@ use tokio::sync::{
     mpsc, watch,
 };
 
-use self::{counts::Counts, edge::Edge, enrol::session_of, sessions::Sessions, store::Store};
+use self::{counts::Counts, edge::Edge, sessions::Sessions, store::Store};
 pub use self::{
     keys::{BootSecrets, Keys},
     metrics::Metrics,
@@ -227,7 +227,7 @@ impl Server {
 /// connected again.
 fn adopt(edge: &Edge) {
     for server in edge.store.servers() {
-        if let (Some(name), Some(session)) = (&server.metadata.name, session_of(&server))
+        if let (Some(name), Some(session)) = (&server.metadata.name, server.session())
             && session.state == SessionState::Connected
         {
             edge.sessions.heard(name, &session.key);

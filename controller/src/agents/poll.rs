@@ -14,7 +14,6 @@ use super::{
     ca::ClientCertificate,
     clock,
     edge::{Caller, Edge, Peer, owner, unavailable},
-    enrol::session_of,
     jobs,
     problem::problem,
     progress::Due,
@@ -316,7 +315,7 @@ async fn acknowledge(
 /// True if the poll tells only what stands in `server` already, as nearly all of them do.
 fn says_nothing_new(server: &Server, request: &PollRequest, due: Due, address: &str) -> bool {
     let is_shown = |session: &Session| session.state == SessionState::Connected && session.address == address;
-    session_of(server).is_some_and(is_shown)
+    server.session().is_some_and(is_shown)
         && !jobs::says_farewell(server, request)
         && jobs::news(server, request, due == Due::Now).is_none()
 }
@@ -340,7 +339,7 @@ fn end(session: &mut Session, now: &str) {
 pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str) -> bool {
     let now = clock::rfc3339(clock::now());
     let change = |server: &Server| {
-        session_of(server).filter(|session| session.key == key)?;
+        server.session().filter(|session| session.key == key)?;
         let mut status = server.status.clone().unwrap_or_default();
         if let Some(session) = status.session.as_mut() {
             end(session, &now);

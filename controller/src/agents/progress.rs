@@ -50,7 +50,7 @@ impl Progresses {
         let Some(progress) = &request.progress else {
             return Due::Later;
         };
-        let status = server.status.as_ref().and_then(|status| status.job.as_ref());
+        let status = server.last_job();
         let Some(known) = status.filter(|known| known.id == request.last) else {
             // That it was taken up is written anyway.
             return Due::Now;

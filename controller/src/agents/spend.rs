@@ -12,7 +12,7 @@ use super::{
     ca::CLIENT_LIFETIME,
     clock,
     edge::Edge,
-    enrol::{Applicant, Refused, session_of},
+    enrol::{Applicant, Refused},
     metrics::EnrolOutcome,
     store::StoreError,
     token,
@@ -97,7 +97,7 @@ impl Edge {
     pub(super) async fn mark_contested(&self, spent: &EnrolmentSpec) -> Result<(), StoreError> {
         // A later session of the machine has nothing to do with this token.
         let change = |server: &Server| {
-            session_of(server).filter(|session| session.key == spent.key)?;
+            server.session().filter(|session| session.key == spent.key)?;
             Some(ServerStatus {
                 contested: true,
                 ..server.status.clone().unwrap_or_default()
@@ -121,7 +121,7 @@ impl Edge {
         let Some(server) = self.store.server(&enrolment.spec.server) else {
             return Ok(());
         };
-        let Some(session) = session_of(&server) else {
+        let Some(session) = server.session() else {
             return Ok(());
         };
         if session.key == enrolment.spec.key {

@@ -378,7 +378,7 @@ fn post() -> PostParams {
 
 /// True if the latest session of `server` is on the Segment `segment`.
 fn is_on(server: &Server, segment: &str) -> bool {
-    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
+    let session = server.session();
     session.is_some_and(|session| session.segment == segment)
 }
 

@@ -175,7 +175,7 @@ fn pending(server: &Server) -> Option<JobAction> {
 
 /// True if the Server's job has ended, well or not.
 fn has_ended(server: &Server) -> bool {
-    let last = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let last = server.last_job();
     let job = server.spec.job.as_ref();
     last.is_some_and(|last| last.done && job.is_some_and(|job| job.is_called(&last.id)))
 }

@@ -118,7 +118,7 @@ impl Done {
 /// The wish of `server` that holds at `now`: made not long ago, and since the machine was here last.
 fn current(server: &Server, now: Timestamp) -> Option<&Wake> {
     let wish = server.spec.wake.as_deref()?;
-    let session = server.status.as_ref()?.session.as_ref()?;
+    let session = server.session()?;
     let made: Timestamp = wish.at.parse().ok()?;
     let gone = session.state != SessionState::Connected && session.key == wish.session;
     (gone && now.duration_since(made).abs() < LIFETIME).then_some(wish)
@@ -126,7 +126,7 @@ fn current(server: &Server, now: Timestamp) -> Option<&Wake> {
 
 /// The network of the Segment on which the machine of `server` had its latest session, if it is served here.
 fn serves<'a>(plan: &'a Plan, server: &Server) -> Option<&'a Net> {
-    let session = server.status.as_ref()?.session.as_ref()?;
+    let session = server.session()?;
     plan.get(&session.segment)?.as_ref().ok()
 }
 

@@ -108,7 +108,7 @@ fn inspect(seen: &Seen<'_>, id: String) -> Jobs {
 }
 
 fn last<'a>(seen: &Seen<'a>) -> Option<&'a JobStatus> {
-    seen.server.status.as_ref()?.job.as_ref()
+    seen.server.last_job()
 }
 
 /// Under `discover`, once in a session: its work is done, its own disk is next.

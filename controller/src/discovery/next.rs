@@ -150,7 +150,7 @@ pub fn server_name(server: &Server) -> &str {
 
 /// The Segment of the Server's latest session: its name, and its namespace where the session tells.
 pub fn segment_name(server: &Server) -> Option<(Option<&str>, &str)> {
-    let segment = server.status.as_ref()?.session.as_ref()?.segment.as_str();
+    let segment = server.session()?.segment.as_str();
     match segment.split_once('/') {
         Some((namespace, name)) => Some((Some(namespace), name)),
         None => Some((None, segment)).filter(|(_, name)| !name.is_empty()),

@@ -179,7 +179,7 @@ pub(super) fn clashes(seen: &Seen<'_>) -> Vec<Event> {
 
 /// A job that the agent could not carry out; a failed inspection is told with its end.
 pub(super) fn failed_order(seen: &Seen<'_>) -> Option<Event> {
-    let last = seen.server.status.as_ref()?.job.as_ref()?;
+    let last = seen.server.last_job()?;
     (last.done && !last.error.is_empty()).then(|| {
         let message = format!(
             "job {} failed: {}",

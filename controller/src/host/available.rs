@@ -10,7 +10,7 @@ use super::{
     access::{self, Reach},
     backoff, conditions, disk,
     draft::{Draft, and_next},
-    guard, image, inspection, power,
+    guard, image, in_band, inspection, power,
     preparing::{self, effective_hints},
     provisioning, ramdisk, registration,
     secrets::{self, Inputs},
@@ -77,6 +77,10 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if is_silent && draft.session().is_none() {
         power::manage(draft, &reach);
         power::waits_for_bmc(draft, "the image is written");
+        return;
+    }
+    if reach == Reach::InBand && in_band::goes_off(draft) {
+        power::manage(draft, &reach);
         return;
     }
     match admit(draft) {

@@ -137,7 +137,7 @@ impl<'a> Draft<'a> {
     /// The session of its ramdisk, if it is there.
     pub(super) fn session(&self) -> Option<(&'a Server, &'a Session)> {
         let server = self.seen.server?;
-        let session = server.status.as_ref()?.session.as_ref()?;
+        let session = server.session()?;
         (session.state == SessionState::Connected).then_some((server, session))
     }
 

@@ -41,7 +41,7 @@ pub(super) async fn sealed(
     (id, epoch): (&str, i64),
     server: &Server,
 ) -> Result<String, DriveError> {
-    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
+    let session = server.session();
     let session = session
         .filter(|session| session.seal_key == drive.seal_key)
         .ok_or(DriveError::Session)?;

@@ -121,6 +121,14 @@ fn goes_down(draft: &Draft<'_>, server: &Server) -> bool {
     goes && draft.waiting_since(GOING_OFF).is_some() && !draft.waited(GOING_OFF, GOES_DOWN)
 }
 
+/// True if the machine goes off, as it was told before, or has just done so: that is to be seen before it is given work.
+pub(super) fn goes_off(draft: &Draft<'_>) -> bool {
+    match draft.session() {
+        Some((server, _)) => goes_down(draft, server),
+        None => draft.status.powered_on && went(draft, OFF),
+    }
+}
+
 /// The machine says nothing: it is off if it was told so, else nobody knows.
 fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
     let (off, again) = (went(draft, OFF), went(draft, REBOOT));
@@ -129,6 +137,9 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
         draft.status.error_count = 0;
     }
     draft.status.powered_on &= !off;
+    // It may have come by the packets, and nobody would see it.
+    let woken = draft.state.is_provisioned() && draft.waiting_since(GOING_ON).is_some();
+    draft.status.powered_on |= woken && !wanted;
     jobs::clear(draft);
     if wish.once && (again || !draft.status.powered_on) {
         rebooted(draft);
@@ -141,77 +152,98 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
             BY_HAND,
             "the machine has no BMC, and what it runs is not ours to command; next: reboot it by hand, and remove the annotation reboot.metal3.io",
         ),
+        (false, true) if draft.state == State::Available => by_itself_or_by_hand(
+            draft,
+            "Ramdisk",
+            "the machine's ramdisk is not connected; next: it comes back by itself, and is switched off",
+            "the machine's ramdisk is not connected, and the machine may be off already; next: switch it off by hand",
+        ),
         (false, true) => draft.wait_for(
             BY_HAND,
             "the machine has no BMC, and what it runs is not ours to command; next: switch it off by hand",
         ),
-        (true, true) if draft.state == State::Available => by_itself_or_by_hand(
-            draft,
-            "Ramdisk",
-            "the machine's ramdisk is not connected; next: it comes back by itself",
-            "the machine's ramdisk is not connected, and has not come back by itself; next: power-cycle it by hand",
-        ),
+        (true, true) if draft.state == State::Available => {
+            by_itself_or_by_hand(
+                draft,
+                "Ramdisk",
+                "the machine's ramdisk is not connected; next: it comes back by itself",
+                "the machine's ramdisk is not connected, and has not come back by itself; next: power-cycle it by hand",
+            );
+            // It may have lost its power.
+            if draft.waits_for(&[BY_HAND]) {
+                wake(draft, true);
+            }
+        }
         _ => draft.why("its power is left alone"),
     }
 }
 
-/// Nothing answers to Wake-on-LAN: whether it did anything shows when the ramdisk calls in. What boots a system of its own does not call in.
+/// Nothing answers to Wake-on-LAN: whether it did anything shows when the ramdisk calls in. What boots a system of its own does not call
+/// in, and is taken for on after a while, whoever was to switch it on.
 fn switch_on_from_afar(draft: &mut Draft<'_>) {
-    let status = draft.seen.server.and_then(|server| server.status.as_ref());
-    let inventory = status.and_then(|status| status.inventory.as_ref());
-    let inventory = inventory.map(Packed::unpack).unwrap_or_default();
-    let macs: Vec<Mac> = inventory.nics.iter().filter_map(wakes_at).collect();
-    if macs.is_empty() {
-        let without = |nic: &Nic| nic.wake_on_lan == Some(false);
-        let message = match !inventory.nics.is_empty() && inventory.nics.iter().all(without) {
-            true => "the machine has no BMC, and no NIC of it has Wake-on-LAN; next: switch it on by hand",
-            false => {
-                "the machine has no BMC, and no NIC of it is known that may have Wake-on-LAN; next: switch it on by hand"
-            }
-        };
-        draft.wait_for(BY_HAND, message);
-        return;
-    }
-    if draft.seen.segment.is_none() {
-        draft.wait_for(
-            BY_HAND,
-            "the machine has no BMC, and its Segment is gone, on which Wake-on-LAN would be sent; next: switch it on by hand",
+    let provisioned = draft.state.is_provisioned();
+    let waited = |reason| draft.waited(reason, ramdisk::BOOT_DEADLINE);
+    if provisioned && (waited(GOING_ON) || waited(BY_HAND)) {
+        draft.status.powered_on = true;
+        draft.tell(
+            "PowerOn",
+            "the machine is taken for on: its own system calls nobody here, and it was to be switched on 15 minutes ago",
         );
         return;
     }
-    if draft.state.is_provisioned() {
-        if draft.waited(GOING_ON, ramdisk::BOOT_DEADLINE) {
-            draft.status.powered_on = true;
-            draft.tell(
-                "PowerOn",
-                "the machine is taken for on: Wake-on-LAN was sent to it, and its own system calls nobody here",
-            );
-            return;
-        }
-        draft.wait_for(
+    match (wakes(draft), provisioned) {
+        (Err(why), _) => draft.wait_for(
+            BY_HAND,
+            format!("the machine has no BMC, and {why}; next: switch it on by hand"),
+        ),
+        (Ok(_), true) => draft.wait_for(
             GOING_ON,
             "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it is taken for on, since its own system calls nobody here",
-        );
-        draft.again_after(GOING_ON, ramdisk::BOOT_DEADLINE);
-    } else {
-        by_itself_or_by_hand(
+        ),
+        (Ok(_), false) => by_itself_or_by_hand(
             draft,
             GOING_ON,
             "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it boots its ramdisk",
             "the machine has no BMC, and has not come by the Wake-on-LAN that the edges on its Segment send, every half hour now; next: switch it on by hand",
-        );
+        ),
     }
-    let session = status.and_then(|status| status.session.as_ref());
-    let session = session.map_or_else(String::new, |session| session.key.clone());
-    ask_edges_to_wake(draft, macs, session);
+    if provisioned {
+        let reason = if draft.waits_for(&[BY_HAND]) {
+            BY_HAND
+        } else {
+            GOING_ON
+        };
+        draft.again_after(reason, ramdisk::BOOT_DEADLINE);
+    }
+    wake(draft, draft.waits_for(&[BY_HAND]));
 }
 
-/// Asks the edges for Wake-on-LAN to `macs`, unless they were asked a moment ago; `session` is the latest of the machine.
-fn ask_edges_to_wake(draft: &mut Draft<'_>, macs: Vec<Mac>, session: String) {
-    let pause = match draft.waits_for(&[BY_HAND]) {
-        true => WAKES_MEANWHILE,
-        false => WAKES,
-    };
+/// At which addresses magic packets may switch the machine on; else why none can.
+fn wakes(draft: &Draft<'_>) -> Result<Vec<Mac>, &'static str> {
+    let status = draft.seen.server.and_then(|server| server.status.as_ref());
+    let inventory = status.and_then(|status| status.inventory.as_ref());
+    let inventory = inventory.map(Packed::unpack).unwrap_or_default();
+    let macs: Vec<Mac> = inventory.nics.iter().filter_map(wakes_at).collect();
+    let without = |nic: &Nic| nic.wake_on_lan == Some(false);
+    match macs.is_empty() {
+        false if draft.seen.segment.is_none() => {
+            Err("the Segment of its last session, on which Wake-on-LAN would be sent, is not there any more")
+        }
+        false => Ok(macs),
+        true if !inventory.nics.is_empty() && inventory.nics.iter().all(without) => {
+            Err("no NIC of it has Wake-on-LAN")
+        }
+        true => Err("no NIC of it is known that may have Wake-on-LAN"),
+    }
+}
+
+/// Asks the edges for Wake-on-LAN, if it may do something, and unless they were asked a moment ago, or longer where a person was asked,
+/// too. A packet does nothing to a machine that runs.
+pub(super) fn wake(draft: &mut Draft<'_>, person_asked: bool) {
+    let Ok(macs) = wakes(draft) else { return };
+    let pause = if person_asked { WAKES_MEANWHILE } else { WAKES };
+    let session = draft.seen.server.and_then(Server::session);
+    let session = session.map_or_else(String::new, |session| session.key.clone());
     let last = draft.seen.server.and_then(|server| server.spec.wake.as_ref());
     // Of a machine that was here since, or has other NICs, it is another wish.
     let last = last
@@ -231,7 +263,7 @@ fn ask_edges_to_wake(draft: &mut Draft<'_>, macs: Vec<Mac>, session: String) {
 /// Waits for `reason` as `meanwhile` says, as long as a boot may take; then a person is asked as `ask` says.
 fn by_itself_or_by_hand(draft: &mut Draft<'_>, reason: &'static str, meanwhile: &str, ask: &str) {
     let deadline = ramdisk::BOOT_DEADLINE;
-    if draft.waiting_since(BY_HAND).is_some() || draft.waited(reason, deadline) {
+    if draft.has_said(BY_HAND, ask) || draft.waited(reason, deadline) {
         draft.wait_for(BY_HAND, ask);
         return;
     }

@@ -1,8 +1,6 @@
 //! Jobs of the host's machine: how they are called, how far they are. Pure.
 
-use muster_proto::kinds::{
-    Job as Placed, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus,
-};
+use muster_proto::kinds::{Job as Placed, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server};
 
 use super::{
     draft::Draft,
@@ -42,7 +40,7 @@ const LINES: usize = 3;
 
 /// How far the job on `server` is that `is_it` knows by its id.
 pub(super) fn look(server: &Server, is_it: impl Fn(&str) -> bool) -> Job {
-    let outcome = outcome(server).and_then(|status| status.job.as_ref());
+    let outcome = server.last_job();
     if let Some(outcome) = outcome.filter(|outcome| outcome.done && is_it(&outcome.id)) {
         if outcome.error.is_empty() {
             return Job::Done;
@@ -73,14 +71,10 @@ pub(super) fn look(server: &Server, is_it: impl Fn(&str) -> bool) -> Job {
     }
 }
 
-fn outcome(server: &Server) -> Option<&ServerStatus> {
-    server.status.as_ref()
-}
-
 /// How the machine leaves as the edge tells its agent with the answer to the end of the write, and whether that has said so; none: it does
 /// not, or another session has come since.
 fn given(server: &Server) -> Option<(&Leave, &Leaving)> {
-    let status = outcome(server)?;
+    let status = server.status.as_ref()?;
     let session = status.session.as_ref()?;
     let given = server.spec.job.as_ref()?.left_after(status.job.as_ref()?);
     given.filter(|(leave, leaving)| leaving.said || leave.session == session.key)
@@ -104,7 +98,7 @@ pub(super) fn goes(server: &Server, id: &str) -> Option<LeaveAction> {
 
 /// True if the agent has said something of the job `id`, and of none after it.
 pub(super) fn is_taken_up(server: &Server, id: &str) -> bool {
-    let last = outcome(server).and_then(|status| status.job.as_ref());
+    let last = server.last_job();
     last.is_some_and(|last| last.id == id)
 }
 
@@ -112,7 +106,7 @@ pub(super) fn is_taken_up(server: &Server, id: &str) -> bool {
 /// that it has now, and has not said that this ended.
 pub(super) fn is_under_way(server: &Server, is_it: impl Fn(&str) -> bool) -> bool {
     let known = || {
-        let status = outcome(server).filter(|status| !status.contested)?;
+        let status = server.status.as_ref().filter(|status| !status.contested)?;
         Some((
             server.spec.job.as_ref()?,
             status.job.as_ref()?,
@@ -134,7 +128,7 @@ pub(super) fn is_under_way(server: &Server, is_it: impl Fn(&str) -> bool) -> boo
 /// does give it to the session.
 pub(super) fn is_placed(server: &Server, id: &str) -> bool {
     let Some(job) = &server.spec.job else { return false };
-    let status = outcome(server);
+    let status = server.status.as_ref();
     let session = status.and_then(|status| status.session.as_ref());
     let last = status.and_then(|status| status.job.as_ref());
     let comes = job.followed_by(id).is_some_and(|then| {
@@ -208,7 +202,7 @@ fn is_over(job: &Placed, last: &JobStatus) -> bool {
 
 /// The same for the job on `server`.
 pub(super) fn rests(server: &Server) -> bool {
-    let last = outcome(server).and_then(|status| status.job.as_ref());
+    let last = server.last_job();
     let job = server.spec.job.as_ref().zip(last);
     job.is_some_and(|(job, last)| is_over(job, last))
 }

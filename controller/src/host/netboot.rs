@@ -68,7 +68,7 @@ fn left(host: &BareMetalHost, server: &Server) -> Option<i64> {
         begun.parse().ok()
     };
     let ordered = server.spec.job.as_ref();
-    let taken = server.status.as_ref().and_then(|status| status.job.as_ref());
+    let taken = server.last_job();
     let told = ordered.zip(taken).and_then(|(job, last)| job.left_after(last));
     match ordered {
         Some(job) => begun(&job.id).or_else(|| begun(&told?.0.id)),

@@ -50,7 +50,7 @@ pub(super) fn may_take_hours(host: &BareMetalHost) -> bool {
 
 /// True if the ramdisk of `server` may be clearing or writing disks: one that fell silent may go on with that for a while.
 fn may_be_at_work(server: &Server, now: Timestamp) -> bool {
-    let session = server.status.as_ref().and_then(|status| status.session.as_ref());
+    let session = server.session();
     let is_there = session.is_some_and(|session| session.state == SessionState::Connected)
         || lost_at(server, now).is_some_and(|at| now.duration_since(at) < BOOT_DEADLINE);
     is_there && jobs::is_under_way(server, |_| true)

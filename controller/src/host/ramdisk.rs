@@ -12,6 +12,7 @@ use super::{
     access::{LOOK_AGAIN, Reach},
     conditions::{CONTESTED, ENROLS_AGAIN},
     draft::{Draft, clause, is_ahead, whole_seconds},
+    in_band,
     jobs::{self, Job},
     netboot,
     observed::{FailureClass, Power, Tried},
@@ -354,7 +355,7 @@ pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
 
 /// When the last session of the machine of `server` ended, by the clock of its edge; none where that is far ahead of ours.
 pub(super) fn lost_at(server: &Server, now: Timestamp) -> Option<Timestamp> {
-    let session = server.status.as_ref()?.session.as_ref()?;
+    let session = server.session()?;
     let since: Timestamp = session.since.parse().ok()?;
     (!is_ahead(since, now)).then_some(since)
 }
@@ -453,4 +454,7 @@ fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
         POWER_CYCLE,
         format!("power-cycle the machine by hand: its network boot is armed since {since}; next: {then}"),
     );
+    if !draft.status.powered_on {
+        in_band::wake(draft, draft.waited(POWER_CYCLE, BOOT_DEADLINE));
+    }
 }

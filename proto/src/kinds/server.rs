@@ -51,6 +51,18 @@ pub struct ServerSpec {
     pub wake: Option<Box<Wake>>,
 }
 
+impl Server {
+    /// The latest session of the machine's agent.
+    pub fn session(&self) -> Option<&Session> {
+        self.status.as_ref()?.session.as_ref()
+    }
+
+    /// The latest job that an agent of the machine said something of.
+    pub fn last_job(&self) -> Option<&JobStatus> {
+        self.status.as_ref()?.job.as_ref()
+    }
+}
+
 /// A wish for Wake-on-LAN. The edges that serve the Segment of the machine's latest session send its packets, once for each wish.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]

@@ -62,6 +62,13 @@ impl Draft<'_> {
             .map(|wait| self.not_ahead(wait.last_transition_time.0))
     }
 
+    /// True if the status says that the host waits for `reason` with this `message`.
+    pub(in crate::host) fn has_said(&self, reason: &str, message: &str) -> bool {
+        let said =
+            |wait: &Condition| wait.reason == reason && conditions::without_time(&wait.message) == message;
+        self.old_wait().is_some_and(said)
+    }
+
     pub(super) fn old_wait(&self) -> Option<&Condition> {
         conditions::waiting(&self.old)
     }

@@ -147,6 +147,83 @@ fn what_a_provisioned_machine_does_nobody_sees_so_it_is_taken_for_on() {
 }
 
 #[test]
+fn a_provisioned_machine_that_was_woken_and_is_wanted_no_more_is_not_taken_for_off() {
+    let mut world = World::in_band();
+    world.reach(State::Available);
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    world.power(PowerOrder::HardOff);
+    world.host().status.as_mut().unwrap().powered_on = false;
+    world.until("woken", |world| world.machine.on);
+    world.host().spec.online = false;
+    world.settle();
+    assert!(powered_on(&world));
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "PowerByHand");
+    assert!(message.contains("switch it off by hand"), "{message}");
+}
+
+#[test]
+fn a_provisioned_machine_that_only_a_person_can_switch_on_is_taken_for_on_after_a_while() {
+    let mut world = World::in_band();
+    world.reach(State::Available);
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    world.change_inventory(|inventory| inventory.nics[0].wake_on_lan = Some(false));
+    world.host().status.as_mut().unwrap().powered_on = false;
+    rounds_for(&mut world, SignedDuration::from_mins(10));
+    assert_eq!(
+        (waiting(&world).0.as_str(), powered_on(&world)),
+        ("PowerByHand", false)
+    );
+    world.settle();
+    assert_eq!(
+        (waiting(&world).0.as_str(), powered_on(&world)),
+        ("Nothing", true)
+    );
+}
+
+#[test]
+fn a_machine_that_is_off_is_woken_for_its_image() {
+    let mut world = switched_off();
+    world.host().spec.online = true;
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    assert!(world.machine.on);
+    assert_eq!(world.wished_awake, 1);
+}
+
+#[test]
+fn a_ramdisk_that_goes_down_is_given_no_work() {
+    let mut world = available();
+    world.host().spec.online = false;
+    world.until("down", |world| !world.machine.on);
+    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+    status.session.as_mut().unwrap().state = SessionState::Connected;
+    world.host().spec.online = true;
+    world.set_image(Some(IMAGE));
+    world.step(1);
+    assert_eq!((world.state(), world.is_ordered()), (State::Available, false));
+    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+    status.session.as_mut().unwrap().state = SessionState::Disconnected;
+    world.reach(State::Provisioned);
+    assert_eq!(world.wished_awake, 1);
+}
+
+#[test]
+fn a_machine_that_has_lost_its_power_is_woken_once_it_is_missed() {
+    let mut world = available();
+    world.power(PowerOrder::HardOff);
+    rounds_for(&mut world, SignedDuration::from_mins(14));
+    assert_eq!((world.wished_awake, world.machine.on), (0, false));
+    world.settle();
+    assert!(is_ready(&world), "{:?}", waiting(&world));
+    assert_eq!(world.wished_awake, 1);
+}
+
+#[test]
 fn a_machine_whose_segment_is_gone_is_switched_on_by_a_person() {
     let mut world = switched_off();
     world.segment_gone = true;
@@ -154,8 +231,14 @@ fn a_machine_whose_segment_is_gone_is_switched_on_by_a_person() {
     world.settle();
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "PowerByHand");
-    assert!(message.contains("its Segment is gone"), "{message}");
+    assert!(message.contains("the Segment of its last session"), "{message}");
     assert_eq!(world.wished_awake, 0);
+    // Back, it is used as if nothing had been.
+    world.machine.wakes = false;
+    world.segment_gone = false;
+    world.round();
+    assert_eq!(waiting(&world).0, "PoweringOn");
+    assert_eq!(world.wished_awake, 1);
 }
 
 #[test]
