@@ -4,8 +4,8 @@
 //! machine's latest session sends the packets, once for each wish. To machines on an interface of ours they go as a broadcast there;
 //! to others as one to their subnet, which arrives where routers pass such packets on (RFC 2644: by default they do not).
 //!
-//! A wish is over once its machine has enrolled again, and in any case after [`LIFETIME`]: it is made anew by then, and an edge that
-//! was gone meanwhile wakes nothing that somebody has switched off since.
+//! A wish is over once its machine has enrolled again, and in any case after [`LIFETIME`]: by then it is made anew, or the machine is to
+//! be off, and an edge that was gone meanwhile does not wake it.
 
 use std::{
     collections::HashMap,

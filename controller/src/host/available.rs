@@ -28,6 +28,11 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.enter(State::ExternallyProvisioned);
         return;
     }
+    if in_band::goes_off(draft) {
+        let reach = access::ensure(draft);
+        power::manage(draft, &reach);
+        return;
+    }
     if wants_inspection(draft.host) && !registration::inspection_disabled(draft.host) {
         inspection::begin_again(draft);
         return;
@@ -77,10 +82,6 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if is_silent && draft.session().is_none() {
         power::manage(draft, &reach);
         power::waits_for_bmc(draft, "the image is written");
-        return;
-    }
-    if reach == Reach::InBand && in_band::goes_off(draft) {
-        power::manage(draft, &reach);
         return;
     }
     match admit(draft) {

@@ -19,10 +19,15 @@ use super::{
     reboot::Wish,
 };
 
+/// What a person is asked for a reboot; whoever takes the annotation off has done it.
+const REBOOT_BY_HAND: &str = "the machine has no BMC, and what it runs is not ours to command; next: reboot it by hand, and remove the annotation reboot.metal3.io";
+
 /// How often a machine without a BMC is woken while it may come by itself.
 const WAKES: SignedDuration = SignedDuration::from_mins(5);
 /// The same, once a person was asked to switch it on.
 const WAKES_MEANWHILE: SignedDuration = SignedDuration::from_mins(30);
+/// So long a person is asked to switch on what nobody sees.
+const ASKED: SignedDuration = SignedDuration::from_hours(1);
 /// So long a ramdisk that goes down is taken for one, while its session has not ended.
 const GOES_DOWN: SignedDuration = SignedDuration::from_mins(5);
 
@@ -87,6 +92,11 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
         GOING_OFF,
         format!("waits for the ramdisk to go down; next: {then}"),
     );
+    if draft.waited(GOING_OFF, ramdisk::BOOT_DEADLINE) {
+        draft.fail(ErrorType::PowerManagement, "the ramdisk does not go down");
+        return;
+    }
+    draft.again_after(GOING_OFF, ramdisk::BOOT_DEADLINE);
     match jobs::look(server, |job| job == operation) {
         Job::Absent => jobs::place(draft, server, &operation, task),
         Job::Pending => draft.again(Duration::try_from(SWITCHING).unwrap_or_default()),
@@ -137,9 +147,11 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
         draft.status.error_count = 0;
     }
     draft.status.powered_on &= !off;
-    // It may have come by the packets, and nobody would see it.
-    let woken = draft.state.is_provisioned() && draft.waiting_since(GOING_ON).is_some();
-    draft.status.powered_on |= woken && !wanted;
+    // It may have come by packets or by hand, and nobody would see it.
+    let asked = [GOING_ON, BY_HAND]
+        .iter()
+        .any(|reason| draft.waiting_since(reason).is_some());
+    draft.status.powered_on |= draft.state.is_provisioned() && asked && !wanted;
     jobs::clear(draft);
     if wish.once && (again || !draft.status.powered_on) {
         rebooted(draft);
@@ -147,11 +159,9 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
         return;
     }
     match (wanted, draft.status.powered_on) {
+        (true, false) if draft.state.is_provisioned() => switch_on_unseen(draft),
         (true, false) => switch_on_from_afar(draft),
-        (false, true) if wish.once => draft.wait_for(
-            BY_HAND,
-            "the machine has no BMC, and what it runs is not ours to command; next: reboot it by hand, and remove the annotation reboot.metal3.io",
-        ),
+        (false, true) if wish.once => draft.wait_for(BY_HAND, REBOOT_BY_HAND),
         (false, true) if draft.state == State::Available => by_itself_or_by_hand(
             draft,
             "Ramdisk",
@@ -174,47 +184,63 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
                 wake(draft, true);
             }
         }
+        // Somebody may have switched it off, as was asked for.
+        (true, true) if draft.state.is_provisioned() && asked && !draft.has_said(BY_HAND, REBOOT_BY_HAND) => {
+            switch_on_unseen(draft);
+        }
         _ => draft.why("its power is left alone"),
     }
 }
 
-/// Nothing answers to Wake-on-LAN: whether it did anything shows when the ramdisk calls in. What boots a system of its own does not call
-/// in, and is taken for on after a while, whoever was to switch it on.
+/// Nothing answers to Wake-on-LAN: whether it did anything shows when the ramdisk calls in.
 fn switch_on_from_afar(draft: &mut Draft<'_>) {
-    let provisioned = draft.state.is_provisioned();
-    let waited = |reason| draft.waited(reason, ramdisk::BOOT_DEADLINE);
-    if provisioned && (waited(GOING_ON) || waited(BY_HAND)) {
-        draft.status.powered_on = true;
-        draft.tell(
-            "PowerOn",
-            "the machine is taken for on: its own system calls nobody here, and it was to be switched on 15 minutes ago",
-        );
-        return;
-    }
-    match (wakes(draft), provisioned) {
-        (Err(why), _) => draft.wait_for(
+    match wakes(draft) {
+        Err(why) => draft.wait_for(
             BY_HAND,
             format!("the machine has no BMC, and {why}; next: switch it on by hand"),
         ),
-        (Ok(_), true) => draft.wait_for(
-            GOING_ON,
-            "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it is taken for on, since its own system calls nobody here",
-        ),
-        (Ok(_), false) => by_itself_or_by_hand(
+        Ok(_) => by_itself_or_by_hand(
             draft,
             GOING_ON,
             "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it boots its ramdisk",
             "the machine has no BMC, and has not come by the Wake-on-LAN that the edges on its Segment send, every half hour now; next: switch it on by hand",
         ),
     }
-    if provisioned {
-        let reason = if draft.waits_for(&[BY_HAND]) {
-            BY_HAND
-        } else {
-            GOING_ON
-        };
-        draft.again_after(reason, ramdisk::BOOT_DEADLINE);
+    wake(draft, draft.waits_for(&[BY_HAND]));
+}
+
+/// The same of a machine that boots a system of its own, which does not call in: once a person was asked for long enough, it is taken for
+/// on.
+fn switch_on_unseen(draft: &mut Draft<'_>) {
+    let why = match wakes(draft) {
+        Err(why) => why,
+        Ok(_) => "nothing shows whether it came by the Wake-on-LAN that the edges on its Segment send",
+    };
+    let ask = format!(
+        "the machine has no BMC, and {why}; next: switch it on by hand if it is off, after an hour it is taken for on"
+    );
+    let said = draft.has_said(BY_HAND, &ask);
+    if said && draft.waited(BY_HAND, ASKED) {
+        draft.status.powered_on = true;
+        draft.tell(
+            "PowerOn",
+            "the machine is taken for on: its own system calls nobody here, and it was to be switched on an hour ago",
+        );
+        return;
     }
+    if !said && wakes(draft).is_ok() {
+        by_itself_or_by_hand(
+            draft,
+            GOING_ON,
+            "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: a person is asked, since its own system calls nobody here",
+            &ask,
+        );
+    } else if said {
+        draft.wait_for(BY_HAND, ask);
+    } else {
+        draft.wait_anew(BY_HAND, ask);
+    }
+    draft.again_after(BY_HAND, ASKED);
     wake(draft, draft.waits_for(&[BY_HAND]));
 }
 

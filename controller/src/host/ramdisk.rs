@@ -47,6 +47,7 @@ pub(super) fn ready<'a>(
             contested(draft, kind);
             return None;
         }
+        draft.status.powered_on |= *reach == Reach::InBand;
         return Some((server, session));
     }
     match reach {
@@ -454,7 +455,11 @@ fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
         POWER_CYCLE,
         format!("power-cycle the machine by hand: its network boot is armed since {since}; next: {then}"),
     );
-    if !draft.status.powered_on {
-        in_band::wake(draft, draft.waited(POWER_CYCLE, BOOT_DEADLINE));
+    // One that is not known to be off may have lost its power.
+    let missed = draft.waited(POWER_CYCLE, BOOT_DEADLINE);
+    if !draft.status.powered_on || missed {
+        in_band::wake(draft, missed);
+    } else {
+        draft.again_after(POWER_CYCLE, BOOT_DEADLINE);
     }
 }
