@@ -3,7 +3,7 @@
 //! A job stays on the Server until the agent has taken it up, then it is removed: a later session must not meet it.
 //! Jobs whose id is not ours were placed by a person, or by the operator for the Server's host, and are left alone.
 
-use muster_proto::kinds::{BareMetalHost, Job, JobAction, JobStatus, Server, SessionState, UnknownPolicy};
+use muster_proto::kinds::{BareMetalHost, Job, JobAction, Server, SessionState, UnknownPolicy};
 
 use super::{host, next::Seen};
 use crate::{
@@ -79,7 +79,11 @@ fn inspect(seen: &Seen<'_>, id: String) -> Jobs {
     let again = format!("{id}-again");
     let current = seen.server.spec.job.as_ref();
     let pending = current.filter(|job| job.id.starts_with(INSPECT));
-    let ended = |job: &Job| last(seen).filter(|last| last.id == job.id && last.done);
+    let ended = |job: &Job| {
+        seen.server
+            .last_job()
+            .filter(|last| last.id == job.id && last.done)
+    };
     let inspected = match pending {
         None => None,
         // An inventory came since: that is what was asked for, whoever told the agent.
@@ -92,7 +96,7 @@ fn inspect(seen: &Seen<'_>, id: String) -> Jobs {
     let job = || match pending {
         Some(job) => job.clone(),
         None => Box::new(Job {
-            id: if last(seen).is_some_and(|last| last.id == id) {
+            id: if seen.server.last_job().is_some_and(|last| last.id == id) {
                 again
             } else {
                 id
@@ -105,10 +109,6 @@ fn inspect(seen: &Seen<'_>, id: String) -> Jobs {
         job: inspected.is_none().then(job),
         inspected,
     }
-}
-
-fn last<'a>(seen: &Seen<'a>) -> Option<&'a JobStatus> {
-    seen.server.last_job()
 }
 
 /// Under `discover`, once in a session: its work is done, its own disk is next.
@@ -127,7 +127,7 @@ fn release(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Opti
         && status.inventory.is_some()
         && !status.contested
         && !host.is_some_and(host::is_paused)
-        && last(seen).is_none_or(|last| last.id != id)
+        && seen.server.last_job().is_none_or(|last| last.id != id)
         && matches!(verdict(segment, Some(seen.server), host), Verdict::Disk(_));
     may.then_some(Job {
         id,

@@ -115,20 +115,25 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
 
 /// True if the ramdisk went down as it was told: its last word was that it does. A job that it only was given says nothing.
 fn went(draft: &Draft<'_>, what: &str) -> bool {
+    if draft.waiting_since(GOING_OFF).is_none() {
+        return false;
+    }
     let (id, _) = operation(draft, GOING_OFF, what);
     let done = |server: &Server| jobs::look(server, |job| job == id) == Job::Done;
-    draft.waiting_since(GOING_OFF).is_some() && draft.seen.server.is_some_and(done)
+    draft.seen.server.is_some_and(done)
 }
 
 /// True if the ramdisk has taken up the order to switch its machine off, or has done so: that is not taken back any more.
 fn goes_down(draft: &Draft<'_>, server: &Server) -> bool {
+    if draft.waiting_since(GOING_OFF).is_none() || draft.waited(GOING_OFF, GOES_DOWN) {
+        return false;
+    }
     let (id, _) = operation(draft, GOING_OFF, OFF);
-    let goes = match jobs::look(server, |job| job == id) {
+    match jobs::look(server, |job| job == id) {
         Job::Done => true,
         Job::Pending => jobs::is_taken_up(server, &id),
         Job::Absent | Job::Failed(_) => false,
-    };
-    goes && draft.waiting_since(GOING_OFF).is_some() && !draft.waited(GOING_OFF, GOES_DOWN)
+    }
 }
 
 /// True if the machine goes off, as it was told before, or has just done so: that is to be seen before it is given work.
@@ -199,20 +204,23 @@ fn switch_on_from_afar(draft: &mut Draft<'_>) {
             BY_HAND,
             format!("the machine has no BMC, and {why}; next: switch it on by hand"),
         ),
-        Ok(_) => by_itself_or_by_hand(
-            draft,
-            GOING_ON,
-            "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it boots its ramdisk",
-            "the machine has no BMC, and has not come by the Wake-on-LAN that the edges on its Segment send, every half hour now; next: switch it on by hand",
-        ),
+        Ok(macs) => {
+            by_itself_or_by_hand(
+                draft,
+                GOING_ON,
+                "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it boots its ramdisk",
+                "the machine has no BMC, and has not come by the Wake-on-LAN that the edges on its Segment send, every half hour now; next: switch it on by hand",
+            );
+            ask_edges(draft, macs, draft.waits_for(&[BY_HAND]));
+        }
     }
-    wake(draft, draft.waits_for(&[BY_HAND]));
 }
 
 /// The same of a machine that boots a system of its own, which does not call in: once a person was asked for long enough, it is taken for
 /// on.
 fn switch_on_unseen(draft: &mut Draft<'_>) {
-    let why = match wakes(draft) {
+    let wakes = wakes(draft);
+    let why = match &wakes {
         Err(why) => why,
         Ok(_) => "nothing shows whether it came by the Wake-on-LAN that the edges on its Segment send",
     };
@@ -228,20 +236,20 @@ fn switch_on_unseen(draft: &mut Draft<'_>) {
         );
         return;
     }
-    if !said && wakes(draft).is_ok() {
-        by_itself_or_by_hand(
+    match wakes {
+        Ok(_) => by_itself_or_by_hand(
             draft,
             GOING_ON,
             "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: a person is asked, since its own system calls nobody here",
             &ask,
-        );
-    } else if said {
-        draft.wait_for(BY_HAND, ask);
-    } else {
-        draft.wait_anew(BY_HAND, ask);
+        ),
+        Err(_) if said => draft.wait_for(BY_HAND, ask),
+        Err(_) => draft.wait_anew(BY_HAND, ask),
     }
     draft.again_after(BY_HAND, ASKED);
-    wake(draft, draft.waits_for(&[BY_HAND]));
+    if let Ok(macs) = wakes {
+        ask_edges(draft, macs, draft.waits_for(&[BY_HAND]));
+    }
 }
 
 /// At which addresses magic packets may switch the machine on; else why none can.
@@ -263,10 +271,15 @@ fn wakes(draft: &Draft<'_>) -> Result<Vec<Mac>, &'static str> {
     }
 }
 
-/// Asks the edges for Wake-on-LAN, if it may do something, and unless they were asked a moment ago, or longer where a person was asked,
-/// too. A packet does nothing to a machine that runs.
+/// Asks the edges for Wake-on-LAN, if it may do something. A packet does nothing to a machine that runs.
 pub(super) fn wake(draft: &mut Draft<'_>, person_asked: bool) {
-    let Ok(macs) = wakes(draft) else { return };
+    if let Ok(macs) = wakes(draft) {
+        ask_edges(draft, macs, person_asked);
+    }
+}
+
+/// Asks the edges for Wake-on-LAN to `macs`, unless they were asked a moment ago, or longer where a person was asked, too.
+fn ask_edges(draft: &mut Draft<'_>, macs: Vec<Mac>, person_asked: bool) {
     let pause = if person_asked { WAKES_MEANWHILE } else { WAKES };
     let session = draft.seen.server.and_then(Server::session);
     let session = session.map_or_else(String::new, |session| session.key.clone());

@@ -19,6 +19,29 @@ fn available() -> World {
     world
 }
 
+fn provisioned() -> World {
+    let mut world = World::in_band();
+    world.reach(State::Available);
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    world.settle();
+    world
+}
+
+/// One that was written to be off.
+fn provisioned_and_off() -> World {
+    let mut world = provisioned();
+    world.power(PowerOrder::HardOff);
+    world.host().status.as_mut().unwrap().powered_on = false;
+    world
+}
+
+/// What the Server says of the latest session's state.
+fn shows(world: &mut World, state: SessionState) {
+    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+    status.session.as_mut().unwrap().state = state;
+}
+
 fn powered_on(world: &World) -> bool {
     world.host.as_ref().unwrap().status.as_ref().unwrap().powered_on
 }
@@ -118,8 +141,8 @@ fn a_machine_that_goes_down_when_it_is_wanted_again_is_woken() {
         goes_down(&mut world);
         // That its session has ended shows later, perhaps that its order has, too.
         let told = |world: &mut World, state, done| {
+            shows(world, state);
             let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-            status.session.as_mut().unwrap().state = state;
             status.job.as_mut().unwrap().done = done;
         };
         told(&mut world, SessionState::Connected, done);
@@ -135,14 +158,7 @@ fn a_machine_that_goes_down_when_it_is_wanted_again_is_woken() {
 
 #[test]
 fn what_a_provisioned_machine_does_nobody_sees_so_it_is_taken_for_on() {
-    let mut world = World::in_band();
-    world.reach(State::Available);
-    world.set_image(Some(IMAGE));
-    world.reach(State::Provisioned);
-    world.settle();
-    // As if it had been written to be off.
-    world.power(PowerOrder::HardOff);
-    world.host().status.as_mut().unwrap().powered_on = false;
+    let mut world = provisioned_and_off();
     let wished = world.wished_awake;
     rounds_for(&mut world, SignedDuration::from_mins(10));
     assert!(world.machine.on && !powered_on(&world));
@@ -155,13 +171,7 @@ fn what_a_provisioned_machine_does_nobody_sees_so_it_is_taken_for_on() {
 
 #[test]
 fn a_provisioned_machine_that_was_woken_and_is_wanted_no_more_is_not_taken_for_off() {
-    let mut world = World::in_band();
-    world.reach(State::Available);
-    world.set_image(Some(IMAGE));
-    world.reach(State::Provisioned);
-    world.settle();
-    world.power(PowerOrder::HardOff);
-    world.host().status.as_mut().unwrap().powered_on = false;
+    let mut world = provisioned_and_off();
     world.until("woken", |world| world.machine.on);
     world.host().spec.online = false;
     world.settle();
@@ -173,13 +183,8 @@ fn a_provisioned_machine_that_was_woken_and_is_wanted_no_more_is_not_taken_for_o
 
 #[test]
 fn a_provisioned_machine_that_only_a_person_can_switch_on_is_taken_for_on_after_a_while() {
-    let mut world = World::in_band();
-    world.reach(State::Available);
-    world.set_image(Some(IMAGE));
-    world.reach(State::Provisioned);
-    world.settle();
+    let mut world = provisioned_and_off();
     world.change_inventory(|inventory| inventory.nics[0].wake_on_lan = Some(false));
-    world.host().status.as_mut().unwrap().powered_on = false;
     rounds_for(&mut world, SignedDuration::from_mins(10));
     assert_eq!(
         (waiting(&world).0.as_str(), powered_on(&world)),
@@ -207,14 +212,12 @@ fn a_ramdisk_that_goes_down_is_given_no_work() {
     let mut world = available();
     world.host().spec.online = false;
     goes_down(&mut world);
-    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-    status.session.as_mut().unwrap().state = SessionState::Connected;
+    shows(&mut world, SessionState::Connected);
     world.host().spec.online = true;
     world.set_image(Some(IMAGE));
     world.step(1);
     assert_eq!((world.state(), world.is_ordered()), (State::Available, false));
-    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-    status.session.as_mut().unwrap().state = SessionState::Disconnected;
+    shows(&mut world, SessionState::Disconnected);
     world.reach(State::Provisioned);
     assert_eq!(world.wished_awake, 1);
 }
@@ -230,10 +233,7 @@ fn a_machine_that_is_missed_when_its_image_is_set_is_woken() {
 
 #[test]
 fn a_provisioned_machine_that_a_person_switched_off_is_woken_when_it_is_to_be_on_again() {
-    let mut world = World::in_band();
-    world.reach(State::Available);
-    world.set_image(Some(IMAGE));
-    world.reach(State::Provisioned);
+    let mut world = provisioned();
     world.host().spec.online = false;
     world.settle();
     assert_eq!(waiting(&world).0, "PowerByHand");
