@@ -17,6 +17,7 @@ pub mod host;
 pub mod lease;
 pub mod lenient;
 pub mod machines;
+mod manager;
 pub mod manifests;
 pub mod metrics;
 mod patch;

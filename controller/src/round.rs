@@ -25,9 +25,6 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MOST: Duration = Duration::from_secs(15);
 
-/// Under this name the API server remembers which fields are ours.
-pub const FIELD_MANAGER: &str = "muster-control";
-
 /// What could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecuteError {

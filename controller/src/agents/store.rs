@@ -6,11 +6,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
-    runtime::reflector::ObjectRef,
-};
+use kube::{Api, Client, Resource, ResourceExt, api::Patch, runtime::reflector::ObjectRef};
 use muster_proto::kinds::{
     BareMetalHost, Enrolment, EnrolmentSpec, HostReference, Segment, Server, ServerSpec, ServerStatus,
 };
@@ -20,13 +16,12 @@ use tokio::time::Instant;
 use crate::{
     host::index::Path,
     machines::Signal,
+    manager::EDGE,
     patch::difference_but,
     world::World,
     written::{Written, newer},
 };
 
-/// Who wrote, in `managedFields`.
-pub(super) const MANAGER: &str = "muster-edge";
 /// How long the API server has for one request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a write is computed again because someone else wrote in between.
@@ -183,7 +178,12 @@ impl Store {
     ) -> Result<Arc<Server>, StoreError> {
         let server = Server::new(name, spec);
         let sent = Instant::now();
-        let made = call("create Server", name, self.servers.create(&post(), &server)).await?;
+        let made = call(
+            "create Server",
+            name,
+            self.servers.create(&EDGE.create(), &server),
+        )
+        .await?;
         Ok(self.remember(made, Some(sent)))
     }
 
@@ -209,10 +209,15 @@ impl Store {
             };
             let version = server.resource_version();
             let patch = json!({ "metadata": { "resourceVersion": version }, "status": difference });
-            let parameters = PatchParams::apply(MANAGER);
             let patch = Patch::Merge(&patch);
             let sent = Instant::now();
-            match call(ACTION, name, self.servers.patch_status(name, &parameters, &patch)).await {
+            match call(
+                ACTION,
+                name,
+                self.servers.patch_status(name, &EDGE.merge(), &patch),
+            )
+            .await
+            {
                 Ok(written) => {
                     // A write that the API server finds nothing new in makes no version.
                     let sent = (written.resource_version() != version).then_some(sent);
@@ -272,7 +277,7 @@ impl Store {
         let made = call(
             "create Enrolment",
             name,
-            self.enrolments.create(&post(), &enrolment),
+            self.enrolments.create(&EDGE.create(), &enrolment),
         )
         .await?;
         Ok(self.remember_enrolment(made))
@@ -280,12 +285,11 @@ impl Store {
 
     pub(super) async fn contest_enrolment(&self, name: &str) -> Result<(), StoreError> {
         let patch = json!({ "spec": { "contested": true } });
-        let parameters = PatchParams::apply(MANAGER);
         let patch = Patch::Merge(&patch);
         let patched = call(
             "mark Enrolment",
             name,
-            self.enrolments.patch(name, &parameters, &patch),
+            self.enrolments.patch(name, &EDGE.merge(), &patch),
         )
         .await?;
         self.remember_enrolment(patched);
@@ -366,13 +370,6 @@ impl Store {
         let enrolment = Arc::new(enrolment);
         self.written_enrolments.remember(Arc::clone(&enrolment), None);
         enrolment
-    }
-}
-
-fn post() -> PostParams {
-    PostParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PostParams::default()
     }
 }
 

@@ -4,11 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{
-    Api, Client, Resource as _,
-    api::{Patch, PatchParams},
-    runtime::reflector::Store,
-};
+use kube::{Api, Client, Resource as _, api::Patch, runtime::reflector::Store};
 use muster_proto::{
     Chain,
     kinds::{DhcpMode, Segment, SegmentStatus, Trust},
@@ -19,13 +15,13 @@ use super::{
     dhcp::rogue::Intruder,
     segment::{self, Invalid, Net},
 };
-use crate::events::{Event, Events};
+use crate::{
+    events::{Event, Events},
+    manager::EDGE,
+};
 
 #[cfg(test)]
 mod tests;
-
-/// The field manager of everything that the edge role writes.
-pub const FIELD_MANAGER: &str = "muster-edge";
 
 /// How long after a failed write the next one is tried.
 const RETRY: Duration = Duration::from_secs(5);
@@ -224,13 +220,7 @@ async fn write_one(
         "status": next,
     });
     let api: Api<Segment> = Api::namespaced(client.clone(), namespace);
-    let written = api
-        .patch_status(
-            name,
-            &PatchParams::apply(FIELD_MANAGER).force(),
-            &Patch::Apply(&patch),
-        )
-        .await;
+    let written = api.patch_status(name, &EDGE.apply(), &Patch::Apply(&patch)).await;
     match written {
         Ok(_) => {
             announce(&former, &next, segment, events);

@@ -4,7 +4,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, Preconditions},
 };
 use muster_proto::kinds::{
     APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDataSpec, HardwareDetails,
@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use super::next::{Effect, Plan, server_name, without_host};
 use crate::{
     events::Events,
-    round::{ExecuteError, FIELD_MANAGER, failed},
+    manager::CONTROL,
+    round::{ExecuteError, failed},
 };
 
 /// Carries out plans.
@@ -114,12 +115,8 @@ impl Executor {
             return Err(ExecuteError::Behind { step, subject });
         }
         let namespace = host.metadata.namespace.clone().unwrap_or_default();
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
         self.api::<BareMetalHost>(&namespace)
-            .create(&params, &host)
+            .create(&CONTROL.create(), &host)
             .await
             .map_err(failed(step, &subject))?;
         Ok(())
@@ -146,11 +143,7 @@ impl Executor {
             block_owner_deletion: None,
         }]);
         self.api::<HardwareData>(&host.namespace)
-            .patch(
-                &host.name,
-                &PatchParams::apply(FIELD_MANAGER).force(),
-                &Patch::Apply(&data),
-            )
+            .patch(&host.name, &CONTROL.apply(), &Patch::Apply(&data))
             .await
             .map_err(failed("apply HardwareData", &path(host)))?;
         Ok(())
@@ -170,11 +163,7 @@ impl Executor {
             "status": status,
         });
         self.api::<BareMetalHost>(&host.namespace)
-            .patch_status(
-                &host.name,
-                &PatchParams::apply(FIELD_MANAGER).force(),
-                &Patch::Apply(&object),
-            )
+            .patch_status(&host.name, &CONTROL.apply(), &Patch::Apply(&object))
             .await
             .map_err(failed("write status of host", &path(host)))?;
         Ok(())
@@ -255,13 +244,9 @@ impl Executor {
             + std::fmt::Debug,
         K::DynamicType: Default,
     {
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
         let subject = format!("{namespace}/{name}");
         self.api::<K>(namespace)
-            .patch(name, &params, &Patch::Merge(&patch))
+            .patch(name, &CONTROL.merge(), &Patch::Merge(&patch))
             .await
             .map_err(failed(step, &subject))?;
         Ok(())

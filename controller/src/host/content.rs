@@ -18,7 +18,7 @@ pub(super) const LARGEST_DRIVE: usize = 750 << 10;
 /// Under this key the content is looked for where the special one is missing.
 const FALLBACK: &str = "value";
 
-/// For what a host names a Secret.
+/// What a Secret can be good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
     /// `spec.bmc.credentialsName`.
@@ -33,6 +33,16 @@ pub(super) enum Use {
 
 impl Use {
     const ALL: [Use; 4] = [Use::Bmc, Use::UserData, Use::NetworkData, Use::MetaData];
+
+    /// What it is called; of data for the config drive, its key in the Secret, and its kind in upstream's metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Use::Bmc => "credentials",
+            Use::UserData => "userData",
+            Use::NetworkData => "networkData",
+            Use::MetaData => "metaData",
+        }
+    }
 }
 
 /// What is told of what a Secret has for one use.
@@ -72,11 +82,11 @@ impl Seen {
                 bytes: 0,
             }),
             // In base64.
-            Use::UserData => user_data(secret).map(|bytes| part("userData", bytes.len().div_ceil(3) * 4)),
+            Use::UserData => user_data(secret).map(|bytes| part(what.name(), bytes.len().div_ceil(3) * 4)),
             Use::NetworkData => network_data(secret)
-                .map(|data| part("networkData", data.map_or(0, |data| data.to_string().len()))),
+                .map(|data| part(what.name(), data.map_or(0, |data| data.to_string().len()))),
             Use::MetaData => {
-                meta_data(secret).map(|data| part("metaData", Value::Object(data).to_string().len()))
+                meta_data(secret).map(|data| part(what.name(), Value::Object(data).to_string().len()))
             }
         });
         let login = login.ok().and_then(|(user, password)| {

@@ -12,6 +12,7 @@ use super::{
     index::Path,
     metrics::{Credentials, Metrics, Operation, Plain},
     observed::{SecretState, Secrets},
+    secrets::Purpose,
 };
 use crate::events::Event;
 
@@ -161,15 +162,13 @@ fn inputs(metrics: &Metrics, before: &BareMetalHost, after: &BareMetalHost, secr
         && available::has_request(&after.spec)
         && waits(after).is_some()
         && waits(before) != waits(after);
-    for (kind, secret) in [
-        ("userData", &secrets.user_data),
-        ("networkData", &secrets.network_data),
-        ("metaData", &secrets.meta_data),
-        ("networkData", &secrets.preprovisioning),
-    ] {
-        let bad = !matches!(secret.state, SecretState::Unnamed | SecretState::Present { .. });
+    for purpose in Purpose::ALL.into_iter().filter(|purpose| purpose.is_input()) {
+        let bad = !matches!(
+            secrets.of(purpose).state,
+            SecretState::Unnamed | SecretState::Present { .. }
+        );
         if needed && bad {
-            metrics.data_error(kind);
+            metrics.data_error(purpose.content().name());
         }
     }
 }

@@ -6,10 +6,9 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client, Resource,
-    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
+    api::{ApiResource, DynamicObject, Patch},
 };
 use muster_proto::{
     Chain,
@@ -33,8 +32,9 @@ use super::{
 };
 use crate::{
     lease::Leadership,
+    manager::CONTROL,
     patch::{difference, difference_but},
-    round::{ExecuteError, FIELD_MANAGER, failed},
+    round::{ExecuteError, failed},
     written::is_fresh,
 };
 
@@ -122,7 +122,7 @@ impl Executor {
         let patch = json!({"metadata": precondition(host), "status": change});
         let written = self
             .api::<BareMetalHost>(&path.namespace)
-            .patch_status(&path.name, &params(), &Patch::Merge(&patch))
+            .patch_status(&path.name, &CONTROL.merge(), &Patch::Merge(&patch))
             .await
             .map_err(failed("write status of host", &path.to_string()))?;
         let written = Arc::new(written);
@@ -174,7 +174,7 @@ impl Executor {
         }
         let written = self
             .api::<BareMetalHost>(&path.namespace)
-            .patch(&path.name, &params(), &Patch::Merge(&patch))
+            .patch(&path.name, &CONTROL.merge(), &Patch::Merge(&patch))
             .await
             .map_err(failed("write metadata of host", &path.to_string()))?;
         let written = Arc::new(written);
@@ -407,7 +407,7 @@ impl Executor {
         let patch = json!({"metadata": precondition(server), "spec": change});
         let written = self
             .api::<Server>(&path.namespace)
-            .patch(&path.name, &params(), &Patch::Merge(&patch))
+            .patch(&path.name, &CONTROL.merge(), &Patch::Merge(&patch))
             .await
             .map_err(failed(step, &path.to_string()))?;
         let written = Arc::new(written);
@@ -424,14 +424,7 @@ impl Executor {
         let step = "write HardwareData";
         let path = Path::of(host);
         let api = self.api::<HardwareData>(&path.namespace);
-        let owner = OwnerReference {
-            api_version: BareMetalHost::api_version(&()).into_owned(),
-            kind: BareMetalHost::kind(&()).into_owned(),
-            name: path.name.clone(),
-            uid: host.metadata.uid.clone().unwrap_or_default(),
-            controller: Some(true),
-            block_owner_deletion: None,
-        };
+        let owner = host.controller_owner_ref(&());
         let written = match sight.hardware() {
             None => {
                 let spec = HardwareDataSpec {
@@ -439,12 +432,8 @@ impl Executor {
                 };
                 let mut data = HardwareData::new(&path.name, spec);
                 data.metadata.namespace = Some(path.namespace.clone());
-                data.metadata.owner_references = Some(vec![owner]);
-                let params = PostParams {
-                    field_manager: Some(FIELD_MANAGER.to_owned()),
-                    ..PostParams::default()
-                };
-                api.create(&params, &data).await
+                data.metadata.owner_references = owner.map(|owner| vec![owner]);
+                api.create(&CONTROL.create(), &data).await
             }
             Some(data) => {
                 let change = difference(
@@ -454,12 +443,15 @@ impl Executor {
                 let mut patch =
                     json!({"metadata": precondition(data.as_ref()), "spec": change.unwrap_or(json!({}))});
                 let owners = data.metadata.owner_references.iter().flatten();
-                if !owners.clone().any(|other| other.uid == owner.uid) {
+                if let Some(owner) = owner
+                    && !owners.clone().any(|other| other.uid == owner.uid)
+                {
                     // A host that was made anew; and there can be only one controller.
                     let others = owners.filter(|other| other.controller != Some(true)).cloned();
                     patch["metadata"]["ownerReferences"] = json!(others.chain([owner]).collect::<Vec<_>>());
                 }
-                api.patch(&path.name, &params(), &Patch::Merge(&patch)).await
+                api.patch(&path.name, &CONTROL.merge(), &Patch::Merge(&patch))
+                    .await
             }
         };
         let written = written.map_err(failed(step, &path.to_string()))?;
@@ -484,7 +476,7 @@ impl Executor {
         let patch = json!({"metadata": metadata});
         let released = self
             .api::<HardwareData>(&path.namespace)
-            .patch(&path.name, &params(), &Patch::Merge(&patch))
+            .patch(&path.name, &CONTROL.merge(), &Patch::Merge(&patch))
             .await
             .map_err(failed("release HardwareData", &path.to_string()))?;
         self.memory.wrote_hardware(host, released);
@@ -531,7 +523,7 @@ impl Executor {
                 json!({"uid": object.metadata.uid, "resourceVersion": object.metadata.resource_version});
             metadata["finalizers"] = json!(kept);
             let patch = json!({"metadata": metadata});
-            api.patch(&path.name, &params(), &Patch::Merge(&patch))
+            api.patch(&path.name, &CONTROL.merge(), &Patch::Merge(&patch))
                 .await
                 .map_err(failed("release what another operator left", &path.to_string()))?;
         }
@@ -551,13 +543,6 @@ fn status_change(before: Option<BareMetalHostStatus>, after: BareMetalHostStatus
 /// What makes the API server refuse a patch of an object that is not as it was seen.
 fn precondition<K: Resource>(object: &K) -> Value {
     json!({"uid": object.meta().uid, "resourceVersion": object.meta().resource_version})
-}
-
-fn params() -> PatchParams {
-    PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    }
 }
 
 #[cfg(test)]

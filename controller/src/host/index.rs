@@ -16,9 +16,11 @@ use muster_proto::{
 };
 
 use super::{
-    State, bmc_secret,
+    State,
     owner::is_held,
+    plan::Hold,
     rivals::{Behind, bmc},
+    secrets,
 };
 use crate::discovery::host::declared_mac;
 
@@ -314,7 +316,6 @@ fn others<'a>(inner: &Inner, keys: impl Iterator<Item = &'a Key>, except: &Path)
 }
 
 fn keys(host: &BareMetalHost) -> Vec<Key> {
-    let spec = &host.spec;
     let mac = declared_mac(host).filter(|mac| mac.is_unicast()).map(Key::Mac);
     let bmc = bmc(host).map(|Behind { at, system }| {
         let meant = match system {
@@ -328,18 +329,11 @@ fn keys(host: &BareMetalHost) -> Vec<Key> {
         namespace: host.metadata.namespace.clone().unwrap_or_default(),
         name: name.to_owned(),
     };
-    let held: BTreeSet<&str> = bmc_secret(host)
-        .into_iter()
-        .chain(spec.preprovisioning_network_data_name.as_deref())
-        .filter(|name| !name.is_empty())
+    let held: BTreeSet<&str> = secrets::named(host)
+        .filter(|(purpose, _)| purpose.hold() != Hold::Label)
+        .map(|(_, name)| name)
         .collect();
-    let references = [&spec.user_data, &spec.network_data, &spec.meta_data];
-    let named: BTreeSet<&str> = references
-        .into_iter()
-        .filter_map(|reference| reference.as_ref()?.name.as_deref())
-        .filter(|name| !name.is_empty())
-        .chain(held.iter().copied())
-        .collect();
+    let named: BTreeSet<&str> = secrets::named(host).map(|(_, name)| name).collect();
     // One that is being deleted needs them for as long as its machine is cleaned and switched off; one without our finalizer has never held
     // any, and would let go of none.
     let needs =

@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use muster_proto::kinds::{HardwareData, Segment, Server};
 
-use super::State;
+use super::{State, secrets::Purpose};
 use crate::bmc::{Health, Identity};
 
 /// Everything that [`next`](super::next()) looks at beside the object and the time.
@@ -53,6 +53,30 @@ pub struct Secrets {
     pub preprovisioning: SecretSeen,
     /// Those of [`former_secrets`](super::secrets::former_secrets), by name, as `bmc`.
     pub former: Vec<(String, SecretSeen)>,
+}
+
+impl Secrets {
+    /// That of `purpose`.
+    pub(super) fn of(&self, purpose: Purpose) -> &SecretSeen {
+        match purpose {
+            Purpose::Bmc => &self.bmc,
+            Purpose::UserData => &self.user_data,
+            Purpose::NetworkData => &self.network_data,
+            Purpose::MetaData => &self.meta_data,
+            Purpose::Preprovisioning => &self.preprovisioning,
+        }
+    }
+
+    /// The same, to be filled in.
+    pub(super) fn of_mut(&mut self, purpose: Purpose) -> &mut SecretSeen {
+        match purpose {
+            Purpose::Bmc => &mut self.bmc,
+            Purpose::UserData => &mut self.user_data,
+            Purpose::NetworkData => &mut self.network_data,
+            Purpose::MetaData => &mut self.meta_data,
+            Purpose::Preprovisioning => &mut self.preprovisioning,
+        }
+    }
 }
 
 /// One Secret.

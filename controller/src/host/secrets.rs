@@ -1,12 +1,13 @@
-//! The Secrets that a host names beside the BMC's credentials: whether they are there, and what becomes of them. Pure.
+//! The Secrets that a host names: for what, whether they are there, and what becomes of them. Pure.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use muster_proto::kinds::{BareMetalHost, CredentialsStatus, Session};
+use k8s_openapi::api::core::v1::SecretReference;
+use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, CredentialsStatus, Session};
 
 use super::{
     access,
-    content::LARGEST_DRIVE,
+    content::{LARGEST_DRIVE, Use},
     draft::Draft,
     observed::{SecretSeen, SecretState},
     plan::{Drive, Effect, Hold},
@@ -25,51 +26,109 @@ pub(super) enum Inputs {
     Untrusted(String),
 }
 
-struct Named<'a> {
-    field: &'static str,
-    name: &'a str,
-    seen: &'a SecretSeen,
-    hold: Hold,
+/// For what a host names a Secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Credentials of the BMC.
+    Bmc,
+    /// User data of the config drive.
+    UserData,
+    /// Network data of the config drive.
+    NetworkData,
+    /// Metadata of the config drive.
+    MetaData,
+    /// Network data before there is an image, and of the config drive where it has none of its own.
+    Preprovisioning,
 }
 
-fn named<'a>(draft: &Draft<'a>) -> Vec<Named<'a>> {
-    let spec = &draft.host.spec;
-    let secrets = &draft.seen.secrets;
-    let instance = [
-        ("userData", &spec.user_data, &secrets.user_data),
-        ("networkData", &spec.network_data, &secrets.network_data),
-        ("metaData", &spec.meta_data, &secrets.meta_data),
+impl Purpose {
+    pub(super) const ALL: [Purpose; 5] = [
+        Purpose::Bmc,
+        Purpose::UserData,
+        Purpose::NetworkData,
+        Purpose::MetaData,
+        Purpose::Preprovisioning,
     ];
-    let instance = instance.into_iter().filter_map(|(field, reference, seen)| {
-        Some(Named {
-            field,
-            name: reference.as_ref()?.name.as_deref()?,
-            seen,
-            hold: Hold::Label,
-        })
-    });
-    let before = spec
-        .preprovisioning_network_data_name
-        .as_deref()
-        .map(|name| Named {
-            field: "preprovisioningNetworkDataName",
-            name,
-            seen: &secrets.preprovisioning,
-            hold: Hold::Finalizer,
-        });
-    instance
-        .chain(before)
-        .filter(|named| !named.name.is_empty())
-        .collect()
+
+    /// Where the host names it, below `spec`.
+    pub(super) fn field(self) -> &'static str {
+        match self {
+            Purpose::Bmc => "bmc.credentialsName",
+            Purpose::UserData => "userData",
+            Purpose::NetworkData => "networkData",
+            Purpose::MetaData => "metaData",
+            Purpose::Preprovisioning => "preprovisioningNetworkDataName",
+        }
+    }
+
+    /// What it must contain.
+    pub(super) fn content(self) -> Use {
+        match self {
+            Purpose::Bmc => Use::Bmc,
+            Purpose::UserData => Use::UserData,
+            Purpose::NetworkData | Purpose::Preprovisioning => Use::NetworkData,
+            Purpose::MetaData => Use::MetaData,
+        }
+    }
+
+    /// What it gets beside the label.
+    pub(super) fn hold(self) -> Hold {
+        match self {
+            Purpose::Bmc => Hold::Owned,
+            Purpose::Preprovisioning => Hold::Finalizer,
+            Purpose::UserData | Purpose::NetworkData | Purpose::MetaData => Hold::Label,
+        }
+    }
+
+    /// True if what it contains goes on the config drive.
+    pub(super) fn is_input(self) -> bool {
+        self != Purpose::Bmc
+    }
+
+    fn reference(self, spec: &BareMetalHostSpec) -> Option<&SecretReference> {
+        match self {
+            Purpose::UserData => spec.user_data.as_ref(),
+            Purpose::NetworkData => spec.network_data.as_ref(),
+            Purpose::MetaData => spec.meta_data.as_ref(),
+            Purpose::Bmc | Purpose::Preprovisioning => None,
+        }
+    }
+
+    /// The name of the Secret that `host` names for this.
+    fn name(self, host: &BareMetalHost) -> Option<&str> {
+        let name = match self {
+            Purpose::Bmc => bmc_secret(host),
+            Purpose::Preprovisioning => host.spec.preprovisioning_network_data_name.as_deref(),
+            Purpose::UserData | Purpose::NetworkData | Purpose::MetaData => {
+                self.reference(&host.spec)?.name.as_deref()
+            }
+        };
+        name.filter(|name| !name.is_empty())
+    }
+}
+
+/// The Secrets that `host` names.
+pub(super) fn named(host: &BareMetalHost) -> impl Iterator<Item = (Purpose, &str)> {
+    Purpose::ALL
+        .into_iter()
+        .filter_map(|purpose| Some((purpose, purpose.name(host)?)))
+}
+
+/// Those of the config drive.
+fn inputs_of<'a>(draft: &Draft<'a>) -> impl Iterator<Item = (Purpose, &'a str, &'a SecretSeen)> + use<'a> {
+    let (host, seen) = (draft.host, &draft.seen.secrets);
+    named(host)
+        .filter(|(purpose, _)| purpose.is_input())
+        .map(|(purpose, name)| (purpose, name, seen.of(purpose)))
 }
 
 /// Labels what is there, so that its changes are seen.
 pub(super) fn hold(draft: &mut Draft<'_>) {
-    for secret in named(draft) {
-        if secret.seen.state.is_present() && !secret.seen.held {
+    for (purpose, name, seen) in inputs_of(draft) {
+        if seen.state.is_present() && !seen.held {
             draft.effect(Effect::HoldSecret {
-                name: secret.name.to_owned(),
-                hold: secret.hold,
+                name: name.to_owned(),
+                hold: purpose.hold(),
             });
         }
     }
@@ -109,14 +168,10 @@ pub(super) fn former_secrets(host: &BareMetalHost) -> BTreeSet<&str> {
 /// The Secrets that may carry the finalizer for the host.
 fn finalized<'a>(draft: &Draft<'a>) -> impl Iterator<Item = (&'a str, &'a SecretSeen)> {
     let secrets = &draft.seen.secrets;
-    let network = draft.host.spec.preprovisioning_network_data_name.as_deref();
-    let now = [
-        (bmc_secret(draft.host), &secrets.bmc),
-        (network, &secrets.preprovisioning),
-    ];
-    let now = now.into_iter().filter_map(|(name, seen)| Some((name?, seen)));
-    let former = secrets.former.iter().map(|(name, seen)| (name.as_str(), seen));
-    now.chain(former).filter(|(name, _)| !name.is_empty())
+    let now = named(draft.host)
+        .filter(|(purpose, _)| purpose.hold() != Hold::Label)
+        .map(|(purpose, name)| (name, secrets.of(purpose)));
+    now.chain(secrets.former.iter().map(|(name, seen)| (name.as_str(), seen)))
 }
 
 /// Which of them could not be read, and why; none: all could.
@@ -160,26 +215,21 @@ pub(super) fn release_former(draft: &mut Draft<'_>, good: Option<&str>) -> bool 
 
 /// Whether all that the config drive is made of is there, and the session, if it is, may have it.
 pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
-    let spec = &draft.host.spec;
-    for (field, reference) in [
-        ("userData", &spec.user_data),
-        ("networkData", &spec.network_data),
-        ("metaData", &spec.meta_data),
-    ] {
+    for purpose in Purpose::ALL {
+        let reference = purpose.reference(&draft.host.spec);
         let elsewhere = reference
-            .as_ref()
-            .and_then(|reference| reference.namespace.as_ref());
-        let elsewhere = elsewhere
+            .and_then(|reference| reference.namespace.as_ref())
             .filter(|name| !name.is_empty() && Some(*name) != draft.host.metadata.namespace.as_ref());
         if let Some(namespace) = elsewhere {
             return Inputs::Bad(format!(
-                "spec.{field} names a Secret in the namespace {namespace}, and only those of the host's own are given to it"
+                "spec.{} names a Secret in the namespace {namespace}, and only those of the host's own are given to it",
+                purpose.field()
             ));
         }
     }
-    for secret in named(draft) {
-        let of = format!("the Secret {} of spec.{}", secret.name, secret.field);
-        match &secret.seen.state {
+    for (purpose, name, seen) in inputs_of(draft) {
+        let of = format!("the Secret {name} of spec.{}", purpose.field());
+        match &seen.state {
             SecretState::Present { .. } => {}
             SecretState::Missing | SecretState::Unnamed => {
                 return Inputs::Bad(format!("{of} does not exist"));
@@ -222,7 +272,7 @@ fn drive_bytes(draft: &Draft<'_>) -> usize {
 /// What goes on the config drive and whom it is sealed to; none: the agent is too old to be given one, and nothing is lost with
 /// it. An error says why the session may not have what the host names.
 pub(super) fn drive(draft: &Draft<'_>, session: &Session) -> Result<Option<Drive>, String> {
-    let secret = !named(draft).is_empty();
+    let secret = inputs_of(draft).next().is_some();
     if secret {
         access::may_have_secrets(draft, session)?;
     }
@@ -232,16 +282,9 @@ pub(super) fn drive(draft: &Draft<'_>, session: &Session) -> Result<Option<Drive
             false => Ok(None),
         };
     }
-    let spec = &draft.host.spec;
-    let name = |reference: &Option<k8s_openapi::api::core::v1::SecretReference>| {
-        reference
-            .as_ref()
-            .and_then(|reference| reference.name.clone())
-            .filter(|name| !name.is_empty())
-    };
+    let name = |purpose: Purpose| purpose.name(draft.host).map(str::to_owned);
     let host = draft.host.metadata.name.clone().unwrap_or_default();
     let namespace = draft.host.metadata.namespace.clone().unwrap_or_default();
-    let before = spec.preprovisioning_network_data_name.clone();
     Ok(Some(Drive {
         meta_data: vec![
             ("uuid", draft.uid().to_owned()),
@@ -251,9 +294,9 @@ pub(super) fn drive(draft: &Draft<'_>, session: &Session) -> Result<Option<Drive
             ("local_hostname", host.clone()),
             ("name", host),
         ],
-        meta_data_secret: name(&spec.meta_data),
-        network_data_secret: name(&spec.network_data).or(before.filter(|name| !name.is_empty())),
-        user_data_secret: name(&spec.user_data),
+        meta_data_secret: name(Purpose::MetaData),
+        network_data_secret: name(Purpose::NetworkData).or_else(|| name(Purpose::Preprovisioning)),
+        user_data_secret: name(Purpose::UserData),
         seal_key: session.seal_key.clone(),
     }))
 }

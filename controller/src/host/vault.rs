@@ -14,7 +14,7 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, Client, Resource,
-    api::{Patch, PatchParams},
+    api::Patch,
     runtime::{WatchStreamExt, reflector::Store, watcher},
 };
 use muster_proto::{Chain, kinds::BareMetalHost};
@@ -23,18 +23,19 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    State, bmc_secret,
+    State,
     content::{Seen, Use},
     index::{Index, Path},
     memory::Memory,
     observed::{SecretSeen, SecretState, Secrets},
     owner::has_bmc,
     plan::{Hold, SECRET_FINALIZER, SECRET_LABEL},
-    secrets::former_secrets,
+    secrets::{Purpose, former_secrets, named},
 };
 use crate::{
     bmc::Credentials,
-    round::{ExecuteError, FIELD_MANAGER, PATIENCE, failed},
+    manager::CONTROL,
+    round::{ExecuteError, PATIENCE, failed},
     watches::Watches,
     world::Scope,
     written::version,
@@ -273,36 +274,15 @@ impl Vault {
     /// What `host`'s Secrets are good for.
     pub async fn seen(&self, host: &BareMetalHost, index: &Index, memory: &Memory) -> Secrets {
         let of = (index, memory);
-        let spec = &host.spec;
-        let name = |reference: &Option<k8s_openapi::api::core::v1::SecretReference>| {
-            reference
-                .as_ref()
-                .and_then(|reference| reference.name.clone())
-                .unwrap_or_default()
-        };
-        let bmc = bmc_secret(host).unwrap_or_default();
-        let before = spec.preprovisioning_network_data_name.clone().unwrap_or_default();
-        let mut former = Vec::new();
+        let mut secrets = Secrets::default();
+        for (purpose, name) in named(host) {
+            *secrets.of_mut(purpose) = self.one(host, of, name, purpose).await;
+        }
         for name in former_secrets(host) {
-            let seen = self.one(host, of, name, Use::Bmc, Hold::Owned).await;
-            former.push((name.to_owned(), seen));
+            let seen = self.one(host, of, name, Purpose::Bmc).await;
+            secrets.former.push((name.to_owned(), seen));
         }
-        Secrets {
-            former,
-            bmc: self.one(host, of, bmc, Use::Bmc, Hold::Owned).await,
-            user_data: self
-                .one(host, of, &name(&spec.user_data), Use::UserData, Hold::Label)
-                .await,
-            network_data: self
-                .one(host, of, &name(&spec.network_data), Use::NetworkData, Hold::Label)
-                .await,
-            meta_data: self
-                .one(host, of, &name(&spec.meta_data), Use::MetaData, Hold::Label)
-                .await,
-            preprovisioning: self
-                .one(host, of, &before, Use::NetworkData, Hold::Finalizer)
-                .await,
-        }
+        secrets
     }
 
     async fn one(
@@ -310,17 +290,13 @@ impl Vault {
         host: &BareMetalHost,
         (index, memory): (&Index, &Memory),
         name: &str,
-        what: Use,
-        hold: Hold,
+        purpose: Purpose,
     ) -> SecretSeen {
-        if name.is_empty() {
-            return SecretSeen::default();
-        }
         let path = path_of(host, name);
         let answer = match self.known(&path) {
             Some(known) => known,
-            None if what == Use::Bmc && is_new(host) => return state(SecretState::Unasked),
-            None if matters(host, what, hold) => self.look(&path).await,
+            None if purpose == Purpose::Bmc && is_new(host) => return state(SecretState::Unasked),
+            None if matters(host, purpose) => self.look(&path).await,
             None => {
                 Answer::Unreadable("it was not asked for, since the host does not need it now".to_owned())
             }
@@ -332,7 +308,7 @@ impl Vault {
         };
         let finalizer = entry.finalizers.iter().any(|name| name == SECRET_FINALIZER);
         SecretSeen {
-            state: match entry.seen.for_use(what) {
+            state: match entry.seen.for_use(purpose.content()) {
                 Ok(content) => SecretState::Present {
                     version: entry.version.clone(),
                     content: content.digest.to_string(),
@@ -342,7 +318,7 @@ impl Vault {
             },
             held: (entry.leaves && !finalizer)
                 || entry.labelled
-                    && match hold {
+                    && match purpose.hold() {
                         Hold::Label => true,
                         Hold::Finalizer => finalizer,
                         Hold::Owned => {
@@ -388,14 +364,7 @@ impl Vault {
             metadata["finalizers"] = json!([SECRET_FINALIZER]);
         }
         if hold == Hold::Owned {
-            metadata["ownerReferences"] = json!([OwnerReference {
-                api_version: BareMetalHost::api_version(&()).into_owned(),
-                kind: BareMetalHost::kind(&()).into_owned(),
-                name: host.metadata.name.clone().unwrap_or_default(),
-                uid: host.metadata.uid.clone().unwrap_or_default(),
-                controller: None,
-                block_owner_deletion: None,
-            }]);
+            metadata["ownerReferences"] = json!(host.owner_ref(&()).as_slice());
         }
         // Finalizers are a set, and owners a map by UID.
         let patch = Patch::Strategic(json!({"metadata": metadata}));
@@ -461,11 +430,10 @@ impl Vault {
         path: &Path,
         patch: Patch<serde_json::Value>,
     ) -> Result<(), ExecuteError> {
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        let patched = self.api(&path.namespace).patch(&path.name, &params, &patch).await;
+        let patched = self
+            .api(&path.namespace)
+            .patch(&path.name, &CONTROL.merge(), &patch)
+            .await;
         if matches!(&patched, Err(kube::Error::Api(status)) if status.code == 404) {
             lock(&self.watched).remove(path);
             self.remember(path, Answer::Missing);
@@ -517,11 +485,11 @@ fn state(state: SecretState) -> SecretSeen {
 
 /// True if a host needs to know this Secret now, so that a question to the API server is worth it: one that is not labelled and not
 /// needed would otherwise cost a request in every round.
-fn matters(host: &BareMetalHost, what: Use, hold: Hold) -> bool {
+fn matters(host: &BareMetalHost, purpose: Purpose) -> bool {
     let leaves = host.metadata.deletion_timestamp.is_some();
     let is_input =
         matches!(State::of(host), State::Available | State::Provisioning) && host.spec.image.is_some();
-    what == Use::Bmc || is_input || (leaves && hold == Hold::Finalizer)
+    purpose == Purpose::Bmc || is_input || (leaves && purpose.hold() == Hold::Finalizer)
 }
 
 #[cfg(test)]
