@@ -14,13 +14,16 @@ pub mod events;
 #[cfg(test)]
 pub(crate) mod fake_api;
 pub mod host;
+mod hosts;
 pub mod lease;
 pub mod lenient;
 pub mod machines;
 mod manager;
 pub mod manifests;
 pub mod metrics;
+mod multi;
 mod patch;
+pub mod path;
 pub mod round;
 mod salvage;
 pub mod watches;

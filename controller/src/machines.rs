@@ -15,10 +15,7 @@ use muster_proto::{
     kinds::{BareMetalHost, Enrolment, Server},
 };
 
-use crate::{
-    discovery::host,
-    host::index::{Multi, Path},
-};
+use crate::{hosts, multi::Multi, path::Path};
 
 /// By what a Server is found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,7 +95,7 @@ impl Machines {
         let macs = if gone {
             Vec::new()
         } else {
-            host::macs(host).collect()
+            hosts::macs(host).collect()
         };
         self.lock().hosts.set(&Path::of(host), macs);
     }
@@ -123,7 +120,7 @@ impl Machines {
     /// The watched copy has these hosts and no others.
     pub fn hosts_anew<'a>(&self, hosts: impl Iterator<Item = &'a BareMetalHost>) {
         let mut all = Multi::default();
-        hosts.for_each(|host| drop(all.set(&Path::of(host), host::macs(host).collect())));
+        hosts.for_each(|host| drop(all.set(&Path::of(host), hosts::macs(host).collect())));
         self.lock().hosts = all;
     }
 

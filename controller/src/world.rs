@@ -22,10 +22,11 @@ use tokio::sync::broadcast;
 
 use crate::{
     boot::policy::{Verdict, verdict, verdict_by_uuid},
-    discovery::host::{declared_mac, made_for},
-    host::{State, index::Path},
+    host::State,
+    hosts::{declared_mac, made_for},
     lenient::{self, Treat, Unreadable},
     machines::{Machines, Signal},
+    path::Path,
     watches::Watches,
     written::Written,
 };

@@ -42,8 +42,8 @@ use super::{
 use crate::{
     boot::{policy::Verdict, segment},
     discovery,
-    host::index::Path,
     machines::Signal,
+    path::Path,
 };
 
 /// The most Enrolments of one Server within [`RECENT`]: a machine boots a few times an hour, a flood more often.

@@ -14,10 +14,10 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
-    host::index::Path,
     machines::Signal,
     manager::EDGE,
     patch::difference_but,
+    path::Path,
     world::World,
     written::{Written, newer},
 };

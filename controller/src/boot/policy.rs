@@ -24,13 +24,13 @@
 //! enough: one on a Server that was restored from a backup may have been done long ago.
 
 use muster_proto::kinds::{
-    APPROVE_ANNOTATION, BareMetalHost, InspectionMode, JobAction, PAUSED_ANNOTATION, SERVER_ANNOTATION,
-    Segment, Server, UnknownPolicy,
+    APPROVE_ANNOTATION, BareMetalHost, JobAction, PAUSED_ANNOTATION, SERVER_ANNOTATION, Segment, Server,
+    UnknownPolicy,
 };
 
 use crate::{
-    discovery::host::{annotation, state, wants_inspection},
-    host::{guard::is_protected, netboot},
+    host::{State, guard::is_protected, netboot},
+    hosts::{annotation, wants_inspection},
 };
 
 #[cfg(test)]
@@ -59,7 +59,7 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
     if let Some(why) = host.and_then(|host| netboot::wanted(host, server)) {
         return Verdict::Ramdisk(why);
     }
-    if host.is_some_and(|host| asks_for_inspection(host) && carries_nothing(host)) {
+    if host.is_some_and(|host| wants_inspection(host) && carries_nothing(host)) {
         return Verdict::Ramdisk("its host is asked to be inspected again");
     }
     if server.is_some_and(is_dismissed) {
@@ -110,17 +110,12 @@ pub fn verdict_by_uuid(segment: &Segment, server: Option<&Server>, host: Option<
     }
 }
 
-/// Upstream's annotation asks for an inspection, whatever its value, but for the old way to switch inspection off.
-fn asks_for_inspection(host: &BareMetalHost) -> bool {
-    wants_inspection(host) && host.spec.inspection_mode != Some(InspectionMode::Disabled)
-}
-
 /// True for a host in whose life an inspection has a place. The spec counts beside the state, because an object that was
 /// restored or moved from another cluster has lost its state for a while.
 fn carries_nothing(host: &BareMetalHost) -> bool {
     matches!(
-        state(host),
-        "" | "unmanaged" | "registering" | "match profile" | "available" | "ready"
+        State::of(host),
+        State::New | State::Unmanaged | State::Registering | State::Preparing | State::Available
     ) && host.spec.image.is_none()
         && host.spec.custom_deploy.is_none()
         && host.spec.externally_provisioned != Some(true)
@@ -128,7 +123,7 @@ fn carries_nothing(host: &BareMetalHost) -> bool {
 
 /// True for a discovered host that nobody has laid a hand on.
 fn is_free(host: &BareMetalHost) -> bool {
-    matches!(state(host), "" | "unmanaged")
+    matches!(State::of(host), State::New | State::Unmanaged)
         && carries_nothing(host)
         && host.spec.consumer_ref.is_none()
         && host.spec.bmc.is_none()

@@ -1,97 +1,29 @@
-//! The shape of a discovered host, and what can be read off any host. Pure.
+//! The shape of a discovered host, and what discovery reads off hosts. Pure.
 //!
 //! A discovered host carries no finalizer: deleting it needs nobody's consent. Its HardwareData carries none either (upstream
 //! puts one on, and removes it in the controller that deletes the host); it belongs to the host and is collected with it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::{
-    Mac,
     inventory::{BootMode, Inventory},
     kinds::{
         ARCH_LABEL, AutomatedCleaningMode, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec,
-        BareMetalHostStatus, HardwareDetails, HostReference, IN_BAND_ANNOTATION, INSPECT_ANNOTATION,
-        OperationHistory, OperationMetric, OperationalStatus, PAUSED_ANNOTATION, Packed, ProvisionStatus,
-        SEGMENT_LABEL, SERVER_ANNOTATION, Trust, VENDOR_LABEL,
+        BareMetalHostStatus, HardwareDetails, IN_BAND_ANNOTATION, OperationHistory, OperationMetric,
+        OperationalStatus, Packed, ProvisionStatus, SEGMENT_LABEL, SERVER_ANNOTATION, Trust, VENDOR_LABEL,
     },
     text,
 };
-use serde::de::DeserializeOwned;
 
 use super::{hardware, name};
-use crate::host::{Owner, State, conditions, owner, owner::has_bmc, whole_seconds};
+use crate::{
+    host::{Owner, State, conditions, owner, owner::has_bmc, whole_seconds},
+    hosts::{annotation, made_for},
+};
 
 /// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
 pub const TRUST_ANNOTATION: &str = "muster.dev/trust";
-
-/// Value of the inspect annotation that forbids inspection (upstream's, deprecated there).
-const INSPECTION_DISABLED: &str = "disabled";
-
-/// Where `host` is, with its UID.
-pub fn reference(host: &BareMetalHost) -> HostReference {
-    HostReference {
-        namespace: host.metadata.namespace.clone().unwrap_or_default(),
-        name: host.metadata.name.clone().unwrap_or_default(),
-        uid: host.metadata.uid.clone().unwrap_or_default(),
-    }
-}
-
-/// `host` as the subject of an Event.
-pub fn about(host: &BareMetalHost) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("metal3.io/v1alpha1".to_owned()),
-        kind: Some("BareMetalHost".to_owned()),
-        namespace: host.metadata.namespace.clone(),
-        name: host.metadata.name.clone(),
-        uid: host.metadata.uid.clone(),
-        ..ObjectReference::default()
-    }
-}
-
-/// `namespace/name`, for people.
-pub fn path(host: &BareMetalHost) -> String {
-    let HostReference { namespace, name, .. } = reference(host);
-    format!("{namespace}/{name}")
-}
-
-/// The value of the annotation `name`.
-pub fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a str> {
-    host.metadata.annotations.as_ref()?.get(name).map(String::as_str)
-}
-
-/// What the value of an annotation says as JSON; an empty one says nothing.
-pub fn arguments<T: Default + DeserializeOwned>(value: &str) -> serde_json::Result<T> {
-    match value.trim() {
-        "" => Ok(T::default()),
-        value => serde_json::from_str(value),
-    }
-}
-
-/// The Server that `host` was made for; none for a host that somebody else declared.
-pub fn made_for(host: &BareMetalHost) -> Option<&str> {
-    annotation(host, SERVER_ANNOTATION)
-}
-
-/// The MAC address that `host` declares.
-pub fn declared_mac(host: &BareMetalHost) -> Option<Mac> {
-    host.spec.boot_mac_address.as_deref()?.parse().ok()
-}
-
-/// The MAC addresses that mean `host`: the declared one, and those of inspected NICs.
-pub fn macs(host: &BareMetalHost) -> impl Iterator<Item = Mac> {
-    let hardware = host.status.as_ref().and_then(|status| status.hardware.as_ref());
-    let hardware = hardware.map(Packed::unpack);
-    let nics = hardware.iter().flat_map(|hardware| &hardware.nics);
-    let inspected: Vec<Mac> = nics.filter_map(|nic| nic.mac.as_ref()?.parse().ok()).collect();
-    declared_mac(host).into_iter().chain(inspected)
-}
-
-/// True if one of `wanted` means `host`.
-pub fn has_any_mac(host: &BareMetalHost, wanted: &BTreeSet<Mac>) -> bool {
-    macs(host).any(|mac| wanted.contains(&mac))
-}
 
 /// The vendor and the serial number that an inspection of `host` found, if they say something.
 pub fn serial(host: &BareMetalHost) -> Option<(String, String)> {
@@ -131,44 +63,12 @@ pub fn is_inspected(host: &BareMetalHost) -> bool {
     !before.contains(&State::of(host))
 }
 
-/// Where `host` is in its life.
-pub fn state(host: &BareMetalHost) -> &str {
-    host.status
-        .as_ref()
-        .map_or("", |status| &status.provisioning.state)
-}
-
-/// True if nobody may touch `host` now.
-pub fn is_paused(host: &BareMetalHost) -> bool {
-    annotation(host, PAUSED_ANNOTATION).is_some()
-}
-
-/// True if somebody deleted `host` and a finalizer still holds it.
-pub fn is_leaving(host: &BareMetalHost) -> bool {
-    host.metadata.deletion_timestamp.is_some()
-}
-
-/// True if somebody asks for another inspection.
-pub fn wants_inspection(host: &BareMetalHost) -> bool {
-    annotation(host, INSPECT_ANNOTATION).is_some_and(|value| value != INSPECTION_DISABLED)
-}
-
 /// The trust behind what `host` shows; unknown where nothing was recorded.
 pub fn recorded_trust(host: &BareMetalHost) -> Trust {
     let parse = |text: &str| serde_json::from_value(serde_json::Value::String(text.to_owned())).ok();
     annotation(host, TRUST_ANNOTATION)
         .and_then(parse)
         .unwrap_or(Trust::Unknown)
-}
-
-/// `trust` as the annotation has it.
-pub fn trust_name(trust: Trust) -> &'static str {
-    match trust {
-        Trust::Unknown => "unknown",
-        Trust::Segment => "segment",
-        Trust::BmcDelivered => "bmc-delivered",
-        Trust::Tpm => "tpm",
-    }
 }
 
 /// True for a host that Muster made and nobody has laid a hand on: nothing in it would be lost with it.
@@ -231,7 +131,7 @@ pub fn fresh(
 
 /// The annotations that Muster keeps on a discovered host.
 pub fn annotations(server: &str, trust: Trust) -> BTreeMap<String, String> {
-    [(SERVER_ANNOTATION, server), (TRUST_ANNOTATION, trust_name(trust))]
+    [(SERVER_ANNOTATION, server), (TRUST_ANNOTATION, trust.name())]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into()
 }

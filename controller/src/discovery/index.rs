@@ -14,7 +14,7 @@ use muster_proto::{
 };
 
 use super::{host, link::Signals, next::server_name};
-use crate::host::index::{Multi, Path};
+use crate::{hosts, multi::Multi, path::Path};
 
 /// What a Server and a host can have in common. Nearly all are addresses, and each takes as much room as the largest can: pairs are on
 /// the heap.
@@ -140,8 +140,8 @@ impl Index {
             .cloned()
             .collect();
         for host in hosts {
-            names.extend(host::made_for(host).map(str::to_owned));
-            let keys = host::declared_mac(host).map(Key::Mac);
+            names.extend(hosts::made_for(host).map(str::to_owned));
+            let keys = hosts::declared_mac(host).map(Key::Mac);
             for key in keys.into_iter().chain([Key::Points(Box::new(Path::of(host)))]) {
                 names.extend(inner.servers.with(&key).cloned());
             }
@@ -181,10 +181,10 @@ fn of_server(server: &Server) -> Vec<Key> {
 }
 
 fn of_host(host: &BareMetalHost) -> Vec<Key> {
-    let macs = host::macs(host).map(Key::Mac);
+    let macs = hosts::macs(host).map(Key::Mac);
     let name = host.metadata.name.clone().map(Key::Name);
     let serial = host::serial(host).map(|pair| Key::Serial(Box::new(pair)));
-    let made_for = host::made_for(host).map(|name| Key::Server(name.to_owned()));
+    let made_for = hosts::made_for(host).map(|name| Key::Server(name.to_owned()));
     macs.chain(name).chain(serial).chain(made_for).collect()
 }
 

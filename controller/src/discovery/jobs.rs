@@ -9,6 +9,7 @@ use super::{host, next::Seen};
 use crate::{
     boot::policy::{Verdict, verdict},
     host::is_for_another,
+    hosts,
 };
 
 const INSPECT: &str = "inspect-";
@@ -42,10 +43,10 @@ pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: boo
         };
     }
     let wanted = host.filter(|host| {
-        host::made_for(host).is_some()
+        hosts::made_for(host).is_some()
             && host::is_discovered(host)
-            && host::wants_inspection(host)
-            && !host::is_paused(host)
+            && hosts::wants_inspection(host)
+            && !hosts::is_paused(host)
     });
     match wanted.and_then(|host| inspect_id(seen, host)) {
         Some(id) => inspect(seen, id),
@@ -126,7 +127,7 @@ fn release(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Opti
         && segment.spec.unknown == UnknownPolicy::Discover
         && status.inventory.is_some()
         && !status.contested
-        && !host.is_some_and(host::is_paused)
+        && !host.is_some_and(hosts::is_paused)
         && seen.server.last_job().is_none_or(|last| last.id != id)
         && matches!(verdict(segment, Some(seen.server), host), Verdict::Disk(_));
     may.then_some(Job {

@@ -17,7 +17,7 @@ use super::{
     host, name,
     next::{Seen, server_name},
 };
-use crate::host::owner::is_held;
+use crate::{host::owner::is_held, hosts};
 
 /// What the Server is to point at.
 #[derive(Debug)]
@@ -83,13 +83,13 @@ impl Signals {
     /// True if `host` can matter to a decision about `server`, whose signals these are.
     pub(super) fn concern(&self, server: &Server, host: &BareMetalHost) -> bool {
         points_at(server, host)
-            || host::made_for(host) == Some(server_name(server))
+            || hosts::made_for(host) == Some(server_name(server))
             || host
                 .metadata
                 .name
                 .as_ref()
                 .is_some_and(|name| self.names.contains(name))
-            || host::has_any_mac(host, &self.macs)
+            || hosts::has_any_mac(host, &self.macs)
             || self.same_serial(host)
     }
 
@@ -140,9 +140,9 @@ pub fn declared_with(
     };
     match find(&seen, false) {
         Link::Change(found, _)
-            if host::made_for(found).is_none() && host::declared_mac(found) == Some(boot) =>
+            if hosts::made_for(found).is_none() && hosts::declared_mac(found) == Some(boot) =>
         {
-            Some(host::reference(found))
+            Some(hosts::reference(found))
         }
         _ => None,
     }
@@ -151,7 +151,7 @@ pub fn declared_with(
 /// Hosts that were made for this machine and are not on their way out.
 pub(super) fn made_for_us<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
     hosts(seen)
-        .filter(|host| host::made_for(host) == Some(server_name(seen.server)))
+        .filter(|host| hosts::made_for(host) == Some(server_name(seen.server)))
         .collect()
 }
 
@@ -159,12 +159,12 @@ fn hosts<'a>(seen: &Seen<'a>) -> impl Iterator<Item = &'a BareMetalHost> {
     seen.hosts
         .iter()
         .map(AsRef::as_ref)
-        .filter(|host| !host::is_leaving(host))
+        .filter(|host| !hosts::is_leaving(host))
 }
 
 /// True if `host` belongs to no Server that exists: declared by hand or by GitOps, or left by a Server that was removed.
 fn is_unowned(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
-    host::made_for(host).is_none_or(|server| !exists(seen, server))
+    hosts::made_for(host).is_none_or(|server| !exists(seen, server))
 }
 
 /// Unowned hosts that declare one of this machine's MAC addresses. A host that Muster made for a Server since removed is known
@@ -173,11 +173,11 @@ pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
     let macs = macs_of(seen.server);
     let all = seen.hosts.iter().map(AsRef::as_ref);
     // One that is being deleted has its machine cleaned and switched off before it goes.
-    all.filter(|host| !host::is_leaving(host) || is_held(host))
+    all.filter(|host| !hosts::is_leaving(host) || is_held(host))
         .filter(|host| is_unowned(seen, host))
-        .filter(|host| match host::made_for(host) {
-            None => host::declared_mac(host).is_some_and(|mac| macs.contains(&mac)),
-            Some(_) => host::has_any_mac(host, &macs),
+        .filter(|host| match hosts::made_for(host) {
+            None => hosts::declared_mac(host).is_some_and(|mac| macs.contains(&mac)),
+            Some(_) => hosts::has_any_mac(host, &macs),
         })
         .collect()
 }
@@ -186,7 +186,7 @@ pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
 pub(super) fn twins<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
     let macs = macs_of(seen.server);
     let mut twins = declared(seen);
-    twins.retain(|host| host::declared_mac(host).is_some_and(|mac| macs.contains(&mac)));
+    twins.retain(|host| hosts::declared_mac(host).is_some_and(|mac| macs.contains(&mac)));
     twins
 }
 
@@ -197,7 +197,7 @@ fn macs_of(server: &Server) -> BTreeSet<Mac> {
 
 /// Other Servers that have as good a claim to `host`: they point at it, or have the MAC address that it declares.
 pub(super) fn rivals<'a>(seen: &Seen<'a>, host: &BareMetalHost) -> Vec<&'a Server> {
-    let declared = host::declared_mac(host);
+    let declared = hosts::declared_mac(host);
     seen.servers
         .iter()
         .map(AsRef::as_ref)
@@ -215,7 +215,7 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
             .map(AsRef::as_ref)
             .find(|host| points_at(seen.server, host));
         if let Some(host) = pointed {
-            let owner = host::made_for(host);
+            let owner = hosts::made_for(host);
             if owner.is_some_and(|owner| owner != us && exists(seen, owner)) {
                 return Link::Wrong(host);
             }
@@ -223,7 +223,7 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
             if at.uid == uid {
                 return Link::Right(host);
             }
-            let declares = host::declared_mac(host).is_some_and(|mac| macs_of(seen.server).contains(&mac));
+            let declares = hosts::declared_mac(host).is_some_and(|mac| macs_of(seen.server).contains(&mac));
             if owner == Some(us) || at.uid.is_empty() || declares {
                 return Link::Change(
                     host,
@@ -275,7 +275,7 @@ fn claimed<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
     }
     let signals = Signals::of(seen.server);
     let claimed: Vec<_> = hosts(seen)
-        .filter(|host| host::made_for(host).is_none())
+        .filter(|host| hosts::made_for(host).is_none())
         .filter(|host| signals.concern(seen.server, host))
         .collect();
     match claimed[..] {

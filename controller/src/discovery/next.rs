@@ -38,6 +38,8 @@ use super::{
 use crate::{
     events::Event,
     host::conditions::{CONTESTED, ENROLS_AGAIN},
+    hosts,
+    path::Path,
 };
 
 /// What a decision rests on.
@@ -304,7 +306,7 @@ fn dismissed(seen: &Seen<'_>, approved: bool) -> Plan {
 /// The Server is to point at `host`. If the host is ours, what it lacks is written in the same round.
 fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
     let spec = ServerSpec {
-        host: Some(host::reference(host)),
+        host: Some(hosts::reference(host)),
         dismissed: false,
         job: jobs::kept(seen.server, host.metadata.uid.as_deref()),
         // That was a wish for another host.
@@ -316,7 +318,7 @@ fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
     let approved = is_approved(seen.server);
     let spec = Box::new(spec);
     let mut effects = vec![Effect::PatchServerSpec { spec, approved }];
-    if host::made_for(host) == Some(server_name(seen.server)) {
+    if hosts::made_for(host) == Some(server_name(seen.server)) {
         let seen = Seen {
             server: &linked,
             ..*seen
@@ -333,12 +335,12 @@ fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
     Plan {
         effects,
         notices: Vec::new(),
-        why: format!("{why}: {}", host::path(host)),
+        why: format!("{why}: {}", Path::of(host)),
     }
 }
 
 fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
-    let owner = host::made_for(host).unwrap_or_default();
+    let owner = hosts::made_for(host).unwrap_or_default();
     let spec = ServerSpec {
         host: None,
         job: jobs::kept(seen.server, None),
@@ -349,7 +351,7 @@ fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         let message = format!(
             "Servers {} and {owner} both pointed at host {}; {other}",
             server_name(seen.server),
-            host::path(host)
+            Path::of(host)
         );
         Effect::Event(warning(about, "HostClaimedTwice", message))
     };
@@ -360,17 +362,21 @@ fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
                 approved: false,
             },
             told(about_server(seen.server), "it was made for the other one"),
-            told(host::about(host), "nothing in it was changed"),
+            told(hosts::about(host), "nothing in it was changed"),
         ],
         notices: Vec::new(),
-        why: format!("its host {} was made for another machine", host::path(host)),
+        why: format!("its host {} was made for another machine", Path::of(host)),
     }
 }
 
 fn doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], why: &str) -> Plan {
     let us = server_name(seen.server);
     let mut plan = Plan::rest(format!("in doubt: {why}"));
-    let named: Vec<String> = hosts.iter().take(8).map(|host| host::path(host)).collect();
+    let named: Vec<String> = hosts
+        .iter()
+        .take(8)
+        .map(|host| Path::of(*host).to_string())
+        .collect();
     let message = format!(
         "no host is made or changed: {why} ({}); annotate this Server with {APPROVE_ANNOTATION} for a host of its own",
         named.join(", ")
@@ -381,12 +387,12 @@ fn doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], why: &str) -> Plan {
         let message =
             format!("Server {us} reported a machine that may be this host: {why}; nothing was changed");
         plan.notices
-            .push(warning(host::about(host), "ClaimedByReport", message));
+            .push(warning(hosts::about(host), "ClaimedByReport", message));
         plan.notices
             .extend(link::rivals(seen, host).into_iter().map(|rival| {
                 let message = format!(
                     "it and Server {us} both show the MAC address of host {}",
-                    host::path(host)
+                    Path::of(*host)
                 );
                 warning(about_server(rival), "HostClaimedTwice", message)
             }));
@@ -416,10 +422,10 @@ fn job(
 
 /// The host is linked: ours or somebody's.
 fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
-    if host::is_leaving(host) || host::is_paused(host) {
-        return Plan::rest(format!("host {} is being deleted or paused", host::path(host)));
+    if hosts::is_leaving(host) || hosts::is_paused(host) {
+        return Plan::rest(format!("host {} is being deleted or paused", Path::of(host)));
     }
-    let is_ours = host::made_for(host) == Some(server_name(seen.server));
+    let is_ours = hosts::made_for(host) == Some(server_name(seen.server));
     let (folded, mut plan) = if is_ours {
         twin_of_ours(seen, host)
     } else {
@@ -439,10 +445,7 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
             plan.notices.extend(unapplied(seen, host, &hardware, &refused));
         }
         plan.effects.extend(job(seen, Some(host), true).0);
-        plan.why = format!(
-            "the report changes nothing in host {}: {refused}",
-            host::path(host)
-        );
+        plan.why = format!("the report changes nothing in host {}: {refused}", Path::of(host));
         return plan;
     }
     update(seen, host, &inventory, &hardware, &mut plan);
@@ -452,7 +455,7 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
 /// Why a report may not change `host`; none if it may.
 fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
     let us = server_name(seen.server);
-    match host::made_for(host) {
+    match hosts::made_for(host) {
         None => return Some("Muster did not make it".to_owned()),
         // Left by a Server that was removed: ours again, as long as it is still what discovery made of it.
         Some(server) if server != us && !host::is_discovered(host) => {
@@ -461,7 +464,10 @@ fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
         Some(_) => {}
     }
     if !host::is_discovered(host) {
-        return Some(format!("it is {}", text::clean(host::state(host).as_bytes())));
+        return Some(format!(
+            "it is {}",
+            text::clean(hosts::state_word(host).as_bytes())
+        ));
     }
     if status(seen).is_some_and(|status| status.contested) {
         return Some(CONTESTED.to_owned());
@@ -477,7 +483,7 @@ fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
         .is_none_or(|status| status.hardware.is_none());
     let needed = if is_first { had } else { had.max(required) };
     (trust(seen) < needed).then(|| {
-        let [is, needs] = [trust(seen), needed].map(host::trust_name);
+        let [is, needs] = [trust(seen), needed].map(Trust::name);
         format!("the report has trust `{is}`, believed is `{needs}`")
     })
 }
@@ -490,7 +496,7 @@ fn update(
     hardware: &HardwareDetails,
     plan: &mut Plan,
 ) {
-    let at = host::reference(host);
+    let at = hosts::reference(host);
     let (patch, inspected) = job(seen, Some(host), false);
     if !has_data(seen, &at, hardware) {
         plan.effects.push(Effect::ApplyHardwareData {
@@ -538,7 +544,7 @@ fn update(
         });
         plan.effects.push(Effect::Event(match outcome {
             Ok(()) => event(
-                host::about(host),
+                hosts::about(host),
                 false,
                 "Inspected",
                 "inspected again, as asked".to_owned(),
@@ -546,7 +552,7 @@ fn update(
             Err(error) => {
                 let error = text::clean(error.as_bytes());
                 warning(
-                    host::about(host),
+                    hosts::about(host),
                     "InspectionFailed",
                     format!("the requested inspection failed: {error}"),
                 )
@@ -554,8 +560,8 @@ fn update(
         }));
     }
     plan.why = match plan.effects.is_empty() {
-        true => format!("host {} shows all that is known", host::path(host)),
-        false => format!("host {} is brought up to date", host::path(host)),
+        true => format!("host {} shows all that is known", Path::of(host)),
+        false => format!("host {} is brought up to date", Path::of(host)),
     };
 }
 

@@ -8,10 +8,10 @@ use muster_proto::{
 };
 
 use super::{
-    hardware, host,
+    hardware,
     next::{Seen, server_name},
 };
-use crate::{events::Event, round::ExecuteError};
+use crate::{events::Event, hosts, round::ExecuteError};
 
 /// The Server as the subject of an Event.
 pub(super) fn about_server(server: &Server) -> ObjectReference {
@@ -116,7 +116,7 @@ pub(super) fn unapplied(
             "Server {us} reported for this host: {}; not applied: {refused}",
             differs.join("; ")
         );
-        event(host::about(host), false, "ReportNotApplied", message)
+        event(hosts::about(host), false, "ReportNotApplied", message)
     })
 }
 
@@ -125,7 +125,7 @@ pub(super) fn told_of_hardware(
     had: Option<&HardwareDetails>,
     now: &HardwareDetails,
 ) -> Option<Event> {
-    let about = host::about(host);
+    let about = hosts::about(host);
     let Some(had) = had else {
         let vendor = now.system_vendor.as_ref();
         let product = vendor

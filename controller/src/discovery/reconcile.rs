@@ -36,8 +36,8 @@ use super::{
 };
 use crate::{
     events::{Event, Events},
-    host::index::Path,
     metrics::Registry,
+    path::Path,
     round::{Cue, ExecuteError, PATIENCE, receive, retry_after, run_out},
     world::{Change, Scope, World},
 };

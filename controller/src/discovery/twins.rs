@@ -8,24 +8,24 @@ use super::{
     next::{Effect, Plan, Seen},
     notices::{event, warning},
 };
-use crate::events::Event;
+use crate::{events::Event, hosts, path::Path};
 
 /// Our host, and the same machine declared by somebody else under another name or in another namespace.
 pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan) {
     let mut twins = link::twins(seen);
     let same_name = |host: &&BareMetalHost| {
-        host::made_for(host).is_none()
+        hosts::made_for(host).is_none()
             && host.metadata.name == ours.metadata.name
             && host.metadata.namespace != ours.metadata.namespace
-            && host::declared_mac(host).is_none()
-            && !host::is_leaving(host)
+            && hosts::declared_mac(host).is_none()
+            && !hosts::is_leaving(host)
     };
     twins.extend(seen.hosts.iter().map(AsRef::as_ref).filter(same_name));
     match twins[..] {
         [] => (false, Plan::default()),
         [theirs] if host::is_untouched(ours) && link::rivals(seen, theirs).is_empty() => {
             let spec = ServerSpec {
-                host: Some(host::reference(theirs)),
+                host: Some(hosts::reference(theirs)),
                 ..seen.server.spec.clone()
             };
             // Linked before ours goes: if we fall between the two, what is left of ours is found and deleted.
@@ -34,7 +34,7 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
                 approved: false,
             }];
             effects.extend(fold(ours, theirs));
-            let why = format!("{} is declared as {}", host::path(ours), host::path(theirs));
+            let why = format!("{} is declared as {}", Path::of(ours), Path::of(theirs));
             (
                 true,
                 Plan {
@@ -66,11 +66,11 @@ pub(super) fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool,
             false => plan.notices.extend(double(ours, theirs)),
         }
     }
-    plan.why = format!("what is left of the twin of {} goes", host::path(theirs));
-    let at = host::path(theirs);
+    plan.why = format!("what is left of the twin of {} goes", Path::of(theirs));
+    let at = Path::of(theirs);
     let doubles = link::twins(seen)
         .into_iter()
-        .filter(|other| host::path(other) != at);
+        .filter(|other| Path::of(*other) != at);
     plan.notices
         .extend(doubles.flat_map(|other| double(other, theirs)));
     (!plan.effects.is_empty(), plan)
@@ -79,14 +79,14 @@ pub(super) fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool,
 fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {
     let message = format!(
         "the discovered host {} is the same machine and was folded into this one",
-        host::path(ours)
+        Path::of(ours)
     );
     [
         Effect::DeleteHost {
-            host: host::reference(ours),
+            host: hosts::reference(ours),
             version: ours.metadata.resource_version.clone().unwrap_or_default(),
         },
-        Effect::Event(event(host::about(theirs), false, "TwinFolded", message)),
+        Effect::Event(event(hosts::about(theirs), false, "TwinFolded", message)),
     ]
 }
 
@@ -94,9 +94,9 @@ fn double(one: &BareMetalHost, other: &BareMetalHost) -> [Event; 2] {
     let told = |about: &BareMetalHost, twin: &BareMetalHost| {
         let message = format!(
             "host {} is the same machine; delete one of the two",
-            host::path(twin)
+            Path::of(twin)
         );
-        warning(host::about(about), "SameMachine", message)
+        warning(hosts::about(about), "SameMachine", message)
     };
     [told(one, other), told(other, one)]
 }

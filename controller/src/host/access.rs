@@ -498,7 +498,7 @@ pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(
         // Less than to trust all of a Segment.
         return Err(missing);
     }
-    let [is, needs] = [session.trust, required].map(crate::discovery::host::trust_name);
+    let [is, needs] = [session.trust, required].map(Trust::name);
     Err(format!(
         "userData, networkData and metaData are given to sessions with trust `{needs}` only (Segment {0}), and this one has `{is}`; it goes on once Segment {0} has requiredTrust: {is}, which lets whoever can send packets there read them, or once the host names none of them",
         session.segment

@@ -12,10 +12,10 @@ use super::{
     draft::{Draft, and_next},
     guard, image, in_band, inspection, power,
     preparing::{self, effective_hints},
-    provisioning, ramdisk, registration,
+    provisioning, ramdisk,
     secrets::{self, Inputs},
 };
-use crate::discovery::host::wants_inspection;
+use crate::hosts::wants_inspection;
 
 /// The host is available.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
@@ -33,7 +33,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         power::manage(draft, &reach);
         return;
     }
-    if wants_inspection(draft.host) && !registration::inspection_disabled(draft.host) {
+    if wants_inspection(draft.host) {
         inspection::begin_again(draft);
         return;
     }

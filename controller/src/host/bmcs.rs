@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use muster_proto::kinds::BareMetalHost;
 
 use super::{
-    index::Path,
     observed::{self, Failure, FailureClass, PowerReading, Probed, Tried},
     owner::has_bmc,
     plan::{Effect, PowerOrder},
@@ -16,6 +15,7 @@ use super::{
 use crate::{
     bmc::{self, Boot, Device, Done, Lasting, PowerState, Reset, SystemState},
     lease::Leadership,
+    path::Path,
 };
 
 /// Tells the time.

@@ -9,12 +9,11 @@ use muster_proto::kinds::{BareMetalHost, ErrorType, OperationHistory, OperationM
 use super::{
     State, available, conditions,
     draft::event_reason,
-    index::Path,
     metrics::{Credentials, Metrics, Operation, Plain},
     observed::{SecretState, Secrets},
     secrets::Purpose,
 };
-use crate::events::Event;
+use crate::{events::Event, path::Path};
 
 type Pick = fn(&OperationHistory) -> Option<&OperationMetric>;
 

@@ -4,7 +4,7 @@ use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, ErrorType, Operati
 use serde::Deserialize;
 
 use super::{State, draft::Draft, jobs, observed::Bmc, plan::Effect};
-use crate::discovery::host::{annotation, arguments};
+use crate::hosts::{annotation, arguments};
 
 /// What the annotation says beside that it is there. What cannot be read says nothing, as upstream has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     agents::token,
     bmc::Health,
-    discovery::host::{about, annotation},
     events::Event,
+    hosts::{about, annotation},
 };
 
 /// Reason of the condition `Waiting` while a failed attempt is to be repeated: its time is that of the failure.

@@ -5,11 +5,10 @@ use serde_json::{Map, Value};
 
 use super::{
     content::{self, LARGEST_DRIVE},
-    index::Path,
     plan::Drive,
     vault::Vault,
 };
-use crate::agents::seal;
+use crate::{agents::seal, path::Path};
 
 /// Why there is no config drive. Says nothing of what would be on it.
 #[derive(Debug, thiserror::Error)]

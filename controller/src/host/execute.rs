@@ -24,7 +24,6 @@ use tokio::time::Instant;
 use super::{
     bmcs::{self, Bmcs, Clock, Over},
     drive,
-    index::Path,
     memory::Memory,
     observe::Sight,
     plan::{Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, Order, Task, WriteTask},
@@ -34,6 +33,7 @@ use crate::{
     lease::Leadership,
     manager::CONTROL,
     patch::{difference, difference_but},
+    path::Path,
     round::{ExecuteError, failed},
     written::is_fresh,
 };

@@ -15,7 +15,7 @@ use super::{
     observed::Observed,
 };
 use crate::{
-    discovery::host::{self, annotation},
+    hosts::{self, annotation},
     lenient::is_marked,
 };
 
@@ -54,7 +54,7 @@ pub fn destroys(action: &Action) -> bool {
 }
 
 fn is_left_alone(host: &BareMetalHost) -> bool {
-    host::is_paused(host) || is_cut_off(host)
+    hosts::is_paused(host) || is_cut_off(host)
 }
 
 /// Why what runs on the host is not to be taken away; none: it may be. Better known before its machine is rebooted for that.
@@ -142,7 +142,7 @@ fn permit(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<
 
 /// The machine behind `server`, if it is the host's and can be told from others.
 fn machine(host: &BareMetalHost, server: &Server, inventory: &Inventory) -> Result<MachineId, String> {
-    let us = host::reference(host);
+    let us = hosts::reference(host);
     if us.uid.is_empty() || server.spec.host.as_ref() != Some(&us) {
         return Err("the machine is not known to be the host's".to_owned());
     }
@@ -160,7 +160,7 @@ fn machine(host: &BareMetalHost, server: &Server, inventory: &Inventory) -> Resu
     if !connected {
         return Err("the machine's ramdisk is not connected".to_owned());
     }
-    if let Some(mac) = host::declared_mac(host)
+    if let Some(mac) = hosts::declared_mac(host)
         && !status.identity.macs.contains(&mac)
         && !inventory.identity.macs.contains(&mac)
     {

@@ -2,14 +2,10 @@
 //! Kept up to date change by change, so that no round costs more because there are more hosts.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    fmt,
-    hash::{BuildHasher, Hash, RandomState},
-    slice,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeSet,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use kube::{Resource, runtime::reflector::ObjectRef};
 use muster_proto::{
     Mac,
     kinds::{BareMetalHost, Server},
@@ -22,41 +18,7 @@ use super::{
     rivals::{Behind, bmc},
     secrets,
 };
-use crate::discovery::host::declared_mac;
-
-/// Where a namespaced object is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Path {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-impl Path {
-    /// Where `object` is.
-    pub fn of<K: Resource>(object: &K) -> Path {
-        let meta = object.meta();
-        Path {
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
-        }
-    }
-
-    /// The same, for a store.
-    pub fn to_ref<K>(&self) -> ObjectRef<K>
-    where
-        K: Resource<DynamicType = ()>,
-    {
-        ObjectRef::new(&self.name).within(&self.namespace)
-    }
-}
-
-impl fmt::Display for Path {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
+use crate::{hosts::declared_mac, multi::Multi, path::Path};
 
 /// What a host has to do with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,138 +51,6 @@ impl Key {
             Key::System(at, _) => vec![self.clone(), Key::Whole(at.clone())],
             key => vec![key.clone()],
         }
-    }
-}
-
-/// Which names have a key. Each key is kept once, with its name; what leads from a key to its names is its hash, with a seed that nobody
-/// knows. Two keys of one hash would find each other's names: with 64 bits of it and a million keys, once in many million starts.
-#[derive(Debug)]
-pub(crate) struct Multi<K, N> {
-    seed: RandomState,
-    by: HashMap<u64, Few<N>>,
-    of: HashMap<Arc<N>, Box<[K]>>,
-}
-
-impl<K, N> Default for Multi<K, N> {
-    fn default() -> Self {
-        Multi {
-            seed: RandomState::new(),
-            by: HashMap::new(),
-            of: HashMap::new(),
-        }
-    }
-}
-
-/// Names in order. Almost every key has one, and a table has room for twice as many of these as there are.
-#[derive(Debug)]
-enum Few<N> {
-    One(Arc<N>),
-    #[expect(clippy::box_collection, reason = "it makes the other one smaller")]
-    Many(Box<Vec<Arc<N>>>),
-}
-
-impl<N: Ord> Few<N> {
-    fn names(&self) -> &[Arc<N>] {
-        match self {
-            Few::One(name) => slice::from_ref(name),
-            Few::Many(names) => names,
-        }
-    }
-
-    fn find(&self, name: &N) -> Result<usize, usize> {
-        self.names().binary_search_by(|other| (**other).cmp(name))
-    }
-
-    fn add(&mut self, name: &Arc<N>) {
-        let Err(at) = self.find(name) else { return };
-        match self {
-            Few::One(other) => {
-                let mut names = vec![Arc::clone(other)];
-                names.insert(at, Arc::clone(name));
-                *self = Few::Many(Box::new(names));
-            }
-            Few::Many(names) => names.insert(at, Arc::clone(name)),
-        }
-    }
-
-    /// What is left without `name`.
-    fn without(self, name: &N) -> Option<Few<N>> {
-        let Ok(at) = self.find(name) else {
-            return Some(self);
-        };
-        match self {
-            Few::One(_) => None,
-            Few::Many(mut names) => {
-                names.remove(at);
-                match &names[..] {
-                    [last] => Some(Few::One(Arc::clone(last))),
-                    _ => Some(Few::Many(names)),
-                }
-            }
-        }
-    }
-}
-
-impl<K: Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
-    /// From now on `name` has these keys and no others. Returns those that it had.
-    pub(crate) fn set(&mut self, name: &N, keys: Vec<K>) -> Vec<K> {
-        let (name, had) = match self.of.remove_entry(name) {
-            Some((name, had)) => (name, had.into_vec()),
-            None => (Arc::new(name.clone()), Vec::new()),
-        };
-        if had != keys {
-            had.iter().for_each(|key| self.take(key, &name));
-            keys.iter().for_each(|key| self.give(key, &name));
-        }
-        if !keys.is_empty() {
-            self.of.insert(name, keys.into());
-        }
-        had
-    }
-
-    fn take(&mut self, key: &K, name: &N) {
-        let hash = self.seed.hash_one(key);
-        if let Some(left) = self.by.remove(&hash).and_then(|names| names.without(name)) {
-            self.by.insert(hash, left);
-        }
-    }
-
-    fn give(&mut self, key: &K, name: &Arc<N>) {
-        let hash = self.seed.hash_one(key);
-        let names = self.by.entry(hash);
-        names
-            .and_modify(|names| names.add(name))
-            .or_insert_with(|| Few::One(Arc::clone(name)));
-    }
-
-    fn names_with(&self, key: &K) -> &[Arc<N>] {
-        let names = self.by.get(&self.seed.hash_one(key));
-        names.map(Few::names).unwrap_or_default()
-    }
-
-    /// The names that have `key`.
-    pub(crate) fn with(&self, key: &K) -> impl Iterator<Item = &N> {
-        self.names_with(key).iter().map(AsRef::as_ref)
-    }
-
-    /// How many names have `key`, those that are among `except` not counted.
-    pub(crate) fn number<'a>(&self, key: &K, except: impl Iterator<Item = &'a N>) -> usize
-    where
-        N: 'a,
-    {
-        let names = self.names_with(key);
-        let among = |name: &N| names.binary_search_by(|other| (**other).cmp(name)).is_ok();
-        names.len() - except.filter(|name| among(name)).count()
-    }
-
-    /// The keys that `name` has.
-    pub(crate) fn keys(&self, name: &N) -> impl Iterator<Item = &K> {
-        self.of.get(name).into_iter().flatten()
-    }
-
-    /// All names that have a key.
-    pub(crate) fn names(&self) -> Vec<N> {
-        self.of.keys().map(|name| N::clone(name)).collect()
     }
 }
 
@@ -348,8 +178,6 @@ fn keys(host: &BareMetalHost) -> Vec<Key> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use muster_proto::kinds::{BareMetalHostSpec, BmcDetails, HostReference, ServerSpec};
 
@@ -377,31 +205,6 @@ mod tests {
         }
     }
 
-    proptest::proptest! {
-        #[test]
-        fn an_index_says_what_a_plain_table_of_names_and_keys_says(
-            sets in proptest::collection::vec((0..5_u8, proptest::collection::btree_set(0..6_u8, 0..4)), 0..40),
-        ) {
-            let (mut index, mut table) = (Multi::default(), BTreeMap::new());
-            for (name, keys) in sets {
-                let keys: Vec<u8> = keys.into_iter().collect();
-                let had = index.set(&name, keys.clone());
-                proptest::prop_assert_eq!(had, table.insert(name, keys).unwrap_or_default());
-                for key in 0..6 {
-                    let with: Vec<u8> = index.with(&key).copied().collect();
-                    let expected = table.iter().filter(|(_, keys)| keys.contains(&key));
-                    let expected: Vec<u8> = expected.map(|(name, _)| *name).collect();
-                    proptest::prop_assert_eq!(index.number(&key, [0, 9].iter()), expected.iter().filter(|name| **name != 0).count());
-                    proptest::prop_assert_eq!(with, expected);
-                }
-                let mut names = index.names();
-                names.sort_unstable();
-                let expected: Vec<u8> = table.iter().filter(|(_, keys)| !keys.is_empty()).map(|(name, _)| *name).collect();
-                proptest::prop_assert_eq!(names, expected);
-            }
-        }
-    }
-
     #[test]
     fn hosts_are_found_by_what_they_declare_and_name_and_no_longer_by_what_they_did() {
         let index = Index::default();
@@ -422,11 +225,7 @@ mod tests {
         assert!(index.alike(&host("a", one, "s")).is_empty());
         index.retain(&BTreeSet::new(), &BTreeSet::new());
         assert!(index.named_by(&path("s")).is_empty());
-        let inner = index.lock();
-        assert!(
-            inner.hosts.by.is_empty() && inner.hosts.of.is_empty(),
-            "nothing is left"
-        );
+        assert!(index.lock().hosts.is_empty(), "nothing is left");
     }
 
     #[test]

@@ -13,9 +13,9 @@ use super::{
     plan::{Effect, Task},
     ramdisk, registration, restore,
 };
-use crate::discovery::{
-    hardware,
-    host::{self, wants_inspection},
+use crate::{
+    discovery::hardware,
+    hosts::{self, forbids_inspection, wants_inspection},
 };
 
 /// A ramdisk sends its inventory by itself soon after its first word; only after this time it is told to. It may have done so and left
@@ -49,7 +49,7 @@ pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
         return;
     };
     let believed = status.inventory_trust.is_some_and(|trust| trust >= required);
-    if believed && (draft.session().is_some() || host::made_for(draft.host).is_some()) {
+    if believed && (draft.session().is_some() || hosts::made_for(draft.host).is_some()) {
         let session = status.session.as_ref();
         let booted = session.and_then(|session| session.since.parse::<Timestamp>().ok());
         let start = booted.filter(|booted| *booted < at).unwrap_or(at);
@@ -88,7 +88,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         .as_ref()
         .and_then(|history| history.inspect.as_ref()?.start.as_ref())
         .map(|start| start.0);
-    if registration::inspection_disabled(draft.host) {
+    if forbids_inspection(draft.host) {
         draft.enter(State::Preparing);
         if start.is_some() {
             draft.end(|history| &mut history.inspect);

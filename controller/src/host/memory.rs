@@ -18,13 +18,13 @@ use tokio::time::Instant;
 use super::{
     State,
     draft::WORDS,
-    index::Path,
     observed::{Bmc, Failure, Power, Probed, Tried},
 };
 use crate::{
     bmc::Health,
     bucket::{Bucket, Rate},
     events::Event,
+    path::Path,
     written::{BELIEVED, version},
 };
 

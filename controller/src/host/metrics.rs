@@ -13,8 +13,8 @@ use prometheus_client::{
 };
 
 use self::each::{Each, Happening};
-use super::index::Path;
 use crate::metrics::Registry;
+use crate::path::Path;
 
 /// A kind of error, as the Event about it has it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -10,9 +10,8 @@ use super::{
     detached::is_cut_off,
     jobs::OURS,
     owner::{Owner, has_bmc, owner},
-    registration,
 };
-use crate::discovery::host::annotation;
+use crate::hosts::{annotation, forbids_inspection};
 
 /// Why the machine is to boot its ramdisk for the operator's sake; none: the operator does not need that.
 pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static str> {
@@ -31,7 +30,7 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
     });
     match State::of(host) {
         _ if left => None,
-        State::Registering if !foreign && !registration::inspection_disabled(host) => {
+        State::Registering if !foreign && !forbids_inspection(host) => {
             Some("its host is registering and will be inspected")
         }
         State::Registering if !foreign && !has_bmc(host) => {

@@ -7,12 +7,13 @@ use kube::runtime::reflector::ObjectRef;
 use muster_proto::kinds::{BareMetalHost, Segment, Server};
 
 use super::{
-    index::{Index, Path},
+    index::Index,
     memory::{Memory, Newest},
     observed::{Bmc, Observed, Rival, Secrets, Tried},
     rivals,
     vault::Vault,
 };
+use crate::path::Path;
 use crate::{discovery::next::segment_name, world::World};
 
 /// Where a round looks.

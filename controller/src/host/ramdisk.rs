@@ -20,7 +20,7 @@ use super::{
     plan::{Effect, PowerOrder, Task},
     power, reboot, registration,
 };
-use crate::discovery::host::declared_mac;
+use crate::hosts::declared_mac;
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
 /// several minutes for their firmware alone.

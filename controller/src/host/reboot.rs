@@ -4,7 +4,7 @@ use muster_proto::kinds::{BareMetalHost, REBOOT_ANNOTATION};
 use serde::Deserialize;
 
 use super::draft::bounded;
-use crate::discovery::host::arguments;
+use crate::hosts::arguments;
 
 /// What an annotation says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

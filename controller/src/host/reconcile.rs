@@ -30,7 +30,7 @@ use tokio::{
 use super::{
     bmcs::{Bmcs, Clock},
     execute::Executor,
-    index::{Index, Path},
+    index::Index,
     memory::{EARLY, Memory},
     metrics::Metrics,
     observe::Eyes,
@@ -42,6 +42,7 @@ use crate::{
     discovery::next::segment_name,
     events::Events,
     lease::Leadership,
+    path::Path,
     round::{Cue, receive, retry_after, run_out},
     world::{Change, Scope, World},
 };

@@ -2,7 +2,7 @@
 
 use muster_proto::{
     inventory::BootMode,
-    kinds::{BareMetalHost, ErrorType, HostBootMode, IN_BAND_ANNOTATION, InspectionMode, OperationalStatus},
+    kinds::{ErrorType, HostBootMode, IN_BAND_ANNOTATION, OperationalStatus},
 };
 
 use super::{
@@ -13,7 +13,10 @@ use super::{
     inspection,
     owner::has_bmc,
 };
-use crate::bmc::{Mode, WantedMode};
+use crate::{
+    bmc::{Mode, WantedMode},
+    hosts::forbids_inspection,
+};
 
 /// A host that nobody manages: is it to be?
 pub(super) fn begin(draft: &mut Draft<'_>) {
@@ -65,7 +68,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     let next = if draft.host.spec.externally_provisioned == Some(true) {
         State::ExternallyProvisioned
-    } else if inspection_disabled(draft.host) {
+    } else if forbids_inspection(draft.host) {
         State::Preparing
     } else {
         State::Inspecting
@@ -115,13 +118,6 @@ fn is_opted_in(draft: &mut Draft<'_>) -> bool {
             false
         }
     }
-}
-
-/// True if the host is not to be inspected.
-pub(super) fn inspection_disabled(host: &BareMetalHost) -> bool {
-    let annotated =
-        crate::discovery::host::annotation(host, muster_proto::kinds::INSPECT_ANNOTATION) == Some("disabled");
-    host.spec.inspection_mode == Some(InspectionMode::Disabled) || annotated
 }
 
 /// Writes down the mode in which the machine boots its ramdisk from now on, and says what its BMC is to be told: the spec's; else the one

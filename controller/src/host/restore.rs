@@ -3,7 +3,6 @@
 use muster_proto::kinds::{
     BareMetalHost, BareMetalHostStatus, HARDWARE_ANNOTATION, HardwareDetails, Packed, STATUS_ANNOTATION,
 };
-
 use serde_json::Value;
 
 use super::{
@@ -11,9 +10,8 @@ use super::{
     draft::{Draft, whole_seconds},
     observed::Observed,
     plan::{Metadata, Plan},
-    registration,
 };
-use crate::discovery::host::annotation;
+use crate::hosts::{annotation, forbids_inspection};
 
 /// The status annotation: taken over where no status was ever written, and removed in any case. None: there is no such annotation.
 ///
@@ -137,7 +135,7 @@ fn annotated(draft: &mut Draft<'_>, stored: bool) {
     let Some(value) = draft.annotation(HARDWARE_ANNOTATION) else {
         return;
     };
-    let counts = draft.status.hardware.is_none() || registration::inspection_disabled(draft.host);
+    let counts = draft.status.hardware.is_none() || forbids_inspection(draft.host);
     if counts && !stored {
         // People hear of it where it cannot be read.
         let Ok(hardware) = serde_json::from_str::<HardwareDetails>(value) else {

@@ -9,6 +9,8 @@ use super::{State, access, observed::Rival, owner::has_bmc};
 use crate::{
     bmc::{Address, Transport, address::decoded},
     discovery::host,
+    hosts,
+    path::Path,
 };
 
 /// The hosts among `others` that declare the machine of `host`, by its boot MAC address or by its BMC.
@@ -21,7 +23,7 @@ pub fn rivals<'a>(host: &BareMetalHost, others: impl Iterator<Item = &'a BareMet
         .filter(|other| !host::is_untouched(other))
         .filter_map(|other| {
             Some(Rival {
-                path: host::path(other),
+                path: Path::of(other).to_string(),
                 by: shared(host, other)?,
                 state: State::of(other),
                 precedes: rank(other) < us,
@@ -30,7 +32,7 @@ pub fn rivals<'a>(host: &BareMetalHost, others: impl Iterator<Item = &'a BareMet
         .collect()
 }
 
-type Rank = (bool, Option<Timestamp>, String);
+type Rank = (bool, Option<Timestamp>, Path);
 
 fn rank(host: &BareMetalHost) -> Rank {
     let registered = !matches!(
@@ -38,13 +40,13 @@ fn rank(host: &BareMetalHost) -> Rank {
         State::New | State::Unmanaged | State::Registering
     );
     let made = host.metadata.creation_timestamp.as_ref().map(|at| at.0);
-    (!registered, made, host::path(host))
+    (!registered, made, Path::of(host))
 }
 
 /// What both declare; none: nothing.
 fn shared(host: &BareMetalHost, other: &BareMetalHost) -> Option<String> {
-    let mac = host::declared_mac(host).filter(|mac| mac.is_unicast());
-    if let Some(mac) = mac.filter(|mac| host::declared_mac(other) == Some(*mac)) {
+    let mac = hosts::declared_mac(host).filter(|mac| mac.is_unicast());
+    if let Some(mac) = mac.filter(|mac| hosts::declared_mac(other) == Some(*mac)) {
         return Some(format!("boot MAC address {mac}"));
     }
     let (ours, theirs) = (bmc(host)?, bmc(other)?);

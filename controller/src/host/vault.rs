@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::{
     State,
     content::{Seen, Use},
-    index::{Index, Path},
+    index::Index,
     memory::Memory,
     observed::{SecretSeen, SecretState, Secrets},
     owner::has_bmc,
@@ -35,6 +35,7 @@ use super::{
 use crate::{
     bmc::Credentials,
     manager::CONTROL,
+    path::Path,
     round::{ExecuteError, PATIENCE, failed},
     watches::Watches,
     world::Scope,

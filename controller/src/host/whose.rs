@@ -8,7 +8,7 @@ use muster_proto::{
 };
 
 use super::draft::Draft;
-use crate::{bmc, discovery::host::declared_mac};
+use crate::{bmc, hosts::declared_mac};
 
 /// Why the BMC is not taken for that of the host's machine; none: nothing speaks against it, or a person has looked.
 ///

@@ -171,6 +171,18 @@ pub enum Trust {
     Tpm,
 }
 
+impl Trust {
+    /// As the API has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Trust::Unknown => "unknown",
+            Trust::Segment => "segment",
+            Trust::BmcDelivered => "bmc-delivered",
+            Trust::Tpm => "tpm",
+        }
+    }
+}
+
 /// Which ramdisk.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,

@@ -36,6 +36,8 @@ const PURE: &[&str] = &[
     "controller/src/discovery/next.rs",
     "controller/src/discovery/hardware.rs",
     "controller/src/discovery/name.rs",
+    "controller/src/hosts.rs",
+    "controller/src/multi.rs",
     "controller/src/host/next.rs",
     "controller/src/host/guard.rs",
     "controller/src/lease/next.rs",

@@ -1,8 +1,9 @@
 use muster_proto::{
     inventory::Inventory,
     kinds::{
-        BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, INSPECT_ANNOTATION, Image, Job,
-        JobStatus, Leave, Leaving, PROTECTED_ANNOTATION, SegmentSpec, ServerSpec, ServerStatus, Then,
+        BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, INSPECT_ANNOTATION, Image,
+        InspectionMode, Job, JobStatus, Leave, Leaving, PROTECTED_ANNOTATION, SegmentSpec, ServerSpec,
+        ServerStatus, Then,
     },
 };
 

@@ -12,7 +12,7 @@ use prometheus_client::{
 };
 
 use super::{OPERATIONS, Operation};
-use crate::host::index::Path;
+use crate::path::Path;
 
 /// What happens to a host, as often as it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,13 +12,13 @@ use super::{
         bmcs::is_call,
         counts,
         execute::{self, Fresh},
-        index::Path,
         memory::Rest,
         observe::Sight,
         plan::{Effect, PowerOrder},
     },
     Context, EARLY, TOO_FAST,
 };
+use crate::path::Path;
 use crate::{events::Event, round::ExecuteError};
 
 /// What a round has done.

@@ -17,7 +17,6 @@ use super::{
         detached,
         draft::bounded,
         execute::Fresh,
-        index::Path,
         memory::Rest,
         metrics::Plain,
         next,
@@ -31,8 +30,9 @@ use super::{
     carry::{Call, Done, carry_out, watch_power},
 };
 use crate::{
-    discovery::host::about,
     events::Event,
+    hosts::about,
+    path::Path,
     round::{ExecuteError, PATIENCE},
 };
 

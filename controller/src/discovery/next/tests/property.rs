@@ -142,7 +142,7 @@ fn take(sim: &mut Sim, step: &Step) {
 }
 
 fn declared(sim: &Sim) -> Vec<BareMetalHost> {
-    let hosts = sim.hosts.iter().filter(|host| host::made_for(host).is_none());
+    let hosts = sim.hosts.iter().filter(|host| hosts::made_for(host).is_none());
     hosts.map(|host| host.as_ref().clone()).collect()
 }
 
@@ -173,7 +173,7 @@ proptest! {
             prop_assert!(sim.hosts.iter().any(|one| **one == host), "changed: {:?}", host);
         }
         for server in &sim.servers {
-            let ours: Vec<_> = sim.hosts.iter().filter(|host| host::made_for(host) == Some(server_name(server))).collect();
+            let ours: Vec<_> = sim.hosts.iter().filter(|host| hosts::made_for(host) == Some(server_name(server))).collect();
             prop_assert!(ours.len() <= 1, "{:?}", sim.names());
         }
         for host in &sim.hosts {

@@ -55,7 +55,7 @@ fn an_unknown_machine_becomes_a_host_in_two_rounds() {
         sim.hardware[0].metadata.owner_references.as_ref().unwrap()[0].uid,
         host.metadata.uid.clone().unwrap()
     );
-    assert_eq!(sim.server("a").spec.host, Some(host::reference(host)));
+    assert_eq!(sim.server("a").spec.host, Some(hosts::reference(host)));
     assert_eq!(
         sim.told.iter().map(|event| event.reason).collect::<Vec<_>>(),
         ["Discovered"]
@@ -136,7 +136,7 @@ fn a_host_that_somebody_declared_is_linked_by_its_mac_and_never_changed() {
     sim.settle();
     assert_eq!(sim.host("rack1"), &before);
     assert_eq!(sim.names(), ["rack1"]);
-    assert_eq!(sim.server("a").spec.host, Some(host::reference(&before)));
+    assert_eq!(sim.server("a").spec.host, Some(hosts::reference(&before)));
     assert_eq!(sim.notices(), [("rack1".to_owned(), "ReportNotApplied")]);
 }
 
@@ -156,7 +156,7 @@ fn a_host_that_is_deleted_is_linked_as_long_as_the_operator_holds_it_and_no_othe
         sim.reports("a", machine("J5K2X93", 1));
         sim.settle();
         assert_eq!(sim.host("rack1"), &before);
-        let linked = sim.server("a").spec.host == Some(host::reference(&before));
+        let linked = sim.server("a").spec.host == Some(hosts::reference(&before));
         assert_eq!(
             (linked, sim.names().len()),
             if held { (true, 1) } else { (false, 2) }
@@ -267,14 +267,14 @@ fn a_restored_host_is_linked_again_and_not_made_twice() {
     sim.add_host(copy.clone());
     sim.settle();
     assert_eq!(sim.names(), [NAME]);
-    assert_eq!(sim.server("a").spec.host, Some(host::reference(sim.host(NAME))));
+    assert_eq!(sim.server("a").spec.host, Some(hosts::reference(sim.host(NAME))));
     // And after it was away long enough to be missed.
     sim.delete_host(NAME);
     sim.settle();
     assert!(sim.server("a").spec.dismissed);
     sim.add_host(copy);
     sim.settle();
-    assert_eq!(sim.server("a").spec.host, Some(host::reference(sim.host(NAME))));
+    assert_eq!(sim.server("a").spec.host, Some(hosts::reference(sim.host(NAME))));
     assert!(!sim.server("a").spec.dismissed);
 }
 
@@ -285,8 +285,8 @@ fn a_rebuilt_server_finds_its_host() {
     sim.reports("z", machine("J5K2X93", 1));
     sim.settle();
     assert_eq!(sim.names(), [NAME]);
-    assert_eq!(host::made_for(sim.host(NAME)), Some("z"));
-    assert_eq!(sim.server("z").spec.host, Some(host::reference(sim.host(NAME))));
+    assert_eq!(hosts::made_for(sim.host(NAME)), Some("z"));
+    assert_eq!(sim.server("z").spec.host, Some(hosts::reference(sim.host(NAME))));
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn an_untouched_twin_is_folded_into_the_declared_host() {
     assert_eq!(sim.names(), ["rack1"]);
     assert_eq!(sim.host("rack1"), &declared);
     assert!(sim.hardware.is_empty());
-    assert_eq!(sim.server("a").spec.host, Some(host::reference(&declared)));
+    assert_eq!(sim.server("a").spec.host, Some(hosts::reference(&declared)));
     assert_eq!(sim.told.last().unwrap().reason, "TwinFolded");
 }
 
@@ -365,7 +365,7 @@ fn one_declared_host_and_two_machines_with_its_mac_is_told_on_all_sides() {
 fn a_server_that_points_at_anothers_host_is_unlinked() {
     let mut sim = discovered();
     let before = sim.host(NAME).clone();
-    let at = host::reference(&before);
+    let at = hosts::reference(&before);
     sim.reports("b", machine("OTHER1", 2));
     sim.change_server("b", |server| server.spec.host = Some(at));
     sim.settle();
@@ -382,7 +382,7 @@ fn a_server_that_points_at_anothers_host_is_unlinked() {
 #[test]
 fn what_was_ordered_for_anothers_host_goes_with_the_link_to_it() {
     let mut sim = discovered();
-    let at = host::reference(sim.host(NAME));
+    let at = hosts::reference(sim.host(NAME));
     let job = |id: String| {
         Some(Box::new(Job {
             id,
@@ -587,7 +587,7 @@ fn taken_up(sim: &mut Sim, id: &str, error: &str) {
 }
 
 fn has_request(sim: &Sim) -> bool {
-    host::wants_inspection(sim.host(NAME))
+    hosts::wants_inspection(sim.host(NAME))
 }
 
 #[test]
@@ -694,7 +694,7 @@ fn what_was_ordered_for_a_host_is_not_done_to_one_that_is_made_anew() {
         sim.declare("prod", "rack1", Some(mac(1)));
         sim.settle();
         let server = sim.server("a");
-        assert_eq!(server.spec.host, Some(host::reference(sim.host("rack1"))));
+        assert_eq!(server.spec.host, Some(hosts::reference(sim.host("rack1"))));
         assert_ne!(server.spec.host.as_ref().unwrap().uid, uid);
         assert_eq!(server.spec.job, None, "missed: {missed}");
         // Its session is the machine's, not the host's.

@@ -288,7 +288,7 @@ impl Sim {
 
     fn index(&self, at: &HostReference) -> Option<usize> {
         self.hosts.iter().position(|host| {
-            let here = host::reference(host);
+            let here = hosts::reference(host);
             (here.namespace, here.name) == (at.namespace.clone(), at.name.clone())
         })
     }
@@ -297,12 +297,12 @@ impl Sim {
     fn take(&mut self, server: &Server, effect: Effect) -> bool {
         let exact = |sim: &Sim, at: &HostReference| {
             sim.index(at)
-                .filter(|i| host::reference(&sim.hosts[*i]).uid == at.uid)
+                .filter(|i| hosts::reference(&sim.hosts[*i]).uid == at.uid)
         };
         match effect {
             Effect::CreateHost(host) => {
                 if self.server(server_name(server)).spec != server.spec
-                    || self.index(&host::reference(&host)).is_some()
+                    || self.index(&hosts::reference(&host)).is_some()
                 {
                     return false;
                 }
@@ -452,7 +452,7 @@ impl Sim {
             value["status"]["lastUpdated"] = serde_json::Value::Null;
             value["status"]["operationHistory"] = serde_json::Value::Null;
             value["status"]["conditions"] = serde_json::Value::Null;
-            (host::path(host), value)
+            (Path::of(host.as_ref()).to_string(), value)
         });
         let servers = self.servers.iter().map(|server| {
             let mut value = serde_json::to_value(&server.spec).unwrap();

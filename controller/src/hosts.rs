@@ -1,0 +1,102 @@
+//! What can be read off any BareMetalHost, whoever writes it. Pure.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use muster_proto::{
+    Mac,
+    kinds::{
+        BareMetalHost, HostReference, INSPECT_ANNOTATION, InspectionMode, PAUSED_ANNOTATION, Packed,
+        SERVER_ANNOTATION,
+    },
+};
+use serde::de::DeserializeOwned;
+
+/// Value of the inspect annotation that forbids inspection (upstream's, deprecated there).
+const INSPECTION_DISABLED: &str = "disabled";
+
+/// Where `host` is, with its UID.
+pub(crate) fn reference(host: &BareMetalHost) -> HostReference {
+    HostReference {
+        namespace: host.metadata.namespace.clone().unwrap_or_default(),
+        name: host.metadata.name.clone().unwrap_or_default(),
+        uid: host.metadata.uid.clone().unwrap_or_default(),
+    }
+}
+
+/// `host` as the subject of an Event.
+pub(crate) fn about(host: &BareMetalHost) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("metal3.io/v1alpha1".to_owned()),
+        kind: Some("BareMetalHost".to_owned()),
+        namespace: host.metadata.namespace.clone(),
+        name: host.metadata.name.clone(),
+        uid: host.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// The value of the annotation `name`.
+pub(crate) fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a str> {
+    host.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// What the value of an annotation says as JSON; an empty one says nothing.
+pub(crate) fn arguments<T: Default + DeserializeOwned>(value: &str) -> serde_json::Result<T> {
+    match value.trim() {
+        "" => Ok(T::default()),
+        value => serde_json::from_str(value),
+    }
+}
+
+/// The Server that `host` was made for; none for a host that somebody else declared.
+pub(crate) fn made_for(host: &BareMetalHost) -> Option<&str> {
+    annotation(host, SERVER_ANNOTATION)
+}
+
+/// The MAC address that `host` declares.
+pub(crate) fn declared_mac(host: &BareMetalHost) -> Option<Mac> {
+    host.spec.boot_mac_address.as_deref()?.parse().ok()
+}
+
+/// The MAC addresses that mean `host`: the declared one, and those of inspected NICs.
+pub(crate) fn macs(host: &BareMetalHost) -> impl Iterator<Item = Mac> {
+    let hardware = host.status.as_ref().and_then(|status| status.hardware.as_ref());
+    let hardware = hardware.map(Packed::unpack);
+    let nics = hardware.iter().flat_map(|hardware| &hardware.nics);
+    let inspected: Vec<Mac> = nics.filter_map(|nic| nic.mac.as_ref()?.parse().ok()).collect();
+    declared_mac(host).into_iter().chain(inspected)
+}
+
+/// True if one of `wanted` means `host`.
+pub(crate) fn has_any_mac(host: &BareMetalHost, wanted: &BTreeSet<Mac>) -> bool {
+    macs(host).any(|mac| wanted.contains(&mac))
+}
+
+/// The word for where `host` is in its life, whoever wrote it.
+pub(crate) fn state_word(host: &BareMetalHost) -> &str {
+    host.status
+        .as_ref()
+        .map_or("", |status| &status.provisioning.state)
+}
+
+/// True if nobody may touch `host` now.
+pub(crate) fn is_paused(host: &BareMetalHost) -> bool {
+    annotation(host, PAUSED_ANNOTATION).is_some()
+}
+
+/// True if somebody deleted `host` and a finalizer still holds it.
+pub(crate) fn is_leaving(host: &BareMetalHost) -> bool {
+    host.metadata.deletion_timestamp.is_some()
+}
+
+/// True if somebody asks for another inspection, and the host is to be inspected at all.
+pub(crate) fn wants_inspection(host: &BareMetalHost) -> bool {
+    annotation(host, INSPECT_ANNOTATION).is_some() && !forbids_inspection(host)
+}
+
+/// True if `host` is not to be inspected.
+pub(crate) fn forbids_inspection(host: &BareMetalHost) -> bool {
+    host.spec.inspection_mode == Some(InspectionMode::Disabled)
+        || annotation(host, INSPECT_ANNOTATION) == Some(INSPECTION_DISABLED)
+}
