@@ -229,6 +229,12 @@ impl World {
         self.written.newest(&at.name, self.servers.get(&at.to_ref()))
     }
 
+    /// What is where the host of `server` should be: it, or another one of its name.
+    pub fn host_of(&self, server: &Server) -> Option<Arc<BareMetalHost>> {
+        let at = server.spec.host.as_ref()?;
+        self.hosts.get(&ObjectRef::new(&at.name).within(&at.namespace))
+    }
+
     /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID.
     pub fn known(&self, mac: Mac, uuid: Option<&str>) -> Known {
         let by = |signal: Signal, test: &dyn Fn(&Identity) -> bool| {

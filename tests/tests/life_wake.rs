@@ -1,9 +1,11 @@
 //! Wake-on-LAN for a machine without a BMC: asked for by a control role that is on no machines' network, sent by the edge that is.
 
-use std::{net::UdpSocket, time::Duration};
+use std::{net::UdpSocket, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use muster_proto::kinds::{BareMetalHost, IN_BAND_ANNOTATION, Profile, UnknownPolicy};
+use muster_proto::kinds::{
+    BareMetalHost, IN_BAND_ANNOTATION, PAUSED_ANNOTATION, Profile, UnknownPolicy, Wake,
+};
 use muster_tests::{
     bridges::{BR0, api_in},
     cluster::{Cluster, Role},
@@ -14,6 +16,8 @@ use muster_tests::{
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(120);
+/// In which an edge that has just started has seen all that there is, and has told it.
+const A_WHILE: Duration = Duration::from_secs(5);
 /// The discard service (RFC 863), which is customary for these packets.
 const PORT: u16 = 9;
 
@@ -23,15 +27,27 @@ fn magic() -> Vec<u8> {
     [0xff; 6].into_iter().chain(address).collect()
 }
 
-/// The first packet that `socket` gets and that a machine with the rack's first NIC wakes from.
-fn heard(socket: &UdpSocket) -> Result<()> {
-    let mut packet = [0; 256];
-    loop {
-        let (length, _) = socket.recv_from(&mut packet).context("no magic packet")?;
-        if packet[..length] == magic() {
-            return Ok(());
+/// Waits for a packet at `socket` from which a machine with the rack's first NIC wakes.
+async fn heard(socket: &Arc<UdpSocket>, within: Duration) -> Result<()> {
+    let socket = Arc::clone(socket);
+    socket.set_read_timeout(Some(within))?;
+    let hear = move || {
+        let mut packet = [0; 256];
+        loop {
+            let (length, _) = socket.recv_from(&mut packet).context("no magic packet")?;
+            if packet[..length] == magic() {
+                return Ok(());
+            }
         }
-    }
+    };
+    tokio::task::spawn_blocking(hear).await?
+}
+
+/// The latest wish to wake the rack's first machine.
+async fn wish(stage: &Stage) -> Option<Box<Wake>> {
+    let mut servers = stage.servers().await.expect("the list of Servers");
+    let server = servers.remove(&server_name(mac(1, 0)));
+    server.expect("the rack's first machine").spec.wake
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,15 +97,33 @@ async fn a_control_role_off_the_machines_network_has_its_edge_wake_a_machine() {
         .net
         .neighbour(BR0.name, "eth0", "10.77.0.200/24")
         .unwrap();
-    let socket = machine.run(|| UdpSocket::bind(("0.0.0.0", PORT))).unwrap();
-    socket.set_read_timeout(Some(SOON)).unwrap();
+    let listen = || Arc::new(machine.run(|| UdpSocket::bind(("0.0.0.0", PORT))).unwrap());
+    let socket = listen();
     stage.patch(&name, online(true)).await.unwrap();
-    let woken = tokio::task::spawn_blocking(move || heard(&socket)).await.unwrap();
-    if let Err(error) = woken {
+    if let Err(error) = heard(&socket, SOON).await {
         let (edge, control) = (stage.controller.log().last(20), control.log().last(20));
         panic!("{error:#}; the edge: {edge:#?}; the control: {control:#?}");
     }
     server.power_on();
     reaches("on", &is_on).await.unwrap();
     assert_eq!(server.seen().boots, 2);
+
+    // Orders are told apart by the second, and no real machine boots within one.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // An edge that was gone meanwhile wakes nothing that is to be left alone by now.
+    stage.patch(&name, online(false)).await.unwrap();
+    reaches("off", &|host| !is_on(host)).await.unwrap();
+    let before = wish(&stage).await;
+    assert!(stage.controller.stop(SOON).await);
+    drop(socket);
+    let socket = listen();
+    stage.patch(&name, online(true)).await.unwrap();
+    let asked = async || Ok((wish(&stage).await != before).then_some(()));
+    stage.until("the wish", SOON, asked).await.unwrap();
+    let paused = |value: Option<&str>| json!({"metadata": {"annotations": {PAUSED_ANNOTATION: value}}});
+    stage.patch(&name, paused(Some(""))).await.unwrap();
+    stage.controller.start().unwrap();
+    assert!(heard(&socket, A_WHILE).await.is_err(), "it was paused");
+    stage.patch(&name, paused(None)).await.unwrap();
+    heard(&socket, SOON).await.unwrap();
 }

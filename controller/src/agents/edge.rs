@@ -7,7 +7,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
+use kube::{Resource, ResourceExt};
 use muster_proto::{
     Chain, Mac,
     identity::Identity,
@@ -222,21 +222,13 @@ impl Edge {
             live: session.is_some_and(|session| session.state == SessionState::Connected),
             booted: session.and_then(|session| session.boot_mac),
             // A host that is not seen here is not absent.
-            in_use: server.spec.host.is_some() && self.host_of(server).is_none_or(|host| in_use(&host)),
+            in_use: server.spec.host.is_some()
+                && self.store.world.host_of(server).is_none_or(|host| in_use(&host)),
         }
     }
 
     pub(super) fn pending(&self) -> MutexGuard<'_, HashMap<String, Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The BareMetalHost that `server` points at.
-    pub(super) fn host_of(&self, server: &Server) -> Option<Arc<BareMetalHost>> {
-        let at = server.spec.host.as_ref()?;
-        self.store
-            .world
-            .hosts
-            .get(&ObjectRef::new(&at.name).within(&at.namespace))
     }
 
     pub(super) fn tell(&self, about: ObjectReference, warning: bool, reason: &'static str, message: String) {
@@ -253,7 +245,7 @@ impl Edge {
     pub(super) fn warn_server(&self, server: &Server, reason: &'static str, message: &str) {
         tracing::warn!(server = %server.name_any(), reason, "{message}");
         self.tell(server.object_ref(&()), true, reason, message.to_owned());
-        if let Some(host) = self.host_of(server) {
+        if let Some(host) = self.store.world.host_of(server) {
             self.tell(host.object_ref(&()), true, reason, message.to_owned());
         }
     }

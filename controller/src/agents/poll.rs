@@ -151,7 +151,7 @@ fn as_it_counts(edge: &Edge, server: &Server, request: &PollRequest, here: &Weak
     let mut counts = request.clone();
     let way = jobs::goes(server, request).filter(|_| !jobs::has_gone(server, request));
     if let Some(way) = way {
-        let host = edge.host_of(server);
+        let host = edge.store.world.host_of(server);
         counts.goes_at_once = here.strong_count() > 0 && !jobs::calls_off(server, host.as_deref(), &way);
     }
     counts
@@ -167,7 +167,7 @@ struct Seen {
 impl Seen {
     /// `server`, and its host as the watched copy has it.
     fn of(edge: &Edge, server: Arc<Server>) -> Seen {
-        let host = edge.host_of(&server);
+        let host = edge.store.world.host_of(&server);
         Seen { server, host }
     }
 

@@ -4,8 +4,8 @@
 //! machine's latest session sends the packets, once for each wish. To machines on an interface of ours they go as a broadcast there;
 //! to others as one to their subnet, which arrives where routers pass such packets on (RFC 2644: by default they do not).
 //!
-//! A wish is over once its machine has enrolled again, and in any case after [`LIFETIME`]: by then it is made anew, or the machine is to
-//! be off, and an edge that was gone meanwhile does not wake it.
+//! A wish is over once its machine has enrolled again, and in any case after [`LIFETIME`]: by then it is made anew. Until then an edge that
+//! was gone carries it out, unless the host is to be off or to be left alone now.
 
 use std::{
     collections::HashMap,
@@ -29,7 +29,12 @@ use tokio::{
 };
 
 use super::segment::{Net, Plan, Subnet};
-use crate::world::{Change, World};
+use crate::{
+    host::in_band::is_wanted_on,
+    machines::Signal,
+    path::Path,
+    world::{Change, World},
+};
 
 /// The discard service (RFC 863), which is customary for these packets.
 const PORT: u16 = 9;
@@ -61,8 +66,17 @@ impl Waker {
                             None => done.forget(&changed),
                         }
                     }
+                    // What it says may be older than the wish.
+                    Ok(Change::Host(host)) => {
+                        let stands_for = Signal::Host(Path::of(host.as_ref()));
+                        for server in self.world.machines.servers_with(&[stands_for]) {
+                            if let Some(server) = self.world.servers.get(&server.to_ref()) {
+                                self.look_at(&mut done, &server).await;
+                            }
+                        }
+                    }
                     Ok(Change::All) | Err(RecvError::Lagged(_)) => self.look_at_all(&mut done).await,
-                    Ok(Change::Segment(_) | Change::Host(_) | Change::Hardware(_)) => {}
+                    Ok(Change::Segment(_) | Change::Hardware(_)) => {}
                     // Nothing changes any more: the process ends.
                     Err(RecvError::Closed) => return std::future::pending().await,
                 },
@@ -85,6 +99,9 @@ impl Waker {
         let Some(wish) = current(server, Timestamp::now()).filter(|wish| !done.has(server, wish)) else {
             return;
         };
+        if !is_wanted_on(server, self.world.host_of(server).as_deref()) {
+            return;
+        }
         let plan = Arc::clone(&self.plan.borrow());
         let Some(net) = serves(&plan, server) else { return };
         let name = server.metadata.name.as_deref().unwrap_or_default();

@@ -53,7 +53,8 @@ pub fn destroys(action: &Action) -> bool {
     matches!(action, Action::Clean(_) | Action::Write(_))
 }
 
-fn is_left_alone(host: &BareMetalHost) -> bool {
+/// True if nothing is to be done about the host or its machine: it is paused, or out of our hands.
+pub(super) fn is_left_alone(host: &BareMetalHost) -> bool {
     hosts::is_paused(host) || is_cut_off(host)
 }
 

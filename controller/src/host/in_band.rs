@@ -6,18 +6,20 @@ use jiff::SignedDuration;
 use muster_proto::{
     Mac,
     inventory::Nic,
-    kinds::{ErrorType, Packed, Server, Wake},
+    kinds::{BareMetalHost, ErrorType, Packed, Server, Wake},
 };
 
 use super::{
-    State,
+    State, available,
     draft::{Draft, HoldOff, whole_seconds},
+    guard,
     jobs::{self, Job},
     plan::{Effect, Task},
     power::{GOING_OFF, GOING_ON, OFF, REBOOT, SWITCHING, operation, rebooted, stay_on},
     ramdisk,
     reboot::Wish,
 };
+use crate::hosts;
 
 /// What a person is asked for a reboot; whoever takes the annotation off has done it.
 const REBOOT_BY_HAND: &str = "the machine has no BMC, and what it runs is not ours to command; next: reboot it by hand, and remove the annotation reboot.metal3.io";
@@ -296,6 +298,31 @@ fn ask_edges(draft: &mut Draft<'_>, macs: Vec<Mac>, person_asked: bool) {
     } else if last.is_none() {
         let at = whole_seconds(draft.now).0.to_string();
         draft.effect(Effect::Wake(Box::new(Wake { at, macs, session })));
+    }
+}
+
+/// True if the machine of `server`, which was to be woken a while ago, still is: nobody has said otherwise since. `host` is what is where the
+/// host of `server` should be.
+pub fn is_wanted_on(server: &Server, host: Option<&BareMetalHost>) -> bool {
+    let meant = |host: &&BareMetalHost| {
+        let at = server.spec.host.as_ref();
+        at.is_some_and(|at| host.metadata.uid.as_ref() == Some(&at.uid))
+    };
+    let Some(host) = host.filter(meant).filter(|host| !guard::is_left_alone(host)) else {
+        return false;
+    };
+    let is_kept = host.spec.online && !hosts::is_leaving(host);
+    match State::of(host) {
+        State::Registering
+        | State::Inspecting
+        | State::Preparing
+        | State::Provisioning
+        | State::Deprovisioning => true,
+        State::Available => is_kept || available::has_request(&host.spec),
+        State::Provisioned | State::ExternallyProvisioned => is_kept,
+        State::New | State::Unmanaged | State::PoweringOffBeforeDelete | State::Deleting | State::Foreign => {
+            false
+        }
     }
 }
 

@@ -44,7 +44,7 @@ mod drive;
 pub mod execute;
 pub mod guard;
 mod image;
-mod in_band;
+pub mod in_band;
 pub mod index;
 mod inspection;
 mod jobs;

@@ -17,6 +17,9 @@ use super::{
 enum Happening {
     Round {
         crash: Option<usize>,
+        /// What befalls the writes of the host itself.
+        writes: Fault,
+        /// What befalls all else.
         fault: Fault,
     },
     Time(u32),
@@ -78,8 +81,8 @@ fn happenings() -> impl Strategy<Value = Happening> {
         Just((muster_proto::kinds::RELEASE_ANNOTATION, "")),
     ];
     prop_oneof![
-        30 => (proptest::option::weighted(0.2, 0..4_usize), faults())
-            .prop_map(|(crash, fault)| Happening::Round { crash, fault }),
+        30 => (proptest::option::weighted(0.2, 0..4_usize), faults(), faults())
+            .prop_map(|(crash, writes, fault)| Happening::Round { crash, writes, fault }),
         10 => (1..200_u32).prop_map(Happening::Time),
         1 => prop_oneof![1..10_u32, 600..100_000_u32].prop_map(Happening::Back),
         1 => Just(Happening::Restart),
@@ -126,9 +129,9 @@ fn happen(world: &mut World, happening: &Happening) {
         return;
     }
     match *happening {
-        Happening::Round { crash, fault } => {
+        Happening::Round { crash, writes, fault } => {
             let plan = world.plan();
-            world.execute(plan, crash, fault);
+            world.carry_out(plan, crash, writes, fault);
         }
         Happening::Time(seconds) => world.tick(seconds),
         Happening::Back(seconds) => world.set_back(seconds),

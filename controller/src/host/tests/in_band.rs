@@ -1,10 +1,14 @@
 //! The power of hosts without a BMC: what their ramdisk does, what Wake-on-LAN does, and what only a person can.
 
 use jiff::SignedDuration;
-use muster_proto::kinds::{ErrorType, JobStatus, REBOOT_ANNOTATION, SessionState};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use muster_proto::kinds::{
+    BareMetalHost, ErrorType, Image, JobStatus, OperationalStatus, PAUSED_ANNOTATION, REBOOT_ANNOTATION,
+    SessionState,
+};
 
 use super::{
-    super::{State, plan::PowerOrder},
+    super::{State, in_band::is_wanted_on, plan::PowerOrder},
     life::waiting,
     world::{Content, Fault, IMAGE, World},
 };
@@ -540,4 +544,59 @@ fn what_goes_on_is_the_same_to_a_computer_whose_clock_is_a_little_behind() {
     assert_eq!((id(&world), world.machine.orders), (before, orders));
     world.settle();
     assert!(!world.machine.on && !powered_on(&world));
+}
+
+#[test]
+fn a_machine_is_woken_late_only_if_nobody_has_said_otherwise_since() {
+    use State::{
+        Available, Deleting, Deprovisioning, ExternallyProvisioned, Foreign, Inspecting, New,
+        PoweringOffBeforeDelete, Preparing, Provisioned, Provisioning, Registering, Unmanaged,
+    };
+    let world = available();
+    let server = world.server.clone().unwrap();
+    let host = |state: State| {
+        let mut host = world.host.clone().unwrap();
+        let word = state.name().to_owned();
+        host.status.as_mut().unwrap().provisioning.state = word;
+        host
+    };
+    let works = [Registering, Inspecting, Preparing, Provisioning, Deprovisioning];
+    let rests = [Available, Provisioned, ExternallyProvisioned];
+    let ends = [New, Unmanaged, PoweringOffBeforeDelete, Deleting, Foreign];
+    for (states, on, off) in [
+        (&works[..], true, true),
+        (&rests[..], true, false),
+        (&ends[..], false, false),
+    ] {
+        for state in states {
+            let mut host = host(*state);
+            assert_eq!(is_wanted_on(&server, Some(&host)), on, "{state}");
+            host.spec.online = false;
+            assert_eq!(is_wanted_on(&server, Some(&host)), off, "{state}");
+        }
+    }
+    let mut image = host(Available);
+    image.spec.online = false;
+    image.spec.image = Some(Image {
+        url: IMAGE.to_owned(),
+        ..Image::default()
+    });
+    assert!(is_wanted_on(&server, Some(&image)), "its image is to be written");
+
+    type Change = fn(&mut BareMetalHost);
+    let changes: [Change; 4] = [
+        |host| {
+            let annotations = host.metadata.annotations.get_or_insert_default();
+            annotations.insert(PAUSED_ANNOTATION.to_owned(), String::new());
+        },
+        |host| host.status.as_mut().unwrap().operational_status = OperationalStatus::Detached,
+        |host| host.metadata.deletion_timestamp = Some(Time("2026-01-01T00:00:00Z".parse().unwrap())),
+        |host| host.metadata.uid = Some("another one of its name".to_owned()),
+    ];
+    for (at, change) in changes.iter().enumerate() {
+        let mut host = host(Provisioned);
+        change(&mut host);
+        assert!(!is_wanted_on(&server, Some(&host)), "{at}");
+    }
+    assert!(!is_wanted_on(&server, None));
 }

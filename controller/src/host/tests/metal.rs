@@ -168,6 +168,7 @@ impl World {
             .now
             .checked_add(SignedDuration::from_secs(i64::from(seconds)))
             .unwrap();
+        self.late_writes_arrive();
         while let Some(effect) = self.late.pop_back() {
             self.act(&effect);
         }

@@ -11,8 +11,8 @@ use k8s_openapi::{
 use muster_proto::{
     inventory::{BootMode, Disk, Inventory, Nic},
     kinds::{
-        BareMetalHost, BareMetalHostSpec, BmcDetails, HardwareData, HardwareDataSpec, IN_BAND_ANNOTATION,
-        Image, JobAction, Segment, SegmentSpec, Server, Trust,
+        BareMetalHost, BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HardwareData, HardwareDataSpec,
+        IN_BAND_ANNOTATION, Image, JobAction, Segment, SegmentSpec, Server, Trust,
     },
 };
 use serde_json::Value;
@@ -21,6 +21,7 @@ use super::super::{
     Effect, Observed, Plan, State,
     bmcs::is_call,
     draft::whole_seconds,
+    in_band::is_wanted_on,
     next,
     observed::{
         Bmc, Failure, FailureClass, Power, PowerReading, Probed, Rival, SecretSeen, SecretState, Secrets,
@@ -100,6 +101,13 @@ pub(super) enum Fault {
     Late,
 }
 
+/// What is written of the host itself, for the version that was seen.
+#[derive(Clone, Debug)]
+pub(super) enum Write {
+    Status(Box<BareMetalHostStatus>),
+    Metadata(Metadata),
+}
+
 /// What the edge knows of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Edge {
@@ -152,6 +160,7 @@ pub(super) struct World {
     /// So often Wake-on-LAN was asked for.
     pub(super) wished_awake: usize,
     pub(super) late: VecDeque<Effect>,
+    late_writes: Vec<(BareMetalHost, Write)>,
     pub(super) version: u64,
     /// Every state the host was in, without repetition.
     pub(super) states: Vec<State>,
@@ -285,6 +294,7 @@ impl World {
             failing_ends: 0,
             wished_awake: 0,
             late: VecDeque::new(),
+            late_writes: Vec::new(),
             version: 1,
             states: vec![State::New],
             status_writes: 0,
@@ -499,6 +509,17 @@ impl World {
 
     /// Carries out a plan up to and without its step number `crash`; a crash loses the memory. `fault` befalls every effect.
     pub(super) fn execute(&mut self, plan: Plan, crash: Option<usize>, fault: Fault) -> bool {
+        self.carry_out(plan, crash, Fault::None, fault)
+    }
+
+    /// The same, where `writes` befalls what is written of the host itself.
+    pub(super) fn carry_out(
+        &mut self,
+        plan: Plan,
+        crash: Option<usize>,
+        writes: Fault,
+        fault: Fault,
+    ) -> bool {
         let mut left = crash;
         let mut step = || match &mut left {
             Some(0) => false,
@@ -514,15 +535,17 @@ impl World {
         if let Some(status) = plan.status {
             alive = step();
             if alive {
-                self.write_status(*status);
+                if !self.write(Write::Status(status), writes) {
+                    return true;
+                }
                 // Told with what is stored, whatever becomes of the effects.
                 self.events.extend(events.by_ref());
             }
         }
         if alive && !plan.metadata.is_empty() {
             alive = step();
-            if alive {
-                self.write_metadata(&plan.metadata);
+            if alive && !self.write(Write::Metadata(plan.metadata), writes) {
+                return true;
             }
         }
         for effect in steps {
@@ -550,7 +573,44 @@ impl World {
         self.began = self.now;
     }
 
-    fn write_status(&mut self, status: muster_proto::kinds::BareMetalHostStatus) {
+    /// True if the API server answered that it wrote it. It does so only to a host that is as it was seen.
+    fn write(&mut self, write: Write, fault: Fault) -> bool {
+        match fault {
+            // A second time it would find another version.
+            Fault::None | Fault::Twice => {
+                self.take(write);
+                true
+            }
+            Fault::Fails | Fault::Lost => false,
+            Fault::Doubtful => {
+                self.take(write);
+                false
+            }
+            Fault::Late => {
+                let seen = self.host.clone();
+                self.late_writes.extend(seen.map(|seen| (seen, write)));
+                false
+            }
+        }
+    }
+
+    fn take(&mut self, write: Write) {
+        match write {
+            Write::Status(status) => self.write_status(*status),
+            Write::Metadata(metadata) => self.write_metadata(&metadata),
+        }
+    }
+
+    /// Writes that nobody waits for any more arrive.
+    pub(super) fn late_writes_arrive(&mut self) {
+        for (seen, write) in std::mem::take(&mut self.late_writes) {
+            if self.host.as_ref() == Some(&seen) {
+                self.take(write);
+            }
+        }
+    }
+
+    fn write_status(&mut self, status: BareMetalHostStatus) {
         self.version += 1;
         self.status_writes += 1;
         let text = serde_json::to_string(&status).unwrap();
@@ -653,40 +713,59 @@ impl World {
                 });
                 !bad
             }
-            Effect::Wake(_)
-            | Effect::PlaceJob(_)
+            Effect::Wake(_) => {
+                let linked = self.server.as_ref().and_then(|server| server.spec.host.as_ref());
+                let is_ours = linked.is_some_and(|host| host.uid == UID);
+                assert!(
+                    self.is_wanted_on() || !is_ours,
+                    "no edge would send it: {:?}",
+                    self.host
+                );
+                self.send(effect, fault)
+            }
+            Effect::PlaceJob(_)
             | Effect::RemoveJob { .. }
             | Effect::WriteHardware(_)
             | Effect::ReleaseLeftovers
             | Effect::ReleaseHardware
             | Effect::HoldSecret { .. }
-            | Effect::ReleaseSecret { .. } => match fault {
-                Fault::None => self.request(effect),
-                Fault::Fails | Fault::Lost => false,
-                Fault::Twice => {
-                    self.request(effect);
-                    self.request(effect)
-                }
-                Fault::Doubtful => {
-                    self.request(effect);
-                    false
-                }
-                // It knows no version of what it is for, so that it comes before that is gone.
-                Fault::Late if matches!(effect, Effect::HoldSecret { .. }) => {
-                    self.request(effect);
-                    false
-                }
-                // Nobody waits for the answer any more.
-                Fault::Late => {
-                    self.late.push_back(effect.clone());
-                    false
-                }
-            },
+            | Effect::ReleaseSecret { .. } => self.send(effect, fault),
             Effect::ForgetBmc => {
                 self.bmc = Bmc::default();
                 true
             }
         }
+    }
+
+    /// True if the API server answered that it did it.
+    fn send(&mut self, effect: &Effect, fault: Fault) -> bool {
+        match fault {
+            Fault::None => self.request(effect),
+            Fault::Fails | Fault::Lost => false,
+            Fault::Twice => {
+                self.request(effect);
+                self.request(effect)
+            }
+            Fault::Doubtful => {
+                self.request(effect);
+                false
+            }
+            // It knows no version of what it is for, so that it comes before that is gone.
+            Fault::Late if matches!(effect, Effect::HoldSecret { .. }) => {
+                self.request(effect);
+                false
+            }
+            // Nobody waits for the answer any more.
+            Fault::Late => {
+                self.late.push_back(effect.clone());
+                false
+            }
+        }
+    }
+
+    fn is_wanted_on(&self) -> bool {
+        let server = self.server.as_ref();
+        server.is_some_and(|server| is_wanted_on(server, self.host.as_ref()))
     }
 
     /// What the API server does with a request. False: it refuses it.
@@ -703,12 +782,13 @@ impl World {
                 }
             }
             Effect::Wake(wish) => {
+                let wanted = self.is_wanted_on();
                 if let Some(server) = &mut self.server {
                     server.spec.wake = Some(wish.clone());
                     self.bump();
                     self.wished_awake += 1;
                     // As the edges do, once they see it.
-                    if self.machine.wakes && wish.macs.iter().any(|mac| mac.to_string() == MAC) {
+                    if wanted && self.machine.wakes && wish.macs.iter().any(|mac| mac.to_string() == MAC) {
                         self.power(PowerOrder::On);
                     }
                 }
