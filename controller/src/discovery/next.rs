@@ -290,9 +290,10 @@ fn dismissed(seen: &Seen<'_>, approved: bool) -> Plan {
             ..seen.server.spec.clone()
         };
         return Plan {
+            // It counts until the machine has a host: another one may look like it, which made no difference so far.
             effects: vec![Effect::PatchServerSpec {
                 spec: Box::new(spec),
-                approved: true,
+                approved: false,
             }],
             notices: Vec::new(),
             why: "somebody approved it again".to_owned(),

@@ -15,7 +15,7 @@ use super::{
     observed::{Access, Failure, FailureClass, Power, Probed, SecretState},
     owner::has_bmc,
     plan::{Effect, Hold},
-    ramdisk::BOOT_DEADLINE,
+    ramdisk::{self, BOOT_DEADLINE},
     secrets, whose,
 };
 use crate::bmc::Address;
@@ -320,6 +320,18 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
             draft.refuse(ErrorType::Registration, message);
             // It may be mended at the BMC, of which nobody tells us.
             ask_again(draft, failure.at, access, ASK_AGAIN);
+            Reach::No
+        }
+        // What it said to the attempt before: the one that is announced has not ended.
+        _ if draft.state == State::Registering
+            && draft.waiting_since("Bmc").is_some_and(|since| failure.at < since) =>
+        {
+            if ramdisk::is_due(draft, failure.at) {
+                draft.effect(Effect::Probe(access));
+            }
+            draft.keep_wait();
+            draft.why("asks the BMC");
+            draft.again(LOOK_AGAIN);
             Reach::No
         }
         _ if draft.state == State::Registering => {

@@ -7,12 +7,13 @@ use super::{
     access::{self, Reach},
     deprovisioning::PATIENCE,
     draft::{Draft, HoldOff, and_next},
+    inspection,
     jobs::{self, Job},
     observed::{Bmc, Power},
-    plan::{Effect, HARDWARE_FINALIZER, Task},
+    plan::{Effect, Task},
     power, ramdisk,
     reboot::Wish,
-    secrets,
+    registration, secrets,
 };
 
 /// Turns a host that is being deleted onto its way out. True if it was turned now.
@@ -174,15 +175,8 @@ pub(super) fn let_go(draft: &mut Draft<'_>) {
         draft.again(access::LOOK_AGAIN);
         return;
     }
-    let finalizers = draft
-        .seen
-        .hardware
-        .and_then(|data| data.metadata.finalizers.as_ref());
-    if finalizers.is_some_and(|all| all.iter().any(|name| name == HARDWARE_FINALIZER)) {
-        draft.effect(Effect::ReleaseHardware);
-        busy = true;
-    }
-    if !draft.seen.released && was_anothers(draft) {
+    busy |= inspection::release_data(draft);
+    if !draft.seen.released && !registration::was_here(draft) {
         draft.effect(Effect::ReleaseLeftovers);
         busy = true;
     }
@@ -198,10 +192,4 @@ pub(super) fn let_go(draft: &mut Draft<'_>) {
     }
     draft.metadata.finalizer = Some(false);
     draft.why("nothing is held for the host any more");
-}
-
-/// True unless the host was registered here, which gives it its own UID as id: another operator has to do with it, or an object of before
-/// did, or it was never registered, which another operator may have been about to.
-fn was_anothers(draft: &Draft<'_>) -> bool {
-    draft.old.provisioning.id != draft.uid()
 }

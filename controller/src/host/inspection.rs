@@ -3,14 +3,16 @@
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{ErrorType, HardwareDetails, INSPECT_ANNOTATION, Packed, Server, ServerStatus, Trust},
+    kinds::{
+        ErrorType, HardwareData, HardwareDetails, INSPECT_ANNOTATION, Packed, Server, ServerStatus, Trust,
+    },
 };
 
 use super::{
     State, access,
     draft::{Draft, HoldOff, whole_seconds},
     jobs::{self, Job},
-    plan::{Effect, Task},
+    plan::{Effect, HARDWARE_FINALIZER, Task},
     ramdisk, registration, restore,
 };
 use crate::{
@@ -170,11 +172,38 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
     }
 }
 
+/// Lets go of the HardwareData, if a finalizer of another operator holds it. True if one does.
+pub(super) fn release_data(draft: &mut Draft<'_>) -> bool {
+    let data = draft.seen.hardware.map(|data| &data.metadata);
+    let mut finalizers = data
+        .and_then(|data| data.finalizers.as_ref())
+        .into_iter()
+        .flatten();
+    let is_held = finalizers.any(|name| name == HARDWARE_FINALIZER);
+    if is_held {
+        draft.effect(Effect::ReleaseHardware);
+    }
+    is_held
+}
+
+/// True if `data` is the host's own: that of a former one of its name goes with that one.
+fn is_ours(draft: &Draft<'_>, data: &HardwareData) -> bool {
+    let mut owners = data.metadata.owner_references.iter().flatten();
+    owners.any(|owner| owner.uid == draft.uid())
+}
+
 /// The hardware is known: stored as HardwareData first, then in the status.
 fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
-    let stored = draft.seen.hardware.and_then(|data| data.spec.hardware.as_ref());
     let packed = Packed::new(&found);
-    if stored != Some(&packed) {
+    let stored = draft.seen.hardware;
+    if stored.is_some_and(|data| data.metadata.deletion_timestamp.is_some()) {
+        release_data(draft);
+        draft.keep_wait();
+        draft.why("the HardwareData of before goes first");
+        draft.again(access::LOOK_AGAIN);
+        return;
+    }
+    if !stored.is_some_and(|data| is_ours(draft, data) && data.spec.hardware.as_ref() == Some(&packed)) {
         draft.keep_wait();
         // While the object is small: each write of a host with its hardware costs the API server several times as much.
         restore::architecture(draft, &packed);

@@ -8,7 +8,7 @@ use muster_proto::{
     },
 };
 
-use super::{State, disk, draft::Draft};
+use super::{State, disk, draft::Draft, registration};
 
 /// The hints in use: the host's, else those of the profile that somebody set.
 pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>> {
@@ -19,11 +19,13 @@ pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>>
         .or_else(|| disk::profile_hints(spec.hardware_profile.as_deref()).map(Box::new))
 }
 
-/// The hints that were written down when what the host runs was given to it, or when it was prepared. A default of another operator's is
-/// no wish of anybody.
+/// The hints that were written down when what the host runs was given to it, or when it was prepared. A default that another operator may
+/// have written for want of any is no wish of anybody.
 fn recorded_hints<'a>(draft: &'a Draft<'_>, wanted: Option<&RootDeviceHints>) -> Option<&'a RootDeviceHints> {
     let recorded = draft.old.provisioning.root_device_hints.as_deref();
-    recorded.filter(|hints| !disk::is_profile_default(hints) || wanted == Some(hints))
+    recorded.filter(|hints| {
+        registration::was_here(draft) || !disk::is_profile_default(hints) || wanted == Some(hints)
+    })
 }
 
 /// The disk that the image goes to.

@@ -120,6 +120,12 @@ fn is_opted_in(draft: &mut Draft<'_>) -> bool {
     }
 }
 
+/// True if the host was registered here, which gives it its own UID as id. Else another operator has or had to do with it, or with an object
+/// of before, or it was never registered.
+pub(super) fn was_here(draft: &Draft<'_>) -> bool {
+    draft.old.provisioning.id == draft.uid()
+}
+
 /// Writes down the mode in which the machine boots its ramdisk from now on, and says what its BMC is to be told: the spec's; else the one
 /// in which it was found, which stays; else UEFI where it can, as upstream has it.
 pub(super) fn snapshot_boot_mode(draft: &mut Draft<'_>) -> WantedMode {

@@ -202,13 +202,9 @@ fn a_hardware_profile_counts_only_where_somebody_set_it() {
     assert!(disk::is_profile_default(&unknown));
     // What upstream stored for want of anything else sends nobody through preparing again.
     let mut world = at(State::Available);
-    world
-        .host()
-        .status
-        .as_mut()
-        .unwrap()
-        .provisioning
-        .root_device_hints = Some(Box::new(unknown));
+    let there = &mut world.host().status.as_mut().unwrap().provisioning;
+    there.id = "a node of Ironic's".to_owned();
+    there.root_device_hints = Some(Box::new(unknown));
     world.settle();
     assert_eq!(world.states.last(), Some(&State::Available));
     assert_eq!(world.states.len(), 5);
@@ -238,17 +234,20 @@ fn disks_that_cannot_be_told_from_each_other_are_left_out_and_the_others_cleaned
     assert_eq!(disk::to_clean(&all, Some(&all[0])).len(), 2);
 }
 
-/// The disks that are cleaned when a host of one local disk and one on a SAN, prepared with one hint, is deprovisioned with another.
-fn cleaned(prepared: Option<&str>, then: Option<&str>) -> Vec<String> {
+/// The disks that are cleaned when a host of one `local` disk and one on a `san`, prepared with one hint, is deprovisioned with another.
+fn cleaned([local, san]: [&str; 2], prepared: Option<&str>, then: Option<&str>) -> Vec<String> {
     let mut world = at(State::Available);
     world.change_inventory(|inventory| {
-        inventory.disks.push(Disk {
-            transport: Transport::Fc,
-            ..named("sdb", 40)
-        });
+        inventory.disks = vec![
+            named(local, 40),
+            Disk {
+                transport: Transport::Fc,
+                ..named(san, 40)
+            },
+        ];
     });
     let hint = |device: Option<&str>| {
-        let device_name = Some(device?.to_owned());
+        let device_name = Some(format!("/dev/{}", device?));
         Some(Box::new(RootDeviceHints {
             device_name,
             ..RootDeviceHints::default()
@@ -281,15 +280,16 @@ fn cleaned(prepared: Option<&str>, then: Option<&str>) -> Vec<String> {
 
 #[test]
 fn the_disk_that_the_image_was_written_to_is_cleaned_whatever_the_hints_are_by_then() {
-    let (local, san) = (Some("/dev/sda"), Some("/dev/sdb"));
-    for then in [None, local, san] {
-        assert_eq!(cleaned(san, then), ["/dev/sda", "/dev/sdb"]);
-        for prepared in [None, local] {
-            assert_eq!(
-                cleaned(prepared, then),
-                ["/dev/sda"],
-                "what others use is left alone"
-            );
+    // The first name is what others write down for hosts without hints.
+    for disks in [["sda", "sdb"], ["sdb", "sda"]] {
+        let [local, san] = disks;
+        for then in [None, Some(local), Some(san)] {
+            let both: Vec<String> = disks.map(|disk| format!("/dev/{disk}")).into();
+            assert_eq!(cleaned(disks, Some(san), then), both, "{then:?}");
+            for prepared in [None, Some(local)] {
+                let cleaned = cleaned(disks, prepared, then);
+                assert_eq!(cleaned, both[..1], "what others use is left alone");
+            }
         }
     }
 }

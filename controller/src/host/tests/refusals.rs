@@ -14,7 +14,7 @@ use muster_proto::{
 
 use super::{
     super::{
-        Effect, State, backoff, netboot,
+        Effect, Plan, State, backoff, netboot,
         observed::{Rival, SecretSeen, SecretState},
         plan::{Hold, PowerOrder},
     },
@@ -246,6 +246,40 @@ fn a_bmc_that_does_not_answer_is_asked_less_and_less_often() {
     world.bmc_up = true;
     world.reach(State::Available);
     assert_eq!(error(&world), (None, String::new(), 0));
+}
+
+#[test]
+fn what_a_bmc_said_to_one_attempt_is_not_counted_for_the_next_one() {
+    let mut world = World::new();
+    world.bmc_up = false;
+    for count in [1, 2, 3] {
+        world.until("a failure", |world| {
+            let status = world.host.as_ref().and_then(|host| host.status.as_ref());
+            status.is_some_and(|status| status.error_count == count && status.error_type.is_some())
+        });
+        // Another attempt is announced, and the BMC takes its time.
+        let mut plan = world.plan();
+        while plan.status.is_none() {
+            world.tick(11);
+            plan = world.plan();
+        }
+        assert!(matches!(plan.effects[..], [Effect::Probe(_)]), "{plan:?}");
+        let announced = Plan {
+            effects: Vec::new(),
+            ..plan
+        };
+        world.execute(announced, None, Fault::None);
+        for _ in 0..5 {
+            let plan = world.plan();
+            assert_eq!((plan.status, plan.events.len()), (None, 0), "{}", plan.why);
+            assert!(matches!(plan.effects[..], [Effect::Probe(_)]));
+            world.tick(1);
+        }
+        assert_eq!(
+            (waiting(&world).0.as_str(), error(&world)),
+            ("Bmc", (None, String::new(), count))
+        );
+    }
 }
 
 #[test]

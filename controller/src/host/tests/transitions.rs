@@ -1,5 +1,6 @@
 //! Every way of the table is taken, and from every state a deletion ends.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use muster_proto::kinds::{
     DETACHED_ANNOTATION, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, RootDeviceHints,
 };
@@ -8,9 +9,10 @@ use super::{
     super::{
         State,
         observed::{Bmc, SecretState},
+        plan::HARDWARE_FINALIZER,
         table::TRANSITIONS,
     },
-    world::{IMAGE, World},
+    world::{IMAGE, UID, World},
 };
 
 /// A world whose host came to `state` by itself.
@@ -198,4 +200,38 @@ fn a_detached_host_is_deleted_as_it_is_unless_it_is_to_wait() {
             "{state:?}"
         );
     }
+}
+
+#[test]
+fn hardware_that_a_former_host_of_the_name_left_becomes_the_hosts_own_or_is_made_anew() {
+    let owner_of = |world: &World| {
+        let data = world.hardware.as_ref().unwrap();
+        let owners = data.metadata.owner_references.clone().unwrap_or_default();
+        owners.into_iter().map(|owner| owner.uid).collect::<Vec<_>>()
+    };
+    let known = at(State::Available).hardware.unwrap();
+    let mut orphaned = known.clone();
+    orphaned.metadata.owner_references = None;
+    let mut anothers = known.clone();
+    anothers.metadata.owner_references.as_mut().unwrap()[0].uid = "a former one".to_owned();
+    for left in [&orphaned, &anothers] {
+        let mut world = World::new();
+        world.hardware = Some(left.clone());
+        world.reach(State::Available);
+        assert_eq!(owner_of(&world), [UID]);
+    }
+
+    // One that is going is waited for, and another operator's finalizer holds it no longer.
+    let mut going = anothers;
+    going.metadata.deletion_timestamp = Some(Time("2026-01-01T00:00:00Z".parse().unwrap()));
+    going.metadata.finalizers = Some(vec![HARDWARE_FINALIZER.to_owned()]);
+    let mut world = World::new();
+    world.hardware = Some(going);
+    let is_held = |world: &World| world.hardware.as_ref().unwrap().metadata.finalizers.is_some();
+    world.until("let go", |world| !is_held(world));
+    (0..5).for_each(|_| world.round());
+    assert_eq!(world.state(), State::Inspecting);
+    world.hardware = None;
+    world.reach(State::Available);
+    assert_eq!(owner_of(&world), [UID]);
 }

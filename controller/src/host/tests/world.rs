@@ -8,6 +8,7 @@ use k8s_openapi::{
     api::core::v1::SecretReference,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
+use kube::Resource as _;
 use muster_proto::{
     inventory::{BootMode, Disk, Inventory, Nic},
     kinds::{
@@ -794,12 +795,13 @@ impl World {
                 }
             }
             Effect::WriteHardware(hardware) => {
-                self.hardware = Some(HardwareData::new(
-                    "host-1",
-                    HardwareDataSpec {
-                        hardware: Some((**hardware).clone().into()),
-                    },
-                ));
+                let spec = HardwareDataSpec {
+                    hardware: Some((**hardware).clone().into()),
+                };
+                let mut data = HardwareData::new("host-1", spec);
+                let owner = self.host.as_ref().and_then(|host| host.controller_owner_ref(&()));
+                data.metadata.owner_references = owner.map(|owner| vec![owner]);
+                self.hardware = Some(data);
             }
             Effect::ReleaseLeftovers => self.released = true,
             Effect::ReleaseHardware => {

@@ -260,6 +260,26 @@ fn a_deleted_host_stays_away_until_approved() {
 }
 
 #[test]
+fn one_approval_is_enough_for_a_machine_whose_host_was_deleted_and_that_looks_like_another_ones() {
+    let mut sim = discovered();
+    let mut declared = sim.host(NAME).clone();
+    sim.delete_host(NAME);
+    sim.settle();
+    assert!(sim.server("a").spec.dismissed);
+    // Somebody declares a host of that name, for another machine or without saying for which.
+    declared.metadata.annotations = None;
+    declared.spec.boot_mac_address = None;
+    sim.add_host(declared);
+    sim.settle();
+    assert_eq!(sim.names(), [NAME]);
+    assert_eq!(sim.server("a").spec.host, None);
+    sim.annotate_server("a", APPROVE_ANNOTATION);
+    sim.settle();
+    assert_eq!(sim.names().len(), 2, "{:?}", sim.names());
+    assert!(sim.server("a").metadata.annotations.as_ref().unwrap().is_empty());
+}
+
+#[test]
 fn a_restored_host_is_linked_again_and_not_made_twice() {
     let mut sim = discovered();
     let copy = sim.host(NAME).clone();
