@@ -115,6 +115,27 @@ async fn where_no_session_can_be_had_for_whatever_reason_calls_go_without() {
 }
 
 #[tokio::test]
+async fn where_nothing_but_a_session_is_taken_and_none_can_be_had_the_password_is_not_called_wrong() {
+    for refusal in [
+        Fault::Status(503, "SessionLimitExceeded"),
+        Fault::Status(500, "InternalError"),
+    ] {
+        let (service, _events, access) = one(Options::default());
+        service.inject(Rule::always(refusal).method("POST").path(SESSIONS).times(1));
+        let basic_is_off = Rule::always(Fault::Status(401, "NoValidSession")).path("/Systems/1");
+        service.inject(basic_is_off.times(1));
+        let bmcs = bmcs(&hasty());
+        let refused = bmcs.probe(&access).await;
+        assert!(
+            matches!(refused, Err(BmcError::Busy { .. } | BmcError::Refused { .. })),
+            "{refused:?}"
+        );
+        super::until(|| bmcs.pause(&access).is_none()).await;
+        bmcs.probe(&access).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_session_that_is_over_is_renewed_also_where_the_answer_that_says_so_is_cut_off() {
     let (service, _events, access) = one(Options::default());
     let bmcs = bmcs(&hasty());

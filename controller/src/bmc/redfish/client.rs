@@ -61,8 +61,8 @@ pub(super) struct Client<'a> {
     access: &'a Access,
     wire: Wire<'a>,
     memory: &'a mut Memory,
-    /// There is no session left for us: this call goes without.
-    without_session: bool,
+    /// Why this call goes without a session, though the service has some.
+    without_session: Option<BmcError>,
 }
 
 impl<'a> Client<'a> {
@@ -76,7 +76,7 @@ impl<'a> Client<'a> {
             access,
             wire: Wire::new(access, &means.trust, means.limits, leave)?,
             memory,
-            without_session: false,
+            without_session: None,
         })
     }
 
@@ -176,6 +176,12 @@ impl<'a> Client<'a> {
             let told = self.follow(&mut asked).await?;
             let is_unknown = told.status == StatusCode::UNAUTHORIZED
                 || (!told.status.is_success() && self.said(&told).knows_no_session());
+            if told.status == StatusCode::UNAUTHORIZED
+                && let Some(error) = self.without_session.take()
+            {
+                // It takes nothing but sessions, and what it said of those is no verdict on user and password.
+                return Err(error);
+            }
             if !is_unknown || !known || renewed {
                 return Ok((asked, told));
             }
@@ -194,7 +200,7 @@ impl<'a> Client<'a> {
         {
             self.close().await;
         }
-        if self.memory.session.is_none() && !self.memory.sessionless && !self.without_session {
+        if self.memory.session.is_none() && !self.memory.sessionless && self.without_session.is_none() {
             self.open().await?;
         }
         match &self.memory.session {
@@ -241,13 +247,16 @@ impl<'a> Client<'a> {
             }
             // Who we are is not known there. Anything else is of sessions only, such as that none is left: each vendor says that in
             // another way.
-            _ => match self.success(&asked, &told) {
-                Err(error @ BmcError::Credentials { .. }) => Err(error),
-                _ => {
-                    self.without_session = true;
-                    Ok(())
+            _ => {
+                let refused = self.success(&asked, &told);
+                match refused {
+                    Err(BmcError::Credentials { .. }) => refused,
+                    _ => {
+                        self.without_session = refused.err();
+                        Ok(())
+                    }
                 }
-            },
+            }
         }
     }
 
