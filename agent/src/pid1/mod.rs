@@ -143,6 +143,13 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
             tracing::error!("starting again in {} s for a new token", REBOOT_PAUSE.as_secs());
             again
         }
+        Ended::Distrust => {
+            tracing::error!(
+                "no controller has a certificate that is trusted here; starting again in {} s for today's authorities and time",
+                REBOOT_PAUSE.as_secs()
+            );
+            again
+        }
         Ended::Unusable(error) => {
             tracing::error!(
                 "{}; starting again in {} s",

@@ -15,11 +15,11 @@ use super::{
     Ended, Machine, SessionError,
     endpoint::{Endpoint, Host},
     key::SessionKey,
-    retry::{self, Backoff, Next},
+    retry::{self, Backoff, Distrust, Next},
     tls,
     wire::{self, Connection},
 };
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 
 /// Why a call did not get through and must not be repeated as it is.
 #[derive(Debug)]
@@ -81,6 +81,7 @@ pub(super) struct Link<M> {
     tls: Arc<ClientConfig>,
     connection: Option<Connection>,
     backoff: Backoff,
+    distrust: Distrust,
     /// How often in a row the controller in use said that it cannot now.
     refusals: u32,
 }
@@ -122,6 +123,7 @@ impl<M: Machine> Link<M> {
             tls,
             connection: None,
             backoff: Backoff::default(),
+            distrust: Distrust::default(),
             refusals: 0,
         })
     }
@@ -180,6 +182,7 @@ impl<M: Machine> Link<M> {
             let error = match self.once(call, body).await {
                 Ok(Ok(answer)) => {
                     self.backoff.reset();
+                    self.distrust.reset();
                     self.refusals = 0;
                     return Ok(answer);
                 }
@@ -189,6 +192,9 @@ impl<M: Machine> Link<M> {
             tracing::warn!("{}", Chain(&error));
             if error.broke_connection() {
                 self.connection = None;
+            }
+            if self.distrust.failed(&error, clock::uptime()) && !self.is_working {
+                return Err(Stop::Ended(Ended::Distrust));
             }
             match retry::after(&error) {
                 Next::OtherEndpoint => {

@@ -84,6 +84,8 @@ pub enum Ended {
     PowerOff,
     /// The controller will never take this session: boot again for a new token.
     Refused(Problem),
+    /// No controller shows a certificate that this boot's authorities made: boot again for those of today.
+    Distrust,
     /// The boot configuration cannot be used.
     Unusable(SessionError),
 }

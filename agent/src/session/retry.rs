@@ -57,6 +57,30 @@ pub fn after(error: &wire::CallError) -> Next {
     }
 }
 
+/// So long no controller may be trusted before the machine boots again: for the authorities and the time of today. Certificates of all
+/// controllers are made anew in less, also after somebody's clock went wrong.
+const DISTRUST: Duration = Duration::from_mins(30);
+
+/// Since when, by [`uptime`](crate::clock::uptime), there was no answer because no controller was trusted.
+#[derive(Debug, Default)]
+pub struct Distrust(Option<Duration>);
+
+impl Distrust {
+    /// A call failed at `now`. True if that has lasted too long.
+    pub fn failed(&mut self, error: &wire::CallError, now: Duration) -> bool {
+        if !tls::distrusted(error) {
+            return false;
+        }
+        let since = *self.0.get_or_insert(now);
+        now.saturating_sub(since) >= DISTRUST
+    }
+
+    /// A controller was trusted.
+    pub fn reset(&mut self) {
+        self.0 = None;
+    }
+}
+
 /// Growing pauses between tries.
 #[derive(Debug, Default)]
 pub struct Backoff {
@@ -137,6 +161,29 @@ mod tests {
         ));
         assert!(backoff.pause(Some(LONGEST), u64::MAX) >= LONGEST);
         assert!(backoff.pause(Some(Duration::MAX), 0) <= LONGEST_ASKED + LONGEST);
+    }
+
+    #[test]
+    fn the_machine_boots_again_once_no_controller_was_trusted_for_half_an_hour() {
+        let handshake = |error: rustls::Error| wire::CallError::Handshake {
+            endpoint: "https://10.0.0.1:9443".parse().unwrap(),
+            source: std::io::Error::other(error),
+        };
+        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let (stranger, broken) = (
+            handshake(unknown),
+            handshake(rustls::Error::General(String::new())),
+        );
+        let at = Duration::from_secs;
+        let mut distrust = Distrust::default();
+        assert!(!distrust.failed(&broken, at(0)));
+        assert!(!distrust.failed(&stranger, at(10)));
+        assert!(!distrust.failed(&stranger, at(1809)));
+        assert!(!distrust.failed(&broken, at(5000)), "the network is away");
+        assert!(distrust.failed(&stranger, at(5000)));
+        distrust.reset();
+        assert!(!distrust.failed(&stranger, at(5001)));
+        assert!(distrust.failed(&stranger, at(6801)));
     }
 
     #[test]

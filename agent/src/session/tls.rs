@@ -130,6 +130,11 @@ pub fn certificate_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     )
 }
 
+/// True if somewhere in `error` we say that we do not accept the other end's certificate.
+pub fn distrusted(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(cause(error), Some(rustls::Error::InvalidCertificate(_)))
+}
+
 /// What rustls says somewhere in `error`.
 pub fn cause<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
     let mut cause = Some(error);

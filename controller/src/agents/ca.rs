@@ -27,7 +27,7 @@ pub const RENEW_AFTER: i64 = 1800;
 pub const SERVER_LIFETIME: i64 = 86_400;
 
 /// How long before "now" a certificate begins, in seconds, because clocks disagree.
-const BACKDATE: i64 = 3600;
+pub(super) const BACKDATE: i64 = 3600;
 
 /// What the URI in a client certificate begins with; the session's id follows.
 const SESSION_URI: &str = "muster:session:";

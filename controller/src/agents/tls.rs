@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
-    ca::{Ca, CaError, SERVER_LIFETIME},
+    ca::{BACKDATE, Ca, CaError, SERVER_LIFETIME},
     keys::Keys,
 };
 
@@ -72,36 +72,48 @@ pub(super) fn server_config(ca: &Ca, names: &Names, now: i64) -> Result<ServerCo
     Ok(config)
 }
 
-/// The configuration that is right now: made anew when the keys or the names change and when half of the certificate's life is over.
+/// How often the time is compared with that of the certificate: clocks are set, and a certificate of another time is trusted by nobody.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// True if a certificate that was made at `made` is to be made anew at `now` (unix seconds): half of its life is over, or the clock was set
+/// back by so much that it may not have begun for others.
+fn is_stale(made: i64, now: i64) -> bool {
+    !(made - BACKDATE / 2..made + SERVER_LIFETIME / 2).contains(&now)
+}
+
+/// The configuration that is right now: made anew when the keys or the names change, and in good time before its certificate ends.
 pub(super) async fn follow(
     mut keys: watch::Receiver<Keys>,
     mut names: watch::Receiver<Names>,
 ) -> Result<watch::Receiver<Arc<ServerConfig>>, TlsError> {
-    let make = |keys: &Keys, names: &Names| server_config(&keys.ca, names, super::clock::now()).map(Arc::new);
-    let first = make(&keys.borrow_and_update(), &names.borrow_and_update())?;
+    let make = |keys: &Keys, names: &Names, now| server_config(&keys.ca, names, now).map(Arc::new);
+    let mut made = super::clock::now();
+    let first = make(&keys.borrow_and_update(), &names.borrow_and_update(), made)?;
     let (sender, receiver) = watch::channel(first);
     tokio::spawn(async move {
-        let half = Duration::from_secs(SERVER_LIFETIME.unsigned_abs() / 2);
-        let mut next = half;
         let (mut followed, mut named) = (true, true);
         loop {
-            tokio::select! {
+            let changed = tokio::select! {
                 () = sender.closed() => return,
-                changed = keys.changed(), if followed => followed = changed.is_ok(),
-                changed = names.changed(), if named => named = changed.is_ok(),
-                () = tokio::time::sleep(next) => {}
+                changed = keys.changed(), if followed => { followed = changed.is_ok(); true },
+                changed = names.changed(), if named => { named = changed.is_ok(); true },
+                () = tokio::time::sleep(LOOK) => false,
+            };
+            let now = super::clock::now();
+            if !changed && !is_stale(made, now) {
+                continue;
             }
-            let made = make(&keys.borrow_and_update(), &names.borrow_and_update());
-            next = match made {
+            match make(&keys.borrow_and_update(), &names.borrow_and_update(), now) {
                 Ok(config) => {
                     sender.send_replace(config);
-                    half
+                    made = now;
                 }
+                // It is tried again.
                 Err(error) => {
+                    made = i64::MIN / 2;
                     tracing::error!(error = %muster_proto::Chain(&error), "the old server certificate stays in use");
-                    Duration::from_secs(60)
                 }
-            };
+            }
         }
     });
     Ok(receiver)
@@ -179,5 +191,27 @@ impl ClientCertVerifier for Ours {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_made_anew_at_half_of_its_life_and_after_the_clock_was_set() {
+        let made = 1_800_000_000;
+        for (moved, stale) in [
+            (0, false),
+            (SERVER_LIFETIME / 2 - 1, false),
+            (SERVER_LIFETIME / 2, true),
+            (10 * SERVER_LIFETIME, true),
+            // Others allow for clocks that differ a little.
+            (-BACKDATE / 2, false),
+            (-BACKDATE / 2 - 1, true),
+            (-10 * SERVER_LIFETIME, true),
+        ] {
+            assert_eq!(is_stale(made, made + moved), stale, "{moved}");
+        }
     }
 }
