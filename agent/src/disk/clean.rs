@@ -23,7 +23,8 @@ use crate::{
 const START: u64 = 5 << 20;
 
 /// To the end: the backup GPT, md 0.90 and 1.0 (at most 128 KiB before it), firmware's RAIDs (the last blocks), ZFS (512 KiB),
-/// NTFS's second boot sector, and a config drive of which no table speaks yet: at the very end, and seldom larger.
+/// NTFS's second boot sector, and a config drive of which no table speaks yet: at the very end, or where MBRs end, and seldom larger. (One that
+/// was being written into a partition that the image has for it is not found, if the power goes just then.)
 pub(crate) const END: u64 = 4 << 20;
 
 /// Btrfs keeps copies of its superblock far inside (`fs/btrfs/disk-io.h`, `btrfs_sb_offset`).
@@ -284,6 +285,8 @@ fn ranges(partitions: &[Range<u64>], size: u64, block: u32) -> Vec<Range<u64>> {
             places.push(start..start.saturating_add(COPY).min(part.end));
         }
     }
+    let reach = (mbr::REACH * block).min(size);
+    places.push(reach.saturating_sub(END)..reach);
     places.retain(|place| place.start < place.end);
     for place in &mut places {
         *place = place.start / block * block..place.end.next_multiple_of(block).min(size);

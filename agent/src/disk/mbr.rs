@@ -102,6 +102,9 @@ pub fn stretch_protective(sector: &mut [u8], blocks: u64) {
     }
 }
 
+/// So many blocks of a disk an MBR can speak of.
+pub const REACH: u64 = u32::MAX as u64;
+
 /// Adds a primary partition of at least `len` bytes at the end of a disk of `blocks` blocks, its start on a MiB. MBRs reach no
 /// further than 2^32 blocks, and so does it.
 ///
@@ -117,7 +120,7 @@ pub fn add_at_end(
     let used = records(sector);
     let mib = (1 << 20) / u64::from(block);
     let lowest = used.iter().map(Record::end).max().unwrap_or(0).max(mib);
-    let end = blocks.min(u64::from(u32::MAX));
+    let end = blocks.min(REACH);
     let first = end
         .checked_sub(len.div_ceil(block.into()))
         .map(|first| first / mib * mib);

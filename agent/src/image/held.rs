@@ -5,6 +5,7 @@
 
 use std::io;
 
+use super::After;
 use crate::{
     disk::{Disk, aligned::Aligned, clean, read_any},
     work::Work,
@@ -33,18 +34,21 @@ pub(super) struct Held<'d> {
 impl<'d> Held<'d> {
     /// Makes `disk`, of [`LEAST`] bytes or more, unbootable. What is held back begins as zeros, and so does the end of the disk with its
     /// signatures: few images reach there, and an array or a pool that the whole disk was part of would be found instead of the image.
-    pub(super) fn begin(disk: &'d mut dyn Disk) -> io::Result<Held<'d>> {
+    /// `after` follows what is on it.
+    pub(super) fn begin(disk: &'d mut dyn Disk, after: &mut After) -> io::Result<Held<'d>> {
         let held = Held {
             tail_at: disk.size() - TAIL as u64,
             head: Aligned::zeroed(HEAD),
             tail: Aligned::zeroed(TAIL),
             disk,
         };
+        *after = After::Old;
         // Written, not left to the device to zero: this must not stay in any queue. The second header goes first: alone it
         // could bring the old table back.
         held.disk.write_at(held.tail_at, &held.tail)?;
         held.disk.write_at(0, &held.head)?;
         held.disk.sync()?;
+        *after = After::Unbootable;
         // Only now: what still boots must be whole.
         let end = held.disk.size().saturating_sub(clean::END).max(HEAD as u64);
         held.disk.zero(end, held.tail_at - end)?;

@@ -86,6 +86,8 @@ pub struct Written {
 pub enum After {
     /// Nothing was written.
     Untouched,
+    /// It failed while it was being made unbootable: it may boot what was there, of which the last 64 KiB or the first MiB may be lost.
+    Old,
     /// What was there is lost; it does not boot.
     Unbootable,
     /// It was being made bootable, with an image that was verified, when the disk failed: it may boot or not.
@@ -96,6 +98,9 @@ impl fmt::Display for After {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             After::Untouched => "the disk is as it was",
+            After::Old => {
+                "nothing of the image was written, and the disk may boot what it had, if that is whole"
+            }
             After::Unbootable => {
                 "what was on the disk is lost, and it does not boot until it is written again"
             }

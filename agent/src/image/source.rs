@@ -27,7 +27,7 @@ pub use error::SourceError;
 
 use super::{
     Environment,
-    url::{Url, UrlError},
+    url::{self, Url, UrlError},
 };
 use crate::{
     net::{self, dns},
@@ -441,7 +441,7 @@ impl Source<'_> {
     async fn through(&self, proxy: &str, url: &Url) -> Result<TcpStream, SourceError> {
         let bare = proxy.trim_start_matches("http://").trim_end_matches('/');
         let (host, port) = crate::session::endpoint::authority(bare, 3128)
-            .ok_or_else(|| SourceError::ProxyAddress(muster_proto::text::clean(proxy.as_bytes())))?;
+            .ok_or_else(|| SourceError::ProxyAddress(url::shown(proxy)))?;
         let address = self.resolve(url, &host, port).await?;
         let failed = |source| SourceError::Connect {
             url: url.to_string(),

@@ -336,8 +336,7 @@ impl<'d> Writer<'d> {
         if let State::Looking(_) = self.state {
             let layout = look(&buffer[..len])?;
             if let State::Looking(disk) = std::mem::replace(&mut self.state, State::Refused) {
-                *after = After::Unbootable;
-                let held = Held::begin(disk).map_err(disk_failed("make it unbootable"))?;
+                let held = Held::begin(disk, after).map_err(disk_failed("make it unbootable"))?;
                 self.state = State::Writing(Box::new(held), layout);
             }
         }

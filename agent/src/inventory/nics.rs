@@ -54,7 +54,7 @@ pub(super) fn collect(
     }
     let of = Arc::clone(links);
     let mut on_all = warnings.on("nics", "addresses");
-    let mut addresses = match patience.wait(move || of.addresses()) {
+    let mut addresses = match patience.wait(root.sys("class/net"), move || of.addresses()) {
         Some(addresses) => on_all.or_default(addresses),
         None => {
             on_all.say("the kernel does not answer");
@@ -66,7 +66,9 @@ pub(super) fn collect(
     for name in names {
         let (own_root, own_name, of) = (root.clone(), name.clone(), Arc::clone(links));
         let addresses = addresses.remove(&name).unwrap_or_default();
-        let (nic, identifies) = match patience.wait(move || read(&own_root, &*of, &own_name, addresses)) {
+        let (nic, identifies) = match patience.wait(root.sys("class/net").join(&name), move || {
+            read(&own_root, &*of, &own_name, addresses)
+        }) {
             Some((nic, identifies, said)) => {
                 warnings.append(said);
                 (nic, identifies)
@@ -110,12 +112,15 @@ pub(crate) fn address(
     name: &str,
     patience: &mut Patience,
 ) -> Option<(Mac, bool)> {
+    let at = root.sys("class/net").join(name);
     let permanent = links.cloned().and_then(|links| {
         let name = name.to_owned();
-        patience.wait(move || links.permanent_mac(&name).ok().flatten())?
+        patience.wait(at.join("permanent address"), move || {
+            links.permanent_mac(&name).ok().flatten()
+        })?
     });
     let (root, name) = (root.clone(), name.to_owned());
-    patience.wait(move || {
+    patience.wait(at.join("address"), move || {
         let current = || sys::text(&root.sys("class/net").join(&name).join("address")).ok();
         let mac = permanent.or_else(|| current()?.parse().ok())?;
         Some((mac, identifies(&root, &name, mac, permanent.is_some())))

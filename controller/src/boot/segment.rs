@@ -233,7 +233,8 @@ pub fn check(segment: &Segment, links: &[Link], ports: Ports) -> Result<Net, Inv
     {
         return Err(Invalid::Endpoint {
             field: "proxy",
-            written: shown(proxy),
+            // Before the host may stand a password.
+            written: shown(proxy.rsplit_once('@').map_or(proxy, |(_, host)| host)),
             form: "host:port",
         });
     }

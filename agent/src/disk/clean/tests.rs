@@ -247,3 +247,13 @@ proptest! {
         wiped(&mut SimDisk::of(bytes, if large { 4096 } else { 512 }));
     }
 }
+
+#[test]
+fn a_config_drive_where_mbrs_end_is_zeroed_though_no_table_speaks_of_it() {
+    let (size, reach) = (3 << 40, u64::from(u32::MAX) * 512);
+    let found = ranges(&[], size, 512);
+    for at in [reach - END, reach - 512, size - END, size - 512] {
+        assert!(found.iter().any(|range| range.contains(&at)), "{at}");
+    }
+    assert!(!found.iter().any(|range| range.contains(&(1 << 40))));
+}

@@ -40,7 +40,7 @@ pub(super) fn collect(root: &Root, patience: &mut Patience, warnings: &mut Warni
     let mut rest = names.iter();
     for name in rest.by_ref() {
         let (own_root, own_name) = (root.clone(), name.clone());
-        match patience.wait(move || read(&own_root, &own_name)) {
+        match patience.wait(root.sys("block").join(name), move || read(&own_root, &own_name)) {
             Some((disk, said)) => {
                 warnings.append(said);
                 disks.extend(disk);

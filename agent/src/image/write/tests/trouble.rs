@@ -20,6 +20,23 @@ fn a_disk_that_fails_is_named_and_does_not_boot() {
 }
 
 #[test]
+fn a_disk_that_cannot_be_made_unbootable_is_not_said_to_be_so() {
+    for bad in [0, 600_000, 10 * MIB - 4096] {
+        let mut disk = old_disk(BLOCK);
+        disk.bad = Some((bad as u64, Errno::EROFS));
+        let old = disk.bytes.clone();
+        let (failed, after) = Trial::of(image(BLOCK)).write(&mut disk);
+        assert!(matches!(failed, Err(Failure::Disk { .. })));
+        assert_eq!(after, After::Old);
+        assert_eq!(
+            disk.bytes[MIB..9 * MIB],
+            old[MIB..9 * MIB],
+            "nothing of the image"
+        );
+    }
+}
+
+#[test]
 fn a_disk_that_fails_for_a_moment_while_it_is_made_bootable_is_unbootable_again() {
     let whole = {
         let mut disk = old_disk(BLOCK);
