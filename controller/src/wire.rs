@@ -103,7 +103,7 @@ pub struct Parts<'a> {
     pub registry: &'a mut Registry,
     /// Counts Events that were not told.
     pub dropped: Dropped,
-    /// For parts that end in an orderly way; others are dropped.
+    /// For parts that end in an orderly way, and hold it until they have; others are dropped.
     pub shutdown: Shutdown,
     /// True once `world` is complete for the first time.
     pub ready: watch::Receiver<bool>,

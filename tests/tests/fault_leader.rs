@@ -188,6 +188,17 @@ async fn the_next_server_is_discovered_after_a_kill_of_the_leader() {
     assert_eq!(stage.hosts().await.unwrap().len(), 3);
 }
 
+/// Has `control`, which leads, end. It gives up the Lease by itself: that others on this computer see its process end is no help to those on
+/// another.
+async fn gives_up(control: &mut Control) {
+    assert!(control.controller.stop(SOON).await, "it ends by itself and well");
+    let said = control
+        .controller
+        .log()
+        .wait_for("the Lease is given up", 0, SOON);
+    said.await.expect("the Lease is given up");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_told_to_end_hands_over_and_the_other_goes_on() {
     // Nobody waits for this lease to run out.
@@ -197,10 +208,7 @@ async fn a_leader_that_is_told_to_end_hands_over_and_the_other_goes_on() {
     let (led, before) = leader(&stage, &controls, None).await;
     servers[0].power_on();
     stage.discovered(&servers[0], SOON).await.unwrap();
-    assert!(
-        controls[led].controller.stop(SOON).await,
-        "it ends by itself and well"
-    );
+    gives_up(&mut controls[led]).await;
     let (_, after) = leader(&stage, &controls, Some(led)).await;
     assert!(epoch(&after) > epoch(&before));
     servers[1].power_on();
@@ -375,10 +383,7 @@ async fn a_write_goes_on_after_the_leader_is_told_to_end_in_the_middle_of_it() {
     let rack = stage.rack().unwrap();
     let half = Half::written(&stage, &rack).await;
     let (led, before) = leader(&stage, &controls, None).await;
-    assert!(
-        controls[led].controller.stop(SOON).await,
-        "it ends by itself and well"
-    );
+    gives_up(&mut controls[led]).await;
     let (next, after) = leader(&stage, &controls, Some(led)).await;
     half.service.seen();
     assert!(epoch(&after) > epoch(&before));

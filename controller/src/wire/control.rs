@@ -56,13 +56,15 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, 
         concurrency: args.host_concurrency,
         retries: args.max_provisioning_retries.into(),
     };
-    let mut shutdown = parts.shutdown.clone();
-    let stopped = async move {
-        let _ = shutdown.wait_for(|stopped| *stopped).await;
-    };
     metrics::register_leader(parts.registry, &args.lease_name, standing.clone());
-    // Only one that sees the cluster may lead.
-    parts.spawn("the election", election.run(stopped));
+    let mut shutdown = parts.shutdown.clone();
+    parts.spawn("the election", async move {
+        // Only borrowed: the process waits for those that hold it, and the Lease is to be given up.
+        let stopped = async {
+            let _ = shutdown.wait_for(|stopped| *stopped).await;
+        };
+        election.run(stopped).await;
+    });
     let mut shutdown = parts.shutdown.clone();
     parts.spawn("the sessions of BMCs", async move {
         let _ = shutdown.wait_for(|stopped| *stopped).await;

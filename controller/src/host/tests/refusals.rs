@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::SecretReference;
+use k8s_openapi::{api::core::v1::SecretReference, apimachinery::pkg::apis::meta::v1::Condition};
 use muster_proto::{
     inventory::BootMode,
     kinds::{
         AutomatedCleaningMode, ChecksumType, CredentialsStatus, CustomDeploy, ErrorType, HostBootMode,
         IN_BAND_ANNOTATION, INSPECT_ANNOTATION, ImageFormat, OperationalStatus, PROTECTED_ANNOTATION,
-        RELEASE_ANNOTATION, RaidConfig, SoftwareRaidVolume, Trust,
+        RELEASE_ANNOTATION, RaidConfig, Server, SoftwareRaidVolume, Trust,
     },
 };
 
@@ -600,8 +600,55 @@ fn user_data_is_given_to_no_session_below_the_required_trust() {
             error(&world).1
         );
     }
+    // Nor any other of what goes on a config drive, also by itself.
+    let named = |name: &str| {
+        Some(SecretReference {
+            name: Some(name.to_owned()),
+            namespace: None,
+        })
+    };
+    for purpose in ["networkData", "metaData", "preprovisioningNetworkDataName"] {
+        let mut world = at(State::Available);
+        world.segment.spec.required_trust = None;
+        world.set_image(Some(IMAGE));
+        match purpose {
+            "networkData" => {
+                world.host().spec.network_data = named("network");
+                world.secrets.network_data = secret("3", "network");
+            }
+            "metaData" => {
+                world.host().spec.meta_data = named("meta");
+                world.secrets.meta_data = secret("3", "meta");
+            }
+            _ => {
+                world.host().spec.preprovisioning_network_data_name = Some("before".to_owned());
+                world.secrets.preprovisioning = secret("3", "before");
+            }
+        }
+        world.settle();
+        assert_eq!(world.state(), State::Available, "{purpose}");
+        assert!(error(&world).1.contains("trust `bmc-delivered`"), "{purpose}");
+    }
     // Without anything secret there is nothing to be trusted with.
     world.host().spec.user_data = None;
+    world.reach(State::Provisioned);
+}
+
+#[test]
+fn who_opted_in_for_a_session_by_its_key_trusts_it_with_user_data_whatever_the_segment_requires() {
+    let mut world = World::in_band();
+    world.segment.spec.required_trust = Some(Trust::Tpm);
+    let key = world
+        .server
+        .as_ref()
+        .and_then(Server::session)
+        .unwrap()
+        .key
+        .clone();
+    world.annotate(IN_BAND_ANNOTATION, &key);
+    world.reach(State::Available);
+    world.set_image(Some(IMAGE));
+    world.name_user_data();
     world.reach(State::Provisioned);
 }
 
@@ -689,6 +736,36 @@ fn power_that_is_unknown_stays_as_it_was_known_last() {
             .any(|one| one.type_ == "Manageable" && one.status == "True")
     );
     assert_eq!(world.machine.writes.len(), 1);
+}
+
+#[test]
+fn power_of_which_the_bmc_says_nothing_stays_as_it_was_known_last_and_a_condition_says_so() {
+    for on in [true, false] {
+        let mut world = at(State::Provisioned);
+        world.host().spec.online = on;
+        world.settle();
+        world.says_nothing_of_power = true;
+        world.read_power();
+        world.settle();
+        let status = world.host().status.clone().unwrap();
+        assert_eq!((status.powered_on, world.machine.on), (on, on));
+        let manageable = status.conditions.iter().find(|one| one.type_ == "Manageable");
+        let manageable = manageable.unwrap();
+        assert_eq!(
+            (manageable.status.as_str(), manageable.reason.as_str()),
+            ("False", "PowerFailure")
+        );
+        assert!(
+            manageable.message.contains("neither on nor off"),
+            "{}",
+            manageable.message
+        );
+        world.says_nothing_of_power = false;
+        world.settle();
+        let status = world.host().status.clone().unwrap();
+        let manageable = |one: &Condition| one.type_ == "Manageable" && one.status == "True";
+        assert!(status.conditions.iter().any(manageable));
+    }
 }
 
 #[test]

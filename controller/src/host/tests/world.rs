@@ -141,6 +141,8 @@ pub(super) struct World {
     pub(super) machine: Machine,
     /// The BMC answers.
     pub(super) bmc_up: bool,
+    /// It answers, and says neither on nor off.
+    pub(super) says_nothing_of_power: bool,
     /// How many seconds each call to the BMC takes, whatever comes of it.
     pub(super) bmc_takes: u32,
     /// Of which machine it says that it is.
@@ -284,6 +286,7 @@ impl World {
                 health: Health::Ok,
             },
             bmc_up: true,
+            says_nothing_of_power: false,
             bmc_takes: 0,
             says: Identity::default(),
             edge: Edge::Newest,
@@ -840,10 +843,14 @@ impl World {
         }
     }
 
-    fn read_power(&mut self) {
+    pub(super) fn read_power(&mut self) {
         self.bmc.unread = None;
         self.bmc.power = Some(PowerReading {
-            power: if self.machine.on { Power::On } else { Power::Off },
+            power: match self.machine.on {
+                _ if self.says_nothing_of_power => Power::Unknown,
+                true => Power::On,
+                false => Power::Off,
+            },
             health: self.machine.health,
             at: self.now,
         });
