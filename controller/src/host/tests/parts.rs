@@ -5,6 +5,8 @@ use muster_proto::{
     kinds::{BmcDetails, IN_BAND_ANNOTATION, RootDeviceHints, SERVER_ANNOTATION, STATUS_ANNOTATION},
 };
 use proptest::prelude::*;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 
 use super::{
     super::{Effect, Observed, Owner, Plan, State, disk, guard, netboot, next, owner, plan::Task, rivals},
@@ -485,7 +487,81 @@ fn a_machine_that_has_left_boots_its_image_though_the_copy_of_its_host_is_older_
     }
 }
 
+/// Puts `with` in the place of the part number `at` of `value`, counted from the outside; nothing takes the part away.
+fn replace(value: &mut Value, at: &mut usize, with: Option<&Value>) -> bool {
+    let parts: Vec<&mut Value> = match value {
+        Value::Object(map) => {
+            for key in map.keys().cloned().collect::<Vec<_>>() {
+                if *at == 0 {
+                    match with {
+                        Some(with) => map.insert(key, with.clone()),
+                        None => map.remove(&key),
+                    };
+                    return true;
+                }
+                *at -= 1;
+            }
+            map.values_mut().collect()
+        }
+        Value::Array(list) => list.iter_mut().collect(),
+        _ => return false,
+    };
+    parts.into_iter().any(|part| replace(part, at, with))
+}
+
+/// `object`, some part of which is another; unchanged where it could not be read so.
+fn distorted<T: Serialize + DeserializeOwned + Clone>(object: &T, at: usize, with: Option<&Value>) -> T {
+    let mut value = json!(object);
+    let parts = value.to_string().matches("\":").count();
+    replace(&mut value, &mut (at % parts.max(1)), with);
+    serde_json::from_value(value).unwrap_or_else(|_| object.clone())
+}
+
+fn any_part() -> impl Strategy<Value = Option<Value>> {
+    prop_oneof![
+        2 => Just(None),
+        1 => any::<bool>().prop_map(|value| Some(json!(value))),
+        2 => any::<i64>().prop_map(|value| Some(json!(value))),
+        2 => (-2..3_i64).prop_map(|value| Some(json!(value))),
+        3 => "\\PC{0,20}".prop_map(|value| Some(json!(value))),
+        2 => "[0-9]{4}-1[0-2]-0[1-9]T00:00:0[0-9]Z".prop_map(|value| Some(json!(value))),
+        1 => Just(Some(json!({}))),
+        1 => Just(Some(json!([]))),
+    ]
+}
+
 proptest! {
+    #[test]
+    fn next_never_panics_whatever_part_of_whichever_object_is_another(
+        state in proptest::sample::select(&State::ALL[..]),
+        in_band: bool,
+        rounds in 0..4_usize,
+        distortions in proptest::collection::vec((0..4_u8, any::<usize>(), any_part()), 1..6),
+    ) {
+        let mut world = match in_band {
+            true => World::in_band(),
+            false => at(state),
+        };
+        if in_band {
+            world.set_image(Some(IMAGE));
+        }
+        (0..rounds).for_each(|_| world.round());
+        for (which, at, with) in distortions {
+            let with = with.as_ref();
+            match which {
+                0 => world.host = world.host.map(|host| distorted(&host, at, with)),
+                1 => world.server = world.server.map(|server| distorted(&server, at, with)),
+                2 => world.hardware = world.hardware.map(|hardware| distorted(&hardware, at, with)),
+                _ => world.segment = distorted(&world.segment, at, with),
+            }
+            let Some(host) = &world.host else { continue };
+            let seen = world.seen();
+            let plan = next(host, &seen, world.now);
+            prop_assert_eq!(plan, next(host, &seen, world.now));
+            netboot::wanted(host, world.server.as_ref());
+        }
+    }
+
     #[test]
     fn next_never_panics_and_says_the_same_twice(
         state in "(|unmanaged|registering|inspecting|preparing|available|provisioning|provisioned|externally provisioned|deprovisioning|powering off before delete|deleting|[a-z ]{0,12})",
