@@ -10,15 +10,19 @@ use muster_proto::{
     inventory::{BootMode, Inventory},
     kinds::{
         ARCH_LABEL, AutomatedCleaningMode, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec,
-        BareMetalHostStatus, HardwareDetails, IN_BAND_ANNOTATION, OperationHistory, OperationMetric,
-        OperationalStatus, Packed, ProvisionStatus, SEGMENT_LABEL, SERVER_ANNOTATION, Trust, VENDOR_LABEL,
+        BareMetalHostStatus, HardwareDetails, OperationHistory, OperationMetric, OperationalStatus, Packed,
+        ProvisionStatus, SEGMENT_LABEL, SERVER_ANNOTATION, Trust, VENDOR_LABEL,
     },
     text,
 };
 
 use super::{hardware, name};
 use crate::{
-    host::{Owner, State, conditions, owner, owner::has_bmc, whole_seconds},
+    host::{
+        Owner, State, conditions, owner,
+        owner::{has_bmc, is_in_band},
+        whole_seconds,
+    },
     hosts::{annotation, made_for},
 };
 
@@ -49,7 +53,7 @@ pub fn is_discovered(host: &BareMetalHost) -> bool {
 /// True if what the machine does is the operator's to say: its host is on its way, or will be as soon as the operator has seen it.
 pub fn is_managed(host: &BareMetalHost) -> bool {
     let young = matches!(State::of(host), State::New | State::Unmanaged);
-    !young || has_bmc(host) || annotation(host, IN_BAND_ANNOTATION).is_some()
+    !young || has_bmc(host) || is_in_band(host)
 }
 
 /// True if `host` is past its inspection, whoever did it.

@@ -9,7 +9,7 @@ use super::{
     State,
     detached::is_cut_off,
     jobs::OURS,
-    owner::{Owner, has_bmc, owner},
+    owner::{Owner, has_bmc, is_in_band, owner},
 };
 use crate::hosts::{annotation, forbids_inspection};
 
@@ -39,6 +39,10 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
         State::Inspecting => Some("its host is inspecting"),
         State::Preparing if !foreign => Some("its host is preparing"),
         State::Available if !foreign && host.spec.online => Some("its host is available, ready for an image"),
+        // Nobody would see that it runs what is on its disk.
+        State::Available if !foreign && is_in_band(host) => {
+            Some("its host is to be off, and has no BMC: its ramdisk switches it off")
+        }
         State::Provisioning => Some("its host is provisioning"),
         State::Deprovisioning => Some("its host is deprovisioning"),
         _ => None,

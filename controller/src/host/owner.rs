@@ -5,6 +5,7 @@ use muster_proto::kinds::{
 };
 
 use super::{State, plan::FINALIZER};
+use crate::hosts::annotation;
 
 /// Who writes the status of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +23,7 @@ pub enum Owner {
 /// Discovery's are the hosts that it made, as long as they are unmanaged and have no BMC, no opt-in to be managed through the
 /// ramdisk, no status to be restored, and no finalizer of the operator's. All others are the operator's.
 pub fn owner(host: &BareMetalHost) -> Owner {
-    let annotated = |name| {
-        let annotations = host.metadata.annotations.as_ref();
-        annotations.is_some_and(|all| all.contains_key(name))
-    };
+    let annotated = |name| annotation(host, name).is_some();
     if annotated(PAUSED_ANNOTATION) {
         return Owner::Nobody;
     }
@@ -42,6 +40,11 @@ pub fn owner(host: &BareMetalHost) -> Owner {
 pub fn is_held(host: &BareMetalHost) -> bool {
     let mut finalizers = host.metadata.finalizers.iter().flatten();
     finalizers.any(|name| name == FINALIZER)
+}
+
+/// True if somebody allows that `host`, which has no BMC, is managed through its ramdisk.
+pub fn is_in_band(host: &BareMetalHost) -> bool {
+    !has_bmc(host) && annotation(host, IN_BAND_ANNOTATION).is_some()
 }
 
 /// True if `host` says anything of a BMC; half of it is an error, not nothing.

@@ -251,6 +251,19 @@ fn a_provisioned_machine_that_a_person_switched_off_is_woken_when_it_is_to_be_on
 }
 
 #[test]
+fn a_machine_that_is_to_be_off_and_boots_by_itself_boots_its_ramdisk_which_switches_it_off() {
+    let mut world = switched_off();
+    world.power(PowerOrder::On);
+    while world.machine.booting > 0 {
+        world.tick(11);
+    }
+    assert!(world.machine.on && world.machine.ramdisk.is_some());
+    world.settle();
+    assert!(!world.machine.on && !powered_on(&world));
+    assert_eq!(world.machine.disk, Content::Old);
+}
+
+#[test]
 fn a_machine_that_came_back_after_it_went_down_is_told_again() {
     let mut world = available();
     world.host().spec.online = false;
