@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use muster_proto::{
     Mac,
     inventory::Nic,
-    kinds::{BareMetalHost, ErrorType, Packed, Server, Wake},
+    kinds::{BareMetalHost, ErrorType, Packed, Segment, Server, Wake},
 };
 
 use super::{
@@ -265,12 +265,22 @@ fn wakes(draft: &Draft<'_>) -> Result<Vec<Mac>, &'static str> {
         false if draft.seen.segment.is_none() => {
             Err("the Segment of its last session, on which Wake-on-LAN would be sent, is not there any more")
         }
+        false if draft.seen.segment.is_some_and(is_unserved) => {
+            Err("the Segment of its last session, on which Wake-on-LAN would be sent, is not served")
+        }
         false => Ok(macs),
         true if !inventory.nics.is_empty() && inventory.nics.iter().all(without) => {
             Err("no NIC of it has Wake-on-LAN")
         }
         true => Err("no NIC of it is known that may have Wake-on-LAN"),
     }
+}
+
+/// True if no edge serves `segment`, as its status says.
+fn is_unserved(segment: &Segment) -> bool {
+    let status = segment.status.as_ref();
+    let mut conditions = status.iter().flat_map(|status| &status.conditions);
+    conditions.any(|condition| condition.type_ == "Serving" && condition.status == "False")
 }
 
 /// Asks the edges for Wake-on-LAN, if it may do something. A packet does nothing to a machine that runs.

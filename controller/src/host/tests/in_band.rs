@@ -1,7 +1,7 @@
 //! The power of hosts without a BMC: what their ramdisk does, what Wake-on-LAN does, and what only a person can.
 
 use jiff::SignedDuration;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use muster_proto::kinds::{
     BareMetalHost, ErrorType, Image, JobStatus, OperationalStatus, PAUSED_ANNOTATION, REBOOT_ANNOTATION,
     SessionState,
@@ -302,6 +302,30 @@ fn a_machine_whose_segment_is_gone_is_switched_on_by_a_person() {
     world.round();
     assert_eq!(waiting(&world).0, "PoweringOn");
     assert_eq!(world.wished_awake, 1);
+}
+
+#[test]
+fn nobody_is_asked_to_wake_a_machine_on_a_segment_that_is_not_served() {
+    let mut world = switched_off();
+    let serving = |status: &str| Condition {
+        type_: "Serving".to_owned(),
+        status: status.to_owned(),
+        reason: String::new(),
+        message: String::new(),
+        last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
+        observed_generation: None,
+    };
+    let status = world.segment.status.get_or_insert_default();
+    status.conditions = vec![serving("False")];
+    world.host().spec.online = true;
+    world.settle();
+    assert_eq!((world.wished_awake, world.machine.on), (0, false));
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "PowerByHand");
+    assert!(message.contains("is not served"), "{message}");
+    world.segment.status.as_mut().unwrap().conditions = vec![serving("True")];
+    world.settle();
+    assert!(is_ready(&world), "{:?}", waiting(&world));
 }
 
 #[test]
