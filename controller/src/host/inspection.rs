@@ -198,8 +198,10 @@ fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
     let stored = draft.seen.hardware;
     if stored.is_some_and(|data| data.metadata.deletion_timestamp.is_some()) {
         release_data(draft);
-        draft.keep_wait();
-        draft.why("the HardwareData of before goes first");
+        draft.wait_for(
+            "Inspection",
+            "waits for the HardwareData of a former host of this name, which is being deleted, to be gone; next: it is made anew",
+        );
         draft.again(access::LOOK_AGAIN);
         return;
     }

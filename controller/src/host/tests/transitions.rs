@@ -12,6 +12,7 @@ use super::{
         plan::HARDWARE_FINALIZER,
         table::TRANSITIONS,
     },
+    life::waiting,
     world::{IMAGE, UID, World},
 };
 
@@ -231,6 +232,11 @@ fn hardware_that_a_former_host_of_the_name_left_becomes_the_hosts_own_or_is_made
     world.until("let go", |world| !is_held(world));
     (0..5).for_each(|_| world.round());
     assert_eq!(world.state(), State::Inspecting);
+    assert!(
+        waiting(&world).1.contains("a former host"),
+        "{:?}",
+        waiting(&world)
+    );
     world.hardware = None;
     world.reach(State::Available);
     assert_eq!(owner_of(&world), [UID]);
