@@ -122,7 +122,10 @@ async fn a_control_role_off_the_machines_network_has_its_edge_wake_a_machine() {
     stage.until("the wish", SOON, asked).await.unwrap();
     let paused = |value: Option<&str>| json!({"metadata": {"annotations": {PAUSED_ANNOTATION: value}}});
     stage.patch(&name, paused(Some(""))).await.unwrap();
+    let said = stage.controller.log().len();
     stage.controller.start().unwrap();
+    let ready = stage.controller.log().wait_for("serving segment", said, SOON);
+    ready.await.unwrap();
     assert!(heard(&socket, A_WHILE).await.is_err(), "it was paused");
     stage.patch(&name, paused(None)).await.unwrap();
     heard(&socket, SOON).await.unwrap();

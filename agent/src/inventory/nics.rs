@@ -12,7 +12,7 @@ use muster_proto::{
 use super::{
     disks::chain::{is_pci, is_usb},
     links::Links,
-    patience::Patience,
+    patience::{Patience, device},
     warnings::{Subject, Warnings},
 };
 use crate::{
@@ -66,7 +66,7 @@ pub(super) fn collect(
     for name in names {
         let (own_root, own_name, of) = (root.clone(), name.clone(), Arc::clone(links));
         let addresses = addresses.remove(&name).unwrap_or_default();
-        let (nic, identifies) = match patience.wait(root.sys("class/net").join(&name), move || {
+        let (nic, identifies) = match patience.wait(device(root.sys("class/net").join(&name)), move || {
             read(&own_root, &*of, &own_name, addresses)
         }) {
             Some((nic, identifies, said)) => {
@@ -112,7 +112,7 @@ pub(crate) fn address(
     name: &str,
     patience: &mut Patience,
 ) -> Option<(Mac, bool)> {
-    let at = root.sys("class/net").join(name);
+    let at = device(root.sys("class/net").join(name));
     let permanent = links.cloned().and_then(|links| {
         let name = name.to_owned();
         patience.wait(at.join("permanent address"), move || {

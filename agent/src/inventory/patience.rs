@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError, mpsc},
     thread,
@@ -20,6 +21,15 @@ const LEAST: Duration = Duration::from_millis(100);
 
 /// What was asked of devices that have not answered yet. It is not asked again by another thread: reports may come for days.
 static HANGS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// The device to which `link` leads, at a place of its own: a name may be another device's after it.
+pub(super) fn device(link: PathBuf) -> PathBuf {
+    match fs::read_link(&link) {
+        // As sysfs has them, from where the link is.
+        Ok(to) => link.with_file_name(to),
+        Err(_) => link,
+    }
+}
 
 fn hangs() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     HANGS.lock().unwrap_or_else(PoisonError::into_inner)

@@ -182,7 +182,7 @@ impl<M: Machine> Link<M> {
             let error = match self.once(call, body).await {
                 Ok(Ok(answer)) => {
                     self.backoff.reset();
-                    self.distrust.reset();
+                    self.distrust.trusted(self.at);
                     self.refusals = 0;
                     return Ok(answer);
                 }
@@ -193,7 +193,8 @@ impl<M: Machine> Link<M> {
             if error.broke_connection() {
                 self.connection = None;
             }
-            if self.distrust.failed(&error, clock::uptime()) && !self.is_working {
+            let all = self.endpoints.len();
+            if self.distrust.failed(self.at, all, &error, clock::uptime()) && !self.is_working {
                 return Err(Stop::Ended(Ended::Distrust));
             }
             match retry::after(&error) {

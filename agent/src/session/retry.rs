@@ -1,6 +1,6 @@
 //! What to do after a call failed: pure decisions.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use muster_proto::session::{Problem, ProblemKind};
 
@@ -61,23 +61,29 @@ pub fn after(error: &wire::CallError) -> Next {
 /// controllers are made anew in less, also after somebody's clock went wrong.
 const DISTRUST: Duration = Duration::from_mins(30);
 
-/// Since when, by [`uptime`](crate::clock::uptime), there was no answer because no controller was trusted.
+/// Which controllers were called last without being trusted, and since when, by [`uptime`](crate::clock::uptime), all are such.
 #[derive(Debug, Default)]
-pub struct Distrust(Option<Duration>);
+pub struct Distrust {
+    strangers: BTreeSet<usize>,
+    since: Option<Duration>,
+}
 
 impl Distrust {
-    /// A call failed at `now`. True if that has lasted too long.
-    pub fn failed(&mut self, error: &wire::CallError, now: Duration) -> bool {
+    /// A call of controller number `at`, of `all`, failed at `now`. True if none has been trusted for too long.
+    pub fn failed(&mut self, at: usize, all: usize, error: &wire::CallError, now: Duration) -> bool {
         if !tls::distrusted(error) {
+            self.trusted(at);
             return false;
         }
-        let since = *self.0.get_or_insert(now);
-        now.saturating_sub(since) >= DISTRUST
+        self.strangers.insert(at);
+        let since = (self.strangers.len() == all).then(|| *self.since.get_or_insert(now));
+        since.is_some_and(|since| now.saturating_sub(since) >= DISTRUST)
     }
 
-    /// A controller was trusted.
-    pub fn reset(&mut self) {
-        self.0 = None;
+    /// Controller number `at` was trusted, or may be.
+    pub fn trusted(&mut self, at: usize) {
+        self.strangers.remove(&at);
+        self.since = None;
     }
 }
 
@@ -176,14 +182,21 @@ mod tests {
         );
         let at = Duration::from_secs;
         let mut distrust = Distrust::default();
-        assert!(!distrust.failed(&broken, at(0)));
-        assert!(!distrust.failed(&stranger, at(10)));
-        assert!(!distrust.failed(&stranger, at(1809)));
-        assert!(!distrust.failed(&broken, at(5000)), "the network is away");
-        assert!(distrust.failed(&stranger, at(5000)));
-        distrust.reset();
-        assert!(!distrust.failed(&stranger, at(5001)));
-        assert!(distrust.failed(&stranger, at(6801)));
+        let mut failed =
+            |which, error: &wire::CallError, seconds| distrust.failed(which, 2, error, at(seconds));
+        assert!(!failed(0, &stranger, 0));
+        assert!(!failed(0, &stranger, 5000), "the other one may be trusted");
+        assert!(!failed(1, &stranger, 5001));
+        assert!(!failed(0, &stranger, 6800));
+        assert!(failed(1, &stranger, 6801));
+        // One that is away, or has trouble of its own, may be trusted.
+        assert!(!failed(1, &broken, 6802));
+        assert!(!failed(0, &stranger, 9000));
+        assert!(!failed(1, &stranger, 9001));
+        distrust.trusted(0);
+        assert!(!distrust.failed(0, 2, &stranger, at(10_000)));
+        assert!(!distrust.failed(1, 2, &stranger, at(11_799)));
+        assert!(distrust.failed(1, 2, &stranger, at(11_800)));
     }
 
     #[test]

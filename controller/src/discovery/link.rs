@@ -267,6 +267,11 @@ fn elsewhere<'a>(seen: &Seen<'a>) -> Option<Link<'a>> {
     }
 }
 
+/// True if it takes a person's approval to make a host for this machine.
+pub(super) fn is_claimed(seen: &Seen<'_>) -> bool {
+    matches!(claimed(seen, false), Link::Doubt(..))
+}
+
 /// Hosts that somebody declared and whose name, serial number or inspected NIC this machine shows: it may be the same one, with
 /// another NIC, or one that lies. No second host is made for it until a person approves.
 fn claimed<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {

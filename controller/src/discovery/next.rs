@@ -290,10 +290,10 @@ fn dismissed(seen: &Seen<'_>, approved: bool) -> Plan {
             ..seen.server.spec.clone()
         };
         return Plan {
-            // It counts until the machine has a host: another one may look like it, which made no difference so far.
+            // Where a host looks like the machine's, it is needed once more, for that.
             effects: vec![Effect::PatchServerSpec {
                 spec: Box::new(spec),
-                approved: false,
+                approved: !link::is_claimed(seen),
             }],
             notices: Vec::new(),
             why: "somebody approved it again".to_owned(),

@@ -10,14 +10,14 @@ use muster_proto::{
 };
 
 use super::{
-    State, available,
+    State,
     draft::{Draft, HoldOff, whole_seconds},
     guard,
     jobs::{self, Job},
     plan::{Effect, Task},
     power::{GOING_OFF, GOING_ON, OFF, REBOOT, SWITCHING, operation, rebooted, stay_on},
     ramdisk,
-    reboot::Wish,
+    reboot::{self, Wish},
 };
 use crate::hosts;
 
@@ -321,15 +321,17 @@ pub fn is_wanted_on(server: &Server, host: Option<&BareMetalHost>) -> bool {
     let Some(host) = host.filter(meant).filter(|host| !guard::is_left_alone(host)) else {
         return false;
     };
-    let is_kept = host.spec.online && !hosts::is_leaving(host);
-    match State::of(host) {
+    let state = State::of(host);
+    let stays_off = reboot::wish(host, !state.is_provisioned()).stay_off;
+    match state {
         State::Registering
         | State::Inspecting
         | State::Preparing
         | State::Provisioning
         | State::Deprovisioning => true,
-        State::Available => is_kept || available::has_request(&host.spec),
-        State::Provisioned | State::ExternallyProvisioned => is_kept,
+        State::Available | State::Provisioned | State::ExternallyProvisioned => {
+            host.spec.online && !stays_off && !hosts::is_leaving(host)
+        }
         State::New | State::Unmanaged | State::PoweringOffBeforeDelete | State::Deleting | State::Foreign => {
             false
         }

@@ -6,6 +6,7 @@ use muster_proto::{
     kinds::{
         ErrorType, HardwareData, HardwareDetails, INSPECT_ANNOTATION, Packed, Server, ServerStatus, Trust,
     },
+    text,
 };
 
 use super::{
@@ -196,11 +197,15 @@ fn is_ours(draft: &Draft<'_>, data: &HardwareData) -> bool {
 fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
     let packed = Packed::new(&found);
     let stored = draft.seen.hardware;
-    if stored.is_some_and(|data| data.metadata.deletion_timestamp.is_some()) {
+    if let Some(going) = stored.filter(|data| data.metadata.deletion_timestamp.is_some()) {
         release_data(draft);
+        let holders = going.metadata.finalizers.clone().unwrap_or_default();
         draft.wait_for(
             "Inspection",
-            "waits for the HardwareData of a former host of this name, which is being deleted, to be gone; next: it is made anew",
+            format!(
+                "waits for the HardwareData of a former host of this name, which is being deleted (finalizers: {}), to be gone; next: it is made anew",
+                text::clean(holders.join(", ").as_bytes())
+            ),
         );
         draft.again(access::LOOK_AGAIN);
         return;

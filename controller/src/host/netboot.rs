@@ -40,7 +40,7 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
         State::Preparing if !foreign => Some("its host is preparing"),
         State::Available if !foreign && host.spec.online => Some("its host is available, ready for an image"),
         // Nobody would see that it runs what is on its disk.
-        State::Available if !foreign && is_in_band(host) => {
+        State::Available if !foreign && is_in_band(host) && host.spec.disable_power_off != Some(true) => {
             Some("its host is to be off, and has no BMC: its ramdisk switches it off")
         }
         State::Provisioning => Some("its host is provisioning"),

@@ -20,7 +20,8 @@ pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>>
 }
 
 /// The hints that were written down when what the host runs was given to it, or when it was prepared. A default that another operator may
-/// have written for want of any is no wish of anybody.
+/// have written for want of any is no wish of anybody; so are the same words in an object that was moved from another cluster, of which nobody
+/// can tell whose they are.
 fn recorded_hints<'a>(draft: &'a Draft<'_>, wanted: Option<&RootDeviceHints>) -> Option<&'a RootDeviceHints> {
     let recorded = draft.old.provisioning.root_device_hints.as_deref();
     recorded.filter(|hints| {

@@ -136,6 +136,24 @@ async fn where_nothing_but_a_session_is_taken_and_none_can_be_had_the_password_i
 }
 
 #[tokio::test]
+async fn a_wrong_password_is_called_so_where_no_session_can_be_had() {
+    let (service, _events, mut access) = one(Options::default());
+    access.credentials = Credentials::new("admin", "wrong");
+    service.inject(
+        Rule::always(Fault::Status(500, "InternalError"))
+            .method("POST")
+            .path(SESSIONS),
+    );
+    let refused = Fault::Status(401, "ResourceAtUriUnauthorized");
+    service.inject(Rule::always(refused).path("/Systems/1"));
+    let refused = bmcs(&hasty()).probe(&access).await;
+    assert!(
+        matches!(refused, Err(BmcError::Credentials { .. })),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_session_that_is_over_is_renewed_also_where_the_answer_that_says_so_is_cut_off() {
     let (service, _events, access) = one(Options::default());
     let bmcs = bmcs(&hasty());

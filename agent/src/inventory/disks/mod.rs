@@ -13,7 +13,7 @@ use self::{
     vpd::{Identify, Naa},
 };
 use super::{
-    patience::Patience,
+    patience::{Patience, device},
     warnings::{Subject, Warnings},
 };
 use crate::sys::{self, Root};
@@ -40,7 +40,9 @@ pub(super) fn collect(root: &Root, patience: &mut Patience, warnings: &mut Warni
     let mut rest = names.iter();
     for name in rest.by_ref() {
         let (own_root, own_name) = (root.clone(), name.clone());
-        match patience.wait(root.sys("block").join(name), move || read(&own_root, &own_name)) {
+        match patience.wait(device(root.sys("block").join(name)), move || {
+            read(&own_root, &own_name)
+        }) {
             Some((disk, said)) => {
                 warnings.append(said);
                 disks.extend(disk);

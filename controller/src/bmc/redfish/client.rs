@@ -174,14 +174,12 @@ impl<'a> Client<'a> {
             let mut asked = self.asked(method.clone(), path.to_owned(), body, headers);
             asked.headers.push(self.authority().await?);
             let told = self.follow(&mut asked).await?;
-            let is_unknown = told.status == StatusCode::UNAUTHORIZED
-                || (!told.status.is_success() && self.said(&told).knows_no_session());
-            if told.status == StatusCode::UNAUTHORIZED
-                && let Some(error) = self.without_session.take()
-            {
+            let knows_none = !told.status.is_success() && self.said(&told).knows_no_session();
+            if knows_none && let Some(error) = self.without_session.take() {
                 // It takes nothing but sessions, and what it said of those is no verdict on user and password.
                 return Err(error);
             }
+            let is_unknown = knows_none || told.status == StatusCode::UNAUTHORIZED;
             if !is_unknown || !known || renewed {
                 return Ok((asked, told));
             }

@@ -618,14 +618,22 @@ fn a_machine_is_woken_late_only_if_nobody_has_said_otherwise_since() {
         url: IMAGE.to_owned(),
         ..Image::default()
     });
-    assert!(is_wanted_on(&server, Some(&image)), "its image is to be written");
+    assert!(
+        !is_wanted_on(&server, Some(&image)),
+        "its image waits for spec.online"
+    );
 
     type Change = fn(&mut BareMetalHost);
-    let changes: [Change; 4] = [
-        |host| {
-            let annotations = host.metadata.annotations.get_or_insert_default();
-            annotations.insert(PAUSED_ANNOTATION.to_owned(), String::new());
-        },
+    fn annotate(host: &mut BareMetalHost, name: &str) {
+        let annotations = host.metadata.annotations.get_or_insert_default();
+        annotations.insert(name.to_owned(), String::new());
+    }
+    let mut rebooted = host(Provisioned);
+    annotate(&mut rebooted, REBOOT_ANNOTATION);
+    assert!(is_wanted_on(&server, Some(&rebooted)), "off, and on again");
+    let changes: [Change; 5] = [
+        |host| annotate(host, PAUSED_ANNOTATION),
+        |host| annotate(host, "reboot.metal3.io/somebody"),
         |host| host.status.as_mut().unwrap().operational_status = OperationalStatus::Detached,
         |host| host.metadata.deletion_timestamp = Some(Time("2026-01-01T00:00:00Z".parse().unwrap())),
         |host| host.metadata.uid = Some("another one of its name".to_owned()),
