@@ -7,7 +7,7 @@ use muster_proto::{
     Mac,
     kinds::{
         BareMetalHost, HostReference, INSPECT_ANNOTATION, InspectionMode, PAUSED_ANNOTATION, Packed,
-        SERVER_ANNOTATION,
+        SERVER_ANNOTATION, Server,
     },
 };
 use serde::de::DeserializeOwned;
@@ -22,6 +22,12 @@ pub(crate) fn reference(host: &BareMetalHost) -> HostReference {
         name: host.metadata.name.clone().unwrap_or_default(),
         uid: host.metadata.uid.clone().unwrap_or_default(),
     }
+}
+
+/// True if `server` stands for `host`, and not for another one of its name.
+pub(crate) fn is_of(host: &BareMetalHost, server: &Server) -> bool {
+    let at = server.spec.host.as_ref();
+    at.is_some_and(|at| host.metadata.uid.as_ref() == Some(&at.uid))
 }
 
 /// `host` as the subject of an Event.

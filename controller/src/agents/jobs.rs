@@ -9,7 +9,10 @@ use muster_proto::{
     text,
 };
 
-use crate::host::{guard, is_for_another};
+use crate::{
+    host::{guard, is_for_another},
+    hosts,
+};
 
 #[cfg(test)]
 mod tests;
@@ -205,14 +208,12 @@ fn written_end<'a>(server: &'a Server, request: &PollRequest) -> Option<&'a JobS
 /// more: of that nothing is destroyed. `host` is what is where the host of `server` should be.
 pub(super) fn calls_off(server: &Server, host: Option<&BareMetalHost>, command: &Command) -> bool {
     let destroys = guard::destroys(&command.action);
-    let Some(at) = &server.spec.host else {
+    if server.spec.host.is_none() {
         return destroys && is_for_another(&command.id, None);
-    };
-    match host {
-        Some(host) if host.metadata.uid.as_ref() == Some(&at.uid) => {
-            guard::is_called_off(host, &command.action)
-        }
-        _ => destroys,
+    }
+    match host.filter(|host| hosts::is_of(host, server)) {
+        Some(host) => guard::is_called_off(host, &command.action),
+        None => destroys,
     }
 }
 

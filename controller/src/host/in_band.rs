@@ -314,11 +314,7 @@ fn ask_edges(draft: &mut Draft<'_>, macs: Vec<Mac>, person_asked: bool) {
 /// True if the machine of `server`, which was to be woken a while ago, still is: nobody has said otherwise since. `host` is what is where the
 /// host of `server` should be.
 pub fn is_wanted_on(server: &Server, host: Option<&BareMetalHost>) -> bool {
-    let meant = |host: &&BareMetalHost| {
-        let at = server.spec.host.as_ref();
-        at.is_some_and(|at| host.metadata.uid.as_ref() == Some(&at.uid))
-    };
-    let Some(host) = host.filter(meant).filter(|host| !guard::is_left_alone(host)) else {
+    let Some(host) = host.filter(|host| hosts::is_of(host, server) && !guard::is_left_alone(host)) else {
         return false;
     };
     let state = State::of(host);

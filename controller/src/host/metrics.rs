@@ -13,8 +13,7 @@ use prometheus_client::{
 };
 
 use self::each::{Each, Happening};
-use crate::metrics::Registry;
-use crate::path::Path;
+use crate::{metrics::Registry, path::Path};
 
 /// A kind of error, as the Event about it has it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -13,8 +13,7 @@ use super::{
     rivals,
     vault::Vault,
 };
-use crate::path::Path;
-use crate::{discovery::next::segment_name, world::World};
+use crate::{discovery::next::segment_name, path::Path, world::World};
 
 /// Where a round looks.
 #[derive(Clone, Copy, Debug)]

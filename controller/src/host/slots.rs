@@ -11,8 +11,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::bucket::{Bucket, Rate};
-use crate::path::Path;
+use crate::{
+    bucket::{Bucket, Rate},
+    path::Path,
+};
 
 /// How often one more of those that wait is told so: thousands at once would keep the API server from those whose turn it is.
 pub(super) const TOLD: Rate = Rate {

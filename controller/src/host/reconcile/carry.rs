@@ -18,8 +18,7 @@ use super::{
     },
     Context, EARLY, TOO_FAST,
 };
-use crate::path::Path;
-use crate::{events::Event, round::ExecuteError};
+use crate::{events::Event, path::Path, round::ExecuteError};
 
 /// What a round has done.
 #[derive(Debug)]
