@@ -112,10 +112,13 @@ async fn followed(leases: &Api<Lease>, leader: u32, since: Instant) -> Result<f6
 /// Asks the leader to end (SIGTERM); how long until another one leads, in seconds.
 async fn hand_over(controllers: &mut [Controller], leases: &Api<Lease>) -> Result<f64> {
     let leader = leading(leases).await?;
+    let leading = of(controllers, leader)?;
     let asked = Instant::now();
-    let end = of(controllers, leader)?.stop(SOON);
-    let (ended, followed) = tokio::join!(end, followed(leases, leader, asked));
+    let (ended, followed) = tokio::join!(leading.stop(SOON), followed(leases, leader, asked));
     ensure!(ended, "the leader did not end within {} s", SOON.as_secs());
+    // Else it was followed this soon only because it is seen on this computer that it ended.
+    let said = leading.log().wait_for("the Lease is given up", 0, SOON);
+    said.await.context("the leader gives its Lease up")?;
     followed
 }
 
