@@ -112,26 +112,25 @@ pub fn add_firmware(
     Ok(missing)
 }
 
-/// Adds each file, which must hold a certificate in PEM, under its own name.
-pub fn add_authorities(archive: &mut Archive, files: &[PathBuf]) -> Result<(), FirmwareError> {
-    for (nth, path) in files.iter().enumerate() {
-        let content = fs::read(path).map_err(|source| FirmwareError::Read {
-            path: path.clone(),
+/// Adds a file, which must hold a certificate in PEM, under its own name; `number` tells it from those of other folders.
+pub fn add_authority(archive: &mut Archive, number: usize, path: &Path) -> Result<(), FirmwareError> {
+    let content = fs::read(path).map_err(|source| FirmwareError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+    if !content.windows(BEGIN.len()).any(|window| window == BEGIN) {
+        return Err(FirmwareError::NoCertificate {
+            path: path.to_owned(),
+        });
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    archive
+        .file(&format!("{AUTHORITIES}/{number}-{name}"), 0o644, content)
+        .map_err(|source| FirmwareError::Add {
+            path: path.to_owned(),
             source,
         })?;
-        const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
-        if !content.windows(BEGIN.len()).any(|window| window == BEGIN) {
-            return Err(FirmwareError::NoCertificate { path: path.clone() });
-        }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        archive
-            // Files of different folders may have one name.
-            .file(&format!("{AUTHORITIES}/{nth}-{name}"), 0o644, content)
-            .map_err(|source| FirmwareError::Add {
-                path: path.clone(),
-                source,
-            })?;
-    }
     Ok(())
 }
 

@@ -290,7 +290,6 @@ impl Files {
             .map_err(|source| OpenError::Release { profile, source })?;
         let extras = match self.collect(&release.manifest) {
             Ok(extras) => extras,
-            // A machine without firmware may still come in; one without a ramdisk cannot.
             Err(error) => {
                 complain(&error, "the ramdisk is served without");
                 None
@@ -315,21 +314,26 @@ impl Files {
             return Ok(None);
         }
         let mut archive = Archive::new();
-        firmware::add_authorities(&mut archive, authorities).map_err(OpenError::Collect)?;
-        if !folders.is_empty() {
-            let missing = firmware::add_firmware(&mut archive, folders, &manifest.firmware)
-                .map_err(OpenError::Collect)?;
-            for missing in &missing {
-                let (module, file) = (&missing.module, &missing.name);
-                tracing::debug!(module, file, "firmware that is in none of the folders");
+        // A machine without one of them may still come in; one without a ramdisk cannot.
+        let without = |error| complain(&OpenError::Collect(error), "the ramdisk is served without");
+        for (number, authority) in authorities.iter().enumerate() {
+            if let Err(error) = firmware::add_authority(&mut archive, number, authority) {
+                without(error);
             }
-            let profile = &manifest.profile;
-            tracing::info!(
-                profile,
-                bytes = archive.byte_len(),
-                missing = missing.len(),
-                "firmware collected"
-            );
+        }
+        if !folders.is_empty() {
+            match firmware::add_firmware(&mut archive, folders, &manifest.firmware) {
+                Ok(missing) => {
+                    for missing in &missing {
+                        let (module, file) = (&missing.module, &missing.name);
+                        tracing::debug!(module, file, "firmware that is in none of the folders");
+                    }
+                    let profile = &manifest.profile;
+                    let missing = missing.len();
+                    tracing::info!(profile, bytes = archive.byte_len(), missing, "firmware collected");
+                }
+                Err(error) => without(error),
+            }
         }
         let kept = |source| OpenError::Keep {
             directory: self.scratch.clone(),

@@ -97,8 +97,8 @@ fn only_certificates_pass_as_authorities() {
         ("key.pem", b"-----BEGIN PRIVATE KEY-----"),
     ]);
     let mut archive = Archive::new();
-    add_authorities(&mut archive, &[dir.path().join("site.pem")]).unwrap();
+    add_authority(&mut archive, 0, &dir.path().join("site.pem")).unwrap();
     assert_eq!(archive.entries().last().unwrap().path, "muster/ca/0-site.pem");
-    let error = add_authorities(&mut archive, &[dir.path().join("key.pem")]).unwrap_err();
+    let error = add_authority(&mut archive, 0, &dir.path().join("key.pem")).unwrap_err();
     assert!(matches!(error, FirmwareError::NoCertificate { .. }), "{error}");
 }

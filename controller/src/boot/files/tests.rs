@@ -204,12 +204,36 @@ fn a_ramdisk_is_served_even_if_its_firmware_cannot_be_kept() {
     // /dev/full stands for the full disk: nothing can be made below it.
     let files = Files::open(directory.path(), extras, Path::new("/dev/full"));
     assert!(files.current(Profile::Lab).unwrap().extras.is_none());
-    let extras = Extras {
-        firmware: vec!["/nonexistent".into()],
-        authorities: Vec::new(),
-    };
-    let files = open(directory.path(), extras);
-    assert!(files.current(Profile::Lab).unwrap().extras.is_none());
+}
+
+#[test]
+fn what_cannot_be_read_of_firmware_and_authorities_keeps_nothing_else_out() {
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), Profile::Lab, "x");
+    let firmware = directory.path().join("firmware");
+    std::fs::create_dir_all(firmware.join("bnx2")).unwrap();
+    std::fs::write(firmware.join("bnx2/a.fw"), b"blob").unwrap();
+    let good = directory.path().join("ca.pem");
+    std::fs::write(
+        &good,
+        "-----BEGIN CERTIFICATE-----\nQQ==\n-----END CERTIFICATE-----\n",
+    )
+    .unwrap();
+    let empty = directory.path().join("empty.pem");
+    std::fs::write(&empty, "").unwrap();
+    let authorities = vec!["/nonexistent".into(), empty, good];
+    for (firmware, found) in [(firmware, true), ("/nonexistent".into(), false)] {
+        let extras = Extras {
+            firmware: vec![firmware],
+            authorities: authorities.clone(),
+        };
+        let files = open(directory.path(), extras);
+        let bytes = read(files.current(Profile::Lab).unwrap().extras.as_ref().unwrap());
+        let (entries, _) = cpio::read(&bytes).unwrap();
+        let has = |path: &str| entries.iter().any(|entry| entry.path == path);
+        assert_eq!(has("lib/firmware/bnx2/a.fw"), found);
+        assert!(has(&format!("{}/2-ca.pem", config::AUTHORITIES)));
+    }
 }
 
 #[test]
