@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_proto::{Chain, session::Problem};
+use muster_proto::{
+    Chain,
+    session::{Problem, ProblemKind},
+};
 use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Notify;
@@ -82,6 +85,8 @@ pub(super) struct Link<M> {
     connection: Option<Connection>,
     backoff: Backoff,
     distrust: Distrust,
+    /// Since the last answer a controller said that it will never take this session.
+    is_refused: bool,
     /// How often in a row the controller in use said that it cannot now.
     refusals: u32,
 }
@@ -124,6 +129,7 @@ impl<M: Machine> Link<M> {
             connection: None,
             backoff: Backoff::default(),
             distrust: Distrust::default(),
+            is_refused: false,
             refusals: 0,
         })
     }
@@ -183,6 +189,7 @@ impl<M: Machine> Link<M> {
                 Ok(Ok(answer)) => {
                     self.backoff.reset();
                     self.distrust.trusted(self.at);
+                    self.is_refused = false;
                     self.refusals = 0;
                     return Ok(answer);
                 }
@@ -218,9 +225,20 @@ impl<M: Machine> Link<M> {
                 }
                 Next::Enrol => return Err(Stop::CertificateRefused),
                 Next::DropBody(problem) => return Err(Stop::Dropped(problem)),
+                Next::End(problem) if self.asks_another(&problem) => {
+                    self.turn_to_another();
+                    self.pause(None).await;
+                }
                 Next::End(problem) => return Err(Stop::Ended(Ended::Refused(problem))),
             }
         }
+    }
+
+    /// True if another controller is asked before `problem` ends the session: one whose clock is wrong takes a good certificate for ended, and
+    /// a write that ends in the middle leaves nothing that boots.
+    fn asks_another(&mut self, problem: &Problem) -> bool {
+        let is_first = !std::mem::replace(&mut self.is_refused, true);
+        is_first && problem.kind == ProblemKind::Certificate && self.endpoints.len() > 1
     }
 
     /// The next call goes to the next controller of the list.

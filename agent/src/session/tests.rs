@@ -481,6 +481,25 @@ async fn a_revoked_certificate_is_final() {
 }
 
 #[tokio::test]
+async fn a_certificate_is_revoked_once_two_controllers_in_a_row_say_so() {
+    let revoked = || refuse(403, ProblemKind::Certificate);
+    // Each answer but the last one: of a controller whose clock is wrong, of another one.
+    for (polls, says) in [
+        (vec![revoked(), order("op-1", "reboot")], "taken"),
+        (vec![revoked(), revoked()], "revoked"),
+    ] {
+        let controller = controller(polls).await;
+        let endpoints = vec![controller.endpoint(); 2];
+        let ended = Agent::start(endpoints, controller.authority(), NOW).ended().await;
+        match says {
+            "taken" => assert!(matches!(ended, Ended::Reboot), "{ended:?}"),
+            _ => assert!(matches!(ended, Ended::Refused(_)), "{ended:?}"),
+        }
+        assert_eq!(controller.count("/v1/enrol"), 1);
+    }
+}
+
+#[tokio::test]
 async fn a_connection_cut_during_a_poll_is_opened_again() {
     let controller = controller(vec![Answer::Cut, Answer::Cut, order("op-1", "reboot")]).await;
     assert!(matches!(Agent::of(&controller).ended().await, Ended::Reboot));
