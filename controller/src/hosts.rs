@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::ObjectReference;
 use muster_proto::{
     Mac,
     kinds::{
@@ -28,18 +27,6 @@ pub(crate) fn reference(host: &BareMetalHost) -> HostReference {
 pub(crate) fn is_of(host: &BareMetalHost, server: &Server) -> bool {
     let at = server.spec.host.as_ref();
     at.is_some_and(|at| host.metadata.uid.as_ref() == Some(&at.uid))
-}
-
-/// `host` as the subject of an Event.
-pub(crate) fn about(host: &BareMetalHost) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("metal3.io/v1alpha1".to_owned()),
-        kind: Some("BareMetalHost".to_owned()),
-        namespace: host.metadata.namespace.clone(),
-        name: host.metadata.name.clone(),
-        uid: host.metadata.uid.clone(),
-        ..ObjectReference::default()
-    }
 }
 
 /// The value of the annotation `name`.

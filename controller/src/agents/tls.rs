@@ -87,8 +87,10 @@ pub(super) async fn follow(
     mut names: watch::Receiver<Names>,
 ) -> Result<watch::Receiver<Arc<ServerConfig>>, TlsError> {
     let make = |keys: &Keys, names: &Names, now| server_config(&keys.ca, names, now).map(Arc::new);
-    let mut made = super::clock::now();
-    let first = make(&keys.borrow_and_update(), &names.borrow_and_update(), made)?;
+    let now = super::clock::now();
+    let first = make(&keys.borrow_and_update(), &names.borrow_and_update(), now)?;
+    // None: another one is due, and could not be made yet.
+    let mut made = Some(now);
     let (sender, receiver) = watch::channel(first);
     tokio::spawn(async move {
         let (mut followed, mut named) = (true, true);
@@ -100,17 +102,16 @@ pub(super) async fn follow(
                 () = tokio::time::sleep(LOOK) => false,
             };
             let now = super::clock::now();
-            if !changed && !is_stale(made, now) {
+            if !changed && made.is_some_and(|made| !is_stale(made, now)) {
                 continue;
             }
             match make(&keys.borrow_and_update(), &names.borrow_and_update(), now) {
                 Ok(config) => {
                     sender.send_replace(config);
-                    made = now;
+                    made = Some(now);
                 }
-                // It is tried again.
                 Err(error) => {
-                    made = i64::MIN / 2;
+                    made = None;
                     tracing::error!(error = %muster_proto::Chain(&error), "the old server certificate stays in use");
                 }
             }

@@ -14,6 +14,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
+use kube::Resource as _;
 use muster_proto::{
     inventory::Inventory,
     kinds::{
@@ -29,10 +30,7 @@ use super::{
     jobs,
     link::{self, Link},
     name,
-    notices::{
-        about_server, clashes, event, failed_order, told_of_hardware, unapplied, unseen_host, unwatched,
-        warning,
-    },
+    notices::{clashes, event, failed_order, told_of_hardware, unapplied, unseen_host, unwatched, warning},
     twins::{twin_of_ours, twins_of_theirs},
 };
 use crate::{
@@ -233,7 +231,7 @@ fn create(seen: &Seen<'_>) -> Plan {
         let message = format!("no host is made: {CONTESTED}; next: {ENROLS_AGAIN}");
         let mut plan = Plan::rest("it is contested");
         plan.notices
-            .push(warning(about_server(seen.server), "Contested", message));
+            .push(warning(seen.server.object_ref(&()), "Contested", message));
         return plan;
     }
     let (Some(segment), Some((_, segment_name))) = (seen.segment, segment_name(seen.server)) else {
@@ -264,7 +262,7 @@ fn create(seen: &Seen<'_>) -> Plan {
             format!("no host is made: every name that fits this machine is taken in namespace {namespace}");
         let mut plan = Plan::rest("every name is taken");
         plan.notices
-            .push(warning(about_server(seen.server), "NoFreeName", message));
+            .push(warning(seen.server.object_ref(&()), "NoFreeName", message));
         return plan;
     };
     let host = host::fresh(
@@ -362,8 +360,8 @@ fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
                 spec: Box::new(spec),
                 approved: false,
             },
-            told(about_server(seen.server), "it was made for the other one"),
-            told(hosts::about(host), "nothing in it was changed"),
+            told(seen.server.object_ref(&()), "it was made for the other one"),
+            told(host.object_ref(&()), "nothing in it was changed"),
         ],
         notices: Vec::new(),
         why: format!("its host {} was made for another machine", Path::of(host)),
@@ -383,19 +381,19 @@ fn doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], why: &str) -> Plan {
         named.join(", ")
     );
     plan.notices
-        .push(warning(about_server(seen.server), "HostInDoubt", message));
+        .push(warning(seen.server.object_ref(&()), "HostInDoubt", message));
     for host in hosts {
         let message =
             format!("Server {us} reported a machine that may be this host: {why}; nothing was changed");
         plan.notices
-            .push(warning(hosts::about(host), "ClaimedByReport", message));
+            .push(warning(host.object_ref(&()), "ClaimedByReport", message));
         plan.notices
             .extend(link::rivals(seen, host).into_iter().map(|rival| {
                 let message = format!(
                     "it and Server {us} both show the MAC address of host {}",
                     Path::of(*host)
                 );
-                warning(about_server(rival), "HostClaimedTwice", message)
+                warning(rival.object_ref(&()), "HostClaimedTwice", message)
             }));
     }
     if status(seen).is_some_and(|status| status.inventory.is_some()) {
@@ -545,7 +543,7 @@ fn update(
         });
         plan.effects.push(Effect::Event(match outcome {
             Ok(()) => event(
-                hosts::about(host),
+                host.object_ref(&()),
                 false,
                 "Inspected",
                 "inspected again, as asked".to_owned(),
@@ -553,7 +551,7 @@ fn update(
             Err(error) => {
                 let error = text::clean(error.as_bytes());
                 warning(
-                    hosts::about(host),
+                    host.object_ref(&()),
                     "InspectionFailed",
                     format!("the requested inspection failed: {error}"),
                 )

@@ -1,6 +1,7 @@
 //! What people are told, in words. Pure.
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Resource as _;
 use muster_proto::{
     Chain,
     kinds::{BareMetalHost, HardwareDetails, HostReference, IN_BAND_ANNOTATION, Segment, Server},
@@ -11,31 +12,7 @@ use super::{
     hardware,
     next::{Seen, server_name},
 };
-use crate::{events::Event, hosts, round::ExecuteError};
-
-/// The Server as the subject of an Event.
-pub(super) fn about_server(server: &Server) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("muster.dev/v1alpha1".to_owned()),
-        kind: Some("Server".to_owned()),
-        namespace: server.metadata.namespace.clone(),
-        name: server.metadata.name.clone(),
-        uid: server.metadata.uid.clone(),
-        ..ObjectReference::default()
-    }
-}
-
-/// The Segment as the subject of an Event.
-fn about_segment(segment: &Segment) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("muster.dev/v1alpha1".to_owned()),
-        kind: Some("Segment".to_owned()),
-        namespace: segment.metadata.namespace.clone(),
-        name: segment.metadata.name.clone(),
-        uid: segment.metadata.uid.clone(),
-        ..ObjectReference::default()
-    }
-}
+use crate::{events::Event, round::ExecuteError};
 
 /// The longest message of an Event that the API server takes is 1 KiB.
 const MESSAGE_MAX: usize = 1000;
@@ -66,7 +43,7 @@ pub(super) fn warning(about: ObjectReference, reason: &'static str, message: Str
 /// A step that the API server refuses: what failed, on which object, and what happens next.
 pub(super) fn refused(server: &Server, error: &ExecuteError) -> Event {
     let message = format!("{}; it is tried again until it succeeds", Chain(error));
-    warning(about_server(server), "DiscoveryFailed", message)
+    warning(server.object_ref(&()), "DiscoveryFailed", message)
 }
 
 /// `segment` puts hosts into `namespace`, and only `watched` is watched. In the same words on the Segment for all its machines, so
@@ -74,8 +51,8 @@ pub(super) fn refused(server: &Server, error: &ExecuteError) -> Event {
 pub(super) fn unwatched(server: &Server, segment: &Segment, namespace: &str, watched: &str) -> [Event; 2] {
     let name = segment.metadata.name.as_deref().unwrap_or_default();
     [
-        (about_server(server), format!("Segment {name}")),
-        (about_segment(segment), "this Segment".to_owned()),
+        (server.object_ref(&()), format!("Segment {name}")),
+        (segment.object_ref(&()), "this Segment".to_owned()),
     ]
     .map(|(about, whose)| {
         let message = format!(
@@ -95,7 +72,7 @@ pub(super) fn unseen_host(server: &Server, at: &HostReference, watched: &str) ->
          next: let the controller watch {namespace} (--watch-namespace, with rights there), or all namespaces (deploy/ instead of \
          deploy/namespaced)"
     );
-    warning(about_server(server), "NamespaceNotWatched", message)
+    warning(server.object_ref(&()), "NamespaceNotWatched", message)
 }
 
 /// What people should know of a report that was not applied: nothing, if the host shows the same hardware.
@@ -116,7 +93,7 @@ pub(super) fn unapplied(
             "Server {us} reported for this host: {}; not applied: {refused}",
             differs.join("; ")
         );
-        event(hosts::about(host), false, "ReportNotApplied", message)
+        event(host.object_ref(&()), false, "ReportNotApplied", message)
     })
 }
 
@@ -125,7 +102,7 @@ pub(super) fn told_of_hardware(
     had: Option<&HardwareDetails>,
     now: &HardwareDetails,
 ) -> Option<Event> {
-    let about = hosts::about(host);
+    let about = host.object_ref(&());
     let Some(had) = had else {
         let vendor = now.system_vendor.as_ref();
         let product = vendor
@@ -170,7 +147,7 @@ pub(super) fn clashes(seen: &Seen<'_>) -> Vec<Event> {
             let name = server_name(other);
             let message =
                 format!("shares an identifying signal with Server {name}, which is another machine");
-            std::iter::once(about_server(seen.server))
+            std::iter::once(seen.server.object_ref(&()))
                 .chain(host.clone())
                 .map(move |about| warning(about, "IdentityClash", message.clone()))
         })
@@ -186,6 +163,6 @@ pub(super) fn failed_order(seen: &Seen<'_>) -> Option<Event> {
             text::clean(last.id.as_bytes()),
             text::clean(last.error.as_bytes())
         );
-        warning(about_server(seen.server), "OrderFailed", message)
+        warning(seen.server.object_ref(&()), "OrderFailed", message)
     })
 }

@@ -1,6 +1,7 @@
 //! One machine, two hosts: the discovered one that nobody touched is folded into the declared one; any other double is told on
 //! both sides. Pure.
 
+use kube::Resource as _;
 use muster_proto::kinds::{BareMetalHost, ServerSpec};
 
 use super::{
@@ -86,7 +87,7 @@ fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {
             host: hosts::reference(ours),
             version: ours.metadata.resource_version.clone().unwrap_or_default(),
         },
-        Effect::Event(event(hosts::about(theirs), false, "TwinFolded", message)),
+        Effect::Event(event(theirs.object_ref(&()), false, "TwinFolded", message)),
     ]
 }
 
@@ -96,7 +97,7 @@ fn double(one: &BareMetalHost, other: &BareMetalHost) -> [Event; 2] {
             "host {} is the same machine; delete one of the two",
             Path::of(twin)
         );
-        warning(hosts::about(about), "SameMachine", message)
+        warning(about.object_ref(&()), "SameMachine", message)
     };
     [told(one, other), told(other, one)]
 }

@@ -5,7 +5,8 @@ mod waits;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Resource as _;
 use muster_proto::{
     kinds::{
         BareMetalHost, BareMetalHostStatus, ErrorType, OperationHistory, OperationMetric, OperationalStatus,
@@ -21,12 +22,7 @@ use super::{
     plan::{Effect, Metadata, Plan, PowerWatch},
     reasons, table,
 };
-use crate::{
-    agents::token,
-    bmc::Health,
-    events::Event,
-    hosts::{about, annotation},
-};
+use crate::{agents::token, bmc::Health, events::Event, hosts::annotation};
 
 /// Reason of the condition `Waiting` while a failed attempt is to be repeated: its time is that of the failure.
 pub(super) const RETRY: &str = "Retry";
@@ -185,7 +181,7 @@ impl<'a> Draft<'a> {
 
     fn event(&mut self, warning: bool, reason: &'static str, message: &str) {
         debug_assert!(reasons::is_known(reason), "{reason} stands in no table");
-        let about: ObjectReference = about(self.host);
+        let about = self.host.object_ref(&());
         self.events.push(Event {
             about,
             related: self.host.spec.consumer_ref.clone(),

@@ -5,6 +5,7 @@ use std::fmt;
 use muster_proto::kinds::BareMetalHost;
 
 use super::draft::bounded;
+use crate::hosts;
 
 /// Where a host is in its life: `status.provisioning.state`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,8 +77,7 @@ impl State {
 
     /// The state of `host`.
     pub fn of(host: &BareMetalHost) -> State {
-        let status = host.status.as_ref();
-        State::parse(status.map_or("", |status| &status.provisioning.state))
+        State::parse(hosts::state_word(host))
     }
 
     /// Upstream's word.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kube::runtime::controller::Action;
+use kube::{Resource as _, runtime::controller::Action};
 use muster_proto::{
     Chain,
     kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus},
@@ -31,7 +31,6 @@ use super::{
 };
 use crate::{
     events::Event,
-    hosts::about,
     path::Path,
     round::{ExecuteError, PATIENCE},
 };
@@ -117,7 +116,7 @@ async fn turn(
     let wrong = (!wrong.is_empty()).then(|| bounded(&wrong.join("; ")));
     if let Some(message) = context.memory.finds(&sight.host, wrong) {
         context.events.record(Event {
-            about: about(&sight.host),
+            about: sight.host.object_ref(&()),
             related: sight.host.spec.consumer_ref.clone(),
             warning: true,
             reason,
@@ -254,7 +253,7 @@ fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> Execu
     }
     // Said once for a row of failures: it stays so until somebody acts.
     let refusal = error.is_refusal().then(|| Event {
-        about: about(host),
+        about: host.object_ref(&()),
         related: host.spec.consumer_ref.clone(),
         warning: true,
         reason: "WriteRefused",
