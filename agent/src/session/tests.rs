@@ -2,6 +2,7 @@
 
 mod controller;
 mod jobs;
+mod trust;
 
 use std::{
     sync::{Arc, Mutex},
@@ -285,72 +286,6 @@ async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
 }
 
 #[tokio::test]
-async fn a_controller_of_another_authority_gets_nothing() {
-    let controller = controller(vec![]).await;
-    let _agent = Agent::start(vec![controller.endpoint()], &Authority::new("other"), NOW);
-    controller
-        .until(|controller| controller.failed_handshakes() >= 2)
-        .await;
-    assert_eq!(controller.calls().len(), 0, "neither token nor inventory");
-}
-
-#[tokio::test]
-async fn only_the_time_of_the_boot_configuration_counts() {
-    for (validity, now) in [
-        (AROUND_NOW, NOW),
-        (
-            Validity {
-                from: (1970, 1, 1),
-                to: (1970, 1, 3),
-            },
-            86_400,
-        ),
-        (
-            Validity {
-                from: (2040, 1, 1),
-                to: (2040, 2, 1),
-            },
-            2_210_000_000,
-        ),
-    ] {
-        let controller = Controller::start(validity, scripted(vec![])).await;
-        let _agent = Agent::start(vec![controller.endpoint()], controller.authority(), now);
-        controller.until_called("/v1/enrol", 1).await;
-    }
-}
-
-#[tokio::test]
-async fn a_certificate_outside_its_time_is_refused() {
-    let today = Validity {
-        from: (2020, 1, 1),
-        to: (2029, 1, 1),
-    };
-    let controller = Controller::start(today, scripted(vec![])).await;
-    let _agent = Agent::of(&controller);
-    controller
-        .until(|controller| controller.failed_handshakes() >= 2)
-        .await;
-    assert_eq!(controller.calls().len(), 0);
-}
-
-#[tokio::test]
-async fn the_controllers_time_is_believed_from_its_first_answer_on() {
-    let later = NOW + 500_000;
-    let answers = move |path: &str| match path {
-        "/v1/enrol" => Answer::Certificate {
-            time: later,
-            renew_at: later + 3600,
-            authority: None,
-        },
-        other => usual(other),
-    };
-    let controller = Controller::start(AROUND_NOW, answers).await;
-    let agent = Agent::of(&controller);
-    let now = agent.clock.clone();
-    controller.until(|_| now.now() >= later).await;
-}
-
-#[tokio::test]
 async fn a_busy_controller_is_asked_again_with_the_same_key_and_token() {
     let mut first = vec![
         refuse(503, ProblemKind::Unavailable),
@@ -456,98 +391,12 @@ async fn a_configuration_that_cannot_work_ends_at_once() {
 }
 
 #[tokio::test]
-async fn a_refused_token_is_final() {
-    let answers = |path: &str| match path {
-        "/v1/enrol" => refuse(403, ProblemKind::Token),
-        other => usual(other),
-    };
-    let controller = Controller::start(AROUND_NOW, answers).await;
-    let ended = Agent::of(&controller).ended().await;
-    assert!(
-        matches!(&ended, Ended::Refused(problem) if problem.kind == ProblemKind::Token),
-        "{ended:?}"
-    );
-    assert_eq!(controller.calls().len(), 1);
-}
-
-#[tokio::test]
-async fn a_revoked_certificate_is_final() {
-    let controller = controller(vec![refuse(403, ProblemKind::Certificate)]).await;
-    let ended = Agent::of(&controller).ended().await;
-    assert!(
-        matches!(&ended, Ended::Refused(problem) if problem.kind == ProblemKind::Certificate),
-        "{ended:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_certificate_is_revoked_once_two_controllers_in_a_row_say_so() {
-    let revoked = || refuse(403, ProblemKind::Certificate);
-    // Each answer but the last one: of a controller whose clock is wrong, of another one.
-    for (polls, says) in [
-        (vec![revoked(), order("op-1", "reboot")], "taken"),
-        (vec![revoked(), revoked()], "revoked"),
-    ] {
-        let controller = controller(polls).await;
-        let endpoints = vec![controller.endpoint(); 2];
-        let ended = Agent::start(endpoints, controller.authority(), NOW).ended().await;
-        match says {
-            "taken" => assert!(matches!(ended, Ended::Reboot), "{ended:?}"),
-            _ => assert!(matches!(ended, Ended::Refused(_)), "{ended:?}"),
-        }
-        assert_eq!(controller.count("/v1/enrol"), 1);
-    }
-}
-
-#[tokio::test]
 async fn a_connection_cut_during_a_poll_is_opened_again() {
     let controller = controller(vec![Answer::Cut, Answer::Cut, order("op-1", "reboot")]).await;
     assert!(matches!(Agent::of(&controller).ended().await, Ended::Reboot));
     assert_eq!(controller.count("/v1/enrol"), 1, "the session lives on");
     assert_eq!(controller.count("/v1/inventory"), 1);
     assert_eq!(controller.connections(), 4);
-}
-
-#[tokio::test]
-async fn a_certificate_that_tls_refuses_leads_to_the_same_enrolment_again() {
-    let mut first = Some(Authority::new("not the controller's"));
-    let answers = move |path: &str| match path {
-        "/v1/enrol" => Answer::Certificate {
-            time: NOW,
-            renew_at: NOW + 3600,
-            authority: first.take().map(Box::new),
-        },
-        other => usual(other),
-    };
-    let controller = Controller::start(AROUND_NOW, answers).await;
-    let _agent = Agent::of(&controller);
-    controller.until_called("/v1/inventory", 1).await;
-    let calls = controller.calls();
-    assert_eq!(
-        (calls[0].path.as_str(), &calls[0].body),
-        (calls[1].path.as_str(), &calls[1].body)
-    );
-}
-
-#[tokio::test]
-async fn a_certificate_is_renewed_in_time_with_the_same_key() {
-    let mut enrolled = false;
-    let answers = move |path: &str| match path {
-        "/v1/enrol" if !std::mem::replace(&mut enrolled, true) => Answer::Certificate {
-            time: NOW,
-            renew_at: NOW,
-            authority: None,
-        },
-        other => usual(other),
-    };
-    let controller = Controller::start(AROUND_NOW, answers).await;
-    let _agent = Agent::of(&controller);
-    controller.until_called("/v1/poll", 1).await;
-    let calls = controller.calls();
-    let paths: Vec<_> = calls.iter().map(|call| call.path.as_str()).collect();
-    assert_eq!(paths, ["/v1/enrol", "/v1/inventory", "/v1/renew", "/v1/poll"]);
-    assert_eq!(calls[2].body["csr"], calls[0].body["csr"]);
-    assert!(calls[2].certified);
 }
 
 #[tokio::test]
