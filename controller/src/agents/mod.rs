@@ -12,7 +12,6 @@
 //!   sessions, writes      who is here, and how often it may have written what it says (memory)
 //!   store                 Servers and Enrolments (Kubernetes)
 //! sweep                   removes ended Enrolments (control role)
-//! seal                    seals secrets to a session (control role)
 //! ```
 //!
 //! A session is a key: its SHA-256 stands in `Server.status.session.key`, its certificate lives for twelve hours and is renewed for the same
@@ -36,7 +35,6 @@ mod poll;
 mod problem;
 mod progress;
 mod routes;
-pub mod seal;
 mod secure;
 mod sessions;
 mod spend;

@@ -1,6 +1,10 @@
 //! The config drive of a job: read from the Secrets at that moment, put together, sealed to the session that is to write it.
 
-use muster_proto::{job::ConfigDrive, kinds::Server, seal::SealError};
+use muster_proto::{
+    job::ConfigDrive,
+    kinds::Server,
+    seal::{self, Bound, SealError},
+};
 use serde_json::{Map, Value};
 
 use super::{
@@ -8,7 +12,7 @@ use super::{
     plan::Drive,
     vault::Vault,
 };
-use crate::{agents::seal, path::Path};
+use crate::path::Path;
 
 /// Why there is no config drive. Says nothing of what would be on it.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +49,12 @@ pub(super) async fn sealed(
         .filter(|session| session.seal_key == drive.seal_key)
         .ok_or(DriveError::Session)?;
     let contents = contents(vault, namespace, drive).await?;
-    let sealed = seal::config_drive(session, id, epoch, &contents).map_err(DriveError::Seal)?;
+    let bound = Bound {
+        job: id,
+        epoch,
+        session: &session.key,
+    };
+    let sealed = seal::config_drive(&session.seal_key, &bound, &contents).map_err(DriveError::Seal)?;
     let is_large = sealed.len() / 4 * 3 > LARGEST_DRIVE;
     (!is_large).then_some(sealed).ok_or(DriveError::Large)
 }

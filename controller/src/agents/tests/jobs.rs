@@ -3,12 +3,12 @@
 use muster_proto::{
     job::{ConfigDrive, Failure, Progress},
     kinds::{JobStatus, Session, SessionState},
-    seal::{Bound, SealKey},
+    seal::{self, Bound, SealKey},
     session::{Action, Outcome},
 };
 
 use super::*;
-use crate::{agents::seal, fake_api::Fault};
+use crate::fake_api::Fault;
 
 fn order(lab: &Lab, job: &Value) {
     lab.api
@@ -449,7 +449,12 @@ async fn the_key_for_secrets_is_kept_with_the_session_and_nobody_replaces_it() {
         other.certificate = Some(response["certificate"].as_str().unwrap().to_owned());
         let stored = lab.status(&name(2)).session.unwrap();
         assert_eq!(stored.seal_key, "", "{bad}");
-        let refused = seal::config_drive(&stored, "op-1", 1, &ConfigDrive::default());
+        let bound = Bound {
+            job: "op-1",
+            epoch: 1,
+            session: &stored.key,
+        };
+        let refused = seal::config_drive(&stored.seal_key, &bound, &ConfigDrive::default());
         assert!(refused.is_err(), "without a key nothing is sealed");
     }
 }
@@ -465,19 +470,19 @@ async fn what_control_seals_opens_in_its_session_alone_and_is_nowhere_readable()
         network_data: Some(json!({ "psk": CANARY })),
         user_data: Some(CANARY.as_bytes().to_vec()),
     };
-    let sealed = seal::config_drive(&session(&lab), "op-1", 7, &drive).unwrap();
+    let Session { key, seal_key, .. } = session(&lab);
+    let bound = Bound {
+        job: "op-1",
+        epoch: 7,
+        session: &key,
+    };
+    let sealed = seal::config_drive(&seal_key, &bound, &drive).unwrap();
     let mut job = write_job("op-1", 7);
     job["write"]["configDrive"] = json!(sealed);
     order(&lab, &job);
     let command = agent.poll("").await.unwrap().command.unwrap();
     let Action::Write(write) = command.action else {
         panic!("a write");
-    };
-    let fingerprint = session(&lab).key;
-    let bound = Bound {
-        job: "op-1",
-        epoch: 7,
-        session: &fingerprint,
     };
     let opened = agent
         .seal
