@@ -492,11 +492,11 @@ pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(
     let value = draft
         .annotation(IN_BAND_ANNOTATION)
         .filter(|_| !has_bmc(draft.host));
-    let opted_in = value.map(|value| opted_in(value, session, draft.seen.segment));
+    let opted_in = value.map(|value| opted_in(value, session, draft.segment()));
     if let Some(Ok(())) = opted_in {
         return Ok(());
     }
-    let Some(segment) = draft.seen.segment else {
+    let Some(segment) = draft.segment() else {
         return Err(format!(
             "Segment {} is not seen, so its required trust is not known",
             session.segment

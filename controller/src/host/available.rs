@@ -146,7 +146,7 @@ fn refusal(draft: &Draft<'_>) -> Result<(), String> {
     request(&draft.host.spec)?;
     preparing::software_raid(&draft.host.spec)?;
     guard::rival(draft.seen)?;
-    let status = draft.seen.server.and_then(|server| server.status.as_ref());
+    let status = draft.server().and_then(|server| server.status.as_ref());
     if let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) {
         disk::choose(effective_hints(draft).as_deref(), &inventory.unpack().disks)?;
     }

@@ -118,7 +118,7 @@ fn by_bmc(draft: &mut Draft<'_>) {
 fn in_band(draft: &mut Draft<'_>) {
     let id = jobs::operation(draft, "off-to-delete", None, draft.old.error_count);
     let is_off = |server: &Server| jobs::look(server, |job| job == id) == Job::Done;
-    if draft.seen.server.is_some_and(is_off) {
+    if draft.server().is_some_and(is_off) {
         draft.enter(State::Deleting);
         draft.status.powered_on = false;
         return;

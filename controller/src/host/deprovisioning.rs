@@ -36,7 +36,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
 /// to no session, now or days later. One that is over is given to none anyway, unless its machine is still to be told to leave.
 fn is_outdated(draft: &Draft<'_>) -> bool {
     let is_open = |server: &&Server| !jobs::rests(server) || jobs::is_unheard(server);
-    let open = draft.seen.server.filter(is_open);
+    let open = draft.server().filter(is_open);
     open.and_then(|server| server.spec.job.as_ref())
         .is_some_and(|job| {
             let ours = job.id.starts_with(&format!("{}deprovision-", jobs::OURS));
@@ -115,7 +115,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
 
 fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let id = format!("{operation}-clean");
-    if let Some(server) = draft.seen.server {
+    if let Some(server) = draft.server() {
         match jobs::look(server, |job| job == id) {
             Job::Done => return cleaned(draft, server),
             Job::Failed(error) => {

@@ -9,8 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource as _;
 use muster_proto::{
     kinds::{
-        BareMetalHost, BareMetalHostStatus, ErrorType, OperationHistory, OperationMetric, OperationalStatus,
-        Server, Session, SessionState,
+        BareMetalHost, BareMetalHostStatus, ErrorType, HardwareData, OperationHistory, OperationMetric,
+        OperationalStatus, Segment, Server, Session, SessionState,
     },
     text,
 };
@@ -64,7 +64,7 @@ pub(super) enum HoldOff {
 #[derive(Debug)]
 pub(super) struct Draft<'a> {
     pub(super) host: &'a BareMetalHost,
-    pub(super) seen: &'a Observed<'a>,
+    pub(super) seen: &'a Observed,
     pub(super) now: Timestamp,
     /// The state at the beginning of the round.
     pub(super) state: State,
@@ -87,7 +87,7 @@ pub(super) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(host: &'a BareMetalHost, seen: &'a Observed<'a>, now: Timestamp) -> Draft<'a> {
+    pub(super) fn new(host: &'a BareMetalHost, seen: &'a Observed, now: Timestamp) -> Draft<'a> {
         let state = State::of(host);
         let mut old = host.status.clone().unwrap_or_default();
         if !state.is_provisioned() {
@@ -125,6 +125,21 @@ impl<'a> Draft<'a> {
         self.host.metadata.deletion_timestamp.is_some()
     }
 
+    /// The Server that stands for the host.
+    pub(super) fn server(&self) -> Option<&'a Server> {
+        self.seen.server.as_deref()
+    }
+
+    /// The Segment of that Server's latest session.
+    pub(super) fn segment(&self) -> Option<&'a Segment> {
+        self.seen.segment.as_deref()
+    }
+
+    /// The HardwareData of the host.
+    pub(super) fn hardware(&self) -> Option<&'a HardwareData> {
+        self.seen.hardware.as_deref()
+    }
+
     /// When the session of its ramdisk was connected last, if it is there.
     pub(super) fn here_since(&self) -> Option<Timestamp> {
         self.session().and_then(|(_, session)| session.since.parse().ok())
@@ -132,7 +147,7 @@ impl<'a> Draft<'a> {
 
     /// The session of its ramdisk, if it is there.
     pub(super) fn session(&self) -> Option<(&'a Server, &'a Session)> {
-        let server = self.seen.server?;
+        let server = self.server()?;
         let session = server.session()?;
         (session.state == SessionState::Connected).then_some((server, session))
     }

@@ -267,7 +267,7 @@ impl Executor {
             step: PLACE,
             subject: order.server.clone(),
         };
-        let server = sight.server().ok_or_else(behind)?;
+        let server = sight.seen.server.as_ref().ok_or_else(behind)?;
         let seen = server.metadata.name.as_ref() == Some(&order.server)
             && server.metadata.resource_version.as_ref() == Some(&order.version);
         if !seen {
@@ -348,7 +348,7 @@ impl Executor {
     }
 
     async fn remove_job(&self, host: &BareMetalHost, sight: &Sight, id: &str) -> Result<(), ExecuteError> {
-        match sight.server() {
+        match sight.seen.server.as_ref() {
             Some(server) if server.spec.job.as_ref().is_some_and(|job| job.id == id) => {
                 self.set_job("take job off Server", host, server, None).await
             }
@@ -373,7 +373,7 @@ impl Executor {
 
     async fn ask_to_wake(&self, host: &BareMetalHost, sight: &Sight, wish: Wake) -> Result<(), ExecuteError> {
         let step = "ask for Wake-on-LAN on Server";
-        let server = sight.server().ok_or_else(|| ExecuteError::Behind {
+        let server = sight.seen.server.as_ref().ok_or_else(|| ExecuteError::Behind {
             step,
             subject: Path::of(host).to_string(),
         })?;
@@ -425,7 +425,7 @@ impl Executor {
         let path = Path::of(host);
         let api = self.api::<HardwareData>(&path.namespace);
         let owner = host.controller_owner_ref(&());
-        let written = match sight.hardware() {
+        let written = match sight.seen.hardware.as_ref() {
             None => {
                 let spec = HardwareDataSpec {
                     hardware: Some(hardware.into()),
@@ -460,7 +460,7 @@ impl Executor {
     }
 
     async fn release_hardware(&self, host: &BareMetalHost, sight: &Sight) -> Result<(), ExecuteError> {
-        let Some(data) = sight.hardware() else {
+        let Some(data) = sight.seen.hardware.as_ref() else {
             return Ok(());
         };
         let path = Path::of(host);

@@ -71,7 +71,7 @@ pub(super) fn untouchable(host: &BareMetalHost) -> Option<&'static str> {
 }
 
 /// Whether another host is in the way: one that precedes this one, or whose machine may carry somebody's data.
-pub(super) fn rival(seen: &Observed<'_>) -> Result<(), String> {
+pub(super) fn rival(seen: &Observed) -> Result<(), String> {
     let in_use =
         |state: State| state.is_provisioned() || matches!(state, State::Provisioning | State::Deprovisioning);
     match seen
@@ -88,7 +88,7 @@ pub(super) fn rival(seen: &Observed<'_>) -> Result<(), String> {
 }
 
 /// Leave to write an image to `disk`.
-pub(super) fn to_write(host: &BareMetalHost, seen: &Observed<'_>, disk: &Disk) -> Result<Permit, String> {
+pub(super) fn to_write(host: &BareMetalHost, seen: &Observed, disk: &Disk) -> Result<Permit, String> {
     if State::of(host) != State::Provisioning || host.metadata.deletion_timestamp.is_some() {
         return Err("the host is not provisioning".to_owned());
     }
@@ -104,14 +104,14 @@ pub(super) fn to_write(host: &BareMetalHost, seen: &Observed<'_>, disk: &Disk) -
 }
 
 /// Leave to clear the partition tables and signatures of `disks`.
-pub(super) fn to_clean(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<Permit, String> {
+pub(super) fn to_clean(host: &BareMetalHost, seen: &Observed, disks: &[&Disk]) -> Result<Permit, String> {
     if !matches!(State::of(host), State::Provisioning | State::Deprovisioning) {
         return Err("the host is neither provisioning nor deprovisioning".to_owned());
     }
     permit(host, seen, disks)
 }
 
-fn permit(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<Permit, String> {
+fn permit(host: &BareMetalHost, seen: &Observed, disks: &[&Disk]) -> Result<Permit, String> {
     if is_protected(host) {
         return Err(format!(
             "the host is protected (annotation {PROTECTED_ANNOTATION})"
@@ -124,7 +124,10 @@ fn permit(host: &BareMetalHost, seen: &Observed<'_>, disks: &[&Disk]) -> Result<
     if host.spec.externally_provisioned == Some(true) {
         return Err("somebody else provisioned the host".to_owned());
     }
-    let server = seen.server.ok_or("no machine is known to be the host's")?;
+    let server = seen
+        .server
+        .as_deref()
+        .ok_or("no machine is known to be the host's")?;
     let reported = server
         .status
         .as_ref()

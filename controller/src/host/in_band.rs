@@ -122,7 +122,7 @@ fn went(draft: &Draft<'_>, what: &str) -> bool {
     }
     let (id, _) = operation(draft, GOING_OFF, what);
     let done = |server: &Server| jobs::look(server, |job| job == id) == Job::Done;
-    draft.seen.server.is_some_and(done)
+    draft.server().is_some_and(done)
 }
 
 /// True if the ramdisk has taken up the order to switch its machine off, or has done so: that is not taken back any more.
@@ -256,16 +256,16 @@ fn switch_on_unseen(draft: &mut Draft<'_>) {
 
 /// At which addresses magic packets may switch the machine on; else why none can.
 fn wakes(draft: &Draft<'_>) -> Result<Vec<Mac>, &'static str> {
-    let status = draft.seen.server.and_then(|server| server.status.as_ref());
+    let status = draft.server().and_then(|server| server.status.as_ref());
     let inventory = status.and_then(|status| status.inventory.as_ref());
     let inventory = inventory.map(Packed::unpack).unwrap_or_default();
     let macs: Vec<Mac> = inventory.nics.iter().filter_map(wakes_at).collect();
     let without = |nic: &Nic| nic.wake_on_lan == Some(false);
     match macs.is_empty() {
-        false if draft.seen.segment.is_none() => {
+        false if draft.segment().is_none() => {
             Err("the Segment of its last session, on which Wake-on-LAN would be sent, is not there any more")
         }
-        false if draft.seen.segment.is_some_and(is_unserved) => {
+        false if draft.segment().is_some_and(is_unserved) => {
             Err("the Segment of its last session, on which Wake-on-LAN would be sent, is not served")
         }
         false => Ok(macs),
@@ -293,9 +293,9 @@ pub(super) fn wake(draft: &mut Draft<'_>, person_asked: bool) {
 /// Asks the edges for Wake-on-LAN to `macs`, unless they were asked a moment ago, or longer where a person was asked, too.
 fn ask_edges(draft: &mut Draft<'_>, macs: Vec<Mac>, person_asked: bool) {
     let pause = if person_asked { WAKES_MEANWHILE } else { WAKES };
-    let session = draft.seen.server.and_then(Server::session);
+    let session = draft.server().and_then(Server::session);
     let session = session.map_or_else(String::new, |session| session.key.clone());
-    let last = draft.seen.server.and_then(|server| server.spec.wake.as_ref());
+    let last = draft.server().and_then(|server| server.spec.wake.as_ref());
     // Of a machine that was here since, or has other NICs, it is another wish.
     let last = last
         .filter(|last| last.session == session && last.macs == macs)

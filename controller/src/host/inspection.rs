@@ -43,10 +43,9 @@ const THEN: &str = "it reports the hardware";
 pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
     draft.begin(|history| &mut history.inspect);
     let required = draft
-        .seen
-        .segment
+        .segment()
         .map_or(Trust::Segment, |segment| segment.spec.trust_to_believe());
-    let known = draft.seen.server.and_then(inventory);
+    let known = draft.server().and_then(inventory);
     let Some((status, _, at)) = known else {
         start(draft, "the hardware is inspected");
         return;
@@ -107,7 +106,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.again(std::time::Duration::ZERO);
         return;
     };
-    if let Some((_, found, at)) = draft.seen.server.and_then(inventory)
+    if let Some((_, found, at)) = draft.server().and_then(inventory)
         && at >= start
     {
         let found = hardware::details(&found.unpack());
@@ -175,7 +174,7 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
 
 /// Lets go of the HardwareData, if a finalizer of another operator holds it. True if one does.
 pub(super) fn release_data(draft: &mut Draft<'_>) -> bool {
-    let data = draft.seen.hardware.map(|data| &data.metadata);
+    let data = draft.hardware().map(|data| &data.metadata);
     let mut finalizers = data
         .and_then(|data| data.finalizers.as_ref())
         .into_iter()
@@ -196,7 +195,7 @@ fn is_ours(draft: &Draft<'_>, data: &HardwareData) -> bool {
 /// The hardware is known: stored as HardwareData first, then in the status.
 fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
     let packed = Packed::new(&found);
-    let stored = draft.seen.hardware;
+    let stored = draft.hardware();
     if let Some(going) = stored.filter(|data| data.metadata.deletion_timestamp.is_some()) {
         release_data(draft);
         let holders = going.metadata.finalizers.clone().unwrap_or_default();

@@ -215,14 +215,14 @@ pub(super) fn tidy(draft: &mut Draft<'_>) {
         Some(write.config_drive.as_ref()?.len() > SMALL)
     };
     let stays = |server: &Server| rests(server) && is_large(server) != Some(true);
-    if !draft.seen.server.is_some_and(stays) {
+    if !draft.server().is_some_and(stays) {
         clear(draft);
     }
 }
 
 /// Takes the operator's job off the Server, if one is there: a later session must not meet it. True if there was one.
 pub(super) fn clear(draft: &mut Draft<'_>) -> bool {
-    let job = draft.seen.server.and_then(|server| server.spec.job.as_ref());
+    let job = draft.server().and_then(|server| server.spec.job.as_ref());
     let Some(job) = job.filter(|job| job.id.starts_with(OURS)) else {
         return false;
     };

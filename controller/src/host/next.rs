@@ -21,7 +21,7 @@ use super::{
 };
 
 /// What is to be done about `host`. Total: whatever the world looks like, there is a plan.
-pub fn next(host: &BareMetalHost, seen: &Observed<'_>, now: Timestamp) -> Plan {
+pub fn next(host: &BareMetalHost, seen: &Observed, now: Timestamp) -> Plan {
     match owner(host) {
         Owner::Nobody => return Plan::rest("it is paused"),
         Owner::Discovery => return Plan::rest("it is discovery's"),

@@ -9,7 +9,7 @@ use muster_proto::kinds::{BareMetalHost, Segment, Server};
 use super::{
     index::Index,
     memory::{Memory, Newest},
-    observed::{Bmc, Observed, Rival, Secrets, Tried},
+    observed::Observed,
     rivals,
     vault::Vault,
 };
@@ -41,51 +41,47 @@ pub struct Eyes<'a> {
 pub struct Sight {
     /// The host, as new as it is known.
     pub host: Arc<BareMetalHost>,
-    objects: Newest,
-    /// The Segment of the Server's latest session.
-    pub segment: Option<Arc<Segment>>,
-    secrets: Secrets,
-    bmc: Bmc,
-    tried: Option<Tried>,
-    rivals: Vec<Rival>,
-    released: bool,
-    began: Timestamp,
-    epoch: i64,
-    max_provisioning_retries: i64,
+    /// All else.
+    pub seen: Observed,
 }
 
 impl Eyes<'_> {
     /// Looks at `host`. A request is made only for a Secret that the host needs and nobody watches.
     pub async fn look(&self, host: &Arc<BareMetalHost>) -> Sight {
         let path = Path::of(host.as_ref());
-        let objects = self.memory.newest(Newest {
+        let Newest {
+            host,
+            server,
+            hardware,
+        } = self.memory.newest(Newest {
             server: self.server(host),
             hardware: self.world.hardware.get(&path.to_ref()),
             host: Arc::clone(host),
         });
-        let host = Arc::clone(&objects.host);
         let alike = self.index.alike(&host);
         let others: Vec<Arc<BareMetalHost>> = alike
             .iter()
             .filter_map(|other| self.world.hosts.get(&other.to_ref()))
             .collect();
         let (bmc, tried) = self.memory.bmc(&host);
-        Sight {
-            segment: objects.server.as_deref().and_then(|server| self.segment(server)),
+        let seen = Observed {
+            hardware,
+            segment: server.as_deref().and_then(|server| self.segment(server)),
+            server,
             secrets: self.vault.seen(&host, self.index, self.memory).await,
-            rivals: rivals(&host, others.iter().map(AsRef::as_ref)),
-            released: self.memory.has_released(&host),
             bmc,
             tried,
+            rivals: rivals(&host, others.iter().map(AsRef::as_ref)),
+            released: self.memory.has_released(&host),
+            slot: false,
             began: self
                 .memory
                 .paused_at(&host)
                 .map_or(self.began, |at| at.max(self.began)),
             epoch: self.epoch,
             max_provisioning_retries: self.max_provisioning_retries,
-            host,
-            objects,
-        }
+        };
+        Sight { host, seen }
     }
 
     /// The one Server that stands for `host`. Where several claim to, none does: whichever it was, a job would reach another machine
@@ -112,40 +108,5 @@ impl Eyes<'_> {
         let (namespace, name) = segment_name(server)?;
         let at = ObjectRef::new(name).within(namespace.unwrap_or(self.namespace));
         self.world.segments.get(&at)
-    }
-}
-
-impl Sight {
-    /// What is shown to the decision.
-    pub fn observed(&self, slot: bool) -> Observed<'_> {
-        Observed {
-            hardware: self.objects.hardware.as_deref(),
-            server: self.objects.server.as_deref(),
-            segment: self.segment.as_deref(),
-            secrets: self.secrets.clone(),
-            bmc: self.bmc.clone(),
-            tried: self.tried.clone(),
-            rivals: self.rivals.clone(),
-            released: self.released,
-            slot,
-            began: self.began,
-            epoch: self.epoch,
-            max_provisioning_retries: self.max_provisioning_retries,
-        }
-    }
-
-    /// What the host's Secrets are good for.
-    pub fn secrets(&self) -> &Secrets {
-        &self.secrets
-    }
-
-    /// The Server that was seen.
-    pub fn server(&self) -> Option<&Arc<Server>> {
-        self.objects.server.as_ref()
-    }
-
-    /// The HardwareData that was seen.
-    pub fn hardware(&self) -> Option<&Arc<muster_proto::kinds::HardwareData>> {
-        self.objects.hardware.as_ref()
     }
 }

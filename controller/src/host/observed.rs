@@ -3,6 +3,8 @@
 //! What lives in the API server is seen through it. What only the process knows (what a BMC said, how the last effect went) is
 //! memory: it is lost with the process, and [`next`](super::next()) then asks again. Absent memory is never "off" and never "no".
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use muster_proto::kinds::{HardwareData, Segment, Server};
 
@@ -11,13 +13,13 @@ use crate::bmc::{Health, Identity};
 
 /// Everything that [`next`](super::next()) looks at beside the object and the time.
 #[derive(Clone, Debug, Default)]
-pub struct Observed<'a> {
+pub struct Observed {
     /// The HardwareData of the host's name and namespace.
-    pub hardware: Option<&'a HardwareData>,
+    pub hardware: Option<Arc<HardwareData>>,
     /// The Server whose `spec.host` is this host.
-    pub server: Option<&'a Server>,
+    pub server: Option<Arc<Server>>,
     /// The Segment of that Server's latest session.
-    pub segment: Option<&'a Segment>,
+    pub segment: Option<Arc<Segment>>,
     /// The Secrets that the host names.
     pub secrets: Secrets,
     /// What its BMC said.

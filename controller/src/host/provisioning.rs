@@ -134,7 +134,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     let failures = draft.old.provisioning_fail_count;
     let operation = jobs::operation(draft, "provision", Some(start), failures);
     let left = leave_id(&operation);
-    let server = draft.seen.server;
+    let server = draft.server();
     // Nothing is left to do, so nobody need be reached for it: a leader that has just begun would ask every BMC first.
     if let Some(server) = server.filter(|server| jobs::look(server, |job| job == left) == Job::Done) {
         let stays_off = is_off(draft, server, &left);

@@ -165,7 +165,7 @@ fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
 fn by_ramdisk(draft: &mut Draft<'_>) -> Option<Reboot> {
     let (operation, _) = power::operation(draft, REBOOTING, AGAIN);
     // Its last word is that it goes, so its session is over when that is known.
-    match jobs::look(draft.seen.server?, |job| job == operation) {
+    match jobs::look(draft.server()?, |job| job == operation) {
         Job::Done => return Some(Reboot::Done),
         Job::Failed(why) => return Some(Reboot::Failed(why)),
         Job::Pending => {}
@@ -189,7 +189,7 @@ fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
         }
         _ => None,
     };
-    let lost = draft.seen.server.and_then(|server| lost_at(server, draft.now));
+    let lost = draft.server().and_then(|server| lost_at(server, draft.now));
     ended_at.is_some_and(|at| lost.is_none_or(|lost| lost <= at))
 }
 
@@ -251,19 +251,15 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
         .is_some_and(|reading| reading.power == Power::Off);
     // One that was told to leave does not come back, unless the answer that told it was lost.
     let told = draft
-        .seen
-        .server
+        .server()
         .is_some_and(|server| netboot::leaves(draft.host, server) && !jobs::is_unheard(server));
     // Who power-cycled it by hand in the middle of a write would break that.
     let is_writing = !has_bmc(draft.host)
         && draft
-            .seen
-            .server
+            .server()
             .is_some_and(|server| jobs::is_under_way(server, |_| true));
     let patience = if is_writing { BOOT_DEADLINE } else { SILENCE };
-    let due = lost_at(draft.seen.server?, draft.now)?
-        .checked_add(patience)
-        .ok()?;
+    let due = lost_at(draft.server()?, draft.now)?.checked_add(patience).ok()?;
     (!off && !told && draft.now < due).then_some(due)
 }
 

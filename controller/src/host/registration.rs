@@ -111,7 +111,7 @@ fn is_opted_in(draft: &mut Draft<'_>) -> bool {
         );
         return false;
     }
-    match access::opted_in(value, session, draft.seen.segment) {
+    match access::opted_in(value, session, draft.segment()) {
         Ok(()) => true,
         Err(missing) => {
             draft.refuse(ErrorType::Registration, missing);
@@ -143,7 +143,7 @@ pub(super) fn snapshot_boot_mode(draft: &mut Draft<'_>) -> WantedMode {
 
 /// The mode in which the machine booted when it reported last; none: nobody knows.
 fn found_in(draft: &Draft<'_>) -> Option<BootMode> {
-    let status = draft.seen.server?.status.as_ref()?;
+    let status = draft.server()?.status.as_ref()?;
     let inventory = status.inventory.as_ref().filter(|_| !status.contested)?;
     Some(inventory.unpack().boot.mode)
 }

@@ -17,7 +17,7 @@ use crate::hosts::{annotation, forbids_inspection};
 ///
 /// One that cannot be read on a host without a status stops everything: the machine may be running somebody's data, and a host that
 /// begins anew would overwrite them.
-pub(super) fn status(host: &BareMetalHost, seen: &Observed<'_>, now: jiff::Timestamp) -> Option<Plan> {
+pub(super) fn status(host: &BareMetalHost, seen: &Observed, now: jiff::Timestamp) -> Option<Plan> {
     let value = annotation(host, STATUS_ANNOTATION)?;
     let written = host
         .status
@@ -33,7 +33,11 @@ pub(super) fn status(host: &BareMetalHost, seen: &Observed<'_>, now: jiff::Times
         false if value.trim().is_empty() => None,
         false => match read(value) {
             Ok(mut status) => {
-                if let Some(hardware) = seen.hardware.and_then(|data| data.spec.hardware.clone()) {
+                if let Some(hardware) = seen
+                    .hardware
+                    .as_deref()
+                    .and_then(|data| data.spec.hardware.clone())
+                {
                     status.hardware = Some(hardware);
                 }
                 status.last_updated = Some(whole_seconds(now));
@@ -82,7 +86,7 @@ fn lay_over(base: &mut Value, said: Value) {
 
 fn unreadable(
     host: &BareMetalHost,
-    seen: &Observed<'_>,
+    seen: &Observed,
     now: jiff::Timestamp,
     error: &serde_json::Error,
 ) -> Plan {
@@ -102,7 +106,7 @@ fn unreadable(
 
 /// The hardware, from the HardwareData or else the annotation; the architecture, where nobody wrote one.
 pub(super) fn hardware(draft: &mut Draft<'_>) {
-    let stored = draft.seen.hardware.and_then(|data| data.spec.hardware.as_ref());
+    let stored = draft.hardware().and_then(|data| data.spec.hardware.as_ref());
     if let Some(stored) = stored.filter(|_| draft.state != State::Inspecting)
         && draft.status.hardware.as_ref() != Some(stored)
     {

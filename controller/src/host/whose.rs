@@ -18,7 +18,7 @@ pub(super) fn anothers(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String
     if *says == bmc::Identity::default() {
         return None;
     }
-    let status = draft.seen.server?.status.as_ref()?;
+    let status = draft.server()?.status.as_ref()?;
     let all = status.identity.normalised();
     // Nearly always: then nothing has to be unpacked.
     if agree(says, &all) {

@@ -101,7 +101,7 @@ pub(super) async fn carry_out(
             &context.metrics,
             &sight.host,
             &done.host,
-            sight.secrets(),
+            &sight.seen.secrets,
             &events,
         );
         // What is stored will not be said again by a later plan, so people are told now, whatever becomes of the effects.

@@ -100,7 +100,7 @@ async fn turn(
         return Ok(After::Over(Action::await_change()));
     }
     context.memory.looks(host);
-    let sight = context.eyes().look(host).await;
+    let mut sight = context.eyes().look(host).await;
     let unknown = state::unreadable(&sight.host);
     let reason = match unknown {
         Some(_) => "Unreadable",
@@ -123,7 +123,7 @@ async fn turn(
             message,
         });
     }
-    let mut plan = decide(context, &path, &sight);
+    let mut plan = decide(context, &path, &mut sight);
     let rests = plan.rests();
     if let Some(defer) = defers(context, &sight.host, &plan) {
         plan.status = None;
@@ -149,7 +149,7 @@ async fn turn(
         })
     });
     let stored = outcome.as_ref().map_or(&sight.host, |done| &done.host);
-    if !slot && !context.keeps_place(stored, sight.server().map(AsRef::as_ref)) {
+    if !slot && !context.keeps_place(stored, sight.seen.server.as_deref()) {
         context.wake(context.slots.give_back(&path));
     }
     let after = match outcome {
@@ -220,12 +220,16 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
 }
 
 /// The plan for the host, with a place among the busy ones if it needs one and there is one.
-fn decide(context: &Context, path: &Path, sight: &Sight) -> Plan {
+fn decide(context: &Context, path: &Path, sight: &mut Sight) -> Plan {
     let now = (context.executor.clock)();
-    let plan = |slot| next(&sight.host, &sight.observed(slot), now);
-    if context.has_begun(&sight.host, sight.server().map(AsRef::as_ref)) {
+    if context.has_begun(&sight.host, sight.seen.server.as_deref()) {
         context.slots.begin_with(path);
     }
+    let Sight { host, seen } = sight;
+    let mut plan = |slot| {
+        seen.slot = slot;
+        next(host, seen, now)
+    };
     let wanted = plan(true);
     if !wanted.slot || context.slots.take(path) {
         return wanted;

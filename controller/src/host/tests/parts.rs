@@ -605,7 +605,7 @@ proptest! {
             host.spec.bmc = None;
         }
         let host = world.host.clone().unwrap();
-        let seen: Observed<'_> = world.seen();
+        let seen: Observed = world.seen();
         prop_assert_eq!(next(&host, &seen, now), next(&host, &seen, now));
     }
 }

@@ -1,7 +1,7 @@
 //! A world in memory for one host: its objects, its BMC, its machine with a disk, and the agent in its ramdisk. What the
 //! executor and the edge do is done here in a few lines, with faults on demand.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -419,11 +419,11 @@ impl World {
         self.secrets.user_data = secret("7", "user");
     }
 
-    pub(super) fn seen(&self) -> Observed<'_> {
+    pub(super) fn seen(&self) -> Observed {
         Observed {
-            hardware: self.hardware.as_ref(),
-            server: self.server.as_ref(),
-            segment: Some(&self.segment).filter(|_| !self.segment_gone),
+            hardware: self.hardware.clone().map(Arc::new),
+            server: self.server.clone().map(Arc::new),
+            segment: (!self.segment_gone).then(|| Arc::new(self.segment.clone())),
             secrets: self.secrets.clone(),
             bmc: self.bmc.clone(),
             tried: self.tried.clone(),
