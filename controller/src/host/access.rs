@@ -14,7 +14,7 @@ use super::{
     draft::{Draft, HoldOff, and_next, clause, whole_seconds},
     observed::{Access, Failure, FailureClass, Power, Probed, SecretState},
     owner::has_bmc,
-    plan::{Effect, Hold},
+    plan::{BmcCall, Effect, Hold},
     ramdisk::{self, BOOT_DEADLINE},
     secrets, whose,
 };
@@ -94,7 +94,7 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
                 return Reach::No;
             }
             try_credentials(draft, &name);
-            draft.effect(Effect::Probe(access));
+            draft.call(BmcCall::Probe(access));
             if draft.state == State::Registering {
                 draft.clear_error();
                 draft.wait_for("Bmc", ASKS);
@@ -327,7 +327,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
             && draft.waiting_since("Bmc").is_some_and(|since| failure.at < since) =>
         {
             if ramdisk::is_due(draft, failure.at) {
-                draft.effect(Effect::Probe(access));
+                draft.call(BmcCall::Probe(access));
             }
             draft.keep_wait();
             draft.why("asks the BMC");
@@ -342,7 +342,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
                 HoldOff::Waiting if counted => {}
                 HoldOff::Over if counted => {
                     draft.clear_error();
-                    draft.effect(Effect::Probe(access));
+                    draft.call(BmcCall::Probe(access));
                     draft.wait_for("Bmc", ASKS);
                 }
                 _ => draft.fail(ErrorType::Registration, message),
@@ -396,9 +396,9 @@ pub(super) fn asks_anew(draft: &mut Draft<'_>) -> bool {
                 ..
             }),
             ..,
-        ) => (Some(failure), failure.at, Effect::Probe(access.clone())),
-        (Some(_), Some(failure), _) => (Some(failure), failure.at, Effect::ReadPower),
-        (Some(_), None, Some(reading)) => (None, reading.at, Effect::ReadPower),
+        ) => (Some(failure), failure.at, BmcCall::Probe(access.clone())),
+        (Some(_), Some(failure), _) => (Some(failure), failure.at, BmcCall::ReadPower),
+        (Some(_), None, Some(reading)) => (None, reading.at, BmcCall::ReadPower),
         _ => return false,
     };
     let is_vain = match failure.map(|failure| failure.class) {
@@ -410,7 +410,7 @@ pub(super) fn asks_anew(draft: &mut Draft<'_>) -> bool {
     if is_vain || !draft.has_paused(at, OF_THIS_ATTEMPT) {
         return false;
     }
-    draft.effect(ask);
+    draft.call(ask);
     draft.keep_wait();
     draft.why("asks the BMC for another attempt");
     draft.again(LOOK_AGAIN);
@@ -431,7 +431,7 @@ pub(super) fn shown(address: &str) -> String {
 fn ask_again(draft: &mut Draft<'_>, asked: Timestamp, access: Access, pause: SignedDuration) {
     let due = asked.checked_add(pause).unwrap_or(draft.now);
     if draft.has_paused(asked, pause) {
-        draft.effect(Effect::Probe(access));
+        draft.call(BmcCall::Probe(access));
     }
     draft.again_at(due.max(draft.now));
 }

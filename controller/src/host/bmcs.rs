@@ -9,7 +9,7 @@ use muster_proto::kinds::BareMetalHost;
 use super::{
     observed::{self, Failure, FailureClass, PowerReading, Probed, Tried},
     owner::has_bmc,
-    plan::{Effect, PowerOrder},
+    plan::{BmcCall, PowerOrder},
     vault::Vault,
 };
 use crate::{
@@ -142,18 +142,6 @@ fn read(bmc: &mut observed::Bmc, power: Result<PowerReading, Failure>) {
     }
 }
 
-/// True if `effect` calls a BMC.
-pub(super) fn is_call(effect: &Effect) -> bool {
-    matches!(
-        effect,
-        Effect::Probe(_)
-            | Effect::ReadPower
-            | Effect::BootNetworkOnce { .. }
-            | Effect::Power { .. }
-            | Effect::ForgetBmc
-    )
-}
-
 /// This process must not act any more: nothing is remembered, for nothing was learnt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Over;
@@ -161,21 +149,21 @@ pub(super) struct Over;
 /// What failed, before it has its time.
 type Fault = (FailureClass, String);
 
-/// Asks the BMC of `host` for `effect`, which is a call. `clock` is asked when the answer is there.
+/// Makes `call` to the BMC of `host`. `clock` is asked when the answer is there.
 pub(super) async fn call(
     bmcs: &dyn Bmcs,
     vault: &Vault,
     term: &Leadership,
     clock: &Clock,
     host: &BareMetalHost,
-    effect: &Effect,
+    call: &BmcCall,
 ) -> Result<News, Over> {
     let leave = || {
         let term = term.clone();
         bmc::Term::new(term.epoch(), move || term.still())
     };
-    match effect {
-        Effect::Probe(wanted) => {
+    match call {
+        BmcCall::Probe(wanted) => {
             let answer = match access(vault, host, Some(&wanted.credentials)).await {
                 Ok(access) => settled(bmcs.probe(&access).await)?,
                 Err(fault) => Err(fault),
@@ -196,7 +184,7 @@ pub(super) async fn call(
             };
             Ok(News::Probed(Box::new(probed), power))
         }
-        Effect::BootNetworkOnce { operation, mode } => {
+        BmcCall::BootNetworkOnce { operation, mode } => {
             let boot = Boot {
                 device: Device::Pxe,
                 mode: *mode,
@@ -208,7 +196,7 @@ pub(super) async fn call(
             };
             Ok(News::Tried(tried(operation, answer, clock()), false))
         }
-        Effect::Power { operation, order } => {
+        BmcCall::Power { operation, order } => {
             let reset = match order {
                 PowerOrder::On => Reset::On,
                 PowerOrder::SoftOff => Reset::GracefulShutdown,
@@ -222,11 +210,11 @@ pub(super) async fn call(
             };
             Ok(News::Tried(tried(operation, answer, clock()), true))
         }
-        Effect::ForgetBmc => {
+        BmcCall::Forget => {
             bmcs.forget(&reference(host)).await;
             Ok(News::Forgotten)
         }
-        _ => {
+        BmcCall::ReadPower => {
             let answer = match access(vault, host, None).await {
                 Ok(access) => settled(bmcs.power(&access).await)?,
                 Err(fault) => Err(fault),

@@ -10,7 +10,7 @@ use super::{
     inspection,
     jobs::{self, Job},
     observed::{Bmc, Power},
-    plan::{Effect, Task},
+    plan::{BmcCall, Effect, Task},
     power, ramdisk,
     reboot::Wish,
     registration, secrets,
@@ -92,7 +92,7 @@ pub(super) fn power_off(draft: &mut Draft<'_>) {
 fn by_bmc(draft: &mut Draft<'_>) {
     if let Some(why) = ramdisk::unknown_power(draft) {
         // Asked again for the next attempt.
-        draft.effect(Effect::ReadPower);
+        draft.call(BmcCall::ReadPower);
         draft.fail(
             ErrorType::PowerManagement,
             format!("the BMC does not say whether the machine is on: {why}"),
@@ -181,7 +181,7 @@ pub(super) fn let_go(draft: &mut Draft<'_>) {
         busy = true;
     }
     if draft.seen.bmc != Bmc::default() {
-        draft.effect(Effect::ForgetBmc);
+        draft.call(BmcCall::Forget);
         busy = true;
     }
     if busy {

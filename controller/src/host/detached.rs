@@ -3,7 +3,7 @@
 use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, ErrorType, OperationalStatus};
 use serde::Deserialize;
 
-use super::{State, draft::Draft, jobs, observed::Bmc, plan::Effect};
+use super::{State, draft::Draft, jobs, observed::Bmc, plan::BmcCall};
 use crate::hosts::{annotation, arguments};
 
 /// What the annotation says beside that it is there. What cannot be read says nothing, as upstream has it.
@@ -74,7 +74,7 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
     draft.status.operational_status = OperationalStatus::Detached;
     jobs::clear(draft);
     if draft.seen.bmc != Bmc::default() {
-        draft.effect(Effect::ForgetBmc);
+        draft.call(BmcCall::Forget);
     }
     draft.wait_for(
         "Detached",

@@ -19,7 +19,7 @@ use super::{
     State, backoff, conditions,
     observed::Observed,
     owner::has_bmc,
-    plan::{Effect, Metadata, Plan, PowerWatch},
+    plan::{BmcCall, Effect, Metadata, Plan, PowerWatch},
     reasons, table,
 };
 use crate::{agents::token, bmc::Health, events::Event, hosts::annotation};
@@ -158,6 +158,10 @@ impl<'a> Draft<'a> {
 
     pub(super) fn effect(&mut self, effect: Effect) {
         self.effects.push(effect);
+    }
+
+    pub(super) fn call(&mut self, call: BmcCall) {
+        self.effect(Effect::Bmc(call));
     }
 
     /// Comes back after `pause` or earlier.

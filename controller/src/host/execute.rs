@@ -26,7 +26,7 @@ use super::{
     drive,
     memory::Memory,
     observe::Sight,
-    plan::{Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, Order, Task, WriteTask},
+    plan::{BmcCall, Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, Order, Task, WriteTask},
     vault::Vault,
 };
 use crate::{
@@ -78,25 +78,6 @@ pub struct Executor {
 impl std::fmt::Debug for Executor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Executor of epoch {}", self.term.epoch())
-    }
-}
-
-/// The name of an effect, for the log.
-pub fn name(effect: &Effect) -> &'static str {
-    match effect {
-        Effect::Probe(_) => "probe",
-        Effect::ReadPower => "read_power",
-        Effect::BootNetworkOnce { .. } => "boot_network_once",
-        Effect::Power { .. } => "power",
-        Effect::Wake(_) => "wake",
-        Effect::PlaceJob(_) => "place_job",
-        Effect::RemoveJob { .. } => "remove_job",
-        Effect::WriteHardware(_) => "write_hardware",
-        Effect::ReleaseHardware => "release_hardware",
-        Effect::ReleaseLeftovers => "release_leftovers",
-        Effect::HoldSecret { .. } => "hold_secret",
-        Effect::ReleaseSecret { .. } => "release_secret",
-        Effect::ForgetBmc => "forget_bmc",
     }
 }
 
@@ -226,18 +207,14 @@ impl Executor {
             Effect::HoldSecret { name, hold } => self.vault.hold(host, &name, hold).await,
             Effect::ReleaseSecret { name } => self.vault.release(host, &name).await,
             Effect::Wake(wish) => self.ask_to_wake(host, sight, *wish).await,
-            Effect::Probe(_)
-            | Effect::ReadPower
-            | Effect::BootNetworkOnce { .. }
-            | Effect::Power { .. }
-            | Effect::ForgetBmc => self.call(host, &effect).await,
+            Effect::Bmc(call) => self.call(host, &call).await,
         }
     }
 
     /// Asks the BMC, and remembers the answer. A failure there ends the round as any other; nothing is tried again because of it but
     /// by the next plan.
-    pub(super) async fn call(&self, host: &BareMetalHost, effect: &Effect) -> Result<(), ExecuteError> {
-        let step = name(effect);
+    pub(super) async fn call(&self, host: &BareMetalHost, call: &BmcCall) -> Result<(), ExecuteError> {
+        let step = call.name();
         let behind = || ExecuteError::Behind {
             step,
             subject: Path::of(host).to_string(),
@@ -245,11 +222,11 @@ impl Executor {
         if !self.term.still() {
             return Err(behind());
         }
-        if matches!(effect, Effect::Power { .. }) {
+        if matches!(call, BmcCall::Power { .. }) {
             self.memory.set_bmc(host, |bmc, _| bmc.power = None);
         }
         let bmcs = self.bmcs.as_ref();
-        let news = bmcs::call(bmcs, &self.vault, &self.term, &self.clock, host, effect).await;
+        let news = bmcs::call(bmcs, &self.vault, &self.term, &self.clock, host, call).await;
         let news = news.map_err(|Over| behind())?;
         let is_failure = news.is_failure();
         self.memory.set_bmc(host, |bmc, tried| news.remember(bmc, tried));

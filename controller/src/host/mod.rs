@@ -82,7 +82,7 @@ pub use metrics::Metrics;
 pub use next::next;
 pub use observed::Observed;
 pub use owner::{Owner, owner};
-pub use plan::{Effect, Plan};
+pub use plan::{BmcCall, Effect, Plan};
 pub use reconcile::{Config, run};
 pub use rivals::rivals;
 pub use secrets::bmc_secret;

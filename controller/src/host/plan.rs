@@ -93,24 +93,8 @@ pub const SECRET_LABEL: (&str, &str) = ("environment.metal3.io", "baremetal");
 /// One step outside of the object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Log in to the BMC and look whether it can do what is needed; also reads the power. Becomes [`Bmc::probed`](super::observed::Bmc).
-    Probe(Access),
-    /// Ask for the power. Becomes [`Bmc::power`](super::observed::Bmc).
-    ReadPower,
-    /// Have the firmware boot from the network once. Becomes [`Tried`](super::observed::Tried).
-    BootNetworkOnce {
-        /// Operation id.
-        operation: String,
-        /// In this mode.
-        mode: WantedMode,
-    },
-    /// Change the power. Becomes [`Tried`](super::observed::Tried), and empties [`Bmc::power`](super::observed::Bmc).
-    Power {
-        /// Operation id.
-        operation: String,
-        /// How.
-        order: PowerOrder,
-    },
+    /// Ask or tell the BMC something.
+    Bmc(BmcCall),
     /// Ask the edges for Wake-on-LAN packets: nothing tells whether they did anything.
     Wake(Box<Wake>),
     /// Make this the Server's job, in place of the one there, if the Server is still as it was seen.
@@ -138,8 +122,31 @@ pub enum Effect {
         /// Its name, in the host's namespace.
         name: String,
     },
-    /// Log out of the BMC and forget all that it said.
-    ForgetBmc,
+}
+
+/// What a BMC is asked or told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BmcCall {
+    /// Log in and look whether it can do what is needed; also reads the power. Becomes [`Bmc::probed`](super::observed::Bmc).
+    Probe(Access),
+    /// Ask for the power. Becomes [`Bmc::power`](super::observed::Bmc).
+    ReadPower,
+    /// Have the firmware boot from the network once. Becomes [`Tried`](super::observed::Tried).
+    BootNetworkOnce {
+        /// Operation id.
+        operation: String,
+        /// In this mode.
+        mode: WantedMode,
+    },
+    /// Change the power. Becomes [`Tried`](super::observed::Tried), and empties [`Bmc::power`](super::observed::Bmc).
+    Power {
+        /// Operation id.
+        operation: String,
+        /// How.
+        order: PowerOrder,
+    },
+    /// Log out and forget all that it said.
+    Forget,
 }
 
 /// What a Secret gets beside the label.
@@ -240,12 +247,40 @@ pub struct Drive {
     pub seal_key: String,
 }
 
+impl BmcCall {
+    /// Its name, for the log.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            BmcCall::Probe(_) => "probe",
+            BmcCall::ReadPower => "read_power",
+            BmcCall::BootNetworkOnce { .. } => "boot_network_once",
+            BmcCall::Power { .. } => "power",
+            BmcCall::Forget => "forget_bmc",
+        }
+    }
+}
+
 impl Effect {
+    /// Its name, for the log.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Effect::Bmc(call) => call.name(),
+            Effect::Wake(_) => "wake",
+            Effect::PlaceJob(_) => "place_job",
+            Effect::RemoveJob { .. } => "remove_job",
+            Effect::WriteHardware(_) => "write_hardware",
+            Effect::ReleaseHardware => "release_hardware",
+            Effect::ReleaseLeftovers => "release_leftovers",
+            Effect::HoldSecret { .. } => "hold_secret",
+            Effect::ReleaseSecret { .. } => "release_secret",
+        }
+    }
+
     /// True if the machine does something because of it.
     pub(super) fn touches_the_machine(&self) -> bool {
         matches!(
             self,
-            Effect::PlaceJob(_) | Effect::BootNetworkOnce { .. } | Effect::Power { .. }
+            Effect::PlaceJob(_) | Effect::Bmc(BmcCall::BootNetworkOnce { .. } | BmcCall::Power { .. })
         )
     }
 

@@ -13,7 +13,7 @@ use super::{
     draft::{Draft, HoldOff, RETRY, whole_seconds},
     in_band, jobs,
     observed::{Failure, FailureClass, Power, PowerReading, Tried},
-    plan::{Effect, PowerOrder},
+    plan::{BmcCall, PowerOrder},
     ramdisk,
     reboot::{self, Wish},
 };
@@ -144,7 +144,7 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
         let last = last.max(reading.map(|reading| reading.at)).unwrap_or(draft.now);
         let due = last.checked_add(ASK_AGAIN).unwrap_or(draft.now);
         if draft.has_paused(last, ASK_AGAIN) {
-            draft.effect(Effect::ReadPower);
+            draft.call(BmcCall::ReadPower);
         }
         draft.again_at(due.max(draft.now));
         draft.why("the power is unknown");
@@ -154,13 +154,13 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
     match reading.filter(|_| age.is_some_and(|age| !age.is_negative() && age < holds)) {
         Some(reading) => {
             if age.is_some_and(|age| age >= every) {
-                draft.effect(Effect::ReadPower);
+                draft.call(BmcCall::ReadPower);
             }
             Some(reading.power)
         }
         None => {
             draft.keep_wait();
-            draft.effect(Effect::ReadPower);
+            draft.call(BmcCall::ReadPower);
             draft.again(LOOK);
             draft.why("asks for the power");
             None
@@ -200,7 +200,7 @@ fn is_asked_again(draft: &Draft<'_>, failure: &Failure, since: Timestamp) -> boo
 }
 
 fn order(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {
-    draft.effect(Effect::Power {
+    draft.call(BmcCall::Power {
         operation: operation.to_owned(),
         order,
     });

@@ -18,7 +18,7 @@ use super::{
     jobs::{self, After, Job},
     netboot,
     observed::Power,
-    plan::{Effect, Next, PowerOrder, Task, WriteTask},
+    plan::{BmcCall, Next, PowerOrder, Task, WriteTask},
     power,
     preparing::{self, effective_hints},
     ramdisk, registration,
@@ -438,7 +438,7 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     let due = tried.is_none_or(|tried| ramdisk::is_due(draft, tried.at));
     match draft.seen.bmc.power.map(|reading| reading.power) {
         _ if *reach != Reach::Bmc || !due => {}
-        Some(on @ (Power::On | Power::Off)) => draft.effect(Effect::Power {
+        Some(on @ (Power::On | Power::Off)) => draft.call(BmcCall::Power {
             operation: id.to_owned(),
             order: if on == Power::On {
                 PowerOrder::Reset

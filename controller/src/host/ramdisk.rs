@@ -17,7 +17,7 @@ use super::{
     netboot,
     observed::{FailureClass, Power, Tried},
     owner::has_bmc,
-    plan::{Effect, PowerOrder, Task},
+    plan::{BmcCall, PowerOrder, Task},
     power, reboot, registration,
 };
 use crate::hosts::declared_mac;
@@ -371,7 +371,7 @@ pub(super) fn read_power(draft: &mut Draft<'_>) {
         .map(|failure| failure.at)
         .max(bmc.power.map(|reading| reading.at));
     if last.is_none_or(|at| is_due(draft, at)) {
-        draft.effect(Effect::ReadPower);
+        draft.call(BmcCall::ReadPower);
     }
     draft.again(LOOK_AGAIN);
 }
@@ -383,7 +383,7 @@ fn start(draft: &mut Draft<'_>, operation: &str) {
         .power
         .is_some_and(|reading| reading.power == Power::On);
     arm(draft, operation);
-    draft.effect(Effect::Power {
+    draft.call(BmcCall::Power {
         operation: operation.to_owned(),
         order: if on { PowerOrder::Reset } else { PowerOrder::On },
     });
@@ -393,7 +393,7 @@ fn start(draft: &mut Draft<'_>, operation: &str) {
 /// The machine boots from the network when it boots next.
 pub(super) fn arm(draft: &mut Draft<'_>, operation: &str) {
     let mode = registration::snapshot_boot_mode(draft);
-    draft.effect(Effect::BootNetworkOnce {
+    draft.call(BmcCall::BootNetworkOnce {
         operation: operation.to_owned(),
         mode,
     });

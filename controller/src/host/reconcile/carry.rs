@@ -8,13 +8,11 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        Plan, State,
-        bmcs::is_call,
-        counts,
-        execute::{self, Fresh},
+        Plan, State, counts,
+        execute::Fresh,
         memory::Rest,
         observe::Sight,
-        plan::{Effect, PowerOrder},
+        plan::{BmcCall, Effect, PowerOrder},
     },
     Context, EARLY, TOO_FAST,
 };
@@ -89,7 +87,7 @@ pub(super) async fn carry_out(
         fresh,
     };
     if plan.status.is_some() || !plan.metadata.is_empty() || !plan.effects.is_empty() {
-        let effects: Vec<_> = plan.effects.iter().map(execute::name).collect();
+        let effects: Vec<_> = plan.effects.iter().map(Effect::name).collect();
         tracing::info!(host = %path, state = %State::of(&done.host), why = %plan.why, ?effects, "the operator acts");
     }
     let mut events = plan.events;
@@ -113,7 +111,7 @@ pub(super) async fn carry_out(
     }
     let mut effects = plan.effects.into_iter();
     while let Some(effect) = effects.next() {
-        if is_call(&effect) {
+        if matches!(effect, Effect::Bmc(_)) {
             let rest: Vec<Effect> = std::iter::once(effect).chain(effects).collect();
             spawn(context, Arc::clone(&done.host), sight.clone(), rest, events, call);
             return Ok(done);
@@ -157,7 +155,7 @@ fn spawn(
         let _call = call;
         for effect in effects {
             let power = match &effect {
-                Effect::Power { order, .. } => {
+                Effect::Bmc(BmcCall::Power { order, .. }) => {
                     Some(!matches!(order, PowerOrder::SoftOff | PowerOrder::HardOff))
                 }
                 _ => None,
@@ -195,7 +193,7 @@ pub(super) fn watch_power(host: &Arc<BareMetalHost>, context: &Arc<Context>) -> 
         // Dropped at the end, whatever the end is.
         let mut call = call;
         let before = of.memory.power(&host);
-        let asked = of.executor.call(&host, &Effect::ReadPower).await;
+        let asked = of.executor.call(&host, &BmcCall::ReadPower).await;
         if let Err(error) = &asked {
             failed(&host, error).await;
         }

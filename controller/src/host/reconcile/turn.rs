@@ -12,7 +12,6 @@ use tokio::time::Instant;
 use super::{
     super::{
         Owner, Plan, State,
-        bmcs::is_call,
         conditions::asks_a_person,
         detached,
         draft::bounded,
@@ -23,7 +22,7 @@ use super::{
         observe::Sight,
         owner,
         place::waits_in_line,
-        plan::{Effect, PowerWatch},
+        plan::{BmcCall, Effect, PowerWatch},
         reboot, restore, state,
     },
     Context, TOO_FAST,
@@ -129,7 +128,7 @@ async fn turn(
         plan.status = None;
         plan.requeue = Some(plan.requeue.map_or(defer, |pause| pause.min(defer)));
     }
-    let calls = plan.effects.iter().any(is_call);
+    let calls = plan.effects.iter().any(|effect| matches!(effect, Effect::Bmc(_)));
     let call = match calls {
         true => match Call::begin(context, &sight.host) {
             Some(call) => Some(call),
@@ -201,10 +200,9 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
     let (Some(old), Some(new)) = (&host.status, &plan.status) else {
         return false;
     };
-    let nothing_else = plan
-        .effects
-        .iter()
-        .all(|effect| matches!(effect, Effect::PlaceJob(_) | Effect::ReadPower) && !effect.destroys());
+    let nothing_else = plan.effects.iter().all(|effect| {
+        matches!(effect, Effect::PlaceJob(_) | Effect::Bmc(BmcCall::ReadPower)) && !effect.destroys()
+    });
     let mut said = BareMetalHostStatus {
         conditions: old.conditions.clone(),
         last_updated: old.last_updated.clone(),

@@ -7,7 +7,7 @@ use muster_proto::kinds::{
 };
 
 use super::{
-    super::{Effect, State, next, observed::FailureClass, plan::PowerOrder, reboot},
+    super::{BmcCall, Effect, State, next, observed::FailureClass, plan::PowerOrder, reboot},
     life::waiting,
     transitions::at,
     world::{Content, Fault, IMAGE, World, power_orders},
@@ -138,7 +138,7 @@ fn a_forced_reboot_begins_what_the_ramdisk_does_anew_and_happens_once() {
         }
         let (boots, sessions) = (world.machine.boots, world.machine.sessions);
         world.annotate(REBOOT_ANNOTATION, "");
-        let is_power = |effect: &Effect| matches!(effect, Effect::Power { .. });
+        let is_power = |effect: &Effect| matches!(effect, Effect::Bmc(BmcCall::Power { .. }));
         assert!(
             !world.plan().effects.iter().any(is_power),
             "without force it waits"
@@ -174,7 +174,7 @@ fn a_forced_reboot_that_the_bmc_refuses_is_told_of_and_the_work_goes_on() {
     let mut refused = false;
     for _ in 0..20 {
         let plan = world.plan();
-        let is_power = |effect: &Effect| matches!(effect, Effect::Power { .. });
+        let is_power = |effect: &Effect| matches!(effect, Effect::Bmc(BmcCall::Power { .. }));
         let fault = match plan.effects.iter().any(is_power) {
             true => Fault::Doubtful,
             false => Fault::None,
@@ -208,10 +208,10 @@ fn a_soft_off_that_is_ignored_becomes_hard() {
         let fault = match plan.effects.iter().any(|effect| {
             matches!(
                 effect,
-                Effect::Power {
+                Effect::Bmc(BmcCall::Power {
                     order: PowerOrder::SoftOff,
                     ..
-                }
+                })
             )
         }) {
             true => Fault::Lost,

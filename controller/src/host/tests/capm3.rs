@@ -191,7 +191,7 @@ fn a_label_on_the_secret_causes_no_registration() {
         !plan
             .effects
             .iter()
-            .any(|effect| matches!(effect, super::super::Effect::Probe(_)))
+            .any(|effect| matches!(effect, super::super::Effect::Bmc(super::super::BmcCall::Probe(_))))
     );
     world.settle();
     let status = world.host().status.clone().unwrap();

@@ -7,7 +7,7 @@ use super::{
     super::{
         State,
         observed::{FailureClass, SecretState, Tried},
-        plan::{Effect, PowerOrder},
+        plan::{BmcCall, Effect, PowerOrder},
     },
     life::waiting,
     transitions::at,
@@ -28,7 +28,7 @@ fn fail_to_switch(world: &mut World, attempts: i64) {
         let ordered = plan
             .effects
             .iter()
-            .any(|effect| matches!(effect, Effect::Power { .. }));
+            .any(|effect| matches!(effect, Effect::Bmc(BmcCall::Power { .. })));
         world.execute(plan, None, if ordered { Fault::Fails } else { Fault::None });
         if let Some(Tried {
             result: Err(failure), ..

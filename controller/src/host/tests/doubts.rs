@@ -5,7 +5,7 @@ use muster_proto::kinds::{BmcDetails, ErrorType, IN_BAND_ANNOTATION, INSPECT_ANN
 
 use super::{
     super::{
-        Effect, State,
+        BmcCall, Effect, State,
         bmcs::News,
         netboot,
         observed::{Bmc, Failure, FailureClass, Power, PowerReading, Probed, SecretState, Tried},
@@ -24,7 +24,9 @@ fn orders(world: &World) -> Vec<PowerOrder> {
 
 fn probes(world: &World) -> bool {
     let effects = world.plan().effects;
-    effects.iter().any(|effect| matches!(effect, Effect::Probe(_)))
+    effects
+        .iter()
+        .any(|effect| matches!(effect, Effect::Bmc(BmcCall::Probe(_))))
 }
 
 fn error(world: &World) -> (Option<ErrorType>, String) {
@@ -298,7 +300,7 @@ fn one_that_may_not_be_switched_off_leaves_its_ramdisk_though_it_is_to_be_off() 
 /// What a probe of the host, as it is, came to.
 fn probed(world: &mut World, class: FailureClass) {
     let access = world.plan().effects.into_iter().find_map(|effect| match effect {
-        Effect::Probe(access) => Some(access),
+        Effect::Bmc(BmcCall::Probe(access)) => Some(access),
         _ => None,
     });
     let access = access.or_else(|| world.bmc.probed.as_ref().map(|probed| probed.access.clone()));
@@ -528,7 +530,9 @@ fn power_that_was_read_before_an_effect_says_nothing_after_it() {
 fn a_bmc_is_asked_seldom_for_a_machine_whose_ramdisk_is_here_and_at_once_when_it_is_not() {
     let asks = |world: &World| {
         let effects = world.plan().effects;
-        effects.iter().any(|effect| matches!(effect, Effect::ReadPower))
+        effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Bmc(BmcCall::ReadPower)))
     };
     let mut world = at(State::Available);
     world.settle();

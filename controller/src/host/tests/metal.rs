@@ -12,7 +12,7 @@ use muster_proto::{
 
 use super::{
     super::{
-        Effect, netboot,
+        BmcCall, Effect, netboot,
         plan::{Order, PowerOrder, Task, WriteTask},
     },
     world::{Content, Edge, UID, World, inventory},
@@ -22,10 +22,10 @@ impl World {
     /// What an effect does where it arrives.
     pub(super) fn act(&mut self, effect: &Effect) {
         match effect {
-            Effect::BootNetworkOnce { mode, .. } => {
+            Effect::Bmc(BmcCall::BootNetworkOnce { mode, .. }) => {
                 (self.machine.once, self.machine.mode) = (true, Some(*mode));
             }
-            Effect::Power { order, .. } => self.power(*order),
+            Effect::Bmc(BmcCall::Power { order, .. }) => self.power(*order),
             request => {
                 self.request(request);
             }

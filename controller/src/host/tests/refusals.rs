@@ -14,7 +14,7 @@ use muster_proto::{
 
 use super::{
     super::{
-        Effect, Plan, State, backoff, netboot,
+        BmcCall, Effect, Plan, State, backoff, netboot,
         observed::{Rival, SecretSeen, SecretState},
         plan::{Hold, PowerOrder},
     },
@@ -263,7 +263,10 @@ fn what_a_bmc_said_to_one_attempt_is_not_counted_for_the_next_one() {
             world.tick(11);
             plan = world.plan();
         }
-        assert!(matches!(plan.effects[..], [Effect::Probe(_)]), "{plan:?}");
+        assert!(
+            matches!(plan.effects[..], [Effect::Bmc(BmcCall::Probe(_))]),
+            "{plan:?}"
+        );
         let announced = Plan {
             effects: Vec::new(),
             ..plan
@@ -272,7 +275,7 @@ fn what_a_bmc_said_to_one_attempt_is_not_counted_for_the_next_one() {
         for _ in 0..5 {
             let plan = world.plan();
             assert_eq!((plan.status, plan.events.len()), (None, 0), "{}", plan.why);
-            assert!(matches!(plan.effects[..], [Effect::Probe(_)]));
+            assert!(matches!(plan.effects[..], [Effect::Bmc(BmcCall::Probe(_))]));
             world.tick(1);
         }
         assert_eq!(
@@ -571,7 +574,7 @@ fn without_a_place_a_host_is_delayed_and_nothing_is_done_to_it() {
     world.set_image(Some(IMAGE));
     let plan = world.plan();
     assert!(plan.slot);
-    let places = |effect: &Effect| matches!(effect, Effect::PlaceJob(_) | Effect::Power { .. });
+    let places = |effect: &Effect| matches!(effect, Effect::PlaceJob(_) | Effect::Bmc(BmcCall::Power { .. }));
     assert!(!plan.effects.iter().any(places));
     world.settle();
     assert_eq!(world.state(), State::Available);
@@ -792,7 +795,7 @@ fn while_power_is_refused(world: &mut World, rounds: usize) -> Duration {
         let writes = world.status_writes;
         let plan = world.plan();
         let requeue = plan.next();
-        let is_power = |effect: &Effect| matches!(effect, Effect::Power { .. });
+        let is_power = |effect: &Effect| matches!(effect, Effect::Bmc(BmcCall::Power { .. }));
         let fault = match plan.effects.iter().any(is_power) {
             true => Fault::Fails,
             false => Fault::None,

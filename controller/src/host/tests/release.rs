@@ -7,7 +7,7 @@ use super::{
     super::{
         State,
         observed::{Failure, FailureClass, Power, SecretState, Tried},
-        plan::{Effect, PowerOrder},
+        plan::{BmcCall, Effect, PowerOrder},
     },
     life::waiting,
     transitions::at,
@@ -321,7 +321,7 @@ fn a_machine_that_is_switched_on_to_be_available_boots_its_ramdisk() {
             .plan()
             .effects
             .iter()
-            .any(|effect| matches!(effect, Effect::BootNetworkOnce { .. }))
+            .any(|effect| matches!(effect, Effect::Bmc(BmcCall::BootNetworkOnce { .. })))
     );
 }
 
@@ -335,7 +335,7 @@ fn is_to_be_on() -> World {
 }
 
 fn arms(effect: &Effect) -> bool {
-    matches!(effect, Effect::BootNetworkOnce { .. })
+    matches!(effect, Effect::Bmc(BmcCall::BootNetworkOnce { .. }))
 }
 
 #[test]

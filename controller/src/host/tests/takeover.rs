@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     super::{
-        Effect, State, conditions,
+        BmcCall, Effect, State, conditions,
         observed::{SecretSeen, SecretState},
         plan::FINALIZER,
     },
@@ -198,7 +198,9 @@ fn nothing_is_done_to_a_machine_that_is_as_it_should_be() {
                 let harmless = |effect: &Effect| {
                     matches!(
                         effect,
-                        Effect::Probe(_) | Effect::ReadPower | Effect::HoldSecret { .. }
+                        Effect::Bmc(BmcCall::Probe(_))
+                            | Effect::Bmc(BmcCall::ReadPower)
+                            | Effect::HoldSecret { .. }
                     )
                 };
                 assert!(plan.effects.iter().all(harmless), "{}: {plan:?}", left.name);

@@ -6,7 +6,7 @@ use muster_proto::{
 };
 
 use super::{
-    super::{Effect, State},
+    super::{BmcCall, Effect, State},
     transitions::at,
     world::{Fault, MAC, World},
 };
@@ -43,8 +43,8 @@ fn left_alone(world: &mut World, rounds: usize) {
         for effect in &plan.effects {
             let harmless = matches!(
                 effect,
-                Effect::Probe(_)
-                    | Effect::ForgetBmc
+                Effect::Bmc(BmcCall::Probe(_))
+                    | Effect::Bmc(BmcCall::Forget)
                     | Effect::HoldSecret { .. }
                     | Effect::ReleaseSecret { .. }
                     | Effect::RemoveJob { .. }

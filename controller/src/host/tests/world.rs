@@ -19,8 +19,7 @@ use muster_proto::{
 use serde_json::Value;
 
 use super::super::{
-    Effect, Observed, Plan, State,
-    bmcs::is_call,
+    BmcCall, Effect, Observed, Plan, State,
     draft::whole_seconds,
     in_band::is_wanted_on,
     next,
@@ -658,11 +657,11 @@ impl World {
 
     /// True if the round goes on after it.
     fn perform(&mut self, effect: &Effect, fault: Fault) -> bool {
-        if self.bmc_takes > 0 && is_call(effect) {
+        if self.bmc_takes > 0 && matches!(effect, Effect::Bmc(_)) {
             self.tick(self.bmc_takes);
         }
         match effect {
-            Effect::Probe(access) => {
+            Effect::Bmc(BmcCall::Probe(access)) => {
                 let fails = !self.bmc_up || fault == Fault::Fails;
                 let result = if fails {
                     Err(self.failure(FailureClass::Unreachable))
@@ -681,7 +680,7 @@ impl World {
                 }
                 !fails
             }
-            Effect::ReadPower => {
+            Effect::Bmc(BmcCall::ReadPower) => {
                 if self.bmc_up && fault != Fault::Fails {
                     self.read_power();
                 } else {
@@ -690,7 +689,7 @@ impl World {
                 }
                 true
             }
-            Effect::BootNetworkOnce { operation, .. } | Effect::Power { operation, .. } => {
+            Effect::Bmc(BmcCall::BootNetworkOnce { operation, .. } | BmcCall::Power { operation, .. }) => {
                 let fails = !self.bmc_up || fault == Fault::Fails;
                 if !fails {
                     match fault {
@@ -734,7 +733,7 @@ impl World {
             | Effect::ReleaseHardware
             | Effect::HoldSecret { .. }
             | Effect::ReleaseSecret { .. } => self.send(effect, fault),
-            Effect::ForgetBmc => {
+            Effect::Bmc(BmcCall::Forget) => {
                 self.bmc = Bmc::default();
                 true
             }
@@ -937,7 +936,7 @@ impl World {
 /// The orders on the power that `plan` gives.
 pub(super) fn power_orders(plan: &Plan) -> Vec<PowerOrder> {
     let order = |effect: &Effect| match effect {
-        Effect::Power { order, .. } => Some(*order),
+        Effect::Bmc(BmcCall::Power { order, .. }) => Some(*order),
         _ => None,
     };
     plan.effects.iter().filter_map(order).collect()
