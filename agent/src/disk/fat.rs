@@ -125,11 +125,12 @@ impl<'a> Fat<'a> {
             .ok_or(FatError::Broken("size"))?
             / u64::from(per_cluster);
         let clusters = u32::try_from(clusters).map_err(|_| FatError::Broken("size"))?;
-        // By this alone, says the specification.
-        let width = match clusters {
-            0..4085 => Width::Fat12,
-            4085..65525 => Width::Fat16,
-            _ => Width::Fat32,
+        // The specification goes by the clusters alone. Linux and EDK II go by this field first, and mkfs.fat -F 32 makes FAT32 of
+        // as few clusters as it is told to: on disks of 4 KiB sectors every smaller EFI system partition is one.
+        let width = match (short(&boot, 22), clusters) {
+            (0, _) => Width::Fat32,
+            (_, 0..4085) => Width::Fat12,
+            _ => Width::Fat16,
         };
         let bytes = |sectors: u64| sectors * u64::from(sector);
         Ok(Fat {

@@ -20,7 +20,17 @@ struct Maker {
 
 /// A file system with clusters of one sector, as many that it is of the wanted width; names that are no 8.3 get long entries.
 pub(crate) fn make(clusters: u32, sector: usize, root: Vec<(&'static str, Made)>) -> Vec<u8> {
-    let is_32 = clusters >= 65525;
+    let width = match clusters {
+        0..4085 => Width::Fat12,
+        4085..65525 => Width::Fat16,
+        _ => Width::Fat32,
+    };
+    make_as(width, clusters, sector, root)
+}
+
+/// The same, of this width however many clusters it has.
+fn make_as(width: Width, clusters: u32, sector: usize, root: Vec<(&'static str, Made)>) -> Vec<u8> {
+    let is_32 = width == Width::Fat32;
     let mut maker = Maker {
         sector,
         next: vec![0, 0],
@@ -36,7 +46,7 @@ pub(crate) fn make(clusters: u32, sector: usize, root: Vec<(&'static str, Made)>
     let Maker { mut next, data, .. } = maker;
     next.resize(usize::try_from(clusters).unwrap() + 2, 0);
     let mut fat = Vec::new();
-    if clusters < 4085 {
+    if width == Width::Fat12 {
         next.resize(next.len().next_multiple_of(2), 0);
         for pair in next.chunks_exact(2) {
             let both = (pair[0] & 0xfff) | (pair[1] & 0xfff) << 12;
@@ -188,12 +198,21 @@ fn tree() -> Vec<(&'static str, Made)> {
 
 #[test]
 fn files_are_found_in_every_width_and_sector_size() {
-    for (clusters, sector) in [(200, 512), (5000, 512), (66_000, 512), (300, 4096), (5000, 2048)] {
-        let bytes = make(clusters, sector, tree());
+    let made = [
+        make(200, 512, tree()),
+        make(5000, 512, tree()),
+        make(66_000, 512, tree()),
+        make(300, 4096, tree()),
+        make(5000, 2048, tree()),
+        // As mkfs.fat -F 32 makes small ones.
+        make_as(Width::Fat32, 300, 512, tree()),
+        make_as(Width::Fat32, 5000, 4096, tree()),
+    ];
+    for (which, bytes) in made.into_iter().enumerate() {
         let mut read = reader(&bytes);
         let mut fat = Fat::open(&mut read).unwrap();
         let root = fat.root().unwrap();
-        assert_eq!(root[0].name, "a rather long name.txt", "{clusters} clusters");
+        assert_eq!(root[0].name, "a rather long name.txt", "file system {which}");
         assert_eq!(root.len(), 2);
         let efi = root.iter().find(|entry| entry.is_called("efi")).unwrap();
         let vendor = fat.list(efi).unwrap();
