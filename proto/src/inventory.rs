@@ -172,8 +172,10 @@ pub enum Transport {
     Fc,
     /// iSCSI.
     Iscsi,
-    /// SD or eMMC.
+    /// eMMC.
     Mmc,
+    /// SD card.
+    Sd,
     /// None of these.
     #[default]
     #[serde(other)]

@@ -2,8 +2,9 @@
 //!
 //! All hints must hold. Several disks may: then it is the first by kernel name, as upstream takes it. Without hints it is the
 //! smallest disk of at least 4 GiB that is neither removable nor read-only nor one of several paths to the same disk, and one behind
-//! iSCSI or Fibre Channel only where the machine has no other: it may be another machine's as well. Upstream would take `/dev/sda`
-//! there, whatever that is; a profile that says so counts only where somebody set it.
+//! iSCSI or Fibre Channel only where the machine has no other: it may be another machine's as well. One behind USB and an SD card
+//! somebody may have left there, and few of them say that they are removable: they are taken only where hints leave no other.
+//! Upstream would take `/dev/sda` there, whatever that is; a profile that says so counts only where somebody set it.
 
 use std::collections::BTreeMap;
 
@@ -57,11 +58,12 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
         return disks
             .iter()
             .filter(|disk| disk.size_bytes >= LEAST && is_writable(disk) && !is_path(&paths, disk))
-            .min_by_key(|disk| (is_remote(disk), disk.size_bytes))
+            .filter(|disk| Seat::of(disk) != Seat::Plug)
+            .min_by_key(|disk| (Seat::of(disk), disk.size_bytes))
             .ok_or_else(|| {
                 format!(
-                    "none of the {} disks has at least 4 GiB and is neither removable, read-only nor one of several paths: \
-                     set spec.rootDeviceHints",
+                    "none of the {} disks has at least 4 GiB and is neither removable, behind USB, an SD card, read-only nor one of \
+                     several paths: set spec.rootDeviceHints",
                     disks.len()
                 )
             });
@@ -74,9 +76,9 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
             words(&hints)
         )
     })?;
-    // As the agent has it, which would refuse any other. Of those that the hints do not tell apart, one of another machine's is the last.
+    // As the agent has it, which would refuse any other. Of those that the hints do not tell apart, the machine's own come first.
     let writable = meant.filter(|disk| is_writable(disk));
-    writable.min_by_key(|disk| is_remote(disk)).ok_or_else(|| {
+    writable.min_by_key(|disk| Seat::of(disk)).ok_or_else(|| {
         let what = if first.read_only { "read-only" } else { "removable" };
         format!(
             "the disk {} that the root device hints choose is {what}, and images go to no such disk",
@@ -123,9 +125,31 @@ fn is_writable(disk: &Disk) -> bool {
     !disk.removable && !disk.read_only
 }
 
-/// True if other machines may reach the disk as well.
-fn is_remote(disk: &Disk) -> bool {
-    matches!(disk.transport, Transport::Iscsi | Transport::Fc)
+/// Where a disk sits: the first is surely the machine's own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Seat {
+    /// In the machine.
+    Built,
+    /// Behind a network: other machines may reach it as well.
+    Network,
+    /// Where somebody may have put it in.
+    Plug,
+}
+
+impl Seat {
+    fn of(disk: &Disk) -> Seat {
+        match disk.transport {
+            Transport::Iscsi | Transport::Fc => Seat::Network,
+            Transport::Usb | Transport::Sd => Seat::Plug,
+            Transport::Nvme
+            | Transport::Ata
+            | Transport::Sas
+            | Transport::Scsi
+            | Transport::Virtio
+            | Transport::Mmc
+            | Transport::Unknown => Seat::Built,
+        }
+    }
 }
 
 /// How many disks show each world wide name.
@@ -148,9 +172,8 @@ fn is_path(paths: &BTreeMap<&str, usize>, disk: &Disk) -> bool {
     world_wide_name(disk).is_some_and(|name| paths.get(name).is_some_and(|count| *count > 1))
 }
 
-/// Every disk whose partition tables and signatures are cleared: what is built into the machine, and `root`. A disk behind iSCSI or
-/// Fibre Channel may be another machine's as well; it is cleaned only where the image goes to it. One that cannot be told from
-/// others is left out.
+/// Every disk whose partition tables and signatures are cleared: what is built into the machine, and `root`. Any other may be
+/// somebody else's; it is cleaned only where the image goes to it. One that cannot be told from others is left out.
 pub(super) fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a Disk> {
     own(disks, root)
         .filter(|disk| root == Some(*disk) || can_be_told(disks, disk).is_ok())
@@ -166,7 +189,7 @@ pub(super) fn left_out<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a
 }
 
 fn own<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> impl Iterator<Item = &'a Disk> {
-    let is_own = move |disk: &&Disk| root == Some(*disk) || !is_remote(disk);
+    let is_own = move |disk: &&Disk| root == Some(*disk) || Seat::of(disk) == Seat::Built;
     let holds = |disk: &&Disk| disk.size_bytes > 0 && is_writable(disk);
     disks.iter().filter(holds).filter(is_own)
 }

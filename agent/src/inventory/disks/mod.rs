@@ -119,7 +119,11 @@ impl Reading<'_> {
         if sectors == 0 {
             return None;
         }
-        let transport = chain.transport();
+        let transport = match chain.transport() {
+            // Linux documents the names in mmc_type_show (drivers/mmc/core/bus.c); cards that do IO, too, are `SDcombo`.
+            Transport::Mmc if self.text("device/type").starts_with("SD") => Transport::Sd,
+            other => other,
+        };
         let identify = self.identify(transport);
         let names = self.names(&chain, transport, identify.as_ref());
         let naa = self.naa(identify.as_ref());
@@ -156,7 +160,7 @@ impl Reading<'_> {
                 names.serial = self.text("device/serial");
                 names.firmware = self.text("device/firmware_rev");
             }
-            Transport::Mmc => {
+            Transport::Mmc | Transport::Sd => {
                 names.model = self.text("device/name");
                 names.serial = self.text("device/serial");
                 names.firmware = self.text("device/fwrev");

@@ -337,6 +337,21 @@ fn a_usb_stick_has_the_serial_of_its_plug() {
 }
 
 #[test]
+fn a_card_is_told_from_a_chip() {
+    for (kind, transport) in [
+        ("MMC", Transport::Mmc),
+        ("SD", Transport::Sd),
+        ("SDcombo", Transport::Sd),
+    ] {
+        let card = "pci0000:00/mmc_host/mmc0/mmc0:0001";
+        let disk = Disks::new()
+            .block("mmcblk0", &format!("{card}/block/mmcblk0"), 2)
+            .file(&format!("sys/devices/{card}/type"), &format!("{kind}\n"));
+        assert_eq!(disk.one().transport, transport, "{kind}");
+    }
+}
+
+#[test]
 fn a_disk_with_blocks_of_4096_bytes_is_no_larger_for_it() {
     let disk = Disks::new().virtio().file(
         "sys/devices/pci0000:00/0000:00:05.0/virtio2/block/vda/queue/logical_block_size",

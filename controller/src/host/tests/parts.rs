@@ -59,6 +59,13 @@ fn without_hints_it_is_the_smallest_disk_that_is_large_enough_and_whole() {
     assert_eq!(disk::choose(None, &all[1..]).unwrap().name, "/dev/sdb");
     all[2].read_only = true;
     assert_eq!(disk::choose(None, &all).unwrap().name, "/dev/nvme0n1");
+    // A stick that somebody left, whose firmware calls it fixed, and a card.
+    for transport in [Transport::Usb, Transport::Sd] {
+        all[0].transport = transport;
+        let none = disk::choose(None, &all).unwrap_err();
+        assert!(none.contains("behind USB, an SD card"), "{none}");
+    }
+    all[0].transport = Transport::Nvme;
     // Another way to the same disk.
     all.push(all[0].clone());
     assert!(disk::choose(None, &all).is_err());
@@ -214,12 +221,26 @@ fn a_hardware_profile_counts_only_where_somebody_set_it() {
 
 #[test]
 fn disks_of_others_are_not_cleaned() {
-    let mut all = disks();
-    all[0].transport = Transport::Fc;
-    let clean = disk::to_clean(&all, None);
-    let names: Vec<&str> = clean.iter().map(|disk| disk.name.as_str()).collect();
-    assert_eq!(names, ["/dev/sda", "/dev/sdb"]);
-    assert_eq!(disk::to_clean(&all, Some(&all[0])).len(), 3);
+    for transport in [Transport::Fc, Transport::Iscsi, Transport::Usb, Transport::Sd] {
+        let mut all = disks();
+        all[0].transport = transport;
+        let clean = disk::to_clean(&all, None);
+        let names: Vec<&str> = clean.iter().map(|disk| disk.name.as_str()).collect();
+        assert_eq!(names, ["/dev/sda", "/dev/sdb"]);
+        assert_eq!(disk::to_clean(&all, Some(&all[0])).len(), 3);
+    }
+}
+
+#[test]
+fn of_disks_that_hints_do_not_tell_apart_the_machines_own_come_first() {
+    let mut all = [named("sda", 240), named("sdb", 240), named("sdc", 240)];
+    all[0].transport = Transport::Usb;
+    all[1].transport = Transport::Iscsi;
+    let large = hints(|hints| hints.min_size_gigabytes = Some(100));
+    let chosen = |all: &[Disk]| disk::choose(Some(&large), all).unwrap().name.clone();
+    assert_eq!(chosen(&all), "/dev/sdc");
+    assert_eq!(chosen(&all[..2]), "/dev/sdb");
+    assert_eq!(chosen(&all[..1]), "/dev/sda", "who asks for it gets it");
 }
 
 #[test]
