@@ -19,6 +19,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kube::Client;
+use muster_proto::Chain;
 use prometheus_client::encoding;
 use rustls::{
     ServerConfig,
@@ -83,6 +84,9 @@ pub struct State {
     pub standing: Option<watch::Receiver<Standing>>,
 }
 
+/// How long the port for scrapers is left alone that another program has.
+const AGAIN: Duration = Duration::from_secs(10);
+
 /// The certificate of the listener for scrapers; `None` until there is one.
 pub type Certificate = watch::Receiver<Option<Arc<ServerConfig>>>;
 
@@ -143,15 +147,24 @@ impl Admin {
         Admin::listen(address, state, service).await
     }
 
-    /// Listens on `address` for scrapers that the API server behind `client` lets read `/metrics`.
-    pub async fn bind_metrics(
-        address: SocketAddr,
-        state: State,
-        certificate: Certificate,
-        client: Client,
-    ) -> Result<Self, ListenError> {
-        let reviewer = Arc::new(Reviewer::new(client));
-        Admin::listen(address, state, Service::Metrics(certificate, reviewer)).await
+    /// Serves scrapers that the API server behind `client` lets read `/metrics`, on `address` as soon as it is free: machines boot without
+    /// anybody who counts, and on a node's own network others may have the port. Never ends.
+    pub async fn serve_metrics(address: SocketAddr, state: State, certificate: Certificate, client: Client) {
+        let service = Service::Metrics(certificate, Arc::new(Reviewer::new(client)));
+        loop {
+            match Admin::listen(address, state.clone(), service.clone()).await {
+                Ok(metrics) => {
+                    if let Ok(address) = metrics.address() {
+                        tracing::info!(%address, "metrics");
+                    }
+                    metrics.run().await;
+                }
+                Err(error) => {
+                    tracing::error!(error = %Chain(&error), "no metrics are served; next: tried again in {} s", AGAIN.as_secs());
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
     }
 
     async fn listen(address: SocketAddr, state: State, service: Service) -> Result<Self, ListenError> {
@@ -390,6 +403,28 @@ mod tests {
             taken.to_string(),
             format!("listen on {at} for probes (--admin-listen)")
         );
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn metrics_wait_for_their_port() {
+        let state = State {
+            registry: Arc::new(crate::metrics::registry()),
+            ready: watch::channel(true).1,
+            watches: Watches::default(),
+            standing: None,
+        };
+        let another = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let at = another.local_addr().unwrap();
+        let client = crate::fake_api::FakeApi::new().client();
+        let (_none, certificate) = watch::channel(None);
+        tokio::time::pause();
+        let serving = tokio::spawn(Admin::serve_metrics(at, state, certificate, client));
+        tokio::time::sleep(AGAIN / 2).await;
+        assert!(!serving.is_finished());
+        drop(another);
+        tokio::time::sleep(AGAIN).await;
+        assert!(TcpStream::connect(at).await.is_ok());
         serving.abort();
     }
 }

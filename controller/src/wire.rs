@@ -269,11 +269,8 @@ async fn admin(
             spawn(tasks, "the certificate for metrics", own);
         }
     }
-    let metrics = Admin::bind_metrics(args.metrics_listen, state, certificate, client).await?;
-    if let Ok(address) = metrics.address() {
-        tracing::info!(%address, "metrics");
-    }
-    spawn(tasks, "the listener for metrics", metrics.run());
+    let metrics = Admin::serve_metrics(args.metrics_listen, state, certificate, client);
+    spawn(tasks, "the listener for metrics", metrics);
     Ok(())
 }
 

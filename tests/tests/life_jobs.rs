@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
 use muster_agent::steps::{Failed, Order};
-use muster_controller::agents::seal;
 use muster_proto::{
     job::{ConfigDrive, DiskId, Failure, MachineId},
     kinds::{JobStatus, Server, UnknownPolicy},
+    seal::{self, Bound},
 };
 use muster_tests::{
     sim::{
@@ -119,7 +119,12 @@ async fn jobs_that_are_placed_on_a_server_are_carried_out_and_their_outcome_arri
         user_data: Some(b"#cloud-config\n".to_vec()),
         ..ConfigDrive::default()
     };
-    let sealed = seal::config_drive(&session, "op-3", 1, &drive).unwrap();
+    let bound = Bound {
+        job: "op-3",
+        epoch: 1,
+        session: &session.key,
+    };
+    let sealed = seal::config_drive(&session.seal_key, &bound, &drive).unwrap();
     server.works(waits());
     place(&stage, write(&server, "op-3", 1, Some(&sealed))).await;
     let halfway = half_done(&stage, "op-3").await;

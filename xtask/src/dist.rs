@@ -135,13 +135,14 @@ fn named(shown: &str, installed: &str) -> String {
 }
 
 /// For those who install and run it.
-const PAGES: [&str; 8] = [
+const PAGES: [&str; 9] = [
     "fleet.md",
     "install.md",
     "metrics.md",
     "migrate-from-metal3.md",
     "network.md",
     "provision.md",
+    "reference.md",
     "states.md",
     "validation.md",
 ];

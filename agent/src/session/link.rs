@@ -6,10 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_proto::{
-    Chain,
-    session::{Problem, ProblemKind},
-};
+use muster_proto::{Chain, session::Problem};
 use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Notify;
@@ -225,7 +222,7 @@ impl<M: Machine> Link<M> {
                 }
                 Next::Enrol => return Err(Stop::CertificateRefused),
                 Next::DropBody(problem) => return Err(Stop::Dropped(problem)),
-                Next::End(problem) if self.asks_another(&problem) => {
+                Next::End(_) if self.asks_another() => {
                     self.turn_to_another();
                     self.pause(None).await;
                 }
@@ -234,11 +231,11 @@ impl<M: Machine> Link<M> {
         }
     }
 
-    /// True if another controller is asked before `problem` ends the session: one whose clock is wrong takes a good certificate for ended, and
-    /// a write that ends in the middle leaves nothing that boots.
-    fn asks_another(&mut self, problem: &Problem) -> bool {
+    /// True if another controller is asked before the session ends: one whose clock is wrong takes a good certificate or token for ended, one
+    /// that was not renewed speaks another protocol, and a write that ends in the middle leaves nothing that boots.
+    fn asks_another(&mut self) -> bool {
         let is_first = !std::mem::replace(&mut self.is_refused, true);
-        is_first && problem.kind == ProblemKind::Certificate && self.endpoints.len() > 1
+        is_first && self.endpoints.len() > 1
     }
 
     /// The next call goes to the next controller of the list.

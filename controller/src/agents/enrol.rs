@@ -265,12 +265,8 @@ impl Edge {
             };
             self.tell(segment.object_ref(&()), true, "TokenRefused", message.to_owned());
         }
-        let kind = match error {
-            // The clock of one of two edges is wrong: the other one may take it, or this one later.
-            TokenError::Future { .. } => ProblemKind::Unavailable,
-            TokenError::Forged | TokenError::Expired { .. } => ProblemKind::Token,
-        };
-        Refused::new(outcome, kind, error.to_string())
+        // Where the clock of one of two edges is wrong the agent asks the other one.
+        Refused::new(outcome, ProblemKind::Token, error.to_string())
     }
 
     async fn segment_for(&self, claims: &Claims) -> Result<Arc<Segment>, Refused> {
@@ -403,7 +399,9 @@ impl Edge {
             let is_ours = server
                 .session()
                 .is_some_and(|session| session.key == applicant.request.fingerprint);
-            is_taken = !is_ours && self.machine(server, &nobody).keeps_its_place(applicant.boot);
+            // Nor what another replica has made of it meanwhile.
+            let there = self.machine(server, &nobody);
+            is_taken = !is_ours && !there.may_be(&applicant.identity, applicant.boot);
             if is_taken {
                 return None;
             }
@@ -416,12 +414,11 @@ impl Edge {
         };
         let updated = match self.store.update(name, change).await {
             Err(StoreError::CalledOff) if is_taken => {
+                // The token names this Server for good.
                 return Err(Refused::new(
                     EnrolOutcome::Unavailable,
-                    ProblemKind::Unavailable,
-                    format!(
-                        "the machine of Server {name} is connected, and booted from another address; try again"
-                    ),
+                    ProblemKind::Token,
+                    format!("Server {name} is another machine, or is connected; boot again"),
                 ));
             }
             updated => updated?,

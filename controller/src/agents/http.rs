@@ -25,7 +25,7 @@ use super::{
 };
 
 /// How many of these one Server may have: a machine that was cut off leaves one behind, and its next boot another.
-const MAX_OF_SERVER: usize = 4;
+const MAX_OF_KEY: usize = 4;
 /// Open connections without a certificate, handshakes included: what a stranger can occupy.
 const MAX_STRANGERS: usize = 1024;
 /// How many of these one address may have: what a single stranger can occupy.
@@ -48,7 +48,7 @@ const GONE: Duration = Duration::from_secs(30);
 pub(super) struct Room {
     agents: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
-    by_server: Arc<Counts<String>>,
+    by_key: Arc<Counts<String>>,
     by_address: Arc<Counts<IpAddr>>,
 }
 
@@ -59,7 +59,7 @@ impl Room {
         Room {
             agents: room(agents),
             strangers: room(MAX_STRANGERS),
-            by_server: Counts::new(MAX_OF_SERVER),
+            by_key: Counts::new(MAX_OF_KEY),
             by_address: Counts::new(MAX_OF_ADDRESS),
         }
     }
@@ -70,10 +70,11 @@ impl Room {
         Some(Seat::Stranger(permit, self.by_address.take(address)?))
     }
 
-    /// A place for a connection that has shown the certificate of `server`.
-    fn agent(&self, server: &str) -> Option<Seat> {
+    /// A place for a connection that has shown the certificate of the key `fingerprint`. By the key: whoever holds an older session's takes no
+    /// place from the newer one.
+    fn agent(&self, fingerprint: &str) -> Option<Seat> {
         let permit = Arc::clone(&self.agents).try_acquire_owned().ok()?;
-        Some(Seat::Agent(permit, self.by_server.take(server.to_owned())?))
+        Some(Seat::Agent(permit, self.by_key.take(fingerprint.to_owned())?))
     }
 }
 
@@ -198,7 +199,7 @@ async fn meet(
         .map(|leaf| ClientCertificate::parse(leaf).map(Arc::new));
     // One that is ours and no agent's has no more room than none.
     if let Some(Some(agent)) = &certificate {
-        seat = room.agent(&agent.server).ok_or_else(|| {
+        seat = room.agent(&agent.fingerprint).ok_or_else(|| {
             edge.metrics.turned_away.inc();
             ConnectionError::Full
         })?;

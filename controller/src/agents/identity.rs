@@ -7,7 +7,7 @@
 //! | meet by | serial | UUID | the machine is | |
 //! | --- | --- | --- | --- | --- |
 //! | vendor's MAC | differs | differs | another | a NIC moved: its address goes to where it is now |
-//! | vendor's MAC | any other | | the same | board swapped, or the firmware's data changed |
+//! | vendor's MAC | any other | | the same, but see below | board swapped, or the firmware's data changed |
 //! | local MAC | differs | the same | the same | |
 //! | local MAC | differs | any other | another | addresses made up twice |
 //! | local MAC | same or unusable | | the same | |
@@ -19,6 +19,10 @@
 //!
 //! Of all that a machine claims, only the address that boots was seen on the network. So whatever the table says, nobody takes the
 //! place of a machine that is connected now but by booting from one of its addresses, or from where its session did.
+//!
+//! A board that was swapped and a NIC that moved into another machine look alike where no serial number tells. With another UUID, and
+//! without a serial number that is the same, a machine is therefore another one than one that is connected now, and than one whose host
+//! is in use, unless it boots from an address of that.
 //!
 //! If several known machines fit, the one with most signals wins: serial before vendor's MAC before UUID before local MAC.
 //! Every other machine that still shares a signal is a clash, shown on both. A MAC address that another machine has leaves it,
@@ -51,6 +55,14 @@ impl Machine<'_> {
     pub fn keeps_its_place(&self, boot: Option<Mac>) -> bool {
         let boots_as_it = |boot| self.identity.macs.contains(&boot) || self.booted == Some(boot);
         self.live && !boot.is_some_and(boots_as_it)
+    }
+
+    /// True if it may be the machine that is `claimed` and boots from `boot`: nothing is known of it, or enough is the same.
+    pub fn may_be(&self, claimed: &Identity, boot: Option<Mac>) -> bool {
+        match self.identity.is_empty() {
+            true => !self.keeps_its_place(boot),
+            false => score(claimed, boot, self).is_some(),
+        }
     }
 }
 
@@ -238,6 +250,11 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
         return None;
     }
     let Relation { uuid, serial, .. } = Relation::of(claimed, machine.identity);
+    let boots_as_it = boot.is_some_and(|boot| machine.identity.macs.contains(&boot));
+    let may_be_swapped = !machine.live && (!machine.in_use || boots_as_it);
+    if uuid == Signal::Differs && serial != Signal::Same && !may_be_swapped {
+        return None;
+    }
     let shared = meeting(claimed, boot, machine.identity);
     let vendors = shared.iter().any(|mac| !mac.is_local());
     let same = if vendors {

@@ -91,6 +91,8 @@ struct Live {
     key: String,
     /// Polls of this key that are held now.
     held: usize,
+    /// How many there were.
+    polls: u32,
     /// Since when it is silent, if none is held: an answer proves nothing, what came from it does.
     since: Instant,
     /// Its last poll was cut off.
@@ -105,6 +107,7 @@ impl Live {
         Live {
             key: key.to_owned(),
             held: 0,
+            polls: 0,
             since: Instant::now(),
             closed: false,
             view: None,
@@ -159,13 +162,15 @@ impl Sessions {
         let mut live = self.lock();
         let session = heard(&mut live, &certificate.server, &certificate.fingerprint);
         session.held += 1;
-        let wake = Arc::clone(&session.wake);
+        session.polls = session.polls.wrapping_add(1);
+        let (wake, number) = (Arc::clone(&session.wake), session.polls);
         self.count(&live);
         self.polls.inc();
         Held {
             sessions: Arc::clone(self),
             certificate: Arc::clone(certificate),
             wake,
+            number,
             answered: false,
         }
     }
@@ -260,6 +265,8 @@ pub(super) struct Held {
     certificate: Arc<ClientCertificate>,
     /// Notified when the Server looks different from the view last given to [`Held::sees`], and when this replica ends.
     pub(super) wake: Arc<Notify>,
+    /// Which of its key's polls this is.
+    number: u32,
     answered: bool,
 }
 
@@ -296,9 +303,12 @@ impl Drop for Held {
         self.sessions.polls.dec();
         if let Some(session) = self.session(&mut self.sessions.lock()) {
             session.held = session.held.saturating_sub(1);
-            session.closed = !self.answered;
-            if session.closed {
-                session.since = Instant::now();
+            // Of an older one's broken connection the agent knows: it has called again since.
+            if session.polls == self.number {
+                session.closed = !self.answered;
+                if session.closed {
+                    session.since = Instant::now();
+                }
             }
         }
     }
@@ -418,6 +428,19 @@ mod tests {
             View::of(Some(&Server::new("a", spec)))
         };
         assert_ne!(of("former"), of("now"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_an_older_polls_connection_says_nothing_of_the_agent() {
+        let sessions = sessions();
+        let older = sessions.hold(&of("a", "k"));
+        sessions.hold(&of("a", "k")).ordered();
+        drop(older);
+        tokio::time::advance(Pace::default().closed).await;
+        assert!(!sessions.is_gone("a", "k"));
+        drop(sessions.hold(&of("a", "k")));
+        tokio::time::advance(Pace::default().closed).await;
+        assert!(sessions.is_gone("a", "k"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use rustls::{
     },
 };
 use tokio::sync::watch;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use super::{
     ca::{BACKDATE, Ca, CaError, SERVER_LIFETIME},
@@ -144,7 +144,8 @@ pub async fn own_certificate(
     }
 }
 
-/// Takes certificates that our authorities issued, ended ones included.
+/// Takes certificates that our authorities issued, whatever the time: who refuses one that has ended can say so in an answer, and one that is
+/// not valid yet was issued by another edge, or by this one before its clock was set.
 #[derive(Debug)]
 struct Ours(Arc<dyn ClientCertVerifier>);
 
@@ -163,12 +164,16 @@ impl ClientCertVerifier for Ours {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let end = X509Certificate::from_der(end_entity)
+        let within = X509Certificate::from_der(end_entity)
             .ok()
-            .and_then(|(_, certificate)| u64::try_from(certificate.validity().not_after.timestamp()).ok());
-        let within = end.map_or(now, |end| {
-            UnixTime::since_unix_epoch(Duration::from_secs(end.min(now.as_secs())))
-        });
+            .and_then(|(_, certificate)| {
+                let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).ok();
+                let validity = certificate.validity();
+                Some((seconds(validity.not_before)?, seconds(validity.not_after)?))
+            })
+            .map_or(now, |(first, last)| {
+                UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs().max(first).min(last)))
+            });
         self.0.verify_client_cert(end_entity, intermediates, within)
     }
 

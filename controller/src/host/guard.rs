@@ -157,15 +157,12 @@ fn machine(host: &BareMetalHost, server: &Server, inventory: &Inventory) -> Resu
     if status.contested {
         return Err(CONTESTED.to_owned());
     }
-    let connected = status
-        .session
-        .as_ref()
-        .is_some_and(|session| session.state == SessionState::Connected);
-    if !connected {
-        return Err("the machine's ramdisk is not connected".to_owned());
-    }
+    let session = status.session.as_ref();
+    let session = session.filter(|session| session.state == SessionState::Connected);
+    let session = session.ok_or("the machine's ramdisk is not connected")?;
+    // What the Server had at any time does not count: the NIC may have moved.
     if let Some(mac) = hosts::declared_mac(host)
-        && !status.identity.macs.contains(&mac)
+        && session.boot_mac != Some(mac)
         && !inventory.identity.macs.contains(&mac)
     {
         return Err(format!(

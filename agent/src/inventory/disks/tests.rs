@@ -346,7 +346,7 @@ fn a_card_is_told_from_a_chip() {
         let card = "pci0000:00/mmc_host/mmc0/mmc0:0001";
         let disk = Disks::new()
             .block("mmcblk0", &format!("{card}/block/mmcblk0"), 2)
-            .file(&format!("sys/devices/{card}/type"), &format!("{kind}\n"));
+            .file(&format!("sys/devices/{card}/type"), format!("{kind}\n"));
         assert_eq!(disk.one().transport, transport, "{kind}");
     }
 }

@@ -113,6 +113,20 @@ async fn a_certificate_is_revoked_once_two_controllers_in_a_row_say_so() {
 }
 
 #[tokio::test]
+async fn a_token_that_one_controller_takes_for_ended_is_shown_to_another_one() {
+    let mut is_first = true;
+    let answers = move |path: &str| match path {
+        "/v1/enrol" if std::mem::replace(&mut is_first, false) => refuse(403, ProblemKind::Token),
+        other => usual(other),
+    };
+    let controller = Controller::start(AROUND_NOW, answers).await;
+    let endpoints = vec![controller.endpoint(); 2];
+    let _agent = Agent::start(endpoints, controller.authority(), NOW);
+    controller.until_called("/v1/inventory", 1).await;
+    assert_eq!(controller.count("/v1/enrol"), 2);
+}
+
+#[tokio::test]
 async fn a_certificate_that_tls_refuses_leads_to_the_same_enrolment_again() {
     let mut first = Some(Authority::new("not the controller's"));
     let answers = move |path: &str| match path {

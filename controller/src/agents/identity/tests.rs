@@ -138,6 +138,39 @@ fn a_swapped_board_is_the_same_machine_by_its_add_in_nic() {
     assert_eq!(name(&now, nic(3), &[machine("a", &known)]), "a");
 }
 
+/// Without serial numbers it looks like a swapped board.
+#[test]
+fn a_nic_that_moved_makes_nobody_a_machine_that_is_connected_or_in_use() {
+    let known = id(UUID_A, "", "BA1", &[nic(1), nic(9)]);
+    let now = id(UUID_B, "", "BB1", &[nic(3), nic(9)]);
+    for (live, in_use) in [(true, false), (false, true)] {
+        let machines = [Machine {
+            live,
+            in_use,
+            ..machine("a", &known)
+        }];
+        assert_eq!(
+            name(&now, nic(3), &machines),
+            "mac-001b21000003",
+            "{live} {in_use}"
+        );
+        let settled = settled("mac-001b21000003", &now, nic(3), &machines);
+        assert_eq!(settled.identity.macs, BTreeSet::from([nic(3)]));
+        assert_eq!(settled.clashes, BTreeSet::from(["a".to_owned()]));
+    }
+    // By the address that Metal3 knows a host by: its data may be meant. Nobody is thrown out by that.
+    let of = |live, in_use| Machine {
+        live,
+        in_use,
+        ..machine("a", &known)
+    };
+    assert_eq!(name(&now, nic(9), &[of(false, true)]), "a");
+    assert_eq!(name(&now, nic(9), &[of(true, false)]), "mac-001b21000009");
+    // It is the same machine, whatever boots.
+    let again = id(UUID_A, "", "BA1", &[nic(9)]);
+    assert_eq!(name(&again, nic(9), &[of(true, true)]), "a");
+}
+
 #[test]
 fn a_nic_that_moved_takes_its_address_along() {
     let a = id(UUID_A, "A1", "BA1", &[nic(1), nic(9)]);

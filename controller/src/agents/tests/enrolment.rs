@@ -138,12 +138,7 @@ async fn expired_foreign_and_guessed_tokens_are_refused_and_told() {
     let early = lab.token_of(1, clock::now() + 600);
     for token in [expired.as_str(), &early, &foreign, "guessed", "a.b", ""] {
         let refusal = agent.enrol(token).await.unwrap_err();
-        // One of another edge, whose clock is ahead of ours or not, is good later.
-        let expected = match token == early {
-            true => (503, ProblemKind::Unavailable),
-            false => (403, ProblemKind::Token),
-        };
-        assert_eq!((refusal.status, refusal.kind), expected, "{token}");
+        assert_eq!(refusal, refused(403, ProblemKind::Token), "{token}");
     }
     assert_eq!(
         (
@@ -353,6 +348,21 @@ async fn an_ended_certificate_is_told_to_boot_again() {
         agent.poll("").await.unwrap_err(),
         refused(403, ProblemKind::Certificate)
     );
+}
+
+/// The edge that issued it has another clock, or this one's was set back.
+#[tokio::test]
+async fn a_certificate_that_is_not_valid_yet_is_taken() {
+    let lab = Lab::new().await;
+    let (mut agent, _) = lab.enrolled(1).await;
+    let request = super::super::ca::Request::parse(&agent.csr()).unwrap();
+    let session = lab.enrolments()[0].metadata.name.clone().unwrap();
+    let ca = Arc::clone(&lab.keys.borrow().ca);
+    agent.certificate = Some(
+        ca.issue_client(&request, &name(1), &session, clock::now() + 3 * 3600)
+            .unwrap(),
+    );
+    agent.report(&inventory_of(1)).await.unwrap();
 }
 
 #[tokio::test]
@@ -701,6 +711,24 @@ async fn a_declared_host_that_is_worked_on_enrols_where_unknown_machines_are_ign
 }
 
 #[tokio::test]
+async fn a_server_that_became_another_machines_meanwhile_is_left_to_it() {
+    let lab = Lab::new().await;
+    let path = format!("/servers/{}/status", name(1));
+    lab.api.hold("PATCH", &path);
+    let (mut agent, token) = (lab.agent(1), lab.token(1));
+    let enrolled = tokio::spawn(async move { agent.enrol(&token).await });
+    lab.until("it is to be written", |lab| lab.api.is_held()).await;
+    let mut theirs = json!(identity_of(2));
+    theirs["macs"] = json!([mac(1)]);
+    lab.api
+        .edit("servers", &name(1), &json!({ "status": { "identity": theirs } }));
+    lab.api.release();
+    let refusal = enrolled.await.unwrap().unwrap_err();
+    assert_eq!(refusal, refused(403, ProblemKind::Token));
+    assert_eq!(json!(lab.status(&name(1)).identity), theirs);
+}
+
+#[tokio::test]
 async fn a_machine_that_has_just_connected_elsewhere_loses_its_place_to_nobody() {
     let lab = Lab::new().await;
     let (known, _) = lab.enrolled(1).await;
@@ -714,7 +742,8 @@ async fn a_machine_that_has_just_connected_elsewhere_loses_its_place_to_nobody()
     let mut twin = lab.agent(1);
     twin.identity.macs = [mac(2)].into();
     let refused = twin.enrol(&lab.token(2)).await.unwrap_err();
-    assert_eq!(refused.kind, ProblemKind::Unavailable, "{refused:?}");
+    // Its token names that Server: it never buys another one.
+    assert_eq!(refused.kind, ProblemKind::Token, "{refused:?}");
     assert_eq!(lab.status(&name(1)).session.unwrap().key, key);
     // The machine itself boots anew.
     let mut again = lab.agent(1);

@@ -337,6 +337,9 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
         (
             |world| {
                 world.change_inventory(|inventory| inventory.identity.macs.clear());
+                // It had that NIC once; another machine may have it now.
+                let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+                status.identity.macs = [super::world::MAC.parse().unwrap()].into();
             },
             "boot MAC",
         ),
