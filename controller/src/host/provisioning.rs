@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use muster_proto::{
     inventory::Inventory,
     job::ImageSource,
-    kinds::{AutomatedCleaningMode, ErrorType, Leave, LeaveAction, Server, Session},
+    kinds::{AutomatedCleaningMode, BareMetalHostSpec, ErrorType, Leave, LeaveAction, Server, Session},
 };
 
 use super::{
@@ -114,19 +114,13 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         deprovisioning::begin(draft);
         return;
     }
-    let source = match available::request(&draft.host.spec) {
-        Ok(()) => draft.host.spec.image.as_ref().map(image::source),
-        Err(why) => Some(Err(why)),
-    };
-    let source = match source {
-        Some(Ok(source)) => source,
-        Some(Err(why)) => return cannot(draft, &why),
-        None => return,
-    };
-    if attempted(draft).is_none() {
-        draft.status.provisioning.image.clone_from(&draft.host.spec.image);
-    }
     let Some(start) = netboot::begun(draft.host) else {
+        if let Err(why) = source(&draft.host.spec) {
+            return cannot(draft, &why);
+        }
+        if attempted(draft).is_none() {
+            draft.status.provisioning.image.clone_from(&draft.host.spec.image);
+        }
         draft.begin(|history| &mut history.provision);
         draft.again(Duration::ZERO);
         return;
@@ -142,11 +136,12 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     let begun = |server: &Server| jobs::look(server, |job| job.starts_with(&operation)) != Job::Absent;
-    let spec = &draft.host.spec;
-    let unsupported = preparing::unsupported_boot(spec).map(str::to_owned);
-    let unsupported = unsupported.or_else(|| preparing::software_raid(spec).err());
-    if let Some(why) = unsupported.filter(|_| !server.is_some_and(begun)) {
-        return cannot(draft, &why);
+    let source = source(&draft.host.spec);
+    if let (Err(why), false) = (&source, server.is_some_and(begun)) {
+        return cannot(draft, why);
+    }
+    if attempted(draft).is_none() {
+        draft.status.provisioning.image.clone_from(&draft.host.spec.image);
     }
     if !draft.takes_slot() {
         return;
@@ -166,7 +161,17 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     work(draft, &reach, &operation, source);
 }
 
-fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSource) {
+/// What is to be written; else why this version does not write it to such a host.
+fn source(spec: &BareMetalHostSpec) -> Result<ImageSource, String> {
+    available::request(spec)?;
+    preparing::software_raid(spec)?;
+    if let Some(why) = preparing::unsupported_boot(spec) {
+        return Err(why.to_owned());
+    }
+    image::source(spec.image.as_ref().ok_or("the host has no image")?)
+}
+
+fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<ImageSource, String>) {
     let error = ErrorType::Provisioning;
     // Before its machine is booted for that: an order that stands would be given to it at once.
     if guard::is_protected(draft.host) {
@@ -188,6 +193,15 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: ImageSour
         operation,
     };
     let ours = |job: &str| job.starts_with(operation);
+    // What was changed since is no matter to an order that stands: it ends as what it was.
+    let source = match (source, jobs::look(server, ours)) {
+        (Ok(source), _) => source,
+        (Err(_), Job::Failed(error)) => {
+            return failed(draft, &format!("the image could not be written: {error}"));
+        }
+        (Err(_), Job::Pending) => return draft.wait_for("Write", WRITING),
+        (Err(why), Job::Absent | Job::Done) => return cannot(draft, &why),
+    };
     let begun = jobs::is_under_way(server, ours) || matches!(jobs::look(server, ours), Job::Failed(_));
     if !begun && lacks_inputs(draft) {
         // Nothing is cleaned for an image that cannot be written.
@@ -453,12 +467,12 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
 fn finish(draft: &mut Draft<'_>, stays_off: bool) {
     draft.enter(State::Provisioned);
     draft.end(|history| &mut history.provision);
-    draft.status.provisioning.image.clone_from(&draft.host.spec.image);
-    draft
-        .status
-        .provisioning
-        .custom_deploy
-        .clone_from(&draft.host.spec.custom_deploy);
+    // What was changed since to something that this version does not write is not what is on the disk.
+    if source(&draft.host.spec).is_ok() {
+        let there = &mut draft.status.provisioning;
+        there.image.clone_from(&draft.host.spec.image);
+        there.custom_deploy.clone_from(&draft.host.spec.custom_deploy);
+    }
     draft.status.provisioning_fail_count = 0;
     draft.status.powered_on = !stays_off;
     let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());

@@ -6,9 +6,9 @@ use k8s_openapi::{api::core::v1::SecretReference, apimachinery::pkg::apis::meta:
 use muster_proto::{
     inventory::BootMode,
     kinds::{
-        AutomatedCleaningMode, ChecksumType, CredentialsStatus, CustomDeploy, ErrorType, HostBootMode,
-        IN_BAND_ANNOTATION, INSPECT_ANNOTATION, ImageFormat, OperationalStatus, PROTECTED_ANNOTATION,
-        RELEASE_ANNOTATION, RaidConfig, Server, SoftwareRaidVolume, Trust,
+        AutomatedCleaningMode, BareMetalHostSpec, ChecksumType, CredentialsStatus, CustomDeploy, ErrorType,
+        HostBootMode, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, ImageFormat, OperationalStatus,
+        PROTECTED_ANNOTATION, RELEASE_ANNOTATION, RaidConfig, Server, SoftwareRaidVolume, Trust,
     },
 };
 
@@ -521,6 +521,51 @@ fn what_cannot_take_the_place_of_what_runs_keeps_nobody_from_its_power_and_is_to
     world.host().spec.raid = None;
     world.host().spec.online = true;
     world.reach(State::Provisioning);
+}
+
+#[test]
+fn an_image_that_is_changed_to_one_that_cannot_be_written_while_it_is_ends_as_what_it_was() {
+    let edits: [fn(&mut BareMetalHostSpec); 5] = [
+        |spec| spec.image.as_mut().unwrap().format = Some(ImageFormat::Qcow2),
+        |spec| spec.image.as_mut().unwrap().checksum = Some("md5:".to_owned()),
+        |spec| spec.image.as_mut().unwrap().checksum = None,
+        |spec| {
+            spec.custom_deploy = Some(Box::new(CustomDeploy {
+                method: "install_coreos".to_owned(),
+            }));
+        },
+        |spec| spec.boot_mode = Some(HostBootMode::UefiSecureBoot),
+    ];
+    for (which, edit) in edits.into_iter().enumerate() {
+        // Before the order, while it stands, and when the machine has left.
+        for ordered in [false, true] {
+            let mut world = at(State::Provisioning);
+            if ordered {
+                world.order();
+            }
+            let before = world.host().spec.clone();
+            edit(&mut world.host().spec);
+            if !ordered {
+                world.settle();
+                assert_eq!(waiting(&world).0, "Refused", "{which}");
+                assert_eq!(world.machine.cleans + world.machine.writes.len(), 0, "{which}");
+                world.host().spec = before.clone();
+            }
+            world.reach(State::Provisioned);
+            let there = world.host().status.clone().unwrap().provisioning;
+            assert_eq!(there.image, before.image, "{which}");
+            assert_eq!(there.custom_deploy, None, "{which}");
+            world.settle();
+            assert_eq!(world.state(), State::Provisioned, "{which}");
+            assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()), "{which}");
+        }
+    }
+    // It fails instead: that is a failure like any other.
+    let mut world = at(State::Provisioning);
+    world.order();
+    world.failing_writes = 1;
+    world.host().spec.image.as_mut().unwrap().format = Some(ImageFormat::Qcow2);
+    world.reach(State::Deprovisioning);
 }
 
 #[test]
