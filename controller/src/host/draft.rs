@@ -20,7 +20,7 @@ use super::{
     observed::Observed,
     owner::has_bmc,
     plan::{BmcCall, Effect, Metadata, Plan, PowerWatch},
-    reasons, table,
+    reasons, reboot, table,
 };
 use crate::{agents::token, bmc::Health, events::Event, hosts::annotation};
 
@@ -28,6 +28,9 @@ use crate::{agents::token, bmc::Health, events::Event, hosts::annotation};
 pub(super) const RETRY: &str = "Retry";
 /// Reason while somebody has to change something first.
 pub(super) const REFUSED: &str = "Refused";
+
+/// The longest pause after a failure of what a reboot annotation asks for.
+const ASKED: Duration = Duration::from_secs(120);
 
 /// The longest message of an error or Event, in bytes: enough for a failure with its causes and the last lines of a log. Events may
 /// have 1024, conditions 32768.
@@ -249,7 +252,7 @@ impl<'a> Draft<'a> {
         let message = bounded(message.as_ref());
         self.set_error(kind, &message);
         self.status.error_count = self.old.error_count.saturating_add(1);
-        let pause = backoff::pause(self.uid(), self.status.error_count);
+        let pause = self.pause_after(kind, self.status.error_count);
         self.warn(event_reason(kind), message.clone());
         self.wait = Some(Wait {
             reason: RETRY,
@@ -340,14 +343,29 @@ impl<'a> Draft<'a> {
         generation.is_some() && generation != self.host.metadata.generation
     }
 
+    /// How long the `count`th failure in a row, of `kind`, waits for the next attempt. Who asks for a reboot may want to fence the machine, and
+    /// does not wait for hours where the BMC was mended long ago.
+    fn pause_after(&self, kind: ErrorType, count: i64) -> Duration {
+        let pause = backoff::pause(self.uid(), count);
+        let is_at_rest = matches!(
+            State::of(self.host),
+            State::Available | State::Provisioned | State::ExternallyProvisioned
+        );
+        let is_asked = is_at_rest && !self.is_leaving() && reboot::wish(self.host, false).off();
+        match kind == ErrorType::PowerManagement && is_asked {
+            true => pause.min(ASKED),
+            false => pause,
+        }
+    }
+
     /// Whether a failure of one of `kinds` still holds up the work; if so, all stays as it is until it is time, or until somebody changes
     /// what the host is to be.
     pub(super) fn hold_off(&mut self, kinds: &[ErrorType]) -> HoldOff {
         let kind = self.old.error_type.filter(|kind| kinds.contains(kind));
-        let (Some(_), Some(at)) = (kind, self.failed_at()) else {
+        let (Some(kind), Some(at)) = (kind, self.failed_at()) else {
             return HoldOff::None;
         };
-        let pause = backoff::pause(self.uid(), self.old.error_count);
+        let pause = self.pause_after(kind, self.old.error_count);
         let due = at.checked_add(pause).unwrap_or(self.now);
         let made_for = self.old_wait().and_then(|wait| wait.observed_generation);
         if self.is_another_spec(made_for)

@@ -107,6 +107,22 @@ fn a_wish_to_be_off_is_heard_while_the_host_could_not_be_switched_on() {
     assert!(world.machine.on);
 }
 
+/// CAPM3's remediation fences the machine by it.
+#[test]
+fn a_wish_to_be_off_does_not_wait_for_hours_after_failures_of_before() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.host().spec.online = false;
+    world.host().metadata.generation = Some(1);
+    fail_to_switch(&mut world, 6);
+    world.tick(130);
+    soon(&mut world);
+    assert!(world.machine.on, "it waits for the next attempt");
+    world.annotate("reboot.metal3.io/metal3-remediation", r#"{"mode":"hard"}"#);
+    soon(&mut world);
+    assert!(!world.machine.on);
+}
+
 #[test]
 fn an_inspection_that_is_asked_for_does_not_wait_for_the_next_attempt() {
     let mut world = at(State::Available);
