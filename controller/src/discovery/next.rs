@@ -377,7 +377,7 @@ fn doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], why: &str) -> Plan {
         .map(|host| Path::of(*host).to_string())
         .collect();
     let message = format!(
-        "no host is made or changed: {why} ({}); annotate this Server with {APPROVE_ANNOTATION} for a host of its own",
+        "no host is made or changed: {why} ({}); correct spec.bootMACAddress of the host whose machine it is, or annotate this Server with {APPROVE_ANNOTATION} for a host of its own",
         named.join(", ")
     );
     plan.notices

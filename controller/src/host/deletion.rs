@@ -6,7 +6,7 @@ use super::{
     State,
     access::{self, Reach},
     deprovisioning::PATIENCE,
-    draft::{Draft, HoldOff, and_next},
+    draft::{Draft, HoldOff, and_next, clause},
     inspection,
     jobs::{self, Job},
     observed::{Bmc, Power},
@@ -65,7 +65,18 @@ fn begin_anew(draft: &mut Draft<'_>) {
 /// The host is switched off before it goes.
 pub(super) fn power_off(draft: &mut Draft<'_>) {
     let kept_on = draft.host.spec.disable_power_off == Some(true);
-    if kept_on || draft.old.error_count > PATIENCE {
+    if kept_on {
+        draft.enter(State::Deleting);
+        return;
+    }
+    if draft.old.error_count > PATIENCE {
+        draft.warn(
+            "DeletedUnreachable",
+            format!(
+                "the machine could not be switched off, and may run on: {}",
+                clause(&draft.old.error_message)
+            ),
+        );
         draft.enter(State::Deleting);
         return;
     }

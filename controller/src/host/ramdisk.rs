@@ -217,16 +217,19 @@ pub(super) fn inventory(draft: &mut Draft<'_>, server: &Server, then: &str) -> O
     inventory.map(Packed::unpack)
 }
 
+/// What a host lacks whose machine's ramdisk would not be known for its.
+const NO_NIC: &str = "it is not known by which NIC to know its machine: set spec.bootMACAddress";
+
 /// Waits for the ramdisk; too long is a failure. The time counts from when the host began to wait. True if it waits on.
 fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> bool {
     if draft.waited("Ramdisk", BOOT_DEADLINE) {
         let minutes = BOOT_DEADLINE.as_mins();
         let hint = match (declared_mac(draft.host), draft.host.spec.boot_mode) {
-            (None, _) => "; it is not known by which NIC to know it: set spec.bootMACAddress",
+            (None, _) => format!("; {NO_NIC}"),
             (Some(_), Some(HostBootMode::UefiSecureBoot)) => {
-                "; it does not start while Secure Boot is on: switch that off"
+                "; it does not start while Secure Boot is on: switch that off".to_owned()
             }
-            (Some(_), _) => "",
+            (Some(_), _) => String::new(),
         };
         draft.fail(
             kind,
@@ -264,6 +267,14 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
 }
 
 fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
+    // No machine is reset whose ramdisk nobody would know.
+    if kind == ErrorType::Inspection && declared_mac(draft.host).is_none() && draft.server().is_none() {
+        draft.refuse(
+            kind,
+            format!("{NO_NIC}; next: its machine is booted for inspection"),
+        );
+        return;
+    }
     let power = draft.seen.bmc.power.map(|reading| reading.power);
     if may_return(draft, then) {
         return;

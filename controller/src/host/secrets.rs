@@ -122,6 +122,12 @@ fn inputs_of<'a>(draft: &Draft<'a>) -> impl Iterator<Item = (Purpose, &'a str, &
         .map(|(purpose, name)| (purpose, name, seen.of(purpose)))
 }
 
+/// Those of them that are written on it: network data for the ramdisk only where there is none for the operating system.
+fn written<'a>(draft: &Draft<'a>) -> impl Iterator<Item = (Purpose, &'a str, &'a SecretSeen)> + use<'a> {
+    let is_replaced = Purpose::NetworkData.name(draft.host).is_some();
+    inputs_of(draft).filter(move |(purpose, ..)| !(is_replaced && *purpose == Purpose::Preprovisioning))
+}
+
 /// Labels what is there, so that its changes are seen.
 pub(super) fn hold(draft: &mut Draft<'_>) {
     for (purpose, name, seen) in inputs_of(draft) {
@@ -227,7 +233,7 @@ pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
             ));
         }
     }
-    for (purpose, name, seen) in inputs_of(draft) {
+    for (purpose, name, seen) in written(draft) {
         let of = format!("the Secret {name} of spec.{}", purpose.field());
         match &seen.state {
             SecretState::Present { .. } => {}
@@ -257,22 +263,17 @@ const OF_OURS: usize = 2 << 10;
 
 /// How large the config drive is at most, in bytes of JSON.
 fn drive_bytes(draft: &Draft<'_>) -> usize {
-    let seen = &draft.seen.secrets;
     let bytes = |seen: &SecretSeen| match &seen.state {
         SecretState::Present { bytes, .. } => *bytes,
         _ => 0,
     };
-    let network = match seen.network_data.state.is_present() {
-        true => &seen.network_data,
-        false => &seen.preprovisioning,
-    };
-    OF_OURS + bytes(&seen.user_data) + bytes(&seen.meta_data) + bytes(network)
+    OF_OURS + written(draft).map(|(.., seen)| bytes(seen)).sum::<usize>()
 }
 
 /// What goes on the config drive and whom it is sealed to; none: the agent is too old to be given one, and nothing is lost with
 /// it. An error says why the session may not have what the host names.
 pub(super) fn drive(draft: &Draft<'_>, session: &Session) -> Result<Option<Drive>, String> {
-    let secret = inputs_of(draft).next().is_some();
+    let secret = written(draft).next().is_some();
     if secret {
         access::may_have_secrets(draft, session)?;
     }

@@ -129,6 +129,8 @@ fn network_data_of_before_the_provisioning_is_held_and_serves_where_the_host_has
         namespace: None,
     });
     world.secrets.network_data = secret("5", "network");
+    // What is not written need not be good.
+    world.secrets.preprovisioning.state = SecretState::Invalid("it is no YAML".to_owned());
     world.set_image(Some(IMAGE));
     world.reach(State::Provisioned);
     assert_eq!(network_data(&world).as_deref(), Some("network"));

@@ -14,7 +14,7 @@ use super::{
     },
     life::waiting,
     transitions::at,
-    world::{Content, Edge, Fault, IMAGE, World, power_orders},
+    world::{Content, Edge, Fault, IMAGE, MAC, World, power_orders},
 };
 use crate::bmc::{Health, Identity};
 
@@ -419,22 +419,16 @@ fn what_a_host_waits_for_is_said_also_where_nothing_can_be_known() {
 }
 
 #[test]
-fn a_host_whose_nic_nobody_knows_is_told_so_when_its_ramdisk_does_not_call_in() {
+fn a_host_whose_nic_nobody_knows_is_told_so_before_its_machine_is_reset() {
     let mut world = World::new();
     world.host().spec.boot_mac_address = None;
-    for _ in 0..400 {
-        let plan = world.plan();
-        world.execute(plan, None, Fault::None);
-        // Whatever calls in, nobody knows that it is this machine.
-        world.server = None;
-        world.tick(11);
-        if error(&world).0.is_some() {
-            break;
-        }
-    }
+    world.settle();
     let (kind, message) = error(&world);
     assert_eq!(kind, Some(ErrorType::Inspection));
     assert!(message.contains("set spec.bootMACAddress"), "{message}");
+    assert_eq!((waiting(&world).0.as_str(), world.machine.boots), ("Refused", 0));
+    world.host().spec.boot_mac_address = Some(MAC.to_owned());
+    world.reach(State::Available);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{
     super::{Effect, Observed, Owner, Plan, State, disk, guard, netboot, next, owner, plan::Task, rivals},
     transitions::at,
-    world::{IMAGE, World, disk as named},
+    world::{IMAGE, MAC, World, disk as named},
 };
 
 /// Makes something wrong.
@@ -339,7 +339,7 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
                 world.change_inventory(|inventory| inventory.identity.macs.clear());
                 // It had that NIC once; another machine may have it now.
                 let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-                status.identity.macs = [super::world::MAC.parse().unwrap()].into();
+                status.identity.macs = [MAC.parse().unwrap()].into();
             },
             "boot MAC",
         ),

@@ -141,6 +141,8 @@ fn a_deletion_ends_with_a_bmc_that_never_answers_or_never_lets_in() {
             rounds += 1;
             assert!(rounds < 2000, "{class:?}");
         }
+        let told = world.events.iter().filter(|event| *event == "DeletedUnreachable");
+        assert_eq!(told.count(), 1, "{class:?}: {:?}", world.events);
     }
 }
 
