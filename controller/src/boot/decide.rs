@@ -123,7 +123,11 @@ pub fn decide(request: &Request, at: &Circumstances<'_>) -> Result<File, &'stati
         Verdict::Ramdisk(_) => {}
     }
     let machine = Machine::of(request)?;
-    // A machine that began to boot would find nothing to go on with.
+    // A machine that began to boot would find nothing to go on with, and another edge may have what it needs.
+    let release = at
+        .release
+        .as_ref()
+        .ok_or("there is no ramdisk of its segment's profile")?;
     let passes = at
         .passes
         .ok_or("the key that boot URLs are sealed with is not known yet")?;
@@ -133,8 +137,7 @@ pub fn decide(request: &Request, at: &Circumstances<'_>) -> Result<File, &'stati
     let url = |path: String| format!("http://{boot}:{http_port}{path}/{}", passes.pass(&path));
     match (client, machine) {
         (Client::Http, _) => {
-            let release = at.release.ok_or("there is no ramdisk of its segment's profile")?;
-            let url = url(route::boot_path(&release, key, request.mac));
+            let url = url(route::boot_path(release, key, request.mac));
             Ok(File::Uki(url + "/uki.efi"))
         }
         (Client::Ipxe, _) => {

@@ -21,9 +21,16 @@ mod tests;
 pub use invalid::{ELSEWHERE, Invalid};
 pub use subnet::Subnet;
 
-/// Where the Segments of `plan` are served: this machine's address in each, or, behind relays only, the boot address.
+/// Where the Segments of `plan` are served: this machine's address in each, or, behind relays only, the boot address; and the boot address
+/// where it is another one of this machine's.
 pub fn served(plan: &Plan) -> BTreeSet<IpAddr> {
-    plan.values().flatten().map(|net| net.own.into()).collect()
+    let of = |net: &Net| [Some(net.own), Some(net.boot).filter(|_| net.is_boot_here)];
+    plan.values()
+        .flatten()
+        .flat_map(of)
+        .flatten()
+        .map(IpAddr::from)
+        .collect()
 }
 
 /// Under which addresses and names agents dial this replica: what stands in its certificate. `advertise` adds to it.
@@ -115,6 +122,8 @@ pub struct Net {
     pub handout: Handout,
     /// Where machines reach our boot files by TFTP (port 69) and, on `http_port`, by HTTP.
     pub boot: Ipv4Addr,
+    /// True if that is this computer, and not another edge or what stands before several.
+    pub is_boot_here: bool,
     /// Port of HTTP at `boot`.
     pub http_port: u16,
     /// `https://address:port` of each replica, for the agents.
@@ -262,6 +271,7 @@ pub fn check(segment: &Segment, links: &[Link], ports: Ports) -> Result<Net, Inv
         mode: spec.dhcp.mode,
         handout,
         boot,
+        is_boot_here: is_here(links, boot),
         http_port: http_port.unwrap_or(ports.http),
         agent_endpoints: if endpoints.is_empty() {
             vec![format!("https://{own}:{}", ports.agents)]
@@ -285,7 +295,10 @@ fn own_address(
     links: &[Link],
 ) -> Result<Ipv4Addr, Invalid> {
     let Some(interface) = interface else {
-        return boot.map(|(address, _)| address).ok_or(Invalid::NoBootAddress);
+        let (address, _) = boot.ok_or(Invalid::NoBootAddress)?;
+        return is_here(links, address)
+            .then_some(address)
+            .ok_or(Invalid::NotHere { address });
     };
     let link = links
         .iter()
@@ -307,6 +320,11 @@ fn own_address(
             interface: interface.to_owned(),
             subnet,
         })
+}
+
+/// True if this computer has `address`.
+fn is_here(links: &[Link], address: Ipv4Addr) -> bool {
+    links.iter().any(|link| link.addresses.contains(&address))
 }
 
 fn interface(segment: &Segment) -> Result<Option<String>, Invalid> {

@@ -134,7 +134,8 @@ pub(super) fn decode(bytes: &[u8], mac: Mac, xid: u32) -> Option<Reply> {
     }
 }
 
-/// The message with only the options that we read: the decoder trusts the lengths of some others.
+/// The message with only the options that we read and that can be read each by itself: at one that it cannot read the decoder leaves out all
+/// that follow it, and it trusts the lengths of some.
 fn without_strange_options(bytes: &[u8]) -> Option<Vec<u8>> {
     const PAD: u8 = 0;
     const END: u8 = 255;
@@ -146,20 +147,30 @@ fn without_strange_options(bytes: &[u8]) -> Option<Vec<u8>> {
         if code == END {
             break;
         }
-        let length = if code == PAD {
-            1
-        } else {
-            2 + usize::from(*behind.first()?)
-        };
+        if code == PAD {
+            rest = behind;
+            continue;
+        }
+        // A long one comes in parts (RFC 3396).
+        let mut length = 0;
+        while rest.get(length) == Some(&code) {
+            length += 2 + usize::from(*rest.get(length + 1)?);
+        }
         let (option, next) = rest.split_at_checked(length)?;
         let ours = [OptionCode::MessageType, OptionCode::ServerIdentifier];
-        if WANTED.iter().chain(&ours).any(|wanted| u8::from(*wanted) == code) {
+        if WANTED.iter().chain(&ours).any(|wanted| u8::from(*wanted) == code) && is_whole(option) {
             kept.extend_from_slice(option);
         }
         rest = next;
     }
     kept.push(END);
     Some(kept)
+}
+
+/// True if `option`, with its code and length, is one that can be read.
+fn is_whole(option: &[u8]) -> bool {
+    let mut decoder = Decoder::new(option);
+    DhcpOption::decode(&mut decoder).is_ok() && decoder.buffer().is_empty()
 }
 
 fn lease(message: &Message) -> Option<Lease> {
@@ -287,6 +298,34 @@ mod tests {
             Some(Reply::Ack(lease)) => lease,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn an_option_that_cannot_be_read_hides_none_that_follows() {
+        let plain = answer(MessageType::Ack, vec![DhcpOption::AddressLeaseTime(3600)]);
+        let (header, options) = plain.split_at(OPTIONS);
+        // A name in Latin-1, and a netmask that is too short.
+        for strange in [
+            &[12, 2, b'k', 0xfc][..],
+            &[1, 2, 255, 255],
+            &[58, 5, 0, 0, 0, 9, 9],
+        ] {
+            let bytes = [header, strange, &[0], options].concat();
+            let Some(Reply::Ack(lease)) = decode(&bytes, MAC, 7) else {
+                panic!("{strange:?}");
+            };
+            assert_eq!(lease.duration, Some(Duration::from_secs(3600)), "{strange:?}");
+            assert_eq!(
+                (lease.hostname.as_str(), lease.renew),
+                ("", Duration::from_secs(1800))
+            );
+        }
+        // In two parts.
+        let parts = [&[12, 2, b'r', b'a'][..], &[12, 2, b'c', b'k']].concat();
+        let Some(Reply::Ack(lease)) = decode(&[header, &parts, options].concat(), MAC, 7) else {
+            panic!("in parts");
+        };
+        assert_eq!(lease.hostname, "rack");
     }
 
     #[test]

@@ -290,6 +290,23 @@ impl Leases {
             self.acknowledge(mac, address, now);
         } else {
             self.withdraw(mac);
+            self.doubt(address);
+        }
+    }
+
+    /// Two machines may have `address`: whose lease it is here is asked for on the network before it is given out again.
+    fn doubt(&mut self, address: Ipv4Addr) {
+        let hint = self.number();
+        let Some(slot) = self.slots.get_mut(&address) else {
+            return;
+        };
+        let holding = slot
+            .owner
+            .and_then(|owner| Some((owner, self.holdings.get_mut(&owner)?)));
+        if let Some((owner, holding)) = holding.filter(|(_, holding)| holding.hint.is_none()) {
+            slot.verified = Duration::ZERO;
+            holding.hint = Some(hint);
+            self.remembered.insert(hint, owner);
         }
     }
 

@@ -1,18 +1,15 @@
 //! The interfaces of this machine.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, io, net::Ipv4Addr};
 
 use crate::boot::segment::Link;
 
-/// All interfaces with their IPv4 addresses, in the kernel's order; empty if the kernel does not tell.
-pub fn links() -> Vec<Link> {
-    let entries = match nix::ifaddrs::getifaddrs() {
-        Ok(entries) => entries,
-        Err(error) => {
-            tracing::warn!(%error, "listing interfaces");
-            return Vec::new();
-        }
-    };
+/// All interfaces with their IPv4 addresses, by name.
+///
+/// # Errors
+/// Those of getifaddrs(3): the kernel does not tell, for want of file descriptors or memory, which says nothing of the interfaces.
+pub fn links() -> io::Result<Vec<Link>> {
+    let entries = nix::ifaddrs::getifaddrs()?;
     let mut links: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
     for entry in entries {
         let addresses = links.entry(entry.interface_name).or_default();
@@ -24,10 +21,10 @@ pub fn links() -> Vec<Link> {
             addresses.push(address.ip());
         }
     }
-    links
+    Ok(links
         .into_iter()
         .map(|(name, addresses)| Link { name, addresses })
-        .collect()
+        .collect())
 }
 
 /// The kernel's number of an interface: another one after it was taken away and made again.

@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     dispatch::{Active, Actives, Dispatch},
-    door::{Door, Key},
+    door::{Door, DoorError, Key},
     leases::{Leases, Pool},
     links,
     metrics::{Metrics, Of},
@@ -40,6 +40,8 @@ mod tests;
 const LOOK: Duration = Duration::from_millis(500);
 /// How often a port that was in use is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// So long probes that are under way may keep a closed door's port.
+const PROBING: Duration = Duration::from_secs(1);
 
 /// The DHCP side of the boot services, with everything that it needs.
 pub struct Dhcp {
@@ -159,8 +161,15 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
             _ = shutdown.wait_for(|ended| *ended) => break,
             _ = tick.tick() => {}
         }
+        let links = match links::links() {
+            Ok(links) => links,
+            Err(error) => {
+                tracing::warn!(%error, "the interfaces cannot be listed; next: all is served as before");
+                continue;
+            }
+        };
         let segments = service.world.segments.state();
-        let plan = segment::plan(segments.iter().map(AsRef::as_ref), &links::links(), service.ports);
+        let plan = segment::plan(segments.iter().map(AsRef::as_ref), &links, service.ports);
         activate(&service, &segments, &plan, &mut memories);
         service.plan.send_if_modified(|known| {
             let changed = **known != plan;
@@ -181,6 +190,8 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
 struct Memory {
     /// One that is deleted and made anew is another one.
     uid: Option<String>,
+    /// The addresses that were leased from when what machines had before was looked up; none: none was leased yet.
+    seeded: Option<Pool>,
     leases: Arc<Mutex<Leases>>,
     watch: Arc<Mutex<Watch>>,
 }
@@ -226,9 +237,11 @@ fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan, memories:
 
 fn renew(service: &Service, memories: &mut Memories, segment: &Arc<Segment>, net: &Net) -> Active {
     let lease = Duration::from_secs(u64::from(net.handout.lease_seconds));
+    let pool = Pool::of(net);
     let memory = memories.entry(net.key.clone()).or_insert_with(|| Memory {
         uid: segment.metadata.uid.clone(),
-        leases: Arc::new(Mutex::new(first_leases(service, net, lease))),
+        seeded: None,
+        leases: Arc::new(Mutex::new(Leases::new(pool.clone(), lease))),
         watch: Arc::default(),
     });
     let active = Active {
@@ -237,20 +250,17 @@ fn renew(service: &Service, memories: &mut Memories, segment: &Arc<Segment>, net
         leases: memory.leases.clone(),
         watch: memory.watch.clone(),
     };
-    active.leases().reshape(Pool::of(net), lease);
-    active
-}
-
-/// Those of a Segment that was not served yet since this controller's start.
-fn first_leases(service: &Service, net: &Net, lease: Duration) -> Leases {
-    let now = service.dispatch.now();
-    let mut leases = Leases::new(Pool::of(net), lease);
-    if net.mode == DhcpMode::Server {
+    let mut leases = active.leases();
+    leases.reshape(pool.clone(), lease);
+    if net.mode == DhcpMode::Server && memory.seeded.as_ref() != Some(&pool) {
+        let now = service.dispatch.now();
         for (mac, address) in former_addresses(&service.world.servers.state(), &net.key) {
             leases.seed(mac, address, now);
         }
+        memory.seeded = Some(pool);
     }
-    leases
+    drop(leases);
+    active
 }
 
 /// What the known machines of a Segment had, the surest first: those whose agent is there, then those who were heard last.
@@ -310,6 +320,8 @@ fn local_key(net: &Net, shared: bool) -> Option<Key> {
 struct Doors {
     open: BTreeMap<Key, Door>,
     failed: BTreeMap<Key, (Trouble, Instant)>,
+    /// When one was closed last: whoever still probes through it may hold its port for a moment.
+    closed: Option<Instant>,
 }
 
 impl Doors {
@@ -323,6 +335,7 @@ impl Doors {
         for key in surplus {
             if let Some(door) = self.open.remove(&key) {
                 door.close().await;
+                self.closed = Some(Instant::now());
             }
         }
         self.failed.retain(|key, _| wanted.contains(key));
@@ -335,6 +348,12 @@ impl Doors {
                 Ok(door) => {
                     self.failed.remove(&key);
                     self.open.insert(key, door);
+                }
+                Err(error)
+                    if matches!(error, DoorError::PortInUse { .. })
+                        && self.closed.is_some_and(|at| at.elapsed() < PROBING) =>
+                {
+                    tracing::debug!(error = %Chain(&error), "tried again in a moment");
                 }
                 Err(error) => {
                     let trouble = Trouble {

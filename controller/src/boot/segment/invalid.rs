@@ -143,6 +143,12 @@ pub enum Invalid {
         /// Most allowed.
         max: usize,
     },
+    /// The address at which relays and machines reach us is none of this computer's.
+    #[error("no interface here has the boot address {address}")]
+    NotHere {
+        /// `spec.bootAddress`.
+        address: Ipv4Addr,
+    },
     /// A relayed segment does not say where we are.
     #[error("without an interface, bootAddress must say at which address machines reach this controller")]
     NoBootAddress,
@@ -198,7 +204,7 @@ impl Invalid {
     pub fn reason(&self) -> &'static str {
         match self {
             Invalid::NoInterface { .. } => NO_INTERFACE,
-            Invalid::NoAddress { .. } => NO_ADDRESS,
+            Invalid::NoAddress { .. } | Invalid::NotHere { .. } => NO_ADDRESS,
             Invalid::SameInterface { .. } | Invalid::SameSubnet { .. } | Invalid::SameRelay { .. } => {
                 "Conflict"
             }

@@ -221,6 +221,33 @@ fn a_relayed_segment_serves_as_its_boot_address() {
 }
 
 #[test]
+fn a_relayed_segment_is_served_by_the_computer_that_has_its_boot_address_alone() {
+    let error = checked(|spec| {
+        spec.interface = None;
+        spec.boot_address = Some("192.168.0.10".to_owned());
+    });
+    assert_eq!(
+        error.unwrap_err(),
+        "no interface here has the boot address 192.168.0.10"
+    );
+    let elsewhere = Invalid::NotHere {
+        address: Ipv4Addr::new(192, 168, 0, 10),
+    };
+    assert!(ELSEWHERE.contains(&elsewhere.reason()));
+}
+
+#[test]
+fn boot_files_are_served_at_the_boot_address_where_it_is_here() {
+    for (boot, is_here) in [("192.168.0.9", true), ("192.168.0.10", false)] {
+        let net = checked(|spec| spec.boot_address = Some(boot.to_owned())).unwrap();
+        let (own, boot) = (IpAddr::from(net.own), IpAddr::from(net.boot));
+        let served = served(&Plan::from([(net.key.clone(), Ok(net))]));
+        assert!(served.contains(&own));
+        assert_eq!(served.contains(&boot), is_here, "{boot}");
+    }
+}
+
+#[test]
 fn of_two_that_collide_the_older_is_served_and_named() {
     let aged = |name: &str, seconds: i64, spec: SegmentSpec| {
         let mut segment = named(name, spec);

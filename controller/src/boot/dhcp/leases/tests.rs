@@ -417,8 +417,12 @@ fn what_another_replica_leases_is_leased_here_too() {
     assert_eq!(offer(&mut here, mac(2), NOW), Some(theirs));
     assert_ne!(lease(&mut here, mac(1), NOW), Some(theirs));
     // What is leased already stays whose it is.
+    lease(&mut here, mac(2), NOW);
     here.overhear(mac(3), theirs, NOW);
+    // The network says whose it is.
+    assert_eq!(here.propose(mac(2), None, NOW), Proposal::Probe(theirs));
     assert_eq!(offer(&mut here, mac(2), NOW), Some(theirs));
+    assert_eq!(lease(&mut here, mac(2), NOW), Some(theirs));
     here.overhear(mac(4), ip(7), NOW);
     assert_eq!(here.leased(NOW), 2);
 }

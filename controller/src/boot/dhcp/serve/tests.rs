@@ -13,7 +13,7 @@ use std::{
 };
 
 use kube::runtime::{
-    reflector::{self, store::Writer},
+    reflector::{self, Store, store::Writer},
     watcher,
 };
 use muster_proto::{
@@ -140,41 +140,13 @@ impl Site {
         writer.apply_watcher_event(&watcher::Event::Init);
         writer.apply_watcher_event(&watcher::Event::InitApply(segment));
         writer.apply_watcher_event(&watcher::Event::InitDone);
-        let world = World {
-            segments,
-            servers: empty::<Server>(),
-            written: Arc::default(),
-            hosts: empty::<BareMetalHost>(),
-            enrolments: empty::<Enrolment>(),
-            hardware: empty(),
-            machines: Arc::default(),
-            unreadable: Arc::default(),
-            watches: crate::watches::Watches::default(),
-        };
+        let world = a_world(segments, empty());
         let (queue, events) = tokio::sync::mpsc::channel(16);
-        let (facts, seen) = watch::channel(BTreeMap::new());
         let (shutdown, ended) = watch::channel(false);
         let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
-        let secrets = BootSecrets {
-            ca_pem: String::new(),
-            token_key: TokenKey::new(&[7; 32]),
-        };
         let shelf = Arc::<Shelf>::default();
-        let service = Service {
-            dispatch: Arc::new(Dispatch::new(
-                world.clone(),
-                Arc::clone(&shelf) as Arc<dyn Releases>,
-                watch::channel(Some(Arc::new(secrets))).1,
-                Events::new(queue),
-                metrics.clone(),
-            )),
-            world,
-            ports: PORTS,
-            metrics,
-            facts,
-            plan: watch::channel(Arc::default()).0,
-        };
+        let service = a_service(world, &shelf, Events::new(queue), &mut registry);
+        let seen = service.facts.subscribe();
         server.start(move || runtime().block_on(serve(service, ended)));
         Site {
             segments: writer,
@@ -227,12 +199,58 @@ impl Drop for Site {
     }
 }
 
-fn empty<K>() -> kube::runtime::reflector::Store<K>
+fn a_world(segments: Store<Segment>, servers: Store<Server>) -> World {
+    World {
+        segments,
+        servers,
+        written: Arc::default(),
+        hosts: empty::<BareMetalHost>(),
+        enrolments: empty::<Enrolment>(),
+        hardware: empty(),
+        machines: Arc::default(),
+        unreadable: Arc::default(),
+        watches: crate::watches::Watches::default(),
+    }
+}
+
+fn a_service(world: World, shelf: &Arc<Shelf>, events: Events, registry: &mut Registry) -> Service {
+    let metrics = Metrics::register(registry);
+    let secrets = BootSecrets {
+        ca_pem: String::new(),
+        token_key: TokenKey::new(&[7; 32]),
+    };
+    Service {
+        dispatch: Arc::new(Dispatch::new(
+            world.clone(),
+            Arc::clone(shelf) as Arc<dyn Releases>,
+            watch::channel(Some(Arc::new(secrets))).1,
+            events,
+            metrics.clone(),
+        )),
+        world,
+        ports: PORTS,
+        metrics,
+        facts: watch::channel(BTreeMap::new()).0,
+        plan: watch::channel(Arc::default()).0,
+    }
+}
+
+fn empty<K>() -> Store<K>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + 'static,
+{
+    stored(Vec::new())
+}
+
+fn stored<K>(objects: Vec<K>) -> Store<K>
 where
     K: kube::Resource<DynamicType = ()> + Clone + 'static,
 {
     let (store, mut writer) = reflector::store();
     writer.apply_watcher_event(&watcher::Event::Init);
+    for object in objects {
+        writer.apply_watcher_event(&watcher::Event::InitApply(object));
+    }
     writer.apply_watcher_event(&watcher::Event::InitDone);
     // The store would call itself unready without its writer.
     std::mem::forget(writer);
@@ -568,4 +586,35 @@ fn a_machine_speaks_for_the_one_address_that_it_was_seen_with_in_its_own_segment
         former_addresses(&servers, "metal/rack"),
         [had(102), had(103), had(101)]
     );
+}
+
+#[test]
+fn what_machines_had_is_theirs_also_where_a_segment_leases_later_or_more() {
+    let there = a_server(
+        "metal/rack",
+        "10.77.0.150",
+        SessionState::Connected,
+        "2026-01-01T00:00:00Z",
+    );
+    let world = a_world(empty(), stored(vec![Server::clone(&there)]));
+    let events = Events::new(tokio::sync::mpsc::channel(1).0);
+    let service = a_service(world, &Arc::default(), events, &mut Registry::default());
+    let narrow = |mut net: Net| {
+        net.handout.ranges = vec![(Ipv4Addr::new(10, 77, 0, 100), Ipv4Addr::new(10, 77, 0, 101))];
+        net
+    };
+    let had = Ipv4Addr::new(10, 77, 0, 150);
+    for before in [a_net(DhcpMode::Proxy), narrow(a_net(DhcpMode::Server))] {
+        let segment = Arc::new(a_segment("eth1", DhcpMode::Server));
+        let mut memories = Memories::new();
+        renew(&service, &mut memories, &segment, &before);
+        let active = renew(&service, &mut memories, &segment, &a_net(DhcpMode::Server));
+        let now = service.dispatch.now();
+        let another = active.leases().propose(Mac([2, 0, 0, 0, 0, 1]), Some(had), now);
+        assert!(!matches!(another, Proposal::Ready(address) | Proposal::Probe(address) if address == had));
+        let own = active
+            .leases()
+            .propose(Mac([0, 0x1b, 0x21, 9, 9, 150]), None, now);
+        assert!(matches!(own, Proposal::Probe(address) if address == had));
+    }
 }
