@@ -305,11 +305,7 @@ mod tests {
         let plain = answer(MessageType::Ack, vec![DhcpOption::AddressLeaseTime(3600)]);
         let (header, options) = plain.split_at(OPTIONS);
         // A name in Latin-1, and a netmask that is too short.
-        for strange in [
-            &[12, 2, b'k', 0xfc][..],
-            &[1, 2, 255, 255],
-            &[58, 5, 0, 0, 0, 9, 9],
-        ] {
+        for strange in [&[12, 2, b'k', 0xfc][..], &[1, 2, 255, 255]] {
             let bytes = [header, strange, &[0], options].concat();
             let Some(Reply::Ack(lease)) = decode(&bytes, MAC, 7) else {
                 panic!("{strange:?}");
