@@ -234,10 +234,11 @@ pub fn entries_of(header_block: &[u8], block: u32) -> Result<EntriesAt, GptError
 }
 
 impl Gpt {
-    /// The table of `header_block`, with `entries` read from [`entries_of`].
+    /// The table of `header_block`, with `entries` read from [`entries_of`]; a partition in it may end before it begins, as Linux leaves out
+    /// such ones alone.
     ///
     /// # Errors
-    /// [`GptError`] if anything is unsound.
+    /// [`GptError`] if anything else is unsound.
     pub fn parse(header_block: &[u8], entries: Vec<u8>, block: u32) -> Result<Gpt, GptError> {
         let header = Header::parse(header_block)?;
         if entries.len() != header.entries(block)?.len {
@@ -246,15 +247,11 @@ impl Gpt {
         if checksum(&entries) != header.entries_checksum {
             return Err(GptError::Checksum("entries"));
         }
-        let gpt = Gpt {
+        Ok(Gpt {
             block,
             header,
             entries,
-        };
-        if gpt.partitions().any(|partition| partition.first > partition.last) {
-            return Err(GptError::Field("partition"));
-        }
-        Ok(gpt)
+        })
     }
 
     /// The primary table in the first bytes of an image or disk with blocks of `block` bytes.
@@ -273,7 +270,11 @@ impl Gpt {
             .ok()
             .and_then(|offset| head.get(offset..offset.checked_add(at.len)?))
             .ok_or(GptError::EntriesOutside)?;
-        Gpt::parse(header_block, entries.to_vec(), block)
+        let gpt = Gpt::parse(header_block, entries.to_vec(), block)?;
+        if gpt.partitions().any(|partition| partition.first > partition.last) {
+            return Err(GptError::Field("partition"));
+        }
+        Ok(gpt)
     }
 
     /// The block size that it counts in.

@@ -3,7 +3,7 @@
 //! A job names the machine and the disk that it means. [`allow`] compares both with what is here and gives a [`Token`], which
 //! nobody else can make; [`Token::open`] opens that disk, exclusively, and compares once more.
 
-use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::PathBuf};
+use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt};
 
 use muster_proto::{
     identity::Identity,
@@ -104,7 +104,8 @@ pub enum Refused {
 /// Permission to destroy what is on one disk. Only [`allow`] makes it.
 #[derive(Debug)]
 pub struct Token {
-    node: PathBuf,
+    root: Root,
+    kernel_name: String,
     number: (u64, u64),
     disk: Described,
 }
@@ -132,19 +133,20 @@ pub fn allow(root: &Root, machine: &MachineId, disk: &DiskId) -> Result<Token, R
     if let Some(holder) = held::holder(root, &kernel_name).map_err(look)? {
         return Err(Refused::Held { disk: name, holder });
     }
-    let number_file = root.sys("block").join(&kernel_name).join("dev");
-    let number = sys::text(&number_file).map_err(look)?;
-    let number = parse_number(&number).ok_or_else(|| {
-        look(ReadError::Number {
-            path: number_file,
-            found: number,
-        })
-    })?;
+    let number = number(root, &kernel_name).map_err(look)?;
     Ok(Token {
-        node: root.dev(kernel_name.replace('!', "/")),
+        root: root.clone(),
+        kernel_name,
         number,
         disk: found,
     })
+}
+
+/// The number of the block device of this kernel name.
+fn number(root: &Root, kernel_name: &str) -> Result<(u64, u64), ReadError> {
+    let path = root.sys("block").join(kernel_name).join("dev");
+    let found = sys::text(&path)?;
+    parse_number(&found).ok_or(ReadError::Number { path, found })
 }
 
 impl Token {
@@ -168,7 +170,7 @@ impl Token {
             .read(true)
             .write(true)
             .custom_flags(libc::O_DIRECT | libc::O_EXCL | libc::O_CLOEXEC)
-            .open(&self.node)
+            .open(self.root.dev(self.kernel_name.replace('!', "/")))
             .map_err(failed)?;
         let opened = BlockDisk::of(file).map_err(failed)?;
         let changed = if opened.number().map_err(failed)? != self.number {
@@ -177,10 +179,21 @@ impl Token {
             Some("its size")
         } else if self.disk.logical_block_bytes != 0 && opened.block() != self.disk.logical_block_bytes {
             Some("its block size")
+        } else if !self.is_still_there() {
+            // While it is open nothing else can have its number, so what is read of it now is its own.
+            Some("what it says of itself")
         } else {
             None
         };
         changed.map_or(Ok(opened), |what| Err(Refused::Changed { disk, what }))
+    }
+
+    /// True if the name still leads to the disk that was chosen: disks that come back after their bus was reset share out names and numbers
+    /// anew.
+    fn is_still_there(&self) -> bool {
+        let now = inventory::disk(&self.root, &self.kernel_name);
+        let is_it = now.is_some_and(|now| DiskId::from(&now) == DiskId::from(&self.disk));
+        is_it && number(&self.root, &self.kernel_name).is_ok_and(|number| number == self.number)
     }
 }
 

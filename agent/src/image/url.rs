@@ -47,12 +47,12 @@ impl Url {
         let (is_tls, rest) = match (scheme("http://"), scheme("https://")) {
             (Some(rest), _) => (false, rest),
             (_, Some(rest)) => (true, rest),
-            _ => return Err(UrlError::Scheme(shown(text))),
+            _ => return Err(UrlError::Scheme(bare(text))),
         };
         let rest = rest.split('#').next().unwrap_or_default();
         let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if authority.contains('@') {
-            return Err(UrlError::Credentials(shown(text)));
+            return Err(UrlError::Credentials(bare(text)));
         }
         let target = if target.starts_with('/') {
             target.to_owned()
@@ -70,7 +70,7 @@ impl Url {
                 port,
                 target,
             }),
-            _ => Err(UrlError::Malformed(shown(text))),
+            _ => Err(UrlError::Malformed(bare(text))),
         }
     }
 
@@ -116,17 +116,29 @@ impl Url {
     }
 }
 
-/// A URL as people may read it: without its query, in which signatures stand.
+/// A URL as people may read it: without its query, in which signatures stand, and without what may be a user and password.
 pub fn shown(text: &str) -> String {
+    match Url::parse(text) {
+        // An `@` in it belongs to its path.
+        Ok(_) => without_query(muster_proto::text::clean(text.as_bytes())),
+        Err(_) => bare(text),
+    }
+}
+
+/// The same of what is no URL that is understood: a password may have characters that belong to no URL.
+fn bare(text: &str) -> String {
     let text = muster_proto::text::clean(text.as_bytes());
     let text = match text.split_once("://") {
-        // A password before the host.
-        Some((scheme, rest)) => match rest.split_once('@') {
-            Some((user, rest)) if !user.contains('/') => format!("{scheme}://…@{rest}"),
-            _ => text,
+        Some((scheme, rest)) => match rest.rsplit_once('@') {
+            Some((_, rest)) => format!("{scheme}://…@{rest}"),
+            None => text,
         },
         None => text,
     };
+    without_query(text)
+}
+
+fn without_query(text: String) -> String {
     match text.split_once('?') {
         Some((text, _)) => format!("{text}?…"),
         None => text,
@@ -135,7 +147,7 @@ pub fn shown(text: &str) -> String {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&shown(&format!("{}{}", self.origin(), self.target)))
+        f.write_str(&without_query(format!("{}{}", self.origin(), self.target)))
     }
 }
 
@@ -198,6 +210,18 @@ mod tests {
             assert!(!text.contains("5ec7e7"), "{text}");
         }
         assert_eq!(url.to_string(), "https://h:443/a.raw?…");
+        for text in [
+            "https://me:5ec/7e7@h/a.raw",
+            "https://me:p?5ec7e7@h/a.raw",
+            "ftp://me:5ec7e7@h/a.raw",
+            "https://5ec@7e7@h/a.raw",
+        ] {
+            let refused = Url::parse(text).unwrap_err().to_string();
+            for said in [refused, shown(text)] {
+                assert!(!said.contains("5ec") && !said.contains("7e7"), "{said}");
+            }
+        }
+        assert_eq!(shown("https://h/a@b.raw?x"), "https://h/a@b.raw?…");
     }
 
     #[test]

@@ -91,6 +91,11 @@ pub fn disks(root: &Root) -> Vec<Disk> {
     disks::collect(root, &mut Patience::default(), &mut Warnings::default())
 }
 
+/// The disk of this kernel name, such as `sda` or `cciss!c0d0`, as it is now.
+pub fn disk(root: &Root, name: &str) -> Option<Disk> {
+    disks::one(root, name)
+}
+
 /// The machine below `root`, as a job names it.
 pub fn machine(root: &Root) -> MachineId {
     let mut warnings = Warnings::default();

@@ -37,6 +37,8 @@ pub struct Uevent {
     pub devtype: String,
     /// By what a module for this device is found; empty if the device has none.
     pub modalias: String,
+    /// True for a disk whose size is another one (`set_capacity_and_notify` in `block/genhd.c`).
+    pub resized: bool,
 }
 
 impl Uevent {
@@ -57,20 +59,21 @@ impl Uevent {
                 "SUBSYSTEM" => event.subsystem = value.to_owned(),
                 "DEVTYPE" => event.devtype = value.to_owned(),
                 "MODALIAS" => event.modalias = value.to_owned(),
+                "RESIZE" => event.resized = value == "1",
                 _ => {}
             }
         }
         (!event.action.is_empty()).then_some(event)
     }
 
-    /// True if a disk or a network interface came or went.
+    /// True if a disk or a network interface came or went, or a disk has another size.
     pub fn changes_hardware(&self) -> bool {
         let device = match self.subsystem.as_str() {
             "block" => self.devtype == "disk",
             "net" => true,
             _ => false,
         };
-        device && matches!(self.action.as_str(), "add" | "remove")
+        device && (self.resized || matches!(self.action.as_str(), "add" | "remove"))
     }
 }
 
@@ -167,11 +170,15 @@ mod tests {
             action: action.to_owned(),
             subsystem: subsystem.to_owned(),
             devtype: devtype.to_owned(),
-            modalias: String::new(),
+            ..Uevent::default()
         };
         assert!(event("add", "block", "disk").changes_hardware());
         assert!(event("remove", "net", "").changes_hardware());
         assert!(!event("change", "block", "disk").changes_hardware());
+        let resized = Uevent::parse(
+            b"change@/devices/x/block/sda\0ACTION=change\0SUBSYSTEM=block\0DEVTYPE=disk\0RESIZE=1\0",
+        );
+        assert!(resized.unwrap().changes_hardware());
         assert!(!event("add", "block", "partition").changes_hardware());
         assert!(!event("add", "pci", "").changes_hardware());
     }

@@ -107,7 +107,13 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
     let mut settled = devices.clone();
     tokio::spawn(async move {
         kmod::settled(&mut settled).await;
-        mounts::mount_late(&mounts_root);
+        // Its module comes last, and drivers that take long may be before it.
+        while let Err(error) = mounts::mount_late(&mounts_root) {
+            tracing::warn!("{}; next: tried again when a module is loaded", Chain(&error));
+            if settled.changed().await.is_err() {
+                return;
+            }
+        }
     });
     let Some(config) = config else {
         // Whoever looks at the console sees how far the hardware gets.

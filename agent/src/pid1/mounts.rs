@@ -2,7 +2,6 @@
 
 use std::{fs, io, path::PathBuf};
 
-use muster_proto::Chain;
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
@@ -42,15 +41,14 @@ pub(super) fn modules(root: &Root) -> &'static [&'static str] {
     }
 }
 
-/// What needs a module.
-pub(super) fn mount_late(root: &Root) {
+/// What needs a module; may be repeated until it succeeds.
+pub(super) fn mount_late(root: &Root) -> Result<(), MountError> {
     let place = efi_variables(root);
-    if place.is_dir() {
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
-        if let Err(error) = mount_one("efivarfs", place, flags) {
-            tracing::warn!("{}", Chain(&error));
-        }
+    if !place.is_dir() {
+        return Ok(());
     }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
+    mount_one("efivarfs", place, flags)
 }
 
 fn efi_variables(root: &Root) -> PathBuf {

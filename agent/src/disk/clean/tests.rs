@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::disk::{
-    gpt::{Guid, tests as gpt_tests},
+    gpt::{Gpt, Guid, tests as gpt_tests},
     sim::SimDisk,
 };
 
@@ -109,6 +109,21 @@ fn the_second_header_leads_to_partitions_when_the_first_is_broken() {
     bytes[32_768 * 512 + 1024] = 0x5a;
     let mut disk = SimDisk::of(bytes, 512);
     assert_eq!(wiped(&mut disk).partitions, 1);
+    assert_eq!(left(&disk.bytes), [0; 0]);
+}
+
+#[test]
+fn a_partition_that_ends_before_it_begins_hides_no_other() {
+    let parts = [
+        (2048, 4095, Guid::LINUX, "a"),
+        (9999, 8192, Guid::LINUX, "odd"),
+        (32_768, 65_535, Guid::LINUX, "b"),
+    ];
+    let mut bytes = gpt_tests::disk(81_920, 512, &parts);
+    mark(&mut bytes, 32_768 * 512, 65_536 * 512);
+    assert!(Gpt::primary(&bytes, 512).is_err(), "no image has one");
+    let mut disk = SimDisk::of(bytes, 512);
+    assert_eq!(wiped(&mut disk).table, "gpt");
     assert_eq!(left(&disk.bytes), [0; 0]);
 }
 

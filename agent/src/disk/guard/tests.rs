@@ -228,6 +228,28 @@ fn what_must_not_be_written_is_refused() {
     assert!(matches!(refused(&unknown, &meant_disk), Refused::Look { .. }));
 }
 
+/// Names and numbers are shared out anew when a bus is reset.
+#[test]
+fn a_disk_that_became_another_one_before_it_was_opened_is_told() {
+    let at = "sys/devices/pci0000:00/0000:00:04.0/virtio4/block/vda";
+    for (file, became) in [
+        ("serial", Some("B")),
+        ("dev", Some("254:16")),
+        ("size", Some("4096")),
+        ("dev", None),
+    ] {
+        let tree = machine();
+        let token = allow(&tree.root(), &meant(), &disk("/dev/vda", "A")).unwrap();
+        assert!(token.is_still_there());
+        let file = tree.root().at(format!("{at}/{file}"));
+        match became {
+            Some(became) => std::fs::write(&file, became).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        assert!(!token.is_still_there(), "{}", file.display());
+    }
+}
+
 #[test]
 fn a_file_in_the_place_of_a_disk_is_not_opened() {
     let tree = machine().file("dev/vda", vec![0; 4096]);

@@ -61,6 +61,11 @@ pub(super) fn collect(root: &Root, patience: &mut Patience, warnings: &mut Warni
     disks
 }
 
+/// The disk of this kernel name, as it is now.
+pub(super) fn one(root: &Root, name: &str) -> Option<Disk> {
+    read(root, name).0
+}
+
 /// One disk, if it is one, and what there is to say of it.
 fn read(root: &Root, name: &str) -> (Option<Disk>, Warnings) {
     let mut warnings = Warnings::default();
