@@ -11,6 +11,8 @@ use muster_proto::{
 };
 use serde::de::DeserializeOwned;
 
+use crate::path::Path;
+
 /// Value of the inspect annotation that forbids inspection (upstream's, deprecated there).
 const INSPECTION_DISABLED: &str = "disabled";
 
@@ -20,6 +22,15 @@ pub(crate) fn reference(host: &BareMetalHost) -> HostReference {
         namespace: host.metadata.namespace.clone().unwrap_or_default(),
         name: host.metadata.name.clone().unwrap_or_default(),
         uid: host.metadata.uid.clone().unwrap_or_default(),
+    }
+}
+
+impl From<&HostReference> for Path {
+    fn from(at: &HostReference) -> Path {
+        Path {
+            namespace: at.namespace.clone(),
+            name: at.name.clone(),
+        }
     }
 }
 

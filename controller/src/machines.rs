@@ -167,12 +167,7 @@ fn signals(server: &Server) -> Vec<Signal> {
         all.push(Signal::Stem(stem.to_owned()));
     }
     all.push(Signal::Stem(name));
-    all.extend(server.spec.host.as_ref().map(|at| {
-        Signal::Host(Path {
-            namespace: at.namespace.clone(),
-            name: at.name.clone(),
-        })
-    }));
+    all.extend(server.spec.host.as_ref().map(|at| Signal::Host(at.into())));
     let Some(status) = &server.status else {
         return all;
     };

@@ -23,6 +23,25 @@ impl Path {
         }
     }
 
+    /// Where what is called `name` in the namespace of `object` is.
+    pub fn beside<K: Resource>(object: &K, name: impl Into<String>) -> Path {
+        Path {
+            namespace: object.meta().namespace.clone().unwrap_or_default(),
+            name: name.into(),
+        }
+    }
+
+    /// From a store's key.
+    pub fn of_ref<K: Resource>(key: &ObjectRef<K>) -> Path
+    where
+        K::DynamicType: Eq + std::hash::Hash,
+    {
+        Path {
+            namespace: key.namespace.clone().unwrap_or_default(),
+            name: key.name.clone(),
+        }
+    }
+
     /// The same, for a store.
     pub fn to_ref<K>(&self) -> ObjectRef<K>
     where

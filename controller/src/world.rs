@@ -235,6 +235,13 @@ impl World {
         self.hosts.get(&ObjectRef::new(&at.name).within(&at.namespace))
     }
 
+    /// The Segment of the latest session of `server`; where that does not tell the namespace, it is `own`.
+    pub fn segment_of(&self, server: &Server, own: &str) -> Option<Arc<Segment>> {
+        let (namespace, name) = server.segment()?;
+        self.segments
+            .get(&ObjectRef::new(name).within(namespace.unwrap_or(own)))
+    }
+
     /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID.
     pub fn known(&self, mac: Mac, uuid: Option<&str>) -> Known {
         let by = |signal: Signal, test: &dyn Fn(&Identity) -> bool| {
@@ -253,10 +260,7 @@ impl World {
             })
         };
         let server = by_mac.or_else(|| by_uuid(uuid?));
-        let pointed = server
-            .as_ref()
-            .and_then(|server| server.spec.host.as_ref())
-            .and_then(|at| self.hosts.get(&ObjectRef::new(&at.name).within(&at.namespace)));
+        let pointed = server.as_ref().and_then(|server| self.host_of(server));
         let having: Vec<_> = self
             .machines
             .hosts_with(mac)

@@ -165,12 +165,8 @@ fn clashes(server: &Server) -> impl Iterator<Item = &String> {
 
 fn of_server(server: &Server) -> Vec<Key> {
     let Signals { macs, names, serial } = Signals::of(server);
-    let points = server.spec.host.as_ref().map(|at| {
-        Key::Points(Box::new(Path {
-            namespace: at.namespace.clone(),
-            name: at.name.clone(),
-        }))
-    });
+    let points = server.spec.host.as_ref();
+    let points = points.map(|at| Key::Points(Box::new(at.into())));
     let serial = serial.map(|pair| Key::Serial(Box::new(pair)));
     let clashes = clashes(server).map(|name| Key::Server(name.clone()));
     let signals = macs

@@ -148,15 +148,6 @@ pub fn server_name(server: &Server) -> &str {
     server.metadata.name.as_deref().unwrap_or_default()
 }
 
-/// The Segment of the Server's latest session: its name, and its namespace where the session tells.
-pub fn segment_name(server: &Server) -> Option<(Option<&str>, &str)> {
-    let segment = server.session()?.segment.as_str();
-    match segment.split_once('/') {
-        Some((namespace, name)) => Some((Some(namespace), name)),
-        None => Some((None, segment)).filter(|(_, name)| !name.is_empty()),
-    }
-}
-
 /// What is to be done about `seen.server`. Total: whatever the world looks like, there is a plan.
 pub fn next(seen: &Seen<'_>) -> Plan {
     if seen.server.metadata.deletion_timestamp.is_some() {
@@ -234,7 +225,7 @@ fn create(seen: &Seen<'_>) -> Plan {
             .push(warning(seen.server.object_ref(&()), "Contested", message));
         return plan;
     }
-    let (Some(segment), Some((_, segment_name))) = (seen.segment, segment_name(seen.server)) else {
+    let (Some(segment), Some((_, segment_name))) = (seen.segment, seen.server.segment()) else {
         return Plan::rest("its Segment does not exist");
     };
     if segment.spec.unknown == UnknownPolicy::Ignore {
@@ -515,7 +506,7 @@ fn update(
         plan.effects
             .extend(told_of_hardware(host, had.as_deref(), hardware).map(Effect::Event));
     }
-    let segment = segment_name(seen.server).map_or("", |(_, name)| name);
+    let segment = seen.server.segment().map_or("", |(_, name)| name);
     let labels = host::missing(host::labels(inventory, segment), host.metadata.labels.as_ref());
     let trust = trust(seen).max(host::recorded_trust(host));
     let annotations = host::missing(

@@ -16,10 +16,7 @@ use kube::{
         reflector::ObjectRef,
     },
 };
-use muster_proto::{
-    Chain,
-    kinds::{Segment, Server},
-};
+use muster_proto::{Chain, kinds::Server};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
@@ -31,7 +28,7 @@ use super::{
     execute::Executor,
     index::Index,
     link::Signals,
-    next::{Seen, next, segment_name, server_name},
+    next::{Seen, next, server_name},
     notices::refused,
 };
 use crate::{
@@ -204,16 +201,14 @@ fn concerned(context: &Context, cue: &Cue<Change>) -> Vec<ObjectRef<Server>> {
             named(context, names).iter().map(reference).collect()
         }
         Change::Hardware(data) => {
-            let host = Path {
-                namespace: data.namespace.clone().unwrap_or_default(),
-                name: data.name.clone(),
-            };
-            let names = context.index.pointing_at(host);
+            let names = context.index.pointing_at(Path::of_ref(data));
             named(context, names).iter().map(reference).collect()
         }
         Change::Segment(segment) => {
             let there = context.world.servers.state_filter(|server| {
-                segment_name(server).is_some_and(|(_, name)| Some(name) == segment.metadata.name.as_deref())
+                server
+                    .segment()
+                    .is_some_and(|(_, name)| Some(name) == segment.metadata.name.as_deref())
             });
             there.iter().map(reference).collect()
         }
@@ -250,7 +245,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             .index
             .servers_for(&server, hosts.iter().map(AsRef::as_ref));
         let servers = named(&context, names);
-        let segment = segment(&context, &server);
+        let segment = context.world.segment_of(&server, &context.namespace);
         next(&Seen {
             server: &server,
             hosts: &hosts,
@@ -311,15 +306,6 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             Err(error)
         }
     }
-}
-
-fn segment(context: &Context, server: &Server) -> Option<Arc<Segment>> {
-    let (namespace, name) = segment_name(server)?;
-    let namespace = namespace.unwrap_or(&context.namespace);
-    context
-        .world
-        .segments
-        .get(&ObjectRef::new(name).within(namespace))
 }
 
 /// Records those notices that the last round did not have.

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use muster_proto::kinds::BareMetalHost;
 
 use super::{
+    execute::Executor,
     observed::{self, Failure, FailureClass, PowerReading, Probed, Tried},
     owner::has_bmc,
     plan::{BmcCall, PowerOrder},
@@ -14,7 +15,6 @@ use super::{
 };
 use crate::{
     bmc::{self, Boot, Device, Done, Lasting, PowerState, Reset, SystemState},
-    lease::Leadership,
     path::Path,
 };
 
@@ -149,15 +149,15 @@ pub(super) struct Over;
 /// What failed, before it has its time.
 type Fault = (FailureClass, String);
 
-/// Makes `call` to the BMC of `host`. `clock` is asked when the answer is there.
-pub(super) async fn call(
-    bmcs: &dyn Bmcs,
-    vault: &Vault,
-    term: &Leadership,
-    clock: &Clock,
-    host: &BareMetalHost,
-    call: &BmcCall,
-) -> Result<News, Over> {
+/// Makes `call` to the BMC of `host`. The clock is asked when the answer is there.
+pub(super) async fn call(executor: &Executor, host: &BareMetalHost, call: &BmcCall) -> Result<News, Over> {
+    let Executor {
+        bmcs,
+        vault,
+        term,
+        clock,
+        ..
+    } = executor;
     let leave = || {
         let term = term.clone();
         bmc::Term::new(term.epoch(), move || term.still())
@@ -265,10 +265,7 @@ async fn access(vault: &Vault, host: &BareMetalHost, content: Option<&str>) -> R
         .parse()
         .map_err(|error: bmc::AddressError| wrong(error.to_string()))?;
     address.driver().map_err(|error| wrong(error.to_string()))?;
-    let secret = Path {
-        namespace: host.metadata.namespace.clone().unwrap_or_default(),
-        name: spec.credentials_name.clone(),
-    };
+    let secret = Path::beside(host, &spec.credentials_name);
     // Between looking and acting: it is looked at again, and then this access is not the host's any more.
     let changed = "the Secret with its credentials has changed meanwhile";
     let login = vault.login(&secret, content).await;

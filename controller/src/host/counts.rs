@@ -9,7 +9,7 @@ use muster_proto::kinds::{BareMetalHost, ErrorType, OperationHistory, OperationM
 use super::{
     State, available, conditions,
     draft::event_reason,
-    metrics::{Credentials, Metrics, Operation, Plain},
+    metrics::{Metrics, Operation, Plain},
     observed::{SecretState, Secrets},
     secrets::Purpose,
 };
@@ -136,17 +136,17 @@ fn credentials(
     let status = before.status.as_ref();
     let had_others = status.is_some_and(|status| status.good_credentials.is_some());
     if updated && had_others {
-        metrics.credentials(Credentials::Updated);
+        metrics.count(Plain::CredentialsUpdated);
     }
     let registration = error(after).filter(|(kind, _)| *kind == ErrorType::Registration);
     let failed = registration.is_some() && error(before) != registration;
     match &secrets.bmc.state {
-        SecretState::Missing if failed => metrics.credentials(Credentials::Missing),
-        SecretState::Invalid(_) if failed => metrics.credentials(Credentials::Invalid),
+        SecretState::Missing if failed => metrics.count(Plain::CredentialsMissing),
+        SecretState::Invalid(_) if failed => metrics.count(Plain::CredentialsInvalid),
         SecretState::Unreadable(_) if waits(after).is_some() && waits(before) != waits(after) => {
-            metrics.credentials(Credentials::Unhandled);
+            metrics.count(Plain::CredentialsUnhandled);
         }
-        SecretState::Present { .. } if failed => metrics.credentials(Credentials::NoManagementAccess),
+        SecretState::Present { .. } if failed => metrics.count(Plain::NoManagementAccess),
         _ => {}
     }
     let powerless = |host| condition(host, "Manageable").is_some_and(|one| one.reason == "PowerFailure");

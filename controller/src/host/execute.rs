@@ -225,9 +225,7 @@ impl Executor {
         if matches!(call, BmcCall::Power { .. }) {
             self.memory.set_bmc(host, |bmc, _| bmc.power = None);
         }
-        let bmcs = self.bmcs.as_ref();
-        let news = bmcs::call(bmcs, &self.vault, &self.term, &self.clock, host, call).await;
-        let news = news.map_err(|Over| behind())?;
+        let news = bmcs::call(self, host, call).await.map_err(|Over| behind())?;
         let is_failure = news.is_failure();
         self.memory.set_bmc(host, |bmc, tried| news.remember(bmc, tried));
         if is_failure { Err(behind()) } else { Ok(()) }

@@ -87,11 +87,7 @@ impl Index {
     /// `server` is as it is now, or `gone`. Returns the hosts that it stands for or stood for.
     pub fn server(&self, server: &Server, gone: bool) -> Vec<Path> {
         let points = server.spec.host.as_ref().filter(|_| !gone);
-        let keys = points.map(|at| Path {
-            namespace: at.namespace.clone(),
-            name: at.name.clone(),
-        });
-        let keys: Vec<Path> = keys.into_iter().collect();
+        let keys: Vec<Path> = points.into_iter().map(Path::from).collect();
         let mut concerned = self.lock().servers.set(&Path::of(server), keys.clone());
         concerned.extend(keys);
         concerned.dedup();
@@ -155,10 +151,7 @@ fn keys(host: &BareMetalHost) -> Vec<Key> {
         [meant, Key::Bmc(at)]
     });
     let machine = mac.into_iter().chain(bmc.into_iter().flatten());
-    let path = |name: &str| Path {
-        namespace: host.metadata.namespace.clone().unwrap_or_default(),
-        name: name.to_owned(),
-    };
+    let path = |name: &str| Path::beside(host, name);
     let held: BTreeSet<&str> = secrets::named(host)
         .filter(|(purpose, _)| purpose.hold() != Hold::Label)
         .map(|(_, name)| name)

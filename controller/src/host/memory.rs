@@ -165,20 +165,18 @@ impl Memory {
         if entry.uid != uid {
             **entry = Entry::new(&uid);
         }
-        {
-            let host = entry
-                .host
-                .newest(Some(watched.host.clone()))
-                .unwrap_or(watched.host);
-            entry.looked = version(host.as_ref()).max(entry.looked);
-            Newest {
-                host,
-                // Of a Server that does not stand for the host any more, nothing counts.
-                server: watched
-                    .server
-                    .and_then(|server| entry.server.newest(Some(server))),
-                hardware: entry.hardware.newest(watched.hardware),
-            }
+        let host = entry
+            .host
+            .newest(Some(watched.host.clone()))
+            .unwrap_or(watched.host);
+        entry.looked = version(host.as_ref()).max(entry.looked);
+        Newest {
+            host,
+            // Of a Server that does not stand for the host any more, nothing counts.
+            server: watched
+                .server
+                .and_then(|server| entry.server.newest(Some(server))),
+            hardware: entry.hardware.newest(watched.hardware),
         }
     }
 

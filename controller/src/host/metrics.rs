@@ -47,24 +47,19 @@ pub enum Operation {
     Deprovision,
 }
 
-/// What is wrong with BMC credentials, or was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Credentials {
-    /// Their Secret does not exist.
-    Missing,
-    /// The Secret lacks something.
-    Invalid,
-    /// The Secret could not be read.
-    Unhandled,
-    /// They changed, and are used from now on.
-    Updated,
-    /// The BMC refuses them, or cannot be reached.
-    NoManagementAccess,
-}
-
-/// Why a host waits although it could go on, or goes without what should have come first.
+/// What is counted without labels, as [`PLAIN`] lists it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plain {
+    /// A BMC's Secret does not exist.
+    CredentialsMissing,
+    /// A BMC's Secret lacks something.
+    CredentialsInvalid,
+    /// A BMC's Secret could not be read.
+    CredentialsUnhandled,
+    /// Credentials changed, and are used from now on.
+    CredentialsUpdated,
+    /// The BMC refuses the credentials, or cannot be reached.
+    NoManagementAccess,
     /// A round failed.
     ReconcileError,
     /// The BMC, or what stands for it, is not ready.
@@ -88,9 +83,72 @@ pub struct Metrics {
     errors: Family<OfError, Counter>,
     changes: Family<OfChange, Counter>,
     data: Family<OfData, Counter>,
-    credentials: [Counter; 5],
-    plain: [Counter; 7],
+    plain: [Counter; PLAIN.len()],
 }
+
+/// With their names and what they count.
+const PLAIN: [(Plain, &str, &str); 12] = [
+    (
+        Plain::CredentialsMissing,
+        "metal3_credentials_missing",
+        "BMC Secrets that do not exist",
+    ),
+    (
+        Plain::CredentialsInvalid,
+        "metal3_credentials_invalid",
+        "BMC Secrets that lack something",
+    ),
+    (
+        Plain::CredentialsUnhandled,
+        "metal3_credentials_unhandled_error",
+        "BMC Secrets that could not be read",
+    ),
+    (
+        Plain::CredentialsUpdated,
+        "metal3_credentials_updated",
+        "BMC credentials that changed",
+    ),
+    (
+        Plain::NoManagementAccess,
+        "metal3_credentials_no_management_access",
+        "BMC credentials with which the BMC could not be used",
+    ),
+    (
+        Plain::ReconcileError,
+        "metal3_reconcile_error",
+        "Rounds that failed",
+    ),
+    (
+        Plain::ProvisionerNotReady,
+        "metal3_provisioner_not_ready",
+        "Rounds that found a BMC not ready",
+    ),
+    (
+        Plain::DeletedWithoutDeprovisioning,
+        "metal3_delete_without_deprovisioning",
+        "Hosts deleted without deprovisioning",
+    ),
+    (
+        Plain::DeletedWithoutPoweringOff,
+        "metal3_delete_without_powering_off",
+        "Hosts deleted without being powered off",
+    ),
+    (
+        Plain::DeleteDelayedForDetached,
+        "metal3_delete_delayed_for_detached",
+        "Deletions that wait because the host is detached",
+    ),
+    (
+        Plain::RegistrationRequired,
+        "metal3_host_registration_required",
+        "Times that a host had to be registered (again)",
+    ),
+    (
+        Plain::Unmanaged,
+        "metal3_host_unmanaged",
+        "Times that a host was found without a BMC address",
+    ),
+];
 
 /// With their words in the names of metrics.
 const OPERATIONS: [(Operation, &str); 4] = [
@@ -125,51 +183,8 @@ impl Metrics {
             "Secrets for a host's config drive that could not be used",
             self.data.clone(),
         );
-        let names = [
-            ("metal3_credentials_missing", "BMC Secrets that do not exist"),
-            ("metal3_credentials_invalid", "BMC Secrets that lack something"),
-            (
-                "metal3_credentials_unhandled_error",
-                "BMC Secrets that could not be read",
-            ),
-            ("metal3_credentials_updated", "BMC credentials that changed"),
-            (
-                "metal3_credentials_no_management_access",
-                "BMC credentials with which the BMC could not be used",
-            ),
-        ];
-        for ((name, help), counter) in names.into_iter().zip(&self.credentials) {
-            registry.register(name, help, counter.clone());
-        }
-        let names = [
-            ("metal3_reconcile_error", "Rounds that failed"),
-            (
-                "metal3_provisioner_not_ready",
-                "Rounds that found a BMC not ready",
-            ),
-            (
-                "metal3_delete_without_deprovisioning",
-                "Hosts deleted without deprovisioning",
-            ),
-            (
-                "metal3_delete_without_powering_off",
-                "Hosts deleted without being powered off",
-            ),
-            (
-                "metal3_delete_delayed_for_detached",
-                "Deletions that wait because the host is detached",
-            ),
-            (
-                "metal3_host_registration_required",
-                "Times that a host had to be registered (again)",
-            ),
-            (
-                "metal3_host_unmanaged",
-                "Times that a host was found without a BMC address",
-            ),
-        ];
-        for ((name, help), counter) in names.into_iter().zip(&self.plain) {
-            registry.register(name, help, counter.clone());
+        for (what, name, help) in PLAIN {
+            registry.register(name, help, self.plain[what as usize].clone());
         }
     }
 
@@ -224,30 +239,9 @@ impl Metrics {
         self.each.took(which, host, time.as_secs_f64());
     }
 
-    /// Something about credentials.
-    pub fn credentials(&self, what: Credentials) {
-        let at = match what {
-            Credentials::Missing => 0,
-            Credentials::Invalid => 1,
-            Credentials::Unhandled => 2,
-            Credentials::Updated => 3,
-            Credentials::NoManagementAccess => 4,
-        };
-        self.credentials[at].inc();
-    }
-
-    /// Something else.
+    /// Something without labels.
     pub fn count(&self, what: Plain) {
-        let at = match what {
-            Plain::ReconcileError => 0,
-            Plain::ProvisionerNotReady => 1,
-            Plain::DeletedWithoutDeprovisioning => 2,
-            Plain::DeletedWithoutPoweringOff => 3,
-            Plain::DeleteDelayedForDetached => 4,
-            Plain::RegistrationRequired => 5,
-            Plain::Unmanaged => 6,
-        };
-        self.plain[at].inc();
+        self.plain[what as usize].inc();
     }
 
     /// The host is gone: what was counted of it alone is told no more.
@@ -293,7 +287,7 @@ mod tests {
         for (which, _) in OPERATIONS {
             metrics.took(which, &host, Duration::from_secs(100));
         }
-        metrics.credentials(Credentials::Updated);
+        metrics.count(Plain::CredentialsUpdated);
         metrics.count(Plain::DeleteDelayedForDetached);
         (registry, metrics)
     }
@@ -347,6 +341,18 @@ mod tests {
                     within("1440.0", 1);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn each_plain_counter_has_its_own_name() {
+        for (which, (what, name, _)) in PLAIN.into_iter().enumerate() {
+            let mut registry = Registry::default();
+            let metrics = Metrics::register(&mut registry);
+            metrics.count(what);
+            assert_eq!(what as usize, which);
+            let line = format!("{name}_total 1");
+            assert!(text(&registry).lines().any(|one| one == line), "{line}");
         }
     }
 

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use kube::runtime::reflector::ObjectRef;
-use muster_proto::kinds::{BareMetalHost, Segment, Server};
+use muster_proto::kinds::{BareMetalHost, Server};
 
 use super::{
     index::Index,
@@ -13,7 +12,7 @@ use super::{
     rivals,
     vault::Vault,
 };
-use crate::{discovery::next::segment_name, path::Path, world::World};
+use crate::{path::Path, world::World};
 
 /// Where a round looks.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +65,9 @@ impl Eyes<'_> {
         let (bmc, tried) = self.memory.bmc(&host);
         let seen = Observed {
             hardware,
-            segment: server.as_deref().and_then(|server| self.segment(server)),
+            segment: server
+                .as_deref()
+                .and_then(|server| self.world.segment_of(server, self.namespace)),
             server,
             secrets: self.vault.seen(&host, self.index, self.memory).await,
             bmc,
@@ -102,11 +103,5 @@ impl Eyes<'_> {
                 .filter(|server| is_ours(server))
         });
         servers.next().filter(|_| servers.next().is_none())
-    }
-
-    fn segment(&self, server: &Server) -> Option<Arc<Segment>> {
-        let (namespace, name) = segment_name(server)?;
-        let at = ObjectRef::new(name).within(namespace.unwrap_or(self.namespace));
-        self.world.segments.get(&at)
     }
 }

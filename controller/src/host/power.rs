@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use muster_proto::kinds::{ErrorType, REBOOT_ANNOTATION};
+use muster_proto::kinds::{BareMetalHostSpec, ErrorType, REBOOT_ANNOTATION};
 
 use super::{
     State,
@@ -98,6 +98,11 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
             settle(draft);
         }
     }
+}
+
+/// True if the machine is to be off. One that may not be switched off is to be on, where its image is.
+pub(super) fn is_to_be_off(spec: &BareMetalHostSpec) -> bool {
+    !spec.online && spec.disable_power_off != Some(true)
 }
 
 /// Nothing can be done before the BMC answers: that is what the host waits for, but for an order on the power that is under way or failed.

@@ -10,7 +10,7 @@ use super::{
     guard,
     jobs::{self, Job},
     plan::Task,
-    power, preparing, ramdisk, reboot,
+    power, preparing, provisioning, ramdisk, reboot,
 };
 
 /// The host is provisioned.
@@ -57,7 +57,7 @@ enum Leaving {
 
 /// A ramdisk that still runs did not hear that it is to leave, because the way to it was broken at that moment: it is told, once.
 fn is_to_leave(draft: &mut Draft<'_>) -> Leaving {
-    let Some((server, _)) = draft.session().filter(|_| !stays_off(draft)) else {
+    let Some((server, _)) = draft.session().filter(|_| !goes_off(draft)) else {
         return Leaving::No;
     };
     let history = draft.old.operation_history.as_ref();
@@ -85,12 +85,7 @@ pub(super) fn external(draft: &mut Draft<'_>) {
     if draft.host.spec.externally_provisioned != Some(true) {
         draft.enter(State::Provisioned);
         draft.status.provisioning.root_device_hints = preparing::effective_hints(draft);
-        draft.status.provisioning.image.clone_from(&draft.host.spec.image);
-        draft
-            .status
-            .provisioning
-            .custom_deploy
-            .clone_from(&draft.host.spec.custom_deploy);
+        provisioning::runs_what_is_asked_for(draft);
         return;
     }
     // The request that failed is not to be fulfilled any more.
@@ -101,7 +96,7 @@ pub(super) fn external(draft: &mut Draft<'_>) {
 
 /// A host that somebody else provisioned is not to stay in the ramdisk that it is found in: it is told to leave, once in each.
 fn leaves_for_its_own(draft: &mut Draft<'_>) -> Leaving {
-    let Some((server, session)) = draft.session().filter(|_| !stays_off(draft)) else {
+    let Some((server, session)) = draft.session().filter(|_| !goes_off(draft)) else {
         return Leaving::No;
     };
     let of = session.key.get(..16).unwrap_or(&session.key);
@@ -111,12 +106,9 @@ fn leaves_for_its_own(draft: &mut Draft<'_>) -> Leaving {
     told_to_leave(draft, server, &id, message)
 }
 
-/// True if the machine is to be off, or about to be.
-fn stays_off(draft: &Draft<'_>) -> bool {
-    let spec = &draft.host.spec;
-    // One that may not be switched off is to be on, where its image is.
-    let stays_off = !spec.online && spec.disable_power_off != Some(true);
-    stays_off || reboot::wish(draft.host, false).off()
+/// True if the machine is off soon, or is to be.
+fn goes_off(draft: &Draft<'_>) -> bool {
+    power::is_to_be_off(&draft.host.spec) || reboot::wish(draft.host, false).off()
 }
 
 /// Has the machine of `server` leave its ramdisk by the job `id`.

@@ -211,7 +211,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
         return;
     }
     let outcome = match clean(draft, &ramdisk, &source) {
-        Ok(true) => write(draft, &ramdisk, source),
+        Ok(true) => write(draft, &ramdisk, &source),
         Ok(false) => Ok(()),
         Err(why) => Err(why),
     };
@@ -264,22 +264,14 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
     deprovisioning::tell_left_out(draft, server, &id, &inventory.disks, Some(root));
     // All that is needed for it is there, most of the time: one order for both.
-    let ready = secrets::inputs(draft) == secrets::Inputs::Ready;
-    let drive = ready.then(|| secrets::drive(draft, session)).transpose()?;
-    let then = drive
-        .map(|drive| {
-            let next = Next {
-                id: write_id(operation, session, drive.is_some()),
-                session: session.key.clone(),
-                task: WriteTask {
-                    permit: guard::to_write(draft.host, draft.seen, root)?,
-                    image: source.clone(),
-                    drive,
-                },
-            };
-            Ok::<_, String>(Box::new(next))
-        })
-        .transpose()?;
+    let then = match secrets::inputs(draft) {
+        Inputs::Ready => {
+            let (id, task) = write_task(draft, ramdisk, source)?;
+            let session = session.key.clone();
+            Some(Box::new(Next { id, session, task }))
+        }
+        _ => None,
+    };
     let leave = then.is_some().then(|| way(draft, operation, session));
     jobs::place_with(draft, server, &id, Task::Clean(permit), After { then, leave });
     draft.wait_for("Write", WRITING);
@@ -291,17 +283,12 @@ fn leave_id(operation: &str) -> String {
     format!("{operation}-leave")
 }
 
-/// True if the machine is to be off once its image is written.
-fn stays_off(draft: &Draft<'_>) -> bool {
-    !draft.host.spec.online && draft.host.spec.disable_power_off != Some(true)
-}
-
 /// How the machine leaves its ramdisk, as it is wanted now.
 fn way(draft: &Draft<'_>, operation: &str, session: &Session) -> Leave {
     Leave {
         id: leave_id(operation),
         session: session.key.clone(),
-        action: match stays_off(draft) {
+        action: match power::is_to_be_off(&draft.host.spec) {
             true => LeaveAction::PowerOff,
             false => LeaveAction::Reboot,
         },
@@ -317,17 +304,34 @@ fn write_id(operation: &str, session: &Session, is_sealed: bool) -> String {
     format!("{operation}-write{whose}")
 }
 
+/// What is written, and what that is called.
+fn write_task(
+    draft: &Draft<'_>,
+    ramdisk: &Ramdisk<'_>,
+    source: &ImageSource,
+) -> Result<(String, WriteTask), String> {
+    let drive = secrets::drive(draft, ramdisk.session)?;
+    let id = write_id(ramdisk.operation, ramdisk.session, drive.is_some());
+    let root = preparing::root(draft, &ramdisk.inventory.disks)?;
+    let task = WriteTask {
+        permit: guard::to_write(draft.host, draft.seen, root)?,
+        image: source.clone(),
+        drive,
+    };
+    Ok((id, task))
+}
+
 /// True if disks are to be cleaned.
 pub(super) fn is_cleaned(draft: &Draft<'_>) -> bool {
     let mode = draft.host.spec.automated_cleaning_mode.unwrap_or_default();
     mode == AutomatedCleaningMode::Metadata
 }
 
-fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> Result<(), String> {
+fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> Result<(), String> {
     let Ramdisk {
         server,
         session,
-        inventory,
+        inventory: _,
         operation,
     } = *ramdisk;
     let sealed = write_id(operation, session, true);
@@ -342,14 +346,7 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: ImageSource) -> R
     if lacks_inputs(draft) {
         return Ok(());
     }
-    let drive = secrets::drive(draft, session)?;
-    let id = write_id(operation, session, drive.is_some());
-    let root = preparing::root(draft, &inventory.disks)?;
-    let task = WriteTask {
-        permit: guard::to_write(draft.host, draft.seen, root)?,
-        image: source,
-        drive,
-    };
+    let (id, task) = write_task(draft, ramdisk, source)?;
     let after = After {
         then: None,
         leave: Some(way(draft, operation, session)),
@@ -398,7 +395,10 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
 /// that is seen to where the host rests.
 fn is_off(draft: &Draft<'_>, server: &Server, id: &str) -> bool {
     let told = jobs::goes(server, id);
-    told.map_or(stays_off(draft), |way| way == LeaveAction::PowerOff)
+    told.map_or_else(
+        || power::is_to_be_off(&draft.host.spec),
+        |way| way == LeaveAction::PowerOff,
+    )
 }
 
 /// True if the session has been connected for at least so long.
@@ -464,14 +464,19 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     }
 }
 
+/// What the spec asks for is what the machine runs.
+pub(super) fn runs_what_is_asked_for(draft: &mut Draft<'_>) {
+    let there = &mut draft.status.provisioning;
+    there.image.clone_from(&draft.host.spec.image);
+    there.custom_deploy.clone_from(&draft.host.spec.custom_deploy);
+}
+
 fn finish(draft: &mut Draft<'_>, stays_off: bool) {
     draft.enter(State::Provisioned);
     draft.end(|history| &mut history.provision);
     // What was changed since to something that this version does not write is not what is on the disk.
     if source(&draft.host.spec).is_ok() {
-        let there = &mut draft.status.provisioning;
-        there.image.clone_from(&draft.host.spec.image);
-        there.custom_deploy.clone_from(&draft.host.spec.custom_deploy);
+        runs_what_is_asked_for(draft);
     }
     draft.status.provisioning_fail_count = 0;
     draft.status.powered_on = !stays_off;

@@ -39,7 +39,6 @@ use super::{
     vault::{NoRandom, SECRET, Touched, Vault},
 };
 use crate::{
-    discovery::next::segment_name,
     events::Events,
     lease::Leadership,
     path::Path,
@@ -270,10 +269,7 @@ impl Context {
                 hosts
             }
             Change::Hardware(data) => {
-                let path = Path {
-                    namespace: data.namespace.clone().unwrap_or_default(),
-                    name: data.name.clone(),
-                };
+                let path = Path::of_ref(data);
                 let now = self.world.hardware.get(&path.to_ref());
                 self.memory.shown_hardware(&path, now.as_deref());
                 vec![path]
@@ -281,15 +277,12 @@ impl Context {
             Change::Segment(segment) => {
                 let name = segment.metadata.name.as_deref();
                 let servers = self.world.servers.state_filter(|server| {
-                    segment_name(server).is_some_and(|(_, session)| Some(session) == name)
+                    server.segment().is_some_and(|(_, session)| Some(session) == name)
                 });
                 servers
                     .iter()
                     .filter_map(|server| server.spec.host.as_ref())
-                    .map(|at| Path {
-                        namespace: at.namespace.clone(),
-                        name: at.name.clone(),
-                    })
+                    .map(Path::from)
                     .collect()
             }
         }

@@ -293,7 +293,7 @@ impl Vault {
         name: &str,
         purpose: Purpose,
     ) -> SecretSeen {
-        let path = path_of(host, name);
+        let path = Path::beside(host, name);
         let answer = match self.known(&path) {
             Some(known) => known,
             None if purpose == Purpose::Bmc && is_new(host) => return state(SecretState::Unasked),
@@ -358,7 +358,7 @@ impl Vault {
     /// # Errors
     /// If the API server refuses.
     pub async fn hold(&self, host: &BareMetalHost, name: &str, hold: Hold) -> Result<(), ExecuteError> {
-        let path = path_of(host, name);
+        let path = Path::beside(host, name);
         let (label, value) = SECRET_LABEL;
         let mut metadata = json!({"labels": {label: value}});
         if hold != Hold::Label {
@@ -377,7 +377,7 @@ impl Vault {
     /// # Errors
     /// If the API server refuses.
     pub async fn release(&self, host: &BareMetalHost, name: &str) -> Result<(), ExecuteError> {
-        let path = path_of(host, name);
+        let path = Path::beside(host, name);
         match self.known(&path) {
             Some(Answer::Found(entry)) => self.release_entry(&path, &entry).await,
             _ => Ok(()),
@@ -417,7 +417,9 @@ impl Vault {
             let state = hosts.state();
             let former = |host: &Arc<BareMetalHost>| {
                 let names = former_secrets(host).into_iter();
-                names.map(|name| path_of(host, name)).collect::<Vec<_>>()
+                names
+                    .map(|name| Path::beside(host.as_ref(), name))
+                    .collect::<Vec<_>>()
             };
             let former: BTreeSet<Path> = state.iter().flat_map(former).collect();
             orphans.retain(|(path, _)| !former.contains(path));
@@ -461,13 +463,6 @@ impl Vault {
                 Err(error)
             }
         }
-    }
-}
-
-fn path_of(host: &BareMetalHost, name: &str) -> Path {
-    Path {
-        namespace: host.metadata.namespace.clone().unwrap_or_default(),
-        name: name.to_owned(),
     }
 }
 

@@ -57,6 +57,15 @@ impl Server {
         self.status.as_ref()?.session.as_ref()
     }
 
+    /// The Segment of the latest session: its name, and its namespace where the session tells.
+    pub fn segment(&self) -> Option<(Option<&str>, &str)> {
+        let segment = self.session()?.segment.as_str();
+        match segment.split_once('/') {
+            Some((namespace, name)) => Some((Some(namespace), name)),
+            None => Some((None, segment)).filter(|(_, name)| !name.is_empty()),
+        }
+    }
+
     /// The latest job that an agent of the machine said something of.
     pub fn last_job(&self) -> Option<&JobStatus> {
         self.status.as_ref()?.job.as_ref()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use muster_proto::{
     inventory::Inventory,
-    kinds::{BareMetalHost, SegmentSpec, ServerSpec, ServerStatus, Session, UnknownPolicy},
+    kinds::{BareMetalHost, Segment, SegmentSpec, ServerSpec, ServerStatus, Session, UnknownPolicy},
 };
 use tokio::sync::mpsc;
 

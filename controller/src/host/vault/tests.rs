@@ -43,7 +43,7 @@ async fn held_while(change: impl FnOnce(&FakeApi)) -> Option<Credentials> {
     };
     let (held, ()) = tokio::join!(vault.hold(&host, NAME, Hold::Owned), meanwhile);
     held.unwrap();
-    vault.login(&path_of(&host, NAME), None).await
+    vault.login(&Path::beside(&host, NAME), None).await
 }
 
 #[tokio::test(start_paused = true)]
