@@ -14,21 +14,13 @@ const LIST: &str = "kustomization.yaml";
 
 /// The pages that are made from benchmarks' raw results, once there are any, and the lab's word for each.
 const BENCHMARKS: [(&str, &str, &str); 4] = [
-    ("docs/benchmarks.md", bench::RESULTS, "bench-page"),
-    (
-        "docs/benchmarks-write.md",
-        bench::WRITE_RESULTS,
-        "bench-write-page",
-    ),
-    (
-        "docs/benchmarks-hosts.md",
-        bench::HOSTS_RESULTS,
-        "bench-hosts-page",
-    ),
+    ("docs/benchmarks.md", bench::RESULTS, "discovery"),
+    ("docs/benchmarks-write.md", bench::WRITE_RESULTS, "write"),
+    ("docs/benchmarks-hosts.md", bench::HOSTS_RESULTS, "hosts"),
     (
         "docs/benchmarks-provision.md",
         bench::PROVISION_RESULTS,
-        "bench-provision-page",
+        "provision",
     ),
 ];
 
@@ -77,7 +69,7 @@ fn benchmark(results: &str, word: &str, out: &Path) -> Result<()> {
         return Ok(());
     }
     Cmd::new("target/debug/muster-lab")
-        .args([word, "--json", results, "--out"])
+        .args(["bench-page", word, "--json", results, "--out"])
         .arg(out)
         .run()
 }

@@ -10,15 +10,11 @@ mod results;
 mod round;
 mod watch;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{BUSY, computer, now, results::seconds, to_json, write};
+use super::{BUSY, Record, computer, now, results::seconds, to_json, write};
 use crate::{metal3, slots::Slots};
 use results::HostsResults;
 use round::Size;
@@ -29,20 +25,20 @@ const RESYNC: Duration = Duration::from_secs(660);
 const GLANCE: Duration = Duration::from_secs(60);
 
 /// How the benchmark runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// A hundred hosts, to try it out.
+    #[arg(long)]
     pub quick: bool,
     /// So many hosts only, with Muster and with its peer, to try it out.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub hosts: Option<u32>,
     /// The leader's end only, with so many hosts, to try it out.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub failover: Option<u32>,
-    /// Where the raw results go.
-    pub out: PathBuf,
-    /// The command that people type for this, for the record.
-    pub command: String,
-    /// The commit that is measured, for the record.
-    pub commit: String,
+    /// What is put on record beside the results.
+    #[command(flatten)]
+    pub record: Record,
 }
 
 /// What is measured, the longest last.
@@ -86,8 +82,8 @@ pub async fn run(options: Options) -> Result<()> {
     // Whoever else uses this lab waits until we are done.
     let _slots = Slots::take(usize::MAX).await?;
     let mut results = HostsResults {
-        command: options.command.clone(),
-        commit: options.commit.clone(),
+        command: options.record.command.clone(),
+        commit: options.record.commit.clone(),
         date: now(),
         computer: computer::look().await?,
         ..HostsResults::default()
@@ -139,20 +135,18 @@ pub async fn run(options: Options) -> Result<()> {
             }
         }
         results.took = seconds(begun.elapsed());
-        write(&options.out, &to_json(&results)?)?;
+        write(&options.record.out, &to_json(&results)?)?;
     }
     println!("\n{}", render::goals(&results));
     println!(
         "{} s in all; raw results in {}",
         results.took,
-        options.out.display()
+        options.record.out.display()
     );
     Ok(())
 }
 
-/// Makes the page of the raw results at `json`.
-pub fn render_file(json: &Path, out: &Path) -> Result<()> {
-    let text = fs::read_to_string(json).with_context(|| format!("read {}", json.display()))?;
-    let results = serde_json::from_str(&text).with_context(|| format!("understand {}", json.display()))?;
-    write(out, &render::page(&results))
+/// The page of the raw results in `json`.
+pub(super) fn page(json: &str) -> serde_json::Result<String> {
+    serde_json::from_str(json).map(|results| render::page(&results))
 }

@@ -60,17 +60,30 @@ pub enum Row {
 }
 
 /// How the benchmark runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Fewer runs, to try it out.
+    #[arg(long)]
     pub quick: bool,
     /// This part only.
+    #[arg(long, value_enum)]
     pub only: Option<Row>,
-    /// Where the raw results go.
+    /// What is put on record beside the results.
+    #[command(flatten)]
+    pub record: Record,
+}
+
+/// What is put on record beside the results.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Record {
+    /// Where the raw results go, as JSON.
+    #[arg(long)]
     pub out: PathBuf,
-    /// The command that people type for this, for the record.
+    /// The command that people type for this.
+    #[arg(long)]
     pub command: String,
-    /// The commit that is measured, for the record.
+    /// The commit that is measured.
+    #[arg(long)]
     pub commit: String,
 }
 
@@ -117,8 +130,8 @@ pub async fn run(options: Options) -> Result<()> {
     // Whoever else uses this lab waits until we are done.
     let _slots = Slots::take(usize::MAX).await?;
     let mut results = Results {
-        command: options.command.clone(),
-        commit: options.commit.clone(),
+        command: options.record.command.clone(),
+        commit: options.record.commit.clone(),
         date: now(),
         quick: options.quick,
         computer: computer::look().await?,
@@ -153,12 +166,12 @@ pub async fn run(options: Options) -> Result<()> {
         println!("  {:.0} s", start.elapsed().as_secs_f64());
     }
     results.took = results::seconds(begun.elapsed());
-    write(&options.out, &to_json(&results)?)?;
+    write(&options.record.out, &to_json(&results)?)?;
     println!("\n{}", render::table(&results));
     println!(
         "{} s in all; raw results in {}",
         results.took,
-        options.out.display()
+        options.record.out.display()
     );
     Ok(())
 }
@@ -214,12 +227,30 @@ fn now() -> String {
     format!("{} UTC", second.trim_end_matches('Z').replace('T', " "))
 }
 
+/// A page of results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Page {
+    /// Of discovery.
+    Discovery,
+    /// Of writing.
+    Write,
+    /// Of hosts.
+    Hosts,
+    /// Of provisioning.
+    Provision,
+}
+
 /// Makes the page of the raw results at `json`.
-pub fn render_file(json: &Path, out: &Path) -> Result<()> {
+pub fn render_file(which: Page, json: &Path, out: &Path) -> Result<()> {
     let text = fs::read_to_string(json).with_context(|| format!("read {}", json.display()))?;
-    let results: Results =
-        serde_json::from_str(&text).with_context(|| format!("understand {}", json.display()))?;
-    write(out, &render::page(&results))
+    let page = match which {
+        Page::Discovery => serde_json::from_str(&text).map(|results| render::page(&results)),
+        Page::Write => serde_json::from_str(&text).map(|results| write::page(&results)),
+        Page::Hosts => hosts::page(&text),
+        Page::Provision => serde_json::from_str(&text).map(|results| provision::page(&results)),
+    };
+    let page = page.with_context(|| format!("understand {}", json.display()))?;
+    write(out, &page)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

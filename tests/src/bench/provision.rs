@@ -1,6 +1,6 @@
 //! `muster-lab bench-provision`: a server whose ramdisk runs is given an image, and boots it. It asserts no time.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use anyhow::{Context, Result};
 use kube::{
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    computer, lit, now,
+    Record, computer, lit, now,
     results::{Computer, Sample, seconds},
 };
 use crate::{
@@ -101,8 +101,9 @@ pub struct Run {
     pub failed: Option<String>,
 }
 
-/// Measures, and writes what it found to `out`.
-pub async fn run(out: &Path, command: String, commit: String) -> Result<()> {
+/// Measures, and writes what it found.
+pub async fn run(record: Record) -> Result<()> {
+    let Record { out, command, commit } = record;
     // Whoever else uses this lab waits until we are done.
     let _slots = Slots::take(usize::MAX).await?;
     let image = Image::find(Flavour::Large)?;
@@ -136,7 +137,7 @@ pub async fn run(out: &Path, command: String, commit: String) -> Result<()> {
             results.runs.push(run);
         }
     }
-    super::write(out, &super::to_json(&results)?)
+    super::write(&out, &super::to_json(&results)?)
 }
 
 /// Discovers a new machine, lets a person opt in, and then gives it the image.
@@ -199,15 +200,8 @@ fn steps(console: &[Line]) -> Vec<(&'static str, &Line)> {
     found
 }
 
-/// Makes the page of the raw results at `json`.
-pub fn render_file(json: &Path, out: &Path) -> Result<()> {
-    let text = fs::read_to_string(json).with_context(|| format!("read {}", json.display()))?;
-    let results = serde_json::from_str(&text).with_context(|| format!("understand {}", json.display()))?;
-    super::write(out, &page(&results))
-}
-
 /// The page. Every sentence stands on a line of its own.
-fn page(results: &ProvisionResults) -> String {
+pub(super) fn page(results: &ProvisionResults) -> String {
     let computer = &results.computer;
     let mut page = String::from(
         "# Benchmarks: an image in-band\n\n\

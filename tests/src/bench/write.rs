@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use muster_proto::job::{DigestAlgorithm, DiskId, ImageSource, MachineId, Write};
 use serde::{Deserialize, Serialize};
 
-use super::{computer, now, results::Computer};
+use super::{Record, computer, now, results::Computer};
 use crate::{files::FileServer, loops::LoopDisk, paths, slots::Slots};
 
 /// The image, in bytes.
@@ -59,8 +59,9 @@ pub struct Run {
     pub peak_kib: Option<u64>,
 }
 
-/// Measures, and writes what it found to `out`.
-pub async fn run(out: &Path, command: String, commit: String) -> Result<()> {
+/// Measures, and writes what it found.
+pub async fn run(record: Record) -> Result<()> {
+    let Record { out, command, commit } = record;
     // Whoever else uses this lab waits until we are done.
     let _slots = Slots::take(usize::MAX).await?;
     let mut results = WriteResults {
@@ -86,7 +87,7 @@ pub async fn run(out: &Path, command: String, commit: String) -> Result<()> {
             results.runs.push(run);
         }
     }
-    super::write(out, &super::to_json(&results)?)
+    super::write(&out, &super::to_json(&results)?)
 }
 
 /// Files and a disk in memory.
@@ -267,15 +268,8 @@ fn speed(bytes: u64, seconds: f64) -> f64 {
     f64::from(thousands) / 1000.0 / seconds
 }
 
-/// Makes the page of the raw results at `json`.
-pub fn render_file(json: &Path, out: &Path) -> Result<()> {
-    let text = fs::read_to_string(json).with_context(|| format!("read {}", json.display()))?;
-    let results = serde_json::from_str(&text).with_context(|| format!("understand {}", json.display()))?;
-    super::write(out, &page(&results))
-}
-
 /// The page. Every sentence stands on a line of its own.
-fn page(results: &WriteResults) -> String {
+pub(super) fn page(results: &WriteResults) -> String {
     let computer = &results.computer;
     let mut page = String::from(
         "# Benchmarks: writing an image\n\n\

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Config, ResourceExt,
@@ -25,6 +26,23 @@ use crate::{paths, scratch::Scratch};
 
 pub use audit::Asked;
 pub use identity::Role;
+
+/// Which cluster is used.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Named {
+    /// Use this cluster instead of a local one.
+    #[arg(long, env = "KUBECONFIG", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    kubeconfig: Option<PathBuf>,
+}
+
+impl Named {
+    /// The user's own; as for kubectl, an empty name is none.
+    pub fn kubeconfig(&self) -> Option<&Path> {
+        self.kubeconfig
+            .as_deref()
+            .filter(|path| !path.as_os_str().is_empty())
+    }
+}
 
 /// An API server with Muster's kinds and the rules on them installed.
 #[derive(Debug)]

@@ -12,7 +12,6 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, IsTerminal},
-    path::PathBuf,
     process::Command,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,7 +23,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::{
     bridges::{BR0, BR1, Network},
-    cluster::Cluster,
+    cluster::{Cluster, Named},
     controller::{Controller, Setup},
     interrupt::interrupted,
     machine::Machine,
@@ -60,14 +59,17 @@ const SERVING: Duration = Duration::from_secs(30);
 const FRAME: Duration = Duration::from_millis(100);
 
 /// How the demo runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// End by itself, once all servers are there and one has had its operating system.
+    /// End by itself, with status 0 only if every server arrived, and one of them had its operating system.
+    #[arg(long)]
     pub once: bool,
-    /// How many servers.
-    pub hosts: usize,
-    /// The user's own cluster.
-    pub kubeconfig: Option<PathBuf>,
+    /// How many servers; the second one has UEFI.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub hosts: u8,
+    /// Whose cluster.
+    #[command(flatten)]
+    pub cluster: Named,
 }
 
 /// What ended the wait for the servers.
@@ -128,7 +130,7 @@ impl Demo {
     async fn start(options: &Options) -> Result<Demo> {
         // What is missing is told before anything is started.
         let mut setup = Setup::new(NAMESPACE)?;
-        if options.kubeconfig.is_some() {
+        if options.cluster.kubeconfig().is_some() {
             // The hosts of others are none of its business.
             setup.extra = ["--watch-namespace", HOSTS].map(str::to_owned).to_vec();
         }
@@ -138,7 +140,7 @@ impl Demo {
             fs::read_to_string(&manifest).with_context(|| format!("read {}", manifest.display()))?;
 
         let scratch = Scratch::new()?;
-        let cluster = match &options.kubeconfig {
+        let cluster = match options.cluster.kubeconfig() {
             Some(path) => {
                 say!("Using the cluster of {} …", path.display());
                 Cluster::attach(path).await?
@@ -166,12 +168,12 @@ impl Demo {
             let client = demo.cluster.client()?;
             stage::serving(&client, NAMESPACE, name, SERVING, &mut demo.controller).await?;
         }
-        let run = if options.kubeconfig.is_some() {
+        let run = if options.cluster.kubeconfig().is_some() {
             std::process::id() % 0xffff
         } else {
             0
         };
-        for spec in servers::specs(options.hosts, run) {
+        for spec in servers::specs(options.hosts.into(), run) {
             let machine = Machine::new(&demo.network.net, demo.scratch.path(), spec)?;
             demo.machines.push(machine);
         }
@@ -239,7 +241,7 @@ impl Demo {
 
     /// How to look further.
     fn hints(&self, options: &Options, found: &BTreeMap<usize, Arc<BareMetalHost>>) {
-        if options.once && options.kubeconfig.is_none() {
+        if options.once && options.cluster.kubeconfig().is_none() {
             return; // its cluster is about to end
         }
         let kubectl = paths::kubectl().unwrap_or_else(|_| "kubectl".into());
@@ -254,7 +256,7 @@ impl Demo {
         say!("  {kubectl} get servers,segments -n {NAMESPACE} -o wide");
         say!("  {kubectl} get hardwaredata -n {HOSTS} {name} -o yaml");
         say!("  {kubectl} get events -A --sort-by=.lastTimestamp");
-        if options.kubeconfig.is_some() {
+        if options.cluster.kubeconfig().is_some() {
             say!("The demo leaves in your cluster: its kinds, the namespace {NAMESPACE} and the hosts.");
         }
     }

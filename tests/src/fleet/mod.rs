@@ -13,7 +13,6 @@ pub mod tally;
 
 use std::{
     io::{self, IsTerminal, Write},
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,7 +23,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use crate::{bmc::Service, interrupt::interrupted, sim::hardware::Model};
+use crate::{bmc::Service, cluster::Named, interrupt::interrupted, sim::hardware::Model};
 use bmc::Bmc;
 use objects::Objects;
 use pace::Failing;
@@ -41,31 +40,52 @@ const FAREWELL: Duration = Duration::from_secs(120);
 const PLUGGED_A_SECOND: u32 = 200;
 
 /// How a fleet runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// How many servers.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub hosts: u32,
-    /// The number of the first: fleets with other numbers have other hardware.
+    /// The number of the first: fleets that run beside each other need different ones, which are other hardware.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..900_000))]
     pub first: u32,
-    /// The user's own cluster.
-    pub kubeconfig: Option<PathBuf>,
-    /// The Segment of a controller that runs already, `namespace/name`.
+    /// Whose cluster.
+    #[command(flatten)]
+    pub cluster: Named,
+    /// NAMESPACE/NAME of a Segment with `dhcp.mode: off` and a `bootAddress`, whose controller runs already. Without it, the lab
+    /// starts a controller and makes a Segment.
+    #[arg(long, requires = "kubeconfig")]
     pub segment: Option<String>,
-    /// Where that controller finds the fleet's BMCs.
+    /// Where that controller finds the BMCs of the fleet: an address of this computer.
+    #[arg(long, default_value = "127.0.0.1")]
     pub address: String,
-    /// Nobody describes the servers: they have power and no BMC, and discovery finds them. Otherwise the fleet makes a host for each,
-    /// with its BMC.
+    /// Nobody describes the servers: they have power and no BMC, and discovery finds them. Without this the fleet makes a host for
+    /// each, with its BMC.
+    #[arg(long)]
     pub discover: bool,
-    /// The namespace of hosts, if the lab makes the Segment.
+    /// The namespace of hosts, where the lab makes the Segment.
+    #[arg(long, default_value = "fleet")]
     pub namespace: String,
-    /// What the servers are.
+    /// What the servers are. Their reports are equally large.
+    #[arg(long, value_enum, default_value_t)]
     pub model: Model,
-    /// 1 is real time, 0 as fast as it goes.
+    /// How long everything takes: 1 is real time, 0 as fast as it goes.
+    #[arg(long, default_value_t = 0.1, value_parser = scale)]
     pub scale: f64,
-    /// What goes wrong.
+    /// What goes wrong, as FAULT=PERCENT or FAULT=PERCENTxTIMES of the servers; firmware, boot, inventory, job or power. May be
+    /// repeated.
+    #[arg(long = "fail")]
     pub failing: Vec<Failing>,
     /// End once every server waits for orders and every host is there.
+    #[arg(long)]
     pub once: bool,
+}
+
+fn scale(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    match (0.0..=100.0).contains(&number) {
+        true => Ok(number),
+        false => Err("from 0 to 100".to_owned()),
+    }
 }
 
 /// Everything that runs. Fields are dropped in order: the servers first.
@@ -118,7 +138,7 @@ fn say(line: &str) {
 impl Fleet {
     async fn start(options: &Options) -> Result<Fleet> {
         let place = Place::find(
-            options.kubeconfig.as_deref(),
+            options.cluster.kubeconfig(),
             options.segment.as_deref(),
             &options.address,
             &options.namespace,

@@ -168,13 +168,16 @@ const SMALL: &str = "os.raw";
 const LARGE: &str = "os-large.raw";
 
 /// The files that images are made from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Inputs {
     /// The program `muster-os`, static.
+    #[arg(long)]
     pub init: PathBuf,
     /// Debian's package of the kernel.
+    #[arg(long)]
     pub kernel_deb: PathBuf,
-    /// Debian's package of the UEFI stub.
+    /// Debian's package systemd-boot-efi, which has the UEFI stub.
+    #[arg(long)]
     pub stub_deb: PathBuf,
 }
 
