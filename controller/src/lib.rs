@@ -13,6 +13,7 @@ pub mod discovery;
 pub mod events;
 #[cfg(test)]
 pub(crate) mod fake_api;
+mod gated;
 pub mod host;
 mod hosts;
 pub mod lease;

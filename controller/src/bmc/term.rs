@@ -1,18 +1,11 @@
 //! Leave to change something at a BMC: it ends with the leadership under which that was decided.
 
 use std::{
-    fmt, io,
-    pin::Pin,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    task::{Context, Poll},
-};
-
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
 };
 
 use super::{BmcError, Epoch};
@@ -96,66 +89,5 @@ impl Leave {
         } else {
             Err(BmcError::Lapsed { epoch })
         }
-    }
-}
-
-/// A connection on which nothing is written once the leave for it has ended; without one it is any connection.
-pub(super) struct Gated {
-    stream: TcpStream,
-    leave: Option<Leave>,
-}
-
-impl Gated {
-    pub(super) fn new(stream: TcpStream, leave: Option<Leave>) -> Gated {
-        Gated { stream, leave }
-    }
-
-    fn check(&self) -> io::Result<()> {
-        match &self.leave {
-            Some(leave) => leave.check().map_err(io::Error::other),
-            None => Ok(()),
-        }
-    }
-}
-
-impl AsyncRead for Gated {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Gated {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check()?;
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.check()?;
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
     }
 }

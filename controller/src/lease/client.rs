@@ -6,29 +6,21 @@
 //! What a connection had already handed to the kernel is given up by it when nobody acknowledges it in time, so that a network that
 //! comes back delivers nothing old.
 
-use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
-use hyper::{Method, Request, Response, Uri, rt};
+use hyper::{Method, Request, Response, Uri};
 use hyper_util::{
-    client::legacy::{
-        Client as HttpClient,
-        connect::{Connected, Connection, HttpConnector},
-    },
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo},
 };
 use kube::{
     Client, Config,
     client::{Body, ConfigExt},
 };
-use tokio::net::TcpStream;
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 
 use super::{gate::Leadership, next::Timing};
+use crate::gated::Gated;
 
 /// How long the API server may take for the answer to a write.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -47,7 +39,8 @@ pub fn client(config: &Config, timing: Timing, term: &Leadership, reads: Client)
             let stream = connecting.await?;
             // Closed with a reset: what was not acknowledged yet is thrown away.
             socket2::SockRef::from(stream.inner()).set_linger(Some(Duration::ZERO))?;
-            Ok::<_, BoxError>(Gated { stream, term })
+            let gated = Gated::new(stream.into_inner(), move || may_write(&term));
+            Ok::<_, BoxError>(TokioIo::new(gated))
         }
     });
     let connector = config.rustls_https_connector_with_connector(connector)?;
@@ -59,6 +52,14 @@ pub fn client(config: &Config, timing: Timing, term: &Leadership, reads: Client)
         .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector));
     let writes = Client::new(writes, config.default_namespace.clone());
     Ok(split(term, reads, writes))
+}
+
+fn may_write(term: &Leadership) -> io::Result<()> {
+    let epoch = term.epoch();
+    let lasts = term.lasts();
+    lasts
+        .then_some(())
+        .ok_or_else(|| io::Error::other(super::NotLeading { epoch }))
 }
 
 /// `client`, whose writes are refused when `term` is over. For what has no network of its own, such as tests.
@@ -91,72 +92,6 @@ fn split(term: &Leadership, reads: Client, writes: Client) -> Client {
         }
     });
     Client::new(service, namespace)
-}
-
-/// A connection on which nothing is written once the term is over.
-struct Gated {
-    stream: TokioIo<TcpStream>,
-    term: Leadership,
-}
-
-impl Gated {
-    fn check(&self) -> io::Result<()> {
-        if self.term.lasts() {
-            Ok(())
-        } else {
-            Err(io::Error::other(super::NotLeading {
-                epoch: self.term.epoch(),
-            }))
-        }
-    }
-}
-
-impl Connection for Gated {
-    fn connected(&self) -> Connected {
-        self.stream.inner().connected()
-    }
-}
-
-impl rt::Read for Gated {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl rt::Write for Gated {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check()?;
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.check()?;
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
-    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,10 @@ use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
 use tokio_rustls::TlsConnector;
 
 use super::trust::{self, Trust};
-use crate::bmc::{Access, Address, BmcError, Leave, Transport, address::Place, term::Gated};
+use crate::{
+    bmc::{Access, Address, BmcError, Leave, Transport, address::Place},
+    gated::Gated,
+};
 
 /// What one BMC may take.
 #[derive(Clone, Copy, Debug)]
@@ -218,7 +221,12 @@ impl<'a> Wire<'a> {
             let _ = socket.set_linger(Some(Duration::ZERO));
             let _ = socket.set_tcp_user_timeout(Some(UNTAKEN));
         }
-        let tcp = Gated::new(tcp, self.leave.clone());
+        let leave = self.leave.clone();
+        let tcp = Gated::new(tcp, move || match &leave {
+            Some(leave) => leave.check().map_err(io::Error::other),
+            // Reading and logging in need none.
+            None => Ok(()),
+        });
         let Some(tls) = &self.tls else {
             return speak(TokioIo::new(tcp)).await;
         };

@@ -7,10 +7,9 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, api::PostParams};
-use rt::Write as _;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
 
@@ -100,17 +99,12 @@ async fn a_connection_writes_nothing_after_the_term() {
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (mut other, _) = listener.accept().await.unwrap();
     let term = term();
-    let mut gated = Gated {
-        stream: TokioIo::new(stream),
-        term: term.clone(),
-    };
-    let mut write = async |bytes: &'static [u8]| {
-        std::future::poll_fn(|context| Pin::new(&mut gated).poll_write(context, bytes)).await
-    };
-    assert_eq!(write(b"before").await.unwrap(), 6);
+    let of = term.clone();
+    let mut gated = Gated::new(stream, move || may_write(&of));
+    gated.write_all(b"before").await.unwrap();
     // As for a process that was stopped until its time was over, and has not looked yet.
     term.close();
-    write(b"after").await.unwrap_err();
+    gated.write_all(b"after").await.unwrap_err();
     drop(gated);
     let mut all = String::new();
     other.read_to_string(&mut all).await.unwrap();
