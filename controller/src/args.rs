@@ -40,8 +40,8 @@ pub enum Which {
     Crds,
     /// Least rights of each role.
     Roles,
-    /// The page about the states of a host.
-    States,
+    /// The pages about the states of a host and about flags.
+    Pages,
     /// The first two, in the directories `crds` and `roles`.
     All,
 }

@@ -24,8 +24,8 @@ const BENCHMARKS: [(&str, &str, &str); 4] = [
     ),
 ];
 
-/// The page that is made from the operator's own tables.
-const STATES: &str = "docs/states.md";
+/// The pages that are made from the operator's own tables and from the command line.
+const PAGES: [&str; 2] = ["states.md", "flags.md"];
 
 /// Writes them all.
 pub(crate) fn write() -> Result<()> {
@@ -33,7 +33,7 @@ pub(crate) fn write() -> Result<()> {
     for (what, dir) in GENERATED {
         generate(what, Path::new(dir))?;
     }
-    generate("states", Path::new("docs"))?;
+    generate("pages", Path::new("docs"))?;
     BENCHMARKS
         .iter()
         .try_for_each(|(page, results, word)| benchmark(results, word, Path::new(page)))
@@ -50,9 +50,11 @@ pub(crate) fn check() -> Result<()> {
         generate(what, &fresh)?;
         compare(Path::new(dir), &fresh)?;
     }
-    let states = Path::new("target/codegen/states");
-    generate("states", states)?;
-    same(Path::new(STATES), &states.join("states.md"))?;
+    let pages = Path::new("target/codegen/pages");
+    generate("pages", pages)?;
+    for page in PAGES {
+        same(&Path::new("docs").join(page), &pages.join(page))?;
+    }
     for (page, results, word) in BENCHMARKS {
         let fresh = Path::new("target/codegen").join(Path::new(page).file_name().unwrap_or_default());
         if fresh.exists() {

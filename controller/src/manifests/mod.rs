@@ -1,10 +1,11 @@
-//! What is generated rather than written: CustomResourceDefinitions, the rights of each role, and the page about states.
+//! What is generated rather than written: CustomResourceDefinitions, the rights of each role, and the pages about states and flags.
 
 use std::path::{Path, PathBuf};
 
 use crate::args::Which;
 
 pub mod crds;
+pub mod flags;
 pub mod roles;
 mod schema;
 pub mod states;
@@ -40,7 +41,7 @@ pub fn write(which: Which, out: &Path) -> Result<(), WriteError> {
     match which {
         Which::Crds => write_all(out, crds::files()),
         Which::Roles => write_all(out, roles::files()),
-        Which::States => write_all(out, states::files()),
+        Which::Pages => write_all(out, [states::files(), flags::files()].concat()),
         Which::All => {
             write_all(&out.join("crds"), crds::files())?;
             write_all(&out.join("roles"), roles::files())
