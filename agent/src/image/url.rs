@@ -130,6 +130,8 @@ fn bare(text: &str) -> String {
     let text = muster_proto::text::clean(text.as_bytes());
     let text = match text.split_once("://") {
         Some((scheme, rest)) => match rest.rsplit_once('@') {
+            // Nobody knows whether it is a user's or a query's.
+            Some((user, _)) if user.contains('?') => format!("{scheme}://…"),
             Some((_, rest)) => format!("{scheme}://…@{rest}"),
             None => text,
         },
@@ -215,6 +217,7 @@ mod tests {
             "https://me:p?5ec7e7@h/a.raw",
             "ftp://me:5ec7e7@h/a.raw",
             "https://5ec@7e7@h/a.raw",
+            "https://h:99999/a.raw?sig=5ec@7e7",
         ] {
             let refused = Url::parse(text).unwrap_err().to_string();
             for said in [refused, shown(text)] {

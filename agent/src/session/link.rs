@@ -82,8 +82,8 @@ pub(super) struct Link<M> {
     connection: Option<Connection>,
     backoff: Backoff,
     distrust: Distrust,
-    /// Since the last answer a controller said that it will never take this session.
-    is_refused: bool,
+    /// How many controllers have said since the last answer that they will never take this session.
+    refused_by: usize,
     /// How often in a row the controller in use said that it cannot now.
     refusals: u32,
 }
@@ -126,7 +126,7 @@ impl<M: Machine> Link<M> {
             connection: None,
             backoff: Backoff::default(),
             distrust: Distrust::default(),
-            is_refused: false,
+            refused_by: 0,
             refusals: 0,
         })
     }
@@ -186,7 +186,7 @@ impl<M: Machine> Link<M> {
                 Ok(Ok(answer)) => {
                     self.backoff.reset();
                     self.distrust.trusted(self.at);
-                    self.is_refused = false;
+                    self.refused_by = 0;
                     self.refusals = 0;
                     return Ok(answer);
                 }
@@ -231,11 +231,11 @@ impl<M: Machine> Link<M> {
         }
     }
 
-    /// True if another controller is asked before the session ends: one whose clock is wrong takes a good certificate or token for ended, one
+    /// True if another controller is asked before the session ends, until all have refused it in a row: one whose clock is wrong takes a good certificate or token for ended, one
     /// that was not renewed speaks another protocol, and a write that ends in the middle leaves nothing that boots.
     fn asks_another(&mut self) -> bool {
-        let is_first = !std::mem::replace(&mut self.is_refused, true);
-        is_first && self.endpoints.len() > 1
+        self.refused_by += 1;
+        self.refused_by < self.endpoints.len()
     }
 
     /// The next call goes to the next controller of the list.

@@ -21,8 +21,8 @@
 //! place of a machine that is connected now but by booting from one of its addresses, or from where its session did.
 //!
 //! A board that was swapped and a NIC that moved into another machine look alike where no serial number tells. With another UUID, and
-//! without a serial number that is the same, a machine is therefore another one than one that is connected now, and than one whose host
-//! is in use, unless it boots from an address of that.
+//! without a serial number that is the same, a machine is therefore another one than one that is connected now, unless it boots from the
+//! very address that that did, and than one whose host is in use, unless it boots from an address that that has had.
 //!
 //! If several known machines fit, the one with most signals wins: serial before vendor's MAC before UUID before local MAC.
 //! Every other machine that still shares a signal is a clash, shown on both. A MAC address that another machine has leaves it,
@@ -250,8 +250,9 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
         return None;
     }
     let Relation { uuid, serial, .. } = Relation::of(claimed, machine.identity);
-    let boots_as_it = boot.is_some_and(|boot| machine.identity.macs.contains(&boot));
-    let may_be_swapped = !machine.live && (!machine.in_use || boots_as_it);
+    let had = boot.is_some_and(|boot| machine.identity.macs.contains(&boot));
+    let booted = boot.is_some() && boot == machine.booted;
+    let may_be_swapped = (!machine.live || booted) && (!machine.in_use || had);
     if uuid == Signal::Differs && serial != Signal::Same && !may_be_swapped {
         return None;
     }
@@ -269,7 +270,8 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
     let points = [
         (serial == Signal::Same, 8),
         (vendors, 5),
-        (uuid == Signal::Same, 4),
+        // Of one without any NIC it is all there is: less than an address.
+        (uuid == Signal::Same, if shared.is_empty() { 1 } else { 4 }),
         (!shared.is_empty(), 2),
     ];
     same.then(|| {

@@ -168,14 +168,13 @@ pub(super) fn tell_left_out(
     disks: &[Disk],
     root: Option<&Disk>,
 ) {
-    let names = disk::left_out(disks, root);
-    if names.is_empty() || jobs::is_placed(server, id) {
+    let left = disk::left_out(disks, root);
+    if left.is_empty() || jobs::is_placed(server, id) {
         return;
     }
-    let names = names.join(", ");
     draft.warn(
         "DisksLeft",
-        format!("the disks {names} stay as they are: they cannot be told from others"),
+        format!("some disks stay as they are: {}", left.join("; ")),
     );
 }
 
@@ -247,7 +246,7 @@ fn uncleaned(draft: &mut Draft<'_>, why: &str) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Nothing,
-    /// What disks hold that cannot be told from each other.
+    /// What disks hold that cannot be told from each other, or were put in.
     SomeDisks,
     Disks,
 }

@@ -180,18 +180,25 @@ pub(super) fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a
         .collect()
 }
 
-/// The names of those that are left out, though they may be the machine's own.
-pub(super) fn left_out<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a str> {
-    own(disks, root)
-        .filter(|disk| root != Some(*disk) && can_be_told(disks, disk).is_err())
-        .map(|disk| disk.name.as_str())
-        .collect()
+/// Those that are left out though they may be the machine's own, each with why, for people.
+pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
+    let why = |disk: &Disk| match (Seat::of(disk), can_be_told(disks, disk)) {
+        (Seat::Plug, _) => Some(format!("{} is behind USB, or an SD card", disk.name)),
+        (Seat::Built, Err(why)) => Some(format!("{} has {why}", disk.name)),
+        (Seat::Network, _) | (Seat::Built, Ok(())) => None,
+    };
+    let others = disks.iter().filter(|disk| root != Some(*disk) && holds(disk));
+    others.filter_map(why).collect()
 }
 
 fn own<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> impl Iterator<Item = &'a Disk> {
     let is_own = move |disk: &&Disk| root == Some(*disk) || Seat::of(disk) == Seat::Built;
-    let holds = |disk: &&Disk| disk.size_bytes > 0 && is_writable(disk);
-    disks.iter().filter(holds).filter(is_own)
+    disks.iter().filter(|disk| holds(disk)).filter(is_own)
+}
+
+/// True if something may be on the disk that can be cleared.
+fn holds(disk: &Disk) -> bool {
+    disk.size_bytes > 0 && is_writable(disk)
 }
 
 /// True if another one of `disks` shows all that this one does, but for its name and its place.

@@ -199,8 +199,16 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
         (Err(_), Job::Failed(error)) => {
             return failed(draft, &format!("the image could not be written: {error}"));
         }
-        (Err(_), Job::Pending) => return draft.wait_for("Write", WRITING),
-        (Err(why), Job::Absent | Job::Done) => return cannot(draft, &why),
+        (Err(why), state) => {
+            let placed = server.spec.job.as_ref().filter(|job| ours(&job.id));
+            let stands = placed.is_some_and(|job| job.is_for(&session.key));
+            if state == Job::Pending && (stands || jobs::is_under_way(server, ours)) {
+                return draft.wait_for("Write", WRITING);
+            }
+            // What was decided for a session that is gone is given to nobody any more.
+            jobs::clear(draft);
+            return cannot(draft, &why);
+        }
     };
     let begun = jobs::is_under_way(server, ours) || matches!(jobs::look(server, ours), Job::Failed(_));
     if !begun && lacks_inputs(draft) {

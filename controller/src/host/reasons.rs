@@ -68,7 +68,7 @@ pub const REASONS: &[Reason] = &[
     ),
     ours(
         "DisksLeft",
-        "some disks were left out of a cleaning: they cannot be told from others",
+        "some disks were left out of a cleaning: they cannot be told from others, or somebody may have left them in the machine; the message says which",
     ),
     ours(
         "NotCleaned",

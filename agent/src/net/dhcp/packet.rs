@@ -1,6 +1,6 @@
 //! DHCPv4 messages of a client (RFC 2131, RFC 2132) to and from bytes.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use dhcproto::{
     Decodable, Decoder, Encodable, Encoder,
@@ -142,32 +142,34 @@ fn without_strange_options(bytes: &[u8]) -> Option<Vec<u8>> {
     let (header, mut rest) = bytes
         .split_at_checked(OPTIONS)
         .filter(|(header, _)| header.ends_with(&COOKIE))?;
-    let mut kept = header.to_vec();
+    let mut all: BTreeMap<u8, Vec<&[u8]>> = BTreeMap::new();
     while let Some((&code, behind)) = rest.split_first() {
-        if code == END {
-            break;
+        match code {
+            END => break,
+            PAD => rest = behind,
+            _ => {
+                let (option, next) = rest.split_at_checked(2 + usize::from(*behind.first()?))?;
+                all.entry(code).or_default().push(option);
+                rest = next;
+            }
         }
-        if code == PAD {
-            rest = behind;
+    }
+    let ours = [OptionCode::MessageType, OptionCode::ServerIdentifier];
+    let mut kept = header.to_vec();
+    for code in WANTED.iter().chain(&ours) {
+        let Some(parts) = all.get(&u8::from(*code)) else {
             continue;
-        }
-        // A long one comes in parts (RFC 3396).
-        let mut length = 0;
-        while rest.get(length) == Some(&code) {
-            length += 2 + usize::from(*rest.get(length + 1)?);
-        }
-        let (option, next) = rest.split_at_checked(length)?;
-        let ours = [OptionCode::MessageType, OptionCode::ServerIdentifier];
-        if WANTED.iter().chain(&ours).any(|wanted| u8::from(*wanted) == code) && is_whole(option) {
-            kept.extend_from_slice(option);
-        }
-        rest = next;
+        };
+        // A long one comes in parts, wherever they stand (RFC 3396); others are said twice.
+        let whole = parts.concat();
+        let mut readings = std::iter::once(whole.as_slice()).chain(parts.iter().copied().rev());
+        kept.extend_from_slice(readings.find(|option| is_whole(option)).unwrap_or_default());
     }
     kept.push(END);
     Some(kept)
 }
 
-/// True if `option`, with its code and length, is one that can be read.
+/// True if `option`, with its code and length, in one part or several, is one that can be read.
 fn is_whole(option: &[u8]) -> bool {
     let mut decoder = Decoder::new(option);
     DhcpOption::decode(&mut decoder).is_ok() && decoder.buffer().is_empty()
@@ -316,12 +318,19 @@ mod tests {
                 ("", Duration::from_secs(1800))
             );
         }
-        // In two parts.
-        let parts = [&[12, 2, b'r', b'a'][..], &[12, 2, b'c', b'k']].concat();
+        // In two parts, with others between them.
+        let parts = [&[12, 2, b'r', b'a'][..], &[0, 43, 1, 9], &[12, 2, b'c', b'k']].concat();
         let Some(Reply::Ack(lease)) = decode(&[header, &parts, options].concat(), MAC, 7) else {
             panic!("in parts");
         };
         assert_eq!(lease.hostname, "rack");
+        // Said twice.
+        let twice = [54, 4, 10, 77, 0, 1, 43, 1, 9, 54, 4, 10, 77, 0, 1];
+        let Some(Reply::Ack(lease)) = decode(&[header, &twice, options].concat(), MAC, 7) else {
+            panic!("twice");
+        };
+        assert_eq!(lease.server, Ipv4Addr::new(10, 77, 0, 1));
+        assert_eq!(lease.duration, Some(Duration::from_secs(3600)));
     }
 
     #[test]

@@ -166,6 +166,19 @@ fn a_nic_that_moved_makes_nobody_a_machine_that_is_connected_or_in_use() {
     };
     assert_eq!(name(&now, nic(9), &[of(false, true)]), "a");
     assert_eq!(name(&now, nic(9), &[of(true, false)]), "mac-001b21000009");
+    // Its board was swapped, or its virtual machine made anew, faster than its session ended.
+    let swapped = Machine {
+        booted: Some(nic(9)),
+        ..of(true, true)
+    };
+    assert_eq!(name(&now, nic(9), &[swapped]), "a");
+    // What it was made into while the other one was connected does not keep it for good.
+    let local: Mac = "52:54:00:00:00:01".parse().unwrap();
+    let made_before = id(UUID_A, "", "", &[local]);
+    let made_beside = id(UUID_B, "", "", &[]);
+    let machines = [machine("a", &made_before), machine("a-2", &made_beside)];
+    let now = id(UUID_B, "", "", &[local]);
+    assert_eq!(name(&now, local, &machines), "a");
     // It is the same machine, whatever boots.
     let again = id(UUID_A, "", "BA1", &[nic(9)]);
     assert_eq!(name(&again, nic(9), &[of(true, true)]), "a");

@@ -96,6 +96,8 @@ struct Slot {
     shunned: Duration,
     /// The stranger, if it showed itself.
     stranger: Option<Mac>,
+    /// Another machine than the owner was heard to take it, too.
+    doubted: bool,
 }
 
 /// The proposal for a machine that looks for an address.
@@ -188,7 +190,8 @@ impl Leases {
     /// Nobody else is offered the address until the machine's lease must have ended, unless no other is free and a probe finds it
     /// silent. It is not leased: whoever has the address by now may say so and keep it.
     pub fn seed(&mut self, mac: Mac, address: Ipv4Addr, now: Duration) {
-        if self.pool.contains(address) && self.is_free(address, now) && !self.holdings.contains_key(&mac) {
+        if self.pool.contains(address) && self.is_free(address, now) && !self.holds(mac, now) {
+            self.forget(mac);
             let hint = self.number();
             self.remembered.insert(hint, mac);
             self.take(mac, address, now + self.lease, Some(hint));
@@ -215,6 +218,9 @@ impl Leases {
             if self.may_have(mac, holding.address, now) {
                 match holding.hint {
                     _ if holding.until <= now => {}
+                    None if self.slots.get(&holding.address).is_some_and(|slot| slot.doubted) => {
+                        return self.ask_first(holding.address, now);
+                    }
                     None => return Proposal::Ready(holding.address),
                     // Who asks and then takes nothing is remembered no less.
                     Some(hint) if self.remembered.contains_key(&hint) => {
@@ -294,19 +300,11 @@ impl Leases {
         }
     }
 
-    /// Two machines may have `address`: whose lease it is here is asked for on the network before it is given out again.
+    /// Two machines may have `address`: whose lease it is here keeps it, and before it is offered that again the network is asked.
     fn doubt(&mut self, address: Ipv4Addr) {
-        let hint = self.number();
-        let Some(slot) = self.slots.get_mut(&address) else {
-            return;
-        };
-        let holding = slot
-            .owner
-            .and_then(|owner| Some((owner, self.holdings.get_mut(&owner)?)));
-        if let Some((owner, holding)) = holding.filter(|(_, holding)| holding.hint.is_none()) {
+        if let Some(slot) = self.slots.get_mut(&address) {
             slot.verified = Duration::ZERO;
-            holding.hint = Some(hint);
-            self.remembered.insert(hint, owner);
+            slot.doubted = true;
         }
     }
 
@@ -414,7 +412,8 @@ impl Leases {
         if let Some(former) = self.slots.get(&address).and_then(|slot| slot.owner) {
             self.forget(former);
         }
-        self.slots.entry(address).or_default().owner = Some(mac);
+        let slot = self.slots.entry(address).or_default();
+        (slot.owner, slot.doubted) = (Some(mac), false);
         self.holdings.insert(mac, Holding { address, until, hint });
     }
 

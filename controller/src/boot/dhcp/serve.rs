@@ -226,6 +226,13 @@ fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan, memories:
         };
         after.insert(key, active);
     }
+    // Meanwhile another edge, or another server, may lease from the same addresses.
+    for (key, memory) in memories {
+        let leases = |active: &Active| active.net.mode == DhcpMode::Server;
+        if !after.get(key).is_some_and(leases) {
+            memory.seeded = None;
+        }
+    }
     if changed || before.len() != after.len() {
         for key in before.keys().filter(|key| !after.contains_key(*key)) {
             tracing::info!(segment = key, "no longer served");

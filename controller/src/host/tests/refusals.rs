@@ -560,6 +560,16 @@ fn an_image_that_is_changed_to_one_that_cannot_be_written_while_it_is_ends_as_wh
             assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()), "{which}");
         }
     }
+    // The order of a session that is gone is given to nobody.
+    let mut world = at(State::Provisioning);
+    world.order();
+    world.host().spec.image.as_mut().unwrap().format = Some(ImageFormat::Qcow2);
+    world.power(PowerOrder::Reset);
+    world.settle();
+    assert_eq!(waiting(&world).0, "Refused");
+    assert!(!world.is_ordered());
+    world.host().spec.image.as_mut().unwrap().format = None;
+    world.reach(State::Provisioned);
     // It fails instead: that is a failure like any other.
     let mut world = at(State::Provisioning);
     world.order();

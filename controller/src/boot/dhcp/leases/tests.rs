@@ -421,6 +421,11 @@ fn what_another_replica_leases_is_leased_here_too() {
     here.overhear(mac(3), theirs, NOW);
     // The network says whose it is.
     assert_eq!(here.propose(mac(2), None, NOW), Proposal::Probe(theirs));
+    assert_eq!(
+        lease(&mut here, mac(5), NOW),
+        None,
+        "it is nobody else's for that"
+    );
     assert_eq!(offer(&mut here, mac(2), NOW), Some(theirs));
     assert_eq!(lease(&mut here, mac(2), NOW), Some(theirs));
     here.overhear(mac(4), ip(7), NOW);

@@ -604,6 +604,12 @@ fn what_machines_had_is_theirs_also_where_a_segment_leases_later_or_more() {
         net
     };
     let had = Ipv4Addr::new(10, 77, 0, 150);
+    // Nor when it was served by another one meanwhile.
+    let mut memories = Memories::new();
+    let segment = Arc::new(a_segment("eth1", DhcpMode::Server));
+    renew(&service, &mut memories, &segment, &a_net(DhcpMode::Server));
+    activate(&service, &[segment], &Plan::new(), &mut memories);
+    assert!(memories.values().all(|memory| memory.seeded.is_none()));
     for before in [a_net(DhcpMode::Proxy), narrow(a_net(DhcpMode::Server))] {
         let segment = Arc::new(a_segment("eth1", DhcpMode::Server));
         let mut memories = Memories::new();
