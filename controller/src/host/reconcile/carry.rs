@@ -30,6 +30,15 @@ pub(super) struct Done {
 }
 
 impl Done {
+    /// Nothing yet.
+    pub(super) fn nothing(host: &Arc<BareMetalHost>, fresh: Option<Fresh>) -> Done {
+        Done {
+            wrote: false,
+            host: Arc::clone(host),
+            fresh,
+        }
+    }
+
     /// The API server has answered with `now` to the write that was sent at `asked`. What changed nothing was not sent and proves nothing.
     fn answered(&mut self, asked: Instant, now: Arc<BareMetalHost>) {
         let version = now.metadata.resource_version.clone();
@@ -75,20 +84,15 @@ impl Drop for Call {
 /// Writes what `plan` says and does what it asks for, up to what calls the BMC: that goes on beside the rounds.
 pub(super) async fn carry_out(
     context: &Arc<Context>,
-    path: &Path,
-    (sight, fresh): (&Sight, Option<Fresh>),
+    sight: &Sight,
+    mut done: Done,
     plan: Plan,
     call: Option<Call>,
 ) -> Result<Done, ExecuteError> {
     let executor = &context.executor;
-    let mut done = Done {
-        wrote: false,
-        host: Arc::clone(&sight.host),
-        fresh,
-    };
     if plan.status.is_some() || !plan.metadata.is_empty() || !plan.effects.is_empty() {
         let effects: Vec<_> = plan.effects.iter().map(Effect::name).collect();
-        tracing::info!(host = %path, state = %State::of(&done.host), why = %plan.why, ?effects, "the operator acts");
+        tracing::info!(host = %Path::of(done.host.as_ref()), state = %State::of(&done.host), why = %plan.why, ?effects, "the operator acts");
     }
     let mut events = plan.events;
     if let Some(status) = &plan.status {

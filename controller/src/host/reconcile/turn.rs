@@ -89,39 +89,12 @@ async fn turn(
         return Ok(After::Over(Action::await_change()));
     }
     if owner(host) != Owner::Operator {
-        context.memory.saw_paused(host, (context.executor.clock)());
-        let server = context.eyes().server(host);
-        if context.has_begun(host, server.as_deref()) {
-            context.slots.begin_with(&path);
-        } else if !context.keeps_place(host, server.as_deref()) {
-            context.wake(context.slots.give_back(&path));
-        }
+        leave_alone(context, host, &path);
         return Ok(After::Over(Action::await_change()));
     }
     context.memory.looks(host);
     let mut sight = context.eyes().look(host).await;
-    let unknown = state::unreadable(&sight.host);
-    let reason = match unknown {
-        Some(_) => "Unreadable",
-        None => "InvalidAnnotationValue",
-    };
-    let wrong = [
-        unknown,
-        reboot::unreadable(&sight.host),
-        detached::unreadable(&sight.host),
-        restore::unreadable_hardware(&sight.host),
-    ];
-    let wrong: Vec<String> = wrong.into_iter().flatten().collect();
-    let wrong = (!wrong.is_empty()).then(|| bounded(&wrong.join("; ")));
-    if let Some(message) = context.memory.finds(&sight.host, wrong) {
-        context.events.record(Event {
-            about: sight.host.object_ref(&()),
-            related: sight.host.spec.consumer_ref.clone(),
-            warning: true,
-            reason,
-            message,
-        });
-    }
+    warn_of_unreadable(context, &sight.host);
     let mut plan = decide(context, &path, &mut sight);
     let rests = plan.rests();
     if let Some(defer) = defers(context, &sight.host, &plan) {
@@ -141,7 +114,11 @@ async fn turn(
         false => None,
     };
     let (slot, requeue) = (plan.slot, plan.next());
-    let acted = tokio::time::timeout(PATIENCE, carry_out(context, &path, (&sight, fresh), plan, call)).await;
+    let acted = tokio::time::timeout(
+        PATIENCE,
+        carry_out(context, &sight, Done::nothing(&sight.host, fresh), plan, call),
+    )
+    .await;
     let outcome = acted.unwrap_or_else(|_| {
         Err(ExecuteError::Late {
             subject: format!("host {path}"),
@@ -172,6 +149,43 @@ async fn turn(
     };
     context.forget_if_gone(host, &path);
     after
+}
+
+/// The host is somebody else's, for now or for good: it keeps its place among the busy ones only as long as its machine is busy.
+fn leave_alone(context: &Context, host: &Arc<BareMetalHost>, path: &Path) {
+    context.memory.saw_paused(host, (context.executor.clock)());
+    let server = context.eyes().server(host);
+    if context.has_begun(host, server.as_deref()) {
+        context.slots.begin_with(path);
+    } else if !context.keeps_place(host, server.as_deref()) {
+        context.wake(context.slots.give_back(path));
+    }
+}
+
+/// Tells once of what people wrote into the host that cannot be read.
+fn warn_of_unreadable(context: &Context, host: &BareMetalHost) {
+    let unknown = state::unreadable(host);
+    let reason = match unknown {
+        Some(_) => "Unreadable",
+        None => "InvalidAnnotationValue",
+    };
+    let wrong = [
+        unknown,
+        reboot::unreadable(host),
+        detached::unreadable(host),
+        restore::unreadable_hardware(host),
+    ];
+    let wrong: Vec<String> = wrong.into_iter().flatten().collect();
+    let wrong = (!wrong.is_empty()).then(|| bounded(&wrong.join("; ")));
+    if let Some(message) = context.memory.finds(host, wrong) {
+        context.events.record(Event {
+            about: host.object_ref(&()),
+            related: host.spec.consumer_ref.clone(),
+            warning: true,
+            reason,
+            message,
+        });
+    }
 }
 
 /// After which time to look again, if the status of `plan` is not written yet.
