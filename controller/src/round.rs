@@ -80,6 +80,16 @@ impl ExecuteError {
             _ => false,
         }
     }
+
+    /// Into the log: the round about `subject` failed, and is tried again.
+    pub fn log(&self, subject: &str) {
+        match self {
+            ExecuteError::Behind { .. } => tracing::debug!(subject, error = %self, "looks again"),
+            ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Dropped { .. } => {
+                tracing::warn!(subject, error = %Chain(self), "tried again");
+            }
+        }
+    }
 }
 
 /// When the round of `name` is tried again after it failed so often in a row: twice as long after every failure. One in the same

@@ -8,6 +8,7 @@ pub mod host;
 mod index;
 mod jobs;
 mod link;
+mod memory;
 pub mod name;
 pub mod next;
 mod notices;

@@ -1,10 +1,6 @@
 //! The loop: something changed, so decide again about every Server that it concerns.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc};
 
 use futures::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
@@ -16,7 +12,7 @@ use kube::{
         reflector::ObjectRef,
     },
 };
-use muster_proto::{Chain, kinds::Server};
+use muster_proto::kinds::Server;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
@@ -28,11 +24,12 @@ use super::{
     execute::Executor,
     index::Index,
     link::Signals,
+    memory::Memory,
     next::{Seen, next, server_name},
     notices::refused,
 };
 use crate::{
-    events::{Event, Events},
+    events::Events,
     metrics::Registry,
     path::Path,
     round::{Cue, ExecuteError, PATIENCE, receive, retry_after, run_out},
@@ -83,17 +80,7 @@ struct Context {
     namespace: String,
     /// The namespace of hosts; none: all.
     watched: Option<String>,
-    /// By Server; of most there is nothing to be remembered.
-    told: Mutex<HashMap<String, Told>>,
-}
-
-/// What a Server's rounds remember. Lost with the process: then a notice is told once more.
-#[derive(Default)]
-struct Told {
-    notices: Vec<Event>,
-    failures: u32,
-    /// The refusal that was told last, until a round goes well.
-    refusal: Option<Event>,
+    memory: Memory,
 }
 
 /// Decides and acts until dropped. `world` is complete; `changes` are those of its driver, subscribed to before it ran.
@@ -113,7 +100,7 @@ pub async fn run(
         metrics,
         namespace: scope.namespace,
         watched: scope.hosts,
-        told: Mutex::default(),
+        memory: Memory::default(),
     });
     rounds(context, changes).await;
 }
@@ -157,11 +144,7 @@ fn all(context: &Context) -> Vec<ObjectRef<Server>> {
     for server in &servers {
         context.index.server(server, false);
     }
-    context
-        .told
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .retain(|name, _| names.contains(name));
+    context.memory.retain(|name| names.contains(name));
     servers
         .iter()
         .map(|server| ObjectRef::from_obj(server.as_ref()))
@@ -185,8 +168,7 @@ fn concerned(context: &Context, cue: &Cue<Change>) -> Vec<ObjectRef<Server>> {
             let own = ObjectRef::from_obj(server.as_ref());
             let now = context.world.servers.get(&own);
             if now.is_none() {
-                let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
-                told.remove(server_name(server));
+                context.memory.forget(server_name(server));
             }
             let others = context
                 .index
@@ -260,7 +242,8 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
     if !plan.effects.is_empty() {
         tracing::info!(server = %name, why = %plan.why, effects = plan.effects.len(), "discovery acts");
     }
-    tell(&context, &name, plan.notices.clone());
+    let news = context.memory.news(&name, &plan.notices);
+    news.into_iter().for_each(|event| context.events.record(event));
     let did = |effect| {
         let label = EffectLabel { effect };
         context.metrics.effects.get_or_create(&label).inc();
@@ -272,60 +255,25 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
                 subject: format!("Server {name}"),
             })
         });
-    let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
     match outcome {
         Ok(()) => {
-            if let Some(Told { notices, .. }) = told.remove(&name).filter(|memory| !memory.notices.is_empty())
-            {
-                told.insert(
-                    name,
-                    Told {
-                        notices,
-                        ..Told::default()
-                    },
-                );
-            }
+            context.memory.went_well(&name);
             Ok(Action::await_change())
         }
         Err(error) => {
-            let memory = told.entry(name.clone()).or_default();
-            memory.failures = memory.failures.saturating_add(1);
             context.metrics.failures.inc();
-            match &error {
-                ExecuteError::Behind { .. } => tracing::debug!(server = %name, %error, "looks again"),
-                ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Dropped { .. } => {
-                    tracing::warn!(server = %name, error = %Chain(&error), "tried again");
-                }
-            }
-            // Said once for a row of failures: it stays so until somebody acts.
+            error.log(&format!("Server {name}"));
             let refusal = error.is_refusal().then(|| refused(&server, &error));
-            if refusal.is_some() && memory.refusal != refusal {
-                memory.refusal.clone_from(&refusal);
-                refusal.into_iter().for_each(|event| context.events.record(event));
-            }
+            let news = context.memory.failed(&name, refusal);
+            news.into_iter().for_each(|event| context.events.record(event));
             Err(error)
         }
     }
 }
 
-/// Records those notices that the last round did not have.
-fn tell(context: &Context, server: &str, notices: Vec<Event>) {
-    let mut told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = told.get(server).map_or(&[][..], |memory| &memory.notices);
-    for notice in notices.iter().filter(|notice| !before.contains(notice)) {
-        context.events.record(notice.clone());
-    }
-    if !(before.is_empty() && notices.is_empty()) {
-        told.entry(server.to_owned()).or_default().notices = notices;
-    }
-}
-
 fn retry(server: &Server, error: &ExecuteError, context: &Context) -> Action {
     let name = server_name(server);
-    let failures = {
-        let told = context.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.get(name).map_or(1, |memory| memory.failures)
-    };
+    let failures = context.memory.failures(name);
     Action::requeue(retry_after(name, failures, error))
 }
 

@@ -53,7 +53,7 @@ impl Lab {
             metrics: Metrics::default(),
             namespace: "muster-system".to_owned(),
             watched: watched.map(str::to_owned),
-            told: Mutex::default(),
+            memory: Memory::default(),
         };
         Lab {
             api,

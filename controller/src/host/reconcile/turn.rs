@@ -259,14 +259,8 @@ fn decide(context: &Context, path: &Path, sight: &mut Sight) -> Plan {
 }
 
 fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> ExecuteError {
-    let path = Path::of(host);
     context.metrics.count(Plain::ReconcileError);
-    match &error {
-        ExecuteError::Behind { .. } => tracing::debug!(host = %path, %error, "looks again"),
-        ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Dropped { .. } => {
-            tracing::warn!(host = %path, error = %Chain(&error), "tried again");
-        }
-    }
+    error.log(&format!("host {}", Path::of(host)));
     // Said once for a row of failures: it stays so until somebody acts.
     let refusal = error.is_refusal().then(|| Event {
         about: host.object_ref(&()),
