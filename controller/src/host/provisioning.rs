@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use muster_proto::{
     inventory::Inventory,
     job::ImageSource,
-    kinds::{AutomatedCleaningMode, BareMetalHostSpec, ErrorType, Leave, LeaveAction, Server, Session},
+    kinds::{self, AutomatedCleaningMode, BareMetalHostSpec, ErrorType, Leave, LeaveAction, Server, Session},
 };
 
 use super::{
@@ -200,9 +200,11 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
             return failed(draft, &format!("the image could not be written: {error}"));
         }
         (Err(why), state) => {
-            let placed = server.spec.job.as_ref().filter(|job| ours(&job.id));
-            let stands = placed.is_some_and(|job| job.is_for(&session.key));
-            if state == Job::Pending && (stands || jobs::is_under_way(server, ours)) {
+            // Of a cleaning that is done, what follows it.
+            let stands = |job: &kinds::Job| {
+                ours(&job.id) && job.is_for(&session.key) && (state == Job::Pending || job.then.is_some())
+            };
+            if jobs::is_under_way(server, ours) || server.spec.job.as_deref().is_some_and(stands) {
                 return draft.wait_for("Write", WRITING);
             }
             // What was decided for a session that is gone is given to nobody any more.

@@ -540,6 +540,8 @@ fn an_image_that_is_changed_to_one_that_cannot_be_written_while_it_is_ends_as_wh
         // Before the order, while it stands, and when the machine has left.
         for ordered in [false, true] {
             let mut world = at(State::Provisioning);
+            // There are rounds in the middle of each.
+            world.jobs_take = 3;
             if ordered {
                 world.order();
             }
@@ -552,6 +554,11 @@ fn an_image_that_is_changed_to_one_that_cannot_be_written_while_it_is_ends_as_wh
                 world.host().spec = before.clone();
             }
             world.reach(State::Provisioned);
+            assert_eq!(
+                (world.machine.cleans, world.machine.writes.len()),
+                (1, 1),
+                "{which}"
+            );
             let there = world.host().status.clone().unwrap().provisioning;
             assert_eq!(there.image, before.image, "{which}");
             assert_eq!(there.custom_deploy, None, "{which}");
