@@ -108,8 +108,11 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
     tokio::spawn(async move {
         kmod::settled(&mut settled).await;
         // Its module comes last, and drivers that take long may be before it.
+        let mut is_told = false;
         while let Err(error) = mounts::mount_late(&mounts_root) {
-            tracing::warn!("{}; next: tried again when a module is loaded", Chain(&error));
+            if !std::mem::replace(&mut is_told, true) {
+                tracing::warn!("{}; next: tried again when a module is loaded", Chain(&error));
+            }
             if settled.changed().await.is_err() {
                 return;
             }

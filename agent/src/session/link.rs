@@ -1,6 +1,7 @@
 //! Calls that get through: connects, goes to the next controller, waits, and tries again until there is an answer.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -82,8 +83,9 @@ pub(super) struct Link<M> {
     connection: Option<Connection>,
     backoff: Backoff,
     distrust: Distrust,
-    /// How many controllers have said since the last answer that they will never take this session.
-    refused_by: usize,
+    /// Which controllers have said since the last answer that they will never take this session, and how often.
+    refused_by: BTreeSet<usize>,
+    times_refused: u32,
     /// How often in a row the controller in use said that it cannot now.
     refusals: u32,
 }
@@ -91,6 +93,9 @@ pub(super) struct Link<M> {
 /// After so many refusals in a row, which take some ten seconds, another controller is called: one that has lost its way to the API server
 /// says so for as long as that lasts, while another one may have its own.
 const REFUSALS: u32 = 6;
+/// After so many refusals for good in a row the session is over, also where another controller cannot be reached: a minute and more, as long
+/// as a replica takes to start.
+const MOST_REFUSALS: u32 = 12;
 
 impl<M: Machine> Link<M> {
     pub(super) fn new(
@@ -126,7 +131,8 @@ impl<M: Machine> Link<M> {
             connection: None,
             backoff: Backoff::default(),
             distrust: Distrust::default(),
-            refused_by: 0,
+            refused_by: BTreeSet::new(),
+            times_refused: 0,
             refusals: 0,
         })
     }
@@ -186,7 +192,8 @@ impl<M: Machine> Link<M> {
                 Ok(Ok(answer)) => {
                     self.backoff.reset();
                     self.distrust.trusted(self.at);
-                    self.refused_by = 0;
+                    self.refused_by.clear();
+                    self.times_refused = 0;
                     self.refusals = 0;
                     return Ok(answer);
                 }
@@ -234,8 +241,9 @@ impl<M: Machine> Link<M> {
     /// True if another controller is asked before the session ends, until all have refused it in a row: one whose clock is wrong takes a good certificate or token for ended, one
     /// that was not renewed speaks another protocol, and a write that ends in the middle leaves nothing that boots.
     fn asks_another(&mut self) -> bool {
-        self.refused_by += 1;
-        self.refused_by < self.endpoints.len()
+        self.refused_by.insert(self.at);
+        self.times_refused += 1;
+        self.refused_by.len() < self.endpoints.len() && self.times_refused < MOST_REFUSALS
     }
 
     /// The next call goes to the next controller of the list.

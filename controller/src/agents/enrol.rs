@@ -46,6 +46,8 @@ use crate::{
     path::Path,
 };
 
+/// So far ahead the time of a token may be for its agent to wait for that, in seconds: a new one needs a boot.
+const SOON: i64 = 900;
 /// The most Enrolments of one Server within [`RECENT`]: a machine boots a few times an hour, a flood more often.
 const MAX_OF_ONE_SERVER: usize = 60;
 /// In seconds.
@@ -265,8 +267,13 @@ impl Edge {
             };
             self.tell(segment.object_ref(&()), true, "TokenRefused", message.to_owned());
         }
-        // Where the clock of one of two edges is wrong the agent asks the other one.
-        Refused::new(outcome, ProblemKind::Token, error.to_string())
+        let kind = match error {
+            // The clock of one of two edges is wrong: the other one may take it, or this one soon.
+            TokenError::Future { ahead, .. } if *ahead <= SOON => ProblemKind::Unavailable,
+            // This one's was set back: a new token is there sooner.
+            TokenError::Future { .. } | TokenError::Forged | TokenError::Expired { .. } => ProblemKind::Token,
+        };
+        Refused::new(outcome, kind, error.to_string())
     }
 
     async fn segment_for(&self, claims: &Claims) -> Result<Arc<Segment>, Refused> {

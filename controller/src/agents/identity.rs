@@ -274,12 +274,12 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
         (uuid == Signal::Same, if shared.is_empty() { 1 } else { 4 }),
         (!shared.is_empty(), 2),
     ];
-    same.then(|| {
-        points
-            .into_iter()
-            .filter_map(|(holds, points)| holds.then_some(points))
-            .sum()
-    })
+    // Rather the Server that was told apart by its UUID before.
+    let is_doubtful = machine.in_use && uuid == Signal::Differs && serial != Signal::Same;
+    let points = points
+        .into_iter()
+        .filter_map(|(holds, points)| (holds && !is_doubtful).then_some(points));
+    same.then(|| points.sum())
 }
 
 /// What a new machine is called, before a number is added: after the address that boots, else the lowest one, else the serial, else

@@ -112,6 +112,16 @@ async fn a_certificate_is_revoked_once_two_controllers_in_a_row_say_so() {
     }
 }
 
+/// One that cannot be reached may be about to start: a write that is under way is not given up for what one alone says.
+#[tokio::test]
+async fn a_controller_that_cannot_be_reached_has_not_refused() {
+    let revoked = || refuse(403, ProblemKind::Certificate);
+    let controller = controller(vec![revoked(), revoked(), order("op-1", "reboot")]).await;
+    let endpoints = vec![controller.endpoint(), "https://127.0.0.1:1".to_owned()];
+    let ended = Agent::start(endpoints, controller.authority(), NOW).ended().await;
+    assert!(matches!(ended, Ended::Reboot), "{ended:?}");
+}
+
 #[tokio::test]
 async fn a_token_that_one_controller_takes_for_ended_is_shown_to_another_one() {
     let mut is_first = true;

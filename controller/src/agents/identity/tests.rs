@@ -179,6 +179,12 @@ fn a_nic_that_moved_makes_nobody_a_machine_that_is_connected_or_in_use() {
     let machines = [machine("a", &made_before), machine("a-2", &made_beside)];
     let now = id(UUID_B, "", "", &[local]);
     assert_eq!(name(&now, local, &machines), "a");
+    // Unless the other one's host is in use by now.
+    let in_use = Machine {
+        in_use: true,
+        ..machines[0]
+    };
+    assert_eq!(name(&now, local, &[in_use, machines[1]]), "a-2");
     // It is the same machine, whatever boots.
     let again = id(UUID_A, "", "BA1", &[nic(9)]);
     assert_eq!(name(&again, nic(9), &[of(true, true)]), "a");

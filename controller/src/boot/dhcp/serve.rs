@@ -154,6 +154,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
     }
     let mut doors = Doors::default();
     let mut memories = Memories::new();
+    let mut is_blind = false;
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -164,10 +165,13 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
         let links = match links::links() {
             Ok(links) => links,
             Err(error) => {
-                tracing::warn!(%error, "the interfaces cannot be listed; next: all is served as before");
+                if !std::mem::replace(&mut is_blind, true) {
+                    tracing::warn!(%error, "the interfaces cannot be listed; next: all is served as before until they can");
+                }
                 continue;
             }
         };
+        is_blind = false;
         let segments = service.world.segments.state();
         let plan = segment::plan(segments.iter().map(AsRef::as_ref), &links, service.ports);
         activate(&service, &segments, &plan, &mut memories);
