@@ -3,7 +3,10 @@
 //! All that can be known beforehand is checked here, while nothing is lost: upstream starts, fails, cleans and starts again.
 
 use jiff::{SignedDuration, Timestamp};
-use muster_proto::kinds::{BareMetalHostSpec, ErrorType, Image, RELEASE_ANNOTATION};
+use muster_proto::{
+    job::ImageSource,
+    kinds::{BareMetalHostSpec, ErrorType, Image, RELEASE_ANNOTATION},
+};
 
 use super::{
     State,
@@ -153,8 +156,8 @@ fn refusal(draft: &Draft<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// What makes the request one that this version cannot fulfil.
-pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
+/// The image that the request is for; else what makes it one that this version cannot fulfil.
+pub(super) fn request(spec: &BareMetalHostSpec) -> Result<ImageSource, String> {
     if let Some(custom) = spec
         .custom_deploy
         .as_ref()
@@ -166,7 +169,7 @@ pub(super) fn request(spec: &BareMetalHostSpec) -> Result<(), String> {
         ));
     }
     let image = spec.image.as_ref().ok_or("the host has no image")?;
-    image::source(image).map(drop)
+    image::source(image)
 }
 
 /// After failures the same is tried again later and later, and at last not at all, which is an error; another image, or

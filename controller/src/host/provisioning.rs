@@ -163,12 +163,12 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
 
 /// What is to be written; else why this version does not write it to such a host.
 fn source(spec: &BareMetalHostSpec) -> Result<ImageSource, String> {
-    available::request(spec)?;
+    let source = available::request(spec)?;
     preparing::software_raid(spec)?;
-    if let Some(why) = preparing::unsupported_boot(spec) {
-        return Err(why.to_owned());
+    match preparing::unsupported_boot(spec) {
+        Some(why) => Err(why.to_owned()),
+        None => Ok(source),
     }
-    image::source(spec.image.as_ref().ok_or("the host has no image")?)
 }
 
 fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<ImageSource, String>) {
