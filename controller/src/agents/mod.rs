@@ -175,7 +175,6 @@ impl Server {
             max_agents,
         } = self;
         let serving = async {
-            edge.store.ready().await;
             adopt(&edge);
             let room = http::Room::new(max_agents);
             let serve = {

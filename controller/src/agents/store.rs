@@ -96,15 +96,6 @@ impl Store {
         }
     }
 
-    /// Waits until the watched copies have been filled once: before that, an object that is missing proves nothing.
-    pub(super) async fn ready(&self) {
-        // An error means that this role does not watch the kind: its copy stays empty.
-        let _ = self.world.segments.wait_until_ready().await;
-        let _ = self.world.servers.wait_until_ready().await;
-        let _ = self.world.enrolments.wait_until_ready().await;
-        let _ = self.world.hosts.wait_until_ready().await;
-    }
-
     /// The Server as far as known without a request.
     pub(super) fn server(&self, name: &str) -> Option<Arc<Server>> {
         self.world.server(&self.at(name))

@@ -135,23 +135,6 @@ pub(super) struct Service {
 
 /// The loop.
 pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>) {
-    let world = &service.world;
-    let complete = async {
-        tokio::join!(
-            world.segments.wait_until_ready(),
-            world.servers.wait_until_ready(),
-            world.hosts.wait_until_ready()
-        )
-    };
-    tokio::select! {
-        _ = shutdown.wait_for(|ended| *ended) => return,
-        ready = complete => {
-            if let (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) = ready {
-                tracing::error!(%error, "DHCP cannot know the cluster and stays silent");
-                return;
-            }
-        }
-    }
     let mut doors = Doors::default();
     let mut memories = Memories::new();
     let mut is_blind = false;
