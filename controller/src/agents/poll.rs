@@ -1,13 +1,14 @@
 //! A poll: what it tells is written, what the agent is to do is answered, and while there is nothing it is held.
 
 use std::{
+    ops::ControlFlow,
     sync::{Arc, Weak},
     time::Duration,
 };
 
 use muster_proto::{
     kinds::{BareMetalHost, Server, Session, SessionState},
-    session::{PollRequest, PollResponse, Problem, ProblemKind, SHORT_HOLD_SECONDS},
+    session::{Command, PollRequest, PollResponse, Problem, ProblemKind, SHORT_HOLD_SECONDS},
 };
 
 use super::{
@@ -57,8 +58,8 @@ pub(super) async fn answer(
     // Nobody keeps an old copy of the Server while the poll is held.
     let Caller { certificate, server } = caller;
     drop(server);
-    let (mut unwritten, mut waits, mut was_shown) = (false, false, false);
-    let command = loop {
+    let mut was_shown = false;
+    let reply = loop {
         let woken = held.wake.notified();
         tokio::pin!(woken);
         // From here on no change is missed.
@@ -69,81 +70,67 @@ pub(super) async fn answer(
                 action: format!("say what an order to Server {} rests on", certificate.server),
             }))
         };
-        let Seen { server, host } = match tokio::time::timeout(READS, reads).await.unwrap_or_else(late) {
+        let seen = match tokio::time::timeout(READS, reads).await.unwrap_or_else(late) {
             Ok(seen) => seen,
             Err(problem) => break Err(problem),
         };
-        let view = View::of(Some(&server));
-        let is_shown = view.is_connected;
-        held.sees(view);
-        // On the heap: nearly always there is none, and its room would be kept while the poll is held.
-        let command = jobs::command(&server, request).map(Box::new);
-        let is_called_off = command
-            .as_ref()
-            .is_some_and(|command| jobs::calls_off(&server, host.as_deref(), command));
-        drop(host);
-        let command = command.filter(|_| !is_called_off);
+        let view = View::of(Some(&seen.server));
         // Another edge, which the agent has left, wrote that it is gone: its next poll corrects that.
-        let is_missed = was_shown && !is_shown;
-        if command.is_some() || is_missed {
-            break Ok(command);
-        }
-        was_shown = is_shown;
-        let hold = match (is_called_off, is_shown) {
-            (true, _) => longest.min(CALLED_OFF),
-            (false, true) => longest,
-            (false, false) => longest.min(UNSEEN),
+        let is_missed = was_shown && !view.is_connected;
+        was_shown = view.is_connected;
+        held.sees(view);
+        let latest = || edge.store.server(&certificate.server);
+        let hold = match seen.reply(request, latest, longest) {
+            ControlFlow::Break(reply) => break Ok(reply),
+            ControlFlow::Continue(hold) => hold,
         };
-        // Who tells an outcome need not wait for news: it may be about to reboot.
-        if request.outcome.is_some() {
-            // What was to follow does not any more: the agent tells the end again, and then it is written.
-            let now = edge.store.server(&certificate.server);
-            // Nor does a machine leave that was about to, and did not hear of it.
-            waits = is_called_off && (jobs::goes_on(&server, request) || jobs::has_gone(&server, request));
-            unwritten = now.is_some_and(|server| jobs::news(&server, request, false).is_some());
-            break Ok(None);
-        }
-        drop(server);
-        // From now on that wakes it, too.
-        if *edge.ending.borrow() {
-            break Ok(None);
+        // The end wakes it from now on, too.
+        if is_missed || *edge.ending.borrow() {
+            break Ok(Reply::Nothing);
         }
         tokio::select! {
             () = woken => {}
-            () = tokio::time::sleep_until(begun + hold) => break Ok(None),
+            () = tokio::time::sleep_until(begun + hold) => break Ok(Reply::Nothing),
         }
     };
-    let command = match command {
-        Ok(command) => command,
-        Err(problem) => {
-            // It hears of it, and is here.
-            held.answered();
-            return Err(problem);
-        }
-    };
-    if leaves {
+    match &reply {
         // Nobody waits long for a machine that has said goodbye: it is gone as if its connection had broken.
-        drop(held);
-    } else if command.is_some() {
-        held.ordered();
-    } else {
-        held.answered();
+        Ok(_) if leaves => drop(held),
+        Ok(Reply::Order(_)) => held.ordered(),
+        // It hears of it, and is here.
+        Ok(_) | Err(_) => held.answered(),
     }
-    if waits {
-        return Err(problem(
-            ProblemKind::Unavailable,
-            "the host is paused, detached or protected; its next step waits for that to end",
-        ));
-    }
-    if unwritten {
-        return Err(unavailable(&StoreError::Conflict {
-            action: format!("write how the job of Server {} went", certificate.server),
-        }));
-    }
+    let command = match reply? {
+        Reply::Order(command) => Some(*command),
+        Reply::Nothing => None,
+        Reply::Waits => {
+            return Err(problem(
+                ProblemKind::Unavailable,
+                "the host is paused, detached or protected; its next step waits for that to end",
+            ));
+        }
+        Reply::Unwritten => {
+            return Err(unavailable(&StoreError::Conflict {
+                action: format!("write how the job of Server {} went", certificate.server),
+            }));
+        }
+    };
     Ok(PollResponse {
-        command: command.map(|command| *command),
+        command,
         time: clock::now(),
     })
+}
+
+/// What a poll is answered.
+enum Reply {
+    /// This is to be done. On the heap: nearly always there is nothing, and its room would be kept while the poll is held.
+    Order(Box<Command>),
+    /// There is nothing to do.
+    Nothing,
+    /// What was to follow the end that was told, or the leave, waits for the host; the agent tells it again.
+    Waits,
+    /// The end that was told does not count any more as it was written; the agent tells it again, and then it is.
+    Unwritten,
 }
 
 /// `request` as it counts for `server`: of a machine that is not to leave now, or that nobody answers any more, no farewell is written.
@@ -169,6 +156,41 @@ impl Seen {
     fn of(edge: &Edge, server: Arc<Server>) -> Seen {
         let host = edge.store.world.host_of(&server);
         Seen { server, host }
+    }
+
+    /// What `request` is answered, or how long it is held at the most, `longest` or less. `latest` is the Server as it is known now.
+    /// By value: nobody keeps an old copy while a poll is held.
+    fn reply(
+        self,
+        request: &PollRequest,
+        latest: impl FnOnce() -> Option<Arc<Server>>,
+        longest: Duration,
+    ) -> ControlFlow<Reply, Duration> {
+        let Seen { server, host } = self;
+        let command = jobs::command(&server, request);
+        let is_called_off = command
+            .as_ref()
+            .is_some_and(|command| jobs::calls_off(&server, host.as_deref(), command));
+        if let Some(command) = command.filter(|_| !is_called_off) {
+            return ControlFlow::Break(Reply::Order(Box::new(command)));
+        }
+        // Who tells an outcome need not wait for news: it may be about to reboot.
+        if request.outcome.is_some() {
+            // Nor does a machine leave that was about to, and did not hear of it.
+            let waits =
+                is_called_off && (jobs::goes_on(&server, request) || jobs::has_gone(&server, request));
+            let is_unwritten = latest().is_some_and(|latest| jobs::news(&latest, request, false).is_some());
+            return ControlFlow::Break(match (waits, is_unwritten) {
+                (true, _) => Reply::Waits,
+                (false, true) => Reply::Unwritten,
+                (false, false) => Reply::Nothing,
+            });
+        }
+        ControlFlow::Continue(match (is_called_off, View::of(Some(&server)).is_connected) {
+            (true, _) => longest.min(CALLED_OFF),
+            (false, true) => longest,
+            (false, false) => longest.min(UNSEEN),
+        })
     }
 
     /// True if the agent would be told to destroy data.
