@@ -40,31 +40,38 @@ fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// Values that firmware carries when nobody filled them in; compared without case, after [`clean`].
+/// Values that firmware carries when nobody filled them in: their letters and digits in lower case, since vendors write them with all
+/// kinds of signs between.
 const PLACEHOLDERS: &[&str] = &[
-    "to be filled by o.e.m.",
-    "to be filled by oem",
-    "to be set by oem",
-    "default string",
+    "tobefilledbyoem",
+    "tobesetbyoem",
+    "filledbyoem",
+    "fillbyoem",
+    "setbyoem",
+    "tbd",
+    "defaultstring",
     "default",
-    "system serial number",
-    "system product name",
-    "system manufacturer",
-    "system version",
-    "base board serial number",
-    "chassis serial number",
-    "serial number",
-    "not specified",
-    "not applicable",
-    "not available",
-    "not settable",
-    "no asset tag",
+    "systemserialnumber",
+    "systemproductname",
+    "systemmanufacturer",
+    "systemversion",
+    "baseboardserialnumber",
+    "boardserialnumber",
+    "chassisserialnumber",
+    "serialnumber",
+    "notspecified",
+    "notapplicable",
+    "notavailable",
+    "notsettable",
+    "notset",
+    "notpresent",
+    "noassettag",
+    "assettag",
     "none",
     "null",
-    "n/a",
+    "undefined",
     "na",
     "oem",
-    "o.e.m.",
     "unknown",
     "invalid",
     "empty",
@@ -72,19 +79,20 @@ const PLACEHOLDERS: &[&str] = &[
     "123456789",
     "1234567890",
     "01234567",
-    "..................",
-    "xxxxxxxxxxxxxxx",
+    "12345678",
+    "0123456789abcdef",
+    "123456789abcdef",
 ];
 
 /// `value` if it says something about this one machine: `None` for what vendors ship unfilled (`To Be Filled By O.E.M.`,
 /// all zeros, one character repeated, empty).
 pub fn usable(value: &str) -> Option<&str> {
     let value = value.trim();
-    let lower = value.to_lowercase();
-    let mut signs = lower.bytes().filter(u8::is_ascii_alphanumeric);
-    let first = signs.next()?;
-    let repeated = signs.all(|sign| sign == first);
-    (!repeated && !PLACEHOLDERS.contains(&lower.as_str())).then_some(value)
+    let signs = value.chars().filter(|sign| sign.is_alphanumeric());
+    let signs: String = signs.flat_map(char::to_lowercase).collect();
+    let first = signs.chars().next()?;
+    let repeated = signs.chars().all(|sign| sign == first);
+    (!repeated && !PLACEHOLDERS.contains(&signs.as_str())).then_some(value)
 }
 
 /// The usable form of an SMBIOS system UUID: lower case, 36 characters.
@@ -152,6 +160,11 @@ mod tests {
             "",
             "  ",
             "To Be Filled By O.E.M.",
+            "To Be Filled By O.E.M",
+            "to be filled by OEM",
+            "Not-Specified",
+            "N/A",
+            "0123456789ABCDEF",
             "00000000",
             "0000-0000",
             "FFFFFFFF",

@@ -11,7 +11,8 @@
 //! | local MAC | differs | the same | the same | |
 //! | local MAC | differs | any other | another | addresses made up twice |
 //! | local MAC | same or unusable | | the same | |
-//! | nothing | the same | | the same, unless that one is connected now | NICs or the board swapped |
+//! | nothing | the same | differs | the same, unless that one is connected now or its host is in use | the board swapped, or a serial number that many have |
+//! | nothing | the same | any other | the same, unless that one is connected now | NICs swapped |
 //! | nothing | unusable | the same | another, and a clash | vendors ship one UUID on many boards |
 //! | nothing | differs | the same | another, and a clash | |
 //! | nothing | unusable | the same, and no MAC address on one side | the same, unless that one is connected now | |
@@ -265,7 +266,8 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
     } else {
         let no_macs = claimed.macs.is_empty() || machine.identity.macs.is_empty();
         let by_uuid = uuid == Signal::Same && serial == Signal::Unknown && no_macs;
-        !machine.live && (serial == Signal::Same || by_uuid)
+        let by_serial = serial == Signal::Same && !(machine.in_use && uuid == Signal::Differs);
+        !machine.live && (by_serial || by_uuid)
     };
     let points = [
         (serial == Signal::Same, 8),

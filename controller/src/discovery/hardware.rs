@@ -45,24 +45,22 @@ pub fn details(inventory: &Inventory) -> HardwareDetails {
     }
 }
 
-/// The NIC that the machine booted from: as the firmware told; else the first one with carrier, else the first one at all.
+/// The NIC that the machine booted from: as the firmware told; else one that tells the machine from others rather than one that does not
+/// (a BMC's on USB, a virtual function), and one with carrier rather than one without.
 pub fn boot_mac(inventory: &Inventory) -> Option<Mac> {
-    let usable = |nic: &Nic| nic.mac.filter(|mac| mac.is_unicast());
-    let nics = || inventory.nics.iter();
-    inventory
-        .boot
-        .mac
-        .filter(|mac| mac.is_unicast())
-        .or_else(|| nics().filter(|nic| nic.carrier).find_map(usable))
-        .or_else(|| nics().find_map(usable))
+    let own = &inventory.identity.macs;
+    let booted = inventory.boot.mac.filter(|mac| mac.is_unicast());
+    let nics = inventory
+        .nics
+        .iter()
+        .filter_map(|nic| Some((nic.mac?, nic.carrier)));
+    let nics = nics.filter(|(mac, _)| mac.is_unicast());
+    booted
         .or_else(|| {
-            inventory
-                .identity
-                .macs
-                .iter()
-                .copied()
-                .find(|mac| mac.is_unicast())
+            let likely = nics.min_by_key(|(mac, carrier)| (!own.contains(mac), !carrier));
+            likely.map(|(mac, _)| mac)
         })
+        .or_else(|| own.iter().copied().find(|mac| mac.is_unicast()))
 }
 
 fn said(value: &str) -> Option<String> {

@@ -104,6 +104,11 @@ fn anywhere(id: DiskId) -> DiskId {
     }
 }
 
+/// True if `hints` choose nothing: then the rule does.
+pub(super) fn are_silent(hints: &RootDeviceHints) -> bool {
+    said(hints) == RootDeviceHints::default()
+}
+
 /// `hints` without those that say nothing: clients write an empty text, or 0, where they mean none.
 fn said(hints: &RootDeviceHints) -> RootDeviceHints {
     let text = |hint: &Option<String>| hint.clone().filter(|hint| !hint.is_empty());
@@ -230,17 +235,19 @@ fn matches(hints: &RootDeviceHints, disk: &Disk) -> bool {
         hint.as_ref()
             .is_none_or(|hint| value.to_ascii_lowercase().contains(&hint.to_ascii_lowercase()))
     };
-    let named = hints
-        .device_name
-        .as_ref()
-        .is_none_or(|name| *name == disk.name || (*name == disk.by_path && !name.is_empty()));
+    let any = |hint: &Option<String>, values: &[String]| {
+        let is = |hint: &String| values.iter().any(|value| hint.eq_ignore_ascii_case(value));
+        hint.as_ref().is_none_or(is)
+    };
+    let is_name = |name: &String| *name == disk.name || paths_of(disk).any(|path| *name == path);
+    let named = hints.device_name.as_ref().is_none_or(is_name);
     let least = hints.min_size_gigabytes.unwrap_or(0).max(0);
     let large = u64::try_from(least).is_ok_and(|least| disk.size_bytes >> 30 >= least);
     named
         && large
         && same(&hints.hctl, &disk.hctl)
-        && same(&hints.serial_number, &disk.serial)
-        && same(&hints.wwn, &disk.wwn)
+        && any(&hints.serial_number, &serials(disk))
+        && any(&hints.wwn, &[disk.wwn.clone(), disk.wwn_with_extension.clone()])
         && same(&hints.wwn_vendor_extension, &disk.wwn_vendor_extension)
         && same(&hints.wwn_with_extension, &disk.wwn_with_extension)
         && within(&hints.model, &disk.model)
@@ -248,6 +255,35 @@ fn matches(hints: &RootDeviceHints, disk: &Disk) -> bool {
         && hints
             .rotational
             .is_none_or(|rotational| rotational == disk.rotational)
+}
+
+/// The links to `disk` below `/dev/disk/by-path`: on ATA there are two (`60-persistent-storage.rules` of udev), of which Metal3 shows
+/// either.
+pub(crate) fn paths_of(disk: &Disk) -> impl Iterator<Item = String> {
+    let path = Some(disk.by_path.clone()).filter(|path| !path.is_empty());
+    let port = |path: &String| {
+        let (_, port) = path.rsplit_once("-ata-")?;
+        port.bytes()
+            .all(|sign| sign.is_ascii_digit())
+            .then(|| format!("{path}.0"))
+    };
+    let longer = path.as_ref().and_then(port);
+    path.into_iter().chain(longer)
+}
+
+/// The serial numbers that `disk` has for Metal3, each of which may be in a hint: the one that the disk says, and udev's short and long
+/// form, which on SCSI are its world wide name (`scsi_id`), and with other disks model and number.
+fn serials(disk: &Disk) -> Vec<String> {
+    let mut all = vec![disk.serial.clone()];
+    if let Some(name) = disk.wwn_with_extension.strip_prefix("0x") {
+        // 3 is the kind of a name that an authority gave (SPC-4, 7.8.6.6: NAA).
+        all.extend([name.to_owned(), format!("3{name}")]);
+    }
+    if !disk.serial.is_empty() {
+        let model: Vec<&str> = disk.model.split_whitespace().collect();
+        all.push(format!("{}_{}", model.join("_"), disk.serial));
+    }
+    all
 }
 
 /// The hints for people.

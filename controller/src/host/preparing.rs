@@ -39,7 +39,8 @@ pub(super) fn root<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Result<&'a Disk,
 /// The disk that the image was written to, as far as that can be told: by hints that were written down. One that was chosen by the rule may
 /// be another one today, and those of a SAN are others' as well.
 pub(super) fn root_of_before<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Option<&'a Disk> {
-    let hints = recorded_hints(draft, effective_hints(draft).as_deref())?;
+    let hints = recorded_hints(draft, effective_hints(draft).as_deref());
+    let hints = hints.filter(|hints| !disk::are_silent(hints))?;
     disk::choose(Some(hints), disks).ok()
 }
 

@@ -131,6 +131,20 @@ fn a_swapped_board_is_the_same_machine_by_its_serial() {
     assert_eq!(settled.identity.macs.len(), 4);
 }
 
+/// Nodes of one chassis and boards of some vendors share a serial number that is on no list of those.
+#[test]
+fn a_serial_alone_makes_no_machine_one_whose_host_is_in_use() {
+    let known = id(UUID_A, "A1", "BA1", &[nic(1)]);
+    let in_use = Machine {
+        in_use: true,
+        ..machine("a", &known)
+    };
+    let swapped_nic = id(UUID_A, "A1", "BA1", &[nic(3)]);
+    assert_eq!(name(&swapped_nic, nic(3), &[in_use]), "a");
+    let other = id(UUID_B, "A1", "BB1", &[nic(3)]);
+    assert_ne!(name(&other, nic(3), &[in_use]), "a");
+}
+
 #[test]
 fn a_swapped_board_is_the_same_machine_by_its_add_in_nic() {
     let known = id(UUID_A, "", "BA1", &[nic(1), nic(9)]);

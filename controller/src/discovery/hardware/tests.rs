@@ -149,6 +149,11 @@ fn a_firmware_that_tells_no_boot_nic_leaves_the_one_with_carrier() {
     assert_eq!(boot_mac(&inventory), Some(mac(2)));
     inventory.nics[1].carrier = false;
     assert_eq!(boot_mac(&inventory), Some(mac(1)));
+    // The BMC's own NIC on USB always has carrier, and tells no machine from others.
+    inventory.nics[0].carrier = true;
+    inventory.identity.macs = [mac(2)].into();
+    assert_eq!(boot_mac(&inventory), Some(mac(2)));
+    inventory.identity.macs.clear();
     inventory.nics.clear();
     assert_eq!(boot_mac(&inventory), None);
 }

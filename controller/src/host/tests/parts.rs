@@ -85,6 +85,15 @@ fn every_hint_of_metal3_counts_and_all_must_hold() {
             hints(|hints| hints.device_name = Some("/dev/disk/by-path/pci-0000:00:1f.2-ata-1".to_owned())),
             Some("/dev/sdb"),
         ),
+        // The other one of udev's names for it.
+        (
+            hints(|hints| hints.device_name = Some("/dev/disk/by-path/pci-0000:00:1f.2-ata-1.0".to_owned())),
+            Some("/dev/sdb"),
+        ),
+        (
+            hints(|hints| hints.device_name = Some("/dev/disk/by-path/pci-0000:00:1f.2-ata-1.1".to_owned())),
+            None,
+        ),
         (
             hints(|hints| hints.device_name = Some("/dev/sd".to_owned())),
             None,
@@ -107,6 +116,23 @@ fn every_hint_of_metal3_counts_and_all_must_hold() {
         (
             hints(|hints| hints.serial_number = Some("SERIAL-sda".to_owned())),
             Some("/dev/sda"),
+        ),
+        // What udev, and so Metal3, takes for serial numbers and world wide names.
+        (
+            hints(|hints| hints.serial_number = Some("5000c500a1b2c3d40001".to_owned())),
+            Some("/dev/sdb"),
+        ),
+        (
+            hints(|hints| hints.serial_number = Some("35000C500A1B2C3D40001".to_owned())),
+            Some("/dev/sdb"),
+        ),
+        (
+            hints(|hints| hints.serial_number = Some("ST480_SERIAL-sdb".to_owned())),
+            Some("/dev/sdb"),
+        ),
+        (
+            hints(|hints| hints.wwn = Some("0x5000c500a1b2c3d40001".to_owned())),
+            Some("/dev/sdb"),
         ),
         // Removable: the agent writes to no such disk.
         (
@@ -267,11 +293,11 @@ fn disks_that_cannot_be_told_from_each_other_are_left_out_and_the_others_cleaned
 }
 
 /// The disks that are cleaned when a host of one `local` disk and one on a `san`, prepared with one hint, is deprovisioned with another.
-fn cleaned([local, san]: [&str; 2], prepared: Option<&str>, then: Option<&str>) -> Vec<String> {
+fn cleaned(local: Disk, san: &str, prepared: Option<&str>, then: Option<&str>) -> Vec<String> {
     let mut world = at(State::Available);
     world.change_inventory(|inventory| {
         inventory.disks = vec![
-            named(local, 40),
+            local.clone(),
             Disk {
                 transport: Transport::Fc,
                 ..named(san, 40)
@@ -279,7 +305,11 @@ fn cleaned([local, san]: [&str; 2], prepared: Option<&str>, then: Option<&str>) 
         ];
     });
     let hint = |device: Option<&str>| {
-        let device_name = Some(format!("/dev/{}", device?));
+        let device_name = device?;
+        let device_name = match device_name {
+            "" => Some(String::new()),
+            name => Some(format!("/dev/{name}")),
+        };
         Some(Box::new(RootDeviceHints {
             device_name,
             ..RootDeviceHints::default()
@@ -317,13 +347,15 @@ fn the_disk_that_the_image_was_written_to_is_cleaned_whatever_the_hints_are_by_t
         let [local, san] = disks;
         for then in [None, Some(local), Some(san)] {
             let both: Vec<String> = disks.map(|disk| format!("/dev/{disk}")).into();
-            assert_eq!(cleaned(disks, Some(san), then), both, "{then:?}");
+            assert_eq!(cleaned(named(local, 40), san, Some(san), then), both, "{then:?}");
             for prepared in [None, Some(local)] {
-                let cleaned = cleaned(disks, prepared, then);
+                let cleaned = cleaned(named(local, 40), san, prepared, then);
                 assert_eq!(cleaned, both[..1], "what others use is left alone");
             }
         }
     }
+    // A hint that says nothing leaves the choice to the rule, to which the local disk here is too small.
+    assert_eq!(cleaned(named("sda", 2), "sdb", Some(""), None), ["/dev/sda"]);
 }
 
 #[test]
