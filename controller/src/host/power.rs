@@ -28,6 +28,10 @@ const SOFT_RESETS: i64 = 3;
 const ARMING: SignedDuration = SignedDuration::from_mins(3);
 /// So long a machine may take to be off or on after it was told.
 pub(super) const SWITCHING: SignedDuration = SignedDuration::from_secs(60);
+/// Of a BMC that was not asked again for so long nobody knows that it still fails: it was silent, or the host paused.
+const UNASKED: SignedDuration = SignedDuration::from_mins(3);
+/// So long a BMC may have no time for an order.
+const BUSY: SignedDuration = SignedDuration::from_mins(15);
 /// How often the BMC is asked for the power of a machine whose ramdisk is here: that shows every half minute that the machine is on,
 /// and when it does so no more, the BMC is asked at once.
 const SEEN_ON: SignedDuration = SignedDuration::from_mins(10);
@@ -198,10 +202,12 @@ fn order_again(draft: &mut Draft<'_>, operation: &str, how: PowerOrder, at: Time
     draft.again(LOOK_AGAIN);
 }
 
-/// True if the operating system, which the BMC failed to ask, is asked once more, as it has been since `since`: it loses what it has not
-/// written yet if it did not hear. A BMC that says it cannot do this at all is not asked twice; any other error may be gone in a moment.
-fn is_asked_again(draft: &Draft<'_>, failure: &Failure, since: Timestamp) -> bool {
-    failure.class != FailureClass::Unsupported && seen_at(draft).duration_since(since) < SOFT_OFF_ASKING
+/// True if the operating system, which the BMC failed to ask at `last`, is asked once more, as it has been since `since`: it loses what it
+/// has not written yet if it did not hear. A BMC that says it cannot do this at all is not asked twice; any other error may be gone in a
+/// moment.
+fn is_asked_again(draft: &Draft<'_>, failure: &Failure, since: Timestamp, last: Timestamp) -> bool {
+    let is_asked = seen_at(draft).duration_since(since) < SOFT_OFF_ASKING || draft.has_paused(last, UNASKED);
+    failure.class != FailureClass::Unsupported && is_asked
 }
 
 fn order(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {
@@ -244,14 +250,14 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
         match tried(draft, &soft).map(|tried| (tried.at, &tried.result)) {
             None if within(since, SOFT_OFF) => return order(draft, &soft, PowerOrder::SoftOff),
             Some((at, Ok(()))) if within(at, SOFT_OFF) => return draft.again(LOOK),
-            Some((at, Err(failure))) if is_asked_again(draft, failure, since) => {
+            Some((at, Err(failure))) if is_asked_again(draft, failure, since, at) => {
                 return order_again(draft, &soft, PowerOrder::SoftOff, at);
             }
             // It cannot do it softly, did not, or nobody remembers: hard.
             None | Some(_) => {}
         }
     }
-    switch(draft, &id, PowerOrder::HardOff, "off");
+    switch(draft, &id, since, PowerOrder::HardOff, "off");
 }
 
 fn switch_on(draft: &mut Draft<'_>) {
@@ -268,7 +274,7 @@ fn switch_on(draft: &mut Draft<'_>) {
     if draft.state == State::Available && tried(draft, &id).is_none() && !arms(draft, &id, since) {
         return;
     }
-    switch(draft, &id, PowerOrder::On, "on");
+    switch(draft, &id, since, PowerOrder::On, "on");
 }
 
 /// An available machine boots its ramdisk and not what a former owner left; one whose BMC cannot arm that boots what it boots. False: the
@@ -278,9 +284,8 @@ fn arms(draft: &mut Draft<'_>, operation: &str, since: Timestamp) -> bool {
     let is_late = seen_at(draft).duration_since(since) >= ARMING;
     match tried(draft, &id).map(|tried| (tried.at, &tried.result)) {
         None => ramdisk::arm(draft, &id),
-        // It may have been silent all the while.
         Some((at, Err(failure)))
-            if failure.class != FailureClass::Unsupported && (!is_late || draft.has_paused(at, ARMING)) =>
+            if failure.class != FailureClass::Unsupported && (!is_late || draft.has_paused(at, UNASKED)) =>
         {
             if !ramdisk::is_due(draft, at) {
                 draft.again(LOOK_AGAIN);
@@ -293,8 +298,8 @@ fn arms(draft: &mut Draft<'_>, operation: &str, since: Timestamp) -> bool {
     true
 }
 
-/// Gives the order once, and looks until it shows.
-fn switch(draft: &mut Draft<'_>, id: &str, how: PowerOrder, what: &str) {
+/// Gives the order once, and looks until it shows. One that the BMC has had no time for since `since` has failed after a while.
+fn switch(draft: &mut Draft<'_>, id: &str, since: Timestamp, how: PowerOrder, what: &str) {
     match tried(draft, id) {
         None => order(draft, id, how),
         Some(tried) => match &tried.result {
@@ -306,7 +311,13 @@ fn switch(draft: &mut Draft<'_>, id: &str, how: PowerOrder, what: &str) {
                     format!("the machine is not {what} {seconds} s after the BMC was told"),
                 );
             }
-            Err(failure) if failure.class == FailureClass::Busy => order_again(draft, id, how, tried.at),
+            Err(failure)
+                if failure.class == FailureClass::Busy
+                    && (seen_at(draft).duration_since(since) < BUSY
+                        || draft.has_paused(tried.at, UNASKED)) =>
+            {
+                order_again(draft, id, how, tried.at);
+            }
             Err(failure) => {
                 let message = format!("the machine could not be switched {what}: {}", failure.message);
                 draft.fail(ErrorType::PowerManagement, message);
@@ -346,7 +357,7 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
             Some((_, Err(failure))) if failure.class == FailureClass::Unsupported => {}
             // Of any other failure nobody knows whether it was heard: to ask again at once may be one reboot too many.
             Some((at, Err(failure))) if failure.class == FailureClass::Busy => {
-                if is_asked_again(draft, failure, since) {
+                if is_asked_again(draft, failure, since, at) {
                     return order_again(draft, &soft, PowerOrder::SoftReset, at);
                 }
             }
@@ -357,7 +368,7 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
             Some((_, Ok(()))) => {}
         }
     }
-    switch(draft, &id, PowerOrder::Reset, "off and on");
+    switch(draft, &id, since, PowerOrder::Reset, "off and on");
 }
 
 /// It is to be off, and must not be.

@@ -95,6 +95,45 @@ fn an_operating_system_that_may_not_have_heard_is_asked_again_and_not_cut_off() 
     }
 }
 
+#[test]
+fn an_operating_system_that_nobody_could_ask_for_long_is_asked_before_it_is_cut_off() {
+    let mut world = provisioned();
+    world.host().spec.online = false;
+    world.until("an order", |world| !orders(world).is_empty());
+    refused(&mut world, FailureClass::Unreachable);
+    world.bmc_up = false;
+    for _ in 0..130 {
+        world.round();
+        world.tick(10);
+        assert!(!orders(&world).contains(&PowerOrder::HardOff));
+    }
+    world.bmc_up = true;
+    world.until("an order", |world| !orders(world).is_empty());
+    assert_eq!(orders(&world), [PowerOrder::SoftOff]);
+}
+
+#[test]
+fn an_order_that_a_bmc_never_has_time_for_fails() {
+    let mut world = provisioned();
+    world.annotate("reboot.metal3.io/now", r#"{"mode":"hard"}"#);
+    let rounds = (0..200).take_while(|_| {
+        refused(&mut world, FailureClass::Busy);
+        error(&world).0.is_none()
+    });
+    let (rounds, (kind, why)) = (rounds.count(), error(&world));
+    assert_eq!(kind, Some(ErrorType::PowerManagement), "{why}");
+    assert!(rounds > 60, "{rounds}");
+    // A deletion ends by its failures, as it does with every other one.
+    world.delete();
+    for _ in 0..2000 {
+        refused(&mut world, FailureClass::Busy);
+        if world.host.is_none() {
+            return;
+        }
+    }
+    panic!("{:?}", error(&world));
+}
+
 /// The image is written, and the ramdisk falls silent before it is told to leave, or before it hears that from an edge that tells it.
 fn silent_after_its_write(edge: Edge) -> World {
     let mut world = at(State::Available);
