@@ -17,6 +17,12 @@ pub(super) fn operation(draft: &Draft<'_>, what: &str, start: Option<i64>, attem
     format!("{OURS}{what}-{}-{start}-{attempt}", draft.uid())
 }
 
+/// The [`operation`] of which the job `id` clears or writes disks; none: it does neither, or is not ours.
+pub(super) fn operation_of(id: &str) -> Option<&str> {
+    let at = ["-clean", "-write"].into_iter().find_map(|part| id.find(part))?;
+    id.get(..at).filter(|operation| operation.starts_with(OURS))
+}
+
 /// True if the operator placed `job` for another host than the one with this UID: whoever asked for it is gone.
 pub fn is_for_another(job: &str, uid: Option<&str>) -> bool {
     job.starts_with(OURS) && !uid.is_some_and(|uid| job.contains(&format!("-{uid}-")))

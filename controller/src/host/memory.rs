@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::{
     State,
     draft::WORDS,
+    interrupted::Work,
     observed::{Bmc, Failure, Power, Probed, Tried},
 };
 use crate::{
@@ -96,6 +97,7 @@ struct Entry {
     uid: String,
     bmc: Bmc,
     tried: Option<Tried>,
+    work: Option<Box<Work>>,
     /// A call to its BMC is under way.
     calling: bool,
     /// A round waits for the end of that call.
@@ -239,6 +241,16 @@ impl Memory {
     pub fn bmc(&self, host: &BareMetalHost) -> (Bmc, Option<Tried>) {
         self.with(host, |entry| (entry.bmc.clone(), entry.tried.clone()))
             .unwrap_or_default()
+    }
+
+    /// What the ramdisk of `host` is at, as `server` shows.
+    pub fn work(&self, host: &BareMetalHost, server: Option<&Server>) -> Option<Work> {
+        self.with(host, |entry| {
+            let before = entry.work.take().map(|before| *before);
+            let work = Work::seen(before, server);
+            entry.work = work.clone().map(Box::new);
+            work
+        })?
     }
 
     /// Remembers what `act` makes of what the BMC said.
@@ -417,6 +429,7 @@ impl Entry {
             uid: uid.to_owned(),
             bmc: Bmc::default(),
             tried: None,
+            work: None,
             calling: false,
             awaited: false,
             calm: Calm::default(),

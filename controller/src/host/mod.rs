@@ -47,6 +47,7 @@ mod image;
 pub mod in_band;
 pub mod index;
 mod inspection;
+pub mod interrupted;
 mod jobs;
 pub mod memory;
 pub mod metrics;

@@ -63,6 +63,7 @@ impl Eyes<'_> {
             .filter_map(|other| self.world.hosts.get(&other.to_ref()))
             .collect();
         let (bmc, tried) = self.memory.bmc(&host);
+        let work = self.memory.work(&host, server.as_deref());
         let seen = Observed {
             hardware,
             segment: server
@@ -72,6 +73,7 @@ impl Eyes<'_> {
             secrets: self.vault.seen(&host, self.index, self.memory).await,
             bmc,
             tried,
+            work,
             rivals: rivals(&host, others.iter().map(AsRef::as_ref)),
             released: self.memory.has_released(&host),
             slot: false,

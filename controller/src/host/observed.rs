@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use muster_proto::kinds::{HardwareData, Segment, Server};
 
-use super::{State, secrets::Purpose};
+use super::{State, interrupted::Work, secrets::Purpose};
 use crate::bmc::{Health, Identity};
 
 /// Everything that [`next`](super::next()) looks at beside the object and the time.
@@ -26,6 +26,8 @@ pub struct Observed {
     pub bmc: Bmc,
     /// How the last effect on its power went.
     pub tried: Option<Tried>,
+    /// What its machine's ramdisk is at.
+    pub work: Option<Work>,
     /// Other hosts that declare the same machine.
     pub rivals: Vec<Rival>,
     /// True if nothing is held any more that another operator left: asked once, when the host goes.

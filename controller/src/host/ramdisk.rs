@@ -13,6 +13,7 @@ use super::{
     conditions::{CONTESTED, ENROLS_AGAIN},
     draft::{Draft, clause, is_ahead, whole_seconds},
     in_band,
+    interrupted::{self, Work},
     jobs::{self, Job},
     netboot,
     observed::{FailureClass, Power, Tried},
@@ -45,6 +46,17 @@ pub(super) fn ready<'a>(
     if let Some((server, session)) = draft.session() {
         if server.status.as_ref().is_some_and(|status| status.contested) {
             contested(draft, kind);
+            return None;
+        }
+        let lost = Work::lost_in(draft.seen.work.as_ref(), operation);
+        if lost >= interrupted::MOST {
+            draft.fail(
+                kind,
+                format!(
+                    "the machine's ramdisk ended {lost} times in the middle of it, as with a kernel that panics or memory that does not \
+                     suffice: its console shows why"
+                ),
+            );
             return None;
         }
         draft.status.powered_on |= *reach == Reach::InBand;

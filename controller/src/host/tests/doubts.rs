@@ -699,3 +699,48 @@ fn a_machine_without_a_bmc_boots_the_ramdisk_that_its_registration_needs_also_if
     });
     assert_eq!(netboot::wanted(world.host(), None), None, "its BMC suffices");
 }
+
+/// What a machine does whose kernel does not survive its work.
+#[test]
+fn a_ramdisk_that_ends_in_the_middle_again_and_again_fails_what_it_was_at() {
+    // By its own reboot, or in silence until the BMC boots it.
+    for reboots in [true, false] {
+        let mut world = at(State::Available);
+        world.jobs_take = 600;
+        world.set_image(Some(IMAGE));
+        let mut ended = 0;
+        let mut round = |world: &mut World| {
+            if world.machine.working.is_some() {
+                ended += 1;
+                world.disconnect();
+                if reboots {
+                    world.call_in();
+                }
+            }
+            world.round();
+            ended
+        };
+        let sessions = (0..500)
+            .map(|_| round(&mut world))
+            .take_while(|ended| *ended < 2)
+            .count();
+        assert_eq!(error(&world).0, None, "two may be chance: {sessions}");
+        for _ in 0..500 {
+            round(&mut world);
+            if error(&world).0.is_some() {
+                break;
+            }
+        }
+        let (kind, why) = error(&world);
+        assert_eq!(kind, Some(ErrorType::Provisioning), "{why}");
+        assert!(why.contains("ended 3 times in the middle"), "{why}");
+        world.delete();
+        for _ in 0..5000 {
+            if world.host.is_none() {
+                break;
+            }
+            round(&mut world);
+        }
+        assert!(world.host.is_none(), "{:?}", world.plan());
+    }
+}

@@ -293,7 +293,7 @@ fn disks_that_cannot_be_told_from_each_other_are_left_out_and_the_others_cleaned
 }
 
 /// The disks that are cleaned when a host of one `local` disk and one on a `san`, prepared with one hint, is deprovisioned with another.
-fn cleaned(local: Disk, san: &str, prepared: Option<&str>, then: Option<&str>) -> Vec<String> {
+fn cleaned(local: &Disk, san: &str, prepared: Option<&str>, then: Option<&str>) -> Vec<String> {
     let mut world = at(State::Available);
     world.change_inventory(|inventory| {
         inventory.disks = vec![
@@ -347,15 +347,15 @@ fn the_disk_that_the_image_was_written_to_is_cleaned_whatever_the_hints_are_by_t
         let [local, san] = disks;
         for then in [None, Some(local), Some(san)] {
             let both: Vec<String> = disks.map(|disk| format!("/dev/{disk}")).into();
-            assert_eq!(cleaned(named(local, 40), san, Some(san), then), both, "{then:?}");
+            assert_eq!(cleaned(&named(local, 40), san, Some(san), then), both, "{then:?}");
             for prepared in [None, Some(local)] {
-                let cleaned = cleaned(named(local, 40), san, prepared, then);
+                let cleaned = cleaned(&named(local, 40), san, prepared, then);
                 assert_eq!(cleaned, both[..1], "what others use is left alone");
             }
         }
     }
     // A hint that says nothing leaves the choice to the rule, to which the local disk here is too small.
-    assert_eq!(cleaned(named("sda", 2), "sdb", Some(""), None), ["/dev/sda"]);
+    assert_eq!(cleaned(&named("sda", 2), "sdb", Some(""), None), ["/dev/sda"]);
 }
 
 #[test]

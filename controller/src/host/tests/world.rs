@@ -22,6 +22,7 @@ use super::super::{
     BmcCall, Effect, Observed, Plan, State,
     draft::whole_seconds,
     in_band::is_wanted_on,
+    interrupted::Work,
     next,
     observed::{
         Bmc, Failure, FailureClass, Power, PowerReading, Probed, Rival, SecretSeen, SecretState, Secrets,
@@ -130,6 +131,7 @@ pub(super) struct World {
     pub(super) secrets: Secrets,
     pub(super) bmc: Bmc,
     pub(super) tried: Option<Tried>,
+    work: Option<Work>,
     pub(super) rivals: Vec<Rival>,
     /// What another operator left is let go.
     pub(super) released: bool,
@@ -258,6 +260,7 @@ impl World {
             },
             bmc: Bmc::default(),
             tried: None,
+            work: None,
             rivals: Vec::new(),
             released: false,
             slot: true,
@@ -420,6 +423,7 @@ impl World {
 
     pub(super) fn seen(&self) -> Observed {
         Observed {
+            work: self.work.clone(),
             hardware: self.hardware.clone().map(Arc::new),
             server: self.server.clone().map(Arc::new),
             segment: (!self.segment_gone).then(|| Arc::new(self.segment.clone())),
@@ -523,6 +527,7 @@ impl World {
         writes: Fault,
         fault: Fault,
     ) -> bool {
+        self.work = Work::seen(self.work.take(), self.server.as_ref());
         let mut left = crash;
         let mut step = || match &mut left {
             Some(0) => false,
@@ -573,6 +578,7 @@ impl World {
     pub(super) fn restart(&mut self) {
         self.bmc = Bmc::default();
         self.tried = None;
+        self.work = None;
         self.began = self.now;
     }
 

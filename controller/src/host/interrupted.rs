@@ -1,0 +1,44 @@
+//! How often a machine's ramdisk ended in the middle of what it was told to do. Pure.
+//!
+//! What was interrupted is done again by the next ramdisk, without an end where the machine itself is what ends it: a disk controller
+//! that brings the kernel down, or too little memory.
+
+use muster_proto::kinds::Server;
+
+use super::jobs;
+
+/// So many ramdisks may end in the middle of one operation.
+pub(super) const MOST: u32 = 3;
+
+/// What clears or writes disks on a machine. Only of this process: another one counts anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Work {
+    operation: String,
+    /// The key of the session that it was last seen in.
+    session: String,
+    /// How many sessions before that ended in the middle.
+    lost: u32,
+}
+
+impl Work {
+    /// What is known once `server` was seen, of which `before` was known. Nothing is as long as nothing was taken up, or that has ended.
+    pub(super) fn seen(before: Option<Work>, server: Option<&Server>) -> Option<Work> {
+        let status = server?.status.as_ref()?;
+        let last = status.job.as_ref().filter(|last| !last.done)?;
+        let operation = jobs::operation_of(&last.id)?;
+        let session = &status.session.as_ref()?.key;
+        let known = before.filter(|before| before.operation == operation);
+        let lost = known.map_or(0, |known| known.lost + u32::from(known.session != *session));
+        Some(Work {
+            operation: operation.to_owned(),
+            session: session.clone(),
+            lost,
+        })
+    }
+
+    /// How many ramdisks have ended in the middle of `operation`.
+    pub(super) fn lost_in(work: Option<&Work>, operation: &str) -> u32 {
+        let work = work.filter(|work| work.operation == operation);
+        work.map_or(0, |work| work.lost)
+    }
+}
