@@ -111,7 +111,8 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
             identity,
             ..
         }) => {
-            if let Some(why) = whose::anothers(draft, identity) {
+            let doubt = whose::anothers(draft, identity).or_else(|| whose::shared(draft, identity));
+            if let Some(why) = doubt {
                 let message = format!("BMC {}: {why}", shown(&access.address));
                 draft.refuse(ErrorType::Registration, message);
                 // It may be another one tomorrow, of which nobody tells us.

@@ -238,6 +238,8 @@ pub struct Rival {
     pub path: String,
     /// What both declare, for people: `boot MAC address 52:54:00:00:00:01`.
     pub by: String,
+    /// True if both declare the same BMC.
+    pub bmc: bool,
     /// Where it is in its life.
     pub state: State,
     /// True if the machine is rather its than ours: the one that is registered already, else the older one.

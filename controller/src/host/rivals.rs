@@ -25,6 +25,7 @@ pub fn rivals<'a>(host: &BareMetalHost, others: impl Iterator<Item = &'a BareMet
             Some(Rival {
                 path: Path::of(other).to_string(),
                 by: shared(host, other)?,
+                bmc: shared_bmc(host, other).is_some(),
                 state: State::of(other),
                 precedes: rank(other) < us,
             })
@@ -35,10 +36,7 @@ pub fn rivals<'a>(host: &BareMetalHost, others: impl Iterator<Item = &'a BareMet
 type Rank = (bool, Option<Timestamp>, Path);
 
 fn rank(host: &BareMetalHost) -> Rank {
-    let registered = !matches!(
-        State::of(host),
-        State::New | State::Unmanaged | State::Registering
-    );
+    let registered = State::of(host).is_registered();
     let made = host.metadata.creation_timestamp.as_ref().map(|at| at.0);
     (!registered, made, Path::of(host))
 }
@@ -49,9 +47,14 @@ fn shared(host: &BareMetalHost, other: &BareMetalHost) -> Option<String> {
     if let Some(mac) = mac.filter(|mac| hosts::declared_mac(other) == Some(*mac)) {
         return Some(format!("boot MAC address {mac}"));
     }
+    shared_bmc(host, other).map(|bmc| format!("BMC {bmc}"))
+}
+
+/// The BMC that both declare.
+fn shared_bmc(host: &BareMetalHost, other: &BareMetalHost) -> Option<Behind> {
     let (ours, theirs) = (bmc(host)?, bmc(other)?);
     let system = ours.system == theirs.system || ours.system.is_none() || theirs.system.is_none();
-    (ours.at == theirs.at && system).then(|| format!("BMC {ours}"))
+    (ours.at == theirs.at && system).then_some(ours)
 }
 
 /// Which machine an address of a BMC means.

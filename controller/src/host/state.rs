@@ -75,6 +75,11 @@ impl State {
         }
     }
 
+    /// True if the way to the host's machine was found once.
+    pub(super) fn is_registered(self) -> bool {
+        !matches!(self, State::New | State::Unmanaged | State::Registering)
+    }
+
     /// The state of `host`.
     pub fn of(host: &BareMetalHost) -> State {
         State::parse(hosts::state_word(host))

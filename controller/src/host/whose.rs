@@ -49,6 +49,23 @@ pub(super) fn anothers(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String
     ))
 }
 
+/// Why the BMC may be that of another host's machine: both declare it, as after an address that was mistyped while a host was detached, and
+/// nothing that the machine reported tells that it is this one's; none: it is the host's.
+pub(super) fn shared(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String> {
+    let rivals = &draft.seen.rivals;
+    let rival = rivals
+        .iter()
+        .find(|rival| rival.bmc && rival.state.is_registered())?;
+    let status = draft.server().and_then(|server| server.status.as_ref());
+    if status.is_some_and(|status| agree(says, &status.identity.normalised())) {
+        return None;
+    }
+    Some(format!(
+        "host {} declares it, too, and it is not known whose machine it has: correct spec.bmc.address of the one whose it is not",
+        rival.path
+    ))
+}
+
 /// What the machine reported, all that there ever was and the latest of it, without what vendors leave unfilled.
 fn known(all: Identity, latest: Option<&Inventory>) -> Identity {
     let latest = latest

@@ -343,6 +343,7 @@ fn a_second_host_of_one_machine_is_refused_and_says_which_the_first_is() {
     world.rivals = vec![Rival {
         path: "metal/first".to_owned(),
         by: "boot MAC address 52:54:00:00:00:01".to_owned(),
+        bmc: false,
         state: State::Registering,
         precedes: true,
     }];
@@ -352,6 +353,35 @@ fn a_second_host_of_one_machine_is_refused_and_says_which_the_first_is() {
     assert_eq!(world.machine.boots, 0);
     world.rival(None);
     world.reach(State::Available);
+}
+
+/// As after an address that was mistyped while the host was detached.
+#[test]
+fn no_power_is_changed_through_a_bmc_that_another_host_declares() {
+    for known in [false, true] {
+        let mut world = at(State::ExternallyProvisioned);
+        world.settle();
+        assert!(world.machine.on);
+        if known {
+            world.call_in();
+            let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+            status.identity.system_serial = Some("J5K2X93".to_owned());
+            world.disconnect();
+            world.says.serial = Some("j5k2x93".to_owned());
+        }
+        world.rival(Some((State::Provisioned, false)));
+        world.restart();
+        world.host().spec.online = false;
+        world.settle();
+        assert_eq!(world.machine.on, !known);
+        assert_eq!(error(&world).0.is_some(), !known);
+        if !known {
+            assert!(error(&world).1.contains("other/one"), "{:?}", error(&world));
+            world.rival(None);
+            world.until("off", |world| !world.machine.on);
+            assert_eq!(error(&world).0, None);
+        }
+    }
 }
 
 #[test]

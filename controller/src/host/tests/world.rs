@@ -376,6 +376,7 @@ impl World {
         self.rivals = Vec::from_iter(rival.map(|(state, precedes)| Rival {
             path: "other/one".to_owned(),
             by: "BMC redfish://10.0.0.9".to_owned(),
+            bmc: true,
             state,
             precedes,
         }));
