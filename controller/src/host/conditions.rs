@@ -10,6 +10,9 @@ use super::{
 };
 use crate::bmc::Health;
 
+/// Reason of `Manageable` where a BMC that was registered is not to be reached.
+pub(super) const POWER_FAILURE: &str = "PowerFailure";
+
 /// Our condition: true while the host waits for something; the message says for what, since when, and what happens next.
 pub const WAITING: &str = "Waiting";
 
@@ -249,7 +252,7 @@ fn upstream(status: &BareMetalHostStatus, powerless: Option<&str>) -> Vec<Fact> 
         _ if registration => fact("Manageable", Err("RegistrationFailed"), error),
         State::Registering => fact("Manageable", Err("Registering"), ""),
         _ => match powerless {
-            Some(message) => fact("Manageable", Err("PowerFailure"), message),
+            Some(message) => fact("Manageable", Err(POWER_FAILURE), message),
             None => fact("Manageable", Ok("Manageable"), ""),
         },
     };

@@ -149,7 +149,8 @@ fn credentials(
         SecretState::Present { .. } if failed => metrics.count(Plain::NoManagementAccess),
         _ => {}
     }
-    let powerless = |host| condition(host, "Manageable").is_some_and(|one| one.reason == "PowerFailure");
+    let powerless =
+        |host| condition(host, "Manageable").is_some_and(|one| one.reason == conditions::POWER_FAILURE);
     if powerless(after) && !powerless(before) {
         metrics.count(Plain::ProvisionerNotReady);
     }

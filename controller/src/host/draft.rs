@@ -449,6 +449,14 @@ impl<'a> Draft<'a> {
         self.seen.bmc.power.map(|reading| reading.health)
     }
 
+    /// Why the BMC is not to be reached, as was known before this process began, which has not asked it yet.
+    fn powerless_before(&self) -> Option<String> {
+        let is_unasked = has_bmc(self.host) && self.seen.bmc.probed.is_none();
+        let before = self.old.conditions.iter().filter(|_| is_unasked);
+        let mut failures = before.filter(|condition| condition.reason == conditions::POWER_FAILURE);
+        failures.next().map(|condition| condition.message.clone())
+    }
+
     /// True if nothing is done to the machine before a person acts: that needs no place among the busy ones.
     fn needs_no_place(&self) -> bool {
         let waits = self
@@ -464,11 +472,12 @@ impl<'a> Draft<'a> {
             self.warn("ActionNeeded", message);
         }
         let health = self.health();
+        let powerless = self.powerless.take().or_else(|| self.powerless_before());
         let slot = self.slot && (!self.seen.slot || !self.needs_no_place());
         conditions::set(
             &mut self.status,
             self.wait.as_ref(),
-            self.powerless.as_deref(),
+            powerless.as_deref(),
             health,
             (self.old.provisioning_fail_count, self.host.metadata.generation),
             self.now,

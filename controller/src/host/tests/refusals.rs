@@ -821,6 +821,11 @@ fn power_that_is_unknown_stays_as_it_was_known_last() {
         (manageable.status.as_str(), manageable.reason.as_str()),
         ("False", "PowerFailure")
     );
+    // Another leader has nothing to say of it before it has asked.
+    let writes = world.status_writes;
+    world.restart();
+    world.settle();
+    assert_eq!(world.status_writes, writes);
     world.bmc_up = true;
     world.settle();
     let status = world.host().status.clone().unwrap();
