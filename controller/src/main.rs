@@ -36,11 +36,20 @@ fn main() -> ExitCode {
     }
 }
 
-/// The client logs every failed request as an error; whoever made the request says so, too, and what comes of it.
-const LOG: &str = "info,kube_client=off";
+/// The client logs every failed request as an error; whoever made the request says so, too, and what comes of it. An answer that it
+/// cannot read it logs whole, whatever that contains.
+const QUIET: &str = "kube_client=off";
 
 fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
+    let wanted = std::env::var("MUSTER_LOG")
+        .ok()
+        .filter(|wanted| !wanted.is_empty());
+    let wanted = wanted.unwrap_or_else(|| "info".to_owned());
+    let filter = match wanted.contains("kube_client") {
+        true => EnvFilter::try_new(&wanted),
+        false => EnvFilter::try_new(format!("{wanted},{QUIET}")),
+    };
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new(format!("info,{QUIET}")));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

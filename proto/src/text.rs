@@ -131,6 +131,19 @@ pub fn dns_label(value: &str, max: usize) -> String {
     out
 }
 
+/// True if `text` can be the name of a Kubernetes object: a DNS-1123 subdomain (RFC 1123, 2.1), 253 bytes at most.
+pub fn is_dns_subdomain(text: &str) -> bool {
+    (1..=253).contains(&text.len())
+        && text.split('.').all(|label| {
+            let ends = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+            ends(label.bytes().next())
+                && ends(label.bytes().last())
+                && label
+                    .bytes()
+                    .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        })
+}
+
 /// `value` as a Kubernetes label value: `[A-Za-z0-9._-]`, at most 63 bytes, ends alphanumeric. Empty if nothing is left.
 pub fn label_value(value: &str) -> String {
     let mut out = String::new();

@@ -17,7 +17,7 @@ use kube::{
     api::Patch,
     runtime::{WatchStreamExt, reflector::Store, watcher},
 };
-use muster_proto::{Chain, kinds::BareMetalHost};
+use muster_proto::{Chain, kinds::BareMetalHost, text};
 use ring::{hmac, rand::SystemRandom};
 use serde_json::json;
 use tokio::time::Instant;
@@ -215,6 +215,9 @@ impl Vault {
 
     /// What is known without a request. What we wrote or read ourselves counts until the watch has it.
     fn known(&self, path: &Path) -> Option<Answer> {
+        if !is_possible(path) {
+            return Some(Answer::Missing);
+        }
         let recent = lock(&self.direct)
             .get(path)
             .filter(|(at, _)| at.elapsed() < FRESH)
@@ -243,9 +246,15 @@ impl Vault {
     fn remember(&self, path: &Path, answer: Answer) {
         let mut direct = lock(&self.direct);
         let is_outdated = match &answer {
-            Answer::Found(entry) => lock(&self.told)
-                .get(path)
-                .is_some_and(|(_, told)| entry.version.parse().is_ok_and(|version: u128| version < *told)),
+            Answer::Found(entry) => {
+                let is_older = |than: u128| entry.version.parse().is_ok_and(|version: u128| version < than);
+                let told = lock(&self.told).get(path).map(|(_, told)| *told);
+                let watched = lock(&self.watched);
+                // Listed anew, it was told of with all others.
+                let listed = watched.get(path).filter(|listed| listed.uid == entry.uid);
+                let listed = listed.and_then(|listed| listed.version.parse().ok());
+                told.max(listed).is_some_and(is_older)
+            }
             Answer::Missing | Answer::Unreadable(_) => lock(&self.watched).contains_key(path),
         };
         if is_outdated {
@@ -262,6 +271,9 @@ impl Vault {
 
     /// The Secret as the API server has it now.
     pub(super) async fn read(&self, path: &Path) -> Result<Option<Secret>, String> {
+        if !is_possible(path) {
+            return Ok(None);
+        }
         match tokio::time::timeout(TIMEOUT, self.api(&path.namespace).get_opt(&path.name)).await {
             Ok(Ok(secret)) => Ok(secret),
             Ok(Err(error)) => Err(Chain(&error).to_string()),
@@ -433,6 +445,9 @@ impl Vault {
         path: &Path,
         patch: Patch<serde_json::Value>,
     ) -> Result<(), ExecuteError> {
+        if !is_possible(path) {
+            return Ok(());
+        }
         let patched = self
             .api(&path.namespace)
             .patch(&path.name, &CONTROL.merge(), &patch)
@@ -464,6 +479,12 @@ impl Vault {
             }
         }
     }
+}
+
+/// True if a Secret can be called so. Whoever writes a host chooses the name, and it becomes a part of a URL: `?` would be all Secrets
+/// of the namespace.
+fn is_possible(path: &Path) -> bool {
+    text::is_dns_subdomain(&path.name)
 }
 
 /// True for a host that is about to be registered: its Secret is marked in any case, which tells what is in it.

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use muster_proto::Mac;
+use muster_proto::{Mac, text::is_dns_subdomain};
 
 use crate::boot::pass::Pass;
 
@@ -148,7 +148,7 @@ pub fn without_passes(target: &str) -> String {
 impl SegmentKey {
     /// The key, if both are names that Kubernetes would take.
     pub fn new(namespace: &str, name: &str) -> Option<Self> {
-        (is_subdomain(namespace) && is_subdomain(name)).then(|| SegmentKey {
+        (is_dns_subdomain(namespace) && is_dns_subdomain(name)).then(|| SegmentKey {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         })
@@ -203,18 +203,6 @@ impl fmt::Display for ReleaseName {
 /// Lower case only, so that one thing has one URL.
 fn is_hex(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
-}
-
-fn is_subdomain(text: &str) -> bool {
-    (1..=253).contains(&text.len())
-        && text.split('.').all(|label| {
-            let ends = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
-            ends(label.bytes().next())
-                && ends(label.bytes().last())
-                && label
-                    .bytes()
-                    .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-        })
 }
 
 /// The twelve digits of [`Mac::hex`].

@@ -58,3 +58,45 @@ async fn an_answer_that_a_newer_change_has_overtaken_is_not_believed() {
     assert!(deleted.await.is_none());
     assert_eq!(held_while(|_| {}).await, Some(Credentials::new("admin", "old")));
 }
+
+/// A list that the watch makes anew tells of all, so that an answer from before it is told of to nobody.
+#[tokio::test(start_paused = true)]
+async fn an_answer_from_before_a_new_list_is_not_believed() {
+    let api = FakeApi::new();
+    api.put("secrets", &secret("old"));
+    let vault = Vault::new(api.client()).unwrap();
+    let path = Path {
+        namespace: "metal".to_owned(),
+        name: NAME.to_owned(),
+    };
+    let before = vault.read(&path).await.unwrap().unwrap();
+    api.put("secrets", &secret("new"));
+    let now = vault.read(&path).await.unwrap().unwrap();
+    let mut listed = HashMap::new();
+    for event in [
+        watcher::Event::Init,
+        watcher::Event::InitApply(now),
+        watcher::Event::InitDone,
+    ] {
+        vault.event(event, &mut listed);
+    }
+    vault.remember(&path, Answer::Found(vault.entry(&before)));
+    let login = vault.login(&path, None).await;
+    assert_eq!(login, Some(Credentials::new("admin", "new")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_no_secret_can_have_is_asked_for_nowhere() {
+    let api = FakeApi::new();
+    let vault = Vault::new(api.client()).unwrap();
+    let mut host = BareMetalHost::new("h", BareMetalHostSpec::default());
+    host.metadata.namespace = Some("metal".to_owned());
+    let asked = api.requests().len();
+    for name in ["?", "../b", "bmc 1", "bmc\n", "BMC", "a/b", "%2e", ".", ""] {
+        let path = Path::beside(&host, name);
+        assert!(vault.read(&path).await.unwrap().is_none(), "{name:?}");
+        assert!(vault.login(&path, None).await.is_none());
+        vault.hold(&host, name, Hold::Owned).await.unwrap();
+    }
+    assert_eq!(api.requests().len(), asked);
+}
