@@ -10,6 +10,7 @@ use muster_proto::{
     },
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::path::Path;
 
@@ -49,7 +50,22 @@ pub(crate) fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a 
 pub(crate) fn arguments<T: Default + DeserializeOwned>(value: &str) -> serde_json::Result<T> {
     match value.trim() {
         "" => Ok(T::default()),
-        value => serde_json::from_str(value),
+        value => serde_json::from_value(said(serde_json::from_str(value)?)),
+    }
+}
+
+/// `value` without every `null` in it, which says nothing; of a key that stands there twice, the last one counts, as it does in Go.
+pub(crate) fn said(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(fields.map(|(name, value)| (name, said(value))).collect())
+        }
+        Value::Array(values) => {
+            let values = values.into_iter().filter(|value| !value.is_null());
+            Value::Array(values.map(said).collect())
+        }
+        value => value,
     }
 }
 

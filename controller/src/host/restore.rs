@@ -1,7 +1,12 @@
 //! What other objects and annotations bring into a host: its status after a move, its hardware, its architecture. Pure.
 
-use muster_proto::kinds::{
-    BareMetalHost, BareMetalHostStatus, HARDWARE_ANNOTATION, HardwareDetails, Packed, STATUS_ANNOTATION,
+use std::fmt;
+
+use muster_proto::{
+    Mac,
+    kinds::{
+        BareMetalHost, BareMetalHostStatus, HARDWARE_ANNOTATION, HardwareDetails, Packed, STATUS_ANNOTATION,
+    },
 };
 use serde_json::Value;
 
@@ -11,7 +16,7 @@ use super::{
     observed::Observed,
     plan::{Metadata, Plan},
 };
-use crate::hosts::{annotation, forbids_inspection};
+use crate::hosts::{self, annotation, forbids_inspection};
 
 /// The status annotation: taken over where no status was ever written, and removed in any case. None: there is no such annotation.
 ///
@@ -60,19 +65,56 @@ pub(super) fn status(host: &BareMetalHost, seen: &Observed, now: jiff::Timestamp
 /// The status that `value` tells; what it leaves out is as in a new one, as upstream has it, but for the state: what has none may be
 /// anybody's.
 fn read(value: &str) -> serde_json::Result<BareMetalHostStatus> {
-    let said: Value = serde_json::from_str(value)?;
-    if said.pointer("/provisioning/state").is_none_or(Value::is_null) {
+    let said = hosts::said(serde_json::from_str(value)?);
+    if said.pointer("/provisioning/state").is_none() {
         return Err(serde::de::Error::missing_field("provisioning.state"));
     }
     let mut whole = serde_json::to_value(BareMetalHostStatus::default())?;
     lay_over(&mut whole, said);
-    serde_json::from_value(whole)
+    let mut status: BareMetalHostStatus = serde_json::from_value(whole)?;
+    if let Some(hardware) = &status.hardware {
+        status.hardware = Some(stored(HardwareDetails::clone(&hardware.unpack()))?.into());
+    }
+    Ok(status)
 }
 
-/// Lays what `said` holds over `base`, object by object; a `null` and an error without a type say nothing.
+/// The hardware that `value` tells.
+fn read_hardware(value: &str) -> serde_json::Result<HardwareDetails> {
+    stored(serde_json::from_value(hosts::said(serde_json::from_str(value)?))?)
+}
+
+/// `hardware` as the API server stores it, which is stricter than the types are: with a value that it refuses, it would refuse the whole
+/// status, round after round.
+fn stored(mut hardware: HardwareDetails) -> serde_json::Result<HardwareDetails> {
+    let refused = |what: &str, value: &dyn fmt::Display| {
+        let message = format!("{what} {value} of a NIC is none");
+        Err(serde::de::Error::custom(message))
+    };
+    for nic in &mut hardware.nics {
+        nic.mac = nic.mac.take().filter(|mac| !mac.is_empty());
+        // The pattern of upstream's is found anywhere: InfiniBand has longer addresses.
+        let is_mac = |part: &[u8]| {
+            let part = str::from_utf8(part).ok().filter(|part| !part.contains('-'));
+            part.is_some_and(|part| part.parse::<Mac>().is_ok())
+        };
+        if let Some(mac) = nic
+            .mac
+            .as_ref()
+            .filter(|mac| !mac.as_bytes().windows(17).any(is_mac))
+        {
+            return refused("the MAC address", mac);
+        }
+        let tags = nic.vlans.iter().map(|vlan| vlan.id).chain([nic.vlan_id]);
+        if let Some(tag) = tags.flatten().find(|tag| !(0..=4094).contains(tag)) {
+            return refused("the VLAN", &tag);
+        }
+    }
+    Ok(hardware)
+}
+
+/// Lays what `said` holds over `base`, object by object; an error without a type says nothing.
 fn lay_over(base: &mut Value, said: Value) {
     match (base, said) {
-        (_, Value::Null) => {}
         (Value::Object(base), Value::Object(said)) => {
             for (name, value) in said {
                 if name != "errorType" || value != "" {
@@ -129,7 +171,7 @@ pub(super) fn architecture(draft: &mut Draft<'_>, hardware: &Packed<HardwareDeta
 
 /// What is wrong with the hardware that the annotation of `host` tells, for people; none: it can be read, or is not there.
 pub(super) fn unreadable_hardware(host: &BareMetalHost) -> Option<String> {
-    let error = serde_json::from_str::<HardwareDetails>(annotation(host, HARDWARE_ANNOTATION)?).err()?;
+    let error = read_hardware(annotation(host, HARDWARE_ANNOTATION)?).err()?;
     Some(format!(
         "the annotation {HARDWARE_ANNOTATION} cannot be read: {error}; it counts for nothing; correct it, or remove it"
     ))
@@ -142,7 +184,7 @@ fn annotated(draft: &mut Draft<'_>, stored: bool) {
     let counts = draft.status.hardware.is_none() || forbids_inspection(draft.host);
     if counts && !stored {
         // People hear of it where it cannot be read.
-        let Ok(hardware) = serde_json::from_str::<HardwareDetails>(value) else {
+        let Ok(hardware) = read_hardware(value) else {
             return;
         };
         draft.status.hardware = Some(hardware.into());

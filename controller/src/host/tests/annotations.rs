@@ -7,7 +7,7 @@ use muster_proto::kinds::{
 };
 
 use super::{
-    super::{BmcCall, Effect, State, next, observed::FailureClass, plan::PowerOrder, reboot},
+    super::{BmcCall, Effect, State, next, observed::FailureClass, plan::PowerOrder, reboot, restore},
     life::waiting,
     transitions::at,
     world::{Content, Fault, IMAGE, World, power_orders},
@@ -548,6 +548,72 @@ fn hardware_from_an_annotation_counts_where_nothing_is_inspected() {
     assert_eq!(hardware.hostname.as_deref(), Some("by-hand"));
     assert_eq!(host.spec.architecture.as_deref(), Some("aarch64"));
     assert!(!world.annotated(HARDWARE_ANNOTATION));
+}
+
+/// The API server would refuse the whole status with it, and the host would stop.
+#[test]
+fn hardware_that_cannot_be_stored_counts_for_nothing() {
+    for (told, counts) in [
+        (r#"{"nics":[{"mac":"52-54-00-00-00-01"}]}"#, false),
+        (r#"{"nics":[{"mac":"none"}]}"#, false),
+        (r#"{"nics":[{"vlanId":4095}]}"#, false),
+        (r#"{"nics":[{"vlans":[{"id":-1}]}]}"#, false),
+        (r#"{"storage":[{"type":"TAPE"}]}"#, false),
+        (
+            r#"{"nics":[{"mac":"","vlanId":null,"vlans":[{"id":4094},null]}],"cpu":{"flags":null}}"#,
+            true,
+        ),
+        (
+            r#"{"nics":[{"mac":"80:00:02:08:fe:80:00:00"}],"storage":null}"#,
+            true,
+        ),
+    ] {
+        let mut world = World::new();
+        world.host().spec.inspection_mode = Some(InspectionMode::Disabled);
+        world.annotate(HARDWARE_ANNOTATION, told);
+        // People are told of it.
+        assert_eq!(
+            restore::unreadable_hardware(world.host()).is_none(),
+            counts,
+            "{told}"
+        );
+        world.reach(State::Available);
+        let hardware = world.host().status.as_ref().unwrap().hardware.clone();
+        assert_eq!(hardware.is_some(), counts, "{told}");
+        let mac = hardware.and_then(|hardware| hardware.unpack().nics[0].mac.clone());
+        assert_ne!(mac.as_deref(), Some(""));
+    }
+}
+
+/// As in Go, where it is the zero value.
+#[test]
+fn what_an_annotation_leaves_null_it_does_not_say() {
+    let mut world = provisioned();
+    world.annotate(DETACHED_ANNOTATION, r#"{"deleteAction":"delay","force":null}"#);
+    world.settle();
+    world.delete();
+    for _ in 0..20 {
+        world.round();
+    }
+    assert!(world.host.is_some(), "it waits until it is attached again");
+    for hard in [
+        r#"{"mode":"hard","force":null}"#,
+        r#"{"mode":"soft","mode":"hard"}"#,
+        r#"{"mode":"hard"}"#,
+    ] {
+        let mut world = provisioned();
+        world.annotate(REBOOT_ANNOTATION, hard);
+        world.until("an order", |world| !power_orders(&world.plan()).is_empty());
+        assert_eq!(power_orders(&world.plan()), [PowerOrder::HardOff], "{hard}");
+    }
+    let mut moved = World::new();
+    moved.annotate(
+        STATUS_ANNOTATION,
+        r#"{"provisioning":{"state":"provisioned","raid":null},"conditions":null,"hardware":{"nics":null,"cpu":{"flags":null}}}"#,
+    );
+    let plan = moved.plan();
+    moved.execute(plan, None, Fault::None);
+    assert_eq!(moved.state(), State::Provisioned);
 }
 
 #[test]
