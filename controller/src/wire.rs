@@ -121,14 +121,25 @@ impl Parts<'_> {
     /// Runs `part` as long as the process does, from when the world is complete. Nothing may wait for a store before: of
     /// several that do, kube-runtime wakes one.
     pub fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
-        let mut ready = self.ready.clone();
-        self.tasks.spawn(async move {
-            // The sender lives as long as the process.
-            if ready.wait_for(|ready| *ready).await.is_ok() {
-                part.await;
-            }
-            name
-        });
+        let part = once_ready(self.ready.clone(), self.shutdown.clone(), part);
+        spawn(self.tasks, name, part);
+    }
+}
+
+/// `part`, from when all is ready; nothing of it if the process ends before.
+async fn once_ready(
+    mut ready: watch::Receiver<bool>,
+    mut shutdown: watch::Receiver<bool>,
+    part: impl Future<Output = ()>,
+) {
+    let begins = tokio::select! {
+        ready = ready.wait_for(|ready| *ready) => ready.is_ok(),
+        _ = shutdown.wait_for(|ended| *ended) => false,
+    };
+    // Who listens for it is waited for at the end.
+    drop(shutdown);
+    if begins {
+        part.await;
     }
 }
 
@@ -324,8 +335,10 @@ pub async fn reach(file: Kubeconfig) -> Result<Config, KubeconfigError> {
     Ok(config)
 }
 
-/// `config` under which no answer is waited for longer than `silence`.
+/// `config` under which no answer is waited for longer than `silence`, and every failure is known to who asked: kube would ask up to 15
+/// times, with pauses of minutes, of which no watch and no loop with a pause of its own would hear.
 fn bounded(mut config: Config, silence: Duration) -> Config {
+    config.default_retry = false;
     config.read_timeout = Some(silence);
     // Counted from the request on, and not from when its connection was last used.
     config.reset_reader_on_write = true;
@@ -358,5 +371,41 @@ mod tests {
         let _held = silent.accept().await.unwrap();
         let answer = tokio::time::timeout(Duration::from_secs(20), asked).await;
         assert!(answer.expect("the request ends").unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_sheds_load_is_heard_of_at_once() {
+        let busy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", busy.local_addr().unwrap());
+        let config = bounded(Config::new(url.parse().unwrap()), Duration::from_secs(60));
+        let segments: kube::Api<Segment> = kube::Api::namespaced(Client::try_from(config).unwrap(), "a");
+        let asked = tokio::spawn(async move { segments.get("b").await });
+        let refuse = async {
+            let mut asked = 0;
+            while let Ok((mut stream, _)) = busy.accept().await {
+                asked += 1;
+                let answer =
+                    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 3600\r\ncontent-length: 0\r\n\r\n";
+                tokio::io::AsyncWriteExt::write_all(&mut stream, answer)
+                    .await
+                    .unwrap();
+            }
+            asked
+        };
+        tokio::select! {
+            answer = asked => assert!(answer.unwrap().is_err()),
+            asked = refuse => panic!("{asked}"),
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("it is asked in silence"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_part_that_has_not_begun_does_not_hold_up_the_end() {
+        let ((_more, ready), (stop, shutdown)) = (watch::channel(false), watch::channel(false));
+        let part = once_ready(ready, shutdown, std::future::pending());
+        let part = tokio::spawn(part);
+        stop.send_replace(true);
+        let ended = tokio::time::timeout(Duration::from_secs(20), part).await;
+        ended.expect("it ends").unwrap();
     }
 }

@@ -25,11 +25,15 @@ use super::{Dropped, Event, Happened, make_room};
 const REPORTER: &str = "muster-controller";
 /// The API server refuses longer notes, in bytes.
 const NOTE: usize = 1024;
+/// Nor does it take longer names, of whatever object (RFC 1123, 2.1).
+const LONGEST_NAME: usize = 253;
 /// For so long after the last time, the same happening counts up its Event; a later one is told anew.
 const SERIES: Duration = Duration::from_secs(360);
 /// Happenings of one lane that are remembered for that, of 100 bytes or so each: with thousands of hosts some come in a row. Beyond,
 /// old ones are forgotten.
 const REMEMBERED: usize = 1024;
+/// After how long an Event is written again to an API server that is too busy.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// How many Events are written at once. One after the other is slower than thousands of hosts make them where the API server is busy.
 const AT_ONCE: usize = 4;
 
@@ -118,11 +122,26 @@ impl Writer {
         let key = key(&event);
         let mut lately = self.lanes[usize::from(key[0]) % self.lanes.len()].lock().await;
         tracing::info!(%subject, reason, %message, "event");
-        if let Err(error) = write(&self.client, &mut lately, &event, key, at).await {
+        let mut pauses = PAUSES.into_iter();
+        let written = loop {
+            match (
+                write(&self.client, &mut lately, &event, key, at).await,
+                pauses.next(),
+            ) {
+                (Err(error), Some(pause)) if is_for_now(&error) => tokio::time::sleep(pause).await,
+                (written, _) => break written,
+            }
+        };
+        if let Err(error) = written {
             self.dropped.0.inc();
             tracing::warn!(error = %Chain(&error), %subject, reason, "event not written");
         }
     }
+}
+
+/// True if the API server, or what is in front of it, is only too busy.
+fn is_for_now(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 429 | 503 | 504))
 }
 
 async fn write(
@@ -155,17 +174,14 @@ async fn write(
 
 fn new(event: &Event, key: &[u8; 16], at: Timestamp) -> Written {
     let about = &event.about;
+    // As client-go makes it, the name of what it is about, and the time; and what tells it from others of that moment.
+    let moment = format!(".{:x}{:02x}{:02x}", at.as_nanosecond(), key[0], key[1]);
+    let subject = about.name.as_deref().unwrap_or(REPORTER);
+    let subject = subject.get(..LONGEST_NAME - moment.len()).unwrap_or(subject);
     Written {
         metadata: ObjectMeta {
             namespace: about.namespace.clone(),
-            // As client-go makes it, the name of what it is about, and the time; and what tells it from others of that moment.
-            name: Some(format!(
-                "{}.{:x}{:02x}{:02x}",
-                about.name.as_deref().unwrap_or(REPORTER),
-                at.as_nanosecond(),
-                key[0],
-                key[1],
-            )),
+            name: Some(format!("{}{moment}", subject.trim_end_matches(['.', '-']))),
             ..ObjectMeta::default()
         },
         action: Some(action(event.reason, &event.message)),
@@ -286,6 +302,36 @@ mod tests {
         assert_eq!(dropped.0.get(), 2);
         events.record(event("1", "six"));
         assert_eq!(events.dropped.0.get(), 1, "nobody takes it any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_is_written_again_to_an_api_server_that_sheds_load() {
+        let api = FakeApi::new();
+        let (queue, waiting) = mpsc::channel(8);
+        let (events, dropped) = (Events::new(queue), Dropped::default());
+        events.record(event("1", "one"));
+        drop(events);
+        api.set_down(true);
+        let again = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            api.set_down(false);
+        };
+        tokio::join!(run(api.client(), dropped.clone(), waiting), again);
+        assert_eq!((api.all::<Written>("events").len(), dropped.0.get()), (1, 0));
+    }
+
+    #[test]
+    fn an_event_of_a_long_name_has_one_that_is_taken() {
+        for name in [
+            "a".repeat(253),
+            format!("{}.b{}", "a".repeat(231), "c".repeat(20)),
+        ] {
+            let mut event = event("1", "m");
+            event.about.name = Some(name.clone());
+            let written = new(&event, &key(&event), Timestamp::now());
+            assert!(text::is_dns_subdomain(&written.metadata.name.unwrap()), "{name}");
+            assert_eq!(written.regarding.unwrap().name, Some(name));
+        }
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub fn client(config: &Config, timing: Timing, term: &Leadership, reads: Client)
     http.set_nodelay(true);
     http.set_connect_timeout(Some(timing.renew));
     http.set_tcp_user_timeout(Some(timing.lease.saturating_sub(timing.renew)));
+    // A peer that is gone in the middle of its answer is missed by that, too: nothing of ours is unacknowledged then.
+    http.set_keepalive(Some(timing.renew));
+    http.set_keepalive_interval(Some(timing.renew));
     let term_of = term.clone();
     let connector = tower::service_fn(move |uri: Uri| {
         let (term, connecting) = (term_of.clone(), http.clone().oneshot(uri));

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use futures::FutureExt;
 use jiff::Timestamp;
 use muster_proto::{Mac, kinds::DhcpMode};
 use tokio::sync::watch;
@@ -125,6 +126,9 @@ impl Site {
         uuid: Option<&str>,
         now: i64,
     ) -> Result<Response, Refusal> {
+        if !self.is_complete() {
+            return Err((Status::Unavailable, "the cluster is not known yet"));
+        }
         let text = match self.verdict(segment, mac, uuid)? {
             Verdict::Silence(why) | Verdict::Disk(why) => ipxe::disk(why),
             Verdict::Ramdisk(_) => match self.files.current(net.profile) {
@@ -221,6 +225,20 @@ impl Site {
             IpAddr::V4(from) if net.subnet.contains(from) => Ok(net.clone()),
             _ => Err((Status::Forbidden, "this is for machines on another segment")),
         }
+    }
+
+    /// True once every host is known: before, a known machine would be taken for an unknown one.
+    fn is_complete(&self) -> bool {
+        let World {
+            segments,
+            servers,
+            hosts,
+            ..
+        } = &self.world;
+        let ready = |ready: Option<Result<(), _>>| matches!(ready, Some(Ok(())));
+        ready(segments.wait_until_ready().now_or_never())
+            && ready(servers.wait_until_ready().now_or_never())
+            && ready(hosts.wait_until_ready().now_or_never())
     }
 
     fn verdict(&self, segment: &SegmentKey, mac: Mac, uuid: Option<&str>) -> Result<Verdict, Refusal> {
