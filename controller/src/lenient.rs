@@ -18,7 +18,7 @@ use kube::{
     },
 };
 use muster_proto::{
-    kinds::{BareMetalHost, PAUSED_ANNOTATION, Server},
+    kinds::{self, BareMetalHost, PAUSED_ANNOTATION, Server},
     text,
 };
 use prometheus_client::{
@@ -270,6 +270,32 @@ impl<K: Resource<DynamicType = ()>> Resource for Seen<K> {
     }
 }
 
+/// What an object is called, of which nothing else can be read.
+pub(crate) trait Bare: Sized {
+    /// It, with its metadata alone.
+    fn bare(meta: ObjectMeta) -> Self;
+}
+
+macro_rules! bare {
+    ($($kind:ident: $spec:ident),*) => {$(
+        impl Bare for kinds::$kind {
+            fn bare(meta: ObjectMeta) -> Self {
+                let mut object = kinds::$kind::new("", kinds::$spec::default());
+                object.metadata = meta;
+                object
+            }
+        }
+    )*};
+}
+
+bare!(
+    BareMetalHost: BareMetalHostSpec,
+    Enrolment: EnrolmentSpec,
+    HardwareData: HardwareDataSpec,
+    Segment: SegmentSpec,
+    Server: ServerSpec
+);
+
 /// What kube's watcher tells of the objects behind `api`, for ever: with those of which something cannot be read as `treat` says, and
 /// kept in `unreadable`.
 ///
@@ -281,6 +307,7 @@ pub(crate) fn events<K>(
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Bare
         + Clone
         + Debug
         + DeserializeOwned
@@ -322,7 +349,7 @@ fn is_about_content(error: &watcher::Error) -> bool {
 }
 
 /// What `event` is to those who only know objects that can be read.
-fn shown<K: Resource<DynamicType = ()>>(
+fn shown<K: Resource<DynamicType = ()> + Bare>(
     event: watcher::Result<Event<Seen<K>>>,
     treat: Treat<K>,
     unreadable: &Unreadable,
@@ -344,7 +371,8 @@ fn shown<K: Resource<DynamicType = ()>>(
         }
         Seen::Nothing(meta, wrong) => {
             unreadable.found::<K>(&meta, Some(&*wrong).filter(|_| !gone));
-            None
+            // What was known of it stays as long as it is there: it is not gone.
+            gone.then(|| (K::bare(*meta), false))
         }
     };
     Some(Ok(match event {

@@ -83,7 +83,11 @@ impl Cluster {
             .lock()
             .unwrap()
             .insert(plural.to_owned(), vec![object.clone()]);
-        let line = format!("{}\n", json!({"type": "MODIFIED", "object": object}));
+        self.tell("MODIFIED", plural, object);
+    }
+
+    fn tell(&self, what: &str, plural: &str, object: &Value) {
+        let line = format!("{}\n", json!({"type": what, "object": object}));
         let _ = self.changes.send((plural.to_owned(), line));
     }
 
@@ -257,4 +261,27 @@ async fn what_is_wrong_with_one_object_of_ours_is_no_other_s_matter() {
                 .all(|(wrong, part)| wrong.starts_with(part)),
         "{wrong:?}"
     );
+}
+
+/// Nobody would tell of it once more before the next list, which may be days away.
+#[tokio::test]
+async fn an_object_of_which_nothing_could_be_read_any_more_is_gone_once_it_is_deleted() {
+    let cluster = Cluster::new([("baremetalhosts", vec![host(1, "UEFI"), host(2, "Quantum")])]);
+    let world = cluster.world().await;
+    let mut spoilt = host(1, "UEFI");
+    spoilt["spec"]["online"] = json!({"by": "schedule"});
+    let unreadable = || world.unreadable.all().len();
+    until("unreadable", || {
+        cluster.tell("MODIFIED", "baremetalhosts", &spoilt);
+        unreadable() == 2
+    })
+    .await;
+    assert!(see(&world, 1).is_some(), "it is there");
+    until("gone", || {
+        cluster.tell("DELETED", "baremetalhosts", &spoilt);
+        see(&world, 1).is_none()
+    })
+    .await;
+    assert_eq!(unreadable(), 1);
+    assert!(see(&world, 2).is_some());
 }
