@@ -96,6 +96,10 @@ pub enum Etags {
     Weak,
     /// Strong ones, which a change must name.
     Required,
+    /// Some that no change may name.
+    Broken,
+    /// Some that match nothing, and a change must name one that does.
+    BrokenRequired,
 }
 
 /// When the power changes after it was asked for.
@@ -143,6 +147,8 @@ pub enum BootQuirk {
     NoMode,
     /// It is written to a settings resource.
     Settings,
+    /// There is a settings resource, which takes nothing of the boot but its order.
+    OrderInSettings,
 }
 
 /// A request as it came.

@@ -50,7 +50,9 @@ pub(super) fn etag(machine: &Machine, options: &Options) -> Option<String> {
     let version = machine.version;
     match options.etags {
         Etags::None => None,
-        Etags::Strong | Etags::Required => Some(format!("\"{version}\"")),
+        Etags::Strong | Etags::Required | Etags::Broken | Etags::BrokenRequired => {
+            Some(format!("\"{version}\""))
+        }
         Etags::Weak => Some(format!("W/\"{version}\"")),
     }
 }
@@ -73,7 +75,7 @@ pub(super) fn system(machine: &Machine, options: &Options, lie: Option<&str>) ->
         "Boot": boot(machine, options),
         "Actions": {"#ComputerSystem.Reset": reset(&path, options)},
     });
-    if options.boot == BootQuirk::Settings {
+    if matches!(options.boot, BootQuirk::Settings | BootQuirk::OrderInSettings) {
         system["@Redfish.Settings"] = json!({
             "@odata.type": "#Settings.v1_3_5.Settings",
             "SettingsObject": link(&format!("{path}/Settings")),
@@ -91,7 +93,10 @@ pub(super) fn settings(machine: &Machine, options: &Options) -> Value {
         "@odata.type": "#ComputerSystem.v1_20_0.ComputerSystem",
         "Id": "Settings",
         "Name": "Settings",
-        "Boot": boot(machine, options),
+        "Boot": match options.boot {
+            BootQuirk::OrderInSettings => json!({"BootOrder": ["NIC.1", "Disk.1"]}),
+            _ => boot(machine, options),
+        },
     })
 }
 

@@ -373,7 +373,12 @@ fn route(
         }
         ("PATCH", "") if options.boot == BootQuirk::Settings => Answer::refused(NO_METHOD),
         ("PATCH", "") => patch(machine, shared, headers, body),
-        ("GET", "Settings") if options.boot == BootQuirk::Settings => {
+        ("PATCH", "Settings") if options.boot == BootQuirk::OrderInSettings => Answer::refused((
+            400,
+            "PropertyNotWritable",
+            "BootSourceOverrideEnabled is a read only property.",
+        )),
+        ("GET", "Settings") if matches!(options.boot, BootQuirk::Settings | BootQuirk::OrderInSettings) => {
             Answer::of(200, resources::settings(machine, options))
         }
         ("PATCH", "Settings") if options.boot == BootQuirk::Settings => patch(machine, shared, headers, body),
@@ -462,10 +467,13 @@ fn log_out(state: &mut State, method: &Method, number: &str) -> Answer {
 fn patch(machine: &mut Machine, shared: &Shared, headers: &HeaderMap, body: &Value) -> Answer {
     let options = &shared.options;
     let given = headers.get("if-match").and_then(|value| value.to_str().ok());
-    let matches = given.is_none_or(|given| given == "*" || given == format!("\"{}\"", machine.version));
+    let is_broken = matches!(options.etags, Etags::Broken | Etags::BrokenRequired);
+    let is_its = |given: &str| !is_broken && given == format!("\"{}\"", machine.version);
+    let is_any = |given: &str| given == "*" && options.etags != Etags::Broken;
+    let matches = given.is_none_or(|given| is_its(given) || is_any(given));
     match options.etags {
         Etags::None => {}
-        Etags::Required if given.is_none() => {
+        Etags::Required | Etags::BrokenRequired if given.is_none() => {
             return Answer::refused((428, "PreconditionRequired", "A precondition is required."));
         }
         _ if !matches => return Answer::refused((412, "PreconditionFailed", "The ETag did not match.")),

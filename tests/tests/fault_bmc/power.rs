@@ -136,6 +136,7 @@ async fn a_boot_override_counts_once_on_every_kind_of_bmc() {
         (BootQuirk::OnlyOnce, "HPE"),
         (BootQuirk::NoMode, "HPE"),
         (BootQuirk::Settings, "Muster"),
+        (BootQuirk::OrderInSettings, "Dell Inc."),
     ] {
         let options = Options {
             boot,
@@ -205,7 +206,14 @@ async fn a_lasting_override_lasts_where_the_bmc_knows_it() {
 
 #[tokio::test]
 async fn every_kind_of_etag_lets_a_change_through() {
-    for etags in [Etags::None, Etags::Strong, Etags::Weak, Etags::Required] {
+    for etags in [
+        Etags::None,
+        Etags::Strong,
+        Etags::Weak,
+        Etags::Required,
+        Etags::Broken,
+        Etags::BrokenRequired,
+    ] {
         let options = Options {
             etags,
             ..Options::default()
@@ -218,7 +226,7 @@ async fn every_kind_of_etag_lets_a_change_through() {
 }
 
 #[tokio::test]
-async fn a_change_that_lost_a_race_is_tried_once_more_and_then_later() {
+async fn a_change_that_lost_a_race_is_tried_again_and_then_later() {
     let (service, _events, access) = one(Options::default());
     let bmcs = bmcs(&hasty());
     service.inject(Rule::always(Fault::Mismatch).method("PATCH").times(1));
@@ -230,7 +238,34 @@ async fn a_change_that_lost_a_race_is_tried_once_more_and_then_later() {
     service.inject(Rule::always(Fault::Mismatch).method("PATCH"));
     let lost = bmcs.set_boot(&access, 1, once(Device::Hdd)).await;
     assert!(matches!(lost, Err(BmcError::Busy { .. })), "{lost:?}");
-    assert_eq!(count(&service, "PATCH", ""), 2);
+    assert_eq!(count(&service, "PATCH", ""), 4);
+}
+
+/// It may be over, or have the privileges that the user had when it was made.
+#[tokio::test]
+async fn a_session_that_is_forbidden_what_it_was_allowed_is_made_anew_once() {
+    let (service, _events, access) = one(Options::default());
+    let bmcs = bmcs(&hasty());
+    bmcs.power(&access).await.unwrap();
+    let _before = service.seen();
+    let forbidden = || Rule::always(Fault::Status(403, "InsufficientPrivilege")).path("Systems");
+    service.inject(forbidden().times(1));
+    bmcs.power(&access).await.unwrap();
+    let sessions = || {
+        let seen = service.seen();
+        ["POST", "DELETE"].map(|method| {
+            let of = seen.iter().filter(|seen| seen.method == method);
+            of.filter(|seen| seen.path.contains("Sessions")).count()
+        })
+    };
+    assert_eq!(sessions(), [1, 1]);
+    service.inject(forbidden());
+    let refused = bmcs.power(&access).await;
+    assert!(
+        matches!(refused, Err(BmcError::Credentials { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(sessions(), [1, 1]);
 }
 
 #[tokio::test]

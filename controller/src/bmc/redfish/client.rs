@@ -63,6 +63,8 @@ pub(super) struct Client<'a> {
     memory: &'a mut Memory,
     /// Why this call goes without a session, though the service has some.
     without_session: Option<BmcError>,
+    /// The session is of this call.
+    opened: bool,
 }
 
 impl<'a> Client<'a> {
@@ -77,6 +79,7 @@ impl<'a> Client<'a> {
             wire: Wire::new(access, &means.trust, means.limits, leave)?,
             memory,
             without_session: None,
+            opened: false,
         })
     }
 
@@ -180,10 +183,15 @@ impl<'a> Client<'a> {
                 return Err(error);
             }
             let is_unknown = knows_none || told.status == StatusCode::UNAUTHORIZED;
-            if !is_unknown || !known || renewed {
+            // Some say that of a session that is over; others give one, for as long as it lasts, the privileges that the user had then.
+            let is_old = told.status == StatusCode::FORBIDDEN && !self.opened;
+            if !(is_unknown || is_old) || !known || renewed {
                 return Ok((asked, told));
             }
-            self.memory.session = None;
+            if is_unknown {
+                self.memory.session = None;
+            }
+            self.close().await;
             renewed = true;
         }
     }
@@ -231,6 +239,7 @@ impl<'a> Client<'a> {
                 .header(&LOCATION)
                 .and_then(|place| verdict::redirect(place, &origin));
             let path = place.or_else(|| model::id(&serde_json::from_slice(&told.body).ok()?));
+            self.opened = true;
             self.memory.session = Some(Session {
                 token,
                 path,

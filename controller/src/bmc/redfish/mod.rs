@@ -34,6 +34,9 @@ const NICS: usize = 8;
 /// How long a service may take to list them.
 const NICS_WITHIN: Duration = Duration::from_secs(15);
 
+/// How often a change is tried, with the ETag that it is to have each time.
+const ATTEMPTS: u32 = 4;
+
 /// One system behind one Redfish service.
 pub struct Redfish {
     means: Means,
@@ -129,29 +132,30 @@ impl Redfish {
 
     async fn arm(&mut self, access: &Access, leave: Leave, want: Boot) -> Result<Done, BmcError> {
         let mut client = self.client(access, Some(leave))?;
-        let mut weak = false;
-        loop {
+        for attempt in 0..ATTEMPTS {
             let (path, resource, system) = system(&mut client, access).await?;
             let shape = quirks::shape(system.identity.manufacturer.as_deref());
             let Some(body) = boot::patch(&system.boot, want, shape)? else {
                 return Ok(Done::Already);
             };
             let (path, etag) = settings(&mut client, path, &system, resource).await?;
-            // If-Match compares strongly (RFC 9110 section 13.1.1), so that a weak tag never matches; some send one all the same.
-            let tag = etag
-                .as_deref()
-                .map(|etag| if weak { etag.trim_start_matches("W/") } else { etag });
+            let tag = match attempt {
+                0 => etag.as_deref(),
+                // If-Match compares strongly (RFC 9110 section 13.1.1), so that a weak tag never matches; some send one all the same.
+                1 => etag.as_deref().map(|etag| etag.trim_start_matches("W/")),
+                // Some refuse the very tag that they gave. It guards little: what is wanted stands in the body, and is ours alone to say.
+                2 => Some("*"),
+                _ => None,
+            };
             if client.change(&path, &body, tag).await? {
                 return Ok(Done::Accepted);
             }
-            if weak {
-                return Err(BmcError::Busy {
-                    message: clean(format!("{path} changes all the time").as_bytes()),
-                    retry_after: None,
-                });
-            }
-            weak = true;
         }
+        Err(BmcError::Busy {
+            message: "the boot override is taken neither with the ETag that is given for it nor without"
+                .to_owned(),
+            retry_after: None,
+        })
     }
 }
 
@@ -199,7 +203,8 @@ async fn the_only_system(client: &mut Client<'_>) -> Result<String, BmcError> {
     }
 }
 
-/// Where the boot override is written, with the ETag there: to the system's settings, if these have one.
+/// Where the boot override is written, with the ETag there: to the system's settings, if these have one. Some have other things of the boot
+/// there (Dell's iDRAC 9 its order), and take the override where it shows.
 async fn settings(
     client: &mut Client<'_>,
     path: String,
@@ -208,7 +213,8 @@ async fn settings(
 ) -> Result<(String, Option<String>), BmcError> {
     if let Some(elsewhere) = &system.settings {
         let found = client.find(elsewhere).await?;
-        if let Some(found) = found.filter(|found| found.value.get("Boot").is_some()) {
+        let is_there = |found: &Resource| found.value.pointer("/Boot/BootSourceOverrideTarget").is_some();
+        if let Some(found) = found.filter(is_there) {
             return Ok((elsewhere.clone(), found.etag));
         }
     }

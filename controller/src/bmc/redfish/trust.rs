@@ -128,6 +128,11 @@ pub(super) fn distrust(error: &rustls::Error) -> Option<&'static str> {
         E::Revoked => "it is revoked",
         E::BadEncoding => "it cannot be read",
         E::BadSignature => "its signature is wrong",
+        // webpki has no type for it here.
+        E::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
+            "it is an authority's (CA:TRUE), which no server shows for itself: give the BMC one with CA:FALSE, or set \
+             spec.bmc.disableCertificateVerification"
+        }
         _ => "it is not fit for a server",
     })
 }

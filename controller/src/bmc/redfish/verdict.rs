@@ -19,8 +19,11 @@ const LATER: &[&str] = &[
     "ServiceInUnknownState",
     "ServiceShuttingDown",
     "ResourceInUse",
-    // HPE, while the machine tests itself.
+    // HPE, while the machine tests itself, and while an order before is carried out.
     "UnableToModifyDuringSystemPOST",
+    "InvalidOperationForSystemState",
+    // Dell, while the iDRAC starts.
+    "SYS518",
     // None for us, that is.
     "SessionLimitExceeded",
 ];
@@ -58,19 +61,31 @@ impl Said {
     /// Reads the body of an answer with `status`; whatever it repeats of `secrets` is blotted out.
     pub(super) fn read(status: u16, body: &[u8], secrets: &[String]) -> Said {
         let value: Value = serde_json::from_slice(body).unwrap_or_default();
-        let extended = value.pointer("/error/@Message.ExtendedInfo");
+        let of_all = value.pointer("/error/@Message.ExtendedInfo").into_iter();
+        // Of one property each, as OpenBMC answers a change.
+        let of_one = value.as_object().into_iter().flatten();
+        let of_one = of_one.filter(|(name, _)| name.ends_with("@Message.ExtendedInfo"));
         // Old services send one object in the place of a list.
-        let single = extended.filter(|one| one.is_object());
-        let listed = extended.and_then(Value::as_array).into_iter().flatten();
-        let messages: Vec<&Value> = single.into_iter().chain(listed).take(MESSAGES).collect();
+        let listed = |extended: &'_ Value| match extended {
+            Value::Array(all) => all.clone(),
+            one => vec![one.clone()],
+        };
+        let messages = of_all
+            .chain(of_one.map(|(_, extended)| extended))
+            .flat_map(listed);
+        let messages: Vec<Value> = messages.filter(Value::is_object).take(MESSAGES).collect();
         let word = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
         let error = value.get("error").unwrap_or(&Value::Null);
         let last = |id: String| id.rsplit('.').next().unwrap_or_default().to_owned();
-        let ids = messages
-            .iter()
-            .filter_map(|one| word(one, "MessageId"))
-            .chain(word(error, "code"));
-        let mut texts: Vec<String> = messages.iter().filter_map(|one| word(one, "Message")).collect();
+        // The second is how iLO 4 writes it, without any text.
+        let id = |one: &Value| {
+            word(one, "MessageId")
+                .or_else(|| word(one, "MessageID"))
+                .map(last)
+        };
+        let text = |one: &Value| word(one, "Message").or_else(|| id(one));
+        let ids: Vec<String> = messages.iter().filter_map(id).collect();
+        let mut texts: Vec<String> = messages.iter().filter_map(text).collect();
         texts.dedup();
         let text = match texts.is_empty() {
             true => word(error, "message").unwrap_or_default(),
@@ -78,7 +93,7 @@ impl Said {
         };
         let text = clean(blot(&text, secrets).as_bytes());
         Said {
-            ids: ids.map(last).collect(),
+            ids: ids.into_iter().chain(word(error, "code").map(last)).collect(),
             text: if text.is_empty() {
                 format!("HTTP status {status} without a message")
             } else {
@@ -187,6 +202,21 @@ mod tests {
         ] {
             assert_eq!(redirect(location, origin).as_deref(), path, "{location}");
         }
+    }
+
+    #[test]
+    fn answers_that_are_written_in_other_ways_are_understood() {
+        // iLO 4: neither the name of the id nor any text is as it should be.
+        let body = json!({"error": {"code": "iLO.0.10.ExtendedInfo", "message": "See @Message.ExtendedInfo for more information.",
+            "@Message.ExtendedInfo": [{"MessageID": "iLO.0.10.InvalidOperationForSystemState", "MessageArgs": ["Power is off"]}]}});
+        let said = Said::read(400, body.to_string().as_bytes(), &[]);
+        assert_eq!(said.text, "InvalidOperationForSystemState");
+        assert_eq!(said.error(400, "x", None).class(), "busy");
+        // OpenBMC: beside the property that is meant.
+        let body = json!({"Boot@Message.ExtendedInfo": [{"MessageId": "Base.1.8.PropertyUnknown", "Message": "No Boot."}]});
+        let said = Said::read(400, body.to_string().as_bytes(), &[]);
+        assert_eq!(said.text, "No Boot.");
+        assert_eq!(said.error(400, "x", None).class(), "unsupported");
     }
 
     #[test]
