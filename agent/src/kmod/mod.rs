@@ -223,12 +223,19 @@ impl Loading {
         let changes = match heard {
             Heard::Event(event) => {
                 let changes = event.changes_hardware();
+                if let Some(module) = event.live_module() {
+                    self.schedule.live(module);
+                }
                 if event.action == "add" && !event.modalias.is_empty() {
                     self.device(event.modalias);
                 }
                 changes
             }
             Heard::Lost => {
+                let running: Vec<Name> = self.schedule.running().cloned().collect();
+                for module in running.iter().filter(|module| is_live(&self.root, module)) {
+                    self.schedule.live(module);
+                }
                 for modalias in walk::modaliases(&self.root) {
                     self.device(modalias);
                 }
@@ -303,6 +310,12 @@ impl Loading {
             false => settle::LOADING,
         }
     }
+}
+
+/// True if the kernel has the module: its `init` has run.
+fn is_live(root: &Root, module: &str) -> bool {
+    let state = sys::text(&root.sys(format!("module/{module}/initstate")));
+    state.is_ok_and(|state| state == "live")
 }
 
 async fn pause(patience: Option<Duration>) {

@@ -48,6 +48,8 @@ struct Entry {
 enum Phase {
     Waiting,
     Running,
+    /// Others can use it; what it drives may still be probed.
+    Live,
     Ended,
 }
 
@@ -93,7 +95,7 @@ impl Schedule {
     /// The most urgent module whose needs are met, unless more than `limit` would then run; network drivers never wait
     /// for a place, because a storage driver may take seconds.
     pub fn next(&mut self, limit: usize) -> Option<Start> {
-        let running = self.running();
+        let running = self.running().count();
         let waiting = || {
             self.entries
                 .iter()
@@ -101,7 +103,7 @@ impl Schedule {
                 .filter(|(_, entry)| entry.phase == Phase::Waiting)
         };
         let rank = |(at, entry): &(usize, &Entry)| (entry.urgency, std::cmp::Reverse(*at));
-        let met = |at: &usize| self.entries[*at].phase == Phase::Ended;
+        let met = |at: &usize| matches!(self.entries[*at].phase, Phase::Live | Phase::Ended);
         let (at, entry) = waiting()
             .filter(|(_, entry)| entry.first.iter().all(met))
             .filter(|(_, entry)| running < limit || entry.urgency == Urgency::Network)
@@ -124,6 +126,14 @@ impl Schedule {
         Some(start)
     }
 
+    /// The kernel has the module, and its loading has not ended: what needs it need not wait, and it keeps no place from others.
+    pub fn live(&mut self, name: &str) {
+        let entry = self.known.get(name).and_then(|at| self.entries.get_mut(*at));
+        if let Some(entry) = entry.filter(|entry| entry.phase == Phase::Running) {
+            entry.phase = Phase::Live;
+        }
+    }
+
     /// The module is loaded, or will never be.
     pub fn ended(&mut self, entry: usize) {
         if let Some(entry) = self.entries.get_mut(entry) {
@@ -131,12 +141,10 @@ impl Schedule {
         }
     }
 
-    /// How many modules are being loaded.
-    pub fn running(&self) -> usize {
-        self.entries
-            .iter()
-            .filter(|entry| entry.phase == Phase::Running)
-            .count()
+    /// The modules that are being loaded and not there yet.
+    pub fn running(&self) -> impl Iterator<Item = &Name> {
+        let running = self.entries.iter().filter(|entry| entry.phase == Phase::Running);
+        running.map(|entry| &entry.name)
     }
 
     /// True if nothing runs and nothing waits.
@@ -144,7 +152,7 @@ impl Schedule {
         self.entries.iter().all(|entry| entry.phase == Phase::Ended)
     }
 
-    /// The modules that run or wait.
+    /// The modules that run, probe or wait.
     pub fn unfinished(&self) -> Vec<Name> {
         let unfinished = self.entries.iter().filter(|entry| entry.phase != Phase::Ended);
         unfinished.map(|entry| entry.name.clone()).collect()
@@ -309,6 +317,27 @@ mod tests {
         assert_eq!(schedule.next(1), None, "one at a time");
         schedule.want("net_failover");
         assert_eq!(*schedule.next(1).unwrap().name, *"net_failover");
+    }
+
+    /// Its `finit_module` ends only when all that any driver probes in the background has been.
+    #[test]
+    fn a_module_that_is_there_holds_up_nobody_and_is_not_finished() {
+        let mut schedule = schedule();
+        schedule.want("virtio_pci");
+        let virtio = schedule.next(1).unwrap();
+        assert_eq!(schedule.next(1), None, "it is not there yet");
+        schedule.live("virtio");
+        schedule.live("nobody");
+        let pci = schedule.next(1).unwrap();
+        assert_eq!(*pci.name, *"virtio_pci");
+        schedule.live("virtio_pci");
+        assert!(schedule.next(1).is_none() && !schedule.is_idle());
+        assert_eq!(schedule.unfinished().len(), 2);
+        schedule.ended(pci.entry);
+        // Told late.
+        schedule.live("virtio_pci");
+        schedule.ended(virtio.entry);
+        assert!(schedule.is_idle());
     }
 
     proptest! {

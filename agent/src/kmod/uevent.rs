@@ -33,6 +33,8 @@ pub struct Uevent {
     pub action: String,
     /// `block`, `net`, `pci`, …
     pub subsystem: String,
+    /// The last part of the device's path in sysfs; what a module is called.
+    pub name: String,
     /// `disk`, `partition`, `scsi_device`, …; empty for most.
     pub devtype: String,
     /// By what a module for this device is found; empty if the device has none.
@@ -57,6 +59,11 @@ impl Uevent {
             match key {
                 "ACTION" => event.action = value.to_owned(),
                 "SUBSYSTEM" => event.subsystem = value.to_owned(),
+                "DEVPATH" => value
+                    .rsplit('/')
+                    .next()
+                    .unwrap_or_default()
+                    .clone_into(&mut event.name),
                 "DEVTYPE" => event.devtype = value.to_owned(),
                 "MODALIAS" => event.modalias = value.to_owned(),
                 "RESIZE" => event.resized = value == "1",
@@ -64,6 +71,12 @@ impl Uevent {
             }
         }
         (!event.action.is_empty()).then_some(event)
+    }
+
+    /// The module that is there now, and whose `finit_module` has not ended: it waits for all that is being probed in the background, by
+    /// whatever driver (`do_init_module` in `kernel/module/main.c`).
+    pub fn live_module(&self) -> Option<&str> {
+        (self.action == "add" && self.subsystem == "module").then_some(&*self.name)
     }
 
     /// True if a disk or a network interface came or went, or a disk has another size.
@@ -155,6 +168,11 @@ mod tests {
         );
         assert_eq!(event.modalias, "virtio:d00000001v00001AF4");
         assert!(!event.changes_hardware());
+        assert_eq!(event.live_module(), None);
+        let module =
+            b"add@/module/mlx4_core\0ACTION=add\0DEVPATH=/module/mlx4_core\0SUBSYSTEM=module\0SEQNUM=9\0";
+        let module = Uevent::parse(module).unwrap();
+        assert_eq!(module.live_module(), Some("mlx4_core"));
     }
 
     #[test]

@@ -174,9 +174,12 @@ impl Machine for Ramdisk {
 
     async fn network_changed(&mut self) {
         let tried = self.tried.clone();
-        if self.network.wait_for(|network| *network != tried).await.is_err() {
-            std::future::pending::<()>().await;
+        if let Ok(network) = self.network.wait_for(|network| *network != tried).await {
+            // Once: a connection that lasts is not tried anew again and again.
+            self.tried = network.clone();
+            return;
         }
+        std::future::pending::<()>().await;
     }
 
     async fn resolve(&mut self, name: &str) -> Result<IpAddr, ResolveError> {

@@ -7,8 +7,9 @@ use super::http::route::{Boot, Route};
 
 /// What every kernel is told: to use both kinds of console and to say little there, because a serial line takes longer to print
 /// a boot's messages than the boot itself; and not to test its ciphers (`crypto/algboss.c`), which is half of what an emulated
-/// processor does until the agent starts: nothing in the ramdisk uses them. A Segment's own parameters come after these and win.
-pub const PARAMETERS: &str = "console=tty0 console=ttyS0,115200 quiet cryptomgr.notests";
+/// processor does until the agent starts: nothing in the ramdisk uses them; and to start the machine again a minute after a panic, or it
+/// would stand there until somebody comes. A Segment's own parameters come after these and win.
+pub const PARAMETERS: &str = "console=tty0 console=ttyS0,115200 quiet cryptomgr.notests panic=60";
 
 /// How often iPXE tries to fetch the files before it goes on to the disk; it waits one second longer each time.
 const TRIES: u32 = 3;
@@ -105,7 +106,7 @@ iseq ${try} 3 && goto disk ||
 echo Muster: the ramdisk did not arrive, trying again
 sleep ${try}
 :fetch
-kernel http://10.77.0.1:8080/boot/0123456789abcdef/vmlinuz initrd=initramfs console=tty0 console=ttyS0,115200 quiet cryptomgr.notests console=ttyS1,115200 || goto again
+kernel http://10.77.0.1:8080/boot/0123456789abcdef/vmlinuz initrd=initramfs console=tty0 console=ttyS0,115200 quiet cryptomgr.notests panic=60 console=ttyS1,115200 || goto again
 initrd --name initramfs http://10.77.0.1:8080/boot/0123456789abcdef/muster-system/lab/525400123456/asD_7gABAgMEBQYHCAkKCwwNDg8QERIT/initramfs || goto again
 boot || goto again
 :disk
