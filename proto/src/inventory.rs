@@ -324,3 +324,13 @@ pub struct Warning {
     /// What failed.
     pub message: String,
 }
+
+/// The [`Warning::collector`] of drivers that are still being loaded: what they find is missing, and comes with another inventory.
+pub const LOADING: &str = "modules";
+
+impl Inventory {
+    /// True if drivers were still being loaded.
+    pub fn is_early(&self) -> bool {
+        self.warnings.iter().any(|warning| warning.collector == LOADING)
+    }
+}

@@ -9,7 +9,7 @@ use muster_proto::{
     Mac,
     config::BootConfig,
     identity::Identity,
-    inventory::{Inventory, Warning},
+    inventory::{Inventory, LOADING, Warning},
 };
 use nix::{
     sys::time::TimeSpec,
@@ -224,7 +224,7 @@ impl Machine for Ramdisk {
 /// What the inventory says while `module` is still being loaded; once it is, there is another inventory.
 fn incomplete(module: &Name) -> Warning {
     Warning {
-        collector: "modules".to_owned(),
+        collector: LOADING.to_owned(),
         subject: module.to_string(),
         message: "still being loaded: what it finds is missing here, and reported once it is loaded"
             .to_owned(),

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     Mac,
     inventory::{Disk, Inventory, MAX_DEVICES, Nic},
@@ -14,6 +15,16 @@ use muster_proto::{
     },
     text,
 };
+
+/// So long after an inventory another one is waited for that has what drivers find which were still being loaded: some controllers of many
+/// disks take five minutes (`mpt3sas`: its ports), and one that hangs is not waited for without an end.
+const LOADS: SignedDuration = SignedDuration::from_mins(5);
+
+/// Until when the `inventory` that arrived at `at` is not taken for all that the machine has; none: it is.
+pub fn is_early_until(inventory: &Inventory, at: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    let due = at.checked_add(LOADS).ok()?;
+    (inventory.is_early() && (at..due).contains(&now)).then_some(due)
+}
 
 /// The hardware that `inventory` reports, in Metal3's shape: at most [`MAX_DEVICES`] disks and NIC entries, all text cleaned.
 pub fn details(inventory: &Inventory) -> HardwareDetails {

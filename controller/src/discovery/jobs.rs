@@ -3,9 +3,10 @@
 //! A job stays on the Server until the agent has taken it up, then it is removed: a later session must not meet it.
 //! Jobs whose id is not ours were placed by a person, or by the operator for the Server's host, and are left alone.
 
+use jiff::Timestamp;
 use muster_proto::kinds::{BareMetalHost, Job, JobAction, Server, SessionState, UnknownPolicy};
 
-use super::{host, next::Seen};
+use super::{hardware::is_early_until, host, next::Seen};
 use crate::{
     boot::policy::{Verdict, verdict},
     host::is_for_another,
@@ -112,6 +113,13 @@ fn inspect(seen: &Seen<'_>, id: String) -> Jobs {
     }
 }
 
+/// Until when a machine stays in its ramdisk, because drivers are still being loaded.
+pub(super) fn early_until(seen: &Seen<'_>) -> Option<Timestamp> {
+    let status = seen.server.status.as_ref()?;
+    let at = status.inventoried.as_deref()?.parse().ok()?;
+    is_early_until(&status.inventory.as_ref()?.unpack(), at, seen.now)
+}
+
 /// Under `discover`, once in a session: its work is done, its own disk is next.
 fn release(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Option<Job> {
     let status = seen.server.status.as_ref()?;
@@ -129,7 +137,8 @@ fn release(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: bool) -> Opti
         && !status.contested
         && !host.is_some_and(hosts::is_paused)
         && seen.server.last_job().is_none_or(|last| last.id != id)
-        && matches!(verdict(segment, Some(seen.server), host), Verdict::Disk(_));
+        && matches!(verdict(segment, Some(seen.server), host), Verdict::Disk(_))
+        && early_until(seen).is_none();
     may.then_some(Job {
         id,
         action: JobAction::Reboot,

@@ -171,6 +171,13 @@ pub fn next(seen: &Seen<'_>) -> Plan {
     plan
 }
 
+/// When to look again after `plan`, whatever happens until then; none: when something changes.
+pub fn again(seen: &Seen<'_>, plan: &Plan) -> Option<Timestamp> {
+    let discovers = |segment: &Segment| segment.spec.unknown == UnknownPolicy::Discover;
+    let rests = plan.effects.is_empty() && seen.segment.is_some_and(discovers);
+    rests.then(|| jobs::early_until(seen))?
+}
+
 /// The spec of a Server whose host was deleted.
 pub fn without_host(server: &Server) -> ServerSpec {
     ServerSpec {

@@ -1,6 +1,6 @@
 //! The loop: something changed, so decide again about every Server that it concerns.
 
-use std::{collections::BTreeSet, convert::Infallible, sync::Arc};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
@@ -25,7 +25,7 @@ use super::{
     index::Index,
     link::Signals,
     memory::Memory,
-    next::{Seen, next, server_name},
+    next::{Seen, again, next, server_name},
     notices::refused,
 };
 use crate::{
@@ -211,7 +211,7 @@ fn named(context: &Context, names: impl IntoIterator<Item = String>) -> Vec<Arc<
 }
 
 async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, ExecuteError> {
-    let plan = {
+    let (plan, again) = {
         let signals = Signals::of(&server);
         let candidates = context.index.hosts_for(&server);
         let hosts: Vec<_> = candidates
@@ -228,7 +228,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             .servers_for(&server, hosts.iter().map(AsRef::as_ref));
         let servers = named(&context, names);
         let segment = context.world.segment_of(&server, &context.namespace);
-        next(&Seen {
+        let seen = Seen {
             server: &server,
             hosts: &hosts,
             hardware: &hardware,
@@ -236,7 +236,10 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             segment: segment.as_deref(),
             watched: context.watched.as_deref(),
             now: Timestamp::now(),
-        })
+        };
+        let plan = next(&seen);
+        let again = again(&seen, &plan);
+        (plan, again)
     };
     let name = server_name(&server).to_owned();
     if !plan.effects.is_empty() {
@@ -258,7 +261,10 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
     match outcome {
         Ok(()) => {
             context.memory.went_well(&name);
-            Ok(Action::await_change())
+            Ok(again.map_or_else(Action::await_change, |at| {
+                let pause = at.duration_since(Timestamp::now());
+                Action::requeue(Duration::try_from(pause).unwrap_or_default())
+            }))
         }
         Err(error) => {
             context.metrics.failures.inc();

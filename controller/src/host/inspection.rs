@@ -109,8 +109,12 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if let Some((_, found, at)) = draft.server().and_then(inventory)
         && at >= start
     {
-        let found = hardware::details(&found.unpack());
-        conclude(draft, found, at);
+        let found = found.unpack();
+        if let Some(due) = hardware::is_early_until(&found, at, draft.now) {
+            ramdisk::wait_for_drivers(draft, due, "the host is prepared");
+            return;
+        }
+        conclude(draft, hardware::details(&found), at);
         return;
     }
     // Whoever asks for it does not want to wait for the next attempt.

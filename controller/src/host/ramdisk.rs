@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{ErrorType, HostBootMode, Packed, REBOOT_ANNOTATION, Server, Session},
+    kinds::{ErrorType, HostBootMode, REBOOT_ANNOTATION, Server, Session},
 };
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
     plan::{BmcCall, PowerOrder, Task},
     power, reboot, registration,
 };
-use crate::hosts::declared_mac;
+use crate::{discovery::hardware, hosts::declared_mac};
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
 /// several minutes for their firmware alone.
@@ -216,17 +216,34 @@ fn waits(then: &str) -> String {
     format!("waits for the machine's ramdisk to call in; next: {then}")
 }
 
-/// What the ramdisk reported of the machine; none: not yet, and the draft says what is done with it then.
+/// What the ramdisk reported of the machine; none: not yet, or not all, and the draft says what is done with it then.
 pub(super) fn inventory(draft: &mut Draft<'_>, server: &Server, then: &str) -> Option<Arc<Inventory>> {
     let status = server.status.as_ref();
-    let inventory = status.and_then(|status| status.inventory.as_ref());
-    if inventory.is_none() {
+    let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) else {
         draft.wait_for(
             "Inventory",
             format!("waits for the ramdisk to report the disks; next: {then}"),
         );
+        return None;
+    };
+    let inventory = inventory.unpack();
+    let at = status.and_then(|status| status.inventoried.as_deref()?.parse().ok());
+    match at.and_then(|at| hardware::is_early_until(&inventory, at, draft.now)) {
+        Some(due) => {
+            wait_for_drivers(draft, due, then);
+            None
+        }
+        None => Some(inventory),
     }
-    inventory.map(Packed::unpack)
+}
+
+/// No disk is chosen or cleaned by what was found while drivers were still being loaded.
+pub(super) fn wait_for_drivers(draft: &mut Draft<'_>, due: Timestamp, then: &str) {
+    draft.wait_for(
+        "Inventory",
+        format!("waits for the ramdisk to load the drivers of all that is in the machine; next: {then}"),
+    );
+    draft.again_at(due);
 }
 
 /// What a host lacks whose machine's ramdisk would not be known for its.

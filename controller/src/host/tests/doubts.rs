@@ -1,7 +1,10 @@
 //! What is not known is not taken for a fact.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use muster_proto::kinds::{BmcDetails, ErrorType, IN_BAND_ANNOTATION, INSPECT_ANNOTATION};
+use muster_proto::{
+    inventory::{LOADING, Warning},
+    kinds::{BmcDetails, ErrorType, IN_BAND_ANNOTATION, INSPECT_ANNOTATION},
+};
 
 use super::{
     super::{
@@ -742,5 +745,61 @@ fn a_ramdisk_that_ends_in_the_middle_again_and_again_fails_what_it_was_at() {
             round(&mut world);
         }
         assert!(world.host.is_none(), "{:?}", world.plan());
+    }
+}
+
+#[test]
+fn no_disk_is_chosen_or_cleaned_while_drivers_are_being_loaded() {
+    let early = |world: &mut World, early: bool| {
+        world.change_inventory(|inventory| {
+            let warning = Warning {
+                collector: LOADING.to_owned(),
+                subject: "mpt3sas".to_owned(),
+                ..Warning::default()
+            };
+            inventory.warnings = Vec::from_iter(early.then_some(warning));
+        });
+        let now = world.now.to_string();
+        world
+            .server
+            .as_mut()
+            .unwrap()
+            .status
+            .as_mut()
+            .unwrap()
+            .inventoried = Some(now);
+    };
+    for (from, to) in [
+        (State::Registering, State::Available),
+        (State::Available, State::Provisioned),
+    ] {
+        for loads in [true, false] {
+            let mut world = at(from);
+            if from == State::Available {
+                early(&mut world, true);
+                world.set_image(Some(IMAGE));
+            } else {
+                world.until("a report", |world| world.server.is_some());
+                early(&mut world, true);
+            }
+            world.until("waits", |world| waiting(world).0 == "Inventory");
+            // The round was as long as they are waited for.
+            early(&mut world, true);
+            let (cleans, writes) = (world.machine.cleans, world.machine.writes.len());
+            for _ in 0..4 {
+                let plan = world.plan();
+                world.execute(plan, None, Fault::None);
+                world.tick(11);
+            }
+            assert_eq!(waiting(&world).0, "Inventory");
+            assert_eq!(
+                (world.machine.cleans, world.machine.writes.len()),
+                (cleans, writes)
+            );
+            if loads {
+                early(&mut world, false);
+            }
+            world.reach(to);
+        }
     }
 }

@@ -1,5 +1,5 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use muster_proto::inventory::Nic;
+use muster_proto::inventory::{LOADING, Nic, Warning};
 use muster_proto::kinds::{
     BmcDetails, Job, JobAction, JobStatus, PAUSED_ANNOTATION, SERVER_ANNOTATION, SessionState,
 };
@@ -562,6 +562,34 @@ fn a_machine_is_released_only_when_its_host_shows_everything() {
     }
     assert!(sim.host(NAME).status.as_ref().unwrap().hardware.is_some());
     assert_eq!(sim.hardware.len(), 1);
+}
+
+/// What they find would be missing for good: the machine is known then, and is not kept in its ramdisk again.
+#[test]
+fn a_machine_is_kept_until_its_drivers_are_loaded_or_have_had_their_time() {
+    for ends in [true, false] {
+        let mut sim = Sim::new(UnknownPolicy::Discover);
+        let mut early = machine("J5K2X93", 1);
+        early.warnings = vec![Warning {
+            collector: LOADING.to_owned(),
+            subject: "mpt3sas".to_owned(),
+            ..Warning::default()
+        }];
+        sim.reports("a", early);
+        sim.settle();
+        assert_eq!(
+            (sim.names(), &sim.server("a").spec.job),
+            (vec![NAME.to_owned()], &None)
+        );
+        let again = sim.again("a").unwrap();
+        match ends {
+            true => sim.reports("a", machine("J5K2X93", 1)),
+            false => sim.now = again,
+        }
+        sim.settle();
+        assert!(sim.server("a").spec.job.is_some(), "{ends}");
+        assert_eq!(sim.again("a"), None);
+    }
 }
 
 #[test]

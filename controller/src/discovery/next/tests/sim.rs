@@ -24,7 +24,7 @@ pub(super) struct Sim {
     pub(super) watched: Option<String>,
     /// Every Event that was tied to an effect.
     pub(super) told: Vec<Event>,
-    now: Timestamp,
+    pub(super) now: Timestamp,
     counter: u32,
 }
 
@@ -217,14 +217,27 @@ impl Sim {
             .collect()
     }
 
+    /// When the Server of this name is looked at again in any case.
+    pub(super) fn again(&self, server: &str) -> Option<Timestamp> {
+        self.see(self.server(server), |seen| again(seen, &next(seen)))
+    }
+
     pub(super) fn plan(&self, server: &Server) -> Plan {
+        self.see(server, |seen| {
+            let plan = next(seen);
+            assert_eq!(plan, next(seen), "the same input gives the same plan");
+            plan
+        })
+    }
+
+    fn see<T>(&self, server: &Server, act: impl FnOnce(&Seen<'_>) -> T) -> T {
         let hosts: Vec<_> = self
             .hosts
             .iter()
             .filter(|host| crate::discovery::link::Signals::of(server).concern(server, host))
             .cloned()
             .collect();
-        let seen = Seen {
+        act(&Seen {
             server,
             hosts: &hosts,
             hardware: &self.hardware,
@@ -232,10 +245,7 @@ impl Sim {
             segment: self.segment.as_ref(),
             watched: self.watched.as_deref(),
             now: self.now,
-        };
-        let plan = next(&seen);
-        assert_eq!(plan, next(&seen), "the same input gives the same plan");
-        plan
+        })
     }
 
     pub(super) fn plan_of(&self, server: &str) -> Plan {
