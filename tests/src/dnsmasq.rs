@@ -58,7 +58,7 @@ impl Dnsmasq {
 
     /// `sign` is in the line by which it says that it serves.
     async fn spawn(net: &Netns, dir: &Path, arguments: &[String], sign: &str) -> Result<Dnsmasq> {
-        let mut command = Command::new("dnsmasq");
+        let mut command = Command::new("/usr/sbin/dnsmasq");
         command
             .args([
                 "--keep-in-foreground",

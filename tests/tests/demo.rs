@@ -10,6 +10,8 @@ async fn demo_shows_two_servers_and_takes_one_through_its_life() {
     let _slots = Slots::take(2).await.unwrap();
     let demo = Command::new(env!("CARGO_BIN_EXE_muster-lab"))
         .args(["demo", "--once"])
+        // Nothing is tried on the cluster that somebody works with.
+        .env_remove("KUBECONFIG")
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()

@@ -104,6 +104,7 @@ async fn another_server_on_a_segment_is_reported() {
     firmware.discover(SOON).await.unwrap();
     let said = condition(&stage, BR1.name, "Alone", "False").await.unwrap();
     assert!(said.message.contains("PXE server 10.78.0.2"), "{}", said.message);
+    assert!(!said.message.contains("DHCP server"), "{}", said.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]

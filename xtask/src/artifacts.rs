@@ -377,19 +377,29 @@ fn package(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Runs the demo.
-pub(crate) fn demo(words: &[String]) -> Result<()> {
-    lab("debug").arg("demo").args(words).run()
+/// Runs the demo, for somebody who is at `from`: paths of theirs begin there.
+pub(crate) fn demo(words: &[String], from: &Path) -> Result<()> {
+    lab("debug").dir(from).arg("demo").args(words).run()
 }
 
 /// Runs a command of the lab that people run.
-pub(crate) fn run_lab(words: &[String]) -> Result<()> {
+pub(crate) fn run_lab(words: &[String], from: &Path) -> Result<()> {
     if words.first().map(String::as_str) != Some("fleet") {
         bail!("there is one command: cargo xtask lab fleet [--hosts N] [--help]");
     }
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        cargo()
+            .args(["build", "--quiet", "-p", "muster-tests", "--bin", "muster-lab"])
+            .run()?;
+        return lab("debug").args(words).run();
+    }
+    // With somebody's Segment it makes none of its own.
+    if !words.iter().any(|word| word.starts_with("--segment")) {
+        setup::may_make_networks()?;
+    }
     all()?;
     release()?;
-    lab("release").args(words).run()
+    lab("release").dir(from).args(words).run()
 }
 
 /// The lab, with what it runs, of the build `debug` or `release`.

@@ -20,6 +20,7 @@ const HOSTS_TRIED: &str = "target/bench/hosts.json";
 
 /// Measures; `words` are the benchmark's name and its options.
 pub(crate) fn run(words: &[String]) -> Result<()> {
+    setup::may_make_networks()?;
     match words.split_first().map(|(name, rest)| (name.as_str(), rest)) {
         Some(("discovery", options)) => discovery(words, options),
         Some(("write", [])) => write(words),

@@ -90,6 +90,8 @@ fn cargo_test(words: &[String], seed: Option<&str>) -> Result<()> {
     let words = words.iter().filter(|word| *word != "--full");
     let at = |path: &str| root().join(Path::new("target").join(path));
     let mut command = cargo()
+        // Nothing is tried on the cluster that somebody works with.
+        .env_remove("KUBECONFIG")
         .env("MUSTER_CONTROLLER", at("debug/muster-controller"))
         .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
         .env("MUSTER_BOOT_DIR", at("boot"))

@@ -248,7 +248,7 @@ fn bundle(out: &Path) -> Result<()> {
         .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"])
         .args([
             "--mtime=@0",
-            "--mode=u+rw,go+r-w",
+            "--mode=u=rwX,go=rX",
             "--format=gnu",
             "--create",
             "--file",

@@ -50,6 +50,7 @@ fn run() -> Result<()> {
         return Ok(());
     };
     let rest: Vec<String> = args.collect();
+    let from = std::env::current_dir().context("finding out where we are")?;
     std::env::set_current_dir(root()).context("entering the repository")?;
     match command.as_str() {
         "help" | "--help" | "-h" => print!("{HELP}"),
@@ -58,9 +59,9 @@ fn run() -> Result<()> {
         "demo" => {
             setup::may_make_networks()?;
             artifacts::all()?;
-            artifacts::demo(&rest)?;
+            artifacts::demo(&rest, &from)?;
         }
-        "lab" => artifacts::run_lab(&rest)?,
+        "lab" => artifacts::run_lab(&rest, &from)?,
         "test" => ci::test(&rest)?,
         "ci" => ci::run()?,
         "bench" => bench::run(&rest)?,
@@ -81,7 +82,8 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-/// `cargo`, the one that runs us.
+/// `cargo`, the one that runs us. What it builds lies where the rest of us looks for it, wherever else people have it.
 fn cargo() -> Cmd {
     Cmd::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
+        .env("CARGO_TARGET_DIR", root().join("target"))
 }

@@ -34,7 +34,7 @@ use tally::Tally;
 /// How often the summary is drawn on a terminal, and otherwise.
 const FRAME: Duration = Duration::from_millis(500);
 const LINE: Duration = Duration::from_secs(5);
-/// How long hosts may take to go when a fleet ends.
+/// How long hosts may take to go when a fleet ends, beside what its servers take.
 const FAREWELL: Duration = Duration::from_secs(120);
 /// So many servers are plugged in within a second.
 const PLUGGED_A_SECOND: u32 = 200;
@@ -113,20 +113,29 @@ pub async fn run(options: Options) -> Result<bool> {
     say(&format!("Preparing {} servers …", options.hosts));
     let fleet = Fleet::start(&options).await?;
     let begun = Instant::now();
-    fleet.plug_in(&options).await?;
     say(&format!(
         "Hosts appear in namespace {} of {}; Ctrl-C ends the fleet.",
         fleet.place.hosts,
         fleet.place.cluster.kubeconfig().display()
     ));
-    let arrived = fleet.watch(&options, begun).await?;
-    if arrived {
+    let plugged = tokio::select! {
+        plugged = fleet.plug_in(&options) => plugged.map(|()| true),
+        outcome = interrupted() => outcome.map(|()| false),
+    };
+    let arrived = match plugged {
+        Ok(true) => fleet.watch(&options, begun).await,
+        ended => ended,
+    };
+    if let Ok(true) = arrived {
         say(&format!(
             "All are there after {:.1} s.",
             begun.elapsed().as_secs_f64()
         ));
     }
-    fleet.clean_up().await?;
+    // Whatever came of it: what was made stays nowhere.
+    let cleaned = fleet.clean_up(&options).await;
+    let arrived = arrived?;
+    cleaned?;
     Ok(arrived || !options.once)
 }
 
@@ -249,16 +258,18 @@ impl Fleet {
     }
 
     /// Leaves nothing of the fleet in a cluster that stays. A second Ctrl-C ends it at once.
-    async fn clean_up(mut self) -> Result<()> {
+    async fn clean_up(mut self, options: &Options) -> Result<()> {
         if self.place.is_passing {
             return Ok(());
         }
         say("Deleting the fleet's hosts …");
+        // One that was provisioned boots once more, and is cleaned.
+        let farewell = FAREWELL + FAREWELL.mul_f64(2.0 * options.scale);
         let objects = self.objects.clone();
         tokio::select! {
-            gone = tokio::time::timeout(FAREWELL, objects.delete()) => match gone {
+            gone = tokio::time::timeout(farewell, objects.delete()) => match gone {
                 Ok(outcome) => outcome?,
-                Err(_) => bail!("some hosts are still there after {FAREWELL:?}: is their controller running?"),
+                Err(_) => bail!("some hosts are still there after {farewell:?}: is their controller running?"),
             },
             outcome = interrupted() => {
                 outcome?;

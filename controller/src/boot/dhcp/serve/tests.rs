@@ -335,7 +335,7 @@ impl Dnsmasq {
         let leases = tempfile::tempdir().unwrap();
         let file = leases.path().join("leases");
         let child = namespace.run(move || {
-            Command::new("dnsmasq")
+            Command::new("/usr/sbin/dnsmasq")
                 .args([
                     "--keep-in-foreground",
                     "--conf-file=/dev/null",
