@@ -28,13 +28,13 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Semaphore, watch},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
 use self::review::{Reviewer, Verdict};
-use crate::{lease::Standing, metrics::Registry, watches::Watches};
+use crate::{counts::Counts, lease::Standing, metrics::Registry, watches::Watches};
 
 mod review;
 
@@ -68,6 +68,10 @@ pub enum CertificateError {
 
 /// Connections served at once; more wait.
 const CONNECTIONS: usize = 32;
+/// Of one address; more are closed.
+const OF_ADDRESS: usize = 8;
+/// How long a connection may last, which is for one request: whoever does not read the answer keeps the place from others.
+const LIFE: Duration = Duration::from_secs(30);
 /// A client that sends no request for so long is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -193,14 +197,15 @@ impl Admin {
     /// Serves until dropped.
     pub async fn run(self) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let by_address = Counts::new(OF_ADDRESS);
         loop {
             let slot = slots
                 .clone()
                 .acquire_owned()
                 .await
                 .expect("the semaphore is never closed");
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors: let some go before the next try.
                     tracing::warn!(%error, "probe not accepted");
@@ -208,12 +213,21 @@ impl Admin {
                     continue;
                 }
             };
-            tokio::spawn(connection(stream, self.state.clone(), self.service.clone(), slot));
+            let Some(counted) = by_address.take(peer.ip().to_canonical()) else {
+                continue;
+            };
+            let connection = connection(stream, self.state.clone(), self.service.clone());
+            tokio::spawn(async move {
+                let _place = (slot, counted);
+                if timeout(LIFE, connection).await.is_err() {
+                    tracing::debug!(%peer, "a probe connection lasted too long and is closed");
+                }
+            });
         }
     }
 }
 
-async fn connection(stream: TcpStream, state: State, service: Service, _slot: OwnedSemaphorePermit) {
+async fn connection(stream: TcpStream, state: State, service: Service) {
     let Service::Metrics(certificate, _) = &service else {
         return serve(stream, state, service).await;
     };
@@ -235,6 +249,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, state: State, servic
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), answers);
     if let Err(error) = connection.await {
         tracing::debug!(%error, "probe connection ended");
@@ -339,6 +354,41 @@ mod tests {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    /// One that asks and does not read, or says nothing, is no reason for the kubelet to end us.
+    #[tokio::test]
+    async fn one_address_cannot_hold_every_place() {
+        let (_more, ready) = watch::channel(true);
+        let state = State {
+            registry: Arc::new(crate::metrics::registry()),
+            ready,
+            watches: Watches::default(),
+            standing: None,
+        };
+        let admin = Admin::bind("127.0.0.1:0".parse().unwrap(), state, false)
+            .await
+            .unwrap();
+        let at = admin.address().unwrap();
+        tokio::spawn(admin.run());
+        let mut silent = Vec::new();
+        for _ in 0..2 * CONNECTIONS {
+            silent.push(TcpStream::connect(at).await.unwrap());
+        }
+        let elsewhere = tokio::net::TcpSocket::new_v4().unwrap();
+        elsewhere.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut probe = elsewhere.connect(at).await.unwrap();
+        probe
+            .write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        let read = probe.read_to_string(&mut answer);
+        timeout(Duration::from_secs(20), read)
+            .await
+            .expect("in time")
+            .unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ pub mod bind;
 pub mod bmc;
 pub mod boot;
 pub mod bucket;
+mod counts;
 pub mod discovery;
 pub mod events;
 #[cfg(test)]

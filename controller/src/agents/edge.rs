@@ -18,7 +18,6 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     ca::ClientCertificate,
-    counts::Counts,
     identity::{self, Machine},
     keys::Keys,
     metrics::Metrics,
@@ -30,6 +29,7 @@ use super::{
 };
 use crate::{
     boot::{log::Refusals, segment::Subnet},
+    counts::Counts,
     events::{Event, Events},
     host::State,
     machines::Signal,

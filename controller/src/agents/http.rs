@@ -18,11 +18,11 @@ use tokio::{
 use super::{
     ca::ClientCertificate,
     calls,
-    counts::{Counted, Counts},
     edge::{Edge, Peer},
     routes,
     secure::Secure,
 };
+use crate::counts::{Counted, Counts};
 
 /// How many of these one Server may have: a machine that was cut off leaves one behind, and its next boot another.
 const MAX_OF_KEY: usize = 4;

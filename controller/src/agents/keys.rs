@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::{
     ca::{Ca, CaError, CaPem, random},
+    sweep,
     token::TokenKey,
 };
 
@@ -56,6 +57,9 @@ pub enum KeysError {
     /// The authority in the Secret is damaged.
     #[error("use the authority in Secret {CA_SECRET}")]
     Authority(#[source] CaError),
+    /// The authority seems due to be rotated, by our clock alone.
+    #[error("ask the API server what time it is, before the authority is rotated")]
+    Time(#[source] sweep::SweepError),
 }
 
 /// The keys of this installation.
@@ -116,7 +120,15 @@ pub async fn ensure(client: &Client, namespace: &str) -> Result<(), KeysError> {
     let fresh = || Ok(ca_data(&CaPem::generate(now).map_err(KeysError::Authority)?));
     let mut secret = get_or_create(&secrets, CA_SECRET, fresh).await?;
     let stored = ca_pem(&secret)?;
-    if let Some(next) = stored.rotate(now).map_err(KeysError::Authority)? {
+    let rotate = |now| stored.rotate(now).map_err(KeysError::Authority);
+    if rotate(now)?.is_none() {
+        return Ok(());
+    }
+    // It cuts agents off whose time has not come: one wrong clock must not be enough.
+    let there = sweep::time_there(client, namespace)
+        .await
+        .map_err(KeysError::Time)?;
+    if let Some(next) = rotate(now.min(there))? {
         secret.data = Some(ca_data(&next));
         // The resource version goes along: of two replicas that rotate at once, one is refused and looks again later.
         match secrets.replace(CA_SECRET, &PostParams::default(), &secret).await {

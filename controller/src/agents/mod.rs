@@ -22,7 +22,6 @@ mod body;
 pub mod ca;
 mod calls;
 mod clock;
-mod counts;
 mod edge;
 mod enrol;
 mod http;
@@ -53,7 +52,7 @@ use tokio::sync::{
     mpsc, watch,
 };
 
-use self::{counts::Counts, edge::Edge, sessions::Sessions, store::Store};
+use self::{edge::Edge, sessions::Sessions, store::Store};
 pub use self::{
     keys::{BootSecrets, Keys},
     metrics::Metrics,
@@ -63,6 +62,7 @@ pub use self::{
 use crate::{
     bind::{self, Addresses},
     boot::log::Refusals,
+    counts::Counts,
     events::Events,
     world::{Change, World},
 };

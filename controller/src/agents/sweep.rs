@@ -56,7 +56,7 @@ pub fn ended(enrolment: &Enrolment, now: i64) -> bool {
 }
 
 /// What time it is by the API server's clock, in unix seconds: the `Date` of an answer (RFC 9110, section 6.6.1).
-async fn time_there(client: &Client, namespace: &str) -> Result<i64, SweepError> {
+pub(super) async fn time_there(client: &Client, namespace: &str) -> Result<i64, SweepError> {
     let list = |error| SweepError::List(Box::new(error));
     let request = kube::core::Request::new(Enrolment::url_path(&(), Some(namespace)))
         .list(&ListParams::default().limit(1))

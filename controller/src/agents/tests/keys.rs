@@ -83,6 +83,12 @@ async fn a_ca_that_nears_its_end_is_rotated_in_its_secret() {
     let text = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
     let data = json!({ "data": { "ca.crt": text(&old.certificate), "ca.key": text(&old.key) } });
     api.edit("secrets", CA_SECRET, &data);
+    // One wrong clock is not enough.
+    api.set_ahead(-super::super::ca::CA_LIFETIME / 2);
+    ensure(&api.client(), "muster-system").await.unwrap();
+    let keys = load(&api.client(), "muster-system").await.unwrap().unwrap();
+    assert_eq!(keys.ca.roots.len(), 1);
+    api.set_ahead(0);
     ensure(&api.client(), "muster-system").await.unwrap();
     let keys = load(&api.client(), "muster-system").await.unwrap().unwrap();
     assert_eq!(keys.ca.roots.len(), 2);

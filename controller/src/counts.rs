@@ -8,14 +8,14 @@ use std::{
 
 /// Counts by key; one that has none is not remembered.
 #[derive(Debug)]
-pub(super) struct Counts<K: Eq + Hash> {
+pub(crate) struct Counts<K: Eq + Hash> {
     max: usize,
     counts: Mutex<HashMap<K, usize>>,
 }
 
 impl<K: Eq + Hash + Clone> Counts<K> {
     /// Each key may have `max`.
-    pub(super) fn new(max: usize) -> Arc<Counts<K>> {
+    pub(crate) fn new(max: usize) -> Arc<Counts<K>> {
         Arc::new(Counts {
             max,
             counts: Mutex::default(),
@@ -23,7 +23,7 @@ impl<K: Eq + Hash + Clone> Counts<K> {
     }
 
     /// One more for `key`, until it is dropped; `None` if it has as many as it may have.
-    pub(super) fn take(self: &Arc<Self>, key: K) -> Option<Counted<K>> {
+    pub(crate) fn take(self: &Arc<Self>, key: K) -> Option<Counted<K>> {
         let mut counts = self.lock();
         let count = counts.entry(key.clone()).or_default();
         if *count == self.max {
@@ -46,7 +46,7 @@ impl<K: Eq + Hash> Counts<K> {
 
 /// One that is counted.
 #[derive(Debug)]
-pub(super) struct Counted<K: Eq + Hash> {
+pub(crate) struct Counted<K: Eq + Hash> {
     counts: Arc<Counts<K>>,
     key: K,
 }
