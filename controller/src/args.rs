@@ -123,8 +123,8 @@ pub struct RunArgs {
     /// File with further certificate authorities for BMCs, PEM; may be given several times. The system's count in any case.
     #[arg(long = "bmc-ca", env = "MUSTER_BMC_CAS", value_delimiter = ':')]
     pub bmc_cas: Vec<PathBuf>,
-    /// Address at which agents reach this replica, `address` or `address:port`, where a Segment names none;
-    /// may be given several times. Without it, the address of the Segment's interface.
+    /// Another address or name that stands in this edge's certificate, beside those of its Segments; may be given several times. Agents
+    /// are sent there by the `agentEndpoints` of a Segment.
     #[arg(long, env = "MUSTER_ADVERTISE", value_delimiter = ',')]
     pub advertise: Vec<String>,
     /// What this edge is called in the status of Segments; without it, as its computer.

@@ -11,19 +11,27 @@ use muster_proto::{
     inventory::{Disk, Inventory, MAX_DEVICES, Nic},
     kinds::{
         DiskType, HardwareBios, HardwareCpu, HardwareDetails, HardwareFirmware, HardwareNic, HardwareStorage,
-        HardwareSystemVendor,
+        HardwareSystemVendor, Packed, ServerStatus,
     },
     text,
 };
 
-/// So long after an inventory another one is waited for that has what drivers find which were still being loaded: some controllers of many
-/// disks take five minutes (`mpt3sas`: its ports), and one that hangs is not waited for without an end.
-const LOADS: SignedDuration = SignedDuration::from_mins(5);
+/// So long after a session began, another inventory is waited for where drivers were still being loaded: some controllers of many disks
+/// take five minutes (`mpt3sas`: its ports), and one that hangs is not waited for without an end.
+const LOADS: SignedDuration = SignedDuration::from_mins(6);
+/// How far the clock of the edge that wrote when that was may be ahead of ours.
+const SKEW: SignedDuration = SignedDuration::from_mins(1);
 
-/// Until when the `inventory` that arrived at `at` is not taken for all that the machine has; none: it is.
-pub fn is_early_until(inventory: &Inventory, at: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    let due = at.checked_add(LOADS).ok()?;
-    (inventory.is_early() && (at..due).contains(&now)).then_some(due)
+/// Until when the `inventory` in `status` is not taken for all that the machine has; none: it is.
+pub fn is_early_until(
+    status: &ServerStatus,
+    inventory: &Packed<Inventory>,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let since: Timestamp = status.session.as_ref()?.since.parse().ok()?;
+    let due = since.checked_add(LOADS).ok()?;
+    let is_time = now < due && since.duration_since(now) <= SKEW;
+    (is_time && inventory.unpack().is_early()).then_some(due)
 }
 
 /// The hardware that `inventory` reports, in Metal3's shape: at most [`MAX_DEVICES`] disks and NIC entries, all text cleaned.

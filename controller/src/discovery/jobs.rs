@@ -116,8 +116,7 @@ fn inspect(seen: &Seen<'_>, id: String) -> Jobs {
 /// Until when a machine stays in its ramdisk, because drivers are still being loaded.
 pub(super) fn early_until(seen: &Seen<'_>) -> Option<Timestamp> {
     let status = seen.server.status.as_ref()?;
-    let at = status.inventoried.as_deref()?.parse().ok()?;
-    is_early_until(&status.inventory.as_ref()?.unpack(), at, seen.now)
+    is_early_until(status, status.inventory.as_ref()?, seen.now)
 }
 
 /// Under `discover`, once in a session: its work is done, its own disk is next.

@@ -122,54 +122,58 @@ impl Writer {
         let key = key(&event);
         let mut lately = self.lanes[usize::from(key[0]) % self.lanes.len()].lock().await;
         tracing::info!(%subject, reason, %message, "event");
-        let mut pauses = PAUSES.into_iter();
-        let written = loop {
-            match (
-                write(&self.client, &mut lately, &event, key, at).await,
-                pauses.next(),
-            ) {
-                (Err(error), Some(pause)) if is_for_now(&error) => tokio::time::sleep(pause).await,
-                (written, _) => break written,
-            }
-        };
+        let written = self.write(&mut lately, &event, key, at).await;
         if let Err(error) = written {
             self.dropped.0.inc();
             tracing::warn!(error = %Chain(&error), %subject, reason, "event not written");
         }
     }
+
+    async fn write(
+        &self,
+        lately: &mut Lately,
+        event: &Event,
+        key: [u8; 16],
+        at: Timestamp,
+    ) -> kube::Result<()> {
+        let namespace = event.about.namespace.as_deref().unwrap_or("default");
+        let events: Api<Written> = Api::namespaced(self.client.clone(), namespace);
+        if let Some((name, count)) = lately.again(&key, Instant::now()) {
+            let series = EventSeries {
+                count,
+                last_observed_time: MicroTime(at),
+            };
+            let patch = Patch::Merge(json!({ "series": series }));
+            let how = PatchParams::default();
+            match patiently(|| events.patch(&name, &how, &patch)).await {
+                // It has expired, or somebody deleted it: told anew.
+                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                outcome => return outcome.map(drop),
+            }
+        }
+        let written = new(event, &key, at);
+        let name = written.metadata.name.clone().unwrap_or_default();
+        let how = PostParams::default();
+        match patiently(|| events.create(&how, &written)).await {
+            // Nobody else has such a name: it was written, and the answer was lost.
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            outcome => drop(outcome?),
+        }
+        lately.remember(key, name, Instant::now());
+        Ok(())
+    }
 }
 
-/// True if the API server, or what is in front of it, is only too busy.
-fn is_for_now(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 429 | 503 | 504))
-}
-
-async fn write(
-    client: &Client,
-    lately: &mut Lately,
-    event: &Event,
-    key: [u8; 16],
-    at: Timestamp,
-) -> kube::Result<()> {
-    let namespace = event.about.namespace.as_deref().unwrap_or("default");
-    let events: Api<Written> = Api::namespaced(client.clone(), namespace);
-    if let Some((name, count)) = lately.again(&key, Instant::now()) {
-        let series = EventSeries {
-            count,
-            last_observed_time: MicroTime(at),
-        };
-        let patch = Patch::Merge(json!({ "series": series }));
-        match events.patch(&name, &PatchParams::default(), &patch).await {
-            // It has expired, or somebody deleted it: told anew.
-            Err(kube::Error::Api(status)) if status.is_not_found() => {}
-            outcome => return outcome.map(drop),
+/// What `ask` asks, and once more to an API server, or what is in front of it, that is only too busy.
+async fn patiently<T, F: Future<Output = kube::Result<T>>>(ask: impl Fn() -> F) -> kube::Result<T> {
+    let is_busy = |code| matches!(code, 429 | 503 | 504);
+    for pause in PAUSES {
+        match ask().await {
+            Err(kube::Error::Api(status)) if is_busy(status.code) => tokio::time::sleep(pause).await,
+            answer => return answer,
         }
     }
-    let written = new(event, &key, at);
-    let name = written.metadata.name.clone().unwrap_or_default();
-    events.create(&PostParams::default(), &written).await?;
-    lately.remember(key, name, Instant::now());
-    Ok(())
+    ask().await
 }
 
 fn new(event: &Event, key: &[u8; 16], at: Timestamp) -> Written {
@@ -318,6 +322,34 @@ mod tests {
         };
         tokio::join!(run(api.client(), dropped.clone(), waiting), again);
         assert_eq!((api.all::<Written>("events").len(), dropped.0.get()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_again_while_the_api_server_sheds_load_counts_once() {
+        let api = FakeApi::new();
+        let (queue, waiting) = mpsc::channel(8);
+        let (events, dropped) = (Events::new(queue), Dropped::default());
+        let written = || api.all::<Written>("events");
+        let tell = async {
+            events.record(event("1", "one"));
+            // The same is not recorded twice in a short time.
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            api.set_down(true);
+            events.record(event("1", "one"));
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            api.set_down(false);
+            drop(events);
+        };
+        tokio::join!(run(api.client(), dropped.clone(), waiting), tell);
+        let series = written().pop().and_then(|event| event.series);
+        assert_eq!(
+            (
+                written().len(),
+                series.map(|series| series.count),
+                dropped.0.get()
+            ),
+            (1, Some(2), 0)
+        );
     }
 
     #[test]

@@ -3,9 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{
-        ErrorType, HardwareData, HardwareDetails, INSPECT_ANNOTATION, Packed, Server, ServerStatus, Trust,
-    },
+    kinds::{ErrorType, HardwareData, INSPECT_ANNOTATION, Packed, Server, ServerStatus, Trust},
     text,
 };
 
@@ -106,15 +104,10 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.again(std::time::Duration::ZERO);
         return;
     };
-    if let Some((_, found, at)) = draft.server().and_then(inventory)
+    if let Some((status, found, at)) = draft.server().and_then(inventory)
         && at >= start
     {
-        let found = found.unpack();
-        if let Some(due) = hardware::is_early_until(&found, at, draft.now) {
-            ramdisk::wait_for_drivers(draft, due, "the host is prepared");
-            return;
-        }
-        conclude(draft, hardware::details(&found), at);
+        conclude(draft, status, found, at);
         return;
     }
     // Whoever asks for it does not want to wait for the next attempt.
@@ -167,10 +160,7 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
         Job::Failed(error) => draft.fail(ErrorType::Inspection, format!("the inspection failed: {error}")),
         // The report was the same as the one before, so it left no other trace.
         Job::Done => match inventory(server) {
-            Some((_, found, _)) => {
-                let now = draft.now;
-                conclude(draft, hardware::details(&found.unpack()), now);
-            }
+            Some((status, found, _)) => conclude(draft, status, found, draft.now),
             None => draft.fail(ErrorType::Inspection, "the ramdisk reported no hardware"),
         },
     }
@@ -196,8 +186,13 @@ fn is_ours(draft: &Draft<'_>, data: &HardwareData) -> bool {
     owners.any(|owner| owner.uid == draft.uid())
 }
 
-/// The hardware is known: stored as HardwareData first, then in the status.
-fn conclude(draft: &mut Draft<'_>, found: HardwareDetails, at: Timestamp) {
+/// The hardware is known, unless drivers are still being loaded: stored as HardwareData first, then in the status.
+fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Inventory>, at: Timestamp) {
+    if let Some(due) = hardware::is_early_until(status, found, draft.now) {
+        ramdisk::wait_for_drivers(draft, due, "the host is prepared");
+        return;
+    }
+    let found = hardware::details(&found.unpack());
     let packed = Packed::new(&found);
     let stored = draft.hardware();
     if let Some(going) = stored.filter(|data| data.metadata.deletion_timestamp.is_some()) {

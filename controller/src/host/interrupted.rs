@@ -14,25 +14,39 @@ pub(super) const MOST: u32 = 3;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Work {
     operation: String,
-    /// The key of the session that it was last seen in.
+    /// The key of the session that was at it last.
     session: String,
-    /// How many sessions before that ended in the middle.
+    /// That session has ended, and is counted.
+    ended: bool,
+    /// How many sessions ended in the middle.
     lost: u32,
 }
 
 impl Work {
     /// What is known once `server` was seen, of which `before` was known. Nothing is as long as nothing was taken up, or that has ended.
     pub(super) fn seen(before: Option<Work>, server: Option<&Server>) -> Option<Work> {
-        let status = server?.status.as_ref()?;
+        let server = server?;
+        let status = server.status.as_ref()?;
         let last = status.job.as_ref().filter(|last| !last.done)?;
         let operation = jobs::operation_of(&last.id)?;
         let session = &status.session.as_ref()?.key;
-        let known = before.filter(|before| before.operation == operation);
-        let lost = known.map_or(0, |known| known.lost + u32::from(known.session != *session));
+        let mut known = before.filter(|before| before.operation == operation);
+        if let Some(known) = known
+            .as_mut()
+            .filter(|known| known.session != *session && !known.ended)
+        {
+            known.ended = true;
+            known.lost += 1;
+        }
+        // One that came after it, and has not been given anything yet, ends in the middle of nothing.
+        if !jobs::is_under_way(server, |_| true) {
+            return known;
+        }
         Some(Work {
             operation: operation.to_owned(),
             session: session.clone(),
-            lost,
+            ended: false,
+            lost: known.map_or(0, |known| known.lost),
         })
     }
 

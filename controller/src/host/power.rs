@@ -206,8 +206,14 @@ fn order_again(draft: &mut Draft<'_>, operation: &str, how: PowerOrder, at: Time
 /// has not written yet if it did not hear. A BMC that says it cannot do this at all is not asked twice; any other error may be gone in a
 /// moment.
 fn is_asked_again(draft: &Draft<'_>, failure: &Failure, since: Timestamp, last: Timestamp) -> bool {
-    let is_asked = seen_at(draft).duration_since(since) < SOFT_OFF_ASKING || draft.has_paused(last, UNASKED);
-    failure.class != FailureClass::Unsupported && is_asked
+    failure.class != FailureClass::Unsupported && has_time(draft, since, last, SOFT_OFF_ASKING)
+}
+
+/// True if what failed at `last` is tried once more, as it has been since `since`: for as long as `limit`, and once after that where nobody
+/// tried for a while.
+fn has_time(draft: &Draft<'_>, since: Timestamp, last: Timestamp, limit: SignedDuration) -> bool {
+    let was_in_time = last.duration_since(since) < limit;
+    seen_at(draft).duration_since(since) < limit || (was_in_time && draft.has_paused(last, UNASKED))
 }
 
 fn order(draft: &mut Draft<'_>, operation: &str, order: PowerOrder) {
@@ -281,11 +287,10 @@ fn switch_on(draft: &mut Draft<'_>) {
 /// BMC failed to, and is asked again in a while of the time since `since`.
 fn arms(draft: &mut Draft<'_>, operation: &str, since: Timestamp) -> bool {
     let id = ramdisk::boot_of(operation);
-    let is_late = seen_at(draft).duration_since(since) >= ARMING;
     match tried(draft, &id).map(|tried| (tried.at, &tried.result)) {
         None => ramdisk::arm(draft, &id),
         Some((at, Err(failure)))
-            if failure.class != FailureClass::Unsupported && (!is_late || draft.has_paused(at, UNASKED)) =>
+            if failure.class != FailureClass::Unsupported && has_time(draft, since, at, ARMING) =>
         {
             if !ramdisk::is_due(draft, at) {
                 draft.again(LOOK_AGAIN);

@@ -219,21 +219,20 @@ fn waits(then: &str) -> String {
 /// What the ramdisk reported of the machine; none: not yet, or not all, and the draft says what is done with it then.
 pub(super) fn inventory(draft: &mut Draft<'_>, server: &Server, then: &str) -> Option<Arc<Inventory>> {
     let status = server.status.as_ref();
-    let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) else {
+    let known = status.and_then(|status| Some((status, status.inventory.as_ref()?)));
+    let Some((status, inventory)) = known else {
         draft.wait_for(
             "Inventory",
             format!("waits for the ramdisk to report the disks; next: {then}"),
         );
         return None;
     };
-    let inventory = inventory.unpack();
-    let at = status.and_then(|status| status.inventoried.as_deref()?.parse().ok());
-    match at.and_then(|at| hardware::is_early_until(&inventory, at, draft.now)) {
+    match hardware::is_early_until(status, inventory, draft.now) {
         Some(due) => {
             wait_for_drivers(draft, due, then);
             None
         }
-        None => Some(inventory),
+        None => Some(inventory.unpack()),
     }
 }
 

@@ -35,12 +35,7 @@ pub(super) fn anothers(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String
     if !differ || agree(says, &known) {
         return None;
     }
-    let looked = draft
-        .annotation(BMC_IDENTITY_ANNOTATION)
-        .unwrap_or_default()
-        .trim();
-    let named = [&says.uuid, &says.serial, &says.sku].into_iter().flatten();
-    if named.into_iter().any(|value| value.eq_ignore_ascii_case(looked)) {
+    if was_looked_at(draft, says) {
         return None;
     }
     let (its, ours) = (words(uuids.0, serials.0), words(uuids.1, serials.1));
@@ -57,13 +52,28 @@ pub(super) fn shared(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String> 
         .iter()
         .find(|rival| rival.bmc && rival.state.is_registered())?;
     let status = draft.server().and_then(|server| server.status.as_ref());
-    if status.is_some_and(|status| agree(says, &status.identity.normalised())) {
+    let is_its = status.is_some_and(|status| {
+        let all = status.identity.normalised();
+        let latest = || status.inventory.as_ref().map(Packed::unpack);
+        agree(says, &all) || agree(says, &known(all, latest().as_deref()))
+    });
+    if is_its || was_looked_at(draft, says) {
         return None;
     }
     Some(format!(
-        "host {} declares it, too, and it is not known whose machine it has: correct spec.bmc.address of the one whose it is not",
+        "host {} declares it, too, and it is not known whose machine it has: correct spec.bmc.address of the one whose it is not, or write what the BMC says of itself into the annotation {BMC_IDENTITY_ANNOTATION} of the other",
         rival.path
     ))
+}
+
+/// True if a person has seen to it that the BMC which says this is the host's.
+fn was_looked_at(draft: &Draft<'_>, says: &bmc::Identity) -> bool {
+    let looked = draft
+        .annotation(BMC_IDENTITY_ANNOTATION)
+        .unwrap_or_default()
+        .trim();
+    let named = [&says.uuid, &says.serial, &says.sku].into_iter().flatten();
+    named.into_iter().any(|value| value.eq_ignore_ascii_case(looked))
 }
 
 /// What the machine reported, all that there ever was and the latest of it, without what vendors leave unfilled.

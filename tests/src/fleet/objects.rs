@@ -173,19 +173,20 @@ impl Objects {
     /// Deletes the fleet's hosts and waits until they are gone, which the controller decides; then their Servers and Secrets. May be
     /// dropped at any moment.
     pub(super) async fn delete(&self) -> Result<()> {
-        let listed = self.list::<BareMetalHost>().await?;
-        let ours = listed.iter().filter(|host| self.is_ours(host));
-        self.delete_named::<BareMetalHost>(ours.map(ResourceExt::name_any).collect())
-            .await?;
-        while self
-            .list::<BareMetalHost>()
-            .await?
-            .iter()
-            .any(|host| self.is_ours(host))
-        {
+        loop {
+            // One that was being made when the fleet was interrupted may come late.
+            let listed = self.list::<BareMetalHost>().await?;
+            let ours: Vec<&BareMetalHost> = listed.iter().filter(|host| self.is_ours(host)).collect();
+            if ours.is_empty() {
+                return Ok(());
+            }
+            let stay = ours
+                .iter()
+                .filter(|host| host.metadata.deletion_timestamp.is_none());
+            self.delete_named::<BareMetalHost>(stay.map(|host| host.name_any()).collect())
+                .await?;
             tokio::time::sleep(LOOK).await;
         }
-        Ok(())
     }
 
     /// Deletes what is left of it once its servers are off and its hosts are gone. `segments` is the namespace of the Servers.

@@ -48,6 +48,8 @@ struct Session {
     /// What to delete to end it.
     path: Option<String>,
     of: Credentials,
+    /// It was made because one before was forbidden something, and is so, too.
+    forbidden: bool,
 }
 
 /// A resource as it was read.
@@ -184,7 +186,13 @@ impl<'a> Client<'a> {
             }
             let is_unknown = knows_none || told.status == StatusCode::UNAUTHORIZED;
             // Some say that of a session that is over; others give one, for as long as it lasts, the privileges that the user had then.
-            let is_old = told.status == StatusCode::FORBIDDEN && !self.opened;
+            let is_forbidden = told.status == StatusCode::FORBIDDEN;
+            let session = self.memory.session.as_mut();
+            let is_old =
+                is_forbidden && !self.opened && session.as_ref().is_some_and(|session| !session.forbidden);
+            if let Some(session) = session.filter(|_| is_forbidden && self.opened) {
+                session.forbidden = true;
+            }
             if !(is_unknown || is_old) || !known || renewed {
                 return Ok((asked, told));
             }
@@ -244,6 +252,7 @@ impl<'a> Client<'a> {
                 token,
                 path,
                 of: self.access.credentials.clone(),
+                forbidden: false,
             });
             return Ok(());
         }

@@ -147,8 +147,12 @@ impl Redfish {
                 2 => Some("*"),
                 _ => None,
             };
-            if client.change(&path, &body, tag).await? {
-                return Ok(Done::Accepted);
+            match client.change(&path, &body, tag).await {
+                Ok(true) => return Ok(Done::Accepted),
+                Ok(false) => {}
+                // Of the last way it is no verdict that this one is not known.
+                Err(BmcError::Refused { .. } | BmcError::Unsupported { .. }) if tag == Some("*") => {}
+                Err(error) => return Err(error),
             }
         }
         Err(BmcError::Busy {

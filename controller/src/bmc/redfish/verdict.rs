@@ -83,12 +83,14 @@ impl Said {
                 .or_else(|| word(one, "MessageID"))
                 .map(last)
         };
-        let text = |one: &Value| word(one, "Message").or_else(|| id(one));
+        let is_pointer = |text: &String| text.starts_with("See @Message.ExtendedInfo");
+        let whole = word(error, "message").filter(|text| !text.is_empty() && !is_pointer(text));
+        let text = |one: &Value| word(one, "Message").or_else(|| id(one).filter(|_| whole.is_none()));
         let ids: Vec<String> = messages.iter().filter_map(id).collect();
         let mut texts: Vec<String> = messages.iter().filter_map(text).collect();
         texts.dedup();
         let text = match texts.is_empty() {
-            true => word(error, "message").unwrap_or_default(),
+            true => whole.unwrap_or_default(),
             false => texts.join(" "),
         };
         let text = clean(blot(&text, secrets).as_bytes());

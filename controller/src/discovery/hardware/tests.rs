@@ -1,4 +1,7 @@
-use muster_proto::inventory::{Cpu, Memory, Transport};
+use muster_proto::{
+    inventory::{Cpu, LOADING, Memory, Transport, Warning},
+    kinds::Session,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -138,6 +141,30 @@ fn another_address_or_link_is_no_change() {
     inventory.nics[0].speed_mbps = 1000;
     inventory.hostname = "other".to_owned();
     assert_eq!(changes(&old, &details(&inventory)), Vec::<String>::new());
+}
+
+#[test]
+fn an_inventory_is_early_by_the_clock_of_another_computer_too_and_not_for_ever() {
+    let mut inventory = server();
+    inventory.warnings = vec![Warning {
+        collector: LOADING.to_owned(),
+        ..Warning::default()
+    }];
+    let since: Timestamp = "2026-11-23T08:00:00Z".parse().unwrap();
+    let status = ServerStatus {
+        session: Some(Session {
+            since: since.to_string(),
+            ..Session::default()
+        }),
+        ..ServerStatus::default()
+    };
+    let early = Packed::new(&inventory);
+    for (seconds, is_early) in [(-3600, false), (-5, true), (0, true), (299, true), (3600, false)] {
+        let now = since + SignedDuration::from_secs(seconds);
+        let until = is_early_until(&status, &early, now);
+        assert_eq!(until.is_some_and(|until| until > now), is_early, "{seconds}");
+        assert_eq!(is_early_until(&status, &Packed::new(&server()), now), None);
+    }
 }
 
 #[test]

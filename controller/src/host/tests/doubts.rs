@@ -116,6 +116,29 @@ fn an_operating_system_that_nobody_could_ask_for_long_is_asked_before_it_is_cut_
 }
 
 #[test]
+fn a_bmc_that_every_soft_order_silences_for_minutes_switches_off_hard_in_the_end() {
+    let mut world = provisioned();
+    world.host().spec.online = false;
+    let mut soft = 0;
+    for _ in 0..20 {
+        world.until("an order", |world| !orders(world).is_empty());
+        if orders(&world) == [PowerOrder::HardOff] {
+            break;
+        }
+        soft += usize::from(refused(&mut world, FailureClass::Unreachable));
+        world.bmc_up = false;
+        for _ in 0..24 {
+            let plan = world.plan();
+            world.execute(plan, None, Fault::None);
+            world.tick(11);
+        }
+        world.bmc_up = true;
+    }
+    assert_eq!(orders(&world), [PowerOrder::HardOff]);
+    assert!((2..6).contains(&soft), "{soft}");
+}
+
+#[test]
 fn an_order_that_a_bmc_never_has_time_for_fails() {
     let mut world = provisioned();
     world.annotate("reboot.metal3.io/now", r#"{"mode":"hard"}"#);
@@ -714,6 +737,9 @@ fn a_ramdisk_that_ends_in_the_middle_again_and_again_fails_what_it_was_at() {
         let mut ended = 0;
         let mut round = |world: &mut World| {
             if world.machine.working.is_some() {
+                // Somebody sees that it is at work.
+                let plan = world.plan();
+                world.execute(plan, None, Fault::None);
                 ended += 1;
                 world.disconnect();
                 if reboots {
@@ -760,14 +786,9 @@ fn no_disk_is_chosen_or_cleaned_while_drivers_are_being_loaded() {
             inventory.warnings = Vec::from_iter(early.then_some(warning));
         });
         let now = world.now.to_string();
-        world
-            .server
-            .as_mut()
-            .unwrap()
-            .status
-            .as_mut()
-            .unwrap()
-            .inventoried = Some(now);
+        let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+        status.session.as_mut().unwrap().since.clone_from(&now);
+        status.inventoried = Some(now);
     };
     for (from, to) in [
         (State::Registering, State::Available),
