@@ -316,11 +316,7 @@ fn switch(draft: &mut Draft<'_>, id: &str, since: Timestamp, how: PowerOrder, wh
                     format!("the machine is not {what} {seconds} s after the BMC was told"),
                 );
             }
-            Err(failure)
-                if failure.class == FailureClass::Busy
-                    && (seen_at(draft).duration_since(since) < BUSY
-                        || draft.has_paused(tried.at, UNASKED)) =>
-            {
+            Err(failure) if failure.class == FailureClass::Busy && has_time(draft, since, tried.at, BUSY) => {
                 order_again(draft, id, how, tried.at);
             }
             Err(failure) => {
