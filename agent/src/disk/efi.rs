@@ -155,6 +155,14 @@ impl<'a> LoadOption<'a> {
     }
 
     /// True if it goes through a network interface: a MAC address, IP address or URI in its path (10.3.4).
+    /// The GUID of a path that begins with vendor hardware (UEFI 2.10, 10.3.2.4): Dell's network entries have nothing else.
+    fn vendor(&self) -> Option<&[u8]> {
+        match *self.nodes {
+            [1, 4, _, _, ..] => self.nodes.get(4..20),
+            _ => None,
+        }
+    }
+
     fn is_network(&self) -> bool {
         let mut rest = self.nodes;
         while let [kind, subtype, low, high, ..] = *rest {
@@ -205,15 +213,20 @@ fn plan(variables: &Variables, option: &[u8]) -> Option<Plan> {
     let mut order = variables.order.clone();
     order.retain(|other| !ours.contains(other) && *other != number);
 
-    let leads = |other: &u16| parsed(other).is_none_or(|entry| entry.is_passed_over() || entry.is_network());
+    // The ramdisk comes by the network alone, so an entry of the vendor's that brought it here is one of it, and so are those of its kind.
+    let brought = variables.current.and_then(|current| parsed(&current));
+    let vendor = brought.as_ref().and_then(|entry| entry.vendor());
+    let is_network =
+        |entry: &LoadOption<'_>| entry.is_network() || (vendor.is_some() && entry.vendor() == vendor);
+    let leads = |other: &u16| parsed(other).is_none_or(|entry| entry.is_passed_over() || is_network(&entry));
     let leading = order.iter().take_while(|other| leads(other)).count();
     let came_by_network = variables.current.is_some_and(|current| {
-        order[..leading].contains(&current) && parsed(&current).is_some_and(|entry| entry.is_network())
+        order[..leading].contains(&current) && parsed(&current).is_some_and(|entry| is_network(&entry))
     });
     // Behind the last network entry of those that lead, not behind a menu that follows them.
     let last = order[..leading]
         .iter()
-        .rposition(|other| parsed(other).is_some_and(|entry| entry.is_network()));
+        .rposition(|other| parsed(other).is_some_and(|entry| is_network(&entry)));
     let place = last.filter(|_| came_by_network).map_or(0, |last| last + 1);
     order.insert(place, number);
     Some(Plan {

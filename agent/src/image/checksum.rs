@@ -222,10 +222,12 @@ impl fmt::Debug for Digest {
 /// The digest in a line, if the line is for `name`. A path before the name is no matter.
 fn digest_for<'l>(line: &'l str, name: &str) -> Option<&'l str> {
     let is_it = |found: &str| found.rsplit('/').next() == Some(name);
-    // `SHA256 (name) = digest`.
+    // `SHA256 (name) = digest`. Others have digests of the same length, such as BLAKE2b.
     if let Some((head, digest)) = line.rsplit_once(" = ") {
-        let (_, found) = head.split_once(" (")?;
-        return is_it(found.strip_suffix(')')?).then_some(digest.trim());
+        let (algorithm, found) = head.split_once(" (")?;
+        let algorithm = algorithm.trim().replace('-', "").to_ascii_uppercase();
+        let is_known = ["SHA256", "SHA2256", "SHA512", "SHA2512", "SHA1", "MD5"].contains(&&*algorithm);
+        return (is_known && is_it(found.strip_suffix(')')?)).then_some(digest.trim());
     }
     // `digest  name`, or `digest *name` for binary files.
     let (digest, found) = line.split_once(char::is_whitespace)?;
@@ -300,6 +302,11 @@ mod tests {
             format!("{}  b.raw\n{digest}  a.raw\n", "00".repeat(32)),
             format!("# sums\n\n{digest} *./a.raw\n{}  a.raw.sig\n", "00".repeat(32)),
             format!("SHA512 (a.raw) = {}\nSHA256 (a.raw) = {digest}\n", "0".repeat(12)),
+            format!(
+                "BLAKE2s (a.raw) = {}\nSHA3-256 (a.raw) = {}\nSHA2-256 (a.raw) = {digest}\n",
+                "11".repeat(32),
+                "22".repeat(32)
+            ),
             format!(
                 "MD5 (a.raw) = {}\nSHA256 (dir/a.raw) = {digest}\r\n",
                 "00".repeat(16)

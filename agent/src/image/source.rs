@@ -351,12 +351,13 @@ impl Source<'_> {
     async fn ask(&mut self, url: &Url) -> Result<Response<Incoming>, SourceError> {
         let (mut sender, is_absolute) = self.connect(url).await?;
         let target = if is_absolute {
-            format!("{}{}", url.origin(), url.target)
+            // Of plain HTTP alone: the rest goes through a tunnel.
+            format!("http://{}{}", url.host_header(), url.target)
         } else {
             url.target.clone()
         };
         let mut request = Request::get(target)
-            .header(header::HOST, url.authority())
+            .header(header::HOST, url.host_header())
             .header(
                 header::USER_AGENT,
                 concat!("muster-agent/", env!("CARGO_PKG_VERSION")),

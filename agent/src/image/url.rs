@@ -104,9 +104,20 @@ impl Url {
         format!("{scheme}://{}", self.authority())
     }
 
-    /// `host:port`, as the header `Host` and a proxy have it.
+    /// `host:port`, as a proxy has it.
     pub fn authority(&self) -> String {
         endpoint::shown(&self.host, self.port)
+    }
+
+    /// The same for the header `Host`, where a scheme's own port is left out (RFC 9110, 7.2): signatures of URLs hold for it as everybody
+    /// else writes it.
+    pub fn host_header(&self) -> String {
+        let authority = self.authority();
+        let own = if self.is_tls { ":443" } else { ":80" };
+        match authority.strip_suffix(own) {
+            Some(host) => host.to_owned(),
+            None => authority,
+        }
     }
 
     /// The last part of the path: the file's name.
@@ -197,6 +208,19 @@ mod tests {
             Url::parse("http://u:p@h/"),
             Err(UrlError::Credentials(_))
         ));
+    }
+
+    #[test]
+    fn a_schemes_own_port_is_no_part_of_the_header_host() {
+        for (url, host) in [
+            ("https://s3.example/a.raw?X-Amz-Signature=1", "s3.example"),
+            ("http://h:80/a", "h"),
+            ("http://h:443/a", "h:443"),
+            ("https://[fd00::1]/a", "[fd00::1]"),
+            ("https://h:8443/a", "h:8443"),
+        ] {
+            assert_eq!(Url::parse(url).unwrap().host_header(), host, "{url}");
+        }
     }
 
     #[test]

@@ -246,7 +246,9 @@ impl Writing<'_> {
         for part in layout.parts() {
             let mut read = |at: u64, into: &mut [u8]| held.read(part.start.saturating_add(at), into);
             let label = boot::volume_label(&mut read).map_err(disk_failed("read it back"))?;
-            if part.name == config_drive::LABEL || label.as_deref() == Some(config_drive::LABEL) {
+            // FAT has labels in upper case, as cloud-init knows.
+            let is_its = |name: &str| name.eq_ignore_ascii_case(config_drive::LABEL);
+            if is_its(&part.name) || label.as_deref().is_some_and(is_its) {
                 found = Some(part);
                 break;
             }

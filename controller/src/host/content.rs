@@ -177,9 +177,12 @@ pub(super) fn network_data(secret: &Secret) -> Result<Option<Value>, &'static st
         return Err("`networkData` has more than 128 KiB");
     }
     // The parser's words may show what it parsed.
-    parse(bytes)
-        .map(Some)
-        .ok_or("`networkData` is neither YAML nor JSON")
+    match parse(bytes) {
+        // Nothing but comments.
+        Some(Value::Null) => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(Value::Object(map))),
+        _ => Err("`networkData` is no map in YAML or JSON"),
+    }
 }
 
 /// The metadata, as a map in YAML or JSON.
@@ -192,6 +195,7 @@ pub(super) fn meta_data(secret: &Secret) -> Result<Map<String, Value>, &'static 
         return Err("`metaData` has more than 128 KiB");
     }
     match parse(bytes) {
+        Some(Value::Null) => Ok(Map::new()),
         Some(Value::Object(map)) => Ok(map),
         _ => Err("`metaData` is no map in YAML or JSON"),
     }
@@ -259,6 +263,11 @@ mod tests {
         assert_eq!(uses(&[("value", "a: 1")]), [true, true, true]);
         assert_eq!(uses(&[("value", "{{")]), [true, false, false]);
         assert_eq!(uses(&[("networkData", "")]), [false, true, false]);
+        // The operating system would come up without a network.
+        for no_map in ["- links", "eth0", "7"] {
+            assert_eq!(uses(&[("networkData", no_map)]), [false; 3], "{no_map}");
+        }
+        assert_eq!(uses(&[("networkData", "# later")]), [false, true, false]);
         assert_eq!(uses(&[]), [false, true, false]);
         let both = secret(&[("userData", "special"), ("value", "fallback")]);
         assert_eq!(user_data(&both), Ok(&b"special"[..]));
@@ -312,7 +321,7 @@ mod tests {
     #[test]
     fn what_would_not_fit_into_a_job_is_refused_beforehand() {
         let of = |bytes: usize| {
-            let text = "x".repeat(bytes);
+            let text = format!("a: {}", "x".repeat(bytes - 3));
             let data = [("userData", text.as_str()), ("networkData", &text)];
             let seen = Seen::of(&secret(&data), &key(1));
             [Use::UserData, Use::NetworkData].map(|what| seen.for_use(what).is_ok())

@@ -65,6 +65,32 @@ fn the_network_keeps_the_first_word_if_the_machine_came_in_by_it() {
     assert_eq!(order(&[], &[], 0), [0]);
 }
 
+/// Dell's network entries are of vendor hardware, with a GUID and nothing else.
+#[test]
+fn an_entry_of_the_vendors_that_brought_the_ramdisk_is_one_of_the_network() {
+    let vendor = |guid: u8| {
+        let nodes = [&[1, 4, 20, 0][..], &[guid; 16], &[0x7f, 0xff, 4, 0]].concat();
+        let head = [
+            &1_u32.to_le_bytes()[..],
+            &length(nodes.len()),
+            &wide("PXE Device 1"),
+        ]
+        .concat();
+        [head, nodes].concat()
+    };
+    let option = load_option(&PARTITION, "\\EFI\\BOOT\\BOOTX64.EFI");
+    let all = [vendor(3), vendor(3), vendor(9), disk()];
+    let order = |order: &[u16], current| plan(&variables(&all, order, current), &option).unwrap().order;
+    assert_eq!(order(&[0, 1, 3], 0), [0, 1, 4, 3]);
+    assert_eq!(
+        order(&[0, 2, 3], 0),
+        [0, 4, 2, 3],
+        "another thing of the vendor's"
+    );
+    assert_eq!(order(&[3, 0], 0), [4, 3, 0], "a disk came first");
+    assert_eq!(order(&[0, 3], 3), [4, 0, 3], "it came in by its disk");
+}
+
 #[test]
 fn older_entries_of_ours_are_replaced_and_others_stay() {
     let old = load_option(&PARTITION, "\\EFI\\old.efi");

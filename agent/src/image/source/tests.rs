@@ -461,7 +461,7 @@ fn a_proxy_gets_the_whole_url() {
     assert!(get_all("http://images.example/a.raw", &through, patience()).unwrap() == file);
     let request = &server.requests()[0];
     assert!(
-        request.starts_with("get http://images.example:80/a.raw http/1.1\r\nhost: images.example:80\r\n"),
+        request.starts_with("get http://images.example/a.raw http/1.1\r\nhost: images.example\r\n"),
         "{request}"
     );
 }
