@@ -16,11 +16,11 @@ use muster_proto::{
     text,
 };
 
+use crate::host::is_ahead;
+
 /// So long after a session began, another inventory is waited for where drivers were still being loaded: some controllers of many disks
 /// take five minutes (`mpt3sas`: its ports), and one that hangs is not waited for without an end.
 const LOADS: SignedDuration = SignedDuration::from_mins(6);
-/// How far the clock of the edge that wrote when that was may be ahead of ours.
-const SKEW: SignedDuration = SignedDuration::from_mins(1);
 
 /// Until when the `inventory` in `status` is not taken for all that the machine has; none: it is.
 pub fn is_early_until(
@@ -30,7 +30,7 @@ pub fn is_early_until(
 ) -> Option<Timestamp> {
     let since: Timestamp = status.session.as_ref()?.since.parse().ok()?;
     let due = since.checked_add(LOADS).ok()?;
-    let is_time = now < due && since.duration_since(now) <= SKEW;
+    let is_time = now < due && !is_ahead(since, now);
     (is_time && inventory.unpack().is_early()).then_some(due)
 }
 

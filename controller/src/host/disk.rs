@@ -259,7 +259,7 @@ fn matches(hints: &RootDeviceHints, disk: &Disk) -> bool {
 
 /// The links to `disk` below `/dev/disk/by-path`: on ATA there are two (`60-persistent-storage.rules` of udev), of which Metal3 shows
 /// either.
-pub(crate) fn paths_of(disk: &Disk) -> impl Iterator<Item = String> {
+fn paths_of(disk: &Disk) -> impl Iterator<Item = String> {
     let path = Some(disk.by_path.clone()).filter(|path| !path.is_empty());
     let port = |path: &String| {
         let (_, port) = path.rsplit_once("-ata-")?;

@@ -504,7 +504,7 @@ impl<'a> Draft<'a> {
 }
 
 /// True if `at` is further ahead of `now` than clocks of different computers may be.
-pub(super) fn is_ahead(at: Timestamp, now: Timestamp) -> bool {
+pub(crate) fn is_ahead(at: Timestamp, now: Timestamp) -> bool {
     at.duration_since(now) > SKEW
 }
 

@@ -77,6 +77,7 @@ pub mod vault;
 mod whose;
 
 pub use bmcs::Bmcs;
+pub(crate) use draft::is_ahead;
 pub(crate) use draft::whole_seconds;
 pub use jobs::is_for_another;
 pub use metrics::Metrics;
