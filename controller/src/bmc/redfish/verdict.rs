@@ -65,15 +65,10 @@ impl Said {
         // Of one property each, as OpenBMC answers a change.
         let of_one = value.as_object().into_iter().flatten();
         let of_one = of_one.filter(|(name, _)| name.ends_with("@Message.ExtendedInfo"));
-        // Old services send one object in the place of a list.
-        let listed = |extended: &'_ Value| match extended {
-            Value::Array(all) => all.clone(),
-            one => vec![one.clone()],
-        };
         let messages = of_all
             .chain(of_one.map(|(_, extended)| extended))
             .flat_map(listed);
-        let messages: Vec<Value> = messages.filter(Value::is_object).take(MESSAGES).collect();
+        let messages: Vec<&Value> = messages.filter(|one| one.is_object()).take(MESSAGES).collect();
         let word = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
         let error = value.get("error").unwrap_or(&Value::Null);
         let last = |id: String| id.rsplit('.').next().unwrap_or_default().to_owned();
@@ -86,8 +81,8 @@ impl Said {
         let is_pointer = |text: &String| text.starts_with("See @Message.ExtendedInfo");
         let whole = word(error, "message").filter(|text| !text.is_empty() && !is_pointer(text));
         let text = |one: &Value| word(one, "Message").or_else(|| id(one).filter(|_| whole.is_none()));
-        let ids: Vec<String> = messages.iter().filter_map(id).collect();
-        let mut texts: Vec<String> = messages.iter().filter_map(text).collect();
+        let ids: Vec<String> = messages.iter().copied().filter_map(id).collect();
+        let mut texts: Vec<String> = messages.iter().copied().filter_map(text).collect();
         texts.dedup();
         let text = match texts.is_empty() {
             true => whole.unwrap_or_default(),
@@ -131,6 +126,14 @@ impl Said {
             },
             status => BmcError::Refused { status, message },
         }
+    }
+}
+
+/// The messages in `extended`: old services send one object in the place of a list.
+fn listed(extended: &Value) -> &[Value] {
+    match extended {
+        Value::Array(all) => all,
+        one => std::slice::from_ref(one),
     }
 }
 
