@@ -16,6 +16,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
+use crate::events::Event;
+
 /// Without any change, each object is looked at once in this long, as the watched copies have it: it heals what a loop missed.
 const RESYNC: Duration = Duration::from_secs(600);
 /// In so many parts, so that it is not all at once. An object that waits for nothing else has no timer.
@@ -89,6 +91,30 @@ impl ExecuteError {
                 tracing::warn!(subject, error = %Chain(self), "tried again");
             }
         }
+    }
+}
+
+/// The rounds about one object that failed in a row.
+#[derive(Debug, Default)]
+pub struct Failures {
+    count: u32,
+    /// The refusal that was told last.
+    refusal: Option<Box<Event>>,
+}
+
+impl Failures {
+    /// One more, with `refusal` if the API server will say the same next time. Returns that if it was not told in this row: it stays
+    /// so until somebody acts.
+    pub fn add(&mut self, refusal: Option<Event>) -> Option<Event> {
+        self.count = self.count.saturating_add(1);
+        let news = refusal.filter(|refusal| self.refusal.as_deref() != Some(refusal))?;
+        self.refusal = Some(Box::new(news.clone()));
+        Some(news)
+    }
+
+    /// How many.
+    pub fn count(&self) -> u32 {
+        self.count
     }
 }
 

@@ -11,7 +11,7 @@
 //! | local MAC | differs | the same | the same | |
 //! | local MAC | differs | any other | another | addresses made up twice |
 //! | local MAC | same or unusable | | the same | |
-//! | nothing | the same | differs | the same, unless that one is connected now or its host is in use | the board swapped, or a serial number that many have |
+//! | nothing | the same | differs | another, and a clash | nodes of one chassis, boards of some vendors |
 //! | nothing | the same | any other | the same, unless that one is connected now | NICs swapped |
 //! | nothing | unusable | the same | another, and a clash | vendors ship one UUID on many boards |
 //! | nothing | differs | the same | another, and a clash | |
@@ -266,7 +266,7 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
     } else {
         let no_macs = claimed.macs.is_empty() || machine.identity.macs.is_empty();
         let by_uuid = uuid == Signal::Same && serial == Signal::Unknown && no_macs;
-        let by_serial = serial == Signal::Same && !(machine.in_use && uuid == Signal::Differs);
+        let by_serial = serial == Signal::Same && uuid != Signal::Differs;
         !machine.live && (by_serial || by_uuid)
     };
     let points = [

@@ -68,6 +68,14 @@ impl Executor {
                 self.merge::<BareMetalHost>(step, &host.namespace, &host.name, patch)
                     .await
             }
+            Effect::DeclareBootMac { host, version, mac } => {
+                let patch = json!({
+                    "metadata": {"uid": host.uid, "resourceVersion": version},
+                    "spec": {"bootMACAddress": mac},
+                });
+                self.merge::<BareMetalHost>("declare MAC address of host", &host.namespace, &host.name, patch)
+                    .await
+            }
             Effect::ApplyHardwareData { host, hardware } => self.apply_hardware(&host, *hardware).await,
             Effect::WriteHostStatus {
                 host,
@@ -258,6 +266,7 @@ fn name(effect: &Effect) -> &'static str {
     match effect {
         Effect::CreateHost(_) => "create_host",
         Effect::MarkHost { .. } => "mark_host",
+        Effect::DeclareBootMac { .. } => "declare_boot_mac",
         Effect::ApplyHardwareData { .. } => "apply_hardware_data",
         Effect::WriteHostStatus { .. } => "write_host_status",
         Effect::PatchServerSpec { .. } => "patch_server",

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use muster_proto::{
+    Mac,
     inventory::{BootMode, Inventory},
     kinds::{
         ARCH_LABEL, AutomatedCleaningMode, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec,
@@ -23,7 +24,7 @@ use crate::{
         owner::{has_bmc, is_in_band},
         whole_seconds,
     },
-    hosts::{annotation, made_for},
+    hosts::{annotation, declared_mac, made_for},
 };
 
 /// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
@@ -131,6 +132,19 @@ pub fn fresh(
     host.metadata.labels = Some(labels(inventory, segment));
     host.metadata.annotations = Some(annotations(server, trust));
     host
+}
+
+/// The address that `host` is to declare in place of one of a NIC that its machine does not have any more, such as an adapter on USB
+/// that went from machine to machine. None once somebody has laid a hand on it: what they declare is theirs.
+pub fn other_boot_mac(host: &BareMetalHost, inventory: &Inventory) -> Option<Mac> {
+    let is_there = |mac: Mac| {
+        let mut nics = inventory.nics.iter();
+        inventory.boot.mac == Some(mac) || nics.any(|nic| nic.mac == Some(mac))
+    };
+    if declared_mac(host).is_some_and(is_there) || !is_untouched(host) {
+        return None;
+    }
+    hardware::boot_mac(inventory)
 }
 
 /// The annotations that Muster keeps on a discovered host.

@@ -31,9 +31,51 @@ pub(super) enum Link<'a> {
     /// The host it points at is not to be seen any more.
     Gone(HostReference),
     /// These hosts may be this machine, or not; only a person can tell.
-    Doubt(Vec<&'a BareMetalHost>, &'static str),
+    Doubt(Vec<&'a BareMetalHost>, Doubt),
     /// No host has anything to do with this machine.
     Nobody,
+}
+
+/// Why it is not known which host stands for a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Several hosts were made for it.
+    Made,
+    /// A host declares a MAC address that other machines show as well.
+    Machines,
+    /// Several hosts declare its MAC addresses.
+    Declared,
+    /// It looks like a declared host, but has not its MAC address.
+    Likeness,
+}
+
+impl Doubt {
+    /// What is so.
+    pub(super) fn why(self) -> &'static str {
+        match self {
+            Doubt::Made => "several hosts say that they were made for one machine",
+            Doubt::Machines => "several machines show the MAC address that one host declares",
+            Doubt::Declared => "several hosts declare MAC addresses of one machine",
+            Doubt::Likeness => {
+                "it shows the name, serial number or a MAC address of a host that somebody declared"
+            }
+        }
+    }
+
+    /// What a person does about it, but for an approval.
+    pub(super) fn remedy(self) -> &'static str {
+        match self {
+            Doubt::Made => "delete all of them but one",
+            Doubt::Machines => "delete the Servers of machines that are gone or have lost that NIC",
+            Doubt::Declared => "delete all of them but the one whose machine it is",
+            Doubt::Likeness => "declare this machine's MAC address in the host whose machine it is",
+        }
+    }
+
+    /// True if a person may say that the machine is none of the hosts.
+    pub(super) fn can_be_approved(self) -> bool {
+        self != Doubt::Made
+    }
 }
 
 /// What the machine behind `server` reported.
@@ -168,16 +210,22 @@ fn is_unowned(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
 }
 
 /// Unowned hosts that declare one of this machine's MAC addresses. A host that Muster made for a Server since removed is known
-/// again by any NIC: the declared one may have been replaced while both were there.
+/// again by any NIC, for the declared one may have been replaced while both were there, unless the serial numbers tell that the NIC
+/// has moved.
 pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
-    let macs = macs_of(seen.server);
+    let inventory = inventory(seen.server);
+    let macs = macs(seen.server, inventory.as_deref());
+    let ours = inventory.as_deref().and_then(serial);
+    let is_others =
+        |host| matches!((&ours, host::serial(host)), (Some(ours), Some(theirs)) if *ours != theirs);
+    let declares = |host| hosts::declared_mac(host).is_some_and(|mac| macs.contains(&mac));
     let all = seen.hosts.iter().map(AsRef::as_ref);
     // One that is being deleted has its machine cleaned and switched off before it goes.
     all.filter(|host| !hosts::is_leaving(host) || is_held(host))
         .filter(|host| is_unowned(seen, host))
         .filter(|host| match hosts::made_for(host) {
-            None => hosts::declared_mac(host).is_some_and(|mac| macs.contains(&mac)),
-            Some(_) => hosts::has_any_mac(host, &macs),
+            None => declares(host),
+            Some(_) => declares(host) || (hosts::has_any_mac(host, &macs) && !is_others(host)),
         })
         .collect()
 }
@@ -231,22 +279,20 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
                 );
             }
         }
-        return elsewhere(seen).unwrap_or_else(|| Link::Gone(at.clone()));
+        return elsewhere(seen, approved).unwrap_or_else(|| Link::Gone(at.clone()));
     }
-    elsewhere(seen).unwrap_or_else(|| claimed(seen, approved))
+    elsewhere(seen, approved).unwrap_or_else(|| claimed(seen, approved))
 }
 
-/// A host of this machine under another reference than the Server's.
-fn elsewhere<'a>(seen: &Seen<'a>) -> Option<Link<'a>> {
+/// A host of this machine under another reference than the Server's. None is in doubt where a person has `approved` that the machine
+/// gets one of its own.
+fn elsewhere<'a>(seen: &Seen<'a>, approved: bool) -> Option<Link<'a>> {
     let ours = made_for_us(seen);
     match ours[..] {
         [] => {}
         [host] => return Some(Link::Change(host, "the host was made for this machine")),
         _ => {
-            return Some(Link::Doubt(
-                ours,
-                "several hosts say that they were made for one machine",
-            ));
+            return Some(Link::Doubt(ours, Doubt::Made));
         }
     }
     let declared = declared(seen);
@@ -256,20 +302,16 @@ fn elsewhere<'a>(seen: &Seen<'a>) -> Option<Link<'a>> {
             host,
             "the host declares a MAC address of this machine",
         )),
-        [_] => Some(Link::Doubt(
-            declared,
-            "several machines show the MAC address that one host declares",
-        )),
-        _ => Some(Link::Doubt(
-            declared,
-            "several hosts declare MAC addresses of one machine",
-        )),
+        _ if approved => None,
+        [_] => Some(Link::Doubt(declared, Doubt::Machines)),
+        _ => Some(Link::Doubt(declared, Doubt::Declared)),
     }
 }
 
 /// True if it takes a person's approval to make a host for this machine.
 pub(super) fn is_claimed(seen: &Seen<'_>) -> bool {
-    matches!(claimed(seen, false), Link::Doubt(..))
+    let link = elsewhere(seen, false).unwrap_or_else(|| claimed(seen, false));
+    matches!(link, Link::Doubt(_, doubt) if doubt.can_be_approved())
 }
 
 /// Hosts that somebody declared and whose name, serial number or inspected NIC this machine shows: it may be the same one, with
@@ -285,9 +327,6 @@ fn claimed<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
         .collect();
     match claimed[..] {
         [] => Link::Nobody,
-        _ => Link::Doubt(
-            claimed,
-            "it shows the name, serial number or a MAC address of a host that somebody declared",
-        ),
+        _ => Link::Doubt(claimed, Doubt::Likeness),
     }
 }

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::events::Event;
+use crate::{events::Event, round::Failures};
 
 /// By Server; of most there is nothing to be remembered.
 #[derive(Debug, Default)]
@@ -14,9 +14,7 @@ pub(super) struct Memory(Mutex<HashMap<String, Entry>>);
 #[derive(Debug, Default)]
 struct Entry {
     notices: Vec<Event>,
-    failures: u32,
-    /// The refusal that was told last, until a round goes well.
-    refusal: Option<Event>,
+    failures: Failures,
 }
 
 impl Memory {
@@ -53,16 +51,12 @@ impl Memory {
     /// failures: it stays so until somebody acts.
     pub(super) fn failed(&self, server: &str, refusal: Option<Event>) -> Option<Event> {
         let mut all = self.lock();
-        let entry = all.entry(server.to_owned()).or_default();
-        entry.failures = entry.failures.saturating_add(1);
-        let news = refusal.filter(|refusal| entry.refusal.as_ref() != Some(refusal))?;
-        entry.refusal = Some(news.clone());
-        Some(news)
+        all.entry(server.to_owned()).or_default().failures.add(refusal)
     }
 
     /// How many rounds in a row have failed, for one that has.
     pub(super) fn failures(&self, server: &str) -> u32 {
-        self.lock().get(server).map_or(1, |entry| entry.failures)
+        self.lock().get(server).map_or(1, |entry| entry.failures.count())
     }
 
     /// The Server is gone.

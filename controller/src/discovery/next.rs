@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use kube::Resource as _;
 use muster_proto::{
+    Mac,
     inventory::Inventory,
     kinds::{
         APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDetails, HostReference,
@@ -28,7 +29,7 @@ use super::{
     hardware,
     host::{self, Inspected},
     jobs,
-    link::{self, Link},
+    link::{self, Doubt, Link},
     name,
     notices::{clashes, event, failed_order, told_of_hardware, unapplied, unseen_host, unwatched, warning},
     twins::{twin_of_ours, twins_of_theirs},
@@ -79,6 +80,15 @@ pub enum Effect {
         labels: BTreeMap<String, String>,
         /// Annotations.
         annotations: BTreeMap<String, String>,
+    },
+    /// Declare this MAC address in the host, if the host is still as it was seen.
+    DeclareBootMac {
+        /// Which host.
+        host: HostReference,
+        /// The resource version that was seen.
+        version: String,
+        /// The address.
+        mac: Mac,
     },
     /// Make or update the HardwareData of the host's name, owned by the host.
     ApplyHardwareData {
@@ -162,7 +172,7 @@ pub fn next(seen: &Seen<'_>) -> Plan {
         Link::Change(host, why) => relink(seen, host, why),
         Link::Wrong(host) => unlink(seen, host),
         Link::Gone(at) => gone(seen, at),
-        Link::Doubt(hosts, why) => doubt(seen, &hosts, why),
+        Link::Doubt(hosts, why) => in_doubt(seen, &hosts, why),
         Link::Nobody if seen.server.spec.dismissed => dismissed(seen, approved),
         Link::Nobody => create(seen),
     };
@@ -313,6 +323,7 @@ fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
     linked.spec = spec.clone();
     // Linked before anything else: from then on a deletion of the host is noticed.
     let approved = is_approved(seen.server);
+    linked.metadata.annotations = None;
     let spec = Box::new(spec);
     let mut effects = vec![Effect::PatchServerSpec { spec, approved }];
     if hosts::made_for(host) == Some(server_name(seen.server)) {
@@ -366,18 +377,25 @@ fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     }
 }
 
-fn doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], why: &str) -> Plan {
+fn in_doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], doubt: Doubt) -> Plan {
     let us = server_name(seen.server);
+    let why = doubt.why();
     let mut plan = Plan::rest(format!("in doubt: {why}"));
     let named: Vec<String> = hosts
         .iter()
         .take(8)
         .map(|host| Path::of(*host).to_string())
         .collect();
-    let message = format!(
-        "no host is made or changed: {why} ({}); correct spec.bootMACAddress of the host whose machine it is, or annotate this Server with {APPROVE_ANNOTATION} for a host of its own",
-        named.join(", ")
+    let mut message = format!(
+        "no host is made or changed: {why} ({}); next: {}",
+        named.join(", "),
+        doubt.remedy()
     );
+    if doubt.can_be_approved() {
+        message += ", or annotate this Server with ";
+        message += APPROVE_ANNOTATION;
+        message += " for a host of its own";
+    }
     plan.notices
         .push(warning(seen.server.object_ref(&()), "HostInDoubt", message));
     for host in hosts {
@@ -429,6 +447,15 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         twins_of_theirs(seen, host)
     };
     if folded {
+        return plan;
+    }
+    // One that was given for nothing would bring back a host that somebody deletes one day.
+    if is_approved(seen.server) {
+        plan.effects.push(Effect::PatchServerSpec {
+            spec: Box::new(seen.server.spec.clone()),
+            approved: true,
+        });
+        plan.why = "what was approved is so already".to_owned();
         return plan;
     }
     let Some(inventory) = link::inventory(seen.server) else {
@@ -525,6 +552,17 @@ fn update(
             host: at.clone(),
             labels,
             annotations,
+        });
+    }
+    let drivers_are_there = jobs::early_until(seen).is_none();
+    if let Some(mac) = host::other_boot_mac(host, inventory)
+        && drivers_are_there
+        && plan.effects.is_empty()
+    {
+        plan.effects.push(Effect::DeclareBootMac {
+            host: at.clone(),
+            version: host.metadata.resource_version.clone().unwrap_or_default(),
+            mac,
         });
     }
     // The machine leaves for its own disk only when all that it reported is stored.

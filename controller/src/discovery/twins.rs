@@ -13,7 +13,22 @@ use crate::{events::Event, hosts, path::Path};
 
 /// Our host, and the same machine declared by somebody else under another name or in another namespace.
 pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan) {
+    let at = Path::of(ours);
+    let copies = link::made_for_us(seen);
+    let copies = copies.into_iter().filter(|copy| Path::of(*copy) != at);
+    let (left, touched): (Vec<_>, Vec<_>) = copies.partition(|copy| host::is_untouched(copy));
+    if !left.is_empty() && !host::is_untouched(ours) {
+        return (
+            true,
+            Plan {
+                effects: left.into_iter().flat_map(|left| fold(left, ours)).collect(),
+                notices: Vec::new(),
+                why: format!("what is left of the twin of {at} goes"),
+            },
+        );
+    }
     let mut twins = link::twins(seen);
+    twins.extend(left.into_iter().chain(touched));
     let same_name = |host: &&BareMetalHost| {
         hosts::made_for(host).is_none()
             && host.metadata.name == ours.metadata.name
@@ -24,7 +39,11 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
     twins.extend(seen.hosts.iter().map(AsRef::as_ref).filter(same_name));
     match twins[..] {
         [] => (false, Plan::default()),
-        [theirs] if host::is_untouched(ours) && link::rivals(seen, theirs).is_empty() => {
+        [theirs]
+            if host::is_untouched(ours)
+                && !host::is_untouched(theirs)
+                && link::rivals(seen, theirs).is_empty() =>
+        {
             let spec = ServerSpec {
                 host: Some(hosts::reference(theirs)),
                 ..seen.server.spec.clone()

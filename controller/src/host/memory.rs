@@ -26,6 +26,7 @@ use crate::{
     bucket::{Bucket, Rate},
     events::Event,
     path::Path,
+    round::Failures,
     written::{BELIEVED, version},
 };
 
@@ -103,10 +104,7 @@ struct Entry {
     /// A round waits for the end of that call.
     awaited: bool,
     calm: Calm,
-    /// Rounds that failed in a row.
-    failures: u32,
-    /// The refusal that was told last, until a round goes well.
-    refusal: Option<Box<Event>>,
+    failures: Failures,
     /// What was said last to be wrong with what the host asks for.
     wrong: Option<String>,
     /// What another operator held for it is let go.
@@ -353,23 +351,12 @@ impl Memory {
 
     /// A round went well.
     pub fn went_well(&self, host: &BareMetalHost) {
-        self.with(host, |entry| {
-            entry.failures = 0;
-            entry.refusal = None;
-        });
+        self.with(host, |entry| entry.failures = Failures::default());
     }
 
     /// A round failed, and `refusal` says what the API server refuses, if it does. Returns what people have not been told yet.
     pub fn failed(&self, host: &BareMetalHost, refusal: Option<Event>) -> Option<Event> {
-        self.with(host, |entry| {
-            entry.failures = entry.failures.saturating_add(1);
-            let news = refusal.filter(|refusal| entry.refusal.as_deref() != Some(refusal));
-            if news.is_some() {
-                entry.refusal = news.clone().map(Box::new);
-            }
-            news
-        })
-        .flatten()
+        self.with(host, |entry| entry.failures.add(refusal))?
     }
 
     /// Something is `wrong` with what `host` asks for, or nothing is. Returns what people have not been told yet.
@@ -409,7 +396,7 @@ impl Memory {
 
     /// How many rounds failed in a row.
     pub fn failures(&self, host: &BareMetalHost) -> u32 {
-        self.with(host, |entry| entry.failures).unwrap_or(1)
+        self.with(host, |entry| entry.failures.count()).unwrap_or(1)
     }
 
     /// Forgets `host`.
@@ -433,8 +420,7 @@ impl Entry {
             calling: false,
             awaited: false,
             calm: Calm::default(),
-            failures: 0,
-            refusal: None,
+            failures: Failures::default(),
             wrong: None,
             released: false,
             paused: None,

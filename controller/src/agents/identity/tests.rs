@@ -121,28 +121,33 @@ fn two_machines_with_one_uuid_are_never_one() {
 }
 
 #[test]
-fn a_swapped_board_is_the_same_machine_by_its_serial() {
+fn a_swapped_board_into_which_system_data_was_written_is_the_same_machine() {
     let known = id(UUID_A, "A1", "BA1", &[nic(1), nic(2)]);
-    let now = id(UUID_B, "A1", "BB1", &[nic(3), nic(4)]);
+    let now = id(UUID_A, "A1", "BB1", &[nic(3), nic(4)]);
     assert_eq!(name(&now, nic(3), &[machine("a", &known)]), "a");
     let settled = settled("a", &now, nic(3), &[machine("a", &known)]);
-    assert_eq!(settled.identity.system_uuid.as_deref(), Some(UUID_B));
     assert_eq!(settled.identity.board_serial.as_deref(), Some("BB1"));
     assert_eq!(settled.identity.macs.len(), 4);
 }
 
 /// Nodes of one chassis and boards of some vendors share a serial number that is on no list of those.
 #[test]
-fn a_serial_alone_makes_no_machine_one_whose_host_is_in_use() {
+fn a_serial_alone_makes_no_machine_one_that_has_another_uuid() {
     let known = id(UUID_A, "A1", "BA1", &[nic(1)]);
-    let in_use = Machine {
-        in_use: true,
-        ..machine("a", &known)
-    };
-    let swapped_nic = id(UUID_A, "A1", "BA1", &[nic(3)]);
-    assert_eq!(name(&swapped_nic, nic(3), &[in_use]), "a");
-    let other = id(UUID_B, "A1", "BB1", &[nic(3)]);
-    assert_ne!(name(&other, nic(3), &[in_use]), "a");
+    for in_use in [false, true] {
+        let machines = [Machine {
+            in_use,
+            ..machine("a", &known)
+        }];
+        let swapped_nic = id(UUID_A, "A1", "BA1", &[nic(3)]);
+        assert_eq!(name(&swapped_nic, nic(3), &machines), "a");
+        let other = id(UUID_B, "A1", "BB1", &[nic(3)]);
+        assert_eq!(name(&other, nic(3), &machines), "mac-001b21000003");
+        let settled = settled("mac-001b21000003", &other, nic(3), &machines);
+        assert_eq!(settled.clashes, BTreeSet::from(["a".to_owned()]));
+        let without_uuid = id("", "A1", "BB1", &[nic(3)]);
+        assert_eq!(name(&without_uuid, nic(3), &machines), "a");
+    }
 }
 
 #[test]

@@ -120,6 +120,35 @@ fn a_replaced_nic_or_serial_keeps_the_name() {
 }
 
 #[test]
+fn a_host_that_nobody_touched_declares_a_nic_that_its_machine_has() {
+    let mut sim = discovered();
+    let declared = |sim: &Sim| hosts::declared_mac(sim.host(NAME));
+    // Another one of it boots now.
+    let mut with_both = machine("J5K2X93", 2);
+    with_both.nics.extend(machine("J5K2X93", 1).nics);
+    sim.reports("a", with_both);
+    sim.settle();
+    assert_eq!(declared(&sim), Some(mac(1)));
+    // Its driver may only be late.
+    let mut early = machine("J5K2X93", 2);
+    early.warnings = vec![Warning {
+        collector: LOADING.to_owned(),
+        ..Warning::default()
+    }];
+    sim.reports("a", early);
+    sim.now = "2026-11-23T08:00:00Z".parse().unwrap();
+    sim.settle();
+    assert_eq!(declared(&sim), Some(mac(1)));
+    sim.reports("a", machine("J5K2X93", 2));
+    sim.settle();
+    assert_eq!(declared(&sim), Some(mac(2)));
+    sim.change_host(NAME, |host| host.spec.bmc = Some(BmcDetails::default()));
+    sim.reports("a", machine("J5K2X93", 3));
+    sim.settle();
+    assert_eq!(declared(&sim), Some(mac(2)));
+}
+
+#[test]
 fn two_machines_with_one_serial_get_two_names() {
     let mut sim = discovered();
     sim.reports("b", machine("J5K2X93", 2));
@@ -379,6 +408,91 @@ fn one_declared_host_and_two_machines_with_its_mac_is_told_on_all_sides() {
     for name in ["a", "b", "rack1"] {
         assert!(notices.iter().any(|(about, _)| about == name), "{notices:?}");
     }
+    sim.annotate_server("b", APPROVE_ANNOTATION);
+    sim.settle();
+    assert_eq!(sim.names(), ["rack1", "dell-other1"]);
+    assert!(sim.server("b").metadata.annotations.as_ref().unwrap().is_empty());
+    assert_eq!(sim.host("rack1"), &before);
+}
+
+#[test]
+fn no_approval_chooses_one_of_several_hosts_that_were_made_for_a_machine() {
+    let mut sim = discovered();
+    let mut copy = sim.host(NAME).clone();
+    copy.metadata.name = Some("copy".to_owned());
+    copy.spec.online = false;
+    sim.change_host(NAME, |host| host.spec.online = false);
+    sim.add_host(copy);
+    sim.change_server("a", |server| server.spec.host = None);
+    sim.annotate_server("a", APPROVE_ANNOTATION);
+    sim.settle();
+    assert_eq!(sim.names(), [NAME, "copy"]);
+    assert_eq!(sim.server("a").spec.host, None);
+    let message = sim.plan_of("a").notices.remove(0).message;
+    assert!(message.ends_with("delete all of them but one"), "{message}");
+}
+
+#[test]
+fn a_copy_under_another_name_is_the_host_once_somebody_wants_something_of_it() {
+    let copy = |sim: &Sim| {
+        let mut copy = sim.host(NAME).clone();
+        copy.metadata.name = Some("rack1".to_owned());
+        copy
+    };
+    let mut sim = discovered();
+    sim.add_host(copy(&sim));
+    sim.settle();
+    assert_eq!(sim.names(), [NAME, "rack1"]);
+    assert!(sim.notices().contains(&("rack1".to_owned(), "SameMachine")));
+    let mut wanted = copy(&sim);
+    wanted.spec.bmc = Some(BmcDetails::default());
+    // However far a controller gets before it dies.
+    for limit in 0..3 {
+        let mut sim = discovered();
+        sim.add_host(wanted.clone());
+        sim.round(limit);
+        sim.settle();
+        assert_eq!(sim.names(), ["rack1"], "{limit}");
+        assert_eq!(
+            sim.server("a").spec.host,
+            Some(hosts::reference(sim.host("rack1")))
+        );
+    }
+    // A copy that nobody touched, of one that somebody has.
+    let mut sim = discovered();
+    sim.add_host(copy(&sim));
+    sim.change_host(NAME, |host| host.spec.bmc = Some(BmcDetails::default()));
+    sim.settle();
+    assert_eq!(sim.names(), [NAME]);
+}
+
+#[test]
+fn an_approval_of_what_is_so_already_brings_no_deleted_host_back() {
+    let mut sim = discovered();
+    sim.annotate_server("a", APPROVE_ANNOTATION);
+    sim.settle();
+    assert!(sim.server("a").metadata.annotations.as_ref().unwrap().is_empty());
+    sim.delete_host(NAME);
+    sim.settle();
+    assert!(sim.server("a").spec.dismissed && sim.names().is_empty());
+}
+
+#[test]
+fn a_host_whose_server_was_deleted_is_not_that_of_another_machine_which_has_a_nic_of_it_now() {
+    let mut sim = discovered();
+    let mut first = machine("J5K2X93", 1);
+    first.nics.extend(machine("J5K2X93", 9).nics);
+    first.identity.macs.insert(mac(9));
+    sim.reports("a", first);
+    sim.settle();
+    sim.servers.clear();
+    let mut other = machine("OTHER1", 2);
+    other.nics.extend(machine("OTHER1", 9).nics);
+    other.identity.macs.insert(mac(9));
+    sim.reports("b", other);
+    sim.settle();
+    assert_eq!(sim.names(), [NAME, "dell-other1"]);
+    assert_eq!(hosts::made_for(sim.host(NAME)), Some("a"));
 }
 
 #[test]

@@ -335,6 +335,16 @@ impl Sim {
                         .extend(annotations);
                 });
             }
+            Effect::DeclareBootMac { host, version, mac } => {
+                let Some(index) = exact(self, &host) else {
+                    return false;
+                };
+                if self.hosts[index].metadata.resource_version.as_ref() != Some(&version) {
+                    return false;
+                }
+                let name = self.hosts[index].metadata.name.clone().unwrap();
+                self.change_host(&name, |host| host.spec.boot_mac_address = Some(mac.to_string()));
+            }
             Effect::ApplyHardwareData { host, hardware } => {
                 self.hardware.retain(|data| {
                     (data.metadata.name.as_ref(), data.metadata.namespace.as_ref())
