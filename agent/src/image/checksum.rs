@@ -99,11 +99,15 @@ impl Wanted {
         }
     }
 
-    /// The digest of the file `name` in a list: `sha256sum`'s form, BSD's form, or one digest that stands alone.
+    /// The digest of the file that has one of `names` in a list: `sha256sum`'s form, BSD's form, or one digest that stands alone.
     ///
     /// # Errors
     /// [`ChecksumError`].
-    pub fn from_list(list: &str, name: &str, algorithm: DigestAlgorithm) -> Result<Wanted, ChecksumError> {
+    pub fn from_list(
+        list: &str,
+        names: &[impl AsRef<str>],
+        algorithm: DigestAlgorithm,
+    ) -> Result<Wanted, ChecksumError> {
         let lines: Vec<&str> = list
             .lines()
             .map(str::trim)
@@ -114,8 +118,12 @@ impl Wanted {
         {
             return Wanted::parse(line, algorithm);
         }
+        let name = names.first().map_or("", AsRef::as_ref);
         let mut failed = ChecksumError::NotListed(muster_proto::text::clean(name.as_bytes()));
-        for digest in lines.iter().filter_map(|line| digest_for(line, name)) {
+        let digests = lines
+            .iter()
+            .filter_map(|line| names.iter().find_map(|name| digest_for(line, name.as_ref())));
+        for digest in digests {
             // There may be lines of several algorithms for one file.
             match Wanted::parse(digest, algorithm) {
                 Ok(wanted) => return Ok(wanted),
@@ -313,7 +321,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                Wanted::from_list(&list, "a.raw", AUTO).as_ref(),
+                Wanted::from_list(&list, &["a.raw"], AUTO).as_ref(),
                 Ok(&wanted),
                 "{list}"
             );
@@ -324,13 +332,15 @@ mod tests {
     fn a_list_without_the_image_is_refused() {
         let list = format!("{}  aXraw\n{}  xa.raw\n", sha256(), sha256());
         assert_eq!(
-            Wanted::from_list(&list, "a.raw", AUTO),
+            Wanted::from_list(&list, &["a.raw"], AUTO),
             Err(ChecksumError::NotListed("a.raw".to_owned())),
             "a name is no pattern and no suffix"
         );
+        let encoded = format!("{}  a+b.raw\n", sha256());
+        Wanted::from_list(&encoded, &["a%2Bb.raw", "a+b.raw"], AUTO).unwrap();
         let weak = format!("{}  a.raw\n", "00".repeat(16));
         assert_eq!(
-            Wanted::from_list(&weak, "a.raw", AUTO),
+            Wanted::from_list(&weak, &["a.raw"], AUTO),
             Err(ChecksumError::Weak("MD5"))
         );
     }
@@ -353,7 +363,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_lists_never_panic(list: String, name in "[a-z.]{0,3}") {
-            let _ = Wanted::from_list(&list, &name, AUTO);
+            let _ = Wanted::from_list(&list, &[name], AUTO);
         }
     }
 }

@@ -103,6 +103,7 @@ pub fn get(
         patience,
         work,
         url,
+        mirror: None,
         tls: None,
         at: 0,
         total: None,
@@ -164,6 +165,8 @@ struct Source<'a> {
     patience: Patience,
     work: &'a Work,
     url: Url,
+    /// Where redirects have led to the file.
+    mirror: Option<Url>,
     tls: Option<Arc<ClientConfig>>,
     /// So many bytes are in the sink.
     at: u64,
@@ -307,6 +310,14 @@ impl Source<'_> {
 
     /// The answer of the server that has the bytes.
     async fn request(&mut self) -> Result<(Url, Response<Incoming>), SourceError> {
+        // Another mirror may call the same file by another tag. Signatures end and mirrors go: then the way there is asked for again.
+        if let Some(mirror) = self.mirror.take()
+            && let Ok(response) = self.ask(&mirror).await
+            && response.status().is_success()
+        {
+            self.mirror = Some(mirror.clone());
+            return Ok((mirror, response));
+        }
         let mut url = self.url.clone();
         for _ in 0..=MOST_REDIRECTS {
             let response = self.ask(&url).await?;
@@ -337,6 +348,7 @@ impl Source<'_> {
             // A part that nobody asked for is not the whole.
             let is_whole = status == StatusCode::OK || (self.at > 0 && status == StatusCode::PARTIAL_CONTENT);
             return if is_whole {
+                self.mirror = Some(url.clone());
                 Ok((url, response))
             } else {
                 Err(SourceError::Status {

@@ -1,6 +1,8 @@
 //! Where images come from: `http` and `https` URLs, taken apart.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
+
+use percent_encoding::percent_decode_str;
 
 use crate::session::endpoint::{self, Host};
 
@@ -120,10 +122,11 @@ impl Url {
         }
     }
 
-    /// The last part of the path: the file's name.
-    pub fn file_name(&self) -> &str {
+    /// The last part of the path: the file's name, as it is written here and without its encoding.
+    pub fn file_names(&self) -> [Cow<'_, str>; 2] {
         let path = self.target.split('?').next().unwrap_or_default();
-        path.rsplit('/').next().unwrap_or_default()
+        let name = path.rsplit('/').next().unwrap_or_default();
+        [name.into(), percent_decode_str(name).decode_utf8_lossy()]
     }
 }
 
@@ -191,7 +194,12 @@ mod tests {
             whole("https://[fd00::1]:8443?a=b/c"),
             "https://[fd00::1]:8443/?a=b/c"
         );
-        assert_eq!(Url::parse("http://h/a/b.raw?x=/y").unwrap().file_name(), "b.raw");
+        let names = |url| Url::parse(url).unwrap().file_names().map(Cow::into_owned);
+        assert_eq!(names("http://h/a/b.raw?x=/y"), ["b.raw", "b.raw"]);
+        assert_eq!(
+            names("http://h/a%2Fb%2B%25.raw"),
+            ["a%2Fb%2B%25.raw", "a/b+%.raw"]
+        );
         for text in [
             "ftp://h/x",
             "file:///dev/zero",

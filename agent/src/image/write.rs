@@ -89,7 +89,12 @@ fn wanted(job: &Write, environment: &Environment, work: &Work) -> Result<Wanted,
     let url = url::Url::parse(&image.url).map_err(|source| Failure::Source {
         source: SourceError::Url { source },
     })?;
-    Wanted::from_list(&String::from_utf8_lossy(&list), url.file_name(), image.algorithm).map_err(checksum)
+    Wanted::from_list(
+        &String::from_utf8_lossy(&list),
+        &url.file_names(),
+        image.algorithm,
+    )
+    .map_err(checksum)
 }
 
 /// A write to a disk that is open.
@@ -399,7 +404,8 @@ fn is_zero(bytes: &[u8]) -> bool {
 
 /// Zeroes a config drive to which no table leads: no cleaning would find what may be secret in it.
 fn take_back(held: &mut Held<'_>, drive: &Range<u64>) {
-    if let Err(error) = held.zero(drive.start, drive.end - drive.start) {
+    let zeroed = held.zero(drive.start, drive.end - drive.start);
+    if let Err(error) = zeroed.and_then(|()| held.sync()) {
         tracing::error!("the config drive is on the disk still: {}", Chain(&error));
     }
 }

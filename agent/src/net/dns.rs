@@ -1,4 +1,4 @@
-//! A resolver for the few names that a controller may be reached by: A records over UDP (RFC 1035).
+//! A resolver for the few names of controllers and image servers: A records over UDP (RFC 1035), and over TCP what does not fit in there.
 //!
 //! glibc's own would open further files and libraries that a static binary in a ramdisk does not have.
 
@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::UdpSocket, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
 
 /// How long one name server may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -92,6 +96,26 @@ pub async fn resolve(name: &str, servers: &[SocketAddr]) -> Result<Ipv4Addr, Dns
 }
 
 async fn ask(server: SocketAddr, query: &[u8]) -> io::Result<Answer> {
+    match over_udp(server, query).await? {
+        Heard::Whole(answer) => Ok(answer),
+        Heard::Truncated => over_tcp(server, query).await,
+    }
+}
+
+/// What did not fit into a datagram (RFC 7766, section 5).
+async fn over_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect(server).await?;
+    let length = u16::try_from(query.len()).map_err(io::Error::other)?;
+    stream.write_all(&[&length.to_be_bytes(), query].concat()).await?;
+    let mut message = vec![0; stream.read_u16().await?.into()];
+    stream.read_exact(&mut message).await?;
+    match parse(&message, query) {
+        Some(Heard::Whole(answer)) => Ok(answer),
+        _ => Err(io::Error::other("its answer over TCP is none")),
+    }
+}
+
+async fn over_udp(server: SocketAddr, query: &[u8]) -> io::Result<Heard> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
     socket.connect(server).await?;
     socket.send(query).await?;
@@ -108,6 +132,13 @@ async fn ask(server: SocketAddr, query: &[u8]) -> io::Result<Answer> {
 enum Answer {
     Address(Ipv4Addr),
     None { code: u8 },
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    Whole(Answer),
+    /// There is more than what came, and no address in that.
+    Truncated,
 }
 
 /// `A`, and `IN`.
@@ -135,32 +166,39 @@ fn query(id: u16, name: &str) -> Option<Vec<u8>> {
 }
 
 /// The answer to `query`; `None` if it is the answer to something else.
-fn parse(datagram: &[u8], query: &[u8]) -> Option<Answer> {
-    let header = datagram.get(..12)?;
+fn parse(message: &[u8], query: &[u8]) -> Option<Heard> {
+    let header = message.get(..12)?;
     let question = query.get(12..)?;
     // Some servers answer in their own case.
-    let same = datagram.get(12..query.len())?.eq_ignore_ascii_case(question);
+    let same = message.get(12..query.len())?.eq_ignore_ascii_case(question);
     if header[..2] != query[..2] || header[2] & 0x80 == 0 || header[4..6] != [0, 1] || !same {
         return None;
     }
     let code = header[3] & 0x0f;
     let count = u16::from_be_bytes([header[6], header[7]]);
-    let mut at = query.len();
+    let is_truncated = header[2] & 2 != 0;
+    match address(message, query.len(), count) {
+        Some(Some(address)) => Some(Heard::Whole(Answer::Address(address))),
+        _ if is_truncated => Some(Heard::Truncated),
+        found => found.map(|_none| Heard::Whole(Answer::None { code })),
+    }
+}
+
+/// The first address in the `count` records of `message` from `at` on; none inside: there is none. `None`: they end in the middle.
+fn address(message: &[u8], mut at: usize, count: u16) -> Option<Option<Ipv4Addr>> {
     for _ in 0..count {
-        at = skip_name(datagram, at)?;
-        let length = usize::from(u16::from_be_bytes(
-            datagram.get(at + 8..at + 10)?.try_into().ok()?,
-        ));
-        let data = datagram.get(at + 10..at + 10 + length)?;
+        at = skip_name(message, at)?;
+        let length = usize::from(u16::from_be_bytes(message.get(at + 8..at + 10)?.try_into().ok()?));
+        let data = message.get(at + 10..at + 10 + length)?;
         // The addresses behind an alias (CNAME) stand in the same answer.
-        if datagram[at..at + 4] == A
+        if message[at..at + 4] == A
             && let Ok(octets) = <[u8; 4]>::try_from(data)
         {
-            return Some(Answer::Address(octets.into()));
+            return Some(Some(octets.into()));
         }
         at += 10 + length;
     }
-    Some(Answer::None { code })
+    Some(None)
 }
 
 /// Where the record goes on behind the name at `at`.
@@ -199,12 +237,40 @@ mod tests {
         let datagram = answer(&query, &[ALIAS, ADDRESS], 0);
         assert_eq!(
             parse(&datagram, &query),
-            Some(Answer::Address([10, 1, 2, 3].into()))
+            Some(Heard::Whole(Answer::Address([10, 1, 2, 3].into())))
         );
         assert_eq!(
             parse(&answer(&query, &[], 3), &query),
-            Some(Answer::None { code: 3 })
+            Some(Heard::Whole(Answer::None { code: 3 }))
         );
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_fit_into_a_datagram_is_asked_for_again() {
+        // Name servers leave out all records, or end in the middle of one.
+        for (records, cut) in [(vec![], 0), (vec![ALIAS], 0), (vec![ALIAS, ADDRESS], 3)] {
+            let stream = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let server = stream.local_addr().unwrap();
+            let datagrams = UdpSocket::bind(server).await.unwrap();
+            let name_server = async {
+                let mut query = [0; 300];
+                let (length, from) = datagrams.recv_from(&mut query).await.unwrap();
+                let mut short = answer(&query[..length], &records, 0);
+                short[2] |= 2;
+                short.truncate(short.len() - cut);
+                datagrams.send_to(&short, from).await.unwrap();
+                let (mut stream, _) = stream.accept().await.unwrap();
+                let mut query = vec![0; stream.read_u16().await.unwrap().into()];
+                stream.read_exact(&mut query).await.unwrap();
+                let whole = answer(&query, &[ALIAS, ADDRESS], 0);
+                let length = u16::try_from(whole.len()).unwrap();
+                stream.write_u16(length).await.unwrap();
+                stream.write_all(&whole).await.unwrap();
+            };
+            let servers = [server];
+            let (found, ()) = tokio::join!(resolve("muster.example", &servers), name_server);
+            assert_eq!(found.unwrap(), Ipv4Addr::new(10, 1, 2, 3));
+        }
     }
 
     #[test]

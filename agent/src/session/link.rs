@@ -45,6 +45,8 @@ pub(super) struct Call {
     patience: Duration,
     /// Given up when the hardware changes or a job ends.
     gives_way: bool,
+    /// Given up when a controller refuses it for now: something else is to be told that matters more.
+    gives_up: bool,
 }
 
 impl Call {
@@ -54,6 +56,15 @@ impl Call {
             path,
             patience: Duration::from_secs(60),
             gives_way: false,
+            gives_up: false,
+        }
+    }
+
+    /// The same that may be left out.
+    pub(super) const fn best_effort(path: &'static str) -> Call {
+        Call {
+            gives_up: true,
+            ..Call::quick(path)
         }
     }
 
@@ -63,6 +74,7 @@ impl Call {
             path,
             patience: Duration::from_secs(hold_seconds + 15),
             gives_way: true,
+            gives_up: true,
         }
     }
 }
@@ -223,7 +235,7 @@ impl<M: Machine> Link<M> {
                     }
                     self.pause(asked).await;
                     // What it tells may be another thing by now, and its certificate may want to be renewed.
-                    if call.gives_way {
+                    if call.gives_up {
                         return Err(Stop::Later);
                     }
                 }

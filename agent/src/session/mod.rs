@@ -47,7 +47,8 @@ pub use machine::{Machine, ResolveError};
 const ENROL: Call = Call::quick("/v1/enrol");
 const RENEW: Call = Call::quick("/v1/renew");
 const INVENTORY: Call = Call::quick("/v1/inventory");
-const LOG: Call = Call::quick("/v1/log");
+/// How the job ended is heard by polls, with the end of the log.
+const LOG: Call = Call::best_effort("/v1/log");
 
 /// How long a reboot waits for the controller to hear of it.
 const FAREWELL: Duration = Duration::from_secs(3);

@@ -61,27 +61,47 @@ pub fn after(error: &wire::CallError) -> Next {
 /// controllers are made anew in less, also after somebody's clock went wrong.
 const DISTRUST: Duration = Duration::from_mins(30);
 
+/// The same where another controller is away, which may be trusted once it is back, or may be gone for good.
+const LONG_DISTRUST: Duration = Duration::from_hours(2);
+
 /// Which controllers were called last without being trusted, and since when, by [`uptime`](crate::clock::uptime), all are such.
 #[derive(Debug, Default)]
 pub struct Distrust {
     strangers: BTreeSet<usize>,
     since: Option<Duration>,
+    /// The first time that one was not, since one answered.
+    first: Option<Duration>,
 }
 
 impl Distrust {
     /// A call of controller number `at`, of `all`, failed at `now`. True if none has been trusted for too long.
     pub fn failed(&mut self, at: usize, all: usize, error: &wire::CallError, now: Duration) -> bool {
-        if !tls::distrusted(error) {
+        if matches!(
+            error,
+            wire::CallError::Refused { .. } | wire::CallError::Answer { .. }
+        ) {
             self.trusted(at);
-            return false;
+        } else if tls::distrusted(error) {
+            self.strangers.insert(at);
+            self.first.get_or_insert(now);
+        } else {
+            self.may_be_trusted(at);
         }
-        self.strangers.insert(at);
-        let since = (self.strangers.len() == all).then(|| *self.since.get_or_insert(now));
-        since.is_some_and(|since| now.saturating_sub(since) >= DISTRUST)
+        if self.strangers.len() == all {
+            self.since.get_or_insert(now);
+        }
+        let lasts =
+            |since: Option<Duration>, most| since.is_some_and(|since| now.saturating_sub(since) >= most);
+        lasts(self.since, DISTRUST) || (!self.strangers.is_empty() && lasts(self.first, LONG_DISTRUST))
     }
 
-    /// Controller number `at` was trusted, or may be.
+    /// Controller number `at` was trusted.
     pub fn trusted(&mut self, at: usize) {
+        self.may_be_trusted(at);
+        self.first = None;
+    }
+
+    fn may_be_trusted(&mut self, at: usize) {
         self.strangers.remove(&at);
         self.since = None;
     }
@@ -191,12 +211,19 @@ mod tests {
         assert!(failed(1, &stranger, 6801));
         // One that is away, or has trouble of its own, may be trusted.
         assert!(!failed(1, &broken, 6802));
-        assert!(!failed(0, &stranger, 9000));
-        assert!(!failed(1, &stranger, 9001));
+        assert!(!failed(0, &stranger, 6803));
+        assert!(!failed(1, &stranger, 6804));
         distrust.trusted(0);
         assert!(!distrust.failed(0, 2, &stranger, at(10_000)));
         assert!(!distrust.failed(1, 2, &stranger, at(11_799)));
         assert!(distrust.failed(1, 2, &stranger, at(11_800)));
+        // One that is away for good is no hope for ever.
+        distrust.trusted(0);
+        for minutes in 200..320 {
+            assert!(!distrust.failed(0, 2, &stranger, Duration::from_mins(minutes)));
+            assert!(!distrust.failed(1, 2, &broken, Duration::from_mins(minutes)));
+        }
+        assert!(distrust.failed(0, 2, &stranger, Duration::from_mins(320)));
     }
 
     #[test]

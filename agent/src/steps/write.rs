@@ -7,7 +7,8 @@ use muster_proto::{
 
 use super::{Failed, SealedDrive, guarded, on_a_thread};
 use crate::{
-    image::{self, Environment, SourceError, WriteError},
+    disk::fat::FatError,
+    image::{self, BootError, Environment, SourceError, WriteError},
     work::Work,
 };
 
@@ -53,7 +54,12 @@ fn failure(error: &WriteError) -> Failure {
         image::Failure::Entry { .. }
         | image::Failure::Disk { .. }
         | image::Failure::Threads { .. }
-        | image::Failure::Stopped { .. } => Failure::Temporary,
+        | image::Failure::Stopped { .. }
+        | image::Failure::Boot {
+            source: BootError::Fat {
+                source: FatError::Read(_),
+            },
+        } => Failure::Temporary,
         _ => Failure::Final,
     }
 }
@@ -61,7 +67,6 @@ fn failure(error: &WriteError) -> Failure {
 /// A server that is away comes back; what is wrong with the URL stays wrong.
 fn fetched(error: &SourceError) -> Failure {
     match error {
-        SourceError::GivenUp { source, .. } => fetched(source),
         SourceError::Status { status, .. } if status.is_client_error() => Failure::Final,
         SourceError::Url { .. }
         | SourceError::Downgrade { .. }

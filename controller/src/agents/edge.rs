@@ -48,6 +48,8 @@ pub(super) struct Edge {
     pub(super) inventory_writes: Writes,
     /// The same of what its polls tell.
     pub(super) poll_writes: Writes,
+    /// How often each may say something for our log.
+    pub(super) logs: Writes,
     /// How often an order of each Server may be read anew.
     pub(super) order_reads: Writes,
     /// How often each token may be shown.

@@ -138,6 +138,7 @@ impl Server {
             telling: Counts::new(1),
             inventory_writes: writes::Writes::of_inventories(),
             poll_writes: writes::Writes::of_polls(),
+            logs: writes::Writes::of_logs(),
             order_reads: writes::Writes::of_questions(),
             enrolments: writes::Writes::of_questions(),
             progress: progress::Progresses::default(),
@@ -270,6 +271,7 @@ async fn reap(edge: Arc<Edge>) {
         edge.store.prune();
         edge.inventory_writes.prune();
         edge.poll_writes.prune();
+        edge.logs.prune();
         edge.order_reads.prune();
         edge.enrolments.prune();
         edge.progress.prune(|name| edge.store.server(name).is_some());

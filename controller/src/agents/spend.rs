@@ -73,8 +73,14 @@ impl Edge {
             }
             Err(error) => return Err(error.into()),
         };
+        self.is_theirs(&spent, applicant).await?;
+        Ok((spent, Spent::Before))
+    }
+
+    /// Refuses who shows a token that another key has spent, or that two have shown.
+    async fn is_theirs(&self, spent: &Enrolment, applicant: &Applicant) -> Result<(), Refused> {
         if spent.spec.key != applicant.request.fingerprint {
-            self.contest(&spent).await?;
+            self.contest(spent).await?;
             let message = "the token was spent with another key; the machine is contested, boot again";
             return Err(Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message));
         }
@@ -82,7 +88,7 @@ impl Edge {
             self.mark_contested(&spent.spec).await?;
             return Err(contested());
         }
-        Ok((spent, Spent::Before))
+        Ok(())
     }
 
     /// Two keys showed one token: the certificate that it bought is revoked, on the Enrolment first, then on the Server.
@@ -144,11 +150,8 @@ impl Edge {
     /// marks the Server then ([`Edge::authenticate`]).
     pub(super) async fn still_alone(&self, applicant: &Applicant) -> Result<(), Refused> {
         match self.store.enrolment(&applicant.enrolment) {
-            Some(enrolment) if enrolment.spec.contested => {
-                self.mark_contested(&enrolment.spec).await?;
-                Err(contested())
-            }
-            _ => Ok(()),
+            Some(spent) => self.is_theirs(&spent, applicant).await,
+            None => Ok(()),
         }
     }
 }

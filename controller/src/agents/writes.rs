@@ -32,6 +32,12 @@ const ASKED: Rate = Rate {
     every: Duration::from_secs(5),
 };
 
+/// Logs of jobs that failed: an agent tells one of each.
+const LOGS: Rate = Rate {
+    burst: 10,
+    every: Duration::from_secs(30),
+};
+
 /// What each Server has had written lately, or each token. There is at most one bucket for each Server that exists, and one for each
 /// token that this installation sealed lately.
 #[derive(Debug)]
@@ -57,6 +63,11 @@ impl Writes {
     /// Of what asks the API server each time: enrolments, by the name of the Enrolment that the token is spent by, or orders.
     pub(super) fn of_questions() -> Writes {
         Writes::at(ASKED, ProblemKind::Unavailable)
+    }
+
+    /// Of what agents have to say for our log.
+    pub(super) fn of_logs() -> Writes {
+        Writes::at(LOGS, ProblemKind::Quota)
     }
 
     fn at(rate: Rate, refusal: ProblemKind) -> Writes {

@@ -60,6 +60,15 @@ pub(super) fn failed_for(status: &BareMetalHostStatus) -> Option<i64> {
     failure(status)?.observed_generation
 }
 
+/// What failed for the spec of an object that was moved here failed for that of this one, in its `generation`.
+pub(super) fn moved_to(status: &mut BareMetalHostStatus, generation: Option<i64>) {
+    for condition in &mut status.conditions {
+        if condition.observed_generation.is_some() {
+            condition.observed_generation = generation;
+        }
+    }
+}
+
 /// Brings [`FAILED`] up to date with the count of failures, which was `before`.
 fn set_failure(status: &mut BareMetalHostStatus, before: i64, generation: Option<i64>, now: Timestamp) {
     let count = status.provisioning_fail_count;

@@ -69,18 +69,22 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
     if !may {
         return false;
     }
-    // What is wrong with it stays so, and who looks for a host to claim sees it.
+    let_go(draft);
+    draft.wait_for(
+        "Detached",
+        format!("the host is detached; next: goes on where it was once the annotation {DETACHED_ANNOTATION} is removed"),
+    );
+    true
+}
+
+/// What is wrong with it stays so, and who looks for a host to claim sees it.
+fn let_go(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::Detach);
     draft.status.operational_status = OperationalStatus::Detached;
     jobs::clear(draft);
     if draft.seen.bmc != Bmc::default() {
         draft.call(BmcCall::Forget);
     }
-    draft.wait_for(
-        "Detached",
-        format!("the host is detached; next: goes on where it was once the annotation {DETACHED_ANNOTATION} is removed"),
-    );
-    true
 }
 
 /// A host that is deleted while the annotation stands goes at once, whatever was being done to it and with the machine as it is, unless
@@ -90,6 +94,9 @@ fn leave(draft: &mut Draft<'_>, arguments: Arguments) -> bool {
         return false;
     }
     if arguments.delete_action == DeleteAction::Delay {
+        if draft.state.is_steady() {
+            let_go(draft);
+        }
         draft.wait_for(
             "Detached",
             format!("the host is deleted while detached; next: goes on once the annotation {DETACHED_ANNOTATION} is removed"),

@@ -89,6 +89,20 @@ pub(super) struct Draft<'a> {
     why: String,
 }
 
+/// An entry of the history.
+type Which = fn(&mut OperationHistory) -> &mut Option<OperationMetric>;
+
+/// The operation that a host in `state` is in the middle of.
+fn operation(state: State) -> Option<Which> {
+    match state {
+        State::Registering => Some(|history| &mut history.register),
+        State::Inspecting => Some(|history| &mut history.inspect),
+        State::Provisioning => Some(|history| &mut history.provision),
+        State::Deprovisioning => Some(|history| &mut history.deprovision),
+        _ => None,
+    }
+}
+
 impl<'a> Draft<'a> {
     pub(super) fn new(host: &'a BareMetalHost, seen: &'a Observed, now: Timestamp) -> Draft<'a> {
         let state = State::of(host);
@@ -221,6 +235,15 @@ impl<'a> Draft<'a> {
             self.state
         );
         self.why(format!("{} -> {state}", self.state));
+        // However it ends.
+        if let Some(which) = operation(self.state)
+            && let Some(history) = &mut self.status.operation_history
+            && which(history)
+                .as_ref()
+                .is_some_and(|metric| metric.start.is_some() && metric.end.is_none())
+        {
+            self.end(which);
+        }
         state.name().clone_into(&mut self.status.provisioning.state);
         self.clear_error();
         self.status.error_count = 0;
@@ -407,10 +430,7 @@ impl<'a> Draft<'a> {
     }
 
     /// The history entry that `which` picks.
-    pub(super) fn history(
-        &mut self,
-        which: fn(&mut OperationHistory) -> &mut Option<OperationMetric>,
-    ) -> &mut OperationMetric {
+    pub(super) fn history(&mut self, which: Which) -> &mut OperationMetric {
         let history = self
             .status
             .operation_history
@@ -419,7 +439,7 @@ impl<'a> Draft<'a> {
     }
 
     /// An operation begins now; later than any of its kind before, since its name is made of the time.
-    pub(super) fn begin(&mut self, which: fn(&mut OperationHistory) -> &mut Option<OperationMetric>) {
+    pub(super) fn begin(&mut self, which: Which) {
         let now = self.now;
         let metric = self.history(which);
         let after = metric
@@ -434,7 +454,7 @@ impl<'a> Draft<'a> {
     }
 
     /// An operation ended now.
-    pub(super) fn end(&mut self, which: fn(&mut OperationHistory) -> &mut Option<OperationMetric>) {
+    pub(super) fn end(&mut self, which: Which) {
         let now = self.now;
         let metric = self.history(which);
         let end = metric.start.as_ref().map_or(now, |start| start.0.max(now));

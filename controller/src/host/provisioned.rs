@@ -1,6 +1,7 @@
 //! Hosts that somebody's operating system runs on: looked after, never written. Pure.
 
-use muster_proto::kinds::{ErrorType, OperationalStatus, Server};
+use jiff::Timestamp;
+use muster_proto::kinds::{BareMetalHostStatus, ErrorType, OperationalStatus, Server};
 
 use super::{
     State, access,
@@ -55,14 +56,23 @@ enum Leaving {
     Stays,
 }
 
+/// When what the host runs was written, if that was here.
+fn written(status: &BareMetalHostStatus) -> Option<Timestamp> {
+    let history = status.operation_history.as_ref()?;
+    let provision = history.provision.as_ref()?;
+    let taken_away = history.deprovision.as_ref();
+    let taken_away = taken_away.and_then(|metric| metric.start.as_ref());
+    let is_there = provision.start.as_ref() >= taken_away;
+    let end = provision.end.as_ref()?;
+    is_there.then_some(end.0)
+}
+
 /// A ramdisk that still runs did not hear that it is to leave, because the way to it was broken at that moment: it is told, once.
 fn is_to_leave(draft: &mut Draft<'_>) -> Leaving {
     let Some((server, _)) = draft.session().filter(|_| !goes_off(draft)) else {
         return Leaving::No;
     };
-    let history = draft.old.operation_history.as_ref();
-    let written = history.and_then(|history| history.provision.as_ref()?.end.as_ref());
-    let Some(written) = written.map(|end| end.0) else {
+    let Some(written) = written(&draft.old) else {
         return leaves_for_its_own(draft);
     };
     // One that was told goes in a moment.

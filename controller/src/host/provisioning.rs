@@ -74,10 +74,10 @@ fn take_back(draft: &mut Draft<'_>) {
     ) = kept;
 }
 
-/// The URL of the image that is being written. Older kinds have one place for it, newer ones two; another operator may have filled neither.
+/// The URL of the image that is being written; none: another operator began with it. Upstream fills this in at the end, and until then
+/// its `lastAttemptedImage` may be what was written before.
 fn attempted<'a>(draft: &'a Draft<'_>) -> Option<&'a str> {
-    let newer = available::image_url(draft.old.last_attempted_image.as_deref());
-    newer.or_else(|| available::image_url(draft.old.provisioning.image.as_ref()))
+    available::image_url(draft.old.provisioning.image.as_ref())
 }
 
 /// The request was taken back, or is another one than that which is being fulfilled.

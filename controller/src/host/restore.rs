@@ -11,7 +11,7 @@ use muster_proto::{
 use serde_json::Value;
 
 use super::{
-    State,
+    State, conditions,
     draft::{Draft, whole_seconds},
     observed::Observed,
     plan::{Metadata, Plan},
@@ -46,6 +46,7 @@ pub(super) fn status(host: &BareMetalHost, seen: &Observed, now: jiff::Timestamp
                     status.hardware = Some(hardware);
                 }
                 status.last_updated = Some(whole_seconds(now));
+                conditions::moved_to(&mut status, host.metadata.generation);
                 Some(Box::new(status))
             }
             // Whoever deletes the host gives up what the annotation says.

@@ -324,6 +324,45 @@ fn redirects_are_followed_and_end() {
 }
 
 #[test]
+fn a_download_goes_on_at_the_mirror_that_it_began_at() {
+    let file = file();
+    let tag = |tag: &str| format!("ETag: \"{tag}\"\r\n");
+    let to = |location: &str| {
+        Answer::Bytes(answer(
+            "302 Found",
+            &format!("Location: {location}\r\nContent-Length: 0\r\n"),
+            b"",
+        ))
+    };
+    let server = Server::plain(vec![
+        to("/one/a.raw"),
+        Answer::Bytes(part(&file, 0, 70_000, &tag("one"))),
+        Answer::Bytes(part(&file, 70_000, 90_000, &tag("one"))),
+        // Its signature has ended.
+        Answer::Bytes(answer("403 Forbidden", "Content-Length: 0\r\n", b"")),
+        to("/one/a.raw?again"),
+        Answer::Bytes(part(&file, 90_000, file.len(), &tag("one"))),
+    ]);
+    assert!(plain(&server.url).unwrap() == file);
+    let requests = server.requests();
+    let paths: Vec<_> = requests
+        .iter()
+        .filter_map(|request| request.split(' ').nth(1))
+        .collect();
+    assert_eq!(
+        paths,
+        [
+            "/images/a.raw?key=1",
+            "/one/a.raw",
+            "/one/a.raw",
+            "/one/a.raw",
+            "/images/a.raw?key=1",
+            "/one/a.raw?again"
+        ]
+    );
+}
+
+#[test]
 fn a_list_of_any_length_is_not_kept() {
     let file = file();
     let announced = Server::plain(vec![Answer::Bytes(part(&file, 0, file.len(), ""))]);

@@ -124,6 +124,32 @@ async fn a_token_that_is_shown_again_and_again_costs_the_api_server_no_more_than
     lab.enrolled(2).await;
 }
 
+/// Who stole a token and asks on and on is found out nevertheless.
+#[tokio::test]
+async fn a_second_key_contests_the_first_however_often_that_one_asks() {
+    let lab = Lab::new().await;
+    let token = lab.token(1);
+    let mut thief = lab.agent(1);
+    thief.enrol(&token).await.unwrap();
+    let refused_at_last = async {
+        loop {
+            thief.certificate = None;
+            if thief.enrol(&token).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), refused_at_last)
+        .await
+        .unwrap();
+    let mut machine = lab.agent(1);
+    assert_eq!(
+        machine.enrol(&token).await.unwrap_err(),
+        refused(403, ProblemKind::Token)
+    );
+    assert!(lab.status(&name(1)).contested);
+}
+
 #[tokio::test]
 async fn expired_foreign_and_guessed_tokens_are_refused_and_told() {
     let mut lab = Lab::new().await;

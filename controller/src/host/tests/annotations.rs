@@ -596,6 +596,16 @@ fn what_an_annotation_leaves_null_it_does_not_say() {
         world.round();
     }
     assert!(world.host.is_some(), "it waits until it is attached again");
+    // One that is being deleted already is out of our hands, too, and seen to be.
+    let mut late = provisioned();
+    late.delete();
+    late.annotate(DETACHED_ANNOTATION, r#"{"deleteAction":"delay"}"#);
+    late.settle();
+    let status = late.host().status.clone().unwrap();
+    assert_eq!(status.operational_status, OperationalStatus::Detached);
+    assert_eq!(late.bmc, Default::default(), "no session is kept");
+    late.unannotate(DETACHED_ANNOTATION);
+    late.until("its end", |world| world.host.is_none());
     for hard in [
         r#"{"mode":"hard","force":null}"#,
         r#"{"mode":"soft","mode":"hard"}"#,

@@ -8,7 +8,8 @@ use muster_proto::{
     kinds::{
         AutomatedCleaningMode, BareMetalHostSpec, ChecksumType, CredentialsStatus, CustomDeploy, ErrorType,
         HostBootMode, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, ImageFormat, OperationalStatus,
-        PROTECTED_ANNOTATION, RELEASE_ANNOTATION, RaidConfig, Server, SoftwareRaidVolume, Trust,
+        PROTECTED_ANNOTATION, RELEASE_ANNOTATION, RaidConfig, STATUS_ANNOTATION, Server, SoftwareRaidVolume,
+        Trust,
     },
 };
 
@@ -187,6 +188,9 @@ fn a_failed_write_is_taken_back_and_tried_again_later_and_later_until_it_is_give
         });
         let status = world.host().status.clone().unwrap();
         assert_eq!(status.provisioning_fail_count, attempt);
+        let history = status.operation_history.as_ref().unwrap();
+        let attempted = history.provision.as_ref().unwrap();
+        assert!(attempted.end.is_some(), "it ended, however");
         assert!(
             status.error_message.contains("EIO"),
             "the agent's log is shown: {}",
@@ -213,6 +217,16 @@ fn a_failed_write_is_taken_back_and_tried_again_later_and_later_until_it_is_give
         message.starts_with("gave up after 3 attempts: the image could not be written"),
         "{message}"
     );
+    // In another cluster, where the object is of another generation.
+    let mut status = world.host().status.clone().unwrap();
+    for condition in &mut status.conditions {
+        condition.observed_generation = condition.observed_generation.map(|_| 1000);
+    }
+    world.host().status = None;
+    world.annotate(STATUS_ANNOTATION, &serde_json::to_string(&status).unwrap());
+    world.settle();
+    assert_eq!((world.state(), world.machine.boots), (State::Available, boots));
+    assert!(error(&world).1.starts_with("gave up after 3 attempts"));
     // Another image is another matter.
     world.set_image(Some("http://images.test/other.raw"));
     world.reach(State::Provisioned);

@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use muster_proto::kinds::{BareMetalHostStatus, CustomDeploy, ErrorType, OperationalStatus};
+use muster_proto::kinds::{BareMetalHostStatus, CustomDeploy, ErrorType, Image, OperationalStatus};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -439,6 +439,21 @@ fn an_interrupted_image_that_cannot_be_written_here_is_left_on_the_disk_until_so
     world.set_image(None);
     world.reach(State::Available);
     assert_eq!(world.machine.disk, Content::Blank);
+}
+
+/// The other operator stores which image it attempted last only when that attempt ends.
+#[test]
+fn what_was_written_before_is_not_taken_for_what_is_being_written() {
+    let mut world = only("provisioning");
+    let before = Image {
+        url: "http://images.test/before.raw".to_owned(),
+        ..Default::default()
+    };
+    world.host().status.as_mut().unwrap().last_attempted_image = Some(Box::new(before));
+    world.until("written", |world| {
+        assert_ne!(world.state(), State::Deprovisioning);
+        world.state() == State::Provisioned
+    });
 }
 
 #[test]
