@@ -348,7 +348,7 @@ impl Source<'_> {
             // A part that nobody asked for is not the whole.
             let is_whole = status == StatusCode::OK || (self.at > 0 && status == StatusCode::PARTIAL_CONTENT);
             return if is_whole {
-                self.mirror = Some(url.clone());
+                self.mirror = (url != self.url).then(|| url.clone());
                 Ok((url, response))
             } else {
                 Err(SourceError::Status {

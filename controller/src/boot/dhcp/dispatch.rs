@@ -345,8 +345,8 @@ impl Dispatch {
             return self.dropped("reply");
         };
         let to = engine::destination(request, &active.net, reply, entrance.port, from);
-        // Sent at once, past the runtime's readiness: with the send buffer full the reply is lost, and the client asks again.
-        if let Err(error) = socket2::SockRef::from(&*entrance.socket).send_to(&bytes, &to.into()) {
+        // With the send buffer full the reply is lost, and the client asks again.
+        if let Err(error) = entrance.send(&bytes, active.net.own, to) {
             tracing::debug!(segment = key, mac = %request.mac, %to, %error, "sending a DHCP reply");
             self.dropped("send");
         }

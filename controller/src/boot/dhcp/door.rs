@@ -1,12 +1,17 @@
 //! The sockets through which one interface's requests come in.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::{Ipv4Addr, SocketAddrV4},
+    os::fd::AsRawFd,
     sync::Arc,
 };
 
 use muster_proto::Chain;
+use nix::{
+    libc,
+    sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::UdpSocket, sync::mpsc, task::JoinHandle};
 
@@ -14,6 +19,7 @@ use super::{
     dispatch::Dispatch,
     engine::{PXE_PORT, SERVER_PORT},
     frames::Frames,
+    links::Identity,
 };
 
 /// The longest request that is read; a longer one is cut and therefore malformed.
@@ -28,8 +34,8 @@ pub(super) enum Key {
     Local {
         /// Its name.
         interface: String,
-        /// Its number, so that an interface made anew is opened anew.
-        index: u32,
+        /// An interface made anew, or with another MAC address to probe from, is opened anew.
+        identity: Identity,
         /// The PXE port, too.
         pxe: bool,
         /// There is a [`Key::Relayed`] beside it, with which it must share port 67.
@@ -175,6 +181,30 @@ pub(super) struct Entrance {
     pub(super) socket: Arc<UdpSocket>,
     /// The interface's frames, if they are to be had.
     pub(super) frames: Option<Arc<Frames>>,
+}
+
+impl Entrance {
+    /// Sends from the address `own`, which the request was for: of several in its subnet the kernel would choose the first, and what
+    /// stands in between lets no reply through that comes from elsewhere. At once, past the runtime's readiness.
+    pub(super) fn send(&self, bytes: &[u8], own: Ipv4Addr, to: SocketAddrV4) -> io::Result<()> {
+        let any = libc::in_addr { s_addr: 0 };
+        let source = libc::in_pktinfo {
+            // The socket is bound to its interface, or the route decides.
+            ipi_ifindex: 0,
+            ipi_spec_dst: libc::in_addr {
+                s_addr: u32::from_ne_bytes(own.octets()),
+            },
+            ipi_addr: any,
+        };
+        let sent = sendmsg(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            &[ControlMessage::Ipv4PacketInfo(&source)],
+            MsgFlags::empty(),
+            Some(&SockaddrIn::from(to)),
+        );
+        sent.map(|_length| ()).map_err(io::Error::from)
+    }
 }
 
 async fn read(dispatch: Arc<Dispatch>, entrance: Arc<Entrance>) {

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr};
 
+use muster_proto::Mac;
+
 use crate::boot::segment::Link;
 
 /// All interfaces with their IPv4 addresses, by name.
@@ -12,7 +14,9 @@ pub fn links() -> io::Result<Vec<Link>> {
     let entries = nix::ifaddrs::getifaddrs()?;
     let mut links: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
     for entry in entries {
-        let addresses = links.entry(entry.interface_name).or_default();
+        // An address may have a label in place of its interface's name: that with a colon and some more behind it.
+        let name = entry.interface_name.split(':').next().unwrap_or_default();
+        let addresses = links.entry(name.to_owned()).or_default();
         if let Some(address) = entry
             .address
             .as_ref()
@@ -27,7 +31,26 @@ pub fn links() -> io::Result<Vec<Link>> {
         .collect())
 }
 
-/// The kernel's number of an interface: another one after it was taken away and made again.
-pub(super) fn index(name: &str) -> Option<u32> {
-    nix::net::if_::if_nametoindex(name).ok()
+/// By what an interface is the one that it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Identity {
+    /// The kernel's number of it: another one after it was taken away and made again.
+    index: u32,
+    /// A bridge or bond takes that of a port, and has others before and after.
+    mac: Option<Mac>,
+}
+
+/// That of the interface `name`, if it exists.
+pub(super) fn identity(name: &str) -> Option<Identity> {
+    let index = nix::net::if_::if_nametoindex(name).ok()?;
+    // Not by sysfs, which may be another namespace's.
+    let mut entries = nix::ifaddrs::getifaddrs().ok()?;
+    let mac = entries.find_map(|entry| {
+        let address = entry.address.filter(|_| entry.interface_name == name)?;
+        address.as_link_addr()?.addr()
+    });
+    Some(Identity {
+        index,
+        mac: mac.map(Mac),
+    })
 }

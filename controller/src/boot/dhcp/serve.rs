@@ -300,10 +300,10 @@ fn wanted(plan: &Plan) -> Vec<Key> {
 
 fn local_key(net: &Net, shared: bool) -> Option<Key> {
     let interface = net.interface.clone()?;
-    let index = links::index(&interface)?;
+    let identity = links::identity(&interface)?;
     Some(Key::Local {
         interface,
-        index,
+        identity,
         pxe: net.mode == DhcpMode::Proxy,
         shared,
     })

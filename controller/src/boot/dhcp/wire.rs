@@ -113,9 +113,11 @@ pub struct Request {
     pub server: Option<Ipv4Addr>,
     /// Option 57, an IP datagram's size in bytes.
     pub max_size: Option<u16>,
+    /// Option 61 as it came, given back (RFC 6842, 3).
+    pub client_id: Option<Vec<u8>>,
     /// Option 60: `PXEClient…`, `HTTPClient…`, `muster-agent`.
     pub class: Vec<u8>,
-    /// iPXE: says so in option 77 or has its own option 175.
+    /// iPXE: says so in option 77, or has its own option 175 and is not what it was made of, gPXE.
     pub ipxe: bool,
     /// Option 82 as it came.
     pub relay_information: Option<Vec<u8>>,
@@ -248,7 +250,12 @@ impl Request {
             wanted: options.address(50).filter(|address| !address.is_unspecified()),
             server: options.address(54).filter(|address| !address.is_unspecified()),
             max_size: options.short(57),
-            ipxe: options.get(175).is_some() || options.get(77).is_some_and(is_ipxe),
+            client_id: options.get(61).map(<[u8]>::to_vec),
+            ipxe: match options.get(77) {
+                Some(class) if is_of(class, b"gPXE") => false,
+                Some(class) if is_of(class, b"iPXE") => true,
+                _ => options.get(175).is_some(),
+            },
             relay_information: options.get(82).map(<[u8]>::to_vec),
             architectures: architectures(options.get(93), &class),
             machine_id: options.get(97).map(<[u8]>::to_vec),
@@ -276,9 +283,9 @@ impl Request {
     }
 }
 
-/// Option 77: iPXE sends the bare word, RFC 3004 wants a list of length-prefixed ones.
-fn is_ipxe(class: &[u8]) -> bool {
-    if class == b"iPXE" {
+/// Option 77 has this word: iPXE sends it bare, RFC 3004 wants a list of length-prefixed ones.
+fn is_of(class: &[u8], wanted: &[u8]) -> bool {
+    if class == wanted {
         return true;
     }
     let mut rest = class;
@@ -286,7 +293,7 @@ fn is_ipxe(class: &[u8]) -> bool {
         let Some((word, tail)) = tail.split_at_checked(usize::from(*length)) else {
             return false;
         };
-        if word == b"iPXE" {
+        if word == wanted {
             return true;
         }
         rest = tail;
@@ -347,7 +354,9 @@ impl Reply {
         if out.len() >= room {
             return None;
         }
-        for (code, value) in &self.optional {
+        let client_id = to.client_id.iter().map(|id| (&61, id));
+        let optional = self.optional.iter().map(|(code, value)| (code, value));
+        for (code, value) in client_id.chain(optional) {
             if value.is_empty() || value.len() > 255 || out.len() + 2 + value.len() >= room {
                 continue;
             }

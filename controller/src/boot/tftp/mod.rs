@@ -346,6 +346,10 @@ impl Job {
             Ok(Some(Failure::Client(code))) => {
                 tracing::debug!(%client, file, code, "TFTP: client ended the transfer");
             }
+            Ok(Some(Failure::Silent)) | Err(_) if self.transfer.is_all_sent() => {
+                let bytes = self.transfer.size();
+                tracing::info!(step = "tftp", mac, %client, file, bytes, confirmed = false, "boot step");
+            }
             Ok(Some(Failure::Silent)) => {
                 tracing::warn!(mac, %client, file, ms = ms(), "TFTP: client fell silent");
             }

@@ -41,6 +41,9 @@ pub struct ReadRequest {
     pub options: Options,
 }
 
+/// The longest pause before the server sends again, in seconds.
+const LONGEST_TIMEOUT: u8 = 10;
+
 /// Options of a request; `None` where the client sent none, or one that makes no sense: both are left out of the answer,
 /// which is how RFC 2347 says no.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,7 +115,11 @@ impl Options {
             b"blksize" if value >= u32::from(MIN_BLOCK) => {
                 self.block = Some(u16::try_from(value).map_or(MAX_BLOCK, |size| size.min(MAX_BLOCK)));
             }
-            b"timeout" => self.timeout = u8::try_from(value).ok().filter(|seconds| *seconds > 0),
+            // A longer one is left unanswered (RFC 2347): who is gone holds its place for all tries.
+            b"timeout" => {
+                let seconds = u8::try_from(value).ok();
+                self.timeout = seconds.filter(|seconds| (1..=LONGEST_TIMEOUT).contains(seconds));
+            }
             b"tsize" => self.size = true,
             b"windowsize" if value > 0 => {
                 self.window = Some(u16::try_from(value).map_or(MAX_WINDOW, |blocks| blocks.min(MAX_WINDOW)));
@@ -241,6 +248,8 @@ mod tests {
             Options::default()
         );
         assert_eq!(options(&["blksize", "99999999999999999999"]), Options::default());
+        assert_eq!(options(&["timeout", "10"]).timeout, Some(10));
+        assert_eq!(options(&["timeout", "11"]), Options::default());
         assert_eq!(
             options(&["timeout", "256", "multicast", "1", "blksize"]),
             Options::default()
@@ -312,7 +321,7 @@ mod tests {
         }
 
         #[test]
-        fn options_round_trip(block in MIN_BLOCK..=MAX_BLOCK, window in 1..=MAX_WINDOW, seconds in 1_u8..) {
+        fn options_round_trip(block in MIN_BLOCK..=MAX_BLOCK, window in 1..=MAX_WINDOW, seconds in 1..=LONGEST_TIMEOUT) {
             let asked = Options { block: Some(block), timeout: Some(seconds), size: true, window: Some(window) };
             let mut answer = Vec::new();
             oack(&mut answer, &asked, 1);

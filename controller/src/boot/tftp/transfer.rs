@@ -125,6 +125,11 @@ impl Transfer {
         Step::Send(self.window())
     }
 
+    /// True if nothing is missing but the client's last word: one that has all may be gone before that arrives.
+    pub fn is_all_sent(&self) -> bool {
+        self.sent == self.blocks()
+    }
+
     /// How long to wait for an answer to what was sent last.
     pub fn wait(&self) -> Duration {
         match self.options.timeout {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddrV4, UdpSocket},
+    net::{SocketAddr, SocketAddrV4, UdpSocket},
     process::{Child, Command, Stdio},
     sync::{
         atomic::{AtomicBool, Ordering},
@@ -219,6 +219,7 @@ fn ask(client: &Namespace, request: Vec<u8>, test: impl Fn(&[u8]) -> bool + Send
         test,
     )
     .expect("nobody answers")
+    .0
 }
 
 fn ask_at(
@@ -226,7 +227,7 @@ fn ask_at(
     request: Vec<u8>,
     to: SocketAddrV4,
     test: impl Fn(&[u8]) -> bool + Send + 'static,
-) -> Option<Vec<u8>> {
+) -> Option<(Vec<u8>, SocketAddr)> {
     client.run(move || {
         let socket = socket("eth0", CLIENT_PORT).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -234,9 +235,9 @@ fn ask_at(
         let mut buffer = [0; 2048];
         while Clock::now() < deadline {
             socket.send_to(&request, to).unwrap();
-            while let Ok(length) = socket.recv(&mut buffer) {
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
                 if test(&buffer[..length]) {
-                    return Some(buffer[..length].to_vec());
+                    return Some((buffer[..length].to_vec(), from));
                 }
             }
         }
@@ -394,13 +395,40 @@ fn a_proxy_adds_boot_files_beside_dnsmasq() {
 
     site.client.ip("addr add 10.77.0.99/24 dev eth0");
     let to = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 1), PXE_PORT);
-    let ack = ask_at(&site.client, packet("uefi-pxe-4011-request"), to, from_us).expect("port 4011 answers");
+    let (ack, _) =
+        ask_at(&site.client, packet("uefi-pxe-4011-request"), to, from_us).expect("port 4011 answers");
     assert_eq!(Options::read(&ack).unwrap().kind(), Some(Kind::Ack));
 
     // The address server was heard many times by now, and is no intruder.
     let facts = site.facts.borrow()["metal/rack"].clone();
     assert_eq!(facts.intruders, Some(Vec::new()));
     assert!(facts.serving.is_ok());
+}
+
+#[test]
+fn replies_come_from_the_address_that_the_segment_boots_from_however_it_is_labelled() {
+    let vip = Ipv4Addr::new(10, 77, 0, 9);
+    let mut segment = a_segment("br0", DhcpMode::Server);
+    segment.spec.boot_address = Some(vip.to_string());
+    let site = Site::new(segment, |server| {
+        server.ip("addr add 10.77.0.9/24 dev br0 label br0:vip");
+    });
+    site.wait("serving", |facts| facts.serving.is_ok());
+    let everybody = SocketAddrV4::new(Ipv4Addr::BROADCAST, SERVER_PORT);
+    let (offer, from) = ask_at(&site.client, packet("ovmf-pxe-discover"), everybody, |_| true).unwrap();
+    assert_eq!(server_of(&offer), Some(vip));
+    assert_eq!(from.ip(), vip);
+}
+
+#[test]
+fn an_interface_with_another_mac_address_is_opened_anew() {
+    let namespace = Namespace::new();
+    namespace.ip("link add br0 type bridge");
+    let identity = |namespace: &Namespace| namespace.run(|| links::identity("br0").unwrap());
+    let before = identity(&namespace);
+    assert_eq!(identity(&namespace), before);
+    namespace.ip("link set br0 address 02:00:00:00:00:77");
+    assert_ne!(identity(&namespace), before);
 }
 
 #[test]

@@ -59,12 +59,34 @@ fn a_host_name_of_junk_hides_nothing_behind_it() {
 
 #[test]
 fn both_forms_of_ipxes_user_class_are_known() {
+    let is_ipxe = |class: &[u8]| is_of(class, b"iPXE");
     assert!(is_ipxe(b"iPXE"));
     assert!(is_ipxe(b"\x04iPXE"));
     assert!(is_ipxe(b"\x03abc\x04iPXE"));
     for other in [&b""[..], b"PXE", b"\x05iPXE", b"\x04iPX", b"\xff", b"\x00\x00"] {
         assert!(!is_ipxe(other), "{other:?}");
     }
+}
+
+#[test]
+fn gpxe_is_not_ipxe_and_gets_what_firmware_gets() {
+    let with = |options: &[u8]| {
+        let mut bytes = packet("ovmf-pxe-discover");
+        bytes.splice(240..240, options.iter().copied());
+        Request::parse(&bytes).unwrap().ipxe
+    };
+    assert!(with(&[175, 1, 0]));
+    assert!(!with(&[175, 1, 0, 77, 4, b'g', b'P', b'X', b'E']));
+    assert!(with(&[175, 1, 0, 77, 3, b'l', b'a', b'b']));
+}
+
+#[test]
+fn a_client_identifier_is_given_back() {
+    let mut bytes = packet("ovmf-pxe-discover");
+    bytes.splice(240..240, [61, 3, 0, 1, 255]);
+    let request = Request::parse(&bytes).unwrap();
+    let reply = a_reply("snponly.efi").encode(&request).unwrap();
+    assert_eq!(Options::read(&reply).unwrap().get(61), Some(&[0, 1, 255][..]));
 }
 
 #[test]
