@@ -146,7 +146,7 @@ pub struct RunArgs {
     /// How many hosts may be inspecting, provisioning and deprovisioning at once.
     #[arg(long, env = "PROVISIONING_LIMIT", default_value_t = 20)]
     pub provisioning_limit: usize,
-    /// How many provisionings of a host may fail in a row before it stays as it is until somebody changes its image; 0: any number.
+    /// How many provisionings of a host may fail in a row before it stays as it is until its spec is changed, such as its image; 0: any number.
     #[arg(long, env = "MUSTER_MAX_PROVISIONING_RETRIES", default_value_t = 5)]
     pub max_provisioning_retries: u32,
     /// How many hosts are decided on at once; each waits for the API server most of the time.

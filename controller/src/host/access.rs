@@ -442,7 +442,7 @@ fn in_band(draft: &mut Draft<'_>) -> Reach {
         draft.refuse(
             ErrorType::Registration,
             format!(
-                "the host has no BMC, and nobody allows to manage it through its ramdisk (annotation {IN_BAND_ANNOTATION})"
+                "the host has no BMC, and nobody allows to manage it through its ramdisk; next: set spec.bmc, or annotate it with {IN_BAND_ANNOTATION}=KEY, where KEY stands on the machine's console"
             ),
         );
         return Reach::No;

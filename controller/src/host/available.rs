@@ -191,7 +191,9 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
         .to_owned();
     let most = draft.seen.max_provisioning_retries;
     if most > 0 && failures >= most {
-        return Err(format!("gave up after {failures} attempts: {why}"));
+        return Err(format!(
+            "gave up after {failures} attempts: {why}; next: mend that, then change spec.image (remove it and set it again)"
+        ));
     }
     let ended = ended(draft).unwrap_or(draft.now);
     let pause = backoff::pause(draft.uid(), failures);

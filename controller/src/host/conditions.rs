@@ -115,29 +115,77 @@ pub fn since(message: &str, at: Timestamp) -> String {
     format!("{message}{SINCE}{})", whole_seconds(at).0)
 }
 
-/// Every reason that [`WAITING`] can have while it is true.
-pub const WAITING_REASONS: [&str; 21] = [
-    "Bmc",
-    "Clean",
-    "Contested",
-    "Delay",
-    "Detached",
-    "Inputs",
-    "Inspection",
-    "Inventory",
-    "Leave",
-    MANAGEMENT,
-    "Place",
-    "PowerByHand",
-    "PowerCycleByHand",
-    "PoweringOff",
-    "PoweringOn",
-    "Ramdisk",
-    "Rebooting",
-    super::draft::REFUSED,
-    super::draft::RETRY,
-    "Trust",
-    "Write",
+/// Every reason that [`WAITING`] can have while it is true, and what is waited for.
+pub const WAITING_REASONS: [(&str, &str); 21] = [
+    ("Bmc", "the BMC's answer"),
+    ("Clean", "the ramdisk to clear the disks"),
+    (
+        "Contested",
+        "**a person**: two keys showed one boot token; look for a foreign device on the segment, then boot the machine again",
+    ),
+    (
+        "Delay",
+        "the pause before another provisioning is over; a change of the spec ends it",
+    ),
+    (
+        "Detached",
+        "the annotation `baremetalhost.metal3.io/detached` to be removed",
+    ),
+    (
+        "Inputs",
+        "a Secret that is named and not there, or cannot be read now: make it, with the keys that the message names",
+    ),
+    ("Inspection", "the ramdisk to tell the hardware"),
+    (
+        "Inventory",
+        "the ramdisk to tell its disks, or to load the drivers of all that is in the machine",
+    ),
+    (
+        "Leave",
+        "the machine to leave its ramdisk for the system that it has",
+    ),
+    (
+        MANAGEMENT,
+        "**a person** who manages the machine: set `spec.bmc`, or `muster.dev/in-band` (`docs/provision.md`)",
+    ),
+    (
+        "Place",
+        "a place among those that are busy at once (`--provisioning-limit`)",
+    ),
+    (
+        "PowerByHand",
+        "**a person** who switches the machine on or off: it has no BMC",
+    ),
+    (
+        "PowerCycleByHand",
+        "**a person** who power-cycles the machine: it has no BMC, and boots the ramdisk when it starts (\"Hosts without a BMC\")",
+    ),
+    ("PoweringOff", "the machine to go off"),
+    ("PoweringOn", "the machine to go on"),
+    (
+        "Ramdisk",
+        "the ramdisk to call in, 15 minutes at most after the machine was booted",
+    ),
+    (
+        "Rebooting",
+        "the ramdisk to call in again after a reboot from within",
+    ),
+    (
+        super::draft::REFUSED,
+        "**a person** who corrects what the message names: what is asked for cannot be done",
+    ),
+    (
+        super::draft::RETRY,
+        "the pause before another attempt is over; the message says what failed",
+    ),
+    (
+        "Trust",
+        "**a person**: the session may not be told secrets; the message says what allows it (`SECURITY.md`)",
+    ),
+    (
+        "Write",
+        "the ramdisk to write the image; its Server shows how far it is",
+    ),
 ];
 
 /// The reasons among them for which a person has to act.
@@ -161,7 +209,8 @@ pub(super) fn waiting(status: &BareMetalHostStatus) -> Option<&Condition> {
 
 /// The reason that is called `word`.
 pub(super) fn reason(word: &str) -> Option<&'static str> {
-    WAITING_REASONS.into_iter().find(|reason| *reason == word)
+    let mut reasons = WAITING_REASONS.into_iter().map(|(reason, _)| reason);
+    reasons.find(|reason| *reason == word)
 }
 
 /// One condition as it should be.

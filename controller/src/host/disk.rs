@@ -71,7 +71,7 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
     let mut meant = disks.iter().filter(|disk| matches(&hints, disk)).peekable();
     let first = *meant.peek().ok_or_else(|| {
         format!(
-            "none of the {} disks is what the root device hints say: {}",
+            "none of the {} disks is what the root device hints say: {}; next: correct spec.rootDeviceHints by the disks in the host's HardwareData",
             disks.len(),
             words(&hints)
         )
@@ -81,7 +81,7 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
     writable.min_by_key(|disk| Seat::of(disk)).ok_or_else(|| {
         let what = if first.read_only { "read-only" } else { "removable" };
         format!(
-            "the disk {} that the root device hints choose is {what}, and images go to no such disk",
+            "the disk {} that the root device hints choose is {what}, and images go to no such disk; next: choose another in spec.rootDeviceHints",
             first.name
         )
     })

@@ -79,10 +79,7 @@ pub(super) fn rival(seen: &Observed) -> Result<(), String> {
         .iter()
         .find(|rival| rival.precedes || in_use(rival.state))
     {
-        Some(rival) => Err(format!(
-            "host {} declares the same machine: {}",
-            rival.path, rival.by
-        )),
+        Some(rival) => Err(rival.words()),
         None => Ok(()),
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
     };
     if let Some(format) = format {
         return Err(format!(
-            "images of the format {format} cannot be written: {WORKS}"
+            "images of the format {format} cannot be written: {WORKS}; convert it (qemu-img convert -O raw)"
         ));
     }
     let checksum = image.checksum.as_deref().unwrap_or_default().trim();

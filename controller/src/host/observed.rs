@@ -245,3 +245,13 @@ pub struct Rival {
     /// True if the machine is rather its than ours: the one that is registered already, else the older one.
     pub precedes: bool,
 }
+
+impl Rival {
+    /// That it is in the way, and what a person does about it.
+    pub(super) fn words(&self) -> String {
+        format!(
+            "host {} declares the same machine: {}; next: delete one of the two, or correct what both declare",
+            self.path, self.by
+        )
+    }
+}

@@ -257,7 +257,9 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
             (Some(_), Some(HostBootMode::UefiSecureBoot)) => {
                 "; it does not start while Secure Boot is on: switch that off".to_owned()
             }
-            (Some(_), _) => String::new(),
+            (Some(mac), _) => format!(
+                "; next: look at its console, whether it boots from the network by {mac}, whether the Segment there is Serving (kubectl get segments -A), and into the edge's log"
+            ),
         };
         draft.fail(
             kind,

@@ -35,7 +35,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         draft.enter(State::Unmanaged);
         draft.tell(
             "Discovered",
-            "the host has no BMC: its machine is shown, and not touched before spec.bmc is set",
+            "the host has no BMC: its machine is shown, and not touched before spec.bmc or the annotation muster.dev/in-band is set",
         );
     } else {
         draft.clear_error();
@@ -52,8 +52,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     let rival = draft.seen.rivals.iter().find(|rival| rival.precedes);
     if let Some(rival) = rival {
-        let message = format!("host {} declares the same machine: {}", rival.path, rival.by);
-        draft.refuse(ErrorType::Registration, message);
+        draft.refuse(ErrorType::Registration, rival.words());
         draft.again(LOOK_AGAIN * 6);
         return;
     }

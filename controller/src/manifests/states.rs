@@ -79,7 +79,11 @@ fn transitions() -> String {
 }
 
 fn reasons() -> String {
-    format!("{}.", words(&WAITING_REASONS))
+    let mut text = "| reason | waits for |\n| --- | --- |".to_owned();
+    for (reason, meaning) in WAITING_REASONS {
+        let _ = write!(text, "\n| `{reason}` | {meaning} |");
+    }
+    text
 }
 
 fn words(all: &[&str]) -> String {
