@@ -13,6 +13,7 @@ pub mod name;
 pub mod next;
 mod notices;
 pub mod reconcile;
+mod report;
 mod twins;
 
 pub use link::declared_with;

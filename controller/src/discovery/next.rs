@@ -17,21 +17,18 @@ use jiff::Timestamp;
 use kube::Resource as _;
 use muster_proto::{
     Mac,
-    inventory::Inventory,
     kinds::{
         APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDetails, HostReference,
-        INSPECT_ANNOTATION, Packed, Segment, Server, ServerSpec, ServerStatus, Trust, UnknownPolicy,
+        Segment, Server, ServerSpec, ServerStatus, Trust, UnknownPolicy,
     },
-    text,
 };
 
 use super::{
-    hardware,
-    host::{self, Inspected},
-    jobs,
+    hardware, host, jobs,
     link::{self, Doubt, Link},
     name,
-    notices::{clashes, event, failed_order, told_of_hardware, unapplied, unseen_host, unwatched, warning},
+    notices::{clashes, failed_order, unapplied, unseen_host, unwatched, warning},
+    report,
     twins::{twin_of_ours, twins_of_theirs},
 };
 use crate::{
@@ -206,11 +203,11 @@ fn is_approved(server: &Server) -> bool {
         .is_some_and(|all| all.contains_key(APPROVE_ANNOTATION))
 }
 
-fn status<'a>(seen: &Seen<'a>) -> Option<&'a ServerStatus> {
+pub(super) fn status<'a>(seen: &Seen<'a>) -> Option<&'a ServerStatus> {
     seen.server.status.as_ref()
 }
 
-fn trust(seen: &Seen<'_>) -> Trust {
+pub(super) fn trust(seen: &Seen<'_>) -> Trust {
     status(seen)
         .and_then(|status| status.inventory_trust)
         .unwrap_or(Trust::Unknown)
@@ -419,7 +416,7 @@ fn in_doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], doubt: Doubt) -> Plan {
 }
 
 /// The patch that brings the Server's job up to date, if it is not, and how a requested inspection ended.
-fn job(
+pub(super) fn job(
     seen: &Seen<'_>,
     host: Option<&BareMetalHost>,
     settled: bool,
@@ -463,7 +460,7 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         return plan;
     };
     let hardware = hardware::details(&inventory);
-    if let Some(refused) = refusal(seen, host) {
+    if let Some(refused) = report::refusal(seen, host) {
         // Until its own inspection has ended, the operator looks at reports itself.
         if !host::is_managed(host) || host::is_inspected(host) {
             plan.notices.extend(unapplied(seen, host, &hardware, &refused));
@@ -472,159 +469,8 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         plan.why = format!("the report changes nothing in host {}: {refused}", Path::of(host));
         return plan;
     }
-    update(seen, host, &inventory, &hardware, &mut plan);
+    report::apply(seen, host, &inventory, &hardware, &mut plan);
     plan
-}
-
-/// Why a report may not change `host`; none if it may.
-fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
-    let us = server_name(seen.server);
-    match hosts::made_for(host) {
-        None => return Some("Muster did not make it".to_owned()),
-        // Left by a Server that was removed: ours again, as long as it is still what discovery made of it.
-        Some(server) if server != us && !host::is_discovered(host) => {
-            return Some("it was made for another Server".to_owned());
-        }
-        Some(_) => {}
-    }
-    if !host::is_discovered(host) {
-        return Some(format!(
-            "it is {}",
-            text::clean(hosts::state_word(host).as_bytes())
-        ));
-    }
-    if status(seen).is_some_and(|status| status.contested) {
-        return Some(CONTESTED.to_owned());
-    }
-    let had = host::recorded_trust(host);
-    let required = seen
-        .segment
-        .map_or(Trust::Unknown, |segment| segment.spec.trust_to_believe());
-    // A host without hardware is one whose first report is still being written.
-    let is_first = host
-        .status
-        .as_ref()
-        .is_none_or(|status| status.hardware.is_none());
-    let needed = if is_first { had } else { had.max(required) };
-    (trust(seen) < needed).then(|| {
-        let [is, needs] = [trust(seen), needed].map(Trust::name);
-        format!("the report has trust `{is}`, believed is `{needs}`")
-    })
-}
-
-/// Brings our discovered host up to date with the report.
-fn update(
-    seen: &Seen<'_>,
-    host: &BareMetalHost,
-    inventory: &Inventory,
-    hardware: &HardwareDetails,
-    plan: &mut Plan,
-) {
-    let at = hosts::reference(host);
-    let (patch, inspected) = job(seen, Some(host), false);
-    if !has_data(seen, &at, hardware) {
-        plan.effects.push(Effect::ApplyHardwareData {
-            host: at.clone(),
-            hardware: Box::new(hardware.clone()),
-        });
-    }
-    let retime = matches!(inspected, Some(Ok(())));
-    if let Some(status) = host::status(host, hardware, times(seen), retime, seen.now) {
-        plan.effects.push(Effect::WriteHostStatus {
-            host: at.clone(),
-            version: host.metadata.resource_version.clone().unwrap_or_default(),
-            status: Box::new(status),
-        });
-        let had = host.status.as_ref().and_then(|status| status.hardware.as_ref());
-        let had = had.map(Packed::unpack);
-        plan.effects
-            .extend(told_of_hardware(host, had.as_deref(), hardware).map(Effect::Event));
-    }
-    let segment = seen.server.segment().map_or("", |(_, name)| name);
-    let labels = host::missing(host::labels(inventory, segment), host.metadata.labels.as_ref());
-    let trust = trust(seen).max(host::recorded_trust(host));
-    let annotations = host::missing(
-        host::annotations(server_name(seen.server), trust),
-        host.metadata.annotations.as_ref(),
-    );
-    if !labels.is_empty() || !annotations.is_empty() {
-        plan.effects.push(Effect::MarkHost {
-            host: at.clone(),
-            labels,
-            annotations,
-        });
-    }
-    let drivers_are_there = jobs::early_until(seen).is_none();
-    if let Some(mac) = host::other_boot_mac(host, inventory)
-        && drivers_are_there
-        && plan.effects.is_empty()
-    {
-        plan.effects.push(Effect::DeclareBootMac {
-            host: at.clone(),
-            version: host.metadata.resource_version.clone().unwrap_or_default(),
-            mac,
-        });
-    }
-    // The machine leaves for its own disk only when all that it reported is stored.
-    let settled = plan.effects.is_empty();
-    plan.effects.extend(if settled {
-        job(seen, Some(host), true).0
-    } else {
-        patch
-    });
-    if let Some(outcome) = inspected {
-        plan.effects.push(Effect::RemoveAnnotation {
-            host: at,
-            name: INSPECT_ANNOTATION,
-        });
-        plan.effects.push(Effect::Event(match outcome {
-            Ok(()) => event(
-                host.object_ref(&()),
-                false,
-                "Inspected",
-                "inspected again, as asked".to_owned(),
-            ),
-            Err(error) => {
-                let error = text::clean(error.as_bytes());
-                warning(
-                    host.object_ref(&()),
-                    "InspectionFailed",
-                    format!("the requested inspection failed: {error}"),
-                )
-            }
-        }));
-    }
-    plan.why = match plan.effects.is_empty() {
-        true => format!("host {} shows all that is known", Path::of(host)),
-        false => format!("host {} is brought up to date", Path::of(host)),
-    };
-}
-
-fn has_data(seen: &Seen<'_>, at: &HostReference, hardware: &HardwareDetails) -> bool {
-    seen.hardware.iter().any(|data| {
-        let meta = &data.metadata;
-        meta.name.as_ref() == Some(&at.name)
-            && meta.namespace.as_ref() == Some(&at.namespace)
-            && meta
-                .owner_references
-                .iter()
-                .flatten()
-                .any(|owner| owner.uid == at.uid)
-            && data.spec.hardware.as_ref() == Some(&Packed::new(hardware))
-    })
-}
-
-fn times(seen: &Seen<'_>) -> Inspected {
-    let parse = |text: &str| text.parse::<Timestamp>().ok();
-    let status = status(seen);
-    let end = status
-        .and_then(|status| status.inventoried.as_deref())
-        .and_then(parse);
-    let end = end.unwrap_or(seen.now);
-    let start = status
-        .and_then(|status| status.session.as_ref())
-        .and_then(|session| parse(&session.since));
-    Inspected { start, end }
 }
 
 #[cfg(test)]
