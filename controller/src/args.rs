@@ -181,6 +181,11 @@ impl RunArgs {
             .unwrap_or_default()
     }
 
+    /// The namespace of hosts; none: all. An empty one says nothing, as with baremetal-operator.
+    pub fn hosts(&self) -> Option<String> {
+        self.watch_namespace.clone().filter(|name| !name.is_empty())
+    }
+
     /// The roles, each once.
     pub fn roles(&self) -> BTreeSet<Role> {
         self.roles.iter().copied().collect()
@@ -205,6 +210,16 @@ mod tests {
     #[test]
     fn command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_empty_namespace_of_hosts_is_none() {
+        let hosts = |namespace: &str| {
+            let args = ["muster-controller", "--watch-namespace", namespace];
+            Cli::try_parse_from(args).unwrap().run.hosts()
+        };
+        assert_eq!(hosts("metal").as_deref(), Some("metal"));
+        assert_eq!(hosts(""), None);
     }
 
     #[test]

@@ -149,7 +149,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let client = Client::try_from(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
     let scope = Scope {
         namespace: args.namespace.clone(),
-        hosts: args.watch_namespace.clone(),
+        hosts: args.hosts(),
         control: args.roles().contains(&Role::Control),
     };
     let (world, driver) = World::start(&client, &scope);

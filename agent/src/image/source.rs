@@ -188,6 +188,10 @@ impl Source<'_> {
                 Err(error) => return Err(error),
             };
             in_all += 1;
+            if self.at == before || matches!(error, SourceError::Slow { .. }) {
+                // Another one may do better.
+                self.mirror = None;
+            }
             if self.at > before && !matches!(error, SourceError::Slow { .. }) {
                 in_a_row = 0;
                 backoff.reset();

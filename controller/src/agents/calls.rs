@@ -24,7 +24,7 @@ use super::{
     http::HEAD,
     problem::{Answer, problem, with_status},
 };
-use crate::boot::http::response;
+use crate::time::http_date;
 
 /// The largest head of a request, in bytes.
 const MAX_HEAD: usize = 16 << 10;
@@ -378,7 +378,7 @@ fn digits(value: &[u8]) -> Option<u64> {
 async fn write(writer: &mut (impl AsyncWrite + Unpin), answer: Answer, last: bool) -> io::Result<()> {
     let (head, body) = answer.into_parts();
     let body = body.into_inner().unwrap_or_default();
-    let date = response::date(Timestamp::now());
+    let date = http_date(Timestamp::now());
     let (status, length) = (head.status, body.len());
     let mut bytes = format!("HTTP/1.1 {status}\r\nDate: {date}\r\nContent-Length: {length}\r\n").into_bytes();
     for (name, value) in &head.headers {

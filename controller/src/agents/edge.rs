@@ -28,10 +28,11 @@ use super::{
     writes::Writes,
 };
 use crate::{
-    boot::{log::Refusals, segment::Subnet},
+    boot::segment::Subnet,
     counts::Counts,
     events::{Event, Events},
     host::State,
+    log::Refusals,
     machines::Signal,
 };
 

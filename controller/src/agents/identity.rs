@@ -1,4 +1,4 @@
-//! Which known machine is this? One pure answer from several signals; none of them proves anything.
+//! Which known machine is this? One answer from several signals; none of them proves anything. Pure.
 //!
 //! A MAC address of a vendor identifies a NIC, and a NIC rarely moves. A locally administered one counts less: virtual machines are
 //! given them by hand, and vendors build the same one into the BMC's USB interface of every server. So two machines *meet* by

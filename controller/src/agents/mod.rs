@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! keys, ca, tls, token    secrets and what is made of them
-//! http, calls, body,      the port: bounds on how many, how long, how much;
-//!   counts, problem       how a refusal looks
+//! http, secure, calls,    the port: bounds on how many, how long, how much;
+//!   body, problem         TLS; how a refusal looks
 //! routes                  the calls
 //!   enrol, spend          a token and a key become a session
 //!   identity, inventory   which machine is this? what of its report is stored? (pure)
@@ -12,6 +12,7 @@
 //!   sessions, writes      who is here, and how often it may have written what it says (memory)
 //!   store                 Servers and Enrolments (Kubernetes)
 //! sweep                   removes ended Enrolments (control role)
+//! clock, metrics          what time it is, what is counted
 //! ```
 //!
 //! A session is a key: its SHA-256 stands in `Server.status.session.key`, its certificate lives for twelve hours and is renewed for the same
@@ -61,9 +62,9 @@ pub use self::{
 };
 use crate::{
     bind::{self, Addresses},
-    boot::log::Refusals,
     counts::Counts,
     events::Events,
+    log::Refusals,
     world::{Change, World},
 };
 

@@ -4,11 +4,13 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use muster_proto::Mac;
 use serde::{Deserialize, Serialize};
 
+use crate::time;
+
 /// How long a token can be spent, in seconds from [`Claims::issued`].
 pub const LIFETIME: i64 = 3600;
 
-/// How far ahead of this controller's clock another replica's may be, in seconds.
-pub const SKEW: i64 = 60;
+/// [`SKEW`](time::SKEW) in seconds.
+pub const SKEW: i64 = time::SKEW.as_secs();
 
 /// The longest token that is looked at, in bytes; a sealed one is about 250.
 pub const MAX: usize = 2048;

@@ -189,8 +189,9 @@ impl Files {
             .clone()
     }
 
-    /// Looks at the disk at the next request, however recent the last look is; for SIGHUP.
-    pub fn reload(&self) {
+    /// Looks at the disk at the next request, however recent the last look is: tests do not wait for [`LOOK`].
+    #[cfg(test)]
+    pub(crate) fn reload(&self) {
         *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 

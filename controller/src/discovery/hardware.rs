@@ -16,7 +16,7 @@ use muster_proto::{
     text,
 };
 
-use crate::host::is_ahead;
+use crate::time::is_ahead;
 
 /// So long after a session began, another inventory is waited for where drivers were still being loaded: some controllers of many disks
 /// take five minutes (`mpt3sas`: its ports), and one that hangs is not waited for without an end.

@@ -22,9 +22,9 @@ use crate::{
     host::{
         Owner, State, conditions, owner,
         owner::{has_bmc, is_in_band},
-        whole_seconds,
     },
     hosts::{annotation, declared_mac, made_for},
+    time::whole_seconds,
 };
 
 /// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
@@ -144,7 +144,7 @@ pub fn other_boot_mac(host: &BareMetalHost, inventory: &Inventory) -> Option<Mac
     if declared_mac(host).is_some_and(is_there) || !is_untouched(host) {
         return None;
     }
-    hardware::boot_mac(inventory)
+    hardware::boot_mac(inventory).filter(|mac| declared_mac(host) != Some(*mac))
 }
 
 /// The annotations that Muster keeps on a discovered host.

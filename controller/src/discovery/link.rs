@@ -66,15 +66,20 @@ impl Doubt {
     pub(super) fn remedy(self) -> &'static str {
         match self {
             Doubt::Made => "delete all of them but one",
-            Doubt::Machines => "delete the Servers of machines that are gone or have lost that NIC",
+            Doubt::Machines => {
+                "delete the Servers of machines that are gone or have lost that NIC, or make the host anew with the address of a NIC that one machine alone has"
+            }
             Doubt::Declared => "delete all of them but the one whose machine it is",
-            Doubt::Likeness => "declare this machine's MAC address in the host whose machine it is",
+            Doubt::Likeness => {
+                "give the host whose machine it is this machine's MAC address (make it anew if it has another one)"
+            }
         }
     }
 
-    /// True if a person may say that the machine is none of the hosts.
+    /// True if a person may say that the machine is none of the hosts. As long as addresses say otherwise, that would not last: the next
+    /// round would find the machine in the host that declares them.
     pub(super) fn can_be_approved(self) -> bool {
-        self != Doubt::Made
+        self == Doubt::Likeness
     }
 }
 
@@ -279,14 +284,13 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
                 );
             }
         }
-        return elsewhere(seen, approved).unwrap_or_else(|| Link::Gone(at.clone()));
+        return elsewhere(seen).unwrap_or_else(|| Link::Gone(at.clone()));
     }
-    elsewhere(seen, approved).unwrap_or_else(|| claimed(seen, approved))
+    elsewhere(seen).unwrap_or_else(|| claimed(seen, approved))
 }
 
-/// A host of this machine under another reference than the Server's. None is in doubt where a person has `approved` that the machine
-/// gets one of its own.
-fn elsewhere<'a>(seen: &Seen<'a>, approved: bool) -> Option<Link<'a>> {
+/// A host of this machine under another reference than the Server's.
+fn elsewhere<'a>(seen: &Seen<'a>) -> Option<Link<'a>> {
     let ours = made_for_us(seen);
     match ours[..] {
         [] => {}
@@ -302,7 +306,6 @@ fn elsewhere<'a>(seen: &Seen<'a>, approved: bool) -> Option<Link<'a>> {
             host,
             "the host declares a MAC address of this machine",
         )),
-        _ if approved => None,
         [_] => Some(Link::Doubt(declared, Doubt::Machines)),
         _ => Some(Link::Doubt(declared, Doubt::Declared)),
     }
@@ -310,8 +313,7 @@ fn elsewhere<'a>(seen: &Seen<'a>, approved: bool) -> Option<Link<'a>> {
 
 /// True if it takes a person's approval to make a host for this machine.
 pub(super) fn is_claimed(seen: &Seen<'_>) -> bool {
-    let link = elsewhere(seen, false).unwrap_or_else(|| claimed(seen, false));
-    matches!(link, Link::Doubt(_, doubt) if doubt.can_be_approved())
+    matches!(claimed(seen, false), Link::Doubt(..))
 }
 
 /// Hosts that somebody declared and whose name, serial number or inspected NIC this machine shows: it may be the same one, with

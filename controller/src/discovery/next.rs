@@ -320,7 +320,6 @@ fn relink(seen: &Seen<'_>, host: &BareMetalHost, why: &str) -> Plan {
     linked.spec = spec.clone();
     // Linked before anything else: from then on a deletion of the host is noticed.
     let approved = is_approved(seen.server);
-    linked.metadata.annotations = None;
     let spec = Box::new(spec);
     let mut effects = vec![Effect::PatchServerSpec { spec, approved }];
     if hosts::made_for(host) == Some(server_name(seen.server)) {
@@ -444,15 +443,6 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         twins_of_theirs(seen, host)
     };
     if folded {
-        return plan;
-    }
-    // One that was given for nothing would bring back a host that somebody deletes one day.
-    if is_approved(seen.server) {
-        plan.effects.push(Effect::PatchServerSpec {
-            spec: Box::new(seen.server.spec.clone()),
-            approved: true,
-        });
-        plan.why = "what was approved is so already".to_owned();
         return plan;
     }
     let Some(inventory) = link::inventory(seen.server) else {

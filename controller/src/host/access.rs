@@ -11,7 +11,7 @@ use muster_proto::kinds::{
 
 use super::{
     State,
-    draft::{Draft, HoldOff, and_next, clause, whole_seconds},
+    draft::{Draft, HoldOff, and_next, clause},
     observed::{Access, Failure, FailureClass, Power, Probed, SecretState},
     owner::has_bmc,
     plan::{BmcCall, Effect, Hold},
@@ -19,6 +19,7 @@ use super::{
     secrets, whose,
 };
 use crate::bmc::Address;
+use crate::time::whole_seconds;
 
 /// By which way a machine is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]

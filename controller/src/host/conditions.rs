@@ -4,11 +4,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use muster_proto::kinds::{BareMetalHostStatus, ErrorType, OperationalStatus};
 
-use super::{
-    State,
-    draft::{Wait, whole_seconds},
-};
+use super::{State, draft::Wait};
 use crate::bmc::Health;
+use crate::time::whole_seconds;
 
 /// Reason of `Manageable` where a BMC that was registered is not to be reached.
 pub(super) const POWER_FAILURE: &str = "PowerFailure";

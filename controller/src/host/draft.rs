@@ -5,7 +5,6 @@ mod waits;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource as _;
 use muster_proto::{
     kinds::{
@@ -22,7 +21,12 @@ use super::{
     plan::{BmcCall, Effect, Metadata, Plan, PowerWatch},
     reasons, reboot, table,
 };
-use crate::{agents::token, bmc::Health, events::Event, hosts::annotation};
+use crate::{
+    bmc::Health,
+    events::Event,
+    hosts::annotation,
+    time::{is_ahead, whole_seconds},
+};
 
 /// Reason of the condition `Waiting` while a failed attempt is to be repeated: its time is that of the failure.
 pub(super) const RETRY: &str = "Retry";
@@ -35,9 +39,6 @@ const ASKED: Duration = Duration::from_secs(120);
 /// The longest message of an error or Event, in bytes: enough for a failure with its causes and the last lines of a log. Events may
 /// have 1024, conditions 32768.
 pub(super) const WORDS: usize = 1000;
-
-/// So much may clocks of different computers differ, as those of edges that take each other's tokens.
-const SKEW: SignedDuration = SignedDuration::from_secs(token::SKEW);
 
 /// What the host waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -523,11 +524,6 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// True if `at` is further ahead of `now` than clocks of different computers may be.
-pub(crate) fn is_ahead(at: Timestamp, now: Timestamp) -> bool {
-    at.duration_since(now) > SKEW
-}
-
 /// `message`, fit to be stored: specs, BMCs and agents may say anything.
 pub(super) fn bounded(message: &str) -> String {
     text::clean_to(message.as_bytes(), WORDS)
@@ -548,11 +544,6 @@ pub(super) fn and_next(message: &str, next: &str) -> String {
 /// `message` where a sentence goes on after it: a BMC's own words end with a full stop.
 pub(super) fn clause(message: &str) -> &str {
     message.trim_end_matches(['.', ' '])
-}
-
-/// Kubernetes keeps whole seconds; anything finer would differ from what is read back.
-pub(crate) fn whole_seconds(at: Timestamp) -> Time {
-    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
 /// Upstream's reason of the Event about an error.

@@ -11,7 +11,7 @@ use muster_proto::{
 
 use super::{
     State,
-    draft::{Draft, HoldOff, whole_seconds},
+    draft::{Draft, HoldOff},
     guard,
     jobs::{self, Job},
     plan::{Effect, Task},
@@ -20,6 +20,7 @@ use super::{
     reboot::{self, Wish},
 };
 use crate::hosts;
+use crate::time::whole_seconds;
 
 /// What a person is asked for a reboot; whoever takes the annotation off has done it.
 const REBOOT_BY_HAND: &str = "the machine has no BMC, and what it runs is not ours to command; next: reboot it by hand, and remove the annotation reboot.metal3.io";

@@ -9,11 +9,12 @@ use muster_proto::{
 
 use super::{
     State, access,
-    draft::{Draft, HoldOff, whole_seconds},
+    draft::{Draft, HoldOff},
     jobs::{self, Job},
     plan::{Effect, HARDWARE_FINALIZER, Task},
     ramdisk, registration, restore,
 };
+use crate::time::whole_seconds;
 use crate::{
     discovery::hardware,
     hosts::{self, forbids_inspection, wants_inspection},

@@ -23,6 +23,7 @@
 //!     available, provisioning, provisioned, deprovisioning, deletion
 //!   power, in_band, reboot  the power, with a BMC and without
 //!   ramdisk, netboot, jobs  the machine in its ramdisk, what boots it, what it is told
+//!   interrupted             ramdisks that were lost in the middle of it
 //!   disk, image, secrets    which disk, which image, which Secrets
 //!   guard                   leave to destroy data
 //!   place, backoff          places among the busy, pauses after failures
@@ -77,8 +78,6 @@ pub mod vault;
 mod whose;
 
 pub use bmcs::Bmcs;
-pub(crate) use draft::is_ahead;
-pub(crate) use draft::whole_seconds;
 pub use jobs::is_for_another;
 pub use metrics::Metrics;
 pub use next::next;

@@ -10,13 +10,14 @@ use muster_proto::kinds::{BareMetalHostSpec, ErrorType, REBOOT_ANNOTATION};
 use super::{
     State,
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
-    draft::{Draft, HoldOff, RETRY, whole_seconds},
+    draft::{Draft, HoldOff, RETRY},
     in_band, jobs,
     observed::{Failure, FailureClass, Power, PowerReading, Tried},
     plan::{BmcCall, PowerOrder},
     ramdisk,
     reboot::{self, Wish},
 };
+use crate::time::whole_seconds;
 
 /// So long an operating system may take to shut down before it is switched off.
 const SOFT_OFF: SignedDuration = SignedDuration::from_secs(180);

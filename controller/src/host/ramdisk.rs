@@ -11,7 +11,7 @@ use muster_proto::{
 use super::{
     access::{LOOK_AGAIN, Reach},
     conditions::{CONTESTED, ENROLS_AGAIN},
-    draft::{Draft, clause, is_ahead, whole_seconds},
+    draft::{Draft, clause},
     in_band,
     interrupted::{self, Work},
     jobs::{self, Job},
@@ -21,6 +21,7 @@ use super::{
     plan::{BmcCall, PowerOrder, Task},
     power, reboot, registration,
 };
+use crate::time::{is_ahead, whole_seconds};
 use crate::{discovery::hardware, hosts::declared_mac};
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need

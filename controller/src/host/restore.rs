@@ -12,11 +12,12 @@ use serde_json::Value;
 
 use super::{
     State, conditions,
-    draft::{Draft, whole_seconds},
+    draft::Draft,
     observed::Observed,
     plan::{Metadata, Plan},
 };
 use crate::hosts::{self, annotation, forbids_inspection};
+use crate::time::whole_seconds;
 
 /// The status annotation: taken over where no status was ever written, and removed in any case. None: there is no such annotation.
 ///

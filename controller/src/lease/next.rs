@@ -1,4 +1,4 @@
-//! Who leads: the decisions about one Lease, over plain data.
+//! Who leads: the decisions about one Lease, over plain data. Pure.
 //!
 //! Leading is a right that ends by itself: it lasts [`Timing::renew`] from when a write that the API server took was *sent*. Others
 //! wait [`Timing::lease`], which is longer, from when they *saw* the Lease last change. Both count with a clock of their own that

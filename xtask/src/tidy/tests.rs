@@ -1,5 +1,7 @@
 use super::{rules, tree::Tree};
 
+const SAYS: &str = "says that it is pure";
+
 fn caught(files: &[(&str, &str)], words: &str) -> bool {
     let tree = Tree::of(files);
     rules::ALL
@@ -19,15 +21,16 @@ fn io_in_proto_is_caught() {
 
 #[test]
 fn a_clock_in_a_pure_module_is_caught() {
-    let at = "controller/src/boot/policy.rs";
-    assert!(caught(
-        &[(at, "fn now() { Instant::now(); }\n")],
-        "this module decides"
-    ));
-    assert!(!caught(
-        &[(at, "fn f() {}\n#[cfg(test)]\nmod tests { use tokio::test; }\n")],
-        "this module decides"
-    ));
+    let at = "agent/src/image/format.rs";
+    assert!(caught(&[(at, "//! Pure.\nfn now() { Instant::now(); }\n")], SAYS));
+    for clean in [
+        "//! Pure.\nfn f() {}\n#[cfg(test)]\nmod tests { use tokio::test; }\n",
+        "//! Pure.\nuse tokio::time::Instant;\nuse hyper::body::Bytes;\n",
+        "//! Pure but for the clock.\nfn now() { Instant::now(); }\n",
+        "//! Purely\nfn now() { Instant::now(); }\n",
+    ] {
+        assert!(!caught(&[(at, clean)], SAYS), "{clean}");
+    }
 }
 
 #[test]
@@ -39,35 +42,40 @@ fn tests_hide_nothing_that_stands_below_them() {
         "#[cfg(test)]\nmod tests { fn f() {} }\n",
         "#[cfg(test)]\nuse super::x;\n",
     ] {
-        let below = format!("{tests}fn now() {{ Instant::now(); }}\n");
-        assert!(caught(&[(at, &below)], "this module decides"), "{tests}");
-        let clean = format!("{tests}fn now() {{}}\n");
-        assert!(!caught(&[(at, &clean)], "this module decides"), "{tests}");
+        let below = format!("//! Pure.\n{tests}fn now() {{ Instant::now(); }}\n");
+        assert!(caught(&[(at, &below)], SAYS), "{tests}");
+        let clean = format!("//! Pure.\n{tests}fn now() {{}}\n");
+        assert!(!caught(&[(at, &clean)], SAYS), "{tests}");
     }
-    let inline = "#[cfg(test)]\nmod tests {\n    fn now() {\n        Instant::now();\n    }\n}\nfn f() {}\n";
-    assert!(!caught(&[(at, inline)], "this module decides"));
+    let inline = "//! Pure.\n#[cfg(test)]\nmod tests {\n    fn now() {\n        Instant::now();\n    }\n}\nfn f() {}\n";
+    assert!(!caught(&[(at, inline)], SAYS));
     let lines: Vec<usize> = Tree::code(inline).map(|(line, _)| line).collect();
-    assert_eq!(lines, [7]);
+    assert_eq!(lines, [1, 8]);
 }
 
 #[test]
 fn a_module_that_says_it_is_pure_is_held_to_it() {
     let at = "controller/src/host/disk.rs";
-    let words = "says that it is pure";
-    assert!(caught(
-        &[(at, "//! Which disk. Pure.\n\nuse tokio::fs;\n")],
-        words
-    ));
-    assert!(!caught(&[(at, "//! Which disk.\n\nuse tokio::fs;\n")], words));
+    assert!(caught(&[(at, "//! Which disk. Pure.\n\nuse tokio::fs;\n")], SAYS));
+    assert!(!caught(&[(at, "//! Which disk.\n\nuse tokio::fs;\n")], SAYS));
     assert!(!caught(
         &[(at, "//! Which disk. Pure.\n\nuse serde::Serialize;\n")],
-        words
+        SAYS
     ));
 }
 
 #[test]
-fn a_missing_pure_module_is_caught() {
-    assert!(caught(&[("README.md", "")], "is missing"));
+fn a_module_that_decides_and_does_not_say_that_it_is_pure_is_caught() {
+    let at = "controller/src/boot/policy.rs";
+    let words = "does not say that this module is pure";
+    assert!(caught(&[("README.md", "")], words));
+    let others = |text: &str| {
+        let tree = Tree::of(&[(at, text)]);
+        let rules = rules::ALL.iter().flat_map(|rule| rule(&tree));
+        rules.filter(|violation| violation.path == at).count()
+    };
+    assert_eq!(others("//! Who boots what. Pure.\n"), 0);
+    assert_eq!(others("//! Who boots what.\n"), 1);
 }
 
 #[test]

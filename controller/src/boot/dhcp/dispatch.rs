@@ -25,13 +25,13 @@ use crate::{
     agents::BootSecrets,
     boot::{
         decide::{Circumstances, Client, Releases},
-        log::{Log, Say},
         pass::{Maker, PassKey},
         policy::Verdict,
         segment::Net,
         status::{NO_RAMDISK, Trouble},
     },
     events::{Event, Events},
+    log::{Log, Say},
     world::World,
 };
 

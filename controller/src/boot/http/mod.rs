@@ -30,8 +30,12 @@ use tokio::{
 
 pub use self::connection::Ends;
 use self::response::{Response, Status};
-use super::{log::Refusals, peers::Peers, slots::Slots, workers::Workers};
-use crate::bind::{self, Addresses};
+use super::{peers::Peers, workers::Workers};
+use crate::{
+    bind::{self, Addresses},
+    counts::Counts,
+    log::Refusals,
+};
 
 /// The default port.
 pub const PORT: u16 = 8080;
@@ -136,7 +140,7 @@ struct Shared<A> {
     answer: A,
     limits: Limits,
     places: Arc<Semaphore>,
-    slots: Slots,
+    by_address: Arc<Counts<IpAddr>>,
     notes: Notes,
     workers: Workers,
 }
@@ -154,7 +158,7 @@ impl<A> Shared<A> {
             answer,
             limits,
             places: Arc::new(Semaphore::new(limits.connections)),
-            slots: Slots::new(usize::MAX, limits.each),
+            by_address: Counts::new(limits.each),
             notes: Notes {
                 peers,
                 refusals: Refusals::default(),
@@ -187,7 +191,7 @@ async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> Bin
                 continue;
             }
         };
-        let Some(slot) = shared.slots.take(peer.ip()) else {
+        let Some(slot) = shared.by_address.take(peer.ip().to_canonical()) else {
             turn_away(&stream);
             continue;
         };

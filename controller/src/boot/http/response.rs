@@ -10,6 +10,7 @@ use super::{
     head::{Method, Request},
     range::{self, Wanted},
 };
+use crate::time::http_date;
 
 /// The statuses that we answer with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,7 +168,7 @@ impl Response {
         let length = self.body.len();
         let kind = self.kind.media_type();
         let connection = if go_on { "keep-alive" } else { "close" };
-        let date = date(now);
+        let date = http_date(now);
         let mut head = format!(
             "HTTP/1.1 {}\r\nDate: {date}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n",
             self.status.line()
@@ -195,11 +196,6 @@ impl Response {
         head.push_str("\r\n");
         head.into_bytes()
     }
-}
-
-/// `now` as the field `Date` has it (RFC 9110 section 5.6.7).
-pub(crate) fn date(now: Timestamp) -> String {
-    now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use std::{
 use hyper::body::Bytes;
 use tokio::{
     net::UdpSocket,
-    sync::watch,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::AbortHandle,
     time::{Instant, sleep_until},
 };
@@ -29,13 +29,12 @@ use self::{
     packet::{Code, MAX_REQUEST, ReadRequest, Reply, Request},
     transfer::{Failure, Outgoing, Step, Transfer},
 };
-use super::{
+use super::{peers::Peers, workers::Workers};
+use crate::{
+    bind::{self, Addresses},
+    counts::{Counted, Counts},
     log::Refusals,
-    peers::Peers,
-    slots::{Slot, Slots},
-    workers::Workers,
 };
-use crate::bind::{self, Addresses};
 
 /// The port of RFC 1350.
 pub const PORT: u16 = 69;
@@ -159,7 +158,7 @@ impl Server {
             Ok(workers) => workers,
             Err(error) => return tracing::error!(%error, "TFTP: cannot start its thread"),
         };
-        let slots = Slots::new(limits.transfers, limits.each);
+        let slots = Slots::new(limits);
         let refusals = Arc::new(Refusals::default());
         let serving = bind::on_each("TFTP", addresses, move |address| {
             let (files, slots, peers) = (files.clone(), slots.clone(), peers.clone());
@@ -173,6 +172,37 @@ impl Server {
         });
         // Fails only if serving does, which has said why.
         let _ = workers.next().spawn(serving).await;
+    }
+}
+
+/// What bounds the transfers of all ports together.
+#[derive(Clone, Debug)]
+struct Slots {
+    all: Arc<Semaphore>,
+    by_address: Arc<Counts<IpAddr>>,
+}
+
+/// The right to one transfer, until it is dropped.
+#[derive(Debug)]
+struct Slot {
+    _of_all: OwnedSemaphorePermit,
+    _of_address: Counted<IpAddr>,
+}
+
+impl Slots {
+    fn new(limits: Limits) -> Slots {
+        Slots {
+            all: Arc::new(Semaphore::new(limits.transfers)),
+            by_address: Counts::new(limits.each),
+        }
+    }
+
+    /// One for `address`, if it may have one more and one is left.
+    fn take(&self, address: IpAddr) -> Option<Slot> {
+        Some(Slot {
+            _of_address: self.by_address.take(address.to_canonical())?,
+            _of_all: Arc::clone(&self.all).try_acquire_owned().ok()?,
+        })
     }
 }
 
@@ -346,7 +376,7 @@ impl Job {
             Ok(Some(Failure::Client(code))) => {
                 tracing::debug!(%client, file, code, "TFTP: client ended the transfer");
             }
-            Ok(Some(Failure::Silent)) | Err(_) if self.transfer.is_all_sent() => {
+            ref ended if is_gone(ended) && self.transfer.is_all_sent() => {
                 let bytes = self.transfer.size();
                 tracing::info!(step = "tftp", mac, %client, file, bytes, confirmed = false, "boot step");
             }
@@ -404,6 +434,14 @@ impl Job {
                 }
             };
         }
+    }
+}
+
+/// True if the client is not there any more.
+fn is_gone(ended: &io::Result<Option<Failure>>) -> bool {
+    match ended {
+        Ok(failure) => *failure == Some(Failure::Silent),
+        Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
     }
 }
 

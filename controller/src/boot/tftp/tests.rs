@@ -15,7 +15,7 @@ fn files() -> BootFiles {
 
 /// A server on a port of its own, and where it is.
 async fn serve(limits: Limits) -> SocketAddr {
-    let slots = Slots::new(limits.transfers, limits.each);
+    let slots = Slots::new(limits);
     let listener = Listener::bind(
         SocketAddr::new(LOOPBACK, 0),
         files(),

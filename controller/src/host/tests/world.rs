@@ -20,7 +20,6 @@ use serde_json::Value;
 
 use super::super::{
     BmcCall, Effect, Observed, Plan, State,
-    draft::whole_seconds,
     in_band::is_wanted_on,
     interrupted::Work,
     next,
@@ -34,6 +33,7 @@ use super::super::{
 use crate::{
     bmc::{Health, Identity, WantedMode},
     patch::merge,
+    time::whole_seconds,
 };
 
 pub(super) const MAC: &str = "52:54:00:00:00:01";

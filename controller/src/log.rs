@@ -17,7 +17,7 @@ const RATE: f64 = 20.0;
 
 /// Remembers what was last said of each client.
 #[derive(Debug)]
-pub struct Log<K> {
+pub(crate) struct Log<K> {
     last: HashMap<K, String>,
     tokens: f64,
     refilled: Duration,
@@ -26,7 +26,7 @@ pub struct Log<K> {
 
 /// Whether to say it.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Say {
+pub(crate) enum Say {
     /// Nothing new, or too much at once.
     Nothing,
     /// Say it, and that so many lines were left out before.
@@ -46,7 +46,7 @@ impl<K> Default for Log<K> {
 
 impl<K: Eq + Hash> Log<K> {
     /// Whether `what` of `who` is to be said now, a time since some start.
-    pub fn say(&mut self, who: K, what: &str, now: Duration) -> Say {
+    pub(crate) fn say(&mut self, who: K, what: &str, now: Duration) -> Say {
         if self.last.get(&who).is_some_and(|last| last == what) {
             return Say::Nothing;
         }
@@ -67,7 +67,7 @@ impl<K: Eq + Hash> Log<K> {
 
 /// The refusals of one service: said once a minute for each address and reason.
 #[derive(Debug)]
-pub struct Refusals {
+pub(crate) struct Refusals {
     start: Instant,
     log: Mutex<Log<IpAddr>>,
 }
@@ -83,7 +83,7 @@ impl Default for Refusals {
 
 impl Refusals {
     /// Whether that `who` is refused for `why` is to be said now, and how many such lines were left out before.
-    pub fn say(&self, who: IpAddr, why: &str) -> Option<u64> {
+    pub(crate) fn say(&self, who: IpAddr, why: &str) -> Option<u64> {
         let now = self.start.elapsed();
         let minute = now.as_secs() / 60;
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
