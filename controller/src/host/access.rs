@@ -300,10 +300,10 @@ pub(super) fn tell_access(draft: &mut Draft<'_>, secret: &str) {
 fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach {
     let message = format!("BMC {}: {}", shown(&access.address), failure.message);
     match failure.class {
-        FailureClass::Credentials if took_them_before(draft) => {
+        FailureClass::Credentials if let_us_in_before(draft) => {
             let minutes = ASK_LATER.as_mins();
             let message = format!(
-                "{}; it took them before, so it is asked again every {minutes} min",
+                "{}; it let us in before, so it is asked again every {minutes} min",
                 clause(&message)
             );
             draft.refuse(ErrorType::Registration, message);
@@ -360,21 +360,11 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
     }
 }
 
-/// True if the BMC let us in with these very credentials.
-fn took_them_before(draft: &Draft<'_>) -> bool {
-    let name = credentials_name(draft);
-    // The version in the status may be older: it grows with any change of the Secret.
-    if draft
-        .seen
-        .bmc
-        .probed
-        .as_ref()
-        .is_some_and(|probed| probed.accepted)
-    {
-        return true;
-    }
-    let good = draft.old.good_credentials.as_ref();
-    good.is_some_and(|good| Some(good) == name.map(|name| reference(draft, &name)).as_ref())
+/// True if the BMC let us in, with these credentials or others: who rotates a password changes the Secret and the BMC one after the other,
+/// and an account that was locked meanwhile opens again.
+fn let_us_in_before(draft: &Draft<'_>) -> bool {
+    let probed = draft.seen.bmc.probed.as_ref();
+    draft.old.good_credentials.is_some() || probed.is_some_and(|probed| probed.accepted)
 }
 
 /// True if the last attempt failed, and the BMC's latest answer, no good one, is not of this moment: an attempt asks it, and is not judged by
@@ -404,7 +394,7 @@ pub(super) fn asks_anew(draft: &mut Draft<'_>) -> bool {
         _ => return false,
     };
     let is_vain = match failure.map(|failure| failure.class) {
-        Some(FailureClass::Credentials) => !took_them_before(draft),
+        Some(FailureClass::Credentials) => !let_us_in_before(draft),
         Some(FailureClass::Address) => true,
         _ => false,
     };

@@ -100,8 +100,13 @@ impl News {
                     .filter(|before| before.access == probed.access);
                 match before {
                     Some(before) => probed.accepted |= before.accepted,
-                    // What another BMC said, or this one to somebody else, says nothing of this one.
-                    None => *bmc = observed::Bmc::default(),
+                    // What another BMC said or did, or this one for somebody else, says nothing of this one.
+                    None => {
+                        if bmc.probed.is_some() {
+                            *tried = None;
+                        }
+                        *bmc = observed::Bmc::default();
+                    }
                 }
                 bmc.probed = Some(*probed);
                 if let Some(power) = power {

@@ -16,7 +16,7 @@ use super::{
     interrupted::{self, Work},
     jobs::{self, Job},
     netboot,
-    observed::{FailureClass, Power, Tried},
+    observed::{Failure, FailureClass, Power, Tried},
     owner::has_bmc,
     plan::{BmcCall, PowerOrder, Task},
     power, reboot, registration,
@@ -155,10 +155,8 @@ fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
     let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
     match power::tried(draft, &operation).map(|tried| (tried.at, &tried.result)) {
         Some((_, Ok(()))) => return Reboot::Done,
-        Some((at, Err(failure))) if failure.class == FailureClass::Busy => {
-            if is_due(draft, at) {
-                start(draft, &operation);
-            }
+        Some((at, Err(failure))) if let Some(pause) = pause_after(failure) => {
+            start_again(draft, &operation, at, pause);
         }
         Some((_, Err(failure))) => return Reboot::Failed(failure.message.clone()),
         None => {
@@ -318,9 +316,9 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
             Ok(()) => {
                 overdue(draft, kind, "it was booted from the network", then);
             }
-            Err(failure) if failure.class == FailureClass::Busy => {
-                if overdue(draft, kind, &failure.message, then) && is_due(draft, tried.at) {
-                    start(draft, operation);
+            Err(failure) if let Some(pause) = pause_after(failure) => {
+                if overdue(draft, kind, &failure.message, then) {
+                    start_again(draft, operation, tried.at, pause);
                 }
                 draft.again(LOOK_AGAIN);
             }
@@ -416,6 +414,28 @@ pub(super) fn read_power(draft: &mut Draft<'_>) {
         draft.call(BmcCall::ReadPower);
     }
     draft.again(LOOK_AGAIN);
+}
+
+/// After which pause what failed so is tried again; none: it is not. What nobody answered may have been done all the same, and a machine
+/// that boots is left to that for a while.
+fn pause_after(failure: &Failure) -> Option<SignedDuration> {
+    match failure.class {
+        FailureClass::Busy => SignedDuration::try_from(LOOK_AGAIN).ok(),
+        FailureClass::Unreachable | FailureClass::System => Some(BENEFIT_OF_DOUBT),
+        _ => None,
+    }
+}
+
+/// Once more, when that is due. The power is asked for before: what it was may have been changed by the attempt before.
+fn start_again(draft: &mut Draft<'_>, operation: &str, tried: Timestamp, pause: SignedDuration) {
+    if !draft.has_paused(tried, pause) {
+        draft.again_at(tried.checked_add(pause).unwrap_or(draft.now));
+        return;
+    }
+    match draft.seen.bmc.power.map(|reading| reading.power) {
+        Some(Power::On | Power::Off) => start(draft, operation),
+        Some(Power::Unknown) | None => read_power(draft),
+    }
 }
 
 fn start(draft: &mut Draft<'_>, operation: &str) {

@@ -17,7 +17,7 @@ use super::{
     },
     life::waiting,
     transitions::at,
-    world::{Content, Edge, Fault, IMAGE, MAC, World, power_orders},
+    world::{Content, Edge, Fault, IMAGE, MAC, World, power_orders, secret},
 };
 use crate::bmc::{Health, Identity};
 
@@ -95,6 +95,54 @@ fn an_operating_system_that_may_not_have_heard_is_asked_again_and_not_cut_off() 
         assert_eq!(orders(&world), []);
         let plan = world.plan();
         world.execute(plan, None, Fault::None);
+    }
+}
+
+/// A reset that was not taken leaves the machine on: to switch it on then would do nothing, and count as done.
+#[test]
+fn a_boot_into_the_ramdisk_that_a_bmc_did_not_take_is_made_again_as_it_was() {
+    for class in [
+        FailureClass::Busy,
+        FailureClass::Unreachable,
+        FailureClass::System,
+    ] {
+        let mut world = provisioned();
+        world.set_image(None);
+        world.until("an order", |world| !orders(world).is_empty());
+        assert_eq!(orders(&world), [PowerOrder::Reset]);
+        refused(&mut world, class);
+        world.until("another", |world| {
+            assert_eq!(error(world).0, None, "{class:?}");
+            !orders(world).is_empty()
+        });
+        assert_eq!(orders(&world), [PowerOrder::Reset], "{class:?}");
+        world.reach(State::Available);
+        assert!(!world.events.contains(&"ProvisionedRegistrationError".to_owned()));
+    }
+    // What it refuses for good is a failure at once.
+    let mut world = provisioned();
+    world.set_image(None);
+    world.until("an order", |world| !orders(world).is_empty());
+    refused(&mut world, FailureClass::Refused);
+    world.until("a failure", |world| error(world).0.is_some());
+}
+
+#[test]
+fn what_one_bmc_did_says_nothing_of_another() {
+    let mut world = provisioned();
+    world.settle();
+    let before = world.bmc.probed.clone().unwrap();
+    let tried = Tried {
+        operation: "muster-provision-1".to_owned(),
+        at: world.now,
+        result: Ok(()),
+    };
+    for (is_another, left) in [(false, true), (true, false)] {
+        let mut probed = before.clone();
+        probed.access.insecure ^= is_another;
+        let mut told = Some(tried.clone());
+        News::Probed(Box::new(probed), None).remember(&mut world.bmc, &mut told);
+        assert_eq!(told.is_some(), left);
     }
 }
 
@@ -423,6 +471,14 @@ fn credentials_that_were_good_are_tried_again_seldom_and_others_never() {
     let (kind, message) = error(&world);
     assert_eq!(kind, Some(ErrorType::Registration));
     assert!(message.contains("asked again every 10 min"), "{message}");
+    world.until("mended", |world| error(world).0.is_none());
+
+    // The password was changed in the Secret first.
+    let mut world = at(State::Available);
+    world.settle();
+    world.secrets.bmc = secret("2", "b");
+    probed(&mut world, FailureClass::Credentials);
+    left_alone(&mut world, 9);
     world.until("mended", |world| error(world).0.is_none());
 }
 
