@@ -101,7 +101,19 @@ fn end(name: &str) -> End {
         "provisioning-failed" => End::IsTakenBack,
         "provisioned-deleted" => End::Goes(&["clean"]),
         "external-deleted" | "powering-off" | "deleting" => End::Goes(&[]),
-        _ => End::Rests("provisioned"),
+        "provisioned"
+        | "provisioned-off"
+        | "provisioned-unregistered"
+        | "provisioned-refused"
+        | "provisioned-powerless"
+        | "provisioned-serviced"
+        | "provisioned-service-failed"
+        | "provisioned-delayed"
+        | "provisioned-by-a-deploy-step"
+        | "provisioned-live"
+        | "provisioned-detached"
+        | "provisioned-paused" => End::Rests("provisioned"),
+        _ => panic!("nobody says what becomes of {name}"),
     }
 }
 
