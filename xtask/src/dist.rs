@@ -135,7 +135,8 @@ fn named(shown: &str, installed: &str) -> String {
 }
 
 /// For those who install and run it.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
+    "benchmarks-hosts.md",
     "flags.md",
     "fleet.md",
     "install.md",
