@@ -337,14 +337,5 @@ pub(super) fn unavailable(error: &StoreError) -> Problem {
 
 /// True for a host that carries someone's data, or that someone claimed.
 fn in_use(host: &BareMetalHost) -> bool {
-    let free = matches!(
-        State::of(host),
-        State::New
-            | State::Unmanaged
-            | State::Registering
-            | State::Inspecting
-            | State::Preparing
-            | State::Available
-    );
-    host.spec.consumer_ref.is_some() || !free
+    host.spec.consumer_ref.is_some() || State::of(host).may_carry_data()
 }

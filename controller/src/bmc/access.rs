@@ -7,7 +7,7 @@ use super::Address;
 /// A host and the way into its BMC, as the host's spec and its Secret say it. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// For whom; only for logs.
+    /// For whom: the session at a BMC lasts until the last host that has it is forgotten.
     pub host: HostRef,
     /// Where the BMC is.
     pub address: Address,

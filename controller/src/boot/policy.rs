@@ -11,9 +11,9 @@
 //! | it was dismissed: its discovered host was deleted and nobody approved it since | its disk |
 //! | its Server has a job to inspect that is not done, and its host carries nobody's data | the ramdisk |
 //! | its Server has a job to clean or write that is not done, its host carries nobody's data and is not protected | the ramdisk |
-//! | no usable inventory, no host that a person made, segment says `ignore` | nothing |
-//! | no usable inventory, no host that a person made, segment says `discover` or `hold` | the ramdisk |
-//! | inventoried, no host or a discovered one that nobody laid a hand on, segment says `hold` | the ramdisk |
+//! | no usable inventory, no host or a linked one that nobody laid a hand on, segment says `ignore` | nothing |
+//! | no usable inventory, no host or a linked one that nobody laid a hand on, segment says `discover` or `hold` | the ramdisk |
+//! | inventoried, no host or a linked one that nobody laid a hand on, segment says `hold` | the ramdisk |
 //! | anything else | its disk |
 //!
 //! A machine that is known by its UUID alone, with a NIC that nobody has seen, had that NIC replaced or is another one: vendors ship
@@ -24,13 +24,12 @@
 //! enough: one on a Server that was restored from a backup may have been done long ago.
 
 use muster_proto::kinds::{
-    APPROVE_ANNOTATION, BareMetalHost, JobAction, PAUSED_ANNOTATION, SERVER_ANNOTATION, Segment, Server,
-    UnknownPolicy,
+    APPROVE_ANNOTATION, BareMetalHost, JobAction, SERVER_ANNOTATION, Segment, Server, UnknownPolicy,
 };
 
 use crate::{
-    host::{State, guard::is_protected, netboot},
-    hosts::{annotation, wants_inspection},
+    host::{State, guard::is_protected, netboot, owner::has_bmc},
+    hosts::{annotation, is_paused, wants_inspection},
 };
 
 #[cfg(test)]
@@ -49,7 +48,7 @@ pub enum Verdict {
 
 /// What the machine that `server` and `host` speak of boots on `segment`; both absent: nobody has described it.
 pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMetalHost>) -> Verdict {
-    if host.is_some_and(|host| annotation(host, PAUSED_ANNOTATION).is_some()) {
+    if host.is_some_and(is_paused) {
         return Verdict::Disk("its host is paused");
     }
     if host.is_none() && server.is_some_and(|server| server.spec.host.is_some()) {
@@ -76,8 +75,7 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
             _ => {}
         }
     }
-    let made_by_a_person = host.is_some_and(|host| !is_discovered(host, server));
-    if made_by_a_person {
+    if host.is_some_and(|host| !is_linked(host, server)) {
         return Verdict::Disk("its host was made by hand and has no job");
     }
     let free = host.is_none_or(is_free);
@@ -99,9 +97,7 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
 /// The verdict on a machine with a NIC that nobody has seen and the UUID of the one that `server` and `host` speak of.
 pub fn verdict_by_uuid(segment: &Segment, server: Option<&Server>, host: Option<&BareMetalHost>) -> Verdict {
     let known = verdict(segment, server, host);
-    let idle = host.is_none_or(|host| {
-        is_free(host) && is_discovered(host, server) && annotation(host, PAUSED_ANNOTATION).is_none()
-    });
+    let idle = host.is_none_or(|host| is_free(host) && is_linked(host, server) && !is_paused(host));
     match known {
         Verdict::Disk(_) | Verdict::Silence(_) if idle && !server.is_some_and(is_dismissed) => {
             verdict(segment, None, None)
@@ -121,16 +117,13 @@ fn carries_nothing(host: &BareMetalHost) -> bool {
         && host.spec.externally_provisioned != Some(true)
 }
 
-/// True for a discovered host that nobody has laid a hand on.
+/// True for a host that nobody has laid a hand on.
 fn is_free(host: &BareMetalHost) -> bool {
-    matches!(State::of(host), State::New | State::Unmanaged)
-        && carries_nothing(host)
-        && host.spec.consumer_ref.is_none()
-        && host.spec.bmc.is_none()
+    State::of(host).is_young() && carries_nothing(host) && host.spec.consumer_ref.is_none() && !has_bmc(host)
 }
 
-/// True for a host that Muster made, or that took the place of one.
-fn is_discovered(host: &BareMetalHost, server: Option<&Server>) -> bool {
+/// True for a host that was made for a Server, or that this one points at.
+fn is_linked(host: &BareMetalHost, server: Option<&Server>) -> bool {
     annotation(host, SERVER_ANNOTATION).is_some()
         || server
             .and_then(|server| server.spec.host.as_ref())

@@ -47,13 +47,13 @@ pub fn is_discovered(host: &BareMetalHost) -> bool {
     match owner(host) {
         Owner::Discovery => true,
         Owner::Operator => false,
-        Owner::Nobody => made_for(host).is_some() && matches!(State::of(host), State::New | State::Unmanaged),
+        Owner::Nobody => made_for(host).is_some() && State::of(host).is_young(),
     }
 }
 
 /// True if what the machine does is the operator's to say: its host is on its way, or will be as soon as the operator has seen it.
 pub fn is_managed(host: &BareMetalHost) -> bool {
-    let young = matches!(State::of(host), State::New | State::Unmanaged);
+    let young = State::of(host).is_young();
     !young || has_bmc(host) || is_in_band(host)
 }
 

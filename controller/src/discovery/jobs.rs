@@ -1,6 +1,7 @@
 //! What the running ramdisk of a machine is told to do: inspect again, or reboot to its own disk. Pure.
 //!
-//! A job stays on the Server until the agent has taken it up, then it is removed: a later session must not meet it.
+//! An inspection stays on the Server until it has ended or a newer inventory has come, a release until it is taken up; then it is removed:
+//! a later session must not meet it.
 //! Jobs whose id is not ours were placed by a person, or by the operator for the Server's host, and are left alone.
 
 use jiff::Timestamp;

@@ -47,7 +47,7 @@ pub struct Seen<'a> {
     pub hosts: &'a [Arc<BareMetalHost>],
     /// At least the HardwareData of those hosts.
     pub hardware: &'a [Arc<HardwareData>],
-    /// Every Server.
+    /// At least every Server that can matter to the decision.
     pub servers: &'a [Arc<Server>],
     /// The Segment of its session.
     pub segment: Option<&'a Segment>,

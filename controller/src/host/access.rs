@@ -300,10 +300,10 @@ pub(super) fn tell_access(draft: &mut Draft<'_>, secret: &str) {
 fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach {
     let message = format!("BMC {}: {}", shown(&access.address), failure.message);
     match failure.class {
-        FailureClass::Credentials if let_us_in_before(draft) => {
+        FailureClass::Credentials if was_registered(draft) => {
             let minutes = ASK_LATER.as_mins();
             let message = format!(
-                "{}; it let us in before, so it is asked again every {minutes} min",
+                "{}; the host was registered before, so it is asked again every {minutes} min",
                 clause(&message)
             );
             draft.refuse(ErrorType::Registration, message);
@@ -360,9 +360,9 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
     }
 }
 
-/// True if the BMC let us in, with these credentials or others: who rotates a password changes the Secret and the BMC one after the other,
+/// True if the host's BMC let us in, with these credentials or others: who rotates a password changes the Secret and the BMC one after the other,
 /// and an account that was locked meanwhile opens again.
-fn let_us_in_before(draft: &Draft<'_>) -> bool {
+fn was_registered(draft: &Draft<'_>) -> bool {
     let probed = draft.seen.bmc.probed.as_ref();
     draft.old.good_credentials.is_some() || probed.is_some_and(|probed| probed.accepted)
 }
@@ -394,7 +394,7 @@ pub(super) fn asks_anew(draft: &mut Draft<'_>) -> bool {
         _ => return false,
     };
     let is_vain = match failure.map(|failure| failure.class) {
-        Some(FailureClass::Credentials) => !let_us_in_before(draft),
+        Some(FailureClass::Credentials) => !was_registered(draft),
         Some(FailureClass::Address) => true,
         _ => false,
     };

@@ -151,7 +151,14 @@ fn refusal(draft: &Draft<'_>) -> Result<(), String> {
     guard::rival(draft.seen)?;
     let status = draft.server().and_then(|server| server.status.as_ref());
     if let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) {
-        disk::choose(effective_hints(draft).as_deref(), &inventory.unpack().disks)?;
+        let disks = &inventory.unpack().disks;
+        let root = disk::choose(effective_hints(draft).as_deref(), disks)?;
+        disk::can_be_told(disks, root).map_err(|why| {
+            format!(
+                "the disk {} has {why}: it cannot be told from others, and images go to no such disk; next: choose another in spec.rootDeviceHints",
+                root.name
+            )
+        })?;
     }
     Ok(())
 }

@@ -102,7 +102,8 @@ impl News {
                     Some(before) => probed.accepted |= before.accepted,
                     // What another BMC said or did, or this one for somebody else, says nothing of this one.
                     None => {
-                        if bmc.probed.is_some() {
+                        let address = bmc.probed.as_ref().map(|before| &before.access.address);
+                        if address.is_some_and(|before| *before != probed.access.address) {
                             *tried = None;
                         }
                         *bmc = observed::Bmc::default();

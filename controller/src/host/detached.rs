@@ -4,7 +4,7 @@ use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, ErrorType, Operati
 use serde::Deserialize;
 
 use super::{State, draft::Draft, jobs, observed::Bmc, plan::BmcCall};
-use crate::hosts::{annotation, arguments};
+use crate::hosts::{self, annotation, arguments};
 
 /// What the annotation says beside that it is there. What cannot be read says nothing, as upstream has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -38,7 +38,7 @@ pub(super) fn is_cut_off(host: &BareMetalHost) -> bool {
         .status
         .as_ref()
         .is_some_and(|status| status.operational_status == OperationalStatus::Detached);
-    let leaves = host.metadata.deletion_timestamp.is_some();
+    let leaves = hosts::is_leaving(host);
     let forces = |value| leaves || arguments::<Arguments>(value).unwrap_or_default().force;
     detached || annotation(host, DETACHED_ANNOTATION).is_some_and(forces)
 }

@@ -248,7 +248,7 @@ impl<'a> Draft<'a> {
         state.name().clone_into(&mut self.status.provisioning.state);
         self.clear_error();
         self.status.error_count = 0;
-        if !matches!(state, State::New | State::Unmanaged) {
+        if !state.is_young() {
             self.status.operational_status = OperationalStatus::Ok;
         }
         self.wait = None;

@@ -12,7 +12,7 @@ use super::{
     conditions::CONTESTED,
     detached::is_cut_off,
     disk::{can_be_told, has_twin},
-    observed::Observed,
+    observed::{Observed, Rival},
 };
 use crate::{
     hosts::{self, annotation},
@@ -72,13 +72,8 @@ pub(super) fn untouchable(host: &BareMetalHost) -> Option<&'static str> {
 
 /// Whether another host is in the way: one that precedes this one, or whose machine may carry somebody's data.
 pub(super) fn rival(seen: &Observed) -> Result<(), String> {
-    let in_use =
-        |state: State| state.is_provisioned() || matches!(state, State::Provisioning | State::Deprovisioning);
-    match seen
-        .rivals
-        .iter()
-        .find(|rival| rival.precedes || in_use(rival.state))
-    {
+    let is_in_the_way = |rival: &&Rival| rival.precedes || rival.state.may_carry_data();
+    match seen.rivals.iter().find(is_in_the_way) {
         Some(rival) => Err(rival.words()),
         None => Ok(()),
     }
@@ -86,7 +81,7 @@ pub(super) fn rival(seen: &Observed) -> Result<(), String> {
 
 /// Leave to write an image to `disk`.
 pub(super) fn to_write(host: &BareMetalHost, seen: &Observed, disk: &Disk) -> Result<Permit, String> {
-    if State::of(host) != State::Provisioning || host.metadata.deletion_timestamp.is_some() {
+    if State::of(host) != State::Provisioning || hosts::is_leaving(host) {
         return Err("the host is not provisioning".to_owned());
     }
     let wanted = host

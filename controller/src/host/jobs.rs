@@ -17,10 +17,41 @@ pub(super) fn operation(draft: &Draft<'_>, what: &str, start: Option<i64>, attem
     format!("{OURS}{what}-{}-{start}-{attempt}", draft.uid())
 }
 
+/// What the operation is called that gives the host an image.
+pub(super) const PROVISION: &str = "provision";
+
+/// How the parts of an operation are told apart: by what follows its name.
+const CLEAN: &str = "-clean";
+const WRITE: &str = "-write";
+const LEAVE: &str = "-leave";
+
+/// The job of `operation` that clears the disks.
+pub(super) fn clean_id(operation: &str) -> String {
+    format!("{operation}{CLEAN}")
+}
+
+/// How the jobs of `operation` begin that write the disk.
+pub(super) fn write_id(operation: &str) -> String {
+    format!("{operation}{WRITE}")
+}
+
+/// The job of `operation` by which the machine leaves its ramdisk.
+pub(super) fn leave_id(operation: &str) -> String {
+    format!("{operation}{LEAVE}")
+}
+
 /// The [`operation`] of which the job `id` clears or writes disks; none: it does neither, or is not ours.
 pub(super) fn operation_of(id: &str) -> Option<&str> {
-    let at = ["-clean", "-write"].into_iter().find_map(|part| id.find(part))?;
+    let at = [CLEAN, WRITE].into_iter().find_map(|part| id.find(part))?;
     id.get(..at).filter(|operation| operation.starts_with(OURS))
+}
+
+/// When the provisioning began, in seconds since 1970, at whose end the machine leaves its ramdisk by the job `id`; none: that is no such
+/// job of the host with this UID.
+pub(super) fn provisioning_left_by(id: &str, uid: &str) -> Option<i64> {
+    let ours = format!("{OURS}{PROVISION}-{uid}-");
+    let (begun, _attempt) = id.strip_prefix(&ours)?.strip_suffix(LEAVE)?.split_once('-')?;
+    begun.parse().ok()
 }
 
 /// True if the operator placed `job` for another host than the one with this UID: whoever asked for it is gone.
@@ -234,4 +265,30 @@ pub(super) fn clear(draft: &mut Draft<'_>) -> bool {
     };
     draft.effect(Effect::RemoveJob { id: job.id.clone() });
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_operation_is_called_is_read_back_from_its_jobs() {
+        let uid = "0a0a0a0a-0000-4000-8000-000000000001";
+        let operation = format!("{OURS}{PROVISION}-{uid}-1764000000-2");
+        let leave = leave_id(&operation);
+        assert_eq!(provisioning_left_by(&leave, uid), Some(1_764_000_000));
+        assert_eq!(provisioning_left_by(&leave, &uid.replace('a', "b")), None);
+        assert_eq!(provisioning_left_by(&clean_id(&operation), uid), None);
+        let external = leave_id(&format!("{OURS}provisioned-{uid}-1764000000-0"));
+        assert_eq!(provisioning_left_by(&external, uid), None);
+        for job in [
+            clean_id(&operation),
+            write_id(&operation),
+            write_id(&operation) + "-key",
+        ] {
+            assert_eq!(operation_of(&job), Some(operation.as_str()));
+        }
+        assert_eq!(operation_of(&leave), None);
+        assert!(!is_for_another(&leave, Some(uid)) && is_for_another(&leave, Some("other")));
+    }
 }

@@ -8,7 +8,7 @@ use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, Server};
 use super::{
     State,
     detached::is_cut_off,
-    jobs::OURS,
+    jobs::provisioning_left_by,
     owner::{Owner, has_bmc, is_in_band, owner},
 };
 use crate::hosts::{annotation, forbids_inspection};
@@ -65,11 +65,7 @@ pub(super) fn begun(host: &BareMetalHost) -> Option<i64> {
 /// When the provisioning of this host began at whose end `server` shows that the machine is told to leave.
 fn left(host: &BareMetalHost, server: &Server) -> Option<i64> {
     let uid = host.metadata.uid.as_deref().unwrap_or_default();
-    let ours = format!("{OURS}provision-{uid}-");
-    let begun = |id: &str| {
-        let (begun, _attempt) = id.strip_prefix(&ours)?.strip_suffix("-leave")?.split_once('-')?;
-        begun.parse().ok()
-    };
+    let begun = |id: &str| provisioning_left_by(id, uid);
     let ordered = server.spec.job.as_ref();
     let taken = server.last_job();
     let told = ordered.zip(taken).and_then(|(job, last)| job.left_after(last));

@@ -19,6 +19,7 @@ use super::{
     observed::Observed, owner, owner::is_held, plan::Plan, preparing, provisioned, provisioning,
     registration, restore, secrets,
 };
+use crate::hosts;
 
 /// What is to be done about `host`. Total: whatever the world looks like, there is a plan.
 pub fn next(host: &BareMetalHost, seen: &Observed, now: Timestamp) -> Plan {
@@ -28,7 +29,7 @@ pub fn next(host: &BareMetalHost, seen: &Observed, now: Timestamp) -> Plan {
         Owner::Operator => {}
     }
     let held = is_held(host);
-    let leaving = host.metadata.deletion_timestamp.is_some();
+    let leaving = hosts::is_leaving(host);
     if leaving && !held {
         return Plan::rest("it goes without us");
     }
@@ -57,7 +58,7 @@ fn decide(draft: &mut Draft<'_>) {
     if draft.is_leaving() && deletion::turn(draft) {
         return;
     }
-    if !matches!(draft.state, State::New | State::Unmanaged) {
+    if !draft.state.is_young() {
         if draft.state != State::Deleting {
             secrets::hold(draft);
         }

@@ -1,11 +1,9 @@
 //! Who writes the status of a host: discovery or the operator. One function, asked by both, so that never both do. Pure.
 
-use muster_proto::kinds::{
-    BareMetalHost, IN_BAND_ANNOTATION, PAUSED_ANNOTATION, SERVER_ANNOTATION, STATUS_ANNOTATION,
-};
+use muster_proto::kinds::{BareMetalHost, IN_BAND_ANNOTATION, SERVER_ANNOTATION, STATUS_ANNOTATION};
 
 use super::{State, plan::FINALIZER};
-use crate::hosts::annotation;
+use crate::hosts::{annotation, is_paused};
 
 /// Who writes the status of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +22,12 @@ pub enum Owner {
 /// ramdisk, no status to be restored, and no finalizer of the operator's. All others are the operator's.
 pub fn owner(host: &BareMetalHost) -> Owner {
     let annotated = |name| annotation(host, name).is_some();
-    if annotated(PAUSED_ANNOTATION) {
+    if is_paused(host) {
         return Owner::Nobody;
     }
     let held = is_held(host);
     let wanted = has_bmc(host) || annotated(IN_BAND_ANNOTATION) || annotated(STATUS_ANNOTATION) || held;
-    let young = matches!(State::of(host), State::New | State::Unmanaged);
+    let young = State::of(host).is_young();
     match annotated(SERVER_ANNOTATION) && young && !wanted {
         true => Owner::Discovery,
         false => Owner::Operator,

@@ -29,10 +29,15 @@ fn recorded_hints<'a>(draft: &'a Draft<'_>, wanted: Option<&RootDeviceHints>) ->
     })
 }
 
-/// The disk that the image goes to.
+/// The disk that the image goes to: by what was asked for when that began, also where that was nothing. What is asked for since then counts
+/// for the next image: no cleaning would know of a disk that nothing written down leads to.
 pub(super) fn root<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Result<&'a Disk, String> {
     let wanted = effective_hints(draft);
-    let hints = recorded_hints(draft, wanted.as_deref()).or(wanted.as_deref());
+    let recorded = recorded_hints(draft, wanted.as_deref());
+    let hints = match registration::was_here(draft) {
+        true => recorded,
+        false => recorded.or(wanted.as_deref()),
+    };
     disk::choose(hints, disks)
 }
 
@@ -41,7 +46,9 @@ pub(super) fn root<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Result<&'a Disk,
 pub(super) fn root_of_before<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Option<&'a Disk> {
     let hints = recorded_hints(draft, effective_hints(draft).as_deref());
     let hints = hints.filter(|hints| !disk::are_silent(hints))?;
-    disk::choose(Some(hints), disks).ok()
+    let root = disk::choose(Some(hints), disks).ok()?;
+    // Nothing was ever written to another.
+    disk::can_be_told(disks, root).is_ok().then_some(root)
 }
 
 /// Why the RAID volumes cannot be made; none: there are none to be made, or another operator has made just these.

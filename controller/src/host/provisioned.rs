@@ -81,10 +81,12 @@ fn is_to_leave(draft: &mut Draft<'_>) -> Leaving {
         draft.again_at(due);
         return Leaving::No;
     }
-    let id = format!(
-        "{}-leave",
-        jobs::operation(draft, "provisioned", Some(written.as_second()), 0)
-    );
+    let id = jobs::leave_id(&jobs::operation(
+        draft,
+        "provisioned",
+        Some(written.as_second()),
+        0,
+    ));
     let message =
         "the machine is in its ramdisk, although its image is written; next: it is rebooted into that";
     told_to_leave(draft, server, &id, message)

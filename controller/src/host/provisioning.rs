@@ -126,8 +126,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     };
     let failures = draft.old.provisioning_fail_count;
-    let operation = jobs::operation(draft, "provision", Some(start), failures);
-    let left = leave_id(&operation);
+    let operation = jobs::operation(draft, jobs::PROVISION, Some(start), failures);
+    let left = jobs::leave_id(&operation);
     let server = draft.server();
     // Nothing is left to do, so nobody need be reached for it: a leader that has just begun would ask every BMC first.
     if let Some(server) = server.filter(|server| jobs::look(server, |job| job == left) == Job::Done) {
@@ -151,7 +151,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     if let Some(server) = server {
-        let written = format!("{operation}-write");
+        let written = jobs::write_id(&operation);
         let is_written = jobs::look(server, |job| job.starts_with(&written)) == Job::Done;
         if is_written || jobs::look(server, |job| job == left) != Job::Absent {
             leave(draft, &reach, server, &left);
@@ -258,8 +258,8 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
         inventory,
         operation,
     } = *ramdisk;
-    let id = format!("{operation}-clean");
-    let written = format!("{operation}-write");
+    let id = jobs::clean_id(operation);
+    let written = jobs::write_id(operation);
     let on = jobs::look(server, |job| job.starts_with(&written)) != Job::Absent;
     if on || !is_cleaned(draft) {
         return Ok(true);
@@ -288,15 +288,10 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     Ok(false)
 }
 
-/// What it is called that the machine leaves its ramdisk.
-fn leave_id(operation: &str) -> String {
-    format!("{operation}-leave")
-}
-
 /// How the machine leaves its ramdisk, as it is wanted now.
 fn way(draft: &Draft<'_>, operation: &str, session: &Session) -> Leave {
     Leave {
-        id: leave_id(operation),
+        id: jobs::leave_id(operation),
         session: session.key.clone(),
         action: match power::is_to_be_off(&draft.host.spec) {
             true => LeaveAction::PowerOff,
@@ -311,7 +306,7 @@ fn write_id(operation: &str, session: &Session, is_sealed: bool) -> String {
         true => format!("-{}", session.key.get(..16).unwrap_or(&session.key)),
         false => String::new(),
     };
-    format!("{operation}-write{whose}")
+    jobs::write_id(operation) + &whose
 }
 
 /// What is written, and what that is called.
@@ -373,7 +368,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
     let connected = draft.session().is_some();
     let ordered = jobs::is_placed(server, id);
     match jobs::look(server, |job| job == id) {
-        Job::Pending if connected && draft.waited("Leave", ramdisk::BOOT_DEADLINE) => {
+        Job::Pending if connected && stays(draft) => {
             failed(draft, "the machine does not leave its ramdisk");
         }
         state @ (Job::Absent | Job::Pending) if connected => {
@@ -409,6 +404,14 @@ fn is_off(draft: &Draft<'_>, server: &Server, id: &str) -> bool {
         || power::is_to_be_off(&draft.host.spec),
         |way| way == LeaveAction::PowerOff,
     )
+}
+
+/// True if the machine could have left long ago: in the time in which nobody worked for its host, or it was not there, it could not hear
+/// that it is to.
+fn stays(draft: &Draft<'_>) -> bool {
+    let time = ramdisk::BOOT_DEADLINE;
+    let worked = draft.now.duration_since(draft.seen.began) >= time;
+    worked && draft.waited("Leave", time) && is_here_since(draft, time)
 }
 
 /// True if the session has been connected for at least so long.

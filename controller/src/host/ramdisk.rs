@@ -30,6 +30,10 @@ pub(super) const BOOT_DEADLINE: SignedDuration = SignedDuration::from_mins(15);
 /// A process that began in the middle does not know whether the machine was booted; so long it takes it that it was.
 const BENEFIT_OF_DOUBT: SignedDuration = SignedDuration::from_mins(5);
 
+/// After so long an order is given once more of which nobody knows whether it was carried out: a machine that boots slowly is there by then,
+/// and one that boots again has as long.
+const LOST_ANSWER: SignedDuration = SignedDuration::from_mins(8);
+
 /// So long a ramdisk that fell silent may come back by itself: a replica that it talked to may have restarted.
 pub(super) const SILENCE: SignedDuration = SignedDuration::from_secs(90);
 
@@ -421,7 +425,7 @@ pub(super) fn read_power(draft: &mut Draft<'_>) {
 fn pause_after(failure: &Failure) -> Option<SignedDuration> {
     match failure.class {
         FailureClass::Busy => SignedDuration::try_from(LOOK_AGAIN).ok(),
-        FailureClass::Unreachable | FailureClass::System => Some(BENEFIT_OF_DOUBT),
+        FailureClass::Unreachable | FailureClass::System => Some(LOST_ANSWER),
         _ => None,
     }
 }
@@ -432,7 +436,8 @@ fn start_again(draft: &mut Draft<'_>, operation: &str, tried: Timestamp, pause: 
         draft.again_at(tried.checked_add(pause).unwrap_or(draft.now));
         return;
     }
-    match draft.seen.bmc.power.map(|reading| reading.power) {
+    let reading = draft.seen.bmc.power.filter(|reading| reading.at > tried);
+    match reading.map(|reading| reading.power) {
         Some(Power::On | Power::Off) => start(draft, operation),
         Some(Power::Unknown) | None => read_power(draft),
     }

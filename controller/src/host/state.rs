@@ -151,6 +151,24 @@ impl State {
         matches!(self, State::Provisioned | State::ExternallyProvisioned)
     }
 
+    /// True if nobody has done anything with the machine of the host yet.
+    pub fn is_young(self) -> bool {
+        matches!(self, State::New | State::Unmanaged)
+    }
+
+    /// True if somebody's data may be on the machine of a host in this state.
+    pub fn may_carry_data(self) -> bool {
+        let carries_nothing = [
+            State::New,
+            State::Unmanaged,
+            State::Registering,
+            State::Inspecting,
+            State::Preparing,
+            State::Available,
+        ];
+        !carries_nothing.contains(&self)
+    }
+
     /// True if the host rests in this state and its power follows `spec.online`.
     pub fn is_steady(self) -> bool {
         self == State::Available || self.is_provisioned()

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     bmc::Credentials,
+    hosts,
     manager::CONTROL,
     path::Path,
     round::{ExecuteError, PATIENCE, failed},
@@ -489,8 +490,8 @@ fn is_possible(path: &Path) -> bool {
 
 /// True for a host that is about to be registered: its Secret is marked in any case, which tells what is in it.
 fn is_new(host: &BareMetalHost) -> bool {
-    let leaves = host.metadata.deletion_timestamp.is_some();
-    !leaves && has_bmc(host) && matches!(State::of(host), State::New | State::Unmanaged)
+    let leaves = hosts::is_leaving(host);
+    !leaves && has_bmc(host) && State::of(host).is_young()
 }
 
 fn state(state: SecretState) -> SecretSeen {
@@ -503,7 +504,7 @@ fn state(state: SecretState) -> SecretSeen {
 /// True if a host needs to know this Secret now, so that a question to the API server is worth it: one that is not labelled and not
 /// needed would otherwise cost a request in every round.
 fn matters(host: &BareMetalHost, purpose: Purpose) -> bool {
-    let leaves = host.metadata.deletion_timestamp.is_some();
+    let leaves = hosts::is_leaving(host);
     let is_input =
         matches!(State::of(host), State::Available | State::Provisioning) && host.spec.image.is_some();
     purpose == Purpose::Bmc || is_input || (leaves && purpose.hold() == Hold::Finalizer)

@@ -22,7 +22,10 @@ fn io_in_proto_is_caught() {
 #[test]
 fn a_clock_in_a_pure_module_is_caught() {
     let at = "agent/src/image/format.rs";
-    assert!(caught(&[(at, "//! Pure.\nfn now() { Instant::now(); }\n")], SAYS));
+    for clock in ["Instant::now()", "tokio::time::Instant::now()"] {
+        let text = format!("//! Pure.\nfn now() {{ {clock}; }}\n");
+        assert!(caught(&[(at, &text)], SAYS), "{clock}");
+    }
     for clean in [
         "//! Pure.\nfn f() {}\n#[cfg(test)]\nmod tests { use tokio::test; }\n",
         "//! Pure.\nuse tokio::time::Instant;\nuse hyper::body::Bytes;\n",

@@ -2,8 +2,8 @@ use muster_proto::{
     inventory::Inventory,
     kinds::{
         BareMetalHostSpec, BareMetalHostStatus, BmcDetails, HostReference, INSPECT_ANNOTATION, Image,
-        InspectionMode, Job, JobStatus, Leave, Leaving, PROTECTED_ANNOTATION, SegmentSpec, ServerSpec,
-        ServerStatus, Then,
+        InspectionMode, Job, JobStatus, Leave, Leaving, PAUSED_ANNOTATION, PROTECTED_ANNOTATION, SegmentSpec,
+        ServerSpec, ServerStatus, Then,
     },
 };
 
@@ -113,7 +113,10 @@ fn an_image() -> Option<Image> {
 }
 
 fn a_bmc() -> Option<BmcDetails> {
-    Some(BmcDetails::default())
+    Some(BmcDetails {
+        address: "redfish://192.0.2.1".to_owned(),
+        ..BmcDetails::default()
+    })
 }
 
 #[test]
@@ -190,6 +193,16 @@ fn a_host_with_a_job_a_user_or_data_is_not_held() {
         );
         assert_eq!(row(None, Some(&host)), [Disk, Disk, Disk], "{host:?}");
     }
+}
+
+/// As Go clients write a host that has none.
+#[test]
+fn a_host_with_an_empty_bmc_is_held_like_one_without() {
+    let host = specified(discovered("unmanaged"), |spec| {
+        spec.bmc = Some(BmcDetails::default());
+    });
+    assert_eq!(row(Some(&inventoried()), Some(&host)), [Disk, Disk, Ramdisk]);
+    assert_eq!(row(Some(&a_server()), Some(&host)), [Nothing, Ramdisk, Ramdisk]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use muster_proto::{
     inventory::{LOADING, Warning},
-    kinds::{BmcDetails, ErrorType, IN_BAND_ANNOTATION, INSPECT_ANNOTATION},
+    kinds::{BmcDetails, ErrorType, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, PAUSED_ANNOTATION},
 };
 
 use super::{
@@ -127,6 +127,40 @@ fn a_boot_into_the_ramdisk_that_a_bmc_did_not_take_is_made_again_as_it_was() {
     world.until("a failure", |world| error(world).0.is_some());
 }
 
+/// What was on or off before the order is so no longer.
+#[test]
+fn a_boot_whose_arming_failed_goes_by_the_power_of_now() {
+    let mut world = provisioned();
+    world.set_image(None);
+    world.until("an order", |world| !orders(world).is_empty());
+    assert_eq!(orders(&world), [PowerOrder::Reset]);
+    let arms = |effect: &Effect| matches!(effect, Effect::Bmc(BmcCall::BootNetworkOnce { .. }));
+    let operation = world
+        .plan()
+        .effects
+        .into_iter()
+        .find(arms)
+        .map(|effect| match effect {
+            Effect::Bmc(BmcCall::BootNetworkOnce { operation, .. }) => operation,
+            _ => unreachable!(),
+        });
+    // The reading of before stays.
+    world.tried = Some(Tried {
+        operation: operation.unwrap(),
+        at: world.now,
+        result: Err(Failure {
+            class: FailureClass::Unreachable,
+            message: "it says so".to_owned(),
+            at: world.now,
+        }),
+    });
+    world.tick(1);
+    world.machine.on = false;
+    world.until("another order", |world| !orders(world).is_empty());
+    assert_eq!(orders(&world), [PowerOrder::On]);
+    world.reach(State::Available);
+}
+
 #[test]
 fn what_one_bmc_did_says_nothing_of_another() {
     let mut world = provisioned();
@@ -137,10 +171,19 @@ fn what_one_bmc_did_says_nothing_of_another() {
         at: world.now,
         result: Ok(()),
     };
-    for (is_another, left) in [(false, true), (true, false)] {
+    type Change = fn(&mut Probed);
+    let changes: [(Change, bool); 4] = [
+        (|_| {}, true),
+        // The same one, asked otherwise.
+        (|probed| probed.access.insecure ^= true, true),
+        (|probed| probed.access.credentials.push('x'), true),
+        (|probed| probed.access.address.push('x'), false),
+    ];
+    for (change, left) in changes {
         let mut probed = before.clone();
-        probed.access.insecure ^= is_another;
+        change(&mut probed);
         let mut told = Some(tried.clone());
+        world.bmc.probed = Some(before.clone());
         News::Probed(Box::new(probed), None).remember(&mut world.bmc, &mut told);
         assert_eq!(told.is_some(), left);
     }
@@ -248,6 +291,25 @@ fn a_ramdisk_that_is_silent_for_a_moment_is_not_taken_for_one_that_left() {
             "it was told to leave: {edge:?}"
         );
     }
+}
+
+/// Who was paused in between could not be told.
+#[test]
+fn a_written_image_is_not_taken_back_for_time_in_which_nobody_worked() {
+    let mut world = silent_after_its_write(Edge::KnowsNoLeave);
+    let plan = world.plan();
+    world.execute(plan, None, Fault::None);
+    assert_eq!(waiting(&world).0, "Leave");
+    world.annotate(PAUSED_ANNOTATION, "me");
+    world.tick(3600);
+    world.unannotate(PAUSED_ANNOTATION);
+    world.unpaused();
+    world.call_back();
+    world.until("provisioned", |world| {
+        assert_ne!(world.state(), State::Deprovisioning);
+        world.state() == State::Provisioned
+    });
+    assert_eq!(world.machine.writes.len(), 1);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{Effect, Observed, Owner, Plan, State, disk, guard, netboot, next, owner, plan::Task, rivals},
+    life::waiting,
     transitions::at,
     world::{IMAGE, MAC, World, disk as named},
 };
@@ -356,6 +357,68 @@ fn the_disk_that_the_image_was_written_to_is_cleaned_whatever_the_hints_are_by_t
     }
     // A hint that says nothing leaves the choice to the rule, to which the local disk here is too small.
     assert_eq!(cleaned(&named("sda", 2), "sdb", Some(""), None), ["/dev/sda"]);
+}
+
+#[test]
+fn hints_that_come_while_an_image_is_on_its_way_count_for_the_next_one() {
+    let mut world = at(State::Available);
+    world.change_inventory(|inventory| {
+        let stick = Disk {
+            transport: Transport::Usb,
+            ..named("sdb", 40)
+        };
+        inventory.disks = vec![named("sda", 40), stick];
+    });
+    world.settle();
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioning);
+    world.host().spec.root_device_hints = Some(Box::new(RootDeviceHints {
+        device_name: Some("/dev/sdb".to_owned()),
+        ..RootDeviceHints::default()
+    }));
+    let written = |world: &World| {
+        world.plan().effects.into_iter().find_map(|effect| match effect {
+            Effect::PlaceJob(order) => Some(order.then.as_ref()?.task.permit.disks().to_vec()),
+            _ => None,
+        })
+    };
+    world.until("ordered", |world| written(world).is_some());
+    assert_eq!(written(&world).unwrap()[0].name, "/dev/sda");
+}
+
+#[test]
+fn a_disk_that_cannot_be_told_from_others_takes_no_image_and_costs_no_other_disk() {
+    let nameless = |name: &str| Disk {
+        serial: String::new(),
+        ..named(name, 40)
+    };
+    let mut world = at(State::Available);
+    world.change_inventory(|inventory| inventory.disks = vec![nameless("sda"), named("sdb", 80)]);
+    world.settle();
+    let cleans = world.machine.cleans;
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!((world.state(), world.machine.cleans), (State::Available, cleans));
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Refused");
+    assert!(message.contains("cannot be told from others"), "{message}");
+    // A host of before, to which hints once led to such a disk, does not stay for ever.
+    let mut world = at(State::Provisioned);
+    world.change_inventory(|inventory| inventory.disks = vec![nameless("sda"), named("sdb", 80)]);
+    let hints = RootDeviceHints {
+        device_name: Some("/dev/sda".to_owned()),
+        ..RootDeviceHints::default()
+    };
+    let status = world.host().status.as_mut().unwrap();
+    status.provisioning.root_device_hints = Some(Box::new(hints));
+    world.settle();
+    world.set_image(None);
+    world.reach(State::Available);
+    assert!(
+        world.events.contains(&"DisksLeft".to_owned()),
+        "{:?}",
+        world.events
+    );
 }
 
 #[test]

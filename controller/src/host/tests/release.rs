@@ -200,6 +200,25 @@ fn a_disk_that_comes_to_light_after_the_cleaning_was_ordered_is_cleaned_too() {
 }
 
 #[test]
+fn disks_that_are_being_cleared_are_cleared_to_the_end_whatever_is_wanted_by_then() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    let cleans = world.machine.cleans;
+    world.jobs_take = 60;
+    world.set_image(None);
+    world.until("being cleaned", |world| world.machine.working.is_some());
+    world.host().spec.automated_cleaning_mode = Some(AutomatedCleaningMode::Disabled);
+    world.until("available", |world| world.state() == State::Available);
+    assert!(world.machine.working.is_none());
+    assert_eq!(world.machine.cleans, cleans + 1);
+    assert!(
+        !world.events.contains(&"NotCleaned".to_owned()),
+        "{:?}",
+        world.events
+    );
+}
+
+#[test]
 fn a_secret_that_cannot_be_read_is_let_go_of_before_the_host_goes() {
     let mut world = at(State::Available);
     world.settle();
