@@ -180,14 +180,19 @@ pub(super) fn tell_left_out(
 
 /// Without cleaning: what runs ends all the same, by the power where that may be switched, else by the ramdisk that takes its place.
 fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
-    if let Some((server, _)) = draft.session() {
-        let id = jobs::clean_id(operation);
+    let id = jobs::clean_id(operation);
+    if let Some(server) = draft.server() {
         // What is being cleared already is cleared to its end: a host whose disks are half gone is not as it was.
-        return match jobs::look(server, |job| job == id) {
-            Job::Done => cleaned(draft, server),
-            Job::Pending if jobs::is_under_way(server, |job| job == id) => clean(draft, reach, operation),
-            _ => finish(draft, Left::Disks),
-        };
+        match jobs::look(server, |job| job == id) {
+            Job::Done => return cleaned(draft, server),
+            Job::Pending if jobs::is_under_way(server, |job| job == id) => {
+                return clean(draft, reach, operation);
+            }
+            _ => {}
+        }
+    }
+    if draft.session().is_some() {
+        return finish(draft, Left::Disks);
     }
     let stays_on = draft.host.spec.disable_power_off == Some(true);
     let boot = ramdisk::boot_of(operation);

@@ -29,16 +29,11 @@ fn recorded_hints<'a>(draft: &'a Draft<'_>, wanted: Option<&RootDeviceHints>) ->
     })
 }
 
-/// The disk that the image goes to: by what was asked for when that began, also where that was nothing. What is asked for since then counts
-/// for the next image: no cleaning would know of a disk that nothing written down leads to.
-pub(super) fn root<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Result<&'a Disk, String> {
+/// The hints by which the disk of an image is chosen that is begun now, or taken up from another operator.
+pub(super) fn hints_of_now(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>> {
     let wanted = effective_hints(draft);
     let recorded = recorded_hints(draft, wanted.as_deref());
-    let hints = match registration::was_here(draft) {
-        true => recorded,
-        false => recorded.or(wanted.as_deref()),
-    };
-    disk::choose(hints, disks)
+    recorded.cloned().map(Box::new).or(wanted)
 }
 
 /// The disk that the image was written to, as far as that can be told: by hints that were written down. One that was chosen by the rule may
@@ -47,7 +42,7 @@ pub(super) fn root_of_before<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Option
     let hints = recorded_hints(draft, effective_hints(draft).as_deref());
     let hints = hints.filter(|hints| !disk::are_silent(hints))?;
     let root = disk::choose(Some(hints), disks).ok()?;
-    // Nothing was ever written to another.
+    // Nothing of ours was ever written to another, and none can be cleaned: an Event tells of it.
     disk::can_be_told(disks, root).is_ok().then_some(root)
 }
 

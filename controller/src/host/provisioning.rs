@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use muster_proto::{
-    inventory::Inventory,
+    inventory::{Disk, Inventory},
     job::ImageSource,
     kinds::{self, AutomatedCleaningMode, BareMetalHostSpec, ErrorType, Leave, LeaveAction, Server, Session},
 };
@@ -80,6 +80,23 @@ fn attempted<'a>(draft: &'a Draft<'_>) -> Option<&'a str> {
     available::image_url(draft.old.provisioning.image.as_ref())
 }
 
+/// The disk that the image goes to: by what was asked for when that began, also where that was nothing. What is asked for since then counts
+/// for the next image: no cleaning would know of a disk that nothing written down leads to.
+fn root<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Result<&'a Disk, String> {
+    match attempted(draft) {
+        Some(_) => disk::choose(draft.old.provisioning.root_device_hints.as_deref(), disks),
+        None => disk::choose(preparing::hints_of_now(draft).as_deref(), disks),
+    }
+}
+
+/// What another operator began is from now on what is written.
+fn take_up(draft: &mut Draft<'_>) {
+    if attempted(draft).is_none() {
+        draft.status.provisioning.root_device_hints = preparing::hints_of_now(draft);
+        draft.status.provisioning.image.clone_from(&draft.host.spec.image);
+    }
+}
+
 /// The request was taken back, or is another one than that which is being fulfilled.
 fn is_withdrawn(draft: &Draft<'_>) -> bool {
     let wanted = available::image_url(draft.host.spec.image.as_ref());
@@ -118,9 +135,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         if let Err(why) = source(&draft.host.spec) {
             return cannot(draft, &why);
         }
-        if attempted(draft).is_none() {
-            draft.status.provisioning.image.clone_from(&draft.host.spec.image);
-        }
+        take_up(draft);
         draft.begin(|history| &mut history.provision);
         draft.again(Duration::ZERO);
         return;
@@ -140,9 +155,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if let (Err(why), false) = (&source, server.is_some_and(begun)) {
         return cannot(draft, why);
     }
-    if attempted(draft).is_none() {
-        draft.status.provisioning.image.clone_from(&draft.host.spec.image);
-    }
+    take_up(draft);
     if !draft.takes_slot() {
         return;
     }
@@ -269,7 +282,7 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
         Job::Failed(error) => return Err(format!("the disks could not be cleaned: {error}")),
         Job::Absent | Job::Pending => {}
     }
-    let root = preparing::root(draft, &inventory.disks)?;
+    let root = root(draft, &inventory.disks)?;
     let disks = disk::to_clean(&inventory.disks, Some(root));
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
     deprovisioning::tell_left_out(draft, server, &id, &inventory.disks, Some(root));
@@ -317,7 +330,7 @@ fn write_task(
 ) -> Result<(String, WriteTask), String> {
     let drive = secrets::drive(draft, ramdisk.session)?;
     let id = write_id(ramdisk.operation, ramdisk.session, drive.is_some());
-    let root = preparing::root(draft, &ramdisk.inventory.disks)?;
+    let root = root(draft, &ramdisk.inventory.disks)?;
     let task = WriteTask {
         permit: guard::to_write(draft.host, draft.seen, root)?,
         image: source.clone(),

@@ -30,9 +30,8 @@ pub(super) const BOOT_DEADLINE: SignedDuration = SignedDuration::from_mins(15);
 /// A process that began in the middle does not know whether the machine was booted; so long it takes it that it was.
 const BENEFIT_OF_DOUBT: SignedDuration = SignedDuration::from_mins(5);
 
-/// After so long an order is given once more of which nobody knows whether it was carried out: a machine that boots slowly is there by then,
-/// and one that boots again has as long.
-const LOST_ANSWER: SignedDuration = SignedDuration::from_mins(8);
+/// After so long an order is given once more of which nobody knows whether it was carried out: half of [`BOOT_DEADLINE`] for either boot.
+const LOST_ANSWER: SignedDuration = SignedDuration::from_mins(7);
 
 /// So long a ramdisk that fell silent may come back by itself: a replica that it talked to may have restarted.
 pub(super) const SILENCE: SignedDuration = SignedDuration::from_secs(90);

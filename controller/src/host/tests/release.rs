@@ -208,6 +208,11 @@ fn disks_that_are_being_cleared_are_cleared_to_the_end_whatever_is_wanted_by_the
     world.set_image(None);
     world.until("being cleaned", |world| world.machine.working.is_some());
     world.host().spec.automated_cleaning_mode = Some(AutomatedCleaningMode::Disabled);
+    // Also where its connection breaks for a moment.
+    let mut silent = world.clone();
+    silent.disconnect();
+    let plan = silent.plan();
+    assert!(plan.effects.is_empty(), "{plan:?}");
     world.until("available", |world| world.state() == State::Available);
     assert!(world.machine.working.is_none());
     assert_eq!(world.machine.cleans, cleans + 1);

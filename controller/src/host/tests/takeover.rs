@@ -2,7 +2,9 @@
 
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use muster_proto::kinds::{BareMetalHostStatus, CustomDeploy, ErrorType, Image, OperationalStatus};
+use muster_proto::kinds::{
+    BareMetalHostStatus, CustomDeploy, ErrorType, Image, OperationalStatus, RootDeviceHints,
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -450,6 +452,14 @@ fn what_was_written_before_is_not_taken_for_what_is_being_written() {
         ..Default::default()
     };
     world.host().status.as_mut().unwrap().last_attempted_image = Some(Box::new(before));
+    world.round();
+    // Nor is what is asked for since then.
+    let device_name = Some("/dev/nothing".to_owned());
+    let hints = RootDeviceHints {
+        device_name,
+        ..RootDeviceHints::default()
+    };
+    world.host().spec.root_device_hints = Some(Box::new(hints));
     world.until("written", |world| {
         assert_ne!(world.state(), State::Deprovisioning);
         world.state() == State::Provisioned
