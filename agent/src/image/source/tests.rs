@@ -82,6 +82,12 @@ fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     [format!("HTTP/1.1 {status}\r\n{headers}\r\n").as_bytes(), body].concat()
 }
 
+/// Sends the client elsewhere.
+fn to(location: &str) -> Answer {
+    let headers = format!("Location: {location}\r\nContent-Length: 0\r\n");
+    Answer::Bytes(answer("302 Found", &headers, b""))
+}
+
 /// The file from `start` on, up to `end`, announced to its end.
 fn part(file: &[u8], start: usize, end: usize, extra: &str) -> Vec<u8> {
     let total = file.len();
@@ -294,13 +300,6 @@ fn what_the_server_refuses_is_not_asked_again_and_what_it_cannot_now_is() {
 #[test]
 fn redirects_are_followed_and_end() {
     let file = file();
-    let to = |location: &str| {
-        Answer::Bytes(answer(
-            "302 Found",
-            &format!("Location: {location}\r\nContent-Length: 0\r\n"),
-            b"",
-        ))
-    };
     let server = Server::plain(vec![
         to("b.raw"),
         to("/c.raw?x"),
@@ -327,13 +326,6 @@ fn redirects_are_followed_and_end() {
 fn a_download_goes_on_at_the_mirror_that_it_began_at() {
     let file = file();
     let tag = |tag: &str| format!("ETag: \"{tag}\"\r\n");
-    let to = |location: &str| {
-        Answer::Bytes(answer(
-            "302 Found",
-            &format!("Location: {location}\r\nContent-Length: 0\r\n"),
-            b"",
-        ))
-    };
     let server = Server::plain(vec![
         to("/one/a.raw"),
         Answer::Bytes(part(&file, 0, 70_000, &tag("one"))),
