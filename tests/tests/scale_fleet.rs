@@ -7,14 +7,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Secret, ServiceAccount},
+};
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use muster_proto::kinds::{
-    BareMetalHost, BareMetalHostStatus, Dhcp, DhcpMode, ErrorType, HardwareData, Profile, SegmentSpec,
-    Server, UnknownPolicy,
+    BareMetalHost, BareMetalHostStatus, Dhcp, DhcpMode, ErrorType, HardwareData, Profile, Segment,
+    SegmentSpec, Server, UnknownPolicy,
 };
 use muster_tests::{
     bridges::{BR0, api_in},
@@ -30,6 +33,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
+use tokio::task::AbortHandle;
 
 /// Generous: on a quiet machine the longest takes half a minute.
 const SOON: Duration = Duration::from_secs(240);
@@ -219,9 +223,37 @@ where
     Ok(api.list(&ListParams::default()).await?.items.len())
 }
 
+/// Something that a fleet of the servers 1 to 20 left when it was killed.
+const LEFT: &str =
+    r#"{apiVersion: v1, kind: Secret, metadata: {name: fleet-00003-bmc, labels: {muster.dev/fleet: "1"}}}"#;
+
+/// Renews Muster's Lease, as a controller does that acts.
+async fn lead(cluster: &Cluster) -> Result<AbortHandle> {
+    let leases: Api<Lease> = Api::namespaced(cluster.client()?, "muster-system");
+    let renewed = async move || {
+        let now = format!("{:.6}", jiff::Timestamp::now());
+        let spec = json!({"holderIdentity": "somebody", "leaseDurationSeconds": 15, "renewTime": now});
+        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec});
+        let force = PatchParams::apply("a-test").force();
+        leases
+            .patch("muster-control", &force, &Patch::Apply(&lease))
+            .await
+    };
+    renewed().await?;
+    let renewing = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let _ = renewed().await;
+        }
+    });
+    Ok(renewing.abort_handle())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn fleet_is_discovered_and_leaves_nothing_in_a_cluster_that_stays() {
     let cluster = Cluster::shared().await.unwrap();
+    cluster.ensure_namespace("metal").await.unwrap();
+    cluster.apply(LEFT, "metal").await.unwrap();
     let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
     let words = [
         "--hosts",
@@ -233,9 +265,17 @@ async fn fleet_is_discovered_and_leaves_nothing_in_a_cluster_that_stays() {
         "--fail",
         "boot=20x1",
     ];
-    let output = fleet(&[&words[..], &["--kubeconfig", &kubeconfig, "--namespace", "metal"]].concat())
-        .await
-        .unwrap();
+    let words = [&words[..], &["--kubeconfig", &kubeconfig, "--namespace", "metal"]].concat();
+    let refuses = async |what: &str| {
+        let output = fleet(&words).await.unwrap();
+        let said = text(&output.stderr);
+        assert!(!output.status.success() && said.contains(what), "{said}");
+    };
+    refuses("--afresh").await;
+    let leading = lead(cluster).await.unwrap();
+    refuses("Muster runs in this cluster already: somebody").await;
+    leading.abort();
+    let output = fleet(&[&words[..], &["--afresh"]].concat()).await.unwrap();
     let said = text(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", text(&output.stderr));
     assert!(
@@ -246,6 +286,12 @@ async fn fleet_is_discovered_and_leaves_nothing_in_a_cluster_that_stays() {
     assert_eq!(count::<BareMetalHost>(cluster, "metal").await.unwrap(), 0);
     assert_eq!(count::<Server>(cluster, "muster-system").await.unwrap(), 0);
     assert_eq!(count::<Secret>(cluster, "metal").await.unwrap(), 0);
+    assert_eq!(count::<Segment>(cluster, "muster-system").await.unwrap(), 0);
+    assert_eq!(
+        count::<ServiceAccount>(cluster, "muster-system").await.unwrap(),
+        0
+    );
+    assert!(said.contains("What stays in the cluster"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -459,6 +505,13 @@ async fn what_cannot_work_is_told() {
         (&["--scale=-1"], "from 0 to 100"),
         (&["--segment", "a/b"], "--kubeconfig"),
         (&["--hosts", "0"], "0 is not in 1..=100000"),
+        (&["--address", "10.0.0.1"], "--segment"),
+        (
+            &["--segment", "a/b", "--kubeconfig", "c", "--namespace", "d"],
+            "cannot be used with",
+        ),
+        (&["--fail", "job=5", "--fail", "job=6"], "given twice"),
+        (&["--once", "--fail", "boot=5"], "boot=PERCENTxTIMES"),
     ] {
         let output = fleet(words).await.unwrap();
         assert!(!output.status.success());

@@ -393,12 +393,30 @@ pub(crate) fn run_lab(words: &[String], from: &Path) -> Result<()> {
             .run()?;
         return lab("debug").args(words).run();
     }
-    // With somebody's Segment it makes none of its own.
-    if !words.iter().any(|word| word.starts_with("--segment")) {
+    // With somebody's Segment there are no networks and no ramdisks.
+    let is_guest = words.iter().any(|word| word.starts_with("--segment"));
+    if !is_guest {
         setup::may_make_networks()?;
     }
-    all()?;
-    release()?;
+    step("simulated servers, release build (first time 5 min)", || {
+        cargo()
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "-p",
+                "muster-tests",
+                "--bin",
+                "muster-lab",
+            ])
+            .run()
+    })?;
+    // What cannot work is told before the rest is built.
+    lab("release").dir(from).args(words).arg("--check").run()?;
+    if !is_guest {
+        all()?;
+        release()?;
+    }
     lab("release").dir(from).args(words).run()
 }
 

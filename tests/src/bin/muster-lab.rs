@@ -72,7 +72,7 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> Result<bool> {
     match command {
         Command::Demo(options) => return demo::run(options).await,
-        Command::Fleet(options) => return fleet::run(options).await,
+        Command::Fleet(options) => return Box::pin(fleet::run(options)).await,
         Command::OsImage { inputs, out, large } => os_image::published::publish(&out, &inputs, large)?,
         Command::Bench(options) => bench::run(options).await?,
         Command::BenchWrite(record) => bench::write::run(record).await?,

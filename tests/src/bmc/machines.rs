@@ -94,7 +94,7 @@ pub async fn follow(mut events: UnboundedReceiver<Event>, machines: BTreeMap<Str
             What::On(source) if source.is_network() || !machine.has_system() => machine.power_on(),
             What::On(_) | What::Off => machine.power_off(),
             // Its operating system obeys by itself.
-            What::ShutdownAsked => {}
+            What::ShutdownAsked | What::RestartAsked => {}
         }
     }
 }
@@ -132,7 +132,7 @@ impl Real {
                     locked(&self.machine).power_off();
                     Ok(())
                 }
-                What::ShutdownAsked => self.ask("system_powerdown"),
+                What::ShutdownAsked | What::RestartAsked => self.ask("system_powerdown"),
             };
             done.expect("a machine that follows its BMC");
         }

@@ -19,6 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use muster_proto::Mac;
 use tokio::{sync::mpsc, task::AbortHandle};
 
 pub use faults::{Fault, Rule};
@@ -296,6 +297,15 @@ impl Service {
         }
     }
 
+    /// The same, and the serial number and a NIC.
+    pub fn describe(&self, system: &str, uuid: &str, serial: &str, nic: Mac) {
+        self.identify(system, uuid);
+        if let Some(machine) = self.shared.state().machines.get_mut(system) {
+            serial.clone_into(&mut machine.serial);
+            machine.mac = nic.0;
+        }
+    }
+
     /// A system less.
     pub fn remove(&self, system: &str) {
         self.shared.state().machines.remove(system);
@@ -318,6 +328,11 @@ impl Service {
     /// The machine was switched on by hand.
     pub fn went_on(&self, system: &str) {
         self.of(system, Machine::went_on);
+    }
+
+    /// Its operating system restarts it, as it was asked to.
+    pub fn restarted(&self, system: &str) {
+        self.of(system, Machine::restarted);
     }
 
     /// The machine restarts by itself: what does it boot? Uses up an override that counts once.

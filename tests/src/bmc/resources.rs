@@ -67,7 +67,7 @@ pub(super) fn system(machine: &Machine, options: &Options, lie: Option<&str>) ->
         "SystemType": "Physical",
         "Manufacturer": options.manufacturer,
         "Model": "Light",
-        "SerialNumber": format!("LB-{}", machine.name),
+        "SerialNumber": machine.serial,
         "UUID": machine.uuid,
         "PowerState": lie.unwrap_or(machine.shown()),
         "Status": {"State": "Enabled", "Health": "OK"},

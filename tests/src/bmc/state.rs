@@ -32,6 +32,8 @@ pub enum What {
     Off,
     /// Its operating system is asked to shut down.
     ShutdownAsked,
+    /// Its operating system is asked to restart.
+    RestartAsked,
 }
 
 /// What the firmware boots.
@@ -47,6 +49,7 @@ pub struct BootSource {
 pub(super) struct Machine {
     pub(super) name: String,
     pub(super) uuid: String,
+    pub(super) serial: String,
     pub(super) mac: [u8; 6],
     power: PowerState,
     /// On its way there, until it was read so often.
@@ -73,6 +76,7 @@ impl Machine {
                 g >> 4,
                 h >> 4
             ),
+            serial: format!("LB-{name}"),
             mac: [0x52, 0x54, a, b, c, d],
             power: PowerState::Off,
             pending: None,
@@ -138,6 +142,16 @@ impl Machine {
         vec![self.event(What::On(source))]
     }
 
+    /// By itself, unless it is about to be off.
+    pub(super) fn restarted(&mut self) -> Vec<Event> {
+        let stays_off = matches!(self.pending, Some((PowerState::Off, _)));
+        let mut events = self.went_off();
+        if !stays_off {
+            events.extend(self.went_on());
+        }
+        events
+    }
+
     pub(super) fn armed(&self) -> BootSource {
         BootSource {
             target: (self.enabled != "Disabled" && self.target != "None").then(|| self.target.clone()),
@@ -183,7 +197,7 @@ impl Machine {
                 }
                 Ok(events)
             }
-            ("GracefulRestart", true) if !obeys => Ok(vec![self.event(What::ShutdownAsked)]),
+            ("GracefulRestart", true) if !obeys => Ok(vec![self.event(What::RestartAsked)]),
             ("ForceRestart" | "GracefulRestart" | "PowerCycle", true) => {
                 let mut events = self.went_off();
                 events.extend(self.went_on());

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, Client, ResourceExt,
-    api::{DynamicObject, Patch, PatchParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams},
     core::{GroupVersionKind, TypeMeta},
     discovery::{Scope, pinned_kind},
     runtime::wait::{await_condition, conditions::is_crd_established},
@@ -75,14 +75,41 @@ pub(super) fn kind(object: &DynamicObject) -> Result<GroupVersionKind> {
     GroupVersionKind::try_from(types).context("an object's apiVersion")
 }
 
+/// Deletes `object`, which is in `namespace` if it is in one and does not say in which; nothing if it is gone.
+pub(super) async fn delete(client: &Client, object: serde_json::Value, namespace: &str) -> Result<()> {
+    let object: DynamicObject = serde_json::from_value(object).context("read a Kubernetes object")?;
+    let (kind, name) = (kind(&object)?, object.name_any());
+    let api = api_of(client, &object, &kind, Some(namespace)).await?;
+    match api.delete(&name, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        outcome => outcome
+            .map(drop)
+            .with_context(|| format!("delete {} {name}", kind.kind)),
+    }
+}
+
 async fn apply(
     client: &Client,
     object: DynamicObject,
     kind: &GroupVersionKind,
     namespace: Option<&str>,
 ) -> Result<()> {
+    let api = api_of(client, &object, kind, namespace).await?;
+    let parameters = PatchParams::apply("muster-lab").force();
+    api.patch(&object.name_any(), &parameters, &Patch::Apply(&object))
+        .await?;
+    Ok(())
+}
+
+/// Where objects of the kind of `object` are, in its namespace or in `namespace`.
+async fn api_of(
+    client: &Client,
+    object: &DynamicObject,
+    kind: &GroupVersionKind,
+    namespace: Option<&str>,
+) -> Result<Api<DynamicObject>> {
     let (resource, capabilities) = pinned_kind(client, kind).await.context("ask for the kind")?;
-    let api: Api<DynamicObject> = match capabilities.scope {
+    Ok(match capabilities.scope {
         Scope::Cluster => Api::all_with(client.clone(), &resource),
         Scope::Namespaced => {
             let own = object.namespace();
@@ -92,11 +119,7 @@ async fn apply(
                 .context("an object names no namespace")?;
             Api::namespaced_with(client.clone(), namespace, &resource)
         }
-    };
-    let parameters = PatchParams::apply("muster-lab").force();
-    api.patch(&object.name_any(), &parameters, &Patch::Apply(&object))
-        .await?;
-    Ok(())
+    })
 }
 
 #[cfg(test)]

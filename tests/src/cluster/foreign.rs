@@ -1,7 +1,7 @@
 //! How a kubeconfig is changed for use inside a lab network, where the API server is reached through a forwarder on loopback.
 
 use anyhow::{Context, Result, bail};
-use kube::config::Kubeconfig;
+use kube::config::{Cluster, Kubeconfig};
 use serde_json::{Value, json};
 
 /// Host and port of an API server's URL.
@@ -14,8 +14,16 @@ pub(super) fn address(url: &hyper::Uri) -> Result<(String, u16)> {
     Ok((host.to_owned(), port))
 }
 
-/// The current context's cluster entry, pointed at `port` of loopback; the server still proves its own name.
-pub(super) fn inside(config: &Kubeconfig, port: u16) -> Result<Value> {
+/// The lab reaches an API server by its address alone.
+pub(super) fn has_no_proxy(config: &Kubeconfig) -> Result<()> {
+    if current(config)?.proxy_url.is_some() {
+        bail!("its cluster is behind a proxy (proxy-url), by which the lab does not reach it");
+    }
+    Ok(())
+}
+
+/// The current context's cluster entry.
+fn current(config: &Kubeconfig) -> Result<&Cluster> {
     let current = config.current_context.as_deref().context("no current context")?;
     let context = config
         .contexts
@@ -23,21 +31,22 @@ pub(super) fn inside(config: &Kubeconfig, port: u16) -> Result<Value> {
         .find(|named| named.name == current)
         .and_then(|named| named.context.as_ref())
         .with_context(|| format!("no context {current}"))?;
-    let cluster = config
-        .clusters
-        .iter()
+    let clusters = &mut config.clusters.iter();
+    clusters
         .find(|named| named.name == context.cluster)
         .and_then(|named| named.cluster.as_ref())
-        .with_context(|| format!("no cluster {}", context.cluster))?;
+        .with_context(|| format!("no cluster {}", context.cluster))
+}
+
+/// The same, pointed at `port` of loopback; the server still proves its own name.
+pub(super) fn inside(config: &Kubeconfig, port: u16) -> Result<Value> {
+    let cluster = current(config)?;
     let url: hyper::Uri = cluster
         .server
         .as_deref()
         .context("the cluster names no server")?
         .parse()
         .context("the server's URL")?;
-    if cluster.proxy_url.is_some() {
-        bail!("a cluster behind a proxy cannot be reached from inside the lab");
-    }
     let mut entry = serde_json::to_value(cluster).context("write a kubeconfig")?;
     let scheme = url.scheme_str().unwrap_or("https");
     entry["server"] = json!(format!(

@@ -55,12 +55,16 @@ impl Role {
     }
 }
 
-/// How long a token lasts, in seconds: longer than any test or demo session.
-const LIFETIME: i64 = 12 * 3600;
+/// How long a token lasts, in seconds: longer than any test or demo, or a fleet that is left alone over a weekend.
+const LIFETIME: i64 = 7 * 24 * 3600;
 
-/// Installs the manifests of `role` in `namespace` and returns a bearer token of a service account that is bound to them.
-pub(super) async fn token(client: &Client, role: Role, namespace: &str) -> Result<String> {
-    let account = format!("muster-lab-{}", role.name());
+fn account(role: Role) -> String {
+    format!("muster-lab-{}", role.name())
+}
+
+/// The service account, and the rights of `role` in `namespace`, bound to it.
+fn objects(role: Role, namespace: &str) -> Result<Vec<Value>> {
+    let account = account(role);
     let mut objects = vec![json!({
         "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": namespace},
     })];
@@ -70,7 +74,22 @@ pub(super) async fn token(client: &Client, role: Role, namespace: &str) -> Resul
         let rights = rights(&text, &account, namespace).with_context(|| format!("use {}", path.display()))?;
         objects.extend(rights);
     }
-    for object in objects {
+    Ok(objects)
+}
+
+/// Takes away what [`token`] made, but for the Roles in `namespace`: they have the names of those of a real install.
+pub(super) async fn forget(client: &Client, role: Role, namespace: &str) -> Result<()> {
+    let mut made = objects(role, namespace)?;
+    made.retain(|object| object["kind"] != "Role");
+    for object in made.into_iter().rev() {
+        apply::delete(client, object, namespace).await?;
+    }
+    Ok(())
+}
+
+/// Installs the manifests of `role` in `namespace` and returns a bearer token of a service account that is bound to them.
+pub(super) async fn token(client: &Client, role: Role, namespace: &str) -> Result<String> {
+    for object in objects(role, namespace)? {
         apply::documents(client, &object.to_string(), Some(namespace)).await?;
     }
     let request = TokenRequest {
@@ -80,6 +99,7 @@ pub(super) async fn token(client: &Client, role: Role, namespace: &str) -> Resul
         }),
         ..TokenRequest::default()
     };
+    let account = account(role);
     let answer = Api::<ServiceAccount>::namespaced(client.clone(), namespace)
         .create_token_request(&account, &PostParams::default(), &request)
         .await

@@ -6,6 +6,7 @@ mod foreign;
 mod identity;
 mod local;
 mod rules;
+mod tenant;
 
 use std::{
     path::{Path, PathBuf},
@@ -20,6 +21,7 @@ use kube::{
     api::{ObjectMeta, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde::Serialize;
 use tokio::sync::OnceCell;
 
 use crate::{paths, scratch::Scratch};
@@ -100,25 +102,24 @@ impl Cluster {
         Cluster::with(&kubeconfig, scratch, Some(process)).await
     }
 
-    /// Uses the cluster of the kubeconfig at `path`, with its current context, and installs Muster's kinds and rules in it.
-    pub async fn attach(path: &Path) -> Result<Cluster> {
+    /// Uses the cluster of the kubeconfig at `path`, with its current context, as it is: nothing is installed.
+    pub async fn reach(path: &Path) -> Result<Cluster> {
         if path.to_string_lossy().contains(':') && !path.exists() {
             bail!(
                 "{} is a list of files, which kubectl takes and the lab does not: name one with --kubeconfig",
                 path.display()
             );
         }
-        let cluster = Cluster::with(path, Scratch::new()?, None).await?;
-        cluster.install().await?;
-        Ok(cluster)
+        Cluster::with(path, Scratch::new()?, None).await
     }
 
     async fn with(path: &Path, scratch: Scratch, process: Option<local::ControlPlane>) -> Result<Cluster> {
         let written = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
+        foreign::has_no_proxy(&written).with_context(|| format!("use {}", path.display()))?;
         let mut config = Config::from_custom_kubeconfig(written, &KubeConfigOptions::default())
             .await
             .with_context(|| format!("use {}", path.display()))?;
-        // The lab's controllers reach it by its address; and kube takes a proxy for downloads for one that leads there.
+        // kube takes a proxy for downloads for one that leads there.
         config.proxy_url = None;
         let (host, port) = foreign::address(&config.cluster_url)?;
         Ok(Cluster {
@@ -132,7 +133,8 @@ impl Cluster {
         })
     }
 
-    async fn install(&self) -> Result<()> {
+    /// Installs Muster's kinds and rules, or replaces those that there are.
+    pub async fn install(&self) -> Result<()> {
         self.install_kinds(&paths::deploy().join("crds")).await?;
         self.install_rules().await
     }
@@ -220,6 +222,17 @@ impl Cluster {
         Ok(made.name_any())
     }
 
+    /// Fails if Muster acts here by the Lease in `namespace` already.
+    pub async fn is_free(&self, namespace: &str) -> Result<()> {
+        tenant::is_free(&self.client()?, namespace).await
+    }
+
+    /// Deletes `object`, which is in `namespace`; nothing if it is gone.
+    pub async fn delete(&self, object: &impl Serialize, namespace: &str) -> Result<()> {
+        let object = serde_json::to_value(object).context("write an object")?;
+        apply::delete(&self.client()?, object, namespace).await
+    }
+
     /// Makes the namespace `name` unless it is there.
     pub async fn ensure_namespace(&self, name: &str) -> Result<()> {
         let text = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}");
@@ -238,5 +251,10 @@ impl Cluster {
             .join(format!("{namespace}-{}.kubeconfig", role.name()));
         identity::write(&path, &entry, &token)?;
         Ok(path)
+    }
+
+    /// Takes away what [`Cluster::identity`] made in the cluster.
+    pub async fn forget_identity(&self, role: Role, namespace: &str) -> Result<()> {
+        identity::forget(&self.client()?, role, namespace).await
     }
 }

@@ -23,7 +23,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::{
     bridges::{BR0, BR1, Network},
-    cluster::{Cluster, Named},
+    cluster::{Cluster, Named, Role},
     controller::{Controller, Setup},
     interrupt::interrupted,
     machine::Machine,
@@ -143,7 +143,11 @@ impl Demo {
         let cluster = match options.cluster.kubeconfig() {
             Some(path) => {
                 say!("Using the cluster of {} …", path.display());
-                Cluster::attach(path).await?
+                // Before anything in it is another's.
+                let cluster = Cluster::reach(path).await?;
+                cluster.is_free(NAMESPACE).await?;
+                cluster.install().await?;
+                cluster
             }
             None => {
                 say!("Starting a local Kubernetes API server …");
@@ -257,7 +261,11 @@ impl Demo {
         say!("  {kubectl} get hardwaredata -n {HOSTS} {name} -o yaml");
         say!("  {kubectl} get events -A --sort-by=.lastTimestamp");
         if options.cluster.kubeconfig().is_some() {
-            say!("The demo leaves in your cluster: its kinds, the namespace {NAMESPACE} and the hosts.");
+            say!(
+                "The demo leaves in your cluster: Muster's kinds and the rules on hosts, the namespace {NAMESPACE} with its Segments, the hosts, and the \
+                 account muster-lab-{} with its rights.",
+                Role::Both.name()
+            );
         }
     }
 

@@ -7,12 +7,13 @@ use tokio::sync::{mpsc::UnboundedReceiver, watch};
 
 use super::{
     objects,
-    pace::{Failing, Fault, Luck},
+    pace::{Failing, Fault, Luck, Step, takes},
     place::Place,
-    server::{Power, Source, Switch},
+    server::{Power, Source, Switch, World},
+    tally::State,
 };
 use crate::{
-    bmc::{BootSource, Event, Options, Rule, Service, What},
+    bmc::{BootSource, Change, Event, Options, Rule, Service, What},
     sim::hardware::Hardware,
 };
 
@@ -26,8 +27,16 @@ pub(super) fn start(
     place: &Place,
     numbers: impl Iterator<Item = u32> + Clone,
     failing: &[Failing],
+    scale: f64,
 ) -> Result<(Arc<Service>, UnboundedReceiver<Event>)> {
+    let switch = takes(Step::Switch, 0, scale);
     let options = Options {
+        // Of a machine without a system of its own nothing obeys.
+        obeys: false,
+        change: match switch.is_zero() {
+            true => Change::AtOnce,
+            false => Change::After(switch),
+        },
         user: (USER.0.to_owned(), USER.1.to_owned()),
         systems: numbers.clone().map(objects::name).collect(),
         manufacturer: "Example Servers".to_owned(),
@@ -38,7 +47,13 @@ pub(super) fn start(
     let (service, events) = Service::on(place.listen()?, options)?;
     for number in numbers {
         let hardware = Hardware::number(number);
-        service.identify(&objects::name(number), &hardware.inventory.system.uuid);
+        let system = &hardware.inventory.system;
+        service.describe(
+            &objects::name(number),
+            &system.uuid,
+            &system.serial,
+            hardware.boot_mac(),
+        );
         let refusal = Rule::always(crate::bmc::Fault::Status(500, "InternalError"))
             .method("POST")
             .path(&format!("/{}/", objects::name(number)));
@@ -51,18 +66,24 @@ pub(super) fn start(
     Ok((Arc::new(service), events))
 }
 
-/// Hands what happens on to the servers, which begin with number `first`, for ever.
+/// Hands what happens on to the servers of `world`, which begin with number `first`, for ever.
 pub(super) async fn follow(
     mut events: UnboundedReceiver<Event>,
+    service: Arc<Service>,
+    world: Arc<World>,
     first: u32,
     switches: Vec<watch::Sender<Power>>,
 ) {
     while let Some(event) = events.recv().await {
-        let index = event.system.rsplit('-').next().and_then(|number| {
-            let number: u32 = number.parse().ok()?;
-            usize::try_from(number.checked_sub(first)?).ok()
-        });
-        let Some(switch) = index.and_then(|index| switches.get(index)) else {
+        let number: Option<u32> = event
+            .system
+            .rsplit('-')
+            .next()
+            .and_then(|number| number.parse().ok());
+        let at = number.and_then(|number| Some((number, usize::try_from(number.checked_sub(first)?).ok()?)));
+        let Some((number, index, switch)) =
+            at.and_then(|(number, index)| Some((number, index, switches.get(index)?)))
+        else {
             continue;
         };
         match event.what {
@@ -74,8 +95,23 @@ pub(super) async fn follow(
                 }
             }),
             What::Off => switch.send_modify(|power| power.on = false),
-            // The service decides whether its systems obey.
-            What::ShutdownAsked => {}
+            // Nothing else of a machine obeys.
+            What::ShutdownAsked | What::RestartAsked if world.tally.state(index) != Some(State::System) => {}
+            asked @ (What::ShutdownAsked | What::RestartAsked) => {
+                let (service, asked_at, mut power) =
+                    (Arc::clone(&service), *switch.borrow(), switch.subscribe());
+                let takes = takes(Step::Shutdown, number, world.scale);
+                tokio::spawn(async move {
+                    tokio::select! {
+                        // It was switched otherwise meanwhile.
+                        _ = power.wait_for(|now| *now != asked_at) => {}
+                        () = tokio::time::sleep(takes) => match asked {
+                            What::RestartAsked => service.restarted(&event.system),
+                            _ => service.went_off(&event.system),
+                        },
+                    }
+                });
+            }
         }
     }
 }
@@ -119,10 +155,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        fleet::{
-            server::{Server, World},
-            tally::{State, Tally},
-        },
+        fleet::{server::Server, tally::Tally},
         sim::hardware::Model,
     };
 
@@ -166,7 +199,13 @@ mod tests {
             tokio::spawn(server.live(power, Bmc::new(&service, number)));
             switches.push(switch);
         }
-        tokio::spawn(follow(events, 41, switches));
+        tokio::spawn(follow(
+            events,
+            Arc::clone(&service),
+            Arc::clone(&world),
+            41,
+            switches,
+        ));
 
         let system = objects::name(42);
         service.went_on(&system);
@@ -178,5 +217,53 @@ mod tests {
         service.went_on(&system);
         shows(&world, 1, State::Idle).await;
         assert!(world.tally.take_trouble().unwrap().contains("server 42"));
+    }
+
+    #[tokio::test]
+    async fn only_a_system_of_its_own_obeys_when_it_is_asked_to_shut_down() {
+        let options = Options {
+            systems: vec![objects::name(41)],
+            obeys: false,
+            ..Options::default()
+        };
+        let (service, events) = Service::start(options).unwrap();
+        let (service, world) = (Arc::new(service), world(Vec::new()));
+        let (switch, _power) = watch::channel(Power::default());
+        let mut power = switch.subscribe();
+        let (asked, told) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(follow(
+            told,
+            Arc::clone(&service),
+            Arc::clone(&world),
+            41,
+            vec![switch],
+        ));
+        drop(events);
+        let system = objects::name(41);
+        service.went_on(&system);
+        let tell = |what| {
+            asked
+                .send(Event {
+                    system: system.clone(),
+                    what,
+                })
+                .unwrap();
+        };
+        tell(What::On(BootSource::default()));
+        power.wait_for(|power| power.on).await.unwrap();
+        world.tally.enter(0, State::Ready);
+        tell(What::ShutdownAsked);
+        // What is told is looked at in its order.
+        tell(What::On(BootSource::default()));
+        power.wait_for(|power| power.cycle == 2).await.unwrap();
+        assert_eq!(service.power(&system), crate::bmc::PowerState::On);
+        world.tally.enter(0, State::System);
+        tell(What::ShutdownAsked);
+        let off = async {
+            while service.power(&system) == crate::bmc::PowerState::On {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(SOON, off).await.unwrap();
     }
 }

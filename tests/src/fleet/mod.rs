@@ -5,6 +5,7 @@
 //! out, and the hardware is made up.
 
 mod bmc;
+mod hands;
 mod objects;
 pub mod pace;
 mod place;
@@ -17,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio::{
     runtime::Runtime,
     sync::{Semaphore, watch},
@@ -36,6 +37,8 @@ const FRAME: Duration = Duration::from_millis(500);
 const LINE: Duration = Duration::from_secs(5);
 /// How long hosts may take to go when a fleet ends, beside what its servers take.
 const FAREWELL: Duration = Duration::from_secs(120);
+/// And how much longer for each of them.
+const A_HOSTS_FAREWELL: Duration = Duration::from_millis(50);
 /// So many servers are plugged in within a second.
 const PLUGGED_A_SECOND: u32 = 200;
 
@@ -56,14 +59,17 @@ pub struct Options {
     #[arg(long, requires = "kubeconfig")]
     pub segment: Option<String>,
     /// Where that controller finds the BMCs of the fleet: an address of this computer.
-    #[arg(long, default_value = "127.0.0.1")]
-    pub address: String,
+    #[arg(long, requires = "segment")]
+    pub address: Option<String>,
+    /// The TCP port of the BMCs; 0: any that is free.
+    #[arg(long, default_value_t = 0)]
+    pub bmc_port: u16,
     /// Nobody describes the servers: they have power and no BMC, and discovery finds them. Without this the fleet makes a host for
     /// each, with its BMC.
     #[arg(long)]
     pub discover: bool,
-    /// The namespace of hosts, where the lab makes the Segment.
-    #[arg(long, default_value = "fleet")]
+    /// The namespace of hosts; with --segment, the Segment says that.
+    #[arg(long, default_value = "fleet", conflicts_with = "segment")]
     pub namespace: String,
     /// What the servers are. Their reports are equally large.
     #[arg(long, value_enum, default_value_t)]
@@ -78,6 +84,12 @@ pub struct Options {
     /// End once every server waits for orders and every host is there.
     #[arg(long)]
     pub once: bool,
+    /// Delete first what an earlier fleet of these servers left in the cluster.
+    #[arg(long)]
+    pub afresh: bool,
+    /// Only say whether all this goes together.
+    #[arg(long, hide = true)]
+    pub check: bool,
 }
 
 fn scale(text: &str) -> Result<f64, String> {
@@ -109,9 +121,21 @@ impl Drop for Fleet {
 
 /// Runs a fleet until Ctrl-C; true if that was the end that `once` asks for, or nobody asked for one.
 pub async fn run(options: Options) -> Result<bool> {
+    if let Some(clash) = pace::clash(&options.failing, options.once) {
+        bail!("{clash}");
+    }
     place::allow_files(options.hosts)?;
+    if options.check {
+        return Ok(true);
+    }
     say(&format!("Preparing {} servers …", options.hosts));
-    let fleet = Fleet::start(&options).await?;
+    let mut fleet = tokio::select! {
+        started = Fleet::start(&options) => started?,
+        outcome = interrupted() => {
+            outcome?;
+            return Ok(!options.once);
+        }
+    };
     let begun = Instant::now();
     say(&format!(
         "Hosts appear in namespace {} of {}; Ctrl-C ends the fleet.",
@@ -134,6 +158,9 @@ pub async fn run(options: Options) -> Result<bool> {
     }
     // Whatever came of it: what was made stays nowhere.
     let cleaned = fleet.clean_up(&options).await;
+    if let (Err(_), Err(left)) = (&arrived, &cleaned) {
+        say(&format!("{left:#}"));
+    }
     let arrived = arrived?;
     cleaned?;
     Ok(arrived || !options.once)
@@ -146,17 +173,20 @@ fn say(line: &str) {
 
 impl Fleet {
     async fn start(options: &Options) -> Result<Fleet> {
-        let place = Place::find(
-            options.cluster.kubeconfig(),
-            options.segment.as_deref(),
-            &options.address,
-            &options.namespace,
-            options.hosts,
-        )
-        .await?;
+        let mut place = Place::find(options).await?;
         let numbers = options.first..options.first + options.hosts;
         let run = std::process::id().to_string();
-        let objects = Objects::new(place.cluster.client()?, &place.hosts, &run, numbers.clone());
+        let objects = Objects::new(place.cluster.client()?, &place, &run, numbers.clone());
+        let is_clear = match options.afresh {
+            true => objects.make_room(farewell(options)).await,
+            false => objects.are_new().await,
+        };
+        if let Err(error) = is_clear {
+            if !place.is_passing {
+                place.leave().await?;
+            }
+            return Err(error);
+        }
         let runtime = place.runtime()?;
         let world = Arc::new(World {
             scripts: place.scripts.clone(),
@@ -170,7 +200,7 @@ impl Fleet {
         let (bmcs, events) = match options.discover {
             true => (None, None),
             false => {
-                let (service, events) = bmc::start(&place, numbers.clone(), &options.failing)?;
+                let (service, events) = bmc::start(&place, numbers.clone(), &options.failing, options.scale)?;
                 (Some(service), Some(events))
             }
         };
@@ -184,8 +214,21 @@ impl Fleet {
             };
             switches.push(switch);
         }
-        if let Some(events) = events {
-            tokio::spawn(bmc::follow(events, options.first, switches.clone()));
+        match (events, &bmcs) {
+            (Some(events), Some(service)) => {
+                let (service, world) = (Arc::clone(service), Arc::clone(&world));
+                tokio::spawn(bmc::follow(
+                    events,
+                    service,
+                    world,
+                    options.first,
+                    switches.clone(),
+                ));
+            }
+            _ => {
+                let (world, objects) = (Arc::clone(&world), objects.clone());
+                tokio::spawn(hands::walk(world, objects, options.first, switches.clone()));
+            }
         }
         Ok(Fleet {
             runtime: Some(runtime),
@@ -221,7 +264,7 @@ impl Fleet {
     }
 
     /// Shows the summary until Ctrl-C, or with `once` until all have arrived: then true.
-    async fn watch(&self, options: &Options, begun: Instant) -> Result<bool> {
+    async fn watch(&mut self, options: &Options, begun: Instant) -> Result<bool> {
         let live = io::stdout().is_terminal();
         let mut frames = tokio::time::interval(FRAME);
         let interrupt = interrupted();
@@ -235,18 +278,26 @@ impl Fleet {
                     return outcome.map(|()| false);
                 }
             }
+            self.place.lives()?;
             let (servers, hosts) = (self.world.tally.counts(), self.objects.counts());
             let seconds = begun.elapsed().as_secs();
             let line = format!("{seconds:>5} s  {}", tally::line(&servers, &hosts));
             let all = usize::try_from(options.hosts).unwrap_or(usize::MAX);
             let arrived = options.once && tally::have_arrived(all, options.discover, &servers, &hosts);
+            let is_due = arrived || said.elapsed() >= LINE;
+            let trouble = is_due.then(|| self.world.tally.take_trouble()).flatten();
+            if is_due {
+                said = Instant::now();
+            }
             if live {
+                if let Some(trouble) = trouble {
+                    say(&format!("\r\x1b[K         {trouble}"));
+                }
                 let _ = write!(io::stdout(), "\r\x1b[K{line}");
                 let _ = io::stdout().flush();
-            } else if arrived || said.elapsed() >= LINE {
-                said = Instant::now();
+            } else if is_due {
                 say(&line);
-                if let Some(trouble) = self.world.tally.take_trouble() {
+                if let Some(trouble) = trouble {
                     say(&format!("         {trouble}"));
                 }
             }
@@ -263,23 +314,42 @@ impl Fleet {
             return Ok(());
         }
         say("Deleting the fleet's hosts …");
-        // One that was provisioned boots once more, and is cleaned.
-        let farewell = FAREWELL + FAREWELL.mul_f64(2.0 * options.scale);
-        let objects = self.objects.clone();
+        let (hosts, servers) = (self.place.hosts.clone(), self.place.servers.clone());
+        let left = || {
+            format!(
+                "hosts and Secrets of the fleet may be left in namespace {hosts}, and Servers in {servers}: the same fleet with --afresh deletes them first"
+            )
+        };
+        let farewell = farewell(options);
         tokio::select! {
-            gone = tokio::time::timeout(farewell, objects.delete()) => match gone {
-                Ok(outcome) => outcome?,
-                Err(_) => bail!("some hosts are still there after {farewell:?}: is their controller running?"),
+            gone = tokio::time::timeout(farewell, self.take_away()) => match gone {
+                Ok(outcome) => outcome.with_context(left),
+                Err(_) => Err(anyhow!("some hosts are still there after {farewell:?}: is their controller running?").context(left())),
             },
             outcome = interrupted() => {
                 outcome?;
-                bail!("interrupted: hosts of the fleet may be left in namespace {}", self.place.hosts);
+                bail!("interrupted: {}", left());
             }
         }
+    }
+
+    async fn take_away(&mut self) -> Result<()> {
+        // Without it nobody lets the hosts go.
+        self.place.lives()?;
+        self.objects.delete().await?;
         // The servers are off before their objects go, or they would come back.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
-        objects.delete_rest(&self.place.servers).await
+        self.objects.delete_rest().await?;
+        if let Some(stays) = self.place.leave().await? {
+            say(&stays);
+        }
+        Ok(())
     }
+}
+
+/// How long the hosts of a fleet may take to go. One that was provisioned boots once more, and is cleaned.
+fn farewell(options: &Options) -> Duration {
+    FAREWELL + FAREWELL.mul_f64(5.0 * options.scale) + A_HOSTS_FAREWELL * options.hosts
 }

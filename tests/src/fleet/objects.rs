@@ -2,26 +2,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
 use muster_proto::{
     Mac,
-    kinds::{BareMetalHost, Server},
+    kinds::{BareMetalHost, DETACHED_ANNOTATION, Server},
 };
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::tally::count;
+use super::{place::Place, tally::count};
 use crate::{sim::hardware::Hardware, stage};
 
 /// The label of everything that a fleet makes.
@@ -30,6 +30,10 @@ const LABEL: &str = "muster.dev/fleet";
 const AT_ONCE: usize = 16;
 /// How often what is being deleted is looked at again.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often all of it is read again.
+const LIST_AGAIN: Duration = Duration::from_secs(15);
+/// What the name of a Secret has behind that of its host.
+const SECRET_SUFFIX: &str = "-bmc";
 
 /// Of server `number`.
 pub(super) fn name(number: u32) -> String {
@@ -42,7 +46,7 @@ fn objects(number: u32, run: &str, bmc: &str, user: (&str, &str)) -> Result<(Sec
     let labels = json!({ LABEL: run });
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-        "metadata": {"name": format!("{name}-bmc"), "labels": labels},
+        "metadata": {"name": format!("{name}{SECRET_SUFFIX}"), "labels": labels},
         "stringData": {"username": user.0, "password": user.1},
     });
     let host = json!({
@@ -51,7 +55,7 @@ fn objects(number: u32, run: &str, bmc: &str, user: (&str, &str)) -> Result<(Sec
         "spec": {
             "online": true,
             "bootMACAddress": Hardware::number(number).boot_mac().to_string(),
-            "bmc": {"address": bmc, "credentialsName": format!("{name}-bmc")},
+            "bmc": {"address": bmc, "credentialsName": format!("{name}{SECRET_SUFFIX}")},
         },
     });
     Ok((
@@ -65,30 +69,41 @@ fn objects(number: u32, run: &str, bmc: &str, user: (&str, &str)) -> Result<(Sec
 pub(super) struct Objects {
     client: Client,
     namespace: String,
+    /// Where Servers are.
+    servers: String,
     run: String,
-    macs: Arc<BTreeSet<Mac>>,
-    /// Name and state of each host of the fleet.
-    states: Arc<Mutex<BTreeMap<String, String>>>,
+    /// The server at which place of the fleet boots by which NIC.
+    macs: Arc<BTreeMap<Mac, usize>>,
+    /// The names that its hosts have, if it makes them.
+    names: Arc<BTreeSet<String>>,
+    /// Each host of the fleet, by its name.
+    shown: Arc<Mutex<BTreeMap<String, Shown>>>,
+}
+
+/// What a host shows.
+struct Shown {
+    state: String,
+    /// The server that somebody is to power-cycle.
+    by_hand: Option<usize>,
 }
 
 impl Objects {
-    /// Of the servers `numbers`, whose hosts are in `namespace`; `run` tells this fleet from another.
+    /// Of the servers `numbers`, in the cluster behind `client`. `run` tells this fleet from another.
     pub(super) fn new(
         client: Client,
-        namespace: &str,
+        place: &Place,
         run: &str,
-        numbers: impl Iterator<Item = u32>,
+        numbers: impl Iterator<Item = u32> + Clone,
     ) -> Objects {
+        let macs = numbers.clone().map(|number| Hardware::number(number).boot_mac());
         Objects {
             client,
-            namespace: namespace.to_owned(),
+            namespace: place.hosts.clone(),
+            servers: place.servers.clone(),
             run: run.to_owned(),
-            macs: Arc::new(
-                numbers
-                    .map(|number| Hardware::number(number).boot_mac())
-                    .collect(),
-            ),
-            states: Arc::default(),
+            macs: Arc::new(macs.zip(0..).collect()),
+            names: Arc::new(numbers.map(name).collect()),
+            shown: Arc::default(),
         }
     }
 
@@ -98,6 +113,33 @@ impl Objects {
         K::DynamicType: Default,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn servers(&self) -> Objects {
+        Objects {
+            namespace: self.servers.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// Fails if there is something of these servers already: another fleet has them, or one left it.
+    pub(super) async fn are_new(&self) -> Result<()> {
+        let hosts = self.list::<BareMetalHost>().await?;
+        let hosts = hosts
+            .iter()
+            .filter(|host| self.is_ours(host))
+            .map(ResourceExt::name_any);
+        let secrets = self.secrets().await?.into_iter();
+        let servers = self.own_servers().await?.into_iter();
+        let there: BTreeSet<String> = hosts.chain(secrets).chain(servers).collect();
+        let Some(first) = there.first() else {
+            return Ok(());
+        };
+        bail!(
+            "{} objects of these servers are there already, {first} among them: another fleet has them, so that this one needs other numbers (--first), \
+             or it ended without deleting them, and --afresh does that",
+            there.len()
+        )
     }
 
     /// Makes host and Secret of each of `servers`: its number, and its BMC's address.
@@ -116,7 +158,29 @@ impl Objects {
         stream::iter(made).buffer_unordered(AT_ONCE).try_collect().await
     }
 
-    /// Keeps [`Objects::states`] as the cluster has it, for ever. With `made`, all hosts are those that the fleet made itself.
+    /// Deletes what an earlier fleet of these servers left. Their BMCs are gone: hosts go as they are, since they are detached first.
+    pub(super) async fn make_room(&self, within: Duration) -> Result<()> {
+        let listed = self.list::<BareMetalHost>().await?;
+        let hosts = self.api::<BareMetalHost>();
+        let detached = json!({"metadata": {"annotations": {DETACHED_ANNOTATION: ""}}});
+        for host in listed.iter().filter(|host| self.is_ours(host)) {
+            let name = host.name_any();
+            match hosts
+                .patch(&name, &PatchParams::default(), &Patch::Merge(&detached))
+                .await
+            {
+                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                outcome => drop(outcome.with_context(|| format!("detach {name}"))?),
+            }
+        }
+        let gone = tokio::time::timeout(within, self.delete()).await;
+        gone.with_context(|| {
+            format!("some hosts are still there after {within:?}: is their controller running?")
+        })??;
+        self.delete_rest().await
+    }
+
+    /// Keeps what hosts show as the cluster has it, for ever. With `made`, all hosts are those that the fleet made itself.
     pub(super) async fn follow(self, made: bool) {
         use kube::runtime::watcher::Event;
         let mut config = watcher::Config::default();
@@ -130,48 +194,61 @@ impl Objects {
         while let Some(change) = changes.next().await {
             // The watch begins anew by itself.
             let Ok(change) = change else { continue };
-            let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
             match change {
-                Event::Init => states.clear(),
+                Event::Init => self.shown().clear(),
                 Event::InitDone => {}
                 Event::Apply(host) | Event::InitApply(host) => {
-                    if self.is_ours(&host) {
-                        let state = host.status.as_ref().map(|status| &status.provisioning.state);
+                    if let Some(index) = self.server_of(&host) {
+                        let status = host.status.as_ref();
+                        let state = status.map(|status| &status.provisioning.state);
                         let state = state.filter(|state| !state.is_empty());
                         let state = state.map_or_else(|| "new".to_owned(), |state| state.to_string());
-                        states.insert(host.name_any(), state);
+                        let mut conditions = status.iter().flat_map(|status| &status.conditions);
+                        let by_hand = conditions.any(|condition| {
+                            condition.status == "True" && condition.reason == "PowerCycleByHand"
+                        });
+                        let by_hand = by_hand.then_some(index);
+                        self.shown().insert(host.name_any(), Shown { state, by_hand });
                     }
                 }
                 Event::Delete(host) => {
-                    states.remove(&host.name_any());
+                    self.shown().remove(&host.name_any());
                 }
             }
         }
     }
 
-    fn is_ours(&self, host: &BareMetalHost) -> bool {
+    fn shown(&self) -> MutexGuard<'_, BTreeMap<String, Shown>> {
+        // Each is whole at every moment, whoever panicked.
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which server of the fleet the host stands for.
+    fn server_of(&self, host: &BareMetalHost) -> Option<usize> {
         let named = host
             .spec
             .boot_mac_address
             .as_ref()
             .and_then(|mac| mac.parse().ok());
         let mut macs = stage::macs(host).into_iter().chain(named);
-        macs.any(|mac| self.macs.contains(&mac))
+        macs.find_map(|mac| self.macs.get(&mac).copied())
+    }
+
+    fn is_ours(&self, host: &BareMetalHost) -> bool {
+        self.server_of(host).is_some()
     }
 
     /// How many hosts are in each state.
     pub(super) fn counts(&self) -> BTreeMap<String, usize> {
-        count(
-            self.states
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .values()
-                .cloned(),
-        )
+        count(self.shown().values().map(|host| host.state.clone()))
     }
 
-    /// Deletes the fleet's hosts and waits until they are gone, which the controller decides; then their Servers and Secrets. May be
-    /// dropped at any moment.
+    /// The servers that somebody is to power-cycle, as their hosts say.
+    pub(super) fn by_hand(&self) -> Vec<usize> {
+        self.shown().values().filter_map(|host| host.by_hand).collect()
+    }
+
+    /// Deletes the fleet's hosts and waits until they are gone, which the controller decides. May be dropped at any moment.
     pub(super) async fn delete(&self) -> Result<()> {
         loop {
             // One that was being made when the fleet was interrupted may come late.
@@ -185,31 +262,45 @@ impl Objects {
                 .filter(|host| host.metadata.deletion_timestamp.is_none());
             self.delete_named::<BareMetalHost>(stay.map(|host| host.name_any()).collect())
                 .await?;
+            // Thousands of hosts are read at once: the watch tells, too, how many are left.
+            let left = ours.len();
+            let listed_at = Instant::now();
+            while listed_at.elapsed() < LIST_AGAIN && (1..=left).contains(&self.shown().len()) {
+                tokio::time::sleep(LOOK).await;
+            }
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    /// Deletes what is left of it once its servers are off and its hosts are gone. `segments` is the namespace of the Servers.
-    pub(super) async fn delete_rest(&self, segments: &str) -> Result<()> {
-        let servers = Objects {
-            namespace: segments.to_owned(),
-            ..self.clone()
-        };
-        let listed = servers.list::<Server>().await?;
+    /// Deletes what is left of it once its servers are off and its hosts are gone.
+    pub(super) async fn delete_rest(&self) -> Result<()> {
+        let servers = self.own_servers().await?;
+        self.servers().delete_named::<Server>(servers).await?;
+        self.delete_named::<Secret>(self.secrets().await?).await
+    }
+
+    /// The Servers of the fleet, by their names.
+    async fn own_servers(&self) -> Result<Vec<String>> {
+        let listed = self.servers().list::<Server>().await?;
         // Some never reported what they are made of; by what they enrolled all are known.
         let ours = listed.iter().filter(|server| {
             let mut known = server.status.iter().flat_map(|status| &status.identity.macs);
-            known.any(|mac| self.macs.contains(mac))
+            known.any(|mac| self.macs.contains_key(mac))
         });
-        servers
-            .delete_named::<Server>(ours.map(ResourceExt::name_any).collect())
-            .await?;
-        let label = ListParams::default().labels(&format!("{LABEL}={}", self.run));
-        self.api::<Secret>()
-            .delete_collection(&DeleteParams::default(), &label)
-            .await
-            .context("delete the fleet's Secrets")?;
-        Ok(())
+        Ok(ours.map(ResourceExt::name_any).collect())
+    }
+
+    /// The Secrets that this fleet made, or one of the same numbers before, by their names.
+    async fn secrets(&self) -> Result<Vec<String>> {
+        let labelled = ListParams::default().labels(LABEL);
+        let listed = self.api::<Secret>().list_metadata(&labelled).await;
+        let listed = listed.context("list the fleet's Secrets")?;
+        let names = listed.iter().map(ResourceExt::name_any);
+        let is_ours = |name: &String| {
+            let of = name.strip_suffix(SECRET_SUFFIX);
+            of.is_some_and(|of| self.names.contains(of))
+        };
+        Ok(names.filter(is_ours).collect())
     }
 
     async fn list<K>(&self) -> Result<Vec<K>>

@@ -26,6 +26,12 @@ pub enum Step {
     System,
     /// From a refusal or a device with nothing to boot to the next try.
     Again,
+    /// For a BMC to switch the power that it was asked to.
+    Switch,
+    /// For an operating system to shut down when it is asked to.
+    Shutdown,
+    /// For a person to walk to a server without a BMC.
+    Walk,
 }
 
 impl Step {
@@ -39,6 +45,9 @@ impl Step {
             Step::Write => 60.0,
             Step::System => 30.0,
             Step::Again => 60.0,
+            Step::Switch => 3.0,
+            Step::Shutdown => 20.0,
+            Step::Walk => 300.0,
         }
     }
 }
@@ -96,6 +105,27 @@ pub struct Failing {
     per_mille: u16,
     /// Every time without.
     times: Option<u32>,
+}
+
+impl Failing {
+    /// True if it never ends on the servers that it hits.
+    pub fn is_lasting(&self) -> bool {
+        self.times.is_none() && self.per_mille > 0
+    }
+}
+
+/// Why these do not go together; none: they do.
+pub(super) fn clash(failing: &[Failing], once: bool) -> Option<String> {
+    let named = |fault: Fault| failing.iter().filter(move |failing| failing.fault == fault);
+    let twice = failing.iter().find(|failing| named(failing.fault).count() > 1);
+    if let Some(twice) = twice {
+        return Some(format!("--fail {:?} is given twice", twice.fault).to_ascii_lowercase());
+    }
+    let lasting = failing.iter().find(|failing| once && failing.is_lasting())?;
+    Some(format!(
+        "with --once the fleet would never end, since some servers fail for ever: give --fail {}=PERCENTxTIMES",
+        format!("{:?}", lasting.fault).to_ascii_lowercase()
+    ))
 }
 
 impl FromStr for Failing {
@@ -204,6 +234,26 @@ mod tests {
         let boots: Vec<_> = (0..3).map(|_| luck.strikes(Fault::Boot)).collect();
         assert_eq!(boots, [true, true, false]);
         assert!(!luck.strikes(Fault::Power));
+    }
+
+    #[test]
+    fn faults_that_do_not_go_together_are_told() {
+        let clash = |words: &[&str], once| {
+            let failing: Vec<Failing> = words.iter().map(|word| word.parse().unwrap()).collect();
+            clash(&failing, once)
+        };
+        assert_eq!(clash(&["job=5", "boot=5x1"], false), None);
+        assert!(
+            clash(&["job=5", "job=10x1"], false)
+                .unwrap()
+                .contains("--fail job")
+        );
+        assert_eq!(clash(&["job=5x3", "boot=0"], true), None);
+        assert!(
+            clash(&["boot=5x1", "inventory=1"], true)
+                .unwrap()
+                .contains("inventory=PERCENTxTIMES")
+        );
     }
 
     #[test]

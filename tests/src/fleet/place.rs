@@ -1,16 +1,20 @@
 //! Where a fleet stands: in a network of its own with a controller that the lab starts, or before anybody's controller.
 
-use std::{path::Path, time::Duration};
+use std::{io, net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kube::{Api, Client};
-use muster_proto::kinds::{Dhcp, DhcpMode, Profile, Segment, UnknownPolicy};
+use muster_proto::kinds::{Dhcp, DhcpMode, Profile, Segment, SegmentSpec, UnknownPolicy};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    net::TcpStream,
+    runtime::{Builder, Runtime},
+};
 
+use super::Options;
 use crate::{
     bridges::{BR0, Network},
-    cluster::Cluster,
+    cluster::{Cluster, Role},
     controller::{Controller, Setup},
     netns::Netns,
     scratch::Scratch,
@@ -19,10 +23,12 @@ use crate::{
 
 /// Where the lab's own controller and its Segment live.
 const NAMESPACE: &str = "muster-system";
-/// The name of that Segment.
-const SEGMENT: &str = "fleet";
+/// The name of that Segment, which nobody else's has.
+const SEGMENT: &str = "lab-fleet";
 /// The controller must serve by then.
 const SERVING: Duration = Duration::from_secs(60);
+/// The boot services of somebody's controller must answer by then.
+const REACHED: Duration = Duration::from_secs(10);
 /// The fleet's own address.
 const ADDRESS: &str = "10.77.0.2";
 /// Threads that run servers.
@@ -39,10 +45,12 @@ pub(super) struct Place {
     pub(super) servers: String,
     /// The address at which BMCs of the fleet are reached.
     pub(super) address: String,
+    /// And the port; 0: any.
+    port: u16,
     /// The network in which the servers are, if it is the lab's.
     pub(super) net: Option<Netns>,
     /// The controller, if it is the lab's.
-    _controller: Option<Controller>,
+    controller: Option<Controller>,
     _network: Option<Network>,
     _scratch: Scratch,
     /// The cluster.
@@ -52,36 +60,49 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Starts what is not there. With `segment` (`namespace/name`) whoever serves that is the controller, and `address` is where it
-    /// finds the fleet's BMCs; without, the lab starts one, and room for `hosts` hosts.
-    pub(super) async fn find(
-        kubeconfig: Option<&Path>,
-        segment: Option<&str>,
-        address: &str,
-        namespace: &str,
-        hosts: u32,
-    ) -> Result<Place> {
+    /// Starts what is not there. With a Segment whoever serves that is the controller; without, the lab starts one, with room for all
+    /// servers.
+    pub(super) async fn find(options: &Options) -> Result<Place> {
+        match (options.cluster.kubeconfig(), &options.segment) {
+            (Some(kubeconfig), Some(segment)) => Place::served(options, kubeconfig, segment).await,
+            (None, Some(_)) => bail!("--segment needs a cluster: --kubeconfig"),
+            (kubeconfig, None) => Place::made(options, kubeconfig).await,
+        }
+    }
+
+    /// What is there is used as it is, and nothing is installed.
+    async fn served(options: &Options, kubeconfig: &Path, segment: &str) -> Result<Place> {
+        let cluster = Cluster::reach(kubeconfig).await?;
+        let (scripts, hosts) = served(&cluster.client()?, segment, options).await?;
+        Ok(Place {
+            scripts,
+            hosts,
+            servers: segment.split('/').next().unwrap_or_default().to_owned(),
+            address: options.address.clone().unwrap_or_default(),
+            port: options.bmc_port,
+            net: None,
+            controller: None,
+            _network: None,
+            _scratch: Scratch::new()?,
+            cluster,
+            is_passing: false,
+        })
+    }
+
+    async fn made(options: &Options, kubeconfig: Option<&Path>) -> Result<Place> {
+        let (namespace, hosts) = (options.namespace.as_str(), options.hosts);
         let scratch = Scratch::new()?;
         let cluster = match kubeconfig {
-            Some(path) => Cluster::attach(path).await?,
+            Some(path) => {
+                // Before anything in it is another's.
+                let cluster = Cluster::reach(path).await?;
+                cluster.is_free(NAMESPACE).await?;
+                cluster.install().await?;
+                cluster
+            }
             None => Cluster::start().await?,
         };
         let is_passing = kubeconfig.is_none();
-        if let Some(segment) = segment {
-            let (scripts, hosts) = served(&cluster.client()?, segment).await?;
-            return Ok(Place {
-                scripts,
-                hosts,
-                servers: segment.split('/').next().unwrap_or_default().to_owned(),
-                address: address.to_owned(),
-                net: None,
-                _controller: None,
-                _network: None,
-                _scratch: scratch,
-                cluster,
-                is_passing,
-            });
-        }
         let mut setup = Setup::new(NAMESPACE)?;
         // Nobody else's hosts are its business.
         setup.extra = ["--watch-namespace", namespace].map(str::to_owned).to_vec();
@@ -111,8 +132,9 @@ impl Place {
             hosts: namespace.to_owned(),
             servers: NAMESPACE.to_owned(),
             address: ADDRESS.to_owned(),
+            port: options.bmc_port,
             net: Some(net),
-            _controller: Some(controller),
+            controller: Some(controller),
             _network: Some(network),
             _scratch: scratch,
             cluster,
@@ -140,7 +162,7 @@ impl Place {
 
     /// A listener for the fleet's BMCs.
     pub(super) fn listen(&self) -> Result<std::net::TcpListener> {
-        let at = (self.address.clone(), 0);
+        let at = (self.address.clone(), self.port);
         let bind = move || std::net::TcpListener::bind(at);
         match &self.net {
             Some(net) => net.run(bind),
@@ -148,10 +170,40 @@ impl Place {
         }
         .with_context(|| format!("listen on {}", self.address))
     }
+
+    /// Fails if the lab's controller has ended.
+    pub(super) fn lives(&mut self) -> Result<()> {
+        if let Some(controller) = &mut self.controller
+            && !controller.is_running()
+        {
+            bail!(
+                "the controller has ended; its last lines:\n  {}",
+                controller.log().last(20).join("\n  ")
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes away what the lab made in a cluster that stays, but for namespaces, kinds and rules; says what stays.
+    pub(super) async fn leave(&mut self) -> Result<Option<String>> {
+        let Some(mut controller) = self.controller.take() else {
+            return Ok(None);
+        };
+        if !controller.stop(SERVING).await {
+            controller.kill();
+        }
+        let segment = Segment::new(SEGMENT, SegmentSpec::default());
+        self.cluster.delete(&segment, NAMESPACE).await?;
+        self.cluster.forget_identity(Role::Both, NAMESPACE).await?;
+        Ok(Some(format!(
+            "What stays in the cluster: Muster's kinds, the rules on hosts, and the namespaces {NAMESPACE}, with the controller's keys and Roles, and {}.",
+            self.hosts
+        )))
+    }
 }
 
 /// Where the boot scripts of a Segment that somebody serves are, and the namespace of its hosts.
-async fn served(client: &Client, segment: &str) -> Result<(String, String)> {
+async fn served(client: &Client, segment: &str, options: &Options) -> Result<(String, String)> {
     let (namespace, name) = segment
         .split_once('/')
         .context("a Segment is named NAMESPACE/NAME")?;
@@ -166,6 +218,27 @@ async fn served(client: &Client, segment: &str) -> Result<(String, String)> {
             "Segment {segment} serves DHCP: the fleet asks for none, so its `dhcp.mode` must be off; without --segment the lab makes one"
         );
     }
+    if spec.quota < options.hosts {
+        bail!(
+            "Segment {segment} has room for {} servers: raise its `quota`",
+            spec.quota
+        );
+    }
+    if options.discover && spec.unknown != UnknownPolicy::Hold {
+        bail!("Segment {segment} does not keep servers that nobody describes: set its `unknown` to hold");
+    }
+    if !options.discover {
+        let address = options.address.as_deref();
+        let address = address.context("the controller needs a way to the fleet's BMCs: --address, with an address of this computer that it reaches")?;
+        if address
+            .parse()
+            .is_ok_and(|address: IpAddr| address.is_unspecified())
+        {
+            bail!(
+                "--address {address} is no address at which a controller finds anything: name one of this computer"
+            );
+        }
+    }
     let Some(boot) = spec.boot_address else {
         bail!("Segment {segment} names no `bootAddress` at which the fleet could fetch boot scripts");
     };
@@ -173,6 +246,11 @@ async fn served(client: &Client, segment: &str) -> Result<(String, String)> {
         true => boot,
         false => format!("{boot}:8080"),
     };
+    let reached = tokio::time::timeout(REACHED, TcpStream::connect(&boot)).await;
+    let reached = reached.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    reached.with_context(|| {
+        format!("reach the boot services of Segment {segment} at {boot}, its `bootAddress`")
+    })?;
     let hosts = spec.host_namespace.unwrap_or_else(|| namespace.to_owned());
     Ok((format!("http://{boot}/ipxe/{namespace}/{name}"), hosts))
 }

@@ -92,7 +92,7 @@ pub(super) trait Switch: Send + Sync {
     fn went_off(&self) {}
 }
 
-/// A server without a BMC.
+/// A server without a BMC: a person walks to it (`hands.rs`).
 pub(super) struct NoBmc;
 
 impl Switch for NoBmc {}

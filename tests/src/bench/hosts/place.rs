@@ -141,7 +141,7 @@ impl Place {
             let mut command = Command::new(&program);
             command
                 .args(["fleet", "--segment", &format!("{NAMESPACE}/{SEGMENT}")])
-                .args(["--address", ADDRESS, "--namespace", HOSTS])
+                .args(["--address", ADDRESS])
                 .args(["--hosts", &count.to_string(), "--first", &first.to_string()])
                 .args(["--scale", &scale.to_string(), "--model", model.get_name()])
                 .arg("--kubeconfig")
