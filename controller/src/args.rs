@@ -89,8 +89,8 @@ pub struct RunArgs {
     /// The namespace of Segments, Servers and the controller's own Secrets.
     #[arg(long, env = "MUSTER_NAMESPACE", default_value = "muster-system")]
     pub namespace: String,
-    /// Watch hosts in this namespace only; without it, in all.
-    #[arg(long, env = "MUSTER_WATCH_NAMESPACE")]
+    /// Watch hosts in this namespace only, which is one; without it, in all.
+    #[arg(long, env = "MUSTER_WATCH_NAMESPACE", value_parser = one_namespace)]
     pub watch_namespace: Option<String>,
     /// How to reach the API server; without it, as kubectl does (KUBECONFIG, `~/.kube/config`), else the service account's way.
     #[arg(long)]
@@ -189,6 +189,17 @@ impl RunArgs {
     /// The roles, each once.
     pub fn roles(&self) -> BTreeSet<Role> {
         self.roles.iter().copied().collect()
+    }
+}
+
+/// Reads the name of one namespace, or none; baremetal-operator takes a list, which must not pass for a namespace that nobody has.
+fn one_namespace(text: &str) -> Result<String, String> {
+    match text.contains(',') {
+        true => Err(
+            "it is a list: name one namespace, and install Muster once for each, or name none, which are all"
+                .to_owned(),
+        ),
+        false => Ok(text.trim().to_owned()),
     }
 }
 

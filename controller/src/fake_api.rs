@@ -326,7 +326,8 @@ impl Inner {
                 let new = added.iter().any(|item| id(item) == id(other));
                 !new
             });
-            patch["metadata"][list] = others.chain(&added).cloned().collect();
+            let stays = added.iter().filter(|item| item.get("$patch").is_none());
+            patch["metadata"][list] = others.chain(stays).cloned().collect();
         }
         serde_json::to_vec(&patch).unwrap()
     }
@@ -517,7 +518,6 @@ impl Inner {
                     "baremetalhosts" => {
                         watchers.hosts.apply_watcher_event(&event(&object, deleted));
                         watchers.machines.host(&read(&object), deleted);
-                        watchers.watches.told(&BareMetalHost::kind(&()));
                     }
                     "hardwaredata" => watchers.hardware.apply_watcher_event(&event(&object, deleted)),
                     "enrolments" => {

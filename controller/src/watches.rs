@@ -1,11 +1,9 @@
-//! How the watches do that keep the copies of the cluster up to date: which kinds are not read yet, how often a watch failed, and whether
-//! it is known to live: a connection that died silently is found out only after minutes.
+//! How the watches do that keep the copies of the cluster up to date: which kinds are not read yet, and how often a watch failed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     error::Error,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use muster_proto::Chain;
@@ -14,7 +12,6 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use tokio::time::Instant;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfKind {
@@ -26,8 +23,6 @@ struct OfKind {
 pub struct Watches {
     /// Kinds that are not read for the first time yet.
     unread: Arc<Mutex<BTreeSet<String>>>,
-    /// When each kind's watch told a change last.
-    told: Arc<Mutex<BTreeMap<String, Instant>>>,
     failures: Family<OfKind, Counter>,
 }
 
@@ -62,27 +57,6 @@ impl Watches {
         self.failures.get_or_create(&OfKind { kind }).inc();
     }
 
-    /// The watch of `kind` tells a change, and the copy has it. A new list is none: it may have been long under way.
-    pub fn told(&self, kind: &str) {
-        self.told_at(kind, Instant::now());
-    }
-
-    /// The same, told at `when`.
-    pub fn told_at(&self, kind: &str, when: Instant) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        match told.get_mut(kind) {
-            Some(last) => *last = when,
-            None => drop(told.insert(kind.to_owned(), when)),
-        }
-    }
-
-    /// True if the watch of `kind` has told a change within `time`: what it tells comes in order, so nothing is missed that was there long
-    /// before.
-    pub fn has_told_within(&self, kind: &str, time: Duration) -> bool {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.get(kind).is_some_and(|last| last.elapsed() < time)
-    }
-
     /// What is not read yet, in words; none if all is.
     pub fn unread(&self) -> Option<String> {
         let words: Vec<String> = self.lock().iter().cloned().collect();
@@ -93,19 +67,6 @@ impl Watches {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_watch_is_known_to_live_for_a_while_after_it_told_something() {
-        let (watches, second) = (Watches::default(), Duration::from_secs(1));
-        assert!(!watches.has_told_within("Server", second));
-        for _ in 0..2 {
-            watches.told("Server");
-            assert!(watches.has_told_within("Server", second));
-            assert!(!watches.has_told_within("BareMetalHost", second));
-            tokio::time::advance(second).await;
-            assert!(!watches.has_told_within("Server", second));
-        }
-    }
 
     #[test]
     fn what_is_not_read_is_told_until_it_is() {

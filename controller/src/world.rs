@@ -22,7 +22,7 @@ use tokio::sync::broadcast;
 
 use crate::{
     boot::policy::{Verdict, verdict, verdict_by_uuid},
-    host::State,
+    host::{State, precedence},
     hosts::{declared_mac, made_for},
     lenient::{self, Treat, Unreadable},
     machines::{Machines, Signal},
@@ -261,6 +261,12 @@ impl World {
         };
         let server = by_mac.or_else(|| by_uuid(uuid?));
         let pointed = server.as_ref().and_then(|server| self.host_of(server));
+        // A NIC may have moved.
+        let is_surely = |pointed: &BareMetalHost| {
+            let shown = server.as_ref().and_then(|server| server.status.as_ref());
+            let shown = shown.and_then(|status| status.identity.system_uuid.as_deref());
+            declared_mac(pointed) == Some(mac) || (shown.is_some() && shown == uuid)
+        };
         let having: Vec<_> = self
             .machines
             .hosts_with(mac)
@@ -272,11 +278,25 @@ impl World {
         let by_hand = |host: &BareMetalHost| made_for(host).is_none();
         // Another operator inspected it, and needed no address to do so: what runs there is not to meet a ramdisk for that.
         let runs_with = |host: &BareMetalHost| State::of(host).is_provisioned() && by_hand(host);
-        // What a machine reported of itself takes no NIC from a host that a person declared with it.
-        let host = find(&|host| declares(host) && by_hand(host))
-            .or(pointed)
-            .or_else(|| find(&declares))
-            .or_else(|| find(&runs_with));
+        let stays = |host: &BareMetalHost| State::of(host) != State::Deleting;
+        let declared = having
+            .iter()
+            .filter(|host| declares(host) && by_hand(host) && stays(host));
+        let declared = declared.min_by_key(|host| precedence(host)).cloned();
+        // What a machine reported of itself takes no NIC from a host that a person declared with it; nor does whoever can declare some host, in
+        // whatever namespace, decide what the machine of another boots that is registered.
+        let host = match (declared, pointed) {
+            (Some(declared), Some(pointed))
+                if is_surely(&pointed)
+                    && State::of(&pointed).is_registered()
+                    && stays(&pointed)
+                    && !State::of(&declared).is_registered() =>
+            {
+                Some(pointed)
+            }
+            (declared, pointed) => declared.or(pointed),
+        };
+        let host = host.or_else(|| find(&declares)).or_else(|| find(&runs_with));
         Known {
             by_uuid_alone: by_uuid_alone && server.is_some(),
             server,
@@ -290,7 +310,8 @@ impl World {
 pub struct Known {
     /// Its Server.
     pub server: Option<Arc<Server>>,
-    /// Its BareMetalHost: the one that a person declared with this MAC address, else the one that the Server points at, else any
+    /// Its BareMetalHost: the one that a person declared with this MAC address (of several the one that precedes the others, as among
+    /// rivals), unless the one that the Server points at is registered and that one is not; else the one that the Server points at, else any
     /// that declares the address, else a provisioned one whose inspected hardware has it.
     pub host: Option<Arc<BareMetalHost>>,
     /// Its Server has never had this MAC address.
@@ -369,12 +390,10 @@ where
         std::future::ready(match event {
             Ok(watcher::Event::Apply(object)) => {
                 (*show)(Shown::One(&object, false));
-                watches.told(&kind);
                 Some(change(Arc::new(object)))
             }
             Ok(watcher::Event::Delete(object)) => {
                 (*show)(Shown::One(&object, true));
-                watches.told(&kind);
                 Some(change(Arc::new(object)))
             }
             Ok(watcher::Event::InitDone) => {
@@ -499,6 +518,21 @@ mod tests {
             names(world.known(mac(2), None)),
             declared,
             "no machine's report takes a NIC from a host that a person declared with it"
+        );
+        let mut registered = BareMetalHost::new("h", muster_proto::kinds::BareMetalHostSpec::default());
+        registered.metadata.namespace = Some("metal".to_owned());
+        let status = registered.status.get_or_insert_default();
+        status.provisioning.state = "provisioned".to_owned();
+        hosts.apply_watcher_event(&watcher::Event::Apply(registered));
+        assert_eq!(
+            names(world.known(mac(2), uuid)),
+            both,
+            "who declares a host with that NIC does not decide what another's machine boots, which is registered"
+        );
+        assert_eq!(
+            names(world.known(mac(2), None)),
+            declared,
+            "the NIC may have moved"
         );
     }
 

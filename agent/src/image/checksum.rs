@@ -120,9 +120,10 @@ impl Wanted {
         }
         let name = names.first().map_or("", AsRef::as_ref);
         let mut failed = ChecksumError::NotListed(muster_proto::text::clean(name.as_bytes()));
-        let digests = lines
+        // A file may be called as another one is once its name is decoded.
+        let digests = names
             .iter()
-            .filter_map(|line| names.iter().find_map(|name| digest_for(line, name.as_ref())));
+            .flat_map(|name| lines.iter().filter_map(|line| digest_for(line, name.as_ref())));
         for digest in digests {
             // There may be lines of several algorithms for one file.
             match Wanted::parse(digest, algorithm) {
@@ -338,6 +339,12 @@ mod tests {
         );
         let encoded = format!("{}  a+b.raw\n", sha256());
         Wanted::from_list(&encoded, &["a%2Bb.raw", "a+b.raw"], AUTO).unwrap();
+        // Another file may be called as this one is once its name is decoded.
+        let both = format!("{}  a+b.raw\n{}  a%2Bb.raw\n", "1".repeat(64), "2".repeat(64));
+        assert_eq!(
+            Wanted::from_list(&both, &["a%2Bb.raw", "a+b.raw"], AUTO),
+            Wanted::parse(&"2".repeat(64), AUTO)
+        );
         let weak = format!("{}  a.raw\n", "00".repeat(16));
         assert_eq!(
             Wanted::from_list(&weak, &["a.raw"], AUTO),

@@ -34,7 +34,7 @@ pub(super) enum Stop {
     Changed,
     /// A job ended while the call waited.
     JobEnded,
-    /// The controller has no answer for now; there was a pause.
+    /// The controller has no answer for now; there was a pause, unless the call may be left out.
     Later,
 }
 
@@ -66,6 +66,11 @@ impl Call {
             gives_up: true,
             ..Call::quick(path)
         }
+    }
+
+    /// True for one that nothing waits for.
+    fn may_be_left_out(&self) -> bool {
+        self.gives_up && !self.gives_way
     }
 
     /// One that is answered when there is news, or after `hold_seconds`.
@@ -232,6 +237,9 @@ impl<M: Machine> Link<M> {
                     self.refusals += u32::from(elsewhere);
                     if self.refusals >= REFUSALS {
                         self.turn_to_another();
+                    }
+                    if call.may_be_left_out() {
+                        return Err(Stop::Later);
                     }
                     self.pause(asked).await;
                     // What it tells may be another thing by now, and its certificate may want to be renewed.

@@ -55,6 +55,8 @@ pub(super) struct Edge {
     pub(super) order_reads: Writes,
     /// How often each token may be shown.
     pub(super) enrolments: Writes,
+    /// How often each token may be shown by somebody else than who spent it, before nothing is written for that any more.
+    pub(super) contests: Writes,
     /// How often the progress of each Server's job was written.
     pub(super) progress: Progresses,
     /// Servers whose inventory is on its way: one at a time for each.

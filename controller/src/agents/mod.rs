@@ -142,6 +142,7 @@ impl Server {
             logs: writes::Writes::of_logs(),
             order_reads: writes::Writes::of_questions(),
             enrolments: writes::Writes::of_questions(),
+            contests: writes::Writes::of_questions(),
             progress: progress::Progresses::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
@@ -275,6 +276,7 @@ async fn reap(edge: Arc<Edge>) {
         edge.logs.prune();
         edge.order_reads.prune();
         edge.enrolments.prune();
+        edge.contests.prune();
         edge.progress.prune(|name| edge.store.server(name).is_some());
         for (name, key) in edge.sessions.gone() {
             // It may have come back while the ends of others were written.

@@ -226,12 +226,14 @@ async fn newest(
         };
         seen = Seen::of(edge, server);
     }
+    // A watch tells in what order things happened, and not how long ago: that nothing is missing in its copy of the host nobody knows.
     if let Some(at) = &seen.server.spec.host
-        && !edge.store.sees_hosts()
+        && let Some(job) = &seen.server.spec.job
         && seen.destroys(request)
     {
         right.ask()?;
-        let host = edge.store.fetch_host(at).await;
+        let follows = jobs::command(&seen.server, request).is_some_and(|command| command.id != job.id);
+        let host = edge.store.host_for(at, &job.id, follows).await;
         seen.host = host.map_err(|error| unavailable(&error))?;
         // What was told of the order meanwhile counts, too.
         seen.server = known().await?;

@@ -253,7 +253,9 @@ pub(super) async fn turn(edge: &Arc<Edge>, peer: &Peer, content: Content) -> Res
 
 async fn log(edge: &Edge, peer: &Peer, content: Content) -> Result<(), Problem> {
     let caller = edge.authenticate(peer).await?;
-    edge.logs.one(caller.name()).ask()?;
+    if let Err(refused) = edge.logs.one(caller.name()).ask() {
+        return Err(body::refuse(content, refused).await);
+    }
     let request: LogRequest = understand(&body::read(content, MAX_LOG, Some(arriving())).await?)?;
     let more = request.lines.len().saturating_sub(MAX_LINES);
     for line in request.lines.iter().take(MAX_LINES) {

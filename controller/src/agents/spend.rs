@@ -79,12 +79,21 @@ impl Edge {
 
     /// Refuses who shows a token that another key has spent, or that two have shown.
     async fn is_theirs(&self, spent: &Enrolment, applicant: &Applicant) -> Result<(), Refused> {
+        let asks = || {
+            let mut right = self.contests.one(&applicant.enrolment);
+            right.ask().map_err(|problem| Refused {
+                outcome: EnrolOutcome::Quota,
+                problem,
+            })
+        };
         if spent.spec.key != applicant.request.fingerprint {
+            asks()?;
             self.contest(spent).await?;
             let message = "the token was spent with another key; the machine is contested, boot again";
             return Err(Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message));
         }
         if spent.spec.contested {
+            asks()?;
             self.mark_contested(&spent.spec).await?;
             return Err(contested());
         }

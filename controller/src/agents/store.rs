@@ -4,9 +4,13 @@
 //! A write to a Server's status is a merge patch of what changed, refused by the API server if someone else wrote in between, and then
 //! computed again; nothing changed is no request.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use kube::{Api, Client, Resource, ResourceExt, api::Patch, runtime::reflector::ObjectRef};
+use kube::{Api, Client, ResourceExt, api::Patch, runtime::reflector::ObjectRef};
 use muster_proto::kinds::{
     BareMetalHost, Enrolment, EnrolmentSpec, HostReference, Segment, Server, ServerSpec, ServerStatus,
 };
@@ -26,8 +30,8 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a write is computed again because someone else wrote in between.
 const ATTEMPTS: u32 = 10;
-/// For so long after it told something, the hosts' watch is taken to be alive and its copy for what there is.
-const ALIVE: Duration = Duration::from_secs(1);
+/// For so long what was read of a host for a cleaning counts for the write that follows it: what is forbidden meanwhile may come too late.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// What Kubernetes did not do: an action and the name of what it is about.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +78,12 @@ pub(super) struct Store {
     servers: Api<Server>,
     enrolments: Api<Enrolment>,
     written_enrolments: Written<Enrolment>,
+    /// The hosts that were read a moment ago, by the order that they were read for.
+    just_read: Mutex<HashMap<String, Read>>,
 }
+
+/// When a host was asked for, and what came.
+type Read = (Instant, Option<Arc<BareMetalHost>>);
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -93,6 +102,7 @@ impl Store {
             enrolments: Api::namespaced(client.clone(), namespace),
             client,
             written_enrolments: Written::default(),
+            just_read: Mutex::default(),
         }
     }
 
@@ -303,11 +313,26 @@ impl Store {
         }
     }
 
-    /// The host at `at` as the API server has it now; none if there is no such.
-    pub(super) async fn fetch_host(
+    /// The host at `at` as the API server has it now, or had it when it was read a moment ago for the same order, if that `follows` up;
+    /// none if there is no such.
+    pub(super) async fn host_for(
         &self,
         at: &HostReference,
+        order: &str,
+        follows: bool,
     ) -> Result<Option<Arc<BareMetalHost>>, StoreError> {
+        let reads = || self.just_read.lock().unwrap_or_else(PoisonError::into_inner);
+        reads().retain(|_, (asked, _)| asked.elapsed() < MOMENT);
+        if let Some((_, read)) = reads().get(order).filter(|_| follows) {
+            return Ok(read.clone());
+        }
+        let asked = Instant::now();
+        let host = self.fetch_host(at).await?;
+        reads().insert(order.to_owned(), (asked, host.clone()));
+        Ok(host)
+    }
+
+    async fn fetch_host(&self, at: &HostReference) -> Result<Option<Arc<BareMetalHost>>, StoreError> {
         let hosts: Api<BareMetalHost> = Api::namespaced(self.client.clone(), &at.namespace);
         let name = format!("{}/{}", at.namespace, at.name);
         match call("get BareMetalHost", &name, hosts.get(&at.name)).await {
@@ -320,15 +345,6 @@ impl Store {
     /// True if the watched Servers are known to be as the API server had them a moment ago.
     pub(super) fn is_fresh(&self) -> bool {
         self.is_readable() && self.world.written.proves_fresh(|name| self.watched(name))
-    }
-
-    /// True if the watched hosts are known to come from a watch that lives: nothing of a while ago is missing in them.
-    pub(super) fn sees_hosts(&self) -> bool {
-        let told = self
-            .world
-            .watches
-            .has_told_within(&BareMetalHost::kind(&()), ALIVE);
-        self.is_readable() && told
     }
 
     /// False if of some object, which cannot be read, the copy may show what it was before.

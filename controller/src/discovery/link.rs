@@ -202,6 +202,16 @@ pub(super) fn made_for_us<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
         .collect()
 }
 
+/// True if the machine has, or ever had, a NIC with the address `mac`.
+pub(super) fn has(seen: &Seen<'_>, mac: Mac) -> bool {
+    let status = seen.server.status.as_ref();
+    let known = status.is_some_and(|status| status.identity.macs.contains(&mac));
+    let reported = |inventory: &Inventory| {
+        inventory.boot.mac == Some(mac) || inventory.nics.iter().any(|nic| nic.mac == Some(mac))
+    };
+    known || inventory(seen.server).is_some_and(|inventory| reported(&inventory))
+}
+
 fn hosts<'a>(seen: &Seen<'a>) -> impl Iterator<Item = &'a BareMetalHost> {
     seen.hosts
         .iter()

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use kube::Resource as _;
 use muster_proto::{
+    Mac,
     inventory::Inventory,
     kinds::{BareMetalHost, HardwareDetails, HostReference, INSPECT_ANNOTATION, Packed, Trust},
     text,
@@ -61,6 +62,7 @@ pub(super) fn apply(
     plan: &mut Plan,
 ) {
     let at = hosts::reference(host);
+    let version = host.metadata.resource_version.clone().unwrap_or_default();
     let (patch, inspected) = job(seen, Some(host), false);
     if !has_data(seen, &at, hardware) {
         plan.effects.push(Effect::ApplyHardwareData {
@@ -72,7 +74,7 @@ pub(super) fn apply(
     if let Some(status) = host::status(host, hardware, times(seen), retime, seen.now) {
         plan.effects.push(Effect::WriteHostStatus {
             host: at.clone(),
-            version: host.metadata.resource_version.clone().unwrap_or_default(),
+            version: version.clone(),
             status: Box::new(status),
         });
         let had = host.status.as_ref().and_then(|status| status.hardware.as_ref());
@@ -94,24 +96,28 @@ pub(super) fn apply(
             annotations,
         });
     }
-    let drivers_are_there = jobs::early_until(seen).is_none();
-    if let Some(mac) = host::other_boot_mac(host, inventory)
-        && drivers_are_there
-        && plan.effects.is_empty()
+    // The machine leaves for its own disk only when all that it reported is stored; whether the API server takes an address that follows
+    // from it does not hold it up.
+    let settled = plan.effects.is_empty();
+    plan.effects.extend(match settled {
+        true => job(seen, Some(host), true).0,
+        false => patch,
+    });
+    if let Some((had, mac)) = other_boot_mac(seen, host, inventory).filter(|_| settled && inspected.is_none())
     {
         plan.effects.push(Effect::DeclareBootMac {
             host: at.clone(),
-            version: host.metadata.resource_version.clone().unwrap_or_default(),
+            version,
             mac,
         });
+        let message = format!("spec.bootMACAddress is {mac} now: the machine has no NIC {had} any more");
+        plan.effects.push(Effect::Event(event(
+            host.object_ref(&()),
+            false,
+            "NicReplaced",
+            message,
+        )));
     }
-    // The machine leaves for its own disk only when all that it reported is stored.
-    let settled = plan.effects.is_empty();
-    plan.effects.extend(if settled {
-        job(seen, Some(host), true).0
-    } else {
-        patch
-    });
     if let Some(outcome) = inspected {
         plan.effects.push(Effect::RemoveAnnotation {
             host: at,
@@ -138,6 +144,20 @@ pub(super) fn apply(
         true => format!("host {} shows all that is known", Path::of(host)),
         false => format!("host {} is brought up to date", Path::of(host)),
     };
+}
+
+/// The address of a NIC that the machine of `host` does not have any more, and the one that the host is to declare in its place. None where a
+/// person may have written it: nobody knows a NIC that is yet to be put in.
+fn other_boot_mac(seen: &Seen<'_>, host: &BareMetalHost, inventory: &Inventory) -> Option<(Mac, Mac)> {
+    let had = hosts::declared_mac(host)?;
+    let mut known = seen.servers.iter().map(AsRef::as_ref).chain([seen.server]);
+    let is_known = known.any(|server| {
+        let status = server.status.as_ref();
+        status.is_some_and(|status| status.identity.macs.contains(&had))
+    });
+    let mac =
+        host::other_boot_mac(host, inventory).filter(|_| is_known && jobs::early_until(seen).is_none())?;
+    Some((had, mac))
 }
 
 fn has_data(seen: &Seen<'_>, at: &HostReference, hardware: &HardwareDetails) -> bool {

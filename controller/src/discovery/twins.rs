@@ -2,11 +2,11 @@
 //! both sides. Pure.
 
 use kube::Resource as _;
-use muster_proto::kinds::{BareMetalHost, ServerSpec};
+use muster_proto::kinds::{BareMetalHost, SERVER_ANNOTATION, ServerSpec};
 
 use super::{
     host, link,
-    next::{Effect, Plan, Seen},
+    next::{Effect, Plan, Seen, server_name},
     notices::{event, warning},
 };
 use crate::{events::Event, hosts, path::Path};
@@ -14,9 +14,8 @@ use crate::{events::Event, hosts, path::Path};
 /// Our host, and the same machine declared by somebody else under another name or in another namespace.
 pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan) {
     let at = Path::of(ours);
-    let copies = link::made_for_us(seen);
-    let copies = copies.into_iter().filter(|copy| Path::of(*copy) != at);
-    let (left, touched): (Vec<_>, Vec<_>) = copies.partition(|copy| host::is_untouched(copy));
+    let (copies, strangers) = made_for_us(seen, &at);
+    let (left, touched): (Vec<_>, Vec<_>) = copies.into_iter().partition(|copy| host::is_untouched(copy));
     if !left.is_empty() && !host::is_untouched(ours) {
         return (
             true,
@@ -38,7 +37,13 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
     };
     twins.extend(seen.hosts.iter().map(AsRef::as_ref).filter(same_name));
     match twins[..] {
-        [] => (false, Plan::default()),
+        [] => (
+            false,
+            Plan {
+                notices: strangers,
+                ..Plan::default()
+            },
+        ),
         [theirs]
             if host::is_untouched(ours)
                 && !host::is_untouched(theirs)
@@ -65,11 +70,11 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
             )
         }
         _ => {
-            let notices = twins.iter().flat_map(|theirs| double(ours, theirs)).collect();
+            let doubles = twins.iter().flat_map(|theirs| double(ours, theirs));
             (
                 false,
                 Plan {
-                    notices,
+                    notices: doubles.chain(strangers).collect(),
                     ..Plan::default()
                 },
             )
@@ -79,21 +84,43 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
 
 /// Somebody's host, and what is left of ours for the same machine.
 pub(super) fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool, Plan) {
-    let mut plan = Plan::default();
-    for ours in link::made_for_us(seen) {
+    let at = Path::of(theirs);
+    let (left, strangers) = made_for_us(seen, &at);
+    let mut plan = Plan {
+        notices: strangers,
+        ..Plan::default()
+    };
+    for ours in left {
         match host::is_untouched(ours) {
             true => plan.effects.extend(fold(ours, theirs)),
             false => plan.notices.extend(double(ours, theirs)),
         }
     }
-    plan.why = format!("what is left of the twin of {} goes", Path::of(theirs));
-    let at = Path::of(theirs);
+    plan.why = format!("what is left of the twin of {at} goes");
     let doubles = link::twins(seen)
         .into_iter()
         .filter(|other| Path::of(*other) != at);
     plan.notices
         .extend(doubles.flat_map(|other| double(other, theirs)));
     (!plan.effects.is_empty(), plan)
+}
+
+/// The hosts beside that at `at` which say that they were made for this machine, and what is told of those among them that declare a NIC
+/// that it does not have: somebody made them after the pattern of one that we made, for another machine.
+fn made_for_us<'a>(seen: &Seen<'a>, at: &Path) -> (Vec<&'a BareMetalHost>, Vec<Event>) {
+    let all = link::made_for_us(seen).into_iter();
+    let others = all.filter(|host| Path::of(*host) != *at);
+    let (own, strange): (Vec<_>, Vec<_>) =
+        others.partition(|host| hosts::declared_mac(host).is_none_or(|mac| link::has(seen, mac)));
+    let told = strange.into_iter().map(|host| {
+        let message = format!(
+            "the annotation {SERVER_ANNOTATION} says that the host was made for Server {}, whose machine has no NIC with the host's \
+             bootMACAddress; next: nothing is done with the host until that annotation is removed",
+            server_name(seen.server)
+        );
+        warning(host.object_ref(&()), "OtherMachine", message)
+    });
+    (own, told.collect())
 }
 
 fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {

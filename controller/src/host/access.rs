@@ -495,14 +495,16 @@ pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(
         ));
     };
     let required = segment.spec.trust_for_secrets().max(Trust::Segment);
-    if session.trust >= required {
+    // Nothing proves more yet: what stands there is the word of an edge.
+    let trust = session.trust.min(Trust::Segment);
+    if trust >= required {
         return Ok(());
     }
     if let Some(Err(missing)) = opted_in {
         // Less than to trust all of a Segment.
         return Err(missing);
     }
-    let [is, needs] = [session.trust, required].map(Trust::name);
+    let [is, needs] = [trust, required].map(Trust::name);
     Err(format!(
         "userData, networkData and metaData are given to sessions with trust `{needs}` only (Segment {0}), and this one has `{is}`; it goes on once Segment {0} has requiredTrust: {is}, which lets whoever can send packets there read them, or once the host names none of them",
         session.segment

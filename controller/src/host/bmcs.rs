@@ -73,8 +73,8 @@ pub(super) enum News {
     Probed(Box<Probed>, Option<PowerReading>),
     /// The power.
     Power(Result<PowerReading, Failure>),
-    /// An effect; true if it was one on the power.
-    Tried(Tried, bool),
+    /// An effect.
+    Tried(Tried),
     /// Nothing is remembered any more.
     Forgotten,
 }
@@ -85,7 +85,7 @@ impl News {
         match self {
             News::Probed(probed, _) => probed.result.is_err(),
             News::Power(result) => result.is_err(),
-            News::Tried(tried, _) => tried.result.is_err(),
+            News::Tried(tried) => tried.result.is_err(),
             News::Forgotten => false,
         }
     }
@@ -115,8 +115,8 @@ impl News {
                 }
             }
             News::Power(power) => read(bmc, power),
-            News::Tried(new, on_power) => {
-                if on_power {
+            News::Tried(new) => {
+                if new.on_power {
                     bmc.power = None;
                 }
                 *tried = Some(new);
@@ -200,7 +200,7 @@ pub(super) async fn call(executor: &Executor, host: &BareMetalHost, call: &BmcCa
                 Ok(access) => settled(bmcs.set_boot(&access, leave(), boot).await)?,
                 Err(fault) => Err(fault),
             };
-            Ok(News::Tried(tried(operation, answer, clock()), false))
+            Ok(News::Tried(tried(operation, false, answer, clock())))
         }
         BmcCall::Power { operation, order } => {
             let reset = match order {
@@ -214,7 +214,7 @@ pub(super) async fn call(executor: &Executor, host: &BareMetalHost, call: &BmcCa
                 Ok(access) => settled(bmcs.set_power(&access, leave(), reset).await)?,
                 Err(fault) => Err(fault),
             };
-            Ok(News::Tried(tried(operation, answer, clock()), true))
+            Ok(News::Tried(tried(operation, true, answer, clock())))
         }
         BmcCall::Forget => {
             bmcs.forget(&reference(host)).await;
@@ -249,10 +249,11 @@ fn reading(state: &SystemState, at: Timestamp) -> PowerReading {
     }
 }
 
-fn tried(operation: &str, answer: Result<Done, Fault>, at: Timestamp) -> Tried {
+fn tried(operation: &str, on_power: bool, answer: Result<Done, Fault>, at: Timestamp) -> Tried {
     Tried {
         operation: operation.to_owned(),
         at,
+        on_power,
         result: answer.map(drop).map_err(|fault| failed(fault, at)),
     }
 }

@@ -22,6 +22,11 @@ use super::{
 /// After so many failures of one step a deletion goes on without it.
 pub(super) const PATIENCE: i64 = 3;
 
+/// What the operation is called.
+const DEPROVISION: &str = "deprovision";
+/// Why a cleaning that had begun was not ended.
+const NOT_WANTED: &str = "its cleaning was switched off after it had begun";
+
 /// What the host runs is to go.
 pub(super) fn begin(draft: &mut Draft<'_>) {
     draft.enter(State::Deprovisioning);
@@ -39,21 +44,22 @@ fn is_outdated(draft: &Draft<'_>) -> bool {
     let open = draft.server().filter(is_open);
     open.and_then(|server| server.spec.job.as_ref())
         .is_some_and(|job| {
-            let ours = job.id.starts_with(&format!("{}deprovision-", jobs::OURS));
+            let ours = job.id.starts_with(&format!("{}{DEPROVISION}-", jobs::OURS));
             matches!(job.action, JobAction::Clean | JobAction::Write)
                 && (!ours || guard::untouchable(draft.host).is_some())
         })
 }
 
+/// When this began, in seconds since 1970.
+fn start(draft: &Draft<'_>) -> Option<i64> {
+    let history = draft.old.operation_history.as_ref()?;
+    let start = history.deprovision.as_ref()?.start.as_ref()?;
+    Some(start.0.as_second())
+}
+
 /// The host is deprovisioning.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
-    let start = draft
-        .old
-        .operation_history
-        .as_ref()
-        .and_then(|history| history.deprovision.as_ref()?.start.as_ref())
-        .map(|start| start.0.as_second());
-    let Some(start) = start else {
+    let Some(start) = start(draft) else {
         draft.begin(|history| &mut history.deprovision);
         draft.again(Duration::ZERO);
         return;
@@ -105,7 +111,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         }
         return;
     }
-    let operation = jobs::operation(draft, "deprovision", Some(start), draft.old.error_count);
+    let operation = jobs::operation(draft, DEPROVISION, Some(start), draft.old.error_count);
     if provisioning::is_cleaned(draft) {
         clean(draft, &reach, &operation);
     } else {
@@ -139,7 +145,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
         return;
     };
     let root = preparing::root_of_before(draft, &inventory.disks);
-    let disks = disk::to_clean(&inventory.disks, root);
+    let disks = to_clean(&inventory.disks, root);
     if disks.is_empty() {
         // It ran something from somewhere.
         return uncleaned(draft, "its ramdisk sees none that may be cleared");
@@ -158,6 +164,11 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
             format!("the disks are not cleaned: {why}"),
         ),
     }
+}
+
+/// The disks that are cleaned after an image on `root`. One that cannot be told from others is left out, and an Event tells of it.
+fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a Disk> {
+    disk::to_clean(disks, root.filter(|root| disk::can_be_told(disks, root).is_ok()))
 }
 
 /// Tells of the disks that the cleaning `id` leaves out, as long as that is not placed.
@@ -191,8 +202,9 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
             _ => {}
         }
     }
+    let left = left_by_cleaning(draft);
     if draft.session().is_some() {
-        return finish(draft, Left::Disks);
+        return let_go(draft, left, NOT_WANTED);
     }
     let stays_on = draft.host.spec.disable_power_off == Some(true);
     let boot = ramdisk::boot_of(operation);
@@ -206,7 +218,7 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     match power::current(draft) {
         Some(Power::Off) => {
             draft.status.powered_on = false;
-            finish(draft, Left::Disks);
+            let_go(draft, left, NOT_WANTED);
         }
         Some(_) if stays_on => ends_in_ramdisk(draft, reach, operation),
         Some(_) => power::switch_off(
@@ -242,15 +254,45 @@ fn ends_in_ramdisk(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then);
 }
 
+/// What is left where a cleaning is not wanted any more, or failed. Of an order that stands for a session that is here nobody knows that it
+/// was not given a moment ago.
+fn left_by_cleaning(draft: &Draft<'_>) -> Left {
+    let begun = jobs::begun(draft, DEPROVISION, start(draft));
+    let is_it = |job: &str| jobs::is_cleaning(job, &begun);
+    let may_have_begun = draft.server().is_some_and(|server| {
+        let known = server.last_job().is_some_and(|last| is_it(&last.id));
+        let stands = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));
+        known || (stands && draft.session().is_some())
+    });
+    match may_have_begun {
+        true => Left::Part,
+        false => Left::Disks,
+    }
+}
+
+/// The host is let go though its disks are not cleaned, or not all.
+fn let_go(draft: &mut Draft<'_>, left: Left, why: &str) {
+    if left == Left::Part {
+        draft.warn(
+            "NotCleaned",
+            format!("the disks, or some of them, may be cleared: {why}"),
+        );
+    }
+    finish(draft, left);
+}
+
 fn uncleaned(draft: &mut Draft<'_>, why: &str) {
-    draft.warn("NotCleaned", format!("the disks are as they were: {why}"));
+    let left = left_by_cleaning(draft);
+    if left == Left::Disks {
+        draft.warn("NotCleaned", format!("the disks are as they were: {why}"));
+    }
     if draft.annotation(RELEASE_ANNOTATION).is_some() {
         draft
             .metadata
             .remove_annotations
             .push(RELEASE_ANNOTATION.to_owned());
     }
-    finish(draft, Left::Disks);
+    let_go(draft, left, why);
 }
 
 /// What is left of what the host ran.
@@ -259,6 +301,8 @@ enum Left {
     Nothing,
     /// What disks hold that cannot be told from each other, or were put in.
     SomeDisks,
+    /// Of a cleaning that was broken off nobody knows how far it went.
+    Part,
     Disks,
 }
 
@@ -277,7 +321,7 @@ fn cleaned(draft: &mut Draft<'_>, server: &Server) {
             let at = names.iter().position(|id| disk::is_meant(id, disk));
             at.map(|at| names.swap_remove(at)).is_some()
         };
-        let mut more = disk::to_clean(&inventory.disks, root);
+        let mut more = to_clean(&inventory.disks, root);
         more.retain(|disk| !is_named(disk));
         let more: Vec<_> = more.iter().map(|disk| disk.name.as_str()).collect();
         if !more.is_empty() {
@@ -323,7 +367,7 @@ fn finish(draft: &mut Draft<'_>, left: Left) {
         .provisioning
         .raid
         .as_mut()
-        .filter(|_| left != Left::Disks)
+        .filter(|_| matches!(left, Left::Nothing | Left::SomeDisks))
     {
         // What they began with on each disk is gone.
         raid.software_raid_volumes = None;
@@ -334,6 +378,7 @@ fn finish(draft: &mut Draft<'_>, left: Left) {
         Left::SomeDisks => {
             "its disks are clean, but for those of the Event DisksLeft, which are as they were"
         }
+        Left::Part => "the host is let go, and some of its disks may be cleared",
         Left::Disks => "the host is let go, with its disks as they were",
     };
     draft.tell("DeprovisioningComplete", told);

@@ -188,12 +188,15 @@ pub(super) fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a
 /// Those that are left out though they may be the machine's own, each with why, for people.
 pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
     let why = |disk: &Disk| match (Seat::of(disk), can_be_told(disks, disk)) {
+        (_, Err(why)) if root == Some(disk) => {
+            Some(format!("{}, which the hints choose, has {why}", disk.name))
+        }
+        _ if root == Some(disk) => None,
         (Seat::Plug, _) => Some(format!("{} is behind USB, or an SD card", disk.name)),
         (Seat::Built, Err(why)) => Some(format!("{} has {why}", disk.name)),
         (Seat::Network, _) | (Seat::Built, Ok(())) => None,
     };
-    let others = disks.iter().filter(|disk| root != Some(*disk) && holds(disk));
-    others.filter_map(why).collect()
+    disks.iter().filter(|disk| holds(disk)).filter_map(why).collect()
 }
 
 fn own<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> impl Iterator<Item = &'a Disk> {

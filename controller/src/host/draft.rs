@@ -454,6 +454,14 @@ impl<'a> Draft<'a> {
         };
     }
 
+    /// The operation `which`, which has just begun, did not begin before `other`, whatever the clock of the one who began that.
+    pub(super) fn begin_after(&mut self, which: Which, other: Which) {
+        let history = self.status.operation_history.as_mut();
+        let earliest = history.and_then(|history| other(history).as_ref()?.start.clone());
+        let start = &mut self.history(which).start;
+        *start = start.take().max(earliest);
+    }
+
     /// An operation ended now.
     pub(super) fn end(&mut self, which: Which) {
         let now = self.now;

@@ -30,6 +30,14 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
             "images of the format {format} cannot be written: {WORKS}; convert it (qemu-img convert -O raw)"
         ));
     }
+    if matches!(image.format, None | Some(ImageFormat::Unset))
+        && let Some(ending) = ending_of_another_format(&image.url)
+    {
+        return Err(format!(
+            "the image's name ends in `{ending}`, and such images cannot be written: {WORKS}; convert it (qemu-img convert -O raw), \
+             or set spec.image.format to raw if it is that all the same"
+        ));
+    }
     let checksum = image.checksum.as_deref().unwrap_or_default().trim();
     if checksum.is_empty() {
         return Err(format!("the image has no checksum: {WORKS}"));
@@ -53,6 +61,48 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
         checksum: checksum.to_owned(),
         algorithm,
     })
+}
+
+/// How names of images end that are not written. What an image is only its first bytes tell, which the agent looks at; but where nothing is
+/// said of the format, nothing is to be lost first for one that says by its name what it is.
+const OTHER_FORMATS: [&str; 19] = [
+    ".qcow2",
+    ".qcow",
+    ".qed",
+    ".vmdk",
+    ".vdi",
+    ".vhd",
+    ".vhdx",
+    ".ova",
+    ".iso",
+    ".xz",
+    ".bz2",
+    ".lz4",
+    ".lz",
+    ".zip",
+    ".7z",
+    ".tar",
+    ".tgz",
+    ".squashfs",
+    ".wim",
+];
+
+/// With which of [`OTHER_FORMATS`] the name of the file at `url` ends, whether it is packed or not.
+fn ending_of_another_format(url: &str) -> Option<&'static str> {
+    let name = file_name(url);
+    let packed = [".zst", ".zstd", ".gz"];
+    let bare = packed
+        .iter()
+        .find_map(|end| name.strip_suffix(end))
+        .unwrap_or(&name);
+    OTHER_FORMATS.into_iter().find(|end| bare.ends_with(end))
+}
+
+/// What the path of `url` ends with, in lower case.
+fn file_name(url: &str) -> String {
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    name.trim().to_ascii_lowercase()
 }
 
 /// True if `url` has no character that no URL may have (RFC 3986, section 2), and with which no HTTP request can be made.
@@ -95,7 +145,16 @@ fn algorithm(declared: Option<ChecksumType>, checksum: &str) -> Result<DigestAlg
         Some(ChecksumType::Auto) | None => DigestAlgorithm::Auto,
     };
     if is_list(checksum) {
-        return Ok(declared);
+        let name = file_name(checksum);
+        let is_md5 = [".md5", ".md5sum", ".md5sums"]
+            .iter()
+            .any(|end| name.ends_with(end));
+        return match declared {
+            DigestAlgorithm::Auto if is_md5 || name.starts_with("md5sum") => Err(format!(
+                "the image's checksum is a list of md5, by its name, which proves nothing: {WORKS}; set spec.image.checksumType if it has others"
+            )),
+            declared => Ok(declared),
+        };
     }
     if !checksum.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err("the image's checksum is neither hexadecimal nor an http or https URL".to_owned());
@@ -123,6 +182,48 @@ fn algorithm(declared: Option<ChecksumType>, checksum: &str) -> Result<DigestAlg
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_that_says_by_its_name_what_it_is_is_refused_where_nobody_says_otherwise() {
+        let image = |url: &str, checksum: &str, format| Image {
+            url: format!("http://h/{url}"),
+            checksum: Some(checksum.to_owned()),
+            format,
+            ..Image::default()
+        };
+        let sum = "0".repeat(64);
+        for format in [None, Some(ImageFormat::Unset)] {
+            for url in [
+                "a/os.QCOW2?x=.raw",
+                "os.qcow2.gz",
+                "os.raw.xz",
+                "os.iso#raw",
+                "os.tar.gz/",
+            ] {
+                let refusal = source(&image(url, &sum, format)).unwrap_err();
+                assert!(refusal.contains("spec.image.format to raw"), "{url}: {refusal}");
+                source(&image(url, &sum, Some(ImageFormat::Raw))).unwrap();
+            }
+            for url in [
+                "os.raw",
+                "os.img",
+                "os.raw.zst",
+                "os.img.gz",
+                "iso",
+                "os.qcow2/raw",
+                "?os.qcow2",
+            ] {
+                source(&image(url, &sum, format)).unwrap();
+            }
+        }
+        for list in ["http://h/os.raw.md5sum", "http://h/MD5SUMS?x", "http://h/a.md5"] {
+            let mut image = image("os.raw", list, None);
+            assert!(source(&image).unwrap_err().contains("md5"), "{list}");
+            image.checksum_type = Some(ChecksumType::Sha256);
+            source(&image).unwrap();
+        }
+        source(&image("os.raw", "http://h/md5/SHA256SUMS", None)).unwrap();
+    }
 
     #[test]
     fn a_url_that_cannot_be_asked_for_is_refused_beforehand() {

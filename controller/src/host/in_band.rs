@@ -258,6 +258,9 @@ fn switch_on_unseen(draft: &mut Draft<'_>) {
 /// At which addresses magic packets may switch the machine on; else why none can.
 fn wakes(draft: &Draft<'_>) -> Result<Vec<Mac>, &'static str> {
     let status = draft.server().and_then(|server| server.status.as_ref());
+    if status.is_some_and(|status| status.contested) {
+        return Err("two keys showed its boot token, so nobody knows whose its NICs are");
+    }
     let inventory = status.and_then(|status| status.inventory.as_ref());
     let inventory = inventory.map(Packed::unpack).unwrap_or_default();
     let macs: Vec<Mac> = inventory.nics.iter().filter_map(wakes_at).collect();

@@ -13,8 +13,18 @@ pub(super) const OURS: &str = "host-";
 /// The name of one operation: what is done, to which host, begun when, after how many failures. The same name is the same
 /// operation, whoever asks for it again.
 pub(super) fn operation(draft: &Draft<'_>, what: &str, start: Option<i64>, attempt: i64) -> String {
+    format!("{}{attempt}", begun(draft, what, start))
+}
+
+/// What the names of all attempts at one operation begin with.
+pub(super) fn begun(draft: &Draft<'_>, what: &str, start: Option<i64>) -> String {
     let start = start.unwrap_or_default();
-    format!("{OURS}{what}-{}-{start}-{attempt}", draft.uid())
+    format!("{OURS}{what}-{}-{start}-", draft.uid())
+}
+
+/// True if the job `id` clears the disks in an operation that [`begun`] so.
+pub(super) fn is_cleaning(id: &str, begun: &str) -> bool {
+    id.starts_with(begun) && id.ends_with(CLEAN)
 }
 
 /// What the operation is called that gives the host an image.

@@ -406,7 +406,12 @@ impl Memory {
 
     /// Forgets all but these.
     pub fn retain(&self, hosts: &BTreeSet<Path>) {
-        self.lock().retain(|path, _| hosts.contains(path));
+        let mut all = self.lock();
+        all.retain(|path, _| hosts.contains(path));
+        // All are looked at; and after a restore of etcd versions may be less than they were.
+        for entry in all.values_mut() {
+            entry.looked = None;
+        }
     }
 }
 

@@ -85,6 +85,7 @@ pub use observed::Observed;
 pub use owner::{Owner, owner};
 pub use plan::{BmcCall, Effect, Plan};
 pub use reconcile::{Config, run};
+pub(crate) use rivals::precedence;
 pub use rivals::rivals;
 pub use secrets::bmc_secret;
 pub use state::State;

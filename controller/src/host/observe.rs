@@ -9,6 +9,7 @@ use super::{
     index::Index,
     memory::{Memory, Newest},
     observed::Observed,
+    owner::has_bmc,
     rivals,
     vault::Vault,
 };
@@ -62,7 +63,11 @@ impl Eyes<'_> {
             .iter()
             .filter_map(|other| self.world.hosts.get(&other.to_ref()))
             .collect();
-        let (bmc, tried) = self.memory.bmc(&host);
+        // What a BMC said that the host has no more says nothing of its machine.
+        let (bmc, tried) = match has_bmc(&host) {
+            true => self.memory.bmc(&host),
+            false => Default::default(),
+        };
         let work = self.memory.work(&host, server.as_deref());
         let seen = Observed {
             hardware,

@@ -226,6 +226,8 @@ pub struct Tried {
     pub operation: String,
     /// When it ended.
     pub at: Timestamp,
+    /// True if it was an order on the power, and not on what is booted next.
+    pub on_power: bool,
     /// How it ended.
     pub result: Result<(), Failure>,
 }

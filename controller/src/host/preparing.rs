@@ -22,28 +22,24 @@ pub(super) fn effective_hints(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>>
 /// The hints that were written down when what the host runs was given to it, or when it was prepared. A default that another operator may
 /// have written for want of any is no wish of anybody; so are the same words in an object that was moved from another cluster, of which nobody
 /// can tell whose they are.
-fn recorded_hints<'a>(draft: &'a Draft<'_>, wanted: Option<&RootDeviceHints>) -> Option<&'a RootDeviceHints> {
+pub(super) fn recorded_hints<'a>(draft: &'a Draft<'_>) -> Option<&'a RootDeviceHints> {
     let recorded = draft.old.provisioning.root_device_hints.as_deref();
-    recorded.filter(|hints| {
-        registration::was_here(draft) || !disk::is_profile_default(hints) || wanted == Some(hints)
-    })
+    let is_wanted = |hints: &RootDeviceHints| effective_hints(draft).as_deref() == Some(hints);
+    recorded
+        .filter(|hints| registration::was_here(draft) || !disk::is_profile_default(hints) || is_wanted(hints))
 }
 
 /// The hints by which the disk of an image is chosen that is begun now, or taken up from another operator.
 pub(super) fn hints_of_now(draft: &Draft<'_>) -> Option<Box<RootDeviceHints>> {
-    let wanted = effective_hints(draft);
-    let recorded = recorded_hints(draft, wanted.as_deref());
-    recorded.cloned().map(Box::new).or(wanted)
+    let recorded = recorded_hints(draft).cloned().map(Box::new);
+    recorded.or_else(|| effective_hints(draft))
 }
 
 /// The disk that the image was written to, as far as that can be told: by hints that were written down. One that was chosen by the rule may
 /// be another one today, and those of a SAN are others' as well.
 pub(super) fn root_of_before<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Option<&'a Disk> {
-    let hints = recorded_hints(draft, effective_hints(draft).as_deref());
-    let hints = hints.filter(|hints| !disk::are_silent(hints))?;
-    let root = disk::choose(Some(hints), disks).ok()?;
-    // Nothing of ours was ever written to another, and none can be cleaned: an Event tells of it.
-    disk::can_be_told(disks, root).is_ok().then_some(root)
+    let hints = recorded_hints(draft).filter(|hints| !disk::are_silent(hints))?;
+    disk::choose(Some(hints), disks).ok()
 }
 
 /// Why the RAID volumes cannot be made; none: there are none to be made, or another operator has made just these.
@@ -54,10 +50,14 @@ pub(super) fn unsupported_raid(
     fn are_to_be_made<T: PartialEq>(wanted: Option<&Vec<T>>, there: Option<&Vec<T>>) -> bool {
         wanted.is_some_and(|volumes| !volumes.is_empty() && Some(volumes) != there)
     }
-    let any = are_to_be_made(hardware(wanted), hardware(there))
+    // An empty list asks to take away those that there are; those of software go with the cleaning.
+    let are_to_go = hardware(wanted).is_some_and(Vec::is_empty)
+        && hardware(there).is_some_and(|volumes| !volumes.is_empty());
+    let any = are_to_go
+        || are_to_be_made(hardware(wanted), hardware(there))
         || are_to_be_made(software(wanted), software(there));
     any.then_some(
-        "RAID volumes cannot be made by this version: remove spec.raid, or set the volumes up by other means",
+        "RAID volumes cannot be made or taken away by this version: remove spec.raid, or set the volumes up by other means",
     )
 }
 
@@ -98,8 +98,7 @@ pub(super) fn unsupported(draft: &Draft<'_>) -> Option<&'static str> {
 
 /// True if the host must go through preparing again.
 pub(super) fn is_outdated(draft: &Draft<'_>) -> bool {
-    let wanted = effective_hints(draft);
-    let hints = recorded_hints(draft, wanted.as_deref()) != wanted.as_deref();
+    let hints = recorded_hints(draft) != effective_hints(draft).as_deref();
     let raid = draft.host.spec.raid.is_some() && draft.host.spec.raid != draft.old.provisioning.raid;
     hints || raid
 }

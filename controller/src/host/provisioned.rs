@@ -136,6 +136,8 @@ fn told_to_leave(draft: &mut Draft<'_>, server: &Server, id: &str, message: &'st
         Job::Absent => jobs::place(draft, server, id, Task::Reboot),
         Job::Pending => draft.again(access::LOOK_AGAIN),
     }
+    // Its ramdisk is here.
+    draft.status.powered_on = true;
     draft.wait_for("Leave", message);
     Leaving::Told
 }

@@ -37,6 +37,10 @@ const HEARS: SignedDuration = SignedDuration::from_secs(10);
 pub(super) fn begin(draft: &mut Draft<'_>) {
     draft.enter(State::Provisioning);
     draft.begin(|history| &mut history.provision);
+    draft.begin_after(
+        |history| &mut history.provision,
+        |history| &mut history.deprovision,
+    );
     registration::snapshot_boot_mode(draft);
     // By which the disk is chosen that is written now and cleaned one day, whatever is changed meanwhile.
     draft.status.provisioning.root_device_hints = effective_hints(draft);
@@ -84,7 +88,7 @@ fn attempted<'a>(draft: &'a Draft<'_>) -> Option<&'a str> {
 /// for the next image: no cleaning would know of a disk that nothing written down leads to.
 fn root<'a>(draft: &Draft<'_>, disks: &'a [Disk]) -> Result<&'a Disk, String> {
     match attempted(draft) {
-        Some(_) => disk::choose(draft.old.provisioning.root_device_hints.as_deref(), disks),
+        Some(_) => disk::choose(preparing::recorded_hints(draft), disks),
         None => disk::choose(preparing::hints_of_now(draft).as_deref(), disks),
     }
 }
@@ -405,7 +409,9 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
         Job::Failed(error) if connected => {
             failed(draft, &format!("the machine did not leave its ramdisk: {error}"));
         }
-        _ => finish(draft, stays_off),
+        Job::Done => finish(draft, stays_off),
+        // Without a BMC nobody knows that it went off where it was not heard to go.
+        _ => finish(draft, stays_off && *reach != Reach::InBand),
     }
 }
 
@@ -420,11 +426,12 @@ fn is_off(draft: &Draft<'_>, server: &Server, id: &str) -> bool {
 }
 
 /// True if the machine could have left long ago: in the time in which nobody worked for its host, or it was not there, it could not hear
-/// that it is to.
+/// that it is to. One whose connection breaks again and again has heard it by then.
 fn stays(draft: &Draft<'_>) -> bool {
     let time = ramdisk::BOOT_DEADLINE;
     let worked = draft.now.duration_since(draft.seen.began) >= time;
-    worked && draft.waited("Leave", time) && is_here_since(draft, time)
+    let has_heard = is_here_since(draft, time) || draft.waited("Leave", time * 4);
+    worked && draft.waited("Leave", time) && has_heard
 }
 
 /// True if the session has been connected for at least so long.
@@ -451,10 +458,12 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     if returns(draft) {
         return;
     }
-    // Of one without a BMC nothing more can be known, and of one that is to be off its power is looked after anyway.
-    if *reach == Reach::InBand || (*reach == Reach::Bmc && stays_off) {
-        finish(draft, stays_off);
-        return;
+    // Of one without a BMC nothing more can be known, least of all that it is off; of one that is to be off the power is looked after anyway.
+    if *reach == Reach::InBand {
+        return finish(draft, false);
+    }
+    if *reach == Reach::Bmc && stays_off {
+        return finish(draft, true);
     }
     let tried = draft.seen.tried.as_ref().filter(|tried| tried.operation == id);
     let trouble = match (reach, tried.map(|tried| &tried.result)) {

@@ -9,7 +9,8 @@ use muster_proto::{
 };
 
 use super::{
-    access::{LOOK_AGAIN, Reach},
+    State,
+    access::{ASK_AGAIN, LOOK_AGAIN, Reach},
     conditions::{CONTESTED, ENROLS_AGAIN},
     draft::{Draft, clause},
     in_band,
@@ -134,6 +135,10 @@ fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
     match reboot {
         Reboot::Failed(why) => {
             power::rebooted(draft);
+            // Whoever boots it now is not to see it go down again for that.
+            if *reach == Reach::InBand && draft.session().is_none() {
+                jobs::clear(draft);
+            }
             draft.warn(
                 "PowerManagementError",
                 format!("the machine is not rebooted as {REBOOT_ANNOTATION} forces: {why}"),
@@ -156,9 +161,17 @@ fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
 
 fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
     let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
-    match power::tried(draft, &operation).map(|tried| (tried.at, &tried.result)) {
+    let tried = power::tried(draft, &operation);
+    let on_power = tried.is_some_and(|tried| tried.on_power);
+    match tried.map(|tried| (tried.at, &tried.result)) {
         Some((_, Ok(()))) => return Reboot::Done,
-        Some((at, Err(failure))) if let Some(pause) = pause_after(failure) => {
+        // Its answer was lost, and what called in some time after that is the ramdisk that it booted.
+        Some((at, Err(failure)))
+            if on_power && failure.class == FailureClass::Unreachable && is_booted_since(draft, at) =>
+        {
+            return Reboot::Done;
+        }
+        Some((at, Err(failure))) if let Some(pause) = pause_after(failure, on_power) => {
             start_again(draft, &operation, at, pause);
         }
         Some((_, Err(failure))) => return Reboot::Failed(failure.message.clone()),
@@ -173,6 +186,15 @@ fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
     }
     draft.again(LOOK_AGAIN);
     Reboot::UnderWay
+}
+
+/// True if the session began so long after `at` that its machine may have booted in between. One that only lost its connection then is back
+/// sooner.
+fn is_booted_since(draft: &Draft<'_>, at: Timestamp) -> bool {
+    let least = SignedDuration::from_secs(20);
+    draft
+        .here_since()
+        .is_some_and(|since| since.duration_since(at) >= least)
 }
 
 /// None: a person has to boot it anyway.
@@ -319,7 +341,7 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
             Ok(()) => {
                 overdue(draft, kind, "it was booted from the network", then);
             }
-            Err(failure) if let Some(pause) = pause_after(failure) => {
+            Err(failure) if let Some(pause) = pause_after(failure, tried.on_power) => {
                 if overdue(draft, kind, &failure.message, then) {
                     start_again(draft, operation, tried.at, pause);
                 }
@@ -419,12 +441,13 @@ pub(super) fn read_power(draft: &mut Draft<'_>) {
     draft.again(LOOK_AGAIN);
 }
 
-/// After which pause what failed so is tried again; none: it is not. What nobody answered may have been done all the same, and a machine
-/// that boots is left to that for a while.
-fn pause_after(failure: &Failure) -> Option<SignedDuration> {
+/// After which pause what failed so is tried again; none: it is not. An order on the power that nobody answered may have been carried out
+/// all the same, and a machine that boots is left to that for a while.
+fn pause_after(failure: &Failure, on_power: bool) -> Option<SignedDuration> {
     match failure.class {
         FailureClass::Busy => SignedDuration::try_from(LOOK_AGAIN).ok(),
-        FailureClass::Unreachable | FailureClass::System => Some(LOST_ANSWER),
+        FailureClass::Unreachable if on_power => Some(LOST_ANSWER),
+        FailureClass::Unreachable | FailureClass::System => Some(ASK_AGAIN),
         _ => None,
     }
 }
@@ -500,12 +523,26 @@ fn is_on_its_way(draft: &mut Draft<'_>) -> bool {
     !is_late
 }
 
+/// Since when the machine gets the ramdisk if it boots from the network: since its host is in a state that takes it there.
+fn armed_since(draft: &Draft<'_>) -> Timestamp {
+    let history = draft.old.operation_history.as_ref();
+    let metric = history.and_then(|history| match draft.state {
+        State::Inspecting => history.inspect.as_ref(),
+        State::Provisioning => history.provision.as_ref(),
+        State::Deprovisioning => history.deprovision.as_ref(),
+        _ => None,
+    });
+    let start = metric.and_then(|metric| Some(metric.start.as_ref()?.0));
+    let waits = || draft.waiting_since(POWER_CYCLE).unwrap_or(draft.now);
+    whole_seconds(start.unwrap_or_else(waits)).0
+}
+
 /// Nobody but a person can boot it.
 fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
     if may_return(draft, then) || is_on_its_way(draft) {
         return;
     }
-    let since = whole_seconds(draft.waiting_since(POWER_CYCLE).unwrap_or(draft.now)).0;
+    let since = armed_since(draft);
     if draft.is_leaving() {
         if draft.waited(POWER_CYCLE, BOOT_DEADLINE) {
             draft.fail(kind, "the machine has no BMC, and nobody power-cycled it");

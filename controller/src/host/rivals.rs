@@ -15,27 +15,29 @@ use crate::{
 
 /// The hosts among `others` that declare the machine of `host`, by its boot MAC address or by its BMC.
 ///
-/// One that is registered precedes one that is not; of two alike, the one that was made first, then the one whose name comes first.
+/// One that is registered precedes one that is not; of two alike, the one that was made first, then the one whose name comes first. One of
+/// which nothing is left but to let it go is no rival: it does nothing with its machine any more.
 pub fn rivals<'a>(host: &BareMetalHost, others: impl Iterator<Item = &'a BareMetalHost>) -> Vec<Rival> {
-    let us = rank(host);
+    let us = precedence(host);
     others
         .filter(|other| other.metadata.uid != host.metadata.uid)
-        .filter(|other| !host::is_untouched(other))
+        .filter(|other| !host::is_untouched(other) && State::of(other) != State::Deleting)
         .filter_map(|other| {
             Some(Rival {
                 path: Path::of(other).to_string(),
                 by: shared(host, other)?,
                 bmc: shared_bmc(host, other).is_some(),
                 state: State::of(other),
-                precedes: rank(other) < us,
+                precedes: precedence(other) < us,
             })
         })
         .collect()
 }
 
-type Rank = (bool, Option<Timestamp>, Path);
+type Precedence = (bool, Option<Timestamp>, Path);
 
-fn rank(host: &BareMetalHost) -> Rank {
+/// The host with the least precedes others of the same machine.
+pub(crate) fn precedence(host: &BareMetalHost) -> Precedence {
     let registered = State::of(host).is_registered();
     let made = host.metadata.creation_timestamp.as_ref().map(|at| at.0);
     (!registered, made, Path::of(host))

@@ -76,7 +76,7 @@ impl State {
     }
 
     /// True if the way to the host's machine was found once.
-    pub(super) fn is_registered(self) -> bool {
+    pub(crate) fn is_registered(self) -> bool {
         !matches!(self, State::New | State::Unmanaged | State::Registering)
     }
 

@@ -392,9 +392,24 @@ impl Vault {
     pub async fn release(&self, host: &BareMetalHost, name: &str) -> Result<(), ExecuteError> {
         let path = Path::beside(host, name);
         match self.known(&path) {
+            Some(Answer::Found(entry)) if entry.seen.for_use(Use::Bmc).is_err() => {
+                self.disown(host, &path).await?;
+                match self.known(&path) {
+                    Some(Answer::Found(entry)) => self.release_entry(&path, &entry).await,
+                    _ => Ok(()),
+                }
+            }
             Some(Answer::Found(entry)) => self.release_entry(&path, &entry).await,
             _ => Ok(()),
         }
+    }
+
+    /// Takes `host` off the owners of the Secret. One that turned out to be no login is somebody else's, whatever host names it, and is not
+    /// to go with that.
+    async fn disown(&self, host: &BareMetalHost, path: &Path) -> Result<(), ExecuteError> {
+        let gone = json!([{"$patch": "delete", "uid": host.metadata.uid}]);
+        let patch = Patch::Strategic(json!({"metadata": {"ownerReferences": gone}}));
+        self.patch("disown Secret", path, patch).await
     }
 
     /// The same of the Secret at `path`, if it is still of this `version`.

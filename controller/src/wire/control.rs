@@ -102,7 +102,12 @@ async fn act(mut standing: watch::Receiver<Standing>, control: Control) {
         };
         let mut tasks = match control.begin(&term) {
             Ok(tasks) => tasks,
-            Err(error) => return tracing::error!(error = %Chain(&error), "the control role cannot write"),
+            // Its certificate and key may be in the middle of being replaced.
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "the control role cannot write; it is tried again");
+                tokio::time::sleep(control.timing.retry).await;
+                continue;
+            }
         };
         tokio::select! {
             () = term.ended() => tasks.shutdown().await,

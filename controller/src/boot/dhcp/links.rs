@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io, net::Ipv4Addr};
 
 use muster_proto::Mac;
+use nix::errno::Errno;
 
 use crate::boot::segment::Link;
 
@@ -40,17 +41,24 @@ pub(super) struct Identity {
     mac: Option<Mac>,
 }
 
-/// That of the interface `name`, if it exists.
-pub(super) fn identity(name: &str) -> Option<Identity> {
-    let index = nix::net::if_::if_nametoindex(name).ok()?;
+/// That of the interface `name`; none: it does not exist.
+///
+/// # Errors
+/// As of [`links`].
+pub(super) fn identity(name: &str) -> io::Result<Option<Identity>> {
+    let index = match nix::net::if_::if_nametoindex(name) {
+        Ok(index) => index,
+        Err(Errno::ENODEV | Errno::ENXIO) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
     // Not by sysfs, which may be another namespace's.
-    let mut entries = nix::ifaddrs::getifaddrs().ok()?;
+    let mut entries = nix::ifaddrs::getifaddrs()?;
     let mac = entries.find_map(|entry| {
         let address = entry.address.filter(|_| entry.interface_name == name)?;
         address.as_link_addr()?.addr()
     });
-    Some(Identity {
+    Ok(Some(Identity {
         index,
         mac: mac.map(Mac),
-    })
+    }))
 }

@@ -165,7 +165,8 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
             }
             changed
         });
-        doors.follow(wanted(&plan), &service.dispatch).await;
+        let wanted = wanted(&plan, &doors.open);
+        doors.follow(wanted, &service.dispatch).await;
         report(&service, &segments, &plan, &doors);
     }
     service.dispatch.serve(Actives::new());
@@ -287,20 +288,27 @@ fn former_addresses(servers: &[Arc<Server>], segment: &str) -> Vec<(Mac, Ipv4Add
     known.into_iter().map(|(_, had)| had).collect()
 }
 
-/// The doors that a plan needs.
-fn wanted(plan: &Plan) -> Vec<Key> {
+/// The doors that a plan needs, of which some are `open`.
+fn wanted(plan: &Plan, open: &BTreeMap<Key, Door>) -> Vec<Key> {
     let nets = || plan.values().flatten().filter(|net| net.mode != DhcpMode::Off);
     let relayed = nets().any(|net| net.interface.is_none());
-    let mut keys: Vec<Key> = nets().filter_map(|net| local_key(net, relayed)).collect();
+    let mut keys: Vec<Key> = nets().filter_map(|net| local_key(net, relayed, open)).collect();
     if relayed {
         keys.push(Key::Relayed);
     }
     keys
 }
 
-fn local_key(net: &Net, shared: bool) -> Option<Key> {
+fn local_key(net: &Net, shared: bool, open: &BTreeMap<Key, Door>) -> Option<Key> {
     let interface = net.interface.clone()?;
-    let identity = links::identity(&interface)?;
+    let identity = match links::identity(&interface) {
+        Ok(identity) => identity?,
+        // That the kernel does not tell says nothing of the interface: what is open stays so.
+        Err(_) => {
+            let is_its = |key: &&Key| matches!(key, Key::Local { interface: of, .. } if *of == interface);
+            return open.keys().find(is_its).cloned();
+        }
+    };
     Some(Key::Local {
         interface,
         identity,

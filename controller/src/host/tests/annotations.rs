@@ -7,7 +7,12 @@ use muster_proto::kinds::{
 };
 
 use super::{
-    super::{BmcCall, Effect, State, next, observed::FailureClass, plan::PowerOrder, reboot, restore},
+    super::{
+        BmcCall, Effect, State, next,
+        observed::{Failure, FailureClass},
+        plan::PowerOrder,
+        reboot, restore,
+    },
     life::waiting,
     transitions::at,
     world::{Content, Fault, IMAGE, World, power_orders},
@@ -188,6 +193,37 @@ fn a_forced_reboot_that_the_bmc_refuses_is_told_of_and_the_work_goes_on() {
     }
     assert!(refused && !world.annotated(REBOOT_ANNOTATION));
     assert!(world.events.contains(&"PowerManagementError".to_owned()));
+    world.reach(State::Provisioned);
+}
+
+#[test]
+fn a_forced_reboot_whose_answer_was_lost_is_done_once_its_ramdisk_is_back() {
+    let mut world = at(State::Provisioning);
+    while world.machine.ramdisk.is_none() {
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        world.tick(2);
+    }
+    let boots = world.machine.boots;
+    world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
+    let begun = world.now;
+    while world.annotated(REBOOT_ANNOTATION) {
+        let plan = world.plan();
+        let is_power = |effect: &Effect| matches!(effect, Effect::Bmc(BmcCall::Power { .. }));
+        let is_lost = plan.effects.iter().any(is_power);
+        world.execute(plan, None, Fault::None);
+        if let (true, Some(tried)) = (is_lost, &mut world.tried) {
+            tried.result = Err(Failure {
+                class: FailureClass::Unreachable,
+                message: "no answer".to_owned(),
+                at: tried.at,
+            });
+        }
+        world.tick(10);
+        assert!(world.now.duration_since(begun).as_mins() < 6);
+    }
+    assert_eq!(world.machine.boots, boots + 1);
+    assert!(!world.events.contains(&"PowerManagementError".to_owned()));
     world.reach(State::Provisioned);
 }
 

@@ -148,6 +148,7 @@ fn a_boot_whose_arming_failed_goes_by_the_power_of_now() {
     world.tried = Some(Tried {
         operation: operation.unwrap(),
         at: world.now,
+        on_power: true,
         result: Err(Failure {
             class: FailureClass::Unreachable,
             message: "it says so".to_owned(),
@@ -169,6 +170,7 @@ fn what_one_bmc_did_says_nothing_of_another() {
     let tried = Tried {
         operation: "muster-provision-1".to_owned(),
         at: world.now,
+        on_power: true,
         result: Ok(()),
     };
     type Change = fn(&mut Probed);
@@ -697,9 +699,10 @@ fn power_that_was_read_before_an_effect_says_nothing_after_it() {
     let tried = Tried {
         operation: "on".to_owned(),
         at,
+        on_power: true,
         result: Ok(()),
     };
-    News::Tried(tried, true).remember(&mut bmc, &mut None);
+    News::Tried(tried).remember(&mut bmc, &mut None);
     assert_eq!(bmc.power, None);
 }
 

@@ -10,7 +10,7 @@ use muster_proto::kinds::{
 use super::{
     super::{State, in_band::is_wanted_on, plan::PowerOrder},
     life::waiting,
-    world::{Content, Fault, IMAGE, World},
+    world::{Content, Edge, Fault, IMAGE, World},
 };
 
 /// Outside of `provisioned`, upstream heeds only a wish that insists.
@@ -644,4 +644,48 @@ fn a_machine_is_woken_late_only_if_nobody_has_said_otherwise_since() {
         assert!(!is_wanted_on(&server, Some(&host)), "{at}");
     }
     assert!(!is_wanted_on(&server, None));
+}
+
+#[test]
+fn a_machine_that_was_not_heard_to_leave_its_ramdisk_is_not_taken_for_off() {
+    let mut world = World::in_band();
+    world.reach(State::Available);
+    world.settle();
+    (world.edge, world.loses_answer) = (Edge::KnowsNoLeave, true);
+    world.set_image(Some(IMAGE));
+    let plan = world.plan();
+    world.execute(plan, None, Fault::None);
+    assert_eq!(world.state(), State::Provisioning);
+    world.host().spec.online = false;
+    world.until("written", |world| {
+        let status = world.server.as_ref().and_then(|server| server.status.as_ref());
+        let job = status.and_then(|status| status.job.as_ref());
+        job.is_some_and(|job| job.done && job.id.contains("-write"))
+    });
+    world.disconnect();
+    world.reach(State::Provisioned);
+    world.settle();
+    assert!(powered_on(&world));
+    assert_eq!(waiting(&world).0, "PowerByHand");
+}
+
+#[test]
+fn a_host_that_somebody_else_provisioned_is_registered_by_the_ramdisk_that_is_booted_for_that() {
+    let mut world = World::in_band();
+    world.host().spec.externally_provisioned = Some(true);
+    world.disconnect();
+    world.machine.on = false;
+    world.settle();
+    assert_eq!(
+        (world.state(), waiting(&world).0.as_str()),
+        (State::Registering, "Ramdisk")
+    );
+    world.obey();
+    world.reach(State::ExternallyProvisioned);
+    world.settle();
+    assert!(
+        powered_on(&world) && world.machine.ramdisk.is_none(),
+        "it runs its own system again"
+    );
+    assert_eq!(world.machine.disk, Content::Old);
 }

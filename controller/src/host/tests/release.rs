@@ -1,13 +1,14 @@
 //! How hosts are let go of, and go: nothing runs on unnoticed, and no attempt is judged by an answer of before.
 
 use k8s_openapi::api::core::v1::SecretReference;
-use muster_proto::kinds::{AutomatedCleaningMode, ErrorType, HostBootMode};
+use muster_proto::kinds::{AutomatedCleaningMode, ErrorType, HostBootMode, RELEASE_ANNOTATION};
 
 use super::{
     super::{
         State,
         observed::{Failure, FailureClass, Power, SecretState, Tried},
         plan::{BmcCall, Effect, PowerOrder},
+        rivals,
     },
     life::waiting,
     transitions::at,
@@ -453,4 +454,73 @@ fn of_disks_that_were_left_out_of_a_cleaning_it_is_told() {
     world.set_image(None);
     world.reach(State::Available);
     assert_eq!(called(&world), 2);
+}
+
+/// Deprovisioning, with its ramdisk at the cleaning.
+fn cleaning() -> World {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.jobs_take = 60;
+    world.set_image(None);
+    world.until("cleaning", |world| world.machine.working.is_some());
+    world
+}
+
+#[test]
+fn what_is_said_of_disks_that_are_not_wanted_clean_any_more_is_so() {
+    let ends = |world: &mut World| {
+        world.reach(State::Available);
+        let told = |reason: &str| world.events.iter().any(|event| event == reason);
+        (told("NotCleaned"), world.machine.cleans)
+    };
+    // It was never ordered: the disks are as they were.
+    let mut world = at(State::Provisioned);
+    world.settle();
+    let cleans = world.machine.cleans;
+    world.set_image(None);
+    world.reach(State::Deprovisioning);
+    world.host().spec.automated_cleaning_mode = Some(AutomatedCleaningMode::Disabled);
+    assert_eq!(ends(&mut world), (false, cleans));
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+
+    // It may have been given a moment ago.
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.set_image(None);
+    world.machine.deaf = true;
+    world.until("ordered", |world| {
+        let job = world.server.as_ref().and_then(|server| server.spec.job.as_ref());
+        job.is_some_and(|job| job.id.starts_with("host-deprovision-"))
+    });
+    world.host().spec.automated_cleaning_mode = Some(AutomatedCleaningMode::Disabled);
+    assert!(ends(&mut world).0);
+
+    // It failed half-way.
+    let mut world = cleaning();
+    world.failing_jobs = 1;
+    world.until("failed", |world| world.failing_jobs == 0);
+    world.host().spec.automated_cleaning_mode = Some(AutomatedCleaningMode::Disabled);
+    assert!(ends(&mut world).0);
+
+    // Somebody wants the disks as they are, too late.
+    let mut world = cleaning();
+    world.annotate(RELEASE_ANNOTATION, "");
+    assert!(ends(&mut world).0);
+    assert!(!world.annotated(RELEASE_ANNOTATION));
+}
+
+#[test]
+fn nothing_is_in_the_way_of_a_host_that_is_merely_let_go() {
+    let mut us = World::new();
+    let mut twin = us.host().clone();
+    twin.metadata.name = Some("twin".to_owned());
+    twin.metadata.uid = Some("twin".to_owned());
+    for (state, count) in [
+        ("registering", 1),
+        ("powering off before delete", 1),
+        ("deleting", 0),
+    ] {
+        twin.status.get_or_insert_default().provisioning.state = state.to_owned();
+        assert_eq!(rivals(us.host(), [&twin].into_iter()).len(), count, "{state}");
+    }
 }

@@ -719,6 +719,7 @@ impl World {
                 self.tried = Some(Tried {
                     operation: operation.clone(),
                     at: self.now,
+                    on_power: matches!(effect, Effect::Bmc(BmcCall::Power { .. })),
                     result,
                 });
                 !bad

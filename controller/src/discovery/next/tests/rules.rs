@@ -142,10 +142,54 @@ fn a_host_that_nobody_touched_declares_a_nic_that_its_machine_has() {
     sim.reports("a", machine("J5K2X93", 2));
     sim.settle();
     assert_eq!(declared(&sim), Some(mac(2)));
+    let told = sim.told.iter().map(|event| (event.reason, event.message.clone()));
+    let told: Vec<_> = told.filter(|(reason, _)| *reason == "NicReplaced").collect();
+    assert!(
+        told.len() == 1 && told[0].1.contains(&mac(2).to_string()),
+        "{told:?}"
+    );
+    // One that nobody knows is yet to be put in: a person wrote that.
+    sim.change_host(NAME, |host| host.spec.boot_mac_address = Some(mac(8).to_string()));
+    sim.settle();
+    assert_eq!(declared(&sim), Some(mac(8)));
+    sim.change_host(NAME, |host| host.spec.boot_mac_address = Some(mac(2).to_string()));
     sim.change_host(NAME, |host| host.spec.bmc = Some(BmcDetails::default()));
     sim.reports("a", machine("J5K2X93", 3));
     sim.settle();
     assert_eq!(declared(&sim), Some(mac(2)));
+}
+
+#[test]
+fn a_host_after_the_pattern_of_another_is_another_machines_if_it_declares_another_nic() {
+    for (is_ours_touched, is_theirs_touched) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut sim = discovered();
+        let mut pattern = sim.host(NAME).clone();
+        pattern.metadata.name = Some("rack2".to_owned());
+        pattern.spec.boot_mac_address = Some(mac(2).to_string());
+        if is_theirs_touched {
+            pattern.spec.bmc = Some(BmcDetails::default());
+        }
+        sim.add_host(pattern);
+        if is_ours_touched {
+            sim.change_host(NAME, |host| host.spec.bmc = Some(BmcDetails::default()));
+        }
+        sim.settle();
+        assert_eq!(
+            sim.names(),
+            [NAME, "rack2"],
+            "{is_ours_touched} {is_theirs_touched}"
+        );
+        let own = Some(hosts::reference(sim.host(NAME)));
+        assert_eq!(sim.server("a").spec.host, own);
+        assert!(sim.notices().contains(&("rack2".to_owned(), "OtherMachine")));
+        // As it is told.
+        sim.change_host("rack2", |host| host.metadata.annotations = None);
+        sim.reports("b", machine("OTHER2", 2));
+        sim.settle();
+        assert_eq!(sim.names(), [NAME, "rack2"]);
+        let theirs = Some(hosts::reference(sim.host("rack2")));
+        assert_eq!(sim.server("b").spec.host, theirs);
+    }
 }
 
 #[test]
