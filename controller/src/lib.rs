@@ -15,6 +15,7 @@ pub mod events;
 #[cfg(test)]
 pub(crate) mod fake_api;
 mod gated;
+pub mod hardware;
 pub mod host;
 mod hosts;
 pub mod lease;

@@ -10,25 +10,23 @@ use muster_proto::{
     Mac,
     inventory::{BootMode, Inventory},
     kinds::{
-        ARCH_LABEL, AutomatedCleaningMode, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec,
+        ARCH_LABEL, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec,
         BareMetalHostStatus, HardwareDetails, OperationHistory, OperationMetric, OperationalStatus, Packed,
         ProvisionStatus, SEGMENT_LABEL, SERVER_ANNOTATION, Trust, VENDOR_LABEL,
     },
     text,
 };
 
-use super::{hardware, name};
+use super::name;
 use crate::{
+    hardware,
     host::{
-        Owner, State, conditions, owner,
-        owner::{has_bmc, is_in_band},
+        State, conditions,
+        owner::{TRUST_ANNOTATION, has_bmc, is_in_band, is_untouched},
     },
-    hosts::{annotation, declared_mac, made_for},
+    hosts::{annotation, declared_mac},
     time::whole_seconds,
 };
-
-/// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
-pub const TRUST_ANNOTATION: &str = "muster.dev/trust";
 
 /// The vendor and the serial number that an inspection of `host` found, if they say something.
 pub fn serial(host: &BareMetalHost) -> Option<(String, String)> {
@@ -39,16 +37,6 @@ pub fn serial(host: &BareMetalHost) -> Option<(String, String)> {
         name::vendor(vendor.manufacturer.as_deref().unwrap_or_default()),
         serial.to_owned(),
     ))
-}
-
-/// True while discovery writes the status, or would if the host were not paused: from creation until somebody wants more of the
-/// machine than to see it.
-pub fn is_discovered(host: &BareMetalHost) -> bool {
-    match owner(host) {
-        Owner::Discovery => true,
-        Owner::Operator => false,
-        Owner::Nobody => made_for(host).is_some() && State::of(host).is_young(),
-    }
 }
 
 /// True if what the machine does is the operator's to say: its host is on its way, or will be as soon as the operator has seen it.
@@ -74,40 +62,6 @@ pub fn recorded_trust(host: &BareMetalHost) -> Trust {
     annotation(host, TRUST_ANNOTATION)
         .and_then(parse)
         .unwrap_or(Trust::Unknown)
-}
-
-/// True for a host that Muster made and nobody has laid a hand on: nothing in it would be lost with it.
-pub fn is_untouched(host: &BareMetalHost) -> bool {
-    let ours = |name: &String| {
-        [
-            ARCH_LABEL,
-            VENDOR_LABEL,
-            BOOT_MODE_LABEL,
-            SEGMENT_LABEL,
-            SERVER_ANNOTATION,
-            TRUST_ANNOTATION,
-        ]
-        .contains(&name.as_str())
-    };
-    let only_ours = |map: &Option<BTreeMap<String, String>>| map.iter().flatten().all(|(name, _)| ours(name));
-    let as_made = BareMetalHostSpec {
-        architecture: host.spec.architecture.clone(),
-        boot_mac_address: host.spec.boot_mac_address.clone(),
-        // The schema's default, which the API server fills in.
-        automated_cleaning_mode: host
-            .spec
-            .automated_cleaning_mode
-            .filter(|mode| *mode == AutomatedCleaningMode::Metadata),
-        online: true,
-        ..BareMetalHostSpec::default()
-    };
-    made_for(host).is_some()
-        && is_discovered(host)
-        && host.spec == as_made
-        && only_ours(&host.metadata.labels)
-        && only_ours(&host.metadata.annotations)
-        && host.metadata.finalizers.iter().flatten().next().is_none()
-        && host.metadata.owner_references.iter().flatten().next().is_none()
 }
 
 /// A new host for the machine behind the Server `server`.

@@ -7,10 +7,11 @@
 use jiff::Timestamp;
 use muster_proto::kinds::{BareMetalHost, Job, JobAction, Server, SessionState, UnknownPolicy};
 
-use super::{hardware::is_early_until, host, next::Seen};
+use super::{host, next::Seen};
 use crate::{
     boot::policy::{Verdict, verdict},
-    host::is_for_another,
+    hardware::is_early_until,
+    host::{is_for_another, owner::is_discovered},
     hosts,
 };
 
@@ -46,7 +47,7 @@ pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: boo
     }
     let wanted = host.filter(|host| {
         hosts::made_for(host).is_some()
-            && host::is_discovered(host)
+            && is_discovered(host)
             && hosts::wants_inspection(host)
             && !hosts::is_paused(host)
     });

@@ -10,12 +10,10 @@
 //!   link, twins     which host stands for a machine; one machine, two hosts
 //!   report, jobs    what a report changes in its host; what the ramdisk is told
 //!   host, name      the shape of a discovered host, what it is called
-//!   hardware        an inventory as upstream has it
 //!   notices         what people are told
 //! ```
 
 pub mod execute;
-pub mod hardware;
 pub mod host;
 mod index;
 mod jobs;

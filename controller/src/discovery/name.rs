@@ -2,7 +2,7 @@
 
 use muster_proto::{Mac, inventory::Inventory, text};
 
-use super::hardware::boot_mac;
+use crate::hardware::boot_mac;
 
 /// The longest name: a DNS-1123 label (RFC 1123, 2.1), so that it also serves as a host name.
 pub const MAX: usize = 63;

@@ -24,7 +24,7 @@ use muster_proto::{
 };
 
 use super::{
-    hardware, host, jobs,
+    host, jobs,
     link::{self, Doubt, Link},
     name,
     notices::{clashes, failed_order, unapplied, unseen_host, unwatched, warning},
@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     events::Event,
+    hardware,
     host::conditions::{CONTESTED, ENROLS_AGAIN},
     hosts,
     path::Path,

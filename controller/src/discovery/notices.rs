@@ -9,10 +9,9 @@ use muster_proto::{
 };
 
 use super::{
-    hardware,
     next::{Seen, server_name},
 };
-use crate::{events::Event, round::ExecuteError};
+use crate::{events::Event, hardware, round::ExecuteError};
 
 /// The longest message of an Event that the API server takes is 1 KiB.
 const MESSAGE_MAX: usize = 1000;

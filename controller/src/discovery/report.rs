@@ -15,7 +15,11 @@ use super::{
     next::{Effect, Plan, Seen, job, server_name, status, trust},
     notices::{event, told_of_hardware, warning},
 };
-use crate::{host::conditions::CONTESTED, hosts, path::Path};
+use crate::{
+    host::{conditions::CONTESTED, owner::is_discovered},
+    hosts,
+    path::Path,
+};
 
 /// Why a report may not change `host`; none if it may.
 pub(super) fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
@@ -23,12 +27,12 @@ pub(super) fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
     match hosts::made_for(host) {
         None => return Some("Muster did not make it".to_owned()),
         // Left by a Server that was removed: ours again, as long as it is still what discovery made of it.
-        Some(server) if server != us && !host::is_discovered(host) => {
+        Some(server) if server != us && !is_discovered(host) => {
             return Some("it was made for another Server".to_owned());
         }
         Some(_) => {}
     }
-    if !host::is_discovered(host) {
+    if !is_discovered(host) {
         return Some(format!(
             "it is {}",
             text::clean(hosts::state_word(host).as_bytes())

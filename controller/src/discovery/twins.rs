@@ -5,18 +5,18 @@ use kube::Resource as _;
 use muster_proto::kinds::{BareMetalHost, SERVER_ANNOTATION, ServerSpec};
 
 use super::{
-    host, link,
+    link,
     next::{Effect, Plan, Seen, server_name},
     notices::{event, warning},
 };
-use crate::{events::Event, hosts, path::Path};
+use crate::{events::Event, host::owner::is_untouched, hosts, path::Path};
 
 /// Our host, and the same machine declared by somebody else under another name or in another namespace.
 pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan) {
     let at = Path::of(ours);
     let (copies, strangers) = made_for_us(seen, &at);
-    let (left, touched): (Vec<_>, Vec<_>) = copies.into_iter().partition(|copy| host::is_untouched(copy));
-    if !left.is_empty() && !host::is_untouched(ours) {
+    let (left, touched): (Vec<_>, Vec<_>) = copies.into_iter().partition(|copy| is_untouched(copy));
+    if !left.is_empty() && !is_untouched(ours) {
         return (
             true,
             Plan {
@@ -45,8 +45,8 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
             },
         ),
         [theirs]
-            if host::is_untouched(ours)
-                && !host::is_untouched(theirs)
+            if is_untouched(ours)
+                && !is_untouched(theirs)
                 && link::rivals(seen, theirs).is_empty() =>
         {
             let spec = ServerSpec {
@@ -91,7 +91,7 @@ pub(super) fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool,
         ..Plan::default()
     };
     for ours in left {
-        match host::is_untouched(ours) {
+        match is_untouched(ours) {
             true => plan.effects.extend(fold(ours, theirs)),
             false => plan.notices.extend(double(ours, theirs)),
         }

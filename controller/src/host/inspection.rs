@@ -16,7 +16,7 @@ use super::{
 };
 use crate::time::whole_seconds;
 use crate::{
-    discovery::hardware,
+    hardware,
     hosts::{self, forbids_inspection, wants_inspection},
 };
 

@@ -1,9 +1,18 @@
-//! Who writes the status of a host: discovery or the operator. One function, asked by both, so that never both do. Pure.
+//! Whose a host is: who writes its status, discovery or the operator, and whether anybody has laid a hand on it. One function each, asked by
+//! both, so that never both do. Pure.
 
-use muster_proto::kinds::{BareMetalHost, IN_BAND_ANNOTATION, SERVER_ANNOTATION, STATUS_ANNOTATION};
+use std::collections::BTreeMap;
+
+use muster_proto::kinds::{
+    ARCH_LABEL, AutomatedCleaningMode, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec, IN_BAND_ANNOTATION,
+    SEGMENT_LABEL, SERVER_ANNOTATION, STATUS_ANNOTATION, VENDOR_LABEL,
+};
 
 use super::{State, plan::FINALIZER};
-use crate::hosts::{annotation, is_paused};
+use crate::hosts::{annotation, is_paused, made_for};
+
+/// Annotation on a discovered host: the trust of the session whose report it shows. A report of less trust changes nothing.
+pub const TRUST_ANNOTATION: &str = "muster.dev/trust";
 
 /// Who writes the status of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +41,50 @@ pub fn owner(host: &BareMetalHost) -> Owner {
         true => Owner::Discovery,
         false => Owner::Operator,
     }
+}
+
+/// True while discovery writes the status, or would if the host were not paused: from creation until somebody wants more of the
+/// machine than to see it.
+pub fn is_discovered(host: &BareMetalHost) -> bool {
+    match owner(host) {
+        Owner::Discovery => true,
+        Owner::Operator => false,
+        Owner::Nobody => made_for(host).is_some() && State::of(host).is_young(),
+    }
+}
+
+/// True for a host that Muster made and nobody has laid a hand on: nothing in it would be lost with it.
+pub fn is_untouched(host: &BareMetalHost) -> bool {
+    let ours = |name: &String| {
+        [
+            ARCH_LABEL,
+            VENDOR_LABEL,
+            BOOT_MODE_LABEL,
+            SEGMENT_LABEL,
+            SERVER_ANNOTATION,
+            TRUST_ANNOTATION,
+        ]
+        .contains(&name.as_str())
+    };
+    let only_ours = |map: &Option<BTreeMap<String, String>>| map.iter().flatten().all(|(name, _)| ours(name));
+    let as_made = BareMetalHostSpec {
+        architecture: host.spec.architecture.clone(),
+        boot_mac_address: host.spec.boot_mac_address.clone(),
+        // The schema's default, which the API server fills in.
+        automated_cleaning_mode: host
+            .spec
+            .automated_cleaning_mode
+            .filter(|mode| *mode == AutomatedCleaningMode::Metadata),
+        online: true,
+        ..BareMetalHostSpec::default()
+    };
+    made_for(host).is_some()
+        && is_discovered(host)
+        && host.spec == as_made
+        && only_ours(&host.metadata.labels)
+        && only_ours(&host.metadata.annotations)
+        && host.metadata.finalizers.iter().flatten().next().is_none()
+        && host.metadata.owner_references.iter().flatten().next().is_none()
 }
 
 /// True if `host` carries the operator's finalizer: it holds the host, and with it the machine, until it lets go.

@@ -23,7 +23,7 @@ use super::{
     power, reboot, registration,
 };
 use crate::time::{is_ahead, whole_seconds};
-use crate::{discovery::hardware, hosts::declared_mac};
+use crate::{hardware, hosts::declared_mac};
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
 /// several minutes for their firmware alone.

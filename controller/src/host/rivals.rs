@@ -5,10 +5,9 @@ use std::fmt;
 use jiff::Timestamp;
 use muster_proto::kinds::BareMetalHost;
 
-use super::{State, access, observed::Rival, owner::has_bmc};
+use super::{State, access, observed::Rival, owner::{has_bmc, is_untouched}};
 use crate::{
     bmc::{Address, Transport, address::decoded},
-    discovery::host,
     hosts,
     path::Path,
 };
@@ -21,7 +20,7 @@ pub fn rivals<'a>(host: &BareMetalHost, others: impl Iterator<Item = &'a BareMet
     let us = precedence(host);
     others
         .filter(|other| other.metadata.uid != host.metadata.uid)
-        .filter(|other| !host::is_untouched(other) && State::of(other) != State::Deleting)
+        .filter(|other| !is_untouched(other) && State::of(other) != State::Deleting)
         .filter_map(|other| {
             Some(Rival {
                 path: Path::of(other).to_string(),

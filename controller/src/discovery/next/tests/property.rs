@@ -1,6 +1,8 @@
 use muster_proto::inventory::{Disk, Nic};
 use proptest::prelude::*;
 
+use crate::host::owner::is_discovered;
+
 use super::{
     sim::{HOSTS, Sim, mac, machine},
     *,
@@ -166,7 +168,7 @@ proptest! {
         }
         let before = declared(&sim);
         let protected: Vec<_> =
-            sim.hosts.iter().filter(|host| !host::is_discovered(host)).map(|host| host.as_ref().clone()).collect();
+            sim.hosts.iter().filter(|host| !is_discovered(host)).map(|host| host.as_ref().clone()).collect();
         sim.settle();
         prop_assert_eq!(declared(&sim), before);
         for host in protected {

@@ -8,7 +8,7 @@ use super::{
     sim::{self, HOSTS, Sim, mac, machine},
     *,
 };
-use crate::host::plan::FINALIZER;
+use crate::host::{owner::TRUST_ANNOTATION, plan::FINALIZER};
 
 fn discovered() -> Sim {
     let mut sim = Sim::new(UnknownPolicy::Hold);
@@ -289,7 +289,7 @@ fn a_report_of_less_trust_changes_nothing() {
     let mut sim = discovered();
     sim.change_host(NAME, |host| {
         let annotations = host.metadata.annotations.get_or_insert_default();
-        annotations.insert(host::TRUST_ANNOTATION.to_owned(), "bmc-delivered".to_owned());
+        annotations.insert(TRUST_ANNOTATION.to_owned(), "bmc-delivered".to_owned());
     });
     let before = sim.host(NAME).clone();
     let mut inventory = machine("J5K2X93", 1);
