@@ -21,6 +21,8 @@ use crate::{
 /// From the start of a disk or partition: boot sectors, tables, LVM (label in the first 2 KiB, metadata up to 1 MiB), md 1.1 and
 /// 1.2, ext, XFS, swap, ZFS, btrfs (64 KiB), VMFS (1 MiB), both headers of LUKS2 (the second at up to 4 MiB).
 const START: u64 = 5 << 20;
+/// As much of a disk has its partition table.
+const HEAD: u64 = 1 << 20;
 
 /// To the end: the backup GPT, md 0.90 and 1.0 (at most 128 KiB before it), firmware's RAIDs (the last blocks), ZFS (512 KiB),
 /// NTFS's second boot sector, and a config drive of which no table speaks yet: at the very end, or where MBRs end, and seldom larger. (One that
@@ -132,6 +134,14 @@ fn wipe(disk: &mut dyn Disk, work: &Work) -> Result<Cleaned, Failed> {
     let table = read_table(disk);
     let mut between = VecDeque::from(ranges(&table.places, disk.size(), disk.block()));
     let (first, last) = (between.pop_front(), between.pop_back());
+    // A range is zeroed from its beginning: what only the table leads to goes before that.
+    let first = first.map(|first| {
+        let head = first.start.max(HEAD).min(first.end);
+        if head < first.end {
+            between.push_front(head..first.end);
+        }
+        first.start..head
+    });
     let mut zeroed = 0;
     for range in between.into_iter().rev() {
         zeroed += zero(disk, &range, work)?;

@@ -91,11 +91,12 @@ pub fn disk_signature(sector: &[u8]) -> [u8; 4] {
     sector[440..444].try_into().expect("four bytes")
 }
 
-/// Makes the protective record, if there is one that covers the whole disk, cover one of `blocks` blocks.
+/// Makes the protective record cover a disk of `blocks` blocks, if it stands alone. Hybrid tables have other records beside it, which it ends
+/// before: there it stays as it is.
 pub fn stretch_protective(sector: &mut [u8], blocks: u64) {
+    let is_hybrid = records(sector).iter().any(|record| record.kind != PROTECTIVE);
     for record in sector[RECORDS..510].chunks_exact_mut(16) {
-        // Hybrid tables have other records beside it, and one that covers less: those stay as they are.
-        if record[4] == PROTECTIVE && record[8..12] == [1, 0, 0, 0] {
+        if !is_hybrid && record[4] == PROTECTIVE && record[8..12] == [1, 0, 0, 0] {
             let len = u32::try_from(blocks - 1).unwrap_or(u32::MAX);
             record[12..16].copy_from_slice(&len.to_le_bytes());
         }
@@ -196,14 +197,18 @@ mod tests {
     }
 
     #[test]
-    fn only_the_record_that_covers_the_disk_is_stretched() {
-        let mut disk = sector(&[(PROTECTIVE, 1, 99), (LINUX, 2048, 10)]);
+    fn only_a_protective_record_that_stands_alone_is_stretched() {
+        let mut disk = sector(&[(PROTECTIVE, 1, 99)]);
         stretch_protective(&mut disk, 1000);
         assert!(is_protective(&disk));
         assert_eq!(records(&disk)[0].blocks, 999);
         stretch_protective(&mut disk, 1 << 40);
         assert_eq!(records(&disk)[0].blocks, u32::MAX);
-        assert_eq!(records(&disk)[1].blocks, 10);
+        // It would overlap the other one.
+        let hybrid = sector(&[(PROTECTIVE, 1, 2047), (LINUX, 2048, 10)]);
+        let mut disk = hybrid.clone();
+        stretch_protective(&mut disk, 1 << 40);
+        assert_eq!(disk, hybrid);
     }
 
     proptest! {

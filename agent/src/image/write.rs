@@ -222,6 +222,12 @@ impl Writing<'_> {
         let mut whole = head.to_vec();
         whole.resize(HEAD, 0);
         let layout = Layout::fit(&whole, size, block).map_err(|source| Failure::Layout { source })?;
+        // Nothing follows less than that: it was cut off.
+        if head.len() < HEAD {
+            layout
+                .check_len(head.len() as u64)
+                .map_err(|source| Failure::Layout { source })?;
+        }
         let boots = match efi::is_uefi(self.root) {
             true => layout.system_partition().map(drop),
             false if whole[..mbr::PROGRAM].iter().all(|byte| *byte == 0) => Err(LayoutError::NoProgram),

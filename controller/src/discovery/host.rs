@@ -10,9 +10,9 @@ use muster_proto::{
     Mac,
     inventory::{BootMode, Inventory},
     kinds::{
-        ARCH_LABEL, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec,
-        BareMetalHostStatus, HardwareDetails, OperationHistory, OperationMetric, OperationalStatus, Packed,
-        ProvisionStatus, SEGMENT_LABEL, SERVER_ANNOTATION, Trust, VENDOR_LABEL,
+        ARCH_LABEL, BOOT_MODE_LABEL, BareMetalHost, BareMetalHostSpec, BareMetalHostStatus, HardwareDetails,
+        OperationHistory, OperationMetric, OperationalStatus, Packed, ProvisionStatus, SEGMENT_LABEL,
+        SERVER_ANNOTATION, Trust, VENDOR_LABEL,
     },
     text,
 };

@@ -8,9 +8,7 @@ use muster_proto::{
     text,
 };
 
-use super::{
-    next::{Seen, server_name},
-};
+use super::next::{Seen, server_name};
 use crate::{events::Event, hardware, round::ExecuteError};
 
 /// The longest message of an Event that the API server takes is 1 KiB.

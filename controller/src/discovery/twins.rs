@@ -44,11 +44,7 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
                 ..Plan::default()
             },
         ),
-        [theirs]
-            if is_untouched(ours)
-                && !is_untouched(theirs)
-                && link::rivals(seen, theirs).is_empty() =>
-        {
+        [theirs] if is_untouched(ours) && !is_untouched(theirs) && link::rivals(seen, theirs).is_empty() => {
             let spec = ServerSpec {
                 host: Some(hosts::reference(theirs)),
                 ..seen.server.spec.clone()

@@ -5,7 +5,11 @@ use std::fmt;
 use jiff::Timestamp;
 use muster_proto::kinds::BareMetalHost;
 
-use super::{State, access, observed::Rival, owner::{has_bmc, is_untouched}};
+use super::{
+    State, access,
+    observed::Rival,
+    owner::{has_bmc, is_untouched},
+};
 use crate::{
     bmc::{Address, Transport, address::decoded},
     hosts,

@@ -14,6 +14,31 @@ fn wiped(disk: &mut SimDisk) -> Cleaned {
     wipe(disk, &Work::unwatched()).unwrap()
 }
 
+#[test]
+fn the_table_goes_after_all_that_it_leads_to() {
+    let parts = [
+        (2048, 6 * 2048 - 1, Guid::LINUX, "one"),
+        (20 * 2048, 30 * 2048 - 1, Guid::LINUX, "two"),
+    ];
+    let mut bytes = gpt_tests::disk(40 * 2048, 512, &parts);
+    bytes[MIB..6 * MIB].fill(0x5a);
+    let mut whole = SimDisk::of(bytes.clone(), 512);
+    wiped(&mut whole);
+    for at in 0..=whole.changes {
+        let mut disk = SimDisk::of(bytes.clone(), 512);
+        disk.dies_at = Some(at);
+        let _ = wipe(&mut disk, &Work::unwatched());
+        // Of what was not safe only the beginning is there.
+        let mut written = 0;
+        let left = disk.after_power_loss(|| {
+            written += 1;
+            written < 8
+        });
+        let has_no_table = left[..MIB] != bytes[..MIB];
+        assert!(!has_no_table || !left[MIB..6 * MIB].contains(&0x5a), "{at}");
+    }
+}
+
 /// Places in bytes at which file systems, volumes and arrays put their marks, from the start of their device or before its end.
 const MARKS: &[(&str, i64)] = &[
     ("ext4", 1024 + 56),

@@ -111,6 +111,12 @@ struct Names {
     firmware: String,
 }
 
+/// False where the kernel's flag says nothing of what somebody takes along: `aacraid` sets it on each of its volumes so that their size is
+/// asked for anew, and ports of AHCI that can be hot-plugged have it.
+fn may_be_taken_out(transport: Transport) -> bool {
+    !matches!(transport, Transport::Ata | Transport::Sas | Transport::Scsi)
+}
+
 impl Reading<'_> {
     /// `None` for what is no disk, has no medium, or does not tell its size.
     fn disk(&mut self) -> Option<Disk> {
@@ -147,7 +153,7 @@ impl Reading<'_> {
             logical_block_bytes: self.number("queue/logical_block_size"),
             physical_block_bytes: self.number("queue/physical_block_size"),
             rotational: self.flag("queue/rotational"),
-            removable: self.flag("removable"),
+            removable: self.flag("removable") && may_be_taken_out(transport),
             read_only: self.flag("ro"),
             hctl: self.hctl(),
             transport,

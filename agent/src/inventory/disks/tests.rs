@@ -337,6 +337,14 @@ fn a_usb_stick_has_the_serial_of_its_plug() {
 }
 
 #[test]
+fn a_volume_of_a_raid_controller_is_not_taken_out_whatever_its_driver_says() {
+    let host = "pci0000:00/0000:00:03.0/0000:03:00.0/host0";
+    let flag = format!("sys/devices/{host}/target0:0:0/0:0:0:0/block/sda/removable");
+    let disk = Disks::new().scsi("sda", host, "0:0:0:0").file(&flag, "1\n").one();
+    assert_eq!((disk.transport, disk.removable), (Transport::Scsi, false));
+}
+
+#[test]
 fn a_card_is_told_from_a_chip() {
     for (kind, transport) in [
         ("MMC", Transport::Mmc),

@@ -48,6 +48,9 @@ fn a_stream_that_is_cut_off_or_goes_on_with_garbage_is_refused() {
     // A file that was cut off before anyone took its digest.
     let refused = Trial::of(image[..6 * MIB].to_vec()).fails(&mut old_disk(BLOCK), After::Unbootable);
     assert!(matches!(refused, Failure::Layout { .. }), "{refused}");
+    // Its table is there, and nothing of what that says: so much is known before the disk is touched.
+    let refused = Trial::of(image[..200 << 10].to_vec()).fails(&mut old_disk(BLOCK), After::Untouched);
+    assert!(matches!(refused, Failure::Layout { .. }), "{refused}");
 }
 
 #[test]
