@@ -265,7 +265,7 @@ impl World {
         let is_surely = |pointed: &BareMetalHost| {
             let shown = server.as_ref().and_then(|server| server.status.as_ref());
             let shown = shown.and_then(|status| status.identity.system_uuid.as_deref());
-            declared_mac(pointed) == Some(mac) || (shown.is_some() && shown == uuid)
+            declared_mac(pointed) == Some(mac) || (!by_uuid_alone && shown.is_some() && shown == uuid)
         };
         let having: Vec<_> = self
             .machines

@@ -222,7 +222,10 @@ async fn newest(
         let server = match edge.store.fetch_server(&certificate.server).await {
             Ok(now) if ours(&now) => now,
             Ok(_) => Box::pin(edge.authenticate(peer)).await?.server,
-            Err(error) => return Err(unavailable(&error)),
+            Err(error) => {
+                right.failed();
+                return Err(unavailable(&error));
+            }
         };
         seen = Seen::of(edge, server);
     }
@@ -233,8 +236,13 @@ async fn newest(
     {
         right.ask()?;
         let follows = jobs::command(&seen.server, request).is_some_and(|command| command.id != job.id);
-        let host = edge.store.host_for(at, &job.id, follows).await;
-        seen.host = host.map_err(|error| unavailable(&error))?;
+        match edge.store.host_for(at, &job.id, follows).await {
+            Ok(host) => seen.host = host,
+            Err(error) => {
+                right.failed();
+                return Err(unavailable(&error));
+            }
+        }
         // What was told of the order meanwhile counts, too.
         seen.server = known().await?;
     }

@@ -110,8 +110,8 @@ fn made_for_us<'a>(seen: &Seen<'a>, at: &Path) -> (Vec<&'a BareMetalHost>, Vec<E
         others.partition(|host| hosts::declared_mac(host).is_none_or(|mac| link::has(seen, mac)));
     let told = strange.into_iter().map(|host| {
         let message = format!(
-            "the annotation {SERVER_ANNOTATION} says that the host was made for Server {}, whose machine has no NIC with the host's \
-             bootMACAddress; next: nothing is done with the host until that annotation is removed",
+            "the annotation {SERVER_ANNOTATION} says that the host was made for Server {}, whose machine has another host, and no \
+             NIC with this one's bootMACAddress; next: this one waits for its own machine once that annotation is removed",
             server_name(seen.server)
         );
         warning(host.object_ref(&()), "OtherMachine", message)

@@ -100,7 +100,9 @@ fn ending_of_another_format(url: &str) -> Option<&'static str> {
 
 /// What the path of `url` ends with, in lower case.
 fn file_name(url: &str) -> String {
-    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let whole = url.split(['?', '#']).next().unwrap_or_default();
+    let (_, rest) = whole.split_once("://").unwrap_or_default();
+    let (_, path) = rest.split_once('/').unwrap_or_default();
     let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     name.trim().to_ascii_lowercase()
 }

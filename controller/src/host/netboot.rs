@@ -33,8 +33,8 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
         State::Registering if !foreign && !forbids_inspection(host) => {
             Some("its host is registering and will be inspected")
         }
-        // Also of one that somebody else provisioned: it is told to leave again, once it is known by its session.
-        State::Registering if !has_bmc(host) => {
+        // Also of one that somebody else provisioned, if somebody wants it managed so: it is told to leave again once it is registered.
+        State::Registering if is_in_band(host) || (!foreign && !has_bmc(host)) => {
             Some("its host is registering, which takes its ramdisk: it has no BMC")
         }
         State::Inspecting => Some("its host is inspecting"),

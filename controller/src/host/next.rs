@@ -15,9 +15,14 @@ use jiff::Timestamp;
 use muster_proto::kinds::{BareMetalHost, OperationalStatus};
 
 use super::{
-    Owner, State, available, deletion, deprovisioning, detached, draft::Draft, inspection,
-    observed::Observed, owner, owner::is_held, plan::Plan, preparing, provisioned, provisioning,
-    registration, restore, secrets,
+    Owner, State, available, deletion, deprovisioning, detached,
+    draft::Draft,
+    inspection,
+    observed::{Bmc, Observed},
+    owner,
+    owner::{has_bmc, is_held},
+    plan::{BmcCall, Plan},
+    preparing, provisioned, provisioning, registration, restore, secrets,
 };
 use crate::hosts;
 
@@ -36,7 +41,17 @@ pub fn next(host: &BareMetalHost, seen: &Observed, now: Timestamp) -> Plan {
     if let Some(plan) = restore::status(host, seen, now) {
         return plan;
     }
-    let mut draft = Draft::new(host, seen, now);
+    // What a BMC said that the host has no more says nothing of its machine, and is forgotten.
+    let is_former = !has_bmc(host) && seen.bmc != Bmc::default();
+    let without = is_former.then(|| Observed {
+        bmc: Bmc::default(),
+        tried: None,
+        ..seen.clone()
+    });
+    let mut draft = Draft::new(host, without.as_ref().unwrap_or(seen), now);
+    if is_former {
+        draft.call(BmcCall::Forget);
+    }
     if draft.state == State::Foreign && !leaving {
         return Plan::rest(format!(
             "its state `{}` is unknown to this version",

@@ -9,7 +9,6 @@ use super::{
     index::Index,
     memory::{Memory, Newest},
     observed::Observed,
-    owner::has_bmc,
     rivals,
     vault::Vault,
 };
@@ -63,11 +62,7 @@ impl Eyes<'_> {
             .iter()
             .filter_map(|other| self.world.hosts.get(&other.to_ref()))
             .collect();
-        // What a BMC said that the host has no more says nothing of its machine.
-        let (bmc, tried) = match has_bmc(&host) {
-            true => self.memory.bmc(&host),
-            false => Default::default(),
-        };
+        let (bmc, tried) = self.memory.bmc(&host);
         let work = self.memory.work(&host, server.as_deref());
         let seen = Observed {
             hardware,

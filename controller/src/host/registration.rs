@@ -132,8 +132,9 @@ pub(super) fn snapshot_boot_mode(draft: &mut Draft<'_>) -> WantedMode {
         (Some(mode @ HostBootMode::Legacy), _) => (mode, WantedMode::Required(Mode::Legacy)),
         // Muster's boot files do not start under Secure Boot.
         (Some(mode), _) => (mode, WantedMode::Required(Mode::Uefi)),
-        (None, Some(BootMode::Bios)) => (HostBootMode::Legacy, WantedMode::Any),
-        (None, Some(BootMode::Uefi)) => (HostBootMode::Uefi, WantedMode::Any),
+        // What a BMC shows while nothing is armed is often no more than its default.
+        (None, Some(BootMode::Bios)) => (HostBootMode::Legacy, WantedMode::Preferred(Mode::Legacy)),
+        (None, Some(BootMode::Uefi)) => (HostBootMode::Uefi, WantedMode::Preferred(Mode::Uefi)),
         (None, None) => (HostBootMode::Uefi, WantedMode::Preferred(Mode::Uefi)),
     };
     draft.status.provisioning.boot_mode = Some(mode);

@@ -91,8 +91,12 @@ struct Control {
     retries: i64,
 }
 
+/// So often the beginning of a term is tried, with the pause between two renewals of the Lease.
+const BEGINNINGS: u32 = 10;
+
 /// Runs the loops of the control role while this process leads, and drops them when it leads no more. Ends if one of them does.
 async fn act(mut standing: watch::Receiver<Standing>, control: Control) {
+    let mut failed = 0;
     loop {
         let leads = |now: &Standing| now.leadership().is_some_and(Leadership::still);
         let next = standing.wait_for(leads).await;
@@ -102,13 +106,16 @@ async fn act(mut standing: watch::Receiver<Standing>, control: Control) {
         };
         let mut tasks = match control.begin(&term) {
             Ok(tasks) => tasks,
-            // Its certificate and key may be in the middle of being replaced.
-            Err(error) => {
-                tracing::error!(error = %Chain(&error), "the control role cannot write; it is tried again");
+            // Its certificate and key may be in the middle of being replaced; but another one may be able to.
+            Err(error) if failed < BEGINNINGS => {
+                tracing::warn!(error = %Chain(&error), "the control role cannot write; it is tried again");
+                failed += 1;
                 tokio::time::sleep(control.timing.retry).await;
                 continue;
             }
+            Err(error) => return tracing::error!(error = %Chain(&error), "the control role cannot write"),
         };
+        failed = 0;
         tokio::select! {
             () = term.ended() => tasks.shutdown().await,
             ended = tasks.join_next() => {

@@ -1,5 +1,7 @@
 //! Resources of one Redfish service: who we are there, redirects, ETags (DSP0266).
 
+use std::time::Duration;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hyper::{
     Method, StatusCode,
@@ -8,6 +10,7 @@ use hyper::{
 };
 use muster_proto::text::clean;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{
     model::{self, Root},
@@ -15,6 +18,10 @@ use super::{
     wire::{Asked, Means, Told, Wire},
 };
 use crate::bmc::{Access, BmcError, Credentials, Leave};
+
+/// So long a session stays that was forbidden what one before it was: a person may give the user more rights, which it has from its next
+/// session on, and of one that was over some say the same.
+const BARRED: Duration = Duration::from_secs(600);
 
 /// Where every service begins.
 const ROOT: &str = "/redfish/v1/";
@@ -48,8 +55,15 @@ struct Session {
     /// What to delete to end it.
     path: Option<String>,
     of: Credentials,
-    /// It was made because one before was forbidden something, and is so, too.
-    forbidden: bool,
+    /// When it was made because one before was forbidden something, and was so, too.
+    forbidden: Option<Instant>,
+}
+
+impl Session {
+    /// True if a newer one would be forbidden the same: so it was a moment ago.
+    fn is_barred(&self) -> bool {
+        self.forbidden.is_some_and(|since| since.elapsed() < BARRED)
+    }
 }
 
 /// A resource as it was read.
@@ -180,8 +194,10 @@ impl<'a> Client<'a> {
             asked.headers.push(self.authority().await?);
             let told = self.follow(&mut asked).await?;
             let knows_none = !told.status.is_success() && self.said(&told).knows_no_session();
-            if knows_none && let Some(error) = self.without_session.take() {
-                // It takes nothing but sessions, and what it said of those is no verdict on user and password.
+            // It takes nothing but sessions, and what it said of those is no verdict on user and password.
+            let has_no_room = matches!(self.without_session, Some(BmcError::Busy { .. }));
+            let takes_sessions_only = knows_none || (told.status == StatusCode::UNAUTHORIZED && has_no_room);
+            if takes_sessions_only && let Some(error) = self.without_session.take() {
                 return Err(error);
             }
             let is_unknown = knows_none || told.status == StatusCode::UNAUTHORIZED;
@@ -189,14 +205,15 @@ impl<'a> Client<'a> {
             let is_forbidden = told.status == StatusCode::FORBIDDEN;
             let session = self.memory.session.as_mut();
             let is_old =
-                is_forbidden && !self.opened && session.as_ref().is_some_and(|session| !session.forbidden);
+                is_forbidden && !self.opened && session.as_ref().is_some_and(|session| !session.is_barred());
             if let Some(session) = session.filter(|_| is_forbidden && self.opened) {
-                session.forbidden = true;
+                session.forbidden = Some(Instant::now());
             }
             if !(is_unknown || is_old) || !known || renewed {
                 return Ok((asked, told));
             }
-            if is_unknown {
+            // What it does not know need not be ended there; of others each that is left open is one less to be had.
+            if knows_none {
                 self.memory.session = None;
             }
             self.close().await;
@@ -246,13 +263,13 @@ impl<'a> Client<'a> {
             let place = told
                 .header(&LOCATION)
                 .and_then(|place| verdict::redirect(place, &origin));
-            let path = place.or_else(|| model::id(&serde_json::from_slice(&told.body).ok()?));
+            let path = place.or_else(|| model::id(&model::json(&told.body)?));
             self.opened = true;
             self.memory.session = Some(Session {
                 token,
                 path,
                 of: self.access.credentials.clone(),
-                forbidden: false,
+                forbidden: None,
             });
             return Ok(());
         }
@@ -337,7 +354,7 @@ impl<'a> Client<'a> {
     fn resource(&self, asked: &Asked, told: &Told) -> Result<Resource, BmcError> {
         self.success(asked, told)?;
         // The parser's own words could repeat what it read.
-        let value: Value = serde_json::from_slice(&told.body).map_err(|_| BmcError::Answer {
+        let value = model::json(&told.body).ok_or_else(|| BmcError::Answer {
             reason: clean(format!("{asked}: the answer is no JSON").as_bytes()),
         })?;
         let etag = told

@@ -201,7 +201,16 @@ fn word<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
 
 fn words(value: Option<&Value>) -> Option<Vec<String>> {
     let words = value?.as_array()?.iter().filter_map(Value::as_str);
-    Some(words.take(MANY).map(str::to_owned).collect())
+    let words: Vec<String> = words.take(MANY).map(str::to_owned).collect();
+    // Who lists none does not say that none is taken.
+    Some(words).filter(|words| !words.is_empty())
+}
+
+/// The JSON in `body`. Some have bytes in it that are no UTF-8, from the serial number of some part, or a byte order mark before it.
+pub(super) fn json(body: &[u8]) -> Option<Value> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let lossy = || serde_json::from_str(&String::from_utf8_lossy(body)).ok();
+    serde_json::from_slice(body).ok().or_else(lossy)
 }
 
 fn link(value: &Value, pointer: &str) -> Option<String> {
@@ -306,6 +315,16 @@ mod tests {
             Some("/service/Sessions")
         );
         assert_eq!(Root::read(&json!({})).sessions, None);
+    }
+
+    #[test]
+    fn json_with_bytes_of_other_encodings_is_read() {
+        for body in [&b"\xef\xbb\xbf{\"AssetTag\":\"a\"}"[..], b"{\"AssetTag\":\"\xff\"}"] {
+            assert!(json(body).unwrap()["AssetTag"].is_string(), "{body:?}");
+        }
+        assert_eq!(json(b"\xff"), None);
+        assert_eq!(words(Some(&json!(["On", 7]))), Some(vec!["On".to_owned()]));
+        assert_eq!(words(Some(&json!([]))), None, "it does not say that it takes none");
     }
 
     #[test]

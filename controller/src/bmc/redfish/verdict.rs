@@ -5,6 +5,7 @@ use std::time::Duration;
 use muster_proto::text::clean;
 use serde_json::Value;
 
+use super::model;
 use crate::bmc::BmcError;
 
 /// The most messages of one answer that are told.
@@ -60,7 +61,7 @@ pub(super) struct Said {
 impl Said {
     /// Reads the body of an answer with `status`; whatever it repeats of `secrets` is blotted out.
     pub(super) fn read(status: u16, body: &[u8], secrets: &[String]) -> Said {
-        let value: Value = serde_json::from_slice(body).unwrap_or_default();
+        let value = model::json(body).unwrap_or_default();
         let of_all = value.pointer("/error/@Message.ExtendedInfo").into_iter();
         // Of one property each, as OpenBMC answers a change.
         let of_one = value.as_object().into_iter().flatten();
@@ -113,6 +114,8 @@ impl Said {
         let message = self.text.clone();
         let busy = |message| BmcError::Busy { message, retry_after };
         match status {
+            // It says of itself that it is for now.
+            403 if self.is_one_of(LATER) => busy(message),
             401 | 403 => BmcError::Credentials { message },
             _ if self.is_one_of(CREDENTIALS) => BmcError::Credentials { message },
             _ if self.is_one_of(LATER) => busy(message),
@@ -229,6 +232,8 @@ mod tests {
         for (status, id, expected) in [
             (401, "", "credentials"),
             (403, "Base.1.8.InsufficientPrivilege", "credentials"),
+            (403, "Base.1.8.SessionLimitExceeded", "busy"),
+            (401, "Base.1.8.SessionLimitExceeded", "credentials"),
             (400, "iLO.2.25.UnauthorizedLoginAttempt", "credentials"),
             (400, "iLO.2.25.UnableToModifyDuringSystemPOST", "busy"),
             (400, "Base.1.8.SessionLimitExceeded", "busy"),

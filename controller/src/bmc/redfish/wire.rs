@@ -316,7 +316,11 @@ impl Failed {
                 let reset = io_of(error).is_some_and(|io| {
                     matches!(
                         io.kind(),
-                        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+                        // The last one is of TLS, ended without a word.
+                        io::ErrorKind::ConnectionReset
+                            | io::ErrorKind::ConnectionAborted
+                            | io::ErrorKind::BrokenPipe
+                            | io::ErrorKind::UnexpectedEof
                     )
                 });
                 reset || error.is_incomplete_message()

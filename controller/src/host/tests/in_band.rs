@@ -3,12 +3,12 @@
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use muster_proto::kinds::{
-    BareMetalHost, ErrorType, Image, JobStatus, OperationalStatus, PAUSED_ANNOTATION, REBOOT_ANNOTATION,
-    SessionState,
+    BareMetalHost, ErrorType, IN_BAND_ANNOTATION, Image, JobStatus, OperationalStatus, PAUSED_ANNOTATION,
+    REBOOT_ANNOTATION, SessionState,
 };
 
 use super::{
-    super::{State, in_band::is_wanted_on, plan::PowerOrder},
+    super::{State, in_band::is_wanted_on, observed::Bmc, plan::PowerOrder},
     life::waiting,
     world::{Content, Edge, Fault, IMAGE, World},
 };
@@ -688,4 +688,23 @@ fn a_host_that_somebody_else_provisioned_is_registered_by_the_ramdisk_that_is_bo
         "it runs its own system again"
     );
     assert_eq!(world.machine.disk, Content::Old);
+}
+
+#[test]
+fn what_a_bmc_said_that_the_host_has_no_more_does_not_hold_it_up() {
+    let mut world = World::new();
+    world.says_nothing_of_power = true;
+    world.until("asked", |world| world.bmc != Bmc::default());
+    assert_eq!(world.state(), State::Registering);
+    world.host().spec.bmc = None;
+    world.machine.network_first = true;
+    world.call_in();
+    world.annotate(IN_BAND_ANNOTATION, "segment");
+    world.reach(State::Available);
+    world.settle();
+    assert_eq!(world.bmc, Bmc::default());
+    world.disconnect();
+    world.machine.on = false;
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
 }

@@ -648,11 +648,16 @@ fn secure_boot_that_is_asked_for_while_the_image_is_written_ends_as_before_and_i
 
 #[test]
 fn a_machine_boots_in_the_mode_of_the_spec_or_else_in_the_one_that_it_was_found_in() {
-    use WantedMode::{Any, Preferred, Required};
+    use WantedMode::{Preferred, Required};
     let (uefi, legacy) = (Some(HostBootMode::Uefi), Some(HostBootMode::Legacy));
     for (asked, found, told, shown) in [
-        (None, BootMode::Bios, [Preferred(Mode::Uefi), Any], legacy),
-        (None, BootMode::Uefi, [Preferred(Mode::Uefi), Any], uefi),
+        (
+            None,
+            BootMode::Bios,
+            [Mode::Uefi, Mode::Legacy].map(Preferred),
+            legacy,
+        ),
+        (None, BootMode::Uefi, [Preferred(Mode::Uefi); 2], uefi),
         (uefi, BootMode::Bios, [Required(Mode::Uefi); 2], uefi),
         (legacy, BootMode::Uefi, [Required(Mode::Legacy); 2], legacy),
     ] {
