@@ -178,7 +178,7 @@ pub const WAITING_REASONS: [(&str, &str); 21] = [
     ),
     (
         "Trust",
-        "**a person**: the session may not be told secrets; the message says what allows it (`SECURITY.md`)",
+        "**a person**: the session may not be told secrets; the message says what allows it (`SECURITY.md`); before anything is begun, in `available`, the same is a `provisioning error` with the reason `Refused`",
     ),
     (
         "Write",

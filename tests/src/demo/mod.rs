@@ -259,7 +259,7 @@ impl Demo {
         say!("\nTo look further:\n  export KUBECONFIG={}", kubeconfig.display());
         say!("  {kubectl} get servers,segments -n {NAMESPACE} -o wide");
         say!("  {kubectl} get hardwaredata -n {HOSTS} {name} -o yaml");
-        say!("  {kubectl} get events -A --sort-by=.lastTimestamp");
+        say!("  {kubectl} events -A");
         if options.cluster.kubeconfig().is_some() {
             say!(
                 "The demo leaves in your cluster: Muster's kinds and the rules on hosts, the namespace {NAMESPACE} with its Segments, the hosts, and the \

@@ -319,12 +319,19 @@ mod tests {
 
     #[test]
     fn json_with_bytes_of_other_encodings_is_read() {
-        for body in [&b"\xef\xbb\xbf{\"AssetTag\":\"a\"}"[..], b"{\"AssetTag\":\"\xff\"}"] {
+        for body in [
+            &b"\xef\xbb\xbf{\"AssetTag\":\"a\"}"[..],
+            b"{\"AssetTag\":\"\xff\"}",
+        ] {
             assert!(json(body).unwrap()["AssetTag"].is_string(), "{body:?}");
         }
         assert_eq!(json(b"\xff"), None);
         assert_eq!(words(Some(&json!(["On", 7]))), Some(vec!["On".to_owned()]));
-        assert_eq!(words(Some(&json!([]))), None, "it does not say that it takes none");
+        assert_eq!(
+            words(Some(&json!([]))),
+            None,
+            "it does not say that it takes none"
+        );
     }
 
     #[test]
