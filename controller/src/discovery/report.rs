@@ -154,8 +154,12 @@ pub(super) fn apply(
 /// person may have written it: nobody knows a NIC that is yet to be put in.
 fn other_boot_mac(seen: &Seen<'_>, host: &BareMetalHost, inventory: &Inventory) -> Option<(Mac, Mac)> {
     let had = hosts::declared_mac(host)?;
-    let status = seen.server.status.as_ref();
-    let is_known = status.is_some_and(|status| status.identity.macs.contains(&had));
+    // It may have moved to another machine since.
+    let mut known = seen.servers.iter().map(AsRef::as_ref).chain([seen.server]);
+    let is_known = known.any(|server| {
+        let status = server.status.as_ref();
+        status.is_some_and(|status| status.identity.macs.contains(&had))
+    });
     let mac =
         host::other_boot_mac(host, inventory).filter(|_| is_known && jobs::early_until(seen).is_none())?;
     Some((had, mac))

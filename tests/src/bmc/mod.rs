@@ -146,6 +146,8 @@ pub enum BootQuirk {
     OnlyOnce,
     /// There is no mode.
     NoMode,
+    /// Modes are listed, and another one than it has is refused.
+    FixedMode,
     /// It is written to a settings resource.
     Settings,
     /// There is a settings resource, which takes nothing of the boot but its order.

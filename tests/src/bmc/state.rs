@@ -252,6 +252,9 @@ impl Machine {
             BootQuirk::OnlyOnce if enabled == Some("Continuous") => {
                 return Err((400, "PropertyValueNotInList", "Continuous is not supported."));
             }
+            BootQuirk::FixedMode if mode.is_some_and(|mode| mode != self.mode) => {
+                return Err((400, "PropertyNotWritable", "BootSourceOverrideMode is read-only."));
+            }
             BootQuirk::NoMode if mode.is_some() => {
                 return Err((400, "PropertyUnknown", "BootSourceOverrideMode is not known."));
             }

@@ -1,6 +1,8 @@
 //! Power and boot device of BMCs that work, each in its own way.
 
-use muster_controller::bmc::{BmcError, Device, Done, Health, Lasting, PowerState, Reset};
+use muster_controller::bmc::{
+    BmcError, Boot, Device, Done, Health, Lasting, Mode, PowerState, Reset, WantedMode,
+};
 use muster_tests::bmc::{
     self, BootQuirk, BootSource, Change, Etags, Event, Fault, Options, Resets, Rule, What,
 };
@@ -123,6 +125,31 @@ async fn power_on_its_way_is_neither_on_nor_off() {
     // It refuses to be switched on meanwhile: later, then.
     let early = bmcs.set_power(&access, 1, Reset::On).await;
     assert!(matches!(early, Err(BmcError::Busy { .. })), "{early:?}");
+}
+
+#[tokio::test]
+async fn a_mode_that_is_only_preferred_does_not_keep_a_machine_from_its_boot() {
+    let (service, mut events, access) = one(Options {
+        boot: BootQuirk::FixedMode,
+        ..Options::default()
+    });
+    let bmcs = bmcs(&hasty());
+    let wanted = |mode| Boot {
+        mode,
+        ..once(Device::Pxe)
+    };
+    let legacy = Mode::Legacy;
+    let refused = bmcs
+        .set_boot(&access, 1, wanted(WantedMode::Required(legacy)))
+        .await;
+    assert!(refused.is_err(), "{refused:?}");
+    let taken = bmcs
+        .set_boot(&access, 1, wanted(WantedMode::Preferred(legacy)))
+        .await;
+    assert_eq!(taken.unwrap(), Done::Accepted);
+    bmcs.set_power(&access, 1, Reset::On).await.unwrap();
+    assert_eq!(happened(&mut events), [boots(Some("Pxe"))]);
+    drop(service);
 }
 
 #[tokio::test]

@@ -112,9 +112,9 @@ struct Names {
 }
 
 /// False where the kernel's flag says nothing of what somebody takes along: `aacraid` sets it on each of its volumes so that their size is
-/// asked for anew, and ports of AHCI that can be hot-plugged have it.
+/// asked for anew, and those hang at a bus of no kind that is known. (What says so of itself behind SATA or SAS is a cartridge.)
 fn may_be_taken_out(transport: Transport) -> bool {
-    !matches!(transport, Transport::Ata | Transport::Sas | Transport::Scsi)
+    transport != Transport::Scsi
 }
 
 impl Reading<'_> {

@@ -345,6 +345,14 @@ fn a_volume_of_a_raid_controller_is_not_taken_out_whatever_its_driver_says() {
 }
 
 #[test]
+fn a_cartridge_behind_sata_is_taken_out() {
+    let ata = "pci0000:00/0000:00:17.0/ata1/host0";
+    let flag = format!("sys/devices/{ata}/target0:0:0/0:0:0:0/block/sda/removable");
+    let disk = Disks::new().scsi("sda", ata, "0:0:0:0").file(&flag, "1\n").one();
+    assert_eq!((disk.transport, disk.removable), (Transport::Ata, true));
+}
+
+#[test]
 fn a_card_is_told_from_a_chip() {
     for (kind, transport) in [
         ("MMC", Transport::Mmc),

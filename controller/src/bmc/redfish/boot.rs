@@ -62,6 +62,11 @@ pub(super) fn patch(now: &BootState, want: Boot, shape: Shape) -> Result<Option<
     Ok(Some(json!({ "Boot": boot })))
 }
 
+/// True if `body` says in which mode to boot.
+pub(super) fn has_mode(body: &Value) -> bool {
+    body.pointer("/Boot/BootSourceOverrideMode").is_some()
+}
+
 /// The mode that is to be after, if any is to be written. Systems that tell none (HPE's ninth generation) cannot be given one.
 fn wanted_mode(now: &BootState, want: WantedMode, shape: Shape) -> Result<Option<&'static str>, BmcError> {
     let word = |mode: Mode| match mode {

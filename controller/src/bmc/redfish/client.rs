@@ -202,7 +202,7 @@ impl<'a> Client<'a> {
             }
             let is_unknown = knows_none || told.status == StatusCode::UNAUTHORIZED;
             // Some say that of a session that is over; others give one, for as long as it lasts, the privileges that the user had then.
-            let is_forbidden = told.status == StatusCode::FORBIDDEN;
+            let is_forbidden = told.status == StatusCode::FORBIDDEN && !self.said(&told).is_for_now();
             let session = self.memory.session.as_mut();
             let is_old =
                 is_forbidden && !self.opened && session.as_ref().is_some_and(|session| !session.is_barred());

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use super::{
     Access, Answer, BmcError, Boot, BootDevice, Connection, Done, Identify, Leave, Power, Probe, Reset,
-    SystemState,
+    SystemState, WantedMode,
 };
 
 pub use trust::Trust;
@@ -130,7 +130,7 @@ impl Redfish {
         Ok(Done::Accepted)
     }
 
-    async fn arm(&mut self, access: &Access, leave: Leave, want: Boot) -> Result<Done, BmcError> {
+    async fn arm(&mut self, access: &Access, leave: Leave, mut want: Boot) -> Result<Done, BmcError> {
         let mut client = self.client(access, Some(leave))?;
         for attempt in 0..ATTEMPTS {
             let (path, resource, system) = system(&mut client, access).await?;
@@ -152,6 +152,12 @@ impl Redfish {
                 Ok(false) => {}
                 // Of the last way it is no verdict that this one is not known.
                 Err(BmcError::Refused { .. } | BmcError::Unsupported { .. }) if tag == Some("*") => {}
+                // Some list a mode, and take it from nobody.
+                Err(BmcError::Refused { .. } | BmcError::Unsupported { .. })
+                    if matches!(want.mode, WantedMode::Preferred(_)) && boot::has_mode(&body) =>
+                {
+                    want.mode = WantedMode::Any;
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -109,13 +109,17 @@ impl Said {
         self.is_one_of(&["NoValidSession"])
     }
 
+    /// True if it says of itself that it is for now.
+    pub(super) fn is_for_now(&self) -> bool {
+        self.is_one_of(LATER)
+    }
+
     /// What it means that a request for `what` was answered with `status`, which is no success.
     pub(super) fn error(self, status: u16, what: &str, retry_after: Option<Duration>) -> BmcError {
         let message = self.text.clone();
         let busy = |message| BmcError::Busy { message, retry_after };
         match status {
-            // It says of itself that it is for now.
-            403 if self.is_one_of(LATER) => busy(message),
+            403 if self.is_for_now() => busy(message),
             401 | 403 => BmcError::Credentials { message },
             _ if self.is_one_of(CREDENTIALS) => BmcError::Credentials { message },
             _ if self.is_one_of(LATER) => busy(message),

@@ -92,7 +92,8 @@ fn serve(request: &Request, net: &Net, leases: &mut Leases, now: Duration) -> Re
             }
         }
         Kind::Decline => {
-            let declined = ours
+            // Of another replica of ours, too: it is to be offered by none.
+            let declined = request.server.is_some_and(|server| is_ours(server, net))
                 && request
                     .wanted
                     .is_some_and(|address| leases.decline(mac, address, now));

@@ -190,7 +190,7 @@ impl Leases {
     /// Nobody else is offered the address until the machine's lease must have ended, unless no other is free and a probe finds it
     /// silent. It is not leased: whoever has the address by now may say so and keep it.
     pub fn seed(&mut self, mac: Mac, address: Ipv4Addr, now: Duration) {
-        if self.pool.contains(address) && self.is_free(address, now) && !self.holds(mac, now) {
+        if self.pool.contains(address) && self.is_free(mac, address, now) && !self.holds(mac, now) {
             self.forget(mac);
             let hint = self.number();
             self.remembered.insert(hint, mac);
@@ -232,7 +232,8 @@ impl Leases {
             }
             self.forget(mac);
         }
-        let wanted = wanted.filter(|address| self.pool.contains(*address) && self.is_free(*address, now));
+        let wanted =
+            wanted.filter(|address| self.pool.contains(*address) && self.is_free(mac, *address, now));
         match wanted.or_else(|| self.search(mac, now)) {
             Some(address) => self.reserve(mac, address, now),
             None => Proposal::Full,
@@ -319,12 +320,13 @@ impl Leases {
         }
     }
 
-    /// True if nobody has a right to `address`, not even an offer.
-    fn is_free(&self, address: Ipv4Addr, now: Duration) -> bool {
+    /// True if nobody but `mac` has a right to `address`, not even an offer; one that uses it without our leave may have it.
+    fn is_free(&self, mac: Mac, address: Ipv4Addr, now: Duration) -> bool {
         let Some(slot) = self.slots.get(&address) else {
             return true;
         };
-        slot.shunned <= now && slot.owner.is_none_or(|owner| !self.holds(owner, now))
+        let is_shunned = slot.shunned > now && slot.stranger != Some(mac);
+        !is_shunned && slot.owner.is_none_or(|owner| !self.holds(owner, now))
     }
 
     /// True if `mac` may be given `address`: a lease of another machine stands in the way, a mere hint to one does not.
@@ -359,7 +361,7 @@ impl Leases {
                 .saturating_add(1);
             for step in 0..steps.min(self.pool.len()) {
                 let address = self.pool.nth((home % self.pool.len()).wrapping_add(step))?;
-                if self.is_free(address, now) {
+                if self.is_free(mac, address, now) {
                     return Some(address);
                 }
             }

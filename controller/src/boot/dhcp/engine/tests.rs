@@ -305,4 +305,14 @@ fn replicas_hear_what_each_other_leases() {
         assert_eq!(world.leases.leased(NOW), leased);
     }
     assert_eq!(world.reply(&request("pxe-rom-bios-discover")).yiaddr, theirs);
+    // It found it in use: none of us is to offer it.
+    let declined = |server| Request {
+        kind: Kind::Decline,
+        ..taken(server)
+    };
+    for (server, is_offered) in [(stranger, true), (replica, false)] {
+        world.step(&declined(server), SERVER_PORT, RAMDISK);
+        let offered = world.reply(&request("pxe-rom-bios-discover")).yiaddr;
+        assert_eq!(offered == theirs, is_offered);
+    }
 }

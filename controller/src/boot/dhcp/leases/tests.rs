@@ -193,6 +193,23 @@ fn a_machine_that_answers_its_own_probe_is_no_stranger() {
 }
 
 #[test]
+fn a_machine_that_has_used_its_address_all_along_gets_it_again() {
+    let mut leases = leases(100, 199);
+    let Proposal::Probe(address) = leases.propose(mac(1), None, NOW) else {
+        panic!("an unknown address is probed");
+    };
+    leases.probed(mac(1), address, Some(mac(2)), NOW);
+    let Proposal::Probe(other) = leases.propose(mac(3), Some(address), NOW) else {
+        panic!("an unknown address is probed");
+    };
+    assert_ne!(other, address);
+    assert_eq!(
+        leases.propose(mac(2), Some(address), NOW),
+        Proposal::Probe(address)
+    );
+}
+
+#[test]
 fn only_its_own_address_can_be_declined_or_released() {
     let mut leases = leases(100, 101);
     let address = lease(&mut leases, mac(1), NOW).unwrap();
