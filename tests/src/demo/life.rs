@@ -1,6 +1,7 @@
 //! The second half: a server without a BMC gets an operating system on its own disk, runs it, and is released again.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -27,6 +28,16 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(180);
 /// Where the image is served: in the network of the server.
 const IMAGES: &str = "10.77.0.1:0";
+/// What the host is to show on its way.
+const STATES: [&str; 7] = [
+    "registering",
+    "inspecting",
+    "preparing",
+    "available",
+    "provisioning",
+    "provisioned",
+    "deprovisioning",
+];
 /// The Secret with the user data.
 const SECRET: &str = "demo-user-data";
 const USER_DATA: &str = "#cloud-config\nhostname: mustered\nruncmd: [\"echo at your service\"]\n";
@@ -45,6 +56,8 @@ pub(super) struct Life<'a> {
     view: View,
     changes: std::pin::Pin<Box<dyn Stream<Item = Change> + Send>>,
     begun: Instant,
+    /// All states that the host has shown.
+    states: BTreeSet<String>,
 }
 
 impl<'a> Life<'a> {
@@ -66,6 +79,7 @@ impl<'a> Life<'a> {
             view: View::default(),
             changes: Box::pin(changes),
             begun: Instant::now(),
+            states: BTreeSet::new(),
         })
     }
 
@@ -74,11 +88,24 @@ impl<'a> Life<'a> {
         let image = Image::find(Flavour::Cloud)?;
         let listen: SocketAddr = IMAGES.parse().context("where images are served")?;
         let images = ImageServer::inside(net, listen, image.dir())?;
+        // From here on nothing of it is missed.
+        self.until("seen", |view| !view.state.is_empty()).await?;
         self.opt_in().await?;
         let from = self.machine.console().len();
         self.provision(&image, &images).await?;
         self.runs(from).await?;
-        self.release().await
+        self.release().await?;
+        self.has_shown_all()
+    }
+
+    /// Every step was there to be seen.
+    fn has_shown_all(&self) -> Result<()> {
+        let missing: Vec<_> = STATES
+            .iter()
+            .filter(|state| !self.states.contains(**state))
+            .collect();
+        ensure!(missing.is_empty(), "it never showed: {missing:?}");
+        Ok(())
     }
 
     /// The key of the session, from the machine's console, says which ramdisk may be used.
@@ -197,6 +224,7 @@ impl<'a> Life<'a> {
                 Change::Server(server) => self.view.server(&server),
             }
             let line = self.view.line();
+            self.states.insert(self.view.state.clone());
             if line != before {
                 self.tell(Instant::now(), &line);
             }
