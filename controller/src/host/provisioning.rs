@@ -409,9 +409,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
         Job::Failed(error) if connected => {
             failed(draft, &format!("the machine did not leave its ramdisk: {error}"));
         }
-        Job::Done => finish(draft, stays_off),
-        // Without a BMC nobody knows that it went off where it was not heard to go.
-        _ => finish(draft, stays_off && *reach != Reach::InBand),
+        _ => finish(draft, stays_off),
     }
 }
 
@@ -458,12 +456,10 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     if returns(draft) {
         return;
     }
-    // Of one without a BMC nothing more can be known, least of all that it is off; of one that is to be off the power is looked after anyway.
-    if *reach == Reach::InBand {
-        return finish(draft, false);
-    }
-    if *reach == Reach::Bmc && stays_off {
-        return finish(draft, true);
+    // Of one without a BMC nothing more can be known, and of one that is to be off its power is looked after anyway.
+    if *reach == Reach::InBand || (*reach == Reach::Bmc && stays_off) {
+        finish(draft, stays_off);
+        return;
     }
     let tried = draft.seen.tried.as_ref().filter(|tried| tried.operation == id);
     let trouble = match (reach, tried.map(|tried| &tried.result)) {

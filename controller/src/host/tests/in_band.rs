@@ -10,7 +10,7 @@ use muster_proto::kinds::{
 use super::{
     super::{State, in_band::is_wanted_on, observed::Bmc, plan::PowerOrder},
     life::waiting,
-    world::{Content, Edge, Fault, IMAGE, World},
+    world::{Content, Fault, IMAGE, World},
 };
 
 /// Outside of `provisioned`, upstream heeds only a wish that insists.
@@ -644,29 +644,6 @@ fn a_machine_is_woken_late_only_if_nobody_has_said_otherwise_since() {
         assert!(!is_wanted_on(&server, Some(&host)), "{at}");
     }
     assert!(!is_wanted_on(&server, None));
-}
-
-#[test]
-fn a_machine_that_was_not_heard_to_leave_its_ramdisk_is_not_taken_for_off() {
-    let mut world = World::in_band();
-    world.reach(State::Available);
-    world.settle();
-    (world.edge, world.loses_answer) = (Edge::KnowsNoLeave, true);
-    world.set_image(Some(IMAGE));
-    let plan = world.plan();
-    world.execute(plan, None, Fault::None);
-    assert_eq!(world.state(), State::Provisioning);
-    world.host().spec.online = false;
-    world.until("written", |world| {
-        let status = world.server.as_ref().and_then(|server| server.status.as_ref());
-        let job = status.and_then(|status| status.job.as_ref());
-        job.is_some_and(|job| job.done && job.id.contains("-write"))
-    });
-    world.disconnect();
-    world.reach(State::Provisioned);
-    world.settle();
-    assert!(powered_on(&world));
-    assert_eq!(waiting(&world).0, "PowerByHand");
 }
 
 #[test]
