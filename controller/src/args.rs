@@ -195,10 +195,7 @@ impl RunArgs {
 /// Reads the name of one namespace, or none; baremetal-operator takes a list, which must not pass for a namespace that nobody has.
 fn one_namespace(text: &str) -> Result<String, String> {
     match text.contains(',') {
-        true => Err(
-            "it is a list: name one namespace, and install Muster once for each, or name none, which are all"
-                .to_owned(),
-        ),
+        true => Err("it is a list: name one namespace, or none, which are all".to_owned()),
         false => Ok(text.trim().to_owned()),
     }
 }

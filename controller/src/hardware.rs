@@ -82,6 +82,11 @@ pub fn boot_mac(inventory: &Inventory) -> Option<Mac> {
         .or_else(|| own.iter().copied().find(|mac| mac.is_unicast()))
 }
 
+/// True if the machine has a NIC with the address `mac`, or booted from one.
+pub fn has_nic(inventory: &Inventory, mac: Mac) -> bool {
+    inventory.boot.mac == Some(mac) || inventory.nics.iter().any(|nic| nic.mac == Some(mac))
+}
+
 fn said(value: &str) -> Option<String> {
     Some(text::clean(value.as_bytes())).filter(|value| !value.is_empty())
 }

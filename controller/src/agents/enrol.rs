@@ -67,6 +67,14 @@ impl Refused {
             problem: problem(kind, message),
         }
     }
+
+    /// It has had its share of what is asked.
+    pub(super) fn too_often(problem: Problem) -> Refused {
+        Refused {
+            outcome: EnrolOutcome::Quota,
+            problem,
+        }
+    }
 }
 
 impl From<StoreError> for Refused {
@@ -163,10 +171,7 @@ impl Edge {
         // Who shares its token hears that, however often the other one asks.
         self.still_alone(&applicant).await?;
         let mut right = self.enrolments.one(&applicant.enrolment);
-        right.ask().map_err(|problem| Refused {
-            outcome: EnrolOutcome::Quota,
-            problem,
-        })?;
+        right.ask().map_err(Refused::too_often)?;
         let (enrolment, spent) = self.spend(&applicant, &reserved.name, now).await?;
         // Spent before, the token names its Server; what was reserved for this attempt is free again, unless it is the same.
         let reserved = if enrolment.spec.server == reserved.name {

@@ -20,6 +20,7 @@ use super::{
     progress::Due,
     sessions::View,
     store::StoreError,
+    writes::Write,
 };
 use crate::host::guard;
 
@@ -222,10 +223,7 @@ async fn newest(
         let server = match edge.store.fetch_server(&certificate.server).await {
             Ok(now) if ours(&now) => now,
             Ok(_) => Box::pin(edge.authenticate(peer)).await?.server,
-            Err(error) => {
-                right.failed();
-                return Err(unavailable(&error));
-            }
+            Err(error) => return Err(unasked(right, &error)),
         };
         seen = Seen::of(edge, server);
     }
@@ -238,15 +236,18 @@ async fn newest(
         let follows = jobs::command(&seen.server, request).is_some_and(|command| command.id != job.id);
         match edge.store.host_for(at, &job.id, follows).await {
             Ok(host) => seen.host = host,
-            Err(error) => {
-                right.failed();
-                return Err(unavailable(&error));
-            }
+            Err(error) => return Err(unasked(right, &error)),
         }
         // What was told of the order meanwhile counts, too.
         seen.server = known().await?;
     }
     Ok(seen)
+}
+
+/// What was asked for by `right` failed, for which the machine does not pay.
+fn unasked(right: Write<'_>, error: &StoreError) -> Problem {
+    right.failed();
+    unavailable(error)
 }
 
 /// Writes how a job went, to the end, though nobody may wait for the answer any more: a machine that says that it leaves is gone in a
@@ -333,8 +334,7 @@ async fn acknowledge(
         }
         // How a job went must not be lost; that the agent is here is seen again at its next poll.
         Err(error) if request.outcome.is_some() && jobs::news(&caller.server, request, false).is_some() => {
-            right.failed();
-            Err(unavailable(&error))
+            Err(unasked(right, &error))
         }
         Err(StoreError::CalledOff | StoreError::Gone { .. }) => Ok(()),
         Err(error) => {

@@ -80,11 +80,10 @@ impl Edge {
     /// Refuses who shows a token that another key has spent, or that two have shown.
     async fn is_theirs(&self, spent: &Enrolment, applicant: &Applicant) -> Result<(), Refused> {
         let asks = || {
-            let mut right = self.contests.one(&applicant.enrolment);
-            right.ask().map_err(|problem| Refused {
-                outcome: EnrolOutcome::Quota,
-                problem,
-            })
+            self.contests
+                .one(&applicant.enrolment)
+                .ask()
+                .map_err(Refused::too_often)
         };
         if spent.spec.key != applicant.request.fingerprint {
             asks()?;

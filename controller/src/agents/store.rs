@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -321,15 +321,24 @@ impl Store {
         order: &str,
         follows: bool,
     ) -> Result<Option<Arc<BareMetalHost>>, StoreError> {
-        let reads = || self.just_read.lock().unwrap_or_else(PoisonError::into_inner);
-        reads().retain(|_, (asked, _)| asked.elapsed() < MOMENT);
-        if let Some((_, read)) = reads().get(order).filter(|_| follows) {
-            return Ok(read.clone());
+        if let Some(read) = self.just_read(order).filter(|_| follows) {
+            return Ok(read);
         }
         let asked = Instant::now();
         let host = self.fetch_host(at).await?;
-        reads().insert(order.to_owned(), (asked, host.clone()));
+        self.reads().insert(order.to_owned(), (asked, host.clone()));
         Ok(host)
+    }
+
+    /// What was read for `order` a moment ago; all that is older is forgotten.
+    fn just_read(&self, order: &str) -> Option<Option<Arc<BareMetalHost>>> {
+        let mut reads = self.reads();
+        reads.retain(|_, (asked, _)| asked.elapsed() < MOMENT);
+        reads.get(order).map(|(_, host)| host.clone())
+    }
+
+    fn reads(&self) -> MutexGuard<'_, HashMap<String, Read>> {
+        self.just_read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn fetch_host(&self, at: &HostReference) -> Result<Option<Arc<BareMetalHost>>, StoreError> {

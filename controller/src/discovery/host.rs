@@ -91,11 +91,8 @@ pub fn fresh(
 /// The address that `host` is to declare in place of one of a NIC that its machine does not have any more, such as an adapter on USB
 /// that went from machine to machine. None once somebody has laid a hand on it: what they declare is theirs.
 pub fn other_boot_mac(host: &BareMetalHost, inventory: &Inventory) -> Option<Mac> {
-    let is_there = |mac: Mac| {
-        let mut nics = inventory.nics.iter();
-        inventory.boot.mac == Some(mac) || nics.any(|nic| nic.mac == Some(mac))
-    };
-    if declared_mac(host).is_some_and(is_there) || !is_untouched(host) {
+    let is_there = declared_mac(host).is_some_and(|mac| hardware::has_nic(inventory, mac));
+    if is_there || !is_untouched(host) {
         return None;
     }
     hardware::boot_mac(inventory).filter(|mac| declared_mac(host) != Some(*mac))

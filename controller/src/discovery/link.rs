@@ -17,7 +17,7 @@ use super::{
     host, name,
     next::{Seen, server_name},
 };
-use crate::{host::owner::is_held, hosts};
+use crate::{hardware::has_nic, host::owner::is_held, hosts};
 
 /// What the Server is to point at.
 #[derive(Debug)]
@@ -206,10 +206,7 @@ pub(super) fn made_for_us<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
 pub(super) fn has(seen: &Seen<'_>, mac: Mac) -> bool {
     let status = seen.server.status.as_ref();
     let known = status.is_some_and(|status| status.identity.macs.contains(&mac));
-    let reported = |inventory: &Inventory| {
-        inventory.boot.mac == Some(mac) || inventory.nics.iter().any(|nic| nic.mac == Some(mac))
-    };
-    known || inventory(seen.server).is_some_and(|inventory| reported(&inventory))
+    known || inventory(seen.server).is_some_and(|inventory| has_nic(&inventory, mac))
 }
 
 fn hosts<'a>(seen: &Seen<'a>) -> impl Iterator<Item = &'a BareMetalHost> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use muster_proto::{
     inventory::Disk,
     kinds::{ErrorType, JobAction, Packed, RELEASE_ANNOTATION, Server},
@@ -50,16 +51,9 @@ fn is_outdated(draft: &Draft<'_>) -> bool {
         })
 }
 
-/// When this began, in seconds since 1970.
-fn start(draft: &Draft<'_>) -> Option<i64> {
-    let history = draft.old.operation_history.as_ref()?;
-    let start = history.deprovision.as_ref()?.start.as_ref()?;
-    Some(start.0.as_second())
-}
-
 /// The host is deprovisioning.
 pub(super) fn go_on(draft: &mut Draft<'_>) {
-    let Some(start) = start(draft) else {
+    let Some(start) = draft.begun().map(Timestamp::as_second) else {
         draft.begin(|history| &mut history.deprovision);
         draft.again(Duration::ZERO);
         return;
@@ -257,7 +251,7 @@ fn ends_in_ramdisk(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
 /// What is left where a cleaning is not wanted any more, or failed. Of an order that stands for a session that is here nobody knows that it
 /// was not given a moment ago.
 fn left_by_cleaning(draft: &Draft<'_>) -> Left {
-    let begun = jobs::begun(draft, DEPROVISION, start(draft));
+    let begun = jobs::begun(draft, DEPROVISION, draft.begun().map(Timestamp::as_second));
     let is_it = |job: &str| jobs::is_cleaning(job, &begun);
     let may_have_begun = draft.server().is_some_and(|server| {
         let known = server.last_job().is_some_and(|last| is_it(&last.id));

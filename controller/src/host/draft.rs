@@ -105,6 +105,13 @@ fn operation(state: State) -> Option<Which> {
 }
 
 impl<'a> Draft<'a> {
+    /// When the operation began that the host is in the middle of; none: it is in none, or nobody wrote that down.
+    pub(super) fn begun(&self) -> Option<Timestamp> {
+        let mut history = self.old.operation_history.clone()?;
+        let metric = operation(self.state)?(&mut history).as_ref()?;
+        Some(metric.start.as_ref()?.0)
+    }
+
     pub(super) fn new(host: &'a BareMetalHost, seen: &'a Observed, now: Timestamp) -> Draft<'a> {
         let state = State::of(host);
         let mut old = host.status.clone().unwrap_or_default();

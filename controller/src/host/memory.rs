@@ -404,7 +404,7 @@ impl Memory {
         self.lock().remove(host);
     }
 
-    /// Forgets all but these.
+    /// Forgets all but these, and of these that they were looked at.
     pub fn retain(&self, hosts: &BTreeSet<Path>) {
         let mut all = self.lock();
         all.retain(|path, _| hosts.contains(path));

@@ -9,7 +9,6 @@ use muster_proto::{
 };
 
 use super::{
-    State,
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
     conditions::{CONTESTED, ENROLS_AGAIN},
     draft::{Draft, clause},
@@ -161,20 +160,18 @@ fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
 
 fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
     let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
-    let tried = power::tried(draft, &operation);
-    let on_power = tried.is_some_and(|tried| tried.on_power);
-    match tried.map(|tried| (tried.at, &tried.result)) {
-        Some((_, Ok(()))) => return Reboot::Done,
+    match power::tried(draft, &operation).map(|tried| (tried.at, tried.on_power, &tried.result)) {
+        Some((_, _, Ok(()))) => return Reboot::Done,
         // Its answer was lost, and what called in some time after that is the ramdisk that it booted.
-        Some((at, Err(failure)))
-            if on_power && failure.class == FailureClass::Unreachable && is_booted_since(draft, at) =>
+        Some((at, true, Err(failure)))
+            if failure.class == FailureClass::Unreachable && is_booted_since(draft, at) =>
         {
             return Reboot::Done;
         }
-        Some((at, Err(failure))) if let Some(pause) = pause_after(failure, on_power) => {
+        Some((at, on_power, Err(failure))) if let Some(pause) = pause_after(failure, on_power) => {
             start_again(draft, &operation, at, pause);
         }
-        Some((_, Err(failure))) => return Reboot::Failed(failure.message.clone()),
+        Some((_, _, Err(failure))) => return Reboot::Failed(failure.message.clone()),
         None => {
             // What was read before may be from before its boot.
             let reading = draft.seen.bmc.power.filter(|reading| reading.at >= since);
@@ -525,16 +522,8 @@ fn is_on_its_way(draft: &mut Draft<'_>) -> bool {
 
 /// Since when the machine gets the ramdisk if it boots from the network: since its host is in a state that takes it there.
 fn armed_since(draft: &Draft<'_>) -> Timestamp {
-    let history = draft.old.operation_history.as_ref();
-    let metric = history.and_then(|history| match draft.state {
-        State::Inspecting => history.inspect.as_ref(),
-        State::Provisioning => history.provision.as_ref(),
-        State::Deprovisioning => history.deprovision.as_ref(),
-        _ => None,
-    });
-    let start = metric.and_then(|metric| Some(metric.start.as_ref()?.0));
     let waits = || draft.waiting_since(POWER_CYCLE).unwrap_or(draft.now);
-    whole_seconds(start.unwrap_or_else(waits)).0
+    whole_seconds(draft.begun().unwrap_or_else(waits)).0
 }
 
 /// Nobody but a person can boot it.

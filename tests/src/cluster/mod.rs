@@ -102,7 +102,16 @@ impl Cluster {
         Cluster::with(&kubeconfig, scratch, Some(process)).await
     }
 
-    /// Uses the cluster of the kubeconfig at `path`, with its current context, as it is: nothing is installed.
+    /// Uses the cluster of the kubeconfig at `path`, with its current context, and installs Muster's kinds and rules in it, unless a
+    /// Muster acts there already by the Lease in `namespace`: before anything of that is another's.
+    pub async fn attach(path: &Path, namespace: &str) -> Result<Cluster> {
+        let cluster = Cluster::reach(path).await?;
+        tenant::is_free(&cluster.client()?, namespace).await?;
+        cluster.install().await?;
+        Ok(cluster)
+    }
+
+    /// The same as it is: nothing is installed.
     pub async fn reach(path: &Path) -> Result<Cluster> {
         if path.to_string_lossy().contains(':') && !path.exists() {
             bail!(
@@ -133,8 +142,7 @@ impl Cluster {
         })
     }
 
-    /// Installs Muster's kinds and rules, or replaces those that there are.
-    pub async fn install(&self) -> Result<()> {
+    async fn install(&self) -> Result<()> {
         self.install_kinds(&paths::deploy().join("crds")).await?;
         self.install_rules().await
     }
@@ -220,11 +228,6 @@ impl Cluster {
             .await
             .context("make a namespace")?;
         Ok(made.name_any())
-    }
-
-    /// Fails if Muster acts here by the Lease in `namespace` already.
-    pub async fn is_free(&self, namespace: &str) -> Result<()> {
-        tenant::is_free(&self.client()?, namespace).await
     }
 
     /// Deletes `object`, which is in `namespace`; nothing if it is gone.

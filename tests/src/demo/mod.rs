@@ -143,11 +143,7 @@ impl Demo {
         let cluster = match options.cluster.kubeconfig() {
             Some(path) => {
                 say!("Using the cluster of {} …", path.display());
-                // Before anything in it is another's.
-                let cluster = Cluster::reach(path).await?;
-                cluster.is_free(NAMESPACE).await?;
-                cluster.install().await?;
-                cluster
+                Cluster::attach(path, NAMESPACE).await?
             }
             None => {
                 say!("Starting a local Kubernetes API server …");

@@ -75,22 +75,25 @@ pub(super) async fn follow(
     switches: Vec<watch::Sender<Power>>,
 ) {
     while let Some(event) = events.recv().await {
-        let number: Option<u32> = event
+        let number = event
             .system
             .rsplit('-')
             .next()
             .and_then(|number| number.parse().ok());
-        let at = number.and_then(|number| Some((number, usize::try_from(number.checked_sub(first)?).ok()?)));
-        let Some((number, index, switch)) =
-            at.and_then(|(number, index)| Some((number, index, switches.get(index)?)))
-        else {
+        let Some(number): Option<u32> = number else {
+            continue;
+        };
+        let index = number
+            .checked_sub(first)
+            .and_then(|index| usize::try_from(index).ok());
+        let Some((index, switch)) = index.and_then(|index| Some((index, switches.get(index)?))) else {
             continue;
         };
         match event.what {
             What::On(source) => switch.send_modify(|power| {
                 *power = Power {
                     on: true,
-                    cycle: power.cycle + 1,
+                    cycles: power.cycles + 1,
                     source: read(&source),
                 }
             }),
@@ -255,7 +258,7 @@ mod tests {
         tell(What::ShutdownAsked);
         // What is told is looked at in its order.
         tell(What::On(BootSource::default()));
-        power.wait_for(|power| power.cycle == 2).await.unwrap();
+        power.wait_for(|power| power.cycles == 2).await.unwrap();
         assert_eq!(service.power(&system), crate::bmc::PowerState::On);
         world.tally.enter(0, State::System);
         tell(What::ShutdownAsked);

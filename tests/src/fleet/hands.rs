@@ -45,10 +45,7 @@ pub(super) async fn walk(
         };
         for index in reached(&mut since, &needs, Instant::now(), far) {
             if let Some(switch) = switches.get(index) {
-                switch.send_modify(|power| {
-                    power.on = true;
-                    power.cycle += 1;
-                });
+                switch.send_modify(Power::cycle);
             }
         }
     }

@@ -253,10 +253,7 @@ impl Fleet {
         let switches = self.switches.clone();
         tokio::spawn(async move {
             for switch in switches {
-                switch.send_modify(|power| {
-                    power.on = true;
-                    power.cycle += 1;
-                });
+                switch.send_modify(Power::cycle);
                 tokio::time::sleep(Duration::from_secs(1) / PLUGGED_A_SECOND).await;
             }
         });

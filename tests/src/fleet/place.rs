@@ -93,13 +93,7 @@ impl Place {
         let (namespace, hosts) = (options.namespace.as_str(), options.hosts);
         let scratch = Scratch::new()?;
         let cluster = match kubeconfig {
-            Some(path) => {
-                // Before anything in it is another's.
-                let cluster = Cluster::reach(path).await?;
-                cluster.is_free(NAMESPACE).await?;
-                cluster.install().await?;
-                cluster
-            }
+            Some(path) => Cluster::attach(path, NAMESPACE).await?,
             None => Cluster::start().await?,
         };
         let is_passing = kubeconfig.is_none();

@@ -76,9 +76,17 @@ pub(super) struct Power {
     /// On.
     pub(super) on: bool,
     /// How often it was switched on.
-    pub(super) cycle: u64,
+    pub(super) cycles: u64,
     /// What it boots this time.
     pub(super) source: Source,
+}
+
+impl Power {
+    /// Off, if it was on, and on.
+    pub(super) fn cycle(&mut self) {
+        self.on = true;
+        self.cycles += 1;
+    }
 }
 
 /// What a server asks of whoever holds the switch; without a BMC there is nobody.

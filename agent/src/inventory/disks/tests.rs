@@ -336,20 +336,23 @@ fn a_usb_stick_has_the_serial_of_its_plug() {
     assert!(disk.removable);
 }
 
+/// The disk behind `host`, of which the kernel says that it can be taken out.
+fn flagged(host: &str) -> (Transport, bool) {
+    let flag = format!("sys/devices/{host}/target0:0:0/0:0:0:0/block/sda/removable");
+    let disk = Disks::new().scsi("sda", host, "0:0:0:0").file(&flag, "1\n").one();
+    (disk.transport, disk.removable)
+}
+
 #[test]
 fn a_volume_of_a_raid_controller_is_not_taken_out_whatever_its_driver_says() {
     let host = "pci0000:00/0000:00:03.0/0000:03:00.0/host0";
-    let flag = format!("sys/devices/{host}/target0:0:0/0:0:0:0/block/sda/removable");
-    let disk = Disks::new().scsi("sda", host, "0:0:0:0").file(&flag, "1\n").one();
-    assert_eq!((disk.transport, disk.removable), (Transport::Scsi, false));
+    assert_eq!(flagged(host), (Transport::Scsi, false));
 }
 
 #[test]
 fn a_cartridge_behind_sata_is_taken_out() {
-    let ata = "pci0000:00/0000:00:17.0/ata1/host0";
-    let flag = format!("sys/devices/{ata}/target0:0:0/0:0:0:0/block/sda/removable");
-    let disk = Disks::new().scsi("sda", ata, "0:0:0:0").file(&flag, "1\n").one();
-    assert_eq!((disk.transport, disk.removable), (Transport::Ata, true));
+    let host = "pci0000:00/0000:00:17.0/ata1/host0";
+    assert_eq!(flagged(host), (Transport::Ata, true));
 }
 
 #[test]

@@ -193,7 +193,8 @@ impl<'a> Client<'a> {
             let mut asked = self.asked(method.clone(), path.to_owned(), body, headers);
             asked.headers.push(self.authority().await?);
             let told = self.follow(&mut asked).await?;
-            let knows_none = !told.status.is_success() && self.said(&told).knows_no_session();
+            let said = (!told.status.is_success()).then(|| self.said(&told));
+            let knows_none = said.as_ref().is_some_and(Said::knows_no_session);
             // It takes nothing but sessions, and what it said of those is no verdict on user and password.
             let has_no_room = matches!(self.without_session, Some(BmcError::Busy { .. }));
             let takes_sessions_only = knows_none || (told.status == StatusCode::UNAUTHORIZED && has_no_room);
@@ -202,7 +203,8 @@ impl<'a> Client<'a> {
             }
             let is_unknown = knows_none || told.status == StatusCode::UNAUTHORIZED;
             // Some say that of a session that is over; others give one, for as long as it lasts, the privileges that the user had then.
-            let is_forbidden = told.status == StatusCode::FORBIDDEN && !self.said(&told).is_for_now();
+            let is_for_now = said.as_ref().is_some_and(Said::is_for_now);
+            let is_forbidden = told.status == StatusCode::FORBIDDEN && !is_for_now;
             let session = self.memory.session.as_mut();
             let is_old =
                 is_forbidden && !self.opened && session.as_ref().is_some_and(|session| !session.is_barred());

@@ -100,6 +100,13 @@ struct Slot {
     doubted: bool,
 }
 
+impl Slot {
+    /// True if it is left alone for a stranger's sake, who is not `mac`.
+    fn is_shunned_for(&self, mac: Mac, now: Duration) -> bool {
+        self.shunned > now && self.stranger != Some(mac)
+    }
+}
+
 /// The proposal for a machine that looks for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proposal {
@@ -325,8 +332,7 @@ impl Leases {
         let Some(slot) = self.slots.get(&address) else {
             return true;
         };
-        let is_shunned = slot.shunned > now && slot.stranger != Some(mac);
-        !is_shunned && slot.owner.is_none_or(|owner| !self.holds(owner, now))
+        !slot.is_shunned_for(mac, now) && slot.owner.is_none_or(|owner| !self.holds(owner, now))
     }
 
     /// True if `mac` may be given `address`: a lease of another machine stands in the way, a mere hint to one does not.
@@ -334,7 +340,7 @@ impl Leases {
         let Some(slot) = self.slots.get(&address) else {
             return true;
         };
-        if slot.shunned > now && slot.stranger != Some(mac) {
+        if slot.is_shunned_for(mac, now) {
             return false;
         }
         slot.owner.is_none_or(|owner| {

@@ -47,6 +47,14 @@ fn lease(leases: &mut Leases, mac: Mac, now: Duration) -> Option<Ipv4Addr> {
     Some(address)
 }
 
+/// The address that is probed before it is offered to `mac`.
+fn unknown(leases: &mut Leases, mac: Mac, wanted: Option<Ipv4Addr>) -> Ipv4Addr {
+    match leases.propose(mac, wanted, NOW) {
+        Proposal::Probe(address) => address,
+        other => panic!("an unknown address is probed, and not {other:?}"),
+    }
+}
+
 #[test]
 fn a_machine_gets_the_same_address_each_time_and_after_a_restart() {
     let mut before = leases(100, 199);
@@ -160,9 +168,7 @@ fn an_active_lease_is_offered_without_another_probe() {
 #[test]
 fn an_address_in_use_is_left_alone_for_ten_minutes() {
     let mut leases = leases(100, 101);
-    let Proposal::Probe(taken) = leases.propose(mac(1), None, NOW) else {
-        panic!("an unknown address is probed");
-    };
+    let taken = unknown(&mut leases, mac(1), None);
     leases.probed(mac(1), taken, Some(mac(99)), NOW);
     let other = offer(&mut leases, mac(1), NOW).unwrap();
     assert_ne!(other, taken);
@@ -185,9 +191,7 @@ fn an_address_in_use_is_left_alone_for_ten_minutes() {
 #[test]
 fn a_machine_that_answers_its_own_probe_is_no_stranger() {
     let mut leases = leases(100, 199);
-    let Proposal::Probe(address) = leases.propose(mac(1), None, NOW) else {
-        panic!("an unknown address is probed");
-    };
+    let address = unknown(&mut leases, mac(1), None);
     leases.probed(mac(1), address, Some(mac(1)), NOW);
     assert_eq!(leases.propose(mac(1), None, NOW), Proposal::Ready(address));
 }
@@ -195,13 +199,9 @@ fn a_machine_that_answers_its_own_probe_is_no_stranger() {
 #[test]
 fn a_machine_that_has_used_its_address_all_along_gets_it_again() {
     let mut leases = leases(100, 199);
-    let Proposal::Probe(address) = leases.propose(mac(1), None, NOW) else {
-        panic!("an unknown address is probed");
-    };
+    let address = unknown(&mut leases, mac(1), None);
     leases.probed(mac(1), address, Some(mac(2)), NOW);
-    let Proposal::Probe(other) = leases.propose(mac(3), Some(address), NOW) else {
-        panic!("an unknown address is probed");
-    };
+    let other = unknown(&mut leases, mac(3), Some(address));
     assert_ne!(other, address);
     assert_eq!(
         leases.propose(mac(2), Some(address), NOW),
