@@ -16,6 +16,7 @@ use muster_proto::{
     Mac,
     identity::Identity,
     kinds::{BareMetalHost, Enrolment, HardwareData, Segment, Server},
+    text::is_same_uuid,
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
@@ -242,7 +243,8 @@ impl World {
             .get(&ObjectRef::new(name).within(namespace.unwrap_or(own)))
     }
 
-    /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID.
+    /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID, unless that one is
+    /// of another UUID: then the NIC came from there, or that machine only said that it has it.
     pub fn known(&self, mac: Mac, uuid: Option<&str>) -> Known {
         let by = |signal: Signal, test: &dyn Fn(&Identity) -> bool| {
             let shows = |server: &Arc<Server>| {
@@ -259,13 +261,22 @@ impl World {
                 identity.system_uuid.as_deref() == Some(uuid)
             })
         };
-        let server = by_mac.or_else(|| by_uuid(uuid?));
+        let server = match by_mac {
+            None => uuid.and_then(by_uuid),
+            Some(by_mac) => own_uuid(&by_mac)
+                .zip(uuid)
+                .filter(|(own, uuid)| !is_same_uuid(own, uuid))
+                .and_then(|(_, uuid)| by_uuid(uuid))
+                .or(Some(by_mac)),
+        };
         let pointed = server.as_ref().and_then(|server| self.host_of(server));
         // A NIC may have moved.
         let is_surely = |pointed: &BareMetalHost| {
-            let shown = server.as_ref().and_then(|server| server.status.as_ref());
-            let shown = shown.and_then(|status| status.identity.system_uuid.as_deref());
-            declared_mac(pointed) == Some(mac) || (!by_uuid_alone && shown.is_some() && shown == uuid)
+            let shown = server.as_deref().and_then(own_uuid);
+            let agree = shown
+                .zip(uuid)
+                .is_some_and(|(shown, uuid)| is_same_uuid(shown, uuid));
+            declared_mac(pointed) == Some(mac) || (!by_uuid_alone && agree)
         };
         let having: Vec<_> = self
             .machines
@@ -303,6 +314,11 @@ impl World {
             host,
         }
     }
+}
+
+/// What the machine of `server` said last that its SMBIOS UUID is.
+fn own_uuid(server: &Server) -> Option<&str> {
+    server.status.as_ref()?.identity.system_uuid.as_deref()
 }
 
 /// A machine as far as the cluster knows it.
@@ -534,6 +550,50 @@ mod tests {
             declared,
             "the NIC may have moved"
         );
+    }
+
+    #[tokio::test]
+    async fn who_says_that_it_has_anothers_nic_does_not_decide_what_that_machine_boots() {
+        let (world, _segments, mut servers, mut hosts, _enrolments) = empty();
+        let mut machine = |name: &str, uuid: &str, macs: &[&str], state: &str| {
+            let server: Server = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": name, "namespace": "muster-system"},
+                "spec": {"host": {"namespace": "metal", "name": name, "uid": name}},
+                "status": {"identity": {"macs": macs, "systemUuid": uuid}},
+            }))
+            .unwrap();
+            let host: BareMetalHost = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": name, "namespace": "metal", "uid": name,
+                    "annotations": {"muster.dev/server": name}},
+                "spec": {"online": true, "bootMACAddress": macs[0]},
+                "status": {"errorMessage": "", "operationalStatus": "OK", "poweredOn": true,
+                    "provisioning": {"ID": "", "state": state}},
+            }))
+            .unwrap();
+            world.machines.server(&server, false);
+            servers.apply_watcher_event(&watcher::Event::Apply(server));
+            world.machines.host(&host, false);
+            hosts.apply_watcher_event(&watcher::Event::Apply(host));
+        };
+        let (mine, other) = (
+            "4c4c4544-0035-4b10-8032-cac04f583933",
+            "4c4c4544-0035-4b10-8032-cac04f583934",
+        );
+        let (nic, others) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
+        machine("other", other, &[others, nic], "unmanaged");
+        machine("mine", mine, &["02:00:00:00:00:03"], "provisioned");
+        let name = |uuid| {
+            let known = world.known(nic.parse().unwrap(), uuid);
+            (known.host.unwrap().name_any(), known.by_uuid_alone)
+        };
+        assert_eq!(name(Some(mine)), ("mine".to_owned(), false));
+        assert_eq!(name(Some(other)), ("other".to_owned(), false));
+        let swapped = "44454c4c-3500-104b-8032-cac04f583934";
+        assert_eq!(name(Some(swapped)), ("other".to_owned(), false));
+        // Of nobody: a board was replaced, or the NIC is in a machine that nobody knows.
+        let unknown = "4c4c4544-0035-4b10-8032-cac04f583935";
+        assert_eq!(name(Some(unknown)), ("other".to_owned(), false));
+        assert_eq!(name(None), ("other".to_owned(), false));
     }
 
     #[tokio::test]

@@ -115,6 +115,29 @@ pub fn usable_uuid(value: &str) -> Option<String> {
     (shape && !repeated && !SHIPPED_ON_EVERY_BOARD.contains(&lower.as_str())).then_some(lower)
 }
 
+/// True if `one` and `other`, both in their usable form, mean the same system: firmware, BMCs and kernels disagree about the byte order of
+/// the first three fields (SMBIOS 3.x, 7.2.1).
+pub fn is_same_uuid(one: &str, other: &str) -> bool {
+    one == other || swapped(one).as_deref() == Some(other)
+}
+
+/// `uuid` with its first three fields in the other byte order (SMBIOS 3.x, 7.2.1).
+fn swapped(uuid: &str) -> Option<String> {
+    let mut fields = uuid.split('-');
+    let mut out = String::with_capacity(uuid.len());
+    for _ in 0..3 {
+        let field = fields.next()?;
+        let mut at = field.len();
+        while at >= 2 {
+            out.push_str(field.get(at - 2..at)?);
+            at -= 2;
+        }
+        out.push('-');
+    }
+    out.push_str(&fields.collect::<Vec<_>>().join("-"));
+    Some(out)
+}
+
 /// `value` as part of a DNS-1123 label: lower case, every run of other characters one `-`, none at the ends, at most `max` bytes.
 /// Empty if nothing is left.
 pub fn dns_label(value: &str, max: usize) -> String {
@@ -163,6 +186,18 @@ pub fn label_value(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_uuid_in_the_other_byte_order_is_the_same() {
+        let (one, other) = (
+            "4c4c4544-0035-4b10-8032-cac04f583933",
+            "44454c4c-3500-104b-8032-cac04f583933",
+        );
+        assert!(super::is_same_uuid(one, other) && super::is_same_uuid(other, one));
+        assert!(super::is_same_uuid(one, one));
+        assert!(!super::is_same_uuid(one, "4c4c4544-0035-4b10-8032-cac04f583934"));
+        assert!(!super::is_same_uuid("4c4c4544", one));
+    }
+
     use proptest::prelude::*;
 
     use super::*;

@@ -34,6 +34,9 @@ pub(super) enum Verdict {
 const ALLOWED: Duration = Duration::from_secs(60);
 /// A right that was given begins within this time.
 const REFUSED: Duration = Duration::from_secs(10);
+/// For so long whoever had a right that has ended is asked for before all others, and has it where the API server does not answer: it is
+/// then that somebody has to see what goes on.
+const TRUSTED: Duration = Duration::from_secs(600);
 /// Tokens that are remembered.
 const REMEMBERED: usize = 256;
 /// How often the API server is asked for tokens that are not: strangers with ever new ones cost it next to nothing.
@@ -61,6 +64,12 @@ impl Known {
         (now < *until).then_some(*verdict)
     }
 
+    /// True if the bearer of `token` was allowed not long ago.
+    fn trusts(&self, token: &[u8; 32], now: Instant) -> bool {
+        let verdict = self.verdicts.get(token);
+        verdict.is_some_and(|(verdict, until)| *verdict == Verdict::Allowed && now < *until + TRUSTED)
+    }
+
     fn remember(&mut self, token: [u8; 32], verdict: Verdict, now: Instant) {
         let lasts = match verdict {
             Verdict::Allowed => ALLOWED,
@@ -68,7 +77,12 @@ impl Known {
             Verdict::Unanswered => return,
         };
         if self.verdicts.len() >= REMEMBERED {
-            self.verdicts.retain(|_, (_, until)| now < *until);
+            let trusted = |verdict: Verdict| match verdict {
+                Verdict::Allowed => TRUSTED,
+                _ => Duration::ZERO,
+            };
+            self.verdicts
+                .retain(|_, (verdict, until)| now < *until + trusted(*verdict));
         }
         if self.verdicts.len() >= REMEMBERED {
             self.verdicts.clear();
@@ -94,16 +108,18 @@ impl Reviewer {
         let mut key = [0; 32];
         let digest = ring::digest::digest(&ring::digest::SHA256, format!("{path}\n{token}").as_bytes());
         key.copy_from_slice(digest.as_ref());
-        {
+        let is_trusted = {
             let now = Instant::now();
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(verdict) = known.verdict(&key, now) {
                 return verdict;
             }
-            if !known.asked.take(RATE, now) {
+            let is_trusted = known.trusts(&key, now);
+            if !is_trusted && !known.asked.take(RATE, now) {
                 return Verdict::Unanswered;
             }
-        }
+            is_trusted
+        };
         let verdict = match timeout(PATIENCE, self.ask(token, path)).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(error)) => {
@@ -114,7 +130,10 @@ impl Reviewer {
         };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.remember(key, verdict, Instant::now());
-        verdict
+        match verdict {
+            Verdict::Unanswered if is_trusted => Verdict::Allowed,
+            verdict => verdict,
+        }
     }
 
     async fn ask(&self, token: &str, path: &str) -> kube::Result<Verdict> {
@@ -203,6 +222,32 @@ mod tests {
             }
         };
         (Client::new(tower::service_fn(serve), "default"), count)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn strangers_do_not_keep_out_whoever_was_let_in_nor_does_an_api_server_that_is_away() {
+        let (client, _) = api();
+        let reviewer = Reviewer::new(client);
+        assert_eq!(reviewer.verdict("good", "/metrics").await, Verdict::Allowed);
+        tokio::time::advance(ALLOWED).await;
+        let mut last = Verdict::Unknown;
+        for number in 0..100 {
+            last = reviewer.verdict(&number.to_string(), "/metrics").await;
+        }
+        assert_eq!(last, Verdict::Unanswered);
+        assert_eq!(reviewer.verdict("good", "/metrics").await, Verdict::Allowed);
+        let away =
+            |_: Request<Body>| async { Err::<Response<Full<Bytes>>, _>(std::io::Error::other("away")) };
+        let known = reviewer.known.into_inner().unwrap();
+        let reviewer = Reviewer {
+            client: Client::new(tower::service_fn(away), "default"),
+            known: Mutex::new(known),
+        };
+        tokio::time::advance(ALLOWED).await;
+        assert_eq!(reviewer.verdict("good", "/metrics").await, Verdict::Allowed);
+        assert_eq!(reviewer.verdict("weak", "/metrics").await, Verdict::Unanswered);
+        tokio::time::advance(TRUSTED).await;
+        assert_eq!(reviewer.verdict("good", "/metrics").await, Verdict::Unanswered);
     }
 
     #[tokio::test(start_paused = true)]

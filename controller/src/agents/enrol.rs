@@ -355,7 +355,8 @@ impl Edge {
     ) -> Result<(), Refused> {
         let refused = |message: String| Err(Refused::new(EnrolOutcome::Quota, ProblemKind::Quota, message));
         let name = &reserved.name;
-        if reserved.new {
+        // Strangers who fill the quota are not to keep out the machines that people declared, of which there is one for each host.
+        if reserved.new && self.declared(applicant, name).is_none() {
             let key = &applicant.claims.segment;
             // In this order: an enrolment that ends in between is then counted with the Servers, and never with neither.
             let pending = self.pending();

@@ -1,7 +1,7 @@
 //! The line in front of each BMC: one call at a time, not too many over all, nothing in vain, nothing of the past.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -250,15 +250,33 @@ impl Bmcs {
 
     /// The host is gone, or is not ours any more: ends the session, unless another host has the same BMC.
     pub async fn forget(&self, host: &HostRef) {
-        let left = {
-            let mut known = lock(&self.0.known);
-            let key = known.hosts.remove(&host.uid);
-            key.and_then(|key| known.leave(&key))
+        self.leave(std::slice::from_ref(&host.uid)).await;
+    }
+
+    /// The hosts with these UIDs are all that there are: the sessions of the others are ended.
+    pub async fn retain(&self, uids: &BTreeSet<String>) {
+        let gone: Vec<String> = {
+            let known = lock(&self.0.known);
+            let gone = known.hosts.keys().filter(|uid| !uids.contains(*uid));
+            gone.cloned().collect()
         };
-        if let Some(line) = left {
+        self.leave(&gone).await;
+    }
+
+    async fn leave(&self, uids: &[String]) {
+        let left: Vec<_> = {
+            let mut known = lock(&self.0.known);
+            let lines = uids.iter().filter_map(|uid| {
+                let key = known.hosts.remove(uid)?;
+                known.leave(&key)
+            });
+            lines.collect()
+        };
+        let closed = stream::iter(left).for_each_concurrent(ENDING, |line| {
             self.0.metrics.lines.dec();
-            self.close(line).await;
-        }
+            self.close(line)
+        });
+        closed.await;
     }
 
     /// Refuses all calls from now on, waits for those that run, and ends all sessions, as far as that works within some seconds.

@@ -59,6 +59,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if let Some(why) = unsupported {
         // It could not leave `preparing`, while whoever lets it go waits until it is available.
         power::manage(draft, &reach);
+        // That an image could not be written is still told as long as it is asked for, and is not what holds the host up.
+        draft.forget(ErrorType::Provisioning);
         draft.refuse_beside(ErrorType::Preparation, why);
         return;
     }
@@ -69,7 +71,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         power::manage(draft, &reach);
         if has_request(&draft.host.spec) {
             draft.wait_beside(
-                "Inputs",
+                "Online",
                 "waits for spec.online to be true; next: the image is written",
             );
         }

@@ -1,6 +1,6 @@
 //! The BMC's side of a plan: what the driver is asked, and what is remembered of the answer.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
@@ -36,6 +36,8 @@ pub trait Bmcs: Send + Sync {
     fn set_boot<'a>(&'a self, access: &'a bmc::Access, term: bmc::Term, boot: Boot) -> Answer<'a, Done>;
     /// The host is gone, or not ours any more: logs out.
     fn forget<'a>(&'a self, host: &'a bmc::HostRef) -> BoxFuture<'a, ()>;
+    /// The hosts with these UIDs are all that there are: logs out for the others.
+    fn retain<'a>(&'a self, uids: &'a BTreeSet<String>) -> BoxFuture<'a, ()>;
     /// Nothing that was decided before `epoch` changes anything from now on.
     fn fence(&self, epoch: bmc::Epoch);
 }
@@ -59,6 +61,10 @@ impl Bmcs for bmc::Bmcs {
 
     fn forget<'a>(&'a self, host: &'a bmc::HostRef) -> BoxFuture<'a, ()> {
         self.forget(host).boxed()
+    }
+
+    fn retain<'a>(&'a self, uids: &'a BTreeSet<String>) -> BoxFuture<'a, ()> {
+        self.retain(uids).boxed()
     }
 
     fn fence(&self, epoch: bmc::Epoch) {
@@ -284,7 +290,7 @@ async fn access(vault: &Vault, host: &BareMetalHost, content: Option<&str>) -> R
     })
 }
 
-fn reference(host: &BareMetalHost) -> bmc::HostRef {
+pub(super) fn reference(host: &BareMetalHost) -> bmc::HostRef {
     let Path { namespace, name } = Path::of(host);
     bmc::HostRef {
         namespace,

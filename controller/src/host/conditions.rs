@@ -16,8 +16,11 @@ pub const WAITING: &str = "Waiting";
 
 const HEALTHY: &str = "Healthy";
 
+/// Upstream's condition. Its `observedGeneration` is ours: that of the object when the attempt began that is under way.
+pub const PROGRESSING: &str = "Progressing";
+
 /// Our condition: true from when an image could not be written until one is, or another is asked for. Its `observedGeneration` is that of
-/// the object when it failed.
+/// the object when the attempt began that failed.
 pub const FAILED: &str = "ProvisioningFailed";
 
 fn failure(status: &BareMetalHostStatus) -> Option<&Condition> {
@@ -53,9 +56,20 @@ pub(super) fn why_failed(status: &BareMetalHostStatus) -> Option<&str> {
     told(status).map(|(_, why)| why)
 }
 
-/// The generation of the object when an image that is still asked for could not be written.
+/// The generation of the object for which an image that is still asked for could not be written.
 pub(super) fn failed_for(status: &BareMetalHostStatus) -> Option<i64> {
     failure(status)?.observed_generation
+}
+
+/// The generation of the object for which that is being done which a host with this status is in the middle of; none: it is in the middle
+/// of nothing, or waits for another attempt.
+pub(super) fn tried_for(status: &BareMetalHostStatus) -> Option<i64> {
+    let pauses = waiting(status).is_some_and(|wait| wait.reason == super::draft::RETRY);
+    let progressing = status
+        .conditions
+        .iter()
+        .find(|one| one.type_ == PROGRESSING && one.status == "True");
+    progressing.filter(|_| !pauses)?.observed_generation
 }
 
 /// What failed for the spec of an object that was moved here failed for that of this one, in its `generation`.
@@ -79,8 +93,13 @@ fn set_failure(status: &mut BareMetalHostStatus, before: i64, generation: Option
         };
         let [before, behind] = ATTEMPT;
         let wanted = fact(FAILED, Ok("Failed"), &format!("{before}{count}{behind}{why}"));
-        let since = Some((whole_seconds(now), generation));
-        put(&mut status.conditions, wanted, since, now);
+        put(
+            &mut status.conditions,
+            wanted,
+            Some(whole_seconds(now)),
+            generation,
+            now,
+        );
     }
 }
 
@@ -114,7 +133,7 @@ pub fn since(message: &str, at: Timestamp) -> String {
 }
 
 /// Every reason that [`WAITING`] can have while it is true, and what is waited for.
-pub const WAITING_REASONS: [(&str, &str); 21] = [
+pub const WAITING_REASONS: [(&str, &str); 22] = [
     ("Bmc", "the BMC's answer"),
     ("Clean", "the ramdisk to clear the disks"),
     (
@@ -126,7 +145,7 @@ pub const WAITING_REASONS: [(&str, &str); 21] = [
         "the pause before another provisioning is over; a change of the spec ends it",
     ),
     (
-        "Detached",
+        super::detached::DETACHED,
         "the annotation `baremetalhost.metal3.io/detached` to be removed",
     ),
     (
@@ -145,6 +164,10 @@ pub const WAITING_REASONS: [(&str, &str); 21] = [
     (
         MANAGEMENT,
         "**a person** who manages the machine: set `spec.bmc`, or `muster.dev/in-band` (`docs/provision.md`)",
+    ),
+    (
+        "Online",
+        "`spec.online` to be true: no image is written to a machine that is to be off",
     ),
     (
         "Place",
@@ -232,7 +255,8 @@ fn fact(type_: &'static str, reason: Result<&'static str, &'static str>, message
     }
 }
 
-/// Brings the conditions of `status` up to date with the rest of it; those of other types stay.
+/// Brings the conditions of `status` up to date with the rest of it, which is that of an object in this `generation` with this many
+/// `failures` before; those of other types stay.
 pub(super) fn set(
     status: &mut BareMetalHostStatus,
     wait: Option<&Wait>,
@@ -241,7 +265,14 @@ pub(super) fn set(
     (failures, generation): (i64, Option<i64>),
     now: Timestamp,
 ) {
-    set_failure(status, failures, generation, now);
+    let tried_for = tried_for(status).or(generation);
+    let of = |status: &BareMetalHostStatus| {
+        let all = status.conditions.iter();
+        let mut progressing = all.filter(|one| one.type_ == PROGRESSING);
+        progressing.next().map(|one| one.reason.clone())
+    };
+    let before = of(status);
+    set_failure(status, failures, tried_for, now);
     let mut facts = upstream(status, powerless);
     facts.extend(healthy(status, health));
     facts.push(match wait {
@@ -254,10 +285,14 @@ pub(super) fn set(
         None => fact(WAITING, Err("Nothing"), "nothing is to be done"),
     });
     for wanted in facts {
-        let since = wait
-            .filter(|_| wanted.type_ == WAITING)
-            .map(|wait| (whole_seconds(wait.since), wait.generation));
-        put(&mut status.conditions, wanted, since, now);
+        let wait = wait.filter(|_| wanted.type_ == WAITING);
+        let since = wait.map(|wait| whole_seconds(wait.since));
+        let generation = match (wanted.type_, wanted.status) {
+            (PROGRESSING, "True") if before.as_deref() == Some(wanted.reason) => tried_for,
+            (PROGRESSING, "True") => generation,
+            _ => wait.and_then(|wait| wait.generation),
+        };
+        put(&mut status.conditions, wanted, since, generation, now);
     }
 }
 
@@ -276,8 +311,7 @@ pub fn unmanaged(status: &mut BareMetalHostStatus, now: Timestamp) {
     set(status, Some(&wait), None, Some(Health::Unknown), failures, now);
 }
 
-fn put(all: &mut Vec<Condition>, wanted: Fact, since: Option<(Time, Option<i64>)>, now: Timestamp) {
-    let (since, generation) = since.unzip();
+fn put(all: &mut Vec<Condition>, wanted: Fact, since: Option<Time>, generation: Option<i64>, now: Timestamp) {
     let old = all.iter_mut().find(|condition| condition.type_ == wanted.type_);
     let same = old
         .as_ref()
@@ -289,7 +323,7 @@ fn put(all: &mut Vec<Condition>, wanted: Fact, since: Option<(Time, Option<i64>)
         reason: wanted.reason.to_owned(),
         message: wanted.message,
         last_transition_time: since.or(same).unwrap_or_else(|| whole_seconds(now)),
-        observed_generation: generation.flatten(),
+        observed_generation: generation,
     };
     match old {
         Some(old) => *old = fresh,
@@ -351,7 +385,7 @@ fn upstream(status: &BareMetalHostStatus, powerless: Option<&str>) -> Vec<Fact> 
             "",
         ),
         fact("Ready", ready, error),
-        fact("Progressing", progressing, error),
+        fact(PROGRESSING, progressing, error),
     ]
 }
 

@@ -33,6 +33,9 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     draft.enter(State::Deprovisioning);
     draft.begin(|history| &mut history.deprovision);
     draft.tell("DeprovisioningStarted", "what the host runs is taken away");
+    if provisioning::is_cleaned(draft) {
+        ramdisk::announce(draft, "its disks are cleaned");
+    }
     if draft.host.spec.image.is_none() {
         draft.status.provisioning_fail_count = 0;
     }

@@ -6,6 +6,9 @@ use serde::Deserialize;
 use super::{State, draft::Draft, jobs, observed::Bmc, plan::BmcCall};
 use crate::hosts::{self, annotation, arguments};
 
+/// Reason of `Waiting` while the annotation stands.
+pub(super) const DETACHED: &str = "Detached";
+
 /// What the annotation says beside that it is there. What cannot be read says nothing, as upstream has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -55,6 +58,8 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
             draft.why("taken into our hands again");
             draft.again(std::time::Duration::ZERO);
         }
+        // Of another operator, which was asked for what nobody asks for any more.
+        draft.forget(ErrorType::Detach);
         return is_detached;
     };
     let arguments: Arguments = arguments(value).unwrap_or_default();
@@ -71,7 +76,7 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
     }
     let_go(draft);
     draft.wait_for(
-        "Detached",
+        DETACHED,
         format!("the host is detached; next: goes on where it was once the annotation {DETACHED_ANNOTATION} is removed"),
     );
     true
@@ -98,7 +103,7 @@ fn leave(draft: &mut Draft<'_>, arguments: Arguments) -> bool {
             let_go(draft);
         }
         draft.wait_for(
-            "Detached",
+            DETACHED,
             format!("the host is deleted while detached; next: goes on once the annotation {DETACHED_ANNOTATION} is removed"),
         );
         return true;

@@ -292,7 +292,7 @@ impl<'a> Draft<'a> {
                 &format!("another attempt after {}", backoff::words(pause)),
             ),
             since: self.now,
-            generation: self.host.metadata.generation,
+            generation: conditions::tried_for(&self.old).or(self.host.metadata.generation),
         });
         self.again(pause);
         self.why(format!("failed: {message}"));

@@ -7,6 +7,7 @@ use muster_proto::kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus,
 use super::{
     Owner, State,
     conditions::{is_left_to_a_person, waiting},
+    detached::DETACHED,
     draft::RETRY,
     jobs, owner,
     ramdisk::{BOOT_DEADLINE, lost_at},
@@ -41,7 +42,9 @@ pub(super) fn may_take_hours(host: &BareMetalHost) -> bool {
         match (status.operational_status, waiting(status)) {
             (OperationalStatus::Detached, _) => true,
             // An error that is still shown is nothing that is waited for.
-            (_, Some(wait)) => wait.reason == RETRY || is_left_to_a_person(&wait.reason),
+            (_, Some(wait)) => {
+                [RETRY, DETACHED].contains(&wait.reason.as_str()) || is_left_to_a_person(&wait.reason)
+            }
             (status, None) => status == OperationalStatus::Error,
         }
     });

@@ -110,13 +110,15 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.enter(State::ExternallyProvisioned);
         return;
     }
-    if let Some(why) = unsupported(draft) {
+    let unsupported = unsupported(draft);
+    // Whoever has claimed it waits until it is available, to let it go: there it is refused the same.
+    if let Some(why) = unsupported.filter(|_| spec.consumer_ref.is_none()) {
         draft.refuse(ErrorType::Preparation, why);
         return;
     }
     draft.enter(State::Available);
     draft.status.provisioning.root_device_hints = effective_hints(draft);
-    if draft.host.spec.raid.is_some() {
+    if draft.host.spec.raid.is_some() && unsupported.is_none() {
         // Else what another operator made is there still.
         draft.status.provisioning.raid.clone_from(&draft.host.spec.raid);
     }

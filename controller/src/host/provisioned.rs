@@ -102,6 +102,7 @@ pub(super) fn external(draft: &mut Draft<'_>) {
     }
     // The request that failed is not to be fulfilled any more.
     draft.forget(ErrorType::Provisioning);
+    draft.status.provisioning_fail_count = 0;
     let leaving = leaves_for_its_own(draft);
     look_after_unless(draft, leaving);
 }

@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{
-    bmcs::{Bmcs, Clock},
+    bmcs::{Bmcs, Clock, reference},
     execute::Executor,
     index::Index,
     memory::{EARLY, Memory},
@@ -45,6 +45,7 @@ use crate::{
     round::{Cue, receive, retry_after, run_out},
     world::{Change, Scope, World},
 };
+use carry::beside;
 use turn::round;
 
 /// How long a host waits whose rounds follow each other without an end.
@@ -215,7 +216,14 @@ impl Context {
             self.memory.forget(path);
             self.metrics.forget(path);
             self.wake(self.slots.give_back(path));
+            self.log_out(host);
         }
+    }
+
+    /// The host is gone: whoever took it away may not have let us end what we had with its BMC.
+    fn log_out(&self, host: &BareMetalHost) {
+        let (bmcs, host) = (Arc::clone(&self.executor.bmcs), reference(host));
+        beside(self, async move { bmcs.forget(&host).await });
     }
 
     fn wake(&self, hosts: impl IntoIterator<Item = Path>) {
@@ -235,6 +243,12 @@ impl Context {
         self.memory.retain(&paths);
         self.metrics.retain(&paths);
         self.wake(self.slots.retain(&paths));
+        let uids = hosts
+            .iter()
+            .filter_map(|host| host.metadata.uid.clone())
+            .collect();
+        let bmcs = Arc::clone(&self.executor.bmcs);
+        beside(self, async move { bmcs.retain(&uids).await });
         for host in &hosts {
             self.index.host(host, false);
         }
@@ -295,8 +309,12 @@ impl Context {
             self.memory.forget(&path);
             self.metrics.forget(&path);
             self.wake(self.slots.give_back(&path));
+            self.log_out(host);
             return concerned;
         };
+        if now.metadata.uid != host.metadata.uid {
+            self.log_out(host);
+        }
         let mut concerned: Vec<Path> = self.index.host(&now, false).into_iter().collect();
         // The echo of what we wrote ourselves, after which another round came anyway.
         if !self.memory.has_looked_at(&now) {

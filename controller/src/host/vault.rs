@@ -382,7 +382,7 @@ impl Vault {
         }
         // Finalizers are a set, and owners a map by UID.
         let patch = Patch::Strategic(json!({"metadata": metadata}));
-        self.patch("hold Secret", &path, patch).await
+        self.patch("hold Secret", &path, None, patch).await
     }
 
     /// Takes upstream's finalizer off the Secret; nothing if it is gone.
@@ -409,7 +409,7 @@ impl Vault {
     async fn disown(&self, host: &BareMetalHost, path: &Path) -> Result<(), ExecuteError> {
         let gone = json!([{"$patch": "delete", "uid": host.metadata.uid}]);
         let patch = Patch::Strategic(json!({"metadata": {"ownerReferences": gone}}));
-        self.patch("disown Secret", path, patch).await
+        self.patch("disown Secret", path, None, patch).await
     }
 
     /// The same of the Secret at `path`, if it is still of this `version`.
@@ -428,7 +428,8 @@ impl Vault {
             .collect();
         let metadata = json!({"uid": entry.uid, "resourceVersion": entry.version, "finalizers": finalizers});
         let patch = Patch::Merge(json!({"metadata": metadata}));
-        self.patch("release Secret", path, patch).await
+        self.patch("release Secret", path, Some(&entry.version), patch)
+            .await
     }
 
     /// The watched Secrets that carry upstream's finalizer though none of `hosts`, which `index` knows, has to do with them; with their
@@ -455,21 +456,32 @@ impl Vault {
         orphans
     }
 
+    /// Writes `patch`, which is made for the Secret of this `version`, if for one.
     async fn patch(
         &self,
         step: &'static str,
         path: &Path,
+        version: Option<&str>,
         patch: Patch<serde_json::Value>,
     ) -> Result<(), ExecuteError> {
         if !is_possible(path) {
             return Ok(());
         }
+        let watched = || lock(&self.watched).get(path).map(|entry| entry.version.clone());
+        let before = version.map(str::to_owned).or_else(watched);
+        // What the watch has told meanwhile it does not tell once more.
+        let is_not_as_watched = || {
+            let mut all = lock(&self.watched);
+            if all.get(path).map(|entry| &entry.version) == before.as_ref() {
+                all.remove(path);
+            }
+        };
         let patched = self
             .api(&path.namespace)
             .patch(&path.name, &CONTROL.merge(), &patch)
             .await;
         if matches!(&patched, Err(kube::Error::Api(status)) if status.code == 404) {
-            lock(&self.watched).remove(path);
+            is_not_as_watched();
             self.remember(path, Answer::Missing);
             return Ok(());
         }
@@ -489,7 +501,7 @@ impl Vault {
                 // Our copy was old: the next look is a fresh one.
                 lock(&self.direct).remove(path);
                 if matches!(error, ExecuteError::Behind { .. }) {
-                    lock(&self.watched).remove(path);
+                    is_not_as_watched();
                 }
                 Err(error)
             }

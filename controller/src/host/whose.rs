@@ -5,6 +5,7 @@ use muster_proto::{
     identity::Identity,
     inventory::Inventory,
     kinds::{BMC_IDENTITY_ANNOTATION, Packed},
+    text::is_same_uuid,
 };
 
 use super::draft::Draft;
@@ -91,7 +92,7 @@ fn known(all: Identity, latest: Option<&Inventory>) -> Identity {
 
 fn agree(says: &bmc::Identity, known: &Identity) -> bool {
     let uuid = match (&says.uuid, &known.system_uuid) {
-        (Some(says), Some(known)) => says == known || swapped(says).as_ref() == Some(known),
+        (Some(says), Some(known)) => is_same_uuid(says, known),
         _ => false,
     };
     let serials = [&says.serial, &says.sku].into_iter().flatten();
@@ -101,23 +102,6 @@ fn agree(says: &bmc::Identity, known: &Identity) -> bool {
     uuid || serial || nic
 }
 
-/// `uuid` with its first three fields in the other byte order (SMBIOS 3.x, 7.2.1): firmware and BMCs disagree about it.
-fn swapped(uuid: &str) -> Option<String> {
-    let mut fields = uuid.split('-');
-    let mut out = String::with_capacity(uuid.len());
-    for _ in 0..3 {
-        let field = fields.next()?;
-        let mut at = field.len();
-        while at >= 2 {
-            out.push_str(field.get(at - 2..at)?);
-            at -= 2;
-        }
-        out.push('-');
-    }
-    out.push_str(&fields.collect::<Vec<_>>().join("-"));
-    Some(out)
-}
-
 fn words(uuid: Option<&str>, serial: Option<&str>) -> String {
     let uuid = uuid.map(|uuid| format!("UUID {uuid}"));
     let serial = serial.map(|serial| format!("serial number {serial}"));
@@ -125,21 +109,5 @@ fn words(uuid: Option<&str>, serial: Option<&str>) -> String {
     match all.is_empty() {
         true => "neither UUID nor serial number".to_owned(),
         false => all.join(" and "),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_uuid_in_the_other_byte_order_is_the_same() {
-        let (one, other) = (
-            "4c4c4544-0035-4b10-8032-cac04f583933",
-            "44454c4c-3500-104b-8032-cac04f583933",
-        );
-        assert_eq!(swapped(one).as_deref(), Some(other));
-        assert_eq!(swapped(other).as_deref(), Some(one));
-        assert_eq!(swapped("4c4c4544"), None);
     }
 }

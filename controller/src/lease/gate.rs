@@ -12,7 +12,8 @@ use tokio::sync::watch;
 
 use super::{clock, next::Moment};
 
-/// One term of this process as the leader. Once it is over it never comes back: the next term is another one.
+/// One term of this process as the leader, which may lapse until a renewal that is under way is taken. Once it is closed it never comes back:
+/// the next term is another one.
 #[derive(Clone, Debug)]
 pub struct Leadership {
     epoch: i64,
@@ -103,7 +104,7 @@ impl Leadership {
     }
 
     /// It lasts until `until`, if it was not over yet.
-    pub(super) fn extend(&self, until: Moment) {
+    pub(crate) fn extend(&self, until: Moment) {
         let until = nanoseconds(until);
         let longer = |old: u64| (old > 0).then_some(old.max(until));
         // Refused only for a term that is over.

@@ -448,7 +448,14 @@ impl Leases {
     }
 
     fn shun(&mut self, mac: Mac, address: Ipv4Addr, stranger: Option<Mac>, now: Duration) {
-        self.forget(mac);
+        // While its address was probed it may have taken another one.
+        if self
+            .holdings
+            .get(&mac)
+            .is_some_and(|holding| holding.address == address)
+        {
+            self.forget(mac);
+        }
         let slot = self.slots.entry(address).or_default();
         slot.verified = Duration::ZERO;
         slot.shunned = now + QUARANTINE;

@@ -10,6 +10,7 @@ use super::{
     super::{
         Plan, State, counts,
         execute::Fresh,
+        guard,
         memory::Rest,
         observe::Sight,
         plan::{BmcCall, Effect, PowerOrder},
@@ -128,7 +129,7 @@ pub(super) async fn carry_out(
 }
 
 /// Goes on with `call` beside the rounds.
-fn beside(context: &Context, call: impl Future<Output = ()> + Send + 'static) {
+pub(super) fn beside(context: &Context, call: impl Future<Output = ()> + Send + 'static) {
     let mut calls = context.calls.lock().unwrap_or_else(PoisonError::into_inner);
     // Those that have ended.
     while calls.try_join_next().is_some() {}
@@ -164,11 +165,15 @@ fn spawn(
                 }
                 _ => None,
             };
+            // What comes before an order on the power may take minutes.
+            if power.is_some() && of.now(&host).is_none_or(|now| guard::is_left_alone(&now)) {
+                return;
+            }
             if let Err(error) = of.executor.act(&host, &sight, None, effect).await {
                 failed(&host, &error).await;
                 return;
             }
-            if let Some(on) = power {
+            if let Some(on) = power.filter(|_| of.now(&host).is_some()) {
                 of.metrics.power(&Path::of(host.as_ref()), on);
             }
         }

@@ -490,6 +490,28 @@ async fn who_does_not_lead_any_more_does_nothing() {
             host.metadata.resource_version
         );
         assert_eq!(lab.machines[0].disk().0, ["old"]);
+        // A renewal that was under way when it lapsed says that nobody led in between.
+        lab.renew_term();
+        lab.reaches(1, "provisioned").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_is_not_rebooted_when_its_host_was_paused_while_its_bmc_took_long_to_arm_that() {
+    let lab = Lab::new(1);
+    let paused = |value| json!({"metadata": {"annotations": {"baremetalhost.metal3.io/paused": value}}});
+    lab.machines[0].set_arming_takes(Duration::from_secs(60));
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "inspecting").await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        lab.edit(1, &paused(json!("")));
+        lab.until(|| lab.machines[0].is_armed()).await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(!lab.machines[0].is_on() && lab.machines[0].is_armed());
+        lab.edit(1, &paused(json!(null)));
+        lab.reaches(1, "available").await;
     })
     .await;
 }

@@ -85,8 +85,8 @@ async fn turn(
     let path = Path::of(host.as_ref());
     context.metrics.reconciled(&path);
     if !context.executor.term.still() {
-        // The loop is dropped in a moment.
-        return Ok(After::Over(Action::await_change()));
+        // The loop is dropped in a moment, unless a renewal that is under way is taken yet: then nobody else comes back to this host.
+        return Ok(After::Over(Action::requeue(TOO_FAST)));
     }
     if owner(host) != Owner::Operator {
         leave_alone(context, host, &path);

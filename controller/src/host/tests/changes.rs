@@ -151,7 +151,7 @@ fn an_image_waits_for_the_host_to_be_online_and_says_so() {
     world.set_image(Some(IMAGE));
     world.settle();
     let (reason, message) = waiting(&world);
-    assert_eq!((world.state(), reason.as_str()), (State::Available, "Inputs"));
+    assert_eq!((world.state(), reason.as_str()), (State::Available, "Online"));
     assert!(message.contains("spec.online"), "{message}");
     world.host().spec.online = true;
     world.reach(State::Provisioned);

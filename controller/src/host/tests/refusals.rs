@@ -1033,3 +1033,121 @@ fn a_request_to_let_go_uncleaned_serves_once() {
     world.reach(State::Available);
     assert_eq!(world.machine.cleans, cleans + 1);
 }
+
+#[test]
+fn what_cannot_be_prepared_is_told_though_an_image_could_not_be_written_before() {
+    let mut world = at(State::Available);
+    world.failing_writes = 1;
+    world.set_image(Some(IMAGE));
+    world.reach(State::Deprovisioning);
+    world.reach(State::Available);
+    assert_eq!(error(&world).0, Some(ErrorType::Provisioning));
+    world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
+    world.settle();
+    let (kind, message, _) = error(&world);
+    assert_eq!(
+        (world.state(), kind),
+        (State::Available, Some(ErrorType::Preparation))
+    );
+    assert!(message.contains("Secure Boot"), "{message}");
+    assert_eq!(waiting(&world).0, "Refused");
+    world.set_image(None);
+    world.host().spec.boot_mode = None;
+    world.settle();
+    assert_eq!(error(&world).0, None);
+}
+
+#[test]
+fn a_claimed_host_that_cannot_be_prepared_is_available_again_after_another_inspection() {
+    for claimed in [true, false] {
+        let mut world = at(State::Available);
+        world.host().spec.consumer_ref = claimed.then(Default::default);
+        world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
+        world.settle();
+        world.annotate(INSPECT_ANNOTATION, "");
+        world.reach(State::Inspecting);
+        world.until("refused", |world| error(world).0 == Some(ErrorType::Preparation));
+        world.settle();
+        let state = match claimed {
+            true => State::Available,
+            false => State::Preparing,
+        };
+        assert_eq!(
+            (world.state(), error(&world).0),
+            (state, Some(ErrorType::Preparation))
+        );
+        assert_eq!(world.host().status.as_ref().unwrap().provisioning.raid, None);
+        world.host().spec.boot_mode = None;
+        world.reach(State::Available);
+        world.settle();
+        assert_eq!(error(&world).0, None);
+    }
+}
+
+#[test]
+fn nobody_waits_for_an_image_that_failed_on_a_host_that_somebody_else_provisioned() {
+    let mut world = at(State::Available);
+    world.failing_writes = 1;
+    world.set_image(Some(IMAGE));
+    world.reach(State::Deprovisioning);
+    world.reach(State::Available);
+    let has_failed = |world: &World| {
+        let status = world.host.as_ref().unwrap().status.as_ref().unwrap();
+        status
+            .conditions
+            .iter()
+            .any(|one| one.type_ == "ProvisioningFailed")
+    };
+    assert!(has_failed(&world));
+    world.host().spec.externally_provisioned = Some(true);
+    world.reach(State::ExternallyProvisioned);
+    world.settle();
+    assert!(!has_failed(&world));
+    assert_eq!(world.host().status.as_ref().unwrap().provisioning_fail_count, 0);
+}
+
+#[test]
+fn what_is_corrected_while_the_last_attempt_fails_is_tried() {
+    let mut world = at(State::Available);
+    (world.retries, world.failing_writes) = (1, 1);
+    world.host().metadata.generation = Some(5);
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioning);
+    // Somebody corrects what is not the image.
+    world.host().metadata.generation = Some(6);
+    world.reach(State::Deprovisioning);
+    world.reach(State::Provisioned);
+    // Where nobody did, that was it.
+    let mut world = at(State::Available);
+    (world.retries, world.failing_writes) = (1, 1);
+    world.host().metadata.generation = Some(5);
+    world.set_image(Some(IMAGE));
+    world.reach(State::Deprovisioning);
+    world.reach(State::Available);
+    world.settle();
+    assert!(
+        error(&world).1.starts_with("gave up after 1 attempt"),
+        "{}",
+        error(&world).1
+    );
+}
+
+#[test]
+fn an_attempt_at_a_spec_that_is_another_one_counts_for_that() {
+    let mut world = World::new();
+    world.host().metadata.generation = Some(1);
+    world.bmc_up = false;
+    let fails = |world: &mut World, count| {
+        world.until("a failure", |world| {
+            let status = world.host.as_ref().unwrap().status.as_ref();
+            status.is_some_and(|status| status.error_count == count) && waiting(world).0 == "Retry"
+        });
+        let status = world.host.as_ref().unwrap().status.clone().unwrap();
+        let waits = status.conditions.iter().find(|one| one.type_ == "Waiting");
+        waits.and_then(|one| one.observed_generation)
+    };
+    assert_eq!(fails(&mut world, 1), Some(1));
+    world.host().metadata.generation = Some(2);
+    assert_eq!(fails(&mut world, 2), Some(2));
+    assert_eq!(fails(&mut world, 3), Some(2));
+}

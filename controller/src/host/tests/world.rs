@@ -468,7 +468,7 @@ impl World {
                 let says = |what: &str| one.message.matches(what).count() == 1;
                 let whole = says("; next: ") && says(" (since ");
                 // `kubectl wait` takes no condition for true whose generation is an older one.
-                let dated = ["Waiting", "ProvisioningFailed"].contains(&one.type_.as_str());
+                let dated = ["Waiting", "ProvisioningFailed", "Progressing"].contains(&one.type_.as_str());
                 assert!(dated || one.observed_generation.is_none(), "{}", one.type_);
                 assert!(
                     !waits || whole,

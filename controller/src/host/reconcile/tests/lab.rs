@@ -60,6 +60,7 @@ struct State {
     fault: Option<BmcError>,
     /// How long its BMC takes to say whether it is on.
     bmc_takes: Duration,
+    arming_takes: Duration,
     /// How often its BMC was asked for that, and how often it answered.
     asked: usize,
     answered: usize,
@@ -155,6 +156,11 @@ impl Lab {
     pub(super) fn end_term(&self) {
         *self.term.lock().unwrap() = Leadership::new(7, lease::now());
         self.steps.kill();
+    }
+
+    /// That was not so: what it renewed its term with comes late.
+    pub(super) fn renew_term(&self) {
+        self.term().extend(lease::now() + Duration::from_secs(86_400));
     }
 
     /// The controller dies, and another one starts.
@@ -456,6 +462,16 @@ impl Machine {
         self.lock().bmc_takes = time;
     }
 
+    /// Its BMC takes this long to arm what is booted next.
+    pub(super) fn set_arming_takes(&self, time: Duration) {
+        self.lock().arming_takes = time;
+    }
+
+    /// True if it boots the network next.
+    pub(super) fn is_armed(&self) -> bool {
+        self.lock().armed
+    }
+
     /// How often its BMC was asked whether it is on, and how often it answered.
     pub(super) fn asked_and_answered(&self) -> (usize, usize) {
         let state = self.lock();
@@ -719,6 +735,8 @@ impl Bmcs for Lab {
         // What stays in force would boot a provisioned machine into its ramdisk for ever.
         assert_eq!(boot.lasting, bmc::Lasting::Once);
         let act = async move {
+            let takes = self.machine(&access.host).lock().arming_takes;
+            tokio::time::sleep(takes).await;
             let mut state = self.machine(&access.host).enter(access)?;
             (state.armed, state.mode) = (boot.device == bmc::Device::Pxe, Some(boot.mode));
             Ok(Answered::Accepted)
@@ -727,6 +745,10 @@ impl Bmcs for Lab {
     }
 
     fn forget<'a>(&'a self, _: &'a bmc::HostRef) -> futures::future::BoxFuture<'a, ()> {
+        async {}.boxed()
+    }
+
+    fn retain<'a>(&'a self, _: &'a std::collections::BTreeSet<String>) -> futures::future::BoxFuture<'a, ()> {
         async {}.boxed()
     }
 

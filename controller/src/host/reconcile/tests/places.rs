@@ -261,6 +261,24 @@ async fn a_busy_host_that_is_detached_by_force_keeps_no_other_from_its_turn() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_busy_host_that_is_deleted_while_detached_keeps_no_other_from_its_turn() {
+    let lab = Lab::with_limit(2, 1);
+    lab.machines[0].set_mute();
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "inspecting").await;
+        let delay = json!({"baremetalhost.metal3.io/detached": r#"{"deleteAction":"delay"}"#});
+        lab.edit(1, &json!({"metadata": {"annotations": delay}}));
+        lab.api.delete("baremetalhosts", "m1");
+        lab.until(|| waits_for(&lab, "Detached")).await;
+        lab.declare(2);
+        lab.reaches(2, "available").await;
+        assert!(is_busy(&lab.host(1).unwrap()));
+    })
+    .await;
+}
+
 /// Somebody wishes for an image for machine 1, whose ramdisk has taken up the job and is at it.
 async fn is_written(lab: &Lab) {
     lab.declare(1);
