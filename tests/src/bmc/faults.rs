@@ -70,6 +70,8 @@ pub enum Fault {
     Hang,
     /// What is asked for is done, but no answer comes.
     DoneButSilent,
+    /// What is asked for is done, and answered with this status by what stands before the BMC.
+    DoneBut(u16),
     /// The answer ends in its middle.
     Truncated,
     /// The answer is no JSON.

@@ -217,6 +217,10 @@ async fn answer(
             route(shared, &method, &path, &headers, &body, None);
             return std::future::pending().await;
         }
+        Some(Fault::DoneBut(status)) => {
+            route(shared, &method, &path, &headers, &body, None);
+            return Ok(build(status, Vec::new(), full("<html>Gateway</html>".to_owned())));
+        }
         Some(Fault::Truncated) => {
             let whole = route(shared, &method, &path, &headers, &body, None);
             let status = whole.status;

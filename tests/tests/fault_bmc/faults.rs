@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muster_controller::bmc::{BmcError, Config, Credentials, Device, Done, PowerState, Reset};
-use muster_tests::bmc::{self, Fault, Options, Rule};
+use muster_tests::bmc::{self, Fault, Options, Resets, Rule};
 
 use super::{bmcs, count, hasty, in_time, once, one};
 
@@ -132,25 +132,43 @@ async fn a_bmc_that_hangs_is_given_up() {
         "unreachable",
         "{outcome:?}"
     );
-    // It did it and does not say so: nobody claims that it did not.
-    service.heal();
-    service.inject(Rule::always(Fault::DoneButSilent).path("ComputerSystem.Reset"));
-    let patient = bmcs(&Config {
-        request: Duration::from_secs(5),
-        ..hasty()
-    });
-    let outcome = in_time(patient.set_power(&access, 1, Reset::On)).await;
-    assert_eq!(
-        outcome.as_ref().map_or_else(class, |_| "a state"),
-        "unreachable",
-        "{outcome:?}"
-    );
-    assert_eq!(service.power("1"), bmc::PowerState::On);
-    service.heal();
-    assert_eq!(
-        patient.set_power(&access, 1, Reset::On).await.unwrap(),
-        Done::Already
-    );
+}
+
+#[tokio::test]
+async fn of_what_was_done_and_not_answered_nobody_claims_that_it_was_not() {
+    for fault in [Fault::DoneButSilent, Fault::DoneBut(502), Fault::DoneBut(504)] {
+        let (service, _events, access) = one(Options::default());
+        service.inject(Rule::always(fault.clone()).path("ComputerSystem.Reset"));
+        let patient = bmcs(&Config {
+            request: Duration::from_secs(5),
+            ..hasty()
+        });
+        let outcome = in_time(patient.set_power(&access, 1, Reset::On)).await;
+        assert_eq!(
+            outcome.as_ref().map_or_else(class, |_| "a state"),
+            "unreachable",
+            "{fault:?}: {outcome:?}"
+        );
+        assert_eq!(service.power("1"), bmc::PowerState::On);
+        service.heal();
+        assert_eq!(
+            patient.set_power(&access, 1, Reset::On).await.unwrap(),
+            Done::Already
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_only_gives_advice_stops_nothing_when_it_fails() {
+    for status in [403, 405, 500] {
+        let (service, _events, access) = one(Options {
+            resets: Resets::ActionInfo(vec!["On", "ForceOff"]),
+            ..Options::default()
+        });
+        service.inject(Rule::always(Fault::Status(status, "InternalError")).path("ResetActionInfo"));
+        let done = in_time(bmcs(&hasty()).set_power(&access, 1, Reset::On)).await;
+        assert_eq!(done.unwrap(), Done::Accepted, "{status}");
+    }
 }
 
 #[tokio::test]

@@ -68,6 +68,8 @@ impl Session {
 
 /// A resource as it was read.
 pub(super) struct Resource {
+    /// Where it is, after all redirects: a change follows none of some.
+    pub(super) path: String,
     pub(super) value: Value,
     pub(super) etag: Option<String>,
 }
@@ -140,6 +142,19 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// The resource at `path`, on which nothing depends: none if the service has it not, forbids it or fails to show it, too.
+    pub(super) async fn advice(&mut self, path: &str) -> Result<Option<Resource>, BmcError> {
+        match self.find(path).await {
+            Err(
+                BmcError::Unsupported { .. }
+                | BmcError::Refused { .. }
+                | BmcError::Answer { .. }
+                | BmcError::Credentials { .. },
+            ) => Ok(None),
+            found => found,
+        }
+    }
+
     /// The resource at `path`.
     pub(super) async fn get(&mut self, path: &str) -> Result<Resource, BmcError> {
         let (asked, told) = self.authorised(Method::GET, path, None, &[]).await?;
@@ -149,7 +164,15 @@ impl<'a> Client<'a> {
     /// Does the action at `path`.
     pub(super) async fn act(&mut self, path: &str, body: &Value) -> Result<(), BmcError> {
         let (asked, told) = self.authorised(Method::POST, path, Some(body), &[]).await?;
-        self.success(&asked, &told)
+        match (told.status, self.success(&asked, &told)) {
+            // Whoever stands between us and the BMC had no answer of it in time; what was asked for may have been done.
+            (StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT, Err(BmcError::Busy { message, .. })) => {
+                Err(BmcError::Unreachable {
+                    reason: format!("{message} (status {})", told.status.as_u16()),
+                })
+            }
+            (_, outcome) => outcome,
+        }
     }
 
     /// Changes the resource at `path`, if it still is as `etag` says; false if it is not.
@@ -164,7 +187,13 @@ impl<'a> Client<'a> {
         let (asked, told) = self.authorised(Method::PATCH, path, Some(body), &headers).await?;
         match told.status {
             StatusCode::PRECONDITION_FAILED | StatusCode::PRECONDITION_REQUIRED => Ok(false),
-            _ => self.success(&asked, &told).map(|()| true),
+            _ => {
+                self.success(&asked, &told)?;
+                match Said::of_boot_left_out(&told.body, &self.secrets()) {
+                    Some(said) => Err(said.error(400, &clean(asked.to_string().as_bytes()), None)),
+                    None => Ok(true),
+                }
+            }
         }
     }
 
@@ -363,7 +392,11 @@ impl<'a> Client<'a> {
             .header(&ETAG)
             .or_else(|| model::etag(&value))
             .map(str::to_owned);
-        Ok(Resource { value, etag })
+        Ok(Resource {
+            path: asked.path.clone(),
+            value,
+            etag,
+        })
     }
 
     fn success(&self, asked: &Asked, told: &Told) -> Result<(), BmcError> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use client::{Client, Memory, Resource};
 use futures::{FutureExt, future::BoxFuture};
-use model::System;
+use model::{BootState, System};
 use muster_proto::{Mac, text::clean};
 use serde_json::json;
 use tokio::time::timeout;
@@ -116,7 +116,7 @@ impl Redfish {
         let (path, _, system) = system(&mut client, access).await?;
         let mut allowed = system.reset.allowed;
         if let (None, Some(info)) = (&allowed, &system.reset.info) {
-            let info = client.find(info).await?;
+            let info = client.advice(info).await?;
             allowed = info.and_then(|info| model::allowed(&info.value, "ResetType"));
         }
         let Some(kind) = choice::reset_type(&system.state.power, want, allowed.as_deref())? else {
@@ -133,12 +133,13 @@ impl Redfish {
     async fn arm(&mut self, access: &Access, leave: Leave, mut want: Boot) -> Result<Done, BmcError> {
         let mut client = self.client(access, Some(leave))?;
         for attempt in 0..ATTEMPTS {
-            let (path, resource, system) = system(&mut client, access).await?;
+            let (_, resource, system) = system(&mut client, access).await?;
             let shape = quirks::shape(system.identity.manufacturer.as_deref());
-            let Some(body) = boot::patch(&system.boot, want, shape)? else {
+            let (now, resource) = settings(&mut client, &system, resource).await?;
+            let Some(body) = boot::patch(&now, want, shape)? else {
                 return Ok(Done::Already);
             };
-            let (path, etag) = settings(&mut client, path, &system, resource).await?;
+            let Resource { path, etag, .. } = resource;
             let tag = match attempt {
                 0 => etag.as_deref(),
                 // If-Match compares strongly (RFC 9110 section 13.1.1), so that a weak tag never matches; some send one all the same.
@@ -190,7 +191,7 @@ async fn system_at(client: &mut Client<'_>, path: String) -> Result<(String, Res
     let resource = client.find(&path).await?;
     let system = resource.and_then(|resource| System::read(&resource.value).map(|system| (resource, system)));
     match system {
-        Some((resource, system)) => Ok((path, resource, system)),
+        Some((resource, system)) => Ok((resource.path.clone(), resource, system)),
         None => Err(BmcError::NoSystem {
             path: clean(path.as_bytes()),
         }),
@@ -213,22 +214,29 @@ async fn the_only_system(client: &mut Client<'_>) -> Result<String, BmcError> {
     }
 }
 
-/// Where the boot override is written, with the ETag there: to the system's settings, if these have one. Some have other things of the boot
-/// there (Dell's iDRAC 9 its order), and take the override where it shows.
+/// Where the boot override is written, and what stands there: in the settings of the system that is `resource`, if these have one. Some have
+/// other things of the boot there (Dell's iDRAC 9 its order), and take the override where it shows.
 async fn settings(
     client: &mut Client<'_>,
-    path: String,
     system: &System,
     resource: Resource,
-) -> Result<(String, Option<String>), BmcError> {
+) -> Result<(BootState, Resource), BmcError> {
     if let Some(elsewhere) = &system.settings {
-        let found = client.find(elsewhere).await?;
+        let found = client.advice(elsewhere).await?;
         let is_there = |found: &Resource| found.value.pointer("/Boot/BootSourceOverrideTarget").is_some();
         if let Some(found) = found.filter(is_there) {
-            return Ok((elsewhere.clone(), found.etag));
+            let (now, there) = (system.boot.clone(), BootState::read(&found.value));
+            let now = BootState {
+                // What may be chosen often stands beside what is in force.
+                targets: there.targets.or(now.targets),
+                modes: there.modes.or(now.modes),
+                mode: there.mode.or(now.mode),
+                ..there
+            };
+            return Ok((now, found));
         }
     }
-    Ok((path, resource.etag))
+    Ok((system.boot.clone(), resource))
 }
 
 async fn macs(client: &mut Client<'_>, collection: &str) -> Result<Vec<Mac>, BmcError> {

@@ -40,6 +40,9 @@ const NEVER: &[&str] = &[
     "PropertyValueNotInList",
 ];
 
+/// The end of the name of what stands beside a property and says something of it.
+const EXTENDED: &str = "@Message.ExtendedInfo";
+
 /// Those that speak of user and password, whatever the status.
 const CREDENTIALS: &[&str] = &[
     "InsufficientPrivilege",
@@ -65,7 +68,7 @@ impl Said {
         let of_all = value.pointer("/error/@Message.ExtendedInfo").into_iter();
         // Of one property each, as OpenBMC answers a change.
         let of_one = value.as_object().into_iter().flatten();
-        let of_one = of_one.filter(|(name, _)| name.ends_with("@Message.ExtendedInfo"));
+        let of_one = of_one.filter(|(name, _)| name.ends_with(EXTENDED));
         let messages = of_all
             .chain(of_one.map(|(_, extended)| extended))
             .flat_map(listed);
@@ -98,6 +101,22 @@ impl Said {
                 text
             },
         }
+    }
+
+    /// What the body of a change that succeeded says of properties of the boot that it did not change (DSP0266, "PATCH (update)": some
+    /// properties may be left out, each with a message beside it); none: it says nothing such.
+    pub(super) fn of_boot_left_out(body: &[u8], secrets: &[String]) -> Option<Said> {
+        let value = model::json(body)?;
+        let notes = |object: &Value| -> serde_json::Map<String, Value> {
+            let all = object.as_object().into_iter().flatten();
+            let of_boot = |name: &str| name.starts_with("Boot") && name.ends_with(EXTENDED);
+            let notes = all.filter(|(name, _)| of_boot(name));
+            notes.map(|(name, note)| (name.clone(), note.clone())).collect()
+        };
+        let mut all = notes(&value);
+        all.extend(value.get("Boot").map(notes).unwrap_or_default());
+        let said = Said::read(400, Value::Object(all).to_string().as_bytes(), secrets);
+        said.is_one_of(NEVER).then_some(said)
     }
 
     fn is_one_of(&self, ids: &[&str]) -> bool {
@@ -229,6 +248,38 @@ mod tests {
         let said = Said::read(400, body.to_string().as_bytes(), &[]);
         assert_eq!(said.text, "No Boot.");
         assert_eq!(said.error(400, "x", None).class(), "unsupported");
+    }
+
+    #[test]
+    fn what_a_change_left_out_is_told_though_it_succeeded() {
+        let note = |id: &str| json!([{"MessageId": format!("Base.1.18.{id}"), "Message": "It stays."}]);
+        let left_out = |body: Value| {
+            let said = Said::of_boot_left_out(body.to_string().as_bytes(), &[])?;
+            Some(said.error(400, "x", None).class())
+        };
+        for name in ["BootSourceOverrideTarget", "BootSourceOverrideMode"] {
+            let name = format!("{name}@Message.ExtendedInfo");
+            let boot =
+                json!({"BootSourceOverrideEnabled": "Once", name.clone(): note("PropertyNotWritable")});
+            assert_eq!(left_out(json!({ "Boot": boot })), Some("unsupported"));
+            assert_eq!(
+                left_out(json!({ name: note("PropertyUnknown") })),
+                Some("unsupported")
+            );
+        }
+        let whole = json!({"Boot@Message.ExtendedInfo": note("PropertyValueNotInList")});
+        assert_eq!(left_out(whole), Some("unsupported"));
+        // What HPE says of every change, and what is of something else.
+        for body in [
+            json!({"error": {"@Message.ExtendedInfo": note("Success")}}),
+            json!({"Boot@Message.ExtendedInfo": note("Success")}),
+            json!({"AssetTag@Message.ExtendedInfo": note("PropertyNotWritable")}),
+            json!({"Boot": {"BootSourceOverrideTarget": "Pxe"}}),
+            json!(null),
+        ] {
+            assert_eq!(left_out(body.clone()), None, "{body}");
+        }
+        assert!(Said::of_boot_left_out(b"", &[]).is_none());
     }
 
     #[test]
