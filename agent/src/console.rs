@@ -32,6 +32,9 @@ use crate::{
 /// How many lines are kept.
 const KEPT: usize = 200;
 
+/// The most of a line's message, and of each value in it, in bytes: the cause of a failure stands last.
+const WORDS: usize = 1024;
+
 /// How many lines a slow console may lag behind before it misses some.
 const BACKLOG: usize = 1000;
 
@@ -188,7 +191,7 @@ impl Visit for Text {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let value = text::clean(format!("{value:?}").as_bytes());
+        let value = text::clean_to(format!("{value:?}").as_bytes(), WORDS);
         // Writing to a String cannot fail.
         _ = match field.name() {
             "message" => write!(self.message, "{value} "),
@@ -228,6 +231,14 @@ mod tests {
     fn escapes_and_newlines_of_others_never_reach_the_console() {
         let lines = lines(|| tracing::warn!(server = %"a\x1b[31m\nb", "said \x07no"));
         assert_eq!(lines, ["warning: said no server=\"a [31m b\""]);
+    }
+
+    #[test]
+    fn the_cause_of_a_failure_which_stands_last_is_shown() {
+        let path = format!("/images/{}.raw.zst", "x".repeat(300));
+        let lines =
+            lines(|| tracing::error!("command failed: get https://images.test{path}: Connection refused"));
+        assert!(lines[0].ends_with("Connection refused"), "{lines:?}");
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub struct Patience {
     pub pace: Duration,
     /// How many tries in a row may bring no byte.
     pub tries: u32,
+    /// So long a file that has begun to come may bring no more, however many tries that are: a switch that starts anew takes minutes, and
+    /// what is on the disk would be written from its beginning again.
+    pub outage: Duration,
     /// How many tries there may be in all.
     pub tries_in_all: u32,
 }
@@ -67,6 +70,7 @@ impl Default for Patience {
             stall: Duration::from_secs(30),
             pace: Duration::from_secs(120),
             tries: 10,
+            outage: Duration::from_secs(600),
             tries_in_all: 200,
         }
     }
@@ -180,6 +184,7 @@ impl Source<'_> {
     async fn run(&mut self, sink: &mut dyn Sink) -> Result<u64, SourceError> {
         let mut backoff = Backoff::default();
         let (mut in_a_row, mut in_all) = (0, 0);
+        let mut came = Instant::now();
         loop {
             let before = self.at;
             let error = match self.once(sink).await {
@@ -194,10 +199,12 @@ impl Source<'_> {
             }
             if self.at > before && !matches!(error, SourceError::Slow { .. }) {
                 in_a_row = 0;
+                came = Instant::now();
                 backoff.reset();
             }
             in_a_row += 1;
-            if in_a_row >= self.patience.tries || in_all >= self.patience.tries_in_all {
+            let is_away = !self.begun || came.elapsed() >= self.patience.outage;
+            if (in_a_row >= self.patience.tries && is_away) || in_all >= self.patience.tries_in_all {
                 let source = Box::new(error);
                 return Err(SourceError::GivenUp {
                     tries: in_all,

@@ -125,6 +125,7 @@ fn environment(tree: &Tree) -> Environment {
 fn patience() -> Patience {
     Patience {
         tries: 5,
+        outage: Duration::ZERO,
         ..Patience::default()
     }
 }
@@ -237,6 +238,21 @@ fn a_server_that_sends_too_little_to_come_to_an_end_is_given_up() {
         panic!("{refused:?}")
     };
     assert!(matches!(*source, SourceError::Slow { .. }), "{source:?}");
+}
+
+#[test]
+fn a_server_that_is_away_for_a_while_is_asked_until_it_is_back() {
+    let file = file();
+    let mut answers = vec![Answer::Bytes(part(&file, 0, 70_000, ""))];
+    answers.extend((0..4).map(|_| Answer::Bytes(Vec::new())));
+    answers.push(Answer::Bytes(part(&file, 70_000, file.len(), "")));
+    let server = Server::plain(answers);
+    let patient = Patience {
+        tries: 2,
+        outage: Duration::from_secs(120),
+        ..patience()
+    };
+    assert!(get_all(&server.url, &environment(&Tree::new()), patient).unwrap() == file);
 }
 
 #[test]
