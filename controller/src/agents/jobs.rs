@@ -320,7 +320,10 @@ fn newest(lines: &[String]) -> Vec<String> {
         left = rest.unwrap_or(0);
         rest.is_some()
     };
-    let cleaned = lines.iter().rev().map(|line| text::clean(line.as_bytes()));
+    let cleaned = lines
+        .iter()
+        .rev()
+        .map(|line| text::clean_to(line.as_bytes(), MAX_ERROR));
     let mut kept: Vec<String> = cleaned.take_while(fits).collect();
     kept.reverse();
     kept

@@ -93,7 +93,11 @@ impl Progresses {
 }
 
 fn is_news(shown: Option<&Progress>, now: &Progress) -> bool {
-    shown.is_none_or(|shown| shown.step != now.step || shown.percent.abs_diff(now.percent) >= STRIDE)
+    // That nothing comes any more, or something again.
+    let moves = |progress: &Progress| progress.bytes_per_second > 0;
+    shown.is_none_or(|shown| {
+        shown.step != now.step || shown.percent.abs_diff(now.percent) >= STRIDE || moves(shown) != moves(now)
+    })
 }
 
 #[cfg(test)]
@@ -139,6 +143,23 @@ mod tests {
         let mut server = Server::new("a", spec);
         server.status = Some(ServerStatus::default());
         server
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_stands_still_is_shown_so() {
+        let (progresses, mut server) = (Progresses::default(), with_job());
+        let mut tell_at = |percent, speed| {
+            let mut request = telling(percent, "write image");
+            request.progress.as_mut().unwrap().bytes_per_second = speed;
+            tell(&progresses, &mut server, &request)
+        };
+        assert!(tell_at(1, 0));
+        tokio::time::advance(PAUSE).await;
+        assert!(tell_at(2, 50_000_000));
+        tokio::time::advance(PAUSE).await;
+        assert!(!tell_at(3, 60_000_000));
+        assert!(tell_at(3, 0));
+        assert!(!tell_at(3, 50_000_000), "a moment later");
     }
 
     #[tokio::test(start_paused = true)]

@@ -33,6 +33,8 @@ const MAX_ENROL: usize = 256 << 10;
 /// A poll, with the log of a failed job, or a renewal.
 const MAX_SMALL: usize = 16 << 10;
 const MAX_LOG: usize = 1 << 20;
+/// The most of a line of it that goes into ours, in bytes.
+const MAX_LINE: usize = 1100;
 /// Lines of one [`LogRequest`] that are shown.
 const MAX_LINES: usize = 1000;
 
@@ -259,7 +261,8 @@ async fn log(edge: &Edge, peer: &Peer, content: Content) -> Result<(), Problem> 
     let request: LogRequest = understand(&body::read(content, MAX_LOG, Some(arriving())).await?)?;
     let more = request.lines.len().saturating_sub(MAX_LINES);
     for line in request.lines.iter().take(MAX_LINES) {
-        tracing::info!(target: "agent", server = %caller.name(), "{}", text::clean(line.as_bytes()));
+        let line = text::clean_to(line.as_bytes(), MAX_LINE);
+        tracing::info!(target: "agent", server = %caller.name(), "{line}");
     }
     if more > 0 {
         tracing::info!(target: "agent", server = %caller.name(), more, "lines left out");

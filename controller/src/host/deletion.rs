@@ -13,7 +13,7 @@ use super::{
     plan::{BmcCall, Effect, Task},
     power, ramdisk,
     reboot::Wish,
-    registration, secrets,
+    secrets,
 };
 
 /// Turns a host that is being deleted onto its way out. True if it was turned now.
@@ -187,7 +187,7 @@ pub(super) fn let_go(draft: &mut Draft<'_>) {
         return;
     }
     busy |= inspection::release_data(draft);
-    if !draft.seen.released && !registration::was_here(draft) {
+    if !draft.seen.released {
         draft.effect(Effect::ReleaseLeftovers);
         busy = true;
     }

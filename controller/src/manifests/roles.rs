@@ -59,12 +59,13 @@ pub fn edge() -> Vec<Value> {
 /// Rights of the role that derives hosts.
 pub fn control() -> Vec<Value> {
     let own = vec![
-        rule("muster.dev", &["segments"], &LOOK),
+        rule("muster.dev", &["segments"], &["list", "watch"]),
         rule("muster.dev", &["servers"], &["get", "list", "watch", "patch"]),
-        rule("muster.dev", &["enrolments"], &["get", "list", "watch", "delete"]),
+        rule("muster.dev", &["enrolments"], &["list", "watch", "delete"]),
         // A name cannot be required where the object does not exist yet.
         rule("", &["secrets"], &["create"]),
-        named("", "secrets", &SECRETS, &["get", "update"]),
+        named("", "secrets", &SECRETS, &["get"]),
+        named("", "secrets", &SECRETS[..1], &["update"]),
         rule("coordination.k8s.io", &["leases"], &["create"]),
         named(
             "coordination.k8s.io",
@@ -83,7 +84,7 @@ pub fn control() -> Vec<Value> {
         rule(
             "metal3.io",
             &["hardwaredata"],
-            &["get", "list", "watch", "create", "patch"],
+            &["list", "watch", "create", "patch"],
         ),
         rule("metal3.io", &["baremetalhosts/status"], &["patch"]),
         // Another operator's, which it holds by finalizers: let go with their host.
@@ -200,8 +201,9 @@ mod tests {
             [rule("", &["secrets"], &["get", "list", "watch", "patch"])]
         );
         let own = about_secrets(&control(), "Role");
-        let two = named("", "secrets", &SECRETS, &["get", "update"]);
-        assert_eq!(own, [rule("", &["secrets"], &["create"]), two]);
+        let reads = named("", "secrets", &SECRETS, &["get"]);
+        let renews = named("", "secrets", &["muster-ca"], &["update"]);
+        assert_eq!(own, [rule("", &["secrets"], &["create"]), reads, renews]);
     }
 
     #[test]
