@@ -16,7 +16,7 @@ use muster_proto::{
     Mac,
     identity::Identity,
     kinds::{BareMetalHost, Enrolment, HardwareData, Segment, Server},
-    text::is_same_uuid,
+    text::{is_same_uuid, swapped_uuid},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
@@ -257,9 +257,12 @@ impl World {
         let by_mac = by(Signal::Mac(mac), &|identity| identity.macs.contains(&mac));
         let by_uuid_alone = by_mac.is_none();
         let by_uuid = |uuid: &str| {
-            by(Signal::Uuid(uuid.to_ascii_lowercase()), &|identity| {
-                identity.system_uuid.as_deref() == Some(uuid)
-            })
+            let exactly = |uuid: &str| {
+                by(Signal::Uuid(uuid.to_ascii_lowercase()), &|identity| {
+                    identity.system_uuid.as_deref() == Some(uuid)
+                })
+            };
+            exactly(uuid).or_else(|| exactly(&swapped_uuid(uuid)?))
         };
         let server = match by_mac {
             None => uuid.and_then(by_uuid),
@@ -587,6 +590,8 @@ mod tests {
             (known.host.unwrap().name_any(), known.by_uuid_alone)
         };
         assert_eq!(name(Some(mine)), ("mine".to_owned(), false));
+        let swapped = "44454c4c-3500-104b-8032-cac04f583933";
+        assert_eq!(name(Some(swapped)), ("mine".to_owned(), false));
         assert_eq!(name(Some(other)), ("other".to_owned(), false));
         let swapped = "44454c4c-3500-104b-8032-cac04f583934";
         assert_eq!(name(Some(swapped)), ("other".to_owned(), false));

@@ -118,11 +118,11 @@ pub fn usable_uuid(value: &str) -> Option<String> {
 /// True if `one` and `other`, both in their usable form, mean the same system: firmware, BMCs and kernels disagree about the byte order of
 /// the first three fields (SMBIOS 3.x, 7.2.1).
 pub fn is_same_uuid(one: &str, other: &str) -> bool {
-    one == other || swapped(one).as_deref() == Some(other)
+    one == other || swapped_uuid(one).as_deref() == Some(other)
 }
 
 /// `uuid` with its first three fields in the other byte order (SMBIOS 3.x, 7.2.1).
-fn swapped(uuid: &str) -> Option<String> {
+pub fn swapped_uuid(uuid: &str) -> Option<String> {
     let mut fields = uuid.split('-');
     let mut out = String::with_capacity(uuid.len());
     for _ in 0..3 {

@@ -19,6 +19,8 @@ mod tests;
 
 /// How long an error may be, in bytes: a chain of causes with a URL in it.
 const MAX_ERROR: usize = 1024;
+/// The most of a line of an agent's log, in bytes: a message of the same length, and what stands before it.
+pub(super) const MAX_LINE: usize = 1100;
 /// The same for what the column of a table shows of it.
 const MAX_SUMMARY: usize = 80;
 /// What that shows of a write after which the machine has left its ramdisk.
@@ -323,7 +325,7 @@ fn newest(lines: &[String]) -> Vec<String> {
     let cleaned = lines
         .iter()
         .rev()
-        .map(|line| text::clean_to(line.as_bytes(), MAX_ERROR));
+        .map(|line| text::clean_to(line.as_bytes(), MAX_LINE));
     let mut kept: Vec<String> = cleaned.take_while(fits).collect();
     kept.reverse();
     kept

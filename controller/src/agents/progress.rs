@@ -14,6 +14,9 @@ use tokio::time::Instant;
 const PAUSE: Duration = Duration::from_secs(10);
 /// Of one job.
 const WRITES: u32 = 12;
+/// Between two writes of which one says that nothing comes any more, or something again: these are not counted, or a write that stands still
+/// now and then would be shown no more at all.
+const LONG_PAUSE: Duration = Duration::from_secs(60);
 /// A step of that many percent is worth a write: twelve of them are a whole job.
 const STRIDE: u8 = 9;
 
@@ -32,6 +35,7 @@ struct Written {
     job: String,
     writes: u32,
     last: Instant,
+    shown: Progress,
 }
 
 /// The writes of each Server's latest job. There is at most one entry for each Server that exists and has had a job.
@@ -56,11 +60,13 @@ impl Progresses {
             return Due::Now;
         };
         let written = self.lock();
-        let over = written
-            .get(name)
-            .filter(|written| written.job == request.last)
-            .is_some_and(|written| written.writes >= WRITES || written.last.elapsed() < PAUSE);
-        if !over && is_news(known.progress.as_ref(), progress) {
+        let written = written.get(name).filter(|written| written.job == request.last);
+        let paused = |pause| written.is_none_or(|written| written.last.elapsed() >= pause);
+        let Some(shown) = &known.progress else {
+            return Due::Now;
+        };
+        let may_step = paused(PAUSE) && written.is_none_or(|written| written.writes < WRITES);
+        if (may_step && is_a_step(shown, progress)) || (paused(LONG_PAUSE) && turns(shown, progress)) {
             Due::Now
         } else {
             Due::Later
@@ -69,21 +75,24 @@ impl Progresses {
 
     /// Something of the job in `request` was written.
     pub(super) fn wrote(&self, name: &str, request: &PollRequest) {
-        if request.progress.is_none() {
-            return;
-        }
+        let Some(progress) = &request.progress else { return };
         let mut written = self.lock();
         let entry = written.entry(name.to_owned()).or_insert_with(|| Written {
             job: String::new(),
             writes: 0,
             last: Instant::now(),
+            shown: progress.clone(),
         });
-        if entry.job != request.last {
+        let is_another = entry.job != request.last;
+        if is_another {
             entry.job.clone_from(&request.last);
             entry.writes = 0;
         }
-        entry.writes += 1;
+        if is_another || is_a_step(&entry.shown, progress) {
+            entry.writes += 1;
+        }
         entry.last = Instant::now();
+        entry.shown.clone_from(progress);
     }
 
     /// Keeps those for which `exists` holds.
@@ -92,12 +101,13 @@ impl Progresses {
     }
 }
 
-fn is_news(shown: Option<&Progress>, now: &Progress) -> bool {
-    // That nothing comes any more, or something again.
-    let moves = |progress: &Progress| progress.bytes_per_second > 0;
-    shown.is_none_or(|shown| {
-        shown.step != now.step || shown.percent.abs_diff(now.percent) >= STRIDE || moves(shown) != moves(now)
-    })
+fn is_a_step(shown: &Progress, now: &Progress) -> bool {
+    shown.step != now.step || shown.percent.abs_diff(now.percent) >= STRIDE
+}
+
+/// True if nothing comes any more, or something again.
+fn turns(shown: &Progress, now: &Progress) -> bool {
+    (shown.bytes_per_second > 0) != (now.bytes_per_second > 0)
 }
 
 #[cfg(test)]
@@ -154,12 +164,18 @@ mod tests {
             tell(&progresses, &mut server, &request)
         };
         assert!(tell_at(1, 0));
+        // However often: of the steps none is lost for that.
+        for _ in 0..WRITES {
+            tokio::time::advance(PAUSE).await;
+            assert!(!tell_at(2, 50_000_000), "soon");
+            tokio::time::advance(LONG_PAUSE).await;
+            assert!(tell_at(2, 50_000_000));
+            tokio::time::advance(LONG_PAUSE).await;
+            assert!(!tell_at(3, 60_000_000));
+            assert!(tell_at(3, 0));
+        }
         tokio::time::advance(PAUSE).await;
-        assert!(tell_at(2, 50_000_000));
-        tokio::time::advance(PAUSE).await;
-        assert!(!tell_at(3, 60_000_000));
-        assert!(tell_at(3, 0));
-        assert!(!tell_at(3, 50_000_000), "a moment later");
+        assert!(tell_at(3 + STRIDE, 50_000_000));
     }
 
     #[tokio::test(start_paused = true)]

@@ -33,8 +33,6 @@ const MAX_ENROL: usize = 256 << 10;
 /// A poll, with the log of a failed job, or a renewal.
 const MAX_SMALL: usize = 16 << 10;
 const MAX_LOG: usize = 1 << 20;
-/// The most of a line of it that goes into ours, in bytes.
-const MAX_LINE: usize = 1100;
 /// Lines of one [`LogRequest`] that are shown.
 const MAX_LINES: usize = 1000;
 
@@ -261,7 +259,7 @@ async fn log(edge: &Edge, peer: &Peer, content: Content) -> Result<(), Problem> 
     let request: LogRequest = understand(&body::read(content, MAX_LOG, Some(arriving())).await?)?;
     let more = request.lines.len().saturating_sub(MAX_LINES);
     for line in request.lines.iter().take(MAX_LINES) {
-        let line = text::clean_to(line.as_bytes(), MAX_LINE);
+        let line = text::clean_to(line.as_bytes(), super::jobs::MAX_LINE);
         tracing::info!(target: "agent", server = %caller.name(), "{line}");
     }
     if more > 0 {

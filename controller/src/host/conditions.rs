@@ -62,9 +62,11 @@ pub(super) fn failed_for(status: &BareMetalHostStatus) -> Option<i64> {
 }
 
 /// The generation of the object for which that is being done which a host with this status is in the middle of; none: it is in the middle
-/// of nothing, or waits for another attempt.
+/// of nothing, or waits for another attempt, or for somebody to change what it is to be.
 pub(super) fn tried_for(status: &BareMetalHostStatus) -> Option<i64> {
-    let pauses = waiting(status).is_some_and(|wait| wait.reason == super::draft::RETRY);
+    let pauses = waiting(status).is_some_and(|wait| {
+        [super::draft::RETRY, "Inputs"].contains(&wait.reason.as_str()) || is_left_to_a_person(&wait.reason)
+    });
     let progressing = status
         .conditions
         .iter()

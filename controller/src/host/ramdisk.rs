@@ -229,7 +229,8 @@ fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
 /// Says beforehand, with the state that needs it, that the ramdisk will be waited for: one write instead of two.
 pub(super) fn announce(draft: &mut Draft<'_>, then: &str) {
     if has_bmc(draft.host) && draft.session().is_none() {
-        draft.wait_for("Ramdisk", waits(then));
+        // Nobody has booted it for that yet.
+        draft.wait_anew("Ramdisk", waits(then));
     }
 }
 

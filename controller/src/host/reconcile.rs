@@ -243,12 +243,16 @@ impl Context {
         self.memory.retain(&paths);
         self.metrics.retain(&paths);
         self.wake(self.slots.retain(&paths));
-        let uids = hosts
-            .iter()
-            .filter_map(|host| host.metadata.uid.clone())
-            .collect();
-        let bmcs = Arc::clone(&self.executor.bmcs);
-        beside(self, async move { bmcs.retain(&uids).await });
+        let (bmcs, there) = (Arc::clone(&self.executor.bmcs), self.world.hosts.clone());
+        beside(self, async move {
+            // As it is then: who came meanwhile may have been asked already.
+            let uids = there
+                .state()
+                .iter()
+                .filter_map(|host| host.metadata.uid.clone())
+                .collect();
+            bmcs.retain(&uids).await;
+        });
         for host in &hosts {
             self.index.host(host, false);
         }

@@ -150,6 +150,8 @@ pub enum BootQuirk {
     FixedMode,
     /// It is written to a settings resource.
     Settings,
+    /// The same, and what was written stays there when it is used up.
+    StaleSettings,
     /// There is a settings resource, which takes nothing of the boot but its order.
     OrderInSettings,
 }

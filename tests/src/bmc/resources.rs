@@ -75,7 +75,7 @@ pub(super) fn system(machine: &Machine, options: &Options, lie: Option<&str>) ->
         "Boot": boot(machine, options),
         "Actions": {"#ComputerSystem.Reset": reset(&path, options)},
     });
-    if matches!(options.boot, BootQuirk::Settings | BootQuirk::OrderInSettings) {
+    if has_settings(options) {
         system["@Redfish.Settings"] = json!({
             "@odata.type": "#Settings.v1_3_5.Settings",
             "SettingsObject": link(&format!("{path}/Settings")),
@@ -87,6 +87,13 @@ pub(super) fn system(machine: &Machine, options: &Options, lie: Option<&str>) ->
     system
 }
 
+pub(super) fn has_settings(options: &Options) -> bool {
+    matches!(
+        options.boot,
+        BootQuirk::Settings | BootQuirk::StaleSettings | BootQuirk::OrderInSettings
+    )
+}
+
 pub(super) fn settings(machine: &Machine, options: &Options) -> Value {
     json!({
         "@odata.id": format!("{}/Settings", path_of(machine)),
@@ -95,6 +102,13 @@ pub(super) fn settings(machine: &Machine, options: &Options) -> Value {
         "Name": "Settings",
         "Boot": match options.boot {
             BootQuirk::OrderInSettings => json!({"BootOrder": ["NIC.1", "Disk.1"]}),
+            BootQuirk::StaleSettings => {
+                let mut boot = boot(machine, options);
+                let [target, enabled] = &machine.written;
+                boot["BootSourceOverrideTarget"] = json!(target);
+                boot["BootSourceOverrideEnabled"] = json!(enabled);
+                boot
+            }
             _ => boot(machine, options),
         },
     })

@@ -299,6 +299,11 @@ impl State {
     }
 }
 
+/// True if the boot override is written to the settings, and nowhere else.
+fn in_settings(options: &super::Options) -> bool {
+    matches!(options.boot, BootQuirk::Settings | BootQuirk::StaleSettings)
+}
+
 const UNKNOWN: Refusal = (
     401,
     "NoValidSession",
@@ -375,17 +380,17 @@ fn route(
                 None => answer,
             }
         }
-        ("PATCH", "") if options.boot == BootQuirk::Settings => Answer::refused(NO_METHOD),
+        ("PATCH", "") if in_settings(options) => Answer::refused(NO_METHOD),
         ("PATCH", "") => patch(machine, shared, headers, body),
         ("PATCH", "Settings") if options.boot == BootQuirk::OrderInSettings => Answer::refused((
             400,
             "PropertyNotWritable",
             "BootSourceOverrideEnabled is a read only property.",
         )),
-        ("GET", "Settings") if matches!(options.boot, BootQuirk::Settings | BootQuirk::OrderInSettings) => {
+        ("GET", "Settings") if resources::has_settings(options) => {
             Answer::of(200, resources::settings(machine, options))
         }
-        ("PATCH", "Settings") if options.boot == BootQuirk::Settings => patch(machine, shared, headers, body),
+        ("PATCH", "Settings") if in_settings(options) => patch(machine, shared, headers, body),
         ("GET", "ResetActionInfo") => Answer::of(200, resources::action_info(&own, options)),
         ("GET", "EthernetInterfaces") => {
             let nic = resources::nic(machine);

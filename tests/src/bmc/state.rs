@@ -57,6 +57,8 @@ pub(super) struct Machine {
     pub(super) target: String,
     pub(super) enabled: String,
     pub(super) mode: String,
+    /// Target and enabled as they were written last.
+    pub(super) written: [String; 2],
     /// Counts the changes.
     pub(super) version: u64,
 }
@@ -80,6 +82,7 @@ impl Machine {
             mac: [0x52, 0x54, a, b, c, d],
             power: PowerState::Off,
             pending: None,
+            written: ["None", "Disabled"].map(str::to_owned),
             target: "None".to_owned(),
             enabled: "Disabled".to_owned(),
             mode: "UEFI".to_owned(),
@@ -269,6 +272,7 @@ impl Machine {
                 word.clone_into(place);
             }
         }
+        self.written = [self.target.clone(), self.enabled.clone()];
         self.version += 1;
         Ok(())
     }

@@ -163,6 +163,7 @@ async fn a_boot_override_counts_once_on_every_kind_of_bmc() {
         (BootQuirk::OnlyOnce, "HPE"),
         (BootQuirk::NoMode, "HPE"),
         (BootQuirk::Settings, "Muster"),
+        (BootQuirk::StaleSettings, "American Megatrends Inc."),
         (BootQuirk::OrderInSettings, "Dell Inc."),
     ] {
         let options = Options {
@@ -191,6 +192,9 @@ async fn a_boot_override_counts_once_on_every_kind_of_bmc() {
             [boots(Some("Pxe")), What::Off, boots(None)],
             "{boot:?}"
         );
+        let again = bmcs.set_boot(&access, 1, uefi(Device::Pxe)).await.unwrap();
+        assert_eq!(again, Done::Accepted, "{boot:?}: it is used up");
+        assert_eq!(service.armed("1").target.as_deref(), Some("Pxe"), "{boot:?}");
         bmcs.set_boot(&access, 1, uefi(Device::UefiHttp)).await.unwrap();
         assert_eq!(service.armed("1").target.as_deref(), Some("UefiHttp"), "{boot:?}");
         assert_eq!(

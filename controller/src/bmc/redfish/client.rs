@@ -74,6 +74,16 @@ pub(super) struct Resource {
     pub(super) etag: Option<String>,
 }
 
+/// What came of a change.
+pub(super) enum Change {
+    /// It is so now.
+    Taken,
+    /// The resource is not as the ETag says.
+    Mismatch,
+    /// Of the boot, the service left something as it is, and says why.
+    LeftOut(BmcError),
+}
+
 /// One call's view of a service.
 pub(super) struct Client<'a> {
     access: &'a Access,
@@ -166,33 +176,33 @@ impl<'a> Client<'a> {
         let (asked, told) = self.authorised(Method::POST, path, Some(body), &[]).await?;
         match (told.status, self.success(&asked, &told)) {
             // Whoever stands between us and the BMC had no answer of it in time; what was asked for may have been done.
-            (StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT, Err(BmcError::Busy { message, .. })) => {
-                Err(BmcError::Unreachable {
-                    reason: format!("{message} (status {})", told.status.as_u16()),
-                })
+            (StatusCode::GATEWAY_TIMEOUT, Err(BmcError::Busy { message, .. })) => {
+                Err(BmcError::Unreachable { reason: message })
             }
             (_, outcome) => outcome,
         }
     }
 
-    /// Changes the resource at `path`, if it still is as `etag` says; false if it is not.
+    /// Changes the resource at `path`, if it still is as `etag` says.
     pub(super) async fn change(
         &mut self,
         path: &str,
         body: &Value,
         etag: Option<&str>,
-    ) -> Result<bool, BmcError> {
+    ) -> Result<Change, BmcError> {
         let tag = etag.and_then(|etag| HeaderValue::from_str(etag).ok());
         let headers: Vec<_> = tag.map(|tag| (IF_MATCH, tag)).into_iter().collect();
         let (asked, told) = self.authorised(Method::PATCH, path, Some(body), &headers).await?;
         match told.status {
-            StatusCode::PRECONDITION_FAILED | StatusCode::PRECONDITION_REQUIRED => Ok(false),
+            StatusCode::PRECONDITION_FAILED | StatusCode::PRECONDITION_REQUIRED => Ok(Change::Mismatch),
             _ => {
                 self.success(&asked, &told)?;
-                match Said::of_boot_left_out(&told.body, &self.secrets()) {
-                    Some(said) => Err(said.error(400, &clean(asked.to_string().as_bytes()), None)),
-                    None => Ok(true),
-                }
+                Ok(match Said::of_boot_left_out(&told.body, &self.secrets()) {
+                    Some(said) => {
+                        Change::LeftOut(said.error(400, &clean(asked.to_string().as_bytes()), None))
+                    }
+                    None => Change::Taken,
+                })
             }
         }
     }

@@ -14,11 +14,11 @@ mod wire;
 
 use std::time::Duration;
 
-use client::{Client, Memory, Resource};
+use client::{Change, Client, Memory, Resource};
 use futures::{FutureExt, future::BoxFuture};
 use model::{BootState, System};
 use muster_proto::{Mac, text::clean};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
@@ -125,7 +125,7 @@ impl Redfish {
         let target = system
             .reset
             .target
-            .unwrap_or_else(|| format!("{path}/Actions/ComputerSystem.Reset"));
+            .unwrap_or_else(|| format!("{}/Actions/ComputerSystem.Reset", path.trim_end_matches('/')));
         client.act(&target, &json!({ "ResetType": kind })).await?;
         Ok(Done::Accepted)
     }
@@ -133,13 +133,10 @@ impl Redfish {
     async fn arm(&mut self, access: &Access, leave: Leave, mut want: Boot) -> Result<Done, BmcError> {
         let mut client = self.client(access, Some(leave))?;
         for attempt in 0..ATTEMPTS {
-            let (_, resource, system) = system(&mut client, access).await?;
-            let shape = quirks::shape(system.identity.manufacturer.as_deref());
-            let (now, resource) = settings(&mut client, &system, resource).await?;
-            let Some(body) = boot::patch(&now, want, shape)? else {
-                return Ok(Done::Already);
+            let (body, Resource { path, etag, .. }) = match to_arm(&mut client, access, want).await? {
+                Some(change) => change,
+                None => return Ok(Done::Already),
             };
-            let Resource { path, etag, .. } = resource;
             let tag = match attempt {
                 0 => etag.as_deref(),
                 // If-Match compares strongly (RFC 9110 section 13.1.1), so that a weak tag never matches; some send one all the same.
@@ -149,8 +146,18 @@ impl Redfish {
                 _ => None,
             };
             match client.change(&path, &body, tag).await {
-                Ok(true) => return Ok(Done::Accepted),
-                Ok(false) => {}
+                Ok(Change::Taken) => return Ok(Done::Accepted),
+                Ok(Change::Mismatch) => {}
+                // What was so already need not be taken.
+                Ok(Change::LeftOut(_)) if to_arm(&mut client, access, want).await?.is_none() => {
+                    return Ok(Done::Accepted);
+                }
+                Ok(Change::LeftOut(_))
+                    if matches!(want.mode, WantedMode::Preferred(_)) && boot::has_mode(&body) =>
+                {
+                    want.mode = WantedMode::Any;
+                }
+                Ok(Change::LeftOut(error)) => return Err(error),
                 // Of the last way it is no verdict that this one is not known.
                 Err(BmcError::Refused { .. } | BmcError::Unsupported { .. }) if tag == Some("*") => {}
                 // Some list a mode, and take it from nobody.
@@ -214,6 +221,31 @@ async fn the_only_system(client: &mut Client<'_>) -> Result<String, BmcError> {
     }
 }
 
+/// What is to be written so that the system boots what is wanted, and into which resource; none: it is armed so.
+async fn to_arm(
+    client: &mut Client<'_>,
+    access: &Access,
+    want: Boot,
+) -> Result<Option<(Value, Resource)>, BmcError> {
+    let (_, resource, system) = system(client, access).await?;
+    let shape = quirks::shape(system.identity.manufacturer.as_deref());
+    let (there, resource) = settings(client, &system, resource).await?;
+    let body = match boot::patch(&there, want, shape)? {
+        Some(body) => Some(body),
+        // What was written into the settings may have been used up, and stand there still: what is in force tells.
+        None if boot::patch(&system.boot, want, shape)?.is_some() => {
+            let used_up = BootState {
+                target: None,
+                enabled: None,
+                ..there
+            };
+            boot::patch(&used_up, want, shape)?
+        }
+        None => None,
+    };
+    Ok(body.map(|body| (body, resource)))
+}
+
 /// Where the boot override is written, and what stands there: in the settings of the system that is `resource`, if these have one. Some have
 /// other things of the boot there (Dell's iDRAC 9 its order), and take the override where it shows.
 async fn settings(
@@ -223,17 +255,19 @@ async fn settings(
 ) -> Result<(BootState, Resource), BmcError> {
     if let Some(elsewhere) = &system.settings {
         let found = client.advice(elsewhere).await?;
-        let is_there = |found: &Resource| found.value.pointer("/Boot/BootSourceOverrideTarget").is_some();
-        if let Some(found) = found.filter(is_there) {
-            let (now, there) = (system.boot.clone(), BootState::read(&found.value));
-            let now = BootState {
+        if let Some((found, there)) = found.and_then(|found| {
+            let there = BootState::read(&found.value);
+            there.target.is_some().then_some((found, there))
+        }) {
+            let now = system.boot.clone();
+            let there = BootState {
                 // What may be chosen often stands beside what is in force.
                 targets: there.targets.or(now.targets),
                 modes: there.modes.or(now.modes),
                 mode: there.mode.or(now.mode),
                 ..there
             };
-            return Ok((now, found));
+            return Ok((there, found));
         }
     }
     Ok((system.boot.clone(), resource))

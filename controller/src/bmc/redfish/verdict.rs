@@ -109,7 +109,10 @@ impl Said {
         let value = model::json(body)?;
         let notes = |object: &Value| -> serde_json::Map<String, Value> {
             let all = object.as_object().into_iter().flatten();
-            let of_boot = |name: &str| name.starts_with("Boot") && name.ends_with(EXTENDED);
+            let of_boot = |name: &str| {
+                let property = name.strip_suffix(EXTENDED).unwrap_or_default();
+                property == "Boot" || property.starts_with("BootSourceOverride")
+            };
             let notes = all.filter(|(name, _)| of_boot(name));
             notes.map(|(name, note)| (name.clone(), note.clone())).collect()
         };
@@ -274,6 +277,7 @@ mod tests {
             json!({"error": {"@Message.ExtendedInfo": note("Success")}}),
             json!({"Boot@Message.ExtendedInfo": note("Success")}),
             json!({"AssetTag@Message.ExtendedInfo": note("PropertyNotWritable")}),
+            json!({"BootProgress@Message.ExtendedInfo": note("PropertyNotWritable")}),
             json!({"Boot": {"BootSourceOverrideTarget": "Pxe"}}),
             json!(null),
         ] {

@@ -493,7 +493,10 @@ async fn who_does_not_lead_any_more_does_nothing() {
         // A renewal that was under way when it lapsed says that nobody led in between.
         lab.renew_term();
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(lab.steps() > steps, "at once, and not when all hosts are looked at again");
+        assert!(
+            lab.steps() > steps,
+            "at once, and not when all hosts are looked at again"
+        );
         lab.reaches(1, "provisioned").await;
     })
     .await;

@@ -185,7 +185,7 @@ impl World {
                 .host
                 .as_ref()
                 .is_some_and(|host| netboot::wanted(host, self.server.as_ref()).is_some());
-            if network && armed {
+            if network && armed && !self.machine.mute {
                 self.call_in();
             }
         } else if self.machine.ramdisk.is_some() && !self.machine.deaf {

@@ -1151,3 +1151,30 @@ fn an_attempt_at_a_spec_that_is_another_one_counts_for_that() {
     assert_eq!(fails(&mut world, 2), Some(2));
     assert_eq!(fails(&mut world, 3), Some(2));
 }
+
+#[test]
+fn what_is_taken_back_waits_for_its_own_boot() {
+    let asks_away: [fn(&mut World); 2] = [|_| {}, |world| world.set_image(None)];
+    for (ask, after) in asks_away.into_iter().zip([1000, 720]) {
+        let mut world = at(State::Available);
+        world.set_image(Some(IMAGE));
+        world.disconnect();
+        (world.machine.on, world.machine.mute) = (false, true);
+        world.until("it", |world| world.state() == State::Provisioning);
+        let start = world.now;
+        let age = |world: &World| world.now.duration_since(start).as_secs();
+        world.until("it", |world| {
+            age(world) >= after || world.state() == State::Deprovisioning
+        });
+        ask(&mut world);
+        world.until("it", |world| world.state() == State::Deprovisioning);
+        let (begun, boots, failures) = (world.now, world.machine.boots, error(&world).2);
+        assert_eq!(waiting(&world).0, "Ramdisk");
+        world.until("it", |world| error(world).2 > failures);
+        let waited = world.now.duration_since(begun).as_secs();
+        assert!(
+            waited >= 900 && world.machine.boots > boots,
+            "after {after} s: {waited} s"
+        );
+    }
+}

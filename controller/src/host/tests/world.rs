@@ -62,6 +62,8 @@ pub(super) struct Machine {
     pub(super) ramdisk: Option<String>,
     /// Its agent takes up nothing.
     pub(super) deaf: bool,
+    /// Its ramdisk does not call in.
+    pub(super) mute: bool,
     /// The job that its agent is at, and for how many seconds yet.
     pub(super) working: Option<(String, u32)>,
     pub(super) disk: Content,
@@ -272,6 +274,7 @@ impl World {
                 booting: 0,
                 ramdisk: None,
                 deaf: false,
+                mute: false,
                 working: None,
                 disk: Content::Old,
                 network_first: false,
