@@ -264,13 +264,13 @@ impl World {
             };
             exactly(uuid).or_else(|| exactly(&swapped_uuid(uuid)?))
         };
-        let server = match by_mac {
+        let server = match &by_mac {
             None => uuid.and_then(by_uuid),
-            Some(by_mac) => own_uuid(&by_mac)
+            Some(with_mac) => own_uuid(with_mac)
                 .zip(uuid)
                 .filter(|(own, uuid)| !is_same_uuid(own, uuid))
                 .and_then(|(_, uuid)| by_uuid(uuid))
-                .or(Some(by_mac)),
+                .or_else(|| by_mac.clone()),
         };
         let pointed = server.as_ref().and_then(|server| self.host_of(server));
         // A NIC may have moved.
@@ -311,6 +311,12 @@ impl World {
             (declared, pointed) => declared.or(pointed),
         };
         let host = host.or_else(|| find(&declares)).or_else(|| find(&runs_with));
+        // Of a host that declares the NIC, the Server that has it is the one that counts.
+        let is_its = |server: &Arc<Server>| {
+            let both = host.as_deref().zip(server.spec.host.as_ref());
+            both.is_some_and(|(host, at)| Path::of(host) == Path::from(at))
+        };
+        let server = by_mac.filter(is_its).or(server);
         Known {
             by_uuid_alone: by_uuid_alone && server.is_some(),
             server,
@@ -595,6 +601,17 @@ mod tests {
         assert_eq!(name(Some(other)), ("other".to_owned(), false));
         let swapped = "44454c4c-3500-104b-8032-cac04f583934";
         assert_eq!(name(Some(swapped)), ("other".to_owned(), false));
+        // A person declared that the NIC is that host's.
+        let mut by_hand = world.hosts.get(&ObjectRef::new("other").within("metal")).unwrap();
+        Arc::make_mut(&mut by_hand).metadata.annotations = None;
+        Arc::make_mut(&mut by_hand).spec.boot_mac_address = Some(nic.to_owned());
+        let status = Arc::make_mut(&mut by_hand).status.get_or_insert_default();
+        status.provisioning.state = "provisioned".to_owned();
+        world.machines.host(&by_hand, false);
+        hosts.apply_watcher_event(&watcher::Event::Apply(Arc::unwrap_or_clone(by_hand)));
+        let known = world.known(nic.parse().unwrap(), Some(mine));
+        let names = (known.server.unwrap().name_any(), known.host.unwrap().name_any());
+        assert_eq!(names, ("other".to_owned(), "other".to_owned()));
         // Of nobody: a board was replaced, or the NIC is in a machine that nobody knows.
         let unknown = "4c4c4544-0035-4b10-8032-cac04f583935";
         assert_eq!(name(Some(unknown)), ("other".to_owned(), false));

@@ -187,7 +187,7 @@ pub const WAITING_REASONS: [(&str, &str); 22] = [
     ("PoweringOn", "the machine to go on"),
     (
         "Ramdisk",
-        "the ramdisk to call in, 15 minutes at most after the machine was booted; a host that is opted in without a session, until somebody boots its machine",
+        "the ramdisk to call in, 15 minutes at most after the machine was booted",
     ),
     (
         "Rebooting",

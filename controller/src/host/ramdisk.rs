@@ -234,8 +234,11 @@ pub(super) fn announce(draft: &mut Draft<'_>, then: &str) {
     }
 }
 
+/// What is waited for.
+const CALL_IN: &str = "waits for the machine's ramdisk to call in";
+
 fn waits(then: &str) -> String {
-    format!("waits for the machine's ramdisk to call in; next: {then}")
+    format!("{CALL_IN}; next: {then}")
 }
 
 /// What the ramdisk reported of the machine; none: not yet, or not all, and the draft says what is done with it then.
@@ -527,12 +530,34 @@ fn armed_since(draft: &Draft<'_>) -> Timestamp {
     whole_seconds(draft.begun().unwrap_or_else(waits)).0
 }
 
+/// A person is asked to boot the ramdisk, for what comes `then`.
+fn ask_for_a_boot(draft: &mut Draft<'_>, then: &str) {
+    let since = armed_since(draft);
+    draft.wait_for(
+        POWER_CYCLE,
+        format!("power-cycle the machine by hand: its network boot is armed since {since}; next: {then}"),
+    );
+}
+
+/// Waits for the ramdisk of a machine that a person boots, who is asked to after a while: it may be on its way.
+pub(super) fn is_awaited(draft: &mut Draft<'_>, then: &str) {
+    let is_asked = draft.waiting_since(POWER_CYCLE).is_some() || draft.waited("Ramdisk", BOOT_DEADLINE);
+    if is_asked {
+        ask_for_a_boot(draft, then);
+        return;
+    }
+    draft.wait_for(
+        "Ramdisk",
+        format!("{CALL_IN} (boot it by hand, if it is off or runs something else); next: {then}"),
+    );
+    draft.again_after("Ramdisk", BOOT_DEADLINE);
+}
+
 /// Nobody but a person can boot it.
 fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
     if may_return(draft, then) || is_on_its_way(draft) {
         return;
     }
-    let since = armed_since(draft);
     if draft.is_leaving() {
         if draft.waited(POWER_CYCLE, BOOT_DEADLINE) {
             draft.fail(kind, "the machine has no BMC, and nobody power-cycled it");
@@ -540,10 +565,7 @@ fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
         }
         draft.again(Duration::try_from(BOOT_DEADLINE).unwrap_or_default());
     }
-    draft.wait_for(
-        POWER_CYCLE,
-        format!("power-cycle the machine by hand: its network boot is armed since {since}; next: {then}"),
-    );
+    ask_for_a_boot(draft, then);
     // One that is not known to be off may have lost its power.
     let missed = draft.waited(POWER_CYCLE, BOOT_DEADLINE);
     if !draft.status.powered_on || missed {

@@ -12,6 +12,7 @@ use super::{
     draft::Draft,
     inspection,
     owner::has_bmc,
+    ramdisk,
 };
 use crate::{
     bmc::{Mode, WantedMode},
@@ -97,10 +98,7 @@ fn is_opted_in(draft: &mut Draft<'_>) -> bool {
     let value = draft.annotation(IN_BAND_ANNOTATION).unwrap_or_default();
     let Some((server, session)) = draft.session() else {
         draft.clear_error();
-        draft.wait_for(
-            "Ramdisk",
-            "waits for the machine's ramdisk to call in (boot the machine by hand, if it is off or runs something else); next: the host is registered with that session",
-        );
+        ramdisk::is_awaited(draft, "the host is registered with that session");
         return false;
     };
     if server.status.as_ref().is_some_and(|status| status.contested) {

@@ -148,16 +148,16 @@ impl Redfish {
             match client.change(&path, &body, tag).await {
                 Ok(Change::Taken) => return Ok(Done::Accepted),
                 Ok(Change::Mismatch) => {}
-                // What was so already need not be taken.
-                Ok(Change::LeftOut(_)) if to_arm(&mut client, access, want).await?.is_none() => {
-                    return Ok(Done::Accepted);
+                Ok(Change::LeftOut(error)) => {
+                    let (system, there, _) = where_to_arm(&mut client, access).await?;
+                    let shape = quirks::shape(system.identity.manufacturer.as_deref());
+                    match want.mode {
+                        // What was so already need not be taken.
+                        _ if boot::patch(&there, want, shape)?.is_none() => return Ok(Done::Accepted),
+                        WantedMode::Preferred(_) if boot::has_mode(&body) => want.mode = WantedMode::Any,
+                        _ => return Err(error),
+                    }
                 }
-                Ok(Change::LeftOut(_))
-                    if matches!(want.mode, WantedMode::Preferred(_)) && boot::has_mode(&body) =>
-                {
-                    want.mode = WantedMode::Any;
-                }
-                Ok(Change::LeftOut(error)) => return Err(error),
                 // Of the last way it is no verdict that this one is not known.
                 Err(BmcError::Refused { .. } | BmcError::Unsupported { .. }) if tag == Some("*") => {}
                 // Some list a mode, and take it from nobody.
@@ -227,16 +227,15 @@ async fn to_arm(
     access: &Access,
     want: Boot,
 ) -> Result<Option<(Value, Resource)>, BmcError> {
-    let (_, resource, system) = system(client, access).await?;
+    let (system, there, resource) = where_to_arm(client, access).await?;
     let shape = quirks::shape(system.identity.manufacturer.as_deref());
-    let (there, resource) = settings(client, &system, resource).await?;
     let body = match boot::patch(&there, want, shape)? {
         Some(body) => Some(body),
         // What was written into the settings may have been used up, and stand there still: what is in force tells.
         None if boot::patch(&system.boot, want, shape)?.is_some() => {
             let used_up = BootState {
                 target: None,
-                enabled: None,
+                enabled: Some(String::new()),
                 ..there
             };
             boot::patch(&used_up, want, shape)?
@@ -246,31 +245,32 @@ async fn to_arm(
     Ok(body.map(|body| (body, resource)))
 }
 
-/// Where the boot override is written, and what stands there: in the settings of the system that is `resource`, if these have one. Some have
-/// other things of the boot there (Dell's iDRAC 9 its order), and take the override where it shows.
-async fn settings(
+/// The system, and where its boot override is written with what stands there: in the system's settings, if it has some. Some have other
+/// things of the boot there (Dell's iDRAC 9 its order), and take the override where it shows.
+async fn where_to_arm(
     client: &mut Client<'_>,
-    system: &System,
-    resource: Resource,
-) -> Result<(BootState, Resource), BmcError> {
-    if let Some(elsewhere) = &system.settings {
-        let found = client.advice(elsewhere).await?;
-        if let Some((found, there)) = found.and_then(|found| {
-            let there = BootState::read(&found.value);
-            there.target.is_some().then_some((found, there))
-        }) {
-            let now = system.boot.clone();
-            let there = BootState {
-                // What may be chosen often stands beside what is in force.
-                targets: there.targets.or(now.targets),
-                modes: there.modes.or(now.modes),
-                mode: there.mode.or(now.mode),
-                ..there
-            };
-            return Ok((there, found));
-        }
-    }
-    Ok((system.boot.clone(), resource))
+    access: &Access,
+) -> Result<(System, BootState, Resource), BmcError> {
+    let (_, resource, system) = system(client, access).await?;
+    let settings = match &system.settings {
+        Some(settings) => client.advice(settings).await?,
+        None => None,
+    };
+    let settings = settings
+        .map(|found| (BootState::read(&found.value), found))
+        .filter(|(there, _)| there.target.is_some());
+    let now = system.boot.clone();
+    let Some((there, found)) = settings else {
+        return Ok((system, now, resource));
+    };
+    let there = BootState {
+        // What may be chosen often stands beside what is in force.
+        targets: there.targets.or(now.targets),
+        modes: there.modes.or(now.modes),
+        mode: there.mode.or(now.mode),
+        ..there
+    };
+    Ok((system, there, found))
 }
 
 async fn macs(client: &mut Client<'_>, collection: &str) -> Result<Vec<Mac>, BmcError> {

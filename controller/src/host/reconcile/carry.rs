@@ -167,6 +167,11 @@ fn spawn(
             };
             // What comes before an order on the power may take minutes.
             if power.is_some() && of.now(&host).is_none_or(|now| guard::is_left_alone(&now)) {
+                // What was armed for it is armed again then: else it would count as booted.
+                let memory = &of.executor.memory;
+                memory.set_bmc(&host, |_, tried| {
+                    *tried = tried.take().filter(|tried| tried.on_power);
+                });
                 return;
             }
             if let Err(error) = of.executor.act(&host, &sight, None, effect).await {

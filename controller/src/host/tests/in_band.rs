@@ -655,7 +655,7 @@ fn a_host_that_somebody_else_provisioned_is_registered_by_the_ramdisk_that_is_bo
     world.settle();
     assert_eq!(
         (world.state(), waiting(&world).0.as_str()),
-        (State::Registering, "Ramdisk")
+        (State::Registering, "PowerCycleByHand")
     );
     world.obey();
     world.reach(State::ExternallyProvisioned);
@@ -684,4 +684,32 @@ fn what_a_bmc_said_that_the_host_has_no_more_does_not_hold_it_up() {
     world.machine.on = false;
     world.set_image(Some(IMAGE));
     world.reach(State::Provisioned);
+}
+
+#[test]
+fn a_person_is_asked_to_boot_a_machine_that_was_opted_in_and_does_not_call_in() {
+    let mut world = World::new();
+    world.host().spec.bmc = None;
+    world.machine.network_first = true;
+    world.annotate(IN_BAND_ANNOTATION, "segment");
+    world.reach(State::Registering);
+    world.until("it waits", |world| waiting(world).0 == "Ramdisk");
+    world.until("a person", |world| waiting(world).0 == "PowerCycleByHand");
+    world.settle();
+    assert_eq!(
+        (world.state(), waiting(&world).0.as_str()),
+        (State::Registering, "PowerCycleByHand")
+    );
+    assert_eq!(
+        world
+            .events
+            .iter()
+            .filter(|told| told.contains("ActionNeeded"))
+            .count(),
+        1,
+        "{:?}",
+        world.events
+    );
+    world.power(PowerOrder::Reset);
+    world.reach(State::Available);
 }
