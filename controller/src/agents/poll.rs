@@ -328,7 +328,7 @@ async fn acknowledge(
     match result {
         Ok(updated) => {
             if updated.written {
-                edge.progress.wrote(caller.name(), request);
+                edge.progress.wrote(caller.name(), request, due);
             }
             Ok(())
         }

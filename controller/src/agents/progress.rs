@@ -73,9 +73,11 @@ impl Progresses {
         }
     }
 
-    /// Something of the job in `request` was written.
-    pub(super) fn wrote(&self, name: &str, request: &PollRequest) {
-        let Some(progress) = &request.progress else { return };
+    /// Something of the job in `request` was written, and its progress if that was `due`.
+    pub(super) fn wrote(&self, name: &str, request: &PollRequest, due: Due) {
+        let Some(progress) = request.progress.as_ref().filter(|_| due == Due::Now) else {
+            return;
+        };
         let mut written = self.lock();
         let entry = written.entry(name.to_owned()).or_insert_with(|| Written {
             job: String::new(),
@@ -136,7 +138,7 @@ mod tests {
         let written = news.is_some();
         if let Some(job) = news {
             server.status.get_or_insert_default().job = Some(job);
-            progresses.wrote("a", request);
+            progresses.wrote("a", request, Due::Now);
         }
         written
     }

@@ -187,7 +187,7 @@ pub const WAITING_REASONS: [(&str, &str); 22] = [
     ("PoweringOn", "the machine to go on"),
     (
         "Ramdisk",
-        "the ramdisk to call in, 15 minutes at most after the machine was booted",
+        "the ramdisk to call in, 15 minutes at most after the machine was booted; where nobody but a person can boot it, they are asked to then",
     ),
     (
         "Rebooting",

@@ -498,9 +498,17 @@ impl Executor {
                 json!({"uid": object.metadata.uid, "resourceVersion": object.metadata.resource_version});
             metadata["finalizers"] = json!(kept);
             let patch = json!({"metadata": metadata});
-            api.patch(&path.name, &CONTROL.merge(), &Patch::Merge(&patch))
+            match api
+                .patch(&path.name, &CONTROL.merge(), &Patch::Merge(&patch))
                 .await
-                .map_err(failed("release what another operator left", &path.to_string()))?;
+            {
+                Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
+                    tracing::warn!(host = %path, %kind, why = %status.message, "its finalizers are not taken off");
+                }
+                patched => {
+                    patched.map_err(failed("release what another operator left", &path.to_string()))?;
+                }
+            }
         }
         self.memory.released(host);
         Ok(())

@@ -118,7 +118,12 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     draft.enter(State::Available);
     draft.status.provisioning.root_device_hints = effective_hints(draft);
-    if draft.host.spec.raid.is_some() && unsupported.is_none() {
+    if let Some(why) = unsupported {
+        // At once: nobody else is to claim it between two writes.
+        draft.refuse(ErrorType::Preparation, why);
+        return;
+    }
+    if draft.host.spec.raid.is_some() {
         // Else what another operator made is there still.
         draft.status.provisioning.raid.clone_from(&draft.host.spec.raid);
     }

@@ -12,7 +12,7 @@ use super::{
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
     conditions::{CONTESTED, ENROLS_AGAIN},
     draft::{Draft, clause},
-    in_band,
+    guard, in_band,
     interrupted::{self, Work},
     jobs::{self, Job},
     netboot,
@@ -541,16 +541,25 @@ fn ask_for_a_boot(draft: &mut Draft<'_>, then: &str) {
 
 /// Waits for the ramdisk of a machine that a person boots, who is asked to after a while: it may be on its way.
 pub(super) fn is_awaited(draft: &mut Draft<'_>, then: &str) {
+    if declared_mac(draft.host).is_none() && draft.server().is_none() {
+        // Whatever boots, nobody knows that it is this one.
+        draft.wait_for("Ramdisk", format!("{CALL_IN}, but {NO_NIC}; next: {then}"));
+        return;
+    }
     let is_asked = draft.waiting_since(POWER_CYCLE).is_some() || draft.waited("Ramdisk", BOOT_DEADLINE);
     if is_asked {
         ask_for_a_boot(draft, then);
-        return;
+    } else {
+        draft.wait_for(
+            "Ramdisk",
+            format!("{CALL_IN} (boot it by hand, if it is off or runs something else); next: {then}"),
+        );
+        draft.again_after("Ramdisk", BOOT_DEADLINE);
     }
-    draft.wait_for(
-        "Ramdisk",
-        format!("{CALL_IN} (boot it by hand, if it is off or runs something else); next: {then}"),
-    );
-    draft.again_after("Ramdisk", BOOT_DEADLINE);
+    // What somebody else runs, and switched off, is not switched on for that; and of what is out of our hands no edge would.
+    if draft.host.spec.externally_provisioned != Some(true) && !guard::is_left_alone(draft.host) {
+        in_band::wake(draft, is_asked);
+    }
 }
 
 /// Nobody but a person can boot it.

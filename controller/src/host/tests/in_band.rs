@@ -713,3 +713,28 @@ fn a_person_is_asked_to_boot_a_machine_that_was_opted_in_and_does_not_call_in() 
     world.power(PowerOrder::Reset);
     world.reach(State::Available);
 }
+
+#[test]
+fn nobody_is_asked_to_boot_a_machine_that_nobody_would_know() {
+    let mut world = World::new();
+    (world.host().spec.bmc, world.host().spec.boot_mac_address) = (None, None);
+    world.annotate(IN_BAND_ANNOTATION, "segment");
+    world.reach(State::Registering);
+    world.settle();
+    let (reason, message) = waiting(&world);
+    assert!(
+        reason == "Ramdisk" && message.contains("set spec.bootMACAddress"),
+        "{reason}: {message}"
+    );
+}
+
+#[test]
+fn a_machine_that_was_opted_in_while_it_is_off_is_woken() {
+    let mut world = World::in_band();
+    world.machine.wakes = true;
+    world.disconnect();
+    world.machine.on = false;
+    world.reach(State::Registering);
+    world.until("woken", |world| world.wished_awake > 0);
+    world.reach(State::Available);
+}
