@@ -32,10 +32,9 @@ const NOT_WANTED: &str = "its cleaning was switched off after it had begun";
 pub(super) fn begin(draft: &mut Draft<'_>) {
     draft.enter(State::Deprovisioning);
     draft.begin(|history| &mut history.deprovision);
+    // That its ramdisk is waited for is not said beforehand: the write that says so comes before the boot, and by then the edges have seen that
+    // the machine is to have the ramdisk.
     draft.tell("DeprovisioningStarted", "what the host runs is taken away");
-    if provisioning::is_cleaned(draft) {
-        ramdisk::announce(draft, "its disks are cleaned");
-    }
     if draft.host.spec.image.is_none() {
         draft.status.provisioning_fail_count = 0;
     }
