@@ -58,6 +58,14 @@ struct Known {
     asked: Bucket,
 }
 
+/// Until when a verdict is of use: that somebody was allowed is beyond its own time.
+fn kept_until((verdict, until): &(Verdict, Instant)) -> Instant {
+    match verdict {
+        Verdict::Allowed => *until + TRUSTED,
+        _ => *until,
+    }
+}
+
 impl Known {
     fn verdict(&self, token: &[u8; 32], now: Instant) -> Option<Verdict> {
         let (verdict, until) = self.verdicts.get(token)?;
@@ -66,8 +74,8 @@ impl Known {
 
     /// True if the bearer of `token` was allowed not long ago.
     fn trusts(&self, token: &[u8; 32], now: Instant) -> bool {
-        let verdict = self.verdicts.get(token);
-        verdict.is_some_and(|(verdict, until)| *verdict == Verdict::Allowed && now < *until + TRUSTED)
+        let known = self.verdicts.get(token);
+        known.is_some_and(|known| known.0 == Verdict::Allowed && now < kept_until(known))
     }
 
     fn remember(&mut self, token: [u8; 32], verdict: Verdict, now: Instant) {
@@ -77,12 +85,7 @@ impl Known {
             Verdict::Unanswered => return,
         };
         if self.verdicts.len() >= REMEMBERED {
-            let trusted = |verdict: Verdict| match verdict {
-                Verdict::Allowed => TRUSTED,
-                _ => Duration::ZERO,
-            };
-            self.verdicts
-                .retain(|_, (verdict, until)| now < *until + trusted(*verdict));
+            self.verdicts.retain(|_, known| now < kept_until(known));
         }
         if self.verdicts.len() >= REMEMBERED {
             self.verdicts.clear();

@@ -67,11 +67,12 @@ pub(super) fn tried_for(status: &BareMetalHostStatus) -> Option<i64> {
     let pauses = waiting(status).is_some_and(|wait| {
         [super::draft::RETRY, "Inputs"].contains(&wait.reason.as_str()) || is_left_to_a_person(&wait.reason)
     });
-    let progressing = status
-        .conditions
-        .iter()
-        .find(|one| one.type_ == PROGRESSING && one.status == "True");
-    progressing.filter(|_| !pauses)?.observed_generation
+    let is_under_way = |one: &&Condition| one.status == "True" && !pauses;
+    progressing(status).filter(is_under_way)?.observed_generation
+}
+
+fn progressing(status: &BareMetalHostStatus) -> Option<&Condition> {
+    status.conditions.iter().find(|one| one.type_ == PROGRESSING)
 }
 
 /// What failed for the spec of an object that was moved here failed for that of this one, in its `generation`.
@@ -268,12 +269,7 @@ pub(super) fn set(
     now: Timestamp,
 ) {
     let tried_for = tried_for(status).or(generation);
-    let of = |status: &BareMetalHostStatus| {
-        let all = status.conditions.iter();
-        let mut progressing = all.filter(|one| one.type_ == PROGRESSING);
-        progressing.next().map(|one| one.reason.clone())
-    };
-    let before = of(status);
+    let before = progressing(status).map(|one| one.reason.clone());
     set_failure(status, failures, tried_for, now);
     let mut facts = upstream(status, powerless);
     facts.extend(healthy(status, health));

@@ -18,6 +18,7 @@ use client::{Change, Client, Memory, Resource};
 use futures::{FutureExt, future::BoxFuture};
 use model::{BootState, System};
 use muster_proto::{Mac, text::clean};
+use quirks::Shape;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -85,7 +86,7 @@ impl Redfish {
 
     async fn look(&mut self, access: &Access) -> Result<Probe, BmcError> {
         let mut client = self.client(access, None)?;
-        let (_, _, system) = system(&mut client, access).await?;
+        let (_, system) = system(&mut client, access).await?;
         let mut identity = system.identity;
         if let Some(nics) = &system.nics {
             // Useful to tell machines apart, but many services lack it, or forbid it, or take long: then the rest has to do.
@@ -106,14 +107,12 @@ impl Redfish {
 
     async fn read_power(&mut self, access: &Access) -> Result<SystemState, BmcError> {
         let mut client = self.client(access, None)?;
-        system(&mut client, access)
-            .await
-            .map(|(_, _, system)| system.state)
+        system(&mut client, access).await.map(|(_, system)| system.state)
     }
 
     async fn change_power(&mut self, access: &Access, leave: Leave, want: Reset) -> Result<Done, BmcError> {
         let mut client = self.client(access, Some(leave))?;
-        let (path, _, system) = system(&mut client, access).await?;
+        let (resource, system) = system(&mut client, access).await?;
         let mut allowed = system.reset.allowed;
         if let (None, Some(info)) = (&allowed, &system.reset.info) {
             let info = client.advice(info).await?;
@@ -122,10 +121,12 @@ impl Redfish {
         let Some(kind) = choice::reset_type(&system.state.power, want, allowed.as_deref())? else {
             return Ok(Done::Already);
         };
-        let target = system
-            .reset
-            .target
-            .unwrap_or_else(|| format!("{}/Actions/ComputerSystem.Reset", path.trim_end_matches('/')));
+        let target = system.reset.target.unwrap_or_else(|| {
+            format!(
+                "{}/Actions/ComputerSystem.Reset",
+                resource.path.trim_end_matches('/')
+            )
+        });
         client.act(&target, &json!({ "ResetType": kind })).await?;
         Ok(Done::Accepted)
     }
@@ -149,11 +150,12 @@ impl Redfish {
                 Ok(Change::Taken) => return Ok(Done::Accepted),
                 Ok(Change::Mismatch) => {}
                 Ok(Change::LeftOut(error)) => {
-                    let (system, there, _) = where_to_arm(&mut client, access).await?;
-                    let shape = quirks::shape(system.identity.manufacturer.as_deref());
+                    let now = override_of(&mut client, access).await?;
                     match want.mode {
                         // What was so already need not be taken.
-                        _ if boot::patch(&there, want, shape)?.is_none() => return Ok(Done::Accepted),
+                        _ if boot::patch(&now.written, want, now.shape)?.is_none() => {
+                            return Ok(Done::Accepted);
+                        }
                         WantedMode::Preferred(_) if boot::has_mode(&body) => want.mode = WantedMode::Any,
                         _ => return Err(error),
                     }
@@ -177,8 +179,8 @@ impl Redfish {
     }
 }
 
-/// The system that is meant, with its path.
-async fn system(client: &mut Client<'_>, access: &Access) -> Result<(String, Resource, System), BmcError> {
+/// The system that is meant, and its resource.
+async fn system(client: &mut Client<'_>, access: &Access) -> Result<(Resource, System), BmcError> {
     if let Some(path) = &access.address.system {
         return system_at(client, path.clone()).await;
     }
@@ -194,11 +196,11 @@ async fn system(client: &mut Client<'_>, access: &Access) -> Result<(String, Res
     Ok(found)
 }
 
-async fn system_at(client: &mut Client<'_>, path: String) -> Result<(String, Resource, System), BmcError> {
+async fn system_at(client: &mut Client<'_>, path: String) -> Result<(Resource, System), BmcError> {
     let resource = client.find(&path).await?;
     let system = resource.and_then(|resource| System::read(&resource.value).map(|system| (resource, system)));
     match system {
-        Some((resource, system)) => Ok((resource.path.clone(), resource, system)),
+        Some(found) => Ok(found),
         None => Err(BmcError::NoSystem {
             path: clean(path.as_bytes()),
         }),
@@ -227,16 +229,20 @@ async fn to_arm(
     access: &Access,
     want: Boot,
 ) -> Result<Option<(Value, Resource)>, BmcError> {
-    let (system, there, resource) = where_to_arm(client, access).await?;
-    let shape = quirks::shape(system.identity.manufacturer.as_deref());
-    let body = match boot::patch(&there, want, shape)? {
+    let Override {
+        in_force,
+        written,
+        resource,
+        shape,
+    } = override_of(client, access).await?;
+    let body = match boot::patch(&written, want, shape)? {
         Some(body) => Some(body),
         // What was written into the settings may have been used up, and stand there still: what is in force tells.
-        None if boot::patch(&system.boot, want, shape)?.is_some() => {
+        None if boot::patch(&in_force, want, shape)?.is_some() => {
             let used_up = BootState {
                 target: None,
                 enabled: Some(String::new()),
-                ..there
+                ..written
             };
             boot::patch(&used_up, want, shape)?
         }
@@ -245,13 +251,22 @@ async fn to_arm(
     Ok(body.map(|body| (body, resource)))
 }
 
-/// The system, and where its boot override is written with what stands there: in the system's settings, if it has some. Some have other
-/// things of the boot there (Dell's iDRAC 9 its order), and take the override where it shows.
-async fn where_to_arm(
-    client: &mut Client<'_>,
-    access: &Access,
-) -> Result<(System, BootState, Resource), BmcError> {
-    let (_, resource, system) = system(client, access).await?;
+/// A system's boot override.
+struct Override {
+    in_force: BootState,
+    /// What stands where it is written, with what may be chosen.
+    written: BootState,
+    /// Where that is.
+    resource: Resource,
+    shape: Shape,
+}
+
+/// The override of the system that is meant. It is written to the system's settings, if it has some. Some have other things of the boot
+/// there (Dell's iDRAC 9 its order), and take the override where it shows.
+async fn override_of(client: &mut Client<'_>, access: &Access) -> Result<Override, BmcError> {
+    let (resource, system) = system(client, access).await?;
+    let shape = quirks::shape(system.identity.manufacturer.as_deref());
+    let in_force = system.boot;
     let settings = match &system.settings {
         Some(settings) => client.advice(settings).await?,
         None => None,
@@ -259,18 +274,26 @@ async fn where_to_arm(
     let settings = settings
         .map(|found| (BootState::read(&found.value), found))
         .filter(|(there, _)| there.target.is_some());
-    let now = system.boot.clone();
-    let Some((there, found)) = settings else {
-        return Ok((system, now, resource));
+    let now = in_force.clone();
+    let (written, resource) = match settings {
+        Some((there, found)) => {
+            let there = BootState {
+                // What may be chosen often stands beside what is in force.
+                targets: there.targets.or(now.targets),
+                modes: there.modes.or(now.modes),
+                mode: there.mode.or(now.mode),
+                ..there
+            };
+            (there, found)
+        }
+        None => (now, resource),
     };
-    let there = BootState {
-        // What may be chosen often stands beside what is in force.
-        targets: there.targets.or(now.targets),
-        modes: there.modes.or(now.modes),
-        mode: there.mode.or(now.mode),
-        ..there
-    };
-    Ok((system, there, found))
+    Ok(Override {
+        in_force,
+        written,
+        resource,
+        shape,
+    })
 }
 
 async fn macs(client: &mut Client<'_>, collection: &str) -> Result<Vec<Mac>, BmcError> {

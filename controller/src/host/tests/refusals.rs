@@ -1034,13 +1034,19 @@ fn a_request_to_let_go_uncleaned_serves_once() {
     assert_eq!(world.machine.cleans, cleans + 1);
 }
 
-#[test]
-fn what_cannot_be_prepared_is_told_though_an_image_could_not_be_written_before() {
+/// The host is available again after its image could not be written.
+fn after_a_failed_write() -> World {
     let mut world = at(State::Available);
     world.failing_writes = 1;
     world.set_image(Some(IMAGE));
     world.reach(State::Deprovisioning);
     world.reach(State::Available);
+    world
+}
+
+#[test]
+fn what_cannot_be_prepared_is_told_though_an_image_could_not_be_written_before() {
+    let mut world = after_a_failed_write();
     assert_eq!(error(&world).0, Some(ErrorType::Provisioning));
     world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
     world.settle();
@@ -1086,11 +1092,7 @@ fn a_claimed_host_that_cannot_be_prepared_is_available_again_after_another_inspe
 
 #[test]
 fn nobody_waits_for_an_image_that_failed_on_a_host_that_somebody_else_provisioned() {
-    let mut world = at(State::Available);
-    world.failing_writes = 1;
-    world.set_image(Some(IMAGE));
-    world.reach(State::Deprovisioning);
-    world.reach(State::Available);
+    let mut world = after_a_failed_write();
     let has_failed = |world: &World| {
         let status = world.host.as_ref().unwrap().status.as_ref().unwrap();
         status

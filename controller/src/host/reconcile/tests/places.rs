@@ -244,15 +244,18 @@ async fn a_host_that_waits_for_a_person_keeps_no_other_from_its_turn_and_has_one
     .await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_busy_host_that_is_detached_by_force_keeps_no_other_from_its_turn() {
+/// With one place, machine 1 is inspected and does not call in; once it is detached with `arguments`, and deleted or not, the place is another's.
+async fn lets_go_of_its_place(arguments: &str, deleted: bool) {
     let lab = Lab::with_limit(2, 1);
     lab.machines[0].set_mute();
     lab.run(async {
         lab.declare(1);
         lab.reaches(1, "inspecting").await;
-        let force = json!({"baremetalhost.metal3.io/detached": r#"{"force":true}"#});
-        lab.edit(1, &json!({"metadata": {"annotations": force}}));
+        let detached = json!({"baremetalhost.metal3.io/detached": arguments});
+        lab.edit(1, &json!({"metadata": {"annotations": detached}}));
+        if deleted {
+            lab.api.delete("baremetalhosts", "m1");
+        }
         lab.until(|| waits_for(&lab, "Detached")).await;
         lab.declare(2);
         lab.reaches(2, "available").await;
@@ -262,21 +265,13 @@ async fn a_busy_host_that_is_detached_by_force_keeps_no_other_from_its_turn() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_busy_host_that_is_detached_by_force_keeps_no_other_from_its_turn() {
+    lets_go_of_its_place(r#"{"force":true}"#, false).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_busy_host_that_is_deleted_while_detached_keeps_no_other_from_its_turn() {
-    let lab = Lab::with_limit(2, 1);
-    lab.machines[0].set_mute();
-    lab.run(async {
-        lab.declare(1);
-        lab.reaches(1, "inspecting").await;
-        let delay = json!({"baremetalhost.metal3.io/detached": r#"{"deleteAction":"delay"}"#});
-        lab.edit(1, &json!({"metadata": {"annotations": delay}}));
-        lab.api.delete("baremetalhosts", "m1");
-        lab.until(|| waits_for(&lab, "Detached")).await;
-        lab.declare(2);
-        lab.reaches(2, "available").await;
-        assert!(is_busy(&lab.host(1).unwrap()));
-    })
-    .await;
+    lets_go_of_its_place(r#"{"deleteAction":"delay"}"#, true).await;
 }
 
 /// Somebody wishes for an image for machine 1, whose ramdisk has taken up the job and is at it.
