@@ -227,6 +227,9 @@ pub struct Disk {
     /// `ro`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
+    /// `queue/zoned` is `host-managed` (SMR, ZNS): most of it takes writes only where the one before ended.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub zoned: bool,
     /// SCSI `host:channel:target:lun`; empty for other buses.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub hctl: String,

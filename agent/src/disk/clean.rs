@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, io, ops::Range};
 
-use muster_proto::job::Clean;
+use muster_proto::{Chain, job::Clean};
 
 use super::{
     Disk,
@@ -29,8 +29,9 @@ const HEAD: u64 = 1 << 20;
 /// was being written into a partition that the image has for it is not found, if the power goes just then.)
 pub(crate) const END: u64 = 4 << 20;
 
-/// Btrfs keeps copies of its superblock far inside (`fs/btrfs/disk-io.h`, `btrfs_sb_offset`).
-const COPIES: [u64; 2] = [64 << 20, 256 << 30];
+/// Far inside, btrfs keeps copies of its superblock (`fs/btrfs/disk-io.h`, `btrfs_sb_offset`), and Ceph's BlueStore since Squid those of
+/// its label (`src/os/bluestore/BlueStore.cc`, `bdev_label_positions`), by which a new Ceph finds the old OSD.
+const COPIES: [u64; 6] = [64 << 20, 256 << 30, 1 << 30, 10 << 30, 100 << 30, 1000 << 30];
 const COPY: u64 = 4096;
 
 /// As many logical partitions are followed; Linux makes no more.
@@ -53,16 +54,53 @@ pub enum CleanError {
         /// By whom.
         source: Stopped,
     },
-    /// The disk failed.
-    #[error("clean {disk}: {what}; what was on it is partly gone")]
-    Disk {
-        /// Which.
-        disk: String,
-        /// What was tried.
-        what: &'static str,
-        /// Why.
-        source: io::Error,
+    /// Disks failed; all others are clean.
+    #[error(
+        "clean {}: what was there is partly gone; of {} disks {} are clean: {}",
+        names(failed),
+        failed.len() + cleaned.len(),
+        cleaned.len(),
+        causes(failed)
+    )]
+    Disks {
+        /// Those that failed: at least one.
+        failed: Vec<DiskFailed>,
+        /// The others.
+        cleaned: Vec<Cleaned>,
     },
+}
+
+impl CleanError {
+    /// The disks that are clean all the same.
+    pub fn cleaned(&self) -> &[Cleaned] {
+        match self {
+            CleanError::Disks { cleaned, .. } => cleaned,
+            CleanError::Refused { .. } | CleanError::Stopped { .. } => &[],
+        }
+    }
+}
+
+/// What one disk failed at.
+#[derive(Debug, thiserror::Error)]
+#[error("{disk}: {what}")]
+pub struct DiskFailed {
+    /// Its device node.
+    pub disk: String,
+    /// What was tried.
+    pub what: &'static str,
+    /// Why.
+    pub source: io::Error,
+}
+
+fn names(failed: &[DiskFailed]) -> String {
+    let names: Vec<&str> = failed.iter().map(|failed| failed.disk.as_str()).collect();
+    names.join(", ")
+}
+
+/// Several have no one source, so that each is told with its own.
+fn causes(failed: &[DiskFailed]) -> String {
+    let causes: Vec<String> = failed.iter().map(|failed| Chain(failed).to_string()).collect();
+    causes.join("; ")
 }
 
 /// What was done to one disk.
@@ -78,11 +116,11 @@ pub struct Cleaned {
     pub zeroed: u64,
 }
 
-/// Clears the disks that `job` means and no other, one after the other. No disk is touched unless the guard allows all.
-/// Doing so again does no harm.
+/// Clears the disks that `job` means and no other, one after the other. No disk is touched unless the guard allows all, and one that
+/// fails keeps no other from being cleaned. Doing so again does no harm.
 ///
 /// # Errors
-/// [`CleanError`] says which disk, and what was not done.
+/// [`CleanError`] says which disks, and what was not done.
 pub fn clean(job: &Clean, root: &Root, work: &Work) -> Result<Vec<Cleaned>, CleanError> {
     work.step("check disks", 0);
     let refused = |source| CleanError::Refused { source };
@@ -99,18 +137,41 @@ pub fn clean(job: &Clean, root: &Root, work: &Work) -> Result<Vec<Cleaned>, Clea
         let name = token.disk().name.clone();
         open.push((name, token.open().map_err(refused)?));
     }
-    let all = open.len();
-    let mut done = Vec::new();
-    for (name, mut disk) in open {
-        let percent = u8::try_from(100 * done.len() / all).unwrap_or(100);
+    wipe_each(&mut open, work)
+}
+
+/// Wipes every disk, each with its name. A machine that is let go after some attempts must not take along what was on sound disks because
+/// one before them is broken.
+fn wipe_each<D: Disk>(disks: &mut [(String, D)], work: &Work) -> Result<Vec<Cleaned>, CleanError> {
+    let all = disks.len();
+    let (mut cleaned, mut failed) = (Vec::new(), Vec::new());
+    for (index, (name, disk)) in disks.iter_mut().enumerate() {
+        let percent = u8::try_from(100 * index / all).unwrap_or(100);
         work.step("clean disk", percent);
-        let cleaned = wipe(&mut disk, work).map_err(|failed| failed.on(&name))?;
-        done.push(Cleaned {
-            disk: name,
-            ..cleaned
-        });
+        let name = name.clone();
+        match wipe(disk, work) {
+            Ok(done) => cleaned.push(Cleaned { disk: name, ..done }),
+            Err(Failed::Stopped(source)) => return Err(CleanError::Stopped { disk: name, source }),
+            Err(Failed::Disk(what, source)) => {
+                let error = DiskFailed {
+                    disk: name,
+                    what,
+                    source,
+                };
+                // Told at once: what stops the others would hide it.
+                tracing::warn!(
+                    "clean {}; the other disks are cleaned all the same",
+                    Chain(&error)
+                );
+                failed.push(error);
+            }
+        }
     }
-    Ok(done)
+    if failed.is_empty() {
+        Ok(cleaned)
+    } else {
+        Err(CleanError::Disks { failed, cleaned })
+    }
 }
 
 /// What failed of one disk.
@@ -118,16 +179,6 @@ pub fn clean(job: &Clean, root: &Root, work: &Work) -> Result<Vec<Cleaned>, Clea
 enum Failed {
     Stopped(Stopped),
     Disk(&'static str, io::Error),
-}
-
-impl Failed {
-    fn on(self, disk: &str) -> CleanError {
-        let disk = disk.to_owned();
-        match self {
-            Failed::Stopped(source) => CleanError::Stopped { disk, source },
-            Failed::Disk(what, source) => CleanError::Disk { disk, what, source },
-        }
-    }
 }
 
 fn wipe(disk: &mut dyn Disk, work: &Work) -> Result<Cleaned, Failed> {

@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use muster_proto::Chain;
 use nix::{
     errno::Errno,
     libc::c_long,
@@ -154,7 +155,6 @@ impl<'a> LoadOption<'a> {
         self.attributes & ACTIVE == 0 || self.attributes & CATEGORY != 0
     }
 
-    /// True if it goes through a network interface: a MAC address, IP address or URI in its path (10.3.4).
     /// The GUID of a path that begins with vendor hardware (UEFI 2.10, 10.3.2.4): Dell's network entries have nothing else.
     fn vendor(&self) -> Option<&[u8]> {
         match *self.nodes {
@@ -163,6 +163,7 @@ impl<'a> LoadOption<'a> {
         }
     }
 
+    /// True if it goes through a network interface: a MAC address, IP address or URI in its path (10.3.4).
     fn is_network(&self) -> bool {
         let mut rest = self.nodes;
         while let [kind, subtype, low, high, ..] = *rest {
@@ -182,10 +183,41 @@ impl<'a> LoadOption<'a> {
 /// The variables that matter.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Variables {
+    /// By their numbers; empty is one that cannot be read.
     entries: BTreeMap<u16, Vec<u8>>,
     order: Vec<u16>,
     /// By which entry the machine came in.
     current: Option<u16>,
+}
+
+impl Variables {
+    fn option(&self, number: u16) -> Option<LoadOption<'_>> {
+        LoadOption::parse(self.entries.get(&number)?)
+    }
+
+    /// Behind how many entries of the order ours belongs: none, or those that lead, up to the last one of the network.
+    /// An older one of ours is a disk as any other here: whoever put it before the network wants it there.
+    fn ahead(&self) -> usize {
+        // The ramdisk comes by the network alone, so an entry of the vendor's that brought it here is one of it, and so are those of its kind.
+        let brought = self.current.and_then(|current| self.option(current));
+        let vendor = brought.as_ref().and_then(|entry| entry.vendor());
+        let is_network =
+            |entry: &LoadOption<'_>| entry.is_network() || (vendor.is_some() && entry.vendor() == vendor);
+        let leads = |other: &u16| {
+            self.option(*other)
+                .is_none_or(|entry| entry.is_passed_over() || is_network(&entry))
+        };
+        let count = self.order.iter().take_while(|other| leads(other)).count();
+        let leading = &self.order[..count];
+        let came_by_network = self.current.is_some_and(|current| {
+            leading.contains(&current) && self.option(current).is_some_and(|entry| is_network(&entry))
+        });
+        // Behind the last network entry of those that lead, not behind a menu that follows them.
+        let last = leading
+            .iter()
+            .rposition(|other| self.option(*other).is_some_and(|entry| is_network(&entry)));
+        last.filter(|_| came_by_network).map_or(0, |last| last + 1)
+    }
 }
 
 /// What is to be written.
@@ -200,35 +232,25 @@ struct Plan {
 
 /// How `option` gets into the variables; `None` if there is no number left.
 fn plan(variables: &Variables, option: &[u8]) -> Option<Plan> {
-    let parsed = |number: &u16| LoadOption::parse(variables.entries.get(number)?);
     let ours: Vec<u16> = variables
         .entries
         .keys()
         .copied()
-        .filter(|number| parsed(number).is_some_and(|entry| entry.label == LABEL))
+        .filter(|number| {
+            variables
+                .option(*number)
+                .is_some_and(|entry| entry.label == LABEL)
+        })
         .collect();
     let same = ours.iter().find(|number| variables.entries[number] == option);
     let free = || (0..=u16::MAX).find(|number| !variables.entries.contains_key(number));
     let number = same.or(ours.first()).copied().or_else(free)?;
-    let mut order = variables.order.clone();
-    order.retain(|other| !ours.contains(other) && *other != number);
-
-    // The ramdisk comes by the network alone, so an entry of the vendor's that brought it here is one of it, and so are those of its kind.
-    let brought = variables.current.and_then(|current| parsed(&current));
-    let vendor = brought.as_ref().and_then(|entry| entry.vendor());
-    let is_network =
-        |entry: &LoadOption<'_>| entry.is_network() || (vendor.is_some() && entry.vendor() == vendor);
-    let leads = |other: &u16| parsed(other).is_none_or(|entry| entry.is_passed_over() || is_network(&entry));
-    let leading = order.iter().take_while(|other| leads(other)).count();
-    let came_by_network = variables.current.is_some_and(|current| {
-        order[..leading].contains(&current) && parsed(&current).is_some_and(|entry| is_network(&entry))
-    });
-    // Behind the last network entry of those that lead, not behind a menu that follows them.
-    let last = order[..leading]
-        .iter()
-        .rposition(|other| parsed(other).is_some_and(|entry| is_network(&entry)));
-    let place = last.filter(|_| came_by_network).map_or(0, |last| last + 1);
-    order.insert(place, number);
+    let others = |part: &[u16]| -> Vec<u16> {
+        let is_other = |other: &u16| !ours.contains(other) && *other != number;
+        part.iter().copied().filter(is_other).collect()
+    };
+    let (ahead, behind) = variables.order.split_at(variables.ahead());
+    let order = [others(ahead), vec![number], others(behind)].concat();
     Some(Plan {
         number,
         is_there: same.is_some(),
@@ -287,7 +309,12 @@ fn read(directory: &Path) -> Result<Variables, ReadError> {
             _ => {
                 let digits = own.strip_prefix("Boot").filter(|digits| digits.len() == 4);
                 if let Some(number) = digits.and_then(|digits| u16::from_str_radix(digits, 16).ok()) {
-                    variables.entries.insert(number, value(&name)?);
+                    // Its number is taken, whatever it is, and the others do as well without it.
+                    let option = value(&name).unwrap_or_else(|error| {
+                        tracing::warn!("{}; this boot entry is left as it is", Chain(&error));
+                        Vec::new()
+                    });
+                    variables.entries.insert(number, option);
                 }
             }
         }

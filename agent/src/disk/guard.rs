@@ -61,6 +61,12 @@ pub enum Refused {
         /// Device node.
         disk: String,
     },
+    /// It takes writes only where the one before ended.
+    #[error("write to {disk}: it is a zoned disk that its host has to manage (SMR or ZNS)")]
+    Zoned {
+        /// Device node.
+        disk: String,
+    },
     /// A stick or card that someone left.
     #[error("write to {disk}: it is removable")]
     Removable {
@@ -125,6 +131,9 @@ pub fn allow(root: &Root, machine: &MachineId, disk: &DiskId) -> Result<Token, R
     }
     if found.removable {
         return Err(Refused::Removable { disk: name });
+    }
+    if found.zoned {
+        return Err(Refused::Zoned { disk: name });
     }
     let look = |source| Refused::Look {
         disk: name.clone(),

@@ -220,6 +220,10 @@ impl Source<'_> {
     /// One try: from where we are to the end.
     async fn once(&mut self, sink: &mut dyn Sink) -> Result<(), SourceError> {
         let (url, response) = self.request().await?;
+        // Only where nothing follows what has come: the rest of the answer is no part of the file.
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Ok(());
+        }
         let mut skip = self.compare(&url, &response)?;
         if !self.begun {
             self.begun = true;
@@ -319,7 +323,15 @@ impl Source<'_> {
         }
     }
 
-    /// The answer of the server that has the bytes.
+    /// Whether a server that has nothing from where we are says that the file ends just there. Of one whose length is not known that is
+    /// how a connection is told that broke behind the last byte.
+    fn has_all(&self, headers: &HeaderMap) -> bool {
+        let now = validator(headers);
+        let is_same = now.is_none() || now == self.validator;
+        is_same && self.at > 0 && self.total.is_none() && unsatisfied_range(headers) == Some(self.at)
+    }
+
+    /// The answer of the server that has the bytes, or says that there are no more.
     async fn request(&mut self) -> Result<(Url, Response<Incoming>), SourceError> {
         // Another mirror may call the same file by another tag. Signatures end and mirrors go: then the way there is asked for again.
         if let Some(mirror) = self.mirror.take()
@@ -350,7 +362,8 @@ impl Source<'_> {
                 url = next;
                 continue;
             }
-            if status == StatusCode::RANGE_NOT_SATISFIABLE && self.begun {
+            let is_end = status == StatusCode::RANGE_NOT_SATISFIABLE && self.begun;
+            if is_end && !self.has_all(response.headers()) {
                 return Err(SourceError::Changed {
                     url: url.to_string(),
                     at: self.at,
@@ -358,7 +371,7 @@ impl Source<'_> {
             }
             // A part that nobody asked for is not the whole.
             let is_whole = status == StatusCode::OK || (self.at > 0 && status == StatusCode::PARTIAL_CONTENT);
-            return if is_whole {
+            return if is_whole || is_end {
                 self.mirror = (url != self.url).then(|| url.clone());
                 Ok((url, response))
             } else {
@@ -550,6 +563,12 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let start = range.split_once('-')?.0.parse().ok()?;
     Some((start, total.parse().ok()))
+}
+
+/// Length of the whole, of `bytes */TOTAL`, by which a server says what it has instead of the range (RFC 9110, section 14.4).
+fn unsatisfied_range(headers: &HeaderMap) -> Option<u64> {
+    let text = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
+    text.strip_prefix("bytes */")?.parse().ok()
 }
 
 #[cfg(test)]

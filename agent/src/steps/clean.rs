@@ -17,12 +17,8 @@ use crate::{
 /// # Errors
 /// What was not done, and to which disk.
 pub async fn run(job: Clean, root: Root, work: Work) -> Result<(), Failed> {
-    let cleaned = on_a_thread(work, move |work| disk::clean(&job, &root, work)).await?;
-    let cleaned = cleaned.map_err(|error| Failed {
-        message: Chain(&error).to_string(),
-        failure: failure(&error),
-    })?;
-    for disk in cleaned {
+    let result = on_a_thread(work, move |work| disk::clean(&job, &root, work)).await?;
+    for disk in result.as_deref().unwrap_or_else(CleanError::cleaned) {
         let (partitions, zeroed) = (disk.partitions, disk.zeroed);
         tracing::info!(
             step = "disk-cleaned",
@@ -32,12 +28,15 @@ pub async fn run(job: Clean, root: Root, work: Work) -> Result<(), Failed> {
             zeroed
         );
     }
-    Ok(())
+    result.map(drop).map_err(|error| Failed {
+        message: Chain(&error).to_string(),
+        failure: failure(&error),
+    })
 }
 
 fn failure(error: &CleanError) -> Failure {
     match error {
         CleanError::Refused { source } => guarded(source),
-        CleanError::Stopped { .. } | CleanError::Disk { .. } => Failure::Temporary,
+        CleanError::Stopped { .. } | CleanError::Disks { .. } => Failure::Temporary,
     }
 }

@@ -1,5 +1,11 @@
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    os::unix::fs::FileExt,
+    sync::{Arc, Mutex},
+};
 
+use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::*;
@@ -114,6 +120,120 @@ fn no_mark_of_any_partition_survives() {
         // Once more there is nothing to find, and no harm.
         assert_eq!(wiped(&mut disk).table, "");
     }
+}
+
+/// A disk that memory has no room for: a file with holes.
+struct SparseDisk(File);
+
+impl Disk for SparseDisk {
+    fn size(&self) -> u64 {
+        self.0.metadata().unwrap().len()
+    }
+
+    fn block(&self) -> u32 {
+        512
+    }
+
+    fn read_at(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(into, offset)
+    }
+
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+
+    fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        self.write_at(offset, &vec![0; usize::try_from(len).unwrap()])
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reread_table(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn no_mark_far_inside_a_disk_or_a_partition_survives() {
+    const GIB: u64 = 1 << 30;
+    // Two of btrfs, and four of BlueStore.
+    let copies = [64 << 20, 256 * GIB, GIB, 10 * GIB, 100 * GIB, 1000 * GIB];
+    let first = 16 * MIB as u64;
+    let places: Vec<u64> = [0, first]
+        .iter()
+        .flat_map(|start| copies.map(|copy| start + copy))
+        .collect();
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1100 * GIB).unwrap();
+    let mut sector = vec![0; 512];
+    record(&mut sector, 0, 0, 0x83, 16 * 2048, 1040 << 21);
+    file.write_all_at(&sector, 0).unwrap();
+    for place in &places {
+        file.write_all_at(&[0x5a; 4096], *place).unwrap();
+    }
+    let mut disk = SparseDisk(file);
+    let cleaned = wipe(&mut disk, &Work::unwatched()).unwrap();
+    assert_eq!((cleaned.table, cleaned.partitions), ("mbr", 1));
+    for place in places {
+        let mut found = [0x5a; 4096];
+        disk.read_at(place, &mut found).unwrap();
+        assert!(found == [0; 4096], "{place}");
+    }
+}
+
+/// Three disks with marks.
+fn three_disks() -> [(String, SimDisk); 3] {
+    let mut bytes = vec![0; 24 * MIB];
+    mark(&mut bytes, 0, 24 * MIB);
+    ["/dev/sda", "/dev/sdb", "/dev/sdc"].map(|name| (name.to_owned(), SimDisk::of(bytes.clone(), 512)))
+}
+
+#[test]
+fn a_disk_that_fails_keeps_no_other_from_being_cleaned() {
+    let mut disks = three_disks();
+    disks[0].1.bad = Some((0, Errno::EIO));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&told);
+    let work = Work::new(move |progress| heard.lock().unwrap().push(progress.percent));
+    let error = wipe_each(&mut disks, &work).unwrap_err();
+    assert!(!left(&disks[0].1.bytes).is_empty());
+    for (name, disk) in &disks[1..] {
+        assert_eq!(left(&disk.bytes), [0; 0], "{name}");
+    }
+    assert_eq!(*told.lock().unwrap(), [0, 33, 66]);
+    let cleaned: Vec<&str> = error.cleaned().iter().map(|disk| disk.disk.as_str()).collect();
+    assert_eq!(cleaned, ["/dev/sdb", "/dev/sdc"]);
+    let message = Chain(&error).to_string();
+    let start =
+        "clean /dev/sda: what was there is partly gone; of 3 disks 2 are clean: /dev/sda: write zeros: ";
+    assert!(message.starts_with(start), "{message}");
+}
+
+#[test]
+fn every_disk_that_fails_is_named() {
+    let mut disks = three_disks();
+    for (_, disk) in &mut disks[1..] {
+        disk.dies_at = Some(0);
+    }
+    let message = wipe_each(&mut disks, &Work::unwatched()).unwrap_err().to_string();
+    assert!(message.starts_with("clean /dev/sdb, /dev/sdc: "), "{message}");
+    assert!(message.contains("of 3 disks 1 are clean"), "{message}");
+}
+
+#[test]
+fn a_stop_leaves_the_disks_that_follow_as_they_are() {
+    let mut disks = three_disks();
+    let before = disks[2].1.bytes.clone();
+    let work = Work::unwatched();
+    work.stop();
+    let error = wipe_each(&mut disks, &work).unwrap_err();
+    assert!(
+        matches!(&error, CleanError::Stopped { disk, .. } if disk == "/dev/sda"),
+        "{error:?}"
+    );
+    assert!(disks.iter().all(|(_, disk)| disk.bytes == before));
 }
 
 #[test]

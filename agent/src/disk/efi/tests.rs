@@ -65,6 +65,34 @@ fn the_network_keeps_the_first_word_if_the_machine_came_in_by_it() {
     assert_eq!(order(&[], &[], 0), [0]);
 }
 
+#[test]
+fn a_disk_that_comes_before_the_network_stays_there_with_an_older_entry_of_ours() {
+    let old = load_option(&PARTITION, "\\old.efi");
+    let new = load_option(&PARTITION, "\\new.efi");
+    let order = |entries: &[Vec<u8>], order: &[u16], current| {
+        plan(&variables(entries, order, current), &new).unwrap().order
+    };
+    let all = [network(), old, network(), disk()];
+    assert_eq!(
+        order(&all, &[1, 0], 0),
+        [1, 0],
+        "it was told to use the network once"
+    );
+    assert_eq!(order(&all, &[0, 1], 0), [0, 1]);
+    assert_eq!(order(&all, &[0, 2, 1, 3], 2), [0, 2, 1, 3]);
+    assert_eq!(
+        order(&all, &[0, 1, 2], 2),
+        [1, 0, 2],
+        "a disk came before the entry that brought it"
+    );
+    let passed_over = [network(), entry(0, LABEL, 4, 1)];
+    assert_eq!(
+        order(&passed_over, &[1, 0], 0),
+        [0, 1],
+        "firmware passed over ours, and the network was the first"
+    );
+}
+
 /// Dell's network entries are of vendor hardware, with a GUID and nothing else.
 #[test]
 fn an_entry_of_the_vendors_that_brought_the_ramdisk_is_one_of_the_network() {
@@ -151,6 +179,30 @@ fn variables_are_written_below_the_root_and_again_without_a_change() {
         );
     }
     assert!(!root.at(file("BootNext")).exists());
+}
+
+#[test]
+fn an_entry_that_cannot_be_read_keeps_its_number_and_no_other_from_being_made() {
+    let file = |name: &str| format!("sys/firmware/efi/efivars/{name}-{GLOBAL}");
+    let with = |value: &[u8]| [&ATTRIBUTES[..], value].concat();
+    let tree = Tree::new()
+        .directory(&file("Boot0000"))
+        .file(&file("Boot0001"), with(&network()))
+        .file(&file("BootOrder"), with(&[0, 0, 1, 0]))
+        .file(&file("BootCurrent"), with(&[1, 0]));
+    let root = tree.root();
+    let option = load_option(&PARTITION, "\\x");
+    for _ in 0..2 {
+        assert_eq!(enter(&root, &option).unwrap(), 2);
+        assert!(root.at(file("Boot0000")).is_dir());
+        assert_eq!(fs::read(root.at(file("Boot0002"))).unwrap(), with(&option));
+        assert_eq!(
+            fs::read(root.at(file("BootOrder"))).unwrap(),
+            with(&[0, 0, 1, 0, 2, 0])
+        );
+    }
+    let tree = tree.directory(&file("BootOrder"));
+    assert!(matches!(enter(&tree.root(), &option), Err(EfiError::Read { .. })));
 }
 
 #[test]

@@ -219,6 +219,13 @@ fn what_must_not_be_written_is_refused() {
         refused(&removable, &meant_disk),
         Refused::Removable { .. }
     ));
+    let zoned = |kind: &str| machine().file(&format!("{at}/queue/zoned"), kind);
+    assert!(matches!(
+        refused(&zoned("host-managed\n"), &meant_disk),
+        Refused::Zoned { .. }
+    ));
+    // It manages its zones itself.
+    assert!(allow(&zoned("host-aware\n").root(), &meant(), &meant_disk).is_ok());
     let mounted = machine()
         .file(&format!("{at}/vda1/partition"), "1\n")
         .file(&format!("{at}/vda1/dev"), "254:1\n")

@@ -106,6 +106,12 @@ fn part(file: &[u8], start: usize, end: usize, extra: &str) -> Vec<u8> {
     answer("206 Partial Content", &range, &file[start..end])
 }
 
+/// Refuses a range that begins where a file of `total` bytes ends, or behind it.
+fn nothing_behind(total: usize, extra: &str) -> Vec<u8> {
+    let headers = format!("Content-Range: bytes */{total}\r\nContent-Length: 0\r\n{extra}");
+    answer("416 Range Not Satisfiable", &headers, b"")
+}
+
 fn file() -> Vec<u8> {
     (0..200_000_u32)
         .map(|at| at.to_le_bytes()[usize::try_from(at % 3).unwrap()])
@@ -196,11 +202,45 @@ fn a_file_that_changed_meanwhile_is_not_mixed() {
         part(&longer, 70_000, longer.len(), &tagged("v1")),
         part(&file, 80_000, file.len(), &tagged("v1")),
         answer("416 Range Not Satisfiable", "Content-Length: 0\r\n", b""),
+        nothing_behind(70_000, ""),
     ] {
         let server = Server::plain(vec![broken(), Answer::Bytes(second)]);
         let refused = plain(&server.url);
         assert!(
             matches!(refused, Err(SourceError::Changed { at: 70_000, .. })),
+            "{refused:?}"
+        );
+        server.requests();
+    }
+}
+
+#[test]
+fn a_file_of_unknown_length_whose_connection_breaks_behind_its_end_is_whole() {
+    let file = file();
+    let length = file.len();
+    let broken = || {
+        let size = format!("{length:x}\r\n");
+        let chunk = [size.as_bytes(), &file, b"\r\n"].concat();
+        let headers = "Transfer-Encoding: chunked\r\nETag: \"v1\"\r\n";
+        Answer::Bytes(answer("200 OK", headers, &chunk))
+    };
+    for extra in ["", "ETag: \"v1\"\r\n"] {
+        let end = Answer::Bytes(nothing_behind(length, extra));
+        let server = Server::plain(vec![broken(), end]);
+        assert!(plain(&server.url).unwrap() == file);
+        let request = &server.requests()[1];
+        let range = format!("\r\nrange: bytes={length}-\r\n");
+        assert!(request.contains(&range), "{request}");
+    }
+    for other in [
+        nothing_behind(length - 1, ""),
+        nothing_behind(length + 1, ""),
+        nothing_behind(length, "ETag: \"v2\"\r\n"),
+    ] {
+        let server = Server::plain(vec![broken(), Answer::Bytes(other)]);
+        let refused = plain(&server.url);
+        assert!(
+            matches!(refused, Err(SourceError::Changed { at: 200_000, .. })),
             "{refused:?}"
         );
         server.requests();

@@ -155,6 +155,7 @@ impl Reading<'_> {
             rotational: self.flag("queue/rotational"),
             removable: self.flag("removable") && may_be_taken_out(transport),
             read_only: self.flag("ro"),
+            zoned: self.text("queue/zoned") == "host-managed",
             hctl: self.hctl(),
             transport,
         })
