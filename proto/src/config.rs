@@ -14,6 +14,9 @@ pub const SENTINEL: &str = "muster/complete";
 /// believes to be a server of images.
 pub const AUTHORITIES: &str = "muster/ca";
 
+/// How long a token can be spent, in seconds from [`BootConfig::time`].
+pub const TOKEN_LIFETIME: i64 = 3600;
+
 /// Everything the agent must know to reach its controller and to prove that it was served here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -126,6 +126,10 @@ pub enum DigestAlgorithm {
     Sha256,
     /// SHA-512 (FIPS 180-4).
     Sha512,
+    /// One that a newer version knows: nothing is verified by it, so nothing is written.
+    #[serde(other)]
+    #[cfg_attr(feature = "kinds", schemars(skip))]
+    Unknown,
 }
 
 /// What the config drive holds, in OpenStack's layout (`openstack/latest/`): the operating system's first instructions. Secret.

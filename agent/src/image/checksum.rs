@@ -30,6 +30,11 @@ pub enum ChecksumError {
         "understand the checksum {0:?}: it is neither a SHA-256 or SHA-512 digest in hexadecimal nor a URL"
     )]
     Malformed(String),
+    /// A newer controller knows it.
+    #[error(
+        "verify the image: this agent does not know the algorithm of its checksum; next: boot a ramdisk of the controller's version"
+    )]
+    UnknownAlgorithm,
     /// MD5 and SHA-1 can be forged.
     #[error("verify the image by {0}: it can be forged; give a SHA-256 or SHA-512 digest")]
     Weak(&'static str),
@@ -47,6 +52,16 @@ pub enum ChecksumError {
 }
 
 impl Algorithm {
+    /// The one that is `declared`; none: the digest's length tells.
+    fn meant(declared: DigestAlgorithm) -> Result<Option<Algorithm>, ChecksumError> {
+        match declared {
+            DigestAlgorithm::Auto => Ok(None),
+            DigestAlgorithm::Sha256 => Ok(Some(Algorithm::Sha256)),
+            DigestAlgorithm::Sha512 => Ok(Some(Algorithm::Sha512)),
+            DigestAlgorithm::Unknown => Err(ChecksumError::UnknownAlgorithm),
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Algorithm::Sha256 => "sha256",
@@ -63,11 +78,20 @@ impl Algorithm {
 }
 
 impl Wanted {
+    /// Whether a digest by `algorithm` can be compared here, before one is looked for.
+    ///
+    /// # Errors
+    /// [`ChecksumError::UnknownAlgorithm`].
+    pub fn can_be_by(algorithm: DigestAlgorithm) -> Result<(), ChecksumError> {
+        Algorithm::meant(algorithm).map(drop)
+    }
+
     /// A digest written down in hexadecimal.
     ///
     /// # Errors
     /// [`ChecksumError`].
     pub fn parse(text: &str, algorithm: DigestAlgorithm) -> Result<Wanted, ChecksumError> {
+        let meant = Algorithm::meant(algorithm)?;
         let text = text.trim();
         if text.is_empty() {
             return Err(ChecksumError::None);
@@ -81,11 +105,7 @@ impl Wanted {
             64 => Algorithm::Sha512,
             _ => return Err(malformed()),
         };
-        let meant = match algorithm {
-            DigestAlgorithm::Auto => found,
-            DigestAlgorithm::Sha256 => Algorithm::Sha256,
-            DigestAlgorithm::Sha512 => Algorithm::Sha512,
-        };
+        let meant = meant.unwrap_or(found);
         if meant == found {
             Ok(Wanted {
                 algorithm: found,
@@ -294,6 +314,10 @@ mod tests {
             Err(ChecksumError::Weak("MD5"))
         );
         assert_eq!(Wanted::parse(" ", AUTO), Err(ChecksumError::None));
+        assert_eq!(
+            Wanted::parse(&sha256(), DigestAlgorithm::Unknown),
+            Err(ChecksumError::UnknownAlgorithm)
+        );
         for text in ["ab", "xyz", &"a".repeat(63), "ü"] {
             assert!(
                 matches!(Wanted::parse(text, AUTO), Err(ChecksumError::Malformed(_))),

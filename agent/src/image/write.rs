@@ -81,6 +81,8 @@ fn wanted(job: &Write, environment: &Environment, work: &Work) -> Result<Wanted,
     let image = &job.image;
     let given = image.checksum.trim();
     let checksum = |source| Failure::Checksum { source };
+    // Nor is a list fetched that says nothing.
+    Wanted::can_be_by(image.algorithm).map_err(checksum)?;
     if !given.contains("://") {
         return Wanted::parse(given, image.algorithm).map_err(checksum);
     }

@@ -28,7 +28,7 @@ pub(super) enum Stop {
     Ended(Ended),
     /// This body is never taken.
     Dropped(Problem),
-    /// TLS does not accept our certificate.
+    /// TLS does not accept our certificate: another one is needed.
     CertificateRefused,
     /// The hardware changed while the call waited.
     Changed,
@@ -95,6 +95,8 @@ pub(super) struct Link<M> {
     /// Which of them is in use.
     at: usize,
     authorities: String,
+    /// When the token is worth nothing any more, in unix seconds.
+    token_ends: i64,
     anonymous: Arc<ClientConfig>,
     tls: Arc<ClientConfig>,
     connection: Option<Connection>,
@@ -103,6 +105,8 @@ pub(super) struct Link<M> {
     /// Which controllers have said since the last answer that they will never take this session, and how often.
     refused_by: BTreeSet<usize>,
     times_refused: u32,
+    /// How often in a row TLS has not accepted our certificate.
+    times_shown: u32,
     /// How often in a row the controller in use said that it cannot now.
     refusals: u32,
 }
@@ -113,11 +117,15 @@ const REFUSALS: u32 = 6;
 /// After so many refusals for good in a row the session is over, also where another controller cannot be reached: a minute and more, as long
 /// as a replica takes to start.
 const MOST_REFUSALS: u32 = 12;
+/// So often in a row a certificate is shown that TLS does not accept, with pauses between: two minutes and more, in which every replica has
+/// looked at the authorities again.
+const MOST_SHOWN: u32 = 24;
 
 impl<M: Machine> Link<M> {
     pub(super) fn new(
         endpoints: &[String],
         authorities: String,
+        token_ends: i64,
         clock: Clock,
         machine: M,
         job_ended: Arc<Notify>,
@@ -143,6 +151,7 @@ impl<M: Machine> Link<M> {
             endpoints: usable,
             at: 0,
             authorities,
+            token_ends,
             anonymous: Arc::clone(&tls),
             tls,
             connection: None,
@@ -150,6 +159,7 @@ impl<M: Machine> Link<M> {
             distrust: Distrust::default(),
             refused_by: BTreeSet::new(),
             times_refused: 0,
+            times_shown: 0,
             refusals: 0,
         })
     }
@@ -211,6 +221,7 @@ impl<M: Machine> Link<M> {
                     self.distrust.trusted(self.at);
                     self.refused_by.clear();
                     self.times_refused = 0;
+                    self.times_shown = 0;
                     self.refusals = 0;
                     return Ok(answer);
                 }
@@ -225,7 +236,7 @@ impl<M: Machine> Link<M> {
             if self.distrust.failed(self.at, all, &error, clock::uptime()) && !self.is_working {
                 return Err(Stop::Ended(Ended::Distrust));
             }
-            match retry::after(&error) {
+            match retry::after(&error, self.now() <= self.token_ends) {
                 Next::OtherEndpoint => {
                     self.turn_to_another();
                     failed_endpoints += 1;
@@ -247,7 +258,11 @@ impl<M: Machine> Link<M> {
                         return Err(Stop::Later);
                     }
                 }
-                Next::Enrol => return Err(Stop::CertificateRefused),
+                Next::ShowAgain if self.shows_again() => {
+                    self.turn_to_another();
+                    self.pause(None).await;
+                }
+                Next::Enrol | Next::ShowAgain => return Err(Stop::CertificateRefused),
                 Next::DropBody(problem) => return Err(Stop::Dropped(problem)),
                 Next::End(_) if self.asks_another() => {
                     self.turn_to_another();
@@ -264,6 +279,13 @@ impl<M: Machine> Link<M> {
         self.refused_by.insert(self.at);
         self.times_refused += 1;
         self.refused_by.len() < self.endpoints.len() && self.times_refused < MOST_REFUSALS
+    }
+
+    /// True if a certificate that TLS does not accept is shown again, here or to another controller. Of two edges one knows a new authority
+    /// a moment before the other, and whoever enrols with a token that has ended is sent away for good, in the middle of a write perhaps.
+    fn shows_again(&mut self) -> bool {
+        self.times_shown += 1;
+        self.times_shown < MOST_SHOWN
     }
 
     /// The next call goes to the next controller of the list.

@@ -5,6 +5,7 @@
 //!     ^                          |                    |--Reboot, PowerOff--> Ended
 //!     +--certificate refused in TLS ------------------+
 //! ```
+//! Once the token has ended, a certificate that TLS refuses is shown again for a while before that is tried ([`retry`]).
 //! A job that takes its time ([`crate::steps`]) runs beside the loop, which goes on: progress is told, certificates are renewed, newer
 //! commands are heard, and whatever becomes of the connection and of the controller at its other end, the job goes on and its outcome
 //! is told until somebody has it. [`jobs`] says which command is carried out.
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use muster_proto::{
     Chain,
-    config::BootConfig,
+    config::{BootConfig, TOKEN_LIFETIME},
     inventory::Inventory,
     job::{Failure, Write},
     session::{
@@ -144,7 +145,15 @@ impl<M: Machine> Session<M> {
         let key = tokio::task::spawn_blocking(SessionKey::generate);
         let jobs = Jobs::default();
         let ended = std::sync::Arc::clone(&jobs.ended);
-        let link = Link::new(&config.endpoints, config.ca_pem, clock, machine, ended)?;
+        let token_ends = config.time.saturating_add(TOKEN_LIFETIME);
+        let link = Link::new(
+            &config.endpoints,
+            config.ca_pem,
+            token_ends,
+            clock,
+            machine,
+            ended,
+        )?;
         let key = key
             .await
             .expect("making a key does not panic")

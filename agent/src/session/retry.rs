@@ -27,14 +27,17 @@ pub enum Next {
     },
     /// This certificate is not accepted: enrol again with the same key and token, after a pause.
     Enrol,
+    /// This certificate is not accepted, and no other can be had for the token: the same again, at the next controller of the list, after a
+    /// pause. One that does not know the authority of today yet will soon.
+    ShowAgain,
     /// Never this body again, but the session goes on.
     DropBody(Problem),
     /// The session is over.
     End(Problem),
 }
 
-/// What follows `error`.
-pub fn after(error: &wire::CallError) -> Next {
+/// What follows `error`, where the boot's token may still be good, as `token_lives` says, or not.
+pub fn after(error: &wire::CallError, token_lives: bool) -> Next {
     match error {
         wire::CallError::Refused {
             problem, retry_after, ..
@@ -52,7 +55,8 @@ pub fn after(error: &wire::CallError) -> Next {
             asked: None,
             elsewhere: true,
         },
-        error if tls::certificate_refused(error) => Next::Enrol,
+        error if tls::certificate_refused(error) && token_lives => Next::Enrol,
+        error if tls::certificate_refused(error) => Next::ShowAgain,
         _ => Next::OtherEndpoint,
     }
 }
@@ -151,6 +155,27 @@ mod tests {
         }
     }
 
+    fn handshake(error: rustls::Error) -> wire::CallError {
+        wire::CallError::Handshake {
+            endpoint: "https://10.0.0.1:9443".parse().unwrap(),
+            source: std::io::Error::other(error),
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_tls_refuses_is_kept_once_the_token_buys_no_other() {
+        use rustls::AlertDescription::{CertificateExpired, DecodeError, UnknownCA};
+        let after = |alert, token_lives| after(&handshake(rustls::Error::AlertReceived(alert)), token_lives);
+        for alert in [UnknownCA, CertificateExpired] {
+            assert!(matches!(after(alert, true), Next::Enrol), "{alert:?}");
+            assert!(matches!(after(alert, false), Next::ShowAgain), "{alert:?}");
+        }
+        // It says nothing of the certificate.
+        for token_lives in [true, false] {
+            assert!(matches!(after(DecodeError, token_lives), Next::OtherEndpoint));
+        }
+    }
+
     #[test]
     fn final_problems_end_the_session_and_no_others() {
         for kind in [
@@ -163,15 +188,17 @@ mod tests {
             ProblemKind::Unavailable,
             ProblemKind::Other,
         ] {
-            let ends = matches!(after(&refused(kind, None)), Next::End(_));
             let session_lost =
                 [ProblemKind::Version, ProblemKind::Token, ProblemKind::Certificate].contains(&kind);
-            assert_eq!(ends, session_lost, "{kind:?}");
-            assert_eq!(
-                matches!(after(&refused(kind, None)), Next::Again { .. }),
-                kind.is_transient(),
-                "{kind:?}"
-            );
+            for token_lives in [true, false] {
+                let next = after(&refused(kind, None), token_lives);
+                assert_eq!(matches!(next, Next::End(_)), session_lost, "{kind:?}");
+                assert_eq!(
+                    matches!(next, Next::Again { .. }),
+                    kind.is_transient(),
+                    "{kind:?}"
+                );
+            }
         }
     }
 
@@ -179,7 +206,7 @@ mod tests {
     fn the_controllers_patience_is_honoured_within_reason() {
         let mut backoff = Backoff::default();
         assert!(matches!(
-            after(&refused(ProblemKind::Quota, Some(LONGEST))),
+            after(&refused(ProblemKind::Quota, Some(LONGEST)), true),
             Next::Again {
                 asked: Some(LONGEST),
                 elsewhere: false
@@ -191,10 +218,6 @@ mod tests {
 
     #[test]
     fn the_machine_boots_again_once_no_controller_was_trusted_for_half_an_hour() {
-        let handshake = |error: rustls::Error| wire::CallError::Handshake {
-            endpoint: "https://10.0.0.1:9443".parse().unwrap(),
-            source: std::io::Error::other(error),
-        };
         let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         let (stranger, broken) = (
             handshake(unknown),

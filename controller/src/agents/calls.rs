@@ -231,8 +231,8 @@ where
             }
         };
         drop(answering);
-        // What was not read would be taken for the next head.
-        last |= lock(&line).rest != Rest::Nothing;
+        // What was not read would be taken for the next head; and who is refused for good has nothing more to say here.
+        last |= lock(&line).rest != Rest::Nothing || answered.status() == StatusCode::FORBIDDEN;
         if bare {
             // Its answer has no content (RFC 9110 section 9.3.2): this would be taken for the next head.
             *answered.body_mut() = Full::default();

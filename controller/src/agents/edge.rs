@@ -53,10 +53,14 @@ pub(super) struct Edge {
     pub(super) logs: Writes,
     /// How often an order of each Server may be read anew.
     pub(super) order_reads: Writes,
+    /// How often it may be asked for each key whose its Server is, because the watched copy shows it as another's.
+    pub(super) owner_reads: Writes,
     /// How often each token may be shown.
     pub(super) enrolments: Writes,
     /// How often each token may be shown by somebody else than who spent it, before nothing is written for that any more.
     pub(super) contests: Writes,
+    /// How often retries with each token may change what its Server is: whoever retries may claim to be another machine each time.
+    pub(super) retries: Writes,
     /// How often the progress of each Server's job was written.
     pub(super) progress: Progresses,
     /// Servers whose inventory is on its way: one at a time for each.
@@ -114,6 +118,10 @@ pub(super) fn owner<'a>(certificate: &ClientCertificate, server: &'a Server) -> 
         .filter(|session| session.key == certificate.fingerprint)
 }
 
+fn has_ended(certificate: &ClientCertificate) -> bool {
+    certificate.not_after < super::clock::now()
+}
+
 impl Edge {
     /// Who speaks through `peer`. Every later step is bound to that Server, never to a name in a body.
     ///
@@ -125,26 +133,30 @@ impl Edge {
             Some(None) => return Err(refused("this certificate is no agent's")),
             None => return Err(refused("this call needs the certificate of an enrolment")),
         };
-        if certificate.not_after < super::clock::now() {
+        if has_ended(certificate) {
             return Err(refused("the certificate has ended; boot again for a new one"));
         }
         let enrolment = self.store.enrolment(&certificate.session);
         if let Some(contested) = enrolment.filter(|enrolment| enrolment.spec.contested) {
-            // Who contested it may have come before there was a session that could be marked. It is tried again with the next call.
-            if let Err(error) = self.mark_contested(&contested.spec).await {
+            // Who contested it may have come before there was a session that could be marked. It is tried again with a later call.
+            if self.owner_reads.one(&certificate.fingerprint).may()
+                && let Err(error) = self.mark_contested(&contested.spec).await
+            {
                 tracing::warn!(server = %certificate.server, error = %Chain(&error), "a contested session is refused, but not marked yet");
             }
             return Err(refused(
                 "the certificate is revoked: its token was shown with another key, too",
             ));
         }
-        let known = self.store.server(&certificate.server);
-        if let Some(server) = known.filter(|server| owner(certificate, server).is_some()) {
+        if let Some(server) = self.known_server(certificate) {
             return Ok(Caller {
                 certificate: Arc::clone(certificate),
                 server,
             });
         }
+        // A session of the past asks each time that it calls, which costs it nothing.
+        let mut read = self.owner_reads.one(&certificate.fingerprint);
+        read.ask()?;
         match self.store.fetch_server(&certificate.server).await {
             Ok(server) if owner(certificate, &server).is_some() => Ok(Caller {
                 certificate: Arc::clone(certificate),
@@ -152,8 +164,22 @@ impl Edge {
             }),
             Ok(_) => Err(refused("a newer session of this machine has replaced this one")),
             Err(StoreError::Gone { .. }) => Err(refused("the Server of this certificate was deleted")),
-            Err(error) => Err(unavailable(&error)),
+            Err(error) => {
+                read.failed();
+                Err(unavailable(&error))
+            }
         }
+    }
+
+    /// The Server of `certificate`, if it is known without a request that it is its session's.
+    fn known_server(&self, certificate: &ClientCertificate) -> Option<Arc<Server>> {
+        let known = self.store.server(&certificate.server);
+        known.filter(|server| owner(certificate, server).is_some())
+    }
+
+    /// True if it is known without a request that `certificate` speaks for its Server.
+    pub(super) fn is_agents(&self, certificate: &ClientCertificate) -> bool {
+        !has_ended(certificate) && self.known_server(certificate).is_some()
     }
 
     /// `caller`, if the Server is still its session's: before a late call is taken for a sign of life of the one that is there now.

@@ -164,14 +164,15 @@ impl Edge {
     ) -> Result<(EnrolResponse, Spent), Refused> {
         let now = clock::now();
         let applicant = self.admit(&request, address, now)?;
+        // Who shares its token hears that, however often the other one asks.
+        self.still_alone(&applicant).await?;
+        // Before the first question to the API server, which is for the Segment of a token that the watched copy does not show.
+        let mut right = self.enrolments.one(&applicant.enrolment);
+        right.ask().map_err(Refused::too_often)?;
         let segment = self.segment_for(&applicant.claims).await?;
         let reserved = self.recognise(&applicant)?;
         self.is_wanted(&applicant, &segment, &reserved)?;
         self.within_quota(&applicant, &segment, &reserved, now)?;
-        // Who shares its token hears that, however often the other one asks.
-        self.still_alone(&applicant).await?;
-        let mut right = self.enrolments.one(&applicant.enrolment);
-        right.ask().map_err(Refused::too_often)?;
         let (enrolment, spent) = self.spend(&applicant, &reserved.name, now).await?;
         // Spent before, the token names its Server; what was reserved for this attempt is free again, unless it is the same.
         let reserved = if enrolment.spec.server == reserved.name {
@@ -182,7 +183,7 @@ impl Edge {
         if spent == Spent::Before {
             self.not_superseded(&enrolment)?;
         }
-        let server = self.begin_session(&applicant, &enrolment).await?;
+        let server = self.begin_session(&applicant, &enrolment, spent).await?;
         drop(reserved);
         self.still_alone(&applicant).await?;
         let (name, key) = (&enrolment.spec.server, &applicant.request.fingerprint);
@@ -393,11 +394,13 @@ impl Edge {
         Ok(())
     }
 
-    /// Makes the Server if it is not there, and writes what the enrolment means for it and for others.
+    /// Makes the Server if it is not there, and writes what the enrolment means for it and for others. A retry after which it would be
+    /// another machine than before, which changes others as well, may do so now and then only.
     async fn begin_session(
         &self,
         applicant: &Applicant,
         enrolment: &Enrolment,
+        spent: Spent,
     ) -> Result<Arc<Server>, Refused> {
         let name = &enrolment.spec.server;
         if self.store.server(name).is_none() {
@@ -407,6 +410,7 @@ impl Edge {
         let mut is_taken = false;
         let since = clock::rfc3339(clock::now());
         let nobody = Identity::default();
+        let mut write = self.retries.one(&applicant.enrolment);
         let change = |server: &Server| {
             // The copy by which it was recognised may not have shown that the machine is connected.
             let is_ours = server
@@ -423,7 +427,8 @@ impl Edge {
             settled = self.with_machines(claimed, boot, |machines| {
                 identity::settle(name, &status.identity, claimed, boot, machines, Word::Enrolment)
             });
-            Some(enrolled(status, &settled, applicant, &since))
+            let may = spent == Spent::Now || settled.is_known(&status) || write.may();
+            may.then(|| enrolled(status, &settled, applicant, &since))
         };
         let updated = match self.store.update(name, change).await {
             Err(StoreError::CalledOff) if is_taken => {
@@ -434,7 +439,12 @@ impl Edge {
                     format!("Server {name} is another machine, or is connected; boot again"),
                 ));
             }
-            updated => updated?,
+            Err(error) => {
+                let refused = write.refusal().map(Refused::too_often);
+                write.failed();
+                return Err(refused.unwrap_or_else(|| error.into()));
+            }
+            Ok(updated) => updated,
         };
         self.spread(&updated.server, &settled.moved).await?;
         Ok(updated.server)

@@ -26,7 +26,7 @@ use crate::counts::{Counted, Counts};
 
 /// How many of these one Server may have: a machine that was cut off leaves one behind, and its next boot another.
 const MAX_OF_KEY: usize = 4;
-/// Open connections without a certificate, handshakes included: what a stranger can occupy.
+/// Open connections without a certificate that counts, handshakes included: what a stranger can occupy.
 const MAX_STRANGERS: usize = 1024;
 /// How many of these one address may have: what a single stranger can occupy.
 const MAX_OF_ADDRESS: usize = 128;
@@ -34,7 +34,7 @@ const MAX_OF_ADDRESS: usize = 128;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the head of a request may take, and how long a connection may be idle.
 pub(super) const HEAD: Duration = Duration::from_secs(30);
-/// How long a connection without a certificate may last in all: an enrolment with its retries.
+/// How long a connection without a certificate that counts may last in all: an enrolment with its retries.
 const STRANGER: Duration = Duration::from_secs(180);
 /// Silence before the first keepalive probe (`TCP_KEEPIDLE`, tcp(7)).
 const QUIET: Duration = Duration::from_secs(15);
@@ -53,7 +53,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// For so many open connections of agents with a certificate: each agent needs one, two while it reconnects.
+    /// For so many open connections of agents with a certificate that counts: each agent needs one, two while it reconnects.
     pub(super) fn new(agents: usize) -> Room {
         let room = |size: usize| Arc::new(Semaphore::new(size.min(Semaphore::MAX_PERMITS)));
         Room {
@@ -64,7 +64,7 @@ impl Room {
         }
     }
 
-    /// A place for a connection from `address` that has shown no certificate yet.
+    /// A place for a connection from `address` that has shown no certificate that counts, or none yet.
     fn stranger(&self, address: IpAddr) -> Option<Seat> {
         let permit = Arc::clone(&self.strangers).try_acquire_owned().ok()?;
         Some(Seat::Stranger(permit, self.by_address.take(address)?))
@@ -154,11 +154,11 @@ fn connection(
             tracing::debug!(%peer, error = %muster_proto::Chain(&error), "connection ended");
         };
         // The seat is held until the end of this.
-        let Met { stream, agent, _seat } = match meeting.await {
+        let Met { stream, agent, seat } = match meeting.await {
             Ok(met) => met,
             Err(error) => return ended(error),
         };
-        let over = over(&edge, matches!(agent.certificate, Some(Some(_))));
+        let over = over(&edge, matches!(seat, Seat::Agent(..)));
         let answer = |request| routes::answer(&edge, &agent, request);
         if let Err(error) = calls::serve(stream, answer, over).await {
             ended(ConnectionError::Http(error));
@@ -170,7 +170,7 @@ fn connection(
 struct Met {
     stream: Box<Secure>,
     agent: Peer,
-    _seat: Seat,
+    seat: Seat,
 }
 
 /// The handshake on `stream`, and a place for whoever it is.
@@ -197,8 +197,12 @@ async fn meet(
     let certificate = stream
         .certificate()
         .map(|leaf| ClientCertificate::parse(leaf).map(Arc::new));
-    // One that is ours and no agent's has no more room than none.
-    if let Some(Some(agent)) = &certificate {
+    // One that is ours and no agent's has no more room than none. Nor has one that has ended or that speaks for nobody, of which anybody who
+    // enrols can gather many. A session that has just begun at another edge and is not seen here yet is served all the same, and has an
+    // agent's place with its next connection.
+    if let Some(Some(agent)) = &certificate
+        && edge.is_agents(agent)
+    {
         seat = room.agent(&agent.fingerprint).ok_or_else(|| {
             edge.metrics.turned_away.inc();
             ConnectionError::Full
@@ -208,11 +212,7 @@ async fn meet(
         address: peer.ip().to_canonical(),
         certificate,
     };
-    Ok(Met {
-        stream,
-        agent,
-        _seat: seat,
-    })
+    Ok(Met { stream, agent, seat })
 }
 
 /// Until a connection has to end, be it an agent's or not.

@@ -31,7 +31,7 @@
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
-use muster_proto::{Mac, identity::Identity, text};
+use muster_proto::{Mac, identity::Identity, kinds::ServerStatus, text};
 
 /// The most MAC addresses that are kept of one machine.
 const MAX_MACS: usize = 1024;
@@ -94,6 +94,13 @@ pub struct Settled {
     pub moved: BTreeSet<(String, Mac)>,
     /// Servers that share a signal and are another machine.
     pub clashes: BTreeSet<String>,
+}
+
+impl Settled {
+    /// True if all of it stands in `status` already, and nothing leaves another Server.
+    pub fn is_known(&self, status: &ServerStatus) -> bool {
+        self.moved.is_empty() && self.identity == status.identity && self.clashes.iter().eq(&status.clashes)
+    }
 }
 
 /// Nothing identifies the machine: no usable serial or UUID and no NIC.

@@ -1,7 +1,7 @@
 //! What an agent is told to do, and what is written of what it tells. Pure.
 
 use muster_proto::{
-    job::{Clean, Failure, Progress},
+    job::{Clean, DigestAlgorithm, Failure, Progress},
     kinds::{
         BareMetalHost, Job, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus, Then,
     },
@@ -51,7 +51,7 @@ fn following<'a>(server: &'a Server, request: &PollRequest) -> Option<&'a Then> 
     let last = server.last_job();
     let ended = last.is_some_and(|last| last.id == job.id && last.done) || is_past(server, &job.id);
     let goes_on = request.outcome == Some(Outcome::Done) && !ended;
-    (goes_on && may_have(server, then)).then_some(then)
+    (goes_on && is_understood(job) && may_have(server, then)).then_some(then)
 }
 
 /// True if something follows the end that `request` tells, as far as `server` shows.
@@ -73,6 +73,13 @@ fn may_have(server: &Server, then: &Then) -> bool {
     let status = server.status.as_ref().filter(whole);
     let session = status.and_then(|status| status.session.as_ref());
     session.is_some_and(|session| session.key == then.session)
+}
+
+/// False if a newer control role orders what this edge could only pass on as unknown, for which the agent would fail for good: it waits for
+/// an edge that knows it.
+fn is_understood(job: &Job) -> bool {
+    job.writes()
+        .is_none_or(|(_, write)| write.image.algorithm != DigestAlgorithm::Unknown)
 }
 
 fn follow(job: &Job, then: &Then) -> Command {
@@ -112,7 +119,7 @@ fn next_command(server: &Server, last: &str) -> Option<Command> {
         .filter(|job| !job.id.is_empty())
         .filter(|job| job.is_for(session.map_or("", |session| &session.key)))
         // What is left of an order is another order.
-        .filter(|_| !crate::lenient::is_marked(server))?;
+        .filter(|job| is_understood(job) && !crate::lenient::is_marked(server))?;
     let known = status.and_then(|status| status.job.as_ref());
     if let Some((way, leaving)) = known.and_then(|known| job.left_after(known)) {
         return (way.id != last && !leaving.said).then(|| leave(job, way));

@@ -141,8 +141,10 @@ impl Server {
             poll_writes: writes::Writes::of_polls(),
             logs: writes::Writes::of_logs(),
             order_reads: writes::Writes::of_questions(),
+            owner_reads: writes::Writes::of_questions(),
             enrolments: writes::Writes::of_questions(),
             contests: writes::Writes::of_questions(),
+            retries: writes::Writes::of_inventories(),
             progress: progress::Progresses::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
@@ -275,8 +277,10 @@ async fn reap(edge: Arc<Edge>) {
         edge.poll_writes.prune();
         edge.logs.prune();
         edge.order_reads.prune();
+        edge.owner_reads.prune();
         edge.enrolments.prune();
         edge.contests.prune();
+        edge.retries.prune();
         edge.progress.prune(|name| edge.store.server(name).is_some());
         for (name, key) in edge.sessions.gone() {
             // It may have come back while the ends of others were written.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::time;
 
 /// How long a token can be spent, in seconds from [`Claims::issued`].
-pub const LIFETIME: i64 = 3600;
+pub const LIFETIME: i64 = muster_proto::config::TOKEN_LIFETIME;
 
 /// [`SKEW`](time::SKEW) in seconds.
 pub const SKEW: i64 = time::SKEW.as_secs();

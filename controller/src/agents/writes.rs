@@ -1,5 +1,6 @@
 //! How often one machine may have written what it says: each such write is one to etcd, up to a megabyte, and discovery writes more
-//! for it. And how often one token may be shown, and an order be read anew: they, too, ask the API server each time.
+//! for it. And how often one token may be shown, an order be read anew, and it be asked whose a Server is: they, too, ask the API server
+//! each time.
 
 use std::{
     collections::HashMap,
@@ -26,7 +27,8 @@ const POLLS: Rate = Rate {
 };
 
 /// What asks the API server each time: attempts to enrol with one token, whose machine tries again ever more slowly where it hears no
-/// answer; and orders that destroy data, each of which is read anew and given once, unless an agent does not take it up.
+/// answer; orders that destroy data, each of which is read anew and given once, unless an agent does not take it up; and calls with a
+/// certificate whose session the watched copy does not show, which is a moment behind or shows that another one has replaced it.
 const ASKED: Rate = Rate {
     burst: 10,
     every: Duration::from_secs(5),
@@ -38,8 +40,8 @@ const LOGS: Rate = Rate {
     every: Duration::from_secs(30),
 };
 
-/// What each Server has had written lately, or each token. There is at most one bucket for each Server that exists, and one for each
-/// token that this installation sealed lately.
+/// What each Server has had written lately, or each token, or each key. There is at most one bucket for each Server that exists, one for
+/// each token that this installation sealed lately, and one for each key that it has certified lately.
 #[derive(Debug)]
 pub(super) struct Writes {
     rate: Rate,
@@ -49,7 +51,7 @@ pub(super) struct Writes {
 }
 
 impl Writes {
-    /// Of what the hardware is.
+    /// Of what the hardware is, by inventories or by retries of an enrolment.
     pub(super) fn of_inventories() -> Writes {
         Writes::at(INVENTORIES, ProblemKind::Quota)
     }
@@ -60,7 +62,8 @@ impl Writes {
         Writes::at(POLLS, ProblemKind::Unavailable)
     }
 
-    /// Of what asks the API server each time: enrolments, by the name of the Enrolment that the token is spent by, or orders.
+    /// Of what asks the API server each time: enrolments, by the name of the Enrolment that the token is spent by, orders, or whose a
+    /// Server is, by the key of who calls.
     pub(super) fn of_questions() -> Writes {
         Writes::at(ASKED, ProblemKind::Unavailable)
     }

@@ -231,6 +231,14 @@ fn what_a_newer_version_says_is_survived() {
         failure: Failure::Temporary,
     };
     assert_eq!(read::<Outcome>(&outcome), failed);
+    let image = json!({ "url": "http://h/os.raw", "checksum": "00", "algorithm": "blake3" });
+    let command = json!({ "id": "op-1", "epoch": 7, "action": { "do": "write", "image": image } });
+    let Action::Write(write) = read::<Command>(&command).action else {
+        panic!("a write");
+    };
+    assert_eq!(write.image.algorithm, DigestAlgorithm::Unknown);
+    // Whoever passes it on passes on that it is not known.
+    assert_eq!(read::<crate::job::Write>(&json!(write)), *write);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 use flate2::{Compression, write::GzEncoder};
 use hyper::body::Bytes;
 use muster_proto::{
-    job::{ConfigDrive, DigestAlgorithm},
+    job::{ConfigDrive, DigestAlgorithm, ImageSource},
     seal::{Bound, SealKey, seal},
 };
 use nix::errno::Errno;
@@ -19,12 +19,13 @@ use serde_json::json;
 
 use super::*;
 use crate::{
+    clock::Clock,
     disk::{
         fat::tests::{Made, make},
         gpt::{Gpt, Guid, tests as gpt_tests},
         sim::SimDisk,
     },
-    image::iso9660::tests::files,
+    image::{ChecksumError, iso9660::tests::files},
     steps::{DriveError, OpenDrive, SealedDrive},
     sys::tree::Tree,
 };
@@ -178,6 +179,38 @@ fn an_image_is_written_however_it_is_packed_and_its_table_fitted() {
             assert_eq!(alternate, end.to_le_bytes());
             assert_eq!(disk.rereads, 1);
         }
+    }
+}
+
+#[test]
+fn a_digest_by_an_algorithm_of_a_newer_controller_is_refused_before_anything_is_fetched() {
+    let environment = Environment {
+        root: bios().root(),
+        clock: Clock::told(0),
+        name_servers: Vec::new(),
+        proxy: None,
+    };
+    let sum = "ab".repeat(48);
+    for checksum in ["http://127.0.0.1:1/SUMS", &sum, ""] {
+        let image = ImageSource {
+            url: "http://127.0.0.1:1/os.raw".to_owned(),
+            checksum: checksum.to_owned(),
+            algorithm: DigestAlgorithm::Unknown,
+        };
+        let job = Write {
+            image,
+            ..Write::default()
+        };
+        let refused = wanted(&job, &environment, &Work::unwatched());
+        assert!(
+            matches!(
+                &refused,
+                Err(Failure::Checksum {
+                    source: ChecksumError::UnknownAlgorithm
+                })
+            ),
+            "{checksum}: {refused:?}"
+        );
     }
 }
 

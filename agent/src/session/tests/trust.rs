@@ -1,5 +1,7 @@
 //! Whom the session believes, and who believes it: authorities, times, tokens and certificates.
 
+use muster_proto::config::TOKEN_LIFETIME;
+
 use super::*;
 
 #[tokio::test]
@@ -155,6 +157,28 @@ async fn a_certificate_that_tls_refuses_leads_to_the_same_enrolment_again() {
         (calls[0].path.as_str(), &calls[0].body),
         (calls[1].path.as_str(), &calls[1].body)
     );
+}
+
+/// As after a rotation, of which another controller knows already.
+#[tokio::test]
+async fn a_certificate_that_tls_refuses_after_the_tokens_end_is_shown_again() {
+    for endpoints in [1, 2] {
+        let answers = |path: &str| match path {
+            "/v1/enrol" => Answer::Certificate {
+                time: NOW + TOKEN_LIFETIME + 1,
+                renew_at: NOW + 2 * TOKEN_LIFETIME,
+                authority: Some(Box::new(Authority::new("not the controller's"))),
+            },
+            other => usual(other),
+        };
+        let controller = Controller::start(AROUND_NOW, answers).await;
+        let all = vec![controller.endpoint(); endpoints];
+        let _agent = Agent::start(all, controller.authority(), NOW);
+        controller
+            .until(|controller| controller.failed_handshakes() >= 4)
+            .await;
+        assert_eq!(controller.count("/v1/enrol"), 1, "of {endpoints}");
+    }
 }
 
 #[tokio::test]

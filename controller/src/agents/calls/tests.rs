@@ -99,6 +99,23 @@ async fn what_is_no_request_is_refused_and_ends_the_connection() {
 }
 
 #[tokio::test]
+async fn who_is_refused_for_good_is_not_heard_again_on_this_connection() {
+    let (mut client, server) = duplex(1 << 10);
+    let answer = |_: Request<Content>| -> Answering {
+        let refused = problem(ProblemKind::Certificate, "a newer session has replaced this one");
+        Box::pin(ready(with_status(StatusCode::FORBIDDEN, &refused)))
+    };
+    let served = tokio::spawn(serve(server, answer, pending()));
+    let sent = [call("/a", ""), call("/b", "")].concat();
+    client.write_all(sent.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    client.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said.matches("HTTP/1.1 403 ").count(), 1, "{said}");
+    assert!(said.contains("Connection: close"), "{said}");
+    served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn content_may_come_in_chunks_and_another_call_after_it() {
     let head = "POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunks = "3\r\n123\r\nB;why=not\r\n45678901234\r\n0\r\nField: x\r\n\r\n";

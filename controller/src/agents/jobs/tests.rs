@@ -71,6 +71,40 @@ fn an_order_is_answered_until_it_is_taken_up() {
 }
 
 #[test]
+fn a_write_whose_algorithm_only_a_newer_version_knows_is_not_passed_on() {
+    for (algorithm, is_given) in [(DigestAlgorithm::Unknown, false), (DigestAlgorithm::Sha512, true)] {
+        let mut write = Box::<Write>::default();
+        write.image.algorithm = algorithm;
+        let job = Job {
+            id: "1".to_owned(),
+            action: JobAction::Write,
+            write: Some(write.clone()),
+            ..Job::default()
+        };
+        assert_eq!(next_command(&with_job(job, None), "").is_some(), is_given);
+        let then = Then {
+            id: "2".to_owned(),
+            session: "k".to_owned(),
+            write,
+        };
+        let job = Job {
+            id: "1".to_owned(),
+            action: JobAction::Clean,
+            then: Some(then),
+            ..Job::default()
+        };
+        let mut server = with_job(job, None);
+        server.status.get_or_insert_default().session = Some(Session {
+            key: "k".to_owned(),
+            ..Session::default()
+        });
+        let cleaned = poll("1", Some(Outcome::Done));
+        assert_eq!(following(&server, &cleaned).is_some(), is_given);
+        assert_eq!(command(&server, &poll("", None)).is_some(), is_given);
+    }
+}
+
+#[test]
 fn an_order_that_has_ended_is_never_given_to_a_later_session() {
     for ended in [
         done("1"),

@@ -202,6 +202,56 @@ async fn a_token_of_a_deleted_segment_is_refused() {
 }
 
 #[tokio::test]
+async fn a_token_of_a_deleted_segment_costs_the_api_server_little_however_often_it_is_shown() {
+    let lab = Lab::new().await;
+    let token = lab.token(1);
+    lab.api.delete("segments", "lab");
+    for _ in 0..100 {
+        lab.agent(1).enrol(&token).await.unwrap_err();
+    }
+    assert!(lab.api.requests().len() <= 40);
+}
+
+/// Whoever has a machine's token and key may say each time that it is another one, and so change what those are that share a signal.
+#[tokio::test]
+async fn a_retry_that_is_ever_another_machine_changes_others_a_few_times_only() {
+    // No end of a session is written meanwhile.
+    let patient = Pace {
+        silent: DEADLINE,
+        closed: DEADLINE,
+        ..pace()
+    };
+    let lab = Lab::with(patient).await;
+    for last in 2..=3 {
+        lab.enrolled(last).await;
+    }
+    let (token, mut agent) = (lab.token(1), lab.agent(1));
+    agent.enrol(&token).await.unwrap();
+    let mut taken = 0;
+    let refusal = loop {
+        agent.certificate = None;
+        agent.identity.system_serial = Some(format!("SN{}", 2 + taken % 2));
+        match agent.enrol(&token).await {
+            Ok(_) => taken += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!((taken, refusal.kind), (5, ProblemKind::Quota));
+    assert!(refusal.retry_after.is_some());
+    assert_eq!(lab.status(&name(1)).clashes, [name(2)]);
+    lab.api.requests();
+    agent.enrol(&token).await.unwrap_err();
+    let asked = lab.api.requests();
+    assert!(
+        !asked.iter().any(|request| request.starts_with("PATCH")),
+        "{asked:?}"
+    );
+    // One that says what is known already is answered as ever.
+    agent.identity.system_serial = Some("SN2".to_owned());
+    agent.enrol(&token).await.unwrap();
+}
+
+#[tokio::test]
 async fn another_major_version_and_a_bad_request_are_final() {
     let lab = Lab::new().await;
     let agent = lab.agent(1);

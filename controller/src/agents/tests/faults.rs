@@ -273,6 +273,56 @@ async fn a_machine_with_many_connections_keeps_no_other_out() {
     tokio::time::timeout(DEADLINE, again).await.unwrap();
 }
 
+/// A connection of `agent` that was answered once and stays.
+async fn answered(agent: &Agent) -> tokio_rustls::client::TlsStream<TcpStream> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = agent.connect().await.unwrap();
+    let nothing = b"POST /v1/nothing HTTP/1.1\r\nhost: muster\r\n\r\n";
+    stream.write_all(nothing).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut said = [0; 12];
+    stream.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"HTTP/1.1 404");
+    stream
+}
+
+#[tokio::test]
+async fn certificates_that_count_no_more_take_no_agents_place() {
+    let lab = Lab::with_one_place().await;
+    let (superseded, _) = lab.enrolled(1).await;
+    let (agent, _) = lab.enrolled(1).await;
+    let (deleted, _) = lab.enrolled(2).await;
+    lab.api.delete("servers", &name(2));
+    while deleted.report(&inventory_of(2)).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (mut ended, _) = lab.enrolled(3).await;
+    let request = super::super::ca::Request::parse(&ended.csr()).unwrap();
+    let past = clock::now() - 2 * super::super::ca::CLIENT_LIFETIME;
+    let ca = Arc::clone(&lab.keys.borrow().ca);
+    ended.certificate = Some(ca.issue_client(&request, &name(3), "token-x", past).unwrap());
+    let mut held = Vec::new();
+    for old in [&superseded, &deleted, &ended] {
+        held.push(answered(old).await);
+    }
+    agent.report(&inventory_of(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_has_just_enrolled_has_an_agents_place_before_the_watched_copy_shows_it() {
+    let lab = Lab::with_one_place().await;
+    lab.api.set_lagging(true);
+    let (one, _) = lab.enrolled(1).await;
+    let (other, _) = lab.enrolled(2).await;
+    let _held = answered(&one).await;
+    // It may be closed before the client's handshake has ended.
+    let _turned_away = other.connect().await;
+    lab.until("the only place is taken", |lab| {
+        lab.metric("muster_agents_turned_away_total") == 1
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_machine_that_says_ever_new_things_is_written_a_few_times() {
     let lab = Lab::new().await;

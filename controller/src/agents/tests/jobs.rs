@@ -746,12 +746,15 @@ async fn the_certificate_of_a_machine_that_was_deleted_and_made_again_is_refused
         lab.api.put("servers", &server);
     };
     let refused = refused(403, ProblemKind::Certificate);
+    let renewal = json!({ "csr": old.csr() });
     // By a person, with nothing but its name; and by the machine, which has enrolled again since.
     made_again(json!({ "identity": {} }));
     assert_eq!(old.poll("").await.unwrap_err(), refused);
+    assert_eq!(old.call("renew", &renewal).await.unwrap_err(), refused);
     let (new, _) = lab.enrolled(1).await;
     assert_eq!(old.poll("").await.unwrap_err(), refused);
     assert_eq!(old.report(&inventory_of(1)).await.unwrap_err(), refused);
+    assert_eq!(old.call("renew", &renewal).await.unwrap_err(), refused);
     assert!(new.poll("").await.unwrap().command.is_some());
 }
 

@@ -63,6 +63,7 @@ struct Lab {
     registry: Registry,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
     pace: Pace,
+    max_agents: usize,
 }
 
 /// An address of this machine with a port that nobody listens on.
@@ -104,6 +105,7 @@ impl Lab {
             registry: Registry::default(),
             running: None,
             pace,
+            max_agents: 1000,
         };
         lab.start().await;
         lab
@@ -130,7 +132,7 @@ impl Lab {
             .1,
             metrics: Metrics::register(&mut self.registry),
             pace: self.pace,
-            max_agents: 1000,
+            max_agents: self.max_agents,
         };
         let server = Server::new(config).await.unwrap();
         self.address = free_port().await;
@@ -185,6 +187,14 @@ impl Lab {
             identity: identity_of(last),
             seal: muster_proto::seal::SealKey::generate(),
         }
+    }
+
+    /// One with room for a single connection of an agent.
+    async fn with_one_place() -> Lab {
+        let mut lab = Lab::new().await;
+        lab.max_agents = 1;
+        lab.crash_and_restart().await;
+        lab
     }
 
     /// An agent that has enrolled.

@@ -89,6 +89,37 @@ async fn a_stranger_that_enrolled_makes_a_bounded_number_of_requests() {
     );
 }
 
+/// Each for another reason: what the watched copy shows says no, and only the API server's word counts for that.
+#[tokio::test]
+async fn a_certificate_that_counts_no_more_makes_a_bounded_number_of_requests() {
+    for reason in ["superseded", "deleted", "contested and deleted"] {
+        let lab = Lab::new().await;
+        let (token, mut old) = (lab.token(1), lab.agent(1));
+        old.enrol(&token).await.unwrap();
+        match reason {
+            "superseded" => drop(lab.enrolled(1).await),
+            "deleted" => lab.api.delete("servers", &name(1)),
+            _ => {
+                lab.agent(9).enrol(&token).await.unwrap_err();
+                lab.api.delete("servers", &name(1));
+            }
+        }
+        lab.api.requests();
+        let first = old.poll("").await.unwrap_err();
+        assert_eq!(first, refused(403, ProblemKind::Certificate), "{reason}");
+        let mut later = 0;
+        for _ in 1..100 {
+            let refusal = old.poll("").await.unwrap_err();
+            later += usize::from(refusal.kind == ProblemKind::Unavailable);
+        }
+        let asked = lab.api.requests();
+        assert!(asked.len() <= 40, "{reason}: {} requests", asked.len());
+        // One that is contested hears that without a request.
+        let is_told = reason == "contested and deleted";
+        assert_eq!(later >= 60, !is_told, "{reason}: {later}");
+    }
+}
+
 fn ended(job: &str) -> PollRequest {
     PollRequest {
         last: job.to_owned(),
