@@ -300,11 +300,17 @@ metadata: {{name: muster-edge}}
             pod["kind"] = json!("Pod");
             pod["metadata"]["name"] = json!("a");
             let pod = serde_json::from_value(pod).unwrap();
-            pods.create(&dry, &pod).await.map(drop)
+            let made = pods.create(&dry, &pod).await;
+            made.map(|made: DynamicObject| made.data["spec"]["priority"].clone())
         };
-        create(find(&all, "Deployment", "muster-control")).await.unwrap();
+        // What Kubernetes' own two classes come to: above all that others can have.
+        let priority = create(find(&all, "Deployment", "muster-control")).await.unwrap();
+        assert_eq!(priority, json!(2_000_000_000));
         match create(find(&all, "DaemonSet", "muster-edge")).await {
-            Ok(()) => assert!(is_for_the_edge, "{named}"),
+            Ok(priority) => {
+                assert!(is_for_the_edge, "{named}");
+                assert_eq!(priority, json!(2_000_001_000));
+            }
             Err(error) => {
                 let refused = error.to_string();
                 assert!(

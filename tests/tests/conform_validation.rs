@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 /// The cases of upstream's tests, and those of our own.
 const UPSTREAM: (&str, usize) = (include_str!("conform_validation/upstream.yaml"), 96 + 8);
-const OURS: (&str, usize) = (include_str!("conform_validation/ours.yaml"), 105);
+const OURS: (&str, usize) = (include_str!("conform_validation/ours.yaml"), 113);
 
 /// The namespace controller tries again every few seconds.
 const SOON: std::time::Duration = std::time::Duration::from_secs(120);
@@ -261,6 +261,16 @@ async fn a_host_from_before_the_rules_can_be_labelled_and_corrected() {
         .create(&PostParams::default(), &host.object(name))
         .await
         .unwrap();
+    let by_go = "by-go";
+    let host: Host = serde_json::from_value(json!({
+        "spec": {
+            "bmc": {"address": "ipmi://a", "credentialsName": ""}, "image": {"url": "https://a/1", "checksum": ""},
+            "raid": {"hardwareRAIDVolumes": [{"level": "1", "physicalDisks": ["a"]}]},
+        },
+    }))
+    .unwrap();
+    let mut written = host.object(by_go);
+    hosts.create(&PostParams::default(), &written).await.unwrap();
     cluster.install_rules().await.unwrap();
     cluster.rules_bind(&namespace).await.unwrap();
 
@@ -298,6 +308,19 @@ async fn a_host_from_before_the_rules_can_be_labelled_and_corrected() {
         .unwrap();
     let again = patch(json!({"spec": {"image": {"url": "no"}}})).await;
     assert!(again.is_err(), "what was corrected is not made wrong again");
+
+    // Clients written in Go leave out what is empty, and write null for a list that is absent.
+    written.metadata.resource_version = hosts.get(by_go).await.unwrap().resource_version();
+    written.metadata.labels = Some([("a".to_owned(), "b".to_owned())].into());
+    written.data["spec"]["raid"]["softwareRAIDVolumes"] = Value::Null;
+    let image = written.data["spec"]["image"].as_object_mut().unwrap();
+    image.remove("checksum").unwrap();
+    let dry_write = async |host: &DynamicObject| hosts.replace(by_go, &dry(), host).await;
+    dry_write(&written).await.unwrap();
+    // An empty list says something else.
+    written.data["spec"]["raid"]["softwareRAIDVolumes"] = json!([]);
+    let changed = dry_write(&written).await;
+    assert!(changed.is_err_and(|error| error.to_string().contains("must name their controller")));
 }
 
 /// Nobody deletes a protected host, singly or all at once; but if its deletion had begun, whoever ends it can do all it must.
@@ -413,7 +436,8 @@ async fn a_protected_kind_cannot_be_deleted() {
     kinds.delete(name, &dry).await.unwrap();
 }
 
-/// A large machine's hardware in an annotation: some 100 KB of JSON stay within what the API server lets CEL spend.
+/// A large machine's hardware in an annotation, alone or in a status: some 100 KB of JSON stay within what the API server
+/// lets CEL spend.
 #[tokio::test(flavor = "multi_thread")]
 async fn hardware_of_a_large_machine_fits_into_an_annotation() {
     let cluster = Cluster::shared().await.unwrap();
@@ -436,6 +460,19 @@ async fn hardware_of_a_large_machine_fits_into_an_annotation() {
         .create(&dry(), &host(&text[..text.len() - 1]).object("large"))
         .await;
     assert!(short.is_err_and(|error| error.to_string().contains("must hold a JSON object")));
+
+    let status = |hardware: &Value| -> Host {
+        let status = json!({"hardware": hardware, "operationalStatus": "OK", "errorType": ""});
+        serde_json::from_value(json!({
+            "annotations": {"baremetalhost.metal3.io/status": status.to_string()},
+        }))
+        .unwrap()
+    };
+    let moved = status(&hardware).object("large");
+    hosts.create(&dry(), &moved).await.unwrap();
+    hardware["storage"][699]["unheard"] = json!(1);
+    let unknown = hosts.create(&dry(), &status(&hardware).object("large")).await;
+    assert!(unknown.is_err_and(|error| error.to_string().contains("that no host's status has")));
 }
 
 fn names(schema: &Value, into: &mut BTreeSet<String>) {
@@ -448,21 +485,17 @@ fn names(schema: &Value, into: &mut BTreeSet<String>) {
     }
 }
 
-/// The words of the variable `name` of the policy on annotations.
+/// The names that the map `name`, a variable of the policy on annotations, holds.
 fn words(name: &str) -> Result<BTreeSet<String>> {
     let path = paths::deploy().join("manifests/policies/host-annotations.yaml");
     let documents: Vec<Value> = serde_saphyr::from_multiple(&std::fs::read_to_string(path)?)?;
     let variables = documents[0]["spec"]["variables"].as_array();
     let mut variables = variables.into_iter().flatten();
     let variable = variables.find(|variable| variable["name"] == name);
-    let list = variable.and_then(|variable| variable["expression"].as_str());
-    let list = list.with_context(|| format!("no variable {name}"))?;
-    Ok(list
-        .trim_start_matches('\'')
-        .trim_end_matches("'.split(' ')")
-        .split(' ')
-        .map(str::to_owned)
-        .collect())
+    let map = variable.and_then(|variable| variable["expression"].as_str());
+    let words = map.and_then(|map| map.strip_prefix("{'")?.strip_suffix("': true}"));
+    let words = words.with_context(|| format!("no variable {name} that is a map"))?;
+    Ok(words.split("': true, '").map(str::to_owned).collect())
 }
 
 #[test]
