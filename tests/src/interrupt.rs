@@ -11,3 +11,11 @@ pub(crate) async fn interrupted() -> Result<()> {
         _ = terminate.recv() => Ok(()),
     }
 }
+
+/// What comes of `job`; none if a person asks for the end before that.
+pub(crate) async fn unless_interrupted<T>(job: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+    tokio::select! {
+        done = job => done.map(Some),
+        outcome = interrupted() => outcome.map(|()| None),
+    }
+}

@@ -42,8 +42,8 @@ fn written(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Fails if `image` does not hold this controller and these boot files, or the controller does not run from there.
-fn holds(image: &Path, controller: &Path, boot_dir: &Path) -> Result<()> {
+/// Fails if `image` does not hold this controller, these boot files and these licences, or the controller does not run from there.
+fn holds(image: &Path, controller: &Path, boot_dir: &Path, licences: &[PathBuf]) -> Result<()> {
     let scratch = Scratch::new()?;
     let source = format!("oci-archive:{}", image.display());
     let config: Value = serde_json::from_str(&skopeo(&["inspect", "--config", &source])?)?;
@@ -91,6 +91,10 @@ fn holds(image: &Path, controller: &Path, boot_dir: &Path) -> Result<()> {
             &boot.join(&manifest),
         )?;
     }
+    for licence in licences {
+        let name = licence.file_name().context("a file")?.to_string_lossy();
+        same(&format!("usr/share/doc/muster/{name}"), licence)?;
+    }
     let version = said(Command::new(root.join("muster-controller")).arg("--version"))?;
     ensure!(version == format!("muster-controller {VERSION}\n"), "{version}");
     Ok(())
@@ -101,7 +105,7 @@ fn another_reader_takes_the_image_and_finds_the_controller_in_it() {
     let scratch = Scratch::new().unwrap();
     let image = written(scratch.path()).unwrap();
     let (controller, boot_dir) = (paths::controller().unwrap(), paths::boot_dir().unwrap());
-    holds(&image, &controller, &boot_dir).unwrap();
+    holds(&image, &controller, &boot_dir, &[]).unwrap();
     // There is a release only then: to build its controller takes a quarter of an hour.
     if env::var_os("MUSTER_FULL").is_some() {
         a_release_is_whole_and_its_programs_need_nothing_else().unwrap();
@@ -138,5 +142,7 @@ fn a_release_is_whole_and_its_programs_need_nothing_else() -> Result<()> {
         &release.join("muster-image.tar"),
         &release.join("muster-controller"),
         &release.join("boot"),
+        // PACKAGES names the versions whose sources NOTICE offers.
+        &["LICENSE", "NOTICE", "CRATES", "PACKAGES"].map(|name| release.join(name)),
     )
 }

@@ -227,17 +227,16 @@ where
 const LEFT: &str =
     r#"{apiVersion: v1, kind: Secret, metadata: {name: fleet-00003-bmc, labels: {muster.dev/fleet: "1"}}}"#;
 
-/// Renews Muster's Lease, as a controller does that acts.
-async fn lead(cluster: &Cluster) -> Result<AbortHandle> {
-    let leases: Api<Lease> = Api::namespaced(cluster.client()?, "muster-system");
+/// Renews the Lease `name` in `namespace`, as a controller does that acts.
+async fn lead(cluster: &Cluster, namespace: &str, name: &'static str) -> Result<AbortHandle> {
+    cluster.ensure_namespace(namespace).await?;
+    let leases: Api<Lease> = Api::namespaced(cluster.client()?, namespace);
     let renewed = async move || {
         let now = format!("{:.6}", jiff::Timestamp::now());
         let spec = json!({"holderIdentity": "somebody", "leaseDurationSeconds": 15, "renewTime": now});
         let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec});
         let force = PatchParams::apply("a-test").force();
-        leases
-            .patch("muster-control", &force, &Patch::Apply(&lease))
-            .await
+        leases.patch(name, &force, &Patch::Apply(&lease)).await
     };
     renewed().await?;
     let renewing = tokio::spawn(async move {
@@ -272,9 +271,22 @@ async fn fleet_is_discovered_and_leaves_nothing_in_a_cluster_that_stays() {
         assert!(!output.status.success() && said.contains(what), "{said}");
     };
     refuses("--afresh").await;
-    let leading = lead(cluster).await.unwrap();
-    refuses("Muster runs in this cluster already: somebody").await;
-    leading.abort();
+    for (namespace, name, told) in [
+        (
+            "baremetal-operator-system",
+            "baremetal-operator",
+            "baremetal-operator runs in this cluster: somebody",
+        ),
+        (
+            "muster-system",
+            "muster-control",
+            "Muster runs in this cluster already: somebody",
+        ),
+    ] {
+        let leading = lead(cluster, namespace, name).await.unwrap();
+        refuses(told).await;
+        leading.abort();
+    }
     let output = fleet(&[&words[..], &["--afresh"]].concat()).await.unwrap();
     let said = text(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", text(&output.stderr));
@@ -292,6 +304,33 @@ async fn fleet_is_discovered_and_leaves_nothing_in_a_cluster_that_stays() {
         0
     );
     assert!(said.contains("What stays in the cluster"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fleet_that_is_interrupted_while_it_prepares_leaves_nothing_in_a_cluster_that_stays() {
+    // Its own: another fleet's account has the same name.
+    let cluster = Cluster::start().await.unwrap();
+    let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
+    let mut fleet = Fleet::start(&["--hosts", "5", "--kubeconfig", &kubeconfig]).unwrap();
+    let accounts = async || count::<ServiceAccount>(&cluster, "muster-system").await.unwrap();
+    let deadline = tokio::time::Instant::now() + SOON;
+    while accounts().await == 0 {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "{}",
+            fleet.said.last(30).join("\n")
+        );
+        tokio::time::sleep(LOOK).await;
+    }
+    let status = fleet.stop().await.unwrap();
+    assert!(status.success(), "{}", fleet.said.last(30).join("\n"));
+    fleet
+        .said
+        .wait_for("What stays in the cluster", 0, SOON)
+        .await
+        .unwrap();
+    assert_eq!(accounts().await, 0);
+    assert_eq!(count::<Segment>(&cluster, "muster-system").await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -512,6 +551,10 @@ async fn what_cannot_work_is_told() {
         ),
         (&["--fail", "job=5", "--fail", "job=6"], "given twice"),
         (&["--once", "--fail", "boot=5"], "boot=PERCENTxTIMES"),
+        (
+            &["--check", "--kubeconfig", "/nowhere"],
+            "named by --kubeconfig or the variable KUBECONFIG",
+        ),
     ] {
         let output = fleet(words).await.unwrap();
         assert!(!output.status.success());

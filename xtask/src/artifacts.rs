@@ -108,9 +108,37 @@ fn controller() -> Result<()> {
 
 fn debs() -> Result<()> {
     package(STUB)?;
-    KERNELS
-        .iter()
-        .try_for_each(|(_, meta)| package(&dependency(meta)?).map(drop))
+    KERNELS.iter().try_for_each(|(_, meta)| choose_kernel(meta))
+}
+
+/// Where the name of the package stands that a meta package was found to stand for.
+fn chosen(meta: &str) -> PathBuf {
+    root().join(format!("target/debs/{meta}.name"))
+}
+
+/// Downloads the kernel that a meta package stands for now, and keeps its name.
+fn choose_kernel(meta: &str) -> Result<()> {
+    let note = chosen(meta);
+    let found = dependency(meta).and_then(|name| package(&name).map(|_| name));
+    let error = match found {
+        Ok(name) => {
+            return fs::write(&note, name).with_context(|| format!("writing {}", note.display()));
+        }
+        Err(error) => error,
+    };
+    // Without the network, or the lists of packages, what was built before is built again.
+    let Ok(former) = fs::read_to_string(&note) else {
+        return Err(error);
+    };
+    eprintln!("· {meta}: what it stands for now cannot be had ({error:#}); {former} is used");
+    package(&former).map(drop)
+}
+
+/// The kernel that [`debs`] chose.
+fn kernel(meta: &str) -> Result<PathBuf> {
+    let note = chosen(meta);
+    let name = fs::read_to_string(&note).with_context(|| format!("reading {}", note.display()))?;
+    package(&name)
 }
 
 fn ramdisks() -> Result<()> {
@@ -124,7 +152,7 @@ fn ramdisks() -> Result<()> {
 /// Kernel and EFI stub come from Debian's packages, unpacked and not installed.
 fn ramdisk(profile: &str, meta: &str, agent: &Path, out: &Path) -> Result<()> {
     let stub = package(STUB)?;
-    let kernel = package(&dependency(meta)?)?;
+    let kernel = kernel(meta)?;
     let inputs = [
         kernel.as_path(),
         stub.as_path(),
@@ -166,7 +194,7 @@ fn os_images() -> Result<()> {
             .arg("--init")
             .arg(root().join(format!("target/{TARGET}/agent/muster-os")))
             .arg("--kernel-deb")
-            .arg(package(&dependency(meta)?)?)
+            .arg(kernel(meta)?)
             .arg("--stub-deb")
             .arg(&stub)
             .arg("--out")
@@ -377,21 +405,52 @@ fn package(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Runs the demo, for somebody who is at `from`: paths of theirs begin there.
-pub(crate) fn demo(words: &[String], from: &Path) -> Result<()> {
-    lab("debug").dir(from).arg("demo").args(words).run()
+/// True if these words ask only what words there are.
+fn ask_for_help(words: &[String]) -> bool {
+    words.iter().any(|word| word == "--help" || word == "-h")
 }
 
-/// Runs a command of the lab that people run.
+/// The lab alone, for what it says of itself.
+fn lab_alone() -> Result<()> {
+    cargo()
+        .args(["build", "--quiet", "-p", "muster-tests", "--bin", "muster-lab"])
+        .run()
+}
+
+/// Builds what [`demo`] runs; if that only shows its help, no more than that needs.
+pub(crate) fn for_demo(words: &[String], from: &Path) -> Result<()> {
+    if ask_for_help(words) {
+        return lab_alone();
+    }
+    setup::may_make_networks()?;
+    // What cannot work is told before the rest is built. The lab is built with all that it is built with below, or its dependencies
+    // might be built twice.
+    step(
+        "controller and lab, which looks at the arguments (first time 4 min)",
+        controller,
+    )?;
+    lab("debug")
+        .dir(from)
+        .arg("demo")
+        .args(words)
+        .arg("--check")
+        .run()?;
+    all()
+}
+
+/// Becomes the demo, for somebody who is at `from`: paths of theirs begin there.
+pub(crate) fn demo(words: &[String], from: &Path) -> Result<()> {
+    lab("debug").dir(from).arg("demo").args(words).replace()
+}
+
+/// Becomes a command of the lab that people run.
 pub(crate) fn run_lab(words: &[String], from: &Path) -> Result<()> {
     if words.first().map(String::as_str) != Some("fleet") {
         bail!("there is one command: cargo xtask lab fleet [--hosts N] [--help]");
     }
-    if words.iter().any(|word| word == "--help" || word == "-h") {
-        cargo()
-            .args(["build", "--quiet", "-p", "muster-tests", "--bin", "muster-lab"])
-            .run()?;
-        return lab("debug").args(words).run();
+    if ask_for_help(words) {
+        lab_alone()?;
+        return lab("debug").args(words).replace();
     }
     // With somebody's Segment there are no networks and no ramdisks.
     let is_guest = words.iter().any(|word| word.starts_with("--segment"));
@@ -417,7 +476,7 @@ pub(crate) fn run_lab(words: &[String], from: &Path) -> Result<()> {
         all()?;
         release()?;
     }
-    lab("release").dir(from).args(words).run()
+    lab("release").dir(from).args(words).replace()
 }
 
 /// The lab, with what it runs, of the build `debug` or `release`.
@@ -428,6 +487,8 @@ pub(crate) fn lab(build: &str) -> Cmd {
         .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
         .env("MUSTER_BOOT_DIR", at("boot"))
         .env("MUSTER_OS_IMAGES", at("os"))
+        // As in `cargo()`: what it finds by itself lies there, too.
+        .env("CARGO_TARGET_DIR", root().join("target"))
 }
 
 #[cfg(test)]

@@ -20,16 +20,42 @@ const HOSTS_TRIED: &str = "target/bench/hosts.json";
 
 /// Measures; `words` are the benchmark's name and its options.
 pub(crate) fn run(words: &[String]) -> Result<()> {
-    setup::may_make_networks()?;
-    match words.split_first().map(|(name, rest)| (name.as_str(), rest)) {
-        Some(("discovery", options)) => discovery(words, options),
-        Some(("write", [])) => write(words),
-        Some(("hosts", options)) => hosts(words, options),
-        Some(("provision", [])) => provision(words),
-        _ => bail!(
+    // The lab itself would refuse others only once everything is built.
+    let known = words
+        .split_first()
+        .filter(|(name, options)| is_known(name, options));
+    let Some((name, options)) = known else {
+        bail!(
             "there are these benchmarks: cargo xtask bench discovery [--quick] [--only ROW], cargo xtask bench write, \
              cargo xtask bench hosts [--quick] [--hosts N] [--failover N], and cargo xtask bench provision"
-        ),
+        );
+    };
+    setup::may_make_networks()?;
+    match name.as_str() {
+        "discovery" => discovery(words, options),
+        "write" => write(words),
+        "hosts" => hosts(words, options),
+        _ => provision(words),
+    }
+}
+
+/// Whether there is a benchmark `name` that has such options. What their values may be only the lab knows.
+fn is_known(name: &str, options: &[String]) -> bool {
+    let with_value: &[&str] = match name {
+        "discovery" => &["--only"],
+        "hosts" => &["--hosts", "--failover"],
+        "write" | "provision" => return options.is_empty(),
+        _ => return false,
+    };
+    let words: Vec<&str> = options.iter().flat_map(|word| word.split('=')).collect();
+    let mut rest = words.as_slice();
+    loop {
+        rest = match rest {
+            [] => return true,
+            ["--quick", after @ ..] => after,
+            [option, value, after @ ..] if with_value.contains(option) && !value.starts_with('-') => after,
+            _ => return false,
+        };
     }
 }
 
@@ -65,7 +91,7 @@ fn write(words: &[String]) -> Result<()> {
 fn hosts(words: &[String], options: &[String]) -> Result<()> {
     artifacts::all()?;
     artifacts::release()?;
-    let has = |option: &str| options.iter().any(|word| word == option);
+    let has = |option: &str| options.iter().any(|word| word.split('=').next() == Some(option));
     if has("--hosts") || !has("--failover") {
         artifacts::metal3()?;
     }
@@ -134,4 +160,29 @@ fn commit() -> Result<String> {
         ", with uncommitted changes"
     };
     Ok(format!("{}{changed}", commit.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_benchmark_knows_is_built_for() {
+        for (words, known) in [
+            ("discovery", true),
+            ("discovery --quick --only bios", true),
+            ("discovery --only=bios", true),
+            ("discovery --only", false),
+            ("discovery bios", false),
+            ("discovery --hosts 5", false),
+            ("hosts --hosts 5 --failover 5", true),
+            ("hosts --help", false),
+            ("write", true),
+            ("write --quick", false),
+            ("writing", false),
+        ] {
+            let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+            assert_eq!(is_known(&words[0], &words[1..]), known, "{words:?}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::File,
+    os::unix::process::CommandExt,
     path::Path,
     process::{Command, Stdio},
 };
@@ -60,6 +61,13 @@ impl Cmd {
             bail!("`{}` ended with {status}", self.describe());
         }
         Ok(())
+    }
+
+    /// Runs it in the place of this process, so that it gets the signals that people send, and its exit status is what they see.
+    /// Comes back only if it cannot be started.
+    pub(crate) fn replace(mut self) -> Result<()> {
+        let error = self.0.exec();
+        Err(error).with_context(|| format!("starting `{}`", self.describe()))
     }
 
     /// Runs it with its output in `log`; an exit status other than 0 is an error that names the file.

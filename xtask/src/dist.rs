@@ -13,6 +13,8 @@ use crate::{artifacts, cargo, command::Cmd, crates, root};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The licences of the crates in the binaries.
 const CRATES: &str = "CRATES";
+/// The Debian packages of the boot files and of the C library in the binaries.
+const PACKAGES: &str = "PACKAGES";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Makes the release.
@@ -121,7 +123,7 @@ fn packages(tree: &Path) -> Result<()> {
             "libc6-dev",
         ])
         .output()?;
-    let path = tree.join("PACKAGES");
+    let path = tree.join(PACKAGES);
     fs::write(&path, named(&shown, &installed)).with_context(|| format!("writing {}", path.display()))
 }
 
@@ -211,6 +213,8 @@ fn image(tree: &Path) -> Result<()> {
         .arg(tree.join("NOTICE"))
         .arg("--licence")
         .arg(tree.join(CRATES))
+        .arg("--licence")
+        .arg(tree.join(PACKAGES))
         .arg("--out")
         .arg(tree.join("muster-image.tar"))
         .run()

@@ -20,7 +20,7 @@ use command::Cmd;
 const HELP: &str = "\
 cargo xtask <command>
 
-  demo      discover two servers that nobody has described: [--once] [--hosts N] [--kubeconfig FILE]
+  demo      discover two servers that nobody has described: [--once] [--hosts N] [--kubeconfig FILE] [--help]
   lab       simulated servers, thousands if wanted, against any cluster: fleet [--hosts N] [--help]
   test      run all tests: [--full] [words that cargo test takes]
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
@@ -57,8 +57,7 @@ fn run() -> Result<()> {
         "setup" => setup::install()?,
         "build" => artifacts::all()?,
         "demo" => {
-            setup::may_make_networks()?;
-            artifacts::all()?;
+            artifacts::for_demo(&rest, &from)?;
             artifacts::demo(&rest, &from)?;
         }
         "lab" => artifacts::run_lab(&rest, &from)?,
@@ -86,4 +85,6 @@ fn root() -> PathBuf {
 fn cargo() -> Cmd {
     Cmd::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
         .env("CARGO_TARGET_DIR", root().join("target"))
+        // With it everything would lie one directory deeper.
+        .env_remove("CARGO_BUILD_TARGET")
 }

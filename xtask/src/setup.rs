@@ -32,8 +32,11 @@ const FOR_BENCH: &[(&str, &str)] = &[
     ("zstd", "/usr/bin/zstd"),
 ];
 
-/// Installs what is missing as root; otherwise fails with the command that does.
+/// Installs what is missing as root; otherwise fails with the command that does. Where nothing of it would help it says that.
 pub(crate) fn install() -> Result<()> {
+    if let Some(obstacle) = obstacle(&root()) {
+        bail!("{obstacle}");
+    }
     for tool in ["go", "gcc"] {
         if !Cmd::new("sh")
             .args(["-c", &format!("command -v {tool}")])
@@ -55,6 +58,24 @@ pub(crate) fn install() -> Result<()> {
         );
     }
     packages(PACKAGES)
+}
+
+/// Why the tree at `root` cannot be built on this computer, if that is so.
+fn obstacle(root: &Path) -> Option<String> {
+    use std::env::consts::{ARCH, OS};
+    if (ARCH, OS) != ("x86_64", "linux") {
+        return Some(format!(
+            "this is {ARCH} {OS}, and Muster is built and tried on x86-64 Linux only: its machines, kernels and Debian packages are of that kind"
+        ));
+    }
+    // make splits it into several targets, and so do configure scripts.
+    let has_blanks = root.to_string_lossy().contains(char::is_whitespace);
+    has_blanks.then(|| {
+        format!(
+            "the path of the repository has white space in it, with which make and configure scripts build nothing: move {} to a path without",
+            root.display()
+        )
+    })
 }
 
 /// Whether Go of `version`, such as `go1.26.1`, builds what is written for 1.26. From 1.21 on it fetches what is newer by itself, but
@@ -170,6 +191,15 @@ fn is_root() -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_with_white_space_are_refused() {
+        assert_eq!(obstacle(Path::new("/srv/muster")), None);
+        for path in ["/srv/my code/muster", "/srv/muster\t"] {
+            let told = obstacle(Path::new(path)).unwrap_or_default();
+            assert!(told.contains(path), "{told}");
+        }
+    }
 
     #[test]
     fn go_is_new_enough_or_fetches_what_is() {

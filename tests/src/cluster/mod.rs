@@ -44,6 +44,35 @@ impl Named {
             .as_deref()
             .filter(|path| !path.as_os_str().is_empty())
     }
+
+    /// Fails if the user's own cannot be used, which nothing has to be built or started for.
+    pub fn check(&self) -> Result<()> {
+        self.kubeconfig()
+            .map_or(Ok(()), |path| read_named(path).map(drop))
+    }
+}
+
+/// The kubeconfig at `path`, if it is one that the lab can use.
+fn read(path: &Path) -> Result<Kubeconfig> {
+    let written = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
+    foreign::has_no_proxy(&written).with_context(|| format!("use {}", path.display()))?;
+    Ok(written)
+}
+
+/// The same of a user's own, who may not know what names it: a variable that was set long ago.
+fn read_named(path: &Path) -> Result<Kubeconfig> {
+    if path.to_string_lossy().contains(':') && !path.exists() {
+        bail!(
+            "{} is a list of files, which kubectl takes and the lab does not: name one with --kubeconfig",
+            path.display()
+        );
+    }
+    read(path).with_context(|| {
+        format!(
+            "use the cluster of {}, named by --kubeconfig or the variable KUBECONFIG; without either the lab makes one of its own",
+            path.display()
+        )
+    })
 }
 
 /// An API server with Muster's kinds and the rules on them installed.
@@ -99,32 +128,28 @@ impl Cluster {
         let scratch = Scratch::new()?;
         let process = local::ControlPlane::start(&scratch, audited).await?;
         let kubeconfig = process.kubeconfig();
-        Cluster::with(&kubeconfig, scratch, Some(process)).await
+        Cluster::with(&kubeconfig, read(&kubeconfig)?, scratch, Some(process)).await
     }
 
-    /// Uses the cluster of the kubeconfig at `path`, with its current context, and installs Muster's kinds and rules in it, unless a
-    /// Muster acts there already by the Lease in `namespace`: before anything of that is another's.
+    /// Uses the cluster of the kubeconfig at `path`, with its current context, unless a Muster acts there already by the Lease in
+    /// `namespace`, or a baremetal-operator anywhere. What the lab needs there is for [`Cluster::install`].
     pub async fn attach(path: &Path, namespace: &str) -> Result<Cluster> {
         let cluster = Cluster::reach(path).await?;
         tenant::is_free(&cluster.client()?, namespace).await?;
-        cluster.install().await?;
         Ok(cluster)
     }
 
-    /// The same as it is: nothing is installed.
+    /// The same, whoever acts there.
     pub async fn reach(path: &Path) -> Result<Cluster> {
-        if path.to_string_lossy().contains(':') && !path.exists() {
-            bail!(
-                "{} is a list of files, which kubectl takes and the lab does not: name one with --kubeconfig",
-                path.display()
-            );
-        }
-        Cluster::with(path, Scratch::new()?, None).await
+        Cluster::with(path, read_named(path)?, Scratch::new()?, None).await
     }
 
-    async fn with(path: &Path, scratch: Scratch, process: Option<local::ControlPlane>) -> Result<Cluster> {
-        let written = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
-        foreign::has_no_proxy(&written).with_context(|| format!("use {}", path.display()))?;
+    async fn with(
+        path: &Path,
+        written: Kubeconfig,
+        scratch: Scratch,
+        process: Option<local::ControlPlane>,
+    ) -> Result<Cluster> {
         let mut config = Config::from_custom_kubeconfig(written, &KubeConfigOptions::default())
             .await
             .with_context(|| format!("use {}", path.display()))?;
@@ -142,7 +167,8 @@ impl Cluster {
         })
     }
 
-    async fn install(&self) -> Result<()> {
+    /// Installs Muster's kinds and the rules on hosts.
+    pub async fn install(&self) -> Result<()> {
         self.install_kinds(&paths::deploy().join("crds")).await?;
         self.install_rules().await
     }
@@ -244,8 +270,7 @@ impl Cluster {
 
     /// A kubeconfig, for use inside a lab network, of a user who has exactly the rights that Muster's manifests give `role`.
     pub async fn identity(&self, role: Role, namespace: &str) -> Result<PathBuf> {
-        let written = Kubeconfig::read_from(&self.kubeconfig)
-            .with_context(|| format!("read {}", self.kubeconfig.display()))?;
+        let written = read(&self.kubeconfig)?;
         let entry = foreign::inside(&written, self.inside_port)?;
         let token = identity::token(&self.client()?, role, namespace).await?;
         let path = self

@@ -25,7 +25,7 @@ use crate::{
     bridges::{BR0, BR1, Network},
     cluster::{Cluster, Named, Role},
     controller::{Controller, Setup},
-    interrupt::interrupted,
+    interrupt::{interrupted, unless_interrupted},
     machine::Machine,
     paths,
     scratch::Scratch,
@@ -70,6 +70,9 @@ pub struct Options {
     /// Whose cluster.
     #[command(flatten)]
     pub cluster: Named,
+    /// Only say whether all this goes together.
+    #[arg(long, hide = true)]
+    pub check: bool,
 }
 
 /// What ended the wait for the servers.
@@ -87,12 +90,32 @@ struct Demo {
     network: Network,
     scratch: Scratch,
     cluster: Cluster,
+    _left: Option<Left>,
+}
+
+/// Says what the demo leaves in somebody's cluster, whichever way it ends.
+struct Left;
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        say!(
+            "\nThe demo leaves in your cluster: Muster's kinds and the rules on hosts, the namespace {NAMESPACE} with its Segments, the hosts, and the \
+             account muster-lab-{} with its rights. `kubectl delete -k deploy/manifests/policies` removes the rules.",
+            Role::Both.name()
+        );
+    }
 }
 
 /// Runs the demo; true if every server arrived, and one of them lived as it was told.
 pub async fn run(options: Options) -> Result<bool> {
+    options.cluster.check()?;
+    if options.check {
+        return Ok(true);
+    }
     let begun = Instant::now();
-    let mut demo = Demo::start(&options).await?;
+    let Some(mut demo) = unless_interrupted(Box::pin(Demo::start(&options))).await? else {
+        return Ok(false);
+    };
     say!(
         "The controller serves after {:.1} s. Now {} servers that nobody has described are switched on.\n",
         begun.elapsed().as_secs_f64(),
@@ -150,6 +173,10 @@ impl Demo {
                 Cluster::start().await?
             }
         };
+        let left = options.cluster.kubeconfig().map(|_| Left);
+        if left.is_some() {
+            cluster.install().await?;
+        }
         for namespace in [NAMESPACE, HOSTS] {
             cluster.ensure_namespace(namespace).await?;
         }
@@ -163,6 +190,7 @@ impl Demo {
             network,
             scratch,
             cluster,
+            _left: left,
         };
         for name in SEGMENTS {
             let client = demo.cluster.client()?;
@@ -251,18 +279,11 @@ impl Demo {
             .next()
             .and_then(|host| host.metadata.name.clone())
             .unwrap_or_default();
-        let kubectl = kubectl.display();
-        say!("\nTo look further:\n  export KUBECONFIG={}", kubeconfig.display());
-        say!("  {kubectl} get servers,segments -n {NAMESPACE} -o wide");
+        // No variable for later commands: it would name a file that ends with the demo.
+        let kubectl = format!("{} --kubeconfig {}", kubectl.display(), kubeconfig.display());
+        say!("\nTo look further:\n  {kubectl} get servers,segments -n {NAMESPACE} -o wide");
         say!("  {kubectl} get hardwaredata -n {HOSTS} {name} -o yaml");
         say!("  {kubectl} events -A");
-        if options.cluster.kubeconfig().is_some() {
-            say!(
-                "The demo leaves in your cluster: Muster's kinds and the rules on hosts, the namespace {NAMESPACE} with its Segments, the hosts, and the \
-                 account muster-lab-{} with its rights.",
-                Role::Both.name()
-            );
-        }
     }
 
     /// Says of each server that is missing what it waited for.

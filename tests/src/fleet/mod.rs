@@ -24,7 +24,12 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use crate::{bmc::Service, cluster::Named, interrupt::interrupted, sim::hardware::Model};
+use crate::{
+    bmc::Service,
+    cluster::Named,
+    interrupt::{interrupted, unless_interrupted},
+    sim::hardware::Model,
+};
 use bmc::Bmc;
 use objects::Objects;
 use pace::Failing;
@@ -100,14 +105,13 @@ fn scale(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Everything that runs. Fields are dropped in order: the servers first.
+/// Everything that runs in a place.
 struct Fleet {
     runtime: Option<Runtime>,
     world: Arc<World>,
     switches: Vec<watch::Sender<Power>>,
     bmcs: Option<Arc<Service>>,
     objects: Objects,
-    place: Place,
 }
 
 impl Drop for Fleet {
@@ -125,45 +129,52 @@ pub async fn run(options: Options) -> Result<bool> {
         bail!("{clash}");
     }
     place::allow_files(options.hosts)?;
+    options.cluster.check()?;
     if options.check {
         return Ok(true);
     }
     say(&format!("Preparing {} servers …", options.hosts));
-    let mut fleet = tokio::select! {
-        started = Fleet::start(&options) => started?,
-        outcome = interrupted() => {
-            outcome?;
-            return Ok(!options.once);
+    let Some(mut place) = unless_interrupted(Box::pin(Place::find(&options))).await? else {
+        return Ok(!options.once);
+    };
+    let started = unless_interrupted(Box::pin(Fleet::start(&options, &mut place))).await;
+    // Whatever comes of it: what was made stays nowhere.
+    let (arrived, cleaned) = match started {
+        Ok(Some(mut fleet)) => {
+            let arrived = Box::pin(fleet.live(&options, &mut place)).await;
+            (arrived, Box::pin(fleet.clean_up(&options, &mut place)).await)
+        }
+        unstarted => {
+            if options.afresh && !place.is_passing {
+                say(&place.remnants());
+            }
+            (unstarted.map(|_| false), leave(&mut place).await)
         }
     };
-    let begun = Instant::now();
-    say(&format!(
-        "Hosts appear in namespace {} of {}; Ctrl-C ends the fleet.",
-        fleet.place.hosts,
-        fleet.place.cluster.kubeconfig().display()
-    ));
-    let plugged = tokio::select! {
-        plugged = fleet.plug_in(&options) => plugged.map(|()| true),
-        outcome = interrupted() => outcome.map(|()| false),
-    };
-    let arrived = match plugged {
-        Ok(true) => fleet.watch(&options, begun).await,
-        ended => ended,
-    };
-    if let Ok(true) = arrived {
-        say(&format!(
-            "All are there after {:.1} s.",
-            begun.elapsed().as_secs_f64()
-        ));
-    }
-    // Whatever came of it: what was made stays nowhere.
-    let cleaned = fleet.clean_up(&options).await;
-    if let (Err(_), Err(left)) = (&arrived, &cleaned) {
-        say(&format!("{left:#}"));
-    }
-    let arrived = arrived?;
-    cleaned?;
+    let arrived = both(arrived, cleaned)?;
     Ok(arrived || !options.once)
+}
+
+/// The first outcome, or else the error of the second; one that would be lost behind the first's is said.
+fn both<T>(first: Result<T>, second: Result<()>) -> Result<T> {
+    match (first, second) {
+        (Err(error), Err(lost)) => {
+            say(&format!("{lost:#}"));
+            Err(error)
+        }
+        (first, second) => second.and(first),
+    }
+}
+
+/// Takes away what serves the fleet, and says what stays. A second Ctrl-C ends it at once.
+async fn leave(place: &mut Place) -> Result<()> {
+    let left = unless_interrupted(Box::pin(place.leave())).await;
+    let left = left.and_then(|left| left.context("interrupted"));
+    let stays = left.context("the lab's Segment and its controller's account may be left in the cluster: the next fleet there takes them away at its end")?;
+    if let Some(stays) = stays {
+        say(&stays);
+    }
+    Ok(())
 }
 
 /// A reader that has gone (`fleet | head`) is no reason to end otherwise than usual.
@@ -172,22 +183,15 @@ fn say(line: &str) {
 }
 
 impl Fleet {
-    async fn start(options: &Options) -> Result<Fleet> {
-        let mut place = Place::find(options).await?;
+    async fn start(options: &Options, place: &mut Place) -> Result<Fleet> {
+        place.furnish(options).await?;
         let numbers = options.first..options.first + options.hosts;
         let run = std::process::id().to_string();
-        let objects = Objects::new(place.cluster.client()?, &place, &run, numbers.clone());
-        let is_clear = match options.afresh {
-            true => objects.make_room(farewell(options)).await,
-            false => objects.are_new().await,
-        };
-        if let Err(error) = is_clear {
-            if !place.is_passing {
-                place.leave().await?;
-            }
-            return Err(error);
+        let objects = Objects::new(place.cluster.client()?, place, &run, numbers.clone());
+        match options.afresh {
+            true => objects.make_room(farewell(options)).await?,
+            false => objects.are_new().await?,
         }
-        let runtime = place.runtime()?;
         let world = Arc::new(World {
             scripts: place.scripts.clone(),
             model: options.model,
@@ -200,10 +204,12 @@ impl Fleet {
         let (bmcs, events) = match options.discover {
             true => (None, None),
             false => {
-                let (service, events) = bmc::start(&place, numbers.clone(), &options.failing, options.scale)?;
+                let (service, events) = bmc::start(place, numbers.clone(), &options.failing, options.scale)?;
                 (Some(service), Some(events))
             }
         };
+        // Last of what may fail: it cannot be dropped here.
+        let runtime = place.runtime()?;
         let mut switches = Vec::new();
         for (index, number) in numbers.enumerate() {
             let (switch, power) = watch::channel(Power::default());
@@ -236,8 +242,29 @@ impl Fleet {
             switches,
             bmcs,
             objects,
-            place,
         })
+    }
+
+    /// Plugs the servers in and shows the summary; true if it ends as `once` asks for.
+    async fn live(&mut self, options: &Options, place: &mut Place) -> Result<bool> {
+        let begun = Instant::now();
+        say(&format!(
+            "Hosts appear in namespace {} of {}; Ctrl-C ends the fleet.",
+            place.hosts,
+            place.cluster.kubeconfig().display()
+        ));
+        let plugged = unless_interrupted(Box::pin(self.plug_in(options))).await?;
+        if plugged.is_none() {
+            return Ok(false);
+        }
+        let arrived = self.watch(options, place, begun).await?;
+        if arrived {
+            say(&format!(
+                "All are there after {:.1} s.",
+                begun.elapsed().as_secs_f64()
+            ));
+        }
+        Ok(arrived)
     }
 
     /// Describes the servers, or gives power to those that nobody describes, one after the other.
@@ -261,7 +288,7 @@ impl Fleet {
     }
 
     /// Shows the summary until Ctrl-C, or with `once` until all have arrived: then true.
-    async fn watch(&mut self, options: &Options, begun: Instant) -> Result<bool> {
+    async fn watch(&mut self, options: &Options, place: &mut Place, begun: Instant) -> Result<bool> {
         let live = io::stdout().is_terminal();
         let mut frames = tokio::time::interval(FRAME);
         let interrupt = interrupted();
@@ -275,7 +302,7 @@ impl Fleet {
                     return outcome.map(|()| false);
                 }
             }
-            self.place.lives()?;
+            place.lives()?;
             let (servers, hosts) = (self.world.tally.counts(), self.objects.counts());
             let seconds = begun.elapsed().as_secs();
             let line = format!("{seconds:>5} s  {}", tally::line(&servers, &hosts));
@@ -306,43 +333,35 @@ impl Fleet {
     }
 
     /// Leaves nothing of the fleet in a cluster that stays. A second Ctrl-C ends it at once.
-    async fn clean_up(mut self, options: &Options) -> Result<()> {
-        if self.place.is_passing {
+    async fn clean_up(mut self, options: &Options, place: &mut Place) -> Result<()> {
+        if place.is_passing {
             return Ok(());
         }
         say("Deleting the fleet's hosts …");
-        let (hosts, servers) = (self.place.hosts.clone(), self.place.servers.clone());
-        let left = || {
-            format!(
-                "hosts and Secrets of the fleet may be left in namespace {hosts}, and Servers in {servers}: the same fleet with --afresh deletes them first"
-            )
-        };
+        let left = place.remnants();
         let farewell = farewell(options);
-        tokio::select! {
-            gone = tokio::time::timeout(farewell, self.take_away()) => match gone {
-                Ok(outcome) => outcome.with_context(left),
-                Err(_) => Err(anyhow!("some hosts are still there after {farewell:?}: is their controller running?").context(left())),
+        let gone = tokio::select! {
+            gone = tokio::time::timeout(farewell, self.take_away(place)) => match gone {
+                Ok(outcome) => outcome,
+                Err(_) => Err(anyhow!("some hosts are still there after {farewell:?}: is their controller running?")),
             },
             outcome = interrupted() => {
                 outcome?;
-                bail!("interrupted: {}", left());
+                bail!("interrupted: {left}");
             }
-        }
+        };
+        both(gone.context(left), leave(place).await)
     }
 
-    async fn take_away(&mut self) -> Result<()> {
+    async fn take_away(&mut self, place: &mut Place) -> Result<()> {
         // Without it nobody lets the hosts go.
-        self.place.lives()?;
+        place.lives()?;
         self.objects.delete().await?;
         // The servers are off before their objects go, or they would come back.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
-        self.objects.delete_rest().await?;
-        if let Some(stays) = self.place.leave().await? {
-            say(&stays);
-        }
-        Ok(())
+        self.objects.delete_rest().await
     }
 }
 

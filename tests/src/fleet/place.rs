@@ -52,21 +52,24 @@ pub(super) struct Place {
     /// The controller, if it is the lab's.
     controller: Option<Controller>,
     _network: Option<Network>,
-    _scratch: Scratch,
+    scratch: Scratch,
     /// The cluster.
     pub(super) cluster: Cluster,
     /// True if the cluster ends with this.
     pub(super) is_passing: bool,
+    /// True if somebody else serves here.
+    is_guest: bool,
+    /// True if something of the lab's may be in the cluster.
+    is_furnished: bool,
 }
 
 impl Place {
-    /// Starts what is not there. With a Segment whoever serves that is the controller; without, the lab starts one, with room for all
-    /// servers.
+    /// With a Segment whoever serves that is the controller; without, the lab is to start one: [`Place::furnish`].
     pub(super) async fn find(options: &Options) -> Result<Place> {
         match (options.cluster.kubeconfig(), &options.segment) {
             (Some(kubeconfig), Some(segment)) => Place::served(options, kubeconfig, segment).await,
             (None, Some(_)) => bail!("--segment needs a cluster: --kubeconfig"),
-            (kubeconfig, None) => Place::made(options, kubeconfig).await,
+            (kubeconfig, None) => Place::bare(options, kubeconfig).await,
         }
     }
 
@@ -83,57 +86,75 @@ impl Place {
             net: None,
             controller: None,
             _network: None,
-            _scratch: Scratch::new()?,
+            scratch: Scratch::new()?,
             cluster,
             is_passing: false,
+            is_guest: true,
+            is_furnished: false,
         })
     }
 
-    async fn made(options: &Options, kubeconfig: Option<&Path>) -> Result<Place> {
-        let (namespace, hosts) = (options.namespace.as_str(), options.hosts);
+    /// A cluster, as it is.
+    async fn bare(options: &Options, kubeconfig: Option<&Path>) -> Result<Place> {
         let scratch = Scratch::new()?;
         let cluster = match kubeconfig {
             Some(path) => Cluster::attach(path, NAMESPACE).await?,
             None => Cluster::start().await?,
         };
-        let is_passing = kubeconfig.is_none();
+        let (own, _) = BR0.address.split_once('/').context("a bridge's address")?;
+        Ok(Place {
+            scripts: format!("http://{own}:8080/ipxe/{NAMESPACE}/{SEGMENT}"),
+            hosts: options.namespace.clone(),
+            servers: NAMESPACE.to_owned(),
+            address: ADDRESS.to_owned(),
+            port: options.bmc_port,
+            net: None,
+            controller: None,
+            _network: None,
+            scratch,
+            cluster,
+            is_passing: kubeconfig.is_none(),
+            is_guest: false,
+            is_furnished: false,
+        })
+    }
+
+    /// Installs what is needed, and starts a controller with a Segment that has room for all servers, unless somebody serves here already.
+    /// However far this came, [`Place::leave`] takes it away.
+    pub(super) async fn furnish(&mut self, options: &Options) -> Result<()> {
+        if self.is_guest {
+            return Ok(());
+        }
+        self.is_furnished = true;
+        if !self.is_passing {
+            self.cluster.install().await?;
+        }
         let mut setup = Setup::new(NAMESPACE)?;
         // Nobody else's hosts are its business.
-        setup.extra = ["--watch-namespace", namespace].map(str::to_owned).to_vec();
-        for namespace in [NAMESPACE, namespace] {
-            cluster.ensure_namespace(namespace).await?;
+        setup.extra = ["--watch-namespace", &self.hosts].map(str::to_owned).to_vec();
+        for namespace in [NAMESPACE, &self.hosts] {
+            self.cluster.ensure_namespace(namespace).await?;
         }
-        let network = Network::new(&[BR0], &cluster)?;
+        let network = Network::new(&[BR0], &self.cluster)?;
         let net = network
             .net
             .neighbour(BR0.name, "eth0", &format!("{ADDRESS}/24"))?;
-        let mut controller = Controller::new(&cluster, &network.net, scratch.path(), setup).await?;
+        let controller = Controller::new(&self.cluster, &network.net, self.scratch.path(), setup).await?;
+        self.net = Some(net);
+        self._network = Some(network);
+        let controller = self.controller.insert(controller);
         controller.start()?;
         let mut spec = stage::segment(BR0, Profile::Lab, UnknownPolicy::Hold)?;
         spec.dhcp = Dhcp {
             mode: DhcpMode::Off,
             ..Dhcp::default()
         };
-        spec.host_namespace = Some(namespace.to_owned());
-        spec.quota = hosts;
-        let client = cluster.client()?;
+        spec.host_namespace = Some(self.hosts.clone());
+        spec.quota = options.hosts;
+        let client = self.cluster.client()?;
         let made = serde_json::to_string(&Segment::new(SEGMENT, spec)).context("write a Segment")?;
-        cluster.apply(&made, NAMESPACE).await?;
-        stage::serving(&client, NAMESPACE, SEGMENT, SERVING, &mut controller).await?;
-        let (own, _) = BR0.address.split_once('/').context("a bridge's address")?;
-        Ok(Place {
-            scripts: format!("http://{own}:8080/ipxe/{NAMESPACE}/{SEGMENT}"),
-            hosts: namespace.to_owned(),
-            servers: NAMESPACE.to_owned(),
-            address: ADDRESS.to_owned(),
-            port: options.bmc_port,
-            net: Some(net),
-            controller: Some(controller),
-            _network: Some(network),
-            _scratch: scratch,
-            cluster,
-            is_passing,
-        })
+        self.cluster.apply(&made, NAMESPACE).await?;
+        stage::serving(&client, NAMESPACE, SEGMENT, SERVING, controller).await
     }
 
     /// A runtime whose threads are where the servers are.
@@ -178,19 +199,29 @@ impl Place {
         Ok(())
     }
 
+    /// What may be left where a fleet was not deleted to its end.
+    pub(super) fn remnants(&self) -> String {
+        format!(
+            "hosts and Secrets of a fleet may be left in namespace {}, and Servers in {}: the same fleet with --afresh deletes them first",
+            self.hosts, self.servers
+        )
+    }
+
     /// Takes away what the lab made in a cluster that stays, but for namespaces, kinds and rules; says what stays.
     pub(super) async fn leave(&mut self) -> Result<Option<String>> {
-        let Some(mut controller) = self.controller.take() else {
+        if !self.is_furnished || self.is_passing {
             return Ok(None);
-        };
-        if !controller.stop(SERVING).await {
-            controller.kill();
+        }
+        if let Some(mut controller) = self.controller.take() {
+            // It is killed if it does not end by itself.
+            controller.stop(SERVING).await;
         }
         let segment = Segment::new(SEGMENT, SegmentSpec::default());
         self.cluster.delete(&segment, NAMESPACE).await?;
         self.cluster.forget_identity(Role::Both, NAMESPACE).await?;
         Ok(Some(format!(
-            "What stays in the cluster: Muster's kinds, the rules on hosts, and the namespaces {NAMESPACE}, with the controller's keys and Roles, and {}.",
+            "What stays in the cluster: Muster's kinds, the rules on hosts, and the namespaces {NAMESPACE}, with the controller's keys and Roles, and {}. \
+             `kubectl delete -k deploy/manifests/policies` removes the rules.",
             self.hosts
         )))
     }
