@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::{sync::mpsc, time::Instant};
+use tracing::Span;
 
 use crate::bucket::{Bucket, Rate};
 
@@ -21,13 +22,18 @@ pub struct Events {
     queue: mpsc::Sender<Happened>,
     /// What was put on the queue lately.
     told: Arc<Mutex<Told>>,
-    /// Those for which there was no place on the queue.
+    /// Those that were not put there.
     dropped: Dropped,
 }
 
 /// Counts Events that nobody was told, of all recorders of a process.
 #[derive(Clone, Debug, Default)]
-pub struct Dropped(Counter);
+pub struct Dropped {
+    /// Those that were only logged.
+    logged: Counter,
+    /// Those whose reason came too often. No line says so, or strangers could fill a disk with them.
+    suppressed: Counter,
+}
 
 impl Dropped {
     /// Registered on `registry`.
@@ -36,16 +42,22 @@ impl Dropped {
         registry.register(
             "muster_events_dropped",
             "Events that were only logged: too many waited for the API server, it did not take them, or their writer ended",
-            dropped.0.clone(),
+            dropped.logged.clone(),
+        );
+        registry.register(
+            "muster_events_suppressed",
+            "Events that were neither told nor logged: their reason came too often for one object",
+            dropped.suppressed.clone(),
         );
         dropped
     }
 
     fn count(&self, event: &Event, why: &'static str) {
-        self.0.inc();
-        let subject = event.subject();
+        self.logged.inc();
         let Event { reason, message, .. } = event;
-        tracing::warn!(%subject, reason, %message, "event dropped: {why}");
+        event
+            .span()
+            .in_scope(|| tracing::warn!(reason, note = %message, "event dropped: {why}"));
     }
 }
 
@@ -83,10 +95,22 @@ pub struct Happened {
 }
 
 impl Event {
-    /// `namespace/name` of what it is about, for people.
-    fn subject(&self) -> String {
-        let part = |part: &'_ Option<String>| part.clone().unwrap_or_default();
-        format!("{}/{}", part(&self.about.namespace), part(&self.about.name))
+    /// A span that says what it is about, under the name that other lines have for that; in no other one, which may say the same.
+    fn span(&self) -> Span {
+        let ObjectReference {
+            kind,
+            namespace,
+            name,
+            ..
+        } = &self.about;
+        let name = name.as_deref().unwrap_or_default();
+        let path = format!("{}/{name}", namespace.as_deref().unwrap_or_default());
+        match kind.as_deref() {
+            Some("BareMetalHost") => tracing::error_span!(parent: None, "event", host = %path),
+            Some("Server") => tracing::error_span!(parent: None, "event", server = %name),
+            Some("Segment") => tracing::error_span!(parent: None, "event", segment = %path),
+            _ => tracing::error_span!(parent: None, "event", object = %path),
+        }
     }
 }
 
@@ -163,6 +187,7 @@ impl Events {
         make_room(often, REMEMBERED, |bucket| !bucket.is_full(now));
         let bucket = often.entry(subject).or_insert_with(|| Bucket::new(now));
         if !bucket.take(RATE, now) {
+            self.dropped.suppressed.inc();
             return false;
         }
         if event.warning {
@@ -237,7 +262,23 @@ mod tests {
         for name in ["a", "b", "c"] {
             events.record(event(name, false, "m"));
         }
-        assert_eq!(events.dropped.0.get(), 2);
+        assert_eq!(events.dropped.logged.get(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_too_often_is_counted_and_what_only_repeats_is_not() {
+        let (queue, _waiting) = mpsc::channel(QUEUE);
+        let events = Events::new(queue);
+        for _ in 0..100 {
+            events.record(event("a", true, "m"));
+        }
+        assert_eq!(events.dropped.suppressed.get(), 0);
+        for number in 0..30 {
+            events.record(event("a", true, &number.to_string()));
+        }
+        // 25 at once, the first words among them.
+        let Dropped { logged, suppressed } = &events.dropped;
+        assert_eq!((logged.get(), suppressed.get()), (0, 6));
     }
 
     #[test]

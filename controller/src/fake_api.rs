@@ -48,6 +48,8 @@ struct Inner {
     down: bool,
     /// Writes to these paths are invalid from now on.
     invalid: Vec<String>,
+    /// Reads of paths with this end are answered with this code from now on.
+    unread: Option<(String, u16)>,
     /// Conditions are not kept.
     drops_conditions: bool,
     /// Changes that the watched copies have not seen.
@@ -342,6 +344,10 @@ impl Inner {
 
     fn answer(&mut self, method: &str, path: &str, query: &str, body: &[u8]) -> (u16, Value) {
         let fault = self.faults.pop_front().flatten();
+        let unread = self.unread.as_ref();
+        if let Some((_, code)) = unread.filter(|(end, _)| method == "GET" && path.ends_with(end.as_str())) {
+            return failure(*code, "Unread");
+        }
         match fault {
             _ if self.down => return failure(503, "Down"),
             _ if method != "GET" && self.invalid.iter().any(|end| path.ends_with(end)) => {

@@ -46,12 +46,24 @@ pub(crate) fn annotation<'a>(host: &'a BareMetalHost, name: &str) -> Option<&'a 
     host.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
-/// What the value of an annotation says as JSON; an empty one says nothing.
+/// What the value of an annotation says as JSON; an empty one says nothing. Names are in lower case in `T`: in Go, in which upstream reads
+/// them, their case is no matter.
 pub(crate) fn arguments<T: Default + DeserializeOwned>(value: &str) -> serde_json::Result<T> {
-    match value.trim() {
-        "" => Ok(T::default()),
-        value => serde_json::from_value(said(serde_json::from_str(value)?)),
+    let value = value.trim();
+    if value.is_empty() {
+        return Ok(T::default());
     }
+    serde_json::from_value(match said(serde_json::from_str(value)?) {
+        Value::Object(fields) => {
+            let fields = fields.into_iter();
+            Value::Object(
+                fields
+                    .map(|(name, value)| (name.to_ascii_lowercase(), value))
+                    .collect(),
+            )
+        }
+        other => other,
+    })
 }
 
 /// `value` without every `null` in it, which says nothing; of a key that stands there twice, the last one counts, as it does in Go.

@@ -10,7 +10,7 @@ use muster_controller::{
 use muster_proto::Chain;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tikv_jemallocator::Jemalloc;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 /// The system's takes longer and longer for the gaps between what thousands of hosts keep (ADR 11). How it is tuned stands in
 /// `.cargo/config.toml`.
@@ -40,16 +40,27 @@ fn main() -> ExitCode {
 /// cannot read it logs whole, whatever that contains.
 const QUIET: &str = "kube_client=off";
 
+/// What is logged unless something else is wanted.
+const USUAL: &str = "info";
+
+/// What is logged where this is `wanted`; where that cannot be understood, the usual, and what is wrong with it.
+fn filter(wanted: &str) -> (EnvFilter, Option<ParseError>) {
+    let filter = match wanted.contains("kube_client") {
+        true => EnvFilter::try_new(wanted),
+        false => EnvFilter::try_new(format!("{wanted},{QUIET}")),
+    };
+    match filter {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new(format!("{USUAL},{QUIET}")), Some(error)),
+    }
+}
+
 fn log(format: LogFormat) {
     let wanted = std::env::var("MUSTER_LOG")
         .ok()
         .filter(|wanted| !wanted.is_empty());
-    let wanted = wanted.unwrap_or_else(|| "info".to_owned());
-    let filter = match wanted.contains("kube_client") {
-        true => EnvFilter::try_new(&wanted),
-        false => EnvFilter::try_new(format!("{wanted},{QUIET}")),
-    };
-    let filter = filter.unwrap_or_else(|_| EnvFilter::new(format!("info,{QUIET}")));
+    let wanted = wanted.unwrap_or_else(|| USUAL.to_owned());
+    let (filter, wrong) = filter(&wanted);
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -57,6 +68,9 @@ fn log(format: LogFormat) {
     match format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().init(),
+    }
+    if let Some(error) = wrong {
+        tracing::warn!(%error, wanted, "MUSTER_LOG cannot be understood; `{USUAL}` is logged instead");
     }
 }
 
@@ -92,4 +106,19 @@ fn serve(args: muster_controller::args::RunArgs) -> anyhow::Result<()> {
     // A blocking call in flight must not hold up the end.
     runtime.shutdown_background();
     Ok(outcome?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_cannot_be_understood_is_told_and_the_usual_is_logged() {
+        let (usual, none) = filter(USUAL);
+        assert!(none.is_none());
+        assert!(filter("info,muster_controller=debug").1.is_none());
+        let (instead, wrong) = filter("info,muster_controller=debgu");
+        assert!(wrong.is_some());
+        assert_eq!(instead.to_string(), usual.to_string());
+    }
 }

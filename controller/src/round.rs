@@ -83,12 +83,17 @@ impl ExecuteError {
         }
     }
 
-    /// Into the log: the round about `subject` failed, and is tried again.
-    pub fn log(&self, subject: &str) {
+    /// True if nothing failed: it is only looked at again.
+    pub fn is_behind(&self) -> bool {
+        matches!(self, ExecuteError::Behind { .. })
+    }
+
+    /// Into the log: the round failed, and is tried again. Its span says whose it is.
+    pub fn log(&self) {
         match self {
-            ExecuteError::Behind { .. } => tracing::debug!(subject, error = %self, "looks again"),
+            ExecuteError::Behind { .. } => tracing::debug!(error = %self, "looks again"),
             ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Dropped { .. } => {
-                tracing::warn!(subject, error = %Chain(self), "tried again");
+                tracing::warn!(error = %Chain(self), "tried again");
             }
         }
     }

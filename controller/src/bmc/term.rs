@@ -91,3 +91,16 @@ impl Leave {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// For doubles of BMCs.
+    impl Term {
+        /// True as long as it is not over by itself, whether or not a newer one was seen.
+        pub(crate) fn lasts(&self) -> bool {
+            (self.lasts)()
+        }
+    }
+}

@@ -83,17 +83,21 @@ pub fn serving(net: &Net) -> String {
 
 /// The reason of a Segment whose edge has no ramdisk of its profile.
 pub const NO_RAMDISK: &str = "NoRamdisk";
+/// The reason of a Segment whose edge has not read the keys of the installation.
+pub const NO_KEYS: &str = "NoKeys";
+/// What one edge lacks, another one may have.
+const LACKING: [&str; 2] = [NO_RAMDISK, NO_KEYS];
 
-/// True if another edge serves the Segment, and `edge`, which has no such interface, no address there or no ramdisk, cannot know better.
+/// True if another edge serves the Segment, and `edge`, which has no such interface, no address there, no ramdisk or no keys, cannot know
+/// better.
 pub fn is_anothers(former: &SegmentStatus, facts: &Facts, edge: &str) -> bool {
     let served = former
         .conditions
         .iter()
         .any(|condition| condition.type_ == "Serving" && condition.status == "True");
-    let elsewhere = facts
-        .serving
-        .as_ref()
-        .is_err_and(|trouble| segment::ELSEWHERE.contains(&trouble.reason) || trouble.reason == NO_RAMDISK);
+    let elsewhere = facts.serving.as_ref().is_err_and(|trouble| {
+        segment::ELSEWHERE.contains(&trouble.reason) || LACKING.contains(&trouble.reason)
+    });
     elsewhere && served && !former.edge.is_empty() && former.edge != edge
 }
 

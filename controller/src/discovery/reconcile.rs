@@ -115,8 +115,8 @@ async fn rounds(context: Arc<Context>, changes: broadcast::Receiver<Change>) {
         .map(Ok::<_, Infallible>);
     let rounds = applier(
         |server, context| {
-            // One span a round: everything that it logs says whose it is.
-            let span = tracing::info_span!("discovery", server = %server_name(&server));
+            // One span a round: everything that it logs says whose it is, whatever level is logged.
+            let span = tracing::error_span!("discovery", server = %server_name(&server));
             round(server, context).instrument(span).boxed()
         },
         |server, error, context| retry(&server, error, &context),
@@ -243,7 +243,7 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
     };
     let name = server_name(&server).to_owned();
     if !plan.effects.is_empty() {
-        tracing::info!(server = %name, why = %plan.why, effects = plan.effects.len(), "discovery acts");
+        tracing::info!(why = %plan.why, effects = plan.effects.len(), "discovery acts");
     }
     let news = context.memory.news(&name, &plan.notices);
     news.into_iter().for_each(|event| context.events.record(event));
@@ -267,8 +267,10 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             }))
         }
         Err(error) => {
-            context.metrics.failures.inc();
-            error.log(&format!("Server {name}"));
+            if !error.is_behind() {
+                context.metrics.failures.inc();
+            }
+            error.log();
             let refusal = error.is_refusal().then(|| refused(&server, &error));
             let news = context.memory.failed(&name, refusal);
             news.into_iter().for_each(|event| context.events.record(event));

@@ -18,6 +18,7 @@ use tokio::{
     sync::{Mutex, mpsc},
     time::Instant,
 };
+use tracing::Instrument;
 
 use super::{Dropped, Event, Happened, make_room};
 
@@ -104,7 +105,10 @@ pub(super) async fn run(client: Client, dropped: Dropped, queue: mpsc::Receiver<
         let happened = waiting.queue.recv().await?;
         Some((happened, waiting))
     })
-    .for_each_concurrent(AT_ONCE, |happened| writer.tell(happened))
+    .for_each_concurrent(AT_ONCE, |happened| {
+        let span = happened.event.span();
+        writer.tell(happened).instrument(span)
+    })
     .await;
 }
 
@@ -117,15 +121,14 @@ struct Writer {
 
 impl Writer {
     async fn tell(&self, Happened { at, event }: Happened) {
-        let subject = event.subject();
         let Event { reason, message, .. } = &event;
         let key = key(&event);
         let mut lately = self.lanes[usize::from(key[0]) % self.lanes.len()].lock().await;
-        tracing::info!(%subject, reason, %message, "event");
+        tracing::info!(reason, note = %message, "event");
         let written = self.write(&mut lately, &event, key, at).await;
         if let Err(error) = written {
-            self.dropped.0.inc();
-            tracing::warn!(error = %Chain(&error), %subject, reason, "event not written");
+            self.dropped.logged.inc();
+            tracing::warn!(error = %Chain(&error), reason, "event not written");
         }
     }
 
@@ -303,9 +306,9 @@ mod tests {
             events.record(event("1", message));
         }
         drop(writing);
-        assert_eq!(dropped.0.get(), 2);
+        assert_eq!(dropped.logged.get(), 2);
         events.record(event("1", "six"));
-        assert_eq!(events.dropped.0.get(), 1, "nobody takes it any more");
+        assert_eq!(events.dropped.logged.get(), 1, "nobody takes it any more");
     }
 
     #[tokio::test(start_paused = true)]
@@ -321,7 +324,7 @@ mod tests {
             api.set_down(false);
         };
         tokio::join!(run(api.client(), dropped.clone(), waiting), again);
-        assert_eq!((api.all::<Written>("events").len(), dropped.0.get()), (1, 0));
+        assert_eq!((api.all::<Written>("events").len(), dropped.logged.get()), (1, 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -346,7 +349,7 @@ mod tests {
             (
                 written().len(),
                 series.map(|series| series.count),
-                dropped.0.get()
+                dropped.logged.get()
             ),
             (1, Some(2), 0)
         );

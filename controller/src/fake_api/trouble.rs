@@ -18,13 +18,16 @@ pub(crate) enum Fault {
     Code(u16),
 }
 
+/// The merge patch for an object as it is then; none: it is left as it is.
+type Patching = Box<dyn Fn(&Value) -> Option<Value> + Send>;
+
 /// Somebody who patches an object between two requests of others.
 pub(super) struct Intruder {
     /// How many requests are left until then.
     left: usize,
     plural: String,
     name: String,
-    patch: Value,
+    patch: Patching,
     /// From then on the watched copies see nothing of this kind.
     unseen: bool,
     /// Only once that request is carried out, before it is answered.
@@ -51,14 +54,35 @@ impl FakeApi {
         self.lock().invalid.clear();
     }
 
+    /// From now on, it answers reads of paths with this end with `code`.
+    pub(crate) fn refuse_reads(&self, end: &str, code: u16) {
+        self.lock().unread = Some((end.to_owned(), code));
+    }
+
+    /// From now on, everything can be read again.
+    pub(crate) fn take_reads(&self) {
+        self.lock().unread = None;
+    }
+
     /// Somebody merges `patch` into an object just before request number `left` of those to come.
     pub(crate) fn intrude(&self, left: usize, plural: &str, name: &str, patch: Value) {
+        self.intrude_with(left, plural, name, move |_| Some(patch.clone()));
+    }
+
+    /// The same with the patch that `patch` makes of the object as it is then; none: nobody comes.
+    pub(crate) fn intrude_with(
+        &self,
+        left: usize,
+        plural: &str,
+        name: &str,
+        patch: impl Fn(&Value) -> Option<Value> + Send + 'static,
+    ) {
         let (plural, name) = (plural.to_owned(), name.to_owned());
         self.lock().intruder = Some(Intruder {
             left,
             plural,
             name,
-            patch,
+            patch: Box::new(patch),
             unseen: false,
             after: false,
         });
@@ -103,6 +127,13 @@ impl FakeApi {
     /// From now on the watched copies see nothing of this kind.
     pub(crate) fn set_blind(&self, plural: &str) {
         self.lock().blind = Some(plural.to_owned());
+    }
+
+    /// The watched copies see every kind again, with what they have missed.
+    pub(crate) fn see_again(&self) {
+        let mut inner = self.lock();
+        inner.blind = None;
+        inner.show();
     }
 
     /// While true, whoever listens is told of no change, though the watched copies have it.
@@ -152,7 +183,11 @@ impl Inner {
     pub(super) fn let_in(&mut self, intruder: Option<Intruder>) {
         let Some(intruder) = intruder else { return };
         self.blind = intruder.unseen.then(|| intruder.plural.clone());
-        let _ = self.edit(&intruder.plural, &intruder.name, &intruder.patch);
+        let mut stored = self.objects.iter();
+        let stored = stored.find(|(key, _)| key.0 == intruder.plural && key.2 == intruder.name);
+        if let Some(patch) = stored.and_then(|(_, object)| (intruder.patch)(object)) {
+            let _ = self.edit(&intruder.plural, &intruder.name, &patch);
+        }
     }
 
     /// What this request has to wait for.

@@ -296,9 +296,14 @@ pub(super) fn tell_access(draft: &mut Draft<'_>, secret: &str) {
     );
 }
 
+/// How `failure` of the BMC at `address` is told.
+pub(super) fn words_of(address: &str, failure: &Failure) -> String {
+    format!("BMC {}: {}", shown(address), failure.message)
+}
+
 /// The BMC was asked and did not let us in.
 fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach {
-    let message = format!("BMC {}: {}", shown(&access.address), failure.message);
+    let message = words_of(&access.address, failure);
     match failure.class {
         FailureClass::Credentials if was_registered(draft) => {
             let minutes = ASK_LATER.as_mins();

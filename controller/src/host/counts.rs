@@ -7,11 +7,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use muster_proto::kinds::{BareMetalHost, ErrorType, OperationHistory, OperationMetric, OperationalStatus};
 
 use super::{
-    State, available, conditions,
-    draft::event_reason,
+    State, access, conditions,
+    draft::{REFUSED, bounded, clause, event_reason},
     metrics::{Metrics, Operation, Plain},
-    observed::{SecretState, Secrets},
-    secrets::Purpose,
+    observed::{Bmc, FailureClass, Observed, Probed, SecretState},
+    secrets,
 };
 use crate::{events::Event, path::Path};
 
@@ -24,19 +24,19 @@ const OPERATIONS: [(Operation, Pick); 4] = [
     (Operation::Deprovision, |history| history.deprovision.as_ref()),
 ];
 
-/// The status of a host was written, after `secrets` were looked at, and `events` are told of it.
+/// The status of a host was written, as it was decided by what was `seen`, and `events` are told of it.
 pub(super) fn status_written(
     metrics: &Metrics,
     before: &BareMetalHost,
     after: &BareMetalHost,
-    secrets: &Secrets,
+    seen: &Observed,
     events: &[Event],
 ) {
     let told = |reason: &str| events.iter().any(|event| event.reason == reason);
     let host = Path::of(after);
     deletion(metrics, before, after, told("NotCleaned"));
-    credentials(metrics, before, after, secrets, told("BMCAccessValidated"));
-    inputs(metrics, before, after, secrets);
+    credentials(metrics, before, after, seen, told("BMCAccessValidated"));
+    inputs(metrics, before, after);
     let [prev, new] = [State::of(before), State::of(after)];
     if prev != new {
         metrics.changed(prev.name(), new.name());
@@ -130,7 +130,7 @@ fn credentials(
     metrics: &Metrics,
     before: &BareMetalHost,
     after: &BareMetalHost,
-    secrets: &Secrets,
+    seen: &Observed,
     updated: bool,
 ) {
     let status = before.status.as_ref();
@@ -140,13 +140,15 @@ fn credentials(
     }
     let registration = error(after).filter(|(kind, _)| *kind == ErrorType::Registration);
     let failed = registration.is_some() && error(before) != registration;
-    match &secrets.bmc.state {
+    match &seen.secrets.bmc.state {
         SecretState::Missing if failed => metrics.count(Plain::CredentialsMissing),
         SecretState::Invalid(_) if failed => metrics.count(Plain::CredentialsInvalid),
         SecretState::Unreadable(_) if waits(after).is_some() && waits(before) != waits(after) => {
             metrics.count(Plain::CredentialsUnhandled);
         }
-        SecretState::Present { .. } if failed => metrics.count(Plain::NoManagementAccess),
+        SecretState::Present { .. } if failed && is_shut_out(after, &seen.bmc) => {
+            metrics.count(Plain::NoManagementAccess);
+        }
         _ => {}
     }
     let powerless =
@@ -156,19 +158,35 @@ fn credentials(
     }
 }
 
+/// True if `host` is told that its `bmc` did not let us in. That the host says of it what cannot be, or what another host says, too, is none
+/// of the BMC's doing.
+fn is_shut_out(host: &BareMetalHost, bmc: &Bmc) -> bool {
+    let Some(Probed {
+        access: asked,
+        result: Err(failure),
+        ..
+    }) = &bmc.probed
+    else {
+        return false;
+    };
+    let words = bounded(clause(&access::words_of(&asked.address, failure)));
+    failure.class != FailureClass::Address
+        && error(host).is_some_and(|(_, told)| told.starts_with(words.as_str()))
+}
+
 /// What is wrong with the Secrets of the config drive, where an image waits for them.
-fn inputs(metrics: &Metrics, before: &BareMetalHost, after: &BareMetalHost, secrets: &Secrets) {
-    let needed = matches!(State::of(after), State::Available | State::Provisioning)
-        && available::has_request(&after.spec)
-        && waits(after).is_some()
-        && waits(before) != waits(after);
-    for purpose in Purpose::ALL.into_iter().filter(|purpose| purpose.is_input()) {
-        let bad = !matches!(
-            secrets.of(purpose).state,
-            SecretState::Unnamed | SecretState::Present { .. }
-        );
-        if needed && bad {
+fn inputs(metrics: &Metrics, before: &BareMetalHost, after: &BareMetalHost) {
+    for (purpose, name) in secrets::named(after).filter(|(purpose, _)| purpose.is_input()) {
+        let called = secrets::called(purpose, name);
+        if lacks(after, &called) && !lacks(before, &called) {
             metrics.data_error(purpose.content().name());
         }
     }
+}
+
+/// True if `host` tells that something is wrong with what is `called` so, and not that something was when it was tried before.
+fn lacks(host: &BareMetalHost, called: &str) -> bool {
+    let wait = waiting(host).filter(|wait| ["Inputs", REFUSED].contains(&wait.reason.as_str()));
+    wait.is_some_and(|wait| wait.message.contains(called))
+        || error(host).is_some_and(|(_, message)| message.contains(called))
 }

@@ -17,7 +17,7 @@ use super::{
     jobs::{self, Job},
     observed::Power,
     plan::Task,
-    power, preparing, provisioning, ramdisk,
+    power, preparing, provisioning, ramdisk, report,
 };
 
 /// After so many failures of one step a deletion goes on without it.
@@ -131,13 +131,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let Some((server, _)) = ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then) else {
         return;
     };
-    let Some(inventory) = ramdisk::inventory(draft, server, "they are cleaned") else {
-        // A host that goes waits for nothing without an end.
-        if draft.is_leaving() && draft.waited("Inventory", ramdisk::BOOT_DEADLINE) {
-            draft.fail(ErrorType::Provisioning, "the ramdisk does not report the disks");
-        } else if draft.is_leaving() {
-            draft.again_after("Inventory", ramdisk::BOOT_DEADLINE);
-        }
+    let Some(inventory) = report::inventory(draft, server, "they are cleaned") else {
         return;
     };
     let root = preparing::root_of_before(draft, &inventory.disks);
@@ -148,7 +142,8 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     }
     match guard::to_clean(draft.host, draft.seen, &disks) {
         Ok(permit) => {
-            tell_left_out(draft, server, &id, &inventory.disks, root);
+            let left = left_out(draft, &inventory.disks, root);
+            tell_left_out(draft, server, &id, &left);
             jobs::place(draft, server, &id, Task::Clean(permit));
             draft.wait_for(
                 "Clean",
@@ -167,15 +162,18 @@ fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a Disk> {
     disk::to_clean(disks, root.filter(|root| disk::can_be_told(disks, root).is_ok()))
 }
 
-/// Tells of the disks that the cleaning `id` leaves out, as long as that is not placed.
-pub(super) fn tell_left_out(
-    draft: &mut Draft<'_>,
-    server: &Server,
-    id: &str,
-    disks: &[Disk],
-    root: Option<&Disk>,
-) {
-    let left = disk::left_out(disks, root);
+/// What a cleaning of `disks` after an image on `root` leaves as it is, each with why: that of a disk that is not seen any more, too, which
+/// may have been pulled out, or not have come up with this boot.
+fn left_out(draft: &Draft<'_>, disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
+    let known = draft.old.hardware.as_ref().map(Packed::unpack);
+    let gone = known.iter().flat_map(|known| disk::gone(&known.storage, disks));
+    let mut left = disk::left_out(disks, root);
+    left.extend(gone);
+    left
+}
+
+/// Tells of the disks that are `left` out of the cleaning `id`, as long as that is not placed.
+pub(super) fn tell_left_out(draft: &mut Draft<'_>, server: &Server, id: &str, left: &[String]) {
     if left.is_empty() || jobs::is_placed(server, id) {
         return;
     }
@@ -295,7 +293,7 @@ fn uncleaned(draft: &mut Draft<'_>, why: &str) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Nothing,
-    /// What disks hold that cannot be told from each other, or were put in.
+    /// What disks hold that cannot be told from each other, were put in, or are not seen.
     SomeDisks,
     /// Of a cleaning that was broken off nobody knows how far it went.
     Part,
@@ -326,7 +324,7 @@ fn cleaned(draft: &mut Draft<'_>, server: &Server) {
             return draft.fail(ErrorType::Provisioning, message);
         }
     }
-    let left = match disk::left_out(&inventory.disks, root).is_empty() {
+    let left = match left_out(draft, &inventory.disks, root).is_empty() {
         true => Left::Nothing,
         false => Left::SomeDisks,
     };

@@ -11,8 +11,9 @@ pub(super) const DETACHED: &str = "Detached";
 
 /// What the annotation says beside that it is there. What cannot be read says nothing, as upstream has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(default)]
 struct Arguments {
+    #[serde(rename = "deleteaction")]
     delete_action: DeleteAction,
     force: bool,
 }
@@ -26,9 +27,12 @@ enum DeleteAction {
     Delete,
 }
 
-/// What is wrong with the annotation of `host`, for people; none: it can be read, or is not there.
+/// What is wrong with the annotation of `host`, for people; none: it can be read, or is not there. Upstream takes any value, and some write
+/// who they are: only what was meant as arguments can be wrong.
 pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
-    let error = arguments::<Arguments>(annotation(host, DETACHED_ANNOTATION)?).err()?;
+    let value = annotation(host, DETACHED_ANNOTATION)?;
+    let is_meant = value.trim_start().starts_with('{');
+    let error = arguments::<Arguments>(value).err().filter(|_| is_meant)?;
     let example = r#"{"force":true}"#;
     Some(format!(
         "the annotation {DETACHED_ANNOTATION} cannot be read: {error}; it counts as if it had no value; write JSON such as {example}, or nothing"

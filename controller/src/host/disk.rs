@@ -1,7 +1,7 @@
 //! Which disk the image goes to, and which disks are cleaned. Pure.
 //!
 //! All hints must hold. Several disks may: then it is the first by kernel name, as upstream takes it. Without hints it is the
-//! smallest disk of at least 4 GiB that is neither removable nor read-only nor one of several paths to the same disk, and one behind
+//! smallest disk of at least 4 GiB that is neither removable, read-only nor zoned, nor one of several paths to the same disk, and one behind
 //! iSCSI or Fibre Channel only where the machine has no other: it may be another machine's as well. One behind USB and an SD card
 //! somebody may have left there, and few of them say that they are removable: they are taken only where hints leave no other.
 //! Upstream would take `/dev/sda` there, whatever that is; a profile that says so counts only where somebody set it.
@@ -11,8 +11,11 @@ use std::collections::BTreeMap;
 use muster_proto::{
     inventory::{Disk, Transport},
     job::DiskId,
-    kinds::RootDeviceHints,
+    kinds::{HardwareStorage, RootDeviceHints},
 };
+
+/// What a disk is called that takes writes only where the one before ended.
+const ZONED: &str = "a zoned disk that its host has to manage (SMR or ZNS)";
 
 /// The least size of a disk that is chosen without hints, in bytes.
 const LEAST: u64 = 4 << 30;
@@ -79,7 +82,11 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
     // As the agent has it, which would refuse any other. Of those that the hints do not tell apart, the machine's own come first.
     let writable = meant.filter(|disk| is_writable(disk));
     writable.min_by_key(|disk| Seat::of(disk)).ok_or_else(|| {
-        let what = if first.read_only { "read-only" } else { "removable" };
+        let what = match first {
+            Disk { read_only: true, .. } => "read-only",
+            Disk { zoned: true, .. } => ZONED,
+            _ => "removable",
+        };
         format!(
             "the disk {} that the root device hints choose is {what}, and images go to no such disk; next: choose another in spec.rootDeviceHints",
             first.name
@@ -127,7 +134,7 @@ fn said(hints: &RootDeviceHints) -> RootDeviceHints {
 }
 
 fn is_writable(disk: &Disk) -> bool {
-    !disk.removable && !disk.read_only
+    !disk.removable && !disk.read_only && !disk.zoned
 }
 
 /// Where a disk sits: the first is surely the machine's own.
@@ -196,7 +203,45 @@ pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
         (Seat::Built, Err(why)) => Some(format!("{} has {why}", disk.name)),
         (Seat::Network, _) | (Seat::Built, Ok(())) => None,
     };
-    disks.iter().filter(|disk| holds(disk)).filter_map(why).collect()
+    let zoned = disks.iter().filter(|disk| disk.zoned && disk.size_bytes > 0);
+    let zoned = zoned.map(|disk| format!("{} is {ZONED}", disk.name));
+    let others = disks.iter().filter(|disk| holds(disk)).filter_map(why);
+    others.chain(zoned).collect()
+}
+
+/// What the names of those contain that other machines have as well, or that somebody may have put in: those that are cleaned are none of them.
+const ELSEWHERE: [&str; 5] = ["-fc-", "-iscsi-", "-usb-", "/dev/dm-", "/dev/mapper/"];
+
+/// Those that a machine had, as they are `known`, and that are not among `disks`, for people. One without a number of its own may be any.
+pub(super) fn gone(known: &[HardwareStorage], disks: &[Disk]) -> Vec<String> {
+    let is = |number: &Option<String>, disk: &Disk| {
+        let mut numbers = serials(disk);
+        numbers.extend([disk.wwn.clone(), disk.wwn_with_extension.clone()]);
+        number
+            .as_ref()
+            .is_some_and(|number| numbers.iter().any(|is| number.eq_ignore_ascii_case(is)))
+    };
+    let is_gone = |was: &&HardwareStorage| {
+        let numbers = [&was.serial_number, &was.wwn, &was.wwn_with_extension]
+            .map(|number| number.clone().filter(|number| !number.is_empty()));
+        let is_there = |disk: &Disk| numbers.iter().any(|number| is(number, disk));
+        let mut names = was.alternate_names.iter().chain(&was.name);
+        was.size_bytes.is_some_and(|size| size > 0)
+            && !names.any(|name| ELSEWHERE.iter().any(|part| name.contains(part)))
+            && numbers.iter().any(Option::is_some)
+            && !disks.iter().any(is_there)
+    };
+    let words = |was: &HardwareStorage| {
+        let name = was.name.as_deref().unwrap_or("a disk");
+        let number = was
+            .serial_number
+            .as_ref()
+            .or(was.wwn.as_ref())
+            .or(was.wwn_with_extension.as_ref());
+        let number = number.map_or_else(String::new, |number| format!(" ({number})"));
+        format!("{name}{number}, which the machine had, is not seen")
+    };
+    known.iter().filter(is_gone).map(words).collect()
 }
 
 fn own<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> impl Iterator<Item = &'a Disk> {

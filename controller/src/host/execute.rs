@@ -205,7 +205,7 @@ impl Executor {
             Effect::ReleaseHardware => self.release_hardware(host, sight).await,
             Effect::ReleaseLeftovers => self.release_leftovers(host).await,
             Effect::HoldSecret { name, hold } => self.vault.hold(host, &name, hold).await,
-            Effect::ReleaseSecret { name } => self.vault.release(host, &name).await,
+            Effect::ReleaseSecret { name, disown } => self.vault.release(host, &name, disown).await,
             Effect::Wake(wish) => self.ask_to_wake(host, sight, *wish).await,
             Effect::Bmc(call) => self.call(host, &call).await,
         }
@@ -309,7 +309,7 @@ impl Executor {
                 let namespace = host.metadata.namespace.as_deref().unwrap_or_default();
                 let sealed = drive::sealed(&self.vault, namespace, contents, operation, server).await;
                 Some(sealed.map_err(|error| {
-                    tracing::warn!(host = %Path::of(host), error = %Chain(&error), "no job is placed");
+                    tracing::warn!(error = %Chain(&error), "no job is placed");
                     behind()
                 })?)
             }
@@ -476,7 +476,7 @@ impl Executor {
                 Ok(object) => object,
                 // Upstream's kind need not be installed, and the rights to it are not worth a host that does not go.
                 Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
-                    tracing::debug!(host = %path, %kind, why = %status.message, "nothing to let go");
+                    tracing::debug!(%kind, why = %status.message, "nothing to let go");
                     continue;
                 }
                 Err(error) => {
@@ -503,7 +503,7 @@ impl Executor {
                 .await
             {
                 Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
-                    tracing::warn!(host = %path, %kind, why = %status.message, "its finalizers are not taken off");
+                    tracing::warn!(%kind, why = %status.message, "its finalizers are not taken off");
                 }
                 patched => {
                     patched.map_err(failed("release what another operator left", &path.to_string()))?;

@@ -160,6 +160,11 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
         .iter()
         .any(|reason| draft.waiting_since(reason).is_some());
     draft.status.powered_on |= draft.state.is_provisioned() && asked && !wanted;
+    // Whatever failed before, nobody tries it any more, and it has become as it is wanted.
+    if wanted == draft.status.powered_on && draft.status.error_type == Some(ErrorType::PowerManagement) {
+        draft.clear_error();
+        draft.status.error_count = 0;
+    }
     jobs::clear(draft);
     if wish.once && (again || !draft.status.powered_on) {
         rebooted(draft);

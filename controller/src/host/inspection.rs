@@ -3,16 +3,20 @@
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{ErrorType, HardwareData, INSPECT_ANNOTATION, Packed, Server, ServerStatus, Trust},
+    kinds::{
+        BareMetalHost, ErrorType, HardwareData, INSPECT_ANNOTATION, Packed, Server, ServerStatus, Trust,
+    },
     text,
 };
 
 use super::{
     State, access,
-    draft::{Draft, HoldOff},
+    conditions::waiting,
+    draft::{Draft, HoldOff, RETRY},
     jobs::{self, Job},
+    place,
     plan::{Effect, HARDWARE_FINALIZER, Task},
-    ramdisk, registration, restore,
+    ramdisk, registration, report, restore,
 };
 use crate::time::whole_seconds;
 use crate::{
@@ -121,12 +125,32 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
 }
 
+/// What the attempt is called that `host` is in the middle of; none: it is not being inspected, or waits before another attempt or for its
+/// place.
+pub(super) fn operation_under_way(host: &BareMetalHost) -> Option<String> {
+    let status = host.status.as_ref()?;
+    let waits = place::waits_in_line(status) || waiting(status).is_some_and(|wait| wait.reason == RETRY);
+    operation(host).filter(|_| !waits)
+}
+
+/// What the attempt is called that is made of `host`, or is made next; none: it is not inspecting.
+fn operation(host: &BareMetalHost) -> Option<String> {
+    let status = host
+        .status
+        .as_ref()
+        .filter(|_| State::of(host) == State::Inspecting)?;
+    let history = status.operation_history.as_ref()?;
+    let start = history.inspect.as_ref()?.start.as_ref()?.0.as_second();
+    let uid = host.metadata.uid.as_deref().unwrap_or_default();
+    Some(jobs::attempt_at(uid, "inspect", Some(start), status.error_count))
+}
+
 fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
     let reach = access::ensure(draft);
     if reach == access::Reach::No {
         return;
     }
-    let operation = jobs::operation(draft, "inspect", Some(start.as_second()), draft.old.error_count);
+    let operation = operation(draft.host).unwrap_or_default();
     let Some((server, session)) = ramdisk::ready(draft, &reach, &operation, ErrorType::Inspection, THEN)
     else {
         return;
@@ -190,7 +214,7 @@ fn is_ours(draft: &Draft<'_>, data: &HardwareData) -> bool {
 /// The hardware is known, unless drivers are still being loaded: stored as HardwareData first, then in the status.
 fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Inventory>, at: Timestamp) {
     if let Some(due) = hardware::is_early_until(status, found, draft.now) {
-        ramdisk::wait_for_drivers(draft, due, "the host is prepared");
+        report::wait_for_drivers(draft, due, "the host is prepared");
         return;
     }
     let found = hardware::details(&found.unpack());

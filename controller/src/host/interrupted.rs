@@ -3,14 +3,14 @@
 //! What was interrupted is done again by the next ramdisk, without an end where the machine itself is what ends it: a disk controller
 //! that brings the kernel down, or too little memory.
 
-use muster_proto::kinds::Server;
+use muster_proto::kinds::{BareMetalHost, Server, SessionState};
 
-use super::jobs;
+use super::{inspection, jobs};
 
 /// So many ramdisks may end in the middle of one operation.
 pub(super) const MOST: u32 = 3;
 
-/// What clears or writes disks on a machine. Only of this process: another one counts anew.
+/// What inspects a machine, or clears or writes its disks. Only of this process: another one counts anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Work {
     operation: String,
@@ -23,13 +23,27 @@ pub struct Work {
 }
 
 impl Work {
-    /// What is known once `server` was seen, of which `before` was known. Nothing is as long as nothing was taken up, or that has ended.
-    pub(super) fn seen(before: Option<Work>, server: Option<&Server>) -> Option<Work> {
+    /// What is known once `server` of `host` was seen, of which `before` was known. Nothing is as long as nothing was taken up, or that has
+    /// ended. An inspection needs not be taken up: a ramdisk is at it as soon as it calls in.
+    pub(super) fn seen(before: Option<Work>, host: &BareMetalHost, server: Option<&Server>) -> Option<Work> {
         let server = server?;
         let status = server.status.as_ref()?;
-        let last = status.job.as_ref().filter(|last| !last.done)?;
-        let operation = jobs::operation_of(&last.id)?;
-        let session = &status.session.as_ref()?.key;
+        let session = status.session.as_ref()?;
+        let inspects = inspection::operation_under_way(host);
+        let (operation, is_at_it) = match &inspects {
+            Some(operation) => (
+                operation.as_str(),
+                session.state == SessionState::Connected && !status.contested,
+            ),
+            None => {
+                let last = status.job.as_ref().filter(|last| !last.done)?;
+                (
+                    jobs::operation_of(&last.id)?,
+                    jobs::is_under_way(server, |_| true),
+                )
+            }
+        };
+        let session = &session.key;
         let mut known = before.filter(|before| before.operation == operation);
         if let Some(known) = known
             .as_mut()
@@ -39,7 +53,7 @@ impl Work {
             known.lost += 1;
         }
         // One that came after it, and has not been given anything yet, ends in the middle of nothing.
-        if !jobs::is_under_way(server, |_| true) {
+        if !is_at_it {
             return known;
         }
         Some(Work {

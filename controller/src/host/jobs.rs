@@ -13,13 +13,22 @@ pub(super) const OURS: &str = "host-";
 /// The name of one operation: what is done, to which host, begun when, after how many failures. The same name is the same
 /// operation, whoever asks for it again.
 pub(super) fn operation(draft: &Draft<'_>, what: &str, start: Option<i64>, attempt: i64) -> String {
-    format!("{}{attempt}", begun(draft, what, start))
+    attempt_at(draft.uid(), what, start, attempt)
+}
+
+/// The same, to the host with this UID.
+pub(super) fn attempt_at(uid: &str, what: &str, start: Option<i64>, attempt: i64) -> String {
+    format!("{}{attempt}", attempts_at(uid, what, start))
 }
 
 /// What the names of all attempts at one operation begin with.
 pub(super) fn begun(draft: &Draft<'_>, what: &str, start: Option<i64>) -> String {
+    attempts_at(draft.uid(), what, start)
+}
+
+fn attempts_at(uid: &str, what: &str, start: Option<i64>) -> String {
     let start = start.unwrap_or_default();
-    format!("{OURS}{what}-{}-{start}-", draft.uid())
+    format!("{OURS}{what}-{uid}-{start}-")
 }
 
 /// True if the job `id` clears the disks in an operation that [`begun`] so.

@@ -109,8 +109,10 @@ struct Entry {
     wrong: Option<String>,
     /// What another operator held for it is let go.
     released: bool,
-    /// When it was seen to be paused last.
-    paused: Option<Timestamp>,
+    /// It is paused, or somebody else's.
+    left_alone: bool,
+    /// Since when it is looked after again, after that.
+    resumed: Option<Timestamp>,
     /// We wrote that it lets go of all that is held for it, which the watch may not have shown yet.
     lets_go: bool,
     rounds: Bucket,
@@ -245,7 +247,7 @@ impl Memory {
     pub fn work(&self, host: &BareMetalHost, server: Option<&Server>) -> Option<Work> {
         self.with(host, |entry| {
             let before = entry.work.take().map(|before| *before);
-            let work = Work::seen(before, server);
+            let work = Work::seen(before, host, server);
             entry.work = work.clone().map(Box::new);
             work
         })?
@@ -296,9 +298,14 @@ impl Memory {
         }
     }
 
-    /// A round begins to look at `host`: it sees all that has changed until now.
-    pub fn looks(&self, host: &BareMetalHost) {
-        self.with(host, |entry| entry.calm = Calm::Seen);
+    /// A round begins to look at `host`: it sees all that has changed until `now`.
+    pub fn looks(&self, host: &BareMetalHost, now: Timestamp) {
+        self.with(host, |entry| {
+            entry.calm = Calm::Seen;
+            if std::mem::take(&mut entry.left_alone) {
+                entry.resumed = Some(now);
+            }
+        });
     }
 
     /// The round had nothing to do: `host` rests, unless something has changed since the round began.
@@ -384,14 +391,14 @@ impl Memory {
         self.lock().get(host).is_some_and(|entry| entry.lets_go)
     }
 
-    /// The host is seen to be paused `now`.
-    pub fn saw_paused(&self, host: &BareMetalHost, now: Timestamp) {
-        self.with(host, |entry| entry.paused = Some(now));
+    /// The host is seen to be paused, or somebody else's.
+    pub fn leaves_alone(&self, host: &BareMetalHost) {
+        self.with(host, |entry| entry.left_alone = true);
     }
 
-    /// When the host was seen to be paused last; none: not since this process began.
-    pub fn paused_at(&self, host: &BareMetalHost) -> Option<Timestamp> {
-        self.with(host, |entry| entry.paused)?
+    /// Since when the host is looked after again, after it was paused or somebody else's; none: it was neither since this process began.
+    pub fn resumed_at(&self, host: &BareMetalHost) -> Option<Timestamp> {
+        self.with(host, |entry| entry.resumed)?
     }
 
     /// How many rounds failed in a row.
@@ -428,7 +435,8 @@ impl Entry {
             failures: Failures::default(),
             wrong: None,
             released: false,
-            paused: None,
+            left_alone: false,
+            resumed: None,
             lets_go: false,
             rounds: Bucket::new(Instant::now()),
             deferred: None,

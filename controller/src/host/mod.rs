@@ -68,6 +68,7 @@ pub mod reasons;
 mod reboot;
 pub mod reconcile;
 mod registration;
+mod report;
 mod restore;
 mod rivals;
 mod secrets;

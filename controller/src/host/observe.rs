@@ -79,7 +79,7 @@ impl Eyes<'_> {
             slot: false,
             began: self
                 .memory
-                .paused_at(&host)
+                .resumed_at(&host)
                 .map_or(self.began, |at| at.max(self.began)),
             epoch: self.epoch,
             max_provisioning_retries: self.max_provisioning_retries,

@@ -34,7 +34,7 @@ pub struct Observed {
     pub released: bool,
     /// True if the host has one of the places of hosts that are busy at once. See [`Plan::slot`](super::Plan::slot).
     pub slot: bool,
-    /// When this process began to lead, or the host was paused last: what was announced or done before says nothing of the machine.
+    /// When this process began to lead, or the host was last paused no more: what was announced or done before says nothing of the machine.
     pub began: Timestamp,
     /// The term of this leader; jobs carry it.
     pub epoch: i64,

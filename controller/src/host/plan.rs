@@ -121,6 +121,8 @@ pub enum Effect {
     ReleaseSecret {
         /// Its name, in the host's namespace.
         name: String,
+        /// The host does not name it any more, so it is not to go with the host either.
+        disown: bool,
     },
 }
 

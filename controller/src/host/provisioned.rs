@@ -127,15 +127,19 @@ fn goes_off(draft: &Draft<'_>) -> bool {
 /// Has the machine of `server` leave its ramdisk by the job `id`.
 fn told_to_leave(draft: &mut Draft<'_>, server: &Server, id: &str, message: &'static str) -> Leaving {
     let contested = server.status.as_ref().is_some_and(|status| status.contested);
+    let (told, here) = (draft.waiting_since("Leave"), draft.here_since());
     // It may have waited for another session's end.
-    let is_old = |since| draft.now.duration_since(since) >= ramdisk::BOOT_DEADLINE;
-    let is_late = draft.waited("Leave", ramdisk::BOOT_DEADLINE) && draft.here_since().is_none_or(is_old);
+    let is_old = |since: Timestamp| draft.now.duration_since(since) >= ramdisk::BOOT_DEADLINE;
+    let is_late = told.is_some_and(is_old) && here.is_none_or(is_old);
+    let is_back = told.is_none_or(|told| here.is_some_and(|here| here > told));
     match jobs::look(server, |job| job == id) {
         Job::Absent if contested => return Leaving::No,
-        Job::Done | Job::Failed(_) => return Leaving::No,
-        Job::Absent | Job::Pending if is_late => return Leaving::Stays,
+        Job::Failed(_) => return Leaving::Stays,
+        // One that comes back is not told again, or it would go on like that.
+        Job::Done if is_back => return Leaving::Stays,
+        _ if is_late => return Leaving::Stays,
         Job::Absent => jobs::place(draft, server, id, Task::Reboot),
-        Job::Pending => draft.again(access::LOOK_AGAIN),
+        Job::Pending | Job::Done => draft.again(access::LOOK_AGAIN),
     }
     // Its ramdisk is here.
     draft.status.powered_on = true;

@@ -21,7 +21,7 @@ use super::{
     plan::{BmcCall, Next, PowerOrder, Task, WriteTask},
     power,
     preparing::{self, effective_hints},
-    ramdisk, registration,
+    ramdisk, registration, report,
     secrets::{self, Inputs},
 };
 
@@ -200,7 +200,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
         }
         return;
     };
-    let Some(inventory) = ramdisk::inventory(draft, server, "the image is written") else {
+    let Some(inventory) = report::inventory(draft, server, "the image is written") else {
         return;
     };
     let ramdisk = Ramdisk {
@@ -289,7 +289,8 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     let root = root(draft, &inventory.disks)?;
     let disks = disk::to_clean(&inventory.disks, Some(root));
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
-    deprovisioning::tell_left_out(draft, server, &id, &inventory.disks, Some(root));
+    let left = disk::left_out(&inventory.disks, Some(root));
+    deprovisioning::tell_left_out(draft, server, &id, &left);
     // All that is needed for it is there, most of the time: one order for both.
     let then = match secrets::inputs(draft) {
         Inputs::Ready => {

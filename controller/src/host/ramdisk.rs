@@ -1,12 +1,9 @@
 //! Getting the machine into its ramdisk. One that runs is used as it is; else the BMC boots it, or a person does. Pure.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use muster_proto::{
-    inventory::Inventory,
-    kinds::{ErrorType, HostBootMode, REBOOT_ANNOTATION, Server, Session},
-};
+use muster_proto::kinds::{ErrorType, HostBootMode, REBOOT_ANNOTATION, Server, Session};
 
 use super::{
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
@@ -21,8 +18,8 @@ use super::{
     plan::{BmcCall, PowerOrder, Task},
     power, reboot, registration,
 };
+use crate::hosts::declared_mac;
 use crate::time::{is_ahead, whole_seconds};
-use crate::{hardware, hosts::declared_mac};
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
 /// several minutes for their firmware alone.
@@ -241,35 +238,6 @@ fn waits(then: &str) -> String {
     format!("{CALL_IN}; next: {then}")
 }
 
-/// What the ramdisk reported of the machine; none: not yet, or not all, and the draft says what is done with it then.
-pub(super) fn inventory(draft: &mut Draft<'_>, server: &Server, then: &str) -> Option<Arc<Inventory>> {
-    let status = server.status.as_ref();
-    let known = status.and_then(|status| Some((status, status.inventory.as_ref()?)));
-    let Some((status, inventory)) = known else {
-        draft.wait_for(
-            "Inventory",
-            format!("waits for the ramdisk to report the disks; next: {then}"),
-        );
-        return None;
-    };
-    match hardware::is_early_until(status, inventory, draft.now) {
-        Some(due) => {
-            wait_for_drivers(draft, due, then);
-            None
-        }
-        None => Some(inventory.unpack()),
-    }
-}
-
-/// No disk is chosen or cleaned by what was found while drivers were still being loaded.
-pub(super) fn wait_for_drivers(draft: &mut Draft<'_>, due: Timestamp, then: &str) {
-    draft.wait_for(
-        "Inventory",
-        format!("waits for the ramdisk to load the drivers of all that is in the machine; next: {then}"),
-    );
-    draft.again_at(due);
-}
-
 /// What a host lacks whose machine's ramdisk would not be known for its.
 const NO_NIC: &str = "it is not known by which NIC to know its machine: set spec.bootMACAddress";
 
@@ -336,7 +304,8 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
     }
     let tried = draft.seen.tried.as_ref();
     // A boot before a pause may have ended on the machine's own disk: once its time is over, it is as good as forgotten.
-    let tried = tried.filter(|tried| tried.at >= draft.seen.began || !draft.waited("Ramdisk", BOOT_DEADLINE));
+    let tried =
+        tried.filter(|tried| tried.at >= draft.seen.began || !draft.has_paused(tried.at, BOOT_DEADLINE));
     match tried.filter(|tried| is_booted(draft, tried, operation)) {
         Some(tried) => match &tried.result {
             Ok(()) => {
@@ -513,15 +482,12 @@ fn may_return(draft: &mut Draft<'_>, then: &str) -> bool {
 
 /// True while a machine that its ramdisk rebooted may be booting.
 fn is_on_its_way(draft: &mut Draft<'_>) -> bool {
-    let Some(since) = draft.waiting_since(REBOOTING) else {
+    if draft.waiting_since(REBOOTING).is_none() || draft.waited(REBOOTING, BOOT_DEADLINE) {
         return false;
-    };
-    let is_late = draft.waited(REBOOTING, BOOT_DEADLINE);
-    if !is_late {
-        draft.keep_wait();
-        draft.again_at(since.checked_add(BOOT_DEADLINE).unwrap_or(draft.now));
     }
-    !is_late
+    draft.keep_wait();
+    draft.again_after(REBOOTING, BOOT_DEADLINE);
+    true
 }
 
 /// Since when the machine gets the ramdisk if it boots from the network: since its host is in a state that takes it there.

@@ -10,19 +10,14 @@ use crate::hosts::arguments;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 struct Arguments {
-    mode: Mode,
+    mode: String,
     force: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Mode {
-    Hard,
-    Soft,
-    #[default]
-    #[serde(rename = "")]
-    Unset,
-}
+/// How the machine is to go down at once.
+const HARD: &str = "hard";
+/// What else an annotation may say of that.
+const MODES: [&str; 3] = ["", "soft", HARD];
 
 /// What all of them say together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +49,7 @@ pub(super) fn wish(host: &BareMetalHost, forced: bool) -> Wish {
         if forced && !arguments.force {
             continue;
         }
-        wish.hard |= arguments.mode == Mode::Hard;
+        wish.hard |= arguments.mode == HARD;
         wish.once |= !phased;
         wish.stay_off |= phased;
     }
@@ -72,16 +67,24 @@ fn is_phased(name: &str) -> Option<bool> {
 pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
     let mut wrong = Vec::new();
     for (name, value) in host.metadata.annotations.iter().flatten() {
-        if is_phased(name).is_some()
-            && let Err(error) = arguments::<Arguments>(value)
-        {
-            wrong.push(format!("the annotation {name} cannot be read: {error}"));
+        if is_phased(name).is_none() {
+            continue;
+        }
+        match arguments::<Arguments>(value) {
+            Err(error) => wrong.push(format!(
+                "the annotation {name} cannot be read: {error}; it counts as if it had no value"
+            )),
+            Ok(said) if !MODES.contains(&said.mode.as_str()) => wrong.push(format!(
+                "the mode {:?} in the annotation {name} is neither hard nor soft; it counts as if it had none",
+                said.mode
+            )),
+            Ok(_) => {}
         }
     }
     let example = r#"{"mode":"hard"}"#;
     (!wrong.is_empty()).then(|| {
         bounded(&format!(
-            "{}; it counts as if it had no value; write JSON such as {example}, or nothing",
+            "{}; write JSON such as {example}, or nothing",
             wrong.join("; ")
         ))
     })

@@ -26,6 +26,7 @@ use tokio::{
     sync::{broadcast, mpsc},
     task::JoinSet,
 };
+use tracing::Instrument;
 
 use super::{
     bmcs::{Bmcs, Clock, reference},
@@ -359,7 +360,11 @@ async fn rounds(
             Ok::<ObjectRef<BareMetalHost>, Infallible>(path.to_ref())
         });
     let rounds = applier(
-        |host, context| round(host, context).boxed(),
+        |host, context| {
+            // One span a round: everything that it logs says whose it is, whatever level is logged.
+            let span = tracing::error_span!("operator", host = %Path::of(host.as_ref()));
+            round(host, context).instrument(span).boxed()
+        },
         |host, error, context: Arc<Context>| {
             Action::requeue(retry_after(
                 host.metadata.name.as_deref().unwrap_or_default(),

@@ -5,7 +5,8 @@ use std::fmt;
 use muster_proto::{
     Mac,
     kinds::{
-        BareMetalHost, BareMetalHostStatus, HARDWARE_ANNOTATION, HardwareDetails, Packed, STATUS_ANNOTATION,
+        BareMetalHost, BareMetalHostStatus, HARDWARE_ANNOTATION, HardwareData, HardwareDetails, Packed,
+        STATUS_ANNOTATION,
     },
 };
 use serde_json::Value;
@@ -150,7 +151,8 @@ fn unreadable(
 
 /// The hardware, from the HardwareData or else the annotation; the architecture, where nobody wrote one.
 pub(super) fn hardware(draft: &mut Draft<'_>) {
-    let stored = draft.hardware().and_then(|data| data.spec.hardware.as_ref());
+    let stored = draft.hardware().filter(|data| counts_for(draft, data));
+    let stored = stored.and_then(|data| data.spec.hardware.as_ref());
     if let Some(stored) = stored.filter(|_| draft.state != State::Inspecting)
         && draft.status.hardware.as_ref() != Some(stored)
     {
@@ -160,6 +162,14 @@ pub(super) fn hardware(draft: &mut Draft<'_>) {
     if let Some(hardware) = draft.status.hardware.clone() {
         architecture(draft, &hardware);
     }
+}
+
+/// True if `data` is of the host, or somebody wrote it for it. That of a former host of its name is about to go with that.
+fn counts_for(draft: &Draft<'_>, data: &HardwareData) -> bool {
+    let owners = data.metadata.owner_references.iter().flatten();
+    let mut hosts = owners.filter(|owner| owner.kind == "BareMetalHost").peekable();
+    let is_ours = hosts.peek().is_none() || hosts.any(|owner| owner.uid == draft.uid());
+    is_ours && data.metadata.deletion_timestamp.is_none()
 }
 
 /// The architecture of `hardware`, where nobody wrote one.

@@ -195,6 +195,7 @@ pub(super) fn release(draft: &mut Draft<'_>) -> bool {
     for name in &names {
         draft.effect(Effect::ReleaseSecret {
             name: (*name).to_owned(),
+            disown: draft.seen.secrets.former.iter().any(|(former, _)| former == name),
         });
     }
     !names.is_empty()
@@ -210,13 +211,18 @@ pub(super) fn release_former(draft: &mut Draft<'_>, good: Option<&str>) -> bool 
         draft.why(format!(
             "lets go of the Secret {name}, which it does not name any more"
         ));
-        draft.effect(Effect::ReleaseSecret { name });
+        draft.effect(Effect::ReleaseSecret { name, disown: true });
     }
     if any {
         draft.keep_wait();
         draft.again(Duration::ZERO);
     }
     any
+}
+
+/// What the Secret `name`, which is named for `purpose`, is called where something is wrong with it.
+pub(super) fn called(purpose: Purpose, name: &str) -> String {
+    format!("the Secret {name} of spec.{}", purpose.field())
 }
 
 /// Whether all that the config drive is made of is there, and the session, if it is, may have it.
@@ -234,7 +240,7 @@ pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
         }
     }
     for (purpose, name, seen) in written(draft) {
-        let of = format!("the Secret {name} of spec.{}", purpose.field());
+        let of = called(purpose, name);
         match &seen.state {
             SecretState::Present { .. } => {}
             SecretState::Missing | SecretState::Unnamed => {

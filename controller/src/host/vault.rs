@@ -385,27 +385,32 @@ impl Vault {
         self.patch("hold Secret", &path, None, patch).await
     }
 
-    /// Takes upstream's finalizer off the Secret; nothing if it is gone.
+    /// Takes upstream's finalizer off the Secret, and `host` off its owners where it is to `disown` it; nothing if it is gone. One that turned
+    /// out to be no login is somebody else's, whatever host names it, and is not to go with that.
     ///
     /// # Errors
     /// If the API server refuses.
-    pub async fn release(&self, host: &BareMetalHost, name: &str) -> Result<(), ExecuteError> {
+    pub async fn release(&self, host: &BareMetalHost, name: &str, disown: bool) -> Result<(), ExecuteError> {
         let path = Path::beside(host, name);
+        let owns = |entry: &Entry| {
+            entry
+                .owners
+                .iter()
+                .any(|owner| Some(&owner.uid) == host.metadata.uid.as_ref())
+        };
+        if let Some(Answer::Found(entry)) = self.known(&path)
+            && owns(&entry)
+            && (disown || entry.seen.for_use(Use::Bmc).is_err())
+        {
+            self.disown(host, &path).await?;
+        }
         match self.known(&path) {
-            Some(Answer::Found(entry)) if entry.seen.for_use(Use::Bmc).is_err() => {
-                self.disown(host, &path).await?;
-                match self.known(&path) {
-                    Some(Answer::Found(entry)) => self.release_entry(&path, &entry).await,
-                    _ => Ok(()),
-                }
-            }
             Some(Answer::Found(entry)) => self.release_entry(&path, &entry).await,
             _ => Ok(()),
         }
     }
 
-    /// Takes `host` off the owners of the Secret. One that turned out to be no login is somebody else's, whatever host names it, and is not
-    /// to go with that.
+    /// Takes `host` off the owners of the Secret.
     async fn disown(&self, host: &BareMetalHost, path: &Path) -> Result<(), ExecuteError> {
         let gone = json!([{"$patch": "delete", "uid": host.metadata.uid}]);
         let patch = Patch::Strategic(json!({"metadata": {"ownerReferences": gone}}));

@@ -137,6 +137,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    impl Leadership {
+        /// It is over from now on, as for a process that was stopped for that long, unless it is extended.
+        pub(crate) fn lapse(&self) {
+            self.gate.until.store(nanoseconds(clock::now()), Ordering::SeqCst);
+        }
+    }
+
     #[test]
     fn a_term_lasts_as_long_as_it_is_renewed_and_never_comes_back() {
         let over = Leadership::new(7, clock::now());

@@ -22,13 +22,16 @@ use super::{
     wire::Request,
 };
 use crate::{
-    agents::BootSecrets,
+    agents::{
+        BootSecrets,
+        keys::{CA_SECRET, TOKEN_SECRET},
+    },
     boot::{
         decide::{Circumstances, Client, Releases},
         pass::{Maker, PassKey},
         policy::Verdict,
         segment::Net,
-        status::{NO_RAMDISK, Trouble},
+        status::{NO_KEYS, NO_RAMDISK, Trouble},
     },
     events::{Event, Events},
     log::{Log, Say},
@@ -42,6 +45,8 @@ mod tests;
 const MAX_PROBES: usize = 64;
 /// The most addresses that are probed for one request.
 const PROBES_PER_REQUEST: usize = 8;
+/// How long it takes an edge that has begun to read the keys, if they are there: until then it has nothing to tell of them.
+const READS_KEYS: Duration = Duration::from_secs(30);
 
 /// A segment that is served.
 #[derive(Clone, Debug)]
@@ -143,8 +148,31 @@ impl Dispatch {
         self.start.elapsed()
     }
 
+    /// True while the keys may only not be read yet.
+    pub(super) fn awaits_keys(&self) -> bool {
+        !self.has_keys() && self.now() < READS_KEYS
+    }
+
+    fn has_keys(&self) -> bool {
+        self.secrets.borrow().is_some()
+    }
+
     /// What keeps machines on `net` from booting, though they are answered.
     pub(super) fn lacks(&self, net: &Net) -> Option<Trouble> {
+        self.lacks_keys().or_else(|| self.lacks_ramdisk(net))
+    }
+
+    fn lacks_keys(&self) -> Option<Trouble> {
+        (!self.has_keys()).then(|| Trouble {
+            reason: NO_KEYS,
+            message: format!(
+                "the Secrets {CA_SECRET} and {TOKEN_SECRET} are not there yet, or the edge cannot read them, so \
+                 machines here boot nothing; next: muster-control makes them, or the edge's log says why not"
+            ),
+        })
+    }
+
+    fn lacks_ramdisk(&self, net: &Net) -> Option<Trouble> {
         let has_ramdisk = self.releases.0.current(net.profile).is_some();
         (!has_ramdisk).then(|| Trouble {
             reason: NO_RAMDISK,

@@ -167,7 +167,10 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
         });
         let wanted = wanted(&plan, &doors.open);
         doors.follow(wanted, &service.dispatch).await;
-        report(&service, &segments, &plan, &doors);
+        // Whoever has just begun does not deny what was said before.
+        if !service.dispatch.awaits_keys() {
+            report(&service, &segments, &plan, &doors);
+        }
     }
     service.dispatch.serve(Actives::new());
     doors.follow(Vec::new(), &service.dispatch).await;

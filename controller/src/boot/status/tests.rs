@@ -169,6 +169,17 @@ fn who_lacks_the_interface_does_not_deny_what_another_edge_serves() {
         is_anothers(&served, &namesake, "rack8"),
         "another one of that name"
     );
+    for reason in [NO_RAMDISK, NO_KEYS] {
+        let lacking = Facts {
+            serving: Err(Trouble {
+                reason,
+                message: String::new(),
+            }),
+            ..elsewhere.clone()
+        };
+        assert!(is_anothers(&served, &lacking, "rack8"), "{reason}");
+        assert!(!is_anothers(&served, &lacking, EDGE), "{reason}");
+    }
     assert!(!is_anothers(&served, &elsewhere, EDGE), "it was this one's");
     assert!(!is_anothers(&served, &facts(), "rack8"), "two may serve");
     let unserved = status(&served, &elsewhere, EDGE, at(2));

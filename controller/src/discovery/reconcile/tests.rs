@@ -114,7 +114,7 @@ async fn a_host_whose_namespace_does_not_exist_is_told_once_and_made_when_it_doe
     lab.api.fail_next(refused(409, 1));
     let behind = lab.round().await.unwrap_err();
     assert!(matches!(behind, ExecuteError::Behind { .. }), "{behind:?}");
-    assert_eq!(lab.told(), []);
+    assert_eq!((lab.told(), lab.context.metrics.failures.get()), (vec![], 0));
     lab.api.fail_next(refused(404, 3));
     for _ in 0..3 {
         let refused = lab.round().await.unwrap_err();
@@ -126,7 +126,7 @@ async fn a_host_whose_namespace_does_not_exist_is_told_once_and_made_when_it_doe
         lab.told(),
         [("Server".to_owned(), "a".to_owned(), "DiscoveryFailed")]
     );
-    assert_eq!(lab.hosts(), 0);
+    assert_eq!((lab.hosts(), lab.context.metrics.failures.get()), (0, 3));
     lab.round().await.unwrap();
     assert_eq!((lab.hosts(), lab.told()), (1, vec![]));
 }

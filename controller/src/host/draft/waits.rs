@@ -85,14 +85,25 @@ impl Draft<'_> {
 
     /// Comes back when the host has waited for `reason` for as long as `limit`.
     pub(in crate::host) fn again_after(&mut self, reason: &str, limit: SignedDuration) {
-        let since = self.waiting_since(reason).unwrap_or(self.now);
+        let since = self.looking_since(reason).unwrap_or(self.now);
         self.again_at(since.checked_add(limit).unwrap_or(self.now));
     }
 
     /// True if the host waited for `reason` since before `limit`.
     pub(in crate::host) fn waited(&self, reason: &str, limit: SignedDuration) -> bool {
-        self.waiting_since(reason)
+        self.looking_since(reason)
             .is_some_and(|since| self.now.duration_since(since) >= limit)
+    }
+
+    /// Since when the host has waited for `reason` and somebody looked whether that comes: while it is paused, or nobody leads, nobody does, and
+    /// nothing that it waits for is late for that. People need nobody who looks.
+    fn looking_since(&self, reason: &str) -> Option<Timestamp> {
+        let since = self.waiting_since(reason)?;
+        let began = self.seen.began;
+        match conditions::BY_HAND.contains(&reason) || self.is_ahead(began) {
+            true => Some(since),
+            false => Some(since.max(began)),
+        }
     }
 
     /// What the host waited for before, it waits for still. False: that was nothing.

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use kube::runtime::controller::Action;
 use muster_proto::{Chain, kinds::BareMetalHost};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::{
     super::{
@@ -93,20 +94,14 @@ pub(super) async fn carry_out(
     let executor = &context.executor;
     if plan.status.is_some() || !plan.metadata.is_empty() || !plan.effects.is_empty() {
         let effects: Vec<_> = plan.effects.iter().map(Effect::name).collect();
-        tracing::info!(host = %Path::of(done.host.as_ref()), state = %State::of(&done.host), why = %plan.why, ?effects, "the operator acts");
+        tracing::info!(state = %State::of(&done.host), why = %plan.why, ?effects, "the operator acts");
     }
     let mut events = plan.events;
     if let Some(status) = &plan.status {
         let asked = Instant::now();
         done.answered(asked, executor.write_status(&done.host, status).await?);
         context.memory.waits_no_more(&done.host);
-        counts::status_written(
-            &context.metrics,
-            &sight.host,
-            &done.host,
-            &sight.seen.secrets,
-            &events,
-        );
+        counts::status_written(&context.metrics, &sight.host, &done.host, &sight.seen, &events);
         // What is stored will not be said again by a later plan, so people are told now, whatever becomes of the effects.
         events.drain(..).for_each(|event| context.events.record(event));
     }
@@ -128,17 +123,17 @@ pub(super) async fn carry_out(
     Ok(done)
 }
 
-/// Goes on with `call` beside the rounds.
+/// Goes on with `call` beside the rounds; what it logs is of the round that it came from.
 pub(super) fn beside(context: &Context, call: impl Future<Output = ()> + Send + 'static) {
     let mut calls = context.calls.lock().unwrap_or_else(PoisonError::into_inner);
     // Those that have ended.
     while calls.try_join_next().is_some() {}
-    calls.spawn(call);
+    calls.spawn(call.in_current_span());
 }
 
 /// What a call failed for may last a moment, before the host is looked at again.
-async fn failed(host: &BareMetalHost, error: &ExecuteError) {
-    tracing::debug!(host = %Path::of(host), error = %Chain(error), "looks again");
+async fn failed(error: &ExecuteError) {
+    tracing::debug!(error = %Chain(error), "looks again");
     tokio::time::sleep(TOO_FAST / 4).await;
 }
 
@@ -175,7 +170,7 @@ fn spawn(
                 return;
             }
             if let Err(error) = of.executor.act(&host, &sight, None, effect).await {
-                failed(&host, &error).await;
+                failed(&error).await;
                 return;
             }
             if let Some(on) = power.filter(|_| of.now(&host).is_some()) {
@@ -209,7 +204,7 @@ pub(super) fn watch_power(host: &Arc<BareMetalHost>, context: &Arc<Context>) -> 
         let before = of.memory.power(&host);
         let asked = of.executor.call(&host, &BmcCall::ReadPower).await;
         if let Err(error) = &asked {
-            failed(&host, error).await;
+            failed(error).await;
         }
         call.begun = asked.is_err() || of.memory.power(&host) != before;
     });

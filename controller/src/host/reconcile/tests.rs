@@ -1,24 +1,32 @@
 //! Whole lives, with the loop as it is.
 
+mod access;
 mod api;
 mod lab;
 mod orphans;
+mod paused;
 mod places;
 mod rest;
+mod terms;
 mod trouble;
 
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
-use muster_proto::kinds::{ErrorType, HardwareData, Server};
+use muster_proto::kinds::{HardwareData, Server};
 use serde_json::json;
 
 use self::lab::{CANARY, IMAGE, Lab};
-use crate::bmc::{BmcError, Mode, WantedMode};
+use crate::bmc::{Mode, WantedMode};
 
 /// Declared, available, provisioned, available again, deleted.
 async fn live(lab: &Lab) {
     lab.declare(1);
+    live_on(lab).await;
+}
+
+/// The same from its declaration on.
+async fn live_on(lab: &Lab) {
     lab.reaches(1, "available").await;
     lab.wish(1);
     lab.reaches(1, "provisioned").await;
@@ -38,6 +46,11 @@ fn end(lab: &Lab) -> (Vec<String>, usize, bool, bool, bool) {
     let secret: Secret = lab.api.get("secrets", "bmc-1").unwrap();
     let held = secret.metadata.finalizers.iter().flatten().next().is_some();
     (disk, cleaned, lab.machines[0].is_on(), job, held)
+}
+
+fn error(lab: &Lab) -> String {
+    let status = lab.host(1).and_then(|host| host.status).unwrap_or_default();
+    status.error_message
 }
 
 #[tokio::test(start_paused = true)]
@@ -301,226 +314,6 @@ async fn a_change_that_nobody_told_of_is_found() {
         );
     })
     .await;
-}
-
-fn error(lab: &Lab) -> String {
-    let status = lab.host(1).and_then(|host| host.status).unwrap_or_default();
-    status.error_message
-}
-
-#[tokio::test(start_paused = true)]
-async fn wrong_credentials_are_told_not_tried_again_and_mended_by_the_secret() {
-    let lab = Lab::new(1);
-    lab.machines[0].set_password("another");
-    lab.run(async {
-        lab.declare(1);
-        lab.until(|| error(&lab).contains("credentials")).await;
-        // Nobody but a person can mend it: the BMC is not asked again, and locks nobody out.
-        let version = lab.host(1).unwrap().metadata.resource_version;
-        tokio::time::sleep(Duration::from_secs(3600)).await;
-        assert_eq!(lab.host(1).unwrap().metadata.resource_version, version);
-        assert_eq!(lab.machines[0].strangers(), 1);
-        lab.secret(1, "another");
-        lab.reaches(1, "available").await;
-        assert_eq!(error(&lab), "");
-    })
-    .await;
-    let told = lab.told();
-    assert!(
-        told.iter()
-            .any(|event| event.warning && event.reason == "RegistrationError"),
-        "{told:?}"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_address_that_nobody_can_be_asked_at_is_told_as_unusable_details() {
-    for address in ["ipmi://192.0.2.1", "nonsense://192.0.2.1"] {
-        let lab = Lab::new(1);
-        lab.run(async {
-            lab.declare(1);
-            lab.edit(1, &json!({"spec": {"bmc": {"address": address}}}));
-            lab.until(|| !error(&lab).is_empty()).await;
-            tokio::time::sleep(Duration::from_secs(600)).await;
-        })
-        .await;
-        let status = lab.host(1).unwrap().status.unwrap();
-        assert_eq!(status.error_type, Some(ErrorType::Registration));
-        let told = lab.told();
-        let reasons: Vec<&str> = told.iter().map(|event| event.reason).collect();
-        assert_eq!(reasons, ["BMCCredentialError"], "{address}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_secret_that_comes_later_is_found_though_nobody_labelled_it() {
-    let lab = Lab::new(1);
-    lab.run(async {
-        lab.declare(1);
-        lab.api.delete("secrets", "bmc-1");
-        lab.until(|| error(&lab).contains("does not exist")).await;
-        lab.secret(1, CANARY);
-        lab.reaches(1, "available").await;
-    })
-    .await;
-    let secret: Secret = lab.api.get("secrets", "bmc-1").unwrap();
-    assert_eq!(
-        secret.metadata.labels.unwrap()["environment.metal3.io"],
-        "baremetal"
-    );
-    assert_eq!(
-        secret.metadata.finalizers.unwrap(),
-        ["baremetalhost.metal3.io/secret"]
-    );
-    assert_eq!(secret.metadata.owner_references.unwrap()[0].uid, "uid-1");
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_others_put_on_a_secret_stays_when_it_is_marked() {
-    let lab = Lab::new(1);
-    lab.run(async {
-        lab.declare(1);
-        let theirs = json!({"metadata": {
-            "labels": {"team": "blue"},
-            "finalizers": ["blue.test/keep"],
-            "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": "uid-c"}],
-        }});
-        lab.api.edit("secrets", "bmc-1", &theirs);
-        lab.reaches(1, "available").await;
-    })
-    .await;
-    let secret: Secret = lab.api.get("secrets", "bmc-1").unwrap();
-    let labels = secret.metadata.labels.unwrap();
-    assert_eq!(
-        (labels["team"].as_str(), labels["environment.metal3.io"].as_str()),
-        ("blue", "baremetal")
-    );
-    assert_eq!(
-        secret.metadata.finalizers.unwrap(),
-        ["blue.test/keep", "baremetalhost.metal3.io/secret"]
-    );
-    let owners = secret.metadata.owner_references.unwrap();
-    let owners: Vec<&str> = owners.iter().map(|owner| owner.uid.as_str()).collect();
-    assert_eq!(owners, ["uid-c", "uid-1"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_bmc_that_cannot_be_reached_is_asked_again_until_it_can() {
-    let lab = Lab::new(1);
-    let reason = "no route".to_owned();
-    lab.machines[0].set_fault(Some(BmcError::Unreachable { reason }));
-    lab.run(async {
-        lab.declare(1);
-        lab.until(|| error(&lab).contains("no route")).await;
-        lab.machines[0].set_fault(None);
-        lab.reaches(1, "available").await;
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_label_on_the_secret_registers_nothing_again() {
-    let lab = Lab::new(1);
-    lab.run(async {
-        lab.declare(1);
-        lab.reaches(1, "available").await;
-        tokio::time::sleep(Duration::from_secs(120)).await;
-        let registered = |lab: &Lab| {
-            lab.host(1)
-                .unwrap()
-                .status
-                .unwrap()
-                .operation_history
-                .unwrap()
-                .register
-        };
-        let before = registered(&lab);
-        lab.api.edit(
-            "secrets",
-            "bmc-1",
-            &json!({"metadata": {"labels": {"team": "blue"}}}),
-        );
-        tokio::time::sleep(Duration::from_secs(600)).await;
-        assert_eq!(registered(&lab), before);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_paused_host_is_not_touched_and_goes_on_when_it_is_paused_no_more() {
-    let lab = Lab::new(1);
-    let paused = |value| json!({"metadata": {"annotations": {"baremetalhost.metal3.io/paused": value}}});
-    lab.run(async {
-        lab.declare(1);
-        lab.reaches(1, "inspecting").await;
-        lab.until(|| lab.machines[0].is_on()).await;
-        lab.edit(1, &paused(json!("")));
-        lab.machines[0].loses_its_boot();
-        let version = |lab: &Lab| lab.host(1).unwrap().metadata.resource_version;
-        // What was under way when it was paused is over.
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        let done = |lab: &Lab| (version(lab), lab.steps(), lab.machines[0].asked_and_answered());
-        let before = done(&lab);
-        tokio::time::sleep(Duration::from_secs(7200)).await;
-        assert_eq!(done(&lab), before);
-        assert!(!lab.machines[0].is_on());
-        lab.edit(1, &paused(json!(null)));
-        lab.reaches(1, "available").await;
-    })
-    .await;
-    // The time of its boot ran out while nobody was to look after it.
-    assert!(lab.told().iter().all(|event| event.reason != "InspectionError"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_does_not_lead_any_more_does_nothing() {
-    let lab = Lab::new(1);
-    lab.run(async {
-        lab.declare(1);
-        lab.reaches(1, "available").await;
-        lab.end_term();
-        lab.wish(1);
-        // An order to its BMC, too, is due.
-        lab.machines[0].loses_its_boot();
-        let (steps, host) = (lab.steps(), lab.host(1).unwrap());
-        tokio::time::sleep(Duration::from_secs(300)).await;
-        assert_eq!((lab.steps(), lab.machines[0].is_on()), (steps, false));
-        assert_eq!(
-            lab.host(1).unwrap().metadata.resource_version,
-            host.metadata.resource_version
-        );
-        assert_eq!(lab.machines[0].disk().0, ["old"]);
-        // A renewal that was under way when it lapsed says that nobody led in between.
-        lab.renew_term();
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(
-            lab.steps() > steps,
-            "at once, and not when all hosts are looked at again"
-        );
-        lab.reaches(1, "provisioned").await;
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_machine_is_not_rebooted_when_its_host_was_paused_while_its_bmc_took_long_to_arm_that() {
-    let lab = Lab::new(1);
-    let paused = |value| json!({"metadata": {"annotations": {"baremetalhost.metal3.io/paused": value}}});
-    lab.machines[0].set_arming_takes(Duration::from_secs(60));
-    lab.run(async {
-        lab.declare(1);
-        lab.reaches(1, "inspecting").await;
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        lab.edit(1, &paused(json!("")));
-        lab.until(|| lab.machines[0].is_armed()).await;
-        tokio::time::sleep(Duration::from_secs(30)).await;
-        assert!(!lab.machines[0].is_on() && lab.machines[0].is_armed());
-        lab.edit(1, &paused(json!(null)));
-        lab.reaches(1, "available").await;
-    })
-    .await;
-    // Nor does anybody wait for a boot that was not done.
-    assert!(lab.told().iter().all(|event| event.reason != "InspectionError"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -92,7 +92,7 @@ async fn turn(
         leave_alone(context, host, &path);
         return Ok(After::Over(Action::await_change()));
     }
-    context.memory.looks(host);
+    context.memory.looks(host, (context.executor.clock)());
     let mut sight = context.eyes().look(host).await;
     warn_of_unreadable(context, &sight.host);
     let mut plan = decide(context, &path, &mut sight);
@@ -153,7 +153,7 @@ async fn turn(
 
 /// The host is somebody else's, for now or for good: it keeps its place among the busy ones only as long as its machine is busy.
 fn leave_alone(context: &Context, host: &Arc<BareMetalHost>, path: &Path) {
-    context.memory.saw_paused(host, (context.executor.clock)());
+    context.memory.leaves_alone(host);
     let server = context.eyes().server(host);
     if context.has_begun(host, server.as_deref()) {
         context.slots.begin_with(path);
@@ -259,8 +259,10 @@ fn decide(context: &Context, path: &Path, sight: &mut Sight) -> Plan {
 }
 
 fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> ExecuteError {
-    context.metrics.count(Plain::ReconcileError);
-    error.log(&format!("host {}", Path::of(host)));
+    if !error.is_behind() {
+        context.metrics.count(Plain::ReconcileError);
+    }
+    error.log();
     // Said once for a row of failures: it stays so until somebody acts.
     let refusal = error.is_refusal().then(|| Event {
         about: host.object_ref(&()),

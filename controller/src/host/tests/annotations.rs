@@ -70,6 +70,16 @@ fn reboot_annotations_mean_what_upstream_says() {
             (true, true, true),
         ),
         (&[("reboot.metal3.io.example", "")], false, (false, false, false)),
+        (
+            &[(REBOOT_ANNOTATION, r#"{"mode":"graceful","force":true}"#)],
+            true,
+            (true, false, false),
+        ),
+        (
+            &[(REBOOT_ANNOTATION, r#"{"Mode":"hard","Force":true}"#)],
+            true,
+            (true, false, true),
+        ),
     ];
     for (annotations, forced, expected) in cases {
         let mut world = World::new();

@@ -400,6 +400,26 @@ fn failures_are_counted_and_given_up_where_the_kind_has_no_field_for_them() {
 }
 
 #[test]
+fn of_a_machine_that_cannot_leave_its_ramdisk_or_comes_back_to_it_a_person_hears() {
+    for fails in [true, false] {
+        let mut world = at(State::Provisioned);
+        world.settle();
+        world.call_in();
+        world.failing_ends = usize::from(fails);
+        let orders = world.machine.orders;
+        world.until("told", |world| world.machine.orders > orders);
+        if !fails {
+            world.until("gone", |world| world.machine.ramdisk.is_none());
+            world.call_in();
+        }
+        world.until("a person", |world| {
+            waiting(world).1.contains("a person reboots it")
+        });
+        assert_eq!(world.machine.orders - orders, 1);
+    }
+}
+
+#[test]
 fn a_machine_that_does_not_leave_its_ramdisk_is_told_once_and_costs_nothing_more() {
     let mut world = at(State::Provisioned);
     world.settle();

@@ -1,13 +1,13 @@
 //! What happens to a host is counted under upstream's names, each happening once.
 
-use muster_proto::kinds::DETACHED_ANNOTATION;
+use muster_proto::kinds::{DETACHED_ANNOTATION, ErrorType};
 use serde_json::json;
 
 use super::{
     super::{
         State, counts,
         metrics::Metrics,
-        observed::{Bmc, SecretSeen, SecretState},
+        observed::{Bmc, Failure, FailureClass, SecretSeen, SecretState},
     },
     transitions::at,
     world::{Fault, IMAGE, World, secret},
@@ -41,8 +41,8 @@ impl Counted {
             if let Some(status) = &plan.status {
                 let mut after = before.clone();
                 after.status = Some((**status).clone());
-                let secrets = &self.world.secrets;
-                counts::status_written(&self.metrics, &before, &after, secrets, &plan.events);
+                let seen = self.world.seen();
+                counts::status_written(&self.metrics, &before, &after, &seen, &plan.events);
             }
             let at_once = plan.requeue == Some(std::time::Duration::ZERO);
             self.world.execute(plan, None, Fault::None);
@@ -59,6 +59,12 @@ impl Counted {
             .find_map(|line| line.strip_prefix(&format!("metal3_{name} ")));
         line.map_or(0, |count| count.parse().unwrap())
     }
+}
+
+/// True if the host is told that something is wrong with the way to its machine.
+fn is_refused(counted: &Counted) -> bool {
+    let status = counted.world.host.as_ref().unwrap().status.as_ref();
+    status.is_some_and(|status| status.error_type == Some(ErrorType::Registration))
 }
 
 fn bad(state: SecretState) -> SecretSeen {
@@ -116,6 +122,44 @@ fn each_trouble_with_credentials_counts_once() {
 }
 
 #[test]
+fn a_bmc_that_lets_nobody_in_counts_and_what_the_host_says_of_it_does_not() {
+    let name = "credentials_no_management_access_total";
+    for (class, times) in [
+        (FailureClass::Credentials, 1),
+        (FailureClass::Certificate, 1),
+        (FailureClass::System, 1),
+        (FailureClass::Address, 0),
+    ] {
+        let mut counted = Counted::of(World::new());
+        counted.world.bmc_up = false;
+        while counted.world.bmc.probed.is_none() {
+            counted.rounds(1);
+        }
+        let probed = counted.world.bmc.probed.as_mut().unwrap();
+        probed.result = Err(Failure {
+            class,
+            message: "it says so.".to_owned(),
+            at: probed.at,
+        });
+        counted.rounds(3);
+        assert!(is_refused(&counted), "{class:?}");
+        assert_eq!(counted.count(name), times, "{class:?}");
+    }
+    // Another host declares the same machine, whatever was asked before.
+    for asked in [false, true] {
+        let mut counted = Counted::of(World::new());
+        counted.world.bmc_up = !asked;
+        while asked && counted.count(name) == 0 {
+            counted.rounds(1);
+        }
+        counted.world.rival(Some((State::Available, true)));
+        counted.rounds(30);
+        assert!(is_refused(&counted));
+        assert_eq!(counted.count(name), u64::from(asked));
+    }
+}
+
+#[test]
 fn secrets_that_an_image_waits_for_count_by_their_kind() {
     type Pick = fn(&mut World) -> &mut SecretSeen;
     let kinds: [(&str, &str, Pick); 4] = [
@@ -151,6 +195,33 @@ fn secrets_that_an_image_waits_for_count_by_their_kind() {
         assert_eq!(counted.world.state(), State::Provisioned);
         assert_eq!(counted.count(name), 1, "{kind}");
     }
+}
+
+#[test]
+fn a_secret_that_nothing_waits_for_does_not_count_whatever_the_host_waits_for() {
+    let of = |kind: &str| format!(r#"host_config_data_error_total{{host_data_type="{kind}"}}"#);
+    // Its place is taken by that of the operating system.
+    let mut counted = Counted::of(at(State::Available));
+    counted.world.patch(&json!({"spec": {
+        "networkData": {"name": "network"},
+        "preprovisioningNetworkDataName": "before",
+    }}));
+    counted.world.secrets.network_data = secret("7", "network");
+    counted.world.secrets.preprovisioning = bad(SecretState::Missing);
+    counted.world.slot = false;
+    counted.world.set_image(Some(IMAGE));
+    counted.rounds(30);
+    assert_eq!(counted.count(&of("networkData")), 0);
+    // It was told, and what the host waits for then is something else.
+    let mut counted = Counted::of(at(State::Available));
+    counted.world.name_user_data();
+    counted.world.secrets.user_data = bad(SecretState::Missing);
+    counted.world.set_image(Some(IMAGE));
+    counted.rounds(30);
+    assert_eq!(counted.count(&of("userData")), 1);
+    counted.world.patch(&json!({"spec": {"online": false}}));
+    counted.rounds(30);
+    assert_eq!(counted.count(&of("userData")), 1);
 }
 
 #[test]

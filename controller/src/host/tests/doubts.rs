@@ -895,6 +895,96 @@ fn a_ramdisk_that_ends_in_the_middle_again_and_again_fails_what_it_was_at() {
     }
 }
 
+/// It may not live to report anything, nor to take up an order.
+#[test]
+fn a_ramdisk_that_ends_before_it_has_reported_again_and_again_fails_the_inspection() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.tick(60);
+    world.machine.deaf = true;
+    world.annotate(INSPECT_ANNOTATION, "");
+    world.until("inspecting", |world| world.state() == State::Inspecting);
+    let mut ended = 0;
+    for _ in 0..2000 {
+        if world.machine.ramdisk.is_some() {
+            // Somebody sees that it is there.
+            let plan = world.plan();
+            world.execute(plan, None, Fault::None);
+            world.disconnect();
+            ended += 1;
+        }
+        world.round();
+        if error(&world).0.is_some() {
+            break;
+        }
+    }
+    let (kind, why) = error(&world);
+    assert_eq!(kind, Some(ErrorType::Inspection), "{why}");
+    assert!(why.contains("ended 3 times in the middle"), "{why}");
+    assert!(ended <= 5, "{ended}");
+    world.machine.deaf = false;
+    world.reach(State::Available);
+}
+
+#[test]
+fn of_a_ramdisk_that_does_not_report_the_disks_a_person_hears_and_what_waits_for_them_goes_on() {
+    for (from, image) in [(State::Available, Some(IMAGE)), (State::Provisioned, None)] {
+        let mut world = at(from);
+        world.settle();
+        let reported = world.server.as_ref().unwrap().status.clone().unwrap().inventory;
+        let reports = |world: &mut World, inventory| {
+            let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+            status.inventory = inventory;
+        };
+        world.set_image(image);
+        for _ in 0..300 {
+            reports(&mut world, None);
+            let plan = world.plan();
+            world.execute(plan, None, Fault::None);
+            world.tick(11);
+        }
+        let (reason, message) = waiting(&world);
+        assert!(
+            reason == "Refused" && message.contains("did not report the disks"),
+            "{message}"
+        );
+        let told = world
+            .events
+            .iter()
+            .filter(|reason| *reason == "ProvisioningError");
+        assert_eq!(told.count(), 1);
+        assert_eq!(world.host().status.as_ref().unwrap().error_count, 0);
+        reports(&mut world, reported);
+        world.reach(if image.is_some() {
+            State::Provisioned
+        } else {
+            State::Available
+        });
+    }
+}
+
+#[test]
+fn what_was_waited_for_when_a_host_was_paused_is_not_late_for_that() {
+    let mut world = provisioned();
+    world.bmc_up = false;
+    world.set_image(None);
+    world.until("waits", |world| waiting(world).0 == "Bmc");
+    let failed = |world: &World| {
+        let told = world.events.iter();
+        told.filter(|reason| *reason == "ProvisioningError").count()
+    };
+    let before = failed(&world);
+    // Somebody mends the BMC meanwhile.
+    world.tick(3600);
+    world.unpaused();
+    let plan = world.plan();
+    world.bmc_up = true;
+    world.execute(plan, None, Fault::None);
+    assert_eq!(error(&world).0, None);
+    world.reach(State::Available);
+    assert_eq!(failed(&world), before);
+}
+
 #[test]
 fn no_disk_is_chosen_or_cleaned_while_drivers_are_being_loaded() {
     let early = |world: &mut World, early: bool| {

@@ -42,6 +42,14 @@ enum Happening {
     Edge(Edge),
     Answers(bool),
     Crashes,
+    /// Its ramdisk says nothing for so many rounds, and is there again, unless the machine was booted meanwhile.
+    Silent(u8),
+    /// Its ramdisk takes up nothing.
+    Deaf(bool),
+    /// So often it does not go down as it was told.
+    Stays(usize),
+    /// Whether the BMC says if the machine is on.
+    Mute(bool),
     Rival(Option<(State, bool)>),
     Contested(bool),
     /// Discovery takes the machine for another host's, or for this one's again.
@@ -100,6 +108,10 @@ fn happenings() -> impl Strategy<Value = Happening> {
             .prop_map(Happening::Edge),
         1 => any::<bool>().prop_map(Happening::Answers),
         1 => Just(Happening::Crashes),
+        1 => (1..40_u8).prop_map(Happening::Silent),
+        1 => proptest::bool::weighted(0.3).prop_map(Happening::Deaf),
+        1 => (0..3_usize).prop_map(Happening::Stays),
+        1 => proptest::bool::weighted(0.3).prop_map(Happening::Mute),
         1 => proptest::option::of((
             prop_oneof![Just(State::Available), Just(State::Provisioning), Just(State::Provisioned)],
             any::<bool>(),
@@ -155,6 +167,10 @@ fn happen(world: &mut World, happening: &Happening) {
                 world.power(PowerOrder::Reset);
             }
         }
+        Happening::Silent(rounds) => silent(world, rounds),
+        Happening::Deaf(deaf) => world.machine.deaf = deaf,
+        Happening::Stays(count) => world.failing_ends = count,
+        Happening::Mute(mute) => world.says_nothing_of_power = mute,
         Happening::Rival(rival) => world.rival(rival),
         Happening::Contested(contested) => world.contest(contested),
         Happening::Linked(ours) => world.link(if ours { UID } else { "somebody-else" }),
@@ -170,13 +186,29 @@ fn happen(world: &mut World, happening: &Happening) {
         Happening::KeepsOn(keeps_on) => world.host().spec.disable_power_off = Some(keeps_on),
         Happening::Delete => world.delete(),
     }
-    // Somebody may have changed the spec.
-    if let Some(host) = &mut world.host
-        && !matches!(happening, Happening::Round { .. } | Happening::Time(_))
-    {
+    let of_the_spec = matches!(
+        happening,
+        Happening::Image(_)
+            | Happening::Online(_)
+            | Happening::UserData(_)
+            | Happening::External(_)
+            | Happening::Cleans(_)
+            | Happening::KeepsOn(_)
+    );
+    if let Some(host) = world.host.as_mut().filter(|_| of_the_spec) {
         host.metadata.generation = Some(host.metadata.generation.unwrap_or_default() + 1);
     }
     check(world);
+}
+
+fn silent(world: &mut World, rounds: u8) {
+    let boots = world.machine.boots;
+    let was_there = world.machine.ramdisk.is_some();
+    world.disconnect();
+    (0..rounds).for_each(|_| world.round());
+    if was_there && world.machine.on && world.machine.boots == boots {
+        world.call_back();
+    }
 }
 
 /// True if somebody else provisioned the machine once.
@@ -209,6 +241,9 @@ fn calm(world: &mut World) {
     world.bmc_up = true;
     world.slot = true;
     world.failing_jobs = 0;
+    world.failing_ends = 0;
+    world.machine.deaf = false;
+    world.says_nothing_of_power = false;
     world.retries = 0;
     world.rival(None);
     world.contest(false);
@@ -232,13 +267,8 @@ fn calm(world: &mut World) {
     }
 }
 
-/// Rounds until `done`, in which a person does what a host without a BMC asks for.
+/// Rounds until `done`, in which a person does what the host asks for.
 fn until(world: &mut World, what: &str, done: impl Fn(&World) -> bool) {
-    let in_band = world.host.as_ref().is_some_and(|host| host.spec.bmc.is_none());
-    if !in_band {
-        world.until(what, done);
-        return;
-    }
     for _ in 0..200 {
         for _ in 0..10 {
             if done(world) {

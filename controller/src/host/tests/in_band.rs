@@ -401,6 +401,24 @@ fn a_ramdisk_that_does_not_go_down_is_told_again_later_and_later() {
 }
 
 #[test]
+fn power_that_could_not_be_switched_is_no_error_any_more_once_it_is_as_it_is_wanted() {
+    let mut world = provisioned();
+    world.call_in();
+    world.failing_ends = 100;
+    world.host().spec.online = false;
+    world.until("a failure", |world| {
+        let status = world.host.as_ref().unwrap().status.as_ref().unwrap();
+        status.error_type == Some(ErrorType::PowerManagement)
+    });
+    // A person reboots it into its system, and it is to be on after all.
+    world.disconnect();
+    world.host().spec.online = true;
+    world.settle();
+    let status = world.host().status.clone().unwrap();
+    assert_eq!((status.error_type, status.error_count), (None, 0));
+}
+
+#[test]
 fn a_silent_machine_that_was_not_heard_to_go_is_never_taken_for_off() {
     let mut world = available();
     world.host().spec.online = false;

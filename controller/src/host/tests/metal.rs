@@ -114,6 +114,14 @@ impl World {
         if server.metadata.resource_version.as_deref() != Some(&order.version) {
             return false;
         }
+        // Of a term before this one it comes late, and still before any of a later term.
+        let before = server.spec.job.as_ref().map_or(1, |job| job.epoch);
+        assert!(
+            before <= order.epoch && order.epoch <= self.epoch,
+            "{} after {before}, in {}",
+            order.epoch,
+            self.epoch
+        );
         let written = |task: &WriteTask| {
             assert_eq!(task.permit.disks().len(), 1);
             Box::new(Write {

@@ -264,6 +264,18 @@ fn disks_of_others_are_not_cleaned() {
 }
 
 #[test]
+fn a_zoned_disk_is_neither_written_nor_cleaned_and_people_hear_of_it() {
+    let mut all = disks();
+    all[0].zoned = true;
+    assert!(!disk::to_clean(&all, None).contains(&&all[0]));
+    let left = disk::left_out(&all, None);
+    assert!(left.len() == 1 && left[0].contains("zoned"), "{left:?}");
+    let this = hints(|hints| hints.device_name = Some(all[0].name.clone()));
+    let why = disk::choose(Some(&this), &all).unwrap_err();
+    assert!(why.contains("is a zoned disk"), "{why}");
+}
+
+#[test]
 fn of_disks_that_hints_do_not_tell_apart_the_machines_own_come_first() {
     let mut all = [named("sda", 240), named("sdb", 240), named("sdc", 240)];
     all[0].transport = Transport::Usb;

@@ -12,7 +12,7 @@ use super::{
     },
     life::waiting,
     transitions::at,
-    world::{Content, Fault, IMAGE, World, secret},
+    world::{Content, Fault, IMAGE, World, disk, secret},
 };
 
 /// One whose disks are not to be cleaned.
@@ -454,6 +454,32 @@ fn of_disks_that_were_left_out_of_a_cleaning_it_is_told() {
     world.set_image(None);
     world.reach(State::Available);
     assert_eq!(called(&world), 2);
+}
+
+/// Its controller may not have come up with this boot.
+#[test]
+fn of_a_disk_that_is_not_seen_any_more_it_is_told_that_it_stays_as_it_is() {
+    for (number, told) in [(true, 1), (false, 0)] {
+        let mut world = World::new();
+        world.until("a report", |world| world.server.is_some());
+        world.change_inventory(|inventory| {
+            let mut other = disk("sdb", 800);
+            if !number {
+                other.serial.clear();
+                other.by_path = "/dev/disk/by-path/pci-0000:00:05.0".to_owned();
+            }
+            inventory.disks.push(other);
+        });
+        world.reach(State::Available);
+        world.set_image(Some(IMAGE));
+        world.reach(State::Provisioned);
+        world.settle();
+        world.change_inventory(|inventory| inventory.disks.truncate(1));
+        world.set_image(None);
+        world.reach(State::Available);
+        let left = world.events.iter().filter(|reason| *reason == "DisksLeft");
+        assert_eq!(left.count(), told);
+    }
 }
 
 /// Deprovisioning, with its ramdisk at the cleaning.

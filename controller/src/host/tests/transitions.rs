@@ -2,7 +2,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use muster_proto::kinds::{
-    DETACHED_ANNOTATION, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, InspectionMode, RootDeviceHints,
+    DETACHED_ANNOTATION, HARDWARE_ANNOTATION, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, InspectionMode,
+    RootDeviceHints,
 };
 
 use super::{
@@ -221,6 +222,23 @@ fn hardware_that_a_former_host_of_the_name_left_becomes_the_hosts_own_or_is_made
         world.reach(State::Available);
         assert_eq!(owner_of(&world), [UID]);
     }
+
+    // What it says is of another machine, and keeps out no annotation.
+    let mut world = World::new();
+    world.hardware = Some(anothers.clone());
+    world.host().spec.inspection_mode = Some(InspectionMode::Disabled);
+    world.annotate(HARDWARE_ANNOTATION, r#"{"hostname":"by-hand"}"#);
+    world.reach(State::Available);
+    let hardware = world
+        .host()
+        .status
+        .as_ref()
+        .unwrap()
+        .hardware
+        .as_ref()
+        .unwrap()
+        .unpack();
+    assert_eq!(hardware.hostname.as_deref(), Some("by-hand"));
 
     // One that is going is waited for, and another operator's finalizer holds it no longer.
     let mut going = anothers;

@@ -141,6 +141,8 @@ pub(super) struct World {
     pub(super) retries: i64,
     pub(super) now: Timestamp,
     began: Timestamp,
+    /// The number of the term of whoever leads.
+    pub(super) epoch: i64,
     pub(super) machine: Machine,
     /// The BMC answers.
     pub(super) bmc_up: bool,
@@ -269,6 +271,7 @@ impl World {
             retries: 5,
             now,
             began: now,
+            epoch: 1,
             machine: Machine {
                 on: false,
                 booting: 0,
@@ -361,15 +364,16 @@ impl World {
 
     /// A person does what the host's condition asks for.
     pub(super) fn obey(&mut self) {
+        let has_bmc = self.host.as_ref().is_some_and(|host| host.spec.bmc.is_some());
         let status = self.host.as_ref().and_then(|host| host.status.as_ref());
-        let asked = |reason: &str| {
-            let mut conditions = status.iter().flat_map(|status| &status.conditions);
-            conditions.any(|one| one.type_ == "Waiting" && one.status == "True" && one.reason == reason)
-        };
-        if ["PowerCycleByHand", "PowerByHand", "Ramdisk"]
-            .into_iter()
-            .any(asked)
-        {
+        let conditions = status.iter().flat_map(|status| &status.conditions);
+        let mut waits = conditions.filter(|one| one.type_ == "Waiting" && one.status == "True");
+        let is_asked = waits.any(|wait| match wait.reason.as_str() {
+            "PowerCycleByHand" | "PowerByHand" | "Ramdisk" => !has_bmc,
+            "Leave" => wait.message.contains("a person reboots it"),
+            _ => false,
+        });
+        if is_asked {
             self.power(PowerOrder::Reset);
         }
     }
@@ -438,7 +442,7 @@ impl World {
             released: self.released,
             slot: self.slot,
             began: self.began,
-            epoch: 1,
+            epoch: self.epoch,
             max_provisioning_retries: self.retries,
         }
     }
@@ -531,7 +535,9 @@ impl World {
         writes: Fault,
         fault: Fault,
     ) -> bool {
-        self.work = Work::seen(self.work.take(), self.server.as_ref());
+        let before = self.work.take();
+        let host = self.host.as_ref();
+        self.work = host.and_then(|host| Work::seen(before, host, self.server.as_ref()));
         let mut left = crash;
         let mut step = || match &mut left {
             Some(0) => false,
@@ -578,8 +584,9 @@ impl World {
         self.began = self.now;
     }
 
-    /// The process begins anew: its memory is empty.
+    /// The process begins anew: its memory is empty, and it leads for another term.
     pub(super) fn restart(&mut self) {
+        self.epoch += 1;
         self.bmc = Bmc::default();
         self.tried = None;
         self.work = None;
@@ -833,7 +840,7 @@ impl World {
                     version.push('+');
                 }
             }
-            Effect::ReleaseSecret { name } => {
+            Effect::ReleaseSecret { name, .. } => {
                 let secret = self.secret(name);
                 (secret.held, secret.finalizer) = (false, false);
             }

@@ -23,6 +23,13 @@ fn secret(password: &str) -> Secret {
     secret
 }
 
+fn host() -> BareMetalHost {
+    let mut host = BareMetalHost::new("h", BareMetalHostSpec::default());
+    host.metadata.namespace = Some("metal".to_owned());
+    host.metadata.uid = Some("uid-h".to_owned());
+    host
+}
+
 /// A Secret that is held for the first time, with `change` on the API server, and told, before the answer to that is there: which login
 /// it has then.
 async fn held_while(change: impl FnOnce(&FakeApi)) -> Option<Credentials> {
@@ -34,9 +41,7 @@ async fn held_while(change: impl FnOnce(&FakeApi)) -> Option<Credentials> {
     api.watch_secrets(move |secret, gone| {
         watch.take_in(&secret, gone);
     });
-    let mut host = BareMetalHost::new("h", BareMetalHostSpec::default());
-    host.metadata.namespace = Some("metal".to_owned());
-    host.metadata.uid = Some("uid-h".to_owned());
+    let host = host();
     let meanwhile = async {
         tokio::time::sleep(SLOW / 2).await;
         change(&api);
@@ -86,11 +91,26 @@ async fn an_answer_from_before_a_new_list_is_not_believed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_secret_that_the_host_names_no_more_does_not_go_with_it() {
+    for disown in [false, true] {
+        let api = FakeApi::new();
+        api.put("secrets", &secret("old"));
+        let vault = Vault::new(api.client()).unwrap();
+        let host = host();
+        vault.hold(&host, NAME, Hold::Owned).await.unwrap();
+        vault.release(&host, NAME, disown).await.unwrap();
+        let metadata = api.get::<Secret>("secrets", NAME).unwrap().metadata;
+        assert!(metadata.finalizers.is_none_or(|all| all.is_empty()));
+        let is_owned = metadata.owner_references.is_some_and(|all| !all.is_empty());
+        assert_eq!(is_owned, !disown);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_name_that_no_secret_can_have_is_asked_for_nowhere() {
     let api = FakeApi::new();
     let vault = Vault::new(api.client()).unwrap();
-    let mut host = BareMetalHost::new("h", BareMetalHostSpec::default());
-    host.metadata.namespace = Some("metal".to_owned());
+    let host = host();
     let asked = api.requests().len();
     for name in ["?", "../b", "bmc 1", "bmc\n", "BMC", "a/b", "%2e", ".", ""] {
         let path = Path::beside(&host, name);

@@ -151,17 +151,20 @@ fn a_world(segments: Store<Segment>, servers: Store<Server>) -> World {
     }
 }
 
-fn a_service(world: World, shelf: &Arc<Shelf>, events: Events, registry: &mut Registry) -> Service {
-    let metrics = Metrics::register(registry);
-    let secrets = BootSecrets {
+fn keys() -> Arc<BootSecrets> {
+    Arc::new(BootSecrets {
         ca_pem: String::new(),
         token_key: TokenKey::new(&[7; 32]),
-    };
+    })
+}
+
+fn a_service(world: World, shelf: &Arc<Shelf>, events: Events, registry: &mut Registry) -> Service {
+    let metrics = Metrics::register(registry);
     Service {
         dispatch: Arc::new(Dispatch::new(
             world.clone(),
             Arc::clone(shelf) as Arc<dyn Releases>,
-            watch::channel(Some(Arc::new(secrets))).1,
+            watch::channel(Some(keys())).1,
             events,
             metrics.clone(),
         )),
@@ -458,6 +461,24 @@ fn a_taken_port_and_a_missing_ramdisk_are_told_and_served_once_they_are_there() 
     site.shelf.is_empty.store(false, Ordering::SeqCst);
     site.wait("serving after all", |facts| facts.serving.is_ok());
     ask(&site.client, packet("dhclient-discover"), from_us);
+}
+
+#[test]
+fn an_edge_without_keys_says_so_until_it_has_read_them() {
+    let (read, secrets) = watch::channel(None);
+    let dispatch = Dispatch::new(
+        a_world(empty(), empty()),
+        Arc::new(Shelf::default()),
+        secrets,
+        Events::new(tokio::sync::mpsc::channel(1).0),
+        Metrics::register(&mut Registry::default()),
+    );
+    let net = a_net(DhcpMode::Server);
+    let reason = || dispatch.lacks(&net).map(|trouble| trouble.reason);
+    assert_eq!(reason(), Some("NoKeys"));
+    assert!(dispatch.awaits_keys(), "it has only just begun");
+    read.send_replace(Some(keys()));
+    assert_eq!((reason(), dispatch.awaits_keys()), (None, false));
 }
 
 /// A machine that was off and asks for the address that it had (RFC 2131, 4.3.2).

@@ -5,11 +5,13 @@ use std::time::Duration;
 use super::{
     end,
     lab::{IMAGE, Lab},
-    live,
+    live, live_on,
+    rest::at_rest,
     trouble::{At, Trouble},
 };
-use crate::world::Change;
-use serde_json::json;
+use crate::{bmc::Reset, world::Change};
+use muster_proto::kinds::BareMetalHost;
+use serde_json::{Value, json};
 
 /// A life without trouble: how many steps it has.
 async fn steps() -> usize {
@@ -80,6 +82,29 @@ async fn a_life_ends_the_same_whatever_the_api_server_answers_to_any_write_of_it
         }
     }
     assert!(troubled > count, "most steps are writes: {troubled} of {count}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_that_only_looks_again_is_not_counted_among_those_that_failed() {
+    for (code, fails) in [(409, false), (500, true)] {
+        let lab = Lab::new(1);
+        lab.trouble(At::Every(4), Trouble::Answer(code));
+        lab.run(async {
+            lab.declare(1);
+            lab.reaches(1, "available").await;
+        })
+        .await;
+        assert!(lab.troubled() > 0);
+        let counted = lab.counted();
+        let failed = counted
+            .lines()
+            .find_map(|line| line.strip_prefix("metal3_reconcile_error_total "));
+        assert_eq!(
+            failed.is_some_and(|count| count != "0"),
+            fails,
+            "{code}: {counted}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -195,6 +220,136 @@ async fn clients_that_patch_without_a_resource_version_at_any_moment_lose_nothin
     );
 }
 
+/// A finalizer of another operator, and a label that a client puts on and takes off again.
+const KEEP: &str = "blue.test/keep";
+const MARK: &str = "blue.test/mark";
+
+/// What a client sends that holds a host and takes its label off, without a resource version: the whole list of finalizers as it has
+/// just read it, and its own.
+fn held(host: &Value) -> Option<Value> {
+    // No finalizer can be added to what is being deleted.
+    let lives = !host["metadata"]["deletionTimestamp"].is_string();
+    let finalizers = host["metadata"]["finalizers"].as_array().cloned();
+    let all: Vec<Value> = finalizers.into_iter().flatten().chain([json!(KEEP)]).collect();
+    lives.then(|| json!({"metadata": {"finalizers": all, "labels": {MARK: null}}}))
+}
+
+fn finalizers(host: &BareMetalHost) -> Vec<&str> {
+    let all = host.metadata.finalizers.iter().flatten();
+    all.map(String::as_str).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finalizer_of_another_that_comes_at_any_moment_holds_the_host_until_it_is_taken_off() {
+    let lab = Lab::new(1);
+    lab.run(live(&lab)).await;
+    let count = lab.api.requests().len();
+    let mut came = 0;
+    for number in 0..count {
+        let lab = Lab::new(1);
+        let mut changes = lab.api.changes();
+        lab.api.intrude_with(number, "baremetalhosts", "m1", held);
+        let let_go = std::cell::Cell::new(0);
+        lab.run(async {
+            lab.declare(1);
+            lab.edit(1, &json!({"metadata": {"labels": {MARK: ""}}}));
+            let is_held_by_them = || {
+                let host = lab.host(1);
+                host.is_some_and(|host| {
+                    host.metadata.deletion_timestamp.is_some() && finalizers(&host) == [KEEP]
+                })
+            };
+            let lets_go = async {
+                loop {
+                    lab.until(is_held_by_them).await;
+                    // Nobody else holds it, and it is there all the same.
+                    tokio::time::sleep(Duration::from_secs(60)).await;
+                    assert!(is_held_by_them(), "before request {number}");
+                    let_go.set(let_go.get() + 1);
+                    lab.edit(1, &json!({"metadata": {"finalizers": []}}));
+                }
+            };
+            tokio::select! {
+                () = live_on(&lab) => {}
+                () = lets_go => unreachable!(),
+            }
+        })
+        .await;
+        assert_eq!(
+            end(&lab),
+            (vec![], 2, false, false, false),
+            "before request {number}"
+        );
+        assert_eq!(refused(&lab), 0, "before request {number}");
+        let mut is_held = false;
+        while let Ok(change) = changes.try_recv() {
+            let Change::Host(host) = change else { continue };
+            is_held |= finalizers(&host).contains(&KEEP);
+            let labels = host.metadata.labels.as_ref();
+            let is_marked = labels.is_some_and(|all| all.contains_key(MARK));
+            assert!(!is_held || !is_marked, "before request {number}");
+        }
+        assert_eq!(let_go.get(), usize::from(is_held), "before request {number}");
+        came += let_go.get();
+    }
+    assert!(came > 5, "{came} of {count}");
+}
+
+const HARD: &str = r#"{"mode":"hard"}"#;
+
+/// The wish for a reboot that stands on `host`.
+fn reboot(host: &BareMetalHost) -> Option<&str> {
+    let annotations = host.metadata.annotations.as_ref()?;
+    annotations.get("reboot.metal3.io").map(String::as_str)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wish_for_a_reboot_that_becomes_another_one_at_any_moment_is_carried_out() {
+    let wish = |value: &str| json!({"metadata": {"annotations": {"reboot.metal3.io": value}}});
+    let mut came = 0;
+    for number in 0.. {
+        let lab = Lab::new(1);
+        let machine = &lab.machines[0];
+        let (before, is_changed) = lab
+            .run(async {
+                at_rest(&lab).await;
+                // It is told to restart and stays on: what it was told tells whether anybody saw the other wish.
+                lab.edit(1, &json!({"spec": {"disablePowerOff": true}}));
+                tokio::time::sleep(Duration::from_secs(120)).await;
+                let before = machine.resets().len();
+                let mut changes = lab.api.changes();
+                lab.edit(1, &wish(""));
+                lab.api.intrude_with(number, "baremetalhosts", "m1", move |host| {
+                    let stands = &host["metadata"]["annotations"]["reboot.metal3.io"];
+                    (stands == "").then(|| wish(HARD))
+                });
+                tokio::time::sleep(Duration::from_secs(600)).await;
+                let mut is_changed = false;
+                while let Ok(change) = changes.try_recv() {
+                    is_changed |= matches!(change, Change::Host(host) if reboot(&host) == Some(HARD));
+                }
+                (before, is_changed)
+            })
+            .await;
+        let host = lab.host(1).unwrap();
+        assert_eq!(reboot(&host), None, "before request {number}");
+        let resets = machine.resets().split_off(before);
+        if !is_changed {
+            assert_eq!(resets, [Reset::GracefulRestart], "before request {number}");
+            break;
+        }
+        let last = resets.last();
+        assert_eq!(
+            last,
+            Some(&Reset::ForceRestart),
+            "before request {number}: {resets:?}"
+        );
+        came += 1;
+    }
+    // That it is to be told to restart, and that the wish is fulfilled.
+    assert!(came >= 2, "{came}");
+}
+
 /// A host that is about to be cleaned and written to when somebody patches it just before request number `number` of those that follow
 /// its wish, with user data or without, and the watch shows nothing of that. Returns how many jobs that destroy data were asked for
 /// until then, and the lab, five minutes later; none: there are not so many requests.
@@ -255,6 +410,65 @@ async fn what_a_person_forbids_while_the_watch_lags_is_not_begun() {
             after[jobs] += 1;
         }
         assert!(after.iter().all(|count| *count > 0), "{patch}: {after:?}");
+    }
+}
+
+/// True if `asked` is the last look at the host before an order that destroys data.
+fn is_last_look(asked: &str) -> bool {
+    asked.starts_with("GET") && asked.ends_with("/baremetalhosts/m1")
+}
+
+/// True if `asked` places an order.
+fn is_order(asked: &str) -> bool {
+    asked.starts_with("PATCH") && asked.ends_with("/servers/m1")
+}
+
+/// A host that is about to be cleaned and written to with user data, which is read for that, so that the host is read again.
+async fn wished_for(lab: &Lab) {
+    lab.declare(1);
+    lab.reaches(1, "available").await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    lab.api.requests();
+    lab.wish(1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_person_forbids_while_the_watch_lags_is_not_begun_where_the_last_look_is_refused() {
+    let lab = Lab::new(1);
+    let asked = lab
+        .run(async {
+            wished_for(&lab).await;
+            lab.reaches(1, "provisioned").await;
+            lab.api.requests()
+        })
+        .await;
+    let number = asked.iter().position(|asked| is_last_look(asked)).unwrap();
+    for (name, code) in ["muster.dev/protected", "baremetalhost.metal3.io/paused"]
+        .into_iter()
+        .flat_map(|name| [(name, 403), (name, 500)])
+    {
+        let annotated = |value| json!({"metadata": {"annotations": {name: value}}});
+        let lab = Lab::new(1);
+        lab.run(async {
+            wished_for(&lab).await;
+            lab.api.refuse_reads("/baremetalhosts/m1", code);
+            lab.api
+                .intrude_unseen(number, "baremetalhosts", "m1", annotated(json!("")));
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            let asked = lab.api.requests();
+            let looks = asked.iter().filter(|asked| is_last_look(asked)).count();
+            assert!(looks > 1, "{name}, {code}: {asked:#?}");
+            let orders = asked.iter().filter(|asked| is_order(asked)).count();
+            assert_eq!(orders, 0, "{name}, {code}: {asked:#?}");
+            assert_eq!(lab.machines[0].disk(), (vec!["old".to_owned()], 0));
+            lab.api.take_reads();
+            lab.edit(1, &annotated(json!(null)));
+            lab.api.see_again();
+            lab.reaches(1, "provisioned").await;
+        })
+        .await;
+        let expected = (vec![IMAGE.to_owned()], 1);
+        assert_eq!(lab.machines[0].disk(), expected, "{name}, {code}");
     }
 }
 

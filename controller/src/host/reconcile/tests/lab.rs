@@ -1,6 +1,8 @@
 //! The loop with an API server in memory, a BMC, and a machine behind it whose ramdisk does what it is told. Time is tokio's, paused:
 //! it moves on when nobody has anything to do.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::client::Body;
 use muster_proto::{
@@ -33,6 +35,8 @@ use crate::{
 const EVER: Duration = Duration::from_secs(12 * 3600);
 /// How often somebody looks who was told of no change.
 const LOOK: Duration = Duration::from_secs(5);
+/// The number of the first term.
+const FIRST: i64 = 7;
 pub(super) const CANARY: &str = "canary-4b1d";
 pub(super) const IMAGE: &str = "http://images.test/os.raw";
 
@@ -61,6 +65,9 @@ struct State {
     /// How long its BMC takes to say whether it is on.
     bmc_takes: Duration,
     arming_takes: Duration,
+    switching_takes: Duration,
+    /// What its BMC carried out.
+    resets: Vec<Reset>,
     /// How often its BMC was asked for that, and how often it answered.
     asked: usize,
     answered: usize,
@@ -69,6 +76,8 @@ struct State {
     cleaned: usize,
     written: usize,
     last: String,
+    /// The term of the order that its ramdisk took up last.
+    epoch: i64,
     mute: bool,
     /// Its ramdisk takes jobs up and comes to no end.
     slow: bool,
@@ -93,6 +102,8 @@ pub(super) struct Lab {
     /// Calls to BMCs that changed something, and writes to the API server.
     steps: Arc<Steps>,
     term: Mutex<Leadership>,
+    /// The newest term that its BMCs know of.
+    newest: AtomicI64,
 }
 
 fn base() -> jiff::Timestamp {
@@ -124,7 +135,8 @@ impl Lab {
             limit: 20,
             metrics,
             registry,
-            term: Mutex::new(Leadership::new(7, lease::now() + EVER)),
+            term: Mutex::new(Leadership::new(FIRST, lease::now() + EVER)),
+            newest: AtomicI64::new(FIRST),
         })
     }
 
@@ -154,8 +166,22 @@ impl Lab {
 
     /// The controller starts anew and believes that it leads, which it does not.
     pub(super) fn end_term(&self) {
-        *self.term.lock().unwrap() = Leadership::new(7, lease::now());
+        let next = self.term().epoch() + 1;
+        *self.term.lock().unwrap() = Leadership::new(next, lease::now());
         self.steps.kill();
+    }
+
+    /// The controller was stopped for so long that its term is over, and goes on as if nothing had happened.
+    pub(super) fn lapse_term(&self) {
+        self.term().lapse();
+    }
+
+    /// Who leads next has the next term; not in place of one that was over from its beginning.
+    fn begin_term(&self) {
+        let before = self.term();
+        if before.still() {
+            *self.term.lock().unwrap() = Leadership::new(before.epoch() + 1, lease::now() + EVER);
+        }
     }
 
     /// That was not so: what it renewed its term with comes late.
@@ -248,6 +274,7 @@ impl Lab {
                 self.controller().await;
                 // Nobody leads before the Lease has run out: what was on its way has arrived by then.
                 tokio::time::sleep(Duration::from_secs(15)).await;
+                self.begin_term();
             }
         };
         let mut changes = self.api.changes();
@@ -331,6 +358,13 @@ impl Lab {
 
     pub(super) fn host(&self, number: usize) -> Option<BareMetalHost> {
         self.api.get("baremetalhosts", &self.machines[number - 1].name)
+    }
+
+    /// True if the host waits for `reason`, as its status says.
+    pub(super) fn waits_for(&self, number: usize, reason: &str) -> bool {
+        let status = self.host(number).unwrap().status.unwrap();
+        let mut conditions = status.conditions.iter();
+        conditions.any(|one| one.type_ == "Waiting" && one.status == "True" && one.reason == reason)
     }
 
     pub(super) fn edit(&self, number: usize, patch: &Value) {
@@ -465,6 +499,21 @@ impl Machine {
     /// Its BMC takes this long to arm what is booted next.
     pub(super) fn set_arming_takes(&self, time: Duration) {
         self.lock().arming_takes = time;
+    }
+
+    /// Its BMC takes this long to carry out an order on the power.
+    pub(super) fn set_switching_takes(&self, time: Duration) {
+        self.lock().switching_takes = time;
+    }
+
+    /// The orders on the power that its BMC carried out.
+    pub(super) fn resets(&self) -> Vec<Reset> {
+        self.lock().resets.clone()
+    }
+
+    /// The term of the order that its ramdisk took up last.
+    pub(super) fn epoch(&self) -> i64 {
+        self.lock().epoch
     }
 
     /// True if it boots the network next.
@@ -613,7 +662,10 @@ impl Machine {
         if last.is_some_and(|last| job.is_called(&last.id) && last.done) {
             return;
         }
-        assert_eq!(job.epoch, 7);
+        let term = lab.term().epoch();
+        assert!((FIRST..=term).contains(&job.epoch), "{} in {term}", job.epoch);
+        assert!(job.epoch >= state.epoch, "{} after {}", job.epoch, state.epoch);
+        state.epoch = job.epoch;
         state.ends += usize::from(matches!(job.action, JobAction::Reboot | JobAction::PowerOff));
         let session = status.unwrap().session.clone().unwrap();
         let mut ended = job.id.clone();
@@ -628,11 +680,15 @@ impl Machine {
                 state.cleaned += 1;
                 state.disk = Vec::new();
                 if let Some(then) = job.then.filter(|then| then.session == session.key) {
-                    self.write(&mut state, &then.id, &session.key, *then.write);
+                    let operation = (&*then.id, job.epoch);
+                    self.write(&mut state, operation, &session.key, *then.write);
                     ended = then.id;
                 }
             }
-            JobAction::Write => self.write(&mut state, &job.id, &session.key, *job.write.unwrap()),
+            JobAction::Write => {
+                let operation = (&*job.id, job.epoch);
+                self.write(&mut state, operation, &session.key, *job.write.unwrap());
+            }
             JobAction::Reboot => Machine::boot(&mut state),
             JobAction::PowerOff => (state.on, state.calls_in) = (false, None),
         }
@@ -643,13 +699,11 @@ impl Machine {
         );
     }
 
-    fn write(&self, state: &mut State, job: &str, session: &str, write: Write) {
+    /// What the job `operation`, an id and a term, writes.
+    fn write(&self, state: &mut State, operation: (&str, i64), session: &str, write: Write) {
         state.written += 1;
-        let bound = Bound {
-            job,
-            epoch: 7,
-            session,
-        };
+        let (job, epoch) = operation;
+        let bound = Bound { job, epoch, session };
         let opened = self.seal.open(&bound, &write.config_drive.unwrap()).unwrap();
         let drive: ConfigDrive = serde_json::from_slice(&opened).unwrap();
         assert!(drive.user_data.is_none_or(|data| data == CANARY.as_bytes()));
@@ -686,6 +740,18 @@ impl Lab {
             .find(|machine| machine.name == host.name)
             .unwrap()
     }
+
+    /// What a real BMC's driver asks right before it changes anything.
+    fn may_act(&self, term: &bmc::Term) -> Result<(), BmcError> {
+        let (epoch, seen) = (term.epoch(), self.newest.load(Ordering::SeqCst));
+        if epoch < seen {
+            return Err(BmcError::Fenced { epoch, seen });
+        }
+        match term.lasts() {
+            true => Ok(()),
+            false => Err(BmcError::Lapsed { epoch }),
+        }
+    }
 }
 
 impl Bmcs for Lab {
@@ -718,26 +784,36 @@ impl Bmcs for Lab {
         term: bmc::Term,
         reset: Reset,
     ) -> Answer<'a, Answered> {
-        assert_eq!(term.epoch(), 7);
+        assert!(term.epoch() <= self.term().epoch(), "{term:?}");
+        self.fence(term.epoch());
         let act = async move {
+            let takes = self.machine(&access.host).lock().switching_takes;
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
             let mut state = self.machine(&access.host).enter(access)?;
+            self.may_act(&term)?;
             match reset {
                 Reset::On if state.on => return Ok(Answered::Already),
                 Reset::On | Reset::ForceRestart | Reset::GracefulRestart => Machine::boot(&mut state),
                 Reset::ForceOff | Reset::GracefulShutdown => (state.on, state.calls_in) = (false, None),
             }
+            state.resets.push(reset);
             Ok(Answered::Accepted)
         };
         self.steps.step(act).boxed()
     }
 
-    fn set_boot<'a>(&'a self, access: &'a bmc::Access, _: bmc::Term, boot: Boot) -> Answer<'a, Answered> {
+    fn set_boot<'a>(&'a self, access: &'a bmc::Access, term: bmc::Term, boot: Boot) -> Answer<'a, Answered> {
+        assert!(term.epoch() <= self.term().epoch(), "{term:?}");
+        self.fence(term.epoch());
         // What stays in force would boot a provisioned machine into its ramdisk for ever.
         assert_eq!(boot.lasting, bmc::Lasting::Once);
         let act = async move {
             let takes = self.machine(&access.host).lock().arming_takes;
             tokio::time::sleep(takes).await;
             let mut state = self.machine(&access.host).enter(access)?;
+            self.may_act(&term)?;
             (state.armed, state.mode) = (boot.device == bmc::Device::Pxe, Some(boot.mode));
             Ok(Answered::Accepted)
         };
@@ -752,7 +828,9 @@ impl Bmcs for Lab {
         async {}.boxed()
     }
 
-    fn fence(&self, _: bmc::Epoch) {}
+    fn fence(&self, epoch: bmc::Epoch) {
+        self.newest.fetch_max(epoch, Ordering::SeqCst);
+    }
 }
 
 /// The BMC of machine `number`.

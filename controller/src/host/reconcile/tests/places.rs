@@ -211,16 +211,6 @@ async fn a_host_that_another_operator_left_and_somebody_has_to_decide_on_keeps_n
     assert_eq!(lab.machines[0].disk().0, ["old"]);
 }
 
-fn waits_for(lab: &Lab, reason: &str) -> bool {
-    says(lab, 1, reason)
-}
-
-fn says(lab: &Lab, number: usize, reason: &str) -> bool {
-    let status = lab.host(number).unwrap().status.unwrap();
-    let mut conditions = status.conditions.iter();
-    conditions.any(|one| one.type_ == "Waiting" && one.status == "True" && one.reason == reason)
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_host_that_waits_for_a_person_keeps_no_other_from_its_turn_and_has_one_itself_then() {
     let lab = Lab::with_limit(2, 1);
@@ -232,10 +222,10 @@ async fn a_host_that_waits_for_a_person_keeps_no_other_from_its_turn_and_has_one
         lab.reaches(1, "provisioned").await;
         tokio::time::sleep(Duration::from_secs(120)).await;
         lab.edit(1, &json!({"spec": {"image": null, "userData": null}}));
-        lab.until(|| waits_for(&lab, "PowerCycleByHand")).await;
+        lab.until(|| lab.waits_for(1, "PowerCycleByHand")).await;
         lab.declare(2);
         lab.reaches(2, "available").await;
-        assert!(waits_for(&lab, "PowerCycleByHand"));
+        assert!(lab.waits_for(1, "PowerCycleByHand"));
         lab.machines[0].set_network_first(true);
         lab.machines[0].is_power_cycled();
         lab.reaches(1, "available").await;
@@ -256,7 +246,7 @@ async fn lets_go_of_its_place(arguments: &str, deleted: bool) {
         if deleted {
             lab.api.delete("baremetalhosts", "m1");
         }
-        lab.until(|| waits_for(&lab, "Detached")).await;
+        lab.until(|| lab.waits_for(1, "Detached")).await;
         lab.declare(2);
         lab.reaches(2, "available").await;
         assert!(is_busy(&lab.host(1).unwrap()));
@@ -345,7 +335,7 @@ async fn a_busy_host_whose_bmc_is_refused_keeps_others_from_their_turn_only_whil
     lab.run(async {
         is_written(&lab).await;
         lab.edit(1, &json!({"spec": {"bmc": {"credentialsName": "none"}}}));
-        lab.until(|| waits_for(&lab, "Refused")).await;
+        lab.until(|| lab.waits_for(1, "Refused")).await;
         lab.declare(2);
         lab.until(|| delayed(&lab.host(2).unwrap())).await;
         tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -354,7 +344,7 @@ async fn a_busy_host_whose_bmc_is_refused_keeps_others_from_their_turn_only_whil
         lab.machines[0].set_mute();
         lab.machines[0].is_power_cycled();
         lab.reaches(2, "available").await;
-        assert!(waits_for(&lab, "Refused") && is_busy(&lab.host(1).unwrap()));
+        assert!(lab.waits_for(1, "Refused") && is_busy(&lab.host(1).unwrap()));
     })
     .await;
 }
@@ -373,10 +363,10 @@ async fn a_host_that_lacks_what_goes_on_its_disk_keeps_no_other_from_its_turn_an
         lab.edit(2, &json!({"spec": {"image": image, "userData": {"name": "none"}}, "status": status}));
         lab.until(|| delayed(&lab.host(2).unwrap())).await;
         lab.machines[0].set_slow(false);
-        lab.until(|| says(&lab, 2, "Refused")).await;
+        lab.until(|| lab.waits_for(2, "Refused")).await;
         lab.declare(3);
         lab.reaches(3, "available").await;
-        assert!(says(&lab, 2, "Refused"));
+        assert!(lab.waits_for(2, "Refused"));
         assert_eq!(lab.machines[1].disk(), (vec!["old".to_owned()], 0));
         lab.put_secret("none", &[("userData", CANARY)]);
         lab.reaches(2, "provisioned").await;

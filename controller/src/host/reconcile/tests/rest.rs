@@ -14,7 +14,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(10);
 
 /// The host is provisioned, and nothing happens any more.
-async fn at_rest(lab: &Lab) {
+pub(super) async fn at_rest(lab: &Lab) {
     lab.declare(1);
     lab.reaches(1, "available").await;
     lab.wish(1);

@@ -1,0 +1,151 @@
+//! The way to a BMC: its credentials, whoever labels them, and what it answers.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use muster_proto::kinds::ErrorType;
+use serde_json::json;
+
+use super::{
+    error,
+    lab::{CANARY, Lab},
+};
+use crate::bmc::BmcError;
+
+#[tokio::test(start_paused = true)]
+async fn wrong_credentials_are_told_not_tried_again_and_mended_by_the_secret() {
+    let lab = Lab::new(1);
+    lab.machines[0].set_password("another");
+    lab.run(async {
+        lab.declare(1);
+        lab.until(|| error(&lab).contains("credentials")).await;
+        // Nobody but a person can mend it: the BMC is not asked again, and locks nobody out.
+        let version = lab.host(1).unwrap().metadata.resource_version;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(lab.host(1).unwrap().metadata.resource_version, version);
+        assert_eq!(lab.machines[0].strangers(), 1);
+        lab.secret(1, "another");
+        lab.reaches(1, "available").await;
+        assert_eq!(error(&lab), "");
+    })
+    .await;
+    let told = lab.told();
+    assert!(
+        told.iter()
+            .any(|event| event.warning && event.reason == "RegistrationError"),
+        "{told:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_nobody_can_be_asked_at_is_told_as_unusable_details() {
+    for address in ["ipmi://192.0.2.1", "nonsense://192.0.2.1"] {
+        let lab = Lab::new(1);
+        lab.run(async {
+            lab.declare(1);
+            lab.edit(1, &json!({"spec": {"bmc": {"address": address}}}));
+            lab.until(|| !error(&lab).is_empty()).await;
+            tokio::time::sleep(Duration::from_secs(600)).await;
+        })
+        .await;
+        let status = lab.host(1).unwrap().status.unwrap();
+        assert_eq!(status.error_type, Some(ErrorType::Registration));
+        let told = lab.told();
+        let reasons: Vec<&str> = told.iter().map(|event| event.reason).collect();
+        assert_eq!(reasons, ["BMCCredentialError"], "{address}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_comes_later_is_found_though_nobody_labelled_it() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.api.delete("secrets", "bmc-1");
+        lab.until(|| error(&lab).contains("does not exist")).await;
+        lab.secret(1, CANARY);
+        lab.reaches(1, "available").await;
+    })
+    .await;
+    let secret: Secret = lab.api.get("secrets", "bmc-1").unwrap();
+    assert_eq!(
+        secret.metadata.labels.unwrap()["environment.metal3.io"],
+        "baremetal"
+    );
+    assert_eq!(
+        secret.metadata.finalizers.unwrap(),
+        ["baremetalhost.metal3.io/secret"]
+    );
+    assert_eq!(secret.metadata.owner_references.unwrap()[0].uid, "uid-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_put_on_a_secret_stays_when_it_is_marked() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        let theirs = json!({"metadata": {
+            "labels": {"team": "blue"},
+            "finalizers": ["blue.test/keep"],
+            "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": "uid-c"}],
+        }});
+        lab.api.edit("secrets", "bmc-1", &theirs);
+        lab.reaches(1, "available").await;
+    })
+    .await;
+    let secret: Secret = lab.api.get("secrets", "bmc-1").unwrap();
+    let labels = secret.metadata.labels.unwrap();
+    assert_eq!(
+        (labels["team"].as_str(), labels["environment.metal3.io"].as_str()),
+        ("blue", "baremetal")
+    );
+    assert_eq!(
+        secret.metadata.finalizers.unwrap(),
+        ["blue.test/keep", "baremetalhost.metal3.io/secret"]
+    );
+    let owners = secret.metadata.owner_references.unwrap();
+    let owners: Vec<&str> = owners.iter().map(|owner| owner.uid.as_str()).collect();
+    assert_eq!(owners, ["uid-c", "uid-1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bmc_that_cannot_be_reached_is_asked_again_until_it_can() {
+    let lab = Lab::new(1);
+    let reason = "no route".to_owned();
+    lab.machines[0].set_fault(Some(BmcError::Unreachable { reason }));
+    lab.run(async {
+        lab.declare(1);
+        lab.until(|| error(&lab).contains("no route")).await;
+        lab.machines[0].set_fault(None);
+        lab.reaches(1, "available").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_label_on_the_secret_registers_nothing_again() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        let registered = |lab: &Lab| {
+            lab.host(1)
+                .unwrap()
+                .status
+                .unwrap()
+                .operation_history
+                .unwrap()
+                .register
+        };
+        let before = registered(&lab);
+        lab.api.edit(
+            "secrets",
+            "bmc-1",
+            &json!({"metadata": {"labels": {"team": "blue"}}}),
+        );
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(registered(&lab), before);
+    })
+    .await;
+}
