@@ -234,7 +234,12 @@ async fn lead(cluster: &Cluster, namespace: &str, name: &'static str) -> Result<
     let renewed = async move || {
         let now = format!("{:.6}", jiff::Timestamp::now());
         let spec = json!({"holderIdentity": "somebody", "leaseDurationSeconds": 15, "renewTime": now});
-        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec});
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": name},
+            "spec": spec,
+        });
         let force = PatchParams::apply("a-test").force();
         leases.patch(name, &force, &Patch::Apply(&lease)).await
     };
