@@ -45,9 +45,9 @@ pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: boo
             inspected: None,
         };
     }
+    // Of a host that somebody declared nothing is changed by it, and the request ends all the same.
     let wanted = host.filter(|host| {
-        hosts::made_for(host).is_some()
-            && is_discovered(host)
+        (hosts::made_for(host).is_none() || is_discovered(host))
             && hosts::wants_inspection(host)
             && !hosts::is_paused(host)
     });

@@ -163,7 +163,7 @@ pub(super) fn points_at(server: &Server, host: &BareMetalHost) -> bool {
 }
 
 /// True if a Server of that name exists, whether or not it is `seen.server`.
-fn exists(seen: &Seen<'_>, server: &str) -> bool {
+pub(super) fn exists(seen: &Seen<'_>, server: &str) -> bool {
     server == server_name(seen.server) || seen.servers.iter().any(|other| server_name(other) == server)
 }
 
@@ -296,9 +296,32 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
     elsewhere(seen).unwrap_or_else(|| claimed(seen, approved))
 }
 
+/// True if `host` may be the machine's by the NIC that it declares, which that has, or ever had. One that was made after the pattern of the
+/// machine's own declares another.
+pub(super) fn may_be(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
+    hosts::declared_mac(host).is_none_or(|mac| has(seen, mac))
+}
+
+/// True if the Server may not know all NICs that its machine has had, since it is younger than `host`: that was made for one of its name, or
+/// restored with it.
+fn is_younger(seen: &Seen<'_>, host: &BareMetalHost) -> bool {
+    let pointed = seen.server.spec.host.is_some() || seen.server.spec.dismissed;
+    let ages = seen
+        .server
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .zip(host.metadata.creation_timestamp.as_ref());
+    !pointed && ages.is_none_or(|(server, host)| host.0 <= server.0)
+}
+
 /// A host of this machine under another reference than the Server's.
 fn elsewhere<'a>(seen: &Seen<'a>) -> Option<Link<'a>> {
-    let ours = made_for_us(seen);
+    let (mut ours, strange): (Vec<_>, Vec<_>) =
+        made_for_us(seen).into_iter().partition(|host| may_be(seen, host));
+    if ours.is_empty() {
+        ours.extend(strange.into_iter().filter(|host| is_younger(seen, host)));
+    }
     match ours[..] {
         [] => {}
         [host] => return Some(Link::Change(host, "the host was made for this machine")),

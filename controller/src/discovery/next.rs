@@ -19,7 +19,7 @@ use muster_proto::{
     Mac,
     kinds::{
         APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDetails, HostReference,
-        Segment, Server, ServerSpec, ServerStatus, Trust, UnknownPolicy,
+        SERVER_ANNOTATION, Segment, Server, ServerSpec, ServerStatus, Trust, UnknownPolicy,
     },
 };
 
@@ -432,6 +432,18 @@ pub(super) fn job(
     (patch, jobs.inspected)
 }
 
+/// A host that a Server left which is no more is marked as made for the one that has its machine now: another machine may have that name one
+/// day, and would get this host.
+fn is_ours_again(seen: &Seen<'_>, host: &BareMetalHost) -> Option<Effect> {
+    hosts::made_for(host).filter(|server| !link::exists(seen, server))?;
+    let mark = (SERVER_ANNOTATION.to_owned(), server_name(seen.server).to_owned());
+    Some(Effect::MarkHost {
+        host: hosts::reference(host),
+        labels: BTreeMap::new(),
+        annotations: [mark].into(),
+    })
+}
+
 /// The host is linked: ours or somebody's.
 fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     if hosts::is_leaving(host) || hosts::is_paused(host) {
@@ -456,7 +468,20 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         if !host::is_managed(host) || host::is_inspected(host) {
             plan.notices.extend(unapplied(seen, host, &hardware, &refused));
         }
-        plan.effects.extend(job(seen, Some(host), true).0);
+        plan.effects.extend(is_ours_again(seen, host));
+        let (patch, inspected) = job(seen, Some(host), true);
+        plan.effects.extend(patch);
+        if let Some(outcome) = inspected {
+            let done = || {
+                let message = format!(
+                    "inspected, as asked; the report changes nothing in the host ({refused}) and stands in Server {}",
+                    server_name(seen.server)
+                );
+                warning(host.object_ref(&()), "ReportNotApplied", message)
+            };
+            let told = outcome.map(|()| done());
+            plan.effects.extend(report::inspection_ends(host, told));
+        }
         plan.why = format!("the report changes nothing in host {}: {refused}", Path::of(host));
         return plan;
     }

@@ -11,11 +11,12 @@ use muster_proto::{
 
 use super::{
     host::{self, Inspected},
-    jobs,
+    jobs, link,
     next::{Effect, Plan, Seen, job, server_name, status, trust},
     notices::{event, told_of_hardware, warning},
 };
 use crate::{
+    events::Event,
     host::{conditions::CONTESTED, owner::is_discovered},
     hosts,
     path::Path,
@@ -26,8 +27,8 @@ pub(super) fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
     let us = server_name(seen.server);
     match hosts::made_for(host) {
         None => return Some("Muster did not make it".to_owned()),
-        // Left by a Server that was removed: ours again, as long as it is still what discovery made of it.
-        Some(server) if server != us && !is_discovered(host) => {
+        // Left by a Server that was removed, it is ours again.
+        Some(server) if server != us && link::exists(seen, server) && !is_discovered(host) => {
             return Some("it was made for another Server".to_owned());
         }
         Some(_) => {}
@@ -123,31 +124,31 @@ pub(super) fn apply(
         )));
     }
     if let Some(outcome) = inspected {
-        plan.effects.push(Effect::RemoveAnnotation {
-            host: at,
-            name: INSPECT_ANNOTATION,
-        });
-        plan.effects.push(Effect::Event(match outcome {
-            Ok(()) => event(
-                host.object_ref(&()),
-                false,
-                "Inspected",
-                "inspected again, as asked".to_owned(),
-            ),
-            Err(error) => {
-                let error = text::clean(error.as_bytes());
-                warning(
-                    host.object_ref(&()),
-                    "InspectionFailed",
-                    format!("the requested inspection failed: {error}"),
-                )
-            }
-        }));
+        let done = || {
+            let message = "inspected again, as asked".to_owned();
+            event(host.object_ref(&()), false, "Inspected", message)
+        };
+        plan.effects
+            .extend(inspection_ends(host, outcome.map(|()| done())));
     }
     plan.why = match plan.effects.is_empty() {
         true => format!("host {} shows all that is known", Path::of(host)),
         false => format!("host {} is brought up to date", Path::of(host)),
     };
+}
+
+/// The inspection that somebody asked for has ended: with an error, or as is `told`.
+pub(super) fn inspection_ends(host: &BareMetalHost, told: Result<Event, String>) -> [Effect; 2] {
+    let told = told.unwrap_or_else(|error| {
+        let error = text::clean(error.as_bytes());
+        let message = format!("the requested inspection failed: {error}");
+        warning(host.object_ref(&()), "InspectionFailed", message)
+    });
+    let request = Effect::RemoveAnnotation {
+        host: hosts::reference(host),
+        name: INSPECT_ANNOTATION,
+    };
+    [request, Effect::Event(told)]
 }
 
 /// The address of a NIC that the machine of `host` does not have any more, and the one that the host is to declare in its place. None where a

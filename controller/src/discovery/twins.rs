@@ -106,8 +106,7 @@ pub(super) fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool,
 fn made_for_us<'a>(seen: &Seen<'a>, at: &Path) -> (Vec<&'a BareMetalHost>, Vec<Event>) {
     let all = link::made_for_us(seen).into_iter();
     let others = all.filter(|host| Path::of(*host) != *at);
-    let (own, strange): (Vec<_>, Vec<_>) =
-        others.partition(|host| hosts::declared_mac(host).is_none_or(|mac| link::has(seen, mac)));
+    let (own, strange): (Vec<_>, Vec<_>) = others.partition(|host| link::may_be(seen, host));
     let told = strange.into_iter().map(|host| {
         let message = format!(
             "the annotation {SERVER_ANNOTATION} says that the host was made for Server {}, whose machine has another host, and no \

@@ -210,7 +210,14 @@ pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
 }
 
 /// What the names of those contain that other machines have as well, or that somebody may have put in: those that are cleaned are none of them.
-const ELSEWHERE: [&str; 5] = ["-fc-", "-iscsi-", "-usb-", "/dev/dm-", "/dev/mapper/"];
+const ELSEWHERE: [&str; 6] = [
+    "-fc-",
+    "-iscsi-",
+    "-usb-",
+    "/dev/mmcblk",
+    "/dev/dm-",
+    "/dev/mapper/",
+];
 
 /// Those that a machine had, as they are `known`, and that are not among `disks`, for people. One without a number of its own may be any.
 pub(super) fn gone(known: &[HardwareStorage], disks: &[Disk]) -> Vec<String> {

@@ -35,7 +35,7 @@ const ASKED: SignedDuration = SignedDuration::from_hours(1);
 const GOES_DOWN: SignedDuration = SignedDuration::from_mins(5);
 
 /// Reason while only a person can do it.
-const BY_HAND: &str = "PowerByHand";
+pub(super) const BY_HAND: &str = "PowerByHand";
 
 /// The power of a host at rest.
 pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {

@@ -24,7 +24,7 @@ pub struct Work {
 
 impl Work {
     /// What is known once `server` of `host` was seen, of which `before` was known. Nothing is as long as nothing was taken up, or that has
-    /// ended. An inspection needs not be taken up: a ramdisk is at it as soon as it calls in.
+    /// ended. An inspection need not be taken up: a ramdisk is at it as soon as it calls in.
     pub(super) fn seen(before: Option<Work>, host: &BareMetalHost, server: Option<&Server>) -> Option<Work> {
         let server = server?;
         let status = server.status.as_ref()?;

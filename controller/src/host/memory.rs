@@ -109,9 +109,9 @@ struct Entry {
     wrong: Option<String>,
     /// What another operator held for it is let go.
     released: bool,
-    /// It is paused, or somebody else's.
+    /// It is paused or somebody else's, or was not looked after yet.
     left_alone: bool,
-    /// Since when it is looked after again, after that.
+    /// Since when it is looked after, after that.
     resumed: Option<Timestamp>,
     /// We wrote that it lets go of all that is held for it, which the watch may not have shown yet.
     lets_go: bool,
@@ -159,14 +159,8 @@ impl Memory {
 
     /// The newer ones of the watched copies and of what we wrote.
     pub fn newest(&self, watched: Newest) -> Newest {
-        let uid = watched.host.metadata.uid.clone().unwrap_or_default();
         let mut all = self.lock();
-        let entry = all
-            .entry(Path::of(watched.host.as_ref()))
-            .or_insert_with(|| Box::new(Entry::new(&uid)));
-        if entry.uid != uid {
-            **entry = Entry::new(&uid);
-        }
+        let entry = Entry::of(&mut all, &watched.host);
         let host = entry
             .host
             .newest(Some(watched.host.clone()))
@@ -300,12 +294,12 @@ impl Memory {
 
     /// A round begins to look at `host`: it sees all that has changed until `now`.
     pub fn looks(&self, host: &BareMetalHost, now: Timestamp) {
-        self.with(host, |entry| {
-            entry.calm = Calm::Seen;
-            if std::mem::take(&mut entry.left_alone) {
-                entry.resumed = Some(now);
-            }
-        });
+        let mut all = self.lock();
+        let entry = Entry::of(&mut all, host);
+        entry.calm = Calm::Seen;
+        if std::mem::take(&mut entry.left_alone) {
+            entry.resumed = Some(now);
+        }
     }
 
     /// The round had nothing to do: `host` rests, unless something has changed since the round began.
@@ -396,7 +390,7 @@ impl Memory {
         self.with(host, |entry| entry.left_alone = true);
     }
 
-    /// Since when the host is looked after again, after it was paused or somebody else's; none: it was neither since this process began.
+    /// Since when the host is looked after, by this process and after it was paused or somebody else's; none: it is not yet.
     pub fn resumed_at(&self, host: &BareMetalHost) -> Option<Timestamp> {
         self.with(host, |entry| entry.resumed)?
     }
@@ -423,6 +417,18 @@ impl Memory {
 }
 
 impl Entry {
+    /// What is known of `host`; nothing yet, where that is of a former one of its name.
+    fn of<'a>(all: &'a mut Entries, host: &BareMetalHost) -> &'a mut Entry {
+        let uid = host.metadata.uid.as_deref().unwrap_or_default();
+        let entry = all
+            .entry(Path::of(host))
+            .or_insert_with(|| Box::new(Entry::new(uid)));
+        if entry.uid != uid {
+            **entry = Entry::new(uid);
+        }
+        entry
+    }
+
     fn new(uid: &str) -> Entry {
         Entry {
             uid: uid.to_owned(),
@@ -435,7 +441,7 @@ impl Entry {
             failures: Failures::default(),
             wrong: None,
             released: false,
-            left_alone: false,
+            left_alone: true,
             resumed: None,
             lets_go: false,
             rounds: Bucket::new(Instant::now()),

@@ -131,7 +131,7 @@ fn told_to_leave(draft: &mut Draft<'_>, server: &Server, id: &str, message: &'st
     // It may have waited for another session's end.
     let is_old = |since: Timestamp| draft.now.duration_since(since) >= ramdisk::BOOT_DEADLINE;
     let is_late = told.is_some_and(is_old) && here.is_none_or(is_old);
-    let is_back = told.is_none_or(|told| here.is_some_and(|here| here > told));
+    let is_back = told.is_none_or(|told| ramdisk::is_booted_since(draft, told));
     match jobs::look(server, |job| job == id) {
         Job::Absent if contested => return Leaving::No,
         Job::Failed(_) => return Leaving::Stays,

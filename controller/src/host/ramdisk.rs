@@ -184,7 +184,7 @@ fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
 
 /// True if the session began so long after `at` that its machine may have booted in between. One that only lost its connection then is back
 /// sooner.
-fn is_booted_since(draft: &Draft<'_>, at: Timestamp) -> bool {
+pub(super) fn is_booted_since(draft: &Draft<'_>, at: Timestamp) -> bool {
     let least = SignedDuration::from_secs(20);
     draft
         .here_since()

@@ -201,8 +201,14 @@ impl Place {
 
     /// What may be left where a fleet was not deleted to its end.
     pub(super) fn remnants(&self) -> String {
+        let furniture = match self.is_furnished && !self.is_passing {
+            true => {
+                "; the lab's Segment and its controller's account may be left, too, which the next fleet takes away at its end"
+            }
+            false => "",
+        };
         format!(
-            "hosts and Secrets of a fleet may be left in namespace {}, and Servers in {}: the same fleet with --afresh deletes them first",
+            "hosts and Secrets of a fleet may be left in namespace {}, and Servers in {}: the same fleet with --afresh deletes them first{furniture}",
             self.hosts, self.servers
         )
     }

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use muster_proto::text;
 
 use super::{Draft, WORDS, Wait};
-use crate::host::conditions;
+use crate::host::{conditions, in_band};
 
 impl Draft<'_> {
     /// Says what the host waits for.
@@ -96,11 +96,11 @@ impl Draft<'_> {
     }
 
     /// Since when the host has waited for `reason` and somebody looked whether that comes: while it is paused, or nobody leads, nobody does, and
-    /// nothing that it waits for is late for that. People need nobody who looks.
+    /// nothing that it waits for is late for that. Who switches a machine on or off needs nobody who looks.
     fn looking_since(&self, reason: &str) -> Option<Timestamp> {
         let since = self.waiting_since(reason)?;
         let began = self.seen.began;
-        match conditions::BY_HAND.contains(&reason) || self.is_ahead(began) {
+        match reason == in_band::BY_HAND || self.is_ahead(began) {
             true => Some(since),
             false => Some(since.max(began)),
         }

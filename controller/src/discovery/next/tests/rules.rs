@@ -192,6 +192,97 @@ fn a_host_after_the_pattern_of_another_is_another_machines_if_it_declares_anothe
     }
 }
 
+/// The discovered host of server `a`, and one that somebody made after its pattern for another machine, and has given a BMC.
+fn with_a_pattern() -> Sim {
+    let mut sim = discovered();
+    let mut pattern = sim.host(NAME).clone();
+    pattern.metadata.name = Some("rack2".to_owned());
+    pattern.metadata.creation_timestamp = Some(Time("2026-03-01T00:00:00Z".parse().unwrap()));
+    pattern.spec.boot_mac_address = Some(mac(2).to_string());
+    pattern.spec.bmc = Some(BmcDetails::default());
+    sim.add_host(pattern);
+    sim.settle();
+    sim
+}
+
+#[test]
+fn a_host_after_the_pattern_of_another_does_not_inherit_its_machine() {
+    let mut sim = with_a_pattern();
+    let before = sim.host("rack2").clone();
+    sim.delete_host(NAME);
+    sim.settle();
+    assert!(sim.server("a").spec.dismissed && sim.server("a").spec.host.is_none());
+    assert_eq!(sim.host("rack2"), &before);
+    // Nor once its machine may have a host again.
+    let made = Some(Time("2026-02-01T00:00:00Z".parse().unwrap()));
+    sim.change_server("a", |server| server.metadata.creation_timestamp = made);
+    sim.annotate_server("a", APPROVE_ANNOTATION);
+    sim.settle();
+    assert!(sim.names().contains(&NAME.to_owned()));
+    assert_eq!(sim.server("a").spec.host, Some(hosts::reference(sim.host(NAME))));
+    assert_eq!(sim.host("rack2"), &before);
+}
+
+#[test]
+fn a_server_that_is_made_anew_finds_the_host_of_its_machine_beside_one_after_its_pattern() {
+    let mut sim = with_a_pattern();
+    let report = link::inventory(sim.server("a")).unwrap();
+    sim.delete_server("a");
+    sim.reports("a", Inventory::clone(&report));
+    sim.settle();
+    assert_eq!(sim.server("a").spec.host, Some(hosts::reference(sim.host(NAME))));
+    assert!(sim.notices().contains(&("rack2".to_owned(), "OtherMachine")));
+}
+
+#[test]
+fn a_host_of_a_server_that_is_no_more_is_marked_as_that_of_the_next_whatever_its_state() {
+    let mut sim = discovered();
+    sim.set_state(NAME, "provisioned");
+    sim.delete_server("a");
+    sim.reports("b", machine("J5K2X93", 1));
+    sim.settle();
+    let owner = |sim: &Sim| hosts::made_for(sim.host(NAME)).map(str::to_owned);
+    assert_eq!(owner(&sim).as_deref(), Some("b"));
+    // Another machine has its first name.
+    sim.reports("a", machine("OTHER2", 7));
+    sim.settle();
+    assert_eq!(sim.server("b").spec.host, Some(hosts::reference(sim.host(NAME))));
+    assert_ne!(sim.server("a").spec.host, sim.server("b").spec.host);
+}
+
+#[test]
+fn a_requested_inspection_ends_where_its_report_changes_nothing() {
+    // It has less trust than the one before, or the host is somebody's.
+    for declared in [false, true] {
+        let mut sim = match declared {
+            true => Sim::new(UnknownPolicy::Hold),
+            false => discovered(),
+        };
+        let name = if declared { "rack1" } else { NAME };
+        if declared {
+            sim.declare("prod", name, Some(mac(1)));
+            sim.reports("a", machine("J5K2X93", 1));
+            sim.settle();
+        } else {
+            sim.change_host(name, |host| {
+                let annotations = host.metadata.annotations.get_or_insert_default();
+                annotations.insert(TRUST_ANNOTATION.to_owned(), "tpm".to_owned());
+            });
+        }
+        sim.annotate_host(name, INSPECT_ANNOTATION);
+        sim.settle();
+        let job = sim.server("a").spec.job.clone().unwrap();
+        assert_eq!(job.action, JobAction::Inspect);
+        taken_up(&mut sim, &job.id, "");
+        sim.settle();
+        assert!(!hosts::wants_inspection(sim.host(name)));
+        assert_eq!(sim.server("a").spec.job, None);
+        let told = sim.told.last().unwrap();
+        assert_eq!(told.reason, "ReportNotApplied");
+        assert!(told.message.contains("stands in Server a"), "{}", told.message);
+    }
+}
+
 #[test]
 fn two_machines_with_one_serial_get_two_names() {
     let mut sim = discovered();

@@ -198,6 +198,10 @@ impl Sim {
         });
     }
 
+    pub(super) fn delete_server(&mut self, name: &str) {
+        self.servers.retain(|server| server_name(server) != name);
+    }
+
     pub(super) fn server(&self, name: &str) -> &Server {
         self.servers.iter().find(|one| server_name(one) == name).unwrap()
     }

@@ -55,28 +55,34 @@ async fn a_paused_host_is_not_touched_and_goes_on_when_it_is_paused_no_more() {
 #[tokio::test(start_paused = true)]
 async fn nothing_that_a_host_waited_for_when_it_was_paused_is_late_when_it_is_paused_no_more() {
     let paused = |value| json!({"metadata": {"annotations": {"baremetalhost.metal3.io/paused": value}}});
-    let lab = Lab::new(1);
-    lab.run(async {
-        lab.declare(1);
-        lab.reaches(1, "available").await;
-        lab.wish(1);
-        lab.reaches(1, "provisioned").await;
-        let reason = "no route".to_owned();
-        lab.machines[0].set_fault(Some(BmcError::Unreachable { reason }));
-        lab.edit(1, &json!({"spec": {"image": null}}));
-        lab.reaches(1, "deprovisioning").await;
-        lab.until(|| lab.waits_for(1, "Bmc")).await;
-        lab.told();
-        lab.edit(1, &paused(json!("")));
-        // Longer than a BMC may be silent. It is mended meanwhile.
-        tokio::time::sleep(Duration::from_secs(7200)).await;
-        lab.machines[0].set_fault(None);
-        lab.edit(1, &paused(json!(null)));
-        lab.reaches(1, "available").await;
-    })
-    .await;
-    let failed = lab.told().into_iter().find(|event| event.warning);
-    assert!(failed.is_none(), "{failed:?}");
+    for dies in [false, true] {
+        let lab = Lab::new(1);
+        lab.run(async {
+            lab.declare(1);
+            lab.reaches(1, "available").await;
+            lab.wish(1);
+            lab.reaches(1, "provisioned").await;
+            let reason = "no route".to_owned();
+            lab.machines[0].set_fault(Some(BmcError::Unreachable { reason }));
+            lab.edit(1, &json!({"spec": {"image": null}}));
+            lab.reaches(1, "deprovisioning").await;
+            lab.until(|| lab.waits_for(1, "Bmc")).await;
+            lab.told();
+            lab.edit(1, &paused(json!("")));
+            // Longer than a BMC may be silent. It is mended meanwhile.
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            if dies {
+                lab.kill();
+            }
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            lab.machines[0].set_fault(None);
+            lab.edit(1, &paused(json!(null)));
+            lab.reaches(1, "available").await;
+        })
+        .await;
+        let failed = lab.told().into_iter().find(|event| event.warning);
+        assert!(failed.is_none(), "{failed:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
