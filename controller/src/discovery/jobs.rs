@@ -51,8 +51,8 @@ pub(super) fn decide(seen: &Seen<'_>, host: Option<&BareMetalHost>, settled: boo
             && hosts::wants_inspection(host)
             && !hosts::is_paused(host)
     });
-    match wanted.and_then(|host| inspect_id(seen, host)) {
-        Some(id) => inspect(seen, id),
+    match wanted.and_then(|host| Some((host, inspect_id(seen, host)?))) {
+        Some((host, id)) => inspect(seen, host, id),
         None => Jobs {
             job: release(seen, host, settled).map(Box::new),
             inspected: None,
@@ -66,8 +66,13 @@ fn inspect_id(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
     let status = seen.server.status.as_ref()?;
     status.inventory.as_ref()?;
     let inventoried = status.inventoried.as_deref().unwrap_or_default();
+    Some(format!("{}{inventoried}", inspections_of(host)))
+}
+
+/// What the names of all inspections of `host` begin with. One that was asked for of a former host of its name says nothing of this one.
+fn inspections_of(host: &BareMetalHost) -> String {
     let uid = host.metadata.uid.as_deref().unwrap_or_default();
-    Some(format!("{INSPECT}{uid}-{inventoried}"))
+    format!("{INSPECT}{uid}-")
 }
 
 /// The job of `server` that stays when the Server is to stand for the host with this UID, or (none) for no host any more. What was
@@ -78,11 +83,12 @@ pub(super) fn kept(server: &Server, uid: Option<&str>) -> Option<Box<Job>> {
 }
 
 /// Placed at once, connected or not: it waits for the machine's next session, whose own inventory may end it first.
-fn inspect(seen: &Seen<'_>, id: String) -> Jobs {
+fn inspect(seen: &Seen<'_>, host: &BareMetalHost, id: String) -> Jobs {
     // Where the last inspection brought nothing new, the next one needs another name than that one had.
     let again = format!("{id}-again");
     let current = seen.server.spec.job.as_ref();
-    let pending = current.filter(|job| job.id.starts_with(INSPECT));
+    let ours = inspections_of(host);
+    let pending = current.filter(|job| job.id.starts_with(&ours));
     let ended = |job: &Job| {
         seen.server
             .last_job()

@@ -19,7 +19,7 @@ use muster_proto::{
     Mac,
     kinds::{
         APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDetails, HostReference,
-        SERVER_ANNOTATION, Segment, Server, ServerSpec, ServerStatus, Trust, UnknownPolicy,
+        Segment, Server, ServerSpec, ServerStatus, Trust, UnknownPolicy,
     },
 };
 
@@ -29,7 +29,7 @@ use super::{
     name,
     notices::{clashes, failed_order, unapplied, unseen_host, unwatched, warning},
     report,
-    twins::{twin_of_ours, twins_of_theirs},
+    twins::{strangers, twin_of_ours, twins_of_theirs},
 };
 use crate::{
     events::Event,
@@ -165,7 +165,12 @@ pub fn next(seen: &Seen<'_>) -> Plan {
         return Plan::rest("a part of the Server cannot be read");
     }
     let approved = is_approved(seen.server);
-    let mut plan = match link::find(seen, approved) {
+    let found = link::find(seen, approved);
+    let linked = match found {
+        Link::Right(host) | Link::Change(host, _) => Some(Path::of(host)),
+        _ => None,
+    };
+    let mut plan = match found {
         Link::Right(host) => tend(seen, host),
         Link::Change(host, why) => relink(seen, host, why),
         Link::Wrong(host) => unlink(seen, host),
@@ -174,6 +179,7 @@ pub fn next(seen: &Seen<'_>) -> Plan {
         Link::Nobody if seen.server.spec.dismissed => dismissed(seen, approved),
         Link::Nobody => create(seen),
     };
+    plan.notices.extend(strangers(seen, linked.as_ref()));
     plan.notices.extend(clashes(seen));
     plan.notices.extend(failed_order(seen));
     plan
@@ -432,18 +438,6 @@ pub(super) fn job(
     (patch, jobs.inspected)
 }
 
-/// A host that a Server left which is no more is marked as made for the one that has its machine now: another machine may have that name one
-/// day, and would get this host.
-fn is_ours_again(seen: &Seen<'_>, host: &BareMetalHost) -> Option<Effect> {
-    hosts::made_for(host).filter(|server| !link::exists(seen, server))?;
-    let mark = (SERVER_ANNOTATION.to_owned(), server_name(seen.server).to_owned());
-    Some(Effect::MarkHost {
-        host: hosts::reference(host),
-        labels: BTreeMap::new(),
-        annotations: [mark].into(),
-    })
-}
-
 /// The host is linked: ours or somebody's.
 fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     if hosts::is_leaving(host) || hosts::is_paused(host) {
@@ -468,9 +462,8 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         if !host::is_managed(host) || host::is_inspected(host) {
             plan.notices.extend(unapplied(seen, host, &hardware, &refused));
         }
-        plan.effects.extend(is_ours_again(seen, host));
         let (patch, inspected) = job(seen, Some(host), true);
-        plan.effects.extend(patch);
+        // The request goes before the job: as long as it is there, another one would be placed.
         if let Some(outcome) = inspected {
             let done = || {
                 let message = format!(
@@ -482,6 +475,7 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
             let told = outcome.map(|()| done());
             plan.effects.extend(report::inspection_ends(host, told));
         }
+        plan.effects.extend(patch);
         plan.why = format!("the report changes nothing in host {}: {refused}", Path::of(host));
         return plan;
     }

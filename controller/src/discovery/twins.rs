@@ -14,7 +14,7 @@ use crate::{events::Event, host::owner::is_untouched, hosts, path::Path};
 /// Our host, and the same machine declared by somebody else under another name or in another namespace.
 pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan) {
     let at = Path::of(ours);
-    let (copies, strangers) = made_for_us(seen, &at);
+    let copies = made_for_us(seen, &at);
     let (left, touched): (Vec<_>, Vec<_>) = copies.into_iter().partition(|copy| is_untouched(copy));
     if !left.is_empty() && !is_untouched(ours) {
         return (
@@ -37,13 +37,7 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
     };
     twins.extend(seen.hosts.iter().map(AsRef::as_ref).filter(same_name));
     match twins[..] {
-        [] => (
-            false,
-            Plan {
-                notices: strangers,
-                ..Plan::default()
-            },
-        ),
+        [] => (false, Plan::default()),
         [theirs] if is_untouched(ours) && !is_untouched(theirs) && link::rivals(seen, theirs).is_empty() => {
             let spec = ServerSpec {
                 host: Some(hosts::reference(theirs)),
@@ -70,7 +64,7 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
             (
                 false,
                 Plan {
-                    notices: doubles.chain(strangers).collect(),
+                    notices: doubles.collect(),
                     ..Plan::default()
                 },
             )
@@ -81,12 +75,8 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
 /// Somebody's host, and what is left of ours for the same machine.
 pub(super) fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool, Plan) {
     let at = Path::of(theirs);
-    let (left, strangers) = made_for_us(seen, &at);
-    let mut plan = Plan {
-        notices: strangers,
-        ..Plan::default()
-    };
-    for ours in left {
+    let mut plan = Plan::default();
+    for ours in made_for_us(seen, &at) {
         match is_untouched(ours) {
             true => plan.effects.extend(fold(ours, theirs)),
             false => plan.notices.extend(double(ours, theirs)),
@@ -101,21 +91,27 @@ pub(super) fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool,
     (!plan.effects.is_empty(), plan)
 }
 
-/// The hosts beside that at `at` which say that they were made for this machine, and what is told of those among them that declare a NIC
-/// that it does not have: somebody made them after the pattern of one that we made, for another machine.
-fn made_for_us<'a>(seen: &Seen<'a>, at: &Path) -> (Vec<&'a BareMetalHost>, Vec<Event>) {
+/// The hosts beside that at `at` which were made for this machine.
+fn made_for_us<'a>(seen: &Seen<'a>, at: &Path) -> Vec<&'a BareMetalHost> {
+    let mut all = link::made_for_us(seen);
+    all.retain(|host| Path::of(*host) != *at && link::may_be(seen, host));
+    all
+}
+
+/// What is told of hosts that say that they were made for this machine, beside the one that is `linked`, and declare a NIC that it does not
+/// have: somebody made them after the pattern of one that we made, for another machine.
+pub(super) fn strangers(seen: &Seen<'_>, linked: Option<&Path>) -> Vec<Event> {
     let all = link::made_for_us(seen).into_iter();
-    let others = all.filter(|host| Path::of(*host) != *at);
-    let (own, strange): (Vec<_>, Vec<_>) = others.partition(|host| link::may_be(seen, host));
-    let told = strange.into_iter().map(|host| {
+    let strange = all.filter(|host| Some(&Path::of(*host)) != linked && !link::may_be(seen, host));
+    let told = strange.map(|host| {
         let message = format!(
-            "the annotation {SERVER_ANNOTATION} says that the host was made for Server {}, whose machine has another host, and no \
-             NIC with this one's bootMACAddress; next: this one waits for its own machine once that annotation is removed",
+            "the annotation {SERVER_ANNOTATION} says that the host was made for Server {}, whose machine has no NIC with its \
+             bootMACAddress; next: it waits for its own machine once that annotation is removed",
             server_name(seen.server)
         );
         warning(host.object_ref(&()), "OtherMachine", message)
     });
-    (own, told.collect())
+    told.collect()
 }
 
 fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {

@@ -157,16 +157,10 @@ fn declared(sim: &Sim) -> Vec<BareMetalHost> {
     hosts.map(|host| kept(host)).collect()
 }
 
-/// The hosts that are past discovery, but for the Server that they say they were made for, where that is no more.
+/// The hosts that are past discovery.
 fn past(sim: &Sim) -> Vec<BareMetalHost> {
     let hosts = sim.hosts.iter().filter(|host| !is_discovered(host));
-    let unmarked = |host: &Arc<BareMetalHost>| {
-        let mut host = kept(host);
-        let annotations = host.metadata.annotations.get_or_insert_default();
-        annotations.remove(SERVER_ANNOTATION);
-        host
-    };
-    hosts.map(unmarked).collect()
+    hosts.map(|host| kept(host)).collect()
 }
 
 fn policy() -> impl Strategy<Value = UnknownPolicy> {

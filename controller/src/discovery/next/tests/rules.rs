@@ -213,6 +213,7 @@ fn a_host_after_the_pattern_of_another_does_not_inherit_its_machine() {
     sim.settle();
     assert!(sim.server("a").spec.dismissed && sim.server("a").spec.host.is_none());
     assert_eq!(sim.host("rack2"), &before);
+    assert!(sim.notices().contains(&("rack2".to_owned(), "OtherMachine")));
     // Nor once its machine may have a host again.
     let made = Some(Time("2026-02-01T00:00:00Z".parse().unwrap()));
     sim.change_server("a", |server| server.metadata.creation_timestamp = made);
@@ -232,22 +233,6 @@ fn a_server_that_is_made_anew_finds_the_host_of_its_machine_beside_one_after_its
     sim.settle();
     assert_eq!(sim.server("a").spec.host, Some(hosts::reference(sim.host(NAME))));
     assert!(sim.notices().contains(&("rack2".to_owned(), "OtherMachine")));
-}
-
-#[test]
-fn a_host_of_a_server_that_is_no_more_is_marked_as_that_of_the_next_whatever_its_state() {
-    let mut sim = discovered();
-    sim.set_state(NAME, "provisioned");
-    sim.delete_server("a");
-    sim.reports("b", machine("J5K2X93", 1));
-    sim.settle();
-    let owner = |sim: &Sim| hosts::made_for(sim.host(NAME)).map(str::to_owned);
-    assert_eq!(owner(&sim).as_deref(), Some("b"));
-    // Another machine has its first name.
-    sim.reports("a", machine("OTHER2", 7));
-    sim.settle();
-    assert_eq!(sim.server("b").spec.host, Some(hosts::reference(sim.host(NAME))));
-    assert_ne!(sim.server("a").spec.host, sim.server("b").spec.host);
 }
 
 #[test]
@@ -941,6 +926,20 @@ fn a_requested_inspection_that_finds_nothing_new_ends_too_and_can_be_asked_for_a
         assert!(end(&sim) > before);
         last = id;
     }
+}
+
+#[test]
+fn an_inspection_of_a_former_host_of_the_name_is_none_of_the_one_that_was_made_anew() {
+    let mut sim = discovered();
+    sim.annotate_host(NAME, INSPECT_ANNOTATION);
+    sim.settle();
+    let former = sim.server("a").spec.job.as_ref().unwrap().id.clone();
+    sim.change_host(NAME, |host| host.metadata.uid = Some("anew".to_owned()));
+    sim.settle();
+    assert!(has_request(&sim));
+    let job = sim.server("a").spec.job.clone().unwrap();
+    assert_eq!(job.action, JobAction::Inspect);
+    assert!(job.id != former && job.id.contains("anew"), "{}", job.id);
 }
 
 #[test]
