@@ -202,12 +202,13 @@ fn happen(world: &mut World, happening: &Happening) {
 }
 
 fn silent(world: &mut World, rounds: u8) {
-    let boots = world.machine.boots;
-    let was_there = world.machine.ramdisk.is_some();
+    let before = world.machine.clone();
     world.disconnect();
     (0..rounds).for_each(|_| world.round());
-    if was_there && world.machine.on && world.machine.boots == boots {
+    if before.ramdisk.is_some() && world.machine.on && world.machine.boots == before.boots {
         world.call_back();
+        // Whatever it is at, it goes on with meanwhile.
+        (world.machine.ramdisk, world.machine.working) = (before.ramdisk, before.working);
     }
 }
 
