@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use muster_proto::{
     Mac,
     kinds::{
@@ -39,6 +40,12 @@ impl From<&HostReference> for Path {
 pub(crate) fn is_of(host: &BareMetalHost, server: &Server) -> bool {
     let at = server.spec.host.as_ref();
     at.is_some_and(|at| host.metadata.uid.as_ref() == Some(&at.uid))
+}
+
+/// True if `host` is one of the `owners` of an object.
+pub(crate) fn is_among(host: &BareMetalHost, owners: Option<&Vec<OwnerReference>>) -> bool {
+    let mut owners = owners.into_iter().flatten();
+    owners.any(|owner| host.metadata.uid.as_ref() == Some(&owner.uid))
 }
 
 /// The value of the annotation `name`.

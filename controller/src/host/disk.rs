@@ -221,34 +221,22 @@ const ELSEWHERE: [&str; 6] = [
 
 /// Those that a machine had, as they are `known`, and that are not among `disks`, for people. One without a number of its own may be any.
 pub(super) fn gone(known: &[HardwareStorage], disks: &[Disk]) -> Vec<String> {
-    let is = |number: &Option<String>, disk: &Disk| {
-        let mut numbers = serials(disk);
-        numbers.extend([disk.wwn.clone(), disk.wwn_with_extension.clone()]);
-        number
-            .as_ref()
-            .is_some_and(|number| numbers.iter().any(|is| number.eq_ignore_ascii_case(is)))
-    };
-    let is_gone = |was: &&HardwareStorage| {
-        let numbers = [&was.serial_number, &was.wwn, &was.wwn_with_extension]
-            .map(|number| number.clone().filter(|number| !number.is_empty()));
-        let is_there = |disk: &Disk| numbers.iter().any(|number| is(number, disk));
-        let mut names = was.alternate_names.iter().chain(&was.name);
-        was.size_bytes.is_some_and(|size| size > 0)
-            && !names.any(|name| ELSEWHERE.iter().any(|part| name.contains(part)))
-            && numbers.iter().any(Option::is_some)
-            && !disks.iter().any(is_there)
-    };
+    let all: Vec<String> = disks.iter().flat_map(numbers).collect();
+    let is_there = |number: &String| all.iter().any(|is| number.eq_ignore_ascii_case(is));
     let words = |was: &HardwareStorage| {
+        let mut names = was.alternate_names.iter().chain(&was.name);
+        let is_elsewhere = names.any(|name| ELSEWHERE.iter().any(|part| name.contains(part)));
+        let is_empty = was.size_bytes.is_none_or(|size| size <= 0);
+        let numbers = [&was.serial_number, &was.wwn, &was.wwn_with_extension];
+        let mut numbers = numbers.into_iter().flatten().filter(|number| !number.is_empty());
+        let number = numbers.next()?;
+        if is_elsewhere || is_empty || is_there(number) || numbers.any(is_there) {
+            return None;
+        }
         let name = was.name.as_deref().unwrap_or("a disk");
-        let number = was
-            .serial_number
-            .as_ref()
-            .or(was.wwn.as_ref())
-            .or(was.wwn_with_extension.as_ref());
-        let number = number.map_or_else(String::new, |number| format!(" ({number})"));
-        format!("{name}{number}, which the machine had, is not seen")
+        Some(format!("{name} ({number}), which the machine had, is not seen"))
     };
-    known.iter().filter(is_gone).map(words).collect()
+    known.iter().filter_map(words).collect()
 }
 
 fn own<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> impl Iterator<Item = &'a Disk> {
@@ -302,7 +290,7 @@ fn matches(hints: &RootDeviceHints, disk: &Disk) -> bool {
         && large
         && same(&hints.hctl, &disk.hctl)
         && any(&hints.serial_number, &serials(disk))
-        && any(&hints.wwn, &[disk.wwn.clone(), disk.wwn_with_extension.clone()])
+        && any(&hints.wwn, &world_wide_names(disk))
         && same(&hints.wwn_vendor_extension, &disk.wwn_vendor_extension)
         && same(&hints.wwn_with_extension, &disk.wwn_with_extension)
         && within(&hints.model, &disk.model)
@@ -310,6 +298,17 @@ fn matches(hints: &RootDeviceHints, disk: &Disk) -> bool {
         && hints
             .rotational
             .is_none_or(|rotational| rotational == disk.rotational)
+}
+
+fn world_wide_names(disk: &Disk) -> [String; 2] {
+    [disk.wwn.clone(), disk.wwn_with_extension.clone()]
+}
+
+/// All by which `disk` may be known again.
+fn numbers(disk: &Disk) -> Vec<String> {
+    let mut all = serials(disk);
+    all.extend(world_wide_names(disk));
+    all
 }
 
 /// The links to `disk` below `/dev/disk/by-path`: on ATA there are two (`60-persistent-storage.rules` of udev), of which Metal3 shows

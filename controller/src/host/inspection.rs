@@ -207,8 +207,7 @@ pub(super) fn release_data(draft: &mut Draft<'_>) -> bool {
 
 /// True if `data` is the host's own: that of a former one of its name goes with that one.
 fn is_ours(draft: &Draft<'_>, data: &HardwareData) -> bool {
-    let mut owners = data.metadata.owner_references.iter().flatten();
-    owners.any(|owner| owner.uid == draft.uid())
+    hosts::is_among(draft.host, data.metadata.owner_references.as_ref())
 }
 
 /// The hardware is known, unless drivers are still being loaded: stored as HardwareData first, then in the status.

@@ -166,9 +166,9 @@ pub(super) fn hardware(draft: &mut Draft<'_>) {
 
 /// True if `data` is of the host, or somebody wrote it for it. That of a former host of its name is about to go with that.
 fn counts_for(draft: &Draft<'_>, data: &HardwareData) -> bool {
-    let owners = data.metadata.owner_references.iter().flatten();
-    let mut hosts = owners.filter(|owner| owner.kind == "BareMetalHost").peekable();
-    let is_ours = hosts.peek().is_none() || hosts.any(|owner| owner.uid == draft.uid());
+    let owners = data.metadata.owner_references.as_ref();
+    let is_of_a_host = owners.is_some_and(|owners| owners.iter().any(|owner| owner.kind == "BareMetalHost"));
+    let is_ours = !is_of_a_host || hosts::is_among(draft.host, owners);
     is_ours && data.metadata.deletion_timestamp.is_none()
 }
 

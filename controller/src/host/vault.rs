@@ -392,14 +392,8 @@ impl Vault {
     /// If the API server refuses.
     pub async fn release(&self, host: &BareMetalHost, name: &str, disown: bool) -> Result<(), ExecuteError> {
         let path = Path::beside(host, name);
-        let owns = |entry: &Entry| {
-            entry
-                .owners
-                .iter()
-                .any(|owner| Some(&owner.uid) == host.metadata.uid.as_ref())
-        };
         if let Some(Answer::Found(entry)) = self.known(&path)
-            && owns(&entry)
+            && hosts::is_among(host, Some(&entry.owners))
             && (disown || entry.seen.for_use(Use::Bmc).is_err())
         {
             self.disown(host, &path).await?;

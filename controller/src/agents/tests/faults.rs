@@ -293,9 +293,8 @@ async fn certificates_that_count_no_more_take_no_agents_place() {
     let (agent, _) = lab.enrolled(1).await;
     let (deleted, _) = lab.enrolled(2).await;
     lab.api.delete("servers", &name(2));
-    while deleted.report(&inventory_of(2)).await.is_ok() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let is_refused = async { while deleted.report(&inventory_of(2)).await.is_ok() {} };
+    tokio::time::timeout(DEADLINE, is_refused).await.unwrap();
     let (mut ended, _) = lab.enrolled(3).await;
     let request = super::super::ca::Request::parse(&ended.csr()).unwrap();
     let past = clock::now() - 2 * super::super::ca::CLIENT_LIFETIME;
