@@ -6,6 +6,7 @@
 use std::{collections::VecDeque, io, ops::Range};
 
 use muster_proto::{Chain, job::Clean};
+use nix::libc;
 
 use super::{
     Disk,
@@ -56,7 +57,7 @@ pub enum CleanError {
     },
     /// Disks failed; all others are clean.
     #[error(
-        "clean {}: what was there is partly gone; of {} disks {} are clean: {}",
+        "clean {}: what was there is gone in part or not at all; of {} disks {} are clean: {}",
         names(failed),
         failed.len() + cleaned.len(),
         cleaned.len(),
@@ -116,35 +117,56 @@ pub struct Cleaned {
     pub zeroed: u64,
 }
 
-/// Clears the disks that `job` means and no other, one after the other. No disk is touched unless the guard allows all, and one that
-/// fails keeps no other from being cleaned. Doing so again does no harm.
+/// Clears the disks that `job` means and no other, one after the other. No disk is touched unless the guard finds all to be what is meant
+/// and in nobody's use, and one that fails keeps no other from being cleaned. Doing so again does no harm.
 ///
 /// # Errors
 /// [`CleanError`] says which disks, and what was not done.
 pub fn clean(job: &Clean, root: &Root, work: &Work) -> Result<Vec<Cleaned>, CleanError> {
     work.step("check disks", 0);
-    let refused = |source| CleanError::Refused { source };
+    let mut failed = Vec::new();
     let mut tokens: Vec<Token> = Vec::new();
     for disk in &job.disks {
-        let token = guard::allow(root, &job.machine, disk).map_err(refused)?;
-        // Named twice: the second time it could not be opened.
-        if tokens.iter().all(|other| other.disk() != token.disk()) {
-            tokens.push(token);
+        match guard::allow(root, &job.machine, disk) {
+            // Named twice: the second time it could not be opened.
+            Ok(token) if tokens.iter().any(|other| other.disk() == token.disk()) => {}
+            Ok(token) => tokens.push(token),
+            Err(refused) => failed.push(broken(refused)?),
         }
     }
     let mut open = Vec::new();
     for token in tokens {
         let name = token.disk().name.clone();
-        open.push((name, token.open().map_err(refused)?));
+        match token.open() {
+            Ok(disk) => open.push((name, disk)),
+            Err(refused) => failed.push(broken(refused)?),
+        }
     }
-    wipe_each(&mut open, work)
+    wipe_each(&mut open, failed, work)
 }
 
-/// Wipes every disk, each with its name. A machine that is let go after some attempts must not take along what was on sound disks because
-/// one before them is broken.
-fn wipe_each<D: Disk>(disks: &mut [(String, D)], work: &Work) -> Result<Vec<Cleaned>, CleanError> {
+/// What is wrong with the one disk that was `refused`: the kernel gave it up (`ENXIO` of a SCSI disk that is offline), or it gave itself up
+/// and takes no more writes. Else why no disk may be touched: the job means something else than is here, or somebody uses that.
+fn broken(refused: Refused) -> Result<DiskFailed, CleanError> {
+    let (disk, what, source) = match refused {
+        Refused::ReadOnly { disk } => (disk, "write to it", io::Error::other("it is read-only")),
+        Refused::Open { disk, source } if source.raw_os_error() != Some(libc::EBUSY) => {
+            (disk, "open it", source)
+        }
+        source => return Err(CleanError::Refused { source }),
+    };
+    Ok(DiskFailed { disk, what, source })
+}
+
+/// Wipes every disk, each with its name, beside those that `failed` before. A machine that is let go after some attempts must not take along
+/// what was on sound disks because one before them is broken.
+fn wipe_each<D: Disk>(
+    disks: &mut [(String, D)],
+    mut failed: Vec<DiskFailed>,
+    work: &Work,
+) -> Result<Vec<Cleaned>, CleanError> {
     let all = disks.len();
-    let (mut cleaned, mut failed) = (Vec::new(), Vec::new());
+    let mut cleaned = Vec::new();
     for (index, (name, disk)) in disks.iter_mut().enumerate() {
         let percent = u8::try_from(100 * index / all).unwrap_or(100);
         work.step("clean disk", percent);

@@ -312,4 +312,4 @@ pub(crate) fn shown_id(disk: &DiskId) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

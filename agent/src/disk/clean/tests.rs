@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::disk::{
     gpt::{Gpt, Guid, tests as gpt_tests},
+    guard::tests::{disk, machine, meant},
     sim::SimDisk,
 };
 
@@ -197,7 +198,7 @@ fn a_disk_that_fails_keeps_no_other_from_being_cleaned() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&told);
     let work = Work::new(move |progress| heard.lock().unwrap().push(progress.percent));
-    let error = wipe_each(&mut disks, &work).unwrap_err();
+    let error = wipe_each(&mut disks, Vec::new(), &work).unwrap_err();
     assert!(!left(&disks[0].1.bytes).is_empty());
     for (name, disk) in &disks[1..] {
         assert_eq!(left(&disk.bytes), [0; 0], "{name}");
@@ -206,8 +207,7 @@ fn a_disk_that_fails_keeps_no_other_from_being_cleaned() {
     let cleaned: Vec<&str> = error.cleaned().iter().map(|disk| disk.disk.as_str()).collect();
     assert_eq!(cleaned, ["/dev/sdb", "/dev/sdc"]);
     let message = Chain(&error).to_string();
-    let start =
-        "clean /dev/sda: what was there is partly gone; of 3 disks 2 are clean: /dev/sda: write zeros: ";
+    let start = "clean /dev/sda: what was there is gone in part or not at all; of 3 disks 2 are clean: /dev/sda: write zeros: ";
     assert!(message.starts_with(start), "{message}");
 }
 
@@ -217,9 +217,50 @@ fn every_disk_that_fails_is_named() {
     for (_, disk) in &mut disks[1..] {
         disk.dies_at = Some(0);
     }
-    let message = wipe_each(&mut disks, &Work::unwatched()).unwrap_err().to_string();
+    let message = wipe_each(&mut disks, Vec::new(), &Work::unwatched())
+        .unwrap_err()
+        .to_string();
     assert!(message.starts_with("clean /dev/sdb, /dev/sdc: "), "{message}");
     assert!(message.contains("of 3 disks 1 are clean"), "{message}");
+}
+
+#[test]
+fn a_disk_that_takes_no_writes_or_cannot_be_opened_keeps_no_other_from_being_tried() {
+    let tree = machine().file("sys/block/vda/ro", "1\n");
+    let job = Clean {
+        machine: meant(),
+        disks: vec![disk("/dev/vda", "A"), disk("/dev/vdb", "B")],
+    };
+    let message = clean(&job, &tree.root(), &Work::unwatched())
+        .unwrap_err()
+        .to_string();
+    let start = "clean /dev/vda, /dev/vdb: what was there is gone in part or not at all; of 2 disks 0 are clean: \
+                 /dev/vda: write to it: it is read-only; /dev/vdb: open it: ";
+    assert!(message.starts_with(start), "{message}");
+
+    let open = |errno| Refused::Open {
+        disk: "/dev/sda".to_owned(),
+        source: io::Error::from_raw_os_error(errno),
+    };
+    let mut disks = three_disks();
+    let failed = vec![broken(open(libc::ENXIO)).unwrap()];
+    let error = wipe_each(&mut disks, failed, &Work::unwatched()).unwrap_err();
+    assert!(error.to_string().contains("of 4 disks 3 are clean"), "{error}");
+    assert!(disks.iter().all(|(_, disk)| left(&disk.bytes).is_empty()));
+    assert!(
+        broken(open(libc::EBUSY)).is_err(),
+        "somebody uses it: it is not what was meant"
+    );
+}
+
+#[test]
+fn nothing_is_touched_where_one_disk_is_not_what_is_meant() {
+    let job = Clean {
+        machine: meant(),
+        disks: vec![disk("/dev/vda", "A"), disk("/dev/vdb", "C")],
+    };
+    let error = clean(&job, &machine().root(), &Work::unwatched()).unwrap_err();
+    assert!(matches!(error, CleanError::Refused { .. }), "{error:?}");
 }
 
 #[test]
@@ -228,7 +269,7 @@ fn a_stop_leaves_the_disks_that_follow_as_they_are() {
     let before = disks[2].1.bytes.clone();
     let work = Work::unwatched();
     work.stop();
-    let error = wipe_each(&mut disks, &work).unwrap_err();
+    let error = wipe_each(&mut disks, Vec::new(), &work).unwrap_err();
     assert!(
         matches!(&error, CleanError::Stopped { disk, .. } if disk == "/dev/sda"),
         "{error:?}"

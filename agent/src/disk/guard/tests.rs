@@ -6,7 +6,7 @@ use crate::sys::tree::Tree;
 const UUID: &str = "4c4c4544-0042-3510-8054-b4c04f4d5931";
 
 /// A machine with two virtio disks.
-fn machine() -> Tree {
+pub(crate) fn machine() -> Tree {
     let mut tree = Tree::new()
         .file(
             "sys/class/dmi/id/product_uuid",
@@ -31,14 +31,14 @@ fn machine() -> Tree {
     tree
 }
 
-fn meant() -> MachineId {
+pub(crate) fn meant() -> MachineId {
     MachineId {
         system_uuid: Some(UUID.to_owned()),
         system_serial: None,
     }
 }
 
-fn disk(name: &str, serial: &str) -> DiskId {
+pub(crate) fn disk(name: &str, serial: &str) -> DiskId {
     DiskId {
         name: name.to_owned(),
         serial: serial.to_owned(),
