@@ -14,7 +14,7 @@ use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 use tar::{Builder, EntryType, Header};
 
-use crate::profile;
+use crate::{profile, release::hex};
 
 /// What an image is to hold and to run.
 #[derive(Clone, Debug)]
@@ -158,10 +158,6 @@ impl<W: Write> Write for Hashed<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -3,29 +3,28 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::{cargo, command::Cmd, root, setup};
+use crate::{
+    cargo,
+    command::Cmd,
+    debs::{self, KERNELS, STUB, kernel, package},
+    root, setup,
+};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// Each profile and Debian's meta package of its kernel.
-const KERNELS: [(&str, &str); 2] = [
-    ("lab", "linux-image-cloud-amd64"),
-    ("server", "linux-image-amd64"),
-];
-
-/// Debian's package of the EFI stub.
-const STUB: &str = "systemd-boot-efi";
 
 /// Everything, in order, each step saying what it does and how long it may take.
 pub(crate) fn all() -> Result<()> {
     setup::install()?;
     // What may be refused comes before what takes long.
-    step("kernels and EFI stub: Debian's packages (first time 1 min)", debs)?;
+    step(
+        "kernels and EFI stub: Debian's packages (first time 1 min)",
+        debs::for_boot,
+    )?;
     step(
         "control plane: API server and kubectl (first time 6 to 10 min, then cached)",
         control_plane,
@@ -39,7 +38,8 @@ pub(crate) fn all() -> Result<()> {
     )
 }
 
-fn step(what: &str, build: fn() -> Result<()>) -> Result<()> {
+/// A step of building, which says what it does and how long it took.
+pub(crate) fn step(what: &str, build: fn() -> Result<()>) -> Result<()> {
     println!("· {what}");
     let start = Instant::now();
     build()?;
@@ -91,7 +91,8 @@ fn static_binary(package: &str, what: &[&str]) -> Result<()> {
         .run()
 }
 
-fn controller() -> Result<()> {
+/// Controller, lab, and what makes ramdisks.
+pub(crate) fn controller() -> Result<()> {
     cargo()
         .args([
             "build",
@@ -104,41 +105,6 @@ fn controller() -> Result<()> {
             "muster-tests",
         ])
         .run()
-}
-
-fn debs() -> Result<()> {
-    package(STUB)?;
-    KERNELS.iter().try_for_each(|(_, meta)| choose_kernel(meta))
-}
-
-/// Where the name of the package stands that a meta package was found to stand for.
-fn chosen(meta: &str) -> PathBuf {
-    root().join(format!("target/debs/{meta}.name"))
-}
-
-/// Downloads the kernel that a meta package stands for now, and keeps its name.
-fn choose_kernel(meta: &str) -> Result<()> {
-    let note = chosen(meta);
-    let found = dependency(meta).and_then(|name| package(&name).map(|_| name));
-    let error = match found {
-        Ok(name) => {
-            return fs::write(&note, name).with_context(|| format!("writing {}", note.display()));
-        }
-        Err(error) => error,
-    };
-    // Without the network, or the lists of packages, what was built before is built again.
-    let Ok(former) = fs::read_to_string(&note) else {
-        return Err(error);
-    };
-    eprintln!("· {meta}: what it stands for now cannot be had ({error:#}); {former} is used");
-    package(&former).map(drop)
-}
-
-/// The kernel that [`debs`] chose.
-fn kernel(meta: &str) -> Result<PathBuf> {
-    let note = chosen(meta);
-    let name = fs::read_to_string(&note).with_context(|| format!("reading {}", note.display()))?;
-    package(&name)
 }
 
 fn ramdisks() -> Result<()> {
@@ -299,206 +265,4 @@ fn is_newer(made: &Path, inputs: &[&Path]) -> bool {
     inputs
         .iter()
         .all(|input| time(input).is_some_and(|input| input <= made))
-}
-
-/// The package that a meta package stands for.
-fn dependency(meta: &str) -> Result<String> {
-    let read = || -> Result<Option<String>> {
-        let text = Cmd::new("apt-cache")
-            .env("LC_ALL", "C")
-            .args(["depends", "--important", meta])
-            .output()?;
-        Ok(text
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("Depends: "))
-            .map(str::to_owned))
-    };
-    // A fresh container has no package lists yet: then apt-cache fails or finds nothing.
-    if let Ok(Some(name)) = read() {
-        return Ok(name);
-    }
-    setup::apt_update()?;
-    let advice =
-        || format!("find the package behind {meta}; if `apt-get update` was never run, run it as root");
-    read().with_context(advice)?.with_context(advice)
-}
-
-/// The version of the package that apt would install; none: it knows of none.
-fn candidate(name: &str) -> Option<String> {
-    let text = Cmd::new("apt-cache")
-        .env("LC_ALL", "C")
-        .args(["policy", name])
-        .output()
-        .ok()?;
-    let version = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
-    (version != "(none)").then(|| version.to_owned())
-}
-
-/// What the name of the package's `.deb` begins with, as `apt-get download` gives it; of any version if none is known.
-fn file_prefix(name: &str, version: Option<&str>) -> String {
-    match version {
-        Some(version) => format!("{name}_{}_", version.replace(':', "%3a")),
-        None => format!("{name}_"),
-    }
-}
-
-/// The path of the package's `.deb` below `target/debs`, of the version that apt knows now, downloaded if it is not there.
-fn package(name: &str) -> Result<PathBuf> {
-    let dir = root().join("target/debs");
-    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-    let find = |version: Option<&str>| -> Result<Option<PathBuf>> {
-        let prefix = file_prefix(name, version);
-        let mut found: Vec<PathBuf> = fs::read_dir(&dir)
-            .with_context(|| format!("listing {}", dir.display()))?
-            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .filter(|path| {
-                path.file_name()
-                    .is_some_and(|file| file.to_string_lossy().starts_with(&prefix))
-            })
-            .collect();
-        found.sort();
-        Ok(found.pop())
-    };
-    if let Some(path) = find(candidate(name).as_deref())? {
-        return Ok(path);
-    }
-    // Elsewhere first: what was interrupted must not pass for the package.
-    let part = dir.join("part");
-    let download = || -> Result<()> {
-        if part.exists() {
-            fs::remove_dir_all(&part).with_context(|| format!("emptying {}", part.display()))?;
-        }
-        fs::create_dir_all(&part).with_context(|| format!("creating {}", part.display()))?;
-        Cmd::new("apt-get")
-            .dir(&part)
-            .args(["download", "--quiet=2", name])
-            .run_logged(&log("download")?)
-    };
-    if download().is_err() {
-        let again = setup::apt_update().and_then(|()| download());
-        if let Err(error) = again {
-            // Without the network, what was built before is built again.
-            let Some(former) = find(None)? else {
-                return Err(error).context("if `apt-get update` was never run, run it as root");
-            };
-            eprintln!(
-                "· {name}: a newer version cannot be downloaded; {} is used",
-                former.display()
-            );
-            return Ok(former);
-        }
-    }
-    for entry in fs::read_dir(&part).with_context(|| format!("listing {}", part.display()))? {
-        let entry = entry.with_context(|| format!("listing {}", part.display()))?;
-        let whole = dir.join(entry.file_name());
-        fs::rename(entry.path(), &whole).with_context(|| format!("moving to {}", whole.display()))?;
-        // It comes with the time of its making, and what was made of another version may be younger.
-        let file = fs::File::options().append(true).open(&whole);
-        file.and_then(|file| file.set_modified(SystemTime::now()))
-            .with_context(|| format!("setting the time of {}", whole.display()))?;
-    }
-    match find(candidate(name).as_deref())? {
-        Some(path) => Ok(path),
-        None => bail!("apt-get download {name} left no file in {}", part.display()),
-    }
-}
-
-/// True if these words ask only what words there are.
-fn ask_for_help(words: &[String]) -> bool {
-    words.iter().any(|word| word == "--help" || word == "-h")
-}
-
-/// The lab alone, for what it says of itself.
-fn lab_alone() -> Result<()> {
-    cargo()
-        .args(["build", "--quiet", "-p", "muster-tests", "--bin", "muster-lab"])
-        .run()
-}
-
-/// Builds what [`demo`] runs; if that only shows its help, no more than that needs.
-pub(crate) fn for_demo(words: &[String], from: &Path) -> Result<()> {
-    if ask_for_help(words) {
-        return lab_alone();
-    }
-    setup::may_make_networks()?;
-    // What cannot work is told before the rest is built. The lab is built with all that it is built with below, or its dependencies
-    // might be built twice.
-    step(
-        "controller and lab, which looks at the arguments (first time 4 min)",
-        controller,
-    )?;
-    lab("debug")
-        .dir(from)
-        .arg("demo")
-        .args(words)
-        .arg("--check")
-        .run()?;
-    all()
-}
-
-/// Becomes the demo, for somebody who is at `from`: paths of theirs begin there.
-pub(crate) fn demo(words: &[String], from: &Path) -> Result<()> {
-    lab("debug").dir(from).arg("demo").args(words).replace()
-}
-
-/// Becomes a command of the lab that people run.
-pub(crate) fn run_lab(words: &[String], from: &Path) -> Result<()> {
-    if words.first().map(String::as_str) != Some("fleet") {
-        bail!("there is one command: cargo xtask lab fleet [--hosts N] [--help]");
-    }
-    if ask_for_help(words) {
-        lab_alone()?;
-        return lab("debug").args(words).replace();
-    }
-    // With somebody's Segment there are no networks and no ramdisks.
-    let is_guest = words.iter().any(|word| word.starts_with("--segment"));
-    if !is_guest {
-        setup::may_make_networks()?;
-    }
-    step("simulated servers, release build (first time 5 min)", || {
-        cargo()
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "-p",
-                "muster-tests",
-                "--bin",
-                "muster-lab",
-            ])
-            .run()
-    })?;
-    // What cannot work is told before the rest is built.
-    lab("release").dir(from).args(words).arg("--check").run()?;
-    if !is_guest {
-        all()?;
-        release()?;
-    }
-    lab("release").dir(from).args(words).replace()
-}
-
-/// The lab, with what it runs, of the build `debug` or `release`.
-pub(crate) fn lab(build: &str) -> Cmd {
-    let at = |path: &str| root().join("target").join(path);
-    Cmd::new(at(build).join("muster-lab"))
-        .env("MUSTER_CONTROLLER", at(build).join("muster-controller"))
-        .env("MUSTER_CONTROLPLANE", at("controlplane/controlplane"))
-        .env("MUSTER_BOOT_DIR", at("boot"))
-        .env("MUSTER_OS_IMAGES", at("os"))
-        // As in `cargo()`: what it finds by itself lies there, too.
-        .env("CARGO_TARGET_DIR", root().join("target"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_package_is_looked_for_by_its_version() {
-        assert_eq!(file_prefix("ipxe", Some("1.0.0+git-1")), "ipxe_1.0.0+git-1_");
-        assert_eq!(file_prefix("systemd", Some("1:252.1-1")), "systemd_1%3a252.1-1_");
-        assert_eq!(file_prefix("ipxe", None), "ipxe_");
-    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::{artifacts, codegen, command::Cmd, root, setup};
+use crate::{artifacts, codegen, command::Cmd, lab, root, setup};
 
 /// Raw results, committed; the page `docs/benchmarks.md` is made from them.
 pub(crate) const RESULTS: &str = "docs/benchmarks/discovery.json";
@@ -65,7 +65,7 @@ fn discovery(words: &[String], options: &[String]) -> Result<()> {
     setup::install_for_bench()?;
     artifacts::bench()?;
     let at = |path: &str| root().join(Path::new("target").join(path));
-    let lab = artifacts::lab("release")
+    let lab = lab::built("release")
         .env("MUSTER_EMPTY_BOOT_DIR", at("bench/boot"))
         .env("MUSTER_NGINX", at("bench/nginx/usr/sbin/nginx"));
     let out = if options.is_empty() { RESULTS } else { TRIED };
@@ -79,7 +79,7 @@ fn write(words: &[String]) -> Result<()> {
     artifacts::bench_write()?;
     measure(
         "about 2 min",
-        artifacts::lab("debug"),
+        lab::built("debug"),
         "bench-write",
         words,
         &[],
@@ -101,21 +101,14 @@ fn hosts(words: &[String], options: &[String]) -> Result<()> {
         HOSTS_TRIED
     };
     let takes = "all: about 55 min; --quick: 6 min";
-    measure(
-        takes,
-        artifacts::lab("release"),
-        "bench-hosts",
-        words,
-        options,
-        out,
-    )
+    measure(takes, lab::built("release"), "bench-hosts", words, options, out)
 }
 
 /// How soon a server boots the image that it is given in-band.
 fn provision(words: &[String]) -> Result<()> {
     artifacts::all()?;
     artifacts::release()?;
-    let lab = artifacts::lab("release");
+    let lab = lab::built("release");
     measure(
         "about 6 min",
         lab,

@@ -8,7 +8,9 @@ mod ci;
 mod codegen;
 mod command;
 mod crates;
+mod debs;
 mod dist;
+mod lab;
 mod setup;
 mod tidy;
 
@@ -24,8 +26,8 @@ cargo xtask <command>
   lab       simulated servers, thousands if wanted, against any cluster: fleet [--hosts N] [--help]
   test      run all tests: [--full] [words that cargo test takes]
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
-  bench     measure and write docs/benchmarks*.md: discovery [--quick] [--only ROW] (30 min),
-            write (4 min, root), hosts [--quick] [--hosts N] (1 h, root; builds baremetal-operator), or provision (6 min)
+  bench     measure and write docs/benchmarks*.md: discovery [--quick] [--only ROW] (30 min), write (4 min, root),
+            hosts [--quick] [--hosts N] [--failover N] (1 h, root; builds baremetal-operator), or provision (6 min)
   build     make what demo and test need: control plane, agent, ramdisks, controller
   dist      make a release below target/dist: binaries, ramdisks, manifests, container image, one bundle
   tidy      check the rules of the house that no compiler checks
@@ -57,10 +59,10 @@ fn run() -> Result<()> {
         "setup" => setup::install()?,
         "build" => artifacts::all()?,
         "demo" => {
-            artifacts::for_demo(&rest, &from)?;
-            artifacts::demo(&rest, &from)?;
+            lab::for_demo(&rest, &from)?;
+            lab::demo(&rest, &from)?;
         }
-        "lab" => artifacts::run_lab(&rest, &from)?,
+        "lab" => lab::run(&rest, &from)?,
         "test" => ci::test(&rest)?,
         "ci" => ci::run()?,
         "bench" => bench::run(&rest)?,

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     Record, computer, lit, now,
+    render::{Circumstances, circumstances},
     results::{Computer, Sample, seconds},
 };
 use crate::{
@@ -206,29 +207,28 @@ pub(super) fn page(results: &ProvisionResults) -> String {
     let mut page = String::from(
         "# Benchmarks: an image in-band\n\n\
          Made by `cargo xtask codegen` from `docs/benchmarks/provision.json`, which the command below measured.\n\
-         Times are in seconds, MB are 10^6 bytes, MiB are 2^20.\n\n\
-         | | |\n| --- | --- |\n",
+         Times are in seconds, MB are 10^6 bytes, MiB are 2^20.\n\n",
     );
-    for (name, value) in [
-        ("command", format!("`{}`", results.command)),
-        ("commit", results.commit.clone()),
-        ("date", results.date.clone()),
-        ("processors", format!("{} × {}", computer.cores, computer.cpu)),
-        ("memory", format!("{} MiB", computer.memory_mib)),
-        ("kernel", computer.kernel.clone()),
-        ("QEMU", computer.qemu.clone()),
-        ("processors busy before", format!("{:.2}", computer.busy_cores)),
-        (
-            "image",
-            format!(
-                "{} MiB raw, {} MiB in zstd",
-                results.image >> 20,
-                results.packed >> 20
+    page += &circumstances(&Circumstances {
+        command: &results.command,
+        commit: &results.commit,
+        date: &results.date,
+        took: None,
+        computer,
+        others: &[
+            ("QEMU", computer.qemu.clone()),
+            ("processors busy before", format!("{:.2}", computer.busy_cores)),
+            (
+                "image",
+                format!(
+                    "{} MiB raw, {} MiB in zstd",
+                    results.image >> 20,
+                    results.packed >> 20
+                ),
             ),
-        ),
-    ] {
-        page += &format!("| {name} | {value} |\n");
-    }
+        ],
+        warnings: &[],
+    });
     page += "\nA machine without a BMC is discovered, and a person has opted in: its ramdisk runs, its host is `available`.\n\
              Then `spec.image` is set, and the time runs until the first line that the image's operating system prints.\n\
              The machines are QEMU's without KVM, with one processor, one after the other.\n\n\

@@ -5,7 +5,7 @@ mod goals;
 use std::fmt::Write as _;
 
 use super::results::{
-    Boots, Fleet, Flood, LOAD_STEPS, Load, LoadRound, Memory, Results, Run, Sample, Served, last,
+    Boots, Computer, Fleet, Flood, LOAD_STEPS, Load, LoadRound, Memory, Results, Run, Sample, Served, last,
 };
 
 pub use goals::table;
@@ -30,12 +30,29 @@ const STEPS: &[(&str, &str)] = &[
 
 /// The page. Every sentence stands on a line of its own.
 pub fn page(results: &Results) -> String {
+    let computer = &results.computer;
     let mut page = String::from(
         "# Benchmarks: discovery\n\n\
          Made by `cargo xtask codegen` from `docs/benchmarks/discovery.json`, which the command below measured.\n\
          Times are in seconds, MB are 10^6 bytes, MiB are 2^20.\n\n",
     );
-    page += &circumstances(results);
+    page += &circumstances(&Circumstances {
+        command: &results.command,
+        commit: &results.commit,
+        date: &results.date,
+        took: Some(results.took),
+        computer,
+        others: &[
+            (
+                "QEMU",
+                format!("{}, TCG, one virtual processor a machine", computer.qemu),
+            ),
+            ("dnsmasq", computer.dnsmasq.clone()),
+            ("nginx", computer.nginx.clone()),
+            other_work(computer),
+        ],
+        warnings: &results.warnings,
+    });
     page += &format!("\n## Goals and results\n\n{}", table(results));
     page += LEGEND;
     if let Some(boots) = &results.bios {
@@ -83,41 +100,56 @@ const LEGEND: &str = "\n\
     *Times theirs* is the median over the rounds of our result by theirs in the same round, and decides: the computer's speed differs more \
     between rounds than the two do in one.\n";
 
-fn circumstances(results: &Results) -> String {
-    let computer = &results.computer;
+/// Under what circumstances a page's figures were measured.
+pub(super) struct Circumstances<'a> {
+    pub(super) command: &'a str,
+    pub(super) commit: &'a str,
+    pub(super) date: &'a str,
+    /// In seconds, where the page says it.
+    pub(super) took: Option<f64>,
+    pub(super) computer: &'a Computer,
+    /// What else the page says, by its name.
+    pub(super) others: &'a [(&'a str, String)],
+    /// What speaks against the figures.
+    pub(super) warnings: &'a [String],
+}
+
+/// The table at the head of every page, and the warnings below it.
+pub(super) fn circumstances(of: &Circumstances<'_>) -> String {
+    let computer = of.computer;
     let mut text = String::from("| | |\n| --- | --- |\n");
-    for (name, value) in [
-        ("command", format!("`{}`", results.command)),
-        ("commit", results.commit.clone()),
-        ("date", results.date.clone()),
-        ("took", format!("{:.1} min", results.took / 60.0)),
-        ("processors", format!("{} × {}", computer.cores, computer.cpu)),
-        ("memory", format!("{} MiB", computer.memory_mib)),
-        ("kernel", computer.kernel.clone()),
-        (
-            "QEMU",
-            format!("{}, TCG, one virtual processor a machine", computer.qemu),
-        ),
-        ("dnsmasq", computer.dnsmasq.clone()),
-        ("nginx", computer.nginx.clone()),
-        (
-            "other work at the start",
-            format!(
-                "{:.2} processors busy, load average {}",
-                computer.busy_cores, computer.load_average
-            ),
-        ),
-    ] {
+    let mut row = |name: &str, value: &str| {
         // Writing to a String cannot fail, here and below.
-        let _ = writeln!(text, "| {name} | {} |", value.replace('|', "/"));
+        let _ = writeln!(text, "| {name} | {} |", line(value));
+    };
+    row("command", &format!("`{}`", of.command));
+    row("commit", of.commit);
+    row("date", of.date);
+    if let Some(took) = of.took {
+        row("took", &format!("{:.1} min", took / 60.0));
     }
-    if !results.warnings.is_empty() {
+    row("processors", &format!("{} × {}", computer.cores, computer.cpu));
+    row("memory", &format!("{} MiB", computer.memory_mib));
+    row("kernel", &computer.kernel);
+    for (name, value) in of.others {
+        row(name, value);
+    }
+    if !of.warnings.is_empty() {
         text += "\nWarnings:\n\n";
-        for warning in &results.warnings {
+        for warning in of.warnings {
             let _ = writeln!(text, "- {}", line(warning));
         }
     }
     text
+}
+
+/// What the computer did beside, as a row of [`Circumstances::others`].
+pub(super) fn other_work(computer: &Computer) -> (&'static str, String) {
+    let work = format!(
+        "{:.2} processors busy, load average {}",
+        computer.busy_cores, computer.load_average
+    );
+    ("other work at the start", work)
 }
 
 /// A text of somewhere else, on one line of Markdown.

@@ -12,7 +12,11 @@ use anyhow::{Context, Result, bail, ensure};
 use muster_proto::job::{DigestAlgorithm, DiskId, ImageSource, MachineId, Write};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, computer, now, results::Computer};
+use super::{
+    Record, computer, now,
+    render::{Circumstances, circumstances},
+    results::Computer,
+};
 use crate::{files::FileServer, loops::LoopDisk, paths, slots::Slots};
 
 /// The image, in bytes.
@@ -274,32 +278,31 @@ pub(super) fn page(results: &WriteResults) -> String {
     let mut page = String::from(
         "# Benchmarks: writing an image\n\n\
          Made by `cargo xtask codegen` from `docs/benchmarks/write.json`, which the command below measured.\n\
-         MB are 10^6 bytes, MiB are 2^20; speeds are bytes of the image, decompressed, by the time from a program's start to its end.\n\n\
-         | | |\n| --- | --- |\n",
+         MB are 10^6 bytes, MiB are 2^20; speeds are bytes of the image, decompressed, by the time from a program's start to its end.\n\n",
     );
-    for (name, value) in [
-        ("command", format!("`{}`", results.command)),
-        ("commit", results.commit.clone()),
-        ("date", results.date.clone()),
-        ("processors", format!("{} × {}", computer.cores, computer.cpu)),
-        ("memory", format!("{} MiB", computer.memory_mib)),
-        ("kernel", computer.kernel.clone()),
-        ("processors busy before", format!("{:.2}", computer.busy_cores)),
-        (
-            "image",
-            format!(
-                "{} MiB raw, {} MiB in zstd",
-                results.image >> 20,
-                results.packed >> 20
+    page += &circumstances(&Circumstances {
+        command: &results.command,
+        commit: &results.commit,
+        date: &results.date,
+        took: None,
+        computer,
+        others: &[
+            ("processors busy before", format!("{:.2}", computer.busy_cores)),
+            (
+                "image",
+                format!(
+                    "{} MiB raw, {} MiB in zstd",
+                    results.image >> 20,
+                    results.packed >> 20
+                ),
             ),
-        ),
-        (
-            "disk",
-            "loop device over a file in memory, full of other data".to_owned(),
-        ),
-    ] {
-        page += &format!("| {name} | {value} |\n");
-    }
+            (
+                "disk",
+                "loop device over a file in memory, full of other data".to_owned(),
+            ),
+        ],
+        warnings: &[],
+    });
     page += "\n| way | MB/s, median | slowest | fastest | of the goal | most memory |\n| --- | --- | --- | --- | --- | --- |\n";
     for (way, what) in WAYS {
         let runs: Vec<&Run> = results.runs.iter().filter(|run| run.way == *way).collect();

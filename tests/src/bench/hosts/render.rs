@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    super::{render::line, results::Sample},
+    super::{
+        render::{Circumstances, circumstances, line, other_work},
+        results::Sample,
+    },
     meter::Requests,
     results::{Failover, HostsResults, Peer, Round, Seen, Stage},
     round::TYPICAL,
@@ -26,7 +29,15 @@ pub(super) fn page(results: &HostsResults) -> String {
          Made by `cargo xtask codegen` from `docs/benchmarks/hosts.json`, which the command below measured.\n\
          Times are in seconds, MiB are 2^20 bytes, KiB are 2^10.\n\n",
     );
-    page += &circumstances(results);
+    page += &circumstances(&Circumstances {
+        command: &results.command,
+        commit: &results.commit,
+        date: &results.date,
+        took: Some(results.took),
+        computer: &results.computer,
+        others: &[other_work(&results.computer)],
+        warnings: &results.warnings,
+    });
     page += &format!("\n## Goals and results\n\n{}", goals(results));
     page += METHOD;
     page += &results.typical.as_ref().map(typical).unwrap_or_default();
@@ -123,36 +134,6 @@ fn beside(peer: &Peer) -> String {
         version = peer.version,
         arguments = peer.arguments,
     )
-}
-
-fn circumstances(results: &HostsResults) -> String {
-    let computer = &results.computer;
-    let mut text = String::from("| | |\n| --- | --- |\n");
-    for (name, value) in [
-        ("command", format!("`{}`", results.command)),
-        ("commit", results.commit.clone()),
-        ("date", results.date.clone()),
-        ("took", format!("{:.1} min", results.took / 60.0)),
-        ("processors", format!("{} × {}", computer.cores, computer.cpu)),
-        ("memory", format!("{} MiB", computer.memory_mib)),
-        ("kernel", computer.kernel.clone()),
-        (
-            "other work at the start",
-            format!(
-                "{:.2} processors busy, load average {}",
-                computer.busy_cores, computer.load_average
-            ),
-        ),
-    ] {
-        text += &format!("| {name} | {} |\n", line(&value));
-    }
-    if !results.warnings.is_empty() {
-        text += "\nWarnings:\n\n";
-        for warning in &results.warnings {
-            text += &format!("- {}\n", line(warning));
-        }
-    }
-    text
 }
 
 /// A figure beside its goal.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::bench::results::{Computer, LoadRound, ProfileSizes, Sizes, Together, Try};
+use crate::bench::results::{LoadRound, ProfileSizes, Sizes, Together, Try};
 
 fn boots() -> Boots {
     let run = |visible: f64| Run {
