@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_proto::text;
+use muster_proto::{session::MAX_LOG_LINES, text};
 use nix::libc;
 use tracing::{
     Event, Level, Metadata, Subscriber,
@@ -29,8 +29,9 @@ use crate::{
     sys::{self, Root},
 };
 
-/// How many lines are kept.
+/// How many lines are kept. The controller shows all of them.
 const KEPT: usize = 200;
+const _: () = assert!(KEPT <= MAX_LOG_LINES);
 
 /// The most of a line's message, and of each value in it, in bytes: the cause of a failure stands last.
 const WORDS: usize = 1024;

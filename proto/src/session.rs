@@ -43,6 +43,12 @@ pub const PROGRESS_SECONDS: u64 = 10;
 /// How many bytes of log an agent sends along with a failed outcome at most, newest lines first.
 pub const MAX_LOG: usize = 8 << 10;
 
+/// The largest body of a [`LogRequest`] that the controller reads, in bytes; more is answered with 413.
+pub const MAX_LOG_BODY: usize = 1 << 20;
+
+/// How many lines of one [`LogRequest`] the controller shows at most, first lines first; of the rest it says how many there are.
+pub const MAX_LOG_LINES: usize = 1000;
+
 /// The largest request body that the controller reads, in bytes; more is answered with 413.
 pub const MAX_BODY: usize = 8 << 20;
 
@@ -125,6 +131,19 @@ pub struct PollRequest {
     pub log: Vec<String>,
 }
 
+/// The last of `lines` that have at most [`MAX_LOG`] bytes together, with an end of line for each.
+pub fn newest(lines: impl DoubleEndedIterator<Item = String>) -> Vec<String> {
+    let mut left = MAX_LOG;
+    let fits = |line: &String| {
+        let rest = left.checked_sub(line.len() + 1);
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    };
+    let mut kept: Vec<String> = lines.rev().take_while(fits).collect();
+    kept.reverse();
+    kept
+}
+
 /// What the agent does next; the same command is answered until `last` names it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -196,7 +215,7 @@ pub enum Outcome {
     },
 }
 
-/// Lines of the agent's log, oldest first.
+/// Lines of the agent's log, oldest first; at most [`MAX_LOG_BODY`] bytes as JSON, and [`MAX_LOG_LINES`] lines are shown.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LogRequest {

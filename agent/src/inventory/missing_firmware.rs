@@ -15,7 +15,7 @@ use crate::sys::Root;
 const MAX_NAMES: usize = 64;
 
 /// The most that is read of the kernel's log, in bytes: its default buffer is at most 1 MiB (`CONFIG_LOG_BUF_SHIFT`).
-const MAX_LOG: usize = 2 << 20;
+const MAX_KERNEL_LOG: usize = 2 << 20;
 
 /// Firmware files that drivers asked for and did not get. Nothing but the kernel's log tells.
 pub(super) fn collect(root: &Root, warnings: &mut Warnings) -> Vec<String> {
@@ -42,7 +42,7 @@ fn records(root: &Root, mut each: impl FnMut(&str)) -> io::Result<()> {
         .open(root.dev("kmsg"))?;
     let mut buffer = [0; 8192];
     let mut total = 0;
-    while total < MAX_LOG {
+    while total < MAX_KERNEL_LOG {
         match log.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => {

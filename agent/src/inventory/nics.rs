@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     net,
-    sys::{self, Root},
+    sys::{self, Root, base},
 };
 
 /// More addresses on one interface are no inventory.
@@ -243,12 +243,6 @@ impl Reading<'_> {
         let read = sys::optional_text(&self.path.join(attribute));
         self.subject.or_default(read).unwrap_or_default()
     }
-}
-
-fn base(path: &Path) -> &str {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use muster_proto::{
     job::{Failure, Progress},
-    session::{Action, Command, MAX_LOG, Outcome},
+    session::{Action, Command, Outcome, newest},
 };
 use tokio::{
     sync::{Notify, oneshot, watch},
@@ -160,7 +160,7 @@ impl Jobs {
     /// The job `id` ended like this; `log` are the agent's lines.
     pub(super) fn finished(&mut self, id: &str, outcome: Outcome, log: Vec<String>) {
         self.remember(id, Some(outcome.clone()));
-        self.tell(id, outcome, newest(log));
+        self.tell(id, outcome, newest(log.into_iter()));
     }
 
     /// The controller is to hear of it, and of nothing else about this job.
@@ -328,18 +328,6 @@ fn broke(id: &str, why: &str) -> Failed {
     }
 }
 
-/// The last of `lines` that have at most [`MAX_LOG`] bytes together.
-fn newest(mut lines: Vec<String>) -> Vec<String> {
-    let mut left = MAX_LOG;
-    let fits = |line: &&String| {
-        let rest = left.checked_sub(line.len() + 1);
-        left = rest.unwrap_or(0);
-        rest.is_some()
-    };
-    let kept = lines.iter().rev().take_while(fits).count();
-    lines.split_off(lines.len() - kept)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -504,13 +492,13 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_lines_win() {
+    fn only_the_newest_lines_go_with_an_outcome() {
         let lines: Vec<_> = (0..1000).map(|number| format!("line {number}")).collect();
-        let kept = newest(lines.clone());
-        let bytes: usize = kept.iter().map(|line| line.len() + 1).sum();
-        assert!(bytes <= MAX_LOG && bytes > MAX_LOG - 20, "{bytes}");
-        assert_eq!(kept.last(), lines.last());
-        assert_eq!(newest(vec!["x".repeat(MAX_LOG)]), Vec::<String>::new());
+        let mut jobs = taken(&[write("a", 1)]);
+        jobs.finished("a", Outcome::Done, lines.clone());
+        let told = jobs.untold().unwrap();
+        assert_eq!(told.log, newest(lines.clone().into_iter()));
+        assert!(told.log.len() < lines.len());
     }
 
     #[test]

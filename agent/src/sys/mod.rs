@@ -13,7 +13,7 @@ mod read;
 mod root;
 
 pub use read::{
-    LIMIT, ReadError, absent_as_none, bytes, flag, head, link_name, list, number, optional_flag,
+    LIMIT, ReadError, absent_as_none, base, bytes, flag, head, link_name, list, number, optional_flag,
     optional_number, optional_text, text,
 };
 pub use root::Root;

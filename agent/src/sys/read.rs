@@ -227,6 +227,13 @@ pub fn link_name(path: &Path) -> Option<String> {
     Some(text::clean(target.file_name()?.to_str()?.as_bytes()))
 }
 
+/// The last component of `path`, such as a device's name; empty if there is none. The kernel makes no names that are no UTF-8.
+pub fn base(path: &Path) -> &str {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use muster_proto::{
     kinds::{
         BareMetalHost, Job, JobAction, JobStatus, Leave, LeaveAction, Leaving, Server, ServerStatus, Then,
     },
-    session::{Action, Command, MAX_LOG, Outcome, PollRequest},
+    session::{Action, Command, Outcome, PollRequest, newest},
     text,
 };
 
@@ -316,26 +316,9 @@ fn failed(message: &str, failure: Failure, log: &[String]) -> JobStatus {
         error,
         failure: Some(failure),
         done: true,
-        log: newest(log),
+        log: newest(log.iter().map(|line| text::clean_to(line.as_bytes(), MAX_LINE))),
         ..JobStatus::default()
     }
-}
-
-/// The last of `lines`, cleaned, that have at most [`MAX_LOG`] bytes together.
-fn newest(lines: &[String]) -> Vec<String> {
-    let mut left = MAX_LOG;
-    let fits = |line: &String| {
-        let rest = left.checked_sub(line.len() + 1);
-        left = rest.unwrap_or(0);
-        rest.is_some()
-    };
-    let cleaned = lines
-        .iter()
-        .rev()
-        .map(|line| text::clean_to(line.as_bytes(), MAX_LINE));
-    let mut kept: Vec<String> = cleaned.take_while(fits).collect();
-    kept.reverse();
-    kept
 }
 
 fn clean(progress: &Progress) -> Progress {

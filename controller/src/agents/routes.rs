@@ -7,8 +7,8 @@ use muster_proto::{
     inventory::Inventory,
     kinds::{Packed, Server, ServerStatus},
     session::{
-        EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, PollRequest, PollResponse,
-        Problem, ProblemKind, RenewRequest,
+        EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, MAX_LOG_BODY, MAX_LOG_LINES,
+        PollRequest, PollResponse, Problem, ProblemKind, RenewRequest,
     },
     text,
 };
@@ -32,9 +32,6 @@ use super::{
 const MAX_ENROL: usize = 256 << 10;
 /// A poll, with the log of a failed job, or a renewal.
 const MAX_SMALL: usize = 16 << 10;
-const MAX_LOG: usize = 1 << 20;
-/// Lines of one [`LogRequest`] that are shown.
-const MAX_LINES: usize = 1000;
 
 /// How many inventories are understood and stored at once: each is up to [`MAX_BODY`] of text and a few times that when read.
 /// Nobody holds a place while bytes arrive.
@@ -256,9 +253,9 @@ async fn log(edge: &Edge, peer: &Peer, content: Content) -> Result<(), Problem> 
     if let Err(refused) = edge.logs.one(caller.name()).ask() {
         return Err(body::refuse(content, refused).await);
     }
-    let request: LogRequest = understand(&body::read(content, MAX_LOG, Some(arriving())).await?)?;
-    let more = request.lines.len().saturating_sub(MAX_LINES);
-    for line in request.lines.iter().take(MAX_LINES) {
+    let request: LogRequest = understand(&body::read(content, MAX_LOG_BODY, Some(arriving())).await?)?;
+    let more = request.lines.len().saturating_sub(MAX_LOG_LINES);
+    for line in request.lines.iter().take(MAX_LOG_LINES) {
         let line = text::clean_to(line.as_bytes(), super::jobs::MAX_LINE);
         tracing::info!(target: "agent", server = %caller.name(), "{line}");
     }

@@ -257,3 +257,13 @@ fn user_data_survives_byte_for_byte_and_no_word_of_it_is_shown() {
     let error = serde_json::from_str::<crate::job::ConfigDrive>(broken).unwrap_err();
     assert!(!error.to_string().contains("hunter2"), "{error}");
 }
+
+#[test]
+fn the_newest_lines_of_a_log_win() {
+    let lines: Vec<_> = (0..1000).map(|number| format!("line {number}")).collect();
+    let kept = newest(lines.iter().cloned());
+    let bytes: usize = kept.iter().map(|line| line.len() + 1).sum();
+    assert!(bytes <= MAX_LOG && bytes > MAX_LOG - 20, "{bytes}");
+    assert!(lines.ends_with(&kept), "{kept:?}");
+    assert!(newest(std::iter::once("x".repeat(MAX_LOG))).is_empty());
+}

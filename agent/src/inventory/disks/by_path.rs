@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
-use super::chain::{Chain, Hctl, Link, base};
-use crate::sys::{self, Root};
+use super::chain::{Chain, Hctl, Link};
+use crate::sys::{self, Root, base};
 
 /// `/dev/disk/by-path/…`; `None` where udev would give none, or for a bus that is not known here.
 pub(super) fn by_path(root: &Root, block: &Path, chain: &Chain) -> Option<String> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use muster_proto::inventory::Transport;
 
-use crate::sys;
+use crate::sys::{self, base};
 
 /// What a directory of sysfs is, as far as disks care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,11 +208,4 @@ impl Chain {
             None => Ok(None),
         }
     }
-}
-
-/// The last component; the kernel makes no names that are no UTF-8.
-pub(super) fn base(path: &Path) -> &str {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 use muster_proto::{
     job::{ImageSource, MachineId, Write},
     kinds::{LeaveAction, Packed, ServerSpec, ServerStatus, Session},
+    session::MAX_LOG,
 };
 
 use super::*;
