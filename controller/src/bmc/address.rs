@@ -1,4 +1,4 @@
-//! What `spec.bmc.address` of a BareMetalHost says, and what can be asked of its driver. Pure.
+//! What `spec.bmc.address` of a BareMetalHost says, and which driver speaks it. Pure.
 //!
 //! `[SCHEME://]HOST[:PORT][/PATH][?QUERY]`, or `SCHEME:HOST…`; without a scheme it is IPMI. What is accepted here is what
 //! `deploy/manifests/policies/host-bmc.yaml` accepts; `docs/validation.md` tells where that differs from upstream.
@@ -61,51 +61,19 @@ impl Scheme {
         }
     }
 
-    /// What can be asked of it. The table of upstream's drivers, and whether there is one here.
-    pub fn capabilities(self) -> Capabilities {
-        let ipmi = Capabilities {
-            needs_mac: self == Scheme::Libvirt,
-            fast_inspection: false,
-            secure_boot: false,
-            hardware_raid: false,
-            iso_ramdisk: false,
-            driver: None,
-        };
+    /// What speaks to it here; nothing yet for IPMI.
+    pub fn driver(self) -> Option<Driver> {
         match self {
-            Scheme::Ipmi | Scheme::Libvirt => ipmi,
-            Scheme::Redfish | Scheme::IdracRedfish | Scheme::Ilo5Redfish => Capabilities {
-                fast_inspection: true,
-                secure_boot: true,
-                hardware_raid: true,
-                driver: Some(Driver::Redfish),
-                ..ipmi
-            },
-            Scheme::RedfishVirtualMedia
+            Scheme::Ipmi | Scheme::Libvirt => None,
+            Scheme::Redfish
+            | Scheme::RedfishVirtualMedia
             | Scheme::RedfishUefiHttp
+            | Scheme::IdracRedfish
             | Scheme::IdracVirtualMedia
-            | Scheme::Ilo5VirtualMedia => Capabilities {
-                iso_ramdisk: true,
-                ..Scheme::Redfish.capabilities()
-            },
+            | Scheme::Ilo5Redfish
+            | Scheme::Ilo5VirtualMedia => Some(Driver::Redfish),
         }
     }
-}
-
-/// What the hosts of one scheme can do, or need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capabilities {
-    /// A host needs `bootMACAddress` even if it is inspected. (Every host that is not inspected does.)
-    pub needs_mac: bool,
-    /// `inspectionMode: fast`, by the BMC alone.
-    pub fast_inspection: bool,
-    /// `bootMode: UEFISecureBoot`.
-    pub secure_boot: bool,
-    /// `raid.hardwareRAIDVolumes`.
-    pub hardware_raid: bool,
-    /// The ramdisk can come as an ISO through the BMC, so that no provisioning network is needed.
-    pub iso_ramdisk: bool,
-    /// What speaks to it here; none yet for IPMI.
-    pub driver: Option<Driver>,
 }
 
 /// What speaks to BMCs here.
@@ -208,7 +176,7 @@ impl Address {
     /// # Errors
     /// [`NoDriver`]: a host with such an address cannot be registered.
     pub fn driver(&self) -> Result<Driver, NoDriver> {
-        self.scheme.capabilities().driver.ok_or(NoDriver(self.scheme))
+        self.scheme.driver().ok_or(NoDriver(self.scheme))
     }
 
     /// `HOST[:PORT]` as it stands in the header `Host` (RFC 9110 section 7.2): without the transport's own port.

@@ -88,7 +88,7 @@ pub enum BmcError {
 
 impl BmcError {
     /// The class, as the label of a metric.
-    pub(super) fn class(&self) -> &'static str {
+    pub fn class(&self) -> &'static str {
         match self {
             BmcError::Credentials { .. } => "credentials",
             BmcError::Untrusted { .. } => "untrusted",

@@ -47,7 +47,7 @@ pub mod redfish;
 mod term;
 
 pub use access::{Access, Credentials, HostRef, Verify};
-pub use address::{Address, AddressError, Capabilities, Driver, NoDriver, Scheme, Transport};
+pub use address::{Address, AddressError, Driver, NoDriver, Scheme, Transport};
 pub use authorities::{AuthorityError, authorities};
 pub use capability::{
     Answer, Boot, BootDevice, Connection, Device, Done, Health, Identify, Identity, Lasting, Mode, Power,
