@@ -111,6 +111,12 @@ impl Stage {
         Ok((stage, rack))
     }
 
+    /// The same where unknown machines are held. Panics where no controller comes to serve.
+    pub async fn holding(purpose: &str) -> (Stage, Rack) {
+        let lit = Stage::with_rack(purpose, UnknownPolicy::Hold).await;
+        lit.expect("a controller that serves")
+    }
+
     /// Prepares one more controller of this stage, on the computer whose network is `net`, with `role` and its rights only.
     /// Its log is that of `name`.
     pub async fn another(&self, net: &Netns, role: Role, name: &str) -> Result<Controller> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use kube::{ResourceExt, api::ListParams};
-use muster_proto::kinds::{BareMetalHost, Enrolment, Server, SessionState, UnknownPolicy};
+use muster_proto::kinds::{BareMetalHost, Enrolment, Server, SessionState};
 use muster_tests::{
     forward::Path,
     sim::agent::{SimServer, Step},
@@ -43,8 +43,7 @@ fn boots(servers: &[SimServer]) -> Vec<u32> {
 
 /// Machines 1 to 3 have a session and a report to send, 4 and 5 have a token, 6 has reported and polls.
 async fn outage(purpose: &str, how: Path) {
-    let lit = Stage::with_rack(purpose, UnknownPolicy::Hold).await;
-    let (stage, rack) = lit.expect("a controller that serves");
+    let (stage, rack) = Stage::holding(purpose).await;
     let mut servers = rack.servers(1..=6);
     let stops = [
         Step::Enrolled,

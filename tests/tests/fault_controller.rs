@@ -18,7 +18,6 @@ use muster_tests::{
         agent::{SimServer, Step},
         dhcp::{Asker, Client},
         hardware::mac,
-        rack::Rack,
     },
     stage::{Stage, memory_mib, segment, server_name},
 };
@@ -28,11 +27,6 @@ const SOON: Duration = Duration::from_secs(90);
 
 fn held() -> SegmentSpec {
     segment(BR0, Profile::Lab, UnknownPolicy::Hold).expect("a Segment")
-}
-
-async fn lit(purpose: &str) -> (Stage, Rack) {
-    let lit = Stage::with_rack(purpose, UnknownPolicy::Hold).await;
-    lit.expect("a controller that serves")
 }
 
 fn boots(servers: &[SimServer]) -> Vec<u32> {
@@ -165,7 +159,7 @@ async fn again(stage: &mut Stage) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn controller_killed_at_any_step_reaches_the_same_end() {
-    let (mut stage, rack) = lit("kill").await;
+    let (mut stage, rack) = Stage::holding("kill").await;
     // Large numbers, so that nothing else in an object looks like one of them.
     let mut untouched = rack.servers([70_001]).remove(0);
     untouched.power_on();
@@ -232,7 +226,7 @@ async fn controller_killed_at_any_step_reaches_the_same_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn inventory_that_was_accepted_becomes_a_host_after_a_kill() {
-    let (mut stage, rack) = lit("kill-between").await;
+    let (mut stage, rack) = Stage::holding("kill-between").await;
     let mut server = rack.servers([1]).remove(0);
     server.stop_at(Step::Enrolled);
     server.power_on();
@@ -306,7 +300,7 @@ async fn agents_follow_a_controller_whose_address_changed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn eight_machines_at_once_become_eight_hosts() {
-    let (stage, rack) = lit("eight").await;
+    let (stage, rack) = Stage::holding("eight").await;
     let mut servers = rack.servers(1..=8);
     servers.iter_mut().for_each(SimServer::power_on);
     for server in &servers {
@@ -335,7 +329,7 @@ async fn eight_machines_at_once_become_eight_hosts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_outlive_the_segment_they_came_by() {
-    let (mut stage, rack) = lit("segment").await;
+    let (mut stage, rack) = Stage::holding("segment").await;
     let mut servers = rack.servers([1, 2]);
     for server in &mut servers {
         server.power_on();

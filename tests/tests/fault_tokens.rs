@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{ResourceExt, api::ListParams};
 use muster_controller::agents::token::{Claims, LIFETIME, TokenKey, enrolment_name};
 use muster_proto::{
-    kinds::{Enrolment, UnknownPolicy},
+    kinds::Enrolment,
     session::{EnrolResponse, ProblemKind},
 };
 use muster_tests::{
@@ -21,11 +21,6 @@ use muster_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(60);
-
-async fn lit(purpose: &str) -> (Stage, Rack) {
-    let lit = Stage::with_rack(purpose, UnknownPolicy::Hold).await;
-    lit.expect("a controller that serves")
-}
 
 fn named(number: u32) -> String {
     server_name(mac(number, 0))
@@ -45,7 +40,7 @@ async fn hand(rack: &Rack, number: u32) -> Hand {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn same_key_with_the_same_token_gets_the_same_certificate() {
-    let (stage, rack) = lit("tok-retry").await;
+    let (stage, rack) = Stage::holding("tok-retry").await;
     let mut hand = hand(&rack, 1).await;
     let identity = Hardware::number(1).identity();
     let first: EnrolResponse = hand.enrol(identity.clone()).await.unwrap().json().unwrap();
@@ -63,7 +58,7 @@ async fn same_key_with_the_same_token_gets_the_same_certificate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_shown_with_another_key_revokes_the_certificate_until_the_machine_boots_again() {
-    let (stage, rack) = lit("tok-replay").await;
+    let (stage, rack) = Stage::holding("tok-replay").await;
     let mut victim = rack.server(Hardware::number(1));
     let config = victim.steal_config(SOON).await.unwrap();
     victim.power_on_with(config.clone());
@@ -107,7 +102,7 @@ async fn token_shown_with_another_key_revokes_the_certificate_until_the_machine_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn expired_guessed_and_foreign_tokens_are_refused_and_told() {
-    let (stage, rack) = lit("tok-bad").await;
+    let (stage, rack) = Stage::holding("tok-bad").await;
     let mut hand = hand(&rack, 1).await;
     let good = hand.token().to_owned();
     let secret = stage.api::<Secret>().get("muster-token-key").await.unwrap();
@@ -177,7 +172,7 @@ async fn expired_guessed_and_foreign_tokens_are_refused_and_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_machines_that_race_for_one_token_neither_keeps_it_and_both_come_in_later() {
-    let (stage, rack) = lit("tok-race").await;
+    let (stage, rack) = Stage::holding("tok-race").await;
     let mut racers = rack.servers([1, 2]);
     let config = racers[0].steal_config(SOON).await.unwrap();
     for racer in &mut racers {

@@ -24,8 +24,7 @@ const SOON: Duration = Duration::from_secs(90);
 
 /// A machine in the ramdisk, ready for a job.
 async fn ready(purpose: &str) -> (Stage, Rack, SimServer) {
-    let lit = Stage::with_rack(purpose, UnknownPolicy::Hold).await;
-    let (stage, rack) = lit.expect("a controller that serves");
+    let (stage, rack) = Stage::holding(purpose).await;
     let mut server = rack.servers([1]).remove(0);
     server.power_on();
     stage.discovered(&server, SOON).await.expect("a host");

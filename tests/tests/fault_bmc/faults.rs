@@ -7,19 +7,6 @@ use muster_tests::bmc::{self, Fault, Options, Resets, Rule};
 
 use super::{bmcs, count, hasty, in_time, once, one};
 
-fn class(error: &BmcError) -> &'static str {
-    match error {
-        BmcError::Credentials { .. } => "credentials",
-        BmcError::Unreachable { .. } => "unreachable",
-        BmcError::Busy { .. } => "busy",
-        BmcError::Unsupported { .. } => "unsupported",
-        BmcError::Refused { .. } => "refused",
-        BmcError::NoSystem { .. } => "no system",
-        BmcError::Answer { .. } => "answer",
-        other => panic!("{other}"),
-    }
-}
-
 /// The fault, and what comes of it at reading the system and at resetting it.
 fn table() -> Vec<(Fault, &'static str, &'static str)> {
     let elsewhere = Fault::Redirect("http://192.0.2.1/redfish/v1".to_owned());
@@ -38,7 +25,7 @@ fn table() -> Vec<(Fault, &'static str, &'static str)> {
         ),
         (
             Fault::Status(404, "ResourceMissingAtURI"),
-            "no system",
+            "no-system",
             "unsupported",
         ),
         (
@@ -74,12 +61,12 @@ async fn a_fault_has_its_class_and_is_never_a_state() {
         let read = in_time(bmcs(&hasty()).power(&access)).await;
         let told = read
             .as_ref()
-            .map_or_else(class, |power| panic!("{fault:?}: {power:?}"));
+            .map_or_else(BmcError::class, |power| panic!("{fault:?}: {power:?}"));
         assert_eq!(told, reading, "{fault:?}: {read:?}");
         service.heal();
         service.inject(Rule::always(fault.clone()).method("POST").path("/Systems/1"));
         let reset = in_time(bmcs(&hasty()).set_power(&access, 1, Reset::ForceOff)).await;
-        let told = reset.as_ref().map_or_else(class, |_| "accepted");
+        let told = reset.as_ref().map_or_else(BmcError::class, |_| "accepted");
         assert_eq!(told, resetting, "{fault:?}: {reset:?}");
         service.heal();
     }
@@ -99,7 +86,7 @@ async fn nobody_listening_is_unreachable() {
         bmcs.set_power(&access, 1, Reset::On).await.map(drop),
     ] {
         assert_eq!(
-            outcome.as_ref().map_or_else(class, |()| "a state"),
+            outcome.as_ref().map_or_else(BmcError::class, |()| "a state"),
             "unreachable",
             "{outcome:?}"
         );
@@ -112,7 +99,7 @@ async fn a_name_that_does_not_resolve_is_unreachable() {
     access.address = "redfish://bmc.invalid".parse().unwrap();
     let outcome = in_time(bmcs(&hasty()).power(&access)).await;
     assert_eq!(
-        outcome.as_ref().map_or_else(class, |_| "a state"),
+        outcome.as_ref().map_or_else(BmcError::class, |_| "a state"),
         "unreachable",
         "{outcome:?}"
     );
@@ -128,7 +115,7 @@ async fn a_bmc_that_hangs_is_given_up() {
     service.inject(Rule::always(Fault::Hang));
     let outcome = in_time(bmcs(&impatient()).power(&access)).await;
     assert_eq!(
-        outcome.as_ref().map_or_else(class, |_| "a state"),
+        outcome.as_ref().map_or_else(BmcError::class, |_| "a state"),
         "unreachable",
         "{outcome:?}"
     );
@@ -145,7 +132,7 @@ async fn of_what_was_done_and_not_answered_nobody_claims_that_it_was_not() {
         });
         let outcome = in_time(patient.set_power(&access, 1, Reset::On)).await;
         assert_eq!(
-            outcome.as_ref().map_or_else(class, |_| "a state"),
+            outcome.as_ref().map_or_else(BmcError::class, |_| "a state"),
             "unreachable",
             "{fault:?}: {outcome:?}"
         );
@@ -295,7 +282,7 @@ async fn what_is_no_redfish_is_said_to_be_none() {
     let error = bmcs.probe(&access).await.unwrap_err();
     assert!(error.to_string().contains("no Redfish service"), "{error}");
     service.inject(Rule::always(Fault::Long(10)));
-    assert_eq!(class(&bmcs.probe(&access).await.unwrap_err()), "answer");
+    assert_eq!(bmcs.probe(&access).await.unwrap_err().class(), "answer");
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ struct Recorded {
 #[derive(Deserialize)]
 struct Left {
     name: String,
+    end: End,
     #[serde(default)]
     without: Vec<String>,
     #[serde(default)]
@@ -39,57 +40,30 @@ struct Left {
 }
 
 /// What becomes of a host.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum End {
     /// It is at rest in this state, and nothing is ever done to its machine.
-    Rests(&'static str),
-    /// It gets to this state through the ramdisk, and its disk is then so.
-    Comes(&'static str, Content),
-    /// It goes, and its disk is then so.
-    Goes(Content),
+    Rests(String),
+    /// It gets to this state through the ramdisk, and so is done to its disk.
+    Comes { state: String, disks: Vec<Work> },
+    /// It goes, and so is done to its disk.
+    Goes(Vec<Work>),
 }
 
-fn end(name: &str) -> End {
-    let image = || Content::Image(IMAGE.trim_end_matches(".zst").to_owned());
-    match name {
-        "unmanaged" => End::Rests("unmanaged"),
-        "match-profile"
-        | "inspecting-no-longer"
-        | "preparing"
-        | "preparing-failed"
-        | "ready"
-        | "available"
-        | "available-off"
-        | "available-powerless"
-        | "available-given-up" => End::Rests("available"),
-        "provisioning-qcow2" => End::Rests("provisioning"),
-        "provisioned"
-        | "provisioned-off"
-        | "provisioned-unregistered"
-        | "provisioned-refused"
-        | "provisioned-powerless"
-        | "provisioned-serviced"
-        | "provisioned-service-failed"
-        | "provisioned-delayed"
-        | "provisioned-by-a-deploy-step"
-        | "provisioned-live"
-        | "provisioned-detached"
-        | "provisioned-paused" => End::Rests("provisioned"),
-        "external" | "external-given-up" => End::Rests("externally provisioned"),
-        // A first inspection erases nothing.
-        "new"
-        | "registering"
-        | "registering-refused"
-        | "inspecting"
-        | "inspecting-failed"
-        | "inspecting-delayed" => End::Comes("available", Content::Old),
-        "deprovisioning" | "deprovisioning-failed" | "deprovisioning-delayed" => {
-            End::Comes("available", Content::Blank)
-        }
-        // What was interrupted is done again from the beginning.
-        "available-delayed" | "provisioning" | "provisioning-failed" => End::Comes("provisioned", image()),
-        "provisioned-deleted" => End::Goes(Content::Blank),
-        "external-deleted" | "powering-off" | "deleting" => End::Goes(Content::Old),
-        _ => panic!("nobody says what becomes of {name}"),
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Work {
+    Clean,
+    Write,
+}
+
+/// What is on a disk on which these were done, one after the other.
+fn content(works: &[Work]) -> Content {
+    match works.last() {
+        None => Content::Old,
+        Some(Work::Clean) => Content::Blank,
+        Some(Work::Write) => Content::Image(IMAGE.trim_end_matches(".zst").to_owned()),
     }
 }
 
@@ -149,12 +123,11 @@ fn every_state_and_every_error_of_upstream_is_among_the_recorded_hosts() {
     let mut states = std::collections::BTreeSet::new();
     let mut errors = Vec::new();
     let mut statuses = Vec::new();
-    each(|left, mut world| {
+    each(|_, mut world| {
         let status = world.host().status.clone().unwrap_or_default();
         states.insert(status.provisioning.state);
         errors.extend(status.error_type);
         statuses.push(status.operational_status);
-        let _ = end(&left.name);
     });
     let known = State::ALL
         .map(State::name)
@@ -190,9 +163,7 @@ fn nothing_is_done_to_a_machine_that_is_as_it_should_be() {
     // Without trouble; with a BMC that is silent at first; with a process that begins anew again and again.
     for trouble in 0..3 {
         each(|left, mut world| {
-            let End::Rests(state) = end(&left.name) else {
-                return;
-            };
+            let End::Rests(state) = &left.end else { return };
             let before = (world.machine.on, world.machine.disk.clone());
             world.bmc_up = trouble != 1;
             for round in 0..300 {
@@ -219,7 +190,7 @@ fn nothing_is_done_to_a_machine_that_is_as_it_should_be() {
             assert_eq!((machine.on, machine.disk.clone()), before, "{}", left.name);
             assert_eq!((machine.boots, machine.cleans, machine.writes.len()), (0, 0, 0));
             let status = world.host().status.clone().unwrap();
-            assert_eq!(status.provisioning.state, state, "{}", left.name);
+            assert_eq!(status.provisioning.state, *state, "{}", left.name);
             match left.name.as_str() {
                 "available-given-up" => assert_eq!(status.error_type, Some(ErrorType::Provisioning)),
                 "provisioned-paused" => assert_eq!(world.status_writes, 0),
@@ -245,23 +216,23 @@ fn what_was_interrupted_is_done_and_what_was_deleted_goes() {
     each(|left, mut world| {
         let name = &left.name;
         let begun = world.now;
-        match end(name) {
+        match &left.end {
             End::Rests(_) => {}
-            End::Comes(state, disk) => {
+            End::Comes { state, disks } => {
                 world.until(state, |world| world.state() == State::parse(state));
                 // What failed in other hands is tried at once, however often it did; an attempt that is taken back pauses before the next.
                 let took = world.now.duration_since(begun);
                 let most = SignedDuration::from_mins(if name == "provisioning-failed" { 30 } else { 15 });
                 assert!(took < most, "{name}: {took}");
                 world.settle();
-                assert_eq!(world.machine.disk, disk, "{name}");
+                assert_eq!(world.machine.disk, content(disks), "{name}");
                 let status = world.host().status.clone().unwrap();
                 assert_eq!(status.operational_status, OperationalStatus::Ok, "{name}");
                 assert!(status.error_type.is_none() && status.hardware.is_some(), "{name}");
             }
-            End::Goes(disk) => {
+            End::Goes(disks) => {
                 world.until("gone", |world| world.host.is_none());
-                assert_eq!(world.machine.disk, disk, "{name}");
+                assert_eq!(world.machine.disk, content(disks), "{name}");
                 assert!(!world.machine.on, "{name}");
                 assert!(!world.secrets.bmc.finalizer, "{name}: the Secret is let go");
                 let data = world.hardware.and_then(|data| data.metadata.finalizers);
@@ -276,9 +247,9 @@ fn what_another_operator_needs_to_go_on_is_left_in_every_host() {
     each(|left, mut world| {
         let name = &left.name;
         let before = world.host().status.clone().unwrap_or_default();
-        match end(name) {
+        match &left.end {
             End::Rests(_) => {}
-            End::Comes(state, _) => world.until(state, |world| world.state() == State::parse(state)),
+            End::Comes { state, .. } => world.until(state, |world| world.state() == State::parse(state)),
             End::Goes(_) => return,
         }
         world.settle();
@@ -374,7 +345,7 @@ fn conditions_are_as_upstream_wrote_them_for_the_same_status() {
             recorded.operational_status,
             OperationalStatus::Ok | OperationalStatus::Discovered | OperationalStatus::Detached
         );
-        if well && matches!(end(&left.name), End::Rests(state) if state == recorded.provisioning.state) {
+        if well && matches!(&left.end, End::Rests(state) if *state == recorded.provisioning.state) {
             world.settle();
             let after = world.host().status.clone().unwrap();
             assert_eq!(conditions_of(&after), before, "{} at rest", left.name);
