@@ -1,6 +1,6 @@
 //! More machines than there can be: random addresses that ask, and strangers that enrol.
 
-use std::time::Duration;
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::{ResourceExt, api::ListParams};
 use muster_proto::{
@@ -9,6 +9,7 @@ use muster_proto::{
 };
 use muster_tests::{
     bridges::BR0,
+    forward::Forwarder,
     sim::{
         agent::{SimServer, Step},
         flood,
@@ -18,12 +19,19 @@ use muster_tests::{
     },
     stage::{Stage, segment, server_name},
 };
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 const SOON: Duration = Duration::from_secs(120);
 
 /// What the controller may take more than before the flood, in KiB: its tables of offers, of log lines and of names, in an
 /// unoptimised build.
 const MORE_KIB: u64 = 32 << 10;
+
+/// How many of the flood's requests the controller has to hear: the kernel drops what does not fit into the socket's buffer.
+const HEARD: u64 = 20_000;
 
 /// The most memory that the process `id` has ever had resident, in KiB.
 fn peak_kib(id: u32) -> u64 {
@@ -37,6 +45,24 @@ fn peak_kib(id: u32) -> u64 {
         .expect("a number of KiB")
 }
 
+/// The sum of the metric `name` over all series with `label`, as the admin server at `at` tells it.
+async fn counted(at: SocketAddr, name: &str, label: &str) -> io::Result<u64> {
+    let mut stream = TcpStream::connect(at).await?;
+    let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    if !answer.starts_with("HTTP/1.1 200 ") {
+        return Err(io::Error::other(answer));
+    }
+    let series = answer.lines().filter_map(|line| {
+        let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
+        let is_meant = labels.starts_with('{') && labels.contains(label);
+        is_meant.then(|| value.parse::<u64>().expect("a count"))
+    });
+    Ok(series.sum())
+}
+
 async fn flooded(purpose: &str, unknown: UnknownPolicy) {
     let stage = Stage::lit(purpose, &[(BR0, Profile::Lab, unknown)])
         .await
@@ -47,15 +73,36 @@ async fn flooded(purpose: &str, unknown: UnknownPolicy) {
     let mut first = rack.server(Hardware::number(1));
     first.power_on();
     stage.host(mac(1, 0), SOON, |_| true).await.expect("a host");
+    let admin = Forwarder::inwards(&stage.network.net, stage.controller.admin()).expect("a way to it");
+    let discovers = async || {
+        let label = "request=\"discover\"";
+        let heard = counted(admin.address(), "muster_dhcp_requests_total", label).await;
+        heard.ok()
+    };
+    let heard_before = stage
+        .until("its metrics", SOON, async || Ok(discovers().await))
+        .await
+        .expect("its metrics");
+    assert!(heard_before > 0, "what the first machine asked is counted");
     // The peak of its start is no room for more.
     std::fs::write(format!("/proc/{id}/clear_refs"), "5").expect("the right to forget the peak");
     let before = peak_kib(id);
 
-    let clients = rack.clients().clone();
-    let asking = std::thread::spawn(move || flood::discovers(&clients));
+    let wanted = Arc::new(());
+    let asking = std::thread::spawn({
+        let (clients, wanted) = (rack.clients().clone(), Arc::downgrade(&wanted));
+        move || flood::discovers_on_and_on(&clients, &wanted)
+    });
     let mut real = rack.server(Hardware::number(2));
     real.power_on();
     stage.host(mac(2, 0), SOON, |_| true).await.expect("a host");
+    let is_heard = stage.until("a flood that is heard", SOON, async || {
+        let heard = discovers().await;
+        Ok(heard.filter(|heard| *heard >= heard_before + HEARD))
+    });
+    is_heard.await.expect("a flood that is heard");
+    // It ends only now.
+    drop(wanted);
     asking.join().expect("the thread").expect("the thread");
     // And one after it, when every table is as full as it gets.
     let mut late = rack.server(Hardware::number(3));
@@ -63,6 +110,9 @@ async fn flooded(purpose: &str, unknown: UnknownPolicy) {
     stage.host(mac(3, 0), SOON, |_| true).await.expect("a host");
 
     let after = peak_kib(id);
+    // Far more have asked than there are addresses, and none took its offer.
+    let recycled = counted(admin.address(), "muster_dhcp_offers_recycled_total", "").await;
+    assert!(recycled.expect("its metrics") > 0, "the table of offers was full");
     assert!(
         after < before + MORE_KIB,
         "{before} KiB before, {after} KiB after"

@@ -126,6 +126,8 @@ impl Machine {
             return Ok(());
         }
         let _ = fs::remove_file(&self.files.qmp);
+        // Before any of its cables: what they are silent for is counted from later on.
+        let since = Instant::now();
         for wire in &self.wires {
             let _ = fs::remove_file(&wire.ends().guest);
             wire.plug();
@@ -137,7 +139,6 @@ impl Machine {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let first_line = self.console.len();
-        let since = Instant::now();
         let mut process = self
             .net
             .spawn(command)

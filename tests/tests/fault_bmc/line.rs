@@ -91,7 +91,7 @@ async fn an_older_epoch_changes_nothing() {
 async fn a_call_that_waits_for_its_turn_is_fenced_too() {
     let (service, _events, access) = one(Options::default());
     let bmcs = bmcs(&Config {
-        request: Duration::from_secs(1),
+        request: Duration::from_secs(10),
         ..hasty()
     });
     service.inject(Rule::always(Fault::Hang).times(1));

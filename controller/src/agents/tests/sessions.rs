@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use muster_proto::{
     job::Failure,
     kinds::{JobStatus, SessionState},
@@ -194,19 +196,38 @@ async fn agents_that_come_back_while_the_end_of_another_one_is_written_are_not_s
     lab.until("the end of one is being written", |lab| lab.api.is_held())
         .await;
     lab.api.requests();
+    let mut changes = lab.api.changes();
+    // Each asks anew when it is answered, as the one does that hears of its end.
     let polls: Vec<_> = agents
         .into_iter()
-        .map(|agent| tokio::spawn(async move { agent.poll("").await }))
+        .map(|agent| tokio::spawn(async move { while agent.poll("").await.unwrap().command.is_none() {} }))
         .collect();
     lab.until("they are back", |lab| lab.metric("muster_agents_held_polls") == 3)
         .await;
     lab.api.release();
-    let is_connected = |last: &u8| lab.status(&name(*last)).session.unwrap().state == SessionState::Connected;
+    let state_of = |lab: &Lab, last: u8| lab.status(&name(last)).session.unwrap().state;
     lab.until("that end is written", |lab| !lab.api.requests().is_empty())
         .await;
-    // Those of others would be written next.
-    tokio::time::sleep(LOOK).await;
-    assert_eq!((1..=3).filter(is_connected).count(), 2);
+    // Those of others would be written before it is looked again who is gone, of which the end of a further one tells.
+    let _silent = lab.enrolled(4).await;
+    lab.until("it is looked again who is gone", |lab| {
+        state_of(lab, 4) == SessionState::Disconnected
+    })
+    .await;
+    lab.until("the one is here again, too", |lab| {
+        (1..=3).all(|last| state_of(lab, last) == SessionState::Connected)
+    })
+    .await;
+    let mut gone = BTreeSet::new();
+    while let Ok(change) = changes.try_recv() {
+        let Change::Server(server) = change else { continue };
+        let is_gone = server
+            .session()
+            .is_some_and(|session| session.state == SessionState::Disconnected);
+        gone.extend(server.metadata.name.clone().filter(|_| is_gone));
+    }
+    assert!(gone.remove(&name(4)));
+    assert_eq!(gone.len(), 1, "{gone:?}");
     polls.iter().for_each(tokio::task::JoinHandle::abort);
 }
 

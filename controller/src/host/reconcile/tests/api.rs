@@ -501,16 +501,34 @@ async fn an_image_that_is_not_wanted_any_more_is_not_written_though_the_watch_la
         json!({"url": "http://images.test/another.raw", "checksum": "1".repeat(64)}),
     ] {
         let patch = json!({"spec": {"image": image}});
+        let mut after = [0; 2];
         for number in 0.. {
             let Some((jobs, lab)) = forbidden_at(number, &patch, true).await else {
                 break;
             };
+            let wanted = lab.host(1).unwrap().spec.image.map(|image| image.url);
+            assert_eq!(
+                wanted.as_deref(),
+                image["url"].as_str(),
+                "{patch} before request {number}"
+            );
+            after[jobs] += 1;
+            if jobs > 0 {
+                continue;
+            }
+            // Nothing was ever written, not even to be cleaned away again, but what is wanted by now.
             let (disk, _) = lab.machines[0].disk();
+            let anew = disk
+                .iter()
+                .filter(|image| Some(*image) == wanted.as_ref())
+                .count();
+            let written = lab.machines[0].written();
             assert!(
-                jobs > 0 || !disk.iter().any(|image| image == IMAGE),
-                "{patch} before request {number}: {disk:?}"
+                written == anew && !disk.iter().any(|image| image == IMAGE),
+                "{patch} before request {number}: {disk:?}, {written} written"
             );
         }
+        assert!(after.iter().all(|count| *count > 0), "{patch}: {after:?}");
     }
 }
 
