@@ -45,6 +45,33 @@ pub struct Names {
     pub dns: Vec<String>,
 }
 
+impl Names {
+    /// Those of a replica that serves at `addresses`, and that agents dial at `endpoints` as well: each a host, with or without `https://`
+    /// and a port.
+    pub fn new<'a>(
+        addresses: impl IntoIterator<Item = IpAddr>,
+        endpoints: impl IntoIterator<Item = &'a String>,
+    ) -> Names {
+        let mut names = Names {
+            addresses: addresses.into_iter().collect(),
+            dns: Vec::new(),
+        };
+        for endpoint in endpoints {
+            let host = endpoint.strip_prefix("https://").unwrap_or(endpoint);
+            let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+            match host.parse() {
+                Ok(address) => names.addresses.push(address),
+                Err(_) => names.dns.push(host.to_owned()),
+            }
+        }
+        names.addresses.sort_unstable();
+        names.addresses.dedup();
+        names.dns.sort_unstable();
+        names.dns.dedup();
+        names
+    }
+}
+
 /// The configuration for one authority and one set of names, its certificate valid from about `now` (unix seconds).
 pub(super) fn server_config(ca: &Ca, names: &Names, now: i64) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());

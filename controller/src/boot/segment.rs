@@ -7,11 +7,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
 };
 
-use crate::agents::Names;
 use muster_proto::{
     kinds::{DhcpMode, Profile, Segment, UnknownPolicy},
     text,
 };
+
+use crate::path::Path;
 
 mod invalid;
 mod subnet;
@@ -31,28 +32,6 @@ pub fn served(plan: &Plan) -> BTreeSet<IpAddr> {
         .flatten()
         .map(IpAddr::from)
         .collect()
-}
-
-/// Under which addresses and names agents dial this replica: what stands in its certificate. `advertise` adds to it.
-pub fn names(plan: &Plan, advertise: &[String]) -> Names {
-    let mut names = Names {
-        addresses: served(plan).into_iter().collect(),
-        dns: Vec::new(),
-    };
-    let endpoints = plan.values().flatten().flat_map(|net| &net.agent_endpoints);
-    for endpoint in endpoints.chain(advertise) {
-        let host = endpoint.strip_prefix("https://").unwrap_or(endpoint);
-        let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-        match host.parse() {
-            Ok(address) => names.addresses.push(address),
-            Err(_) => names.dns.push(host.to_owned()),
-        }
-    }
-    names.addresses.sort_unstable();
-    names.addresses.dedup();
-    names.dns.sort_unstable();
-    names.dns.dedup();
-    names
 }
 
 /// The most addresses that one segment leases: a /16.
@@ -154,9 +133,7 @@ pub type Plan = BTreeMap<String, Result<Net, Invalid>>;
 
 /// `namespace/name` of a Segment.
 pub fn key(segment: &Segment) -> String {
-    let namespace = segment.metadata.namespace.as_deref().unwrap_or_default();
-    let name = segment.metadata.name.as_deref().unwrap_or_default();
-    format!("{namespace}/{name}")
+    Path::of(segment).to_string()
 }
 
 /// What becomes of all Segments together: of two that collide, the older one is served.

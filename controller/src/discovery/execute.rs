@@ -16,6 +16,7 @@ use super::next::{Effect, Plan, server_name, without_host};
 use crate::{
     events::Events,
     manager::CONTROL,
+    path::Path,
     round::{ExecuteError, failed},
 };
 
@@ -65,16 +66,15 @@ impl Executor {
                 // The UID makes the API server refuse the patch if another host has taken the name.
                 let patch =
                     json!({"metadata": {"uid": host.uid, "labels": labels, "annotations": annotations}});
-                self.merge::<BareMetalHost>(step, &host.namespace, &host.name, patch)
-                    .await
+                self.merge::<BareMetalHost>(step, &Path::from(&host), patch).await
             }
             Effect::DeclareBootMac { host, version, mac } => {
                 let patch = json!({
                     "metadata": {"uid": host.uid, "resourceVersion": version},
                     "spec": {"bootMACAddress": mac},
                 });
-                self.merge::<BareMetalHost>("declare MAC address of host", &host.namespace, &host.name, patch)
-                    .await
+                let step = "declare MAC address of host";
+                self.merge::<BareMetalHost>(step, &Path::from(&host), patch).await
             }
             Effect::ApplyHardwareData { host, hardware } => self.apply_hardware(&host, *hardware).await,
             Effect::WriteHostStatus {
@@ -86,8 +86,8 @@ impl Executor {
             Effect::Dismiss(host) => self.dismiss(server, &host).await,
             Effect::RemoveAnnotation { host, name } => {
                 let patch = json!({"metadata": {"uid": host.uid, "annotations": {name: Value::Null}}});
-                self.merge::<BareMetalHost>("take annotation off host", &host.namespace, &host.name, patch)
-                    .await
+                let step = "take annotation off host";
+                self.merge::<BareMetalHost>(step, &Path::from(&host), patch).await
             }
             Effect::DeleteHost { host, version } => self.delete(host, version).await,
             Effect::Event(event) => {
@@ -114,16 +114,12 @@ impl Executor {
             .get(server_name(server))
             .await
             .map_err(failed("read Server", server_name(server)))?;
-        let subject = format!(
-            "{}/{}",
-            host.metadata.namespace.as_deref().unwrap_or_default(),
-            host.metadata.name.as_deref().unwrap_or_default()
-        );
+        let path = Path::of(&host);
+        let subject = path.to_string();
         if live.spec != server.spec || live.metadata.uid != server.metadata.uid {
             return Err(ExecuteError::Behind { step, subject });
         }
-        let namespace = host.metadata.namespace.clone().unwrap_or_default();
-        self.api::<BareMetalHost>(&namespace)
+        self.api::<BareMetalHost>(&path.namespace)
             .create(&CONTROL.create(), &host)
             .await
             .map_err(failed(step, &subject))?;
@@ -194,8 +190,7 @@ impl Executor {
         if approved {
             patch["metadata"]["annotations"] = json!({APPROVE_ANNOTATION: Value::Null});
         }
-        let namespace = server.metadata.namespace.as_deref().unwrap_or_default();
-        self.merge::<Server>("patch Server", namespace, server_name(server), patch)
+        self.merge::<Server>("patch Server", &Path::of(server), patch)
             .await
     }
 
@@ -238,13 +233,7 @@ impl Executor {
         Ok(())
     }
 
-    async fn merge<K>(
-        &self,
-        step: &'static str,
-        namespace: &str,
-        name: &str,
-        patch: Value,
-    ) -> Result<(), ExecuteError>
+    async fn merge<K>(&self, step: &'static str, at: &Path, patch: Value) -> Result<(), ExecuteError>
     where
         K: kube::Resource<Scope = kube::core::NamespaceResourceScope>
             + Clone
@@ -252,11 +241,10 @@ impl Executor {
             + std::fmt::Debug,
         K::DynamicType: Default,
     {
-        let subject = format!("{namespace}/{name}");
-        self.api::<K>(namespace)
-            .patch(name, &CONTROL.merge(), &Patch::Merge(&patch))
+        self.api::<K>(&at.namespace)
+            .patch(&at.name, &CONTROL.merge(), &Patch::Merge(&patch))
             .await
-            .map_err(failed(step, &subject))?;
+            .map_err(failed(step, &at.to_string()))?;
         Ok(())
     }
 }
@@ -278,5 +266,5 @@ fn name(effect: &Effect) -> &'static str {
 }
 
 fn path(host: &HostReference) -> String {
-    format!("{}/{}", host.namespace, host.name)
+    Path::from(host).to_string()
 }

@@ -5,7 +5,7 @@ use kube::Resource as _;
 use muster_proto::{
     Mac,
     inventory::Inventory,
-    kinds::{BareMetalHost, HardwareDetails, HostReference, INSPECT_ANNOTATION, Packed, Trust},
+    kinds::{BareMetalHost, HardwareDetails, INSPECT_ANNOTATION, Packed, Trust},
     text,
 };
 
@@ -69,7 +69,7 @@ pub(super) fn apply(
     let at = hosts::reference(host);
     let version = host.metadata.resource_version.clone().unwrap_or_default();
     let (patch, inspected) = job(seen, Some(host), false);
-    if !has_data(seen, &at, hardware) {
+    if !has_data(seen, host, hardware) {
         plan.effects.push(Effect::ApplyHardwareData {
             host: at.clone(),
             hardware: Box::new(hardware.clone()),
@@ -166,16 +166,13 @@ fn other_boot_mac(seen: &Seen<'_>, host: &BareMetalHost, inventory: &Inventory) 
     Some((had, mac))
 }
 
-fn has_data(seen: &Seen<'_>, at: &HostReference, hardware: &HardwareDetails) -> bool {
+fn has_data(seen: &Seen<'_>, host: &BareMetalHost, hardware: &HardwareDetails) -> bool {
+    let at = Path::of(host);
     seen.hardware.iter().any(|data| {
         let meta = &data.metadata;
         meta.name.as_ref() == Some(&at.name)
             && meta.namespace.as_ref() == Some(&at.namespace)
-            && meta
-                .owner_references
-                .iter()
-                .flatten()
-                .any(|owner| owner.uid == at.uid)
+            && hosts::is_among(host, meta.owner_references.as_ref())
             && data.spec.hardware.as_ref() == Some(&Packed::new(hardware))
     })
 }

@@ -30,6 +30,7 @@ use super::{
     vault::Vault,
 };
 use crate::{
+    hosts,
     lease::Leadership,
     manager::CONTROL,
     patch::{difference, difference_but},
@@ -485,12 +486,11 @@ impl Executor {
                     ));
                 }
             };
-            let mut owners = object.metadata.owner_references.iter().flatten();
             let all = || object.metadata.finalizers.iter().flatten();
             let kept: Vec<&String> = all()
                 .filter(|name| !finalizers.contains(&name.as_str()))
                 .collect();
-            let ours = owners.any(|owner| Some(&owner.uid) == host.metadata.uid.as_ref());
+            let ours = hosts::is_among(host, object.metadata.owner_references.as_ref());
             if !ours || kept.len() == all().count() {
                 continue;
             }

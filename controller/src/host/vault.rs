@@ -65,6 +65,36 @@ struct Entry {
     seen: Seen,
 }
 
+impl Entry {
+    /// True if it carries upstream's finalizer.
+    fn has_finalizer(&self) -> bool {
+        self.finalizers.iter().any(|name| name == SECRET_FINALIZER)
+    }
+
+    /// True if it carries all that `hold` puts on it for `host`, or goes and can be held no more.
+    fn is_held_for(&self, host: &BareMetalHost, hold: Hold) -> bool {
+        let finalizer = self.has_finalizer();
+        let carries = match hold {
+            Hold::Label => true,
+            Hold::Finalizer => finalizer,
+            Hold::Owned => finalizer && hosts::is_among(host, Some(&self.owners)),
+        };
+        (self.labelled && carries) || (self.leaves && !finalizer)
+    }
+
+    /// Whether it can be used for `what`.
+    fn state_for(&self, what: Use) -> SecretState {
+        match self.seen.for_use(what) {
+            Ok(content) => SecretState::Present {
+                version: self.version.clone(),
+                content: content.digest.to_string(),
+                bytes: content.bytes,
+            },
+            Err(why) => SecretState::Invalid((*why).to_owned()),
+        }
+    }
+}
+
 /// What a direct question came to.
 #[derive(Clone, Debug)]
 enum Answer {
@@ -320,35 +350,13 @@ impl Vault {
             Answer::Unreadable(why) => return state(SecretState::Unreadable(why)),
             Answer::Found(entry) => entry,
         };
-        let finalizer = entry.finalizers.iter().any(|name| name == SECRET_FINALIZER);
+        let us = Path::of(host);
+        let lets_go = |other: &Path| *other == us || memory.lets_go(other);
         SecretSeen {
-            state: match entry.seen.for_use(purpose.content()) {
-                Ok(content) => SecretState::Present {
-                    version: entry.version.clone(),
-                    content: content.digest.to_string(),
-                    bytes: content.bytes,
-                },
-                Err(why) => SecretState::Invalid((*why).to_owned()),
-            },
-            held: (entry.leaves && !finalizer)
-                || entry.labelled
-                    && match purpose.hold() {
-                        Hold::Label => true,
-                        Hold::Finalizer => finalizer,
-                        Hold::Owned => {
-                            finalizer
-                                && entry
-                                    .owners
-                                    .iter()
-                                    .any(|owner| Some(&owner.uid) == host.metadata.uid.as_ref())
-                        }
-                    },
+            state: entry.state_for(purpose.content()),
+            held: entry.is_held_for(host, purpose.hold()),
             // While another host holds it, it is not ours to release.
-            finalizer: finalizer
-                && index
-                    .held_by(&path)
-                    .iter()
-                    .all(|other| *other == Path::of(host) || memory.lets_go(other)),
+            finalizer: entry.has_finalizer() && index.held_by(&path).iter().all(lets_go),
         }
     }
 
@@ -434,9 +442,8 @@ impl Vault {
     /// The watched Secrets that carry upstream's finalizer though none of `hosts`, which `index` knows, has to do with them; with their
     /// versions.
     pub(super) fn orphans(&self, index: &Index, hosts: &Store<BareMetalHost>) -> BTreeSet<(Path, String)> {
-        let held = |entry: &Entry| entry.finalizers.iter().any(|name| name == SECRET_FINALIZER);
         let all = lock(&self.watched);
-        let all = all.iter().filter(|(_, entry)| held(entry));
+        let all = all.iter().filter(|(_, entry)| entry.has_finalizer());
         let mut orphans: BTreeSet<(Path, String)> = all
             .filter(|(path, _)| index.named_by(path).is_empty())
             .map(|(path, entry)| (path.clone(), entry.version.clone()))

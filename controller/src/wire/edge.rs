@@ -132,7 +132,9 @@ async fn follow(
     loop {
         let now = plan.borrow_and_update().clone();
         addresses.send_if_modified(|known| replace(known, segment::served(&now)));
-        names.send_if_modified(|known| replace(known, segment::names(&now, &advertise)));
+        let endpoints = now.values().flatten().flat_map(|net| &net.agent_endpoints);
+        let dialled = Names::new(segment::served(&now), endpoints.chain(&advertise));
+        names.send_if_modified(|known| replace(known, dialled));
         if plan.changed().await.is_err() {
             // DHCP has ended, because the process does.
             return std::future::pending().await;

@@ -30,6 +30,68 @@ fn host() -> BareMetalHost {
     host
 }
 
+/// A Secret with a login and these marks on it.
+fn entry(labelled: bool, finalizers: &[&str], owners: &[&str]) -> Entry {
+    let owner = |uid: &&str| OwnerReference {
+        uid: (*uid).to_owned(),
+        ..OwnerReference::default()
+    };
+    Entry {
+        uid: "uid-bmc".to_owned(),
+        version: "1".to_owned(),
+        labelled,
+        leaves: false,
+        finalizers: finalizers.iter().map(|name| (*name).to_owned()).collect(),
+        owners: owners.iter().map(owner).collect(),
+        seen: Seen::of(&secret("old"), &hmac::Key::new(hmac::HMAC_SHA256, &[1; 32])),
+    }
+}
+
+/// Whether it is held for the host: as data of the config drive is, as network data for the ramdisk, and as a login.
+fn held(entry: &Entry) -> [bool; 3] {
+    [Hold::Label, Hold::Finalizer, Hold::Owned].map(|hold| entry.is_held_for(&host(), hold))
+}
+
+#[test]
+fn a_secret_is_held_if_it_carries_all_that_is_put_on_it() {
+    let of = |labelled, finalizers: &[&str], owners: &[&str]| held(&entry(labelled, finalizers, owners));
+    assert_eq!(of(false, &[SECRET_FINALIZER], &["uid-h"]), [false; 3]);
+    assert_eq!(of(true, &[], &["uid-h"]), [true, false, false]);
+    assert_eq!(of(true, &["another"], &["uid-h"]), [true, false, false]);
+    assert_eq!(of(true, &[SECRET_FINALIZER], &[]), [true, true, false]);
+    assert_eq!(of(true, &[SECRET_FINALIZER], &["another"]), [true, true, false]);
+    let both = ["another", SECRET_FINALIZER];
+    assert_eq!(of(true, &both, &["another", "uid-h"]), [true; 3]);
+}
+
+#[test]
+fn a_secret_that_goes_and_that_no_finalizer_of_ours_keeps_can_be_held_no_more() {
+    let of = |labelled, finalizers: &[&str]| {
+        held(&Entry {
+            leaves: true,
+            ..entry(labelled, finalizers, &[])
+        })
+    };
+    assert_eq!(of(false, &[]), [true; 3]);
+    assert_eq!(of(false, &["another"]), [true; 3]);
+    assert_eq!(of(false, &[SECRET_FINALIZER]), [false; 3]);
+    assert_eq!(of(true, &[SECRET_FINALIZER]), [true, true, false]);
+}
+
+#[test]
+fn only_upstreams_finalizer_counts() {
+    let has = |finalizers: &[&str]| entry(true, finalizers, &[]).has_finalizer();
+    assert!(has(&["another", SECRET_FINALIZER]));
+    assert!(!has(&["another"]) && !has(&[]));
+}
+
+#[test]
+fn a_secret_can_be_used_for_what_is_in_it() {
+    let login = entry(true, &[], &[]);
+    assert!(login.state_for(Use::Bmc).is_present());
+    assert!(matches!(login.state_for(Use::UserData), SecretState::Invalid(_)));
+}
+
 /// A Secret that is held for the first time, with `change` on the API server, and told, before the answer to that is there: which login
 /// it has then.
 async fn held_while(change: impl FnOnce(&FakeApi)) -> Option<Credentials> {
