@@ -67,12 +67,14 @@ pub(super) async fn time_there(client: &Client, namespace: &str) -> Result<i64, 
     Ok(date.ok_or(SweepError::NoTime)?.timestamp().as_second())
 }
 
-/// Deletes the Enrolments in `namespace` that have ended both at `now` (unix seconds) and by the API server's clock; says how many.
+/// Deletes the Enrolments in `namespace` that have ended both at `now` (unix seconds) and by the API server's clock; says how many. One
+/// that the API server does not delete keeps no other from it, and is the error.
 pub async fn sweep(client: &Client, namespace: &str, now: i64) -> Result<usize, SweepError> {
     let now = now.min(time_there(client, namespace).await?);
     let enrolments: Api<Enrolment> = Api::namespaced(client.clone(), namespace);
     let mut page = ListParams::default().limit(PAGE);
     let mut swept = 0;
+    let mut refused = None;
     loop {
         let found = enrolments
             .list(&page)
@@ -88,16 +90,19 @@ pub async fn sweep(client: &Client, namespace: &str, now: i64) -> Result<usize, 
                 Ok(_) => swept += 1,
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
                 Err(source) => {
-                    return Err(SweepError::Delete {
-                        name,
-                        source: Box::new(source),
-                    });
+                    let answered = matches!(source, kube::Error::Api(_));
+                    let source = Box::new(source);
+                    let error = SweepError::Delete { name, source };
+                    if !answered {
+                        return Err(error);
+                    }
+                    refused.get_or_insert(error);
                 }
             }
         }
         match found.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => page = page.continue_token(&token),
-            None => return Ok(swept),
+            None => return refused.map_or(Ok(swept), Err),
         }
     }
 }

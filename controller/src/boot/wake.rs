@@ -8,7 +8,7 @@
 //! was gone carries it out, unless the host is to be off or to be left alone now.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -89,8 +89,15 @@ impl Waker {
     }
 
     async fn look_at_all(&self, done: &mut Done) {
-        for server in self.world.servers.state() {
-            self.look_at(done, &server).await;
+        let servers = self.world.servers.state();
+        // Of those that are gone nobody may have told.
+        let names: HashSet<&str> = servers
+            .iter()
+            .filter_map(|server| server.metadata.name.as_deref())
+            .collect();
+        done.0.retain(|name, _| names.contains(name.as_str()));
+        for server in &servers {
+            self.look_at(done, server).await;
         }
     }
 

@@ -274,6 +274,10 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             let refusal = error.is_refusal().then(|| refused(&server, &error));
             let news = context.memory.failed(&name, refusal);
             news.into_iter().for_each(|event| context.events.record(event));
+            // Nobody tells once more of one that went meanwhile.
+            if context.world.servers.get(&reference(&server)).is_none() {
+                context.memory.forget(&name);
+            }
             Err(error)
         }
     }

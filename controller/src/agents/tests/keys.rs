@@ -113,8 +113,8 @@ async fn a_deleted_secret_is_made_anew_and_the_edge_follows() {
     keeper.abort();
 }
 
-/// What is left after a sweep of Enrolments with these names, ages and remaining lives in seconds.
-async fn left_of(api: &Arc<FakeApi>, all: &[(&str, i64, Option<i64>)], now: i64) -> Vec<String> {
+/// Makes Enrolments with these names, ages and remaining lives in seconds.
+fn make(api: &FakeApi, all: &[(&str, i64, Option<i64>)]) {
     for (name, age, rest) in all {
         let expires = rest.map_or("x".to_owned(), |rest| clock::rfc3339(clock::now() + rest));
         let mut enrolment = Enrolment::new(
@@ -128,11 +128,31 @@ async fn left_of(api: &Arc<FakeApi>, all: &[(&str, i64, Option<i64>)], now: i64)
         enrolment.metadata.creation_timestamp = Some(Time(made));
         api.put("enrolments", &enrolment);
     }
+}
+
+fn names(api: &FakeApi) -> Vec<String> {
+    let all = api.all::<Enrolment>("enrolments").into_iter();
+    all.filter_map(|one| one.metadata.name).collect()
+}
+
+/// What is left of them after a sweep.
+async fn left_of(api: &Arc<FakeApi>, all: &[(&str, i64, Option<i64>)], now: i64) -> Vec<String> {
+    make(api, all);
     let swept = sweep::sweep(&api.client(), "muster-system", now).await.unwrap();
-    let left = api.all::<Enrolment>("enrolments").into_iter();
-    let left: Vec<_> = left.filter_map(|one| one.metadata.name).collect();
+    let left = names(api);
     assert_eq!(swept + left.len(), all.len());
     left
+}
+
+#[tokio::test]
+async fn an_enrolment_that_cannot_be_deleted_keeps_no_other_from_being_swept() {
+    let api = FakeApi::new();
+    make(&api, &[("a", 50_000, Some(-1)), ("b", 50_000, Some(-1))]);
+    api.refuse_writes("/enrolments/a".to_owned());
+    let swept = sweep::sweep(&api.client(), "muster-system", clock::now()).await;
+    let error = swept.unwrap_err().to_string();
+    assert!(error.contains('a'), "{error}");
+    assert_eq!(names(&api), ["a"]);
 }
 
 #[tokio::test]

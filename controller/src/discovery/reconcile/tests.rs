@@ -132,6 +132,20 @@ async fn a_host_whose_namespace_does_not_exist_is_told_once_and_made_when_it_doe
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_a_server_that_goes_in_the_middle_of_its_round_nothing_is_remembered() {
+    let lab = Lab::new(None);
+    lab.api.fail_next(refused(404, 2));
+    for _ in 0..2 {
+        lab.round().await.unwrap_err();
+    }
+    assert_eq!(lab.context.memory.failures("a"), 2);
+    let server = lab.context.world.servers.state().remove(0);
+    lab.api.delete("servers", "a");
+    round(server, Arc::clone(&lab.context)).await.unwrap_err();
+    assert_eq!(lab.context.memory.failures("a"), 1, "as of one that never failed");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_namespace_that_is_not_watched_gets_no_host_and_is_told_once() {
     let mut lab = Lab::new(Some("elsewhere"));
     for _ in 0..3 {
