@@ -11,9 +11,11 @@ use muster_proto::{
 use super::{
     State,
     access::{self, Reach},
-    backoff, conditions, disk,
+    backoff, boot_mode, conditions, disk,
     draft::{Draft, and_next},
-    guard, image, in_band, inspection, power,
+    guard, image, in_band, inspection,
+    owner::has_bmc,
+    power,
     preparing::{self, effective_hints},
     provisioning, ramdisk,
     secrets::{self, Inputs},
@@ -153,7 +155,14 @@ fn refusal(draft: &Draft<'_>) -> Result<(), String> {
     guard::rival(draft.seen)?;
     let status = draft.server().and_then(|server| server.status.as_ref());
     if let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) {
-        let disks = &inventory.unpack().disks;
+        let inventory = inventory.unpack();
+        if let (Some(other), false) = (
+            boot_mode::other(&draft.host.spec, &inventory),
+            has_bmc(draft.host),
+        ) {
+            return Err(format!("{other}; {}", boot_mode::BY_HAND));
+        }
+        let disks = &inventory.disks;
         let root = disk::choose(effective_hints(draft).as_deref(), disks)?;
         disk::can_be_told(disks, root).map_err(|why| {
             format!(

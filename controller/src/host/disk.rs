@@ -203,10 +203,20 @@ pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
         (Seat::Built, Err(why)) => Some(format!("{} has {why}", disk.name)),
         (Seat::Network, _) | (Seat::Built, Ok(())) => None,
     };
-    let zoned = disks.iter().filter(|disk| disk.zoned && disk.size_bytes > 0);
-    let zoned = zoned.map(|disk| format!("{} is {ZONED}", disk.name));
-    let others = disks.iter().filter(|disk| holds(disk)).filter_map(why);
-    others.chain(zoned).collect()
+    let cannot = |disk: &Disk| match disk {
+        Disk { zoned: true, .. } => Some(format!("{} is {ZONED}", disk.name)),
+        // One that takes no more writes at the end of its life can be read and booted all the same.
+        Disk {
+            read_only: true,
+            removable: false,
+            ..
+        } if Seat::of(disk) == Seat::Built => Some(format!("{} is read-only", disk.name)),
+        _ => None,
+    };
+    let hold = disks.iter().filter(|disk| disk.size_bytes > 0);
+    let (clearable, others): (Vec<_>, Vec<_>) = hold.partition(|disk| is_writable(disk));
+    let clearable = clearable.into_iter().filter_map(why);
+    clearable.chain(others.into_iter().filter_map(cannot)).collect()
 }
 
 /// What the names of those contain that other machines have as well, or that somebody may have put in: those that are cleaned are none of them.

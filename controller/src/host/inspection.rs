@@ -10,13 +10,13 @@ use muster_proto::{
 };
 
 use super::{
-    State, access,
+    State, access, boot_mode,
     conditions::waiting,
     draft::{Draft, HoldOff, RETRY},
     jobs::{self, Job},
     place,
     plan::{Effect, HARDWARE_FINALIZER, Task},
-    ramdisk, registration, report, restore,
+    ramdisk, report, restore,
 };
 use crate::time::whole_seconds;
 use crate::{
@@ -73,7 +73,7 @@ fn start(draft: &mut Draft<'_>, what: &str) {
 pub(super) fn begin_again(draft: &mut Draft<'_>) {
     draft.enter(State::Inspecting);
     draft.begin(|history| &mut history.inspect);
-    registration::snapshot_boot_mode(draft);
+    boot_mode::snapshot(draft);
     start(draft, "the hardware is inspected again");
 }
 
@@ -249,7 +249,7 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
         .unwrap_or_default();
     draft.status.hardware = Some(packed);
     draft.enter(State::Preparing);
-    registration::snapshot_boot_mode(draft);
+    boot_mode::snapshot(draft);
     draft.status.powered_on |= draft.session().is_some();
     let metric = draft.history(|history| &mut history.inspect);
     let end = metric.start.as_ref().map_or(at, |start| start.0.max(at));

@@ -225,11 +225,12 @@ impl After {
 }
 
 /// The same with what comes after it. Where that is something else than is wanted by now, it is placed again.
-pub(super) fn place_with(draft: &mut Draft<'_>, server: &Server, id: &str, task: Task, after: After) {
+/// True if it is placed now.
+pub(super) fn place_with(draft: &mut Draft<'_>, server: &Server, id: &str, task: Task, after: After) -> bool {
     let placed = server.spec.job.as_ref().filter(|job| job.id == id);
     let outdated = placed.is_some_and(|placed| after.differs(placed));
     if is_placed(server, id) && !outdated {
-        return;
+        return false;
     }
     let After { then, leave } = after;
     draft.effect(Effect::PlaceJob(Box::new(Order {
@@ -241,6 +242,7 @@ pub(super) fn place_with(draft: &mut Draft<'_>, server: &Server, id: &str, task:
         then,
         leave,
     })));
+    true
 }
 
 /// A config drive that is longer than this, in bytes of base64, does not stay on a Server: every copy of that carries it.

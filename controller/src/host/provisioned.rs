@@ -11,7 +11,7 @@ use super::{
     guard,
     jobs::{self, Job},
     plan::Task,
-    power, preparing, provisioning, ramdisk, reboot,
+    power, preparing, ramdisk, reboot,
 };
 
 /// The host is provisioned.
@@ -97,7 +97,10 @@ pub(super) fn external(draft: &mut Draft<'_>) {
     if draft.host.spec.externally_provisioned != Some(true) {
         draft.enter(State::Provisioned);
         draft.status.provisioning.root_device_hints = preparing::effective_hints(draft);
-        provisioning::runs_what_is_asked_for(draft);
+        // What is asked for is taken for what it runs.
+        let runs = &mut draft.status.provisioning;
+        runs.image.clone_from(&draft.host.spec.image);
+        runs.custom_deploy.clone_from(&draft.host.spec.custom_deploy);
         return;
     }
     // The request that failed is not to be fulfilled any more.

@@ -12,7 +12,7 @@ use muster_proto::{
 use super::{
     State,
     access::{self, LOOK_AGAIN, Reach},
-    available, deprovisioning, disk,
+    available, boot_mode, deprovisioning, disk,
     draft::{Draft, REFUSED, and_next},
     guard, image,
     jobs::{self, After, Job},
@@ -21,7 +21,7 @@ use super::{
     plan::{BmcCall, Next, PowerOrder, Task, WriteTask},
     power,
     preparing::{self, effective_hints},
-    ramdisk, registration, report,
+    ramdisk, report,
     secrets::{self, Inputs},
 };
 
@@ -41,7 +41,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         |history| &mut history.provision,
         |history| &mut history.deprovision,
     );
-    registration::snapshot_boot_mode(draft);
+    boot_mode::snapshot(draft);
     // By which the disk is chosen that is written now and cleaned one day, whatever is changed meanwhile.
     draft.status.provisioning.root_device_hints = effective_hints(draft);
     draft.status.last_attempted_image = draft.host.spec.image.clone().map(Box::new);
@@ -229,6 +229,13 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
             return cannot(draft, &why);
         }
     };
+    if jobs::look(server, ours) == Job::Absent {
+        match boot_mode::is_as_asked(draft, reach, &inventory, operation) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(why) => return cannot(draft, &why),
+        }
+    }
     let begun = jobs::is_under_way(server, ours) || matches!(jobs::look(server, ours), Job::Failed(_));
     if !begun && lacks_inputs(draft) {
         // Nothing is cleaned for an image that cannot be written.
@@ -301,7 +308,10 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
         _ => None,
     };
     let leave = then.is_some().then(|| way(draft, operation, session));
-    jobs::place_with(draft, server, &id, Task::Clean(permit), After { then, leave });
+    let writes = then.is_some();
+    if jobs::place_with(draft, server, &id, Task::Clean(permit), After { then, leave }) && writes {
+        is_ordered(draft);
+    }
     draft.wait_for("Write", WRITING);
     Ok(false)
 }
@@ -344,6 +354,12 @@ fn write_task(
     Ok((id, task))
 }
 
+/// The image of now is what is being written, of which only its URL is the one that this began with. What is changed from here on is not
+/// what is on the disk.
+fn is_ordered(draft: &mut Draft<'_>) {
+    draft.status.provisioning.image.clone_from(&draft.host.spec.image);
+}
+
 /// True if disks are to be cleaned.
 pub(super) fn is_cleaned(draft: &Draft<'_>) -> bool {
     let mode = draft.host.spec.automated_cleaning_mode.unwrap_or_default();
@@ -374,7 +390,9 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
         then: None,
         leave: Some(way(draft, operation, session)),
     };
-    jobs::place_with(draft, server, &id, Task::Write(Box::new(task)), after);
+    if jobs::place_with(draft, server, &id, Task::Write(Box::new(task)), after) {
+        is_ordered(draft);
+    }
     draft.wait_for("Write", WRITING);
     Ok(())
 }
@@ -496,20 +514,9 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     }
 }
 
-/// What the spec asks for is what the machine runs.
-pub(super) fn runs_what_is_asked_for(draft: &mut Draft<'_>) {
-    let there = &mut draft.status.provisioning;
-    there.image.clone_from(&draft.host.spec.image);
-    there.custom_deploy.clone_from(&draft.host.spec.custom_deploy);
-}
-
 fn finish(draft: &mut Draft<'_>, stays_off: bool) {
     draft.enter(State::Provisioned);
     draft.end(|history| &mut history.provision);
-    // What was changed since to something that this version does not write is not what is on the disk.
-    if source(&draft.host.spec).is_ok() {
-        runs_what_is_asked_for(draft);
-    }
     draft.status.provisioning_fail_count = 0;
     draft.status.powered_on = !stays_off;
     let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());

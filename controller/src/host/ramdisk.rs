@@ -7,6 +7,7 @@ use muster_proto::kinds::{ErrorType, HostBootMode, REBOOT_ANNOTATION, Server, Se
 
 use super::{
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
+    boot_mode,
     conditions::{CONTESTED, ENROLS_AGAIN},
     draft::{Draft, clause},
     guard, in_band,
@@ -16,7 +17,7 @@ use super::{
     observed::{Failure, FailureClass, Power, Tried},
     owner::has_bmc,
     plan::{BmcCall, PowerOrder, Task},
-    power, reboot, registration,
+    power, reboot,
 };
 use crate::hosts::declared_mac;
 use crate::time::{is_ahead, whole_seconds};
@@ -91,15 +92,20 @@ fn contested(draft: &mut Draft<'_>, kind: ErrorType) {
     }
 }
 
-/// Reason of `Waiting` while a reboot that somebody forces is done; its time begins the operation.
-const REBOOTING: &str = "Rebooting";
+/// Reason of `Waiting` while a machine in its ramdisk is booted again, such as because somebody forces that; its time begins that operation.
+pub(super) const REBOOTING: &str = "Rebooting";
 /// Reason of `Waiting` while only a person can boot the ramdisk.
 const POWER_CYCLE: &str = "PowerCycleByHand";
 /// In the names of operations.
 const AGAIN: &str = "again";
 
-/// How far a reboot is that somebody forces.
-enum Reboot {
+/// What another boot of a machine is called whose ramdisk runs and is of no use to `operation`.
+pub(super) fn again(operation: &str) -> String {
+    format!("{}{AGAIN}-{operation}", jobs::OURS)
+}
+
+/// How far such a boot is.
+pub(super) enum Reboot {
     UnderWay,
     Done,
     /// Why it cannot be done.
@@ -114,7 +120,10 @@ fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
     }
     let begun = draft.waiting_since(REBOOTING).is_some();
     let reboot = match reach {
-        Reach::Bmc => by_bmc(draft),
+        Reach::Bmc => {
+            let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
+            by_bmc(draft, &operation, since)
+        }
         Reach::InBand => match by_ramdisk(draft) {
             Some(reboot) => reboot,
             None => return false,
@@ -155,9 +164,9 @@ fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
     true
 }
 
-fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
-    let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
-    match power::tried(draft, &operation).map(|tried| (tried.at, tried.on_power, &tried.result)) {
+/// Resets the machine into its ramdisk as `operation`; what was read of its power before `since` does not count.
+pub(super) fn by_bmc(draft: &mut Draft<'_>, operation: &str, since: Timestamp) -> Reboot {
+    match power::tried(draft, operation).map(|tried| (tried.at, tried.on_power, &tried.result)) {
         Some((_, _, Ok(()))) => return Reboot::Done,
         // Its answer was lost, and what called in some time after that is the ramdisk that it booted.
         Some((at, true, Err(failure)))
@@ -166,14 +175,14 @@ fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
             return Reboot::Done;
         }
         Some((at, on_power, Err(failure))) if let Some(pause) = pause_after(failure, on_power) => {
-            start_again(draft, &operation, at, pause);
+            start_again(draft, operation, at, pause);
         }
         Some((_, _, Err(failure))) => return Reboot::Failed(failure.message.clone()),
         None => {
             // What was read before may be from before its boot.
             let reading = draft.seen.bmc.power.filter(|reading| reading.at >= since);
             match reading.map(|reading| reading.power) {
-                Some(Power::On | Power::Off) => start(draft, &operation),
+                Some(Power::On | Power::Off) => start(draft, operation),
                 Some(Power::Unknown) | None => read_power(draft),
             }
         }
@@ -451,7 +460,7 @@ fn start(draft: &mut Draft<'_>, operation: &str) {
 
 /// The machine boots from the network when it boots next.
 pub(super) fn arm(draft: &mut Draft<'_>, operation: &str) {
-    let mode = registration::snapshot_boot_mode(draft);
+    let mode = boot_mode::snapshot(draft);
     draft.call(BmcCall::BootNetworkOnce {
         operation: operation.to_owned(),
         mode,

@@ -1,23 +1,18 @@
 //! From a new object to one whose machine can be reached. Pure.
 
-use muster_proto::{
-    inventory::BootMode,
-    kinds::{ErrorType, HostBootMode, IN_BAND_ANNOTATION, OperationalStatus},
-};
+use muster_proto::kinds::{ErrorType, IN_BAND_ANNOTATION, OperationalStatus};
 
 use super::{
     State,
     access::{self, LOOK_AGAIN, Reach},
+    boot_mode,
     conditions::{self, CONTESTED, ENROLS_AGAIN},
     draft::Draft,
     inspection,
     owner::has_bmc,
     ramdisk,
 };
-use crate::{
-    bmc::{Mode, WantedMode},
-    hosts::forbids_inspection,
-};
+use crate::hosts::forbids_inspection;
 
 /// A host that nobody manages: is it to be?
 pub(super) fn begin(draft: &mut Draft<'_>) {
@@ -28,7 +23,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         }
         draft.enter(State::Registering);
         draft.begin(|history| &mut history.register);
-        snapshot_boot_mode(draft);
+        boot_mode::snapshot(draft);
         access::announce(draft);
         return;
     }
@@ -121,27 +116,4 @@ fn is_opted_in(draft: &mut Draft<'_>) -> bool {
 /// of before, or it was never registered.
 pub(super) fn was_here(draft: &Draft<'_>) -> bool {
     draft.old.provisioning.id == draft.uid()
-}
-
-/// Writes down the mode in which the machine boots its ramdisk from now on, and says what its BMC is to be told: the spec's; else the one
-/// in which it was found, which stays; else UEFI where it can, as upstream has it.
-pub(super) fn snapshot_boot_mode(draft: &mut Draft<'_>) -> WantedMode {
-    let (mode, wanted) = match (draft.host.spec.boot_mode, found_in(draft)) {
-        (Some(mode @ HostBootMode::Legacy), _) => (mode, WantedMode::Required(Mode::Legacy)),
-        // Muster's boot files do not start under Secure Boot.
-        (Some(mode), _) => (mode, WantedMode::Required(Mode::Uefi)),
-        // What a BMC shows while nothing is armed is often no more than its default.
-        (None, Some(BootMode::Bios)) => (HostBootMode::Legacy, WantedMode::Preferred(Mode::Legacy)),
-        (None, Some(BootMode::Uefi)) => (HostBootMode::Uefi, WantedMode::Preferred(Mode::Uefi)),
-        (None, None) => (HostBootMode::Uefi, WantedMode::Preferred(Mode::Uefi)),
-    };
-    draft.status.provisioning.boot_mode = Some(mode);
-    wanted
-}
-
-/// The mode in which the machine booted when it reported last; none: nobody knows.
-fn found_in(draft: &Draft<'_>) -> Option<BootMode> {
-    let status = draft.server()?.status.as_ref()?;
-    let inventory = status.inventory.as_ref().filter(|_| !status.contested)?;
-    Some(inventory.unpack().boot.mode)
 }

@@ -329,6 +329,28 @@ fn an_image_that_another_operator_began_with_is_the_one_that_is_said_to_run() {
 }
 
 #[test]
+fn the_image_that_is_said_to_run_is_the_one_that_was_ordered_whatever_its_checksum_is_by_then() {
+    // Where the order lasts, and where it is made anew, for another session.
+    for anew in [false, true] {
+        let mut world = at(State::Provisioning);
+        world.jobs_take = 3;
+        world.order();
+        let asked = |world: &mut World| world.host().spec.image.clone();
+        let before = asked(&mut world);
+        world.host().spec.image.as_mut().unwrap().checksum = Some("b".repeat(64));
+        if anew {
+            world.power(PowerOrder::Reset);
+        }
+        world.reach(State::Provisioned);
+        let runs = world.host().status.clone().unwrap().provisioning.image;
+        let now = asked(&mut world);
+        assert_eq!(runs, if anew { now } else { before }, "{anew}");
+        world.settle();
+        assert_eq!(world.state(), State::Provisioned);
+    }
+}
+
+#[test]
 fn an_error_is_still_to_be_seen_once_a_host_has_a_place() {
     let mut world = at(State::Deprovisioning);
     let status = world.host().status.as_mut().unwrap();

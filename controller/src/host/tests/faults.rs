@@ -2,8 +2,8 @@
 
 use jiff::SignedDuration;
 use muster_proto::kinds::{
-    AutomatedCleaningMode, DETACHED_ANNOTATION, IN_BAND_ANNOTATION, PAUSED_ANNOTATION, PROTECTED_ANNOTATION,
-    REBOOT_ANNOTATION,
+    AutomatedCleaningMode, DETACHED_ANNOTATION, HostBootMode, IN_BAND_ANNOTATION, PAUSED_ANNOTATION,
+    PROTECTED_ANNOTATION, REBOOT_ANNOTATION,
 };
 use proptest::prelude::*;
 
@@ -60,6 +60,10 @@ enum Happening {
     Cleans(bool),
     /// Whether the machine may be switched off.
     KeepsOn(bool),
+    /// In which mode it is to boot.
+    Mode(Option<HostBootMode>),
+    /// Whether it boots in its own, whatever its BMC is told.
+    KeepsMode(bool),
     Delete,
 }
 
@@ -122,6 +126,9 @@ fn happenings() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Secret),
         1 => any::<bool>().prop_map(Happening::Cleans),
         1 => any::<bool>().prop_map(Happening::KeepsOn),
+        1 => prop_oneof![Just(None), Just(Some(HostBootMode::Uefi)), Just(Some(HostBootMode::Legacy))]
+            .prop_map(Happening::Mode),
+        1 => any::<bool>().prop_map(Happening::KeepsMode),
     ]
 }
 
@@ -184,6 +191,8 @@ fn happen(world: &mut World, happening: &Happening) {
         }
         Happening::Cleans(cleans) => world.host().spec.automated_cleaning_mode = Some(mode(cleans)),
         Happening::KeepsOn(keeps_on) => world.host().spec.disable_power_off = Some(keeps_on),
+        Happening::Mode(mode) => world.host().spec.boot_mode = mode,
+        Happening::KeepsMode(keeps) => world.keeps_mode = keeps,
         Happening::Delete => world.delete(),
     }
     let of_the_spec = matches!(
@@ -194,6 +203,7 @@ fn happen(world: &mut World, happening: &Happening) {
             | Happening::External(_)
             | Happening::Cleans(_)
             | Happening::KeepsOn(_)
+            | Happening::Mode(_)
     );
     if let Some(host) = world.host.as_mut().filter(|_| of_the_spec) {
         host.metadata.generation = Some(host.metadata.generation.unwrap_or_default() + 1);
@@ -259,6 +269,10 @@ fn calm(world: &mut World) {
         host.spec.externally_provisioned = None;
         host.spec.automated_cleaning_mode = None;
         host.spec.disable_power_off = None;
+        // Nobody else can change it then.
+        if (host.spec.bmc.is_none() || world.keeps_mode) && host.spec.boot_mode.take().is_some() {
+            host.metadata.generation = Some(host.metadata.generation.unwrap_or_default() + 1);
+        }
         let annotations = host.metadata.annotations.get_or_insert_default();
         annotations.retain(|name, _| name == IN_BAND_ANNOTATION);
         if is_nobodys {

@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 use muster_proto::{
-    inventory::{Disk, Inventory},
+    inventory::{BootMode, Disk, Inventory},
     job::{Clean, Write},
     kinds::{
         HostReference, Job, JobAction, JobStatus, LeaveAction, Leaving, Packed, Server, ServerSpec,
@@ -17,6 +17,7 @@ use super::{
     },
     world::{Content, Edge, UID, World, inventory},
 };
+use crate::bmc::{Mode, WantedMode};
 
 impl World {
     /// What an effect does where it arrives.
@@ -216,6 +217,11 @@ impl World {
         // Other in its first digits, too.
         let key = format!("{:016x}{:048}", self.machine.sessions, 0);
         let now = self.now.to_string();
+        let mode = match self.machine.mode {
+            Some(WantedMode::Required(Mode::Legacy)) if !self.keeps_mode => BootMode::Bios,
+            Some(WantedMode::Required(Mode::Uefi)) if !self.keeps_mode => BootMode::Uefi,
+            _ => self.mode,
+        };
         let server = self.server.get_or_insert_with(|| {
             let mut server = Server::new("server-1", ServerSpec::default());
             server.status = Some(ServerStatus::default());
@@ -238,9 +244,10 @@ impl World {
             ..Session::default()
         });
         // An unchanged report leaves no trace.
-        if status.inventory.is_none() {
+        let known = status.inventory.as_ref();
+        if known.is_none_or(|known| known.unpack().boot.mode != mode) {
             let mut inventory = inventory();
-            inventory.boot.mode = self.mode;
+            inventory.boot.mode = mode;
             status.inventory = Some(inventory.into());
             status.inventoried = Some(now);
             status.inventory_trust = Some(Trust::Segment);

@@ -1,6 +1,7 @@
 //! The decision, alone and in a small world.
 
 mod annotations;
+mod boot_mode;
 mod capm3;
 mod changes;
 mod counted;

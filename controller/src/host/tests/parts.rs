@@ -288,6 +288,21 @@ fn of_disks_that_hints_do_not_tell_apart_the_machines_own_come_first() {
 }
 
 #[test]
+fn of_a_disk_of_the_machines_own_that_takes_no_writes_any_more_people_hear() {
+    let mut all = [named("sda", 240), named("sdb", 240)];
+    all[1].read_only = true;
+    assert_eq!(disk::to_clean(&all, None), [&all[0]]);
+    let left = disk::left_out(&all, None);
+    assert_eq!(left, ["/dev/sdb is read-only"]);
+    // Of virtual media, and of one that other machines share, nobody needs to.
+    all[1].removable = true;
+    assert!(disk::left_out(&all, None).is_empty());
+    all[1].removable = false;
+    all[1].transport = Transport::Fc;
+    assert!(disk::left_out(&all, None).is_empty());
+}
+
+#[test]
 fn disks_that_cannot_be_told_from_each_other_are_left_out_and_the_others_cleaned() {
     let twin = |name: &str| Disk {
         by_path: String::new(),

@@ -3,14 +3,11 @@
 use std::time::Duration;
 
 use k8s_openapi::{api::core::v1::SecretReference, apimachinery::pkg::apis::meta::v1::Condition};
-use muster_proto::{
-    inventory::BootMode,
-    kinds::{
-        AutomatedCleaningMode, BareMetalHostSpec, ChecksumType, CredentialsStatus, CustomDeploy, ErrorType,
-        HostBootMode, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, ImageFormat, OperationalStatus,
-        PROTECTED_ANNOTATION, RELEASE_ANNOTATION, RaidConfig, STATUS_ANNOTATION, Server, SoftwareRaidVolume,
-        Trust,
-    },
+use muster_proto::kinds::{
+    AutomatedCleaningMode, BareMetalHostSpec, ChecksumType, CredentialsStatus, CustomDeploy, ErrorType,
+    HostBootMode, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, ImageFormat, OperationalStatus,
+    PROTECTED_ANNOTATION, RELEASE_ANNOTATION, RaidConfig, STATUS_ANNOTATION, Server, SoftwareRaidVolume,
+    Trust,
 };
 
 use super::{
@@ -644,38 +641,6 @@ fn secure_boot_that_is_asked_for_while_the_image_is_written_ends_as_before_and_i
     assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
     world.host().spec.boot_mode = None;
     world.reach(State::Provisioned);
-}
-
-#[test]
-fn a_machine_boots_in_the_mode_of_the_spec_or_else_in_the_one_that_it_was_found_in() {
-    use WantedMode::{Preferred, Required};
-    let (uefi, legacy) = (Some(HostBootMode::Uefi), Some(HostBootMode::Legacy));
-    for (asked, found, told, shown) in [
-        (
-            None,
-            BootMode::Bios,
-            [Mode::Uefi, Mode::Legacy].map(Preferred),
-            legacy,
-        ),
-        (None, BootMode::Uefi, [Preferred(Mode::Uefi); 2], uefi),
-        (uefi, BootMode::Bios, [Required(Mode::Uefi); 2], uefi),
-        (legacy, BootMode::Uefi, [Required(Mode::Legacy); 2], legacy),
-    ] {
-        let mut world = World::new();
-        world.host().spec.boot_mode = asked;
-        world.mode = found;
-        for told in told {
-            world.set_image(None);
-            world.reach(State::Available);
-            assert_eq!(world.machine.mode.take(), Some(told), "{asked:?}, {found:?}");
-            let status = world.host().status.clone().unwrap();
-            assert_eq!(status.provisioning.boot_mode, shown, "{asked:?}, {found:?}");
-            world.set_image(Some(IMAGE));
-            world.reach(State::Provisioned);
-            assert_eq!(world.machine.mode, None, "the ramdisk runs");
-            world.settle();
-        }
-    }
 }
 
 #[test]

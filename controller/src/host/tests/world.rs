@@ -153,8 +153,10 @@ pub(super) struct World {
     /// Of which machine it says that it is.
     pub(super) says: Identity,
     pub(super) edge: Edge,
-    /// As what the machine is found to boot.
+    /// As what the machine boots by itself.
     pub(super) mode: BootMode,
+    /// It does so whatever its BMC was told.
+    pub(super) keeps_mode: bool,
     /// The answer to the end of a write is lost and comes with the next poll, and so is what the agent says when it leaves.
     pub(super) loses_answer: bool,
     /// The agent fails this many jobs that clean or write.
@@ -299,6 +301,7 @@ impl World {
             says: Identity::default(),
             edge: Edge::Newest,
             mode: BootMode::Bios,
+            keeps_mode: false,
             loses_answer: false,
             failing_jobs: 0,
             jobs_take: 0,

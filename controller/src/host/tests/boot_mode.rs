@@ -1,0 +1,108 @@
+//! The mode in which a machine boots: that of the spec, or its own.
+
+use muster_proto::{inventory::BootMode, kinds::HostBootMode};
+
+use super::{
+    super::State,
+    life::waiting,
+    transitions::at,
+    world::{Content, IMAGE, World},
+};
+use crate::bmc::{Mode, WantedMode};
+
+#[test]
+fn a_machine_boots_in_the_mode_of_the_spec_or_else_in_the_one_that_it_was_found_in() {
+    use WantedMode::{Preferred, Required};
+    let (uefi, legacy) = (Some(HostBootMode::Uefi), Some(HostBootMode::Legacy));
+    for (asked, found, told, shown) in [
+        (
+            None,
+            BootMode::Bios,
+            [Mode::Uefi, Mode::Legacy].map(Preferred),
+            legacy,
+        ),
+        (None, BootMode::Uefi, [Preferred(Mode::Uefi); 2], uefi),
+        (uefi, BootMode::Bios, [Required(Mode::Uefi); 2], uefi),
+        (legacy, BootMode::Uefi, [Required(Mode::Legacy); 2], legacy),
+    ] {
+        let mut world = World::new();
+        world.host().spec.boot_mode = asked;
+        world.mode = found;
+        for told in told {
+            world.set_image(None);
+            world.reach(State::Available);
+            assert_eq!(world.machine.mode.take(), Some(told), "{asked:?}, {found:?}");
+            let status = world.host().status.clone().unwrap();
+            assert_eq!(status.provisioning.boot_mode, shown, "{asked:?}, {found:?}");
+            world.set_image(Some(IMAGE));
+            world.reach(State::Provisioned);
+            assert_eq!(world.machine.mode, None, "the ramdisk runs");
+            world.settle();
+        }
+    }
+}
+
+fn runs_in(world: &World) -> BootMode {
+    let status = world.server.as_ref().unwrap().status.as_ref().unwrap();
+    status.inventory.as_ref().unwrap().unpack().boot.mode
+}
+
+#[test]
+fn a_ramdisk_that_runs_in_another_mode_than_is_asked_for_is_booted_anew_before_anything_is_destroyed() {
+    for (found, asked, then) in [
+        (BootMode::Bios, HostBootMode::Uefi, BootMode::Uefi),
+        (BootMode::Uefi, HostBootMode::Legacy, BootMode::Bios),
+    ] {
+        let mut world = World::new();
+        world.mode = found;
+        world.reach(State::Available);
+        let boots = world.machine.boots;
+        world.host().spec.boot_mode = Some(asked);
+        world.set_image(Some(IMAGE));
+        world.order();
+        assert_eq!((runs_in(&world), world.machine.boots), (then, boots + 1));
+        assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
+        world.reach(State::Provisioned);
+        assert_eq!(world.machine.writes.len(), 1);
+        assert_eq!(world.machine.boots, boots + 2, "and into its image");
+    }
+}
+
+#[test]
+fn a_machine_that_keeps_its_mode_is_booted_once_for_another_and_a_person_hears() {
+    let mut world = at(State::Available);
+    world.keeps_mode = true;
+    let boots = world.machine.boots;
+    world.host().spec.boot_mode = Some(HostBootMode::Uefi);
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!(world.state(), State::Provisioning);
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Refused", "{message}");
+    assert!(
+        message.contains("in which its BMC was told to boot it"),
+        "{message}"
+    );
+    assert_eq!(world.machine.boots, boots + 1);
+    assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
+    // Who does not insist gets the image in the mode that there is.
+    world.host().spec.boot_mode = None;
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn without_a_bmc_a_person_has_to_change_the_mode() {
+    let mut world = World::in_band();
+    world.reach(State::Available);
+    let boots = world.machine.boots;
+    world.host().spec.boot_mode = Some(HostBootMode::Uefi);
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    let told = world.host().status.clone().unwrap().error_message;
+    assert!(told.contains("switch its firmware over"), "{told}");
+    assert_eq!(world.machine.boots, boots);
+    world.change_inventory(|inventory| inventory.boot.mode = BootMode::Uefi);
+    world.reach(State::Provisioned);
+}
