@@ -317,8 +317,9 @@ async fn config(args: &RunArgs) -> Result<Config, RunError> {
     Ok(config)
 }
 
-/// How the cluster of the current context of `file` is reached: through a proxy only if one stands there. kube takes that of
-/// `HTTPS_PROXY` otherwise, whatever `NO_PROXY` says, and one for downloads leads to no API server.
+/// How the cluster of the current context of `file` is reached: directly. kube takes the proxy of `HTTPS_PROXY` otherwise, whatever
+/// `NO_PROXY` says, and one for downloads leads to no API server; one that stands in `file` stays, for which kube makes no client, as its
+/// features are here.
 pub async fn reach(file: Kubeconfig) -> Result<Config, KubeconfigError> {
     let current = file.current_context.as_ref();
     let context = file.contexts.iter().find(|one| Some(&one.name) == current);
