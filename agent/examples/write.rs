@@ -8,6 +8,7 @@ use std::{io, process::ExitCode, time::Instant};
 use muster_agent::{
     clock::Clock,
     image::{self, Environment},
+    net::dns::NameServers,
     sys::{self, Root},
     work::Work,
 };
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
     let environment = Environment {
         root: Root::new(root),
         clock: Clock::told(0),
-        name_servers: Vec::new(),
+        name_servers: NameServers::new(Vec::new),
         proxy: None,
     };
     let work = Work::new(|progress| {

@@ -15,6 +15,7 @@ use muster_agent::{
     clock::Clock,
     disk::{self, CleanError, Refused},
     image::{self, After, Environment, Failure, LayoutError},
+    net::dns::NameServers,
     steps::Contents,
     sys::Root,
     work::Work,
@@ -131,7 +132,7 @@ impl Bench {
         let environment = Environment {
             root: self.root(),
             clock: Clock::told(1_800_000_000),
-            name_servers: Vec::new(),
+            name_servers: NameServers::new(Vec::new),
             proxy: None,
         };
         let config = config.map(|config| config as &dyn Contents);

@@ -13,6 +13,7 @@ use flate2::{Compression, write::GzEncoder};
 use muster_agent::{
     clock::Clock,
     image::{self, Environment},
+    net::dns::NameServers,
     sys::Root,
     work::Work,
 };
@@ -120,7 +121,7 @@ fn an_image_of_any_size_is_written_in_little_memory() {
         let environment = Environment {
             root: Root::new(scratch.path().join(how)),
             clock: Clock::told(1_800_000_000),
-            name_servers: Vec::new(),
+            name_servers: NameServers::new(Vec::new),
             proxy: None,
         };
         // The highest begins anew (proc(5)).

@@ -32,7 +32,7 @@ pub mod source;
 pub mod url;
 mod write;
 
-use std::{fmt, io, net::SocketAddr};
+use std::{fmt, io};
 
 use muster_proto::job::Write;
 
@@ -48,6 +48,7 @@ pub use url::{Url, UrlError};
 use crate::{
     clock::Clock,
     disk::{Refused, efi::EfiError},
+    net::dns::NameServers,
     steps::{Contents, DriveError},
     sys::Root,
     work::{Stopped, Work},
@@ -61,7 +62,7 @@ pub struct Environment {
     /// The time for certificates of image servers.
     pub clock: Clock,
     /// Whom to ask for image servers' addresses.
-    pub name_servers: Vec<SocketAddr>,
+    pub name_servers: NameServers,
     /// `host:port` of an HTTP proxy for images ([`muster_proto::config::BootConfig::proxy`]).
     pub proxy: Option<String>,
 }

@@ -463,7 +463,7 @@ impl Source<'_> {
         match host {
             Host::Address(address) => Ok((*address, port).into()),
             Host::Name(name) => {
-                let found = dns::resolve(name, &self.environment.name_servers).await;
+                let found = dns::resolve(name, &self.environment.name_servers.now()).await;
                 found
                     .map(|address| (address, port).into())
                     .map_err(|source| SourceError::Resolve {

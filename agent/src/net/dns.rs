@@ -3,8 +3,9 @@
 //! glibc's own would open further files and libraries that a static binary in a ramdisk does not have.
 
 use std::{
-    io,
+    fmt, io,
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -58,6 +59,28 @@ pub enum DnsError {
         /// Why, if not just silence.
         source: Option<io::Error>,
     },
+}
+
+/// The name servers of the moment: a lease that comes, goes or is renewed changes them.
+#[derive(Clone)]
+pub struct NameServers(Arc<dyn Fn() -> Vec<SocketAddr> + Send + Sync>);
+
+impl NameServers {
+    /// Those that `now` says each time.
+    pub fn new(now: impl Fn() -> Vec<SocketAddr> + Send + Sync + 'static) -> NameServers {
+        NameServers(Arc::new(now))
+    }
+
+    /// In the order in which they are asked.
+    pub fn now(&self) -> Vec<SocketAddr> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for NameServers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("NameServers").field(&self.now()).finish()
+    }
 }
 
 /// The first IPv4 address of `name`, from the first of `servers` that answers.

@@ -11,6 +11,7 @@ pub(crate) mod wake;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     hash::{BuildHasher, RandomState},
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -136,6 +137,18 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Has each interface answer for its own addresses alone, and ask as itself (`arp_ignore` and `arp_announce` in the kernel's
+/// `Documentation/networking/ip-sysctl.rst`). As the kernel begins, of two on one network either answers for both, and what a DHCP server
+/// sends to one address may arrive at the other interface, which waits for nothing.
+///
+/// # Errors
+/// What cannot be written.
+pub fn keep_apart(root: &Root) -> io::Result<()> {
+    let all = root.proc("sys/net/ipv4/conf/all");
+    fs::write(all.join("arp_ignore"), "1")?;
+    fs::write(all.join("arp_announce"), "2")
 }
 
 /// Runs the network for as long as the machine runs; `network` tells the others. `boot` is the interface that the firmware
@@ -414,6 +427,22 @@ pub fn random() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::tree::Tree;
+
+    #[test]
+    fn interfaces_on_one_network_answer_for_themselves() {
+        let all = "proc/sys/net/ipv4/conf/all";
+        let tree = Tree::new()
+            .file(&format!("{all}/arp_ignore"), "0\n")
+            .file(&format!("{all}/arp_announce"), "0\n");
+        keep_apart(&tree.root()).unwrap();
+        let read = |name| fs::read_to_string(tree.root().at(all).join(name)).unwrap();
+        assert_eq!(
+            (read("arp_ignore").as_str(), read("arp_announce").as_str()),
+            ("1", "2")
+        );
+        assert!(keep_apart(&Tree::new().root()).is_err());
+    }
 
     fn lease(name_servers: Vec<Ipv4Addr>, hostname: &str) -> (String, Lease) {
         let lease = Lease {

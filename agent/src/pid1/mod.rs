@@ -100,6 +100,9 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
     tokio::spawn(report_failure(async move {
         kmod::run(modules_root.clone(), mounts::modules(&modules_root), devices_tx).await
     }));
+    if let Err(error) = net::keep_apart(&root) {
+        tracing::warn!("keep the interfaces apart: {error}; two on one network may answer for each other");
+    }
     tokio::spawn(report_failure(net::run(boot_mac, network_tx)));
     // Drivers first: on a machine with one processor everything below would delay them.
     tokio::task::yield_now().await;

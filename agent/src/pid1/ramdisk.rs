@@ -28,7 +28,10 @@ use crate::{
     image::Environment,
     inventory::{self, BootFacts, KernelLinks},
     kmod::{Devices, index::Name},
-    net::{Network, dns},
+    net::{
+        Network,
+        dns::{self, NameServers},
+    },
     session::{Machine, ResolveError},
     steps::{self, Failed, Order},
     sys::Root,
@@ -192,10 +195,11 @@ impl Machine for Ramdisk {
         order: Order,
         work: Work,
     ) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
+        let network = self.network.clone();
         let environment = Environment {
             root: self.root.clone(),
             clock: self.clock.clone(),
-            name_servers: self.network.borrow().name_servers(),
+            name_servers: NameServers::new(move || network.borrow().name_servers()),
             proxy: self.proxy.clone(),
         };
         async move {

@@ -1,7 +1,10 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
-    sync::Mutex,
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -9,7 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivatePkcs8KeyDer};
 
 use super::*;
-use crate::{clock::Clock, sys::tree::Tree};
+use crate::{clock::Clock, net::dns::NameServers, sys::tree::Tree};
 
 /// What a server does with one connection, of which it reads one request.
 enum Answer {
@@ -122,7 +125,7 @@ fn environment(tree: &Tree) -> Environment {
     Environment {
         root: tree.root(),
         clock: Clock::told(1_800_000_000),
-        name_servers: Vec::new(),
+        name_servers: NameServers::new(Vec::new),
         proxy: None,
     }
 }
@@ -156,6 +159,36 @@ fn a_file_comes_whole() {
     );
     assert!(requests[0].contains("\r\nhost: 127.0.0.1:"));
     assert!(!requests[0].contains("range"));
+}
+
+#[test]
+fn the_name_servers_of_the_moment_are_asked() {
+    let server = Server::plain(vec![Answer::Bytes(answer("200 OK", "", &file()))]);
+    let names = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let at = names.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut query = [0; 300];
+        while let Ok((length, from)) = names.recv_from(&mut query) {
+            let mut told = query[..length].to_vec();
+            told[2] |= 0x80;
+            told[7] = 1;
+            // Of the name that was asked for, an address for a minute.
+            told.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
+            names.send_to(&told, from).unwrap();
+        }
+    });
+    let tree = Tree::new();
+    let is_leased = AtomicBool::new(false);
+    let environment = Environment {
+        // There is no lease when it begins.
+        name_servers: NameServers::new(move || {
+            let known = is_leased.swap(true, Ordering::Relaxed);
+            known.then_some(at).into_iter().collect()
+        }),
+        ..environment(&tree)
+    };
+    let url = server.url.replace("127.0.0.1", "images.example");
+    assert_eq!(get_all(&url, &environment, patience()).unwrap(), file());
 }
 
 #[test]

@@ -26,6 +26,7 @@ use crate::{
         sim::SimDisk,
     },
     image::{ChecksumError, iso9660::tests::files},
+    net::dns::NameServers,
     steps::{DriveError, OpenDrive, SealedDrive},
     sys::tree::Tree,
 };
@@ -187,7 +188,7 @@ fn a_digest_by_an_algorithm_of_a_newer_controller_is_refused_before_anything_is_
     let environment = Environment {
         root: bios().root(),
         clock: Clock::told(0),
-        name_servers: Vec::new(),
+        name_servers: NameServers::new(Vec::new),
         proxy: None,
     };
     let sum = "ab".repeat(48);
