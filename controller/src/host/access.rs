@@ -6,7 +6,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::SecretReference;
 use muster_proto::kinds::{
-    CredentialsStatus, ErrorType, IN_BAND_ANNOTATION, IN_BAND_SEGMENT, Segment, Session, Trust,
+    BareMetalHost, BmcDetails, CredentialsStatus, ErrorType, IN_BAND_ANNOTATION, IN_BAND_SEGMENT, Segment,
+    Session, Trust,
 };
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
     owner::has_bmc,
     plan::{BmcCall, Effect, Hold},
     ramdisk::{self, BOOT_DEADLINE},
-    secrets, whose,
+    registration, secrets, whose,
 };
 use crate::bmc::Address;
 use crate::time::whole_seconds;
@@ -43,23 +44,37 @@ const OF_THIS_ATTEMPT: SignedDuration = SignedDuration::from_secs(30);
 /// How long one is left alone that refuses what it took before, such as while it starts: seldom enough to lock no account.
 const ASK_LATER: SignedDuration = SignedDuration::from_mins(10);
 
-/// True if nothing can ever be done with the machine as things are, so that a deletion need not wait for it.
-pub(super) fn is_hopeless(draft: &Draft<'_>) -> bool {
-    if has_bmc(draft.host) {
-        let secret = &draft.seen.secrets.bmc.state;
-        let named = draft
-            .host
-            .spec
-            .bmc
-            .as_ref()
-            .is_some_and(|bmc| !bmc.address.is_empty() && !bmc.credentials_name.is_empty());
-        return !named
-            || matches!(
-                secret,
-                SecretState::Missing | SecretState::Invalid(_) | SecretState::Unnamed
-            );
+/// Why nothing can ever be done with the machine as things are, so that a deletion need not wait for it; none: something may.
+pub(super) fn hopeless(draft: &Draft<'_>) -> Option<String> {
+    if !has_bmc(draft.host) {
+        let is_opted_in = draft.annotation(IN_BAND_ANNOTATION).is_some();
+        return (!is_opted_in)
+            .then(|| format!("the host has no BMC, and no annotation {IN_BAND_ANNOTATION}"));
     }
-    draft.annotation(IN_BAND_ANNOTATION).is_none()
+    let bmc = draft.host.spec.bmc.as_ref()?;
+    lacking(bmc).or_else(|| match &draft.seen.secrets.bmc.state {
+        SecretState::Missing | SecretState::Unnamed => Some(no_secret(&bmc.credentials_name)),
+        SecretState::Invalid(why) => Some(bad_secret(&bmc.credentials_name, why)),
+        SecretState::Present { .. } | SecretState::Unasked | SecretState::Unreadable(_) => None,
+    })
+}
+
+/// What of `bmc` is to be there and is not.
+fn lacking(bmc: &BmcDetails) -> Option<String> {
+    let fields = [
+        ("address", &bmc.address),
+        ("credentialsName", &bmc.credentials_name),
+    ];
+    let (what, _) = fields.into_iter().find(|(_, value)| value.is_empty())?;
+    Some(format!("spec.bmc.{what} is missing"))
+}
+
+fn no_secret(name: &str) -> String {
+    format!("the Secret {name} with the BMC's credentials does not exist")
+}
+
+fn bad_secret(name: &str, why: &str) -> String {
+    format!("the Secret {name} with the BMC's credentials cannot be used: {why}")
 }
 
 /// Why there will be no way to the machine unless somebody mends what the host says of it, which nobody does for a host that goes; none:
@@ -98,7 +113,7 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
             draft.call(BmcCall::Probe(access));
             if draft.state == State::Registering {
                 draft.clear_error();
-                draft.wait_for("Bmc", ASKS);
+                draft.wait_for("Bmc", asks(draft.host));
             } else {
                 // Asked again after a start: nothing has changed as far as anybody can see.
                 draft.keep_wait();
@@ -149,13 +164,8 @@ fn wanted(draft: &Draft<'_>) -> Option<Access> {
 /// The Secret's name and the access as the host has it; none: it has none, and the draft says why.
 fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
     let bmc = draft.host.spec.bmc.clone().unwrap_or_default();
-    if bmc.address.is_empty() || bmc.credentials_name.is_empty() {
-        let what = if bmc.address.is_empty() {
-            "address"
-        } else {
-            "credentialsName"
-        };
-        unusable(draft, format!("spec.bmc.{what} is missing"));
+    if let Some(why) = lacking(&bmc) {
+        unusable(draft, why);
         return None;
     }
     let name = bmc.credentials_name;
@@ -165,10 +175,7 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
     match &draft.seen.secrets.bmc.state {
         SecretState::Present { .. } => {}
         SecretState::Missing | SecretState::Unnamed => {
-            unusable(
-                draft,
-                format!("the Secret {name} with the BMC's credentials does not exist"),
-            );
+            unusable(draft, no_secret(&name));
             draft.again(LOOK_AGAIN);
         }
         SecretState::Unasked => {
@@ -181,8 +188,7 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
             draft.again(LOOK_AGAIN);
         }
         SecretState::Invalid(why) => {
-            let message = format!("the Secret {name} with the BMC's credentials cannot be used: {why}");
-            unusable(draft, message);
+            unusable(draft, bad_secret(&name, why));
             // Nobody watches one that is not marked.
             if !draft.seen.secrets.bmc.held {
                 draft.again(LOOK_AGAIN);
@@ -241,7 +247,16 @@ fn bring_in(draft: &mut Draft<'_>, name: &str) {
     draft.again(Duration::ZERO);
 }
 
-const ASKS: &str = "waits for the BMC to answer; next: the host is inspected";
+/// What a host that is registered waits for.
+fn asks(host: &BareMetalHost) -> &'static str {
+    match registration::leads_to(host) {
+        State::ExternallyProvisioned => {
+            "waits for the BMC to answer; next: the host is externally provisioned, and only its power is looked after"
+        }
+        State::Preparing => "waits for the BMC to answer; next: the host is prepared, without inspection",
+        _ => "waits for the BMC to answer; next: the host is inspected",
+    }
+}
 
 /// Says beforehand, with the state that needs it, that the BMC will be asked: one write instead of two.
 pub(super) fn announce(draft: &mut Draft<'_>) {
@@ -252,7 +267,7 @@ pub(super) fn announce(draft: &mut Draft<'_>) {
         SecretState::Missing | SecretState::Unnamed => {}
         SecretState::Present { .. } => {
             try_credentials(draft, &name);
-            draft.wait_for("Bmc", ASKS);
+            draft.wait_for("Bmc", asks(draft.host));
         }
         // It was marked, whatever is in it.
         SecretState::Invalid(_) | SecretState::Unasked | SecretState::Unreadable(_) => {
@@ -350,7 +365,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
                 HoldOff::Over if counted => {
                     draft.clear_error();
                     draft.call(BmcCall::Probe(access));
-                    draft.wait_for("Bmc", ASKS);
+                    draft.wait_for("Bmc", asks(draft.host));
                 }
                 _ => draft.fail(ErrorType::Registration, message),
             }
@@ -465,7 +480,10 @@ pub(super) fn opted_in(value: &str, session: &Session, segment: Option<&Segment>
                 "{IN_BAND_ANNOTATION} says `{IN_BAND_SEGMENT}`, but Segment {} requires more trust than that; it goes on once the annotation names the session's key, or the Segment has requiredTrust: segment",
                 session.segment
             )),
-            None => Err(format!("Segment {} is not seen", session.segment)),
+            None => Err(format!(
+                "Segment {} of the session does not exist; next: make it again, or name the session's key in {IN_BAND_ANNOTATION}",
+                session.segment
+            )),
         };
     }
     if names(value, &session.key) {
@@ -494,8 +512,13 @@ pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(
         return Ok(());
     }
     let Some(segment) = draft.segment() else {
+        // A key that is named counts for hosts without a BMC alone.
+        let or = match opted_in {
+            Some(_) => format!("name the session's key in {IN_BAND_ANNOTATION}"),
+            None => "let the host name none of userData, networkData and metaData".to_owned(),
+        };
         return Err(format!(
-            "Segment {} is not seen, so its required trust is not known",
+            "Segment {} of the session does not exist, so its required trust is not known; next: make it again, or {or}",
             session.segment
         ));
     };

@@ -156,11 +156,10 @@ fn refusal(draft: &Draft<'_>) -> Result<(), String> {
     let status = draft.server().and_then(|server| server.status.as_ref());
     if let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) {
         let inventory = inventory.unpack();
-        if let (Some(other), false) = (
-            boot_mode::other(&draft.host.spec, &inventory),
-            has_bmc(draft.host),
-        ) {
-            return Err(format!("{other}; {}", boot_mode::BY_HAND));
+        // A BMC changes it, and so may whoever boots it the next time.
+        let stays = !has_bmc(draft.host) && draft.session().is_some();
+        if let Some(why) = boot_mode::refusal(&draft.host.spec, &inventory).filter(|_| stays) {
+            return Err(why);
         }
         let disks = &inventory.disks;
         let root = disk::choose(effective_hints(draft).as_deref(), disks)?;
@@ -209,8 +208,13 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
         .to_owned();
     let most = draft.seen.max_provisioning_retries;
     if most > 0 && failures >= most {
+        // Where it is not known for which generation that was, the image alone counts.
+        let change = match conditions::failed_for(&draft.old) {
+            Some(_) => "anything in its spec, such as spec.image",
+            None => "spec.image (remove it and set it again)",
+        };
         return Err(format!(
-            "gave up after {failures} attempts: {why}; next: mend that, then change spec.image (remove it and set it again)"
+            "gave up after {failures} attempts: {why}; next: mend that, then change {change}"
         ));
     }
     let ended = ended(draft).unwrap_or(draft.now);

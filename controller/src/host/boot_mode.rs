@@ -3,14 +3,14 @@
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::{BootMode, Inventory},
-    kinds::{BareMetalHostSpec, HostBootMode},
+    kinds::{BareMetalHostSpec, HostBootMode, Server},
 };
 
 use super::{
-    access::{LOOK_AGAIN, Reach},
-    draft::Draft,
-    power,
-    ramdisk::{self, BOOT_DEADLINE, REBOOTING, Reboot},
+    State,
+    draft::{Draft, REFUSED},
+    jobs::{self, Job},
+    power, provisioning, ramdisk, report,
 };
 use crate::{
     bmc::{Mode, WantedMode},
@@ -44,10 +44,12 @@ fn found_in(draft: &Draft<'_>) -> Option<BootMode> {
 }
 
 /// That the machine's ramdisk runs in another mode than `spec` asks for, in which it would write, and boot, an image: in words.
-pub(super) fn other(spec: &BareMetalHostSpec, inventory: &Inventory) -> Option<String> {
+fn other(spec: &BareMetalHostSpec, inventory: &Inventory) -> Option<String> {
     let asked = match spec.boot_mode? {
         HostBootMode::Legacy => BootMode::Bios,
-        HostBootMode::Uefi | HostBootMode::UefiSecureBoot => BootMode::Uefi,
+        HostBootMode::Uefi => BootMode::Uefi,
+        // It is refused as such.
+        HostBootMode::UefiSecureBoot => return None,
     };
     let name = |mode| match mode {
         BootMode::Bios => "BIOS (legacy)",
@@ -60,56 +62,50 @@ pub(super) fn other(spec: &BareMetalHostSpec, inventory: &Inventory) -> Option<S
     })
 }
 
-/// What a person can do where no BMC changes it.
-pub(super) const BY_HAND: &str =
-    "next: switch its firmware over and boot its ramdisk again, or correct spec.bootMode";
-
-/// True if the ramdisk that reported `inventory` runs in the mode that is asked for. Else its machine is booted again for `operation`, once,
-/// in that mode; the error says why that does not help.
-pub(super) fn is_as_asked(
-    draft: &mut Draft<'_>,
-    reach: &Reach,
-    inventory: &Inventory,
-    operation: &str,
-) -> Result<bool, String> {
-    let Some(other) = other(&draft.host.spec, inventory) else {
-        return Ok(true);
-    };
-    match reach {
-        Reach::Bmc => {}
-        Reach::Silent(failure) => {
-            return Err(format!("{other}; its BMC does not answer: {}", failure.message));
-        }
-        Reach::InBand | Reach::No => return Err(format!("{other}; {BY_HAND}")),
-    }
-    let again = ramdisk::again(operation);
-    let ordered = power::tried(draft, &again).filter(|tried| tried.result.is_ok());
-    match ordered.map(|tried| tried.at) {
-        Some(at) if is_over(draft, at) => {
-            return Err(format!(
-                "{other}, in which its BMC was told to boot it; {BY_HAND}"
-            ));
-        }
-        Some(_) => draft.again(LOOK_AGAIN),
-        None => {
-            // It is on since then; a clock that was set back has no reading of after that.
-            let since = draft.here_since().filter(|since| !is_ahead(*since, draft.now));
-            let since = since.unwrap_or(Timestamp::MIN);
-            if let Reboot::Failed(why) = ramdisk::by_bmc(draft, &again, since) {
-                return Err(format!("{other}; it could not be booted in that: {why}"));
-            }
-        }
-    }
-    draft.wait_for(
-        REBOOTING,
-        format!("{other}: it is booted again in that; next: the image is written"),
-    );
-    Ok(false)
+/// That, and what a person can do about it where no BMC does.
+pub(super) fn refusal(spec: &BareMetalHostSpec, inventory: &Inventory) -> Option<String> {
+    let other = other(spec, inventory)?;
+    Some(format!(
+        "{other}; next: correct spec.bootMode, or pause the host, switch the machine's firmware over and boot its ramdisk again"
+    ))
 }
 
-/// True if a reset at `at` has had its effect, and what the ramdisk of after it reports is known: or it had none.
-fn is_over(draft: &Draft<'_>, at: Timestamp) -> bool {
-    let here = draft.here_since().filter(|since| *since >= at);
-    let reported = here.is_some_and(|since| draft.now.duration_since(since) >= REPORTS);
-    reported || draft.now.duration_since(at) >= BOOT_DEADLINE
+/// What the boot is called that gets a machine out of its ramdisk and into one of the mode that is asked for, if the one that runs is of no
+/// use to the provisioning `operation`: it runs in another, and is at nothing. One is enough; what was told to boot in that mode and did not
+/// is no better the next time.
+pub(super) fn another_boot(draft: &Draft<'_>, operation: &str) -> Option<String> {
+    let (server, _) = draft.session().filter(|_| draft.state == State::Provisioning)?;
+    let status = server.status.as_ref().filter(|status| !status.contested)?;
+    let spec = &draft.host.spec;
+    let why = refusal(spec, &status.inventory.as_ref()?.unpack())?;
+    let boot = ramdisk::again(&format!("{:?}-{operation}", spec.boot_mode?).to_lowercase());
+    let tried = power::tried(draft, &boot).filter(|tried| tried.result.is_ok());
+    let has_booted = tried.is_some_and(|tried| draft.here_since() > Some(tried.at));
+    // Also by a process of before.
+    let is_refused = draft.has_said(REFUSED, &provisioning::refused(&why));
+    let is_at_it = jobs::look(server, |job| job.starts_with(operation)) != Job::Absent;
+    (!has_booted && !is_refused && !is_at_it).then_some(boot)
+}
+
+/// Whether an image may be written by the ramdisk that runs: true if its mode is the one that is asked for; false while its report may be
+/// that of the one before it; an error says that it is not.
+pub(super) fn is_as_asked(
+    draft: &mut Draft<'_>,
+    server: &Server,
+    inventory: &Inventory,
+) -> Result<bool, String> {
+    let Some(why) = refusal(&draft.host.spec, inventory) else {
+        return Ok(true);
+    };
+    let status = server.status.as_ref();
+    let reported = status.and_then(|status| status.inventoried.as_ref()?.parse::<Timestamp>().ok());
+    let since = draft.here_since().filter(|since| !is_ahead(*since, draft.now));
+    let due = since.and_then(|since| since.checked_add(REPORTS).ok());
+    match due.filter(|due| draft.now < *due && reported < since) {
+        None => Err(why),
+        Some(due) => {
+            report::wait_for_drivers(draft, due, "the image is written");
+            Ok(false)
+        }
+    }
 }

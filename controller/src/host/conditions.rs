@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use muster_proto::kinds::{BareMetalHostStatus, ErrorType, OperationalStatus};
 
-use super::{State, draft::Wait};
+use super::{State, draft::Wait, state::unknown};
 use crate::bmc::Health;
 use crate::time::whole_seconds;
 
@@ -334,8 +334,10 @@ fn upstream(status: &BareMetalHostStatus, powerless: Option<&str>) -> Vec<Fact> 
     let error = status.error_message.as_str();
     let registration = status.error_type == Some(ErrorType::Registration);
     let manageable = match state {
-        State::New | State::Unmanaged | State::Foreign => {
-            fact("Manageable", Err("NotManaged"), "the host has no BMC")
+        State::New | State::Unmanaged => fact("Manageable", Err("NotManaged"), "the host has no BMC"),
+        State::Foreign => {
+            let why = unknown(&status.provisioning.state);
+            fact("Manageable", Err("NotManaged"), &why)
         }
         _ if registration => fact("Manageable", Err("RegistrationFailed"), error),
         State::Registering => fact("Manageable", Err("Registering"), ""),

@@ -14,6 +14,7 @@ use super::{
     power, ramdisk,
     reboot::Wish,
     secrets,
+    state::unknown,
 };
 
 /// Turns a host that is being deleted onto its way out. True if it was turned now.
@@ -23,12 +24,19 @@ pub(super) fn turn(draft: &mut Draft<'_>) -> bool {
         return false;
     }
     let young = matches!(state, State::New | State::Unmanaged | State::Registering);
-    if young || state == State::Foreign || access::is_hopeless(draft) {
-        if !young {
-            draft.warn(
-                "DeletedUnreachable",
-                "the machine cannot be reached: it is neither cleaned nor switched off",
-            );
+    let given_up = match state {
+        _ if young => None,
+        State::Foreign => {
+            let why = unknown(&draft.old.provisioning.state);
+            Some(format!("{why}: the machine is neither cleaned nor switched off"))
+        }
+        _ => access::hopeless(draft).map(|why| {
+            format!("the machine cannot be reached, and is neither cleaned nor switched off: {why}")
+        }),
+    };
+    if young || given_up.is_some() {
+        if let Some(why) = given_up {
+            draft.warn("DeletedUnreachable", why);
         }
         draft.enter(State::Deleting);
         return true;
@@ -171,7 +179,10 @@ fn in_band(draft: &mut Draft<'_>) {
             );
             draft.again(std::time::Duration::from_secs(300));
         }
-        Job::Failed(error) => draft.fail(ErrorType::PowerManagement, error),
+        Job::Failed(error) => draft.fail(
+            ErrorType::PowerManagement,
+            format!("the ramdisk did not switch the machine off: {error}"),
+        ),
         Job::Done => {}
     }
 }

@@ -12,7 +12,7 @@ use super::{
     State,
     access::{self, Reach},
     disk,
-    draft::{Draft, HoldOff, REFUSED},
+    draft::{Draft, HoldOff, REFUSED, clause},
     guard,
     jobs::{self, Job},
     observed::Power,
@@ -34,7 +34,11 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     draft.begin(|history| &mut history.deprovision);
     // That its ramdisk is waited for is not said beforehand: the write that says so comes before the boot, and by then the edges have seen that
     // the machine is to have the ramdisk.
-    draft.tell("DeprovisioningStarted", "what the host runs is taken away");
+    let told = match guard::kept(draft.host).filter(|_| draft.is_leaving()) {
+        Some(why) => format!("the host is deleted, and its disks keep their data, because {why}"),
+        None => "what the host runs is taken away".to_owned(),
+    };
+    draft.tell("DeprovisioningStarted", told);
     if draft.host.spec.image.is_none() {
         draft.status.provisioning_fail_count = 0;
     }
@@ -66,7 +70,8 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     if draft.is_leaving() && draft.old.error_count > PATIENCE {
-        uncleaned(draft, "it failed too often");
+        let why = failures(draft);
+        uncleaned(draft, &why);
         return;
     }
     if draft
@@ -85,14 +90,15 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
                 && draft.waiting_since(REFUSED).is_none() => {}
         HoldOff::None | HoldOff::Over => draft.clear_error(),
     }
+    if let Some(why) = guard::kept(draft.host).filter(|_| draft.is_leaving()) {
+        uncleaned(draft, why);
+        return;
+    }
     if let Some(why) = guard::untouchable(draft.host) {
-        match draft.is_leaving() {
-            true => uncleaned(draft, why),
-            false => draft.refuse(
-                ErrorType::Provisioning,
-                format!("{why}, or {RELEASE_ANNOTATION} lets it go as it is"),
-            ),
-        }
+        draft.refuse(
+            ErrorType::Provisioning,
+            format!("{why}, or {RELEASE_ANNOTATION} lets it go as it is"),
+        );
         return;
     }
     if !draft.takes_slot() {
@@ -112,6 +118,29 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         clean(draft, &reach, &operation);
     } else {
         stop(draft, &reach, &operation);
+    }
+}
+
+/// How often it failed, and how the last time.
+fn failures(draft: &Draft<'_>) -> String {
+    let what = match provisioning::is_cleaned(draft) {
+        true => "cleaning",
+        false => "deprovisioning",
+    };
+    let count = draft.old.error_count;
+    match clause(&draft.old.error_message) {
+        "" => format!("{what} failed {count} times"),
+        last => format!("{what} failed {count} times; the last: {last}"),
+    }
+}
+
+/// What comes once nothing of what it ran is left to boot.
+fn afterwards(draft: &Draft<'_>) -> &'static str {
+    let stays_on = draft.host.spec.disable_power_off == Some(true);
+    match draft.is_leaving() {
+        true if stays_on => "the host is deleted",
+        true => "the machine is switched off, and the host is deleted",
+        false => "the host is available",
     }
 }
 
@@ -145,9 +174,10 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
             let left = left_out(draft, &inventory.disks, root);
             tell_left_out(draft, server, &id, &left);
             jobs::place(draft, server, &id, Task::Clean(permit));
+            let then = afterwards(draft);
             draft.wait_for(
                 "Clean",
-                "waits for the ramdisk to clear the disks; next: the host is available",
+                format!("waits for the ramdisk to clear the disks; next: {then}"),
             );
         }
         Err(why) => draft.fail(
@@ -224,10 +254,8 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
         ),
         None => {
             if draft.waited("Bmc", ramdisk::BOOT_DEADLINE) {
-                draft.fail(
-                    ErrorType::Provisioning,
-                    "the BMC does not say whether the machine is on",
-                );
+                let why = ramdisk::says_no_power(draft, reach);
+                draft.fail(ErrorType::Provisioning, why);
             } else if draft.powerless.is_some() {
                 let then = match stays_on {
                     true => "its ramdisk takes the place of what it runs",
@@ -269,7 +297,9 @@ fn let_go(draft: &mut Draft<'_>, left: Left, why: &str) {
     if left == Left::Part {
         draft.warn(
             "NotCleaned",
-            format!("the disks, or some of them, may be cleared: {why}"),
+            format!(
+                "not all disks are known to be clean: some may hold their data still, and others be cleared in part ({why})"
+            ),
         );
     }
     finish(draft, left);
@@ -278,7 +308,7 @@ fn let_go(draft: &mut Draft<'_>, left: Left, why: &str) {
 fn uncleaned(draft: &mut Draft<'_>, why: &str) {
     let left = left_by_cleaning(draft);
     if left == Left::Disks {
-        draft.warn("NotCleaned", format!("the disks are as they were: {why}"));
+        draft.warn("NotCleaned", format!("the disks keep their data, because {why}"));
     }
     if draft.annotation(RELEASE_ANNOTATION).is_some() {
         draft
@@ -372,7 +402,7 @@ fn finish(draft: &mut Draft<'_>, left: Left) {
         Left::SomeDisks => {
             "its disks are clean, but for those of the Event DisksLeft, which are as they were"
         }
-        Left::Part => "the host is let go, and some of its disks may be cleared",
+        Left::Part => "the host is let go, and some of its disks may hold their data still",
         Left::Disks => "the host is let go, with its disks as they were",
     };
     draft.tell("DeprovisioningComplete", told);

@@ -58,6 +58,14 @@ pub(super) fn is_left_alone(host: &BareMetalHost) -> bool {
     hosts::is_paused(host) || is_cut_off(host)
 }
 
+/// Why the host's disks keep their data also where the host is deleted; none: they need not. There is one where [`untouchable`] has one.
+pub(super) fn kept(host: &BareMetalHost) -> Option<&'static str> {
+    if is_protected(host) {
+        return Some("the host is protected");
+    }
+    (host.spec.externally_provisioned == Some(true)).then_some("somebody else provisioned the host")
+}
+
 /// Why what runs on the host is not to be taken away; none: it may be. Better known before its machine is rebooted for that.
 pub(super) fn untouchable(host: &BareMetalHost) -> Option<&'static str> {
     if is_protected(host) {

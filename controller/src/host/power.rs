@@ -241,6 +241,7 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     let soft = format!("{id}-soft");
     let then = match draft.state {
         State::PoweringOffBeforeDelete => "the host is let go",
+        State::Deprovisioning if draft.is_leaving() => "the host is deleted",
         State::Deprovisioning => "the host is available",
         _ if draft.host.spec.online && !wish.stay_off => "it is switched on again",
         _ => "it stays off",
@@ -375,16 +376,28 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
 
 /// It is to be off, and must not be.
 pub(super) fn stay_on(draft: &mut Draft<'_>) {
+    let refused = format!(
+        "{} for the host to be off, and spec.disablePowerOff forbids it",
+        who_asks(draft)
+    );
     if draft.waiting_since(super::draft::REFUSED).is_none() {
-        draft.warn(
-            "PowerManagementError",
-            "the host is to be off, and spec.disablePowerOff forbids it",
-        );
+        draft.warn("PowerManagementError", refused.clone());
     }
     draft.wait_for(
         super::draft::REFUSED,
-        "the host is to be off, and spec.disablePowerOff forbids it; next: goes on as soon as one of both is changed",
+        format!("{refused}; next: goes on as soon as nothing asks for that, or it is allowed"),
     );
+}
+
+/// What asks for the host to be off.
+fn who_asks(draft: &Draft<'_>) -> String {
+    let annotations = reboot::staying_off(draft.host, !draft.state.is_provisioned());
+    let mut all: Vec<String> = annotations.map(|name| format!("the annotation {name}")).collect();
+    if !draft.host.spec.online {
+        all.insert(0, "spec.online".to_owned());
+    }
+    let verb = if all.len() > 1 { "ask" } else { "asks" };
+    format!("{} {verb}", all.join(" and "))
 }
 
 /// The reboot that is asked for once is not asked for any more, if it was.

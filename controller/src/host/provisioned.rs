@@ -7,7 +7,7 @@ use super::{
     State, access,
     available::{self, image_url},
     deprovisioning,
-    draft::Draft,
+    draft::{Draft, and_next, bounded},
     guard,
     jobs::{self, Job},
     plan::Task,
@@ -46,14 +46,13 @@ fn unfulfillable(draft: &Draft<'_>) -> Option<String> {
 }
 
 /// Whether a machine leaves its ramdisk for the system that it has.
-#[derive(Clone, Copy)]
 enum Leaving {
     /// It need not, or cannot.
     No,
     /// It was told to, and goes in a moment.
     Told,
-    /// It was told this long ago, and is there still.
-    Stays,
+    /// It was told this long ago, and is there still; why, if its ramdisk said so.
+    Stays(Option<String>),
 }
 
 /// When what the host runs was written, if that was here.
@@ -137,10 +136,10 @@ fn told_to_leave(draft: &mut Draft<'_>, server: &Server, id: &str, message: &'st
     let is_back = told.is_none_or(|told| ramdisk::is_booted_since(draft, told));
     match jobs::look(server, |job| job == id) {
         Job::Absent if contested => return Leaving::No,
-        Job::Failed(_) => return Leaving::Stays,
+        Job::Failed(error) => return Leaving::Stays(Some(error)),
         // One that comes back is not told again, or it would go on like that.
-        Job::Done if is_back => return Leaving::Stays,
-        _ if is_late => return Leaving::Stays,
+        Job::Done if is_back => return Leaving::Stays(None),
+        _ if is_late => return Leaving::Stays(None),
         Job::Absent => jobs::place(draft, server, id, Task::Reboot),
         Job::Pending | Job::Done => draft.again(access::LOOK_AGAIN),
     }
@@ -155,11 +154,16 @@ fn look_after_unless(draft: &mut Draft<'_>, leaving: Leaving) {
     match leaving {
         Leaving::Told => {}
         Leaving::No => look_after(draft),
-        Leaving::Stays => {
+        Leaving::Stays(error) => {
             look_after(draft);
+            let why = error.map(|error| format!(": {}", bounded(&error)));
+            let stays = format!(
+                "the machine was told to leave its ramdisk, and is there still{}",
+                why.unwrap_or_default()
+            );
             draft.wait_beside(
                 "Leave",
-                "the machine was told to leave its ramdisk, and is there still; next: a person reboots it (reboot.metal3.io), or by hand",
+                and_next(&stays, "a person reboots it (reboot.metal3.io), or by hand"),
             );
         }
     }

@@ -114,13 +114,15 @@ fn cannot(draft: &mut Draft<'_>, why: &str) {
     if draft.waiting_since(REFUSED).is_none() {
         draft.warn("ProvisioningError", why);
     }
-    draft.wait_for(
-        REFUSED,
-        and_next(
-            why,
-            "goes on as soon as that is changed, or is deprovisioned once spec.image is removed",
-        ),
-    );
+    draft.wait_for(REFUSED, refused(why));
+}
+
+/// What a host says whose image is not written because of `why`.
+pub(super) fn refused(why: &str) -> String {
+    and_next(
+        why,
+        "goes on as soon as that is changed, or is deprovisioned once spec.image is removed",
+    )
 }
 
 /// The host is provisioning.
@@ -229,14 +231,15 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
             return cannot(draft, &why);
         }
     };
-    if jobs::look(server, ours) == Job::Absent {
-        match boot_mode::is_as_asked(draft, reach, &inventory, operation) {
+    let begun = jobs::is_under_way(server, ours) || matches!(jobs::look(server, ours), Job::Failed(_));
+    // Nothing is ordered yet, or the write is to follow the cleaning, maybe in another session.
+    if !begun && jobs::look(server, ours) != Job::Pending {
+        match boot_mode::is_as_asked(draft, server, &inventory) {
             Ok(true) => {}
             Ok(false) => return,
             Err(why) => return cannot(draft, &why),
         }
     }
-    let begun = jobs::is_under_way(server, ours) || matches!(jobs::look(server, ours), Job::Failed(_));
     if !begun && lacks_inputs(draft) {
         // Nothing is cleaned for an image that cannot be written.
         if jobs::look(server, ours) == Job::Pending {
@@ -482,12 +485,13 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     }
     let tried = draft.seen.tried.as_ref().filter(|tried| tried.operation == id);
     let trouble = match (reach, tried.map(|tried| &tried.result)) {
-        (Reach::Silent(failure), _) | (_, Some(Err(failure))) => Some(failure.message.clone()),
+        (Reach::Silent(_), _) => Some(ramdisk::says_no_power(draft, reach)),
+        (_, Some(Err(failure))) => Some(failure.message.clone()),
         (_, Some(Ok(()))) => return finish(draft, stays_off),
         (_, None) => None,
     };
     if draft.waited("Leave", ramdisk::BOOT_DEADLINE) {
-        let why = trouble.unwrap_or_else(|| "the BMC does not say whether it is on".to_owned());
+        let why = trouble.unwrap_or_else(|| ramdisk::says_no_power(draft, reach));
         failed(draft, &format!("the machine does not leave its ramdisk: {why}"));
         return;
     }

@@ -19,7 +19,7 @@ use super::{
     plan::{BmcCall, PowerOrder, Task},
     power, reboot,
 };
-use crate::hosts::declared_mac;
+use crate::hosts::{self, declared_mac};
 use crate::time::{is_ahead, whole_seconds};
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
@@ -44,6 +44,17 @@ pub(super) fn ready<'a>(
 ) -> Option<(&'a Server, &'a Session)> {
     if is_rebooting(draft, reach, then) {
         return None;
+    }
+    match (reach, boot_mode::another_boot(draft, operation)) {
+        (Reach::Bmc, Some(another)) => {
+            boot(draft, &another, kind, then);
+            return None;
+        }
+        (Reach::Silent(failure), Some(_)) => {
+            silent(draft, kind, &failure.message, then);
+            return None;
+        }
+        (Reach::InBand | Reach::No, _) | (_, None) => {}
     }
     if let Some((server, session)) = draft.session() {
         if server.status.as_ref().is_some_and(|status| status.contested) {
@@ -79,6 +90,11 @@ pub(super) fn boot_of(operation: &str) -> String {
     format!("{operation}-boot")
 }
 
+/// What another boot is called of a machine whose ramdisk runs.
+pub(super) fn again(operation: &str) -> String {
+    format!("{}{AGAIN}-{operation}", jobs::OURS)
+}
+
 /// A person has to look which of the two it is; a host that goes waits for nothing without an end.
 fn contested(draft: &mut Draft<'_>, kind: ErrorType) {
     let message = CONTESTED;
@@ -92,20 +108,15 @@ fn contested(draft: &mut Draft<'_>, kind: ErrorType) {
     }
 }
 
-/// Reason of `Waiting` while a machine in its ramdisk is booted again, such as because somebody forces that; its time begins that operation.
-pub(super) const REBOOTING: &str = "Rebooting";
+/// Reason of `Waiting` while a reboot that somebody forces is done; its time begins the operation.
+const REBOOTING: &str = "Rebooting";
 /// Reason of `Waiting` while only a person can boot the ramdisk.
 const POWER_CYCLE: &str = "PowerCycleByHand";
 /// In the names of operations.
 const AGAIN: &str = "again";
 
-/// What another boot of a machine is called whose ramdisk runs and is of no use to `operation`.
-pub(super) fn again(operation: &str) -> String {
-    format!("{}{AGAIN}-{operation}", jobs::OURS)
-}
-
-/// How far such a boot is.
-pub(super) enum Reboot {
+/// How far a reboot is that somebody forces.
+enum Reboot {
     UnderWay,
     Done,
     /// Why it cannot be done.
@@ -120,10 +131,7 @@ fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
     }
     let begun = draft.waiting_since(REBOOTING).is_some();
     let reboot = match reach {
-        Reach::Bmc => {
-            let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
-            by_bmc(draft, &operation, since)
-        }
+        Reach::Bmc => by_bmc(draft),
         Reach::InBand => match by_ramdisk(draft) {
             Some(reboot) => reboot,
             None => return false,
@@ -164,9 +172,9 @@ fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
     true
 }
 
-/// Resets the machine into its ramdisk as `operation`; what was read of its power before `since` does not count.
-pub(super) fn by_bmc(draft: &mut Draft<'_>, operation: &str, since: Timestamp) -> Reboot {
-    match power::tried(draft, operation).map(|tried| (tried.at, tried.on_power, &tried.result)) {
+fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
+    let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
+    match power::tried(draft, &operation).map(|tried| (tried.at, tried.on_power, &tried.result)) {
         Some((_, _, Ok(()))) => return Reboot::Done,
         // Its answer was lost, and what called in some time after that is the ramdisk that it booted.
         Some((at, true, Err(failure)))
@@ -175,14 +183,14 @@ pub(super) fn by_bmc(draft: &mut Draft<'_>, operation: &str, since: Timestamp) -
             return Reboot::Done;
         }
         Some((at, on_power, Err(failure))) if let Some(pause) = pause_after(failure, on_power) => {
-            start_again(draft, operation, at, pause);
+            start_again(draft, &operation, at, pause);
         }
         Some((_, _, Err(failure))) => return Reboot::Failed(failure.message.clone()),
         None => {
             // What was read before may be from before its boot.
             let reading = draft.seen.bmc.power.filter(|reading| reading.at >= since);
             match reading.map(|reading| reading.power) {
-                Some(Power::On | Power::Off) => start(draft, operation),
+                Some(Power::On | Power::Off) => start(draft, &operation),
                 Some(Power::Unknown) | None => read_power(draft),
             }
         }
@@ -217,15 +225,16 @@ fn by_ramdisk(draft: &mut Draft<'_>) -> Option<Reboot> {
     Some(Reboot::UnderWay)
 }
 
-/// True if the machine was booted by `tried`, for `operation` or because somebody forced that meanwhile, and is still on its way. A
-/// session that came and went after a boot makes it history, but for the one that a forced one has ended.
+/// True if the machine was booted by `tried`, for `operation` or out of its ramdisk meanwhile, and is still on its way. A session that came
+/// and went after a boot makes it history, but for the one that such a boot has ended.
 fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
+    let is_it = tried.operation == operation;
     let ended_at = match tried.operation.strip_prefix(jobs::OURS) {
-        _ if tried.operation == operation => Some(tried.at),
-        Some(rest) if rest.starts_with(AGAIN) && tried.result.is_ok() => {
+        Some(rest) if rest.starts_with(AGAIN) && (is_it || tried.result.is_ok()) => {
             let is_recent = draft.now.duration_since(tried.at) < BOOT_DEADLINE;
             tried.at.checked_add(SILENCE).ok().filter(|_| is_recent)
         }
+        _ if is_it => Some(tried.at),
         _ => None,
     };
     let lost = draft.server().and_then(|server| lost_at(server, draft.now));
@@ -254,13 +263,16 @@ const NO_NIC: &str = "it is not known by which NIC to know its machine: set spec
 fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> bool {
     if draft.waited("Ramdisk", BOOT_DEADLINE) {
         let minutes = BOOT_DEADLINE.as_mins();
-        let hint = match (declared_mac(draft.host), draft.host.spec.boot_mode) {
-            (None, _) => format!("; {NO_NIC}"),
-            (Some(_), Some(HostBootMode::UefiSecureBoot)) => {
+        let is_known = draft.server().is_some() || hosts::macs(draft.host).next().is_some();
+        let by = declared_mac(draft.host).map(|mac| format!(" by {mac}"));
+        let hint = match draft.host.spec.boot_mode {
+            _ if !is_known => format!("; {NO_NIC}"),
+            Some(HostBootMode::UefiSecureBoot) => {
                 "; it does not start while Secure Boot is on: switch that off".to_owned()
             }
-            (Some(mac), _) => format!(
-                "; next: look at its console, whether it boots from the network by {mac}, whether the Segment there is Serving (kubectl get segments -A), and into the edge's log"
+            _ => format!(
+                "; next: look at its console, whether it boots from the network{}, whether the Segment there is Serving (kubectl get segments -A), and into the edge's log",
+                by.unwrap_or_default()
             ),
         };
         draft.fail(
@@ -391,6 +403,16 @@ pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
             Some("it says neither on nor off".to_owned())
         }
         _ => None,
+    }
+}
+
+/// That the BMC does not tell the power, and why.
+pub(super) fn says_no_power(draft: &Draft<'_>, reach: &Reach) -> String {
+    let says_not = "the BMC does not say whether the machine is on";
+    match (reach, unknown_power(draft)) {
+        (Reach::Silent(failure), _) => format!("the BMC does not answer: {}", failure.message),
+        (_, Some(why)) => format!("{says_not}: {why}"),
+        (_, None) => says_not.to_owned(),
     }
 }
 

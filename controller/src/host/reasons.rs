@@ -72,7 +72,7 @@ pub const REASONS: &[Reason] = &[
     ),
     ours(
         "NotCleaned",
-        "disks stay as they were, though they were to be cleaned",
+        "disks are not cleaned, or not all of them; the message says why",
     ),
     ours(
         "DeletedUnreachable",

@@ -40,20 +40,28 @@ impl Wish {
 /// What the annotations of `host` ask for; `forced` counts only those that say `force`.
 pub(super) fn wish(host: &BareMetalHost, forced: bool) -> Wish {
     let mut wish = Wish::default();
-    for (name, value) in host.metadata.annotations.iter().flatten() {
-        let Some(phased) = is_phased(name) else {
-            continue;
-        };
-        // What cannot be read counts as a plain wish.
-        let arguments: Arguments = arguments(value).unwrap_or_default();
-        if forced && !arguments.force {
-            continue;
-        }
+    for (_, phased, arguments) in asked(host, forced) {
         wish.hard |= arguments.mode == HARD;
         wish.once |= !phased;
         wish.stay_off |= phased;
     }
     wish
+}
+
+/// The annotations of `host` that count: how they are called, whether they ask for it to stay off, and what they say.
+fn asked(host: &BareMetalHost, forced: bool) -> impl Iterator<Item = (&str, bool, Arguments)> {
+    let all = host.metadata.annotations.iter().flatten();
+    all.filter_map(move |(name, value)| {
+        let phased = is_phased(name)?;
+        // What cannot be read counts as a plain wish.
+        let arguments: Arguments = arguments(value).unwrap_or_default();
+        (!forced || arguments.force).then_some((name.as_str(), phased, arguments))
+    })
+}
+
+/// Those of them that ask for it to stay off.
+pub(super) fn staying_off(host: &BareMetalHost, forced: bool) -> impl Iterator<Item = &str> {
+    asked(host, forced).filter_map(|(name, phased, _)| phased.then_some(name))
 }
 
 /// Whether the annotation `name` asks for more than one reboot: that the host stays off as long as it is there; none: it asks for none.

@@ -1,6 +1,6 @@
 //! From a new object to one whose machine can be reached. Pure.
 
-use muster_proto::kinds::{ErrorType, IN_BAND_ANNOTATION, OperationalStatus};
+use muster_proto::kinds::{BareMetalHost, ErrorType, IN_BAND_ANNOTATION, OperationalStatus};
 
 use super::{
     State,
@@ -61,13 +61,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if !registered {
         return;
     }
-    let next = if draft.host.spec.externally_provisioned == Some(true) {
-        State::ExternallyProvisioned
-    } else if forbids_inspection(draft.host) {
-        State::Preparing
-    } else {
-        State::Inspecting
-    };
+    let next = leads_to(draft.host);
     // As upstream does: who would only wait there stays. So the state says that there is a place, and no other write has to.
     if next == State::Inspecting && !draft.takes_slot() {
         return;
@@ -86,6 +80,17 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     if next == State::Inspecting {
         inspection::begin_with_what_is_known(draft);
+    }
+}
+
+/// The state that `host` is in once its machine can be reached.
+pub(super) fn leads_to(host: &BareMetalHost) -> State {
+    if host.spec.externally_provisioned == Some(true) {
+        State::ExternallyProvisioned
+    } else if forbids_inspection(host) {
+        State::Preparing
+    } else {
+        State::Inspecting
     }
 }
 

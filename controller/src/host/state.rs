@@ -181,15 +181,19 @@ impl fmt::Display for State {
     }
 }
 
+/// That the state that is called `word` is none of this version's.
+pub(super) fn unknown(word: &str) -> String {
+    bounded(&format!(
+        "the state `{word}` of the host is unknown to this version"
+    ))
+}
+
 /// What is wrong with the state of `host`, for people; none: it is a known one.
 pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
-    let state = host
-        .status
-        .as_ref()
-        .map_or("", |status| &status.provisioning.state);
     (State::of(host) == State::Foreign).then(|| {
         bounded(&format!(
-            "the state `{state}` of the host is unknown to this version; next: nothing is done to it before a version that knows it has brought it on, unless it is deleted: then it is let go as it is"
+            "{}; next: nothing is done to it before a version that knows it has brought it on, unless it is deleted: then it is let go as it is",
+            unknown(hosts::state_word(host))
         ))
     })
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use muster_proto::inventory::BootMode;
 use tokio::{sync::mpsc::UnboundedReceiver, time::sleep};
 
 use super::{BootSource, Event, Options, Service, What};
@@ -26,6 +27,14 @@ impl BootSource {
     /// True if the network is to be booted, whatever the firmware's own order is.
     pub fn is_network(&self) -> bool {
         matches!(self.target.as_deref(), Some("Pxe" | "UefiHttp"))
+    }
+
+    /// In which mode; one that says nothing has a machine of before UEFI.
+    pub fn boot_mode(&self) -> BootMode {
+        match self.mode.as_str() {
+            "UEFI" => BootMode::Uefi,
+            _ => BootMode::Bios,
+        }
     }
 }
 
@@ -91,7 +100,13 @@ pub async fn follow(mut events: UnboundedReceiver<Event>, machines: BTreeMap<Str
         };
         let mut machine = locked(machine);
         match event.what {
-            What::On(source) if source.is_network() || !machine.has_system() => machine.power_on(),
+            What::On(source) if source.is_network() || !machine.has_system() => {
+                let mode = source.boot_mode();
+                // What runs is switched off first: it is not its hardware that changes.
+                machine.power_off();
+                machine.change(|hardware| hardware.inventory.boot.mode = mode);
+                machine.power_on();
+            }
             What::On(_) | What::Off => machine.power_off(),
             // Its operating system obeys by itself.
             What::ShutdownAsked | What::RestartAsked => {}

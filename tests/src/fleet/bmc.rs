@@ -122,7 +122,7 @@ pub(super) async fn follow(
 fn read(source: &BootSource) -> Source {
     match source.target.as_deref() {
         Some("Hdd") => Source::Disk,
-        _ => Source::Order,
+        _ => Source::Order(source.boot_mode()),
     }
 }
 

@@ -23,7 +23,12 @@ use muster_agent::{
     steps::{Failed, Order},
     work::Work,
 };
-use muster_proto::{config::BootConfig, identity::Identity, inventory::Inventory, job::Failure};
+use muster_proto::{
+    config::BootConfig,
+    identity::Identity,
+    inventory::{BootMode, Inventory},
+    job::Failure,
+};
 use tokio::{
     sync::{Semaphore, watch},
     time::sleep,
@@ -61,13 +66,18 @@ pub(super) struct World {
 pub(super) const FETCHING: usize = 8;
 
 /// What a server boots.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The network, then the disk.
-    #[default]
-    Order,
+    /// The network in this mode, then the disk.
+    Order(BootMode),
     /// Its disk.
     Disk,
+}
+
+impl Default for Source {
+    fn default() -> Source {
+        Source::Order(BootMode::Bios)
+    }
 }
 
 /// Its power, as whoever holds the switch has it.
@@ -93,7 +103,7 @@ impl Power {
 pub(super) trait Switch: Send + Sync {
     /// It restarts by itself: what does it boot?
     fn boots(&self) -> Source {
-        Source::Order
+        Source::default()
     }
 
     /// It switched itself off.
@@ -151,11 +161,11 @@ impl Server {
                 return pending().await;
             }
             let booted = match source {
-                Source::Order => self.network().await,
+                Source::Order(mode) => self.network().await.map(|config| config.zip(Some(mode))),
                 Source::Disk => Ok(None),
             };
             match booted {
-                Ok(Some(config)) => match self.serve(config).await {
+                Ok(Some((config, mode))) => match self.serve(config, mode).await {
                     Ended::Reboot => {
                         source = switch.boots();
                         continue;
@@ -201,13 +211,14 @@ impl Server {
         firmware::archive(&Here, &initrds).await.map(Some)
     }
 
-    async fn serve(&self, config: BootConfig) -> Ended {
+    async fn serve(&self, config: BootConfig, mode: BootMode) -> Ended {
         self.enter(State::Enrolling);
         let clock = Clock::told(config.time);
         let machine = Body {
             world: Arc::clone(&self.world),
             index: self.index,
             number: self.number,
+            mode,
             luck: Arc::clone(&self.luck),
             installed: Arc::clone(&self.installed),
         };
@@ -248,6 +259,7 @@ struct Body {
     world: Arc<World>,
     index: usize,
     number: u32,
+    mode: BootMode,
     luck: Arc<Mutex<Luck>>,
     installed: Arc<AtomicBool>,
 }
@@ -264,7 +276,9 @@ impl Machine for Body {
             self.world.tally.enter(self.index, State::Stuck);
             return pending().await;
         }
-        Hardware::laden(self.number, self.world.model).inventory()
+        let mut inventory = Hardware::laden(self.number, self.world.model).inventory();
+        inventory.boot.mode = self.mode;
+        inventory
     }
 
     fn work(

@@ -355,6 +355,9 @@ fn a_host_that_must_not_be_off_stays_on() {
     world.annotate(REMEDIATION, "");
     world.settle();
     assert!(world.machine.on);
+    let (_, message) = waiting(&world);
+    let who = format!("the annotation {REMEDIATION} asks for the host to be off");
+    assert!(message.starts_with(&who), "{message}");
     world.unannotate(REMEDIATION);
     world.set_image(None);
     world.delete();

@@ -79,10 +79,7 @@ fn a_machine_that_keeps_its_mode_is_booted_once_for_another_and_a_person_hears()
     assert_eq!(world.state(), State::Provisioning);
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "Refused", "{message}");
-    assert!(
-        message.contains("in which its BMC was told to boot it"),
-        "{message}"
-    );
+    assert!(message.contains("spec.bootMode asks for UEFI"), "{message}");
     assert_eq!(world.machine.boots, boots + 1);
     assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
     // Who does not insist gets the image in the mode that there is.
@@ -101,7 +98,7 @@ fn without_a_bmc_a_person_has_to_change_the_mode() {
     world.settle();
     assert_eq!(world.state(), State::Available);
     let told = world.host().status.clone().unwrap().error_message;
-    assert!(told.contains("switch its firmware over"), "{told}");
+    assert!(told.contains("switch the machine's firmware over"), "{told}");
     assert_eq!(world.machine.boots, boots);
     world.change_inventory(|inventory| inventory.boot.mode = BootMode::Uefi);
     world.reach(State::Provisioned);

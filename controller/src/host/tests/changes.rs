@@ -438,6 +438,8 @@ fn of_a_machine_that_cannot_leave_its_ramdisk_or_comes_back_to_it_a_person_hears
             waiting(world).1.contains("a person reboots it")
         });
         assert_eq!(world.machine.orders - orders, 1);
+        let (_, message) = waiting(&world);
+        assert_eq!(message.contains("is there still: "), fails, "{message}");
     }
 }
 

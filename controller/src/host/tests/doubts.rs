@@ -617,6 +617,21 @@ fn a_host_whose_nic_nobody_knows_is_told_so_before_its_machine_is_reset() {
 }
 
 #[test]
+fn a_machine_that_is_known_by_more_than_a_declared_nic_is_to_be_looked_at_where_its_ramdisk_stays_away() {
+    let mut world = at(State::Available);
+    world.host().spec.boot_mac_address = None;
+    world.disconnect();
+    (world.machine.on, world.machine.mute) = (false, true);
+    world.set_image(Some(IMAGE));
+    world.until("too late", |world| error(world).1.contains("did not call in"));
+    let (_, message) = error(&world);
+    assert!(
+        message.contains("whether it boots from the network, whether") && !message.contains("bootMAC"),
+        "{message}"
+    );
+}
+
+#[test]
 fn one_machine_is_known_by_its_bmc_whatever_the_words_for_it_and_no_password_is_shown() {
     let address = |text: &str| {
         let mut world = World::new();

@@ -442,7 +442,10 @@ fn a_machine_that_must_not_be_off_is_rebooted_and_not_switched_off() {
     assert!(world.machine.on && powered_on(&world));
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "Refused");
-    assert!(message.contains("disablePowerOff"), "{message}");
+    assert!(
+        message.starts_with("spec.online asks for the host to be off, and spec.disablePowerOff forbids it"),
+        "{message}"
+    );
     world.annotate(REBOOT_ANNOTATION, FORCED);
     world.machine.boots = 0;
     world.settle();

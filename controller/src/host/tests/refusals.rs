@@ -211,7 +211,8 @@ fn a_failed_write_is_taken_back_and_tried_again_later_and_later_until_it_is_give
     let (kind, message, _) = error(&world);
     assert_eq!(kind, Some(ErrorType::Provisioning));
     assert!(
-        message.starts_with("gave up after 3 attempts: the image could not be written"),
+        message.starts_with("gave up after 3 attempts: the image could not be written")
+            && message.ends_with("then change spec.image (remove it and set it again)"),
         "{message}"
     );
     // In another cluster, where the object is of another generation.
@@ -747,8 +748,35 @@ fn an_opt_in_for_another_key_registers_nothing() {
     world.segment.spec.required_trust = None;
     world.settle();
     assert!(error(&world).1.contains("requires more trust"));
+    world.segment_gone = true;
+    world.settle();
+    let (_, message, _) = error(&world);
+    assert!(
+        message.contains("does not exist; next: make it again, or name the session's key"),
+        "{message}"
+    );
+    world.segment_gone = false;
     world.segment.spec.required_trust = Some(Trust::Segment);
     world.reach(State::Available);
+}
+
+#[test]
+fn user_data_is_given_to_no_session_of_a_segment_that_does_not_exist() {
+    let mut world = at(State::Available);
+    world.name_user_data();
+    world.segment_gone = true;
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert_eq!(world.state(), State::Available);
+    let (_, message, _) = error(&world);
+    assert!(
+        message.ends_with(
+            "next: make it again, or let the host name none of userData, networkData and metaData"
+        ),
+        "{message}"
+    );
+    world.segment_gone = false;
+    world.reach(State::Provisioned);
 }
 
 #[test]
@@ -1093,7 +1121,10 @@ fn what_is_corrected_while_the_last_attempt_fails_is_tried() {
     world.reach(State::Available);
     world.settle();
     assert!(
-        error(&world).1.starts_with("gave up after 1 attempt"),
+        error(&world).1.starts_with("gave up after 1 attempt")
+            && error(&world)
+                .1
+                .ends_with("then change anything in its spec, such as spec.image"),
         "{}",
         error(&world).1
     );

@@ -1,7 +1,9 @@
 //! How hosts are let go of, and go: nothing runs on unnoticed, and no attempt is judged by an answer of before.
 
 use k8s_openapi::api::core::v1::SecretReference;
-use muster_proto::kinds::{AutomatedCleaningMode, ErrorType, HostBootMode, RELEASE_ANNOTATION};
+use muster_proto::kinds::{
+    AutomatedCleaningMode, ErrorType, HostBootMode, PROTECTED_ANNOTATION, RELEASE_ANNOTATION,
+};
 
 use super::{
     super::{
@@ -533,6 +535,113 @@ fn what_is_said_of_disks_that_are_not_wanted_clean_any_more_is_so() {
     world.annotate(RELEASE_ANNOTATION, "");
     assert!(ends(&mut world).0);
     assert!(!world.annotated(RELEASE_ANNOTATION));
+}
+
+/// What the Event with this `reason` says that is told next.
+fn told(world: &mut World, reason: &str) -> String {
+    for _ in 0..2000 {
+        let events = world.plan().events;
+        if let Some(event) = events.into_iter().find(|event| event.reason == reason) {
+            return event.message;
+        }
+        world.round();
+    }
+    panic!("never told {reason}: {:?}", world.events);
+}
+
+#[test]
+fn of_a_protected_host_that_is_deleted_it_is_said_that_its_disks_keep_their_data() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.annotate(PROTECTED_ANNOTATION, "");
+    world.delete();
+    for reason in ["DeprovisioningStarted", "NotCleaned"] {
+        let message = told(&mut world, reason);
+        let is_kept = message.ends_with("disks keep their data, because the host is protected");
+        assert!(is_kept, "{message}");
+    }
+}
+
+#[test]
+fn a_deletion_that_gives_up_cleaning_says_what_failed() {
+    let mut world = cleaning();
+    assert!(waiting(&world).1.contains("next: the host is available"));
+    world.failing_jobs = usize::MAX;
+    world.delete();
+    world.until("told", |world| {
+        let next = "next: the machine is switched off, and the host is deleted";
+        waiting(world).1.contains(next)
+    });
+    let message = told(&mut world, "NotCleaned");
+    assert!(
+        message.starts_with("not all disks are known to be clean: ")
+            && message.contains("(cleaning failed 4 times; the last: the disks could not be cleaned: "),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_host_that_is_deleted_uncleaned_is_not_said_to_be_available_next() {
+    let mut world = uncleaned(World::new());
+    world.delete();
+    world.until("told", |world| {
+        waiting(world).1.contains("to be off; next: the host is deleted")
+    });
+}
+
+#[test]
+fn why_a_machine_is_neither_cleaned_nor_switched_off_is_said() {
+    type Case = (State, fn(&mut World), &'static str);
+    let cases: [Case; 3] = [
+        (
+            State::Foreign,
+            |_| {},
+            "the state `hibernating` of the host is unknown to this version",
+        ),
+        (
+            State::Available,
+            |world| world.secrets.bmc.state = SecretState::Missing,
+            "the Secret bmc with the BMC's credentials does not exist",
+        ),
+        (
+            State::Available,
+            |world| world.host().spec.bmc = None,
+            "the host has no BMC, and no annotation muster.dev/in-band",
+        ),
+    ];
+    for (state, spoil, why) in cases {
+        let mut world = at(state);
+        spoil(&mut world);
+        world.delete();
+        let message = told(&mut world, "DeletedUnreachable");
+        let is_said = message.contains(why) && message.contains("neither cleaned nor switched off");
+        assert!(is_said, "{message}");
+    }
+}
+
+#[test]
+fn why_a_machine_that_is_let_go_is_not_switched_off_is_said() {
+    let fails = |world: &mut World, why: &str| {
+        world.until(why, |world| {
+            let status = world.host.as_ref().and_then(|host| host.status.as_ref());
+            status.is_some_and(|status| status.error_message.contains(why))
+        });
+    };
+    // By its ramdisk.
+    let mut world = World::in_band();
+    world.reach(State::Available);
+    world.settle();
+    world.failing_ends = 100;
+    world.delete();
+    fails(&mut world, "the ramdisk did not switch the machine off: ");
+    // By its BMC, of one that is not cleaned.
+    let mut world = uncleaned(World::new());
+    world.bmc_up = false;
+    world.set_image(None);
+    fails(
+        &mut world,
+        "the BMC does not say whether the machine is on: it says so",
+    );
 }
 
 #[test]

@@ -163,6 +163,30 @@ fn words_of_older_versions_are_understood() {
 }
 
 #[test]
+fn what_comes_after_the_registration_is_said_as_it_is() {
+    type Case = (fn(&mut World), &'static str);
+    let cases: [Case; 3] = [
+        (|_| {}, "next: the host is inspected"),
+        (
+            |world| world.host().spec.inspection_mode = Some(InspectionMode::Disabled),
+            "next: the host is prepared, without inspection",
+        ),
+        (
+            |world| world.host().spec.externally_provisioned = Some(true),
+            "next: the host is externally provisioned",
+        ),
+    ];
+    for (choose, next) in cases {
+        let mut world = World::new();
+        choose(&mut world);
+        world.reach(State::Registering);
+        let (reason, message) = waiting(&world);
+        assert_eq!(reason, "Bmc");
+        assert!(message.contains(next), "{message}");
+    }
+}
+
+#[test]
 fn a_state_of_a_newer_version_is_left_alone() {
     let world = at(State::Foreign);
     let plan = world.plan();
