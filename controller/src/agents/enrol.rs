@@ -268,8 +268,13 @@ impl Edge {
         if let Some(segment) = segment {
             // No number and no address in it, so that a flood of them stays one Event.
             let message = match outcome {
-                EnrolOutcome::Forged => "a token was shown that this installation did not seal",
-                _ => "a token was shown outside of its hour",
+                EnrolOutcome::Forged => {
+                    "a token was shown that this installation did not seal; next: after muster-token-key was replaced machines boot again; \
+                     else look for who shows it"
+                }
+                _ => {
+                    "a token was shown outside of its hour; next: look at the edges' clocks, or for who shows it"
+                }
             };
             self.tell(segment.object_ref(&()), true, "TokenRefused", message.to_owned());
         }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use muster_proto::{
     Mac,
     inventory::Inventory,
-    kinds::{BareMetalHost, HostReference, Server},
+    kinds::{BareMetalHost, DETACHED_ANNOTATION, HostReference, Server},
     text,
 };
 
@@ -63,8 +63,8 @@ impl Doubt {
     }
 
     /// What a person does about it, but for an approval.
-    pub(super) fn remedy(self) -> &'static str {
-        match self {
+    pub(super) fn remedy(self) -> String {
+        let does = match self {
             Doubt::Made => "delete all of them but one",
             Doubt::Machines => {
                 "delete the Servers of machines that are gone or have lost that NIC, or make the host anew with the address of a NIC that one machine alone has"
@@ -73,7 +73,12 @@ impl Doubt {
             Doubt::Likeness => {
                 "give the host whose machine it is this machine's MAC address (make it anew if it has another one)"
             }
-        }
+        };
+        // Each of them may end with a host deleted.
+        format!(
+            "{does}; before a host that may run something is deleted, annotate it with {DETACHED_ANNOTATION}: deleting a provisioned host \
+             cleans its disks"
+        )
     }
 
     /// True if a person may say that the machine is none of the hosts. As long as addresses say otherwise, that would not last: the next

@@ -27,7 +27,7 @@ use super::{
     host, jobs,
     link::{self, Doubt, Link},
     name,
-    notices::{clashes, failed_order, unapplied, unseen_host, unwatched, warning},
+    notices::{clashes, failed_order, no_segment, unapplied, unseen_host, unwatched, warning},
     report,
     twins::{strangers, twin_of_ours, twins_of_theirs},
 };
@@ -246,8 +246,14 @@ fn create(seen: &Seen<'_>) -> Plan {
             .push(warning(seen.server.object_ref(&()), "Contested", message));
         return plan;
     }
-    let (Some(segment), Some((_, segment_name))) = (seen.segment, seen.server.segment()) else {
-        return Plan::rest("its Segment does not exist");
+    let Some((segment_namespace, segment_name)) = seen.server.segment() else {
+        return Plan::rest("no session tells its Segment");
+    };
+    let Some(segment) = seen.segment else {
+        let mut plan = Plan::rest("its Segment does not exist");
+        plan.notices
+            .push(no_segment(seen.server, segment_namespace, segment_name));
+        return plan;
     };
     if segment.spec.unknown == UnknownPolicy::Ignore {
         return Plan::rest("its Segment ignores unknown machines");
@@ -268,10 +274,13 @@ fn create(seen: &Seen<'_>) -> Plan {
             host.metadata.name.as_ref() == Some(name) && host.metadata.namespace.as_deref() == Some(namespace)
         })
     };
-    let mut names = name::candidates(&inventory, server_name(seen.server)).into_iter();
-    let Some(name) = names.find(|name| !taken(name)) else {
-        let message =
-            format!("no host is made: every name that fits this machine is taken in namespace {namespace}");
+    let names = name::candidates(&inventory, server_name(seen.server));
+    let Some(name) = names.iter().find(|name| !taken(name)) else {
+        let message = format!(
+            "no host is made: every name that fits this machine is taken in namespace {namespace} ({}); next: delete those of these \
+             hosts whose machines are gone",
+            names.join(", ")
+        );
         let mut plan = Plan::rest("every name is taken");
         plan.notices
             .push(warning(seen.server.object_ref(&()), "NoFreeName", message));
@@ -279,7 +288,7 @@ fn create(seen: &Seen<'_>) -> Plan {
     };
     let host = host::fresh(
         namespace,
-        &name,
+        name,
         server_name(seen.server),
         trust(seen),
         segment_name,
@@ -360,7 +369,7 @@ fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
     };
     let told = |about, other: &str| {
         let message = format!(
-            "Servers {} and {owner} both pointed at host {}; {other}",
+            "Servers {} and {owner} both pointed at host {}; {other}; next: delete the Server of a machine that is gone",
             server_name(seen.server),
             Path::of(host)
         );
@@ -389,27 +398,31 @@ fn in_doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], doubt: Doubt) -> Plan {
         .take(8)
         .map(|host| Path::of(*host).to_string())
         .collect();
-    let mut message = format!(
+    let remedy = |server: &str| match doubt.can_be_approved() {
+        true => format!(
+            "annotate {server} with {APPROVE_ANNOTATION} for a host of its own, or {}",
+            doubt.remedy()
+        ),
+        false => doubt.remedy(),
+    };
+    let message = format!(
         "no host is made or changed: {why} ({}); next: {}",
         named.join(", "),
-        doubt.remedy()
+        remedy("this Server")
     );
-    if doubt.can_be_approved() {
-        message += ", or annotate this Server with ";
-        message += APPROVE_ANNOTATION;
-        message += " for a host of its own";
-    }
     plan.notices
         .push(warning(seen.server.object_ref(&()), "HostInDoubt", message));
     for host in hosts {
-        let message =
-            format!("Server {us} reported a machine that may be this host: {why}; nothing was changed");
+        let message = format!(
+            "Server {us} reported a machine that may be this host: {why}; nothing was changed; next: {}",
+            remedy(&format!("Server {us}"))
+        );
         plan.notices
             .push(warning(host.object_ref(&()), "ClaimedByReport", message));
         plan.notices
             .extend(link::rivals(seen, host).into_iter().map(|rival| {
                 let message = format!(
-                    "it and Server {us} both show the MAC address of host {}",
+                    "it and Server {us} both show the MAC address of host {}; next: delete the Server of a machine that is gone",
                     Path::of(*host)
                 );
                 warning(rival.object_ref(&()), "HostClaimedTwice", message)

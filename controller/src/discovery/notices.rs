@@ -4,11 +4,15 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource as _;
 use muster_proto::{
     Chain,
+    identity::Identity,
     kinds::{BareMetalHost, HardwareDetails, HostReference, IN_BAND_ANNOTATION, Segment, Server},
     text,
 };
 
-use super::next::{Seen, server_name};
+use super::{
+    link,
+    next::{Seen, server_name},
+};
 use crate::{events::Event, hardware, round::ExecuteError};
 
 /// The longest message of an Event that the API server takes is 1 KiB.
@@ -59,6 +63,16 @@ pub(super) fn unwatched(server: &Server, segment: &Segment, namespace: &str, wat
         );
         warning(about, "NamespaceNotWatched", message)
     })
+}
+
+/// The Segment of the machine's latest session is not among those that are read: no host can be made by it.
+pub(super) fn no_segment(server: &Server, namespace: Option<&str>, name: &str) -> Event {
+    let at = namespace.map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"));
+    let message = format!(
+        "no host is made: Segment {at}, by which it enrolled, does not exist or cannot be read; next: make it again or correct it, or \
+         boot the machine on another one"
+    );
+    warning(server.object_ref(&()), "NoSegment", message)
 }
 
 /// The Server's host lives outside of the namespace `watched`, the only one that is watched: nobody can say whether it is there.
@@ -142,13 +156,51 @@ pub(super) fn clashes(seen: &Seen<'_>) -> Vec<Event> {
     others
         .flat_map(|other| {
             let name = server_name(other);
+            let shared = shared(seen.server, other);
+            let next = match shared {
+                ADDRESS => "look for a NIC that was moved, or delete the Server of a machine that is gone",
+                // Vendors give one to several machines.
+                _ => "delete the Server of a machine that is gone; two that are there stay two",
+            };
             let message =
-                format!("shares an identifying signal with Server {name}, which is another machine");
+                format!("shares {shared} with Server {name}, which is another machine; next: {next}");
             std::iter::once(seen.server.object_ref(&()))
                 .chain(host.clone())
                 .map(move |about| warning(about, "IdentityClash", message.clone()))
         })
         .collect()
+}
+
+const ADDRESS: &str = "a MAC address";
+
+/// What makes two Servers clash. An address is kept by one of them alone (`agents::identity`): where they show neither the same UUID nor
+/// the same serial number, it is an address.
+fn shared(one: &Server, other: &Server) -> &'static str {
+    let [one, other] = [one, other].map(shown);
+    let uuid = are_same(&one, &other, |identity| identity.system_uuid.as_deref());
+    let serial = are_same(&one, &other, |identity| identity.system_serial.as_deref());
+    let board = are_same(&one, &other, |identity| identity.board_serial.as_deref());
+    match (uuid, serial || board) {
+        (true, true) => "its UUID and a serial number",
+        (true, false) => "its UUID",
+        (false, true) => "a serial number",
+        (false, false) => ADDRESS,
+    }
+}
+
+/// All that the machine behind `server` says of itself: as it enrolled, and as it reported.
+fn shown(server: &Server) -> Vec<Identity> {
+    let known = server.status.as_ref().map(|status| status.identity.clone());
+    let reported = link::inventory(server).map(|inventory| inventory.identity.normalised());
+    known.into_iter().chain(reported).collect()
+}
+
+fn are_same(one: &[Identity], other: &[Identity], signal: fn(&Identity) -> Option<&str>) -> bool {
+    let mut signals = one.iter().filter_map(signal);
+    signals.any(|own| {
+        let mut others = other.iter().filter_map(signal);
+        others.any(|their| own.eq_ignore_ascii_case(their))
+    })
 }
 
 /// A job that the agent could not carry out; a failed inspection is told with its end.

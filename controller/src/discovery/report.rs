@@ -141,7 +141,9 @@ pub(super) fn apply(
 pub(super) fn inspection_ends(host: &BareMetalHost, told: Result<Event, String>) -> [Effect; 2] {
     let told = told.unwrap_or_else(|error| {
         let error = text::clean(error.as_bytes());
-        let message = format!("the requested inspection failed: {error}");
+        let message = format!(
+            "the requested inspection failed: {error}; next: annotate the host with {INSPECT_ANNOTATION} again"
+        );
         warning(host.object_ref(&()), "InspectionFailed", message)
     });
     let request = Effect::RemoveAnnotation {

@@ -2,7 +2,7 @@
 //! both sides. Pure.
 
 use kube::Resource as _;
-use muster_proto::kinds::{BareMetalHost, SERVER_ANNOTATION, ServerSpec};
+use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, SERVER_ANNOTATION, ServerSpec};
 
 use super::{
     link,
@@ -131,7 +131,8 @@ fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {
 fn double(one: &BareMetalHost, other: &BareMetalHost) -> [Event; 2] {
     let told = |about: &BareMetalHost, twin: &BareMetalHost| {
         let message = format!(
-            "host {} is the same machine; delete one of the two",
+            "host {} is the same machine; next: delete the one that runs nothing; where it may run something, annotate it with \
+             {DETACHED_ANNOTATION} first: deleting a provisioned host cleans its disks",
             Path::of(twin)
         );
         warning(about.object_ref(&()), "SameMachine", message)

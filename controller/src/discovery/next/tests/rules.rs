@@ -556,7 +556,7 @@ fn no_approval_chooses_one_of_several_hosts_that_were_made_for_a_machine() {
     assert_eq!(sim.names(), [NAME, "copy"]);
     assert_eq!(sim.server("a").spec.host, None);
     let message = sim.plan_of("a").notices.remove(0).message;
-    assert!(message.ends_with("delete all of them but one"), "{message}");
+    assert!(message.contains("next: delete all of them but one"), "{message}");
 }
 
 #[test]
@@ -753,6 +753,14 @@ fn clashes_are_told_on_both_and_nothing_is_merged() {
         ]
     );
     assert_eq!(words(&sim), before, "the same notice once it has a host");
+    for name in ["a", "b"] {
+        sim.change_server(name, |server| {
+            let identity = &mut server.status.as_mut().unwrap().identity;
+            identity.system_uuid = Some("4c4c4544-0035-4b10-8032-b4c04f583933".to_owned());
+        });
+    }
+    let told = words(&sim).remove(0);
+    assert!(told.starts_with("shares its UUID with Server a,"), "{told}");
 }
 
 #[test]
@@ -850,6 +858,42 @@ fn no_host_without_inventory_segment_or_permission() {
     sim.reports("a", machine("J5K2X93", 1));
     sim.change_server("a", |server| server.status.as_mut().unwrap().inventory = None);
     assert_eq!(sim.settle(), 0);
+}
+
+#[test]
+fn a_segment_that_is_gone_is_told_of_the_machines_that_it_leaves_without_a_host() {
+    let mut sim = Sim::new(UnknownPolicy::Hold);
+    let segment = sim.segment.take();
+    sim.reports("a", machine("J5K2X93", 1));
+    assert_eq!(sim.settle(), 0);
+    let plan = sim.plan_of("a");
+    let [told] = &plan.notices[..] else {
+        panic!("{:?}", sim.notices());
+    };
+    assert_eq!((told.reason, told.warning), ("NoSegment", true));
+    assert_eq!(told.about.kind.as_deref(), Some("Server"));
+    let at = format!(
+        "Segment {}/lab, by which it enrolled, does not exist",
+        sim::NAMESPACE
+    );
+    assert!(told.message.contains(&at), "{}", told.message);
+    sim.segment = segment;
+    sim.settle();
+    assert_eq!((sim.names(), sim.notices()), (vec![NAME.to_owned()], vec![]));
+    // It has its host.
+    sim.segment = None;
+    assert_eq!(sim.notices(), []);
+    // Its host was deleted, and nobody wants another one.
+    sim.delete_host(NAME);
+    sim.settle();
+    assert!(sim.server("a").spec.dismissed);
+    assert_eq!(sim.notices(), []);
+    // Nothing is known of it but that it enrolled.
+    let mut sim = Sim::new(UnknownPolicy::Hold);
+    sim.segment = None;
+    sim.reports("a", machine("J5K2X93", 1));
+    sim.change_server("a", |server| server.status.as_mut().unwrap().inventory = None);
+    assert_eq!(sim.notices(), []);
 }
 
 fn taken_up(sim: &mut Sim, id: &str, error: &str) {
