@@ -13,9 +13,7 @@ use super::{
     access::{self, Reach},
     backoff, boot_mode, conditions, disk,
     draft::{Draft, and_next},
-    guard, image, in_band, inspection,
-    owner::has_bmc,
-    power,
+    guard, image, in_band, inspection, power,
     preparing::{self, effective_hints},
     provisioning, ramdisk,
     secrets::{self, Inputs},
@@ -156,9 +154,9 @@ fn refusal(draft: &Draft<'_>) -> Result<(), String> {
     let status = draft.server().and_then(|server| server.status.as_ref());
     if let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) {
         let inventory = inventory.unpack();
-        // A BMC changes it, and so may whoever boots it the next time.
-        let stays = !has_bmc(draft.host) && draft.session().is_some();
-        if let Some(why) = boot_mode::refusal(&draft.host.spec, &inventory).filter(|_| stays) {
+        // Whoever boots it the next time may change that.
+        let runs = draft.session().is_some();
+        if let Some(why) = boot_mode::refusal(draft.host, &inventory).filter(|_| runs) {
             return Err(why);
         }
         let disks = &inventory.disks;
@@ -213,8 +211,9 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
             Some(_) => "anything in its spec, such as spec.image",
             None => "spec.image (remove it and set it again)",
         };
-        return Err(format!(
-            "gave up after {failures} attempts: {why}; next: mend that, then change {change}"
+        return Err(and_next(
+            &format!("gave up after {failures} attempts: {why}"),
+            &format!("mend that, then change {change}"),
         ));
     }
     let ended = ended(draft).unwrap_or(draft.now);

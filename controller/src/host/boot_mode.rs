@@ -3,14 +3,13 @@
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::{BootMode, Inventory},
-    kinds::{BareMetalHostSpec, HostBootMode, Server},
+    kinds::{BareMetalHost, HostBootMode, REBOOT_ANNOTATION, Server},
 };
 
 use super::{
-    State,
     draft::{Draft, REFUSED},
-    jobs::{self, Job},
-    power, provisioning, ramdisk, report,
+    owner::has_bmc,
+    provisioning,
 };
 use crate::{
     bmc::{Mode, WantedMode},
@@ -43,9 +42,10 @@ fn found_in(draft: &Draft<'_>) -> Option<BootMode> {
     Some(inventory.unpack().boot.mode)
 }
 
-/// That the machine's ramdisk runs in another mode than `spec` asks for, in which it would write, and boot, an image: in words.
-fn other(spec: &BareMetalHostSpec, inventory: &Inventory) -> Option<String> {
-    let asked = match spec.boot_mode? {
+/// Why no image is written to `host` by a ramdisk that reported `inventory`: it runs in another mode than is asked for, in which it would make
+/// the disk bootable, and the machine would boot it; none: it does not.
+pub(super) fn refusal(host: &BareMetalHost, inventory: &Inventory) -> Option<String> {
+    let asked = match host.spec.boot_mode? {
         HostBootMode::Legacy => BootMode::Bios,
         HostBootMode::Uefi => BootMode::Uefi,
         // It is refused as such.
@@ -56,35 +56,18 @@ fn other(spec: &BareMetalHostSpec, inventory: &Inventory) -> Option<String> {
         BootMode::Uefi => "UEFI",
     };
     let runs = inventory.boot.mode;
+    let remedy = match has_bmc(host) {
+        true => {
+            format!("have its BMC boot it in that (annotation {REBOOT_ANNOTATION} with {{\"force\": true}})")
+        }
+        false => "switch its firmware over and boot its ramdisk again".to_owned(),
+    };
     (runs != asked).then(|| {
         let (runs, asked) = (name(runs), name(asked));
-        format!("the machine runs its ramdisk in {runs} mode, and spec.bootMode asks for {asked}")
+        format!(
+            "the machine runs its ramdisk in {runs} mode, and spec.bootMode asks for {asked}; next: {remedy}, or correct spec.bootMode"
+        )
     })
-}
-
-/// That, and what a person can do about it where no BMC does.
-pub(super) fn refusal(spec: &BareMetalHostSpec, inventory: &Inventory) -> Option<String> {
-    let other = other(spec, inventory)?;
-    Some(format!(
-        "{other}; next: correct spec.bootMode, or pause the host, switch the machine's firmware over and boot its ramdisk again"
-    ))
-}
-
-/// What the boot is called that gets a machine out of its ramdisk and into one of the mode that is asked for, if the one that runs is of no
-/// use to the provisioning `operation`: it runs in another, and is at nothing. One is enough; what was told to boot in that mode and did not
-/// is no better the next time.
-pub(super) fn another_boot(draft: &Draft<'_>, operation: &str) -> Option<String> {
-    let (server, _) = draft.session().filter(|_| draft.state == State::Provisioning)?;
-    let status = server.status.as_ref().filter(|status| !status.contested)?;
-    let spec = &draft.host.spec;
-    let why = refusal(spec, &status.inventory.as_ref()?.unpack())?;
-    let boot = ramdisk::again(&format!("{:?}-{operation}", spec.boot_mode?).to_lowercase());
-    let tried = power::tried(draft, &boot).filter(|tried| tried.result.is_ok());
-    let has_booted = tried.is_some_and(|tried| draft.here_since() > Some(tried.at));
-    // Also by a process of before.
-    let is_refused = draft.has_said(REFUSED, &provisioning::refused(&why));
-    let is_at_it = jobs::look(server, |job| job.starts_with(operation)) != Job::Absent;
-    (!has_booted && !is_refused && !is_at_it).then_some(boot)
 }
 
 /// Whether an image may be written by the ramdisk that runs: true if its mode is the one that is asked for; false while its report may be
@@ -94,17 +77,22 @@ pub(super) fn is_as_asked(
     server: &Server,
     inventory: &Inventory,
 ) -> Result<bool, String> {
-    let Some(why) = refusal(&draft.host.spec, inventory) else {
+    let Some(why) = refusal(draft.host, inventory) else {
         return Ok(true);
     };
     let status = server.status.as_ref();
     let reported = status.and_then(|status| status.inventoried.as_ref()?.parse::<Timestamp>().ok());
     let since = draft.here_since().filter(|since| !is_ahead(*since, draft.now));
     let due = since.and_then(|since| since.checked_add(REPORTS).ok());
-    match due.filter(|due| draft.now < *due && reported < since) {
+    let is_said = draft.has_said(REFUSED, &provisioning::refused(&why));
+    match due.filter(|due| !is_said && draft.now < *due && reported < since) {
         None => Err(why),
         Some(due) => {
-            report::wait_for_drivers(draft, due, "the image is written");
+            draft.wait_for(
+                "Inventory",
+                "waits for the ramdisk to report its machine; next: the image is written",
+            );
+            draft.again_at(due);
             Ok(false)
         }
     }

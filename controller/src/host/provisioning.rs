@@ -232,8 +232,10 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
         }
     };
     let begun = jobs::is_under_way(server, ours) || matches!(jobs::look(server, ours), Job::Failed(_));
-    // Nothing is ordered yet, or the write is to follow the cleaning, maybe in another session.
-    if !begun && jobs::look(server, ours) != Job::Pending {
+    // An order of this session stands; one of a session that is gone is made anew, and so is the write that follows a cleaning.
+    let job = server.spec.job.as_deref();
+    let stands = jobs::look(server, ours) == Job::Pending && job.is_some_and(|job| job.is_for(&session.key));
+    if !begun && !stands {
         match boot_mode::is_as_asked(draft, server, &inventory) {
             Ok(true) => {}
             Ok(false) => return,

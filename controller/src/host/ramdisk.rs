@@ -45,17 +45,6 @@ pub(super) fn ready<'a>(
     if is_rebooting(draft, reach, then) {
         return None;
     }
-    match (reach, boot_mode::another_boot(draft, operation)) {
-        (Reach::Bmc, Some(another)) => {
-            boot(draft, &another, kind, then);
-            return None;
-        }
-        (Reach::Silent(failure), Some(_)) => {
-            silent(draft, kind, &failure.message, then);
-            return None;
-        }
-        (Reach::InBand | Reach::No, _) | (_, None) => {}
-    }
     if let Some((server, session)) = draft.session() {
         if server.status.as_ref().is_some_and(|status| status.contested) {
             contested(draft, kind);
@@ -88,11 +77,6 @@ pub(super) fn ready<'a>(
 /// What the boot into the ramdisk is called that `operation` needs.
 pub(super) fn boot_of(operation: &str) -> String {
     format!("{operation}-boot")
-}
-
-/// What another boot is called of a machine whose ramdisk runs.
-pub(super) fn again(operation: &str) -> String {
-    format!("{}{AGAIN}-{operation}", jobs::OURS)
 }
 
 /// A person has to look which of the two it is; a host that goes waits for nothing without an end.
@@ -225,16 +209,15 @@ fn by_ramdisk(draft: &mut Draft<'_>) -> Option<Reboot> {
     Some(Reboot::UnderWay)
 }
 
-/// True if the machine was booted by `tried`, for `operation` or out of its ramdisk meanwhile, and is still on its way. A session that came
-/// and went after a boot makes it history, but for the one that such a boot has ended.
+/// True if the machine was booted by `tried`, for `operation` or because somebody forced that meanwhile, and is still on its way. A
+/// session that came and went after a boot makes it history, but for the one that a forced one has ended.
 fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
-    let is_it = tried.operation == operation;
     let ended_at = match tried.operation.strip_prefix(jobs::OURS) {
-        Some(rest) if rest.starts_with(AGAIN) && (is_it || tried.result.is_ok()) => {
+        _ if tried.operation == operation => Some(tried.at),
+        Some(rest) if rest.starts_with(AGAIN) && tried.result.is_ok() => {
             let is_recent = draft.now.duration_since(tried.at) < BOOT_DEADLINE;
             tried.at.checked_add(SILENCE).ok().filter(|_| is_recent)
         }
-        _ if is_it => Some(tried.at),
         _ => None,
     };
     let lost = draft.server().and_then(|server| lost_at(server, draft.now));

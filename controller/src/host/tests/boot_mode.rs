@@ -1,6 +1,9 @@
 //! The mode in which a machine boots: that of the spec, or its own.
 
-use muster_proto::{inventory::BootMode, kinds::HostBootMode};
+use muster_proto::{
+    inventory::BootMode,
+    kinds::{HostBootMode, REBOOT_ANNOTATION},
+};
 
 use super::{
     super::State,
@@ -48,7 +51,7 @@ fn runs_in(world: &World) -> BootMode {
 }
 
 #[test]
-fn a_ramdisk_that_runs_in_another_mode_than_is_asked_for_is_booted_anew_before_anything_is_destroyed() {
+fn no_image_is_written_by_a_ramdisk_in_another_mode_than_is_asked_for_and_a_bmc_can_change_that() {
     for (found, asked, then) in [
         (BootMode::Bios, HostBootMode::Uefi, BootMode::Uefi),
         (BootMode::Uefi, HostBootMode::Legacy, BootMode::Bios),
@@ -59,32 +62,45 @@ fn a_ramdisk_that_runs_in_another_mode_than_is_asked_for_is_booted_anew_before_a
         let boots = world.machine.boots;
         world.host().spec.boot_mode = Some(asked);
         world.set_image(Some(IMAGE));
+        world.settle();
+        assert_eq!((world.state(), world.machine.boots), (State::Available, boots));
+        let told = world.host().status.clone().unwrap().error_message;
+        assert!(told.contains("have its BMC boot it in that"), "{told}");
+        world.annotate(REBOOT_ANNOTATION, r#"{"force": true}"#);
         world.order();
-        assert_eq!((runs_in(&world), world.machine.boots), (then, boots + 1));
+        assert_eq!(runs_in(&world), then);
         assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
         world.reach(State::Provisioned);
         assert_eq!(world.machine.writes.len(), 1);
-        assert_eq!(world.machine.boots, boots + 2, "and into its image");
     }
 }
 
 #[test]
-fn a_machine_that_keeps_its_mode_is_booted_once_for_another_and_a_person_hears() {
+fn a_machine_that_comes_up_in_its_own_mode_waits_for_a_person_before_anything_is_destroyed() {
     let mut world = at(State::Available);
     world.keeps_mode = true;
-    let boots = world.machine.boots;
+    world.disconnect();
     world.host().spec.boot_mode = Some(HostBootMode::Uefi);
     world.set_image(Some(IMAGE));
     world.settle();
+    let boots = world.machine.boots;
     assert_eq!(world.state(), State::Provisioning);
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "Refused", "{message}");
     assert!(message.contains("spec.bootMode asks for UEFI"), "{message}");
-    assert_eq!(world.machine.boots, boots + 1);
     assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
-    // Who does not insist gets the image in the mode that there is.
-    world.host().spec.boot_mode = None;
+    // Whose connection breaks for a moment says the same, and no more.
+    let writes = world.status_writes;
+    world.disconnect();
+    world.tick(15);
+    world.call_back();
+    world.settle();
+    assert_eq!((world.machine.boots, world.status_writes), (boots, writes));
+    // Somebody has it booted as it was asked for.
+    world.keeps_mode = false;
+    world.annotate(REBOOT_ANNOTATION, r#"{"force": true}"#);
     world.reach(State::Provisioned);
+    assert_eq!(runs_in(&world), BootMode::Uefi);
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
 }
 
@@ -98,7 +114,7 @@ fn without_a_bmc_a_person_has_to_change_the_mode() {
     world.settle();
     assert_eq!(world.state(), State::Available);
     let told = world.host().status.clone().unwrap().error_message;
-    assert!(told.contains("switch the machine's firmware over"), "{told}");
+    assert!(told.contains("switch its firmware over"), "{told}");
     assert_eq!(world.machine.boots, boots);
     world.change_inventory(|inventory| inventory.boot.mode = BootMode::Uefi);
     world.reach(State::Provisioned);

@@ -269,8 +269,8 @@ fn calm(world: &mut World) {
         host.spec.externally_provisioned = None;
         host.spec.automated_cleaning_mode = None;
         host.spec.disable_power_off = None;
-        // Nobody else can change it then.
-        if (host.spec.bmc.is_none() || world.keeps_mode) && host.spec.boot_mode.take().is_some() {
+        // Somebody sees that it cannot be had so.
+        if host.spec.boot_mode.take().is_some() {
             host.metadata.generation = Some(host.metadata.generation.unwrap_or_default() + 1);
         }
         let annotations = host.metadata.annotations.get_or_insert_default();
