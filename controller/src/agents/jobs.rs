@@ -10,7 +10,7 @@ use muster_proto::{
 };
 
 use crate::{
-    host::{guard, is_for_another},
+    host::{boot_mode, guard, is_for_another},
     hosts,
 };
 
@@ -221,9 +221,20 @@ pub(super) fn calls_off(server: &Server, host: Option<&BareMetalHost>, command: 
         return destroys && is_for_another(&command.id, None);
     }
     match host.filter(|host| hosts::is_of(host, server)) {
-        Some(host) => guard::is_called_off(host, &command.action),
+        Some(host) => {
+            guard::is_called_off(host, &command.action) || (destroys && boots_otherwise(server, host))
+        }
         None => destroys,
     }
+}
+
+/// True if an image is to be written, and the ramdisk of `server` has reported since that was ordered that it runs in another mode than its
+/// `host` asks for.
+fn boots_otherwise(server: &Server, host: &BareMetalHost) -> bool {
+    let writes = server.spec.job.as_ref().is_some_and(|job| job.writes().is_some());
+    let status = server.status.as_ref();
+    let inventory = status.and_then(|status| status.inventory.as_ref());
+    writes && inventory.is_some_and(|inventory| boot_mode::refusal(host, inventory).is_some())
 }
 
 /// What is written of that the machine leaves, as its agent was told with the answer to the end of a write: that it says so, and nothing of

@@ -153,13 +153,12 @@ fn refusal(draft: &Draft<'_>) -> Result<(), String> {
     guard::rival(draft.seen)?;
     let status = draft.server().and_then(|server| server.status.as_ref());
     if let Some(inventory) = status.and_then(|status| status.inventory.as_ref()) {
-        let inventory = inventory.unpack();
         // Whoever boots it the next time may change that.
         let runs = draft.session().is_some();
-        if let Some(why) = boot_mode::refusal(draft.host, &inventory).filter(|_| runs) {
+        if let Some(why) = boot_mode::refusal(draft.host, inventory).filter(|_| runs) {
             return Err(why);
         }
-        let disks = &inventory.disks;
+        let disks = &inventory.unpack().disks;
         let root = disk::choose(effective_hints(draft).as_deref(), disks)?;
         disk::can_be_told(disks, root).map_err(|why| {
             format!(

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::{
     inventory::{BootMode, Inventory},
-    kinds::{BareMetalHost, HostBootMode, REBOOT_ANNOTATION, Server},
+    kinds::{BareMetalHost, HostBootMode, Packed, REBOOT_ANNOTATION, Server},
 };
 
 use super::{
@@ -44,7 +44,7 @@ fn found_in(draft: &Draft<'_>) -> Option<BootMode> {
 
 /// Why no image is written to `host` by a ramdisk that reported `inventory`: it runs in another mode than is asked for, in which it would make
 /// the disk bootable, and the machine would boot it; none: it does not.
-pub(super) fn refusal(host: &BareMetalHost, inventory: &Inventory) -> Option<String> {
+pub fn refusal(host: &BareMetalHost, inventory: &Packed<Inventory>) -> Option<String> {
     let asked = match host.spec.boot_mode? {
         HostBootMode::Legacy => BootMode::Bios,
         HostBootMode::Uefi => BootMode::Uefi,
@@ -55,7 +55,7 @@ pub(super) fn refusal(host: &BareMetalHost, inventory: &Inventory) -> Option<Str
         BootMode::Bios => "BIOS (legacy)",
         BootMode::Uefi => "UEFI",
     };
-    let runs = inventory.boot.mode;
+    let runs = inventory.unpack().boot.mode;
     let remedy = match has_bmc(host) {
         true => {
             format!("have its BMC boot it in that (annotation {REBOOT_ANNOTATION} with {{\"force\": true}})")
@@ -72,15 +72,12 @@ pub(super) fn refusal(host: &BareMetalHost, inventory: &Inventory) -> Option<Str
 
 /// Whether an image may be written by the ramdisk that runs: true if its mode is the one that is asked for; false while its report may be
 /// that of the one before it; an error says that it is not.
-pub(super) fn is_as_asked(
-    draft: &mut Draft<'_>,
-    server: &Server,
-    inventory: &Inventory,
-) -> Result<bool, String> {
-    let Some(why) = refusal(draft.host, inventory) else {
+pub(super) fn is_as_asked(draft: &mut Draft<'_>, server: &Server) -> Result<bool, String> {
+    let status = server.status.as_ref();
+    let inventory = status.and_then(|status| status.inventory.as_ref());
+    let Some(why) = inventory.and_then(|inventory| refusal(draft.host, inventory)) else {
         return Ok(true);
     };
-    let status = server.status.as_ref();
     let reported = status.and_then(|status| status.inventoried.as_ref()?.parse::<Timestamp>().ok());
     let since = draft.here_since().filter(|since| !is_ahead(*since, draft.now));
     let due = since.and_then(|since| since.checked_add(REPORTS).ok());

@@ -33,7 +33,7 @@ mod access;
 mod available;
 mod backoff;
 pub mod bmcs;
-mod boot_mode;
+pub mod boot_mode;
 pub mod conditions;
 mod content;
 mod counts;

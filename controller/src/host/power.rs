@@ -371,6 +371,9 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
             Some((_, Ok(()))) => {}
         }
     }
+    if draft.state == State::Available && tried(draft, &id).is_none() && !arms(draft, &id, since) {
+        return;
+    }
     switch(draft, &id, since, PowerOrder::Reset, "off and on");
 }
 

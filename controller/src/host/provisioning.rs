@@ -232,14 +232,15 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
         }
     };
     let begun = jobs::is_under_way(server, ours) || matches!(jobs::look(server, ours), Job::Failed(_));
-    // An order of this session stands; one of a session that is gone is made anew, and so is the write that follows a cleaning.
-    let job = server.spec.job.as_deref();
-    let stands = jobs::look(server, ours) == Job::Pending && job.is_some_and(|job| job.is_for(&session.key));
-    if !begun && !stands {
-        match boot_mode::is_as_asked(draft, server, &inventory) {
+    if !begun {
+        match boot_mode::is_as_asked(draft, server) {
             Ok(true) => {}
             Ok(false) => return,
-            Err(why) => return cannot(draft, &why),
+            Err(why) => {
+                // No edge gives it out like that, either.
+                jobs::clear(draft);
+                return cannot(draft, &why);
+            }
         }
     }
     if !begun && lacks_inputs(draft) {

@@ -254,7 +254,7 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
                 "; it does not start while Secure Boot is on: switch that off".to_owned()
             }
             _ => format!(
-                "; next: look at its console, whether it boots from the network{}, whether the Segment there is Serving (kubectl get segments -A), and into the edge's log",
+                "; next: look at its console, whether it boots from the network{}, whether Secure Boot is off, whether the Segment there is Serving (kubectl get segments -A), and into the edge's log",
                 by.unwrap_or_default()
             ),
         };

@@ -1,6 +1,10 @@
 use muster_proto::{
+    inventory::Inventory,
     job::{ImageSource, MachineId, Write},
-    kinds::{LeaveAction, Packed, ServerSpec, ServerStatus, Session},
+    kinds::{
+        BareMetalHostSpec, HostBootMode, HostReference, LeaveAction, Packed, ServerSpec, ServerStatus,
+        Session,
+    },
     session::MAX_LOG,
 };
 
@@ -534,6 +538,39 @@ fn no_machine_is_told_to_leave_after_a_write_that_failed_or_was_called_off() {
         let mut server = with_leave(cleans, "key", Some(written(false)));
         server.spec.job = None;
         assert_eq!(given(&server, "write", Some(Outcome::Done)), None);
+    }
+}
+
+#[test]
+fn no_image_is_given_to_a_ramdisk_in_another_mode_than_its_host_asks_for() {
+    let mut host = BareMetalHost::new("h", BareMetalHostSpec::default());
+    host.metadata.namespace = Some("metal".to_owned());
+    host.metadata.uid = Some("u".to_owned());
+    for cleans in [true, false] {
+        let mut server = with_leave(cleans, "key", None);
+        server.spec.host = Some(HostReference {
+            namespace: "metal".to_owned(),
+            name: "h".to_owned(),
+            uid: "u".to_owned(),
+        });
+        let status = server.status.as_mut().unwrap();
+        status.inventory = Some(Inventory::default().into());
+        let given = command(&server, &poll("", None)).unwrap();
+        for (asked, is_called_off) in [
+            (None, false),
+            (Some(HostBootMode::Legacy), false),
+            (Some(HostBootMode::Uefi), true),
+        ] {
+            host.spec.boot_mode = asked;
+            assert_eq!(
+                calls_off(&server, Some(&host), &given),
+                is_called_off,
+                "{asked:?}"
+            );
+        }
+        // The mode is nothing to a cleaning alone.
+        server.spec.job.as_mut().unwrap().then = None;
+        assert_eq!(calls_off(&server, Some(&host), &given), !cleans);
     }
 }
 

@@ -105,6 +105,33 @@ fn a_machine_that_comes_up_in_its_own_mode_waits_for_a_person_before_anything_is
 }
 
 #[test]
+fn a_report_of_another_mode_takes_back_an_order_that_was_made_by_the_one_before() {
+    let mut world = World::new();
+    world.mode = BootMode::Uefi;
+    world.host().spec.boot_mode = Some(HostBootMode::Uefi);
+    world.reach(State::Available);
+    world.set_image(Some(IMAGE));
+    world.order();
+    world.change_inventory(|inventory| inventory.boot.mode = BootMode::Bios);
+    world.settle();
+    assert!(!world.is_ordered());
+    assert_eq!(waiting(&world).0, "Refused");
+    assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
+}
+
+#[test]
+fn a_forced_reboot_of_a_machine_that_must_not_be_off_tells_its_bmc_the_mode_too() {
+    let mut world = at(State::Available);
+    world.machine.mode = None;
+    world.host().spec.boot_mode = Some(HostBootMode::Uefi);
+    world.host().spec.disable_power_off = Some(true);
+    world.annotate(REBOOT_ANNOTATION, r#"{"force": true}"#);
+    world.settle();
+    assert_eq!(runs_in(&world), BootMode::Uefi);
+    assert_eq!(world.machine.mode, Some(WantedMode::Required(Mode::Uefi)));
+}
+
+#[test]
 fn without_a_bmc_a_person_has_to_change_the_mode() {
     let mut world = World::in_band();
     world.reach(State::Available);
