@@ -60,6 +60,19 @@ pub(crate) fn install() -> Result<()> {
     packages(PACKAGES)
 }
 
+/// That `release`, the content of `/etc/os-release`, is of another system than Debian, if it says so.
+fn other_system(release: &str) -> Option<String> {
+    let says = |key: &str| {
+        let value = release.lines().find_map(|line| line.strip_prefix(key));
+        value.map(|value| value.trim_matches('"').to_owned())
+    };
+    let id = says("ID=").filter(|id| id != "debian")?;
+    let name = says("PRETTY_NAME=").unwrap_or(id);
+    Some(format!(
+        "this is {name}, and what Muster is built and tried with are packages of Debian 12 (kernels, iPXE, QEMU): run it there, such as in a virtual machine"
+    ))
+}
+
 /// Why the tree at `root` cannot be built on this computer, if that is so.
 fn obstacle(root: &Path) -> Option<String> {
     use std::env::consts::{ARCH, OS};
@@ -67,6 +80,10 @@ fn obstacle(root: &Path) -> Option<String> {
         return Some(format!(
             "this is {ARCH} {OS}, and Muster is built and tried on x86-64 Linux only: its machines, kernels and Debian packages are of that kind"
         ));
+    }
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    if let Some(other) = other_system(&release) {
+        return Some(other);
     }
     // make splits it into several targets, and so do configure scripts.
     let has_blanks = root.to_string_lossy().contains(char::is_whitespace);
@@ -199,6 +216,17 @@ mod tests {
             let told = obstacle(Path::new(path)).unwrap_or_default();
             assert!(told.contains(path), "{told}");
         }
+    }
+
+    #[test]
+    fn another_system_than_debian_is_refused_by_its_name() {
+        assert_eq!(
+            other_system("PRETTY_NAME=\"Debian GNU/Linux 12\"\nID=debian\n"),
+            None
+        );
+        assert_eq!(other_system(""), None);
+        let told = other_system("PRETTY_NAME=\"Ubuntu 24.04 LTS\"\nID=ubuntu\nID_LIKE=debian\n");
+        assert!(told.is_some_and(|told| told.starts_with("this is Ubuntu 24.04 LTS,")));
     }
 
     #[test]

@@ -381,10 +381,24 @@ fn handshake(error: &io::Error) -> BmcError {
             reason: reason.to_owned(),
         },
         None => unreachable(&format!(
-            "TLS handshake: {}",
-            tls.map_or_else(|| plain(error), ToString::to_string)
+            "TLS handshake: {}{}",
+            tls.map_or_else(|| plain(error), ToString::to_string),
+            tls.and_then(outdated).unwrap_or_default()
         )),
     }
+}
+
+/// What helps where the BMC has nothing in common with us, as one has that knows key exchange by RSA alone.
+fn outdated(error: &rustls::Error) -> Option<&'static str> {
+    use rustls::AlertDescription::{HandshakeFailure, InsufficientSecurity, ProtocolVersion};
+    matches!(
+        error,
+        rustls::Error::AlertReceived(HandshakeFailure | InsufficientSecurity | ProtocolVersion)
+            | rustls::Error::PeerIncompatible(_)
+    )
+    .then_some(
+        "; it may know neither TLS 1.3 nor 1.2 with ECDHE and AES-GCM: newer firmware for it helps, or redfish+http where its network is trusted",
+    )
 }
 
 /// For all that one host needs: kept by its registry.
@@ -394,4 +408,21 @@ pub struct Means {
     pub trust: Arc<Trust>,
     /// What one BMC may take.
     pub limits: Limits,
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::AlertDescription;
+
+    use super::*;
+
+    #[test]
+    fn of_a_bmc_whose_tls_is_of_another_time_it_is_said_what_helps() {
+        let told = |alert| {
+            let error = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(alert));
+            handshake(&error).to_string()
+        };
+        assert!(told(AlertDescription::HandshakeFailure).contains("newer firmware"));
+        assert!(!told(AlertDescription::InternalError).contains("newer firmware"));
+    }
 }
