@@ -108,6 +108,7 @@ pub fn get(
         work,
         url,
         mirror: None,
+        served: None,
         tls: None,
         at: 0,
         total: None,
@@ -171,6 +172,8 @@ struct Source<'a> {
     url: Url,
     /// Where redirects have led to the file.
     mirror: Option<Url>,
+    /// Whom it came from last: the same file may have another tag elsewhere.
+    served: Option<SocketAddr>,
     tls: Option<Arc<ClientConfig>>,
     /// So many bytes are in the sink.
     at: u64,
@@ -195,7 +198,7 @@ impl Source<'_> {
             in_all += 1;
             if self.at == before || matches!(error, SourceError::Slow { .. }) {
                 // Another one may do better.
-                self.mirror = None;
+                (self.mirror, self.served) = (None, None);
             }
             if self.at > before && !matches!(error, SourceError::Slow { .. }) {
                 in_a_row = 0;
@@ -426,10 +429,7 @@ impl Source<'_> {
             source,
         };
         let stream = match self.environment.proxy.clone() {
-            None => {
-                let address = self.resolve(url, &url.host, url.port).await?;
-                wire::connect(address).await.map_err(failed)?
-            }
+            None => self.reach(url, &url.host, url.port).await?,
             Some(proxy) => self.through(&proxy, url).await?,
         };
         let is_absolute = self.environment.proxy.is_some() && !url.is_tls;
@@ -459,32 +459,50 @@ impl Source<'_> {
         Ok((sender, is_absolute))
     }
 
-    async fn resolve(&self, url: &Url, host: &Host, port: u16) -> Result<SocketAddr, SourceError> {
-        match host {
-            Host::Address(address) => Ok((*address, port).into()),
-            Host::Name(name) => {
-                let found = dns::resolve(name, &self.environment.name_servers.now()).await;
-                found
-                    .map(|address| (address, port).into())
-                    .map_err(|source| SourceError::Resolve {
-                        url: url.to_string(),
-                        source,
-                    })
+    /// A connection to the first address of `host` that takes one, for `url`.
+    async fn reach(&mut self, url: &Url, host: &Host, port: u16) -> Result<TcpStream, SourceError> {
+        let mut failed = None;
+        for address in self.addresses(url, host, port).await? {
+            match wire::connect(address).await {
+                Ok(stream) => {
+                    self.served = Some(address);
+                    return Ok(stream);
+                }
+                Err(source) => failed = Some(source),
             }
         }
+        Err(SourceError::Connect {
+            url: url.to_string(),
+            source: failed.unwrap_or_else(|| io::Error::other("it has no address")),
+        })
+    }
+
+    /// The addresses of `host`: the one first that served last.
+    async fn addresses(&self, url: &Url, host: &Host, port: u16) -> Result<Vec<SocketAddr>, SourceError> {
+        let name = match host {
+            Host::Address(address) => return Ok(vec![(*address, port).into()]),
+            Host::Name(name) => name,
+        };
+        let found = dns::addresses(name, &self.environment.name_servers.now()).await;
+        let found = found.map_err(|source| SourceError::Resolve {
+            url: url.to_string(),
+            source,
+        })?;
+        let mut all: Vec<SocketAddr> = found.into_iter().map(|address| (address, port).into()).collect();
+        all.sort_by_key(|address| Some(*address) != self.served);
+        Ok(all)
     }
 
     /// A connection to the proxy; for TLS, a tunnel through it (RFC 9110, section 9.3.6).
-    async fn through(&self, proxy: &str, url: &Url) -> Result<TcpStream, SourceError> {
+    async fn through(&mut self, proxy: &str, url: &Url) -> Result<TcpStream, SourceError> {
         let bare = proxy.trim_start_matches("http://").trim_end_matches('/');
         let (host, port) = crate::session::endpoint::authority(bare, 3128)
             .ok_or_else(|| SourceError::ProxyAddress(url::shown(proxy)))?;
-        let address = self.resolve(url, &host, port).await?;
         let failed = |source| SourceError::Connect {
             url: url.to_string(),
             source,
         };
-        let mut stream = wire::connect(address).await.map_err(failed)?;
+        let mut stream = self.reach(url, &host, port).await?;
         if !url.is_tls {
             return Ok(stream);
         }

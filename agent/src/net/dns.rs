@@ -83,11 +83,24 @@ impl fmt::Debug for NameServers {
     }
 }
 
-/// The first IPv4 address of `name`, from the first of `servers` that answers.
+/// Any one of the IPv4 addresses of `name`: whoever asks again because it does not answer gets another one sooner or later.
+///
+/// # Errors
+/// As [`addresses`].
+pub async fn resolve(name: &str, servers: &[SocketAddr]) -> Result<Ipv4Addr, DnsError> {
+    let found = addresses(name, servers).await?;
+    let any = super::random() % found.len().max(1) as u64;
+    let any = usize::try_from(any).ok().and_then(|any| found.get(any));
+    any.copied().ok_or_else(|| DnsError::NoServer {
+        name: name.to_owned(),
+    })
+}
+
+/// The IPv4 addresses of `name`, at least one, in the order of the first of `servers` that answers.
 ///
 /// # Errors
 /// [`DnsError`], one variant for each way to fail.
-pub async fn resolve(name: &str, servers: &[SocketAddr]) -> Result<Ipv4Addr, DnsError> {
+pub async fn addresses(name: &str, servers: &[SocketAddr]) -> Result<Vec<Ipv4Addr>, DnsError> {
     let id = u16::from_ne_bytes(super::random().to_ne_bytes()[..2].try_into().expect("two bytes"));
     let query = query(id, name).ok_or_else(|| DnsError::Name {
         name: name.to_owned(),
@@ -97,7 +110,7 @@ pub async fn resolve(name: &str, servers: &[SocketAddr]) -> Result<Ipv4Addr, Dns
     };
     for &server in servers.iter().cycle().take(servers.len() * ROUNDS) {
         let (silent, source) = match timeout(PATIENCE, ask(server, &query)).await {
-            Ok(Ok(Answer::Address(address))) => return Ok(address),
+            Ok(Ok(Answer::Addresses(found))) => return Ok(found),
             Ok(Ok(Answer::None { code })) => {
                 failed = DnsError::Unknown {
                     name: name.to_owned(),
@@ -153,8 +166,11 @@ async fn over_udp(server: SocketAddr, query: &[u8]) -> io::Result<Heard> {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
-    Address(Ipv4Addr),
-    None { code: u8 },
+    /// At least one.
+    Addresses(Vec<Ipv4Addr>),
+    None {
+        code: u8,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -200,15 +216,17 @@ fn parse(message: &[u8], query: &[u8]) -> Option<Heard> {
     let code = header[3] & 0x0f;
     let count = u16::from_be_bytes([header[6], header[7]]);
     let is_truncated = header[2] & 2 != 0;
-    match address(message, query.len(), count) {
-        Some(Some(address)) => Some(Heard::Whole(Answer::Address(address))),
-        _ if is_truncated => Some(Heard::Truncated),
-        found => found.map(|_none| Heard::Whole(Answer::None { code })),
+    let mut found = Vec::new();
+    let is_whole = read_addresses(message, query.len(), count, &mut found).is_some();
+    match found.is_empty() {
+        false => Some(Heard::Whole(Answer::Addresses(found))),
+        true if is_truncated => Some(Heard::Truncated),
+        true => is_whole.then_some(Heard::Whole(Answer::None { code })),
     }
 }
 
-/// The first address in the `count` records of `message` from `at` on; none inside: there is none. `None`: they end in the middle.
-fn address(message: &[u8], mut at: usize, count: u16) -> Option<Option<Ipv4Addr>> {
+/// Adds the addresses in the `count` records of `message` from `at` on to `found`. `None`: they end in the middle.
+fn read_addresses(message: &[u8], mut at: usize, count: u16, found: &mut Vec<Ipv4Addr>) -> Option<()> {
     for _ in 0..count {
         at = skip_name(message, at)?;
         let length = usize::from(u16::from_be_bytes(message.get(at + 8..at + 10)?.try_into().ok()?));
@@ -217,11 +235,11 @@ fn address(message: &[u8], mut at: usize, count: u16) -> Option<Option<Ipv4Addr>
         if message[at..at + 4] == A
             && let Ok(octets) = <[u8; 4]>::try_from(data)
         {
-            return Some(Some(octets.into()));
+            found.push(octets.into());
         }
         at += 10 + length;
     }
-    Some(None)
+    Some(())
 }
 
 /// Where the record goes on behind the name at `at`.
@@ -260,7 +278,12 @@ mod tests {
         let datagram = answer(&query, &[ALIAS, ADDRESS], 0);
         assert_eq!(
             parse(&datagram, &query),
-            Some(Heard::Whole(Answer::Address([10, 1, 2, 3].into())))
+            Some(Heard::Whole(Answer::Addresses(vec![[10, 1, 2, 3].into()])))
+        );
+        let two = answer(&query, &[ADDRESS, ADDRESS], 0);
+        assert_eq!(
+            parse(&two, &query),
+            Some(Heard::Whole(Answer::Addresses(vec![[10, 1, 2, 3].into(); 2])))
         );
         assert_eq!(
             parse(&answer(&query, &[], 3), &query),

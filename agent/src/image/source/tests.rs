@@ -1,6 +1,6 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -161,22 +161,57 @@ fn a_file_comes_whole() {
     assert!(!requests[0].contains("range"));
 }
 
+/// A name server that answers with the addresses 127.0.0.x, these x each time, and with the last of them from then on.
+fn name_server(mut answers: Vec<Vec<u8>>) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let at = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut query = [0; 300];
+        while let Ok((length, from)) = socket.recv_from(&mut query) {
+            let now = answers[0].clone();
+            if answers.len() > 1 {
+                answers.remove(0);
+            }
+            let mut told = query[..length].to_vec();
+            told[2] |= 0x80;
+            told[7] = u8::try_from(now.len()).unwrap();
+            for last in now {
+                // Of the name that was asked for, an address for a minute.
+                told.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, last]);
+            }
+            socket.send_to(&told, from).unwrap();
+        }
+    });
+    at
+}
+
+#[test]
+fn of_several_addresses_the_one_that_answers_is_taken_and_kept() {
+    let file = file();
+    let tag = "ETag: \"v1\"\r\n";
+    let server = Server::plain(vec![
+        Answer::Bytes(part(&file, 0, 70_000, tag)),
+        Answer::Bytes(part(&file, 70_000, file.len(), tag)),
+    ]);
+    let url = server.url.replace("127.0.0.1", "images.example");
+    let port = Url::parse(&server.url).unwrap().port;
+    // Nobody listens at the third; the second would be asked first from then on.
+    let other = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 2), port)).unwrap();
+    other.set_nonblocking(true).unwrap();
+    let at = name_server(vec![vec![3, 1, 2], vec![2, 3, 1]]);
+    let tree = Tree::new();
+    let environment = Environment {
+        name_servers: NameServers::new(move || vec![at]),
+        ..environment(&tree)
+    };
+    assert!(get_all(&url, &environment, patience()).unwrap() == file);
+    assert!(other.accept().is_err(), "it was asked though another one served");
+}
+
 #[test]
 fn the_name_servers_of_the_moment_are_asked() {
     let server = Server::plain(vec![Answer::Bytes(answer("200 OK", "", &file()))]);
-    let names = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let at = names.local_addr().unwrap();
-    thread::spawn(move || {
-        let mut query = [0; 300];
-        while let Ok((length, from)) = names.recv_from(&mut query) {
-            let mut told = query[..length].to_vec();
-            told[2] |= 0x80;
-            told[7] = 1;
-            // Of the name that was asked for, an address for a minute.
-            told.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
-            names.send_to(&told, from).unwrap();
-        }
-    });
+    let at = name_server(vec![vec![1]]);
     let tree = Tree::new();
     let is_leased = AtomicBool::new(false);
     let environment = Environment {
