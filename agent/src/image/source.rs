@@ -108,7 +108,9 @@ pub fn get(
         work,
         url,
         mirror: None,
+        connected: None,
         served: None,
+        shunned: None,
         tls: None,
         at: 0,
         total: None,
@@ -172,8 +174,12 @@ struct Source<'a> {
     url: Url,
     /// Where redirects have led to the file.
     mirror: Option<Url>,
-    /// Whom it came from last: the same file may have another tag elsewhere.
+    /// Whom the latest connection leads to.
+    connected: Option<SocketAddr>,
+    /// Whom the file comes from: it may have another tag elsewhere.
     served: Option<SocketAddr>,
+    /// Who took a connection and nothing came of it.
+    shunned: Option<SocketAddr>,
     tls: Option<Arc<ClientConfig>>,
     /// So many bytes are in the sink.
     at: u64,
@@ -198,7 +204,8 @@ impl Source<'_> {
             in_all += 1;
             if self.at == before || matches!(error, SourceError::Slow { .. }) {
                 // Another one may do better.
-                (self.mirror, self.served) = (None, None);
+                self.mirror = None;
+                self.shunned = self.connected;
             }
             if self.at > before && !matches!(error, SourceError::Slow { .. }) {
                 in_a_row = 0;
@@ -228,6 +235,7 @@ impl Source<'_> {
             return Ok(());
         }
         let mut skip = self.compare(&url, &response)?;
+        self.served = self.connected;
         if !self.begun {
             self.begun = true;
             self.total = content_length(response.headers());
@@ -465,7 +473,7 @@ impl Source<'_> {
         for address in self.addresses(url, host, port).await? {
             match wire::connect(address).await {
                 Ok(stream) => {
-                    self.served = Some(address);
+                    self.connected = Some(address);
                     return Ok(stream);
                 }
                 Err(source) => failed = Some(source),
@@ -477,7 +485,7 @@ impl Source<'_> {
         })
     }
 
-    /// The addresses of `host`: the one first that served last.
+    /// The addresses of `host` that are tried, one after the other. What has begun goes on where it began, as long as that is one of them.
     async fn addresses(&self, url: &Url, host: &Host, port: u16) -> Result<Vec<SocketAddr>, SourceError> {
         let name = match host {
             Host::Address(address) => return Ok(vec![(*address, port).into()]),
@@ -489,8 +497,13 @@ impl Source<'_> {
             source,
         })?;
         let mut all: Vec<SocketAddr> = found.into_iter().map(|address| (address, port).into()).collect();
-        all.sort_by_key(|address| Some(*address) != self.served);
-        Ok(all)
+        match self.served.filter(|served| self.at > 0 && all.contains(served)) {
+            Some(served) => Ok(vec![served]),
+            None => {
+                all.sort_by_key(|address| Some(*address) == self.shunned);
+                Ok(all)
+            }
+        }
     }
 
     /// A connection to the proxy; for TLS, a tunnel through it (RFC 9110, section 9.3.6).

@@ -222,16 +222,18 @@ pub(super) fn calls_off(server: &Server, host: Option<&BareMetalHost>, command: 
     }
     match host.filter(|host| hosts::is_of(host, server)) {
         Some(host) => {
-            guard::is_called_off(host, &command.action) || (destroys && boots_otherwise(server, host))
+            guard::is_called_off(host, &command.action)
+                || (destroys && boots_otherwise(server, host, command))
         }
         None => destroys,
     }
 }
 
-/// True if an image is to be written, and the ramdisk of `server` has reported since that was ordered that it runs in another mode than its
-/// `host` asks for.
-fn boots_otherwise(server: &Server, host: &BareMetalHost) -> bool {
-    let writes = server.spec.job.as_ref().is_some_and(|job| job.writes().is_some());
+/// True if `command` begins what ends with an image, and the ramdisk of `server` runs in another mode than its `host` asks for. A write that
+/// follows a cleaning follows it in any case: the disks are as good as written.
+fn boots_otherwise(server: &Server, host: &BareMetalHost, command: &Command) -> bool {
+    let job = server.spec.job.as_ref().filter(|job| job.id == command.id);
+    let writes = job.is_some_and(|job| job.writes().is_some());
     let status = server.status.as_ref();
     let inventory = status.and_then(|status| status.inventory.as_ref());
     writes && inventory.is_some_and(|inventory| boot_mode::refusal(host, inventory).is_some())

@@ -354,7 +354,9 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
         draft.why("it was told to go down and come back, as asked");
         return;
     }
-    if is_gentle(draft, wish, &id) && draft.old.error_count < SOFT_RESETS {
+    // One whose boot was armed is to boot that.
+    let is_armed = tried(draft, &ramdisk::boot_of(&id)).is_some();
+    if is_gentle(draft, wish, &id) && !is_armed && draft.old.error_count < SOFT_RESETS {
         match tried(draft, &soft).map(|tried| (tried.at, &tried.result)) {
             None => return order(draft, &soft, PowerOrder::SoftReset),
             Some((_, Err(failure))) if failure.class == FailureClass::Unsupported => {}

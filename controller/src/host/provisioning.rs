@@ -237,8 +237,11 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
             Ok(true) => {}
             Ok(false) => return,
             Err(why) => {
-                // No edge gives it out like that, either.
-                jobs::clear(draft);
+                let job = server.spec.job.as_deref();
+                // What stands for this session no edge gives out like that, unless it has just done so: then it ends as what it is.
+                if !job.is_some_and(|job| job.is_for(&session.key)) {
+                    jobs::clear(draft);
+                }
                 return cannot(draft, &why);
             }
         }

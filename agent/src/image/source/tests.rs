@@ -195,10 +195,16 @@ fn of_several_addresses_the_one_that_answers_is_taken_and_kept() {
     ]);
     let url = server.url.replace("127.0.0.1", "images.example");
     let port = Url::parse(&server.url).unwrap().port;
-    // Nobody listens at the third; the second would be asked first from then on.
-    let other = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 2), port)).unwrap();
+    // Nobody listens at the third, and the fourth says nothing; the second would be asked first from then on.
+    let at_of = |last| TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), port)).unwrap();
+    let (other, silent) = (at_of(2), at_of(4));
     other.set_nonblocking(true).unwrap();
-    let at = name_server(vec![vec![3, 1, 2], vec![2, 3, 1]]);
+    thread::spawn(move || {
+        for stream in silent.incoming() {
+            drop(stream);
+        }
+    });
+    let at = name_server(vec![vec![3, 4, 1], vec![3, 4, 1], vec![2, 3, 1]]);
     let tree = Tree::new();
     let environment = Environment {
         name_servers: NameServers::new(move || vec![at]),

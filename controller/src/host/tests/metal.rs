@@ -12,7 +12,7 @@ use muster_proto::{
 
 use super::{
     super::{
-        BmcCall, Effect, netboot,
+        BmcCall, Effect, boot_mode, netboot,
         plan::{Order, PowerOrder, Task, WriteTask},
     },
     world::{Content, Edge, UID, World, inventory},
@@ -265,6 +265,15 @@ impl World {
         let key = status.session.map(|session| session.key).unwrap_or_default();
         // An edge of an older version does not know for whom it was decided.
         if !job.is_for(&key) && self.edge == Edge::Newest {
+            return;
+        }
+        let is_new = status.job.as_ref().is_none_or(|known| !job.is_called(&known.id));
+        let is_refused = self
+            .host
+            .as_ref()
+            .zip(status.inventory.as_ref())
+            .is_some_and(|(host, inventory)| boot_mode::refusal(host, inventory).is_some());
+        if is_new && is_refused && job.writes().is_some() && self.edge == Edge::Newest {
             return;
         }
         let last = self.machine.ramdisk.clone().unwrap_or_default();
