@@ -98,12 +98,11 @@ pub fn get(
         mirror: None,
         connected: None,
         served: None,
-        shunned: None,
+        shunned: Vec::new(),
         tls: None,
         at: 0,
         total: None,
         validator: None,
-        begun: false,
     };
     runtime.block_on(async {
         tokio::select! {
@@ -166,15 +165,14 @@ struct Source<'a> {
     connected: Option<SocketAddr>,
     /// Whom the file comes from: it may have another tag elsewhere.
     served: Option<SocketAddr>,
-    /// Who took a connection and nothing came of it.
-    shunned: Option<SocketAddr>,
+    /// Who took a connection and nothing came of it, since something came.
+    shunned: Vec<SocketAddr>,
     tls: Option<Arc<ClientConfig>>,
     /// So many bytes are in the sink.
     at: u64,
     total: Option<u64>,
     /// What tells whether the file is still the same: a strong entity tag, or a date.
     validator: Option<HeaderValue>,
-    begun: bool,
 }
 
 impl Source<'_> {
@@ -193,15 +191,19 @@ impl Source<'_> {
             if self.at == before || matches!(error, SourceError::Slow { .. }) {
                 // Another one may do better.
                 self.mirror = None;
-                self.shunned = self.connected;
+                self.shunned.extend(self.connected);
+            }
+            if matches!(error, SourceError::Slow { .. }) {
+                self.served = None;
             }
             if self.at > before && !matches!(error, SourceError::Slow { .. }) {
                 in_a_row = 0;
                 came = Instant::now();
+                self.shunned.clear();
                 backoff.reset();
             }
             in_a_row += 1;
-            let is_away = !self.begun || came.elapsed() >= self.patience.outage;
+            let is_away = self.at == 0 || came.elapsed() >= self.patience.outage;
             if (in_a_row >= self.patience.tries && is_away) || in_all >= self.patience.tries_in_all {
                 let source = Box::new(error);
                 return Err(SourceError::GivenUp {
@@ -224,8 +226,8 @@ impl Source<'_> {
         }
         let mut skip = self.compare(&url, &response)?;
         self.served = self.connected;
-        if !self.begun {
-            self.begun = true;
+        // Of which nothing is here yet, another server may call it as it will.
+        if self.at == 0 {
             self.total = content_length(response.headers());
             self.validator = validator(response.headers());
             sink.expect(self.total);
@@ -295,7 +297,7 @@ impl Source<'_> {
 
     /// Whether the answer goes on where we are; returns how many of its bytes are known already.
     fn compare(&self, url: &Url, response: &Response<Incoming>) -> Result<u64, SourceError> {
-        if !self.begun {
+        if self.at == 0 {
             return Ok(0);
         }
         let changed = || SourceError::Changed {
@@ -361,7 +363,7 @@ impl Source<'_> {
                 url = next;
                 continue;
             }
-            let is_end = status == StatusCode::RANGE_NOT_SATISFIABLE && self.begun;
+            let is_end = status == StatusCode::RANGE_NOT_SATISFIABLE && self.at > 0;
             if is_end && !self.has_all(response.headers()) {
                 return Err(SourceError::Changed {
                     url: url.to_string(),

@@ -239,7 +239,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
             Err(why) => {
                 let job = server.spec.job.as_deref();
                 // What stands for this session no edge gives out like that, unless it has just done so: then it ends as what it is.
-                if !job.is_some_and(|job| job.is_for(&session.key)) {
+                if !job.is_some_and(|job| job.writes().is_some() && job.is_for(&session.key)) {
                     jobs::clear(draft);
                 }
                 return cannot(draft, &why);

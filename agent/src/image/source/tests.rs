@@ -195,16 +195,23 @@ fn of_several_addresses_the_one_that_answers_is_taken_and_kept() {
     ]);
     let url = server.url.replace("127.0.0.1", "images.example");
     let port = Url::parse(&server.url).unwrap().port;
-    // Nobody listens at the third, and the fourth says nothing; the second would be asked first from then on.
+    // Nobody listens at the third, and of the fourth and fifth nothing comes; the second would be asked first from then on.
     let at_of = |last| TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), port)).unwrap();
-    let (other, silent) = (at_of(2), at_of(4));
+    let other = at_of(2);
     other.set_nonblocking(true).unwrap();
-    thread::spawn(move || {
-        for stream in silent.incoming() {
-            drop(stream);
-        }
-    });
-    let at = name_server(vec![vec![3, 4, 1], vec![3, 4, 1], vec![2, 3, 1]]);
+    for (last, head) in [
+        (4, b"" as &[u8]),
+        (5, b"HTTP/1.1 200 OK\r\nETag: \"v2\"\r\nContent-Length: 9\r\n\r\n"),
+    ] {
+        let barren = at_of(last);
+        thread::spawn(move || {
+            for mut stream in barren.incoming().map(Result::unwrap) {
+                _ = stream.write_all(head);
+            }
+        });
+    }
+    let all = vec![3, 4, 5, 1];
+    let at = name_server(vec![all.clone(), all.clone(), all, vec![2, 3, 1]]);
     let tree = Tree::new();
     let environment = Environment {
         name_servers: NameServers::new(move || vec![at]),

@@ -100,13 +100,19 @@ impl Source<'_> {
             source,
         })?;
         let mut all: Vec<SocketAddr> = found.into_iter().map(|address| (address, port).into()).collect();
-        match self.served.filter(|served| self.at > 0 && all.contains(served)) {
-            Some(served) => Ok(vec![served]),
-            None => {
-                all.sort_by_key(|address| Some(*address) == self.shunned);
-                Ok(all)
-            }
+        // A proxy calls a file as its server does, by whichever of its addresses.
+        let is_proxy = self.environment.proxy.is_some();
+        let goes_on = |served: &SocketAddr| self.at > 0 && !is_proxy && all.contains(served);
+        if let Some(served) = self.served.filter(goes_on) {
+            return Ok(vec![served]);
         }
+        all.sort_by_key(|address| {
+            self.shunned
+                .iter()
+                .rposition(|shunned| shunned == address)
+                .map_or(0, |at| at + 1)
+        });
+        Ok(all)
     }
 
     /// A connection to the proxy; for TLS, a tunnel through it (RFC 9110, section 9.3.6).
