@@ -1,10 +1,16 @@
 //! A program that runs beside the lab, and what it says.
 
-use std::{path::Path, process::Child};
+use std::{fmt, fs, path::Path, process::Child};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::lines::Lines;
+
+/// True unless the process `id` is gone or only waits to be reaped.
+pub fn runs(id: &impl fmt::Display) -> bool {
+    fs::read_to_string(format!("/proc/{id}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+}
 
 /// A running one, whose output is kept; it ends with this.
 #[derive(Debug)]

@@ -13,6 +13,7 @@ use muster_tests::{
     cluster::Cluster,
     machine::{Machine, MachineSpec},
     netns::Netns,
+    program::runs,
     scratch::Scratch,
 };
 
@@ -74,7 +75,7 @@ fn killed_lab_leaves_nothing_behind() {
     assert_eq!(lab.wait().unwrap().signal(), Some(9));
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let left: Vec<_> = children.iter().filter(|child| runs(child)).collect();
+        let left: Vec<_> = children.iter().filter(|child| runs(*child)).collect();
         if left.is_empty() && !Path::new(dir).exists() {
             return;
         }
@@ -93,10 +94,4 @@ fn children(process: u32) -> Vec<String> {
         .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok())
         .flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
         .collect()
-}
-
-/// True unless it is gone or only waits to be reaped.
-fn runs(process: &str) -> bool {
-    std::fs::read_to_string(format!("/proc/{process}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
 }

@@ -15,6 +15,7 @@ use muster_tests::{
     bridges::{BR0, Network},
     cluster::{Cluster, Role},
     forward::Path,
+    program::runs,
 };
 use serde_json::json;
 
@@ -123,19 +124,13 @@ async fn own_control_plane_is_gone_when_dropped() {
     let kubeconfig = cluster.kubeconfig().to_owned();
     let process = cluster.process().unwrap();
     tokio::net::TcpStream::connect(cluster.server()).await.unwrap();
-    assert!(runs(process));
+    assert!(runs(&process));
     tokio::task::spawn_blocking(move || drop(cluster)).await.unwrap();
     assert!(!kubeconfig.exists());
     // Not by its port, which another control plane may have by now.
     let deadline = Instant::now() + Duration::from_secs(30);
-    while runs(process) {
+    while runs(&process) {
         assert!(Instant::now() < deadline, "process {process} is still there");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// True unless it is gone or only waits to be reaped.
-fn runs(process: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{process}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
 }

@@ -188,19 +188,19 @@ impl Source<'_> {
                 Err(error) => return Err(error),
             };
             in_all += 1;
-            if self.at == before || matches!(error, SourceError::Slow { .. }) {
-                // Another one may do better.
-                self.mirror = None;
-                self.shunned.extend(self.connected);
-            }
-            if matches!(error, SourceError::Slow { .. }) {
-                self.served = None;
-            }
-            if self.at > before && !matches!(error, SourceError::Slow { .. }) {
+            let is_slow = matches!(error, SourceError::Slow { .. });
+            if self.at > before && !is_slow {
                 in_a_row = 0;
                 came = Instant::now();
                 self.shunned.clear();
                 backoff.reset();
+            } else {
+                // Another one may do better.
+                self.mirror = None;
+                self.shunned.extend(self.connected);
+            }
+            if is_slow {
+                self.served = None;
             }
             in_a_row += 1;
             let is_away = self.at == 0 || came.elapsed() >= self.patience.outage;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     Record, computer, lit, now,
-    render::{Circumstances, circumstances},
+    render::{Circumstances, busy_before, circumstances},
     results::{Computer, Sample, seconds},
 };
 use crate::{
@@ -217,7 +217,7 @@ pub(super) fn page(results: &ProvisionResults) -> String {
         computer,
         others: &[
             ("QEMU", computer.qemu.clone()),
-            ("processors busy before", format!("{:.2}", computer.busy_cores)),
+            busy_before(computer),
             (
                 "image",
                 format!(

@@ -152,6 +152,11 @@ pub(super) fn other_work(computer: &Computer) -> (&'static str, String) {
     ("other work at the start", work)
 }
 
+/// The same on pages that say less.
+pub(super) fn busy_before(computer: &Computer) -> (&'static str, String) {
+    ("processors busy before", format!("{:.2}", computer.busy_cores))
+}
+
 /// A text of somewhere else, on one line of Markdown.
 pub(super) fn line(text: &str) -> String {
     let clean = muster_proto::text::clean(text.as_bytes());

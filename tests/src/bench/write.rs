@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Record, computer, now,
-    render::{Circumstances, circumstances},
+    render::{Circumstances, busy_before, circumstances},
     results::Computer,
 };
 use crate::{files::FileServer, loops::LoopDisk, paths, slots::Slots};
@@ -287,7 +287,7 @@ pub(super) fn page(results: &WriteResults) -> String {
         took: None,
         computer,
         others: &[
-            ("processors busy before", format!("{:.2}", computer.busy_cores)),
+            busy_before(computer),
             (
                 "image",
                 format!(
