@@ -33,6 +33,7 @@ use tokio::sync::watch;
 
 use crate::{
     events::{Event as News, Events},
+    path::Path,
     salvage::{self, Salvaged},
 };
 
@@ -80,8 +81,8 @@ fn note<K: Resource>(object: &mut K, annotation: &str) {
     annotations.insert(annotation.to_owned(), "it cannot be read".to_owned());
 }
 
-/// Kind, namespace, name.
-type Key = (String, String, String);
+/// What kind of object, and where it is.
+type Key = (String, Path);
 
 /// The objects that cannot be read, or not all of them.
 #[derive(Debug)]
@@ -117,9 +118,11 @@ impl Unreadable {
     /// This object is `wrong`, or (none) is not any more.
     fn found<K: Resource<DynamicType = ()>>(&self, meta: &ObjectMeta, wrong: Option<&str>) {
         let kind = K::kind(&()).into_owned();
-        let namespace = meta.namespace.clone().unwrap_or_default();
-        let name = meta.name.clone().unwrap_or_default();
-        let key = (kind.clone(), namespace, name);
+        let path = Path {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        };
+        let key = (kind.clone(), path);
         let mut all = self.lock();
         let changed = match wrong {
             None => all.remove(&key).is_some(),
@@ -136,8 +139,8 @@ impl Unreadable {
                 let new = (about, wrong);
                 let changed = all.get(&key) != Some(&new);
                 if changed {
-                    let (kind, namespace, name) = &key;
-                    tracing::warn!(%kind, object = %format!("{namespace}/{name}"), wrong = %new.1, "cannot be read; nothing is done to it");
+                    let (kind, path) = &key;
+                    tracing::warn!(%kind, object = %path, wrong = %new.1, "cannot be read; nothing is done to it");
                     all.insert(key, new);
                 }
                 changed
@@ -172,7 +175,7 @@ pub fn register(registry: &mut Registry, unreadable: Arc<Unreadable>) {
 impl Collector for Count {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let counts = Family::<OfKind, Gauge>::default();
-        for (kind, ..) in self.0.lock().keys() {
+        for (kind, _) in self.0.lock().keys() {
             let kind = kind.clone();
             counts.get_or_create(&OfKind { kind }).inc();
         }

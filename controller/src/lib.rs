@@ -31,6 +31,7 @@ pub mod path;
 pub mod round;
 mod salvage;
 mod time;
+pub mod token;
 pub mod watches;
 pub mod wire;
 pub mod world;

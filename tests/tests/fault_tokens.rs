@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{ResourceExt, api::ListParams};
-use muster_controller::agents::token::{Claims, LIFETIME, TokenKey, enrolment_name};
+use muster_controller::{
+    agents::enrolment_name,
+    token::{Claims, LIFETIME, TokenKey},
+};
 use muster_proto::{
     kinds::Enrolment,
     session::{EnrolResponse, ProblemKind},

@@ -35,15 +35,15 @@ use super::{
     identity::{self, Machine, Resolved, Settled, Word},
     metrics::EnrolOutcome,
     problem::problem,
-    spend::Spent,
+    spend::{Spent, enrolment_name},
     store::StoreError,
-    token::{self, Claims, TokenError},
 };
 use crate::{
     boot::{policy::Verdict, segment},
     discovery,
     machines::Signal,
     path::Path,
+    token::{Claims, TokenError},
 };
 
 /// So far ahead the time of a token may be for its agent to wait for that, in seconds: a new one needs a boot.
@@ -239,7 +239,7 @@ impl Edge {
         let mut agent_version = text::clean(request.agent_version.as_bytes());
         agent_version.truncate(agent_version.floor_char_boundary(64));
         Ok(Applicant {
-            enrolment: token::enrolment_name(&request.token),
+            enrolment: enrolment_name(&request.token),
             identity: identity::whole(&request.identity, boot),
             boot,
             claims,

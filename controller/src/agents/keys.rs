@@ -12,13 +12,8 @@ use tokio::sync::watch;
 use super::{
     ca::{Ca, CaError, CaPem, random},
     sweep,
-    token::TokenKey,
 };
-
-/// The Secret with the authority: `ca.crt`, `ca.key`, during an overlap `previous.crt` and `cross.crt`.
-pub const CA_SECRET: &str = "muster-ca";
-/// The Secret with the key that seals tokens: `key`, at least 32 random bytes.
-pub const TOKEN_SECRET: &str = "muster-token-key";
+use crate::token::{BootSecrets, CA_SECRET, TOKEN_SECRET, TokenKey};
 
 const CA_CRT: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
@@ -70,15 +65,6 @@ pub struct Keys {
     /// Seals and opens tokens.
     pub token: TokenKey,
     source: (CaPem, Vec<u8>),
-}
-
-/// What the boot services put beside the initramfs.
-#[derive(Clone, Debug)]
-pub struct BootSecrets {
-    /// The authorities that agents trust, PEM; during a rotation two.
-    pub ca_pem: String,
-    /// Seals tokens.
-    pub token_key: TokenKey,
 }
 
 impl Keys {

@@ -1,7 +1,7 @@
 //! The agents' side: certificates, tokens, sessions, identity. Writes Server status and Enrolments.
 //!
 //! ```text
-//! keys, ca, tls, token    secrets and what is made of them
+//! keys, ca, tls           secrets and what is made of them
 //! http, secure, calls,    the port: bounds on how many, how long, how much;
 //!   body, problem         TLS; how a refusal looks
 //! routes                  the calls
@@ -41,7 +41,6 @@ mod spend;
 mod store;
 pub mod sweep;
 mod tls;
-pub mod token;
 mod writes;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
@@ -55,9 +54,10 @@ use tokio::sync::{
 
 use self::{edge::Edge, sessions::Sessions, store::Store};
 pub use self::{
-    keys::{BootSecrets, Keys},
+    keys::Keys,
     metrics::Metrics,
     sessions::Pace,
+    spend::enrolment_name,
     tls::{Names, TlsError, own_certificate},
 };
 use crate::{

@@ -9,14 +9,14 @@ use muster_proto::{
 };
 
 use super::{
-    ca::CLIENT_LIFETIME,
+    ca::{CLIENT_LIFETIME, sha256_hex},
     clock,
     edge::Edge,
     enrol::{Applicant, Refused},
     metrics::EnrolOutcome,
     store::StoreError,
-    token,
 };
+use crate::token;
 
 /// How long an Enrolment stays after all that it stands for has ended, in seconds, because clocks disagree.
 pub(super) const GRACE: i64 = 300;
@@ -164,7 +164,24 @@ impl Edge {
     }
 }
 
+/// The name of the Enrolment that spends `token`: `token-` and the first 40 hexadecimal digits of its SHA-256.
+pub fn enrolment_name(token: &str) -> String {
+    format!("token-{}", &sha256_hex(token.as_bytes())[..40])
+}
+
 fn contested() -> Refused {
     let message = "two keys showed this token; it is worth nothing any more, boot again";
     Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::enrolment_name;
+
+    #[test]
+    fn the_enrolments_name_is_a_valid_object_name() {
+        let name = enrolment_name("a");
+        assert_eq!(name, "token-ca978112ca1bbdcafac231b39a23dc4da786eff8");
+        assert_ne!(name, enrolment_name("b"));
+    }
 }

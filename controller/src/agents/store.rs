@@ -343,8 +343,8 @@ impl Store {
 
     async fn fetch_host(&self, at: &HostReference) -> Result<Option<Arc<BareMetalHost>>, StoreError> {
         let hosts: Api<BareMetalHost> = Api::namespaced(self.client.clone(), &at.namespace);
-        let name = format!("{}/{}", at.namespace, at.name);
-        match call("get BareMetalHost", &name, hosts.get(&at.name)).await {
+        let path = Path::from(at).to_string();
+        match call("get BareMetalHost", &path, hosts.get(&at.name)).await {
             Ok(found) => Ok(Some(Arc::new(found))),
             Err(StoreError::Gone { .. }) => Ok(None),
             Err(error) => Err(error),

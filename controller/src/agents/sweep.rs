@@ -14,7 +14,8 @@ use kube::{
 };
 use muster_proto::kinds::Enrolment;
 
-use super::{ca, spend, token};
+use super::{ca, spend};
+use crate::token;
 
 /// How often ended Enrolments are looked for.
 const PERIOD: Duration = Duration::from_secs(300);

@@ -7,7 +7,7 @@ use muster_proto::{
 use muster_ramdisk::cpio::Archive;
 
 use super::{pass::Pass, segment::Net};
-use crate::agents::{BootSecrets, token::Claims};
+use crate::token::{BootSecrets, Claims};
 
 /// The configuration of the boot that `pass` stands for. The same pass gives the same bytes.
 pub fn config(net: &Net, mac: Mac, pass: &Pass, secrets: &BootSecrets) -> BootConfig {
@@ -44,11 +44,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        agents::token::TokenKey,
         boot::{
             http::site::tests::a_net,
             pass::{Maker, PassKey},
         },
+        token::TokenKey,
     };
 
     fn pass(salt: [u8; 4]) -> Pass {

@@ -10,9 +10,9 @@ use ring::{
 };
 
 /// A URL can be used as long as the token behind it.
-pub use crate::agents::token::{LIFETIME, SKEW};
+pub use crate::token::{LIFETIME, SKEW};
 
-use crate::agents::token::TokenKey;
+use crate::token::TokenKey;
 
 /// Random bytes in a pass: they keep two boots of one machine apart that begin in one second. What cannot be guessed is the seal.
 const SALT: usize = 4;

@@ -418,12 +418,13 @@ impl Executor {
                 );
                 let mut patch =
                     json!({"metadata": precondition(data.as_ref()), "spec": change.unwrap_or(json!({}))});
-                let owners = data.metadata.owner_references.iter().flatten();
+                let owners = data.metadata.owner_references.as_ref();
                 if let Some(owner) = owner
-                    && !owners.clone().any(|other| other.uid == owner.uid)
+                    && !hosts::is_among(host, owners)
                 {
                     // A host that was made anew; and there can be only one controller.
-                    let others = owners.filter(|other| other.controller != Some(true)).cloned();
+                    let others = owners.into_iter().flatten();
+                    let others = others.filter(|other| other.controller != Some(true)).cloned();
                     patch["metadata"]["ownerReferences"] = json!(others.chain([owner]).collect::<Vec<_>>());
                 }
                 api.patch(&path.name, &CONTROL.merge(), &Patch::Merge(&patch))

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{Parts, RunError, spawn};
 use crate::{
-    agents::{self, BootSecrets, Keys, Names},
+    agents::{self, Keys, Names},
     bind::Addresses,
     boot::{
         dhcp::{self, Dhcp},
@@ -19,6 +19,7 @@ use crate::{
         wake::Waker,
     },
     events::Events,
+    token::BootSecrets,
 };
 
 /// Starts its parts.

@@ -11,6 +11,7 @@ pub(crate) const ALL: &[Rule] = &[
     what_matters_is_decided_by_pure_modules,
     modules_are_as_pure_as_they_say,
     agent_knows_no_controller,
+    boot_knows_no_agents,
     only_sys_names_absolute_paths,
     dependencies_are_sorted,
     dependencies_are_explained,
@@ -149,6 +150,14 @@ fn agent_knows_no_controller(tree: &Tree) -> Vec<Violation> {
         }
     }
     violations
+}
+
+fn boot_knows_no_agents(tree: &Tree) -> Vec<Violation> {
+    let why = "agents build on boot, so boot and token import nothing of agents";
+    ["controller/src/boot/", "controller/src/token.rs"]
+        .iter()
+        .flat_map(|part| forbid(tree, part, &["agents::"], why))
+        .collect()
 }
 
 fn only_sys_names_absolute_paths(tree: &Tree) -> Vec<Violation> {

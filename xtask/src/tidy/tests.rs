@@ -101,6 +101,18 @@ fn an_agent_that_knows_the_controller_is_caught() {
 }
 
 #[test]
+fn a_boot_that_knows_agents_is_caught() {
+    let words = "import nothing of agents";
+    let import = "use crate::{\n    agents::Keys,\n    world::World,\n};\n";
+    for at in ["controller/src/boot/http/site.rs", "controller/src/token.rs"] {
+        assert!(caught(&[(at, import)], words), "{at}");
+        let clean = "// Not agents::Keys.\nuse crate::world::World;\nfn f(agents: u16) {}\n";
+        assert!(!caught(&[(at, clean)], words), "{at}");
+    }
+    assert!(!caught(&[("controller/src/wire/edge.rs", import)], words));
+}
+
+#[test]
 fn an_absolute_path_outside_sys_is_caught() {
     assert!(caught(
         &[("agent/src/a.rs", "read(\"/sys/block\")\n")],

@@ -530,8 +530,7 @@ async fn a_token_that_another_replica_contests_before_there_is_a_session_buys_no
     // The other one finds no session to mark, and this one does not see in time that it was there.
     lab.api.set_lagging(true);
     let contested = json!({"spec": {"contested": true}});
-    lab.api
-        .edit("enrolments", &token::enrolment_name(&token), &contested);
+    lab.api.edit("enrolments", &enrolment_name(&token), &contested);
     lab.api.release();
     let (enrolled, agent) = enrolling.await.unwrap();
     enrolled.unwrap();

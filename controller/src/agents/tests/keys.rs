@@ -2,9 +2,10 @@ use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Time
 use muster_proto::kinds::EnrolmentSpec;
 
 use super::{
-    super::keys::{CA_SECRET, KeysError, TOKEN_SECRET, ensure, keep, load, watch},
+    super::keys::{KeysError, ensure, keep, load, watch},
     *,
 };
+use crate::token::{CA_SECRET, TOKEN_SECRET};
 
 #[tokio::test]
 async fn the_secrets_are_made_once() {

@@ -30,7 +30,9 @@ use tokio::{
 };
 
 use super::{ca::CaPem, clock, keys::Keys, *};
-use crate::{events::Happened, fake_api::FakeApi, metrics::Registry, watches::Watches, written::Written};
+use crate::{
+    events::Happened, fake_api::FakeApi, metrics::Registry, token, watches::Watches, written::Written,
+};
 
 /// Long enough for a loaded machine; a test that waits so long has failed.
 const DEADLINE: Duration = Duration::from_secs(30);

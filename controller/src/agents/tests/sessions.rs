@@ -347,7 +347,7 @@ async fn a_retry_of_an_older_enrolment_does_not_end_a_newer_session() {
     old.enrol(&token).await.unwrap();
     let (new, _) = lab.enrolled(1).await;
     // Creation times have whole seconds; the older one is made older.
-    let of_old = token::enrolment_name(&token);
+    let of_old = enrolment_name(&token);
     lab.api.edit(
         "enrolments",
         &of_old,

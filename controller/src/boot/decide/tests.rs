@@ -1,6 +1,5 @@
 use super::*;
 use crate::{
-    agents::token::TokenKey,
     boot::{
         dhcp::{
             corpus::{all, request},
@@ -8,6 +7,7 @@ use crate::{
         },
         pass::PassKey,
     },
+    token::TokenKey,
 };
 
 const RELEASE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";

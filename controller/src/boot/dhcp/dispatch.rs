@@ -22,10 +22,6 @@ use super::{
     wire::Request,
 };
 use crate::{
-    agents::{
-        BootSecrets,
-        keys::{CA_SECRET, TOKEN_SECRET},
-    },
     boot::{
         decide::{Circumstances, Client, Releases},
         pass::{Maker, PassKey},
@@ -35,6 +31,7 @@ use crate::{
     },
     events::{Event, Events},
     log::{Log, Say},
+    token::{BootSecrets, CA_SECRET, TOKEN_SECRET},
     world::World,
 };
 

@@ -23,13 +23,13 @@ use super::{
     rogue::{Intruder, Watch},
 };
 use crate::{
-    agents::BootSecrets,
     boot::{
         decide::Releases,
         segment::{self, Net, Plan, Ports},
         status::{self, Facts, Trouble},
     },
     events::Events,
+    token::BootSecrets,
     world::World,
 };
 

@@ -18,7 +18,6 @@ use super::{
     route::{self, Boot, ReleaseName, Route, SegmentKey},
 };
 use crate::{
-    agents::BootSecrets,
     boot::{
         config,
         files::{Files, Ramdisk},
@@ -28,6 +27,7 @@ use crate::{
         segment::{Net, Plan},
         uki,
     },
+    token::BootSecrets,
     world::World,
 };
 

@@ -2,7 +2,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    agents::token::TokenKey,
     boot::{
         dhcp::{
             corpus::{all, packet, request},
@@ -12,6 +11,7 @@ use crate::{
         pass::{Maker, PassKey},
         policy::Verdict,
     },
+    token::TokenKey,
 };
 
 const NOW: Duration = Duration::from_secs(100);

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, SocketAddrV4, UdpSocket},
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc,
@@ -15,28 +15,23 @@ use kube::runtime::{
     reflector::{self, Store, store::Writer},
     watcher,
 };
-use muster_proto::{
-    inventory::{Inventory, Nic},
-    kinds::{BareMetalHost, Enrolment, Packed, Profile, ServerSpec, ServerStatus, Session},
-};
+use muster_proto::kinds::{BareMetalHost, Enrolment, Profile};
 use socket2::{Domain, Socket, Type};
 
 use super::*;
 use crate::{
-    agents::token::TokenKey,
-    boot::{
-        dhcp::{
-            corpus::packet,
-            engine::{CLIENT_PORT, PXE_PORT, SERVER_PORT},
-            fixtures::{PORTS, a_net, a_segment},
-            leases::Proposal,
-            wire::{Kind, Options, address_at},
-        },
-        segment::Net,
+    boot::dhcp::{
+        corpus::packet,
+        engine::{CLIENT_PORT, SERVER_PORT},
+        fixtures::{PORTS, a_net, a_segment},
+        wire::Options,
     },
     metrics::Registry,
+    token::TokenKey,
 };
 
+mod beside;
+mod memory;
 mod namespace;
 use namespace::Namespace;
 
@@ -256,158 +251,6 @@ fn from_us(reply: &[u8]) -> bool {
     server_of(reply) == Some(Ipv4Addr::new(10, 77, 0, 1))
 }
 
-/// A DHCP server that is not ours, on a third machine (10.77.0.2).
-struct Dnsmasq {
-    child: Child,
-    namespace: Namespace,
-    _leases: tempfile::TempDir,
-}
-
-impl Dnsmasq {
-    fn beside(site: &Site) -> Dnsmasq {
-        let namespace = Namespace::new();
-        // The server's thread is busy serving; a cable can be made from this end as well.
-        let there = site.server.id;
-        namespace.ip(&format!(
-            "link add eth0 type veth peer name to-dnsmasq netns /proc/{there}/ns/net"
-        ));
-        site.ip("link set to-dnsmasq master br0 up");
-        namespace.ip("link set eth0 up");
-        namespace.ip("addr add 10.77.0.2/24 dev eth0");
-        let leases = tempfile::tempdir().unwrap();
-        let file = leases.path().join("leases");
-        let child = namespace.run(move || {
-            Command::new("/usr/sbin/dnsmasq")
-                .args([
-                    "--keep-in-foreground",
-                    "--conf-file=/dev/null",
-                    "--port=0",
-                    "--user=root",
-                    "--no-ping",
-                ])
-                .args(["--interface=eth0", "--bind-interfaces", "--pid-file="])
-                .args(["--dhcp-range=10.77.0.20,10.77.0.90,1h", "--dhcp-authoritative"])
-                .arg(format!("--dhcp-leasefile={}", file.display()))
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("dnsmasq is installed (package dnsmasq-base)")
-        });
-        Dnsmasq {
-            child,
-            namespace,
-            _leases: leases,
-        }
-    }
-}
-
-impl Drop for Dnsmasq {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = &self.namespace;
-    }
-}
-
-/// The address that a machine is offered first where nobody uses it.
-fn home(net: &Net, mac: Mac) -> Ipv4Addr {
-    match Leases::new(Pool::of(net), Duration::from_secs(3600)).propose(mac, None, Duration::ZERO) {
-        Proposal::Probe(address) => address,
-        other => panic!("a fresh pool proposes: {other:?}"),
-    }
-}
-
-#[test]
-fn a_server_leases_what_nobody_uses_and_reports_a_second_one() {
-    let mut site = Site::new(a_segment("br0", DhcpMode::Server), |_| {});
-    site.wait("serving, alone", |facts| {
-        facts.serving.is_ok() && facts.intruders == Some(Vec::new())
-    });
-
-    let home = home(&a_net(DhcpMode::Server), "52:54:00:12:34:56".parse().unwrap());
-    site.client.ip(&format!("addr add {home}/24 dev eth0"));
-    // Here the stranger is the client's own machine: its port answers ARP with another MAC address than the packets name.
-    let offer = ask(&site.client, packet("ovmf-pxe-discover"), from_us);
-    let offered = address_at(&offer, 16);
-    assert_ne!(offered, home);
-    assert_eq!(Options::read(&offer).unwrap().kind(), Some(Kind::Offer));
-    assert_eq!(
-        Options::read(&offer).unwrap().get(67),
-        Some(&b"snponly.efi\0"[..])
-    );
-    assert!(
-        site.metrics()
-            .contains("muster_dhcp_conflicts_total{segment=\"metal/rack\"} 1"),
-        "{}",
-        site.metrics()
-    );
-
-    let dnsmasq = Dnsmasq::beside(&site);
-    ask(&site.client, packet("agent-discover"), |reply| {
-        server_of(reply) == Some(Ipv4Addr::new(10, 77, 0, 2))
-    });
-    let facts = site.wait("a second server", |facts| {
-        facts
-            .intruders
-            .as_ref()
-            .is_some_and(|intruders| !intruders.is_empty())
-    });
-    assert_eq!(facts.intruders.unwrap()[0].server, Ipv4Addr::new(10, 77, 0, 2));
-    assert_eq!(site.events.try_recv().unwrap().event.reason, "AnotherServer");
-    drop(dnsmasq);
-
-    // The segment goes, and its port with it, while the server runs on.
-    let gone = a_segment("br0", DhcpMode::Server);
-    site.segments.apply_watcher_event(&watcher::Event::Delete(gone));
-    let mut facts = site.facts.clone();
-    runtime().block_on(async {
-        tokio::time::timeout(PATIENCE, facts.wait_for(BTreeMap::is_empty))
-            .await
-            .expect("the segment is let go")
-            .unwrap();
-    });
-    let free = Command::new("nsenter")
-        .args([
-            &format!("--net=/proc/{}/ns/net", site.server.id),
-            "ss",
-            "-Hlun",
-            "sport = :67",
-        ])
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&free.stdout), "");
-}
-
-#[test]
-fn a_proxy_adds_boot_files_beside_dnsmasq() {
-    let site = Site::new(a_segment("br0", DhcpMode::Proxy), |_| {});
-    site.wait("serving", |facts| facts.serving.is_ok());
-    let _dnsmasq = Dnsmasq::beside(&site);
-
-    let mut broadcast = packet("ovmf-pxe-discover");
-    broadcast[10] = 0x80;
-    let address = ask(&site.client, broadcast.clone(), |reply| {
-        server_of(reply) == Some(Ipv4Addr::new(10, 77, 0, 2))
-    });
-    assert!(!address_at(&address, 16).is_unspecified());
-    let boot = ask(&site.client, broadcast, from_us);
-    assert!(address_at(&boot, 16).is_unspecified());
-    let options = Options::read(&boot).unwrap();
-    assert_eq!(options.get(60), Some(&b"PXEClient"[..]));
-    assert_eq!(options.get(67), Some(&b"snponly.efi\0"[..]));
-
-    site.client.ip("addr add 10.77.0.99/24 dev eth0");
-    let to = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 1), PXE_PORT);
-    let (ack, _) =
-        ask_at(&site.client, packet("uefi-pxe-4011-request"), to, from_us).expect("port 4011 answers");
-    assert_eq!(Options::read(&ack).unwrap().kind(), Some(Kind::Ack));
-
-    // The address server was heard many times by now, and is no intruder.
-    let facts = site.facts.borrow()["metal/rack"].clone();
-    assert_eq!(facts.intruders, Some(Vec::new()));
-    assert!(facts.serving.is_ok());
-}
-
 #[test]
 fn replies_come_from_the_address_that_the_segment_boots_from_however_it_is_labelled() {
     let vip = Ipv4Addr::new(10, 77, 0, 9);
@@ -479,135 +322,4 @@ fn an_edge_without_keys_says_so_until_it_has_read_them() {
     assert!(dispatch.awaits_keys(), "it has only just begun");
     read.send_replace(Some(keys()));
     assert_eq!((reason(), dispatch.awaits_keys()), (None, false));
-}
-
-/// A machine that was off and asks for the address that it had (RFC 2131, 4.3.2).
-fn reboot(machine: u8, address: Ipv4Addr) -> Vec<u8> {
-    let mut bytes = vec![0; 240];
-    bytes[..4].copy_from_slice(&[1, 1, 6, 0]);
-    bytes[28..34].copy_from_slice(&[0x52, 0x54, 0, 0, 0, machine]);
-    bytes[236..].copy_from_slice(&[99, 130, 83, 99]);
-    bytes.extend([53, 1, 3, 50, 4]);
-    bytes.extend(address.octets());
-    bytes.push(255);
-    bytes
-}
-
-#[test]
-fn leases_outlive_a_typo_and_an_interface_that_blinks_but_not_their_segment() {
-    let made = |uid: &str| {
-        let mut segment = a_segment("br0", DhcpMode::Server);
-        segment.metadata.uid = Some(uid.to_owned());
-        segment
-    };
-    let mut site = Site::new(made("first"), |_| {});
-    let address = Ipv4Addr::new(10, 77, 0, 150);
-    let answer = |site: &Site, machine| {
-        site.wait("serving", |facts| facts.serving.is_ok());
-        let reply = ask(&site.client, reboot(machine, address), from_us);
-        Options::read(&reply).unwrap().kind()
-    };
-    assert_eq!(answer(&site, 1), Some(Kind::Ack));
-    assert_eq!(answer(&site, 2), Some(Kind::Nak));
-
-    let mut typo = made("first");
-    typo.spec.dhcp.router = Some("10.78.0.1".to_owned());
-    site.segments.apply_watcher_event(&watcher::Event::Apply(typo));
-    site.wait("invalid", |facts| facts.serving.is_err());
-    site.segments
-        .apply_watcher_event(&watcher::Event::Apply(made("first")));
-    assert_eq!(answer(&site, 2), Some(Kind::Nak));
-
-    site.ip("addr del 10.77.0.1/24 dev br0");
-    site.wait("no address", |facts| facts.serving.is_err());
-    site.ip("addr add 10.77.0.1/24 dev br0");
-    assert_eq!(answer(&site, 2), Some(Kind::Nak));
-
-    // As if made anew between two looks.
-    let mut anew = made("second");
-    anew.metadata.generation = Some(7);
-    site.segments.apply_watcher_event(&watcher::Event::Apply(anew));
-    site.wait("the new one", |facts| facts.generation == Some(7));
-    assert_eq!(answer(&site, 2), Some(Kind::Ack));
-}
-
-/// Its inventory claims every address from .100 to .199, each for another NIC.
-fn a_server(segment: &str, address: &str, state: SessionState, since: &str) -> Arc<Server> {
-    let nic = |last| Nic {
-        mac: Some(Mac([0, 0x1b, 0x21, 9, 9, last])),
-        addresses: vec![format!("fe80::{last:x}/64"), format!("10.77.0.{last}/24")],
-        ..Nic::default()
-    };
-    let mut server = Server::new("s", ServerSpec::default());
-    server.status = Some(ServerStatus {
-        session: Some(Session {
-            state,
-            since: since.to_owned(),
-            address: address.to_owned(),
-            segment: segment.to_owned(),
-            ..Session::default()
-        }),
-        inventory: Some(Packed::new(&Inventory {
-            nics: (100..=199).map(nic).collect(),
-            ..Inventory::default()
-        })),
-        ..ServerStatus::default()
-    });
-    Arc::new(server)
-}
-
-#[test]
-fn a_machine_speaks_for_the_one_address_that_it_was_seen_with_in_its_own_segment() {
-    let (gone, there) = (SessionState::Disconnected, SessionState::Connected);
-    let servers = [
-        a_server("metal/rack", "10.77.0.101", gone, "2026-01-01T00:00:00Z"),
-        a_server("metal/rack", "10.77.0.102", there, "2026-01-01T00:00:00Z"),
-        a_server("metal/rack", "10.77.0.103", gone, "2026-01-02T00:00:00Z"),
-        a_server("metal/rack", "10.77.0.20", there, "2026-01-02T00:00:00Z"),
-        a_server("metal/far-away", "10.77.0.104", there, "2026-01-02T00:00:00Z"),
-        a_server("metal/rack", "fe80::69", there, "2026-01-02T00:00:00Z"),
-        Arc::new(Server::new("new", ServerSpec::default())),
-    ];
-    let had = |last| (Mac([0, 0x1b, 0x21, 9, 9, last]), Ipv4Addr::new(10, 77, 0, last));
-    assert_eq!(
-        former_addresses(&servers, "metal/rack"),
-        [had(102), had(103), had(101)]
-    );
-}
-
-#[test]
-fn what_machines_had_is_theirs_also_where_a_segment_leases_later_or_more() {
-    let there = a_server(
-        "metal/rack",
-        "10.77.0.150",
-        SessionState::Connected,
-        "2026-01-01T00:00:00Z",
-    );
-    let world = a_world(empty(), stored(vec![Server::clone(&there)]));
-    let events = Events::new(tokio::sync::mpsc::channel(1).0);
-    let service = a_service(world, &Arc::default(), events, &mut Registry::default());
-    let narrow = |mut net: Net| {
-        net.handout.ranges = vec![(Ipv4Addr::new(10, 77, 0, 100), Ipv4Addr::new(10, 77, 0, 101))];
-        net
-    };
-    let had = Ipv4Addr::new(10, 77, 0, 150);
-    // Nor when it was served by another one meanwhile.
-    let mut memories = Memories::new();
-    let segment = Arc::new(a_segment("eth1", DhcpMode::Server));
-    renew(&service, &mut memories, &segment, &a_net(DhcpMode::Server));
-    activate(&service, &[segment], &Plan::new(), &mut memories);
-    assert!(memories.values().all(|memory| memory.seeded.is_none()));
-    for before in [a_net(DhcpMode::Proxy), narrow(a_net(DhcpMode::Server))] {
-        let segment = Arc::new(a_segment("eth1", DhcpMode::Server));
-        let mut memories = Memories::new();
-        renew(&service, &mut memories, &segment, &before);
-        let active = renew(&service, &mut memories, &segment, &a_net(DhcpMode::Server));
-        let now = service.dispatch.now();
-        let another = active.leases().propose(Mac([2, 0, 0, 0, 0, 1]), Some(had), now);
-        assert!(!matches!(another, Proposal::Ready(address) | Proposal::Probe(address) if address == had));
-        let own = active
-            .leases()
-            .propose(Mac([0, 0x1b, 0x21, 9, 9, 150]), None, now);
-        assert!(matches!(own, Proposal::Probe(address) if address == had));
-    }
 }

@@ -12,7 +12,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    agents::token::TokenKey,
     boot::{
         decide::{Circumstances, File, decide},
         dhcp::corpus::request,
@@ -20,6 +19,7 @@ use crate::{
         http::body,
         segment::{self, Link, Ports},
     },
+    token::TokenKey,
 };
 
 const MAC: &str = "525400123456";

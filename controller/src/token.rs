@@ -1,10 +1,17 @@
-//! One-time tokens: sealed claims that any replica can check, spent by an Enrolment named after their hash.
+//! What network boot and the agents' side share: one-time tokens, sealed claims that any replica can check, and the Secrets behind them.
+//!
+//! `boot` hands tokens out; `agents` takes them back, each for one Enrolment, and makes and reads the Secrets.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use muster_proto::Mac;
 use serde::{Deserialize, Serialize};
 
 use crate::time;
+
+/// The Secret with the authority: `ca.crt`, `ca.key`, during an overlap `previous.crt` and `cross.crt`.
+pub const CA_SECRET: &str = "muster-ca";
+/// The Secret with the key that seals tokens: `key`, at least 32 random bytes.
+pub const TOKEN_SECRET: &str = "muster-token-key";
 
 /// How long a token can be spent, in seconds from [`Claims::issued`].
 pub const LIFETIME: i64 = muster_proto::config::TOKEN_LIFETIME;
@@ -14,6 +21,15 @@ pub const SKEW: i64 = time::SKEW.as_secs();
 
 /// The longest token that is looked at, in bytes; a sealed one is about 250.
 pub const MAX: usize = 2048;
+
+/// What the boot services put beside the initramfs.
+#[derive(Clone, Debug)]
+pub struct BootSecrets {
+    /// The authorities that agents trust, PEM; during a rotation two.
+    pub ca_pem: String,
+    /// Seals tokens.
+    pub token_key: TokenKey,
+}
 
 /// What a token says: served on that segment, for a machine that asked with that address, then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,11 +125,6 @@ impl TokenKey {
     }
 }
 
-/// The name of the Enrolment that spends `token`: `token-` and the first 40 hexadecimal digits of its SHA-256.
-pub fn enrolment_name(token: &str) -> String {
-    format!("token-{}", &super::ca::sha256_hex(token.as_bytes())[..40])
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -164,13 +175,6 @@ mod tests {
         big.segment = "x".repeat(MAX);
         let token = key.seal(&big);
         assert_eq!(key.open(&token, big.issued), Err(TokenError::Forged));
-    }
-
-    #[test]
-    fn the_enrolments_name_is_a_valid_object_name() {
-        let name = enrolment_name("a");
-        assert_eq!(name, "token-ca978112ca1bbdcafac231b39a23dc4da786eff8");
-        assert_ne!(name, enrolment_name("b"));
     }
 
     proptest! {
