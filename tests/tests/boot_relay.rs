@@ -1,8 +1,12 @@
 //! Networks that only a relay agent leads to, and several networks at once.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
+use muster_agent::net::dhcp::{self, Change};
 use muster_proto::{
     Mac,
     kinds::{Dhcp, DhcpMode, Profile, Range, SegmentSpec, UnknownPolicy},
@@ -11,6 +15,8 @@ use muster_tests::{
     bridges::{BR0, BR1},
     dnsmasq::Dnsmasq,
     machine::{Machine, MachineSpec},
+    netns::Netns,
+    scratch::Scratch,
     sim::{
         Clients,
         dhcp::{Asker, Client},
@@ -19,6 +25,7 @@ use muster_tests::{
     slots::Slots,
     stage::{Stage, segment},
 };
+use tokio::{runtime::Builder, sync::mpsc, time::timeout};
 
 /// Generous: it takes 7 s on a quiet machine.
 const SOON: Duration = Duration::from_secs(120);
@@ -168,4 +175,47 @@ async fn segments_are_told_apart_and_a_bridge_without_one_hears_nothing() {
     }
     let closed = clients.tcp(SocketAddr::from(([10, 83, 0, 1], 8080))).await;
     assert!(closed.is_err(), "no boot files there");
+}
+
+/// Its other NIC has an address of another network, which the kernel would write into what this one sends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nic_without_an_address_is_heard_where_return_paths_are_checked_strictly() {
+    let scratch = Scratch::new().unwrap();
+    let edge = Netns::new().unwrap();
+    edge.bridge("br0", Some("10.77.0.1/24")).unwrap();
+    edge.bridge("br1", Some("10.78.0.1/24")).unwrap();
+    edge.sysctl("ipv4/conf/all/rp_filter", "1").unwrap();
+    let machine = edge.neighbour("br0", "eth0", "10.77.0.5/24").unwrap();
+    edge.cable("eth1", &machine, "eth1").unwrap();
+    edge.join("eth1", "br1").unwrap();
+    let own = mac(6);
+    machine.ip(&format!("link set eth1 address {own}")).unwrap();
+    // As in the ramdisk; a new namespace has it from the computer that runs this.
+    for link in ["all", "eth1"] {
+        machine
+            .sysctl(&format!("ipv4/conf/{link}/rp_filter"), "0")
+            .unwrap();
+    }
+    let range = "10.78.0.50,10.78.0.99";
+    let _server = Dnsmasq::start(&edge, "br1", range, scratch.path(), &[])
+        .await
+        .unwrap();
+
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let ask = async move {
+        let ended = tell.clone();
+        tokio::select! {
+            asked = dhcp::run("eth1", own, None, |change| _ = tell.send(change)) => asked.unwrap(),
+            () = ended.closed() => {}
+        }
+    };
+    let job = move || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(ask);
+    };
+    machine.start("dhcp", job).unwrap();
+    match timeout(SOON, told.recv()).await.unwrap() {
+        Some(Change::Granted(lease)) => assert_eq!(lease.server, Ipv4Addr::new(10, 78, 0, 1)),
+        other => panic!("{other:?}"),
+    }
 }

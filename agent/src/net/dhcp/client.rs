@@ -49,6 +49,8 @@ enum State {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Outgoing {
     pub(super) bytes: Vec<u8>,
+    /// Our address; unspecified while we have none.
+    pub(super) from: Ipv4Addr,
     pub(super) to: Ipv4Addr,
 }
 
@@ -134,6 +136,7 @@ impl Client {
         self.next = Some(next);
         Some(Outgoing {
             bytes: packet::encode(ask, self.mac, self.xid, secs),
+            from: ask.own(),
             to,
         })
     }
@@ -317,6 +320,26 @@ mod tests {
         let lost = client.expire(at(1_000_002)).unwrap();
         assert_eq!(lost.address, ADDRESS);
         assert_eq!(kind(&client.send(at(1_000_002)).unwrap()), MessageType::Discover);
+    }
+
+    #[test]
+    fn a_message_comes_from_an_address_only_while_that_is_ours() {
+        // Even of an address that was held before.
+        let mut client = Client::new(MAC, 64 << 32, Some(ADDRESS));
+        let discover = client.send(at(0)).unwrap();
+        client.receive(&answer(&discover, MessageType::Offer), at(1));
+        let request = client.send(at(1)).unwrap();
+        client.receive(&answer(&request, MessageType::Ack), at(2));
+        let renew = client.send(at(500_002)).unwrap();
+        let rebind = client.send(at(875_002)).unwrap();
+        assert_eq!(rebind.to, Ipv4Addr::BROADCAST);
+        client.expire(at(1_000_002)).unwrap();
+        let anew = client.send(at(1_000_002)).unwrap();
+        let nobody = Ipv4Addr::UNSPECIFIED;
+        assert_eq!(
+            [discover, request, renew, rebind, anew].map(|outgoing| outgoing.from),
+            [nobody, nobody, ADDRESS, ADDRESS, nobody]
+        );
     }
 
     #[test]

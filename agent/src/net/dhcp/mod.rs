@@ -1,22 +1,26 @@
-//! A DHCPv4 client (RFC 2131) for one interface: `client` decides, `packet` speaks, [`run`] does the IO.
+//! A DHCPv4 client (RFC 2131) for one interface: `client` decides, `packet` and `frame` speak, [`run`] does the IO.
 
 mod client;
+mod frame;
 mod packet;
 
 use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4},
+    os::fd::IntoRawFd,
     time::Duration,
 };
 
-use muster_proto::Mac;
+use muster_proto::{Chain, Mac};
+use nix::net::if_::if_nametoindex;
+use pnet::datalink::{self, Channel, ChannelType, DataLinkSender, NetworkInterface};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::UdpSocket,
     time::{Instant, timeout_at},
 };
 
-use super::Route;
+use super::{NetworkError, Route};
 use client::{Client, Outcome};
 
 const SERVER_PORT: u16 = 67;
@@ -103,6 +107,7 @@ pub enum Change {
 /// If the socket fails.
 pub async fn run(name: &str, mac: Mac, former: Option<Ipv4Addr>, tell: impl Fn(Change)) -> io::Result<()> {
     let socket = open(name)?;
+    let mut frames = frames_or_warning(name);
     let started = Instant::now();
     let mut client = Client::new(mac, super::random(), former);
     let mut datagram = [0; DATAGRAM];
@@ -111,9 +116,15 @@ pub async fn run(name: &str, mac: Mac, former: Option<Ipv4Addr>, tell: impl Fn(C
             tell(Change::Lost(lost));
         }
         if let Some(outgoing) = client.send(started.elapsed()) {
-            let to = SocketAddrV4::new(outgoing.to, SERVER_PORT);
             // No route or a full queue: the next try is due anyway.
-            _ = socket.send_to(&outgoing.bytes, to).await;
+            if outgoing.from.is_unspecified()
+                && let Some(frames) = &mut frames
+            {
+                _ = frames.send_to(&frame::to_everyone(mac, &outgoing.bytes), None);
+            } else {
+                let to = SocketAddrV4::new(outgoing.to, SERVER_PORT);
+                _ = socket.send_to(&outgoing.bytes, to).await;
+            }
         }
         let received = match client.wake() {
             Some(wake) => timeout_at(started + wake, socket.recv_from(&mut datagram)).await,
@@ -134,7 +145,7 @@ pub async fn run(name: &str, mac: Mac, former: Option<Ipv4Addr>, tell: impl Fn(C
     }
 }
 
-/// A socket that hears and speaks on this one interface, before that has an address.
+/// A socket that hears on this one interface also before that has an address, and speaks from the address.
 fn open(name: &str) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     socket.set_reuse_address(true)?;
@@ -142,4 +153,50 @@ fn open(name: &str) -> io::Result<UdpSocket> {
     socket.bind_device(Some(name.as_bytes()))?;
     socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT).into())?;
     UdpSocket::from_std(socket.into())
+}
+
+/// What sends frames on this one interface; without it the client asks by its other socket, with a warning.
+fn frames_or_warning(name: &str) -> Option<Box<dyn DataLinkSender>> {
+    let failed = |source| NetworkError::Interface {
+        action: "open a packet socket",
+        interface: name.to_owned(),
+        source,
+    };
+    open_frames(name)
+        .map_err(failed)
+        .inspect_err(|error| {
+            tracing::warn!(
+                "{}; what it asks for an address may come from that of another interface",
+                Chain(error)
+            );
+        })
+        .ok()
+}
+
+/// A socket that sends whole frames on this one interface and hears none: it is for no type of frames, so that what else arrives, images
+/// included, does not pass through it as well.
+fn open_frames(name: &str) -> io::Result<Box<dyn DataLinkSender>> {
+    const NO_TYPE: u16 = 0;
+    let link = NetworkInterface {
+        name: name.to_owned(),
+        description: String::new(),
+        index: if_nametoindex(name)?,
+        mac: None,
+        ips: Vec::new(),
+        flags: 0,
+    };
+    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+    let config = datalink::Config {
+        // Nothing else is done while it waits.
+        write_timeout: Some(Duration::ZERO),
+        promiscuous: false,
+        // Binds to this type; the socket is a raw one all the same.
+        channel_type: ChannelType::Layer3(NO_TYPE),
+        socket_fd: Some(socket.into_raw_fd()),
+        ..datalink::Config::default()
+    };
+    match datalink::channel(&link, config)? {
+        Channel::Ethernet(sender, _) => Ok(sender),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
 }

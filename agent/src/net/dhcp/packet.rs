@@ -55,6 +55,16 @@ pub(super) enum Ask {
     Renew(Ipv4Addr),
 }
 
+impl Ask {
+    /// The address that whoever asks this has; unspecified without one.
+    pub(super) fn own(self) -> Ipv4Addr {
+        match self {
+            Ask::Renew(address) => address,
+            Ask::Discover(_) | Ask::Request { .. } => Ipv4Addr::UNSPECIFIED,
+        }
+    }
+}
+
 /// What a server answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
@@ -68,11 +78,6 @@ pub(super) enum Reply {
 
 /// The message that asks, as transaction `xid`, `secs` seconds after the first try.
 pub(super) fn encode(ask: Ask, mac: Mac, xid: u32, secs: u16) -> Vec<u8> {
-    let own = if let Ask::Renew(address) = ask {
-        address
-    } else {
-        Ipv4Addr::UNSPECIFIED
-    };
     let mut options = DhcpOptions::new();
     options.insert(DhcpOption::MessageType(match ask {
         Ask::Discover(_) => MessageType::Discover,
@@ -90,7 +95,7 @@ pub(super) fn encode(ask: Ask, mac: Mac, xid: u32, secs: u16) -> Vec<u8> {
         }
         Ask::Discover(None) | Ask::Renew(_) => {}
     }
-    let mut bytes = header(mac, xid, secs, own);
+    let mut bytes = header(mac, xid, secs, ask.own());
     let mut text = Vec::new();
     options
         .encode(&mut Encoder::new(&mut text))
