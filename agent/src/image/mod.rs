@@ -157,6 +157,16 @@ pub enum Failure {
         /// Why.
         source: SourceError,
     },
+    /// It is not whole, and nobody told how long it is: its connection may have broken.
+    #[error(
+        "fetch the image: {bytes} bytes came, and its server tells no length (Content-Length); if the file has more, the connection broke, and another try may bring all of them"
+    )]
+    Untold {
+        /// So many came.
+        bytes: u64,
+        /// By what it is known not to be whole.
+        source: Box<Failure>,
+    },
     /// It is of a format that is not written.
     #[error("recognise the image")]
     Format {
@@ -233,6 +243,30 @@ pub enum Failure {
         /// By whom.
         source: Stopped,
     },
+}
+
+impl Failure {
+    /// What this is after a download that brought `got`: where nobody told how long the file is, it may only be cut off.
+    fn given(self, got: source::Got) -> Failure {
+        let may_be_cut = match &self {
+            Failure::Mismatch { .. }
+            | Failure::Format {
+                source: FormatError::Short(_),
+            }
+            | Failure::Layout {
+                source: LayoutError::Truncated { .. },
+            } => true,
+            Failure::Decode { source } => source.kind() == io::ErrorKind::UnexpectedEof,
+            _ => false,
+        };
+        if got.is_told || !may_be_cut {
+            return self;
+        }
+        Failure::Untold {
+            bytes: got.bytes,
+            source: Box::new(self),
+        }
+    }
 }
 
 /// Writes the image that `job` means to the disk that it means, with `config_drive` on a partition at its end, and enters it

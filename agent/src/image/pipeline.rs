@@ -18,7 +18,7 @@ use super::{
     Failure,
     checksum::{Digest, Digested},
     format::{self, Packing},
-    source::{Sink, SourceError},
+    source::{Got, Sink, SourceError},
 };
 use crate::{
     disk::aligned::Aligned,
@@ -48,8 +48,8 @@ const BARREN: u64 = 256 << 20;
 /// What came through.
 #[derive(Debug)]
 pub(super) struct Transfer {
-    /// Bytes from the network.
-    pub(super) transferred: u64,
+    /// From the network.
+    pub(super) got: Got,
     /// Bytes of the image.
     pub(super) image: u64,
     /// Digest of those from the network.
@@ -108,7 +108,7 @@ enum DecodeEnd {
 /// Brings the bytes of `source` to `write`, decompressed, in pieces of [`BUFFER`] bytes of which the last may be shorter, and
 /// their digest. `percent` maps how much of the transfer is done to how much of the work is.
 pub(super) fn run(
-    source: impl FnOnce(&mut dyn Sink) -> Result<u64, SourceError> + Send,
+    source: impl FnOnce(&mut dyn Sink) -> Result<Got, SourceError> + Send,
     mut digest: Digest,
     disk_size: u64,
     work: &Work,
@@ -160,15 +160,11 @@ pub(super) fn run(
         let digest = summing.join().expect("the digest does not panic");
         work.go_on().map_err(stopped)?;
         // What failed first: a decoder that gets half a file complains, too.
-        let transferred = fetched.map_err(|source| Failure::Source { source })?;
-        written?;
+        let got = fetched.map_err(|source| Failure::Source { source })?;
+        written.map_err(|failure| failure.given(got))?;
         match decoded {
-            Ok(()) => Ok(Transfer {
-                transferred,
-                image,
-                digest,
-            }),
-            Err(DecodeEnd::Failed(failure)) => Err(failure),
+            Ok(()) => Ok(Transfer { got, image, digest }),
+            Err(DecodeEnd::Failed(failure)) => Err(failure.given(got)),
             Err(DecodeEnd::Unwanted) => unreachable!("the writer ends early only with an error"),
         }
     })

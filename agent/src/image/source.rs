@@ -73,8 +73,17 @@ pub trait Sink {
     fn take(&mut self, bytes: Bytes) -> bool;
 }
 
-/// Gets the whole of `url` into `sink` and returns how many bytes there were: fewer than all only if the sink wanted no more.
-/// Blocks: it runs on a runtime of its own, so that neither waits for the other.
+/// What came of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Got {
+    /// How many bytes: fewer than all only if the sink wanted no more, or if nobody told that there are more.
+    pub bytes: u64,
+    /// False if the file ended where its connection did, and nobody told its length: then a transfer that was cut off looks like a whole
+    /// one (RFC 9112, section 8).
+    pub is_told: bool,
+}
+
+/// Gets the whole of `url` into `sink`. Blocks: it runs on a runtime of its own, so that neither waits for the other.
 ///
 /// # Errors
 /// [`SourceError`].
@@ -84,7 +93,7 @@ pub fn get(
     patience: Patience,
     work: &Work,
     sink: &mut dyn Sink,
-) -> Result<u64, SourceError> {
+) -> Result<Got, SourceError> {
     let url = Url::parse(url).map_err(|source| SourceError::Url { source })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -176,14 +185,19 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    async fn run(&mut self, sink: &mut dyn Sink) -> Result<u64, SourceError> {
+    async fn run(&mut self, sink: &mut dyn Sink) -> Result<Got, SourceError> {
         let mut backoff = Backoff::default();
         let (mut in_a_row, mut in_all) = (0, 0);
         let mut came = Instant::now();
         loop {
             let before = self.at;
             let error = match self.once(sink).await {
-                Ok(()) => return Ok(self.at),
+                Ok(is_told) => {
+                    return Ok(Got {
+                        bytes: self.at,
+                        is_told,
+                    });
+                }
                 Err(error) if error.is_transient() => error,
                 Err(error) => return Err(error),
             };
@@ -217,12 +231,12 @@ impl Source<'_> {
         }
     }
 
-    /// One try: from where we are to the end.
-    async fn once(&mut self, sink: &mut dyn Sink) -> Result<(), SourceError> {
+    /// One try: from where we are to the end, and whether that was told ([`Got::is_told`]).
+    async fn once(&mut self, sink: &mut dyn Sink) -> Result<bool, SourceError> {
         let (url, response) = self.request().await?;
         // Only where nothing follows what has come: the rest of the answer is no part of the file.
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-            return Ok(());
+            return Ok(true);
         }
         let mut skip = self.compare(&url, &response)?;
         self.served = self.connected;
@@ -232,6 +246,11 @@ impl Source<'_> {
             self.validator = validator(response.headers());
             sink.expect(self.total);
         }
+        // With a part, too, a server may tell how long the whole is.
+        let total = self
+            .total
+            .or_else(|| content_range(response.headers()).and_then(|(_, total)| total));
+        let is_told = total.is_some() || tells_end(response.headers());
         let mut body = response.into_body();
         // What the disk takes is not the server's matter.
         let (mut waited, mut came) = (Duration::ZERO, 0);
@@ -254,7 +273,7 @@ impl Source<'_> {
             }
             let Some(frame) = frame else { break };
             // Nothing was lost if only the end of the connection was not as it should be.
-            if frame.is_err() && self.total == Some(self.at) && skip == 0 {
+            if frame.is_err() && total == Some(self.at) && skip == 0 {
                 break;
             }
             let frame = frame.map_err(|source| SourceError::Broken {
@@ -274,16 +293,22 @@ impl Source<'_> {
             }
             self.at += data.len() as u64;
             if !sink.take(data) {
-                return Ok(());
+                return Ok(true);
             }
         }
-        match self.total {
+        match total {
             Some(total) if total != self.at => Err(SourceError::Length {
                 url: url.to_string(),
                 at: self.at,
                 total,
             }),
-            _ => Ok(()),
+            // More had come before.
+            None if skip > 0 && !is_told => Err(SourceError::Length {
+                url: url.to_string(),
+                at: self.at - skip,
+                total: self.at,
+            }),
+            _ => Ok(is_told),
         }
     }
 
@@ -431,6 +456,14 @@ fn validator(headers: &HeaderMap) -> Option<HeaderValue> {
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Whether an answer tells where it ends, by its length or by a last chunk, and not only by the end of its connection (RFC 9112, section 6.3).
+fn tells_end(headers: &HeaderMap) -> bool {
+    let coding = headers.get(header::TRANSFER_ENCODING);
+    let is_chunked =
+        coding.is_some_and(|coding| coding.as_bytes().to_ascii_lowercase().ends_with(b"chunked"));
+    is_chunked || content_length(headers).is_some()
 }
 
 /// Start and length of the whole, of `bytes START-END/TOTAL`; the total may be `*`.

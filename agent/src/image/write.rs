@@ -13,7 +13,7 @@ use super::{
     held::{HEAD, Held, LEAST},
     layout::{Layout, LayoutError},
     pipeline,
-    source::{self, Patience, Sink, SourceError},
+    source::{self, Got, Patience, Sink, SourceError},
     url,
 };
 use crate::{
@@ -112,7 +112,7 @@ impl Writing<'_> {
     pub(super) fn write(
         &self,
         disk: &mut dyn Disk,
-        fetch: impl FnOnce(&mut dyn Sink) -> Result<u64, SourceError> + Send,
+        fetch: impl FnOnce(&mut dyn Sink) -> Result<Got, SourceError> + Send,
         after: &mut After,
     ) -> Result<Written, Failure> {
         let (size, block) = (disk.size(), disk.block());
@@ -143,13 +143,13 @@ impl Writing<'_> {
         )?;
         self.wanted
             .compare(&transfer.digest)
-            .map_err(|source| Failure::Mismatch { source })?;
+            .map_err(|source| Failure::Mismatch { source }.given(transfer.got))?;
         let (mut held, layout) = writer.finish()?;
         layout
             .check_len(transfer.image)
             .map_err(|source| Failure::Layout { source })?;
         let mut written = Written {
-            transferred: transfer.transferred,
+            transferred: transfer.got.bytes,
             image: transfer.image,
             digest: transfer.digest.to_string(),
             ..Written::default()

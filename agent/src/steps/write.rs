@@ -51,7 +51,8 @@ fn failure(error: &WriteError) -> Failure {
         image::Failure::Refused { source } => guarded(source),
         image::Failure::ChecksumList { source } | image::Failure::Source { source } => fetched(source),
         image::Failure::Drive { .. } => Failure::Outdated,
-        image::Failure::Entry { .. }
+        image::Failure::Untold { .. }
+        | image::Failure::Entry { .. }
         | image::Failure::Disk { .. }
         | image::Failure::Threads { .. }
         | image::Failure::Stopped { .. }
@@ -77,5 +78,34 @@ fn fetched(error: &SourceError) -> Failure {
         | SourceError::ProxyAddress(_)
         | SourceError::TooLarge { .. } => Failure::Final,
         _ => Failure::Temporary,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_may_have_been_cut_off_may_come_whole_another_time() {
+        let failed = |source| {
+            failure(&WriteError {
+                url: String::new(),
+                disk: String::new(),
+                after: image::After::Unbootable,
+                source: Box::new(source),
+            })
+        };
+        let mismatch = || image::Failure::Mismatch {
+            source: image::Mismatch {
+                wanted: "sha256:01".to_owned(),
+                found: "sha256:02".to_owned(),
+            },
+        };
+        assert_eq!(failed(mismatch()), Failure::Final);
+        let untold = image::Failure::Untold {
+            bytes: 1,
+            source: Box::new(mismatch()),
+        };
+        assert_eq!(failed(untold), Failure::Temporary);
     }
 }

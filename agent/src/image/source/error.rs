@@ -126,14 +126,14 @@ pub enum SourceError {
         /// In which time.
         waited: Duration,
     },
-    /// The server sent less or more than it said.
+    /// The server sent less or more than it said, or less than it had sent before.
     #[error("get {url}: {at} bytes came of {total}")]
     Length {
         /// What.
         url: String,
         /// How many came.
         at: u64,
-        /// How many the server announced.
+        /// How many the server announced or had sent before.
         total: u64,
     },
     /// After a break the server has something else.

@@ -1,18 +1,15 @@
 use std::{
-    io::{self, BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
     thread::{self, JoinHandle},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, date_time_ymd};
-use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::*;
 use crate::{clock::Clock, net::dns::NameServers, sys::tree::Tree};
+
+mod way;
 
 /// What a server does with one connection, of which it reads one request.
 enum Answer {
@@ -109,6 +106,13 @@ fn part(file: &[u8], start: usize, end: usize, extra: &str) -> Vec<u8> {
     answer("206 Partial Content", &range, &file[start..end])
 }
 
+/// The file up to `end` in one chunk, and what follows that.
+fn chunked(file: &[u8], end: usize, rest: &str, extra: &str) -> Vec<u8> {
+    let size = format!("{end:x}\r\n");
+    let body = [size.as_bytes(), &file[..end], b"\r\n", rest.as_bytes()].concat();
+    answer("200 OK", &format!("Transfer-Encoding: chunked\r\n{extra}"), &body)
+}
+
 /// Refuses a range that begins where a file of `total` bytes ends, or behind it.
 fn nothing_behind(total: usize, extra: &str) -> Vec<u8> {
     let headers = format!("Content-Range: bytes */{total}\r\nContent-Length: 0\r\n{extra}");
@@ -159,84 +163,6 @@ fn a_file_comes_whole() {
     );
     assert!(requests[0].contains("\r\nhost: 127.0.0.1:"));
     assert!(!requests[0].contains("range"));
-}
-
-/// A name server that answers with the addresses 127.0.0.x, these x each time, and with the last of them from then on.
-fn name_server(mut answers: Vec<Vec<u8>>) -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let at = socket.local_addr().unwrap();
-    thread::spawn(move || {
-        let mut query = [0; 300];
-        while let Ok((length, from)) = socket.recv_from(&mut query) {
-            let now = answers[0].clone();
-            if answers.len() > 1 {
-                answers.remove(0);
-            }
-            let mut told = query[..length].to_vec();
-            told[2] |= 0x80;
-            told[7] = u8::try_from(now.len()).unwrap();
-            for last in now {
-                // Of the name that was asked for, an address for a minute.
-                told.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, last]);
-            }
-            socket.send_to(&told, from).unwrap();
-        }
-    });
-    at
-}
-
-#[test]
-fn of_several_addresses_the_one_that_answers_is_taken_and_kept() {
-    let file = file();
-    let tag = "ETag: \"v1\"\r\n";
-    let server = Server::plain(vec![
-        Answer::Bytes(part(&file, 0, 70_000, tag)),
-        Answer::Bytes(part(&file, 70_000, file.len(), tag)),
-    ]);
-    let url = server.url.replace("127.0.0.1", "images.example");
-    let port = Url::parse(&server.url).unwrap().port;
-    // Nobody listens at the third, and of the fourth and fifth nothing comes; the second would be asked first from then on.
-    let at_of = |last| TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), port)).unwrap();
-    let other = at_of(2);
-    other.set_nonblocking(true).unwrap();
-    for (last, head) in [
-        (4, b"" as &[u8]),
-        (5, b"HTTP/1.1 200 OK\r\nETag: \"v2\"\r\nContent-Length: 9\r\n\r\n"),
-    ] {
-        let barren = at_of(last);
-        thread::spawn(move || {
-            for mut stream in barren.incoming().map(Result::unwrap) {
-                _ = stream.write_all(head);
-            }
-        });
-    }
-    let all = vec![3, 4, 5, 1];
-    let at = name_server(vec![all.clone(), all.clone(), all, vec![2, 3, 1]]);
-    let tree = Tree::new();
-    let environment = Environment {
-        name_servers: NameServers::new(move || vec![at]),
-        ..environment(&tree)
-    };
-    assert!(get_all(&url, &environment, patience()).unwrap() == file);
-    assert!(other.accept().is_err(), "it was asked though another one served");
-}
-
-#[test]
-fn the_name_servers_of_the_moment_are_asked() {
-    let server = Server::plain(vec![Answer::Bytes(answer("200 OK", "", &file()))]);
-    let at = name_server(vec![vec![1]]);
-    let tree = Tree::new();
-    let is_leased = AtomicBool::new(false);
-    let environment = Environment {
-        // There is no lease when it begins.
-        name_servers: NameServers::new(move || {
-            let known = is_leased.swap(true, Ordering::Relaxed);
-            known.then_some(at).into_iter().collect()
-        }),
-        ..environment(&tree)
-    };
-    let url = server.url.replace("127.0.0.1", "images.example");
-    assert_eq!(get_all(&url, &environment, patience()).unwrap(), file());
 }
 
 #[test]
@@ -299,12 +225,7 @@ fn a_file_that_changed_meanwhile_is_not_mixed() {
 fn a_file_of_unknown_length_whose_connection_breaks_behind_its_end_is_whole() {
     let file = file();
     let length = file.len();
-    let broken = || {
-        let size = format!("{length:x}\r\n");
-        let chunk = [size.as_bytes(), &file, b"\r\n"].concat();
-        let headers = "Transfer-Encoding: chunked\r\nETag: \"v1\"\r\n";
-        Answer::Bytes(answer("200 OK", headers, &chunk))
-    };
+    let broken = || Answer::Bytes(chunked(&file, length, "", "ETag: \"v1\"\r\n"));
     for extra in ["", "ETag: \"v1\"\r\n"] {
         let end = Answer::Bytes(nothing_behind(length, extra));
         let server = Server::plain(vec![broken(), end]);
@@ -325,6 +246,82 @@ fn a_file_of_unknown_length_whose_connection_breaks_behind_its_end_is_whole() {
             "{refused:?}"
         );
         server.requests();
+    }
+}
+
+#[test]
+fn it_is_known_whether_anybody_told_where_a_file_ends() {
+    struct Any;
+    impl Sink for Any {
+        fn expect(&mut self, _: Option<u64>) {}
+        fn take(&mut self, _: Bytes) -> bool {
+            true
+        }
+    }
+    let file = file();
+    let length = file.len();
+    let bare = |end: usize| answer("200 OK", "", &file[..end]);
+    let broken = || chunked(&file, 70_000, "", "");
+    let rest = |headers: &str| answer("206 Partial Content", headers, &file[70_000..]);
+    let cases = [
+        (vec![part(&file, 0, length, "")], true, length),
+        (vec![chunked(&file, length, "0\r\n\r\n", "")], true, length),
+        (vec![bare(length)], false, length),
+        (vec![bare(70_000)], false, 70_000),
+        (vec![broken(), bare(length)], false, length),
+        (
+            vec![broken(), rest("Content-Range: bytes 70000-199999/200000\r\n")],
+            true,
+            length,
+        ),
+        (
+            vec![
+                broken(),
+                rest("Content-Range: bytes 70000-199999/*\r\nContent-Length: 130000\r\n"),
+            ],
+            true,
+            length,
+        ),
+        (
+            vec![broken(), rest("Content-Range: bytes 70000-199999/*\r\n")],
+            false,
+            length,
+        ),
+        (vec![broken(), nothing_behind(70_000, "")], true, 70_000),
+    ];
+    for (case, (answers, is_told, bytes)) in cases.into_iter().enumerate() {
+        let server = Server::plain(answers.into_iter().map(Answer::Bytes).collect());
+        let environment = environment(&Tree::new());
+        let got = get(
+            &server.url,
+            &environment,
+            patience(),
+            &Work::unwatched(),
+            &mut Any,
+        );
+        let bytes = bytes as u64;
+        assert_eq!(got.unwrap(), Got { bytes, is_told }, "{case}");
+        server.requests();
+    }
+}
+
+#[test]
+fn an_answer_that_ends_before_what_came_earlier_or_before_its_part_does_is_no_end() {
+    let file = file();
+    let range = "Content-Range: bytes 70000-199999/200000\r\n";
+    let server = Server::plain(vec![
+        Answer::Bytes(chunked(&file, 70_000, "", "")),
+        Answer::Bytes(answer("200 OK", "", &file[..50_000])),
+        Answer::Bytes(answer("206 Partial Content", range, &file[70_000..150_000])),
+        Answer::Bytes(part(&file, 150_000, file.len(), "")),
+    ]);
+    assert!(plain(&server.url).unwrap() == file);
+    let requests = server.requests();
+    for (request, range) in requests[1..].iter().zip(["70000-", "70000-", "150000-"]) {
+        assert!(
+            request.contains(&format!("\r\nrange: bytes={range}\r\n")),
+            "{request}"
+        );
     }
 }
 
@@ -534,159 +531,4 @@ fn a_stop_is_heard_while_nothing_comes() {
             .unwrap(),
     );
     server.requests();
-}
-
-/// A certificate authority and a server that it vouches for.
-fn authority() -> (String, Arc<ServerConfig>) {
-    let valid = |params: &mut CertificateParams| {
-        params.not_before = date_time_ymd(2000, 1, 1);
-        params.not_after = date_time_ymd(2100, 1, 1);
-    };
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    valid(&mut params);
-    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
-    valid(&mut params);
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.signed_by(&key, &issuer).unwrap();
-    let server = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )
-        .unwrap();
-    (issuer.pem(), Arc::new(server))
-}
-
-#[test]
-fn only_the_authorities_of_the_site_vouch_for_a_server_of_images() {
-    let file = file();
-    let (pem, tls) = authority();
-    let (other_pem, _) = authority();
-    let one = || {
-        Server::new(
-            Some(Arc::clone(&tls)),
-            vec![Answer::Bytes(part(&file, 0, file.len(), ""))],
-        )
-    };
-    let site = Tree::new()
-        .file("muster/ca/a.pem", &other_pem)
-        .file("muster/ca/b.pem", &pem);
-    let got = get_all(&one().url, &environment(&site), patience()).unwrap();
-    assert!(got == file);
-
-    let strangers = Tree::new().file("muster/ca/a.pem", &other_pem);
-    let refused = get_all(&one().url, &environment(&strangers), patience());
-    assert!(
-        matches!(refused, Err(SourceError::Untrusted { .. })),
-        "{refused:?}"
-    );
-
-    let nobody = get_all(&one().url, &environment(&Tree::new()), patience());
-    assert!(
-        matches!(nobody, Err(SourceError::NoAuthorities { .. })),
-        "{nobody:?}"
-    );
-}
-
-#[test]
-fn a_secure_server_may_not_lead_to_one_that_is_not() {
-    let (pem, tls) = authority();
-    let site = Tree::new().file("muster/ca/a.pem", pem);
-    let away = answer(
-        "302 Found",
-        "Location: http://127.0.0.1:1/x\r\nContent-Length: 0\r\n",
-        b"",
-    );
-    let server = Server::new(Some(tls), vec![Answer::Bytes(away)]);
-    let refused = get_all(&server.url, &environment(&site), patience());
-    assert!(
-        matches!(refused, Err(SourceError::Downgrade { .. })),
-        "{refused:?}"
-    );
-}
-
-#[test]
-fn a_proxy_gets_the_whole_url() {
-    let file = file();
-    let server = Server::plain(vec![Answer::Bytes(part(&file, 0, file.len(), ""))]);
-    let proxy = server
-        .url
-        .trim_start_matches("http://")
-        .split('/')
-        .next()
-        .unwrap()
-        .to_owned();
-    let through = Environment {
-        proxy: Some(proxy),
-        ..environment(&Tree::new())
-    };
-    assert!(get_all("http://images.example/a.raw", &through, patience()).unwrap() == file);
-    let request = &server.requests()[0];
-    assert!(
-        request.starts_with("get http://images.example/a.raw http/1.1\r\nhost: images.example\r\n"),
-        "{request}"
-    );
-}
-
-/// A proxy that answers `CONNECT` with `answer` and then joins both ends.
-fn tunnel(answer: &'static [u8]) -> (String, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let heads = Arc::new(Mutex::new(Vec::new()));
-    let told = Arc::clone(&heads);
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut client = stream.unwrap();
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                client.read_exact(&mut byte).unwrap();
-                head.extend(byte);
-            }
-            let head = String::from_utf8(head).unwrap();
-            let target = head.split(' ').nth(1).unwrap().to_owned();
-            told.lock().unwrap().push(head);
-            client.write_all(answer).unwrap();
-            let Ok(mut server) = TcpStream::connect(target) else {
-                continue;
-            };
-            let (mut to, mut from) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-            thread::spawn(move || io::copy(&mut from, &mut to));
-            thread::spawn(move || io::copy(&mut server, &mut client));
-        }
-    });
-    (address, heads)
-}
-
-#[test]
-fn a_proxy_only_passes_on_what_is_secured() {
-    let file = file();
-    let (pem, tls) = authority();
-    let site = Tree::new().file("muster/ca/a.pem", pem);
-    let server = Server::new(Some(tls), vec![Answer::Bytes(part(&file, 0, file.len(), ""))]);
-    let (proxy, heads) = tunnel(b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n");
-    let through = |proxy: &str| Environment {
-        proxy: Some(proxy.to_owned()),
-        ..environment(&site)
-    };
-    assert!(get_all(&server.url, &through(&proxy), patience()).unwrap() == file);
-    let authority = Url::parse(&server.url).unwrap().authority();
-    assert!(heads.lock().unwrap()[0].starts_with(&format!("CONNECT {authority} HTTP/1.1\r\n")));
-
-    let (closed, _) = tunnel(b"HTTP/1.1 403 Forbidden\r\n\r\n");
-    let few = Patience {
-        tries: 2,
-        ..patience()
-    };
-    let refused = get_all(&server.url, &through(&closed), few);
-    let Err(SourceError::GivenUp { source, .. }) = refused else {
-        panic!("{refused:?}")
-    };
-    assert!(matches!(*source, SourceError::Proxy { .. }), "{source:?}");
 }

@@ -95,6 +95,8 @@ fn uefi() -> Tree {
 /// One write.
 struct Trial {
     packed: Vec<u8>,
+    /// Whether the server tells how much that is.
+    is_told: bool,
     wanted: Wanted,
     tree: Tree,
     config: Option<Box<dyn Contents>>,
@@ -106,6 +108,7 @@ impl Trial {
         Trial {
             wanted: sha256(&packed),
             packed,
+            is_told: true,
             tree: bios(),
             config: None,
             work: Work::unwatched(),
@@ -122,7 +125,7 @@ impl Trial {
         };
         let mut after = After::Untouched;
         let fetch = |sink: &mut dyn Sink| {
-            sink.expect(Some(self.packed.len() as u64));
+            sink.expect(self.is_told.then_some(self.packed.len() as u64));
             let mut at = 0;
             for chunk in self.packed.chunks(100_000) {
                 if !sink.take(Bytes::copy_from_slice(chunk)) {
@@ -130,7 +133,10 @@ impl Trial {
                 }
                 at += chunk.len() as u64;
             }
-            Ok(at)
+            Ok(Got {
+                bytes: at,
+                is_told: self.is_told,
+            })
         };
         (writing.write(disk, fetch, &mut after), after)
     }

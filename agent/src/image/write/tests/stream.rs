@@ -54,6 +54,39 @@ fn a_stream_that_is_cut_off_or_goes_on_with_garbage_is_refused() {
 }
 
 #[test]
+fn an_image_of_untold_length_that_is_not_whole_may_have_been_cut_off() {
+    let untold = |packed: &[u8], wanted: &[u8], expected| {
+        let mut trial = Trial::of(packed.to_vec());
+        (trial.wanted, trial.is_told) = (sha256(wanted), false);
+        trial.fails(&mut old_disk(BLOCK), expected)
+    };
+    let image = image(BLOCK);
+    let (zstd, gzip) = (zstd(&image), gzip(&image));
+    for (whole, came, expected) in [
+        (&image, 7 * MIB, After::Unbootable),
+        (&image, 200 << 10, After::Untouched),
+        (&image, 100, After::Untouched),
+        (&zstd, zstd.len() - 3, After::Unbootable),
+        (&gzip, gzip.len() - 3, After::Unbootable),
+    ] {
+        let cut = untold(&whole[..came], whole, expected);
+        let told = Chain(&cut).to_string();
+        assert!(matches!(cut, Failure::Untold { .. }), "{told}");
+        assert!(
+            told.contains(&format!("{came} bytes came, and its server tells no length")),
+            "{told}"
+        );
+    }
+    // Nothing that might still come makes these any better.
+    let page = b"<!DOCTYPE html>";
+    let refused = untold(page, &image, After::Untouched);
+    assert!(matches!(refused, Failure::Format { .. }), "{refused}");
+    let garbage = [&zstd[..], b"garbage!garbage!garbage!"].concat();
+    let refused = untold(&garbage, &zstd, After::Unbootable);
+    assert!(matches!(refused, Failure::Decode { .. }), "{refused}");
+}
+
+#[test]
 fn several_frames_and_members_are_one_image() {
     let image = image(BLOCK);
     let (first, second) = image.split_at(3 * MIB + 17);
@@ -92,7 +125,10 @@ fn a_stream_that_goes_on_without_content_is_given_up() {
             std::iter::once(Bytes::from(packed)).chain(std::iter::repeat_n(Bytes::from(empty), 10_000));
         let fetch = |sink: &mut dyn Sink| {
             while pieces.next().is_some_and(|piece| sink.take(piece)) {}
-            Ok(0)
+            Ok(Got {
+                bytes: 0,
+                is_told: false,
+            })
         };
         let writing = Writing {
             wanted: trial.wanted.clone(),

@@ -104,7 +104,10 @@ fn every_thread_of_a_write_works_for_who_ordered_it() {
     let fetch = |sink: &mut dyn Sink| {
         assert!(crate::work::break_off("index out of bounds"));
         sink.take(trial.packed.clone().into());
-        Ok(0)
+        Ok(Got {
+            bytes: 0,
+            is_told: true,
+        })
     };
     let stopped = writing
         .write(&mut old_disk(BLOCK), fetch, &mut After::Untouched)
