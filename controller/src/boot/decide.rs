@@ -153,6 +153,11 @@ pub fn decide(request: &Request, at: &Circumstances<'_>) -> Result<File, &'stati
     }
 }
 
+/// Why no machine with the firmware that sent `request` boots here; none: there are boot files for it.
+pub fn unfit(request: &Request) -> Option<&'static str> {
+    Machine::of(request).err()
+}
+
 /// The firmware interfaces that we have boot files for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Machine {

@@ -258,6 +258,8 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
         true => "the hardware is known".to_owned(),
         false => format!("the hardware has changed: {}", changes.join(", ")),
     };
-    draft.tell("InspectionComplete", message);
+    let other = restore::other_architecture(draft.host, &found);
+    let other = other.map(|other| format!("; {other}")).unwrap_or_default();
+    draft.tell("InspectionComplete", message + &other);
     jobs::tidy(draft);
 }

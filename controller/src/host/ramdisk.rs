@@ -17,7 +17,7 @@ use super::{
     observed::{Failure, FailureClass, Power, Tried},
     owner::has_bmc,
     plan::{BmcCall, PowerOrder, Task},
-    power, reboot,
+    power, reboot, restore,
 };
 use crate::hosts::{self, declared_mac};
 use crate::time::{is_ahead, whole_seconds};
@@ -228,15 +228,24 @@ fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
 pub(super) fn announce(draft: &mut Draft<'_>, then: &str) {
     if has_bmc(draft.host) && draft.session().is_none() {
         // Nobody has booted it for that yet.
-        draft.wait_anew("Ramdisk", waits(then));
+        draft.wait_anew("Ramdisk", waits(draft, then));
     }
 }
 
 /// What is waited for.
 const CALL_IN: &str = "waits for the machine's ramdisk to call in";
 
-fn waits(then: &str) -> String {
-    format!("{CALL_IN}; next: {then}")
+fn waits(draft: &Draft<'_>, then: &str) -> String {
+    format!("{CALL_IN}{}; next: {then}", unlikely(draft))
+}
+
+/// Why the ramdisk is not likely to come, if that can be told before; it is waited for all the same, since what somebody wrote may be wrong.
+fn unlikely(draft: &Draft<'_>) -> String {
+    // A machine that has a Server has run it.
+    let without = restore::without_ramdisk(draft.host).filter(|_| draft.server().is_none());
+    without
+        .map(|said| format!(" (there is one for x86_64 only, and spec.architecture says {said})"))
+        .unwrap_or_default()
 }
 
 /// What a host lacks whose machine's ramdisk would not be known for its.
@@ -261,13 +270,14 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
         draft.fail(
             kind,
             format!(
-                "the machine's ramdisk did not call in within {minutes} min: {}{hint}",
+                "the machine's ramdisk did not call in within {minutes} min{}: {}{hint}",
+                unlikely(draft),
                 clause(why)
             ),
         );
         return false;
     }
-    draft.wait_for("Ramdisk", waits(then));
+    draft.wait_for("Ramdisk", waits(draft, then));
     draft.again_after("Ramdisk", BOOT_DEADLINE);
     true
 }
@@ -347,7 +357,7 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
         }
         (Some(Power::On | Power::Off), Some(since)) if since < whole_seconds(draft.seen.began).0 => {
             // The time that has run out meanwhile was not the machine's.
-            draft.wait_anew("Ramdisk", waits(then));
+            draft.wait_anew("Ramdisk", waits(draft, then));
             draft.again_at(draft.now.checked_add(BOOT_DEADLINE).unwrap_or(draft.now));
             start(draft, operation);
         }
@@ -487,7 +497,7 @@ fn may_return(draft: &mut Draft<'_>, then: &str) -> bool {
         return false;
     };
     if !draft.keep_wait() {
-        draft.wait_for("Ramdisk", waits(then));
+        draft.wait_for("Ramdisk", waits(draft, then));
     }
     draft.why("its ramdisk fell silent a moment ago");
     draft.again_at(due);
@@ -532,7 +542,10 @@ pub(super) fn is_awaited(draft: &mut Draft<'_>, then: &str) {
     } else {
         draft.wait_for(
             "Ramdisk",
-            format!("{CALL_IN} (boot it by hand, if it is off or runs something else); next: {then}"),
+            format!(
+                "{CALL_IN}{} (boot it by hand, if it is off or runs something else); next: {then}",
+                unlikely(draft)
+            ),
         );
         draft.again_after("Ramdisk", BOOT_DEADLINE);
     }

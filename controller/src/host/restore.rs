@@ -8,6 +8,7 @@ use muster_proto::{
         BareMetalHost, BareMetalHostStatus, HARDWARE_ANNOTATION, HardwareData, HardwareDetails, Packed,
         STATUS_ANNOTATION,
     },
+    text,
 };
 use serde_json::Value;
 
@@ -179,6 +180,32 @@ pub(super) fn architecture(draft: &mut Draft<'_>, hardware: &Packed<HardwareDeta
         let found = hardware.unpack().cpu.as_ref().and_then(|cpu| cpu.arch.clone());
         draft.metadata.architecture = found.filter(|found| !found.is_empty());
     }
+}
+
+/// The architecture that somebody wrote of `host`, by the kernel's name for it; none: nobody did.
+fn said_architecture(host: &BareMetalHost) -> Option<String> {
+    let said = host.spec.architecture.as_deref().unwrap_or_default();
+    let said = text::clean(said.as_bytes());
+    let said = match said.to_ascii_lowercase().as_str() {
+        "amd64" | "x86-64" => "x86_64".to_owned(),
+        "arm64" => "aarch64".to_owned(),
+        _ => said,
+    };
+    (!said.is_empty()).then_some(said)
+}
+
+/// The architecture that somebody wrote of `host` and that no ramdisk is made for; none: there is one, or nobody wrote any.
+pub(super) fn without_ramdisk(host: &BareMetalHost) -> Option<String> {
+    said_architecture(host).filter(|said| said != "x86_64")
+}
+
+/// How the machine contradicts what somebody wrote of its architecture, for people; none: it does not.
+pub(super) fn other_architecture(host: &BareMetalHost, found: &HardwareDetails) -> Option<String> {
+    let found = found.cpu.as_ref()?.arch.as_deref()?;
+    let said = said_architecture(host).filter(|said| said != found)?;
+    Some(format!(
+        "the machine is {found}, and spec.architecture says {said}, which changes nothing: correct it, unless another machine was meant"
+    ))
 }
 
 /// What is wrong with the hardware that the annotation of `host` tells, for people; none: it can be read, or is not there.

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     boot::{
-        decide::{Circumstances, Client, Releases},
+        decide::{self, Circumstances, Client, Releases},
         pass::{Maker, PassKey},
         policy::Verdict,
         segment::Net,
@@ -89,6 +89,20 @@ pub(super) fn route<'a>(
     }
     // A client behind a relay agent renews its lease with us directly.
     find(&|net| net.interface.is_none() && net.subnet.contains(address)).or(local)
+}
+
+/// What people are told where `step` leaves a machine unanswered that is to boot the ramdisk, because there are no boot files for it.
+fn unfit(request: &Request, step: &Step) -> Option<String> {
+    let Step::Silence(said) = step else {
+        return None;
+    };
+    // What is silent for another reason has nothing to boot here anyway.
+    let why = decide::unfit(request).filter(|why| why == said)?;
+    Some(format!(
+        "the machine with {} gets no boot file: {why}; next: let its firmware boot as BIOS or 64-bit UEFI, if it is x86-64, or take \
+         another machine",
+        request.mac
+    ))
 }
 
 /// Takes requests from all doors.
@@ -363,7 +377,7 @@ impl Dispatch {
             .inc();
         self.say(request, step, key);
         let Step::Send(reply, _) = step else {
-            return;
+            return self.tell_unfit(request, step, active);
         };
         let Some(bytes) = reply.encode(request) else {
             tracing::warn!(segment = key, mac = %request.mac, "the reply does not fit into what the client takes");
@@ -387,6 +401,24 @@ impl Dispatch {
                 .say(request.mac, &what, self.now());
         if let Say::Line(left_out) = said {
             tracing::info!(mac = %request.mac, segment = key, host_name = request.host_name, left_out, "{what}");
+        }
+    }
+
+    /// Tells of a machine that can never boot here, on its Segment and on the host that waits for it.
+    fn tell_unfit(&self, request: &Request, step: &Step, active: &Active) {
+        let Some(message) = unfit(request, step) else {
+            return;
+        };
+        let known = self.world.known(request.mac, request.uuid().as_deref());
+        let host = known.host.map(|host| host.object_ref(&()));
+        for about in std::iter::once(active.reference()).chain(host) {
+            self.events.record(Event {
+                about,
+                related: None,
+                warning: true,
+                reason: "NoBootFile",
+                message: message.clone(),
+            });
         }
     }
 

@@ -617,6 +617,40 @@ fn a_host_whose_nic_nobody_knows_is_told_so_before_its_machine_is_reset() {
 }
 
 #[test]
+fn a_host_that_waits_for_a_ramdisk_of_another_architecture_says_that_there_is_none() {
+    let says = |message: &str| message.contains("x86_64 only, and spec.architecture says aarch64");
+    let mut world = World::new();
+    world.machine.mute = true;
+    world.host().spec.architecture = Some("arm64".to_owned());
+    world.until("the ramdisk is waited for", |world| {
+        world.state() == State::Inspecting && waiting(world).0 == "Ramdisk"
+    });
+    assert!(says(&waiting(&world).1), "{}", waiting(&world).1);
+    world.until("too late", |world| error(world).1.contains("did not call in"));
+    assert!(says(&error(&world).1), "{}", error(&world).1);
+    // What somebody wrote was wrong.
+    world.machine.mute = false;
+    world.reach(State::Available);
+    world.disconnect();
+    (world.machine.on, world.machine.mute) = (false, true);
+    world.set_image(Some(IMAGE));
+    world.until("too late", |world| error(world).1.contains("did not call in"));
+    assert!(!says(&error(&world).1), "{}", error(&world).1);
+}
+
+#[test]
+fn a_host_says_nothing_of_the_ramdisk_of_an_architecture_that_there_is_one_for() {
+    for said in [None, Some(""), Some("x86_64"), Some("amd64")] {
+        let mut world = World::new();
+        world.machine.mute = true;
+        world.host().spec.architecture = said.map(str::to_owned);
+        world.reach(State::Inspecting);
+        world.until("too late", |world| error(world).1.contains("did not call in"));
+        assert!(!error(&world).1.contains("spec.architecture"), "{said:?}");
+    }
+}
+
+#[test]
 fn a_machine_that_is_known_by_more_than_a_declared_nic_is_to_be_looked_at_where_its_ramdisk_stays_away() {
     let mut world = at(State::Available);
     world.host().spec.boot_mac_address = None;

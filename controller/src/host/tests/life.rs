@@ -53,6 +53,34 @@ fn the_architecture_is_written_while_the_host_is_small() {
 }
 
 #[test]
+fn another_architecture_than_somebody_wrote_is_told_with_the_inspection_and_changes_nothing() {
+    for (said, is_told) in [
+        ("aarch64", true),
+        ("arm64", true),
+        ("x86_64", false),
+        ("amd64", false),
+        ("", false),
+    ] {
+        let mut world = World::new();
+        world.host().spec.architecture = Some(said.to_owned());
+        let complete = |world: &World| {
+            let mut events = world.plan().events.into_iter();
+            events.find(|event| event.reason == "InspectionComplete")
+        };
+        world.until("inspected", |world| complete(world).is_some());
+        let message = complete(&world).unwrap().message;
+        let tells = message.contains("is x86_64, and spec.architecture says aarch64");
+        assert_eq!(tells, is_told, "{said}: {message}");
+        world.reach(State::Available);
+        if is_told {
+            assert_eq!(world.host().spec.architecture.as_deref(), Some(said));
+        }
+        world.set_image(Some(IMAGE));
+        world.reach(State::Provisioned);
+    }
+}
+
+#[test]
 fn an_image_is_written_in_the_ramdisk_that_runs_and_taken_away_again() {
     let mut world = World::new();
     world.reach(State::Available);

@@ -83,3 +83,21 @@ fn a_client_behind_a_relay_renews_directly() {
         Some("local")
     );
 }
+
+#[test]
+fn only_a_machine_that_is_to_boot_and_cannot_is_told_of() {
+    let arm = request("ipxe-efi-arm64-discover");
+    let why = decide::unfit(&arm).unwrap();
+    let told = unfit(&arm, &Step::Silence(why)).unwrap();
+    assert!(
+        told.contains("52:54:00:12:34:56") && told.contains("arm64") && told.contains("next: "),
+        "{told}"
+    );
+    for (request, step) in [
+        (&arm, Step::Silence("nobody has described it")),
+        (&arm, Step::Probe(Ipv4Addr::LOCALHOST)),
+        (&request("ovmf-pxe-discover"), Step::Silence(why)),
+    ] {
+        assert_eq!(unfit(request, &step), None, "{step:?}");
+    }
+}

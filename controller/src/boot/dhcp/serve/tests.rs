@@ -15,13 +15,14 @@ use kube::runtime::{
     reflector::{self, Store, store::Writer},
     watcher,
 };
-use muster_proto::kinds::{BareMetalHost, Enrolment, Profile};
+use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, BareMetalHostStatus, Enrolment, Profile};
 use socket2::{Domain, Socket, Type};
 
 use super::*;
 use crate::{
     boot::dhcp::{
         corpus::packet,
+        door::Entrance,
         engine::{CLIENT_PORT, SERVER_PORT},
         fixtures::{PORTS, a_net, a_segment},
         wire::Options,
@@ -322,4 +323,55 @@ fn an_edge_without_keys_says_so_until_it_has_read_them() {
     assert!(dispatch.awaits_keys(), "it has only just begun");
     read.send_replace(Some(keys()));
     assert_eq!((reason(), dispatch.awaits_keys()), (None, false));
+}
+
+#[tokio::test]
+async fn a_machine_without_boot_files_is_told_of_on_its_segment_and_its_host() {
+    let spec = BareMetalHostSpec {
+        boot_mac_address: Some("52:54:00:12:34:56".to_owned()),
+        ..BareMetalHostSpec::default()
+    };
+    let mut host = BareMetalHost::new("arm", spec);
+    host.metadata.namespace = Some("metal".to_owned());
+    let mut status = BareMetalHostStatus::default();
+    "inspecting".clone_into(&mut status.provisioning.state);
+    host.status = Some(status);
+    let world = World {
+        hosts: stored(vec![host.clone()]),
+        ..a_world(empty(), empty())
+    };
+    world.machines.hosts_anew(std::iter::once(&host));
+    let (queue, mut waiting) = tokio::sync::mpsc::channel(8);
+    let service = a_service(
+        world,
+        &Arc::default(),
+        Events::new(queue),
+        &mut Registry::default(),
+    );
+    let net = a_net(DhcpMode::Server);
+    let segment = Arc::new(a_segment("eth1", DhcpMode::Server));
+    let active = renew(&service, &mut Memories::new(), &segment, &net);
+    service.dispatch.serve(Actives::from([(net.key.clone(), active)]));
+    // Nothing is sent through it.
+    let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let entrance = Arc::new(Entrance {
+        interface: Some("eth1".to_owned()),
+        port: SERVER_PORT,
+        socket: Arc::new(socket),
+        frames: None,
+    });
+    let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT);
+    service
+        .dispatch
+        .take(&packet("ipxe-efi-arm64-discover"), from, &entrance);
+    let told = std::iter::from_fn(|| waiting.try_recv().ok()).map(|happened| {
+        let event = happened.event;
+        assert!(event.warning && event.message.contains("arm64"), "{event:?}");
+        (event.about.kind.unwrap(), event.about.name.unwrap(), event.reason)
+    });
+    let expected = [("Segment", "rack"), ("BareMetalHost", "arm")];
+    let expected = expected.map(|(kind, name)| (kind.to_owned(), name.to_owned(), "NoBootFile"));
+    assert_eq!(told.collect::<Vec<_>>(), expected);
 }
