@@ -1,9 +1,10 @@
-//! Serving on a changing set of addresses: one task for each, begun and ended as the set changes.
+//! Serving on a changing set of addresses: one task for each, begun and ended as the set changes; and which ports cannot be opened.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -37,16 +38,135 @@ pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
 }
 
 /// How long to wait after a failure. An interface whose address is not there yet is the common case.
-const AGAIN: Duration = Duration::from_secs(2);
+pub const AGAIN: Duration = Duration::from_secs(2);
 
-/// Runs `serve` for each of `addresses` as long as it is in the set, and again after each failure. `what` is for the log.
-/// Does not return; dropping it ends every task.
-pub async fn on_each<Serve, Serving, Error>(
-    what: &'static str,
+/// A port on which a service listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    number: u16,
+    protocol: &'static str,
+    service: &'static str,
+}
+
+impl Port {
+    /// One of TCP; `service` is for people and the log.
+    pub fn tcp(service: &'static str, number: u16) -> Port {
+        Port {
+            number,
+            protocol: "TCP",
+            service,
+        }
+    }
+
+    /// One of UDP.
+    pub fn udp(service: &'static str, number: u16) -> Port {
+        Port {
+            number,
+            protocol: "UDP",
+            service,
+        }
+    }
+}
+
+/// A port that is to be open and is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// True if another program has it.
+    pub is_taken: bool,
+    /// Which, and why; the same as long as the cause is.
+    pub message: String,
+}
+
+impl Closed {
+    fn of(address: IpAddr, port: Port, error: &io::Error) -> Closed {
+        let Port {
+            number,
+            protocol,
+            service,
+        } = port;
+        let is_taken = error.kind() == io::ErrorKind::AddrInUse;
+        let cause = if is_taken {
+            "is in use by another program".to_owned()
+        } else {
+            format!("cannot be opened: {}", Chain(error))
+        };
+        Closed {
+            is_taken,
+            message: format!("{protocol} port {number} on {address} ({service}) {cause}"),
+        }
+    }
+}
+
+/// The ports that could not be opened when they were tried last: whoever opens them writes it, and who tells people reads it.
+#[derive(Clone, Debug, Default)]
+pub struct Unopened(Arc<Mutex<BTreeMap<(IpAddr, Port), Closed>>>);
+
+impl Unopened {
+    /// Those on `addresses`, always in the same order.
+    pub fn on(&self, addresses: &Addresses) -> Vec<Closed> {
+        self.lock()
+            .iter()
+            .filter(|((address, _), _)| addresses.contains(address))
+            .map(|(_, closed)| closed.clone())
+            .collect()
+    }
+
+    /// What is known of `port` on `address`, until it is dropped.
+    pub(crate) fn entry(&self, address: IpAddr, port: Port) -> Entry {
+        Entry {
+            unopened: self.clone(),
+            address,
+            port,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(IpAddr, Port), Closed>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of one port among the [`Unopened`].
+#[derive(Debug)]
+pub(crate) struct Entry {
+    unopened: Unopened,
+    address: IpAddr,
+    port: Port,
+}
+
+impl Entry {
+    /// It could not be opened; gives the words for it.
+    pub(crate) fn failed(&self, error: &io::Error) -> String {
+        let closed = Closed::of(self.address, self.port, error);
+        let message = closed.message.clone();
+        self.unopened.lock().insert((self.address, self.port), closed);
+        message
+    }
+
+    /// It is open.
+    pub(crate) fn opened(&self) {
+        self.unopened.lock().remove(&(self.address, self.port));
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // Nobody wants it any more.
+        self.opened();
+    }
+}
+
+/// Opens `port` on each of `addresses` and runs `serve` with it as long as the address is in the set, and again after each failure;
+/// what cannot be opened stands in `unopened`. Does not return; dropping it ends every task.
+pub async fn on_each<Open, Opened, Serve, Serving, Error>(
+    port: Port,
     mut addresses: watch::Receiver<Addresses>,
+    unopened: Unopened,
+    open: Open,
     serve: Serve,
 ) where
-    Serve: Fn(IpAddr) -> Serving + Clone + Send + 'static,
+    Open: Fn(SocketAddr) -> io::Result<Opened> + Clone + Send + 'static,
+    Opened: Send + 'static,
+    Serve: Fn(Opened) -> Serving + Clone + Send + 'static,
     Serving: Future<Output = Error> + Send + 'static,
     Error: std::error::Error + Send + 'static,
 {
@@ -57,15 +177,16 @@ pub async fn on_each<Serve, Serving, Error>(
         running.retain(|address, task| {
             let keep = wanted.contains(address);
             if !keep {
-                tracing::info!(%address, "{what}: no longer served here");
+                tracing::info!(%address, "{}: no longer served here", port.service);
                 task.abort();
             }
             keep
         });
         for address in wanted {
-            running
-                .entry(address)
-                .or_insert_with(|| tasks.spawn(keep_serving(what, address, serve.clone())));
+            running.entry(address).or_insert_with(|| {
+                let entry = unopened.entry(address, port);
+                tasks.spawn(keep_serving(entry, open.clone(), serve.clone()))
+            });
         }
         while tasks.try_join_next().is_some() {}
         if addresses.changed().await.is_err() {
@@ -75,18 +196,27 @@ pub async fn on_each<Serve, Serving, Error>(
     }
 }
 
-async fn keep_serving<Serve, Serving, Error>(what: &'static str, address: IpAddr, serve: Serve)
+async fn keep_serving<Open, Opened, Serve, Serving, Error>(entry: Entry, open: Open, serve: Serve)
 where
-    Serve: Fn(IpAddr) -> Serving,
+    Open: Fn(SocketAddr) -> io::Result<Opened>,
+    Serve: Fn(Opened) -> Serving,
     Serving: Future<Output = Error>,
     Error: std::error::Error + Send + 'static,
 {
+    let (address, port) = (entry.address, entry.port);
     let mut said = String::new();
     loop {
-        let error = serve(address).await;
-        let say = Chain(&error).to_string();
+        let say = match open(SocketAddr::new(address, port.number)) {
+            Ok(opened) => {
+                entry.opened();
+                let error = serve(opened).await;
+                Chain(&error).to_string()
+            }
+            Err(error) => entry.failed(&error),
+        };
         if say != said {
-            tracing::warn!(%address, error = %say, "{what}: cannot serve, trying again every {} s", AGAIN.as_secs());
+            let (service, every) = (port.service, AGAIN.as_secs());
+            tracing::warn!(%address, error = %say, "{service}: cannot serve, trying again every {every} s");
             said = say;
         }
         sleep(AGAIN).await;
@@ -95,8 +225,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use tokio::net::TcpStream;
 
     use super::*;
@@ -107,13 +235,16 @@ mod tests {
         let (tell, addresses) = watch::channel(Addresses::from([one]));
         let begun = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&begun);
-        let serving = tokio::spawn(on_each("test", addresses, move |address| {
-            log.lock().unwrap().push(address);
-            async {
-                sleep(Duration::from_secs(60)).await;
-                io::Error::other("ended")
-            }
-        }));
+        let open = move |address: SocketAddr| {
+            log.lock().unwrap().push(address.ip());
+            Ok(())
+        };
+        let serve = |()| async {
+            sleep(Duration::from_secs(60)).await;
+            io::Error::other("ended")
+        };
+        let port = Port::tcp("test", 1);
+        let serving = tokio::spawn(on_each(port, addresses, Unopened::default(), open, serve));
         sleep(Duration::from_secs(1)).await;
         assert_eq!(*begun.lock().unwrap(), [one]);
         tell.send_replace(Addresses::from([other]));
@@ -126,6 +257,80 @@ mod tests {
         serving.abort();
         let _ = serving.await;
         assert_eq!(Arc::strong_count(&begun), 1, "nothing runs on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_another_program_has_is_known_until_it_is_open_or_wanted_no_more() {
+        let squat = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let squatter = squat();
+        let taken = squatter.local_addr().unwrap();
+        let here = Addresses::from([taken.ip()]);
+        let elsewhere = Addresses::from([IpAddr::from([127, 0, 0, 2])]);
+        let (tell, addresses) = watch::channel(here.clone());
+        let unopened = Unopened::default();
+        let port = Port::tcp("test", taken.port());
+        let (end, ended) = watch::channel(false);
+        let open = |address| listen(address, 1);
+        let serve = move |listener: TcpListener| {
+            let mut ended = ended.clone();
+            async move {
+                let _listener = listener;
+                let _ = ended.wait_for(|ended| *ended).await;
+                io::Error::other("ended")
+            }
+        };
+        let serving = tokio::spawn(on_each(port, addresses, unopened.clone(), open, serve));
+        let closed = [Closed {
+            is_taken: true,
+            message: format!(
+                "TCP port {} on 127.0.0.1 (test) is in use by another program",
+                taken.port()
+            ),
+        }];
+        for _ in 0..3 {
+            sleep(AGAIN).await;
+            assert_eq!(unopened.on(&here), closed, "also while it is tried again");
+        }
+        assert!(unopened.on(&elsewhere).is_empty());
+        drop(squatter);
+        sleep(2 * AGAIN).await;
+        assert!(unopened.on(&here).is_empty());
+
+        // What ends while it is served was open.
+        end.send_replace(true);
+        sleep(AGAIN / 2).await;
+        assert!(unopened.on(&here).is_empty());
+        serving.abort();
+        let _ = serving.await;
+
+        let squatter = squat();
+        let port = Port::tcp("test", squatter.local_addr().unwrap().port());
+        let addresses = tell.subscribe();
+        let serve = |_: TcpListener| std::future::pending::<io::Error>();
+        let serving = tokio::spawn(on_each(port, addresses, unopened.clone(), open, serve));
+        sleep(AGAIN).await;
+        assert_eq!(unopened.on(&here).len(), 1);
+        tell.send_replace(Addresses::new());
+        sleep(AGAIN).await;
+        assert!(unopened.on(&here).is_empty(), "wanted no more");
+        serving.abort();
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_opened_for_another_reason_says_which() {
+        let unopened = Unopened::default();
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let entry = unopened.entry(address, Port::udp("TFTP", 69));
+        entry.failed(&io::Error::from_raw_os_error(nix::libc::EACCES));
+        let closed = unopened.on(&Addresses::from([address]));
+        assert_eq!(
+            closed,
+            [Closed {
+                is_taken: false,
+                message: "UDP port 69 on 10.0.0.1 (TFTP) cannot be opened: Permission denied (os error 13)"
+                    .to_owned(),
+            }]
+        );
     }
 
     #[tokio::test]

@@ -1,6 +1,9 @@
 //! What stands in the way of serving a network is said where people look: in the Segment's conditions and in the log.
 
-use std::{net::UdpSocket, time::Duration};
+use std::{
+    net::{TcpListener, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::{Result, bail};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -132,6 +135,34 @@ async fn taken_port_is_reported_and_served_once_it_is_free() {
         .lease(SOON)
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn taken_ports_of_boot_files_and_agents_are_reported_and_served_once_they_are_free() {
+    let mut stage = Stage::dark("taken-others", &[BR0]).await.unwrap();
+    let net = &stage.network.net;
+    let tftp = net.run(|| UdpSocket::bind("0.0.0.0:69")).unwrap();
+    let http = net.run(|| TcpListener::bind("0.0.0.0:8080")).unwrap();
+    let agents = net.run(|| TcpListener::bind("0.0.0.0:9443")).unwrap();
+    stage.controller.start().unwrap();
+    let spec = segment(BR0, Profile::Lab, UnknownPolicy::Hold).unwrap();
+    stage
+        .api()
+        .create(&PostParams::default(), &Segment::new(BR0.name, spec))
+        .await
+        .unwrap();
+    let said = condition(&stage, BR0.name, "Serving", "False").await.unwrap();
+    assert_eq!(said.reason, "PortInUse");
+    for words in [
+        "UDP port 69 on 10.77.0.1 (TFTP) is in use by another program",
+        "TCP port 8080 on 10.77.0.1 (HTTP) is in use by another program",
+        "TCP port 9443 on 10.77.0.1 (agents) is in use by another program",
+    ] {
+        assert!(said.message.contains(words), "{}", said.message);
+    }
+
+    drop((tftp, http, agents));
+    condition(&stage, BR0.name, "Serving", "True").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

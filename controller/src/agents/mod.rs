@@ -43,13 +43,16 @@ pub mod sweep;
 mod tls;
 mod writes;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
 use muster_proto::kinds::SessionState;
-use tokio::sync::{
-    broadcast::{self, error::RecvError},
-    mpsc, watch,
+use tokio::{
+    net::TcpListener,
+    sync::{
+        broadcast::{self, error::RecvError},
+        mpsc, watch,
+    },
 };
 
 use self::{edge::Edge, sessions::Sessions, store::Store};
@@ -61,7 +64,7 @@ pub use self::{
     tls::{Names, TlsError, own_certificate},
 };
 use crate::{
-    bind::{self, Addresses},
+    bind::{self, Addresses, Port, Unopened},
     counts::Counts,
     events::Events,
     log::Refusals,
@@ -161,13 +164,15 @@ impl Server {
         })
     }
 
-    /// Serves agents on each of `addresses` until `shutdown` ends; then answers those that wait and returns.
+    /// Serves agents on each of `addresses` until `shutdown` ends; then answers those that wait and returns. Where `port` cannot be
+    /// opened stands in `unopened`.
     ///
     /// Connections wait until the watched copies have been filled: before that, nothing can be refused with a reason.
     pub async fn run(
         self,
         addresses: watch::Receiver<Addresses>,
         port: u16,
+        unopened: Unopened,
         shutdown: impl Future<Output = ()>,
     ) {
         let Server {
@@ -184,22 +189,17 @@ impl Server {
             let room = http::Room::new(max_agents);
             let serve = {
                 let edge = Arc::clone(&edge);
-                move |address| {
+                move |listener| {
                     let (edge, tls, room) = (Arc::clone(&edge), tls.clone(), room.clone());
                     async move {
-                        let listener = match bind::listen(SocketAddr::new(address, port), BACKLOG) {
-                            Ok(listener) => listener,
-                            Err(error) => return error,
-                        };
-                        tracing::info!(%address, port, "serving agents");
                         http::serve(listener, edge, tls, room).await;
                         // It ends with the whole process only.
-                        std::future::pending().await
+                        std::future::pending::<Infallible>().await
                     }
                 }
             };
             tokio::join!(
-                bind::on_each("agents", addresses, serve),
+                bind::on_each(Port::tcp("agents", port), addresses, unopened, listen, serve),
                 wake(Arc::clone(&edge), changes),
                 reap(Arc::clone(&edge))
             );
@@ -221,6 +221,12 @@ impl Server {
             }
         }
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = bind::listen(address, BACKLOG)?;
+    tracing::info!(%address, "serving agents");
+    Ok(listener)
 }
 
 /// Takes over the sessions that an earlier run of this controller had: their agents will poll, or are gone after the usual silence.

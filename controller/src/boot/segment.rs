@@ -22,16 +22,9 @@ mod tests;
 pub use invalid::{ELSEWHERE, Invalid};
 pub use subnet::Subnet;
 
-/// Where the Segments of `plan` are served: this machine's address in each, or, behind relays only, the boot address; and the boot address
-/// where it is another one of this machine's.
+/// Where the Segments of `plan` are served.
 pub fn served(plan: &Plan) -> BTreeSet<IpAddr> {
-    let of = |net: &Net| [Some(net.own), Some(net.boot).filter(|_| net.is_boot_here)];
-    plan.values()
-        .flatten()
-        .flat_map(of)
-        .flatten()
-        .map(IpAddr::from)
-        .collect()
+    plan.values().flatten().flat_map(Net::addresses).collect()
 }
 
 /// The most addresses that one segment leases: a /16.
@@ -122,6 +115,17 @@ pub struct Net {
 }
 
 impl Net {
+    /// Where it is served: this machine's address there, or, behind relays only, the boot address; and the boot address where it is
+    /// another one of this machine's.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let boot = Some(self.boot).filter(|_| self.is_boot_here);
+        [Some(self.own), boot]
+            .into_iter()
+            .flatten()
+            .map(IpAddr::from)
+            .collect()
+    }
+
     /// True for a relay agent whose requests belong to this segment.
     pub fn relays_through(&self, giaddr: Ipv4Addr) -> bool {
         self.relays.contains(&giaddr) || (self.subnet.is_host(giaddr) && giaddr != self.own)

@@ -16,6 +16,7 @@ use super::{
     segment::{self, Invalid, Net},
 };
 use crate::{
+    bind::{self, Closed},
     events::{Event, Events},
     manager::EDGE,
 };
@@ -81,12 +82,34 @@ pub fn serving(net: &Net) -> String {
     }
 }
 
+/// The reason of a Segment where another program has a port that it is served on.
+pub const PORT_IN_USE: &str = "PortInUse";
+/// The reason of a Segment where such a port cannot be opened for another reason.
+pub const PORT_NOT_OPENED: &str = "PortNotOpened";
 /// The reason of a Segment whose edge has no ramdisk of its profile.
 pub const NO_RAMDISK: &str = "NoRamdisk";
 /// The reason of a Segment whose edge has not read the keys of the installation.
 pub const NO_KEYS: &str = "NoKeys";
 /// What one edge lacks, another one may have.
 const LACKING: [&str; 2] = [NO_RAMDISK, NO_KEYS];
+
+/// What it means for a Segment that of the ports of boot files and agents `closed` are not open on its addresses.
+pub fn without(closed: &[Closed]) -> Option<Trouble> {
+    let reason = if closed.iter().any(|port| port.is_taken) {
+        PORT_IN_USE
+    } else {
+        PORT_NOT_OPENED
+    };
+    let list: Vec<&str> = closed.iter().map(|port| port.message.as_str()).collect();
+    (!closed.is_empty()).then(|| Trouble {
+        reason,
+        message: format!(
+            "{}, so machines here may not boot or enrol; next: it is tried again every {} s",
+            list.join("; "),
+            bind::AGAIN.as_secs()
+        ),
+    })
+}
 
 /// True if another edge serves the Segment, and `edge`, which has no such interface, no address there, no ramdisk or no keys, cannot know
 /// better.

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::{Parts, RunError, spawn};
 use crate::{
     agents::{self, Keys, Names},
-    bind::Addresses,
+    bind::{Addresses, Unopened},
     boot::{
         dhcp::{self, Dhcp},
         files::{Extras, Files},
@@ -39,6 +39,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let (tell_names, names) = watch::channel(Names::default());
     let (tell_secrets, secrets) = watch::channel(None);
     let peers = Peers::default();
+    let unopened = Unopened::default();
     let (events, write_events) = Events::start(parts.client.clone(), parts.dropped.clone());
     spawn(parts.tasks, "the writer of Events", write_events);
 
@@ -52,6 +53,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         events: events.clone(),
         metrics: dhcp::Metrics::register(parts.registry),
         plan: tell_plan,
+        unopened: unopened.clone(),
         shutdown: parts.shutdown.clone(),
     };
     let advertise = args.advertise.clone();
@@ -65,6 +67,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         answer: site,
         addresses: addresses.clone(),
         port: args.http_port,
+        unopened: unopened.clone(),
         limits: http::Limits::default(),
         peers: peers.clone(),
     };
@@ -72,6 +75,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         files: tftp::BootFiles::load(&args.ipxe_dir).map_err(RunError::BootFiles)?,
         addresses: addresses.clone(),
         port: args.tftp_port,
+        unopened: unopened.clone(),
         limits: tftp::Limits::default(),
         peers,
     };
@@ -116,7 +120,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
             let _ = shutdown.wait_for(|stopped| *stopped).await;
         };
         tokio::select! {
-            () = server.run(addresses, agent_port, stopped) => {}
+            () = server.run(addresses, agent_port, unopened, stopped) => {}
             () = hand_over(keys, tell_secrets) => {}
         }
     });

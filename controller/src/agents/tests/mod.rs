@@ -140,9 +140,11 @@ impl Lab {
         self.address = free_port().await;
         let addresses = watch::channel([self.address.ip()].into()).1;
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(server.run(addresses, self.address.port(), async {
+        let stopped = async {
             let _ = stopped.await;
-        }));
+        };
+        let port = self.address.port();
+        let task = tokio::spawn(server.run(addresses, port, Unopened::default(), stopped));
         while TcpStream::connect(self.address).await.is_err() {
             assert!(!task.is_finished(), "the server ended");
             tokio::task::yield_now().await;

@@ -21,6 +21,7 @@ use super::{
     frames::Frames,
     links::Identity,
 };
+use crate::boot::status::{PORT_IN_USE, PORT_NOT_OPENED};
 
 /// The longest request that is read; a longer one is cut and therefore malformed.
 const MAX_REQUEST: usize = 4096;
@@ -73,8 +74,8 @@ impl DoorError {
     /// CamelCase, the reason of the Segment's condition.
     pub(super) fn reason(&self) -> &'static str {
         match self {
-            DoorError::PortInUse { .. } => "PortInUse",
-            DoorError::Open { .. } => "PortNotOpened",
+            DoorError::PortInUse { .. } => PORT_IN_USE,
+            DoorError::Open { .. } => PORT_NOT_OPENED,
         }
     }
 }

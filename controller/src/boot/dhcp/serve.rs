@@ -23,6 +23,7 @@ use super::{
     rogue::{Intruder, Watch},
 };
 use crate::{
+    bind::Unopened,
     boot::{
         decide::Releases,
         segment::{self, Net, Plan, Ports},
@@ -63,6 +64,8 @@ pub struct Dhcp {
     pub metrics: Metrics,
     /// Told what the Segments mean whenever that changes; the other services follow it.
     pub plan: watch::Sender<Arc<Plan>>,
+    /// The ports that these cannot open.
+    pub unopened: Unopened,
     /// True, or its sender gone: end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -88,6 +91,7 @@ impl Dhcp {
             events,
             metrics,
             plan,
+            unopened,
             shutdown,
         } = self;
         let (facts, seen) = watch::channel(BTreeMap::new());
@@ -112,6 +116,7 @@ impl Dhcp {
                 metrics,
                 facts,
                 plan,
+                unopened,
             },
             shutdown,
         )
@@ -131,6 +136,7 @@ pub(super) struct Service {
     pub(super) metrics: Metrics,
     pub(super) facts: watch::Sender<BTreeMap<String, Facts>>,
     pub(super) plan: watch::Sender<Arc<Plan>>,
+    pub(super) unopened: Unopened,
 }
 
 /// The loop.
@@ -158,7 +164,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
         let segments = service.world.segments.state();
         let plan = segment::plan(segments.iter().map(AsRef::as_ref), &links, service.ports);
         activate(&service, &segments, &plan, &mut memories);
-        service.plan.send_if_modified(|known| {
+        let is_new = service.plan.send_if_modified(|known| {
             let changed = **known != plan;
             if changed {
                 *known = Arc::new(plan.clone());
@@ -167,8 +173,9 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
         });
         let wanted = wanted(&plan, &doors.open);
         doors.follow(wanted, &service.dispatch).await;
-        // Whoever has just begun does not deny what was said before.
-        if !service.dispatch.awaits_keys() {
+        // Whoever has just begun does not deny what was said before. What is new is told at the next look: by then the other services
+        // know whether their ports are free there.
+        if !is_new && !service.dispatch.awaits_keys() {
             report(&service, &segments, &plan, &doors);
         }
     }
@@ -414,6 +421,7 @@ fn report(service: &Service, segments: &[Arc<Segment>], plan: &Plan, doors: &Doo
                 (
                     doors
                         .trouble(net)
+                        .or_else(|| status::without(&service.unopened.on(&net.addresses())))
                         .or_else(|| service.dispatch.lacks(net))
                         .map_or_else(|| Ok(status::serving(net)), Err),
                     doors.listens(net).then_some(intruders),

@@ -14,6 +14,7 @@ mod send;
 pub mod site;
 
 use std::{
+    convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
     num::NonZero,
@@ -32,7 +33,7 @@ pub use self::connection::Ends;
 use self::response::{Response, Status};
 use super::{peers::Peers, workers::Workers};
 use crate::{
-    bind::{self, Addresses},
+    bind::{self, Addresses, Port, Unopened},
     counts::Counts,
     log::Refusals,
 };
@@ -42,20 +43,6 @@ pub const PORT: u16 = 8080;
 
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: u32 = 4096;
-
-/// Why HTTP does not work.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// The port is taken, the address is not ours, or we may not.
-    #[error("bind HTTP port {address}")]
-    Bind {
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// Says what to serve. Blocks for no longer than a look at the disk's directory.
 pub trait Answer: Send + Sync + 'static {
@@ -99,6 +86,8 @@ pub struct Server<A> {
     pub addresses: watch::Receiver<Addresses>,
     /// On which port of each address.
     pub port: u16,
+    /// Where that cannot be opened.
+    pub unopened: Unopened,
     /// How much.
     pub limits: Limits,
     /// Whose address is whose, for the log.
@@ -112,6 +101,7 @@ impl<A: Answer> Server<A> {
             answer,
             addresses,
             port,
+            unopened,
             limits,
             peers,
         } = self;
@@ -121,16 +111,8 @@ impl<A: Answer> Server<A> {
             Err(error) => return tracing::error!(%error, "HTTP: cannot start its threads"),
         };
         let shared = Arc::new(Shared::new(answer, limits, peers, workers));
-        bind::on_each("HTTP", addresses, move |address| {
-            let shared = Arc::clone(&shared);
-            async move {
-                match listen(address, port) {
-                    Ok(listener) => accept(listener, shared).await,
-                    Err(error) => error,
-                }
-            }
-        })
-        .await;
+        let serve = move |listener| accept(listener, Arc::clone(&shared));
+        bind::on_each(Port::tcp("HTTP", port), addresses, unopened, listen, serve).await;
     }
 }
 
@@ -168,14 +150,13 @@ impl<A> Shared<A> {
     }
 }
 
-fn listen(address: IpAddr, port: u16) -> Result<TcpListener, BindError> {
-    let address = SocketAddr::new(address, port);
-    let listener = bind::listen(address, BACKLOG).map_err(|source| BindError::Bind { address, source })?;
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = bind::listen(address, BACKLOG)?;
     tracing::info!(%address, "HTTP: serving");
     Ok(listener)
 }
 
-async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> BindError {
+async fn accept<A: Answer>(listener: TcpListener, shared: Arc<Shared<A>>) -> Infallible {
     loop {
         // Who finds no place waits before the door: a boot that takes longer beats one that fails.
         let place = Arc::clone(&shared.places)

@@ -75,7 +75,7 @@ async fn serve_file(limits: Limits, file: Body) -> (SocketAddr, Arc<Fixed>) {
         file: Mutex::new(file),
         ..Fixed::default()
     });
-    let listener = listen(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
+    let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let address = listener.local_addr().unwrap();
     let shared = Arc::new(Shared::new(
         Arc::clone(&site),

@@ -64,6 +64,27 @@ fn trouble_becomes_the_condition_and_nothing_is_said_of_neighbours() {
 }
 
 #[test]
+fn ports_that_are_not_open_are_all_named_and_one_that_is_taken_is_the_reason() {
+    assert_eq!(without(&[]), None);
+    let refused = Closed {
+        is_taken: false,
+        message: "UDP port 69 cannot be opened".to_owned(),
+    };
+    let taken = Closed {
+        is_taken: true,
+        message: "TCP port 8080 is in use".to_owned(),
+    };
+    let trouble = without(&[refused.clone(), taken]).unwrap();
+    assert_eq!(trouble.reason, PORT_IN_USE);
+    assert_eq!(
+        trouble.message,
+        "UDP port 69 cannot be opened; TCP port 8080 is in use, so machines here may not boot or enrol; \
+         next: it is tried again every 2 s"
+    );
+    assert_eq!(without(&[refused]).unwrap().reason, PORT_NOT_OPENED);
+}
+
+#[test]
 fn another_server_is_named() {
     let intruder = Intruder {
         server: Ipv4Addr::new(10, 77, 0, 2),

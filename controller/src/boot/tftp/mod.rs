@@ -31,7 +31,7 @@ use self::{
 };
 use super::{peers::Peers, workers::Workers};
 use crate::{
-    bind::{self, Addresses},
+    bind::{self, Addresses, Port, Unopened},
     counts::{Counted, Counts},
     log::Refusals,
 };
@@ -52,15 +52,6 @@ pub enum TftpError {
     ReadFile {
         /// Which.
         path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The port is taken, the address is not ours, or we may not.
-    #[error("bind TFTP port {address}")]
-    Bind {
-        /// Where.
-        address: SocketAddr,
         /// Why.
         #[source]
         source: io::Error,
@@ -138,6 +129,8 @@ pub struct Server {
     pub addresses: watch::Receiver<Addresses>,
     /// [`PORT`], except in tests.
     pub port: u16,
+    /// Where that cannot be opened.
+    pub unopened: Unopened,
     /// How much.
     pub limits: Limits,
     /// Whose address is whose, for the log.
@@ -151,6 +144,7 @@ impl Server {
             files,
             addresses,
             port,
+            unopened,
             limits,
             peers,
         } = self;
@@ -160,16 +154,12 @@ impl Server {
         };
         let slots = Slots::new(limits);
         let refusals = Arc::new(Refusals::default());
-        let serving = bind::on_each("TFTP", addresses, move |address| {
+        let open = move |address| {
             let (files, slots, peers) = (files.clone(), slots.clone(), peers.clone());
-            let refusals = Arc::clone(&refusals);
-            async move {
-                match Listener::bind(SocketAddr::new(address, port), files, slots, peers, refusals).await {
-                    Ok(listener) => listener.run().await,
-                    Err(error) => error,
-                }
-            }
-        });
+            Listener::bind(address, files, slots, peers, Arc::clone(&refusals))
+        };
+        let port = Port::udp("TFTP", port);
+        let serving = bind::on_each(port, addresses, unopened, open, Listener::run);
         // Fails only if serving does, which has said why.
         let _ = workers.next().spawn(serving).await;
     }
@@ -244,16 +234,17 @@ fn again(same_request: bool, answered: bool) -> Again {
 }
 
 impl Listener {
-    async fn bind(
+    fn bind(
         address: SocketAddr,
         files: BootFiles,
         slots: Slots,
         peers: Peers,
         refusals: Arc<Refusals>,
-    ) -> Result<Self, TftpError> {
-        let bound = |source| TftpError::Bind { address, source };
-        let socket = UdpSocket::bind(address).await.map_err(bound)?;
-        let address = socket.local_addr().map_err(bound)?;
+    ) -> io::Result<Self> {
+        let socket = std::net::UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        let socket = UdpSocket::from_std(socket)?;
+        let address = socket.local_addr()?;
         tracing::info!(%address, "TFTP: serving");
         Ok(Listener {
             socket,

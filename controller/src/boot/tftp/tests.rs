@@ -23,7 +23,6 @@ async fn serve(limits: Limits) -> SocketAddr {
         Peers::default(),
         Arc::default(),
     )
-    .await
     .unwrap();
     let address = listener.address;
     tokio::spawn(listener.run());

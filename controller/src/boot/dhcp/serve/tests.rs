@@ -20,6 +20,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::*;
 use crate::{
+    bind::Port,
     boot::dhcp::{
         corpus::packet,
         door::Entrance,
@@ -57,6 +58,7 @@ struct Site {
     events: tokio::sync::mpsc::Receiver<crate::events::Happened>,
     registry: Registry,
     shelf: Arc<Shelf>,
+    unopened: Unopened,
     shutdown: watch::Sender<bool>,
     client: Namespace,
     server: Namespace,
@@ -64,6 +66,15 @@ struct Site {
 
 impl Site {
     fn new(segment: Segment, before: impl FnOnce(&Namespace)) -> Site {
+        Site::beside(segment, before, |_, _| {})
+    }
+
+    /// With `others` that follow the plan, and tell which of their ports they could not open.
+    fn beside(
+        segment: Segment,
+        before: impl FnOnce(&Namespace),
+        others: impl FnOnce(watch::Receiver<Arc<Plan>>, Unopened),
+    ) -> Site {
         let (server, client) = (Namespace::new(), Namespace::new());
         server.ip("link add br0 type bridge forward_delay 0 stp_state 0");
         server.ip("link set br0 up");
@@ -81,6 +92,8 @@ impl Site {
         let shelf = Arc::<Shelf>::default();
         let service = a_service(world, &shelf, Events::new(queue), &mut registry);
         let seen = service.facts.subscribe();
+        let unopened = service.unopened.clone();
+        others(service.plan.subscribe(), unopened.clone());
         server.start(move || runtime().block_on(serve(service, ended)));
         Site {
             segments: writer,
@@ -88,6 +101,7 @@ impl Site {
             events,
             registry,
             shelf,
+            unopened,
             shutdown,
             client,
             server,
@@ -169,6 +183,7 @@ fn a_service(world: World, shelf: &Arc<Shelf>, events: Events, registry: &mut Re
         metrics,
         facts: watch::channel(BTreeMap::new()).0,
         plan: watch::channel(Arc::default()).0,
+        unopened: Unopened::default(),
     }
 }
 
@@ -305,6 +320,53 @@ fn a_taken_port_and_a_missing_ramdisk_are_told_and_served_once_they_are_there() 
     site.shelf.is_empty.store(false, Ordering::SeqCst);
     site.wait("serving after all", |facts| facts.serving.is_ok());
     ask(&site.client, packet("dhclient-discover"), from_us);
+}
+
+#[test]
+fn a_port_of_another_service_that_is_taken_is_told_until_it_is_open() {
+    for mode in [DhcpMode::Server, DhcpMode::Off] {
+        let site = Site::new(a_segment("br0", mode), |_| {});
+        site.wait("serving", |facts| facts.serving.is_ok());
+        let taken = io::Error::from(io::ErrorKind::AddrInUse);
+        let elsewhere = site
+            .unopened
+            .entry([10, 78, 0, 1].into(), Port::tcp("agents", 9443));
+        elsewhere.failed(&taken);
+        let here = site
+            .unopened
+            .entry([10, 77, 0, 1].into(), Port::tcp("HTTP", 8080));
+        here.failed(&taken);
+        let facts = site.wait("the port is taken", |facts| facts.serving.is_err());
+        let trouble = facts.serving.unwrap_err();
+        assert_eq!(trouble.reason, "PortInUse");
+        let words = "TCP port 8080 on 10.77.0.1 (HTTP) is in use by another program, so";
+        assert!(trouble.message.starts_with(words), "{}", trouble.message);
+        here.opened();
+        site.wait("serving after all", |facts| facts.serving.is_ok());
+    }
+}
+
+#[test]
+fn a_new_segment_is_not_called_served_before_its_ports_have_been_tried() {
+    let (hold, held) = mpsc::channel();
+    let site = Site::beside(
+        a_segment("br0", DhcpMode::Server),
+        |_| {},
+        |mut plan, unopened| {
+            std::thread::spawn(move || {
+                runtime().block_on(async { plan.changed().await }).unwrap();
+                let entry = unopened.entry([10, 77, 0, 1].into(), Port::udp("TFTP", 69));
+                // As a thread that has much to do.
+                std::thread::sleep(LOOK / 5);
+                entry.failed(&io::Error::from(io::ErrorKind::AddrInUse));
+                let _ = hold.send(entry);
+            });
+        },
+    );
+    let first = site.wait("anything", |_| true);
+    assert!(first.serving.is_err(), "{first:?}");
+    drop(held);
+    site.wait("serving after all", |facts| facts.serving.is_ok());
 }
 
 #[test]
