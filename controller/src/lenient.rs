@@ -110,6 +110,12 @@ impl Unreadable {
         self.lock().values().cloned().collect()
     }
 
+    /// True if an object of this kind is among them.
+    pub fn has_any<K: Resource<DynamicType = ()>>(&self) -> bool {
+        let sought = K::kind(&());
+        self.lock().keys().any(|(kind, _)| *kind == *sought)
+    }
+
     /// Tells of changes from now on.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()

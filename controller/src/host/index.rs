@@ -35,6 +35,8 @@ enum Key {
     Secret(Path),
     /// It names this Secret as one that is held for it, and has not let go of it.
     Held(Path),
+    /// It named this Secret, which may still be held for it.
+    Former(Path),
 }
 
 impl Key {
@@ -46,7 +48,7 @@ impl Key {
     /// itself.
     fn concerns(&self) -> Vec<Key> {
         match self {
-            Key::Bmc(_) => Vec::new(),
+            Key::Bmc(_) | Key::Former(_) => Vec::new(),
             Key::Whole(at) => vec![Key::Bmc(at.clone())],
             Key::System(at, _) => vec![self.clone(), Key::Whole(at.clone())],
             key => vec![key.clone()],
@@ -121,6 +123,13 @@ impl Index {
         self.lock().hosts.with(&key).cloned().collect()
     }
 
+    /// True if a host names this Secret, or named it and may still hold it.
+    pub fn is_needed(&self, secret: &Path) -> bool {
+        let inner = self.lock();
+        let keys = [Key::Secret(secret.clone()), Key::Former(secret.clone())];
+        keys.iter().any(|key| inner.hosts.with(key).next().is_some())
+    }
+
     /// Other hosts that may declare the same machine as `host`.
     pub fn alike(&self, host: &BareMetalHost) -> BTreeSet<Path> {
         let keys = keys(host);
@@ -166,7 +175,9 @@ fn keys(host: &BareMetalHost) -> Vec<Key> {
         .filter(|_| needs)
         .map(|name| Key::Held(path(name)));
     let named = named.into_iter().map(|name| Key::Secret(path(name)));
-    machine.chain(named).chain(held).collect()
+    let former = secrets::former_secrets(host).into_iter();
+    let former = former.map(|name| Key::Former(path(name)));
+    machine.chain(named).chain(held).chain(former).collect()
 }
 
 #[cfg(test)]

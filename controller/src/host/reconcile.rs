@@ -227,6 +227,13 @@ impl Context {
         beside(self, async move { bmcs.forget(&host).await });
     }
 
+    /// Logs out for `host` if it is gone: a call that has ended may have come to its BMC only after that was told.
+    async fn log_out_if_gone(&self, host: &BareMetalHost) {
+        if self.now(host).is_none() {
+            self.executor.bmcs.forget(&reference(host)).await;
+        }
+    }
+
     fn wake(&self, hosts: impl IntoIterator<Item = Path>) {
         for host in hosts {
             // An error says that the loop has ended.

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Owne
 use kube::{
     Api, Client, Resource,
     api::Patch,
-    runtime::{WatchStreamExt, reflector::Store, watcher},
+    runtime::{WatchStreamExt, watcher},
 };
 use muster_proto::{Chain, kinds::BareMetalHost, text};
 use ring::{hmac, rand::SystemRandom};
@@ -69,6 +69,11 @@ impl Entry {
     /// True if it carries upstream's finalizer.
     fn has_finalizer(&self) -> bool {
         self.finalizers.iter().any(|name| name == SECRET_FINALIZER)
+    }
+
+    /// True if it, which is at `path`, carries upstream's finalizer though no host that `index` knows has to do with it.
+    fn is_orphan(&self, path: &Path, index: &Index) -> bool {
+        self.has_finalizer() && !index.is_needed(path)
     }
 
     /// True if it carries all that `hold` puts on it for `host`, or goes and can be held no more.
@@ -439,27 +444,22 @@ impl Vault {
             .await
     }
 
-    /// The watched Secrets that carry upstream's finalizer though none of `hosts`, which `index` knows, has to do with them; with their
-    /// versions.
-    pub(super) fn orphans(&self, index: &Index, hosts: &Store<BareMetalHost>) -> BTreeSet<(Path, String)> {
-        let all = lock(&self.watched);
-        let all = all.iter().filter(|(_, entry)| entry.has_finalizer());
-        let mut orphans: BTreeSet<(Path, String)> = all
-            .filter(|(path, _)| index.named_by(path).is_empty())
-            .map(|(path, entry)| (path.clone(), entry.version.clone()))
-            .collect();
-        if !orphans.is_empty() {
-            let state = hosts.state();
-            let former = |host: &Arc<BareMetalHost>| {
-                let names = former_secrets(host).into_iter();
-                names
-                    .map(|name| Path::beside(host.as_ref(), name))
-                    .collect::<Vec<_>>()
-            };
-            let former: BTreeSet<Path> = state.iter().flat_map(former).collect();
-            orphans.retain(|(path, _)| !former.contains(path));
-        }
+    /// The watched Secrets that carry upstream's finalizer though no host that `index` knows has to do with them; with their versions.
+    pub(super) fn orphans(&self, index: &Index) -> BTreeSet<(Path, String)> {
+        let watched = lock(&self.watched);
+        let orphans = watched
+            .iter()
+            .filter(|(path, entry)| entry.is_orphan(path, index));
         orphans
+            .map(|(path, entry)| (path.clone(), entry.version.clone()))
+            .collect()
+    }
+
+    /// True if the Secret at `path` is one of them, and still of this `version`.
+    pub(super) fn is_orphan(&self, path: &Path, version: &str, index: &Index) -> bool {
+        let watched = lock(&self.watched);
+        let entry = watched.get(path).filter(|entry| entry.version == version);
+        entry.is_some_and(|entry| entry.is_orphan(path, index))
     }
 
     /// Writes `patch`, which is made for the Secret of this `version`, if for one.

@@ -17,7 +17,7 @@ use super::{
     engine::{self, Step},
     frames::Frames,
     leases::Leases,
-    metrics::{Asked, Dropped, Metrics, Of},
+    metrics::{Asked, Dropped, Metrics, NO_ANSWER, Of},
     rogue::{Answer, Watch},
     wire::Request,
 };
@@ -217,6 +217,16 @@ impl Dispatch {
         self.metrics.dropped.get_or_create(&Dropped { why }).inc();
     }
 
+    /// Counts by `count` what happens on the segment `key`, if that is served still: a request that was probed for meanwhile does not bring
+    /// back what was forgotten.
+    fn counted(&self, key: &str, count: impl FnOnce(&Metrics)) {
+        // Held until it is counted: what is served no more is forgotten after that.
+        let actives = self.actives.read().unwrap_or_else(PoisonError::into_inner);
+        if actives.contains_key(key) {
+            count(&self.metrics);
+        }
+    }
+
     /// One packet.
     pub(super) fn take(self: &Arc<Self>, packet: &[u8], from: SocketAddrV4, entrance: &Arc<Entrance>) {
         let request = match Request::parse(packet) {
@@ -260,10 +270,10 @@ impl Dispatch {
         let step = engine::step(request, port, &circumstances, &mut leases, self.now());
         let recycled = leases.recycled() - recycled;
         if recycled > 0 {
-            self.metrics
-                .recycled
-                .get_or_create(&Of::segment(&net.key))
-                .inc_by(recycled);
+            self.counted(&net.key, |metrics| {
+                let of = Of::segment(&net.key);
+                metrics.recycled.get_or_create(&of).inc_by(recycled);
+            });
         }
         step
     }
@@ -318,7 +328,7 @@ impl Dispatch {
         port: u16,
         active: &Active,
     ) -> Step {
-        let of = Of::segment(&active.net.key);
+        let key = &active.net.key;
         for _ in 0..PROBES_PER_REQUEST {
             let answer = match frames.probe(address).await {
                 Ok(answer) => answer,
@@ -328,8 +338,10 @@ impl Dispatch {
                 }
             };
             if let Some(stranger) = answer.filter(|answer| *answer != request.mac) {
-                self.metrics.conflicts.get_or_create(&of).inc();
-                tracing::warn!(segment = active.net.key, %address, %stranger, "an address of the ranges is in use");
+                self.counted(key, |metrics| {
+                    metrics.conflicts.get_or_create(&Of::segment(key)).inc();
+                });
+                tracing::warn!(segment = key, %address, %stranger, "an address of the ranges is in use");
             }
             active.leases().probed(request.mac, address, answer, self.now());
             match self.step(request, port, active) {
@@ -341,10 +353,10 @@ impl Dispatch {
     }
 
     fn unprobed(&self, request: &Request, address: Ipv4Addr, port: u16, active: &Active) -> Step {
-        self.metrics
-            .unprobed
-            .get_or_create(&Of::segment(&active.net.key))
-            .inc();
+        let key = &active.net.key;
+        self.counted(key, |metrics| {
+            metrics.unprobed.get_or_create(&Of::segment(key)).inc();
+        });
         active.leases().probed(request.mac, address, None, self.now());
         self.step(request, port, active)
     }
@@ -365,16 +377,16 @@ impl Dispatch {
         let key = &active.net.key;
         let answer = match step {
             Step::Send(reply, _) => reply.kind.name(),
-            Step::Silence(_) | Step::Probe(_) => "none",
+            Step::Silence(_) | Step::Probe(_) => NO_ANSWER,
         };
-        self.metrics
-            .requests
-            .get_or_create(&Asked {
+        self.counted(key, |metrics| {
+            let asked = Asked {
                 segment: key.clone(),
                 request: request.kind.name(),
                 answer,
-            })
-            .inc();
+            };
+            metrics.requests.get_or_create(&asked).inc();
+        });
         self.say(request, step, key);
         let Step::Send(reply, _) = step else {
             return self.tell_unfit(request, step, active);

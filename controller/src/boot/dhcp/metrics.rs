@@ -5,7 +5,11 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 
+use super::wire::Kind;
 use crate::metrics::Registry;
+
+/// The answer of who says nothing, as [`Asked`] has it.
+pub(super) const NO_ANSWER: &str = "none";
 
 /// DHCP's metrics; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +30,7 @@ pub(super) struct Asked {
     pub(super) segment: String,
     /// The request's message type.
     pub(super) request: &'static str,
-    /// The reply's, or `none`.
+    /// The reply's, or [`NO_ANSWER`].
     pub(super) answer: &'static str,
 }
 
@@ -60,6 +64,21 @@ impl Metrics {
         self.intruders.remove(&segment);
         for counted in [&self.recycled, &self.conflicts, &self.unprobed] {
             counted.remove(&segment);
+        }
+    }
+
+    /// The segment `key` is gone: nothing more is told of what was asked there either. One that is made anew begins at 0, which
+    /// Prometheus takes for a reset.
+    pub(super) fn forget_requests(&self, key: &str) {
+        // A family does not tell which labels it has.
+        for request in Kind::all().map(Kind::name) {
+            for answer in Kind::all().map(Kind::name).chain([NO_ANSWER]) {
+                self.requests.remove(&Asked {
+                    segment: key.to_owned(),
+                    request,
+                    answer,
+                });
+            }
         }
     }
 

@@ -203,7 +203,15 @@ fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan, memories:
         .iter()
         .map(|segment| (segment::key(segment), &segment.metadata.uid))
         .collect();
-    memories.retain(|key, memory| uids.get(key).is_some_and(|uid| **uid == memory.uid));
+    // Only of one that was served, and so is remembered, there is anything to forget.
+    let mut gone = Vec::new();
+    memories.retain(|key, memory| {
+        let stays = uids.get(key).is_some_and(|uid| **uid == memory.uid);
+        if !stays {
+            gone.push(key.clone());
+        }
+        stays
+    });
     let before = service.dispatch.actives();
     let mut after = Actives::new();
     let mut changed = false;
@@ -232,11 +240,16 @@ fn activate(service: &Service, segments: &[Arc<Segment>], plan: &Plan, memories:
         }
     }
     if changed || before.len() != after.len() {
-        for key in before.keys().filter(|key| !after.contains_key(*key)) {
+        let over: Vec<&String> = before.keys().filter(|key| !after.contains_key(*key)).collect();
+        // First: nothing is counted of it after that.
+        service.dispatch.serve(after);
+        for key in over {
             tracing::info!(segment = key, "no longer served");
             service.metrics.forget(key);
         }
-        service.dispatch.serve(after);
+    }
+    for key in &gone {
+        service.metrics.forget_requests(key);
     }
 }
 

@@ -48,6 +48,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub(super) fn all() -> impl Iterator<Item = Kind> {
+        (0..=u8::MAX).filter_map(Kind::of)
+    }
+
     fn of(code: u8) -> Option<Kind> {
         Some(match code {
             1 => Kind::Discover,

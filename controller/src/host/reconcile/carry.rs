@@ -153,32 +153,44 @@ fn spawn(
     beside(context, async move {
         // Dropped at the end, whatever the end is.
         let _call = call;
-        for effect in effects {
-            let power = match &effect {
-                Effect::Bmc(BmcCall::Power { order, .. }) => {
-                    Some(!matches!(order, PowerOrder::SoftOff | PowerOrder::HardOff))
-                }
-                _ => None,
-            };
-            // What comes before an order on the power may take minutes.
-            if power.is_some() && of.now(&host).is_none_or(|now| guard::is_left_alone(&now)) {
-                // What was armed for it is armed again then: else it would count as booted.
-                let memory = &of.executor.memory;
-                memory.set_bmc(&host, |_, tried| {
-                    *tried = tried.take().filter(|tried| tried.on_power);
-                });
-                return;
-            }
-            if let Err(error) = of.executor.act(&host, &sight, None, effect).await {
-                failed(&error).await;
-                return;
-            }
-            if let Some(on) = power.filter(|_| of.now(&host).is_some()) {
-                of.metrics.power(&Path::of(host.as_ref()), on);
-            }
-        }
-        events.into_iter().for_each(|event| of.events.record(event));
+        act(&of, &host, &sight, effects, events).await;
+        of.log_out_if_gone(&host).await;
     });
+}
+
+/// Carries out `effects` up to one that fails or must not be; tells `events` if all went well.
+async fn act(
+    context: &Context,
+    host: &Arc<BareMetalHost>,
+    sight: &Sight,
+    effects: Vec<Effect>,
+    events: Vec<Event>,
+) {
+    for effect in effects {
+        let power = match &effect {
+            Effect::Bmc(BmcCall::Power { order, .. }) => {
+                Some(!matches!(order, PowerOrder::SoftOff | PowerOrder::HardOff))
+            }
+            _ => None,
+        };
+        // What comes before an order on the power may take minutes.
+        if power.is_some() && context.now(host).is_none_or(|now| guard::is_left_alone(&now)) {
+            // What was armed for it is armed again then: else it would count as booted.
+            let memory = &context.executor.memory;
+            memory.set_bmc(host, |_, tried| {
+                *tried = tried.take().filter(|tried| tried.on_power);
+            });
+            return;
+        }
+        if let Err(error) = context.executor.act(host, sight, None, effect).await {
+            failed(&error).await;
+            return;
+        }
+        if let Some(on) = power.filter(|_| context.now(host).is_some()) {
+            context.metrics.power(&Path::of(host.as_ref()), on);
+        }
+    }
+    events.into_iter().for_each(|event| context.events.record(event));
 }
 
 /// Asks for the power of `host` beside the rounds, if it rests and that is due. Returns when there is something to do again; none: the
@@ -207,6 +219,7 @@ pub(super) fn watch_power(host: &Arc<BareMetalHost>, context: &Arc<Context>) -> 
             failed(error).await;
         }
         call.begun = asked.is_err() || of.memory.power(&host) != before;
+        of.log_out_if_gone(&host).await;
     });
     Some(Action::requeue(every))
 }

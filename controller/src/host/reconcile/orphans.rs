@@ -3,10 +3,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kube::Resource;
 use muster_proto::{Chain, kinds::BareMetalHost};
 
-use super::{Context, Path};
+use super::Context;
 
 /// How often they are looked for; one is let go that was found twice and not changed between: hosts and Secrets are told by two watches, and
 /// its host may be about to be made.
@@ -17,13 +16,15 @@ pub(super) async fn release(context: &Context) {
     let mut before = BTreeSet::new();
     loop {
         tokio::time::sleep(LOOK).await;
-        let now = find(context);
-        for orphan in now.intersection(&before) {
+        let now = match may_look(context) {
+            true => context.vault.orphans(&context.index),
+            false => BTreeSet::new(),
+        };
+        for (secret, version) in now.intersection(&before) {
             // A host may have come to need it while others were let go.
-            if !find(context).contains(orphan) {
+            if !may_look(context) || !context.vault.is_orphan(secret, version, &context.index) {
                 continue;
             }
-            let (secret, version) = orphan;
             match context.vault.release_as(secret, version).await {
                 Ok(()) => tracing::info!(%secret, "the Secret is let go: no host needs it any more"),
                 Err(error) => tracing::warn!(%secret, error = %Chain(&error), "tried again"),
@@ -33,15 +34,7 @@ pub(super) async fn release(context: &Context) {
     }
 }
 
-fn find(context: &Context) -> BTreeSet<(Path, String)> {
-    let hosts = BareMetalHost::kind(&());
-    let unreadable = context.world.unreadable.all();
-    // A host that cannot be read may need any.
-    match unreadable
-        .iter()
-        .any(|(about, _)| about.kind.as_deref() == Some(&*hosts))
-    {
-        true => BTreeSet::new(),
-        false => context.vault.orphans(&context.index, &context.world.hosts),
-    }
+/// A host that cannot be read may need any.
+fn may_look(context: &Context) -> bool {
+    !context.world.unreadable.has_any::<BareMetalHost>()
 }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use k8s_openapi::ByteString;
-use muster_proto::kinds::BareMetalHostSpec;
+use k8s_openapi::{ByteString, api::core::v1::SecretReference};
+use muster_proto::kinds::{BareMetalHostSpec, BmcDetails, CredentialsStatus};
 
 use super::*;
 use crate::fake_api::FakeApi;
@@ -181,4 +181,70 @@ async fn a_name_that_no_secret_can_have_is_asked_for_nowhere() {
         vault.hold(&host, name, Hold::Owned).await.unwrap();
     }
     assert_eq!(api.requests().len(), asked);
+}
+
+/// A host that, by its number, names the Secret `name`, or tried it or had it before it named another one, or has nothing to do with it.
+fn in_need(number: u32, name: &str) -> BareMetalHost {
+    let mut host = BareMetalHost::new(&format!("h{number}"), BareMetalHostSpec::default());
+    host.metadata.namespace = Some("metal".to_owned());
+    let of_bmc = |name: String| BmcDetails {
+        credentials_name: name,
+        ..BmcDetails::default()
+    };
+    let former = CredentialsStatus {
+        credentials: Some(SecretReference {
+            name: Some(name.to_owned()),
+            ..SecretReference::default()
+        }),
+        ..CredentialsStatus::default()
+    };
+    match number % 5 {
+        0 => host.spec.preprovisioning_network_data_name = Some(name.to_owned()),
+        1 => host.spec.bmc = Some(of_bmc(name.to_owned())),
+        2 => {
+            host.spec.bmc = Some(of_bmc(format!("now-{number}")));
+            host.status.get_or_insert_default().tried_credentials = Some(former);
+        }
+        3 => {
+            host.spec.bmc = Some(of_bmc(format!("now-{number}")));
+            host.status.get_or_insert_default().good_credentials = Some(former);
+        }
+        _ => {}
+    }
+    host
+}
+
+#[tokio::test]
+async fn of_many_secrets_those_are_orphans_that_no_host_names_or_may_still_hold() {
+    let vault = Vault::new(FakeApi::new().client()).unwrap();
+    let index = Index::default();
+    let mut expected = BTreeSet::new();
+    let mut all = Vec::new();
+    for number in 0..600_u32 {
+        let name = format!("secret-{number}");
+        let host = in_need(number, &name);
+        index.host(&host, false);
+        let is_gone = number % 7 == 0;
+        if is_gone {
+            index.host(&host, true);
+        }
+        let mut secret = secret("old");
+        let is_held = number % 3 != 0;
+        secret.metadata.name = Some(name.clone());
+        secret.metadata.resource_version = Some(number.to_string());
+        secret.metadata.finalizers = is_held.then(|| vec![SECRET_FINALIZER.to_owned()]);
+        vault.take_in(&secret, false);
+        let one = (Path::of(&secret), number.to_string());
+        if is_held && (is_gone || number % 5 == 4) {
+            expected.insert(one.clone());
+        }
+        all.push(one);
+    }
+    assert_eq!(vault.orphans(&index), expected);
+    for one in &all {
+        let (path, version) = one;
+        let is_orphan = vault.is_orphan(path, version, &index);
+        assert_eq!(is_orphan, expected.contains(one), "{path}");
+        assert!(!vault.is_orphan(path, "another", &index), "{path}");
+    }
 }

@@ -1,10 +1,16 @@
-use muster_proto::kinds::DhcpMode;
+use muster_proto::kinds::{DhcpMode, Profile};
+use tokio::net::UdpSocket;
 
 use super::*;
-use crate::boot::dhcp::{
-    corpus::request,
-    fixtures::{a_net, a_segment},
-    leases::Pool,
+use crate::{
+    boot::dhcp::{
+        corpus::request,
+        engine::{CLIENT_PORT, SERVER_PORT},
+        fixtures::{a_net, a_segment},
+        leases::Pool,
+    },
+    fake_api::FakeApi,
+    metrics::Registry,
 };
 
 fn active(name: &str, change: impl FnOnce(&mut Net)) -> (String, Active) {
@@ -100,4 +106,47 @@ fn only_a_machine_that_is_to_boot_and_cannot_is_told_of() {
     ] {
         assert_eq!(unfit(request, &step), None, "{step:?}");
     }
+}
+
+/// There is no ramdisk.
+struct Empty;
+
+impl Releases for Empty {
+    fn current(&self, _: Profile) -> Option<String> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_when_its_segment_is_gone_brings_back_no_series_of_it() {
+    let mut registry = Registry::default();
+    let dispatch = Dispatch::new(
+        FakeApi::new().world(),
+        Arc::new(Empty),
+        watch::channel(None).1,
+        Events::new(mpsc::channel(1).0),
+        Metrics::register(&mut registry),
+    );
+    let entrance = Entrance {
+        interface: Some("eth1".to_owned()),
+        port: SERVER_PORT,
+        socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
+        frames: None,
+    };
+    let served = Actives::from([active("local", |_| {})]);
+    let former = served["local"].clone();
+    let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT);
+    let address = Ipv4Addr::new(10, 77, 0, 150);
+    let told = || {
+        let asked = request("dhclient-discover");
+        dispatch.unprobed(&asked, address, SERVER_PORT, &former);
+        let silence = Step::Silence("all addresses are in use");
+        dispatch.finish(&asked, &silence, from, &entrance, &former);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        ["muster_dhcp_unprobed_total{", "muster_dhcp_requests_total{"].map(|name| text.contains(name))
+    };
+    assert_eq!(told(), [false, false], "it is not served");
+    dispatch.serve(served);
+    assert_eq!(told(), [true, true]);
 }

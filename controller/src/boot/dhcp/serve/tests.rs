@@ -26,6 +26,7 @@ use crate::{
         door::Entrance,
         engine::{CLIENT_PORT, SERVER_PORT},
         fixtures::{PORTS, a_net, a_segment},
+        metrics::Asked,
         wire::Options,
     },
     metrics::Registry,
@@ -436,4 +437,59 @@ async fn a_machine_without_boot_files_is_told_of_on_its_segment_and_its_host() {
     let expected = [("Segment", "rack"), ("BareMetalHost", "arm")];
     let expected = expected.map(|(kind, name)| (kind.to_owned(), name.to_owned(), "NoBootFile"));
     assert_eq!(told.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn what_was_asked_on_a_segment_is_told_of_until_that_is_deleted_and_from_0_on_once_it_is_made_anew() {
+    let events = Events::new(tokio::sync::mpsc::channel(1).0);
+    let mut registry = Registry::default();
+    let service = a_service(a_world(empty(), empty()), &Arc::default(), events, &mut registry);
+    let key = "metal/rack";
+    let made = |uid: &str| {
+        let mut segment = a_segment("eth1", DhcpMode::Server);
+        segment.metadata.uid = Some(uid.to_owned());
+        [Arc::new(segment)]
+    };
+    let served = Plan::from([(key.to_owned(), Ok(a_net(DhcpMode::Server)))]);
+    let mut memories = Memories::new();
+    let mut activate = |segments: &[Arc<Segment>], plan: &Plan| {
+        super::activate(&service, segments, plan, &mut memories);
+    };
+    let ask = || {
+        for (request, answer) in [("discover", "none"), ("discover", "offer"), ("request", "ack")] {
+            let asked = Asked {
+                segment: key.to_owned(),
+                request,
+                answer,
+            };
+            service.metrics.requests.get_or_create(&asked).inc();
+        }
+    };
+    let told = || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text.lines()
+            .filter(|line| line.starts_with("muster_dhcp_requests_total{") && line.ends_with("} 1"))
+            .count()
+    };
+
+    activate(&made("first"), &served);
+    ask();
+    activate(&made("first"), &Plan::new());
+    assert_eq!(told(), 3, "not served at the moment");
+    activate(&[], &Plan::new());
+    assert_eq!(told(), 0, "deleted while it was not served");
+
+    activate(&made("second"), &served);
+    ask();
+    activate(&[], &Plan::new());
+    assert_eq!(told(), 0, "deleted while it was served");
+
+    activate(&made("third"), &served);
+    ask();
+    activate(&made("fourth"), &served);
+    assert_eq!(told(), 0, "made anew between two looks");
+    ask();
+    activate(&made("fourth"), &served);
+    assert_eq!(told(), 3);
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::{
     error,
     lab::{CANARY, Lab},
+    rest::at_rest,
 };
 use crate::bmc::BmcError;
 
@@ -146,6 +147,57 @@ async fn a_label_on_the_secret_registers_nothing_again() {
         );
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert_eq!(registered(&lab), before);
+    })
+    .await;
+}
+
+/// The host is gone at once, as one whose cluster moves.
+fn take_away(lab: &Lab) {
+    lab.edit(1, &json!({"metadata": {"finalizers": null}}));
+    lab.api.delete("baremetalhosts", "m1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bmc_to_which_an_order_comes_when_its_host_is_gone_is_forgotten_after_it() {
+    let takes = Duration::from_secs(60);
+    let lab = Lab::new(1);
+    let machine = &lab.machines[0];
+    machine.set_arming_takes(takes);
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "inspecting").await;
+        tokio::time::sleep(takes / 3).await;
+        assert!(machine.is_remembered() && !machine.is_armed());
+        take_away(&lab);
+        tokio::time::sleep(takes / 3).await;
+        assert!(!machine.is_remembered() && !machine.is_armed());
+        lab.until(|| machine.is_armed()).await;
+        tokio::time::sleep(takes).await;
+        assert!(!machine.is_remembered());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bmc_to_which_a_question_comes_when_its_host_is_gone_is_forgotten_after_it() {
+    let takes = Duration::from_secs(20);
+    let lab = Lab::new(1);
+    let machine = &lab.machines[0];
+    lab.run(async {
+        at_rest(&lab).await;
+        machine.set_bmc_takes(takes);
+        let is_asked = || {
+            let (asked, answered) = machine.asked_and_answered();
+            asked > answered
+        };
+        lab.until(is_asked).await;
+        assert!(machine.is_remembered());
+        take_away(&lab);
+        tokio::time::sleep(takes / 4).await;
+        assert!(!machine.is_remembered() && is_asked());
+        lab.until(|| !is_asked()).await;
+        tokio::time::sleep(takes).await;
+        assert!(!machine.is_remembered());
     })
     .await;
 }

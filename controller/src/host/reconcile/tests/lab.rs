@@ -88,6 +88,8 @@ struct State {
     network_first: bool,
     /// How often its ramdisk was told to go down.
     ends: usize,
+    /// A call has come to its BMC, and its host was not forgotten since.
+    remembered: bool,
 }
 
 pub(super) struct Lab {
@@ -527,6 +529,11 @@ impl Machine {
         (state.asked, state.answered)
     }
 
+    /// True if something is remembered of its BMC: a call has come there, and its host was not forgotten since.
+    pub(super) fn is_remembered(&self) -> bool {
+        self.lock().remembered
+    }
+
     /// How often somebody came to its BMC with a wrong password.
     pub(super) fn strangers(&self) -> usize {
         self.lock().strangers
@@ -713,6 +720,7 @@ impl Machine {
 
     fn enter(&self, access: &bmc::Access) -> Result<std::sync::MutexGuard<'_, State>, BmcError> {
         let mut state = self.lock();
+        state.remembered = true;
         if let Some(fault) = &state.fault {
             return Err(fault.clone());
         }
@@ -820,8 +828,14 @@ impl Bmcs for Lab {
         self.steps.step(act).boxed()
     }
 
-    fn forget<'a>(&'a self, _: &'a bmc::HostRef) -> futures::future::BoxFuture<'a, ()> {
-        async {}.boxed()
+    fn forget<'a>(&'a self, host: &'a bmc::HostRef) -> futures::future::BoxFuture<'a, ()> {
+        async move {
+            let mut machines = self.machines.iter();
+            if let Some(machine) = machines.find(|machine| machine.name == host.name) {
+                machine.lock().remembered = false;
+            }
+        }
+        .boxed()
     }
 
     fn retain<'a>(&'a self, _: &'a std::collections::BTreeSet<String>) -> futures::future::BoxFuture<'a, ()> {

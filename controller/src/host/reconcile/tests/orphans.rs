@@ -46,3 +46,24 @@ async fn a_secret_that_no_host_needs_any_more_is_let_go_and_every_other_one_is_h
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_a_host_comes_to_need_while_another_is_let_go_stays_as_it_is() {
+    let lab = Lab::new(1);
+    lab.run(async {
+        put(&lab, "first", &[SECRET_FINALIZER]);
+        put(&lab, "second", &[SECRET_FINALIZER]);
+        lab.declare(1);
+        lab.reaches(1, "available").await;
+        // The answer about the first one is under way while the host is changed.
+        lab.api.set_slow(Duration::from_secs(60));
+        lab.until(|| !is_held(&lab, "first")).await;
+        lab.edit(1, &json!({"spec": {"preprovisioningNetworkDataName": "second"}}));
+        tokio::time::sleep(LATER).await;
+    })
+    .await;
+    // It would be marked anew.
+    let asked = lab.api.requests();
+    let written = |one: &&String| one.starts_with("PATCH") && one.ends_with("/secrets/second");
+    assert_eq!(asked.iter().filter(written).count(), 0, "{asked:#?}");
+}
