@@ -19,7 +19,7 @@ mod subnet;
 #[cfg(test)]
 mod tests;
 
-pub use invalid::{ELSEWHERE, Invalid};
+pub use invalid::{ELSEWHERE, Invalid, REASONS};
 pub use subnet::Subnet;
 
 /// Where the Segments of `plan` are served.
@@ -124,6 +124,30 @@ impl Net {
             .flatten()
             .map(IpAddr::from)
             .collect()
+    }
+
+    /// At which of them machines load boot files.
+    pub fn of_boot(&self) -> BTreeSet<IpAddr> {
+        let mut addresses = self.addresses();
+        addresses.retain(|address| *address == self.boot);
+        addresses
+    }
+
+    /// At which of them agents call in.
+    pub fn of_agents(&self) -> BTreeSet<IpAddr> {
+        let mut addresses = self.addresses();
+        addresses.retain(|address| self.has_agents_at(*address));
+        addresses
+    }
+
+    /// True if agents are told to call in at `address`.
+    pub fn has_agents_at(&self, address: IpAddr) -> bool {
+        self.agent_endpoints.iter().any(|endpoint| {
+            endpoint
+                .strip_prefix("https://")
+                .and_then(|rest| rest.rsplit_once(':'))
+                .is_some_and(|(host, _)| host.parse() == Ok(address))
+        })
     }
 
     /// True for a relay agent whose requests belong to this segment.

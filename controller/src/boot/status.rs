@@ -111,13 +111,16 @@ pub fn without(closed: &[Closed]) -> Option<Trouble> {
     })
 }
 
-/// True if another edge serves the Segment, and `edge`, which has no such interface, no address there, no ramdisk or no keys, cannot know
-/// better.
+/// True if another edge serves the Segment, or has it and lacks a port there, and `edge`, which has no such interface, no address there, no
+/// ramdisk or no keys, cannot know better.
 pub fn is_anothers(former: &SegmentStatus, facts: &Facts, edge: &str) -> bool {
+    let has_it = |condition: &Condition| {
+        condition.status == "True" || [PORT_IN_USE, PORT_NOT_OPENED].contains(&condition.reason.as_str())
+    };
     let served = former
         .conditions
         .iter()
-        .any(|condition| condition.type_ == "Serving" && condition.status == "True");
+        .any(|condition| condition.type_ == "Serving" && has_it(condition));
     let elsewhere = facts.serving.as_ref().is_err_and(|trouble| {
         segment::ELSEWHERE.contains(&trouble.reason) || LACKING.contains(&trouble.reason)
     });

@@ -19,8 +19,7 @@ use super::{
     ramdisk,
     reboot::{self, Wish},
 };
-use crate::hosts;
-use crate::time::whole_seconds;
+use crate::{boot::segment, hosts, time::whole_seconds};
 
 /// What a person is asked for a reboot; whoever takes the annotation off has done it.
 const REBOOT_BY_HAND: &str = "the machine has no BMC, and what it runs is not ours to command; next: reboot it by hand, and remove the annotation reboot.metal3.io";
@@ -285,11 +284,15 @@ fn wakes(draft: &Draft<'_>) -> Result<Vec<Mac>, &'static str> {
     }
 }
 
-/// True if no edge serves `segment`, as its status says.
+/// True if no edge serves `segment`, as its status says. One that only lacks something (a port, a ramdisk) sends magic packets.
 fn is_unserved(segment: &Segment) -> bool {
     let status = segment.status.as_ref();
     let mut conditions = status.iter().flat_map(|status| &status.conditions);
-    conditions.any(|condition| condition.type_ == "Serving" && condition.status == "False")
+    conditions.any(|condition| {
+        condition.type_ == "Serving"
+            && condition.status == "False"
+            && segment::REASONS.contains(&condition.reason.as_str())
+    })
 }
 
 /// Asks the edges for Wake-on-LAN, if it may do something. A packet does nothing to a machine that runs.

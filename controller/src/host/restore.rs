@@ -182,11 +182,14 @@ pub(super) fn architecture(draft: &mut Draft<'_>, hardware: &Packed<HardwareDeta
     }
 }
 
+/// So many bytes of an architecture are shown: more than any has.
+const ARCHITECTURE: usize = 32;
+
 /// The architecture that somebody wrote of `host`, by the kernel's name for it; none: nobody did.
 fn said_architecture(host: &BareMetalHost) -> Option<String> {
     let said = host.spec.architecture.as_deref().unwrap_or_default();
-    let said = text::clean(said.as_bytes());
-    let said = match said.to_ascii_lowercase().as_str() {
+    let said = text::clean_to(said.to_ascii_lowercase().as_bytes(), ARCHITECTURE);
+    let said = match said.as_str() {
         "amd64" | "x86-64" => "x86_64".to_owned(),
         "arm64" => "aarch64".to_owned(),
         _ => said,

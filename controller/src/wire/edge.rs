@@ -8,9 +8,9 @@ use tokio::sync::watch;
 use super::{Parts, RunError, spawn};
 use crate::{
     agents::{self, Keys, Names},
-    bind::{Addresses, Unopened},
+    bind::Addresses,
     boot::{
-        dhcp::{self, Dhcp},
+        dhcp::{self, Beside, Dhcp},
         files::{Extras, Files},
         http::{self, site::Site},
         peers::Peers,
@@ -39,7 +39,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let (tell_names, names) = watch::channel(Names::default());
     let (tell_secrets, secrets) = watch::channel(None);
     let peers = Peers::default();
-    let unopened = Unopened::default();
+    let unopened = Beside::default();
     let (events, write_events) = Events::start(parts.client.clone(), parts.dropped.clone());
     spawn(parts.tasks, "the writer of Events", write_events);
 
@@ -67,7 +67,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         answer: site,
         addresses: addresses.clone(),
         port: args.http_port,
-        unopened: unopened.clone(),
+        unopened: unopened.boot.clone(),
         limits: http::Limits::default(),
         peers: peers.clone(),
     };
@@ -75,7 +75,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         files: tftp::BootFiles::load(&args.ipxe_dir).map_err(RunError::BootFiles)?,
         addresses: addresses.clone(),
         port: args.tftp_port,
-        unopened: unopened.clone(),
+        unopened: unopened.boot.clone(),
         limits: tftp::Limits::default(),
         peers,
     };
@@ -120,7 +120,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
             let _ = shutdown.wait_for(|stopped| *stopped).await;
         };
         tokio::select! {
-            () = server.run(addresses, agent_port, unopened, stopped) => {}
+            () = server.run(addresses, agent_port, unopened.agents, stopped) => {}
             () = hand_over(keys, tell_secrets) => {}
         }
     });

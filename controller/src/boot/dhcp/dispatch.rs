@@ -99,7 +99,7 @@ fn unfit(request: &Request, step: &Step) -> Option<String> {
     // What is silent for another reason has nothing to boot here anyway.
     let why = decide::unfit(request).filter(|why| why == said)?;
     Some(format!(
-        "the machine with {} gets no boot file: {why}; next: let its firmware boot as BIOS or 64-bit UEFI, if it is x86-64, or take \
+        "the machine with {} gets no boot file of Muster's: {why}; next: let its firmware boot as BIOS or 64-bit UEFI, if it is x86-64, or take \
          another machine",
         request.mac
     ))

@@ -121,12 +121,5 @@ impl Watch {
 
 /// Ourselves, and other replicas of this controller.
 pub(super) fn is_ours(server: Ipv4Addr, net: &Net) -> bool {
-    server == net.own
-        || server == net.boot
-        || net.agent_endpoints.iter().any(|endpoint| {
-            endpoint
-                .strip_prefix("https://")
-                .and_then(|rest| rest.rsplit_once(':'))
-                .is_some_and(|(host, _)| host.parse() == Ok(server))
-        })
+    server == net.own || server == net.boot || net.has_agents_at(server.into())
 }

@@ -23,7 +23,7 @@ use super::{
     rogue::{Intruder, Watch},
 };
 use crate::{
-    bind::Unopened,
+    bind::{Closed, Unopened},
     boot::{
         decide::Releases,
         segment::{self, Net, Plan, Ports},
@@ -65,7 +65,7 @@ pub struct Dhcp {
     /// Told what the Segments mean whenever that changes; the other services follow it.
     pub plan: watch::Sender<Arc<Plan>>,
     /// The ports that these cannot open.
-    pub unopened: Unopened,
+    pub unopened: Beside,
     /// True, or its sender gone: end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -128,6 +128,24 @@ impl Dhcp {
     }
 }
 
+/// The ports of the other services that cannot be opened.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// Those of boot files.
+    pub boot: Unopened,
+    /// Those of agents.
+    pub agents: Unopened,
+}
+
+impl Beside {
+    /// Those that machines of `net` are told to come to.
+    fn of(&self, net: &Net) -> Vec<Closed> {
+        let mut closed = self.boot.on(&net.of_boot());
+        closed.extend(self.agents.on(&net.of_agents()));
+        closed
+    }
+}
+
 /// What the loop works with; its facts go to a channel, so that it needs no API server.
 pub(super) struct Service {
     pub(super) dispatch: Arc<Dispatch>,
@@ -136,7 +154,7 @@ pub(super) struct Service {
     pub(super) metrics: Metrics,
     pub(super) facts: watch::Sender<BTreeMap<String, Facts>>,
     pub(super) plan: watch::Sender<Arc<Plan>>,
-    pub(super) unopened: Unopened,
+    pub(super) unopened: Beside,
 }
 
 /// The loop.
@@ -434,8 +452,8 @@ fn report(service: &Service, segments: &[Arc<Segment>], plan: &Plan, doors: &Doo
                 (
                     doors
                         .trouble(net)
-                        .or_else(|| status::without(&service.unopened.on(&net.addresses())))
                         .or_else(|| service.dispatch.lacks(net))
+                        .or_else(|| status::without(&service.unopened.of(net)))
                         .map_or_else(|| Ok(status::serving(net)), Err),
                     doors.listens(net).then_some(intruders),
                 )

@@ -196,8 +196,12 @@ pub enum Invalid {
 
 /// The [`Invalid::reason`]s where another computer may have the interface, or one of that name with an address in the subnet.
 pub const ELSEWHERE: [&str; 2] = [NO_INTERFACE, NO_ADDRESS];
+/// Every [`Invalid::reason`]: where a Segment is not served at all, and not only without something.
+pub const REASONS: [&str; 4] = [NO_INTERFACE, NO_ADDRESS, CONFLICT, INVALID];
 const NO_INTERFACE: &str = "NoInterface";
 const NO_ADDRESS: &str = "NoAddress";
+const CONFLICT: &str = "Conflict";
+const INVALID: &str = "Invalid";
 
 impl Invalid {
     /// CamelCase, the reason of the Segment's condition.
@@ -206,9 +210,9 @@ impl Invalid {
             Invalid::NoInterface { .. } => NO_INTERFACE,
             Invalid::NoAddress { .. } | Invalid::NotHere { .. } => NO_ADDRESS,
             Invalid::SameInterface { .. } | Invalid::SameSubnet { .. } | Invalid::SameRelay { .. } => {
-                "Conflict"
+                CONFLICT
             }
-            _ => "Invalid",
+            _ => INVALID,
         }
     }
 }

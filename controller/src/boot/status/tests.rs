@@ -210,7 +210,10 @@ fn who_lacks_the_interface_does_not_deny_what_another_edge_serves() {
             reason: "PortInUse",
             message: "UDP port 67 is in use".to_owned(),
         }),
-        ..elsewhere
+        ..elsewhere.clone()
     };
     assert!(!is_anothers(&served, &taken, "rack8"), "trouble of its own");
+    let hampered = status(&served, &taken, EDGE, at(2));
+    assert!(is_anothers(&hampered, &elsewhere, "rack8"), "it has the Segment");
+    assert!(!is_anothers(&hampered, &facts(), "rack8"), "now it is served");
 }

@@ -307,23 +307,24 @@ fn a_machine_whose_segment_is_gone_is_switched_on_by_a_person() {
 #[test]
 fn nobody_is_asked_to_wake_a_machine_on_a_segment_that_is_not_served() {
     let mut world = switched_off();
-    let serving = |status: &str| Condition {
+    let serving = |status: &str, reason: &str| Condition {
         type_: "Serving".to_owned(),
         status: status.to_owned(),
-        reason: String::new(),
+        reason: reason.to_owned(),
         message: String::new(),
         last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
         observed_generation: None,
     };
     let status = world.segment.status.get_or_insert_default();
-    status.conditions = vec![serving("False")];
+    status.conditions = vec![serving("False", "NoInterface")];
     world.host().spec.online = true;
     world.settle();
     assert_eq!((world.wished_awake, world.machine.on), (0, false));
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "PowerByHand");
     assert!(message.contains("is not served"), "{message}");
-    world.segment.status.as_mut().unwrap().conditions = vec![serving("True")];
+    // Its edge sends packets, whatever else it lacks.
+    world.segment.status.as_mut().unwrap().conditions = vec![serving("False", "PortInUse")];
     world.settle();
     assert!(is_ready(&world), "{:?}", waiting(&world));
 }

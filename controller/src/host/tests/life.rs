@@ -59,6 +59,7 @@ fn another_architecture_than_somebody_wrote_is_told_with_the_inspection_and_chan
         ("arm64", true),
         ("x86_64", false),
         ("amd64", false),
+        ("X86_64", false),
         ("", false),
     ] {
         let mut world = World::new();

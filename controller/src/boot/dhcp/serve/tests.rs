@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket},
     process::Command,
     sync::{
         atomic::{AtomicBool, Ordering},
@@ -59,7 +59,7 @@ struct Site {
     events: tokio::sync::mpsc::Receiver<crate::events::Happened>,
     registry: Registry,
     shelf: Arc<Shelf>,
-    unopened: Unopened,
+    unopened: Beside,
     shutdown: watch::Sender<bool>,
     client: Namespace,
     server: Namespace,
@@ -74,7 +74,7 @@ impl Site {
     fn beside(
         segment: Segment,
         before: impl FnOnce(&Namespace),
-        others: impl FnOnce(watch::Receiver<Arc<Plan>>, Unopened),
+        others: impl FnOnce(watch::Receiver<Arc<Plan>>, Beside),
     ) -> Site {
         let (server, client) = (Namespace::new(), Namespace::new());
         server.ip("link add br0 type bridge forward_delay 0 stp_state 0");
@@ -184,7 +184,7 @@ fn a_service(world: World, shelf: &Arc<Shelf>, events: Events, registry: &mut Re
         metrics,
         facts: watch::channel(BTreeMap::new()).0,
         plan: watch::channel(Arc::default()).0,
-        unopened: Unopened::default(),
+        unopened: Beside::default(),
     }
 }
 
@@ -329,13 +329,11 @@ fn a_port_of_another_service_that_is_taken_is_told_until_it_is_open() {
         let site = Site::new(a_segment("br0", mode), |_| {});
         site.wait("serving", |facts| facts.serving.is_ok());
         let taken = io::Error::from(io::ErrorKind::AddrInUse);
-        let elsewhere = site
-            .unopened
-            .entry([10, 78, 0, 1].into(), Port::tcp("agents", 9443));
+        let agents = Port::tcp("agents", 9443);
+        let elsewhere = site.unopened.agents.entry([10, 78, 0, 1].into(), agents);
         elsewhere.failed(&taken);
-        let here = site
-            .unopened
-            .entry([10, 77, 0, 1].into(), Port::tcp("HTTP", 8080));
+        let http = Port::tcp("HTTP", 8080);
+        let here = site.unopened.boot.entry([10, 77, 0, 1].into(), http);
         here.failed(&taken);
         let facts = site.wait("the port is taken", |facts| facts.serving.is_err());
         let trouble = facts.serving.unwrap_err();
@@ -348,6 +346,23 @@ fn a_port_of_another_service_that_is_taken_is_told_until_it_is_open() {
 }
 
 #[test]
+fn a_port_where_no_machine_is_told_to_come_to_may_be_taken() {
+    let mut segment = a_segment("br0", DhcpMode::Server);
+    segment.spec.agent_endpoints = vec!["10.77.0.9:9443".to_owned()];
+    let site = Site::new(segment, |_| {});
+    site.wait("serving", |facts| facts.serving.is_ok());
+    let taken = io::Error::from(io::ErrorKind::AddrInUse);
+    let own = IpAddr::from([10, 77, 0, 1]);
+    let agents = site.unopened.agents.entry(own, Port::tcp("agents", 9443));
+    agents.failed(&taken);
+    std::thread::sleep(3 * LOOK);
+    assert!(site.facts.borrow().values().all(|facts| facts.serving.is_ok()));
+    let tftp = site.unopened.boot.entry(own, Port::udp("TFTP", 69));
+    tftp.failed(&taken);
+    site.wait("the port is taken", |facts| facts.serving.is_err());
+}
+
+#[test]
 fn a_new_segment_is_not_called_served_before_its_ports_have_been_tried() {
     let (hold, held) = mpsc::channel();
     let site = Site::beside(
@@ -356,7 +371,7 @@ fn a_new_segment_is_not_called_served_before_its_ports_have_been_tried() {
         |mut plan, unopened| {
             std::thread::spawn(move || {
                 runtime().block_on(async { plan.changed().await }).unwrap();
-                let entry = unopened.entry([10, 77, 0, 1].into(), Port::udp("TFTP", 69));
+                let entry = unopened.boot.entry([10, 77, 0, 1].into(), Port::udp("TFTP", 69));
                 // As a thread that has much to do.
                 std::thread::sleep(LOOK / 5);
                 entry.failed(&io::Error::from(io::ErrorKind::AddrInUse));
