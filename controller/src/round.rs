@@ -26,6 +26,8 @@ const PARTS: u32 = 60;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MOST: Duration = Duration::from_secs(15);
+/// What is only looked at again is looked at so often in about a minute.
+const BEHIND: u32 = 30;
 
 /// What could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -88,9 +90,19 @@ impl ExecuteError {
         matches!(self, ExecuteError::Behind { .. })
     }
 
-    /// Into the log: the round failed, and is tried again. Its span says whose it is.
-    pub fn log(&self) {
+    /// True if people hear of it in the log, after `failures` in a row: of what is only looked at again, about once a minute.
+    fn is_told(&self, failures: u32) -> bool {
+        !self.is_behind() || (failures > 0 && failures.is_multiple_of(BEHIND))
+    }
+
+    /// Into the log: the round failed, as the last of `failures` in a row, and is tried again. Its span says whose it is.
+    pub fn log(&self, failures: u32) {
         match self {
+            ExecuteError::Behind { .. } if self.is_told(failures) => tracing::warn!(
+                error = %self,
+                failures,
+                "looks again and again: others write it all the time, the watch lags behind, or the API server refuses it with 409"
+            ),
             ExecuteError::Behind { .. } => tracing::debug!(error = %self, "looks again"),
             ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Dropped { .. } => {
                 tracing::warn!(error = %Chain(self), "tried again");
@@ -297,6 +309,27 @@ mod tests {
         assert!(looked_at.values().all(|turns| *turns == 1));
         drop(sender);
         while cues.next().await.is_some() {}
+    }
+
+    #[test]
+    fn what_is_looked_at_again_without_an_end_is_told_once_a_minute() {
+        let conflict = answered(json!({"code": 409, "reason": "Conflict", "message": "changed"}));
+        let mut waited = Duration::ZERO;
+        let mut told = Vec::new();
+        for failures in 1..=100 {
+            waited += retry_after("h", failures, &conflict);
+            if conflict.is_told(failures) {
+                told.push(waited.as_secs());
+            }
+        }
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!((45..90).contains(&told[0]), "{told:?}");
+        assert!(
+            told.windows(2).all(|two| (45..90).contains(&(two[1] - two[0]))),
+            "{told:?}"
+        );
+        let refused = answered(json!({"code": 500, "reason": "InternalError", "message": "no"}));
+        assert!(refused.is_told(1), "what failed is told at once");
     }
 
     #[test]

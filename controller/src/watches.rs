@@ -12,6 +12,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
+use tokio::sync::Notify;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfKind {
@@ -24,6 +25,8 @@ pub struct Watches {
     /// Kinds that are not read for the first time yet.
     unread: Arc<Mutex<BTreeSet<String>>>,
     failures: Family<OfKind, Counter>,
+    /// One failed because the API server does not know who asks.
+    stranger: Arc<Notify>,
 }
 
 impl Watches {
@@ -55,6 +58,14 @@ impl Watches {
         tracing::warn!(error = %Chain(error), kind, "watch failed; it is tried again");
         let kind = kind.to_owned();
         self.failures.get_or_create(&OfKind { kind }).inc();
+        if is_of_a_stranger(error) {
+            self.stranger.notify_one();
+        }
+    }
+
+    /// Returns once a watch has failed, since this was last asked, because the API server does not take our credentials.
+    pub(crate) async fn strange(&self) {
+        self.stranger.notified().await;
     }
 
     /// What is not read yet, in words; none if all is.
@@ -62,6 +73,16 @@ impl Watches {
         let words: Vec<String> = self.lock().iter().cloned().collect();
         (!words.is_empty()).then(|| words.join(", "))
     }
+}
+
+/// True if the API server has said that it does not know who asks.
+fn is_of_a_stranger(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.any(|cause| {
+        cause
+            .downcast_ref::<kube::Error>()
+            .is_some_and(|error| matches!(error, kube::Error::Api(status) if status.code == 401))
+    })
 }
 
 #[cfg(test)]

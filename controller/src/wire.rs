@@ -1,9 +1,14 @@
 //! Builds everything and runs it until the process is told to stop. One file per role; no decision is made here.
 
 mod control;
+mod credentials;
 mod edge;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::header::USER_AGENT;
 use kube::{
@@ -27,6 +32,7 @@ use crate::{
     metrics::{self, Registry},
     world::{Change, Scope, World},
 };
+use credentials::Credentials;
 
 /// The controller could not start, or a part of it ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +152,8 @@ async fn once_ready(
 /// Runs the controller until SIGTERM or SIGINT.
 pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let config = config(&args).await?;
+    // Before the client reads them: what is replaced in between is seen to be another one.
+    let credentials = Credentials::read(&config).await;
     let client = Client::try_from(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
     let scope = Scope {
         namespace: args.namespace.clone(),
@@ -191,6 +199,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         standing,
     };
     admin(&args, client, state, &mut tasks).await?;
+    let outlived = credentials::outlived(credentials, args.kubeconfig.clone(), world.watches.clone());
+    spawn(&mut tasks, "the time of the credentials", outlived);
     spawn(&mut tasks, "the wait for the cluster", async move {
         if world.ready().await {
             tracing::info!("the cluster is read; ready");
@@ -286,24 +296,7 @@ async fn admin(
 }
 
 async fn config(args: &RunArgs) -> Result<Config, RunError> {
-    let config = match &args.kubeconfig {
-        Some(path) => {
-            let failed = |source| RunError::Kubeconfig {
-                path: path.clone(),
-                source,
-            };
-            let file = Kubeconfig::read_from(path).map_err(failed)?;
-            reach(file).await.map_err(failed)?
-        }
-        None => {
-            let there = async { reach(Kubeconfig::read()?).await };
-            match there.await {
-                Ok(config) => config,
-                Err(_) => Config::infer().await.map_err(RunError::Infer)?,
-            }
-        }
-    };
-    let mut config = bounded(config, SILENCE);
+    let mut config = bounded(found(args.kubeconfig.as_deref()).await?, SILENCE);
     // Which of several replicas wrote what, in the API server's audit log.
     let agent = format!(
         "muster-controller/{} ({}; pid {})",
@@ -315,6 +308,23 @@ async fn config(args: &RunArgs) -> Result<Config, RunError> {
         config.headers.push((USER_AGENT, agent));
     }
     Ok(config)
+}
+
+/// How the API server is reached, as `kubeconfig` says it now; without it, as kubectl finds it, else the service account's way.
+async fn found(kubeconfig: Option<&Path>) -> Result<Config, RunError> {
+    let Some(path) = kubeconfig else {
+        let there = async { reach(Kubeconfig::read()?).await };
+        return match there.await {
+            Ok(config) => Ok(config),
+            Err(_) => Config::infer().await.map_err(RunError::Infer),
+        };
+    };
+    let failed = |source| RunError::Kubeconfig {
+        path: path.to_owned(),
+        source,
+    };
+    let file = Kubeconfig::read_from(path).map_err(failed)?;
+    reach(file).await.map_err(failed)
 }
 
 /// How the cluster of the current context of `file` is reached: directly. kube takes the proxy of `HTTPS_PROXY` otherwise, whatever

@@ -98,6 +98,9 @@ fn first_of_list(list: &[u8]) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
+/// As many bytes from a file system's start tell its label: an ISO's descriptor is the farthest.
+pub const LABELLED: u64 = 0x8000 + 72;
+
 /// The label of the file system that begins where `read` does: ISO 9660 or FAT; `None` for others.
 ///
 /// # Errors

@@ -66,6 +66,14 @@ pub fn check(block: u32) -> Result<(), ConfigDriveError> {
     Ok(())
 }
 
+/// As many bytes every config drive has on a disk with blocks of `block` bytes: those of one that says nothing.
+///
+/// # Errors
+/// [`ConfigDriveError`], one variant for each way to fail.
+pub fn least(block: u32) -> Result<u64, ConfigDriveError> {
+    image(&ConfigDrive::default(), block).map(|empty| empty.len() as u64)
+}
+
 /// A file system with `openstack/latest/` in it, for a disk with blocks of `block` bytes: ISO 9660, or FAT where that cannot be mounted.
 /// OpenStack knows both. The same data give the same bytes.
 ///

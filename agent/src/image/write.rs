@@ -11,7 +11,7 @@ use super::{
     checksum::Wanted,
     config_drive, format,
     held::{HEAD, Held, LEAST},
-    layout::{Layout, LayoutError},
+    layout::{Layout, LayoutError, Part},
     pipeline,
     source::{self, Got, Patience, Sink, SourceError},
     url,
@@ -128,6 +128,7 @@ impl Writing<'_> {
             state: State::Looking(disk),
             at: 0,
             zeros: 0,
+            has_place: self.config_drive.is_none(),
         };
         let percent = |share: u8| {
             let span = u16::from(TRANSFER.1 - TRANSFER.0);
@@ -139,7 +140,10 @@ impl Writing<'_> {
             size,
             self.work,
             percent,
-            |buffer, len| writer.next(buffer, len, |head| self.look(head, size, block), after),
+            |buffer, len| {
+                writer.next(buffer, len, |head| self.look(head, size, block), after)?;
+                writer.look_for_place()
+            },
         )?;
         self.wanted
             .compare(&transfer.digest)
@@ -255,17 +259,7 @@ impl Writing<'_> {
             config_drive::image(&open, held.block()).map_err(|source| Failure::ConfigDrive { source })?;
         drop(open);
         let mut config = Zeroizing::new(config);
-        let mut found = None;
-        for part in layout.parts() {
-            let mut read = |at: u64, into: &mut [u8]| held.read(part.start.saturating_add(at), into);
-            let label = boot::volume_label(&mut read).map_err(disk_failed("read it back"))?;
-            // FAT has labels in upper case, as cloud-init knows.
-            let is_its = |name: &str| name.eq_ignore_ascii_case(config_drive::LABEL);
-            if is_its(&part.name) || label.as_deref().is_some_and(is_its) {
-                found = Some(part);
-                break;
-            }
-        }
+        let found = kept_for_config_drive(held, &layout)?;
         let random = u128::from(net::random()) << 64 | u128::from(net::random());
         let at = layout
             .place_config_drive(found, config_drive::LABEL, config.len() as u64, random)
@@ -322,6 +316,27 @@ fn disk_failed(what: &'static str) -> impl Fn(io::Error) -> Failure {
     move |source| Failure::Disk { what, source }
 }
 
+/// The partition that the image has for the config drive, by its own name or by its file system's.
+fn kept_for_config_drive(held: &mut Held<'_>, layout: &Layout) -> Result<Option<Part>, Failure> {
+    for part in layout.parts() {
+        let mut read = |at: u64, into: &mut [u8]| held.read(part.start.saturating_add(at), into);
+        let label = boot::volume_label(&mut read).map_err(disk_failed("read it back"))?;
+        // FAT has labels in upper case, as cloud-init knows.
+        let is_its = |name: &str| name.eq_ignore_ascii_case(config_drive::LABEL);
+        if is_its(&part.name) || label.as_deref().is_some_and(is_its) {
+            return Ok(Some(part));
+        }
+    }
+    Ok(None)
+}
+
+/// As many bytes of the image tell which partition it has for the config drive, or that it has none.
+fn labelled(layout: &Layout) -> u64 {
+    let parts = layout.parts().into_iter();
+    let ends = parts.map(|part| part.start.saturating_add(boot::LABELLED));
+    ends.max().unwrap_or(0)
+}
+
 /// The end of the pipeline.
 struct Writer<'d> {
     state: State<'d>,
@@ -329,6 +344,8 @@ struct Writer<'d> {
     at: u64,
     /// So many bytes before that are zeros and not written yet.
     zeros: u64,
+    /// The shortest config drive has a place, or none is wanted.
+    has_place: bool,
 }
 
 enum State<'d> {
@@ -376,6 +393,28 @@ impl<'d> Writer<'d> {
                 .map_err(disk_failed("write to it"))?;
         }
         self.at = end;
+        Ok(())
+    }
+
+    /// Whether the config drive will have a place: looked for as soon as the image has told where, which may be long before its end. How
+    /// long the drive is nobody knows before it is opened, but one that says nothing must fit.
+    fn look_for_place(&mut self) -> Result<(), Failure> {
+        let State::Writing(held, layout) = &mut self.state else {
+            return Ok(());
+        };
+        if self.has_place || self.at < labelled(layout) {
+            return Ok(());
+        }
+        // Or what the disk had before would be read there.
+        flush(held, self.at, &mut self.zeros)?;
+        let found = kept_for_config_drive(held, layout)?;
+        let least = config_drive::least(held.block()).map_err(|source| Failure::ConfigDrive { source })?;
+        // Tried on a copy: what is added then has its own length and name.
+        let mut tried = layout.clone();
+        tried
+            .place_config_drive(found, config_drive::LABEL, least, 0)
+            .map_err(|source| Failure::Layout { source })?;
+        self.has_place = true;
         Ok(())
     }
 

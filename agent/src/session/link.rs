@@ -45,8 +45,10 @@ pub(super) struct Call {
     patience: Duration,
     /// Given up when the hardware changes or a job ends.
     gives_way: bool,
-    /// Given up when a controller refuses it for now: something else is to be told that matters more.
+    /// Given up when a controller refuses it for now: something else is to be done that matters more.
     gives_up: bool,
+    /// Nothing waits for it: it is given up without a pause.
+    may_be_left_out: bool,
 }
 
 impl Call {
@@ -57,20 +59,24 @@ impl Call {
             patience: Duration::from_secs(60),
             gives_way: false,
             gives_up: false,
+            may_be_left_out: false,
         }
     }
 
-    /// The same that may be left out.
-    pub(super) const fn best_effort(path: &'static str) -> Call {
+    /// The same between whose tries something else is done.
+    pub(super) const fn repeated(path: &'static str) -> Call {
         Call {
             gives_up: true,
             ..Call::quick(path)
         }
     }
 
-    /// True for one that nothing waits for.
-    fn may_be_left_out(&self) -> bool {
-        self.gives_up && !self.gives_way
+    /// The same that may be left out.
+    pub(super) const fn best_effort(path: &'static str) -> Call {
+        Call {
+            may_be_left_out: true,
+            ..Call::repeated(path)
+        }
     }
 
     /// One that is answered when there is news, or after `hold_seconds`.
@@ -80,6 +86,7 @@ impl Call {
             patience: Duration::from_secs(hold_seconds + 15),
             gives_way: true,
             gives_up: true,
+            may_be_left_out: false,
         }
     }
 }
@@ -249,7 +256,7 @@ impl<M: Machine> Link<M> {
                     if self.refusals >= REFUSALS {
                         self.turn_to_another();
                     }
-                    if call.may_be_left_out() {
+                    if call.may_be_left_out {
                         return Err(Stop::Later);
                     }
                     self.pause(asked).await;

@@ -47,7 +47,8 @@ pub use machine::{Machine, ResolveError};
 
 const ENROL: Call = Call::quick("/v1/enrol");
 const RENEW: Call = Call::quick("/v1/renew");
-const INVENTORY: Call = Call::quick("/v1/inventory");
+/// May be refused for hours, in which the certificate is to be renewed.
+const INVENTORY: Call = Call::repeated("/v1/inventory");
 /// How the job ended is heard by polls, with the end of the log.
 const LOG: Call = Call::best_effort("/v1/log");
 
@@ -256,11 +257,17 @@ impl<M: Machine> Session<M> {
             disks = disks.len(),
             nics = nics.len()
         );
-        match self
-            .link
-            .call::<_, InventoryResponse>(INVENTORY, &inventory)
-            .await
-        {
+        let answer = loop {
+            match self
+                .link
+                .call::<_, InventoryResponse>(INVENTORY, &inventory)
+                .await
+            {
+                Err(Stop::Later) => self.renew_if_due().await?,
+                answer => break answer,
+            }
+        };
+        match answer {
             Ok(response) => {
                 self.link.told_time(response.time);
                 tracing::info!(step = "inventory-sent");
@@ -276,9 +283,7 @@ impl<M: Machine> Session<M> {
 
     /// One poll, and what it orders.
     async fn turn(&mut self) -> Result<(), Stop> {
-        if self.link.now() >= self.renew_at {
-            self.renew().await?;
-        }
+        self.renew_if_due().await?;
         self.settle().await?;
         let (asked, news) = (Instant::now(), self.jobs.untold().is_some());
         let command = match self.poll().await {
@@ -358,7 +363,10 @@ impl<M: Machine> Session<M> {
         Ok(response.command)
     }
 
-    async fn renew(&mut self) -> Result<(), Stop> {
+    async fn renew_if_due(&mut self) -> Result<(), Stop> {
+        if self.link.now() < self.renew_at {
+            return Ok(());
+        }
         let request = RenewRequest {
             csr: self.key.csr().to_owned(),
         };

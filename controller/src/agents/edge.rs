@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     ca::ClientCertificate,
-    identity::{self, Machine},
+    identity::{self, MAX_CLASHES, Machine},
     keys::Keys,
     metrics::Metrics,
     problem::problem,
@@ -45,6 +45,8 @@ pub(super) struct Edge {
     pub(super) sessions: Arc<Sessions>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Refusals,
+    /// How often an inventory of each Server is read.
+    pub(super) reports: Writes,
     /// How often each Server may have written what it is.
     pub(super) inventory_writes: Writes,
     /// The same of what its polls tell.
@@ -303,6 +305,8 @@ impl Edge {
             .as_ref()
             .map(|status| status.clashes.clone())
             .unwrap_or_default();
+        // Of more clashes than are kept, nobody here knows which have ended.
+        let may_be_cut = clashes.len() >= MAX_CLASHES;
         let mut touched: Vec<String> = clashes.clone();
         touched.extend(moved.iter().map(|(other, _)| other.clone()));
         let shows_us = |other: &Arc<Server>| {
@@ -315,7 +319,7 @@ impl Edge {
             self.store
                 .servers_with(&[Signal::Clash(name.clone())])
                 .iter()
-                .filter(|other| shows_us(other))
+                .filter(|other| !may_be_cut && shows_us(other))
                 .map(|other| other.name_any()),
         );
         touched.sort_unstable();
@@ -327,10 +331,10 @@ impl Edge {
                     .identity
                     .macs
                     .retain(|mac| !moved.contains(&(other.clone(), *mac)));
-                status.clashes.retain(|clash| *clash != name);
                 if clashes.contains(other) {
-                    status.clashes.push(name.clone());
-                    status.clashes.sort_unstable();
+                    identity::add_clashes(&mut status.clashes, [&name]);
+                } else if !may_be_cut {
+                    status.clashes.retain(|clash| *clash != name);
                 }
                 Some(status)
             };

@@ -26,8 +26,9 @@
 //! very address that that did, and than one whose host is in use, unless it boots from an address that that has had.
 //!
 //! If several known machines fit, the one with most signals wins: serial before vendor's MAC before UUID before local MAC.
-//! Every other machine that still shares a signal is a clash, shown on both. A MAC address that another machine has leaves it,
-//! unless that machine is connected now or its host is in use: then it stays there and is a clash.
+//! Every other machine that still shares a signal is a clash, shown on both; one that has its share of them already does not show it. A MAC
+//! address that another machine has leaves it, unless that machine is connected now or its host is in use: then it stays there and is a
+//! clash.
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
@@ -35,6 +36,10 @@ use muster_proto::{Mac, identity::Identity, kinds::ServerStatus, text};
 
 /// The most MAC addresses that are kept of one machine.
 const MAX_MACS: usize = 1024;
+
+/// The most clashes that are kept of one machine: some vendors ship thousands of boards with one UUID, and each clash is a write to the other
+/// Server, too.
+pub(super) const MAX_CLASHES: usize = 64;
 
 /// A machine that is known already.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +97,7 @@ pub struct Settled {
     pub identity: Identity,
     /// Addresses that leave another Server.
     pub moved: BTreeSet<(String, Mac)>,
-    /// Servers that share a signal and are another machine.
+    /// Servers that share a signal and are another machine; of more than are kept, the first ones.
     pub clashes: BTreeSet<String>,
 }
 
@@ -182,6 +187,8 @@ pub fn settle(
                 .extend(shared.into_iter().map(|mac| (other.name.to_owned(), mac)));
         }
     }
+    // Always the same ones: none comes and goes with the order in which the machines are looked at.
+    settled.clashes = settled.clashes.into_iter().take(MAX_CLASHES).collect();
     settled.moved.retain(|(_, mac)| !withheld.contains(mac));
     // A machine that enrols says what it is now; a report only fills gaps.
     let pick = |claimed: &Option<String>, known: &Option<String>| match word {
@@ -199,6 +206,16 @@ pub fn settle(
         },
     };
     settled
+}
+
+/// Adds those of `more` to `clashes` that are not among them, as long as there are fewer than [`MAX_CLASHES`], in order.
+pub(super) fn add_clashes<'a>(clashes: &mut Vec<String>, more: impl IntoIterator<Item = &'a String>) {
+    for name in more {
+        if clashes.len() < MAX_CLASHES && !clashes.contains(name) {
+            clashes.push(name.clone());
+        }
+    }
+    clashes.sort_unstable();
 }
 
 /// The first [`MAX_MACS`] different addresses.

@@ -140,6 +140,7 @@ impl Server {
             refusals: Refusals::default(),
             reporting: Counts::new(1),
             telling: Counts::new(1),
+            reports: writes::Writes::of_reports(),
             inventory_writes: writes::Writes::of_inventories(),
             poll_writes: writes::Writes::of_polls(),
             logs: writes::Writes::of_logs(),
@@ -279,6 +280,7 @@ async fn reap(edge: Arc<Edge>) {
         }
         pause = LOOK;
         edge.store.prune();
+        edge.reports.prune();
         edge.inventory_writes.prune();
         edge.poll_writes.prune();
         edge.logs.prune();

@@ -157,6 +157,10 @@ async fn report(edge: &Edge, peer: &Peer, content: Content) -> Result<InventoryR
             );
             return Err(body::refuse(content, busy).await);
         };
+        // Before it takes memory and a place: what is the same as before costs no write, and could come without an end.
+        if let Err(refused) = edge.reports.one(caller.name()).ask() {
+            return Err(body::refuse(content, refused).await);
+        }
         let arrived = body::read(content, MAX_BODY, Some(arriving())).await?;
         let _room = INVENTORIES
             .acquire()
@@ -236,9 +240,7 @@ fn inventoried(mut status: ServerStatus, settled: &Settled, reported: &Inventory
     }
     status.identity = settled.identity.clone();
     // A report sees part of the machine only: it ends no clash that an enrolment found.
-    status.clashes.extend(settled.clashes.iter().cloned());
-    status.clashes.sort_unstable();
-    status.clashes.dedup();
+    identity::add_clashes(&mut status.clashes, &settled.clashes);
     status
 }
 

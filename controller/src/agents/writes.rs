@@ -1,6 +1,6 @@
 //! How often one machine may have written what it says: each such write is one to etcd, up to a megabyte, and discovery writes more
 //! for it. And how often one token may be shown, an order be read anew, and it be asked whose a Server is: they, too, ask the API server
-//! each time.
+//! each time. And how often an inventory is understood at all.
 
 use std::{
     collections::HashMap,
@@ -32,6 +32,13 @@ const POLLS: Rate = Rate {
 const ASKED: Rate = Rate {
     burst: 10,
     every: Duration::from_secs(5),
+};
+
+/// Inventories, whatever is written of them: each may take the processor a tenth of a second to understand. A ramdisk whose hardware
+/// flickers sends one in five seconds.
+const REPORTS: Rate = Rate {
+    burst: 10,
+    every: Duration::from_secs(2),
 };
 
 /// Logs of jobs that failed: an agent tells one of each.
@@ -66,6 +73,11 @@ impl Writes {
     /// Server is, by the key of who calls.
     pub(super) fn of_questions() -> Writes {
         Writes::at(ASKED, ProblemKind::Unavailable)
+    }
+
+    /// Of inventories that are understood, whether or not anything is written then.
+    pub(super) fn of_reports() -> Writes {
+        Writes::at(REPORTS, ProblemKind::Unavailable)
     }
 
     /// Of what agents have to say for our log.

@@ -27,6 +27,8 @@ pub fn served(plan: &Plan) -> BTreeSet<IpAddr> {
     plan.values().flatten().flat_map(Net::addresses).collect()
 }
 
+/// The most name servers, and the most time servers, that a lease names.
+pub const MAX_SERVERS: usize = 8;
 /// The most addresses that one segment leases: a /16.
 pub const MAX_ADDRESSES: u32 = 1 << 16;
 
@@ -371,8 +373,8 @@ fn handout(spec: &muster_proto::kinds::SegmentSpec, subnet: Subnet) -> Result<Ha
         }
         not_leased(&ranges, &[(router, "the router's address")])?;
     }
-    let dns = addresses("dhcp.dnsServers", &dhcp.dns_servers, 8)?;
-    let ntp = addresses("dhcp.ntpServers", &dhcp.ntp_servers, 8)?;
+    let dns = addresses("dhcp.dnsServers", &dhcp.dns_servers, MAX_SERVERS)?;
+    let ntp = addresses("dhcp.ntpServers", &dhcp.ntp_servers, MAX_SERVERS)?;
     if let Some(domain) = &dhcp.domain
         && !is_domain(domain)
     {

@@ -270,9 +270,9 @@ async fn round(server: Arc<Server>, context: Arc<Context>) -> Result<Action, Exe
             if !error.is_behind() {
                 context.metrics.failures.inc();
             }
-            error.log();
             let refusal = error.is_refusal().then(|| refused(&server, &error));
             let news = context.memory.failed(&name, refusal);
+            error.log(context.memory.failures(&name));
             news.into_iter().for_each(|event| context.events.record(event));
             // Nobody tells once more of one that went meanwhile.
             if context.world.servers.get(&reference(&server)).is_none() {

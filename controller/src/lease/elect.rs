@@ -133,7 +133,9 @@ impl Election {
             Ok(Ok(lease)) => self.contender.written(lease, sent),
             // Made, written or deleted by another since it was seen. A new one is not found where there is no namespace for it.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 || (status.code == 404 && !new) => {
-                self.contender.refused(clock::now());
+                if self.contender.refused(clock::now()) {
+                    tracing::warn!(lease = %self.name, why = %status.message, "the Lease is not written again and again, as if others wrote it; tried again");
+                }
             }
             Ok(Err(error)) => self.failed("write", &Chain(&error)),
             Err(late) => self.failed("write", &late),

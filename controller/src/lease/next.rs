@@ -97,6 +97,8 @@ pub(super) struct Contender {
     tenure: Option<Tenure>,
     /// No request before then.
     again: Moment,
+    /// When a write was last not taken.
+    refused: Option<Moment>,
 }
 
 impl Contender {
@@ -112,6 +114,7 @@ impl Contender {
             floor: 0,
             tenure: None,
             again: Moment::ZERO,
+            refused: None,
         }
     }
 
@@ -232,10 +235,14 @@ impl Contender {
         self.again = sent + self.timing.retry;
     }
 
-    /// A write was not taken, because the Lease is another one by now.
-    pub(super) fn refused(&mut self, now: Moment) {
+    /// A write was not taken, because the Lease is another one by now. That is looked at at once, but after another such write a moment ago
+    /// only after a pause: whoever refuses all of them would be asked as fast as it answers. True if there is that pause.
+    pub(super) fn refused(&mut self, now: Moment) -> bool {
+        let again = self.refused.is_some_and(|last| now < last + self.timing.retry);
+        self.refused = Some(now);
         self.fresh = false;
-        self.again = now;
+        self.again = if again { now + self.timing.retry } else { now };
+        again
     }
 
     /// A request failed; a write may have been taken.

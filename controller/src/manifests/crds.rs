@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
 use super::{File, schema, yaml};
+use crate::boot::segment::MAX_SERVERS;
 
 /// Integers of upstream's that are 64 bits wide by declaration; the others are Go's `int`, which has no format.
 const INT64: &[&str] = &["sizeBytes", "observedGeneration"];
@@ -126,7 +127,7 @@ fn segment() -> Value {
     }
     for list in ["dnsServers", "ntpServers"] {
         if let Some(Value::Object(map)) = spec.pointer_mut(&format!("/properties/dhcp/properties/{list}")) {
-            map.insert("maxItems".to_owned(), json!(16));
+            map.insert("maxItems".to_owned(), json!(MAX_SERVERS));
         }
     }
     let rule = |rule: &str, message: &str| json!({"rule": rule, "message": message});

@@ -201,3 +201,37 @@ async fn a_certificate_is_renewed_in_time_with_the_same_key() {
     assert_eq!(calls[2].body["csr"], calls[0].body["csr"]);
     assert!(calls[2].certified);
 }
+
+#[tokio::test]
+async fn a_certificate_is_renewed_also_while_the_inventory_is_refused() {
+    let mut is_renewed = false;
+    let answers = move |path: &str| match path {
+        "/v1/enrol" => Answer::Certificate {
+            time: NOW,
+            renew_at: NOW,
+            authority: None,
+        },
+        "/v1/renew" => {
+            is_renewed = true;
+            usual(path)
+        }
+        "/v1/inventory" if !is_renewed => refuse(503, ProblemKind::Unavailable),
+        other => usual(other),
+    };
+    let controller = Controller::start(AROUND_NOW, answers).await;
+    let _agent = Agent::of(&controller);
+    controller.until_called("/v1/poll", 1).await;
+    let calls = controller.calls();
+    let paths: Vec<_> = calls.iter().map(|call| call.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        [
+            "/v1/enrol",
+            "/v1/inventory",
+            "/v1/renew",
+            "/v1/inventory",
+            "/v1/poll"
+        ]
+    );
+    assert_eq!(calls[3].body, calls[1].body, "nothing is collected anew for that");
+}

@@ -321,6 +321,16 @@ fn local_addresses_suffice_where_nothing_else_is_usable() {
 }
 
 #[test]
+fn of_more_clashes_than_are_kept_the_first_ones_are_whatever_order_they_are_found_in() {
+    let known = id(UUID_A, "SN1", "B1", &[]);
+    let names: Vec<String> = (0..100).map(|number| format!("m{number:02}")).collect();
+    let mut machines: Vec<Machine<'_>> = names.iter().map(|name| machine(name, &known)).collect();
+    machines.reverse();
+    let settled = settled("new", &id(UUID_A, "SN2", "B2", &[nic(1)]), nic(1), &machines);
+    assert!(settled.clashes.iter().eq(&names[..64]));
+}
+
+#[test]
 fn the_usb_nic_that_every_bmc_has_joins_nobody_and_clashes_with_nobody() {
     let a = id(UUID_A, "A1", "", &[nic(1), local(7)]);
     let b = id(UUID_B, "B1", "", &[nic(2), local(7)]);

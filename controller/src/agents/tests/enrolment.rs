@@ -729,6 +729,62 @@ async fn two_machines_with_one_uuid_are_two_servers_that_say_so() {
     assert!(lab.status(&name(1)).clashes.is_empty() && lab.status(&name(2)).clashes.is_empty());
 }
 
+/// Servers of machines that are not here, with the UUID of machine 1.
+fn put_twins(lab: &Lab, numbers: impl IntoIterator<Item = u8>) {
+    for last in numbers {
+        let mut server = ServerKind::new(&name(last), ServerSpec::default());
+        server.status.get_or_insert_default().identity = Identity {
+            system_uuid: identity_of(1).system_uuid,
+            ..identity_of(last)
+        };
+        lab.api.put("servers", &server);
+    }
+}
+
+#[tokio::test]
+async fn of_hundreds_of_machines_with_one_uuid_each_shows_some_and_writes_to_no_more() {
+    let lab = Lab::new().await;
+    put_twins(&lab, 1..=150);
+    let first: Vec<String> = (1..=64).map(name).collect();
+    let others: Vec<String> = (0..64).map(|number| format!("other-{number:02}")).collect();
+    let shows = |last: u8, clashes: &[String]| {
+        let edit = json!({ "status": { "clashes": clashes } });
+        lab.api.edit("servers", &name(last), &edit);
+    };
+    let new = [name(200)];
+    shows(1, &others);
+    shows(150, &new);
+    let mut agent = lab.agent(200);
+    agent.identity.system_uuid = identity_of(1).system_uuid;
+    agent.enrol(&lab.token(200)).await.unwrap();
+    assert_eq!(lab.status(&name(200)).clashes, first);
+    assert_eq!(lab.status(&name(2)).clashes, new);
+    assert_eq!(lab.status(&name(64)).clashes, new);
+    assert!(lab.status(&name(65)).clashes.is_empty());
+    assert_eq!(lab.status(&name(1)).clashes, others, "it has its share");
+    assert_eq!(
+        lab.status(&name(150)).clashes,
+        new,
+        "what is not among the first ones has not ended"
+    );
+}
+
+#[tokio::test]
+async fn a_report_adds_no_more_clashes_than_are_kept_and_ends_none() {
+    let lab = Lab::new().await;
+    put_twins(&lab, [150]);
+    let mut agent = lab.agent(200);
+    agent.identity.system_uuid = identity_of(1).system_uuid;
+    agent.enrol(&lab.token(200)).await.unwrap();
+    assert_eq!(lab.status(&name(200)).clashes, [name(150)]);
+    put_twins(&lab, 1..=100);
+    let mut inventory = inventory_of(200);
+    inventory.identity = agent.identity.clone();
+    agent.report(&inventory).await.unwrap();
+    let expected: Vec<String> = (1..=63).chain([150]).map(name).collect();
+    assert_eq!(lab.status(&name(200)).clashes, expected);
+}
+
 #[tokio::test]
 async fn a_nic_that_moved_is_an_alias_of_the_machine_it_is_in() {
     let lab = Lab::new().await;

@@ -254,6 +254,25 @@ async fn machines_whose_inventories_never_end_hold_up_only_themselves() {
 }
 
 #[tokio::test]
+async fn a_machine_that_reports_again_and_again_is_refused_before_it_is_understood() {
+    let lab = Lab::new().await;
+    let (agent, _) = lab.enrolled(1).await;
+    let (other, _) = lab.enrolled(2).await;
+    let mut refused = 0;
+    for _ in 0..100 {
+        let refusal = agent.call("inventory", &json!("nonsense")).await.unwrap_err();
+        // Else it was understood.
+        if refusal.kind != ProblemKind::Malformed {
+            assert_eq!((refusal.status, refusal.kind), (503, ProblemKind::Unavailable));
+            assert!(refusal.retry_after.is_some());
+            refused += 1;
+        }
+    }
+    assert!(refused >= 60, "{refused}");
+    other.report(&inventory_of(2)).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_machine_with_many_connections_keeps_no_other_out() {
     let lab = Lab::new().await;
     let (greedy, _) = lab.enrolled(1).await;

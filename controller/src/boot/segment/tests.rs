@@ -221,6 +221,30 @@ fn a_relayed_segment_serves_as_its_boot_address() {
 }
 
 #[test]
+fn a_segment_may_list_as_many_servers_as_its_kind_says_and_no_more() {
+    let crds = crate::manifests::crds::all();
+    let kind = |crd: &&serde_json::Value| crd["spec"]["names"]["kind"] == "Segment";
+    let schema = &crds.iter().find(kind).unwrap()["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    for list in ["dnsServers", "ntpServers"] {
+        let dhcp = &schema["properties"]["spec"]["properties"]["dhcp"]["properties"];
+        let most = dhcp[list]["maxItems"].as_u64().unwrap();
+        let with = |count| {
+            let servers = (1..=count).map(|number| format!("10.0.0.{number}")).collect();
+            checked(|spec| match list {
+                "dnsServers" => spec.dhcp.dns_servers = servers,
+                _ => spec.dhcp.ntp_servers = servers,
+            })
+        };
+        assert!(with(most).is_ok(), "{list}: {:?}", with(most));
+        let more = with(most + 1).unwrap_err();
+        assert_eq!(
+            more,
+            format!("dhcp.{list} has {} entries; at most {most} are allowed", most + 1)
+        );
+    }
+}
+
+#[test]
 fn a_relayed_segment_is_served_by_the_computer_that_has_its_boot_address_alone() {
     let error = checked(|spec| {
         spec.interface = None;

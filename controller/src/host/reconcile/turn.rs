@@ -262,7 +262,6 @@ fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> Execu
     if !error.is_behind() {
         context.metrics.count(Plain::ReconcileError);
     }
-    error.log();
     // Said once for a row of failures: it stays so until somebody acts.
     let refusal = error.is_refusal().then(|| Event {
         about: host.object_ref(&()),
@@ -274,5 +273,6 @@ fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> Execu
     if let Some(news) = context.memory.failed(host, refusal) {
         context.events.record(news);
     }
+    error.log(context.memory.failures(host));
     error
 }

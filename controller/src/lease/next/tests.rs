@@ -110,6 +110,23 @@ fn whoever_lost_the_lease_to_another_leads_no_more() {
 }
 
 #[test]
+fn a_lease_of_which_every_write_is_refused_is_not_written_without_a_pause() {
+    let mut one = contender("a");
+    for round in [0, 4] {
+        let now = round * SECOND;
+        one.saw(None, now);
+        write(one.next(now, wall(), |_| false));
+        assert!(!one.refused(now), "another was faster: looks at once");
+        assert_eq!(one.next(now, wall(), |_| false), Step::Look);
+        one.saw(None, now);
+        write(one.next(now, wall(), |_| false));
+        assert!(one.refused(now));
+        assert_eq!(one.next(now, wall(), |_| false), Step::Wait(now + TIMING.retry));
+        assert_eq!(one.next(now + TIMING.retry, wall(), |_| false), Step::Look);
+    }
+}
+
+#[test]
 fn a_lease_that_was_given_up_is_taken_at_once() {
     let one = leader("a", Duration::ZERO);
     let released = stored(one.released(wall()).unwrap(), 2);

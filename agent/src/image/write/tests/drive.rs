@@ -1,6 +1,7 @@
 //! What goes on the config drive, when, and what is left of it.
 
 use super::*;
+use crate::disk::gpt::GptError;
 
 #[test]
 fn a_config_drive_is_added_at_the_end() {
@@ -122,4 +123,60 @@ fn a_config_drive_without_room_or_on_blocks_that_are_too_large_is_refused() {
     trial.wanted = sha256(&trial.packed);
     let refused = trial.fails(&mut tight, After::Unbootable);
     assert!(matches!(refused, Failure::Layout { .. }), "{refused}");
+}
+
+/// Where the partition of [`filling`] begins.
+const ROOT: usize = 2 * MIB;
+
+/// An image whose partition, of zeros, leaves no room for a config drive behind it, and the disk for it.
+fn filling() -> (Vec<u8>, SimDisk) {
+    let blocks = |mib: u64| mib * MIB as u64 / u64::from(BLOCK);
+    let parts = [(blocks(2), blocks(12) - 1, Guid::LINUX, "root")];
+    let mut image = gpt_tests::disk(blocks(13), BLOCK, &parts);
+    image.truncate(12 * MIB);
+    image[..440].fill(0x90);
+    (image, SimDisk::new(12 * MIB + 32 * 1024, BLOCK, 0xee))
+}
+
+#[test]
+fn a_config_drive_without_room_is_refused_before_the_whole_image_came() {
+    let own = config_drive::image(&ConfigDrive::default(), BLOCK).unwrap();
+    for had_one in [false, true] {
+        let (image, mut disk) = filling();
+        if had_one {
+            // Of an earlier image, where this one has zeros.
+            disk.bytes[ROOT..][..own.len()].copy_from_slice(&own);
+        }
+        let mut trial = Trial::of(image);
+        trial.config = Some(Box::new(ConfigDrive::default()));
+        // Which shows at the end of the image only.
+        trial.wanted = sha256(b"another");
+        let refused = trial.fails(&mut disk, After::Unbootable);
+        assert!(
+            matches!(
+                refused,
+                Failure::Layout {
+                    source: LayoutError::Gpt(GptError::NoRoom { .. })
+                }
+            ),
+            "{had_one}: {refused}"
+        );
+    }
+}
+
+#[test]
+fn an_image_that_fills_the_disk_takes_the_config_drive_in_a_file_system_of_that_name() {
+    let (mut image, mut disk) = filling();
+    let own = config_drive::image(&ConfigDrive::default(), BLOCK).unwrap();
+    image[ROOT..][..own.len()].copy_from_slice(&own);
+    let mut trial = Trial::of(zstd(&image));
+    trial.config = Some(Box::new(ConfigDrive {
+        user_data: Some(b"#cloud-config".to_vec()),
+        ..ConfigDrive::default()
+    }));
+    trial.write(&mut disk).0.unwrap();
+    assert_eq!(
+        files(&disk.bytes[ROOT..])["/openstack/latest/user_data"],
+        b"#cloud-config"
+    );
 }

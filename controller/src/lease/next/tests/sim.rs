@@ -249,7 +249,9 @@ impl Sim {
         match answer {
             Answer::Lease(lease) => one.brain.saw(lease, local),
             Answer::Taken(lease) => one.brain.written(lease, sent),
-            Answer::Refused => one.brain.refused(local),
+            Answer::Refused => {
+                one.brain.refused(local);
+            }
             Answer::Watched(..) => {}
         }
     }
