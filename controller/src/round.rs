@@ -85,6 +85,20 @@ impl ExecuteError {
         }
     }
 
+    /// True if it is the namespace of what was to be made that does not exist.
+    pub fn lacks_namespace(&self) -> bool {
+        match self {
+            ExecuteError::Step {
+                source: kube::Error::Api(status),
+                ..
+            } => {
+                let missing = status.details.as_ref();
+                status.code == 404 && missing.is_some_and(|missing| missing.kind == "namespaces")
+            }
+            _ => false,
+        }
+    }
+
     /// True if nothing failed: it is only looked at again.
     pub fn is_behind(&self) -> bool {
         matches!(self, ExecuteError::Behind { .. })
@@ -351,8 +365,10 @@ mod tests {
             json!({"code": 404, "reason": "Failed to parse error data", "message": "404 page not found"}),
         ];
         for status in refused {
-            let error = answered(status);
+            let error = answered(status.clone());
             assert!(error.is_refusal(), "{error:?}");
+            let is_namespace = status["details"]["kind"] == "namespaces";
+            assert_eq!(error.lacks_namespace(), is_namespace, "{error:?}");
         }
     }
 }

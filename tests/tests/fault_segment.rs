@@ -151,8 +151,17 @@ async fn taken_ports_of_boot_files_and_agents_are_reported_and_served_once_they_
         .create(&PostParams::default(), &Segment::new(BR0.name, spec))
         .await
         .unwrap();
-    let said = condition(&stage, BR0.name, "Serving", "False").await.unwrap();
-    assert_eq!(said.reason, "PortInUse");
+    let find = |segment: &Segment| {
+        let conditions = &segment.status.as_ref()?.conditions;
+        conditions
+            .iter()
+            .find(|said| said.reason == "PortInUse" && said.message.matches(" is in use").count() == 3)
+            .cloned()
+    };
+    let wanted = |segment: Option<&Segment>| segment.and_then(find).is_some();
+    let waiting = await_condition(stage.api::<Segment>(), BR0.name, wanted);
+    let found = tokio::time::timeout(SOON, waiting).await.unwrap().unwrap();
+    let said = found.as_ref().and_then(find).unwrap();
     for words in [
         "UDP port 69 on 10.77.0.1 (TFTP) is in use by another program",
         "TCP port 8080 on 10.77.0.1 (HTTP) is in use by another program",

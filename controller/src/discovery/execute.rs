@@ -12,7 +12,10 @@ use muster_proto::kinds::{
 };
 use serde_json::{Value, json};
 
-use super::next::{Effect, Plan, server_name, without_host};
+use super::{
+    next::{Effect, Plan, server_name, without_host},
+    notices::CREATE_HOST,
+};
 use crate::{
     events::Events,
     manager::CONTROL,
@@ -106,7 +109,7 @@ impl Executor {
     }
 
     async fn create(&self, server: &Server, host: BareMetalHost) -> Result<(), ExecuteError> {
-        let step = "create host";
+        let step = CREATE_HOST;
         // Our copy of the Server may be old: a host that was linked, and then deleted by its user, must not come back.
         let at = server.metadata.namespace.as_deref().unwrap_or_default();
         let live: Server = self

@@ -15,6 +15,9 @@ use super::{
 };
 use crate::{events::Event, hardware, round::ExecuteError};
 
+/// The step that makes a host.
+pub(super) const CREATE_HOST: &str = "create host";
+
 /// The longest message of an Event that the API server takes is 1 KiB.
 const MESSAGE_MAX: usize = 1000;
 
@@ -43,7 +46,21 @@ pub(super) fn warning(about: ObjectReference, reason: &'static str, message: Str
 
 /// A step that the API server refuses: what failed, on which object, and what happens next.
 pub(super) fn refused(server: &Server, error: &ExecuteError) -> Event {
-    let message = format!("{}; it is tried again until it succeeds", Chain(error));
+    let is_of_host = matches!(error, ExecuteError::Step { step, .. } if *step == CREATE_HOST);
+    let what = match is_of_host {
+        true => "no host is made: ",
+        false => "",
+    };
+    let remedy = match is_of_host && error.lacks_namespace() {
+        true => {
+            "next: make that namespace, or set spec.hostNamespace of the Segment by which the machine enrolled to one that exists; "
+        }
+        false => "",
+    };
+    let message = format!(
+        "{what}{}; {remedy}it is tried again until it succeeds",
+        Chain(error)
+    );
     warning(server.object_ref(&()), "DiscoveryFailed", message)
 }
 

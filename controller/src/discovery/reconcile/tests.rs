@@ -158,3 +158,38 @@ async fn a_namespace_that_is_not_watched_gets_no_host_and_is_told_once() {
         .collect();
     assert_eq!((lab.hosts(), lab.told()), (0, told));
 }
+
+#[test]
+fn who_is_told_that_no_host_can_be_made_is_told_why_and_what_helps() {
+    let server = Server::new("a", ServerSpec::default());
+    let told = |step: &'static str, answer: serde_json::Value| {
+        let status: kube::core::Status = serde_json::from_value(answer).unwrap();
+        let error = crate::round::failed(step, "metal/h")(kube::Error::Api(status.boxed()));
+        crate::discovery::notices::refused(&server, &error).message
+    };
+    let missing = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 404, "reason": "NotFound",
+        "message": "namespaces \"metal\" not found", "details": {"name": "metal", "kind": "namespaces"},
+    });
+    let message = told("create host", missing.clone());
+    for part in [
+        "no host is made: create host metal/h: ",
+        "namespaces \"metal\" not found",
+        "next: make that namespace, or set spec.hostNamespace",
+        "it is tried again until it succeeds",
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    let by_policy = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 403, "reason": "Forbidden",
+        "message": "denied by the policy no-hosts-here",
+    });
+    let message = told("create host", by_policy);
+    assert!(message.starts_with("no host is made: "), "{message}");
+    assert!(
+        message.contains("denied by the policy no-hosts-here"),
+        "{message}"
+    );
+    assert!(!message.contains("namespace, or"), "{message}");
+    assert!(!told("mark host", missing).contains("no host is made"));
+}
