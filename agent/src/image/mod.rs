@@ -47,7 +47,7 @@ pub use url::{Url, UrlError};
 
 use crate::{
     clock::Clock,
-    disk::{Refused, efi::EfiError},
+    disk::{Refused, efi::EfiError, gpt::GptError},
     net::dns::NameServers,
     steps::{Contents, DriveError},
     sys::Root,
@@ -157,14 +157,16 @@ pub enum Failure {
         /// Why.
         source: SourceError,
     },
-    /// It is not whole, and nobody told how long it is: its connection may have broken.
+    /// It, or the list of digests, is not whole, and nobody told how long it is: its connection may have broken.
     #[error(
-        "fetch the image: {bytes} bytes came, and its server tells no length (Content-Length); if the file has more, the connection broke, and another try may bring all of them"
+        "fetch {file}: {bytes} bytes came, and its server tells no length (Content-Length); if the file has more, the connection broke, and another try may bring all of them"
     )]
     Untold {
+        /// Which of them.
+        file: &'static str,
         /// So many came.
         bytes: u64,
-        /// By what it is known not to be whole.
+        /// What is wrong with what came.
         source: Box<Failure>,
     },
     /// It is of a format that is not written.
@@ -246,23 +248,34 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// What this is after a download that brought `got`: where nobody told how long the file is, it may only be cut off.
+    /// What this is after a download that brought `got`, of which no digest says that it is whole: where nobody told how long the file is,
+    /// it may only be cut off.
     fn given(self, got: source::Got) -> Failure {
         let may_be_cut = match &self {
-            Failure::Mismatch { .. }
+            Failure::Checksum { .. }
+            | Failure::Mismatch { .. }
             | Failure::Format {
                 source: FormatError::Short(_),
             }
             | Failure::Layout {
                 source: LayoutError::Truncated { .. },
             } => true,
+            // Within the table.
+            Failure::Layout {
+                source: LayoutError::Gpt(GptError::Missing | GptError::Checksum(_) | GptError::Field(_)),
+            } => got.bytes < held::HEAD as u64,
             Failure::Decode { source } => source.kind() == io::ErrorKind::UnexpectedEof,
             _ => false,
         };
         if got.is_told || !may_be_cut {
             return self;
         }
+        let file = match self {
+            Failure::Checksum { .. } => "the list with the image's checksum",
+            _ => "the image",
+        };
         Failure::Untold {
+            file,
             bytes: got.bytes,
             source: Box::new(self),
         }

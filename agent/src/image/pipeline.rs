@@ -16,7 +16,7 @@ use hyper::body::Bytes;
 
 use super::{
     Failure,
-    checksum::{Digest, Digested},
+    checksum::{Digested, Wanted},
     format::{self, Packing},
     source::{Got, Sink, SourceError},
 };
@@ -106,16 +106,17 @@ enum DecodeEnd {
 }
 
 /// Brings the bytes of `source` to `write`, decompressed, in pieces of [`BUFFER`] bytes of which the last may be shorter, and
-/// their digest. `percent` maps how much of the transfer is done to how much of the work is.
+/// their digest, by the algorithm of the one that is `wanted`. `percent` maps how much of the transfer is done to how much of the work is.
 pub(super) fn run(
     source: impl FnOnce(&mut dyn Sink) -> Result<Got, SourceError> + Send,
-    mut digest: Digest,
+    wanted: &Wanted,
     disk_size: u64,
     work: &Work,
     percent: impl Fn(u8) -> u8,
     mut write: impl FnMut(&mut Aligned, usize) -> Result<(), Failure>,
 ) -> Result<Transfer, Failure> {
     let counters = &Counters::default();
+    let mut digest = wanted.begin();
     let (to_decoder, chunks) = sync_channel::<Bytes>(CHUNKS);
     let (to_digest, digested) = sync_channel::<Bytes>(CHUNKS);
     let (fill, filled) = sync_channel::<(Aligned, usize)>(BUFFERS);
@@ -161,10 +162,13 @@ pub(super) fn run(
         work.go_on().map_err(stopped)?;
         // What failed first: a decoder that gets half a file complains, too.
         let got = fetched.map_err(|source| Failure::Source { source })?;
-        written.map_err(|failure| failure.given(got))?;
+        // What has the digest that it should have is whole, and was made as it is.
+        let is_whole = wanted.compare(&digest).is_ok();
+        let given = |failure: Failure| if is_whole { failure } else { failure.given(got) };
+        written.map_err(given)?;
         match decoded {
             Ok(()) => Ok(Transfer { got, image, digest }),
-            Err(DecodeEnd::Failed(failure)) => Err(failure.given(got)),
+            Err(DecodeEnd::Failed(failure)) => Err(given(failure)),
             Err(DecodeEnd::Unwanted) => unreachable!("the writer ends early only with an error"),
         }
     })

@@ -11,7 +11,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use http_body_util::{BodyExt, Empty};
 use hyper::{
     Request, Response, StatusCode,
-    body::{Bytes, Incoming},
+    body::{Body as _, Bytes, Incoming},
     header::{self, HeaderMap, HeaderValue},
 };
 use rustls::ClientConfig;
@@ -78,8 +78,8 @@ pub trait Sink {
 pub struct Got {
     /// How many bytes: fewer than all only if the sink wanted no more, or if nobody told that there are more.
     pub bytes: u64,
-    /// False if the file ended where its connection did, and nobody told its length: then a transfer that was cut off looks like a whole
-    /// one (RFC 9112, section 8).
+    /// False if the file ended where a connection or a part of it did, and nobody told its length or that nothing follows: then a transfer
+    /// that was cut off looks like a whole one (RFC 9112, section 8).
     pub is_told: bool,
 }
 
@@ -121,7 +121,7 @@ pub fn get(
     })
 }
 
-/// All of a small file.
+/// All of a small file, and what came of it.
 ///
 /// # Errors
 /// [`SourceError`]; [`SourceError::TooLarge`] if it has more than `most` bytes.
@@ -131,7 +131,7 @@ pub fn get_small(
     environment: &Environment,
     patience: Patience,
     work: &Work,
-) -> Result<Vec<u8>, SourceError> {
+) -> Result<(Vec<u8>, Got), SourceError> {
     struct Small {
         bytes: Vec<u8>,
         most: u64,
@@ -154,13 +154,13 @@ pub fn get_small(
         most,
         is_too_large: false,
     };
-    get(url, environment, patience, work, &mut small)?;
+    let got = get(url, environment, patience, work, &mut small)?;
     if small.is_too_large {
         let url = Url::parse(url).map_err(|source| SourceError::Url { source })?;
         let url = url.to_string();
         return Err(SourceError::TooLarge { url, most });
     }
-    Ok(small.bytes)
+    Ok((small.bytes, got))
 }
 
 struct Source<'a> {
@@ -234,23 +234,57 @@ impl Source<'_> {
     /// One try: from where we are to the end, and whether that was told ([`Got::is_told`]).
     async fn once(&mut self, sink: &mut dyn Sink) -> Result<bool, SourceError> {
         let (url, response) = self.request().await?;
+        let mut is_told = self.take(&url, response, sink).await?;
+        // Who knows ranges says now that nothing follows, or sends what does. From anybody else nothing is learnt.
+        let mut before = 0;
+        for _ in 0..self.patience.tries {
+            if is_told || self.at == before {
+                break;
+            }
+            before = self.at;
+            let Ok((url, response)) = self.request().await else {
+                break;
+            };
+            let answers = match response.status() {
+                StatusCode::RANGE_NOT_SATISFIABLE => true,
+                StatusCode::PARTIAL_CONTENT => self.compare(&url, &response).is_ok(),
+                _ => false,
+            };
+            if !answers {
+                break;
+            }
+            is_told = self.take(&url, response, sink).await?;
+        }
+        Ok(is_told)
+    }
+
+    /// What an answer brings, and whether it tells that this is the end of the file.
+    async fn take(
+        &mut self,
+        url: &Url,
+        response: Response<Incoming>,
+        sink: &mut dyn Sink,
+    ) -> Result<bool, SourceError> {
         // Only where nothing follows what has come: the rest of the answer is no part of the file.
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(true);
         }
-        let mut skip = self.compare(&url, &response)?;
+        let mut skip = self.compare(url, &response)?;
         self.served = self.connected;
         // Of which nothing is here yet, another server may call it as it will.
         if self.at == 0 {
-            self.total = content_length(response.headers());
+            self.total = content_length(&response);
             self.validator = validator(response.headers());
             sink.expect(self.total);
         }
-        // With a part, too, a server may tell how long the whole is.
-        let total = self
-            .total
-            .or_else(|| content_range(response.headers()).and_then(|(_, total)| total));
-        let is_told = total.is_some() || tells_end(response.headers());
+        let is_part = response.status() == StatusCode::PARTIAL_CONTENT;
+        // With a part, too, a server may tell how long the whole is; elsewhere the range says nothing (RFC 9110, section 14.4).
+        let total = match self.total {
+            None if is_part => content_range(response.headers()).and_then(|(_, total)| total),
+            total => total,
+        };
+        // Where a part ends the file need not: a server may send less than was asked for.
+        let is_told = total.is_some() || (!is_part && tells_end(&response));
         let mut body = response.into_body();
         // What the disk takes is not the server's matter.
         let (mut waited, mut came) = (Duration::ZERO, 0);
@@ -258,7 +292,7 @@ impl Source<'_> {
             let asked = Instant::now();
             let frame = timeout(self.patience.stall, body.frame())
                 .await
-                .map_err(|_elapsed| self.stalled(&url))?;
+                .map_err(|_elapsed| self.stalled(url))?;
             waited += asked.elapsed();
             if waited >= self.patience.pace {
                 if came < LEAST {
@@ -302,8 +336,12 @@ impl Source<'_> {
                 at: self.at,
                 total,
             }),
-            // More had come before.
-            None if skip > 0 && !is_told => Err(SourceError::Length {
+            // More had come before, and this is all.
+            None if skip > 0 && is_told => Err(SourceError::Changed {
+                url: url.to_string(),
+                at: self.at,
+            }),
+            None if skip > 0 => Err(SourceError::Length {
                 url: url.to_string(),
                 at: self.at - skip,
                 total: self.at,
@@ -342,7 +380,7 @@ impl Source<'_> {
             return if same { Ok(0) } else { Err(changed()) };
         }
         // Everything once more: the server knows no ranges, or the file has changed.
-        if content_length(headers) == self.total {
+        if content_length(response) == self.total {
             Ok(self.at)
         } else {
             Err(changed())
@@ -454,16 +492,19 @@ fn validator(headers: &HeaderMap) -> Option<HeaderValue> {
     strong.or_else(|| headers.get(header::LAST_MODIFIED)).cloned()
 }
 
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+/// How long an answer says that its content is, as hyper understands its headers.
+fn content_length(response: &Response<Incoming>) -> Option<u64> {
+    response.body().size_hint().exact()
 }
 
 /// Whether an answer tells where it ends, by its length or by a last chunk, and not only by the end of its connection (RFC 9112, section 6.3).
-fn tells_end(headers: &HeaderMap) -> bool {
-    let coding = headers.get(header::TRANSFER_ENCODING);
-    let is_chunked =
-        coding.is_some_and(|coding| coding.as_bytes().to_ascii_lowercase().ends_with(b"chunked"));
-    is_chunked || content_length(headers).is_some()
+fn tells_end(response: &Response<Incoming>) -> bool {
+    // The last coding, as hyper does.
+    let codings = response.headers().get_all(header::TRANSFER_ENCODING);
+    let codings = codings.iter().next_back().and_then(|line| line.to_str().ok());
+    let last = codings.and_then(|line| line.rsplit(',').next());
+    let is_chunked = last.is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"));
+    is_chunked || content_length(response).is_some()
 }
 
 /// Start and length of the whole, of `bytes START-END/TOTAL`; the total may be `*`.

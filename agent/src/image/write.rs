@@ -86,7 +86,7 @@ fn wanted(job: &Write, environment: &Environment, work: &Work) -> Result<Wanted,
     if !given.contains("://") {
         return Wanted::parse(given, image.algorithm).map_err(checksum);
     }
-    let list = source::get_small(given, LARGEST_LIST, environment, Patience::default(), work)
+    let (list, got) = source::get_small(given, LARGEST_LIST, environment, Patience::default(), work)
         .map_err(|source| Failure::ChecksumList { source })?;
     let url = url::Url::parse(&image.url).map_err(|source| Failure::Source {
         source: SourceError::Url { source },
@@ -96,7 +96,7 @@ fn wanted(job: &Write, environment: &Environment, work: &Work) -> Result<Wanted,
         &url.file_names(),
         image.algorithm,
     )
-    .map_err(checksum)
+    .map_err(|source| checksum(source).given(got))
 }
 
 /// A write to a disk that is open.
@@ -134,17 +134,10 @@ impl Writing<'_> {
             let span = u16::from(TRANSFER.1 - TRANSFER.0);
             TRANSFER.0 + u8::try_from(u16::from(share) * span / 100).unwrap_or(0)
         };
-        let transfer = pipeline::run(
-            fetch,
-            self.wanted.begin(),
-            size,
-            self.work,
-            percent,
-            |buffer, len| {
-                writer.next(buffer, len, |head| self.look(head, size, block), after)?;
-                writer.look_for_place()
-            },
-        )?;
+        let transfer = pipeline::run(fetch, &self.wanted, size, self.work, percent, |buffer, len| {
+            writer.next(buffer, len, |head| self.look(head, size, block), after)?;
+            writer.look_for_place()
+        })?;
         self.wanted
             .compare(&transfer.digest)
             .map_err(|source| Failure::Mismatch { source }.given(transfer.got))?;

@@ -103,6 +103,7 @@ mod tests {
         };
         assert_eq!(failed(mismatch()), Failure::Final);
         let untold = image::Failure::Untold {
+            file: "the image",
             bytes: 1,
             source: Box::new(mismatch()),
         };

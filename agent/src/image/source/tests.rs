@@ -144,7 +144,8 @@ fn patience() -> Patience {
 }
 
 fn get_all(url: &str, environment: &Environment, patience: Patience) -> Result<Vec<u8>, SourceError> {
-    get_small(url, 10 << 20, environment, patience, &Work::unwatched())
+    let got = get_small(url, 10 << 20, environment, patience, &Work::unwatched());
+    got.map(|(bytes, _)| bytes)
 }
 
 fn plain(url: &str) -> Result<Vec<u8>, SourceError> {
@@ -219,6 +220,17 @@ fn a_file_that_changed_meanwhile_is_not_mixed() {
         );
         server.requests();
     }
+    // All of one that is shorter than what came.
+    let server = Server::plain(vec![
+        Answer::Bytes(chunked(&file, 70_000, "", "")),
+        Answer::Bytes(chunked(&file, 50_000, "0\r\n\r\n", "")),
+    ]);
+    let refused = plain(&server.url);
+    assert!(
+        matches!(refused, Err(SourceError::Changed { at: 70_000, .. })),
+        "{refused:?}"
+    );
+    server.requests();
 }
 
 #[test]
@@ -263,11 +275,42 @@ fn it_is_known_whether_anybody_told_where_a_file_ends() {
     let bare = |end: usize| answer("200 OK", "", &file[..end]);
     let broken = || chunked(&file, 70_000, "", "");
     let rest = |headers: &str| answer("206 Partial Content", headers, &file[70_000..]);
+    let with = |headers: &str| answer("200 OK", headers, &file);
+    let chunks = [format!("{length:x}\r\n").as_bytes(), &file[..], b"\r\n0\r\n\r\n"].concat();
     let cases = [
         (vec![part(&file, 0, length, "")], true, length),
         (vec![chunked(&file, length, "0\r\n\r\n", "")], true, length),
         (vec![bare(length)], false, length),
         (vec![bare(70_000)], false, 70_000),
+        // A range has no meaning there.
+        (
+            vec![with("Content-Range: bytes 0-199999/200000\r\n")],
+            false,
+            length,
+        ),
+        // As hyper understands them.
+        (vec![with("Content-Length: 200000, 200000\r\n")], true, length),
+        (vec![with("Transfer-Encoding: unchunked\r\n")], false, length),
+        (
+            vec![with("Transfer-Encoding: identity\r\nContent-Length: 200000\r\n")],
+            false,
+            length,
+        ),
+        (
+            vec![answer(
+                "200 OK",
+                "Transfer-Encoding: identity\r\nTransfer-Encoding: Chunked\r\n",
+                &chunks,
+            )],
+            true,
+            length,
+        ),
+        // It is asked whether anything follows.
+        (vec![bare(length), nothing_behind(length, "")], true, length),
+        (vec![bare(length), nothing_behind(length + 1, "")], false, length),
+        (vec![bare(length), part(&file, 0, length, "")], false, length),
+        (vec![bare(70_000), part(&file, 70_000, length, "")], true, length),
+        (vec![bare(70_000), part(&file, 80_000, length, "")], false, 70_000),
         (vec![broken(), bare(length)], false, length),
         (
             vec![broken(), rest("Content-Range: bytes 70000-199999/200000\r\n")],
@@ -278,6 +321,25 @@ fn it_is_known_whether_anybody_told_where_a_file_ends() {
             vec![
                 broken(),
                 rest("Content-Range: bytes 70000-199999/*\r\nContent-Length: 130000\r\n"),
+            ],
+            false,
+            length,
+        ),
+        // Of a part the end is told, and not that of the file.
+        (
+            vec![
+                broken(),
+                answer(
+                    "206 Partial Content",
+                    "Content-Range: bytes 70000-99999/*\r\nContent-Length: 30000\r\n",
+                    &file[70_000..100_000],
+                ),
+                answer(
+                    "206 Partial Content",
+                    "Content-Range: bytes 100000-199999/*\r\nContent-Length: 100000\r\n",
+                    &file[100_000..],
+                ),
+                nothing_behind(length, ""),
             ],
             true,
             length,

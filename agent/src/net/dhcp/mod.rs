@@ -120,7 +120,9 @@ pub async fn run(name: &str, mac: Mac, former: Option<Ipv4Addr>, tell: impl Fn(C
             if outgoing.from.is_unspecified()
                 && let Some(frames) = &mut frames
             {
-                _ = frames.send_to(&frame::to_everyone(mac, &outgoing.bytes), None);
+                if let Some(Err(error)) = frames.send_to(&frame::to_everyone(mac, &outgoing.bytes), None) {
+                    tracing::debug!(nic = name, "a frame was not sent: {}", Chain(&error));
+                }
             } else {
                 let to = SocketAddrV4::new(outgoing.to, SERVER_PORT);
                 _ = socket.send_to(&outgoing.bytes, to).await;

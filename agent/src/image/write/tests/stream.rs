@@ -1,5 +1,11 @@
 //! What comes from the server: no image, another one, too much, or not all of it.
 
+use std::{
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    thread,
+};
+
 use super::*;
 
 #[test]
@@ -66,6 +72,12 @@ fn an_image_of_untold_length_that_is_not_whole_may_have_been_cut_off() {
         (&image, 7 * MIB, After::Unbootable),
         (&image, 200 << 10, After::Untouched),
         (&image, 100, After::Untouched),
+        // Before its table, within the header of that, and within its entries.
+        (&image, 512, After::Untouched),
+        (&image, 518, After::Untouched),
+        (&image, 522, After::Untouched),
+        (&image, 600, After::Untouched),
+        (&image, 1100, After::Untouched),
         (&zstd, zstd.len() - 3, After::Unbootable),
         (&gzip, gzip.len() - 3, After::Unbootable),
     ] {
@@ -84,6 +96,67 @@ fn an_image_of_untold_length_that_is_not_whole_may_have_been_cut_off() {
     let garbage = [&zstd[..], b"garbage!garbage!garbage!"].concat();
     let refused = untold(&garbage, &zstd, After::Unbootable);
     assert!(matches!(refused, Failure::Decode { .. }), "{refused}");
+    let mut damaged = image.clone();
+    damaged[1030] ^= 1;
+    let refused = untold(&damaged, &image, After::Untouched);
+    assert!(matches!(refused, Failure::Layout { .. }), "{refused}");
+    // Nor does anything follow what has the digest that it should have: it was cut off before anyone took that.
+    for (whole, came, expected) in [
+        (&zstd, zstd.len() - 3, After::Unbootable),
+        (&gzip, gzip.len() - 3, After::Unbootable),
+        (&image, 200 << 10, After::Untouched),
+        (&image, 600, After::Untouched),
+        (&image, 100, After::Untouched),
+    ] {
+        let refused = untold(&whole[..came], &whole[..came], expected);
+        assert!(!matches!(refused, Failure::Untold { .. }), "{came}: {refused}");
+    }
+}
+
+#[test]
+fn a_list_of_checksums_of_untold_length_that_helps_nobody_may_have_been_cut_off() {
+    let learnt = |headers: &str, list: &str| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let answer = format!("HTTP/1.1 200 OK\r\n{headers}\r\n{list}");
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let head = BufReader::new(&stream).lines().map(Result::unwrap);
+            assert!(head.take_while(|line| !line.is_empty()).count() > 0);
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let image = ImageSource {
+            url: format!("{url}/os.raw"),
+            checksum: format!("{url}/SUMS"),
+            algorithm: DigestAlgorithm::Auto,
+        };
+        let job = Write {
+            image,
+            ..Write::default()
+        };
+        let environment = Environment {
+            root: bios().root(),
+            clock: Clock::told(0),
+            name_servers: NameServers::new(Vec::new),
+            proxy: None,
+        };
+        let learnt = wanted(&job, &environment, &Work::unwatched());
+        server.join().unwrap();
+        learnt
+    };
+    let list = format!("{}  a.raw\n{}  os.raw\n", "cd".repeat(32), "ab".repeat(32));
+    learnt("", &list).unwrap();
+    for came in [50, 80] {
+        let cut = learnt("", &list[..came]).unwrap_err();
+        let told = Chain(&cut).to_string();
+        assert!(matches!(cut, Failure::Untold { .. }), "{told}");
+        let expected = format!("fetch the list with the image's checksum: {came} bytes came");
+        assert!(told.contains(&expected), "{told}");
+
+        let headers = format!("Content-Length: {came}\r\n");
+        let refused = learnt(&headers, &list[..came]).unwrap_err();
+        assert!(matches!(refused, Failure::Checksum { .. }), "{refused}");
+    }
 }
 
 #[test]
