@@ -459,6 +459,13 @@ async fn fleet_before_a_controller_that_runs_already_fails_as_it_is_told() {
         .unwrap();
     let _api = api_in(&laptop, cluster).unwrap();
     let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
+    let nowhere = format!("{}/nowhere", stage.namespace);
+    let missing = fleet(&["--segment", &nowhere, "--kubeconfig", &kubeconfig])
+        .await
+        .unwrap();
+    let said = text(&missing.stderr);
+    let told = format!("Segment {nowhere} does not exist: ");
+    assert!(said.contains(&told) && !said.contains("Status {"), "{said}");
     let words = format!(
         "--hosts 16 --first {first} --scale 0 --segment {}/rack --address 10.77.0.9 --kubeconfig {kubeconfig}",
         stage.namespace

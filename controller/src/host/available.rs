@@ -122,10 +122,7 @@ fn wants_provisioning(draft: &Draft<'_>) -> bool {
 /// True if provisioning may begin now; if not, the draft says what it waits for, or the error what has to be changed.
 fn admit(draft: &mut Draft<'_>) -> Result<bool, String> {
     if guard::is_protected(draft.host) {
-        return Err(
-            "the host is protected: its disks are not written before the annotation muster.dev/protected is removed"
-                .to_owned(),
-        );
+        return Err(guard::UNWRITTEN.to_owned());
     }
     refusal(draft)?;
     if !tries_again(draft)? {

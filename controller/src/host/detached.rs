@@ -3,7 +3,7 @@
 use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, ErrorType, OperationalStatus};
 use serde::Deserialize;
 
-use super::{State, draft::Draft, jobs, observed::Bmc, plan::BmcCall};
+use super::{State, access, draft::Draft, guard, jobs, observed::Bmc, plan::BmcCall, provisioning};
 use crate::hosts::{self, annotation, arguments};
 
 /// Reason of `Waiting` while the annotation stands.
@@ -106,12 +106,32 @@ fn leave(draft: &mut Draft<'_>, arguments: Arguments) -> bool {
         if draft.state.is_steady() {
             let_go(draft);
         }
+        let next = match is_cleaned_then(draft) {
+            true => format!(
+                "its disks are cleaned once the annotation {DETACHED_ANNOTATION} is removed; once that is empty, the host goes at once with its disks as they are"
+            ),
+            false => format!(
+                "the host goes, with its disks as they are, once the annotation {DETACHED_ANNOTATION} is removed"
+            ),
+        };
         draft.wait_for(
             DETACHED,
-            format!("the host is deleted while detached; next: goes on once the annotation {DETACHED_ANNOTATION} is removed"),
+            format!("the host is deleted while detached; next: {next}"),
         );
         return true;
     }
     draft.enter(State::Deleting);
     true
+}
+
+/// True if the deletion that waits cleans the disks when it goes on, as things are.
+fn is_cleaned_then(draft: &Draft<'_>) -> bool {
+    let may_run = matches!(
+        draft.state,
+        State::Provisioning | State::Provisioned | State::Deprovisioning
+    );
+    may_run
+        && provisioning::is_cleaned(draft)
+        && guard::kept(draft.host).is_none()
+        && access::hopeless(draft).is_none()
 }

@@ -66,11 +66,15 @@ pub(super) fn kept(host: &BareMetalHost) -> Option<&'static str> {
     (host.spec.externally_provisioned == Some(true)).then_some("somebody else provisioned the host")
 }
 
+/// Why nothing is written to the disks of a protected host.
+pub(super) const UNWRITTEN: &str =
+    "the host is protected: its disks are not written before the annotation muster.dev/protected is removed";
+
 /// Why what runs on the host is not to be taken away; none: it may be. Better known before its machine is rebooted for that.
 pub(super) fn untouchable(host: &BareMetalHost) -> Option<&'static str> {
     if is_protected(host) {
         return Some(
-            "the host is protected: what it runs is not taken away before the annotation muster.dev/protected is removed",
+            "the host is protected: what is on its disks is not taken away before the annotation muster.dev/protected is removed",
         );
     }
     (host.spec.externally_provisioned == Some(true)).then_some(

@@ -27,6 +27,8 @@ use super::{
 
 /// What is waited for while the ramdisk works; how far it is stands in the Server's status.
 const WRITING: &str = "waits for the image to be written, after the disks are cleared where that is asked for; next: the machine boots it";
+/// The same of a protected host whose disks were being cleared when it was protected: until that ends, the edge gives out no write.
+const CLEARING: &str = "waits for the ramdisk to clear the disks, which it had begun before the host was protected; next: the image is written once the annotation muster.dev/protected is removed";
 /// What happens once the ramdisk is there.
 const THEN: &str = "the image is written";
 /// So long an agent may take to say that it leaves, as the order that it wrote the image by says; one that does not hear it, because it got
@@ -194,7 +196,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
     let error = ErrorType::Provisioning;
     // Before its machine is booted for that: an order that stands would be given to it at once.
     if guard::is_protected(draft.host) {
-        return failed(draft, "the host is protected (annotation muster.dev/protected)");
+        return held_back(draft, operation);
     }
     let Some((server, session)) = ramdisk::ready(draft, reach, operation, error, THEN) else {
         if draft.status.error_type == Some(error) {
@@ -261,6 +263,36 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
     if let Err(why) = outcome {
         failed(draft, &why);
     }
+}
+
+/// The host was protected after this began. What its agent is at goes on to its end, since nobody calls it back; nothing else is begun, and
+/// no attempt has failed: whoever removes the annotation mends it.
+fn held_back(draft: &mut Draft<'_>, operation: &str) {
+    let ours = |job: &str| job.starts_with(operation);
+    if let Some(server) = draft.server() {
+        if let Job::Failed(error) = jobs::look(server, ours) {
+            return failed(draft, &format!("the image could not be written: {error}"));
+        }
+        let is_here = draft.session().is_some();
+        let due = ramdisk::may_return_until(draft).filter(|_| !is_here);
+        if jobs::is_under_way(server, ours) && (is_here || due.is_some()) {
+            let cleaning = jobs::clean_id(operation);
+            let clears = jobs::is_under_way(server, |job| job == cleaning);
+            draft.wait_for("Write", if clears { CLEARING } else { WRITING });
+            if let Some(due) = due {
+                draft.again_at(due);
+            }
+            return;
+        }
+    }
+    jobs::clear(draft);
+    if draft.waiting_since(REFUSED).is_none() {
+        draft.warn("ProvisioningError", guard::UNWRITTEN);
+    }
+    draft.wait_for(
+        REFUSED,
+        and_next(guard::UNWRITTEN, "goes on as soon as that is changed"),
+    );
 }
 
 /// True if something is missing of what goes on the disk; the draft says what. Nothing needs to be taken back for it: whoever can mends it.

@@ -126,7 +126,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::ExternallyProvisioned,
         State::Provisioned,
-        "`externallyProvisioned` is taken back",
+        "`externallyProvisioned` is taken back; goes on to `deprovisioning` unless `image` or `customDeploy` says what it runs",
     ),
     way(
         State::ExternallyProvisioned,

@@ -240,10 +240,14 @@ async fn served(client: &Client, segment: &str, options: &Options) -> Result<(St
         .context("a Segment is named NAMESPACE/NAME")?;
     let api: Api<Segment> = Api::namespaced(client.clone(), namespace);
     let found = api
-        .get(name)
+        .get_opt(name)
         .await
         .with_context(|| format!("read Segment {segment}"))?;
-    let spec = found.spec;
+    let Some(Segment { spec, .. }) = found else {
+        bail!(
+            "Segment {segment} does not exist: `kubectl get segments -A` lists those that do; without --segment the lab makes one"
+        );
+    };
     if spec.dhcp.mode != DhcpMode::Off {
         bail!(
             "Segment {segment} serves DHCP: the fleet asks for none, so its `dhcp.mode` must be off; without --segment the lab makes one"

@@ -1,15 +1,15 @@
 //! What annotations do.
 
 use muster_proto::kinds::{
-    BareMetalHostStatus, DETACHED_ANNOTATION, ErrorType, HARDWARE_ANNOTATION, HardwareData, HardwareDataSpec,
-    HardwareDetails, INSPECT_ANNOTATION, InspectionMode, OperationalStatus, PAUSED_ANNOTATION,
-    PROTECTED_ANNOTATION, REBOOT_ANNOTATION, RELEASE_ANNOTATION, STATUS_ANNOTATION,
+    AutomatedCleaningMode, BareMetalHostStatus, DETACHED_ANNOTATION, ErrorType, HARDWARE_ANNOTATION,
+    HardwareData, HardwareDataSpec, HardwareDetails, INSPECT_ANNOTATION, InspectionMode, OperationalStatus,
+    PAUSED_ANNOTATION, PROTECTED_ANNOTATION, REBOOT_ANNOTATION, RELEASE_ANNOTATION, STATUS_ANNOTATION,
 };
 
 use super::{
     super::{
         BmcCall, Effect, State, next,
-        observed::{Failure, FailureClass},
+        observed::{Failure, FailureClass, SecretState},
         plan::PowerOrder,
         reboot, restore,
     },
@@ -765,6 +765,137 @@ fn what_a_protected_host_runs_is_neither_written_nor_taken_away() {
     world.unannotate(PROTECTED_ANNOTATION);
     world.reach(State::Available);
     assert_eq!(world.machine.disk, Content::Blank);
+}
+
+#[test]
+fn what_was_begun_when_a_host_is_protected_goes_on_to_its_end_and_what_was_not_waits_without_a_failure() {
+    let counted = |world: &World| {
+        let status = world.host.as_ref().unwrap().status.clone().unwrap();
+        (status.error_type, status.provisioning_fail_count)
+    };
+    let at_work = |part: &str| {
+        let mut world = at(State::Provisioning);
+        world.jobs_take = 60;
+        world.until(part, |world| {
+            let working = world.machine.working.as_ref();
+            working.is_some_and(|(id, _)| id.contains(part))
+        });
+        world.annotate(PROTECTED_ANNOTATION, "");
+        world
+    };
+
+    // The write is not called back, and the machine boots it.
+    let mut world = at_work("-write");
+    world.step(1);
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Write");
+    assert!(message.contains("the machine boots it"), "{message}");
+    // Nor where the connection breaks for a moment.
+    let mut silent = world.clone();
+    silent.disconnect();
+    silent.step(1);
+    assert_eq!(
+        (waiting(&silent).0.as_str(), silent.is_ordered()),
+        ("Write", true)
+    );
+    world.reach(State::Provisioned);
+    assert!(!world.states.contains(&State::Deprovisioning));
+    assert_eq!((counted(&world), world.machine.writes.len()), ((None, 0), 1));
+
+    // Of a cleaning the write that follows waits.
+    let mut world = at_work("-clean");
+    world.step(1);
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Write");
+    assert!(
+        message.contains("once the annotation muster.dev/protected is removed"),
+        "{message}"
+    );
+    world.machine.deaf = true;
+    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+    status.job.as_mut().unwrap().done = true;
+    world.settle();
+    assert_eq!((world.state(), counted(&world)), (State::Provisioning, (None, 0)));
+    assert!(!world.is_ordered());
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Refused");
+    assert!(message.contains("its disks are not written"), "{message}");
+    world.machine.deaf = false;
+    world.unannotate(PROTECTED_ANNOTATION);
+    world.reach(State::Provisioned);
+    // That it was cleaned was only said above.
+    assert_eq!((world.machine.cleans, world.machine.writes.len()), (0, 1));
+    assert!(!world.states.contains(&State::Deprovisioning));
+
+    // What nobody has taken up is taken back.
+    let mut world = at(State::Provisioning);
+    world.order();
+    world.annotate(PROTECTED_ANNOTATION, "");
+    world.settle();
+    assert_eq!((world.state(), counted(&world)), (State::Provisioning, (None, 0)));
+    assert!(!world.is_ordered());
+    world.unannotate(PROTECTED_ANNOTATION);
+    world.reach(State::Provisioned);
+    assert_eq!((world.machine.cleans, world.machine.writes.len()), (1, 1));
+
+    // A write that fails has failed.
+    let mut world = at_work("-write");
+    world.failing_writes = 1;
+    world.reach(State::Deprovisioning);
+    world.settle();
+    assert_eq!(counted(&world), (Some(ErrorType::Provisioning), 1));
+    assert!(
+        waiting(&world)
+            .1
+            .contains("what is on its disks is not taken away")
+    );
+    world.unannotate(PROTECTED_ANNOTATION);
+    world.reach(State::Provisioned);
+}
+
+#[test]
+fn a_deletion_that_waits_while_its_host_is_detached_says_what_becomes_of_the_disks() {
+    type Case = (State, fn(&mut World), bool);
+    let cases: [Case; 6] = [
+        (State::Provisioned, |_| {}, true),
+        (
+            State::Provisioned,
+            |world| world.annotate(PROTECTED_ANNOTATION, ""),
+            false,
+        ),
+        (
+            State::Provisioned,
+            |world| world.host().spec.automated_cleaning_mode = Some(AutomatedCleaningMode::Disabled),
+            false,
+        ),
+        (
+            State::Provisioned,
+            |world| world.secrets.bmc.state = SecretState::Missing,
+            false,
+        ),
+        (State::Available, |_| {}, false),
+        (State::ExternallyProvisioned, |_| {}, false),
+    ];
+    for (which, (state, edit, cleans)) in cases.into_iter().enumerate() {
+        let mut world = at(state);
+        world.settle();
+        world.annotate(DETACHED_ANNOTATION, r#"{"deleteAction":"delay"}"#);
+        world.settle();
+        assert!(waiting(&world).1.contains("goes on where it was"), "{which}");
+        edit(&mut world);
+        world.delete();
+        world.settle();
+        let (reason, message) = waiting(&world);
+        assert_eq!(reason, "Detached", "{which}");
+        let told = message.contains("next: its disks are cleaned once");
+        let kept = message.contains("next: the host goes, with its disks as they are, once");
+        assert_eq!((told, kept), (cleans, !cleans), "{which}: {message}");
+        // And so it is.
+        let before = world.machine.cleans;
+        world.unannotate(DETACHED_ANNOTATION);
+        world.until("gone", |world| world.host.is_none());
+        assert_eq!(world.machine.cleans > before, cleans, "{which}");
+    }
 }
 
 #[test]

@@ -288,6 +288,30 @@ fn a_host_that_somebody_else_provisioned_leaves_the_ramdisk_that_it_is_found_in(
 }
 
 #[test]
+fn who_takes_back_that_somebody_else_provisioned_a_host_has_it_cleaned_unless_an_image_says_what_it_runs() {
+    let taken_back = |edit: fn(&mut World)| {
+        let mut world = at(State::ExternallyProvisioned);
+        world.settle();
+        edit(&mut world);
+        world.host().spec.externally_provisioned = Some(false);
+        world.settle();
+        (world.state(), world.machine.cleans, world.machine.writes.len())
+    };
+    assert_eq!(taken_back(|_| {}), (State::Available, 1, 0));
+    assert_eq!(
+        taken_back(|world| world.set_image(Some(IMAGE))),
+        (State::Provisioned, 0, 0)
+    );
+    let protected = |world: &mut World| world.annotate(muster_proto::kinds::PROTECTED_ANNOTATION, "");
+    assert_eq!(taken_back(protected), (State::Provisioned, 0, 0));
+    let uncleaned = |world: &mut World| {
+        world.host().spec.automated_cleaning_mode =
+            Some(muster_proto::kinds::AutomatedCleaningMode::Disabled);
+    };
+    assert_eq!(taken_back(uncleaned), (State::Available, 0, 0));
+}
+
+#[test]
 fn a_machine_that_was_never_in_its_ramdisk_is_asked_before_it_is_cut_off() {
     let mut world = World::new();
     world.machine.on = true;
