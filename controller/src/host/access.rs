@@ -140,6 +140,7 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
             }
             good_credentials(draft, &name);
             forget(draft);
+            draft.reached = true;
             Reach::Bmc
         }
         Some(Probed {
@@ -188,7 +189,8 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
             draft.again(LOOK_AGAIN);
         }
         SecretState::Invalid(why) => {
-            unusable(draft, bad_secret(&name, why));
+            let message = secrets::with_going(draft, bad_secret(&name, why));
+            unusable(draft, message);
             // Nobody watches one that is not marked.
             if !draft.seen.secrets.bmc.held {
                 draft.again(LOOK_AGAIN);
@@ -321,16 +323,17 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
     let message = words_of(&access.address, failure);
     match failure.class {
         FailureClass::Credentials if was_registered(draft) => {
-            let minutes = ASK_LATER.as_mins();
-            let message = format!(
-                "{}; the host was registered before, so it is asked again every {minutes} min",
-                clause(&message)
+            let often = format!(
+                "{} min, since the host was registered before",
+                ASK_LATER.as_mins()
             );
-            draft.refuse(ErrorType::Registration, message);
+            let message = secrets::with_going(draft, message);
+            refuse_for_now(draft, &message, &often);
             ask_again(draft, failure.at, access, ASK_LATER);
             Reach::No
         }
         FailureClass::Credentials => {
+            let message = secrets::with_going(draft, message);
             draft.refuse(ErrorType::Registration, message);
             Reach::No
         }
@@ -338,8 +341,13 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
             unusable(draft, message);
             Reach::No
         }
-        FailureClass::Certificate | FailureClass::System => {
-            draft.refuse(ErrorType::Registration, message);
+        class @ (FailureClass::Certificate | FailureClass::System) => {
+            let helps = match class {
+                FailureClass::System => ": correct spec.bmc.address, or the BMC",
+                _ => "",
+            };
+            let message = format!("{}{helps}", clause(&message));
+            refuse_for_now(draft, &message, "minute");
             // It may be mended at the BMC, of which nobody tells us.
             ask_again(draft, failure.at, access, ASK_AGAIN);
             Reach::No
@@ -378,6 +386,19 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
             Reach::Silent(failure.clone())
         }
     }
+}
+
+/// Refuses with `message`, and says that the BMC is asked again every so `often`. While the host goes, each attempt asks it instead, and its
+/// failure says when that is.
+fn refuse_for_now(draft: &mut Draft<'_>, message: &str, often: &str) {
+    let message = match draft.is_leaving() {
+        true => clause(message).to_owned(),
+        false => {
+            let next = "and at once when spec.bmc, or what its Secret holds, changes";
+            and_next(message, &format!("it is asked again every {often}, {next}"))
+        }
+    };
+    draft.refuse(ErrorType::Registration, message);
 }
 
 /// True if the host's BMC let us in, with these credentials or others: who rotates a password changes the Secret and the BMC one after the other,
@@ -461,6 +482,7 @@ fn in_band(draft: &mut Draft<'_>) -> Reach {
     if draft.state != State::Registering {
         forget(draft);
     }
+    draft.reached = true;
     Reach::InBand
 }
 

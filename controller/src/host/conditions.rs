@@ -8,8 +8,50 @@ use super::{State, draft::Wait, state::unknown};
 use crate::bmc::Health;
 use crate::time::whole_seconds;
 
+/// Upstream's condition.
+const MANAGEABLE: &str = "Manageable";
+
 /// Reason of `Manageable` where a BMC that was registered is not to be reached.
 pub(super) const POWER_FAILURE: &str = "PowerFailure";
+
+/// The same where a BMC, or what the host says of it, does not let us in.
+pub(super) const REGISTRATION_FAILED: &str = "RegistrationFailed";
+
+/// All its reasons while it is false.
+const UNMANAGEABLE: [&str; 4] = [POWER_FAILURE, REGISTRATION_FAILED, REGISTERING, NOT_MANAGED];
+const REGISTERING: &str = "Registering";
+const NOT_MANAGED: &str = "NotManaged";
+
+/// Why a machine cannot be managed: reason and message of `Manageable`.
+pub(super) type Barred = (&'static str, String);
+
+/// The same as `status` has it, which counts until the machine is reached.
+pub(super) fn barred(status: &BareMetalHostStatus) -> Option<Barred> {
+    let is_it = |one: &&Condition| one.type_ == MANAGEABLE && one.status == "False";
+    let before = status.conditions.iter().find(is_it)?;
+    let reason = UNMANAGEABLE.into_iter().find(|reason| *reason == before.reason)?;
+    Some((reason, before.message.clone()))
+}
+
+/// Our condition: true while the Secret with the BMC's credentials is being deleted and held; the message says what helps.
+const SECRET_HELD: &str = "SecretHeld";
+
+/// Brings [`SECRET_HELD`] up to date with what is to be said of that. True if it was not said before.
+pub(super) fn set_secret_held(status: &mut BareMetalHostStatus, says: Option<&str>, now: Timestamp) -> bool {
+    let old = status.conditions.iter().find(|one| one.type_ == SECRET_HELD);
+    let is_new = says.is_some() && old.map(|old| old.message.as_str()) != says;
+    match says {
+        Some(says) => put(
+            &mut status.conditions,
+            fact(SECRET_HELD, Ok("Deleted"), says),
+            None,
+            None,
+            now,
+        ),
+        None => status.conditions.retain(|one| one.type_ != SECRET_HELD),
+    }
+    is_new
+}
 
 /// Our condition: true while the host waits for something; the message says for what, since when, and what happens next.
 pub const WAITING: &str = "Waiting";
@@ -259,11 +301,11 @@ fn fact(type_: &'static str, reason: Result<&'static str, &'static str>, message
 }
 
 /// Brings the conditions of `status` up to date with the rest of it, which is that of an object in this `generation` with this many
-/// `failures` before; those of other types stay.
+/// `failures` before, and whose machine is `barred`; those of other types stay.
 pub(super) fn set(
     status: &mut BareMetalHostStatus,
     wait: Option<&Wait>,
-    powerless: Option<&str>,
+    barred: Option<&Barred>,
     health: Option<Health>,
     (failures, generation): (i64, Option<i64>),
     now: Timestamp,
@@ -271,7 +313,7 @@ pub(super) fn set(
     let tried_for = tried_for(status).or(generation);
     let before = progressing(status).map(|one| one.reason.clone());
     set_failure(status, failures, tried_for, now);
-    let mut facts = upstream(status, powerless);
+    let mut facts = upstream(status, barred);
     facts.extend(healthy(status, health));
     facts.push(match wait {
         Some(wait) => Fact {
@@ -329,21 +371,21 @@ fn put(all: &mut Vec<Condition>, wanted: Fact, since: Option<Time>, generation: 
     }
 }
 
-fn upstream(status: &BareMetalHostStatus, powerless: Option<&str>) -> Vec<Fact> {
+fn upstream(status: &BareMetalHostStatus, barred: Option<&Barred>) -> Vec<Fact> {
     let state = State::parse(&status.provisioning.state);
     let error = status.error_message.as_str();
     let registration = status.error_type == Some(ErrorType::Registration);
     let manageable = match state {
-        State::New | State::Unmanaged => fact("Manageable", Err("NotManaged"), "the host has no BMC"),
+        State::New | State::Unmanaged => fact(MANAGEABLE, Err(NOT_MANAGED), "the host has no BMC"),
         State::Foreign => {
             let why = unknown(&status.provisioning.state);
-            fact("Manageable", Err("NotManaged"), &why)
+            fact(MANAGEABLE, Err(NOT_MANAGED), &why)
         }
-        _ if registration => fact("Manageable", Err("RegistrationFailed"), error),
-        State::Registering => fact("Manageable", Err("Registering"), ""),
-        _ => match powerless {
-            Some(message) => fact("Manageable", Err(POWER_FAILURE), message),
-            None => fact("Manageable", Ok("Manageable"), ""),
+        _ if registration => fact(MANAGEABLE, Err(REGISTRATION_FAILED), error),
+        State::Registering => fact(MANAGEABLE, Err(REGISTERING), ""),
+        _ => match barred {
+            Some((reason, message)) => fact(MANAGEABLE, Err(*reason), message),
+            None => fact(MANAGEABLE, Ok("Manageable"), ""),
         },
     };
     let provisioned = state.is_provisioned();

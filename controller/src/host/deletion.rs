@@ -112,10 +112,9 @@ fn by_bmc(draft: &mut Draft<'_>) {
     if let Some(why) = ramdisk::unknown_power(draft) {
         // Asked again for the next attempt.
         draft.call(BmcCall::ReadPower);
-        draft.fail(
-            ErrorType::PowerManagement,
-            format!("the BMC does not say whether the machine is on: {why}"),
-        );
+        let why = format!("the BMC does not say whether the machine is on: {why}");
+        draft.powerless = Some(why.clone());
+        draft.fail(ErrorType::PowerManagement, why);
         return;
     }
     match power::current(draft) {

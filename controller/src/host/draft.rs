@@ -19,7 +19,7 @@ use super::{
     observed::Observed,
     owner::has_bmc,
     plan::{BmcCall, Effect, Metadata, Plan, PowerWatch},
-    reasons, reboot, table,
+    reasons, reboot, secrets, table,
 };
 use crate::{
     bmc::Health,
@@ -80,6 +80,10 @@ pub(super) struct Draft<'a> {
     pub(super) effects: Vec<Effect>,
     /// Why the power cannot be told.
     pub(super) powerless: Option<String>,
+    /// Why nothing lets us to the machine, whatever error is made of that.
+    refused: Option<String>,
+    /// The machine was reached in this round: why it could not be before counts no more.
+    pub(super) reached: bool,
     /// Nothing has happened yet that the status should tell: what it is to say is known with the next round.
     pub(super) untold: bool,
     events: Vec<Event>,
@@ -128,6 +132,8 @@ impl<'a> Draft<'a> {
             metadata: Metadata::default(),
             effects: Vec::new(),
             powerless: None,
+            refused: None,
+            reached: false,
             untold: false,
             events: Vec::new(),
             wait: None,
@@ -307,6 +313,9 @@ impl<'a> Draft<'a> {
     pub(super) fn refuse_as(&mut self, reason: &'static str, kind: ErrorType, message: impl AsRef<str>) {
         let message = bounded(message.as_ref());
         self.set_error(kind, &message);
+        if kind == ErrorType::Registration {
+            self.refused = Some(message.clone());
+        }
         if self.old.error_message != message || self.old.error_type != Some(kind) {
             self.warn(reason, message.clone());
         }
@@ -485,12 +494,14 @@ impl<'a> Draft<'a> {
         self.seen.bmc.power.map(|reading| reading.health)
     }
 
-    /// Why the BMC is not to be reached, as was known before this process began, which has not asked it yet.
-    fn powerless_before(&self) -> Option<String> {
-        let is_unasked = has_bmc(self.host) && self.seen.bmc.probed.is_none();
-        let before = self.old.conditions.iter().filter(|_| is_unasked);
-        let mut failures = before.filter(|condition| condition.reason == conditions::POWER_FAILURE);
-        failures.next().map(|condition| condition.message.clone())
+    /// Why the machine cannot be managed: as was found now, or before, until it is reached.
+    fn barred(&mut self) -> Option<conditions::Barred> {
+        let refused = self.refused.take();
+        let refused = refused.map(|why| (conditions::REGISTRATION_FAILED, why));
+        let powerless = self.powerless.take();
+        let powerless = powerless.map(|why| (conditions::POWER_FAILURE, why));
+        let before = || conditions::barred(&self.old).filter(|_| !self.reached);
+        refused.or(powerless).or_else(before)
     }
 
     /// True if nothing is done to the machine before a person acts: that needs no place among the busy ones.
@@ -508,12 +519,16 @@ impl<'a> Draft<'a> {
             self.warn("ActionNeeded", message);
         }
         let health = self.health();
-        let powerless = self.powerless.take().or_else(|| self.powerless_before());
+        let barred = self.barred();
+        let held = secrets::going(&self);
+        if conditions::set_secret_held(&mut self.status, held.as_deref(), self.now) {
+            self.warn("SecretHeld", held.unwrap_or_default());
+        }
         let slot = self.slot && (!self.seen.slot || !self.needs_no_place());
         conditions::set(
             &mut self.status,
             self.wait.as_ref(),
-            powerless.as_deref(),
+            barred.as_ref(),
             health,
             (self.old.provisioning_fail_count, self.host.metadata.generation),
             self.now,

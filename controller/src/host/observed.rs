@@ -92,6 +92,8 @@ pub struct SecretSeen {
     pub held: bool,
     /// True if it carries upstream's finalizer, which only [`Effect::ReleaseSecret`](super::Effect::ReleaseSecret) takes off.
     pub finalizer: bool,
+    /// True if it is being deleted, and upstream's finalizer keeps it until no host needs it.
+    pub going: bool,
 }
 
 /// Whether a Secret can be used.

@@ -79,6 +79,10 @@ pub const REASONS: &[Reason] = &[
         "a host is deleted whose machine can be neither cleaned nor switched off",
     ),
     ours(
+        "SecretHeld",
+        "the Secret with the BMC's credentials is being deleted, and the host holds it; told once, with what helps",
+    ),
+    ours(
         "WriteRefused",
         "the API server refuses a write; told once for a row of failures",
     ),

@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::core::v1::SecretReference;
-use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, CredentialsStatus, Session};
+use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, CredentialsStatus, OperationalStatus, Session};
 
 use super::{
     access,
     content::{LARGEST_DRIVE, Use},
-    draft::Draft,
+    draft::{Draft, clause},
     observed::{SecretSeen, SecretState},
     plan::{Drive, Effect, Hold},
 };
@@ -186,6 +186,27 @@ pub(super) fn unread(draft: &Draft<'_>) -> Option<String> {
         SecretState::Unreadable(why) => Some(format!("the Secret {name} cannot be read: {why}")),
         _ => None,
     })
+}
+
+/// That the Secret with the BMC's credentials is being deleted, and how a person gets out of that; none: it is not, or goes with the host, or
+/// with what is done once the host is detached no more.
+pub(super) fn going(draft: &Draft<'_>) -> Option<String> {
+    let name = draft.host.spec.bmc.as_ref()?.credentials_name.as_str();
+    let is_detached = draft.status.operational_status == OperationalStatus::Detached;
+    let is_told = draft.seen.secrets.bmc.going && !name.is_empty() && !draft.is_leaving() && !is_detached;
+    is_told.then(|| {
+        format!(
+            "the Secret {name} is being deleted, and is held as long as a host names it, so that none can be made in its place: change what is in it, which still counts, or name another Secret in spec.bmc.credentialsName, and it goes once the BMC takes that one's credentials"
+        )
+    })
+}
+
+/// `message` on credentials that others are to take the place of, and that their Secret is being deleted, if it is.
+pub(super) fn with_going(draft: &Draft<'_>, message: String) -> String {
+    match going(draft) {
+        Some(going) => format!("{}; {going}", clause(&message)),
+        None => message,
+    }
 }
 
 /// Lets go of every Secret that carries the finalizer. True if there was one.

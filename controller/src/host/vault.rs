@@ -71,6 +71,11 @@ impl Entry {
         self.finalizers.iter().any(|name| name == SECRET_FINALIZER)
     }
 
+    /// True if it is being deleted, and upstream's finalizer keeps it until no host needs it.
+    fn is_going(&self) -> bool {
+        self.leaves && self.has_finalizer()
+    }
+
     /// True if it, which is at `path`, carries upstream's finalizer though no host that `index` knows has to do with it.
     fn is_orphan(&self, path: &Path, index: &Index) -> bool {
         self.has_finalizer() && !index.is_needed(path)
@@ -362,6 +367,7 @@ impl Vault {
             held: entry.is_held_for(host, purpose.hold()),
             // While another host holds it, it is not ours to release.
             finalizer: entry.has_finalizer() && index.held_by(&path).iter().all(lets_go),
+            going: entry.is_going(),
         }
     }
 

@@ -522,6 +522,21 @@ fn a_bmc_that_shows_no_system_is_asked_again_for_it_may_be_starting() {
 }
 
 #[test]
+fn a_host_whose_bmc_shows_no_system_says_what_helps_and_that_it_is_asked_again() {
+    for begun in [State::Registering, State::Available] {
+        let mut world = at(begun);
+        probed(&mut world, FailureClass::System);
+        let plan = world.plan();
+        world.execute(plan, None, Fault::None);
+        let (reason, message) = waiting(&world);
+        assert_eq!(reason, "Refused");
+        let says =
+            ": correct spec.bmc.address, or the BMC; next: it is asked again every minute, and at once ";
+        assert!(message.contains(says), "{message}");
+    }
+}
+
+#[test]
 fn credentials_that_were_good_are_tried_again_seldom_and_others_never() {
     let mut world = at(State::Registering);
     probed(&mut world, FailureClass::Credentials);
@@ -534,7 +549,14 @@ fn credentials_that_were_good_are_tried_again_seldom_and_others_never() {
     left_alone(&mut world, 9);
     let (kind, message) = error(&world);
     assert_eq!(kind, Some(ErrorType::Registration));
-    assert!(message.contains("asked again every 10 min"), "{message}");
+    assert!(
+        message.contains("; next: it is asked again every 10 min"),
+        "{message}"
+    );
+    assert!(
+        !waiting(&world).1.contains("goes on as soon"),
+        "one thing happens next"
+    );
     world.until("mended", |world| error(world).0.is_none());
 
     // The password was changed in the Secret first.

@@ -126,6 +126,9 @@ const STORIES: &[(&str, Story)] = &[
             world.set_image(Some(IMAGE));
         })
     }),
+    ("SecretHeld", || {
+        spoilt(State::Available, |world| world.secrets.bmc.going = true)
+    }),
     ("DeletedUnreachable", || {
         spoilt(State::Available, |world| {
             world.secrets.bmc.state = SecretState::Missing;

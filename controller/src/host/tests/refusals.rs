@@ -1012,6 +1012,51 @@ fn a_secret_that_the_host_names_no_more_is_let_go_before_the_status_forgets_it()
 }
 
 #[test]
+fn a_secret_that_is_deleted_while_a_host_holds_it_is_told_of_once_with_what_helps() {
+    let held = |world: &World| {
+        let status = world.host.as_ref().unwrap().status.clone().unwrap();
+        let mut conditions = status.conditions.into_iter();
+        conditions
+            .find(|one| one.type_ == "SecretHeld")
+            .map(|one| one.message)
+    };
+    let told = |world: &World| world.events.iter().filter(|told| *told == "SecretHeld").count();
+    let helps = "the Secret bmc is being deleted, and is held as long as a host names it";
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.secrets.bmc.going = true;
+    world.settle();
+    assert!(held(&world).is_some_and(|message| message.starts_with(helps)));
+    assert_eq!((told(&world), error(&world).0), (1, None));
+    // Another leader says nothing new.
+    let writes = world.status_writes;
+    world.restart();
+    world.settle();
+    assert_eq!((told(&world), world.status_writes), (1, writes));
+    // It goes with its host.
+    let mut deleted = world.clone();
+    deleted.delete();
+    deleted.round();
+    assert_eq!(held(&deleted), None);
+    // Another one is named.
+    world.secrets.bmc.going = false;
+    world.settle();
+    assert_eq!(held(&world), None);
+
+    // Where others are needed, it is said that none can be made by that name.
+    let mut world = World::new();
+    world.secrets.bmc.state = SecretState::Invalid("it has no `password`".to_owned());
+    world.secrets.bmc.going = true;
+    world.settle();
+    let (_, message, _) = error(&world);
+    assert!(
+        message.contains(&format!("it has no `password`; {helps}")),
+        "{message}"
+    );
+    assert!(waiting(&world).1.contains(helps));
+}
+
+#[test]
 fn a_request_to_let_go_uncleaned_serves_once() {
     let mut world = at(State::Available);
     world.annotate(RELEASE_ANNOTATION, "");

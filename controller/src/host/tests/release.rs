@@ -149,6 +149,101 @@ fn a_deletion_ends_with_a_bmc_that_never_answers_or_never_lets_in() {
     }
 }
 
+/// Its BMC keeps us out for such a reason, and did so before.
+fn keeps_us_out(world: &mut World, class: FailureClass) {
+    world.bmc_up = false;
+    let at = world.now;
+    let probed = world.bmc.probed.as_mut().unwrap();
+    probed.result = Err(Failure {
+        class,
+        message: "it says so.".to_owned(),
+        at,
+    });
+    probed.at = at;
+}
+
+/// `Manageable` and the kind of error of a host that is there.
+fn manageable(world: &World) -> Option<(String, String, Option<ErrorType>)> {
+    let status = world.host.as_ref()?.status.clone()?;
+    let mut conditions = status.conditions.into_iter();
+    let one = conditions.find(|one| one.type_ == "Manageable")?;
+    Some((one.status, one.reason, status.error_type))
+}
+
+#[test]
+fn a_host_that_goes_is_not_manageable_as_long_as_its_bmc_is_known_to_keep_us_out() {
+    for state in [State::Available, State::Provisioned] {
+        for (class, expected) in [
+            (FailureClass::Credentials, "RegistrationFailed"),
+            (FailureClass::System, "RegistrationFailed"),
+            (FailureClass::Unreachable, "PowerFailure"),
+        ] {
+            let mut world = at(state);
+            world.settle();
+            keeps_us_out(&mut world, class);
+            world.delete();
+            let mut failures = 0;
+            for _ in 0..2000 {
+                world.round();
+                let probed = world.bmc.probed.as_mut();
+                if let Some(Err(failure)) = probed.map(|probed| &mut probed.result) {
+                    failure.class = class;
+                }
+                let Some((status, reason, error)) = manageable(&world) else {
+                    break;
+                };
+                if failures == 0 && error.is_none() {
+                    continue;
+                }
+                failures += usize::from(waiting(&world).0 == "Retry");
+                assert_eq!(
+                    (status.as_str(), reason.as_str()),
+                    ("False", expected),
+                    "{class:?}"
+                );
+                assert_ne!(error, Some(ErrorType::Registration), "{class:?}");
+            }
+            assert!(
+                world.host.is_none() && failures > 3,
+                "{state} {class:?}: {failures}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_host_that_goes_is_not_manageable_while_its_bmc_does_not_say_whether_the_machine_is_on() {
+    let mut world = at(State::Available);
+    world.settle();
+    world.says_nothing_of_power = true;
+    world.read_power();
+    world.delete();
+    world.until("two attempts", |world| {
+        let status = world.host.as_ref().and_then(|host| host.status.as_ref());
+        status.is_none_or(|status| status.error_count == 2)
+    });
+    let is = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
+    let of = |world: &World| manageable(world).map(|(status, reason, _)| (status, reason));
+    assert_eq!(of(&world), is("False", "PowerFailure"));
+    // And while the next one is waited for.
+    world.round();
+    assert_eq!(of(&world), is("False", "PowerFailure"));
+}
+
+#[test]
+fn a_deletion_says_once_when_its_bmc_is_asked_again() {
+    for class in [FailureClass::Credentials, FailureClass::System] {
+        let mut world = at(State::Available);
+        world.settle();
+        keeps_us_out(&mut world, class);
+        world.delete();
+        world.until("an attempt", |world| waiting(world).0 == "Retry");
+        let (_, message) = waiting(&world);
+        assert!(message.contains("; next: another attempt after "), "{message}");
+        assert!(!message.contains("asked again"), "{message}");
+    }
+}
+
 #[test]
 fn failures_of_another_kind_are_no_reason_to_let_a_machine_go_uncleaned() {
     let mut world = at(State::Provisioned);

@@ -98,6 +98,7 @@ fn world(recorded: &Recorded, left: &Left) -> World {
         },
         held: true,
         finalizer: has("secret"),
+        going: false,
     };
     let status = world.host().status.clone().unwrap_or_default();
     world.machine.on = status.powered_on;
@@ -321,6 +322,7 @@ fn conditions_are_as_upstream_wrote_them_for_the_same_status() {
             return;
         }
         let powerless = before.contains(&("Manageable", "False", "PowerFailure"));
+        let no_answer = (conditions::POWER_FAILURE, "no answer".to_owned());
         let mut status = BareMetalHostStatus {
             conditions: Vec::new(),
             ..recorded.clone()
@@ -328,7 +330,7 @@ fn conditions_are_as_upstream_wrote_them_for_the_same_status() {
         conditions::set(
             &mut status,
             None,
-            powerless.then_some("no answer"),
+            powerless.then_some(&no_answer),
             None,
             (0, None),
             now,

@@ -220,6 +220,7 @@ pub(super) fn secret(version: &str, content: &str) -> SecretSeen {
         },
         held: false,
         finalizer: false,
+        going: false,
     }
 }
 
@@ -845,7 +846,7 @@ impl World {
             }
             Effect::ReleaseSecret { name, .. } => {
                 let secret = self.secret(name);
-                (secret.held, secret.finalizer) = (false, false);
+                (secret.held, secret.finalizer, secret.going) = (false, false, false);
             }
             _ => unreachable!("{effect:?} is no request to the API server"),
         }

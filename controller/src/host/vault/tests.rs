@@ -79,6 +79,19 @@ fn a_secret_that_goes_and_that_no_finalizer_of_ours_keeps_can_be_held_no_more() 
 }
 
 #[test]
+fn a_secret_that_is_deleted_is_going_as_long_as_our_finalizer_keeps_it() {
+    let is_going = |leaves, finalizers: &[&str]| {
+        let entry = Entry {
+            leaves,
+            ..entry(true, finalizers, &[])
+        };
+        entry.is_going()
+    };
+    assert!(is_going(true, &["another", SECRET_FINALIZER]));
+    assert!(!is_going(true, &["another"]) && !is_going(false, &[SECRET_FINALIZER]));
+}
+
+#[test]
 fn only_upstreams_finalizer_counts() {
     let has = |finalizers: &[&str]| entry(true, finalizers, &[]).has_finalizer();
     assert!(has(&["another", SECRET_FINALIZER]));

@@ -39,6 +39,43 @@ async fn wrong_credentials_are_told_not_tried_again_and_mended_by_the_secret() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_secret_that_is_deleted_serves_on_when_it_is_changed_and_goes_when_another_is_named() {
+    let is_told = |lab: &Lab| {
+        let status = lab.host(1).unwrap().status.unwrap();
+        status.conditions.iter().any(|one| one.type_ == "SecretHeld")
+    };
+    let lab = Lab::new(1);
+    lab.machines[0].set_password("another");
+    lab.run(async {
+        lab.declare(1);
+        lab.until(|| error(&lab).contains("credentials")).await;
+        lab.api.delete("secrets", "bmc-1");
+        lab.until(|| error(&lab).contains("the Secret bmc-1 is being deleted"))
+            .await;
+        // `another`.
+        let password = json!({"data": {"password": "YW5vdGhlcg=="}});
+        lab.api.edit("secrets", "bmc-1", &password);
+        lab.reaches(1, "available").await;
+        assert!(is_told(&lab));
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        let version = lab.host(1).unwrap().metadata.resource_version;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(lab.host(1).unwrap().metadata.resource_version, version);
+
+        lab.put_secret("other", &[("username", "admin"), ("password", "another")]);
+        lab.edit(1, &json!({"spec": {"bmc": {"credentialsName": "other"}}}));
+        lab.until(|| lab.api.get::<Secret>("secrets", "bmc-1").is_none())
+            .await;
+        lab.until(|| !is_told(&lab)).await;
+        assert_eq!(error(&lab), "");
+    })
+    .await;
+    let told = lab.told();
+    let held = told.iter().filter(|event| event.reason == "SecretHeld");
+    assert_eq!(held.count(), 1, "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_address_that_nobody_can_be_asked_at_is_told_as_unusable_details() {
     for address in ["ipmi://192.0.2.1", "nonsense://192.0.2.1"] {
         let lab = Lab::new(1);
