@@ -178,7 +178,7 @@ pub fn since(message: &str, at: Timestamp) -> String {
 }
 
 /// Every reason that [`WAITING`] can have while it is true, and what is waited for.
-pub const WAITING_REASONS: [(&str, &str); 22] = [
+pub const WAITING_REASONS: [(&str, &str); 23] = [
     ("Bmc", "the BMC's answer"),
     ("Clean", "the ramdisk to clear the disks"),
     (
@@ -192,6 +192,10 @@ pub const WAITING_REASONS: [(&str, &str); 22] = [
     (
         super::detached::DETACHED,
         "the annotation `baremetalhost.metal3.io/detached` to be removed",
+    ),
+    (
+        super::power::HELD_OFF,
+        "the annotations `reboot.metal3.io/KEY` that the message names to be removed: they hold the machine off",
     ),
     (
         "Inputs",
@@ -314,6 +318,9 @@ pub(super) fn set(
     let before = progressing(status).map(|one| one.reason.clone());
     set_failure(status, failures, tried_for, now);
     let mut facts = upstream(status, barred);
+    let goes_on = facts
+        .iter()
+        .any(|one| one.type_ == PROGRESSING && one.status == "True");
     facts.extend(healthy(status, health));
     facts.push(match wait {
         Some(wait) => Fact {
@@ -322,6 +329,7 @@ pub(super) fn set(
             reason: wait.reason,
             message: since(&wait.message, wait.since),
         },
+        None if goes_on => fact(WAITING, Err("UnderWay"), "it goes on by itself"),
         None => fact(WAITING, Err("Nothing"), "nothing is to be done"),
     });
     for wanted in facts {

@@ -19,7 +19,7 @@ use super::{
     observed::Observed,
     owner::has_bmc,
     plan::{BmcCall, Effect, Metadata, Plan, PowerWatch},
-    reasons, reboot, secrets, table,
+    power, reasons, reboot, secrets, table,
 };
 use crate::{
     bmc::Health,
@@ -332,7 +332,8 @@ impl<'a> Draft<'a> {
         if self.status.error_type.is_some_and(|other| other != kind) {
             return;
         }
-        let wait = self.wait.take();
+        // What is held off is at rest.
+        let wait = self.wait.take().filter(|wait| wait.reason != power::HELD_OFF);
         self.refuse(kind, message);
         self.wait = wait.or_else(|| self.wait.take());
     }

@@ -15,7 +15,7 @@ use super::{
     guard,
     jobs::{self, Job},
     plan::{Effect, Task},
-    power::{GOING_OFF, GOING_ON, OFF, REBOOT, SWITCHING, operation, rebooted, stay_on},
+    power::{GOING_OFF, GOING_ON, OFF, REBOOT, SWITCHING, operation, rebooted, says_held_off, stay_on},
     ramdisk,
     reboot::{self, Wish},
 };
@@ -167,6 +167,7 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
     jobs::clear(draft);
     if wish.once && (again || !draft.status.powered_on) {
         rebooted(draft);
+        says_held_off(draft, wish);
         draft.why("it went down, as asked; next: on again");
         return;
     }
@@ -200,7 +201,10 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
         (true, true) if draft.state.is_provisioned() && asked && !draft.has_said(BY_HAND, REBOOT_BY_HAND) => {
             switch_on_unseen(draft);
         }
-        _ => draft.why("its power is left alone"),
+        _ => {
+            says_held_off(draft, wish);
+            draft.why("its power is left alone");
+        }
     }
 }
 

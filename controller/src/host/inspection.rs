@@ -250,7 +250,7 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
     draft.status.hardware = Some(packed);
     draft.enter(State::Preparing);
     boot_mode::snapshot(draft);
-    draft.status.powered_on |= draft.session().is_some();
+    draft.status.powered_on |= ramdisk::is_on(draft);
     let metric = draft.history(|history| &mut history.inspect);
     let end = metric.start.as_ref().map_or(at, |start| start.0.max(at));
     metric.end = Some(whole_seconds(end));

@@ -5,6 +5,7 @@ use muster_proto::kinds::{Job as Placed, JobAction, JobStatus, Leave, LeaveActio
 use super::{
     draft::Draft,
     plan::{Effect, Next, Order, Task},
+    ramdisk,
 };
 
 /// What the id of each of the operator's jobs begins with; discovery leaves them alone.
@@ -233,6 +234,10 @@ pub(super) fn place_with(draft: &mut Draft<'_>, server: &Server, id: &str, task:
         return false;
     }
     let After { then, leave } = after;
+    if matches!(task, Task::Clean(_) | Task::Write(_)) {
+        // Told with what the host waits for from now on, in one write.
+        draft.status.powered_on |= ramdisk::is_on(draft);
+    }
     draft.effect(Effect::PlaceJob(Box::new(Order {
         id: id.to_owned(),
         server: server.metadata.name.clone().unwrap_or_default(),

@@ -43,6 +43,8 @@ const LOOK: Duration = Duration::from_secs(2);
 pub(super) const GOING_OFF: &str = "PoweringOff";
 /// The same, on.
 pub(super) const GOING_ON: &str = "PoweringOn";
+/// The same while the machine is off because annotations ask for that.
+pub(super) const HELD_OFF: &str = "HeldOff";
 /// Reasons while an order on the power is under way, or is to be repeated after a failure.
 const OF_POWER: [&str; 3] = [GOING_OFF, GOING_ON, RETRY];
 
@@ -89,6 +91,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
         (Power::Off, _) if wish.once => {
             settle(draft);
             rebooted(draft);
+            says_held_off(draft, wish);
             draft.why("it is off, as asked; next: on again");
         }
         (Power::Off, true) => {
@@ -101,6 +104,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
                 rebooted(draft);
             }
             settle(draft);
+            says_held_off(draft, wish);
         }
     }
 }
@@ -391,6 +395,18 @@ pub(super) fn stay_on(draft: &mut Draft<'_>) {
     draft.wait_for(
         super::draft::REFUSED,
         format!("{refused}; next: goes on as soon as nothing asks for that, or it is allowed"),
+    );
+}
+
+/// Says who holds a machine off that would be on without that. It is as it is to be, and nothing is done before somebody takes that back.
+pub(super) fn says_held_off(draft: &mut Draft<'_>, wish: Wish) {
+    if draft.status.powered_on || !wish.stay_off || !draft.host.spec.online {
+        return;
+    }
+    let asks = who_asks(draft);
+    draft.wait_beside(
+        HELD_OFF,
+        format!("{asks} for the host to be off; next: it is switched on once nothing asks for that"),
     );
 }
 

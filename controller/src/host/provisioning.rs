@@ -49,8 +49,11 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     draft.status.last_attempted_image = draft.host.spec.image.clone().map(Box::new);
     draft.status.provisioning.image.clone_from(&draft.host.spec.image);
     let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());
-    match draft.session() {
-        Some(_) => draft.wait_for("Write", WRITING),
+    match ramdisk::here(draft) {
+        Some(_) => {
+            draft.wait_for("Write", WRITING);
+            draft.status.powered_on |= ramdisk::is_on(draft);
+        }
         None => ramdisk::announce(draft, THEN),
     }
     draft.tell("ProvisioningStarted", format!("the image {url} is written"));

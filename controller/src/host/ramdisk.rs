@@ -1,5 +1,7 @@
 //! Getting the machine into its ramdisk. One that runs is used as it is; else the BMC boots it, or a person does. Pure.
 
+mod presence;
+
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -21,6 +23,8 @@ use super::{
 };
 use crate::hosts::{self, declared_mac};
 use crate::time::{is_ahead, whole_seconds};
+
+pub(super) use presence::{here, is_on};
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
 /// several minutes for their firmware alone.
@@ -50,6 +54,12 @@ pub(super) fn ready<'a>(
             contested(draft, kind);
             return None;
         }
+        if let Some(until) = presence::doubted_until(draft) {
+            draft.wait_for("Ramdisk", waits(draft, then));
+            draft.why("its session has not ended yet, though its machine went down");
+            draft.again_at(until);
+            return None;
+        }
         let lost = Work::lost_in(draft.seen.work.as_ref(), operation);
         if lost >= interrupted::MOST {
             draft.fail(
@@ -74,9 +84,12 @@ pub(super) fn ready<'a>(
     None
 }
 
+/// How the names of boots into the ramdisk end.
+const BOOT: &str = "-boot";
+
 /// What the boot into the ramdisk is called that `operation` needs.
 pub(super) fn boot_of(operation: &str) -> String {
-    format!("{operation}-boot")
+    format!("{operation}{BOOT}")
 }
 
 /// A person has to look which of the two it is; a host that goes waits for nothing without an end.
@@ -226,7 +239,7 @@ fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
 
 /// Says beforehand, with the state that needs it, that the ramdisk will be waited for: one write instead of two.
 pub(super) fn announce(draft: &mut Draft<'_>, then: &str) {
-    if has_bmc(draft.host) && draft.session().is_none() {
+    if has_bmc(draft.host) && here(draft).is_none() {
         // Nobody has booted it for that yet.
         draft.wait_anew("Ramdisk", waits(draft, then));
     }

@@ -285,6 +285,57 @@ fn a_host_that_is_remediated_stays_off_until_whoever_asked_takes_it_back() {
 }
 
 #[test]
+fn a_host_that_an_annotation_holds_off_names_it_and_rests() {
+    let forced = r#"{"force":true}"#;
+    let mut in_band = World::in_band();
+    in_band.reach(State::Available);
+    for (mut world, value) in [
+        (provisioned(), ""),
+        (at(State::Available), forced),
+        (in_band, forced),
+    ] {
+        world.settle();
+        world.annotate(REMEDIATION, value);
+        world.until("off", |world| {
+            !world.host.as_ref().unwrap().status.as_ref().unwrap().powered_on
+        });
+        let writes = world.status_writes;
+        world.settle();
+        let (reason, message) = waiting(&world);
+        assert_eq!(reason, "HeldOff");
+        let who = format!("the annotation {REMEDIATION} asks for the host to be off; next: ");
+        assert!(message.starts_with(&who), "{message}");
+        assert_eq!(world.status_writes, writes, "it is said with that it is off");
+        world.step(0);
+        let plan = world.plan();
+        let has_bmc = world.host().spec.bmc.is_some();
+        assert_eq!(plan.rests().is_some(), has_bmc, "{plan:?}");
+        // Whoever wants it off has no need to be told who else does.
+        world.host().spec.online = false;
+        world.settle();
+        assert_eq!(waiting(&world).0, "Nothing");
+        world.host().spec.online = true;
+        world.unannotate(REMEDIATION);
+        world.settle();
+        assert!(world.machine.on);
+        assert_eq!(waiting(&world).0, "Nothing");
+    }
+}
+
+#[test]
+fn what_is_refused_is_said_rather_than_what_holds_the_host_off() {
+    let mut world = at(State::Available);
+    world.annotate(REMEDIATION, r#"{"force":true}"#);
+    world.settle();
+    world.annotate(PROTECTED_ANNOTATION, "true");
+    world.set_image(Some(IMAGE));
+    world.settle();
+    assert!(!world.machine.on);
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Refused", "{message}");
+}
+
+#[test]
 fn a_host_that_must_not_be_off_is_restarted_by_its_system_unless_that_cannot_be_asked() {
     for (mode, fails, wanted) in [
         ("", None, &[PowerOrder::SoftReset][..]),

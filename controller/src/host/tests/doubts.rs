@@ -3,7 +3,10 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use muster_proto::{
     inventory::{LOADING, Warning},
-    kinds::{BmcDetails, ErrorType, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, PAUSED_ANNOTATION},
+    kinds::{
+        BmcDetails, ErrorType, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, PAUSED_ANNOTATION, REBOOT_ANNOTATION,
+        Session, SessionState,
+    },
 };
 
 use super::{
@@ -623,6 +626,114 @@ fn what_a_host_waits_for_is_said_also_where_nothing_can_be_known() {
     world.bmc_up = true;
     world.settle();
     assert_eq!(waiting(&world).0, "Nothing");
+}
+
+const HOLD: &str = "reboot.metal3.io/somebody";
+
+fn powered_on(world: &World) -> bool {
+    world.host.as_ref().unwrap().status.as_ref().unwrap().powered_on
+}
+
+fn session(world: &mut World) -> &mut Session {
+    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+    status.session.as_mut().unwrap()
+}
+
+/// An available host whose machine is held off, and whose session no edge has found ended yet.
+fn held_off_with_its_session() -> World {
+    let mut world = at(State::Available);
+    world.settle();
+    let before = session(&mut world).clone();
+    assert_eq!(before.state, SessionState::Connected);
+    world.annotate(HOLD, r#"{"force":true}"#);
+    world.until("off", |world| !powered_on(world));
+    *session(&mut world) = before;
+    world.bump();
+    world.step(0);
+    world
+}
+
+#[test]
+fn a_session_of_a_machine_that_went_off_since_is_given_no_work() {
+    let mut world = held_off_with_its_session();
+    let orders = world.machine.orders;
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioning);
+    for _ in 0..5 {
+        assert_eq!(waiting(&world).0, "Ramdisk");
+        world.step(1);
+    }
+    assert_eq!((world.machine.orders, powered_on(&world)), (orders, false));
+    // Now it is found.
+    let now = world.now.to_string();
+    let session = session(&mut world);
+    (session.state, session.since) = (SessionState::Disconnected, now);
+    world.bump();
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn a_bmc_that_says_off_of_a_machine_whose_ramdisk_lives_on_holds_it_up_for_a_moment_only() {
+    let mut world = held_off_with_its_session();
+    (world.machine.on, world.machine.ramdisk) = (true, Some(String::new()));
+    let (tried, begun) = (world.tried.clone(), world.now);
+    world.set_image(Some(IMAGE));
+    world.order();
+    assert!(world.now.duration_since(begun).as_secs() < 150);
+    assert!(!powered_on(&world), "its BMC says otherwise");
+    world.reach(State::Provisioned);
+    assert_eq!(world.tried, tried, "it is not booted for that");
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn a_machine_that_was_reset_is_waited_for_though_its_session_has_not_ended_yet() {
+    let mut world = at(State::Provisioning);
+    world.machine.deaf = true;
+    world.order();
+    let before = session(&mut world).clone();
+    world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
+    world.until("told", |world| !world.annotated(REBOOT_ANNOTATION));
+    assert!(world.machine.booting > 1);
+    world.machine.deaf = false;
+    *session(&mut world) = before;
+    world.bump();
+    world.step(1);
+    assert_eq!(waiting(&world).0, "Ramdisk");
+    world.reach(State::Provisioned);
+    assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
+}
+
+#[test]
+fn a_machine_that_was_off_is_on_as_soon_as_its_ramdisk_is_given_work() {
+    let off = || {
+        let mut world = at(State::Available);
+        world.host().spec.online = false;
+        world.settle();
+        assert!(!world.machine.on && !powered_on(&world));
+        world.host().spec.online = true;
+        world.set_image(Some(IMAGE));
+        world
+    };
+    let mut world = off();
+    world.reach(State::Provisioning);
+    assert!(!powered_on(&world));
+    let writes = world.status_writes;
+    world.until("ordered", World::is_ordered);
+    assert!(powered_on(&world));
+    assert_eq!(
+        world.status_writes,
+        writes + 1,
+        "it is said with what is waited for"
+    );
+
+    // Somebody has switched it on since the BMC was asked.
+    let mut world = off();
+    world.tick(2);
+    world.call_in();
+    world.reach(State::Provisioning);
+    assert!(powered_on(&world));
 }
 
 #[test]

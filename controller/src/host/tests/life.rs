@@ -1,5 +1,7 @@
 //! Whole lives without faults.
 
+use std::cell::Cell;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use muster_proto::kinds::{AutomatedCleaningMode, IN_BAND_ANNOTATION, OperationMetric, OperationalStatus};
@@ -249,6 +251,38 @@ pub(super) fn waiting(world: &World) -> (String, String) {
         .unwrap();
     assert!(!waits.message.contains(".;"), "{}", waits.message);
     (waits.reason, waits.message)
+}
+
+#[test]
+fn a_host_in_the_middle_of_something_does_not_say_that_nothing_is_to_be_done() {
+    let said = Cell::new(0);
+    let look = |world: &World| {
+        let status = world.host.as_ref().and_then(|host| host.status.as_ref());
+        let conditions = || status.into_iter().flat_map(|status| &status.conditions);
+        let of = |kind: &str| conditions().find(|one| one.type_ == kind);
+        if let (Some(progress), Some(waits)) = (of("Progressing"), of("Waiting"))
+            && waits.status == "False"
+        {
+            let goes_on = progress.status == "True";
+            let expected = if goes_on { "UnderWay" } else { "Nothing" };
+            assert_eq!(waits.reason, expected, "{}", progress.reason);
+            said.set(said.get() + usize::from(goes_on));
+        }
+    };
+    let mut world = World::new();
+    for (image, state) in [
+        (Some(IMAGE), State::Provisioned),
+        (None, State::Deprovisioning),
+        (None, State::Available),
+    ] {
+        world.set_image(image);
+        world.until(state.name(), |world| {
+            look(world);
+            world.state() == state
+        });
+        look(&world);
+    }
+    assert!(said.get() > 0);
 }
 
 #[test]

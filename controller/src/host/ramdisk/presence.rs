@@ -1,0 +1,52 @@
+//! Whether the machine's ramdisk is here, or its machine went down and its session has only not ended yet. Pure.
+
+use jiff::{SignedDuration, Timestamp};
+use muster_proto::kinds::{Server, Session};
+
+use super::BOOT;
+use crate::host::{
+    draft::Draft,
+    observed::{FailureClass, Power, Tried},
+};
+use crate::time::whole_seconds;
+
+/// So long a session may outlive its machine: an edge takes an agent without a word for gone after 100 s, and has to write that. One that is
+/// connected after this time is of an agent that lives, whatever the BMC said.
+const OUTLIVES: SignedDuration = SignedDuration::from_secs(120);
+
+/// The session of the machine's ramdisk, if that is here as far as can be known.
+pub(in crate::host) fn here<'a>(draft: &Draft<'a>) -> Option<(&'a Server, &'a Session)> {
+    draft.session().filter(|_| doubted_until(draft).is_none())
+}
+
+/// True if the machine's ramdisk shows that it is on: it has called in since anybody saw or had the machine off.
+pub(in crate::host) fn is_on(draft: &Draft<'_>) -> bool {
+    draft.session().is_some() && went_down(draft).is_none()
+}
+
+/// Until when the session may be that of a machine that has gone down; none: there is none, or it is here.
+pub(super) fn doubted_until(draft: &Draft<'_>) -> Option<Timestamp> {
+    let down = went_down(draft)?;
+    let is_recent = !draft.has_paused(down, OUTLIVES);
+    is_recent.then(|| down.checked_add(OUTLIVES).unwrap_or(draft.now))
+}
+
+/// When the machine was seen off by its BMC, or that was told to switch it or reset it, after its ramdisk has called in; none: neither, as
+/// far as this process knows.
+fn went_down(draft: &Draft<'_>) -> Option<Timestamp> {
+    let here = draft.here_since()?;
+    let reading = draft.seen.bmc.power;
+    let off = reading.filter(|reading| reading.power == Power::Off);
+    let told = draft.seen.tried.as_ref().filter(|tried| may_have_gone(tried));
+    let down = off.map(|off| off.at).max(told.map(|told| told.at));
+    // Sessions tell whole seconds.
+    down.filter(|down| here < whole_seconds(*down).0)
+}
+
+/// True if that was an order on the power that may have been carried out: also if nobody answered to it. A boot for what the ramdisk is to
+/// do is ordered while none is here, so what is here after it is what it booted, however late the BMC answered.
+fn may_have_gone(tried: &Tried) -> bool {
+    let failure = tried.result.as_ref().err();
+    let is_boot = tried.operation.ends_with(BOOT);
+    tried.on_power && !is_boot && failure.is_none_or(|failure| failure.class == FailureClass::Unreachable)
+}
