@@ -153,7 +153,7 @@ async fn once_ready(
 pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let config = config(&args).await?;
     // Before the client reads them: what is replaced in between is seen to be another one.
-    let credentials = Credentials::read(&config).await;
+    let credentials = Credentials::read(&config);
     let client = Client::try_from(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
     let scope = Scope {
         namespace: args.namespace.clone(),
@@ -199,7 +199,13 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         standing,
     };
     admin(&args, client, state, &mut tasks).await?;
-    let outlived = credentials::outlived(credentials, args.kubeconfig.clone(), world.watches.clone());
+    let is_known = async |config| credentials::is_known(bounded(config, SILENCE)).await;
+    let outlived = credentials::outlived(
+        credentials,
+        args.kubeconfig.clone(),
+        world.watches.clone(),
+        is_known,
+    );
     spawn(&mut tasks, "the time of the credentials", outlived);
     spawn(&mut tasks, "the wait for the cluster", async move {
         if world.ready().await {

@@ -253,7 +253,10 @@ impl Source<'_> {
             if !answers {
                 break;
             }
-            is_told = self.take(&url, response, sink).await?;
+            match self.take(&url, response, sink).await {
+                Err(_) if self.at == before => break,
+                taken => is_told = taken?,
+            }
         }
         Ok(is_told)
     }

@@ -312,7 +312,11 @@ fn disk_failed(what: &'static str) -> impl Fn(io::Error) -> Failure {
 /// The partition that the image has for the config drive, by its own name or by its file system's.
 fn kept_for_config_drive(held: &mut Held<'_>, layout: &Layout) -> Result<Option<Part>, Failure> {
     for part in layout.parts() {
-        let mut read = |at: u64, into: &mut [u8]| held.read(part.start.saturating_add(at), into);
+        // What follows the partition is none of it.
+        let mut read = |at: u64, into: &mut [u8]| match at.saturating_add(into.len() as u64) <= part.len {
+            true => held.read(part.start.saturating_add(at), into),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        };
         let label = boot::volume_label(&mut read).map_err(disk_failed("read it back"))?;
         // FAT has labels in upper case, as cloud-init knows.
         let is_its = |name: &str| name.eq_ignore_ascii_case(config_drive::LABEL);

@@ -135,21 +135,25 @@ impl Net {
         addresses
     }
 
-    /// At which of them agents call in.
+    /// At which of them agents call in, or may: where a name leads nobody here knows.
     pub fn of_agents(&self) -> BTreeSet<IpAddr> {
         let mut addresses = self.addresses();
-        addresses.retain(|address| self.has_agents_at(*address));
+        if self.agent_hosts().all(|host| host.parse::<IpAddr>().is_ok()) {
+            addresses.retain(|address| self.has_agents_at(*address));
+        }
         addresses
     }
 
     /// True if agents are told to call in at `address`.
     pub fn has_agents_at(&self, address: IpAddr) -> bool {
-        self.agent_endpoints.iter().any(|endpoint| {
-            endpoint
-                .strip_prefix("https://")
-                .and_then(|rest| rest.rsplit_once(':'))
-                .is_some_and(|(host, _)| host.parse() == Ok(address))
-        })
+        self.agent_hosts().any(|host| host.parse() == Ok(address))
+    }
+
+    /// Where agents are told to call in: addresses or names.
+    fn agent_hosts(&self) -> impl Iterator<Item = &str> {
+        self.agent_endpoints
+            .iter()
+            .filter_map(|endpoint| Some(endpoint.strip_prefix("https://")?.rsplit_once(':')?.0))
     }
 
     /// True for a relay agent whose requests belong to this segment.

@@ -112,7 +112,7 @@ fn by_bmc(draft: &mut Draft<'_>) {
     if let Some(why) = ramdisk::unknown_power(draft) {
         // Asked again for the next attempt.
         draft.call(BmcCall::ReadPower);
-        let why = format!("the BMC does not say whether the machine is on: {why}");
+        let why = ramdisk::unknown_because(&why);
         draft.powerless = Some(why.clone());
         draft.fail(ErrorType::PowerManagement, why);
         return;

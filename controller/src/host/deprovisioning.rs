@@ -35,6 +35,9 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     // That its ramdisk is waited for is not said beforehand: the write that says so comes before the boot, and by then the edges have seen that
     // the machine is to have the ramdisk.
     let told = match guard::kept(draft.host).filter(|_| draft.is_leaving()) {
+        Some(why) if left_by_cleaning(draft) == Left::Part => format!(
+            "the host is deleted in the middle of what clears or writes its disks, and they are not cleaned after that, because {why}"
+        ),
         Some(why) => format!("the host is deleted, and its disks keep their data, because {why}"),
         None => "what the host runs is taken away".to_owned(),
     };
@@ -74,10 +77,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         uncleaned(draft, &why);
         return;
     }
-    if draft
-        .annotation(RELEASE_ANNOTATION)
-        .is_some_and(|value| value != "false")
-    {
+    if is_let_go(draft) {
         uncleaned(draft, "somebody asked for it");
         return;
     }
@@ -276,13 +276,23 @@ fn ends_in_ramdisk(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then);
 }
 
-/// What is left where a cleaning is not wanted any more, or failed. Of an order that stands for a session that is here nobody knows that it
-/// was not given a moment ago.
+/// True if somebody wants the host let go with its disks as they are.
+pub(super) fn is_let_go(draft: &Draft<'_>) -> bool {
+    draft
+        .annotation(RELEASE_ANNOTATION)
+        .is_some_and(|value| value != "false")
+}
+
+/// What is left where a cleaning is not wanted any more, or failed, or the host goes in the middle of being given an image. Of an order that
+/// stands for a session that is here nobody knows that it was not given a moment ago.
 fn left_by_cleaning(draft: &Draft<'_>) -> Left {
     let begun = jobs::begun(draft, DEPROVISION, draft.begun().map(Timestamp::as_second));
     let is_it = |job: &str| jobs::is_cleaning(job, &begun);
     let may_have_begun = draft.server().is_some_and(|server| {
-        let known = server.last_job().is_some_and(|last| is_it(&last.id));
+        let known = server.last_job().is_some_and(|last| {
+            let is_open = !last.done || !last.error.is_empty();
+            is_it(&last.id) || (is_open && jobs::operation_of(&last.id).is_some())
+        });
         let stands = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));
         known || (stands && draft.session().is_some())
     });

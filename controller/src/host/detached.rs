@@ -3,7 +3,9 @@
 use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, ErrorType, OperationalStatus};
 use serde::Deserialize;
 
-use super::{State, access, draft::Draft, guard, jobs, observed::Bmc, plan::BmcCall, provisioning};
+use super::{
+    State, access, deprovisioning, draft::Draft, guard, jobs, observed::Bmc, plan::BmcCall, provisioning,
+};
 use crate::hosts::{self, annotation, arguments};
 
 /// Reason of `Waiting` while the annotation stands.
@@ -132,6 +134,7 @@ fn is_cleaned_then(draft: &Draft<'_>) -> bool {
     );
     may_run
         && provisioning::is_cleaned(draft)
+        && !deprovisioning::is_let_go(draft)
         && guard::kept(draft.host).is_none()
         && access::hopeless(draft).is_none()
 }

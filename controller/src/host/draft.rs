@@ -19,7 +19,7 @@ use super::{
     observed::Observed,
     owner::has_bmc,
     plan::{BmcCall, Effect, Metadata, Plan, PowerWatch},
-    power, reasons, reboot, secrets, table,
+    power, ramdisk, reasons, reboot, secrets, table,
 };
 use crate::{
     bmc::Health,
@@ -499,7 +499,10 @@ impl<'a> Draft<'a> {
     fn barred(&mut self) -> Option<conditions::Barred> {
         let refused = self.refused.take();
         let refused = refused.map(|why| (conditions::REGISTRATION_FAILED, why));
-        let powerless = self.powerless.take();
+        let powerless = self.powerless.take().or_else(|| {
+            let why = ramdisk::unknown_power(self).filter(|_| self.reached && has_bmc(self.host))?;
+            Some(ramdisk::unknown_because(&why))
+        });
         let powerless = powerless.map(|why| (conditions::POWER_FAILURE, why));
         let before = || conditions::barred(&self.old).filter(|_| !self.reached);
         refused.or(powerless).or_else(before)
@@ -522,7 +525,8 @@ impl<'a> Draft<'a> {
         let health = self.health();
         let barred = self.barred();
         let held = secrets::going(&self);
-        if conditions::set_secret_held(&mut self.status, held.as_deref(), self.now) {
+        if secrets::is_seen(&self) && conditions::set_secret_held(&mut self.status, held.as_deref(), self.now)
+        {
             self.warn("SecretHeld", held.unwrap_or_default());
         }
         let slot = self.slot && (!self.seen.slot || !self.needs_no_place());

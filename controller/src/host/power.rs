@@ -152,7 +152,7 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
     let holds = holds(draft);
     let every = changing.map_or(holds, |_| SignedDuration::try_from(LOOK).unwrap_or(ASK_AGAIN));
     if let Some(why) = ramdisk::unknown_power(draft) {
-        draft.powerless = Some(format!("the BMC does not say whether the machine is on: {why}"));
+        draft.powerless = Some(ramdisk::unknown_because(&why));
         draft.keep_wait();
         let last = draft.seen.bmc.unread.as_ref().map(|failure| failure.at);
         let last = last.max(reading.map(|reading| reading.at)).unwrap_or(draft.now);

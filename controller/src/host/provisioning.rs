@@ -34,6 +34,8 @@ const THEN: &str = "the image is written";
 /// So long an agent may take to say that it leaves, as the order that it wrote the image by says; one that does not hear it, because it got
 /// to an edge of an older version in that moment, is told by an order of its own.
 const HEARS: SignedDuration = SignedDuration::from_secs(10);
+/// So long after it was given out it is known at the latest that a job was taken up.
+const TAKEN_UP: SignedDuration = SignedDuration::from_secs(30);
 
 /// Every wish is there; the state says so before anything is done.
 pub(super) fn begin(draft: &mut Draft<'_>) {
@@ -199,7 +201,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
     let error = ErrorType::Provisioning;
     // Before its machine is booted for that: an order that stands would be given to it at once.
     if guard::is_protected(draft.host) {
-        return held_back(draft, operation);
+        return held_back(draft, reach, operation);
     }
     let Some((server, session)) = ramdisk::ready(draft, reach, operation, error, THEN) else {
         if draft.status.error_type == Some(error) {
@@ -270,7 +272,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
 
 /// The host was protected after this began. What its agent is at goes on to its end, since nobody calls it back; nothing else is begun, and
 /// no attempt has failed: whoever removes the annotation mends it.
-fn held_back(draft: &mut Draft<'_>, operation: &str) {
+fn held_back(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let ours = |job: &str| job.starts_with(operation);
     if let Some(server) = draft.server() {
         if let Job::Failed(error) = jobs::look(server, ours) {
@@ -288,7 +290,15 @@ fn held_back(draft: &mut Draft<'_>, operation: &str) {
             return;
         }
     }
-    jobs::clear(draft);
+    if ramdisk::is_rebooting(draft, reach, THEN) {
+        return;
+    }
+    // An edge that did not know of the annotation yet may have given the order out: what is told of one that stands is heard.
+    if draft.waited(REFUSED, TAKEN_UP) || draft.session().is_none() {
+        jobs::clear(draft);
+    } else if draft.server().is_some_and(|server| server.spec.job.is_some()) {
+        draft.again_after(REFUSED, TAKEN_UP);
+    }
     if draft.waiting_since(REFUSED).is_none() {
         draft.warn("ProvisioningError", guard::UNWRITTEN);
     }

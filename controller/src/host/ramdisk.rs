@@ -122,7 +122,7 @@ enum Reboot {
 
 /// A reboot that somebody forces (`reboot.metal3.io` with `force`) in a state that needs the ramdisk: that begins anew, with whatever it
 /// was at. True while it is on its way. One that cannot be done is told of, and what is done goes on without it.
-fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
+pub(super) fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> bool {
     if !reboot::wish(draft.host, true).once {
         return false;
     }
@@ -229,7 +229,11 @@ fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
         _ if tried.operation == operation => Some(tried.at),
         Some(rest) if rest.starts_with(AGAIN) && tried.result.is_ok() => {
             let is_recent = draft.now.duration_since(tried.at) < BOOT_DEADLINE;
-            tried.at.checked_add(SILENCE).ok().filter(|_| is_recent)
+            tried
+                .at
+                .checked_add(presence::OUTLIVES)
+                .ok()
+                .filter(|_| is_recent)
         }
         _ => None,
     };
@@ -412,13 +416,19 @@ pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
     }
 }
 
+/// That the BMC does not tell the power, because of `why`.
+pub(super) fn unknown_because(why: &str) -> String {
+    format!("{UNKNOWN}: {why}")
+}
+
+const UNKNOWN: &str = "the BMC does not say whether the machine is on";
+
 /// That the BMC does not tell the power, and why.
 pub(super) fn says_no_power(draft: &Draft<'_>, reach: &Reach) -> String {
-    let says_not = "the BMC does not say whether the machine is on";
     match (reach, unknown_power(draft)) {
         (Reach::Silent(failure), _) => format!("the BMC does not answer: {}", failure.message),
-        (_, Some(why)) => format!("{says_not}: {why}"),
-        (_, None) => says_not.to_owned(),
+        (_, Some(why)) => unknown_because(&why),
+        (_, None) => UNKNOWN.to_owned(),
     }
 }
 

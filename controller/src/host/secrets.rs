@@ -201,6 +201,14 @@ pub(super) fn going(draft: &Draft<'_>) -> Option<String> {
     })
 }
 
+/// False while nobody knows how the Secret with the BMC's credentials is: what was said of it stands.
+pub(super) fn is_seen(draft: &Draft<'_>) -> bool {
+    !matches!(
+        draft.seen.secrets.bmc.state,
+        SecretState::Unreadable(_) | SecretState::Unasked
+    )
+}
+
 /// `message` on credentials that others are to take the place of, and that their Secret is being deleted, if it is.
 pub(super) fn with_going(draft: &Draft<'_>, message: String) -> String {
     match going(draft) {

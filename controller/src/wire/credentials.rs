@@ -4,7 +4,8 @@
 
 use std::path::PathBuf;
 
-use kube::Config;
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use kube::{Api, Client, Config, api::PostParams};
 use ring::digest::{Context, SHA256};
 use serde_json::Value;
 
@@ -19,19 +20,24 @@ const INLINE: [&str; 5] = [
     "client-key-data",
 ];
 
-/// A digest of the credentials that are read once: they themselves are not kept.
+/// The credentials that are read once.
 #[derive(PartialEq, Eq)]
-pub(super) struct Credentials(Vec<u8>);
+pub(super) struct Credentials {
+    /// Where they are shown.
+    cluster: String,
+    /// Of them: they themselves are not kept.
+    digest: Vec<u8>,
+}
 
 impl Credentials {
     /// As they are now; none while they cannot be read.
-    pub(super) async fn read(config: &Config) -> Option<Credentials> {
+    pub(super) fn read(config: &Config) -> Option<Credentials> {
         let user = &config.auth_info;
         let written = serde_json::to_value(user).ok()?;
         let inline = INLINE.map(|name| written.get(name).and_then(Value::as_str).unwrap_or_default());
         let mut parts: Vec<Vec<u8>> = inline.iter().map(|part| part.as_bytes().to_vec()).collect();
         for path in [&user.client_certificate, &user.client_key].into_iter().flatten() {
-            parts.push(tokio::fs::read(path).await.ok()?);
+            parts.push(std::fs::read(path).ok()?);
         }
         let mut seen = Context::new(&SHA256);
         for part in parts {
@@ -39,13 +45,39 @@ impl Credentials {
             seen.update(&part.len().to_be_bytes());
             seen.update(&part);
         }
-        Some(Credentials(seen.finish().as_ref().to_vec()))
+        Some(Credentials {
+            cluster: config.cluster_url.to_string(),
+            digest: seen.finish().as_ref().to_vec(),
+        })
     }
 }
 
-/// Ends once the API server refuses the credentials that were `read` at the start and `kubeconfig` leads to other ones: whoever starts this
-/// process again lets it use those. As long as nobody has replaced them, that would change nothing, and machines are served without it.
-pub(super) async fn outlived(read: Option<Credentials>, kubeconfig: Option<PathBuf>, watches: Watches) {
+/// True if the API server knows who asks by the credentials of `config`.
+pub(super) async fn is_known(config: Config) -> bool {
+    let Ok(client) = Client::try_from(config) else {
+        return false;
+    };
+    let asked = Api::<SelfSubjectReview>::all(client);
+    match asked
+        .create(&PostParams::default(), &SelfSubjectReview::default())
+        .await
+    {
+        Ok(_) => true,
+        // Who may not ask that is known, too.
+        Err(kube::Error::Api(status)) => status.code != 401,
+        Err(_) => false,
+    }
+}
+
+/// Ends once the API server refuses the credentials that were `read` at the start, and `kubeconfig` leads to other ones that it takes, as
+/// `is_known` tells: whoever starts this process again lets it use those. As long as nobody has replaced them, that would change nothing, and
+/// machines are served without it.
+pub(super) async fn outlived(
+    read: Option<Credentials>,
+    kubeconfig: Option<PathBuf>,
+    watches: Watches,
+    is_known: impl AsyncFn(Config) -> bool,
+) {
     let Some(read) = read else {
         return std::future::pending().await;
     };
@@ -55,7 +87,9 @@ pub(super) async fn outlived(read: Option<Credentials>, kubeconfig: Option<PathB
         let Ok(config) = super::found(kubeconfig.as_deref()).await else {
             continue;
         };
-        if Credentials::read(&config).await.is_some_and(|now| now != read) {
+        // Those of another cluster are for somebody else.
+        let is_other = |now: Credentials| now.cluster == read.cluster && now != read;
+        if Credentials::read(&config).is_some_and(is_other) && is_known(config).await {
             tracing::error!(
                 "the API server refuses the credentials that were read at the start, and others have replaced them since; next: this process ends, and uses them once it is started again"
             );
@@ -67,6 +101,7 @@ pub(super) async fn outlived(read: Option<Credentials>, kubeconfig: Option<PathB
 #[cfg(test)]
 mod tests {
     use std::{
+        cell::Cell,
         path::Path,
         pin::{Pin, pin},
         time::Duration,
@@ -96,7 +131,7 @@ mod tests {
     }
 
     async fn now(kubeconfig: &Path) -> Option<Credentials> {
-        Credentials::read(&super::super::found(Some(kubeconfig)).await.unwrap()).await
+        Credentials::read(&super::super::found(Some(kubeconfig)).await.unwrap())
     }
 
     fn refuse(watches: &Watches, code: u16) {
@@ -120,10 +155,15 @@ mod tests {
         let more = json!({"client-certificate": at("certificate"), "client-key": at("key")});
         let path = kubeconfig(dir.path(), &more);
         let watches = Watches::default();
-        let mut part = pin!(outlived(now(&path).await, Some(path), watches.clone()));
+        let are_known = Cell::new(false);
+        let is_known = async |_: Config| are_known.get();
+        let mut part = pin!(outlived(now(&path).await, Some(path), watches.clone(), is_known));
         refuse(&watches, 401);
         assert!(goes_on(part.as_mut()).await, "there are no others");
         std::fs::write(at("certificate"), "new").unwrap();
+        refuse(&watches, 401);
+        assert!(goes_on(part.as_mut()).await, "nor are these taken");
+        are_known.set(true);
         refuse(&watches, 403);
         assert!(goes_on(part.as_mut()).await, "the old ones are still good");
         refuse(&watches, 401);

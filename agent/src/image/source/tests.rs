@@ -311,6 +311,19 @@ fn it_is_known_whether_anybody_told_where_a_file_ends() {
         (vec![bare(length), part(&file, 0, length, "")], false, length),
         (vec![bare(70_000), part(&file, 70_000, length, "")], true, length),
         (vec![bare(70_000), part(&file, 80_000, length, "")], false, 70_000),
+        // Which breaks before anything came.
+        (
+            vec![
+                bare(length),
+                answer(
+                    "206 Partial Content",
+                    "Content-Range: bytes 200000-200009/*\r\nContent-Length: 10\r\n",
+                    b"",
+                ),
+            ],
+            false,
+            length,
+        ),
         (vec![broken(), bare(length)], false, length),
         (
             vec![broken(), rest("Content-Range: bytes 70000-199999/200000\r\n")],

@@ -12,7 +12,7 @@ use crate::time::whole_seconds;
 
 /// So long a session may outlive its machine: an edge takes an agent without a word for gone after 100 s, and has to write that. One that is
 /// connected after this time is of an agent that lives, whatever the BMC said.
-const OUTLIVES: SignedDuration = SignedDuration::from_secs(120);
+pub(super) const OUTLIVES: SignedDuration = SignedDuration::from_secs(120);
 
 /// The session of the machine's ramdisk, if that is here as far as can be known.
 pub(in crate::host) fn here<'a>(draft: &Draft<'a>) -> Option<(&'a Server, &'a Session)> {

@@ -862,20 +862,37 @@ fn what_was_begun_when_a_host_is_protected_goes_on_to_its_end_and_what_was_not_w
         message.contains("once the annotation muster.dev/protected is removed"),
         "{message}"
     );
-    world.machine.deaf = true;
-    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
-    status.job.as_mut().unwrap().done = true;
+    // Also one that was given out in that moment, and of which nobody has heard yet.
+    let mut unheard = world.clone();
+    let set_job = |world: &mut World, job| {
+        let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+        std::mem::replace(&mut status.job, job)
+    };
+    let taken_up = set_job(&mut unheard, None);
+    unheard.machine.deaf = true;
+    unheard.step(5);
+    assert_eq!(
+        (waiting(&unheard).0.as_str(), unheard.is_ordered()),
+        ("Refused", true)
+    );
+    set_job(&mut unheard, taken_up);
+    unheard.step(1);
+    assert_eq!(waiting(&unheard).0, "Write");
     world.settle();
     assert_eq!((world.state(), counted(&world)), (State::Provisioning, (None, 0)));
     assert!(!world.is_ordered());
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "Refused");
     assert!(message.contains("its disks are not written"), "{message}");
-    world.machine.deaf = false;
+    // What is forced is done.
+    let boots = world.machine.boots;
+    world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
+    world.settle();
+    assert_eq!((world.machine.boots, world.machine.writes.len()), (boots + 1, 0));
+    assert!(!world.annotated(REBOOT_ANNOTATION));
     world.unannotate(PROTECTED_ANNOTATION);
     world.reach(State::Provisioned);
-    // That it was cleaned was only said above.
-    assert_eq!((world.machine.cleans, world.machine.writes.len()), (0, 1));
+    assert_eq!(world.machine.writes.len(), 1);
     assert!(!world.states.contains(&State::Deprovisioning));
 
     // What nobody has taken up is taken back.
@@ -907,8 +924,13 @@ fn what_was_begun_when_a_host_is_protected_goes_on_to_its_end_and_what_was_not_w
 #[test]
 fn a_deletion_that_waits_while_its_host_is_detached_says_what_becomes_of_the_disks() {
     type Case = (State, fn(&mut World), bool);
-    let cases: [Case; 6] = [
+    let cases: [Case; 7] = [
         (State::Provisioned, |_| {}, true),
+        (
+            State::Provisioned,
+            |world| world.annotate(RELEASE_ANNOTATION, ""),
+            false,
+        ),
         (
             State::Provisioned,
             |world| world.annotate(PROTECTED_ANNOTATION, ""),

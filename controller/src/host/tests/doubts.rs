@@ -706,6 +706,31 @@ fn a_machine_that_was_reset_is_waited_for_though_its_session_has_not_ended_yet()
 }
 
 #[test]
+fn a_machine_that_was_reset_is_not_reset_again_while_its_edge_finds_out_that_it_went() {
+    let mut world = at(State::Provisioning);
+    world.machine.deaf = true;
+    world.order();
+    let before = session(&mut world).clone();
+    world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
+    world.until("told", |world| !world.annotated(REBOOT_ANNOTATION));
+    (world.machine.deaf, world.machine.booting) = (false, 400);
+    let boots = world.machine.boots;
+    // An edge takes it for gone after 100 s, and has to write that.
+    *session(&mut world) = before;
+    world.bump();
+    for _ in 0..105 {
+        world.step(1);
+    }
+    let now = world.now.to_string();
+    let session = session(&mut world);
+    (session.state, session.since) = (SessionState::Disconnected, now);
+    world.bump();
+    world.until("ordered", |world| world.machine.ramdisk.is_some());
+    assert_eq!(world.machine.boots, boots);
+    world.reach(State::Provisioned);
+}
+
+#[test]
 fn a_machine_that_was_off_is_on_as_soon_as_its_ramdisk_is_given_work() {
     let off = || {
         let mut world = at(State::Available);

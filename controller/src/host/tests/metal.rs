@@ -12,7 +12,7 @@ use muster_proto::{
 
 use super::{
     super::{
-        BmcCall, Effect, boot_mode, netboot,
+        BmcCall, Effect, boot_mode, guard, netboot,
         plan::{Order, PowerOrder, Task, WriteTask},
     },
     world::{Content, Edge, UID, World, inventory},
@@ -273,7 +273,12 @@ impl World {
             .as_ref()
             .zip(status.inventory.as_ref())
             .is_some_and(|(host, inventory)| boot_mode::refusal(host, inventory).is_some());
-        if is_new && is_refused && job.writes().is_some() && self.edge == Edge::Newest {
+        let is_left_alone = self.host.as_ref().is_some_and(guard::is_left_alone);
+        let is_protected = self.host.as_ref().is_some_and(guard::is_protected);
+        let destroys = matches!(job.action, JobAction::Clean | JobAction::Write);
+        let is_withheld =
+            is_left_alone || (is_protected && destroys) || (is_refused && job.writes().is_some());
+        if is_new && is_withheld && self.edge == Edge::Newest {
             return;
         }
         let last = self.machine.ramdisk.clone().unwrap_or_default();
@@ -296,6 +301,7 @@ impl World {
             ..Job::default()
         });
         let follows = then.as_ref().is_some_and(|then| at(&then.id));
+        let then = then.filter(|_| follows || !is_protected);
         let is_ended = || {
             let known = status.job.as_ref();
             known.is_some_and(|known| job.is_called(&known.id) && known.done)

@@ -1038,6 +1038,14 @@ fn a_secret_that_is_deleted_while_a_host_holds_it_is_told_of_once_with_what_help
     deleted.delete();
     deleted.round();
     assert_eq!(held(&deleted), None);
+    // What cannot be read for a moment is as it was.
+    let before = world.secrets.bmc.clone();
+    (world.secrets.bmc.state, world.secrets.bmc.going) = (SecretState::Unreadable("no".to_owned()), false);
+    world.settle();
+    assert!(held(&world).is_some());
+    world.secrets.bmc = before;
+    world.settle();
+    assert_eq!(told(&world), 1);
     // Another one is named.
     world.secrets.bmc.going = false;
     world.settle();

@@ -213,21 +213,23 @@ fn a_host_that_goes_is_not_manageable_as_long_as_its_bmc_is_known_to_keep_us_out
 
 #[test]
 fn a_host_that_goes_is_not_manageable_while_its_bmc_does_not_say_whether_the_machine_is_on() {
-    let mut world = at(State::Available);
-    world.settle();
-    world.says_nothing_of_power = true;
-    world.read_power();
-    world.delete();
-    world.until("two attempts", |world| {
-        let status = world.host.as_ref().and_then(|host| host.status.as_ref());
-        status.is_none_or(|status| status.error_count == 2)
-    });
-    let is = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
-    let of = |world: &World| manageable(world).map(|(status, reason, _)| (status, reason));
-    assert_eq!(of(&world), is("False", "PowerFailure"));
-    // And while the next one is waited for.
-    world.round();
-    assert_eq!(of(&world), is("False", "PowerFailure"));
+    for state in [State::Available, State::Provisioned] {
+        let mut world = at(state);
+        world.settle();
+        world.says_nothing_of_power = true;
+        world.read_power();
+        world.delete();
+        world.until("two attempts", |world| {
+            let status = world.host.as_ref().and_then(|host| host.status.as_ref());
+            status.is_none_or(|status| status.error_count == 2)
+        });
+        let is = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
+        let of = |world: &World| manageable(world).map(|(status, reason, _)| (status, reason));
+        assert_eq!(of(&world), is("False", "PowerFailure"), "{state:?}");
+        // And while the next one is waited for.
+        world.round();
+        assert_eq!(of(&world), is("False", "PowerFailure"), "{state:?}");
+    }
 }
 
 #[test]
@@ -655,6 +657,28 @@ fn of_a_protected_host_that_is_deleted_it_is_said_that_its_disks_keep_their_data
         let is_kept = message.ends_with("disks keep their data, because the host is protected");
         assert!(is_kept, "{message}");
     }
+}
+
+#[test]
+fn of_one_that_is_deleted_in_the_middle_of_a_write_it_is_not_said_that_its_disks_keep_their_data() {
+    let mut world = at(State::Provisioning);
+    world.jobs_take = 60;
+    world.until("written", |world| {
+        let working = world.machine.working.as_ref();
+        working.is_some_and(|(id, _)| id.contains("-write"))
+    });
+    world.annotate(PROTECTED_ANNOTATION, "");
+    world.delete();
+    let begun = told(&mut world, "DeprovisioningStarted");
+    assert!(
+        begun.contains("in the middle of what clears or writes its disks"),
+        "{begun}"
+    );
+    let ended = told(&mut world, "NotCleaned");
+    assert!(
+        ended.starts_with("not all disks are known to be clean: "),
+        "{ended}"
+    );
 }
 
 #[test]

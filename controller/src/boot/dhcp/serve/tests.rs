@@ -347,19 +347,29 @@ fn a_port_of_another_service_that_is_taken_is_told_until_it_is_open() {
 
 #[test]
 fn a_port_where_no_machine_is_told_to_come_to_may_be_taken() {
-    let mut segment = a_segment("br0", DhcpMode::Server);
-    segment.spec.agent_endpoints = vec!["10.77.0.9:9443".to_owned()];
-    let site = Site::new(segment, |_| {});
-    site.wait("serving", |facts| facts.serving.is_ok());
-    let taken = io::Error::from(io::ErrorKind::AddrInUse);
-    let own = IpAddr::from([10, 77, 0, 1]);
-    let agents = site.unopened.agents.entry(own, Port::tcp("agents", 9443));
-    agents.failed(&taken);
-    std::thread::sleep(3 * LOOK);
-    assert!(site.facts.borrow().values().all(|facts| facts.serving.is_ok()));
-    let tftp = site.unopened.boot.entry(own, Port::udp("TFTP", 69));
-    tftp.failed(&taken);
-    site.wait("the port is taken", |facts| facts.serving.is_err());
+    for (endpoint, counts) in [
+        ("10.77.0.9:9443", false),
+        ("10.77.0.1:9443", true),
+        // Which may lead here.
+        ("edge.example:9443", true),
+    ] {
+        let mut segment = a_segment("br0", DhcpMode::Server);
+        segment.spec.agent_endpoints = vec![endpoint.to_owned()];
+        let site = Site::new(segment, |_| {});
+        site.wait("serving", |facts| facts.serving.is_ok());
+        let taken = io::Error::from(io::ErrorKind::AddrInUse);
+        let own = IpAddr::from([10, 77, 0, 1]);
+        let agents = site.unopened.agents.entry(own, Port::tcp("agents", 9443));
+        agents.failed(&taken);
+        let tftp = site.unopened.boot.entry(own, Port::udp("TFTP", 69));
+        tftp.failed(&taken);
+        let says = |facts: &Facts, port: &str| {
+            let trouble = facts.serving.as_ref().err();
+            trouble.is_some_and(|trouble| trouble.message.contains(port))
+        };
+        let facts = site.wait("the port is taken", |facts| says(facts, "port 69"));
+        assert_eq!(says(&facts, "port 9443"), counts, "{endpoint}");
+    }
 }
 
 #[test]
