@@ -15,7 +15,7 @@ use super::{
     draft::{Draft, and_next},
     guard, image, in_band, inspection, power,
     preparing::{self, effective_hints},
-    provisioning, ramdisk,
+    provisioning,
     secrets::{self, Inputs},
 };
 use crate::hosts::wants_inspection;
@@ -81,7 +81,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if reach == Reach::No {
         return;
     }
-    let is_silent = matches!(reach, Reach::Silent(_)) || ramdisk::unknown_power(draft).is_some();
+    let is_silent = matches!(reach, Reach::Silent(_)) || power::unknown_power(draft).is_some();
     // Unless a place is all it waits for.
     draft.is_not_delayed();
     if is_silent && draft.session().is_none() {

@@ -109,10 +109,10 @@ pub(super) fn power_off(draft: &mut Draft<'_>) {
 }
 
 fn by_bmc(draft: &mut Draft<'_>) {
-    if let Some(why) = ramdisk::unknown_power(draft) {
+    if let Some(why) = power::unknown_power(draft) {
         // Asked again for the next attempt.
         draft.call(BmcCall::ReadPower);
-        let why = ramdisk::unknown_because(&why);
+        let why = power::unknown_because(&why);
         draft.powerless = Some(why.clone());
         draft.fail(ErrorType::PowerManagement, why);
         return;

@@ -254,7 +254,7 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
         ),
         None => {
             if draft.waited("Bmc", ramdisk::BOOT_DEADLINE) {
-                let why = ramdisk::says_no_power(draft, reach);
+                let why = power::says_no_power(draft, reach);
                 draft.fail(ErrorType::Provisioning, why);
             } else if draft.powerless.is_some() {
                 let then = match stays_on {

@@ -19,7 +19,7 @@ use super::{
     observed::Observed,
     owner::has_bmc,
     plan::{BmcCall, Effect, Metadata, Plan, PowerWatch},
-    power, ramdisk, reasons, reboot, secrets, table,
+    power, reasons, reboot, secrets, table,
 };
 use crate::{
     bmc::Health,
@@ -500,8 +500,8 @@ impl<'a> Draft<'a> {
         let refused = self.refused.take();
         let refused = refused.map(|why| (conditions::REGISTRATION_FAILED, why));
         let powerless = self.powerless.take().or_else(|| {
-            let why = ramdisk::unknown_power(self).filter(|_| self.reached && has_bmc(self.host))?;
-            Some(ramdisk::unknown_because(&why))
+            let why = power::unknown_power(self).filter(|_| self.reached && has_bmc(self.host))?;
+            Some(power::unknown_because(&why))
         });
         let powerless = powerless.map(|why| (conditions::POWER_FAILURE, why));
         let before = || conditions::barred(&self.old).filter(|_| !self.reached);

@@ -119,7 +119,7 @@ pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
     if draft.waits_for(&OF_POWER) {
         return;
     }
-    let what = match ramdisk::unknown_power(draft) {
+    let what = match unknown_power(draft) {
         Some(_) => "to say whether the machine is on",
         None => "to answer",
     };
@@ -151,8 +151,8 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
     let changing = draft.waiting_since(GOING_OFF).or(draft.waiting_since(GOING_ON));
     let holds = holds(draft);
     let every = changing.map_or(holds, |_| SignedDuration::try_from(LOOK).unwrap_or(ASK_AGAIN));
-    if let Some(why) = ramdisk::unknown_power(draft) {
-        draft.powerless = Some(ramdisk::unknown_because(&why));
+    if let Some(why) = unknown_power(draft) {
+        draft.powerless = Some(unknown_because(&why));
         draft.keep_wait();
         let last = draft.seen.bmc.unread.as_ref().map(|failure| failure.at);
         let last = last.max(reading.map(|reading| reading.at)).unwrap_or(draft.now);
@@ -179,6 +179,34 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
             draft.why("asks for the power");
             None
         }
+    }
+}
+
+/// Why the power is unknown; none: it was not asked for yet.
+pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
+    let bmc = &draft.seen.bmc;
+    match (&bmc.unread, bmc.power) {
+        (Some(failure), _) => Some(failure.message.clone()),
+        (None, Some(reading)) if reading.power == Power::Unknown => {
+            Some("it says neither on nor off".to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// That the BMC does not tell the power, because of `why`.
+pub(super) fn unknown_because(why: &str) -> String {
+    format!("{UNKNOWN}: {why}")
+}
+
+const UNKNOWN: &str = "the BMC does not say whether the machine is on";
+
+/// That the BMC does not tell the power, and why.
+pub(super) fn says_no_power(draft: &Draft<'_>, reach: &Reach) -> String {
+    match (reach, unknown_power(draft)) {
+        (Reach::Silent(failure), _) => format!("the BMC does not answer: {}", failure.message),
+        (_, Some(why)) => unknown_because(&why),
+        (_, None) => UNKNOWN.to_owned(),
     }
 }
 

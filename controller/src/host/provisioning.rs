@@ -536,13 +536,13 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     }
     let tried = draft.seen.tried.as_ref().filter(|tried| tried.operation == id);
     let trouble = match (reach, tried.map(|tried| &tried.result)) {
-        (Reach::Silent(_), _) => Some(ramdisk::says_no_power(draft, reach)),
+        (Reach::Silent(_), _) => Some(power::says_no_power(draft, reach)),
         (_, Some(Err(failure))) => Some(failure.message.clone()),
         (_, Some(Ok(()))) => return finish(draft, stays_off),
         (_, None) => None,
     };
     if draft.waited("Leave", ramdisk::BOOT_DEADLINE) {
-        let why = trouble.unwrap_or_else(|| ramdisk::says_no_power(draft, reach));
+        let why = trouble.unwrap_or_else(|| power::says_no_power(draft, reach));
         failed(draft, &format!("the machine does not leave its ramdisk: {why}"));
         return;
     }

@@ -385,7 +385,7 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
         }
         (Some(Power::Unknown) | None, _) => {
             read_power(draft);
-            let Some(why) = unknown_power(draft) else {
+            let Some(why) = power::unknown_power(draft) else {
                 draft.keep_wait();
                 return;
             };
@@ -401,34 +401,6 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
                 format!("waits for the BMC to say whether the machine is on; next: {then}"),
             );
         }
-    }
-}
-
-/// Why the power is unknown; none: it was not asked for yet.
-pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
-    let bmc = &draft.seen.bmc;
-    match (&bmc.unread, bmc.power) {
-        (Some(failure), _) => Some(failure.message.clone()),
-        (None, Some(reading)) if reading.power == Power::Unknown => {
-            Some("it says neither on nor off".to_owned())
-        }
-        _ => None,
-    }
-}
-
-/// That the BMC does not tell the power, because of `why`.
-pub(super) fn unknown_because(why: &str) -> String {
-    format!("{UNKNOWN}: {why}")
-}
-
-const UNKNOWN: &str = "the BMC does not say whether the machine is on";
-
-/// That the BMC does not tell the power, and why.
-pub(super) fn says_no_power(draft: &Draft<'_>, reach: &Reach) -> String {
-    match (reach, unknown_power(draft)) {
-        (Reach::Silent(failure), _) => format!("the BMC does not answer: {}", failure.message),
-        (_, Some(why)) => unknown_because(&why),
-        (_, None) => UNKNOWN.to_owned(),
     }
 }
 

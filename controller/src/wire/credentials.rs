@@ -155,12 +155,13 @@ mod tests {
         let more = json!({"client-certificate": at("certificate"), "client-key": at("key")});
         let path = kubeconfig(dir.path(), &more);
         let watches = Watches::default();
-        let are_known = Cell::new(false);
+        let are_known = Cell::new(true);
         let is_known = async |_: Config| are_known.get();
         let mut part = pin!(outlived(now(&path).await, Some(path), watches.clone(), is_known));
         refuse(&watches, 401);
         assert!(goes_on(part.as_mut()).await, "there are no others");
         std::fs::write(at("certificate"), "new").unwrap();
+        are_known.set(false);
         refuse(&watches, 401);
         assert!(goes_on(part.as_mut()).await, "nor are these taken");
         are_known.set(true);
