@@ -154,6 +154,7 @@ impl Net {
         self.agent_endpoints
             .iter()
             .filter_map(|endpoint| Some(endpoint.strip_prefix("https://")?.rsplit_once(':')?.0))
+            .map(|host| host.trim_matches(['[', ']']))
     }
 
     /// True for a relay agent whose requests belong to this segment.

@@ -36,10 +36,15 @@ pub(super) fn barred(status: &BareMetalHostStatus) -> Option<Barred> {
 /// Our condition: true while the Secret with the BMC's credentials is being deleted and held; the message says what helps.
 const SECRET_HELD: &str = "SecretHeld";
 
+/// What the host says of its BMC's Secret that is being deleted.
+pub(super) fn secret_held(status: &BareMetalHostStatus) -> Option<&str> {
+    let held = status.conditions.iter().find(|one| one.type_ == SECRET_HELD);
+    held.map(|held| held.message.as_str())
+}
+
 /// Brings [`SECRET_HELD`] up to date with what is to be said of that. True if it was not said before.
 pub(super) fn set_secret_held(status: &mut BareMetalHostStatus, says: Option<&str>, now: Timestamp) -> bool {
-    let old = status.conditions.iter().find(|one| one.type_ == SECRET_HELD);
-    let is_new = says.is_some() && old.map(|old| old.message.as_str()) != says;
+    let is_new = says.is_some() && secret_held(status) != says;
     match says {
         Some(says) => put(
             &mut status.conditions,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use muster_proto::{
     inventory::Disk,
+    job::Failure,
     kinds::{ErrorType, JobAction, Packed, RELEASE_ANNOTATION, Server},
 };
 
@@ -35,7 +36,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     // That its ramdisk is waited for is not said beforehand: the write that says so comes before the boot, and by then the edges have seen that
     // the machine is to have the ramdisk.
     let told = match guard::kept(draft.host).filter(|_| draft.is_leaving()) {
-        Some(why) if left_by_cleaning(draft) == Left::Part => format!(
+        Some(why) if left_as_it_is(draft) == Left::Part => format!(
             "the host is deleted in the middle of what clears or writes its disks, and they are not cleaned after that, because {why}"
         ),
         Some(why) => format!("the host is deleted, and its disks keep their data, because {why}"),
@@ -283,16 +284,33 @@ pub(super) fn is_let_go(draft: &Draft<'_>) -> bool {
         .is_some_and(|value| value != "false")
 }
 
-/// What is left where a cleaning is not wanted any more, or failed, or the host goes in the middle of being given an image. Of an order that
-/// stands for a session that is here nobody knows that it was not given a moment ago.
+/// What is left where a cleaning is not wanted any more, or failed. Of an order that stands for a session that is here nobody knows that it
+/// was not given a moment ago.
 fn left_by_cleaning(draft: &Draft<'_>) -> Left {
     let begun = jobs::begun(draft, DEPROVISION, draft.begun().map(Timestamp::as_second));
-    let is_it = |job: &str| jobs::is_cleaning(job, &begun);
+    left_by(draft, |job| jobs::is_cleaning(job, &begun))
+}
+
+/// The same where the host goes as it is, in the middle of being given an image perhaps. An image that was written to its end is what it ran.
+fn left_as_it_is(draft: &Draft<'_>) -> Left {
+    let history = draft.old.operation_history.as_ref();
+    let given = history.and_then(|history| history.provision.as_ref()?.start.as_ref());
+    let provisioning = jobs::begun(draft, jobs::PROVISION, given.map(|start| start.0.as_second()));
+    let gives = |job: &str| job.starts_with(&provisioning) && jobs::operation_of(job).is_some();
+    let last = draft.server().and_then(Server::last_job);
+    let is_over = last.is_some_and(|last| {
+        let is_written = last.done && last.error.is_empty() && !jobs::is_cleaning(&last.id, &provisioning);
+        gives(&last.id) && (is_written || last.failure == Some(Failure::Outdated))
+    });
+    let begun = jobs::begun(draft, DEPROVISION, draft.begun().map(Timestamp::as_second));
+    left_by(draft, |job| {
+        jobs::is_cleaning(job, &begun) || (!is_over && gives(job))
+    })
+}
+
+fn left_by(draft: &Draft<'_>, is_it: impl Fn(&str) -> bool) -> Left {
     let may_have_begun = draft.server().is_some_and(|server| {
-        let known = server.last_job().is_some_and(|last| {
-            let is_open = !last.done || !last.error.is_empty();
-            is_it(&last.id) || (is_open && jobs::operation_of(&last.id).is_some())
-        });
+        let known = server.last_job().is_some_and(|last| is_it(&last.id));
         let stands = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));
         known || (stands && draft.session().is_some())
     });
@@ -316,7 +334,7 @@ fn let_go(draft: &mut Draft<'_>, left: Left, why: &str) {
 }
 
 fn uncleaned(draft: &mut Draft<'_>, why: &str) {
-    let left = left_by_cleaning(draft);
+    let left = left_as_it_is(draft);
     if left == Left::Disks {
         draft.warn("NotCleaned", format!("the disks keep their data, because {why}"));
     }

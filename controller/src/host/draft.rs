@@ -499,10 +499,7 @@ impl<'a> Draft<'a> {
     fn barred(&mut self) -> Option<conditions::Barred> {
         let refused = self.refused.take();
         let refused = refused.map(|why| (conditions::REGISTRATION_FAILED, why));
-        let powerless = self.powerless.take().or_else(|| {
-            let why = power::unknown_power(self).filter(|_| self.reached && has_bmc(self.host))?;
-            Some(power::unknown_because(&why))
-        });
+        let powerless = self.powerless.take();
         let powerless = powerless.map(|why| (conditions::POWER_FAILURE, why));
         let before = || conditions::barred(&self.old).filter(|_| !self.reached);
         refused.or(powerless).or_else(before)
@@ -524,9 +521,8 @@ impl<'a> Draft<'a> {
         }
         let health = self.health();
         let barred = self.barred();
-        let held = secrets::going(&self);
-        if secrets::is_seen(&self) && conditions::set_secret_held(&mut self.status, held.as_deref(), self.now)
-        {
+        let held = secrets::held(&self);
+        if conditions::set_secret_held(&mut self.status, held.as_deref(), self.now) {
             self.warn("SecretHeld", held.unwrap_or_default());
         }
         let slot = self.slot && (!self.seen.slot || !self.needs_no_place());

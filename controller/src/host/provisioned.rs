@@ -68,7 +68,7 @@ fn written(status: &BareMetalHostStatus) -> Option<Timestamp> {
 
 /// A ramdisk that still runs did not hear that it is to leave, because the way to it was broken at that moment: it is told, once.
 fn is_to_leave(draft: &mut Draft<'_>) -> Leaving {
-    let Some((server, _)) = ramdisk::here(draft).filter(|_| !goes_off(draft)) else {
+    let Some((server, _)) = draft.session().filter(|_| !goes_off(draft)) else {
         return Leaving::No;
     };
     let Some(written) = written(&draft.old) else {
@@ -111,7 +111,7 @@ pub(super) fn external(draft: &mut Draft<'_>) {
 
 /// A host that somebody else provisioned is not to stay in the ramdisk that it is found in: it is told to leave, once in each.
 fn leaves_for_its_own(draft: &mut Draft<'_>) -> Leaving {
-    let Some((server, session)) = ramdisk::here(draft).filter(|_| !goes_off(draft)) else {
+    let Some((server, session)) = draft.session().filter(|_| !goes_off(draft)) else {
         return Leaving::No;
     };
     let of = session.key.get(..16).unwrap_or(&session.key);

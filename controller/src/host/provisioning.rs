@@ -290,22 +290,21 @@ fn held_back(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
             return;
         }
     }
-    if ramdisk::is_rebooting(draft, reach, THEN) {
+    if ramdisk::is_rebooting(draft, reach, "nothing is written, because the host is protected") {
         return;
     }
+    let message = and_next(guard::UNWRITTEN, "goes on as soon as that is changed");
+    let is_said = draft.has_said(REFUSED, &message);
     // An edge that did not know of the annotation yet may have given the order out: what is told of one that stands is heard.
-    if draft.waited(REFUSED, TAKEN_UP) || draft.session().is_none() {
+    if draft.session().is_none() || (is_said && draft.waited(REFUSED, TAKEN_UP)) {
         jobs::clear(draft);
     } else if draft.server().is_some_and(|server| server.spec.job.is_some()) {
-        draft.again_after(REFUSED, TAKEN_UP);
+        draft.again(TAKEN_UP.unsigned_abs());
     }
-    if draft.waiting_since(REFUSED).is_none() {
+    if !is_said {
         draft.warn("ProvisioningError", guard::UNWRITTEN);
     }
-    draft.wait_for(
-        REFUSED,
-        and_next(guard::UNWRITTEN, "goes on as soon as that is changed"),
-    );
+    draft.wait_for(REFUSED, message);
 }
 
 /// True if something is missing of what goes on the disk; the draft says what. Nothing needs to be taken back for it: whoever can mends it.

@@ -389,11 +389,10 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
                 draft.keep_wait();
                 return;
             };
+            let why = power::unknown_because(&why);
+            draft.powerless = Some(why.clone());
             if draft.waited("Bmc", BOOT_DEADLINE) {
-                draft.fail(
-                    kind,
-                    format!("the BMC does not say whether the machine is on: {why}"),
-                );
+                draft.fail(kind, why);
                 return;
             }
             draft.wait_for(

@@ -3,10 +3,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::core::v1::SecretReference;
-use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, CredentialsStatus, OperationalStatus, Session};
+use muster_proto::kinds::{
+    BareMetalHost, BareMetalHostSpec, BmcDetails, CredentialsStatus, OperationalStatus, Session,
+};
 
 use super::{
-    access,
+    access, conditions,
     content::{LARGEST_DRIVE, Use},
     draft::{Draft, clause},
     observed::{SecretSeen, SecretState},
@@ -191,22 +193,31 @@ pub(super) fn unread(draft: &Draft<'_>) -> Option<String> {
 /// That the Secret with the BMC's credentials is being deleted, and how a person gets out of that; none: it is not, or goes with the host, or
 /// with what is done once the host is detached no more.
 pub(super) fn going(draft: &Draft<'_>) -> Option<String> {
-    let name = draft.host.spec.bmc.as_ref()?.credentials_name.as_str();
+    let bmc = draft.host.spec.bmc.as_ref()?;
     let is_detached = draft.status.operational_status == OperationalStatus::Detached;
-    let is_told = draft.seen.secrets.bmc.going && !name.is_empty() && !draft.is_leaving() && !is_detached;
+    let is_told = draft.seen.secrets.bmc.going
+        && !bmc.credentials_name.is_empty()
+        && !draft.is_leaving()
+        && !is_detached;
     is_told.then(|| {
         format!(
-            "the Secret {name} is being deleted, and is held as long as a host names it, so that none can be made in its place: change what is in it, which still counts, or name another Secret in spec.bmc.credentialsName, and it goes once the BMC takes that one's credentials"
+            "{} and is held as long as a host names it, so that none can be made in its place: change what is in it, which still counts, or name another Secret in spec.bmc.credentialsName, and it goes once the BMC takes that one's credentials",
+            is_going(bmc)
         )
     })
 }
 
-/// False while nobody knows how the Secret with the BMC's credentials is: what was said of it stands.
-pub(super) fn is_seen(draft: &Draft<'_>) -> bool {
-    !matches!(
-        draft.seen.secrets.bmc.state,
-        SecretState::Unreadable(_) | SecretState::Unasked
-    )
+/// The same, and what was said of it while nobody knows how it is.
+pub(super) fn held(draft: &Draft<'_>) -> Option<String> {
+    let secret = &draft.seen.secrets.bmc.state;
+    let is_unseen = matches!(secret, SecretState::Unreadable(_) | SecretState::Unasked);
+    let is_it = format!("{} ", is_going(draft.host.spec.bmc.as_ref()?));
+    let before = conditions::secret_held(&draft.old).filter(|says| is_unseen && says.starts_with(&is_it));
+    going(draft).or_else(|| before.map(str::to_owned))
+}
+
+fn is_going(bmc: &BmcDetails) -> String {
+    format!("the Secret {} is being deleted,", bmc.credentials_name)
 }
 
 /// `message` on credentials that others are to take the place of, and that their Secret is being deleted, if it is.

@@ -63,8 +63,10 @@ pub(super) async fn is_known(config: Config) -> bool {
         .await
     {
         Ok(_) => true,
-        // Who may not ask that is known, too.
-        Err(kube::Error::Api(status)) => status.code != 401,
+        // An older API server has no such kind, and who may not ask that is known, too, unless it is nobody.
+        Err(kube::Error::Api(status)) => {
+            status.code == 404 || (status.code == 403 && !status.message.contains("system:anonymous"))
+        }
         Err(_) => false,
     }
 }

@@ -1,8 +1,11 @@
 //! How hosts are let go of, and go: nothing runs on unnoticed, and no attempt is judged by an answer of before.
 
 use k8s_openapi::api::core::v1::SecretReference;
-use muster_proto::kinds::{
-    AutomatedCleaningMode, ErrorType, HostBootMode, PROTECTED_ANNOTATION, RELEASE_ANNOTATION,
+use muster_proto::{
+    job,
+    kinds::{
+        AutomatedCleaningMode, ErrorType, HostBootMode, JobStatus, PROTECTED_ANNOTATION, RELEASE_ANNOTATION,
+    },
 };
 
 use super::{
@@ -679,6 +682,51 @@ fn of_one_that_is_deleted_in_the_middle_of_a_write_it_is_not_said_that_its_disks
         ended.starts_with("not all disks are known to be clean: "),
         "{ended}"
     );
+}
+
+#[test]
+fn a_write_that_failed_is_no_cleaning_that_was_broken_off() {
+    let mut world = at(State::Provisioning);
+    world.host().spec.automated_cleaning_mode = Some(AutomatedCleaningMode::Disabled);
+    world.failing_writes = 1;
+    world.reach(State::Deprovisioning);
+    world.reach(State::Provisioned);
+    assert!(
+        !world.events.contains(&"NotCleaned".to_owned()),
+        "{:?}",
+        world.events
+    );
+}
+
+/// What is said of a protected host that is deleted, of whose Server the latest job is `id`.
+fn told_after(id: &str, change: impl FnOnce(&mut JobStatus)) -> bool {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
+    let job = status.job.as_mut().unwrap();
+    job.id = id.replace("OURS", job.id.split("-write").next().unwrap());
+    change(job);
+    world.server.as_mut().unwrap().spec.job = None;
+    world.bump();
+    world.annotate(PROTECTED_ANNOTATION, "");
+    world.delete();
+    told(&mut world, "DeprovisioningStarted").contains("its disks keep their data")
+}
+
+#[test]
+fn of_a_protected_host_that_is_deleted_its_own_last_job_tells_whether_its_disks_keep_their_data() {
+    let fails = |job: &mut JobStatus| job.error = "no".to_owned();
+    assert!(told_after("OURS-write-1", |_| {}));
+    assert!(!told_after("OURS-write-1", |job| job.done = false));
+    assert!(!told_after("OURS-write-1", fails));
+    assert!(told_after("OURS-write-1", |job| {
+        fails(job);
+        job.failure = Some(job::Failure::Outdated);
+    }));
+    assert!(!told_after("OURS-clean", |_| {}), "the write was withheld");
+    let others = "host-provision-another-1767225600-0";
+    assert!(told_after(&format!("{others}-write-1"), fails));
+    assert!(told_after(&format!("{others}-clean"), |_| {}));
 }
 
 #[test]

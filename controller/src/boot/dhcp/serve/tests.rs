@@ -349,6 +349,7 @@ fn a_port_of_another_service_that_is_taken_is_told_until_it_is_open() {
 fn a_port_where_no_machine_is_told_to_come_to_may_be_taken() {
     for (endpoint, counts) in [
         ("10.77.0.9:9443", false),
+        ("[fd00::9]:9443", false),
         ("10.77.0.1:9443", true),
         // Which may lead here.
         ("edge.example:9443", true),
