@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use muster_proto::kinds::{BareMetalHostSpec, ErrorType, REBOOT_ANNOTATION};
+use muster_proto::kinds::{BareMetalHost, ErrorType, REBOOT_ANNOTATION};
 
 use super::{
     State,
@@ -21,6 +21,10 @@ use crate::time::whole_seconds;
 
 /// So long an operating system may take to shut down before it is switched off.
 const SOFT_OFF: SignedDuration = SignedDuration::from_secs(180);
+/// So often it is asked in that time, since it may be booting when it is asked first.
+const SOFT_OFFS: i32 = 3;
+/// The time for each.
+const SOFT_OFF_AGAIN: SignedDuration = SignedDuration::from_secs(SOFT_OFF.as_secs() / SOFT_OFFS as i64);
 /// So long it is tried to ask it, through a BMC that does not answer to that.
 const SOFT_OFF_ASKING: SignedDuration = SignedDuration::from_mins(12);
 /// So often it is tried to have it restart.
@@ -109,9 +113,10 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
     }
 }
 
-/// True if the machine is to be off. One that may not be switched off is to be on, where its image is.
-pub(super) fn is_to_be_off(spec: &BareMetalHostSpec) -> bool {
-    !spec.online && spec.disable_power_off != Some(true)
+/// True if the machine is to be off, and stay so. One that may not be switched off is to be on, where its image is.
+pub(super) fn is_to_be_off(host: &BareMetalHost) -> bool {
+    let is_wanted = !host.spec.online || reboot::wish(host, false).stay_off;
+    is_wanted && host.spec.disable_power_off != Some(true)
 }
 
 /// Nothing can be done before the BMC answers: that is what the host waits for, but for an order on the power that is under way or failed.
@@ -270,7 +275,7 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     let (id, since) = operation(draft, GOING_OFF, "off");
     let begun = draft.waiting_since(GOING_OFF).is_none();
     let gentle = is_gentle(draft, wish, &id) && draft.old.error_count == 0;
-    let soft = format!("{id}-soft");
+    let soft = |times: i32| format!("{id}-soft-{times}");
     let then = match draft.state {
         State::PoweringOffBeforeDelete => "the host is let go",
         State::Deprovisioning if draft.is_leaving() => "the host is deleted",
@@ -287,12 +292,18 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     }
     if gentle {
         let within = |from: Timestamp, patience| seen_at(draft).duration_since(from) < patience;
-        match tried(draft, &soft).map(|tried| (tried.at, &tried.result)) {
-            None if within(since, SOFT_OFF) => return order(draft, &soft, PowerOrder::SoftOff),
-            Some((at, Ok(()))) if within(at, SOFT_OFF) => return draft.again(LOOK),
-            Some((at, Err(failure))) if is_asked_again(draft, failure, since, at) => {
-                return order_again(draft, &soft, PowerOrder::SoftOff, at);
+        let asked = (0..SOFT_OFFS).find_map(|times| Some((times, tried(draft, &soft(times))?)));
+        match asked.map(|(times, tried)| (times, tried.at, &tried.result)) {
+            None if within(since, SOFT_OFF) => return order(draft, &soft(0), PowerOrder::SoftOff),
+            Some((0, at, Err(failure))) if is_asked_again(draft, failure, since, at) => {
+                return order_again(draft, &soft(0), PowerOrder::SoftOff, at);
             }
+            Some((0, _, Err(_))) => {}
+            // One that was just booting has not heard it. That it is refused once more tells nothing.
+            Some((times, at, _)) if !within(at, SOFT_OFF_AGAIN) && times + 1 < SOFT_OFFS => {
+                return order(draft, &soft(times + 1), PowerOrder::SoftOff);
+            }
+            Some((_, at, _)) if within(at, SOFT_OFF_AGAIN) => return draft.again(LOOK),
             // It cannot do it softly, did not, or nobody remembers: hard.
             None | Some(_) => {}
         }

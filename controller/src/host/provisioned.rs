@@ -123,7 +123,7 @@ fn leaves_for_its_own(draft: &mut Draft<'_>) -> Leaving {
 
 /// True if the machine is off soon, or is to be.
 fn goes_off(draft: &Draft<'_>) -> bool {
-    power::is_to_be_off(&draft.host.spec) || reboot::wish(draft.host, false).off()
+    power::is_to_be_off(draft.host) || reboot::wish(draft.host, false).off()
 }
 
 /// Has the machine of `server` leave its ramdisk by the job `id`.

@@ -374,7 +374,7 @@ fn way(draft: &Draft<'_>, operation: &str, session: &Session) -> Leave {
     Leave {
         id: jobs::leave_id(operation),
         session: session.key.clone(),
-        action: match power::is_to_be_off(&draft.host.spec) {
+        action: match power::is_to_be_off(draft.host) {
             true => LeaveAction::PowerOff,
             false => LeaveAction::Reboot,
         },
@@ -490,7 +490,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
 fn is_off(draft: &Draft<'_>, server: &Server, id: &str) -> bool {
     let told = jobs::goes(server, id);
     told.map_or_else(
-        || power::is_to_be_off(&draft.host.spec),
+        || power::is_to_be_off(draft.host),
         |way| way == LeaveAction::PowerOff,
     )
 }

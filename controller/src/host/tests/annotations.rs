@@ -13,7 +13,7 @@ use super::{
         plan::PowerOrder,
         reboot, restore,
     },
-    life::waiting,
+    life::{powered_on, waiting},
     transitions::at,
     world::{Content, Fault, IMAGE, World, power_orders},
 };
@@ -319,6 +319,30 @@ fn a_host_that_an_annotation_holds_off_names_it_and_rests() {
         world.settle();
         assert!(world.machine.on);
         assert_eq!(waiting(&world).0, "Nothing");
+    }
+}
+
+#[test]
+fn a_machine_that_an_annotation_holds_off_is_off_once_it_has_another_image() {
+    for (forbidden, runs) in [(false, false), (true, true)] {
+        let mut world = provisioned();
+        world.settle();
+        world.host().spec.disable_power_off = Some(forbidden);
+        world.annotate(REMEDIATION, "");
+        world.settle();
+        assert_eq!(world.machine.on, runs);
+        let another = format!("{IMAGE}.another");
+        world.set_image(Some(&another));
+        world.reach(State::Deprovisioning);
+        world.reach(State::Provisioned);
+        // Its new system has not run for a moment.
+        assert_eq!((world.machine.on, powered_on(&world)), (runs, runs));
+        world.settle();
+        assert_eq!(world.machine.disk, Content::Image(another));
+        assert_eq!(world.machine.on, runs);
+        world.unannotate(REMEDIATION);
+        world.settle();
+        assert!(world.machine.on);
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
         plan::PowerOrder,
         rivals,
     },
-    life::waiting,
+    life::{powered_on, waiting},
     transitions::at,
     world::{Content, Edge, Fault, IMAGE, MAC, World, power_orders, secret},
 };
@@ -192,6 +192,25 @@ fn what_one_bmc_did_says_nothing_of_another() {
         News::Probed(Box::new(probed), None).remember(&mut world.bmc, &mut told);
         assert_eq!(told.is_some(), left);
     }
+}
+
+#[test]
+fn an_operating_system_that_does_not_hear_is_asked_again_before_it_is_cut_off() {
+    let mut world = provisioned();
+    world.host().spec.online = false;
+    world.until("an order", |world| !orders(world).is_empty());
+    let (begun, mut asked) = (world.now, 0);
+    while !orders(&world).contains(&PowerOrder::HardOff) {
+        let plan = world.plan();
+        asked += usize::from(orders(&world) == [PowerOrder::SoftOff]);
+        // It is only booting.
+        world.execute(plan, None, Fault::Lost);
+        world.read_power();
+        world.tick(2);
+    }
+    assert_eq!(asked, 3);
+    let took = world.now.duration_since(begun).as_secs();
+    assert!((180..210).contains(&took), "{took}");
 }
 
 #[test]
@@ -629,10 +648,6 @@ fn what_a_host_waits_for_is_said_also_where_nothing_can_be_known() {
 }
 
 const HOLD: &str = "reboot.metal3.io/somebody";
-
-fn powered_on(world: &World) -> bool {
-    world.host.as_ref().unwrap().status.as_ref().unwrap().powered_on
-}
 
 fn session(world: &mut World) -> &mut Session {
     let status = world.server.as_mut().unwrap().status.as_mut().unwrap();

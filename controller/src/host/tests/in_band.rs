@@ -9,7 +9,7 @@ use muster_proto::kinds::{
 
 use super::{
     super::{State, in_band::is_wanted_on, observed::Bmc, plan::PowerOrder},
-    life::waiting,
+    life::{powered_on, waiting},
     world::{Content, Fault, IMAGE, World},
 };
 
@@ -44,10 +44,6 @@ fn provisioned_and_off() -> World {
 fn shows(world: &mut World, state: SessionState) {
     let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
     status.session.as_mut().unwrap().state = state;
-}
-
-fn powered_on(world: &World) -> bool {
-    world.host.as_ref().unwrap().status.as_ref().unwrap().powered_on
 }
 
 fn is_ready(world: &World) -> bool {

@@ -241,6 +241,11 @@ fn without_cleaning_nothing_but_the_image_is_written() {
     assert_eq!(world.machine.disk, Content::Image(other.to_owned()));
 }
 
+/// What is said of the power.
+pub(super) fn powered_on(world: &World) -> bool {
+    world.host.as_ref().unwrap().status.as_ref().unwrap().powered_on
+}
+
 /// Reason and message of the condition that says what the host waits for.
 pub(super) fn waiting(world: &World) -> (String, String) {
     let status = world.host.as_ref().unwrap().status.clone().unwrap();
