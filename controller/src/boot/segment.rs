@@ -171,7 +171,7 @@ pub fn key(segment: &Segment) -> String {
     Path::of(segment).to_string()
 }
 
-/// What becomes of all Segments together: of two that collide, the older one is served.
+/// What becomes of all Segments together: of two that collide, the older one has what both ask for, served or not.
 pub fn plan<'a>(segments: impl IntoIterator<Item = &'a Segment>, links: &[Link], ports: Ports) -> Plan {
     let mut by_age: Vec<&Segment> = segments.into_iter().collect();
     by_age.sort_by_key(|segment| (segment.metadata.creation_timestamp.clone(), key(segment)));

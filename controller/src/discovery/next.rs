@@ -27,7 +27,7 @@ use super::{
     host, jobs,
     link::{self, Doubt, Link},
     name,
-    notices::{clashes, failed_order, no_segment, unapplied, unseen_host, unwatched, warning},
+    notices::{clashes, dismissal, failed_order, no_segment, unapplied, unseen_host, unwatched, warning},
     report,
     twins::{strangers, twin_of_ours, twins_of_theirs},
 };
@@ -174,7 +174,7 @@ pub fn next(seen: &Seen<'_>) -> Plan {
         Link::Right(host) => tend(seen, host),
         Link::Change(host, why) => relink(seen, host, why),
         Link::Wrong(host) => unlink(seen, host),
-        Link::Gone(at) => gone(seen, at),
+        Link::Gone(at) => gone(seen, at, approved),
         Link::Doubt(hosts, why) => in_doubt(seen, &hosts, why),
         Link::Nobody if seen.server.spec.dismissed => dismissed(seen, approved),
         Link::Nobody => create(seen),
@@ -221,14 +221,18 @@ pub(super) fn trust(seen: &Seen<'_>) -> Trust {
 }
 
 /// The host that the Server points at is not among those that are seen.
-fn gone(seen: &Seen<'_>, at: HostReference) -> Plan {
+fn gone(seen: &Seen<'_>, at: HostReference, approved: bool) -> Plan {
     if let Some(watched) = seen.watched_instead_of(&at.namespace) {
         let mut plan = Plan::rest("its host is where this controller does not look");
         plan.notices.push(unseen_host(seen.server, &at, watched));
         return plan;
     }
+    // Where it is approved already, it may have another host at once.
+    let told = (!approved).then(|| Effect::Event(dismissal(seen.server, &at)));
+    let mut effects = vec![Effect::Dismiss(at)];
+    effects.extend(told);
     Plan {
-        effects: vec![Effect::Dismiss(at)],
+        effects,
         notices: Vec::new(),
         why: "its host is gone".to_owned(),
     }

@@ -5,7 +5,10 @@ use kube::Resource as _;
 use muster_proto::{
     Chain,
     identity::Identity,
-    kinds::{BareMetalHost, HardwareDetails, HostReference, IN_BAND_ANNOTATION, Segment, Server},
+    kinds::{
+        APPROVE_ANNOTATION, BareMetalHost, HardwareDetails, HostReference, IN_BAND_ANNOTATION, Segment,
+        Server,
+    },
     text,
 };
 
@@ -101,6 +104,16 @@ pub(super) fn unseen_host(server: &Server, at: &HostReference, watched: &str) ->
          deploy/namespaced)"
     );
     warning(server.object_ref(&()), "NamespaceNotWatched", message)
+}
+
+/// The Server's host `at` was deleted, and the machine is to have no other before a person says so.
+pub(super) fn dismissal(server: &Server, at: &HostReference) -> Event {
+    let HostReference { namespace, name, .. } = at;
+    let message = format!(
+        "its host {namespace}/{name} was deleted: no other is made for it, and from its next boot on the machine boots its own disk; \
+         next: annotate this Server with {APPROVE_ANNOTATION} if it is to have a host again"
+    );
+    event(server.object_ref(&()), false, "Dismissed", message)
 }
 
 /// What people should know of a report that was not applied: nothing, if the host shows the same hardware.

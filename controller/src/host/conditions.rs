@@ -168,7 +168,12 @@ pub const MANAGEMENT: &str = "Management";
 
 /// What such a host waits for.
 pub const MANAGE: &str = "waits for somebody to manage the machine: set spec.bmc, or annotate the host with muster.dev/in-band=KEY, \
-    where KEY stands on the machine's console and in status.session.key of its Server; next: the host is registered";
+    where KEY stands on the machine's console and in status.session.key of its Server, if it has one; next: the host is registered";
+
+/// The same where no Server points at the host: no session is known whose key could be named.
+pub(super) const MANAGE_UNKNOWN: &str = "waits for somebody to manage the machine, of which no Server is known: set spec.bmc, or annotate the \
+    host with muster.dev/in-band=KEY, with any KEY first, boot the machine, and then with the KEY that its console shows; \
+    next: the host is registered";
 
 /// What it means that a Server is contested.
 pub const CONTESTED: &str = "two keys showed the boot token of this machine, so something else on its segment may have read it, and its session is revoked";

@@ -12,7 +12,7 @@ use muster_proto::{
 use super::{
     State,
     access::{self, Reach},
-    disk,
+    conditions, disk,
     draft::{Draft, HoldOff, REFUSED, clause},
     guard,
     jobs::{self, Job},
@@ -390,26 +390,19 @@ fn cleaned(draft: &mut Draft<'_>, server: &Server) {
 }
 
 fn finish(draft: &mut Draft<'_>, left: Left) {
-    let error = (
-        draft.status.error_type,
-        draft.status.error_message.clone(),
-        draft.status.operational_status,
-    );
+    let failed = draft.status.error_type == Some(ErrorType::Provisioning);
+    let error = draft.status.error_message.clone();
     let next = match draft.is_leaving() {
         true => State::PoweringOffBeforeDelete,
         false => State::Available,
     };
     draft.enter(next);
-    if next == State::Available
-        && draft.status.provisioning_fail_count > 0
-        && error.0 == Some(ErrorType::Provisioning)
-    {
+    // Taking it back may have failed, too, which took the place of the error, and was past with the next try.
+    let is_same_spec = !draft.is_another_spec(conditions::failed_for(&draft.old));
+    if next == State::Available && draft.status.provisioning_fail_count > 0 && (failed || is_same_spec) {
         // What failed is to be seen until the next attempt.
-        (
-            draft.status.error_type,
-            draft.status.error_message,
-            draft.status.operational_status,
-        ) = error;
+        let why = conditions::why_failed(&draft.old).map_or(error, str::to_owned);
+        draft.set_error(ErrorType::Provisioning, &why);
     }
     draft.end(|history| &mut history.deprovision);
     draft.status.provisioning.image = None;

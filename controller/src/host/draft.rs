@@ -338,7 +338,8 @@ impl<'a> Draft<'a> {
         self.wait = wait.or_else(|| self.wait.take());
     }
 
-    fn set_error(&mut self, kind: ErrorType, message: &str) {
+    /// Shows an error, and no more than that.
+    pub(super) fn set_error(&mut self, kind: ErrorType, message: &str) {
         self.status.error_type = Some(kind);
         message.clone_into(&mut self.status.error_message);
         self.status.operational_status = OperationalStatus::Error;

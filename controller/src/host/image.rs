@@ -8,6 +8,15 @@ use muster_proto::{
 /// What works, for the message that says what does not.
 const WORKS: &str = "this version writes raw images, plain or compressed with zstd or gzip, from http and https, with sha256 or sha512";
 
+/// What helps with another format of a whole disk.
+const CONVERT: &str = "convert it (qemu-img convert -O raw)";
+/// What helps with another compression.
+const REPACK: &str = "compress it with zstd or gzip instead";
+/// What helps with an archive.
+const UNPACK: &str = "give the image of a disk that is in it, as raw";
+/// What helps with what is no disk: a conversion gives the same bytes.
+const INSTALLED: &str = "no conversion makes a disk of it: give a raw image of an installed disk";
+
 /// The image as the agent is told; else why it cannot be written, and what can.
 pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
     let scheme = image
@@ -23,18 +32,22 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
         Some(ImageFormat::Qcow2) => Some("qcow2"),
         Some(ImageFormat::Vdi) => Some("vdi"),
         Some(ImageFormat::Vmdk) => Some("vmdk"),
-        Some(ImageFormat::LiveIso) => Some("live-iso"),
+        Some(ImageFormat::LiveIso) => {
+            return Err(format!(
+                "a live ISO (spec.image.format is live-iso) cannot be booted: {WORKS}; {INSTALLED}"
+            ));
+        }
     };
     if let Some(format) = format {
         return Err(format!(
-            "images of the format {format} cannot be written: {WORKS}; convert it (qemu-img convert -O raw)"
+            "images of the format {format} cannot be written: {WORKS}; {CONVERT}"
         ));
     }
     if matches!(image.format, None | Some(ImageFormat::Unset))
-        && let Some(ending) = ending_of_another_format(&image.url)
+        && let Some((ending, instead)) = ending_of_another_format(&image.url)
     {
         return Err(format!(
-            "the image's name ends in `{ending}`, and such images cannot be written: {WORKS}; convert it (qemu-img convert -O raw), \
+            "the image's name ends in `{ending}`, and such images cannot be written: {WORKS}; {instead}, \
              or set spec.image.format to raw if it is that all the same"
         ));
     }
@@ -63,39 +76,39 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
     })
 }
 
-/// How names of images end that are not written. What an image is only its first bytes tell, which the agent looks at; but where nothing is
-/// said of the format, nothing is to be lost first for one that says by its name what it is.
-const OTHER_FORMATS: [&str; 19] = [
-    ".qcow2",
-    ".qcow",
-    ".qed",
-    ".vmdk",
-    ".vdi",
-    ".vhd",
-    ".vhdx",
-    ".ova",
-    ".iso",
-    ".xz",
-    ".bz2",
-    ".lz4",
-    ".lz",
-    ".zip",
-    ".7z",
-    ".tar",
-    ".tgz",
-    ".squashfs",
-    ".wim",
+/// How names of images end that are not written, and what helps. What an image is only its first bytes tell, which the agent looks at; but
+/// where nothing is said of the format, nothing is to be lost first for one that says by its name what it is.
+const OTHER_FORMATS: [(&str, &str); 19] = [
+    (".qcow2", CONVERT),
+    (".qcow", CONVERT),
+    (".qed", CONVERT),
+    (".vmdk", CONVERT),
+    (".vdi", CONVERT),
+    (".vhd", CONVERT),
+    (".vhdx", CONVERT),
+    (".ova", UNPACK),
+    (".iso", INSTALLED),
+    (".xz", REPACK),
+    (".bz2", REPACK),
+    (".lz4", REPACK),
+    (".lz", REPACK),
+    (".zip", UNPACK),
+    (".7z", UNPACK),
+    (".tar", UNPACK),
+    (".tgz", UNPACK),
+    (".squashfs", INSTALLED),
+    (".wim", INSTALLED),
 ];
 
-/// With which of [`OTHER_FORMATS`] the name of the file at `url` ends, whether it is packed or not.
-fn ending_of_another_format(url: &str) -> Option<&'static str> {
+/// Which of [`OTHER_FORMATS`] the name of the file at `url` ends with, whether it is packed or not.
+fn ending_of_another_format(url: &str) -> Option<(&'static str, &'static str)> {
     let name = file_name(url);
     let packed = [".zst", ".zstd", ".gz"];
     let bare = packed
         .iter()
         .find_map(|end| name.strip_suffix(end))
         .unwrap_or(&name);
-    OTHER_FORMATS.into_iter().find(|end| bare.ends_with(end))
+    OTHER_FORMATS.into_iter().find(|(end, _)| bare.ends_with(end))
 }
 
 /// What the path of `url` ends with, in lower case.
@@ -225,6 +238,39 @@ mod tests {
             source(&image).unwrap();
         }
         source(&image("os.raw", "http://h/md5/SHA256SUMS", None)).unwrap();
+    }
+
+    #[test]
+    fn a_conversion_is_advised_only_where_it_makes_a_disk() {
+        let refusal = |url: &str, format| {
+            let image = Image {
+                url: format!("http://h/{url}"),
+                checksum: Some("0".repeat(64)),
+                format,
+                ..Image::default()
+            };
+            source(&image).unwrap_err()
+        };
+        for format in [ImageFormat::Qcow2, ImageFormat::Vdi, ImageFormat::Vmdk] {
+            assert!(refusal("os", Some(format)).contains("; convert it (qemu-img"));
+        }
+        let live = refusal("os.iso", Some(ImageFormat::LiveIso));
+        assert!(
+            live.starts_with("a live ISO (spec.image.format is live-iso) cannot be booted: "),
+            "{live}"
+        );
+        assert!(live.ends_with("; no conversion makes a disk of it: give a raw image of an installed disk"));
+        for (url, helps) in [
+            ("os.vhdx", "; convert it (qemu-img"),
+            ("os.iso.gz", "; no conversion makes a disk of it"),
+            ("os.squashfs", "; no conversion makes a disk of it"),
+            ("os.raw.xz", "; compress it with zstd or gzip instead"),
+            ("os.tar.gz", "; give the image of a disk that is in it"),
+        ] {
+            let why = refusal(url, None);
+            assert!(why.contains(helps), "{url}: {why}");
+            assert_eq!(why.contains("qemu-img"), url == "os.vhdx", "{url}: {why}");
+        }
     }
 
     #[test]

@@ -175,16 +175,22 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
         (true, false) if draft.state.is_provisioned() => switch_on_unseen(draft),
         (true, false) => switch_on_from_afar(draft),
         (false, true) if wish.once => draft.wait_for(BY_HAND, REBOOT_BY_HAND),
-        (false, true) if draft.state == State::Available => by_itself_or_by_hand(
-            draft,
-            "Ramdisk",
-            "the machine's ramdisk is not connected; next: it comes back by itself, and is switched off",
-            "the machine's ramdisk is not connected, and the machine may be off already; next: switch it off by hand",
-        ),
+        (false, true) if draft.state == State::Available && !ramdisk::has_left(draft) => {
+            by_itself_or_by_hand(
+                draft,
+                "Ramdisk",
+                "the machine's ramdisk is not connected; next: it comes back by itself, and is switched off",
+                "the machine's ramdisk is not connected, and the machine may be off already; next: switch it off by hand",
+            );
+        }
         (false, true) => draft.wait_for(
             BY_HAND,
             "the machine has no BMC, and what it runs is not ours to command; next: switch it off by hand",
         ),
+        // It was told to leave, and runs what is on its disks.
+        (true, true) if draft.state == State::Available && ramdisk::has_left(draft) => {
+            ramdisk::power_cycle(draft, "its ramdisk waits for an image");
+        }
         (true, true) if draft.state == State::Available => {
             by_itself_or_by_hand(
                 draft,

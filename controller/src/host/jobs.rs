@@ -142,6 +142,15 @@ pub(super) fn is_unheard(server: &Server) -> bool {
     given(server).is_some_and(|(_, leaving)| !leaving.said)
 }
 
+/// True if the last word of the machine's ramdisk was that it leaves for the system that the machine has, as it was told.
+pub(super) fn has_left(server: &Server) -> bool {
+    server.last_job().is_some_and(|last| {
+        let said = last.leaving.as_ref().is_some_and(|leaving| leaving.said);
+        let ordered = last.id.starts_with(OURS) && last.id.ends_with(LEAVE);
+        said || (ordered && last.done && last.error.is_empty())
+    })
+}
+
 /// Where the machine goes by the job `id`, as it is ordered or as it comes with the write; none: it was not told.
 pub(super) fn goes(server: &Server, id: &str) -> Option<LeaveAction> {
     let explicit = server.spec.job.as_ref().filter(|job| job.id == id);

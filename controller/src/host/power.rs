@@ -10,7 +10,7 @@ use muster_proto::kinds::{BareMetalHost, ErrorType, REBOOT_ANNOTATION};
 use super::{
     State,
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
-    draft::{Draft, HoldOff, RETRY},
+    draft::{Draft, HoldOff, RETRY, clause},
     in_band, jobs,
     observed::{Failure, FailureClass, Power, PowerReading, Tried},
     plan::{BmcCall, PowerOrder},
@@ -76,9 +76,9 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
     let said = draft.said();
     let Some(power) = current(draft) else {
         match said {
-            _ if draft.powerless.is_none() || draft.waits_for(&OF_POWER) => {}
-            Some(said) => draft.say(said),
-            None => waits_for_bmc(draft, "its power is looked after"),
+            _ if draft.powerless.is_none() => {}
+            Some(said) if !draft.waits_for(&OF_POWER) => draft.say(said),
+            _ => waits_for_bmc(draft, "its power is looked after"),
         }
         return;
     };
@@ -120,8 +120,15 @@ pub(super) fn is_to_be_off(host: &BareMetalHost) -> bool {
 }
 
 /// Nothing can be done before the BMC answers: that is what the host waits for, but for an order on the power that is under way or failed.
+/// One that is under way says why it does not go on.
 pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
     if draft.waits_for(&OF_POWER) {
+        let is_going = |reason: &&'static str| draft.waits_for(&[*reason]);
+        let going = [GOING_OFF, GOING_ON].into_iter().find(is_going);
+        if let (Some(reason), Some(why)) = (going, draft.powerless.clone()) {
+            let wish = reboot::wish(draft.host, !draft.state.is_provisioned());
+            says_going(draft, reason, wish, Some(&why));
+        }
         return;
     }
     let what = match unknown_power(draft) {
@@ -269,6 +276,39 @@ fn is_gentle(draft: &Draft<'_>, wish: Wish, hard: &str) -> bool {
     may_run && !wish.hard && tried(draft, hard).is_none()
 }
 
+/// Says that the machine goes off or on, and why its BMC, which is asked again, has not seen to that. Its deadlines hang on the `reason`.
+fn says_going(draft: &mut Draft<'_>, reason: &'static str, wish: Wish, why: Option<&str>) {
+    let boots = "it boots, and its power is looked after";
+    let (what, then) = match draft.state {
+        _ if reason == GOING_ON => ("on", boots),
+        _ if draft.host.spec.disable_power_off == Some(true) => ("reset", boots),
+        State::PoweringOffBeforeDelete => ("off", "the host is let go"),
+        State::Deprovisioning if draft.is_leaving() => ("off", "the host is deleted"),
+        State::Deprovisioning => ("off", "the host is available"),
+        _ if draft.host.spec.online && !wish.stay_off => ("off", "it is switched on again"),
+        _ => ("off", "it stays off"),
+    };
+    let waits = format!("waits for the machine to be {what}");
+    let message = match why.map(clause) {
+        Some(why) => format!(
+            "{waits}, but its BMC fails ({why}); next: that is asked again at least every minute, and then {then}"
+        ),
+        None => format!("{waits}; next: {then}"),
+    };
+    draft.wait_for(reason, message);
+}
+
+/// Why the BMC did not do what it was last told for `operation`; none: it did, was told nothing yet, or cannot do that at all, so that it is
+/// told something else.
+fn failing<'a>(draft: &Draft<'a>, operation: &str) -> Option<&'a str> {
+    let tried = draft.seen.tried.as_ref()?;
+    let step = tried.operation.strip_prefix(operation)?;
+    let failure = tried.result.as_ref().err()?;
+    let is_its = step.is_empty() || step.starts_with('-');
+    let is_told_again = failure.class != FailureClass::Unsupported;
+    (is_its && is_told_again).then_some(failure.message.as_str())
+}
+
 /// Softly first where an operating system may listen, hard after a failure, after a while, or where somebody said so.
 pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     draft.forget(ErrorType::PowerManagement);
@@ -276,17 +316,8 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     let begun = draft.waiting_since(GOING_OFF).is_none();
     let gentle = is_gentle(draft, wish, &id) && draft.old.error_count == 0;
     let soft = |times: i32| format!("{id}-soft-{times}");
-    let then = match draft.state {
-        State::PoweringOffBeforeDelete => "the host is let go",
-        State::Deprovisioning if draft.is_leaving() => "the host is deleted",
-        State::Deprovisioning => "the host is available",
-        _ if draft.host.spec.online && !wish.stay_off => "it is switched on again",
-        _ => "it stays off",
-    };
-    draft.wait_for(
-        GOING_OFF,
-        format!("waits for the machine to be off; next: {then}"),
-    );
+    let why = failing(draft, &id);
+    says_going(draft, GOING_OFF, wish, why);
     if begun {
         draft.tell("PowerOff", "the machine is switched off");
     }
@@ -315,10 +346,8 @@ fn switch_on(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::PowerManagement);
     let (id, since) = operation(draft, GOING_ON, "on");
     let begun = draft.waiting_since(GOING_ON).is_none();
-    draft.wait_for(
-        GOING_ON,
-        "waits for the machine to be on; next: it boots, and its power is looked after",
-    );
+    let why = failing(draft, &id);
+    says_going(draft, GOING_ON, Wish::default(), why);
     if begun {
         draft.tell("PowerOn", "the machine is switched on");
     }
@@ -381,10 +410,8 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
         return;
     }
     let (id, since) = operation(draft, GOING_OFF, "reset");
-    draft.wait_for(
-        GOING_OFF,
-        "waits for the machine to be reset; next: it boots, and its power is looked after",
-    );
+    let why = failing(draft, &id);
+    says_going(draft, GOING_OFF, wish, why);
     let soft = format!("{id}-soft");
     // Whether it went down and came back, the power does not show.
     let is_done = |id| tried(draft, id).is_some_and(|tried| tried.result.is_ok());

@@ -1,6 +1,7 @@
 //! Getting the machine into its ramdisk. One that runs is used as it is; else the BMC boots it, or a person does. Pure.
 
 mod presence;
+mod unbooted;
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use super::{
 use crate::hosts::{self, declared_mac};
 use crate::time::{is_ahead, whole_seconds};
 
-pub(super) use presence::{here, is_on};
+pub(super) use presence::{has_left, here, is_on};
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
 /// several minutes for their firmware alone.
@@ -34,6 +35,9 @@ const BENEFIT_OF_DOUBT: SignedDuration = SignedDuration::from_mins(5);
 
 /// After so long an order is given once more of which nobody knows whether it was carried out: half of [`BOOT_DEADLINE`] for either boot.
 const LOST_ANSWER: SignedDuration = SignedDuration::from_mins(7);
+
+/// No machine boots into its ramdisk in less.
+const BOOTS: SignedDuration = SignedDuration::from_secs(20);
 
 /// So long a ramdisk that fell silent may come back by itself: a replica that it talked to may have restarted.
 pub(super) const SILENCE: SignedDuration = SignedDuration::from_secs(90);
@@ -199,10 +203,9 @@ fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
 /// True if the session began so long after `at` that its machine may have booted in between. One that only lost its connection then is back
 /// sooner.
 pub(super) fn is_booted_since(draft: &Draft<'_>, at: Timestamp) -> bool {
-    let least = SignedDuration::from_secs(20);
     draft
         .here_since()
-        .is_some_and(|since| since.duration_since(at) >= least)
+        .is_some_and(|since| since.duration_since(at) >= BOOTS)
 }
 
 /// None: a person has to boot it anyway.
@@ -306,10 +309,12 @@ pub(super) fn may_return_until(draft: &Draft<'_>) -> Option<Timestamp> {
         .bmc
         .power
         .is_some_and(|reading| reading.power == Power::Off);
-    // One that was told to leave does not come back, unless the answer that told it was lost.
-    let told = draft
-        .server()
-        .is_some_and(|server| netboot::leaves(draft.host, server) && !jobs::is_unheard(server));
+    // One that was told to leave does not come back, unless the answer that told it was lost. For an image of before only a person hears of
+    // it sooner: a BMC resets none that may be on its way.
+    let told = (!has_bmc(draft.host) && has_left(draft))
+        || draft
+            .server()
+            .is_some_and(|server| netboot::leaves(draft.host, server) && !jobs::is_unheard(server));
     // Who power-cycled it by hand in the middle of a write would break that.
     let is_writing = !has_bmc(draft.host)
         && draft
@@ -343,7 +348,7 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
                 overdue(draft, kind, "it was booted from the network", then);
             }
             Err(failure) if let Some(pause) = pause_after(failure, tried.on_power) => {
-                if overdue(draft, kind, &failure.message, then) {
+                if unbooted::waits_on(draft, kind, (tried, failure), then) {
                     start_again(draft, operation, tried.at, pause);
                 }
                 draft.again(LOOK_AGAIN);
@@ -551,7 +556,7 @@ pub(super) fn is_awaited(draft: &mut Draft<'_>, then: &str) {
 
 /// Nobody but a person can boot it.
 fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
-    if may_return(draft, then) || is_on_its_way(draft) {
+    if may_return(draft, then) || is_on_its_way(draft) || presence::may_enrol_again(draft, then) {
         return;
     }
     if draft.is_leaving() {
@@ -561,6 +566,11 @@ fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
         }
         draft.again(Duration::try_from(BOOT_DEADLINE).unwrap_or_default());
     }
+    power_cycle(draft, then);
+}
+
+/// A person is asked to boot the ramdisk, and the edges for Wake-on-LAN where that may do it.
+pub(super) fn power_cycle(draft: &mut Draft<'_>, then: &str) {
     ask_for_a_boot(draft, then);
     // One that is not known to be off may have lost its power.
     let missed = draft.waited(POWER_CYCLE, BOOT_DEADLINE);

@@ -83,6 +83,10 @@ pub const REASONS: &[Reason] = &[
         "the Secret with the BMC's credentials is being deleted, and the host holds it; told once, with what helps",
     ),
     ours(
+        "AnnotationUnused",
+        "an annotation with hardware is taken off and changes nothing; the message says why, and what helps",
+    ),
+    ours(
         "WriteRefused",
         "the API server refuses a write; told once for a row of failures",
     ),

@@ -37,7 +37,11 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         draft.clear_error();
         draft.why("it is unmanaged");
     }
-    draft.wait_for(conditions::MANAGEMENT, conditions::MANAGE);
+    let what = match draft.server() {
+        Some(_) => conditions::MANAGE,
+        None => conditions::MANAGE_UNKNOWN,
+    };
+    draft.wait_for(conditions::MANAGEMENT, what);
     draft.status.operational_status = OperationalStatus::Discovered;
 }
 

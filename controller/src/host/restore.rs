@@ -231,9 +231,31 @@ fn annotated(draft: &mut Draft<'_>, stored: bool) {
         };
         draft.status.hardware = Some(hardware.into());
         draft.tell("UpdateHardwareDetails", "the hardware is as the annotation says");
+    } else {
+        warn_of_unused(draft, value, stored);
     }
     draft
         .metadata
         .remove_annotations
         .push(HARDWARE_ANNOTATION.to_owned());
+}
+
+/// Tells that the hardware that `value` of the annotation tells does not count, and why. Where it is what is known already, as after a round
+/// that was broken off, nothing is lost with it, and nothing in one that is empty.
+fn warn_of_unused(draft: &mut Draft<'_>, value: &str, stored: bool) {
+    let told: Option<Packed<HardwareDetails>> = read_hardware(value).ok().map(Into::into);
+    let is_known = told.is_some() && told == draft.status.hardware;
+    if is_known || value.trim().is_empty() {
+        return;
+    }
+    let why = match stored {
+        true => "the host's HardwareData counts for more: correct the hardware there",
+        false => {
+            "the hardware is known, and the host may be inspected: set spec.inspectionMode to disabled, then annotate it again"
+        }
+    };
+    draft.warn(
+        "AnnotationUnused",
+        format!("the annotation {HARDWARE_ANNOTATION} is taken off and changes nothing, since {why}"),
+    );
 }

@@ -31,6 +31,7 @@ use crate::{
     printcolumn = r#"{"name":"Trust","type":"string","jsonPath":".status.session.trust"}"#,
     printcolumn = r#"{"name":"Agent","type":"string","jsonPath":".status.session.agentVersion"}"#,
     printcolumn = r#"{"name":"Contested","type":"boolean","priority":1,"jsonPath":".status.contested"}"#,
+    printcolumn = r#"{"name":"Dismissed","type":"boolean","priority":1,"jsonPath":".spec.dismissed"}"#,
     printcolumn = r#"{"name":"Vendor","type":"string","priority":1,"jsonPath":".status.inventory.system.manufacturer"}"#,
     printcolumn = r#"{"name":"Product","type":"string","priority":1,"jsonPath":".status.inventory.system.product"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#

@@ -130,6 +130,20 @@ fn unknown_machines_follow_the_segments_policy() {
 }
 
 #[test]
+fn an_unmanaged_machine_whose_server_was_deleted_boots_its_ramdisk_where_its_host_is_asked_to_be_inspected() {
+    // Nobody has described what nobody laid a hand on.
+    assert_eq!(
+        row(None, Some(&discovered("unmanaged"))),
+        [Nothing, Ramdisk, Ramdisk]
+    );
+    assert_eq!(row(None, Some(&a_host("unmanaged"))), [Disk, Disk, Disk]);
+    for host in [discovered("unmanaged"), a_host("unmanaged")] {
+        let asked = annotated(host, INSPECT_ANNOTATION, "");
+        assert_eq!(row(None, Some(&asked)), [Ramdisk, Ramdisk, Ramdisk]);
+    }
+}
+
+#[test]
 fn a_known_uuid_behind_an_unknown_nic_is_looked_at_unless_data_is_at_stake() {
     let row = |host: &BareMetalHost| {
         let known = inventoried();

@@ -152,16 +152,18 @@ pub enum Invalid {
     /// A relayed segment does not say where we are.
     #[error("without an interface, bootAddress must say at which address machines reach this controller")]
     NoBootAddress,
-    /// Another segment is served there.
-    #[error("segment {other} is served on interface {interface} already")]
+    /// An older segment has the interface, served or not.
+    #[error("the older segment {other} has interface {interface}; next: delete it, or change one of both")]
     SameInterface {
         /// `namespace/name` of the older segment.
         other: String,
         /// The interface.
         interface: String,
     },
-    /// Another segment has these addresses.
-    #[error("subnet {subnet} overlaps with {theirs} of segment {other}")]
+    /// An older segment has some of these addresses, served or not.
+    #[error(
+        "the older segment {other} has subnet {theirs}, which overlaps with {subnet}; next: delete it, or change one of both"
+    )]
     SameSubnet {
         /// `namespace/name` of the older segment.
         other: String,
@@ -170,8 +172,8 @@ pub enum Invalid {
         /// Its.
         theirs: Subnet,
     },
-    /// Another segment has this relay agent.
-    #[error("relay {relay} belongs to segment {other} already")]
+    /// An older segment has this relay agent, served or not.
+    #[error("the older segment {other} has relay {relay}; next: delete it, or change one of both")]
     SameRelay {
         /// `namespace/name` of the older segment.
         other: String,

@@ -296,20 +296,45 @@ fn of_two_that_collide_the_older_is_served_and_named() {
     let plan = plan(&segments, &links(), PORTS);
     assert!(plan["metal/old"].is_ok());
     for (loser, text) in [
-        ("young", "segment metal/old is served on interface eth1 already"),
-        (
-            "interface",
-            "segment metal/old is served on interface eth1 already",
-        ),
+        ("young", "has interface eth1"),
+        ("interface", "has interface eth1"),
         (
             "subnet",
-            "subnet 10.77.0.0/16 overlaps with 10.77.0.0/24 of segment metal/old",
+            "has subnet 10.77.0.0/24, which overlaps with 10.77.0.0/16",
         ),
     ] {
         let invalid = plan[&format!("metal/{loser}")].as_ref().unwrap_err();
-        assert_eq!(invalid.to_string(), text);
+        assert_eq!(
+            invalid.to_string(),
+            format!("the older segment metal/old {text}; next: delete it, or change one of both")
+        );
         assert_eq!(invalid.reason(), "Conflict");
     }
+}
+
+#[test]
+fn of_two_that_collide_and_are_not_served_neither_is_said_to_be() {
+    let elsewhere = |name: &str, subnet: &str| {
+        let spec = SegmentSpec {
+            interface: Some("br2".to_owned()),
+            subnet: subnet.to_owned(),
+            dhcp: Dhcp::default(),
+            ..a_spec()
+        };
+        named(name, spec)
+    };
+    let segments = [elsewhere("a", "10.1.0.0/24"), elsewhere("b", "10.2.0.0/24")];
+    let plan = plan(&segments, &links(), PORTS);
+    let said = |key: &str| plan[key].as_ref().unwrap_err().to_string();
+    assert!(
+        said("metal/a").starts_with("this machine has no interface br2"),
+        "{}",
+        said("metal/a")
+    );
+    assert_eq!(
+        said("metal/b"),
+        "the older segment metal/a has interface br2; next: delete it, or change one of both"
+    );
 }
 
 #[test]
@@ -334,7 +359,7 @@ fn one_relay_has_one_segment() {
     );
     assert_eq!(
         plan["metal/b"].as_ref().unwrap_err().to_string(),
-        "relay 172.16.0.1 belongs to segment metal/a already"
+        "the older segment metal/a has relay 172.16.0.1; next: delete it, or change one of both"
     );
 }
 

@@ -55,6 +55,15 @@ impl Draft<'_> {
         }
     }
 
+    /// The same as [`Draft::wait_for`], since it began to wait for `other` if it does so far: it is the same that keeps it waiting.
+    pub(in crate::host) fn wait_on(&mut self, reason: &'static str, other: &str, message: impl Into<String>) {
+        let since = self.waiting_since(other);
+        self.wait_for(reason, message);
+        if let (Some(wait), Some(since)) = (&mut self.wait, since) {
+            wait.since = since;
+        }
+    }
+
     /// Since when the host has been waiting for `reason`, as its status says; none: it has not.
     pub(in crate::host) fn waiting_since(&self, reason: &str) -> Option<Timestamp> {
         self.old_wait()

@@ -1,11 +1,13 @@
-//! Whether the machine's ramdisk is here, or its machine went down and its session has only not ended yet. Pure.
+//! Whether the machine's ramdisk is here, or its machine went down and its session has only not ended yet; and whether one that is gone may
+//! come back by itself. Pure.
 
 use jiff::{SignedDuration, Timestamp};
 use muster_proto::kinds::{Server, Session};
 
-use super::BOOT;
+use super::{BOOT, BOOT_DEADLINE, BOOTS, CALL_IN, SILENCE, lost_at};
 use crate::host::{
     draft::Draft,
+    jobs,
     observed::{FailureClass, Power, Tried},
 };
 use crate::time::whole_seconds;
@@ -49,4 +51,42 @@ fn may_have_gone(tried: &Tried) -> bool {
     let failure = tried.result.as_ref().err();
     let is_boot = tried.operation.ends_with(BOOT);
     tried.on_power && !is_boot && failure.is_none_or(|failure| failure.class == FailureClass::Unreachable)
+}
+
+/// True if the machine left its ramdisk for the system that it has, as it was told, and has not been back since: what it runs does not bring
+/// the ramdisk back. A session that ended later than what it runs began to be taken away is another one, once the machine had the time to
+/// boot in between.
+pub(in crate::host) fn has_left(draft: &Draft<'_>) -> bool {
+    let is_gone = draft.session().is_none();
+    let left = draft.server().filter(|server| is_gone && jobs::has_left(server));
+    let ended = left.and_then(|server| lost_at(server, draft.now));
+    let history = draft.old.operation_history.as_ref();
+    let taken_away = history.and_then(|history| history.deprovision.as_ref()?.start.as_ref());
+    ended
+        .zip(taken_away)
+        .is_some_and(|(ended, start)| ended.duration_since(start.0) < BOOTS)
+}
+
+/// For what a host waits while its ramdisk may be clearing or writing disks, and how that is said.
+const WORKS: ([&str; 2], &str) = (["Clean", "Write"], "when its disks were to be cleared or written");
+/// The same while the ramdisk only looks.
+const LOOKS: ([&str; 2], &str) = (["Inspection", "Inventory"], "when it was to tell the hardware");
+
+/// True while a ramdisk that was here may come back by itself although its Server is gone: its agent is refused, and boots its machine again.
+/// When the Server went nobody knows, so the time counts from when that was seen, while the host waited for what the ramdisk did.
+pub(super) fn may_enrol_again(draft: &mut Draft<'_>, then: &str) -> bool {
+    if draft.server().is_some() {
+        return false;
+    }
+    for ((reasons, when), patience) in [(WORKS, BOOT_DEADLINE), (LOOKS, SILENCE)] {
+        let message = format!("{CALL_IN} again, whose Server went {when}; next: {then}");
+        let was_here = reasons.iter().any(|reason| draft.waiting_since(reason).is_some());
+        let waits = draft.has_said("Ramdisk", &message) && !draft.waited("Ramdisk", patience);
+        if was_here || waits {
+            draft.wait_for("Ramdisk", message);
+            draft.again_after("Ramdisk", patience);
+            return true;
+        }
+    }
+    false
 }

@@ -789,6 +789,57 @@ fn hardware_data_counts_for_more_than_either_annotation() {
 }
 
 #[test]
+fn hardware_of_an_annotation_that_changes_nothing_is_told_of_once() {
+    const UNUSED: &str = "AnnotationUnused";
+    let by_hand = r#"{"hostname":"by-hand"}"#;
+    let told = |world: &World| world.events.iter().filter(|told| *told == UNUSED).count();
+    let why = |world: &World| {
+        let events = world.plan().events;
+        let found = events.into_iter().find(|event| event.reason == UNUSED);
+        found
+            .map(|event| (event.warning, event.message))
+            .unwrap_or_default()
+    };
+    // It has HardwareData, whether it is inspected or not.
+    for mode in [InspectionMode::Agent, InspectionMode::Disabled] {
+        let mut world = at(State::Available);
+        world.host().spec.inspection_mode = Some(mode);
+        world.settle();
+        let before = world.host().status.as_ref().unwrap().hardware.clone();
+        world.annotate(HARDWARE_ANNOTATION, by_hand);
+        let (warning, message) = why(&world);
+        assert!(
+            warning && message.contains("HardwareData counts for more"),
+            "{message}"
+        );
+        world.settle();
+        assert!(!world.annotated(HARDWARE_ANNOTATION));
+        assert_eq!(world.host().status.as_ref().unwrap().hardware, before);
+        assert_eq!(told(&world), 1, "{:?}", world.events);
+        // With what is known already, and with nothing, nothing is lost.
+        let known = serde_json::to_string(&before).unwrap();
+        for nothing in [known.as_str(), " "] {
+            world.annotate(HARDWARE_ANNOTATION, nothing);
+            world.settle();
+            assert!(!world.annotated(HARDWARE_ANNOTATION));
+            assert_eq!(told(&world), 1, "{nothing}: {:?}", world.events);
+        }
+    }
+    // It has none any more, but the hardware is known.
+    let mut world = at(State::Available);
+    world.hardware = None;
+    world.annotate(HARDWARE_ANNOTATION, by_hand);
+    let (warning, message) = why(&world);
+    assert!(
+        warning && message.contains("set spec.inspectionMode to disabled"),
+        "{message}"
+    );
+    // Then it counts, and nothing else is told.
+    world.host().spec.inspection_mode = Some(InspectionMode::Disabled);
+    assert!(!why(&world).0);
+}
+
+#[test]
 fn arguments_of_detached_that_cannot_be_read_count_for_nothing() {
     let operational = |world: &World| {
         let status = world.host.as_ref().unwrap().status.as_ref();

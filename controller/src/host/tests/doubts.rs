@@ -19,6 +19,7 @@ use super::{
         rivals,
     },
     life::{powered_on, waiting},
+    release::manageable,
     transitions::at,
     world::{Content, Edge, Fault, IMAGE, MAC, World, power_orders, secret},
 };
@@ -163,6 +164,154 @@ fn a_boot_whose_arming_failed_goes_by_the_power_of_now() {
     world.until("another order", |world| !orders(world).is_empty());
     assert_eq!(orders(&world), [PowerOrder::On]);
     world.reach(State::Available);
+}
+
+/// A provisioned host gives its image back, and its BMC is about to be told to boot the ramdisk.
+fn is_to_boot_its_ramdisk() -> World {
+    let mut world = provisioned();
+    world.set_image(None);
+    world.until("an order", |world| !orders(world).is_empty());
+    world
+}
+
+#[test]
+fn a_host_whose_bmc_is_gone_as_its_boot_begins_waits_for_the_bmc_and_says_why() {
+    let mut world = is_to_boot_its_ramdisk();
+    let begun = world.now;
+    refused(&mut world, FailureClass::Unreachable);
+    assert_eq!(waiting(&world).0, "Ramdisk");
+    let since = |world: &World| waiting(world).1.split_once(" (since ").unwrap().1.to_owned();
+    let announced = since(&world);
+    world.bmc_up = false;
+    world.step(11);
+    let says = "waits for the BMC to boot the machine into its ramdisk: it says so; \
+                next: it is asked again at least every minute, and then its disks are cleaned (since ";
+    let is_said = |world: &World| {
+        let (reason, message) = waiting(world);
+        assert_eq!(
+            (reason.as_str(), message.starts_with(says)),
+            ("Bmc", true),
+            "{message}"
+        );
+        let expected = ("False".to_owned(), "PowerFailure".to_owned(), None);
+        assert_eq!(manageable(world), Some(expected));
+    };
+    is_said(&world);
+    assert_eq!(since(&world), announced, "it is the same that keeps it waiting");
+    world.until("asked for the power", |world| world.bmc.unread.is_some());
+    world.step(11);
+    // While the failure is the same, nothing is written.
+    let writes = world.status_writes;
+    for _ in 0..30 {
+        world.step(11);
+        is_said(&world);
+    }
+    assert_eq!(world.status_writes, writes);
+    let mut too_late = world.clone();
+    too_late.until("too late", |world| error(world).0.is_some());
+    let minutes = too_late.now.duration_since(begun).as_mins();
+    assert!((14..17).contains(&minutes), "{minutes} min");
+    let (_, why) = error(&too_late);
+    assert_eq!(
+        why,
+        "the machine could not be booted from the network: it says so"
+    );
+    // One that is back boots its machine, which has all the time for that.
+    world.bmc_up = true;
+    world.until("its ramdisk is waited for", |world| waiting(world).0 == "Ramdisk");
+    assert_ne!(since(&world), announced);
+    assert_eq!(manageable(&world).unwrap().0, "True");
+    world.reach(State::Available);
+}
+
+#[test]
+fn a_bmc_that_comes_and_goes_while_it_is_to_boot_its_machine_fails_in_time() {
+    let mut world = is_to_boot_its_ramdisk();
+    let (begun, mut reasons) = (world.now, Vec::new());
+    while error(&world).0.is_none() {
+        let minutes = world.now.duration_since(begun).as_mins();
+        assert!(minutes < 17, "{minutes} min: {reasons:?}");
+        if orders(&world).is_empty() {
+            world.bmc_up = world.bmc.unread.is_some();
+            world.step(11);
+        } else {
+            refused(&mut world, FailureClass::Unreachable);
+            // Nobody knows whether it was carried out.
+            world.tried.as_mut().unwrap().on_power = true;
+        }
+        reasons.push(waiting(&world).0);
+        reasons.dedup();
+    }
+    assert!(
+        reasons.starts_with(&["Ramdisk", "Bmc", "Ramdisk"].map(str::to_owned)),
+        "{reasons:?}"
+    );
+}
+
+#[test]
+fn a_boot_that_may_be_under_way_is_waited_for_and_that_nobody_answered_to_it_is_said() {
+    let mut world = is_to_boot_its_ramdisk();
+    refused(&mut world, FailureClass::Unreachable);
+    world.tried.as_mut().unwrap().on_power = true;
+    world.step(11);
+    let (reason, message) = waiting(&world);
+    let says = "though the BMC did not answer when it was told to boot the machine (it says so); \
+                next: it is told again after 7 min, or its disks are cleaned";
+    assert_eq!(
+        (reason.as_str(), message.contains(says)),
+        ("Ramdisk", true),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_machine_that_goes_off_says_why_its_bmc_does_not_see_to_that() {
+    let says = |world: &World, why: &str| {
+        let (reason, message) = waiting(world);
+        let begins = format!(
+            "waits for the machine to be off, but its BMC fails ({why}); \
+             next: that is asked again at least every minute, and then it stays off (since "
+        );
+        assert_eq!(
+            (reason.as_str(), message.starts_with(&begins)),
+            ("PoweringOff", true),
+            "{message}"
+        );
+    };
+    let mut world = provisioned();
+    world.host().spec.online = false;
+    world.until("an order", |world| !orders(world).is_empty());
+    refused(&mut world, FailureClass::Unreachable);
+    let (_, message) = waiting(&world);
+    let begins = "waits for the machine to be off; next: it stays off (since ";
+    assert!(message.starts_with(begins), "{message}");
+    let since = |world: &World| waiting(world).1.split_once(" (since ").unwrap().1.to_owned();
+    let begun = since(&world);
+    // It tells the power, and does not take the order.
+    world.until("another order", |world| !orders(world).is_empty());
+    refused(&mut world, FailureClass::Unreachable);
+    says(&world, "it says so");
+    // It tells nothing.
+    world.bmc_up = false;
+    world.until("asked for the power", |world| world.bmc.unread.is_some());
+    world.step(11);
+    let unknown = "the BMC does not say whether the machine is on: it says so";
+    says(&world, unknown);
+    let writes = world.status_writes;
+    for _ in 0..30 {
+        world.step(11);
+    }
+    says(&world, unknown);
+    assert_eq!(world.status_writes, writes);
+    // Nor to another leader.
+    world.restart();
+    (0..3).for_each(|_| world.step(11));
+    says(&world, "BMC redfish://10.0.0.9/redfish/v1/Systems/1: it says so");
+    assert_eq!(since(&world), begun, "its deadlines hang on that");
+    world.bmc_up = true;
+    world.until("off", |world| !world.machine.on);
+    world.settle();
+    assert_eq!(waiting(&world).0, "Nothing");
 }
 
 #[test]

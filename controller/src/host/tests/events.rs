@@ -75,6 +75,11 @@ const STORIES: &[(&str, Story)] = &[
     ("UpdateHardwareDetails", || {
         spoilt(State::New, |world| world.annotate(HARDWARE_ANNOTATION, "{}"))
     }),
+    ("AnnotationUnused", || {
+        spoilt(State::Available, |world| {
+            world.annotate(HARDWARE_ANNOTATION, "{}");
+        })
+    }),
     ("InvalidAnnotationValue", || {
         spoilt(State::New, |world| world.annotate(STATUS_ANNOTATION, "{"))
     }),

@@ -3,8 +3,8 @@
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use muster_proto::kinds::{
-    BareMetalHost, ErrorType, IN_BAND_ANNOTATION, Image, JobStatus, OperationalStatus, PAUSED_ANNOTATION,
-    REBOOT_ANNOTATION, SessionState,
+    BareMetalHost, ErrorType, IN_BAND_ANNOTATION, INSPECT_ANNOTATION, Image, JobStatus, OperationalStatus,
+    PAUSED_ANNOTATION, REBOOT_ANNOTATION, RELEASE_ANNOTATION, SessionState,
 };
 
 use super::{
@@ -548,6 +548,123 @@ fn nobody_is_asked_to_break_a_job_that_a_silent_ramdisk_may_be_at() {
         ("PowerCycleByHand", 1)
     );
     assert!(!world.plan().slot);
+}
+
+/// One whose image is taken away without cleaning, as it has it.
+fn released(world: &mut World) {
+    world.set_image(None);
+    world.annotate(RELEASE_ANNOTATION, "");
+    world.reach(State::Deprovisioning);
+    world.reach(State::Available);
+}
+
+#[test]
+fn a_released_machine_that_runs_its_own_system_is_asked_for_at_once_and_one_that_was_back_is_waited_for() {
+    let mut world = provisioned();
+    released(&mut world);
+    let mut off = world.clone();
+    world.step(1);
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "PowerCycleByHand");
+    assert!(
+        message.starts_with("power-cycle the machine by hand: its network boot is armed since 2026-"),
+        "{message}"
+    );
+    world.settle();
+    assert_eq!(waiting(&world).0, "PowerCycleByHand");
+    off.host().spec.online = false;
+    off.step(1);
+    let (reason, message) = waiting(&off);
+    assert_eq!(reason, "PowerByHand");
+    assert!(
+        message.contains("what it runs is not ours to command; next: switch it off by hand"),
+        "{message}"
+    );
+
+    // What left was another session than the one that falls silent now.
+    world.obey();
+    world.settle();
+    assert!(is_ready(&world), "{:?}", waiting(&world));
+    world.disconnect();
+    (0..5).for_each(|_| world.step(11));
+    assert_eq!(waiting(&world).0, "Ramdisk");
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioning);
+    world.step(1);
+    assert_eq!(waiting(&world).0, "Ramdisk");
+}
+
+#[test]
+fn a_machine_that_left_for_its_former_image_a_moment_ago_is_asked_for_at_once() {
+    let mut world = available();
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    // It boots its disk.
+    world.tick(30);
+    released(&mut world);
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioning);
+    world.step(1);
+    assert!(world.machine.on && world.machine.ramdisk.is_none());
+    assert_eq!(
+        (waiting(&world).0.as_str(), asked(&world)),
+        ("PowerCycleByHand", 1)
+    );
+}
+
+/// Somebody deletes the Server, and its agent, which is refused, boots its machine again.
+fn server_goes(world: &mut World) {
+    world.server = None;
+    world.machine.ramdisk = None;
+    world.machine.working = None;
+}
+
+#[test]
+fn a_machine_whose_server_is_deleted_at_work_comes_back_by_itself_before_a_person_is_asked() {
+    let steps = |world: &mut World, minutes: u32| (0..minutes).for_each(|_| world.step(60));
+    let mut world = available();
+    world.set_image(Some(IMAGE));
+    world.order();
+    assert_eq!(waiting(&world).0, "Write");
+    server_goes(&mut world);
+    steps(&mut world, 14);
+    assert_eq!((waiting(&world).0.as_str(), asked(&world)), ("Ramdisk", 0));
+    assert!(world.plan().slot);
+    let mut back = world.clone();
+    back.call_in();
+    back.reach(State::Provisioned);
+    assert_eq!((back.machine.writes.len(), asked(&back)), (1, 0));
+    steps(&mut world, 3);
+    assert_eq!(
+        (waiting(&world).0.as_str(), asked(&world)),
+        ("PowerCycleByHand", 1)
+    );
+    world.settle();
+    assert_eq!(asked(&world), 1, "once");
+
+    // Nothing is lost where it only looks.
+    let mut world = available();
+    world.machine.deaf = true;
+    world.annotate(INSPECT_ANNOTATION, "");
+    world.until("it looks", |world| waiting(world).0 == "Inspection");
+    server_goes(&mut world);
+    steps(&mut world, 2);
+    assert_eq!((waiting(&world).0.as_str(), asked(&world)), ("Ramdisk", 0));
+    steps(&mut world, 1);
+    assert_eq!(waiting(&world).0, "PowerCycleByHand");
+}
+
+#[test]
+fn a_machine_without_a_server_whose_ramdisk_was_not_at_work_is_asked_for_at_once() {
+    let mut world = provisioned();
+    server_goes(&mut world);
+    world.set_image(None);
+    world.reach(State::Deprovisioning);
+    world.step(1);
+    assert_eq!(
+        (waiting(&world).0.as_str(), asked(&world)),
+        ("PowerCycleByHand", 1)
+    );
 }
 
 #[test]

@@ -121,7 +121,19 @@ fn a_host_without_a_bmc_is_provisioned_through_its_ramdisk_and_freed_by_hand() {
     world.host().spec.bmc = None;
     world.machine.network_first = true;
     world.reach(State::Unmanaged);
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Management");
+    assert!(
+        message.contains("no Server is known") && !message.contains("status.session.key"),
+        "{message}"
+    );
     world.call_in();
+    world.round();
+    let message = waiting(&world).1;
+    assert!(
+        message.contains("in status.session.key of its Server"),
+        "{message}"
+    );
     world.annotate(IN_BAND_ANNOTATION, &format!("{:016X}{:048}", 1, 0));
     world.reach(State::Available);
     assert_eq!(world.machine.boots, 0, "what was found is not inspected again");

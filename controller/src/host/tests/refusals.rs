@@ -1110,6 +1110,36 @@ fn what_cannot_be_prepared_is_told_though_an_image_could_not_be_written_before()
 }
 
 #[test]
+fn the_error_of_a_failed_provisioning_is_shown_though_taking_it_back_failed_too() {
+    // Once the cleaning is tried again, or left out.
+    for left_out in [false, true] {
+        let mut world = at(State::Available);
+        world.failing_writes = 1;
+        world.set_image(Some(IMAGE));
+        world.reach(State::Deprovisioning);
+        let failed = error(&world).1;
+        assert!(failed.contains("EIO"), "{failed}");
+        world.failing_jobs = 1;
+        world.until("its cleaning failed", |world| {
+            error(world).1.starts_with("the disks could not be cleaned: ")
+        });
+        if left_out {
+            world.annotate(RELEASE_ANNOTATION, "");
+        }
+        world.reach(State::Available);
+        for _ in 0..6 {
+            let status = world.host().status.clone().unwrap();
+            assert_eq!(status.operational_status, OperationalStatus::Error);
+            assert_eq!(error(&world), (Some(ErrorType::Provisioning), failed.clone(), 0));
+            world.step(2);
+        }
+        assert_eq!(waiting(&world).0, "Delay");
+        world.reach(State::Provisioned);
+        assert_eq!(error(&world).0, None);
+    }
+}
+
+#[test]
 fn a_claimed_host_that_cannot_be_prepared_is_available_again_after_another_inspection() {
     for claimed in [true, false] {
         let mut world = at(State::Available);

@@ -166,7 +166,7 @@ fn keeps_us_out(world: &mut World, class: FailureClass) {
 }
 
 /// `Manageable` and the kind of error of a host that is there.
-fn manageable(world: &World) -> Option<(String, String, Option<ErrorType>)> {
+pub(super) fn manageable(world: &World) -> Option<(String, String, Option<ErrorType>)> {
     let status = world.host.as_ref()?.status.clone()?;
     let mut conditions = status.conditions.into_iter();
     let one = conditions.find(|one| one.type_ == "Manageable")?;

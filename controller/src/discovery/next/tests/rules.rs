@@ -409,6 +409,42 @@ fn a_deleted_host_stays_away_until_approved() {
 }
 
 #[test]
+fn of_a_machine_whose_host_is_deleted_its_server_says_once_that_it_is_dismissed_and_what_helps() {
+    for policy in [UnknownPolicy::Hold, UnknownPolicy::Discover] {
+        let told = |sim: &Sim| {
+            let all = sim.told.iter().filter(|event| event.reason == "Dismissed");
+            all.cloned().collect::<Vec<_>>()
+        };
+        let mut sim = Sim::new(policy);
+        sim.reports("a", machine("J5K2X93", 1));
+        sim.settle();
+        assert!(told(&sim).is_empty());
+        sim.delete_host(NAME);
+        sim.settle();
+        sim.reports("a", machine("J5K2X93", 1));
+        sim.settle();
+        let all = told(&sim);
+        let [event] = &all[..] else {
+            panic!("{:?}", sim.told);
+        };
+        assert_eq!(event.about.kind.as_deref(), Some("Server"));
+        assert_eq!((event.about.name.as_deref(), event.warning), (Some("a"), false));
+        let host = format!("{HOSTS}/{NAME}");
+        for part in [host.as_str(), "its own disk", APPROVE_ANNOTATION] {
+            assert!(event.message.contains(part), "{}", event.message);
+        }
+        // Of one that was approved beforehand nobody has to do anything.
+        sim.annotate_server("a", APPROVE_ANNOTATION);
+        sim.settle();
+        sim.annotate_server("a", APPROVE_ANNOTATION);
+        sim.delete_host(NAME);
+        sim.settle();
+        assert_eq!(sim.names(), [NAME]);
+        assert_eq!(told(&sim).len(), 1);
+    }
+}
+
+#[test]
 fn one_approval_is_enough_for_a_machine_whose_host_was_deleted_and_that_looks_like_another_ones() {
     let mut sim = discovered();
     let mut declared = sim.host(NAME).clone();

@@ -1,0 +1,57 @@
+//! A machine whose BMC has not booted it into its ramdisk, and is told to again. Pure.
+
+use muster_proto::kinds::ErrorType;
+
+use super::{BOOT_DEADLINE, CALL_IN, LOST_ANSWER, unlikely};
+use crate::host::{
+    draft::{Draft, clause},
+    observed::{Failure, FailureClass, Tried},
+    power,
+};
+
+/// The boot that was `tried` failed so, and is ordered again: the host waits for its BMC. Too long is a failure; the time counts from when it
+/// began to wait for its ramdisk, and does not begin anew with what it says. True if it waits on.
+pub(super) fn waits_on(
+    draft: &mut Draft<'_>,
+    kind: ErrorType,
+    (tried, failure): (&Tried, &Failure),
+    then: &str,
+) -> bool {
+    let unread = draft.seen.bmc.unread.as_ref();
+    let unread = unread.filter(|unread| unread.at > tried.at);
+    let is_lost = tried.on_power && failure.class == FailureClass::Unreachable;
+    // Nobody knows whether the machine boots.
+    let may_boot = is_lost && unread.is_none();
+    match unread {
+        Some(unread) => draft.powerless = Some(power::unknown_because(&unread.message)),
+        None if may_boot || failure.class == FailureClass::Busy => {}
+        None => draft.powerless = Some(failure.message.clone()),
+    }
+    let why = clause(&unread.unwrap_or(failure).message);
+    if draft.waited("Ramdisk", BOOT_DEADLINE) || draft.waited("Bmc", BOOT_DEADLINE) {
+        draft.fail(
+            kind,
+            format!("the machine could not be booted from the network: {why}"),
+        );
+        return false;
+    }
+    if may_boot {
+        let (minutes, unlikely) = (LOST_ANSWER.as_mins(), unlikely(draft));
+        draft.wait_on(
+            "Ramdisk",
+            "Bmc",
+            format!(
+                "{CALL_IN}{unlikely}, though the BMC did not answer when it was told to boot the machine ({why}); next: it is told again after {minutes} min, or {then}"
+            ),
+        );
+    } else {
+        draft.wait_on(
+            "Bmc",
+            "Ramdisk",
+            format!(
+                "waits for the BMC to boot the machine into its ramdisk: {why}; next: it is asked again at least every minute, and then {then}"
+            ),
+        );
+    }
+    true
+}
