@@ -111,7 +111,7 @@ pub(super) fn dismissal(server: &Server, at: &HostReference) -> Event {
     let HostReference { namespace, name, .. } = at;
     let message = format!(
         "its host {namespace}/{name} was deleted: no other is made for it, and from its next boot on the machine boots its own disk; \
-         next: annotate this Server with {APPROVE_ANNOTATION} if it is to have a host again"
+         next: annotate this Server with {APPROVE_ANNOTATION}, or declare a host for it, if it is to have one again"
     );
     event(server.object_ref(&()), false, "Dismissed", message)
 }

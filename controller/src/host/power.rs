@@ -13,6 +13,7 @@ use super::{
     draft::{Draft, HoldOff, RETRY, clause},
     in_band, jobs,
     observed::{Failure, FailureClass, Power, PowerReading, Tried},
+    owner::has_bmc,
     plan::{BmcCall, PowerOrder},
     ramdisk,
     reboot::{self, Wish},
@@ -113,10 +114,11 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
     }
 }
 
-/// True if the machine is to be off, and stay so. One that may not be switched off is to be on, where its image is.
+/// True if the machine is to be off, and stay so. One that may not be switched off is to be on, where its image is; and one without a BMC
+/// is not switched off for an annotation, which may be gone when only a person can switch it on again.
 pub(super) fn is_to_be_off(host: &BareMetalHost) -> bool {
-    let is_wanted = !host.spec.online || reboot::wish(host, false).stay_off;
-    is_wanted && host.spec.disable_power_off != Some(true)
+    let is_held_off = has_bmc(host) && reboot::wish(host, false).stay_off;
+    (!host.spec.online || is_held_off) && host.spec.disable_power_off != Some(true)
 }
 
 /// Nothing can be done before the BMC answers: that is what the host waits for, but for an order on the power that is under way or failed.
@@ -304,7 +306,9 @@ fn failing<'a>(draft: &Draft<'a>, operation: &str) -> Option<&'a str> {
     let tried = draft.seen.tried.as_ref()?;
     let step = tried.operation.strip_prefix(operation)?;
     let failure = tried.result.as_ref().err()?;
-    let is_its = step.is_empty() || step.starts_with('-');
+    // That one which is shutting down is not told so once more is no failure.
+    let is_repeat = step.starts_with("-soft-") && step != "-soft-0";
+    let is_its = step.is_empty() || (step.starts_with('-') && !is_repeat);
     let is_told_again = failure.class != FailureClass::Unsupported;
     (is_its && is_told_again).then_some(failure.message.as_str())
 }

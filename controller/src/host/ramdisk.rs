@@ -344,6 +344,11 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
         tried.filter(|tried| tried.at >= draft.seen.began || !draft.has_paused(tried.at, BOOT_DEADLINE));
     match tried.filter(|tried| is_booted(draft, tried, operation)) {
         Some(tried) => match &tried.result {
+            // What its BMC took to do that is no time in which it boots.
+            Ok(()) if unbooted::took_long(draft, tried) => {
+                draft.wait_anew("Ramdisk", waits(draft, then));
+                draft.again_at(draft.now.checked_add(BOOT_DEADLINE).unwrap_or(draft.now));
+            }
             Ok(()) => {
                 overdue(draft, kind, "it was booted from the network", then);
             }

@@ -1,5 +1,6 @@
 //! A machine whose BMC has not booted it into its ramdisk, and is told to again. Pure.
 
+use jiff::SignedDuration;
 use muster_proto::kinds::ErrorType;
 
 use super::{BOOT_DEADLINE, CALL_IN, LOST_ANSWER, unlikely};
@@ -54,4 +55,12 @@ pub(super) fn waits_on(
         );
     }
     true
+}
+
+/// True if the boot that was `tried` succeeded so long after the host began to wait for its ramdisk that the time for that begins with it.
+pub(super) fn took_long(draft: &Draft<'_>, tried: &Tried) -> bool {
+    let least = SignedDuration::from_secs(60);
+    draft
+        .waiting_since("Ramdisk")
+        .is_some_and(|since| tried.at.duration_since(since) >= least)
 }

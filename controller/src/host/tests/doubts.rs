@@ -249,6 +249,30 @@ fn a_bmc_that_comes_and_goes_while_it_is_to_boot_its_machine_fails_in_time() {
 }
 
 #[test]
+fn a_machine_whose_bmc_was_gone_for_long_has_all_its_time_to_boot() {
+    let mut world = is_to_boot_its_ramdisk();
+    refused(&mut world, FailureClass::Unreachable);
+    world.tried.as_mut().unwrap().on_power = true;
+    world.step(11);
+    // Its BMC restarts.
+    world.bmc_up = false;
+    for _ in 0..12 {
+        world.step(60);
+    }
+    world.bmc_up = true;
+    world.until("booted", |world| world.machine.booting > 0);
+    world.machine.booting = 12 * 60;
+    let boots = world.machine.boots;
+    world.reach(State::Available);
+    assert_eq!((world.machine.boots, error(&world).0), (boots, None));
+    assert!(
+        !world.events.contains(&"ProvisioningError".to_owned()),
+        "{:?}",
+        world.events
+    );
+}
+
+#[test]
 fn a_boot_that_may_be_under_way_is_waited_for_and_that_nobody_answered_to_it_is_said() {
     let mut world = is_to_boot_its_ramdisk();
     refused(&mut world, FailureClass::Unreachable);

@@ -612,6 +612,15 @@ fn a_machine_that_left_for_its_former_image_a_moment_ago_is_asked_for_at_once() 
     );
 }
 
+#[test]
+fn a_machine_that_only_a_person_could_switch_on_boots_its_image_whatever_holds_it_off() {
+    let mut world = available();
+    world.annotate("reboot.metal3.io/fence", "");
+    world.set_image(Some(IMAGE));
+    world.reach(State::Provisioned);
+    assert!(world.machine.on && powered_on(&world));
+}
+
 /// Somebody deletes the Server, and its agent, which is refused, boots its machine again.
 fn server_goes(world: &mut World) {
     world.server = None;
