@@ -19,7 +19,7 @@ mod subnet;
 #[cfg(test)]
 mod tests;
 
-pub use invalid::{ELSEWHERE, Invalid, REASONS};
+pub use invalid::{ELSEWHERE, Invalid, UNSERVED};
 pub use subnet::Subnet;
 
 /// Where the Segments of `plan` are served.

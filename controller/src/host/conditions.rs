@@ -34,7 +34,7 @@ pub(super) fn barred(status: &BareMetalHostStatus) -> Option<Barred> {
 }
 
 /// Our condition: true while the Secret with the BMC's credentials is being deleted and held; the message says what helps.
-const SECRET_HELD: &str = "SecretHeld";
+pub(super) const SECRET_HELD: &str = "SecretHeld";
 
 /// What the host says of its BMC's Secret that is being deleted.
 pub(super) fn secret_held(status: &BareMetalHostStatus) -> Option<&str> {

@@ -524,7 +524,7 @@ impl<'a> Draft<'a> {
         let barred = self.barred();
         let held = secrets::held(&self);
         if conditions::set_secret_held(&mut self.status, held.as_deref(), self.now) {
-            self.warn("SecretHeld", held.unwrap_or_default());
+            self.warn(conditions::SECRET_HELD, held.unwrap_or_default());
         }
         let slot = self.slot && (!self.seen.slot || !self.needs_no_place());
         conditions::set(

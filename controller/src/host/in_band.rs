@@ -301,7 +301,7 @@ fn is_unserved(segment: &Segment) -> bool {
     conditions.any(|condition| {
         condition.type_ == "Serving"
             && condition.status == "False"
-            && segment::REASONS.contains(&condition.reason.as_str())
+            && segment::UNSERVED.contains(&condition.reason.as_str())
     })
 }
 

@@ -143,7 +143,7 @@ pub(super) fn is_unheard(server: &Server) -> bool {
 }
 
 /// True if the last word of the machine's ramdisk was that it leaves for the system that the machine has, as it was told.
-pub(super) fn has_left(server: &Server) -> bool {
+pub(super) fn says_it_left(server: &Server) -> bool {
     server.last_job().is_some_and(|last| {
         let said = last.leaving.as_ref().is_some_and(|leaving| leaving.said);
         let ordered = last.id.starts_with(OURS) && last.id.ends_with(LEAVE);

@@ -23,7 +23,8 @@
 //!     available, provisioning, provisioned, deprovisioning, deletion
 //!   power, in_band, reboot  the power, with a BMC and without
 //!   ramdisk, netboot, jobs  the machine in its ramdisk, what boots it, what it is told
-//!   ramdisk/presence        whether it is there
+//!   ramdisk/presence,       whether it is there, and a BMC that does not boot it
+//!     ramdisk/unbooted
 //!   interrupted             ramdisks that were lost in the middle of it
 //!   disk, image, secrets    which disk, which image, which Secrets
 //!   guard                   leave to destroy data

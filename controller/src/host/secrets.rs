@@ -211,8 +211,9 @@ pub(super) fn going(draft: &Draft<'_>) -> Option<String> {
 pub(super) fn held(draft: &Draft<'_>) -> Option<String> {
     let secret = &draft.seen.secrets.bmc.state;
     let is_unseen = matches!(secret, SecretState::Unreadable(_) | SecretState::Unasked);
-    let is_it = format!("{} ", is_going(draft.host.spec.bmc.as_ref()?));
-    let before = conditions::secret_held(&draft.old).filter(|says| is_unseen && says.starts_with(&is_it));
+    let bmc = draft.host.spec.bmc.as_ref()?;
+    let before = conditions::secret_held(&draft.old)
+        .filter(|says| is_unseen && says.starts_with(&format!("{} ", is_going(bmc))));
     going(draft).or_else(|| before.map(str::to_owned))
 }
 

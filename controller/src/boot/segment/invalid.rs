@@ -199,7 +199,7 @@ pub enum Invalid {
 /// The [`Invalid::reason`]s where another computer may have the interface, or one of that name with an address in the subnet.
 pub const ELSEWHERE: [&str; 2] = [NO_INTERFACE, NO_ADDRESS];
 /// Every [`Invalid::reason`]: where a Segment is not served at all, and not only without something.
-pub const REASONS: [&str; 4] = [NO_INTERFACE, NO_ADDRESS, CONFLICT, INVALID];
+pub const UNSERVED: [&str; 4] = [NO_INTERFACE, NO_ADDRESS, CONFLICT, INVALID];
 const NO_INTERFACE: &str = "NoInterface";
 const NO_ADDRESS: &str = "NoAddress";
 const CONFLICT: &str = "Conflict";

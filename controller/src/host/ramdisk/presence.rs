@@ -58,7 +58,9 @@ fn may_have_gone(tried: &Tried) -> bool {
 /// boot in between.
 pub(in crate::host) fn has_left(draft: &Draft<'_>) -> bool {
     let is_gone = draft.session().is_none();
-    let left = draft.server().filter(|server| is_gone && jobs::has_left(server));
+    let left = draft
+        .server()
+        .filter(|server| is_gone && jobs::says_it_left(server));
     let ended = left.and_then(|server| lost_at(server, draft.now));
     let history = draft.old.operation_history.as_ref();
     let taken_away = history.and_then(|history| history.deprovision.as_ref()?.start.as_ref());

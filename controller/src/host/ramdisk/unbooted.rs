@@ -1,9 +1,8 @@
-//! A machine whose BMC has not booted it into its ramdisk, and is told to again. Pure.
+//! A machine whose BMC has not booted it into its ramdisk and is told to again, or took long to. Pure.
 
-use jiff::SignedDuration;
 use muster_proto::kinds::ErrorType;
 
-use super::{BOOT_DEADLINE, CALL_IN, LOST_ANSWER, unlikely};
+use super::{BENEFIT_OF_DOUBT, BOOT_DEADLINE, CALL_IN, LOST_ANSWER, unlikely};
 use crate::host::{
     draft::{Draft, clause},
     observed::{Failure, FailureClass, Tried},
@@ -59,8 +58,7 @@ pub(super) fn waits_on(
 
 /// True if the boot that was `tried` succeeded so long after the host began to wait for its ramdisk that the time for that begins with it.
 pub(super) fn took_long(draft: &Draft<'_>, tried: &Tried) -> bool {
-    let least = SignedDuration::from_secs(60);
     draft
         .waiting_since("Ramdisk")
-        .is_some_and(|since| tried.at.duration_since(since) >= least)
+        .is_some_and(|since| tried.at.duration_since(since) >= BENEFIT_OF_DOUBT)
 }
