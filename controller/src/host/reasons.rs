@@ -84,7 +84,7 @@ pub const REASONS: &[Reason] = &[
     ),
     ours(
         "AnnotationUnused",
-        "an annotation with hardware is taken off and changes nothing; the message says why, and what helps",
+        "the annotation `inspect.metal3.io/hardwaredetails` is taken off and changes nothing; the message says why, and what helps",
     ),
     ours(
         "WriteRefused",
