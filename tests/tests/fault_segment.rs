@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     api::{Patch, PatchParams, PostParams},
@@ -34,19 +34,25 @@ fn mac(number: u8) -> Mac {
 
 /// The condition `kind` of Segment `name`, as soon as its status is `status`.
 async fn condition(stage: &Stage, name: &str, kind: &str, status: &str) -> Result<Condition> {
+    condition_that(stage, name, |condition| {
+        condition.type_ == kind && condition.status == status
+    })
+    .await
+    .with_context(|| format!("{kind} of {name} did not become {status}"))
+}
+
+/// The condition of Segment `name` that `is_it`, as soon as there is one.
+async fn condition_that(stage: &Stage, name: &str, is_it: impl Fn(&Condition) -> bool) -> Result<Condition> {
     let find = |segment: &Segment| {
         let conditions = &segment.status.as_ref()?.conditions;
-        conditions
-            .iter()
-            .find(|condition| condition.type_ == kind && condition.status == status)
-            .cloned()
+        conditions.iter().find(|condition| is_it(condition)).cloned()
     };
     let wanted = |segment: Option<&Segment>| segment.and_then(find).is_some();
     let reached = tokio::time::timeout(SOON, await_condition(stage.api::<Segment>(), name, wanted)).await;
     match reached.map(|found| found.map(|segment| segment.as_ref().and_then(find))) {
         Ok(Ok(Some(condition))) => Ok(condition),
         _ => bail!(
-            "{kind} of {name} did not become {status}; it is {:#?}",
+            "the status of {name} is {:#?}",
             stage.api::<Segment>().get(name).await?.status
         ),
     }
@@ -151,17 +157,9 @@ async fn taken_ports_of_boot_files_and_agents_are_reported_and_served_once_they_
         .create(&PostParams::default(), &Segment::new(BR0.name, spec))
         .await
         .unwrap();
-    let find = |segment: &Segment| {
-        let conditions = &segment.status.as_ref()?.conditions;
-        conditions
-            .iter()
-            .find(|said| said.reason == "PortInUse" && said.message.matches(" is in use").count() == 3)
-            .cloned()
-    };
-    let wanted = |segment: Option<&Segment>| segment.and_then(find).is_some();
-    let waiting = await_condition(stage.api::<Segment>(), BR0.name, wanted);
-    let found = tokio::time::timeout(SOON, waiting).await.unwrap().unwrap();
-    let said = found.as_ref().and_then(find).unwrap();
+    let all_three =
+        |said: &Condition| said.reason == "PortInUse" && said.message.matches(" is in use").count() == 3;
+    let said = condition_that(&stage, BR0.name, all_three).await.unwrap();
     for words in [
         "UDP port 69 on 10.77.0.1 (TFTP) is in use by another program",
         "TCP port 8080 on 10.77.0.1 (HTTP) is in use by another program",

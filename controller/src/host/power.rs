@@ -307,10 +307,15 @@ fn failing<'a>(draft: &Draft<'a>, operation: &str) -> Option<&'a str> {
     let step = tried.operation.strip_prefix(operation)?;
     let failure = tried.result.as_ref().err()?;
     // That one which is shutting down is not told so once more is no failure.
-    let is_repeat = step.starts_with("-soft-") && step != "-soft-0";
+    let is_repeat = (1..SOFT_OFFS).any(|times| tried.operation == soft_off(operation, times));
     let is_its = step.is_empty() || (step.starts_with('-') && !is_repeat);
     let is_told_again = failure.class != FailureClass::Unsupported;
     (is_its && is_told_again).then_some(failure.message.as_str())
+}
+
+/// What it is called that the system is asked to shut down for `operation`, after it was so many times.
+fn soft_off(operation: &str, times: i32) -> String {
+    format!("{operation}-soft-{times}")
 }
 
 /// Softly first where an operating system may listen, hard after a failure, after a while, or where somebody said so.
@@ -319,7 +324,6 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     let (id, since) = operation(draft, GOING_OFF, "off");
     let begun = draft.waiting_since(GOING_OFF).is_none();
     let gentle = is_gentle(draft, wish, &id) && draft.old.error_count == 0;
-    let soft = |times: i32| format!("{id}-soft-{times}");
     let why = failing(draft, &id);
     says_going(draft, GOING_OFF, wish, why);
     if begun {
@@ -327,18 +331,19 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     }
     if gentle {
         let within = |from: Timestamp, patience| seen_at(draft).duration_since(from) < patience;
-        let asked = (0..SOFT_OFFS).find_map(|times| Some((times, tried(draft, &soft(times))?)));
+        let asked = (0..SOFT_OFFS).find_map(|times| Some((times, tried(draft, &soft_off(&id, times))?)));
         match asked.map(|(times, tried)| (times, tried.at, &tried.result)) {
-            None if within(since, SOFT_OFF) => return order(draft, &soft(0), PowerOrder::SoftOff),
+            None if within(since, SOFT_OFF) => return order(draft, &soft_off(&id, 0), PowerOrder::SoftOff),
             Some((0, at, Err(failure))) if is_asked_again(draft, failure, since, at) => {
-                return order_again(draft, &soft(0), PowerOrder::SoftOff, at);
+                return order_again(draft, &soft_off(&id, 0), PowerOrder::SoftOff, at);
             }
             Some((0, _, Err(_))) => {}
-            // One that was just booting has not heard it. That it is refused once more tells nothing.
-            Some((times, at, _)) if !within(at, SOFT_OFF_AGAIN) && times + 1 < SOFT_OFFS => {
-                return order(draft, &soft(times + 1), PowerOrder::SoftOff);
-            }
+            // That it is refused once more tells nothing.
             Some((_, at, _)) if within(at, SOFT_OFF_AGAIN) => return draft.again(LOOK),
+            // One that was just booting has not heard it.
+            Some((times, ..)) if times + 1 < SOFT_OFFS => {
+                return order(draft, &soft_off(&id, times + 1), PowerOrder::SoftOff);
+            }
             // It cannot do it softly, did not, or nobody remembers: hard.
             None | Some(_) => {}
         }

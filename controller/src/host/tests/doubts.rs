@@ -841,6 +841,29 @@ fn held_off_with_its_session() -> World {
     world
 }
 
+/// One that is reset by force before its ramdisk took up a job, and whose session no edge has found ended yet.
+fn reset_with_its_session() -> World {
+    let mut world = at(State::Provisioning);
+    world.machine.deaf = true;
+    world.order();
+    let before = session(&mut world).clone();
+    world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
+    world.until("told", |world| !world.annotated(REBOOT_ANNOTATION));
+    assert!(world.machine.booting > 1);
+    world.machine.deaf = false;
+    *session(&mut world) = before;
+    world.bump();
+    world
+}
+
+/// An edge finds that the session has ended.
+fn end_session(world: &mut World) {
+    let now = world.now.to_string();
+    let session = session(world);
+    (session.state, session.since) = (SessionState::Disconnected, now);
+    world.bump();
+}
+
 #[test]
 fn a_session_of_a_machine_that_went_off_since_is_given_no_work() {
     let mut world = held_off_with_its_session();
@@ -853,10 +876,7 @@ fn a_session_of_a_machine_that_went_off_since_is_given_no_work() {
     }
     assert_eq!((world.machine.orders, powered_on(&world)), (orders, false));
     // Now it is found.
-    let now = world.now.to_string();
-    let session = session(&mut world);
-    (session.state, session.since) = (SessionState::Disconnected, now);
-    world.bump();
+    end_session(&mut world);
     world.reach(State::Provisioned);
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
 }
@@ -877,16 +897,7 @@ fn a_bmc_that_says_off_of_a_machine_whose_ramdisk_lives_on_holds_it_up_for_a_mom
 
 #[test]
 fn a_machine_that_was_reset_is_waited_for_though_its_session_has_not_ended_yet() {
-    let mut world = at(State::Provisioning);
-    world.machine.deaf = true;
-    world.order();
-    let before = session(&mut world).clone();
-    world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
-    world.until("told", |world| !world.annotated(REBOOT_ANNOTATION));
-    assert!(world.machine.booting > 1);
-    world.machine.deaf = false;
-    *session(&mut world) = before;
-    world.bump();
+    let mut world = reset_with_its_session();
     world.step(1);
     assert_eq!(waiting(&world).0, "Ramdisk");
     world.reach(State::Provisioned);
@@ -895,24 +906,14 @@ fn a_machine_that_was_reset_is_waited_for_though_its_session_has_not_ended_yet()
 
 #[test]
 fn a_machine_that_was_reset_is_not_reset_again_while_its_edge_finds_out_that_it_went() {
-    let mut world = at(State::Provisioning);
-    world.machine.deaf = true;
-    world.order();
-    let before = session(&mut world).clone();
-    world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
-    world.until("told", |world| !world.annotated(REBOOT_ANNOTATION));
-    (world.machine.deaf, world.machine.booting) = (false, 400);
+    let mut world = reset_with_its_session();
+    world.machine.booting = 400;
     let boots = world.machine.boots;
     // An edge takes it for gone after 100 s, and has to write that.
-    *session(&mut world) = before;
-    world.bump();
     for _ in 0..105 {
         world.step(1);
     }
-    let now = world.now.to_string();
-    let session = session(&mut world);
-    (session.state, session.since) = (SessionState::Disconnected, now);
-    world.bump();
+    end_session(&mut world);
     world.until("ordered", |world| world.machine.ramdisk.is_some());
     assert_eq!(world.machine.boots, boots);
     world.reach(State::Provisioned);
