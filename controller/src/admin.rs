@@ -34,7 +34,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use self::review::{Reviewer, Verdict};
-use crate::{counts::Counts, lease::Standing, metrics::Registry, watches::Watches};
+use crate::{lease::Standing, metrics::Registry, quota::Quota, watches::Watches};
 
 mod review;
 
@@ -197,7 +197,7 @@ impl Admin {
     /// Serves until dropped.
     pub async fn run(self) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        let by_address = Counts::new(OF_ADDRESS);
+        let by_address = Quota::new(OF_ADDRESS);
         loop {
             let slot = slots
                 .clone()

@@ -70,15 +70,15 @@ impl Port {
 
 /// A port that is to be open and is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Closed {
+pub struct ClosedPort {
     /// True if another program has it.
     pub is_taken: bool,
     /// Which, and why; the same as long as the cause is.
     pub message: String,
 }
 
-impl Closed {
-    fn of(address: IpAddr, port: Port, error: &io::Error) -> Closed {
+impl ClosedPort {
+    fn of(address: IpAddr, port: Port, error: &io::Error) -> ClosedPort {
         let Port {
             number,
             protocol,
@@ -90,7 +90,7 @@ impl Closed {
         } else {
             format!("cannot be opened: {}", Chain(error))
         };
-        Closed {
+        ClosedPort {
             is_taken,
             message: format!("{protocol} port {number} on {address} ({service}) {cause}"),
         }
@@ -99,11 +99,11 @@ impl Closed {
 
 /// The ports that could not be opened when they were tried last: whoever opens them writes it, and who tells people reads it.
 #[derive(Clone, Debug, Default)]
-pub struct Unopened(Arc<Mutex<BTreeMap<(IpAddr, Port), Closed>>>);
+pub struct ClosedPorts(Arc<Mutex<BTreeMap<(IpAddr, Port), ClosedPort>>>);
 
-impl Unopened {
+impl ClosedPorts {
     /// Those on `addresses`, always in the same order.
-    pub fn on(&self, addresses: &Addresses) -> Vec<Closed> {
+    pub fn on(&self, addresses: &Addresses) -> Vec<ClosedPort> {
         self.lock()
             .iter()
             .filter(|((address, _), _)| addresses.contains(address))
@@ -114,21 +114,21 @@ impl Unopened {
     /// What is known of `port` on `address`, until it is dropped.
     pub(crate) fn entry(&self, address: IpAddr, port: Port) -> Entry {
         Entry {
-            unopened: self.clone(),
+            closed_ports: self.clone(),
             address,
             port,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(IpAddr, Port), Closed>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(IpAddr, Port), ClosedPort>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The place of one port among the [`Unopened`].
+/// The place of one port among the [`ClosedPorts`].
 #[derive(Debug)]
 pub(crate) struct Entry {
-    unopened: Unopened,
+    closed_ports: ClosedPorts,
     address: IpAddr,
     port: Port,
 }
@@ -136,15 +136,15 @@ pub(crate) struct Entry {
 impl Entry {
     /// It could not be opened; gives the words for it.
     pub(crate) fn failed(&self, error: &io::Error) -> String {
-        let closed = Closed::of(self.address, self.port, error);
+        let closed = ClosedPort::of(self.address, self.port, error);
         let message = closed.message.clone();
-        self.unopened.lock().insert((self.address, self.port), closed);
+        self.closed_ports.lock().insert((self.address, self.port), closed);
         message
     }
 
     /// It is open.
     pub(crate) fn opened(&self) {
-        self.unopened.lock().remove(&(self.address, self.port));
+        self.closed_ports.lock().remove(&(self.address, self.port));
     }
 }
 
@@ -156,11 +156,11 @@ impl Drop for Entry {
 }
 
 /// Opens `port` on each of `addresses` and runs `serve` with it as long as the address is in the set, and again after each failure;
-/// what cannot be opened stands in `unopened`. Does not return; dropping it ends every task.
-pub async fn on_each<Open, Opened, Serve, Serving, Error>(
+/// what cannot be opened stands in `closed_ports`. Does not return; dropping it ends every task.
+pub async fn serve_on_each<Open, Opened, Serve, Serving, Error>(
     port: Port,
     mut addresses: watch::Receiver<Addresses>,
-    unopened: Unopened,
+    closed_ports: ClosedPorts,
     open: Open,
     serve: Serve,
 ) where
@@ -184,7 +184,7 @@ pub async fn on_each<Open, Opened, Serve, Serving, Error>(
         });
         for address in wanted {
             running.entry(address).or_insert_with(|| {
-                let entry = unopened.entry(address, port);
+                let entry = closed_ports.entry(address, port);
                 tasks.spawn(keep_serving(entry, open.clone(), serve.clone()))
             });
         }
@@ -244,7 +244,13 @@ mod tests {
             io::Error::other("ended")
         };
         let port = Port::tcp("test", 1);
-        let serving = tokio::spawn(on_each(port, addresses, Unopened::default(), open, serve));
+        let serving = tokio::spawn(serve_on_each(
+            port,
+            addresses,
+            ClosedPorts::default(),
+            open,
+            serve,
+        ));
         sleep(Duration::from_secs(1)).await;
         assert_eq!(*begun.lock().unwrap(), [one]);
         tell.send_replace(Addresses::from([other]));
@@ -267,7 +273,7 @@ mod tests {
         let here = Addresses::from([taken.ip()]);
         let elsewhere = Addresses::from([IpAddr::from([127, 0, 0, 2])]);
         let (tell, addresses) = watch::channel(here.clone());
-        let unopened = Unopened::default();
+        let closed_ports = ClosedPorts::default();
         let port = Port::tcp("test", taken.port());
         let (end, ended) = watch::channel(false);
         let open = |address| listen(address, 1);
@@ -279,8 +285,8 @@ mod tests {
                 io::Error::other("ended")
             }
         };
-        let serving = tokio::spawn(on_each(port, addresses, unopened.clone(), open, serve));
-        let closed = [Closed {
+        let serving = tokio::spawn(serve_on_each(port, addresses, closed_ports.clone(), open, serve));
+        let closed = [ClosedPort {
             is_taken: true,
             message: format!(
                 "TCP port {} on 127.0.0.1 (test) is in use by another program",
@@ -289,17 +295,17 @@ mod tests {
         }];
         for _ in 0..3 {
             sleep(AGAIN).await;
-            assert_eq!(unopened.on(&here), closed, "also while it is tried again");
+            assert_eq!(closed_ports.on(&here), closed, "also while it is tried again");
         }
-        assert!(unopened.on(&elsewhere).is_empty());
+        assert!(closed_ports.on(&elsewhere).is_empty());
         drop(squatter);
         sleep(2 * AGAIN).await;
-        assert!(unopened.on(&here).is_empty());
+        assert!(closed_ports.on(&here).is_empty());
 
         // What ends while it is served was open.
         end.send_replace(true);
         sleep(AGAIN / 2).await;
-        assert!(unopened.on(&here).is_empty());
+        assert!(closed_ports.on(&here).is_empty());
         serving.abort();
         let _ = serving.await;
 
@@ -307,25 +313,25 @@ mod tests {
         let port = Port::tcp("test", squatter.local_addr().unwrap().port());
         let addresses = tell.subscribe();
         let serve = |_: TcpListener| std::future::pending::<io::Error>();
-        let serving = tokio::spawn(on_each(port, addresses, unopened.clone(), open, serve));
+        let serving = tokio::spawn(serve_on_each(port, addresses, closed_ports.clone(), open, serve));
         sleep(AGAIN).await;
-        assert_eq!(unopened.on(&here).len(), 1);
+        assert_eq!(closed_ports.on(&here).len(), 1);
         tell.send_replace(Addresses::new());
         sleep(AGAIN).await;
-        assert!(unopened.on(&here).is_empty(), "wanted no more");
+        assert!(closed_ports.on(&here).is_empty(), "wanted no more");
         serving.abort();
     }
 
     #[test]
     fn a_port_that_cannot_be_opened_for_another_reason_says_which() {
-        let unopened = Unopened::default();
+        let closed_ports = ClosedPorts::default();
         let address = IpAddr::from([10, 0, 0, 1]);
-        let entry = unopened.entry(address, Port::udp("TFTP", 69));
+        let entry = closed_ports.entry(address, Port::udp("TFTP", 69));
         entry.failed(&io::Error::from_raw_os_error(nix::libc::EACCES));
-        let closed = unopened.on(&Addresses::from([address]));
+        let closed = closed_ports.on(&Addresses::from([address]));
         assert_eq!(
             closed,
-            [Closed {
+            [ClosedPort {
                 is_taken: false,
                 message: "UDP port 69 on 10.0.0.1 (TFTP) cannot be opened: Permission denied (os error 13)"
                     .to_owned(),

@@ -125,7 +125,7 @@ pub(crate) fn is_paused(host: &BareMetalHost) -> bool {
 }
 
 /// True if somebody deleted `host` and a finalizer still holds it.
-pub(crate) fn is_leaving(host: &BareMetalHost) -> bool {
+pub(crate) fn is_being_deleted(host: &BareMetalHost) -> bool {
     host.metadata.deletion_timestamp.is_some()
 }
 

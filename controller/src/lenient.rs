@@ -65,7 +65,7 @@ pub(crate) fn pause(host: &mut BareMetalHost) {
     note(host, PAUSED_ANNOTATION);
 }
 
-/// The guard gives no leave to destroy data on its word.
+/// The guard gives no permission to destroy data on its word.
 pub(crate) fn mark(server: &mut Server) {
     note(server, UNREADABLE_ANNOTATION);
 }

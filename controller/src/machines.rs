@@ -15,7 +15,7 @@ use muster_proto::{
     kinds::{BareMetalHost, Enrolment, Server},
 };
 
-use crate::{hosts, multi::Multi, path::Path};
+use crate::{hosts, multimap::MultiMap, path::Path};
 
 /// By what a Server is found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,16 +58,16 @@ pub struct Machines {
 }
 
 /// The hash of a signal or name. A machine shows a dozen, each of up to 48 bytes and its text, and nobody asks which: two of one hash
-/// would find each other's machines among the candidates, once in many million starts (see [`Multi`]).
+/// would find each other's machines among the candidates, once in many million starts (see [`MultiMap`]).
 type Digest = u64;
 
 #[derive(Debug, Default)]
 struct Inner {
-    servers: Multi<Digest, Path>,
+    servers: MultiMap<Digest, Path>,
     /// Hosts by each NIC that means them: the declared one, and those that an inspection found.
-    hosts: Multi<Mac, Path>,
+    hosts: MultiMap<Mac, Path>,
     /// Enrolments by the name of their Server.
-    enrolments: Multi<Digest, Path>,
+    enrolments: MultiMap<Digest, Path>,
 }
 
 impl Machines {
@@ -112,21 +112,21 @@ impl Machines {
 
     /// The watched copy has these Servers and no others.
     pub fn servers_anew<'a>(&self, servers: impl Iterator<Item = &'a Server>) {
-        let mut all = Multi::default();
+        let mut all = MultiMap::default();
         servers.for_each(|server| drop(all.set(&Path::of(server), self.signals(server))));
         self.lock().servers = all;
     }
 
     /// The watched copy has these hosts and no others.
     pub fn hosts_anew<'a>(&self, hosts: impl Iterator<Item = &'a BareMetalHost>) {
-        let mut all = Multi::default();
+        let mut all = MultiMap::default();
         hosts.for_each(|host| drop(all.set(&Path::of(host), hosts::macs(host).collect())));
         self.lock().hosts = all;
     }
 
     /// The watched copy has these Enrolments and no others.
     pub fn enrolments_anew<'a>(&self, enrolments: impl Iterator<Item = &'a Enrolment>) {
-        let mut all = Multi::default();
+        let mut all = MultiMap::default();
         enrolments.for_each(|enrolment| drop(all.set(&Path::of(enrolment), self.server_of(enrolment))));
         self.lock().enrolments = all;
     }

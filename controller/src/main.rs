@@ -5,7 +5,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use clap::Parser;
 use muster_controller::{
     args::{Cli, Command, LogFormat},
-    manifests, wire,
+    manifests, run,
 };
 use muster_proto::Chain;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -102,7 +102,7 @@ fn serve(args: muster_controller::args::RunArgs) -> anyhow::Result<()> {
         anyhow::bail!("another cryptography provider is installed already");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(wire::run(args));
+    let outcome = runtime.block_on(run::run(args));
     // A blocking call in flight must not hold up the end.
     runtime.shutdown_background();
     Ok(outcome?)

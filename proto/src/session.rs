@@ -119,7 +119,7 @@ pub struct PollRequest {
     /// How the command named in `last` went, once it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
-    /// With an outcome: an order to leave that comes with the answer is carried out without another word, since nothing else is under
+    /// With an outcome: a command to leave that comes with the answer is carried out without another word, since nothing else is under
     /// way. Since 1.3.
     #[serde(default, skip_serializing_if = "is_false")]
     pub goes_at_once: bool,
@@ -155,7 +155,7 @@ pub struct PollResponse {
     pub time: i64,
 }
 
-/// One order to the agent, idempotent under its id.
+/// One command to the agent, idempotent under its id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Command {
@@ -165,7 +165,7 @@ pub struct Command {
     /// 1.1.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub epoch: i64,
-    /// With an order to leave: that the machine does so is written already, and need not be told. Since 1.3.
+    /// With a command to leave: that the machine does so is written already, and need not be told. Since 1.3.
     #[serde(default, skip_serializing_if = "is_false")]
     pub farewell: bool,
     /// What to do.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{ResourceExt, api::PostParams};
-use muster_agent::steps::Order;
+use muster_agent::steps::Job;
 use muster_proto::kinds::{BareMetalHost, Profile, UnknownPolicy};
 use muster_tests::{
     bmc::{Options, Service},
@@ -338,7 +338,7 @@ impl Half<'_> {
         self.is("provisioned", |host| state(host) == "provisioned").await;
         let worked = self.machine.lock().expect("no test panics with it").worked();
         assert_eq!(worked.len(), 1, "{worked:?}");
-        assert!(matches!(worked[0].order, Order::Write { .. }), "{worked:?}");
+        assert!(matches!(worked[0].job, Job::Write { .. }), "{worked:?}");
         assert_eq!(worked[0].end, Ok(()));
     }
 

@@ -9,7 +9,7 @@ use kube::{
     api::{ListParams, PostParams},
     config::Kubeconfig,
 };
-use muster_controller::wire::reach;
+use muster_controller::run::reach;
 use muster_proto::kinds::{BareMetalHost, Server};
 use muster_tests::{
     bridges::{BR0, Network},

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
-use muster_agent::steps::{Failed, Order};
+use muster_agent::steps::{Failed, Job};
 use muster_proto::{
     job::{ConfigDrive, DiskId, Failure, MachineId},
     kinds::{JobStatus, Server, UnknownPolicy},
@@ -140,7 +140,7 @@ async fn jobs_that_are_placed_on_a_server_are_carried_out_and_their_outcome_arri
 
     let worked = server.worked();
     assert_eq!(worked.len(), 3, "{worked:?}");
-    assert!(matches!(&worked[0].order, Order::Clean(clean) if clean.disks.len() == 2));
+    assert!(matches!(&worked[0].job, Job::Clean(clean) if clean.disks.len() == 2));
     assert_eq!(worked[1].drive.as_ref(), Some(&drive));
     assert_eq!(worked[2].drive, None);
 
@@ -151,15 +151,15 @@ async fn jobs_that_are_placed_on_a_server_are_carried_out_and_their_outcome_arri
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_order_cleans_writes_and_switches_off_and_the_machines_next_session_gets_nothing_of_it() {
+async fn one_job_cleans_writes_and_switches_off_and_the_machines_next_session_gets_nothing_of_it() {
     let (stage, _rack, mut server) = ready("jobs-whole").await;
     let known = stage.api::<Server>().get(&name()).await.unwrap();
     let key = known.status.unwrap().session.unwrap().key;
     let write = &write(&server, "op-write", 1, None)["write"];
-    let mut order = clean(&server, "op-clean", 1);
-    order["then"] = json!({ "id": "op-write", "session": key, "write": write });
-    order["leave"] = json!({ "id": "op-leave", "session": key, "action": "poweroff" });
-    place(&stage, order).await;
+    let mut job = clean(&server, "op-clean", 1);
+    job["then"] = json!({ "id": "op-write", "session": key, "write": write });
+    job["leave"] = json!({ "id": "op-leave", "session": key, "action": "poweroff" });
+    place(&stage, job).await;
     let off = server.shows("switch itself off", SOON, |seen| seen.step == Step::Off);
     assert_eq!(off.await.unwrap().boots, 1);
     let left = |job: &JobStatus| job.leaving.as_ref().is_some_and(|leaving| leaving.said);
@@ -272,7 +272,7 @@ async fn a_machine_that_lost_its_power_comes_back_to_its_job_and_does_it_again()
         .shows("be released", SOON, |seen| seen.boots > 1)
         .await
         .unwrap();
-    let free = stage.until("the order to leave is gone", SOON, async || {
+    let free = stage.until("the job to leave is gone", SOON, async || {
         let server = stage.api::<Server>().get(&name()).await?;
         Ok(server.spec.job.is_none().then_some(()))
     });

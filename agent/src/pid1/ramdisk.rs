@@ -33,7 +33,7 @@ use crate::{
         dns::{self, NameServers},
     },
     session::{Machine, ResolveError},
-    steps::{self, Failed, Order},
+    steps::{self, Failed, Job},
     sys::Root,
     work::Work,
 };
@@ -190,11 +190,7 @@ impl Machine for Ramdisk {
         Ok(dns::resolve(name, &servers).await?.into())
     }
 
-    fn work(
-        &mut self,
-        order: Order,
-        work: Work,
-    ) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
+    fn work(&mut self, job: Job, work: Work) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
         let network = self.network.clone();
         let environment = Environment {
             root: self.root.clone(),
@@ -203,9 +199,9 @@ impl Machine for Ramdisk {
             proxy: self.proxy.clone(),
         };
         async move {
-            match order {
-                Order::Clean(job) => steps::clean::run(job, environment.root, work).await,
-                Order::Write { job, drive } => steps::write::run(*job, drive, environment, work).await,
+            match job {
+                Job::Clean(job) => steps::clean::run(job, environment.root, work).await,
+                Job::Write { job, drive } => steps::write::run(*job, drive, environment, work).await,
             }
         }
     }

@@ -9,7 +9,7 @@
 //! | any other, while one runs | that one is stopped, and the new one starts once it has ended |
 //!
 //! A job of which a thread breaks (a panic) has failed, and its threads never let go of the disk. The session goes on, to say so; at the
-//! next order that needs a disk the machine boots again, since whoever gave that has made its mind up that the ramdisk is to boot.
+//! next job that needs a disk the machine boots again, since whoever gave that has made its mind up that the ramdisk is to boot.
 //!
 //! So has one that says nothing new for half an hour: a disk that does not answer holds its thread for ever, and the host with it.
 //!
@@ -322,7 +322,7 @@ async fn stalled(progress: &mut watch::Receiver<Progress>) -> String {
 fn broke(id: &str, why: &str) -> Failed {
     Failed {
         message: format!(
-            "the agent broke at job {id}; next: the machine boots again for the next order to clean or write: {why}"
+            "the agent broke at job {id}; next: the machine boots again for the next job to clean or write: {why}"
         ),
         failure: Failure::Temporary,
     }

@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 use super::{
     Ended, Machine, SessionError,
     endpoint::{Endpoint, Host},
+    http::{self, Connection},
     key::SessionKey,
     retry::{self, Backoff, Distrust, Next},
     tls,
-    wire::{self, Connection},
 };
 use crate::clock::{self, Clock};
 
@@ -314,7 +314,7 @@ impl<M: Machine> Link<M> {
     }
 
     /// One try; inside: whether it gave way to something.
-    async fn once<B, A>(&mut self, call: Call, body: &B) -> Result<Result<A, Stop>, wire::CallError>
+    async fn once<B, A>(&mut self, call: Call, body: &B) -> Result<Result<A, Stop>, http::CallError>
     where
         B: Serialize + Sync,
         A: DeserializeOwned + Send,
@@ -347,7 +347,7 @@ impl<M: Machine> Link<M> {
         answer
     }
 
-    async fn connect(&mut self) -> Result<Connection, wire::CallError> {
+    async fn connect(&mut self) -> Result<Connection, http::CallError> {
         self.machine.online().await;
         let endpoint = &self.endpoints[self.at];
         let address = match &endpoint.host {
@@ -356,7 +356,7 @@ impl<M: Machine> Link<M> {
                 self.machine
                     .resolve(name)
                     .await
-                    .map_err(|source| wire::CallError::Resolve {
+                    .map_err(|source| http::CallError::Resolve {
                         endpoint: endpoint.clone(),
                         source,
                     })?

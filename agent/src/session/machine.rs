@@ -5,7 +5,7 @@ use std::{error::Error, future::Future, net::IpAddr};
 use muster_proto::{identity::Identity, inventory::Inventory};
 
 use crate::{
-    steps::{Failed, Order},
+    steps::{Failed, Job},
     work::Work,
 };
 
@@ -41,12 +41,11 @@ pub trait Machine: Send {
         std::future::ready(Err(error.into()))
     }
 
-    /// Carries out `order`, tells its progress to `work`, and ends with an error soon after [`Work::stop`]. Runs beside everything else
-    /// here; of two, the second is asked for after the first has ended. Compares the machine and the disk with those that the order
+    /// Carries out `job`, tells its progress to `work`, and ends with an error soon after [`Work::stop`]. Runs beside everything else
+    /// here; of two, the second is asked for after the first has ended. Compares the machine and the disk with those that the job
     /// means before it changes anything, and opens a sealed config drive only once the image is verified. May be told to do again what
     /// is done already, or half done.
-    fn work(&mut self, order: Order, work: Work)
-    -> impl Future<Output = Result<(), Failed>> + Send + 'static;
+    fn work(&mut self, job: Job, work: Work) -> impl Future<Output = Result<(), Failed>> + Send + 'static;
 
     /// The controller told its time, in unix seconds.
     fn told_time(&mut self, _unix: i64) {}

@@ -1,4 +1,4 @@
-//! The one loop: enrol, report the inventory, ask for orders, for ever.
+//! The one loop: enrol, report the inventory, ask for jobs, for ever.
 //!
 //! ```text
 //! Enrolling --certificate--> Reporting --stored--> Polling --Inspect, changed hardware--> Reporting
@@ -14,13 +14,13 @@
 //! at each controller in turn, with the same key and token, which the controller knows as one and the same enrolment.
 
 pub mod endpoint;
+pub mod http;
 mod jobs;
 pub mod key;
 mod link;
 mod machine;
 pub mod retry;
 pub mod tls;
-pub mod wire;
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ use muster_proto::{
 
 use crate::{
     clock::Clock,
-    steps::{Failed, Order, SealedDrive},
+    steps::{Failed, Job, SealedDrive},
 };
 use jobs::{Jobs, Judgement, Untold};
 use key::SessionKey;
@@ -429,7 +429,7 @@ impl<M: Machine> Session<M> {
 
     /// Does what `command` says, or starts it.
     async fn carry_out(&mut self, command: Command) -> Result<(), Stop> {
-        let order = match &command.action {
+        let job = match &command.action {
             Action::Inspect => {
                 let outcome = match self.report().await {
                     Ok(Ok(())) => Outcome::Done,
@@ -452,8 +452,8 @@ impl<M: Machine> Session<M> {
                 tracing::error!("the agent broke before: the machine boots again");
                 return Err(Stop::Ended(Ended::Reboot));
             }
-            Action::Clean(clean) => Ok(Order::Clean(clean.clone())),
-            Action::Write(job) => self.write_order(&command, job.clone()),
+            Action::Clean(clean) => Ok(Job::Clean(clean.clone())),
+            Action::Write(job) => self.write_job(&command, job.clone()),
             Action::Unknown => {
                 let version = env!("CARGO_PKG_VERSION");
                 Err(Failed {
@@ -462,10 +462,10 @@ impl<M: Machine> Session<M> {
                 })
             }
         };
-        match order {
-            Ok(order) => {
+        match job {
+            Ok(job) => {
                 let machine = &mut self.link.machine;
-                self.jobs.start(&command, |work| machine.work(order, work));
+                self.jobs.start(&command, |work| machine.work(job, work));
                 self.link.is_working = true;
                 self.until_ended(QUICK).await;
                 Ok(())
@@ -478,21 +478,21 @@ impl<M: Machine> Session<M> {
     }
 
     /// The write that `command` orders, with its secret ready to be opened.
-    fn write_order(&self, command: &Command, mut job: Box<Write>) -> Result<Order, Failed> {
+    fn write_job(&self, command: &Command, mut job: Box<Write>) -> Result<Job, Failed> {
         let drive = job.config_drive.take().map(|sealed| {
             let (key, session) = (self.key.seal(), self.key.fingerprint());
             SealedDrive::new(key, session, &command.id, command.epoch, sealed)
         });
-        Ok(Order::Write {
+        Ok(Job::Write {
             job,
             drive: drive.transpose()?,
         })
     }
 
-    /// Tells that `order` is carried out now, unless that is known: there is nobody left to tell it afterwards.
-    async fn farewell(&mut self, order: &Command, ended: Ended) -> Stop {
-        if !order.farewell {
-            self.jobs.finished(&order.id, Outcome::Done, Vec::new());
+    /// Tells that `command` is carried out now, unless that is known: there is nobody left to tell it afterwards.
+    async fn farewell(&mut self, command: &Command, ended: Ended) -> Stop {
+        if !command.farewell {
+            self.jobs.finished(&command.id, Outcome::Done, Vec::new());
         }
         // The answer may be held back; all that matters is that the outcomes arrive.
         let tell = async {
@@ -533,7 +533,7 @@ impl<M: Machine> Session<M> {
     }
 }
 
-/// What an order is called in the log: what it says beside that may be long, or a secret.
+/// What a command is called in the log: what it says beside that may be long, or a secret.
 fn name(action: &Action) -> &'static str {
     match action {
         Action::Inspect => "inspect",

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use muster_proto::session::{Problem, ProblemKind};
 
-use super::{tls, wire};
+use super::{http, tls};
 
 /// The first pause between two tries, and the longest.
 const SHORTEST: Duration = Duration::from_millis(250);
@@ -37,9 +37,9 @@ pub enum Next {
 }
 
 /// What follows `error`, where the boot's token may still be good, as `token_lives` says, or not.
-pub fn after(error: &wire::CallError, token_lives: bool) -> Next {
+pub fn after(error: &http::CallError, token_lives: bool) -> Next {
     match error {
-        wire::CallError::Refused {
+        http::CallError::Refused {
             problem, retry_after, ..
         } => match problem.kind {
             ProblemKind::Version | ProblemKind::Token | ProblemKind::Certificate => {
@@ -51,7 +51,7 @@ pub fn after(error: &wire::CallError, token_lives: bool) -> Next {
                 elsewhere: problem.kind != ProblemKind::Quota,
             },
         },
-        wire::CallError::Answer { .. } => Next::Again {
+        http::CallError::Answer { .. } => Next::Again {
             asked: None,
             elsewhere: true,
         },
@@ -79,10 +79,10 @@ pub struct Distrust {
 
 impl Distrust {
     /// A call of controller number `at`, of `all`, failed at `now`. True if none has been trusted for too long.
-    pub fn failed(&mut self, at: usize, all: usize, error: &wire::CallError, now: Duration) -> bool {
+    pub fn failed(&mut self, at: usize, all: usize, error: &http::CallError, now: Duration) -> bool {
         if matches!(
             error,
-            wire::CallError::Refused { .. } | wire::CallError::Answer { .. }
+            http::CallError::Refused { .. } | http::CallError::Answer { .. }
         ) {
             self.trusted(at);
         } else if tls::distrusted(error) {
@@ -143,20 +143,20 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    fn refused(kind: ProblemKind, retry_after: Option<Duration>) -> wire::CallError {
+    fn refused(kind: ProblemKind, retry_after: Option<Duration>) -> http::CallError {
         let problem = Problem {
             kind,
             message: String::new(),
         };
-        wire::CallError::Refused {
+        http::CallError::Refused {
             path: "/v1/poll",
             problem,
             retry_after,
         }
     }
 
-    fn handshake(error: rustls::Error) -> wire::CallError {
-        wire::CallError::Handshake {
+    fn handshake(error: rustls::Error) -> http::CallError {
+        http::CallError::Handshake {
             endpoint: "https://10.0.0.1:9443".parse().unwrap(),
             source: std::io::Error::other(error),
         }
@@ -226,7 +226,7 @@ mod tests {
         let at = Duration::from_secs;
         let mut distrust = Distrust::default();
         let mut failed =
-            |which, error: &wire::CallError, seconds| distrust.failed(which, 2, error, at(seconds));
+            |which, error: &http::CallError, seconds| distrust.failed(which, 2, error, at(seconds));
         assert!(!failed(0, &stranger, 0));
         assert!(!failed(0, &stranger, 5000), "the other one may be trusted");
         assert!(!failed(1, &stranger, 5001));

@@ -22,7 +22,7 @@ use super::{Context, Ended, Machine, run};
 use crate::{
     clock::Clock,
     console::Console,
-    steps::{Failed, Order},
+    steps::{Failed, Job},
     sys::tree::Tree,
     work::{self, Work},
 };
@@ -45,8 +45,8 @@ struct TestMachine {
 /// What the machine works on, as a test sees it and decides about it.
 #[derive(Default)]
 struct Bench {
-    /// Every order that was begun.
-    begun: Mutex<Vec<Order>>,
+    /// Every job that was begun.
+    begun: Mutex<Vec<Job>>,
     /// The work on the last one.
     work: Mutex<Option<Work>>,
     /// How the next one that may end ends.
@@ -57,24 +57,24 @@ struct Bench {
 }
 
 impl Bench {
-    /// Lets the order that runs end like this.
+    /// Lets the job that runs end like this.
     fn ends(&self, end: Result<(), Failed>) {
         *self.end.lock().unwrap() = Some(end);
         self.may_end.notify_one();
     }
 
-    /// A thread of the order that runs breaks.
+    /// A thread of the job that runs breaks.
     fn breaks(&self, why: &str) {
         let work = self.work.lock().unwrap().clone().unwrap();
         assert!(work.part(|| work::break_off(why)));
     }
 
-    fn begun(&self) -> Vec<Order> {
+    fn begun(&self) -> Vec<Job> {
         self.begun.lock().unwrap().clone()
     }
 
     /// Half done until the test says more, or the work is stopped.
-    async fn carry_out(self: Arc<Bench>, order: Order, work: Work) -> Result<(), Failed> {
+    async fn carry_out(self: Arc<Bench>, job: Job, work: Work) -> Result<(), Failed> {
         let ended = async {
             loop {
                 self.may_end.notified().await;
@@ -91,9 +91,9 @@ impl Bench {
             end = ended => end?,
             () = work.stopped() => return Err(stopped()),
         }
-        if let Order::Write {
+        if let Job::Write {
             drive: Some(drive), ..
-        } = &order
+        } = &job
         {
             let open = drive.open().map_err(|error| Failed {
                 message: muster_proto::Chain(&error).to_string(),
@@ -127,15 +127,11 @@ impl Machine for TestMachine {
         self.changed.notified().await;
     }
 
-    fn work(
-        &mut self,
-        order: Order,
-        work: Work,
-    ) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
-        self.bench.begun.lock().unwrap().push(order.clone());
+    fn work(&mut self, job: Job, work: Work) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
+        self.bench.begun.lock().unwrap().push(job.clone());
         *self.bench.work.lock().unwrap() = Some(work.clone());
         work.step("write image", 42);
-        Arc::clone(&self.bench).carry_out(order, work)
+        Arc::clone(&self.bench).carry_out(job, work)
     }
 
     fn log_lines(&self) -> Vec<String> {
@@ -205,7 +201,7 @@ impl Drop for Agent {
     }
 }
 
-fn order(id: &str, action: &str) -> Answer {
+fn command(id: &str, action: &str) -> Answer {
     Answer::json(&json!({"command": {"id": id, "action": {"do": action}}, "time": NOW}))
 }
 
@@ -248,7 +244,7 @@ fn usual(path: &str) -> Answer {
 
 #[tokio::test]
 async fn a_session_enrols_reports_polls_and_reboots_when_ordered() {
-    let controller = controller(vec![order("op-1", "reboot")]).await;
+    let controller = controller(vec![command("op-1", "reboot")]).await;
     let agent = Agent::of(&controller);
     assert!(matches!(agent.ended().await, Ended::Reboot));
     let calls = controller.calls();
@@ -392,7 +388,7 @@ async fn a_configuration_that_cannot_work_ends_at_once() {
 
 #[tokio::test]
 async fn a_connection_cut_during_a_poll_is_opened_again() {
-    let controller = controller(vec![Answer::Cut, Answer::Cut, order("op-1", "reboot")]).await;
+    let controller = controller(vec![Answer::Cut, Answer::Cut, command("op-1", "reboot")]).await;
     assert!(matches!(Agent::of(&controller).ended().await, Ended::Reboot));
     assert_eq!(controller.count("/v1/enrol"), 1, "the session lives on");
     assert_eq!(controller.count("/v1/inventory"), 1);
@@ -401,7 +397,7 @@ async fn a_connection_cut_during_a_poll_is_opened_again() {
 
 #[tokio::test]
 async fn an_inspection_sends_a_new_inventory() {
-    let controller = controller(vec![order("op-1", "inspect"), order("op-1", "inspect")]).await;
+    let controller = controller(vec![command("op-1", "inspect"), command("op-1", "inspect")]).await;
     let _agent = Agent::of(&controller);
     controller.until_called("/v1/poll", 3).await;
     let calls = controller.calls();
@@ -409,7 +405,7 @@ async fn an_inspection_sends_a_new_inventory() {
         .iter()
         .filter_map(|call| Some(call.body["disks"].as_array()?.len()))
         .collect();
-    assert_eq!(disks, [1, 2], "the order was given twice and obeyed once");
+    assert_eq!(disks, [1, 2], "the job was given twice and obeyed once");
     let polls: Vec<_> = calls
         .iter()
         .filter(|call| call.path == "/v1/poll")
@@ -428,7 +424,7 @@ async fn an_inspection_sends_a_new_inventory() {
 
 #[tokio::test]
 async fn an_unknown_command_fails_and_shows_the_log() {
-    let controller = controller(vec![order("op-1", "levitate")]).await;
+    let controller = controller(vec![command("op-1", "levitate")]).await;
     let _agent = Agent::of(&controller);
     controller.until_called("/v1/poll", 2).await;
     let calls = controller.calls();

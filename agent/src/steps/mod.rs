@@ -17,7 +17,7 @@ use crate::{disk::Refused, work::Work};
 
 /// What is to be done.
 #[derive(Clone, Debug)]
-pub enum Order {
+pub enum Job {
     /// Clear disks.
     Clean(Clean),
     /// Write an image.

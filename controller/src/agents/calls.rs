@@ -276,7 +276,7 @@ struct Head {
     method: Method,
     uri: Uri,
     content: Rest,
-    /// It waits for leave to send the content.
+    /// It waits for permission to send the content.
     expects: bool,
     /// No other call follows.
     last: bool,

@@ -20,20 +20,20 @@ use super::{
     ca::ClientCertificate,
     identity::{self, MAX_CLASHES, Machine},
     keys::Keys,
+    limits::RateLimit,
     metrics::Metrics,
     problem::problem,
     progress::Progresses,
     sessions::Sessions,
     store::{Store, StoreError},
-    writes::Writes,
 };
 use crate::{
     boot::segment::Subnet,
-    counts::Counts,
     events::{Event, Events},
     host::State,
     log::Refusals,
     machines::Signal,
+    quota::Quota,
 };
 
 /// This replica's side of the agents.
@@ -46,29 +46,29 @@ pub(super) struct Edge {
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Refusals,
     /// How often an inventory of each Server is read.
-    pub(super) reports: Writes,
+    pub(super) reports: RateLimit,
     /// How often each Server may have written what it is.
-    pub(super) inventory_writes: Writes,
+    pub(super) inventory_writes: RateLimit,
     /// The same of what its polls tell.
-    pub(super) poll_writes: Writes,
+    pub(super) poll_writes: RateLimit,
     /// How often each may say something for our log.
-    pub(super) logs: Writes,
-    /// How often an order of each Server may be read anew.
-    pub(super) order_reads: Writes,
+    pub(super) logs: RateLimit,
+    /// How often a job of each Server may be read anew.
+    pub(super) job_reads: RateLimit,
     /// How often it may be asked for each key whose its Server is, because the watched copy shows it as another's.
-    pub(super) owner_reads: Writes,
+    pub(super) owner_reads: RateLimit,
     /// How often each token may be shown.
-    pub(super) enrolments: Writes,
+    pub(super) enrolments: RateLimit,
     /// How often each token may be shown by somebody else than who spent it, before nothing is written for that any more.
-    pub(super) contests: Writes,
+    pub(super) contests: RateLimit,
     /// How often retries with each token may change what its Server is: whoever retries may claim to be another machine each time.
-    pub(super) retries: Writes,
+    pub(super) retries: RateLimit,
     /// How often the progress of each Server's job was written.
     pub(super) progress: Progresses,
     /// Servers whose inventory is on its way: one at a time for each.
-    pub(super) reporting: Arc<Counts<String>>,
+    pub(super) reporting: Arc<Quota<String>>,
     /// Servers of which is being written how a job went: once at a time for each.
-    pub(super) telling: Arc<Counts<String>>,
+    pub(super) telling: Arc<Quota<String>>,
     /// Machines whose enrolment is under way and whose Server may not exist yet, by name.
     pub(super) pending: Mutex<HashMap<String, Pending>>,
     /// True once this replica is to end: held polls are answered.

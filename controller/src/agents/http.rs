@@ -20,9 +20,9 @@ use super::{
     calls,
     edge::{Edge, Peer},
     routes,
-    secure::Secure,
+    tls_stream::UnbufferedTls,
 };
-use crate::counts::{Counted, Counts};
+use crate::quota::{Quota, QuotaPermit};
 
 /// How many of these one Server may have: a machine that was cut off leaves one behind, and its next boot another.
 const MAX_OF_KEY: usize = 4;
@@ -48,8 +48,8 @@ const GONE: Duration = Duration::from_secs(30);
 pub(super) struct Room {
     agents: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
-    by_key: Arc<Counts<String>>,
-    by_address: Arc<Counts<IpAddr>>,
+    by_key: Arc<Quota<String>>,
+    by_address: Arc<Quota<IpAddr>>,
 }
 
 impl Room {
@@ -59,8 +59,8 @@ impl Room {
         Room {
             agents: room(agents),
             strangers: room(MAX_STRANGERS),
-            by_key: Counts::new(MAX_OF_KEY),
-            by_address: Counts::new(MAX_OF_ADDRESS),
+            by_key: Quota::new(MAX_OF_KEY),
+            by_address: Quota::new(MAX_OF_ADDRESS),
         }
     }
 
@@ -82,8 +82,8 @@ impl Room {
 #[derive(Debug)]
 #[expect(dead_code, reason = "its parts are held, not read")]
 enum Seat {
-    Stranger(OwnedSemaphorePermit, Counted<IpAddr>),
-    Agent(OwnedSemaphorePermit, Counted<String>),
+    Stranger(OwnedSemaphorePermit, QuotaPermit<IpAddr>),
+    Agent(OwnedSemaphorePermit, QuotaPermit<String>),
 }
 
 /// Accepts connections on `listener` until this replica ends; then waits until those that are open have been answered.
@@ -168,7 +168,7 @@ fn connection(
 
 /// A connection after its handshake, and its place.
 struct Met {
-    stream: Box<Secure>,
+    stream: Box<UnbufferedTls>,
     agent: Peer,
     seat: Seat,
 }
@@ -191,7 +191,7 @@ async fn meet(
     socket
         .set_tcp_keepalive(&keepalive)
         .map_err(ConnectionError::Socket)?;
-    let accepted = timeout(HANDSHAKE, Secure::accept(stream, config)).await;
+    let accepted = timeout(HANDSHAKE, UnbufferedTls::accept(stream, config)).await;
     let accepted = accepted.map_err(|_| ConnectionError::Slow)?;
     let stream = Box::new(accepted.map_err(ConnectionError::Handshake)?);
     let certificate = stream

@@ -31,7 +31,7 @@ const LEFT: &str = "done, and left";
 pub(super) fn command(server: &Server, request: &PollRequest) -> Option<Command> {
     if has_gone(server, request) {
         // Again, if the answer was lost.
-        return goes(server, request);
+        return leave_command(server, request);
     }
     match (following(server, request), server.spec.job.as_ref()) {
         (Some(then), Some(job)) => Some(follow(job, then)),
@@ -118,7 +118,7 @@ fn next_command(server: &Server, last: &str) -> Option<Command> {
         .as_ref()
         .filter(|job| !job.id.is_empty())
         .filter(|job| job.is_for(session.map_or("", |session| &session.key)))
-        // What is left of an order is another order.
+        // What is left of a job is another job.
         .filter(|job| is_understood(job) && !crate::lenient::is_marked(server))?;
     let known = status.and_then(|status| status.job.as_ref());
     if let Some((way, leaving)) = known.and_then(|known| job.left_after(known)) {
@@ -164,19 +164,19 @@ fn action(job: &Job) -> Action {
 /// True if the job `id` is or was this Server's.
 pub(super) fn mentions(server: &Server, id: &str) -> bool {
     let last = server.last_job();
-    let ordered = server.spec.job.as_ref().is_some_and(|job| job.is_called(id));
-    !id.is_empty() && (ordered || last.is_some_and(|last| last.id == id))
+    let placed = server.spec.job.as_ref().is_some_and(|job| job.is_called(id));
+    !id.is_empty() && (placed || last.is_some_and(|last| last.id == id))
 }
 
 /// True if the agent tells that it leaves as it was told, to reboot or to power off: that ends its session, and nobody need wait for
 /// silence to prove it.
 pub(super) fn says_farewell(server: &Server, request: &PollRequest) -> bool {
-    let ordered = |job: &Job| match &job.leave {
+    let says_so = |job: &Job| match &job.leave {
         Some(leave) if leave.id == request.last => true,
         _ => job.id == request.last && matches!(job.action, JobAction::Reboot | JobAction::PowerOff),
     };
-    request.outcome == Some(Outcome::Done) && server.spec.job.as_deref().is_some_and(ordered)
-        || goes(server, request).is_some()
+    request.outcome == Some(Outcome::Done) && server.spec.job.as_deref().is_some_and(says_so)
+        || leave_command(server, request).is_some()
 }
 
 /// How the agent is told to leave with the answer to the end of the job `id`, if that went well.
@@ -190,9 +190,9 @@ fn leaving<'a>(server: &'a Server, id: &str) -> Option<(&'a Job, &'a Leave)> {
 }
 
 /// What an agent is told that leaves with the answer to `request` and says nothing more, so that its farewell is written with the end.
-pub(super) fn goes(server: &Server, request: &PollRequest) -> Option<Command> {
+pub(super) fn leave_command(server: &Server, request: &PollRequest) -> Option<Command> {
     let goes = request.goes_at_once && request.outcome == Some(Outcome::Done);
-    // Of an end that is written without a farewell the order to leave stands for itself.
+    // Of an end that is written without a farewell the job to leave stands for itself.
     let may = goes && (written_end(server, request).is_none() || has_gone(server, request));
     let (job, way) = leaving(server, &request.last).filter(|_| may)?;
     Some(Command {
@@ -213,7 +213,7 @@ fn written_end<'a>(server: &'a Server, request: &PollRequest) -> Option<&'a JobS
     (last.id == request.last && last.done).then_some(last)
 }
 
-/// True if `command` was ordered for a host that is not to have it now, or that is gone or another one, or whose machine this is not any
+/// True if `command` was placed for a host that is not to have it now, or that is gone or another one, or whose machine this is not any
 /// more: of that nothing is destroyed. `host` is what is where the host of `server` should be.
 pub(super) fn calls_off(server: &Server, host: Option<&BareMetalHost>, command: &Command) -> bool {
     let destroys = guard::destroys(&command.action);
@@ -263,12 +263,12 @@ pub(super) fn news(server: &Server, request: &PollRequest, due: bool) -> Option<
     if !mentions(server, id) || ended || following(server, request).is_some() {
         return None;
     }
-    let order = server.spec.job.as_ref();
-    if order
+    let placed = server.spec.job.as_ref();
+    if placed
         .and_then(|job| job.leave.as_ref())
         .is_some_and(|leave| leave.id == *id)
     {
-        let written = known.filter(|known| order.is_some_and(|job| job.left_after(known).is_some()));
+        let written = known.filter(|known| placed.is_some_and(|job| job.left_after(known).is_some()));
         return written.and_then(|known| left(known, request));
     }
     let status = match &request.outcome {

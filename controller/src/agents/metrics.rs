@@ -101,11 +101,7 @@ impl Metrics {
             "Agents that poll this replica",
             metrics.sessions.clone(),
         );
-        registry.register(
-            "held_polls",
-            "Polls that wait for an order",
-            metrics.polls.clone(),
-        );
+        registry.register("held_polls", "Polls that wait for a job", metrics.polls.clone());
         registry.register(
             "turned_away",
             "Connections refused because too many are open",

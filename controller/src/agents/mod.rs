@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! keys, ca, tls           secrets and what is made of them
-//! http, secure, calls,    the port: bounds on how many, how long, how much;
+//! http, tls_stream, calls, the port: bounds on how many, how long, how much;
 //!   body, problem         TLS; how a refusal looks
 //! routes                  the calls
 //!   enrol, spend          a token and a key become a session
 //!   identity, inventory   which machine is this? what of its report is stored? (pure)
 //!   poll, jobs, progress  what an agent is to do, how it went, how far it is
 //! edge                    what the calls share: who a certificate speaks for, what people are told
-//!   sessions, writes      who is here, and how often it may have written what it says (memory)
+//!   sessions, limits      who is here, and how often it may have written what it says (memory)
 //!   store                 Servers and Enrolments (Kubernetes)
 //! sweep                   removes ended Enrolments (control role)
 //! clock, metrics          what time it is, what is counted
@@ -30,18 +30,18 @@ pub mod identity;
 mod inventory;
 mod jobs;
 pub mod keys;
+mod limits;
 mod metrics;
 mod poll;
 mod problem;
 mod progress;
 mod routes;
-mod secure;
 mod sessions;
 mod spend;
 mod store;
 pub mod sweep;
 mod tls;
-mod writes;
+mod tls_stream;
 
 use std::{collections::HashMap, convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -64,10 +64,10 @@ pub use self::{
     tls::{Names, TlsError, own_certificate},
 };
 use crate::{
-    bind::{self, Addresses, Port, Unopened},
-    counts::Counts,
+    bind::{self, Addresses, ClosedPorts, Port},
     events::Events,
     log::Refusals,
+    quota::Quota,
     world::{Change, World},
 };
 
@@ -138,17 +138,17 @@ impl Server {
             sessions: Sessions::new(config.pace, metrics.sessions.clone(), metrics.polls.clone()),
             metrics,
             refusals: Refusals::default(),
-            reporting: Counts::new(1),
-            telling: Counts::new(1),
-            reports: writes::Writes::of_reports(),
-            inventory_writes: writes::Writes::of_inventories(),
-            poll_writes: writes::Writes::of_polls(),
-            logs: writes::Writes::of_logs(),
-            order_reads: writes::Writes::of_questions(),
-            owner_reads: writes::Writes::of_questions(),
-            enrolments: writes::Writes::of_questions(),
-            contests: writes::Writes::of_questions(),
-            retries: writes::Writes::of_inventories(),
+            reporting: Quota::new(1),
+            telling: Quota::new(1),
+            reports: limits::RateLimit::of_reports(),
+            inventory_writes: limits::RateLimit::of_inventories(),
+            poll_writes: limits::RateLimit::of_polls(),
+            logs: limits::RateLimit::of_logs(),
+            job_reads: limits::RateLimit::of_questions(),
+            owner_reads: limits::RateLimit::of_questions(),
+            enrolments: limits::RateLimit::of_questions(),
+            contests: limits::RateLimit::of_questions(),
+            retries: limits::RateLimit::of_inventories(),
             progress: progress::Progresses::default(),
             pending: std::sync::Mutex::new(HashMap::new()),
             ending,
@@ -166,14 +166,14 @@ impl Server {
     }
 
     /// Serves agents on each of `addresses` until `shutdown` ends; then answers those that wait and returns. Where `port` cannot be
-    /// opened stands in `unopened`.
+    /// opened stands in `closed_ports`.
     ///
     /// Connections wait until the watched copies have been filled: before that, nothing can be refused with a reason.
     pub async fn run(
         self,
         addresses: watch::Receiver<Addresses>,
         port: u16,
-        unopened: Unopened,
+        closed_ports: ClosedPorts,
         shutdown: impl Future<Output = ()>,
     ) {
         let Server {
@@ -200,7 +200,7 @@ impl Server {
                 }
             };
             tokio::join!(
-                bind::on_each(Port::tcp("agents", port), addresses, unopened, listen, serve),
+                bind::serve_on_each(Port::tcp("agents", port), addresses, closed_ports, listen, serve),
                 wake(Arc::clone(&edge), changes),
                 reap(Arc::clone(&edge))
             );
@@ -284,7 +284,7 @@ async fn reap(edge: Arc<Edge>) {
         edge.inventory_writes.prune();
         edge.poll_writes.prune();
         edge.logs.prune();
-        edge.order_reads.prune();
+        edge.job_reads.prune();
         edge.owner_reads.prune();
         edge.enrolments.prune();
         edge.contests.prune();

@@ -16,21 +16,21 @@ use super::{
     clock,
     edge::{Caller, Edge, Peer, owner, unavailable},
     jobs,
+    limits::Allowance,
     problem::problem,
     progress::Due,
     sessions::View,
     store::StoreError,
-    writes::Write,
 };
 use crate::host::guard;
 
 /// How long the poll of an agent that is not shown as here is held: that it is, is written with the next one.
 const UNSEEN: Duration = Duration::from_secs(SHORT_HOLD_SECONDS);
 
-/// The same of an agent whose order waits until its host is not paused, detached or protected any more, which nobody is woken for.
+/// The same of an agent whose job waits until its host is not paused, detached or protected any more, which nobody is woken for.
 const CALLED_OFF: Duration = Duration::from_secs(5);
 
-/// So long all that is read before an order is given out may take together: the agent waits 15 s longer than its poll is held.
+/// So long all that is read before a job is given out may take together: the agent waits 15 s longer than its poll is held.
 const READS: Duration = Duration::from_secs(12);
 
 /// Answers `request` of `caller`, at once or when there is something to say.
@@ -68,7 +68,7 @@ pub(super) async fn answer(
         let reads = Box::pin(newest(edge, peer, &certificate, request));
         let late = |_| {
             Err(unavailable(&StoreError::TimedOut {
-                action: format!("say what an order to Server {} rests on", certificate.server),
+                action: format!("say what a job for Server {} rests on", certificate.server),
             }))
         };
         let seen = match tokio::time::timeout(READS, reads).await.unwrap_or_else(late) {
@@ -97,12 +97,12 @@ pub(super) async fn answer(
     match &reply {
         // Nobody waits long for a machine that has said goodbye: it is gone as if its connection had broken.
         Ok(_) if leaves => drop(held),
-        Ok(Reply::Order(_)) => held.ordered(),
+        Ok(Reply::Job(_)) => held.answered_with_job(),
         // It hears of it, and is here.
         Ok(_) | Err(_) => held.answered(),
     }
     let command = match reply? {
-        Reply::Order(command) => Some(*command),
+        Reply::Job(command) => Some(*command),
         Reply::Nothing => None,
         Reply::Waits => {
             return Err(problem(
@@ -125,7 +125,7 @@ pub(super) async fn answer(
 /// What a poll is answered.
 enum Reply {
     /// This is to be done. On the heap: nearly always there is nothing, and its room would be kept while the poll is held.
-    Order(Box<Command>),
+    Job(Box<Command>),
     /// There is nothing to do.
     Nothing,
     /// What was to follow the end that was told, or the leave, waits for the host; the agent tells it again.
@@ -137,7 +137,7 @@ enum Reply {
 /// `request` as it counts for `server`: of a machine that is not to leave now, or that nobody answers any more, no farewell is written.
 fn as_it_counts(edge: &Edge, server: &Server, request: &PollRequest, here: &Weak<()>) -> PollRequest {
     let mut counts = request.clone();
-    let way = jobs::goes(server, request).filter(|_| !jobs::has_gone(server, request));
+    let way = jobs::leave_command(server, request).filter(|_| !jobs::has_gone(server, request));
     if let Some(way) = way {
         let host = edge.store.world.host_of(server);
         counts.goes_at_once = here.strong_count() > 0 && !jobs::calls_off(server, host.as_deref(), &way);
@@ -173,7 +173,7 @@ impl Seen {
             .as_ref()
             .is_some_and(|command| jobs::calls_off(&server, host.as_deref(), command));
         if let Some(command) = command.filter(|_| !is_called_off) {
-            return ControlFlow::Break(Reply::Order(Box::new(command)));
+            return ControlFlow::Break(Reply::Job(Box::new(command)));
         }
         // Who tells an outcome need not wait for news: it may be about to reboot.
         if request.outcome.is_some() {
@@ -202,7 +202,7 @@ impl Seen {
     }
 }
 
-/// By what the poll is answered. What destroys data is not given out as old copies show it: the order may have been taken back, and the
+/// By what the poll is answered. What destroys data is not given out as old copies show it: the job may have been taken back, and the
 /// host have been paused or protected since.
 async fn newest(
     edge: &Edge,
@@ -217,7 +217,7 @@ async fn newest(
     };
     let mut seen = Seen::of(edge, known().await?);
     // Both reads of a round are one question.
-    let mut right = edge.order_reads.one(&certificate.server);
+    let mut right = edge.job_reads.one(&certificate.server);
     if seen.destroys(request) && !edge.store.is_fresh() {
         right.ask()?;
         let server = match edge.store.fetch_server(&certificate.server).await {
@@ -238,14 +238,14 @@ async fn newest(
             Ok(host) => seen.host = host,
             Err(error) => return Err(unasked(right, &error)),
         }
-        // What was told of the order meanwhile counts, too.
+        // What was told of the job meanwhile counts, too.
         seen.server = known().await?;
     }
     Ok(seen)
 }
 
 /// What was asked for by `right` failed, for which the machine does not pay.
-fn unasked(right: Write<'_>, error: &StoreError) -> Problem {
+fn unasked(right: Allowance<'_>, error: &StoreError) -> Problem {
     right.failed();
     unavailable(error)
 }

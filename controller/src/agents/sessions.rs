@@ -289,8 +289,8 @@ impl Held {
         self.answered = true;
     }
 
-    /// The same with an order, on which the agent may spend a while before it polls again.
-    pub(super) fn ordered(self) {
+    /// The same with a job, on which the agent may spend a while before it polls again.
+    pub(super) fn answered_with_job(self) {
         if let Some(session) = self.session(&mut self.sessions.lock()) {
             session.since = Instant::now();
         }
@@ -354,7 +354,7 @@ mod tests {
         let (idle, busy) = (sessions.hold(&of("idle", "k")), sessions.hold(&of("busy", "k")));
         tokio::time::advance(sessions.pace.poll).await;
         idle.answered();
-        busy.ordered();
+        busy.answered_with_job();
         tokio::time::advance(Duration::from_secs(40)).await;
         assert_eq!(sessions.gone(), [("idle".to_owned(), "k".to_owned())]);
         tokio::time::advance(sessions.pace.poll).await;
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_that_is_decided_anew_for_another_session_is_news_under_the_same_id() {
+    fn a_job_that_is_decided_anew_for_another_session_is_news_under_the_same_id() {
         let of = |session: &str| {
             let leave = Leave {
                 session: session.to_owned(),
@@ -434,7 +434,7 @@ mod tests {
     async fn the_end_of_an_older_polls_connection_says_nothing_of_the_agent() {
         let sessions = sessions();
         let older = sessions.hold(&of("a", "k"));
-        sessions.hold(&of("a", "k")).ordered();
+        sessions.hold(&of("a", "k")).answered_with_job();
         drop(older);
         tokio::time::advance(Pace::default().closed).await;
         assert!(!sessions.is_gone("a", "k"));

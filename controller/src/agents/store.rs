@@ -78,7 +78,7 @@ pub(super) struct Store {
     servers: Api<Server>,
     enrolments: Api<Enrolment>,
     written_enrolments: Written<Enrolment>,
-    /// The hosts that were read a moment ago, by the order that they were read for.
+    /// The hosts that were read a moment ago, by the job that they were read for.
     just_read: Mutex<HashMap<String, Read>>,
 }
 
@@ -313,28 +313,28 @@ impl Store {
         }
     }
 
-    /// The host at `at` as the API server has it now, or had it when it was read a moment ago for the same order, if that `follows` up;
+    /// The host at `at` as the API server has it now, or had it when it was read a moment ago for the same job, if that `follows` up;
     /// none if there is no such.
     pub(super) async fn host_for(
         &self,
         at: &HostReference,
-        order: &str,
+        job: &str,
         follows: bool,
     ) -> Result<Option<Arc<BareMetalHost>>, StoreError> {
-        if let Some(read) = self.just_read(order).filter(|_| follows) {
+        if let Some(read) = self.just_read(job).filter(|_| follows) {
             return Ok(read);
         }
         let asked = Instant::now();
         let host = self.fetch_host(at).await?;
-        self.reads().insert(order.to_owned(), (asked, host.clone()));
+        self.reads().insert(job.to_owned(), (asked, host.clone()));
         Ok(host)
     }
 
-    /// What was read for `order` a moment ago; all that is older is forgotten.
-    fn just_read(&self, order: &str) -> Option<Option<Arc<BareMetalHost>>> {
+    /// What was read for `job` a moment ago; all that is older is forgotten.
+    fn just_read(&self, job: &str) -> Option<Option<Arc<BareMetalHost>>> {
         let mut reads = self.reads();
         reads.retain(|_, (asked, _)| asked.elapsed() < MOMENT);
-        reads.get(order).map(|(_, host)| host.clone())
+        reads.get(job).map(|(_, host)| host.clone())
     }
 
     fn reads(&self) -> MutexGuard<'_, HashMap<String, Read>> {

@@ -4,7 +4,7 @@
 use futures::future::BoxFuture;
 use muster_proto::mac::Mac;
 
-use super::{Access, BmcError, Leave};
+use super::{Access, BmcError, Permission};
 
 /// The result of a call.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, BmcError>>;
@@ -157,14 +157,15 @@ pub struct Probe {
 pub trait Power: Send {
     /// How it is now.
     fn power<'a>(&'a mut self, access: &'a Access) -> Answer<'a, SystemState>;
-    /// Changes it, as long as `leave` lasts.
-    fn reset<'a>(&'a mut self, access: &'a Access, leave: Leave, reset: Reset) -> Answer<'a, Done>;
+    /// Changes it, as long as `permission` lasts.
+    fn reset<'a>(&'a mut self, access: &'a Access, permission: Permission, reset: Reset) -> Answer<'a, Done>;
 }
 
 /// Says what one system boots.
 pub trait BootDevice: Send {
-    /// Arms `boot`, as long as `leave` lasts.
-    fn set_boot<'a>(&'a mut self, access: &'a Access, leave: Leave, boot: Boot) -> Answer<'a, Done>;
+    /// Arms `boot`, as long as `permission` lasts.
+    fn set_boot<'a>(&'a mut self, access: &'a Access, permission: Permission, boot: Boot)
+    -> Answer<'a, Done>;
 }
 
 /// Tells which machine it is.

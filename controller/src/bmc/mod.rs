@@ -56,7 +56,7 @@ pub use capability::{
 pub use error::BmcError;
 pub use metrics::Metrics;
 pub use pool::{Bmcs, Config};
-pub use term::{Leave, Term};
+pub use term::{Permission, Term};
 
 /// Under which leadership something was decided; a later leader's is higher.
 pub type Epoch = i64;

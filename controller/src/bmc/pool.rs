@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Access, BmcError, Boot, Connection, Done, Driver, Epoch, HostRef, Leave, Metrics, Probe, Reset,
+    Access, BmcError, Boot, Connection, Done, Driver, Epoch, HostRef, Metrics, Permission, Probe, Reset,
     SystemState, Term, Transport,
     address::Place,
     pause::{Pause, Pauses},
@@ -108,7 +108,7 @@ struct Line {
     turn: tokio::sync::Mutex<Box<dyn Connection>>,
     pause: Mutex<Option<Pause<Instant>>>,
     /// No host has it any more: whoever still waits for a turn closes up behind himself.
-    left: AtomicBool,
+    is_closed: AtomicBool,
 }
 
 impl std::fmt::Debug for Bmcs {
@@ -195,12 +195,12 @@ impl Bmcs {
         term: impl Into<Term>,
         reset: Reset,
     ) -> Result<Done, BmcError> {
-        let leave = Leave::of(term.into(), &self.0.fence);
+        let permission = Permission::of(term.into(), &self.0.fence);
         self.call(
             "set_power",
             access,
-            Some(leave.clone()),
-            Box::new(move |connection, access| connection.power().reset(access, leave, reset)),
+            Some(permission.clone()),
+            Box::new(move |connection, access| connection.power().reset(access, permission, reset)),
         )
         .await
     }
@@ -215,13 +215,13 @@ impl Bmcs {
         term: impl Into<Term>,
         boot: Boot,
     ) -> Result<Done, BmcError> {
-        let leave = Leave::of(term.into(), &self.0.fence);
+        let permission = Permission::of(term.into(), &self.0.fence);
         self.call(
             "set_boot",
             access,
-            Some(leave.clone()),
+            Some(permission.clone()),
             Box::new(move |connection, access| match connection.boot_device() {
-                Some(device) => device.set_boot(access, leave, boot),
+                Some(device) => device.set_boot(access, permission, boot),
                 None => unsupported("boot device"),
             }),
         )
@@ -250,7 +250,7 @@ impl Bmcs {
 
     /// The host is gone, or is not ours any more: ends the session, unless another host has the same BMC.
     pub async fn forget(&self, host: &HostRef) {
-        self.leave(std::slice::from_ref(&host.uid)).await;
+        self.drop_hosts(std::slice::from_ref(&host.uid)).await;
     }
 
     /// The hosts with these UIDs are all that there are: the sessions of the others are ended.
@@ -260,19 +260,19 @@ impl Bmcs {
             let gone = known.hosts.keys().filter(|uid| !uids.contains(*uid));
             gone.cloned().collect()
         };
-        self.leave(&gone).await;
+        self.drop_hosts(&gone).await;
     }
 
-    async fn leave(&self, uids: &[String]) {
-        let left: Vec<_> = {
+    async fn drop_hosts(&self, uids: &[String]) {
+        let idle: Vec<_> = {
             let mut known = lock(&self.0.known);
             let lines = uids.iter().filter_map(|uid| {
                 let key = known.hosts.remove(uid)?;
-                known.leave(&key)
+                known.drop_host(&key)
             });
             lines.collect()
         };
-        let closed = stream::iter(left).for_each_concurrent(ENDING, |line| {
+        let closed = stream::iter(idle).for_each_concurrent(ENDING, |line| {
             self.0.metrics.lines.dec();
             self.close(line)
         });
@@ -295,7 +295,7 @@ impl Bmcs {
     }
 
     async fn close(&self, line: Arc<Line>) {
-        line.left.store(true, Ordering::SeqCst);
+        line.is_closed.store(true, Ordering::SeqCst);
         let closed = async { line.turn.lock().await.close().await };
         if timeout(GRACE, closed).await.is_err() {
             tracing::debug!("the session of a BMC is left to end by itself");
@@ -308,12 +308,12 @@ impl Bmcs {
         &self,
         name: &'static str,
         access: &Access,
-        leave: Option<Leave>,
+        permission: Option<Permission>,
         work: Work<T>,
     ) -> Result<T, BmcError> {
         let (bmcs, access) = (self.clone(), access.clone());
         let task = tokio::spawn(async move {
-            let outcome = bmcs.queue(name, &access, leave.as_ref(), work).await;
+            let outcome = bmcs.queue(name, &access, permission.as_ref(), work).await;
             if let Err(error) = &outcome {
                 bmcs.0.metrics.failed(name, error);
             }
@@ -327,7 +327,7 @@ impl Bmcs {
         &self,
         name: &'static str,
         access: &Access,
-        leave: Option<&Leave>,
+        permission: Option<&Permission>,
         work: Work<T>,
     ) -> Result<T, BmcError> {
         let line = self.line(access)?;
@@ -340,7 +340,7 @@ impl Bmcs {
             message: "other calls to it take too long".to_owned(),
             retry_after: None,
         })?;
-        self.allowed(leave)?;
+        self.allowed(permission)?;
         line.willing(access)?;
         let start = Instant::now();
         let done = timeout(self.0.call, work(&mut **connection, access)).await;
@@ -354,18 +354,18 @@ impl Bmcs {
             tracing::debug!(host = %access.host, bmc = %access.address, call = name, %error, "a call to a BMC failed");
         }
         line.settle(access, outcome.as_ref().err(), self.0.pauses);
-        if line.left.load(Ordering::SeqCst) {
+        if line.is_closed.load(Ordering::SeqCst) {
             connection.close().await;
         }
         outcome
     }
 
     /// Whether whoever decided this may still act.
-    fn allowed(&self, leave: Option<&Leave>) -> Result<(), BmcError> {
+    fn allowed(&self, permission: Option<&Permission>) -> Result<(), BmcError> {
         if self.0.stopped.load(Ordering::SeqCst) {
             return Err(BmcError::Stopped);
         }
-        leave.map_or(Ok(()), Leave::check)
+        permission.map_or(Ok(()), Permission::check)
     }
 
     fn line(&self, access: &Access) -> Result<Arc<Line>, BmcError> {
@@ -407,11 +407,11 @@ impl Known {
         *hosts += 1;
         let line = Arc::clone(line);
         // Another address: its old BMC is nothing to this host any more.
-        (line, before.and_then(|before| self.leave(&before)))
+        (line, before.and_then(|before| self.drop_host(&before)))
     }
 
     /// A host leaves the line: which comes back if it was the last.
-    fn leave(&mut self, key: &Key) -> Option<Arc<Line>> {
+    fn drop_host(&mut self, key: &Key) -> Option<Arc<Line>> {
         let (_, hosts) = self.lines.get_mut(key)?;
         *hosts -= 1;
         if *hosts > 0 {
@@ -442,7 +442,7 @@ impl Line {
         Line {
             turn: tokio::sync::Mutex::new(Box::new(Redfish::new(means.clone()))),
             pause: Mutex::default(),
-            left: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
         }
     }
 

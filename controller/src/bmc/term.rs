@@ -1,4 +1,4 @@
-//! Leave to change something at a BMC: it ends with the leadership under which that was decided.
+//! Permission to change something at a BMC: it ends with the leadership under which that was decided.
 
 use std::{
     fmt,
@@ -61,18 +61,18 @@ impl Fence {
     }
 }
 
-/// Leave to change something, as long as it lasts.
+/// Permission to change something, as long as it lasts.
 #[derive(Clone, Debug)]
-pub struct Leave {
+pub struct Permission {
     term: Term,
     fence: Arc<Fence>,
 }
 
-impl Leave {
-    /// For `term`; no older one has leave from now on.
-    pub(super) fn of(term: Term, fence: &Arc<Fence>) -> Leave {
+impl Permission {
+    /// For `term`; no older one has permission from now on.
+    pub(super) fn of(term: Term, fence: &Arc<Fence>) -> Permission {
         fence.raise(term.epoch);
-        Leave {
+        Permission {
             term,
             fence: Arc::clone(fence),
         }

@@ -16,7 +16,7 @@ use super::{
     segment::{self, Invalid, Net},
 };
 use crate::{
-    bind::{self, Closed},
+    bind::{self, ClosedPort},
     events::{Event, Events},
     manager::EDGE,
 };
@@ -94,7 +94,7 @@ pub const NO_KEYS: &str = "NoKeys";
 const LACKING: [&str; 2] = [NO_RAMDISK, NO_KEYS];
 
 /// What it means for a Segment that of the ports of boot files and agents `closed` are not open on its addresses.
-pub fn without(closed: &[Closed]) -> Option<Trouble> {
+pub fn without(closed: &[ClosedPort]) -> Option<Trouble> {
     let reason = if closed.iter().any(|port| port.is_taken) {
         PORT_IN_USE
     } else {

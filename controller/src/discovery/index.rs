@@ -14,7 +14,7 @@ use muster_proto::{
 };
 
 use super::{host, link::Signals, next::server_name};
-use crate::{hosts, multi::Multi, path::Path};
+use crate::{hosts, multimap::MultiMap, path::Path};
 
 /// What a Server and a host can have in common. Nearly all are addresses, and each takes as much room as the largest can: pairs are on
 /// the heap.
@@ -38,8 +38,8 @@ pub(super) struct Index(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    servers: Multi<Key, String>,
-    hosts: Multi<Key, Path>,
+    servers: MultiMap<Key, String>,
+    hosts: MultiMap<Key, Path>,
 }
 
 impl Index {

@@ -218,7 +218,7 @@ fn hosts<'a>(seen: &Seen<'a>) -> impl Iterator<Item = &'a BareMetalHost> {
     seen.hosts
         .iter()
         .map(AsRef::as_ref)
-        .filter(|host| !hosts::is_leaving(host))
+        .filter(|host| !hosts::is_being_deleted(host))
 }
 
 /// True if `host` belongs to no Server that exists: declared by hand or by GitOps, or left by a Server that was removed.
@@ -238,7 +238,7 @@ pub(super) fn declared<'a>(seen: &Seen<'a>) -> Vec<&'a BareMetalHost> {
     let declares = |host| hosts::declared_mac(host).is_some_and(|mac| macs.contains(&mac));
     let all = seen.hosts.iter().map(AsRef::as_ref);
     // One that is being deleted has its machine cleaned and switched off before it goes.
-    all.filter(|host| !hosts::is_leaving(host) || is_held(host))
+    all.filter(|host| !hosts::is_being_deleted(host) || is_held(host))
         .filter(|host| is_unowned(seen, host))
         .filter(|host| match hosts::made_for(host) {
             None => declares(host),

@@ -27,7 +27,7 @@ use super::{
     host, jobs,
     link::{self, Doubt, Link},
     name,
-    notices::{clashes, dismissal, failed_order, no_segment, unapplied, unseen_host, unwatched, warning},
+    notices::{clashes, dismissal, failed_job, no_segment, unapplied, unseen_host, unwatched, warning},
     report,
     twins::{strangers, twin_of_ours, twins_of_theirs},
 };
@@ -181,7 +181,7 @@ pub fn next(seen: &Seen<'_>) -> Plan {
     };
     plan.notices.extend(strangers(seen, linked.as_ref()));
     plan.notices.extend(clashes(seen));
-    plan.notices.extend(failed_order(seen));
+    plan.notices.extend(failed_job(seen));
     plan
 }
 
@@ -457,7 +457,7 @@ pub(super) fn job(
 
 /// The host is linked: ours or somebody's.
 fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
-    if hosts::is_leaving(host) || hosts::is_paused(host) {
+    if hosts::is_being_deleted(host) || hosts::is_paused(host) {
         return Plan::rest(format!("host {} is being deleted or paused", Path::of(host)));
     }
     let is_ours = hosts::made_for(host) == Some(server_name(seen.server));

@@ -234,7 +234,7 @@ fn are_same(one: &[Identity], other: &[Identity], signal: fn(&Identity) -> Optio
 }
 
 /// A job that the agent could not carry out; a failed inspection is told with its end.
-pub(super) fn failed_order(seen: &Seen<'_>) -> Option<Event> {
+pub(super) fn failed_job(seen: &Seen<'_>) -> Option<Event> {
     let last = seen.server.last_job()?;
     (last.done && !last.error.is_empty()).then(|| {
         let message = format!(
@@ -242,6 +242,6 @@ pub(super) fn failed_order(seen: &Seen<'_>) -> Option<Event> {
             text::clean(last.id.as_bytes()),
             text::clean(last.error.as_bytes())
         );
-        warning(seen.server.object_ref(&()), "OrderFailed", message)
+        warning(seen.server.object_ref(&()), "JobFailed", message)
     })
 }

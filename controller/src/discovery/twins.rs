@@ -33,7 +33,7 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
             && host.metadata.name == ours.metadata.name
             && host.metadata.namespace != ours.metadata.namespace
             && hosts::declared_mac(host).is_none()
-            && !hosts::is_leaving(host)
+            && !hosts::is_being_deleted(host)
     };
     twins.extend(seen.hosts.iter().map(AsRef::as_ref).filter(same_name));
     match twins[..] {

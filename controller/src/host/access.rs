@@ -11,13 +11,13 @@ use muster_proto::kinds::{
 };
 
 use super::{
-    State,
+    State, bmc_identity,
     draft::{Draft, HoldOff, and_next, clause},
     observed::{Access, Failure, FailureClass, Power, Probed, SecretState},
     owner::has_bmc,
     plan::{BmcCall, Effect, Hold},
     ramdisk::{self, BOOT_DEADLINE},
-    registration, secrets, whose,
+    registration, secrets,
 };
 use crate::bmc::Address;
 use crate::time::whole_seconds;
@@ -127,7 +127,8 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
             identity,
             ..
         }) => {
-            let doubt = whose::anothers(draft, identity).or_else(|| whose::shared(draft, identity));
+            let doubt =
+                bmc_identity::anothers(draft, identity).or_else(|| bmc_identity::shared(draft, identity));
             if let Some(why) = doubt {
                 let message = format!("BMC {}: {why}", shown(&access.address));
                 draft.refuse(ErrorType::Registration, message);
@@ -391,7 +392,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
 /// Refuses with `message`, and says that the BMC is asked again every so `often`. While the host goes, each attempt asks it instead, and its
 /// failure says when that is.
 fn refuse_for_now(draft: &mut Draft<'_>, message: &str, often: &str) {
-    let message = match draft.is_leaving() {
+    let message = match draft.is_being_deleted() {
         true => clause(message).to_owned(),
         false => {
             let next = "and at once when spec.bmc, or what its Secret holds, changes";

@@ -82,7 +82,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     let is_silent = matches!(reach, Reach::Silent(_)) || power::unknown_power(draft).is_some();
-    // Unless a place is all it waits for.
+    // Unless a slot is all it waits for.
     draft.is_not_delayed();
     if is_silent && draft.session().is_none() {
         power::manage(draft, &reach);

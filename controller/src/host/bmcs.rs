@@ -170,7 +170,7 @@ pub(super) async fn call(executor: &Executor, host: &BareMetalHost, call: &BmcCa
         clock,
         ..
     } = executor;
-    let leave = || {
+    let lasting = || {
         let term = term.clone();
         bmc::Term::new(term.epoch(), move || term.still())
     };
@@ -203,7 +203,7 @@ pub(super) async fn call(executor: &Executor, host: &BareMetalHost, call: &BmcCa
                 lasting: Lasting::Once,
             };
             let answer = match access(vault, host, None).await {
-                Ok(access) => settled(bmcs.set_boot(&access, leave(), boot).await)?,
+                Ok(access) => settled(bmcs.set_boot(&access, lasting(), boot).await)?,
                 Err(fault) => Err(fault),
             };
             Ok(News::Tried(tried(operation, false, answer, clock())))
@@ -217,7 +217,7 @@ pub(super) async fn call(executor: &Executor, host: &BareMetalHost, call: &BmcCa
                 PowerOrder::Reset => Reset::ForceRestart,
             };
             let answer = match access(vault, host, None).await {
-                Ok(access) => settled(bmcs.set_power(&access, leave(), reset).await)?,
+                Ok(access) => settled(bmcs.set_power(&access, lasting(), reset).await)?,
                 Err(fault) => Err(fault),
             };
             Ok(News::Tried(tried(operation, true, answer, clock())))

@@ -187,7 +187,7 @@ fn in_band(draft: &mut Draft<'_>) {
 }
 
 /// All that is held for the host is let go, then the host.
-pub(super) fn let_go(draft: &mut Draft<'_>) {
+pub(super) fn drop_finalizers(draft: &mut Draft<'_>) {
     let mut busy = jobs::clear(draft);
     busy |= secrets::release(draft);
     if let Some(why) = secrets::unread(draft).filter(|_| !draft.waited("Inputs", ramdisk::BOOT_DEADLINE)) {

@@ -35,8 +35,8 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     draft.begin(|history| &mut history.deprovision);
     // That its ramdisk is waited for is not said beforehand: the write that says so comes before the boot, and by then the edges have seen that
     // the machine is to have the ramdisk.
-    let told = match guard::kept(draft.host).filter(|_| draft.is_leaving()) {
-        Some(why) if left_as_it_is(draft) == Left::Part => format!(
+    let told = match guard::kept(draft.host).filter(|_| draft.is_being_deleted()) {
+        Some(why) if residue_as_it_is(draft) == Residue::Part => format!(
             "the host is deleted in the middle of what clears or writes its disks, and they are not cleaned after that, because {why}"
         ),
         Some(why) => format!("the host is deleted, and its disks keep their data, because {why}"),
@@ -48,7 +48,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     }
 }
 
-/// True if an order that destroys data still stands for what is taken back, or for what must not be touched any more: it is to be given
+/// True if a job that destroys data still stands for what is taken back, or for what must not be touched any more: it is to be given
 /// to no session, now or days later. One that is over is given to none anyway, unless its machine is still to be told to leave.
 fn is_outdated(draft: &Draft<'_>) -> bool {
     let is_open = |server: &&Server| !jobs::rests(server) || jobs::is_unheard(server);
@@ -73,25 +73,25 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         draft.again(Duration::ZERO);
         return;
     }
-    if draft.is_leaving() && draft.old.error_count > PATIENCE {
+    if draft.is_being_deleted() && draft.old.error_count > PATIENCE {
         let why = failures(draft);
         uncleaned(draft, &why);
         return;
     }
-    if is_let_go(draft) {
+    if is_released(draft) {
         uncleaned(draft, "somebody asked for it");
         return;
     }
     match draft.hold_off(&[ErrorType::Provisioning, ErrorType::PowerManagement]) {
         HoldOff::Waiting => return,
-        HoldOff::Over if draft.is_leaving() && access::asks_anew(draft) => return,
+        HoldOff::Over if draft.is_being_deleted() && access::asks_anew(draft) => return,
         // An error of the provisioning that is being taken back is shown until the next one.
         HoldOff::None
             if draft.old.error_type == Some(ErrorType::Provisioning)
                 && draft.waiting_since(REFUSED).is_none() => {}
         HoldOff::None | HoldOff::Over => draft.clear_error(),
     }
-    if let Some(why) = guard::kept(draft.host).filter(|_| draft.is_leaving()) {
+    if let Some(why) = guard::kept(draft.host).filter(|_| draft.is_being_deleted()) {
         uncleaned(draft, why);
         return;
     }
@@ -107,7 +107,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     let reach = access::ensure(draft);
     if reach == Reach::No {
-        if draft.is_leaving()
+        if draft.is_being_deleted()
             && let Some(why) = access::is_to_be_mended(draft)
         {
             draft.fail(ErrorType::Provisioning, why);
@@ -138,7 +138,7 @@ fn failures(draft: &Draft<'_>) -> String {
 /// What comes once nothing of what it ran is left to boot.
 fn afterwards(draft: &Draft<'_>) -> &'static str {
     let stays_on = draft.host.spec.disable_power_off == Some(true);
-    match draft.is_leaving() {
+    match draft.is_being_deleted() {
         true if stays_on => "the host is deleted",
         true => "the machine is switched off, and the host is deleted",
         false => "the host is available",
@@ -227,9 +227,9 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
             _ => {}
         }
     }
-    let left = left_by_cleaning(draft);
+    let residue = residue_of_cleaning(draft);
     if draft.session().is_some() {
-        return let_go(draft, left, NOT_WANTED);
+        return finish_uncleaned(draft, residue, NOT_WANTED);
     }
     let stays_on = draft.host.spec.disable_power_off == Some(true);
     let boot = ramdisk::boot_of(operation);
@@ -243,7 +243,7 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     match power::current(draft) {
         Some(Power::Off) => {
             draft.status.powered_on = false;
-            let_go(draft, left, NOT_WANTED);
+            finish_uncleaned(draft, residue, NOT_WANTED);
         }
         Some(_) if stays_on => ends_in_ramdisk(draft, reach, operation),
         Some(_) => power::switch_off(
@@ -278,21 +278,21 @@ fn ends_in_ramdisk(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
 }
 
 /// True if somebody wants the host let go with its disks as they are.
-pub(super) fn is_let_go(draft: &Draft<'_>) -> bool {
+pub(super) fn is_released(draft: &Draft<'_>) -> bool {
     draft
         .annotation(RELEASE_ANNOTATION)
         .is_some_and(|value| value != "false")
 }
 
-/// What is left where a cleaning is not wanted any more, or failed. Of an order that stands for a session that is here nobody knows that it
+/// What is left where a cleaning is not wanted any more, or failed. Of a job that stands for a session that is here nobody knows that it
 /// was not given a moment ago.
-fn left_by_cleaning(draft: &Draft<'_>) -> Left {
+fn residue_of_cleaning(draft: &Draft<'_>) -> Residue {
     let begun = jobs::begun(draft, DEPROVISION, draft.begun().map(Timestamp::as_second));
-    left_by(draft, |job| jobs::is_cleaning(job, &begun))
+    residue_of(draft, |job| jobs::is_cleaning(job, &begun))
 }
 
 /// The same where the host goes as it is, in the middle of being given an image perhaps. An image that was written to its end is what it ran.
-fn left_as_it_is(draft: &Draft<'_>) -> Left {
+fn residue_as_it_is(draft: &Draft<'_>) -> Residue {
     let history = draft.old.operation_history.as_ref();
     let given = history.and_then(|history| history.provision.as_ref()?.start.as_ref());
     let provisioning = jobs::begun(draft, jobs::PROVISION, given.map(|start| start.0.as_second()));
@@ -303,26 +303,26 @@ fn left_as_it_is(draft: &Draft<'_>) -> Left {
         gives(&last.id) && (is_written || last.failure == Some(Failure::Outdated))
     });
     let begun = jobs::begun(draft, DEPROVISION, draft.begun().map(Timestamp::as_second));
-    left_by(draft, |job| {
+    residue_of(draft, |job| {
         jobs::is_cleaning(job, &begun) || (!is_over && gives(job))
     })
 }
 
-fn left_by(draft: &Draft<'_>, is_it: impl Fn(&str) -> bool) -> Left {
+fn residue_of(draft: &Draft<'_>, is_it: impl Fn(&str) -> bool) -> Residue {
     let may_have_begun = draft.server().is_some_and(|server| {
         let known = server.last_job().is_some_and(|last| is_it(&last.id));
         let stands = server.spec.job.as_ref().is_some_and(|job| is_it(&job.id));
         known || (stands && draft.session().is_some())
     });
     match may_have_begun {
-        true => Left::Part,
-        false => Left::Disks,
+        true => Residue::Part,
+        false => Residue::Disks,
     }
 }
 
 /// The host is let go though its disks are not cleaned, or not all.
-fn let_go(draft: &mut Draft<'_>, left: Left, why: &str) {
-    if left == Left::Part {
+fn finish_uncleaned(draft: &mut Draft<'_>, residue: Residue, why: &str) {
+    if residue == Residue::Part {
         draft.warn(
             "NotCleaned",
             format!(
@@ -330,12 +330,12 @@ fn let_go(draft: &mut Draft<'_>, left: Left, why: &str) {
             ),
         );
     }
-    finish(draft, left);
+    finish(draft, residue);
 }
 
 fn uncleaned(draft: &mut Draft<'_>, why: &str) {
-    let left = left_as_it_is(draft);
-    if left == Left::Disks {
+    let residue = residue_as_it_is(draft);
+    if residue == Residue::Disks {
         draft.warn("NotCleaned", format!("the disks keep their data, because {why}"));
     }
     if draft.annotation(RELEASE_ANNOTATION).is_some() {
@@ -344,12 +344,12 @@ fn uncleaned(draft: &mut Draft<'_>, why: &str) {
             .remove_annotations
             .push(RELEASE_ANNOTATION.to_owned());
     }
-    let_go(draft, left, why);
+    finish_uncleaned(draft, residue, why);
 }
 
 /// What is left of what the host ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
+enum Residue {
     Nothing,
     /// What disks hold that cannot be told from each other, were put in, or are not seen.
     SomeDisks,
@@ -364,11 +364,11 @@ fn cleaned(draft: &mut Draft<'_>, server: &Server) {
     let inventory = status.and_then(|status| status.inventory.as_ref());
     let inventory = inventory.map(Packed::unpack).unwrap_or_default();
     let root = preparing::root_of_before(draft, &inventory.disks);
-    // The order may be older than the first report of this boot: who used the machine may have put disks in.
-    let ordered = server.spec.job.as_ref().and_then(|job| job.clean.as_ref());
-    if let Some(ordered) = ordered.map(Packed::unpack) {
+    // The job may be older than the first report of this boot: who used the machine may have put disks in.
+    let job = server.spec.job.as_ref().and_then(|job| job.clean.as_ref());
+    if let Some(job) = job.map(Packed::unpack) {
         // Each name is one disk's: of twins, the one that was named is no other.
-        let mut names = ordered.disks.clone();
+        let mut names = job.disks.clone();
         let mut is_named = |disk: &Disk| {
             let at = names.iter().position(|id| disk::is_meant(id, disk));
             at.map(|at| names.swap_remove(at)).is_some()
@@ -382,17 +382,17 @@ fn cleaned(draft: &mut Draft<'_>, server: &Server) {
             return draft.fail(ErrorType::Provisioning, message);
         }
     }
-    let left = match left_out(draft, &inventory.disks, root).is_empty() {
-        true => Left::Nothing,
-        false => Left::SomeDisks,
+    let residue = match left_out(draft, &inventory.disks, root).is_empty() {
+        true => Residue::Nothing,
+        false => Residue::SomeDisks,
     };
-    finish(draft, left);
+    finish(draft, residue);
 }
 
-fn finish(draft: &mut Draft<'_>, left: Left) {
+fn finish(draft: &mut Draft<'_>, residue: Residue) {
     let failed = draft.status.error_type == Some(ErrorType::Provisioning);
     let error = draft.status.error_message.clone();
-    let next = match draft.is_leaving() {
+    let next = match draft.is_being_deleted() {
         true => State::PoweringOffBeforeDelete,
         false => State::Available,
     };
@@ -412,19 +412,19 @@ fn finish(draft: &mut Draft<'_>, left: Left) {
         .provisioning
         .raid
         .as_mut()
-        .filter(|_| matches!(left, Left::Nothing | Left::SomeDisks))
+        .filter(|_| matches!(residue, Residue::Nothing | Residue::SomeDisks))
     {
         // What they began with on each disk is gone.
         raid.software_raid_volumes = None;
     }
     power::rebooted(draft);
-    let told = match left {
-        Left::Nothing => "nothing of what it ran is left to boot",
-        Left::SomeDisks => {
+    let told = match residue {
+        Residue::Nothing => "nothing of what it ran is left to boot",
+        Residue::SomeDisks => {
             "its disks are clean, but for those of the Event DisksLeft, which are as they were"
         }
-        Left::Part => "the host is let go, and some of its disks may hold their data still",
-        Left::Disks => "the host is let go, with its disks as they were",
+        Residue::Part => "the host is let go, and some of its disks may hold their data still",
+        Residue::Disks => "the host is let go, with its disks as they were",
     };
     draft.tell("DeprovisioningComplete", told);
     jobs::clear(draft);

@@ -41,14 +41,14 @@ pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
     ))
 }
 
-/// True if the host is out of our hands, or is to be at once, whatever is being done to it: by force, or because it leaves.
+/// True if the host is out of our hands, or is to be at once, whatever is being done to it: by force, or because it is deleted.
 pub(super) fn is_cut_off(host: &BareMetalHost) -> bool {
     let detached = host
         .status
         .as_ref()
         .is_some_and(|status| status.operational_status == OperationalStatus::Detached);
-    let leaves = hosts::is_leaving(host);
-    let forces = |value| leaves || arguments::<Arguments>(value).unwrap_or_default().force;
+    let is_deleted = hosts::is_being_deleted(host);
+    let forces = |value| is_deleted || arguments::<Arguments>(value).unwrap_or_default().force;
     detached || annotation(host, DETACHED_ANNOTATION).is_some_and(forces)
 }
 
@@ -73,14 +73,14 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
         draft.state,
         State::New | State::Unmanaged | State::Registering | State::Deleting
     );
-    if draft.is_leaving() {
-        return leave(draft, arguments);
+    if draft.is_being_deleted() {
+        return delete_detached(draft, arguments);
     }
     let may = draft.state.is_steady() || is_detached || (arguments.force && !young);
     if !may {
         return false;
     }
-    let_go(draft);
+    detach(draft);
     draft.wait_for(
         DETACHED,
         format!("the host is detached; next: goes on where it was once the annotation {DETACHED_ANNOTATION} is removed"),
@@ -89,7 +89,7 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
 }
 
 /// What is wrong with it stays so, and who looks for a host to claim sees it.
-fn let_go(draft: &mut Draft<'_>) {
+fn detach(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::Detach);
     draft.status.operational_status = OperationalStatus::Detached;
     jobs::clear(draft);
@@ -100,13 +100,13 @@ fn let_go(draft: &mut Draft<'_>) {
 
 /// A host that is deleted while the annotation stands goes at once, whatever was being done to it and with the machine as it is, unless
 /// it is to wait for that.
-fn leave(draft: &mut Draft<'_>, arguments: Arguments) -> bool {
+fn delete_detached(draft: &mut Draft<'_>, arguments: Arguments) -> bool {
     if draft.state == State::Deleting {
         return false;
     }
     if arguments.delete_action == DeleteAction::Delay {
         if draft.state.is_steady() {
-            let_go(draft);
+            detach(draft);
         }
         let next = match is_cleaned_then(draft) {
             true => format!(
@@ -134,7 +134,7 @@ fn is_cleaned_then(draft: &Draft<'_>) -> bool {
     );
     may_run
         && provisioning::is_cleaned(draft)
-        && !deprovisioning::is_let_go(draft)
+        && !deprovisioning::is_released(draft)
         && guard::kept(draft.host).is_none()
         && access::hopeless(draft).is_none()
 }

@@ -152,7 +152,7 @@ impl<'a> Draft<'a> {
         annotation(self.host, name)
     }
 
-    pub(super) fn is_leaving(&self) -> bool {
+    pub(super) fn is_being_deleted(&self) -> bool {
         self.host.metadata.deletion_timestamp.is_some()
     }
 
@@ -393,7 +393,7 @@ impl<'a> Draft<'a> {
             State::of(self.host),
             State::Available | State::Provisioned | State::ExternallyProvisioned
         );
-        let is_asked = is_at_rest && !self.is_leaving() && reboot::wish(self.host, false).off();
+        let is_asked = is_at_rest && !self.is_being_deleted() && reboot::wish(self.host, false).off();
         match kind == ErrorType::PowerManagement && is_asked {
             true => pause.min(ASKED),
             false => pause,
@@ -421,7 +421,7 @@ impl<'a> Draft<'a> {
         HoldOff::Waiting
     }
 
-    /// The host needs a place among the busy ones. False: it has none and is delayed.
+    /// The host needs a slot among the busy ones. False: it has none and is delayed.
     pub(super) fn takes_slot(&mut self) -> bool {
         self.slot = true;
         if self.seen.slot {
@@ -437,7 +437,7 @@ impl<'a> Draft<'a> {
         false
     }
 
-    /// The host needs no place among the busy ones, or has one.
+    /// The host needs no slot among the busy ones, or has one.
     pub(super) fn is_not_delayed(&mut self) {
         if self.status.operational_status == OperationalStatus::Delayed {
             // An error of before is still to be seen.
@@ -506,7 +506,7 @@ impl<'a> Draft<'a> {
         refused.or(powerless).or_else(before)
     }
 
-    /// True if nothing is done to the machine before a person acts: that needs no place among the busy ones.
+    /// True if nothing is done to the machine before a person acts: that needs no slot among the busy ones.
     fn needs_no_place(&self) -> bool {
         let waits = self
             .wait

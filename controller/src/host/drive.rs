@@ -8,8 +8,8 @@ use muster_proto::{
 use serde_json::{Map, Value};
 
 use super::{
-    content::{self, LARGEST_DRIVE},
     plan::Drive,
+    secret_content::{self, LARGEST_DRIVE},
     vault::Vault,
 };
 use crate::path::Path;
@@ -88,14 +88,14 @@ async fn contents(vault: &Vault, namespace: &str, drive: &Drive) -> Result<Confi
         .collect();
     if let Some((at, secret)) = read(&drive.meta_data_secret).await? {
         // The user's words count more than ours.
-        meta_data.extend(content::meta_data(&secret).map_err(lacks(at))?);
+        meta_data.extend(secret_content::meta_data(&secret).map_err(lacks(at))?);
     }
     let network_data = match read(&drive.network_data_secret).await? {
-        Some((at, secret)) => content::network_data(&secret).map_err(lacks(at))?,
+        Some((at, secret)) => secret_content::network_data(&secret).map_err(lacks(at))?,
         None => None,
     };
     let user_data = match read(&drive.user_data_secret).await? {
-        Some((at, secret)) => Some(content::user_data(&secret).map_err(lacks(at))?.to_vec()),
+        Some((at, secret)) => Some(secret_content::user_data(&secret).map_err(lacks(at))?.to_vec()),
         None => None,
     };
     Ok(ConfigDrive {

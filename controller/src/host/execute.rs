@@ -25,8 +25,8 @@ use super::{
     bmcs::{self, Bmcs, Clock, Over},
     drive,
     memory::Memory,
-    observe::Sight,
-    plan::{BmcCall, Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, Order, Task, WriteTask},
+    observe::Snapshot,
+    plan::{BmcCall, Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, NewJob, Task, WriteTask},
     vault::Vault,
 };
 use crate::{
@@ -190,24 +190,24 @@ impl Executor {
         })
     }
 
-    /// Carries out one effect. `sight` is what the plan was made for, `host` how the host is after the plan's own writes, and `fresh`
+    /// Carries out one effect. `snapshot` is what the plan was made for, `host` how the host is after the plan's own writes, and `fresh`
     /// what proves that the API server has it so.
     pub async fn act(
         &self,
         host: &BareMetalHost,
-        sight: &Sight,
+        snapshot: &Snapshot,
         fresh: Option<Fresh>,
         effect: Effect,
     ) -> Result<(), ExecuteError> {
         match effect {
-            Effect::PlaceJob(order) => self.place_job(host, sight, fresh, &order).await,
-            Effect::RemoveJob { id } => self.remove_job(host, sight, &id).await,
-            Effect::WriteHardware(hardware) => self.write_hardware(host, sight, *hardware).await,
-            Effect::ReleaseHardware => self.release_hardware(host, sight).await,
+            Effect::PlaceJob(job) => self.place_job(host, snapshot, fresh, &job).await,
+            Effect::RemoveJob { id } => self.remove_job(host, snapshot, &id).await,
+            Effect::WriteHardware(hardware) => self.write_hardware(host, snapshot, *hardware).await,
+            Effect::ReleaseHardware => self.release_hardware(host, snapshot).await,
             Effect::ReleaseLeftovers => self.release_leftovers(host).await,
             Effect::HoldSecret { name, hold } => self.vault.hold(host, &name, hold).await,
             Effect::ReleaseSecret { name, disown } => self.vault.release(host, &name, disown).await,
-            Effect::Wake(wish) => self.ask_to_wake(host, sight, *wish).await,
+            Effect::Wake(wish) => self.ask_to_wake(host, snapshot, *wish).await,
             Effect::Bmc(call) => self.call(host, &call).await,
         }
     }
@@ -235,27 +235,27 @@ impl Executor {
     async fn place_job(
         &self,
         host: &BareMetalHost,
-        sight: &Sight,
+        snapshot: &Snapshot,
         fresh: Option<Fresh>,
-        order: &Order,
+        new: &NewJob,
     ) -> Result<(), ExecuteError> {
         let behind = || ExecuteError::Behind {
             step: PLACE,
-            subject: order.server.clone(),
+            subject: new.server.clone(),
         };
-        let server = sight.seen.server.as_ref().ok_or_else(behind)?;
-        let seen = server.metadata.name.as_ref() == Some(&order.server)
-            && server.metadata.resource_version.as_ref() == Some(&order.version);
+        let server = snapshot.seen.server.as_ref().ok_or_else(behind)?;
+        let seen = server.metadata.name.as_ref() == Some(&new.server)
+            && server.metadata.resource_version.as_ref() == Some(&new.version);
         if !seen {
             return Err(behind());
         }
         let mut job = Job {
-            id: order.id.clone(),
-            epoch: order.epoch,
-            leave: order.leave.clone(),
+            id: new.id.clone(),
+            epoch: new.epoch,
+            leave: new.leave.clone(),
             ..Job::default()
         };
-        match &order.task {
+        match &new.task {
             Task::Inspect => job.action = JobAction::Inspect,
             Task::Reboot => job.action = JobAction::Reboot,
             Task::PowerOff => job.action = JobAction::PowerOff,
@@ -265,25 +265,24 @@ impl Executor {
                     machine: permit.machine().clone(),
                     disks: permit.disks().to_vec(),
                 }));
-                if let Some(next) = &order.then {
+                if let Some(next) = &new.then {
                     job.then = Some(Then {
                         id: next.id.clone(),
                         session: next.session.clone(),
                         write: self
-                            .write(host, server, (&next.id, order.epoch), &next.task)
+                            .write(host, server, (&next.id, new.epoch), &next.task)
                             .await?,
                     });
                 }
             }
             Task::Write(task) => {
                 job.action = JobAction::Write;
-                job.write = Some(self.write(host, server, (&order.id, order.epoch), task).await?);
+                job.write = Some(self.write(host, server, (&new.id, new.epoch), task).await?);
             }
         }
-        if order.destroys() {
+        if new.destroys() {
             // Secrets were asked for in the meantime.
-            self.confirm(host, fresh.filter(|_| !order.reads_secrets()))
-                .await?;
+            self.confirm(host, fresh.filter(|_| !new.reads_secrets())).await?;
         }
         self.set_job(PLACE, host, server, Some(job)).await
     }
@@ -323,8 +322,13 @@ impl Executor {
         }))
     }
 
-    async fn remove_job(&self, host: &BareMetalHost, sight: &Sight, id: &str) -> Result<(), ExecuteError> {
-        match sight.seen.server.as_ref() {
+    async fn remove_job(
+        &self,
+        host: &BareMetalHost,
+        snapshot: &Snapshot,
+        id: &str,
+    ) -> Result<(), ExecuteError> {
+        match snapshot.seen.server.as_ref() {
             Some(server) if server.spec.job.as_ref().is_some_and(|job| job.id == id) => {
                 self.set_job("take job off Server", host, server, None).await
             }
@@ -347,12 +351,21 @@ impl Executor {
         Ok(())
     }
 
-    async fn ask_to_wake(&self, host: &BareMetalHost, sight: &Sight, wish: Wake) -> Result<(), ExecuteError> {
+    async fn ask_to_wake(
+        &self,
+        host: &BareMetalHost,
+        snapshot: &Snapshot,
+        wish: Wake,
+    ) -> Result<(), ExecuteError> {
         let step = "ask for Wake-on-LAN on Server";
-        let server = sight.seen.server.as_ref().ok_or_else(|| ExecuteError::Behind {
-            step,
-            subject: Path::of(host).to_string(),
-        })?;
+        let server = snapshot
+            .seen
+            .server
+            .as_ref()
+            .ok_or_else(|| ExecuteError::Behind {
+                step,
+                subject: Path::of(host).to_string(),
+            })?;
         let spec = ServerSpec {
             wake: Some(Box::new(wish)),
             ..server.spec.clone()
@@ -394,14 +407,14 @@ impl Executor {
     async fn write_hardware(
         &self,
         host: &BareMetalHost,
-        sight: &Sight,
+        snapshot: &Snapshot,
         hardware: HardwareDetails,
     ) -> Result<(), ExecuteError> {
         let step = "write HardwareData";
         let path = Path::of(host);
         let api = self.api::<HardwareData>(&path.namespace);
         let owner = host.controller_owner_ref(&());
-        let written = match sight.seen.hardware.as_ref() {
+        let written = match snapshot.seen.hardware.as_ref() {
             None => {
                 let spec = HardwareDataSpec {
                     hardware: Some(hardware.into()),
@@ -436,8 +449,8 @@ impl Executor {
         Ok(())
     }
 
-    async fn release_hardware(&self, host: &BareMetalHost, sight: &Sight) -> Result<(), ExecuteError> {
-        let Some(data) = sight.seen.hardware.as_ref() else {
+    async fn release_hardware(&self, host: &BareMetalHost, snapshot: &Snapshot) -> Result<(), ExecuteError> {
+        let Some(data) = snapshot.seen.hardware.as_ref() else {
             return Ok(());
         };
         let path = Path::of(host);

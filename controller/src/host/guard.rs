@@ -1,4 +1,4 @@
-//! Leave to destroy data. Only this module makes a [`Permit`], and no job that cleans or writes can be made without one. Pure.
+//! Permission to destroy data. Only this module makes a [`Permit`], and no job that cleans or writes can be made without one. Pure.
 
 use muster_proto::{
     inventory::{Disk, Inventory},
@@ -19,7 +19,7 @@ use crate::{
     lenient::is_marked,
 };
 
-/// Leave to destroy what is on these disks of this machine, given in this round and for it.
+/// Permission to destroy what is on these disks of this machine, given in this round and for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permit {
     machine: MachineId,
@@ -91,9 +91,9 @@ pub(super) fn rival(seen: &Observed) -> Result<(), String> {
     }
 }
 
-/// Leave to write an image to `disk`.
+/// Permission to write an image to `disk`.
 pub(super) fn to_write(host: &BareMetalHost, seen: &Observed, disk: &Disk) -> Result<Permit, String> {
-    if State::of(host) != State::Provisioning || hosts::is_leaving(host) {
+    if State::of(host) != State::Provisioning || hosts::is_being_deleted(host) {
         return Err("the host is not provisioning".to_owned());
     }
     let wanted = host
@@ -107,7 +107,7 @@ pub(super) fn to_write(host: &BareMetalHost, seen: &Observed, disk: &Disk) -> Re
     permit(host, seen, &[disk])
 }
 
-/// Leave to clear the partition tables and signatures of `disks`.
+/// Permission to clear the partition tables and signatures of `disks`.
 pub(super) fn to_clean(host: &BareMetalHost, seen: &Observed, disks: &[&Disk]) -> Result<Permit, String> {
     if !matches!(State::of(host), State::Provisioning | State::Deprovisioning) {
         return Err("the host is neither provisioning nor deprovisioning".to_owned());

@@ -125,7 +125,7 @@ fn went(draft: &Draft<'_>, what: &str) -> bool {
     draft.server().is_some_and(done)
 }
 
-/// True if the ramdisk has taken up the order to switch its machine off, or has done so: that is not taken back any more.
+/// True if the ramdisk has taken up the job to switch its machine off, or has done so: that is not taken back any more.
 fn goes_down(draft: &Draft<'_>, server: &Server) -> bool {
     if draft.waiting_since(GOING_OFF).is_none() || draft.waited(GOING_OFF, GOES_DOWN) {
         return false;
@@ -348,7 +348,7 @@ pub fn is_wanted_on(server: &Server, host: Option<&BareMetalHost>) -> bool {
         | State::Provisioning
         | State::Deprovisioning => true,
         State::Available | State::Provisioned | State::ExternallyProvisioned => {
-            host.spec.online && !stays_off && !hosts::is_leaving(host)
+            host.spec.online && !stays_off && !hosts::is_being_deleted(host)
         }
         State::New | State::Unmanaged | State::PoweringOffBeforeDelete | State::Deleting | State::Foreign => {
             false

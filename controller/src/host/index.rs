@@ -18,7 +18,7 @@ use super::{
     rivals::{Behind, bmc},
     secrets,
 };
-use crate::{hosts::declared_mac, multi::Multi, path::Path};
+use crate::{hosts::declared_mac, multimap::MultiMap, path::Path};
 
 /// What a host has to do with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,9 +62,9 @@ pub struct Index(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    hosts: Multi<Key, Path>,
+    hosts: MultiMap<Key, Path>,
     /// Servers by their host.
-    servers: Multi<Path, Path>,
+    servers: MultiMap<Path, Path>,
 }
 
 impl Index {

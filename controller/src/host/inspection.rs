@@ -14,9 +14,8 @@ use super::{
     conditions::waiting,
     draft::{Draft, HoldOff, RETRY},
     jobs::{self, Job},
-    place,
     plan::{Effect, HARDWARE_FINALIZER, Task},
-    ramdisk, report, restore,
+    ramdisk, report, restore, slot_state,
 };
 use crate::time::whole_seconds;
 use crate::{
@@ -126,10 +125,11 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
 }
 
 /// What the attempt is called that `host` is in the middle of; none: it is not being inspected, or waits before another attempt or for its
-/// place.
+/// slot.
 pub(super) fn operation_under_way(host: &BareMetalHost) -> Option<String> {
     let status = host.status.as_ref()?;
-    let waits = place::waits_in_line(status) || waiting(status).is_some_and(|wait| wait.reason == RETRY);
+    let waits =
+        slot_state::waits_for_slot(status) || waiting(status).is_some_and(|wait| wait.reason == RETRY);
     operation(host).filter(|_| !waits)
 }
 

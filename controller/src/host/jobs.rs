@@ -4,7 +4,7 @@ use muster_proto::kinds::{Job as Placed, JobAction, JobStatus, Leave, LeaveActio
 
 use super::{
     draft::Draft,
-    plan::{Effect, Next, Order, Task},
+    plan::{Effect, NewJob, Next, Task},
     ramdisk,
 };
 
@@ -146,13 +146,13 @@ pub(super) fn is_unheard(server: &Server) -> bool {
 pub(super) fn says_it_left(server: &Server) -> bool {
     server.last_job().is_some_and(|last| {
         let said = last.leaving.as_ref().is_some_and(|leaving| leaving.said);
-        let ordered = last.id.starts_with(OURS) && last.id.ends_with(LEAVE);
-        said || (ordered && last.done && last.error.is_empty())
+        let placed = last.id.starts_with(OURS) && last.id.ends_with(LEAVE);
+        said || (placed && last.done && last.error.is_empty())
     })
 }
 
-/// Where the machine goes by the job `id`, as it is ordered or as it comes with the write; none: it was not told.
-pub(super) fn goes(server: &Server, id: &str) -> Option<LeaveAction> {
+/// Where the machine goes by the job `id`, as it is placed or as it comes with the write; none: it was not told.
+pub(super) fn leave_action(server: &Server, id: &str) -> Option<LeaveAction> {
     let explicit = server.spec.job.as_ref().filter(|job| job.id == id);
     match (explicit.map(|job| job.action), given(server)) {
         (Some(JobAction::PowerOff), _) => Some(LeaveAction::PowerOff),
@@ -168,7 +168,7 @@ pub(super) fn is_taken_up(server: &Server, id: &str) -> bool {
     last.is_some_and(|last| last.id == id)
 }
 
-/// True if the agent has taken up the job that `is_it` knows by its id, of an order of ours that clears or writes disks, in the session
+/// True if the agent has taken up the part that `is_it` knows by its id, of a job of ours that clears or writes disks, in the session
 /// that it has now, and has not said that this ended.
 pub(super) fn is_under_way(server: &Server, is_it: impl Fn(&str) -> bool) -> bool {
     let known = || {
@@ -209,7 +209,7 @@ pub(super) fn place(draft: &mut Draft<'_>, server: &Server, id: &str, task: Task
     place_with(draft, server, id, task, After::default());
 }
 
-/// What comes after a job, of the same order.
+/// What comes after the first part of a job.
 #[derive(Debug, Default)]
 pub(super) struct After {
     /// What follows it at once.
@@ -247,7 +247,7 @@ pub(super) fn place_with(draft: &mut Draft<'_>, server: &Server, id: &str, task:
         // Told with what the host waits for from now on, in one write.
         draft.status.powered_on |= ramdisk::is_on(draft);
     }
-    draft.effect(Effect::PlaceJob(Box::new(Order {
+    draft.effect(Effect::PlaceJob(Box::new(NewJob {
         id: id.to_owned(),
         server: server.metadata.name.clone().unwrap_or_default(),
         version: server.metadata.resource_version.clone().unwrap_or_default(),

@@ -18,7 +18,7 @@
 //!   owner, detached,        whose the host is, and when it is left alone or restored
 //!     restore
 //!   registration, access,   the BMC is reached, and is the machine's own
-//!     whose
+//!     bmc_identity
 //!   inspection, preparing,  the states of a life, one file each
 //!     available, provisioning, provisioned, deprovisioning, deletion
 //!   power, in_band, reboot  the power, with a BMC and without
@@ -27,17 +27,18 @@
 //!     ramdisk/unbooted
 //!   interrupted             ramdisks that were lost in the middle of it
 //!   disk, image, secrets    which disk, which image, which Secrets
-//!   guard                   leave to destroy data
-//!   place, backoff          places among the busy, pauses after failures
+//!   guard                   permission to destroy data
+//!   slots, slot_state,      the slots of hosts that are busy at once, pauses after
+//!     backoff               failures
 //! ```
 
 mod access;
 mod available;
 mod backoff;
+mod bmc_identity;
 pub mod bmcs;
 pub mod boot_mode;
 pub mod conditions;
-mod content;
 mod counts;
 mod deletion;
 mod deprovisioning;
@@ -60,7 +61,6 @@ pub mod next;
 pub mod observe;
 pub mod observed;
 pub mod owner;
-mod place;
 pub mod plan;
 mod power;
 mod preparing;
@@ -74,12 +74,13 @@ mod registration;
 mod report;
 mod restore;
 mod rivals;
+mod secret_content;
 mod secrets;
+mod slot_state;
 pub mod slots;
 pub mod state;
 pub mod table;
 pub mod vault;
-mod whose;
 
 pub use bmcs::Bmcs;
 pub use jobs::is_for_another;

@@ -67,12 +67,12 @@ pub(super) fn begun(host: &BareMetalHost) -> Option<i64> {
 fn left(host: &BareMetalHost, server: &Server) -> Option<i64> {
     let uid = host.metadata.uid.as_deref().unwrap_or_default();
     let begun = |id: &str| provisioning_left_by(id, uid);
-    let ordered = server.spec.job.as_ref();
+    let placed = server.spec.job.as_ref();
     let taken = server.last_job();
-    let told = ordered.zip(taken).and_then(|(job, last)| job.left_after(last));
-    match ordered {
+    let told = placed.zip(taken).and_then(|(job, last)| job.left_after(last));
+    match placed {
         Some(job) => begun(&job.id).or_else(|| begun(&told?.0.id)),
-        // Only the last job counts: one of a former life is followed by others. Its order may be taken off once it is carried out.
+        // Only the last job counts: one of a former life is followed by others. Its job may be taken off once it is carried out.
         None => {
             let taken = taken?;
             let left = taken.leaving.as_ref().filter(|leaving| leaving.said);

@@ -34,8 +34,8 @@ pub fn next(host: &BareMetalHost, seen: &Observed, now: Timestamp) -> Plan {
         Owner::Operator => {}
     }
     let held = is_held(host);
-    let leaving = hosts::is_leaving(host);
-    if leaving && !held {
+    let deleted = hosts::is_being_deleted(host);
+    if deleted && !held {
         return Plan::rest("it goes without us");
     }
     if let Some(plan) = restore::status(host, seen, now) {
@@ -52,7 +52,7 @@ pub fn next(host: &BareMetalHost, seen: &Observed, now: Timestamp) -> Plan {
     if is_former {
         draft.call(BmcCall::Forget);
     }
-    if draft.state == State::Foreign && !leaving {
+    if draft.state == State::Foreign && !deleted {
         return Plan::rest(format!(
             "its state `{}` is unknown to this version",
             draft.old.provisioning.state
@@ -70,7 +70,7 @@ fn decide(draft: &mut Draft<'_>) {
     if detached::apply(draft) {
         return;
     }
-    if draft.is_leaving() && deletion::turn(draft) {
+    if draft.is_being_deleted() && deletion::turn(draft) {
         return;
     }
     if !draft.state.is_young() {
@@ -93,7 +93,7 @@ fn decide(draft: &mut Draft<'_>) {
         State::ExternallyProvisioned => provisioned::external(draft),
         State::Deprovisioning => deprovisioning::go_on(draft),
         State::PoweringOffBeforeDelete => deletion::power_off(draft),
-        State::Deleting => deletion::let_go(draft),
+        State::Deleting => deletion::drop_finalizers(draft),
         State::Foreign => {}
     }
 }

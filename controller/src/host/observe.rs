@@ -16,7 +16,7 @@ use crate::{path::Path, world::World};
 
 /// Where a round looks.
 #[derive(Clone, Copy, Debug)]
-pub struct Eyes<'a> {
+pub struct Observer<'a> {
     /// The watched copies.
     pub world: &'a World,
     /// Who has to do with whom.
@@ -37,16 +37,16 @@ pub struct Eyes<'a> {
 
 /// What a round saw.
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct Snapshot {
     /// The host, as new as it is known.
     pub host: Arc<BareMetalHost>,
     /// All else.
     pub seen: Observed,
 }
 
-impl Eyes<'_> {
+impl Observer<'_> {
     /// Looks at `host`. A request is made only for a Secret that the host needs and nobody watches.
-    pub async fn look(&self, host: &Arc<BareMetalHost>) -> Sight {
+    pub async fn look(&self, host: &Arc<BareMetalHost>) -> Snapshot {
         let path = Path::of(host.as_ref());
         let Newest {
             host,
@@ -84,7 +84,7 @@ impl Eyes<'_> {
             epoch: self.epoch,
             max_provisioning_retries: self.max_provisioning_retries,
         };
-        Sight { host, seen }
+        Snapshot { host, seen }
     }
 
     /// The one Server that stands for `host`. Where several claim to, none does: whichever it was, a job would reach another machine

@@ -32,7 +32,7 @@ pub struct Observed {
     pub rivals: Vec<Rival>,
     /// True if nothing is held any more that another operator left: asked once, when the host goes.
     pub released: bool,
-    /// True if the host has one of the places of hosts that are busy at once. See [`Plan::slot`](super::Plan::slot).
+    /// True if the host has one of the slots of hosts that are busy at once. See [`Plan::slot`](super::Plan::slot).
     pub slot: bool,
     /// When this process began to lead, or the host was last paused no more: what was announced or done before says nothing of the machine.
     pub began: Timestamp,

@@ -30,8 +30,8 @@ pub struct Plan {
     pub effects: Vec<Effect>,
     /// What people are told once all of the above is done.
     pub events: Vec<Event>,
-    /// True if the host needs a place among the hosts that are busy at once, and false if it can give one back. The loop asks with
-    /// `seen.slot` first; if the host needs a place and there is none, it asks again without, and that plan says that it is delayed.
+    /// True if the host needs a slot among the hosts that are busy at once, and false if it can give one back. The loop asks with
+    /// `seen.slot` first; if the host needs a slot and there is none, it asks again without, and that plan says that it is delayed.
     pub slot: bool,
     /// Come back after this time even if nothing changes; none: a change will come. Zero: at once.
     pub requeue: Option<Duration>,
@@ -98,7 +98,7 @@ pub enum Effect {
     /// Ask the edges for Wake-on-LAN packets: nothing tells whether they did anything.
     Wake(Box<Wake>),
     /// Make this the Server's job, in place of the one there, if the Server is still as it was seen.
-    PlaceJob(Box<Order>),
+    PlaceJob(Box<NewJob>),
     /// Take the job off the Server, if it is this one.
     RemoveJob {
         /// Its operation id.
@@ -179,7 +179,7 @@ pub enum PowerOrder {
 
 /// A job for the ramdisk of the host's machine.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Order {
+pub struct NewJob {
     /// Operation id; the same id is the same job.
     pub id: String,
     /// The Server's name.
@@ -288,11 +288,11 @@ impl Effect {
 
     /// True if it destroys data once the agent takes it up.
     pub(super) fn destroys(&self) -> bool {
-        matches!(self, Effect::PlaceJob(order) if order.destroys())
+        matches!(self, Effect::PlaceJob(job) if job.destroys())
     }
 }
 
-impl Order {
+impl NewJob {
     /// True if it destroys data.
     pub(super) fn destroys(&self) -> bool {
         matches!(self.task, Task::Clean(_) | Task::Write(_))

@@ -285,7 +285,7 @@ fn says_going(draft: &mut Draft<'_>, reason: &'static str, wish: Wish, why: Opti
         _ if reason == GOING_ON => ("on", boots),
         _ if draft.host.spec.disable_power_off == Some(true) => ("reset", boots),
         State::PoweringOffBeforeDelete => ("off", "the host is let go"),
-        State::Deprovisioning if draft.is_leaving() => ("off", "the host is deleted"),
+        State::Deprovisioning if draft.is_being_deleted() => ("off", "the host is deleted"),
         State::Deprovisioning => ("off", "the host is available"),
         _ if draft.host.spec.online && !wish.stay_off => ("off", "it is switched on again"),
         _ => ("off", "it stays off"),

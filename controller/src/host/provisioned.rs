@@ -170,7 +170,7 @@ fn look_after_unless(draft: &mut Draft<'_>, leaving: Leaving) {
 }
 
 fn look_after(draft: &mut Draft<'_>) {
-    // Another operator's: nobody services the host here, and nothing of it waits for a place.
+    // Another operator's: nobody services the host here, and nothing of it waits for a slot.
     draft.forget(ErrorType::Servicing);
     let status = &mut draft.status.operational_status;
     if matches!(*status, OperationalStatus::Servicing | OperationalStatus::Delayed) {

@@ -31,8 +31,8 @@ const WRITING: &str = "waits for the image to be written, after the disks are cl
 const CLEARING: &str = "waits for the ramdisk to clear the disks, which it had begun before the host was protected; next: the image is written once the annotation muster.dev/protected is removed";
 /// What happens once the ramdisk is there.
 const THEN: &str = "the image is written";
-/// So long an agent may take to say that it leaves, as the order that it wrote the image by says; one that does not hear it, because it got
-/// to an edge of an older version in that moment, is told by an order of its own.
+/// So long an agent may take to say that it leaves, as the job that it wrote the image by says; one that does not hear it, because it got
+/// to an edge of an older version in that moment, is told by a job of its own.
 const HEARS: SignedDuration = SignedDuration::from_secs(10);
 /// So long after it was given out it is known at the latest that a job was taken up.
 const TAKEN_UP: SignedDuration = SignedDuration::from_secs(30);
@@ -199,7 +199,7 @@ fn source(spec: &BareMetalHostSpec) -> Result<ImageSource, String> {
 
 fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<ImageSource, String>) {
     let error = ErrorType::Provisioning;
-    // Before its machine is booted for that: an order that stands would be given to it at once.
+    // Before its machine is booted for that: a job that stands would be given to it at once.
     if guard::is_protected(draft.host) {
         return held_back(draft, reach, operation);
     }
@@ -219,7 +219,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
         operation,
     };
     let ours = |job: &str| job.starts_with(operation);
-    // What was changed since is no matter to an order that stands: it ends as what it was.
+    // What was changed since is no matter to a job that stands: it ends as what it was.
     let source = match (source, jobs::look(server, ours)) {
         (Ok(source), _) => source,
         (Err(_), Job::Failed(error)) => {
@@ -295,7 +295,7 @@ fn held_back(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     }
     let message = and_next(guard::UNWRITTEN, "goes on as soon as that is changed");
     let is_said = draft.has_said(REFUSED, &message);
-    // An edge that did not know of the annotation yet may have given the order out: what is told of one that stands is heard.
+    // An edge that did not know of the annotation yet may have given the job out: what is told of one that stands is heard.
     if draft.session().is_none() || (is_said && draft.waited(REFUSED, TAKEN_UP)) {
         jobs::clear(draft);
     } else if draft.server().is_some_and(|server| server.spec.job.is_some()) {
@@ -351,7 +351,7 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     let permit = guard::to_clean(draft.host, draft.seen, &disks)?;
     let left = disk::left_out(&inventory.disks, Some(root));
     deprovisioning::tell_left_out(draft, server, &id, &left);
-    // All that is needed for it is there, most of the time: one order for both.
+    // All that is needed for it is there, most of the time: one job for both.
     let then = match secrets::inputs(draft) {
         Inputs::Ready => {
             let (id, task) = write_task(draft, ramdisk, source)?;
@@ -363,7 +363,7 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     let leave = then.is_some().then(|| way(draft, operation, session));
     let writes = then.is_some();
     if jobs::place_with(draft, server, &id, Task::Clean(permit), After { then, leave }) && writes {
-        is_ordered(draft);
+        keep_image(draft);
     }
     draft.wait_for("Write", WRITING);
     Ok(false)
@@ -409,7 +409,7 @@ fn write_task(
 
 /// The image of now is what is being written, of which only its URL is the one that this began with. What is changed from here on is not
 /// what is on the disk.
-fn is_ordered(draft: &mut Draft<'_>) {
+fn keep_image(draft: &mut Draft<'_>) {
     draft.status.provisioning.image.clone_from(&draft.host.spec.image);
 }
 
@@ -444,7 +444,7 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
         leave: Some(way(draft, operation, session)),
     };
     if jobs::place_with(draft, server, &id, Task::Write(Box::new(task)), after) {
-        is_ordered(draft);
+        keep_image(draft);
     }
     draft.wait_for("Write", WRITING);
     Ok(())
@@ -455,18 +455,18 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
 fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
     let stays_off = is_off(draft, server, id);
     let connected = draft.session().is_some();
-    let ordered = jobs::is_placed(server, id);
+    let placed = jobs::is_placed(server, id);
     match jobs::look(server, |job| job == id) {
         Job::Pending if connected && stays(draft) => {
             failed(draft, "the machine does not leave its ramdisk");
         }
         state @ (Job::Absent | Job::Pending) if connected => {
-            let unheard = !ordered && draft.waited("Leave", HEARS) && is_here_since(draft, HEARS);
+            let unheard = !placed && draft.waited("Leave", HEARS) && is_here_since(draft, HEARS);
             if unheard || state == Job::Absent {
                 let task = if stays_off { Task::PowerOff } else { Task::Reboot };
                 jobs::place(draft, server, id, task);
             }
-            draft.again(match ordered || unheard {
+            draft.again(match placed || unheard {
                 true => Duration::from_secs(300),
                 false => Duration::try_from(HEARS).unwrap_or_default(),
             });
@@ -477,7 +477,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
         }
         Job::Absent => without_word(draft, reach, id, stays_off),
         // It was told, or will be once it is back.
-        Job::Pending if !ordered && returns(draft) => {}
+        Job::Pending if !placed && returns(draft) => {}
         Job::Failed(error) if connected => {
             failed(draft, &format!("the machine did not leave its ramdisk: {error}"));
         }
@@ -488,7 +488,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
 /// True if the machine is off once it has left by the job `id`. What it was told counts for its power: if something else is wanted by now,
 /// that is seen to where the host rests.
 fn is_off(draft: &Draft<'_>, server: &Server, id: &str) -> bool {
-    let told = jobs::goes(server, id);
+    let told = jobs::leave_action(server, id);
     told.map_or_else(
         || power::is_to_be_off(draft.host),
         |way| way == LeaveAction::PowerOff,

@@ -99,12 +99,12 @@ pub(super) fn boot_of(operation: &str) -> String {
 /// A person has to look which of the two it is; a host that goes waits for nothing without an end.
 fn contested(draft: &mut Draft<'_>, kind: ErrorType) {
     let message = CONTESTED;
-    if draft.is_leaving() && draft.waited("Contested", BOOT_DEADLINE) {
+    if draft.is_being_deleted() && draft.waited("Contested", BOOT_DEADLINE) {
         draft.fail(kind, message);
         return;
     }
     draft.wait_for("Contested", format!("{message}; next: {ENROLS_AGAIN}"));
-    if draft.is_leaving() {
+    if draft.is_being_deleted() {
         draft.again_after("Contested", BOOT_DEADLINE);
     }
 }
@@ -564,7 +564,7 @@ fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
     if may_return(draft, then) || is_on_its_way(draft) || presence::may_enrol_again(draft, then) {
         return;
     }
-    if draft.is_leaving() {
+    if draft.is_being_deleted() {
         if draft.waited(POWER_CYCLE, BOOT_DEADLINE) {
             draft.fail(kind, "the machine has no BMC, and nobody power-cycled it");
             return;

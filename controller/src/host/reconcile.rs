@@ -34,8 +34,8 @@ use super::{
     index::Index,
     memory::{EARLY, Memory},
     metrics::Metrics,
-    observe::Eyes,
-    place,
+    observe::Observer,
+    slot_state,
     slots::Slots,
     vault::{NoRandom, SECRET, Touched, Vault},
 };
@@ -180,8 +180,8 @@ impl Context {
         Ok((Arc::new(context), config.changes, woken))
     }
 
-    fn eyes(&self) -> Eyes<'_> {
-        Eyes {
+    fn observer(&self) -> Observer<'_> {
+        Observer {
             world: &self.world,
             index: &self.index,
             memory: &self.memory,
@@ -193,14 +193,14 @@ impl Context {
         }
     }
 
-    /// True if what `host` needs a place for goes on, place or not: so it counts.
+    /// True if what `host` needs a slot for goes on, slot or not: so it counts.
     fn has_begun(&self, host: &BareMetalHost, server: Option<&Server>) -> bool {
-        place::has_begun(host, server, (self.executor.clock)())
+        slot_state::has_begun(host, server, (self.executor.clock)())
     }
 
-    /// True if `host`, which needs no place for what is done next, keeps the one that it has.
-    fn keeps_place(&self, host: &BareMetalHost, server: Option<&Server>) -> bool {
-        place::keeps(host, server, (self.executor.clock)())
+    /// True if `host`, which needs no slot for what is done next, keeps the one that it has.
+    fn keeps_slot(&self, host: &BareMetalHost, server: Option<&Server>) -> bool {
+        slot_state::keeps(host, server, (self.executor.clock)())
     }
 
     /// `host` as the watch shows it now; none: it is gone, and another one of its name comes with a change of its own.
@@ -345,10 +345,10 @@ async fn rounds(
     concurrency: u16,
 ) {
     let all = context.all();
-    let eyes = context.eyes();
+    let observer = context.observer();
     for host in context.world.hosts.state() {
-        let server = eyes.server(&host);
-        if context.has_begun(&host, server.as_deref()) || context.keeps_place(&host, server.as_deref()) {
+        let server = observer.server(&host);
+        if context.has_begun(&host, server.as_deref()) || context.keeps_slot(&host, server.as_deref()) {
             context.slots.begin_with(&Path::of(host.as_ref()));
         }
     }

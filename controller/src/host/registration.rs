@@ -66,7 +66,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     let next = leads_to(draft.host);
-    // As upstream does: who would only wait there stays. So the state says that there is a place, and no other write has to.
+    // As upstream does: who would only wait there stays. So the state says that there is a slot, and no other write has to.
     if next == State::Inspecting && !draft.takes_slot() {
         return;
     }

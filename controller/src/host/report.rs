@@ -14,7 +14,7 @@ use super::{
 };
 use crate::hardware;
 
-/// The ramdisk has not reported the disks. After a while a person hears of it, and the host keeps no place for it; one that goes waits for
+/// The ramdisk has not reported the disks. After a while a person hears of it, and the host keeps no slot for it; one that goes waits for
 /// nothing without an end.
 fn unreported(draft: &mut Draft<'_>, then: &str) {
     let minutes = BOOT_DEADLINE.as_mins();
@@ -28,7 +28,7 @@ fn unreported(draft: &mut Draft<'_>, then: &str) {
             draft.wait_for("Inventory", waits);
             draft.again_after("Inventory", BOOT_DEADLINE);
         }
-        true if draft.is_leaving() => draft.fail(ErrorType::Provisioning, late),
+        true if draft.is_being_deleted() => draft.fail(ErrorType::Provisioning, late),
         true => {
             if !is_told {
                 draft.warn("ProvisioningError", late);

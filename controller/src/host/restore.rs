@@ -53,7 +53,7 @@ pub(super) fn status(host: &BareMetalHost, seen: &Observed, now: jiff::Timestamp
                 Some(Box::new(status))
             }
             // Whoever deletes the host gives up what the annotation says.
-            Err(_) if hosts::is_leaving(host) => None,
+            Err(_) if hosts::is_being_deleted(host) => None,
             Err(error) => return Some(unreadable(host, seen, now, &error)),
         },
     };

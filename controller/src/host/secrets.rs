@@ -9,10 +9,10 @@ use muster_proto::kinds::{
 
 use super::{
     access, conditions,
-    content::{LARGEST_DRIVE, Use},
     draft::{Draft, clause},
     observed::{SecretSeen, SecretState},
     plan::{Drive, Effect, Hold},
+    secret_content::{LARGEST_DRIVE, Use},
 };
 
 /// Whether all that goes on the config drive is there.
@@ -197,7 +197,7 @@ pub(super) fn going(draft: &Draft<'_>) -> Option<String> {
     let is_detached = draft.status.operational_status == OperationalStatus::Detached;
     let is_told = draft.seen.secrets.bmc.going
         && !bmc.credentials_name.is_empty()
-        && !draft.is_leaving()
+        && !draft.is_being_deleted()
         && !is_detached;
     is_told.then(|| {
         format!(

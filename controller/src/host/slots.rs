@@ -1,6 +1,6 @@
-//! The places of hosts that are busy at once: never more than the limit are taken, however many rounds run at the same time.
+//! The slots of hosts that are busy at once: never more than the limit are taken, however many rounds run at the same time.
 //!
-//! A host has a place if it took one, if it was busy already when this process began (its stored state says so, and that it is not
+//! A host has a slot if it took one, if it was busy already when this process began (its stored state says so, and that it is not
 //! delayed), or if its ramdisk is at work for it.
 
 use std::{
@@ -22,7 +22,7 @@ pub(super) const TOLD: Rate = Rate {
     every: Duration::from_millis(200),
 };
 
-/// The places.
+/// The slots.
 #[derive(Debug)]
 pub struct Slots {
     limit: usize,
@@ -31,13 +31,13 @@ pub struct Slots {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Those that have a place: that took one, were busy when this process began, or were found at work.
-    placed: HashSet<Path>,
+    /// Those that have a slot: that took one, were busy when this process began, or were found at work.
+    taken: HashSet<Path>,
     /// Who found none, in order.
     waiting: BTreeMap<u64, Path>,
     numbers: HashMap<Path, u64>,
     last: u64,
-    /// When a place was passed on last.
+    /// When a slot was passed on last.
     passed: Option<Instant>,
     told: Option<Bucket>,
 }
@@ -59,7 +59,7 @@ impl Inner {
 }
 
 impl Slots {
-    /// So many places.
+    /// So many slots.
     pub fn new(limit: usize) -> Slots {
         Slots {
             limit,
@@ -71,18 +71,18 @@ impl Slots {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True if `host` has a place.
+    /// True if `host` has a slot.
     #[cfg(test)]
     fn has(&self, host: &Path) -> bool {
-        self.lock().placed.contains(host)
+        self.lock().taken.contains(host)
     }
 
-    /// Takes a place for `host`, if there is one; if not, it gets the next one in its turn.
+    /// Takes a slot for `host`, if there is one; if not, it gets the next one in its turn.
     pub fn take(&self, host: &Path) -> bool {
         let mut inner = self.lock();
-        let may = inner.placed.contains(host) || inner.placed.len() < self.limit;
+        let may = inner.taken.contains(host) || inner.taken.len() < self.limit;
         if may {
-            inner.placed.insert(host.clone());
+            inner.taken.insert(host.clone());
             inner.wait_no_more(host);
         } else {
             inner.wait(host);
@@ -94,14 +94,14 @@ impl Slots {
     pub fn give_back(&self, host: &Path) -> Vec<Path> {
         let mut inner = self.lock();
         inner.wait_no_more(host);
-        if inner.placed.remove(host) {
+        if inner.taken.remove(host) {
             self.pass_on(&mut inner)
         } else {
             Vec::new()
         }
     }
 
-    /// True if one of those that wait got a place within the time `lately` before now.
+    /// True if one of those that wait got a slot within the time `lately` before now.
     pub fn moved(&self, lately: Duration) -> bool {
         self.lock().passed.is_some_and(|at| at.elapsed() < lately)
     }
@@ -114,17 +114,17 @@ impl Slots {
         told.reserve(TOLD, now)
     }
 
-    /// `host` is busy already, so it has a place, limit or not.
+    /// `host` is busy already, so it has a slot, limit or not.
     pub fn begin_with(&self, host: &Path) {
         let mut inner = self.lock();
-        inner.placed.insert(host.clone());
+        inner.taken.insert(host.clone());
         inner.wait_no_more(host);
     }
 
-    /// Forgets the hosts that are not among these. Returns who got their places.
+    /// Forgets the hosts that are not among these. Returns who got their slots.
     pub fn retain(&self, hosts: &BTreeSet<Path>) -> Vec<Path> {
         let mut inner = self.lock();
-        inner.placed.retain(|host| hosts.contains(host));
+        inner.taken.retain(|host| hosts.contains(host));
         let gone: Vec<Path> = inner
             .numbers
             .keys()
@@ -140,13 +140,13 @@ impl Slots {
     /// What is free goes to those that wait, in order, so that nobody who comes later is faster.
     fn pass_on(&self, inner: &mut Inner) -> Vec<Path> {
         let mut passed = Vec::new();
-        let free = self.limit.saturating_sub(inner.placed.len());
+        let free = self.limit.saturating_sub(inner.taken.len());
         for _ in 0..free {
             let Some((_, host)) = inner.waiting.pop_first() else {
                 break;
             };
             inner.numbers.remove(&host);
-            inner.placed.insert(host.clone());
+            inner.taken.insert(host.clone());
             inner.passed = Some(Instant::now());
             passed.push(host);
         }
@@ -229,7 +229,7 @@ mod tests {
                             now.fetch_sub(1, Ordering::SeqCst);
                         }
                         let mut passed = slots.give_back(&host);
-                        // Who got a place in turn does not want it any more.
+                        // Who got a slot in turn does not want it any more.
                         while let Some(other) = passed.pop() {
                             passed.extend(slots.give_back(&other));
                         }

@@ -13,7 +13,7 @@ pub enum State {
     /// Nobody has written a status yet.
     #[default]
     New,
-    /// Without a BMC and without leave to use its ramdisk instead: shown, not touched.
+    /// Without a BMC and without permission to use its ramdisk instead: shown, not touched.
     Unmanaged,
     /// Its BMC, or the session of its ramdisk, is asked for the first time.
     Registering,
@@ -109,7 +109,7 @@ impl State {
         match self {
             State::New => "nobody has written a status yet",
             State::Unmanaged => {
-                "without a BMC and without leave to use its ramdisk instead: shown, not touched"
+                "without a BMC and without permission to use its ramdisk instead: shown, not touched"
             }
             State::Registering => "its BMC, or the session of its ramdisk, is asked for the first time",
             State::Inspecting => "its hardware is found out",
@@ -138,7 +138,7 @@ impl State {
         )
     }
 
-    /// True if a host in this state takes one of the places of hosts that are busy at once.
+    /// True if a host in this state takes one of the slots of hosts that are busy at once.
     pub fn is_busy(self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! The Secrets that hosts name: found, labelled, held and let go. `content` looks into them; what is in them leaves as a login for a
+//! The Secrets that hosts name: found, labelled, held and let go. `secret_content` looks into them; what is in them leaves as a login for a
 //! BMC's driver and, sealed by `drive`, as a job's config drive.
 //!
 //! Those with upstream's label are watched. Any other is read when a host needs it, and then labelled, so that it is watched from then
@@ -24,12 +24,12 @@ use tokio::time::Instant;
 
 use super::{
     State,
-    content::{Seen, Use},
     index::Index,
     memory::Memory,
     observed::{SecretSeen, SecretState, Secrets},
     owner::has_bmc,
     plan::{Hold, SECRET_FINALIZER, SECRET_LABEL},
+    secret_content::{Seen, Use},
     secrets::{Purpose, former_secrets, named},
 };
 use crate::{
@@ -59,7 +59,7 @@ struct Entry {
     version: String,
     labelled: bool,
     /// It is being deleted: no finalizer can be added any more.
-    leaves: bool,
+    is_being_deleted: bool,
     finalizers: Vec<String>,
     owners: Vec<OwnerReference>,
     seen: Seen,
@@ -73,7 +73,7 @@ impl Entry {
 
     /// True if it is being deleted, and upstream's finalizer keeps it until no host needs it.
     fn is_going(&self) -> bool {
-        self.leaves && self.has_finalizer()
+        self.is_being_deleted && self.has_finalizer()
     }
 
     /// True if it, which is at `path`, carries upstream's finalizer though no host that `index` knows has to do with it.
@@ -89,7 +89,7 @@ impl Entry {
             Hold::Finalizer => finalizer,
             Hold::Owned => finalizer && hosts::is_among(host, Some(&self.owners)),
         };
-        (self.labelled && carries) || (self.leaves && !finalizer)
+        (self.labelled && carries) || (self.is_being_deleted && !finalizer)
     }
 
     /// Whether it can be used for `what`.
@@ -247,7 +247,7 @@ impl Vault {
                 .as_ref()
                 .and_then(|labels| labels.get(label))
                 .is_some_and(|is| is == value),
-            leaves: meta.deletion_timestamp.is_some(),
+            is_being_deleted: meta.deletion_timestamp.is_some(),
             finalizers: meta.finalizers.clone().unwrap_or_default(),
             owners: meta.owner_references.clone().unwrap_or_default(),
             seen: Seen::of(secret, &self.key),
@@ -499,9 +499,9 @@ impl Vault {
         }
         match patched.map_err(failed(step, &path.to_string())) {
             Ok(secret) => {
-                let leaves = secret.metadata.deletion_timestamp.is_some();
+                let is_being_deleted = secret.metadata.deletion_timestamp.is_some();
                 let last = secret.metadata.finalizers.iter().flatten().next().is_none();
-                if leaves && last {
+                if is_being_deleted && last {
                     lock(&self.watched).remove(path);
                     self.remember(path, Answer::Missing);
                 } else {
@@ -529,8 +529,8 @@ fn is_possible(path: &Path) -> bool {
 
 /// True for a host that is about to be registered: its Secret is marked in any case, which tells what is in it.
 fn is_new(host: &BareMetalHost) -> bool {
-    let leaves = hosts::is_leaving(host);
-    !leaves && has_bmc(host) && State::of(host).is_young()
+    let is_being_deleted = hosts::is_being_deleted(host);
+    !is_being_deleted && has_bmc(host) && State::of(host).is_young()
 }
 
 fn state(state: SecretState) -> SecretSeen {
@@ -543,10 +543,10 @@ fn state(state: SecretState) -> SecretSeen {
 /// True if a host needs to know this Secret now, so that a question to the API server is worth it: one that is not labelled and not
 /// needed would otherwise cost a request in every round.
 fn matters(host: &BareMetalHost, purpose: Purpose) -> bool {
-    let leaves = hosts::is_leaving(host);
+    let is_being_deleted = hosts::is_being_deleted(host);
     let is_input =
         matches!(State::of(host), State::Available | State::Provisioning) && host.spec.image.is_some();
-    purpose == Purpose::Bmc || is_input || (leaves && purpose.hold() == Hold::Finalizer)
+    purpose == Purpose::Bmc || is_input || (is_being_deleted && purpose.hold() == Hold::Finalizer)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use kube::{
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 
 use super::{gate::Leadership, next::Timing};
-use crate::gated::Gated;
+use crate::fenced_stream::FencedStream;
 
 /// How long the API server may take for the answer to a write.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -42,8 +42,8 @@ pub fn client(config: &Config, timing: Timing, term: &Leadership, reads: Client)
             let stream = connecting.await?;
             // Closed with a reset: what was not acknowledged yet is thrown away.
             socket2::SockRef::from(stream.inner()).set_linger(Some(Duration::ZERO))?;
-            let gated = Gated::new(stream.into_inner(), move || may_write(&term));
-            Ok::<_, BoxError>(TokioIo::new(gated))
+            let fenced = FencedStream::new(stream.into_inner(), move || may_write(&term));
+            Ok::<_, BoxError>(TokioIo::new(fenced))
         }
     });
     let connector = config.rustls_https_connector_with_connector(connector)?;

@@ -169,7 +169,7 @@ impl Job {
         self.id == id || then || self.leave.as_ref().is_some_and(|leave| leave.id == id)
     }
 
-    /// True if the session with this key may be given it. A control role of an older version may have left the end of an earlier order on
+    /// True if the session with this key may be given it. A control role of an older version may have left the end of an earlier job on
     /// one that writes nothing.
     pub fn is_for(&self, session: &str) -> bool {
         self.writes().is_none() || self.leave.as_ref().is_none_or(|leave| leave.session == session)
@@ -276,7 +276,7 @@ pub struct JobStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
     /// How the agent is told to leave with the answer to the good end of this job; none: not, or by an edge that does not know of it. The
-    /// job stays the last one: no edge of any version takes its order for one that nobody has done.
+    /// job stays the last one: no edge of any version takes it for one that nobody has done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leaving: Option<Leaving>,
 }

@@ -86,7 +86,7 @@ pub struct Options {
     /// repeated.
     #[arg(long = "fail")]
     pub failing: Vec<Failing>,
-    /// End once every server waits for orders and every host is there.
+    /// End once every server waits for jobs and every host is there.
     #[arg(long)]
     pub once: bool,
     /// Delete first what an earlier fleet of these servers left in the cluster.

@@ -20,7 +20,7 @@ use anyhow::Result;
 use muster_agent::{
     clock::Clock,
     session::{self, Ended, Machine},
-    steps::{Failed, Order},
+    steps::{Failed, Job},
     work::Work,
 };
 use muster_proto::{
@@ -281,11 +281,7 @@ impl Machine for Body {
         inventory
     }
 
-    fn work(
-        &mut self,
-        order: Order,
-        work: Work,
-    ) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
+    fn work(&mut self, job: Job, work: Work) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
         let (world, index, number) = (Arc::clone(&self.world), self.index, self.number);
         let installed = Arc::clone(&self.installed);
         let fails = strikes(&self.luck, Fault::Job).then(|| Failed {
@@ -294,9 +290,9 @@ impl Machine for Body {
         });
         async move {
             world.tally.enter(index, State::Working);
-            let (step, writes) = match &order {
-                Order::Clean(_) => (Step::Clean, false),
-                Order::Write { .. } => (Step::Write, true),
+            let (step, writes) = match &job {
+                Job::Clean(_) => (Step::Clean, false),
+                Job::Write { .. } => (Step::Write, true),
             };
             // Whatever was there is gone when the first byte is written.
             installed.store(false, Ordering::Relaxed);
@@ -306,13 +302,8 @@ impl Machine for Body {
                 waits_at: None,
                 fails,
             });
-            let worked = work::carry_out(
-                order,
-                Hardware::laden(number, world.model),
-                pace.subscribe(),
-                work,
-            )
-            .await;
+            let worked =
+                work::carry_out(job, Hardware::laden(number, world.model), pace.subscribe(), work).await;
             installed.store(writes && worked.end.is_ok(), Ordering::Relaxed);
             world.tally.enter(index, State::Ready);
             worked.end

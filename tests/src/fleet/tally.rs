@@ -19,7 +19,7 @@ pub enum State {
     Enrolling,
     /// Its agent collects the inventory and reports it.
     Inspecting,
-    /// Its agent waits for orders.
+    /// Its agent waits for jobs.
     Ready,
     /// Its agent carries out a job.
     Working,
@@ -107,7 +107,7 @@ pub(super) fn count<T: Ord>(things: impl IntoIterator<Item = T>) -> BTreeMap<T, 
     counts
 }
 
-/// Whether all servers are where they stay: their hosts are made, and those that were discovered wait for orders.
+/// Whether all servers are where they stay: their hosts are made, and those that were discovered wait for jobs.
 pub(super) fn have_arrived(
     all: usize,
     discovered: bool,

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use muster_agent::{
     clock::Clock,
     session::{self, Ended, Machine},
-    steps::{Failed, Order},
+    steps::{Failed, Job},
     work::Work,
 };
 use muster_proto::{config::BootConfig, identity::Identity, inventory::Inventory};
@@ -165,14 +165,14 @@ impl SimServer {
     pub fn has_system(&self) -> bool {
         let worked = self.worked.borrow();
         let last = worked.iter().rev().find(|worked| worked.end.is_ok());
-        last.is_some_and(|worked| matches!(worked.order, Order::Write { .. }))
+        last.is_some_and(|worked| matches!(worked.job, Job::Write { .. }))
     }
 
     /// What these jobs were, each in a word: `clean` or `write`.
     pub fn kinds_of_work(&self) -> Vec<&'static str> {
-        let kind = |worked: &Worked| match worked.order {
-            Order::Clean(_) => "clean",
-            Order::Write { .. } => "write",
+        let kind = |worked: &Worked| match worked.job {
+            Job::Clean(_) => "clean",
+            Job::Write { .. } => "write",
         };
         self.worked.borrow().iter().map(kind).collect()
     }
@@ -360,15 +360,11 @@ impl Machine for Body {
         self.hardware.borrow_and_update().inventory()
     }
 
-    fn work(
-        &mut self,
-        order: Order,
-        work: Work,
-    ) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
+    fn work(&mut self, job: Job, work: Work) -> impl Future<Output = Result<(), Failed>> + Send + 'static {
         let (hardware, pace) = (self.hardware.borrow().clone(), self.pace.clone());
         let worked = self.worked.clone();
         async move {
-            let ended = work::carry_out(order, hardware, pace, work).await;
+            let ended = work::carry_out(job, hardware, pace, work).await;
             let end = ended.end.clone();
             worked.send_modify(|worked| worked.push(ended));
             end

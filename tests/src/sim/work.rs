@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muster_agent::{
-    steps::{Failed, Order},
+    steps::{Failed, Job},
     work::Work,
 };
 use muster_proto::{
@@ -33,26 +33,26 @@ pub struct Pace {
 #[derive(Clone, Debug)]
 pub struct Worked {
     /// What it was.
-    pub order: Order,
+    pub job: Job,
     /// What was in its config drive.
     pub drive: Option<ConfigDrive>,
     /// How it ended.
     pub end: Result<(), Failed>,
 }
 
-/// Carries out `order` on `hardware`.
+/// Carries out `job` on `hardware`.
 pub(crate) async fn carry_out(
-    order: Order,
+    job: Job,
     hardware: Hardware,
     mut pace: watch::Receiver<Pace>,
     work: Work,
 ) -> Worked {
     let mut drive = None;
     let end = tokio::select! {
-        end = run(&order, &hardware, &mut pace, &work, &mut drive) => end,
+        end = run(&job, &hardware, &mut pace, &work, &mut drive) => end,
         () = work.stopped() => Err(failed("it was stopped; what was on the disk is lost", Failure::Temporary)),
     };
-    Worked { order, drive, end }
+    Worked { job, drive, end }
 }
 
 fn failed(message: impl Into<String>, failure: Failure) -> Failed {
@@ -63,15 +63,15 @@ fn failed(message: impl Into<String>, failure: Failure) -> Failed {
 }
 
 async fn run(
-    order: &Order,
+    job: &Job,
     hardware: &Hardware,
     pace: &mut watch::Receiver<Pace>,
     work: &Work,
     drive: &mut Option<ConfigDrive>,
 ) -> Result<(), Failed> {
-    let (step, machine, disks) = match order {
-        Order::Clean(clean) => ("clean disks", &clean.machine, clean.disks.as_slice()),
-        Order::Write { job, .. } => ("write image", &job.machine, std::slice::from_ref(&job.disk)),
+    let (step, machine, disks) = match job {
+        Job::Clean(clean) => ("clean disks", &clean.machine, clean.disks.as_slice()),
+        Job::Write { job, .. } => ("write image", &job.machine, std::slice::from_ref(&job.disk)),
     };
     is_meant(machine, &hardware.identity())?;
     for disk in disks {
@@ -94,9 +94,9 @@ async fn run(
             }
         }
     }
-    if let Order::Write {
+    if let Job::Write {
         drive: Some(sealed), ..
-    } = order
+    } = job
     {
         let open = sealed
             .open()

@@ -109,7 +109,7 @@ fn a_boot_that_knows_agents_is_caught() {
         let clean = "// Not agents::Keys.\nuse crate::world::World;\nfn f(agents: u16) {}\n";
         assert!(!caught(&[(at, clean)], words), "{at}");
     }
-    assert!(!caught(&[("controller/src/wire/edge.rs", import)], words));
+    assert!(!caught(&[("controller/src/run/edge.rs", import)], words));
     let boot = "use crate::boot::segment::Net;\n";
     assert!(caught(&[("controller/src/token.rs", boot)], words));
     assert!(!caught(&[("controller/src/boot/http/site.rs", boot)], words));

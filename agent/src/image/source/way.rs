@@ -20,7 +20,7 @@ use super::{Source, SourceError};
 use crate::{
     image::url::{self, Url},
     net::dns,
-    session::{endpoint::Host, tls, wire},
+    session::{endpoint::Host, http, tls},
 };
 
 /// The largest read from a connection, in bytes: what waits for the decoder is a few of these.
@@ -57,7 +57,7 @@ impl Source<'_> {
             return Ok((sender, is_absolute));
         }
         let tls = self.tls(url)?;
-        let secured = wire::secure(stream, url.host.server_name(), tls).await;
+        let secured = http::secure(stream, url.host.server_name(), tls).await;
         let stream = secured.map_err(|source| match tls::cause(&source) {
             Some(rustls::Error::InvalidCertificate(_)) => SourceError::Untrusted {
                 url: url.to_string(),
@@ -74,7 +74,7 @@ impl Source<'_> {
     async fn reach(&mut self, url: &Url, host: &Host, port: u16) -> Result<TcpStream, SourceError> {
         let mut failed = None;
         for address in self.addresses(url, host, port).await? {
-            match wire::connect(address).await {
+            match http::connect(address).await {
                 Ok(stream) => {
                     self.connected = Some(address);
                     return Ok(stream);

@@ -11,7 +11,7 @@ fn nothing() -> Answer {
     Answer::json(&json!({ "time": NOW }))
 }
 
-fn order_of(id: &str, epoch: i64, action: &Value) -> Answer {
+fn command_of(id: &str, epoch: i64, action: &Value) -> Answer {
     Answer::json(&json!({ "command": { "id": id, "epoch": epoch, "action": action }, "time": NOW }))
 }
 
@@ -22,11 +22,11 @@ fn write(id: &str, epoch: i64) -> Answer {
         "disk": { "name": "/dev/sda", "sizeBytes": 1 },
         "image": { "url": "http://user:hunter2@images.example/os.raw", "checksum": "00", "algorithm": "sha256" },
     });
-    order_of(id, epoch, &action)
+    command_of(id, epoch, &action)
 }
 
 fn clean(id: &str, epoch: i64) -> Answer {
-    order_of(id, epoch, &json!({ "do": "clean", "machine": {}, "disks": [] }))
+    command_of(id, epoch, &json!({ "do": "clean", "machine": {}, "disks": [] }))
 }
 
 /// The bodies of the polls so far.
@@ -227,7 +227,7 @@ async fn a_job_that_has_ended_is_never_run_again_and_its_outcome_is_told_again()
     let controller = controller(vec![
         clean("op-1", 3),
         nothing(),
-        order("op-2", "inspect"),
+        command("op-2", "inspect"),
         nothing(),
         clean("op-1", 3),
     ])
@@ -244,7 +244,7 @@ async fn a_job_of_which_a_thread_breaks_fails_of_that_and_the_machine_stays_unti
     let controller = controller(vec![
         write("op-1", 3),
         Answer::Hold,
-        order("op-2", "inspect"),
+        command("op-2", "inspect"),
         clean("op-3", 3),
     ])
     .await;
@@ -303,7 +303,7 @@ async fn a_write_is_stopped_for_a_job_of_its_own_term_which_begins_after_its_end
     controller.until(|_| agent.bench.begun().len() == 2).await;
     assert!(matches!(
         &agent.bench.begun()[..],
-        [Order::Write { .. }, Order::Clean(_)]
+        [Job::Write { .. }, Job::Clean(_)]
     ));
 }
 
@@ -335,7 +335,7 @@ async fn a_machine_is_switched_off_when_ordered_and_the_controller_knows() {
         if running {
             answers.push(write("op-1", 5));
         }
-        answers.push(order_of("op-2", 5, &json!({ "do": action })));
+        answers.push(command_of("op-2", 5, &json!({ "do": action })));
         let controller = controller(answers).await;
         let agent = Agent::of(&controller);
         let bench = Arc::clone(&agent.bench);
@@ -373,7 +373,7 @@ fn canary_drive() -> ConfigDrive {
     }
 }
 
-/// Answers with an order to write with the canary in it, once it knows the session's key; sealed for job `job`.
+/// Answers with a job to write with the canary in it, once it knows the session's key; sealed for job `job`.
 fn sealing(
     job: &'static str,
     to: Option<SealKey>,
@@ -399,7 +399,7 @@ fn sealing(
             };
             let plain = serde_json::to_vec(&canary_drive()).unwrap();
             let sealed = seal(&key, &bound, &plain).unwrap();
-            order_of("op-1", 9, &json!({ "do": "write", "configDrive": sealed }))
+            command_of("op-1", 9, &json!({ "do": "write", "configDrive": sealed }))
         }
         "/v1/poll" => Answer::Hold,
         other => usual(other),

@@ -100,7 +100,7 @@ async fn a_certificate_is_revoked_once_two_controllers_in_a_row_say_so() {
     let revoked = || refuse(403, ProblemKind::Certificate);
     // Each answer but the last one: of a controller whose clock is wrong, of another one.
     for (polls, says) in [
-        (vec![revoked(), order("op-1", "reboot")], "taken"),
+        (vec![revoked(), command("op-1", "reboot")], "taken"),
         (vec![revoked(), revoked()], "revoked"),
     ] {
         let controller = controller(polls).await;
@@ -118,7 +118,7 @@ async fn a_certificate_is_revoked_once_two_controllers_in_a_row_say_so() {
 #[tokio::test]
 async fn a_controller_that_cannot_be_reached_has_not_refused() {
     let revoked = || refuse(403, ProblemKind::Certificate);
-    let controller = controller(vec![revoked(), revoked(), order("op-1", "reboot")]).await;
+    let controller = controller(vec![revoked(), revoked(), command("op-1", "reboot")]).await;
     let endpoints = vec![controller.endpoint(), "https://127.0.0.1:1".to_owned()];
     let ended = Agent::start(endpoints, controller.authority(), NOW).ended().await;
     assert!(matches!(ended, Ended::Reboot), "{ended:?}");

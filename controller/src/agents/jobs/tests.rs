@@ -86,7 +86,7 @@ fn with_then(key: &str, last: Option<JobStatus>) -> Server {
 }
 
 #[test]
-fn an_order_is_answered_until_it_is_taken_up() {
+fn a_job_is_answered_until_it_is_taken_up() {
     let id = |server: &Server, last| next_command(server, last).map(|command| command.id);
     assert_eq!(id(&server("1", None), "").as_deref(), Some("1"));
     assert_eq!(id(&server("1", None), "0").as_deref(), Some("1"));
@@ -129,7 +129,7 @@ fn a_write_whose_algorithm_only_a_newer_version_knows_is_not_passed_on() {
 }
 
 #[test]
-fn an_order_that_has_ended_is_never_given_to_a_later_session() {
+fn a_job_that_has_ended_is_never_given_to_a_later_session() {
     for ended in [
         done("1"),
         JobStatus {

@@ -176,7 +176,7 @@ async fn one_address_full_of_silent_connections_keeps_no_other_out() {
 }
 
 #[tokio::test]
-async fn an_outcome_is_not_lost_on_a_replica_that_does_not_know_the_order_yet() {
+async fn an_outcome_is_not_lost_on_a_replica_that_does_not_know_the_job_yet() {
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
     lab.api.set_lagging(true);

@@ -10,7 +10,7 @@ use muster_proto::{
 use super::*;
 use crate::fake_api::Fault;
 
-fn order(lab: &Lab, job: &Value) {
+fn place(lab: &Lab, job: &Value) {
     lab.api
         .edit("servers", &name(1), &json!({ "spec": { "job": job } }));
 }
@@ -71,7 +71,7 @@ fn writes(lab: &Lab) -> usize {
 async fn a_write_reaches_the_agent_and_its_progress_and_outcome_reach_the_server() {
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
-    order(&lab, &write_job("op-1", 7));
+    place(&lab, &write_job("op-1", 7));
     let command = agent.poll("").await.unwrap().command.unwrap();
     assert_eq!((command.id.as_str(), command.epoch), ("op-1", 7));
     let Action::Write(write) = command.action else {
@@ -116,10 +116,10 @@ async fn a_poll_that_tells_progress_is_held_for_less_and_hears_a_newer_job_at_on
     })
     .await;
     let (agent, _) = lab.enrolled(1).await;
-    order(&lab, &write_job("op-1", 7));
+    place(&lab, &write_job("op-1", 7));
     let (answer, ()) = tokio::join!(agent.poll_with(telling("op-1", 1)), async {
         lab.until_held().await;
-        order(&lab, &json!({ "id": "op-2", "epoch": 8, "action": "poweroff" }));
+        place(&lab, &json!({ "id": "op-2", "epoch": 8, "action": "poweroff" }));
     });
     let command = answer.unwrap().command.unwrap();
     assert_eq!((command.epoch, command.action), (8, Action::PowerOff));
@@ -144,7 +144,7 @@ async fn a_poll_that_tells_progress_is_held_for_less_and_hears_a_newer_job_at_on
 async fn a_job_that_has_ended_is_not_given_to_the_machines_next_session() {
     let lab = Lab::hasty().await;
     let (agent, _) = lab.enrolled(1).await;
-    order(&lab, &write_job("op-1", 7));
+    place(&lab, &write_job("op-1", 7));
     agent.poll("").await.unwrap();
     // Half done when the power fails: the next session begins anew.
     let (agent, _) = lab.enrolled(1).await;
@@ -167,7 +167,7 @@ async fn a_write_comes_with_the_answer_to_the_cleaning_before_it_whatever_become
     let write = write_job("op-write", 7);
     let then = json!({ "id": "op-write", "session": session(&lab).key, "write": write["write"] });
     let clean = json!({ "disks": [{ "name": "/dev/sda", "serial": "D1", "sizeBytes": 8 }] });
-    order(
+    place(
         &lab,
         &json!({ "id": "op-clean", "epoch": 7, "action": "clean", "clean": clean, "then": then }),
     );
@@ -191,7 +191,7 @@ async fn a_write_comes_with_the_answer_to_the_cleaning_before_it_whatever_become
     assert_eq!(agent.poll("").await.unwrap().command, None, "never again");
 }
 
-/// An order that cleans, writes and leaves, decided for the session that is there.
+/// A job that cleans, writes and leaves, decided for the session that is there.
 fn whole(lab: &Lab) -> Value {
     let key = session(lab).key;
     let then = json!({ "id": "op-write", "session": key, "write": write_job("op-write", 7)["write"] });
@@ -209,10 +209,10 @@ fn done(id: &str) -> PollRequest {
 }
 
 #[tokio::test]
-async fn an_order_to_clean_write_and_leave_costs_the_edge_two_writes_and_a_read() {
+async fn a_job_to_clean_write_and_leave_costs_the_edge_two_writes_and_a_read() {
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
-    order(&lab, &whole(&lab));
+    place(&lab, &whole(&lab));
     assert_eq!(agent.poll("").await.unwrap().command.unwrap().id, "op-clean");
     // Nothing was written just now by which the copy could be known to be fresh.
     lab.written.forget(&name(1));
@@ -254,7 +254,7 @@ async fn a_machine_that_leaves_with_the_answer_to_its_end_costs_one_write_less_a
  {
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
-    order(&lab, &whole(&lab));
+    place(&lab, &whole(&lab));
     assert_eq!(agent.poll("").await.unwrap().command.unwrap().id, "op-clean");
     let answer = agent.poll_with(going("op-clean")).await.unwrap();
     let write = answer.command.unwrap();
@@ -296,14 +296,14 @@ async fn what_destroys_data_is_asked_for_unless_the_copy_is_known_to_be_fresh() 
         lab.written
             .remember_since(then, Arc::new(lab.server(&name(2))), Some(then));
     };
-    // The beginning of an order, and what follows it.
+    // The beginning of a job, and what follows it.
     for told in [PollRequest::default(), done("op-clean")] {
-        order(&lab, &whole(&lab));
+        place(&lab, &whole(&lab));
         write(true);
         lab.api.requests();
         assert!(agent.poll_with(told.clone()).await.unwrap().command.is_some());
         assert_eq!(lab.api.requests(), Vec::<String>::new());
-        // The order is taken back, and no watch has told it yet.
+        // The job is taken back, and no watch has told it yet.
         write(false);
         lab.written.forget(&name(1));
         lab.api
@@ -320,7 +320,7 @@ async fn whatever_becomes_of_the_edge_a_machine_hears_that_it_is_to_leave_and_it
 {
     let mut lab = Lab::hasty().await;
     let (mut agent, _) = lab.enrolled(1).await;
-    order(&lab, &whole(&lab));
+    place(&lab, &whole(&lab));
     agent.poll_with(done("op-clean")).await.unwrap();
     // The end cannot be written: nothing is given before it is.
     lab.api.set_down(true);
@@ -342,7 +342,7 @@ async fn whatever_becomes_of_the_edge_a_machine_hears_that_it_is_to_leave_and_it
     assert_eq!(other.poll("").await.unwrap().command, None);
     // The control role orders the same by itself, under the same name.
     let explicit = json!({ "id": "op-leave", "epoch": 8, "action": "reboot", "clean": null, "then": null, "leave": null });
-    order(&lab, &explicit);
+    place(&lab, &explicit);
     let next = other.poll("").await.unwrap().command.unwrap();
     assert_eq!((next.id.as_str(), next.epoch), ("op-leave", 8));
     other.poll_with(done("op-leave")).await.unwrap();
@@ -353,7 +353,7 @@ async fn whatever_becomes_of_the_edge_a_machine_hears_that_it_is_to_leave_and_it
 async fn an_outcome_survives_an_edge_that_dies_in_the_middle_of_a_write() {
     let mut lab = Lab::new().await;
     let (mut agent, _) = lab.enrolled(1).await;
-    order(&lab, &write_job("op-1", 7));
+    place(&lab, &write_job("op-1", 7));
     agent.poll("").await.unwrap();
     agent.poll_with(telling("op-1", 10)).await.unwrap();
     lab.crash_and_restart().await;
@@ -378,7 +378,7 @@ async fn an_outcome_survives_an_edge_that_dies_in_the_middle_of_a_write() {
 async fn a_farewell_is_written_though_the_machine_does_not_wait_for_the_answer() {
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
-    order(&lab, &json!({ "id": "op-1", "action": "reboot" }));
+    place(&lab, &json!({ "id": "op-1", "action": "reboot" }));
     assert!(agent.poll("").await.unwrap().command.is_some());
     lab.api.hold("PATCH", &format!("/{}/status", name(1)));
     tokio::select! {
@@ -404,7 +404,7 @@ async fn a_farewell_is_written_though_the_machine_does_not_wait_for_the_answer()
 async fn what_a_machine_said_last_does_not_bring_its_session_back() {
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
-    order(&lab, &write_job("op-1", 7));
+    place(&lab, &write_job("op-1", 7));
     assert!(agent.poll("").await.unwrap().command.is_some());
     lab.api.hold("PATCH", &format!("/{}/status", name(1)));
     tokio::select! {
@@ -479,7 +479,7 @@ async fn what_control_seals_opens_in_its_session_alone_and_is_nowhere_readable()
     let sealed = seal::config_drive(&seal_key, &bound, &drive).unwrap();
     let mut job = write_job("op-1", 7);
     job["write"]["configDrive"] = json!(sealed);
-    order(&lab, &job);
+    place(&lab, &job);
     let command = agent.poll("").await.unwrap().command.unwrap();
     let Action::Write(write) = command.action else {
         panic!("a write");
@@ -515,7 +515,7 @@ async fn an_agent_of_version_1_0_does_what_it_knows_and_fails_what_it_does_not()
     let response = agent.call("enrol", &request).await.unwrap();
     agent.certificate = Some(response["certificate"].as_str().unwrap().to_owned());
     assert_eq!(session(&lab).seal_key, "");
-    order(&lab, &write_job("op-1", 7));
+    place(&lab, &write_job("op-1", 7));
     let answer = agent.call("poll", &json!({ "last": "" })).await.unwrap();
     assert_eq!(answer["command"]["id"], "op-1");
     let unknown = json!({ "result": "failed", "message": "agent 0.1.0 does not know this command" });
@@ -525,7 +525,7 @@ async fn an_agent_of_version_1_0_does_what_it_knows_and_fails_what_it_does_not()
         .unwrap();
     let told = job(&lab);
     assert!(told.done && told.error.contains("does not know"), "{told:?}");
-    order(&lab, &json!({ "id": "op-2", "action": "inspect" }));
+    place(&lab, &json!({ "id": "op-2", "action": "inspect" }));
     let answer = agent.call("poll", &json!({ "last": "op-1" })).await.unwrap();
     assert_eq!(answer["command"]["action"], json!({ "do": "inspect" }));
 }
@@ -562,7 +562,7 @@ async fn what_was_ordered_and_not_begun_waits_while_its_host_is_paused_detached_
         annotate(annotation.clone());
         let mut job = write_job(&id, 7);
         job["action"] = json!(action);
-        order(&lab, &job);
+        place(&lab, &job);
         let command = agent.poll("").await.unwrap().command;
         assert_eq!(command.is_none(), waits, "{annotation} {action}");
         annotate(json!({}));
@@ -586,7 +586,7 @@ async fn what_was_ordered_and_not_begun_waits_while_its_host_is_paused_detached_
     }
     lab.api.edit("servers", &name(1), &host);
     // The same for what follows a cleaning, which is told again meanwhile.
-    order(&lab, &whole(&lab));
+    place(&lab, &whole(&lab));
     annotate(paused);
     let refusal = agent.poll_with(done("op-clean")).await.unwrap_err();
     assert_eq!(refusal.kind, ProblemKind::Unavailable);
@@ -671,7 +671,7 @@ async fn what_forbids_to_destroy_data_is_asked_for_each_time_but_for_what_follow
     assert!(agent.poll("").await.unwrap().command.is_some());
     asked(&lab);
     // The same for what follows a cleaning.
-    order(&lab, &whole(&lab));
+    place(&lab, &whole(&lab));
     put_host(&lab, "u", &json!({ "muster.dev/protected": "" }));
     is_fresh(&lab);
     let refusal = agent.poll_with(done("op-clean")).await.unwrap_err();
@@ -716,7 +716,7 @@ async fn finishes_a_write(record: &Value) {
     }
     let response = agent.call("enrol", &request).await.unwrap();
     agent.certificate = Some(response["certificate"].as_str().unwrap().to_owned());
-    order(&lab, &write_job("op-3", 7));
+    place(&lab, &write_job("op-3", 7));
     let answer = agent.call("poll", &json!({ "last": "" })).await.unwrap();
     let command = &answer["command"];
     assert_eq!(

@@ -144,7 +144,7 @@ impl Lab {
             let _ = stopped.await;
         };
         let port = self.address.port();
-        let task = tokio::spawn(server.run(addresses, port, Unopened::default(), stopped));
+        let task = tokio::spawn(server.run(addresses, port, ClosedPorts::default(), stopped));
         while TcpStream::connect(self.address).await.is_err() {
             assert!(!task.is_finished(), "the server ended");
             tokio::task::yield_now().await;

@@ -22,7 +22,7 @@ fn job(lab: &Lab, id: &str, action: &str) {
 }
 
 #[tokio::test]
-async fn an_order_reaches_a_held_poll_at_once_and_its_outcome_is_written() {
+async fn a_job_reaches_a_held_poll_at_once_and_its_outcome_is_written() {
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
     let (answer, ()) = tokio::join!(agent.poll(""), async {
@@ -131,7 +131,7 @@ fn ended(job: &str) -> PollRequest {
 }
 
 #[tokio::test]
-async fn the_outcome_of_an_order_is_not_lost_while_the_api_server_is_away() {
+async fn the_outcome_of_a_job_is_not_lost_while_the_api_server_is_away() {
     let lab = Lab::new().await;
     let (agent, _) = lab.enrolled(1).await;
     job(&lab, "op-1", "inspect");

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
+    http::{Asked, HttpClient, Means, Told},
     model::{self, Root},
     verdict::{self, Said},
-    wire::{Asked, Means, Told, Wire},
 };
-use crate::bmc::{Access, BmcError, Credentials, Leave};
+use crate::bmc::{Access, BmcError, Credentials, Permission};
 
 /// So long a session stays that was forbidden what one before it was: a person may give the user more rights, which it has from its next
 /// session on, and of one that was over some say the same.
@@ -87,7 +87,7 @@ pub(super) enum Change {
 /// One call's view of a service.
 pub(super) struct Client<'a> {
     access: &'a Access,
-    wire: Wire<'a>,
+    http: HttpClient<'a>,
     memory: &'a mut Memory,
     /// Why this call goes without a session, though the service has some.
     without_session: Option<BmcError>,
@@ -100,11 +100,11 @@ impl<'a> Client<'a> {
         access: &'a Access,
         means: &Means,
         memory: &'a mut Memory,
-        leave: Option<Leave>,
+        permission: Option<Permission>,
     ) -> Result<Client<'a>, BmcError> {
         Ok(Client {
             access,
-            wire: Wire::new(access, &means.trust, means.limits, leave)?,
+            http: HttpClient::new(access, &means.trust, means.limits, permission)?,
             memory,
             without_session: None,
             opened: false,
@@ -300,7 +300,7 @@ impl<'a> Client<'a> {
                 return Ok(());
             };
             token.set_sensitive(true);
-            let origin = self.wire.origin();
+            let origin = self.http.origin();
             let place = told
                 .header(&LOCATION)
                 .and_then(|place| verdict::redirect(place, &origin));
@@ -368,7 +368,7 @@ impl<'a> Client<'a> {
     /// 15.4). `asked` has the last path afterwards.
     async fn follow(&mut self, asked: &mut Asked) -> Result<Told, BmcError> {
         for _ in 0..=REDIRECTS {
-            let told = self.wire.ask(asked).await?;
+            let told = self.http.ask(asked).await?;
             let again = match told.status.as_u16() {
                 307 | 308 => true,
                 301..=303 => asked.method == Method::GET,
@@ -377,7 +377,7 @@ impl<'a> Client<'a> {
             if !again {
                 return Ok(told);
             }
-            let (location, origin) = (told.header(&LOCATION).unwrap_or_default(), self.wire.origin());
+            let (location, origin) = (told.header(&LOCATION).unwrap_or_default(), self.http.origin());
             let Some(path) = verdict::redirect(location, &origin) else {
                 return Err(verdict::astray(
                     &asked.path,

@@ -1,16 +1,16 @@
 //! Power and boot device by plain Redfish (DMTF DSP0266), for the whole family: what is special about virtual media or a vendor's
 //! own actions is not needed for either.
 //!
-//! `wire` speaks HTTP, `client` knows who we are there; `model`, `choice`, `boot`, `quirks` and `verdict` decide and are pure.
+//! `http` speaks HTTP, `client` knows who we are there; `model`, `choice`, `boot`, `quirks` and `verdict` decide and are pure.
 
 mod boot;
 mod choice;
 mod client;
+mod http;
 mod model;
 mod quirks;
 mod trust;
 mod verdict;
-mod wire;
 
 use std::time::Duration;
 
@@ -23,12 +23,12 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
-    Access, Answer, BmcError, Boot, BootDevice, Connection, Done, Identify, Leave, Power, Probe, Reset,
+    Access, Answer, BmcError, Boot, BootDevice, Connection, Done, Identify, Permission, Power, Probe, Reset,
     SystemState, WantedMode,
 };
 
+pub use http::{Limits, Means};
 pub use trust::Trust;
-pub use wire::{Limits, Means};
 
 /// The most NICs that are asked one by one.
 const NICS: usize = 8;
@@ -78,10 +78,14 @@ impl Redfish {
         outcome
     }
 
-    /// One that only reads has no `leave`.
-    fn client<'a>(&'a mut self, access: &'a Access, leave: Option<Leave>) -> Result<Client<'a>, BmcError> {
+    /// One that only reads has no `permission`.
+    fn client<'a>(
+        &'a mut self,
+        access: &'a Access,
+        permission: Option<Permission>,
+    ) -> Result<Client<'a>, BmcError> {
         self.last = Some(access.clone());
-        Client::new(access, &self.means, &mut self.memory, leave)
+        Client::new(access, &self.means, &mut self.memory, permission)
     }
 
     async fn look(&mut self, access: &Access) -> Result<Probe, BmcError> {
@@ -110,8 +114,13 @@ impl Redfish {
         system(&mut client, access).await.map(|(_, system)| system.state)
     }
 
-    async fn change_power(&mut self, access: &Access, leave: Leave, want: Reset) -> Result<Done, BmcError> {
-        let mut client = self.client(access, Some(leave))?;
+    async fn change_power(
+        &mut self,
+        access: &Access,
+        permission: Permission,
+        want: Reset,
+    ) -> Result<Done, BmcError> {
+        let mut client = self.client(access, Some(permission))?;
         let (resource, system) = system(&mut client, access).await?;
         let mut allowed = system.reset.allowed;
         if let (None, Some(info)) = (&allowed, &system.reset.info) {
@@ -131,8 +140,13 @@ impl Redfish {
         Ok(Done::Accepted)
     }
 
-    async fn arm(&mut self, access: &Access, leave: Leave, mut want: Boot) -> Result<Done, BmcError> {
-        let mut client = self.client(access, Some(leave))?;
+    async fn arm(
+        &mut self,
+        access: &Access,
+        permission: Permission,
+        mut want: Boot,
+    ) -> Result<Done, BmcError> {
+        let mut client = self.client(access, Some(permission))?;
         for attempt in 0..ATTEMPTS {
             let (body, Resource { path, etag, .. }) = match to_arm(&mut client, access, want).await? {
                 Some(change) => change,
@@ -329,9 +343,9 @@ impl Power for Redfish {
         .boxed()
     }
 
-    fn reset<'a>(&'a mut self, access: &'a Access, leave: Leave, reset: Reset) -> Answer<'a, Done> {
+    fn reset<'a>(&'a mut self, access: &'a Access, permission: Permission, reset: Reset) -> Answer<'a, Done> {
         async move {
-            let outcome = self.change_power(access, leave, reset).await;
+            let outcome = self.change_power(access, permission, reset).await;
             self.settled(outcome)
         }
         .boxed()
@@ -339,9 +353,14 @@ impl Power for Redfish {
 }
 
 impl BootDevice for Redfish {
-    fn set_boot<'a>(&'a mut self, access: &'a Access, leave: Leave, boot: Boot) -> Answer<'a, Done> {
+    fn set_boot<'a>(
+        &'a mut self,
+        access: &'a Access,
+        permission: Permission,
+        boot: Boot,
+    ) -> Answer<'a, Done> {
         async move {
-            let outcome = self.arm(access, leave, boot).await;
+            let outcome = self.arm(access, permission, boot).await;
             self.settled(outcome)
         }
         .boxed()

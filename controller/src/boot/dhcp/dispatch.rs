@@ -17,7 +17,7 @@ use super::{
     engine::{self, Step},
     frames::Frames,
     leases::Leases,
-    metrics::{Asked, Dropped, Metrics, NO_ANSWER, Of},
+    metrics::{Asked, BySegment, Dropped, Metrics, NO_ANSWER},
     rogue::{Answer, Watch},
     wire::Request,
 };
@@ -271,7 +271,7 @@ impl Dispatch {
         let recycled = leases.recycled() - recycled;
         if recycled > 0 {
             self.counted(&net.key, |metrics| {
-                let of = Of::segment(&net.key);
+                let of = BySegment::of(&net.key);
                 metrics.recycled.get_or_create(&of).inc_by(recycled);
             });
         }
@@ -339,7 +339,7 @@ impl Dispatch {
             };
             if let Some(stranger) = answer.filter(|answer| *answer != request.mac) {
                 self.counted(key, |metrics| {
-                    metrics.conflicts.get_or_create(&Of::segment(key)).inc();
+                    metrics.conflicts.get_or_create(&BySegment::of(key)).inc();
                 });
                 tracing::warn!(segment = key, %address, %stranger, "an address of the ranges is in use");
             }
@@ -355,7 +355,7 @@ impl Dispatch {
     fn unprobed(&self, request: &Request, address: Ipv4Addr, port: u16, active: &Active) -> Step {
         let key = &active.net.key;
         self.counted(key, |metrics| {
-            metrics.unprobed.get_or_create(&Of::segment(key)).inc();
+            metrics.unprobed.get_or_create(&BySegment::of(key)).inc();
         });
         active.leases().probed(request.mac, address, None, self.now());
         self.step(request, port, active)

@@ -16,11 +16,11 @@ pub(super) const NO_ANSWER: &str = "none";
 pub struct Metrics {
     pub(super) requests: Family<Asked, Counter>,
     pub(super) dropped: Family<Dropped, Counter>,
-    pub(super) leases: Family<Of, Gauge>,
-    pub(super) recycled: Family<Of, Counter>,
-    pub(super) conflicts: Family<Of, Counter>,
-    pub(super) unprobed: Family<Of, Counter>,
-    pub(super) intruders: Family<Of, Gauge>,
+    pub(super) leases: Family<BySegment, Gauge>,
+    pub(super) recycled: Family<BySegment, Counter>,
+    pub(super) conflicts: Family<BySegment, Counter>,
+    pub(super) unprobed: Family<BySegment, Counter>,
+    pub(super) intruders: Family<BySegment, Gauge>,
 }
 
 /// A request on a segment and its answer.
@@ -43,14 +43,14 @@ pub(super) struct Dropped {
 
 /// A segment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct Of {
+pub(super) struct BySegment {
     /// `namespace/name`.
     pub(super) segment: String,
 }
 
-impl Of {
-    pub(super) fn segment(key: &str) -> Of {
-        Of {
+impl BySegment {
+    pub(super) fn of(key: &str) -> BySegment {
+        BySegment {
             segment: key.to_owned(),
         }
     }
@@ -59,7 +59,7 @@ impl Of {
 impl Metrics {
     /// The segment `key` is no longer served: nothing more is told of it, but for what was asked there.
     pub(super) fn forget(&self, key: &str) {
-        let segment = Of::segment(key);
+        let segment = BySegment::of(key);
         self.leases.remove(&segment);
         self.intruders.remove(&segment);
         for counted in [&self.recycled, &self.conflicts, &self.unprobed] {

@@ -28,4 +28,4 @@ pub mod wire;
 
 pub use links::links;
 pub use metrics::Metrics;
-pub use serve::{Beside, Dhcp};
+pub use serve::{ClosedByService, Dhcp};

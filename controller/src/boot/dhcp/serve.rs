@@ -19,11 +19,11 @@ use super::{
     door::{Door, DoorError, Key},
     leases::{Leases, Pool},
     links,
-    metrics::{Metrics, Of},
+    metrics::{BySegment, Metrics},
     rogue::{Intruder, Watch},
 };
 use crate::{
-    bind::{Closed, Unopened},
+    bind::{ClosedPort, ClosedPorts},
     boot::{
         decide::Releases,
         segment::{self, Net, Plan, Ports},
@@ -65,7 +65,7 @@ pub struct Dhcp {
     /// Told what the Segments mean whenever that changes; the other services follow it.
     pub plan: watch::Sender<Arc<Plan>>,
     /// The ports that these cannot open.
-    pub unopened: Beside,
+    pub closed_ports: ClosedByService,
     /// True, or its sender gone: end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -91,7 +91,7 @@ impl Dhcp {
             events,
             metrics,
             plan,
-            unopened,
+            closed_ports,
             shutdown,
         } = self;
         let (facts, seen) = watch::channel(BTreeMap::new());
@@ -116,7 +116,7 @@ impl Dhcp {
                 metrics,
                 facts,
                 plan,
-                unopened,
+                closed_ports,
             },
             shutdown,
         )
@@ -130,16 +130,16 @@ impl Dhcp {
 
 /// The ports of the other services that cannot be opened.
 #[derive(Clone, Debug, Default)]
-pub struct Beside {
+pub struct ClosedByService {
     /// Those of boot files.
-    pub boot: Unopened,
+    pub boot: ClosedPorts,
     /// Those of agents.
-    pub agents: Unopened,
+    pub agents: ClosedPorts,
 }
 
-impl Beside {
+impl ClosedByService {
     /// Those that machines of `net` are told to come to.
-    fn of(&self, net: &Net) -> Vec<Closed> {
+    fn of(&self, net: &Net) -> Vec<ClosedPort> {
         let mut closed = self.boot.on(&net.of_boot());
         closed.extend(self.agents.on(&net.of_agents()));
         closed
@@ -154,7 +154,7 @@ pub(super) struct Service {
     pub(super) metrics: Metrics,
     pub(super) facts: watch::Sender<BTreeMap<String, Facts>>,
     pub(super) plan: watch::Sender<Arc<Plan>>,
-    pub(super) unopened: Beside,
+    pub(super) closed_ports: ClosedByService,
 }
 
 /// The loop.
@@ -453,7 +453,7 @@ fn report(service: &Service, segments: &[Arc<Segment>], plan: &Plan, doors: &Doo
                     doors
                         .trouble(net)
                         .or_else(|| service.dispatch.lacks(net))
-                        .or_else(|| status::without(&service.unopened.of(net)))
+                        .or_else(|| status::without(&service.closed_ports.of(net)))
                         .map_or_else(|| Ok(status::serving(net)), Err),
                     doors.listens(net).then_some(intruders),
                 )
@@ -484,7 +484,7 @@ fn count(service: &Service, key: &str, active: &Active, intruders: &[Intruder]) 
         intruders: present,
         ..
     } = &service.metrics;
-    let of = Of::segment(key);
+    let of = BySegment::of(key);
     let leased = active.leases().leased(service.dispatch.now());
     leases
         .get_or_create(&of)

@@ -33,9 +33,9 @@ pub use self::connection::Ends;
 use self::response::{Response, Status};
 use super::{peers::Peers, workers::Workers};
 use crate::{
-    bind::{self, Addresses, Port, Unopened},
-    counts::Counts,
+    bind::{self, Addresses, ClosedPorts, Port},
     log::Refusals,
+    quota::Quota,
 };
 
 /// The default port.
@@ -87,7 +87,7 @@ pub struct Server<A> {
     /// On which port of each address.
     pub port: u16,
     /// Where that cannot be opened.
-    pub unopened: Unopened,
+    pub closed_ports: ClosedPorts,
     /// How much.
     pub limits: Limits,
     /// Whose address is whose, for the log.
@@ -101,7 +101,7 @@ impl<A: Answer> Server<A> {
             answer,
             addresses,
             port,
-            unopened,
+            closed_ports,
             limits,
             peers,
         } = self;
@@ -112,7 +112,7 @@ impl<A: Answer> Server<A> {
         };
         let shared = Arc::new(Shared::new(answer, limits, peers, workers));
         let serve = move |listener| accept(listener, Arc::clone(&shared));
-        bind::on_each(Port::tcp("HTTP", port), addresses, unopened, listen, serve).await;
+        bind::serve_on_each(Port::tcp("HTTP", port), addresses, closed_ports, listen, serve).await;
     }
 }
 
@@ -122,7 +122,7 @@ struct Shared<A> {
     answer: A,
     limits: Limits,
     places: Arc<Semaphore>,
-    by_address: Arc<Counts<IpAddr>>,
+    by_address: Arc<Quota<IpAddr>>,
     notes: Notes,
     workers: Workers,
 }
@@ -140,7 +140,7 @@ impl<A> Shared<A> {
             answer,
             limits,
             places: Arc::new(Semaphore::new(limits.connections)),
-            by_address: Counts::new(limits.each),
+            by_address: Quota::new(limits.each),
             notes: Notes {
                 peers,
                 refusals: Refusals::default(),

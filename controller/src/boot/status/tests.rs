@@ -66,11 +66,11 @@ fn trouble_becomes_the_condition_and_nothing_is_said_of_neighbours() {
 #[test]
 fn ports_that_are_not_open_are_all_named_and_one_that_is_taken_is_the_reason() {
     assert_eq!(without(&[]), None);
-    let refused = Closed {
+    let refused = ClosedPort {
         is_taken: false,
         message: "UDP port 69 cannot be opened".to_owned(),
     };
-    let taken = Closed {
+    let taken = ClosedPort {
         is_taken: true,
         message: "TCP port 8080 is in use".to_owned(),
     };

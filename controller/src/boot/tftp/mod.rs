@@ -31,9 +31,9 @@ use self::{
 };
 use super::{peers::Peers, workers::Workers};
 use crate::{
-    bind::{self, Addresses, Port, Unopened},
-    counts::{Counted, Counts},
+    bind::{self, Addresses, ClosedPorts, Port},
     log::Refusals,
+    quota::{Quota, QuotaPermit},
 };
 
 /// The port of RFC 1350.
@@ -130,7 +130,7 @@ pub struct Server {
     /// [`PORT`], except in tests.
     pub port: u16,
     /// Where that cannot be opened.
-    pub unopened: Unopened,
+    pub closed_ports: ClosedPorts,
     /// How much.
     pub limits: Limits,
     /// Whose address is whose, for the log.
@@ -144,7 +144,7 @@ impl Server {
             files,
             addresses,
             port,
-            unopened,
+            closed_ports,
             limits,
             peers,
         } = self;
@@ -159,7 +159,7 @@ impl Server {
             Listener::bind(address, files, slots, peers, Arc::clone(&refusals))
         };
         let port = Port::udp("TFTP", port);
-        let serving = bind::on_each(port, addresses, unopened, open, Listener::run);
+        let serving = bind::serve_on_each(port, addresses, closed_ports, open, Listener::run);
         // Fails only if serving does, which has said why.
         let _ = workers.next().spawn(serving).await;
     }
@@ -169,21 +169,21 @@ impl Server {
 #[derive(Clone, Debug)]
 struct Slots {
     all: Arc<Semaphore>,
-    by_address: Arc<Counts<IpAddr>>,
+    by_address: Arc<Quota<IpAddr>>,
 }
 
 /// The right to one transfer, until it is dropped.
 #[derive(Debug)]
 struct Slot {
     _of_all: OwnedSemaphorePermit,
-    _of_address: Counted<IpAddr>,
+    _of_address: QuotaPermit<IpAddr>,
 }
 
 impl Slots {
     fn new(limits: Limits) -> Slots {
         Slots {
             all: Arc::new(Semaphore::new(limits.transfers)),
-            by_address: Counts::new(limits.each),
+            by_address: Quota::new(limits.each),
         }
     }
 

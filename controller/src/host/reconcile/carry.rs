@@ -13,7 +13,7 @@ use super::{
         execute::Fresh,
         guard,
         memory::Rest,
-        observe::Sight,
+        observe::Snapshot,
         plan::{BmcCall, Effect, PowerOrder},
     },
     Context, EARLY, TOO_FAST,
@@ -86,7 +86,7 @@ impl Drop for Call {
 /// Writes what `plan` says and does what it asks for, up to what calls the BMC: that goes on beside the rounds.
 pub(super) async fn carry_out(
     context: &Arc<Context>,
-    sight: &Sight,
+    snapshot: &Snapshot,
     mut done: Done,
     plan: Plan,
     call: Option<Call>,
@@ -101,7 +101,13 @@ pub(super) async fn carry_out(
         let asked = Instant::now();
         done.answered(asked, executor.write_status(&done.host, status).await?);
         context.memory.waits_no_more(&done.host);
-        counts::status_written(&context.metrics, &sight.host, &done.host, &sight.seen, &events);
+        counts::status_written(
+            &context.metrics,
+            &snapshot.host,
+            &done.host,
+            &snapshot.seen,
+            &events,
+        );
         // What is stored will not be said again by a later plan, so people are told now, whatever becomes of the effects.
         events.drain(..).for_each(|event| context.events.record(event));
     }
@@ -113,11 +119,20 @@ pub(super) async fn carry_out(
     while let Some(effect) = effects.next() {
         if matches!(effect, Effect::Bmc(_)) {
             let rest: Vec<Effect> = std::iter::once(effect).chain(effects).collect();
-            spawn(context, Arc::clone(&done.host), sight.clone(), rest, events, call);
+            spawn(
+                context,
+                Arc::clone(&done.host),
+                snapshot.clone(),
+                rest,
+                events,
+                call,
+            );
             return Ok(done);
         }
         // Whatever is waited for makes what was known before it old.
-        executor.act(&done.host, sight, done.fresh.take(), effect).await?;
+        executor
+            .act(&done.host, snapshot, done.fresh.take(), effect)
+            .await?;
     }
     events.into_iter().for_each(|event| context.events.record(event));
     Ok(done)
@@ -141,7 +156,7 @@ async fn failed(error: &ExecuteError) {
 fn spawn(
     context: &Arc<Context>,
     host: Arc<BareMetalHost>,
-    sight: Sight,
+    snapshot: Snapshot,
     effects: Vec<Effect>,
     events: Vec<Event>,
     mut call: Option<Call>,
@@ -153,7 +168,7 @@ fn spawn(
     beside(context, async move {
         // Dropped at the end, whatever the end is.
         let _call = call;
-        act(&of, &host, &sight, effects, events).await;
+        act(&of, &host, &snapshot, effects, events).await;
         of.log_out_if_gone(&host).await;
     });
 }
@@ -162,7 +177,7 @@ fn spawn(
 async fn act(
     context: &Context,
     host: &Arc<BareMetalHost>,
-    sight: &Sight,
+    snapshot: &Snapshot,
     effects: Vec<Effect>,
     events: Vec<Event>,
 ) {
@@ -182,7 +197,7 @@ async fn act(
             });
             return;
         }
-        if let Err(error) = context.executor.act(host, sight, None, effect).await {
+        if let Err(error) = context.executor.act(host, snapshot, None, effect).await {
             failed(&error).await;
             return;
         }

@@ -5,8 +5,8 @@ mod api;
 mod lab;
 mod orphans;
 mod paused;
-mod places;
 mod rest;
+mod slots;
 mod terms;
 mod trouble;
 
@@ -237,12 +237,12 @@ async fn a_life_costs_few_requests_and_an_idle_host_no_write() {
         // Its Event is told in the moment after.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (asked, told) = (requests(&lab), lab.told());
-        // Two states, that the machine leaves, the user data's mark, and the order to clean, write and leave, before which the host is
+        // Two states, that the machine leaves, the user data's mark, and the job to clean, write and leave, before which the host is
         // read anew; the rest reads what is on the config drive.
         let writes = asked.iter().filter(|one| !one.starts_with("GET")).count();
         assert!(writes <= 5 && asked.len() <= 8, "to provisioned: {asked:#?}");
-        let orders = |one: &&String| one.starts_with("PATCH") && one.ends_with("/servers/m1");
-        assert_eq!(asked.iter().filter(orders).count(), 1, "{asked:#?}");
+        let jobs = |one: &&String| one.starts_with("PATCH") && one.ends_with("/servers/m1");
+        assert_eq!(asked.iter().filter(jobs).count(), 1, "{asked:#?}");
         assert!(told.len() <= 2, "{told:#?}");
 
         tokio::time::sleep(Duration::from_secs(120)).await;
@@ -258,7 +258,7 @@ async fn a_life_costs_few_requests_and_an_idle_host_no_write() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_written_a_moment_ago_is_not_read_before_the_order_to_write() {
+async fn what_was_written_a_moment_ago_is_not_read_before_the_job_to_write() {
     let lab = Lab::new(1);
     lab.run(async {
         lab.declare(1);
@@ -275,7 +275,7 @@ async fn what_was_written_a_moment_ago_is_not_read_before_the_order_to_write() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_long_under_way_is_read_again_before_the_order_to_write() {
+async fn what_was_long_under_way_is_read_again_before_the_job_to_write() {
     for (slow, reads) in [(300, 0), (1500, 1)] {
         let lab = Lab::new(1);
         lab.run(async {

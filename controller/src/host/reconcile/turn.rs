@@ -19,11 +19,12 @@ use super::{
         memory::Rest,
         metrics::Plain,
         next,
-        observe::Sight,
+        observe::Snapshot,
         owner,
-        place::waits_in_line,
         plan::{BmcCall, Effect, PowerWatch},
-        reboot, restore, state,
+        reboot, restore,
+        slot_state::waits_for_slot,
+        state,
     },
     Context, TOO_FAST,
     carry::{Call, Done, carry_out, watch_power},
@@ -36,7 +37,7 @@ use crate::{
 
 /// How long a status that only says what the host waits for may wait itself: most steps are over by then, and cost no write.
 const DEFER: Duration = Duration::from_secs(5);
-/// The same of one that waits for a place while others get theirs all the time: its turn may be near, and then it is woken. Those that
+/// The same of one that waits for a slot while others get theirs all the time: its turn may be near, and then it is woken. Those that
 /// wait for longer say so one after the other (`Slots::turn_to_tell`).
 const DEFER_IN_LINE: Duration = Duration::from_secs(120);
 /// How often a round goes on with what it has written, before others have their turn.
@@ -93,17 +94,17 @@ async fn turn(
         return Ok(After::Over(Action::await_change()));
     }
     context.memory.looks(host, (context.executor.clock)());
-    let mut sight = context.eyes().look(host).await;
-    warn_of_unreadable(context, &sight.host);
-    let mut plan = decide(context, &path, &mut sight);
+    let mut snapshot = context.observer().look(host).await;
+    warn_of_unreadable(context, &snapshot.host);
+    let mut plan = decide(context, &path, &mut snapshot);
     let rests = plan.rests();
-    if let Some(defer) = defers(context, &sight.host, &plan) {
+    if let Some(defer) = defers(context, &snapshot.host, &plan) {
         plan.status = None;
         plan.requeue = Some(plan.requeue.map_or(defer, |pause| pause.min(defer)));
     }
     let calls = plan.effects.iter().any(|effect| matches!(effect, Effect::Bmc(_)));
     let call = match calls {
-        true => match Call::begin(context, &sight.host) {
+        true => match Call::begin(context, &snapshot.host) {
             Some(call) => Some(call),
             // Its end is looked at before another one is made.
             None => {
@@ -116,7 +117,13 @@ async fn turn(
     let (slot, requeue) = (plan.slot, plan.next());
     let acted = tokio::time::timeout(
         PATIENCE,
-        carry_out(context, &sight, Done::nothing(&sight.host, fresh), plan, call),
+        carry_out(
+            context,
+            &snapshot,
+            Done::nothing(&snapshot.host, fresh),
+            plan,
+            call,
+        ),
     )
     .await;
     let outcome = acted.unwrap_or_else(|_| {
@@ -124,20 +131,20 @@ async fn turn(
             subject: format!("host {path}"),
         })
     });
-    let stored = outcome.as_ref().map_or(&sight.host, |done| &done.host);
-    if !slot && !context.keeps_place(stored, sight.seen.server.as_deref()) {
+    let stored = outcome.as_ref().map_or(&snapshot.host, |done| &done.host);
+    if !slot && !context.keeps_slot(stored, snapshot.seen.server.as_deref()) {
         context.wake(context.slots.give_back(&path));
     }
     let after = match outcome {
         Ok(done) => {
-            context.memory.went_well(&sight.host);
+            context.memory.went_well(&snapshot.host);
             if let Some(PowerWatch { first, every }) = rests {
                 let ask = Instant::now() + first;
-                context.memory.rests(&sight.host, Rest { ask, every });
+                context.memory.rests(&snapshot.host, Rest { ask, every });
             }
             let pause = if done.wrote { Some(Duration::ZERO) } else { requeue };
             let at_once = pause.is_some_and(|pause| pause.is_zero());
-            Ok(if at_once && !context.memory.may_hurry(&sight.host) {
+            Ok(if at_once && !context.memory.may_hurry(&snapshot.host) {
                 After::Over(Action::requeue(TOO_FAST))
             } else if done.wrote {
                 After::Wrote(done)
@@ -145,19 +152,19 @@ async fn turn(
                 After::Over(pause.map_or_else(Action::await_change, Action::requeue))
             })
         }
-        Err(error) => Err(failed(context, &sight.host, error)),
+        Err(error) => Err(failed(context, &snapshot.host, error)),
     };
     context.forget_if_gone(host, &path);
     after
 }
 
-/// The host is somebody else's, for now or for good: it keeps its place among the busy ones only as long as its machine is busy.
+/// The host is somebody else's, for now or for good: it keeps its slot among the busy ones only as long as its machine is busy.
 fn leave_alone(context: &Context, host: &Arc<BareMetalHost>, path: &Path) {
     context.memory.leaves_alone(host);
-    let server = context.eyes().server(host);
+    let server = context.observer().server(host);
     if context.has_begun(host, server.as_deref()) {
         context.slots.begin_with(path);
-    } else if !context.keeps_place(host, server.as_deref()) {
+    } else if !context.keeps_slot(host, server.as_deref()) {
         context.wake(context.slots.give_back(path));
     }
 }
@@ -196,7 +203,7 @@ fn defers(context: &Context, host: &BareMetalHost, plan: &Plan) -> Option<Durati
         context.memory.waits_no_more(host);
         return None;
     };
-    let in_line = waits_in_line(status);
+    let in_line = waits_for_slot(status);
     let patience = match in_line && context.slots.moved(DEFER) {
         true => DEFER_IN_LINE,
         false => DEFER,
@@ -222,8 +229,8 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
         last_updated: old.last_updated.clone(),
         ..*new.clone()
     };
-    // In a state that takes no place it changes nothing but what people read; and whoever starts anew asks the BMC again.
-    if waits_in_line(new) && !State::of(host).is_busy() {
+    // In a state that takes no slot it changes nothing but what people read; and whoever starts anew asks the BMC again.
+    if waits_for_slot(new) && !State::of(host).is_busy() {
         said.operational_status = old.operational_status;
         said.good_credentials.clone_from(&old.good_credentials);
         said.tried_credentials.clone_from(&old.tried_credentials);
@@ -231,13 +238,13 @@ fn can_wait(host: &BareMetalHost, plan: &Plan) -> bool {
     nothing_else && !asks_a_person(new) && plan.events.is_empty() && plan.metadata.is_empty() && said == *old
 }
 
-/// The plan for the host, with a place among the busy ones if it needs one and there is one.
-fn decide(context: &Context, path: &Path, sight: &mut Sight) -> Plan {
+/// The plan for the host, with a slot among the busy ones if it needs one and there is one.
+fn decide(context: &Context, path: &Path, snapshot: &mut Snapshot) -> Plan {
     let now = (context.executor.clock)();
-    if context.has_begun(&sight.host, sight.seen.server.as_deref()) {
+    if context.has_begun(&snapshot.host, snapshot.seen.server.as_deref()) {
         context.slots.begin_with(path);
     }
-    let Sight { host, seen } = sight;
+    let Snapshot { host, seen } = snapshot;
     let mut plan = |slot| {
         seen.slot = slot;
         next(host, seen, now)
@@ -252,7 +259,7 @@ fn decide(context: &Context, path: &Path, sight: &mut Sight) -> Plan {
         .as_mut()
         .filter(|status| State::parse(&status.provisioning.state).is_busy())
     {
-        // It may enter the state but not begin; who starts anew sees by this that it has no place.
+        // It may enter the state but not begin; who starts anew sees by this that it has no slot.
         status.operational_status = OperationalStatus::Delayed;
     }
     delayed

@@ -629,7 +629,7 @@ fn a_host_whose_inspection_is_disabled_is_available_though_its_hardware_is_unkno
         world.states,
         [State::New, State::Registering, State::Preparing, State::Available]
     );
-    assert_eq!((world.machine.boots, world.machine.orders), (0, 0));
+    assert_eq!((world.machine.boots, world.machine.jobs), (0, 0));
     let status = world.host().status.clone().unwrap();
     assert_eq!((world.hardware.as_ref(), status.hardware), (None, None));
     let history = status.operation_history.unwrap();
@@ -921,7 +921,7 @@ fn what_was_begun_when_a_host_is_protected_goes_on_to_its_end_and_what_was_not_w
     silent.disconnect();
     silent.step(1);
     assert_eq!(
-        (waiting(&silent).0.as_str(), silent.is_ordered()),
+        (waiting(&silent).0.as_str(), silent.has_destructive_job()),
         ("Write", true)
     );
     world.reach(State::Provisioned);
@@ -947,7 +947,7 @@ fn what_was_begun_when_a_host_is_protected_goes_on_to_its_end_and_what_was_not_w
     unheard.machine.deaf = true;
     unheard.step(5);
     assert_eq!(
-        (waiting(&unheard).0.as_str(), unheard.is_ordered()),
+        (waiting(&unheard).0.as_str(), unheard.has_destructive_job()),
         ("Refused", true)
     );
     set_job(&mut unheard, taken_up);
@@ -955,7 +955,7 @@ fn what_was_begun_when_a_host_is_protected_goes_on_to_its_end_and_what_was_not_w
     assert_eq!(waiting(&unheard).0, "Write");
     world.settle();
     assert_eq!((world.state(), counted(&world)), (State::Provisioning, (None, 0)));
-    assert!(!world.is_ordered());
+    assert!(!world.has_destructive_job());
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "Refused");
     assert!(message.contains("its disks are not written"), "{message}");
@@ -972,11 +972,11 @@ fn what_was_begun_when_a_host_is_protected_goes_on_to_its_end_and_what_was_not_w
 
     // What nobody has taken up is taken back.
     let mut world = at(State::Provisioning);
-    world.order();
+    world.reach_job();
     world.annotate(PROTECTED_ANNOTATION, "");
     world.settle();
     assert_eq!((world.state(), counted(&world)), (State::Provisioning, (None, 0)));
-    assert!(!world.is_ordered());
+    assert!(!world.has_destructive_job());
     world.unannotate(PROTECTED_ANNOTATION);
     world.reach(State::Provisioned);
     assert_eq!((world.machine.cleans, world.machine.writes.len()), (1, 1));
@@ -1080,7 +1080,7 @@ fn a_claim_on_a_machine_that_only_a_person_can_boot_can_be_released_uncleaned() 
     world.settle();
     let done = |world: &World| {
         (
-            world.machine.orders,
+            world.machine.jobs,
             world.machine.cleans,
             world.machine.writes.len(),
         )

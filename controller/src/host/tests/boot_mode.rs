@@ -67,7 +67,7 @@ fn no_image_is_written_by_a_ramdisk_in_another_mode_than_is_asked_for_and_a_bmc_
         let told = world.host().status.clone().unwrap().error_message;
         assert!(told.contains("have its BMC boot it in that"), "{told}");
         world.annotate(REBOOT_ANNOTATION, r#"{"force": true}"#);
-        world.order();
+        world.reach_job();
         assert_eq!(runs_in(&world), then);
         assert_eq!(world.machine.cleans + world.machine.writes.len(), 0);
         world.reach(State::Provisioned);
@@ -105,13 +105,13 @@ fn a_machine_that_comes_up_in_its_own_mode_waits_for_a_person_before_anything_is
 }
 
 #[test]
-fn after_a_report_of_another_mode_an_order_that_was_made_by_the_one_before_is_given_to_nobody() {
+fn after_a_report_of_another_mode_a_job_that_was_made_by_the_one_before_is_given_to_nobody() {
     let mut world = World::new();
     world.mode = BootMode::Uefi;
     world.host().spec.boot_mode = Some(HostBootMode::Uefi);
     world.reach(State::Available);
     world.set_image(Some(IMAGE));
-    world.order();
+    world.reach_job();
     world.change_inventory(|inventory| inventory.boot.mode = BootMode::Bios);
     world.settle();
     assert_eq!(waiting(&world).0, "Refused");

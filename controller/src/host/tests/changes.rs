@@ -179,7 +179,7 @@ fn nothing_is_begun_with_a_bmc_that_is_known_to_be_silent() {
     world.reach(State::Provisioned);
 }
 
-/// An available host that is given an image and finds no place.
+/// An available host that is given an image and finds no slot.
 fn without_a_place() -> World {
     let mut world = at(State::Available);
     world.settle();
@@ -337,7 +337,7 @@ fn an_image_that_another_operator_began_with_is_the_one_that_is_said_to_run() {
     world.set_image(Some(IMAGE));
     world.reach(State::Provisioning);
     world.host().status.as_mut().unwrap().last_attempted_image = None;
-    world.order();
+    world.reach_job();
     world.set_image(Some("http://images.test/other.raw"));
     world.reach(State::Provisioned);
     let runs = world
@@ -354,11 +354,11 @@ fn an_image_that_another_operator_began_with_is_the_one_that_is_said_to_run() {
 
 #[test]
 fn the_image_that_is_said_to_run_is_the_one_that_was_ordered_whatever_its_checksum_is_by_then() {
-    // Where the order lasts, and where it is made anew, for another session.
+    // Where the job lasts, and where it is made anew, for another session.
     for anew in [false, true] {
         let mut world = at(State::Provisioning);
         world.jobs_take = 3;
-        world.order();
+        world.reach_job();
         let asked = |world: &mut World| world.host().spec.image.clone();
         let before = asked(&mut world);
         world.host().spec.image.as_mut().unwrap().checksum = Some("b".repeat(64));
@@ -452,8 +452,8 @@ fn of_a_machine_that_cannot_leave_its_ramdisk_or_comes_back_to_it_a_person_hears
         world.settle();
         world.call_in();
         world.failing_ends = usize::from(fails);
-        let orders = world.machine.orders;
-        world.until("told", |world| world.machine.orders > orders);
+        let jobs = world.machine.jobs;
+        world.until("told", |world| world.machine.jobs > jobs);
         if !fails {
             world.until("gone", |world| world.machine.ramdisk.is_none());
             world.call_in();
@@ -461,7 +461,7 @@ fn of_a_machine_that_cannot_leave_its_ramdisk_or_comes_back_to_it_a_person_hears
         world.until("a person", |world| {
             waiting(world).1.contains("a person reboots it")
         });
-        assert_eq!(world.machine.orders - orders, 1);
+        assert_eq!(world.machine.jobs - jobs, 1);
         let (_, message) = waiting(&world);
         assert_eq!(message.contains("is there still: "), fails, "{message}");
     }
@@ -472,7 +472,7 @@ fn a_machine_that_does_not_leave_its_ramdisk_is_told_once_and_costs_nothing_more
     let mut world = at(State::Provisioned);
     world.settle();
     world.call_in();
-    let orders = world.machine.orders;
+    let jobs = world.machine.jobs;
     let mut writes = 0;
     world.machine.deaf = true;
     for round in 0..600 {
@@ -482,7 +482,7 @@ fn a_machine_that_does_not_leave_its_ramdisk_is_told_once_and_costs_nothing_more
         }
     }
     assert!(world.machine.ramdisk.is_some());
-    assert_eq!(world.machine.orders - orders, 1);
+    assert_eq!(world.machine.jobs - jobs, 1);
     assert_eq!(world.status_writes, writes);
     assert_eq!(waiting(&world).0, "Leave");
 }

@@ -532,10 +532,10 @@ fn a_new_leader_finishes_a_machine_that_has_left_before_it_asks_a_bmc() {
 #[test]
 fn a_machine_that_was_told_to_leave_and_stays_silent_is_not_reset_under_its_system() {
     let mut world = silent_after_its_write(Edge::Newest);
-    let (boots, orders) = (world.machine.boots, world.machine.orders);
+    let (boots, jobs) = (world.machine.boots, world.machine.jobs);
     world.reach(State::Provisioned);
     world.settle();
-    assert_eq!((world.machine.boots, world.machine.orders), (boots, orders));
+    assert_eq!((world.machine.boots, world.machine.jobs), (boots, jobs));
     // And if it is in its ramdisk nevertheless, it is told there.
     world.call_in();
     world.settle();
@@ -545,31 +545,28 @@ fn a_machine_that_was_told_to_leave_and_stays_silent_is_not_reset_under_its_syst
     );
 }
 
-/// A machine that falls silent after its write and comes back as `back` says is told to leave by one more order, and written once.
-fn is_told_by_an_order_after(back: impl FnOnce(&mut World)) {
+/// A machine that falls silent after its write and comes back as `back` says is told to leave by one more job, and written once.
+fn is_told_by_a_job_after(back: impl FnOnce(&mut World)) {
     let mut world = silent_after_its_write(Edge::Newest);
-    let (boots, orders) = (world.machine.boots, world.machine.orders);
+    let (boots, jobs) = (world.machine.boots, world.machine.jobs);
     back(&mut world);
     world.reach(State::Provisioned);
     world.settle();
-    assert_eq!(
-        (world.machine.boots, world.machine.orders),
-        (boots + 1, orders + 1)
-    );
+    assert_eq!((world.machine.boots, world.machine.jobs), (boots + 1, jobs + 1));
     assert_eq!((world.machine.left, world.machine.writes.len()), (0, 1));
 }
 
 #[test]
-fn a_machine_that_gets_to_an_older_edge_before_it_hears_that_it_leaves_is_told_by_an_order() {
-    is_told_by_an_order_after(|world| {
+fn a_machine_that_gets_to_an_older_edge_before_it_hears_that_it_leaves_is_told_by_a_job() {
+    is_told_by_a_job_after(|world| {
         world.call_back();
         world.edge = Edge::KnowsNoLeave;
     });
 }
 
 #[test]
-fn a_machine_whose_ramdisk_boots_anew_after_its_write_is_told_by_an_order() {
-    is_told_by_an_order_after(World::call_in);
+fn a_machine_whose_ramdisk_boots_anew_after_its_write_is_told_by_a_job() {
+    is_told_by_a_job_after(World::call_in);
 }
 
 #[test]
@@ -581,7 +578,7 @@ fn a_machine_that_went_another_way_than_is_wanted_by_now_is_mended_by_its_power(
             world.set_image(Some(IMAGE));
             world.reach(State::Provisioning);
             world.host().spec.online = !online;
-            world.until("ordered", |world| {
+            world.until("placed", |world| {
                 let job = world.server.as_ref().and_then(|server| server.spec.job.as_ref());
                 job.is_some_and(|job| job.leave.is_some())
             });
@@ -845,7 +842,7 @@ fn held_off_with_its_session() -> World {
 fn reset_with_its_session() -> World {
     let mut world = at(State::Provisioning);
     world.machine.deaf = true;
-    world.order();
+    world.reach_job();
     let before = session(&mut world).clone();
     world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
     world.until("told", |world| !world.annotated(REBOOT_ANNOTATION));
@@ -867,14 +864,14 @@ fn end_session(world: &mut World) {
 #[test]
 fn a_session_of_a_machine_that_went_off_since_is_given_no_work() {
     let mut world = held_off_with_its_session();
-    let orders = world.machine.orders;
+    let jobs = world.machine.jobs;
     world.set_image(Some(IMAGE));
     world.reach(State::Provisioning);
     for _ in 0..5 {
         assert_eq!(waiting(&world).0, "Ramdisk");
         world.step(1);
     }
-    assert_eq!((world.machine.orders, powered_on(&world)), (orders, false));
+    assert_eq!((world.machine.jobs, powered_on(&world)), (jobs, false));
     // Now it is found.
     end_session(&mut world);
     world.reach(State::Provisioned);
@@ -887,7 +884,7 @@ fn a_bmc_that_says_off_of_a_machine_whose_ramdisk_lives_on_holds_it_up_for_a_mom
     (world.machine.on, world.machine.ramdisk) = (true, Some(String::new()));
     let (tried, begun) = (world.tried.clone(), world.now);
     world.set_image(Some(IMAGE));
-    world.order();
+    world.reach_job();
     assert!(world.now.duration_since(begun).as_secs() < 150);
     assert!(!powered_on(&world), "its BMC says otherwise");
     world.reach(State::Provisioned);
@@ -914,7 +911,7 @@ fn a_machine_that_was_reset_is_not_reset_again_while_its_edge_finds_out_that_it_
         world.step(1);
     }
     end_session(&mut world);
-    world.until("ordered", |world| world.machine.ramdisk.is_some());
+    world.until("placed", |world| world.machine.ramdisk.is_some());
     assert_eq!(world.machine.boots, boots);
     world.reach(State::Provisioned);
 }
@@ -934,7 +931,7 @@ fn a_machine_that_was_off_is_on_as_soon_as_its_ramdisk_is_given_work() {
     world.reach(State::Provisioning);
     assert!(!powered_on(&world));
     let writes = world.status_writes;
-    world.until("ordered", World::is_ordered);
+    world.until("placed", World::has_destructive_job);
     assert!(powered_on(&world));
     assert_eq!(
         world.status_writes,
@@ -1291,7 +1288,7 @@ fn a_ramdisk_that_ends_in_the_middle_again_and_again_fails_what_it_was_at() {
     }
 }
 
-/// It may not live to report anything, nor to take up an order.
+/// It may not live to report anything, nor to take up a job.
 #[test]
 fn a_ramdisk_that_ends_before_it_has_reported_again_and_again_fails_the_inspection() {
     let mut world = at(State::Available);

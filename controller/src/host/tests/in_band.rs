@@ -72,10 +72,7 @@ fn switched_off() -> World {
     assert!(!world.machine.on && !powered_on(&world));
     assert_eq!(waiting(&world).0, "Nothing");
     let job = &world.server.as_ref().unwrap().spec.job;
-    assert!(
-        job.is_none(),
-        "its next session meets no order to go off: {job:?}"
-    );
+    assert!(job.is_none(), "its next session meets no job to go off: {job:?}");
     world
 }
 
@@ -139,7 +136,7 @@ fn a_machine_that_goes_down_when_it_is_wanted_again_is_woken() {
         let mut world = available();
         world.host().spec.online = false;
         goes_down(&mut world);
-        // That its session has ended shows later, perhaps that its order has, too.
+        // That its session has ended shows later, perhaps that its job has, too.
         let told = |world: &mut World, state, done| {
             shows(world, state);
             let status = world.server.as_mut().unwrap().status.as_mut().unwrap();
@@ -216,7 +213,10 @@ fn a_ramdisk_that_goes_down_is_given_no_work() {
     world.host().spec.online = true;
     world.set_image(Some(IMAGE));
     world.step(1);
-    assert_eq!((world.state(), world.is_ordered()), (State::Available, false));
+    assert_eq!(
+        (world.state(), world.has_destructive_job()),
+        (State::Available, false)
+    );
     shows(&mut world, SessionState::Disconnected);
     world.reach(State::Provisioned);
     assert_eq!(world.wished_awake, 1);
@@ -419,7 +419,7 @@ fn power_that_could_not_be_switched_is_no_error_any_more_once_it_is_as_it_is_wan
 fn a_silent_machine_that_was_not_heard_to_go_is_never_taken_for_off() {
     let mut world = available();
     world.host().spec.online = false;
-    // The order is placed, and the session ends before it is taken up.
+    // The job is placed, and the session ends before it is taken up.
     let plan = world.plan();
     world.execute(plan, None, Fault::None);
     assert!(world.server.as_ref().unwrap().spec.job.is_some());
@@ -509,7 +509,7 @@ fn nobody_is_asked_for_what_happens_by_itself() {
     world.settle();
     assert!(is_ready(&world), "{:?}", waiting(&world));
     world.set_image(Some(IMAGE));
-    world.order();
+    world.reach_job();
     let before = waiting(&world);
     is_silent(&mut world);
     assert_eq!(
@@ -524,7 +524,7 @@ fn nobody_is_asked_for_what_happens_by_itself() {
 fn nobody_is_asked_to_break_a_job_that_a_silent_ramdisk_may_be_at() {
     let mut world = available();
     world.set_image(Some(IMAGE));
-    world.order();
+    world.reach_job();
     let server = world.server.as_mut().unwrap();
     let id = server.spec.job.as_ref().unwrap().id.clone();
     server.status.as_mut().unwrap().job = Some(JobStatus {
@@ -633,7 +633,7 @@ fn a_machine_whose_server_is_deleted_at_work_comes_back_by_itself_before_a_perso
     let steps = |world: &mut World, minutes: u32| (0..minutes).for_each(|_| world.step(60));
     let mut world = available();
     world.set_image(Some(IMAGE));
-    world.order();
+    world.reach_job();
     assert_eq!(waiting(&world).0, "Write");
     server_goes(&mut world);
     steps(&mut world, 14);
@@ -714,7 +714,7 @@ fn what_goes_on_is_the_same_to_a_computer_whose_clock_is_a_little_behind() {
         let job = &world.server.as_ref().unwrap().spec.job;
         job.as_ref().map(|job| job.id.clone())
     };
-    let (before, orders) = (id(&world), world.machine.orders);
+    let (before, jobs) = (id(&world), world.machine.jobs);
     assert!(before.is_some());
     world.restart();
     world.set_back(5);
@@ -722,7 +722,7 @@ fn what_goes_on_is_the_same_to_a_computer_whose_clock_is_a_little_behind() {
         let plan = world.plan();
         world.execute(plan, None, Fault::None);
     }
-    assert_eq!((id(&world), world.machine.orders), (before, orders));
+    assert_eq!((id(&world), world.machine.jobs), (before, jobs));
     world.settle();
     assert!(!world.machine.on && !powered_on(&world));
 }

@@ -157,8 +157,8 @@ fn a_host_without_a_bmc_is_provisioned_through_its_ramdisk_and_freed_by_hand() {
 }
 
 #[test]
-fn one_order_cleans_and_writes_and_where_the_edge_knows_only_the_first_half_another_one_follows() {
-    for (edge, orders) in [(Edge::Newest, 1), (Edge::KnowsNoLeave, 2), (Edge::KnowsNoThen, 3)] {
+fn one_job_cleans_and_writes_and_where_the_edge_knows_only_the_first_half_another_one_follows() {
+    for (edge, jobs) in [(Edge::Newest, 1), (Edge::KnowsNoLeave, 2), (Edge::KnowsNoThen, 3)] {
         let mut world = at(State::Available);
         world.edge = edge;
         world.set_image(Some(IMAGE));
@@ -167,22 +167,18 @@ fn one_order_cleans_and_writes_and_where_the_edge_knows_only_the_first_half_anot
         assert_eq!((world.machine.cleans, world.machine.writes.len()), (1, 1));
         assert!(world.machine.drive.is_some());
         let (left, boots) = (usize::from(edge == Edge::Newest), world.machine.boots);
-        assert_eq!(
-            (world.machine.orders, world.machine.left),
-            (orders, left),
-            "{edge:?}"
-        );
+        assert_eq!((world.machine.jobs, world.machine.left), (jobs, left), "{edge:?}");
         world.settle();
         assert_eq!(
-            (world.machine.orders, world.machine.boots),
-            (orders, boots),
+            (world.machine.jobs, world.machine.boots),
+            (jobs, boots),
             "{edge:?}"
         );
     }
 }
 
 #[test]
-fn a_machine_leaves_its_ramdisk_by_the_order_that_wrote_its_image_cleaned_before_or_not() {
+fn a_machine_leaves_its_ramdisk_by_the_job_that_wrote_its_image_cleaned_before_or_not() {
     for in_band in [false, true] {
         for mode in [AutomatedCleaningMode::Metadata, AutomatedCleaningMode::Disabled] {
             let mut world = if in_band { World::in_band() } else { World::new() };
@@ -192,9 +188,9 @@ fn a_machine_leaves_its_ramdisk_by_the_order_that_wrote_its_image_cleaned_before
             world.reach(State::Provisioned);
             world.settle();
             let boots = 2 - usize::from(in_band);
-            let Machine { orders, left, .. } = world.machine;
+            let Machine { jobs, left, .. } = world.machine;
             assert_eq!(
-                (orders, left, world.machine.boots),
+                (jobs, left, world.machine.boots),
                 (1, 1, boots),
                 "{in_band} {mode:?}"
             );
@@ -327,7 +323,7 @@ fn a_machines_first_report_is_waited_for_longer_than_one_that_may_have_had_nothi
             let plan = world.plan();
             plan.effects
                 .iter()
-                .any(|effect| matches!(effect, Effect::PlaceJob(order) if order.task == Task::Inspect))
+                .any(|effect| matches!(effect, Effect::PlaceJob(job) if job.task == Task::Inspect))
         };
         assert!(!asks(patience - 1), "first: {is_first}");
         assert!(asks(patience), "first: {is_first}");

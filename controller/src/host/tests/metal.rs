@@ -13,7 +13,7 @@ use muster_proto::{
 use super::{
     super::{
         BmcCall, Effect, boot_mode, guard, netboot,
-        plan::{Order, PowerOrder, Task, WriteTask},
+        plan::{NewJob, PowerOrder, Task, WriteTask},
     },
     world::{Content, Edge, UID, World, inventory},
 };
@@ -108,19 +108,19 @@ impl World {
         }
     }
 
-    pub(super) fn place(&mut self, order: &Order) -> bool {
+    pub(super) fn place(&mut self, new: &NewJob) -> bool {
         let Some(server) = &mut self.server else {
             return false;
         };
-        if server.metadata.resource_version.as_deref() != Some(&order.version) {
+        if server.metadata.resource_version.as_deref() != Some(&new.version) {
             return false;
         }
         // Of a term before this one it comes late, and still before any of a later term.
         let before = server.spec.job.as_ref().map_or(1, |job| job.epoch);
         assert!(
-            before <= order.epoch && order.epoch <= self.epoch,
+            before <= new.epoch && new.epoch <= self.epoch,
             "{} after {before}, in {}",
-            order.epoch,
+            new.epoch,
             self.epoch
         );
         let written = |task: &WriteTask| {
@@ -131,7 +131,7 @@ impl World {
             })
         };
         let (mut clean, mut write, mut then) = (None, None, None);
-        let action = match &order.task {
+        let action = match &new.task {
             Task::Inspect => JobAction::Inspect,
             Task::Reboot => JobAction::Reboot,
             Task::PowerOff => JobAction::PowerOff,
@@ -141,7 +141,7 @@ impl World {
                     disks: permit.disks().to_vec(),
                     ..Clean::default()
                 }));
-                if let Some(next) = &order.then {
+                if let Some(next) = &new.then {
                     self.machine.drive.clone_from(&next.task.drive);
                     then = Some(Then {
                         id: next.id.clone(),
@@ -158,15 +158,15 @@ impl World {
             }
         };
         server.spec.job = Some(Box::new(Job {
-            id: order.id.clone(),
-            epoch: order.epoch,
+            id: new.id.clone(),
+            epoch: new.epoch,
             action,
             clean,
             write,
             then,
-            leave: order.leave.clone(),
+            leave: new.leave.clone(),
         }));
-        self.machine.orders += 1;
+        self.machine.jobs += 1;
         self.bump();
         true
     }
@@ -406,16 +406,18 @@ impl World {
             self.destroy(job);
         }
         let server = self.server.as_mut().unwrap();
-        let order = server
+        let placed = server
             .spec
             .job
             .as_ref()
             .filter(|_| self.edge == Edge::Newest && !fails);
-        let ends = order.filter(|order| order.writes().is_some_and(|(id, _)| id == job.id));
-        let leaving = ends.and_then(|order| order.leave.as_ref()).map(|leave| Leaving {
-            id: leave.id.clone(),
-            said: false,
-        });
+        let ends = placed.filter(|placed| placed.writes().is_some_and(|(id, _)| id == job.id));
+        let leaving = ends
+            .and_then(|placed| placed.leave.as_ref())
+            .map(|leave| Leaving {
+                id: leave.id.clone(),
+                said: false,
+            });
         server.status.get_or_insert_default().job = Some(JobStatus {
             id: job.id.clone(),
             done: true,

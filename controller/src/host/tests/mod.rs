@@ -1,6 +1,7 @@
 //! The decision, alone and in a small world.
 
 mod annotations;
+mod bmc_identity;
 mod boot_mode;
 mod capm3;
 mod changes;
@@ -16,5 +17,4 @@ mod refusals;
 mod release;
 mod takeover;
 mod transitions;
-mod whose;
 mod world;

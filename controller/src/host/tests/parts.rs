@@ -352,7 +352,7 @@ fn cleaned(local: &Disk, san: &str, prepared: Option<&str>, then: Option<&str>) 
     world.set_image(None);
     let disks = |plan: &Plan| {
         plan.effects.iter().find_map(|effect| match effect {
-            Effect::PlaceJob(order) => match &order.task {
+            Effect::PlaceJob(job) => match &job.task {
                 Task::Clean(permit) => Some(permit.disks().to_vec()),
                 _ => None,
             },
@@ -405,11 +405,11 @@ fn hints_that_come_while_an_image_is_on_its_way_count_for_the_next_one() {
     }));
     let written = |world: &World| {
         world.plan().effects.into_iter().find_map(|effect| match effect {
-            Effect::PlaceJob(order) => Some(order.then.as_ref()?.task.permit.disks().to_vec()),
+            Effect::PlaceJob(job) => Some(job.then.as_ref()?.task.permit.disks().to_vec()),
             _ => None,
         })
     };
-    world.until("ordered", |world| written(world).is_some());
+    world.until("placed", |world| written(world).is_some());
     assert_eq!(written(&world).unwrap()[0].name, "/dev/sda");
 }
 
@@ -622,9 +622,9 @@ fn a_machine_that_has_left_boots_its_image_though_the_copy_of_its_host_is_older_
                 false,
                 "before the copy shows that it is available",
             ),
-            (&before, &cleared, false, "and its order is taken off"),
+            (&before, &cleared, false, "and its job is taken off"),
             (&writing, &left, false, "while the copy shows that it is written"),
-            (&writing, &cleared, false, "and its order is taken off"),
+            (&writing, &cleared, false, "and its job is taken off"),
             (&provisioned, &left, false, "once it is written"),
             (&leaving, &left, true, "it was told in a former provisioning"),
             (&leaving, &cleared, true, "it was told in a former provisioning"),

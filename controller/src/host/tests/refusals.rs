@@ -31,15 +31,15 @@ fn error(world: &World) -> (Option<ErrorType>, String, i64) {
 }
 
 #[test]
-fn an_order_that_destroys_data_does_not_outlive_its_attempt() {
+fn a_job_that_destroys_data_does_not_outlive_its_attempt() {
     let mut world = at(State::Available);
     world.set_image(Some(IMAGE));
-    world.order();
+    world.reach_job();
     // The machine goes off before its agent hears of it.
     world.power(PowerOrder::HardOff);
     let cleans = world.machine.cleans;
     world.annotate(PROTECTED_ANNOTATION, "");
-    world.until("taken back", |world| !world.is_ordered());
+    world.until("taken back", |world| !world.has_destructive_job());
     world.power(PowerOrder::On);
     world.settle();
     assert_eq!((world.machine.cleans, world.machine.writes.len()), (cleans, 0));
@@ -49,7 +49,7 @@ fn an_order_that_destroys_data_does_not_outlive_its_attempt() {
 }
 
 #[test]
-fn an_order_that_is_over_stays_until_another_takes_its_place_unless_it_carries_much() {
+fn a_job_that_is_over_stays_until_another_takes_its_place_unless_it_carries_much() {
     for (length, stays) in [(700, true), (20_000, false)] {
         let mut world = at(State::Available);
         world.set_image(Some(IMAGE));
@@ -463,7 +463,7 @@ fn volumes_that_another_operator_made_are_kept_and_no_image_is_written_to_softwa
     assert_eq!(world.machine.cleans, cleans, "the array is as it was");
     // Asked for while the image is written, it changes nothing about that.
     let mut world = at(State::Provisioning);
-    world.until("the order", |world| {
+    world.until("the job", |world| {
         world
             .server
             .as_ref()
@@ -579,13 +579,13 @@ fn an_image_that_is_changed_to_one_that_cannot_be_written_while_it_is_ends_as_wh
         |spec| spec.boot_mode = Some(HostBootMode::UefiSecureBoot),
     ];
     for (which, edit) in edits.into_iter().enumerate() {
-        // Before the order, while it stands, and when the machine has left.
+        // Before the job, while it stands, and when the machine has left.
         for ordered in [false, true] {
             let mut world = at(State::Provisioning);
             // There are rounds in the middle of each.
             world.jobs_take = 3;
             if ordered {
-                world.order();
+                world.reach_job();
             }
             let before = world.host().spec.clone();
             edit(&mut world.host().spec);
@@ -609,19 +609,19 @@ fn an_image_that_is_changed_to_one_that_cannot_be_written_while_it_is_ends_as_wh
             assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()), "{which}");
         }
     }
-    // The order of a session that is gone is given to nobody.
+    // The job of a session that is gone is given to nobody.
     let mut world = at(State::Provisioning);
-    world.order();
+    world.reach_job();
     world.host().spec.image.as_mut().unwrap().format = Some(ImageFormat::Qcow2);
     world.power(PowerOrder::Reset);
     world.settle();
     assert_eq!(waiting(&world).0, "Refused");
-    assert!(!world.is_ordered());
+    assert!(!world.has_destructive_job());
     world.host().spec.image.as_mut().unwrap().format = None;
     world.reach(State::Provisioned);
     // It fails instead: that is a failure like any other.
     let mut world = at(State::Provisioning);
-    world.order();
+    world.reach_job();
     world.failing_writes = 1;
     world.host().spec.image.as_mut().unwrap().format = Some(ImageFormat::Qcow2);
     world.reach(State::Deprovisioning);
@@ -630,7 +630,7 @@ fn an_image_that_is_changed_to_one_that_cannot_be_written_while_it_is_ends_as_wh
 #[test]
 fn secure_boot_that_is_asked_for_while_the_image_is_written_ends_as_before_and_is_not_begun_with() {
     let mut world = at(State::Provisioning);
-    world.order();
+    world.reach_job();
     world.host().spec.boot_mode = Some(HostBootMode::UefiSecureBoot);
     world.reach(State::Provisioned);
     let mut world = at(State::Provisioning);

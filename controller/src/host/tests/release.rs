@@ -616,7 +616,7 @@ fn what_is_said_of_disks_that_are_not_wanted_clean_any_more_is_so() {
     world.settle();
     world.set_image(None);
     world.machine.deaf = true;
-    world.until("ordered", |world| {
+    world.until("placed", |world| {
         let job = world.server.as_ref().and_then(|server| server.spec.job.as_ref());
         job.is_some_and(|job| job.id.starts_with("host-deprovision-"))
     });

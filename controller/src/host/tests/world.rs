@@ -80,8 +80,8 @@ pub(super) struct Machine {
     pub(super) writes: Vec<String>,
     pub(super) cleans: usize,
     /// How many jobs were placed.
-    pub(super) orders: usize,
-    /// How often it left its ramdisk as the order said by which it was written.
+    pub(super) jobs: usize,
+    /// How often it left its ramdisk as the job said by which it was written.
     pub(super) left: usize,
     pub(super) sessions: u32,
     /// What its BMC says of it.
@@ -111,7 +111,7 @@ pub(super) enum Write {
     Metadata(Metadata),
 }
 
-/// What the edge knows of an order.
+/// What the edge knows of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Edge {
     /// All.
@@ -291,7 +291,7 @@ impl World {
                 drive: None,
                 writes: Vec::new(),
                 cleans: 0,
-                orders: 0,
+                jobs: 0,
                 left: 0,
                 sessions: 0,
                 health: Health::Ok,
@@ -500,7 +500,7 @@ impl World {
             );
         }
         let destroys = plan.effects.iter().any(|effect| match effect {
-            Effect::PlaceJob(order) => matches!(order.task, Task::Clean(_) | Task::Write(_)),
+            Effect::PlaceJob(job) => matches!(job.task, Task::Clean(_) | Task::Write(_)),
             _ => false,
         });
         if destroys {
@@ -797,7 +797,7 @@ impl World {
     pub(super) fn request(&mut self, effect: &Effect) -> bool {
         match effect {
             // One for another version of the Server.
-            Effect::PlaceJob(order) => return self.place(order),
+            Effect::PlaceJob(job) => return self.place(job),
             Effect::RemoveJob { id } => {
                 if let Some(server) = &mut self.server
                     && server.spec.job.as_ref().is_some_and(|job| job.id == *id)
@@ -918,26 +918,26 @@ impl World {
         });
     }
 
-    /// True if an order that destroys data stands on the Server.
-    pub(super) fn is_ordered(&self) -> bool {
+    /// True if a job that destroys data stands on the Server.
+    pub(super) fn has_destructive_job(&self) -> bool {
         let job = self.server.as_ref().and_then(|server| server.spec.job.as_ref());
         job.is_some_and(|job| matches!(job.action, JobAction::Clean | JobAction::Write))
     }
 
-    /// Rounds until an order that destroys data stands there, of which its agent has not heard.
-    pub(super) fn order(&mut self) {
+    /// Rounds until a job that destroys data stands there, of which its agent has not heard.
+    pub(super) fn reach_job(&mut self) {
         for _ in 0..100 {
             let plan = self.plan();
             let at_once = plan.requeue == Some(Duration::ZERO);
             self.execute(plan, None, Fault::None);
-            if self.is_ordered() {
+            if self.has_destructive_job() {
                 return;
             }
             if !at_once {
                 self.tick(11);
             }
         }
-        panic!("never ordered: {:?}", self.plan());
+        panic!("no such job: {:?}", self.plan());
     }
 
     /// Rounds until nothing but waiting is left, and no status is written in an hour.

@@ -40,7 +40,7 @@ fn entry(labelled: bool, finalizers: &[&str], owners: &[&str]) -> Entry {
         uid: "uid-bmc".to_owned(),
         version: "1".to_owned(),
         labelled,
-        leaves: false,
+        is_being_deleted: false,
         finalizers: finalizers.iter().map(|name| (*name).to_owned()).collect(),
         owners: owners.iter().map(owner).collect(),
         seen: Seen::of(&secret("old"), &hmac::Key::new(hmac::HMAC_SHA256, &[1; 32])),
@@ -68,7 +68,7 @@ fn a_secret_is_held_if_it_carries_all_that_is_put_on_it() {
 fn a_secret_that_goes_and_that_no_finalizer_of_ours_keeps_can_be_held_no_more() {
     let of = |labelled, finalizers: &[&str]| {
         held(&Entry {
-            leaves: true,
+            is_being_deleted: true,
             ..entry(labelled, finalizers, &[])
         })
     };
@@ -80,9 +80,9 @@ fn a_secret_that_goes_and_that_no_finalizer_of_ours_keeps_can_be_held_no_more() 
 
 #[test]
 fn a_secret_that_is_deleted_is_going_as_long_as_our_finalizer_keeps_it() {
-    let is_going = |leaves, finalizers: &[&str]| {
+    let is_going = |is_being_deleted, finalizers: &[&str]| {
         let entry = Entry {
-            leaves,
+            is_being_deleted,
             ..entry(true, finalizers, &[])
         };
         entry.is_going()

@@ -100,12 +100,12 @@ async fn a_connection_writes_nothing_after_the_term() {
     let (mut other, _) = listener.accept().await.unwrap();
     let term = term();
     let of = term.clone();
-    let mut gated = Gated::new(stream, move || may_write(&of));
-    gated.write_all(b"before").await.unwrap();
+    let mut fenced = FencedStream::new(stream, move || may_write(&of));
+    fenced.write_all(b"before").await.unwrap();
     // As for a process that was stopped until its time was over, and has not looked yet.
     term.close();
-    gated.write_all(b"after").await.unwrap_err();
-    drop(gated);
+    fenced.write_all(b"after").await.unwrap_err();
+    drop(fenced);
     let mut all = String::new();
     other.read_to_string(&mut all).await.unwrap();
     assert_eq!(all, "before");

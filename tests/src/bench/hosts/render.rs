@@ -89,7 +89,7 @@ const BOUND: &str = "\n\
     The rest are Events, GETs of the control plane's garbage collector for the owners of new objects, and the leader's Lease.\n\
     Of five Events a host some are missing where thousands of hosts come at once: 8192 may wait for the API server, and those for which there is \
     no place are logged and counted (`muster_events_dropped_total`).\n\n\
-    What bounds the requests to provisioned: two states, the order, the end of the write, with which the machine leaves, and two Events are six; \
+    What bounds the requests to provisioned: two states, the job, the end of the write, with which the machine leaves, and two Events are six; \
     the edge reads the host once more before it gives out the cleaning, and the write that follows that a second later or more; where the watch is not \
     known to be fresh, by a write of a moment ago that it has shown, it reads the Server, too, and the leader the host before it orders them: an old \
     copy destroys no data.\n\n\

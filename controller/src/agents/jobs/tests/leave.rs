@@ -7,7 +7,7 @@ use muster_proto::{
 
 use super::*;
 
-/// An order that ends with a write, with or without a cleaning before it, after which the machine leaves; for the session `key`. `last`
+/// A job that ends with a write, with or without a cleaning before it, after which the machine leaves; for the session `key`. `last`
 /// is the job that the edge wrote of last, and the session that is there now is called `now`.
 fn with_leave(cleans: bool, now: &str, last: Option<JobStatus>) -> Server {
     let mut server = with_then(now, last);
@@ -175,7 +175,7 @@ fn no_image_is_given_to_a_ramdisk_in_another_mode_than_its_host_asks_for() {
 }
 
 #[test]
-fn an_order_after_which_the_machine_leaves_is_for_one_session_whatever_is_known_of_it() {
+fn a_job_after_which_the_machine_leaves_is_for_one_session_whatever_is_known_of_it() {
     for cleans in [true, false] {
         for last in [
             None,
@@ -197,7 +197,7 @@ fn an_order_after_which_the_machine_leaves_is_for_one_session_whatever_is_known_
 }
 
 #[test]
-fn what_an_older_control_role_left_of_an_earlier_order_keeps_no_session_from_its_cleaning() {
+fn what_an_older_control_role_left_of_an_earlier_job_keeps_no_session_from_its_cleaning() {
     let mut server = with_leave(true, "another", None);
     let job = server.spec.job.as_mut().unwrap();
     assert_eq!(job.action, JobAction::Clean);

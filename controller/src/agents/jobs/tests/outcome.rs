@@ -5,7 +5,7 @@ use muster_proto::session::MAX_LOG;
 use super::*;
 
 #[test]
-fn the_outcome_of_the_order_is_told_once_and_the_first_one_stays() {
+fn the_outcome_of_the_job_is_told_once_and_the_first_one_stays() {
     assert_eq!(
         news(&server("1", None), &poll("1", None), true),
         Some(taken_up("1"))
@@ -43,7 +43,7 @@ fn a_failure_is_told_in_clean_text_with_the_newest_lines_of_the_log() {
 }
 
 #[test]
-fn an_order_that_nobody_gave_has_no_outcome() {
+fn a_job_that_nobody_gave_has_no_outcome() {
     let nobodys = poll("0", Some(Outcome::Done));
     assert_eq!(news(&server("1", None), &nobodys, false), None);
     let nameless = poll("", Some(Outcome::Done));

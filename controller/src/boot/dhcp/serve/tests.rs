@@ -59,7 +59,7 @@ struct Site {
     events: tokio::sync::mpsc::Receiver<crate::events::Happened>,
     registry: Registry,
     shelf: Arc<Shelf>,
-    unopened: Beside,
+    closed_ports: ClosedByService,
     shutdown: watch::Sender<bool>,
     client: Namespace,
     server: Namespace,
@@ -74,7 +74,7 @@ impl Site {
     fn beside(
         segment: Segment,
         before: impl FnOnce(&Namespace),
-        others: impl FnOnce(watch::Receiver<Arc<Plan>>, Beside),
+        others: impl FnOnce(watch::Receiver<Arc<Plan>>, ClosedByService),
     ) -> Site {
         let (server, client) = (Namespace::new(), Namespace::new());
         server.ip("link add br0 type bridge forward_delay 0 stp_state 0");
@@ -93,8 +93,8 @@ impl Site {
         let shelf = Arc::<Shelf>::default();
         let service = a_service(world, &shelf, Events::new(queue), &mut registry);
         let seen = service.facts.subscribe();
-        let unopened = service.unopened.clone();
-        others(service.plan.subscribe(), unopened.clone());
+        let closed_ports = service.closed_ports.clone();
+        others(service.plan.subscribe(), closed_ports.clone());
         server.start(move || runtime().block_on(serve(service, ended)));
         Site {
             segments: writer,
@@ -102,7 +102,7 @@ impl Site {
             events,
             registry,
             shelf,
-            unopened,
+            closed_ports,
             shutdown,
             client,
             server,
@@ -184,7 +184,7 @@ fn a_service(world: World, shelf: &Arc<Shelf>, events: Events, registry: &mut Re
         metrics,
         facts: watch::channel(BTreeMap::new()).0,
         plan: watch::channel(Arc::default()).0,
-        unopened: Beside::default(),
+        closed_ports: ClosedByService::default(),
     }
 }
 
@@ -330,10 +330,10 @@ fn a_port_of_another_service_that_is_taken_is_told_until_it_is_open() {
         site.wait("serving", |facts| facts.serving.is_ok());
         let taken = io::Error::from(io::ErrorKind::AddrInUse);
         let agents = Port::tcp("agents", 9443);
-        let elsewhere = site.unopened.agents.entry([10, 78, 0, 1].into(), agents);
+        let elsewhere = site.closed_ports.agents.entry([10, 78, 0, 1].into(), agents);
         elsewhere.failed(&taken);
         let http = Port::tcp("HTTP", 8080);
-        let here = site.unopened.boot.entry([10, 77, 0, 1].into(), http);
+        let here = site.closed_ports.boot.entry([10, 77, 0, 1].into(), http);
         here.failed(&taken);
         let facts = site.wait("the port is taken", |facts| facts.serving.is_err());
         let trouble = facts.serving.unwrap_err();
@@ -360,9 +360,9 @@ fn a_port_where_no_machine_is_told_to_come_to_may_be_taken() {
         site.wait("serving", |facts| facts.serving.is_ok());
         let taken = io::Error::from(io::ErrorKind::AddrInUse);
         let own = IpAddr::from([10, 77, 0, 1]);
-        let agents = site.unopened.agents.entry(own, Port::tcp("agents", 9443));
+        let agents = site.closed_ports.agents.entry(own, Port::tcp("agents", 9443));
         agents.failed(&taken);
-        let tftp = site.unopened.boot.entry(own, Port::udp("TFTP", 69));
+        let tftp = site.closed_ports.boot.entry(own, Port::udp("TFTP", 69));
         tftp.failed(&taken);
         let says = |facts: &Facts, port: &str| {
             let trouble = facts.serving.as_ref().err();
@@ -379,10 +379,12 @@ fn a_new_segment_is_not_called_served_before_its_ports_have_been_tried() {
     let site = Site::beside(
         a_segment("br0", DhcpMode::Server),
         |_| {},
-        |mut plan, unopened| {
+        |mut plan, closed_ports| {
             std::thread::spawn(move || {
                 runtime().block_on(async { plan.changed().await }).unwrap();
-                let entry = unopened.boot.entry([10, 77, 0, 1].into(), Port::udp("TFTP", 69));
+                let entry = closed_ports
+                    .boot
+                    .entry([10, 77, 0, 1].into(), Port::udp("TFTP", 69));
                 // As a thread that has much to do.
                 std::thread::sleep(LOOK / 5);
                 entry.failed(&io::Error::from(io::ErrorKind::AddrInUse));

@@ -1076,7 +1076,7 @@ fn what_was_ordered_for_a_host_is_not_done_to_one_that_is_made_anew() {
 }
 
 #[test]
-fn an_order_that_a_person_placed_is_left_alone() {
+fn a_job_that_a_person_placed_is_left_alone() {
     let mut sim = Sim::new(UnknownPolicy::Discover);
     sim.reports("a", machine("J5K2X93", 1));
     let job = muster_proto::kinds::Job {

@@ -379,7 +379,7 @@ async fn forbidden_at(
     if asked.len() <= number {
         return None;
     }
-    // One order cleans the disks, writes the image and leaves the ramdisk.
+    // One job cleans the disks, writes the image and leaves the ramdisk.
     let jobs = asked.iter().take(number + 1);
     let jobs = jobs.filter(|asked| asked.starts_with("PATCH") && asked.ends_with("/servers/m1"));
     Some((jobs.count().min(1), lab))
@@ -413,13 +413,13 @@ async fn what_a_person_forbids_while_the_watch_lags_is_not_begun() {
     }
 }
 
-/// True if `asked` is the last look at the host before an order that destroys data.
+/// True if `asked` is the last look at the host before a job that destroys data.
 fn is_last_look(asked: &str) -> bool {
     asked.starts_with("GET") && asked.ends_with("/baremetalhosts/m1")
 }
 
-/// True if `asked` places an order.
-fn is_order(asked: &str) -> bool {
+/// True if `asked` places a job.
+fn places_job(asked: &str) -> bool {
     asked.starts_with("PATCH") && asked.ends_with("/servers/m1")
 }
 
@@ -458,8 +458,8 @@ async fn what_a_person_forbids_while_the_watch_lags_is_not_begun_where_the_last_
             let asked = lab.api.requests();
             let looks = asked.iter().filter(|asked| is_last_look(asked)).count();
             assert!(looks > 1, "{name}, {code}: {asked:#?}");
-            let orders = asked.iter().filter(|asked| is_order(asked)).count();
-            assert_eq!(orders, 0, "{name}, {code}: {asked:#?}");
+            let jobs = asked.iter().filter(|asked| places_job(asked)).count();
+            assert_eq!(jobs, 0, "{name}, {code}: {asked:#?}");
             assert_eq!(lab.machines[0].disk(), (vec!["old".to_owned()], 0));
             lab.api.take_reads();
             lab.edit(1, &annotated(json!(null)));
@@ -569,10 +569,10 @@ async fn a_host_that_is_moved_goes_on_as_provisioned_without_a_boot_or_a_write()
         assert_eq!(after.operation_history, before.operation_history);
         assert_eq!(after.provisioning, before.provisioning);
         assert_eq!((machine.disk(), machine.calls_and_ends()), (disk, calls));
-        let orders = lab.api.requests();
+        let asked = lab.api.requests();
         assert!(
-            !orders.iter().any(|asked| asked.contains("/servers/")),
-            "{orders:#?}"
+            !asked.iter().any(|asked| asked.contains("/servers/")),
+            "{asked:#?}"
         );
     })
     .await;

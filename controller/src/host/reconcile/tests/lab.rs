@@ -76,7 +76,7 @@ struct State {
     cleaned: usize,
     written: usize,
     last: String,
-    /// The term of the order that its ramdisk took up last.
+    /// The term of the job that its ramdisk took up last.
     epoch: i64,
     mute: bool,
     /// Its ramdisk takes jobs up and comes to no end.
@@ -513,7 +513,7 @@ impl Machine {
         self.lock().resets.clone()
     }
 
-    /// The term of the order that its ramdisk took up last.
+    /// The term of the job that its ramdisk took up last.
     pub(super) fn epoch(&self) -> i64 {
         self.lock().epoch
     }

@@ -22,7 +22,7 @@ async fn a_paused_host_is_not_touched_and_goes_on_when_it_is_paused_no_more() {
             lab.declare(1);
             if then == "provisioned" {
                 lab.reaches(1, "available").await;
-                // It stays in the middle of the order.
+                // It stays in the middle of the job.
                 machine.set_slow(state == "provisioning");
                 lab.wish(1);
             }

@@ -66,7 +66,7 @@ async fn a_leader_whose_term_ends_while_its_bmc_takes_long_changes_nothing_there
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_carries_the_number_of_the_term_in_which_it_is_given() {
+async fn a_job_carries_the_number_of_the_term_in_which_it_is_given() {
     let lab = Lab::new(1);
     let machine = &lab.machines[0];
     lab.run(async {

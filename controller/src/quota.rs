@@ -8,22 +8,22 @@ use std::{
 
 /// Counts by key; one that has none is not remembered.
 #[derive(Debug)]
-pub(crate) struct Counts<K: Eq + Hash> {
+pub(crate) struct Quota<K: Eq + Hash> {
     max: usize,
     counts: Mutex<HashMap<K, usize>>,
 }
 
-impl<K: Eq + Hash + Clone> Counts<K> {
+impl<K: Eq + Hash + Clone> Quota<K> {
     /// Each key may have `max`.
-    pub(crate) fn new(max: usize) -> Arc<Counts<K>> {
-        Arc::new(Counts {
+    pub(crate) fn new(max: usize) -> Arc<Quota<K>> {
+        Arc::new(Quota {
             max,
             counts: Mutex::default(),
         })
     }
 
     /// One more for `key`, until it is dropped; `None` if it has as many as it may have.
-    pub(crate) fn take(self: &Arc<Self>, key: K) -> Option<Counted<K>> {
+    pub(crate) fn take(self: &Arc<Self>, key: K) -> Option<QuotaPermit<K>> {
         let mut counts = self.lock();
         let count = counts.entry(key.clone()).or_default();
         if *count == self.max {
@@ -31,14 +31,14 @@ impl<K: Eq + Hash + Clone> Counts<K> {
         }
         *count += 1;
         drop(counts);
-        Some(Counted {
+        Some(QuotaPermit {
             counts: Arc::clone(self),
             key,
         })
     }
 }
 
-impl<K: Eq + Hash> Counts<K> {
+impl<K: Eq + Hash> Quota<K> {
     fn lock(&self) -> MutexGuard<'_, HashMap<K, usize>> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -46,12 +46,12 @@ impl<K: Eq + Hash> Counts<K> {
 
 /// One that is counted.
 #[derive(Debug)]
-pub(crate) struct Counted<K: Eq + Hash> {
-    counts: Arc<Counts<K>>,
+pub(crate) struct QuotaPermit<K: Eq + Hash> {
+    counts: Arc<Quota<K>>,
     key: K,
 }
 
-impl<K: Eq + Hash> Drop for Counted<K> {
+impl<K: Eq + Hash> Drop for QuotaPermit<K> {
     fn drop(&mut self) {
         let mut counts = self.counts.lock();
         if let Some(count) = counts.get_mut(&self.key) {
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn one_that_has_all_it_may_have_takes_nothing_from_another() {
-        let counts = Counts::new(2);
+        let counts = Quota::new(2);
         let held: Vec<_> = [counts.take("a"), counts.take("a"), counts.take("b")].into();
         assert!(held.iter().all(Option::is_some));
         assert!(counts.take("a").is_none());

@@ -1,4 +1,4 @@
-//! The places of hosts that are busy at once, and the line in front of them.
+//! The slots of hosts that are busy at once, and the line in front of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     host::{
         State,
-        place::{is_busy, may_take_hours, waits_in_line},
+        slot_state::{is_busy, may_take_hours, waits_for_slot},
         slots::TOLD,
     },
     world::Change,
@@ -43,7 +43,7 @@ async fn live_together(lab: &Lab) {
     reach("available").await;
 }
 
-/// How many hosts were in each of the states that take a place, and in all of them, at most, at any write; who waits in line is in none.
+/// How many hosts were in each of the states that take a slot, and in all of them, at most, at any write; who waits in line is in none.
 fn most_busy(changes: &mut broadcast::Receiver<Change>) -> ([usize; 3], usize) {
     let states = ["inspecting", "provisioning", "deprovisioning"];
     let (mut busy, mut each, mut all) = (BTreeMap::new(), [0; 3], 0);
@@ -117,7 +117,7 @@ async fn who_has_no_place_stays_where_it_is_and_says_so_once_that_lasts() {
 }
 
 fn delayed(host: &BareMetalHost) -> bool {
-    host.status.as_ref().is_some_and(waits_in_line)
+    host.status.as_ref().is_some_and(waits_for_slot)
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,7 +234,7 @@ async fn a_host_that_waits_for_a_person_keeps_no_other_from_its_turn_and_has_one
     .await;
 }
 
-/// With one place, machine 1 is inspected and does not call in; once it is detached with `arguments`, and deleted or not, the place is another's.
+/// With one slot, machine 1 is inspected and does not call in; once it is detached with `arguments`, and deleted or not, the slot is another's.
 async fn lets_go_of_its_place(arguments: &str, deleted: bool) {
     let lab = Lab::with_limit(2, 1);
     lab.machines[0].set_mute();
@@ -310,7 +310,7 @@ async fn who_is_at_work_has_a_place_whatever_was_given_to_others() {
         is_written(&lab).await;
         let pause = |value| json!({"metadata": {"annotations": {PAUSED_ANNOTATION: value}}});
         lab.edit(1, &pause(Some("")));
-        // Its machine is silent for so long that its place is another's, which fails in the end.
+        // Its machine is silent for so long that its slot is another's, which fails in the end.
         lab.machines[0].set_silent(true);
         lab.declare(2);
         lab.machines[1].set_mute();

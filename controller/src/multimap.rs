@@ -10,15 +10,15 @@ use std::{
 /// Which names have a key. Each key is kept once, with its name; what leads from a key to its names is its hash, with a seed that nobody
 /// knows. Two keys of one hash would find each other's names: with 64 bits of it and a million keys, once in many million starts.
 #[derive(Debug)]
-pub(crate) struct Multi<K, N> {
+pub(crate) struct MultiMap<K, N> {
     seed: RandomState,
     by: HashMap<u64, Few<N>>,
     of: HashMap<Arc<N>, Box<[K]>>,
 }
 
-impl<K, N> Default for Multi<K, N> {
+impl<K, N> Default for MultiMap<K, N> {
     fn default() -> Self {
-        Multi {
+        MultiMap {
             seed: RandomState::new(),
             by: HashMap::new(),
             of: HashMap::new(),
@@ -76,7 +76,7 @@ impl<N: Ord> Few<N> {
     }
 }
 
-impl<K: Eq + Hash, N: Clone + Eq + Hash + Ord> Multi<K, N> {
+impl<K: Eq + Hash, N: Clone + Eq + Hash + Ord> MultiMap<K, N> {
     /// From now on `name` has these keys and no others. Returns those that it had.
     pub(crate) fn set(&mut self, name: &N, keys: Vec<K>) -> Vec<K> {
         let (name, had) = match self.of.remove_entry(name) {
@@ -156,7 +156,7 @@ mod tests {
         fn an_index_says_what_a_plain_table_of_names_and_keys_says(
             sets in proptest::collection::vec((0..5_u8, proptest::collection::btree_set(0..6_u8, 0..4)), 0..40),
         ) {
-            let (mut index, mut table) = (Multi::default(), BTreeMap::new());
+            let (mut index, mut table) = (MultiMap::default(), BTreeMap::new());
             for (name, keys) in sets {
                 let keys: Vec<u8> = keys.into_iter().collect();
                 let had = index.set(&name, keys.clone());

@@ -1,4 +1,4 @@
-//! Whether a host has a place among those that are busy at once, as what is stored says, and keeps it. Pure. How many there are and who
+//! Whether a host has a slot among those that are busy at once, as what is stored says, and keeps it. Pure. How many there are and who
 //! is next is the matter of [`super::slots`].
 
 use jiff::Timestamp;
@@ -13,24 +13,24 @@ use super::{
     ramdisk::{BOOT_DEADLINE, lost_at},
 };
 
-/// True if `status` says that the host waits for a place.
-pub(super) fn waits_in_line(status: &BareMetalHostStatus) -> bool {
+/// True if `status` says that the host waits for a slot.
+pub(super) fn waits_for_slot(status: &BareMetalHostStatus) -> bool {
     status.operational_status == OperationalStatus::Delayed
 }
 
-/// True if the stored state of `host` says that it has a place.
+/// True if the stored state of `host` says that it has a slot.
 pub(super) fn is_busy(host: &BareMetalHost) -> bool {
-    State::of(host).is_busy() && !host.status.as_ref().is_some_and(waits_in_line)
+    State::of(host).is_busy() && !host.status.as_ref().is_some_and(waits_for_slot)
 }
 
-/// True if `host`, which needs no place for what is done next, keeps the one that its stored state says it has: what was begun goes on.
+/// True if `host`, which needs no slot for what is done next, keeps the one that its stored state says it has: what was begun goes on.
 /// Who may wait for hours keeps no other out, unless the ramdisk of its `server` may be at work.
 pub(super) fn keeps(host: &BareMetalHost, server: Option<&Server>, now: Timestamp) -> bool {
     let waits = may_take_hours(host) && !server.is_some_and(|server| may_be_at_work(server, now));
     is_busy(host) && !waits
 }
 
-/// True if what `host` needs a place for is being done to its machine, whatever its status says of a place.
+/// True if what `host` needs a slot for is being done to its machine, whatever its status says of a slot.
 pub(super) fn has_begun(host: &BareMetalHost, server: Option<&Server>, now: Timestamp) -> bool {
     State::of(host).is_busy() && server.is_some_and(|server| may_be_at_work(server, now))
 }

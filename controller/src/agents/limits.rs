@@ -1,5 +1,5 @@
 //! How often one machine may have written what it says: each such write is one to etcd, up to a megabyte, and discovery writes more
-//! for it. And how often one token may be shown, an order be read anew, and it be asked whose a Server is: they, too, ask the API server
+//! for it. And how often one token may be shown, a job be read anew, and it be asked whose a Server is: they, too, ask the API server
 //! each time. And how often an inventory is understood at all.
 
 use std::{
@@ -27,7 +27,7 @@ const POLLS: Rate = Rate {
 };
 
 /// What asks the API server each time: attempts to enrol with one token, whose machine tries again ever more slowly where it hears no
-/// answer; orders that destroy data, each of which is read anew and given once, unless an agent does not take it up; and calls with a
+/// answer; jobs that destroy data, each of which is read anew and given once, unless an agent does not take it up; and calls with a
 /// certificate whose session the watched copy does not show, which is a moment behind or shows that another one has replaced it.
 const ASKED: Rate = Rate {
     burst: 10,
@@ -50,43 +50,43 @@ const LOGS: Rate = Rate {
 /// What each Server has had written lately, or each token, or each key. There is at most one bucket for each Server that exists, one for
 /// each token that this installation sealed lately, and one for each key that it has certified lately.
 #[derive(Debug)]
-pub(super) struct Writes {
+pub(super) struct RateLimit {
     rate: Rate,
     /// How it is said that there are too many.
     refusal: ProblemKind,
     buckets: Mutex<HashMap<String, Bucket>>,
 }
 
-impl Writes {
+impl RateLimit {
     /// Of what the hardware is, by inventories or by retries of an enrolment.
-    pub(super) fn of_inventories() -> Writes {
-        Writes::at(INVENTORIES, ProblemKind::Quota)
+    pub(super) fn of_inventories() -> RateLimit {
+        RateLimit::at(INVENTORIES, ProblemKind::Quota)
     }
 
     /// Of what polls tell, what is asked of the API server for them included.
-    pub(super) fn of_polls() -> Writes {
+    pub(super) fn of_polls() -> RateLimit {
         // It is tried again soon, as any poll that cannot be taken now.
-        Writes::at(POLLS, ProblemKind::Unavailable)
+        RateLimit::at(POLLS, ProblemKind::Unavailable)
     }
 
-    /// Of what asks the API server each time: enrolments, by the name of the Enrolment that the token is spent by, orders, or whose a
+    /// Of what asks the API server each time: enrolments, by the name of the Enrolment that the token is spent by, jobs, or whose a
     /// Server is, by the key of who calls.
-    pub(super) fn of_questions() -> Writes {
-        Writes::at(ASKED, ProblemKind::Unavailable)
+    pub(super) fn of_questions() -> RateLimit {
+        RateLimit::at(ASKED, ProblemKind::Unavailable)
     }
 
     /// Of inventories that are understood, whether or not anything is written then.
-    pub(super) fn of_reports() -> Writes {
-        Writes::at(REPORTS, ProblemKind::Unavailable)
+    pub(super) fn of_reports() -> RateLimit {
+        RateLimit::at(REPORTS, ProblemKind::Unavailable)
     }
 
     /// Of what agents have to say for our log.
-    pub(super) fn of_logs() -> Writes {
-        Writes::at(LOGS, ProblemKind::Quota)
+    pub(super) fn of_logs() -> RateLimit {
+        RateLimit::at(LOGS, ProblemKind::Quota)
     }
 
-    fn at(rate: Rate, refusal: ProblemKind) -> Writes {
-        Writes {
+    fn at(rate: Rate, refusal: ProblemKind) -> RateLimit {
+        RateLimit {
             rate,
             refusal,
             buckets: Mutex::default(),
@@ -98,9 +98,9 @@ impl Writes {
     }
 
     /// The right to one write for `whose`.
-    pub(super) fn one<'a>(&'a self, whose: &'a str) -> Write<'a> {
-        Write {
-            writes: self,
+    pub(super) fn one<'a>(&'a self, whose: &'a str) -> Allowance<'a> {
+        Allowance {
+            limit: self,
             whose,
             taken: false,
             refused: false,
@@ -116,23 +116,23 @@ impl Writes {
 
 /// One write, however often it is computed.
 #[derive(Debug)]
-pub(super) struct Write<'a> {
-    writes: &'a Writes,
+pub(super) struct Allowance<'a> {
+    limit: &'a RateLimit,
     whose: &'a str,
     taken: bool,
     refused: bool,
 }
 
-impl Write<'_> {
+impl Allowance<'_> {
     /// True if it may be done.
     pub(super) fn may(&mut self) -> bool {
         if !self.taken {
             let now = Instant::now();
-            let mut buckets = self.writes.lock();
+            let mut buckets = self.limit.lock();
             let bucket = buckets
                 .entry(self.whose.to_owned())
                 .or_insert_with(|| Bucket::new(now));
-            self.taken = bucket.take(self.writes.rate, now);
+            self.taken = bucket.take(self.limit.rate, now);
             self.refused = !self.taken;
         }
         self.taken
@@ -147,15 +147,15 @@ impl Write<'_> {
     /// What the agent is told if it may not.
     pub(super) fn refusal(&self) -> Option<Problem> {
         self.refused
-            .then(|| problem(self.writes.refusal, "this comes too often; it is taken later"))
+            .then(|| problem(self.limit.refusal, "this comes too often; it is taken later"))
     }
 
     /// It was not done: a machine does not pay for the API server.
     pub(super) fn failed(self) {
         if self.taken
-            && let Some(bucket) = self.writes.lock().get_mut(self.whose)
+            && let Some(bucket) = self.limit.lock().get_mut(self.whose)
         {
-            bucket.give_back(self.writes.rate);
+            bucket.give_back(self.limit.rate);
         }
     }
 }
@@ -166,20 +166,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_machine_has_no_more_written_than_its_share_and_takes_none_of_anothers() {
-        let writes = Writes::of_inventories();
+        let limit = RateLimit::of_inventories();
         for _ in 0..100 {
-            let mut failed = writes.one("a");
+            let mut failed = limit.one("a");
             assert!(failed.may() && failed.may());
             failed.failed();
         }
-        let mut refused = writes.one("a");
-        let done = (0..100).filter(|_| writes.one("a").may()).count();
+        let mut refused = limit.one("a");
+        let done = (0..100).filter(|_| limit.one("a").may()).count();
         assert_eq!(done, 5);
         assert!(!refused.may() && refused.refusal().is_some());
-        assert!(writes.one("b").may());
+        assert!(limit.one("b").may());
         tokio::time::advance(INVENTORIES.every * 6).await;
-        assert!(writes.one("a").may());
-        writes.prune();
-        assert_eq!(writes.lock().len(), 1, "b is forgotten");
+        assert!(limit.one("a").may());
+        limit.prune();
+        assert_eq!(limit.lock().len(), 1, "b is forgotten");
     }
 }

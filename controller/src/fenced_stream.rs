@@ -1,4 +1,4 @@
-//! A connection on which nothing is written without leave: what was decided while it lasted leaves this process no later.
+//! A connection on which nothing is written without permission: what was decided while it lasted leaves this process no later.
 
 use std::{
     io::{self, IoSlice},
@@ -13,31 +13,31 @@ use tokio::{
 };
 
 /// The connection, and who is asked right before every write, also by a process that was stopped meanwhile.
-pub(crate) struct Gated {
+pub(crate) struct FencedStream {
     stream: TcpStream,
     may_write: Box<dyn Fn() -> io::Result<()> + Send + Sync>,
 }
 
-impl Gated {
+impl FencedStream {
     /// Nothing is written to `stream` once `may_write` says no.
     pub(crate) fn new(
         stream: TcpStream,
         may_write: impl Fn() -> io::Result<()> + Send + Sync + 'static,
-    ) -> Gated {
-        Gated {
+    ) -> FencedStream {
+        FencedStream {
             stream,
             may_write: Box::new(may_write),
         }
     }
 }
 
-impl Connection for Gated {
+impl Connection for FencedStream {
     fn connected(&self) -> Connected {
         self.stream.connected()
     }
 }
 
-impl AsyncRead for Gated {
+impl AsyncRead for FencedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -47,7 +47,7 @@ impl AsyncRead for Gated {
     }
 }
 
-impl AsyncWrite for Gated {
+impl AsyncWrite for FencedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -100,19 +100,22 @@ mod tests {
         let (mut other, _) = listener.accept().await.unwrap();
         let ended = Arc::new(AtomicBool::new(false));
         let is_ended = Arc::clone(&ended);
-        let mut gated = Gated::new(stream, move || match is_ended.load(Ordering::SeqCst) {
+        let mut fenced = FencedStream::new(stream, move || match is_ended.load(Ordering::SeqCst) {
             true => Err(io::Error::other("it is over")),
             false => Ok(()),
         });
-        gated.write_all(b"before").await.unwrap();
+        fenced.write_all(b"before").await.unwrap();
         ended.store(true, Ordering::SeqCst);
-        gated.write_all(b"after").await.unwrap_err();
-        gated.write_vectored(&[IoSlice::new(b"after")]).await.unwrap_err();
+        fenced.write_all(b"after").await.unwrap_err();
+        fenced
+            .write_vectored(&[IoSlice::new(b"after")])
+            .await
+            .unwrap_err();
         other.write_all(b"answer").await.unwrap();
         let mut answer = [0; 6];
-        gated.read_exact(&mut answer).await.unwrap();
+        fenced.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"answer");
-        drop(gated);
+        drop(fenced);
         let mut all = String::new();
         other.read_to_string(&mut all).await.unwrap();
         assert_eq!(all, "before");

@@ -33,7 +33,7 @@ const RECORD: usize = 5 + (16 << 10) + (2 << 10);
 const HANDSHAKE: usize = 64 << 10;
 
 /// A connection after its handshake.
-pub(super) struct Secure {
+pub(super) struct UnbufferedTls {
     tcp: TcpStream,
     tls: UnbufferedServerConnection,
     /// Arrived, and not understood yet.
@@ -74,13 +74,13 @@ fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Er
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-impl Secure {
+impl UnbufferedTls {
     /// Shakes hands on `tcp`.
     ///
     /// # Errors
     /// The connection broke, or the peer does not speak TLS as `config` wants it.
-    pub(super) async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> io::Result<Secure> {
-        let mut secure = Secure {
+    pub(super) async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> io::Result<UnbufferedTls> {
+        let mut secure = UnbufferedTls {
             tcp,
             tls: UnbufferedServerConnection::new(config).map_err(io::Error::other)?,
             incoming: Vec::new(),
@@ -139,7 +139,7 @@ impl Secure {
     }
 
     fn next(&mut self, send: Out<'_>) -> io::Result<Step> {
-        let Secure {
+        let UnbufferedTls {
             tls,
             incoming,
             plain,
@@ -277,7 +277,7 @@ where
     put.map(|_| Step::Sent).map_err(io::Error::other)
 }
 
-impl AsyncRead for Secure {
+impl AsyncRead for UnbufferedTls {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -301,7 +301,7 @@ impl AsyncRead for Secure {
     }
 }
 
-impl AsyncWrite for Secure {
+impl AsyncWrite for UnbufferedTls {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));

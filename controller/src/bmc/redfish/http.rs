@@ -17,8 +17,8 @@ use tokio_rustls::TlsConnector;
 
 use super::trust::{self, Trust};
 use crate::{
-    bmc::{Access, Address, BmcError, Leave, Transport, address::Place},
-    gated::Gated,
+    bmc::{Access, Address, BmcError, Permission, Transport, address::Place},
+    fenced_stream::FencedStream,
 };
 
 /// What one BMC may take.
@@ -71,13 +71,13 @@ const ADDRESSES: usize = 4;
 const UNTAKEN: Duration = Duration::from_secs(5);
 
 /// The connection to one BMC. Made when it is needed, gone when this is.
-pub(super) struct Wire<'a> {
+pub(super) struct HttpClient<'a> {
     address: &'a Address,
     tls: Option<TlsConnector>,
     host: HeaderValue,
     limits: Limits,
     /// Of a call that changes something.
-    leave: Option<Leave>,
+    permission: Option<Permission>,
     open: Option<Open>,
 }
 
@@ -92,13 +92,13 @@ impl Drop for Open {
     }
 }
 
-impl<'a> Wire<'a> {
+impl<'a> HttpClient<'a> {
     pub(super) fn new(
         access: &'a Access,
         trust: &Trust,
         limits: Limits,
-        leave: Option<Leave>,
-    ) -> Result<Wire<'a>, BmcError> {
+        permission: Option<Permission>,
+    ) -> Result<HttpClient<'a>, BmcError> {
         let address = &access.address;
         let host = HeaderValue::from_str(&address.authority()).map_err(|_| BmcError::Unreachable {
             reason: "its host cannot stand in a request".to_owned(),
@@ -112,12 +112,12 @@ impl<'a> Wire<'a> {
                 });
             }
         };
-        Ok(Wire {
+        Ok(HttpClient {
             address,
             tls,
             host,
             limits,
-            leave,
+            permission,
             open: None,
         })
     }
@@ -131,9 +131,9 @@ impl<'a> Wire<'a> {
     /// Asks and reads the whole answer.
     pub(super) async fn ask(&mut self, asked: &Asked) -> Result<Told, BmcError> {
         let told = self.ask_open(asked).await;
-        match &self.leave {
+        match &self.permission {
             // Why the connection broke, if it did; and what came is of no use to who may not act on it.
-            Some(leave) => leave.check().and(told),
+            Some(permission) => permission.check().and(told),
             None => told,
         }
     }
@@ -215,15 +215,15 @@ impl<'a> Wire<'a> {
         let tcp = self.tcp().await?;
         // A request is one write; the answer to it should not wait for another.
         let _ = tcp.set_nodelay(true);
-        if self.leave.is_some() {
+        if self.permission.is_some() {
             // What the BMC has not taken when the term is over, or the call is, is thrown away: the kernel would bring it later.
             let socket = socket2::SockRef::from(&tcp);
             let _ = socket.set_linger(Some(Duration::ZERO));
             let _ = socket.set_tcp_user_timeout(Some(UNTAKEN));
         }
-        let leave = self.leave.clone();
-        let tcp = Gated::new(tcp, move || match &leave {
-            Some(leave) => leave.check().map_err(io::Error::other),
+        let permission = self.permission.clone();
+        let tcp = FencedStream::new(tcp, move || match &permission {
+            Some(permission) => permission.check().map_err(io::Error::other),
             // Reading and logging in need none.
             None => Ok(()),
         });

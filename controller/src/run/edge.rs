@@ -10,7 +10,7 @@ use crate::{
     agents::{self, Keys, Names},
     bind::Addresses,
     boot::{
-        dhcp::{self, Beside, Dhcp},
+        dhcp::{self, ClosedByService, Dhcp},
         files::{Extras, Files},
         http::{self, site::Site},
         peers::Peers,
@@ -39,7 +39,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
     let (tell_names, names) = watch::channel(Names::default());
     let (tell_secrets, secrets) = watch::channel(None);
     let peers = Peers::default();
-    let unopened = Beside::default();
+    let closed_ports = ClosedByService::default();
     let (events, write_events) = Events::start(parts.client.clone(), parts.dropped.clone());
     spawn(parts.tasks, "the writer of Events", write_events);
 
@@ -53,7 +53,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         events: events.clone(),
         metrics: dhcp::Metrics::register(parts.registry),
         plan: tell_plan,
-        unopened: unopened.clone(),
+        closed_ports: closed_ports.clone(),
         shutdown: parts.shutdown.clone(),
     };
     let advertise = args.advertise.clone();
@@ -67,7 +67,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         answer: site,
         addresses: addresses.clone(),
         port: args.http_port,
-        unopened: unopened.boot.clone(),
+        closed_ports: closed_ports.boot.clone(),
         limits: http::Limits::default(),
         peers: peers.clone(),
     };
@@ -75,7 +75,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         files: tftp::BootFiles::load(&args.ipxe_dir).map_err(RunError::BootFiles)?,
         addresses: addresses.clone(),
         port: args.tftp_port,
-        unopened: unopened.boot.clone(),
+        closed_ports: closed_ports.boot.clone(),
         limits: tftp::Limits::default(),
         peers,
     };
@@ -120,7 +120,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
             let _ = shutdown.wait_for(|stopped| *stopped).await;
         };
         tokio::select! {
-            () = server.run(addresses, agent_port, unopened.agents, stopped) => {}
+            () = server.run(addresses, agent_port, closed_ports.agents, stopped) => {}
             () = hand_over(keys, tell_secrets) => {}
         }
     });

@@ -78,7 +78,7 @@ impl Place {
         &self,
         version: &'static rustls::SupportedProtocolVersion,
         shows: bool,
-    ) -> (Secure, TlsStream<TcpStream>) {
+    ) -> (UnbufferedTls, TlsStream<TcpStream>) {
         let (ours, theirs) = sockets().await;
         self.shake(ours, theirs, self.client(version, shows)).await
     }
@@ -88,12 +88,12 @@ impl Place {
         ours: TcpStream,
         theirs: TcpStream,
         client: Arc<ClientConfig>,
-    ) -> (Secure, TlsStream<TcpStream>) {
+    ) -> (UnbufferedTls, TlsStream<TcpStream>) {
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let connector = TlsConnector::from(client);
         let both = async {
             tokio::join!(
-                Secure::accept(ours, Arc::clone(&self.config)),
+                UnbufferedTls::accept(ours, Arc::clone(&self.config)),
                 connector.connect(name, theirs)
             )
         };
@@ -115,7 +115,7 @@ fn bytes(len: usize, seed: u8) -> Vec<u8> {
 }
 
 /// Both send so much at once, and read what the other sent.
-async fn exchange(ours: Secure, theirs: TlsStream<TcpStream>, len: usize) {
+async fn exchange(ours: UnbufferedTls, theirs: TlsStream<TcpStream>, len: usize) {
     let (up, down) = (bytes(len, 1), bytes(len, 2));
     let (mut our_reader, mut our_writer) = tokio::io::split(ours);
     let (mut their_reader, mut their_writer) = tokio::io::split(theirs);
@@ -201,7 +201,7 @@ async fn a_handshake_in_the_smallest_records_is_understood() {
 async fn answered(place: &Place, said: &[u8]) -> (Vec<u8>, io::Error) {
     let (ours, mut theirs) = sockets().await;
     let config = Arc::clone(&place.config);
-    let accepted = tokio::spawn(async move { Secure::accept(ours, config).await.err() });
+    let accepted = tokio::spawn(async move { UnbufferedTls::accept(ours, config).await.err() });
     // It may be reset, since not all that is said is read.
     _ = theirs.write_all(said).await;
     _ = theirs.shutdown().await;
@@ -303,7 +303,7 @@ async fn the_end_is_the_end_only_if_the_peer_says_so() {
 }
 
 /// Begins to read, and finds nothing.
-async fn waits(ours: &mut Secure) {
+async fn waits(ours: &mut UnbufferedTls) {
     let mut space = [0; 1];
     let mut space = ReadBuf::new(&mut space);
     poll_fn(|context| {
@@ -345,7 +345,7 @@ async fn a_connection_that_waits_keeps_no_buffer() {
 async fn a_piece_of_the_next_record_keeps_no_room_for_a_handshake() {
     let place = Place::new();
     let (ours, mut theirs) = sockets().await;
-    let accepted = tokio::spawn(Secure::accept(ours, Arc::clone(&place.config)));
+    let accepted = tokio::spawn(UnbufferedTls::accept(ours, Arc::clone(&place.config)));
     let name = ServerName::try_from("127.0.0.1").unwrap();
     // A hello of 40 KiB.
     let mut config = ClientConfig::clone(&place.client(&TLS13, false));
@@ -420,7 +420,10 @@ struct Sealing {
 }
 
 impl Sealing {
-    async fn pair(place: &Place, version: &'static rustls::SupportedProtocolVersion) -> (Secure, Sealing) {
+    async fn pair(
+        place: &Place,
+        version: &'static rustls::SupportedProtocolVersion,
+    ) -> (UnbufferedTls, Sealing) {
         let mut client = place.client(version, false);
         Arc::make_mut(&mut client).enable_secret_extraction = true;
         let (ours, theirs) = sockets().await;
