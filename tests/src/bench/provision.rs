@@ -229,9 +229,9 @@ pub(super) fn page(results: &ProvisionResults) -> String {
         ],
         warnings: &[],
     });
-    page += "\nA machine without a BMC is discovered, and a person has opted in: its ramdisk runs, its host is `available`.\n\
-             Then `spec.image` is set, and the time runs until the first line that the image's operating system prints.\n\
-             The machines are QEMU's without KVM, with one processor, one after the other.\n\n\
+    page += "\nA machine without a BMC has been discovered, and a person has opted in: its ramdisk runs, and its host is `available`.\n\
+             The time runs from setting `spec.image` until the image's operating system prints its first line.\n\
+             The machines run in QEMU without KVM, with one processor each, one after the other.\n\n\
              | firmware | median | fastest | slowest | of the goal | failed |\n| --- | --- | --- | --- | --- | --- |\n";
     for (name, _) in FIRMWARES {
         let runs = of(results, name);
@@ -246,7 +246,7 @@ pub(super) fn page(results: &ProvisionResults) -> String {
             runs.len()
         );
     }
-    page += "\nWhere it goes, each step's median:\n\n| step | BIOS | UEFI |\n| --- | --- | --- |\n";
+    page += "\nMedian time of each step:\n\n| step | BIOS | UEFI |\n| --- | --- | --- |\n";
     for (number, (_, _, what)) in STEPS.iter().enumerate() {
         let cell = |firmware: &str| {
             let median = sample(&of(results, firmware), |run| took(run, number)).median();
@@ -268,7 +268,8 @@ pub(super) fn page(results: &ProvisionResults) -> String {
         speed("bios"),
         speed("uefi")
     );
-    page += "\nThe BIOS asks the network first, which gives it an address and no boot file; the UEFI machine finds its own boot entry first.\n";
+    page += "\nThe BIOS tries the network first, which gives it an address but no boot file; the UEFI machine tries its own boot entry \
+             first.\n";
     page
 }
 

@@ -85,20 +85,21 @@ pub fn page(results: &Results) -> String {
 
 /// What no server can shorten.
 const FIRMWARE: &str = "\n\
-    What bounds it: the firmware (OVMF) starts by itself until its first DHCP, and then collects offers for the whole of its first \
-    timeout, 4 s, before it takes one (`mHttpDhcpTimeout` in `NetworkPkg/HttpBootDxe/HttpBootDhcp4.c` of EDK II): \
-    that is how it gets from the first step above to its request for the UKI, whoever answers and however fast.\n\
-    The way with an empty `/init`, which holds nothing of an agent, is the least that is left.\n";
+    The firmware is the limit: OVMF starts on its own until its first DHCP request, and then collects offers for its whole first timeout, \
+    4 s, before it accepts one (`mHttpDhcpTimeout` in `NetworkPkg/HttpBootDxe/HttpBootDhcp4.c` of EDK II).\n\
+    This takes it from the first step above to its request for the UKI, no matter which server answers or how fast.\n\
+    The same boot with an empty `/init`, which contains no agent, shows the least time that remains.\n";
 
 const LEGEND: &str = "\n\
-    *Empty `/init`* is the same kernel, with the same initramfs but for the agent, in whose place a program prints one line and sleeps; \
+    *Empty `/init`* is the same kernel with the same initramfs, except that a program that prints one line and sleeps replaces the agent; \
     the time is that of its line.\n\
-    *Same way* boots it as the figure's machines do, over the network; *directly*, QEMU loads kernel and initramfs itself, under SeaBIOS.\n\
-    All kernels, the empty ones included, have the parameters that Muster gives, and `console=ttyS0,115200 no_timer_check`.\n\
-    *Ratio* is the result by the same way's time.\n\
-    p99 is by nearest rank: of 50 runs it is the slowest.\n\
-    *Times theirs* is the median over the rounds of our result by theirs in the same round, and decides: the computer's speed differs more \
-    between rounds than the two do in one.\n";
+    *Same way* boots it over the network, as the machines of the figure do; *directly* means that QEMU itself loads kernel and initramfs, \
+    under SeaBIOS.\n\
+    All kernels, the empty ones included, get Muster's parameters, and `console=ttyS0,115200 no_timer_check`.\n\
+    *Ratio* is the result divided by the time of *same way*.\n\
+    p99 is computed by nearest rank: of 50 runs it is the slowest.\n\
+    *Times theirs* is the median over all rounds of our result divided by theirs in the same round, and it decides whether the goal is \
+    reached: the computer's speed varies more between rounds than the two differ within one.\n";
 
 /// Under what circumstances a page's figures were measured.
 pub(super) struct Circumstances<'a> {
@@ -170,7 +171,8 @@ fn number(value: Option<f64>, digits: usize) -> String {
 fn parts(boots: &Boots) -> String {
     let visible: Sample = boots.runs.iter().filter_map(|run| run.visible).collect();
     let mut text = format!(
-        "{} machines one after the other, each new to the cluster, off before the next; {} MiB, virtio NIC, NVMe and virtio disks.\n\
+        "{} machines run one after the other, each new to the cluster and switched off before the next; {} MiB, virtio NIC, NVMe and \
+         virtio disks.\n\
          {} came, {} did not.\n\
          Power-on to host: median {}, p99 {}, least {}, most {}.\n\n\
          | step | median, since power-on | since the step before |\n| --- | --- | --- |\n",
@@ -204,7 +206,8 @@ fn parts(boots: &Boots) -> String {
         let _ = writeln!(text, "| {what} | {at:.2} | {} |", number(since, 2));
         before = Some(at);
     }
-    text += "\nSteps of the agent are taken from its console; the serial line tells them a little late.\n";
+    text +=
+        "\nThe agent's steps are read from its console; the serial line reports them with a small delay.\n";
     text += &agent(&boots.runs);
     text += &empty("the same way", &boots.empty);
     text += &empty("directly", &boots.direct);
@@ -234,10 +237,10 @@ fn agent(runs: &[Run]) -> String {
     format!(
         "\nAgent start to inventory sent, by the uptime in its `step=agent` and `step=inventory-sent`: median {}, most {}.\n\
          Of that, beyond module load, carrier and DHCP: median {}, most {}.\n\
-         That is the uptime of `step=inventory-sent` less the later of two: the uptime of `step=dhcp`, and the uptime of \
-         `step=modules` less its `quiet_ms`, which is when the last device appeared.\n\
-         Both waits begin with the agent, so what follows the later one is the agent's own; the pause in which it makes sure that \
-         nothing more appears (`quiet_ms`) is counted as its own.\n",
+         This is the uptime of `step=inventory-sent` minus the later of two times: the uptime of `step=dhcp`, and the uptime of \
+         `step=modules` minus its `quiet_ms`, which is when the last device appeared.\n\
+         Both waits begin when the agent starts, so everything after the later one is the agent's own time; this includes the pause in \
+         which it makes sure that no more devices appear (`quiet_ms`).\n",
         number(all.median(), 3),
         number(all.max(), 3),
         number(beyond.median(), 3),
@@ -247,8 +250,8 @@ fn agent(runs: &[Run]) -> String {
 
 fn together(fleet: &Fleet) -> String {
     let mut text = String::from(
-        "Each round has a new controller and new machines of 256 MiB.\n\
-         The controller's memory is `VmRSS` and `VmHWM` of its one process, a release build with both roles.\n\n\
+        "Each round uses a new controller and new machines of 256 MiB.\n\
+         The controller's memory is `VmRSS` and `VmHWM` of its single process, a release build with both roles.\n\n\
          | round | first host | last host | missing | controller now, KiB | at its most, KiB |\n| --- | --- | --- | --- | --- | --- |\n",
     );
     for (number_of, round) in fleet.rounds.iter().enumerate() {
@@ -268,7 +271,7 @@ fn together(fleet: &Fleet) -> String {
     let empty: Vec<String> = fleet.empty.iter().map(|times| number(last(times), 2)).collect();
     let _ = writeln!(
         text,
-        "\nThe last of as many with an empty `/init`: {}.",
+        "\nThe last of the same number of machines with an empty `/init`: {}.",
         empty.join(", ")
     );
     text
@@ -296,18 +299,18 @@ fn client_steps(load: &Load) -> String {
 
 /// What a client waits for with us alone.
 const BOUND: &str = "\n\
-    What bounds a client's time beside dnsmasq's: the probe, for which each new machine waits once, in its firmware's lease.\n\
-    RFC 2131 (3.1) asks for it, and dnsmasq does the same by default, by a ping.\n\
-    Real firmware does not notice: it collects offers for longer than that.\n";
+    Compared with dnsmasq, the probe limits a client's time: each new machine waits for it once, in its firmware's lease.\n\
+    RFC 2131 (3.1) asks for this probe, and dnsmasq by default does the same with a ping.\n\
+    Real firmware does not notice it, because it collects offers for longer than that.\n";
 
 fn clients(load: &Load) -> String {
     let mut text = format!(
-        "Each client is a BIOS machine without the machine: DHCP as PXE firmware, iPXE by TFTP (blocks of 1456 bytes), DHCP as iPXE, \
-         then script, kernel and initramfs by HTTP, each from the address that it leased; {} at once.\n\
-         The clients are the same program for both and run on the same processors.\n\
-         Muster probes each address before it offers it (80 ms); dnsmasq is told not to (`--no-ping`).\n\
+        "Each client simulates the network traffic of a BIOS machine: DHCP as PXE firmware, iPXE by TFTP (blocks of 1456 bytes), DHCP as \
+         iPXE, then script, kernel and initramfs by HTTP, each from the address that it leased; {} run at once.\n\
+         The same client program runs against both, on the same processors as the servers.\n\
+         Muster probes each address before it offers it (80 ms); dnsmasq is configured not to (`--no-ping`).\n\
          dnsmasq and nginx write their usual logs; nginx has Debian's settings: `worker_processes auto`, `sendfile`, `tcp_nopush`.\n\
-         CPU is user and system time of all processes of the servers, from `/proc/PID/stat`.\n\n\
+         CPU is the user and system time of all server processes, from `/proc/PID/stat`.\n\n\
          | round | servers | CPU | in all | MB | median of a client | p99 | most | failed |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         load.at_once
@@ -341,9 +344,9 @@ fn served_cells(served: &Served) -> String {
 
 fn flooded(flood: &Flood) -> String {
     let mut text = String::from(
-        "A BIOS machine that nobody has seen is switched on alone, and then another while a DISCOVER comes from each of so many other \
-         addresses, as PXE firmware, iPXE, UEFI HTTP boot and installed systems, as fast as one thread on the same processors can send \
-         them.\n\n\
+        "A BIOS machine that is new to the cluster is switched on alone.\n\
+         Then another one is switched on while each of this many other addresses sends a DISCOVER, as PXE firmware, iPXE, UEFI HTTP boot \
+         and installed systems do, as fast as one thread on the same processors can send them.\n\n\
          | round | in quiet | in the flood | all have asked after |\n| --- | --- | --- | --- |\n",
     );
     for (round, ((quiet, flooded), asking)) in flood
@@ -361,7 +364,7 @@ fn flooded(flood: &Flood) -> String {
 
 fn memory(all: &[Memory]) -> String {
     let mut text = String::from(
-        "QEMU loads the kernel and the initramfs that the controller serves for this boot; the machine then has so much memory.\n\n\
+        "QEMU loads the kernel and the initramfs that the controller serves for this boot; the machine then has the memory in the table.\n\n\
          | profile | MiB | power-on to inventory sent |\n| --- | --- | --- |\n",
     );
     for memory in all {

@@ -278,7 +278,8 @@ pub(super) fn page(results: &WriteResults) -> String {
     let mut page = String::from(
         "# Benchmarks: writing an image\n\n\
          Made by `cargo xtask codegen` from `docs/benchmarks/write.json`, which the command below measured.\n\
-         MB are 10^6 bytes, MiB are 2^20; speeds are bytes of the image, decompressed, by the time from a program's start to its end.\n\n",
+         MB are 10^6 bytes, MiB are 2^20; speed is the decompressed size of the image divided by the time from a program's start to its \
+         end.\n\n",
     );
     page += &circumstances(&Circumstances {
         command: &results.command,
@@ -321,11 +322,11 @@ pub(super) fn page(results: &WriteResults) -> String {
         let peak = peak.map_or_else(String::new, |kib| format!("{} MiB", kib.div_ceil(1024)));
         page += &format!("| {what} | {median:.0} | {slowest:.0} | {fastest:.0} | {goal} | {peak} |\n");
     }
-    page += "\nThe agent fetches over HTTP from this computer, takes the digest, decompresses, writes by direct IO and syncs, \
-             the first MiB last.\n\
-             The shell reads a local file, and what it wrote boots also when the digest turns out to be wrong.\n\
-             `dd` of the raw image neither decompresses nor takes a digest.\n\
-             After each run the disk is compared with the image.\n";
+    page += "\nThe agent fetches the image over HTTP from this computer, computes the digest, decompresses, writes with direct IO and \
+             syncs; it writes the first MiB last.\n\
+             The shell reads a local file, and what it wrote can boot even if the digest turns out to be wrong.\n\
+             `dd` of the raw image neither decompresses nor computes a digest.\n\
+             After each run, the disk is compared with the image.\n";
     page
 }
 

@@ -64,56 +64,61 @@ pub(super) fn page(results: &HostsResults) -> String {
 }
 
 const METHOD: &str = "\n\
-    Muster's hosts of each row have a control plane of its own (API server and etcd in one process), one controller with its defaults and both \
-    roles, and fleets (`cargo xtask lab fleet`) whose steps take no time; all are processes of their own on this computer.\n\
-    Each simulated server has a BMC that speaks Redfish, and an agent that enrols, reports an inventory of more than 20 KiB and works \
-    over mutual TLS; a quarter of that are 90 devices on the buses of processors, which stand for whatever makes a report large.\n\
-    They have 26 disks, as storage servers do.\n\
-    Time runs from the moment at which a watcher sees the first host until it has seen the last one become available; the fleet makes \
-    a Secret and a host for each server meanwhile.\n\
-    The way to provisioned begins with the patch that gives the first host an image.\n\
-    Requests are those that the API server counts (`apiserver_request_total`), of everybody and whatever the answer, from the beginning \
-    until nothing has been written for 5 s, or for 180 s if that never comes, without watches and without what the user does: a Secret, a host and a patch for each.\n\
-    Memory is `VmHWM` and `VmRSS` of the controller's process, processor time is user and system time from `/proc/PID/stat`.\n\
-    Bytes in etcd are the sizes of the objects as JSON, which is how the API server stores kinds like these; it stores Secrets and Events as \
-    protobuf, which is shorter, and where they were not measured as that they are counted too high.\n";
+    For Muster, each number of hosts has its own control plane (API server and etcd in one process), one controller with default settings \
+    and both roles, and fleets (`cargo xtask lab fleet`) whose steps take no time; each runs as a separate process on this computer.\n\
+    Each simulated server has a Redfish BMC and 26 disks, as storage servers do, and an agent that enrols, works over mutual TLS and \
+    reports an inventory of more than 20 KiB.\n\
+    A quarter of the inventory consists of 90 devices on processor buses, which stand for whatever makes a report large.\n\
+    Time runs from the moment when a watcher sees the first host until it has seen the last one become available; during that time, the \
+    fleet creates a Secret and a host for each server.\n\
+    The time to provisioned begins with the patch that gives the first host an image.\n\
+    Requests are those that the API server counts (`apiserver_request_total`), from all clients and with any answer, from the beginning \
+    until nothing has been written for 5 s, or for 180 s if that never happens.\n\
+    They exclude watches and the user's own requests: a Secret, a host and a patch for each host.\n\
+    Memory is `VmHWM` and `VmRSS` of the controller's process; processor time is user and system time from `/proc/PID/stat`.\n\
+    Bytes in etcd are the sizes of the objects as JSON, which is how the API server stores custom resources; it stores Secrets and Events \
+    as protobuf, which is shorter, so their size is too high where it was not measured as protobuf.\n";
 
 const BOUND: &str = "\n\
-    What bounds the requests to available, of which twelve are of the way itself:\n\n\
-    - four writes of the host's status, because a watcher is to see each of upstream's four states;\n\
-    - its finalizer, before its BMC is touched, and `spec.architecture`, which nobody knows before the inspection;\n\
-    - label and owner of the BMC's Secret, and the HardwareData, as upstream has them;\n\
-    - the Enrolment that spends the machine's token, and its Server;\n\
-    - the Server's status, for the session and for the inventory: two writes, since a machine is shown as soon as it calls in, and real \
-    hardware takes seconds to tell what it is.\n\n\
+    The path to available itself needs twelve requests for each host:\n\n\
+    - four writes of the host's status, because a watcher should see each of upstream's four states;\n\
+    - its finalizer, before Muster contacts its BMC, and `spec.architecture`, which is unknown before the inspection;\n\
+    - label and owner of the BMC's Secret, and the HardwareData, as with upstream;\n\
+    - the Enrolment that uses up the machine's token, and its Server;\n\
+    - the Server's status, once for the session and once for the inventory: a machine is shown as soon as it calls in, and real hardware \
+    takes seconds to report its inventory.\n\n\
     The rest are Events, GETs of the control plane's garbage collector for the owners of new objects, and the leader's Lease.\n\
-    Of five Events a host some are missing where thousands of hosts come at once: 8192 may wait for the API server, and those for which there is \
-    no place are logged and counted (`muster_events_dropped_total`).\n\n\
-    What bounds the requests to provisioned: two states, the job, the end of the write, with which the machine leaves, and two Events are six; \
-    the edge reads the host once more before it gives out the cleaning, and the write that follows that a second later or more; where the watch is not \
-    known to be fresh, by a write of a moment ago that it has shown, it reads the Server, too, and the leader the host before it orders them: an old \
-    copy destroys no data.\n\n\
-    What bounds the times: the processors, which are busy all the while, most of it with the API server; so a slower computer takes longer in \
-    proportion, and times compare only within one run.\n\n\
-    What makes a host dearer for the controller where there are ten times as many: it waits ten to twenty times as long for its turn, and \
-    all that time its agent's poll is renewed every minute; that it waits is written into its status, too; and once it is provisioned, its \
-    BMC is asked for its power every minute until the last one is, each time on a new connection.\n\n\
-    What bounds the bytes in etcd: upstream's API has the hardware twice, in the host's status and in the HardwareData, and the Server \
-    has the whole inventory, more than 20 KiB of it.\n\n\
-    What bounds the controller's memory: about 13 MiB are the program and its libraries, and no single thing is large in what a host adds: \
-    some 25 to 30 KiB in 230 pieces.\n\
-    The objects with their packed hardware are nearly a third of it; the connection of an agent and its held poll take 6 KiB, two thirds of it keys, certificates and state of TLS; \
-    the rest are the tables by which machines are found, metrics, and what is known of each BMC.\n\
-    Most is taken while hosts are being provisioned: what their agents' connections leave free are pieces of other sizes than what hosts need then.\n";
+    Each host has five Events, but some are missing if thousands of hosts come at once: at most 8192 may wait for the API server, and any \
+    more are logged and counted (`muster_events_dropped_total`).\n\n\
+    The path to provisioned needs six requests: two states, the job, the end of the write, with which the machine leaves, and two \
+    Events.\n\
+    The edge also reads the host before it hands out the cleaning, and before the write if that follows a second later or more.\n\
+    Unless a recent write that the watch has shown proves that the watch is fresh, the edge also reads the Server, and the leader reads \
+    the host before it orders cleaning and writing, so that no data are destroyed because of a stale copy.\n\n\
+    The processors limit the times: they are busy throughout, mostly with the API server, so a slower computer takes proportionally \
+    longer, and times can be compared only within one run.\n\n\
+    With ten times as many hosts, each one costs the controller more, because it waits ten to twenty times as long for its turn.\n\
+    During that time, its agent renews its poll every minute, and the wait is also written to its status.\n\
+    Once it is provisioned, its BMC is asked for the power state every minute until the last host is provisioned, each time on a new \
+    connection.\n\n\
+    The size in etcd comes from the hardware: upstream's API stores it twice, in the host's status and in the HardwareData, and the \
+    Server stores the whole inventory of more than 20 KiB.\n\n\
+    In the controller's memory, about 13 MiB are the program and its libraries; each host adds some 25 to 30 KiB in 230 pieces, none of \
+    which is large.\n\
+    Nearly a third of that are the objects with their packed hardware.\n\
+    An agent's connection and its held poll take 6 KiB, two thirds of it for keys, certificates and TLS state.\n\
+    The rest are the tables for finding machines, metrics, and data about each BMC.\n\
+    Memory use is highest while hosts are being provisioned, because the pieces that agents' connections free differ in size from those \
+    that hosts then need.\n";
 
 /// Why there are other hosts for one figure.
 fn typical(round: &Round) -> String {
     format!(
-        "\nThe goal for the bytes in etcd is that of a typical host, while each disk stands in three objects of a host; so they are measured \
-         once more, with {} available hosts of {} disks, as many as most servers of two units have room for \
-         (`cargo xtask lab fleet --model compute`).\n\
-         Their reports are as large as the others, too: in place of the disks there are 65 more devices, so that nearly half of a report \
-         are devices, which no real agent reports.\n",
+        "\nThe goal for the bytes in etcd applies to a typical host, and each disk appears in three objects of a host.\n\
+         The bytes are therefore measured again with {} available hosts of {} disks, as many as fit into most two-unit servers (`cargo \
+         xtask lab fleet --model compute`).\n\
+         Their reports are as large as those of the other hosts: 65 more devices replace the disks, so nearly half of a report is \
+         devices that no real agent reports.\n",
         round.hosts,
         TYPICAL.disks()
     )
@@ -122,15 +127,17 @@ fn typical(round: &Round) -> String {
 /// What the peer is, and what it does not do.
 fn beside(peer: &Peer) -> String {
     format!(
-        "\nThe last column is baremetal-operator, {version}, with its fixture provisioner, on a control plane of its own, by the same counts.\n\
+        "\nThe last column is baremetal-operator, {version}, with its fixture provisioner, on a control plane of its own, measured in the \
+         same way.\n\
          It is built from its Go module, with a newer version of one module whose types it uses.\n\
-         It asks no hardware: there are no BMCs, agents or inventories, and no work for them; what it has in etcd of each host's hardware are the \
-         same two NICs and two disks.\n\
-         It waits for 5 s at the registration of each host.\n\
-         Inspection, image, power and adoption are one state for all hosts: the first ones wait for 2 s and 10 s and write what goes with that, \
-         the others do neither; so the last host cannot be provisioned in less than 10 s, and the others come sooner than they would.\n\
-         Its webhooks are off, and there are no other rules on hosts, while Muster's rules are installed.\n\
-         It is given more than its defaults: `{arguments}`.\n",
+         It uses no hardware: there are no BMCs, agents or inventories, and no work for them; for each host, etcd contains the same two \
+         NICs and two disks.\n\
+         It waits for 5 s when it registers a host.\n\
+         The fixture keeps one state of inspection, image, power and adoption for all hosts: the first hosts wait for 2 s and 10 s and \
+         write the matching status, and the others do neither.\n\
+         The last host therefore cannot be provisioned in less than 10 s, and the others are ready sooner than they would be.\n\
+         Its webhooks are off and there are no other rules on hosts, whereas Muster's rules are installed.\n\
+         It runs with higher limits than its defaults: `{arguments}`.\n",
         version = peer.version,
         arguments = peer.arguments,
     )
@@ -483,17 +490,18 @@ fn ending(failover: &Failover) -> String {
     let [shortest, longest] = failover.write;
     let told = failover
         .told
-        .map_or_else(String::new, |told| format!("; {told} had been told"));
+        .map_or_else(String::new, |told| format!("; {told} had been ordered to write"));
     format!(
-        "An edge and three controllers with the role `control`, each under a host name of its own, as on different computers, whose `PROVISIONING_LIMIT` lets all {} hosts be busy at once; the Lease \
-         lasts for {lease} s and is asked for every {retry} s.\n\
-         With all hosts at rest the leader is asked to end (SIGTERM); another one held the Lease after {:.1} s.\n\
+        "An edge and three controllers with the role `control` run, each controller with its own host name, as on different computers, \
+         and with a `PROVISIONING_LIMIT` that lets all {} hosts be busy at once; the Lease lasts {lease} s, and a controller tries to get \
+         it every {retry} s.\n\
+         While all hosts are at rest, the leader gets SIGTERM; another one held the Lease after {:.1} s.\n\
          A write takes {shortest:.0} to {longest:.0} s here.\n\
-         All hosts are given an image; when the first one is provisioned, the leader is killed (SIGKILL){told}.\n\
+         Then all hosts get an image; when the first one is provisioned, the leader is killed (SIGKILL){told}.\n\
          Another one held the Lease after {:.1} s; {} writes had ended in between.\n\
-         A host waits from the kill, or from the end of its write if that comes later, until it is provisioned: median {}, p99 {}, most {}, \
-         of {}.\n\
-         A host is written more than once if its Server was told to write under more than one operation's id.\n{}",
+         A host's wait lasts from the kill, or from the end of its write if that is later, until it is provisioned: median {}, p99 {}, \
+         most {}, of {}.\n\
+         A host counts as written more than once if its Server was ordered to write under more than one operation ID.\n{}",
         failover.hosts,
         failover.handed_over,
         failover.taken_over,
