@@ -11,14 +11,14 @@ use kube::{Resource, ResourceExt};
 use muster_proto::{
     Chain, Mac,
     identity::Identity,
-    kinds::{BareMetalHost, Segment, Server, Session, SessionState},
+    kinds::{BareMetalHost, Segment, Server, Session, SessionState, Trust},
     session::{Problem, ProblemKind},
 };
 use tokio::sync::{mpsc, watch};
 
 use super::{
     ca::ClientCertificate,
-    identity::{self, MAX_CLASHES, Machine},
+    identity::{self, MAX_CLASHES, Machine, Seen},
     keys::Keys,
     limits::RateLimit,
     metrics::Metrics,
@@ -35,6 +35,15 @@ use crate::{
     machines::Signal,
     quota::Quota,
 };
+
+/// The Segment on which a machine speaks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct On<'a> {
+    /// Its key, `namespace/name`.
+    pub(super) segment: &'a str,
+    /// What it asks for before it gives out secrets.
+    pub(super) trust: Trust,
+}
 
 /// This replica's side of the agents.
 #[derive(Debug)]
@@ -201,10 +210,11 @@ impl Edge {
         &self,
         claimed: &Identity,
         boot: Option<Mac>,
+        on: &On<'_>,
         ask: impl FnOnce(&[Machine<'_>]) -> T,
     ) -> T {
         let pending = self.pending().clone();
-        self.among_machines(&pending, claimed, boot, ask)
+        self.among_machines(&pending, claimed, boot, on, ask)
     }
 
     /// The same for one who holds [`Edge::pending`] already.
@@ -213,6 +223,7 @@ impl Edge {
         pending: &HashMap<String, Pending>,
         claimed: &Identity,
         boot: Option<Mac>,
+        on: &On<'_>,
         ask: impl FnOnce(&[Machine<'_>]) -> T,
     ) -> T {
         let signals: Vec<Signal> = Signal::of(claimed)
@@ -225,7 +236,7 @@ impl Edge {
         let nobody = Identity::default();
         let mut machines: Vec<Machine<'_>> = servers
             .iter()
-            .map(|server| self.machine(server, &nobody))
+            .map(|server| self.machine(server, on, &nobody))
             .collect();
         // A Server that was made and has no status yet is known by what its enrolment claims.
         for (name, pending) in pending {
@@ -235,6 +246,7 @@ impl Edge {
                 live: true,
                 booted: None,
                 in_use: false,
+                seen: self.seen(on, Some(&pending.segment)),
             };
             match machines.iter_mut().find(|machine| machine.name == name) {
                 Some(made) if made.identity.is_empty() => *made = machine,
@@ -245,8 +257,20 @@ impl Edge {
         ask(&machines)
     }
 
-    /// The machine that `server` stands for; known as `nobody` where that says nothing.
-    pub(super) fn machine<'a>(&self, server: &'a Server, nobody: &'a Identity) -> Machine<'a> {
+    /// Where one that is `on` a Segment is, as seen from the Segment called `known`.
+    fn seen(&self, on: &On<'_>, known: Option<&str>) -> Seen {
+        let Some(known) = known.filter(|known| *known != on.segment) else {
+            return Seen::There;
+        };
+        match self.store.known_segment(known) {
+            None => Seen::There,
+            Some(segment) if segment.spec.trust_for_secrets() > on.trust => Seen::WithLessTrust,
+            Some(_) => Seen::Elsewhere,
+        }
+    }
+
+    /// The machine that `server` stands for, beside one that is `on` a Segment; known as `nobody` where that says nothing.
+    pub(super) fn machine<'a>(&self, server: &'a Server, on: &On<'_>, nobody: &'a Identity) -> Machine<'a> {
         let status = server.status.as_ref();
         let session = status.and_then(|status| status.session.as_ref());
         Machine {
@@ -257,6 +281,7 @@ impl Edge {
             // A host that is not seen here is not absent.
             in_use: server.spec.host.is_some()
                 && self.store.world.host_of(server).is_none_or(|host| in_use(&host)),
+            seen: self.seen(on, session.map(|session| session.segment.as_str())),
         }
     }
 

@@ -31,7 +31,7 @@ use muster_proto::{
 use super::{
     ca::{ClientCertificate, Request},
     clock,
-    edge::{Edge, Pending, unavailable},
+    edge::{Edge, On, Pending, unavailable},
     identity::{self, Machine, Resolved, Settled, Word},
     metrics::EnrolOutcome,
     problem::problem,
@@ -112,6 +112,16 @@ pub(super) struct Applicant {
     address: IpAddr,
 }
 
+impl Applicant {
+    /// Where it enrols: on `segment`, which is that of its token.
+    fn on(&self, segment: &Segment) -> On<'_> {
+        On {
+            segment: &self.claims.segment,
+            trust: segment.spec.trust_for_secrets(),
+        }
+    }
+}
+
 /// Keeps others from taking a name or an identity while its enrolment is under way.
 struct Reserved<'a> {
     edge: &'a Edge,
@@ -170,7 +180,7 @@ impl Edge {
         let mut right = self.enrolments.one(&applicant.enrolment);
         right.ask().map_err(Refused::too_often)?;
         let segment = self.segment_for(&applicant.claims).await?;
-        let reserved = self.recognise(&applicant)?;
+        let reserved = self.recognise(&applicant, &segment)?;
         self.is_wanted(&applicant, &segment, &reserved)?;
         self.within_quota(&applicant, &segment, &reserved, now)?;
         let (enrolment, spent) = self.spend(&applicant, &reserved.name, now).await?;
@@ -183,7 +193,9 @@ impl Edge {
         if spent == Spent::Before {
             self.not_superseded(&enrolment)?;
         }
-        let server = self.begin_session(&applicant, &enrolment, spent).await?;
+        let server = self
+            .begin_session(&applicant, &segment, &enrolment, spent)
+            .await?;
         drop(reserved);
         self.still_alone(&applicant).await?;
         let (name, key) = (&enrolment.spec.server, &applicant.request.fingerprint);
@@ -296,12 +308,16 @@ impl Edge {
 
     /// Says which machine it is and reserves its name, in one step: of two requests at once the second one sees the first. A new name
     /// may be taken by another replica, which the making of the Server tells ([`Edge::make_server`]).
-    fn recognise(&self, applicant: &Applicant) -> Result<Reserved<'_>, Refused> {
+    fn recognise(&self, applicant: &Applicant, segment: &Segment) -> Result<Reserved<'_>, Refused> {
         let mut pending = self.pending();
         let resolved = self
-            .among_machines(&pending, &applicant.identity, applicant.boot, |machines| {
-                resolve(applicant, machines)
-            })
+            .among_machines(
+                &pending,
+                &applicant.identity,
+                applicant.boot,
+                &applicant.on(segment),
+                |machines| resolve(applicant, machines),
+            )
             .map_err(|nobody| {
                 Refused::new(
                     EnrolOutcome::Malformed,
@@ -404,12 +420,14 @@ impl Edge {
     async fn begin_session(
         &self,
         applicant: &Applicant,
+        segment: &Segment,
         enrolment: &Enrolment,
         spent: Spent,
     ) -> Result<Arc<Server>, Refused> {
         let name = &enrolment.spec.server;
+        let on = applicant.on(segment);
         if self.store.server(name).is_none() {
-            self.make_server(applicant, name).await?;
+            self.make_server(applicant, &on, name).await?;
         }
         let mut settled = Settled::default();
         let mut is_taken = false;
@@ -422,14 +440,14 @@ impl Edge {
                 .session()
                 .is_some_and(|session| session.key == applicant.request.fingerprint);
             // Nor what another replica has made of it meanwhile.
-            let there = self.machine(server, &nobody);
+            let there = self.machine(server, &on, &nobody);
             is_taken = !is_ours && !there.may_be(&applicant.identity, applicant.boot);
             if is_taken {
                 return None;
             }
             let status = server.status.clone().unwrap_or_default();
             let (claimed, boot) = (&applicant.identity, applicant.boot);
-            settled = self.with_machines(claimed, boot, |machines| {
+            settled = self.with_machines(claimed, boot, &on, |machines| {
                 identity::settle(name, &status.identity, claimed, boot, machines, Word::Enrolment)
             });
             let may = spent == Spent::Now || settled.is_known(&status) || write.may();
@@ -457,7 +475,7 @@ impl Edge {
 
     /// Makes the Server `name` for the machine. Another replica may have made it meanwhile: for the same machine, or, if two show one
     /// address at once, for another, whose place nobody takes.
-    async fn make_server(&self, applicant: &Applicant, name: &str) -> Result<(), Refused> {
+    async fn make_server(&self, applicant: &Applicant, on: &On<'_>, name: &str) -> Result<(), Refused> {
         let spec = ServerSpec {
             host: self.declared(applicant, name),
             ..ServerSpec::default()
@@ -469,7 +487,8 @@ impl Edge {
         }
         self.store.fetch_server(name).await?;
         let nobody_else = HashMap::new();
-        let resolved = self.among_machines(&nobody_else, &applicant.identity, applicant.boot, |machines| {
+        let (claimed, boot) = (&applicant.identity, applicant.boot);
+        let resolved = self.among_machines(&nobody_else, claimed, boot, on, |machines| {
             resolve(applicant, machines)
         });
         match resolved {

@@ -23,7 +23,13 @@
 //!
 //! A board that was swapped and a NIC that moved into another machine look alike where no serial number tells. With another UUID, and
 //! without a serial number that is the same, a machine is therefore another one than one that is connected now, unless it boots from the
-//! very address that that did, and than one whose host is in use, unless it boots from an address that that has had.
+//! very address that that did, and than one whose host is in use, unless it boots from an address that that has had. A machine whose UUID
+//! is known and that claims none counts as one with another UUID: firmware does not lose it, and a liar need not know it.
+//!
+//! Who is on one Segment sees what is sent there, and nothing of other Segments. So on another Segment than that of its latest session
+//! nobody takes the place of a machine that is connected, or whose host is in use, without its UUID; and on a Segment that asks for less
+//! trust nobody takes the place of any machine: else one careless Segment would give away what the others protect. A machine that was moved
+//! to such a Segment is known there once its Server is deleted.
 //!
 //! If several known machines fit, the one with most signals wins: serial before vendor's MAC before UUID before local MAC.
 //! Every other machine that still shares a signal is a clash, shown on both; one that has its share of them already does not show it. A MAC
@@ -54,6 +60,19 @@ pub struct Machine<'a> {
     pub booted: Option<Mac>,
     /// Its host carries someone's data: nothing that a stranger reports takes an address from it.
     pub in_use: bool,
+    /// Where the one that it is compared with is.
+    pub seen: Seen,
+}
+
+/// Where a machine that enrols or reports is, as seen from the Segment of a known machine's latest session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// On the same Segment; or nobody knows any more what the known machine's Segment asked for.
+    There,
+    /// On another Segment, which asks for as much trust.
+    Elsewhere,
+    /// On another Segment, which asks for less trust.
+    WithLessTrust,
 }
 
 impl Machine<'_> {
@@ -63,10 +82,19 @@ impl Machine<'_> {
         self.live && !boot.is_some_and(boots_as_it)
     }
 
+    /// True if one on that Segment is another machine whatever it claims, but for the UUID.
+    fn is_out_of_reach(&self, uuid: Signal) -> bool {
+        match self.seen {
+            Seen::There => false,
+            Seen::Elsewhere => (self.live || self.in_use) && uuid != Signal::Same,
+            Seen::WithLessTrust => true,
+        }
+    }
+
     /// True if it may be the machine that is `claimed` and boots from `boot`: nothing is known of it, or enough is the same.
     pub fn may_be(&self, claimed: &Identity, boot: Option<Mac>) -> bool {
         match self.identity.is_empty() {
-            true => !self.keeps_its_place(boot),
+            true => !self.keeps_its_place(boot) && self.seen != Seen::WithLessTrust,
             false => score(claimed, boot, self).is_some(),
         }
     }
@@ -171,7 +199,7 @@ pub fn settle(
     for other in machines.iter().filter(|other| other.name != name) {
         let relation = Relation::of(claimed, other.identity);
         let shared = meeting(claimed, boot, other.identity);
-        let keeps = word == Word::Report || other.live || other.in_use;
+        let keeps = word == Word::Report || other.live || other.in_use || other.seen == Seen::WithLessTrust;
         let clash = relation.serial == Signal::Same
             || relation.uuid == Signal::Same
             || relation.board == Signal::Same
@@ -275,10 +303,15 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
         return None;
     }
     let Relation { uuid, serial, .. } = Relation::of(claimed, machine.identity);
+    if machine.is_out_of_reach(uuid) {
+        return None;
+    }
     let had = boot.is_some_and(|boot| machine.identity.macs.contains(&boot));
     let booted = boot.is_some() && boot == machine.booted;
     let may_be_swapped = (!machine.live || booted) && (!machine.in_use || had);
-    if uuid == Signal::Differs && serial != Signal::Same && !may_be_swapped {
+    let is_hidden = claimed.system_uuid.is_none() && machine.identity.system_uuid.is_some();
+    let has_another = uuid == Signal::Differs && serial != Signal::Same;
+    if (has_another || is_hidden) && !may_be_swapped {
         return None;
     }
     let shared = meeting(claimed, boot, machine.identity);

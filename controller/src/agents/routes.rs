@@ -5,7 +5,7 @@ use std::{future::ready, sync::Arc, time::Instant};
 use hyper::{Method, Request, StatusCode};
 use muster_proto::{
     inventory::Inventory,
-    kinds::{Packed, Server, ServerStatus},
+    kinds::{Packed, Server, ServerStatus, Trust},
     session::{
         EnrolRequest, EnrolResponse, InventoryResponse, LogRequest, MAX_BODY, MAX_LOG_BODY, MAX_LOG_LINES,
         PollRequest, PollResponse, Problem, ProblemKind, RenewRequest,
@@ -19,7 +19,7 @@ use super::{
     body, ca,
     calls::{Answering, Content},
     clock,
-    edge::{Caller, Edge, Peer, unavailable},
+    edge::{Caller, Edge, On, Peer, unavailable},
     identity::{self, Settled, Word},
     inventory,
     metrics::InventoryOutcome,
@@ -199,7 +199,12 @@ async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<boo
             return None;
         }
         let status = server.status.clone().unwrap_or_default();
-        let settled = edge.with_machines(&reported.identity, None, |machines| {
+        // A report takes nothing from anybody, wherever it comes from.
+        let on = On {
+            segment: &status.session.as_ref().map_or("", |session| &session.segment),
+            trust: Trust::Unknown,
+        };
+        let settled = edge.with_machines(&reported.identity, None, &on, |machines| {
             identity::settle(
                 caller.name(),
                 &status.identity,

@@ -297,14 +297,20 @@ impl Store {
         Ok(())
     }
 
+    /// The Segment `namespace/name`, as far as it is known.
+    pub(super) fn known_segment(&self, key: &str) -> Option<Arc<Segment>> {
+        let (namespace, name) = key.split_once('/')?;
+        self.world.segments.get(&ObjectRef::new(name).within(namespace))
+    }
+
     /// The Segment `namespace/name`, asked of the API server if it is not known yet.
     pub(super) async fn segment(&self, key: &str) -> Result<Option<Arc<Segment>>, StoreError> {
+        if let Some(known) = self.known_segment(key) {
+            return Ok(Some(known));
+        }
         let Some((namespace, name)) = key.split_once('/') else {
             return Ok(None);
         };
-        if let Some(known) = self.world.segments.get(&ObjectRef::new(name).within(namespace)) {
-            return Ok(Some(known));
-        }
         let segments: Api<Segment> = Api::namespaced(self.client.clone(), namespace);
         match call("get Segment", key, segments.get(name)).await {
             Ok(found) => Ok(Some(Arc::new(found))),

@@ -192,8 +192,15 @@ pub(super) fn clashes(seen: &Seen<'_>) -> Vec<Event> {
                 // Vendors give one to several machines.
                 _ => "delete the Server of a machine that is gone; two that are there stay two",
             };
+            // Nobody becomes a machine of another Segment by what it says: see `agents::identity`.
+            let moved = match (seen.server.segment(), other.segment()) {
+                (Some(ours), Some(theirs)) if ours != theirs => {
+                    "; if it is one machine that was moved to another Segment, delete the Server that it had before"
+                }
+                _ => "",
+            };
             let message =
-                format!("shares {shared} with Server {name}, which is another machine; next: {next}");
+                format!("shares {shared} with Server {name}, which is another machine; next: {next}{moved}");
             std::iter::once(seen.server.object_ref(&()))
                 .chain(host.clone())
                 .map(move |about| warning(about, "IdentityClash", message.clone()))

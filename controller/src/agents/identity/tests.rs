@@ -33,6 +33,7 @@ fn machine<'a>(name: &'a str, identity: &'a Identity) -> Machine<'a> {
         live: false,
         booted: None,
         in_use: false,
+        seen: Seen::There,
     }
 }
 
@@ -146,8 +147,88 @@ fn a_serial_alone_makes_no_machine_one_that_has_another_uuid() {
         let settled = settled("mac-001b21000003", &other, nic(3), &machines);
         assert_eq!(settled.clashes, BTreeSet::from(["a".to_owned()]));
         let without_uuid = id("", "A1", "BB1", &[nic(3)]);
-        assert_eq!(name(&without_uuid, nic(3), &machines), "a");
+        let is = if in_use { "mac-001b21000003" } else { "a" };
+        assert_eq!(name(&without_uuid, nic(3), &machines), is);
     }
+}
+
+/// Who claims an address of a machine and no UUID at all knows as little as who claims another one.
+#[test]
+fn a_machine_that_hides_its_uuid_is_none_that_is_in_use_unless_it_boots_from_its_address() {
+    let known = id(UUID_A, "A1", "BA1", &[nic(1), nic(2)]);
+    let in_use = Machine {
+        in_use: true,
+        ..machine("a", &known)
+    };
+    for serial in ["", "A1"] {
+        let hidden = id("", serial, "", &[nic(1), nic(3)]);
+        assert_eq!(name(&hidden, nic(3), &[in_use]), "mac-001b21000003", "{serial:?}");
+        let settled = settled("mac-001b21000003", &hidden, nic(3), &[in_use]);
+        assert_eq!(settled.identity.macs, BTreeSet::from([nic(3)]), "{serial:?}");
+        assert_eq!(settled.clashes, BTreeSet::from(["a".to_owned()]), "{serial:?}");
+        assert_eq!(name(&hidden, nic(1), &[in_use]), "a", "{serial:?}");
+    }
+    // A board that never told one goes on as it was.
+    let silent = id("", "", "", &[nic(1), nic(2)]);
+    let silent = Machine {
+        identity: &silent,
+        ..in_use
+    };
+    assert_eq!(name(&id("", "", "", &[nic(1), nic(3)]), nic(3), &[silent]), "a");
+}
+
+#[test]
+fn on_another_segment_nobody_is_a_machine_that_is_connected_or_in_use_without_its_uuid() {
+    let known = id(UUID_A, "A1", "BA1", &[nic(1), nic(2)]);
+    let forged = [id("", "", "", &[nic(1)]), id(UUID_B, "A1", "BA1", &[nic(1)])];
+    for (live, in_use) in [(true, false), (false, true)] {
+        let there = Machine {
+            live,
+            in_use,
+            booted: Some(nic(1)),
+            ..machine("a", &known)
+        };
+        let elsewhere = Machine {
+            seen: Seen::Elsewhere,
+            ..there
+        };
+        for claimed in &forged {
+            assert_eq!(name(claimed, nic(1), &[there]), "a", "on its own Segment");
+            let is = name(claimed, nic(1), &[elsewhere]);
+            assert_eq!(is, "mac-001b21000001");
+            let settled = settled(&is, claimed, nic(1), &[elsewhere]);
+            assert!(settled.moved.is_empty() && settled.identity.macs.is_empty());
+            assert_eq!(settled.clashes, BTreeSet::from(["a".to_owned()]));
+        }
+        // Its first NIC found no server, and its second one is on another network.
+        assert_eq!(name(&known, nic(2), &[elsewhere]), "a");
+    }
+    // One of which nothing is at stake goes where its cable goes.
+    let idle = Machine {
+        seen: Seen::Elsewhere,
+        ..machine("a", &known)
+    };
+    assert_eq!(name(&forged[0], nic(1), &[idle]), "a");
+}
+
+#[test]
+fn on_a_segment_that_asks_for_less_trust_nobody_is_a_machine_of_one_that_asks_for_more() {
+    let known = id(UUID_A, "A1", "BA1", &[nic(1), nic(2)]);
+    let machines = [Machine {
+        seen: Seen::WithLessTrust,
+        ..machine("a", &known)
+    }];
+    assert_eq!(name(&known, nic(1), &machines), "mac-001b21000001");
+    let settled = settled("mac-001b21000001", &known, nic(1), &machines);
+    assert!(settled.moved.is_empty() && settled.identity.macs.is_empty());
+    assert_eq!(settled.clashes, BTreeSet::from(["a".to_owned()]));
+    assert!(!machines[0].may_be(&known, Some(nic(1))));
+    let nobody = Identity::default();
+    let blank = Machine {
+        identity: &nobody,
+        ..machines[0]
+    };
+    assert!(!blank.may_be(&known, Some(nic(1))));
 }
 
 #[test]
@@ -423,8 +504,9 @@ fn any_identity() -> impl Strategy<Value = Identity> {
     })
 }
 
-fn any_fleet() -> impl Strategy<Value = Vec<(Identity, bool, bool)>> {
-    prop::collection::vec((any_identity(), any::<bool>(), any::<bool>()), 0..6)
+fn any_fleet() -> impl Strategy<Value = Vec<(Identity, bool, bool, Seen)>> {
+    let seen = prop::sample::select(vec![Seen::There, Seen::Elsewhere, Seen::WithLessTrust]);
+    prop::collection::vec((any_identity(), any::<bool>(), any::<bool>(), seen), 0..6)
 }
 
 #[test]
@@ -460,7 +542,9 @@ proptest! {
     fn machines_that_share_nothing_are_never_one(claimed in any_identity(), fleet in any_fleet()) {
         let names: Vec<String> = (0..fleet.len()).map(|at| format!("m{at}")).collect();
         let machines: Vec<Machine<'_>> = fleet.iter().zip(&names)
-            .map(|((identity, live, in_use), name)| Machine { name, identity, live: *live, booted: None, in_use: *in_use })
+            .map(|((identity, live, in_use, seen), name)| Machine {
+                live: *live, in_use: *in_use, seen: *seen, ..machine(name, identity)
+            })
             .collect();
         let boot = claimed.macs.first().copied();
         let Ok(resolved) = resolve(&claimed, boot, &machines, &BTreeSet::new()) else {
@@ -472,13 +556,17 @@ proptest! {
             let shares_mac = !claimed.macs.is_disjoint(&chosen.identity.macs);
             prop_assert!(shares_mac || relation.serial == Signal::Same || relation.uuid == Signal::Same);
             prop_assert!(relation.serial != Signal::Differs || relation.uuid != Signal::Differs);
+            prop_assert!(chosen.seen != Seen::WithLessTrust);
+            let is_held = chosen.live || chosen.in_use;
+            prop_assert!(chosen.seen == Seen::There || !is_held || relation.uuid == Signal::Same);
         }
         let known = machines.iter().find(|machine| machine.name == resolved.name).map(|machine| machine.identity.clone());
         let settled = settle(&resolved.name, &known.unwrap_or_default(), &claimed, boot, &machines, Word::Enrolment);
         prop_assert!(!settled.clashes.contains(&resolved.name));
         for (from, mac) in &settled.moved {
             let from = machines.iter().find(|machine| machine.name == from).unwrap();
-            prop_assert!(!from.live && !from.in_use && settled.identity.macs.contains(mac));
+            prop_assert!(!from.live && !from.in_use && from.seen != Seen::WithLessTrust);
+            prop_assert!(settled.identity.macs.contains(mac));
         }
     }
 
@@ -486,7 +574,9 @@ proptest! {
     fn the_order_of_machines_does_not_matter(claimed in any_identity(), fleet in any_fleet(), seed: u64) {
         let names: Vec<String> = (0..fleet.len()).map(|at| format!("m{at}")).collect();
         let machines: Vec<Machine<'_>> = fleet.iter().zip(&names)
-            .map(|((identity, live, in_use), name)| Machine { name, identity, live: *live, booted: None, in_use: *in_use })
+            .map(|((identity, live, in_use, seen), name)| Machine {
+                live: *live, in_use: *in_use, seen: *seen, ..machine(name, identity)
+            })
             .collect();
         let mut shuffled = machines.clone();
         let len = shuffled.len();
@@ -507,7 +597,7 @@ proptest! {
     fn a_machine_that_was_taken_in_is_found_again(claimed in any_identity(), fleet in any_fleet()) {
         let names: Vec<String> = (0..fleet.len()).map(|at| format!("m{at}")).collect();
         let machines: Vec<Machine<'_>> = fleet.iter().zip(&names)
-            .map(|((identity, ..), name)| Machine { name, identity, live: false, booted: None, in_use: false })
+            .map(|((identity, ..), name)| machine(name, identity))
             .collect();
         let boot = claimed.macs.first().copied();
         let Ok(first) = resolve(&claimed, boot, &machines, &BTreeSet::new()) else { return Ok(()) };

@@ -1,7 +1,7 @@
 use futures::stream;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use muster_proto::kinds::{BareMetalHost, ServerSpec, SessionState, Trust};
+use muster_proto::kinds::{BareMetalHost, ServerSpec, SessionState};
 
 use super::*;
 
@@ -799,6 +799,52 @@ async fn a_nic_that_moved_is_an_alias_of_the_machine_it_is_in() {
     two.enrol(&lab.token(2)).await.unwrap();
     assert!(lab.status(&name(1)).identity.macs.is_empty());
     assert_eq!(lab.status(&name(2)).identity.macs.len(), 2);
+}
+
+#[tokio::test]
+async fn a_careless_segment_gives_away_no_machine_of_another_one() {
+    let lab = Lab::new().await;
+    lab.put_segment("careless", Some(Trust::Segment));
+    let (one, _) = lab.enrolled(1).await;
+    drop(one);
+    lab.until("the machine is gone", |lab| {
+        lab.status(&name(1)).session.unwrap().state == SessionState::Disconnected
+    })
+    .await;
+    let before = lab.status(&name(1));
+    // It claims to be the first machine, and boots as that or as itself.
+    for (boot, is) in [(mac(1), format!("{}-2", name(1))), (mac(9), name(9))] {
+        let mut thief = lab.agent(1);
+        let response = thief.enrol(&lab.token_on("careless", boot)).await.unwrap();
+        assert_eq!(response.server, is);
+        assert!(lab.status(&is).clashes.contains(&name(1)), "{is}");
+    }
+    let after = lab.status(&name(1));
+    assert_eq!(
+        (&after.identity, &after.session),
+        (&before.identity, &before.session)
+    );
+    // On its own Segment it is itself, and it goes to the other one once its Server is deleted.
+    lab.agent(1).enrol(&lab.token(1)).await.unwrap();
+    assert_eq!(lab.status(&name(1)).session.unwrap().segment, "muster-system/lab");
+}
+
+#[tokio::test]
+async fn an_idle_machine_that_is_moved_to_a_segment_like_its_own_is_itself() {
+    let lab = Lab::new().await;
+    lab.put_segment("next", None);
+    let (one, _) = lab.enrolled(1).await;
+    drop(one);
+    lab.until("the machine is gone", |lab| {
+        lab.status(&name(1)).session.unwrap().state == SessionState::Disconnected
+    })
+    .await;
+    let response = lab.agent(1).enrol(&lab.token_on("next", mac(1))).await.unwrap();
+    assert_eq!(response.server, name(1));
+    assert_eq!(
+        lab.status(&name(1)).session.unwrap().segment,
+        "muster-system/next"
+    );
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use muster_proto::{
     Mac,
     identity::Identity,
     inventory::Inventory,
-    kinds::{Enrolment, Segment, SegmentSpec, Server as ServerKind, ServerStatus},
+    kinds::{Enrolment, Segment, SegmentSpec, Server as ServerKind, ServerStatus, Trust},
     session::{EnrolRequest, EnrolResponse, PROTOCOL, PollRequest, PollResponse, ProblemKind},
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject};
@@ -92,10 +92,6 @@ impl Lab {
 
     async fn with(pace: Pace) -> Lab {
         let api = FakeApi::new();
-        let spec = json!({ "subnet": "127.0.0.0/8", "quota": 5, "unknown": "discover" });
-        let mut segment = Segment::new("lab", serde_json::from_value::<SegmentSpec>(spec).unwrap());
-        segment.metadata.namespace = Some("muster-system".into());
-        api.put("segments", &segment);
         let (keys, _) = watch::channel(new_keys().1);
         let mut lab = Lab {
             api,
@@ -109,6 +105,7 @@ impl Lab {
             pace,
             max_agents: 1000,
         };
+        lab.put_segment("lab", None);
         lab.start().await;
         lab
     }
@@ -173,13 +170,31 @@ impl Lab {
     }
 
     fn token_of(&self, last: u8, issued: i64) -> String {
+        self.sealed("muster-system/lab", mac(last), issued)
+    }
+
+    /// A token of the Segment called `segment`, which the machine with `mac` was given.
+    fn token_on(&self, segment: &str, mac: Mac) -> String {
+        self.sealed(&format!("muster-system/{segment}"), mac, clock::now())
+    }
+
+    fn sealed(&self, segment: &str, mac: Mac, issued: i64) -> String {
         let nonce: [u8; 16] = super::ca::random();
         self.keys.borrow().token.seal(&token::Claims {
-            segment: "muster-system/lab".into(),
-            mac: mac(last),
+            segment: segment.into(),
+            mac,
             issued,
             nonce: super::ca::sha256_hex(&nonce),
         })
+    }
+
+    /// A Segment beside `lab` that asks for this trust before it gives out secrets; none: what is asked for where nothing is set.
+    fn put_segment(&self, name: &str, trust: Option<Trust>) {
+        let spec =
+            json!({ "subnet": "127.0.0.0/8", "quota": 5, "unknown": "discover", "requiredTrust": trust });
+        let mut segment = Segment::new(name, serde_json::from_value::<SegmentSpec>(spec).unwrap());
+        segment.metadata.namespace = Some("muster-system".into());
+        self.api.put("segments", &segment);
     }
 
     fn agent(&self, last: u8) -> Agent {

@@ -797,6 +797,16 @@ fn clashes_are_told_on_both_and_nothing_is_merged() {
     }
     let told = words(&sim).remove(0);
     assert!(told.starts_with("shares its UUID with Server a,"), "{told}");
+    assert!(!told.contains("another Segment"), "{told}");
+    sim.change_server("b", |server| {
+        let session = server.status.as_mut().unwrap().session.as_mut().unwrap();
+        session.segment = "muster-system/elsewhere".to_owned();
+    });
+    let told = words(&sim).remove(0);
+    assert!(
+        told.contains("moved to another Segment, delete the Server"),
+        "{told}"
+    );
 }
 
 #[test]
