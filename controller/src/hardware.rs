@@ -15,8 +15,15 @@ use muster_proto::{
     },
     text,
 };
+use serde::Serialize;
 
 use crate::time::is_ahead;
+
+/// The most bytes of JSON that the disks of one machine have, in its Server as in its host: 400 SAS disks, such as two shelves of 102 that
+/// are seen on two paths.
+pub const DISK_BYTES: usize = 160 << 10;
+/// The same of its NICs: 400 with two addresses each.
+pub const NIC_BYTES: usize = 128 << 10;
 
 /// So long after a session began, another inventory is waited for where drivers were still being loaded: some controllers of many disks
 /// take five minutes (`mpt3sas`: its ports), and one that hangs is not waited for without an end.
@@ -34,9 +41,35 @@ pub fn is_early_until(
     (is_time && inventory.unpack().is_early()).then_some(due)
 }
 
-/// The hardware that `inventory` reports, in Metal3's shape: at most [`MAX_DEVICES`] disks and NIC entries, all text cleaned.
+/// How many entries of `list` fit into both bounds.
+pub fn fitting<T: Serialize>(list: &[T], entries: usize, bytes: usize) -> usize {
+    let mut left = bytes;
+    let fits = |entry: &&T| {
+        let size = serde_json::to_vec(entry).map_or(usize::MAX, |json| json.len().saturating_add(1));
+        match left.checked_sub(size) {
+            Some(rest) => {
+                left = rest;
+                true
+            }
+            None => false,
+        }
+    };
+    list.iter().take(entries).take_while(fits).count()
+}
+
+/// The hardware that `inventory` reports, in Metal3's shape, all text cleaned: at most [`MAX_DEVICES`] disks and NIC entries, and no more
+/// bytes of them than of those in the inventory, since here each name of a disk stands twice and each NIC with two addresses, too.
 pub fn details(inventory: &Inventory) -> HardwareDetails {
     let boot = boot_mac(inventory);
+    let mut nics: Vec<_> = inventory
+        .nics
+        .iter()
+        .flat_map(|nic| nic_entries(nic, boot))
+        .take(MAX_DEVICES)
+        .collect();
+    nics.truncate(fitting(&nics, MAX_DEVICES, NIC_BYTES));
+    let mut disks: Vec<_> = inventory.disks.iter().take(MAX_DEVICES).map(storage).collect();
+    disks.truncate(fitting(&disks, MAX_DEVICES, DISK_BYTES));
     HardwareDetails {
         system_vendor: Some(HardwareSystemVendor {
             manufacturer: said(&inventory.system.manufacturer),
@@ -52,13 +85,8 @@ pub fn details(inventory: &Inventory) -> HardwareDetails {
         .filter(|bios| *bios != HardwareBios::default())
         .map(|bios| HardwareFirmware { bios: Some(bios) }),
         ram_mebibytes: counted(inventory.memory.installed_mib),
-        nics: inventory
-            .nics
-            .iter()
-            .flat_map(|nic| nic_entries(nic, boot))
-            .take(MAX_DEVICES)
-            .collect(),
-        storage: inventory.disks.iter().take(MAX_DEVICES).map(storage).collect(),
+        nics,
+        storage: disks,
         cpu: cpu(inventory),
         hostname: said(&inventory.hostname),
     }

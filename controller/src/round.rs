@@ -26,6 +26,8 @@ const PARTS: u32 = 60;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MOST: Duration = Duration::from_secs(15);
+/// The same of what the API server refuses: it stays so until somebody acts, and a change of the object itself is seen at once.
+const REFUSED_MOST: Duration = Duration::from_secs(120);
 /// What is only looked at again is looked at so often in about a minute.
 const BEHIND: u32 = 30;
 
@@ -152,9 +154,13 @@ impl Failures {
 /// When the round of `name` is tried again after it failed so often in a row: twice as long after every failure. One in the same
 /// state as others waits a little differently, so that an API server that comes back is not met by all at once.
 pub fn retry_after(name: &str, failures: u32, error: &ExecuteError) -> Duration {
+    let most = match error.is_refusal() {
+        true => REFUSED_MOST,
+        false => RETRY_MOST,
+    };
     let doubled = RETRY_FIRST
         .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(RETRY_MOST);
+        .min(most);
     let spread = spread(name) % 256;
     let wait = match error {
         ExecuteError::Behind { .. } => doubled.min(Duration::from_secs(2)),
@@ -344,6 +350,31 @@ mod tests {
         );
         let refused = answered(json!({"code": 500, "reason": "InternalError", "message": "no"}));
         assert!(refused.is_told(1), "what failed is told at once");
+    }
+
+    #[test]
+    fn what_the_api_server_refuses_is_tried_and_told_ever_more_seldom() {
+        let waits = |code: u16| {
+            let error = answered(json!({"code": code, "reason": "No", "message": "no"}));
+            [1, 5, 10, 20, 1000].map(|failures| retry_after("h", failures, &error).as_secs())
+        };
+        let [first, fifth, .., last] = waits(422);
+        assert_eq!((first, fifth), (0, 4), "what is mended soon is done soon");
+        assert!((120..=150).contains(&last), "{last} s");
+        let [.., last] = waits(500);
+        assert!((15..=19).contains(&last), "{last} s");
+    }
+
+    #[test]
+    fn a_refusal_is_logged_in_the_words_of_the_api_server() {
+        let refused = answered(json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 422, "reason": "Invalid",
+            "message": "spec.hardware: must be of type object", "details": {"name": "h", "kind": "HardwareData"},
+        }));
+        assert_eq!(
+            Chain(&refused).to_string(),
+            "mark host metal/h: ApiError: spec.hardware: must be of type object: Invalid"
+        );
     }
 
     #[test]

@@ -2,17 +2,18 @@
 
 use std::{error::Error, fmt};
 
-/// Displays an error and every source below it, `: ` between: `load kernel module x: No such file or directory`.
+/// Displays an error and every source below it, `: ` between: `load kernel module x: No such file or directory`. What foreign errors show
+/// of their sources for programmers is left out.
 #[derive(Debug)]
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut last = self.0.to_string();
+        let mut last = plain(self.0);
         f.write_str(&last)?;
         let mut source = self.0.source();
         while let Some(error) = source {
-            let text = error.to_string();
+            let text = plain(error);
             // Foreign errors often print their source themselves.
             if !last.contains(&text) {
                 write!(f, ": {text}")?;
@@ -22,6 +23,17 @@ impl fmt::Display for Chain<'_> {
         }
         Ok(())
     }
+}
+
+/// What `error` says, without the debug form of its sources in parentheses, which the API client puts behind what the API server answered.
+fn plain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = text.replace(&format!(" ({error:?})"), "");
+        source = error.source();
+    }
+    text
 }
 
 #[cfg(test)]
@@ -47,6 +59,29 @@ mod tests {
         let (first, rest) = texts.split_first().expect("a text");
         let source = (!rest.is_empty()).then(|| Box::new(failed(rest)));
         Failed(first, source)
+    }
+
+    /// Shows its source twice, as people read it and as programmers do.
+    #[derive(Debug)]
+    struct Dumps(Failed);
+
+    impl fmt::Display for Dumps {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "answer: {0} ({0:?})", self.0)
+        }
+    }
+
+    impl Error for Dumps {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn what_an_error_shows_of_its_cause_for_programmers_is_left_out() {
+        let error = Dumps(failed(&["not valid"]));
+        assert!(error.to_string().contains("Failed("), "{error}");
+        assert_eq!(Chain(&error).to_string(), "answer: not valid");
     }
 
     #[test]

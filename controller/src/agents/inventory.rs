@@ -8,16 +8,18 @@ use muster_proto::{
     inventory::{Inventory, MAX_DEVICES, Warning},
     text,
 };
-use serde::Serialize;
+
+use crate::hardware::{DISK_BYTES, NIC_BYTES, fitting};
 
 /// Lists that are neither disks nor NICs hold at most so many entries.
 const MAX_ENTRIES: usize = 1000;
 /// Addresses of one NIC.
 const MAX_ADDRESSES: usize = 32;
-/// The most bytes of JSON that each list may have; together well below the 1.5 MiB that etcd takes of one object.
-const DISK_BYTES: usize = 352 << 10;
-const NIC_BYTES: usize = 224 << 10;
+/// The most bytes of JSON that each other list may have: at least four times what large machines need, such as 64 memory modules of 150
+/// bytes or 155 devices of 70. All together are well below the 1.5 MiB that etcd takes of one object.
 const LIST_BYTES: usize = 48 << 10;
+/// The same of lists of short names: some 200 processor flags, and at most 64 firmware files.
+const NAME_BYTES: usize = 16 << 10;
 
 /// `inventory` as it is stored.
 pub(super) fn fit(mut inventory: Inventory) -> Inventory {
@@ -44,7 +46,7 @@ pub(super) fn fit(mut inventory: Inventory) -> Inventory {
         MAX_ENTRIES,
         LIST_BYTES
     );
-    bound!(inventory.cpu.flags, "cpu flags", MAX_ENTRIES, LIST_BYTES);
+    bound!(inventory.cpu.flags, "cpu flags", MAX_ENTRIES, NAME_BYTES);
     bound!(
         inventory.driverless,
         "driverless devices",
@@ -55,7 +57,7 @@ pub(super) fn fit(mut inventory: Inventory) -> Inventory {
         inventory.missing_firmware,
         "missing firmware",
         MAX_ENTRIES,
-        LIST_BYTES
+        NAME_BYTES
     );
     bound!(inventory.warnings, "warnings", MAX_ENTRIES, LIST_BYTES);
     let mut seen = BTreeSet::new();
@@ -89,22 +91,6 @@ fn warning(subject: &str, message: String) -> Warning {
         subject: subject.to_owned(),
         message,
     }
-}
-
-/// How many entries of `list` fit into both bounds.
-fn fitting<T: Serialize>(list: &[T], entries: usize, bytes: usize) -> usize {
-    let mut left = bytes;
-    let fits = |entry: &&T| {
-        let size = serde_json::to_vec(entry).map_or(usize::MAX, |json| json.len().saturating_add(1));
-        match left.checked_sub(size) {
-            Some(rest) => {
-                left = rest;
-                true
-            }
-            None => false,
-        }
-    };
-    list.iter().take(entries).take_while(fits).count()
 }
 
 fn clean(texts: &mut [&mut String]) {
@@ -276,8 +262,9 @@ mod tests {
         ];
         let fitted = fit(inventory);
         let size = serde_json::to_vec(&fitted).unwrap().len();
-        assert!(size < 1 << 20, "{size}");
-        assert!(fitted.disks.len() > 100 && fitted.nics.len() > 20);
+        // What SECURITY.md says of one stranger counts on it.
+        assert!(size < 500 << 10, "{size}");
+        assert!(fitted.disks.len() > 100 && fitted.nics.len() > 10);
         assert_eq!(
             fitted
                 .warnings
@@ -286,6 +273,75 @@ mod tests {
                 .count(),
             7
         );
+    }
+
+    #[test]
+    fn four_times_what_large_machines_have_is_stored_whole() {
+        let disk = |at| Disk {
+            name: format!("/dev/sd{at}"),
+            by_path: format!("/dev/disk/by-path/pci-0000:18:00.0-sas-exp0x500056b31234abff-phy{at}-lun-0"),
+            model: "ST20000NM002D-2W".into(),
+            vendor: "SEAGATE".into(),
+            serial: format!("ZVT0ABCD0000C230{at:04}"),
+            wwn: format!("0x5000c500d123{at:04}"),
+            wwn_with_extension: format!("0x5000c500d123{at:04}"),
+            firmware: "E004".into(),
+            size_bytes: 20_000_588_955_648,
+            logical_block_bytes: 512,
+            physical_block_bytes: 4096,
+            rotational: true,
+            hctl: format!("0:0:{at}:0"),
+            ..Disk::default()
+        };
+        let nic = |at: u16| {
+            let [high, low] = at.to_be_bytes();
+            Nic {
+                name: format!("enp24s0f0v{at}"),
+                mac: Some(Mac([0xb8, 0xce, 0xf6, 0, high, low])),
+                speed_mbps: 25_000,
+                carrier: true,
+                addresses: vec![
+                    format!("10.20.{high}.{low}/22"),
+                    format!("fe80::bace:f6ff:fe00:{at:x}/64"),
+                    format!("2001:db8:1:2:bace:f6ff:fe00:{at:x}/64"),
+                ],
+                vendor_id: "0x15b3".into(),
+                device_id: "0x1018".into(),
+                pci_address: "0000:18:00.2".into(),
+                driver: "mlx5_core".into(),
+                firmware: "16.35.2000 (MT_0000000010)".into(),
+                wake_on_lan: Some(false),
+            }
+        };
+        let module = |at| MemoryModule {
+            locator: format!("CPU1_DIMM_A{at} NODE 1"),
+            size_mib: 65_536,
+            speed_mts: 4800,
+            manufacturer: "Samsung".into(),
+            part: "M321R8GA0BB0-CQKZJ".into(),
+            serial: format!("80CE01231034567{at:03}"),
+        };
+        let driverless = |at| muster_proto::inventory::Driverless {
+            address: format!("0000:7e:{at:02x}.0"),
+            class: "0x088000".into(),
+            id: "0x8086:0x3240".into(),
+        };
+        let mut inventory = Inventory {
+            disks: (0..4 * 60).map(disk).collect(),
+            nics: (0..4 * 100).map(nic).collect(),
+            driverless: (0..4 * 155).map(driverless).collect(),
+            missing_firmware: (0..4 * 64)
+                .map(|at| format!("intel/ice/ddp/ice-1.3.{at}.0.pkg"))
+                .collect(),
+            ..Inventory::default()
+        };
+        inventory.memory.modules = (0..4 * 64).map(module).collect();
+        inventory.cpu.flags = (0..4 * 200).map(|at| format!("avx512_vnni_{at}")).collect();
+        let fitted = fit(inventory.clone());
+        assert!(fitted.warnings.is_empty(), "{:?}", fitted.warnings);
+        assert_eq!((fitted.nics.len(), fitted.disks.len()), (400, 240));
+        let found = crate::hardware::details(&fitted);
+        assert_eq!((found.nics.len(), found.storage.len()), (800, 240));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How often one machine may have written what it says: each such write is one to etcd, up to a megabyte, and discovery writes more
+//! How often one machine may have written what it says: each such write is one to etcd, up to half a megabyte, and discovery writes more
 //! for it. And how often one token may be shown, a job be read anew, and it be asked whose a Server is: they, too, ask the API server
 //! each time. And how often an inventory is understood at all.
 

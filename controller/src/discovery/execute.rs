@@ -10,7 +10,7 @@ use muster_proto::kinds::{
     APPROVE_ANNOTATION, BareMetalHost, BareMetalHostStatus, HardwareData, HardwareDataSpec, HardwareDetails,
     HostReference, Server, ServerSpec,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     next::{Effect, Plan, server_name, without_host},
@@ -149,6 +149,8 @@ impl Executor {
             controller: Some(true),
             block_owner_deletion: None,
         }]);
+        let mut data = json!(data);
+        keep_hardware(&mut data, "/spec/hardware");
         self.api::<HardwareData>(&host.namespace)
             .patch(&host.name, &CONTROL.apply(), &Patch::Apply(&data))
             .await
@@ -163,12 +165,13 @@ impl Executor {
         status: &BareMetalHostStatus,
     ) -> Result<(), ExecuteError> {
         // With the resource version: whoever moved the host on in the meantime keeps what they wrote.
-        let object = json!({
+        let mut object = json!({
             "apiVersion": "metal3.io/v1alpha1",
             "kind": "BareMetalHost",
             "metadata": {"name": host.name, "uid": host.uid, "resourceVersion": version},
             "status": status,
         });
+        keep_hardware(&mut object, "/status/hardware");
         self.api::<BareMetalHost>(&host.namespace)
             .patch_status(&host.name, &CONTROL.apply(), &Patch::Apply(&object))
             .await
@@ -252,6 +255,15 @@ impl Executor {
     }
 }
 
+/// Leaves the hardware at `place` of `object` a field, if it has none. Of an object that loses its last field by an apply, the API server
+/// makes null, which it then refuses. A list without entries says no more than no list.
+fn keep_hardware(object: &mut Value, place: &str) {
+    let hardware = object.pointer_mut(place).and_then(Value::as_object_mut);
+    if let Some(hardware) = hardware.filter(|hardware| hardware.is_empty()) {
+        *hardware = Map::from_iter([("nics".to_owned(), json!([]))]);
+    }
+}
+
 /// The name of an effect, for metrics.
 fn name(effect: &Effect) -> &'static str {
     match effect {
@@ -270,4 +282,84 @@ fn name(effect: &Effect) -> &'static str {
 
 fn path(host: &HostReference) -> String {
     Path::from(host).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+    use hyper::{Request, Response, body::Bytes};
+    use kube::client::Body;
+    use muster_proto::kinds::Packed;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// An API server that takes everything, and what it was sent.
+    fn taking() -> (Client, mpsc::UnboundedReceiver<Value>) {
+        let (sender, sent) = mpsc::unbounded_channel();
+        let serve = move |request: Request<Body>| {
+            let sender = sender.clone();
+            async move {
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let body: Value = serde_json::from_slice(&body).unwrap();
+                // Nobody looks at the rest of an answer.
+                let mut answer = body.clone();
+                answer["spec"] = json!({"online": true});
+                answer["status"] = Value::Null;
+                sender.send(body).unwrap();
+                let answer = Full::new(Bytes::from(answer.to_string()));
+                Ok::<_, std::io::Error>(Response::new(answer))
+            }
+        };
+        (Client::new(tower::service_fn(serve), "default"), sent)
+    }
+
+    #[tokio::test]
+    async fn hardware_of_which_nothing_is_said_any_more_is_applied_with_a_field_and_read_as_nothing() {
+        let (client, mut sent) = taking();
+        let executor = Executor::new(client, Events::new(mpsc::channel(1).0));
+        let server = Server::new("a", ServerSpec::default());
+        let mut applied = async |hardware: HardwareDetails| {
+            let host = HostReference {
+                namespace: "metal".to_owned(),
+                name: "h".to_owned(),
+                ..HostReference::default()
+            };
+            let status = BareMetalHostStatus {
+                hardware: Some(Packed::new(&hardware)),
+                ..BareMetalHostStatus::default()
+            };
+            let effects = vec![
+                Effect::ApplyHardwareData {
+                    host: host.clone(),
+                    hardware: Box::new(hardware),
+                },
+                Effect::WriteHostStatus {
+                    host,
+                    version: "1".to_owned(),
+                    status: Box::new(status),
+                },
+            ];
+            let plan = Plan {
+                effects,
+                ..Plan::default()
+            };
+            executor.run(&server, plan, |_| {}).await.unwrap();
+            let [mut data, mut host] = [sent.recv().await.unwrap(), sent.recv().await.unwrap()];
+            [data["spec"]["hardware"].take(), host["status"]["hardware"].take()]
+        };
+        for shown in applied(HardwareDetails::default()).await {
+            assert_eq!(shown, json!({"nics": []}));
+            let read: HardwareDetails = serde_json::from_value(shown).unwrap();
+            assert_eq!(read, HardwareDetails::default(), "nothing that is written again");
+        }
+        let named = HardwareDetails {
+            hostname: Some("n".to_owned()),
+            ..HardwareDetails::default()
+        };
+        assert_eq!(
+            applied(named).await,
+            [json!({"hostname": "n"}), json!({"hostname": "n"})]
+        );
+    }
 }

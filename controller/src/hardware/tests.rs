@@ -185,6 +185,33 @@ fn a_firmware_that_tells_no_boot_nic_leaves_the_one_with_carrier() {
     assert_eq!(boot_mac(&inventory), None);
 }
 
+#[test]
+fn text_that_stands_twice_makes_details_no_larger_than_their_bounds() {
+    let long = |at: usize| format!("{at:04}{}", "x".repeat(252));
+    let inventory = Inventory {
+        disks: (0..MAX_DEVICES)
+            .map(|at| Disk {
+                name: long(at),
+                by_path: long(at),
+                ..Disk::default()
+            })
+            .collect(),
+        nics: (0..MAX_DEVICES)
+            .map(|at| Nic {
+                name: long(at),
+                pci_address: long(at),
+                addresses: ["10.0.0.7/24", "2001:db8::7/64"].map(str::to_owned).into(),
+                ..Nic::default()
+            })
+            .collect(),
+        ..Inventory::default()
+    };
+    let found = details(&inventory);
+    assert!(found.storage.len() > 100 && found.nics.len() > 100);
+    let size = serde_json::to_vec(&found).unwrap().len();
+    assert!(size <= DISK_BYTES + NIC_BYTES + 100, "{size}");
+}
+
 proptest! {
     #[test]
     fn any_inventory_becomes_valid_details(

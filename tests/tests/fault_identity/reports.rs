@@ -200,6 +200,42 @@ async fn monstrous_inventories_are_refused_or_cut_and_the_controller_stays_up() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_machine_says_no_more_of_itself_is_gone_from_its_host() {
+    let (stage, rack) = lit("id-silent", UnknownPolicy::Hold).await;
+    let server = rack.server(Hardware::number(1));
+    let config = server.steal_config(SOON).await.unwrap();
+    let mut hand = Hand::new(rack.clients(), config).unwrap();
+    let reply = hand.enrol(Hardware::number(1).identity()).await.unwrap();
+    assert!(reply.status.is_success(), "{reply:?}");
+    let plain = hand
+        .call("/v1/inventory", Hardware::number(1).report())
+        .await
+        .unwrap();
+    assert!(plain.status.is_success(), "{plain:?}");
+    let host = stage
+        .host(mac(1, 0), SOON, |host| disks(host).len() == 2)
+        .await
+        .unwrap();
+
+    let silent = json(&json!({"identity": {"macs": [mac(1, 0)]}}));
+    let silent = hand.call("/v1/inventory", silent).await.unwrap();
+    assert!(silent.status.is_success(), "{silent:?}");
+    let emptied = stage.until("the host is to show no hardware", SOON, async || {
+        let hosts = stage.hosts().await?;
+        Ok(hosts.iter().all(|host| disks(host).is_empty()).then_some(()))
+    });
+    emptied.await.unwrap();
+    let data = stage.api::<HardwareData>().get(&host.name_any()).await.unwrap();
+    let hardware = data.spec.hardware.unwrap().unpack();
+    assert!(hardware.system_vendor.is_none() && hardware.storage.is_empty());
+    let told = stage.told().await.unwrap();
+    assert!(
+        told.iter().all(|told| told.reason != "DiscoveryFailed"),
+        "{told:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn machine_that_says_nothing_of_itself_is_known_by_the_address_that_booted() {
     let (stage, rack) = lit("id-nobody", UnknownPolicy::Hold).await;
     let server = rack.server(Hardware::number(1));
