@@ -149,6 +149,11 @@ impl Failures {
     pub fn count(&self) -> u32 {
         self.count
     }
+
+    /// The refusal that was told last in this row.
+    pub fn refusal(&self) -> Option<&Event> {
+        self.refusal.as_deref()
+    }
 }
 
 /// When the round of `name` is tried again after it failed so often in a row: twice as long after every failure. One in the same

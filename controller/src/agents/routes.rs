@@ -201,7 +201,7 @@ async fn store(edge: &Edge, caller: &Caller, reported: &Inventory) -> Result<boo
         let status = server.status.clone().unwrap_or_default();
         // A report takes nothing from anybody, wherever it comes from.
         let on = On {
-            segment: &status.session.as_ref().map_or("", |session| &session.segment),
+            segment: status.session.as_ref().map_or("", |session| &session.segment),
             trust: Trust::Unknown,
         };
         let settled = edge.with_machines(&reported.identity, None, &on, |machines| {

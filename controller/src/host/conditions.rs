@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use muster_proto::kinds::{BareMetalHostStatus, ErrorType, OperationalStatus};
 
-use super::{State, draft::Wait, state::unknown};
+use super::{State, draft::Wait, slot_state::waits_for_slot, state::unknown};
 use crate::bmc::Health;
 use crate::time::whole_seconds;
 
@@ -211,7 +211,10 @@ pub const WAITING_REASONS: [(&str, &str); 23] = [
         "Inputs",
         "a Secret that is named and not there, or cannot be read now: make it, with the keys that the message names",
     ),
-    ("Inspection", "the ramdisk to tell the hardware"),
+    (
+        "Inspection",
+        "the ramdisk to tell the hardware, or the HardwareData to be written; the message says what keeps it from that",
+    ),
     (
         "Inventory",
         "the ramdisk to tell its disks, or to load the drivers of all that is in the machine",
@@ -230,7 +233,7 @@ pub const WAITING_REASONS: [(&str, &str); 23] = [
     ),
     (
         "Place",
-        "a place among those that are busy at once (`--provisioning-limit`)",
+        "a free provisioning slot: as many hosts are busy as `--provisioning-limit` allows",
     ),
     (
         "PowerByHand",
@@ -400,7 +403,8 @@ fn upstream(status: &BareMetalHostStatus, barred: Option<&Barred>) -> Vec<Fact> 
             fact(MANAGEABLE, Err(NOT_MANAGED), &why)
         }
         _ if registration => fact(MANAGEABLE, Err(REGISTRATION_FAILED), error),
-        State::Registering => fact(MANAGEABLE, Err(REGISTERING), ""),
+        // One that waits for a slot has been reached.
+        State::Registering if !waits_for_slot(status) => fact(MANAGEABLE, Err(REGISTERING), ""),
         _ => match barred {
             Some((reason, message)) => fact(MANAGEABLE, Err(*reason), message),
             None => fact(MANAGEABLE, Ok("Manageable"), ""),

@@ -428,12 +428,7 @@ impl<'a> Draft<'a> {
             self.is_not_delayed();
             return true;
         }
-        self.status.operational_status = OperationalStatus::Delayed;
-        self.wait_for(
-            "Place",
-            "waits for a place among the hosts that are busy at once (--provisioning-limit); next: goes on as soon as another one ends",
-        );
-        // Its turn wakes it.
+        self.is_delayed();
         false
     }
 
@@ -517,6 +512,10 @@ impl<'a> Draft<'a> {
 
     /// The plan.
     pub(super) fn finish(mut self) -> Plan {
+        if self.slot && !self.seen.slot && State::parse(&self.status.provisioning.state).is_busy() {
+            // It may enter the state but not begin; who starts anew sees by this that it has no slot.
+            self.is_delayed();
+        }
         if let Some(message) = self.newly_asked().map(str::to_owned) {
             self.warn("ActionNeeded", message);
         }

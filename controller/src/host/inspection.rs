@@ -12,7 +12,7 @@ use muster_proto::{
 use super::{
     State, access, boot_mode,
     conditions::waiting,
-    draft::{Draft, HoldOff, RETRY},
+    draft::{Draft, HoldOff, RETRY, and_next, bounded},
     jobs::{self, Job},
     plan::{Effect, HARDWARE_FINALIZER, Task},
     ramdisk, report, restore, slot_state,
@@ -233,7 +233,15 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
         return;
     }
     if !stored.is_some_and(|data| is_ours(draft, data) && data.spec.hardware.as_ref() == Some(&packed)) {
-        draft.keep_wait();
+        match &draft.seen.refused {
+            Some(why) => {
+                let message = format!("waits for the hardware to be stored: {}", bounded(why));
+                draft.wait_for("Inspection", and_next(&message, "the host is prepared"));
+            }
+            None => {
+                draft.keep_wait();
+            }
+        }
         // While the object is small: each write of a host with its hardware costs the API server several times as much.
         restore::architecture(draft, &packed);
         draft.effect(Effect::WriteHardware(Box::new(found)));

@@ -360,6 +360,14 @@ impl Memory {
         self.with(host, |entry| entry.failures.add(refusal))?
     }
 
+    /// What the API server refuses, as people were told, since a round went well last.
+    pub fn refusal(&self, host: &BareMetalHost) -> Option<String> {
+        self.with(host, |entry| {
+            let refusal = entry.failures.refusal();
+            refusal.map(|refusal| refusal.message.clone())
+        })?
+    }
+
     /// Something is `wrong` with what `host` asks for, or nothing is. Returns what people have not been told yet.
     pub fn finds(&self, host: &BareMetalHost, wrong: Option<String>) -> Option<String> {
         self.with(host, |entry| {

@@ -31,6 +31,8 @@ pub struct Observer<'a> {
     pub began: Timestamp,
     /// The leader's term.
     pub epoch: i64,
+    /// How many hosts may be busy at once.
+    pub limit: usize,
     /// See [`Observed::max_provisioning_retries`].
     pub max_provisioning_retries: i64,
 }
@@ -77,6 +79,8 @@ impl Observer<'_> {
             rivals: rivals(&host, others.iter().map(AsRef::as_ref)),
             released: self.memory.has_released(&host),
             slot: false,
+            limit: self.limit,
+            refused: self.memory.refusal(&host),
             began: self
                 .memory
                 .resumed_at(&host)

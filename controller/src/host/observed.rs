@@ -34,6 +34,10 @@ pub struct Observed {
     pub released: bool,
     /// True if the host has one of the slots of hosts that are busy at once. See [`Plan::slot`](super::Plan::slot).
     pub slot: bool,
+    /// How many hosts may have one.
+    pub limit: usize,
+    /// The write that the API server has refused since a round went well last, and why; it is tried again.
+    pub refused: Option<String>,
     /// When this process began to lead, or the host was last paused no more: what was announced or done before says nothing of the machine.
     pub began: Timestamp,
     /// The term of this leader; jobs carry it.

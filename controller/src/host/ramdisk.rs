@@ -1,5 +1,6 @@
 //! Getting the machine into its ramdisk. One that runs is used as it is; else the BMC boots it, or a person does. Pure.
 
+mod hindrance;
 mod presence;
 mod unbooted;
 
@@ -20,11 +21,12 @@ use super::{
     observed::{Failure, FailureClass, Power, Tried},
     owner::has_bmc,
     plan::{BmcCall, PowerOrder, Task},
-    power, reboot, restore,
+    power, reboot,
 };
 use crate::hosts::{self, declared_mac};
 use crate::time::{is_ahead, whole_seconds};
 
+use hindrance::unlikely;
 pub(super) use presence::{has_left, here, is_on};
 
 /// How long a machine may take from its boot to its ramdisk's first word. Servers with much memory and many option ROMs need
@@ -257,15 +259,6 @@ const CALL_IN: &str = "waits for the machine's ramdisk to call in";
 
 fn waits(draft: &Draft<'_>, then: &str) -> String {
     format!("{CALL_IN}{}; next: {then}", unlikely(draft))
-}
-
-/// Why the ramdisk is not likely to come, if that can be told before; it is waited for all the same, since what somebody wrote may be wrong.
-fn unlikely(draft: &Draft<'_>) -> String {
-    // A machine that has a Server has run it.
-    let without = restore::without_ramdisk(draft.host).filter(|_| draft.server().is_none());
-    without
-        .map(|said| format!(" (there is one for x86_64 only, and spec.architecture says {said})"))
-        .unwrap_or_default()
 }
 
 /// What a host lacks whose machine's ramdisk would not be known for its.

@@ -189,6 +189,7 @@ impl Context {
             namespace: &self.namespace,
             began: self.began,
             epoch: self.executor.term.epoch(),
+            limit: self.slots.limit(),
             max_provisioning_retries: self.max_provisioning_retries,
         }
     }

@@ -22,6 +22,9 @@ pub(super) const TOLD: Rate = Rate {
     every: Duration::from_millis(200),
 };
 
+/// The time over which is counted how fast slots are passed on.
+const LATELY: Duration = Duration::from_secs(5);
+
 /// The slots.
 #[derive(Debug)]
 pub struct Slots {
@@ -37,8 +40,8 @@ struct Inner {
     waiting: BTreeMap<u64, Path>,
     numbers: HashMap<Path, u64>,
     last: u64,
-    /// When a slot was passed on last.
-    passed: Option<Instant>,
+    /// When slots were passed on lately.
+    passed: Vec<Instant>,
     told: Option<Bucket>,
 }
 
@@ -65,6 +68,11 @@ impl Slots {
             limit,
             inner: Mutex::default(),
         }
+    }
+
+    /// How many there are.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -101,9 +109,25 @@ impl Slots {
         }
     }
 
-    /// True if one of those that wait got a slot within the time `lately` before now.
-    pub fn moved(&self, lately: Duration) -> bool {
-        self.lock().passed.is_some_and(|at| at.elapsed() < lately)
+    /// True if all that wait can be told so within `time`.
+    pub fn can_tell_all(&self, time: Duration) -> bool {
+        let waiting = u32::try_from(self.lock().waiting.len()).unwrap_or(u32::MAX);
+        TOLD.every.saturating_mul(waiting) <= time
+    }
+
+    /// True if it is the turn of `host` within `time`, where slots are passed on as fast as they were lately.
+    pub fn is_near(&self, host: &Path, time: Duration) -> bool {
+        let inner = self.lock();
+        let first = inner.waiting.first_key_value();
+        let Some((number, (first, _))) = inner.numbers.get(host).zip(first) else {
+            return false;
+        };
+        // At most: some of those before it may have left the line.
+        let turns = number.saturating_sub(*first).saturating_add(1);
+        let turns = u32::try_from(turns).unwrap_or(u32::MAX);
+        let passed = inner.passed.iter().filter(|at| at.elapsed() < LATELY).count();
+        let passed = u32::try_from(passed).unwrap_or(u32::MAX);
+        LATELY.saturating_mul(turns) <= time.saturating_mul(passed)
     }
 
     /// How long until it is the turn of one more of those that wait to be told so. Each call is another one's turn.
@@ -141,13 +165,14 @@ impl Slots {
     fn pass_on(&self, inner: &mut Inner) -> Vec<Path> {
         let mut passed = Vec::new();
         let free = self.limit.saturating_sub(inner.taken.len());
+        inner.passed.retain(|at| at.elapsed() < LATELY);
         for _ in 0..free {
             let Some((_, host)) = inner.waiting.pop_first() else {
                 break;
             };
             inner.numbers.remove(&host);
             inner.taken.insert(host.clone());
-            inner.passed = Some(Instant::now());
+            inner.passed.push(Instant::now());
             passed.push(host);
         }
         passed
@@ -175,7 +200,6 @@ mod tests {
         let slots = Slots::new(1);
         let [a, b, c] = [path(1), path(2), path(3)];
         assert!(slots.take(&a) && slots.take(&a) && slots.has(&a));
-        assert!(!slots.moved(Duration::from_secs(60)));
         assert!(!slots.take(&b) && !slots.take(&c) && !slots.take(&b));
         assert_eq!(slots.give_back(&a), std::slice::from_ref(&b), "it is b's turn");
         assert!(!slots.has(&a) && slots.has(&b) && !slots.take(&a));
@@ -184,9 +208,29 @@ mod tests {
             std::slice::from_ref(&c),
             "and who does not want it passes it on"
         );
-        assert!(slots.moved(Duration::from_secs(60)));
         assert!(slots.give_back(&a).is_empty(), "it does not wait any more");
         assert!(slots.give_back(&c).is_empty() && slots.take(&b));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_is_near_if_slots_were_passed_on_fast_enough_lately() {
+        let slots = Slots::new(1);
+        for number in 0..60 {
+            slots.take(&path(number));
+        }
+        let [soon, later] = [10, 120].map(Duration::from_secs);
+        let near = |number, time| slots.is_near(&path(number), time);
+        assert!(!near(1, later), "the line stands still");
+        assert!(!slots.can_tell_all(soon) && slots.can_tell_all(later));
+        for number in 0..10 {
+            slots.give_back(&path(number));
+        }
+        // Ten in 5 s are twenty in 10 s; the eleventh is the first that waits.
+        assert!(near(30, soon) && !near(31, soon) && near(59, later));
+        assert!(slots.can_tell_all(soon));
+        assert!(!near(10, later), "it has its slot");
+        tokio::time::advance(LATELY).await;
+        assert!(!near(11, later), "the line stands still again");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use muster_proto::text;
+use muster_proto::{kinds::OperationalStatus, text};
 
 use super::{Draft, WORDS, Wait};
 use crate::host::{conditions, in_band};
@@ -21,6 +21,18 @@ impl Draft<'_> {
             since,
             generation: None,
         });
+    }
+
+    /// Says that the host waits for a slot among the busy ones. Its turn wakes it.
+    pub(super) fn is_delayed(&mut self) {
+        self.status.operational_status = OperationalStatus::Delayed;
+        let limit = self.seen.limit;
+        self.wait_for(
+            "Place",
+            format!(
+                "waits for a free provisioning slot: as many hosts are busy as --provisioning-limit allows ({limit}); next: it goes on as soon as one of them is done"
+            ),
+        );
     }
 
     /// Says what the host waits for, unless it waits for something else meanwhile.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use kube::{Resource as _, runtime::controller::Action};
 use muster_proto::{
     Chain,
-    kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus},
+    kinds::{BareMetalHost, BareMetalHostStatus},
 };
 use tokio::time::Instant;
 
@@ -37,9 +37,11 @@ use crate::{
 
 /// How long a status that only says what the host waits for may wait itself: most steps are over by then, and cost no write.
 const DEFER: Duration = Duration::from_secs(5);
-/// The same of one that waits for a slot while others get theirs all the time: its turn may be near, and then it is woken. Those that
-/// wait for longer say so one after the other (`Slots::turn_to_tell`).
+/// The same of one that waits for a slot and whose turn is likely to come by then: it is woken, and nothing need be written. Those that
+/// wait for longer say so one after the other (`Slots::turn_to_tell`), as soon as [`DEFER`] is over.
 const DEFER_IN_LINE: Duration = Duration::from_secs(120);
+/// The same where so few wait that all of them can say so in this time: that costs little.
+const DEFER_IN_SHORT_LINE: Duration = Duration::from_secs(10);
 /// How often a round goes on with what it has written, before others have their turn.
 const TURNS: usize = 2;
 
@@ -204,8 +206,12 @@ fn defers(context: &Context, host: &BareMetalHost, plan: &Plan) -> Option<Durati
         return None;
     };
     let in_line = waits_for_slot(status);
-    let patience = match in_line && context.slots.moved(DEFER) {
-        true => DEFER_IN_LINE,
+    let longest = match context.slots.can_tell_all(DEFER_IN_SHORT_LINE) {
+        true => DEFER_IN_SHORT_LINE,
+        false => DEFER_IN_LINE,
+    };
+    let patience = match in_line && context.slots.is_near(&Path::of(host), longest) {
+        true => longest,
         false => DEFER,
     };
     context.memory.defers(host, patience, || match in_line {
@@ -253,16 +259,7 @@ fn decide(context: &Context, path: &Path, snapshot: &mut Snapshot) -> Plan {
     if !wanted.slot || context.slots.take(path) {
         return wanted;
     }
-    let mut delayed = plan(false);
-    if let Some(status) = delayed
-        .status
-        .as_mut()
-        .filter(|status| State::parse(&status.provisioning.state).is_busy())
-    {
-        // It may enter the state but not begin; who starts anew sees by this that it has no slot.
-        status.operational_status = OperationalStatus::Delayed;
-    }
-    delayed
+    plan(false)
 }
 
 fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> ExecuteError {

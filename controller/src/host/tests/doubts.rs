@@ -1,6 +1,6 @@
 //! What is not known is not taken for a fact.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use muster_proto::{
     inventory::{LOADING, Warning},
     kinds::{
@@ -980,6 +980,42 @@ fn a_host_that_waits_for_a_ramdisk_of_another_architecture_says_that_there_is_no
     world.set_image(Some(IMAGE));
     world.until("too late", |world| error(world).1.contains("did not call in"));
     assert!(!says(&error(&world).1), "{}", error(&world).1);
+}
+
+#[test]
+fn a_host_that_waits_for_its_ramdisk_names_the_segment_that_is_gone_or_not_served() {
+    let mut world = at(State::Available);
+    world.disconnect();
+    (world.machine.on, world.machine.mute) = (false, true);
+    world.set_image(Some(IMAGE));
+    world.until("the ramdisk is waited for", |world| {
+        world.state() == State::Provisioning && waiting(world).0 == "Ramdisk"
+    });
+    let says = |world: &World| waiting(world).1;
+    assert!(!says(&world).contains("Segment"), "{}", says(&world));
+    world.segment_gone = true;
+    world.until("the Segment is named", |world| {
+        says(world).contains("(Segment lab of its last session does not exist: make it again")
+    });
+    world.segment_gone = false;
+    let serving = Condition {
+        type_: "Serving".to_owned(),
+        status: "False".to_owned(),
+        reason: "NoRamdisk".to_owned(),
+        message: String::new(),
+        last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
+        observed_generation: None,
+    };
+    world.segment.status.get_or_insert_default().conditions = vec![serving];
+    world.until("the Segment is named", |world| {
+        says(world).contains("(Segment lab of its last session is not served: ")
+    });
+    assert_eq!(waiting(&world).0, "Ramdisk");
+    world.segment.status = None;
+    world.until("nothing is wrong with it", |world| {
+        !says(world).contains("Segment")
+    });
+    assert_eq!(waiting(&world).0, "Ramdisk");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::{
         plan::{Hold, PowerOrder},
     },
     life::waiting,
+    release::manageable,
     transitions::at,
     world::{Content, Fault, IMAGE, World, image, secret},
 };
@@ -662,6 +663,45 @@ fn without_a_place_a_host_is_delayed_and_nothing_is_done_to_it() {
     world.slot = true;
     world.reach(State::Provisioned);
     assert!(!world.plan().slot);
+}
+
+#[test]
+fn the_write_that_enters_a_state_without_a_place_says_that_the_host_waits_for_one() {
+    let mut world = at(State::Provisioned);
+    world.settle();
+    world.slot = false;
+    world.set_image(None);
+    world.reach(State::Deprovisioning);
+    let status = world.host().status.clone().unwrap();
+    assert_eq!(status.operational_status, OperationalStatus::Delayed);
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Place");
+    assert!(
+        message.starts_with("waits for a free provisioning slot: as many hosts are busy as --provisioning-limit allows (20); next: "),
+        "{message}"
+    );
+    let writes = world.status_writes;
+    world.settle();
+    assert_eq!(world.status_writes, writes, "it was said with the state");
+    world.slot = true;
+    world.reach(State::Available);
+}
+
+#[test]
+fn a_host_that_has_been_reached_and_waits_for_a_place_is_manageable() {
+    let mut world = World::new();
+    world.slot = false;
+    world.settle();
+    assert_eq!(world.state(), State::Registering);
+    assert_eq!(waiting(&world).0, "Place");
+    assert_eq!(manageable(&world).unwrap().0, "True");
+    // Until its BMC refuses it.
+    world.secrets.bmc.state = SecretState::Missing;
+    world.settle();
+    assert_eq!(manageable(&world).unwrap().0, "False");
+    world.secrets.bmc = secret("1", "a");
+    world.slot = true;
+    world.reach(State::Available);
 }
 
 #[test]

@@ -445,6 +445,8 @@ impl World {
             rivals: self.rivals.clone(),
             released: self.released,
             slot: self.slot,
+            limit: 20,
+            refused: None,
             began: self.began,
             epoch: self.epoch,
             max_provisioning_retries: self.retries,

@@ -143,6 +143,33 @@ async fn what_the_api_server_refuses_is_told_once_and_tried_until_it_is_taken() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_host_whose_hardware_the_api_server_refuses_says_so_until_it_is_taken() {
+    let lab = Lab::new(1);
+    lab.api.refuse_writes("/hardwaredata".to_owned());
+    lab.run(async {
+        lab.declare(1);
+        let waiting = || {
+            let status = lab.host(1)?.status?;
+            let waits = status.conditions.into_iter().find(|one| one.type_ == "Waiting")?;
+            Some((waits.reason, waits.message))
+        };
+        let says = "waits for the hardware to be stored: write HardwareData";
+        lab.until(|| waiting().is_some_and(|(_, message)| message.starts_with(says)))
+            .await;
+        assert_eq!(waiting().unwrap().0, "Inspection");
+        lab.api.requests();
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let asked = lab.api.requests();
+        let of_host = |one: &&String| one.contains("/baremetalhosts/");
+        assert_eq!(asked.iter().filter(of_host).count(), 0, "said once: {asked:#?}");
+        lab.api.take_writes();
+        lab.reaches(1, "available").await;
+    })
+    .await;
+    assert_eq!(refused(&lab), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_the_kind_keeps_no_conditions_nothing_is_done_and_people_are_told_why() {
     let lab = Lab::new(1);
     lab.api.drop_conditions(true);

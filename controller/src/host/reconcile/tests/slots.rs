@@ -179,6 +179,30 @@ async fn where_the_line_moves_nobody_writes_that_it_waits_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_a_short_line_a_host_says_within_seconds_that_it_waits_though_the_line_has_just_moved() {
+    let lab = Lab::with_limit(3, 1);
+    lab.machines[1].set_mute();
+    lab.run(async {
+        lab.declare(1);
+        lab.reaches(1, "inspecting").await;
+        lab.declare(2);
+        // It has the slot that the first one passed on, and its ramdisk does not call in.
+        lab.reaches(2, "inspecting").await;
+        lab.declare(3);
+        let asked = Instant::now();
+        lab.until(|| delayed(&lab.host(3).unwrap())).await;
+        assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+        assert!(lab.waits_for(3, "Place"));
+        let status = lab.host(3).unwrap().status.unwrap();
+        let manageable = status.conditions.iter().find(|one| one.type_ == "Manageable");
+        assert_eq!(manageable.unwrap().status, "True");
+        let waits = status.conditions.iter().find(|one| one.type_ == "Waiting");
+        assert!(waits.unwrap().message.contains("--provisioning-limit allows (1)"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_waits_after_a_failure_keeps_no_other_from_its_turn() {
     let lab = Lab::with_limit(2, 1);
     lab.machines[0].set_mute();
