@@ -324,20 +324,28 @@ fn readiness(state: &State) -> Answer {
         let unread = unread.map(|unread| format!(": {unread}")).unwrap_or_default();
         return not_yet(&format!("the cluster has not been read yet{unread}"));
     }
-    match (
-        state.standing.as_ref().map(|standing| standing.borrow().clone()),
-        unread,
-    ) {
-        (None, _) => text(StatusCode::OK, "ok"),
-        (Some(Standing::Leads(term)), None) => {
-            text(StatusCode::OK, &format!("ok: leads, epoch {}", term.epoch()))
-        }
+    let standing = state.standing.as_ref().map(|standing| standing.borrow().clone());
+    let lease = state.watches.lease_trouble();
+    // What does not work now is told, and is no reason to be taken for one that is not ready: another would do no better.
+    let ok = |what: String, lease: Option<String>| {
+        let parts = [what].into_iter().chain(lease).chain(state.watches.all_broken());
+        text(StatusCode::OK, &parts.collect::<Vec<_>>().join("; "))
+    };
+    match (standing, unread) {
+        (None, _) => ok("ok".to_owned(), None),
+        (Some(Standing::Leads(term)), None) => ok(format!("ok: leads, epoch {}", term.epoch()), lease),
         (Some(Standing::Leads(term)), Some(unread)) => not_yet(&format!(
             "leads, epoch {}, and can do nothing before it has read: {unread}",
             term.epoch()
         )),
-        (Some(Standing::Standby), _) => text(StatusCode::OK, "ok: stands by"),
-        (Some(Standing::Unknown), _) => not_yet("the Lease has not been read yet"),
+        (Some(Standing::Standby), _) => {
+            let lease = lease.map(|lease| format!("no leader is known, {lease}"));
+            ok("ok: stands by".to_owned(), lease)
+        }
+        (Some(Standing::Unknown), _) => {
+            let lease = lease.map(|lease| format!("; {lease}")).unwrap_or_default();
+            not_yet(&format!("the Lease has not been read yet{lease}"))
+        }
     }
 }
 
@@ -430,6 +438,44 @@ mod tests {
         );
         assert!(get(at, "/secret").await.starts_with("HTTP/1.1 404"));
         serving.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_work_now_is_told_to_whoever_asks_whether_it_is_ready() {
+        let (stand, standing) = watch::channel(Standing::Unknown);
+        let watches = Watches::default();
+        let state = State {
+            registry: Arc::new(crate::metrics::registry()),
+            ready: watch::channel(true).1,
+            watches: watches.clone(),
+            standing: Some(standing),
+        };
+        let told = |state: &State| {
+            let (status, _, text) = readiness(state);
+            (status.as_u16(), text.trim_end().to_owned())
+        };
+        watches.lease(Some("read"));
+        tokio::time::sleep(Duration::from_secs(25)).await;
+        let lease = "the Lease could not be read for 25 s";
+        let not_yet = format!("the Lease has not been read yet; {lease}");
+        assert_eq!(told(&state), (503, not_yet));
+        stand.send_replace(Standing::Standby);
+        let stands_by = format!("ok: stands by; no leader is known, {lease}");
+        assert_eq!(told(&state), (200, stands_by));
+        watches.lease(None);
+        watches.failed("BareMetalHost", &std::io::Error::other("gone"));
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        let broken = "BareMetalHost could not be watched for 40 s";
+        let until = crate::lease::now() + Duration::from_secs(3600);
+        stand.send_replace(Standing::Leads(crate::lease::Leadership::new(7, until)));
+        assert_eq!(told(&state), (200, format!("ok: leads, epoch 7; {broken}")));
+        let edge = State {
+            standing: None,
+            ..state.clone()
+        };
+        assert_eq!(told(&edge), (200, format!("ok; {broken}")));
+        watches.is_read("BareMetalHost");
+        assert_eq!(told(&state), (200, "ok: leads, epoch 7".to_owned()));
     }
 
     #[tokio::test]

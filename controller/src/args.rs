@@ -137,7 +137,8 @@ pub struct RunArgs {
     /// Nobody else acts for so long after the acting controller was last heard of, in seconds.
     #[arg(long, env = "LEASE_DURATION_SECONDS", default_value_t = 15)]
     pub lease_duration_seconds: u64,
-    /// The acting controller stops when it could not renew its Lease for so long, in seconds; less than the duration.
+    /// The acting controller stops when it could not renew its Lease for so long, in seconds; less than the duration. One request to the Lease may take
+    /// half of it: an API server that is slower ends all leading.
     #[arg(long, env = "RENEW_DEADLINE_SECONDS", default_value_t = 10)]
     pub renew_deadline_seconds: u64,
     /// How often the Lease is renewed, in seconds; less than the deadline.

@@ -12,10 +12,7 @@ use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta:
 use kube::{
     Api, Error, Resource,
     core::NamespaceResourceScope,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 use muster_proto::{
     kinds::{self, BareMetalHost, PAUSED_ANNOTATION, Server},
@@ -34,6 +31,7 @@ use tokio::sync::watch;
 use crate::{
     events::{Event as News, Events},
     path::Path,
+    retry,
     salvage::{self, Salvaged},
 };
 
@@ -326,8 +324,7 @@ where
 {
     let namespace = api.namespace().map(str::to_owned);
     let client = api.clone().into_client();
-    let strict = watcher(api, watcher::Config::default())
-        .default_backoff()
+    let strict = retry::watch_all(api, watcher::Config::default())
         .take_while(|event| std::future::ready(!event.as_ref().is_err_and(is_about_content)));
     let lenient = async move {
         tracing::warn!(kind = %K::kind(&()), "an object cannot be read; each is looked at by itself from now on");
@@ -335,8 +332,7 @@ where
             Some(namespace) => Api::namespaced(client, &namespace),
             None => Api::all(client),
         };
-        watcher(api, watcher::Config::default())
-            .default_backoff()
+        retry::watch_all(api, watcher::Config::default())
             .filter_map(move |event| std::future::ready(shown(event, treat, &unreadable)))
     };
     strict.chain(lenient.into_stream().flatten())

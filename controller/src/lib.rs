@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod agents;
+mod api_error;
 pub mod args;
 pub mod bind;
 pub mod bmc;
@@ -28,6 +29,7 @@ mod multimap;
 mod patch;
 pub mod path;
 mod quota;
+mod retry;
 pub mod round;
 pub mod run;
 mod salvage;

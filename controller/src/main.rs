@@ -36,23 +36,32 @@ fn main() -> ExitCode {
     }
 }
 
-/// The client logs every failed request as an error; whoever made the request says so, too, and what comes of it. An answer that it
-/// cannot read it logs whole, whatever that contains.
-const QUIET: &str = "kube_client=off";
+/// The client logs every failed request as an error, and its watches what is forbidden; whoever made the request says so, too, and what
+/// comes of it. An answer that it cannot read it logs whole, whatever that contains. Each unless somebody names it.
+const QUIET: [(&str, &str); 2] = [
+    ("kube_client", "kube_client=off"),
+    ("kube_runtime", "kube_runtime::watcher=error"),
+];
 
 /// What is logged unless something else is wanted.
 const USUAL: &str = "info";
 
 /// What is logged where this is `wanted`; where that cannot be understood, the usual, and what is wrong with it.
 fn filter(wanted: &str) -> (EnvFilter, Option<ParseError>) {
-    let filter = match wanted.contains("kube_client") {
-        true => EnvFilter::try_new(wanted),
-        false => EnvFilter::try_new(format!("{wanted},{QUIET}")),
-    };
-    match filter {
+    match EnvFilter::try_new(quietened(wanted)) {
         Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new(format!("{USUAL},{QUIET}")), Some(error)),
+        Err(error) => (EnvFilter::new(quietened(USUAL)), Some(error)),
     }
+}
+
+fn quietened(wanted: &str) -> String {
+    let quiet = QUIET.iter().filter(|(name, _)| !wanted.contains(*name));
+    let mut all = wanted.to_owned();
+    for (_, directive) in quiet {
+        all.push(',');
+        all.push_str(directive);
+    }
+    all
 }
 
 fn log(format: LogFormat) {
@@ -111,6 +120,20 @@ fn serve(args: muster_controller::args::RunArgs) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_client_says_twice_is_not_logged_unless_it_is_named() {
+        let usual = filter(USUAL).0.to_string();
+        assert!(
+            usual.contains("kube_client=off") && usual.contains("kube_runtime::watcher=error"),
+            "{usual}"
+        );
+        let named = filter("info,kube_runtime=debug").0.to_string();
+        assert!(
+            named.contains("kube_client=off") && !named.contains("watcher"),
+            "{named}"
+        );
+    }
 
     #[test]
     fn a_filter_that_cannot_be_understood_is_told_and_the_usual_is_logged() {

@@ -167,9 +167,9 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let dropped = Dropped::register(&mut registry);
     lenient::register(&mut registry, Arc::clone(&world.unreadable));
     world.watches.register(&mut registry);
+    world.watches.name_server(config.cluster_url.to_string());
     let mut tasks = JoinSet::new();
     let changes = driver.changes();
-    spawn(&mut tasks, "the watch of the cluster", driver.run());
     let mut parts = Parts {
         args: &args,
         client,
@@ -199,6 +199,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         standing,
     };
     admin(&args, client, state, &mut tasks).await?;
+    // Not before all is there that may be missing: what a start that fails cuts off would be told as watches that failed.
+    spawn(&mut tasks, "the watch of the cluster", driver.run());
     let is_known = async |config| credentials::is_known(bounded(config, SILENCE)).await;
     let outlived = credentials::outlived(
         credentials,

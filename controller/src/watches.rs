@@ -1,29 +1,46 @@
-//! How the watches do that keep the copies of the cluster up to date: which kinds are not read yet, and how often a watch failed.
+//! How the watches do that keep the copies of the cluster up to date: which kinds are not read yet, which cannot be watched now, and how often
+//! a watch failed. Beside them the Lease, which is looked at in its own way.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
-use muster_proto::Chain;
+use hyper::{Request, Response};
+use kube::{Client, client::Body};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
+use tower::BoxError;
+
+use crate::api_error;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfKind {
     kind: String,
 }
 
+#[derive(Debug, Default)]
+struct All {
+    /// Kinds that are not read for the first time yet.
+    unread: BTreeSet<String>,
+    /// Kinds that cannot be watched now, and since when: their copies may be old.
+    broken: BTreeMap<String, Instant>,
+    /// What cannot be done to the Lease now, and since when.
+    lease: Option<(&'static str, Instant)>,
+}
+
 /// The watches of a process; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Watches {
-    /// Kinds that are not read for the first time yet.
-    unread: Arc<Mutex<BTreeSet<String>>>,
+    all: Arc<Mutex<All>>,
+    /// Where the API server is, for people.
+    server: Arc<OnceLock<String>>,
     failures: Family<OfKind, Counter>,
     /// One failed because the API server does not know who asks.
     stranger: Arc<Notify>,
@@ -39,24 +56,57 @@ impl Watches {
         );
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A watch of `kind` begins: nothing is known of it yet.
     pub fn begins(&self, kind: &str) {
-        self.lock().insert(kind.to_owned());
+        self.lock().unread.insert(kind.to_owned());
     }
 
     /// All of `kind` is known, or nobody wants to know it any more.
     pub fn is_read(&self, kind: &str) {
-        self.lock().remove(kind);
+        let mut all = self.lock();
+        all.unread.remove(kind);
+        all.broken.remove(kind);
+    }
+
+    /// From now on the API server is named where it cannot be reached.
+    pub fn name_server(&self, server: String) {
+        // The first name stays, and there is no other.
+        let _ = self.server.set(server);
+    }
+
+    /// `client` for the watch of `kind`, which tells when that goes on: kube tells of no watch that was taken up again before there is an
+    /// event, and a kind that seldom changes would pass for one that cannot be watched.
+    pub fn client(&self, kind: &str, client: Client) -> Client {
+        let namespace = client.default_namespace().to_owned();
+        let (watches, kind) = (self.clone(), kind.to_owned());
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (watches, kind, client) = (watches.clone(), kind.clone(), client.clone());
+            async move {
+                let query = request.uri().query();
+                let is_watch = query.is_some_and(|query| query.contains("watch=true"));
+                let answer = client.send(request).await.map_err(BoxError::from)?;
+                if is_watch && answer.status().is_success() {
+                    watches.lock().broken.remove(&kind);
+                }
+                Ok::<Response<Body>, BoxError>(answer)
+            }
+        });
+        Client::new(service, namespace)
     }
 
     /// The watch of `kind` failed, and is tried again.
     pub fn failed(&self, kind: &str, error: &(dyn Error + 'static)) {
-        tracing::warn!(error = %Chain(error), kind, "watch failed; it is tried again");
+        let words = self.words(kind, error);
+        tracing::warn!(error = %words, kind, "watch failed; it is tried again");
         let kind = kind.to_owned();
+        self.lock()
+            .broken
+            .entry(kind.clone())
+            .or_insert_with(Instant::now);
         self.failures.get_or_create(&OfKind { kind }).inc();
         if is_of_a_stranger(error) {
             self.stranger.notify_one();
@@ -68,9 +118,44 @@ impl Watches {
         self.stranger.notified().await;
     }
 
+    /// Why something could not be done to `kind`, and what helps.
+    pub(crate) fn words(&self, kind: &str, error: &(dyn Error + 'static)) -> String {
+        api_error::words(error, kind, self.server.get().map(String::as_str))
+    }
+
+    /// The Lease could not be `read` or `written`; or (none) it was.
+    pub(crate) fn lease(&self, failed: Option<&'static str>) {
+        let mut all = self.lock();
+        all.lease = failed.map(|action| match all.lease {
+            Some((_, since)) => (action, since),
+            None => (action, Instant::now()),
+        });
+    }
+
+    /// For how long `kind` cannot be watched; none: it can.
+    pub fn broken(&self, kind: &str) -> Option<Duration> {
+        self.lock().broken.get(kind).map(Instant::elapsed)
+    }
+
+    /// What cannot be watched now, in words.
+    pub fn all_broken(&self) -> Vec<String> {
+        let all = self.lock();
+        let words = |(kind, since): (&String, &Instant)| {
+            format!("{kind} could not be watched for {} s", since.elapsed().as_secs())
+        };
+        all.broken.iter().map(words).collect()
+    }
+
+    /// What cannot be done to the Lease now, in words.
+    pub fn lease_trouble(&self) -> Option<String> {
+        let (action, since) = self.lock().lease?;
+        let seconds = since.elapsed().as_secs();
+        Some(format!("the Lease could not be {action} for {seconds} s"))
+    }
+
     /// What is not read yet, in words; none if all is.
     pub fn unread(&self) -> Option<String> {
-        let words: Vec<String> = self.lock().iter().cloned().collect();
+        let words: Vec<String> = self.lock().unread.iter().cloned().collect();
         (!words.is_empty()).then(|| words.join(", "))
     }
 }
@@ -88,6 +173,31 @@ fn is_of_a_stranger(error: &(dyn Error + 'static)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_watched_is_known_until_its_watch_is_taken_up_again() {
+        let answers = tower::service_fn(|_: Request<Body>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
+        });
+        let watches = Watches::default();
+        let client = watches.client("Server", Client::new(answers, "default"));
+        let ask = async |query: &str| {
+            let request = Request::get(format!("/apis/muster.dev/v1alpha1/servers{query}"));
+            client.send(request.body(Body::empty()).unwrap()).await.unwrap();
+        };
+        for _ in 0..2 {
+            watches.failed("Server", &std::io::Error::other("gone"));
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+        assert_eq!(watches.all_broken(), ["Server could not be watched for 40 s"]);
+        ask("?limit=500").await;
+        assert!(
+            watches.broken("Server").is_some(),
+            "what is listed is not watched yet"
+        );
+        ask("?&watch=true&timeoutSeconds=290").await;
+        assert_eq!(watches.broken("Server"), None);
+    }
 
     #[test]
     fn what_is_not_read_is_told_until_it_is() {

@@ -1,6 +1,6 @@
 //! What the controller knows of the cluster: one watched copy of each kind, shared by all loops. Reading it costs no request.
 
-use std::{fmt::Debug, pin::Pin, sync::Arc};
+use std::{borrow::Cow, fmt::Debug, pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use kube::{
@@ -95,7 +95,7 @@ pub enum Change {
     All,
 }
 
-const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Changes that a slow listener may be behind before it is told to look at everything.
 const CHANGES: usize = 1024;
@@ -118,7 +118,7 @@ impl Driver {
         self.changes.clone()
     }
 
-    /// Watches until dropped. A watch that fails is tried again, ever more slowly; the copies stay as they were.
+    /// Watches until dropped. A watch that fails is tried again; the copies stay as they were.
     pub async fn run(self) {
         let Driver { changes, streams } = self;
         stream::select_all(streams)
@@ -139,11 +139,13 @@ impl World {
         let written = Arc::<Written<Server>>::default();
         let unreadable = Arc::<Unreadable>::default();
         let watches = Watches::default();
-        let segments = Api::namespaced(client.clone(), ours());
+        // Each kind by a client that tells how its watch does.
+        let seen = |kind: Cow<'_, str>| watches.client(&kind, client.clone());
+        let segments = Api::namespaced(seen(Segment::kind(&())), ours());
         let segments = lenient::events(segments, Treat::Absent, Arc::clone(&unreadable));
         let (segments, segment_changes) = watch(segments, &watches, Change::Segment, |_| {});
         let (of, own) = (Arc::clone(&machines), Arc::clone(&written));
-        let servers = Api::namespaced(client.clone(), ours());
+        let servers = Api::namespaced(seen(Server::kind(&())), ours());
         let servers = lenient::events(servers, Treat::Mark(lenient::mark), Arc::clone(&unreadable));
         let (servers, server_changes) = watch(servers, &watches, Change::Server, move |shown| match shown {
             Shown::One(server, gone) => show_server(&of, &own, server, gone),
@@ -153,7 +155,7 @@ impl World {
             }
         });
         let of = Arc::clone(&machines);
-        let hosts = scope.hosts_api(client);
+        let hosts = scope.hosts_api(&seen(BareMetalHost::kind(&())));
         let hosts = lenient::events(hosts, Treat::Mark(lenient::pause), Arc::clone(&unreadable));
         let (hosts, host_changes) = watch(hosts, &watches, Change::Host, move |shown| match shown {
             Shown::One(host, gone) => of.host(host, gone),
@@ -161,7 +163,7 @@ impl World {
         });
         // Nobody decides anew because a token was spent.
         let of = Arc::clone(&machines);
-        let enrolments = Api::namespaced(client.clone(), ours());
+        let enrolments = Api::namespaced(seen(Enrolment::kind(&())), ours());
         let enrolments = lenient::events(enrolments, Treat::Absent, Arc::clone(&unreadable))
             .modify(|enrolment: &mut Enrolment| enrolment.spec.certificate = String::new());
         let (enrolments, spent) = watch(
@@ -177,7 +179,7 @@ impl World {
         let mut streams = vec![segment_changes, server_changes, host_changes, spent];
         let hardware = if scope.control {
             let told = |data: Arc<HardwareData>| Change::Hardware(ObjectRef::from_obj(&data));
-            let hardware = scope.hosts_api(client);
+            let hardware = scope.hosts_api(&seen(HardwareData::kind(&())));
             let hardware = lenient::events(hardware, Treat::Mark(|_| {}), Arc::clone(&unreadable));
             let (hardware, changes) = watch(hardware, &watches, told, |_| {});
             streams.push(changes);
@@ -223,6 +225,15 @@ impl World {
                 return first.and(enrolments).and(hardware).is_ok();
             }
         }
+    }
+
+    /// Which of the copies that say what a machine boots cannot be kept up to date now, and for how long.
+    pub fn stale(&self) -> Option<(Cow<'static, str>, Duration)> {
+        let kinds = [BareMetalHost::kind(&()), Server::kind(&())];
+        kinds.into_iter().find_map(|kind| {
+            let since = self.watches.broken(&kind)?;
+            Some((kind, since))
+        })
     }
 
     /// The Server there, as late as it is known.

@@ -12,11 +12,7 @@ use std::{
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
-use kube::{
-    Api, Client, Resource,
-    api::Patch,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Api, Client, Resource, api::Patch, runtime::watcher};
 use muster_proto::{Chain, kinds::BareMetalHost, text};
 use ring::{hmac, rand::SystemRandom};
 use serde_json::json;
@@ -37,6 +33,7 @@ use crate::{
     hosts,
     manager::CONTROL,
     path::Path,
+    retry,
     round::{ExecuteError, PATIENCE, failed},
     watches::Watches,
     world::Scope,
@@ -174,7 +171,8 @@ impl Vault {
     ) -> impl Stream<Item = Touched> + use<'a> {
         let (label, value) = SECRET_LABEL;
         let config = watcher::Config::default().labels(&format!("{label}={value}"));
-        let events = watcher(scope.hosts_api::<Secret>(client), config).default_backoff();
+        let client = watches.client(SECRET, client.clone());
+        let events = retry::watch_all(scope.hosts_api::<Secret>(&client), config);
         let mut listed = HashMap::new();
         watches.begins(SECRET);
         events.filter_map(move |event| {

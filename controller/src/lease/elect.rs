@@ -5,11 +5,7 @@ use std::{pin::Pin, time::Duration};
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::{
-    Api, Client,
-    api::PostParams,
-    runtime::{WatchStreamExt, watcher::watch_object},
-};
+use kube::{Api, Client, api::PostParams};
 use muster_proto::Chain;
 use tokio::{sync::watch, time::timeout};
 
@@ -19,6 +15,7 @@ use super::{
     identity::Identity,
     next::{Contender, Step, Timing, holder},
 };
+use crate::{retry, watches::Watches};
 
 /// How long what is under way may take when the term is given up. If it takes longer, the Lease is not given up but runs out.
 const DRAIN: Duration = Duration::from_millis(1500);
@@ -47,11 +44,16 @@ impl Standing {
 /// Wants one Lease.
 pub struct Election {
     leases: Api<Lease>,
+    namespace: String,
     name: String,
     identity: Identity,
     timing: Timing,
     contender: Contender,
     standing: watch::Sender<Standing>,
+    /// Tells people of it while the Lease cannot be used.
+    watches: Watches,
+    /// Of whom people were told last that it leads, if it is another.
+    leader: Option<String>,
 }
 
 impl std::fmt::Debug for Election {
@@ -70,15 +72,19 @@ impl Election {
         name: &str,
         identity: Identity,
         timing: Timing,
+        watches: Watches,
     ) -> (Election, watch::Receiver<Standing>) {
         let (standing, told) = watch::channel(Standing::Unknown);
         let election = Election {
             leases: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
             name: name.to_owned(),
             contender: Contender::new(identity.text().to_owned(), timing),
             identity,
             timing,
             standing,
+            watches,
+            leader: None,
         };
         (election, told)
     }
@@ -104,7 +110,10 @@ impl Election {
                     }
                     tokio::select! {
                         () = tokio::time::sleep(until.saturating_sub(clock::now())) => {}
-                        lease = change(changes.as_mut()) => self.contender.saw(lease, clock::now()),
+                        lease = change(changes.as_mut()) => {
+                            self.watches.lease(None);
+                            self.contender.saw(lease, clock::now());
+                        }
                         () = &mut stop => return self.give_up().await,
                     }
                 }
@@ -115,14 +124,17 @@ impl Election {
 
     /// Bounds one request, so that a connection that went silent leaves time for another.
     fn patience(&self) -> Duration {
-        self.timing.renew / 3
+        self.timing.renew / 2
     }
 
     async fn look(&mut self) {
         match timeout(self.patience(), self.leases.get_opt(&self.name)).await {
-            Ok(Ok(lease)) => self.contender.saw(lease, clock::now()),
-            Ok(Err(error)) => self.failed("read", &Chain(&error)),
-            Err(late) => self.failed("read", &late),
+            Ok(Ok(lease)) => {
+                self.watches.lease(None);
+                self.contender.saw(lease, clock::now());
+            }
+            Ok(Err(error)) => self.failed("read", &self.watches.words("Lease", &error)),
+            Err(_) => self.late("read"),
         }
     }
 
@@ -130,15 +142,25 @@ impl Election {
         let sent = clock::now();
         let new = lease.metadata.resource_version.is_none();
         match timeout(self.patience(), self.put(lease)).await {
-            Ok(Ok(lease)) => self.contender.written(lease, sent),
+            Ok(Ok(lease)) => {
+                self.watches.lease(None);
+                self.contender.written(lease, sent);
+            }
             // Made, written or deleted by another since it was seen. A new one is not found where there is no namespace for it.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 || (status.code == 404 && !new) => {
                 if self.contender.refused(clock::now()) {
                     tracing::warn!(lease = %self.name, why = %status.message, "the Lease is not written again and again, as if others wrote it; tried again");
                 }
             }
-            Ok(Err(error)) => self.failed("write", &Chain(&error)),
-            Err(late) => self.failed("write", &late),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+                let namespace = &self.namespace;
+                let why = format!(
+                    "the namespace {namespace} does not exist; next: create it (kubectl create namespace {namespace})"
+                );
+                self.failed("written", &why);
+            }
+            Ok(Err(error)) => self.failed("written", &self.watches.words("Lease", &error)),
+            Err(_) => self.late("written"),
         }
     }
 
@@ -156,8 +178,15 @@ impl Election {
         }
     }
 
-    fn failed(&mut self, action: &'static str, error: &dyn std::fmt::Display) {
-        tracing::warn!(lease = %self.name, %error, action, "the Lease could not be used; tried again");
+    fn late(&mut self, action: &'static str) {
+        let why = format!("the API server gave no answer within {:?}", self.patience());
+        self.failed(action, &why);
+    }
+
+    /// The Lease could not be `read` or `written`.
+    fn failed(&mut self, action: &'static str, error: &str) {
+        tracing::warn!(lease = %self.name, error, "the Lease could not be {action}; tried again");
+        self.watches.lease(Some(action));
         self.contender.failed(clock::now());
     }
 
@@ -177,22 +206,26 @@ impl Election {
                 term.close();
                 tracing::warn!(lease = %self.name, epoch = term.epoch(), "leads no more; nothing is written until it leads again");
                 self.standing.send_replace(Standing::Standby);
+                self.leader = None;
             }
             (None, None) => self.stand_by(),
         }
     }
 
-    fn stand_by(&self) {
+    fn stand_by(&mut self) {
         let Some(other) = self.contender.lease().and_then(holder) else {
             return;
         };
         if other == self.identity.text() {
             return;
         }
+        if self.leader.as_deref() != Some(other) {
+            tracing::info!(lease = %self.name, leader = %muster_proto::text::clean(other.as_bytes()), "another leads; stands by");
+            self.leader = Some(other.to_owned());
+        }
         self.standing.send_if_modified(|standing| {
             let new = matches!(standing, Standing::Unknown);
             if new {
-                tracing::info!(lease = %self.name, leader = %muster_proto::text::clean(other.as_bytes()), "another leads; stands by");
                 *standing = Standing::Standby;
             }
             new
@@ -229,8 +262,7 @@ impl Election {
 
 /// The Lease, now and whenever it changes.
 fn seen(leases: Api<Lease>, name: &str) -> Seen {
-    watch_object(leases, name)
-        .default_backoff()
+    retry::watch_one(leases, name)
         .filter_map(|seen| {
             // Without the watch the Lease is read when it should have run out.
             let seen = seen.inspect_err(|error| {
@@ -246,5 +278,88 @@ async fn change(changes: Option<&mut Seen>) -> Option<Lease> {
     match next.await {
         Some(lease) => lease,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake_api::FakeApi;
+
+    fn election(api: &std::sync::Arc<FakeApi>) -> (Election, watch::Receiver<Standing>, Watches) {
+        let (timing, watches) = (Timing::new(15, 10, 2).unwrap(), Watches::default());
+        let identity = Identity::own();
+        let (election, told) = Election::new(
+            api.client(),
+            "muster-system",
+            "control",
+            identity,
+            timing,
+            watches.clone(),
+        );
+        (election, told, watches)
+    }
+
+    fn lease_of(other: &str, version: &str) -> Lease {
+        let mut lease = Lease::default();
+        lease.metadata.resource_version = Some(version.to_owned());
+        let spec = lease.spec.get_or_insert_default();
+        spec.holder_identity = Some(other.to_owned());
+        lease
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_takes_four_seconds_keeps_nobody_from_leading() {
+        let api = FakeApi::new();
+        api.set_slow(Duration::from_secs(4));
+        let (mut election, told, watches) = election(&api);
+        election.look().await;
+        assert_eq!(watches.lease_trouble(), None);
+        let identity = election.identity.clone();
+        let step = election.contender.next(clock::now(), Timestamp::now(), |holder| {
+            identity.has_ended(holder)
+        });
+        let Step::Write(lease) = step else {
+            panic!("{step:?}")
+        };
+        election.write(*lease).await;
+        election.tell();
+        assert!(told.borrow().leadership().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_cannot_be_used_is_told_until_it_can() {
+        let api = FakeApi::new();
+        let (mut election, _told, watches) = election(&api);
+        api.set_slow(Duration::from_secs(6));
+        election.look().await;
+        tokio::time::sleep(Duration::from_secs(25)).await;
+        let told = watches.lease_trouble();
+        assert_eq!(told.as_deref(), Some("the Lease could not be read for 25 s"));
+        api.set_slow(Duration::ZERO);
+        election.look().await;
+        assert_eq!(watches.lease_trouble(), None);
+    }
+
+    #[tokio::test]
+    async fn who_leads_is_told_whenever_it_is_another() {
+        let (mut election, _told, _watches) = election(&FakeApi::new());
+        for (version, other) in [("1", "a"), ("2", "b")] {
+            election
+                .contender
+                .saw(Some(lease_of(other, version)), clock::now());
+            election.tell();
+            assert_eq!(election.leader.as_deref(), Some(other));
+        }
+        let now = clock::now();
+        let own = lease_of(election.identity.text(), "3");
+        election.contender.written(own, now);
+        election.tell();
+        election.contender.lost();
+        election.tell();
+        assert_eq!(election.leader, None, "it is told anew who leads");
+        election.contender.saw(Some(lease_of("b", "4")), clock::now());
+        election.tell();
+        assert_eq!(election.leader.as_deref(), Some("b"));
     }
 }

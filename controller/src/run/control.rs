@@ -35,6 +35,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, 
         &args.lease_name,
         Identity::own(),
         timing,
+        parts.world.watches.clone(),
     );
     let config = bmc::Config {
         authorities: bmc::authorities(&args.bmc_cas)?,

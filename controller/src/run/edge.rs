@@ -12,7 +12,7 @@ use crate::{
     boot::{
         dhcp::{self, ClosedByService, Dhcp},
         files::{Extras, Files},
-        http::{self, site::Site},
+        http::{self, anew::Anew, site::Site},
         peers::Peers,
         segment::{self, Plan, Ports},
         tftp,
@@ -62,6 +62,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         plan: plan.clone(),
         files,
         secrets,
+        anew: Anew::through(parts.client.clone()),
     };
     let http = http::Server {
         answer: site,

@@ -250,15 +250,15 @@ impl Dispatch {
     fn step(&self, request: &Request, port: u16, active: &Active) -> Step {
         let net = &active.net;
         let boots = Client::of(request).boots();
+        let release = boots.then(|| self.releases.0.current(net.profile)).flatten();
+        let passes = boots.then(|| self.passes()).flatten();
         // Whoever only wants an address gets it without being looked up.
         let verdict = if boots {
-            let known = self.world.known(request.mac, request.uuid().as_deref());
-            known.verdict(&active.segment)
+            let has_files = release.is_some() && passes.is_some();
+            self.verdict(request, &active.segment, has_files)
         } else {
             Verdict::Silence("it boots nothing")
         };
-        let release = boots.then(|| self.releases.0.current(net.profile)).flatten();
-        let passes = boots.then(|| self.passes()).flatten();
         let circumstances = Circumstances {
             net,
             verdict,
@@ -276,6 +276,22 @@ impl Dispatch {
             });
         }
         step
+    }
+
+    /// What the sender boots. Where only an old copy says that it is its own disk, its boot script decides, which can wait for the API
+    /// server, if the sender comes by one and there are the files for that.
+    fn verdict(&self, request: &Request, segment: &Segment, has_files: bool) -> Verdict {
+        let known = self.world.known(request.mac, request.uuid().as_deref());
+        let verdict = known.verdict(segment);
+        let loads_script = matches!(Client::of(request), Client::Firmware | Client::Ipxe);
+        let can_ask = loads_script && has_files && decide::unfit(request).is_none();
+        let is_old = || known.host.is_some() && self.world.stale().is_some();
+        match verdict {
+            Verdict::Disk(_) if can_ask && is_old() => {
+                Verdict::Ramdisk("its host's copy is old: its boot script decides")
+            }
+            verdict => verdict,
+        }
     }
 
     /// Fresh ones for every packet: only the one in the URL that the firmware really loads becomes a token.

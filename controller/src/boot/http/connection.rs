@@ -72,7 +72,7 @@ pub(super) async fn serve<A: Answer>(
         let begun = Instant::now();
         let response = match request.method {
             Method::Other => Response::error(Status::MethodNotAllowed, "only GET and HEAD are served"),
-            _ => answer.answer(&request.target, ends).ranged(&request),
+            _ => answer.answer(&request.target, ends).await.ranged(&request),
         };
         let go_on = request.keep_alive && response.status.is_success() && !crowded();
         let head = response.head(go_on, Timestamp::now());

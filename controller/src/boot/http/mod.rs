@@ -4,6 +4,7 @@
 //! A thousand machines that boot at once must cost no more than a good file server does: bodies are lists of [`body::Segment`]s
 //! whose files go to the network by sendfile(2), and a waiting connection holds no buffer.
 
+pub mod anew;
 pub mod body;
 mod connection;
 pub mod head;
@@ -44,10 +45,11 @@ pub const PORT: u16 = 8080;
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: u32 = 4096;
 
-/// Says what to serve. Blocks for no longer than a look at the disk's directory.
+/// Says what to serve. Blocks for no longer than a look at the disk's directory, and takes no longer than the API server is given for one
+/// question.
 pub trait Answer: Send + Sync + 'static {
     /// The answer to a GET of `target`; HEAD and Range are made from it.
-    fn answer(&self, target: &str, ends: Ends) -> Response;
+    fn answer(&self, target: &str, ends: Ends) -> impl Future<Output = Response> + Send;
 }
 
 /// Bounds on what clients may make us do.

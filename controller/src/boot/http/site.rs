@@ -1,4 +1,4 @@
-//! What each URL answers. Reads the watched copies of the cluster and the files on disk; waits for nothing.
+//! What each URL answers. Reads the watched copies of the cluster and the files on disk; waits for nothing, unless a copy is known to be old.
 
 use std::{
     fmt,
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::{
     Answer, Ends,
+    anew::Anew,
     body::Body,
     response::{Kind, Response, Status, Step},
     route::{self, Boot, ReleaseName, Route, SegmentKey},
@@ -41,6 +42,8 @@ pub struct Site {
     pub files: Arc<Files>,
     /// From enrolment; `None` until it has them.
     pub secrets: watch::Receiver<Option<Arc<BootSecrets>>>,
+    /// For hosts whose copy may be old.
+    pub anew: Anew,
 }
 
 impl fmt::Debug for Site {
@@ -52,7 +55,7 @@ impl fmt::Debug for Site {
 }
 
 impl Answer for Site {
-    fn answer(&self, target: &str, ends: Ends) -> Response {
+    async fn answer(&self, target: &str, ends: Ends) -> Response {
         let now = Timestamp::now().as_second();
         let from = ends.peer.ip();
         let response = match Route::parse(target) {
@@ -64,8 +67,13 @@ impl Answer for Site {
             }) => {
                 let uuid = uuid.as_deref();
                 let path = route::script_path(&segment, mac, uuid);
-                self.admit(&path, pass.as_ref(), &segment, from, now)
-                    .and_then(|admitted| self.script(&admitted, &segment, mac, uuid, now))
+                match self.admit(&path, pass.as_ref(), &segment, from, now) {
+                    Ok(admitted) => {
+                        let verdict = self.verdict(&segment, mac, uuid, from).await;
+                        verdict.and_then(|verdict| self.script(&admitted, &segment, mac, verdict, now))
+                    }
+                    Err(refusal) => Err(refusal),
+                }
             }
             Some(Route::Kernel(release)) => self.kernel(&release),
             Some(Route::Initramfs(boot)) => self.initramfs(&boot, from, now),
@@ -123,13 +131,10 @@ impl Site {
         Admitted { net, secrets }: &Admitted,
         segment: &SegmentKey,
         mac: Mac,
-        uuid: Option<&str>,
+        verdict: Verdict,
         now: i64,
     ) -> Result<Response, Refusal> {
-        if !self.is_complete() {
-            return Err((Status::Unavailable, "the cluster is not known yet"));
-        }
-        let text = match self.verdict(segment, mac, uuid)? {
+        let text = match verdict {
             Verdict::Silence(why) | Verdict::Disk(why) => ipxe::disk(why),
             Verdict::Ramdisk(_) => match self.files.current(net.profile) {
                 Some(ramdisk) => {
@@ -241,7 +246,17 @@ impl Site {
             && ready(hosts.wait_until_ready().now_or_never())
     }
 
-    fn verdict(&self, segment: &SegmentKey, mac: Mac, uuid: Option<&str>) -> Result<Verdict, Refusal> {
+    /// What the machine with `mac` that asks from the address `from` boots.
+    async fn verdict(
+        &self,
+        segment: &SegmentKey,
+        mac: Mac,
+        uuid: Option<&str>,
+        from: IpAddr,
+    ) -> Result<Verdict, Refusal> {
+        if !self.is_complete() {
+            return Err((Status::Unavailable, "the cluster is not known yet"));
+        }
         let segment = self
             .world
             .segments
@@ -250,7 +265,14 @@ impl Site {
                     && found.metadata.name.as_deref() == Some(segment.name())
             })
             .ok_or((Status::NotFound, "there is no such segment"))?;
-        Ok(self.world.known(mac, uuid).verdict(&segment))
+        let mut known = self.world.known(mac, uuid);
+        // The leader may just have told the machine to boot its ramdisk.
+        if let Some(stale) = self.world.stale()
+            && let Some(host) = known.host.take()
+        {
+            known.host = self.anew.host(host, &stale, from).await;
+        }
+        Ok(known.verdict(&segment))
     }
 }
 

@@ -28,7 +28,7 @@ struct Fixed {
 }
 
 impl Answer for Arc<Fixed> {
-    fn answer(&self, target: &str, _: Ends) -> Response {
+    async fn answer(&self, target: &str, _: Ends) -> Response {
         self.answered.fetch_add(1, Ordering::Relaxed);
         let step = Step {
             what: "kernel",

@@ -1,4 +1,4 @@
-use muster_proto::kinds::{DhcpMode, Profile};
+use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, DhcpMode, Profile};
 use tokio::net::UdpSocket;
 
 use super::*;
@@ -105,6 +105,46 @@ fn only_a_machine_that_is_to_boot_and_cannot_is_told_of() {
         (&request("ovmf-pxe-discover"), Step::Silence(why)),
     ] {
         assert_eq!(unfit(request, &step), None, "{step:?}");
+    }
+}
+
+#[test]
+fn while_hosts_cannot_be_watched_the_boot_script_says_who_boots_its_own_disk() {
+    let mac = Mac([0x52, 0x54, 0, 0, 0, 9]);
+    let spec = BareMetalHostSpec {
+        boot_mac_address: Some(mac.to_string()),
+        ..BareMetalHostSpec::default()
+    };
+    let mut host = BareMetalHost::new("h", spec);
+    let status = host.status.get_or_insert_default();
+    "provisioned".clone_into(&mut status.provisioning.state);
+    let api = FakeApi::new();
+    api.put("baremetalhosts", &host);
+    let world = api.world();
+    let dispatch = Dispatch::new(
+        world.clone(),
+        Arc::new(Empty),
+        watch::channel(None).1,
+        Events::new(mpsc::channel(1).0),
+        Metrics::register(&mut Registry::default()),
+    );
+    let segment = a_segment("eth1", DhcpMode::Server);
+    let boots_disk = |name: &str, has_files: bool| {
+        let request = Request { mac, ..request(name) };
+        let verdict = dispatch.verdict(&request, &segment, has_files);
+        matches!(verdict, Verdict::Disk(_))
+    };
+    let by_script = ["ovmf-pxe-discover", "ipxe-rom-bios-discover"];
+    let others = ["ovmf-http-discover", "ipxe-efi-arm64-discover"];
+    assert!(by_script.iter().chain(&others).all(|name| boots_disk(name, true)));
+    world
+        .watches
+        .failed("BareMetalHost", &std::io::Error::other("gone"));
+    for name in by_script {
+        assert!(!boots_disk(name, true) && boots_disk(name, false), "{name}");
+    }
+    for name in others {
+        assert!(boots_disk(name, true), "{name}: it comes by no script");
     }
 }
 

@@ -114,6 +114,7 @@ fn site_over(directory: tempfile::TempDir, extras: Extras) -> Fixture {
         plan: watch::channel(Arc::new(plan())).1,
         files: Arc::new(Files::open(directory.path(), extras, &std::env::temp_dir())),
         secrets,
+        anew: Anew::new(|path| panic!("{path} is read though the copy is not old")),
     };
     Fixture {
         site,
@@ -132,8 +133,14 @@ fn ends(peer: &str) -> Ends {
     }
 }
 
+/// The answer of a site that asks nobody.
+fn ask(site: &Site, target: &str, ends: Ends) -> Response {
+    let answer = site.answer(target, ends).now_or_never();
+    answer.expect("it waits for nothing")
+}
+
 fn get(site: &Site, target: &str) -> Response {
-    site.answer(target, ends("127.0.0.9"))
+    ask(site, target, ends("127.0.0.9"))
 }
 
 fn bytes(body: &Body) -> Vec<u8> {
@@ -275,23 +282,23 @@ fn a_machine_on_another_network_gets_no_token() {
     let script = script_url();
     for target in [&initramfs, &uki, &script] {
         assert_eq!(
-            fixture.site.answer(target, ends("10.0.0.1")).status,
+            ask(&fixture.site, target, ends("10.0.0.1")).status,
             Status::Forbidden,
             "{target}"
         );
         assert_eq!(
-            fixture.site.answer(target, ends("[::1]")).status,
+            ask(&fixture.site, target, ends("[::1]")).status,
             Status::Forbidden,
             "{target}"
         );
         assert_eq!(
-            fixture.site.answer(target, ends("[::ffff:127.0.0.9]")).status,
+            ask(&fixture.site, target, ends("[::ffff:127.0.0.9]")).status,
             Status::Ok,
             "{target}"
         );
     }
     assert_eq!(
-        fixture.site.answer(&kernel, ends("10.0.0.1")).status,
+        ask(&fixture.site, &kernel, ends("10.0.0.1")).status,
         Status::Ok,
         "the kernel is no secret"
     );
@@ -453,6 +460,46 @@ fn the_policy_says_who_gets_the_ramdisk() {
     fixture.site.world.machines.host(&host, false);
     known(&mut fixture.hosts, vec![host]);
     assert_eq!(paths(&script(&fixture.site)).len(), 2);
+}
+
+/// A host of [`MAC`] in this state.
+fn a_host(state: &str) -> BareMetalHost {
+    let mut host = BareMetalHost::new("h", Default::default());
+    host.metadata.namespace = Some("default".into());
+    host.spec.boot_mac_address = Some("52:54:00:12:34:56".into());
+    let status = host.status.get_or_insert_default();
+    status.provisioning.state = state.into();
+    host
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_hosts_cannot_be_watched_a_boot_script_reads_its_host_anew() {
+    let mut fixture = site();
+    let old = a_host("provisioned");
+    fixture.site.world.machines.host(&old, false);
+    known(&mut fixture.hosts, vec![old]);
+    assert!(paths(&script(&fixture.site)).is_empty());
+    for kind in ["BareMetalHost", "Server"] {
+        let watches = &fixture.site.world.watches;
+        watches.failed(kind, &std::io::Error::other("gone"));
+        let now = async |fixture: &Fixture| {
+            let response = fixture.site.answer(&script_url(), ends("127.0.0.9")).await;
+            assert_eq!(response.status, Status::Ok);
+            paths(&text(&response)).len()
+        };
+        fixture.site.anew = Anew::new(|path| {
+            assert_eq!(path.to_string(), "default/h");
+            async { Ok(Some(a_host("inspecting"))) }.boxed()
+        });
+        assert_eq!(now(&fixture).await, 2, "{kind}");
+        fixture.site.anew = Anew::new(|_| async { Err("forbidden".to_owned()) }.boxed());
+        assert_eq!(now(&fixture).await, 0, "{kind}: the old copy decides");
+        fixture.site.anew = Anew::new(|_| std::future::pending().boxed());
+        let begun = tokio::time::Instant::now();
+        assert_eq!(now(&fixture).await, 0, "{kind}: the old copy decides");
+        assert_eq!(begun.elapsed().as_secs(), 2);
+        fixture.site.world.watches.is_read(kind);
+    }
 }
 
 #[test]

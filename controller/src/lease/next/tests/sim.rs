@@ -282,7 +282,7 @@ impl Sim {
         }
         let local = one.local(self.now);
         if let Some((_, sent)) = one.asked {
-            if local >= sent + self.timing.renew / 3 {
+            if local >= sent + self.timing.renew / 2 {
                 one.asked = None;
                 if one.ending {
                     return self.restart(number);
