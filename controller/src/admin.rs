@@ -342,6 +342,13 @@ fn readiness(state: &State) -> Answer {
             let lease = lease.map(|lease| format!("no leader is known, {lease}"));
             ok("ok: stands by".to_owned(), lease)
         }
+        (Some(Standing::HeldBack(rival)), _) => {
+            let held_back = format!(
+                "ok: stands by; another installation, in namespace {}, acts on the same hosts",
+                rival.namespace
+            );
+            ok(held_back, lease)
+        }
         (Some(Standing::Unknown), _) => {
             let lease = lease.map(|lease| format!("; {lease}")).unwrap_or_default();
             not_yet(&format!("the Lease has not been read yet{lease}"))
@@ -421,6 +428,13 @@ mod tests {
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 503"));
         stand.send_replace(Standing::Standby);
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 200"));
+        stand.send_replace(Standing::HeldBack(crate::lease::Rival::of("other")));
+        let answer = get(at, "/readyz").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200")
+                && answer.contains("ok: stands by; another installation, in namespace other,"),
+            "{answer}"
+        );
         let until = crate::lease::now() + Duration::from_secs(3600);
         stand.send_replace(Standing::Leads(crate::lease::Leadership::new(1, until)));
         assert!(get(at, "/readyz").await.starts_with("HTTP/1.1 200"));

@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeSet,
-    net::{AddrParseError, SocketAddr},
+    net::{AddrParseError, IpAddr, SocketAddr},
     path::PathBuf,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use muster_proto::text;
 
 /// Muster's controller: network boot, enrolment and discovery of bare metal.
 #[derive(Debug, Parser)]
@@ -87,7 +88,7 @@ pub struct RunArgs {
     )]
     pub roles: Vec<Role>,
     /// The namespace of Segments, Servers and the controller's own Secrets.
-    #[arg(long, env = "MUSTER_NAMESPACE", default_value = "muster-system")]
+    #[arg(long, env = "MUSTER_NAMESPACE", default_value = "muster-system", value_parser = namespace)]
     pub namespace: String,
     /// Watch hosts in this namespace only, which is one; without it, in all.
     #[arg(long, env = "MUSTER_WATCH_NAMESPACE", value_parser = one_namespace)]
@@ -96,14 +97,14 @@ pub struct RunArgs {
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
     /// TCP port for agents.
-    #[arg(long, env = "MUSTER_AGENT_PORT", default_value_t = 9443)]
+    #[arg(long, env = "MUSTER_AGENT_PORT", default_value_t = 9443, value_parser = value_parser!(u16).range(1..))]
     pub agent_port: u16,
     /// How many connections of agents this replica holds: one for each machine in its ramdisk, two while it reconnects. Each needs an
     /// open file and some memory.
-    #[arg(long, env = "MUSTER_MAX_AGENTS", default_value_t = 16_384)]
+    #[arg(long, env = "MUSTER_MAX_AGENTS", default_value_t = 16_384, value_parser = max_agents)]
     pub max_agents: usize,
     /// TCP port for boot files.
-    #[arg(long, env = "MUSTER_HTTP_PORT", default_value_t = 8080)]
+    #[arg(long, env = "MUSTER_HTTP_PORT", default_value_t = 8080, value_parser = value_parser!(u16).range(1..))]
     pub http_port: u16,
     /// UDP port for boot files.
     #[arg(long, env = "MUSTER_TFTP_PORT", default_value_t = 69)]
@@ -125,10 +126,10 @@ pub struct RunArgs {
     pub bmc_cas: Vec<PathBuf>,
     /// Another address or name that stands in this edge's certificate, beside those of its Segments; may be given several times. Agents
     /// are sent there by the `agentEndpoints` of a Segment.
-    #[arg(long, env = "MUSTER_ADVERTISE", value_delimiter = ',')]
+    #[arg(long, env = "MUSTER_ADVERTISE", value_delimiter = ',', value_parser = endpoint)]
     pub advertise: Vec<String>,
     /// What this edge is called in the status of Segments; without it, as its computer.
-    #[arg(long, env = "MUSTER_EDGE_NAME")]
+    #[arg(long, env = "MUSTER_EDGE_NAME", value_parser = computer)]
     pub edge_name: Option<String>,
     /// The Lease that the acting one of several controllers with the role `control` holds, in their own namespace. The Role in
     /// `deploy/manifests/roles` names the default.
@@ -145,7 +146,7 @@ pub struct RunArgs {
     #[arg(long, env = "RETRY_PERIOD_SECONDS", default_value_t = 2)]
     pub retry_period_seconds: u64,
     /// How many hosts may be inspecting, provisioning and deprovisioning at once.
-    #[arg(long, env = "PROVISIONING_LIMIT", default_value_t = 20)]
+    #[arg(long, env = "PROVISIONING_LIMIT", default_value_t = 20, value_parser = provisioning_limit)]
     pub provisioning_limit: usize,
     /// How many provisionings of a host may fail in a row before it stays as it is until its spec is changed, such as its image; 0: any number.
     #[arg(long, env = "MUSTER_MAX_PROVISIONING_RETRIES", default_value_t = 5)]
@@ -191,13 +192,109 @@ impl RunArgs {
     pub fn roles(&self) -> BTreeSet<Role> {
         self.roles.iter().copied().collect()
     }
+
+    /// What is wrong with values that are each right by itself.
+    pub fn check(&self) -> Result<(), String> {
+        let authenticated = self.metrics == Metrics::Authenticated;
+        if !authenticated && (self.metrics_cert.is_some() || self.metrics_key.is_some()) {
+            return Err(
+                "--metrics-cert and --metrics-key are of no use: without `--metrics authenticated`, nothing is served by them"
+                    .to_owned(),
+            );
+        }
+        let admin = ("--admin-listen", self.admin_listen);
+        let metrics = authenticated.then_some(("--metrics-listen", self.metrics_listen));
+        let is_every = |address: IpAddr| address.to_canonical().is_unspecified();
+        if self.roles().contains(&Role::Edge) {
+            if self.http_port == self.agent_port {
+                return Err(format!(
+                    "--http-port and --agent-port are both {}: each needs a port of its own",
+                    self.http_port
+                ));
+            }
+            // On the addresses of Segments, which this one has among its own.
+            for (flag, listen) in [Some(admin), metrics].into_iter().flatten() {
+                for (other, port) in [("--http-port", self.http_port), ("--agent-port", self.agent_port)] {
+                    if listen.port() == port && is_every(listen.ip()) {
+                        return Err(format!(
+                            "{flag} {listen} takes the port of {other} on every address: each needs a port of its own"
+                        ));
+                    }
+                }
+            }
+        }
+        if let Some((_, metrics)) = metrics {
+            let (one, other) = (self.admin_listen.ip(), metrics.ip());
+            let meet = one == other || is_every(one) || is_every(other);
+            if meet && metrics.port() == self.admin_listen.port() && metrics.port() != 0 {
+                return Err(format!(
+                    "--admin-listen {} and --metrics-listen {metrics} are the same port: each needs one of its own",
+                    self.admin_listen
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the name of a namespace.
+fn namespace(text: &str) -> Result<String, String> {
+    let is_label = text::is_dns_subdomain(text) && text.len() <= 63 && !text.contains('.');
+    is_label.then(|| text.to_owned()).ok_or_else(|| {
+        "no namespace has such a name: it is 1 to 63 of a-z, 0-9 and `-`, and begins and ends with a letter or a digit"
+            .to_owned()
+    })
+}
+
+/// Reads a number that is not 0; `none` says what 0 would mean.
+fn some(text: &str, none: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(0) => Err(none.to_owned()),
+        number => number.map_err(|error| error.to_string()),
+    }
+}
+
+fn provisioning_limit(text: &str) -> Result<usize, String> {
+    some(
+        text,
+        "no host would ever be inspected or provisioned; PROVISIONING_LIMIT is 1 or more",
+    )
+}
+
+fn max_agents(text: &str) -> Result<usize, String> {
+    some(
+        text,
+        "no machine could ever connect; MUSTER_MAX_AGENTS is 1 or more",
+    )
+}
+
+/// Reads what agents may dial: a host, with or without `https://` and a port.
+fn endpoint(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").unwrap_or(text);
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    let is_host = host.parse::<IpAddr>().is_ok() || text::is_dns_subdomain(&host.to_ascii_lowercase());
+    is_host
+        .then(|| text.to_owned())
+        .ok_or_else(|| "it is neither an address nor a DNS name".to_owned())
+}
+
+/// Reads what a computer may be called.
+fn computer(text: &str) -> Result<String, String> {
+    let inside = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let is_name = (1..=253).contains(&text.len()) && text.bytes().all(inside);
+    is_name
+        .then(|| text.to_owned())
+        .ok_or_else(|| "it is 1 to 253 letters, digits, `.`, `-` and `_`".to_owned())
 }
 
 /// Reads the name of one namespace, or none; baremetal-operator takes a list, which must not pass for a namespace that nobody has.
 fn one_namespace(text: &str) -> Result<String, String> {
-    match text.contains(',') {
-        true => Err("it is a list: name one namespace, or none, which are all".to_owned()),
-        false => Ok(text.trim().to_owned()),
+    match text.trim() {
+        list if list.contains(',') => {
+            Err("it is a list: name one namespace, or none, which are all".to_owned())
+        }
+        "" => Ok(String::new()),
+        name => namespace(name),
     }
 }
 
@@ -252,6 +349,69 @@ mod tests {
         assert_eq!(listens("2001:db8::5:8443").as_deref(), Some("[2001:db8::5]:8443"));
         for wrong in ["", "8443", ":8443", "192.0.2.1", "192.0.2.1:http", "name:8443"] {
             assert_eq!(listens(wrong), None, "{wrong}");
+        }
+    }
+
+    fn parse(args: &[&str]) -> Result<RunArgs, String> {
+        let args = ["muster-controller"].iter().chain(args);
+        let cli = Cli::try_parse_from(args).map_err(|error| error.to_string())?;
+        cli.run.check().map(|()| cli.run)
+    }
+
+    #[test]
+    fn values_with_which_nothing_could_work_are_refused_and_named() {
+        let wrong: &[(&[&str], &str)] = &[
+            (&["--provisioning-limit", "0"], "PROVISIONING_LIMIT"),
+            (&["--max-agents", "0"], "MUSTER_MAX_AGENTS"),
+            (&["--max-agents", "many"], "--max-agents"),
+            (&["--namespace", ""], "--namespace"),
+            (&["--namespace", "Muster"], "--namespace"),
+            (&["--namespace", "a.b"], "--namespace"),
+            (&["--watch-namespace", "metal-"], "--watch-namespace"),
+            (&["--watch-namespace", "a,b"], "list"),
+            (&["--http-port", "0"], "--http-port"),
+            (&["--agent-port", "0"], "--agent-port"),
+            (&["--http-port", "9443"], "--agent-port"),
+            (&["--agent-port", "8443"], "--metrics-listen"),
+            (
+                &["--http-port", "9090", "--admin-listen", "0.0.0.0:9090"],
+                "--admin-listen",
+            ),
+            (&["--admin-listen", "[::]:8443"], "--metrics-listen"),
+            (&["--advertise", "bad name!"], "--advertise"),
+            (&["--edge-name", "bad name!"], "--edge-name"),
+            (&["--edge-name", ""], "--edge-name"),
+            (
+                &["--metrics", "off", "--metrics-cert", "a", "--metrics-key", "b"],
+                "--metrics-cert",
+            ),
+        ];
+        for (args, named) in wrong {
+            let error = parse(args).err();
+            let error = error.unwrap_or_else(|| panic!("{args:?} is taken"));
+            assert!(error.contains(named), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn values_that_go_together_are_taken() {
+        let right: &[&[&str]] = &[
+            &[],
+            &["--provisioning-limit", "1", "--max-agents", "1"],
+            &["--namespace", "muster-2", "--watch-namespace", " metal "],
+            &["--agent-port", "9090"],
+            &["--roles", "control", "--http-port", "8443"],
+            &["--admin-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"],
+            &["--metrics", "off", "--agent-port", "8443"],
+            &["--metrics-cert", "a", "--metrics-key", "b"],
+            &[
+                "--advertise",
+                "192.0.2.1,edge.Example,https://edge-1.example:9443",
+            ],
+            &["--edge-name", "Node_1.example"],
+        ];
+        for args in right {
+            assert_eq!(parse(args).err(), None, "{args:?}");
         }
     }
 

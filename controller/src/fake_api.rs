@@ -366,7 +366,9 @@ impl Inner {
 
     fn carry_out(&mut self, method: &str, path: &str, _query: &str, body: &[u8]) -> (u16, Value) {
         let parts: Vec<&str> = path.trim_start_matches("/apis/").split('/').collect();
-        let at = parts.iter().position(|part| *part == "namespaces").unwrap();
+        let Some(at) = parts.iter().position(|part| *part == "namespaces") else {
+            return self.list(parts[parts.len() - 1], None);
+        };
         let (namespace, plural) = (parts[at + 1], parts[at + 2]);
         let name = parts.get(at + 3).copied();
         let status = parts.get(at + 4) == Some(&"status");
@@ -374,19 +376,7 @@ impl Inner {
         let name_of = |object: &Value| object["metadata"]["name"].as_str().unwrap().to_owned();
         let key = |name: String| (plural.to_owned(), namespace.to_owned(), name);
         match (method, name) {
-            ("GET", None) => {
-                let of_kind = |key: &&Key| key.0 == plural && key.1 == namespace;
-                let items: Vec<&Value> = self
-                    .objects
-                    .keys()
-                    .filter(of_kind)
-                    .map(|key| &self.objects[key])
-                    .collect();
-                (
-                    200,
-                    json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items }),
-                )
-            }
+            ("GET", None) => self.list(plural, Some(namespace)),
             ("POST", None) if self.terminating.as_deref() == Some(namespace) => failure(403, "Forbidden"),
             ("POST", None) => {
                 let mut object = sent.unwrap();
@@ -404,6 +394,18 @@ impl Inner {
             (_, Some(name)) => self.on_object(method, &key(name.to_owned()), status, sent),
             _ => failure(405, "MethodNotAllowed"),
         }
+    }
+
+    /// All of a kind, in one namespace or in all.
+    fn list(&self, plural: &str, namespace: Option<&str>) -> (u16, Value) {
+        let items: Vec<&Value> = self
+            .objects
+            .iter()
+            .filter(|(key, _)| key.0 == plural && namespace.is_none_or(|namespace| key.1 == namespace))
+            .map(|(_, object)| object)
+            .collect();
+        let list = json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items });
+        (200, list)
     }
 
     fn on_object(&mut self, method: &str, key: &Key, status: bool, sent: Option<Value>) -> (u16, Value) {

@@ -35,6 +35,7 @@ pub mod run;
 mod salvage;
 mod time;
 pub mod token;
+mod token_file;
 pub mod watches;
 pub mod world;
 pub mod written;

@@ -1,8 +1,11 @@
 //! The controller's binary.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser, error::ErrorKind};
 use muster_controller::{
     args::{Cli, Command, LogFormat},
     manifests, run,
@@ -19,6 +22,11 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let Cli { command, run } = Cli::parse();
+    if command.is_none()
+        && let Err(why) = run.check()
+    {
+        Cli::command().error(ErrorKind::ArgumentConflict, why).exit();
+    }
     log(run.log_format);
     let outcome = match command {
         Some(Command::Manifests { which, out }) => manifests::write(which, &out).map_err(anyhow::Error::from),
@@ -27,12 +35,23 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(
-                "the controller ends, because it could not do this: {}",
-                Chain(error.as_ref())
-            );
+            fatal(&error, &mut std::io::stderr());
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Says why the process ends: in the log, and where MUSTER_LOG leaves that out, on `terminal`.
+fn fatal(error: &anyhow::Error, terminal: &mut impl Write) {
+    let why = format!(
+        "the controller ends, because it could not do this: {}",
+        Chain(error.as_ref())
+    );
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!("{why}");
+    } else {
+        // Nobody is left to tell that it cannot be written.
+        let _ = writeln!(terminal, "muster-controller: {why}");
     }
 }
 
@@ -133,6 +152,21 @@ mod tests {
             named.contains("kube_client=off") && !named.contains("watcher"),
             "{named}"
         );
+    }
+
+    #[test]
+    fn why_the_process_ends_is_told_whatever_is_logged() {
+        let error = anyhow::anyhow!("no such file");
+        for (wanted, told) in [("off", true), ("info", false)] {
+            let lines = tracing_subscriber::fmt()
+                .with_env_filter(filter(wanted).0)
+                .with_writer(std::io::sink)
+                .finish();
+            let mut terminal = Vec::new();
+            tracing::subscriber::with_default(lines, || fatal(&error, &mut terminal));
+            let text = String::from_utf8(terminal).unwrap();
+            assert_eq!(text.contains("no such file"), told, "{wanted}: {text}");
+        }
     }
 
     #[test]

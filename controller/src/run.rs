@@ -30,6 +30,7 @@ use crate::{
     events::Dropped,
     lease, lenient,
     metrics::{self, Registry},
+    token_file,
     world::{Change, Scope, World},
 };
 use credentials::Credentials;
@@ -45,6 +46,14 @@ pub enum RunError {
         /// Why.
         #[source]
         source: KubeconfigError,
+    },
+    /// The file is something else. What it holds is not shown: somebody may have named that of a token.
+    #[error("{}", not_a_kubeconfig(path.as_deref(), *at))]
+    NoKubeconfig {
+        /// Which; none: that of KUBECONFIG, or the usual one.
+        path: Option<PathBuf>,
+        /// Where it is wrong: line and column.
+        at: Option<(u64, u64)>,
     },
     /// Neither a kubeconfig nor a service account.
     #[error("find out how to reach the API server; name a file with --kubeconfig")]
@@ -154,7 +163,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let config = config(&args).await?;
     // Before the client reads them: what is replaced in between is seen to be another one.
     let credentials = Credentials::read(&config);
-    let client = Client::try_from(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
+    let client = token_file::client(config.clone()).map_err(|source| RunError::Client(Box::new(source)))?;
     let scope = Scope {
         namespace: args.namespace.clone(),
         hosts: args.hosts(),
@@ -324,15 +333,41 @@ async fn found(kubeconfig: Option<&Path>) -> Result<Config, RunError> {
         let there = async { reach(Kubeconfig::read()?).await };
         return match there.await {
             Ok(config) => Ok(config),
-            Err(_) => Config::infer().await.map_err(RunError::Infer),
+            Err(error) => Config::infer().await.map_err(|infer| match error {
+                KubeconfigError::Parse(error) => no_kubeconfig(None, &error),
+                _ => RunError::Infer(infer),
+            }),
         };
     };
-    let failed = |source| RunError::Kubeconfig {
-        path: path.to_owned(),
-        source,
+    let failed = |source| match source {
+        KubeconfigError::Parse(error) => no_kubeconfig(Some(path), &error),
+        source => RunError::Kubeconfig {
+            path: path.to_owned(),
+            source,
+        },
     };
     let file = Kubeconfig::read_from(path).map_err(failed)?;
     reach(file).await.map_err(failed)
+}
+
+/// `error` says what stands in the file, which nobody may see.
+fn no_kubeconfig(path: Option<&Path>, error: &serde_saphyr::Error) -> RunError {
+    RunError::NoKubeconfig {
+        path: path.map(Path::to_owned),
+        at: error.location().map(|at| (at.line(), at.column())),
+    }
+}
+
+fn not_a_kubeconfig(path: Option<&Path>, at: Option<(u64, u64)>) -> String {
+    let file = path.map_or_else(
+        || "a file that KUBECONFIG names, or ~/.kube/config,".to_owned(),
+        |path| path.display().to_string(),
+    );
+    let at = at.map(|(line, column)| format!(" (line {line}, column {column})"));
+    format!(
+        "read kubeconfig: {file} is no kubeconfig, or it is damaged{}; next: name the right file with --kubeconfig",
+        at.unwrap_or_default()
+    )
 }
 
 /// How the cluster of the current context of `file` is reached: directly. kube takes the proxy of `HTTPS_PROXY` otherwise, whatever
@@ -415,6 +450,19 @@ mod tests {
             answer = asked => assert!(answer.unwrap().is_err()),
             asked = refuse => panic!("{asked}"),
             () = tokio::time::sleep(Duration::from_secs(20)) => panic!("it is asked in silence"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_kubeconfig_is_named_and_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        for wrong in ["eyJhbGciOi.c2VjcmV0", "users: eyJhbGciOi", "a: [eyJhbGciOi\n"] {
+            std::fs::write(&path, wrong).unwrap();
+            let error = found(Some(&path)).await.unwrap_err();
+            let said = muster_proto::Chain(&error).to_string();
+            assert!(!said.contains("eyJ"), "{said}");
+            assert!(said.contains(&*path.to_string_lossy()), "{said}");
         }
     }
 

@@ -145,6 +145,18 @@ async fn least_rights(client: &Client, wide: bool) {
         assert!(may(client, "control", verb, "", "secrets", at).await, "{verb}");
         assert!(!may(client, "edge", verb, "", "secrets", at).await, "{verb}");
     }
+    // Whether another installation acts on the same hosts, which only one for all namespaces may see.
+    let elsewhere = ["", "muster-control"];
+    let sees = may(
+        client,
+        "control",
+        "list",
+        "coordination.k8s.io",
+        "leases",
+        elsewhere,
+    )
+    .await;
+    assert_eq!(sees, wide);
     for (role, lease) in [("control", true), ("edge", false)] {
         let own = ["muster-system", "muster-control"];
         let leases = "coordination.k8s.io";

@@ -11,7 +11,7 @@
 //! on any network without a boot server, and iPXE goes on to the disk at once instead of asking for 18 s. It is no order: a boot file
 //! that another edge offers, which may know better, goes before it, for the time in which clients gather offers.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::Path};
 
 use muster_proto::kinds::{DhcpMode, Profile};
 
@@ -31,6 +31,9 @@ pub const AGENT_CLASS: &[u8] = b"muster-agent";
 
 /// Knows which build of the ramdisk is served at the moment.
 pub trait Releases: Send + Sync {
+    /// Where they are looked for.
+    fn directory(&self) -> &Path;
+
     /// The hash that stands in this profile's boot URLs; none while there is no such ramdisk.
     fn current(&self, profile: Profile) -> Option<String>;
 }

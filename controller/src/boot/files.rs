@@ -163,6 +163,13 @@ impl Files {
             seen: RwLock::default(),
             looked: Mutex::default(),
         };
+        if let Err(source) = fs::read_dir(directory) {
+            let path = directory.to_owned();
+            complain(
+                &OpenError::Open { path, source },
+                "no machine boots a ramdisk: the directory of --boot-dir cannot be read; next: it is looked for again",
+            );
+        }
         files.look();
         files
     }
@@ -292,7 +299,10 @@ impl Files {
         let extras = match self.collect(&release.manifest) {
             Ok(extras) => extras,
             Err(error) => {
-                complain(&error, "the ramdisk is served without");
+                complain(
+                    &error,
+                    "the ramdisk is served, but with nothing of --firmware-dir and --extra-ca",
+                );
                 None
             }
         };
@@ -316,7 +326,12 @@ impl Files {
         }
         let mut archive = Archive::new();
         // A machine without one of them may still come in; one without a ramdisk cannot.
-        let without = |error| complain(&OpenError::Collect(error), "the ramdisk is served without");
+        let without = |error| {
+            complain(
+                &OpenError::Collect(error),
+                "the ramdisk is served, but a part of --firmware-dir or --extra-ca is left out",
+            );
+        };
         for (number, authority) in authorities.iter().enumerate() {
             if let Err(error) = firmware::add_authority(&mut archive, number, authority) {
                 without(error);
@@ -356,6 +371,10 @@ impl Files {
 }
 
 impl super::decide::Releases for Files {
+    fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     fn current(&self, profile: Profile) -> Option<String> {
         Files::current(self, profile).map(|ramdisk| ramdisk.name.clone())
     }

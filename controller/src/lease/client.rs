@@ -20,13 +20,14 @@ use kube::{
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 
 use super::{gate::Leadership, next::Timing};
-use crate::fenced_stream::FencedStream;
+use crate::{fenced_stream::FencedStream, token_file};
 
 /// How long the API server may take for the answer to a write.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// A client for `term`: it reads through `reads`, and writes on connections of its own that are closed to the end of the term.
 pub fn client(config: &Config, timing: Timing, term: &Leadership, reads: Client) -> kube::Result<Client> {
+    let (config, token) = token_file::split(config.clone())?;
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
@@ -50,10 +51,11 @@ pub fn client(config: &Config, timing: Timing, term: &Leadership, reads: Client)
     let writes = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
+        .option_layer(token)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector));
-    let writes = Client::new(writes, config.default_namespace.clone());
+    let writes = Client::new(writes, config.default_namespace);
     Ok(split(term, reads, writes))
 }
 

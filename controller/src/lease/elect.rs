@@ -14,6 +14,7 @@ use super::{
     gate::Leadership,
     identity::Identity,
     next::{Contender, Step, Timing, holder},
+    others::{Others, Rival},
 };
 use crate::{retry, watches::Watches};
 
@@ -27,6 +28,8 @@ pub enum Standing {
     Unknown,
     /// Another leads, and this process is ready to follow.
     Standby,
+    /// Another installation acts on the same hosts, and this process is ready to follow.
+    HeldBack(Rival),
     /// This process leads.
     Leads(Leadership),
 }
@@ -36,7 +39,7 @@ impl Standing {
     pub fn leadership(&self) -> Option<&Leadership> {
         match self {
             Standing::Leads(leadership) => Some(leadership),
-            Standing::Unknown | Standing::Standby => None,
+            Standing::Unknown | Standing::Standby | Standing::HeldBack(_) => None,
         }
     }
 }
@@ -49,6 +52,7 @@ pub struct Election {
     identity: Identity,
     timing: Timing,
     contender: Contender,
+    others: Others,
     standing: watch::Sender<Standing>,
     /// Tells people of it while the Lease cannot be used.
     watches: Watches,
@@ -65,7 +69,7 @@ impl std::fmt::Debug for Election {
 type Seen = Pin<Box<dyn Stream<Item = Option<Lease>> + Send>>;
 
 impl Election {
-    /// For the Lease `name` in `namespace`. `client` is gated by nothing.
+    /// For the Lease `name` in `namespace`, for the one who acts on the hosts of the namespace `hosts`; none: of all. `client` is gated by nothing.
     pub fn new(
         client: Client,
         namespace: &str,
@@ -73,9 +77,11 @@ impl Election {
         identity: Identity,
         timing: Timing,
         watches: Watches,
+        hosts: Option<String>,
     ) -> (Election, watch::Receiver<Standing>) {
         let (standing, told) = watch::channel(Standing::Unknown);
         let election = Election {
+            others: Others::new(client.clone(), namespace, name, hosts, timing),
             leases: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -99,7 +105,7 @@ impl Election {
             let gone = |holder: &str| identity.has_ended(holder);
             match self.contender.next(clock::now(), Timestamp::now(), gone) {
                 Step::Look => self.look().await,
-                Step::Write(lease) => self.write(*lease).await,
+                Step::Write(lease) => self.write_alone(*lease).await,
                 Step::Lost => self.contender.lost(),
                 Step::Wait(until) => {
                     let leads = self.contender.tenure().is_some();
@@ -136,6 +142,50 @@ impl Election {
             Ok(Err(error)) => self.failed("read", &self.watches.words("Lease", &error)),
             Err(_) => self.late("read"),
         }
+    }
+
+    /// Writes the Lease, unless another installation acts on the same hosts; a term that both have begun ends for one of them.
+    async fn write_alone(&mut self, mut lease: Lease) {
+        let led = self.contender.tenure().is_some();
+        if !led {
+            self.others.look(self.patience()).await;
+            if let Some(rival) = self.others.rival(clock::now()) {
+                return self.hold_back(rival);
+            }
+        }
+        self.others.mark(&mut lease);
+        self.write(lease).await;
+        if led {
+            // The look must not hold up what this renewal lets go on.
+            self.tell();
+        }
+        if self.contender.tenure().is_none() || !self.others.is_due(led, clock::now()) {
+            return;
+        }
+        // Where the API server is slow the next renewal matters more.
+        self.others.look(self.timing.retry).await;
+        if let Some(rival) = self.others.senior(self.contender.lease(), clock::now()) {
+            self.contender.lost();
+            self.hold_back(rival);
+        }
+    }
+
+    fn hold_back(&mut self, rival: Rival) {
+        let now = clock::now();
+        self.others.tell(&rival, now);
+        self.contender.put_off(now);
+        self.standing.send_if_modified(|standing| {
+            let new = match standing {
+                // The term is closed first.
+                Standing::Leads(_) => false,
+                Standing::HeldBack(known) => *known != rival,
+                Standing::Unknown | Standing::Standby => true,
+            };
+            if new {
+                *standing = Standing::HeldBack(rival);
+            }
+            new
+        });
     }
 
     async fn write(&mut self, lease: Lease) {
@@ -224,7 +274,11 @@ impl Election {
             self.leader = Some(other.to_owned());
         }
         self.standing.send_if_modified(|standing| {
-            let new = matches!(standing, Standing::Unknown);
+            let new = match standing {
+                Standing::Unknown => true,
+                Standing::HeldBack(_) => self.others.rival(clock::now()).is_none(),
+                Standing::Standby | Standing::Leads(_) => false,
+            };
             if new {
                 *standing = Standing::Standby;
             }
@@ -296,6 +350,7 @@ mod tests {
             identity,
             timing,
             watches.clone(),
+            None,
         );
         (election, told, watches)
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! next      what to do about the Lease: pure
 //! elect     does it: the loop
+//! others    whether another installation leads for the same hosts
 //! gate      a term: until when this process leads, and what is under way
 //! client    a Kubernetes client whose writes stop with the term
 //! identity  who we are to others
@@ -23,6 +24,7 @@ mod elect;
 mod gate;
 mod identity;
 mod next;
+mod others;
 
 pub use self::{
     client::{client, guarded},
@@ -31,4 +33,5 @@ pub use self::{
     gate::{Leadership, NotLeading, UnderWay},
     identity::Identity,
     next::{EPOCH_ANNOTATION, Moment, Timing, TimingError},
+    others::{Rival, WATCH_ANNOTATION},
 };

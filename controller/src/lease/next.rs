@@ -251,6 +251,11 @@ impl Contender {
         self.again = now + self.timing.retry;
     }
 
+    /// The Lease is not to be taken now, though it is free: it is considered again after a pause.
+    pub(super) fn put_off(&mut self, now: Moment) {
+        self.again = now + self.timing.retry;
+    }
+
     /// The term is over. The Lease may be taken again, for another term.
     pub(super) fn lost(&mut self) {
         self.tenure = None;
@@ -270,7 +275,7 @@ fn epoch(lease: &Lease) -> i64 {
 }
 
 /// As its holder promised it; one that promised nothing is given our time.
-fn duration(lease: &Lease, ours: Duration) -> Duration {
+pub(super) fn duration(lease: &Lease, ours: Duration) -> Duration {
     let promised = lease
         .spec
         .as_ref()
@@ -283,7 +288,8 @@ fn seconds(duration: Duration) -> Option<i32> {
     i32::try_from(duration.as_secs()).ok()
 }
 
-fn version(lease: Option<&Lease>) -> Option<(&str, &str)> {
+/// Which version of which Lease it is.
+pub(super) fn version(lease: Option<&Lease>) -> Option<(&str, &str)> {
     let metadata = &lease?.metadata;
     Some((
         metadata.uid.as_deref().unwrap_or_default(),

@@ -96,6 +96,8 @@ pub fn control() -> Vec<Value> {
         // Hosts name Secrets: credentials of BMCs and what goes on a machine's config drive. Of those only what upstream's operator
         // puts there too is changed: a label, a finalizer, an owner.
         rule("", &["secrets"], &["get", "list", "watch", "patch"]),
+        // Whether another installation, in a namespace of its own, acts on the same hosts.
+        named("coordination.k8s.io", "leases", &[LEASE], &["list"]),
         events(),
     ];
     documents("control", &own, &hosts)

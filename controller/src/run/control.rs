@@ -36,6 +36,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, 
         Identity::own(),
         timing,
         parts.world.watches.clone(),
+        args.hosts(),
     );
     let config = bmc::Config {
         authorities: bmc::authorities(&args.bmc_cas)?,

@@ -5,11 +5,11 @@
 use std::path::PathBuf;
 
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
-use kube::{Api, Client, Config, api::PostParams};
+use kube::{Api, Config, api::PostParams};
 use ring::digest::{Context, SHA256};
 use serde_json::Value;
 
-use crate::watches::Watches;
+use crate::{token_file, watches::Watches};
 
 /// What of a user in a kubeconfig is read once.
 const INLINE: [&str; 5] = [
@@ -54,7 +54,7 @@ impl Credentials {
 
 /// True if the API server knows who asks by the credentials of `config`.
 pub(super) async fn is_known(config: Config) -> bool {
-    let Ok(client) = Client::try_from(config) else {
+    let Ok(client) = token_file::client(config) else {
         return false;
     };
     let asked = Api::<SelfSubjectReview>::all(client);

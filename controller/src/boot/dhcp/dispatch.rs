@@ -188,9 +188,10 @@ impl Dispatch {
         (!has_ramdisk).then(|| Trouble {
             reason: NO_RAMDISK,
             message: format!(
-                "there is no ramdisk of profile {} in the edge's --boot-dir, so machines here boot nothing; \
+                "there is no ramdisk of profile {} in the edge's --boot-dir, {}, so machines here boot nothing; \
                  next: it is served as soon as there is one",
-                net.profile.name()
+                net.profile.name(),
+                self.releases.0.directory().display()
             ),
         })
     }

@@ -192,6 +192,66 @@ fn authorities_of_the_site_go_along_where_the_agent_looks_for_them() {
     assert_eq!(found, contents);
 }
 
+/// What is logged while `act` runs.
+fn said(act: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Said(Arc<Mutex<Vec<u8>>>);
+    impl Write for Said {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    // With one subscriber alone, a thread that has none could decide for all that nobody wants to hear of this.
+    let _another = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish());
+    let said = Said::default();
+    let writer = said.clone();
+    let lines = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(lines, act);
+    let said = said.0.lock().unwrap();
+    String::from_utf8(said.clone()).unwrap()
+}
+
+#[test]
+fn a_directory_of_ramdisks_that_is_not_there_is_told_at_once() {
+    let said = said(|| drop(open(Path::new("/nonexistent/ramdisks"), Extras::default())));
+    assert!(
+        said.contains("ERROR") && said.contains("--boot-dir") && said.contains("/nonexistent/ramdisks"),
+        "{said}"
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let said = self::said(|| drop(open(directory.path(), Extras::default())));
+    assert!(!said.contains("ERROR"), "it may be filled later: {said}");
+}
+
+#[test]
+fn what_a_ramdisk_goes_without_is_told_in_words_that_nobody_takes_for_success() {
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), Profile::Lab, "x");
+    let extras = Extras {
+        firmware: Vec::new(),
+        authorities: vec!["/nonexistent".into()],
+    };
+    let said = said(|| drop(open(directory.path(), extras)));
+    assert!(said.contains("--extra-ca is left out error="), "{said}");
+    let firmware = tempfile::tempdir().unwrap();
+    let extras = Extras {
+        firmware: vec![firmware.path().to_owned()],
+        authorities: Vec::new(),
+    };
+    let said = self::said(|| drop(Files::open(directory.path(), extras, Path::new("/dev/full"))));
+    assert!(
+        said.contains("with nothing of --firmware-dir and --extra-ca error="),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_ramdisk_is_served_even_if_its_firmware_cannot_be_kept() {
     let directory = tempfile::tempdir().unwrap();

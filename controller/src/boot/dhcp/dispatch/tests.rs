@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use muster_proto::kinds::{BareMetalHost, BareMetalHostSpec, DhcpMode, Profile};
 use tokio::net::UdpSocket;
 
@@ -152,6 +154,10 @@ fn while_hosts_cannot_be_watched_the_boot_script_says_who_boots_its_own_disk() {
 struct Empty;
 
 impl Releases for Empty {
+    fn directory(&self) -> &Path {
+        Path::new("/boot")
+    }
+
     fn current(&self, _: Profile) -> Option<String> {
         None
     }

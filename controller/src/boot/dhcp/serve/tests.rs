@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket},
+    path::Path,
     process::Command,
     sync::{
         atomic::{AtomicBool, Ordering},
@@ -47,6 +48,10 @@ struct Shelf {
 }
 
 impl Releases for Shelf {
+    fn directory(&self) -> &Path {
+        Path::new("/srv/ramdisks")
+    }
+
     fn current(&self, _: Profile) -> Option<String> {
         (!self.is_empty.load(Ordering::SeqCst)).then(|| "0".repeat(64))
     }
@@ -315,7 +320,7 @@ fn a_taken_port_and_a_missing_ramdisk_are_told_and_served_once_they_are_there() 
         facts
             .serving
             .as_ref()
-            .is_err_and(|trouble| trouble.reason == "NoRamdisk")
+            .is_err_and(|trouble| trouble.reason == "NoRamdisk" && trouble.message.contains("/srv/ramdisks"))
     };
     site.wait("no ramdisk", lacks);
     site.shelf.is_empty.store(false, Ordering::SeqCst);
