@@ -14,13 +14,13 @@ pub enum ConfigError {
         source: sys::ReadError,
     },
     /// It is not what this agent understands.
-    #[error("understand the boot configuration")]
+    #[error("parse the boot configuration")]
     Parse {
         /// Why.
         source: serde_json::Error,
     },
     /// It names no controller.
-    #[error("find a controller in the boot configuration: it lists no endpoint")]
+    #[error("find a controller in the boot configuration: it lists no endpoints")]
     NoEndpoint,
 }
 

@@ -15,7 +15,7 @@ pub enum BuildError {
     #[error("check agent")]
     Agent(#[source] ElfError),
     /// The ramdisk has no loader and no libraries.
-    #[error("check agent: it is linked dynamically, the ramdisk needs a static program")]
+    #[error("check agent: it is linked dynamically, but the ramdisk needs a static binary")]
     Dynamic,
     /// The kernel lacks a driver that the profile needs.
     #[error("choose modules")]

@@ -39,7 +39,7 @@ pub enum AddError {
         path: String,
     },
     /// A parent of the path was added as something other than a directory.
-    #[error("add {path:?} below {parent:?}, which is no directory")]
+    #[error("add {path:?} below {parent:?}, which is not a directory")]
     Parent {
         /// The path in question.
         path: String,
@@ -47,7 +47,7 @@ pub enum AddError {
         parent: String,
     },
     /// newc has 32 bits for a file's length.
-    #[error("add {path:?} of {len} bytes: newc holds less than 4 GiB per file")]
+    #[error("add {path:?} of {len} bytes: newc allows less than 4 GiB per file")]
     Long {
         /// The path in question.
         path: String,
@@ -242,9 +242,9 @@ fn check_path(path: &str) -> Result<(), AddError> {
     let why = if path.is_empty() {
         "it is empty"
     } else if path == TRAILER {
-        "it is the name that ends an archive"
+        "it is the name that marks the end of an archive"
     } else if path.len() >= MAX_NAME {
-        "it is longer than the kernel takes"
+        "it is longer than the kernel accepts"
     } else if path.contains('\0') {
         "it contains a NUL"
     } else if path.split('/').any(|part| matches!(part, "" | "." | "..")) {

@@ -18,7 +18,7 @@ const MAX_FILE: u64 = 512 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum DebError {
     /// The bytes do not begin as an `ar` archive.
-    #[error("read package: it is no Debian package")]
+    #[error("read package: it is not a Debian package")]
     Magic,
     /// A member's header is malformed.
     #[error("read package: malformed ar header {header:?}")]
@@ -27,7 +27,7 @@ pub enum DebError {
         header: String,
     },
     /// There is no member named `data.tar` with a known compression.
-    #[error("read package: it holds no data.tar that can be read, only {members:?}")]
+    #[error("read package: it contains no readable data.tar, only {members:?}")]
     NoData {
         /// The members that are there.
         members: Vec<String>,

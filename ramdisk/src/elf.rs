@@ -13,7 +13,7 @@ const SHT_NOBITS: u32 = 8;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ElfError {
     /// No ELF magic, or not 64 bits, or big-endian.
-    #[error("read module: it is no little-endian ELF64 file")]
+    #[error("read module: it is not a little-endian ELF64 file")]
     NotElf64,
     /// The table of sections does not lie within the file.
     #[error("read module: its section table lies outside the file")]
@@ -34,7 +34,7 @@ pub enum ElfError {
         index: usize,
     },
     /// A section wants an alignment that is no power of two or absurdly large.
-    #[error("read module: section {index} wants alignment {align}")]
+    #[error("read module: section {index} requires alignment {align}")]
     Align {
         /// Its place in the table.
         index: usize,

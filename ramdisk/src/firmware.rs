@@ -40,7 +40,7 @@ pub enum FirmwareError {
         source: io::Error,
     },
     /// A file given as certificate authority is none.
-    #[error("read certificate authority {path:?}: it holds no certificate in PEM")]
+    #[error("read certificate authority {path:?}: it contains no PEM certificate")]
     NoCertificate {
         /// The file.
         path: PathBuf,

@@ -15,7 +15,7 @@ pub enum KernelError {
     #[error("find kernel: the package has no boot/vmlinuz-VERSION")]
     NoImage,
     /// There is an image, but not the modules that belong to it.
-    #[error("find modules: the package has a kernel {version} but no module below lib/modules/{version}")]
+    #[error("find modules: the package has a kernel {version} but no module under lib/modules/{version}")]
     NoModules {
         /// The kernel's version.
         version: String,

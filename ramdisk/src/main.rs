@@ -40,7 +40,7 @@ struct Build {
     /// Which modules to include: lab (virtual machines) or server.
     #[arg(long, value_parser = named_profile)]
     profile: Profile,
-    /// The agent, a static program.
+    /// The agent, a static binary.
     #[arg(long, value_name = "PATH")]
     agent: PathBuf,
     /// Debian package of the kernel, such as `linux-image-6.1.0-56-amd64_*.deb`.
@@ -55,10 +55,10 @@ struct Build {
 
 #[derive(Debug, Args)]
 struct Image {
-    /// What it is called, `name:tag`.
+    /// The name of the image, `name:tag`.
     #[arg(long)]
     name: String,
-    /// The controller, a static program.
+    /// The controller, a static binary.
     #[arg(long, value_name = "PATH")]
     controller: PathBuf,
     /// Directory with the ramdisks; of each profile the current release is taken.
@@ -70,7 +70,7 @@ struct Image {
     /// Further files for its directory of licences; may be given several times.
     #[arg(long = "licence", value_name = "PATH")]
     licences: Vec<PathBuf>,
-    /// Where it is written to.
+    /// Where the image is written to.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
 }
@@ -131,12 +131,12 @@ fn make(
     let kernel = Kernel::from_deb(open(&kernel_deb)?)
         .with_context(|| format!("reading kernel package {}", kernel_deb.display()))?;
     let content = build(&profile, kernel, agent, stub)?;
-    release::write(&out, &content).with_context(|| format!("writing release below {}", out.display()))?;
+    release::write(&out, &content).with_context(|| format!("writing release to {}", out.display()))?;
     let dir = out.join(profile.name);
     show(&Release::open(&dir)?);
     match release::prune(&dir, SystemTime::now()) {
         Ok(removed) if removed.is_empty() => {}
-        Ok(removed) => println!("  removed, served by nobody any more: {}", removed.join(" ")),
+        Ok(removed) => println!("  removed, no longer served by anyone: {}", removed.join(" ")),
         // The new release is made and is the current one: room on the disk is all that is lost.
         Err(error) => eprintln!(
             "old releases stay until the next build: {:#}",
@@ -171,7 +171,7 @@ fn inspect(dir: &Path) -> Result<()> {
     let mut found = profiles.filter(|dir| dir.join("current").exists()).peekable();
     found
         .peek()
-        .with_context(|| format!("{} holds no release", dir.display()))?;
+        .with_context(|| format!("{} contains no release", dir.display()))?;
     for dir in found {
         show(&Release::open(&dir)?);
     }

@@ -35,7 +35,7 @@ pub enum PeError {
     #[error("read EFI stub: it ends within its headers")]
     Short,
     /// A magic number or an identity is not that of a 64-bit EFI program.
-    #[error("read EFI stub: no 64-bit EFI program, its {field} is {found:#x}")]
+    #[error("read EFI stub: not a 64-bit EFI program, its {field} is {found:#x}")]
     Kind {
         /// The name of the field.
         field: &'static str,
@@ -60,7 +60,7 @@ pub enum PeError {
     #[error("read EFI stub: it is signed, appending to it would break the signature")]
     Signed,
     /// A section of that name is there already, so this is no bare stub.
-    #[error("append to EFI stub: it has a section {name} already")]
+    #[error("append to EFI stub: it already has a section {name}")]
     Taken {
         /// The section's name.
         name: String,

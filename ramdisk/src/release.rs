@@ -112,7 +112,7 @@ pub enum ReleaseError {
         path: PathBuf,
     },
     /// The manifest is not JSON of the expected shape.
-    #[error("read {path:?}: it is no manifest")]
+    #[error("read {path:?}: it is not a manifest")]
     Manifest {
         /// The file.
         path: PathBuf,
@@ -121,7 +121,7 @@ pub enum ReleaseError {
         source: serde_json::Error,
     },
     /// The manifest was written by another version of this program.
-    #[error("read {path:?}: its format is {found}, this program reads {FORMAT}")]
+    #[error("read {path:?}: its format is {found}, but this program reads {FORMAT}")]
     Format {
         /// The file.
         path: PathBuf,

@@ -15,7 +15,7 @@ pub enum UkiError {
     #[error("lay out boot image")]
     Stub(#[from] PeError),
     /// The command line has bytes that the kernel would not take as they are.
-    #[error("lay out boot image: {0:?} is no plain ASCII command line")]
+    #[error("lay out boot image: {0:?} is not a plain ASCII command line")]
     Cmdline(String),
     /// An image without kernel or initrd boots nothing.
     #[error("lay out boot image: {0} is empty")]

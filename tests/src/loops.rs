@@ -94,7 +94,7 @@ impl LoopDisk {
                 Err(error) => return Err(error).with_context(|| format!("set up {}", path.display())),
             }
         }
-        bail!("every loop device that was free was taken by somebody else");
+        bail!("every free loop device was taken by somebody else");
     }
 
     /// Its device node.

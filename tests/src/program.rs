@@ -43,7 +43,7 @@ impl Program {
     pub fn lives(&mut self) -> Result<()> {
         let name = self.name;
         let ended = self.process.try_wait();
-        let ended = ended.with_context(|| format!("ask after {name}"))?;
+        let ended = ended.with_context(|| format!("check on {name}"))?;
         ensure!(ended.is_none(), "{name} ended: {}", self.said.last(5).join("; "));
         Ok(())
     }

@@ -285,7 +285,7 @@ async fn fleet_is_discovered_and_leaves_nothing_in_a_cluster_that_stays() {
         (
             "muster-system",
             "muster-control",
-            "Muster runs in this cluster already: somebody",
+            "Muster already runs in this cluster: somebody",
         ),
     ] {
         let leading = lead(cluster, namespace, name).await.unwrap();
@@ -493,7 +493,7 @@ async fn fleet_before_a_controller_that_runs_already_fails_as_it_is_told() {
     }
     for name in &broken {
         let told = stage.hears(name, "ProvisioningError", SOON).await.unwrap();
-        assert!(told.note.contains("the disk broke, as demanded"), "{told:?}");
+        assert!(told.note.contains("the disk failed, as requested"), "{told:?}");
         // Once; another image is tried at once.
         let image = json!({"url": "http://images.test/other.raw"});
         hosts
@@ -552,7 +552,7 @@ async fn fleet_before_a_controller_that_runs_already_fails_as_it_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_work_is_told() {
     for (words, told) in [
-        (&["--fail", "rain=5"][..], "none of firmware"),
+        (&["--fail", "rain=5"][..], "is not one of firmware"),
         (&["--scale=-1"], "from 0 to 100"),
         (&["--segment", "a/b"], "--kubeconfig"),
         (&["--hosts", "0"], "0 is not in 1..=100000"),

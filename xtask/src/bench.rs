@@ -26,7 +26,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         .filter(|(name, options)| is_known(name, options));
     let Some((name, options)) = known else {
         bail!(
-            "there are these benchmarks: cargo xtask bench discovery [--quick] [--only ROW], cargo xtask bench write, \
+            "the benchmarks are: cargo xtask bench discovery [--quick] [--only ROW], cargo xtask bench write, \
              cargo xtask bench hosts [--quick] [--hosts N] [--failover N], and cargo xtask bench provision"
         );
     };

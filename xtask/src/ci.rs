@@ -21,7 +21,7 @@ pub(crate) fn run() -> Result<()> {
         ("Debian packages", setup::install),
         ("network namespaces", setup::may_make_networks),
         ("formatting", || cargo().args(["fmt", "--all", "--check"]).run()),
-        ("rules of the house", || tidy::run(&root())),
+        ("house rules", || tidy::run(&root())),
         ("clippy, warnings denied", clippy),
         ("generated files", codegen::check),
         ("licences, bans and sources of dependencies", licences),

@@ -108,7 +108,7 @@ fn compare(committed: &Path, fresh: &Path) -> Result<()> {
     };
     if names(committed)? != names(fresh)? {
         bail!(
-            "{} does not hold the files that are generated: run `cargo xtask codegen`",
+            "{} does not contain the generated files: run `cargo xtask codegen`",
             committed.display()
         );
     }

@@ -40,7 +40,9 @@ fn choose_kernel(meta: &str) -> Result<()> {
     let Ok(former) = fs::read_to_string(&note) else {
         return Err(error);
     };
-    eprintln!("· {meta}: what it stands for now cannot be had ({error:#}); {former} is used");
+    eprintln!(
+        "· {meta}: the package that it stands for now cannot be downloaded ({error:#}); using {former}"
+    );
     package(&former).map(drop)
 }
 
@@ -134,7 +136,7 @@ pub(crate) fn package(name: &str) -> Result<PathBuf> {
                 return Err(error).context("if `apt-get update` was never run, run it as root");
             };
             eprintln!(
-                "· {name}: a newer version cannot be downloaded; {} is used",
+                "· {name}: a newer version cannot be downloaded; using {}",
                 former.display()
             );
             return Ok(former);

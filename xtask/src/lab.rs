@@ -27,7 +27,7 @@ pub(crate) fn for_demo(words: &[String], from: &Path) -> Result<()> {
     // What cannot work is told before the rest is built. The lab is built with all that it is built with below, or its dependencies
     // might be built twice.
     artifacts::step(
-        "controller and lab, which looks at the arguments (first time 4 min)",
+        "controller and lab, which checks the arguments (first time 4 min)",
         artifacts::controller,
     )?;
     built("debug")
@@ -47,7 +47,7 @@ pub(crate) fn demo(words: &[String], from: &Path) -> Result<()> {
 /// Becomes a command of the lab that people run.
 pub(crate) fn run(words: &[String], from: &Path) -> Result<()> {
     if words.first().map(String::as_str) != Some("fleet") {
-        bail!("there is one command: cargo xtask lab fleet [--hosts N] [--help]");
+        bail!("the only command is: cargo xtask lab fleet [--hosts N] [--help]");
     }
     if ask_for_help(words) {
         lab_alone()?;

@@ -24,15 +24,15 @@ cargo xtask <command>
 
   demo      discover two servers that nobody has described: [--once] [--hosts N] [--kubeconfig FILE] [--help]
   lab       simulated servers, thousands if wanted, against any cluster: fleet [--hosts N] [--help]
-  test      run all tests: [--full] [words that cargo test takes]
+  test      run all tests: [--full] [arguments for cargo test]
   ci        what CI runs: formatting, clippy, tidy, generated files, licences, all tests
   bench     measure and write docs/benchmarks*.md: discovery [--quick] [--only ROW] (30 min), write (4 min, root),
             hosts [--quick] [--hosts N] [--failover N] (1 h, root; builds baremetal-operator), or provision (6 min)
   build     make what demo and test need: control plane, agent, ramdisks, controller
   dist      make a release below target/dist: binaries, ramdisks, manifests, container image, one bundle
-  tidy      check the rules of the house that no compiler checks
+  tidy      check the house rules that no compiler checks
   codegen   write the generated files (CRDs, roles, benchmarks); --check compares only
-  setup     install what Debian packages are missing, or print which
+  setup     install missing Debian packages, or print which are missing
 ";
 
 fn main() -> ExitCode {
@@ -52,7 +52,7 @@ fn run() -> Result<()> {
         return Ok(());
     };
     let rest: Vec<String> = args.collect();
-    let from = std::env::current_dir().context("finding out where we are")?;
+    let from = std::env::current_dir().context("finding the current directory")?;
     std::env::set_current_dir(root()).context("entering the repository")?;
     match command.as_str() {
         "help" | "--help" | "-h" => print!("{HELP}"),

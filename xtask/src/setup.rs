@@ -54,7 +54,7 @@ pub(crate) fn install() -> Result<()> {
     let (version, toolchain) = (told.next().unwrap_or_default(), told.next().unwrap_or_default());
     if !builds_with(version, toolchain) {
         bail!(
-            "the `go` in the PATH is {version}, and builds neither the control plane nor baremetal-operator: install Go 1.26 or newer"
+            "the `go` in the PATH is {version}, which builds neither the control plane nor baremetal-operator: install Go 1.26 or newer"
         );
     }
     packages(PACKAGES)
@@ -69,7 +69,7 @@ fn other_system(release: &str) -> Option<String> {
     let id = says("ID=").filter(|id| id != "debian")?;
     let name = says("PRETTY_NAME=").unwrap_or(id);
     Some(format!(
-        "this is {name}, and what Muster is built and tried with are packages of Debian 12 (kernels, iPXE, QEMU): run it there, such as in a virtual machine"
+        "this is {name}, but Muster is built and tested with packages of Debian 12 (kernels, iPXE, QEMU): run it there, for example in a virtual machine"
     ))
 }
 
@@ -78,7 +78,7 @@ fn obstacle(root: &Path) -> Option<String> {
     use std::env::consts::{ARCH, OS};
     if (ARCH, OS) != ("x86_64", "linux") {
         return Some(format!(
-            "this is {ARCH} {OS}, and Muster is built and tried on x86-64 Linux only: its machines, kernels and Debian packages are of that kind"
+            "this is {ARCH} {OS}, but Muster is built and tested on x86-64 Linux only: its machines, kernels and Debian packages are for that platform"
         ));
     }
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -89,7 +89,7 @@ fn obstacle(root: &Path) -> Option<String> {
     let has_blanks = root.to_string_lossy().contains(char::is_whitespace);
     has_blanks.then(|| {
         format!(
-            "the path of the repository has white space in it, with which make and configure scripts build nothing: move {} to a path without",
+            "the path of the repository has white space in it, which make and configure scripts cannot handle: move {} to a path without it",
             root.display()
         )
     })
@@ -146,7 +146,7 @@ pub(crate) fn install_for_tests() -> Result<()> {
     }
     if !can() {
         bail!(
-            "`python3` cannot make environments even with Debian's python3-venv: is another Python first in the PATH?"
+            "`python3` cannot create virtual environments even with Debian's python3-venv: is another Python first in the PATH?"
         );
     }
     println!("· sushy-emulator: a Redfish service for the tests (first time 1 min)");

@@ -42,13 +42,13 @@ const MOST_LOGICAL: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum CleanError {
     /// The guard does not allow it. No disk was touched.
-    #[error("clean disks: nothing was touched")]
+    #[error("clean disks: no disk was touched")]
     Refused {
         /// Why.
         source: Refused,
     },
     /// It was stopped from outside.
-    #[error("clean {disk}: clean it again")]
+    #[error("clean {disk}: it is not finished and must be cleaned again")]
     Stopped {
         /// The disk that it was at.
         disk: String,
@@ -57,10 +57,10 @@ pub enum CleanError {
     },
     /// Disks failed; all others are clean.
     #[error(
-        "clean {}: what was there is gone in part or not at all; of {} disks {} are clean: {}",
+        "clean {}: old data is erased only in part or not at all; {} of {} disks are clean: {}",
         names(failed),
-        failed.len() + cleaned.len(),
         cleaned.len(),
+        failed.len() + cleaned.len(),
         causes(failed)
     )]
     Disks {
@@ -181,10 +181,7 @@ fn wipe_each<D: Disk>(
                     source,
                 };
                 // Told at once: what stops the others would hide it.
-                tracing::warn!(
-                    "clean {}; the other disks are cleaned all the same",
-                    Chain(&error)
-                );
+                tracing::warn!("clean {}; the other disks are cleaned anyway", Chain(&error));
                 failed.push(error);
             }
         }
@@ -226,7 +223,7 @@ fn wipe(disk: &mut dyn Disk, work: &Work) -> Result<Cleaned, Failed> {
     }
     sync(disk)?;
     disk.reread_table()
-        .map_err(|error| Failed::Disk("make the kernel read its empty partition table", error))?;
+        .map_err(|error| Failed::Disk("make the kernel reread its empty partition table", error))?;
     Ok(Cleaned {
         disk: String::new(),
         table: table.kind,
@@ -349,7 +346,7 @@ fn read(disk: &mut dyn Disk, offset: u64, len: u32) -> Option<Vec<u8>> {
     match super::read_any(disk, offset, &mut bytes) {
         Ok(()) => Some(bytes),
         Err(error) => {
-            tracing::warn!("the disk's table cannot be read at byte {offset}: {error}");
+            tracing::warn!("the disk's partition table cannot be read at byte {offset}: {error}");
             None
         }
     }

@@ -44,7 +44,7 @@ pub enum EfiError {
         source: ReadError,
     },
     /// The firmware or kernel refuses a variable.
-    #[error("write the firmware's variable {name}")]
+    #[error("write the EFI variable {name}")]
     Write {
         /// Which.
         name: String,
@@ -52,7 +52,7 @@ pub enum EfiError {
         source: io::Error,
     },
     /// There is no number left.
-    #[error("enter the disk into the boot order: all 65536 entries are in use")]
+    #[error("add the disk to the boot order: all 65536 boot entries are in use")]
     Full,
 }
 
@@ -311,7 +311,7 @@ fn read(directory: &Path) -> Result<Variables, ReadError> {
                 if let Some(number) = digits.and_then(|digits| u16::from_str_radix(digits, 16).ok()) {
                     // Its number is taken, whatever it is, and the others do as well without it.
                     let option = value(&name).unwrap_or_else(|error| {
-                        tracing::warn!("{}; this boot entry is left as it is", Chain(&error));
+                        tracing::warn!("{}; this boot entry is left unchanged", Chain(&error));
                         Vec::new()
                     });
                     variables.entries.insert(number, option);

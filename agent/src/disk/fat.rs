@@ -23,10 +23,10 @@ pub type ReadAt<'a> = dyn FnMut(u64, &mut [u8]) -> io::Result<()> + 'a;
 #[derive(Debug, thiserror::Error)]
 pub enum FatError {
     /// It is another file system, or none.
-    #[error("it is no FAT file system")]
+    #[error("it is not a FAT file system")]
     NotFat,
     /// It contradicts itself.
-    #[error("its {0} makes no sense")]
+    #[error("its {0} is invalid")]
     Broken(&'static str),
     /// The disk failed.
     #[error("read it")]
@@ -173,7 +173,7 @@ impl<'a> Fat<'a> {
     /// [`FatError::Broken`] also if it is larger than 64 KiB, [`FatError::Read`].
     pub fn contents(&mut self, file: &Entry) -> Result<Vec<u8>, FatError> {
         if file.len > LARGEST_FILE {
-            return Err(FatError::Broken("file of more than 64 KiB"));
+            return Err(FatError::Broken("file size of more than 64 KiB"));
         }
         let len = usize::try_from(file.len).map_err(|_| FatError::Broken("file"))?;
         let mut bytes = Vec::new();
@@ -183,7 +183,7 @@ impl<'a> Fat<'a> {
             cluster = self.next(here)?;
         }
         if bytes.len() < len {
-            return Err(FatError::Broken("file's length"));
+            return Err(FatError::Broken("file length"));
         }
         bytes.truncate(len);
         Ok(bytes)
@@ -215,7 +215,7 @@ impl<'a> Fat<'a> {
         let index = cluster
             .checked_sub(2)
             .filter(|index| *index < self.clusters)
-            .ok_or(FatError::Broken("chain of clusters"))?;
+            .ok_or(FatError::Broken("cluster chain"))?;
         let start = bytes.len();
         let len = usize::try_from(self.cluster_len).map_err(|_| FatError::Broken("cluster size"))?;
         bytes.resize(start + len, 0);

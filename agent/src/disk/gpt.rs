@@ -44,16 +44,16 @@ pub enum GptError {
     #[error("there is no GPT header")]
     Missing,
     /// A checksum is wrong.
-    #[error("the checksum of the GPT's {0} is wrong")]
+    #[error("the checksum of the GPT {0} is wrong")]
     Checksum(&'static str),
     /// A field makes no sense.
-    #[error("the GPT's {0} makes no sense")]
+    #[error("the GPT's {0} is invalid")]
     Field(&'static str),
     /// The entries are not where they are looked for.
-    #[error("the GPT's entries lie outside of the first MiB")]
+    #[error("the GPT entries lie outside the first MiB")]
     EntriesOutside,
     /// A partition lies behind the last block that the disk can give.
-    #[error("partition {partition} ends at block {last} and the disk has room up to {usable}")]
+    #[error("partition {partition} ends at block {last}, but the last usable block of the disk is {usable}")]
     TooSmall {
         /// Its number.
         partition: u32,
@@ -66,7 +66,7 @@ pub enum GptError {
     #[error("all {0} entries of the GPT are in use")]
     Full(usize),
     /// There is no free space at the end.
-    #[error("there is no room behind the last partition: {needed} bytes are needed and {free} are free")]
+    #[error("there is no room after the last partition: {needed} bytes are needed, but only {free} are free")]
     NoRoom {
         /// In bytes.
         needed: u64,
@@ -181,7 +181,7 @@ impl Header {
         };
         let power = header.entry_len.is_power_of_two() && (128..=4096).contains(&header.entry_len);
         if !power || header.count == 0 || header.count > MOST_ENTRIES {
-            return Err(GptError::Field("number or size of entries"));
+            return Err(GptError::Field("entry count or size"));
         }
         Ok(header)
     }
@@ -191,8 +191,8 @@ impl Header {
         let offset = self.entries_at.checked_mul(block.into());
         let offset = offset.filter(|offset| offset.checked_add(bytes).is_some());
         Ok(EntriesAt {
-            offset: offset.ok_or(GptError::Field("entries' place"))?,
-            len: usize::try_from(bytes).map_err(|_| GptError::Field("number of entries"))?,
+            offset: offset.ok_or(GptError::Field("entry location"))?,
+            len: usize::try_from(bytes).map_err(|_| GptError::Field("entry count"))?,
         })
     }
 
@@ -242,7 +242,7 @@ impl Gpt {
     pub fn parse(header_block: &[u8], entries: Vec<u8>, block: u32) -> Result<Gpt, GptError> {
         let header = Header::parse(header_block)?;
         if entries.len() != header.entries(block)?.len {
-            return Err(GptError::Field("entries' length"));
+            return Err(GptError::Field("entry table length"));
         }
         if checksum(&entries) != header.entries_checksum {
             return Err(GptError::Checksum("entries"));
@@ -263,7 +263,7 @@ impl Gpt {
         let header_block = head.get(len..2 * len).ok_or(GptError::Missing)?;
         let header = Header::parse(header_block)?;
         if header.own != 1 || header.entries_at < 2 {
-            return Err(GptError::Field("place"));
+            return Err(GptError::Field("header location"));
         }
         let at = header.entries(block)?;
         let entries = usize::try_from(at.offset)

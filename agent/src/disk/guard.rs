@@ -22,10 +22,10 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// The job does not say which machine it means.
-    #[error("compare the machine: the job names neither a system UUID nor a serial number")]
+    #[error("identify the machine: the job names neither a system UUID nor a serial number")]
     NoMachine,
     /// The job means another machine.
-    #[error("compare the machine: its {what} is {found}, and the job means {meant}")]
+    #[error("identify the machine: its {what} is {found}, but the job is for {meant}")]
     OtherMachine {
         /// Which of its marks.
         what: &'static str,
@@ -35,20 +35,20 @@ pub enum Refused {
         meant: String,
     },
     /// The job does not say which disk it means.
-    #[error("find the disk: the job gives it no size, or neither a serial number, WWN, path nor name")]
+    #[error("find the disk: the job gives no size for it, or no serial number, WWN, path or name")]
     NoDisk,
     /// No disk has what the job says of it.
-    #[error("find disk {meant}: none of {seen} disks is it{hint}")]
+    #[error("find disk {meant}: none of {seen} disks matches{hint}")]
     NotFound {
         /// What the job says.
         meant: String,
         /// How many disks there are.
         seen: usize,
-        /// What the disk of that name is instead, with a colon before it; or nothing.
+        /// What the disk of that name is instead, with a semicolon before it; or nothing.
         hint: String,
     },
     /// Several disks have what the job says, such as two paths to one disk.
-    #[error("find disk {meant}: it may be any of {found}")]
+    #[error("find disk {meant}: several disks match: {found}")]
     Ambiguous {
         /// What the job says.
         meant: String,
@@ -62,7 +62,7 @@ pub enum Refused {
         disk: String,
     },
     /// It takes writes only where the one before ended.
-    #[error("write to {disk}: it is a zoned disk that its host has to manage (SMR or ZNS)")]
+    #[error("write to {disk}: it is a host-managed zoned disk (SMR or ZNS)")]
     Zoned {
         /// Device node.
         disk: String,
@@ -82,7 +82,7 @@ pub enum Refused {
         holder: String,
     },
     /// What is known of it cannot be read.
-    #[error("look at {disk}")]
+    #[error("examine {disk}")]
     Look {
         /// Device node.
         disk: String,
@@ -98,7 +98,7 @@ pub enum Refused {
         source: io::Error,
     },
     /// Between the comparison and the opening it became another.
-    #[error("open {disk}: {what} is not what it was a moment ago")]
+    #[error("open {disk}: {what} has just changed")]
     Changed {
         /// Device node.
         disk: String,
@@ -190,7 +190,7 @@ impl Token {
             Some("its block size")
         } else if !self.is_still_there() {
             // While it is open nothing else can have its number, so what is read of it now is its own.
-            Some("what it says of itself")
+            Some("its identity")
         } else {
             None
         };
@@ -283,7 +283,9 @@ fn choose(meant: &DiskId, disks: Vec<Described>) -> Result<Described, Refused> {
         0 => Err(Refused::NotFound {
             meant: shown_id(meant),
             seen,
-            hint: hint.map(|hint| format!(": there is {hint}")).unwrap_or_default(),
+            hint: hint
+                .map(|hint| format!("; instead there is {hint}"))
+                .unwrap_or_default(),
         }),
         _ => Err(Refused::Ambiguous {
             meant: shown_id(meant),

@@ -41,7 +41,7 @@ pub(super) fn holder(root: &Root, name: &str) -> Result<Option<String>, ReadErro
             .lines()
             .any(|line| line.split_whitespace().next() == Some(&node))
         {
-            return Ok(Some(format!("{name} is in use for swapping")));
+            return Ok(Some(format!("{name} is in use as swap")));
         }
     }
     Ok(None)
@@ -90,7 +90,7 @@ mod tests {
         let array = disk().file("sys/block/sda/sda2/holders/md0", "");
         assert_eq!(held(&array).unwrap(), "sda2 is part of md0");
         let swap = disk().file("proc/swaps", "Filename\n/dev/sda2 partition 1 0 -2\n");
-        assert_eq!(held(&swap).unwrap(), "sda2 is in use for swapping");
+        assert_eq!(held(&swap).unwrap(), "sda2 is in use as swap");
         for line in [
             "30 1 8:2 / /mnt rw shared:1 - ext4 /dev/root rw",
             "30 1 0:44 / /mnt rw - btrfs /dev/sda2 rw",

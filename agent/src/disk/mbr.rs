@@ -47,7 +47,7 @@ pub enum MbrError {
     #[error("all four primary partitions are in use")]
     Full,
     /// There is no free space at the end.
-    #[error("there is no room behind the last partition: {needed} bytes are needed and {free} are free")]
+    #[error("there is no room after the last partition: {needed} bytes are needed, but only {free} are free")]
     NoRoom {
         /// In bytes.
         needed: u64,

@@ -23,23 +23,21 @@ enum Algorithm {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChecksumError {
     /// None was given.
-    #[error("verify the image: it has no checksum, and without one nothing is written")]
+    #[error("verify the image: it has no checksum, and no image is written without one")]
     None,
     /// It is neither a digest nor a URL.
-    #[error(
-        "understand the checksum {0:?}: it is neither a SHA-256 or SHA-512 digest in hexadecimal nor a URL"
-    )]
+    #[error("parse the checksum {0:?}: it is neither a SHA-256 or SHA-512 digest in hexadecimal nor a URL")]
     Malformed(String),
     /// A newer controller knows it.
     #[error(
-        "verify the image: this agent does not know the algorithm of its checksum; next: boot a ramdisk of the controller's version"
+        "verify the image: this agent does not support its checksum algorithm; next: boot a ramdisk of the controller's version"
     )]
     UnknownAlgorithm,
     /// MD5 and SHA-1 can be forged.
-    #[error("verify the image by {0}: it can be forged; give a SHA-256 or SHA-512 digest")]
+    #[error("verify the image with {0}: such a checksum can be forged; give a SHA-256 or SHA-512 digest")]
     Weak(&'static str),
     /// Its length is that of another algorithm.
-    #[error("understand the checksum: it is {found}, and the image says {meant}")]
+    #[error("parse the checksum: by its length it is {found}, but the image declares {meant}")]
     OtherAlgorithm {
         /// By its length.
         found: &'static str,
@@ -47,7 +45,7 @@ pub enum ChecksumError {
         meant: &'static str,
     },
     /// The list of digests has no line for the image.
-    #[error("find the checksum of {0:?}: the list has no line for it")]
+    #[error("find the checksum of {0:?}: the checksum list has no line for it")]
     NotListed(String),
 }
 
@@ -179,7 +177,7 @@ impl Wanted {
 
 /// The image is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("verify the image: its digest is {found} and must be {wanted}")]
+#[error("verify the image: its digest is {found}, but {wanted} is expected")]
 pub struct Mismatch {
     /// What it must be.
     pub wanted: String,

@@ -28,25 +28,25 @@ const FAT_OVERHEAD: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigDriveError {
     /// No file system of a config drive can be mounted from the disk.
-    #[error("make the config drive: it cannot be mounted from a disk with blocks of {block} bytes")]
+    #[error("create the config drive: it cannot be mounted from a disk with {block}-byte blocks")]
     Block {
         /// The disk's logical block size.
         block: u32,
     },
     /// There is too much in it.
-    #[error("make the config drive: {len} bytes are more than the {LARGEST} that are allowed")]
+    #[error("create the config drive: it has {len} bytes, but only {LARGEST} are allowed")]
     TooLarge {
         /// How large it would be.
         len: u64,
     },
     /// Its data cannot be put into files.
-    #[error("make the config drive")]
+    #[error("create the config drive")]
     Iso {
         /// Why.
         source: IsoError,
     },
     /// The same, for a disk with large blocks.
-    #[error("make the config drive, for a disk with blocks of {block} bytes")]
+    #[error("create the config drive for a disk with {block}-byte blocks")]
     Fat {
         /// The disk's logical block size.
         block: u32,

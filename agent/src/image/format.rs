@@ -27,17 +27,17 @@ pub enum FormatError {
     },
     /// Neither a known one nor a disk.
     #[error(
-        "write the image: it does not begin with a boot sector, so it is no raw image of a whole disk, and of no known format"
+        "write the image: it does not begin with a boot sector, so it is neither a raw image of a whole disk nor in any known format"
     )]
     Unknown,
     /// There is next to nothing.
-    #[error("write the image: {0} bytes are no disk")]
+    #[error("write the image: {0} bytes are too few for a disk")]
     Short(usize),
 }
 
 const CONVERT: &str = "convert it to raw (qemu-img convert -O raw) and compress that with zstd";
 const REPACK: &str = "compress it with zstd or gzip instead";
-const UNPACK: &str = "give the disk image that is in it";
+const UNPACK: &str = "use the disk image inside it";
 
 /// A format, and the bytes by which it is known, at an offset.
 type Magic = (usize, &'static [u8], &'static str, &'static str);
@@ -71,7 +71,7 @@ const REFUSED: &[Magic] = &[
         0x8001,
         b"CD001",
         "an ISO 9660 image",
-        "give an image of an installed disk",
+        "use an image of an installed disk",
     ),
 ];
 

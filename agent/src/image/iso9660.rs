@@ -21,13 +21,13 @@ const LONGEST_NAME: usize = 100;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IsoError {
     /// A name is empty, too long, or holds a slash or NUL.
-    #[error("name a file {0:?}")]
+    #[error("add file {0:?}: its name is empty, too long, or contains a slash or NUL")]
     Name(String),
     /// There are more directories than fit into one block of the path table.
     #[error("list the directories: there are too many")]
     TooManyDirectories,
     /// 4 GiB are the limit.
-    #[error("place the files: they are too large")]
+    #[error("add the files: they are too large")]
     TooLarge,
 }
 

@@ -11,7 +11,7 @@ use crate::disk::{
 pub enum LayoutError {
     /// Its partition table counts in other blocks.
     #[error(
-        "fit the image to the disk: it is made for blocks of {image} bytes and the disk has blocks of {disk}"
+        "fit the image to the disk: it is made for {image}-byte blocks, but the disk has {disk}-byte blocks"
     )]
     BlockSize {
         /// Of the image, in bytes.
@@ -26,7 +26,9 @@ pub enum LayoutError {
     #[error("add a config drive to the image's partition table")]
     Mbr(#[source] MbrError),
     /// A partition of an MBR ends behind the disk.
-    #[error("fit the image to the disk: partition {number} ends at byte {end}, and the disk has {disk}")]
+    #[error(
+        "fit the image to the disk: partition {number} ends at byte {end}, but the disk has only {disk} bytes"
+    )]
     TooSmall {
         /// Its number.
         number: u32,
@@ -36,13 +38,15 @@ pub enum LayoutError {
         disk: u64,
     },
     /// A UEFI machine cannot boot it.
-    #[error("boot the image: this machine boots by UEFI, and the image has no EFI system partition")]
+    #[error("boot the image: this machine boots in UEFI mode, but the image has no EFI system partition")]
     NoSystemPartition,
     /// A BIOS cannot boot it.
-    #[error("boot the image: this machine boots by BIOS, and the image's boot sector has no program")]
+    #[error(
+        "boot the image: this machine boots in BIOS mode, but the image's boot sector contains no boot code"
+    )]
     NoProgram,
     /// It was cut off.
-    #[error("read the image: it ends after {image} bytes, and its partition {number} goes on to {end}")]
+    #[error("read the image: it ends after {image} bytes, but its partition {number} extends to byte {end}")]
     Truncated {
         /// Its number.
         number: u32,
@@ -53,7 +57,7 @@ pub enum LayoutError {
     },
     /// The partition that the image has for the config drive is too small.
     #[error(
-        "write the config drive: it has {needed} bytes, and partition {number}, which the image has for it, {len}"
+        "write the config drive: it needs {needed} bytes, but partition {number}, which the image provides for it, has {len}"
     )]
     ConfigTooSmall {
         /// Its number.

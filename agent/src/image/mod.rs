@@ -98,9 +98,9 @@ pub enum After {
 impl fmt::Display for After {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            After::Untouched => "the disk is as it was",
+            After::Untouched => "the disk is unchanged",
             After::Old => {
-                "nothing of the image was written, and the disk may boot what it had, if that is whole"
+                "none of the image was written, and the disk may still boot what was on it, if that is intact"
             }
             After::Unbootable => {
                 "what was on the disk is lost, and it does not boot until it is written again"
@@ -134,19 +134,19 @@ pub enum Failure {
         source: Refused,
     },
     /// The disk is smaller than any system.
-    #[error("use the disk: it has {disk} bytes, and no image is that small")]
+    #[error("use the disk: it has only {disk} bytes, and no image is that small")]
     SmallDisk {
         /// In bytes.
         disk: u64,
     },
     /// There is no usable digest.
-    #[error("learn the image's checksum")]
+    #[error("get the image's checksum")]
     Checksum {
         /// Why.
         source: ChecksumError,
     },
     /// The list of digests cannot be had.
-    #[error("fetch the list with the image's checksum")]
+    #[error("fetch the image's checksum list")]
     ChecksumList {
         /// Why.
         source: SourceError,
@@ -159,7 +159,7 @@ pub enum Failure {
     },
     /// It, or the list of digests, is not whole, and nobody told how long it is: its connection may have broken.
     #[error(
-        "fetch {file}: {bytes} bytes came, and its server tells no length (Content-Length); if the file has more, the connection broke, and another try may bring all of them"
+        "fetch {file}: received {bytes} bytes, but the server sent no Content-Length; if the file is longer, the connection broke, and another attempt may get all of it"
     )]
     Untold {
         /// Which of them.
@@ -170,19 +170,19 @@ pub enum Failure {
         source: Box<Failure>,
     },
     /// It is of a format that is not written.
-    #[error("recognise the image")]
+    #[error("recognise the image's format")]
     Format {
         /// Why.
         source: FormatError,
     },
     /// It cannot be decompressed.
-    #[error("decompress the image: it is cut off, damaged, or goes on with something else")]
+    #[error("decompress the image: it is truncated, damaged, or followed by other data")]
     Decode {
         /// Why.
         source: io::Error,
     },
     /// It does not fit.
-    #[error("fit the image to the disk: it has {image} bytes at least, and the disk {disk}")]
+    #[error("fit the image to the disk: it has at least {image} bytes, but the disk has only {disk}")]
     TooLarge {
         /// As many bytes of the image are known.
         image: u64,
@@ -202,25 +202,25 @@ pub enum Failure {
         source: Mismatch,
     },
     /// What was sealed for the config drive cannot be had.
-    #[error("open the operating system's first instructions")]
+    #[error("get the config drive")]
     Drive {
         /// Why.
         source: DriveError,
     },
     /// No config drive can be made.
-    #[error("give the operating system its first instructions")]
+    #[error("prepare the config drive")]
     ConfigDrive {
         /// Why.
         source: ConfigDriveError,
     },
     /// The firmware would find nothing to boot.
-    #[error("boot the image by UEFI")]
+    #[error("boot the image in UEFI mode")]
     Boot {
         /// Why.
         source: BootError,
     },
     /// The firmware takes no entry, and finds the image by nothing else.
-    #[error("enter the image into the firmware's boot order")]
+    #[error("add the image to the firmware's boot order")]
     Entry {
         /// Why.
         source: EfiError,
@@ -240,7 +240,7 @@ pub enum Failure {
         source: io::Error,
     },
     /// It was stopped from outside.
-    #[error("go on")]
+    #[error("write the image")]
     Stopped {
         /// By whom.
         source: Stopped,
@@ -271,7 +271,7 @@ impl Failure {
             return self;
         }
         let file = match self {
-            Failure::Checksum { .. } => "the list with the image's checksum",
+            Failure::Checksum { .. } => "the image's checksum list",
             _ => "the image",
         };
         Failure::Untold {

@@ -297,7 +297,7 @@ impl BufRead for Chunks<'_> {
         if self.barren.get() > BARREN {
             let mib = BARREN >> 20;
             return Err(io::Error::other(format!(
-                "nothing of the image came of {mib} MiB in a row: they are empty or to be skipped"
+                "no image data in {mib} MiB in a row: they contain only empty or skippable frames"
             )));
         }
         while self.current.is_empty() {

@@ -26,13 +26,13 @@ pub struct Url {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// Another scheme, or none.
-    #[error("understand URL {0:?}: it must begin with http:// or https://")]
+    #[error("parse URL {0:?}: it must begin with http:// or https://")]
     Scheme(String),
     /// A user and password in it.
-    #[error("understand URL {0:?}: it must not hold a user name or password")]
+    #[error("parse URL {0:?}: it must not contain a user name or password")]
     Credentials(String),
     /// The rest makes no sense.
-    #[error("understand URL {0:?}")]
+    #[error("parse URL {0:?}")]
     Malformed(String),
 }
 

@@ -165,7 +165,7 @@ impl Writing<'_> {
         if let Err(error) = held.reread_table() {
             // Only this ramdisk does not see the partitions.
             written.warnings.push(format!(
-                "the kernel did not take the new partition table: {error}"
+                "the kernel did not accept the new partition table: {error}"
             ));
         }
         self.work.step("written", 100);
@@ -181,7 +181,7 @@ impl Writing<'_> {
         warnings: &mut Vec<String>,
     ) -> Result<(), Failure> {
         self.go_on()?;
-        self.work.step("enter into boot order", 96);
+        self.work.step("add to boot order", 96);
         let backup = layout.render(held.head());
         let end = held.size() - backup.len() as u64;
         if !backup.is_empty() {
@@ -204,7 +204,7 @@ impl Writing<'_> {
         *after = After::Unknown;
         match held.withdraw() {
             Ok(()) => *after = After::Unbootable,
-            Err(error) => tracing::error!("the disk may boot: {}", Chain(&error)),
+            Err(error) => tracing::error!("the disk may still boot: {}", Chain(&error)),
         }
         Err(disk_failed("make it bootable")(failure))
     }
@@ -450,7 +450,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 fn take_back(held: &mut Held<'_>, drive: &Range<u64>) {
     let zeroed = held.zero(drive.start, drive.end - drive.start);
     if let Err(error) = zeroed.and_then(|()| held.sync()) {
-        tracing::error!("the config drive is on the disk still: {}", Chain(&error));
+        tracing::error!("the config drive is still on the disk: {}", Chain(&error));
     }
 }
 

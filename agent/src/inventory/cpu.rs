@@ -176,7 +176,7 @@ fn cpu_list(path: &Path, subject: &mut Subject<'_>) -> Option<BTreeSet<u32>> {
     let raw = subject.or_default(sys::absent_as_none(sys::bytes(path)))?;
     let parsed = parse_list(&String::from_utf8_lossy(&raw));
     if parsed.is_none() {
-        subject.say(format!("{}: no list of numbers", path.display()));
+        subject.say(format!("{}: not a list of numbers", path.display()));
     }
     parsed
 }

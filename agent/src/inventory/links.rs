@@ -39,13 +39,13 @@ pub trait Links: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum LinksError {
     /// `ETHTOOL_GPERMADDR` failed.
-    #[error("ask for the permanent address")]
+    #[error("query the permanent address")]
     PermanentMac(#[source] Errno),
     /// `ETHTOOL_GDRVINFO` failed.
-    #[error("ask for the driver")]
+    #[error("query the driver")]
     Driver(#[source] Errno),
     /// `ETHTOOL_GWOL` failed.
-    #[error("ask for Wake-on-LAN")]
+    #[error("query Wake-on-LAN")]
     WakeOnLan(#[source] Errno),
     /// Listing addresses failed.
     #[error("list addresses")]

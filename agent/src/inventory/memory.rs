@@ -27,7 +27,7 @@ pub(super) fn collect(root: &Root, table: &Table<'_>, warnings: &mut Warnings) -
     let usable_mib = usable_bytes.div_ceil(MIB);
     if named_mib > 0 && named_mib < usable_mib {
         warnings.on("memory", "modules").say(format!(
-            "SMBIOS names {named_mib} MiB, the kernel uses {usable_mib} MiB"
+            "SMBIOS lists {named_mib} MiB, but the kernel uses {usable_mib} MiB"
         ));
     }
     Memory {

@@ -162,7 +162,7 @@ fn warn_of_shared_addresses(nics: &[Nic], warnings: &mut Warnings) {
         }
     }
     for (mac, names) in owners.into_iter().filter(|(_, names)| names.len() > 1) {
-        let message = format!("the address of {}", names.join(" and "));
+        let message = format!("several interfaces have this address: {}", names.join(" and "));
         warnings.on("nics", &mac.to_string()).say(message);
     }
 }

@@ -43,7 +43,11 @@ impl Warnings {
             self.kept.push(Warning {
                 collector: "inventory".to_owned(),
                 subject: "warnings".to_owned(),
-                message: format!("{} more, of {}", self.dropped_count, collectors.join(", ")),
+                message: format!(
+                    "{} more warnings, from {}",
+                    self.dropped_count,
+                    collectors.join(", ")
+                ),
             });
         }
         self.kept

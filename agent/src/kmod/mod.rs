@@ -292,7 +292,7 @@ impl Loading {
         if !found && self.started.elapsed() >= deadline {
             tracing::warn!(
                 loading = ?self.schedule.unfinished(),
-                "devices still appear after {} s; the inventory is taken now",
+                "devices are still appearing after {} s; the inventory is taken now",
                 deadline.as_secs()
             );
             return true;

@@ -28,7 +28,7 @@ const ANSWER: usize = 512;
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
     /// It is no host name.
-    #[error("look up {name:?}: no host name")]
+    #[error("look up {name:?}: not a host name")]
     Name {
         /// What was asked for.
         name: String,
@@ -40,7 +40,7 @@ pub enum DnsError {
         name: String,
     },
     /// The name server says that there is no address.
-    #[error("look up {name}: {server} knows no address (answer code {code})")]
+    #[error("look up {name}: {server} returned no address (response code {code})")]
     Unknown {
         /// What was asked for.
         name: String,
@@ -147,7 +147,7 @@ async fn over_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Answer> {
     stream.read_exact(&mut message).await?;
     match parse(&message, query) {
         Some(Heard::Whole(answer)) => Ok(answer),
-        _ => Err(io::Error::other("its answer over TCP is none")),
+        _ => Err(io::Error::other("its answer over TCP is invalid")),
     }
 }
 

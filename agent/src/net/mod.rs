@@ -266,7 +266,7 @@ impl Interface {
         if self.asked.is_none_or(|(at, _)| at.elapsed() >= pause) {
             self.asked = Some((Instant::now(), times.saturating_add(1)));
             ask_aside(
-                "switch the interface on",
+                "bring the interface up",
                 self.name.clone(),
                 Request::switch_on(index),
             );
@@ -313,7 +313,7 @@ impl Interfaces {
                 let tell = |change| _ = tell.send((link.index, change));
                 while let Err(source) = dhcp::run(&name, mac, former, &tell).await {
                     let error = NetworkError::Interface {
-                        action: "ask for an address",
+                        action: "request an address",
                         interface: name.clone(),
                         source,
                     };

@@ -29,7 +29,7 @@ fn aside(work: impl FnOnce() + Send + 'static) {
         drop(done);
     });
     if end.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-        tracing::warn!("Wake-on-LAN: a NIC does not answer; the machine is switched off without");
+        tracing::warn!("Wake-on-LAN: a NIC does not respond; the machine is switched off without it");
     }
 }
 

@@ -50,7 +50,7 @@ pub fn run() -> ! {
     let last_words = console.clone();
     panic::set_hook(Box::new(move |info| {
         let why = text::clean(info.to_string().as_bytes());
-        last_words.line(&format!("error: the agent broke: {why}"));
+        last_words.line(&format!("error: the agent crashed: {why}"));
         // A job fails of it, and says why. The thread stays here: what comes after a panic's hook is the end of the process, and a machine
         // that starts again in the middle of a job may boot what was on its disk before.
         while work::break_off(&why) {
@@ -101,7 +101,9 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
         kmod::run(modules_root.clone(), mounts::modules(&modules_root), devices_tx).await
     }));
     if let Err(error) = net::keep_apart(&root) {
-        tracing::warn!("keep the interfaces apart: {error}; two on one network may answer for each other");
+        tracing::warn!(
+            "keep the interfaces apart: {error}; two interfaces on the same network may answer for each other"
+        );
     }
     tokio::spawn(report_failure(net::run(boot_mac, network_tx)));
     // Drivers first: on a machine with one processor everything below would delay them.
@@ -126,7 +128,7 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
         let mut devices = devices;
         kmod::settled(&mut devices).await;
         tracing::error!(
-            "no controller to talk to: starting again in {} s",
+            "no controller to talk to: rebooting in {} s",
             REBOOT_PAUSE.as_secs()
         );
         return again;
@@ -152,22 +154,18 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
         }
         Ended::Refused(problem) => {
             tracing::error!("the controller refuses this session: {problem}");
-            tracing::error!("starting again in {} s for a new token", REBOOT_PAUSE.as_secs());
+            tracing::error!("rebooting in {} s to get a new token", REBOOT_PAUSE.as_secs());
             again
         }
         Ended::Distrust => {
             tracing::error!(
-                "no controller has a certificate that is trusted here; starting again in {} s for today's authorities and time",
+                "no controller has a certificate that is trusted here; rebooting in {} s to get the current certificate authorities and time",
                 REBOOT_PAUSE.as_secs()
             );
             again
         }
         Ended::Unusable(error) => {
-            tracing::error!(
-                "{}; starting again in {} s",
-                Chain(&error),
-                REBOOT_PAUSE.as_secs()
-            );
+            tracing::error!("{}; rebooting in {} s", Chain(&error), REBOOT_PAUSE.as_secs());
             again
         }
     }
@@ -200,7 +198,9 @@ fn end(console: &Console, pause: Duration, how: RebootMode) -> ! {
     _ = synced.recv_timeout(SYNC);
     loop {
         let Err(error): Result<Infallible, _> = reboot(how);
-        console.line(&format!("error: end the machine's run ({how:?}): {error}"));
+        console.line(&format!(
+            "error: reboot or switch off the machine ({how:?}): {error}"
+        ));
         std::thread::sleep(REBOOT_PAUSE);
     }
 }
@@ -211,6 +211,6 @@ fn force(how: RebootMode) {
     thread::sleep(END);
     let command = if how == RebootMode::RB_POWER_OFF { "o" } else { "b" };
     if let Err(error) = fs::write(Root::default().proc("sysrq-trigger"), command) {
-        tracing::error!("end the machine's run by force: {error}");
+        tracing::error!("reboot or switch off the machine by force: {error}");
     }
 }

@@ -94,7 +94,7 @@ impl Ramdisk {
     async fn seem_found(&mut self) {
         if self.devices.wait_for(|devices| devices.calm).await.is_err() {
             // Nobody looks for devices: what is there now is all there will be.
-            tracing::warn!("new devices are not noticed any more");
+            tracing::warn!("new devices are no longer noticed");
         }
     }
 
@@ -226,7 +226,7 @@ fn incomplete(module: &Name) -> Warning {
     Warning {
         collector: LOADING.to_owned(),
         subject: module.to_string(),
-        message: "still being loaded: what it finds is missing here, and reported once it is loaded"
+        message: "still being loaded: the devices that it finds are missing here, and are reported once it is loaded"
             .to_owned(),
     }
 }

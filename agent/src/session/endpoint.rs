@@ -28,7 +28,7 @@ pub enum Host {
 
 /// The text is no `https://host[:port]`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an endpoint is https://host:port, not {0:?}")]
+#[error("an endpoint must be https://host:port, not {0:?}")]
 pub struct ParseEndpointError(String);
 
 impl Host {

@@ -42,7 +42,7 @@ const GONE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// The host is a name without an address.
-    #[error("find controller {endpoint}")]
+    #[error("resolve controller {endpoint}")]
     Resolve {
         /// Which.
         endpoint: Endpoint,
@@ -58,7 +58,7 @@ pub enum CallError {
         source: io::Error,
     },
     /// No TLS connection: the other end is not our controller, or breaks off.
-    #[error("open TLS to controller {endpoint}")]
+    #[error("establish TLS with controller {endpoint}")]
     Handshake {
         /// To which.
         endpoint: Endpoint,
@@ -90,7 +90,7 @@ pub enum CallError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The answer is not what the protocol says.
-    #[error("understand the answer to {path} (HTTP status {status})")]
+    #[error("parse the answer to {path} (HTTP status {status})")]
     Answer {
         /// Which call.
         path: &'static str,

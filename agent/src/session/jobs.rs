@@ -123,14 +123,14 @@ impl Jobs {
         let destroys = matches!(action, Action::Clean(_) | Action::Write(_));
         if let Some(running) = self.running.as_ref().filter(|running| *epoch < running.epoch) {
             let message = format!(
-                "it is of term {epoch}, and job {} of term {} runs",
+                "it is from term {epoch}, but job {} of term {} is running",
                 running.id, running.epoch
             );
             return Judgement::Refuse(message);
         }
         if *epoch < self.epoch && (destroys || *epoch != 0) {
             let message = format!(
-                "it is of term {epoch}, and this session has seen term {}",
+                "it is from term {epoch}, but this session has already seen term {}",
                 self.epoch
             );
             return Judgement::Refuse(message);
@@ -261,7 +261,7 @@ impl Jobs {
             running.work.stop();
         }
         if let Some(replaced) = self.next.replace(command) {
-            let outcome = self.replaced("it never began");
+            let outcome = self.replaced("it never started");
             self.finished(&replaced.id, outcome, Vec::new());
         }
     }
@@ -287,7 +287,7 @@ impl Jobs {
             Err(oneshot::error::TryRecvError::Empty) => return None,
             Ok(ended) => ended,
             Err(oneshot::error::TryRecvError::Closed) => Err(Failed {
-                message: "the job broke off".to_owned(),
+                message: "the job ended unexpectedly".to_owned(),
                 failure: Failure::Temporary,
             }),
         };
@@ -315,14 +315,14 @@ async fn stalled(progress: &mut watch::Receiver<Progress>) -> String {
     while timeout(STALL, progress.changed()).await.is_ok() {}
     let Progress { step, percent, .. } = progress.borrow().clone();
     let minutes = STALL.as_secs() / 60;
-    format!("nothing has moved for {minutes} min at {percent} %, {step:?}: does the disk answer?")
+    format!("no progress for {minutes} min at {percent} %, {step:?}: does the disk respond?")
 }
 
 /// What has become of the job `id`, of which a thread broke.
 fn broke(id: &str, why: &str) -> Failed {
     Failed {
         message: format!(
-            "the agent broke at job {id}; next: the machine boots again for the next job to clean or write: {why}"
+            "the agent crashed during job {id}; next: the machine reboots before the next job to clean or write: {why}"
         ),
         failure: Failure::Temporary,
     }

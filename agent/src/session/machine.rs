@@ -37,7 +37,7 @@ pub trait Machine: Send {
 
     /// The address of a controller that is given by name.
     fn resolve(&mut self, name: &str) -> impl Future<Output = Result<IpAddr, ResolveError>> + Send {
-        let error = format!("look up {name}: this machine asks no name server");
+        let error = format!("look up {name}: this machine uses no name server");
         std::future::ready(Err(error.into()))
     }
 

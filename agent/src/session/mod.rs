@@ -109,7 +109,7 @@ pub enum SessionError {
         source: tls::TlsError,
     },
     /// No random numbers.
-    #[error("make the session's key")]
+    #[error("create the session's key")]
     Key {
         /// Why.
         source: rcgen::Error,
@@ -274,7 +274,7 @@ impl<M: Machine> Session<M> {
                 Ok(Ok(()))
             }
             Err(Stop::Dropped(problem)) => {
-                tracing::error!("the controller does not take the inventory: {problem}");
+                tracing::error!("the controller does not accept the inventory: {problem}");
                 Ok(Err(problem))
             }
             Err(stop) => Err(stop),
@@ -291,9 +291,11 @@ impl<M: Machine> Session<M> {
             Err(Stop::Dropped(problem)) => {
                 // Without its outcome, a job would be waited for for ever.
                 if self.jobs.shorten(&self.last) {
-                    tracing::warn!("the controller does not take a poll; it is told less: {problem}");
+                    tracing::warn!(
+                        "the controller does not accept a poll; the next one tells less: {problem}"
+                    );
                 } else {
-                    tracing::error!("the controller does not take a poll: {problem}");
+                    tracing::error!("the controller does not accept a poll: {problem}");
                     self.jobs.told(&self.last);
                 }
                 self.link.pause(None).await;
@@ -415,7 +417,7 @@ impl<M: Machine> Session<M> {
                 if !self.jobs.is_running() || command.action == Action::Unknown {
                     return self.carry_out(command).await;
                 }
-                tracing::warn!("the job that runs is stopped");
+                tracing::warn!("the running job is stopped");
                 if matches!(command.action, Action::Reboot | Action::PowerOff) {
                     self.jobs.stop();
                     self.until_ended(STOP).await;
@@ -449,7 +451,7 @@ impl<M: Machine> Session<M> {
             Action::PowerOff => return Err(self.farewell(&command, Ended::PowerOff).await),
             // Not refused: what is ordered stands, and is carried out by the ramdisk that boots.
             Action::Clean(_) | Action::Write(_) if self.jobs.are_broken() => {
-                tracing::error!("the agent broke before: the machine boots again");
+                tracing::error!("the agent crashed before: the machine reboots");
                 return Err(Stop::Ended(Ended::Reboot));
             }
             Action::Clean(clean) => Ok(Job::Clean(clean.clone())),
@@ -541,7 +543,7 @@ fn name(action: &Action) -> &'static str {
         Action::PowerOff => "power off",
         Action::Clean(_) => "clean",
         Action::Write(_) => "write",
-        Action::Unknown => "something unknown",
+        Action::Unknown => "an unknown command",
     }
 }
 

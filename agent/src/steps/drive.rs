@@ -34,7 +34,7 @@ pub enum DriveError {
     #[error("open the sealed config drive")]
     Seal(#[source] SealError),
     /// It opens and is no config drive.
-    #[error("read the sealed config drive: it opens, and is none")]
+    #[error("read the sealed config drive: it can be opened, but is not a config drive")]
     Form,
 }
 

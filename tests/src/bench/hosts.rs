@@ -91,7 +91,7 @@ pub async fn run(options: Options) -> Result<()> {
     let busy = results.computer.busy_cores;
     if busy > BUSY {
         results.warn(&format!(
-            "{busy:.2} processors were busy with other work before it began: times are longer than they could be"
+            "{busy:.2} processors were busy with other work before it began: times are longer than they need be"
         ));
     }
     for part in plan(&options) {

@@ -140,7 +140,7 @@ pub async fn run(options: Options) -> Result<()> {
     let busy = results.computer.busy_cores;
     if busy > BUSY {
         let warning = format!(
-            "{busy:.2} processors were busy with other work before it began: times are longer than they could be"
+            "{busy:.2} processors were busy with other work before it began: times are longer than they need be"
         );
         println!("WARNING: {warning}");
         results.warnings.push(warning);

@@ -106,7 +106,7 @@ impl Nginx {
     async fn ready(&mut self, net: &Netns, listen: SocketAddr, log: &Lines) -> Result<()> {
         let deadline = tokio::time::Instant::now() + START;
         while net.run(move || std::net::TcpStream::connect(listen)).is_err() {
-            let ended = self.process.try_wait().context("ask after nginx")?;
+            let ended = self.process.try_wait().context("check on nginx")?;
             if ended.is_some() || tokio::time::Instant::now() > deadline {
                 bail!("nginx does not serve: {}", log.last(5).join(" / "));
             }

@@ -40,7 +40,7 @@ impl<'a> Script<'a> {
 
 /// Server and path of an `http://` URL with an address in it.
 pub(super) fn split(url: &str) -> Result<(SocketAddr, &str)> {
-    let broken = || format!("{url:?} is no URL with an address");
+    let broken = || format!("{url:?} is not a URL with an address");
     let rest = url.strip_prefix("http://").with_context(broken)?;
     let at = rest.find('/').with_context(broken)?;
     let (host, path) = rest.split_at(at);

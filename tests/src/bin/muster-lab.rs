@@ -20,9 +20,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Servers that nobody has described boot, and appear in `kubectl get bmh`.
+    /// Boots servers that nobody has described, until they appear in `kubectl get bmh`.
     Demo(demo::Options),
-    /// Simulated servers, thousands if wanted, against a controller of the lab's or any other.
+    /// Runs simulated servers, thousands if wanted, against the lab's own controller or any other.
     Fleet(fleet::Options),
     /// Makes the disk images that servers are given; `cargo xtask build` runs it.
     OsImage {

@@ -17,7 +17,7 @@ pub(super) fn address(url: &hyper::Uri) -> Result<(String, u16)> {
 /// The lab reaches an API server by its address alone.
 pub(super) fn has_no_proxy(config: &Kubeconfig) -> Result<()> {
     if current(config)?.proxy_url.is_some() {
-        bail!("its cluster is behind a proxy (proxy-url), by which the lab does not reach it");
+        bail!("its cluster is behind a proxy (proxy-url), through which the lab cannot reach it");
     }
     Ok(())
 }

@@ -84,7 +84,7 @@ impl ControlPlane {
             if said.wait_for("READY ", 0, pause).await.is_ok() {
                 return Ok(());
             }
-            if let Some(status) = self.process.try_wait().context("ask after the control plane")? {
+            if let Some(status) = self.process.try_wait().context("check on the control plane")? {
                 bail!(
                     "the control plane ended with {status}:\n  {}",
                     log.last(15).join("\n  ")

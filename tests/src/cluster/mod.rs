@@ -63,7 +63,7 @@ fn read(path: &Path) -> Result<Kubeconfig> {
 fn read_named(path: &Path) -> Result<Kubeconfig> {
     if path.to_string_lossy().contains(':') && !path.exists() {
         bail!(
-            "{} is a list of files, which kubectl takes and the lab does not: name one with --kubeconfig",
+            "{} is a list of files, which kubectl accepts but the lab does not: name one with --kubeconfig",
             path.display()
         );
     }

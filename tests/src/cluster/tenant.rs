@@ -20,14 +20,14 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub(super) async fn is_free(client: &Client, namespace: &str) -> Result<()> {
     if let Some(holder) = renewing(client, namespace, LEASE).await? {
         bail!(
-            "Muster runs in this cluster already: {holder} renews the Lease {namespace}/{LEASE}, and the lab's controller would take its place or wait for it; \
+            "Muster already runs in this cluster: {holder} renews the Lease {namespace}/{LEASE}, and the lab's controller would take its place or wait for it; \
              end it, use another cluster, or let a fleet use it (--segment)"
         );
     }
     for namespace in operators(client).await? {
         if let Some(holder) = renewing(client, &namespace, OPERATOR).await? {
             bail!(
-                "baremetal-operator runs in this cluster: {holder} renews the Lease {namespace}/{OPERATOR}, and of it and Muster one acts at a time; \
+                "baremetal-operator runs in this cluster: {holder} renews the Lease {namespace}/{OPERATOR}, and only one of it and Muster may act at a time; \
                  stop it as docs/migrate-from-metal3.md says, or use another cluster"
             );
         }
@@ -63,7 +63,7 @@ async fn renewing(client: &Client, namespace: &str, name: &str) -> Result<Option
         .lease_duration_seconds
         .and_then(|seconds| u64::try_from(seconds).ok());
     eprintln!(
-        "Waiting whether {} still renews the Lease {namespace}/{name} …",
+        "Waiting to see whether {} still renews the Lease {namespace}/{name} …",
         seen.holder_identity.as_deref().unwrap_or_default()
     );
     let patience = Duration::from_secs(seconds.unwrap_or_default() + 1).min(LONGEST);

@@ -116,7 +116,9 @@ impl<'a> Life<'a> {
             .wait_for("step=enrolled", 0, DEADLINE)
             .await?;
         let key = step::field(&enrolled.1.text, "key").context("the session's key on the console")?;
-        say!("The user allows that the server is managed through its ramdisk, whose key its console shows:");
+        say!(
+            "The user allows the server to be managed through its ramdisk, whose key is shown on its console:"
+        );
         say!("  kubectl annotate bmh {} {IN_BAND_ANNOTATION}={key}", self.name);
         self.patch(json!({"metadata": {"annotations": {IN_BAND_ANNOTATION: key}}}))
             .await?;
@@ -165,7 +167,7 @@ impl<'a> Life<'a> {
         ensure!(told.name == self.name, "it calls itself {}", told.name);
         ensure!(
             told.user_data.iter().eq(USER_DATA.lines()),
-            "between {:?} and {:?} it shows other user data than it was given",
+            "between {:?} and {:?} it shows user data other than what it was given",
             os::USER_DATA_BEGINS,
             os::USER_DATA_ENDS
         );
@@ -173,7 +175,7 @@ impl<'a> Life<'a> {
     }
 
     async fn release(&mut self) -> Result<()> {
-        say!("\nThe user takes the image away again:");
+        say!("\nThe user removes the image again:");
         self.patch(json!({"spec": {"image": null, "userData": null}}))
             .await?;
         self.until("waiting for a person", |view| view.by_hand).await?;

@@ -61,7 +61,7 @@ const FRAME: Duration = Duration::from_millis(100);
 /// How the demo runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// End by itself, with status 0 only if every server arrived, and one of them had its operating system.
+    /// End by itself, with status 0 only if every server arrived and one of them ran its operating system.
     #[arg(long)]
     pub once: bool,
     /// How many servers; the second one has UEFI.
@@ -281,7 +281,7 @@ impl Demo {
             .unwrap_or_default();
         // No variable for later commands: it would name a file that ends with the demo.
         let kubectl = format!("{} --kubeconfig {}", kubectl.display(), kubeconfig.display());
-        say!("\nTo look further:\n  {kubectl} get servers,segments -n {NAMESPACE} -o wide");
+        say!("\nTo explore further:\n  {kubectl} get servers,segments -n {NAMESPACE} -o wide");
         say!("  {kubectl} get hardwaredata -n {HOSTS} {name} -o yaml");
         say!("  {kubectl} events -A");
     }
@@ -291,7 +291,7 @@ impl Demo {
         for (machine, server) in self.machines.iter().zip(progress) {
             let Some(missing) = server.missing() else { continue };
             say!(
-                "\n{} did not get to: {} (within {DEADLINE:?}). Its console ends with:",
+                "\n{} did not reach: {} (within {DEADLINE:?}). Its console ends with:",
                 server.name,
                 missing.name()
             );

@@ -53,43 +53,43 @@ pub struct Options {
     /// How many servers.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub hosts: u32,
-    /// The number of the first: fleets that run beside each other need different ones, which are other hardware.
+    /// The number of the first server. Fleets that run side by side need different numbers, since each number is its own hardware.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..900_000))]
     pub first: u32,
     /// Whose cluster.
     #[command(flatten)]
     pub cluster: Named,
-    /// NAMESPACE/NAME of a Segment with `dhcp.mode: off` and a `bootAddress`, whose controller runs already. Without it, the lab
-    /// starts a controller and makes a Segment.
+    /// NAMESPACE/NAME of a Segment with `dhcp.mode: off` and a `bootAddress`, whose controller is already running. Without it, the
+    /// lab starts a controller and creates a Segment.
     #[arg(long, requires = "kubeconfig")]
     pub segment: Option<String>,
-    /// Where that controller finds the BMCs of the fleet: an address of this computer.
+    /// The address of this computer at which that controller reaches the fleet's BMCs.
     #[arg(long, requires = "segment")]
     pub address: Option<String>,
-    /// The TCP port of the BMCs; 0: any that is free.
+    /// The TCP port of the BMCs; 0: any free port.
     #[arg(long, default_value_t = 0)]
     pub bmc_port: u16,
-    /// Nobody describes the servers: they have power and no BMC, and discovery finds them. Without this the fleet makes a host for
-    /// each, with its BMC.
+    /// Leave the servers undescribed: they have power but no BMC, and discovery finds them. Without this, the fleet creates a host
+    /// with its BMC for each.
     #[arg(long)]
     pub discover: bool,
-    /// The namespace of hosts; with --segment, the Segment says that.
+    /// The namespace of the hosts; with --segment, that of the Segment's hosts is used.
     #[arg(long, default_value = "fleet", conflicts_with = "segment")]
     pub namespace: String,
-    /// What the servers are. Their reports are equally large.
+    /// What kind of servers. The reports of all kinds are equally large.
     #[arg(long, value_enum, default_value_t)]
     pub model: Model,
-    /// How long everything takes: 1 is real time, 0 as fast as it goes.
+    /// How long everything takes: 1 is real time, 0 is as fast as possible.
     #[arg(long, default_value_t = 0.1, value_parser = scale)]
     pub scale: f64,
-    /// What goes wrong, as FAULT=PERCENT or FAULT=PERCENTxTIMES of the servers; firmware, boot, inventory, job or power. May be
-    /// repeated.
+    /// Faults to inject, as FAULT=PERCENT or FAULT=PERCENTxTIMES of the servers; FAULT is firmware, boot, inventory, job or power.
+    /// May be repeated.
     #[arg(long = "fail")]
     pub failing: Vec<Failing>,
     /// End once every server waits for jobs and every host is there.
     #[arg(long)]
     pub once: bool,
-    /// Delete first what an earlier fleet of these servers left in the cluster.
+    /// First delete what an earlier fleet of these servers left in the cluster.
     #[arg(long)]
     pub afresh: bool,
     /// Only say whether all this goes together.
@@ -98,7 +98,7 @@ pub struct Options {
 }
 
 fn scale(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     match (0.0..=100.0).contains(&number) {
         true => Ok(number),
         false => Err("from 0 to 100".to_owned()),
@@ -170,7 +170,7 @@ fn both<T>(first: Result<T>, second: Result<()>) -> Result<T> {
 async fn leave(place: &mut Place) -> Result<()> {
     let left = unless_interrupted(Box::pin(place.leave())).await;
     let left = left.and_then(|left| left.context("interrupted"));
-    let stays = left.context("the lab's Segment and its controller's account may be left in the cluster: the next fleet there takes them away at its end")?;
+    let stays = left.context("the lab's Segment and its controller's account may be left in the cluster: the next fleet there removes them when it ends")?;
     if let Some(stays) = stays {
         say(&stays);
     }

@@ -136,8 +136,8 @@ impl Objects {
             return Ok(());
         };
         bail!(
-            "{} objects of these servers are there already, {first} among them: another fleet has them, so that this one needs other numbers (--first), \
-             or it ended without deleting them, and --afresh does that",
+            "{} objects of these servers already exist, {first} among them: either another fleet has them, and this one needs other numbers (--first), \
+             or it ended without deleting them, which --afresh does",
             there.len()
         )
     }

@@ -92,7 +92,7 @@ impl FromStr for Fault {
             "inventory" => Fault::Inventory,
             "job" => Fault::Job,
             "power" => Fault::Power,
-            _ => bail!("{name:?} is none of firmware, boot, inventory, job, power"),
+            _ => bail!("{name:?} is not one of firmware, boot, inventory, job, power"),
         })
     }
 }
@@ -141,7 +141,7 @@ impl FromStr for Failing {
         let (whole, part) = percent.split_once('.').unwrap_or((percent, "0"));
         let (whole, part) = (whole.parse::<u16>(), part.parse::<u16>());
         let (Ok(whole), Ok(part @ 0..=9)) = (whole, part) else {
-            bail!("{percent:?} is no percentage with at most one decimal");
+            bail!("{percent:?} is not a percentage with at most one decimal");
         };
         ensure!(
             whole < 100 || (whole == 100 && part == 0),

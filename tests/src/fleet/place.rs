@@ -203,7 +203,7 @@ impl Place {
     pub(super) fn remnants(&self) -> String {
         let furniture = match self.is_furnished && !self.is_passing {
             true => {
-                "; the lab's Segment and its controller's account may be left, too, which the next fleet takes away at its end"
+                "; the lab's Segment and its controller's account may be left, too, which the next fleet removes when it ends"
             }
             false => "",
         };
@@ -255,7 +255,7 @@ async fn served(client: &Client, segment: &str, options: &Options) -> Result<(St
     }
     if spec.quota < options.hosts {
         bail!(
-            "Segment {segment} has room for {} servers: raise its `quota`",
+            "Segment {segment} has room for only {} servers: raise its `quota`",
             spec.quota
         );
     }
@@ -264,13 +264,13 @@ async fn served(client: &Client, segment: &str, options: &Options) -> Result<(St
     }
     if !options.discover {
         let address = options.address.as_deref();
-        let address = address.context("the controller needs a way to the fleet's BMCs: --address, with an address of this computer that it reaches")?;
+        let address = address.context("the controller must be able to reach the fleet's BMCs: give --address with an address of this computer that it can reach")?;
         if address
             .parse()
             .is_ok_and(|address: IpAddr| address.is_unspecified())
         {
             bail!(
-                "--address {address} is no address at which a controller finds anything: name one of this computer"
+                "--address {address} is not an address at which a controller can reach anything: give one of this computer"
             );
         }
     }

@@ -205,7 +205,7 @@ impl Server {
         self.enter(State::Loading);
         self.takes(Step::Load).await;
         if self.strikes(Fault::Boot) {
-            anyhow::bail!("the ramdisk does not arrive, as demanded");
+            anyhow::bail!("the ramdisk does not arrive, as requested");
         }
         let _turn = self.world.fetching.acquire().await?;
         firmware::archive(&Here, &initrds).await.map(Some)
@@ -285,7 +285,7 @@ impl Machine for Body {
         let (world, index, number) = (Arc::clone(&self.world), self.index, self.number);
         let installed = Arc::clone(&self.installed);
         let fails = strikes(&self.luck, Fault::Job).then(|| Failed {
-            message: "the disk broke, as demanded".to_owned(),
+            message: "the disk failed, as requested".to_owned(),
             failure: Failure::Temporary,
         });
         async move {

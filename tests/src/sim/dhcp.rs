@@ -114,7 +114,7 @@ impl Client {
             let until = deadline.min(Instant::now() + pause);
             match timeout_at(until, replies.recv()).await {
                 Ok(Some(_)) => return Ok(false),
-                Ok(None) => bail!("{}: nobody listens any more", self.mac),
+                Ok(None) => bail!("{}: nobody is listening any more", self.mac),
                 Err(_) => {}
             }
         }
@@ -171,7 +171,7 @@ impl Client {
             while let Ok(Some(datagram)) = timeout_at(until, replies.recv()).await {
                 let Ok(answer) = Message::decode(&mut Decoder::new(&datagram.payload)) else {
                     bail!(
-                        "the server's answer is no DHCP message: {:02x?}",
+                        "the server's answer is not a DHCP message: {:02x?}",
                         datagram.payload
                     );
                 };

@@ -60,12 +60,12 @@ pub async fn script_at(clients: &impl Dial, url: &str) -> Result<Script> {
 
 async fn text_at(clients: &impl Dial, url: &str) -> Result<String> {
     let text = fetch(clients, url, &[]).await?;
-    String::from_utf8(text).context("the script is no text")
+    String::from_utf8(text).context("the script is not text")
 }
 
 fn read_script(text: &str) -> Result<Script> {
     if !text.starts_with("#!ipxe") {
-        bail!("no iPXE script: {text:?}");
+        bail!("not an iPXE script: {text:?}");
     }
     let urls = |command: &str| -> Vec<String> {
         let lines = text
@@ -100,7 +100,7 @@ fn configuration(mut bytes: &[u8]) -> Result<Option<BootConfig>> {
     while let Ok((entries, end)) = cpio::read(bytes) {
         if let Some(entry) = entries.into_iter().find(|entry| entry.path == PATH) {
             let Node::File(json) = entry.node else {
-                bail!("{PATH} is no file")
+                bail!("{PATH} is not a file")
             };
             return serde_json::from_slice(&json)
                 .context("read the boot configuration")

@@ -128,7 +128,7 @@ impl Hand {
         let endpoint = self.config.endpoints.first().context("no endpoint")?;
         let endpoint: Endpoint = endpoint.parse().context("read the endpoint")?;
         let Host::Address(address) = endpoint.host else {
-            bail!("{endpoint} is no address");
+            bail!("{endpoint} is not an address");
         };
         let shown = certificate.map(|chain| (chain, &self.key));
         let config = tls::client(&self.config.ca_pem, shown, &Clock::told(self.config.time))?;

@@ -86,7 +86,7 @@ impl Port {
             datalink::channel(&interface.ok_or(io::ErrorKind::NotFound)?, config)
         });
         let Channel::Ethernet(sender, receiver) = opened.with_context(|| format!("open {name}"))? else {
-            bail!("{name} is no Ethernet link");
+            bail!("{name} is not an Ethernet link");
         };
         let waiting = Arc::new(Waiting::default());
         let stop = Arc::new(AtomicBool::new(false));

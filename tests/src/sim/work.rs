@@ -114,7 +114,7 @@ fn is_meant(machine: &MachineId, identity: &Identity) -> Result<(), Failed> {
     if named && meant {
         return Ok(());
     }
-    Err(failed("the job means another machine", Failure::Final))
+    Err(failed("the job is for another machine", Failure::Final))
 }
 
 fn has(hardware: &Hardware, meant: &DiskId) -> Result<(), Failed> {

@@ -251,7 +251,7 @@ fn nothing_is_left_undone(tree: &Tree) -> Vec<Violation> {
                     violations.push(found(
                         path,
                         at + 1,
-                        format!("`{mark}`: finish it, or write an issue"),
+                        format!("`{mark}`: finish it, or open an issue"),
                     ));
                 }
             }
@@ -309,8 +309,9 @@ fn promises_are_held(tree: &Tree) -> Vec<Violation> {
             let held =
                 tree.get(holder).is_some() || tree.files("", ".rs").any(|(_, text)| has_test(text, holder));
             if !held {
-                let what =
-                    format!("`{holder}` is no test and no file: a promise that nothing holds is not made");
+                let what = format!(
+                    "`{holder}` is neither a test nor a file: a requirement must name what checks it"
+                );
                 violations.push(found(page, at + 1, what));
             }
         }

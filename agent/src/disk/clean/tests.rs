@@ -207,7 +207,7 @@ fn a_disk_that_fails_keeps_no_other_from_being_cleaned() {
     let cleaned: Vec<&str> = error.cleaned().iter().map(|disk| disk.disk.as_str()).collect();
     assert_eq!(cleaned, ["/dev/sdb", "/dev/sdc"]);
     let message = Chain(&error).to_string();
-    let start = "clean /dev/sda: what was there is gone in part or not at all; of 3 disks 2 are clean: /dev/sda: write zeros: ";
+    let start = "clean /dev/sda: old data is erased only in part or not at all; 2 of 3 disks are clean: /dev/sda: write zeros: ";
     assert!(message.starts_with(start), "{message}");
 }
 
@@ -221,7 +221,7 @@ fn every_disk_that_fails_is_named() {
         .unwrap_err()
         .to_string();
     assert!(message.starts_with("clean /dev/sdb, /dev/sdc: "), "{message}");
-    assert!(message.contains("of 3 disks 1 are clean"), "{message}");
+    assert!(message.contains("1 of 3 disks are clean"), "{message}");
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn a_disk_that_takes_no_writes_or_cannot_be_opened_keeps_no_other_from_being_tri
     let message = clean(&job, &tree.root(), &Work::unwatched())
         .unwrap_err()
         .to_string();
-    let start = "clean /dev/vda, /dev/vdb: what was there is gone in part or not at all; of 2 disks 0 are clean: \
+    let start = "clean /dev/vda, /dev/vdb: old data is erased only in part or not at all; 0 of 2 disks are clean: \
                  /dev/vda: write to it: it is read-only; /dev/vdb: open it: ";
     assert!(message.starts_with(start), "{message}");
 
@@ -245,7 +245,7 @@ fn a_disk_that_takes_no_writes_or_cannot_be_opened_keeps_no_other_from_being_tri
     let mut disks = three_disks();
     let failed = vec![broken(open(libc::ENXIO)).unwrap()];
     let error = wipe_each(&mut disks, failed, &Work::unwatched()).unwrap_err();
-    assert!(error.to_string().contains("of 4 disks 3 are clean"), "{error}");
+    assert!(error.to_string().contains("3 of 4 disks are clean"), "{error}");
     assert!(disks.iter().all(|(_, disk)| left(&disk.bytes).is_empty()));
     assert!(
         broken(open(libc::EBUSY)).is_err(),

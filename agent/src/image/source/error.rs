@@ -17,7 +17,7 @@ pub enum SourceError {
         source: UrlError,
     },
     /// The way leads from a secure server to one that is not.
-    #[error("follow {from}: it leads to {to}, which is not secured by TLS")]
+    #[error("follow {from}: it redirects to {to}, which is not secured by TLS")]
     Downgrade {
         /// From where.
         from: String,
@@ -25,10 +25,10 @@ pub enum SourceError {
         to: String,
     },
     /// Redirects do not end.
-    #[error("follow {0}: after {MOST_REDIRECTS} redirects there are more")]
+    #[error("follow {0}: there are more than {MOST_REDIRECTS} redirects")]
     Redirects(String),
     /// The server's name has no address.
-    #[error("find {url}")]
+    #[error("resolve the host of {url}")]
     Resolve {
         /// What.
         url: String,
@@ -45,7 +45,7 @@ pub enum SourceError {
     },
     /// The certificate of the server is not accepted.
     #[error(
-        "trust the server of {url}: only the certificate authorities that the ramdisk carries are (the controller's --extra-ca)"
+        "trust the server of {url}: only the certificate authorities in the ramdisk are trusted (the controller's --extra-ca)"
     )]
     Untrusted {
         /// What.
@@ -55,26 +55,26 @@ pub enum SourceError {
     },
     /// Nobody said which authorities to believe.
     #[error(
-        "trust the server of {url}: the ramdisk carries no certificate authority; give the controller one by --extra-ca"
+        "trust the server of {url}: the ramdisk contains no certificate authority; give the controller one with --extra-ca"
     )]
     NoAuthorities {
         /// What.
         url: String,
     },
     /// The authorities in the ramdisk cannot be used.
-    #[error("use the certificate authorities of the ramdisk")]
+    #[error("use the certificate authorities in the ramdisk")]
     Authorities {
         /// Why.
         source: tls::TlsError,
     },
     /// They cannot be read.
-    #[error("read the certificate authorities of the ramdisk")]
+    #[error("read the certificate authorities in the ramdisk")]
     ReadAuthorities {
         /// Why.
         source: io::Error,
     },
     /// The proxy does not help.
-    #[error("reach {url} through the proxy {proxy}: it answers {answer:?}")]
+    #[error("reach {url} through the proxy {proxy}: it answered {answer:?}")]
     Proxy {
         /// What.
         url: String,
@@ -84,10 +84,10 @@ pub enum SourceError {
         answer: String,
     },
     /// The proxy is not `host:port`.
-    #[error("understand the proxy {0:?}")]
+    #[error("parse the proxy address {0:?}")]
     ProxyAddress(String),
     /// The server refuses.
-    #[error("get {url}: the server answers {status}")]
+    #[error("get {url}: the server answered {status}")]
     Status {
         /// What.
         url: String,
@@ -105,7 +105,7 @@ pub enum SourceError {
         source: hyper::Error,
     },
     /// The server sends nothing.
-    #[error("get {url}: nothing came for {} s after {at} bytes", patience.as_secs())]
+    #[error("get {url}: no data came for {} s after {at} bytes", patience.as_secs())]
     Stalled {
         /// What.
         url: String,
@@ -115,7 +115,7 @@ pub enum SourceError {
         patience: Duration,
     },
     /// The server sends too little to come to an end.
-    #[error("get {url}: {came} bytes came in {} s after {at} bytes", waited.as_secs())]
+    #[error("get {url}: too slow, only {came} bytes came in {} s after {at} bytes", waited.as_secs())]
     Slow {
         /// What.
         url: String,
@@ -127,7 +127,7 @@ pub enum SourceError {
         waited: Duration,
     },
     /// The server sent less or more than it said, or less than it had sent before.
-    #[error("get {url}: {at} bytes came of {total}")]
+    #[error("get {url}: received {at} of {total} bytes")]
     Length {
         /// What.
         url: String,
@@ -137,7 +137,7 @@ pub enum SourceError {
         total: u64,
     },
     /// After a break the server has something else.
-    #[error("get {url}: it became another file after {at} bytes; it must be begun anew")]
+    #[error("get {url}: the file changed after {at} bytes; the download must start over")]
     Changed {
         /// What.
         url: String,
@@ -145,7 +145,7 @@ pub enum SourceError {
         at: u64,
     },
     /// There is more than there may be.
-    #[error("get {url}: it has more than {most} bytes")]
+    #[error("get {url}: it is larger than {most} bytes")]
     TooLarge {
         /// What.
         url: String,
@@ -153,7 +153,7 @@ pub enum SourceError {
         most: u64,
     },
     /// Patience is over.
-    #[error("get the file, given up after {tries} tries")]
+    #[error("get the file: gave up after {tries} attempts")]
     GivenUp {
         /// How many.
         tries: u32,

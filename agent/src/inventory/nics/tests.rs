@@ -219,7 +219,7 @@ fn one_address_on_two_cards_is_said_and_counted_once() {
         .filter(|warning| warning.subject == "52:54:00:12:34:56")
         .map(|warning| warning.message.as_str())
         .collect();
-    assert_eq!(texts, ["the address of eth0 and eth1"]);
+    assert_eq!(texts, ["several interfaces have this address: eth0 and eth1"]);
 }
 
 #[test]

@@ -168,7 +168,7 @@ fn frames_or_warning(name: &str) -> Option<Box<dyn DataLinkSender>> {
         .map_err(failed)
         .inspect_err(|error| {
             tracing::warn!(
-                "{}; what it asks for an address may come from that of another interface",
+                "{}; its DHCP requests may be sent from another interface's address",
                 Chain(error)
             );
         })

@@ -47,7 +47,7 @@ pub(super) async fn measure(hosts: u32) -> Result<Failover> {
 
     let leases: Api<Lease> = place.api(NAMESPACE);
     let handed_over = hand_over(&mut place.controllers, &leases).await?;
-    println!("  asked to end, the leader is followed by another one after {handed_over} s");
+    println!("  asked to end, the leader is replaced by another one after {handed_over} s");
     let leader = leading(&leases).await?;
     let names: Vec<String> = watch.hosts().into_keys().collect();
     want_image(place.client(), &names).await?;

@@ -85,7 +85,9 @@ fn an_image_of_untold_length_that_is_not_whole_may_have_been_cut_off() {
         let told = Chain(&cut).to_string();
         assert!(matches!(cut, Failure::Untold { .. }), "{told}");
         assert!(
-            told.contains(&format!("{came} bytes came, and its server tells no length")),
+            told.contains(&format!(
+                "received {came} bytes, but the server sent no Content-Length"
+            )),
             "{told}"
         );
     }
@@ -150,7 +152,7 @@ fn a_list_of_checksums_of_untold_length_that_helps_nobody_may_have_been_cut_off(
         let cut = learnt("", &list[..came]).unwrap_err();
         let told = Chain(&cut).to_string();
         assert!(matches!(cut, Failure::Untold { .. }), "{told}");
-        let expected = format!("fetch the list with the image's checksum: {came} bytes came");
+        let expected = format!("fetch the image's checksum list: received {came} bytes");
         assert!(told.contains(&expected), "{told}");
 
         let headers = format!("Content-Length: {came}\r\n");

@@ -65,7 +65,7 @@ fn a_stopped_write_never_boots() {
     let stopper = std::sync::Arc::new(std::sync::OnceLock::<Work>::new());
     let stop = std::sync::Arc::clone(&stopper);
     trial.work = Work::new(move |progress| {
-        if progress.step == "enter into boot order" {
+        if progress.step == "add to boot order" {
             stop.get().unwrap().stop();
         }
     });
