@@ -26,6 +26,7 @@ use tracing::{
 
 use crate::{
     clock,
+    sync::lock,
     sys::{self, Root},
 };
 
@@ -77,10 +78,7 @@ impl Console {
 
     /// The last lines, oldest first.
     pub fn recent(&self) -> Vec<String> {
-        let recent = self
-            .recent
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let recent = lock(&self.recent);
         recent.iter().cloned().collect()
     }
 
@@ -94,10 +92,7 @@ impl Console {
                 output.try_send(Task::Write(format!("{line}\r\n").into()))
             {}
         }
-        let mut recent = self
-            .recent
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut recent = lock(&self.recent);
         if recent.len() == KEPT {
             recent.pop_front();
         }

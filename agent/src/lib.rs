@@ -13,5 +13,6 @@ pub mod net;
 pub mod pid1;
 pub mod session;
 pub mod steps;
+mod sync;
 pub mod sys;
 pub mod work;

@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -12,6 +12,8 @@ use std::{
 
 use muster_proto::job::Progress;
 use tokio::sync::{Notify, watch};
+
+use crate::sync::lock;
 
 /// Between two reports of the same step.
 const PACE: Duration = Duration::from_millis(500);
@@ -156,7 +158,7 @@ impl Work {
 
     /// `step` begins; `percent` of the whole work is done.
     pub fn step(&self, step: &'static str, percent: u8) {
-        let mut pace = self.inner.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pace = lock(&self.inner.pace);
         *pace = Pace {
             step,
             last: Some((Instant::now(), 0)),
@@ -167,7 +169,7 @@ impl Work {
 
     /// Of the current step `bytes` are done, of the whole work `percent`.
     pub fn advance(&self, bytes: u64, percent: u8) {
-        let mut pace = self.inner.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pace = lock(&self.inner.pace);
         let now = Instant::now();
         let (at, done) = pace.last.unwrap_or((now, 0));
         let elapsed = now.saturating_duration_since(at);
@@ -183,7 +185,7 @@ impl Work {
 
     /// It goes on, though nothing of it gets done for a while: what was reported last is reported again.
     pub fn is_alive(&self) {
-        let mut pace = self.inner.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pace = lock(&self.inner.pace);
         let now = Instant::now();
         let (at, done) = pace.last.unwrap_or((now, 0));
         if now.saturating_duration_since(at) >= PACE {

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -15,6 +15,8 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::sleep,
 };
+
+use crate::sync::lock;
 
 /// The addresses to serve on.
 pub type Addresses = BTreeSet<IpAddr>;
@@ -121,7 +123,7 @@ impl ClosedPorts {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(IpAddr, Port), ClosedPort>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -4,7 +4,7 @@ mod write;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -14,7 +14,10 @@ use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::{sync::mpsc, time::Instant};
 use tracing::Span;
 
-use crate::bucket::{Bucket, Rate};
+use crate::{
+    bucket::{Bucket, Rate},
+    sync::lock,
+};
 
 /// Records Events; never blocks and never fails the caller.
 #[derive(Clone, Debug)]
@@ -178,7 +181,7 @@ impl Events {
         ]
         .join("/");
         let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         let Told { warned, often } = &mut *told;
         let words = format!("{subject}/{}", event.message);
         if event.warning && warned.get(&words).is_some_and(|at| at.elapsed() < PAUSE) {

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Debug,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use futures::{FutureExt, Stream, StreamExt};
@@ -33,6 +33,7 @@ use crate::{
     path::Path,
     retry,
     salvage::{self, Salvaged},
+    sync::lock,
 };
 
 /// The longest text about one object, in bytes.
@@ -100,7 +101,7 @@ impl Default for Unreadable {
 
 impl Unreadable {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, (ObjectReference, String)>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.all)
     }
 
     /// Each of them, and what is wrong with it.

@@ -33,6 +33,7 @@ mod retry;
 pub mod round;
 pub mod run;
 mod salvage;
+mod sync;
 mod time;
 pub mod token;
 mod token_file;

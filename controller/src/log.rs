@@ -1,26 +1,30 @@
 //! Which decisions are worth a log line: each client's when it changes, and never more than a reader can bear, so that strangers
 //! cannot fill the disk with them.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    net::IpAddr,
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Mutex, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    bucket::{Bucket, Rate},
+    sync::lock,
 };
 
 /// The most clients whose last decision is remembered.
 const MAX: usize = 4096;
-/// Lines at once, and lines a second.
-const BURST: f64 = 100.0;
-const RATE: f64 = 20.0;
+/// How many lines are said: many at once, then twenty a second.
+const LINES: Rate = Rate {
+    burst: 100,
+    every: Duration::from_millis(50),
+};
 
 /// Remembers what was last said of each client.
 #[derive(Debug)]
 pub(crate) struct Log<K> {
     last: HashMap<K, String>,
-    tokens: f64,
-    refilled: Duration,
+    /// From when the times are counted.
+    start: Instant,
+    lines: Bucket,
     suppressed: u64,
 }
 
@@ -35,10 +39,11 @@ pub(crate) enum Say {
 
 impl<K> Default for Log<K> {
     fn default() -> Self {
+        let start = Instant::now();
         Log {
             last: HashMap::new(),
-            tokens: BURST,
-            refilled: Duration::ZERO,
+            start,
+            lines: Bucket::new(start),
             suppressed: 0,
         }
     }
@@ -53,13 +58,10 @@ impl<K: Eq + Hash> Log<K> {
         if self.last.len() >= MAX {
             self.last.clear();
         }
-        self.tokens = (self.tokens + now.saturating_sub(self.refilled).as_secs_f64() * RATE).min(BURST);
-        self.refilled = now;
-        if self.tokens < 1.0 {
+        if !self.lines.take(LINES, self.start + now) {
             self.suppressed += 1;
             return Say::Nothing;
         }
-        self.tokens -= 1.0;
         self.last.insert(who, what.to_owned());
         Say::Line(std::mem::take(&mut self.suppressed))
     }
@@ -86,7 +88,7 @@ impl Refusals {
     pub(crate) fn say(&self, who: IpAddr, why: &str) -> Option<u64> {
         let now = self.start.elapsed();
         let minute = now.as_secs() / 60;
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = lock(&self.log);
         match log.say(who, &format!("{minute} {why}"), now) {
             Say::Nothing => None,
             Say::Line(left_out) => Some(left_out),

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     hash::{BuildHasher, RandomState},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use muster_proto::{
@@ -15,7 +15,7 @@ use muster_proto::{
     kinds::{BareMetalHost, Enrolment, Server},
 };
 
-use crate::{hosts, multimap::MultiMap, path::Path};
+use crate::{hosts, multimap::MultiMap, path::Path, sync::lock};
 
 /// By what a Server is found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,7 +72,7 @@ struct Inner {
 
 impl Machines {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     fn signals(&self, server: &Server) -> Vec<Digest> {

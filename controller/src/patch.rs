@@ -43,6 +43,12 @@ where
     (before != after).then(|| difference(&json!(before), &json!(after)))?
 }
 
+/// The finalizers that are left: `all` but `ours`.
+pub(crate) fn finalizers_without<'a>(all: &'a [String], ours: &[&str]) -> Vec<&'a str> {
+    let all = all.iter().map(String::as_str);
+    all.filter(|name| !ours.contains(name)).collect()
+}
+
 #[cfg(test)]
 pub(crate) use tests::merge;
 

@@ -3,8 +3,10 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
+
+use crate::sync::lock;
 
 /// Counts by key; one that has none is not remembered.
 #[derive(Debug)]
@@ -40,7 +42,7 @@ impl<K: Eq + Hash + Clone> Quota<K> {
 
 impl<K: Eq + Hash> Quota<K> {
     fn lock(&self) -> MutexGuard<'_, HashMap<K, usize>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts)
     }
 }
 

@@ -6,7 +6,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,6 +21,8 @@ use kube::{
 };
 use tokio::time::Instant;
 use tower::{Layer, Service};
+
+use crate::sync::lock;
 
 /// For so long a token is used before its file is read again.
 const AGAIN: Duration = Duration::from_secs(50);
@@ -84,7 +86,7 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for WithToken<S> {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> S::Future {
-        let header = self.token.lock().unwrap_or_else(PoisonError::into_inner).header();
+        let header = lock(&self.token).header();
         request.headers_mut().insert(AUTHORIZATION, header);
         self.service.call(request)
     }

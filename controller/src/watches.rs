@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use prometheus_client::{
 use tokio::{sync::Notify, time::Instant};
 use tower::BoxError;
 
-use crate::api_error;
+use crate::{api_error, sync::lock};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfKind {
@@ -57,7 +57,7 @@ impl Watches {
     }
 
     fn lock(&self) -> MutexGuard<'_, All> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.all)
     }
 
     /// A watch of `kind` begins: nothing is known of it yet.

@@ -2,12 +2,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// How long an object of ours is believed over the watched copy.
 pub const BELIEVED: Duration = Duration::from_secs(15);
@@ -63,7 +65,7 @@ impl<K> Ours<K> {
 
 impl<K: ResourceExt> Written<K> {
     fn lock(&self) -> MutexGuard<'_, Inner<K>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The later one of `watched`, the copy of the object `name`, and of ours.

@@ -5,10 +5,12 @@ use std::{
     collections::BTreeSet,
     fs,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Mutex, MutexGuard, mpsc},
     thread,
     time::{Duration, Instant},
 };
+
+use crate::sync::lock;
 
 /// How long one device may take; sysfs answers in microseconds.
 const EACH: Duration = Duration::from_secs(5);
@@ -32,7 +34,7 @@ pub(super) fn device(link: PathBuf) -> PathBuf {
 }
 
 fn hangs() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    HANGS.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&HANGS)
 }
 
 /// How much longer devices are waited for.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -15,7 +15,10 @@ use kube::{Api, Client, api::PostParams};
 use muster_proto::Chain;
 use tokio::time::{Instant, timeout};
 
-use crate::bucket::{Bucket, Rate};
+use crate::{
+    bucket::{Bucket, Rate},
+    sync::lock,
+};
 
 /// What a bearer of a token may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +116,7 @@ impl Reviewer {
         key.copy_from_slice(digest.as_ref());
         let is_trusted = {
             let now = Instant::now();
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = lock(&self.known);
             if let Some(verdict) = known.verdict(&key, now) {
                 return verdict;
             }
@@ -131,7 +134,7 @@ impl Reviewer {
             }
             Err(_) => Verdict::Unanswered,
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         known.remember(key, verdict, Instant::now());
         match verdict {
             Verdict::Unanswered if is_trusted => Verdict::Allowed,

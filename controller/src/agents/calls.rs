@@ -4,7 +4,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll, ready},
 };
 
@@ -24,7 +24,7 @@ use super::{
     http::HEAD,
     problem::{Answer, problem, with_status},
 };
-use crate::time::http_date;
+use crate::{sync::lock, time::http_date};
 
 /// The largest head of a request, in bytes.
 const MAX_HEAD: usize = 16 << 10;
@@ -132,10 +132,6 @@ impl Line {
 }
 
 type Shared = Arc<Mutex<Line>>;
-
-fn lock(line: &Shared) -> MutexGuard<'_, Line> {
-    line.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The content of one call.
 pub(super) struct Content(Shared);

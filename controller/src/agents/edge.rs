@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -24,6 +24,7 @@ use super::{
     metrics::Metrics,
     problem::problem,
     progress::Progresses,
+    routes::Bounds,
     sessions::Sessions,
     store::{Store, StoreError},
 };
@@ -34,6 +35,7 @@ use crate::{
     log::Refusals,
     machines::Signal,
     quota::Quota,
+    sync::lock,
 };
 
 /// The Segment on which a machine speaks.
@@ -54,6 +56,7 @@ pub(super) struct Edge {
     pub(super) sessions: Arc<Sessions>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Refusals,
+    pub(super) bounds: Bounds,
     /// How often an inventory of each Server is read.
     pub(super) reports: RateLimit,
     /// How often each Server may have written what it is.
@@ -286,7 +289,7 @@ impl Edge {
     }
 
     pub(super) fn pending(&self) -> MutexGuard<'_, HashMap<String, Pending>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pending)
     }
 
     pub(super) fn tell(&self, about: ObjectReference, warning: bool, reason: &'static str, message: String) {

@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -12,7 +12,10 @@ use muster_proto::session::{Problem, ProblemKind};
 use tokio::time::Instant;
 
 use super::problem::problem;
-use crate::bucket::{Bucket, Rate};
+use crate::{
+    bucket::{Bucket, Rate},
+    sync::lock,
+};
 
 /// Someone who changes disks by hand is not held up; a machine whose hardware flickers is. `Retry-After` says the same 30 s.
 const INVENTORIES: Rate = Rate {
@@ -94,7 +97,7 @@ impl RateLimit {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Bucket>> {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.buckets)
     }
 
     /// The right to one write for `whose`.

@@ -138,6 +138,7 @@ impl Server {
             sessions: Sessions::new(config.pace, metrics.sessions.clone(), metrics.polls.clone()),
             metrics,
             refusals: Refusals::default(),
+            bounds: routes::Bounds::default(),
             reporting: Quota::new(1),
             telling: Quota::new(1),
             reports: limits::RateLimit::of_reports(),

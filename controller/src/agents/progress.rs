@@ -3,12 +3,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
 use muster_proto::{job::Progress, kinds::Server, session::PollRequest};
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// Between two writes.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -46,7 +48,7 @@ pub(super) struct Progresses {
 
 impl Progresses {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Written>> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.written)
     }
 
     /// Whether the progress in `request` of the Server `name`, which looks like `server`, is written.

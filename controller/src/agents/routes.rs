@@ -33,19 +33,42 @@ const MAX_ENROL: usize = 256 << 10;
 /// A poll, with the log of a failed job, or a renewal.
 const MAX_SMALL: usize = 16 << 10;
 
-/// How many inventories are understood and stored at once: each is up to [`MAX_BODY`] of text and a few times that when read.
-/// Nobody holds a place while bytes arrive.
-static INVENTORIES: Semaphore = Semaphore::const_new(8);
+/// How much of what agents and strangers send is in this replica's memory at once.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    /// How many inventories are understood and stored at once: each is up to [`MAX_BODY`] of text and a few times that when read.
+    /// Nobody holds a place while bytes arrive.
+    inventories: Semaphore,
+    /// How many bytes of inventories and logs, arriving or arrived and not yet understood, are in memory at once.
+    ///
+    /// One Server has at most four connections, and one of them an inventory: 8 MiB and three logs, 11 MiB of these 64. Beside these
+    /// there are the 16 MiB of `large_enrolments`, and what is bounded by the connections alone: `MAX_SMALL` of each, 1024 times
+    /// 16 KiB of strangers' and `--max-agents` times 16 KiB of agents', who have shown a certificate. With 16384 of these that is
+    /// 352 MiB in all.
+    arriving: Semaphore,
+    /// The same of what enrolments have beyond `MAX_SMALL`: strangers keep out only each other's large ones.
+    pub(super) large_enrolments: Semaphore,
+}
 
-/// How many bytes of inventories and logs, arriving or arrived and not yet understood, are in memory at once.
-///
-/// One Server has at most four connections, and one of them an inventory: 8 MiB and three logs, 11 MiB of these 64. Beside these there
-/// are the 16 MiB of [`LARGE_ENROLMENTS`], and what is bounded by the connections alone: `MAX_SMALL` of each, 1024 times 16 KiB of
-/// strangers' and `--max-agents` times 16 KiB of agents', who have shown a certificate. With 16384 of these that is 352 MiB in all.
-static ARRIVING: Semaphore = Semaphore::const_new(64 << 20);
+impl Default for Bounds {
+    fn default() -> Self {
+        Bounds {
+            inventories: Semaphore::new(8),
+            arriving: Semaphore::new(64 << 20),
+            large_enrolments: Semaphore::new(16 << 20),
+        }
+    }
+}
 
-/// The same of what enrolments have beyond `MAX_SMALL`: strangers keep out only each other's large ones.
-pub(super) static LARGE_ENROLMENTS: Semaphore = Semaphore::const_new(16 << 20);
+impl Bounds {
+    /// Room in which every byte counts.
+    fn arriving(&self) -> body::Room<'_> {
+        body::Room {
+            free: 0,
+            bytes: &self.arriving,
+        }
+    }
+}
 
 /// Answers one request of `peer`. Each call has a future of its own: of thousands of polls that are held, none is as large as what
 /// seldom comes.
@@ -92,14 +115,6 @@ async fn read<T: DeserializeOwned>(content: Content) -> Result<T, Problem> {
     understand(&body::read(content, MAX_SMALL, None).await?)
 }
 
-/// Room in which every byte counts.
-fn arriving() -> body::Room<'static> {
-    body::Room {
-        free: 0,
-        bytes: &ARRIVING,
-    }
-}
-
 fn understand<T: DeserializeOwned>(arrived: &body::Arrived<'_>) -> Result<T, Problem> {
     serde_json::from_slice(&arrived.bytes)
         .map_err(|error| problem(ProblemKind::Malformed, text::clean(error.to_string().as_bytes())))
@@ -108,7 +123,7 @@ fn understand<T: DeserializeOwned>(arrived: &body::Arrived<'_>) -> Result<T, Pro
 async fn enrol(edge: &Edge, peer: &Peer, content: Content) -> Result<EnrolResponse, Problem> {
     let room = body::Room {
         free: MAX_SMALL,
-        bytes: &LARGE_ENROLMENTS,
+        bytes: &edge.bounds.large_enrolments,
     };
     let request: EnrolRequest = understand(&body::read(content, MAX_ENROL, Some(room)).await?)?;
     edge.enrol(request, peer.address).await
@@ -161,8 +176,10 @@ async fn report(edge: &Edge, peer: &Peer, content: Content) -> Result<InventoryR
         if let Err(refused) = edge.reports.one(caller.name()).ask() {
             return Err(body::refuse(content, refused).await);
         }
-        let arrived = body::read(content, MAX_BODY, Some(arriving())).await?;
-        let _room = INVENTORIES
+        let arrived = body::read(content, MAX_BODY, Some(edge.bounds.arriving())).await?;
+        let _room = edge
+            .bounds
+            .inventories
             .acquire()
             .await
             .expect("the semaphore is never closed");
@@ -260,7 +277,8 @@ async fn log(edge: &Edge, peer: &Peer, content: Content) -> Result<(), Problem> 
     if let Err(refused) = edge.logs.one(caller.name()).ask() {
         return Err(body::refuse(content, refused).await);
     }
-    let request: LogRequest = understand(&body::read(content, MAX_LOG_BODY, Some(arriving())).await?)?;
+    let room = edge.bounds.arriving();
+    let request: LogRequest = understand(&body::read(content, MAX_LOG_BODY, Some(room)).await?)?;
     let more = request.lines.len().saturating_sub(MAX_LOG_LINES);
     for line in request.lines.iter().take(MAX_LOG_LINES) {
         let line = text::clean_to(line.as_bytes(), super::jobs::MAX_LINE);

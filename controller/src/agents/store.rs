@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ use crate::{
     manager::EDGE,
     patch::difference_but,
     path::Path,
+    sync::lock,
     world::World,
     written::{Written, newer},
 };
@@ -344,7 +345,7 @@ impl Store {
     }
 
     fn reads(&self) -> MutexGuard<'_, HashMap<String, Read>> {
-        self.just_read.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.just_read)
     }
 
     async fn fetch_host(&self, at: &HostReference) -> Result<Option<Arc<BareMetalHost>>, StoreError> {

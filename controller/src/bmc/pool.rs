@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -24,6 +24,7 @@ use super::{
     redfish::{Limits, Means, Redfish, Trust},
     term::Fence,
 };
+use crate::sync::lock;
 
 /// Limits of the whole, with defaults for slow BMCs.
 #[derive(Clone, Debug)]
@@ -115,11 +116,6 @@ impl std::fmt::Debug for Bmcs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Bmcs({})", lock(&self.0.known).lines.len())
     }
-}
-
-/// Nothing panics while it holds one of these; if it did, what it left is still whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is done once a call has its turn.

@@ -199,7 +199,7 @@ impl Files {
     /// Looks at the disk at the next request, however recent the last look is: tests do not wait for [`LOOK`].
     #[cfg(test)]
     pub(crate) fn reload(&self) {
-        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *crate::sync::lock(&self.looked) = None;
     }
 
     fn seen(&self) -> Arc<Seen> {

@@ -4,10 +4,12 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use muster_proto::Mac;
+
+use crate::sync::lock;
 
 /// More addresses than this are forgotten at once: a log line less precise is all that is lost.
 const MOST: usize = 4096;
@@ -19,7 +21,7 @@ pub struct Peers(Arc<Mutex<HashMap<IpAddr, Mac>>>);
 impl Peers {
     /// `address` belongs to `mac`: it was leased to it, or it said so.
     pub fn note(&self, address: IpAddr, mac: Mac) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.0);
         if known.len() >= MOST && !known.contains_key(&address) {
             known.clear();
         }
@@ -28,7 +30,7 @@ impl Peers {
 
     /// The machine that has `address`, if it is known.
     pub fn mac(&self, address: IpAddr) -> Option<Mac> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.0);
         known.get(&address.to_canonical()).copied()
     }
 }

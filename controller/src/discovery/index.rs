@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use muster_proto::{
@@ -14,7 +14,7 @@ use muster_proto::{
 };
 
 use super::{host, link::Signals, next::server_name};
-use crate::{hosts, multimap::MultiMap, path::Path};
+use crate::{hosts, multimap::MultiMap, path::Path, sync::lock};
 
 /// What a Server and a host can have in common. Nearly all are addresses, and each takes as much room as the largest can: pairs are on
 /// the heap.
@@ -44,7 +44,7 @@ struct Inner {
 
 impl Index {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// `server` is as it is now, or `gone`. Returns the names of other Servers that may have to be decided anew: those that share a

@@ -2,10 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
-use crate::{events::Event, round::Failures};
+use crate::{events::Event, round::Failures, sync::lock};
 
 /// By Server; of most there is nothing to be remembered.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ struct Entry {
 
 impl Memory {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Those of `notices` that the last round about `server` did not have.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use kube::{
-    Api, Client, Resource,
+    Api, Client, Resource, ResourceExt,
     api::{ApiResource, DynamicObject, Patch},
 };
 use muster_proto::{
@@ -33,7 +33,7 @@ use crate::{
     hosts,
     lease::Leadership,
     manager::CONTROL,
-    patch::{difference, difference_but},
+    patch::{difference, difference_but, finalizers_without},
     path::Path,
     round::{ExecuteError, failed},
     written::is_fresh,
@@ -136,16 +136,8 @@ impl Executor {
         let path = Path::of(host);
         let mut patch = json!({"metadata": precondition(host)});
         if let Some(on) = metadata.finalizer {
-            let others = host
-                .metadata
-                .finalizers
-                .iter()
-                .flatten()
-                .filter(|name| *name != FINALIZER);
-            let all: Vec<&str> = others
-                .map(String::as_str)
-                .chain(on.then_some(FINALIZER))
-                .collect();
+            let mut all = finalizers_without(host.finalizers(), &[FINALIZER]);
+            all.extend(on.then_some(FINALIZER));
             patch["metadata"]["finalizers"] = json!(all);
         }
         for name in &metadata.remove_annotations {
@@ -454,15 +446,8 @@ impl Executor {
             return Ok(());
         };
         let path = Path::of(host);
-        let kept: Vec<&String> = data
-            .metadata
-            .finalizers
-            .iter()
-            .flatten()
-            .filter(|name| *name != HARDWARE_FINALIZER)
-            .collect();
         let mut metadata = precondition(data.as_ref());
-        metadata["finalizers"] = json!(kept);
+        metadata["finalizers"] = json!(finalizers_without(data.finalizers(), &[HARDWARE_FINALIZER]));
         let patch = json!({"metadata": metadata});
         let released = self
             .api::<HardwareData>(&path.namespace)
@@ -500,12 +485,9 @@ impl Executor {
                     ));
                 }
             };
-            let all = || object.metadata.finalizers.iter().flatten();
-            let kept: Vec<&String> = all()
-                .filter(|name| !finalizers.contains(&name.as_str()))
-                .collect();
+            let kept = finalizers_without(object.finalizers(), finalizers);
             let ours = hosts::is_among(host, object.metadata.owner_references.as_ref());
-            if !ours || kept.len() == all().count() {
+            if !ours || kept.len() == object.finalizers().len() {
                 continue;
             }
             let mut metadata =

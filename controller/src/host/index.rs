@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use muster_proto::{
@@ -18,7 +18,7 @@ use super::{
     rivals::{Behind, bmc},
     secrets,
 };
-use crate::{hosts::declared_mac, multimap::MultiMap, path::Path};
+use crate::{hosts::declared_mac, multimap::MultiMap, path::Path, sync::lock};
 
 /// What a host has to do with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,7 +69,7 @@ struct Inner {
 
 impl Index {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// `host` is as it is now, or `gone`. Returns the other hosts that it has, or had, to do with: they may have to be decided anew.

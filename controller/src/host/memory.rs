@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -27,6 +27,7 @@ use crate::{
     events::Event,
     path::Path,
     round::Failures,
+    sync::lock,
     written::{BELIEVED, version},
 };
 
@@ -145,7 +146,7 @@ pub struct Newest {
 
 impl Memory {
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Acts on what is known of `host`, if a round has looked at it and it was not forgotten since.

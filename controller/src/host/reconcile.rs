@@ -7,7 +7,7 @@ mod turn;
 use std::{
     collections::BTreeSet,
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -44,6 +44,7 @@ use crate::{
     lease::Leadership,
     path::Path,
     round::{Cue, receive, retry_after, run_out},
+    sync::lock,
     world::{Change, Scope, World},
 };
 use carry::beside;
@@ -137,7 +138,7 @@ struct End(Arc<Context>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut calls = lock(&self.0.calls);
         calls.abort_all();
         self.0.world.watches.is_read(SECRET);
         // Who leads next counts what becomes of these hosts, and of those that come.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::{
     bucket::{Bucket, Rate},
     path::Path,
+    sync::lock,
 };
 
 /// How often one more of those that wait is told so: thousands at once would keep the API server from those whose turn it is.
@@ -76,7 +77,7 @@ impl Slots {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// True if `host` has a slot.

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -32,9 +32,11 @@ use crate::{
     bmc::Credentials,
     hosts,
     manager::CONTROL,
+    patch::finalizers_without,
     path::Path,
     retry,
     round::{ExecuteError, PATIENCE, failed},
+    sync::lock,
     watches::Watches,
     world::Scope,
     written::version,
@@ -135,10 +137,6 @@ pub enum Touched {
     One(Path),
     /// Any.
     All,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// No random numbers.
@@ -437,11 +435,7 @@ impl Vault {
     }
 
     async fn release_entry(&self, path: &Path, entry: &Entry) -> Result<(), ExecuteError> {
-        let finalizers: Vec<&String> = entry
-            .finalizers
-            .iter()
-            .filter(|name| *name != SECRET_FINALIZER)
-            .collect();
+        let finalizers = finalizers_without(&entry.finalizers, &[SECRET_FINALIZER]);
         let metadata = json!({"uid": entry.uid, "resourceVersion": entry.version, "finalizers": finalizers});
         let patch = Patch::Merge(json!({"metadata": metadata}));
         self.patch("release Secret", path, Some(&entry.version), patch)

@@ -333,16 +333,16 @@ async fn a_body_that_is_too_large_is_refused_with_a_reason() {
 
 #[tokio::test]
 async fn strangers_with_much_to_say_keep_no_machine_of_the_usual_size_out() {
-    use super::super::routes::LARGE_ENROLMENTS;
     let lab = Lab::new().await;
     let mut agent = lab.agent(1);
     let token = lab.token(1);
     let mut large = json!(agent.enrol_request(&token)).to_string().into_bytes();
     large.resize(100 << 10, b' ');
     let large = Full::new(Bytes::from(large));
-    // Nobody else in these tests enrols with as much.
-    let all = LARGE_ENROLMENTS.available_permits().try_into().unwrap();
-    let taken = LARGE_ENROLMENTS.try_acquire_many(all).unwrap();
+    let edge = lab.edge.upgrade().unwrap();
+    let room = &edge.bounds.large_enrolments;
+    let all = room.available_permits().try_into().unwrap();
+    let taken = room.try_acquire_many(all).unwrap();
     let refusal = agent.send("POST", "/v1/enrol", large.clone()).await.unwrap();
     let refusal = refusal.unwrap_err();
     assert_eq!((refusal.status, refusal.kind), (503, ProblemKind::Unavailable));

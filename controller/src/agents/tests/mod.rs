@@ -6,7 +6,11 @@ mod jobs;
 mod keys;
 mod sessions;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -59,6 +63,7 @@ struct Lab {
     api: Arc<FakeApi>,
     written: Arc<Written<ServerKind>>,
     watches: Watches,
+    edge: Weak<Edge>,
     keys: watch::Sender<Keys>,
     address: SocketAddr,
     events: mpsc::Receiver<Happened>,
@@ -97,6 +102,7 @@ impl Lab {
             api,
             written: Arc::default(),
             watches: Watches::default(),
+            edge: Weak::new(),
             keys,
             address: ([127, 0, 0, 1], 0).into(),
             events: mpsc::channel(1).1,
@@ -134,6 +140,7 @@ impl Lab {
             max_agents: self.max_agents,
         };
         let server = Server::new(config).await.unwrap();
+        self.edge = Arc::downgrade(&server.edge);
         self.address = free_port().await;
         let addresses = watch::channel([self.address.ip()].into()).1;
         let (stop, stopped) = oneshot::channel();

@@ -31,6 +31,7 @@ use crate::{
     },
     events::{Event, Events},
     log::{Log, Say},
+    sync::lock,
     token::{BootSecrets, CA_SECRET, TOKEN_SECRET},
     world::World,
 };
@@ -56,11 +57,11 @@ pub(super) struct Active {
 
 impl Active {
     pub(super) fn leases(&self) -> MutexGuard<'_, Leases> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.leases)
     }
 
     pub(super) fn watch(&self) -> MutexGuard<'_, Watch> {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.watch)
     }
 
     fn reference(&self) -> ObjectReference {
@@ -379,7 +380,7 @@ impl Dispatch {
     }
 
     fn lock_probing(&self) -> MutexGuard<'_, HashSet<(String, Mac)>> {
-        self.probing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.probing)
     }
 
     /// Sends, counts and logs.
@@ -423,11 +424,7 @@ impl Dispatch {
     fn say(&self, request: &Request, step: &Step, key: &str) {
         // Offer and acknowledgement of one address are one decision.
         let what = engine::describe(request, step);
-        let said =
-            self.log
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .say(request.mac, &what, self.now());
+        let said = lock(&self.log).say(request.mac, &what, self.now());
         if let Say::Line(left_out) = said {
             tracing::info!(mac = %request.mac, segment = key, host_name = request.host_name, left_out, "{what}");
         }

@@ -8,7 +8,7 @@ use std::{
     net::Ipv4Addr,
     os::fd::IntoRawFd,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -31,6 +31,7 @@ use socket2::{Domain, SockFilter, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 
 use super::rogue::Answer;
+use crate::sync::lock;
 
 /// How long we listen for somebody who uses an address.
 const PATIENCE: Duration = Duration::from_millis(80);
@@ -121,17 +122,8 @@ impl Frames {
     /// Asks who uses `address` (RFC 5227, 2.1.1); none if nobody answers in time.
     pub(super) async fn probe(&self, address: Ipv4Addr) -> io::Result<Option<Mac>> {
         let (found, answer) = oneshot::channel();
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(address)
-            .or_default()
-            .push(found);
-        let sent = self
-            .sender
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .send_to(&arp_probe(self.own, address), None);
+        lock(&self.waiting).entry(address).or_default().push(found);
+        let sent = lock(&self.sender).send_to(&arp_probe(self.own, address), None);
         let sent = sent.unwrap_or_else(|| Err(io::ErrorKind::Unsupported.into()));
         let found = match &sent {
             Ok(()) => tokio::time::timeout(PATIENCE, answer).await.ok(),
@@ -140,7 +132,7 @@ impl Frames {
                 None
             }
         };
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.waiting);
         if let Entry::Occupied(mut of) = waiting.entry(address) {
             of.get_mut().retain(|other| !other.is_closed());
             if of.get().is_empty() {
@@ -279,11 +271,7 @@ impl Reader {
             match self.receiver.next() {
                 Ok(frame) => match hear(frame) {
                     Some(Heard::Arp(address, mac)) if mac != self.own => {
-                        let waiting = self
-                            .waiting
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .remove(&address);
+                        let waiting = lock(&self.waiting).remove(&address);
                         for found in waiting.into_iter().flatten() {
                             // The prober may have given up in this moment.
                             let _ = found.send(mac);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use prometheus_client::{
@@ -12,7 +12,7 @@ use prometheus_client::{
 };
 
 use super::{OPERATIONS, Operation};
-use crate::path::Path;
+use crate::{path::Path, sync::lock};
 
 /// What happens to a host, as often as it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub(super) struct Each(Arc<Mutex<BTreeMap<Path, Counts>>>);
 
 impl Each {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Path, Counts>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// It happened to `host`.

@@ -1,6 +1,6 @@
 //! What a round decided is carried out: the host is written, people are told, effects take place; those that call a BMC beside the rounds.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use kube::runtime::controller::Action;
 use muster_proto::{Chain, kinds::BareMetalHost};
@@ -18,7 +18,7 @@ use super::{
     },
     Context, EARLY, TOO_FAST,
 };
-use crate::{events::Event, path::Path, round::ExecuteError};
+use crate::{events::Event, path::Path, round::ExecuteError, sync::lock};
 
 /// What a round has done.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ pub(super) async fn carry_out(
 
 /// Goes on with `call` beside the rounds; what it logs is of the round that it came from.
 pub(super) fn beside(context: &Context, call: impl Future<Output = ()> + Send + 'static) {
-    let mut calls = context.calls.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut calls = lock(&context.calls);
     // Those that have ended.
     while calls.try_join_next().is_some() {}
     calls.spawn(call.in_current_span());

@@ -8,7 +8,7 @@ use muster_proto::kinds::{
 
 use super::{
     super::{
-        BmcCall, Effect, State, next,
+        BmcCall, Effect, State,
         observed::{Failure, FailureClass, SecretState},
         plan::PowerOrder,
         reboot, restore,
@@ -1103,17 +1103,4 @@ fn a_claim_on_a_machine_that_only_a_person_can_boot_can_be_released_uncleaned() 
     assert!(world.machine.ramdisk.is_some() && world.state() == State::Available);
     assert_eq!(done(&world), before);
     assert_eq!(world.machine.disk, Content::Image(IMAGE.to_owned()));
-}
-
-#[test]
-fn the_same_input_has_the_same_plan_in_every_state() {
-    for state in State::ALL {
-        let mut world = at(state);
-        let Some(host) = world.host.take() else { continue };
-        let seen = world.seen();
-        assert_eq!(
-            next(&host, &seen, world.now),
-            next(&host.clone(), &seen.clone(), world.now)
-        );
-    }
 }
