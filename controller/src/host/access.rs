@@ -11,7 +11,7 @@ use muster_proto::kinds::{
 };
 
 use super::{
-    State, bmc_identity,
+    State, WaitReason, bmc_identity,
     draft::{Draft, HoldOff, and_next, clause},
     observed::{Access, Failure, FailureClass, Power, Probed, SecretState},
     owner::has_bmc,
@@ -84,7 +84,7 @@ pub(super) fn is_to_be_mended(draft: &Draft<'_>) -> Option<String> {
         return Some(draft.status.error_message.clone());
     }
     let unread = secrets::unread(draft)?;
-    draft.waited("Inputs", BOOT_DEADLINE).then_some(unread)
+    draft.waited(WaitReason::Inputs, BOOT_DEADLINE).then_some(unread)
 }
 
 /// Makes sure of the way to the machine.
@@ -113,7 +113,7 @@ pub(super) fn ensure(draft: &mut Draft<'_>) -> Reach {
             draft.call(BmcCall::Probe(access));
             if draft.state == State::Registering {
                 draft.clear_error();
-                draft.wait_for("Bmc", asks(draft.host));
+                draft.wait_for(WaitReason::Bmc, asks(draft.host));
             } else {
                 // Asked again after a start: nothing has changed as far as anybody can see.
                 draft.keep_wait();
@@ -186,7 +186,7 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
         }
         SecretState::Unreadable(why) => {
             let why = format!("the Secret {name} with the BMC's credentials cannot be read: {why}");
-            draft.wait_for("Inputs", and_next(&why, "it is read again"));
+            draft.wait_for(WaitReason::Inputs, and_next(&why, "it is read again"));
             draft.again(LOOK_AGAIN);
         }
         SecretState::Invalid(why) => {
@@ -270,7 +270,7 @@ pub(super) fn announce(draft: &mut Draft<'_>) {
         SecretState::Missing | SecretState::Unnamed => {}
         SecretState::Present { .. } => {
             try_credentials(draft, &name);
-            draft.wait_for("Bmc", asks(draft.host));
+            draft.wait_for(WaitReason::Bmc, asks(draft.host));
         }
         // It was marked, whatever is in it.
         SecretState::Invalid(_) | SecretState::Unasked | SecretState::Unreadable(_) => {
@@ -355,7 +355,9 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
         }
         // What it said to the attempt before: the one that is announced has not ended.
         _ if draft.state == State::Registering
-            && draft.waiting_since("Bmc").is_some_and(|since| failure.at < since) =>
+            && draft
+                .waiting_since(WaitReason::Bmc)
+                .is_some_and(|since| failure.at < since) =>
         {
             if ramdisk::is_due(draft, failure.at) {
                 draft.call(BmcCall::Probe(access));
@@ -374,7 +376,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
                 HoldOff::Over if counted => {
                     draft.clear_error();
                     draft.call(BmcCall::Probe(access));
-                    draft.wait_for("Bmc", asks(draft.host));
+                    draft.wait_for(WaitReason::Bmc, asks(draft.host));
                 }
                 _ => draft.fail(ErrorType::Registration, message),
             }

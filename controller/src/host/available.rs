@@ -9,7 +9,7 @@ use muster_proto::{
 };
 
 use super::{
-    State,
+    State, WaitReason,
     access::{self, Reach},
     backoff, boot_mode, conditions, disk,
     draft::{Draft, and_next},
@@ -71,7 +71,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         power::manage(draft, &reach);
         if has_request(&draft.host.spec) {
             draft.wait_beside(
-                "Online",
+                WaitReason::Online,
                 "waits for spec.online to be true; next: the image is written",
             );
         }
@@ -131,7 +131,7 @@ fn admit(draft: &mut Draft<'_>) -> Result<bool, String> {
     match secrets::inputs(draft) {
         Inputs::Ready => {}
         Inputs::Wait(why) => {
-            draft.wait_for("Inputs", and_next(&why, "the image is written"));
+            draft.wait_for(WaitReason::Inputs, and_next(&why, "the image is written"));
             draft.again(access::LOOK_AGAIN);
             return Ok(false);
         }
@@ -218,7 +218,7 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
         return Ok(true);
     }
     draft.wait_for(
-        "Delay",
+        WaitReason::Delay,
         and_next(
             &format!("attempt {failures} failed: {why}"),
             &format!("another one after {}", backoff::words(pause)),

@@ -6,11 +6,7 @@ use muster_proto::{
     kinds::{BareMetalHost, HostBootMode, Packed, REBOOT_ANNOTATION, Server},
 };
 
-use super::{
-    draft::{Draft, REFUSED},
-    owner::has_bmc,
-    provisioning,
-};
+use super::{WaitReason, draft::Draft, owner::has_bmc, provisioning};
 use crate::{
     bmc::{Mode, WantedMode},
     time::is_ahead,
@@ -81,12 +77,12 @@ pub(super) fn is_as_asked(draft: &mut Draft<'_>, server: &Server) -> Result<bool
     let reported = status.and_then(|status| status.inventoried.as_ref()?.parse::<Timestamp>().ok());
     let since = draft.here_since().filter(|since| !is_ahead(*since, draft.now));
     let due = since.and_then(|since| since.checked_add(REPORTS).ok());
-    let is_said = draft.has_said(REFUSED, &provisioning::refused(&why));
+    let is_said = draft.has_said(WaitReason::Refused, &provisioning::refused(&why));
     match due.filter(|due| !is_said && draft.now < *due && reported < since) {
         None => Err(why),
         Some(due) => {
             draft.wait_for(
-                "Inventory",
+                WaitReason::Inventory,
                 "waits for the ramdisk to report its machine; next: the image is written",
             );
             draft.again_at(due);

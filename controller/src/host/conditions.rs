@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use muster_proto::kinds::{BareMetalHostStatus, ErrorType, OperationalStatus};
 
-use super::{State, draft::Wait, slot_state::waits_for_slot, state::unknown};
+use super::{State, WaitReason, draft::Wait, slot_state::waits_for_slot, state::unknown};
 use crate::bmc::Health;
 use crate::time::whole_seconds;
 
@@ -111,8 +111,8 @@ pub(super) fn failed_for(status: &BareMetalHostStatus) -> Option<i64> {
 /// The generation of the object for which that is being done which a host with this status is in the middle of; none: it is in the middle
 /// of nothing, or waits for another attempt, or for somebody to change what it is to be.
 pub(super) fn tried_for(status: &BareMetalHostStatus) -> Option<i64> {
-    let pauses = waiting(status).is_some_and(|wait| {
-        [super::draft::RETRY, "Inputs"].contains(&wait.reason.as_str()) || is_left_to_a_person(&wait.reason)
+    let pauses = wait_reason(status).is_some_and(|reason| {
+        matches!(reason, WaitReason::Retry | WaitReason::Inputs) || reason.is_left_to_a_person()
     });
     let is_under_way = |one: &&Condition| one.status == "True" && !pauses;
     progressing(status).filter(is_under_way)?.observed_generation
@@ -163,10 +163,7 @@ pub(super) fn without_time(message: &str) -> &str {
         .map_or(message, |at| message.get(..at).unwrap_or(message))
 }
 
-/// The reason of a host that nobody manages.
-pub const MANAGEMENT: &str = "Management";
-
-/// What such a host waits for.
+/// What a host waits for that nobody manages.
 pub const MANAGE: &str = "waits for somebody to manage the machine: set spec.bmc, or annotate the host with muster.dev/in-band=KEY, \
     where KEY stands on the machine's console and in status.session.key of its Server, if it has one; next: the host is registered";
 
@@ -187,101 +184,9 @@ pub fn since(message: &str, at: Timestamp) -> String {
     format!("{message}{SINCE}{})", whole_seconds(at).0)
 }
 
-/// Every reason that [`WAITING`] can have while it is true, and what is waited for.
-pub const WAITING_REASONS: [(&str, &str); 23] = [
-    ("Bmc", "the BMC's answer"),
-    ("Clean", "the ramdisk to clear the disks"),
-    (
-        "Contested",
-        "**a person**: two keys showed one boot token; look for a foreign device on the segment, then boot the machine again",
-    ),
-    (
-        "Delay",
-        "the pause before another provisioning is over; a change of the spec ends it",
-    ),
-    (
-        super::detached::DETACHED,
-        "the annotation `baremetalhost.metal3.io/detached` to be removed",
-    ),
-    (
-        super::power::HELD_OFF,
-        "the annotations `reboot.metal3.io/KEY` that the message names to be removed: they hold the machine off",
-    ),
-    (
-        "Inputs",
-        "a Secret that is named and not there, or cannot be read now: make it, with the keys that the message names",
-    ),
-    (
-        "Inspection",
-        "the ramdisk to tell the hardware, or the HardwareData to be written; the message says what keeps it from that",
-    ),
-    (
-        "Inventory",
-        "the ramdisk to tell its disks, or to load the drivers of all that is in the machine",
-    ),
-    (
-        "Leave",
-        "the machine to leave its ramdisk for the system that it has",
-    ),
-    (
-        MANAGEMENT,
-        "**a person** who manages the machine: set `spec.bmc`, or `muster.dev/in-band` (`docs/provision.md`)",
-    ),
-    (
-        "Online",
-        "`spec.online` to be true: no image is written to a machine that is to be off",
-    ),
-    (
-        "Place",
-        "a free provisioning slot: as many hosts are busy as `--provisioning-limit` allows",
-    ),
-    (
-        "PowerByHand",
-        "**a person** who switches the machine on or off: it has no BMC",
-    ),
-    (
-        "PowerCycleByHand",
-        "**a person** who power-cycles the machine: it has no BMC, and boots the ramdisk when it starts (\"Hosts without a BMC\")",
-    ),
-    ("PoweringOff", "the machine to go off"),
-    ("PoweringOn", "the machine to go on"),
-    (
-        "Ramdisk",
-        "the ramdisk to call in, 15 minutes at most after the machine was booted; where nobody but a person can boot it, they are asked to then",
-    ),
-    (
-        "Rebooting",
-        "the ramdisk to call in again after a reboot from within",
-    ),
-    (
-        super::draft::REFUSED,
-        "**a person** who corrects what the message names: what is asked for cannot be done",
-    ),
-    (
-        super::draft::RETRY,
-        "the pause before another attempt is over; the message says what failed",
-    ),
-    (
-        "Trust",
-        "**a person**: the session may not be told secrets; the message says what allows it (`SECURITY.md`); before anything is begun, in `available`, the same is a `provisioning error` with the reason `Refused`",
-    ),
-    (
-        "Write",
-        "the ramdisk to write the image; its Server shows how far it is",
-    ),
-];
-
-/// The reasons among them for which a person has to act.
-pub(super) const BY_HAND: [&str; 4] = ["Contested", "PowerByHand", "PowerCycleByHand", "Trust"];
-
 /// True if `status` asks a person to act, who is to be told at once.
 pub fn asks_a_person(status: &BareMetalHostStatus) -> bool {
-    waiting(status).is_some_and(|condition| BY_HAND.contains(&condition.reason.as_str()))
-}
-
-/// True if what a host waits for with this `reason` does not come before a person acts or changes something.
-pub(super) fn is_left_to_a_person(reason: &str) -> bool {
-    BY_HAND.contains(&reason) || [super::draft::REFUSED, MANAGEMENT].contains(&reason)
+    wait_reason(status).is_some_and(WaitReason::needs_person)
 }
 
 /// What a host with this status waits for.
@@ -290,10 +195,9 @@ pub(super) fn waiting(status: &BareMetalHostStatus) -> Option<&Condition> {
     status.conditions.iter().find(waits)
 }
 
-/// The reason that is called `word`.
-pub(super) fn reason(word: &str) -> Option<&'static str> {
-    let mut reasons = WAITING_REASONS.into_iter().map(|(reason, _)| reason);
-    reasons.find(|reason| *reason == word)
+/// The reason of that; none also if this version does not know it.
+pub(super) fn wait_reason(status: &BareMetalHostStatus) -> Option<WaitReason> {
+    WaitReason::parse(&waiting(status)?.reason)
 }
 
 /// One condition as it should be.
@@ -339,7 +243,7 @@ pub(super) fn set(
         Some(wait) => Fact {
             type_: WAITING,
             status: "True",
-            reason: wait.reason,
+            reason: wait.reason.name(),
             message: since(&wait.message, wait.since),
         },
         None if goes_on => fact(WAITING, Err("UnderWay"), "it goes on by itself"),
@@ -360,10 +264,10 @@ pub(super) fn set(
 /// The same of a host that nobody manages, whose ramdisk runs as far as is known: it waits for somebody to.
 pub fn unmanaged(status: &mut BareMetalHostStatus, now: Timestamp) {
     let since = waiting(status)
-        .filter(|wait| wait.reason == MANAGEMENT)
+        .filter(|wait| wait.reason == WaitReason::Management.name())
         .map_or(now, |wait| wait.last_transition_time.0);
     let wait = Wait {
-        reason: MANAGEMENT,
+        reason: WaitReason::Management,
         message: MANAGE.to_owned(),
         since,
         generation: None,

@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use muster_proto::kinds::{BareMetalHost, ErrorType, OperationHistory, OperationMetric, OperationalStatus};
 
 use super::{
-    State, access, conditions,
-    draft::{REFUSED, bounded, clause, event_reason},
+    State, WaitReason, access, conditions,
+    draft::{bounded, clause, event_reason},
     metrics::{Metrics, Operation, Plain},
     observed::{Bmc, FailureClass, Observed, Probed, SecretState},
     secrets,
@@ -85,13 +85,13 @@ fn condition<'a>(host: &'a BareMetalHost, kind: &str) -> Option<&'a Condition> {
     conditions.iter().find(|condition| condition.type_ == kind)
 }
 
-fn waiting(host: &BareMetalHost) -> Option<&Condition> {
-    conditions::waiting(host.status.as_ref()?)
+fn wait_reason(host: &BareMetalHost) -> Option<WaitReason> {
+    conditions::wait_reason(host.status.as_ref()?)
 }
 
 /// What the host waits for, in words and since when.
 fn waits(host: &BareMetalHost) -> Option<&str> {
-    waiting(host).map(|condition| condition.message.as_str())
+    conditions::waiting(host.status.as_ref()?).map(|condition| condition.message.as_str())
 }
 
 /// The type and words of its error.
@@ -119,7 +119,7 @@ fn deletion(metrics: &Metrics, before: &BareMetalHost, after: &BareMetalHost, un
     if gone && !young && (on || prev != State::PoweringOffBeforeDelete) {
         metrics.count(Plain::DeletedWithoutPoweringOff);
     }
-    let detached = waiting(after).is_some_and(|wait| wait.reason == "Detached");
+    let detached = wait_reason(after) == Some(WaitReason::Detached);
     if detached && waits(before) != waits(after) {
         metrics.count(Plain::DeleteDelayedForDetached);
     }
@@ -186,7 +186,7 @@ fn inputs(metrics: &Metrics, before: &BareMetalHost, after: &BareMetalHost) {
 
 /// True if `host` tells that something is wrong with what is `called` so, and not that something was when it was tried before.
 fn lacks(host: &BareMetalHost, called: &str) -> bool {
-    let wait = waiting(host).filter(|wait| ["Inputs", REFUSED].contains(&wait.reason.as_str()));
-    wait.is_some_and(|wait| wait.message.contains(called))
+    let is_wrong = matches!(wait_reason(host), Some(WaitReason::Inputs | WaitReason::Refused));
+    is_wrong && waits(host).is_some_and(|message| message.contains(called))
         || error(host).is_some_and(|(_, message)| message.contains(called))
 }

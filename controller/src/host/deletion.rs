@@ -3,7 +3,7 @@
 use muster_proto::kinds::{ErrorType, Server};
 
 use super::{
-    State,
+    State, WaitReason,
     access::{self, Reach},
     deprovisioning::PATIENCE,
     draft::{Draft, HoldOff, and_next, clause},
@@ -144,7 +144,7 @@ fn in_band(draft: &mut Draft<'_>) {
     let Some((server, _)) = draft.session() else {
         if let Some(due) = ramdisk::may_return_until(draft) {
             draft.wait_for(
-                power::GOING_OFF,
+                WaitReason::PoweringOff,
                 "waits for the ramdisk, which fell silent a moment ago, to switch the machine off; next: the host is let go",
             );
             draft.again_at(due);
@@ -163,17 +163,17 @@ fn in_band(draft: &mut Draft<'_>) {
         Job::Absent => {
             jobs::place(draft, server, &id, Task::PowerOff);
             draft.wait_for(
-                power::GOING_OFF,
+                WaitReason::PoweringOff,
                 "waits for the ramdisk to switch the machine off; next: the host is let go",
             );
         }
-        Job::Pending if draft.waited(power::GOING_OFF, ramdisk::BOOT_DEADLINE) => draft.fail(
+        Job::Pending if draft.waited(WaitReason::PoweringOff, ramdisk::BOOT_DEADLINE) => draft.fail(
             ErrorType::PowerManagement,
             "the ramdisk does not switch the machine off",
         ),
         Job::Pending => {
             draft.wait_for(
-                power::GOING_OFF,
+                WaitReason::PoweringOff,
                 "waits for the ramdisk to switch the machine off; next: the host is let go",
             );
             draft.again(std::time::Duration::from_secs(300));
@@ -190,9 +190,14 @@ fn in_band(draft: &mut Draft<'_>) {
 pub(super) fn drop_finalizers(draft: &mut Draft<'_>) {
     let mut busy = jobs::clear(draft);
     busy |= secrets::release(draft);
-    if let Some(why) = secrets::unread(draft).filter(|_| !draft.waited("Inputs", ramdisk::BOOT_DEADLINE)) {
+    if let Some(why) =
+        secrets::unread(draft).filter(|_| !draft.waited(WaitReason::Inputs, ramdisk::BOOT_DEADLINE))
+    {
         // It may carry our finalizer, which nobody else takes off.
-        draft.wait_for("Inputs", and_next(&why, "it is let go, and then the host"));
+        draft.wait_for(
+            WaitReason::Inputs,
+            and_next(&why, "it is let go, and then the host"),
+        );
         draft.again(access::LOOK_AGAIN);
         return;
     }

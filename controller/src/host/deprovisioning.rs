@@ -10,10 +10,10 @@ use muster_proto::{
 };
 
 use super::{
-    State,
+    State, WaitReason,
     access::{self, Reach},
     conditions, disk,
-    draft::{Draft, HoldOff, REFUSED, clause},
+    draft::{Draft, HoldOff, clause},
     guard,
     jobs::{self, Job},
     observed::Power,
@@ -88,7 +88,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         // An error of the provisioning that is being taken back is shown until the next one.
         HoldOff::None
             if draft.old.error_type == Some(ErrorType::Provisioning)
-                && draft.waiting_since(REFUSED).is_none() => {}
+                && draft.waiting_since(WaitReason::Refused).is_none() => {}
         HoldOff::None | HoldOff::Over => draft.clear_error(),
     }
     if let Some(why) = guard::kept(draft.host).filter(|_| draft.is_being_deleted()) {
@@ -177,7 +177,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
             jobs::place(draft, server, &id, Task::Clean(permit));
             let then = afterwards(draft);
             draft.wait_for(
-                "Clean",
+                WaitReason::Clean,
                 format!("waits for the ramdisk to clear the disks; next: {then}"),
             );
         }
@@ -234,7 +234,7 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let stays_on = draft.host.spec.disable_power_off == Some(true);
     let boot = ramdisk::boot_of(operation);
     // What is off in the middle of its boot is about to be on again.
-    let boots = draft.waiting_since("Ramdisk").is_some() || power::tried(draft, &boot).is_some();
+    let boots = draft.waiting_since(WaitReason::Ramdisk).is_some() || power::tried(draft, &boot).is_some();
     // Of one without a BMC nobody knows that it is off: it may have been switched on by hand.
     if *reach == Reach::InBand || (stays_on && boots) {
         ends_in_ramdisk(draft, reach, operation);
@@ -254,7 +254,7 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
             },
         ),
         None => {
-            if draft.waited("Bmc", ramdisk::BOOT_DEADLINE) {
+            if draft.waited(WaitReason::Bmc, ramdisk::BOOT_DEADLINE) {
                 let why = power::says_no_power(draft, reach);
                 draft.fail(ErrorType::Provisioning, why);
             } else if draft.powerless.is_some() {
@@ -263,7 +263,7 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
                     false => "it is switched off",
                 };
                 draft.wait_for(
-                    "Bmc",
+                    WaitReason::Bmc,
                     format!("waits for the BMC to say whether the machine is on; next: {then}"),
                 );
             }

@@ -4,12 +4,10 @@ use muster_proto::kinds::{BareMetalHost, DETACHED_ANNOTATION, ErrorType, Operati
 use serde::Deserialize;
 
 use super::{
-    State, access, deprovisioning, draft::Draft, guard, jobs, observed::Bmc, plan::BmcCall, provisioning,
+    State, WaitReason, access, deprovisioning, draft::Draft, guard, jobs, observed::Bmc, plan::BmcCall,
+    provisioning,
 };
 use crate::hosts::{self, annotation, arguments};
-
-/// Reason of `Waiting` while the annotation stands.
-pub(super) const DETACHED: &str = "Detached";
 
 /// What the annotation says beside that it is there. What cannot be read says nothing, as upstream has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -82,7 +80,7 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
     }
     detach(draft);
     draft.wait_for(
-        DETACHED,
+        WaitReason::Detached,
         format!("the host is detached; next: goes on where it was once the annotation {DETACHED_ANNOTATION} is removed"),
     );
     true
@@ -117,7 +115,7 @@ fn delete_detached(draft: &mut Draft<'_>, arguments: Arguments) -> bool {
             ),
         };
         draft.wait_for(
-            DETACHED,
+            WaitReason::Detached,
             format!("the host is deleted while detached; next: {next}"),
         );
         return true;

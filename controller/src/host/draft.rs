@@ -15,11 +15,11 @@ use muster_proto::{
 };
 
 use super::{
-    State, backoff, conditions,
+    State, WaitReason, backoff, conditions,
     observed::Observed,
     owner::has_bmc,
     plan::{BmcCall, Effect, Metadata, Plan, PowerWatch},
-    power, reasons, reboot, secrets, table,
+    reasons, reboot, secrets, table,
 };
 use crate::{
     bmc::Health,
@@ -27,11 +27,6 @@ use crate::{
     hosts::annotation,
     time::{is_ahead, whole_seconds},
 };
-
-/// Reason of the condition `Waiting` while a failed attempt is to be repeated: its time is that of the failure.
-pub(super) const RETRY: &str = "Retry";
-/// Reason while somebody has to change something first.
-pub(super) const REFUSED: &str = "Refused";
 
 /// The longest pause after a failure of what a reboot annotation asks for.
 const ASKED: Duration = Duration::from_secs(120);
@@ -44,7 +39,7 @@ pub(super) const WORDS: usize = 1000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wait {
     /// For machines, CamelCase.
-    pub(super) reason: &'static str,
+    pub(super) reason: WaitReason,
     /// For people: for what, and what happens next.
     pub(super) message: String,
     /// When it began; another one than before only if the reason is another one, or if it begins again.
@@ -292,7 +287,7 @@ impl<'a> Draft<'a> {
         let pause = self.pause_after(kind, self.status.error_count);
         self.warn(event_reason(kind), message.clone());
         self.wait = Some(Wait {
-            reason: RETRY,
+            reason: WaitReason::Retry,
             message: and_next(
                 &message,
                 &format!("another attempt after {}", backoff::words(pause)),
@@ -324,7 +319,7 @@ impl<'a> Draft<'a> {
             true => clause(&message).to_owned(),
             false => and_next(&message, "goes on as soon as that is changed"),
         };
-        self.wait_for(REFUSED, message);
+        self.wait_for(WaitReason::Refused, message);
     }
 
     /// The same where something else may be under way or have failed: that is told, and goes on by what is told of it.
@@ -333,7 +328,7 @@ impl<'a> Draft<'a> {
             return;
         }
         // What is held off is at rest.
-        let wait = self.wait.take().filter(|wait| wait.reason != power::HELD_OFF);
+        let wait = self.wait.take().filter(|wait| wait.reason != WaitReason::HeldOff);
         self.refuse(kind, message);
         self.wait = wait.or_else(|| self.wait.take());
     }
@@ -376,7 +371,9 @@ impl<'a> Draft<'a> {
     /// operator wrote has no such condition: what failed in its hands is tried at once in ours.
     pub(super) fn failed_at(&self) -> Option<Timestamp> {
         self.old.error_type?;
-        let wait = self.old_wait().filter(|wait| wait.reason == RETRY)?;
+        let wait = self
+            .old_wait()
+            .filter(|wait| wait.reason == WaitReason::Retry.name())?;
         Some(wait.last_transition_time.0)
     }
 
@@ -506,7 +503,7 @@ impl<'a> Draft<'a> {
         let waits = self
             .wait
             .as_ref()
-            .is_some_and(|wait| conditions::is_left_to_a_person(wait.reason));
+            .is_some_and(|wait| wait.reason.is_left_to_a_person());
         waits && !self.effects.iter().any(Effect::touches_the_machine)
     }
 

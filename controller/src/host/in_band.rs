@@ -10,12 +10,12 @@ use muster_proto::{
 };
 
 use super::{
-    State,
+    State, WaitReason,
     draft::{Draft, HoldOff},
     guard,
     jobs::{self, Job},
     plan::{Effect, Task},
-    power::{GOING_OFF, GOING_ON, OFF, REBOOT, SWITCHING, operation, rebooted, says_held_off, stay_on},
+    power::{OFF, REBOOT, SWITCHING, operation, rebooted, says_held_off, stay_on},
     ramdisk,
     reboot::{self, Wish},
 };
@@ -32,9 +32,6 @@ const WAKES_MEANWHILE: SignedDuration = SignedDuration::from_mins(30);
 const ASKED: SignedDuration = SignedDuration::from_hours(1);
 /// So long a ramdisk that goes down is taken for one, while its session has not ended.
 const GOES_DOWN: SignedDuration = SignedDuration::from_mins(5);
-
-/// Reason while only a person can do it.
-pub(super) const BY_HAND: &str = "PowerByHand";
 
 /// The power of a host at rest.
 pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
@@ -53,10 +50,10 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
     };
     if wanted && goes_down(draft, server) {
         draft.wait_for(
-            GOING_OFF,
+            WaitReason::PoweringOff,
             "waits for the ramdisk to go down, as it was told before; next: the machine is switched on again",
         );
-        draft.again_after(GOING_OFF, GOES_DOWN);
+        draft.again_after(WaitReason::PoweringOff, GOES_DOWN);
         return;
     }
     if wanted {
@@ -75,8 +72,8 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
         true => (Task::Reboot, REBOOT),
         false => (Task::PowerOff, OFF),
     };
-    let (operation, _) = operation(draft, GOING_OFF, what);
-    if draft.waiting_since(GOING_OFF).is_none() {
+    let (operation, _) = operation(draft, WaitReason::PoweringOff, what);
+    if draft.waiting_since(WaitReason::PoweringOff).is_none() {
         // The operation is named by the time since when the status says so, so it is written first: what is told is never put off.
         let how = if what == REBOOT {
             "rebooted"
@@ -91,14 +88,14 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
         "the machine stays off"
     };
     draft.wait_for(
-        GOING_OFF,
+        WaitReason::PoweringOff,
         format!("waits for the ramdisk to go down; next: {then}"),
     );
-    if draft.waited(GOING_OFF, ramdisk::BOOT_DEADLINE) {
+    if draft.waited(WaitReason::PoweringOff, ramdisk::BOOT_DEADLINE) {
         draft.fail(ErrorType::PowerManagement, "the ramdisk does not go down");
         return;
     }
-    draft.again_after(GOING_OFF, ramdisk::BOOT_DEADLINE);
+    draft.again_after(WaitReason::PoweringOff, ramdisk::BOOT_DEADLINE);
     match jobs::look(server, |job| job == operation) {
         Job::Absent => jobs::place(draft, server, &operation, task),
         Job::Pending => draft.again(Duration::try_from(SWITCHING).unwrap_or_default()),
@@ -117,20 +114,22 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
 
 /// True if the ramdisk went down as it was told: its last word was that it does. A job that it only was given says nothing.
 fn went(draft: &Draft<'_>, what: &str) -> bool {
-    if draft.waiting_since(GOING_OFF).is_none() {
+    if draft.waiting_since(WaitReason::PoweringOff).is_none() {
         return false;
     }
-    let (id, _) = operation(draft, GOING_OFF, what);
+    let (id, _) = operation(draft, WaitReason::PoweringOff, what);
     let done = |server: &Server| jobs::look(server, |job| job == id) == Job::Done;
     draft.server().is_some_and(done)
 }
 
 /// True if the ramdisk has taken up the job to switch its machine off, or has done so: that is not taken back any more.
 fn goes_down(draft: &Draft<'_>, server: &Server) -> bool {
-    if draft.waiting_since(GOING_OFF).is_none() || draft.waited(GOING_OFF, GOES_DOWN) {
+    if draft.waiting_since(WaitReason::PoweringOff).is_none()
+        || draft.waited(WaitReason::PoweringOff, GOES_DOWN)
+    {
         return false;
     }
-    let (id, _) = operation(draft, GOING_OFF, OFF);
+    let (id, _) = operation(draft, WaitReason::PoweringOff, OFF);
     match jobs::look(server, |job| job == id) {
         Job::Done => true,
         Job::Pending => jobs::is_taken_up(server, &id),
@@ -155,8 +154,8 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
     }
     draft.status.powered_on &= !off;
     // It may have come by packets or by hand, and nobody would see it.
-    let asked = [GOING_ON, BY_HAND]
-        .iter()
+    let asked = [WaitReason::PoweringOn, WaitReason::PowerByHand]
+        .into_iter()
         .any(|reason| draft.waiting_since(reason).is_some());
     draft.status.powered_on |= draft.state.is_provisioned() && asked && !wanted;
     // Whatever failed before, nobody tries it any more, and it has become as it is wanted.
@@ -174,17 +173,17 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
     match (wanted, draft.status.powered_on) {
         (true, false) if draft.state.is_provisioned() => switch_on_unseen(draft),
         (true, false) => switch_on_from_afar(draft),
-        (false, true) if wish.once => draft.wait_for(BY_HAND, REBOOT_BY_HAND),
+        (false, true) if wish.once => draft.wait_for(WaitReason::PowerByHand, REBOOT_BY_HAND),
         (false, true) if draft.state == State::Available && !ramdisk::has_left(draft) => {
             by_itself_or_by_hand(
                 draft,
-                "Ramdisk",
+                WaitReason::Ramdisk,
                 "the machine's ramdisk is not connected; next: it comes back by itself, and is switched off",
                 "the machine's ramdisk is not connected, and the machine may be off already; next: switch it off by hand",
             );
         }
         (false, true) => draft.wait_for(
-            BY_HAND,
+            WaitReason::PowerByHand,
             "the machine has no BMC, and what it runs is not ours to command; next: switch it off by hand",
         ),
         // It was told to leave, and runs what is on its disks.
@@ -194,17 +193,21 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
         (true, true) if draft.state == State::Available => {
             by_itself_or_by_hand(
                 draft,
-                "Ramdisk",
+                WaitReason::Ramdisk,
                 "the machine's ramdisk is not connected; next: it comes back by itself",
                 "the machine's ramdisk is not connected, and has not come back by itself; next: power-cycle it by hand",
             );
             // It may have lost its power.
-            if draft.waits_for(&[BY_HAND]) {
+            if draft.waits_for(&[WaitReason::PowerByHand]) {
                 wake(draft, true);
             }
         }
         // Somebody may have switched it off, as was asked for.
-        (true, true) if draft.state.is_provisioned() && asked && !draft.has_said(BY_HAND, REBOOT_BY_HAND) => {
+        (true, true)
+            if draft.state.is_provisioned()
+                && asked
+                && !draft.has_said(WaitReason::PowerByHand, REBOOT_BY_HAND) =>
+        {
             switch_on_unseen(draft);
         }
         _ => {
@@ -218,17 +221,17 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
 fn switch_on_from_afar(draft: &mut Draft<'_>) {
     match wakes(draft) {
         Err(why) => draft.wait_for(
-            BY_HAND,
+            WaitReason::PowerByHand,
             format!("the machine has no BMC, and {why}; next: switch it on by hand"),
         ),
         Ok(macs) => {
             by_itself_or_by_hand(
                 draft,
-                GOING_ON,
+                WaitReason::PoweringOn,
                 "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it boots its ramdisk",
                 "the machine has no BMC, and has not come by the Wake-on-LAN that the edges on its Segment send, every half hour now; next: switch it on by hand",
             );
-            ask_edges(draft, macs, draft.waits_for(&[BY_HAND]));
+            ask_edges(draft, macs, draft.waits_for(&[WaitReason::PowerByHand]));
         }
     }
 }
@@ -244,8 +247,8 @@ fn switch_on_unseen(draft: &mut Draft<'_>) {
     let ask = format!(
         "the machine has no BMC, and {why}; next: switch it on by hand if it is off, after an hour it is taken for on"
     );
-    let said = draft.has_said(BY_HAND, &ask);
-    if said && draft.waited(BY_HAND, ASKED) {
+    let said = draft.has_said(WaitReason::PowerByHand, &ask);
+    if said && draft.waited(WaitReason::PowerByHand, ASKED) {
         draft.status.powered_on = true;
         draft.tell(
             "PowerOn",
@@ -256,16 +259,16 @@ fn switch_on_unseen(draft: &mut Draft<'_>) {
     match wakes {
         Ok(_) => by_itself_or_by_hand(
             draft,
-            GOING_ON,
+            WaitReason::PoweringOn,
             "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: a person is asked, since its own system calls nobody here",
             &ask,
         ),
-        Err(_) if said => draft.wait_for(BY_HAND, ask),
-        Err(_) => draft.wait_anew(BY_HAND, ask),
+        Err(_) if said => draft.wait_for(WaitReason::PowerByHand, ask),
+        Err(_) => draft.wait_anew(WaitReason::PowerByHand, ask),
     }
-    draft.again_after(BY_HAND, ASKED);
+    draft.again_after(WaitReason::PowerByHand, ASKED);
     if let Ok(macs) = wakes {
-        ask_edges(draft, macs, draft.waits_for(&[BY_HAND]));
+        ask_edges(draft, macs, draft.waits_for(&[WaitReason::PowerByHand]));
     }
 }
 
@@ -357,10 +360,10 @@ pub fn is_wanted_on(server: &Server, host: Option<&BareMetalHost>) -> bool {
 }
 
 /// Waits for `reason` as `meanwhile` says, as long as a boot may take; then a person is asked as `ask` says.
-fn by_itself_or_by_hand(draft: &mut Draft<'_>, reason: &'static str, meanwhile: &str, ask: &str) {
+fn by_itself_or_by_hand(draft: &mut Draft<'_>, reason: WaitReason, meanwhile: &str, ask: &str) {
     let deadline = ramdisk::BOOT_DEADLINE;
-    if draft.has_said(BY_HAND, ask) || draft.waited(reason, deadline) {
-        draft.wait_for(BY_HAND, ask);
+    if draft.has_said(WaitReason::PowerByHand, ask) || draft.waited(reason, deadline) {
+        draft.wait_for(WaitReason::PowerByHand, ask);
         return;
     }
     draft.wait_for(reason, meanwhile);

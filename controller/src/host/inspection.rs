@@ -10,9 +10,9 @@ use muster_proto::{
 };
 
 use super::{
-    State, access, boot_mode,
-    conditions::waiting,
-    draft::{Draft, HoldOff, RETRY, and_next, bounded},
+    State, WaitReason, access, boot_mode,
+    conditions::wait_reason,
+    draft::{Draft, HoldOff, and_next, bounded},
     jobs::{self, Job},
     plan::{Effect, HARDWARE_FINALIZER, Task},
     ramdisk, report, restore, slot_state,
@@ -128,8 +128,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
 /// slot.
 pub(super) fn operation_under_way(host: &BareMetalHost) -> Option<String> {
     let status = host.status.as_ref()?;
-    let waits =
-        slot_state::waits_for_slot(status) || waiting(status).is_some_and(|wait| wait.reason == RETRY);
+    let waits = slot_state::waits_for_slot(status) || wait_reason(status) == Some(WaitReason::Retry);
     operation(host).filter(|_| !waits)
 }
 
@@ -157,7 +156,7 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
     };
     let id = format!("{operation}-inspect");
     draft.wait_for(
-        "Inspection",
+        WaitReason::Inspection,
         "waits for the ramdisk to report the hardware; next: the host is prepared",
     );
     match jobs::look(server, |job| job == id) {
@@ -175,7 +174,7 @@ fn inspect(draft: &mut Draft<'_>, start: Timestamp) {
             draft.again_at(due);
             if draft.now < soon {
                 // It may be over before anybody could read another wait.
-                if draft.waiting_since("Ramdisk").is_some() {
+                if draft.waiting_since(WaitReason::Ramdisk).is_some() {
                     draft.keep_wait();
                 }
                 draft.again_at(soon);
@@ -223,7 +222,7 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
         release_data(draft);
         let holders = going.metadata.finalizers.clone().unwrap_or_default();
         draft.wait_for(
-            "Inspection",
+            WaitReason::Inspection,
             format!(
                 "waits for the HardwareData of a former host of this name, which is being deleted (finalizers: {}), to be gone; next: it is made anew",
                 text::clean(holders.join(", ").as_bytes())
@@ -236,7 +235,7 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
         match &draft.seen.refused {
             Some(why) => {
                 let message = format!("waits for the hardware to be stored: {}", bounded(why));
-                draft.wait_for("Inspection", and_next(&message, "the host is prepared"));
+                draft.wait_for(WaitReason::Inspection, and_next(&message, "the host is prepared"));
             }
             None => {
                 draft.keep_wait();

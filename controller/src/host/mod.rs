@@ -14,7 +14,7 @@
 //! next                      the decision (pure, with all below)
 //!   observed, draft, plan   what it looks at, the plan while it is made, the plan
 //!   state, table, reasons   states, ways between them, reasons of Events: as data
-//!   conditions              what people wait for
+//!   conditions, wait_reason what people wait for
 //!   owner, detached,        whose the host is, and when it is left alone or restored
 //!     restore
 //!   registration, access,   the BMC is reached, and is the machine's own
@@ -81,6 +81,7 @@ pub mod slots;
 pub mod state;
 pub mod table;
 pub mod vault;
+mod wait_reason;
 
 pub use bmcs::Bmcs;
 pub use jobs::is_for_another;
@@ -94,6 +95,7 @@ pub(crate) use rivals::precedence;
 pub use rivals::rivals;
 pub use secrets::bmc_secret;
 pub use state::State;
+pub use wait_reason::WaitReason;
 
 #[cfg(test)]
 mod tests;

@@ -8,9 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 use muster_proto::kinds::{BareMetalHost, ErrorType, REBOOT_ANNOTATION};
 
 use super::{
-    State,
+    State, WaitReason,
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
-    draft::{Draft, HoldOff, RETRY, clause},
+    draft::{Draft, HoldOff, clause},
     in_band, jobs,
     observed::{Failure, FailureClass, Power, PowerReading, Tried},
     owner::has_bmc,
@@ -44,14 +44,8 @@ const SEEN_ON: SignedDuration = SignedDuration::from_mins(10);
 /// How often the power is looked at while it changes.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Reason of `Waiting` while the machine goes off; its time begins the operation.
-pub(super) const GOING_OFF: &str = "PoweringOff";
-/// The same, on.
-pub(super) const GOING_ON: &str = "PoweringOn";
-/// The same while the machine is off because annotations ask for that.
-pub(super) const HELD_OFF: &str = "HeldOff";
 /// Reasons while an order on the power is under way, or is to be repeated after a failure.
-const OF_POWER: [&str; 3] = [GOING_OFF, GOING_ON, RETRY];
+const OF_POWER: [WaitReason; 3] = [WaitReason::PoweringOff, WaitReason::PoweringOn, WaitReason::Retry];
 
 /// In names of operations.
 pub(super) const OFF: &str = "off";
@@ -125,8 +119,10 @@ pub(super) fn is_to_be_off(host: &BareMetalHost) -> bool {
 /// One that is under way says why it does not go on.
 pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
     if draft.waits_for(&OF_POWER) {
-        let is_going = |reason: &&'static str| draft.waits_for(&[*reason]);
-        let going = [GOING_OFF, GOING_ON].into_iter().find(is_going);
+        let is_going = |reason: &WaitReason| draft.waits_for(&[*reason]);
+        let going = [WaitReason::PoweringOff, WaitReason::PoweringOn]
+            .into_iter()
+            .find(is_going);
         if let (Some(reason), Some(why)) = (going, draft.powerless.clone()) {
             let wish = reboot::wish(draft.host, !draft.state.is_provisioned());
             says_going(draft, reason, wish, Some(&why));
@@ -137,7 +133,7 @@ pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
         Some(_) => "to say whether the machine is on",
         None => "to answer",
     };
-    draft.wait_for("Bmc", format!("waits for the BMC {what}; next: {then}"));
+    draft.wait_for(WaitReason::Bmc, format!("waits for the BMC {what}; next: {then}"));
 }
 
 /// All is as it should be.
@@ -162,7 +158,9 @@ fn holds(draft: &Draft<'_>) -> SignedDuration {
 /// The power as it is now; none: that is asked for, or cannot be told.
 pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
     let reading = draft.seen.bmc.power;
-    let changing = draft.waiting_since(GOING_OFF).or(draft.waiting_since(GOING_ON));
+    let changing = draft
+        .waiting_since(WaitReason::PoweringOff)
+        .or(draft.waiting_since(WaitReason::PoweringOn));
     let holds = holds(draft);
     let every = changing.map_or(holds, |_| SignedDuration::try_from(LOOK).unwrap_or(ASK_AGAIN));
     if let Some(why) = unknown_power(draft) {
@@ -230,7 +228,7 @@ fn seen_at(draft: &Draft<'_>) -> Timestamp {
 }
 
 /// The operation `what` that began when the host began to wait for `reason`, and when that was.
-pub(super) fn operation(draft: &Draft<'_>, reason: &str, what: &str) -> (String, Timestamp) {
+pub(super) fn operation(draft: &Draft<'_>, reason: WaitReason, what: &str) -> (String, Timestamp) {
     let since = whole_seconds(draft.waiting_since(reason).unwrap_or(draft.now)).0;
     let id = jobs::operation(draft, what, Some(since.as_second()), draft.old.error_count);
     (id, since)
@@ -279,10 +277,10 @@ fn is_gentle(draft: &Draft<'_>, wish: Wish, hard: &str) -> bool {
 }
 
 /// Says that the machine goes off or on, and why its BMC, which is asked again, has not seen to that. Its deadlines hang on the `reason`.
-fn says_going(draft: &mut Draft<'_>, reason: &'static str, wish: Wish, why: Option<&str>) {
+fn says_going(draft: &mut Draft<'_>, reason: WaitReason, wish: Wish, why: Option<&str>) {
     let boots = "it boots, and its power is looked after";
     let (what, then) = match draft.state {
-        _ if reason == GOING_ON => ("on", boots),
+        _ if reason == WaitReason::PoweringOn => ("on", boots),
         _ if draft.host.spec.disable_power_off == Some(true) => ("reset", boots),
         State::PoweringOffBeforeDelete => ("off", "the host is let go"),
         State::Deprovisioning if draft.is_being_deleted() => ("off", "the host is deleted"),
@@ -321,11 +319,11 @@ fn soft_off(operation: &str, times: i32) -> String {
 /// Softly first where an operating system may listen, hard after a failure, after a while, or where somebody said so.
 pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     draft.forget(ErrorType::PowerManagement);
-    let (id, since) = operation(draft, GOING_OFF, "off");
-    let begun = draft.waiting_since(GOING_OFF).is_none();
+    let (id, since) = operation(draft, WaitReason::PoweringOff, "off");
+    let begun = draft.waiting_since(WaitReason::PoweringOff).is_none();
     let gentle = is_gentle(draft, wish, &id) && draft.old.error_count == 0;
     let why = failing(draft, &id);
-    says_going(draft, GOING_OFF, wish, why);
+    says_going(draft, WaitReason::PoweringOff, wish, why);
     if begun {
         draft.tell("PowerOff", "the machine is switched off");
     }
@@ -353,10 +351,10 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
 
 fn switch_on(draft: &mut Draft<'_>) {
     draft.forget(ErrorType::PowerManagement);
-    let (id, since) = operation(draft, GOING_ON, "on");
-    let begun = draft.waiting_since(GOING_ON).is_none();
+    let (id, since) = operation(draft, WaitReason::PoweringOn, "on");
+    let begun = draft.waiting_since(WaitReason::PoweringOn).is_none();
     let why = failing(draft, &id);
-    says_going(draft, GOING_ON, Wish::default(), why);
+    says_going(draft, WaitReason::PoweringOn, Wish::default(), why);
     if begun {
         draft.tell("PowerOn", "the machine is switched on");
     }
@@ -418,9 +416,9 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
         draft.again(Duration::try_from(ASK_AGAIN).unwrap_or_default());
         return;
     }
-    let (id, since) = operation(draft, GOING_OFF, "reset");
+    let (id, since) = operation(draft, WaitReason::PoweringOff, "reset");
     let why = failing(draft, &id);
-    says_going(draft, GOING_OFF, wish, why);
+    says_going(draft, WaitReason::PoweringOff, wish, why);
     let soft = format!("{id}-soft");
     // Whether it went down and came back, the power does not show.
     let is_done = |id| tried(draft, id).is_some_and(|tried| tried.result.is_ok());
@@ -464,11 +462,11 @@ pub(super) fn stay_on(draft: &mut Draft<'_>) {
         "{} for the host to be off, and spec.disablePowerOff forbids it",
         who_asks(draft)
     );
-    if draft.waiting_since(super::draft::REFUSED).is_none() {
+    if draft.waiting_since(WaitReason::Refused).is_none() {
         draft.warn("PowerManagementError", refused.clone());
     }
     draft.wait_for(
-        super::draft::REFUSED,
+        WaitReason::Refused,
         format!("{refused}; next: goes on as soon as nothing asks for that, or it is allowed"),
     );
 }
@@ -480,7 +478,7 @@ pub(super) fn says_held_off(draft: &mut Draft<'_>, wish: Wish) {
     }
     let asks = who_asks(draft);
     draft.wait_beside(
-        HELD_OFF,
+        WaitReason::HeldOff,
         format!("{asks} for the host to be off; next: it is switched on once nothing asks for that"),
     );
 }

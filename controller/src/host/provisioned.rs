@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use muster_proto::kinds::{BareMetalHostStatus, ErrorType, OperationalStatus, Server};
 
 use super::{
-    State, access,
+    State, WaitReason, access,
     available::{self, image_url},
     deprovisioning,
     draft::{Draft, and_next, bounded},
@@ -129,7 +129,7 @@ fn goes_off(draft: &Draft<'_>) -> bool {
 /// Has the machine of `server` leave its ramdisk by the job `id`.
 fn told_to_leave(draft: &mut Draft<'_>, server: &Server, id: &str, message: &'static str) -> Leaving {
     let contested = server.status.as_ref().is_some_and(|status| status.contested);
-    let (told, here) = (draft.waiting_since("Leave"), draft.here_since());
+    let (told, here) = (draft.waiting_since(WaitReason::Leave), draft.here_since());
     // It may have waited for another session's end.
     let is_old = |since: Timestamp| draft.now.duration_since(since) >= ramdisk::BOOT_DEADLINE;
     let is_late = told.is_some_and(is_old) && here.is_none_or(is_old);
@@ -145,7 +145,7 @@ fn told_to_leave(draft: &mut Draft<'_>, server: &Server, id: &str, message: &'st
     }
     // Its ramdisk is here.
     draft.status.powered_on = true;
-    draft.wait_for("Leave", message);
+    draft.wait_for(WaitReason::Leave, message);
     Leaving::Told
 }
 
@@ -162,7 +162,7 @@ fn look_after_unless(draft: &mut Draft<'_>, leaving: Leaving) {
                 why.unwrap_or_default()
             );
             draft.wait_beside(
-                "Leave",
+                WaitReason::Leave,
                 and_next(&stays, "a person reboots it (reboot.metal3.io), or by hand"),
             );
         }

@@ -10,10 +10,10 @@ use muster_proto::{
 };
 
 use super::{
-    State,
+    State, WaitReason,
     access::{self, LOOK_AGAIN, Reach},
     available, boot_mode, deprovisioning, disk,
-    draft::{Draft, REFUSED, and_next},
+    draft::{Draft, and_next},
     guard, image,
     jobs::{self, After, Job},
     netboot,
@@ -53,7 +53,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     let url = image::shown(available::image_url(draft.host.spec.image.as_ref()).unwrap_or_default());
     match ramdisk::here(draft) {
         Some(_) => {
-            draft.wait_for("Write", WRITING);
+            draft.wait_for(WaitReason::Write, WRITING);
             draft.status.powered_on |= ramdisk::is_on(draft);
         }
         None => ramdisk::announce(draft, THEN),
@@ -118,10 +118,10 @@ fn is_withdrawn(draft: &Draft<'_>) -> bool {
 /// The image is one that this version does not write: another operator began with it, or it was changed meanwhile. Nothing is taken
 /// back for that: it may be on the disk, whole.
 fn cannot(draft: &mut Draft<'_>, why: &str) {
-    if draft.waiting_since(REFUSED).is_none() {
+    if draft.waiting_since(WaitReason::Refused).is_none() {
         draft.warn("ProvisioningError", why);
     }
-    draft.wait_for(REFUSED, refused(why));
+    draft.wait_for(WaitReason::Refused, refused(why));
 }
 
 /// What a host says whose image is not written because of `why`.
@@ -231,7 +231,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
                 ours(&job.id) && job.is_for(&session.key) && (state == Job::Pending || job.then.is_some())
             };
             if jobs::is_under_way(server, ours) || server.spec.job.as_deref().is_some_and(stands) {
-                return draft.wait_for("Write", WRITING);
+                return draft.wait_for(WaitReason::Write, WRITING);
             }
             // What was decided for a session that is gone is given to nobody any more.
             jobs::clear(draft);
@@ -283,7 +283,7 @@ fn held_back(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
         if jobs::is_under_way(server, ours) && (is_here || due.is_some()) {
             let cleaning = jobs::clean_id(operation);
             let clears = jobs::is_under_way(server, |job| job == cleaning);
-            draft.wait_for("Write", if clears { CLEARING } else { WRITING });
+            draft.wait_for(WaitReason::Write, if clears { CLEARING } else { WRITING });
             if let Some(due) = due {
                 draft.again_at(due);
             }
@@ -294,9 +294,9 @@ fn held_back(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
         return;
     }
     let message = and_next(guard::UNWRITTEN, "goes on as soon as that is changed");
-    let is_said = draft.has_said(REFUSED, &message);
+    let is_said = draft.has_said(WaitReason::Refused, &message);
     // An edge that did not know of the annotation yet may have given the job out: what is told of one that stands is heard.
-    if draft.session().is_none() || (is_said && draft.waited(REFUSED, TAKEN_UP)) {
+    if draft.session().is_none() || (is_said && draft.waited(WaitReason::Refused, TAKEN_UP)) {
         jobs::clear(draft);
     } else if draft.server().is_some_and(|server| server.spec.job.is_some()) {
         draft.again(TAKEN_UP.unsigned_abs());
@@ -304,16 +304,16 @@ fn held_back(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     if !is_said {
         draft.warn("ProvisioningError", guard::UNWRITTEN);
     }
-    draft.wait_for(REFUSED, message);
+    draft.wait_for(WaitReason::Refused, message);
 }
 
 /// True if something is missing of what goes on the disk; the draft says what. Nothing needs to be taken back for it: whoever can mends it.
 fn lacks_inputs(draft: &mut Draft<'_>) -> bool {
     match secrets::inputs(draft) {
         Inputs::Ready => return false,
-        Inputs::Wait(why) => draft.wait_for("Inputs", and_next(&why, "the image is written")),
+        Inputs::Wait(why) => draft.wait_for(WaitReason::Inputs, and_next(&why, "the image is written")),
         Inputs::Bad(why) => cannot(draft, &why),
-        Inputs::Untrusted(why) => draft.wait_for("Trust", and_next(&why, "the image is written")),
+        Inputs::Untrusted(why) => draft.wait_for(WaitReason::Trust, and_next(&why, "the image is written")),
     }
     draft.again(LOOK_AGAIN);
     true
@@ -365,7 +365,7 @@ fn clean(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     if jobs::place_with(draft, server, &id, Task::Clean(permit), After { then, leave }) && writes {
         keep_image(draft);
     }
-    draft.wait_for("Write", WRITING);
+    draft.wait_for(WaitReason::Write, WRITING);
     Ok(false)
 }
 
@@ -432,7 +432,7 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
         return Err(format!("the image could not be written: {error}"));
     }
     if jobs::is_under_way(server, ours) {
-        draft.wait_for("Write", WRITING);
+        draft.wait_for(WaitReason::Write, WRITING);
         return Ok(());
     }
     if lacks_inputs(draft) {
@@ -446,7 +446,7 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     if jobs::place_with(draft, server, &id, Task::Write(Box::new(task)), after) {
         keep_image(draft);
     }
-    draft.wait_for("Write", WRITING);
+    draft.wait_for(WaitReason::Write, WRITING);
     Ok(())
 }
 
@@ -461,7 +461,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
             failed(draft, "the machine does not leave its ramdisk");
         }
         state @ (Job::Absent | Job::Pending) if connected => {
-            let unheard = !placed && draft.waited("Leave", HEARS) && is_here_since(draft, HEARS);
+            let unheard = !placed && draft.waited(WaitReason::Leave, HEARS) && is_here_since(draft, HEARS);
             if unheard || state == Job::Absent {
                 let task = if stays_off { Task::PowerOff } else { Task::Reboot };
                 jobs::place(draft, server, id, task);
@@ -471,7 +471,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
                 false => Duration::try_from(HEARS).unwrap_or_default(),
             });
             draft.wait_for(
-                "Leave",
+                WaitReason::Leave,
                 "the image is written; waits for the machine to leave its ramdisk; next: it is provisioned",
             );
         }
@@ -500,8 +500,8 @@ fn is_off(draft: &Draft<'_>, server: &Server, id: &str) -> bool {
 fn stays(draft: &Draft<'_>) -> bool {
     let time = ramdisk::BOOT_DEADLINE;
     let worked = draft.now.duration_since(draft.seen.began) >= time;
-    let has_heard = is_here_since(draft, time) || draft.waited("Leave", time * 4);
-    worked && draft.waited("Leave", time) && has_heard
+    let has_heard = is_here_since(draft, time) || draft.waited(WaitReason::Leave, time * 4);
+    worked && draft.waited(WaitReason::Leave, time) && has_heard
 }
 
 /// True if the session has been connected for at least so long.
@@ -515,7 +515,7 @@ fn returns(draft: &mut Draft<'_>) -> bool {
     let due = ramdisk::may_return_until(draft);
     if let Some(due) = due {
         draft.wait_for(
-            "Leave",
+            WaitReason::Leave,
             "the image is written, and the machine's ramdisk fell silent a moment ago; next: it is told to leave, or is gone",
         );
         draft.again_at(due);
@@ -540,14 +540,14 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
         (_, Some(Ok(()))) => return finish(draft, stays_off),
         (_, None) => None,
     };
-    if draft.waited("Leave", ramdisk::BOOT_DEADLINE) {
+    if draft.waited(WaitReason::Leave, ramdisk::BOOT_DEADLINE) {
         let why = trouble.unwrap_or_else(|| power::says_no_power(draft, reach));
         failed(draft, &format!("the machine does not leave its ramdisk: {why}"));
         return;
     }
     let why = trouble.map(|why| format!(" ({why})")).unwrap_or_default();
     draft.wait_for(
-        "Leave",
+        WaitReason::Leave,
         format!(
             "the image is written, and the machine's ramdisk is silent; next: the BMC resets the machine{why}"
         ),

@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use muster_proto::kinds::{ErrorType, HostBootMode, REBOOT_ANNOTATION, Server, Session};
 
 use super::{
+    WaitReason,
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
     boot_mode,
     conditions::{CONTESTED, ENROLS_AGAIN},
@@ -61,7 +62,7 @@ pub(super) fn ready<'a>(
             return None;
         }
         if let Some(until) = presence::doubted_until(draft) {
-            draft.wait_for("Ramdisk", waits(draft, then));
+            draft.wait_for(WaitReason::Ramdisk, waits(draft, then));
             draft.why("its session has not ended yet, though its machine went down");
             draft.again_at(until);
             return None;
@@ -101,20 +102,16 @@ pub(super) fn boot_of(operation: &str) -> String {
 /// A person has to look which of the two it is; a host that goes waits for nothing without an end.
 fn contested(draft: &mut Draft<'_>, kind: ErrorType) {
     let message = CONTESTED;
-    if draft.is_being_deleted() && draft.waited("Contested", BOOT_DEADLINE) {
+    if draft.is_being_deleted() && draft.waited(WaitReason::Contested, BOOT_DEADLINE) {
         draft.fail(kind, message);
         return;
     }
-    draft.wait_for("Contested", format!("{message}; next: {ENROLS_AGAIN}"));
+    draft.wait_for(WaitReason::Contested, format!("{message}; next: {ENROLS_AGAIN}"));
     if draft.is_being_deleted() {
-        draft.again_after("Contested", BOOT_DEADLINE);
+        draft.again_after(WaitReason::Contested, BOOT_DEADLINE);
     }
 }
 
-/// Reason of `Waiting` while a reboot that somebody forces is done; its time begins the operation.
-const REBOOTING: &str = "Rebooting";
-/// Reason of `Waiting` while only a person can boot the ramdisk.
-const POWER_CYCLE: &str = "PowerCycleByHand";
 /// In the names of operations.
 const AGAIN: &str = "again";
 
@@ -132,7 +129,7 @@ pub(super) fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> 
     if !reboot::wish(draft.host, true).once {
         return false;
     }
-    let begun = draft.waiting_since(REBOOTING).is_some();
+    let begun = draft.waiting_since(WaitReason::Rebooting).is_some();
     let reboot = match reach {
         Reach::Bmc => by_bmc(draft),
         Reach::InBand => match by_ramdisk(draft) {
@@ -143,7 +140,7 @@ pub(super) fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> 
         Reach::Silent(_) | Reach::No => return false,
     };
     let reboot = match reboot {
-        Reboot::UnderWay if draft.waited(REBOOTING, BOOT_DEADLINE) => {
+        Reboot::UnderWay if draft.waited(WaitReason::Rebooting, BOOT_DEADLINE) => {
             Reboot::Failed(format!("that took longer than {} min", BOOT_DEADLINE.as_mins()))
         }
         reboot => reboot,
@@ -169,14 +166,14 @@ pub(super) fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> 
         ),
     }
     draft.wait_for(
-        REBOOTING,
+        WaitReason::Rebooting,
         format!("waits for the reboot that {REBOOT_ANNOTATION} forces; next: {then}"),
     );
     true
 }
 
 fn by_bmc(draft: &mut Draft<'_>) -> Reboot {
-    let (operation, since) = power::operation(draft, REBOOTING, AGAIN);
+    let (operation, since) = power::operation(draft, WaitReason::Rebooting, AGAIN);
     match power::tried(draft, &operation).map(|tried| (tried.at, tried.on_power, &tried.result)) {
         Some((_, _, Ok(()))) => return Reboot::Done,
         // Its answer was lost, and what called in some time after that is the ramdisk that it booted.
@@ -212,7 +209,7 @@ pub(super) fn is_booted_since(draft: &Draft<'_>, at: Timestamp) -> bool {
 
 /// None: a person has to boot it anyway.
 fn by_ramdisk(draft: &mut Draft<'_>) -> Option<Reboot> {
-    let (operation, _) = power::operation(draft, REBOOTING, AGAIN);
+    let (operation, _) = power::operation(draft, WaitReason::Rebooting, AGAIN);
     // Its last word is that it goes, so its session is over when that is known.
     match jobs::look(draft.server()?, |job| job == operation) {
         Job::Done => return Some(Reboot::Done),
@@ -250,7 +247,7 @@ fn is_booted(draft: &Draft<'_>, tried: &Tried, operation: &str) -> bool {
 pub(super) fn announce(draft: &mut Draft<'_>, then: &str) {
     if has_bmc(draft.host) && here(draft).is_none() {
         // Nobody has booted it for that yet.
-        draft.wait_anew("Ramdisk", waits(draft, then));
+        draft.wait_anew(WaitReason::Ramdisk, waits(draft, then));
     }
 }
 
@@ -266,7 +263,7 @@ const NO_NIC: &str = "it is not known by which NIC to know its machine: set spec
 
 /// Waits for the ramdisk; too long is a failure. The time counts from when the host began to wait. True if it waits on.
 fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> bool {
-    if draft.waited("Ramdisk", BOOT_DEADLINE) {
+    if draft.waited(WaitReason::Ramdisk, BOOT_DEADLINE) {
         let minutes = BOOT_DEADLINE.as_mins();
         let is_known = draft.server().is_some() || hosts::macs(draft.host).next().is_some();
         let by = declared_mac(draft.host).map(|mac| format!(" by {mac}"));
@@ -290,8 +287,8 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
         );
         return false;
     }
-    draft.wait_for("Ramdisk", waits(draft, then));
-    draft.again_after("Ramdisk", BOOT_DEADLINE);
+    draft.wait_for(WaitReason::Ramdisk, waits(draft, then));
+    draft.again_after(WaitReason::Ramdisk, BOOT_DEADLINE);
     true
 }
 
@@ -339,7 +336,7 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
         Some(tried) => match &tried.result {
             // What its BMC took to do that is no time in which it boots.
             Ok(()) if unbooted::took_long(draft, tried) => {
-                draft.wait_anew("Ramdisk", waits(draft, then));
+                draft.wait_anew(WaitReason::Ramdisk, waits(draft, then));
                 draft.again_at(draft.now.checked_add(BOOT_DEADLINE).unwrap_or(draft.now));
             }
             Ok(()) => {
@@ -365,7 +362,7 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
 
 /// Nothing in this process's memory says that the machine was booted for this operation, since the host was paused last.
 fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str, power: Option<Power>) {
-    let announced = draft.waiting_since("Ramdisk");
+    let announced = draft.waiting_since(WaitReason::Ramdisk);
     match (power, announced) {
         // Announced by a process that is no more: it was booted then, most likely.
         (Some(Power::On), Some(since))
@@ -377,7 +374,7 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
         }
         (Some(Power::On | Power::Off), Some(since)) if since < whole_seconds(draft.seen.began).0 => {
             // The time that has run out meanwhile was not the machine's.
-            draft.wait_anew("Ramdisk", waits(draft, then));
+            draft.wait_anew(WaitReason::Ramdisk, waits(draft, then));
             draft.again_at(draft.now.checked_add(BOOT_DEADLINE).unwrap_or(draft.now));
             start(draft, operation);
         }
@@ -394,12 +391,12 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
             };
             let why = power::unknown_because(&why);
             draft.powerless = Some(why.clone());
-            if draft.waited("Bmc", BOOT_DEADLINE) {
+            if draft.waited(WaitReason::Bmc, BOOT_DEADLINE) {
                 draft.fail(kind, why);
                 return;
             }
             draft.wait_for(
-                "Bmc",
+                WaitReason::Bmc,
                 format!("waits for the BMC to say whether the machine is on; next: {then}"),
             );
         }
@@ -481,11 +478,14 @@ pub(super) fn arm(draft: &mut Draft<'_>, operation: &str) {
 
 /// The BMC does not answer: what it would be asked for is counted as a failure after a while.
 fn silent(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) {
-    if draft.waited("Bmc", BOOT_DEADLINE) {
+    if draft.waited(WaitReason::Bmc, BOOT_DEADLINE) {
         draft.fail(kind, format!("the BMC does not answer: {why}"));
         return;
     }
-    draft.wait_for("Bmc", format!("waits for the BMC to answer; next: {then}"));
+    draft.wait_for(
+        WaitReason::Bmc,
+        format!("waits for the BMC to answer; next: {then}"),
+    );
 }
 
 /// True while a ramdisk that fell silent may come back by itself: what the host waited for, it waits for still.
@@ -494,7 +494,7 @@ fn may_return(draft: &mut Draft<'_>, then: &str) -> bool {
         return false;
     };
     if !draft.keep_wait() {
-        draft.wait_for("Ramdisk", waits(draft, then));
+        draft.wait_for(WaitReason::Ramdisk, waits(draft, then));
     }
     draft.why("its ramdisk fell silent a moment ago");
     draft.again_at(due);
@@ -503,17 +503,23 @@ fn may_return(draft: &mut Draft<'_>, then: &str) -> bool {
 
 /// True while a machine that its ramdisk rebooted may be booting.
 fn is_on_its_way(draft: &mut Draft<'_>) -> bool {
-    if draft.waiting_since(REBOOTING).is_none() || draft.waited(REBOOTING, BOOT_DEADLINE) {
+    if draft.waiting_since(WaitReason::Rebooting).is_none()
+        || draft.waited(WaitReason::Rebooting, BOOT_DEADLINE)
+    {
         return false;
     }
     draft.keep_wait();
-    draft.again_after(REBOOTING, BOOT_DEADLINE);
+    draft.again_after(WaitReason::Rebooting, BOOT_DEADLINE);
     true
 }
 
 /// Since when the machine gets the ramdisk if it boots from the network: since its host is in a state that takes it there.
 fn armed_since(draft: &Draft<'_>) -> Timestamp {
-    let waits = || draft.waiting_since(POWER_CYCLE).unwrap_or(draft.now);
+    let waits = || {
+        draft
+            .waiting_since(WaitReason::PowerCycleByHand)
+            .unwrap_or(draft.now)
+    };
     whole_seconds(draft.begun().unwrap_or_else(waits)).0
 }
 
@@ -521,7 +527,7 @@ fn armed_since(draft: &Draft<'_>) -> Timestamp {
 fn ask_for_a_boot(draft: &mut Draft<'_>, then: &str) {
     let since = armed_since(draft);
     draft.wait_for(
-        POWER_CYCLE,
+        WaitReason::PowerCycleByHand,
         format!("power-cycle the machine by hand: its network boot is armed since {since}; next: {then}"),
     );
 }
@@ -530,21 +536,25 @@ fn ask_for_a_boot(draft: &mut Draft<'_>, then: &str) {
 pub(super) fn is_awaited(draft: &mut Draft<'_>, then: &str) {
     if declared_mac(draft.host).is_none() && draft.server().is_none() {
         // Whatever boots, nobody knows that it is this one.
-        draft.wait_for("Ramdisk", format!("{CALL_IN}, but {NO_NIC}; next: {then}"));
+        draft.wait_for(
+            WaitReason::Ramdisk,
+            format!("{CALL_IN}, but {NO_NIC}; next: {then}"),
+        );
         return;
     }
-    let is_asked = draft.waiting_since(POWER_CYCLE).is_some() || draft.waited("Ramdisk", BOOT_DEADLINE);
+    let is_asked = draft.waiting_since(WaitReason::PowerCycleByHand).is_some()
+        || draft.waited(WaitReason::Ramdisk, BOOT_DEADLINE);
     if is_asked {
         ask_for_a_boot(draft, then);
     } else {
         draft.wait_for(
-            "Ramdisk",
+            WaitReason::Ramdisk,
             format!(
                 "{CALL_IN}{} (boot it by hand, if it is off or runs something else); next: {then}",
                 unlikely(draft)
             ),
         );
-        draft.again_after("Ramdisk", BOOT_DEADLINE);
+        draft.again_after(WaitReason::Ramdisk, BOOT_DEADLINE);
     }
     // What somebody else runs, and switched off, is not switched on for that; and of what is out of our hands no edge would.
     if draft.host.spec.externally_provisioned != Some(true) && !guard::is_left_alone(draft.host) {
@@ -558,7 +568,7 @@ fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
         return;
     }
     if draft.is_being_deleted() {
-        if draft.waited(POWER_CYCLE, BOOT_DEADLINE) {
+        if draft.waited(WaitReason::PowerCycleByHand, BOOT_DEADLINE) {
             draft.fail(kind, "the machine has no BMC, and nobody power-cycled it");
             return;
         }
@@ -571,10 +581,10 @@ fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
 pub(super) fn power_cycle(draft: &mut Draft<'_>, then: &str) {
     ask_for_a_boot(draft, then);
     // One that is not known to be off may have lost its power.
-    let missed = draft.waited(POWER_CYCLE, BOOT_DEADLINE);
+    let missed = draft.waited(WaitReason::PowerCycleByHand, BOOT_DEADLINE);
     if !draft.status.powered_on || missed {
         in_band::wake(draft, missed);
     } else {
-        draft.again_after(POWER_CYCLE, BOOT_DEADLINE);
+        draft.again_after(WaitReason::PowerCycleByHand, BOOT_DEADLINE);
     }
 }

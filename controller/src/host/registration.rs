@@ -3,7 +3,7 @@
 use muster_proto::kinds::{BareMetalHost, ErrorType, IN_BAND_ANNOTATION, OperationalStatus};
 
 use super::{
-    State,
+    State, WaitReason,
     access::{self, LOOK_AGAIN, Reach},
     boot_mode,
     conditions::{self, CONTESTED, ENROLS_AGAIN},
@@ -41,7 +41,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         Some(_) => conditions::MANAGE,
         None => conditions::MANAGE_UNKNOWN,
     };
-    draft.wait_for(conditions::MANAGEMENT, what);
+    draft.wait_for(WaitReason::Management, what);
     draft.status.operational_status = OperationalStatus::Discovered;
 }
 

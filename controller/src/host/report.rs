@@ -9,7 +9,8 @@ use muster_proto::{
 };
 
 use super::{
-    draft::{Draft, REFUSED, and_next},
+    WaitReason,
+    draft::{Draft, and_next},
     ramdisk::BOOT_DEADLINE,
 };
 use crate::hardware;
@@ -21,19 +22,19 @@ fn unreported(draft: &mut Draft<'_>, then: &str) {
     let late =
         format!("the machine's ramdisk did not report the disks within {minutes} min: its console shows why");
     let asks = and_next(&late, &format!("{then} as soon as it does"));
-    let is_told = draft.has_said(REFUSED, &asks);
-    match is_told || draft.waited("Inventory", BOOT_DEADLINE) {
+    let is_told = draft.has_said(WaitReason::Refused, &asks);
+    match is_told || draft.waited(WaitReason::Inventory, BOOT_DEADLINE) {
         false => {
             let waits = format!("waits for the ramdisk to report the disks; next: {then}");
-            draft.wait_for("Inventory", waits);
-            draft.again_after("Inventory", BOOT_DEADLINE);
+            draft.wait_for(WaitReason::Inventory, waits);
+            draft.again_after(WaitReason::Inventory, BOOT_DEADLINE);
         }
         true if draft.is_being_deleted() => draft.fail(ErrorType::Provisioning, late),
         true => {
             if !is_told {
                 draft.warn("ProvisioningError", late);
             }
-            draft.wait_for(REFUSED, asks);
+            draft.wait_for(WaitReason::Refused, asks);
         }
     }
 }
@@ -58,7 +59,7 @@ pub(super) fn inventory(draft: &mut Draft<'_>, server: &Server, then: &str) -> O
 /// No disk is chosen or cleaned by what was found while drivers were still being loaded.
 pub(super) fn wait_for_drivers(draft: &mut Draft<'_>, due: Timestamp, then: &str) {
     draft.wait_for(
-        "Inventory",
+        WaitReason::Inventory,
         format!("waits for the ramdisk to load the drivers of all that is in the machine; next: {then}"),
     );
     draft.again_at(due);

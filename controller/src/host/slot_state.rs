@@ -5,10 +5,8 @@ use jiff::Timestamp;
 use muster_proto::kinds::{BareMetalHost, BareMetalHostStatus, OperationalStatus, Server, SessionState};
 
 use super::{
-    Owner, State,
-    conditions::{is_left_to_a_person, waiting},
-    detached::DETACHED,
-    draft::RETRY,
+    Owner, State, WaitReason,
+    conditions::waiting,
     jobs, owner,
     ramdisk::{BOOT_DEADLINE, lost_at},
 };
@@ -42,9 +40,9 @@ pub(super) fn may_take_hours(host: &BareMetalHost) -> bool {
         match (status.operational_status, waiting(status)) {
             (OperationalStatus::Detached, _) => true,
             // An error that is still shown is nothing that is waited for.
-            (_, Some(wait)) => {
-                [RETRY, DETACHED].contains(&wait.reason.as_str()) || is_left_to_a_person(&wait.reason)
-            }
+            (_, Some(wait)) => WaitReason::parse(&wait.reason).is_some_and(|reason| {
+                matches!(reason, WaitReason::Retry | WaitReason::Detached) || reason.is_left_to_a_person()
+            }),
             (status, None) => status == OperationalStatus::Error,
         }
     });

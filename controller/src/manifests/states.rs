@@ -4,8 +4,7 @@ use std::fmt::Write as _;
 
 use super::File;
 use crate::host::{
-    State,
-    conditions::WAITING_REASONS,
+    State, WaitReason,
     reasons::{NEVER, REASONS},
     table::TRANSITIONS,
 };
@@ -80,8 +79,8 @@ fn transitions() -> String {
 
 fn reasons() -> String {
     let mut text = "| reason | waits for |\n| --- | --- |".to_owned();
-    for (reason, meaning) in WAITING_REASONS {
-        let _ = write!(text, "\n| `{reason}` | {meaning} |");
+    for reason in WaitReason::ALL {
+        let _ = write!(text, "\n| `{}` | {} |", reason.name(), reason.doc());
     }
     text
 }

@@ -6,6 +6,7 @@ use muster_proto::kinds::{Server, Session};
 
 use super::{BOOT, BOOT_DEADLINE, BOOTS, CALL_IN, SILENCE, lost_at};
 use crate::host::{
+    WaitReason,
     draft::Draft,
     jobs,
     observed::{FailureClass, Power, Tried},
@@ -70,9 +71,15 @@ pub(in crate::host) fn has_left(draft: &Draft<'_>) -> bool {
 }
 
 /// For what a host waits while its ramdisk may be clearing or writing disks, and how that is said.
-const WORKS: ([&str; 2], &str) = (["Clean", "Write"], "when its disks were to be cleared or written");
+const WORKS: ([WaitReason; 2], &str) = (
+    [WaitReason::Clean, WaitReason::Write],
+    "when its disks were to be cleared or written",
+);
 /// The same while the ramdisk only looks.
-const LOOKS: ([&str; 2], &str) = (["Inspection", "Inventory"], "when it was to tell the hardware");
+const LOOKS: ([WaitReason; 2], &str) = (
+    [WaitReason::Inspection, WaitReason::Inventory],
+    "when it was to tell the hardware",
+);
 
 /// True while a ramdisk that was here may come back by itself although its Server is gone: its agent is refused, and boots its machine again.
 /// When the Server went nobody knows, so the time counts from when that was seen, while the host waited for what the ramdisk did.
@@ -82,11 +89,14 @@ pub(super) fn may_enrol_again(draft: &mut Draft<'_>, then: &str) -> bool {
     }
     for ((reasons, when), patience) in [(WORKS, BOOT_DEADLINE), (LOOKS, SILENCE)] {
         let message = format!("{CALL_IN} again, whose Server went {when}; next: {then}");
-        let was_here = reasons.iter().any(|reason| draft.waiting_since(reason).is_some());
-        let waits = draft.has_said("Ramdisk", &message) && !draft.waited("Ramdisk", patience);
+        let was_here = reasons
+            .into_iter()
+            .any(|reason| draft.waiting_since(reason).is_some());
+        let waits =
+            draft.has_said(WaitReason::Ramdisk, &message) && !draft.waited(WaitReason::Ramdisk, patience);
         if was_here || waits {
-            draft.wait_for("Ramdisk", message);
-            draft.again_after("Ramdisk", patience);
+            draft.wait_for(WaitReason::Ramdisk, message);
+            draft.again_after(WaitReason::Ramdisk, patience);
             return true;
         }
     }

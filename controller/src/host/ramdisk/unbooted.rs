@@ -4,6 +4,7 @@ use muster_proto::kinds::ErrorType;
 
 use super::{BENEFIT_OF_DOUBT, BOOT_DEADLINE, CALL_IN, LOST_ANSWER, unlikely};
 use crate::host::{
+    WaitReason,
     draft::{Draft, clause},
     observed::{Failure, FailureClass, Tried},
     power,
@@ -28,7 +29,7 @@ pub(super) fn waits_on(
         None => draft.powerless = Some(failure.message.clone()),
     }
     let why = clause(&unread.unwrap_or(failure).message);
-    if draft.waited("Ramdisk", BOOT_DEADLINE) || draft.waited("Bmc", BOOT_DEADLINE) {
+    if draft.waited(WaitReason::Ramdisk, BOOT_DEADLINE) || draft.waited(WaitReason::Bmc, BOOT_DEADLINE) {
         draft.fail(
             kind,
             format!("the machine could not be booted from the network: {why}"),
@@ -38,16 +39,16 @@ pub(super) fn waits_on(
     if may_boot {
         let (minutes, unlikely) = (LOST_ANSWER.as_mins(), unlikely(draft));
         draft.wait_on(
-            "Ramdisk",
-            "Bmc",
+            WaitReason::Ramdisk,
+            WaitReason::Bmc,
             format!(
                 "{CALL_IN}{unlikely}, though the BMC did not answer when it was told to boot the machine ({why}); next: it is told again after {minutes} min, or {then}"
             ),
         );
     } else {
         draft.wait_on(
-            "Bmc",
-            "Ramdisk",
+            WaitReason::Bmc,
+            WaitReason::Ramdisk,
             format!(
                 "waits for the BMC to boot the machine into its ramdisk: {why}; next: it is asked again at least every minute, and then {then}"
             ),
@@ -59,6 +60,6 @@ pub(super) fn waits_on(
 /// True if the boot that was `tried` succeeded so long after the host began to wait for its ramdisk that the time for that begins with it.
 pub(super) fn took_long(draft: &Draft<'_>, tried: &Tried) -> bool {
     draft
-        .waiting_since("Ramdisk")
+        .waiting_since(WaitReason::Ramdisk)
         .is_some_and(|since| tried.at.duration_since(since) >= BENEFIT_OF_DOUBT)
 }

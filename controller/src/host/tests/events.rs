@@ -9,8 +9,7 @@ use muster_proto::kinds::{
 
 use super::{
     super::{
-        State,
-        conditions::BY_HAND,
+        State, WaitReason,
         observed::SecretState,
         reasons::{NEVER, REASONS},
     },
@@ -257,7 +256,11 @@ fn a_wait_for_a_person_is_told_once_as_its_condition_has_it() {
         }),
     ];
     let reasons = asks.map(|(reason, _)| reason);
-    assert_eq!(BTreeSet::from(reasons), BTreeSet::from(BY_HAND));
+    let by_hand = WaitReason::ALL.iter().filter(|reason| reason.needs_person());
+    assert_eq!(
+        BTreeSet::from(reasons),
+        by_hand.map(|reason| reason.name()).collect()
+    );
     for (reason, ask) in asks {
         let mut world = ask();
         world.settle();
