@@ -164,7 +164,7 @@ impl Admin {
                     metrics.run().await;
                 }
                 Err(error) => {
-                    tracing::error!(error = %Chain(&error), "no metrics are served; next: tried again in {} s", AGAIN.as_secs());
+                    tracing::error!(error = %Chain(&error), "metrics cannot be served; next: retrying in {} s", AGAIN.as_secs());
                     tokio::time::sleep(AGAIN).await;
                 }
             }
@@ -279,17 +279,17 @@ async fn answer(state: &State, service: &Service, request: &Request<Incoming>) -
                 .and_then(|value| value.to_str().ok())
                 .and_then(|value| value.strip_prefix("Bearer "));
             match token {
-                None => text(StatusCode::UNAUTHORIZED, "a bearer token is needed"),
+                None => text(StatusCode::UNAUTHORIZED, "a bearer token is required"),
                 Some(token) => match reviewer.verdict(token.trim(), "/metrics").await {
                     Verdict::Allowed => metrics(&state.registry),
                     Verdict::Unknown => text(
                         StatusCode::UNAUTHORIZED,
-                        "the API server does not know this token",
+                        "the API server does not accept this token",
                     ),
-                    Verdict::Forbidden => text(StatusCode::FORBIDDEN, "no right to get /metrics"),
+                    Verdict::Forbidden => text(StatusCode::FORBIDDEN, "not permitted to get /metrics"),
                     Verdict::Unanswered => text(
                         StatusCode::SERVICE_UNAVAILABLE,
-                        "the API server cannot be asked now; try again",
+                        "the API server cannot check the token now; try again",
                     ),
                 },
             }
@@ -333,18 +333,18 @@ fn readiness(state: &State) -> Answer {
     };
     match (standing, unread) {
         (None, _) => ok("ok".to_owned(), None),
-        (Some(Standing::Leads(term)), None) => ok(format!("ok: leads, epoch {}", term.epoch()), lease),
+        (Some(Standing::Leads(term)), None) => ok(format!("ok: leading, epoch {}", term.epoch()), lease),
         (Some(Standing::Leads(term)), Some(unread)) => not_yet(&format!(
-            "leads, epoch {}, and can do nothing before it has read: {unread}",
+            "leading, epoch {}, but cannot act before it has read: {unread}",
             term.epoch()
         )),
         (Some(Standing::Standby), _) => {
             let lease = lease.map(|lease| format!("no leader is known, {lease}"));
-            ok("ok: stands by".to_owned(), lease)
+            ok("ok: standing by".to_owned(), lease)
         }
         (Some(Standing::HeldBack(rival)), _) => {
             let held_back = format!(
-                "ok: stands by; another installation, in namespace {}, acts on the same hosts",
+                "ok: standing by; another installation, in namespace {}, acts on the same hosts",
                 rival.namespace
             );
             ok(held_back, lease)
@@ -432,7 +432,7 @@ mod tests {
         let answer = get(at, "/readyz").await;
         assert!(
             answer.starts_with("HTTP/1.1 200")
-                && answer.contains("ok: stands by; another installation, in namespace other,"),
+                && answer.contains("ok: standing by; another installation, in namespace other,"),
             "{answer}"
         );
         let until = crate::lease::now() + Duration::from_secs(3600);
@@ -474,7 +474,7 @@ mod tests {
         let not_yet = format!("the Lease has not been read yet; {lease}");
         assert_eq!(told(&state), (503, not_yet));
         stand.send_replace(Standing::Standby);
-        let stands_by = format!("ok: stands by; no leader is known, {lease}");
+        let stands_by = format!("ok: standing by; no leader is known, {lease}");
         assert_eq!(told(&state), (200, stands_by));
         watches.lease(None);
         watches.failed("BareMetalHost", &std::io::Error::other("gone"));
@@ -482,14 +482,14 @@ mod tests {
         let broken = "BareMetalHost could not be watched for 40 s";
         let until = crate::lease::now() + Duration::from_secs(3600);
         stand.send_replace(Standing::Leads(crate::lease::Leadership::new(7, until)));
-        assert_eq!(told(&state), (200, format!("ok: leads, epoch 7; {broken}")));
+        assert_eq!(told(&state), (200, format!("ok: leading, epoch 7; {broken}")));
         let edge = State {
             standing: None,
             ..state.clone()
         };
         assert_eq!(told(&edge), (200, format!("ok; {broken}")));
         watches.is_read("BareMetalHost");
-        assert_eq!(told(&state), (200, "ok: leads, epoch 7".to_owned()));
+        assert_eq!(told(&state), (200, "ok: leading, epoch 7".to_owned()));
     }
 
     #[tokio::test]

@@ -62,11 +62,10 @@ fn refused(status: &Status, kind: &str) -> String {
         ),
         // Only who asks for all namespaces at once is told this.
         (403, _) if said.contains("at the cluster scope") => format!(
-            "{said}; next: grant that in all namespaces (deploy/manifests/roles), or name the one namespace of the hosts with \
-             --watch-namespace"
+            "{said}; next: grant this in all namespaces (deploy/manifests/roles), or name the one namespace of the hosts with --watch-namespace"
         ),
-        (403, _) => format!("{said}; next: grant that (deploy/manifests/roles)"),
-        (401, _) => format!("the API server does not know who asks ({said}); next: check the credentials"),
+        (403, _) => format!("{said}; next: grant this (deploy/manifests/roles)"),
+        (401, _) => format!("the API server does not accept the credentials ({said}); next: check them"),
         (code, _) => format!("the API server answered {code}: {said}"),
     }
 }

@@ -13,10 +13,10 @@ use muster_proto::text;
 #[derive(Debug, Parser)]
 #[command(name = "muster-controller", version)]
 pub struct Cli {
-    /// Without a command: run.
+    /// Without a command, the controller runs.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// How to run.
+    /// Options for running the controller.
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -26,9 +26,9 @@ pub struct Cli {
 pub enum Command {
     /// Write the generated manifests.
     Manifests {
-        /// Which.
+        /// Which manifests to write.
         which: Which,
-        /// Directory to write to; it is made if it does not exist.
+        /// Directory to write to; it is created if it does not exist.
         #[arg(long)]
         out: PathBuf,
     },
@@ -39,47 +39,47 @@ pub enum Command {
 pub enum Which {
     /// CustomResourceDefinitions.
     Crds,
-    /// Least rights of each role.
+    /// The minimal RBAC rules of each role.
     Roles,
-    /// The pages about the states of a host and about flags.
+    /// The documentation pages about host states and flags.
     Pages,
-    /// The first two, in the directories `crds` and `roles`.
+    /// Both `crds` and `roles`, in the directories `crds` and `roles`.
     All,
 }
 
 /// What this process is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Role {
-    /// Serves machines: DHCP, TFTP, HTTP, agents.
+    /// Serves machines: DHCP, TFTP, HTTP and the agents' API.
     Edge,
-    /// Derives hosts from what machines report.
+    /// Manages hosts: discovers them from what machines report, and inspects and provisions them.
     Control,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 /// Who may read the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Metrics {
-    /// Whoever shows a token that the API server lets `get` the path /metrics, over TLS.
+    /// Clients whose bearer token the API server allows to `get` the path /metrics, over TLS.
     Authenticated,
-    /// Whoever reaches the address of the probes, which has to be a loopback one.
+    /// Anyone who can reach the address of the probes, which must be a loopback address.
     Plain,
-    /// Nobody.
+    /// Nobody: metrics are not served.
     Off,
 }
 
-/// How to run.
+/// Options for running the controller.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// What this process is for.
+    /// Roles of this process.
     #[arg(
         long,
         env = "MUSTER_ROLES",
@@ -90,17 +90,17 @@ pub struct RunArgs {
     /// The namespace of Segments, Servers and the controller's own Secrets.
     #[arg(long, env = "MUSTER_NAMESPACE", default_value = "muster-system", value_parser = namespace)]
     pub namespace: String,
-    /// Watch hosts in this namespace only, which is one; without it, in all.
+    /// Watch hosts in this one namespace only; without it, in all namespaces.
     #[arg(long, env = "MUSTER_WATCH_NAMESPACE", value_parser = one_namespace)]
     pub watch_namespace: Option<String>,
-    /// How to reach the API server; without it, as kubectl does (KUBECONFIG, `~/.kube/config`), else the service account's way.
+    /// Kubeconfig file for the API server; without it, the one that kubectl would use (KUBECONFIG, `~/.kube/config`), else the service account.
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
     /// TCP port for agents.
     #[arg(long, env = "MUSTER_AGENT_PORT", default_value_t = 9443, value_parser = value_parser!(u16).range(1..))]
     pub agent_port: u16,
-    /// How many connections of agents this replica holds: one for each machine in its ramdisk, two while it reconnects. Each needs an
-    /// open file and some memory.
+    /// Maximum number of agent connections to this replica: one for each machine in its ramdisk, two while it reconnects. Each
+    /// needs an open file and some memory.
     #[arg(long, env = "MUSTER_MAX_AGENTS", default_value_t = 16_384, value_parser = max_agents)]
     pub max_agents: usize,
     /// TCP port for boot files.
@@ -109,67 +109,67 @@ pub struct RunArgs {
     /// UDP port for boot files.
     #[arg(long, env = "MUSTER_TFTP_PORT", default_value_t = 69)]
     pub tftp_port: u16,
-    /// Directory with the ramdisk's releases.
+    /// Directory with the ramdisk releases.
     #[arg(long, env = "MUSTER_BOOT_DIR", default_value = "/usr/share/muster/boot")]
     pub boot_dir: PathBuf,
     /// Directory with undionly.kpxe and snponly.efi.
     #[arg(long, env = "MUSTER_IPXE_DIR", default_value = "/usr/lib/ipxe")]
     pub ipxe_dir: PathBuf,
-    /// Directory with further firmware for the ramdisk, such as /lib/firmware; may be given several times.
+    /// Directory with additional firmware for the ramdisk, such as /lib/firmware; may be given several times.
     #[arg(long = "firmware-dir", env = "MUSTER_FIRMWARE_DIRS", value_delimiter = ':')]
     pub firmware_dirs: Vec<PathBuf>,
-    /// File with further certificate authorities for the ramdisk, PEM; may be given several times.
+    /// PEM file with additional certificate authorities for the ramdisk; may be given several times.
     #[arg(long = "extra-ca", env = "MUSTER_EXTRA_CAS", value_delimiter = ':')]
     pub extra_cas: Vec<PathBuf>,
-    /// File with further certificate authorities for BMCs, PEM; may be given several times. The system's count in any case.
+    /// PEM file with additional certificate authorities for BMCs; may be given several times. The system's are always trusted.
     #[arg(long = "bmc-ca", env = "MUSTER_BMC_CAS", value_delimiter = ':')]
     pub bmc_cas: Vec<PathBuf>,
-    /// Another address or name that stands in this edge's certificate, beside those of its Segments; may be given several times. Agents
-    /// are sent there by the `agentEndpoints` of a Segment.
+    /// Another address or name to include in this edge's certificate, besides those of its Segments; may be given several times. The
+    /// `agentEndpoints` of a Segment send agents there.
     #[arg(long, env = "MUSTER_ADVERTISE", value_delimiter = ',', value_parser = endpoint)]
     pub advertise: Vec<String>,
-    /// What this edge is called in the status of Segments; without it, as its computer.
+    /// Name of this edge in the status of Segments; without it, its host name.
     #[arg(long, env = "MUSTER_EDGE_NAME", value_parser = computer)]
     pub edge_name: Option<String>,
-    /// The Lease that the acting one of several controllers with the role `control` holds, in their own namespace. The Role in
+    /// Name of the Lease by which controllers with the role `control` elect a leader, in their own namespace. The Role in
     /// `deploy/manifests/roles` names the default.
     #[arg(long, env = "MUSTER_LEASE_NAME", default_value = crate::manifests::roles::LEASE)]
     pub lease_name: String,
-    /// Nobody else acts for so long after the acting controller was last heard of, in seconds.
+    /// How long after the leader was last heard of nobody else takes over, in seconds.
     #[arg(long, env = "LEASE_DURATION_SECONDS", default_value_t = 15)]
     pub lease_duration_seconds: u64,
-    /// The acting controller stops when it could not renew its Lease for so long, in seconds; less than the duration. One request to the Lease may take
-    /// half of it: an API server that is slower ends all leading.
+    /// The leader stops acting when it has not been able to renew its Lease for this long, in seconds; less than the lease duration.
+    /// One request for the Lease may take half of it: with a slower API server, no controller can lead.
     #[arg(long, env = "RENEW_DEADLINE_SECONDS", default_value_t = 10)]
     pub renew_deadline_seconds: u64,
-    /// How often the Lease is renewed, in seconds; less than the deadline.
+    /// How often the Lease is renewed, in seconds; less than the renew deadline.
     #[arg(long, env = "RETRY_PERIOD_SECONDS", default_value_t = 2)]
     pub retry_period_seconds: u64,
-    /// How many hosts may be inspecting, provisioning and deprovisioning at once.
+    /// Maximum number of hosts that are inspected, provisioned and deprovisioned at once.
     #[arg(long, env = "PROVISIONING_LIMIT", default_value_t = 20, value_parser = provisioning_limit)]
     pub provisioning_limit: usize,
-    /// How many provisionings of a host may fail in a row before it stays as it is until its spec is changed, such as its image; 0: any number.
+    /// How many provisionings of a host may fail in a row before it is left as it is until its spec, such as its image, is changed; 0: no limit.
     #[arg(long, env = "MUSTER_MAX_PROVISIONING_RETRIES", default_value_t = 5)]
     pub max_provisioning_retries: u32,
-    /// How many hosts are decided on at once; each waits for the API server most of the time.
+    /// How many hosts are reconciled at once; each mostly waits for the API server.
     #[arg(long, env = "MUSTER_HOST_CONCURRENCY", default_value_t = 16)]
     pub host_concurrency: u16,
-    /// Where /healthz and /readyz are served, without TLS; port 0 takes any and prints it.
+    /// Address on which /healthz and /readyz are served, without TLS; port 0 picks a free port and prints it.
     #[arg(long, env = "MUSTER_ADMIN_LISTEN", default_value = "127.0.0.1:9090", value_parser = socket)]
     pub admin_listen: SocketAddr,
     /// Who may read /metrics.
     #[arg(long, env = "MUSTER_METRICS", value_enum, default_value = "authenticated")]
     pub metrics: Metrics,
-    /// Where /metrics is served to those who are authenticated, over TLS.
+    /// Address on which /metrics is served to authenticated clients, over TLS.
     #[arg(long, env = "MUSTER_METRICS_LISTEN", default_value = "[::]:8443", value_parser = socket)]
     pub metrics_listen: SocketAddr,
-    /// File with the certificate for that, PEM; without it, one of the controller's own authority (Secret muster-ca).
+    /// PEM file with the certificate for that; without it, one is issued by the controller's own authority (Secret muster-ca).
     #[arg(long, env = "MUSTER_METRICS_CERT", requires = "metrics_key")]
     pub metrics_cert: Option<PathBuf>,
-    /// File with its key, PEM.
+    /// PEM file with the key of that certificate.
     #[arg(long, env = "MUSTER_METRICS_KEY", requires = "metrics_cert")]
     pub metrics_key: Option<PathBuf>,
-    /// How log lines look; what is logged is set by MUSTER_LOG, such as `info,muster_controller=debug`.
+    /// Format of log lines; what is logged is set by MUSTER_LOG, such as `info,muster_controller=debug`.
     #[arg(long, env = "MUSTER_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
 }
@@ -198,7 +198,7 @@ impl RunArgs {
         let authenticated = self.metrics == Metrics::Authenticated;
         if !authenticated && (self.metrics_cert.is_some() || self.metrics_key.is_some()) {
             return Err(
-                "--metrics-cert and --metrics-key are of no use: without `--metrics authenticated`, nothing is served by them"
+                "--metrics-cert and --metrics-key have no effect without `--metrics authenticated`"
                     .to_owned(),
             );
         }
@@ -208,7 +208,7 @@ impl RunArgs {
         if self.roles().contains(&Role::Edge) {
             if self.http_port == self.agent_port {
                 return Err(format!(
-                    "--http-port and --agent-port are both {}: each needs a port of its own",
+                    "--http-port and --agent-port are both {}: they must differ",
                     self.http_port
                 ));
             }
@@ -217,7 +217,7 @@ impl RunArgs {
                 for (other, port) in [("--http-port", self.http_port), ("--agent-port", self.agent_port)] {
                     if listen.port() == port && is_every(listen.ip()) {
                         return Err(format!(
-                            "{flag} {listen} takes the port of {other} on every address: each needs a port of its own"
+                            "{flag} {listen} takes the port of {other} on every address: the ports must differ"
                         ));
                     }
                 }
@@ -228,7 +228,7 @@ impl RunArgs {
             let meet = one == other || is_every(one) || is_every(other);
             if meet && metrics.port() == self.admin_listen.port() && metrics.port() != 0 {
                 return Err(format!(
-                    "--admin-listen {} and --metrics-listen {metrics} are the same port: each needs one of its own",
+                    "--admin-listen {} and --metrics-listen {metrics} are the same port: they must differ",
                     self.admin_listen
                 ));
             }
@@ -241,7 +241,7 @@ impl RunArgs {
 fn namespace(text: &str) -> Result<String, String> {
     let is_label = text::is_dns_subdomain(text) && text.len() <= 63 && !text.contains('.');
     is_label.then(|| text.to_owned()).ok_or_else(|| {
-        "no namespace has such a name: it is 1 to 63 of a-z, 0-9 and `-`, and begins and ends with a letter or a digit"
+        "not a valid namespace name: it must be 1 to 63 of a-z, 0-9 and `-`, and begin and end with a letter or a digit"
             .to_owned()
     })
 }
@@ -257,14 +257,14 @@ fn some(text: &str, none: &str) -> Result<usize, String> {
 fn provisioning_limit(text: &str) -> Result<usize, String> {
     some(
         text,
-        "no host would ever be inspected or provisioned; PROVISIONING_LIMIT is 1 or more",
+        "no host would ever be inspected or provisioned; PROVISIONING_LIMIT must be 1 or more",
     )
 }
 
 fn max_agents(text: &str) -> Result<usize, String> {
     some(
         text,
-        "no machine could ever connect; MUSTER_MAX_AGENTS is 1 or more",
+        "no machine could ever connect; MUSTER_MAX_AGENTS must be 1 or more",
     )
 }
 
@@ -275,7 +275,7 @@ fn endpoint(text: &str) -> Result<String, String> {
     let is_host = host.parse::<IpAddr>().is_ok() || text::is_dns_subdomain(&host.to_ascii_lowercase());
     is_host
         .then(|| text.to_owned())
-        .ok_or_else(|| "it is neither an address nor a DNS name".to_owned())
+        .ok_or_else(|| "neither an IP address nor a DNS name".to_owned())
 }
 
 /// Reads what a computer may be called.
@@ -284,14 +284,14 @@ fn computer(text: &str) -> Result<String, String> {
     let is_name = (1..=253).contains(&text.len()) && text.bytes().all(inside);
     is_name
         .then(|| text.to_owned())
-        .ok_or_else(|| "it is 1 to 253 letters, digits, `.`, `-` and `_`".to_owned())
+        .ok_or_else(|| "it must be 1 to 253 letters, digits, `.`, `-` and `_`".to_owned())
 }
 
 /// Reads the name of one namespace, or none; baremetal-operator takes a list, which must not pass for a namespace that nobody has.
 fn one_namespace(text: &str) -> Result<String, String> {
     match text.trim() {
         list if list.contains(',') => {
-            Err("it is a list: name one namespace, or none, which are all".to_owned())
+            Err("a list is not supported: name one namespace, or none for all".to_owned())
         }
         "" => Ok(String::new()),
         name => namespace(name),

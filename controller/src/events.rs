@@ -44,12 +44,12 @@ impl Dropped {
         let dropped = Dropped::default();
         registry.register(
             "muster_events_dropped",
-            "Events that were only logged: too many waited for the API server, it did not take them, or their writer ended",
+            "Events that were only logged: too many were queued for the API server, it did not accept them, or their writer had ended",
             dropped.logged.clone(),
         );
         registry.register(
             "muster_events_suppressed",
-            "Events that were neither told nor logged: their reason came too often for one object",
+            "Events that were neither recorded nor logged: the same reason came too often for one object",
             dropped.suppressed.clone(),
         );
         dropped
@@ -163,8 +163,8 @@ impl Events {
         let at = Timestamp::now();
         if let Err(error) = self.queue.try_send(Happened { at, event }) {
             let why = match error {
-                mpsc::error::TrySendError::Full(_) => "too many wait for the API server",
-                mpsc::error::TrySendError::Closed(_) => "no more are written here",
+                mpsc::error::TrySendError::Full(_) => "too many are queued for the API server",
+                mpsc::error::TrySendError::Closed(_) => "this process no longer writes Events",
             };
             self.dropped.count(&error.into_inner().event, why);
         }

@@ -145,7 +145,7 @@ impl Unreadable {
                 let changed = all.get(&key) != Some(&new);
                 if changed {
                     let (kind, path) = &key;
-                    tracing::warn!(%kind, object = %path, wrong = %new.1, "cannot be read; nothing is done to it");
+                    tracing::warn!(%kind, object = %path, wrong = %new.1, "an object cannot be read and is left alone");
                     all.insert(key, new);
                 }
                 changed
@@ -186,7 +186,7 @@ impl Collector for Count {
         }
         let descriptor = encoder.encode_descriptor(
             "muster_unreadable_objects",
-            "Objects of which a part cannot be read, so that nothing is done to them",
+            "Objects that are left alone because a part of them cannot be read",
             None,
             counts.metric_type(),
         )?;
@@ -206,7 +206,7 @@ pub async fn tell(unreadable: Arc<Unreadable>, events: Events) {
                 related: None,
                 warning: true,
                 reason: "Unreadable",
-                message: format!("{wrong}; next: nothing is done here until this version can read it"),
+                message: format!("{wrong}; next: the object is left alone until this version can read it"),
             });
         }
         told = all;
@@ -328,7 +328,7 @@ where
     let strict = retry::watch_all(api, watcher::Config::default())
         .take_while(|event| std::future::ready(!event.as_ref().is_err_and(is_about_content)));
     let lenient = async move {
-        tracing::warn!(kind = %K::kind(&()), "an object cannot be read; each is looked at by itself from now on");
+        tracing::warn!(kind = %K::kind(&()), "an object cannot be read; from now on, each object is read separately");
         let api: Api<Seen<K>> = match namespace {
             Some(namespace) => Api::namespaced(client, &namespace),
             None => Api::all(client),

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 /// Says why the process ends: in the log, and where MUSTER_LOG leaves that out, on `terminal`.
 fn fatal(error: &anyhow::Error, terminal: &mut impl Write) {
     let why = format!(
-        "the controller ends, because it could not do this: {}",
+        "the controller exits, because this failed: {}",
         Chain(error.as_ref())
     );
     if tracing::enabled!(tracing::Level::ERROR) {
@@ -98,7 +98,7 @@ fn log(format: LogFormat) {
         LogFormat::Json => lines.json().init(),
     }
     if let Some(error) = wrong {
-        tracing::warn!(%error, wanted, "MUSTER_LOG cannot be understood; `{USUAL}` is logged instead");
+        tracing::warn!(%error, wanted, "MUSTER_LOG is not a valid filter; `{USUAL}` is used instead");
     }
 }
 
@@ -112,11 +112,12 @@ fn allow_files(agents: usize) {
             tracing::info!(
                 most,
                 agents,
-                "fewer files may be open than agents may be connected, and agents beyond that are refused: --max-agents, ulimit -Hn"
+                "the limit of open files is below --max-agents, so agents beyond it are refused; next: lower --max-agents, or raise the \
+                 limit (ulimit -Hn)"
             );
         }
         Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit to open files stays as it is"),
+        Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
     }
 }
 

@@ -56,7 +56,7 @@ impl Collector for Leader {
         status.get_or_create(&self.lease).set(i64::from(leads));
         let descriptor = encoder.encode_descriptor(
             "leader_election_master_status",
-            "1 for the one that acts, 0 for one that stands by",
+            "1 on the leader, 0 on a standby",
             None,
             status.metric_type(),
         )?;
@@ -85,7 +85,7 @@ impl Collector for Process {
         let processor = ConstCounter::new(usage.cpu_seconds);
         let descriptor = encoder.encode_descriptor(
             "process_cpu",
-            "User and system processor time of this process",
+            "User and system CPU time of this process",
             Some(&Unit::Seconds),
             processor.metric_type(),
         )?;
@@ -93,7 +93,7 @@ impl Collector for Process {
         let start = ConstGauge::new(usage.started);
         let descriptor = encoder.encode_descriptor(
             "process_start_time",
-            "When this process started, since 1970",
+            "Start time of this process since the Unix epoch",
             Some(&Unit::Seconds),
             start.metric_type(),
         )?;

@@ -46,14 +46,14 @@ pub enum ExecuteError {
         source: kube::Error,
     },
     /// The API server did not answer in time; what was tried may have happened.
-    #[error("the API server gave no answer about {subject} in time")]
+    #[error("the API server did not answer in time about {subject}")]
     Late {
         /// Whose round it was.
         subject: String,
     },
     /// The API server keeps less of an object than was written: its kind is older than this.
     #[error(
-        "the kind {kind} that is installed keeps no {field}, so nothing can be done to {subject}: install Muster's kinds (deploy/crds)"
+        "the installed CRD of {kind} does not keep {field}, so nothing can be done to {subject}; next: install Muster's CRDs (deploy/crds)"
     )]
     Dropped {
         /// The kind.
@@ -64,7 +64,7 @@ pub enum ExecuteError {
         subject: String,
     },
     /// The world moved between looking and acting: look again.
-    #[error("{step} {subject}: it is not as it was seen")]
+    #[error("{step} {subject}: it has changed since it was read")]
     Behind {
         /// What was tried.
         step: &'static str,
@@ -117,11 +117,11 @@ impl ExecuteError {
             ExecuteError::Behind { .. } if self.is_told(failures) => tracing::warn!(
                 error = %self,
                 failures,
-                "looks again and again: others write it all the time, the watch lags behind, or the API server refuses it with 409"
+                "keeps retrying: others write the object all the time, the watch lags behind, or the API server answers 409"
             ),
-            ExecuteError::Behind { .. } => tracing::debug!(error = %self, "looks again"),
+            ExecuteError::Behind { .. } => tracing::debug!(error = %self, "retrying with the current state"),
             ExecuteError::Step { .. } | ExecuteError::Late { .. } | ExecuteError::Dropped { .. } => {
-                tracing::warn!(error = %Chain(self), "tried again");
+                tracing::warn!(error = %Chain(self), "retrying");
             }
         }
     }

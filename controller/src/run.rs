@@ -59,7 +59,7 @@ pub enum RunError {
     #[error("find out how to reach the API server; name a file with --kubeconfig")]
     Infer(#[source] kube::config::InferConfigError),
     /// The client could not be made from the configuration.
-    #[error("make a client of the API server")]
+    #[error("create the client for the API server")]
     Client(#[source] Box<kube::Error>),
     /// The times of the Lease do not go together.
     #[error(transparent)]
@@ -71,7 +71,7 @@ pub enum RunError {
     #[error("listen for signals")]
     Signals(#[source] std::io::Error),
     /// Metrics for everyone on an address that others reach.
-    #[error("--metrics plain is for a loopback address, and --admin-listen is {0}")]
+    #[error("--metrics plain requires a loopback address, but --admin-listen is {0}")]
     PlainMetrics(std::net::SocketAddr),
     /// The certificate that was given for the metrics is not usable.
     #[error(transparent)]
@@ -261,7 +261,7 @@ fn spawn(
 async fn stopped(mut tasks: JoinSet<&'static str>, stop: &watch::Sender<bool>) {
     let orderly = async { while stop.receiver_count() > 0 && tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(GRACE, orderly).await.is_err() {
-        tracing::warn!("parts that did not end in time are dropped");
+        tracing::warn!("parts that did not end in time are aborted");
     }
     tasks.shutdown().await;
 }
@@ -365,7 +365,7 @@ fn not_a_kubeconfig(path: Option<&Path>, at: Option<(u64, u64)>) -> String {
     );
     let at = at.map(|(line, column)| format!(" (line {line}, column {column})"));
     format!(
-        "read kubeconfig: {file} is no kubeconfig, or it is damaged{}; next: name the right file with --kubeconfig",
+        "read kubeconfig: {file} is not a kubeconfig, or is damaged{}; next: name the right file with --kubeconfig",
         at.unwrap_or_default()
     )
 }

@@ -48,7 +48,7 @@ pub struct Claims {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not sealed with our key: guessed, damaged, or of another installation.
-    #[error("the token was not sealed by this installation")]
+    #[error("the token was not issued by this installation")]
     Forged,
     /// Sealed by us, too long ago.
     #[error("the token expired {ago} s ago")]

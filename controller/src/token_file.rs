@@ -114,7 +114,7 @@ impl TokenFile {
             match read(&self.path) {
                 Ok(header) => self.header = header,
                 Err(error) => {
-                    tracing::warn!(%error, "the token for the API server could not be read again; next: the former one is used");
+                    tracing::warn!(%error, "the token for the API server could not be read again; next: the previous one stays in use");
                 }
             }
         }

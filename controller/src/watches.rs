@@ -51,7 +51,7 @@ impl Watches {
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "muster_watch_failures",
-            "Watches that failed and are tried again; the copy stays as it was",
+            "Failed watches, which are retried; the cached copy is kept meanwhile",
             self.failures.clone(),
         );
     }
@@ -101,7 +101,7 @@ impl Watches {
     /// The watch of `kind` failed, and is tried again.
     pub fn failed(&self, kind: &str, error: &(dyn Error + 'static)) {
         let words = self.words(kind, error);
-        tracing::warn!(error = %words, kind, "watch failed; it is tried again");
+        tracing::warn!(error = %words, kind, "watch failed; retrying");
         let kind = kind.to_owned();
         self.lock()
             .broken

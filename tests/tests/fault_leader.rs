@@ -195,8 +195,8 @@ async fn gives_up(control: &mut Control) {
     let said = control
         .controller
         .log()
-        .wait_for("the Lease is given up", 0, SOON);
-    said.await.expect("the Lease is given up");
+        .wait_for("the Lease is released", 0, SOON);
+    said.await.expect("the Lease is released");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,7 +247,11 @@ async fn a_leader_that_was_stopped_for_two_lease_times_writes_nothing_afterwards
 }
 
 async fn leads_no_more(control: &Control) {
-    let over = control.controller.log().wait_for("leads no more", 0, SOON).await;
+    let over = control
+        .controller
+        .log()
+        .wait_for("no longer leading", 0, SOON)
+        .await;
     over.expect("its last words as the leader");
 }
 

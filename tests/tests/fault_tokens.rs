@@ -128,15 +128,15 @@ async fn expired_guessed_and_foreign_tokens_are_refused_and_told() {
         (expired, "expired"),
         (early.clone(), "in the future"),
         (far, "in the future"),
-        (foreign.clone(), "not sealed by this installation"),
-        (format!("{body}.{other_seal}"), "not sealed by this installation"),
+        (foreign.clone(), "not issued by this installation"),
+        (format!("{body}.{other_seal}"), "not issued by this installation"),
         (
             format!("{}.{seal}", body.to_lowercase()),
-            "not sealed by this installation",
+            "not issued by this installation",
         ),
-        ("guess".to_owned(), "not sealed by this installation"),
-        (String::new(), "not sealed by this installation"),
-        ("x".repeat(100_000), "not sealed by this installation"),
+        ("guess".to_owned(), "not issued by this installation"),
+        (String::new(), "not issued by this installation"),
+        ("x".repeat(100_000), "not issued by this installation"),
     ];
     for (token, words) in bad {
         hand.take_token(&token);
@@ -156,8 +156,8 @@ async fn expired_guessed_and_foreign_tokens_are_refused_and_told() {
         let mut refused = told
             .iter()
             .filter(|told| told.reason == "TokenRefused" && told.name == BR0.name);
-        Ok((refused.clone().any(|told| told.note.contains("did not seal"))
-            && refused.any(|told| told.note.contains("outside of its hour")))
+        Ok((refused.clone().any(|told| told.note.contains("did not issue"))
+            && refused.any(|told| told.note.contains("outside its one-hour lifetime")))
         .then_some(()))
     });
     told.await.unwrap();

@@ -189,7 +189,7 @@ async fn one_that_stands_by_serves_machines_and_takes_over_from_a_killed_leader(
     let mut second = stage.another(&elsewhere, Role::Both, "second").await.unwrap();
     second.start().unwrap();
     let standby = second.log().clone();
-    standby.wait_for("stands by", 0, START).await.unwrap();
+    standby.wait_for("standing by", 0, START).await.unwrap();
     let spec = SegmentSpec {
         agent_endpoints: vec!["10.77.0.2:9443".to_owned()],
         ..hold().unwrap()

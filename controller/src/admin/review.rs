@@ -129,7 +129,7 @@ impl Reviewer {
         let verdict = match timeout(PATIENCE, self.ask(token, path)).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(error)) => {
-                tracing::warn!(error = %Chain(&error), "nobody can be let in to the metrics");
+                tracing::warn!(error = %Chain(&error), "access to the metrics cannot be checked");
                 Verdict::Unanswered
             }
             Err(_) => Verdict::Unanswered,

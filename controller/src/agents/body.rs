@@ -78,7 +78,8 @@ where
         .await
         .map_err(|_| End::Broken(slow()))?
     {
-        let frame = frame.map_err(|_| End::Broken(problem(ProblemKind::Malformed, "the body broke off")))?;
+        let frame = frame
+            .map_err(|_| End::Broken(problem(ProblemKind::Malformed, "the request body ended early")))?;
         let Some(data) = frame.data_ref() else { continue };
         if bytes.len() + data.len() > max {
             return Err(End::Refused(too_large(max)));
@@ -103,21 +104,21 @@ where
 fn too_large(max: usize) -> Problem {
     problem(
         ProblemKind::TooLarge,
-        format!("the body has more than the {max} bytes that this call takes"),
+        format!("the request body exceeds the {max} bytes that this call accepts"),
     )
 }
 
 fn full() -> Problem {
     problem(
         ProblemKind::Unavailable,
-        "too much arrives from other machines now; try again",
+        "too much data is arriving from other machines; try again",
     )
 }
 
 fn slow() -> Problem {
     problem(
         ProblemKind::Unavailable,
-        "the body took too long to arrive; send it again",
+        "the request body took too long to arrive; send it again",
     )
 }
 

@@ -241,7 +241,7 @@ where
     if let Some(status) = refused {
         let why = problem(
             ProblemKind::Malformed,
-            "this is no request that is understood here",
+            "this is not a request that this server understands",
         );
         Box::pin(write(&mut writer, with_status(status, &why), true)).await?;
     }

@@ -144,11 +144,13 @@ impl Edge {
         let refused = |message: &str| problem(ProblemKind::Certificate, message);
         let certificate = match &peer.certificate {
             Some(Some(certificate)) => certificate,
-            Some(None) => return Err(refused("this certificate is no agent's")),
-            None => return Err(refused("this call needs the certificate of an enrolment")),
+            Some(None) => return Err(refused("this certificate does not belong to an agent")),
+            None => return Err(refused("this call requires the certificate of an enrolment")),
         };
         if has_ended(certificate) {
-            return Err(refused("the certificate has ended; boot again for a new one"));
+            return Err(refused(
+                "the certificate has expired; reboot the machine for a new one",
+            ));
         }
         let enrolment = self.store.enrolment(&certificate.session);
         if let Some(contested) = enrolment.filter(|enrolment| enrolment.spec.contested) {
@@ -156,10 +158,10 @@ impl Edge {
             if self.owner_reads.one(&certificate.fingerprint).may()
                 && let Err(error) = self.mark_contested(&contested.spec).await
             {
-                tracing::warn!(server = %certificate.server, error = %Chain(&error), "a contested session is refused, but not marked yet");
+                tracing::warn!(server = %certificate.server, error = %Chain(&error), "a contested session was refused, but could not be marked yet");
             }
             return Err(refused(
-                "the certificate is revoked: its token was shown with another key, too",
+                "the certificate is revoked: its boot token was also presented with another key",
             ));
         }
         if let Some(server) = self.known_server(certificate) {
@@ -381,7 +383,7 @@ pub(super) fn unavailable(error: &StoreError) -> Problem {
     match error {
         StoreError::Gone { .. } => problem(
             ProblemKind::Certificate,
-            "the Server of this session was deleted; boot again",
+            "the Server of this session was deleted; reboot the machine",
         ),
         StoreError::Refused { .. } => problem(ProblemKind::Malformed, Chain(error).to_string()),
         StoreError::CalledOff => problem(ProblemKind::Certificate, error.to_string()),

@@ -215,7 +215,7 @@ impl Edge {
             Refused::new(
                 EnrolOutcome::Forged,
                 ProblemKind::Token,
-                "the stored certificate is damaged; boot again",
+                "the stored certificate is damaged; reboot the machine",
             )
         })?;
         let response = EnrolResponse {
@@ -281,11 +281,11 @@ impl Edge {
             // No number and no address in it, so that a flood of them stays one Event.
             let message = match outcome {
                 EnrolOutcome::Forged => {
-                    "a token was shown that this installation did not seal; next: after muster-token-key was replaced machines boot again; \
-                     else look for who shows it"
+                    "a boot token that this installation did not issue was presented; next: if muster-token-key was replaced, reboot the \
+                     machines; otherwise find out who presented it"
                 }
                 _ => {
-                    "a token was shown outside of its hour; next: look at the edges' clocks, or for who shows it"
+                    "a boot token was presented outside its one-hour lifetime; next: check the edges' clocks, or find out who presented it"
                 }
             };
             self.tell(segment.object_ref(&()), true, "TokenRefused", message.to_owned());
@@ -301,7 +301,7 @@ impl Edge {
 
     async fn segment_for(&self, claims: &Claims) -> Result<Arc<Segment>, Refused> {
         self.store.segment(&claims.segment).await?.ok_or_else(|| {
-            let message = format!("Segment {} of this token does not exist any more", claims.segment);
+            let message = format!("Segment {} of this token no longer exists", claims.segment);
             Refused::new(EnrolOutcome::Forged, ProblemKind::Token, message)
         })
     }
@@ -387,7 +387,10 @@ impl Edge {
             let coming: BTreeSet<&str> = coming.map(|(name, _)| name.as_str()).collect();
             let all = self.store.number_on(key, &coming);
             if all > usize::try_from(segment.spec.quota).unwrap_or(usize::MAX) {
-                let message = format!("Segment {key} has its quota of {} Servers", segment.spec.quota);
+                let message = format!(
+                    "Segment {key} has reached its quota of {} Servers",
+                    segment.spec.quota
+                );
                 self.tell(
                     segment.object_ref(&()),
                     true,
@@ -459,7 +462,7 @@ impl Edge {
                 return Err(Refused::new(
                     EnrolOutcome::Unavailable,
                     ProblemKind::Token,
-                    format!("Server {name} is another machine, or is connected; boot again"),
+                    format!("Server {name} belongs to another machine, or is connected; reboot the machine"),
                 ));
             }
             Err(error) => {
@@ -494,8 +497,9 @@ impl Edge {
         match resolved {
             Ok(resolved) if resolved.name == *name => Ok(()),
             _ => {
-                let message =
-                    format!("another machine became Server {name} in the same moment; boot again for a name");
+                let message = format!(
+                    "another machine became Server {name} at the same moment; reboot the machine to get a name"
+                );
                 Err(Refused::new(
                     EnrolOutcome::Unavailable,
                     ProblemKind::Token,

@@ -132,7 +132,7 @@ enum ConnectionError {
     Handshake(#[source] std::io::Error),
     #[error("the handshake took too long")]
     Slow,
-    #[error("too many connections of agents, or of this one")]
+    #[error("too many connections of all agents, or of this one")]
     Full,
     #[error("speak HTTP")]
     Http(#[source] std::io::Error),

@@ -322,7 +322,7 @@ pub(super) fn put(status: &mut ServerStatus, job: JobStatus) {
 fn failed(message: &str, failure: Failure, log: &[String]) -> JobStatus {
     let mut error = text::clean_to(message.as_bytes(), MAX_ERROR);
     if error.is_empty() {
-        "the agent does not say what failed".clone_into(&mut error);
+        "the agent did not say what failed".clone_into(&mut error);
     }
     JobStatus {
         summary: text::clean_to(format!("failed: {error}").as_bytes(), MAX_SUMMARY),

@@ -132,7 +132,7 @@ pub async fn keep(client: Client, namespace: String) {
         let pause = match ensure(&client, &namespace).await {
             Ok(()) => LOOK,
             Err(error) => {
-                tracing::warn!(error = %muster_proto::Chain(&error), "the keys are not in order; tried again in 5 s");
+                tracing::warn!(error = %muster_proto::Chain(&error), "the keys could not be checked or renewed; retrying in 5 s");
                 Duration::from_secs(5)
             }
         };
@@ -168,7 +168,7 @@ pub async fn watch(client: Client, namespace: String) -> watch::Receiver<Keys> {
                 told = true;
             }
             Err(error) => {
-                tracing::warn!(error = %muster_proto::Chain(&error), "the keys cannot be read; tried again");
+                tracing::warn!(error = %muster_proto::Chain(&error), "the keys cannot be read; retrying");
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
         }
@@ -196,10 +196,10 @@ pub async fn watch(client: Client, namespace: String) -> watch::Receiver<Keys> {
                 }
                 // What we hold stays good; a Secret that is gone is the control role's to make anew.
                 Ok(None) => tracing::warn!(
-                    "a Secret with keys is gone; those in memory stay in use until it is made anew"
+                    "a Secret with keys is gone; those in memory stay in use until it is recreated"
                 ),
                 Err(error) => {
-                    tracing::warn!(error = %muster_proto::Chain(&error), "the keys cannot be read anew; those in memory stay in use");
+                    tracing::warn!(error = %muster_proto::Chain(&error), "the keys cannot be read again; those in memory stay in use");
                 }
             }
         }

@@ -149,8 +149,12 @@ impl Allowance<'_> {
 
     /// What the agent is told if it may not.
     pub(super) fn refusal(&self) -> Option<Problem> {
-        self.refused
-            .then(|| problem(self.limit.refusal, "this comes too often; it is taken later"))
+        self.refused.then(|| {
+            problem(
+                self.limit.refusal,
+                "too many requests of this kind; try again later",
+            )
+        })
     }
 
     /// It was not done: a machine does not pay for the API server.

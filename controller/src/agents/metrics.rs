@@ -93,7 +93,7 @@ impl Metrics {
         );
         registry.register(
             "request_seconds",
-            "Time to answer a call, polls left out",
+            "Time to answer a call, excluding polls",
             metrics.durations.clone(),
         );
         registry.register(

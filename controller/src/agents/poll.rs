@@ -68,7 +68,7 @@ pub(super) async fn answer(
         let reads = Box::pin(newest(edge, peer, &certificate, request));
         let late = |_| {
             Err(unavailable(&StoreError::TimedOut {
-                action: format!("say what a job for Server {} rests on", certificate.server),
+                action: format!("read what a job for Server {} depends on", certificate.server),
             }))
         };
         let seen = match tokio::time::timeout(READS, reads).await.unwrap_or_else(late) {
@@ -112,7 +112,7 @@ pub(super) async fn answer(
         }
         Reply::Unwritten => {
             return Err(unavailable(&StoreError::Conflict {
-                action: format!("write how the job of Server {} went", certificate.server),
+                action: format!("write the outcome of the job of Server {}", certificate.server),
             }));
         }
     };
@@ -263,7 +263,7 @@ async fn take(
     let Some(turn) = edge.telling.take(caller.name().to_owned()) else {
         return Err(problem(
             ProblemKind::Unavailable,
-            "what this machine told before is still being written; try again",
+            "an earlier report of this machine is still being written; try again",
         ));
     };
     let (edge, caller, request, peer) = (Arc::clone(edge), caller.clone(), request.clone(), peer.clone());
@@ -272,10 +272,10 @@ async fn take(
         acknowledge(&edge, &caller, &request, &peer, &here).await
     });
     written.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "how a job went is not written; the agent tells it again");
+        tracing::error!(%error, "the outcome of a job could not be written; the agent reports it again");
         Err(problem(
             ProblemKind::Unavailable,
-            "it could not be written; try again",
+            "the report could not be written; try again",
         ))
     })
 }
@@ -338,7 +338,7 @@ async fn acknowledge(
         }
         Err(StoreError::CalledOff | StoreError::Gone { .. }) => Ok(()),
         Err(error) => {
-            tracing::warn!(server = %caller.name(), error = %muster_proto::Chain(&error), "the session's state is not written");
+            tracing::warn!(server = %caller.name(), error = %muster_proto::Chain(&error), "the session's state could not be written");
             Ok(())
         }
     }
@@ -382,11 +382,12 @@ pub(super) async fn disconnect(edge: &Edge, name: &str, key: &str) -> bool {
         Ok(_) | Err(StoreError::Gone { .. } | StoreError::CalledOff) => true,
         // The same write never succeeds, and others wait for their turn.
         Err(error @ StoreError::Refused { .. }) => {
-            tracing::error!(server = %name, error = %muster_proto::Chain(&error), "the Server stays shown as connected until it boots again");
+            tracing::error!(server = %name, error = %muster_proto::Chain(&error), "the Server is still shown as connected until the \
+            machine boots again");
             true
         }
         Err(error) => {
-            tracing::warn!(server = %name, error = %muster_proto::Chain(&error), "the end of a session is not written; it is tried again");
+            tracing::warn!(server = %name, error = %muster_proto::Chain(&error), "the end of a session could not be written; retrying");
             false
         }
     }

@@ -78,7 +78,7 @@ pub(super) fn answer(edge: &Arc<Edge>, peer: &Peer, request: Request<Content>) -
     macro_rules! call {
         ($call:literal, $carry_out:ident, $show:expr) => {{
             if head.method != Method::POST {
-                return missing(StatusCode::METHOD_NOT_ALLOWED, "every call is a POST");
+                return missing(StatusCode::METHOD_NOT_ALLOWED, "every call must be a POST");
             }
             let began = Instant::now();
             Box::pin(async move {
@@ -168,7 +168,7 @@ async fn report(edge: &Edge, peer: &Peer, content: Content) -> Result<InventoryR
         let Some(_turn) = edge.reporting.take(caller.name().to_owned()) else {
             let busy = problem(
                 ProblemKind::Unavailable,
-                "another inventory of this machine is on its way; try again",
+                "another inventory of this machine is being received; try again",
             );
             return Err(body::refuse(content, busy).await);
         };

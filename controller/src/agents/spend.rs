@@ -68,7 +68,7 @@ impl Edge {
                 return Err(Refused::new(
                     EnrolOutcome::Expired,
                     ProblemKind::Token,
-                    "the token has ended",
+                    "the token has expired",
                 ));
             }
             Err(error) => return Err(error.into()),
@@ -88,7 +88,8 @@ impl Edge {
         if spent.spec.key != applicant.request.fingerprint {
             asks()?;
             self.contest(spent).await?;
-            let message = "the token was spent with another key; the machine is contested, boot again";
+            let message =
+                "the token was already used with another key, so the machine is contested; reboot it";
             return Err(Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message));
         }
         if spent.spec.contested {
@@ -120,7 +121,8 @@ impl Edge {
         match self.store.update(&spent.server, change).await {
             Ok(updated) => {
                 if updated.written {
-                    let message = "two keys showed one boot token as this machine; its session is revoked until it boots again";
+                    let message = "two clients presented this machine's one-time boot token; another device on the segment may have read \
+                    it, so the session is revoked; next: reboot the machine";
                     self.warn_server(&updated.server, "Contested", message);
                 }
                 Ok(())
@@ -170,7 +172,7 @@ pub fn enrolment_name(token: &str) -> String {
 }
 
 fn contested() -> Refused {
-    let message = "two keys showed this token; it is worth nothing any more, boot again";
+    let message = "two clients presented this token, so it is no longer valid; reboot the machine";
     Refused::new(EnrolOutcome::Reused, ProblemKind::Token, message)
 }
 

@@ -56,10 +56,10 @@ pub(super) enum StoreError {
     Gone { action: String },
     #[error("{action}: it exists already")]
     Exists { action: String },
-    #[error("{action}: others kept writing")]
+    #[error("{action}: others kept changing it")]
     Conflict { action: String },
     /// The change was called off by the function that computes it.
-    #[error("the object is no longer what it was when the call began")]
+    #[error("the object has changed since the call began")]
     CalledOff,
 }
 

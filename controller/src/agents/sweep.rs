@@ -113,9 +113,9 @@ pub async fn keep(client: Client, namespace: String) {
     loop {
         match sweep(&client, &namespace, super::clock::now()).await {
             Ok(0) => {}
-            Ok(swept) => tracing::info!(swept, "ended Enrolments removed"),
+            Ok(swept) => tracing::info!(swept, "expired Enrolments removed"),
             Err(error) => {
-                tracing::warn!(error = %muster_proto::Chain(&error), "ended Enrolments stay for now; they are looked for again");
+                tracing::warn!(error = %muster_proto::Chain(&error), "expired Enrolments could not be removed; retrying later");
             }
         }
         tokio::time::sleep(PERIOD).await;

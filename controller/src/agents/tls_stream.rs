@@ -114,7 +114,7 @@ impl UnbufferedTls {
     /// without waiting.
     fn step(&mut self, send: Out<'_>) -> io::Result<Step> {
         if self.broken {
-            return Err(invalid("TLS failed before"));
+            return Err(invalid("TLS has already failed on this connection"));
         }
         let step = self.next(send);
         if step.is_err() {
@@ -204,7 +204,7 @@ impl UnbufferedTls {
         let mut space = ReadBuf::uninit(&mut space);
         ready!(Pin::new(&mut self.tcp).poll_read(context, &mut space))?;
         if space.filled().is_empty() {
-            let cut = "the connection ended without the peer's word that it does (close_notify)";
+            let cut = "the peer closed the connection without close_notify";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, cut)));
         }
         self.incoming.extend_from_slice(space.filled());

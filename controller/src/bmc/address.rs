@@ -149,11 +149,11 @@ pub enum AddressError {
     Empty,
     /// It is no URL.
     #[error(
-        "the BMC address is none; write DRIVER://HOST[:PORT][/PATH], such as redfish://192.0.2.1/redfish/v1/Systems/1"
+        "the BMC address is not valid; write DRIVER://HOST[:PORT][/PATH], such as redfish://192.0.2.1/redfish/v1/Systems/1"
     )]
     Form,
     /// A driver that does not exist.
-    #[error("the BMC address names the driver {0:?}, which there is not")]
+    #[error("the BMC address names the driver {0:?}, which does not exist")]
     Scheme(String),
     /// No host, or what is neither a DNS name nor an IP address.
     #[error(

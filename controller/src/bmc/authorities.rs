@@ -25,7 +25,7 @@ pub enum AuthorityError {
         source: io::Error,
     },
     /// It is no PEM.
-    #[error("read the authorities for BMCs in {}: it is no PEM", path.display())]
+    #[error("read the authorities for BMCs in {}: it is not a PEM file", path.display())]
     Pem {
         /// Which.
         path: PathBuf,
@@ -33,7 +33,7 @@ pub enum AuthorityError {
         source: pem::Error,
     },
     /// It has no certificate: somebody believes otherwise.
-    #[error("read the authorities for BMCs in {}: it holds no certificate", path.display())]
+    #[error("read the authorities for BMCs in {}: it contains no certificate", path.display())]
     None {
         /// Which.
         path: PathBuf,

@@ -82,7 +82,7 @@ pub enum BmcError {
         epoch: Epoch,
     },
     /// This process is ending.
-    #[error("the controller stops")]
+    #[error("the controller is stopping")]
     Stopped,
 }
 

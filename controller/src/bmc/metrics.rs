@@ -42,15 +42,15 @@ impl Metrics {
             lines: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("muster_bmc");
-        registry.register("calls", "Calls that reached for a BMC", metrics.calls.clone());
+        registry.register("calls", "Calls to BMCs", metrics.calls.clone());
         registry.register(
             "failures",
-            "Calls that failed, by what can be done about it; those that were refused without asking included",
+            "Failed calls to BMCs, by what can be done about it, including those refused without a request",
             metrics.failures.clone(),
         );
         registry.register(
             "call_seconds",
-            "Time that a call took at the BMC, its turn not included",
+            "Duration of calls to BMCs, excluding the time that they were queued",
             metrics.seconds.clone(),
         );
         registry.register("systems", "Systems whose BMCs are known", metrics.lines.clone());

@@ -285,7 +285,7 @@ impl Bmcs {
         };
         let closed = stream::iter(lines).for_each_concurrent(ENDING, |line| self.close(line));
         if timeout(GRACE, closed).await.is_err() {
-            tracing::warn!("sessions of BMCs that did not end in time are left to end by themselves");
+            tracing::warn!("BMC sessions that could not be closed in time are left to expire");
         }
         self.0.metrics.lines.set(0);
     }
@@ -294,7 +294,7 @@ impl Bmcs {
         line.is_closed.store(true, Ordering::SeqCst);
         let closed = async { line.turn.lock().await.close().await };
         if timeout(GRACE, closed).await.is_err() {
-            tracing::debug!("the session of a BMC is left to end by itself");
+            tracing::debug!("a BMC session could not be closed and is left to expire");
         }
     }
 

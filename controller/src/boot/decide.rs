@@ -112,7 +112,7 @@ pub fn decide(request: &Request, at: &Circumstances<'_>) -> Result<File, &'stati
     if !client.boots() {
         return match at.net.mode {
             DhcpMode::Server => Ok(File::None),
-            _ => Err("it asks for no boot file, and another server gives out addresses"),
+            _ => Err("it asks for no boot file, and another server assigns addresses"),
         };
     }
     // Giving an address back or refusing one is no boot, and asks for no answer.
@@ -130,10 +130,8 @@ pub fn decide(request: &Request, at: &Circumstances<'_>) -> Result<File, &'stati
     let release = at
         .release
         .as_ref()
-        .ok_or("there is no ramdisk of its segment's profile")?;
-    let passes = at
-        .passes
-        .ok_or("the key that boot URLs are sealed with is not known yet")?;
+        .ok_or("there is no ramdisk for its segment's profile")?;
+    let passes = at.passes.ok_or("the key for boot URLs is not known yet")?;
     let Net {
         boot, http_port, key, ..
     } = at.net;

@@ -167,7 +167,7 @@ impl Files {
             let path = directory.to_owned();
             complain(
                 &OpenError::Open { path, source },
-                "no machine boots a ramdisk: the directory of --boot-dir cannot be read; next: it is looked for again",
+                "no machine can boot a ramdisk: the directory of --boot-dir cannot be read; next: the directory is checked again",
             );
         }
         files.look();
@@ -262,7 +262,7 @@ impl Files {
             Err(source) => {
                 complain(
                     &OpenError::Release { profile, source },
-                    "the former release stays",
+                    "the previous release stays in use",
                 );
                 return former.cloned();
             }
@@ -276,7 +276,7 @@ impl Files {
                 Some(Arc::new(opened))
             }
             Err(error) => {
-                complain(&error, "the former release stays");
+                complain(&error, "the previous release stays in use");
                 former.cloned()
             }
         }
@@ -301,7 +301,7 @@ impl Files {
             Err(error) => {
                 complain(
                     &error,
-                    "the ramdisk is served, but with nothing of --firmware-dir and --extra-ca",
+                    "the ramdisk is served without anything from --firmware-dir and --extra-ca",
                 );
                 None
             }
@@ -329,7 +329,7 @@ impl Files {
         let without = |error| {
             complain(
                 &OpenError::Collect(error),
-                "the ramdisk is served, but a part of --firmware-dir or --extra-ca is left out",
+                "the ramdisk is served without a part of --firmware-dir or --extra-ca",
             );
         };
         for (number, authority) in authorities.iter().enumerate() {
@@ -342,7 +342,7 @@ impl Files {
                 Ok(missing) => {
                     for missing in &missing {
                         let (module, file) = (&missing.module, &missing.name);
-                        tracing::debug!(module, file, "firmware that is in none of the folders");
+                        tracing::debug!(module, file, "firmware was found in none of the folders");
                     }
                     let profile = &manifest.profile;
                     let missing = missing.len();

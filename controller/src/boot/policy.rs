@@ -53,21 +53,21 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
     }
     if host.is_none() && server.is_some_and(|server| server.spec.host.is_some()) {
         // Deleted a moment ago, or in a namespace that is not watched here: not seen is not absent. Who sees it has the word.
-        return Verdict::Silence("its host is not seen here");
+        return Verdict::Silence("this edge does not see its host");
     }
     if let Some(why) = host.and_then(|host| netboot::wanted(host, server)) {
         return Verdict::Ramdisk(why);
     }
     if host.is_some_and(|host| wants_inspection(host) && carries_nothing(host)) {
-        return Verdict::Ramdisk("its host is asked to be inspected again");
+        return Verdict::Ramdisk("another inspection of its host was requested");
     }
     if server.is_some_and(is_dismissed) {
-        return Verdict::Disk("its host was deleted and nobody approved it again");
+        return Verdict::Disk("its host was deleted and it has not been approved again");
     }
     if host.is_none_or(carries_nothing) {
         match server.and_then(pending) {
             Some(JobAction::Inspect) => {
-                return Verdict::Ramdisk("it is ordered to be inspected again");
+                return Verdict::Ramdisk("it has a job to be inspected again");
             }
             Some(JobAction::Clean | JobAction::Write) if !host.is_some_and(is_protected) => {
                 return Verdict::Ramdisk("its disks are to be cleaned or written");
@@ -76,14 +76,14 @@ pub fn verdict(segment: &Segment, server: Option<&Server>, host: Option<&BareMet
         }
     }
     if host.is_some_and(|host| !is_linked(host, server)) {
-        return Verdict::Disk("its host was made by hand and has no job");
+        return Verdict::Disk("its host was declared by a user and has no job");
     }
     let free = host.is_none_or(is_free);
     if !server.is_some_and(is_inventoried) && free {
         return match segment.spec.unknown {
             UnknownPolicy::Ignore => Verdict::Silence("nobody has described it"),
             UnknownPolicy::Discover | UnknownPolicy::Hold if server.is_some_and(is_contested) => {
-                Verdict::Ramdisk("two keys claim to be it: its inventory is not believed")
+                Verdict::Ramdisk("two clients claim to be this machine: its inventory is not trusted")
             }
             UnknownPolicy::Discover | UnknownPolicy::Hold => Verdict::Ramdisk("nobody has described it"),
         };

@@ -104,7 +104,7 @@ pub fn without(closed: &[ClosedPort]) -> Option<Trouble> {
     (!closed.is_empty()).then(|| Trouble {
         reason,
         message: format!(
-            "{}, so machines here may not boot or enrol; next: it is tried again every {} s",
+            "{}, so machines here may not boot or enrol; next: it is retried every {} s",
             list.join("; "),
             bind::AGAIN.as_secs()
         ),
@@ -170,7 +170,7 @@ fn alone(intruders: &[Intruder]) -> (bool, &'static str, String) {
     }
     let list: Vec<String> = intruders.iter().map(ToString::to_string).collect();
     let message = format!(
-        "machines here may boot something else: {} answers, too",
+        "machines here may boot something else: {} answers as well",
         list.join(", ")
     );
     (false, "AnotherServer", message)
@@ -178,14 +178,14 @@ fn alone(intruders: &[Intruder]) -> (bool, &'static str, String) {
 
 fn secrets_protected(required: Trust) -> (bool, &'static str, String) {
     if required > Trust::Segment {
-        let message = "secrets go only to sessions that proved more than their place on the network, which none can in this \
-                       release: hosts with userData, networkData or metaData wait, but for those whose session's key a person named \
-                       (muster.dev/in-band)";
+        let message = "secrets go only to sessions that have proved more than their place on the network, which no session can in this \
+        release: hosts with userData, networkData or metaData wait, except those whose session key an operator has approved \
+        (muster.dev/in-band)";
         return (true, "TrustRequired", message.to_owned());
     }
-    let message = "whoever can send packets on this segment can be given the secrets of its machines; \
-                   leaving requiredTrust out prevents it: hosts with userData, networkData or metaData then wait, but for those \
-                   whose session's key a person named (muster.dev/in-band)";
+    let message = "anyone who can send packets on this segment can obtain the secrets of its machines; omitting requiredTrust prevents \
+    it: hosts with userData, networkData or metaData then wait, except those whose session key an operator has approved \
+    (muster.dev/in-band)";
     (false, "AnyoneOnTheSegment", message.to_owned())
 }
 
@@ -259,7 +259,7 @@ async fn write_one(
         // Deleted a moment ago.
         Err(kube::Error::Api(response)) if response.code == 404 => true,
         Err(error) => {
-            tracing::warn!(error = %Chain(&error), segment = segment::key(segment), "the status of a Segment is not written; it is tried again");
+            tracing::warn!(error = %Chain(&error), segment = segment::key(segment), "the status of a Segment could not be written; retrying");
             false
         }
     }

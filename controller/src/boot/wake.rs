@@ -115,7 +115,7 @@ impl Waker {
         if let Err(error) = send(&wish.macs, net).await {
             tracing::warn!(
                 server = name, segment = %net.key, %error,
-                "Wake-on-LAN could not be sent; it is tried again when the Server changes, or is asked for anew"
+                "Wake-on-LAN could not be sent; it is retried when the Server changes or another wake-up is requested"
             );
             return;
         }

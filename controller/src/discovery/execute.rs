@@ -89,7 +89,7 @@ impl Executor {
             Effect::Dismiss(host) => self.dismiss(server, &host).await,
             Effect::RemoveAnnotation { host, name } => {
                 let patch = json!({"metadata": {"uid": host.uid, "annotations": {name: Value::Null}}});
-                let step = "take annotation off host";
+                let step = "remove annotation from host";
                 self.merge::<BareMetalHost>(step, &Path::from(&host), patch).await
             }
             Effect::DeleteHost { host, version } => self.delete(host, version).await,

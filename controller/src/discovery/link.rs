@@ -53,11 +53,11 @@ impl Doubt {
     /// What is so.
     pub(super) fn why(self) -> &'static str {
         match self {
-            Doubt::Made => "several hosts say that they were made for one machine",
-            Doubt::Machines => "several machines show the MAC address that one host declares",
-            Doubt::Declared => "several hosts declare MAC addresses of one machine",
+            Doubt::Made => "several hosts are annotated as created for the same machine",
+            Doubt::Machines => "several machines report the MAC address that one host declares",
+            Doubt::Declared => "several hosts declare MAC addresses of the same machine",
             Doubt::Likeness => {
-                "it shows the name, serial number or a MAC address of a host that somebody declared"
+                "it reports the name, serial number or a MAC address of a host that was declared by a user"
             }
         }
     }
@@ -67,16 +67,17 @@ impl Doubt {
         let does = match self {
             Doubt::Made => "delete all of them but one",
             Doubt::Machines => {
-                "delete the Servers of machines that are gone or have lost that NIC, or make the host anew with the address of a NIC that one machine alone has"
+                "delete the Servers of machines that are gone or have lost that NIC, or recreate the host with the MAC address of a NIC \
+                 that only one machine has"
             }
-            Doubt::Declared => "delete all of them but the one whose machine it is",
+            Doubt::Declared => "delete all but the one that is to stand for this machine",
             Doubt::Likeness => {
-                "give the host whose machine it is this machine's MAC address (make it anew if it has another one)"
+                "set this machine's MAC address in the host that stands for it (recreate the host if it declares another one)"
             }
         };
         // Each of them may end with a host deleted.
         format!(
-            "{does}; before a host that may run something is deleted, annotate it with {DETACHED_ANNOTATION}: deleting a provisioned host \
+            "{does}; before you delete a host that may run a workload, annotate it with {DETACHED_ANNOTATION}: deleting a provisioned host \
              cleans its disks"
         )
     }
@@ -292,7 +293,7 @@ pub(super) fn find<'a>(seen: &Seen<'a>, approved: bool) -> Link<'a> {
             if owner == Some(us) || at.uid.is_empty() || declares {
                 return Link::Change(
                     host,
-                    "the host of that name was made anew: restored, moved or declared",
+                    "the host of that name was recreated: restored, moved or declared",
                 );
             }
         }
@@ -329,7 +330,7 @@ fn elsewhere<'a>(seen: &Seen<'a>) -> Option<Link<'a>> {
     }
     match ours[..] {
         [] => {}
-        [host] => return Some(Link::Change(host, "the host was made for this machine")),
+        [host] => return Some(Link::Change(host, "the host was created for this machine")),
         _ => {
             return Some(Link::Doubt(ours, Doubt::Made));
         }

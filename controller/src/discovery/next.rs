@@ -223,7 +223,7 @@ pub(super) fn trust(seen: &Seen<'_>) -> Trust {
 /// The host that the Server points at is not among those that are seen.
 fn gone(seen: &Seen<'_>, at: HostReference, approved: bool) -> Plan {
     if let Some(watched) = seen.watched_instead_of(&at.namespace) {
-        let mut plan = Plan::rest("its host is where this controller does not look");
+        let mut plan = Plan::rest("its host is in a namespace that this controller does not watch");
         plan.notices.push(unseen_host(seen.server, &at, watched));
         return plan;
     }
@@ -244,14 +244,14 @@ fn create(seen: &Seen<'_>) -> Plan {
         return Plan::rest("it has sent no inventory yet");
     };
     if status(seen).is_some_and(|status| status.contested) {
-        let message = format!("no host is made: {CONTESTED}; next: {ENROLS_AGAIN}");
+        let message = format!("no host is created: {CONTESTED}; next: {ENROLS_AGAIN}");
         let mut plan = Plan::rest("it is contested");
         plan.notices
             .push(warning(seen.server.object_ref(&()), "Contested", message));
         return plan;
     }
     let Some((segment_namespace, segment_name)) = seen.server.segment() else {
-        return Plan::rest("no session tells its Segment");
+        return Plan::rest("no session names its Segment");
     };
     let Some(segment) = seen.segment else {
         let mut plan = Plan::rest("its Segment does not exist");
@@ -266,7 +266,8 @@ fn create(seen: &Seen<'_>) -> Plan {
     let namespace = segment.spec.host_namespace.as_deref().unwrap_or(own);
     // A host that is not seen again gets no status, and is made again and again.
     if let Some(watched) = seen.watched_instead_of(namespace) {
-        let mut plan = Plan::rest("its Segment puts hosts where this controller does not look");
+        let mut plan =
+            Plan::rest("its Segment puts hosts into a namespace that this controller does not watch");
         plan.notices
             .extend(unwatched(seen.server, segment, namespace, watched));
         // The inventory is kept, so the host can be made later without the machine.
@@ -281,8 +282,8 @@ fn create(seen: &Seen<'_>) -> Plan {
     let names = name::candidates(&inventory, server_name(seen.server));
     let Some(name) = names.iter().find(|name| !taken(name)) else {
         let message = format!(
-            "no host is made: every name that fits this machine is taken in namespace {namespace} ({}); next: delete those of these \
-             hosts whose machines are gone",
+            "no host is created: every name that fits this machine is taken in namespace {namespace} ({}); next: delete the hosts among \
+             them whose machines are gone",
             names.join(", ")
         );
         let mut plan = Plan::rest("every name is taken");
@@ -319,10 +320,10 @@ fn dismissed(seen: &Seen<'_>, approved: bool) -> Plan {
                 approved: !link::is_claimed(seen),
             }],
             notices: Vec::new(),
-            why: "somebody approved it again".to_owned(),
+            why: "it was approved again".to_owned(),
         };
     }
-    let mut plan = Plan::rest("its host was deleted and nobody approved it again");
+    let mut plan = Plan::rest("its host was deleted and it has not been approved again");
     plan.effects.extend(job(seen, None, true).0);
     plan
 }
@@ -385,11 +386,14 @@ fn unlink(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
                 spec: Box::new(spec),
                 approved: false,
             },
-            told(seen.server.object_ref(&()), "it was made for the other one"),
-            told(host.object_ref(&()), "nothing in it was changed"),
+            told(
+                seen.server.object_ref(&()),
+                "the host was created for the other one",
+            ),
+            told(host.object_ref(&()), "the host was not changed"),
         ],
         notices: Vec::new(),
-        why: format!("its host {} was made for another machine", Path::of(host)),
+        why: format!("its host {} was created for another machine", Path::of(host)),
     }
 }
 
@@ -404,13 +408,13 @@ fn in_doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], doubt: Doubt) -> Plan {
         .collect();
     let remedy = |server: &str| match doubt.can_be_approved() {
         true => format!(
-            "annotate {server} with {APPROVE_ANNOTATION} for a host of its own, or {}",
+            "annotate {server} with {APPROVE_ANNOTATION} to get a host of its own, or {}",
             doubt.remedy()
         ),
         false => doubt.remedy(),
     };
     let message = format!(
-        "no host is made or changed: {why} ({}); next: {}",
+        "no host is created or changed: {why} ({}); next: {}",
         named.join(", "),
         remedy("this Server")
     );
@@ -426,7 +430,7 @@ fn in_doubt(seen: &Seen<'_>, hosts: &[&BareMetalHost], doubt: Doubt) -> Plan {
         plan.notices
             .extend(link::rivals(seen, host).into_iter().map(|rival| {
                 let message = format!(
-                    "it and Server {us} both show the MAC address of host {}; next: delete the Server of a machine that is gone",
+                    "this Server and Server {us} both report the MAC address of host {}; next: delete the Server of a machine that is gone",
                     Path::of(*host)
                 );
                 warning(rival.object_ref(&()), "HostClaimedTwice", message)
@@ -484,7 +488,7 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
         if let Some(outcome) = inspected {
             let done = || {
                 let message = format!(
-                    "inspected, as asked; the report changes nothing in the host ({refused}) and stands in Server {}",
+                    "inspected as requested; the report is not applied to this host ({refused}) and is kept in Server {}",
                     server_name(seen.server)
                 );
                 warning(host.object_ref(&()), "ReportNotApplied", message)
@@ -493,7 +497,7 @@ fn tend(seen: &Seen<'_>, host: &BareMetalHost) -> Plan {
             plan.effects.extend(report::inspection_ends(host, told));
         }
         plan.effects.extend(patch);
-        plan.why = format!("the report changes nothing in host {}: {refused}", Path::of(host));
+        plan.why = format!("the report is not applied to host {}: {refused}", Path::of(host));
         return plan;
     }
     report::apply(seen, host, &inventory, &hardware, &mut plan);

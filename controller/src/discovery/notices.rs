@@ -51,19 +51,16 @@ pub(super) fn warning(about: ObjectReference, reason: &'static str, message: Str
 pub(super) fn refused(server: &Server, error: &ExecuteError) -> Event {
     let is_of_host = matches!(error, ExecuteError::Step { step, .. } if *step == CREATE_HOST);
     let what = match is_of_host {
-        true => "no host is made: ",
+        true => "no host is created: ",
         false => "",
     };
     let remedy = match is_of_host && error.lacks_namespace() {
         true => {
-            "next: make that namespace, or set spec.hostNamespace of the Segment by which the machine enrolled to one that exists; "
+            "next: create that namespace, or set spec.hostNamespace of the Segment on which the machine enrolled to one that exists; "
         }
         false => "",
     };
-    let message = format!(
-        "{what}{}; {remedy}it is tried again until it succeeds",
-        Chain(error)
-    );
+    let message = format!("{what}{}; {remedy}it is retried until it succeeds", Chain(error));
     warning(server.object_ref(&()), "DiscoveryFailed", message)
 }
 
@@ -77,7 +74,7 @@ pub(super) fn unwatched(server: &Server, segment: &Segment, namespace: &str, wat
     ]
     .map(|(about, whose)| {
         let message = format!(
-            "no host is made: {whose} puts hosts into namespace {namespace}, and this controller watches {watched} only; \
+            "no host is created: {whose} puts hosts into namespace {namespace}, and this controller watches {watched} only; \
              next: set the Segment's spec.hostNamespace to {watched}, or let the controller watch {namespace} (--watch-namespace, \
              with rights there), or all namespaces (deploy/ instead of deploy/namespaced)"
         );
@@ -89,8 +86,8 @@ pub(super) fn unwatched(server: &Server, segment: &Segment, namespace: &str, wat
 pub(super) fn no_segment(server: &Server, namespace: Option<&str>, name: &str) -> Event {
     let at = namespace.map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"));
     let message = format!(
-        "no host is made: Segment {at}, by which it enrolled, does not exist or cannot be read; next: make it again or correct it, or \
-         boot the machine on another one"
+        "no host is created: Segment {at}, on which the machine enrolled, does not exist or cannot be read; next: recreate or correct it, \
+         or boot the machine on another Segment"
     );
     warning(server.object_ref(&()), "NoSegment", message)
 }
@@ -110,8 +107,8 @@ pub(super) fn unseen_host(server: &Server, at: &HostReference, watched: &str) ->
 pub(super) fn dismissal(server: &Server, at: &HostReference) -> Event {
     let HostReference { namespace, name, .. } = at;
     let message = format!(
-        "its host {namespace}/{name} was deleted: no other is made for it, and from its next boot on the machine boots its own disk; \
-         next: annotate this Server with {APPROVE_ANNOTATION}, or declare a host for it, if it is to have one again"
+        "its host {namespace}/{name} was deleted: no other is created for the machine, which boots from its own disk from its next boot \
+         on; next: to give it a host again, annotate this Server with {APPROVE_ANNOTATION} or declare a host for it"
     );
     event(server.object_ref(&()), false, "Dismissed", message)
 }
@@ -125,7 +122,7 @@ pub(super) fn unapplied(
 ) -> Option<Event> {
     let shown = host.status.as_ref().and_then(|status| status.hardware.as_ref());
     let differs = shown.map_or_else(
-        || vec!["hardware that it does not show".to_owned()],
+        || vec!["hardware that its status does not show".to_owned()],
         |shown| hardware::changes(&shown.unpack(), hardware),
     );
     (!differs.is_empty()).then(|| {
@@ -188,9 +185,9 @@ pub(super) fn clashes(seen: &Seen<'_>) -> Vec<Event> {
             let name = server_name(other);
             let shared = shared(seen.server, other);
             let next = match shared {
-                ADDRESS => "look for a NIC that was moved, or delete the Server of a machine that is gone",
+                ADDRESS => "check whether a NIC was moved, or delete the Server of a machine that is gone",
                 // Vendors give one to several machines.
-                _ => "delete the Server of a machine that is gone; two that are there stay two",
+                _ => "delete the Server of a machine that is gone; two machines that both exist stay two Servers",
             };
             // Nobody becomes a machine of another Segment by what it says: see `agents::identity`.
             let moved = match (seen.server.segment(), other.segment()) {

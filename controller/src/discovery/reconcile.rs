@@ -58,12 +58,12 @@ impl Metrics {
         let metrics = Metrics::default();
         registry.register(
             "muster_discovery_effects",
-            "Steps that discovery took, by kind",
+            "Steps taken by discovery, by kind",
             metrics.effects.clone(),
         );
         registry.register(
             "muster_discovery_failures",
-            "Rounds of discovery that failed and are tried again",
+            "Failed rounds of discovery, which are retried",
             metrics.failures.clone(),
         );
         metrics

@@ -26,10 +26,10 @@ use crate::{
 pub(super) fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
     let us = server_name(seen.server);
     match hosts::made_for(host) {
-        None => return Some("Muster did not make it".to_owned()),
+        None => return Some("Muster did not create it".to_owned()),
         // Left by a Server that was removed, it is ours again.
         Some(server) if server != us && link::exists(seen, server) && !is_discovered(host) => {
-            return Some("it was made for another Server".to_owned());
+            return Some("it was created for another Server".to_owned());
         }
         Some(_) => {}
     }
@@ -54,7 +54,7 @@ pub(super) fn refusal(seen: &Seen<'_>, host: &BareMetalHost) -> Option<String> {
     let needed = if is_first { had } else { had.max(required) };
     (trust(seen) < needed).then(|| {
         let [is, needs] = [trust(seen), needed].map(Trust::name);
-        format!("the report has trust `{is}`, believed is `{needs}`")
+        format!("the report has trust `{is}`, but `{needs}` is required")
     })
 }
 
@@ -115,7 +115,7 @@ pub(super) fn apply(
             version,
             mac,
         });
-        let message = format!("spec.bootMACAddress is {mac} now: the machine has no NIC {had} any more");
+        let message = format!("spec.bootMACAddress is now {mac}: the machine no longer has NIC {had}");
         plan.effects.push(Effect::Event(event(
             host.object_ref(&()),
             false,
@@ -125,14 +125,14 @@ pub(super) fn apply(
     }
     if let Some(outcome) = inspected {
         let done = || {
-            let message = "inspected again, as asked".to_owned();
+            let message = "inspected again, as requested".to_owned();
             event(host.object_ref(&()), false, "Inspected", message)
         };
         plan.effects
             .extend(inspection_ends(host, outcome.map(|()| done())));
     }
     plan.why = match plan.effects.is_empty() {
-        true => format!("host {} shows all that is known", Path::of(host)),
+        true => format!("host {} is up to date", Path::of(host)),
         false => format!("host {} is brought up to date", Path::of(host)),
     };
 }

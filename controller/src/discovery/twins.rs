@@ -22,7 +22,7 @@ pub(super) fn twin_of_ours(seen: &Seen<'_>, ours: &BareMetalHost) -> (bool, Plan
             Plan {
                 effects: left.into_iter().flat_map(|left| fold(left, ours)).collect(),
                 notices: Vec::new(),
-                why: format!("what is left of the twin of {at} goes"),
+                why: format!("the duplicate of host {at} is removed"),
             },
         );
     }
@@ -82,7 +82,7 @@ pub(super) fn twins_of_theirs(seen: &Seen<'_>, theirs: &BareMetalHost) -> (bool,
             false => plan.notices.extend(double(ours, theirs)),
         }
     }
-    plan.why = format!("what is left of the twin of {at} goes");
+    plan.why = format!("the duplicate of host {at} is removed");
     let doubles = link::twins(seen)
         .into_iter()
         .filter(|other| Path::of(*other) != at);
@@ -105,8 +105,8 @@ pub(super) fn strangers(seen: &Seen<'_>, linked: Option<&Path>) -> Vec<Event> {
     let strange = all.filter(|host| Some(&Path::of(*host)) != linked && !link::may_be(seen, host));
     let told = strange.map(|host| {
         let message = format!(
-            "the annotation {SERVER_ANNOTATION} says that the host was made for Server {}, whose machine has no NIC with its \
-             bootMACAddress; next: it waits for its own machine once that annotation is removed",
+            "the annotation {SERVER_ANNOTATION} says that this host was created for Server {}, but that machine has no NIC with the \
+             host's bootMACAddress; next: remove the annotation, and the host waits for its own machine",
             server_name(seen.server)
         );
         warning(host.object_ref(&()), "OtherMachine", message)
@@ -131,7 +131,7 @@ fn fold(ours: &BareMetalHost, theirs: &BareMetalHost) -> [Effect; 2] {
 fn double(one: &BareMetalHost, other: &BareMetalHost) -> [Event; 2] {
     let told = |about: &BareMetalHost, twin: &BareMetalHost| {
         let message = format!(
-            "host {} is the same machine; next: delete the one that runs nothing; where it may run something, annotate it with \
+            "host {} is the same machine; next: delete the one that runs nothing; if it may run a workload, annotate it with \
              {DETACHED_ANNOTATION} first: deleting a provisioned host cleans its disks",
             Path::of(twin)
         );

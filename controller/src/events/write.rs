@@ -85,7 +85,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.queue.close();
         while let Ok(Happened { event, .. }) = self.queue.try_recv() {
-            self.dropped.count(&event, "no more are written here");
+            self.dropped.count(&event, "this process no longer writes Events");
         }
     }
 }

@@ -199,7 +199,7 @@ impl Election {
             // Made, written or deleted by another since it was seen. A new one is not found where there is no namespace for it.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 || (status.code == 404 && !new) => {
                 if self.contender.refused(clock::now()) {
-                    tracing::warn!(lease = %self.name, why = %status.message, "the Lease is not written again and again, as if others wrote it; tried again");
+                    tracing::warn!(lease = %self.name, why = %status.message, "writing the Lease keeps failing, as if others wrote it; retrying");
                 }
             }
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
@@ -235,7 +235,7 @@ impl Election {
 
     /// The Lease could not be `read` or `written`.
     fn failed(&mut self, action: &'static str, error: &str) {
-        tracing::warn!(lease = %self.name, error, "the Lease could not be {action}; tried again");
+        tracing::warn!(lease = %self.name, error, "the Lease could not be {action}; retrying");
         self.watches.lease(Some(action));
         self.contender.failed(clock::now());
     }
@@ -254,7 +254,7 @@ impl Election {
             (Some(_), None) => {}
             (_, Some(term)) => {
                 term.close();
-                tracing::warn!(lease = %self.name, epoch = term.epoch(), "leads no more; nothing is written until it leads again");
+                tracing::warn!(lease = %self.name, epoch = term.epoch(), "no longer leading; nothing is written until this process leads again");
                 self.standing.send_replace(Standing::Standby);
                 self.leader = None;
             }
@@ -270,7 +270,7 @@ impl Election {
             return;
         }
         if self.leader.as_deref() != Some(other) {
-            tracing::info!(lease = %self.name, leader = %muster_proto::text::clean(other.as_bytes()), "another leads; stands by");
+            tracing::info!(lease = %self.name, leader = %muster_proto::text::clean(other.as_bytes()), "another process leads; standing by");
             self.leader = Some(other.to_owned());
         }
         self.standing.send_if_modified(|standing| {
@@ -294,7 +294,7 @@ impl Election {
         let drained = term.drain(DRAIN).await;
         term.close();
         if !drained {
-            tracing::warn!(lease = %self.name, "a write has no answer yet: the Lease is not given up but runs out");
+            tracing::warn!(lease = %self.name, "a write is still unanswered: the Lease is not released but left to expire");
             return;
         }
         // A renewal of which nobody knows whether it was taken.
@@ -305,11 +305,11 @@ impl Election {
             return;
         };
         match timeout(self.patience(), self.put(lease)).await {
-            Ok(Ok(_)) => tracing::info!(lease = %self.name, "the Lease is given up"),
+            Ok(Ok(_)) => tracing::info!(lease = %self.name, "the Lease is released"),
             Ok(Err(error)) => {
-                tracing::warn!(error = %Chain(&error), lease = %self.name, "the Lease runs out");
+                tracing::warn!(error = %Chain(&error), lease = %self.name, "the Lease is left to expire");
             }
-            Err(_) => tracing::warn!(lease = %self.name, "the Lease runs out"),
+            Err(_) => tracing::warn!(lease = %self.name, "the Lease is left to expire"),
         }
     }
 }
@@ -320,7 +320,7 @@ fn seen(leases: Api<Lease>, name: &str) -> Seen {
         .filter_map(|seen| {
             // Without the watch the Lease is read when it should have run out.
             let seen = seen.inspect_err(|error| {
-                tracing::debug!(error = %Chain(error), "watch of the Lease failed; it is tried again");
+                tracing::debug!(error = %Chain(error), "watch of the Lease failed; retrying");
             });
             std::future::ready(seen.ok())
         })

@@ -33,7 +33,7 @@ pub struct Timing {
 /// Times that do not go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a lease of {lease} s, renewed for {renew} s every {retry} s: each has to be longer than the next, and the last at least 1 s"
+    "lease duration {lease} s, renew deadline {renew} s, retry period {retry} s: each must be longer than the next, and the last at least 1 s"
 )]
 pub struct TimingError {
     lease: u64,

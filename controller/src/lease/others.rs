@@ -102,7 +102,7 @@ impl Others {
             }
             // Installed for one namespace only: such rights end there.
             Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
-                tracing::debug!(lease = %self.name, why = %status.message, "whether another installation leads cannot be seen");
+                tracing::debug!(lease = %self.name, why = %status.message, "this installation cannot see whether another one leads");
             }
             Ok(Err(error)) => self.unseen(&Chain(&error)),
             Err(late) => self.unseen(&late),
@@ -110,7 +110,8 @@ impl Others {
     }
 
     fn unseen(&self, error: &dyn std::fmt::Display) {
-        tracing::warn!(lease = %self.name, %error, "the Leases of other installations could not be listed; next: what was seen of them last counts");
+        tracing::warn!(lease = %self.name, %error, "the Leases of other installations could not be listed; next: what is known of them so \
+        far stays valid");
     }
 
     /// Who keeps this installation from beginning a term at `now`.

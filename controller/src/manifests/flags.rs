@@ -10,8 +10,8 @@ use crate::args::Cli;
 const HEAD: &str = "# Flags of the controller
 
 Generated from the code by `cargo xtask codegen`; do not edit.
-Each flag but `--kubeconfig` has an environment variable, so that a manifest can set either; the flag goes before the variable.
-A list in a variable is divided as the table says; a flag is given once for each.
+Each flag except `--kubeconfig` has an environment variable, so that a manifest can set either; the flag takes precedence.
+The table says how the items of a list in a variable are separated; a flag is repeated for each item.
 
 | flag | variable | default | what |
 | --- | --- | --- | --- |
@@ -47,7 +47,7 @@ fn variable(arg: &Arg) -> String {
         return String::new();
     };
     match arg.get_value_delimiter() {
-        Some(delimiter) => format!("`{name}`, divided by `{delimiter}`"),
+        Some(delimiter) => format!("`{name}`, separated by `{delimiter}`"),
         None => format!("`{name}`"),
     }
 }
@@ -86,7 +86,7 @@ mod tests {
         let page = page();
         for row in [
             "| `--agent-port` | `MUSTER_AGENT_PORT` | `9443` | ",
-            "| `--extra-ca` | `MUSTER_EXTRA_CAS`, divided by `:` |  | ",
+            "| `--extra-ca` | `MUSTER_EXTRA_CAS`, separated by `:` |  | ",
             "| `--watch-namespace` | `MUSTER_WATCH_NAMESPACE` |  | ",
         ] {
             assert!(page.contains(row), "{row}\\n{page}");

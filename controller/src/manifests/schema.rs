@@ -51,13 +51,13 @@ fn kubernetes(name: &str) -> Option<Value> {
     Some(match name {
         "io.k8s.apimachinery.pkg.apis.meta.v1.Time" => time,
         "io.k8s.api.core.v1.SecretReference" => json!({
-            "description": "Points at a Secret.",
+            "description": "Reference to a Secret.",
             "type": "object",
             "properties": {"name": string, "namespace": string},
             "x-kubernetes-map-type": "atomic",
         }),
         "io.k8s.api.core.v1.ObjectReference" => json!({
-            "description": "Points at an object of any kind.",
+            "description": "Reference to an object of any kind.",
             "type": "object",
             "properties": {
                 "apiVersion": string, "fieldPath": string, "kind": string, "name": string,
@@ -78,7 +78,7 @@ fn kubernetes(name: &str) -> Option<Value> {
 
 fn condition() -> Value {
     json!({
-        "description": "One fact, since when it holds, and why.",
+        "description": "One condition: its status, since when it holds, and why.",
         "type": "object",
         "properties": {
             "lastTransitionTime": {"type": "string", "format": "date-time"},

@@ -110,7 +110,7 @@ async fn act(mut standing: watch::Receiver<Standing>, control: Control) {
             Ok(tasks) => tasks,
             // Its certificate and key may be in the middle of being replaced; but another one may be able to.
             Err(error) if failed < BEGINNINGS => {
-                tracing::warn!(error = %Chain(&error), "the control role cannot write; it is tried again");
+                tracing::warn!(error = %Chain(&error), "the control role cannot write; retrying");
                 failed += 1;
                 tokio::time::sleep(control.timing.retry).await;
                 continue;

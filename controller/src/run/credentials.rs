@@ -93,7 +93,8 @@ pub(super) async fn outlived(
         let is_other = |now: Credentials| now.cluster == read.cluster && now != read;
         if Credentials::read(&config).is_some_and(is_other) && is_known(config).await {
             tracing::error!(
-                "the API server refuses the credentials that were read at the start, and others have replaced them since; next: this process ends, and uses them once it is started again"
+                "the API server refuses the credentials that were read at startup, and they have been replaced since; next: this process \
+                 exits, and uses the new ones once it is restarted"
             );
             return;
         }

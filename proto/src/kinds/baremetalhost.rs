@@ -37,38 +37,38 @@ pub struct BareMetalHostSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "metadata"))]
     pub automated_cleaning_mode: Option<AutomatedCleaningMode>,
-    /// How the BMC is reached; a host without is unmanaged.
+    /// How the BMC is reached; a host without one is unmanaged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bmc: Option<BmcDetails>,
-    /// MAC address of the NIC that boots.
+    /// MAC address of the NIC from which the machine boots.
     #[serde(default, rename = "bootMACAddress", skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"))]
     pub boot_mac_address: Option<String>,
     /// How the firmware boots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_mode: Option<HostBootMode>,
-    /// Who uses this host.
+    /// The object that uses this host, such as a Metal3Machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer_ref: Option<Box<ObjectReference>>,
-    /// Provisioning by another method than writing an image.
+    /// Provisioning by a method other than writing an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_deploy: Option<Box<CustomDeploy>>,
-    /// For people.
+    /// A description of the host, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Never switch the host off; reboot instead.
+    /// Never power the host off; reboot it instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disable_power_off: Option<bool>,
-    /// Somebody else provisioned this host; only its power is managed.
+    /// The host was provisioned by other means; only its power is managed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub externally_provisioned: Option<bool>,
-    /// Settings of the firmware; deprecated.
+    /// Firmware settings; deprecated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<FirmwareConfig>,
     /// Deprecated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware_profile: Option<String>,
-    /// What is written to the disk.
+    /// The image that is written to the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Image>,
     /// How the host is inspected.
@@ -83,7 +83,7 @@ pub struct BareMetalHostSpec {
     /// Networks that the interfaces are attached to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub network_interfaces: Vec<NetworkInterface>,
-    /// Whether the host should be on.
+    /// Whether the host should be powered on.
     pub online: bool,
     /// Secret with network data for the ramdisk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,7 +109,7 @@ pub enum AutomatedCleaningMode {
     /// Partition tables and signatures.
     #[default]
     Metadata,
-    /// Not at all.
+    /// Disks are not cleaned.
     Disabled,
 }
 
@@ -131,7 +131,7 @@ pub enum HostBootMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum InspectionMode {
-    /// Not at all.
+    /// The host is not inspected.
     Disabled,
     /// By the agent.
     Agent,
@@ -159,11 +159,11 @@ pub struct CustomDeploy {
     pub method: String,
 }
 
-/// Settings of the firmware; deprecated.
+/// Firmware settings; deprecated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FirmwareConfig {
-    /// SMT.
+    /// Simultaneous multithreading (SMT).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = [true, false]))]
     pub simultaneous_multithreading_enabled: Option<bool>,
@@ -171,7 +171,7 @@ pub struct FirmwareConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = [true, false]))]
     pub sriov_enabled: Option<bool>,
-    /// Virtualisation.
+    /// Hardware virtualisation.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = [true, false]))]
     pub virtualization_enabled: Option<bool>,
@@ -207,7 +207,7 @@ pub enum ChecksumType {
     Sha256,
     /// SHA-512.
     Sha512,
-    /// By the digest's length.
+    /// Detected by the length of the digest.
     Auto,
 }
 
@@ -217,19 +217,19 @@ pub enum ImageFormat {
     /// Not set.
     #[serde(rename = "")]
     Unset,
-    /// The disk's bytes.
+    /// Raw disk image.
     #[serde(rename = "raw")]
     Raw,
-    /// QEMU's.
+    /// QEMU's qcow2.
     #[serde(rename = "qcow2")]
     Qcow2,
-    /// VirtualBox's.
+    /// VirtualBox's VDI.
     #[serde(rename = "vdi")]
     Vdi,
-    /// VMware's.
+    /// VMware's VMDK.
     #[serde(rename = "vmdk")]
     Vmdk,
-    /// Boots over the network, nothing is written.
+    /// An ISO image that the host boots; nothing is written to the disk.
     #[serde(rename = "live-iso")]
     LiveIso,
 }
@@ -249,12 +249,12 @@ pub struct NetworkInterface {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[a-zA-Z0-9._-]+$"))]
     pub name: Option<String>,
-    /// The switch's end of the cable.
+    /// The switch port that the cable leads to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switch_port: Option<SwitchPort>,
 }
 
-/// Points at a HostNetworkAttachment.
+/// Reference to a HostNetworkAttachment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct AttachmentReference {
@@ -280,7 +280,7 @@ pub struct SwitchPort {
     pub switch_id: String,
 }
 
-/// RAID volumes: `[]` deletes all, absent leaves alone.
+/// RAID volumes: `[]` deletes all of them; if absent, they are left alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RaidConfig {
@@ -308,7 +308,7 @@ pub struct HardwareRaidVolume {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub name: Option<String>,
-    /// How many disks.
+    /// Number of disks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub number_of_physical_disks: Option<i64>,
@@ -318,7 +318,7 @@ pub struct HardwareRaidVolume {
     /// Only rotating or only solid-state disks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotational: Option<bool>,
-    /// Size in GiB; 0 means all there is.
+    /// Size in GiB; 0 means all available space.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub size_gibibytes: Option<i64>,
@@ -335,17 +335,17 @@ pub struct SoftwareRaidVolume {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 2))]
     pub physical_disks: Vec<RootDeviceHints>,
-    /// True if the image is written to this volume.
+    /// True for the volume that the image is written to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = false))]
     pub root_volume: Option<bool>,
-    /// Size in GiB; 0 means all there is.
+    /// Size in GiB; 0 means all available space.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub size_gibibytes: Option<i64>,
 }
 
-/// Which disk: all hints must match.
+/// The disk to write to: all hints must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RootDeviceHints {
@@ -359,7 +359,7 @@ pub struct RootDeviceHints {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub min_size_gigabytes: Option<i64>,
-    /// Part of the model.
+    /// Substring of the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Rotating or not.
@@ -368,13 +368,13 @@ pub struct RootDeviceHints {
     /// Serial number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial_number: Option<String>,
-    /// Part of the vendor.
+    /// Substring of the vendor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vendor: Option<String>,
     /// World wide name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wwn: Option<String>,
-    /// Vendor's extension of the world wide name.
+    /// Vendor extension of the World Wide Name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wwn_vendor_extension: Option<String>,
     /// World wide name with extension.
@@ -382,15 +382,15 @@ pub struct RootDeviceHints {
     pub wwn_with_extension: Option<String>,
 }
 
-/// Where the host is in its life.
+/// The observed state of the host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BareMetalHostStatus {
-    /// Facts for `kubectl wait`.
+    /// Conditions, such as for `kubectl wait`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Errors in a row.
+    /// Number of consecutive errors.
     #[serde(default)]
     pub error_count: i64,
     /// What failed, for people.
@@ -398,7 +398,7 @@ pub struct BareMetalHostStatus {
     /// What failed, for machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_type: Option<ErrorType>,
-    /// The credentials that worked last.
+    /// The credentials that last worked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub good_credentials: Option<CredentialsStatus>,
     /// What inspection found.
@@ -407,37 +407,37 @@ pub struct BareMetalHostStatus {
     /// Deprecated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware_profile: Option<String>,
-    /// The image of the last attempt.
+    /// The image of the last provisioning attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_attempted_image: Option<Box<Image>>,
-    /// When the status was written last.
+    /// When the status was last written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_updated: Option<Time>,
-    /// When operations began and ended.
+    /// When operations started and ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation_history: Option<OperationHistory>,
-    /// How the host is doing.
+    /// The operational status of the host.
     pub operational_status: OperationalStatus,
     /// Whether the host was on when last seen.
     pub powered_on: bool,
     /// What has been provisioned.
     pub provisioning: ProvisionStatus,
-    /// Failed attempts in a row.
+    /// Number of consecutive failed attempts.
     #[serde(default)]
     pub provisioning_fail_count: i64,
-    /// The credentials that were tried last.
+    /// The credentials that were last tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tried_credentials: Option<CredentialsStatus>,
 }
 
-/// How the host is doing.
+/// The operational status of the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OperationalStatus {
-    /// Not said yet.
+    /// Not determined yet.
     #[default]
     #[serde(rename = "")]
     Unset,
-    /// Well.
+    /// The host is in order.
     #[serde(rename = "OK")]
     Ok,
     /// Known, but without a BMC.
@@ -446,10 +446,10 @@ pub enum OperationalStatus {
     /// See `errorMessage`.
     #[serde(rename = "error")]
     Error,
-    /// Waits for others.
+    /// The host waits for others.
     #[serde(rename = "delayed")]
     Delayed,
-    /// Left alone on request.
+    /// The host is left alone on request.
     #[serde(rename = "detached")]
     Detached,
     /// Being serviced.
@@ -516,14 +516,14 @@ pub struct OperationHistory {
     pub register: Option<OperationMetric>,
 }
 
-/// Begin and end of an operation.
+/// Start and end of an operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct OperationMetric {
     /// End.
     #[schemars(extend("nullable" = true))]
     pub end: Option<Time>,
-    /// Begin.
+    /// Start.
     #[schemars(extend("nullable" = true))]
     pub start: Option<Time>,
 }
@@ -532,27 +532,27 @@ pub struct OperationMetric {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ProvisionStatus {
-    /// The machine's id with whoever provisions it.
+    /// The machine's id with its provisioner.
     #[serde(rename = "ID")]
     pub id: String,
     /// How the firmware boots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_mode: Option<HostBootMode>,
-    /// The method in use.
+    /// The custom deployment method in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_deploy: Option<Box<CustomDeploy>>,
-    /// Settings of the firmware.
+    /// Firmware settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<FirmwareConfig>,
     /// The image on the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Image>,
-    /// RAID volumes that were made.
+    /// RAID volumes that were created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raid: Option<Box<RaidConfig>>,
-    /// The hints in use.
+    /// The root device hints in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_device_hints: Option<Box<RootDeviceHints>>,
-    /// The state in the host's life, such as `unmanaged` or `available`.
+    /// The provisioning state of the host, such as `unmanaged` or `available`.
     pub state: String,
 }

@@ -2,8 +2,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A one-time token that was spent, and the certificate it bought. Named after the token's hash, so that it is spent once in
-/// the whole cluster, whichever replica sees it first.
+/// A one-time token that has been used, and the certificate issued for it. Named after the token's hash, so that the token can be
+/// used only once in the whole cluster, whichever replica sees it first.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "muster.dev",
@@ -19,15 +19,15 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct EnrolmentSpec {
-    /// The Server that spent the token.
+    /// The Server that used the token.
     pub server: String,
     /// SHA-256 of the subject public key info that the certificate is for, hexadecimal.
     pub key: String,
-    /// The certificate chain, PEM; the same key asking again gets the same.
+    /// The certificate chain, PEM; the same key gets the same one when it asks again.
     pub certificate: String,
-    /// True once another key showed the same token: the certificate is revoked.
+    /// True once another key has presented the same token: the certificate is revoked.
     pub contested: bool,
-    /// When the token and every certificate bought with it have ended (RFC 3339); the object is then removed.
+    /// When the token and every certificate issued for it have expired (RFC 3339); the object is then removed.
     #[schemars(regex(pattern = r"^\d{4}-\d{2}-\d{2}T.*Z$"))]
     pub expires: String,
 }

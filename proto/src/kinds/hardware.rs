@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HardwareDetails {
-    /// Who made the machine.
+    /// Vendor of the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_vendor: Option<HardwareSystemVendor>,
     /// Firmware of the machine.
@@ -28,7 +28,7 @@ pub struct HardwareDetails {
     pub hostname: Option<String>,
 }
 
-/// Who made the machine.
+/// Vendor of the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HardwareSystemVendor {
@@ -97,7 +97,7 @@ pub struct HardwareNic {
     /// True for the interface that the machine booted from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pxe: Option<bool>,
-    /// What the switch says of itself.
+    /// What the switch announces about itself (LLDP).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lldp: Option<Lldp>,
     /// PCI address.
@@ -133,7 +133,7 @@ pub struct Lldp {
     pub switch_system_name: Option<String>,
 }
 
-/// What kind of disk.
+/// Kind of disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DiskType {
     /// Rotating.
@@ -151,10 +151,10 @@ pub enum DiskType {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HardwareStorage {
-    /// The stable name (`/dev/disk/by-path/…`) where there is one, else the kernel's.
+    /// The stable name (`/dev/disk/by-path/…`) if there is one, else the kernel's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Every name.
+    /// All device names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alternate_names: Vec<String>,
     /// True for rotating disks.
@@ -199,13 +199,13 @@ pub struct HardwareCpu {
     /// Model name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Clock in MHz.
+    /// Clock speed in MHz.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clock_megahertz: Option<f64>,
     /// Feature flags, sorted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
-    /// Hardware threads.
+    /// Number of hardware threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<i64>,
 }

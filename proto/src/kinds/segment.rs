@@ -3,8 +3,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A network on which Muster serves: which machines it answers there, how, and what becomes of unknown ones.
-/// Without a Segment, Muster is silent.
+/// A network that Muster serves: which machines it answers there, how, and what happens to unknown ones.
+/// Without a Segment, Muster answers nothing.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "muster.dev",
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SegmentSpec {
-    /// The local interface to serve on, such as `eth1` or `eth1.20`. Leave out for a segment that only relays reach.
+    /// The local interface to serve on, such as `eth1` or `eth1.20`. Omit for a segment that is reached only through relays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[^\s/]{1,15}$"))]
     pub interface: Option<String>,
@@ -34,7 +34,7 @@ pub struct SegmentSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub relays: Vec<String>,
-    /// The subnet in CIDR form, such as `10.77.0.0/24`. Requests relayed from an address in it belong here, too.
+    /// The subnet in CIDR form, such as `10.77.0.0/24`. Requests relayed from an address in it also belong here.
     #[schemars(regex(pattern = r"^\d{1,3}(\.\d{1,3}){3}/\d{1,2}$"))]
     pub subnet: String,
     /// DHCP on this segment.
@@ -52,24 +52,24 @@ pub struct SegmentSpec {
     /// HTTP proxy that agents use for images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
-    /// The namespace in which new hosts are made. Default: the Segment's own.
+    /// The namespace in which new hosts are created. Default: the Segment's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_namespace: Option<String>,
-    /// What becomes of a machine that nobody has described.
+    /// What happens to unknown machines, for which there is no Server and no host.
     #[serde(default)]
     pub unknown: UnknownPolicy,
-    /// The most Servers that this segment may bring into being; more are refused until some are deleted.
+    /// The maximum number of Servers created through this segment; further machines are refused until some are deleted.
     #[serde(default = "default_quota")]
     #[schemars(range(min = 1, max = 100_000))]
     pub quota: u32,
-    /// The trust a session must have before it is given secrets or believed about a known host. Default: `bmc-delivered` for secrets,
-    /// `segment` to be believed.
+    /// The trust that a session must have before it is given secrets and before its reports about a known host are accepted.
+    /// Default: `bmc-delivered` for secrets, `segment` for reports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub required_trust: Option<Trust>,
-    /// Which ramdisk machines on this segment boot.
+    /// The ramdisk that machines on this segment boot.
     #[serde(default)]
     pub profile: Profile,
-    /// Further kernel parameters, one each: `console=ttyS1,115200`, …
+    /// Additional kernel parameters, one per entry: `console=ttyS1,115200`, …
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(regex(pattern = r"^[A-Za-z0-9_.,:=/@+-]{1,128}$")))]
     pub kernel_parameters: Vec<String>,
@@ -119,7 +119,7 @@ pub struct Dhcp {
     pub lease_seconds: Option<u32>,
 }
 
-/// Who gives out addresses.
+/// Who assigns addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DhcpMode {
@@ -143,31 +143,31 @@ pub struct Range {
     pub end: String,
 }
 
-/// What becomes of a machine that nobody has described.
+/// What happens to unknown machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum UnknownPolicy {
-    /// Silence: it goes on to its next boot device.
+    /// They get no answer and go on to their next boot device.
     #[default]
     Ignore,
-    /// The ramdisk once, inventory, then its own disk.
+    /// They boot the ramdisk once, report their inventory and then boot their own disk.
     Discover,
-    /// The ramdisk, inventory, and stay there, ready for a job.
+    /// They boot the ramdisk, report their inventory and stay there, ready for a job.
     Hold,
 }
 
-/// By which channel a session proved itself; ordered.
+/// How a session has proved its identity, from weakest to strongest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trust {
-    /// Nothing was proved.
+    /// Nothing has been proved.
     Unknown,
-    /// Held a one-time token that was served on the segment: proves only "asked first there".
+    /// It presented a one-time token that was served on the segment: proves only that it was the first to ask there.
     #[default]
     Segment,
-    /// A nonce came through the machine's BMC.
+    /// It presented a nonce that was delivered through the machine's BMC.
     BmcDelivered,
-    /// Attested by a TPM.
+    /// It was attested by a TPM.
     Tpm,
 }
 
@@ -183,16 +183,16 @@ impl Trust {
     }
 }
 
-/// Which ramdisk.
+/// A kind of ramdisk.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
-    /// Full kernel, drivers of real servers.
+    /// Full kernel with the drivers of physical servers.
     #[default]
     Server,
-    /// Cloud kernel, virtio and NVMe: virtual machines.
+    /// Cloud kernel with virtio and NVMe, for virtual machines.
     Lab,
 }
 
@@ -206,19 +206,19 @@ impl Profile {
     }
 }
 
-/// How serving goes.
+/// How the segment is being served.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SegmentStatus {
     /// `Serving`: the segment is valid and served, or why not. `Alone`: false with the address of a second DHCP or PXE server.
-    /// `SecretsProtected`: false where the required trust lets anyone on the segment have secrets.
+    /// `SecretsProtected`: false if the required trust lets anyone on the segment obtain secrets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// The generation of the spec that the conditions speak of.
+    /// The generation of the spec that the conditions describe.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Which edge says so: the name of its computer, or what `--edge-name` says.
+    /// The edge that reports this: its host name, or the value of `--edge-name`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub edge: String,
 }

@@ -41,13 +41,13 @@ pub struct ServerSpec {
     /// The BareMetalHost that stands for this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<HostReference>,
-    /// True after the discovered host was deleted: the machine stays away until someone annotates `muster.dev/approve`.
+    /// True after the discovered host was deleted: the machine gets no new host until the Server is annotated with `muster.dev/approve`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dismissed: bool,
     /// What the machine is to do next while its ramdisk runs; set by the control role.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<Box<Job>>,
-    /// The latest wish that the machine be switched on from afar; set by the control role where there is no BMC.
+    /// The latest request to switch the machine on with Wake-on-LAN; set by the control role where there is no BMC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wake: Option<Box<Wake>>,
 }
@@ -73,21 +73,21 @@ impl Server {
     }
 }
 
-/// A wish for Wake-on-LAN. The edges that serve the Segment of the machine's latest session send its packets, once for each wish.
+/// A Wake-on-LAN request. The edges that serve the Segment of the machine's latest session send its packets, once per request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Wake {
-    /// When it was asked for (RFC 3339).
+    /// When it was requested (RFC 3339).
     pub at: String,
-    /// The NICs that may switch the machine on.
+    /// The MAC addresses of the NICs that may switch the machine on.
     #[schemars(with = "Vec<String>")]
     pub macs: Vec<Mac>,
-    /// The key of the session that was the latest then: after another one this wish is over.
+    /// The key of the session that was the latest at that time: once there is a newer session, the request is obsolete.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub session: String,
 }
 
-/// Points at a BareMetalHost.
+/// Reference to a BareMetalHost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HostReference {
@@ -95,18 +95,18 @@ pub struct HostReference {
     pub namespace: String,
     /// Name.
     pub name: String,
-    /// UID, so that a host made anew under the same name is not taken for the old one.
+    /// UID, so that a host recreated under the same name is not mistaken for the old one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub uid: String,
 }
 
-/// One job to the running ramdisk; idempotent under its id.
+/// One job for the running ramdisk; idempotent by its id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Job {
     /// Operation id.
     pub id: String,
-    /// The term of the leader that decided it; an agent that has seen a higher one refuses the job.
+    /// The term of the leader that issued it; an agent that has seen a higher one refuses the job.
     #[serde(skip_serializing_if = "is_zero")]
     pub epoch: i64,
     /// What to do.
@@ -118,44 +118,45 @@ pub struct Job {
     /// What the action `write` writes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write: Option<Box<Write>>,
-    /// What the agent is given as soon as it has ended the action `clean` well. An edge that does not know this ends with the cleaning.
+    /// What the agent is given as soon as the action `clean` has succeeded. With an edge that does not know this field, the job ends with
+    /// the cleaning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub then: Option<Then>,
-    /// What the agent is given once the write that the job ends with has ended well, and that is stored: to leave the ramdisk. An edge that
-    /// does not know this ends with the write.
+    /// How the agent is to leave the ramdisk once the write at the end of the job has succeeded and that is stored. With an edge that does
+    /// not know this field, the job ends with the write.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leave: Option<Leave>,
 }
 
-/// A write that follows a cleaning at once, of the same term.
+/// A write that immediately follows a cleaning, in the same term.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Then {
     /// Operation id.
     pub id: String,
-    /// The key of the session that it is decided for; no other is given it.
+    /// The key of the session that it is meant for; no other session is given it.
     pub session: String,
     /// What is written.
     pub write: Box<Write>,
 }
 
-/// How the machine leaves its ramdisk after a write, of the same term.
+/// How the machine leaves its ramdisk after a write, in the same term.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Leave {
     /// Operation id.
     pub id: String,
-    /// The key of the session that the job is decided for: no other is given any part of it.
+    /// The key of the session that the job is meant for: no other session is given any part of it.
     pub session: String,
-    /// Where to.
+    /// Whether the machine reboots or powers off.
     pub action: LeaveAction,
 }
 
-/// Where a machine that leaves its ramdisk goes.
+/// What a machine that leaves its ramdisk does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LeaveAction {
-    /// It reboots; the boot services then say what the machine boots.
+    /// It reboots; the boot services then decide what it boots.
     #[default]
     Reboot,
     /// It is switched off.
@@ -207,10 +208,10 @@ fn is_zero(epoch: &i64) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobAction {
-    /// Inventory again.
+    /// Report the inventory again.
     #[default]
     Inspect,
-    /// Reboot; the boot services then say what the machine boots.
+    /// Reboot; the boot services then decide what the machine boots.
     Reboot,
     /// Switch off.
     PowerOff,
@@ -220,19 +221,19 @@ pub enum JobAction {
     Write,
 }
 
-/// What is known of the machine.
+/// What is known about the machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServerStatus {
-    /// Every signal by which this machine was ever known.
+    /// Every identifier by which this machine was ever known.
     pub identity: Identity,
     /// The latest session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<Session>,
-    /// True once two keys showed one token as this machine; cleared when it enrols alone again.
+    /// True once two keys have presented the same token as this machine; cleared when it enrols again with a token of its own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub contested: bool,
-    /// Names of Servers that share a signal with this one and are nevertheless another machine.
+    /// Names of Servers that share an identifier with this one but are other machines.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub clashes: Vec<String>,
     /// The latest inventory.
@@ -244,50 +245,50 @@ pub struct ServerStatus {
     /// Trust of the session that reported the inventory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inventory_trust: Option<Trust>,
-    /// The last job that the agent took up, and how it went.
+    /// The last job that the agent accepted, and its outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<JobStatus>,
-    /// The last job that failed and that another followed: what the agent said of it can be read until the next one fails.
+    /// The last failed job that was followed by another one: the agent's report of it is kept until the next failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<Box<JobStatus>>,
 }
 
-/// How a job went.
+/// The progress and outcome of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct JobStatus {
     /// Operation id.
     pub id: String,
-    /// Empty while it runs and when it succeeded; else what failed.
+    /// What failed; empty while the job runs and after it succeeded.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
-    /// What may come of trying again, if it failed.
+    /// If it failed, whether a retry may help.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
     /// True once it has ended.
     pub done: bool,
-    /// How it stands in a few words, for people: `write image 42 %`, `done`, `failed: …`.
+    /// The state of the job in a few words, for people: `write image 42 %`, `done`, `failed: …`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub summary: String,
-    /// How far it is, while it runs; written at most every 10 s and 12 times a job.
+    /// How far it is while it runs; written at most every 10 s and at most 12 times per job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     /// The last lines of the agent's log, oldest first, after a failure; 8 KiB at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
-    /// How the agent is told to leave with the answer to the good end of this job; none: not, or by an edge that does not know of it. The
-    /// job stays the last one: no edge of any version takes it for one that nobody has done.
+    /// How the agent is told to leave, in the answer to its report that this job succeeded; absent if it is not told, or if the edge does not
+    /// know this field. The job stays the last one, so that no edge of any version takes it for one that has not been done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leaving: Option<Leaving>,
 }
 
-/// A machine that is told to leave its ramdisk.
+/// A machine that has been told to leave its ramdisk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Leaving {
     /// Operation id, as [`Leave`] has it.
     pub id: String,
-    /// True once the agent has said that it leaves, which ends its session.
+    /// True once the agent has announced that it is leaving, which ends its session.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub said: bool,
 }
@@ -296,35 +297,35 @@ pub struct Leaving {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Session {
-    /// Whether the agent is there.
+    /// Whether the agent is connected.
     pub state: SessionState,
     /// Since when (RFC 3339).
     pub since: String,
-    /// From which address.
+    /// The address of the machine.
     pub address: String,
-    /// On which [`super::Segment`].
+    /// The [`super::Segment`] on which it enrolled.
     pub segment: String,
-    /// How far it is trusted.
+    /// How much it is trusted.
     pub trust: Trust,
     /// Version of the agent.
     pub agent_version: String,
     /// SHA-256 of the session's public key, hexadecimal; the machine's console shows it, too.
     pub key: String,
-    /// The session's X25519 public key, base64: secrets for this machine are sealed to it. Empty: the agent cannot open any.
+    /// The session's X25519 public key, base64: secrets for this machine are sealed to it. Empty if the agent cannot open any.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub seal_key: String,
-    /// The MAC address that it booted from, which its token was served for.
+    /// The MAC address from which it booted and for which its token was served.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub boot_mac: Option<Mac>,
 }
 
-/// Whether the agent is there.
+/// Whether the agent is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SessionState {
-    /// It polls.
+    /// It is polling.
     Connected,
-    /// It was there and is silent now: rebooted, switched off or cut off.
+    /// It was connected but is now silent: rebooted, switched off or cut off.
     #[default]
     Disconnected,
 }

@@ -38,7 +38,10 @@ async fn a_certificate_of_an_authority_that_is_trusted_will_do() {
 async fn any_other_certificate_is_refused_before_anything_is_said() {
     let (ours, theirs) = (Authority::new().unwrap(), Authority::new().unwrap());
     for (service, why) in [
-        (secure(&theirs, &["127.0.0.1"]), "no authority"),
+        (
+            secure(&theirs, &["127.0.0.1"]),
+            "not issued by a trusted authority",
+        ),
         (secure(&ours, &["127.0.0.2"]), "does not name"),
         (secure(&ours, &["bmc.example.com"]), "does not name"),
     ] {

@@ -129,13 +129,13 @@ impl<'a> Client<'a> {
         }
         if told.status == StatusCode::NOT_FOUND {
             return Err(BmcError::Answer {
-                reason: format!("nothing is at {ROOT}: no Redfish service answers there"),
+                reason: format!("there is no Redfish service at {ROOT}"),
             });
         }
         let value = self.resource(&asked, &told)?.value;
         if !Root::is_one(&value) {
             return Err(BmcError::Answer {
-                reason: format!("what is at {ROOT} is no Redfish service root"),
+                reason: format!("{ROOT} is not a Redfish service root"),
             });
         }
         let root = Root::read(&value);
@@ -337,7 +337,7 @@ impl<'a> Client<'a> {
     fn basic(&self) -> Result<HeaderValue, BmcError> {
         let mut value =
             HeaderValue::from_str(&format!("Basic {}", self.pair())).map_err(|_| BmcError::Answer {
-                reason: "the credentials cannot stand in a header".to_owned(),
+                reason: "the credentials cannot be sent in an HTTP header".to_owned(),
             })?;
         value.set_sensitive(true);
         Ok(value)
@@ -388,7 +388,7 @@ impl<'a> Client<'a> {
             asked.path = path;
         }
         Err(BmcError::Answer {
-            reason: format!("{asked}: it redirects without end"),
+            reason: format!("{asked}: too many redirects"),
         })
     }
 
@@ -396,7 +396,7 @@ impl<'a> Client<'a> {
         self.success(asked, told)?;
         // The parser's own words could repeat what it read.
         let value = model::json(&told.body).ok_or_else(|| BmcError::Answer {
-            reason: clean(format!("{asked}: the answer is no JSON").as_bytes()),
+            reason: clean(format!("{asked}: the answer is not JSON").as_bytes()),
         })?;
         let etag = told
             .header(&ETAG)

@@ -101,7 +101,7 @@ impl<'a> HttpClient<'a> {
     ) -> Result<HttpClient<'a>, BmcError> {
         let address = &access.address;
         let host = HeaderValue::from_str(&address.authority()).map_err(|_| BmcError::Unreachable {
-            reason: "its host cannot stand in a request".to_owned(),
+            reason: "its host is not valid in an HTTP request".to_owned(),
         })?;
         let tls = match address.transport {
             Transport::Https => Some(TlsConnector::from(trust.config(access.verify))),
@@ -233,7 +233,7 @@ impl<'a> HttpClient<'a> {
         let name = match &self.address.place {
             Place::Ip(ip) => ServerName::from(*ip),
             Place::Name(name) => ServerName::try_from(name.clone())
-                .map_err(|_| unreachable("its host name cannot stand in a certificate"))?,
+                .map_err(|_| unreachable("its host name is not valid in a certificate"))?,
         };
         let stream = tls.connect(name, tcp).await.map_err(|error| handshake(&error))?;
         speak(TokioIo::new(stream)).await
@@ -337,7 +337,7 @@ impl Failed {
             Failed::Late => unreachable(&format!("{asked}: no answer in time")),
             Failed::TooLong => garbled(&format!("{asked}: the answer is too long")),
             Failed::Form => garbled(&format!("{asked}: this link cannot be followed")),
-            Failed::Http(error) if error.is_parse() => garbled(&format!("{asked}: the answer is no HTTP")),
+            Failed::Http(error) if error.is_parse() => garbled(&format!("{asked}: the answer is not HTTP")),
             Failed::Http(error) => {
                 let why = match io_of(&error) {
                     Some(io) => plain(io),
@@ -397,7 +397,8 @@ fn outdated(error: &rustls::Error) -> Option<&'static str> {
             | rustls::Error::PeerIncompatible(_)
     )
     .then_some(
-        "; it may know neither TLS 1.3 nor 1.2 with ECDHE and AES-GCM: newer firmware for it helps, or redfish+http where its network is trusted",
+        "; it may support neither TLS 1.3 nor TLS 1.2 with ECDHE and AES-GCM: install newer firmware on it, or use redfish+http where its \
+         network is trusted",
     )
 }
 

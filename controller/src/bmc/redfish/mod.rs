@@ -186,7 +186,7 @@ impl Redfish {
             }
         }
         Err(BmcError::Busy {
-            message: "the boot override is taken neither with the ETag that is given for it nor without"
+            message: "the BMC accepts the boot override neither with the ETag that it gave nor without one"
                 .to_owned(),
             retry_after: None,
         })

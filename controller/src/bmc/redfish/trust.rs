@@ -32,7 +32,7 @@ impl Trust {
     pub fn new(authorities: &[CertificateDer<'static>]) -> Result<Trust, rustls::Error> {
         let system = rustls_native_certs::load_native_certs();
         for error in &system.errors {
-            tracing::debug!(%error, "authorities of the system that cannot be read are not trusted");
+            tracing::debug!(%error, "some of the system's certificate authorities cannot be read and are not trusted");
         }
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(system.certs);
@@ -119,8 +119,8 @@ pub(super) fn distrust(error: &rustls::Error) -> Option<&'static str> {
         E::Expired | E::ExpiredContext { .. } => "it has expired",
         E::NotValidYet | E::NotValidYetContext { .. } => "it is not valid yet",
         E::UnknownIssuer => {
-            "no authority that is trusted here has issued it (trust its authority with --bmc-ca and start the controller anew, \
-             or set spec.bmc.disableCertificateVerification)"
+            "it was not issued by a trusted authority (trust its authority with --bmc-ca and restart the controller, or set \
+             spec.bmc.disableCertificateVerification)"
         }
         E::NotValidForName | E::NotValidForNameContext { .. } => {
             "it does not name the host of the BMC's address"
@@ -130,10 +130,10 @@ pub(super) fn distrust(error: &rustls::Error) -> Option<&'static str> {
         E::BadSignature => "its signature is wrong",
         // webpki has no type for it here.
         E::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
-            "it is an authority's (CA:TRUE), which no server shows for itself: give the BMC one with CA:FALSE, or set \
+            "it is a CA certificate (CA:TRUE), which a server cannot use: give the BMC one with CA:FALSE, or set \
              spec.bmc.disableCertificateVerification"
         }
-        _ => "it is not fit for a server",
+        _ => "it is not valid for a server",
     })
 }
 

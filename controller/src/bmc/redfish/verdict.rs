@@ -199,7 +199,7 @@ pub(super) fn redirect(location: &str, origin: &str) -> Option<String> {
 /// The error for a redirect of `path` that is not followed.
 pub(super) fn astray(path: &str, location: &str, origin: &str) -> BmcError {
     let reason = match location {
-        "" => format!("{path} is redirected to nowhere"),
+        "" => format!("{path} is redirected, but not to a location"),
         place => format!("{path} is redirected to {place}, which is not on {origin}; correct the address"),
     };
     BmcError::Answer {

@@ -100,8 +100,8 @@ fn unfit(request: &Request, step: &Step) -> Option<String> {
     // What is silent for another reason has nothing to boot here anyway.
     let why = decide::unfit(request).filter(|why| why == said)?;
     Some(format!(
-        "the machine with {} gets no boot file of Muster's: {why}; next: let its firmware boot as BIOS or 64-bit UEFI, if it is x86-64, or take \
-         another machine",
+        "the machine with MAC address {} gets no boot file from Muster: {why}; next: if it is an x86-64 machine, set its firmware to BIOS \
+         or 64-bit UEFI boot; otherwise use another machine",
         request.mac
     ))
 }
@@ -178,8 +178,8 @@ impl Dispatch {
         (!self.has_keys()).then(|| Trouble {
             reason: NO_KEYS,
             message: format!(
-                "the Secrets {CA_SECRET} and {TOKEN_SECRET} are not there yet, or the edge cannot read them, so \
-                 machines here boot nothing; next: muster-control makes them, or the edge's log says why not"
+                "the Secrets {CA_SECRET} and {TOKEN_SECRET} do not exist yet, or the edge cannot read them, so machines here cannot boot; \
+                 next: muster-control creates them; if it has, the edge's log says why they cannot be read"
             ),
         })
     }
@@ -189,8 +189,8 @@ impl Dispatch {
         (!has_ramdisk).then(|| Trouble {
             reason: NO_RAMDISK,
             message: format!(
-                "there is no ramdisk of profile {} in the edge's --boot-dir, {}, so machines here boot nothing; \
-                 next: it is served as soon as there is one",
+                "there is no ramdisk for profile {} in the edge's --boot-dir, {}, so machines here cannot boot; next: it is served as \
+                 soon as there is one",
                 net.profile.name(),
                 self.releases.0.directory().display()
             ),
@@ -240,7 +240,7 @@ impl Dispatch {
         };
         let actives = self.actives();
         let Some(active) = route(&actives, entrance.interface.as_deref(), &request) else {
-            tracing::debug!(%from, mac = %request.mac, giaddr = %request.giaddr, "no segment is meant");
+            tracing::debug!(%from, mac = %request.mac, giaddr = %request.giaddr, "no segment matches");
             return self.dropped("stray");
         };
         match self.step(&request, entrance.port, active) {
@@ -290,7 +290,7 @@ impl Dispatch {
         let is_old = || known.host.is_some() && self.world.stale().is_some();
         match verdict {
             Verdict::Disk(_) if can_ask && is_old() => {
-                Verdict::Ramdisk("its host's copy is old: its boot script decides")
+                Verdict::Ramdisk("the cached copy of its host is stale: its boot script decides")
             }
             verdict => verdict,
         }
@@ -466,7 +466,7 @@ impl Dispatch {
                     related: None,
                     warning: true,
                     reason: "AnotherServer",
-                    message: format!("{intruder} answers on this segment, too"),
+                    message: format!("{intruder} answers on this segment as well"),
                 });
             }
         }

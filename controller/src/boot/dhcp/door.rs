@@ -50,7 +50,7 @@ pub(super) enum Key {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DoorError {
     /// Somebody has it.
-    #[error("UDP port {port} on {place} is in use by another program; trying again every 5 s")]
+    #[error("UDP port {port} on {place} is in use by another program; retrying every 5 s")]
     PortInUse {
         /// 67 or 4011.
         port: u16,

@@ -94,26 +94,22 @@ impl Metrics {
             unprobed,
             intruders,
         } = metrics.clone();
-        registry.register("muster_dhcp_requests", "DHCP requests by their answer", requests);
-        registry.register(
-            "muster_dhcp_dropped",
-            "DHCP packets that were thrown away",
-            dropped,
-        );
-        registry.register("muster_dhcp_leases", "Addresses leased at the moment", leases);
+        registry.register("muster_dhcp_requests", "DHCP requests by answer", requests);
+        registry.register("muster_dhcp_dropped", "DHCP packets that were dropped", dropped);
+        registry.register("muster_dhcp_leases", "Addresses currently leased", leases);
         registry.register(
             "muster_dhcp_offers_recycled",
-            "Open offers taken back for another machine",
+            "Open offers withdrawn in favour of another machine",
             recycled,
         );
         registry.register(
             "muster_dhcp_conflicts",
-            "Addresses found in use by a stranger before they were offered",
+            "Addresses found in use by another device before they were offered",
             conflicts,
         );
         registry.register(
             "muster_dhcp_unprobed",
-            "Addresses offered without asking the network first",
+            "Addresses offered without probing the network first",
             unprobed,
         );
         registry.register(

@@ -173,7 +173,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
             Ok(links) => links,
             Err(error) => {
                 if !std::mem::replace(&mut is_blind, true) {
-                    tracing::warn!(%error, "the interfaces cannot be listed; next: all is served as before until they can");
+                    tracing::warn!(%error, "the network interfaces cannot be listed; next: serving continues unchanged until they can be");
                 }
                 continue;
             }
@@ -396,7 +396,7 @@ impl Doors {
                     if matches!(error, DoorError::PortInUse { .. })
                         && self.closed.is_some_and(|at| at.elapsed() < PROBING) =>
                 {
-                    tracing::debug!(error = %Chain(&error), "tried again in a moment");
+                    tracing::debug!(error = %Chain(&error), "retrying shortly");
                 }
                 Err(error) => {
                     let trouble = Trouble {

@@ -239,7 +239,7 @@ fn what_a_ramdisk_goes_without_is_told_in_words_that_nobody_takes_for_success() 
         authorities: vec!["/nonexistent".into()],
     };
     let said = said(|| drop(open(directory.path(), extras)));
-    assert!(said.contains("--extra-ca is left out error="), "{said}");
+    assert!(said.contains("or --extra-ca error="), "{said}");
     let firmware = tempfile::tempdir().unwrap();
     let extras = Extras {
         firmware: vec![firmware.path().to_owned()],
@@ -247,7 +247,7 @@ fn what_a_ramdisk_goes_without_is_told_in_words_that_nobody_takes_for_success() 
     };
     let said = self::said(|| drop(Files::open(directory.path(), extras, Path::new("/dev/full"))));
     assert!(
-        said.contains("with nothing of --firmware-dir and --extra-ca error="),
+        said.contains("without anything from --firmware-dir and --extra-ca error="),
         "{said}"
     );
 }

@@ -49,7 +49,7 @@ impl Anew {
                 match one.join_next().await {
                     Some(Ok(Ok(host))) => Ok(host),
                     Some(Ok(Err(error))) => Err(api_error::words(&error, &BareMetalHost::kind(&()), None)),
-                    Some(Err(_)) | None => Err("the question was broken off".to_owned()),
+                    Some(Err(_)) | None => Err("the request was aborted".to_owned()),
                 }
             };
             read.boxed()
@@ -70,12 +70,12 @@ impl Anew {
             Ok(Err(why)) => why,
             Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
         };
-        if let Some(left_out) = self.said.say(from, "an old copy decides") {
+        if let Some(left_out) = self.said.say(from, "a stale copy decides") {
             tracing::warn!(
                 host = %path,
                 client = %from,
                 left_out,
-                "what this machine boots is decided by an old copy: {kind} could not be watched for {} s, and the host could not be read: \
+                "what this machine boots is decided by a stale copy: {kind} could not be watched for {} s, and the host could not be read: \
                  {why}",
                 since.as_secs()
             );

@@ -194,7 +194,7 @@ fn log(
         }
         // Firmware that reads a part, resets or gives up: its own matter.
         Err(error @ (send::SendError::Socket(_) | send::SendError::Stalled)) => {
-            tracing::info!(step = step.what, mac, segment, %client, ms, %error, "boot step broken off");
+            tracing::info!(step = step.what, mac, segment, %client, ms, %error, "boot step aborted");
         }
         Err(error @ (send::SendError::File(_) | send::SendError::Short { .. })) => {
             tracing::error!(step = step.what, mac, segment, %client, ms, %error, "boot file damaged");

@@ -108,12 +108,18 @@ impl Site {
         let secrets = self.secrets.borrow().clone();
         let secrets = secrets.ok_or((Status::Unavailable, "enrolment is not ready yet"))?;
         let refusal = |refused| match refused {
-            Refused::Forged => (Status::Forbidden, "this URL was not made here; boot again"),
+            Refused::Forged => (
+                Status::Forbidden,
+                "this URL was not issued by this installation; reboot the machine",
+            ),
             Refused::Old => (
                 Status::Gone,
-                "this URL was made for a boot of more than an hour ago",
+                "this URL was issued for a boot more than an hour ago",
             ),
-            Refused::Early => (Status::Forbidden, "this URL is of the future: a clock is wrong"),
+            Refused::Early => (
+                Status::Forbidden,
+                "this URL was issued in the future: a clock is wrong",
+            ),
         };
         match pass {
             Some(pass) => PassKey::of(&secrets.token_key)
@@ -155,7 +161,7 @@ impl Site {
                 }
                 None => {
                     tracing::error!(segment = %segment, profile = net.profile.name(), "there is no ramdisk to boot");
-                    ipxe::disk("there is no ramdisk of this segment's profile")
+                    ipxe::disk("there is no ramdisk for this segment's profile")
                 }
             },
         };
@@ -185,8 +191,8 @@ impl Site {
         let (net, (ramdisk, initrd)) = self.initrd(boot, from, now)?;
         let line = ipxe::command_line(&parameters(&net));
         let image = uki::image(&ramdisk, &line, &initrd).map_err(|error| {
-            tracing::error!(%error, release = ramdisk.name, "no UKI can be made of the release");
-            (Status::Internal, "the ramdisk cannot be made into one file")
+            tracing::error!(%error, release = ramdisk.name, "no UKI can be made from the release");
+            (Status::Internal, "the ramdisk cannot be packed into one file")
         })?;
         Ok(Response::ok(
             Kind::Efi,
@@ -212,7 +218,7 @@ impl Site {
     fn ramdisk(&self, release: &ReleaseName) -> Result<Arc<Ramdisk>, Refusal> {
         self.files.release(release).ok_or((
             Status::NotFound,
-            "this release of the ramdisk is no longer here; boot again",
+            "this release of the ramdisk is no longer here; reboot the machine",
         ))
     }
 

@@ -17,7 +17,7 @@ pub enum Invalid {
         length: usize,
     },
     /// `spec.interface` is no interface name.
-    #[error("interface `{written}` is no interface name: 1 to 15 characters without white space and `/`")]
+    #[error("interface `{written}` is not an interface name: 1 to 15 characters without white space and `/`")]
     InterfaceName {
         /// As written.
         written: String,
@@ -51,7 +51,7 @@ pub enum Invalid {
         written: String,
     },
     /// An address that must lie in the subnet does not.
-    #[error("{field} {address} is no host address in {subnet}")]
+    #[error("{field} {address} is not a host address in {subnet}")]
     Outside {
         /// Path below `spec`.
         field: &'static str,
@@ -153,7 +153,7 @@ pub enum Invalid {
     #[error("without an interface, bootAddress must say at which address machines reach this controller")]
     NoBootAddress,
     /// An older segment has the interface, served or not.
-    #[error("the older segment {other} has interface {interface}; next: delete it, or change one of both")]
+    #[error("the older segment {other} has interface {interface}; next: delete it, or change one of the two")]
     SameInterface {
         /// `namespace/name` of the older segment.
         other: String,
@@ -162,7 +162,7 @@ pub enum Invalid {
     },
     /// An older segment has some of these addresses, served or not.
     #[error(
-        "the older segment {other} has subnet {theirs}, which overlaps with {subnet}; next: delete it, or change one of both"
+        "the older segment {other} has subnet {theirs}, which overlaps with {subnet}; next: delete it, or change one of the two"
     )]
     SameSubnet {
         /// `namespace/name` of the older segment.
@@ -173,7 +173,7 @@ pub enum Invalid {
         theirs: Subnet,
     },
     /// An older segment has this relay agent, served or not.
-    #[error("the older segment {other} has relay {relay}; next: delete it, or change one of both")]
+    #[error("the older segment {other} has relay {relay}; next: delete it, or change one of the two")]
     SameRelay {
         /// `namespace/name` of the older segment.
         other: String,

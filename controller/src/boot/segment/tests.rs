@@ -97,9 +97,9 @@ fn every_rule_says_what_is_wrong() {
         (|s| s.subnet = "10.77.0.0/99".to_owned(), "between 8 and 30"),
         (
             |s| s.interface = Some("eth1/../x".to_owned()),
-            "is no interface name",
+            "is not an interface name",
         ),
-        (|s| s.interface = Some(String::new()), "is no interface name"),
+        (|s| s.interface = Some(String::new()), "is not an interface name"),
         (|s| s.interface = Some("eth9".to_owned()), "has no interface eth9"),
         (
             |s| s.interface = Some("lo".to_owned()),
@@ -118,15 +118,15 @@ fn every_rule_says_what_is_wrong() {
         ),
         (
             |s| s.dhcp.ranges = vec![a_range("10.78.0.5", "10.78.0.9")],
-            "is no host address in",
+            "is not a host address in",
         ),
         (
             |s| s.dhcp.ranges = vec![a_range("10.77.0.0", "10.77.0.9")],
-            "is no host address in",
+            "is not a host address in",
         ),
         (
             |s| s.dhcp.ranges = vec![a_range("10.77.0.9", "10.77.0.255")],
-            "is no host address in",
+            "is not a host address in",
         ),
         (
             |s| s.dhcp.ranges.push(a_range("10.77.0.150", "10.77.0.250")),
@@ -142,7 +142,7 @@ fn every_rule_says_what_is_wrong() {
         ),
         (
             |s| s.dhcp.router = Some("10.78.0.1".to_owned()),
-            "dhcp.router 10.78.0.1 is no host address",
+            "dhcp.router 10.78.0.1 is not a host address",
         ),
         (
             |s| s.dhcp.dns_servers = vec!["dns".to_owned()],
@@ -306,7 +306,7 @@ fn of_two_that_collide_the_older_is_served_and_named() {
         let invalid = plan[&format!("metal/{loser}")].as_ref().unwrap_err();
         assert_eq!(
             invalid.to_string(),
-            format!("the older segment metal/old {text}; next: delete it, or change one of both")
+            format!("the older segment metal/old {text}; next: delete it, or change one of the two")
         );
         assert_eq!(invalid.reason(), "Conflict");
     }
@@ -333,7 +333,7 @@ fn of_two_that_collide_and_are_not_served_neither_is_said_to_be() {
     );
     assert_eq!(
         said("metal/b"),
-        "the older segment metal/a has interface br2; next: delete it, or change one of both"
+        "the older segment metal/a has interface br2; next: delete it, or change one of the two"
     );
 }
 
@@ -359,7 +359,7 @@ fn one_relay_has_one_segment() {
     );
     assert_eq!(
         plan["metal/b"].as_ref().unwrap_err().to_string(),
-        "the older segment metal/a has relay 172.16.0.1; next: delete it, or change one of both"
+        "the older segment metal/a has relay 172.16.0.1; next: delete it, or change one of the two"
     );
 }
 

@@ -79,7 +79,7 @@ fn ports_that_are_not_open_are_all_named_and_one_that_is_taken_is_the_reason() {
     assert_eq!(
         trouble.message,
         "UDP port 69 cannot be opened; TCP port 8080 is in use, so machines here may not boot or enrol; \
-         next: it is tried again every 2 s"
+         next: it is retried every 2 s"
     );
     assert_eq!(without(&[refused]).unwrap().reason, PORT_NOT_OPENED);
 }

@@ -372,9 +372,9 @@ impl Job {
                 tracing::info!(step = "tftp", mac, %client, file, bytes, confirmed = false, "boot step");
             }
             Ok(Some(Failure::Silent)) => {
-                tracing::warn!(mac, %client, file, ms = ms(), "TFTP: client fell silent");
+                tracing::warn!(mac, %client, file, ms = ms(), "TFTP: client stopped answering");
             }
-            Err(error) => tracing::warn!(mac, %client, file, %error, "TFTP: transfer broke off"),
+            Err(error) => tracing::warn!(mac, %client, file, %error, "TFTP: transfer aborted"),
         }
     }
 

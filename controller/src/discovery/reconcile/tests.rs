@@ -173,10 +173,10 @@ fn who_is_told_that_no_host_can_be_made_is_told_why_and_what_helps() {
     });
     let message = told("create host", missing.clone());
     for part in [
-        "no host is made: create host metal/h: ",
+        "no host is created: create host metal/h: ",
         "namespaces \"metal\" not found",
-        "next: make that namespace, or set spec.hostNamespace",
-        "it is tried again until it succeeds",
+        "next: create that namespace, or set spec.hostNamespace",
+        "it is retried until it succeeds",
     ] {
         assert!(message.contains(part), "{part}: {message}");
     }
@@ -185,11 +185,11 @@ fn who_is_told_that_no_host_can_be_made_is_told_why_and_what_helps() {
         "message": "denied by the policy no-hosts-here",
     });
     let message = told("create host", by_policy);
-    assert!(message.starts_with("no host is made: "), "{message}");
+    assert!(message.starts_with("no host is created: "), "{message}");
     assert!(
         message.contains("denied by the policy no-hosts-here"),
         "{message}"
     );
     assert!(!message.contains("namespace, or"), "{message}");
-    assert!(!told("mark host", missing).contains("no host is made"));
+    assert!(!told("mark host", missing).contains("no host is created"));
 }

@@ -117,7 +117,7 @@ async fn hand_over(controllers: &mut [Controller], leases: &Api<Lease>) -> Resul
     let (ended, followed) = tokio::join!(leading.stop(SOON), followed(leases, leader, asked));
     ensure!(ended, "the leader did not end within {} s", SOON.as_secs());
     // Else it was followed this soon only because it is seen on this computer that it ended.
-    let said = leading.log().wait_for("the Lease is given up", 0, SOON);
+    let said = leading.log().wait_for("the Lease is released", 0, SOON);
     said.await.context("the leader gives its Lease up")?;
     followed
 }

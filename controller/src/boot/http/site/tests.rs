@@ -361,7 +361,10 @@ fn a_url_that_was_not_handed_out_gives_no_token() {
     ] {
         let answer = get(&fixture.site, &target);
         assert_eq!(answer.status, Status::Forbidden, "{what}: {target}");
-        assert!(text(&answer).contains("not made here"), "{what}");
+        assert!(
+            text(&answer).contains("not issued by this installation"),
+            "{what}"
+        );
     }
 }
 

@@ -264,7 +264,7 @@ fn a_requested_inspection_ends_where_its_report_changes_nothing() {
         assert_eq!(sim.server("a").spec.job, None);
         let told = sim.told.last().unwrap();
         assert_eq!(told.reason, "ReportNotApplied");
-        assert!(told.message.contains("stands in Server a"), "{}", told.message);
+        assert!(told.message.contains("is kept in Server a"), "{}", told.message);
     }
 }
 
