@@ -1,6 +1,7 @@
 //! What all calls share: the state of this replica, who a certificate speaks for, and what people are told.
 
 use std::{
+    cmp::Ordering,
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard},
@@ -29,7 +30,7 @@ use super::{
     store::{Store, StoreError},
 };
 use crate::{
-    boot::segment::Subnet,
+    boot::segment::{self, Subnet},
     events::{Event, Events},
     host::State,
     log::Refusals,
@@ -251,7 +252,7 @@ impl Edge {
                 live: true,
                 booted: None,
                 in_use: false,
-                seen: self.seen(on, Some(&pending.segment)),
+                seen: self.seen(on, &pending.segment),
             };
             match machines.iter_mut().find(|machine| machine.name == name) {
                 Some(made) if made.identity.is_empty() => *made = machine,
@@ -262,15 +263,21 @@ impl Edge {
         ask(&machines)
     }
 
-    /// Where one that is `on` a Segment is, as seen from the Segment called `known`.
-    fn seen(&self, on: &On<'_>, known: Option<&str>) -> Seen {
-        let Some(known) = known.filter(|known| *known != on.segment) else {
+    /// Where one that is `on` a Segment is, as seen from the Segment called `known`: `namespace/name`, or a name in our own namespace.
+    fn seen(&self, on: &On<'_>, known: &str) -> Seen {
+        if known.is_empty() || known == on.segment {
             return Seen::There;
+        }
+        let Some(segment) = self.store.known_segment(known) else {
+            return Seen::Elsewhere;
         };
-        match self.store.known_segment(known) {
-            None => Seen::There,
-            Some(segment) if segment.spec.trust_for_secrets() > on.trust => Seen::WithLessTrust,
-            Some(_) => Seen::Elsewhere,
+        if segment::key(&segment) == on.segment {
+            return Seen::There;
+        }
+        match segment.spec.trust_for_secrets().cmp(&on.trust) {
+            Ordering::Greater => Seen::WithLessTrust,
+            Ordering::Equal => Seen::Elsewhere,
+            Ordering::Less => Seen::There,
         }
     }
 
@@ -286,7 +293,7 @@ impl Edge {
             // A host that is not seen here is not absent.
             in_use: server.spec.host.is_some()
                 && self.store.world.host_of(server).is_none_or(|host| in_use(&host)),
-            seen: self.seen(on, session.map(|session| session.segment.as_str())),
+            seen: self.seen(on, session.map_or("", |session| &session.segment)),
         }
     }
 

@@ -12,7 +12,7 @@
 //! | local MAC | differs | any other | another | addresses made up twice |
 //! | local MAC | same or unusable | | the same | |
 //! | nothing | the same | differs | another, and a clash | nodes of one chassis, boards of some vendors |
-//! | nothing | the same | any other | the same, unless that one is connected now | NICs swapped |
+//! | nothing | the same | any other | the same, unless that one is connected now from another address | NICs swapped |
 //! | nothing | unusable | the same | another, and a clash | vendors ship one UUID on many boards |
 //! | nothing | differs | the same | another, and a clash | |
 //! | nothing | unusable | the same, and no MAC address on one side | the same, unless that one is connected now | |
@@ -23,8 +23,9 @@
 //!
 //! A board that was swapped and a NIC that moved into another machine look alike where no serial number tells. With another UUID, and
 //! without a serial number that is the same, a machine is therefore another one than one that is connected now, unless it boots from the
-//! very address that that did, and than one whose host is in use, unless it boots from an address that that has had. A machine whose UUID
-//! is known and that claims none counts as one with another UUID: firmware does not lose it, and a liar need not know it.
+//! very address that that did. A machine whose UUID is known and that claims none counts as one with another UUID: firmware does not lose
+//! it, and a liar need not know it. Than one whose host is in use it is another one if it neither has its UUID nor boots from an address
+//! that that has had, whatever else is the same: serial numbers are printed on machines.
 //!
 //! Who is on one Segment sees what is sent there, and nothing of other Segments. So on another Segment than that of its latest session
 //! nobody takes the place of a machine that is connected, or whose host is in use, without its UUID; and on a Segment that asks for less
@@ -67,9 +68,9 @@ pub struct Machine<'a> {
 /// Where a machine that enrols or reports is, as seen from the Segment of a known machine's latest session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// On the same Segment; or nobody knows any more what the known machine's Segment asked for.
+    /// On the same Segment, or on one that asks for more trust: that gives away nothing.
     There,
-    /// On another Segment, which asks for as much trust.
+    /// On another Segment, which asks for as much trust; or nobody knows any more what the known machine's asked for.
     Elsewhere,
     /// On another Segment, which asks for less trust.
     WithLessTrust,
@@ -176,7 +177,10 @@ pub fn resolve(
     let numbered = (2_u64..).map(|number| format!("{base}-{number}"));
     let owner = |name: &String| machines.iter().find(|machine| machine.name == name);
     // A Server of which nothing is known was made by an enrolment that got no further, or by hand for this machine.
-    let blank = |machine: &Machine<'_>| machine.identity.is_empty() && !machine.live && !machine.in_use;
+    let blank = |machine: &Machine<'_>| {
+        let is_free = !machine.live && !machine.in_use && machine.seen != Seen::WithLessTrust;
+        machine.identity.is_empty() && is_free
+    };
     let name = std::iter::once(base.clone())
         .chain(numbered)
         .find(|name| !taken.contains(name) && owner(name).is_none_or(blank))
@@ -308,10 +312,12 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
     }
     let had = boot.is_some_and(|boot| machine.identity.macs.contains(&boot));
     let booted = boot.is_some() && boot == machine.booted;
-    let may_be_swapped = (!machine.live || booted) && (!machine.in_use || had);
-    let is_hidden = claimed.system_uuid.is_none() && machine.identity.system_uuid.is_some();
-    let has_another = uuid == Signal::Differs && serial != Signal::Same;
-    if (has_another || is_hidden) && !may_be_swapped {
+    let has_uuid = machine.identity.system_uuid.is_some();
+    let is_hidden = has_uuid && claimed.system_uuid.is_none();
+    let has_another = (uuid == Signal::Differs && serial != Signal::Same) || is_hidden;
+    let is_out_of_place = machine.live && !booted && has_another;
+    let is_a_stranger = machine.in_use && !had && has_uuid && uuid != Signal::Same;
+    if is_out_of_place || is_a_stranger {
         return None;
     }
     let shared = meeting(claimed, boot, machine.identity);
@@ -324,7 +330,7 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
         let no_macs = claimed.macs.is_empty() || machine.identity.macs.is_empty();
         let by_uuid = uuid == Signal::Same && serial == Signal::Unknown && no_macs;
         let by_serial = serial == Signal::Same && uuid != Signal::Differs;
-        !machine.live && (by_serial || by_uuid)
+        (!machine.live || booted) && (by_serial || by_uuid)
     };
     let points = [
         (serial == Signal::Same, 8),

@@ -298,9 +298,9 @@ impl Store {
         Ok(())
     }
 
-    /// The Segment `namespace/name`, as far as it is known.
+    /// The Segment `namespace/name`, or the one of that name in our own namespace, as far as it is known.
     pub(super) fn known_segment(&self, key: &str) -> Option<Arc<Segment>> {
-        let (namespace, name) = key.split_once('/')?;
+        let (namespace, name) = key.split_once('/').unwrap_or((&self.namespace, key));
         self.world.segments.get(&ObjectRef::new(name).within(namespace))
     }
 

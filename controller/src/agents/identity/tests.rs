@@ -168,6 +168,9 @@ fn a_machine_that_hides_its_uuid_is_none_that_is_in_use_unless_it_boots_from_its
         assert_eq!(settled.clashes, BTreeSet::from(["a".to_owned()]), "{serial:?}");
         assert_eq!(name(&hidden, nic(1), &[in_use]), "a", "{serial:?}");
     }
+    // Nor is one that makes up a UUID, and has read the serial number off the machine.
+    let made_up = id(UUID_B, "A1", "BA1", &[nic(1), nic(3)]);
+    assert_eq!(name(&made_up, nic(3), &[in_use]), "mac-001b21000003");
     // A board that never told one goes on as it was.
     let silent = id("", "", "", &[nic(1), nic(2)]);
     let silent = Machine {
@@ -226,9 +229,32 @@ fn on_a_segment_that_asks_for_less_trust_nobody_is_a_machine_of_one_that_asks_fo
     let nobody = Identity::default();
     let blank = Machine {
         identity: &nobody,
-        ..machines[0]
+        ..machine("mac-001b21000001", &nobody)
     };
+    assert_eq!(name(&known, nic(1), &[blank]), "mac-001b21000001");
+    let blank = Machine {
+        seen: Seen::WithLessTrust,
+        ..blank
+    };
+    assert_eq!(name(&known, nic(1), &[blank]), "mac-001b21000001-2");
     assert!(!blank.may_be(&known, Some(nic(1))));
+}
+
+/// It is known there by its UUID and serial number alone, since its Server of before keeps its addresses.
+#[test]
+fn a_machine_that_was_moved_and_boots_again_at_once_is_still_one_server() {
+    let known = id(UUID_A, "A1", "BA1", &[nic(1)]);
+    let strict = Machine {
+        seen: Seen::WithLessTrust,
+        ..machine("mac-001b21000001", &known)
+    };
+    let withheld = id(UUID_A, "A1", "BA1", &[]);
+    let moved = Machine {
+        live: true,
+        booted: Some(nic(1)),
+        ..machine("mac-001b21000001-2", &withheld)
+    };
+    assert_eq!(name(&known, nic(1), &[strict, moved]), "mac-001b21000001-2");
 }
 
 #[test]
@@ -557,6 +583,7 @@ proptest! {
             prop_assert!(shares_mac || relation.serial == Signal::Same || relation.uuid == Signal::Same);
             prop_assert!(relation.serial != Signal::Differs || relation.uuid != Signal::Differs);
             prop_assert!(chosen.seen != Seen::WithLessTrust);
+            prop_assert!(chosen.may_be(&claimed, boot), "its session would be refused");
             let is_held = chosen.live || chosen.in_use;
             prop_assert!(chosen.seen == Seen::There || !is_held || relation.uuid == Signal::Same);
         }

@@ -829,6 +829,32 @@ async fn a_careless_segment_gives_away_no_machine_of_another_one() {
     assert_eq!(lab.status(&name(1)).session.unwrap().segment, "muster-system/lab");
 }
 
+/// Whoever was first on a careless Segment with its address does not keep its host.
+#[tokio::test]
+async fn a_machine_that_boots_where_more_trust_is_asked_for_takes_its_place_back() {
+    let lab = Lab::new().await;
+    lab.put_segment("careless", Some(Trust::Segment));
+    let mut squatter = lab.agent(1);
+    squatter.identity.system_uuid = None;
+    squatter.enrol(&lab.token_on("careless", mac(1))).await.unwrap();
+    let (_machine, response) = lab.enrolled(1).await;
+    assert_eq!(response.server, name(1));
+    assert_eq!(lab.status(&name(1)).session.unwrap().segment, "muster-system/lab");
+}
+
+#[tokio::test]
+async fn where_the_segment_of_a_machine_is_gone_nobody_takes_the_place_of_one_that_is_connected() {
+    let lab = Lab::new().await;
+    let (known, _) = lab.enrolled(1).await;
+    lab.put_segment("careless", Some(Trust::Segment));
+    lab.api.delete("segments", "lab");
+    let mut thief = lab.agent(1);
+    thief.identity.system_uuid = None;
+    let response = thief.enrol(&lab.token_on("careless", mac(1))).await.unwrap();
+    assert_ne!(response.server, name(1));
+    drop(known);
+}
+
 #[tokio::test]
 async fn an_idle_machine_that_is_moved_to_a_segment_like_its_own_is_itself() {
     let lab = Lab::new().await;
