@@ -9,6 +9,8 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use muster_proto::text;
 
+use crate::agents;
+
 /// Muster's controller: network boot, enrolment and discovery of bare metal.
 #[derive(Debug, Parser)]
 #[command(name = "muster-controller", version)]
@@ -175,10 +177,17 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// What else stands in this edge's certificate.
+    pub fn advertised(&self) -> Vec<String> {
+        let all = self.advertise.iter();
+        all.filter(|endpoint| !endpoint.is_empty()).cloned().collect()
+    }
+
     /// What this edge is called.
     pub fn edge_name(&self) -> String {
         self.edge_name
             .clone()
+            .filter(|name| !name.is_empty())
             .or_else(|| sysinfo::System::host_name().ok())
             .unwrap_or_default()
     }
@@ -268,20 +277,19 @@ fn max_agents(text: &str) -> Result<usize, String> {
     )
 }
 
-/// Reads what agents may dial: a host, with or without `https://` and a port.
+/// Reads what agents may dial: a host, with or without `https://` and a port. An empty one is none: templated manifests write such.
 fn endpoint(text: &str) -> Result<String, String> {
-    let host = text.strip_prefix("https://").unwrap_or(text);
-    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-    let is_host = host.parse::<IpAddr>().is_ok() || text::is_dns_subdomain(&host.to_ascii_lowercase());
+    let is_name = |name: &str| text::is_dns_subdomain(&name.to_ascii_lowercase());
+    let is_host = text.is_empty() || agents::dialled(text).map_or_else(is_name, |_| true);
     is_host
         .then(|| text.to_owned())
         .ok_or_else(|| "neither an IP address nor a DNS name".to_owned())
 }
 
-/// Reads what a computer may be called.
+/// Reads what a computer may be called; an empty name is none.
 fn computer(text: &str) -> Result<String, String> {
     let inside = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    let is_name = (1..=253).contains(&text.len()) && text.bytes().all(inside);
+    let is_name = text.len() <= 253 && text.bytes().all(inside);
     is_name
         .then(|| text.to_owned())
         .ok_or_else(|| "it must be 1 to 253 letters, digits, `.`, `-` and `_`".to_owned())
@@ -326,6 +334,17 @@ mod tests {
         };
         assert_eq!(hosts("metal").as_deref(), Some("metal"));
         assert_eq!(hosts(""), None);
+    }
+
+    #[test]
+    fn an_empty_name_of_an_edge_or_address_in_its_certificate_counts_as_not_set() {
+        let unset = parse(&[]).unwrap();
+        // An empty environment variable reaches the same parsers.
+        let empty = parse(&["--edge-name", "", "--advertise", ""]).unwrap();
+        assert_eq!(empty.edge_name(), unset.edge_name());
+        assert_eq!(empty.advertised(), unset.advertised());
+        let one = parse(&["--advertise", "192.0.2.1,"]).unwrap();
+        assert_eq!(one.advertised(), ["192.0.2.1"]);
     }
 
     #[test]
@@ -380,7 +399,7 @@ mod tests {
             (&["--admin-listen", "[::]:8443"], "--metrics-listen"),
             (&["--advertise", "bad name!"], "--advertise"),
             (&["--edge-name", "bad name!"], "--edge-name"),
-            (&["--edge-name", ""], "--edge-name"),
+            (&["--advertise", "2001:db8::1::2"], "--advertise"),
             (
                 &["--metrics", "off", "--metrics-cert", "a", "--metrics-key", "b"],
                 "--metrics-cert",
@@ -407,6 +426,10 @@ mod tests {
             &[
                 "--advertise",
                 "192.0.2.1,edge.Example,https://edge-1.example:9443",
+            ],
+            &[
+                "--advertise",
+                "2001:db8::1,[2001:db8::1],[2001:db8::1]:9443,https://[2001:db8::1]:9443",
             ],
             &["--edge-name", "Node_1.example"],
         ];

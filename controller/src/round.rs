@@ -87,6 +87,14 @@ impl ExecuteError {
         }
     }
 
+    /// What was tried, if that is known.
+    pub fn step(&self) -> Option<&'static str> {
+        match self {
+            ExecuteError::Step { step, .. } | ExecuteError::Behind { step, .. } => Some(*step),
+            ExecuteError::Late { .. } | ExecuteError::Dropped { .. } => None,
+        }
+    }
+
     /// True if it is the namespace of what was to be made that does not exist.
     pub fn lacks_namespace(&self) -> bool {
         match self {

@@ -55,6 +55,7 @@ use tokio::{
     },
 };
 
+pub(crate) use self::tls::dialled;
 use self::{edge::Edge, sessions::Sessions, store::Store};
 pub use self::{
     keys::Keys,

@@ -3,7 +3,11 @@
 //! An agent's certificate that has ended is let in here and refused by the call ([`super::routes`]), because a refusal inside of the
 //! handshake could not tell the agent what to do about it.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
@@ -57,11 +61,9 @@ impl Names {
             dns: Vec::new(),
         };
         for endpoint in endpoints {
-            let host = endpoint.strip_prefix("https://").unwrap_or(endpoint);
-            let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-            match host.parse() {
+            match dialled(endpoint) {
                 Ok(address) => names.addresses.push(address),
-                Err(_) => names.dns.push(host.to_owned()),
+                Err(name) => names.dns.push(name.to_owned()),
             }
         }
         names.addresses.sort_unstable();
@@ -70,6 +72,21 @@ impl Names {
         names.dns.dedup();
         names
     }
+}
+
+/// The address in `endpoint`, a host with or without `https://` and a port; or else its name. An IPv6 address needs brackets only before
+/// a port.
+pub(crate) fn dialled(endpoint: &str) -> Result<IpAddr, &str> {
+    let host = endpoint.strip_prefix("https://").unwrap_or(endpoint);
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if let Ok(address) = bare.unwrap_or(host).parse() {
+        return Ok(address);
+    }
+    if let Ok(socket) = host.parse::<SocketAddr>() {
+        return Ok(socket.ip());
+    }
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    host.parse().map_err(|_| host)
 }
 
 /// The configuration for one authority and one set of names, its certificate valid from about `now` (unix seconds).
@@ -230,6 +247,35 @@ impl ClientCertVerifier for Ours {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_names_addresses_of_either_family_however_they_are_written() {
+        let endpoints = [
+            "2001:db8::1",
+            "[2001:db8::2]",
+            "[2001:db8::3]:9443",
+            "https://[2001:db8::4]:9443",
+            "192.0.2.1",
+            "https://192.0.2.2:9443",
+            "edge.example:9443",
+        ]
+        .map(str::to_owned);
+        let names = Names::new([], &endpoints);
+        let mut addresses: Vec<String> = names.addresses.iter().map(ToString::to_string).collect();
+        addresses.sort_unstable();
+        assert_eq!(
+            addresses,
+            [
+                "192.0.2.1",
+                "192.0.2.2",
+                "2001:db8::1",
+                "2001:db8::2",
+                "2001:db8::3",
+                "2001:db8::4"
+            ]
+        );
+        assert_eq!(names.dns, ["edge.example"]);
+    }
 
     #[test]
     fn a_certificate_is_made_anew_at_half_of_its_life_and_after_the_clock_was_set() {

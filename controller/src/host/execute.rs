@@ -26,7 +26,10 @@ use super::{
     drive,
     memory::Memory,
     observe::Snapshot,
-    plan::{BmcCall, Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, NewJob, Task, WriteTask},
+    plan::{
+        BmcCall, Effect, FINALIZER, HARDWARE_FINALIZER, LEFTOVERS, Metadata, NewJob, Task, WRITE_HARDWARE,
+        WriteTask,
+    },
     vault::Vault,
 };
 use crate::{
@@ -402,7 +405,7 @@ impl Executor {
         snapshot: &Snapshot,
         hardware: HardwareDetails,
     ) -> Result<(), ExecuteError> {
-        let step = "write HardwareData";
+        let step = WRITE_HARDWARE;
         let path = Path::of(host);
         let api = self.api::<HardwareData>(&path.namespace);
         let owner = host.controller_owner_ref(&());

@@ -14,7 +14,7 @@ use super::{
     conditions::wait_reason,
     draft::{Draft, HoldOff, and_next, bounded},
     jobs::{self, Job},
-    plan::{Effect, HARDWARE_FINALIZER, Task},
+    plan::{Effect, HARDWARE_FINALIZER, Task, WRITE_HARDWARE},
     ramdisk, report, restore, slot_state,
 };
 use crate::time::whole_seconds;
@@ -232,9 +232,11 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
         return;
     }
     if !stored.is_some_and(|data| is_ours(draft, data) && data.spec.hardware.as_ref() == Some(&packed)) {
-        match &draft.seen.refused {
-            Some(why) => {
-                let message = format!("waits for the hardware to be stored: {}", bounded(why));
+        // Another write that is refused says nothing of this one.
+        let refused = draft.seen.refused.as_ref();
+        match refused.filter(|refused| refused.step == Some(WRITE_HARDWARE)) {
+            Some(refused) => {
+                let message = format!("waits for the hardware to be stored: {}", bounded(&refused.why));
                 draft.wait_for(WaitReason::Inspection, and_next(&message, "the host is prepared"));
             }
             None => {

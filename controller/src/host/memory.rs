@@ -19,7 +19,7 @@ use super::{
     State,
     draft::WORDS,
     interrupted::Work,
-    observed::{Bmc, Failure, Power, Probed, Tried},
+    observed::{Bmc, Failure, Power, Probed, Refusal, Tried},
 };
 use crate::{
     bmc::Health,
@@ -106,6 +106,8 @@ struct Entry {
     awaited: bool,
     calm: Calm,
     failures: Failures,
+    /// The step of the refusal that is among them.
+    refused: Option<&'static str>,
     /// What was said last to be wrong with what the host asks for.
     wrong: Option<String>,
     /// What another operator held for it is let go.
@@ -356,16 +358,29 @@ impl Memory {
         self.with(host, |entry| entry.failures = Failures::default());
     }
 
-    /// A round failed, and `refusal` says what the API server refuses, if it does. Returns what people have not been told yet.
-    pub fn failed(&self, host: &BareMetalHost, refusal: Option<Event>) -> Option<Event> {
-        self.with(host, |entry| entry.failures.add(refusal))?
+    /// A round failed at `step`, and `refusal` says what the API server refuses, if it does. Returns what people have not been told yet.
+    pub fn failed(
+        &self,
+        host: &BareMetalHost,
+        step: Option<&'static str>,
+        refusal: Option<Event>,
+    ) -> Option<Event> {
+        self.with(host, |entry| {
+            if refusal.is_some() {
+                entry.refused = step;
+            }
+            entry.failures.add(refusal)
+        })?
     }
 
     /// What the API server refuses, as people were told, since a round went well last.
-    pub fn refusal(&self, host: &BareMetalHost) -> Option<String> {
+    pub fn refusal(&self, host: &BareMetalHost) -> Option<Refusal> {
         self.with(host, |entry| {
             let refusal = entry.failures.refusal();
-            refusal.map(|refusal| refusal.message.clone())
+            refusal.map(|refusal| Refusal {
+                step: entry.refused,
+                why: refusal.message.clone(),
+            })
         })?
     }
 
@@ -448,6 +463,7 @@ impl Entry {
             awaited: false,
             calm: Calm::default(),
             failures: Failures::default(),
+            refused: None,
             wrong: None,
             released: false,
             left_alone: true,
@@ -487,6 +503,32 @@ mod tests {
     use muster_proto::kinds::BareMetalHostSpec;
 
     use super::*;
+
+    #[test]
+    fn a_refusal_is_remembered_with_its_step_whatever_fails_after_it() {
+        let memory = Memory::default();
+        let host = Arc::new(BareMetalHost::new("h", BareMetalHostSpec::default()));
+        memory.newest(Newest {
+            host: Arc::clone(&host),
+            server: None,
+            hardware: None,
+        });
+        let event = |message: &str| Event {
+            about: host.object_ref(&()),
+            related: None,
+            warning: true,
+            reason: "WriteRefused",
+            message: message.to_owned(),
+        };
+        let refusal = || memory.refusal(&host).map(|refusal| (refusal.step, refusal.why));
+        memory.failed(&host, Some("first"), Some(event("no")));
+        memory.failed(&host, Some("second"), None);
+        assert_eq!(refusal(), Some((Some("first"), "no".to_owned())));
+        memory.failed(&host, Some("second"), Some(event("neither")));
+        assert_eq!(refusal(), Some((Some("second"), "neither".to_owned())));
+        memory.went_well(&host);
+        assert_eq!(refusal(), None);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_can_wait_is_looked_at_again_when_its_time_is_over_and_not_before() {

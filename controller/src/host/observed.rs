@@ -37,13 +37,22 @@ pub struct Observed {
     /// How many hosts may have one.
     pub limit: usize,
     /// The write that the API server has refused since a round went well last, and why; it is tried again.
-    pub refused: Option<String>,
+    pub refused: Option<Refusal>,
     /// When this process began to lead, or the host was last paused no more: what was announced or done before says nothing of the machine.
     pub began: Timestamp,
     /// The term of this leader; jobs carry it.
     pub epoch: i64,
     /// How many failed provisionings in a row end the attempts; 0: none does.
     pub max_provisioning_retries: i64,
+}
+
+/// A write that the API server refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which one, if that is known.
+    pub step: Option<&'static str>,
+    /// What was tried and why it is refused, as people were told.
+    pub why: String,
 }
 
 /// The Secrets that the host names.

@@ -13,7 +13,7 @@ use super::{
     clock,
     gate::Leadership,
     identity::Identity,
-    next::{Contender, Step, Timing, holder},
+    next::{Contender, Step, Timing, begins, holder},
     others::{Others, Rival},
 };
 use crate::{retry, watches::Watches};
@@ -124,6 +124,7 @@ impl Election {
                     }
                 }
             }
+            self.give_way();
             self.tell();
         }
     }
@@ -144,27 +145,40 @@ impl Election {
         }
     }
 
-    /// Writes the Lease, unless another installation acts on the same hosts; a term that both have begun ends for one of them.
+    /// Writes the Lease, unless it would begin a term while another installation acts on the same hosts.
     async fn write_alone(&mut self, mut lease: Lease) {
-        let led = self.contender.tenure().is_some();
-        if !led {
-            self.others.look(self.patience()).await;
-            if let Some(rival) = self.others.rival(clock::now()) {
-                return self.hold_back(rival);
-            }
+        if self.contender.tenure().is_some() {
+            self.others.mark(&mut lease);
+            return self.write(lease).await;
         }
+        let began = clock::now();
+        let could = self.others.look(self.patience()).await;
+        if let Some(rival) = self.others.rival(clock::now()) {
+            return self.hold_back(rival);
+        }
+        // Who had the Lease of another namespace during a long look began before.
+        begins(&mut lease, Timestamp::now());
         self.others.mark(&mut lease);
+        let sent = clock::now();
         self.write(lease).await;
-        if led {
-            // The look must not hold up what this renewal lets go on.
-            self.tell();
-        }
-        if self.contender.tenure().is_none() || !self.others.is_due(led, clock::now()) {
+        if self.contender.tenure().is_none() {
             return;
         }
-        // Where the API server is slow the next renewal matters more.
-        self.others.look(self.timing.retry).await;
-        if let Some(rival) = self.others.senior(self.contender.lease(), clock::now()) {
+        let now = clock::now();
+        let quick = could && now.saturating_sub(began) < self.timing.retry;
+        self.others
+            .begins(self.contender.lease(), quick, now, self.patience());
+        // Nothing is done before that look, unless it takes so long that it would hold up the first renewal.
+        let renewal = (sent + self.timing.retry).saturating_sub(now);
+        let _ = timeout(renewal, self.others.over()).await;
+    }
+
+    /// A term that another installation has begun too ends for one of them.
+    fn give_way(&mut self) {
+        if self.contender.tenure().is_none() {
+            return;
+        }
+        if let Some(rival) = self.others.beside(clock::now(), self.patience()) {
             self.contender.lost();
             self.hold_back(rival);
         }
@@ -341,7 +355,14 @@ mod tests {
     use crate::fake_api::FakeApi;
 
     fn election(api: &std::sync::Arc<FakeApi>) -> (Election, watch::Receiver<Standing>, Watches) {
-        let (timing, watches) = (Timing::new(15, 10, 2).unwrap(), Watches::default());
+        election_with(api, Timing::new(15, 10, 2).unwrap())
+    }
+
+    fn election_with(
+        api: &std::sync::Arc<FakeApi>,
+        timing: Timing,
+    ) -> (Election, watch::Receiver<Standing>, Watches) {
+        let watches = Watches::default();
         let identity = Identity::own();
         let (election, told) = Election::new(
             api.client(),
@@ -363,23 +384,51 @@ mod tests {
         lease
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_api_server_that_takes_four_seconds_keeps_nobody_from_leading() {
-        let api = FakeApi::new();
-        api.set_slow(Duration::from_secs(4));
-        let (mut election, told, watches) = election(&api);
-        election.look().await;
-        assert_eq!(watches.lease_trouble(), None);
-        let identity = election.identity.clone();
-        let step = election.contender.next(clock::now(), Timestamp::now(), |holder| {
-            identity.has_ended(holder)
-        });
-        let Step::Write(lease) = step else {
-            panic!("{step:?}")
+        // By the clock that nobody sets, so all of it goes five times as fast.
+        let timing = Timing {
+            lease: Duration::from_secs(3),
+            renew: Duration::from_secs(2),
+            retry: Duration::from_millis(500),
         };
-        election.write(*lease).await;
-        election.tell();
-        assert!(told.borrow().leadership().is_some());
+        let api = FakeApi::new();
+        api.set_slow(Duration::from_millis(800));
+        let (election, mut told, watches) = election_with(&api, timing);
+        tokio::spawn(election.run(std::future::pending()));
+        let leads = |now: &Standing| now.leadership().is_some();
+        let began = timeout(Duration::from_secs(20), told.wait_for(leads)).await;
+        let term = began.expect("it leads").unwrap().leadership().cloned().unwrap();
+        api.requests();
+        // It renews all the time, and looks at the others twice.
+        for _ in 0..350 {
+            assert!(term.still(), "{:?}", api.requests());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(watches.lease_trouble(), None);
+        let asked = api.requests();
+        let look = "GET /apis/coordination.k8s.io/v1/leases";
+        assert!(asked.iter().any(|request| request == look), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn a_term_begins_after_the_look_at_the_others() {
+        let api = FakeApi::new();
+        api.hold("GET", "/apis/coordination.k8s.io/v1/leases");
+        let (election, mut told, _watches) = election(&api);
+        tokio::spawn(election.run(std::future::pending()));
+        while !api.is_held() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let seen = Timestamp::now();
+        api.release();
+        let leads = |now: &Standing| now.leadership().is_some();
+        let began = timeout(Duration::from_secs(20), told.wait_for(leads)).await;
+        began.expect("it leads").unwrap();
+        let lease: Lease = api.get("leases", "control").unwrap();
+        let acquired = lease.spec.unwrap().acquire_time.unwrap().0;
+        assert!(acquired >= seen, "{acquired} {seen}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -262,6 +262,13 @@ impl Contender {
     }
 }
 
+/// The term of `lease`, which is to be written now, begins at `wall`, and not when it was decided on.
+pub(super) fn begins(lease: &mut Lease, wall: Timestamp) {
+    let spec = lease.spec.get_or_insert_default();
+    spec.acquire_time = Some(MicroTime(wall));
+    spec.renew_time = Some(MicroTime(wall));
+}
+
 /// Who holds `lease`.
 pub(super) fn holder(lease: &Lease) -> Option<&str> {
     let holder = lease.spec.as_ref()?.holder_identity.as_deref();

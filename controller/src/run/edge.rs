@@ -56,7 +56,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<(), RunError> {
         closed_ports: closed_ports.clone(),
         shutdown: parts.shutdown.clone(),
     };
-    let advertise = args.advertise.clone();
+    let advertise = args.advertised();
     let site = Site {
         world: parts.world.clone(),
         plan: plan.clone(),

@@ -274,7 +274,7 @@ fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> Execu
         reason: "WriteRefused",
         message: format!("{}; it is tried again until it succeeds", Chain(&error)),
     });
-    if let Some(news) = context.memory.failed(host, refusal) {
+    if let Some(news) = context.memory.failed(host, error.step(), refusal) {
         context.events.record(news);
     }
     error.log(context.memory.failures(host));

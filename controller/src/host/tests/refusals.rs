@@ -12,8 +12,8 @@ use muster_proto::kinds::{
 
 use super::{
     super::{
-        BmcCall, Effect, Plan, State, backoff, netboot,
-        observed::{Rival, SecretSeen, SecretState},
+        BmcCall, Effect, Plan, State, backoff, netboot, next,
+        observed::{Refusal, Rival, SecretSeen, SecretState},
         plan::{Hold, PowerOrder},
     },
     life::waiting,
@@ -1297,4 +1297,28 @@ fn what_is_taken_back_waits_for_its_own_boot() {
             "after {after} s: {waited} s"
         );
     }
+}
+
+#[test]
+fn a_host_whose_hardware_is_to_be_stored_names_no_other_write_that_is_refused() {
+    let mut world = at(State::Inspecting);
+    let stores = |plan: &Plan| {
+        let mut effects = plan.effects.iter();
+        effects.any(|effect| matches!(effect, Effect::WriteHardware(_)))
+    };
+    world.until("what is to be stored", |world| stores(&world.plan()));
+    let names = |step: Option<&'static str>| {
+        let mut seen = world.seen();
+        seen.refused = Some(Refusal {
+            step,
+            why: "policy 7 says no".to_owned(),
+        });
+        let plan = next(world.host.as_ref().unwrap(), &seen, world.now);
+        assert!(stores(&plan));
+        let said = plan.status.map(|status| status.conditions).unwrap_or_default();
+        said.iter().any(|one| one.message.contains("policy 7 says no"))
+    };
+    assert!(names(Some("write HardwareData")));
+    assert!(!names(Some("write status of host")));
+    assert!(!names(None));
 }

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -56,6 +57,15 @@ fn known(watches: Option<&str>) -> Known {
         watches: watches.map(str::to_owned),
         lease: 15 * SECOND,
         seen: BTreeMap::new(),
+    }
+}
+
+/// A term that began quickly at `at`.
+fn term(at: Timestamp) -> Term {
+    Term {
+        began: Some(at),
+        quick: true,
+        looks: 0,
     }
 }
 
@@ -132,12 +142,183 @@ fn of_two_that_lead_the_later_one_steps_down_and_both_know_which_that_is() {
         let mut ours = known(None);
         ours.saw(vec![held("there", 1, there)], SECOND, wall());
         let own = held("here", 1, here);
-        assert_eq!(ours.senior(Some(&own), SECOND).is_some(), steps_down);
+        assert_eq!(term(here).looked(&ours, SECOND).is_some(), steps_down);
         let mut theirs = known(None);
         theirs.namespace = "there".to_owned();
         theirs.saw(vec![own], SECOND, wall());
-        let own = held("there", 1, there);
-        assert_eq!(theirs.senior(Some(&own), SECOND).is_some(), !steps_down);
+        assert_eq!(term(there).looked(&theirs, SECOND).is_some(), !steps_down);
+    }
+}
+
+#[test]
+fn a_lease_that_promises_years_counts_for_four_times_our_own_and_ends_no_term() {
+    let mut years = held("there", 1, wall());
+    let spec = years.spec.as_mut().unwrap();
+    spec.lease_duration_seconds = Some(i32::MAX);
+    (spec.acquire_time, spec.renew_time) = (None, None);
+    let mut ours = known(None);
+    ours.saw(vec![years.clone()], SECOND, wall());
+    assert!(is_rivalled(&ours, 60 * SECOND));
+    assert!(!is_rivalled(&ours, 61 * SECOND));
+    for quick in [true, false] {
+        let mut term = Term {
+            quick,
+            ..term(wall())
+        };
+        assert_eq!(term.looked(&ours, SECOND), None, "nobody says when it began");
+    }
+
+    let left = Timestamp::from_second(wall().as_second() - LONG_AGO - 61).unwrap();
+    years.spec.as_mut().unwrap().renew_time = Some(MicroTime(left));
+    let mut ours = known(None);
+    ours.saw(vec![years], SECOND, wall());
+    assert!(!is_rivalled(&ours, SECOND), "it was left behind");
+}
+
+#[test]
+fn who_has_led_for_two_looks_gives_way_to_nobody_who_comes_later() {
+    let before = Timestamp::from_second(wall().as_second() - 60).unwrap();
+    for looks in 0..=SETTLED {
+        let (mut ours, mut term) = (known(None), term(wall()));
+        for _ in 0..looks {
+            assert_eq!(term.looked(&ours, SECOND), None);
+        }
+        ours.saw(vec![held("there", 1, before)], SECOND, wall());
+        assert_eq!(term.looked(&ours, SECOND).is_none(), looks == SETTLED);
+    }
+}
+
+/// An installation that begins.
+#[derive(Clone, Debug)]
+struct Plan {
+    /// When, in milliseconds.
+    at: u64,
+    /// How far its clock is off, in milliseconds.
+    skew: i64,
+    /// Its first look shows something.
+    sees: bool,
+    /// How long each of its requests takes to the API server, and the answer back: a look, the write, two looks.
+    times: [(u64, u64); 4],
+}
+
+fn plans() -> impl Strategy<Value = Plan> {
+    let times = |most: u64| prop::array::uniform4((0..most, 0..most));
+    let times = prop_oneof![times(200), times(2500)];
+    (
+        0..6000_u64,
+        -200_000..200_000_i64,
+        prop::bool::weighted(0.9),
+        times,
+    )
+        .prop_map(|(at, skew, sees, times)| Plan {
+            at,
+            skew,
+            sees,
+            times,
+        })
+}
+
+const RETRY: u64 = 2000;
+
+/// One that begins by its plan.
+struct One {
+    namespace: &'static str,
+    plan: Plan,
+    known: Known,
+    term: Term,
+    /// How many requests were answered; none: it gave up.
+    done: Option<usize>,
+    /// The next one begins then.
+    next: u64,
+}
+
+impl One {
+    fn new(namespace: &'static str, plan: Plan) -> One {
+        let mut known = known(None);
+        namespace.clone_into(&mut known.namespace);
+        One {
+            namespace,
+            next: plan.at,
+            plan,
+            known,
+            term: Term::default(),
+            done: Some(0),
+        }
+    }
+
+    /// When its next request is at the API server.
+    fn arrives(&self) -> Option<u64> {
+        let (to, _) = self.plan.times.get(self.done?)?;
+        Some(self.next + to)
+    }
+
+    fn leads(&self) -> bool {
+        self.done == Some(self.plan.times.len())
+    }
+
+    fn is_quick(&self) -> bool {
+        let (look, write) = (self.plan.times[0], self.plan.times[1]);
+        self.plan.sees && look.0 + look.1 + write.0 + write.1 < RETRY
+    }
+
+    /// Its next request is answered from the Leases `stored`.
+    fn ask(&mut self, stored: &mut BTreeMap<&'static str, Lease>) {
+        let Some(done) = self.done else { return };
+        let (to, back) = self.plan.times[done];
+        let answered = self.next + to + back;
+        let now = Duration::from_millis(answered);
+        let off = i64::try_from(answered).unwrap() + self.plan.skew;
+        let wall = Timestamp::from_millisecond(wall().as_millisecond() + off).unwrap();
+        if done == 1 {
+            let began = self.term.began.unwrap();
+            stored.insert(self.namespace, held(self.namespace, 1, began));
+        } else if done > 1 || self.plan.sees {
+            self.known.saw(stored.values().cloned().collect(), now, wall);
+        }
+        let gives_up = match done {
+            0 => {
+                self.term.began = Some(wall);
+                is_rivalled(&self.known, now)
+            }
+            1 => {
+                self.term.quick = self.is_quick();
+                false
+            }
+            _ => self.term.looked(&self.known, now).is_some(),
+        };
+        self.done = (!gives_up).then_some(done + 1);
+        // The second look of a term is later.
+        let begun = self.next;
+        self.next = if done == 2 {
+            answered.max(begun + RETRY)
+        } else {
+            answered
+        };
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn of_two_that_begin_together_one_leads_at_most_and_one_does_if_both_are_quick(
+        here in plans(),
+        there in plans()
+    ) {
+        let mut ones = [One::new("here", here), One::new("there", there)];
+        let mut stored = BTreeMap::new();
+        while let Some(one) = ones
+            .iter_mut()
+            .filter(|one| one.arrives().is_some())
+            .min_by_key(|one| one.arrives())
+        {
+            one.ask(&mut stored);
+        }
+        let lead = ones.iter().filter(|one| one.leads()).count();
+        prop_assert!(lead <= 1, "both lead for good");
+        if ones.iter().all(One::is_quick) {
+            prop_assert_eq!(lead, 1);
+        }
     }
 }
 
@@ -216,4 +397,30 @@ async fn who_may_not_see_the_leases_of_others_leads() {
     api.refuse_reads("/leases", 403);
     let mut standing = elect(&api, None);
     wait(&mut standing, "it leads", leads).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_has_looked_twice_goes_on_whatever_lease_somebody_makes() {
+    let api = FakeApi::new();
+    let mut standing = elect(&api, None);
+    wait(&mut standing, "it leads", leads).await;
+    let looks = |asked: &[String]| {
+        let look = "GET /apis/coordination.k8s.io/v1/leases";
+        asked.iter().filter(|request| *request == look).count()
+    };
+    let mut asked = Vec::new();
+    // The first was before it led.
+    while looks(&asked) < 3 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        asked.extend(api.requests());
+    }
+    // The renewal after that look takes what it showed.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let before = Timestamp::from_second(Timestamp::now().as_second() - 60).unwrap();
+    api.put("leases", &held("there", 1, before));
+    api.requests();
+    let ends = standing.wait_for(|now| !leads(now));
+    let ends = tokio::time::timeout(4 * SECOND, ends).await;
+    assert!(ends.is_err(), "it goes on");
+    assert!(looks(&api.requests()) > 0, "it has seen that Lease");
 }

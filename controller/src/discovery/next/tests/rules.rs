@@ -919,7 +919,7 @@ fn a_segment_that_is_gone_is_told_of_the_machines_that_it_leaves_without_a_host(
     assert_eq!((told.reason, told.warning), ("NoSegment", true));
     assert_eq!(told.about.kind.as_deref(), Some("Server"));
     let at = format!(
-        "Segment {}/lab, by which it enrolled, does not exist",
+        "Segment {}/lab, on which the machine enrolled, does not exist",
         sim::NAMESPACE
     );
     assert!(told.message.contains(&at), "{}", told.message);
