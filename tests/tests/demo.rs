@@ -52,7 +52,7 @@ async fn demo_shows_two_servers_and_takes_one_through_its_life() {
         "52:54:00:00:01:00",
         // How far the image is, and what only a person can do.
         "write: write image",
-        "power-cycle the machine by hand",
+        "power-cycle the machine manually",
         // What the server's own operating system says, and that it is free again.
         "OS| hostname: mustered",
         "its disks are clean",

@@ -270,7 +270,7 @@ impl Life {
                 condition.type_ == "Waiting"
                     && condition.status == "True"
                     && condition.reason == "PowerCycleByHand"
-                    && condition.message.contains("its network boot is armed since")
+                    && condition.message.contains("network boot has been armed since")
             });
             waits && state(host) == "deprovisioning"
         };

@@ -49,7 +49,7 @@ pub(super) fn hopeless(draft: &Draft<'_>) -> Option<String> {
     if !has_bmc(draft.host) {
         let is_opted_in = draft.annotation(IN_BAND_ANNOTATION).is_some();
         return (!is_opted_in)
-            .then(|| format!("the host has no BMC, and no annotation {IN_BAND_ANNOTATION}"));
+            .then(|| format!("the host has neither a BMC nor the annotation {IN_BAND_ANNOTATION}"));
     }
     let bmc = draft.host.spec.bmc.as_ref()?;
     lacking(bmc).or_else(|| match &draft.seen.secrets.bmc.state {
@@ -186,7 +186,7 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
         }
         SecretState::Unreadable(why) => {
             let why = format!("the Secret {name} with the BMC's credentials cannot be read: {why}");
-            draft.wait_for(WaitReason::Inputs, and_next(&why, "it is read again"));
+            draft.wait_for(WaitReason::Inputs, and_next(&why, "retrying"));
             draft.again(LOOK_AGAIN);
         }
         SecretState::Invalid(why) => {
@@ -254,9 +254,9 @@ fn bring_in(draft: &mut Draft<'_>, name: &str) {
 fn asks(host: &BareMetalHost) -> &'static str {
     match registration::leads_to(host) {
         State::ExternallyProvisioned => {
-            "waits for the BMC to answer; next: the host is externally provisioned, and only its power is looked after"
+            "waits for the BMC to answer; next: the host is externally provisioned, and only its power is managed"
         }
-        State::Preparing => "waits for the BMC to answer; next: the host is prepared, without inspection",
+        State::Preparing => "waits for the BMC to answer; next: the host is prepared without inspection",
         _ => "waits for the BMC to answer; next: the host is inspected",
     }
 }
@@ -325,7 +325,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
     match failure.class {
         FailureClass::Credentials if was_registered(draft) => {
             let often = format!(
-                "{} min, since the host was registered before",
+                "{} min, because the host was registered before",
                 ASK_LATER.as_mins()
             );
             let message = secrets::with_going(draft, message);
@@ -344,7 +344,7 @@ fn unanswered(draft: &mut Draft<'_>, failure: &Failure, access: Access) -> Reach
         }
         class @ (FailureClass::Certificate | FailureClass::System) => {
             let helps = match class {
-                FailureClass::System => ": correct spec.bmc.address, or the BMC",
+                FailureClass::System => ": correct spec.bmc.address or fix the BMC",
                 _ => "",
             };
             let message = format!("{}{helps}", clause(&message));
@@ -397,8 +397,8 @@ fn refuse_for_now(draft: &mut Draft<'_>, message: &str, often: &str) {
     let message = match draft.is_being_deleted() {
         true => clause(message).to_owned(),
         false => {
-            let next = "and at once when spec.bmc, or what its Secret holds, changes";
-            and_next(message, &format!("it is asked again every {often}, {next}"))
+            let next = "and as soon as spec.bmc or the data of its Secret change";
+            and_next(message, &format!("retrying every {often}, {next}"))
         }
     };
     draft.refuse(ErrorType::Registration, message);
@@ -477,7 +477,7 @@ fn in_band(draft: &mut Draft<'_>) -> Reach {
         draft.refuse(
             ErrorType::Registration,
             format!(
-                "the host has no BMC, and nobody allows to manage it through its ramdisk; next: set spec.bmc, or annotate it with {IN_BAND_ANNOTATION}=KEY, where KEY stands on the machine's console"
+                "the host has no BMC, and Muster is not allowed to manage it through its ramdisk; next: set spec.bmc, or annotate the host with {IN_BAND_ANNOTATION}=KEY, where KEY is shown on the machine's console"
             ),
         );
         return Reach::No;
@@ -502,11 +502,11 @@ pub(super) fn opted_in(value: &str, session: &Session, segment: Option<&Segment>
         return match segment.map(|segment| segment.spec.trust_for_secrets()) {
             Some(required) if required <= Trust::Segment => Ok(()),
             Some(_) => Err(format!(
-                "{IN_BAND_ANNOTATION} says `{IN_BAND_SEGMENT}`, but Segment {} requires more trust than that; it goes on once the annotation names the session's key, or the Segment has requiredTrust: segment",
+                "{IN_BAND_ANNOTATION} is `{IN_BAND_SEGMENT}`, but Segment {} requires more trust; set the annotation to the session's key, or set requiredTrust: segment in the Segment",
                 session.segment
             )),
             None => Err(format!(
-                "Segment {} of the session does not exist; next: make it again, or name the session's key in {IN_BAND_ANNOTATION}",
+                "Segment {} of the session does not exist; next: recreate it, or name the session's key in {IN_BAND_ANNOTATION}",
                 session.segment
             )),
         };
@@ -515,7 +515,7 @@ pub(super) fn opted_in(value: &str, session: &Session, segment: Option<&Segment>
         return Ok(());
     }
     Err(format!(
-        "{IN_BAND_ANNOTATION} names another key than that of the session, which is {}; it goes on once it names this one: compare it with the machine's console",
+        "{IN_BAND_ANNOTATION} does not name the session's key, which is {}; compare this key with the one on the machine's console, then set the annotation to it",
         session.key
     ))
 }
@@ -540,10 +540,10 @@ pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(
         // A key that is named counts for hosts without a BMC alone.
         let or = match opted_in {
             Some(_) => format!("name the session's key in {IN_BAND_ANNOTATION}"),
-            None => "let the host name none of userData, networkData and metaData".to_owned(),
+            None => "remove userData, networkData and metaData from the host".to_owned(),
         };
         return Err(format!(
-            "Segment {} of the session does not exist, so its required trust is not known; next: make it again, or {or}",
+            "Segment {} of the session does not exist, so its required trust is unknown; next: recreate it, or {or}",
             session.segment
         ));
     };
@@ -559,7 +559,7 @@ pub(super) fn may_have_secrets(draft: &Draft<'_>, session: &Session) -> Result<(
     }
     let [is, needs] = [trust, required].map(Trust::name);
     Err(format!(
-        "userData, networkData and metaData are given to sessions with trust `{needs}` only (Segment {0}), and this one has `{is}`; it goes on once Segment {0} has requiredTrust: {is}, which lets whoever can send packets there read them, or once the host names none of them",
+        "userData, networkData and metaData are given only to sessions with trust `{needs}` (Segment {0}), but this session has `{is}`; set requiredTrust: {is} in Segment {0}, which lets anyone who can send packets there read them, or remove them from the host",
         session.segment
     ))
 }

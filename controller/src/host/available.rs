@@ -159,7 +159,7 @@ fn refusal(draft: &Draft<'_>) -> Result<(), String> {
         let root = disk::choose(effective_hints(draft).as_deref(), disks)?;
         disk::can_be_told(disks, root).map_err(|why| {
             format!(
-                "the disk {} has {why}: it cannot be told from others, and images go to no such disk; next: choose another in spec.rootDeviceHints",
+                "the disk {} has {why}: it cannot be told apart from other disks, so no image is written to it; next: choose another in spec.rootDeviceHints",
                 root.name
             )
         })?;
@@ -175,7 +175,7 @@ pub(super) fn request(spec: &BareMetalHostSpec) -> Result<ImageSource, String> {
         .filter(|custom| !custom.method.is_empty())
     {
         return Err(format!(
-            "the deploy method `{}` is unknown: this version has none, set spec.image instead",
+            "the deploy method `{}` is unknown: this version supports none; set spec.image instead",
             custom.method
         ));
     }
@@ -204,12 +204,12 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
     if most > 0 && failures >= most {
         // Where it is not known for which generation that was, the image alone counts.
         let change = match conditions::failed_for(&draft.old) {
-            Some(_) => "anything in its spec, such as spec.image",
+            Some(_) => "anything in the host's spec, such as spec.image",
             None => "spec.image (remove it and set it again)",
         };
         return Err(and_next(
             &format!("gave up after {failures} attempts: {why}"),
-            &format!("mend that, then change {change}"),
+            &format!("fix this, then change {change}"),
         ));
     }
     let ended = ended(draft).unwrap_or(draft.now);
@@ -221,7 +221,7 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
         WaitReason::Delay,
         and_next(
             &format!("attempt {failures} failed: {why}"),
-            &format!("another one after {}", backoff::words(pause)),
+            &format!("another attempt after {}", backoff::words(pause)),
         ),
     );
     draft.again_at(ended.checked_add(pause).unwrap_or(draft.now));

@@ -41,7 +41,7 @@ pub(super) fn anothers(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String
     }
     let (its, ours) = (words(uuids.0, serials.0), words(uuids.1, serials.1));
     Some(format!(
-        "it is the BMC of another machine, {its}, and the host's has {ours}: correct spec.bmc.address, or, if both are one, write what the BMC says into the annotation {BMC_IDENTITY_ANNOTATION}"
+        "it belongs to another machine: it reports {its}, but the host's machine has {ours}; correct spec.bmc.address, or, if they are the same machine, set the annotation {BMC_IDENTITY_ANNOTATION} to the value that the BMC reports"
     ))
 }
 
@@ -62,7 +62,7 @@ pub(super) fn shared(draft: &Draft<'_>, says: &bmc::Identity) -> Option<String> 
         return None;
     }
     Some(format!(
-        "host {} declares it, too, and it is not known whose machine it has: correct spec.bmc.address of the one whose it is not, or write what the BMC says of itself into the annotation {BMC_IDENTITY_ANNOTATION} of the other",
+        "host {} declares the same BMC, and it is unknown which of the two hosts it belongs to; correct spec.bmc.address of the wrong one, or set the annotation {BMC_IDENTITY_ANNOTATION} of the right one to the UUID or serial number that the BMC reports",
         rival.path
     ))
 }

@@ -280,7 +280,7 @@ async fn access(vault: &Vault, host: &BareMetalHost, content: Option<&str>) -> R
     address.driver().map_err(|error| wrong(error.to_string()))?;
     let secret = Path::beside(host, &spec.credentials_name);
     // Between looking and acting: it is looked at again, and then this access is not the host's any more.
-    let changed = "the Secret with its credentials has changed meanwhile";
+    let changed = "the Secret with its credentials has changed in the meantime";
     let login = vault.login(&secret, content).await;
     Ok(bmc::Access {
         host: reference(host),

@@ -54,14 +54,16 @@ pub fn refusal(host: &BareMetalHost, inventory: &Packed<Inventory>) -> Option<St
     let runs = inventory.unpack().boot.mode;
     let remedy = match has_bmc(host) {
         true => {
-            format!("have its BMC boot it in that (annotation {REBOOT_ANNOTATION} with {{\"force\": true}})")
+            format!(
+                "have its BMC reboot it in the requested mode (annotation {REBOOT_ANNOTATION} with {{\"force\": true}})"
+            )
         }
-        false => "switch its firmware over and boot its ramdisk again".to_owned(),
+        false => "change the boot mode in its firmware and boot the ramdisk again".to_owned(),
     };
     (runs != asked).then(|| {
         let (runs, asked) = (name(runs), name(asked));
         format!(
-            "the machine runs its ramdisk in {runs} mode, and spec.bootMode asks for {asked}; next: {remedy}, or correct spec.bootMode"
+            "the machine runs its ramdisk in {runs} mode, but spec.bootMode asks for {asked}; next: {remedy}, or correct spec.bootMode"
         )
     })
 }
@@ -83,7 +85,7 @@ pub(super) fn is_as_asked(draft: &mut Draft<'_>, server: &Server) -> Result<bool
         Some(due) => {
             draft.wait_for(
                 WaitReason::Inventory,
-                "waits for the ramdisk to report its machine; next: the image is written",
+                "waits for the ramdisk to report the hardware; next: the image is written",
             );
             draft.again_at(due);
             Ok(false)

@@ -164,20 +164,20 @@ pub(super) fn without_time(message: &str) -> &str {
 }
 
 /// What a host waits for that nobody manages.
-pub const MANAGE: &str = "waits for somebody to manage the machine: set spec.bmc, or annotate the host with muster.dev/in-band=KEY, \
-    where KEY stands on the machine's console and in status.session.key of its Server, if it has one; next: the host is registered";
+pub const MANAGE: &str = "waits for a way to manage the machine: set spec.bmc, or annotate the host with muster.dev/in-band=KEY, \
+    where KEY is shown on the machine's console and in status.session.key of its Server, if it has one; next: the host is registered";
 
 /// The same where no Server points at the host: no session is known whose key could be named.
-pub(super) const MANAGE_UNKNOWN: &str = "waits for somebody to manage the machine, of which no Server is known: set spec.bmc, or annotate the \
-    host with muster.dev/in-band=KEY, with any KEY first, boot the machine, and then with the KEY that its console shows; \
+pub(super) const MANAGE_UNKNOWN: &str = "waits for a way to manage the machine, for which no Server is known: set spec.bmc, or annotate the \
+    host with muster.dev/in-band=KEY, with any KEY, boot the machine, then set KEY to the one that its console shows; \
     next: the host is registered";
 
 /// What it means that a Server is contested.
-pub const CONTESTED: &str = "two keys showed the boot token of this machine, so something else on its segment may have read it, and its session is revoked";
+pub const CONTESTED: &str = "two clients presented this machine's one-time boot token, so something else on its segment may have read it; its session has been revoked";
 
 /// What ends that.
 pub const ENROLS_AGAIN: &str =
-    "look for a foreign device on the segment, then boot the machine again: it gets another token";
+    "look for a foreign device on the segment, then reboot the machine: it gets a new token";
 
 /// `message` with the time from when on it is so.
 pub fn since(message: &str, at: Timestamp) -> String {
@@ -246,8 +246,8 @@ pub(super) fn set(
             reason: wait.reason.name(),
             message: since(&wait.message, wait.since),
         },
-        None if goes_on => fact(WAITING, Err("UnderWay"), "it goes on by itself"),
-        None => fact(WAITING, Err("Nothing"), "nothing is to be done"),
+        None if goes_on => fact(WAITING, Err("UnderWay"), "work is under way; no action is needed"),
+        None => fact(WAITING, Err("Nothing"), "there is nothing to do"),
     });
     for wanted in facts {
         let wait = wait.filter(|_| wanted.type_ == WAITING);
@@ -370,12 +370,12 @@ fn healthy(status: &BareMetalHostStatus, health: Option<Health>) -> Option<Fact>
         Some(Health::Warning) => (
             "False",
             "Warning",
-            "the BMC says that the machine needs attention",
+            "the BMC reports that the machine needs attention",
         ),
         Some(Health::Critical) => (
             "False",
             "CriticalError",
-            "the BMC says that the machine needs attention at once",
+            "the BMC reports that the machine needs immediate attention",
         ),
     };
     Some(Fact {

@@ -28,10 +28,10 @@ pub(super) fn turn(draft: &mut Draft<'_>) -> bool {
         _ if young => None,
         State::Foreign => {
             let why = unknown(&draft.old.provisioning.state);
-            Some(format!("{why}: the machine is neither cleaned nor switched off"))
+            Some(format!("{why}: the machine is neither cleaned nor powered off"))
         }
         _ => access::hopeless(draft).map(|why| {
-            format!("the machine cannot be reached, and is neither cleaned nor switched off: {why}")
+            format!("the machine cannot be reached and is neither cleaned nor powered off: {why}")
         }),
     };
     if young || given_up.is_some() {
@@ -81,7 +81,7 @@ pub(super) fn power_off(draft: &mut Draft<'_>) {
         draft.warn(
             "DeletedUnreachable",
             format!(
-                "the machine could not be switched off, and may run on: {}",
+                "the machine could not be powered off and may still be running: {}",
                 clause(&draft.old.error_message)
             ),
         );
@@ -145,7 +145,7 @@ fn in_band(draft: &mut Draft<'_>) {
         if let Some(due) = ramdisk::may_return_until(draft) {
             draft.wait_for(
                 WaitReason::PoweringOff,
-                "waits for the ramdisk, which fell silent a moment ago, to switch the machine off; next: the host is let go",
+                "waits for the ramdisk, which lost its connection a moment ago, to power off the machine; next: the host is deleted",
             );
             draft.again_at(due);
             return;
@@ -153,7 +153,7 @@ fn in_band(draft: &mut Draft<'_>) {
         if draft.status.powered_on {
             draft.warn(
                 "DeletedUnreachable",
-                "the machine has no BMC and is not in its ramdisk: it is not switched off",
+                "the machine has no BMC and is not in its ramdisk: it is not powered off",
             );
         }
         draft.enter(State::Deleting);
@@ -164,23 +164,23 @@ fn in_band(draft: &mut Draft<'_>) {
             jobs::place(draft, server, &id, Task::PowerOff);
             draft.wait_for(
                 WaitReason::PoweringOff,
-                "waits for the ramdisk to switch the machine off; next: the host is let go",
+                "waits for the ramdisk to power off the machine; next: the host is deleted",
             );
         }
         Job::Pending if draft.waited(WaitReason::PoweringOff, ramdisk::BOOT_DEADLINE) => draft.fail(
             ErrorType::PowerManagement,
-            "the ramdisk does not switch the machine off",
+            "the ramdisk does not power off the machine",
         ),
         Job::Pending => {
             draft.wait_for(
                 WaitReason::PoweringOff,
-                "waits for the ramdisk to switch the machine off; next: the host is let go",
+                "waits for the ramdisk to power off the machine; next: the host is deleted",
             );
             draft.again(std::time::Duration::from_secs(300));
         }
         Job::Failed(error) => draft.fail(
             ErrorType::PowerManagement,
-            format!("the ramdisk did not switch the machine off: {error}"),
+            format!("the ramdisk did not power off the machine: {error}"),
         ),
         Job::Done => {}
     }
@@ -196,7 +196,7 @@ pub(super) fn drop_finalizers(draft: &mut Draft<'_>) {
         // It may carry our finalizer, which nobody else takes off.
         draft.wait_for(
             WaitReason::Inputs,
-            and_next(&why, "it is let go, and then the host"),
+            and_next(&why, "it is released, and then the host is deleted"),
         );
         draft.again(access::LOOK_AGAIN);
         return;
@@ -212,10 +212,10 @@ pub(super) fn drop_finalizers(draft: &mut Draft<'_>) {
     }
     if busy {
         draft.keep_wait();
-        draft.why("lets go of what was held for the host");
+        draft.why("releases what was held for the host");
         draft.again(std::time::Duration::ZERO);
         return;
     }
     draft.metadata.finalizer = Some(false);
-    draft.why("nothing is held for the host any more");
+    draft.why("nothing is held for the host any longer");
 }

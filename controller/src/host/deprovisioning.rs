@@ -27,7 +27,7 @@ pub(super) const PATIENCE: i64 = 3;
 /// What the operation is called.
 const DEPROVISION: &str = "deprovision";
 /// Why a cleaning that had begun was not ended.
-const NOT_WANTED: &str = "its cleaning was switched off after it had begun";
+const NOT_WANTED: &str = "cleaning was disabled after it had begun";
 
 /// What the host runs is to go.
 pub(super) fn begin(draft: &mut Draft<'_>) {
@@ -37,10 +37,10 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
     // the machine is to have the ramdisk.
     let told = match guard::kept(draft.host).filter(|_| draft.is_being_deleted()) {
         Some(why) if residue_as_it_is(draft) == Residue::Part => format!(
-            "the host is deleted in the middle of what clears or writes its disks, and they are not cleaned after that, because {why}"
+            "the host is deleted while its disks are being cleared or written, and they are not cleaned afterwards, because {why}"
         ),
-        Some(why) => format!("the host is deleted, and its disks keep their data, because {why}"),
-        None => "what the host runs is taken away".to_owned(),
+        Some(why) => format!("the host is deleted and its disks keep their data, because {why}"),
+        None => "deprovisioning the host".to_owned(),
     };
     draft.tell("DeprovisioningStarted", told);
     if draft.host.spec.image.is_none() {
@@ -79,7 +79,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         return;
     }
     if is_released(draft) {
-        uncleaned(draft, "somebody asked for it");
+        uncleaned(draft, "release without cleaning was requested");
         return;
     }
     match draft.hold_off(&[ErrorType::Provisioning, ErrorType::PowerManagement]) {
@@ -98,7 +98,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if let Some(why) = guard::untouchable(draft.host) {
         draft.refuse(
             ErrorType::Provisioning,
-            format!("{why}, or {RELEASE_ANNOTATION} lets it go as it is"),
+            format!("{why}, or {RELEASE_ANNOTATION} releases it without cleaning"),
         );
         return;
     }
@@ -131,7 +131,7 @@ fn failures(draft: &Draft<'_>) -> String {
     let count = draft.old.error_count;
     match clause(&draft.old.error_message) {
         "" => format!("{what} failed {count} times"),
-        last => format!("{what} failed {count} times; the last: {last}"),
+        last => format!("{what} failed {count} times; last error: {last}"),
     }
 }
 
@@ -140,7 +140,7 @@ fn afterwards(draft: &Draft<'_>) -> &'static str {
     let stays_on = draft.host.spec.disable_power_off == Some(true);
     match draft.is_being_deleted() {
         true if stays_on => "the host is deleted",
-        true => "the machine is switched off, and the host is deleted",
+        true => "the machine is powered off and the host is deleted",
         false => "the host is available",
     }
 }
@@ -168,7 +168,7 @@ fn clean(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let disks = to_clean(&inventory.disks, root);
     if disks.is_empty() {
         // It ran something from somewhere.
-        return uncleaned(draft, "its ramdisk sees none that may be cleared");
+        return uncleaned(draft, "the ramdisk found no disk that may be cleared");
     }
     match guard::to_clean(draft.host, draft.seen, &disks) {
         Ok(permit) => {
@@ -210,7 +210,7 @@ pub(super) fn tell_left_out(draft: &mut Draft<'_>, server: &Server, id: &str, le
     }
     draft.warn(
         "DisksLeft",
-        format!("some disks stay as they are: {}", left.join("; ")),
+        format!("some disks are not cleaned: {}", left.join("; ")),
     );
 }
 
@@ -259,12 +259,12 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
                 draft.fail(ErrorType::Provisioning, why);
             } else if draft.powerless.is_some() {
                 let then = match stays_on {
-                    true => "its ramdisk takes the place of what it runs",
-                    false => "it is switched off",
+                    true => "the ramdisk replaces its running system",
+                    false => "it is powered off",
                 };
                 draft.wait_for(
                     WaitReason::Bmc,
-                    format!("waits for the BMC to say whether the machine is on; next: {then}"),
+                    format!("waits for the BMC to report the power state; next: {then}"),
                 );
             }
         }
@@ -273,7 +273,7 @@ fn stop(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
 
 /// What runs ends as the ramdisk takes its place.
 fn ends_in_ramdisk(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
-    let then = "the host is let go, with its disks as they are";
+    let then = "the host is released without cleaning";
     ramdisk::ready(draft, reach, operation, ErrorType::Provisioning, then);
 }
 
@@ -326,7 +326,7 @@ fn finish_uncleaned(draft: &mut Draft<'_>, residue: Residue, why: &str) {
         draft.warn(
             "NotCleaned",
             format!(
-                "not all disks are known to be clean: some may hold their data still, and others be cleared in part ({why})"
+                "not all disks are known to be clean: some may still hold their data, and others may be partly cleared ({why})"
             ),
         );
     }
@@ -378,7 +378,8 @@ fn cleaned(draft: &mut Draft<'_>, server: &Server) {
         let more: Vec<_> = more.iter().map(|disk| disk.name.as_str()).collect();
         if !more.is_empty() {
             let names = more.join(", ");
-            let message = format!("not all disks are cleaned: {names} came to light after that was ordered");
+            let message =
+                format!("not all disks are cleaned: {names} appeared after the cleaning was ordered");
             return draft.fail(ErrorType::Provisioning, message);
         }
     }
@@ -419,12 +420,12 @@ fn finish(draft: &mut Draft<'_>, residue: Residue) {
     }
     power::rebooted(draft);
     let told = match residue {
-        Residue::Nothing => "nothing of what it ran is left to boot",
+        Residue::Nothing => "the host is deprovisioned, and nothing that it ran can boot any longer",
         Residue::SomeDisks => {
-            "its disks are clean, but for those of the Event DisksLeft, which are as they were"
+            "the disks are clean, except for those listed in the Event DisksLeft, which are unchanged"
         }
-        Residue::Part => "the host is let go, and some of its disks may hold their data still",
-        Residue::Disks => "the host is let go, with its disks as they were",
+        Residue::Part => "the host is released, but some of its disks may still hold their data",
+        Residue::Disks => "the host is released without cleaning",
     };
     draft.tell("DeprovisioningComplete", told);
     jobs::clear(draft);

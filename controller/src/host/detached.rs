@@ -35,7 +35,7 @@ pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
     let error = arguments::<Arguments>(value).err().filter(|_| is_meant)?;
     let example = r#"{"force":true}"#;
     Some(format!(
-        "the annotation {DETACHED_ANNOTATION} cannot be read: {error}; it counts as if it had no value; write JSON such as {example}, or nothing"
+        "the annotation {DETACHED_ANNOTATION} cannot be parsed: {error}; it is treated as if it had no value; use JSON such as {example}, or no value"
     ))
 }
 
@@ -59,7 +59,7 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
                 Some(_) => OperationalStatus::Error,
                 None => OperationalStatus::Ok,
             };
-            draft.why("taken into our hands again");
+            draft.why("the host is no longer detached");
             draft.again(std::time::Duration::ZERO);
         }
         // Of another operator, which was asked for what nobody asks for any more.
@@ -81,7 +81,7 @@ pub(super) fn apply(draft: &mut Draft<'_>) -> bool {
     detach(draft);
     draft.wait_for(
         WaitReason::Detached,
-        format!("the host is detached; next: goes on where it was once the annotation {DETACHED_ANNOTATION} is removed"),
+        format!("the host is detached; next: continues where it stopped once the annotation {DETACHED_ANNOTATION} is removed"),
     );
     true
 }
@@ -108,15 +108,15 @@ fn delete_detached(draft: &mut Draft<'_>, arguments: Arguments) -> bool {
         }
         let next = match is_cleaned_then(draft) {
             true => format!(
-                "its disks are cleaned once the annotation {DETACHED_ANNOTATION} is removed; once that is empty, the host goes at once with its disks as they are"
+                "its disks are cleaned once the annotation {DETACHED_ANNOTATION} is removed; if its value is emptied instead, the host is removed at once without cleaning"
             ),
             false => format!(
-                "the host goes, with its disks as they are, once the annotation {DETACHED_ANNOTATION} is removed"
+                "the host is removed without cleaning once the annotation {DETACHED_ANNOTATION} is removed"
             ),
         };
         draft.wait_for(
             WaitReason::Detached,
-            format!("the host is deleted while detached; next: {next}"),
+            format!("the host is being deleted while detached; next: {next}"),
         );
         return true;
     }

@@ -15,7 +15,7 @@ use muster_proto::{
 };
 
 /// What a disk is called that takes writes only where the one before ended.
-const ZONED: &str = "a zoned disk that its host has to manage (SMR or ZNS)";
+const ZONED: &str = "a host-managed zoned disk (SMR or ZNS)";
 
 /// The least size of a disk that is chosen without hints, in bytes.
 const LEAST: u64 = 4 << 30;
@@ -65,8 +65,8 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
             .min_by_key(|disk| (Seat::of(disk), disk.size_bytes))
             .ok_or_else(|| {
                 format!(
-                    "none of the {} disks has at least 4 GiB and is neither removable, behind USB, an SD card, read-only nor one of \
-                     several paths: set spec.rootDeviceHints",
+                    "none of the {} disks can be chosen without hints (at least 4 GiB; not removable, USB, SD card, read-only, zoned or one of \
+                     several paths): set spec.rootDeviceHints",
                     disks.len()
                 )
             });
@@ -74,7 +74,7 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
     let mut meant = disks.iter().filter(|disk| matches(&hints, disk)).peekable();
     let first = *meant.peek().ok_or_else(|| {
         format!(
-            "none of the {} disks is what the root device hints say: {}; next: correct spec.rootDeviceHints by the disks in the host's HardwareData",
+            "none of the {} disks matches the root device hints: {}; next: correct spec.rootDeviceHints to match a disk in the host's HardwareData",
             disks.len(),
             words(&hints)
         )
@@ -88,7 +88,7 @@ pub(super) fn choose<'a>(hints: Option<&RootDeviceHints>, disks: &'a [Disk]) -> 
             _ => "removable",
         };
         format!(
-            "the disk {} that the root device hints choose is {what}, and images go to no such disk; next: choose another in spec.rootDeviceHints",
+            "the disk {} chosen by the root device hints is {what}, so no image is written to it; next: choose another in spec.rootDeviceHints",
             first.name
         )
     })
@@ -195,11 +195,12 @@ pub(super) fn to_clean<'a>(disks: &'a [Disk], root: Option<&'a Disk>) -> Vec<&'a
 /// Those that are left out though they may be the machine's own, each with why, for people.
 pub(super) fn left_out(disks: &[Disk], root: Option<&Disk>) -> Vec<String> {
     let why = |disk: &Disk| match (Seat::of(disk), can_be_told(disks, disk)) {
-        (_, Err(why)) if root == Some(disk) => {
-            Some(format!("{}, which the hints choose, has {why}", disk.name))
-        }
+        (_, Err(why)) if root == Some(disk) => Some(format!(
+            "{}, chosen by the root device hints, has {why}",
+            disk.name
+        )),
         _ if root == Some(disk) => None,
-        (Seat::Plug, _) => Some(format!("{} is behind USB, or an SD card", disk.name)),
+        (Seat::Plug, _) => Some(format!("{} is a USB disk or SD card", disk.name)),
         (Seat::Built, Err(why)) => Some(format!("{} has {why}", disk.name)),
         (Seat::Network, _) | (Seat::Built, Ok(())) => None,
     };
@@ -244,7 +245,9 @@ pub(super) fn gone(known: &[HardwareStorage], disks: &[Disk]) -> Vec<String> {
             return None;
         }
         let name = was.name.as_deref().unwrap_or("a disk");
-        Some(format!("{name} ({number}), which the machine had, is not seen"))
+        Some(format!(
+            "{name} ({number}), which the machine had before, is missing"
+        ))
     };
     known.iter().filter_map(words).collect()
 }
@@ -272,10 +275,10 @@ pub(super) fn can_be_told(disks: &[Disk], disk: &Disk) -> Result<(), &'static st
         return Ok(());
     }
     if disk.serial.is_empty() && disk.wwn.is_empty() {
-        return Err("no serial number, no world wide name and no place");
+        return Err("no serial number, no world wide name and no device path");
     }
     match has_twin(disks, disk) {
-        true => Err("no place, and another one has its serial number, world wide name and size"),
+        true => Err("no device path, and another disk has the same serial number, world wide name and size"),
         false => Ok(()),
     }
 }

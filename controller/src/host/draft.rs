@@ -288,10 +288,7 @@ impl<'a> Draft<'a> {
         self.warn(event_reason(kind), message.clone());
         self.wait = Some(Wait {
             reason: WaitReason::Retry,
-            message: and_next(
-                &message,
-                &format!("another attempt after {}", backoff::words(pause)),
-            ),
+            message: and_next(&message, &format!("retrying after {}", backoff::words(pause))),
             since: self.now,
             generation: conditions::tried_for(&self.old).or(self.host.metadata.generation),
         });
@@ -317,7 +314,7 @@ impl<'a> Draft<'a> {
         self.why(format!("refused: {message}"));
         let message = match message.contains(NEXT) {
             true => clause(&message).to_owned(),
-            false => and_next(&message, "goes on as soon as that is changed"),
+            false => and_next(&message, "continues once this is fixed"),
         };
         self.wait_for(WaitReason::Refused, message);
     }
@@ -413,7 +410,7 @@ impl<'a> Draft<'a> {
             return HoldOff::Over;
         }
         self.keep_wait();
-        self.why("waits before another attempt");
+        self.why("waits before retrying");
         self.again_at(due);
         HoldOff::Waiting
     }

@@ -26,13 +26,13 @@ pub(super) enum DriveError {
         why: String,
     },
     /// More than the machine's agent takes, by a Secret that was changed a moment ago.
-    #[error("it is larger than any agent takes")]
+    #[error("it is larger than any agent accepts")]
     Large,
     /// It could not be sealed.
     #[error("seal the config drive for the session")]
     Seal(#[source] SealError),
     /// The session whose key was seen is over.
-    #[error("the session is another one than was seen")]
+    #[error("the session has changed since it was read")]
     Session,
 }
 

@@ -304,7 +304,7 @@ impl Executor {
                 let namespace = host.metadata.namespace.as_deref().unwrap_or_default();
                 let sealed = drive::sealed(&self.vault, namespace, contents, operation, server).await;
                 Some(sealed.map_err(|error| {
-                    tracing::warn!(error = %Chain(&error), "no job is placed");
+                    tracing::warn!(error = %Chain(&error), "not placing the job");
                     behind()
                 })?)
             }
@@ -325,7 +325,7 @@ impl Executor {
     ) -> Result<(), ExecuteError> {
         match snapshot.seen.server.as_ref() {
             Some(server) if server.spec.job.as_ref().is_some_and(|job| job.id == id) => {
-                self.set_job("take job off Server", host, server, None).await
+                self.set_job("remove job from Server", host, server, None).await
             }
             _ => Ok(()),
         }
@@ -352,7 +352,7 @@ impl Executor {
         snapshot: &Snapshot,
         wish: Wake,
     ) -> Result<(), ExecuteError> {
-        let step = "ask for Wake-on-LAN on Server";
+        let step = "request Wake-on-LAN on Server";
         let server = snapshot
             .seen
             .server
@@ -479,11 +479,11 @@ impl Executor {
                 Ok(object) => object,
                 // Upstream's kind need not be installed, and the rights to it are not worth a host that does not go.
                 Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
-                    tracing::debug!(%kind, why = %status.message, "nothing to let go");
+                    tracing::debug!(%kind, why = %status.message, "nothing to release");
                     continue;
                 }
                 Err(error) => {
-                    return Err(failed("read what another operator left", &path.to_string())(
+                    return Err(failed("read leftovers of another operator", &path.to_string())(
                         error,
                     ));
                 }
@@ -502,10 +502,10 @@ impl Executor {
                 .await
             {
                 Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
-                    tracing::warn!(%kind, why = %status.message, "its finalizers are not taken off");
+                    tracing::warn!(%kind, why = %status.message, "cannot remove its finalizers; leaving them");
                 }
                 patched => {
-                    patched.map_err(failed("release what another operator left", &path.to_string()))?;
+                    patched.map_err(failed("release leftovers of another operator", &path.to_string()))?;
                 }
             }
         }

@@ -63,22 +63,22 @@ pub(super) fn kept(host: &BareMetalHost) -> Option<&'static str> {
     if is_protected(host) {
         return Some("the host is protected");
     }
-    (host.spec.externally_provisioned == Some(true)).then_some("somebody else provisioned the host")
+    (host.spec.externally_provisioned == Some(true)).then_some("the host is externally provisioned")
 }
 
 /// Why nothing is written to the disks of a protected host.
 pub(super) const UNWRITTEN: &str =
-    "the host is protected: its disks are not written before the annotation muster.dev/protected is removed";
+    "the host is protected: its disks are not written until the annotation muster.dev/protected is removed";
 
 /// Why what runs on the host is not to be taken away; none: it may be. Better known before its machine is rebooted for that.
 pub(super) fn untouchable(host: &BareMetalHost) -> Option<&'static str> {
     if is_protected(host) {
         return Some(
-            "the host is protected: what is on its disks is not taken away before the annotation muster.dev/protected is removed",
+            "the host is protected: it is not deprovisioned until the annotation muster.dev/protected is removed",
         );
     }
     (host.spec.externally_provisioned == Some(true)).then_some(
-        "somebody else provisioned the host: what it runs is not taken away while spec.externallyProvisioned is true",
+        "the host is externally provisioned: it is not deprovisioned while spec.externallyProvisioned is true",
     )
 }
 
@@ -122,16 +122,13 @@ fn permit(host: &BareMetalHost, seen: &Observed, disks: &[&Disk]) -> Result<Perm
         ));
     }
     if is_left_alone(host) {
-        return Err("the host is left alone: it is paused or detached".to_owned());
+        return Err("the host is paused or detached".to_owned());
     }
     rival(seen)?;
     if host.spec.externally_provisioned == Some(true) {
-        return Err("somebody else provisioned the host".to_owned());
+        return Err("the host is externally provisioned".to_owned());
     }
-    let server = seen
-        .server
-        .as_deref()
-        .ok_or("no machine is known to be the host's")?;
+    let server = seen.server.as_deref().ok_or("no machine is linked to the host")?;
     let reported = server
         .status
         .as_ref()
@@ -152,11 +149,11 @@ fn permit(host: &BareMetalHost, seen: &Observed, disks: &[&Disk]) -> Result<Perm
 fn machine(host: &BareMetalHost, server: &Server, inventory: &Inventory) -> Result<MachineId, String> {
     let us = hosts::reference(host);
     if us.uid.is_empty() || server.spec.host.as_ref() != Some(&us) {
-        return Err("the machine is not known to be the host's".to_owned());
+        return Err("the machine is not linked to the host".to_owned());
     }
     let status = server.status.as_ref().ok_or("the machine has not been seen")?;
     if is_marked(server) {
-        return Err("a part of the machine's Server cannot be read".to_owned());
+        return Err("part of the machine's Server cannot be read".to_owned());
     }
     if status.contested {
         return Err(CONTESTED.to_owned());
@@ -177,7 +174,8 @@ fn machine(host: &BareMetalHost, server: &Server, inventory: &Inventory) -> Resu
     let id = MachineId::from(&inventory.identity);
     if id == MachineId::default() {
         return Err(
-            "the machine has neither a UUID nor a serial number: it cannot be told from others".to_owned(),
+            "the machine has neither a UUID nor a serial number: it cannot be told apart from other machines"
+                .to_owned(),
         );
     }
     Ok(id)
@@ -194,8 +192,12 @@ fn identified(inventory: &Inventory, disk: &Disk) -> Result<DiskId, String> {
     if disk.size_bytes == 0 {
         return Err(format!("the size of disk {} is unknown", disk.name));
     }
-    can_be_told(&inventory.disks, disk)
-        .map_err(|why| format!("the disk {} has {why}: it cannot be told from others", disk.name))?;
+    can_be_told(&inventory.disks, disk).map_err(|why| {
+        format!(
+            "the disk {} has {why}: it cannot be told apart from other disks",
+            disk.name
+        )
+    })?;
     Ok(DiskId {
         has_twin: has_twin(&inventory.disks, disk),
         ..DiskId::from(disk)

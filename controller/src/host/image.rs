@@ -13,9 +13,9 @@ const CONVERT: &str = "convert it (qemu-img convert -O raw)";
 /// What helps with another compression.
 const REPACK: &str = "compress it with zstd or gzip instead";
 /// What helps with an archive.
-const UNPACK: &str = "give the image of a disk that is in it, as raw";
+const UNPACK: &str = "extract the disk image from it and provide that as raw";
 /// What helps with what is no disk: a conversion gives the same bytes.
-const INSTALLED: &str = "no conversion makes a disk of it: give a raw image of an installed disk";
+const INSTALLED: &str = "it cannot be converted to a disk image: provide a raw image of an installed disk";
 
 /// The image as the agent is told; else why it cannot be written, and what can.
 pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
@@ -25,7 +25,7 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
         .map(|(scheme, _)| scheme.to_ascii_lowercase())
         .unwrap_or_default();
     if !matches!(scheme.as_str(), "http" | "https") {
-        return Err(format!("images from `{scheme}` cannot be read: {WORKS}"));
+        return Err(format!("images cannot be read from `{scheme}`: {WORKS}"));
     }
     let format = match image.format {
         None | Some(ImageFormat::Unset | ImageFormat::Raw) => None,
@@ -40,7 +40,7 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
     };
     if let Some(format) = format {
         return Err(format!(
-            "images of the format {format} cannot be written: {WORKS}; {CONVERT}"
+            "images in {format} format cannot be written: {WORKS}; {CONVERT}"
         ));
     }
     if matches!(image.format, None | Some(ImageFormat::Unset))
@@ -48,7 +48,7 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
     {
         return Err(format!(
             "the image's name ends in `{ending}`, and such images cannot be written: {WORKS}; {instead}, \
-             or set spec.image.format to raw if it is that all the same"
+             or set spec.image.format to raw if it is a raw image despite its name"
         ));
     }
     let checksum = image.checksum.as_deref().unwrap_or_default().trim();
@@ -58,13 +58,13 @@ pub(super) fn source(image: &Image) -> Result<ImageSource, String> {
     for (what, url) in [("url", image.url.as_str()), ("checksum", checksum)] {
         if userinfo(url).is_some() {
             return Err(format!(
-                "spec.image.{what} has a user or password before its host, which everybody who may look at the host would read: \
-                 give an address that needs none"
+                "spec.image.{what} contains a user or password, which everybody who may read the host could see: \
+                 use a URL that needs none"
             ));
         }
         if !can_be_asked_for(url) {
             return Err(format!(
-                "spec.image.{what} has characters that no URL has: write them as % and two digits"
+                "spec.image.{what} has characters that are not allowed in a URL: percent-encode them"
             ));
         }
     }
@@ -154,7 +154,7 @@ fn is_list(checksum: &str) -> bool {
 
 fn algorithm(declared: Option<ChecksumType>, checksum: &str) -> Result<DigestAlgorithm, String> {
     let declared = match declared {
-        Some(ChecksumType::Md5) => return Err(format!("md5 proves nothing: {WORKS}")),
+        Some(ChecksumType::Md5) => return Err(format!("md5 is not secure: {WORKS}")),
         Some(ChecksumType::Sha256) => DigestAlgorithm::Sha256,
         Some(ChecksumType::Sha512) => DigestAlgorithm::Sha512,
         Some(ChecksumType::Auto) | None => DigestAlgorithm::Auto,
@@ -166,7 +166,7 @@ fn algorithm(declared: Option<ChecksumType>, checksum: &str) -> Result<DigestAlg
             .any(|end| name.ends_with(end));
         return match declared {
             DigestAlgorithm::Auto if is_md5 || name.starts_with("md5sum") => Err(format!(
-                "the image's checksum is a list of md5, by its name, which proves nothing: {WORKS}; set spec.image.checksumType if it has others"
+                "the image's checksum is, by its name, a list of md5 checksums, and md5 is not secure: {WORKS}; set spec.image.checksumType if the list has other checksums"
             )),
             declared => Ok(declared),
         };
@@ -177,19 +177,19 @@ fn algorithm(declared: Option<ChecksumType>, checksum: &str) -> Result<DigestAlg
     let by_length = match checksum.len() {
         32 => {
             return Err(format!(
-                "the image's checksum has the length of md5, which proves nothing: {WORKS}"
+                "the image's checksum has the length of md5, which is not secure: {WORKS}"
             ));
         }
         64 => DigestAlgorithm::Sha256,
         128 => DigestAlgorithm::Sha512,
         length => {
             return Err(format!(
-                "the image's checksum has {length} digits, which no digest has: {WORKS}"
+                "the image's checksum has {length} digits, which matches no supported digest: {WORKS}"
             ));
         }
     };
     if declared != DigestAlgorithm::Auto && declared != by_length {
-        return Err("the image's checksumType is not what its checksum's length says".to_owned());
+        return Err("the image's checksumType does not match the length of its checksum".to_owned());
     }
     Ok(by_length)
 }
@@ -259,13 +259,17 @@ mod tests {
             live.starts_with("a live ISO (spec.image.format is live-iso) cannot be booted: "),
             "{live}"
         );
-        assert!(live.ends_with("; no conversion makes a disk of it: give a raw image of an installed disk"));
+        assert!(
+            live.ends_with(
+                "; it cannot be converted to a disk image: provide a raw image of an installed disk"
+            )
+        );
         for (url, helps) in [
             ("os.vhdx", "; convert it (qemu-img"),
-            ("os.iso.gz", "; no conversion makes a disk of it"),
-            ("os.squashfs", "; no conversion makes a disk of it"),
+            ("os.iso.gz", "; it cannot be converted to a disk image"),
+            ("os.squashfs", "; it cannot be converted to a disk image"),
             ("os.raw.xz", "; compress it with zstd or gzip instead"),
-            ("os.tar.gz", "; give the image of a disk that is in it"),
+            ("os.tar.gz", "; extract the disk image from it"),
         ] {
             let why = refusal(url, None);
             assert!(why.contains(helps), "{url}: {why}");

@@ -22,7 +22,7 @@ use super::{
 use crate::{boot::segment, hosts, time::whole_seconds};
 
 /// What a person is asked for a reboot; whoever takes the annotation off has done it.
-const REBOOT_BY_HAND: &str = "the machine has no BMC, and what it runs is not ours to command; next: reboot it by hand, and remove the annotation reboot.metal3.io";
+const REBOOT_BY_HAND: &str = "the machine has no BMC and Muster does not control its operating system; next: reboot it manually, then remove the annotation reboot.metal3.io";
 
 /// How often a machine without a BMC is woken while it may come by itself.
 const WAKES: SignedDuration = SignedDuration::from_mins(5);
@@ -51,7 +51,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
     if wanted && goes_down(draft, server) {
         draft.wait_for(
             WaitReason::PoweringOff,
-            "waits for the ramdisk to go down, as it was told before; next: the machine is switched on again",
+            "waits for the ramdisk to finish the earlier shutdown; next: the machine is powered on again",
         );
         draft.again_after(WaitReason::PoweringOff, GOES_DOWN);
         return;
@@ -75,11 +75,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
     let (operation, _) = operation(draft, WaitReason::PoweringOff, what);
     if draft.waiting_since(WaitReason::PoweringOff).is_none() {
         // The operation is named by the time since when the status says so, so it is written first: what is told is never put off.
-        let how = if what == REBOOT {
-            "rebooted"
-        } else {
-            "switched off"
-        };
+        let how = if what == REBOOT { "rebooted" } else { "powered off" };
         draft.tell("PowerOff", format!("the machine is {how} by its ramdisk"));
     }
     let then = if what == REBOOT {
@@ -89,10 +85,10 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
     };
     draft.wait_for(
         WaitReason::PoweringOff,
-        format!("waits for the ramdisk to go down; next: {then}"),
+        format!("waits for the ramdisk to shut down; next: {then}"),
     );
     if draft.waited(WaitReason::PoweringOff, ramdisk::BOOT_DEADLINE) {
-        draft.fail(ErrorType::PowerManagement, "the ramdisk does not go down");
+        draft.fail(ErrorType::PowerManagement, "the ramdisk does not shut down");
         return;
     }
     draft.again_after(WaitReason::PoweringOff, ramdisk::BOOT_DEADLINE);
@@ -101,13 +97,13 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
         Job::Pending => draft.again(Duration::try_from(SWITCHING).unwrap_or_default()),
         Job::Failed(error) => draft.fail(
             ErrorType::PowerManagement,
-            format!("the ramdisk does not go down: {error}"),
+            format!("the ramdisk does not shut down: {error}"),
         ),
         Job::Done => {
             if what == REBOOT {
                 rebooted(draft);
             }
-            draft.why("the ramdisk goes down");
+            draft.why("the ramdisk is shutting down");
         }
     }
 }
@@ -167,7 +163,7 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
     if wish.once && (again || !draft.status.powered_on) {
         rebooted(draft);
         says_held_off(draft, wish);
-        draft.why("it went down, as asked; next: on again");
+        draft.why("the machine is off as requested; next: it is powered on again");
         return;
     }
     match (wanted, draft.status.powered_on) {
@@ -178,24 +174,24 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
             by_itself_or_by_hand(
                 draft,
                 WaitReason::Ramdisk,
-                "the machine's ramdisk is not connected; next: it comes back by itself, and is switched off",
-                "the machine's ramdisk is not connected, and the machine may be off already; next: switch it off by hand",
+                "the machine's ramdisk is not connected; next: it reconnects and the machine is powered off",
+                "the machine's ramdisk is not connected, and the machine may already be off; next: power it off manually",
             );
         }
         (false, true) => draft.wait_for(
             WaitReason::PowerByHand,
-            "the machine has no BMC, and what it runs is not ours to command; next: switch it off by hand",
+            "the machine has no BMC and Muster does not control its operating system; next: power it off manually",
         ),
         // It was told to leave, and runs what is on its disks.
         (true, true) if draft.state == State::Available && ramdisk::has_left(draft) => {
-            ramdisk::power_cycle(draft, "its ramdisk waits for an image");
+            ramdisk::power_cycle(draft, "the ramdisk waits for an image");
         }
         (true, true) if draft.state == State::Available => {
             by_itself_or_by_hand(
                 draft,
                 WaitReason::Ramdisk,
-                "the machine's ramdisk is not connected; next: it comes back by itself",
-                "the machine's ramdisk is not connected, and has not come back by itself; next: power-cycle it by hand",
+                "the machine's ramdisk is not connected; next: it reconnects",
+                "the machine's ramdisk is not connected and has not reconnected on its own; next: power-cycle the machine manually",
             );
             // It may have lost its power.
             if draft.waits_for(&[WaitReason::PowerByHand]) {
@@ -212,7 +208,7 @@ fn absent(draft: &mut Draft<'_>, wish: Wish, wanted: bool) {
         }
         _ => {
             says_held_off(draft, wish);
-            draft.why("its power is left alone");
+            draft.why("the power state is left as it is");
         }
     }
 }
@@ -222,14 +218,14 @@ fn switch_on_from_afar(draft: &mut Draft<'_>) {
     match wakes(draft) {
         Err(why) => draft.wait_for(
             WaitReason::PowerByHand,
-            format!("the machine has no BMC, and {why}; next: switch it on by hand"),
+            format!("the machine has no BMC, and {why}; next: power it on manually"),
         ),
         Ok(macs) => {
             by_itself_or_by_hand(
                 draft,
                 WaitReason::PoweringOn,
-                "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: it boots its ramdisk",
-                "the machine has no BMC, and has not come by the Wake-on-LAN that the edges on its Segment send, every half hour now; next: switch it on by hand",
+                "the machine has no BMC: the edges on its Segment send Wake-on-LAN packets every 5 minutes; next: it boots its ramdisk",
+                "the machine has no BMC and has not responded to Wake-on-LAN, which the edges on its Segment now send every half hour; next: power it on manually",
             );
             ask_edges(draft, macs, draft.waits_for(&[WaitReason::PowerByHand]));
         }
@@ -242,17 +238,19 @@ fn switch_on_unseen(draft: &mut Draft<'_>) {
     let wakes = wakes(draft);
     let why = match &wakes {
         Err(why) => why,
-        Ok(_) => "nothing shows whether it came by the Wake-on-LAN that the edges on its Segment send",
+        Ok(_) => {
+            "it is not known whether the Wake-on-LAN packets from the edges on its Segment have powered it on"
+        }
     };
     let ask = format!(
-        "the machine has no BMC, and {why}; next: switch it on by hand if it is off, after an hour it is taken for on"
+        "the machine has no BMC, and {why}; next: power it on manually if it is off; after an hour Muster assumes that it is on"
     );
     let said = draft.has_said(WaitReason::PowerByHand, &ask);
     if said && draft.waited(WaitReason::PowerByHand, ASKED) {
         draft.status.powered_on = true;
         draft.tell(
             "PowerOn",
-            "the machine is taken for on: its own system calls nobody here, and it was to be switched on an hour ago",
+            "power-on was requested an hour ago and cannot be verified; assuming the machine is on",
         );
         return;
     }
@@ -260,7 +258,7 @@ fn switch_on_unseen(draft: &mut Draft<'_>) {
         Ok(_) => by_itself_or_by_hand(
             draft,
             WaitReason::PoweringOn,
-            "the machine has no BMC: the edges on its Segment send Wake-on-LAN every 5 minutes; next: a person is asked, since its own system calls nobody here",
+            "the machine has no BMC: the edges on its Segment send Wake-on-LAN packets every 5 minutes; next: a person is asked to power it on, since its operating system does not connect to Muster",
             &ask,
         ),
         Err(_) if said => draft.wait_for(WaitReason::PowerByHand, ask),
@@ -276,7 +274,9 @@ fn switch_on_unseen(draft: &mut Draft<'_>) {
 fn wakes(draft: &Draft<'_>) -> Result<Vec<Mac>, &'static str> {
     let status = draft.server().and_then(|server| server.status.as_ref());
     if status.is_some_and(|status| status.contested) {
-        return Err("two keys showed its boot token, so nobody knows whose its NICs are");
+        return Err(
+            "two clients presented its one-time boot token, so it is not known which NICs belong to it",
+        );
     }
     let inventory = status.and_then(|status| status.inventory.as_ref());
     let inventory = inventory.map(Packed::unpack).unwrap_or_default();
@@ -284,16 +284,16 @@ fn wakes(draft: &Draft<'_>) -> Result<Vec<Mac>, &'static str> {
     let without = |nic: &Nic| nic.wake_on_lan == Some(false);
     match macs.is_empty() {
         false if draft.segment().is_none() => {
-            Err("the Segment of its last session, on which Wake-on-LAN would be sent, is not there any more")
+            Err("the Segment of its last session, on which Wake-on-LAN would be sent, no longer exists")
         }
         false if draft.segment().is_some_and(is_unserved) => {
             Err("the Segment of its last session, on which Wake-on-LAN would be sent, is not served")
         }
         false => Ok(macs),
         true if !inventory.nics.is_empty() && inventory.nics.iter().all(without) => {
-            Err("no NIC of it has Wake-on-LAN")
+            Err("none of its NICs supports Wake-on-LAN")
         }
-        true => Err("no NIC of it is known that may have Wake-on-LAN"),
+        true => Err("it has no known NIC that might support Wake-on-LAN"),
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
         .map_or(Trust::Segment, |segment| segment.spec.trust_to_believe());
     let known = draft.server().and_then(inventory);
     let Some((status, _, at)) = known else {
-        start(draft, "the hardware is inspected");
+        start(draft, "the hardware is being inspected");
         return;
     };
     let believed = status.inventory_trust.is_some_and(|trust| trust >= required);
@@ -60,7 +60,7 @@ pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
         draft.history(|history| &mut history.inspect).start = Some(whole_seconds(start.min(draft.now)));
         return;
     }
-    start(draft, "the hardware is inspected");
+    start(draft, "the hardware is being inspected");
 }
 
 fn start(draft: &mut Draft<'_>, what: &str) {
@@ -73,7 +73,7 @@ pub(super) fn begin_again(draft: &mut Draft<'_>) {
     draft.enter(State::Inspecting);
     draft.begin(|history| &mut history.inspect);
     boot_mode::snapshot(draft);
-    start(draft, "the hardware is inspected again");
+    start(draft, "the hardware is being inspected again");
 }
 
 /// The host is inspecting.
@@ -97,7 +97,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
         if start.is_some() {
             draft.end(|history| &mut history.inspect);
         }
-        draft.tell("InspectionSkipped", "nobody wants it any more");
+        draft.tell("InspectionSkipped", "inspection has been disabled");
         jobs::clear(draft);
         return;
     }
@@ -224,7 +224,7 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
         draft.wait_for(
             WaitReason::Inspection,
             format!(
-                "waits for the HardwareData of a former host of this name, which is being deleted (finalizers: {}), to be gone; next: it is made anew",
+                "waits for the HardwareData of a previous host of this name to be deleted (finalizers: {}); next: it is recreated",
                 text::clean(holders.join(", ").as_bytes())
             ),
         );
@@ -236,7 +236,10 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
         let refused = draft.seen.refused.as_ref();
         match refused.filter(|refused| refused.step == Some(WRITE_HARDWARE)) {
             Some(refused) => {
-                let message = format!("waits for the hardware to be stored: {}", bounded(&refused.why));
+                let message = format!(
+                    "waits for the HardwareData to be written: {}",
+                    bounded(&refused.why)
+                );
                 draft.wait_for(WaitReason::Inspection, and_next(&message, "the host is prepared"));
             }
             None => {
@@ -246,7 +249,7 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
         // While the object is small: each write of a host with its hardware costs the API server several times as much.
         restore::architecture(draft, &packed);
         draft.effect(Effect::WriteHardware(Box::new(found)));
-        draft.why("stores the hardware");
+        draft.why("writes the HardwareData");
         draft.again(std::time::Duration::ZERO);
         return;
     }
@@ -264,7 +267,7 @@ fn conclude(draft: &mut Draft<'_>, status: &ServerStatus, found: &Packed<Invento
     let end = metric.start.as_ref().map_or(at, |start| start.0.max(at));
     metric.end = Some(whole_seconds(end));
     let message = match changes.is_empty() {
-        true => "the hardware is known".to_owned(),
+        true => "the hardware has been inspected".to_owned(),
         false => format!("the hardware has changed: {}", changes.join(", ")),
     };
     let other = restore::other_architecture(draft.host, &found);

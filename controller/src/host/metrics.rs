@@ -96,7 +96,7 @@ const PLAIN: [(Plain, &str, &str); 12] = [
     (
         Plain::CredentialsInvalid,
         "metal3_credentials_invalid",
-        "BMC Secrets that lack something",
+        "BMC Secrets with missing or unusable data",
     ),
     (
         Plain::CredentialsUnhandled,
@@ -116,12 +116,12 @@ const PLAIN: [(Plain, &str, &str); 12] = [
     (
         Plain::ReconcileError,
         "metal3_reconcile_error",
-        "Rounds that failed",
+        "Reconciles that failed",
     ),
     (
         Plain::ProvisionerNotReady,
         "metal3_provisioner_not_ready",
-        "Rounds that found a BMC not ready",
+        "Reconciles that found a BMC not ready",
     ),
     (
         Plain::DeletedWithoutDeprovisioning,
@@ -136,17 +136,17 @@ const PLAIN: [(Plain, &str, &str); 12] = [
     (
         Plain::DeleteDelayedForDetached,
         "metal3_delete_delayed_for_detached",
-        "Deletions that wait because the host is detached",
+        "Deletions delayed because the host is detached",
     ),
     (
         Plain::RegistrationRequired,
         "metal3_host_registration_required",
-        "Times that a host had to be registered (again)",
+        "Number of times a host had to be registered or re-registered",
     ),
     (
         Plain::Unmanaged,
         "metal3_host_unmanaged",
-        "Times that a host was found without a BMC address",
+        "Number of times a host was found without a BMC address",
     ),
 ];
 
@@ -168,14 +168,10 @@ impl Metrics {
     }
 
     fn register_plain(&self, registry: &mut Registry) {
-        registry.register(
-            "metal3_host_error",
-            "Errors of hosts, by type",
-            self.errors.clone(),
-        );
+        registry.register("metal3_host_error", "Host errors, by type", self.errors.clone());
         registry.register(
             "metal3_provisioning_state_change",
-            "Changes of state",
+            "Changes of provisioning state",
             self.changes.clone(),
         );
         registry.register(

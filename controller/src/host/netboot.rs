@@ -35,14 +35,14 @@ pub fn wanted(host: &BareMetalHost, server: Option<&Server>) -> Option<&'static 
         }
         // Also of one that somebody else provisioned, if somebody wants it managed so: it is told to leave again once it is registered.
         State::Registering if is_in_band(host) || (!foreign && !has_bmc(host)) => {
-            Some("its host is registering, which takes its ramdisk: it has no BMC")
+            Some("its host is registering through its ramdisk: it has no BMC")
         }
         State::Inspecting => Some("its host is inspecting"),
         State::Preparing if !foreign => Some("its host is preparing"),
         State::Available if !foreign && host.spec.online => Some("its host is available, ready for an image"),
         // Nobody would see that it runs what is on its disk.
         State::Available if !foreign && is_in_band(host) && host.spec.disable_power_off != Some(true) => {
-            Some("its host is to be off, and has no BMC: its ramdisk switches it off")
+            Some("its host has to be off and has no BMC: its ramdisk powers it off")
         }
         State::Provisioning => Some("its host is provisioning"),
         State::Deprovisioning => Some("its host is deprovisioning"),

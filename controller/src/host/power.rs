@@ -61,7 +61,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
         }
         Reach::Silent(_) => {
             draft.keep_wait();
-            waits_for_bmc(draft, "its power is looked after");
+            waits_for_bmc(draft, "its power is managed");
             draft.why("the BMC does not answer");
             return;
         }
@@ -73,7 +73,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
         match said {
             _ if draft.powerless.is_none() => {}
             Some(said) if !draft.waits_for(&OF_POWER) => draft.say(said),
-            _ => waits_for_bmc(draft, "its power is looked after"),
+            _ => waits_for_bmc(draft, "its power is managed"),
         }
         return;
     };
@@ -91,7 +91,7 @@ pub(super) fn manage(draft: &mut Draft<'_>, reach: &Reach) {
             settle(draft);
             rebooted(draft);
             says_held_off(draft, wish);
-            draft.why("it is off, as asked; next: on again");
+            draft.why("the machine is off as requested; next: it is powered on again");
         }
         (Power::Off, true) => {
             // Whatever it was to begin anew is over.
@@ -130,7 +130,7 @@ pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
         return;
     }
     let what = match unknown_power(draft) {
-        Some(_) => "to say whether the machine is on",
+        Some(_) => "to report the power state",
         None => "to answer",
     };
     draft.wait_for(WaitReason::Bmc, format!("waits for the BMC {what}; next: {then}"));
@@ -173,7 +173,7 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
             draft.call(BmcCall::ReadPower);
         }
         draft.again_at(due.max(draft.now));
-        draft.why("the power is unknown");
+        draft.why("the power state is unknown");
         return None;
     }
     let age = reading.map(|reading| draft.now.duration_since(reading.at));
@@ -188,7 +188,7 @@ pub(super) fn current(draft: &mut Draft<'_>) -> Option<Power> {
             draft.keep_wait();
             draft.call(BmcCall::ReadPower);
             draft.again(LOOK);
-            draft.why("asks for the power");
+            draft.why("reads the power state");
             None
         }
     }
@@ -200,7 +200,7 @@ pub(super) fn unknown_power(draft: &Draft<'_>) -> Option<String> {
     match (&bmc.unread, bmc.power) {
         (Some(failure), _) => Some(failure.message.clone()),
         (None, Some(reading)) if reading.power == Power::Unknown => {
-            Some("it says neither on nor off".to_owned())
+            Some("it reports neither on nor off".to_owned())
         }
         _ => None,
     }
@@ -211,7 +211,7 @@ pub(super) fn unknown_because(why: &str) -> String {
     format!("{UNKNOWN}: {why}")
 }
 
-const UNKNOWN: &str = "the BMC does not say whether the machine is on";
+const UNKNOWN: &str = "the BMC does not report the power state";
 
 /// That the BMC does not tell the power, and why.
 pub(super) fn says_no_power(draft: &Draft<'_>, reach: &Reach) -> String {
@@ -278,20 +278,20 @@ fn is_gentle(draft: &Draft<'_>, wish: Wish, hard: &str) -> bool {
 
 /// Says that the machine goes off or on, and why its BMC, which is asked again, has not seen to that. Its deadlines hang on the `reason`.
 fn says_going(draft: &mut Draft<'_>, reason: WaitReason, wish: Wish, why: Option<&str>) {
-    let boots = "it boots, and its power is looked after";
+    let boots = "it boots and its power is managed";
     let (what, then) = match draft.state {
         _ if reason == WaitReason::PoweringOn => ("on", boots),
         _ if draft.host.spec.disable_power_off == Some(true) => ("reset", boots),
-        State::PoweringOffBeforeDelete => ("off", "the host is let go"),
+        State::PoweringOffBeforeDelete => ("off", "the host is deleted"),
         State::Deprovisioning if draft.is_being_deleted() => ("off", "the host is deleted"),
         State::Deprovisioning => ("off", "the host is available"),
-        _ if draft.host.spec.online && !wish.stay_off => ("off", "it is switched on again"),
+        _ if draft.host.spec.online && !wish.stay_off => ("off", "it is powered on again"),
         _ => ("off", "it stays off"),
     };
     let waits = format!("waits for the machine to be {what}");
     let message = match why.map(clause) {
         Some(why) => format!(
-            "{waits}, but its BMC fails ({why}); next: that is asked again at least every minute, and then {then}"
+            "{waits}, but its BMC fails ({why}); next: retrying at least every minute, and then {then}"
         ),
         None => format!("{waits}; next: {then}"),
     };
@@ -325,7 +325,7 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     let why = failing(draft, &id);
     says_going(draft, WaitReason::PoweringOff, wish, why);
     if begun {
-        draft.tell("PowerOff", "the machine is switched off");
+        draft.tell("PowerOff", "the machine is powered off");
     }
     if gentle {
         let within = |from: Timestamp, patience| seen_at(draft).duration_since(from) < patience;
@@ -356,7 +356,7 @@ fn switch_on(draft: &mut Draft<'_>) {
     let why = failing(draft, &id);
     says_going(draft, WaitReason::PoweringOn, Wish::default(), why);
     if begun {
-        draft.tell("PowerOn", "the machine is switched on");
+        draft.tell("PowerOn", "the machine is powered on");
     }
     if draft.state == State::Available && tried(draft, &id).is_none() && !arms(draft, &id, since) {
         return;
@@ -394,14 +394,14 @@ fn switch(draft: &mut Draft<'_>, id: &str, since: Timestamp, how: PowerOrder, wh
                 let seconds = SWITCHING.as_secs();
                 draft.fail(
                     ErrorType::PowerManagement,
-                    format!("the machine is not {what} {seconds} s after the BMC was told"),
+                    format!("the machine is not {what} {seconds} s after the BMC accepted the request"),
                 );
             }
             Err(failure) if failure.class == FailureClass::Busy && has_time(draft, since, tried.at, BUSY) => {
                 order_again(draft, id, how, tried.at);
             }
             Err(failure) => {
-                let message = format!("the machine could not be switched {what}: {}", failure.message);
+                let message = format!("the machine could not be powered {what}: {}", failure.message);
                 draft.fail(ErrorType::PowerManagement, message);
             }
         },
@@ -428,7 +428,7 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
         // Until the annotation is gone, or it would be another operation.
         draft.keep_wait();
         draft.status.error_count = draft.old.error_count;
-        draft.why("it was told to go down and come back, as asked");
+        draft.why("the machine was told to restart, as requested");
         return;
     }
     // One whose boot was armed is to boot that.
@@ -459,7 +459,7 @@ fn restart(draft: &mut Draft<'_>, wish: Wish) {
 /// It is to be off, and must not be.
 pub(super) fn stay_on(draft: &mut Draft<'_>) {
     let refused = format!(
-        "{} for the host to be off, and spec.disablePowerOff forbids it",
+        "{} for the host to be off, but spec.disablePowerOff forbids it",
         who_asks(draft)
     );
     if draft.waiting_since(WaitReason::Refused).is_none() {
@@ -467,7 +467,7 @@ pub(super) fn stay_on(draft: &mut Draft<'_>) {
     }
     draft.wait_for(
         WaitReason::Refused,
-        format!("{refused}; next: goes on as soon as nothing asks for that, or it is allowed"),
+        format!("{refused}; next: continues once the request is removed or power off is allowed"),
     );
 }
 
@@ -479,7 +479,7 @@ pub(super) fn says_held_off(draft: &mut Draft<'_>, wish: Wish) {
     let asks = who_asks(draft);
     draft.wait_beside(
         WaitReason::HeldOff,
-        format!("{asks} for the host to be off; next: it is switched on once nothing asks for that"),
+        format!("{asks} for the host to be off; next: it is powered on once nothing asks for that"),
     );
 }
 

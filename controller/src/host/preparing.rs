@@ -57,7 +57,7 @@ pub(super) fn unsupported_raid(
         || are_to_be_made(hardware(wanted), hardware(there))
         || are_to_be_made(software(wanted), software(there));
     any.then_some(
-        "RAID volumes cannot be made or taken away by this version: remove spec.raid, or set the volumes up by other means",
+        "this version cannot create or delete RAID volumes: remove spec.raid, or set up the volumes by other means",
     )
 }
 
@@ -74,7 +74,7 @@ fn software(raid: Option<&RaidConfig>) -> Option<&Vec<SoftwareRaidVolume>> {
 pub(super) fn software_raid(spec: &BareMetalHostSpec) -> Result<(), String> {
     match software(spec.raid.as_deref()).is_some_and(|volumes| !volumes.is_empty()) {
         true => Err(
-            "the host asks for software RAID volumes, to which this version writes no image: remove spec.raid.softwareRAIDVolumes"
+            "this version does not write images to software RAID volumes: remove spec.raid.softwareRAIDVolumes"
                 .to_owned(),
         ),
         false => Ok(()),
@@ -84,9 +84,8 @@ pub(super) fn software_raid(spec: &BareMetalHostSpec) -> Result<(), String> {
 /// Why no image can run on the host as it asks for; none: one can. One that ran without Secure Boot where that is asked for would do so
 /// unnoticed.
 pub(super) fn unsupported_boot(spec: &BareMetalHostSpec) -> Option<&'static str> {
-    (spec.boot_mode == Some(HostBootMode::UefiSecureBoot)).then_some(
-        "Secure Boot cannot be switched on by this version: set spec.bootMode to UEFI, or leave it empty",
-    )
+    (spec.boot_mode == Some(HostBootMode::UefiSecureBoot))
+        .then_some("this version cannot enable Secure Boot: set spec.bootMode to UEFI, or leave it empty")
 }
 
 /// Why the host cannot be prepared as it asks for; none: it can.

@@ -86,8 +86,7 @@ fn is_to_leave(draft: &mut Draft<'_>) -> Leaving {
         Some(written.as_second()),
         0,
     ));
-    let message =
-        "the machine is in its ramdisk, although its image is written; next: it is rebooted into that";
+    let message = "the machine is still in its ramdisk although its image is written; next: it is rebooted into the image";
     told_to_leave(draft, server, &id, message)
 }
 
@@ -116,8 +115,7 @@ fn leaves_for_its_own(draft: &mut Draft<'_>) -> Leaving {
     };
     let of = session.key.get(..16).unwrap_or(&session.key);
     let id = format!("{}-{of}", jobs::operation(draft, "external", None, 0));
-    let message =
-        "the machine is in its ramdisk, although it has a system of its own; next: it is rebooted into that";
+    let message = "the machine is in its ramdisk although it has an operating system; next: it is rebooted into that system";
     told_to_leave(draft, server, &id, message)
 }
 
@@ -158,12 +156,15 @@ fn look_after_unless(draft: &mut Draft<'_>, leaving: Leaving) {
             look_after(draft);
             let why = error.map(|error| format!(": {}", bounded(&error)));
             let stays = format!(
-                "the machine was told to leave its ramdisk, and is there still{}",
+                "the machine was told to leave its ramdisk but is still in it{}",
                 why.unwrap_or_default()
             );
             draft.wait_beside(
                 WaitReason::Leave,
-                and_next(&stays, "a person reboots it (reboot.metal3.io), or by hand"),
+                and_next(
+                    &stays,
+                    "reboot it with the annotation reboot.metal3.io, or manually",
+                ),
             );
         }
     }

@@ -26,9 +26,10 @@ use super::{
 };
 
 /// What is waited for while the ramdisk works; how far it is stands in the Server's status.
-const WRITING: &str = "waits for the image to be written, after the disks are cleared where that is asked for; next: the machine boots it";
+const WRITING: &str =
+    "waits for the image to be written, after cleaning if it is enabled; next: the machine boots it";
 /// The same of a protected host whose disks were being cleared when it was protected: until that ends, the edge gives out no write.
-const CLEARING: &str = "waits for the ramdisk to clear the disks, which it had begun before the host was protected; next: the image is written once the annotation muster.dev/protected is removed";
+const CLEARING: &str = "waits for the ramdisk to finish clearing the disks, which began before the host was protected; next: the image is written once the annotation muster.dev/protected is removed";
 /// What happens once the ramdisk is there.
 const THEN: &str = "the image is written";
 /// So long an agent may take to say that it leaves, as the job that it wrote the image by says; one that does not hear it, because it got
@@ -58,7 +59,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         }
         None => ramdisk::announce(draft, THEN),
     }
-    draft.tell("ProvisioningStarted", format!("the image {url} is written"));
+    draft.tell("ProvisioningStarted", format!("writing the image {url}"));
 }
 
 /// The attempt failed: told and counted, and what is on the disk is taken away again.
@@ -128,7 +129,7 @@ fn cannot(draft: &mut Draft<'_>, why: &str) {
 pub(super) fn refused(why: &str) -> String {
     and_next(
         why,
-        "goes on as soon as that is changed, or is deprovisioned once spec.image is removed",
+        "continues once this is fixed, or deprovisions once spec.image is removed",
     )
 }
 
@@ -293,7 +294,7 @@ fn held_back(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     if ramdisk::is_rebooting(draft, reach, "nothing is written, because the host is protected") {
         return;
     }
-    let message = and_next(guard::UNWRITTEN, "goes on as soon as that is changed");
+    let message = and_next(guard::UNWRITTEN, "continues once this is fixed");
     let is_said = draft.has_said(WaitReason::Refused, &message);
     // An edge that did not know of the annotation yet may have given the job out: what is told of one that stands is heard.
     if draft.session().is_none() || (is_said && draft.waited(WaitReason::Refused, TAKEN_UP)) {
@@ -472,7 +473,7 @@ fn leave(draft: &mut Draft<'_>, reach: &Reach, server: &Server, id: &str) {
             });
             draft.wait_for(
                 WaitReason::Leave,
-                "the image is written; waits for the machine to leave its ramdisk; next: it is provisioned",
+                "the image is written; waits for the machine to leave its ramdisk; next: the host is provisioned",
             );
         }
         Job::Absent => without_word(draft, reach, id, stays_off),
@@ -516,7 +517,7 @@ fn returns(draft: &mut Draft<'_>) -> bool {
     if let Some(due) = due {
         draft.wait_for(
             WaitReason::Leave,
-            "the image is written, and the machine's ramdisk fell silent a moment ago; next: it is told to leave, or is gone",
+            "the image is written, but the ramdisk lost its connection a moment ago; next: the machine is told to leave the ramdisk, or has left it",
         );
         draft.again_at(due);
     }
@@ -549,7 +550,7 @@ fn without_word(draft: &mut Draft<'_>, reach: &Reach, id: &str, stays_off: bool)
     draft.wait_for(
         WaitReason::Leave,
         format!(
-            "the image is written, and the machine's ramdisk is silent; next: the BMC resets the machine{why}"
+            "the image is written, but the ramdisk is not connected; next: the BMC resets the machine{why}"
         ),
     );
     draft.again(LOOK_AGAIN);

@@ -63,7 +63,7 @@ pub(super) fn ready<'a>(
         }
         if let Some(until) = presence::doubted_until(draft) {
             draft.wait_for(WaitReason::Ramdisk, waits(draft, then));
-            draft.why("its session has not ended yet, though its machine went down");
+            draft.why("the machine went down, but its session has not ended yet");
             draft.again_at(until);
             return None;
         }
@@ -72,8 +72,8 @@ pub(super) fn ready<'a>(
             draft.fail(
                 kind,
                 format!(
-                    "the machine's ramdisk ended {lost} times in the middle of it, as with a kernel that panics or memory that does not \
-                     suffice: its console shows why"
+                    "the ramdisk crashed or rebooted {lost} times during this operation (kernel panic or too little memory?); \
+                     see the machine's console"
                 ),
             );
             return None;
@@ -141,7 +141,7 @@ pub(super) fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> 
     };
     let reboot = match reboot {
         Reboot::UnderWay if draft.waited(WaitReason::Rebooting, BOOT_DEADLINE) => {
-            Reboot::Failed(format!("that took longer than {} min", BOOT_DEADLINE.as_mins()))
+            Reboot::Failed(format!("it took longer than {} min", BOOT_DEADLINE.as_mins()))
         }
         reboot => reboot,
     };
@@ -154,7 +154,7 @@ pub(super) fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> 
             }
             draft.warn(
                 "PowerManagementError",
-                format!("the machine is not rebooted as {REBOOT_ANNOTATION} forces: {why}"),
+                format!("the reboot forced by {REBOOT_ANNOTATION} failed: {why}"),
             );
             return false;
         }
@@ -162,12 +162,12 @@ pub(super) fn is_rebooting(draft: &mut Draft<'_>, reach: &Reach, then: &str) -> 
         Reboot::UnderWay if begun => {}
         Reboot::UnderWay => draft.tell(
             "PowerOff",
-            format!("the machine is rebooted into its ramdisk, because {REBOOT_ANNOTATION} forces it"),
+            format!("rebooting the machine into its ramdisk, forced by {REBOOT_ANNOTATION}"),
         ),
     }
     draft.wait_for(
         WaitReason::Rebooting,
-        format!("waits for the reboot that {REBOOT_ANNOTATION} forces; next: {then}"),
+        format!("waits for the reboot forced by {REBOOT_ANNOTATION}; next: {then}"),
     );
     true
 }
@@ -259,7 +259,8 @@ fn waits(draft: &Draft<'_>, then: &str) -> String {
 }
 
 /// What a host lacks whose machine's ramdisk would not be known for its.
-const NO_NIC: &str = "it is not known by which NIC to know its machine: set spec.bootMACAddress";
+const NO_NIC: &str =
+    "the host's machine cannot be identified without a boot MAC address: set spec.bootMACAddress";
 
 /// Waits for the ramdisk; too long is a failure. The time counts from when the host began to wait. True if it waits on.
 fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> bool {
@@ -270,17 +271,18 @@ fn overdue(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) -> boo
         let hint = match draft.host.spec.boot_mode {
             _ if !is_known => format!("; {NO_NIC}"),
             Some(HostBootMode::UefiSecureBoot) => {
-                "; it does not start while Secure Boot is on: switch that off".to_owned()
+                "; the ramdisk does not boot while Secure Boot is enabled: disable it in the firmware"
+                    .to_owned()
             }
             _ => format!(
-                "; next: look at its console, whether it boots from the network{}, whether Secure Boot is off, whether the Segment there is Serving (kubectl get segments -A), and into the edge's log",
+                "; next: check on its console whether it boots from the network{}, whether Secure Boot is off, whether its Segment is Serving (kubectl get segments -A), and the edge's log",
                 by.unwrap_or_default()
             ),
         };
         draft.fail(
             kind,
             format!(
-                "the machine's ramdisk did not call in within {minutes} min{}: {}{hint}",
+                "the machine's ramdisk did not call in within {minutes} min{}, {}{hint}",
                 unlikely(draft),
                 clause(why)
             ),
@@ -320,7 +322,7 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
     if kind == ErrorType::Inspection && declared_mac(draft.host).is_none() && draft.server().is_none() {
         draft.refuse(
             kind,
-            format!("{NO_NIC}; next: its machine is booted for inspection"),
+            format!("{NO_NIC}; next: the machine is booted for inspection"),
         );
         return;
     }
@@ -340,7 +342,7 @@ fn boot(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &str) {
                 draft.again_at(draft.now.checked_add(BOOT_DEADLINE).unwrap_or(draft.now));
             }
             Ok(()) => {
-                overdue(draft, kind, "it was booted from the network", then);
+                overdue(draft, kind, "although it was booted from the network", then);
             }
             Err(failure) if let Some(pause) = pause_after(failure, tried.on_power) => {
                 if unbooted::waits_on(draft, kind, (tried, failure), then) {
@@ -369,7 +371,7 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
             if since < whole_seconds(draft.seen.began).0
                 && draft.now.duration_since(since) < BENEFIT_OF_DOUBT =>
         {
-            overdue(draft, kind, "it was booted from the network", then);
+            overdue(draft, kind, "although it was booted from the network", then);
             draft.again_at(since.checked_add(BENEFIT_OF_DOUBT).unwrap_or(draft.now));
         }
         (Some(Power::On | Power::Off), Some(since)) if since < whole_seconds(draft.seen.began).0 => {
@@ -379,7 +381,7 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
             start(draft, operation);
         }
         (Some(Power::On | Power::Off), _) => {
-            if overdue(draft, kind, "it was booted from the network", then) {
+            if overdue(draft, kind, "although it was booted from the network", then) {
                 start(draft, operation);
             }
         }
@@ -397,7 +399,7 @@ fn boot_first(draft: &mut Draft<'_>, operation: &str, kind: ErrorType, then: &st
             }
             draft.wait_for(
                 WaitReason::Bmc,
-                format!("waits for the BMC to say whether the machine is on; next: {then}"),
+                format!("waits for the BMC to report the power state; next: {then}"),
             );
         }
     }
@@ -464,7 +466,7 @@ fn start(draft: &mut Draft<'_>, operation: &str) {
         operation: operation.to_owned(),
         order: if on { PowerOrder::Reset } else { PowerOrder::On },
     });
-    draft.why("boots the ramdisk");
+    draft.why("booting the ramdisk");
 }
 
 /// The machine boots from the network when it boots next.
@@ -496,7 +498,7 @@ fn may_return(draft: &mut Draft<'_>, then: &str) -> bool {
     if !draft.keep_wait() {
         draft.wait_for(WaitReason::Ramdisk, waits(draft, then));
     }
-    draft.why("its ramdisk fell silent a moment ago");
+    draft.why("the ramdisk lost its connection a moment ago");
     draft.again_at(due);
     true
 }
@@ -528,7 +530,7 @@ fn ask_for_a_boot(draft: &mut Draft<'_>, then: &str) {
     let since = armed_since(draft);
     draft.wait_for(
         WaitReason::PowerCycleByHand,
-        format!("power-cycle the machine by hand: its network boot is armed since {since}; next: {then}"),
+        format!("power-cycle the machine manually: network boot has been armed since {since}; next: {then}"),
     );
 }
 
@@ -550,7 +552,7 @@ pub(super) fn is_awaited(draft: &mut Draft<'_>, then: &str) {
         draft.wait_for(
             WaitReason::Ramdisk,
             format!(
-                "{CALL_IN}{} (boot it by hand, if it is off or runs something else); next: {then}",
+                "{CALL_IN}{} (boot it manually if it is off or runs another system); next: {then}",
                 unlikely(draft)
             ),
         );
@@ -569,7 +571,7 @@ fn by_hand(draft: &mut Draft<'_>, kind: ErrorType, then: &str) {
     }
     if draft.is_being_deleted() {
         if draft.waited(WaitReason::PowerCycleByHand, BOOT_DEADLINE) {
-            draft.fail(kind, "the machine has no BMC, and nobody power-cycled it");
+            draft.fail(kind, "the machine has no BMC and was not power-cycled manually");
             return;
         }
         draft.again(Duration::try_from(BOOT_DEADLINE).unwrap_or_default());

@@ -34,41 +34,50 @@ pub const REASONS: &[Reason] = &[
     upstreams("Registered", "the machine can be reached"),
     upstreams(
         "BMCAccessValidated",
-        "the BMC accepts the credentials, at first or others later",
+        "the BMC accepts the host's credentials, initially or after they changed",
     ),
     upstreams(
         "BMCCredentialError",
-        "the BMC's address or Secret is missing or cannot be used",
+        "the BMC's address or Secret is missing or unusable",
     ),
     upstreams(
         "RegistrationError",
-        "the machine cannot be reached, or not by this host",
+        "the machine cannot be reached, or it may belong to another host",
     ),
-    upstreams("InspectionStarted", "the hardware is inspected"),
-    upstreams("InspectionComplete", "the hardware is known"),
-    upstreams("InspectionSkipped", "the hardware is not to be inspected"),
+    upstreams("InspectionStarted", "an inspection begins"),
+    upstreams("InspectionComplete", "an inspection is complete"),
+    upstreams("InspectionSkipped", "inspection is disabled"),
     upstreams("InspectionError", "an inspection failed"),
-    upstreams("UpdateHardwareDetails", "the hardware is as an annotation says"),
+    upstreams(
+        "UpdateHardwareDetails",
+        "the hardware details are taken from an annotation",
+    ),
     upstreams("InvalidAnnotationValue", "an annotation cannot be read"),
-    upstreams("PreparationError", "what is to be set up cannot be"),
-    upstreams("ProvisioningStarted", "an image is written"),
+    upstreams(
+        "PreparationError",
+        "the requested setup, such as RAID, is not supported",
+    ),
+    upstreams("ProvisioningStarted", "writing an image begins"),
     upstreams("ProvisioningComplete", "the image is on the disk"),
     upstreams(
         "ProvisioningError",
         "an image cannot be written, or writing or cleaning failed",
     ),
-    upstreams("DeprovisioningStarted", "what the host runs is taken away"),
-    upstreams("DeprovisioningComplete", "it is taken away"),
-    upstreams("PowerOn", "the machine is switched on"),
-    upstreams("PowerOff", "the machine is switched off"),
-    upstreams("PowerManagementError", "the machine could not be switched"),
+    upstreams("DeprovisioningStarted", "deprovisioning begins"),
+    upstreams("DeprovisioningComplete", "deprovisioning is complete"),
+    upstreams("PowerOn", "the machine is powered on"),
+    upstreams("PowerOff", "the machine is powered off"),
+    upstreams(
+        "PowerManagementError",
+        "the machine could not be powered on or off",
+    ),
     ours(
         "ActionNeeded",
-        "a person has to act before the host goes on; the message says how",
+        "a person has to act before the host can continue; the message says how",
     ),
     ours(
         "DisksLeft",
-        "some disks were left out of a cleaning: they cannot be told from others, or somebody may have left them in the machine; the message says which",
+        "some disks are not cleaned: they cannot be told apart from others, or somebody may have left them in the machine; the message names them",
     ),
     ours(
         "NotCleaned",
@@ -76,23 +85,23 @@ pub const REASONS: &[Reason] = &[
     ),
     ours(
         "DeletedUnreachable",
-        "a host is deleted whose machine can be neither cleaned nor switched off",
+        "a host is deleted whose machine can be neither cleaned nor powered off",
     ),
     ours(
         "SecretHeld",
-        "the Secret with the BMC's credentials is being deleted, and the host holds it; told once, with what helps",
+        "the Secret with the BMC's credentials is being deleted but still in use by the host; emitted once, with what to do",
     ),
     ours(
         "AnnotationUnused",
-        "the annotation `inspect.metal3.io/hardwaredetails` is taken off and changes nothing; the message says why, and what helps",
+        "the annotation `inspect.metal3.io/hardwaredetails` is removed without effect; the message says why and what to do",
     ),
     ours(
         "WriteRefused",
-        "the API server refuses a write; told once for a row of failures",
+        "the API server refuses a write; emitted once for consecutive failures",
     ),
     ours(
         "Unreadable",
-        "a part of the object, such as a word of a newer version, cannot be read, and nothing is done to it; or the host's state is unknown to this version, and nothing is done to it but to let it go when it is deleted",
+        "part of the object, such as a value of a newer version, cannot be read, and Muster does nothing to it; or the host's state is unknown to this version, and Muster does nothing to the host except release it when it is deleted",
     ),
 ];
 

@@ -80,10 +80,10 @@ pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
         }
         match arguments::<Arguments>(value) {
             Err(error) => wrong.push(format!(
-                "the annotation {name} cannot be read: {error}; it counts as if it had no value"
+                "the annotation {name} cannot be parsed: {error}; it is treated as if it had no value"
             )),
             Ok(said) if !MODES.contains(&said.mode.as_str()) => wrong.push(format!(
-                "the mode {:?} in the annotation {name} is neither hard nor soft; it counts as if it had none",
+                "the mode {:?} in the annotation {name} is neither hard nor soft; it is ignored",
                 said.mode
             )),
             Ok(_) => {}
@@ -92,7 +92,7 @@ pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
     let example = r#"{"mode":"hard"}"#;
     (!wrong.is_empty()).then(|| {
         bounded(&format!(
-            "{}; write JSON such as {example}, or nothing",
+            "{}; use JSON such as {example}, or no value",
             wrong.join("; ")
         ))
     })

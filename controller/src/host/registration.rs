@@ -31,11 +31,11 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         draft.enter(State::Unmanaged);
         draft.tell(
             "Discovered",
-            "the host has no BMC: its machine is shown, and not touched before spec.bmc or the annotation muster.dev/in-band is set",
+            "the host has no BMC: Muster shows its machine, but does nothing to it until spec.bmc or the annotation muster.dev/in-band is set",
         );
     } else {
         draft.clear_error();
-        draft.why("it is unmanaged");
+        draft.why("the host is unmanaged");
     }
     let what = match draft.server() {
         Some(_) => conditions::MANAGE,
@@ -80,7 +80,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     draft.tell("Registered", "the machine can be reached");
     if next == State::Preparing {
-        draft.tell("InspectionSkipped", "the hardware is not to be inspected");
+        draft.tell("InspectionSkipped", "inspection is disabled");
     }
     if next == State::Inspecting {
         inspection::begin_with_what_is_known(draft);

@@ -20,8 +20,8 @@ use crate::hardware;
 fn unreported(draft: &mut Draft<'_>, then: &str) {
     let minutes = BOOT_DEADLINE.as_mins();
     let late =
-        format!("the machine's ramdisk did not report the disks within {minutes} min: its console shows why");
-    let asks = and_next(&late, &format!("{then} as soon as it does"));
+        format!("the machine's ramdisk did not report the disks within {minutes} min: see its console");
+    let asks = and_next(&late, &format!("{then} once it does"));
     let is_told = draft.has_said(WaitReason::Refused, &asks);
     match is_told || draft.waited(WaitReason::Inventory, BOOT_DEADLINE) {
         false => {
@@ -60,7 +60,7 @@ pub(super) fn inventory(draft: &mut Draft<'_>, server: &Server, then: &str) -> O
 pub(super) fn wait_for_drivers(draft: &mut Draft<'_>, due: Timestamp, then: &str) {
     draft.wait_for(
         WaitReason::Inventory,
-        format!("waits for the ramdisk to load the drivers of all that is in the machine; next: {then}"),
+        format!("waits for the ramdisk to load the drivers for all of the machine's hardware; next: {then}"),
     );
     draft.again_at(due);
 }

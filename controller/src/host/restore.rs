@@ -61,7 +61,7 @@ pub(super) fn status(host: &BareMetalHost, seen: &Observed, now: jiff::Timestamp
         status: restored,
         metadata,
         requeue: Some(std::time::Duration::ZERO),
-        why: "takes over the status annotation".to_owned(),
+        why: "restores the status from the annotation".to_owned(),
         ..Plan::default()
     })
 }
@@ -91,7 +91,7 @@ fn read_hardware(value: &str) -> serde_json::Result<HardwareDetails> {
 /// status, round after round.
 fn stored(mut hardware: HardwareDetails) -> serde_json::Result<HardwareDetails> {
     let refused = |what: &str, value: &dyn fmt::Display| {
-        let message = format!("{what} {value} of a NIC is none");
+        let message = format!("{what} {value} of a NIC is invalid");
         Err(serde::de::Error::custom(message))
     };
     for nic in &mut hardware.nics {
@@ -138,7 +138,7 @@ fn unreadable(
 ) -> Plan {
     let mut draft = Draft::new(host, seen, now);
     let message = format!(
-        "the annotation {STATUS_ANNOTATION} cannot be read ({error}): correct it, or remove it to begin anew"
+        "the annotation {STATUS_ANNOTATION} cannot be parsed ({error}): correct it, or remove it to start from scratch"
     );
     draft.warn("InvalidAnnotationValue", message.clone());
     let plan = draft.finish();
@@ -207,7 +207,7 @@ pub(super) fn other_architecture(host: &BareMetalHost, found: &HardwareDetails) 
     let found = found.cpu.as_ref()?.arch.as_deref()?;
     let said = said_architecture(host).filter(|said| said != found)?;
     Some(format!(
-        "the machine is {found}, and spec.architecture says {said}, which changes nothing: correct it, unless another machine was meant"
+        "the machine is {found}, but spec.architecture is {said}, which has no effect: correct it, unless another machine was meant"
     ))
 }
 
@@ -215,7 +215,7 @@ pub(super) fn other_architecture(host: &BareMetalHost, found: &HardwareDetails) 
 pub(super) fn unreadable_hardware(host: &BareMetalHost) -> Option<String> {
     let error = read_hardware(annotation(host, HARDWARE_ANNOTATION)?).err()?;
     Some(format!(
-        "the annotation {HARDWARE_ANNOTATION} cannot be read: {error}; it counts for nothing; correct it, or remove it"
+        "the annotation {HARDWARE_ANNOTATION} cannot be parsed: {error}; it is ignored; correct it, or remove it"
     ))
 }
 
@@ -230,7 +230,10 @@ fn annotated(draft: &mut Draft<'_>, stored: bool) {
             return;
         };
         draft.status.hardware = Some(hardware.into());
-        draft.tell("UpdateHardwareDetails", "the hardware is as the annotation says");
+        draft.tell(
+            "UpdateHardwareDetails",
+            "the hardware details were set from the annotation",
+        );
     } else {
         warn_of_unused(draft, value, stored);
     }
@@ -249,13 +252,13 @@ fn warn_of_unused(draft: &mut Draft<'_>, value: &str, stored: bool) {
         return;
     }
     let why = match stored {
-        true => "the host's HardwareData counts for more: correct the hardware there",
+        true => "the host's HardwareData takes precedence: correct the hardware there",
         false => {
-            "the hardware is known, and the host may be inspected: set spec.inspectionMode to disabled, then annotate it again"
+            "the hardware is already known and inspection is enabled: set spec.inspectionMode to disabled, then set the annotation again"
         }
     };
     draft.warn(
         "AnnotationUnused",
-        format!("the annotation {HARDWARE_ANNOTATION} is taken off and changes nothing, since {why}"),
+        format!("the annotation {HARDWARE_ANNOTATION} is removed without effect, because {why}"),
     );
 }

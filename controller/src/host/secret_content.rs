@@ -154,7 +154,7 @@ fn login(secret: &Secret) -> Result<(&[u8], &[u8]), &'static str> {
     let password = text(secret, "password").ok_or("it has no `password`")?;
     let readable = std::str::from_utf8(user).is_ok() && std::str::from_utf8(password).is_ok();
     if !readable {
-        return Err("`username` or `password` is no text in UTF-8");
+        return Err("`username` or `password` is not valid UTF-8");
     }
     Ok((user, password))
 }
@@ -163,7 +163,7 @@ fn login(secret: &Secret) -> Result<(&[u8], &[u8]), &'static str> {
 pub(super) fn user_data(secret: &Secret) -> Result<&[u8], &'static str> {
     let bytes = raw(secret, "userData").ok_or("it has neither `userData` nor `value`")?;
     match bytes.len() > LARGEST_USER_DATA {
-        true => Err("`userData` has more than 512 KiB: compress it, or have it fetched from elsewhere"),
+        true => Err("`userData` is larger than 512 KiB: compress it, or have the machine download it"),
         false => Ok(bytes),
     }
 }
@@ -174,14 +174,14 @@ pub(super) fn network_data(secret: &Secret) -> Result<Option<Value>, &'static st
         return Ok(None);
     };
     if bytes.len() > LARGEST {
-        return Err("`networkData` has more than 128 KiB");
+        return Err("`networkData` is larger than 128 KiB");
     }
     // The parser's words may show what it parsed.
     match parse(bytes) {
         // Nothing but comments.
         Some(Value::Null) => Ok(None),
         Some(Value::Object(map)) => Ok(Some(Value::Object(map))),
-        _ => Err("`networkData` is no map in YAML or JSON"),
+        _ => Err("`networkData` is not a map in YAML or JSON"),
     }
 }
 
@@ -192,12 +192,12 @@ pub(super) fn meta_data(secret: &Secret) -> Result<Map<String, Value>, &'static 
         return Ok(Map::new());
     }
     if bytes.len() > LARGEST {
-        return Err("`metaData` has more than 128 KiB");
+        return Err("`metaData` is larger than 128 KiB");
     }
     match parse(bytes) {
         Some(Value::Null) => Ok(Map::new()),
         Some(Value::Object(map)) => Ok(map),
-        _ => Err("`metaData` is no map in YAML or JSON"),
+        _ => Err("`metaData` is not a map in YAML or JSON"),
     }
 }
 

@@ -201,7 +201,7 @@ pub(super) fn going(draft: &Draft<'_>) -> Option<String> {
         && !is_detached;
     is_told.then(|| {
         format!(
-            "{} and is held as long as a host names it, so that none can be made in its place: change what is in it, which still counts, or name another Secret in spec.bmc.credentialsName, and it goes once the BMC takes that one's credentials",
+            "{} but is still in use, and no new one can be created under its name; edit it in place, or set spec.bmc.credentialsName to another Secret: this one is released once the BMC accepts the other's credentials",
             is_going(bmc)
         )
     })
@@ -212,13 +212,13 @@ pub(super) fn held(draft: &Draft<'_>) -> Option<String> {
     let secret = &draft.seen.secrets.bmc.state;
     let is_unseen = matches!(secret, SecretState::Unreadable(_) | SecretState::Unasked);
     let bmc = draft.host.spec.bmc.as_ref()?;
-    let before = conditions::secret_held(&draft.old)
-        .filter(|says| is_unseen && says.starts_with(&format!("{} ", is_going(bmc))));
+    let before =
+        conditions::secret_held(&draft.old).filter(|says| is_unseen && says.starts_with(&is_going(bmc)));
     going(draft).or_else(|| before.map(str::to_owned))
 }
 
 fn is_going(bmc: &BmcDetails) -> String {
-    format!("the Secret {} is being deleted,", bmc.credentials_name)
+    format!("the Secret {} is being deleted", bmc.credentials_name)
 }
 
 /// `message` on credentials that others are to take the place of, and that their Secret is being deleted, if it is.
@@ -250,7 +250,7 @@ pub(super) fn release_former(draft: &mut Draft<'_>, good: Option<&str>) -> bool 
     let any = !names.is_empty();
     for name in names {
         draft.why(format!(
-            "lets go of the Secret {name}, which it does not name any more"
+            "releases the Secret {name}, which the host no longer names"
         ));
         draft.effect(Effect::ReleaseSecret { name, disown: true });
     }
@@ -275,7 +275,7 @@ pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
             .filter(|name| !name.is_empty() && Some(*name) != draft.host.metadata.namespace.as_ref());
         if let Some(namespace) = elsewhere {
             return Inputs::Bad(format!(
-                "spec.{} names a Secret in the namespace {namespace}, and only those of the host's own are given to it",
+                "spec.{} names a Secret in the namespace {namespace}, but only Secrets in the host's own namespace are allowed",
                 purpose.field()
             ));
         }
@@ -288,14 +288,14 @@ pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
                 return Inputs::Bad(format!("{of} does not exist"));
             }
             SecretState::Invalid(why) => return Inputs::Bad(format!("{of} cannot be used: {why}")),
-            SecretState::Unasked => return Inputs::Wait(format!("{of} was not asked for")),
+            SecretState::Unasked => return Inputs::Wait(format!("{of} has not been read yet")),
             SecretState::Unreadable(why) => return Inputs::Wait(format!("{of} cannot be read: {why}")),
         }
     }
     let bytes = drive_bytes(draft);
     if bytes > LARGEST_DRIVE {
         return Inputs::Bad(format!(
-            "the config drive is too large: user, meta and network data have {bytes} bytes as they are given to the agent, which takes {LARGEST_DRIVE}; make them smaller, or have the machine fetch them"
+            "the config drive is too large: user data, metadata and network data take {bytes} bytes as sent to the agent, and the limit is {LARGEST_DRIVE}; make them smaller, or have the machine download them"
         ));
     }
     let session = draft.session();
@@ -326,7 +326,7 @@ pub(super) fn drive(draft: &Draft<'_>, session: &Session) -> Result<Option<Drive
     }
     if session.seal_key.is_empty() {
         return match secret {
-            true => Err("the agent is too old to be given user data: boot the machine again".to_owned()),
+            true => Err("the agent is too old to receive user data: reboot the machine".to_owned()),
             false => Ok(None),
         };
     }

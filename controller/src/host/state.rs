@@ -107,21 +107,23 @@ impl State {
     /// What it means, for the page about states.
     pub fn meaning(self) -> &'static str {
         match self {
-            State::New => "nobody has written a status yet",
+            State::New => "no status has been written yet",
             State::Unmanaged => {
-                "without a BMC and without permission to use its ramdisk instead: shown, not touched"
+                "it has no BMC, and Muster is not allowed to use its ramdisk instead: shown, but not touched"
             }
-            State::Registering => "its BMC, or the session of its ramdisk, is asked for the first time",
-            State::Inspecting => "its hardware is found out",
-            State::Preparing => "RAID and firmware would be set up",
-            State::Available => "ready to be given an image",
-            State::Provisioning => "its disks are cleaned and an image is written",
+            State::Registering => "its BMC, or its ramdisk's session, is contacted for the first time",
+            State::Inspecting => "its hardware is being inspected",
+            State::Preparing => "RAID and firmware would be set up here",
+            State::Available => "ready for an image",
+            State::Provisioning => "its disks are being cleaned and an image is being written",
             State::Provisioned => "it runs its image; only its power is managed",
-            State::ExternallyProvisioned => "somebody else installed it; only its power is managed",
-            State::Deprovisioning => "what it runs is taken away: its disks are cleaned",
-            State::PoweringOffBeforeDelete => "it is being deleted and switched off for that",
-            State::Deleting => "it is being deleted, and nothing is left but to let go",
-            State::Foreign => "a name that this version does not know: nothing is done",
+            State::ExternallyProvisioned => "it was installed by somebody else; only its power is managed",
+            State::Deprovisioning => "its image is being removed: its disks are cleaned",
+            State::PoweringOffBeforeDelete => "it is being deleted, and is powered off first",
+            State::Deleting => {
+                "it is being deleted, and only its Secrets and finalizers remain to be released"
+            }
+            State::Foreign => "a state that this version does not know: nothing is done",
         }
     }
 
@@ -192,7 +194,7 @@ pub(super) fn unknown(word: &str) -> String {
 pub(super) fn unreadable(host: &BareMetalHost) -> Option<String> {
     (State::of(host) == State::Foreign).then(|| {
         bounded(&format!(
-            "{}; next: nothing is done to it before a version that knows it has brought it on, unless it is deleted: then it is let go as it is",
+            "{}; next: Muster does nothing to the host until a version that knows this state has moved it on; if the host is deleted, it is released as it is",
             unknown(hosts::state_word(host))
         ))
     })

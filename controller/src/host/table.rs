@@ -34,7 +34,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Unmanaged,
         State::Registering,
-        "BMC details or `muster.dev/in-band` appear",
+        "BMC details or `muster.dev/in-band` are added",
     ),
     way(State::Unmanaged, State::Deleting, "deleted"),
     way(
@@ -56,15 +56,15 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Inspecting,
         State::Preparing,
-        "an inventory that is new enough is stored as HardwareData, or `inspectionMode` becomes `disabled`",
+        "a recent enough inventory is stored as HardwareData, or `inspectionMode` becomes `disabled`",
     ),
     way(State::Inspecting, State::PoweringOffBeforeDelete, "deleted"),
     way(
         State::Inspecting,
         State::Deleting,
-        "deleted while detached, or nothing says any more how the machine is reached",
+        "deleted while detached, or when there is no longer a way to reach the machine",
     ),
-    way(State::Preparing, State::Available, "nothing is to be set up"),
+    way(State::Preparing, State::Available, "there is nothing to set up"),
     way(
         State::Preparing,
         State::ExternallyProvisioned,
@@ -74,7 +74,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Preparing,
         State::Deleting,
-        "deleted while detached, or nothing says any more how the machine is reached",
+        "deleted while detached, or when there is no longer a way to reach the machine",
     ),
     way(
         State::Available,
@@ -90,13 +90,13 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Available,
         State::Provisioning,
-        "`online`, an image is set, all inputs are there and fit, and a place is free",
+        "`online` is true, an image is set, all inputs exist and are usable, and a place is free",
     ),
     way(State::Available, State::PoweringOffBeforeDelete, "deleted"),
     way(
         State::Available,
         State::Deleting,
-        "deleted while detached, or nothing says any more how the machine is reached",
+        "deleted while detached, or when there is no longer a way to reach the machine",
     ),
     way(
         State::Provisioning,
@@ -106,27 +106,27 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Provisioning,
         State::Deprovisioning,
-        "it failed, the image is changed or withdrawn, or deleted",
+        "it failed, the image is changed or removed, or the host is deleted",
     ),
     way(
         State::Provisioning,
         State::Deleting,
-        "deleted while detached, or nothing says any more how the machine is reached",
+        "deleted while detached, or when there is no longer a way to reach the machine",
     ),
     way(
         State::Provisioned,
         State::Deprovisioning,
-        "`image` is removed or its `url` changed, `customDeploy` is removed or changed, or deleted",
+        "`image` is removed or its `url` changed, `customDeploy` is removed or changed, or the host is deleted",
     ),
     way(
         State::Provisioned,
         State::Deleting,
-        "deleted while detached, or nothing says any more how the machine is reached",
+        "deleted while detached, or when there is no longer a way to reach the machine",
     ),
     way(
         State::ExternallyProvisioned,
         State::Provisioned,
-        "`externallyProvisioned` is taken back; goes on to `deprovisioning` unless `image` or `customDeploy` says what it runs",
+        "`externallyProvisioned` is no longer true; continues to `deprovisioning` unless `image` or `customDeploy` says what it runs",
     ),
     way(
         State::ExternallyProvisioned,
@@ -136,7 +136,7 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::ExternallyProvisioned,
         State::Deleting,
-        "deleted while detached, or nothing says any more how the machine is reached",
+        "deleted while detached, or when there is no longer a way to reach the machine",
     ),
     way(
         State::Deprovisioning,
@@ -146,18 +146,18 @@ pub const TRANSITIONS: &[Transition] = &[
     way(
         State::Deprovisioning,
         State::PoweringOffBeforeDelete,
-        "the same, or failed more than three times; deleted",
+        "the host is deleted, and its disks are clean (or need not be) or cleaning failed more than three times",
     ),
     way(
         State::Deprovisioning,
         State::Deleting,
-        "deleted while detached, or nothing says any more how the machine is reached",
+        "deleted while detached, or when there is no longer a way to reach the machine",
     ),
     way(State::Foreign, State::Deleting, "deleted"),
     way(
         State::PoweringOffBeforeDelete,
         State::Deleting,
-        "off, or need not be, or failed more than three times",
+        "the machine is off (or need not be), or powering it off failed more than three times",
     ),
 ];
 

@@ -141,7 +141,7 @@ pub enum Touched {
 
 /// No random numbers.
 #[derive(Debug, thiserror::Error)]
-#[error("the system has no random numbers for a key")]
+#[error("cannot get random numbers for a key from the system")]
 pub struct NoRandom;
 
 impl Vault {
@@ -315,7 +315,7 @@ impl Vault {
             Ok(Ok(secret)) => Ok(secret),
             Ok(Err(error)) => Err(Chain(&error).to_string()),
             Err(_) => Err(format!(
-                "the API server gave no answer within {} s",
+                "the API server did not answer within {} s",
                 TIMEOUT.as_secs()
             )),
         }
@@ -347,9 +347,7 @@ impl Vault {
             Some(known) => known,
             None if purpose == Purpose::Bmc && is_new(host) => return state(SecretState::Unasked),
             None if matters(host, purpose) => self.look(&path).await,
-            None => {
-                Answer::Unreadable("it was not asked for, since the host does not need it now".to_owned())
-            }
+            None => Answer::Unreadable("it was not read, because the host does not need it now".to_owned()),
         };
         let entry = match answer {
             Answer::Missing => return state(SecretState::Missing),

@@ -30,7 +30,7 @@ impl Draft<'_> {
         self.wait_for(
             WaitReason::Place,
             format!(
-                "waits for a free provisioning slot: as many hosts are busy as --provisioning-limit allows ({limit}); next: it goes on as soon as one of them is done"
+                "waits for a free provisioning slot: as many hosts are busy as --provisioning-limit allows ({limit}); next: continues once one of them is done"
             ),
         );
     }

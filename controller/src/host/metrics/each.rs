@@ -27,10 +27,10 @@ pub(super) enum Happening {
 /// Upstream's names. `delayed` has two underscores there: dashboards that were written for it go on, and new ones need not know.
 const COUNTERS: [(&str, &str, Happening); 5] = {
     use Happening::{DeprovisioningDelayed, ProvisioningDelayed, Reconciled};
-    let provisioning = "Times that provisioning waited for other hosts";
-    let deprovisioning = "Times that deprovisioning waited for other hosts";
+    let provisioning = "Number of times provisioning waited for other hosts";
+    let deprovisioning = "Number of times deprovisioning waited for other hosts";
     [
-        ("metal3_reconcile", "Rounds about a host", Reconciled),
+        ("metal3_reconcile", "Reconciles of a host", Reconciled),
         ("metal3_delayed__provisioning", provisioning, ProvisioningDelayed),
         ("metal3_delayed_provisioning", provisioning, ProvisioningDelayed),
         (
@@ -150,7 +150,7 @@ impl Collector for Each {
                 }
             }
         }
-        let (name, help) = ("metal3_operation_power_change", "Changes of power, asked for");
+        let (name, help) = ("metal3_operation_power_change", "Power changes requested");
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (at, Counts { happened, .. }) in all.iter() {
             for (on_off, what) in POWER {

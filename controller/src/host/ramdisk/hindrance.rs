@@ -10,7 +10,7 @@ pub(super) fn unlikely(draft: &Draft<'_>) -> String {
     // A machine that has a Server has run it.
     let Some(server) = draft.server() else {
         return restore::without_ramdisk(draft.host)
-            .map(|said| format!(" (there is one for x86_64 only, and spec.architecture says {said})"))
+            .map(|said| format!(" (the only ramdisk is for x86_64, but spec.architecture is {said})"))
             .unwrap_or_default();
     };
     let named = server
@@ -20,10 +20,10 @@ pub(super) fn unlikely(draft: &Draft<'_>) -> String {
     match draft.segment() {
         _ if named.is_empty() => String::new(),
         None => format!(
-            " (Segment {named} of its last session does not exist: make it again, unless another one serves the machine's network)"
+            " (Segment {named} of its last session no longer exists: recreate it, unless another Segment serves the machine's network)"
         ),
         Some(segment) if is_not_served(segment) => {
-            format!(" (Segment {named} of its last session is not served: its condition Serving says why)")
+            format!(" (Segment {named} of its last session is not served: see its condition Serving)")
         }
         Some(_) => String::new(),
     }

@@ -73,12 +73,12 @@ pub(in crate::host) fn has_left(draft: &Draft<'_>) -> bool {
 /// For what a host waits while its ramdisk may be clearing or writing disks, and how that is said.
 const WORKS: ([WaitReason; 2], &str) = (
     [WaitReason::Clean, WaitReason::Write],
-    "when its disks were to be cleared or written",
+    "while its disks were to be cleared or written",
 );
 /// The same while the ramdisk only looks.
 const LOOKS: ([WaitReason; 2], &str) = (
     [WaitReason::Inspection, WaitReason::Inventory],
-    "when it was to tell the hardware",
+    "while it was to report the hardware",
 );
 
 /// True while a ramdisk that was here may come back by itself although its Server is gone: its agent is refused, and boots its machine again.
@@ -88,7 +88,7 @@ pub(super) fn may_enrol_again(draft: &mut Draft<'_>, then: &str) -> bool {
         return false;
     }
     for ((reasons, when), patience) in [(WORKS, BOOT_DEADLINE), (LOOKS, SILENCE)] {
-        let message = format!("{CALL_IN} again, whose Server went {when}; next: {then}");
+        let message = format!("{CALL_IN} again: its Server was deleted {when}; next: {then}");
         let was_here = reasons
             .into_iter()
             .any(|reason| draft.waiting_since(reason).is_some());

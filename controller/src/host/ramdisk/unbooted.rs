@@ -42,7 +42,7 @@ pub(super) fn waits_on(
             WaitReason::Ramdisk,
             WaitReason::Bmc,
             format!(
-                "{CALL_IN}{unlikely}, though the BMC did not answer when it was told to boot the machine ({why}); next: it is told again after {minutes} min, or {then}"
+                "{CALL_IN}{unlikely}, although the BMC did not answer the request to boot the machine ({why}); next: the request is repeated after {minutes} min, or {then}"
             ),
         );
     } else {
@@ -50,7 +50,7 @@ pub(super) fn waits_on(
             WaitReason::Bmc,
             WaitReason::Ramdisk,
             format!(
-                "waits for the BMC to boot the machine into its ramdisk: {why}; next: it is asked again at least every minute, and then {then}"
+                "waits for the BMC to boot the machine into its ramdisk: {why}; next: retrying at least every minute, and then {then}"
             ),
         );
     }

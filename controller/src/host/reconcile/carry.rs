@@ -94,7 +94,7 @@ pub(super) async fn carry_out(
     let executor = &context.executor;
     if plan.status.is_some() || !plan.metadata.is_empty() || !plan.effects.is_empty() {
         let effects: Vec<_> = plan.effects.iter().map(Effect::name).collect();
-        tracing::info!(state = %State::of(&done.host), why = %plan.why, ?effects, "the operator acts");
+        tracing::info!(state = %State::of(&done.host), why = %plan.why, ?effects, "acting on the host");
     }
     let mut events = plan.events;
     if let Some(status) = &plan.status {
@@ -148,7 +148,7 @@ pub(super) fn beside(context: &Context, call: impl Future<Output = ()> + Send + 
 
 /// What a call failed for may last a moment, before the host is looked at again.
 async fn failed(error: &ExecuteError) {
-    tracing::debug!(error = %Chain(error), "looks again");
+    tracing::debug!(error = %Chain(error), "a call failed; looking at the host again");
     tokio::time::sleep(TOO_FAST / 4).await;
 }
 

@@ -26,8 +26,10 @@ pub(super) async fn release(context: &Context) {
                 continue;
             }
             match context.vault.release_as(secret, version).await {
-                Ok(()) => tracing::info!(%secret, "the Secret is let go: no host needs it any more"),
-                Err(error) => tracing::warn!(%secret, error = %Chain(&error), "tried again"),
+                Ok(()) => tracing::info!(%secret, "released the Secret: no host needs it any more"),
+                Err(error) => {
+                    tracing::warn!(%secret, error = %Chain(&error), "cannot release the Secret; retrying");
+                }
             }
         }
         before = now;

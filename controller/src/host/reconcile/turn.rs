@@ -272,7 +272,7 @@ fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> Execu
         related: host.spec.consumer_ref.clone(),
         warning: true,
         reason: "WriteRefused",
-        message: format!("{}; it is tried again until it succeeds", Chain(&error)),
+        message: format!("{}; retrying until it succeeds", Chain(&error)),
     });
     if let Some(news) = context.memory.failed(host, error.step(), refusal) {
         context.events.record(news);

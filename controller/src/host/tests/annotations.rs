@@ -809,7 +809,7 @@ fn hardware_of_an_annotation_that_changes_nothing_is_told_of_once() {
         world.annotate(HARDWARE_ANNOTATION, by_hand);
         let (warning, message) = why(&world);
         assert!(
-            warning && message.contains("HardwareData counts for more"),
+            warning && message.contains("HardwareData takes precedence"),
             "{message}"
         );
         world.settle();
@@ -987,11 +987,7 @@ fn what_was_begun_when_a_host_is_protected_goes_on_to_its_end_and_what_was_not_w
     world.reach(State::Deprovisioning);
     world.settle();
     assert_eq!(counted(&world), (Some(ErrorType::Provisioning), 1));
-    assert!(
-        waiting(&world)
-            .1
-            .contains("what is on its disks is not taken away")
-    );
+    assert!(waiting(&world).1.contains("it is not deprovisioned until"));
     world.unannotate(PROTECTED_ANNOTATION);
     world.reach(State::Provisioned);
 }
@@ -1029,14 +1025,17 @@ fn a_deletion_that_waits_while_its_host_is_detached_says_what_becomes_of_the_dis
         world.settle();
         world.annotate(DETACHED_ANNOTATION, r#"{"deleteAction":"delay"}"#);
         world.settle();
-        assert!(waiting(&world).1.contains("goes on where it was"), "{which}");
+        assert!(
+            waiting(&world).1.contains("continues where it stopped"),
+            "{which}"
+        );
         edit(&mut world);
         world.delete();
         world.settle();
         let (reason, message) = waiting(&world);
         assert_eq!(reason, "Detached", "{which}");
         let told = message.contains("next: its disks are cleaned once");
-        let kept = message.contains("next: the host goes, with its disks as they are, once");
+        let kept = message.contains("next: the host is removed without cleaning once");
         assert_eq!((told, kept), (cleans, !cleans), "{which}: {message}");
         // And so it is.
         let before = world.machine.cleans;

@@ -65,7 +65,10 @@ fn no_image_is_written_by_a_ramdisk_in_another_mode_than_is_asked_for_and_a_bmc_
         world.settle();
         assert_eq!((world.state(), world.machine.boots), (State::Available, boots));
         let told = world.host().status.clone().unwrap().error_message;
-        assert!(told.contains("have its BMC boot it in that"), "{told}");
+        assert!(
+            told.contains("have its BMC reboot it in the requested mode"),
+            "{told}"
+        );
         world.annotate(REBOOT_ANNOTATION, r#"{"force": true}"#);
         world.reach_job();
         assert_eq!(runs_in(&world), then);
@@ -142,7 +145,7 @@ fn without_a_bmc_a_person_has_to_change_the_mode() {
     world.settle();
     assert_eq!(world.state(), State::Available);
     let told = world.host().status.clone().unwrap().error_message;
-    assert!(told.contains("switch its firmware over"), "{told}");
+    assert!(told.contains("change the boot mode in its firmware"), "{told}");
     assert_eq!(world.machine.boots, boots);
     world.change_inventory(|inventory| inventory.boot.mode = BootMode::Uefi);
     world.reach(State::Provisioned);

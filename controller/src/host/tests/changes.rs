@@ -459,11 +459,11 @@ fn of_a_machine_that_cannot_leave_its_ramdisk_or_comes_back_to_it_a_person_hears
             world.call_in();
         }
         world.until("a person", |world| {
-            waiting(world).1.contains("a person reboots it")
+            waiting(world).1.contains("reboot it with the annotation")
         });
         assert_eq!(world.machine.jobs - jobs, 1);
         let (_, message) = waiting(&world);
-        assert_eq!(message.contains("is there still: "), fails, "{message}");
+        assert_eq!(message.contains("is still in it: "), fails, "{message}");
     }
 }
 

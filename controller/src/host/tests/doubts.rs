@@ -185,7 +185,7 @@ fn a_host_whose_bmc_is_gone_as_its_boot_begins_waits_for_the_bmc_and_says_why() 
     world.bmc_up = false;
     world.step(11);
     let says = "waits for the BMC to boot the machine into its ramdisk: it says so; \
-                next: it is asked again at least every minute, and then its disks are cleaned (since ";
+                next: retrying at least every minute, and then its disks are cleaned (since ";
     let is_said = |world: &World| {
         let (reason, message) = waiting(world);
         assert_eq!(
@@ -279,8 +279,8 @@ fn a_boot_that_may_be_under_way_is_waited_for_and_that_nobody_answered_to_it_is_
     world.tried.as_mut().unwrap().on_power = true;
     world.step(11);
     let (reason, message) = waiting(&world);
-    let says = "though the BMC did not answer when it was told to boot the machine (it says so); \
-                next: it is told again after 7 min, or its disks are cleaned";
+    let says = "although the BMC did not answer the request to boot the machine (it says so); \
+                next: the request is repeated after 7 min, or its disks are cleaned";
     assert_eq!(
         (reason.as_str(), message.contains(says)),
         ("Ramdisk", true),
@@ -294,7 +294,7 @@ fn a_machine_that_goes_off_says_why_its_bmc_does_not_see_to_that() {
         let (reason, message) = waiting(world);
         let begins = format!(
             "waits for the machine to be off, but its BMC fails ({why}); \
-             next: that is asked again at least every minute, and then it stays off (since "
+             next: retrying at least every minute, and then it stays off (since "
         );
         assert_eq!(
             (reason.as_str(), message.starts_with(&begins)),
@@ -319,7 +319,7 @@ fn a_machine_that_goes_off_says_why_its_bmc_does_not_see_to_that() {
     world.bmc_up = false;
     world.until("asked for the power", |world| world.bmc.unread.is_some());
     world.step(11);
-    let unknown = "the BMC does not say whether the machine is on: it says so";
+    let unknown = "the BMC does not report the power state: it says so";
     says(&world, unknown);
     let writes = world.status_writes;
     for _ in 0..30 {
@@ -722,8 +722,7 @@ fn a_host_whose_bmc_shows_no_system_says_what_helps_and_that_it_is_asked_again()
         world.execute(plan, None, Fault::None);
         let (reason, message) = waiting(&world);
         assert_eq!(reason, "Refused");
-        let says =
-            ": correct spec.bmc.address, or the BMC; next: it is asked again every minute, and at once ";
+        let says = ": correct spec.bmc.address or fix the BMC; next: retrying every minute, and as soon as ";
         assert!(message.contains(says), "{message}");
     }
 }
@@ -741,12 +740,9 @@ fn credentials_that_were_good_are_tried_again_seldom_and_others_never() {
     left_alone(&mut world, 9);
     let (kind, message) = error(&world);
     assert_eq!(kind, Some(ErrorType::Registration));
+    assert!(message.contains("; next: retrying every 10 min"), "{message}");
     assert!(
-        message.contains("; next: it is asked again every 10 min"),
-        "{message}"
-    );
-    assert!(
-        !waiting(&world).1.contains("goes on as soon"),
+        !waiting(&world).1.contains("continues once"),
         "one thing happens next"
     );
     world.until("mended", |world| error(world).0.is_none());
@@ -962,7 +958,7 @@ fn a_host_whose_nic_nobody_knows_is_told_so_before_its_machine_is_reset() {
 
 #[test]
 fn a_host_that_waits_for_a_ramdisk_of_another_architecture_says_that_there_is_none() {
-    let says = |message: &str| message.contains("x86_64 only, and spec.architecture says aarch64");
+    let says = |message: &str| message.contains("x86_64, but spec.architecture is aarch64");
     let mut world = World::new();
     world.machine.mute = true;
     world.host().spec.architecture = Some("arm64".to_owned());
@@ -995,7 +991,7 @@ fn a_host_that_waits_for_its_ramdisk_names_the_segment_that_is_gone_or_not_serve
     assert!(!says(&world).contains("Segment"), "{}", says(&world));
     world.segment_gone = true;
     world.until("the Segment is named", |world| {
-        says(world).contains("(Segment lab of its last session does not exist: make it again")
+        says(world).contains("(Segment lab of its last session no longer exists: recreate it")
     });
     world.segment_gone = false;
     let serving = Condition {
@@ -1172,7 +1168,11 @@ fn what_somebody_else_runs_is_not_rebooted_to_be_taken_away() {
     world.set_image(None);
     world.settle();
     assert_eq!(world.state(), State::Provisioned);
-    assert!(error(&world).1.contains("somebody else"), "{}", error(&world).1);
+    assert!(
+        error(&world).1.contains("externally provisioned"),
+        "{}",
+        error(&world).1
+    );
     world.delete();
     world.until("gone", |world| world.host.is_none());
     assert_eq!((world.machine.boots, world.machine.cleans), (boots, cleans));
@@ -1312,7 +1312,7 @@ fn a_ramdisk_that_ends_in_the_middle_again_and_again_fails_what_it_was_at() {
         }
         let (kind, why) = error(&world);
         assert_eq!(kind, Some(ErrorType::Provisioning), "{why}");
-        assert!(why.contains("ended 3 times in the middle"), "{why}");
+        assert!(why.contains("crashed or rebooted 3 times"), "{why}");
         world.delete();
         for _ in 0..5000 {
             if world.host.is_none() {
@@ -1349,7 +1349,7 @@ fn a_ramdisk_that_ends_before_it_has_reported_again_and_again_fails_the_inspecti
     }
     let (kind, why) = error(&world);
     assert_eq!(kind, Some(ErrorType::Inspection), "{why}");
-    assert!(why.contains("ended 3 times in the middle"), "{why}");
+    assert!(why.contains("crashed or rebooted 3 times"), "{why}");
     assert!(ended <= 5, "{ended}");
     world.machine.deaf = false;
     world.reach(State::Available);

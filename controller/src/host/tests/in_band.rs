@@ -94,7 +94,7 @@ fn a_machine_without_wake_on_lan_is_switched_on_by_a_person_whom_the_condition_a
     assert!(!world.machine.on && !powered_on(&world));
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "PowerByHand");
-    assert!(message.contains("switch it on by hand"), "{message}");
+    assert!(message.contains("power it on manually"), "{message}");
     world.power(PowerOrder::On);
     world.settle();
     assert!(is_ready(&world), "{:?}", waiting(&world));
@@ -175,7 +175,7 @@ fn a_provisioned_machine_that_was_woken_and_is_wanted_no_more_is_not_taken_for_o
     assert!(powered_on(&world));
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "PowerByHand");
-    assert!(message.contains("switch it off by hand"), "{message}");
+    assert!(message.contains("power it off manually"), "{message}");
 }
 
 #[test]
@@ -334,7 +334,10 @@ fn nothing_is_sent_to_nics_that_cannot_wake_their_machine() {
     assert!(!world.machine.on, "it would have heard");
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "PowerByHand");
-    assert!(message.contains("no NIC of it has Wake-on-LAN"), "{message}");
+    assert!(
+        message.contains("none of its NICs supports Wake-on-LAN"),
+        "{message}"
+    );
 
     // One beside them of which nothing is known may wake it.
     world.change_inventory(|inventory| {
@@ -440,7 +443,7 @@ fn a_machine_that_must_not_be_off_is_rebooted_and_not_switched_off() {
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "Refused");
     assert!(
-        message.starts_with("spec.online asks for the host to be off, and spec.disablePowerOff forbids it"),
+        message.starts_with("spec.online asks for the host to be off, but spec.disablePowerOff forbids it"),
         "{message}"
     );
     world.annotate(REBOOT_ANNOTATION, FORCED);
@@ -461,14 +464,14 @@ fn what_runs_an_operating_system_waits_for_a_person() {
     world.settle();
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "PowerByHand");
-    assert!(message.contains("switch it off by hand"), "{message}");
+    assert!(message.contains("power it off manually"), "{message}");
     world.host().spec.online = true;
     world.annotate(REBOOT_ANNOTATION, "");
     world.settle();
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "PowerByHand");
     assert!(
-        message.contains("reboot it by hand, and remove the annotation"),
+        message.contains("reboot it manually, then remove the annotation"),
         "{message}"
     );
     world.unannotate(REBOOT_ANNOTATION);
@@ -567,7 +570,7 @@ fn a_released_machine_that_runs_its_own_system_is_asked_for_at_once_and_one_that
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "PowerCycleByHand");
     assert!(
-        message.starts_with("power-cycle the machine by hand: its network boot is armed since 2026-"),
+        message.starts_with("power-cycle the machine manually: network boot has been armed since 2026-"),
         "{message}"
     );
     world.settle();
@@ -577,7 +580,7 @@ fn a_released_machine_that_runs_its_own_system_is_asked_for_at_once_and_one_that
     let (reason, message) = waiting(&off);
     assert_eq!(reason, "PowerByHand");
     assert!(
-        message.contains("what it runs is not ours to command; next: switch it off by hand"),
+        message.contains("Muster does not control its operating system; next: power it off manually"),
         "{message}"
     );
 

@@ -72,7 +72,7 @@ fn another_architecture_than_somebody_wrote_is_told_with_the_inspection_and_chan
         };
         world.until("inspected", |world| complete(world).is_some());
         let message = complete(&world).unwrap().message;
-        let tells = message.contains("is x86_64, and spec.architecture says aarch64");
+        let tells = message.contains("is x86_64, but spec.architecture is aarch64");
         assert_eq!(tells, is_told, "{said}: {message}");
         world.reach(State::Available);
         if is_told {

@@ -65,7 +65,7 @@ fn without_hints_it_is_the_smallest_disk_that_is_large_enough_and_whole() {
     for transport in [Transport::Usb, Transport::Sd] {
         all[0].transport = transport;
         let none = disk::choose(None, &all).unwrap_err();
-        assert!(none.contains("behind USB, an SD card"), "{none}");
+        assert!(none.contains("USB, SD card"), "{none}");
     }
     all[0].transport = Transport::Nvme;
     // Another way to the same disk.
@@ -273,7 +273,7 @@ fn a_zoned_disk_is_neither_written_nor_cleaned_and_people_hear_of_it() {
     assert!(left.len() == 1 && left[0].contains("zoned"), "{left:?}");
     let this = hints(|hints| hints.device_name = Some(all[0].name.clone()));
     let why = disk::choose(Some(&this), &all).unwrap_err();
-    assert!(why.contains("is a zoned disk"), "{why}");
+    assert!(why.contains("is a host-managed zoned disk"), "{why}");
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn disks_that_cannot_be_told_from_each_other_are_left_out_and_the_others_cleaned
     assert_eq!(disk::to_clean(&all, Some(&all[0])), [&all[0]]);
     let left = disk::left_out(&all, Some(&all[0]));
     assert!(
-        left[0].starts_with("/dev/sdb has no place") && left[1].starts_with("/dev/sdc"),
+        left[0].starts_with("/dev/sdb has no device path") && left[1].starts_with("/dev/sdc"),
         "{left:?}"
     );
     let all = [named("sda", 40), twin("sdb")];
@@ -429,7 +429,10 @@ fn a_disk_that_cannot_be_told_from_others_takes_no_image_and_costs_no_other_disk
     assert_eq!((world.state(), world.machine.cleans), (State::Available, cleans));
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "Refused");
-    assert!(message.contains("cannot be told from others"), "{message}");
+    assert!(
+        message.contains("cannot be told apart from other disks"),
+        "{message}"
+    );
     // A host of before, to which hints once led to such a disk, does not stay for ever.
     let mut world = at(State::Provisioned);
     world.change_inventory(|inventory| inventory.disks = vec![nameless("sda"), named("sdb", 80)]);
@@ -459,12 +462,12 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
     let refused: [(Spoil, &str); 9] = [
         (
             |world| world.server.as_mut().unwrap().spec.host.as_mut().unwrap().uid = "other".to_owned(),
-            "not known",
+            "the machine is not linked",
         ),
         (|world| world.server = None, "no machine"),
         (
             |world| world.server.as_mut().unwrap().status.as_mut().unwrap().contested = true,
-            "two keys",
+            "two clients presented",
         ),
         (
             |world| {
@@ -479,7 +482,7 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
             |world| {
                 world.change_inventory(|inventory| inventory.identity.system_uuid = None);
             },
-            "told from others",
+            "told apart from other machines",
         ),
         (
             |world| world.annotate(muster_proto::kinds::PROTECTED_ANNOTATION, ""),
@@ -487,15 +490,15 @@ fn the_guard_refuses_another_machine_and_a_disk_that_cannot_be_told() {
         ),
         (
             |world| world.annotate(muster_proto::kinds::DETACHED_ANNOTATION, r#"{"force":true}"#),
-            "left alone",
+            "paused or detached",
         ),
         (
             |world| world.annotate(muster_proto::kinds::PAUSED_ANNOTATION, ""),
-            "left alone",
+            "paused or detached",
         ),
         (
             |world| world.host().spec.externally_provisioned = Some(true),
-            "somebody else",
+            "externally provisioned",
         ),
     ];
     let disk = |world: &World| {

@@ -101,14 +101,14 @@ fn what_cannot_be_written_is_refused_before_anything_is_lost() {
         (|world| world.set_image(Some("oci://images.test/os")), "oci"),
         (
             |world| world.set_image(Some("http://me:hunter2@images.test/os?sig=hunter2")),
-            "image.url has a user or password",
+            "image.url contains a user or password",
         ),
         (
             |world| {
                 world.host().spec.image.as_mut().unwrap().checksum =
                     Some("https://me:hunter2@images.test/SHA256SUMS".to_owned());
             },
-            "image.checksum has a user or password",
+            "image.checksum contains a user or password",
         ),
         (
             |world| {
@@ -251,10 +251,7 @@ fn a_bmc_that_does_not_answer_is_asked_less_and_less_often() {
         assert_eq!(status.operational_status, OperationalStatus::Error);
         let (reason, message) = waiting(&world);
         assert_eq!(reason, "Retry");
-        assert!(
-            message.contains("it says so; next: another attempt after "),
-            "{message}"
-        );
+        assert!(message.contains("it says so; next: retrying after "), "{message}");
     }
     world.bmc_up = true;
     world.reach(State::Available);
@@ -780,7 +777,7 @@ fn an_opt_in_for_another_key_registers_nothing() {
     world.annotate(IN_BAND_ANNOTATION, &"ab".repeat(32));
     world.settle();
     assert_eq!(world.state(), State::Registering);
-    assert!(error(&world).1.contains("another key"));
+    assert!(error(&world).1.contains("does not name the session's key"));
     world.segment.spec.required_trust = Some(Trust::Tpm);
     world.annotate(IN_BAND_ANNOTATION, "segment");
     world.settle();
@@ -792,7 +789,7 @@ fn an_opt_in_for_another_key_registers_nothing() {
     world.settle();
     let (_, message, _) = error(&world);
     assert!(
-        message.contains("does not exist; next: make it again, or name the session's key"),
+        message.contains("does not exist; next: recreate it, or name the session's key"),
         "{message}"
     );
     world.segment_gone = false;
@@ -810,9 +807,7 @@ fn user_data_is_given_to_no_session_of_a_segment_that_does_not_exist() {
     assert_eq!(world.state(), State::Available);
     let (_, message, _) = error(&world);
     assert!(
-        message.ends_with(
-            "next: make it again, or let the host name none of userData, networkData and metaData"
-        ),
+        message.ends_with("next: recreate it, or remove userData, networkData and metaData from the host"),
         "{message}"
     );
     world.segment_gone = false;
@@ -1061,7 +1056,7 @@ fn a_secret_that_is_deleted_while_a_host_holds_it_is_told_of_once_with_what_help
             .map(|one| one.message)
     };
     let told = |world: &World| world.events.iter().filter(|told| *told == "SecretHeld").count();
-    let helps = "the Secret bmc is being deleted, and is held as long as a host names it";
+    let helps = "the Secret bmc is being deleted but is still in use";
     let mut world = at(State::Provisioned);
     world.settle();
     world.secrets.bmc.going = true;
@@ -1247,7 +1242,7 @@ fn what_is_corrected_while_the_last_attempt_fails_is_tried() {
         error(&world).1.starts_with("gave up after 1 attempt")
             && error(&world)
                 .1
-                .ends_with("then change anything in its spec, such as spec.image"),
+                .ends_with("then change anything in the host's spec, such as spec.image"),
         "{}",
         error(&world).1
     );

@@ -244,7 +244,7 @@ fn a_deletion_says_once_when_its_bmc_is_asked_again() {
         world.delete();
         world.until("an attempt", |world| waiting(world).0 == "Retry");
         let (_, message) = waiting(&world);
-        assert!(message.contains("; next: another attempt after "), "{message}");
+        assert!(message.contains("; next: retrying after "), "{message}");
         assert!(!message.contains("asked again"), "{message}");
     }
 }
@@ -295,7 +295,7 @@ fn a_disk_that_comes_to_light_after_the_cleaning_was_ordered_is_cleaned_too() {
     });
     world.until("told", |world| {
         let status = world.host.as_ref().unwrap().status.as_ref().unwrap();
-        status.error_message.contains("/dev/sdb came to light")
+        status.error_message.contains("/dev/sdb appeared")
     });
     world.until("being cleaned once more", |world| ordered(world) == Some(2));
     world.until("cleaned as a whole", |world| world.state() == State::Available);
@@ -674,7 +674,7 @@ fn of_one_that_is_deleted_in_the_middle_of_a_write_it_is_not_said_that_its_disks
     world.delete();
     let begun = told(&mut world, "DeprovisioningStarted");
     assert!(
-        begun.contains("in the middle of what clears or writes its disks"),
+        begun.contains("while its disks are being cleared or written"),
         "{begun}"
     );
     let ended = told(&mut world, "NotCleaned");
@@ -736,13 +736,13 @@ fn a_deletion_that_gives_up_cleaning_says_what_failed() {
     world.failing_jobs = usize::MAX;
     world.delete();
     world.until("told", |world| {
-        let next = "next: the machine is switched off, and the host is deleted";
+        let next = "next: the machine is powered off and the host is deleted";
         waiting(world).1.contains(next)
     });
     let message = told(&mut world, "NotCleaned");
     assert!(
         message.starts_with("not all disks are known to be clean: ")
-            && message.contains("(cleaning failed 4 times; the last: the disks could not be cleaned: "),
+            && message.contains("(cleaning failed 4 times; last error: the disks could not be cleaned: "),
         "{message}"
     );
 }
@@ -773,7 +773,7 @@ fn why_a_machine_is_neither_cleaned_nor_switched_off_is_said() {
         (
             State::Available,
             |world| world.host().spec.bmc = None,
-            "the host has no BMC, and no annotation muster.dev/in-band",
+            "the host has neither a BMC nor the annotation muster.dev/in-band",
         ),
     ];
     for (state, spoil, why) in cases {
@@ -781,7 +781,7 @@ fn why_a_machine_is_neither_cleaned_nor_switched_off_is_said() {
         spoil(&mut world);
         world.delete();
         let message = told(&mut world, "DeletedUnreachable");
-        let is_said = message.contains(why) && message.contains("neither cleaned nor switched off");
+        let is_said = message.contains(why) && message.contains("neither cleaned nor powered off");
         assert!(is_said, "{message}");
     }
 }
@@ -800,15 +800,12 @@ fn why_a_machine_that_is_let_go_is_not_switched_off_is_said() {
     world.settle();
     world.failing_ends = 100;
     world.delete();
-    fails(&mut world, "the ramdisk did not switch the machine off: ");
+    fails(&mut world, "the ramdisk did not power off the machine: ");
     // By its BMC, of one that is not cleaned.
     let mut world = uncleaned(World::new());
     world.bmc_up = false;
     world.set_image(None);
-    fails(
-        &mut world,
-        "the BMC does not say whether the machine is on: it says so",
-    );
+    fails(&mut world, "the BMC does not report the power state: it says so");
 }
 
 #[test]

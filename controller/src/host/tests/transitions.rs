@@ -169,7 +169,7 @@ fn what_comes_after_the_registration_is_said_as_it_is() {
         (|_| {}, "next: the host is inspected"),
         (
             |world| world.host().spec.inspection_mode = Some(InspectionMode::Disabled),
-            "next: the host is prepared, without inspection",
+            "next: the host is prepared without inspection",
         ),
         (
             |world| world.host().spec.externally_provisioned = Some(true),
@@ -275,7 +275,7 @@ fn hardware_that_a_former_host_of_the_name_left_becomes_the_hosts_own_or_is_made
     (0..5).for_each(|_| world.round());
     assert_eq!(world.state(), State::Inspecting);
     assert!(
-        waiting(&world).1.contains("a former host"),
+        waiting(&world).1.contains("a previous host"),
         "{:?}",
         waiting(&world)
     );

@@ -374,7 +374,7 @@ impl World {
         let mut waits = conditions.filter(|one| one.type_ == "Waiting" && one.status == "True");
         let is_asked = waits.any(|wait| match wait.reason.as_str() {
             "PowerCycleByHand" | "PowerByHand" | "Ramdisk" => !has_bmc,
-            "Leave" => wait.message.contains("a person reboots it"),
+            "Leave" => wait.message.contains("reboot it with the annotation"),
             _ => false,
         });
         if is_asked {

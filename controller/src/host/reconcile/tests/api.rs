@@ -153,7 +153,7 @@ async fn a_host_whose_hardware_the_api_server_refuses_says_so_until_it_is_taken(
             let waits = status.conditions.into_iter().find(|one| one.type_ == "Waiting")?;
             Some((waits.reason, waits.message))
         };
-        let says = "waits for the hardware to be stored: write HardwareData";
+        let says = "waits for the HardwareData to be written: write HardwareData";
         lab.until(|| waiting().is_some_and(|(_, message)| message.starts_with(says)))
             .await;
         assert_eq!(waiting().unwrap().0, "Inspection");
