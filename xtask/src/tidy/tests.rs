@@ -181,7 +181,7 @@ fn a_promise_that_nothing_holds_is_caught() {
         "SPECIFICATION.md",
         "| promise | held by |\n| --- | --- |\n| It `works` | `it_works`, `a/tests.rs` |\n",
     );
-    let words = "that nothing holds";
+    let words = "neither a test nor a file";
     let caught = |path, text| caught(&[page, (path, text)], words);
     assert!(caught("a/tests.rs", "#[test]\nfn it_works_now() {}\n"));
     assert!(caught("b.rs", "#[test]\nfn it_works() {}\n"));
