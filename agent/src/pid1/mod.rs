@@ -116,7 +116,7 @@ async fn serve(root: Root, config: Option<BootConfig>, console: &Console) -> (Du
         let mut is_told = false;
         while let Err(error) = mounts::mount_late(&mounts_root) {
             if !std::mem::replace(&mut is_told, true) {
-                tracing::warn!("{}; next: tried again when a module is loaded", Chain(&error));
+                tracing::warn!("{}; next: retrying when a module is loaded", Chain(&error));
             }
             if settled.changed().await.is_err() {
                 return;

@@ -277,7 +277,7 @@ impl Edge {
         match segment.spec.trust_for_secrets().cmp(&on.trust) {
             Ordering::Greater => Seen::WithLessTrust,
             Ordering::Equal => Seen::Elsewhere,
-            Ordering::Less => Seen::There,
+            Ordering::Less => Seen::WithMoreTrust,
         }
     }
 

@@ -15,7 +15,7 @@
 //! | nothing | the same | any other | the same, unless that one is connected now from another address | NICs swapped |
 //! | nothing | unusable | the same | another, and a clash | vendors ship one UUID on many boards |
 //! | nothing | differs | the same | another, and a clash | |
-//! | nothing | unusable | the same, and no MAC address on one side | the same, unless that one is connected now | |
+//! | nothing | unusable | the same, and no MAC address on one side | the same, unless that one is connected now from another address | |
 //! | nothing | | | another | |
 //!
 //! Of all that a machine claims, only the address that boots was seen on the network. So whatever the table says, nobody takes the
@@ -68,10 +68,12 @@ pub struct Machine<'a> {
 /// Where a machine that enrols or reports is, as seen from the Segment of a known machine's latest session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// On the same Segment, or on one that asks for more trust: that gives away nothing.
+    /// On the same Segment.
     There,
     /// On another Segment, which asks for as much trust; or nobody knows any more what the known machine's asked for.
     Elsewhere,
+    /// On another Segment, which asks for more trust.
+    WithMoreTrust,
     /// On another Segment, which asks for less trust.
     WithLessTrust,
 }
@@ -85,9 +87,12 @@ impl Machine<'_> {
 
     /// True if one on that Segment is another machine whatever it claims, but for the UUID.
     fn is_out_of_reach(&self, uuid: Signal) -> bool {
+        let is_held = self.live || self.in_use;
         match self.seen {
             Seen::There => false,
-            Seen::Elsewhere => (self.live || self.in_use) && uuid != Signal::Same,
+            Seen::Elsewhere => is_held && uuid != Signal::Same,
+            // Whoever was first where less is asked for, and told no UUID, does not keep the machine out.
+            Seen::WithMoreTrust => is_held && uuid != Signal::Same && self.identity.system_uuid.is_some(),
             Seen::WithLessTrust => true,
         }
     }
@@ -316,7 +321,7 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
     let is_hidden = has_uuid && claimed.system_uuid.is_none();
     let has_another = (uuid == Signal::Differs && serial != Signal::Same) || is_hidden;
     let is_out_of_place = machine.live && !booted && has_another;
-    let is_a_stranger = machine.in_use && !had && has_uuid && uuid != Signal::Same;
+    let is_a_stranger = machine.in_use && !had && uuid != Signal::Same;
     if is_out_of_place || is_a_stranger {
         return None;
     }

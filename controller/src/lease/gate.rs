@@ -33,7 +33,7 @@ struct Gate {
 
 /// This process does not lead any more; nothing was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this process is not the leader any more (epoch {epoch}); nothing was written")]
+#[error("this process is no longer the leader (epoch {epoch}); nothing was written")]
 pub struct NotLeading {
     /// The term that is over.
     pub epoch: i64,

@@ -152,7 +152,7 @@ impl Others {
         let settled = self.term.is_settled();
         self.senior = self.term.looked(&self.known, now);
         if settled && let Some(rival) = self.rival(now) {
-            self.warn(&rival, now, "this one was there before and goes on");
+            self.warn(&rival, now, "this one goes on, because it has led for a while");
         }
     }
 

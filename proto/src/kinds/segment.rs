@@ -55,7 +55,7 @@ pub struct SegmentSpec {
     /// The namespace in which new hosts are created. Default: the Segment's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_namespace: Option<String>,
-    /// What happens to unknown machines, for which there is no Server and no host.
+    /// What happens to machines that nobody has described; with `hold`, also to known ones that are free.
     #[serde(default)]
     pub unknown: UnknownPolicy,
     /// The maximum number of Servers created through this segment; further machines are refused until some are deleted.

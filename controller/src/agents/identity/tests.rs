@@ -171,13 +171,15 @@ fn a_machine_that_hides_its_uuid_is_none_that_is_in_use_unless_it_boots_from_its
     // Nor is one that makes up a UUID, and has read the serial number off the machine.
     let made_up = id(UUID_B, "A1", "BA1", &[nic(1), nic(3)]);
     assert_eq!(name(&made_up, nic(3), &[in_use]), "mac-001b21000003");
-    // A board that never told one goes on as it was.
-    let silent = id("", "", "", &[nic(1), nic(2)]);
+    // Of a board that never told one the address is all that tells.
+    let silent = id("", "A1", "", &[nic(1), nic(2)]);
     let silent = Machine {
         identity: &silent,
         ..in_use
     };
-    assert_eq!(name(&id("", "", "", &[nic(1), nic(3)]), nic(3), &[silent]), "a");
+    let swapped = id("", "A1", "", &[nic(1), nic(3)]);
+    assert_eq!(name(&swapped, nic(1), &[silent]), "a");
+    assert_eq!(name(&swapped, nic(3), &[silent]), "mac-001b21000003");
 }
 
 #[test]
@@ -205,6 +207,18 @@ fn on_another_segment_nobody_is_a_machine_that_is_connected_or_in_use_without_it
         }
         // Its first NIC found no server, and its second one is on another network.
         assert_eq!(name(&known, nic(2), &[elsewhere]), "a");
+        // More trust is asked for than anybody has yet: it proves nothing.
+        let stricter = Machine {
+            seen: Seen::WithMoreTrust,
+            ..there
+        };
+        assert_eq!(name(&forged[0], nic(1), &[stricter]), "mac-001b21000001");
+        let told_none = id("", "A1", "", &[nic(1)]);
+        let told_none = Machine {
+            identity: &told_none,
+            ..stricter
+        };
+        assert_eq!(name(&known, nic(1), &[told_none]), "a");
     }
     // One of which nothing is at stake goes where its cable goes.
     let idle = Machine {
@@ -531,7 +545,13 @@ fn any_identity() -> impl Strategy<Value = Identity> {
 }
 
 fn any_fleet() -> impl Strategy<Value = Vec<(Identity, bool, bool, Seen)>> {
-    let seen = prop::sample::select(vec![Seen::There, Seen::Elsewhere, Seen::WithLessTrust]);
+    let seen = vec![
+        Seen::There,
+        Seen::Elsewhere,
+        Seen::WithMoreTrust,
+        Seen::WithLessTrust,
+    ];
+    let seen = prop::sample::select(seen);
     prop::collection::vec((any_identity(), any::<bool>(), any::<bool>(), seen), 0..6)
 }
 
@@ -585,7 +605,9 @@ proptest! {
             prop_assert!(chosen.seen != Seen::WithLessTrust);
             prop_assert!(chosen.may_be(&claimed, boot), "its session would be refused");
             let is_held = chosen.live || chosen.in_use;
-            prop_assert!(chosen.seen == Seen::There || !is_held || relation.uuid == Signal::Same);
+            let may = relation.uuid == Signal::Same
+                || (chosen.seen == Seen::WithMoreTrust && chosen.identity.system_uuid.is_none());
+            prop_assert!(chosen.seen == Seen::There || !is_held || may);
         }
         let known = machines.iter().find(|machine| machine.name == resolved.name).map(|machine| machine.identity.clone());
         let settled = settle(&resolved.name, &known.unwrap_or_default(), &claimed, boot, &machines, Word::Enrolment);

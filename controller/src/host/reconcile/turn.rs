@@ -14,7 +14,7 @@ use super::{
         Owner, Plan, State,
         conditions::asks_a_person,
         detached,
-        draft::bounded,
+        draft::{and_next, bounded},
         execute::Fresh,
         memory::Rest,
         metrics::Plain,
@@ -272,7 +272,7 @@ fn failed(context: &Context, host: &BareMetalHost, error: ExecuteError) -> Execu
         related: host.spec.consumer_ref.clone(),
         warning: true,
         reason: "WriteRefused",
-        message: format!("{}; retrying until it succeeds", Chain(&error)),
+        message: and_next(&Chain(&error).to_string(), "it is retried until it succeeds"),
     });
     if let Some(news) = context.memory.failed(host, error.step(), refusal) {
         context.events.record(news);
