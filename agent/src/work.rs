@@ -45,6 +45,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Pace {
     step: &'static str,
+    /// What holds the step up; empty: nothing.
+    trouble: &'static str,
     /// When, and how many bytes of the step were done.
     last: Option<(Instant, u64)>,
     percent: u8,
@@ -161,6 +163,7 @@ impl Work {
         let mut pace = lock(&self.inner.pace);
         *pace = Pace {
             step,
+            trouble: "",
             last: Some((Instant::now(), 0)),
             percent,
         };
@@ -183,6 +186,17 @@ impl Work {
         self.report(&pace, speed);
     }
 
+    /// The current step is held up by `trouble`, which is said at once and with the step from now on; empty: by nothing any more, as the next
+    /// report says.
+    pub fn trouble(&self, trouble: &'static str) {
+        let mut pace = lock(&self.inner.pace);
+        let is_new = !trouble.is_empty() && pace.trouble != trouble;
+        pace.trouble = trouble;
+        if is_new {
+            self.report(&pace, 0);
+        }
+    }
+
     /// It goes on, though nothing of it gets done for a while: what was reported last is reported again.
     pub fn is_alive(&self) {
         let mut pace = lock(&self.inner.pace);
@@ -195,8 +209,12 @@ impl Work {
     }
 
     fn report(&self, pace: &Pace, bytes_per_second: u64) {
+        let step = match pace.trouble {
+            "" => pace.step.to_owned(),
+            trouble => format!("{} ({trouble})", pace.step),
+        };
         (self.inner.report)(&Progress {
-            step: pace.step.to_owned(),
+            step,
             percent: pace.percent,
             bytes_per_second,
         });
@@ -219,6 +237,23 @@ mod tests {
         work.is_alive();
         let said = said.lock().unwrap();
         assert_eq!((said.len(), said[1].percent, said[1].step.as_str()), (2, 40, "a"));
+    }
+
+    #[test]
+    fn what_holds_a_step_up_is_said_once_and_at_once_and_ends_with_it() {
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let hear = Arc::clone(&said);
+        let work = Work::new(move |progress| hear.lock().unwrap().push(progress.step.clone()));
+        work.step("a", 0);
+        work.trouble("no answer");
+        work.trouble("no answer");
+        work.step("b", 10);
+        work.trouble("no answer");
+        work.trouble("");
+        std::thread::sleep(PACE);
+        work.is_alive();
+        let expected = ["a", "a (no answer)", "b", "b (no answer)", "b"];
+        assert_eq!(*said.lock().unwrap(), expected);
     }
 
     #[test]

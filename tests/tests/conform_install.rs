@@ -572,6 +572,11 @@ subjects: [{{kind: ServiceAccount, name: scraper, namespace: {namespace}}}]
         answer.contains("leader_election_master_status{name=\"muster-control\"}"),
         "{answer}"
     );
+    // It leads: the authority is the leader's.
+    assert!(
+        answer.contains("muster_hosts_waiting{reason=\"Trust\"}"),
+        "{answer}"
+    );
     let refused = async |token: Option<&str>| {
         let answer = scraped(at, &config, token).await.unwrap();
         answer.split(' ').nth(1).unwrap_or_default().to_owned()

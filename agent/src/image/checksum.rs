@@ -44,6 +44,14 @@ pub enum ChecksumError {
         /// What was asked for.
         meant: &'static str,
     },
+    /// What should be the list of digests is something else.
+    #[error("read the checksum list: it is {what}; {instead}")]
+    NoList {
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        instead: &'static str,
+    },
     /// The list of digests has no line for the image.
     #[error("find the checksum of {0:?}: the checksum list has no line for it")]
     NotListed(String),
@@ -117,6 +125,33 @@ impl Wanted {
         }
     }
 
+    /// The same as [`Wanted::from_list`] of the file that the list is.
+    ///
+    /// # Errors
+    /// [`ChecksumError`].
+    pub fn from_file(
+        file: &[u8],
+        names: &[impl AsRef<str>],
+        algorithm: DigestAlgorithm,
+    ) -> Result<Wanted, ChecksumError> {
+        // As PowerShell writes what it is told to send to a file.
+        if file.starts_with(b"\xff\xfe") || file.starts_with(b"\xfe\xff") {
+            return Err(ChecksumError::NoList {
+                what: "UTF-16 text",
+                instead: "save it as UTF-8",
+            });
+        }
+        // Editors for Windows put a byte order mark there.
+        let file = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
+        if is_web_page(file) {
+            return Err(ChecksumError::NoList {
+                what: "a web page",
+                instead: "check the URL",
+            });
+        }
+        Wanted::from_list(&String::from_utf8_lossy(file), names, algorithm)
+    }
+
     /// The digest of the file that has one of `names` in a list: `sha256sum`'s form, BSD's form, or one digest that stands alone.
     ///
     /// # Errors
@@ -177,7 +212,7 @@ impl Wanted {
 
 /// The image is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("verify the image: its digest is {found}, but {wanted} is expected")]
+#[error("its digest is {found}, but {wanted} is expected")]
 pub struct Mismatch {
     /// What it must be.
     pub wanted: String,
@@ -260,6 +295,15 @@ fn digest_for<'l>(line: &'l str, name: &str) -> Option<&'l str> {
     let (digest, found) = line.split_once(char::is_whitespace)?;
     let found = found.trim_start();
     is_it(found.strip_prefix('*').unwrap_or(found)).then_some(digest)
+}
+
+fn is_web_page(file: &[u8]) -> bool {
+    let file = file.trim_ascii_start();
+    let begins = |tag: &str| {
+        let begin = file.get(..tag.len());
+        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(tag.as_bytes()))
+    };
+    begins("<!doctype") || begins("<html")
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
@@ -348,6 +392,29 @@ mod tests {
                 Ok(&wanted),
                 "{list}"
             );
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_list_and_what_is_no_list_is_named() {
+        let from_file = |file: &[u8]| Wanted::from_file(file, &["a.raw"], AUTO);
+        let wanted = Wanted::parse(&sha256(), AUTO);
+        for list in [sha256(), format!("{}  a.raw\r\n", sha256())] {
+            assert_eq!(from_file(list.as_bytes()), wanted);
+            assert_eq!(from_file(format!("\u{feff}{list}").as_bytes()), wanted, "{list}");
+            let little: Vec<u8> = format!("\u{feff}{list}")
+                .encode_utf16()
+                .flat_map(u16::to_le_bytes)
+                .collect();
+            let big: Vec<u8> = little.chunks(2).flat_map(|two| [two[1], two[0]]).collect();
+            for file in [little, big] {
+                let refused = from_file(&file).unwrap_err().to_string();
+                assert!(refused.contains("UTF-16"), "{refused}");
+            }
+        }
+        for page in ["<html><body>", "\u{feff}\n<!doctype HTML>\n"] {
+            let refused = from_file(page.as_bytes()).unwrap_err().to_string();
+            assert!(refused.contains("a web page"), "{refused}");
         }
     }
 

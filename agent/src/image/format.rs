@@ -18,7 +18,7 @@ pub enum Packing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// A known one.
-    #[error("write the image: it is {name}; {instead}")]
+    #[error("it is {name}; {instead}")]
     Other {
         /// What it is called.
         name: &'static str,
@@ -27,11 +27,11 @@ pub enum FormatError {
     },
     /// Neither a known one nor a disk.
     #[error(
-        "write the image: it does not begin with a boot sector, so it is neither a raw image of a whole disk nor in any known format"
+        "it does not begin with a boot sector, so it is neither a raw image of a whole disk nor in any known format"
     )]
     Unknown,
     /// There is next to nothing.
-    #[error("write the image: {0} bytes are too few for a disk")]
+    #[error("{0} bytes are too few for a disk")]
     Short(usize),
 }
 

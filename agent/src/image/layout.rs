@@ -22,8 +22,11 @@ pub enum LayoutError {
     /// Its GPT is unsound, or too large for the disk.
     #[error("fit the image's partition table to the disk")]
     Gpt(#[source] GptError),
+    /// Its GPT has no place for the config drive.
+    #[error("place the config drive")]
+    Place(#[source] GptError),
     /// Its MBR has no place for the config drive.
-    #[error("add a config drive to the image's partition table")]
+    #[error("place the config drive")]
     Mbr(#[source] MbrError),
     /// A partition of an MBR ends behind the disk.
     #[error(
@@ -232,7 +235,7 @@ impl Layout {
         match &mut self.table {
             Table::Gpt(gpt) => {
                 let added = gpt.add_at_end(len, label, Guid::LINUX, Guid::random(random));
-                Ok(added.map_err(LayoutError::Gpt)?.first * block)
+                Ok(added.map_err(LayoutError::Place)?.first * block)
             }
             Table::Mbr(sector) => {
                 let added = mbr::add_at_end(sector, mbr::LINUX, len, self.disk / block, self.block);

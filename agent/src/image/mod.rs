@@ -98,7 +98,7 @@ pub enum After {
 impl fmt::Display for After {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            After::Untouched => "the disk is unchanged",
+            After::Untouched => "nothing was written to the disk",
             After::Old => {
                 "none of the image was written, and the disk may still boot what was on it, if that is intact"
             }
@@ -190,14 +190,19 @@ pub enum Failure {
         disk: u64,
     },
     /// Its partitions do not fit.
-    #[error("use the image's partition table")]
+    #[error(transparent)]
     Layout {
         /// Why.
         source: LayoutError,
     },
+    /// There is nothing of it.
+    #[error("fetch the image: the server sent an empty file (0 bytes)")]
+    Empty,
     /// It is not the image that was meant.
-    #[error("verify the image")]
+    #[error("verify the image, of which {bytes} bytes were received")]
     Mismatch {
+        /// So many came over the network.
+        bytes: u64,
         /// Why.
         source: Mismatch,
     },
@@ -252,8 +257,9 @@ impl Failure {
     /// it may only be cut off.
     fn given(self, got: source::Got) -> Failure {
         let may_be_cut = match &self {
-            Failure::Checksum { .. }
-            | Failure::Mismatch { .. }
+            // What is no list becomes none by what follows.
+            Failure::Checksum { source } => !matches!(source, ChecksumError::NoList { .. }),
+            Failure::Mismatch { .. }
             | Failure::Format {
                 source: FormatError::Short(_),
             }

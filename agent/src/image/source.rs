@@ -36,6 +36,9 @@ const MOST_REDIRECTS: usize = 5;
 /// others from their turn meanwhile.
 const LEAST: u64 = 1 << 20;
 
+/// What is said with the step of the work while the file does not come.
+const TROUBLE: &str = "download failing, retrying";
+
 /// How patient a source is.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -226,6 +229,7 @@ impl Source<'_> {
                 });
             }
             tracing::warn!("{}; trying again", muster_proto::Chain(&error));
+            self.work.trouble(TROUBLE);
             self.work.is_alive();
             sleep(backoff.pause(None, net::random())).await;
         }
@@ -320,6 +324,7 @@ impl Source<'_> {
             })?;
             let Ok(mut data) = frame.into_data() else { continue };
             came += data.len() as u64;
+            self.work.trouble("");
             let known = skip.min(data.len() as u64);
             skip -= known;
             data = data.split_off(usize::try_from(known).unwrap_or(usize::MAX));
@@ -391,11 +396,11 @@ impl Source<'_> {
     }
 
     /// Whether a server that has nothing from where we are says that the file ends just there. Of one whose length is not known that is
-    /// how a connection is told that broke behind the last byte.
-    fn has_all(&self, headers: &HeaderMap) -> bool {
+    /// how a connection is told that broke behind the last byte; any other was announced longer than it is.
+    fn ends_here(&self, headers: &HeaderMap) -> bool {
         let now = validator(headers);
         let is_same = now.is_none() || now == self.validator;
-        is_same && self.at > 0 && self.total.is_none() && unsatisfied_range(headers) == Some(self.at)
+        is_same && self.at > 0 && unsatisfied_range(headers) == Some(self.at)
     }
 
     /// The answer of the server that has the bytes, or says that there are no more.
@@ -430,10 +435,17 @@ impl Source<'_> {
                 continue;
             }
             let is_end = status == StatusCode::RANGE_NOT_SATISFIABLE && self.at > 0;
-            if is_end && !self.has_all(response.headers()) {
+            if is_end && !self.ends_here(response.headers()) {
                 return Err(SourceError::Changed {
                     url: url.to_string(),
                     at: self.at,
+                });
+            }
+            if is_end && let Some(announced) = self.total {
+                return Err(SourceError::Shorter {
+                    url: url.to_string(),
+                    announced,
+                    has: self.at,
                 });
             }
             // A part that nobody asked for is not the whole.

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::{
     After, Environment, Failure, WriteError, Written,
     boot::{self, Loader},
-    checksum::Wanted,
+    checksum::{Mismatch, Wanted},
     config_drive, format,
     held::{HEAD, Held, LEAST},
     layout::{Layout, LayoutError, Part},
@@ -91,12 +91,18 @@ fn wanted(job: &Write, environment: &Environment, work: &Work) -> Result<Wanted,
     let url = url::Url::parse(&image.url).map_err(|source| Failure::Source {
         source: SourceError::Url { source },
     })?;
-    Wanted::from_list(
-        &String::from_utf8_lossy(&list),
-        &url.file_names(),
-        image.algorithm,
-    )
-    .map_err(|source| checksum(source).given(got))
+    Wanted::from_file(&list, &url.file_names(), image.algorithm).map_err(|source| checksum(source).given(got))
+}
+
+/// What is wrong with `got`, whose digest is another one than is wanted.
+fn mismatch(source: Mismatch, got: Got) -> Failure {
+    match got {
+        Got {
+            bytes: 0,
+            is_told: true,
+        } => Failure::Empty,
+        Got { bytes, .. } => Failure::Mismatch { bytes, source }.given(got),
+    }
 }
 
 /// A write to a disk that is open.
@@ -140,7 +146,7 @@ impl Writing<'_> {
         })?;
         self.wanted
             .compare(&transfer.digest)
-            .map_err(|source| Failure::Mismatch { source }.given(transfer.got))?;
+            .map_err(|source| mismatch(source, transfer.got))?;
         let (mut held, layout) = writer.finish()?;
         layout
             .check_len(transfer.image)

@@ -96,6 +96,7 @@ mod tests {
             })
         };
         let mismatch = || image::Failure::Mismatch {
+            bytes: 1,
             source: image::Mismatch {
                 wanted: "sha256:01".to_owned(),
                 found: "sha256:02".to_owned(),

@@ -350,9 +350,10 @@ fn in_words(progress: &Progress) -> String {
         percent,
         bytes_per_second,
     } = progress;
-    let words = format!("{step} {percent} %");
-    match bytes_per_second / 1_000_000 {
-        0 => words.trim_start().to_owned(),
-        speed => format!("{words}, {speed} MB/s").trim_start().to_owned(),
-    }
+    let speed = match *bytes_per_second {
+        0..1_000 => String::new(),
+        slow @ 1_000..1_000_000 => format!(", {} kB/s", slow / 1_000),
+        speed => format!(", {} MB/s", speed / 1_000_000),
+    };
+    format!("{step} {percent} %{speed}").trim_start().to_owned()
 }

@@ -106,12 +106,20 @@ impl Progresses {
 }
 
 fn is_a_step(shown: &Progress, now: &Progress) -> bool {
-    shown.step != now.step || shown.percent.abs_diff(now.percent) >= STRIDE
+    stage(shown) != stage(now) || shown.percent.abs_diff(now.percent) >= STRIDE
 }
 
-/// True if nothing comes any more, or something again.
+/// The step without what holds it up, which stands in brackets behind it.
+fn stage(progress: &Progress) -> &str {
+    let step = progress.step.as_str();
+    step.split_once(" (").map_or(step, |(stage, _)| stage)
+}
+
+/// True if nothing comes any more, or something again, or if something else holds the step up.
 fn turns(shown: &Progress, now: &Progress) -> bool {
-    (shown.bytes_per_second > 0) != (now.bytes_per_second > 0)
+    let moves = |progress: &Progress| progress.bytes_per_second > 0;
+    let says_why = stage(shown) == stage(now) && shown.step != now.step;
+    moves(shown) != moves(now) || says_why
 }
 
 #[cfg(test)]
@@ -180,6 +188,25 @@ mod tests {
         }
         tokio::time::advance(PAUSE).await;
         assert!(tell_at(3 + STRIDE, 50_000_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_holds_a_write_up_is_shown_seldom_and_costs_no_step() {
+        let (progresses, mut server) = (Progresses::default(), with_job());
+        let mut tell_at = |percent, step| tell(&progresses, &mut server, &telling(percent, step));
+        let failing = "write image (download failing, retrying)";
+        assert!(tell_at(1, "write image"));
+        for _ in 0..WRITES {
+            for step in [failing, "write image"] {
+                tokio::time::advance(PAUSE).await;
+                assert!(!tell_at(1, step), "soon");
+                tokio::time::advance(LONG_PAUSE).await;
+                assert!(tell_at(1, step), "{step}");
+                assert!(!tell_at(1, step), "as it was");
+            }
+        }
+        tokio::time::advance(PAUSE).await;
+        assert!(tell_at(1 + STRIDE, "write image"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -549,9 +549,15 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// `message`, fit to be stored: specs, BMCs and agents may say anything.
+/// `message`, fit to be stored: specs, BMCs and agents may say anything. One that is cut shows it, and leaves no bracket open.
 pub(super) fn bounded(message: &str) -> String {
-    text::clean_to(message.as_bytes(), WORDS)
+    let whole = text::clean_to(message.as_bytes(), usize::MAX);
+    if whole.len() <= WORDS {
+        return whole;
+    }
+    let cut = text::clean_to(whole.as_bytes(), WORDS - "…)".len());
+    let is_open = cut.matches('(').count() > cut.matches(')').count();
+    cut + if is_open { "…)" } else { "…" }
 }
 
 /// Between what is waited for and what happens next.
@@ -584,3 +590,6 @@ pub(super) fn event_reason(kind: ErrorType) -> &'static str {
         ErrorType::Detach => "DetachError",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -88,7 +88,7 @@ pub(super) enum Job {
     Pending,
     /// It ended well.
     Done,
-    /// It ended otherwise: what failed, with the last lines of the agent's log.
+    /// It ended otherwise: what failed, with the last lines of the agent's log if they end with something else.
     Failed(String),
 }
 
@@ -104,7 +104,12 @@ pub(super) fn look(server: &Server, is_it: impl Fn(&str) -> bool) -> Job {
         }
         let last = outcome.log.len().saturating_sub(LINES);
         let log = outcome.log.get(last..).unwrap_or_default().join("; ");
-        return Job::Failed(match log.is_empty() {
+        // As its last word the agent logs what it tells: it need not be read twice.
+        let repeats = outcome
+            .log
+            .last()
+            .is_some_and(|line| line.contains(&outcome.error));
+        return Job::Failed(match log.is_empty() || repeats {
             true => outcome.error.clone(),
             false => format!("{} (its log ends: {log})", outcome.error),
         });
@@ -126,6 +131,19 @@ pub(super) fn look(server: &Server, is_it: impl Fn(&str) -> bool) -> Job {
         true => Job::Pending,
         false => Job::Absent,
     }
+}
+
+/// That the image could not be written to a disk of `server`, because of `error`. An agent that wrote nothing does not know that the disks
+/// had been cleaned before.
+pub(super) fn unwritten(server: &Server, error: &str) -> String {
+    let job = server.spec.job.as_ref().zip(server.last_job());
+    let follows = job.is_some_and(|(job, last)| job.followed_by(&last.id).is_some());
+    let cleaned = if follows {
+        " (the disks had been cleaned before)"
+    } else {
+        ""
+    };
+    format!("the image could not be written{cleaned}: {error}")
 }
 
 /// How the machine leaves as the edge tells its agent with the answer to the end of the write, and whether that has said so; none: it does
@@ -304,7 +322,59 @@ pub(super) fn clear(draft: &mut Draft<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use muster_proto::kinds::{ServerSpec, ServerStatus, Then};
+
     use super::*;
+
+    /// Of a job that cleans and then writes, of which the part `last` failed.
+    fn failing(last: &str, error: &str, log: &[&str]) -> Server {
+        let job = Placed {
+            id: "1-clean".to_owned(),
+            then: Some(Then {
+                id: "1-write".to_owned(),
+                ..Then::default()
+            }),
+            ..Placed::default()
+        };
+        let spec = ServerSpec {
+            job: Some(Box::new(job)),
+            ..ServerSpec::default()
+        };
+        let mut server = Server::new("a", spec);
+        server.status = Some(ServerStatus {
+            job: Some(JobStatus {
+                id: last.to_owned(),
+                done: true,
+                error: error.to_owned(),
+                log: log.iter().map(|&line| line.to_owned()).collect(),
+                ..JobStatus::default()
+            }),
+            ..ServerStatus::default()
+        });
+        server
+    }
+
+    #[test]
+    fn what_an_agent_logs_of_its_failure_is_not_said_twice() {
+        let told = |log: &[&str]| look(&failing("1-write", "no space", log), |_| true);
+        let failed = |words: &str| Job::Failed(words.to_owned());
+        assert_eq!(told(&[]), failed("no space"));
+        assert_eq!(
+            told(&["sda: EIO", "ERROR command failed: no space"]),
+            failed("no space")
+        );
+        assert_eq!(told(&["sda: EIO"]), failed("no space (its log ends: sda: EIO)"));
+    }
+
+    #[test]
+    fn an_image_that_is_not_written_after_a_cleaning_is_told_with_that() {
+        let told = |last| unwritten(&failing(last, "no space", &[]), "no space");
+        assert_eq!(
+            told("1-write"),
+            "the image could not be written (the disks had been cleaned before): no space"
+        );
+        assert_eq!(told("1-clean"), "the image could not be written: no space");
+    }
 
     #[test]
     fn what_an_operation_is_called_is_read_back_from_its_jobs() {

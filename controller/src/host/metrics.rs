@@ -1,9 +1,11 @@
-//! What the operator counts, under upstream's names and labels, so that dashboards and alerts go on. `docs/metrics.md` lists them.
+//! What the operator counts, under upstream's names and labels, so that dashboards and alerts go on, and how its hosts are now, which
+//! upstream does not tell. `docs/metrics.md` lists them.
 //!
 //! Labels `namespace` and `host` are as many as there are hosts, as upstream has it; [`Metrics::forget`] ends those of a host that is
 //! gone, which upstream does not.
 
 mod each;
+mod now;
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -14,6 +16,8 @@ use prometheus_client::{
 
 use self::each::{Each, Happening};
 use crate::{metrics::Registry, path::Path};
+
+pub use self::now::register_hosts;
 
 /// A kind of error, as the Event about it has it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -224,7 +224,7 @@ fn work(draft: &mut Draft<'_>, reach: &Reach, operation: &str, source: Result<Im
     let source = match (source, jobs::look(server, ours)) {
         (Ok(source), _) => source,
         (Err(_), Job::Failed(error)) => {
-            return failed(draft, &format!("the image could not be written: {error}"));
+            return failed(draft, &jobs::unwritten(server, &error));
         }
         (Err(why), state) => {
             // Of a cleaning that is done, what follows it.
@@ -277,7 +277,7 @@ fn held_back(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     let ours = |job: &str| job.starts_with(operation);
     if let Some(server) = draft.server() {
         if let Job::Failed(error) = jobs::look(server, ours) {
-            return failed(draft, &format!("the image could not be written: {error}"));
+            return failed(draft, &jobs::unwritten(server, &error));
         }
         let is_here = draft.session().is_some();
         let due = ramdisk::may_return_until(draft).filter(|_| !is_here);
@@ -430,7 +430,7 @@ fn write(draft: &mut Draft<'_>, ramdisk: &Ramdisk<'_>, source: &ImageSource) -> 
     let sealed = write_id(operation, session, true);
     let ours = |job: &str| job == sealed || job == write_id(operation, session, false);
     if let Job::Failed(error) = jobs::look(server, ours) {
-        return Err(format!("the image could not be written: {error}"));
+        return Err(jobs::unwritten(server, &error));
     }
     if jobs::is_under_way(server, ours) {
         draft.wait_for(WaitReason::Write, WRITING);

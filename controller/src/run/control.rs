@@ -59,6 +59,7 @@ pub(super) fn start(parts: &mut Parts<'_>) -> Result<watch::Receiver<Standing>, 
         retries: args.max_provisioning_retries.into(),
     };
     metrics::register_leader(parts.registry, &args.lease_name, standing.clone());
+    host::metrics::register_hosts(parts.registry, parts.world.hosts.clone(), standing.clone());
     let mut shutdown = parts.shutdown.clone();
     parts.spawn("the election", async move {
         // Only borrowed: the process waits for those that hold it, and the Lease is to be given up.

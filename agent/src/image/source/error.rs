@@ -144,6 +144,18 @@ pub enum SourceError {
         /// How far it came.
         at: u64,
     },
+    /// The file ends before the length that was announced.
+    #[error(
+        "get {url}: the server announced {announced} bytes, but now says that the file has only {has}; the download must start over"
+    )]
+    Shorter {
+        /// What.
+        url: String,
+        /// How many bytes the server announced at first.
+        announced: u64,
+        /// How many it says that there are, all of which came.
+        has: u64,
+    },
     /// There is more than there may be.
     #[error("get {url}: it is larger than {most} bytes")]
     TooLarge {

@@ -218,7 +218,8 @@ fn a_file_that_changed_meanwhile_is_not_mixed() {
         part(&longer, 70_000, longer.len(), &tagged("v1")),
         part(&file, 80_000, file.len(), &tagged("v1")),
         answer("416 Range Not Satisfiable", "Content-Length: 0\r\n", b""),
-        nothing_behind(70_000, ""),
+        nothing_behind(70_000, &tagged("v2")),
+        nothing_behind(69_999, ""),
     ] {
         let server = Server::plain(vec![broken(), Answer::Bytes(second)]);
         let refused = plain(&server.url);
@@ -239,6 +240,42 @@ fn a_file_that_changed_meanwhile_is_not_mixed() {
         "{refused:?}"
     );
     server.requests();
+}
+
+#[test]
+fn a_file_that_is_shorter_than_announced_is_told_with_both_lengths() {
+    let file = file();
+    let server = Server::plain(vec![
+        Answer::Bytes(part(&file, 0, 70_000, "")),
+        Answer::Bytes(nothing_behind(70_000, "")),
+    ]);
+    let refused = plain(&server.url).unwrap_err().to_string();
+    assert!(
+        refused.contains("announced 200000 bytes") && refused.contains("has only 70000"),
+        "{refused}"
+    );
+    server.requests();
+}
+
+#[test]
+fn a_download_that_fails_for_a_while_is_told_with_the_step_until_it_goes_on() {
+    let file = file();
+    let server = Server::plain(vec![
+        Answer::Bytes(part(&file, 0, 70_000, "")),
+        Answer::Bytes(Vec::new()),
+        Answer::Bytes(part(&file, 70_000, file.len(), "")),
+    ]);
+    let (tell, told) = std::sync::mpsc::channel();
+    let work = Work::new(move |progress| _ = tell.send(progress.step.clone()));
+    work.step("write image", 2);
+    let environment = environment(&Tree::new());
+    get_small(&server.url, 10 << 20, &environment, patience(), &work).unwrap();
+    thread::sleep(Duration::from_millis(600));
+    work.is_alive();
+    let mut told: Vec<String> = told.try_iter().collect();
+    told.dedup();
+    let failing = "write image (download failing, retrying)";
+    assert_eq!(told, ["write image", failing, "write image"]);
 }
 
 #[test]

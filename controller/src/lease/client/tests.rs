@@ -62,7 +62,7 @@ async fn writes_end_with_the_term_and_reads_do_not() {
         .await
         .unwrap_err();
     let text = muster_proto::Chain(&refused).to_string();
-    assert!(text.contains("not the leader"), "{text}");
+    assert!(text.contains("no longer the leader"), "{text}");
     objects.delete("a", &Default::default()).await.unwrap_err();
     let patch = kube::api::Patch::Merge(serde_json::json!({}));
     objects.patch("a", &Default::default(), &patch).await.unwrap_err();

@@ -156,10 +156,15 @@ fn a_config_drive_without_room_is_refused_before_the_whole_image_came() {
             matches!(
                 refused,
                 Failure::Layout {
-                    source: LayoutError::Gpt(GptError::NoRoom { .. })
+                    source: LayoutError::Place(GptError::NoRoom { .. })
                 }
             ),
             "{had_one}: {refused}"
+        );
+        let told = Chain(&refused).to_string();
+        assert!(
+            told.starts_with("place the config drive: there is no room"),
+            "{told}"
         );
     }
 }

@@ -41,6 +41,45 @@ fn an_image_that_is_not_what_was_meant_never_boots() {
 }
 
 #[test]
+fn what_is_wrong_with_an_image_is_said_once_and_with_how_much_of_it_came() {
+    let told = |packed: Vec<u8>, is_told, expected| {
+        let mut trial = Trial::of(packed);
+        (trial.wanted, trial.is_told) = (sha256(b"another"), is_told);
+        Chain(&trial.fails(&mut old_disk(BLOCK), expected)).to_string()
+    };
+    let image = image(BLOCK);
+    let other = told(image.clone(), true, After::Unbootable);
+    let expected = format!(
+        "verify the image, of which {} bytes were received: its digest is ",
+        image.len()
+    );
+    assert!(other.starts_with(&expected), "{other}");
+    let qcow2 = told(
+        [b"QFI\xfb".to_vec(), vec![0; MIB]].concat(),
+        true,
+        After::Untouched,
+    );
+    assert!(
+        qcow2.starts_with("recognise the image's format: it is a qcow2 image"),
+        "{qcow2}"
+    );
+    let mut damaged = image;
+    damaged[1030] ^= 1;
+    let damaged = told(damaged, true, After::Untouched);
+    assert!(
+        damaged.starts_with("fit the image's partition table to the disk: the checksum"),
+        "{damaged}"
+    );
+    let empty = told(Vec::new(), true, After::Untouched);
+    assert_eq!(empty, "fetch the image: the server sent an empty file (0 bytes)");
+    let untold = told(Vec::new(), false, After::Untouched);
+    assert!(
+        untold.contains("received 0 bytes, but the server sent no"),
+        "{untold}"
+    );
+}
+
+#[test]
 fn a_stream_that_is_cut_off_or_goes_on_with_garbage_is_refused() {
     let image = image(BLOCK);
     for packed in [zstd(&image), gzip(&image)] {

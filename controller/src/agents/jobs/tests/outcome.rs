@@ -103,6 +103,14 @@ fn progress_is_written_when_it_is_due_and_stays_until_then() {
     );
     let fast = news(&shown, &telling(50, 765_000_000), true).unwrap();
     assert_eq!(fast.summary, "write image 50 %, 765 MB/s");
+    for (speed, expected) in [
+        (999_999, "write image 50 %, 999 kB/s"),
+        (50_000, "write image 50 %, 50 kB/s"),
+        (999, "write image 50 %"),
+    ] {
+        let slow = news(&shown, &telling(50, speed), true).unwrap();
+        assert_eq!(slow.summary, expected);
+    }
 }
 
 #[test]
