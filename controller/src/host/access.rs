@@ -177,7 +177,8 @@ fn access(draft: &mut Draft<'_>) -> Option<(String, Access)> {
     match &draft.seen.secrets.bmc.state {
         SecretState::Present { .. } => {}
         SecretState::Missing | SecretState::Unnamed => {
-            unusable(draft, no_secret(&name));
+            let helps = "create it with the keys username and password, or correct spec.bmc.credentialsName";
+            unusable(draft, and_next(&no_secret(&name), helps));
             draft.again(LOOK_AGAIN);
         }
         SecretState::Unasked => {

@@ -91,7 +91,13 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     match admit(draft) {
         Ok(true) => provisioning::begin(draft),
-        Ok(false) => power::manage(draft, &reach),
+        Ok(false) => {
+            power::manage(draft, &reach);
+            // What is done to its power meanwhile is told instead, and then it is not for want of a slot that it waits.
+            if !draft.waits_for(&[WaitReason::Place]) {
+                draft.is_not_delayed();
+            }
+        }
         Err(why) => {
             power::manage(draft, &reach);
             draft.refuse_beside(ErrorType::Provisioning, why);
@@ -129,6 +135,8 @@ fn admit(draft: &mut Draft<'_>) -> Result<bool, String> {
         return Ok(false);
     }
     match secrets::inputs(draft) {
+        // What was refused before is mended: the host does not show that while it waits for a slot. What failed is shown until the next attempt.
+        Inputs::Ready if draft.status.provisioning_fail_count == 0 => draft.forget(ErrorType::Provisioning),
         Inputs::Ready => {}
         Inputs::Wait(why) => {
             draft.wait_for(WaitReason::Inputs, and_next(&why, "the image is written"));
@@ -190,18 +198,12 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
     if failures == 0 {
         return Ok(true);
     }
-    // Where the kind does not know it, its generation alone tells.
-    let attempted = draft.status.last_attempted_image.as_deref();
-    let is_another = attempted.is_some() && draft.host.spec.image.as_ref() != attempted;
-    if is_another || draft.is_another_spec(conditions::failed_for(&draft.old)) {
+    if is_another_request(draft) {
         draft.status.provisioning_fail_count = 0;
         return Ok(true);
     }
-    let why = conditions::why_failed(&draft.old)
-        .unwrap_or("see the events")
-        .to_owned();
-    let most = draft.seen.max_provisioning_retries;
-    if most > 0 && failures >= most {
+    if is_given_up(draft) {
+        let why = why_failed(draft);
         // Where it is not known for which generation that was, the image alone counts.
         let change = match conditions::failed_for(&draft.old) {
             Some(_) => "anything in the host's spec, such as spec.image",
@@ -212,11 +214,47 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
             &format!("fix this, then change {change}"),
         ));
     }
+    Ok(!pauses(draft))
+}
+
+/// True if what is asked for is not what failed.
+fn is_another_request(draft: &Draft<'_>) -> bool {
+    // Where the kind does not know it, its generation alone tells.
+    let attempted = draft.status.last_attempted_image.as_deref();
+    let is_another = attempted.is_some() && draft.host.spec.image.as_ref() != attempted;
+    is_another || draft.is_another_spec(conditions::failed_for(&draft.old))
+}
+
+/// True if the same has failed so often that it is not tried any more.
+fn is_given_up(draft: &Draft<'_>) -> bool {
+    let most = draft.seen.max_provisioning_retries;
+    most > 0 && draft.status.provisioning_fail_count >= most
+}
+
+fn why_failed(draft: &Draft<'_>) -> String {
+    conditions::why_failed(&draft.old)
+        .unwrap_or("see the events")
+        .to_owned()
+}
+
+/// Says beforehand, with the write that takes the host back to `available`, that it waits for the next attempt: a write that says only that
+/// would be put off, and meanwhile the host would look as if nothing were to be done.
+pub(super) fn announce_pause(draft: &mut Draft<'_>) {
+    let has_failed = draft.status.provisioning_fail_count > 0;
+    if has_failed && wants_provisioning(draft) && !is_another_request(draft) && !is_given_up(draft) {
+        pauses(draft);
+    }
+}
+
+/// True while it is not time for the next attempt; the draft says so.
+fn pauses(draft: &mut Draft<'_>) -> bool {
+    let failures = draft.status.provisioning_fail_count;
     let ended = ended(draft).unwrap_or(draft.now);
     let pause = backoff::pause(draft.uid(), failures);
     if draft.has_paused(ended, SignedDuration::try_from(pause).unwrap_or_default()) {
-        return Ok(true);
+        return false;
     }
+    let why = why_failed(draft);
     draft.wait_for(
         WaitReason::Delay,
         and_next(
@@ -225,10 +263,11 @@ fn tries_again(draft: &mut Draft<'_>) -> Result<bool, String> {
         ),
     );
     draft.again_at(ended.checked_add(pause).unwrap_or(draft.now));
-    Ok(false)
+    true
 }
 
+/// When the host was taken back, in this round perhaps.
 fn ended(draft: &Draft<'_>) -> Option<Timestamp> {
-    let history = draft.old.operation_history.as_ref()?;
+    let history = draft.status.operation_history.as_ref()?;
     history.deprovision.as_ref()?.end.as_ref().map(|end| end.0)
 }

@@ -63,6 +63,9 @@ pub const WAITING: &str = "Waiting";
 
 const HEALTHY: &str = "Healthy";
 
+/// What `Ready` and `Progressing` say of a host that is out of our hands: an error of before is not what stands in the way.
+const DETACHED: &str = "the host is detached";
+
 /// Upstream's condition. Its `observedGeneration` is ours: that of the object when the attempt began that is under way.
 pub const PROGRESSING: &str = "Progressing";
 
@@ -315,6 +318,10 @@ fn upstream(status: &BareMetalHostStatus, barred: Option<&Barred>) -> Vec<Fact> 
         },
     };
     let provisioned = state.is_provisioned();
+    let says = match status.operational_status {
+        OperationalStatus::Detached => DETACHED,
+        _ => error,
+    };
     let ready = match status.operational_status {
         OperationalStatus::Error => Err("Error"),
         OperationalStatus::Servicing => Err("Servicing"),
@@ -352,8 +359,8 @@ fn upstream(status: &BareMetalHostStatus, barred: Option<&Barred>) -> Vec<Fact> 
             },
             "",
         ),
-        fact("Ready", ready, error),
-        fact(PROGRESSING, progressing, error),
+        fact("Ready", ready, says),
+        fact(PROGRESSING, progressing, says),
     ]
 }
 

@@ -12,7 +12,7 @@ use muster_proto::{
 use super::{
     State, WaitReason,
     access::{self, Reach},
-    conditions, disk,
+    available, conditions, disk,
     draft::{Draft, HoldOff, clause},
     guard,
     jobs::{self, Job},
@@ -40,7 +40,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
             "the host is deleted while its disks are being cleared or written, and they are not cleaned afterwards, because {why}"
         ),
         Some(why) => format!("the host is deleted and its disks keep their data, because {why}"),
-        None => "deprovisioning the host".to_owned(),
+        None => "deprovisioning starts".to_owned(),
     };
     draft.tell("DeprovisioningStarted", told);
     if draft.host.spec.image.is_none() {
@@ -98,7 +98,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     if let Some(why) = guard::untouchable(draft.host) {
         draft.refuse(
             ErrorType::Provisioning,
-            format!("{why}, or {RELEASE_ANNOTATION} releases it without cleaning"),
+            format!("{why}, or set {RELEASE_ANNOTATION} to release it without cleaning"),
         );
         return;
     }
@@ -406,6 +406,9 @@ fn finish(draft: &mut Draft<'_>, residue: Residue) {
         draft.set_error(ErrorType::Provisioning, &why);
     }
     draft.end(|history| &mut history.deprovision);
+    if next == State::Available {
+        available::announce_pause(draft);
+    }
     draft.status.provisioning.image = None;
     draft.status.provisioning.custom_deploy = None;
     if let Some(raid) = draft

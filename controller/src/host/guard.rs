@@ -66,19 +66,19 @@ pub(super) fn kept(host: &BareMetalHost) -> Option<&'static str> {
     (host.spec.externally_provisioned == Some(true)).then_some("the host is externally provisioned")
 }
 
-/// Why nothing is written to the disks of a protected host.
+/// Why nothing is written to the disks of a protected host, and what helps.
 pub(super) const UNWRITTEN: &str =
-    "the host is protected: its disks are not written until the annotation muster.dev/protected is removed";
+    "the host is protected: its disks are not written; next: remove the annotation muster.dev/protected";
 
 /// Why what runs on the host is not to be taken away; none: it may be. Better known before its machine is rebooted for that.
 pub(super) fn untouchable(host: &BareMetalHost) -> Option<&'static str> {
     if is_protected(host) {
         return Some(
-            "the host is protected: it is not deprovisioned until the annotation muster.dev/protected is removed",
+            "the host is protected: it is not deprovisioned; next: remove the annotation muster.dev/protected",
         );
     }
     (host.spec.externally_provisioned == Some(true)).then_some(
-        "the host is externally provisioned: it is not deprovisioned while spec.externallyProvisioned is true",
+        "the host is externally provisioned: it is not deprovisioned; next: set spec.externallyProvisioned to false",
     )
 }
 

@@ -15,7 +15,7 @@ use super::{
     guard,
     jobs::{self, Job},
     plan::{Effect, Task},
-    power::{OFF, REBOOT, SWITCHING, operation, rebooted, says_held_off, stay_on},
+    power::{OFF, REBOOT, SWITCHING, operation, rebooted, says_held_off, stay_on, stays_off},
     ramdisk,
     reboot::{self, Wish},
 };
@@ -75,13 +75,16 @@ pub(super) fn manage(draft: &mut Draft<'_>, wish: Wish) {
     let (operation, _) = operation(draft, WaitReason::PoweringOff, what);
     if draft.waiting_since(WaitReason::PoweringOff).is_none() {
         // The operation is named by the time since when the status says so, so it is written first: what is told is never put off.
-        let how = if what == REBOOT { "rebooted" } else { "powered off" };
-        draft.tell("PowerOff", format!("the machine is {how} by its ramdisk"));
+        let how = if what == REBOOT {
+            "rebooting"
+        } else {
+            "powering off"
+        };
+        draft.tell("PowerOff", format!("{how} the machine through its ramdisk"));
     }
-    let then = if what == REBOOT {
-        "the machine boots again"
-    } else {
-        "the machine stays off"
+    let then = match what {
+        REBOOT => "the machine boots again".to_owned(),
+        _ => format!("the machine {}", stays_off(draft)),
     };
     draft.wait_for(
         WaitReason::PoweringOff,

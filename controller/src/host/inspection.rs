@@ -39,9 +39,13 @@ fn inventory(server: &Server) -> Option<(&ServerStatus, &Packed<Inventory>, Time
 
 /// What happens once the ramdisk is there.
 const THEN: &str = "it reports the hardware";
+/// What is told where an inspection begins.
+const BEGINS: &str = "inspection starts";
 
 /// A first inspection begins. What is known already is its result, if the session that reported it had the trust that its Segment
-/// asks for, and the host was made of that report or the ramdisk still runs: then the inspection is as old as the report.
+/// asks for, and the host was made of that report or the ramdisk still runs: then the inspection is as old as the report. A session
+/// that is only not over yet, because its machine was switched off a moment ago, is none that runs: what is in the machine when it is
+/// on again, nobody knows.
 pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
     draft.begin(|history| &mut history.inspect);
     let required = draft
@@ -49,18 +53,18 @@ pub(super) fn begin_with_what_is_known(draft: &mut Draft<'_>) {
         .map_or(Trust::Segment, |segment| segment.spec.trust_to_believe());
     let known = draft.server().and_then(inventory);
     let Some((status, _, at)) = known else {
-        start(draft, "the hardware is being inspected");
+        start(draft, BEGINS);
         return;
     };
     let believed = status.inventory_trust.is_some_and(|trust| trust >= required);
-    if believed && (draft.session().is_some() || hosts::made_for(draft.host).is_some()) {
+    if believed && (ramdisk::is_on(draft) || hosts::made_for(draft.host).is_some()) {
         let session = status.session.as_ref();
         let booted = session.and_then(|session| session.since.parse::<Timestamp>().ok());
         let start = booted.filter(|booted| *booted < at).unwrap_or(at);
         draft.history(|history| &mut history.inspect).start = Some(whole_seconds(start.min(draft.now)));
         return;
     }
-    start(draft, "the hardware is being inspected");
+    start(draft, BEGINS);
 }
 
 fn start(draft: &mut Draft<'_>, what: &str) {
@@ -73,7 +77,7 @@ pub(super) fn begin_again(draft: &mut Draft<'_>) {
     draft.enter(State::Inspecting);
     draft.begin(|history| &mut history.inspect);
     boot_mode::snapshot(draft);
-    start(draft, "the hardware is being inspected again");
+    start(draft, "another inspection starts");
 }
 
 /// The host is inspecting.

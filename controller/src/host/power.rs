@@ -10,7 +10,7 @@ use muster_proto::kinds::{BareMetalHost, ErrorType, REBOOT_ANNOTATION};
 use super::{
     State, WaitReason,
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
-    draft::{Draft, HoldOff, clause},
+    draft::{Draft, HoldOff, and_next, clause},
     in_band, jobs,
     observed::{Failure, FailureClass, Power, PowerReading, Tried},
     owner::has_bmc,
@@ -129,11 +129,20 @@ pub(super) fn waits_for_bmc(draft: &mut Draft<'_>, then: &str) {
         }
         return;
     }
-    let what = match unknown_power(draft) {
-        Some(_) => "to report the power state",
-        None => "to answer",
+    // Why stands in `Manageable` as well, so no write is needed for that alone.
+    let probed = draft.seen.bmc.probed.as_ref();
+    let silent = probed.and_then(|probed| probed.result.as_ref().err());
+    let waits = match (silent, unknown_power(draft)) {
+        (Some(failure), _) => no_answer(&failure.message),
+        (None, Some(why)) => format!("waits for the BMC to report the power state: {why}"),
+        (None, None) => "waits for the BMC to answer".to_owned(),
     };
-    draft.wait_for(WaitReason::Bmc, format!("waits for the BMC {what}; next: {then}"));
+    draft.wait_for(WaitReason::Bmc, and_next(&waits, then));
+}
+
+/// That a BMC is waited for that does not answer, because of `why`.
+pub(super) fn no_answer(why: &str) -> String {
+    format!("waits for the BMC to answer: {why}")
 }
 
 /// All is as it should be.
@@ -278,7 +287,11 @@ fn is_gentle(draft: &Draft<'_>, wish: Wish, hard: &str) -> bool {
 
 /// Says that the machine goes off or on, and why its BMC, which is asked again, has not seen to that. Its deadlines hang on the `reason`.
 fn says_going(draft: &mut Draft<'_>, reason: WaitReason, wish: Wish, why: Option<&str>) {
-    let boots = "it boots and its power is managed";
+    let boots = match draft.state {
+        State::Available => "it boots the ramdisk and is ready for an image",
+        _ => "it boots and its power is managed",
+    };
+    let stays = format!("it {}", stays_off(draft));
     let (what, then) = match draft.state {
         _ if reason == WaitReason::PoweringOn => ("on", boots),
         _ if draft.host.spec.disable_power_off == Some(true) => ("reset", boots),
@@ -286,7 +299,7 @@ fn says_going(draft: &mut Draft<'_>, reason: WaitReason, wish: Wish, why: Option
         State::Deprovisioning if draft.is_being_deleted() => ("off", "the host is deleted"),
         State::Deprovisioning => ("off", "the host is available"),
         _ if draft.host.spec.online && !wish.stay_off => ("off", "it is powered on again"),
-        _ => ("off", "it stays off"),
+        _ => ("off", stays.as_str()),
     };
     let waits = format!("waits for the machine to be {what}");
     let message = match why.map(clause) {
@@ -296,6 +309,17 @@ fn says_going(draft: &mut Draft<'_>, reason: WaitReason, wish: Wish, why: Option
         None => format!("{waits}; next: {then}"),
     };
     draft.wait_for(reason, message);
+}
+
+/// That something stays off, and who wants that.
+pub(super) fn stays_off(draft: &Draft<'_>) -> String {
+    let names: Vec<&str> = holding_off(draft).collect();
+    match names.as_slice() {
+        _ if !draft.host.spec.online => "stays off, because spec.online is false".to_owned(),
+        [] => "stays off".to_owned(),
+        [name] => format!("stays off until {name} is removed"),
+        names => format!("stays off until {} are removed", names.join(" and ")),
+    }
 }
 
 /// Why the BMC did not do what it was last told for `operation`; none: it did, was told nothing yet, or cannot do that at all, so that it is
@@ -325,7 +349,7 @@ pub(super) fn switch_off(draft: &mut Draft<'_>, wish: Wish) {
     let why = failing(draft, &id);
     says_going(draft, WaitReason::PoweringOff, wish, why);
     if begun {
-        draft.tell("PowerOff", "the machine is powered off");
+        draft.tell("PowerOff", "powering off the machine");
     }
     if gentle {
         let within = |from: Timestamp, patience| seen_at(draft).duration_since(from) < patience;
@@ -356,7 +380,7 @@ fn switch_on(draft: &mut Draft<'_>) {
     let why = failing(draft, &id);
     says_going(draft, WaitReason::PoweringOn, Wish::default(), why);
     if begun {
-        draft.tell("PowerOn", "the machine is powered on");
+        draft.tell("PowerOn", "powering on the machine");
     }
     if draft.state == State::Available && tried(draft, &id).is_none() && !arms(draft, &id, since) {
         return;
@@ -477,16 +501,26 @@ pub(super) fn says_held_off(draft: &mut Draft<'_>, wish: Wish) {
         return;
     }
     let asks = who_asks(draft);
+    let those = match holding_off(draft).nth(1) {
+        Some(_) => "those annotations are",
+        None => "that annotation is",
+    };
     draft.wait_beside(
         WaitReason::HeldOff,
-        format!("{asks} for the host to be off; next: it is powered on once nothing asks for that"),
+        format!("{asks} for the host to be off; next: it is powered on once {those} removed"),
     );
+}
+
+/// The annotations that hold the machine off.
+fn holding_off<'a>(draft: &Draft<'a>) -> impl Iterator<Item = &'a str> + use<'a> {
+    reboot::staying_off(draft.host, !draft.state.is_provisioned())
 }
 
 /// What asks for the host to be off.
 fn who_asks(draft: &Draft<'_>) -> String {
-    let annotations = reboot::staying_off(draft.host, !draft.state.is_provisioned());
-    let mut all: Vec<String> = annotations.map(|name| format!("the annotation {name}")).collect();
+    let mut all: Vec<String> = holding_off(draft)
+        .map(|name| format!("the annotation {name}"))
+        .collect();
     if !draft.host.spec.online {
         all.insert(0, "spec.online".to_owned());
     }

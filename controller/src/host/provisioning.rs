@@ -59,7 +59,7 @@ pub(super) fn begin(draft: &mut Draft<'_>) {
         }
         None => ramdisk::announce(draft, THEN),
     }
-    draft.tell("ProvisioningStarted", format!("writing the image {url}"));
+    draft.tell("ProvisioningStarted", format!("starts writing the image {url}"));
 }
 
 /// The attempt failed: told and counted, and what is on the disk is taken away again.
@@ -294,8 +294,7 @@ fn held_back(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     if ramdisk::is_rebooting(draft, reach, "nothing is written, because the host is protected") {
         return;
     }
-    let message = and_next(guard::UNWRITTEN, "continues once this is fixed");
-    let is_said = draft.has_said(WaitReason::Refused, &message);
+    let is_said = draft.has_said(WaitReason::Refused, guard::UNWRITTEN);
     // An edge that did not know of the annotation yet may have given the job out: what is told of one that stands is heard.
     if draft.session().is_none() || (is_said && draft.waited(WaitReason::Refused, TAKEN_UP)) {
         jobs::clear(draft);
@@ -305,7 +304,7 @@ fn held_back(draft: &mut Draft<'_>, reach: &Reach, operation: &str) {
     if !is_said {
         draft.warn("ProvisioningError", guard::UNWRITTEN);
     }
-    draft.wait_for(WaitReason::Refused, message);
+    draft.wait_for(WaitReason::Refused, guard::UNWRITTEN);
 }
 
 /// True if something is missing of what goes on the disk; the draft says what. Nothing needs to be taken back for it: whoever can mends it.

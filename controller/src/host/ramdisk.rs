@@ -14,7 +14,7 @@ use super::{
     access::{ASK_AGAIN, LOOK_AGAIN, Reach},
     boot_mode,
     conditions::{CONTESTED, ENROLS_AGAIN},
-    draft::{Draft, clause},
+    draft::{Draft, and_next, clause},
     guard, in_band,
     interrupted::{self, Work},
     jobs::{self, Job},
@@ -484,10 +484,7 @@ fn silent(draft: &mut Draft<'_>, kind: ErrorType, why: &str, then: &str) {
         draft.fail(kind, format!("the BMC does not answer: {why}"));
         return;
     }
-    draft.wait_for(
-        WaitReason::Bmc,
-        format!("waits for the BMC to answer; next: {then}"),
-    );
+    draft.wait_for(WaitReason::Bmc, and_next(&power::no_answer(why), then));
 }
 
 /// True while a ramdisk that fell silent may come back by itself: what the host waited for, it waits for still.
@@ -525,12 +522,14 @@ fn armed_since(draft: &Draft<'_>) -> Timestamp {
     whole_seconds(draft.begun().unwrap_or_else(waits)).0
 }
 
-/// A person is asked to boot the ramdisk, for what comes `then`.
+/// A person is asked to boot the ramdisk, for what comes `then`. Where the firmware tries the disk first, no BMC tells it otherwise.
 fn ask_for_a_boot(draft: &mut Draft<'_>, then: &str) {
     let since = armed_since(draft);
     draft.wait_for(
         WaitReason::PowerCycleByHand,
-        format!("power-cycle the machine manually: network boot has been armed since {since}; next: {then}"),
+        format!(
+            "power-cycle the machine manually and let it boot from the network (boot menu, or network first in the boot order): network boot has been armed since {since}; next: {then}"
+        ),
     );
 }
 

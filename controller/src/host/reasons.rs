@@ -65,8 +65,11 @@ pub const REASONS: &[Reason] = &[
     ),
     upstreams("DeprovisioningStarted", "deprovisioning begins"),
     upstreams("DeprovisioningComplete", "deprovisioning is complete"),
-    upstreams("PowerOn", "the machine is powered on"),
-    upstreams("PowerOff", "the machine is powered off"),
+    upstreams(
+        "PowerOn",
+        "powering on the machine begins; without a BMC, also that it is assumed to be on",
+    ),
+    upstreams("PowerOff", "powering off or rebooting the machine begins"),
     upstreams(
         "PowerManagementError",
         "the machine could not be powered on or off",

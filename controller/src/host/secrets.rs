@@ -221,10 +221,17 @@ fn is_going(bmc: &BmcDetails) -> String {
     format!("the Secret {} is being deleted", bmc.credentials_name)
 }
 
-/// `message` on credentials that others are to take the place of, and that their Secret is being deleted, if it is.
+/// `message` on credentials that others are to take the place of, and that their Secret is being deleted, if it is: what that means and
+/// what helps stands in the condition of its own, once.
 pub(super) fn with_going(draft: &Draft<'_>, message: String) -> String {
-    match going(draft) {
-        Some(going) => format!("{}; {going}", clause(&message)),
+    let bmc = draft.host.spec.bmc.as_ref();
+    match bmc.filter(|_| going(draft).is_some()) {
+        Some(bmc) => format!(
+            "{}; {} (see the condition {})",
+            clause(&message),
+            is_going(bmc),
+            conditions::SECRET_HELD
+        ),
         None => message,
     }
 }
@@ -285,7 +292,11 @@ pub(super) fn inputs(draft: &Draft<'_>) -> Inputs {
         match &seen.state {
             SecretState::Present { .. } => {}
             SecretState::Missing | SecretState::Unnamed => {
-                return Inputs::Bad(format!("{of} does not exist"));
+                return Inputs::Bad(format!(
+                    "{of} does not exist; next: create it with the key {}, or correct spec.{}",
+                    purpose.content().name(),
+                    purpose.field()
+                ));
             }
             SecretState::Invalid(why) => return Inputs::Bad(format!("{of} cannot be used: {why}")),
             SecretState::Unasked => return Inputs::Wait(format!("{of} has not been read yet")),

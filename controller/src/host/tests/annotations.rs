@@ -305,6 +305,8 @@ fn a_host_that_an_annotation_holds_off_names_it_and_rests() {
         assert_eq!(reason, "HeldOff");
         let who = format!("the annotation {REMEDIATION} asks for the host to be off; next: ");
         assert!(message.starts_with(&who), "{message}");
+        let then = "; next: it is powered on once that annotation is removed (since ";
+        assert!(message.contains(then), "{message}");
         assert_eq!(world.status_writes, writes, "it is said with that it is off");
         world.step(0);
         let plan = world.plan();
@@ -512,6 +514,20 @@ fn an_error_stays_to_be_seen_while_a_host_is_detached_and_afterwards() {
         let status = world.host().status.clone().unwrap();
         (status.operational_status, status.error_type, status.error_message)
     };
+    // It is not what stands in the way.
+    let says = |world: &mut World| {
+        let conditions = world.host().status.clone().unwrap().conditions;
+        let said = |name: &str| {
+            conditions
+                .iter()
+                .find(|one| one.type_ == name)
+                .unwrap()
+                .message
+                .clone()
+        };
+        ["Ready", "Progressing"].map(said)
+    };
+    assert_eq!(says(&mut world), ["the host is detached"; 2]);
     let why = "the BMC refuses".to_owned();
     let error = Some(ErrorType::PowerManagement);
     assert_eq!(
@@ -520,6 +536,7 @@ fn an_error_stays_to_be_seen_while_a_host_is_detached_and_afterwards() {
     );
     world.unannotate(DETACHED_ANNOTATION);
     world.round();
+    assert_eq!(says(&mut world), ["the BMC refuses"; 2]);
     assert_eq!(seen(&mut world), (OperationalStatus::Error, error, why));
 }
 
@@ -958,7 +975,8 @@ fn what_was_begun_when_a_host_is_protected_goes_on_to_its_end_and_what_was_not_w
     assert!(!world.has_destructive_job());
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "Refused");
-    assert!(message.contains("its disks are not written"), "{message}");
+    let helps = "its disks are not written; next: remove the annotation muster.dev/protected (since ";
+    assert!(message.contains(helps), "{message}");
     // What is forced is done.
     let boots = world.machine.boots;
     world.annotate(REBOOT_ANNOTATION, r#"{"force":true}"#);
@@ -987,7 +1005,10 @@ fn what_was_begun_when_a_host_is_protected_goes_on_to_its_end_and_what_was_not_w
     world.reach(State::Deprovisioning);
     world.settle();
     assert_eq!(counted(&world), (Some(ErrorType::Provisioning), 1));
-    assert!(waiting(&world).1.contains("it is not deprovisioned until"));
+    let (_, message) = waiting(&world);
+    let helps = "it is not deprovisioned; next: remove the annotation muster.dev/protected, or set muster.dev/release-uncleaned to";
+    assert!(message.contains(helps), "{message}");
+    assert!(!message.contains("once this is fixed"), "{message}");
     world.unannotate(PROTECTED_ANNOTATION);
     world.reach(State::Provisioned);
 }

@@ -570,7 +570,10 @@ fn a_released_machine_that_runs_its_own_system_is_asked_for_at_once_and_one_that
     let (reason, message) = waiting(&world);
     assert_eq!(reason, "PowerCycleByHand");
     assert!(
-        message.starts_with("power-cycle the machine manually: network boot has been armed since 2026-"),
+        message.starts_with(
+            "power-cycle the machine manually and let it boot from the network (boot menu, or network first in the boot order): \
+             network boot has been armed since 2026-"
+        ),
         "{message}"
     );
     world.settle();

@@ -663,6 +663,77 @@ fn without_a_place_a_host_is_delayed_and_nothing_is_done_to_it() {
 }
 
 #[test]
+fn a_host_in_line_that_is_switched_on_says_that_and_is_not_delayed_meanwhile() {
+    let mut world = at(State::Available);
+    world.host().spec.online = false;
+    world.settle();
+    assert!(!world.machine.on);
+    world.slot = false;
+    world.host().spec.online = true;
+    world.set_image(Some(IMAGE));
+    let mut said = Vec::new();
+    for _ in 0..30 {
+        world.step(2);
+        let status = world.host().status.clone().unwrap();
+        let is_delayed = status.operational_status == OperationalStatus::Delayed;
+        let (reason, message) = waiting(&world);
+        assert_eq!(is_delayed, reason == "Place", "{reason}");
+        if reason == "PoweringOn" {
+            let then = "; next: it boots the ramdisk and is ready for an image (since ";
+            assert!(message.contains(then), "{message}");
+        }
+        said.push(reason);
+    }
+    said.dedup();
+    assert!(
+        said.ends_with(&["PoweringOn".to_owned(), "Place".to_owned()]),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_refusal_that_is_mended_is_not_shown_while_the_host_waits_for_a_place() {
+    let mut world = at(State::Available);
+    world.set_image(Some(IMAGE));
+    world.name_user_data();
+    world.secrets.user_data.state = SecretState::Missing;
+    world.settle();
+    let (kind, message, _) = error(&world);
+    assert_eq!(kind, Some(ErrorType::Provisioning));
+    let helps =
+        "of spec.userData does not exist; next: create it with the key userData, or correct spec.userData";
+    assert!(message.ends_with(helps), "{message}");
+    assert_eq!(waiting(&world).0, "Refused");
+    world.slot = false;
+    world.host().spec.user_data = None;
+    world.step(2);
+    assert_eq!(error(&world).0, None);
+    world.settle();
+    assert_eq!(waiting(&world).0, "Place");
+    let status = world.host().status.clone().unwrap();
+    assert_eq!(status.operational_status, OperationalStatus::Delayed);
+}
+
+#[test]
+fn the_write_that_takes_a_host_back_after_a_failure_says_that_it_waits_for_the_next_attempt() {
+    let world = after_a_failed_write();
+    let (reason, message) = waiting(&world);
+    assert_eq!(reason, "Delay");
+    let is_told =
+        message.starts_with("attempt 1 failed: ") && message.contains("; next: another attempt after ");
+    assert!(is_told, "{message}");
+
+    // What is not asked for any more is not tried again.
+    let mut world = at(State::Available);
+    world.failing_writes = 1;
+    world.set_image(Some(IMAGE));
+    world.reach(State::Deprovisioning);
+    world.host().spec.online = false;
+    world.reach(State::Available);
+    assert_ne!(waiting(&world).0, "Delay");
+}
+
+#[test]
 fn the_write_that_enters_a_state_without_a_place_says_that_the_host_waits_for_one() {
     let mut world = at(State::Provisioned);
     world.settle();
@@ -1086,17 +1157,16 @@ fn a_secret_that_is_deleted_while_a_host_holds_it_is_told_of_once_with_what_help
     world.settle();
     assert_eq!(held(&world), None);
 
-    // Where others are needed, it is said that none can be made by that name.
+    // Where others are needed, it is said where it stands why none can be made by that name.
     let mut world = World::new();
     world.secrets.bmc.state = SecretState::Invalid("it has no `password`".to_owned());
     world.secrets.bmc.going = true;
     world.settle();
     let (_, message, _) = error(&world);
-    assert!(
-        message.contains(&format!("it has no `password`; {helps}")),
-        "{message}"
-    );
-    assert!(waiting(&world).1.contains(helps));
+    let told = "it has no `password`; the Secret bmc is being deleted (see the condition SecretHeld)";
+    assert!(message.ends_with(told), "{message}");
+    assert!(waiting(&world).1.contains(told));
+    assert!(held(&world).is_some_and(|message| message.starts_with(helps)));
 }
 
 #[test]

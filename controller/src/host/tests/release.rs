@@ -650,6 +650,50 @@ fn told(world: &mut World, reason: &str) -> String {
 }
 
 #[test]
+fn an_event_about_a_beginning_says_that_something_begins() {
+    type Case = (State, fn(&mut World), &'static str, &'static str);
+    let cases: [Case; 6] = [
+        (State::New, |_| {}, "InspectionStarted", "inspection starts"),
+        (
+            State::Available,
+            |world| world.set_image(Some(IMAGE)),
+            "ProvisioningStarted",
+            "starts writing the image ",
+        ),
+        (
+            State::Provisioned,
+            |world| world.set_image(None),
+            "DeprovisioningStarted",
+            "deprovisioning starts",
+        ),
+        (
+            State::Provisioned,
+            |world| world.host().spec.online = false,
+            "PowerOff",
+            "powering off the machine",
+        ),
+        (
+            State::Provisioned,
+            |world| world.machine.on = false,
+            "PowerOn",
+            "powering on the machine",
+        ),
+        (
+            State::New,
+            |world| world.secrets.bmc.state = SecretState::Missing,
+            "BMCCredentialError",
+            "the Secret bmc with the BMC's credentials does not exist; next: create it with the keys username and password, or ",
+        ),
+    ];
+    for (state, change, reason, begins) in cases {
+        let mut world = at(state);
+        change(&mut world);
+        let message = told(&mut world, reason);
+        assert!(message.starts_with(begins), "{message}");
+    }
+}
+
+#[test]
 fn of_a_protected_host_that_is_deleted_it_is_said_that_its_disks_keep_their_data() {
     let mut world = at(State::Provisioned);
     world.settle();
