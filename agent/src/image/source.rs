@@ -274,6 +274,7 @@ impl Source<'_> {
     ) -> Result<bool, SourceError> {
         // Only where nothing follows what has come: the rest of the answer is no part of the file.
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            self.work.trouble("");
             return Ok(true);
         }
         let mut skip = self.compare(url, &response)?;
@@ -441,7 +442,8 @@ impl Source<'_> {
                     at: self.at,
                 });
             }
-            if is_end && let Some(announced) = self.total {
+            let announced = self.total.filter(|announced| *announced != self.at);
+            if is_end && let Some(announced) = announced {
                 return Err(SourceError::Shorter {
                     url: url.to_string(),
                     announced,

@@ -28,7 +28,8 @@
 //! that that has had, whatever else is the same: serial numbers are printed on machines.
 //!
 //! Who is on one Segment sees what is sent there, and nothing of other Segments. So on another Segment than that of its latest session
-//! nobody takes the place of a machine that is connected, or whose host is in use, without its UUID; and on a Segment that asks for less
+//! nobody takes the place of a machine that is connected, or whose host is in use, without its UUID (where more trust is asked for, one whose
+//! UUID nobody knows gives way); and on a Segment that asks for less
 //! trust nobody takes the place of any machine: else one careless Segment would give away what the others protect. A machine that was moved
 //! to such a Segment is known there once its Server is deleted.
 //!
@@ -321,7 +322,7 @@ fn score(claimed: &Identity, boot: Option<Mac>, machine: &Machine<'_>) -> Option
     let is_hidden = has_uuid && claimed.system_uuid.is_none();
     let has_another = (uuid == Signal::Differs && serial != Signal::Same) || is_hidden;
     let is_out_of_place = machine.live && !booted && has_another;
-    let is_a_stranger = machine.in_use && !had && uuid != Signal::Same;
+    let is_a_stranger = machine.in_use && !had && !booted && uuid != Signal::Same;
     if is_out_of_place || is_a_stranger {
         return None;
     }

@@ -91,13 +91,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>) {
     }
     match admit(draft) {
         Ok(true) => provisioning::begin(draft),
-        Ok(false) => {
-            power::manage(draft, &reach);
-            // What is done to its power meanwhile is told instead, and then it is not for want of a slot that it waits.
-            if !draft.waits_for(&[WaitReason::Place]) {
-                draft.is_not_delayed();
-            }
-        }
+        Ok(false) => power::manage(draft, &reach),
         Err(why) => {
             power::manage(draft, &reach);
             draft.refuse_beside(ErrorType::Provisioning, why);

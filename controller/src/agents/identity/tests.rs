@@ -180,6 +180,12 @@ fn a_machine_that_hides_its_uuid_is_none_that_is_in_use_unless_it_boots_from_its
     let swapped = id("", "A1", "", &[nic(1), nic(3)]);
     assert_eq!(name(&swapped, nic(1), &[silent]), "a");
     assert_eq!(name(&swapped, nic(3), &[silent]), "mac-001b21000003");
+    // It booted from there before, by a NIC that another machine has.
+    let withheld = Machine {
+        booted: Some(nic(3)),
+        ..silent
+    };
+    assert_eq!(name(&swapped, nic(3), &[withheld]), "a");
 }
 
 #[test]

@@ -160,9 +160,9 @@ impl Anew {
                 None => sleep_until(*at + AGAIN).await,
             }
         }
-        // Who asks waits no longer than for a reading. Nobody closes it.
-        let Ok(_room) = self.room.acquire().await else {
-            return Err("the edge is ending".to_owned());
+        // What is left of the patience of who asks is for the reading itself. Nobody closes the room.
+        let Ok(Ok(_room)) = timeout(PATIENCE / 2, self.room.acquire()).await else {
+            return Err(format!("{AT_ONCE} other hosts are being read"));
         };
         *last = Some(Last {
             at: Instant::now(),
@@ -252,15 +252,14 @@ mod tests {
         let names: Vec<String> = (0..100).map(|number| format!("h{number}")).collect();
         let begun = Instant::now();
         let all = join_all(names.iter().map(|name| asks(&anew, name))).await;
-        assert_eq!(begun.elapsed().as_secs(), 2);
-        // Six times sixteen within the two seconds.
-        assert_eq!(all.iter().filter(|read| read.is_some()).count(), 96);
-        let begun = count.load(Ordering::Relaxed);
-        assert_eq!(begun, 100, "the last four began and were too late");
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        // Those that had room within a second, at 0, 0.3, 0.6 and 0.9 s.
+        assert_eq!(all.iter().filter(|read| read.is_some()).count(), 64);
+        assert_eq!(count.load(Ordering::Relaxed), 64, "no reading was begun in vain");
         // There is room again.
-        assert_eq!(asks(&anew, "another").await.as_deref(), Some("101"));
+        assert_eq!(asks(&anew, "another").await.as_deref(), Some("65"));
         advance(Duration::from_secs(2)).await;
-        assert_eq!(asks(&anew, "other").await.as_deref(), Some("102"));
+        assert_eq!(asks(&anew, "other").await.as_deref(), Some("66"));
         let kept = anew.turns.lock().unwrap().of.len();
         assert_eq!(kept, 1, "what is of no use any more is forgotten");
     }

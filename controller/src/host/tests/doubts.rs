@@ -1347,7 +1347,6 @@ fn a_ramdisk_that_ends_in_the_middle_again_and_again_fails_what_it_was_at() {
     }
 }
 
-/// It may not live to report anything, nor to take up a job.
 #[test]
 fn a_host_that_is_made_again_while_its_machine_is_off_is_inspected_by_another_boot() {
     let mut world = World::new();
@@ -1379,6 +1378,7 @@ fn a_host_that_is_made_again_while_its_machine_is_off_is_inspected_by_another_bo
     assert_eq!((world.machine.boots, world.machine.sessions), (0, 1));
 }
 
+/// It may not live to report anything, nor to take up a job.
 #[test]
 fn a_ramdisk_that_ends_before_it_has_reported_again_and_again_fails_the_inspection() {
     let mut world = at(State::Available);
