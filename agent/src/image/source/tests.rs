@@ -257,6 +257,27 @@ fn a_file_that_is_shorter_than_announced_is_told_with_both_lengths() {
     server.requests();
 }
 
+/// The end of the last chunk does not arrive, nor does the connection end.
+#[test]
+fn a_file_that_is_all_there_is_whole_though_nothing_says_so() {
+    let file = file();
+    let mut rest = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 70000-199999/200000\r\n\
+        Transfer-Encoding: chunked\r\n\r\n1fbd0\r\n"
+        .to_vec();
+    rest.extend(&file[70_000..]);
+    let server = Server::plain(vec![
+        Answer::Bytes(part(&file, 0, 70_000, "")),
+        Answer::Hang(rest),
+        Answer::Bytes(nothing_behind(file.len(), "")),
+    ]);
+    let impatient = Patience {
+        stall: Duration::from_millis(500),
+        ..patience()
+    };
+    assert!(get_all(&server.url, &environment(&Tree::new()), impatient).unwrap() == file);
+    assert_eq!(server.requests().len(), 3);
+}
+
 #[test]
 fn a_download_that_fails_for_a_while_is_told_with_the_step_until_it_goes_on() {
     let file = file();
