@@ -249,9 +249,13 @@ impl World {
 
     /// The Segment of the latest session of `server`; where that does not tell the namespace, it is `own`.
     pub fn segment_of(&self, server: &Server, own: &str) -> Option<Arc<Segment>> {
-        let (namespace, name) = server.segment()?;
-        self.segments
-            .get(&ObjectRef::new(name).within(namespace.unwrap_or(own)))
+        self.segment_called(&server.session()?.segment, own)
+    }
+
+    /// The Segment called `key`: `namespace/name`, or a name in the namespace `own`.
+    pub fn segment_called(&self, key: &str, own: &str) -> Option<Arc<Segment>> {
+        let (namespace, name) = key.split_once('/').unwrap_or((own, key));
+        self.segments.get(&ObjectRef::new(name).within(namespace))
     }
 
     /// The machine that boots with this MAC address or this SMBIOS UUID; any alias matches, a MAC address before a UUID, unless that one is

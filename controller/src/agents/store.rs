@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use kube::{Api, Client, ResourceExt, api::Patch, runtime::reflector::ObjectRef};
+use kube::{Api, Client, ResourceExt, api::Patch};
 use muster_proto::kinds::{
     BareMetalHost, Enrolment, EnrolmentSpec, HostReference, Segment, Server, ServerSpec, ServerStatus,
 };
@@ -300,8 +300,7 @@ impl Store {
 
     /// The Segment `namespace/name`, or the one of that name in our own namespace, as far as it is known.
     pub(super) fn known_segment(&self, key: &str) -> Option<Arc<Segment>> {
-        let (namespace, name) = key.split_once('/').unwrap_or((&self.namespace, key));
-        self.world.segments.get(&ObjectRef::new(name).within(namespace))
+        self.world.segment_called(key, &self.namespace)
     }
 
     /// The Segment `namespace/name`, asked of the API server if it is not known yet.
