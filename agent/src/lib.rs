@@ -5,6 +5,7 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod descriptor;
+pub mod dial;
 pub mod disk;
 pub mod image;
 pub mod inventory;

@@ -11,6 +11,9 @@ use muster_proto::text;
 
 use crate::agents;
 
+/// The Lease that the control role holds unless `--lease-name` names another one.
+pub const LEASE: &str = "muster-control";
+
 /// Muster's controller: network boot, enrolment and discovery of bare metal.
 #[derive(Debug, Parser)]
 #[command(name = "muster-controller", version)]
@@ -135,7 +138,7 @@ pub struct RunArgs {
     pub edge_name: Option<String>,
     /// Name of the Lease by which controllers with the role `control` elect a leader, in their own namespace. The Role in
     /// `deploy/manifests/roles` names the default.
-    #[arg(long, env = "MUSTER_LEASE_NAME", default_value = crate::manifests::roles::LEASE)]
+    #[arg(long, env = "MUSTER_LEASE_NAME", default_value = LEASE)]
     pub lease_name: String,
     /// How long after the leader was last heard of nobody else takes over, in seconds.
     #[arg(long, env = "LEASE_DURATION_SECONDS", default_value_t = 15)]

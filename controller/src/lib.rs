@@ -33,6 +33,7 @@ mod retry;
 pub mod round;
 pub mod run;
 mod salvage;
+mod segments;
 mod sync;
 mod time;
 pub mod token;

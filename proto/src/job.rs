@@ -55,7 +55,7 @@ pub struct DiskId {
     pub size_bytes: u64,
     /// When the disk was chosen, the machine had another one of this serial number, world wide name and size, which may be the only one
     /// that answers when the disk is looked for: this one must be where `byPath` says.
-    #[serde(skip_serializing_if = "crate::session::is_false")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub has_twin: bool,
 }
 

@@ -121,7 +121,7 @@ pub struct PollRequest {
     pub outcome: Option<Outcome>,
     /// With an outcome: a command to leave that comes with the answer is carried out without another word, since nothing else is under
     /// way. Since 1.3.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub goes_at_once: bool,
     /// How far the command named in `last` is, while it runs. Since 1.1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,14 +166,10 @@ pub struct Command {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub epoch: i64,
     /// With a command to leave: that the machine does so is written already, and need not be told. Since 1.3.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub farewell: bool,
     /// What to do.
     pub action: Action,
-}
-
-pub(crate) fn is_false(value: &bool) -> bool {
-    !value
 }
 
 fn is_zero(epoch: &i64) -> bool {

@@ -14,9 +14,8 @@ use std::{
 use muster_agent::{
     clock::Clock,
     disk::{self, CleanError, Refused},
-    image::{self, After, Environment, Failure, LayoutError},
+    image::{self, After, Contents, Environment, Failure, LayoutError},
     net::dns::NameServers,
-    steps::Contents,
     sys::Root,
     work::Work,
 };

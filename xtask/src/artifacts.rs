@@ -1,10 +1,6 @@
 //! What the demo, the tests and the benchmarks run: built once, kept below `target/`, rebuilt only when their inputs change.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{fs, path::Path, time::Instant};
 
 use anyhow::{Context, Result};
 
@@ -50,20 +46,13 @@ pub(crate) fn step(what: &str, build: fn() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// A file below `target/logs` for a step's output.
-pub(crate) fn log(name: &str) -> Result<PathBuf> {
-    let dir = root().join("target/logs");
-    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-    Ok(dir.join(format!("{name}.log")))
-}
-
 fn control_plane() -> Result<()> {
     let out = root().join("target/controlplane");
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
     Cmd::new("make")
         .dir("deploy/controlplane")
         .args(["--no-print-directory", &format!("OUT={}", out.display())])
-        .run_logged(&log("controlplane")?)
+        .run_logged("controlplane")
 }
 
 fn agent() -> Result<()> {
@@ -138,7 +127,7 @@ fn ramdisk(profile: &str, meta: &str, agent: &Path, out: &Path) -> Result<()> {
         .arg(&stub)
         .arg("--out")
         .arg(out)
-        .run_logged(&log(&format!("ramdisk-{profile}-{name}"))?)
+        .run_logged(&format!("ramdisk-{profile}-{name}"))
 }
 
 /// What the benchmark of writing runs: the lab, and the agent's example, built as the agent is.
@@ -166,7 +155,7 @@ fn os_images() -> Result<()> {
             .arg("--out")
             .arg(root().join("target/os").join(name))
             .args(options)
-            .run_logged(&log(&format!("os-image-{name}"))?)?;
+            .run_logged(&format!("os-image-{name}"))?;
     }
     Ok(())
 }
@@ -206,7 +195,7 @@ fn baremetal_operator() -> Result<()> {
         .env("CGO_ENABLED", "0")
         .arg(out.join("baremetal-operator"))
         .arg(MODULE)
-        .run_logged(&log("metal3")?)?;
+        .run_logged("metal3")?;
     let kinds = out.join("crds");
     // Another version may have had kinds that this one has not.
     if kinds.exists() {

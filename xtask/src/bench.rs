@@ -4,16 +4,13 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::{artifacts, codegen, command::Cmd, lab, root, setup};
+use crate::{
+    artifacts,
+    codegen::{self, DISCOVERY_RESULTS, HOSTS_RESULTS, PROVISION_RESULTS, WRITE_RESULTS},
+    command::Cmd,
+    lab, root, setup,
+};
 
-/// Raw results, committed; the page `docs/benchmarks.md` is made from them.
-pub(crate) const RESULTS: &str = "docs/benchmarks/discovery.json";
-/// Those of writing, for `docs/benchmarks-write.md`.
-pub(crate) const WRITE_RESULTS: &str = "docs/benchmarks/write.json";
-/// Those of thousands of hosts, for `docs/benchmarks-hosts.md`.
-pub(crate) const HOSTS_RESULTS: &str = "docs/benchmarks/hosts.json";
-/// Those of an image in-band, for `docs/benchmarks-provision.md`.
-pub(crate) const PROVISION_RESULTS: &str = "docs/benchmarks/provision.json";
 /// Results that are not to be committed: of `--quick`, `--only`, `--hosts` and `--failover`.
 const TRIED: &str = "target/bench/discovery.json";
 const HOSTS_TRIED: &str = "target/bench/hosts.json";
@@ -68,7 +65,11 @@ fn discovery(words: &[String], options: &[String]) -> Result<()> {
     let lab = lab::built("release")
         .env("MUSTER_EMPTY_BOOT_DIR", at("bench/boot"))
         .env("MUSTER_NGINX", at("bench/nginx/usr/sbin/nginx"));
-    let out = if options.is_empty() { RESULTS } else { TRIED };
+    let out = if options.is_empty() {
+        DISCOVERY_RESULTS
+    } else {
+        TRIED
+    };
     measure("about 25 min", lab, "bench", words, options, out)
 }
 

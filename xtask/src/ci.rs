@@ -59,7 +59,7 @@ fn licences() -> Result<()> {
         cargo()
             .args(["install", "--quiet", "--locked", CARGO_DENY, "--root"])
             .arg(&tools)
-            .run_logged(&artifacts::log("cargo-deny")?)?;
+            .run_logged("cargo-deny")?;
     }
     Cmd::new(tools.join("bin/cargo-deny"))
         .args(["--log-level", "error", "check", "bans", "licenses", "sources"])

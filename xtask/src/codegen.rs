@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{artifacts, bench, command::Cmd};
+use crate::{cargo, command::Cmd};
 
 /// Directories that hold generated files only, and the controller's word for them.
 const GENERATED: &[(&str, &str)] = &[("crds", "deploy/crds"), ("roles", "deploy/manifests/roles")];
@@ -12,16 +12,18 @@ const GENERATED: &[(&str, &str)] = &[("crds", "deploy/crds"), ("roles", "deploy/
 /// The one file beside them that people write: which of them `kubectl apply -k` installs.
 const LIST: &str = "kustomization.yaml";
 
+/// Raw results of the benchmarks, committed.
+pub(crate) const DISCOVERY_RESULTS: &str = "docs/benchmarks/discovery.json";
+pub(crate) const WRITE_RESULTS: &str = "docs/benchmarks/write.json";
+pub(crate) const HOSTS_RESULTS: &str = "docs/benchmarks/hosts.json";
+pub(crate) const PROVISION_RESULTS: &str = "docs/benchmarks/provision.json";
+
 /// The pages that are made from benchmarks' raw results, once there are any, and the lab's word for each.
 const BENCHMARKS: [(&str, &str, &str); 4] = [
-    ("docs/benchmarks.md", bench::RESULTS, "discovery"),
-    ("docs/benchmarks-write.md", bench::WRITE_RESULTS, "write"),
-    ("docs/benchmarks-hosts.md", bench::HOSTS_RESULTS, "hosts"),
-    (
-        "docs/benchmarks-provision.md",
-        bench::PROVISION_RESULTS,
-        "provision",
-    ),
+    ("docs/benchmarks.md", DISCOVERY_RESULTS, "discovery"),
+    ("docs/benchmarks-write.md", WRITE_RESULTS, "write"),
+    ("docs/benchmarks-hosts.md", HOSTS_RESULTS, "hosts"),
+    ("docs/benchmarks-provision.md", PROVISION_RESULTS, "provision"),
 ];
 
 /// The pages that are made from the operator's own tables and from the command line.
@@ -77,8 +79,7 @@ fn benchmark(results: &str, word: &str, out: &Path) -> Result<()> {
 }
 
 fn build() -> Result<()> {
-    artifacts::log("codegen")?;
-    crate::cargo()
+    cargo()
         .args(["build", "--quiet"])
         .args(["--package", "muster-controller", "--package", "muster-tests"])
         .run()

@@ -2,13 +2,15 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{self, File},
     os::unix::process::CommandExt,
     path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
+
+use crate::root;
 
 /// A command line that can be run and can describe itself.
 pub(crate) struct Cmd(Command);
@@ -70,9 +72,12 @@ impl Cmd {
         Err(error).with_context(|| format!("starting `{}`", self.describe()))
     }
 
-    /// Runs it with its output in `log`; an exit status other than 0 is an error that names the file.
-    pub(crate) fn run_logged(mut self, log: &Path) -> Result<()> {
-        let file = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+    /// Runs it with its output in `target/logs/NAME.log`; an exit status other than 0 is an error that names the file.
+    pub(crate) fn run_logged(mut self, name: &str) -> Result<()> {
+        let dir = root().join("target/logs");
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        let log = dir.join(format!("{name}.log"));
+        let file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let copy = file.try_clone().context("sharing the log file")?;
         let status = self.0.stdin(Stdio::null()).stdout(file).stderr(copy).status();
         let status = status.with_context(|| format!("starting `{}`", self.describe()))?;

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, time::SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{artifacts::log, command::Cmd, root, setup};
+use crate::{command::Cmd, root, setup};
 
 /// Each profile and Debian's meta package of its kernel.
 pub(crate) const KERNELS: [(&str, &str); 2] = [
@@ -126,7 +126,7 @@ pub(crate) fn package(name: &str) -> Result<PathBuf> {
         Cmd::new("apt-get")
             .dir(&part)
             .args(["download", "--quiet=2", name])
-            .run_logged(&log("download")?)
+            .run_logged("download")
     };
     if download().is_err() {
         let again = setup::apt_update().and_then(|()| download());

@@ -156,10 +156,10 @@ pub(crate) fn install_for_tests() -> Result<()> {
     Cmd::new("python3")
         .args(["-m", "venv"])
         .arg(&home)
-        .run_logged(&crate::artifacts::log("sushy-venv")?)?;
+        .run_logged("sushy-venv")?;
     Cmd::new(home.join("bin/pip"))
         .args(["install", "--quiet", "--requirement", SUSHY])
-        .run_logged(&crate::artifacts::log("sushy-pip")?)?;
+        .run_logged("sushy-pip")?;
     fs::write(&mark, wanted).with_context(|| format!("writing {}", mark.display()))
 }
 
@@ -188,7 +188,7 @@ fn install_packages(list: &str) -> Result<()> {
         .env("DEBIAN_FRONTEND", "noninteractive")
         .args(["install", "--yes", "--quiet=2", "--no-install-recommends"])
         .args(list.split(' '))
-        .run_logged(&crate::artifacts::log("apt")?)
+        .run_logged("apt")
 }
 
 /// Refreshes the package lists, for those who may.
@@ -196,7 +196,7 @@ pub(crate) fn apt_update() -> Result<()> {
     if is_root()? {
         Cmd::new("apt-get")
             .args(["update", "--quiet=2"])
-            .run_logged(&crate::artifacts::log("apt-update")?)?;
+            .run_logged("apt-update")?;
     }
     Ok(())
 }

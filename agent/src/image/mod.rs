@@ -23,6 +23,7 @@
 pub mod boot;
 pub mod checksum;
 pub mod config_drive;
+mod contents;
 pub mod format;
 mod held;
 pub mod iso9660;
@@ -39,6 +40,7 @@ use muster_proto::job::Write;
 pub use boot::BootError;
 pub use checksum::{ChecksumError, Mismatch};
 pub use config_drive::ConfigDriveError;
+pub use contents::{Contents, DriveError, OpenDrive, SealedDrive};
 pub use format::FormatError;
 pub use iso9660::IsoError;
 pub use layout::LayoutError;
@@ -49,7 +51,6 @@ use crate::{
     clock::Clock,
     disk::{Refused, efi::EfiError, gpt::GptError},
     net::dns::NameServers,
-    steps::{Contents, DriveError},
     sys::Root,
     work::{Stopped, Work},
 };

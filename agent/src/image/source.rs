@@ -24,8 +24,8 @@ use super::{
     url::{Url, UrlError},
 };
 use crate::{
+    dial::Backoff,
     net,
-    session::retry::Backoff,
     work::{Stopped, Work},
 };
 

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt};
 
 use percent_encoding::percent_decode_str;
 
-use crate::session::endpoint::{self, Host};
+use crate::dial::endpoint::{self, Host};
 
 /// The longest URL that is taken, in bytes.
 const LONGEST: usize = 8192;

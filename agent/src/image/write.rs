@@ -6,7 +6,7 @@ use muster_proto::{Chain, job::Write};
 use zeroize::Zeroizing;
 
 use super::{
-    After, Environment, Failure, WriteError, Written,
+    After, Contents, Environment, Failure, WriteError, Written,
     boot::{self, Loader},
     checksum::{Mismatch, Wanted},
     config_drive, format,
@@ -25,7 +25,6 @@ use crate::{
         mbr,
     },
     net,
-    steps::Contents,
     sys::Root,
     work::{Stopped, Work},
 };

@@ -11,32 +11,14 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use muster_proto::session::{Problem, ProblemKind};
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
-use socket2::{SockRef, TcpKeepalive};
-use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio::time::timeout;
 
-use super::endpoint::Endpoint;
+use crate::dial::{self, endpoint::Endpoint};
 
 /// The largest answer that is read, in bytes; a certificate chain is a few kilobytes.
 const LARGEST_ANSWER: usize = 1 << 20;
-
-/// Without a way to the address the kernel tries for two minutes.
-const CONNECT: Duration = Duration::from_secs(5);
-
-/// A busy controller that serves a thousand machines at once.
-const HANDSHAKE: Duration = Duration::from_secs(15);
-
-/// Silence before the first keepalive probe (`TCP_KEEPIDLE`, tcp(7)).
-const QUIET: Duration = Duration::from_secs(15);
-
-/// Between two probes (`TCP_KEEPINTVL`).
-const PROBE: Duration = Duration::from_secs(5);
-
-/// How long the other end may leave what we send without an answer, probes too (`TCP_USER_TIMEOUT`): a computer that is gone says
-/// nothing more, however long an answer may take.
-const GONE: Duration = Duration::from_secs(30);
 
 /// How a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -118,39 +100,6 @@ impl CallError {
     }
 }
 
-/// A TCP connection.
-///
-/// # Errors
-/// What the kernel says, or that it takes too long.
-pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = in_time(CONNECT, TcpStream::connect(address)).await?;
-    // A poll's answer may take long, a request never.
-    stream.set_nodelay(true)?;
-    // While an answer is waited for, it is asked whether the other end is still there.
-    let socket = SockRef::from(&stream);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(QUIET).with_interval(PROBE))?;
-    socket.set_tcp_user_timeout(Some(GONE))?;
-    Ok(stream)
-}
-
-/// TLS over `stream` with the server of that name.
-///
-/// # Errors
-/// What rustls says, inside, or that it takes too long.
-pub async fn secure(
-    stream: TcpStream,
-    name: ServerName<'static>,
-    tls: Arc<ClientConfig>,
-) -> io::Result<TlsStream<TcpStream>> {
-    in_time(HANDSHAKE, TlsConnector::from(tls).connect(name, stream)).await
-}
-
-async fn in_time<T>(patience: Duration, what: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(patience, what)
-        .await
-        .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
-}
-
 /// An open connection. Dropping it closes it.
 #[derive(Debug)]
 pub struct Connection {
@@ -168,15 +117,17 @@ impl Connection {
         address: SocketAddr,
         tls: Arc<ClientConfig>,
     ) -> Result<Connection, CallError> {
-        let stream = connect(address).await.map_err(|source| CallError::Connect {
-            endpoint: endpoint.clone(),
-            source,
-        })?;
+        let stream = dial::connect(address)
+            .await
+            .map_err(|source| CallError::Connect {
+                endpoint: endpoint.clone(),
+                source,
+            })?;
         let failed = |source| CallError::Handshake {
             endpoint: endpoint.clone(),
             source,
         };
-        let stream = secure(stream, endpoint.server_name(), tls)
+        let stream = dial::secure(stream, endpoint.server_name(), tls)
             .await
             .map_err(failed)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))

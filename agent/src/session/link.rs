@@ -14,13 +14,18 @@ use tokio::sync::Notify;
 
 use super::{
     Ended, Machine, SessionError,
-    endpoint::{Endpoint, Host},
     http::{self, Connection},
     key::SessionKey,
-    retry::{self, Backoff, Distrust, Next},
-    tls,
+    retry::{self, Distrust, Next},
 };
-use crate::clock::{self, Clock};
+use crate::{
+    clock::{self, Clock},
+    dial::{
+        Backoff,
+        endpoint::{Endpoint, Host},
+        tls,
+    },
+};
 
 /// Why a call did not get through and must not be repeated as it is.
 #[derive(Debug)]
@@ -199,7 +204,7 @@ impl<M: Machine> Link<M> {
         } else {
             authorities
         };
-        self.tls = tls::client(&authorities, Some((certificate, key)), &self.clock)?;
+        self.tls = tls::client(&authorities, Some((certificate, key.private())), &self.clock)?;
         if authorities != self.authorities {
             self.anonymous = tls::client(&authorities, None, &self.clock)?;
             self.authorities = authorities;

@@ -13,14 +13,12 @@
 //! A final problem ends it from anywhere: the machine must boot again to get a new token. Everything else is tried again,
 //! at each controller in turn, with the same key and token, which the controller knows as one and the same enrolment.
 
-pub mod endpoint;
 pub mod http;
 mod jobs;
 pub mod key;
 mod link;
 mod machine;
 pub mod retry;
-pub mod tls;
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +36,9 @@ use muster_proto::{
 
 use crate::{
     clock::Clock,
-    steps::{Failed, Job, SealedDrive},
+    dial::tls,
+    image::SealedDrive,
+    steps::{Failed, Job},
 };
 use jobs::{Jobs, Judgement, Untold};
 use key::SessionKey;

@@ -2,7 +2,6 @@
 //! out ([`crate::session::Machine::work`]): the ramdisk on real disks, the simulated fleet in its own way.
 
 pub mod clean;
-mod drive;
 pub mod write;
 
 use muster_proto::{
@@ -11,9 +10,7 @@ use muster_proto::{
 };
 use tokio::task::spawn_blocking;
 
-pub use drive::{Contents, DriveError, OpenDrive, SealedDrive};
-
-use crate::{disk::Refused, work::Work};
+use crate::{disk::Refused, image::SealedDrive, work::Work};
 
 /// What is to be done.
 #[derive(Clone, Debug)]

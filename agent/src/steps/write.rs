@@ -5,10 +5,10 @@ use muster_proto::{
     job::{Failure, Write},
 };
 
-use super::{Failed, SealedDrive, guarded, on_a_thread};
+use super::{Failed, guarded, on_a_thread};
 use crate::{
     disk::fat::FatError,
-    image::{self, BootError, Environment, SourceError, WriteError},
+    image::{self, BootError, Contents, Environment, SealedDrive, SourceError, WriteError},
     work::Work,
 };
 
@@ -23,7 +23,7 @@ pub async fn run(
     work: Work,
 ) -> Result<(), Failed> {
     let write = move |work: &Work| {
-        let drive = drive.as_ref().map(|drive| drive as &dyn super::Contents);
+        let drive = drive.as_ref().map(|drive| drive as &dyn Contents);
         image::write(&job, drive, &environment, work)
     };
     let written = on_a_thread(work, write).await?;

@@ -39,7 +39,7 @@ use super::{
     store::StoreError,
 };
 use crate::{
-    boot::{policy::Verdict, segment},
+    boot::{lookup::Known, policy::Verdict, segment},
     discovery,
     machines::Signal,
     path::Path,
@@ -352,7 +352,7 @@ impl Edge {
         }
         let uuid = applicant.identity.system_uuid.as_deref();
         let silence = |mac: &Mac| {
-            let known = self.store.world.known(*mac, uuid);
+            let known = Known::of(&self.store.world, *mac, uuid);
             matches!(known.verdict(segment), Verdict::Silence(_))
         };
         // As it was judged when it booted; only a boot that told no address is judged by all of them.

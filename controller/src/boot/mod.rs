@@ -1,6 +1,7 @@
 //! Network boot: DHCP, TFTP and HTTP, and what each machine is given. Writes Segment status.
 //!
 //! ```text
+//! lookup             which machine asks
 //! policy             who boots what (pure)
 //!   decide           what a DHCP request is answered with (pure)
 //!   ipxe, config     the script; where the controller is, whom to trust, the token (pure)
@@ -18,6 +19,7 @@ pub mod dhcp;
 pub mod files;
 pub mod http;
 pub mod ipxe;
+pub mod lookup;
 pub mod pass;
 pub mod peers;
 pub mod policy;

@@ -19,7 +19,7 @@ mod subnet;
 #[cfg(test)]
 mod tests;
 
-pub use invalid::{ELSEWHERE, Invalid, UNSERVED};
+pub use invalid::{ELSEWHERE, Invalid};
 pub use subnet::Subnet;
 
 /// Where the Segments of `plan` are served.

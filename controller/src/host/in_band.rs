@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use muster_proto::{
     Mac,
     inventory::Nic,
-    kinds::{BareMetalHost, ErrorType, Packed, Segment, Server, Wake},
+    kinds::{BareMetalHost, ErrorType, Packed, Server, Wake},
 };
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
     ramdisk,
     reboot::{self, Wish},
 };
-use crate::{boot::segment, hosts, time::whole_seconds};
+use crate::{hosts, segments::is_unserved, time::whole_seconds};
 
 /// What a person is asked for a reboot; whoever takes the annotation off has done it.
 const REBOOT_BY_HAND: &str = "the machine has no BMC and Muster does not control its operating system; next: reboot it manually, then remove the annotation reboot.metal3.io";
@@ -298,17 +298,6 @@ fn wakes(draft: &Draft<'_>) -> Result<Vec<Mac>, &'static str> {
         }
         true => Err("it has no known NIC that might support Wake-on-LAN"),
     }
-}
-
-/// True if no edge serves `segment`, as its status says. One that only lacks something (a port, a ramdisk) sends magic packets.
-fn is_unserved(segment: &Segment) -> bool {
-    let status = segment.status.as_ref();
-    let mut conditions = status.iter().flat_map(|status| &status.conditions);
-    conditions.any(|condition| {
-        condition.type_ == "Serving"
-            && condition.status == "False"
-            && segment::UNSERVED.contains(&condition.reason.as_str())
-    })
 }
 
 /// Asks the edges for Wake-on-LAN, if it may do something. A packet does nothing to a machine that runs.

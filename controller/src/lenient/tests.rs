@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::*;
 use crate::{
-    boot::policy::Verdict,
+    boot::{lookup::Known, policy::Verdict},
     host::{Owner, owner},
     world::{Scope, World},
 };
@@ -147,9 +147,7 @@ async fn a_host_with_a_word_of_a_newer_version_hides_no_other_and_is_left_alone_
     let owners = [1, 2, 3].map(|number| owner(&see(&world, number).unwrap()));
     assert_eq!(owners, [Owner::Operator, Owner::Nobody, Owner::Operator]);
     let lab: muster_proto::kinds::Segment = serde_json::from_value(segment("lab", "hold")).unwrap();
-    let verdict = world
-        .known("00:00:5e:00:53:02".parse().unwrap(), None)
-        .verdict(&lab);
+    let verdict = Known::of(&world, "00:00:5e:00:53:02".parse().unwrap(), None).verdict(&lab);
     assert!(
         matches!(verdict, Verdict::Disk(_)),
         "its machine is let through: {verdict:?}"

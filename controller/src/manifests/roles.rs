@@ -7,13 +7,12 @@
 use serde_json::{Value, json};
 
 use super::{File, yaml};
+use crate::args::LEASE;
 
 /// The controller's own namespace in the generated files.
 pub const NAMESPACE: &str = "muster-system";
 /// The two Secrets that exist: the certificate authority and the key that seals tokens.
 pub const SECRETS: [&str; 2] = ["muster-ca", "muster-token-key"];
-/// The Lease that the control role holds.
-pub const LEASE: &str = "muster-control";
 
 /// Every role as a file.
 pub fn files() -> Vec<File> {

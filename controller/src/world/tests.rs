@@ -1,31 +1,22 @@
 use super::*;
 
-fn empty() -> (
-    World,
-    Writer<Segment>,
-    Writer<Server>,
-    Writer<BareMetalHost>,
-    Writer<Enrolment>,
-) {
-    let (segments, servers) = (Writer::default(), Writer::default());
-    let (hosts, enrolments) = (Writer::default(), Writer::default());
+#[tokio::test]
+async fn everyone_who_waits_for_the_world_is_woken() {
+    let (segments, mut segments_writer) = reflector::store();
+    let (servers, mut servers_writer) = reflector::store();
+    let (hosts, mut hosts_writer) = reflector::store();
+    let (enrolments, mut enrolments_writer) = reflector::store();
     let world = World {
-        segments: segments.as_reader(),
-        servers: servers.as_reader(),
+        segments,
+        servers,
         written: Arc::default(),
-        hosts: hosts.as_reader(),
-        enrolments: enrolments.as_reader(),
-        hardware: super::empty(),
+        hosts,
+        enrolments,
+        hardware: empty(),
         machines: Arc::default(),
         unreadable: Arc::default(),
         watches: Watches::default(),
     };
-    (world, segments, servers, hosts, enrolments)
-}
-
-#[tokio::test]
-async fn everyone_who_waits_for_the_world_is_woken() {
-    let (world, mut segments, mut servers, mut hosts, mut enrolments) = empty();
     let waiting: Vec<_> = (0..4)
         .map(|_| {
             let world = world.clone();
@@ -33,206 +24,12 @@ async fn everyone_who_waits_for_the_world_is_woken() {
         })
         .collect();
     tokio::task::yield_now().await;
-    segments.apply_watcher_event(&watcher::Event::InitDone);
-    servers.apply_watcher_event(&watcher::Event::InitDone);
-    hosts.apply_watcher_event(&watcher::Event::InitDone);
-    enrolments.apply_watcher_event(&watcher::Event::InitDone);
+    segments_writer.apply_watcher_event(&watcher::Event::InitDone);
+    servers_writer.apply_watcher_event(&watcher::Event::InitDone);
+    hosts_writer.apply_watcher_event(&watcher::Event::InitDone);
+    enrolments_writer.apply_watcher_event(&watcher::Event::InitDone);
     for one in waiting {
         let woken = tokio::time::timeout(std::time::Duration::from_secs(20), one).await;
         assert!(woken.expect("woken in time").unwrap());
     }
-}
-
-#[tokio::test]
-async fn a_machine_is_known_by_any_alias_and_its_host_by_the_reference() {
-    let (world, _segments, mut servers, mut hosts, _enrolments) = empty();
-    let mac = |last| Mac([2, 0, 0, 0, 0, last]);
-    let mut server = Server::new("s", muster_proto::kinds::ServerSpec::default());
-    server.metadata.namespace = Some("muster-system".to_owned());
-    server.spec.host = Some(muster_proto::kinds::HostReference {
-        namespace: "metal".to_owned(),
-        name: "h".to_owned(),
-        uid: "1".to_owned(),
-    });
-    let identity = Identity {
-        system_uuid: Some("4c4c4544-0035-4b10-8032-cac04f583933".to_owned()),
-        macs: [mac(1), mac(2)].into(),
-        ..Identity::default()
-    };
-    server.status = Some(muster_proto::kinds::ServerStatus {
-        identity,
-        ..Default::default()
-    });
-    let mut host = BareMetalHost::new("h", muster_proto::kinds::BareMetalHostSpec::default());
-    host.metadata.namespace = Some("metal".to_owned());
-    let mut declared = BareMetalHost::new("other", muster_proto::kinds::BareMetalHostSpec::default());
-    declared.metadata.namespace = Some("metal".to_owned());
-    declared.spec.boot_mac_address = Some("02-00-00-00-00-09".to_owned());
-    world.machines.server(&server, false);
-    servers.apply_watcher_event(&watcher::Event::Apply(server));
-    for host in [host, declared] {
-        world.machines.host(&host, false);
-        hosts.apply_watcher_event(&watcher::Event::Apply(host));
-    }
-    let names = |known: Known| {
-        (
-            known.server.map(|one| one.name_any()),
-            known.host.map(|one| one.name_any()),
-        )
-    };
-    let both = (Some("s".to_owned()), Some("h".to_owned()));
-    assert_eq!(names(world.known(mac(2), None)), both);
-    assert_eq!(
-        names(world.known(mac(7), Some("4c4c4544-0035-4b10-8032-cac04f583933"))),
-        both
-    );
-    assert_eq!(names(world.known(mac(9), None)), (None, Some("other".to_owned())));
-    let by_uuid = |last, uuid| world.known(mac(last), uuid).by_uuid_alone;
-    let uuid = Some("4c4c4544-0035-4b10-8032-cac04f583933");
-    assert_eq!(
-        [by_uuid(7, uuid), by_uuid(2, uuid), by_uuid(7, None)],
-        [true, false, false]
-    );
-    assert_eq!(names(world.known(mac(7), None)), (None, None));
-    let mut by_hand = BareMetalHost::new("database", muster_proto::kinds::BareMetalHostSpec::default());
-    by_hand.metadata.namespace = Some("metal".to_owned());
-    by_hand.spec.boot_mac_address = Some("02:00:00:00:00:02".to_owned());
-    world.machines.host(&by_hand, false);
-    hosts.apply_watcher_event(&watcher::Event::Apply(by_hand));
-    let declared = (Some("s".to_owned()), Some("database".to_owned()));
-    assert_eq!(
-        names(world.known(mac(2), None)),
-        declared,
-        "no machine's report takes a NIC from a host that a person declared with it"
-    );
-    let mut registered = BareMetalHost::new("h", muster_proto::kinds::BareMetalHostSpec::default());
-    registered.metadata.namespace = Some("metal".to_owned());
-    let status = registered.status.get_or_insert_default();
-    status.provisioning.state = "provisioned".to_owned();
-    hosts.apply_watcher_event(&watcher::Event::Apply(registered));
-    assert_eq!(
-        names(world.known(mac(2), uuid)),
-        both,
-        "who declares a host with that NIC does not decide what another's machine boots, which is registered"
-    );
-    assert_eq!(
-        names(world.known(mac(2), None)),
-        declared,
-        "the NIC may have moved"
-    );
-}
-
-#[tokio::test]
-async fn who_says_that_it_has_anothers_nic_does_not_decide_what_that_machine_boots() {
-    let (world, _segments, mut servers, mut hosts, _enrolments) = empty();
-    let mut machine = |name: &str, uuid: &str, macs: &[&str], state: &str| {
-        let server: Server = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": name, "namespace": "muster-system"},
-            "spec": {"host": {"namespace": "metal", "name": name, "uid": name}},
-            "status": {"identity": {"macs": macs, "systemUuid": uuid}},
-        }))
-        .unwrap();
-        let host: BareMetalHost = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": name, "namespace": "metal", "uid": name,
-                "annotations": {"muster.dev/server": name}},
-            "spec": {"online": true, "bootMACAddress": macs[0]},
-            "status": {"errorMessage": "", "operationalStatus": "OK", "poweredOn": true,
-                "provisioning": {"ID": "", "state": state}},
-        }))
-        .unwrap();
-        world.machines.server(&server, false);
-        servers.apply_watcher_event(&watcher::Event::Apply(server));
-        world.machines.host(&host, false);
-        hosts.apply_watcher_event(&watcher::Event::Apply(host));
-    };
-    let (mine, other) = (
-        "4c4c4544-0035-4b10-8032-cac04f583933",
-        "4c4c4544-0035-4b10-8032-cac04f583934",
-    );
-    let (nic, others) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
-    machine("other", other, &[others, nic], "unmanaged");
-    machine("mine", mine, &["02:00:00:00:00:03"], "provisioned");
-    let name = |uuid| {
-        let known = world.known(nic.parse().unwrap(), uuid);
-        (known.host.unwrap().name_any(), known.by_uuid_alone)
-    };
-    assert_eq!(name(Some(mine)), ("mine".to_owned(), false));
-    let swapped = "44454c4c-3500-104b-8032-cac04f583933";
-    assert_eq!(name(Some(swapped)), ("mine".to_owned(), false));
-    assert_eq!(name(Some(other)), ("other".to_owned(), false));
-    let swapped = "44454c4c-3500-104b-8032-cac04f583934";
-    assert_eq!(name(Some(swapped)), ("other".to_owned(), false));
-    // A person declared that the NIC is that host's.
-    let mut by_hand = world.hosts.get(&ObjectRef::new("other").within("metal")).unwrap();
-    Arc::make_mut(&mut by_hand).metadata.annotations = None;
-    Arc::make_mut(&mut by_hand).spec.boot_mac_address = Some(nic.to_owned());
-    let status = Arc::make_mut(&mut by_hand).status.get_or_insert_default();
-    status.provisioning.state = "provisioned".to_owned();
-    world.machines.host(&by_hand, false);
-    hosts.apply_watcher_event(&watcher::Event::Apply(Arc::unwrap_or_clone(by_hand)));
-    let known = world.known(nic.parse().unwrap(), Some(mine));
-    let names = (known.server.unwrap().name_any(), known.host.unwrap().name_any());
-    assert_eq!(names, ("other".to_owned(), "other".to_owned()));
-    // Of nobody: a board was replaced, or the NIC is in a machine that nobody knows.
-    let unknown = "4c4c4544-0035-4b10-8032-cac04f583935";
-    assert_eq!(name(Some(unknown)), ("other".to_owned(), false));
-    assert_eq!(name(None), ("other".to_owned(), false));
-}
-
-#[tokio::test]
-async fn a_machine_boots_by_what_this_replica_wrote_before_the_watch_shows_it() {
-    let (world, _segments, mut servers, _hosts, _enrolments) = empty();
-    let at = |version: u64, host: &str| -> Server {
-        serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "s", "namespace": "muster-system", "resourceVersion": version.to_string()},
-            "spec": {"host": {"namespace": "metal", "name": host, "uid": "1"}},
-            "status": {"identity": {"macs": ["02:00:00:00:00:01"]}},
-        }))
-        .unwrap()
-    };
-    let shown = || {
-        let known = world.known(Mac([2, 0, 0, 0, 0, 1]), None);
-        known.server.unwrap().spec.host.clone().unwrap().name
-    };
-    world.machines.server(&at(5, "watched"), false);
-    servers.apply_watcher_event(&watcher::Event::Apply(at(5, "watched")));
-    assert_eq!(shown(), "watched");
-    world.written.remember(Arc::new(at(6, "ours")), None);
-    assert_eq!(shown(), "ours");
-    servers.apply_watcher_event(&watcher::Event::Apply(at(7, "later")));
-    assert_eq!(shown(), "later");
-}
-
-#[tokio::test]
-async fn a_provisioned_host_is_known_by_every_nic_that_its_inspection_found() {
-    let (world, _segments, _servers, mut hosts, _enrolments) = empty();
-    let host = |state: &str| -> BareMetalHost {
-        serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "left", "namespace": "metal"},
-            "spec": {"online": true},
-            "status": {"errorMessage": "", "operationalStatus": "OK", "poweredOn": true,
-                "hardware": {"nics": [{"mac": "00:00:5E:00:53:01"}, {"mac": "00:00:5E:00:53:02"}]},
-                "provisioning": {"ID": "", "state": state}},
-        }))
-        .unwrap()
-    };
-    let segment = |unknown: &str| -> Segment {
-        let spec = serde_json::json!({"subnet": "192.0.2.0/24", "unknown": unknown});
-        Segment::new("lab", serde_json::from_value(spec).unwrap())
-    };
-    let verdict = |hosts: &mut Writer<BareMetalHost>, state| {
-        let host = host(state);
-        world.machines.host(&host, false);
-        hosts.apply_watcher_event(&watcher::Event::Apply(host));
-        let known = world.known(Mac([0, 0, 0x5e, 0, 0x53, 2]), None);
-        ["discover", "hold"].map(|unknown| known.verdict(&segment(unknown)))
-    };
-    for state in ["provisioned", "externally provisioned"] {
-        let verdicts = verdict(&mut hosts, state);
-        let disk = |verdict: &Verdict| matches!(verdict, Verdict::Disk(_));
-        assert!(verdicts.iter().all(disk), "{state}: {verdicts:?}");
-    }
-    let verdicts = verdict(&mut hosts, "available");
-    let ramdisk = |verdict: &Verdict| matches!(verdict, Verdict::Ramdisk(_));
-    assert!(verdicts.iter().all(ramdisk), "nobody declared it: {verdicts:?}");
 }

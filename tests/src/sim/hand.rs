@@ -8,11 +8,11 @@ use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use muster_agent::{
     clock::Clock,
-    session::{
+    dial::{
         endpoint::{Endpoint, Host},
-        key::SessionKey,
         tls,
     },
+    session::key::SessionKey,
 };
 use muster_proto::{
     config::BootConfig,
@@ -130,7 +130,7 @@ impl Hand {
         let Host::Address(address) = endpoint.host else {
             bail!("{endpoint} is not an address");
         };
-        let shown = certificate.map(|chain| (chain, &self.key));
+        let shown = certificate.map(|chain| (chain, self.key.private()));
         let config = tls::client(&self.config.ca_pem, shown, &Clock::told(self.config.time))?;
         let stream = self.clients.tcp(SocketAddr::new(address, endpoint.port)).await?;
         let stream = TlsConnector::from(config)

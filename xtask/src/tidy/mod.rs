@@ -1,5 +1,6 @@
 //! The rules of the house that no compiler checks. A rule is a pure function over the tree's text; each has a test that seeds a violation.
 
+mod cycles;
 mod rules;
 #[cfg(test)]
 mod tests;

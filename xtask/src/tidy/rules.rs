@@ -1,6 +1,6 @@
 //! The rules.
 
-use super::{Violation, tree::Tree};
+use super::{Violation, cycles, tree::Tree};
 
 /// A rule: what breaks it.
 pub(crate) type Rule = fn(&Tree) -> Vec<Violation>;
@@ -12,6 +12,7 @@ pub(crate) const ALL: &[Rule] = &[
     modules_are_as_pure_as_they_say,
     agent_knows_no_controller,
     boot_knows_no_agents,
+    cycles::modules_import_without_cycles,
     only_sys_names_absolute_paths,
     dependencies_are_sorted,
     dependencies_are_explained,

@@ -115,6 +115,108 @@ fn a_boot_that_knows_agents_is_caught() {
     assert!(!caught(&[("controller/src/boot/http/site.rs", boot)], words));
 }
 
+/// Where cycles begin among the modules of crate `a`, and what is said of them.
+fn cycles(modules: &[(&str, &str)]) -> Vec<(String, usize, String)> {
+    let root = ("a/src/lib.rs", "pub use one::Item;\n");
+    let tree = Tree::of(&[&[root][..], modules].concat());
+    let violations = rules::ALL.iter().flat_map(|rule| rule(&tree));
+    violations
+        .filter(|violation| violation.what.contains("in a cycle"))
+        .map(|violation| (violation.path, violation.line, violation.what))
+        .collect()
+}
+
+#[test]
+fn modules_that_import_in_one_direction_are_no_cycle() {
+    let modules = [
+        (
+            "a/src/one.rs",
+            "use crate::two::B;\nuse crate::{one::own, three};\n",
+        ),
+        (
+            "a/src/two/mod.rs",
+            "use crate::three::C;\nuse other_crate::one::A;\n",
+        ),
+        ("a/src/two/deep.rs", "// Not crate::one::A.\nuse crate::two::B;\n"),
+        ("a/src/three.rs", "fn one() { super_crate::one(); }\n"),
+        // A crate of its own.
+        ("b/src/main.rs", ""),
+        ("b/src/two.rs", "use crate::one::A;\n"),
+    ];
+    assert_eq!(cycles(&modules), []);
+}
+
+#[test]
+fn two_modules_that_import_each_other_are_caught() {
+    let modules = [
+        ("a/src/one/mod.rs", "use std::fmt;\n\nuse crate::two::B;\n"),
+        ("a/src/two/deep.rs", "fn f() {\n    crate::one::g();\n}\n"),
+    ];
+    let what = "one -> two -> one: these modules import each other in a cycle (a/src/one/mod.rs:3 imports two, \
+        a/src/two/deep.rs:2 imports one); move what both sides need into a module of its own";
+    let found = ("a/src/one/mod.rs".to_owned(), 3, what.to_owned());
+    assert_eq!(cycles(&modules), [found]);
+}
+
+#[test]
+fn three_modules_in_a_circle_are_caught_once() {
+    let modules = [
+        ("a/src/one.rs", "use crate::three::C;\n"),
+        ("a/src/three.rs", "use crate::two::B;\n"),
+        ("a/src/two.rs", "use crate::one::A;\n"),
+        ("a/src/four.rs", "use crate::one::A;\n"),
+    ];
+    let found = cycles(&modules);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].2.starts_with("one -> three -> two -> one:"), "{found:?}");
+    assert_eq!(cycles(&modules[..2]), []);
+}
+
+#[test]
+fn what_tests_import_is_no_cycle() {
+    let one = ("a/src/one.rs", "use crate::two::B;\n");
+    for two in [
+        "#[cfg(test)]\nmod tests {\n    use crate::one::A;\n}\n",
+        "#[cfg(test)]\nmod tests;\n",
+        "#[cfg(test)]\npub(crate) mod tests;\n",
+    ] {
+        let modules = [
+            one,
+            ("a/src/two.rs", two),
+            ("a/src/two/tests.rs", "use crate::one::A;\n"),
+            ("a/src/two/tests/deep.rs", "use crate::one::A;\n"),
+            ("a/tests/two.rs", "use crate::one::A;\n"),
+        ];
+        assert_eq!(cycles(&modules), [], "{two}");
+    }
+    for (root, all) in [
+        ("#[cfg(test)]\npub(crate) mod two;\n", 0),
+        ("pub(crate) mod two;\n", 1),
+    ] {
+        let two = ("a/src/two/deep.rs", "use crate::one::A;\n");
+        let found = cycles(&[("a/src/lib.rs", root), one, two]);
+        assert_eq!(found.len(), all, "{root}: {found:?}");
+    }
+}
+
+#[test]
+fn a_group_of_imports_over_several_lines_is_read() {
+    let one = ("a/src/one.rs", "use crate::two::B;\n");
+    let group = "use crate::{\n    four::{\n        deep::{C, D},\n        E,\n    },\n    one::A,\n};\n";
+    let found = cycles(&[one, ("a/src/two.rs", group)]);
+    assert!(found[0].2.contains("a/src/two.rs:6 imports one"), "{found:?}");
+    // Of what stands deeper, and behind the group, nothing is a module of the crate.
+    let clean = "use crate::{four::{one, E}, five};\nuse other::{x, one};\n";
+    assert_eq!(cycles(&[one, ("a/src/two.rs", clean)]), []);
+}
+
+#[test]
+fn an_item_of_the_crates_root_counts_for_its_module() {
+    let one = ("a/src/one.rs", "use crate::two::B;\n");
+    assert_eq!(cycles(&[one, ("a/src/two.rs", "use crate::Item;\n")]).len(), 1);
+    assert_eq!(cycles(&[one, ("a/src/two.rs", "use crate::Other;\n")]), []);
+}
+
 #[test]
 fn an_absolute_path_outside_sys_is_caught() {
     assert!(caught(

@@ -5,7 +5,7 @@ use std::{io, time::Duration};
 use hyper::StatusCode;
 
 use super::MOST_REDIRECTS;
-use crate::{image::url::UrlError, net::dns, session::tls, work::Stopped};
+use crate::{dial::tls, image::url::UrlError, net::dns, work::Stopped};
 
 /// Bytes cannot be had.
 #[derive(Debug, thiserror::Error)]

@@ -18,9 +18,13 @@ use tokio::{
 
 use super::{Source, SourceError};
 use crate::{
+    dial::{
+        self,
+        endpoint::{self, Host},
+        tls,
+    },
     image::url::{self, Url},
     net::dns,
-    session::{endpoint::Host, http, tls},
 };
 
 /// The largest read from a connection, in bytes: what waits for the decoder is a few of these.
@@ -57,7 +61,7 @@ impl Source<'_> {
             return Ok((sender, is_absolute));
         }
         let tls = self.tls(url)?;
-        let secured = http::secure(stream, url.host.server_name(), tls).await;
+        let secured = dial::secure(stream, url.host.server_name(), tls).await;
         let stream = secured.map_err(|source| match tls::cause(&source) {
             Some(rustls::Error::InvalidCertificate(_)) => SourceError::Untrusted {
                 url: url.to_string(),
@@ -74,7 +78,7 @@ impl Source<'_> {
     async fn reach(&mut self, url: &Url, host: &Host, port: u16) -> Result<TcpStream, SourceError> {
         let mut failed = None;
         for address in self.addresses(url, host, port).await? {
-            match http::connect(address).await {
+            match dial::connect(address).await {
                 Ok(stream) => {
                     self.connected = Some(address);
                     return Ok(stream);
@@ -118,8 +122,8 @@ impl Source<'_> {
     /// A connection to the proxy; for TLS, a tunnel through it (RFC 9110, section 9.3.6).
     async fn through(&mut self, proxy: &str, url: &Url) -> Result<TcpStream, SourceError> {
         let bare = proxy.trim_start_matches("http://").trim_end_matches('/');
-        let (host, port) = crate::session::endpoint::authority(bare, 3128)
-            .ok_or_else(|| SourceError::ProxyAddress(url::shown(proxy)))?;
+        let (host, port) =
+            endpoint::authority(bare, 3128).ok_or_else(|| SourceError::ProxyAddress(url::shown(proxy)))?;
         let failed = |source| SourceError::Connect {
             url: url.to_string(),
             source,

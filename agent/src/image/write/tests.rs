@@ -25,9 +25,8 @@ use crate::{
         gpt::{Gpt, Guid, tests as gpt_tests},
         sim::SimDisk,
     },
-    image::{ChecksumError, iso9660::tests::files},
+    image::{ChecksumError, DriveError, OpenDrive, SealedDrive, iso9660::tests::files},
     net::dns::NameServers,
-    steps::{DriveError, OpenDrive, SealedDrive},
     sys::tree::Tree,
 };
 

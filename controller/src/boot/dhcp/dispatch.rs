@@ -24,6 +24,7 @@ use super::{
 use crate::{
     boot::{
         decide::{self, Circumstances, Client, Releases},
+        lookup::Known,
         pass::{Maker, PassKey},
         policy::Verdict,
         segment::Net,
@@ -283,7 +284,7 @@ impl Dispatch {
     /// What the sender boots. Where only an old copy says that it is its own disk, its boot script decides, which can wait for the API
     /// server, if the sender comes by one and there are the files for that.
     fn verdict(&self, request: &Request, segment: &Segment, has_files: bool) -> Verdict {
-        let known = self.world.known(request.mac, request.uuid().as_deref());
+        let known = Known::of(&self.world, request.mac, request.uuid().as_deref());
         let verdict = known.verdict(segment);
         let loads_script = matches!(Client::of(request), Client::Firmware | Client::Ipxe);
         let can_ask = loads_script && has_files && decide::unfit(request).is_none();
@@ -435,7 +436,7 @@ impl Dispatch {
         let Some(message) = unfit(request, step) else {
             return;
         };
-        let known = self.world.known(request.mac, request.uuid().as_deref());
+        let known = Known::of(&self.world, request.mac, request.uuid().as_deref());
         let host = known.host.map(|host| host.object_ref(&()));
         for about in std::iter::once(active.reference()).chain(host) {
             self.events.record(Event {

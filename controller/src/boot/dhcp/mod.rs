@@ -1,20 +1,21 @@
 //! DHCPv4: one engine for server and proxy mode.
 //!
 //! ```text
-//! Segments --segment::plan--> serve --opens--> door (sockets of an interface) --requests--> dispatch
+//! Segments --segment::plan--> serve --doors--> door (sockets of an interface) --requests--> dispatch
 //!                               |                 \--frames--> probe answers, other servers    | engine::step (pure)
 //!                               \--facts--> status::write --> Segment status                   v
 //!                                                                                            replies
 //! ```
 //!
 //! `wire` and `engine`, `leases`, `rogue`, and `boot::decide` are pure; `door` and `frames` hold the sockets; `dispatch` joins the two;
-//! `serve` keeps what is open in step with the Segments. Leases live in memory: after a restart they are learnt again from the
-//! known Servers, from the clients' own claims, and by asking the network before an address is offered.
+//! `serve` is the loop that follows the Segments, and `doors` keeps open what they need. Leases live in memory: after a restart they are
+//! learnt again from the known Servers, from the clients' own claims, and by asking the network before an address is offered.
 
 #[cfg(test)]
 pub(crate) mod corpus;
 mod dispatch;
 mod door;
+mod doors;
 pub mod engine;
 #[cfg(test)]
 pub(crate) mod fixtures;

@@ -1,4 +1,5 @@
-//! Keeps what is open in step with the Segments: added, edited and deleted ones, interfaces that come and go, ports that come free.
+//! Serves the Segments as they are added, edited and deleted: what is open, who is answered, and what is told of each. What was leased is
+//! remembered as long as its Segment exists.
 
 use std::{
     collections::BTreeMap,
@@ -9,14 +10,14 @@ use std::{
 
 use kube::Client;
 use muster_proto::{
-    Chain, Mac,
+    Mac,
     kinds::{DhcpMode, Segment, Server, SessionState},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 use super::{
     dispatch::{Active, Actives, Dispatch},
-    door::{Door, DoorError, Key},
+    doors::Doors,
     leases::{Leases, Pool},
     links,
     metrics::{BySegment, Metrics},
@@ -39,10 +40,6 @@ mod tests;
 
 /// How often Segments and interfaces are looked at.
 const LOOK: Duration = Duration::from_millis(500);
-/// How often a port that was in use is tried again.
-const RETRY: Duration = Duration::from_secs(5);
-/// So long probes that are under way may keep a closed door's port.
-const PROBING: Duration = Duration::from_secs(1);
 
 /// The DHCP side of the boot services, with everything that it needs.
 pub struct Dhcp {
@@ -189,8 +186,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
             }
             changed
         });
-        let wanted = wanted(&plan, &doors.open);
-        doors.follow(wanted, &service.dispatch).await;
+        doors.follow(&plan, &service.dispatch).await;
         // Whoever has just begun does not deny what was said before. What is new is told at the next look: by then the other services
         // know whether their ports are free there.
         if !is_new && !service.dispatch.awaits_keys() {
@@ -198,7 +194,7 @@ pub(super) async fn serve(service: Service, mut shutdown: watch::Receiver<bool>)
         }
     }
     service.dispatch.serve(Actives::new());
-    doors.follow(Vec::new(), &service.dispatch).await;
+    doors.follow(&Plan::new(), &service.dispatch).await;
 }
 
 /// What is remembered of a Segment as long as that object exists, served or not: a typo that is corrected and an interface that
@@ -327,112 +323,6 @@ fn former_addresses(servers: &[Arc<Server>], segment: &str) -> Vec<(Mac, Ipv4Add
         .collect();
     known.sort_by(|(one, _), (other, _)| other.cmp(one));
     known.into_iter().map(|(_, had)| had).collect()
-}
-
-/// The doors that a plan needs, of which some are `open`.
-fn wanted(plan: &Plan, open: &BTreeMap<Key, Door>) -> Vec<Key> {
-    let nets = || plan.values().flatten().filter(|net| net.mode != DhcpMode::Off);
-    let relayed = nets().any(|net| net.interface.is_none());
-    let mut keys: Vec<Key> = nets().filter_map(|net| local_key(net, relayed, open)).collect();
-    if relayed {
-        keys.push(Key::Relayed);
-    }
-    keys
-}
-
-fn local_key(net: &Net, shared: bool, open: &BTreeMap<Key, Door>) -> Option<Key> {
-    let interface = net.interface.clone()?;
-    let identity = match links::identity(&interface) {
-        Ok(identity) => identity?,
-        // That the kernel does not tell says nothing of the interface: what is open stays so.
-        Err(_) => {
-            let is_its = |key: &&Key| matches!(key, Key::Local { interface: of, .. } if *of == interface);
-            return open.keys().find(is_its).cloned();
-        }
-    };
-    Some(Key::Local {
-        interface,
-        identity,
-        pxe: net.mode == DhcpMode::Proxy,
-        shared,
-    })
-}
-
-/// What is open, and what could not be opened when.
-#[derive(Default)]
-struct Doors {
-    open: BTreeMap<Key, Door>,
-    failed: BTreeMap<Key, (Trouble, Instant)>,
-    /// When one was closed last: whoever still probes through it may hold its port for a moment.
-    closed: Option<Instant>,
-}
-
-impl Doors {
-    async fn follow(&mut self, wanted: Vec<Key>, dispatch: &Arc<Dispatch>) {
-        let surplus: Vec<Key> = self
-            .open
-            .keys()
-            .filter(|key| !wanted.contains(key))
-            .cloned()
-            .collect();
-        for key in surplus {
-            if let Some(door) = self.open.remove(&key) {
-                door.close().await;
-                self.closed = Some(Instant::now());
-            }
-        }
-        self.failed.retain(|key, _| wanted.contains(key));
-        for key in wanted {
-            let waiting = self.failed.get(&key).is_some_and(|(_, at)| at.elapsed() < RETRY);
-            if waiting || self.open.contains_key(&key) {
-                continue;
-            }
-            match Door::open(&key, dispatch) {
-                Ok(door) => {
-                    self.failed.remove(&key);
-                    self.open.insert(key, door);
-                }
-                Err(error)
-                    if matches!(error, DoorError::PortInUse { .. })
-                        && self.closed.is_some_and(|at| at.elapsed() < PROBING) =>
-                {
-                    tracing::debug!(error = %Chain(&error), "retrying shortly");
-                }
-                Err(error) => {
-                    let trouble = Trouble {
-                        reason: error.reason(),
-                        message: Chain(&error).to_string(),
-                    };
-                    let known = self.failed.insert(key, (trouble.clone(), Instant::now()));
-                    if known.is_none_or(|(former, _)| former != trouble) {
-                        tracing::error!(reason = trouble.reason, "{}", trouble.message);
-                    }
-                }
-            }
-        }
-    }
-
-    /// True where other servers on `net` would be heard.
-    fn listens(&self, net: &Net) -> bool {
-        self.open.iter().any(|(key, door)| {
-            matches!(key, Key::Local { interface, .. } if net.interface.as_deref() == Some(interface))
-                && door.listens()
-        })
-    }
-
-    /// What stands in the way of serving `net`.
-    fn trouble(&self, net: &Net) -> Option<Trouble> {
-        if net.mode == DhcpMode::Off {
-            return None;
-        }
-        self.failed
-            .iter()
-            .find(|(key, _)| match key {
-                Key::Local { interface, .. } => net.interface.as_deref() == Some(interface),
-                Key::Relayed => net.interface.is_none(),
-            })
-            .map(|(_, (trouble, _))| trouble.clone())
-    }
 }
 
 /// Tells the status writer and the metrics how each Segment fares.

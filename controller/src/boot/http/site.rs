@@ -23,6 +23,7 @@ use crate::{
         config,
         files::{Files, Ramdisk},
         ipxe::{self, Parameter},
+        lookup::Known,
         pass::{Maker, Pass, PassKey, Refused},
         policy::Verdict,
         segment::{Net, Plan},
@@ -271,7 +272,7 @@ impl Site {
                     && found.metadata.name.as_deref() == Some(segment.name())
             })
             .ok_or((Status::NotFound, "there is no such segment"))?;
-        let mut known = self.world.known(mac, uuid);
+        let mut known = Known::of(&self.world, mac, uuid);
         // The leader may just have told the machine to boot its ramdisk.
         if let Some(stale) = self.world.stale()
             && let Some(host) = known.host.take()

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::{MAX_ADDRESSES, MAX_KEY, Subnet};
+use crate::segments::{CONFLICT, INVALID, NO_ADDRESS, NO_INTERFACE};
 
 /// Why a Segment is not served. The text is for the person who wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -198,12 +199,6 @@ pub enum Invalid {
 
 /// The [`Invalid::reason`]s where another computer may have the interface, or one of that name with an address in the subnet.
 pub const ELSEWHERE: [&str; 2] = [NO_INTERFACE, NO_ADDRESS];
-/// Every [`Invalid::reason`]: where a Segment is not served at all, and not only without something.
-pub const UNSERVED: [&str; 4] = [NO_INTERFACE, NO_ADDRESS, CONFLICT, INVALID];
-const NO_INTERFACE: &str = "NoInterface";
-const NO_ADDRESS: &str = "NoAddress";
-const CONFLICT: &str = "Conflict";
-const INVALID: &str = "Invalid";
 
 impl Invalid {
     /// CamelCase, the reason of the Segment's condition.

@@ -1,14 +1,13 @@
-//! TLS towards the controller: only its own authorities count, at the time that [`Clock`] tells.
+//! TLS: only the authorities that are given count, at the time that [`Clock`] tells.
 
 use std::sync::Arc;
 
 use rustls::{
     AlertDescription, ClientConfig, ConfigBuilder, RootCertStore, SupportedProtocolVersion,
     client::{Resumption, WantsClientCert},
-    pki_types::{CertificateDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
-use super::key::SessionKey;
 use crate::clock::Clock;
 
 /// What TLS needs cannot be made from what we were given.
@@ -38,13 +37,13 @@ pub enum TlsError {
     },
 }
 
-/// TLS that trusts `authorities` (PEM) and nothing else, and shows `certificate` (PEM chain) with its key, if there is one.
+/// TLS towards controllers: trusts `authorities` (PEM) and nothing else, and shows `certificate` (PEM chain) with its key, if there is one.
 ///
 /// # Errors
 /// [`TlsError`], one variant for each way to fail.
 pub fn client(
     authorities: &str,
-    certificate: Option<(&str, &SessionKey)>,
+    certificate: Option<(&str, PrivateKeyDer<'static>)>,
     clock: &Clock,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let builder = trusting(
@@ -56,7 +55,7 @@ pub fn client(
     let mut config = match certificate {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => builder
-            .with_client_auth_cert(certificates(chain, "session's certificate")?, key.private())
+            .with_client_auth_cert(certificates(chain, "session's certificate")?, key)
             .map_err(|source| TlsError::Use {
                 what: "session's certificate",
                 source,
